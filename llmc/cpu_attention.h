@@ -1,0 +1,702 @@
+/* cpu_attention.h - blocked attention over segments with shared prefixes, for the processor, in float32.
+ *
+ * Owns attention_forward, attention_backward and kv_store of backend.h. On this device Acts and Floats are float arrays
+ * and Ints int32 arrays. Softmax is computed online over blocks of keys (Milakov and Gimelshein 2018; FlashAttention:
+ * Dao et al. 2022), so no array grows with the square of the length, and nothing is allocated: all scratch is on the
+ * stack of the thread, 0.4 MB at most.
+ *
+ * The unit of work is a strip: up to LANES queries that read one key head. A query is a `lane`: the arrays of a strip
+ * keep the lane as the last index, so softmax, its statistics and the products S^T = K Q^T and O^T += V^T P^T are
+ * vectors over queries that read the rows of K and V where they lie. Lanes of a strip are the rows of one segment, or
+ * all rows of consecutive short segments with the same prefix (the answers of a GRPO group, in training and in decode),
+ * each with all the query heads that share the key head: what they share is read once.
+ * Where a segment has very few lanes (decode: one) its own keys are taken by another path, as dot products along the
+ * channels, which runs at the speed of memory.
+ *
+ * How a query's keys are cut into blocks, and which path takes them, follows from its own segment alone. So a result
+ * does not depend, to the last bit, on the other segments of the batch, on its place in it or on the number of threads.
+ *
+ * Refuses (assert): heads of more than 1024 channels; in the backward pass keys that are not the batch's own rows.
+ * To reach the processor's speed, compile with -O3 -ffp-contract=fast (gcc makes no fused multiply-add in -std=c11
+ * without it).
+ */
+#ifndef LLMC_CPU_ATTENTION_H
+#define LLMC_CPU_ATTENTION_H
+
+#include "backend.h"
+#include "cpu_math.h"
+#include <assert.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+/* ==== Small matrix products ==== */
+
+/* Vectors of the compiler (gcc, clang), as wide as the processor's; NV of them and MR rows of sums fill its registers. */
+#if defined __AVX512F__
+enum { CPU_VEC = 16, CPU_NV = 4, CPU_MR = 4 };
+#elif defined __AVX__
+enum { CPU_VEC = 8, CPU_NV = 2, CPU_MR = 4 };
+#else
+enum { CPU_VEC = 4, CPU_NV = 2, CPU_MR = 4 };
+#endif
+typedef float CpuVec __attribute__((vector_size(4 * CPU_VEC), aligned(4), may_alias));
+typedef float CpuQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+#define CPU_INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define CPU_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define CPU_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+typedef enum { CPU_SET, CPU_ADD, CPU_RESCALE } CpuProductMode;
+
+/* C[mr, nv] = (mode's share of C) + A[mr, depth] B[depth, nv]: the sums stay in registers, nv counts vectors of VEC. */
+#define CPU_PRODUCT_TILE(name, Vec)                                                                                    \
+    CPU_INLINE void name(const int mr, const int nv, const CpuProductMode mode, int depth, const float *a, size_t row, \
+                         size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {      \
+        const int width = (int)(sizeof(Vec) / sizeof(float));                                                          \
+        Vec sum[CPU_MR][CPU_NV];                                                                                       \
+        CPU_UNROLL for (int i = 0; i < mr; i++) CPU_UNROLL for (int j = 0; j < nv; j++) {                              \
+            const Vec *at = (const Vec *)(c + i * ldc + j * width);                                                    \
+            if (mode == CPU_SET) sum[i][j] = (Vec){0};                                                                 \
+            if (mode == CPU_ADD) sum[i][j] = *at;                                                                      \
+            if (mode == CPU_RESCALE) sum[i][j] = *at * *(const Vec *)(rescale + j * width);                            \
+        }                                                                                                              \
+        for (int k = 0; k < depth; k++, a += column, b += ldb) {                                                       \
+            Vec right[CPU_NV];                                                                                         \
+            CPU_UNROLL for (int j = 0; j < nv; j++) right[j] = *(const Vec *)(b + j * width);                          \
+            CPU_UNROLL for (int i = 0; i < mr; i++) {                                                                  \
+                const float left = a[i * row];                                                                         \
+                CPU_UNROLL for (int j = 0; j < nv; j++) sum[i][j] = sum[i][j] + left * right[j];                       \
+            }                                                                                                          \
+        }                                                                                                              \
+        CPU_UNROLL for (int i = 0; i < mr; i++) CPU_UNROLL for (int j = 0; j < nv; j++) *                              \
+            (Vec *)(c + i * ldc + j * width) = sum[i][j];                                                              \
+    }
+CPU_PRODUCT_TILE(cpu_product_tile, CpuVec)
+CPU_PRODUCT_TILE(cpu_product_tile_quad, CpuQuad)
+#undef CPU_PRODUCT_TILE
+
+/* The same over nv vectors for m rows. */
+CPU_INLINE void cpu_product_rows(const int nv, const CpuProductMode mode, int m, int depth, const float *a, size_t row,
+                                 size_t column, const float *b, size_t ldb, float *c, size_t ldc,
+                                 const float *rescale) {
+    int i = 0;
+    for (; i + CPU_MR <= m; i += CPU_MR)
+        cpu_product_tile(CPU_MR, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
+    for (; i < m; i++)
+        cpu_product_tile(1, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
+}
+
+/* C[m,n] = A[m,depth] B[depth,n] (SET), C += AB (ADD) or C[i,j] = C[i,j] rescale[j] + (AB)[i,j] (RESCALE). A(i,k) is at
+ * a[i row + k column]; rows of B and C are contiguous, ldb and ldc apart. Each sum runs over k in order. */
+CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, const float *a, size_t row,
+                            size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
+    int j = 0;
+#define CPU_COLUMNS(nv)                                                                                                \
+    cpu_product_rows(nv, mode, m, depth, a, row, column, b + j, ldb, c + j, ldc, rescale ? rescale + j : NULL)
+    for (; j + CPU_NV * CPU_VEC <= n; j += CPU_NV * CPU_VEC) CPU_COLUMNS(CPU_NV);
+    const int left = (n - j) / CPU_VEC;
+    if (left == 1) CPU_COLUMNS(1);
+    if (CPU_NV > 2 && left == 2) CPU_COLUMNS(2);
+    if (CPU_NV > 3 && left == 3) CPU_COLUMNS(3);
+#undef CPU_COLUMNS
+    for (j += left * CPU_VEC; j + 4 <= n; j += 4) {
+        int i = 0;
+        for (; i + CPU_MR <= m; i += CPU_MR)
+            cpu_product_tile_quad(CPU_MR, 1, mode, depth, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc,
+                                  rescale ? rescale + j : NULL);
+        for (; i < m; i++)
+            cpu_product_tile_quad(1, 1, mode, depth, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc,
+                                  rescale ? rescale + j : NULL);
+    }
+    for (; j < n; j++)
+        for (int i = 0; i < m; i++) {
+            float *at = c + i * ldc + j, sum = mode == CPU_SET ? 0.0f : mode == CPU_ADD ? *at : *at * rescale[j];
+            for (int k = 0; k < depth; k++) sum = sum + a[i * row + k * column] * b[k * ldb + j];
+            *at = sum;
+        }
+}
+
+/* Four rows of n at source[0..3] become columns 0..3 of the n rows at `to`, ld apart. */
+static inline void cpu_transpose_in(float *to, size_t ld, const float *const source[4], int n, float scale) {
+    int d = 0;
+    for (; d + 4 <= n; d += 4) {
+        CpuQuad r[4], t[4];
+        for (int i = 0; i < 4; i++) r[i] = *(const CpuQuad *)(source[i] + d) * scale;
+        t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), t[1] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+        t[2] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+        *(CpuQuad *)(to + (d + 0) * ld) = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5);
+        *(CpuQuad *)(to + (d + 1) * ld) = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
+        *(CpuQuad *)(to + (d + 2) * ld) = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5);
+        *(CpuQuad *)(to + (d + 3) * ld) = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+    }
+    for (; d < n; d++)
+        for (int i = 0; i < 4; i++) to[d * ld + i] = source[i][d] * scale;
+}
+
+/* The way back: columns 0..3 of n rows, each times its scale, become four rows; a row may be NULL (not wanted). */
+static inline void cpu_transpose_out(float *const to[4], const float *from, size_t ld, int n, const float scale[4]) {
+    int d = 0;
+    const CpuQuad s = *(const CpuQuad *)scale;
+    for (; d + 4 <= n; d += 4) {
+        CpuQuad r[4], t[4], out[4];
+        for (int i = 0; i < 4; i++) r[i] = *(const CpuQuad *)(from + (d + i) * ld) * s;
+        t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), t[1] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+        t[2] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+        out[0] = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5),
+        out[1] = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
+        out[2] = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5),
+        out[3] = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+        for (int i = 0; i < 4; i++)
+            if (to[i]) *(CpuQuad *)(to[i] + d) = out[i];
+    }
+    for (; d < n; d++)
+        for (int i = 0; i < 4; i++)
+            if (to[i]) to[i][d] = from[d * ld + i] * scale[i];
+}
+
+/* ==== Strips and tasks ==== */
+
+enum {
+    CPU_LANES = 64,       /* queries in a strip */
+    CPU_KEYS = 64,        /* keys in a block that all lanes see */
+    CPU_KEYS_EDGE = 16,   /* keys in a block on the causal edge */
+    CPU_FEW = 4,          /* up to here, a segment's own keys are taken by dot products */
+    CPU_HEAD_MAX = 1024,  /* channels in a head */
+    CPU_STRIP = 64 * 256, /* lanes * channels */
+};
+
+/* Rows r0 .. r1-1 of segment s0, or all rows of segments s0 .. s1-1, which then share a prefix. */
+typedef struct CpuStrip {
+    int s0, s1, r0, r1;
+} CpuStrip;
+
+typedef struct CpuStrips {
+    const Segment *segment;
+    int segments, rows_max; /* of a strip */
+    CpuStrip at;
+} CpuStrips;
+
+/* The lanes of one segment: first .. last-1. */
+typedef struct CpuPiece {
+    int segment, first, last;
+} CpuPiece;
+
+typedef struct CpuLanes {
+    int count, padded; /* queries; rounded up to whole vectors */
+    int pieces;
+    CpuPiece piece[CPU_LANES];
+    int row[CPU_LANES], head[CPU_LANES];
+    int own[CPU_LANES];  /* how many of its segment's own keys the lane sees; rises within a piece */
+    int seen[CPU_LANES]; /* how many of the keys at hand */
+} CpuLanes;
+
+static inline const Segment *cpu_segments(const Attention *a) { return (const Segment *)(const void *)a->segment; }
+
+/* Lanes of a strip: 64, fewer for very wide heads. */
+static inline int cpu_lanes_max(int head_size) { return head_size <= 256 ? 64 : head_size <= 512 ? 32 : 16; }
+
+/* Query heads that share a key head, and how many of them a strip takes: usually all. */
+static inline int cpu_heads_shared(const Attention *a) { return a->heads / a->kv_heads; }
+static inline int cpu_heads_strip(const Attention *a) {
+    const int shared = cpu_heads_shared(a), most = cpu_lanes_max(a->head_size);
+    return shared < most ? shared : most;
+}
+static inline int cpu_heads_parts(const Attention *a) {
+    return (cpu_heads_shared(a) + cpu_heads_strip(a) - 1) / cpu_heads_strip(a);
+}
+
+static inline CpuStrips cpu_strips(const Attention *a, int first, int end) {
+    CpuStrips w = {.segment = cpu_segments(a), .segments = end, .at = {first, first, 0, 0}};
+    w.rows_max = cpu_lanes_max(a->head_size) / cpu_heads_strip(a);
+    return w;
+}
+
+/* Moves to the next strip, long ones of a segment first. False at the end. */
+static inline bool cpu_strips_next(CpuStrips *w) {
+    CpuStrip *p = &w->at;
+    if (p->s1 == p->s0 + 1 && p->r0 > 0) {
+        p->r1 = p->r0, p->r0 -= w->rows_max;
+        return true;
+    }
+    int s = p->s1;
+    while (s < w->segments && w->segment[s].len <= 0) s++;
+    if (s >= w->segments) return false;
+    const Segment *first = &w->segment[s];
+    p->s0 = s++;
+    p->r1 = first->len;
+    p->r0 = (first->len - 1) / w->rows_max * w->rows_max;
+    int rows = first->len;
+    while (first->prefix_len > 0 && s < w->segments && w->segment[s].prefix_start == first->prefix_start &&
+           w->segment[s].prefix_len == first->prefix_len && rows + w->segment[s].len <= w->rows_max)
+        rows += w->segment[s++].len;
+    p->s1 = s;
+    return true;
+}
+
+/* Lays out the strip's rows and its query heads h0 .. h1-1: segment by segment, row by row, head by head. */
+static inline void cpu_lanes_fill(CpuLanes *l, const CpuStrip *p, const Segment *segment, int h0, int h1) {
+    int n = 0;
+    l->pieces = 0;
+    for (int s = p->s0; s < p->s1; s++) {
+        const bool whole = p->s1 > p->s0 + 1;
+        const int r0 = whole ? 0 : p->r0, r1 = whole ? segment[s].len : p->r1;
+        if (r0 >= r1) continue;
+        l->piece[l->pieces++] = (CpuPiece){s, n, n + (r1 - r0) * (h1 - h0)};
+        for (int r = r0; r < r1; r++)
+            for (int h = h0; h < h1; h++, n++)
+                l->row[n] = segment[s].start + r, l->head[n] = h, l->own[n] = segment[s].past + r + 1;
+    }
+    l->count = n;
+    l->padded = (n + CPU_VEC - 1) / CPU_VEC * CPU_VEC;
+}
+
+/* to[D, ld] = scale * the lanes' rows of x; lanes beyond the last are 0. */
+static inline void cpu_lanes_load(float *to, size_t ld, const CpuLanes *l, const float *x, size_t stride, int D,
+                                  float scale) {
+    static const float zeros[CPU_HEAD_MAX];
+    for (int lane = 0; lane < l->padded; lane += 4) {
+        const float *source[4];
+        for (int i = 0; i < 4; i++)
+            source[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : zeros;
+        cpu_transpose_in(to + lane, ld, source, D, scale);
+    }
+}
+
+/* The lanes' rows of x = from[D, ld] * scale[lane] */
+static inline void cpu_lanes_store(float *x, size_t stride, const CpuLanes *l, const float *from, size_t ld, int D,
+                                   const float *scale) {
+    for (int lane = 0; lane < l->count; lane += 4) {
+        float *to[4];
+        for (int i = 0; i < 4; i++)
+            to[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : NULL;
+        cpu_transpose_out(to, from + lane, ld, D, scale + lane);
+    }
+}
+
+/* One block of keys: which lanes (whole vectors) see any of them, and whether some must be masked. */
+typedef struct CpuBlock {
+    int key, keys, first, last; /* keys key .. key+keys-1; lanes first .. last-1 */
+    bool masked;
+} CpuBlock;
+
+/* Goes through the first `keys` keys for lanes lane0 .. lane1-1, of which l->seen tells how many each sees. Start with
+ * key = keys = 0. The cut depends on nothing but what these lanes see. */
+static inline bool cpu_block_next(CpuBlock *b, const CpuLanes *l, int lane0, int lane1, int keys) {
+    b->key += b->keys;
+    if (b->key >= keys) return false;
+    const int all = l->seen[lane0]; /* the lane that sees least */
+    const int step = all >= keys || b->key + CPU_KEYS <= all ? CPU_KEYS : CPU_KEYS_EDGE;
+    b->keys = step < keys - b->key ? step : keys - b->key;
+    b->first = lane0 / CPU_VEC * CPU_VEC;
+    b->last = (lane1 + CPU_VEC - 1) / CPU_VEC * CPU_VEC;
+    for (; b->first + CPU_VEC < b->last; b->first += CPU_VEC) /* the causal edge: lanes that see none of them */
+        if (l->seen[b->first + CPU_VEC - 1] > b->key) break;
+    b->masked = false;
+    for (int lane = b->first; lane < b->last; lane++) b->masked |= l->seen[lane] < b->key + b->keys;
+    return true;
+}
+
+/* Sets l->seen for the own keys of one segment: the lanes of others see none. */
+static inline void cpu_lanes_own(CpuLanes *l, CpuPiece p) {
+    for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = lane >= p.first && lane < p.last ? l->own[lane] : 0;
+}
+
+static inline void cpu_lanes_all(CpuLanes *l, int keys) {
+    for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = keys;
+}
+
+/* Multiply-adds of one channel: sizes the choice whether threads are worth waking. */
+static inline double cpu_attention_pairs(const Attention *a) {
+    double pairs = 0;
+    const Segment *s = cpu_segments(a);
+    for (int i = 0; i < a->segments; i++) pairs += (double)s[i].len * (s[i].prefix_len + s[i].past + 0.5 * s[i].len);
+    return pairs * a->heads;
+}
+enum { CPU_PAIRS_THREADED = 4096 }; /* about 5 microseconds' work */
+
+/* Zeros `columns` columns of the rows that are in no segment: the gaps where segments come in the order of their rows,
+ * else (never met in our batches) all rows, before anything is written. */
+static inline void cpu_zero_outside(const Attention *a, float *x, size_t stride, size_t columns) {
+    const Segment *s = cpu_segments(a);
+    bool ordered = true;
+    for (int i = 1; i < a->segments; i++) ordered &= s[i].start >= s[i - 1].start + s[i - 1].len;
+    int row = 0;
+    for (int i = 0; i <= a->segments; i++) {
+        const int end = i < a->segments && ordered ? s[i].start : a->rows;
+        for (; row < end; row++) memset(x + row * stride, 0, columns * sizeof *x);
+        if (i < a->segments) row = ordered ? s[i].start + s[i].len : row;
+    }
+}
+
+/* ==== Forward ==== */
+
+typedef struct CpuForward {
+    CpuLanes lanes;
+    float m[CPU_LANES], sum[CPU_LANES], alpha[CPU_LANES]; /* running maximum, denominator; factor of the last change */
+    float q[CPU_STRIP] __attribute__((aligned(64)));      /* scaled, (D, LANES) */
+    float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
+    float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
+} CpuForward;
+
+/* Scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
+ *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
+static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld) {
+    float next[CPU_LANES];
+    const int first = b->first, last = b->last;
+    for (int lane = first; lane < last; lane++) next[lane] = f->m[lane];
+    for (int k = 0; k < b->keys; k++) {
+        float *s = f->s + k * ld;
+        if (b->masked) {
+            const int key = b->key + k;
+#pragma omp simd
+            for (int lane = first; lane < last; lane++) s[lane] = key < f->lanes.seen[lane] ? s[lane] : -INFINITY;
+        }
+#pragma omp simd
+        for (int lane = first; lane < last; lane++) next[lane] = next[lane] > s[lane] ? next[lane] : s[lane];
+    }
+#pragma omp simd
+    for (int lane = first; lane < last; lane++) {
+        f->alpha[lane] = cpu_exp(f->m[lane] - next[lane]);
+        f->sum[lane] *= f->alpha[lane];
+        f->m[lane] = next[lane];
+    }
+    for (int k = 0; k < b->keys; k++) {
+        float *s = f->s + k * ld;
+#pragma omp simd
+        for (int lane = first; lane < last; lane++) {
+            s[lane] = cpu_exp(s[lane] - next[lane]);
+            f->sum[lane] += s[lane];
+        }
+    }
+}
+
+/* Lanes lane0 .. lane1-1 attend to `keys` rows of k and v, as far as lanes.seen allows. */
+static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k, const float *v, int keys, int lane0,
+                              int lane1) {
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride;
+    for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
+        const int n = b.last - b.first;
+        cpu_product(CPU_SET, b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld, NULL);
+        cpu_softmax_block(f, &b, ld);
+        cpu_product(CPU_RESCALE, D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
+                    f->alpha + b.first);
+    }
+}
+
+/* s[i] = scale q . k_i for n keys, stride apart */
+CPU_INLINE void cpu_dots(float *s, const float *q, const float *k, size_t stride, int n, const int D, float scale) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const float *k0 = k + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
+        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+        for (int d = 0; d < D; d++) s0 += q[d] * k0[d], s1 += q[d] * k1[d], s2 += q[d] * k2[d], s3 += q[d] * k3[d];
+        s[i] = s0 * scale, s[i + 1] = s1 * scale, s[i + 2] = s2 * scale, s[i + 3] = s3 * scale;
+    }
+    for (; i < n; i++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int d = 0; d < D; d++) sum += q[d] * k[i * stride + d];
+        s[i] = sum * scale;
+    }
+}
+
+/* A few lanes of one segment attend to its own keys, along the channels. Their rows of `out` hold what came before
+ * (weighted values, not yet divided by the denominator) and then the result. */
+static inline void cpu_attend_few(CpuForward *f, const Attention *a, const float *k, const float *v, CpuPiece piece) {
+    const CpuLanes *l = &f->lanes;
+    const int D = a->head_size, keys = l->own[piece.last - 1];
+    const size_t stride = a->kv_stride;
+    for (int key = 0; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride)
+        for (int lane = piece.first; lane < piece.last; lane++) {
+            const int n = l->own[lane] - key < CPU_KEYS ? l->own[lane] - key : CPU_KEYS;
+            if (n <= 0) continue;
+            const float *q = (const float *)a->q + (size_t)l->row[lane] * a->q_stride + (size_t)l->head[lane] * D;
+            float *out = (float *)a->out + ((size_t)l->row[lane] * a->heads + l->head[lane]) * D;
+            float p[CPU_KEYS], next = f->m[lane], sum = 0;
+            if (D == 64) cpu_dots(p, q, k, stride, n, 64, a->scale);
+            else cpu_dots(p, q, k, stride, n, D, a->scale);
+            for (int i = 0; i < n; i++) next = next > p[i] ? next : p[i];
+#pragma omp simd reduction(+ : sum)
+            for (int i = 0; i < n; i++) {
+                p[i] = cpu_exp(p[i] - next);
+                sum += p[i];
+            }
+            const float alpha = cpu_exp(f->m[lane] - next);
+            for (int d = 0; d < D; d++) out[d] *= alpha;
+            cpu_product(CPU_ADD, 1, D, n, p, 0, 1, v, stride, out, D, NULL);
+            f->sum[lane] = f->sum[lane] * alpha + sum;
+            f->m[lane] = next;
+        }
+    for (int lane = piece.first; lane < piece.last; lane++) {
+        float *out = (float *)a->out + ((size_t)l->row[lane] * a->heads + l->head[lane]) * D;
+        for (int d = 0; d < D; d++) out[d] *= 1.0f / f->sum[lane];
+    }
+}
+
+static inline bool cpu_piece_few(CpuPiece p) { return p.last - p.first <= CPU_FEW; }
+
+/* Query heads h0 .. h1-1 of a strip, which all read key head `kv`. */
+static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int kv, int h0, int h1) {
+    CpuForward f;
+    CpuLanes *l = &f.lanes;
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size, prefix = segment[p->s0].prefix_len;
+    const size_t ld = cpu_lanes_max(D), kv_stride = a->kv_stride, out_stride = (size_t)a->heads * D;
+    const float *k = (const float *)a->k + (size_t)kv * D, *v = (const float *)a->v + (size_t)kv * D;
+    float *out = (float *)a->out, *lse = (float *)a->lse;
+    cpu_lanes_fill(l, p, segment, h0, h1);
+    for (int lane = 0; lane < l->padded; lane++) f.m[lane] = -3e38f, f.sum[lane] = 0; /* finite: m - m is 0 */
+
+    bool along_lanes = prefix > 0;
+    for (int i = 0; i < l->pieces; i++) along_lanes |= !cpu_piece_few(l->piece[i]);
+    if (along_lanes) {
+        cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+        for (int d = 0; d < D; d++) memset(f.out + d * ld, 0, l->padded * sizeof(float));
+        const size_t start = segment[p->s0].prefix_start * kv_stride;
+        cpu_lanes_all(l, prefix);
+        cpu_attend(&f, a, k + start, v + start, prefix, 0, l->count);
+        for (int i = 0; i < l->pieces; i++) {
+            const CpuPiece own = l->piece[i];
+            const size_t at = segment[own.segment].key_start * kv_stride;
+            if (cpu_piece_few(own)) continue;
+            cpu_lanes_own(l, own);
+            cpu_attend(&f, a, k + at, v + at, l->own[own.last - 1], own.first, own.last);
+        }
+        for (int lane = 0; lane < l->padded; lane++) f.alpha[lane] = 1.0f / f.sum[lane];
+        for (int i = 0; i < l->pieces; i++)
+            if (cpu_piece_few(l->piece[i]))
+                for (int lane = l->piece[i].first; lane < l->piece[i].last; lane++) f.alpha[lane] = 1;
+        cpu_lanes_store(out, out_stride, l, f.out, ld, D, f.alpha);
+    }
+    for (int i = 0; i < l->pieces; i++) {
+        const CpuPiece own = l->piece[i];
+        const size_t at = segment[own.segment].key_start * kv_stride;
+        if (!cpu_piece_few(own)) continue;
+        if (!along_lanes)
+            for (int lane = own.first; lane < own.last; lane++)
+                memset(out + l->row[lane] * out_stride + (size_t)l->head[lane] * D, 0, D * sizeof *out);
+        cpu_attend_few(&f, a, k + at, v + at, own);
+    }
+    if (lse)
+        for (int lane = 0; lane < l->count; lane++)
+            lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f.m[lane] + logf(f.sum[lane]);
+}
+
+/* out and lse of every row; see Attention in backend.h. */
+static inline void cpu_attention_forward(Device *device, const Attention *a) {
+    (void)device;
+    assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
+    cpu_zero_outside(a, (float *)a->out, (size_t)a->heads * a->head_size, (size_t)a->heads * a->head_size);
+    if (a->lse) cpu_zero_outside(a, (float *)a->lse, a->heads, a->heads);
+    const int shared = cpu_heads_shared(a), heads = cpu_heads_strip(a), parts = cpu_heads_parts(a);
+    int64_t tickets = 0;
+#pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
+    {
+        /* Task t is part t % parts of key head t / parts % kv_heads of strip t / parts / kv_heads. Each thread walks
+         * through the strips and stops where its ticket is. */
+        CpuStrips w = cpu_strips(a, 0, a->segments);
+        const int64_t each = (int64_t)a->kv_heads * parts;
+        int64_t passed = 0, ticket;
+        for (bool more = cpu_strips_next(&w); more;) {
+#pragma omp atomic capture
+            ticket = tickets++;
+            for (; more && ticket >= passed + each; passed += each) more = cpu_strips_next(&w);
+            if (!more) break;
+            const int task = (int)(ticket - passed), kv = task / parts, h0 = kv * shared + task % parts * heads;
+            const int h1 = h0 + heads < (kv + 1) * shared ? h0 + heads : (kv + 1) * shared;
+            cpu_attention_forward_strip(a, &w.at, kv, h0, h1);
+        }
+    }
+}
+
+/* ==== Backward ==== */
+
+typedef struct CpuBackward {
+    CpuLanes lanes;
+    float lse[CPU_LANES], delta[CPU_LANES];
+    float q[CPU_STRIP] __attribute__((aligned(64)));             /* scaled, (D, LANES) */
+    float dout[CPU_STRIP] __attribute__((aligned(64)));          /* (D, LANES) */
+    float dq[CPU_STRIP] __attribute__((aligned(64)));            /* not yet scaled, (D, LANES) */
+    float q_row[CPU_STRIP] __attribute__((aligned(64)));         /* scaled, (LANES, D) */
+    float dout_row[CPU_STRIP] __attribute__((aligned(64)));      /* (LANES, D) */
+    float p[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));  /* probabilities, (KEYS, LANES) */
+    float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
+} CpuBackward;
+
+/* P = e^(S - lse), dS = P (dP - delta), with P = 0 where a lane does not see the key */
+static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, size_t ld) {
+    const int first = b->first, last = b->last;
+    for (int k = 0; k < b->keys; k++) {
+        float *p = f->p + k * ld, *ds = f->ds + k * ld;
+        if (b->masked) {
+            const int key = b->key + k;
+#pragma omp simd
+            for (int lane = first; lane < last; lane++) p[lane] = key < f->lanes.seen[lane] ? p[lane] : -INFINITY;
+        }
+#pragma omp simd
+        for (int lane = first; lane < last; lane++) {
+            p[lane] = cpu_exp(p[lane] - f->lse[lane]);
+            ds[lane] = p[lane] * (ds[lane] - f->delta[lane]);
+        }
+    }
+}
+
+/* Lanes lane0 .. lane1-1 against `keys` rows of k and v, as far as lanes.seen allows (Dao et al. 2022, alg. 4):
+ *   dV += P^T dO,  dP = dO V^T,  dK += dS^T Q,  dQ += dS K */
+static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t row, int kv, int keys, int lane0,
+                                     int lane1) {
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, start = row * stride + (size_t)kv * D;
+    const float *k = (const float *)a->k + start, *v = (const float *)a->v + start;
+    float *dk = (float *)a->dk + start, *dv = (float *)a->dv + start;
+    for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
+        const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
+        const size_t at = b.key * stride;
+        float *p = f->p + b.first, *ds = f->ds + b.first;
+        cpu_product(CPU_SET, b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld, NULL);
+        cpu_product(CPU_SET, b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld, NULL);
+        cpu_softmax_backward_block(f, &b, ld);
+        cpu_product(CPU_ADD, b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride, NULL);
+        cpu_product(CPU_ADD, b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride, NULL);
+        cpu_product(CPU_ADD, D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld, NULL);
+    }
+}
+
+static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, int h0, int h1) {
+    CpuBackward f;
+    CpuLanes *l = &f.lanes;
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size, prefix = segment[p->s0].prefix_len;
+    const size_t ld = cpu_lanes_max(D), out_stride = (size_t)a->heads * D;
+    const float *out = (const float *)a->out, *dout = (const float *)a->dout, *lse = (const float *)a->lse;
+    float scale[CPU_LANES];
+    cpu_lanes_fill(l, p, segment, h0, h1);
+    cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
+    for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
+    for (int lane = 0; lane < l->padded; lane++) f.lse[lane] = f.delta[lane] = 0, scale[lane] = a->scale;
+    for (int lane = 0; lane < l->count; lane++) {
+        const size_t row = l->row[lane], at = row * out_stride + (size_t)l->head[lane] * D;
+        const float *q = (const float *)a->q + row * a->q_stride + (size_t)l->head[lane] * D;
+        float delta = 0;
+#pragma omp simd reduction(+ : delta)
+        for (int d = 0; d < D; d++) {
+            f.q_row[lane * D + d] = q[d] * a->scale;
+            f.dout_row[lane * D + d] = dout[at + d];
+            delta += dout[at + d] * out[at + d];
+        }
+        f.delta[lane] = delta;
+        f.lse[lane] = lse[row * a->heads + l->head[lane]];
+    }
+    cpu_lanes_all(l, prefix);
+    cpu_differentiate(&f, a, segment[p->s0].prefix_start, kv, prefix, 0, l->count);
+    for (int i = 0; i < l->pieces; i++) {
+        const CpuPiece own = l->piece[i];
+        cpu_lanes_own(l, own);
+        cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
+    }
+    cpu_lanes_store((float *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
+}
+
+/* A family: a segment without a prefix and those after it that have one (batch.h). Its rows get gradients from its own
+ * queries alone. Families come by size, halving: those of more than half the largest cost first. */
+typedef struct CpuFamilies {
+    const Segment *segment;
+    int segments, s0, s1, halvings;
+    double largest;
+} CpuFamilies;
+
+enum { CPU_HALVINGS = 4 };
+
+/* The family that starts at s0: sets s1, returns its cost. */
+static inline double cpu_family(CpuFamilies *w) {
+    double cost = 0;
+    int s = w->s0;
+    do {
+        cost += (double)w->segment[s].len * (w->segment[s].prefix_len + 0.5 * w->segment[s].len);
+    } while (++s < w->segments && w->segment[s].prefix_len > 0);
+    w->s1 = s;
+    return cost;
+}
+
+static inline CpuFamilies cpu_families(const Attention *a) {
+    CpuFamilies w = {.segment = cpu_segments(a), .segments = a->segments};
+    for (; w.s0 < w.segments; w.s0 = w.s1) w.largest = fmax(w.largest, cpu_family(&w));
+    w.s0 = w.s1 = 0;
+    return w;
+}
+
+static inline bool cpu_families_next(CpuFamilies *w) {
+    for (;; w->halvings++, w->s1 = 0) {
+        const double most = w->halvings ? ldexp(w->largest, -w->halvings) : INFINITY;
+        const double least = w->halvings + 1 < CPU_HALVINGS ? ldexp(w->largest, -w->halvings - 1) : -1;
+        for (w->s0 = w->s1; w->s0 < w->segments; w->s0 = w->s1) {
+            const double cost = cpu_family(w);
+            if (cost > least && cost <= most) return true;
+        }
+        if (w->halvings + 1 >= CPU_HALVINGS) return false;
+    }
+}
+
+/* All of a family's gradients that belong to key head `kv`. */
+static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv) {
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size, shared = cpu_heads_shared(a), heads = cpu_heads_strip(a);
+    for (int s = family->s0; s < family->s1; s++) {
+        assert(segment[s].key_start == segment[s].start && segment[s].past == 0);
+        for (int row = segment[s].start; row < segment[s].start + segment[s].len; row++) {
+            memset((float *)a->dk + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
+            memset((float *)a->dv + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
+        }
+    }
+    for (CpuStrips w = cpu_strips(a, family->s0, family->s1); cpu_strips_next(&w);)
+        for (int h0 = kv * shared; h0 < (kv + 1) * shared; h0 += heads)
+            cpu_attention_backward_strip(a, &w.at, kv, h0,
+                                         h0 + heads < (kv + 1) * shared ? h0 + heads : (kv + 1) * shared);
+}
+
+/* dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */
+static inline void cpu_attention_backward(Device *device, const Attention *a) {
+    (void)device;
+    assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
+    const size_t kv_width = (size_t)a->kv_heads * a->head_size;
+    cpu_zero_outside(a, (float *)a->dq, a->q_stride, (size_t)a->heads * a->head_size);
+    cpu_zero_outside(a, (float *)a->dk, a->kv_stride, kv_width);
+    cpu_zero_outside(a, (float *)a->dv, a->kv_stride, kv_width);
+    int64_t tickets = 0;
+#pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
+    {
+        CpuFamilies w = cpu_families(a);
+        int64_t passed = 0, ticket;
+        for (bool more = cpu_families_next(&w); more;) {
+#pragma omp atomic capture
+            ticket = tickets++;
+            for (; more && ticket >= passed + a->kv_heads; passed += a->kv_heads) more = cpu_families_next(&w);
+            if (more) cpu_attention_backward_family(a, &w, (int)(ticket - passed));
+        }
+    }
+}
+
+/* ==== Cache ==== */
+
+/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels; slot -1: the row is not stored. Slots differ. */
+static inline void cpu_kv_store(Device *device, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
+                                const Ints *slot, int N, int KC) {
+    (void)device;
+    const int32_t *to = (const int32_t *)(const void *)slot;
+#pragma omp parallel for if ((size_t)N * KC > 65536)
+    for (int i = 0; i < N; i++) {
+        if (to[i] < 0) continue;
+        memcpy((float *)cache_k + (size_t)to[i] * KC, (const float *)k + (size_t)i * stride, KC * sizeof(float));
+        memcpy((float *)cache_v + (size_t)to[i] * KC, (const float *)v + (size_t)i * stride, KC * sizeof(float));
+    }
+}
+
+#endif

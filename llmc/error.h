@@ -1,0 +1,108 @@
+/* error.h - how this project reports what went wrong.
+ *
+ * A library function that can fail takes an `Error *` and returns false (or NULL) after error_set() has written one
+ * full sentence into it; it never prints and never exits. Only the programs' main files call die() or usage_error().
+ * A message reads `object: what was found, what was expected[; what to do]`, one line, lower case; die() puts the
+ * program's name before it.
+ *
+ *     Error e;
+ *     if (!shard_open(&shard, path, &e)) die("%s", e.text);
+ *
+ * Exit status: 0 all is well, 1 a failure, 2 the command line was wrong. Running out of host memory is always fatal.
+ */
+#ifndef LLMC_ERROR_H
+#define LLMC_ERROR_H
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+#define NORETURN                 __attribute__((noreturn))
+
+typedef struct Error {
+    char text[1024];
+} Error;
+
+/* Writes the message and returns false, so that a caller may `return error_set(e, ...)`. A NULL `e` is allowed. */
+PRINTF_LIKE(2, 3) static inline bool error_set(Error *e, const char *format, ...) {
+    if (!e) return false;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+    for (char *c = e->text; *c; c++)
+        if (*c == '\n') *c = ' '; /* one line, whatever a library's own message holds */
+    return false;
+}
+
+PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "%s: warning: ", program_invocation_short_name);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
+PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "%s: ", program_invocation_short_name);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(1);
+}
+
+PRINTF_LIKE(1, 2) static inline NORETURN void usage_error(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "%s: ", program_invocation_short_name);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "; see %s --help\n", program_invocation_short_name);
+    va_end(args);
+    exit(2);
+}
+
+/* a * b, or false when the product does not fit: sizes that come from a file or an option are multiplied only so. */
+static inline bool size_multiply(size_t a, size_t b, size_t *product) { return !__builtin_mul_overflow(a, b, product); }
+
+static inline void *checked(void *memory, size_t bytes) {
+    if (!memory) die("out of memory: %zu bytes were asked for", bytes);
+    return memory;
+}
+
+/* count * size bytes, zeroed. */
+static inline void *xcalloc(size_t count, size_t size) {
+    return checked(calloc(count ? count : 1, size ? size : 1), count * size);
+}
+
+static inline void *xmalloc(size_t bytes) { return checked(malloc(bytes ? bytes : 1), bytes); }
+
+/* Grows or shrinks to count * size bytes. */
+static inline void *xrealloc(void *memory, size_t count, size_t size) {
+    size_t bytes;
+    if (!size_multiply(count, size, &bytes)) die("out of memory: %zu times %zu bytes were asked for", count, size);
+    return checked(realloc(memory, bytes ? bytes : 1), bytes);
+}
+
+/* The first n bytes of s with a closing NUL. */
+static inline char *xstrndup(const char *s, size_t n) {
+    char *copy = (char *)xmalloc(n + 1);
+    memcpy(copy, s, n);
+    copy[n] = 0;
+    return copy;
+}
+
+static inline char *xstrdup(const char *s) { return xstrndup(s, strlen(s)); }
+
+#endif

@@ -1,0 +1,212 @@
+/* model_file.h - models in files: weights, and what travels with them.
+ *
+ * A checkpoint is llm.c's file with a trailer (checkpoint.h). In the trailer: the tokenizer, the chat template, the value
+ * head, and the lineage: a JSON array with an entry for each stage that the model went through (stage, parent's hash,
+ * options). A training state is a checkpoint too, with Adam's moments and the trainer's counters behind: `generate -c
+ * run.state` works, and `--resume run.state` goes on bit for bit.
+ *
+ *     ModelFile f;
+ *     model_load(&model, &f, "sft.bin", NULL, backend, device, true, seed, NULL, &e);
+ *     model_save(&model, &f, "out.bin", false, NULL, NULL, &e);
+ */
+#ifndef LLMC_MODEL_FILE_H
+#define LLMC_MODEL_FILE_H
+
+#include "checkpoint.h"
+#include "gpt2.h"
+#include "optimizer.h"
+#include <jansson.h>
+
+typedef struct ModelFile {
+    void *tokenizer; /* blob for tokenizer_load(), or NULL */
+    size_t tokenizer_bytes;
+    char *chat_template; /* or NULL */
+    json_t *lineage;     /* array */
+    char *trainer;       /* a training state's counters as JSON, or NULL */
+    uint64_t hash;       /* of the file that was read; 0 for a new model */
+} ModelFile;
+
+enum { MODEL_CHUNK = 1 << 20 }; /* elements that pass through the host at a time */
+enum { MODEL_TEXT_LIMIT = 64 << 20 };
+
+static inline void model_file_free(ModelFile *f) {
+    free(f->tokenizer), free(f->chat_template), free(f->trainer), json_decref(f->lineage);
+    *f = (ModelFile){0};
+}
+
+/* Reads a section of text or bytes, NUL-terminated. */
+static inline bool model_read_blob(CheckpointReader *r, uint64_t bytes, const char *what, void **blob, Error *e) {
+    if (bytes > MODEL_TEXT_LIMIT)
+        return error_set(e, "%s of %llu bytes, at most %d are expected", what, (unsigned long long)bytes,
+                         MODEL_TEXT_LIMIT);
+    free(*blob);
+    *blob = xmalloc(bytes + 1);
+    ((char *)*blob)[bytes] = 0;
+    return checkpoint_payload(r, *blob, bytes, what, e);
+}
+
+/* Moments: n floats from the file to the device. */
+static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, Floats *to, uint64_t bytes, Error *e) {
+    if (bytes != m->parameters * sizeof(float))
+        return error_set(e, "optimizer moments of %llu bytes, the model needs %zu", (unsigned long long)bytes,
+                         m->parameters * sizeof(float));
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
+        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
+        ok = checkpoint_payload(r, host, n * sizeof *host, "optimizer moments", e);
+        if (ok) m->backend->upload(m->device, floats_at(to, at), host, n * sizeof *host);
+    }
+    free(host);
+    return ok;
+}
+
+static inline bool model_read_weights(CheckpointReader *r, const GPT2 *m, Error *e) {
+    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
+        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
+        ok = checkpoint_weights(r, host, n, "weights", e);
+        if (ok) m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+    }
+    free(host);
+    return ok;
+}
+
+static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *f, Optimizer *o, bool *head, Error *e) {
+    char tag[5];
+    uint64_t bytes;
+    for (;;) {
+        if (!checkpoint_section(r, tag, &bytes, e)) return false;
+        if (!tag[0]) return true;
+        bool ok = true;
+        if (!strcmp(tag, "TOKN")) {
+            ok = model_read_blob(r, bytes, "tokenizer", &f->tokenizer, e);
+            f->tokenizer_bytes = bytes;
+        } else if (!strcmp(tag, "CHAT")) ok = model_read_blob(r, bytes, "chat template", (void **)&f->chat_template, e);
+        else if (!strcmp(tag, "TRNS")) ok = model_read_blob(r, bytes, "trainer state", (void **)&f->trainer, e);
+        else if (!strcmp(tag, "LINE")) {
+            char *text = NULL;
+            ok = model_read_blob(r, bytes, "lineage", (void **)&text, e);
+            json_t *lineage = ok ? json_loads(text, 0, NULL) : NULL;
+            free(text);
+            if (ok && !json_is_array(lineage)) ok = error_set(e, "lineage: it is not a JSON array");
+            if (ok) json_decref(f->lineage), f->lineage = lineage;
+            else json_decref(lineage);
+        } else if (!strcmp(tag, "HEAD")) {
+            const size_t n = (size_t)m->config.width + 1;
+            float *host = (float *)xmalloc(n * sizeof *host);
+            ok = bytes == n * sizeof *host
+                     ? checkpoint_payload(r, host, bytes, "value head", e)
+                     : error_set(e, "value head of %llu bytes, expected %zu", (unsigned long long)bytes, n * sizeof *host);
+            if (ok && m->config.value_head)
+                m->backend->weights_upload(m->device,
+                                           weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset), host, n);
+            *head = ok;
+            free(host);
+        } else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o->m, bytes, e);
+        else if (o && !strcmp(tag, "ADM2")) ok = model_read_moments(r, m, o->v, bytes, e);
+        if (!ok) return false;
+    }
+}
+
+/* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
+ * `seed`; with shape, a new model of that shape (spec may then be NULL). A model with value_head asked for by
+ * `value_head` gets a new head where the file has none. gradients: the model will be trained. o: an optimizer to be made
+ * for it and filled from a training state's moments, or NULL. On failure nothing is left allocated. */
+static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
+                              const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
+    GPT2Config config;
+    bool ok = true;
+    *f = (ModelFile){.lineage = json_array()};
+    *m = (GPT2){0};
+    if (o) *o = (Optimizer){0};
+    if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
+        if (shape) config = *shape;
+        config.value_head = value_head;
+        ok = ok && gpt2_config_check(&config, shape ? "model shape" : spec, e) && gpt2_new(m, &config, b, d, gradients, e);
+        if (ok) gpt2_init(m, seed);
+        if (ok && o) ok = optimizer_new(o, m, e);
+    } else {
+        CheckpointReader r;
+        Error inner;
+        bool head = false;
+        if (!checkpoint_open(&r, spec, e)) ok = false;
+        else {
+            config = r.config;
+            config.value_head = value_head;
+            ok = gpt2_new(m, &config, b, d, gradients, e) && model_read_weights(&r, m, e) && (!o || optimizer_new(o, m, e));
+            if (ok && !model_read_sections(&r, m, f, o, &head, &inner))
+                ok = strstr(inner.text, spec) ? error_set(e, "%s", inner.text) : error_set(e, "%s: %s", spec, inner.text);
+            if (ok && value_head && !head) {
+                float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
+                gpt2_init_tensor(&config, GPT2_valuew, &m->tensor[GPT2_valuew], seed, host);
+                b->weights_upload(d, weights_at(b, m->weights, m->tensor[GPT2_valuew].offset), host,
+                                  (size_t)config.width + 1);
+                free(host);
+            }
+            f->hash = reader_hash(&r.in);
+            checkpoint_close(&r);
+        }
+    }
+    if (ok) return true;
+    if (o && o->m) optimizer_free(o, m);
+    if (m->backend) gpt2_free(m);
+    model_file_free(f);
+    return false;
+}
+
+static inline bool model_put_floats(CheckpointWriter *w, const GPT2 *m, const char *tag, const Floats *from, Error *e) {
+    if (!checkpoint_begin_section(w, tag, m->parameters * sizeof(float), e)) return false;
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
+        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
+        m->backend->download(m->device, host, floats_at(from, at), n * sizeof *host);
+        ok = checkpoint_put(w, host, n * sizeof *host, e);
+    }
+    free(host);
+    return ok;
+}
+
+static inline bool model_put_text(CheckpointWriter *w, const char *tag, const void *text, size_t bytes, Error *e) {
+    return !text || (checkpoint_begin_section(w, tag, bytes, e) && checkpoint_put(w, text, bytes, e));
+}
+
+/* Writes a checkpoint; with an optimizer and the trainer's counters as JSON text, a training state. bf16: llm.c's
+ * version 5. Nothing appears under `path` before all of it is on disk. */
+static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
+                              const char *trainer, Error *e) {
+    CheckpointWriter w;
+    if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
+    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
+        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
+        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
+        ok = checkpoint_put_weights(&w, host, n, e);
+    }
+    free(host);
+    char *lineage = json_dumps(f->lineage, JSON_COMPACT | JSON_SORT_KEYS);
+    ok = ok && model_put_text(&w, "TOKN", f->tokenizer, f->tokenizer_bytes, e) &&
+         model_put_text(&w, "CHAT", f->chat_template, f->chat_template ? strlen(f->chat_template) : 0, e) &&
+         model_put_text(&w, "LINE", lineage, lineage ? strlen(lineage) : 0, e);
+    free(lineage);
+    if (ok && m->config.value_head) {
+        const size_t n = (size_t)m->config.width + 1;
+        host = (float *)xmalloc(n * sizeof *host);
+        m->backend->weights_download(m->device, host,
+                                     weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset), n);
+        ok = model_put_text(&w, "HEAD", host, n * sizeof *host, e);
+        free(host);
+    }
+    if (o) ok = ok && model_put_floats(&w, m, "ADM1", o->m, e) && model_put_floats(&w, m, "ADM2", o->v, e);
+    ok = ok && model_put_text(&w, "TRNS", trainer, trainer ? strlen(trainer) : 0, e);
+    if (ok && checkpoint_commit(&w, e)) return true;
+    if (!ok) checkpoint_abort(&w);
+    return false;
+}
+
+#endif

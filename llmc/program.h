@@ -1,0 +1,58 @@
+/* program.h - what every program does around its work: signals, time, memory, the tables it prints at start.
+ *
+ * program_start() makes a broken pipe an error of write() instead of a silent death, and SIGINT and SIGTERM a request: the
+ * loop asks program_stopping() once a step, saves its state and ends with status 0. A second signal ends at once.
+ */
+#ifndef LLMC_PROGRAM_H
+#define LLMC_PROGRAM_H
+
+#include "error.h"
+#include <signal.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+static inline volatile sig_atomic_t *program_signal(void) {
+    static volatile sig_atomic_t received;
+    return &received;
+}
+
+static inline void program_on_signal(int number) {
+    volatile sig_atomic_t *received = program_signal();
+    if (*received) _exit(128 + number);
+    *received = number;
+}
+
+static inline void program_start(void) {
+    struct sigaction stop = {.sa_handler = program_on_signal}, ignore = {.sa_handler = SIG_IGN};
+    stop.sa_flags = SA_RESTART;
+    sigemptyset(&stop.sa_mask), sigemptyset(&ignore.sa_mask);
+    sigaction(SIGINT, &stop, NULL), sigaction(SIGTERM, &stop, NULL), sigaction(SIGPIPE, &ignore, NULL);
+}
+
+static inline bool program_stopping(void) { return *program_signal() != 0; }
+
+/* Seconds on a clock that only runs forward. */
+static inline double program_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The most memory this process has had resident, in bytes. */
+static inline size_t program_peak_memory(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) ? 0 : (size_t)usage.ru_maxrss * 1024;
+}
+
+/* "1.6 GB" */
+static inline const char *program_bytes(char text[16], size_t bytes) {
+    const char *unit[] = {"B", "kB", "MB", "GB", "TB"};
+    double value = (double)bytes;
+    int u = 0;
+    while (value >= 1000 && u < 4) value /= 1000, u++;
+    snprintf(text, 16, u ? "%.1f %s" : "%.0f %s", value, unit[u]);
+    return text;
+}
+
+#endif

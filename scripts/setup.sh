@@ -1,0 +1,65 @@
+#!/bin/sh
+# setup.sh - installs the Debian packages that the build needs and this machine lacks.
+#
+#   scripts/setup.sh          what `make`, `make demo` and `make test` need
+#   scripts/setup.sh --dev    also what `make check` and `make fuzz` need: clang, clang-format, sanitizers
+#
+# Says nothing when nothing is missing, never asks, and changes nothing but the packages it names. It acts as root, or
+# through sudo where that needs no password; otherwise it prints the one command to run and exits 1. On a system without
+# Debian's package tools it tries the libraries with the compiler and names what it cannot find.
+set -eu
+
+packages="gcc libc6-dev make pkg-config libdnnl-dev libzstd-dev libpcre2-dev libjansson-dev libxxhash-dev libcmocka-dev"
+case "${1-}" in
+'') ;;
+--dev) packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd" ;;
+--help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;
+*) echo "setup.sh: $1: unknown option, expected --dev or nothing" >&2 && exit 2 ;;
+esac
+if [ $# -gt 1 ]; then echo "setup.sh: $2: unexpected, at most one option is taken" >&2 && exit 2; fi
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    absent=
+    for header in oneapi/dnnl/dnnl.h zstd.h pcre2.h jansson.h xxhash.h omp.h; do
+        printf '#include <stdio.h>\n#define PCRE2_CODE_UNIT_WIDTH 8\n#include <%s>\n' "$header" |
+            ${CC:-cc} -fopenmp -fsyntax-only -xc - 2>/dev/null || absent="$absent $header"
+    done
+    [ -z "$absent" ] && exit 0
+    echo "setup.sh: this is not a Debian system, so nothing was installed; the compiler does not find:$absent" >&2
+    echo "setup.sh: the packages of these names in Debian are: $packages" >&2
+    exit 1
+fi
+
+missing=
+for package in $packages; do
+    case "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)" in
+    *" installed") ;;
+    *) missing="$missing $package" ;;
+    esac
+done
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    as_root="env"
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    as_root="sudo -n env"
+else
+    echo "setup.sh: packages are missing and installing them needs root; run this, then try again:" >&2
+    echo "    sudo apt-get install --no-install-recommends$missing" >&2
+    exit 1
+fi
+
+apt() { $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >&2 </dev/null; }
+
+echo "setup.sh: installing$missing" >&2
+# The lists of packages are fetched only where they do not know a name, or are too old to name a file that still exists.
+# shellcheck disable=SC2086
+apt-cache show $missing >/dev/null 2>&1 || apt update || true
+# shellcheck disable=SC2086
+if ! apt install --no-install-recommends $missing; then
+    apt update || true
+    if ! apt install --no-install-recommends $missing; then
+        echo "setup.sh: apt-get could not install$missing; its own words are above" >&2
+        exit 1
+    fi
+fi

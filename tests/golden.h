@@ -1,0 +1,90 @@
+/* golden.h - reads the text files of golden values under tests/golden, which the generators in dev/ write:
+ *
+ *     case KIND FAMILY NAME
+ *     key count v1 v2 ...
+ *     end
+ *
+ * `#` begins a comment line. Numbers are as strtod() reads them.
+ *
+ *     FILE *f = golden_open("losses.txt");
+ *     Golden g;
+ *     while (golden_next(f, &g)) { const double *x = golden(&g, "logp"); ... golden_free(&g); }
+ */
+#ifndef LLMC_TEST_GOLDEN_H
+#define LLMC_TEST_GOLDEN_H
+
+#include "../llmc/error.h"
+
+enum { GOLDEN_FIELDS = 64 };
+
+typedef struct Golden {
+    char kind[32], family[32], name[64];
+    int fields;
+    struct {
+        char key[64];
+        int count;
+        double *values;
+    } field[GOLDEN_FIELDS];
+} Golden;
+
+/* Tests run in the project's root. */
+static inline FILE *golden_open(const char *name) {
+    char path[256];
+    snprintf(path, sizeof path, "tests/golden/%s", name);
+    FILE *f = fopen(path, "r");
+    if (!f) die("%s: %s", path, strerror(errno));
+    return f;
+}
+
+static inline bool golden_next(FILE *f, Golden *g) {
+    char line[256];
+    *g = (Golden){0};
+    do
+        if (!fgets(line, sizeof line, f)) return false;
+    while (line[0] == '#');
+    if (sscanf(line, "case %31s %31s %63s", g->kind, g->family, g->name) != 3) die("golden file: bad line: %s", line);
+    for (;; g->fields++) {
+        if (g->fields == GOLDEN_FIELDS) die("golden file: %s: too many fields", g->name);
+        if (fscanf(f, "%63s", g->field[g->fields].key) != 1) die("golden file: %s: no end", g->name);
+        if (!strcmp(g->field[g->fields].key, "end")) break;
+        int n = 0;
+        if (fscanf(f, "%d", &n) != 1 || n < 0) die("golden file: %s: bad count", g->name);
+        double *v = (double *)xcalloc((size_t)n, sizeof *v);
+        for (int i = 0; i < n; i++)
+            if (fscanf(f, "%lf", &v[i]) != 1) die("golden file: %s: bad number", g->name);
+        g->field[g->fields].count = n, g->field[g->fields].values = v;
+    }
+    if (!fgets(line, sizeof line, f)) die("golden file: %s: no newline", g->name);
+    return true;
+}
+
+static inline int golden_find(const Golden *g, const char *key) {
+    for (int i = 0; i < g->fields; i++)
+        if (!strcmp(g->field[i].key, key)) return i;
+    return -1;
+}
+
+/* The values under `key`, or NULL; their number. */
+static inline const double *golden(const Golden *g, const char *key) {
+    const int i = golden_find(g, key);
+    return i < 0 ? NULL : g->field[i].values;
+}
+static inline int golden_count(const Golden *g, const char *key) {
+    const int i = golden_find(g, key);
+    return i < 0 ? 0 : g->field[i].count;
+}
+
+/* The values as floats, malloc'ed, or NULL. */
+static inline float *golden_floats(const Golden *g, const char *key) {
+    const int i = golden_find(g, key);
+    if (i < 0) return NULL;
+    float *x = (float *)xcalloc((size_t)g->field[i].count, sizeof *x);
+    for (int k = 0; k < g->field[i].count; k++) x[k] = (float)g->field[i].values[k];
+    return x;
+}
+
+static inline void golden_free(Golden *g) {
+    for (int i = 0; i < g->fields; i++) free(g->field[i].values);
+}
+
+#endif
