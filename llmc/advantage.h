@@ -9,10 +9,10 @@
  *
  *   group   A_i = (r_i - mean_group) / (std_group + EPS)   GRPO: Shao et al. 2024 (2402.03300), sec. 4.1.2
  *   batch   A_i = (r_i - mean_group) / (std_batch + EPS)   Lite PPO: Liu et al. 2025 (2508.08221)
- *   none    A_i =  r_i - mean_group                        Dr. GRPO: Liu et al. 2025 (2503.20783), eq. 3
+ *   none    A_i =  r_i - mean_group                        Dr. GRPO: Liu et al. 2025 (2503.20783)
  *   gdpo    z_ik = (R_ik - mean_group_k) / (std_group_k + EPS),  s_i = sum_k w_k z_ik,
  *           A_i = (s_i - mean_batch s) / (std_batch s + EPS)      GDPO: Liu et al. 2026 (2601.05242)
- *   rloo    A_i = r_i - mean of the others in the group    RLOO: Ahmadian et al. 2024 (2402.14740), eq. 7
+ *   rloo    A_i = r_i - mean of the others in the group    RLOO: Ahmadian et al. 2024 (2402.14740)
  *
  *     AdvantageStats stats;
  *     advantage_group(reward, 8, 16, SCALE_GROUP, advantage, &stats);    // 8 prompts, 16 answers each

@@ -78,7 +78,7 @@ typedef struct Head {
  * (z/penalty if z > 0 else z*penalty, for each token in the row's history), temperature, top-k, top-p, min-p.
  * temperature 0 is greedy. The uniform number is random_uniform(seed, stream, index) (random.h), inverted over the
  * kept tokens in the order of their ids. */
-typedef struct Sample {
+typedef struct Draw {
     int rows, channels, vocab, padded_vocab;
     float temperature, top_p, min_p, repetition_penalty; /* neutral: 1, 1, 0, 1 */
     int top_k;                                           /* 0: all */
@@ -94,7 +94,7 @@ typedef struct Sample {
     Floats *logp;      /* (R) log-probability of the token under softmax(z / temperature) over the whole
                           vocabulary, which is what the trainer's forward pass gives; greedy: at 1 */
     Floats *kept_logp; /* (R) the same under the distribution that was sampled from, or NULL */
-} Sample;
+} Draw;
 
 /* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), one fused pass over n parameters:
  *   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
@@ -120,7 +120,12 @@ typedef struct Backend {
     /* Memory, 64-byte aligned; NULL, with a message naming `what` and the size, when there is none. */
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
-    size_t (*scratch_bytes)(Device *d); /* device memory that operations hold beside what alloc() gave */
+    /* Device memory that operations hold beside what alloc() gave; and a prediction of it, for a model of that many
+     * weights run over batches of that many rows, the widest activation and the padded vocabulary given. */
+    size_t (*scratch_bytes)(Device *d);
+    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
+    /* Measured speed of this device's matrix products, FLOP/s: what the trainers' shares of the peak refer to. */
+    double (*gemm_peak)(Device *d);
     void (*zero)(Device *d, void *memory, size_t bytes);
     void (*upload)(Device *d, void *device, const void *host, size_t bytes);
     void (*download)(Device *d, void *host, const void *device, size_t bytes); /* waits */
@@ -171,7 +176,7 @@ typedef struct Backend {
     void (*head)(Device *d, const Head *h);
     /* out[R,V] = h wte^T, for tests and inspection */
     void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *wte, int R, int C, int V, int Vp);
-    void (*sample)(Device *d, const Sample *s);
+    void (*sample)(Device *d, const Draw *s);
     /* value[R] = h[R,C] . w[C] + b[1];  dh += dvalue w, dw += dvalue^T h, db += sum of dvalue */
     void (*value_forward)(Device *d, Floats *value, const Acts *h, const Weights *w, const Weights *b, int R, int C);
     void (*value_backward)(Device *d, Acts *dh, Floats *dw, Floats *db, const Floats *dvalue, const Acts *h,

@@ -17,8 +17,9 @@
 #include "history.h"
 
 typedef struct ChartLine {
-    const Series *mid, *low, *high; /* low and high (NULL or as many points as mid) are the edges of a band around mid */
-    const char *name;               /* of our own: "train"; NULL where there is one curve */
+    const Series *mid, *low,
+        *high;        /* low and high (NULL or as many points as mid) are the edges of a band around mid */
+    const char *name; /* of our own: "train"; NULL where there is one curve */
 } ChartLine;
 
 typedef struct Chart {
@@ -27,8 +28,8 @@ typedef struct Chart {
     const char *unit; /* along the y axis */
     bool share;       /* values in [0, 1], shown as percentages; the axis begins at 0 */
     bool zero;        /* the axis begins at 0 where no value is negative */
-    bool log;         /* a logarithmic axis where positive values span three decades or more */
-    bool smooth;      /* noisy: raw values faint, a moving average over them */
+    bool log;    /* a logarithmic axis where positive values span three decades, or those of a band a factor of 20 */
+    bool smooth; /* noisy: raw values faint, a moving average over them */
     bool wide;
     double x0, x1; /* first and last step of the run */
 } Chart;
@@ -50,7 +51,10 @@ static inline void chart_value(double v, bool share, char *text) {
     char exponent[32];
     if (!isfinite(v)) strcpy(text, "\xE2\x80\x93"); /* an en dash */
     else if (a == 0) strcpy(text, share ? "0%" : "0");
-    else if (share) snprintf(text, 32, a >= 1e6 ? "%.2g%%" : "%.*f%%", a >= 99.95 ? 0 : a >= 0.95 ? 1 : a >= 0.01 ? 2 : 4, v);
+    else if (share && a < 5e-4)
+        strcpy(text, "\xE2\x89\x88"
+                     "0%");
+    else if (share) snprintf(text, 32, "%.*f%%", a >= 99.95 ? 0 : a >= 0.95 ? 1 : a >= 0.01 ? 2 : 3, v);
     else if (a >= 1e15 || a < 1e-3) {
         snprintf(exponent, sizeof exponent, "%.2e", v); /* 1.20e-05 -> 1.2e-5 */
         char *e = strchr(exponent, 'e'), *digits = e;
@@ -71,12 +75,17 @@ static inline void chart_tick(double v, double tick, bool share, char *text) {
     if (share) v *= 100, tick *= 100;
     const double a = fabs(v);
     if (a < tick * 1e-6) strcpy(text, share ? "0%" : "0");
-    else if (!share && (a >= 1e4 || tick >= 1e3 || tick < 9e-5)) {
-        chart_value(v, false, text);
-        char *point = strchr(text, '.'); /* 50.0k -> 50k */
-        if (point && point[strspn(point, ".0")] && strchr("kMGT", point[strspn(point, ".0")]))
-            memmove(point, point + strspn(point, ".0"), strlen(point + strspn(point, ".0")) + 1);
-    } else {
+    else if (!share && tick < 9e-5) chart_value(v, false, text);
+    else if (!share && a >= 1e4 && a < 1e15) {
+        const int power = a >= 1e12 ? 12 : a >= 1e9 ? 9 : a >= 1e6 ? 6 : 3;
+        const int decimals = (int)ceil(power - log10(tick) - 1e-9);
+        snprintf(text, 32, "%.*f%c",
+                 decimals < 0   ? 0
+                 : decimals > 5 ? 5
+                                : decimals,
+                 v / pow(10, power), "kMGT"[power / 3 - 1]);
+    } else if (!share && a >= 1e15) chart_value(v, false, text);
+    else {
         const int decimals = (int)ceil(-log10(tick) - 1e-9);
         snprintf(text, 32, "%.*f%s", decimals < 0 ? 0 : decimals, v, share ? "%" : "");
     }
@@ -133,8 +142,8 @@ static inline bool chart_scale(const Chart *c, ChartScale *s) {
     if (!(s->x1 > s->x0)) s->x0 -= 1, s->x1 = s->x0 + 2; /* one step: in the middle */
     if (!finite) return false;
     low = chart_clamp(low), high = chart_clamp(high);
-    s->log = c->log && low > 0 && high / low >= 1000;
-    const int most = c->wide ? 5 : 4;
+    s->log = c->log && low > 0 && high / low >= (c->lines[0].low || c->lines[0].high ? 20 : 1000);
+    const int most = c->wide ? 6 : 5;
     if (s->log) {
         s->y0 = floor(log10(low) + 1e-9), s->y1 = ceil(log10(high) - 1e-9);
         s->tick = ceil((s->y1 - s->y0) / most);
@@ -154,8 +163,9 @@ static inline bool chart_scale(const Chart *c, ChartScale *s) {
 
 /* ---- smoothing ---- */
 
-/* One pass of a centred moving average of half-width r over n values, which shrinks towards the ends so that it stays
- * centred; values that are not finite are left out, and stay so. */
+/* One pass of a centred moving average of half-width r over n values. Towards the ends it shrinks so that it stays
+ * centred, but looks back at least half as far, or one last value would bend the curve's end. Values that are not finite
+ * are left out, and stay so. */
 static inline void chart_average(const double *v, double *out, size_t n, size_t r) {
     double *sum = (double *)xcalloc(n + 1, sizeof *sum), *count = (double *)xcalloc(n + 1, sizeof *count);
     for (size_t i = 0; i < n; i++) {
@@ -164,8 +174,9 @@ static inline void chart_average(const double *v, double *out, size_t n, size_t 
         count[i + 1] = count[i] + good;
     }
     for (size_t i = 0; i < n; i++) {
-        const size_t edge = i < n - 1 - i ? i : n - 1 - i, h = r < edge ? r : edge;
-        out[i] = isfinite(v[i]) ? (sum[i + h + 1] - sum[i - h]) / (count[i + h + 1] - count[i - h]) : NAN;
+        const size_t edge = i < n - 1 - i ? i : n - 1 - i, h = edge > r ? r : edge < (r + 1) / 2 ? (r + 1) / 2 : edge;
+        const size_t from = i > h ? i - h : 0, to = i + h + 1 < n ? i + h + 1 : n;
+        out[i] = isfinite(v[i]) ? (sum[to] - sum[from]) / (count[to] - count[from]) : NAN;
     }
     free(sum);
     free(count);
@@ -211,7 +222,7 @@ static inline void chart_pen_flush(ChartPen *p) {
 static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
                               const char *class, int curve) {
     ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};
-    fprintf(f, "<path class='%s a%d' d='", class, curve);
+    fprintf(f, "<path class='%s%s a%d' d='", class, s->count > 1500 ? " dense" : "", curve);
     bool gap = false, alone = true;
     double previous = 0;
     for (size_t i = 0; i < s->count; i++) {
@@ -244,11 +255,13 @@ static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine 
     fprintf(f, "<path class='band a%d' d='", curve);
     for (size_t i = 0; i < low->count;) {
         size_t end = i; /* columns of a pixel: where each begins, its lowest low and highest high */
-        double *x = (double *)xcalloc(low->count - i, 3 * sizeof *x), *y = x + (low->count - i), *z = y + (low->count - i);
+        double *x = (double *)xcalloc(low->count - i, 3 * sizeof *x), *y = x + (low->count - i),
+               *z = y + (low->count - i);
         size_t n = 0;
         for (; end < low->count && isfinite(low->values[end]) && isfinite(high->values[end]); end++) {
             const double at = chart_x(scale, (double)low->steps[end]);
-            const double down = chart_y(scale, chart_clamp(low->values[end])), up = chart_y(scale, chart_clamp(high->values[end]));
+            const double down = chart_y(scale, chart_clamp(low->values[end])),
+                         up = chart_y(scale, chart_clamp(high->values[end]));
             if (n && floor(at) == floor(x[n - 1])) {
                 if (down > y[n - 1]) y[n - 1] = down;
                 if (up < z[n - 1]) z[n - 1] = up;
@@ -270,22 +283,22 @@ static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
         const double v = s->y0 + i * s->tick;
         if (v > s->y1 + s->tick * 1e-6 || i > 20) break;
         const double value = s->log ? pow(10, v) : v, y = chart_y(s, value);
-        if (s->log) chart_value(value, c->share, text);
+        if (s->log)
+            snprintf(text, sizeof text, value < 1e-3 || value > 1e4 ? "1e%.0f" : "%g",
+                     value < 1e-3 || value > 1e4 ? v : value);
         else chart_tick(v, s->tick, c->share, text);
         fprintf(f, "<path class='grid%s' d='M%.0f %.1fH%.0f'/>", i ? "" : " base", s->left, y, s->right);
         fprintf(f, "<text class='tick' x='%.0f' y='%.1f' text-anchor='end'>%s</text>", s->left - 5, y + 3.2, text);
     }
     double tick = chart_round(s->x1 - s->x0, c->wide ? 8 : 4);
     if (tick < 1) tick = 1; /* steps are whole */
-    const double beyond = s->right - 26; /* where the axis' name stands */
     for (double v = ceil(s->x0 / tick) * tick; v <= s->x1 + tick * 1e-6; v += tick) {
         const double x = chart_x(s, v);
         chart_tick(v, tick, false, text);
         fprintf(f, "<path class='grid base' d='M%.1f %.0fv3'/>", x, s->bottom);
-        if (x < beyond)
-            fprintf(f, "<text class='tick' x='%.1f' y='%.0f' text-anchor='middle'>%s</text>", x, s->bottom + 14, text);
+        fprintf(f, "<text class='tick' x='%.1f' y='%.0f' text-anchor='middle'>%s</text>", x, s->bottom + 14, text);
     }
-    fprintf(f, "<text class='axis' x='%.0f' y='%.0f' text-anchor='end'>step</text>", s->right, s->bottom + 14);
+    fprintf(f, "<text class='axis' x='%.0f' y='%.0f'>step</text>", s->right + 16, s->bottom + 14);
     fprintf(f, "<text class='axis' x='%.0f' y='12'>%s%s</text>", s->left - 5, c->unit, s->log ? ", logarithmic" : "");
 }
 
@@ -304,13 +317,14 @@ static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
         last[i] = chart_last(c->lines[i].mid);
         if (last[i] >= 0) label[i] = at[i] = chart_y(s, chart_clamp(c->lines[i].mid->values[last[i]]));
     }
-    const double apart = 25;
+    const double apart = 25, half = c->count > 1 ? 12 : 0; /* a label with a name is two lines high */
+    for (int i = 0; i < c->count; i++) label[i] = fmin(fmax(label[i], s->top + half), s->bottom - half);
     if (last[0] >= 0 && last[1] >= 0 && fabs(label[0] - label[1]) < apart) {
         const int upper = label[0] <= label[1] ? 0 : 1;
-        double middle = (label[0] + label[1]) / 2;
-        if (middle < s->top + apart / 2) middle = s->top + apart / 2;
-        if (middle > s->bottom - apart / 2) middle = s->bottom - apart / 2;
-        label[upper] = middle - apart / 2, label[!upper] = middle + apart / 2;
+        const double middle = (label[0] + label[1]) / 2, lowest = s->bottom - half - apart / 2,
+                     highest = s->top + half + apart / 2;
+        const double held = fmin(fmax(middle, highest), lowest);
+        label[upper] = held - apart / 2, label[!upper] = held + apart / 2;
     }
     for (int i = 0; i < c->count; i++) {
         if (last[i] < 0) continue;
@@ -348,7 +362,8 @@ static inline void chart_svg(FILE *f, const Chart *c) {
                 for (size_t k = 0; k < line->mid->count; k++)
                     if (isfinite(line->mid->values[k]))
                         fprintf(f, "<circle class='dot a%d' cx='%.1f' cy='%.1f' r='1.7'/>", i,
-                                chart_x(&s, (double)line->mid->steps[k]), chart_y(&s, chart_clamp(line->mid->values[k])));
+                                chart_x(&s, (double)line->mid->steps[k]),
+                                chart_y(&s, chart_clamp(line->mid->values[k])));
         }
         chart_ends(f, c, &s);
     }
@@ -370,7 +385,8 @@ static inline void chart_data(FILE *f, const Chart *c) {
         fputs("null", f);
         return;
     }
-    fprintf(f, "{\"box\":[%.0f,%.0f,%.0f,%.0f],\"x\":[%.17g,%.17g],\"y\":[%.9g,%.9g],\"log\":%d,\"share\":%d,\"lines\":[",
+    fprintf(f,
+            "{\"box\":[%.0f,%.0f,%.0f,%.0f],\"x\":[%.17g,%.17g],\"y\":[%.9g,%.9g],\"log\":%d,\"share\":%d,\"lines\":[",
             s.left, s.right, s.top, s.bottom, s.x0, s.x1, s.y0, s.y1, s.log, c->share);
     for (int i = 0; i < c->count; i++) {
         enum { MOST = 240 };

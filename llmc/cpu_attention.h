@@ -16,7 +16,8 @@
  * How a query's keys are cut into blocks, and which path takes them, follows from its own segment alone. So a result
  * does not depend, to the last bit, on the other segments of the batch, on its place in it or on the number of threads.
  *
- * Refuses (assert): heads of more than 1024 channels; in the backward pass keys that are not the batch's own rows.
+ * Refuses (assert): heads of more than 1024 channels; in the backward pass keys that are not the batch's own rows, and a
+ * prefix outside the segment's family.
  * To reach the processor's speed, compile with -O3 -ffp-contract=fast (gcc makes no fused multiply-add in -std=c11
  * without it).
  */
@@ -121,18 +122,24 @@ CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, 
         }
 }
 
-/* Four rows of n at source[0..3] become columns 0..3 of the n rows at `to`, ld apart. */
+/* to[i][j] = from[j][i]; may be the same */
+CPU_INLINE void cpu_transpose4(CpuQuad to[4], const CpuQuad from[4]) {
+    const CpuQuad a = __builtin_shufflevector(from[0], from[1], 0, 4, 1, 5);
+    const CpuQuad b = __builtin_shufflevector(from[2], from[3], 0, 4, 1, 5);
+    const CpuQuad c = __builtin_shufflevector(from[0], from[1], 2, 6, 3, 7);
+    const CpuQuad d = __builtin_shufflevector(from[2], from[3], 2, 6, 3, 7);
+    to[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), to[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    to[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5), to[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+/* Four rows of n at source[0..3], times scale, become columns 0..3 of the n rows at `to`, ld apart. */
 static inline void cpu_transpose_in(float *to, size_t ld, const float *const source[4], int n, float scale) {
     int d = 0;
     for (; d + 4 <= n; d += 4) {
-        CpuQuad r[4], t[4];
-        for (int i = 0; i < 4; i++) r[i] = *(const CpuQuad *)(source[i] + d) * scale;
-        t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), t[1] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-        t[2] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-        *(CpuQuad *)(to + (d + 0) * ld) = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5);
-        *(CpuQuad *)(to + (d + 1) * ld) = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
-        *(CpuQuad *)(to + (d + 2) * ld) = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5);
-        *(CpuQuad *)(to + (d + 3) * ld) = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+        CpuQuad t[4];
+        for (int i = 0; i < 4; i++) t[i] = *(const CpuQuad *)(source[i] + d) * scale;
+        cpu_transpose4(t, t);
+        for (int i = 0; i < 4; i++) *(CpuQuad *)(to + (d + i) * ld) = t[i];
     }
     for (; d < n; d++)
         for (int i = 0; i < 4; i++) to[d * ld + i] = source[i][d] * scale;
@@ -140,19 +147,14 @@ static inline void cpu_transpose_in(float *to, size_t ld, const float *const sou
 
 /* The way back: columns 0..3 of n rows, each times its scale, become four rows; a row may be NULL (not wanted). */
 static inline void cpu_transpose_out(float *const to[4], const float *from, size_t ld, int n, const float scale[4]) {
-    int d = 0;
     const CpuQuad s = *(const CpuQuad *)scale;
+    int d = 0;
     for (; d + 4 <= n; d += 4) {
-        CpuQuad r[4], t[4], out[4];
-        for (int i = 0; i < 4; i++) r[i] = *(const CpuQuad *)(from + (d + i) * ld) * s;
-        t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), t[1] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-        t[2] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-        out[0] = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5),
-        out[1] = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
-        out[2] = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5),
-        out[3] = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+        CpuQuad t[4];
+        for (int i = 0; i < 4; i++) t[i] = *(const CpuQuad *)(from + (d + i) * ld) * s;
+        cpu_transpose4(t, t);
         for (int i = 0; i < 4; i++)
-            if (to[i]) *(CpuQuad *)(to[i] + d) = out[i];
+            if (to[i]) *(CpuQuad *)(to[i] + d) = t[i];
     }
     for (; d < n; d++)
         for (int i = 0; i < 4; i++)
@@ -165,7 +167,8 @@ enum {
     CPU_LANES = 64,       /* queries in a strip */
     CPU_KEYS = 64,        /* keys in a block that all lanes see */
     CPU_KEYS_EDGE = 16,   /* keys in a block on the causal edge */
-    CPU_FEW = 4,          /* up to here, a segment's own keys are taken by dot products */
+    CPU_FEW = 8,          /* lanes up to which a segment's own keys are taken along the channels */
+    CPU_ROW_RUN = 512,    /* channels of a key that are then read in one go, at least */
     CPU_HEAD_MAX = 1024,  /* channels in a head */
     CPU_STRIP = 64 * 256, /* lanes * channels */
 };
@@ -184,6 +187,7 @@ typedef struct CpuStrips {
 /* The lanes of one segment: first .. last-1. */
 typedef struct CpuPiece {
     int segment, first, last;
+    bool few;
 } CpuPiece;
 
 typedef struct CpuLanes {
@@ -206,9 +210,25 @@ static inline int cpu_heads_strip(const Attention *a) {
     const int shared = cpu_heads_shared(a), most = cpu_lanes_max(a->head_size);
     return shared < most ? shared : most;
 }
-static inline int cpu_heads_parts(const Attention *a) {
+
+/* A part: query heads h0 .. h1-1, which share a key head and fit a strip. Parts are numbered in the order of heads. */
+typedef struct CpuPart {
+    int h0, h1;
+} CpuPart;
+
+static inline int cpu_parts_shared(const Attention *a) {
     return (cpu_heads_shared(a) + cpu_heads_strip(a) - 1) / cpu_heads_strip(a);
 }
+static inline int cpu_parts(const Attention *a) { return a->kv_heads * cpu_parts_shared(a); }
+
+static inline CpuPart cpu_part(const Attention *a, int u) {
+    const int shared = cpu_heads_shared(a), heads = cpu_heads_strip(a), each = cpu_parts_shared(a);
+    const int h0 = u / each * shared + u % each * heads, end = (u / each + 1) * shared;
+    return (CpuPart){h0, h0 + heads < end ? h0 + heads : end};
+}
+
+/* Do so many rows of a segment go the way of few lanes? */
+static inline bool cpu_few(const Attention *a, int rows) { return rows * cpu_heads_strip(a) <= CPU_FEW; }
 
 static inline CpuStrips cpu_strips(const Attention *a, int first, int end) {
     CpuStrips w = {.segment = cpu_segments(a), .segments = end, .at = {first, first, 0, 0}};
@@ -238,17 +258,37 @@ static inline bool cpu_strips_next(CpuStrips *w) {
     return true;
 }
 
-/* Lays out the strip's rows and its query heads h0 .. h1-1: segment by segment, row by row, head by head. */
-static inline void cpu_lanes_fill(CpuLanes *l, const CpuStrip *p, const Segment *segment, int h0, int h1) {
+/* Rows of segment s that are in the strip: r0 .. r1-1. */
+static inline void cpu_strip_rows(const CpuStrip *p, const Segment *segment, int s, int *r0, int *r1) {
+    const bool whole = p->s1 > p->s0 + 1;
+    *r0 = whole ? 0 : p->r0, *r1 = whole ? segment[s].len : p->r1;
+}
+
+/* Into how many tasks the forward pass cuts a strip: one a part; but rows with few lanes are read by many heads at once,
+ * 2 KB or more where the model is so wide. */
+static inline int cpu_strip_tasks(const Attention *a, const CpuStrip *p) {
+    const int parts = cpu_parts(a), wide = (CPU_ROW_RUN + a->head_size - 1) / a->head_size;
+    const int most = CPU_LANES / cpu_heads_strip(a), run = wide < most ? wide : most;
+    for (int s = p->s0; s < p->s1; s++) {
+        int r0, r1;
+        cpu_strip_rows(p, cpu_segments(a), s, &r0, &r1);
+        if (r1 > r0 && cpu_few(a, r1 - r0)) return (parts + run - 1) / run;
+    }
+    return parts;
+}
+
+/* Lays out a part of a strip: segment by segment, row by row, head by head. */
+static inline void cpu_lanes_fill(CpuLanes *l, const Attention *a, const CpuStrip *p, CpuPart part) {
+    const Segment *segment = cpu_segments(a);
     int n = 0;
     l->pieces = 0;
     for (int s = p->s0; s < p->s1; s++) {
-        const bool whole = p->s1 > p->s0 + 1;
-        const int r0 = whole ? 0 : p->r0, r1 = whole ? segment[s].len : p->r1;
+        int r0, r1;
+        cpu_strip_rows(p, segment, s, &r0, &r1);
         if (r0 >= r1) continue;
-        l->piece[l->pieces++] = (CpuPiece){s, n, n + (r1 - r0) * (h1 - h0)};
+        l->piece[l->pieces++] = (CpuPiece){s, n, n + (r1 - r0) * (part.h1 - part.h0), cpu_few(a, r1 - r0)};
         for (int r = r0; r < r1; r++)
-            for (int h = h0; h < h1; h++, n++)
+            for (int h = part.h0; h < part.h1; h++, n++)
                 l->row[n] = segment[s].start + r, l->head[n] = h, l->own[n] = segment[s].past + r + 1;
     }
     l->count = n;
@@ -389,104 +429,132 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k,
     }
 }
 
-/* s[i] = scale q . k_i for n keys, stride apart */
-CPU_INLINE void cpu_dots(float *s, const float *q, const float *k, size_t stride, int n, const int D, float scale) {
-    int i = 0;
-    for (; i + 4 <= n; i += 4) {
-        const float *k0 = k + i * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int d = 0; d < D; d++) s0 += q[d] * k0[d], s1 += q[d] * k1[d], s2 += q[d] * k2[d], s3 += q[d] * k3[d];
-        s[i] = s0 * scale, s[i + 1] = s1 * scale, s[i + 2] = s2 * scale, s[i + 3] = s3 * scale;
+/* s[i] = scale q . k_i for 4 keys, stride apart */
+static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t stride, int D, float scale) {
+    CpuVec sum[4] = {{0}};
+    int d = 0;
+    for (; d + CPU_VEC <= D; d += CPU_VEC) {
+        const CpuVec x = *(const CpuVec *)(q + d);
+        CPU_UNROLL for (int i = 0; i < 4; i++) sum[i] = sum[i] + x * *(const CpuVec *)(k + i * stride + d);
     }
-    for (; i < n; i++) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int d = 0; d < D; d++) sum += q[d] * k[i * stride + d];
-        s[i] = sum * scale;
+    CpuQuad part[4];
+    CPU_UNROLL for (int i = 0; i < 4; i++) {
+        CpuQuad quad[CPU_VEC / 4];
+        memcpy(quad, &sum[i], sizeof quad);
+        for (int step = CPU_VEC / 8; step; step /= 2)
+            for (int j = 0; j < step; j++) quad[j] += quad[j + step];
+        part[i] = quad[0];
     }
+    cpu_transpose4(part, part);
+    CpuQuad total = (part[0] + part[1]) + (part[2] + part[3]);
+    for (; d < D; d++)
+        for (int i = 0; i < 4; i++) total[i] += q[d] * k[i * stride + d];
+    *(CpuQuad *)s = total * scale;
 }
 
-/* A few lanes of one segment attend to its own keys, along the channels. Their rows of `out` hold what came before
- * (weighted values, not yet divided by the denominator) and then the result. */
-static inline void cpu_attend_few(CpuForward *f, const Attention *a, const float *k, const float *v, CpuPiece piece) {
-    const CpuLanes *l = &f->lanes;
-    const int D = a->head_size, keys = l->own[piece.last - 1];
+/* The same softmax for one query row and its heads h0 .. h1-1 over `keys` keys, along the channels: rows of k and v are
+ * read from end to end, as memory likes it. The row of `out` holds what came before (weighted values not yet divided by
+ * the denominator; m and sum, one a head, belong to it) and then the result. */
+static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, size_t key_start, int keys, float *m,
+                                  float *sum) {
+    const int D = a->head_size, shared = cpu_heads_shared(a);
     const size_t stride = a->kv_stride;
-    for (int key = 0; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride)
-        for (int lane = piece.first; lane < piece.last; lane++) {
-            const int n = l->own[lane] - key < CPU_KEYS ? l->own[lane] - key : CPU_KEYS;
-            if (n <= 0) continue;
-            const float *q = (const float *)a->q + (size_t)l->row[lane] * a->q_stride + (size_t)l->head[lane] * D;
-            float *out = (float *)a->out + ((size_t)l->row[lane] * a->heads + l->head[lane]) * D;
-            float p[CPU_KEYS], next = f->m[lane], sum = 0;
-            if (D == 64) cpu_dots(p, q, k, stride, n, 64, a->scale);
-            else cpu_dots(p, q, k, stride, n, D, a->scale);
-            for (int i = 0; i < n; i++) next = next > p[i] ? next : p[i];
-#pragma omp simd reduction(+ : sum)
-            for (int i = 0; i < n; i++) {
-                p[i] = cpu_exp(p[i] - next);
-                sum += p[i];
+    const float *k = (const float *)a->k + key_start * stride, *v = (const float *)a->v + key_start * stride;
+    const float *q = (const float *)a->q + (size_t)row * a->q_stride;
+    float *out = (float *)a->out + (size_t)row * a->heads * D;
+    float p[CPU_LANES][CPU_KEYS];
+    for (int key = 0; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
+        const int n = keys - key < CPU_KEYS ? keys - key : CPU_KEYS;
+        for (int i = 0; i < n; i += 4)
+            for (int h = h0; h < h1; h++) {
+                const float *from = k + i * stride + (size_t)(h / shared) * D;
+                if (i + 4 <= n) cpu_dots4(p[h - h0] + i, q + (size_t)h * D, from, stride, D, a->scale);
+                else
+                    for (int j = 0; j < n - i; j++) { /* 4 times the same key: sums in the same order */
+                        float same[4];
+                        cpu_dots4(same, q + (size_t)h * D, from + j * stride, 0, D, a->scale);
+                        p[h - h0][i + j] = same[0];
+                    }
             }
-            const float alpha = cpu_exp(f->m[lane] - next);
-            for (int d = 0; d < D; d++) out[d] *= alpha;
-            cpu_product(CPU_ADD, 1, D, n, p, 0, 1, v, stride, out, D, NULL);
-            f->sum[lane] = f->sum[lane] * alpha + sum;
-            f->m[lane] = next;
+        for (int h = h0; h < h1; h++) {
+            float *s = p[h - h0], next = m[h - h0], total = 0;
+            for (int i = 0; i < n; i++) next = next > s[i] ? next : s[i];
+#pragma omp simd reduction(+ : total)
+            for (int i = 0; i < n; i++) {
+                s[i] = cpu_exp(s[i] - next);
+                total += s[i];
+            }
+            const float alpha = cpu_exp(m[h - h0] - next);
+            for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= alpha;
+            sum[h - h0] = sum[h - h0] * alpha + total;
+            m[h - h0] = next;
         }
-    for (int lane = piece.first; lane < piece.last; lane++) {
-        float *out = (float *)a->out + ((size_t)l->row[lane] * a->heads + l->head[lane]) * D;
-        for (int d = 0; d < D; d++) out[d] *= 1.0f / f->sum[lane];
+        for (int i = 0; i < n; i += 4)
+            for (int h = h0; h < h1; h++)
+                cpu_product(CPU_ADD, 1, D, n - i < 4 ? n - i : 4, p[h - h0] + i, 0, 1,
+                            v + i * stride + (size_t)(h / shared) * D, stride, out + (size_t)h * D, D, NULL);
+    }
+    for (int h = h0; h < h1; h++) {
+        for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= 1.0f / sum[h - h0];
+        if (a->lse) ((float *)a->lse)[(size_t)row * a->heads + h] = m[h - h0] + logf(sum[h - h0]);
     }
 }
 
-static inline bool cpu_piece_few(CpuPiece p) { return p.last - p.first <= CPU_FEW; }
+/* Query heads h0 .. h1-1, which share a key head, of a strip's prefix and of its pieces with many lanes. What is done
+ * goes to `out` divided by the denominator; few lanes' share goes there as it is, for cpu_attend_row(). */
+static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefix_start, int prefix, int h0) {
+    CpuLanes *l = &f->lanes;
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, from = (size_t)(h0 / cpu_heads_shared(a)) * D;
+    const float *k = (const float *)a->k + from, *v = (const float *)a->v + from;
+    float scale[CPU_LANES], *lse = (float *)a->lse;
+    for (int lane = 0; lane < l->padded; lane++) f->m[lane] = -3e38f, f->sum[lane] = 0, scale[lane] = 1;
+    cpu_lanes_load(f->q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
+    cpu_lanes_all(l, prefix);
+    cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);
+    for (int i = 0; i < l->pieces; i++) {
+        const CpuPiece own = l->piece[i];
+        const size_t start = segment[own.segment].key_start * stride;
+        if (own.few) continue;
+        cpu_lanes_own(l, own);
+        cpu_attend(f, a, k + start, v + start, l->own[own.last - 1], own.first, own.last);
+        for (int lane = own.first; lane < own.last; lane++) {
+            scale[lane] = 1.0f / f->sum[lane];
+            if (lse) lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f->m[lane] + logf(f->sum[lane]);
+        }
+    }
+    cpu_lanes_store((float *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
+}
 
-/* Query heads h0 .. h1-1 of a strip, which all read key head `kv`. */
-static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int kv, int h0, int h1) {
+/* Parts u0 .. u1-1 of a strip (see CpuPart). */
+static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
     CpuForward f;
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
-    const int D = a->head_size, prefix = segment[p->s0].prefix_len;
-    const size_t ld = cpu_lanes_max(D), kv_stride = a->kv_stride, out_stride = (size_t)a->heads * D;
-    const float *k = (const float *)a->k + (size_t)kv * D, *v = (const float *)a->v + (size_t)kv * D;
-    float *out = (float *)a->out, *lse = (float *)a->lse;
-    cpu_lanes_fill(l, p, segment, h0, h1);
-    for (int lane = 0; lane < l->padded; lane++) f.m[lane] = -3e38f, f.sum[lane] = 0; /* finite: m - m is 0 */
-
-    bool along_lanes = prefix > 0;
-    for (int i = 0; i < l->pieces; i++) along_lanes |= !cpu_piece_few(l->piece[i]);
-    if (along_lanes) {
-        cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
-        for (int d = 0; d < D; d++) memset(f.out + d * ld, 0, l->padded * sizeof(float));
-        const size_t start = segment[p->s0].prefix_start * kv_stride;
-        cpu_lanes_all(l, prefix);
-        cpu_attend(&f, a, k + start, v + start, prefix, 0, l->count);
-        for (int i = 0; i < l->pieces; i++) {
-            const CpuPiece own = l->piece[i];
-            const size_t at = segment[own.segment].key_start * kv_stride;
-            if (cpu_piece_few(own)) continue;
-            cpu_lanes_own(l, own);
-            cpu_attend(&f, a, k + at, v + at, l->own[own.last - 1], own.first, own.last);
-        }
-        for (int lane = 0; lane < l->padded; lane++) f.alpha[lane] = 1.0f / f.sum[lane];
-        for (int i = 0; i < l->pieces; i++)
-            if (cpu_piece_few(l->piece[i]))
-                for (int lane = l->piece[i].first; lane < l->piece[i].last; lane++) f.alpha[lane] = 1;
-        cpu_lanes_store(out, out_stride, l, f.out, ld, D, f.alpha);
+    const int prefix = segment[p->s0].prefix_len, first = cpu_part(a, u0).h0;
+    float m[CPU_LANES][CPU_LANES], sum[CPU_LANES][CPU_LANES]; /* of rows with few lanes, by row of the strip and head */
+    for (int u = u0; u < u1; u++) {
+        const CpuPart part = cpu_part(a, u);
+        cpu_lanes_fill(l, a, p, part);
+        const bool many = prefix > 0 || !l->piece[0].few;
+        if (many) cpu_attend_lanes(&f, a, segment[p->s0].prefix_start, prefix, part.h0);
+        for (int lane = 0, row = 0; lane < l->count; row++)
+            for (int h = part.h0 - first; h < part.h1 - first; h++, lane++)
+                m[row][h] = many ? f.m[lane] : -3e38f, sum[row][h] = many ? f.sum[lane] : 0;
     }
+    const int end = cpu_part(a, u1 - 1).h1, heads = cpu_heads_strip(a);
     for (int i = 0; i < l->pieces; i++) {
-        const CpuPiece own = l->piece[i];
-        const size_t at = segment[own.segment].key_start * kv_stride;
-        if (!cpu_piece_few(own)) continue;
-        if (!along_lanes)
-            for (int lane = own.first; lane < own.last; lane++)
-                memset(out + l->row[lane] * out_stride + (size_t)l->head[lane] * D, 0, D * sizeof *out);
-        cpu_attend_few(&f, a, k + at, v + at, own);
+        if (!l->piece[i].few) continue;
+        for (int lane = l->piece[i].first; lane < l->piece[i].last; lane += heads) {
+            if (prefix <= 0)
+                memset((float *)a->out + ((size_t)l->row[lane] * a->heads + first) * a->head_size, 0,
+                       (size_t)(end - first) * a->head_size * sizeof(float));
+            cpu_attend_row(a, l->row[lane], first, end, segment[l->piece[i].segment].key_start, l->own[lane],
+                           m[lane / heads], sum[lane / heads]);
+        }
     }
-    if (lse)
-        for (int lane = 0; lane < l->count; lane++)
-            lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f.m[lane] + logf(f.sum[lane]);
 }
 
 /* out and lse of every row; see Attention in backend.h. */
@@ -495,23 +563,26 @@ static inline void cpu_attention_forward(Device *device, const Attention *a) {
     assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
     cpu_zero_outside(a, (float *)a->out, (size_t)a->heads * a->head_size, (size_t)a->heads * a->head_size);
     if (a->lse) cpu_zero_outside(a, (float *)a->lse, a->heads, a->heads);
-    const int shared = cpu_heads_shared(a), heads = cpu_heads_strip(a), parts = cpu_heads_parts(a);
+    const int parts = cpu_parts(a);
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
     {
-        /* Task t is part t % parts of key head t / parts % kv_heads of strip t / parts / kv_heads. Each thread walks
-         * through the strips and stops where its ticket is. */
+        /* A task is some parts of a strip. Each thread walks through the strips and stops where its ticket is. */
         CpuStrips w = cpu_strips(a, 0, a->segments);
-        const int64_t each = (int64_t)a->kv_heads * parts;
         int64_t passed = 0, ticket;
         for (bool more = cpu_strips_next(&w); more;) {
 #pragma omp atomic capture
             ticket = tickets++;
-            for (; more && ticket >= passed + each; passed += each) more = cpu_strips_next(&w);
+            int tasks = cpu_strip_tasks(a, &w.at);
+            while (more && ticket >= passed + tasks) {
+                passed += tasks;
+                more = cpu_strips_next(&w);
+                if (more) tasks = cpu_strip_tasks(a, &w.at);
+            }
             if (!more) break;
-            const int task = (int)(ticket - passed), kv = task / parts, h0 = kv * shared + task % parts * heads;
-            const int h1 = h0 + heads < (kv + 1) * shared ? h0 + heads : (kv + 1) * shared;
-            cpu_attention_forward_strip(a, &w.at, kv, h0, h1);
+            const int task = (int)(ticket - passed);
+            cpu_attention_forward_strip(a, &w.at, (int)((int64_t)parts * task / tasks),
+                                        (int)((int64_t)parts * (task + 1) / tasks));
         }
     }
 }
@@ -569,7 +640,7 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
     }
 }
 
-static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, int h0, int h1) {
+static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part) {
     CpuBackward f;
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
@@ -577,7 +648,7 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     const size_t ld = cpu_lanes_max(D), out_stride = (size_t)a->heads * D;
     const float *out = (const float *)a->out, *dout = (const float *)a->dout, *lse = (const float *)a->lse;
     float scale[CPU_LANES];
-    cpu_lanes_fill(l, p, segment, h0, h1);
+    cpu_lanes_fill(l, a, p, part);
     cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
     cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
     for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
@@ -648,18 +719,19 @@ static inline bool cpu_families_next(CpuFamilies *w) {
 /* All of a family's gradients that belong to key head `kv`. */
 static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv) {
     const Segment *segment = cpu_segments(a);
-    const int D = a->head_size, shared = cpu_heads_shared(a), heads = cpu_heads_strip(a);
+    const int D = a->head_size;
     for (int s = family->s0; s < family->s1; s++) {
         assert(segment[s].key_start == segment[s].start && segment[s].past == 0);
+        assert(segment[s].prefix_len == 0 || (segment[s].prefix_start >= segment[family->s0].start &&
+                                              segment[s].prefix_start + segment[s].prefix_len <= segment[s].start));
         for (int row = segment[s].start; row < segment[s].start + segment[s].len; row++) {
             memset((float *)a->dk + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
             memset((float *)a->dv + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
         }
     }
+    const int parts = cpu_parts_shared(a);
     for (CpuStrips w = cpu_strips(a, family->s0, family->s1); cpu_strips_next(&w);)
-        for (int h0 = kv * shared; h0 < (kv + 1) * shared; h0 += heads)
-            cpu_attention_backward_strip(a, &w.at, kv, h0,
-                                         h0 + heads < (kv + 1) * shared ? h0 + heads : (kv + 1) * shared);
+        for (int u = kv * parts; u < (kv + 1) * parts; u++) cpu_attention_backward_strip(a, &w.at, kv, cpu_part(a, u));
 }
 
 /* dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */

@@ -18,7 +18,8 @@ static inline int head_chunk_rows(int rows, int padded_vocab) {
 }
 
 static inline float *head_logits(Device *d, int rows, int padded_vocab) {
-    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, (size_t)rows * (size_t)padded_vocab, sizeof(float));
+    d->logits =
+        (float *)cpu_scratch(d, d->logits, &d->logits_count, (size_t)rows * (size_t)padded_vocab, sizeof(float));
     return d->logits;
 }
 
@@ -147,7 +148,7 @@ static inline double sample_mass(const float *z, int V, float max, float low_bou
 }
 
 /* The smallest logit that top-k, top-p and min-p leave in; ties with it stay. z: scaled logits; copy: scratch (V). */
-static inline float sample_cut(const Sample *a, const float *z, float max, float *copy) {
+static inline float sample_cut(const Draw *a, const float *z, float max, float *copy) {
     const int V = a->vocab;
     float cut = -INFINITY;
     if (a->top_k > 0 && a->top_k < V) {
@@ -188,7 +189,7 @@ static inline int32_t sample_invert(const float *z, int V, float max, float cut,
 }
 
 /* One row; z: raw logits; work: scratch (2V). */
-static inline void sample_row(const Sample *a, int r, const float *z, float *work) {
+static inline void sample_row(const Draw *a, int r, const float *z, float *work) {
     const int V = a->vocab;
     const bool greedy = a->temperature == 0;
     const float inverse_temperature = greedy ? 1.0f : 1.0f / a->temperature;
@@ -208,8 +209,8 @@ static inline void sample_row(const Sample *a, int r, const float *z, float *wor
     if (greedy) token = head_argmax(y, V, max);
     else {
         const uint32_t *stream = (const uint32_t *)a->stream + 2 * (size_t)r;
-        const float u = random_uniform(a->seed, (uint64_t)stream[1] << 32 | stream[0],
-                                       (uint64_t)((const int32_t *)a->index)[r]);
+        const float u =
+            random_uniform(a->seed, (uint64_t)stream[1] << 32 | stream[0], (uint64_t)((const int32_t *)a->index)[r]);
         token = sample_invert(y, V, max, sample_cut(a, y, max, work + V), u, &kept_logp);
     }
     ((int32_t *)a->token)[r] = token;
@@ -217,7 +218,7 @@ static inline void sample_row(const Sample *a, int r, const float *z, float *wor
     if (a->kept_logp) ((float *)a->kept_logp)[r] = kept_logp;
 }
 
-static inline void cpu_sample(Device *d, const Sample *a) {
+static inline void cpu_sample(Device *d, const Draw *a) {
     if (a->rows == 0) return;
     const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
     float *logits = head_logits(d, chunk, Vp);

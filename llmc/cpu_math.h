@@ -47,18 +47,18 @@ static inline float cpu_exp(float x) {
     return p * scale1 * scale2;
 }
 
-/* tanh x: x + x^3 P(x^2) (minimax, relative error 2^-27.7) below 0.625, else sign(x) (1 - 2 / (e^{2|x|} + 1)). */
+/* tanh x = sign(x) tanh z, z = |x|: z + z^3 P(z^2) (minimax, relative error 2^-27.7) below 0.625, from there
+ * 1 - 2 / (e^{2z} + 1). */
 static inline float cpu_tanh(float x) {
-    const float z = cpu_from_bits(cpu_bits(x) & 0x7fffffffu), s = x * x;
+    const uint32_t sign = cpu_bits(x) & 0x80000000u;
+    const float z = cpu_from_bits(cpu_bits(x) ^ sign), s = z * z;
     float p = -0.00569738374f;
     p = p * s + 0.02063254604f;
     p = p * s + -0.05373779793f;
     p = p * s + 0.1333142038f;
     p = p * s + -0.3333328118f;
-    const float small = x + x * (s * p);
-    const float large = 1.0f - 2.0f / (cpu_exp(2.0f * z) + 1.0f);
-    const float signed_large = cpu_from_bits(cpu_bits(large) | (cpu_bits(x) & 0x80000000u));
-    return z < 0.625f ? small : signed_large; /* NaN: the second, which is NaN */
+    const float near = z + z * (s * p), far = 1.0f - 2.0f / (cpu_exp(2.0f * z) + 1.0f);
+    return cpu_from_bits(cpu_bits(z < 0.625f ? near : far) | sign); /* NaN: `far`, which is NaN */
 }
 
 #endif

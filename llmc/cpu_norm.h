@@ -14,8 +14,8 @@
 enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
 #define LAYERNORM_EPS 1e-5f
 
-static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_, const Ints *token_,
-                                     const Ints *position_, int N, int C) {
+static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_,
+                                     const Ints *token_, const Ints *position_, int N, int C) {
     (void)d;
     float *out = (float *)out_;
     const float *wte = (const float *)wte_, *wpe = (const float *)wpe_;
@@ -98,7 +98,8 @@ static inline void cpu_residual_layernorm_forward(Device *d, Acts *sum, Acts *ou
         const float *xi = (const float *)x + at, *di = (const float *)delta + at;
 #pragma omp simd
         for (int c = 0; c < C; c++) s[c] = xi[c] + di[c];
-        layernorm_row((float *)out + at, (float *)mean + i, (float *)rstd + i, s, (const float *)w, (const float *)b, C);
+        layernorm_row((float *)out + at, (float *)mean + i, (float *)rstd + i, s, (const float *)w, (const float *)b,
+                      C);
     }
 }
 

@@ -500,7 +500,7 @@ typedef struct DecodeStep {
     float *logp, *kept_logp;
 } DecodeStep;
 
-static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Sample how,
+static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                                const DecodeStep *step) {
     const Backend *b = m->backend;
     Device *d = m->device;

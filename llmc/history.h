@@ -18,9 +18,9 @@
 #include <math.h>
 
 typedef struct Series {
-    char *key;       /* the metric's name */
-    int64_t *steps;  /* (count) as they were logged: rising, but not always by one */
-    double *values;  /* (count) NaN where nothing finite was measured */
+    char *key;      /* the metric's name */
+    int64_t *steps; /* (count) as they were logged: rising, but not always by one */
+    double *values; /* (count) NaN where nothing finite was measured */
     size_t count, capacity;
 } Series;
 
@@ -201,13 +201,13 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
     json_t *reward = NULL, *object = json_loadb(line, n, 0, &why);
     const char *when, *prompt, *completion, *answer;
     HistoryLine result = LINE_BROKEN;
-    if (!object)
-        error_set(e, "not JSON: %s, expected a sample", why.text);
+    if (!object) error_set(e, "not JSON: %s, expected a sample", why.text);
     else if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:s, s:s, s:o}", "step", &step, "when", &when, "prompt",
                             &prompt, "completion", &completion, "answer", &answer, "reward", &reward))
         error_set(e, "not a sample: %s", why.text);
     else {
-        result = step > last || !strcmp(when, "after") ? LINE_LATER : LINE_KEPT; /* the end of an earlier part is not the end */
+        result = step > last || !strcmp(when, "after") ? LINE_LATER
+                                                       : LINE_KEPT; /* the end of an earlier part is not the end */
         if (result == LINE_KEPT)
             history_sample(h, step, when, prompt, completion, answer,
                            json_is_number(reward) ? json_number_value(reward) : NAN);

@@ -23,7 +23,8 @@ static inline void html_bytes(FILE *f, const char *text, size_t n) {
         case '>': fputs("&gt;", f); break;
         case '"': fputs("&quot;", f); break;
         case '\'': fputs("&#39;", f); break;
-        case '\n': case '\t': fputc(c, f); break;
+        case '\n':
+        case '\t': fputc(c, f); break;
         case 0x7F: fputs("\xE2\x90\xA1", f); break;
         case 0xC2: /* U+0080 to U+009F: controls again, without pictures */
             if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fputs("\xEF\xBF\xBD", f), i++;

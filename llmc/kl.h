@@ -12,7 +12,7 @@
  *   k1      has gradient 0 in expectation: it restrains nothing
  *   k2      has the gradient of KL(pi || ref)
  *   k3      has the gradient of KL(ref || pi)
- *   rho k   with rho = pi / pi_old has the gradient of KL(pi || ref) for k1 and k3 (DeepSeek-V3.2, eq. 7)
+ *   rho k   with rho = pi / pi_old has the gradient of KL(pi || ref) for k1 and k3 (DeepSeek-V3.2: 2512.02556)
  *
  *     kl_from_rewards(KL_K1, logp, ref_logp, offset, sequences, beta, reward);   // r_i -= beta sum_t k1
  */
@@ -42,7 +42,7 @@ static inline double kl_estimate(KlEstimator estimator, double r, double *deriva
     }
 }
 
-/* KL in the reward, as RLOO has it (Ahmadian et al. 2024, eq. 2): reward[i] -= beta sum_t k(log pi_t - log ref_t).
+/* KL in the reward, as RLOO has it (Ahmadian et al. 2024, 2402.14740): reward[i] -= beta sum_t k(log pi_t - log ref_t).
  * logp, ref_logp: per token, those of sequence i at [offset[i], offset[i+1]); logp is that of the policy that sampled.
  * Returns the sum over all tokens of k, for the metric `kl`. */
 static inline double kl_from_rewards(KlEstimator estimator, const float *logp, const float *ref_logp,

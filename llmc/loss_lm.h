@@ -37,7 +37,7 @@ static inline double loss_nll(const float *logp, const float *weight, int64_t n,
     return sum / N;
 }
 
-/* Dynamic fine-tuning (Wu et al. 2025, 2508.05629, eq. 9; sg = stop-gradient):
+/* Dynamic fine-tuning (Wu et al. 2025, 2508.05629; sg = stop-gradient):
  *   L = - sum_r w_r sg(p_r) log p_r / N,  dL/dlogp_r = - w_r p_r / N */
 static inline double loss_dft(const float *logp, const float *weight, int64_t n, double normaliser, float *dlogp) {
     const double N = fmax(normaliser, 1);

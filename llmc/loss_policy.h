@@ -8,15 +8,15 @@
  *   loss      l, the loss of a token                                        weight of a token          paper
  *   grpo      -min(rho A, clip(rho, 1-eps, 1+eps_high) A)                   1 / (B T_i)                2402.03300 eq. 3
  *   bnpo      the same                                                      1 / sum T_i                TRL
- *   dr_grpo   the same                                                      1 / (B max_length)         2503.20783 eq. 3
+ *   dr_grpo   the same                                                      1 / (B max_length)         2503.20783
  *   dapo      the same                                                      1 / window tokens          2503.14476 eq. 8
  *   luspo     the same                                                      1 / B                      2602.05261
  *   gspo      the same with rho = s_i                                       1 / (B T_i)                2507.18071 eq. 5
  *   cispo     -sg(min(rho, eps_high)) A log pi                              1 / window tokens          2506.13585 eq. 4
- *   sapo      -4/tau sigmoid(tau (rho - 1)) A, tau by the sign of A         1 / (B T_i)                2511.20347 eq. 6
+ *   sapo      -4/tau sigmoid(tau (rho - 1)) A, tau by the sign of A         1 / (B T_i)                2511.20347
  *   vespo     -sg(phi(W_i)) A log pi, W_i = prod_t rho_t,
  *             phi(W) = W^k e^(lambda (1 - W)), (k, lambda) by A's sign      1 / window tokens          2602.10693
- *   gmpo      -A (prod_t clip(rho_t))^(1/T_i), one-sided clip in log space  1 / (B T_i)                2507.20673 eq. 4
+ *   gmpo      -A (prod_t clip(rho_t))^(1/T_i), one-sided clip in log space  1 / (B T_i)                2507.20673
  *   rloo      grpo's with rho = prod_t rho_t                                1 / (B T_i)                2402.14740
  *
  * sg is stop-gradient. To l are added, in this order: the off-policy mask, the top-entropy mask (both multiply l), the
@@ -42,18 +42,19 @@
 #include <assert.h>
 
 #define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"
-typedef enum { /* in the order of POLICY_LOSS_CHOICES */
-               POLICY_GRPO,
-               POLICY_BNPO,
-               POLICY_DR_GRPO,
-               POLICY_DAPO,
-               POLICY_GSPO,
-               POLICY_CISPO,
-               POLICY_SAPO,
-               POLICY_LUSPO,
-               POLICY_VESPO,
-               POLICY_GMPO,
-               POLICY_RLOO
+/* in the order of POLICY_LOSS_CHOICES */
+typedef enum {
+    POLICY_GRPO,
+    POLICY_BNPO,
+    POLICY_DR_GRPO,
+    POLICY_DAPO,
+    POLICY_GSPO,
+    POLICY_CISPO,
+    POLICY_SAPO,
+    POLICY_LUSPO,
+    POLICY_VESPO,
+    POLICY_GMPO,
+    POLICY_RLOO
 } PolicyLossKind;
 
 #define IMPORTANCE_CHOICES "token|sequence"
@@ -64,12 +65,12 @@ typedef struct PolicyLossConfig {
     Importance importance;        /* level of rho; gspo is sequence, gmpo token, rloo its own, whatever stands here */
     double epsilon, epsilon_high; /* clip range [1 - epsilon, 1 + epsilon_high]; gmpo: [-epsilon, epsilon_high] of
                                      log rho; cispo: epsilon_high caps rho itself */
-    double delta;            /* two-sided clip: rho <= delta where A < 0 (INTELLECT-2: 2505.07291, eq. 2); 0: none */
-    double beta;             /* weight of the KL term; 0: no reference is needed */
-    KlEstimator kl;          /* TRL has k3 */
-    bool kl_bias_correction; /* the KL term is multiplied by rho (DeepSeek-V3.2: 2512.02556, eq. 7); not gmpo's */
-    double entropy_coef;     /* weight of the entropy bonus */
-    double off_policy_mask;  /* answers with A < 0 and mean(log mu - log pi) above this are left out (DeepSeek-V3.2,
+    double delta;                 /* two-sided clip: rho <= delta where A < 0 (INTELLECT-2: 2505.07291); 0: none */
+    double beta;                  /* weight of the KL term; 0: no reference is needed */
+    KlEstimator kl;               /* TRL has k3 */
+    bool kl_bias_correction;      /* the KL term is multiplied by rho (DeepSeek-V3.2: 2512.02556); not gmpo's */
+    double entropy_coef;          /* weight of the entropy bonus */
+    double off_policy_mask; /* answers with A < 0 and mean(log mu - log pi) above this are left out (DeepSeek-V3.2,
                                 eq. 9); 0: none */
     double max_completion_length; /* dr_grpo's constant */
     double sapo_temperature_positive, sapo_temperature_negative;
@@ -403,7 +404,7 @@ static inline int policy_compare_floats(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939, eq. 5): keep[t] = 1 where the token's entropy is at least
+/* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939): keep[t] = 1 where the token's entropy is at least
  * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset, mask: the whole
  * optimizer batch; entropy, keep: per token. Returns the quantile, NaN where no token counts. */
 static inline double policy_entropy_keep(const float *entropy, const int32_t *offset, int32_t sequences,
@@ -429,7 +430,7 @@ static inline double policy_entropy_keep(const float *entropy, const int32_t *of
     return threshold;
 }
 
-/* Adaptive entropy coefficient (Skywork-OR1: He et al. 2025, 2505.22312, sec. 4): steps of `delta` towards a target;
+/* Adaptive entropy coefficient (Skywork-OR1: He et al. 2025, 2505.22312): steps of `delta` towards a target;
  * the bonus acts only while the last step's mean entropy was not above the target. `coef` and `last` are its state. */
 typedef struct EntropyControl {
     double target, delta, low, high;

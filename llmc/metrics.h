@@ -50,7 +50,7 @@ typedef struct Metrics {
     char *jsonl_path, *samples_path, *report_path; /* NULL when not asked for */
     FILE *jsonl, *samples;
     TensorBoard board;
-    bool begun;   /* the files are ours: cut back or emptied */
+    bool begun; /* the files are ours: cut back or emptied */
     bool resumed, samples_kept;
     Error failed; /* text is "" while all is well */
     char **names; /* (count) of the step being built */
@@ -106,7 +106,7 @@ static inline char *metrics_samples_path(const char *jsonl) {
 static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
                                HistoryLine (*read)(History *, const char *, size_t, int64_t, Error *), Error *e) {
     FILE *f = fopen(path, "re");
-    if (!f) return errno == ENOENT || error_set(e, "%s: cannot be read: %s", path, strerror(errno));
+    if (!f) return errno == ENOENT || error_set(e, "%s: cannot read: %s", path, strerror(errno));
     struct stat about;
     if (fstat(fileno(f), &about) || !S_ISREG(about.st_mode)) {
         fclose(f);
@@ -131,7 +131,7 @@ static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
         else if (kind == LINE_BROKEN && whole)
             ok = error_set(e, "%s: line %lld: %s", path, (long long)number, why.text);
     }
-    if (ok && ferror(f)) ok = error_set(e, "%s: cannot be read: %s", path, strerror(errno));
+    if (ok && ferror(f)) ok = error_set(e, "%s: cannot read: %s", path, strerror(errno));
     free(line);
     fclose(f);
     if (ok && dropped) return writer_commit(&w, e);
@@ -144,7 +144,7 @@ static inline FILE *metrics_append(const char *path, Error *e) {
     const int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a");
     if (!f) {
-        error_set(e, "%s: cannot be written: %s", path, strerror(errno));
+        error_set(e, "%s: cannot write: %s", path, strerror(errno));
         if (fd >= 0) close(fd);
     }
     return f;
@@ -156,15 +156,14 @@ static inline bool metrics_begin(Metrics *m, Error *e) {
     m->begun = true;
     struct stat about;
     if (m->resumed || fstat(fileno(m->jsonl), &about) || !S_ISREG(about.st_mode)) return true;
-    if (ftruncate(fileno(m->jsonl), 0))
-        return error_set(e, "%s: cannot be emptied: %s", m->jsonl_path, strerror(errno));
+    if (ftruncate(fileno(m->jsonl), 0)) return error_set(e, "%s: cannot empty: %s", m->jsonl_path, strerror(errno));
     if (m->samples_path && unlink(m->samples_path) && errno != ENOENT)
-        return error_set(e, "%s: cannot be removed: %s", m->samples_path, strerror(errno));
+        return error_set(e, "%s: cannot remove: %s", m->samples_path, strerror(errno));
     return true;
 }
 
 static inline bool metrics_flush(FILE *f, const char *path, Error *e) {
-    return (!fflush(f) && !ferror(f)) || error_set(e, "%s: cannot be written: %s", path, strerror(errno));
+    return (!fflush(f) && !ferror(f)) || error_set(e, "%s: cannot write: %s", path, strerror(errno));
 }
 
 /* ---- opening ---- */
@@ -399,10 +398,10 @@ static inline bool metrics_close(Metrics *m, Error *e) {
     ok = ok && metrics_begin(m, e) && metrics_report(m, false, e);
     if (m->jsonl == stdout) ok = ok && metrics_flush(stdout, m->jsonl_path, e);
     else if (m->jsonl && fclose(m->jsonl) && ok)
-        ok = error_set(e, "%s: cannot be written: %s", m->jsonl_path, strerror(errno));
+        ok = error_set(e, "%s: cannot write: %s", m->jsonl_path, strerror(errno));
     m->jsonl = NULL;
     if (m->samples && fclose(m->samples) && ok)
-        ok = error_set(e, "%s: cannot be written: %s", m->samples_path, strerror(errno));
+        ok = error_set(e, "%s: cannot write: %s", m->samples_path, strerror(errno));
     m->samples = NULL;
     if (!tensorboard_close(&m->board, ok ? e : NULL)) ok = false;
     metrics_free(m);

@@ -97,12 +97,12 @@ static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *
         } else if (!strcmp(tag, "HEAD")) {
             const size_t n = (size_t)m->config.width + 1;
             float *host = (float *)xmalloc(n * sizeof *host);
-            ok = bytes == n * sizeof *host
-                     ? checkpoint_payload(r, host, bytes, "value head", e)
-                     : error_set(e, "value head of %llu bytes, expected %zu", (unsigned long long)bytes, n * sizeof *host);
+            ok = bytes == n * sizeof *host ? checkpoint_payload(r, host, bytes, "value head", e)
+                                           : error_set(e, "value head of %llu bytes, expected %zu",
+                                                       (unsigned long long)bytes, n * sizeof *host);
             if (ok && m->config.value_head)
-                m->backend->weights_upload(m->device,
-                                           weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset), host, n);
+                m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset),
+                                           host, n);
             *head = ok;
             free(host);
         } else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o->m, bytes, e);
@@ -125,7 +125,8 @@ static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT
     if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
         if (shape) config = *shape;
         config.value_head = value_head;
-        ok = ok && gpt2_config_check(&config, shape ? "model shape" : spec, e) && gpt2_new(m, &config, b, d, gradients, e);
+        ok = ok && gpt2_config_check(&config, shape ? "model shape" : spec, e) &&
+             gpt2_new(m, &config, b, d, gradients, e);
         if (ok) gpt2_init(m, seed);
         if (ok && o) ok = optimizer_new(o, m, e);
     } else {
@@ -136,9 +137,11 @@ static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT
         else {
             config = r.config;
             config.value_head = value_head;
-            ok = gpt2_new(m, &config, b, d, gradients, e) && model_read_weights(&r, m, e) && (!o || optimizer_new(o, m, e));
+            ok = gpt2_new(m, &config, b, d, gradients, e) && model_read_weights(&r, m, e) &&
+                 (!o || optimizer_new(o, m, e));
             if (ok && !model_read_sections(&r, m, f, o, &head, &inner))
-                ok = strstr(inner.text, spec) ? error_set(e, "%s", inner.text) : error_set(e, "%s: %s", spec, inner.text);
+                ok = strstr(inner.text, spec) ? error_set(e, "%s", inner.text)
+                                              : error_set(e, "%s: %s", spec, inner.text);
             if (ok && value_head && !head) {
                 float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
                 gpt2_init_tensor(&config, GPT2_valuew, &m->tensor[GPT2_valuew], seed, host);
@@ -197,8 +200,8 @@ static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *pat
     if (ok && m->config.value_head) {
         const size_t n = (size_t)m->config.width + 1;
         host = (float *)xmalloc(n * sizeof *host);
-        m->backend->weights_download(m->device, host,
-                                     weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset), n);
+        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset),
+                                     n);
         ok = model_put_text(&w, "HEAD", host, n * sizeof *host, e);
         free(host);
     }

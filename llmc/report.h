@@ -52,47 +52,45 @@ static inline const char *report_css(void) {
            "td{text-align:right;padding:9px 0 9px 24px;border-top:1px solid var(--grid);white-space:nowrap}\n"
            "th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}\n"
            "thead+tbody tr:first-child td{border-top-color:var(--rule)}\n"
-           ".final{max-width:900px;margin-top:20px}.final td{font-size:17px}.final .after{font-weight:650}.final .before,.final .change{color:var(--soft)}\n"
+           ".final{max-width:980px;margin-top:20px}.final td{font-size:17px}.final .after{font-weight:650}.final .before,.final .change{color:var(--soft)}\n"
            ".final tr.first td{font-size:21px;padding-top:14px;padding-bottom:14px}.final tr.first .after{font-size:30px;color:var(--a0);line-height:1.1}\n"
            ".final td.bar{width:190px}.final svg{width:160px;height:14px;display:block;margin-left:auto}\n"
            ".bar path{stroke:var(--grid);stroke-width:2;stroke-linecap:round}.bar path.way{stroke:var(--a0)}.bar circle{fill:var(--a0);stroke:var(--a0);stroke-width:1.5}.bar circle.from{fill:var(--paper)}\n"
            ".curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,326px),1fr));gap:36px 40px}\n"
-           "figure{margin:0;min-width:0;display:flex;flex-direction:column}figure.wide{grid-column:1/-1}\n"
-           "@media(min-width:840px){figure.wide{grid-column:span 2}}\n"
-           "figcaption{flex:1 0 auto}figcaption code{font-size:12px;font-weight:400;color:var(--soft);margin-left:4px;overflow-wrap:anywhere}\n"
+           "figure{margin:0;min-width:0;display:grid;grid-row:span 2;grid-template-rows:subgrid;row-gap:2px}figure.wide{grid-column:1/-1}figure.wide svg:first-child{display:none}\n"
+           "@media(min-width:760px){figure.wide{grid-column:span 2}figure.wide svg:first-child{display:block}figure.wide svg:not(:first-child){display:none}}\n"
+           "figcaption code{font-size:12px;font-weight:400;color:var(--soft);margin-left:4px;overflow-wrap:anywhere}\n"
            "figcaption code.only{font-size:13.5px;font-weight:600;color:var(--ink);margin:0}\n"
            "figcaption p{font-size:13px;color:var(--soft);line-height:1.35;min-height:1.35em}\n"
            "figure svg{width:100%;height:auto;display:block;margin-top:4px;touch-action:pan-y;overflow:visible}\n"
            "svg text{font-size:10px;fill:var(--soft)}svg .axis{font-style:italic}svg .last{font-size:11.5px;font-weight:650}\n"
-           "svg .name{font-size:10px}.wide svg text{font-size:11px}.wide svg .last{font-size:13px}\n"
+           "svg .name{font-size:10px}.wide svg:first-child text{font-size:11px}.wide svg:first-child .last{font-size:13px}\n"
            "svg path{fill:none;stroke-linejoin:round;stroke-linecap:round}.grid{stroke:var(--grid);stroke-width:1;stroke-linecap:butt}.grid.base{stroke:var(--rule)}\n"
-           ".line{stroke-width:1.7}.raw{stroke-width:1;opacity:.32}.line.a0,.raw.a0{stroke:var(--a0)}.line.a1,.raw.a1{stroke:var(--a1)}\n"
+           ".line{stroke-width:1.7}.raw{stroke-width:1;opacity:.32}.raw.dense{stroke-width:.7;opacity:.22}.line.a0,.raw.a0{stroke:var(--a0)}.line.a1,.raw.a1{stroke:var(--a1)}\n"
            "svg path.band{stroke:none;opacity:.13}.band.a0{fill:var(--a0)}.band.a1{fill:var(--a1)}\n"
            "circle.a0,text.a0{fill:var(--a0)}circle.a1,text.a1{fill:var(--a1)}svg .a0.last,svg .a0.name{fill:var(--a0)}svg .a1.last,svg .a1.name{fill:var(--a1)}\n"
            "i.a0{color:var(--a0)}i.a1{color:var(--a1)}\n"
            ".hair{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 2}.tip{paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoin:round;font-weight:600}svg .tip.at{fill:var(--ink);font-weight:400}\n"
-           ".stats{display:flex;flex-wrap:wrap;gap:0 14px;font-size:12.5px;color:var(--soft);line-height:1.5;padding-left:10.5%}.stats b{font-weight:600;color:var(--ink)}.stats i{font-style:normal;min-width:58px}\n"
-           ".wide .stats{padding-left:5%}\n"
+           ".stats{display:flex;flex-wrap:wrap;gap:0 11px;font-size:12px;color:var(--soft);line-height:1.5;padding-left:4px}.stats b{font-weight:600;color:var(--ink)}.stats i{font-style:normal;min-width:58px}\n"
            ".tally{display:grid;grid-template-columns:max-content max-content 1fr;gap:6px 16px;align-items:center;margin:20px 0 28px;font-size:15px}\n"
            ".tally div{display:flex;flex-wrap:wrap;gap:4px}.tally a{width:15px;height:15px;border-radius:3px;display:block;border:1.5px solid var(--soft)}\n"
            ".tally a.ok{background:var(--ok);border-color:var(--ok)}.tally a.bad{border-color:var(--bad)}.tally a.mid{border-color:var(--mid);background:linear-gradient(135deg,var(--mid) 50%,transparent 50%)}\n"
-           ".prompt{border-top:1px solid var(--rule);padding:18px 0 26px}\n"
+           ".prompt{border-top:1px solid var(--rule);padding:14px 0 16px;display:grid;grid-template-columns:minmax(170px,1fr) 3.2fr;gap:12px 28px}\n"
            "pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font-size:13.5px;line-height:1.5;unicode-bidi:isolate;tab-size:4}\n"
-           ".ask{display:flex;gap:14px;align-items:baseline;margin-bottom:12px}.ask .n{color:var(--soft);font-size:13px;min-width:1.4em}.ask pre{font-size:14.5px;font-weight:600;max-height:14em;overflow:auto;flex:1}\n"
-           ".ask .answer{font-size:13px;color:var(--soft);max-width:40%;overflow-wrap:anywhere}.ask .answer code{color:var(--ink)}\n"
-           ".pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:16px}\n"
-           ".pair>div{min-width:0}.pair h5,.between h5{font-size:13px;font-weight:500;color:var(--soft);margin:0 0 6px}\n"
-           ".take{border-left:3px solid var(--rule);background:var(--card);padding:8px 14px 10px;margin-bottom:8px;border-radius:0 4px 4px 0}\n"
-           ".take pre{max-height:18em;overflow:auto}.take .got{font-size:13px;font-weight:600;margin-bottom:4px;color:var(--soft)}\n"
-           ".take.ok{border-color:var(--ok);background:var(--okbg)}.take.ok .got{color:var(--ok)}.take.bad{border-color:var(--bad);background:var(--badbg)}.take.bad .got{color:var(--bad)}.take.mid{border-color:var(--mid);background:var(--midbg)}.take.mid .got{color:var(--mid)}\n"
+           ".ask{display:grid;grid-template-columns:1.5em 1fr;align-content:start;padding-top:7px}.ask .n{color:var(--soft);font-size:13px}.ask pre{font-size:14px;font-weight:600;max-height:18em;overflow:auto}\n"
+           ".ask .answer{grid-column:2;font-size:13px;color:var(--soft);overflow-wrap:anywhere;margin-top:4px}\n"
+           ".pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,260px),1fr));gap:8px 16px}.takes{min-width:0}\n"
+           ".take{border-left:3px solid var(--rule);background:var(--card);padding:6px 14px 8px;border-radius:0 4px 4px 0}\n"
+           ".take pre{max-height:18em;overflow:auto}.take .got{font-size:13px;font-weight:600;margin-bottom:2px;color:var(--soft)}\n"
+           ".take+.take{margin-top:8px}.take .got span{font-weight:400;color:var(--soft);margin-right:10px}.take.ok{border-color:var(--ok);background:var(--okbg)}.take.ok .got{color:var(--ok)}.take.bad{border-color:var(--bad);background:var(--badbg)}.take.bad .got{color:var(--bad)}.take.mid{border-color:var(--mid);background:var(--midbg)}.take.mid .got{color:var(--mid)}\n"
            "mark{background:none;color:inherit;font-weight:700;text-decoration:underline;text-decoration-thickness:2px;text-underline-offset:3px}\n"
            ".none{color:var(--soft);font-style:italic}\n"
-           "details{margin-top:12px}summary{cursor:pointer;color:var(--soft);font-size:14px}summary:hover{color:var(--ink)}.between{padding-top:10px}\n"
-           ".config{columns:330px 3;column-gap:40px;margin-top:20px}.config section{break-inside:avoid;margin-bottom:22px}.config h3{margin:0 0 6px}\n"
+           "details{margin-top:12px}summary{cursor:pointer;color:var(--soft);font-size:14px}summary:hover{color:var(--ink)}.between{display:grid;gap:8px;padding-top:8px}.prompt details{margin-top:8px}.prompt summary{font-size:13px}\n"
+           ".config{columns:330px 3;column-gap:40px;margin-top:20px}.config section{margin-bottom:22px}.config h3{margin:0 0 6px;break-after:avoid}\n"
            ".config dl{margin:0;font-size:13.5px}.config dl div{display:flex;justify-content:space-between;gap:16px;border-top:1px solid var(--grid);padding:3.5px 0;break-inside:avoid}\n"
            ".config dt{color:var(--soft);white-space:nowrap}.config dd{margin:0;text-align:right;overflow-wrap:anywhere;min-width:0}\n"
            ".all td,.all th{font-size:13px;padding-top:4px;padding-bottom:4px}.all{margin-top:10px}\n"
-           "@media(max-width:640px){main{padding:28px 18px 64px}h1{font-size:32px}.final td.bar,.final th.bar{display:none}.final tr.first .after{font-size:24px}.final tr.first td{font-size:18px}td,th{padding-left:14px}.ask{flex-wrap:wrap}.ask .answer{max-width:100%;flex-basis:100%}}\n"
+           "@media(max-width:640px){main{padding:28px 18px 64px}h1{font-size:32px}.final td.bar,.final th.bar{display:none}.final tr.first .after{font-size:24px}.final tr.first td{font-size:18px}td,th{padding-left:14px}.prompt{grid-template-columns:1fr}}\n"
            "@media print{.take pre,.ask pre{max-height:none}main{max-width:none;padding:0}figure,.prompt{break-inside:avoid}}\n";
 }
 
@@ -103,23 +101,23 @@ static inline const char *report_script(void) {
            "function put(e,o){for(var k in o)e.setAttribute(k,o[k])}\n"
            "function say(v,share){if(v==null)return '\\u2013';if(share)return +(100*v).toPrecision(4)+'%';var a=Math.abs(v);\n"
            " return a>=1e4?Math.round(v).toLocaleString('en'):a&&a<1e-3?v.toExponential(2):String(+v.toPrecision(4))}\n"
-           "document.querySelectorAll('figure').forEach(function(fig){var d=JSON.parse(fig.querySelector('script').textContent);\n"
-           " if(!d)return;var svg=fig.querySelector('svg');charts.push({d:d,svg:svg,marks:null});\n"
+           "document.querySelectorAll('figure script').forEach(function(script){var d=JSON.parse(script.textContent);\n"
+           " if(!d)return;var svg=script.previousElementSibling;charts.push({d:d,svg:svg,marks:null});\n"
            " svg.addEventListener('pointermove',function(ev){var r=svg.getBoundingClientRect(),w=svg.viewBox.baseVal.width,b=d.box;\n"
            "  var u=((ev.clientX-r.left)/r.width*w-b[0])/(b[1]-b[0]);show(d.x[0]+Math.max(0,Math.min(1,u))*(d.x[1]-d.x[0]),svg)});\n"
            " svg.addEventListener('pointerleave',hide)});\n"
            "function hide(){charts.forEach(function(c){if(c.marks)c.marks.forEach(function(m){m.remove()});c.marks=null})}\n"
            "function near(x,at){var lo=0,hi=x.length-1;while(hi-lo>1){var m=(lo+hi)>>1;if(x[m]<at)lo=m;else hi=m}\n"
            " return Math.abs(x[lo]-at)<=Math.abs(x[hi]-at)?lo:hi}\n"
-           "function show(step,active){hide();charts.forEach(function(c){var d=c.d,b=d.box,svg=c.svg,m=c.marks=[],px,done=false,row=0;\n"
+           "function show(step,active){hide();charts.forEach(function(c){var d=c.d,b=d.box,svg=c.svg,m=c.marks=[],row=0;\n"
            " function X(v){return b[0]+(b[1]-b[0])*(v-d.x[0])/(d.x[1]-d.x[0])}\n"
            " function Y(v){if(d.log)v=Math.log10(v);return b[3]-(b[3]-b[2])*(v-d.y[0])/(d.y[1]-d.y[0])}\n"
            " d.lines.forEach(function(l,i){if(!l.x.length)return;var k=near(l.x,step),v=(l.s||l.r)[k],x=X(l.x[k]),right=x>(b[0]+b[1])/2;\n"
-           "  if(!done){done=true;var h=make(svg,'path','hair');put(h,{d:'M'+x+' '+b[2]+'V'+b[3]});m.push(h)}\n"
+           "  function write(v,cls,what){var t=make(svg,'text','tip '+cls);put(t,{x:x+(right?-7:7),y:b[2]+9+13*row++,'text-anchor':right?'end':'start'});\n"
+           "   t.textContent=(what||'')+(cls==='at'?v:say(v,d.share));m.push(t)}\n"
+           "  if(!row){var h=make(svg,'path','hair');put(h,{d:'M'+x+' '+b[2]+'V'+b[3]});m.push(h);write('step '+l.x[k],'at')}\n"
            "  var o=make(svg,'circle','end a'+i);put(o,{cx:x,cy:Y(v),r:3});m.push(o);\n"
-           "  var t=make(svg,'text','tip a'+i);put(t,{x:x+(right?-7:7),y:b[2]+9+13*(i+1),'text-anchor':right?'end':'start'});\n"
-           "  t.textContent=say(l.r[k],d.share)+(l.s&&svg===active?'  smoothed '+say(l.s[k],d.share):'');m.push(t);\n"
-           "  if(!row++){var s=make(svg,'text','tip at');put(s,{x:x+(right?-7:7),y:b[2]+9,'text-anchor':right?'end':'start'});s.textContent='step '+l.x[k];m.push(s)}\n"
+           "  write(l.r[k],'a'+i);if(l.s&&svg===active)write(l.s[k],'a'+i,'smoothed ');\n"
            " })})}})();\n";
 }
 
@@ -171,7 +169,8 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
     fputs("<p class='facts'>", f);
     if (!h->lines) fputs("<span>No step has been logged.</span>", f);
     else {
-        if (h->first_step > 1) fprintf(f, "<span>steps <b>%lld to %lld</b></span>", (long long)h->first_step, (long long)h->last_step);
+        if (h->first_step > 1)
+            fprintf(f, "<span>steps <b>%lld to %lld</b></span>", (long long)h->first_step, (long long)h->last_step);
         else fprintf(f, "<span><b>%lld</b> step%s</span>", (long long)h->last_step, h->last_step == 1 ? "" : "s");
         report_duration(h->seconds, text, sizeof text);
         fprintf(f, "<span>%s <b>%s</b></span>", running ? "running for" : "took", text);
@@ -228,7 +227,10 @@ static inline void report_final_row(FILE *f, const char *name, const char *befor
     fputs("</td><td class='change'>", f);
     if (same && a != b) {
         const int decimals = a_decimals > b_decimals ? a_decimals : b_decimals;
-        fprintf(f, "%s%.*f", b > a ? "+" : "\xE2\x88\x92", decimals > 9 ? 9 : decimals, fabs(b - a));
+        char text[32];
+        snprintf(text, sizeof text, "%.*f", decimals > 9 ? 9 : decimals, fabs(b - a));
+        if (strtod(text, NULL) == 0) chart_value(fabs(b - a), false, text);
+        fprintf(f, "%s%s", b > a ? "+" : "\xE2\x88\x92", text);
         if (percent) fputs(" points", f);
     }
     fputs("</td><td class='bar'>", f);
@@ -248,7 +250,7 @@ static inline void report_final(FILE *f, const History *h, const CurveList *curv
         report_final_row(f, h->final.rows[i].name, h->final.rows[i].value, h->final.rows[i].after, i == 0);
     for (size_t i = 0, shown = 0; !h->final.count && i < curves->count && shown < 5; i++) {
         const Curve *c = &curves->curves[i];
-        if (!c->info->title) continue;
+        if (!(c->info->flags & CURVE_HEADLINE)) continue;
         const Series *s = c->chart.lines[c->chart.count - 1].mid;
         const ptrdiff_t last = chart_last(s);
         ptrdiff_t first = 0;
@@ -267,15 +269,16 @@ static inline void report_final(FILE *f, const History *h, const CurveList *curv
 
 static inline void report_curves(FILE *f, const CurveList *curves) {
     if (!curves->count) return;
-    fputs("<section id='curves'><h2>Curves</h2><p class='note'>Faint: as measured. Strong: a moving average. The number at "
-          "a curve's end is its last value.</p>\n",
-          f);
+    fputs(
+        "<section id='curves'><h2>Curves</h2><p class='note'>Faint: as measured. Strong: a moving average. The number at "
+        "a curve's end is its last value.</p>\n",
+        f);
     for (size_t i = 0; i < curves->count; i++) {
-        const CurveGroup group = curves->curves[i].info->group;
-        if (!i || curves->curves[i - 1].info->group != group)
+        const CurveGroup group = curves->curves[i].group;
+        if (!i || curves->curves[i - 1].group != group)
             fprintf(f, "<h3>%s</h3><div class='curves'>\n", curve_group_name(group));
         curve_figure(f, &curves->curves[i], i == 0);
-        if (i + 1 == curves->count || curves->curves[i + 1].info->group != group) fputs("</div>\n", f);
+        if (i + 1 == curves->count || curves->curves[i + 1].group != group) fputs("</div>\n", f);
     }
     fputs("</section>\n", f);
 }
@@ -314,10 +317,14 @@ static inline void report_take(FILE *f, const Sample *s) {
     const char *class = report_class(s->reward);
     char text[32];
     chart_value(s->reward, false, text);
-    fprintf(f, "<div class='take %s'><div class='got'>", class);
+    fprintf(f, "<div class='take %s'><div class='got'><span>", class);
+    html_text(f, s->when);
+    fputs("</span>", f);
     if (!isfinite(s->reward)) fputs("not scored", f);
     else {
-        const char *verdict = *class == 'o' ? "\xE2\x9C\x93 right" : *class == 'b' ? "\xE2\x9C\x97 wrong" : "\xE2\x89\x88 in part";
+        const char *verdict = *class == 'o'   ? "\xE2\x9C\x93 right"
+                              : *class == 'b' ? "\xE2\x9C\x97 wrong"
+                                              : "\xE2\x89\x88 in part";
         fprintf(f, "%s, reward %s", verdict, text);
     }
     fputs("</div>", f);
@@ -356,15 +363,17 @@ static inline ReportSamples report_samples_sort(const History *h) {
     return r;
 }
 
-/* All samples of one prompt and tag; with `heading` under the tag's name. */
+/* All samples of one prompt and tag. */
 static inline void report_takes(FILE *f, const History *h, const ReportSamples *r, size_t prompt, size_t tag) {
-    fputs("<div><h5>", f);
-    html_text(f, r->tags[tag]);
-    fputs("</h5>", f);
+    fputs("<div class='takes'>", f);
     bool any = false;
     for (size_t i = 0; i < h->sample_count; i++)
         if (r->prompt_of[i] == prompt && r->tag_of[i] == tag) report_take(f, &h->samples[i]), any = true;
-    if (!any) fputs("<div class='take'><span class='none'>not sampled</span></div>", f);
+    if (!any) {
+        fputs("<div class='take'><div class='got'><span>", f);
+        html_text(f, r->tags[tag]);
+        fputs("</span></div><span class='none'>not sampled</span></div>", f);
+    }
     fputs("</div>", f);
 }
 
@@ -385,7 +394,7 @@ static inline void report_prompt(FILE *f, const History *h, const ReportSamples 
         html_text(f, answer);
         fputs("</code></span>", f);
     }
-    fputs("</div><div class='pair'>", f);
+    fputs("</div><div><div class='pair'>", f);
     report_takes(f, h, r, prompt, 0);
     if (r->tag_count > 1) report_takes(f, h, r, prompt, r->tag_count - 1);
     fputs("</div>", f);
@@ -394,7 +403,7 @@ static inline void report_prompt(FILE *f, const History *h, const ReportSamples 
         for (size_t tag = 1; tag + 1 < r->tag_count; tag++) report_takes(f, h, r, prompt, tag);
         fputs("</div></details>", f);
     }
-    fputs("</article>\n", f);
+    fputs("</div></article>\n", f);
 }
 
 /* A row of squares, one for each sample of a tag: how many were right, and a way to each. */
@@ -429,7 +438,8 @@ static inline void report_samples(FILE *f, const History *h) {
         report_prompt(f, h, &r, i);
     }
     if (shown > REPORT_SHOWN) fputs("</details>", f);
-    if (shown < r.prompt_count) fprintf(f, "<p class='note'>%zu further prompts are left out.</p>", r.prompt_count - shown);
+    if (shown < r.prompt_count)
+        fprintf(f, "<p class='note'>%zu further prompts are left out.</p>", r.prompt_count - shown);
     fputs("</section>\n", f);
     free(r.prompts);
     free(r.tags);
@@ -463,10 +473,11 @@ static inline void report_config(FILE *f, const History *h) {
 
 static inline void report_all(FILE *f, const History *h) {
     if (!h->series_count) return;
-    fputs("<section><h2>All metrics</h2><details><summary>first, last, least and greatest value of each</summary>"
-          "<div class='scroll'><table class='all'><thead><tr><th>name</th><th>first</th><th>last</th><th>min</th><th>max</th>"
-          "<th>values</th></tr></thead><tbody>\n",
-          f);
+    fputs(
+        "<section><h2>All metrics</h2><details><summary>first, last, least and greatest value of each</summary>"
+        "<div class='scroll'><table class='all'><thead><tr><th>name</th><th>first</th><th>last</th><th>min</th><th>max</th>"
+        "<th>values</th></tr></thead><tbody>\n",
+        f);
     for (size_t i = 0; i < h->series_count; i++) {
         const Series *s = &h->series[i];
         double low = INFINITY, high = -INFINITY;

@@ -22,14 +22,12 @@ typedef enum {
     CURVES_POLICY,
     CURVES_COMPLETIONS,
     CURVES_OPTIMISATION,
-    CURVES_SAMPLER,
     CURVES_SPEED,
-    CURVES_DATA,
     CURVES_OTHER,
     CURVE_GROUPS
 } CurveGroup;
 
-enum { CURVE_SHARE = 1, CURVE_ZERO = 2, CURVE_LOG = 4, CURVE_SMOOTH = 8 };
+enum { CURVE_SHARE = 1, CURVE_ZERO = 2, CURVE_LOG = 4, CURVE_SMOOTH = 8, CURVE_HEADLINE = 16 };
 
 typedef struct CurveInfo {
     const char *pattern; /* fnmatch(3), without "eval_" */
@@ -41,39 +39,51 @@ typedef struct CurveInfo {
 } CurveInfo;
 
 static inline const char *curve_group_name(CurveGroup g) {
-    static const char *const name[CURVE_GROUPS] = {"Accuracy",     "Reward",  "Policy",           "Completions",
-                                                   "Optimisation", "Sampler", "Speed and memory", "Data seen",
-                                                   "Other"};
+    static const char *const name[CURVE_GROUPS] = {"Accuracy",     "Reward",         "Policy", "Completions",
+                                                   "Optimisation", "Speed and data", "Other"};
     return name[g];
 }
 
 /* The entry for a metric's name without "eval_"; the first that fits is taken. *rank is its place in the catalogue. */
 static inline const CurveInfo *curve_info(const char *key, int *rank) {
-    enum { S = CURVE_SMOOTH, Z = CURVE_ZERO, L = CURVE_LOG, P = CURVE_SHARE };
+    enum { S = CURVE_SMOOTH, Z = CURVE_ZERO, L = CURVE_LOG, P = CURVE_SHARE, H = CURVE_HEADLINE };
     static const CurveInfo table[] = {
+        {"loss", CURVES_OPTIMISATION, "Loss", "the objective that is minimised", "loss", S | L | H},
         {"mean_token_accuracy", CURVES_OPTIMISATION, "Token accuracy", "targets that are the model's first choice",
-         "share of tokens", P | S},
+         "share of tokens", P | S | H},
+        {"*perplexity*", CURVES_OPTIMISATION, "Perplexity", "exp of the loss", "perplexity", S | L | H},
+        {"*loss*", CURVES_OPTIMISATION, NULL, "", "loss", S | L},
+        {"grad_norm", CURVES_OPTIMISATION, "Gradient norm", "L2, before clipping", "norm", S | Z | L},
+        {"learning_rate", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
+        {"lr", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
         {"rewards/accuracies", CURVES_REWARD, "Preference accuracy", "pairs whose chosen answer scores higher",
-         "share of pairs", P | S},
-        {"*accuracy*", CURVES_ACCURACY, "Accuracy", "answers that are right", "share", P | S},
+         "share of pairs", P | S | H},
+        {"*accuracy*", CURVES_ACCURACY, "Accuracy", "answers that are right", "share", P | S | H},
         {"*pass@*", CURVES_ACCURACY, NULL, "prompts solved by at least one of k samples", "share of prompts", P | S},
         {"*majority@*", CURVES_ACCURACY, NULL, "prompts whose commonest answer is right", "share of prompts", P | S},
         {"*best_of*", CURVES_ACCURACY, NULL, "prompts whose best-scored sample is right", "share of prompts", P | S},
-        {"reward", CURVES_REWARD, "Reward", "mean over all completions of a step", "reward", S},
-        {"mean_reward", CURVES_REWARD, "Reward", "mean score of chosen and rejected answers", "reward", S},
+        {"reward", CURVES_REWARD, "Reward", "mean over all completions of a step", "reward", S | H},
+        {"mean_reward", CURVES_REWARD, "Reward", "mean score of chosen and rejected answers", "reward", S | H},
         {"reward_std", CURVES_REWARD, "Spread of rewards", "standard deviation over a step", "reward", S | Z},
-        {"frac_reward_zero_std", CURVES_REWARD, "Groups without spread",
-         "all rewards equal: they teach nothing", "share of samples", P | S},
+        {"frac_reward_zero_std", CURVES_REWARD, "Groups without spread", "all rewards equal: they teach nothing",
+         "share of samples", P | S},
         {"*filter*", CURVES_REWARD, NULL, "by dynamic sampling", "value", S | Z},
         {"rewards/*/mean", CURVES_REWARD, NULL, "one part of the reward, mean", "reward", S},
         {"rewards/*/std", CURVES_REWARD, NULL, "one part of the reward, standard deviation", "reward", S | Z},
-        {"rewards/margins", CURVES_REWARD, "Margin", "chosen less rejected", "reward", S},
-        {"margin", CURVES_REWARD, "Margin", "chosen less rejected", "reward", S},
+        {"rewards/margins", CURVES_REWARD, "Margin", "chosen less rejected", "reward", S | H},
+        {"margin", CURVES_REWARD, "Margin", "chosen less rejected", "reward", S | H},
         {"rewards/*", CURVES_REWARD, NULL, "implicit reward", "reward", S},
         {"objective/*score*", CURVES_REWARD, NULL, "mean over a batch", "reward", S},
         {"objective/*reward*", CURVES_REWARD, NULL, "mean over a batch", "reward", S},
-        {"kl", CURVES_POLICY, "KL to the reference", "how far the policy has moved", "nats per token", S | Z | L},
-        {"entropy", CURVES_POLICY, "Entropy", "how open the choice of the next token is", "nats per token", S | Z},
+        {"completions/mean_length", CURVES_COMPLETIONS, "Length", "of all completions", "tokens", S | Z | H},
+        {"completions/mean_terminated_length", CURVES_COMPLETIONS, "Length when ended",
+         "of completions that end by themselves", "tokens", S | Z},
+        {"completions/clipped_ratio", CURVES_COMPLETIONS, "Cut off", "completions that reach the longest length",
+         "share of completions", P | S},
+        {"*length*", CURVES_COMPLETIONS, NULL, "", "tokens", S | Z},
+        {"completions/*", CURVES_COMPLETIONS, NULL, "", "value", S},
+        {"kl", CURVES_POLICY, "KL to the reference", "how far the policy has moved", "nats per token", S | Z | L | H},
+        {"entropy", CURVES_POLICY, "Entropy", "how open the choice of the next token is", "nats per token", S | Z | H},
         {"*entropy*", CURVES_POLICY, NULL, "", "nats", S},
         {"*kl*", CURVES_POLICY, NULL, "", "nats", S | L},
         {"*clip_ratio/region_mean", CURVES_POLICY, "Clipped ratios", "tokens whose ratio is clipped on either side",
@@ -83,27 +93,14 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
         {"*clip_ratio/high_mean", CURVES_POLICY, "Clipped high", "ratio above the range, advantage positive",
          "share of tokens", P | S},
         {"*clip*", CURVES_POLICY, NULL, "", "share", P | S},
-        {"completions/mean_length", CURVES_COMPLETIONS, "Length", "of all completions", "tokens", S | Z},
-        {"completions/mean_terminated_length", CURVES_COMPLETIONS, "Length when ended",
-         "of completions that end by themselves", "tokens", S | Z},
-        {"completions/clipped_ratio", CURVES_COMPLETIONS, "Cut off", "completions that reach the longest length",
-         "share of completions", P | S},
-        {"*length*", CURVES_COMPLETIONS, NULL, "", "tokens", S | Z},
-        {"completions/*", CURVES_COMPLETIONS, NULL, "", "value", S},
         {"logps/*", CURVES_POLICY, NULL, "log-probability of the answers", "nats", S},
         {"logits/*", CURVES_POLICY, NULL, "", "logit", S},
-        {"loss", CURVES_OPTIMISATION, "Loss", "the objective that is minimised", "loss", S | L},
-        {"*perplexity*", CURVES_OPTIMISATION, "Perplexity", "exp of the loss", "perplexity", S | L},
-        {"*loss*", CURVES_OPTIMISATION, NULL, "", "loss", S | L},
-        {"grad_norm", CURVES_OPTIMISATION, "Gradient norm", "L2, before clipping", "norm", S | Z | L},
-        {"learning_rate", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
-        {"lr", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
-        {"sampling/sampling_logp_difference/mean", CURVES_SAMPLER, "Sampler against trainer",
+        {"sampling/sampling_logp_difference/mean", CURVES_POLICY, "Sampler against trainer",
          "gap of log-probabilities: rounding, nothing else", "nats", S | Z | L},
-        {"sampling/importance_sampling_ratio/mean", CURVES_SAMPLER, "Importance ratio",
+        {"sampling/importance_sampling_ratio/mean", CURVES_POLICY, "Importance ratio",
          "trainer's probability over the sampler's", "ratio", S},
-        {"sampling/*", CURVES_SAMPLER, NULL, "", "value", S | L},
-        {"onpolicy/*", CURVES_SAMPLER, NULL, "", "value", S | L},
+        {"sampling/*", CURVES_POLICY, NULL, "", "value", S | L},
+        {"onpolicy/*", CURVES_POLICY, NULL, "", "value", S | L},
         {"step_time", CURVES_SPEED, "Time a step", "", "seconds", S | Z},
         {"*tokens_per_second*", CURVES_SPEED, "Speed", "", "tokens/s", S | Z},
         {"*per_second*", CURVES_SPEED, NULL, "", "per second", S | Z},
@@ -114,8 +111,8 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
         {"*seconds*", CURVES_SPEED, NULL, "", "seconds", S | Z},
         {"*memory*", CURVES_SPEED, NULL, "", "value", Z},
         {"perf/*", CURVES_SPEED, NULL, "", "value", S | Z},
-        {"num_tokens", CURVES_DATA, "Tokens", "seen since the start", "tokens", Z},
-        {"epoch", CURVES_DATA, "Epochs", "passes over the data", "epochs", Z},
+        {"num_tokens", CURVES_SPEED, "Tokens", "seen since the start", "tokens", Z},
+        {"epoch", CURVES_SPEED, "Epochs", "passes over the data", "epochs", Z},
         {"*", CURVES_OTHER, NULL, "", "value", S},
     };
     for (size_t i = 0;; i++)
@@ -128,7 +125,8 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
 typedef struct Curve {
     Chart chart;
     const CurveInfo *info;
-    const char *key; /* of the chart's first series */
+    const char *key;  /* of the chart's first series */
+    CurveGroup group; /* where it stands on the page */
     int rank, order;
     bool eval; /* only held-out values */
 } Curve;
@@ -147,12 +145,13 @@ static inline const Series *curve_sibling(const History *h, const Series *s, con
     snprintf(key, size, "%.*s%s%s", (int)(at - s->key), s->key, word, at + 4);
     const Series *found = history_find(h, key);
     free(key);
-    return found && found->count == s->count && !memcmp(found->steps, s->steps, s->count * sizeof *s->steps) ? found : NULL;
+    return found && found->count == s->count && !memcmp(found->steps, s->steps, s->count * sizeof *s->steps) ? found
+                                                                                                             : NULL;
 }
 
 static inline int curve_compare(const void *a, const void *b) {
     const Curve *x = (const Curve *)a, *y = (const Curve *)b;
-    if (x->info->group != y->info->group) return x->info->group < y->info->group ? -1 : 1;
+    if (x->group != y->group) return x->group < y->group ? -1 : 1;
     if (x->rank != y->rank) return x->rank - y->rank;
     return x->order - y->order;
 }
@@ -176,6 +175,7 @@ static inline CurveList curve_list(const History *h) {
         Curve *c = &list.curves[list.count++];
         c->key = s->key, c->order = (int)i, c->eval = curve_base(s->key) != s->key;
         c->info = curve_info(curve_base(s->key), &c->rank);
+        c->group = c->info->group;
         const int flags = c->info->flags;
         c->chart = (Chart){.lines = {{.mid = s, .low = curve_sibling(h, s, "min"), .high = curve_sibling(h, s, "max")}},
                            .count = 1,
@@ -187,7 +187,8 @@ static inline CurveList curve_list(const History *h) {
                            .x0 = (double)h->first_step,
                            .x1 = (double)h->last_step};
         double low = INFINITY, high = -INFINITY;
-        if (c->chart.share && chart_range(s, &low, &high) && (low < 0 || high > 1)) c->chart.share = false; /* a count, then */
+        if (c->chart.share && chart_range(s, &low, &high) && (low < 0 || high > 1))
+            c->chart.share = false; /* a count, then */
         char *eval = (char *)xmalloc(strlen(s->key) + 6);
         sprintf(eval, "eval_%s", s->key);
         const Series *held_out = c->eval ? NULL : history_find(h, eval);
@@ -199,11 +200,16 @@ static inline CurveList curve_list(const History *h) {
         free(eval);
     }
     free(taken);
+    bool scored = false;
+    for (size_t i = 0; i < list.count; i++) scored |= list.curves[i].group <= CURVES_REWARD;
+    for (size_t i = 0; i < list.count;
+         i++) /* without rewards there is no policy to speak of, and the loss comes first */
+        if (!scored && list.curves[i].group == CURVES_POLICY) list.curves[i].group = CURVES_OPTIMISATION;
     qsort(list.curves, list.count, sizeof *list.curves, curve_compare);
     return list;
 }
 
-/* "min 0.12 at 14  max 0.97 at 188  last 0.96" for one curve */
+/* "min 0.12 at 14  max 0.97 at 188  last 0.96" for a curve; one of two has its name, and no steps */
 static inline void curve_stats(FILE *f, const Chart *c, int curve) {
     const ChartLine *line = &c->lines[curve];
     const Series *s = line->mid;
@@ -221,8 +227,11 @@ static inline void curve_stats(FILE *f, const Chart *c, int curve) {
         chart_value(s->values[low], c->share, a);
         chart_value(s->values[high], c->share, b);
         chart_value(s->values[chart_last(s)], c->share, z);
-        fprintf(f, "<span>min <b>%s</b> at %lld</span><span>max <b>%s</b> at %lld</span><span>last <b>%s</b></span>", a,
-                (long long)s->steps[low], b, (long long)s->steps[high], z);
+        if (line->name) fprintf(f, "<span>min <b>%s</b></span><span>max <b>%s</b></span>", a, b);
+        else
+            fprintf(f, "<span>min <b>%s</b> at %lld</span><span>max <b>%s</b> at %lld</span>", a,
+                    (long long)s->steps[low], b, (long long)s->steps[high]);
+        fprintf(f, "<span>last <b>%s</b></span>", z);
     }
     fputs("</p>", f);
 }
@@ -230,7 +239,6 @@ static inline void curve_stats(FILE *f, const Chart *c, int curve) {
 /* One chart with its words. */
 static inline void curve_figure(FILE *f, const Curve *curve, bool wide) {
     Chart c = curve->chart;
-    c.wide = wide;
     fprintf(f, "<figure%s><figcaption><h4>", wide ? " class='wide'" : "");
     if (curve->info->title)
         fprintf(f, "%s%c%s <code>", curve->eval ? "Held-out " : "",
@@ -241,13 +249,19 @@ static inline void curve_figure(FILE *f, const Curve *curve, bool wide) {
     const bool low = c.lines[0].low, high = c.lines[0].high;
     if (low || high)
         fprintf(f, "%s%s", *curve->info->about ? "; " : "",
-                low && high ? "band from least to greatest" : low ? "band from the least" : "band to the greatest");
-    fputs("</p></figcaption>", f);
-    chart_svg(f, &c);
+                low && high ? "band from least to greatest"
+                : low       ? "band from the least"
+                            : "band to the greatest");
+    fputs("</p></figcaption><div>", f);
+    for (int narrow = 0; narrow <= wide; narrow++) { /* a wide one has a second drawing, for narrow windows */
+        c.wide = wide && !narrow;
+        chart_svg(f, &c);
+        fputs("<script type='application/json'>", f);
+        chart_data(f, &c);
+        fputs("</script>", f);
+    }
     for (int i = 0; i < c.count; i++) curve_stats(f, &c, i);
-    fputs("<script type='application/json'>", f);
-    chart_data(f, &c);
-    fputs("</script></figure>\n", f);
+    fputs("</div></figure>\n", f);
 }
 
 #endif

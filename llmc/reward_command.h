@@ -104,7 +104,7 @@ static inline void reward_command_close(RewardCommand *c) {
 /* Starts `program`; `timeout` > 0 seconds is the most that a batch may take. */
 static inline bool reward_command_open(RewardCommand *c, const char *program, double timeout, Error *e) {
     *c = (RewardCommand){.program = program, .timeout = timeout, .in = -1, .out = -1};
-    int down[2], up[2];
+    int down[2] = {-1, -1}, up[2] = {-1, -1};
     if (!reward_pipe(down, e)) return false;
     if (!reward_pipe(up, e)) {
         close(down[0]), close(down[1]);

@@ -248,6 +248,7 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         if (p->kind == REWARD_REGEX) {
             if (!reward_pattern(p, at, &at, e)) return false;
         } else at += n = strcspn(at, ":,");
+        if (!n && p->kind != REWARD_REGEX) return error_set(e, "reward %s: nothing after '='", name);
     }
     r->count++; /* from here on rewards_close() frees it */
     if (!reward_argument(p, name, argument, n, max_tokens, e)) return false;
@@ -350,7 +351,7 @@ static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float
                     e,
                     "reward %s: task '%.80s' has no verifier, must be add, sub, mul, arithmetic, numeric, word, "
                     "gsm8k, countdown, sort, brackets, exact, regex or empty",
-                    r->name[k], in[i].task);
+                    r->name[k], in[i].task ? in[i].task : "");
     }
     for (int i = 0; i < n; i++) {
         double sum = 0;

@@ -36,18 +36,18 @@ static inline Sampling sampling_default(void) {
 }
 
 typedef struct Completion {
-    int32_t *tokens;  /* (count), room for new_max */
-    float *logp;      /* (count) log-probability of each under softmax(logits / temperature), whole vocabulary */
+    int32_t *tokens; /* (count), room for new_max */
+    float *logp;     /* (count) log-probability of each under softmax(logits / temperature), whole vocabulary */
     int32_t count;
-    bool finished;    /* ended by a stop token, which is its last; else cut at the limit */
+    bool finished; /* ended by a stop token, which is its last; else cut at the limit */
 } Completion;
 
 typedef struct RolloutRequest {
     const int32_t *prompt;
     int32_t prompt_len; /* 1 ... prompt_max */
     int32_t samples;
-    uint64_t id;        /* of the first sample; the others follow */
-    Completion *out;    /* (samples); tokens and logp are allocated here, see completion_free */
+    uint64_t id;     /* of the first sample; the others follow */
+    Completion *out; /* (samples); tokens and logp are allocated here, see completion_free */
 } RolloutRequest;
 
 /* Called for each token drawn, in the order in which they are drawn. */
@@ -72,18 +72,18 @@ typedef struct Rollout {
     Workspace work;
     KVCache kv;
     Batch batch;
-    RolloutSlot *slot;      /* (slots) */
-    int *area_users;        /* (slots) samples that still need the prompt area */
+    RolloutSlot *slot;       /* (slots) */
+    int *area_users;         /* (slots) samples that still need the prompt area */
     RolloutWaiting *waiting; /* drawn their first token, wait for a slot: a queue */
     int waiting_first, waiting_count, waiting_capacity;
-    int32_t *cache_row;     /* (rows) */
+    int32_t *cache_row;      /* (rows) */
     int32_t *stream, *index; /* (targets, 2), (targets) */
-    int32_t *token;         /* (targets) */
+    int32_t *token;          /* (targets) */
     float *logp;
-    RolloutSlot *target;    /* (targets) whose token it is */
-    Ints *history;          /* on the device, (targets, prompt_max + new_max); NULL until a penalty asks for it */
+    RolloutSlot *target; /* (targets) whose token it is */
+    Ints *history;       /* on the device, (targets, prompt_max + new_max); NULL until a penalty asks for it */
     int32_t *history_host, *history_len;
-    int64_t steps, tokens;  /* model calls and tokens drawn so far */
+    int64_t steps, tokens; /* model calls and tokens drawn so far */
 } Rollout;
 
 static inline void completion_free(Completion *c) {
@@ -91,9 +91,7 @@ static inline void completion_free(Completion *c) {
     *c = (Completion){0};
 }
 
-static inline int rollout_rows(int slots, int prompt_max) {
-    return slots + (prompt_max > 512 ? prompt_max : 512);
-}
+static inline int rollout_rows(int slots, int prompt_max) { return slots + (prompt_max > 512 ? prompt_max : 512); }
 
 /* Bytes that rollout_new() takes on the device. */
 static inline size_t rollout_bytes(const GPT2Config *c, const Backend *b, int slots, int prompt_max, int new_max) {
@@ -123,7 +121,8 @@ static inline bool rollout_new(Rollout *r, const GPT2 *m, int slots, int prompt_
     r->logp = (float *)xcalloc((size_t)rows, sizeof(float));
     r->target = (RolloutSlot *)xcalloc((size_t)rows, sizeof *r->target);
     r->batch = batch_new(rows, rows, rows);
-    if (workspace_new(&r->work, m, rows, rows, rows, false, 0, e) && kv_new(&r->kv, m, slots * (prompt_max + new_max), e))
+    if (workspace_new(&r->work, m, rows, rows, rows, false, 0, e) &&
+        kv_new(&r->kv, m, slots * (prompt_max + new_max), e))
         return true;
     rollout_free(r);
     return false;
@@ -137,8 +136,7 @@ static inline int rollout_limit(const Rollout *r, const Sampling *s, int32_t pro
 static inline void rollout_wait(Rollout *r, int64_t request, int32_t sample, int area) {
     if (r->waiting_count == r->waiting_capacity) {
         RolloutWaiting *grown = (RolloutWaiting *)xcalloc(2 * (size_t)r->waiting_capacity + 64, sizeof *grown);
-        for (int i = 0; i < r->waiting_count; i++)
-            grown[i] = r->waiting[(r->waiting_first + i) % r->waiting_capacity];
+        for (int i = 0; i < r->waiting_count; i++) grown[i] = r->waiting[(r->waiting_first + i) % r->waiting_capacity];
         free(r->waiting);
         r->waiting = grown, r->waiting_first = 0, r->waiting_capacity = 2 * r->waiting_capacity + 64;
     }
@@ -235,8 +233,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             return error_set(e, "prompt %lld: it has %d tokens, at most %d fit (context %d)", (long long)i + 1,
                              q->prompt_len, r->prompt_max < T ? r->prompt_max : T - 1, T);
         if (q->samples > r->batch.targets_max - r->slots)
-            return error_set(e, "prompt %lld: %d samples, at most %d can be drawn at once", (long long)i + 1, q->samples,
-                             r->batch.targets_max - r->slots);
+            return error_set(e, "prompt %lld: %d samples, at most %d can be drawn at once", (long long)i + 1,
+                             q->samples, r->batch.targets_max - r->slots);
     }
     for (int64_t i = 0; i < n; i++)
         for (int32_t k = 0; k < requests[i].samples; k++) {
@@ -246,8 +244,12 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         }
     for (int i = 0; i < r->slots; i++) r->slot[i].prompt_area = -1, r->area_users[i] = 0;
     r->waiting_count = 0;
-    Sample how = {.temperature = s->temperature, .top_p = s->top_p, .min_p = s->min_p, .top_k = s->top_k,
-                  .repetition_penalty = s->repetition_penalty, .seed = s->seed};
+    Draw how = {.temperature = s->temperature,
+                  .top_p = s->top_p,
+                  .min_p = s->min_p,
+                  .top_k = s->top_k,
+                  .repetition_penalty = s->repetition_penalty,
+                  .seed = s->seed};
     for (int64_t next = 0;;) {
         int free_slots = 0;
         for (int i = 0; i < r->slots; i++) { /* refill */
@@ -264,8 +266,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         const int running = r->batch.targets;
         rollout_add_prompts(r, s, requests, n, &next, free_slots);
         if (!r->batch.rows) return true;
-        DecodeStep step = {.slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token,
-                           .logp = r->logp};
+        DecodeStep step = {
+            .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
         if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
         gpt2_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
         if (!gpt2_sync(r->model, e)) return false;

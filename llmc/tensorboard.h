@@ -88,8 +88,7 @@ static inline bool tensorboard_record(TensorBoard *t, char *data, size_t n, Erro
     fwrite(data, 1, n, t->file);
     fwrite(&tail, sizeof tail, 1, t->file);
     free(data);
-    if (fflush(t->file) || ferror(t->file))
-        return error_set(e, "%s: cannot be written: %s", t->path, strerror(errno));
+    if (fflush(t->file) || ferror(t->file)) return error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
     return true;
 }
 
@@ -114,7 +113,7 @@ static inline bool tensorboard_folder(const char *dir, Error *e) {
 
 /* Closes the file; false when the last bytes could not be written. */
 static inline bool tensorboard_close(TensorBoard *t, Error *e) {
-    const bool ok = !t->file || !fclose(t->file) || error_set(e, "%s: cannot be written: %s", t->path, strerror(errno));
+    const bool ok = !t->file || !fclose(t->file) || error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
     free(t->path);
     *t = (TensorBoard){0};
     return ok;
@@ -133,7 +132,7 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, int64_t res
         snprintf(t->path, size, "%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)time(NULL), host, getpid(), n);
         t->file = fopen(t->path, "wxe");
         if (!t->file && (errno != EEXIST || n == 1000)) {
-            error_set(e, "%s: cannot be written: %s", t->path, strerror(errno));
+            error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
             tensorboard_close(t, NULL);
             return false;
         }

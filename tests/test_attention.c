@@ -316,8 +316,8 @@ static void test_no_segments(void **state) {
 
 /* ==== Numbers ==== */
 
-/* Scores of +-1e4 and more: softmax is nearly one-hot, nothing overflows. The rounding of a score of size s is some
- * s 2^-24, and so is the relative error of its probability. */
+/* Scores of +-1e4 and more: softmax is nearly one-hot, nothing overflows. A score of size s is rounded by some s 2^-24
+ * at each of D steps: that is the relative error of its probability. */
 static void test_large_scores(void **state) {
     (void)state;
     Random r = random_start(23, 8);
@@ -332,21 +332,21 @@ static void test_large_scores(void **state) {
             double most = 0;
             for (int i = 0; i < 121 * 2; i++) most = fmax(most, fabs(p.lse[i]));
             assert_true(most > 2e4);
-            check(&p, 5e-3, "large scores");
+            check(&p, 2e-2, "large scores");
             problem_free(&p);
         }
 }
 
-/* Scores that all are the same large number: softmax is uniform, whatever the number. */
+/* Scores that all are the same large number, exact in any order of summation: softmax is uniform, whatever the number. */
 static void test_equal_scores(void **state) {
     (void)state;
     Random r = random_start(23, 9);
-    for (float size = -1e18f; size < 2e18f; size += 1e18f) {
+    for (float size = -0x1p60f; size < 0x1p61f; size += 0x1p60f) {
         Problem p = {0};
         add(&p, 0, 100, 0, 0);
         add(&p, 0, 2, 0, 100);
         problem_arrays(&p, &r, 102, 1, 1, 16, true, 102, 1);
-        for (int i = 0; i < 102 * 16; i++) p.q[i] = 1e18f, p.k[i] = size, p.v[i] = (float)(i / 16);
+        for (int i = 0; i < 102 * 16; i++) p.q[i] = 0x1p60f, p.k[i] = size, p.v[i] = (float)(i / 16);
         cpu_attention_forward(NULL, &p.a);
         for (int i = 0; i < 102; i++)
             assert_float_equal(p.out[i * 16 + i % 16], i < 101 ? i / 2.0f : (100 * 49.5f + 201) / 102, 1e-4);
@@ -382,7 +382,7 @@ static void make_mixed(Problem *p, Random *r, bool cache) {
     for (int i = 0; i < 9; i++) add(p, 0, 1 + 7 * i, 0, 150 + 50 * (i > 5));
     add(p, 3, 1, 0, 0);
     add(p, 0, 130, 0, 0);
-    for (int i = 0; i < 8; i++) add(p, 0, 1, 456 + 3, 130);
+    for (int i = 0; i < 8; i++) add(p, 0, 1, 465, 130);
     problem_arrays(p, r, 624, 4, 2, 64, cache, 624, 1);
 }
 

@@ -446,8 +446,8 @@ static void wrong_trailers(void **state) {
     copy[head + 8] = 16;
     assert_refused(copy, n, "section HEAD has 16 bytes, expected 12");
     memcpy(copy, file, n);
-    copy[n - 16] = 9;
-    assert_false(drain_memory(copy, n, &e));
+    copy[n - 16] = 7;
+    assert_refused(copy, n, "section SUM  has 7 bytes, expected 8");
     memcpy(copy, file, n);
     memcpy(copy + head, "HEAR", 4);
     seal(copy, n);
@@ -468,12 +468,18 @@ static void wrong_trailers(void **state) {
 static void truncated_everywhere(void **state) {
     (void)state;
     Error e;
-    for (int kind = 0; kind < 6; kind++) { /* llm.c's and ours, float32 and bf16; ours with zstd */
-        uint8_t plain[PLAIN_BYTES], *file, *packed = NULL;
+    for (int kind = 0; kind < 6; kind++) { /* float32 and bf16; llm.c's, ours, and ours with zstd */
         size_t n;
-        if (kind < 2) n = plain_file(plain, kind), file = plain;
-        else file = full_file("whole.bin", kind % 2, &n);
-        if (kind >= 4) file = packed = files_zstd(file, n, &n);
+        uint8_t *file;
+        if (kind < 2) {
+            file = malloc(PLAIN_BYTES);
+            n = plain_file(file, kind);
+        } else file = full_file("whole.bin", kind % 2, &n);
+        if (kind >= 4) {
+            uint8_t *packed = files_zstd(file, n, &n);
+            free(file);
+            file = packed;
+        }
         const char *path = files_path("cut.bin");
         assert_true(drain_memory(file, n, &e));
         files_put(path, file, n);
@@ -485,8 +491,7 @@ static void truncated_everywhere(void **state) {
             assert_false(drain_memory(file, cut, NULL));
             if (cut % 61 == 0) assert_refused(file, cut, "memory: ");
         }
-        free(packed);
-        if (kind >= 2 && kind < 4) free(file);
+        free(file);
     }
 }
 
@@ -504,8 +509,6 @@ static void flipped_everywhere(void **state) {
                 files_assert_error(&e, "memory: ");
                 file[at] ^= (uint8_t)(1 << bit);
             }
-        file[1500 - 1024 * bf16 + 700 * bf16] ^= 4;
-        assert_false(drain_memory(file, n, &e));
         free(file);
     }
     uint8_t plain[PLAIN_BYTES]; /* llm.c's format has no checksum: never a crash is all that can be asked */
@@ -552,7 +555,7 @@ static void failed_writes(void **state) {
     files_assert_error(&e, "absent/x.bin: cannot create a temporary file beside it: No such file or directory");
     config.heads = 7;
     assert_false(checkpoint_create(&w, path, &config, false, &e));
-    files_assert_error(&e, "kept.bin: key/value heads");
+    files_assert_error(&e, "kept.bin: width 2 is not a multiple of 7 heads");
     files_assert_content(path, "earlier", 7);
 }
 

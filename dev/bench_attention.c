@@ -1,0 +1,208 @@
+/* bench_attention - speed of the CPU's attention, shape by shape, against what this machine can do.
+ *
+ *     make build/bench_attention && build/bench_attention [seconds a shape]      (OMP_NUM_THREADS sets the threads)
+ *
+ * Training shapes: GFLOP/s of forward (4 D a visible query-key pair and head) and backward (10 D: five products, the
+ * scores are recomputed), as percentages of the fused multiply-add peak measured first. Decode shapes: GB/s of distinct
+ * keys and values, as a percentage of the read bandwidth measured first; they walk through several layers' caches so
+ * that nothing stays in the processor's. */
+#include "../llmc/cpu_attention.h"
+#include "../llmc/random.h"
+#include <omp.h>
+#include <time.h>
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+/* Fused multiply-adds on registers, all threads: GFLOP/s. */
+static double fma_peak(void) {
+    enum { CHAINS = 12, STEPS = 2000000 };
+    double best = 0;
+    for (int repeat = 0; repeat < 5; repeat++) {
+        const double start = now();
+        float total = 0;
+#pragma omp parallel reduction(+ : total)
+        {
+            CpuVec x[CHAINS];
+            float a = 0.999f;
+            __asm__ volatile("" : "+x"(a)); /* unknown to the compiler */
+            for (int i = 0; i < CHAINS; i++) x[i] = (CpuVec){0} + (float)i;
+            for (int step = 0; step < STEPS; step++)
+#pragma GCC unroll 12
+                for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + a;
+            for (int i = 0; i < CHAINS; i++) total += x[i][0];
+        }
+        const double rate = 2.0 * CHAINS * CPU_VEC * STEPS * omp_get_max_threads() / (now() - start) * 1e-9;
+        if (total != 0 && rate > best) best = rate;
+    }
+    return best;
+}
+
+/* Sum of a large array, all threads: GB/s. */
+static double read_bandwidth(void) {
+    const size_t n = (size_t)64 << 20;
+    float *x = xmalloc(n * sizeof *x);
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) x[i] = 1;
+    double best = 0;
+    for (int repeat = 0; repeat < 5; repeat++) {
+        const double start = now();
+        float total = 0;
+#pragma omp parallel for simd reduction(+ : total) schedule(static)
+        for (size_t i = 0; i < n; i++) total += x[i];
+        const double rate = n * sizeof *x / (now() - start) * 1e-9;
+        if (total != 0 && rate > best) best = rate;
+    }
+    free(x);
+    return best;
+}
+
+static float *filled(size_t n, uint64_t stream) {
+    float *x = xmalloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = 2 * random_uniform(1, stream, i) - 1;
+    return x;
+}
+
+/* Calls `run` until `seconds` are over, at least 3 times; returns the shortest call. */
+static double shortest(void (*run)(Device *, const Attention *), Attention *a, int layers, size_t layer,
+                       double seconds) {
+    double best = INFINITY;
+    const Attention first = *a;
+    const double end = now() + seconds;
+    for (int i = 0; i < 3 || now() < end; i++) {
+        const double start = now();
+        for (int l = 0; l < layers; l++) {
+            run(NULL, a);
+            a->k = (const Acts *)((const float *)(const void *)a->k + layer);
+            a->v = (const Acts *)((const float *)(const void *)a->v + layer);
+        }
+        const double t = (now() - start) / layers;
+        if (t < best) best = t;
+        *a = first;
+    }
+    return best;
+}
+
+typedef struct Shape {
+    const char *what;
+    int families, prompt, answers, answer, heads, kv_heads, D;
+} Shape;
+
+static void bench_training(const Shape *s, double peak, double seconds) {
+    static Segment segment[4096];
+    int n = 0, rows = 0;
+    double pairs = 0;
+    for (int f = 0; f < s->families; f++) {
+        const int prompt = rows;
+        segment[n++] = (Segment){rows, s->prompt, 0, 0, rows, 0};
+        rows += s->prompt, pairs += 0.5 * s->prompt * (s->prompt + 1);
+        for (int i = 0; i < s->answers; i++) {
+            segment[n++] = (Segment){rows, s->answer, prompt, s->prompt, rows, 0};
+            rows += s->answer, pairs += (double)s->answer * s->prompt + 0.5 * s->answer * (s->answer + 1);
+        }
+    }
+    pairs *= s->heads;
+    const size_t q_width = (size_t)s->heads * s->D, kv_width = (size_t)s->kv_heads * s->D,
+                 width = q_width + 2 * kv_width;
+    float *qkv = filled(rows * width, 1), *dqkv = filled(rows * width, 2), *dout = filled(rows * q_width, 3);
+    float *out = filled(rows * q_width, 4), *lse = filled((size_t)rows * s->heads, 5);
+    Attention a = {.rows = rows,
+                   .segments = n,
+                   .heads = s->heads,
+                   .kv_heads = s->kv_heads,
+                   .head_size = s->D,
+                   .q_stride = (int)width,
+                   .kv_stride = (int)width,
+                   .scale = 1 / sqrtf((float)s->D),
+                   .segment = (const Ints *)segment,
+                   .q = (const Acts *)qkv,
+                   .k = (const Acts *)(qkv + q_width),
+                   .v = (const Acts *)(qkv + q_width + kv_width),
+                   .out = (Acts *)out,
+                   .lse = (Floats *)lse,
+                   .dout = (const Acts *)dout,
+                   .dq = (Acts *)dqkv,
+                   .dk = (Acts *)(dqkv + q_width),
+                   .dv = (Acts *)(dqkv + q_width + kv_width)};
+    const double forward = shortest(cpu_attention_forward, &a, 1, 0, seconds / 2);
+    const double backward = shortest(cpu_attention_backward, &a, 1, 0, seconds / 2);
+    const double f = 4 * s->D * pairs / forward * 1e-9, b = 10 * s->D * pairs / backward * 1e-9;
+    fprintf(stderr, "%-44s %6d %3d/%-3d %4d %9.3f ms %6.1f %3.0f %% %9.3f ms %6.1f %3.0f %%\n", s->what, rows, s->heads,
+            s->kv_heads, s->D, forward * 1e3, f, 100 * f / peak, backward * 1e3, b, 100 * b / peak);
+    free(qkv), free(dqkv), free(dout), free(out), free(lse);
+}
+
+/* families * answers sequences, one token each; prompt keys shared by the answers of a family, answer keys of their own */
+static void bench_decode(const Shape *s, double bandwidth, double seconds) {
+    static Segment segment[4096];
+    int n = 0, keys = 0;
+    for (int f = 0; f < s->families; f++) {
+        const int prompt = keys;
+        keys += s->prompt;
+        for (int i = 0; i < s->answers; i++, n++) {
+            segment[n] = (Segment){n, 1, prompt, s->prompt, keys, s->answer - 1};
+            keys += s->answer;
+        }
+    }
+    const size_t q_width = (size_t)s->heads * s->D, kv_width = (size_t)s->kv_heads * s->D, layer = keys * kv_width;
+    const int layers = (int)(((size_t)64 << 20) / layer) + 1;
+    float *q = filled(n * q_width, 1), *k = filled(layers * layer, 2), *v = filled(layers * layer, 3);
+    float *out = filled(n * q_width, 4);
+    Attention a = {.rows = n,
+                   .segments = n,
+                   .heads = s->heads,
+                   .kv_heads = s->kv_heads,
+                   .head_size = s->D,
+                   .q_stride = (int)q_width,
+                   .kv_stride = (int)kv_width,
+                   .scale = 1 / sqrtf((float)s->D),
+                   .segment = (const Ints *)segment,
+                   .q = (const Acts *)q,
+                   .k = (const Acts *)k,
+                   .v = (const Acts *)v,
+                   .out = (Acts *)out};
+    const double t = shortest(cpu_attention_forward, &a, layers, layer, seconds);
+    const double rate = 2.0 * layer * sizeof(float) / t * 1e-9;
+    const double cached = shortest(cpu_attention_forward, &a, 1, 0, seconds / 4);
+    fprintf(stderr, "%-44s %6d %3d/%-3d %4d %9.3f ms %6.1f GB/s %3.0f %% %6.1f MB, from cache %6.1f GB/s\n", s->what, n,
+            s->heads, s->kv_heads, s->D, t * 1e3, rate, 100 * rate / bandwidth, 8e-6 * layer, 8e-9 * layer / cached);
+    free(q), free(k), free(v), free(out);
+}
+
+int main(int argc, char **argv) {
+    const double seconds = argc > 1 ? atof(argv[1]) : 0.4;
+    const double peak = fma_peak(), bandwidth = read_bandwidth();
+    fprintf(stderr, "%d threads, peak %.0f GFLOP/s float32, %.1f GB/s read\n\n", omp_get_max_threads(), peak,
+            bandwidth);
+    static const Shape training[] = {
+        {"4 x 256", 4, 256, 0, 0, 12, 12, 64},
+        {"2 x 512", 2, 512, 0, 0, 12, 12, 64},
+        {"1 x 1024", 1, 1024, 0, 0, 12, 12, 64},
+        {"16 x 64", 16, 64, 0, 0, 12, 12, 64},
+        {"64 x 20 (short chats)", 64, 20, 0, 0, 6, 6, 64},
+        {"8 x (128 shared + 8 x 64) (GRPO)", 8, 128, 8, 64, 6, 6, 64},
+        {"16 x (12 shared + 16 x 8) (short answers)", 16, 12, 16, 8, 4, 4, 32},
+        {"4 x 256, grouped heads", 4, 256, 0, 0, 9, 3, 64},
+        {"4 x 256, wide heads", 4, 256, 0, 0, 6, 6, 128},
+        {"4 x 256, heads of 80", 4, 256, 0, 0, 12, 12, 80},
+        {"4 x 256, narrow heads", 4, 256, 0, 0, 12, 12, 24},
+    };
+    fprintf(stderr, "%-44s %6s %7s %4s %12s %13s %11s %13s\n", "training", "rows", "heads", "size", "forward",
+            "GFLOP/s", "backward", "GFLOP/s");
+    for (size_t i = 0; i < sizeof training / sizeof *training; i++) bench_training(&training[i], peak, seconds);
+    static const Shape decode[] = {
+        {"32 sequences, 300 keys", 32, 0, 1, 300, 12, 12, 64},
+        {"1 sequence, 1000 keys", 1, 0, 1, 1000, 12, 12, 64},
+        {"4 x 8 sequences, 200 shared + 60 keys", 4, 200, 8, 60, 12, 12, 64},
+        {"8 x 8 sequences, 32 shared + 32 keys", 8, 32, 8, 32, 6, 6, 64},
+        {"2 x 16 sequences, 512 shared + 20 keys", 2, 512, 16, 20, 12, 12, 64},
+        {"32 sequences, 300 keys, grouped heads", 32, 0, 1, 300, 9, 3, 64},
+        {"64 sequences, 60 keys, narrow heads", 64, 0, 1, 60, 4, 4, 32},
+    };
+    fprintf(stderr, "\n%-44s %6s %7s %4s %12s\n", "decode", "rows", "heads", "size", "a layer");
+    for (size_t i = 0; i < sizeof decode / sizeof *decode; i++) bench_decode(&decode[i], bandwidth, seconds);
+    return 0;
+}

@@ -1,0 +1,369 @@
+/* trainer.h - what all trainers have around their method: options, the model and its optimizer, logging, state.
+ *
+ * A trainer's file shows its own loop; this holds what the loops share, in the order in which it happens:
+ *
+ *     trainer_open()      the device, the model (from -c, or resumed from --resume), the optimizer, metrics
+ *     trainer_announce()  the configuration table and the predicted memory, before anything large is allocated
+ *     trainer_update()    one optimizer step: schedule, clipping, the guard against NaN
+ *     trainer_log()       a line and a record a step
+ *     trainer_save()      the checkpoint, the best one, the state to resume from; trainer_close()
+ *
+ * Counters that a resumed run needs are kept as a JSON object in the state; each trainer adds its own (t->state).
+ */
+#ifndef LLMC_TRAINER_H
+#define LLMC_TRAINER_H
+
+#include "cpu.h"
+#include "metrics.h"
+#include "model_file.h"
+#include "model_text.h"
+#include "options.h"
+#include "program.h"
+#include "schedule.h"
+#include "shard.h"
+
+typedef struct TrainerOptions {
+    const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
+    int64_t layers, heads, width, vocab, context;
+    int64_t seed, recompute, micro_tokens, steps, save_steps, logging_steps, max_bad_steps;
+    int dtype, output_dtype, schedule, decay_kind;
+    double learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, warmup, min_lr_rate, decay;
+} TrainerOptions;
+
+static inline TrainerOptions trainer_defaults(double learning_rate) {
+    TrainerOptions o = {.seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
+    o.learning_rate = learning_rate, o.beta1 = 0.9, o.beta2 = 0.999, o.eps = 1e-8, o.max_grad_norm = 1;
+    o.schedule = SCHEDULE_LINEAR, o.decay = 0.1;
+    return o;
+}
+
+#define TRAINER_MODEL_OPTIONS(o)                                                                                       \
+    OPTION_GROUP("Model"),                                                                                             \
+        OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                        \
+                    "model to start from: a checkpoint, - or d12 (random)"),                                           \
+        OPTION_INT("layers", 0, &(o).layers, 0, 1024, "a new model of this many layers, with the four below"),         \
+        OPTION_INT("heads", 0, &(o).heads, 0, 1024, "attention heads; 0: one per 64 channels"),                        \
+        OPTION_INT("width", 0, &(o).width, 0, 65536, "channels; 0: 64 a layer"),                                       \
+        OPTION_INT("vocab", 0, &(o).vocab, 0, 4194176, "vocabulary of a new model; 0: the data's"),                    \
+        OPTION_INT("context", 't', &(o).context, 0, 1048576, "most positions of a new model; 0: 1024"),                \
+        OPTION_CHOICE("dtype", 0, &(o).dtype, "float32|bf16", "arithmetic of the matrix products"),                    \
+        OPTION_INT("recompute", 'r', &(o).recompute, 0, 2,                                                             \
+                   "to save memory, recompute 0 nothing, 1 layernorm and GELU, 2 whole layers"),                       \
+        OPTION_INT("micro-tokens", 'b', &(o).micro_tokens, 16, 1 << 24,                                                \
+                   "token budget of a micro-batch: memory, never results, depends on it"),                             \
+        OPTION_INT("seed", 0, &(o).seed, 0, 9007199254740992.0, "of all that is random")
+
+#define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
+    OPTION_GROUP("Optimizer"),                                                                                         \
+        OPTION_REAL("learning-rate", 'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                   \
+        OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule, SCHEDULE_CHOICES, "learning-rate schedule"),            \
+        OPTION_REAL("warmup-steps", 'u', &(o).warmup, 0, 1e9, "linear warm-up; below 1: a share of all steps"),        \
+        OPTION_REAL("min-lr-rate", 'q', &(o).min_lr_rate, 0, 1, "least rate, as a share of the peak"),                 \
+        OPTION_REAL("decay-steps", 0, &(o).decay, 0, 1e9, "wsd: length of the decay; below 1: a share"),               \
+        OPTION_CHOICE("decay-type", 0, &(o).decay_kind, DECAY_CHOICES, "wsd: shape of the decay"),                     \
+        OPTION_REAL("weight-decay", 0, &(o).weight_decay, 0, 10, "decoupled, on matrices only"),                       \
+        OPTION_REAL("adam-beta1", 0, &(o).beta1, 0, 0.999999, "decay of the first moment"),                            \
+        OPTION_REAL("adam-beta2", 0, &(o).beta2, 0, 0.9999999, "decay of the second moment"),                          \
+        OPTION_REAL("adam-epsilon", 0, &(o).eps, 1e-20, 1, "added to the root of the second moment"),                  \
+        OPTION_REAL("max-grad-norm", 0, &(o).max_grad_norm, 0, 1e9, "clip the global gradient norm; 0: do not"),       \
+        OPTION_INT("max-bad-steps", 0, &(o).max_bad_steps, 0, 1e9,                                                     \
+                   "stop after more steps than this were skipped for NaN or infinity")
+
+#define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
+    OPTION_GROUP("Output"),                                                                                            \
+        OPTION_TEXT("output", 'o', &(o).output, "FILE", "trained model; - is standard output, .zst is compressed"),    \
+        OPTION_CHOICE("output-dtype", 0, &(o).output_dtype, "float32|bf16", "llm.c's version 3 or 5"),                 \
+        OPTION_TEXT("state", 0, &(o).state, "FILE", "state to resume from (default: OUTPUT.state)"),                   \
+        OPTION_INT("save-steps", 'n', &(o).save_steps, 0, 1e9, "write the state every so many steps; 0: on a signal"), \
+        OPTION_TEXT("resume", 'y', &(o).resume, "FILE", "go on from a state, bit for bit; other options as before"),   \
+        OPTION_TEXT("metrics", 0, &(o).metrics, "FILE", "a JSON line a step"),                                         \
+        OPTION_TEXT("tensorboard", 0, &(o).tensorboard, "DIR", "TensorBoard event files"),                             \
+        OPTION_TEXT("report", 0, &(o).report, "FILE", "self-contained HTML report"),                                   \
+        OPTION_INT("logging-steps", 0, &(o).logging_steps, 1, 1e9, "print a line every so many steps")
+
+typedef struct Trainer {
+    TrainerOptions o;
+    const char *program; /* train_sft, ...: the stage's name in the lineage */
+    Device *device;
+    const Backend *backend;
+    GPT2 model;
+    ModelFile file;
+    Optimizer optimizer;
+    ModelText text;
+    Schedule schedule;
+    Metrics metrics;
+    json_t *state;     /* the trainer's own counters, saved and resumed */
+    int64_t step;      /* optimizer steps, skipped ones among them */
+    int64_t bad_steps; /* skipped for NaN or infinity */
+    int64_t tokens;    /* trained on so far */
+    double flops;      /* of this step, for the share of the peak */
+    double gemm_peak;  /* FLOP/s */
+    size_t predicted;  /* bytes */
+    double step_start; /* seconds */
+    bool last_bad;
+    OptimizerResult update;
+    double learning_rate; /* of the last step */
+} Trainer;
+
+/* FLOPs of a forward pass: 2 a multiply-add; attention counted over the pairs that are computed. Backward is twice that. */
+static inline double gpt2_flops(const GPT2Config *c, double rows, double targets, double pairs) {
+    const double C = c->width, Q = gpt2_qkv_width(c), F = c->hidden;
+    return 2 *
+           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
+}
+
+/* Pairs of query and key in a batch. */
+static inline double batch_pairs(const Batch *b) {
+    double pairs = 0;
+    for (int i = 0; i < b->segments; i++) {
+        const Segment *s = &b->segment[i];
+        pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
+    }
+    return pairs;
+}
+
+static inline int64_t state_int(const json_t *state, const char *key) {
+    return json_integer_value(json_object_get(state, key));
+}
+static inline double state_real(const json_t *state, const char *key) {
+    return json_number_value(json_object_get(state, key));
+}
+
+/* The shape that --layers and its companions ask for, or NULL where they do not. */
+static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t data_vocab, GPT2Config *c) {
+    if (!o->layers) {
+        if (o->heads || o->width) usage_error("--heads and --width go with --layers");
+        return NULL;
+    }
+    const int64_t width = o->width ? o->width : 64 * o->layers;
+    const int64_t heads = o->heads ? o->heads : width >= 64 ? width / 64 : 1;
+    *c = gpt2_config((int32_t)o->layers, (int32_t)heads, (int32_t)width, (int32_t)(o->vocab ? o->vocab : data_vocab),
+                     (int32_t)(o->context ? o->context : 1024));
+    return c;
+}
+
+/* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */
+static inline void trainer_open(Trainer *t, const char *program, const TrainerOptions *o, const Shard *data,
+                                bool value_head) {
+    Error e;
+    *t = (Trainer){.o = *o, .program = program, .backend = backend_cpu(), .state = json_object()};
+    if (!o->checkpoint && !o->layers && !o->resume) usage_error("-c/--checkpoint: which model?");
+    if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give one of them");
+    if (!t->backend->open(&t->device, o->dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
+    GPT2Config shape, descriptor;
+    bool ok = true;
+    const GPT2Config *new_shape = trainer_shape(o, data->vocab, &shape);
+    if (!o->resume && !new_shape && gpt2_config_descriptor(o->checkpoint, &descriptor, &ok, &e) && ok) {
+        shape = gpt2_config(descriptor.layers, descriptor.heads, descriptor.width,
+                            (int32_t)(o->vocab ? o->vocab : data->vocab), (int32_t)(o->context ? o->context : 1024));
+        new_shape = &shape;
+    }
+    const char *from = o->resume ? o->resume : o->checkpoint;
+    if (!model_load(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device, true,
+                    (uint64_t)o->seed, &t->optimizer, &e))
+        die("%s", e.text);
+    if (t->model.config.vocab < data->vocab)
+        die("%s: its vocabulary of %d does not fit the model's %d", data->name, data->vocab, t->model.config.vocab);
+    if (!t->file.tokenizer && data->tokenizer_bytes) {
+        t->file.tokenizer = xmalloc(data->tokenizer_bytes);
+        memcpy(t->file.tokenizer, data->tokenizer, t->file.tokenizer_bytes = data->tokenizer_bytes);
+    } else if (data->tokenizer_bytes && (t->file.tokenizer_bytes != data->tokenizer_bytes ||
+                                         memcmp(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes)))
+        die("%s: it was made with another tokenizer than the model's; make the shard with --tokenizer %s", data->name,
+            from ? from : "MODEL");
+    if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
+    if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
+    t->optimizer.beta1 = o->beta1, t->optimizer.beta2 = o->beta2, t->optimizer.eps = o->eps;
+    t->optimizer.weight_decay = o->weight_decay, t->optimizer.max_grad_norm = o->max_grad_norm;
+    if (o->resume) {
+        json_error_t where;
+        json_t *state = t->file.trainer ? json_loads(t->file.trainer, 0, &where) : NULL;
+        if (!json_is_object(state)) die("%s: it is a model, not a training state", o->resume);
+        const char *stage = json_string_value(json_object_get(state, "stage"));
+        if (!stage || strcmp(stage, program)) die("%s: it is a state of %s, not of %s", o->resume, stage, program);
+        json_decref(t->state);
+        t->state = state;
+        t->step = state_int(state, "step"), t->bad_steps = state_int(state, "bad_steps");
+        t->tokens = state_int(state, "tokens"), t->optimizer.step = state_int(state, "optimizer_step");
+    }
+    if (!metrics_open(&t->metrics, program, o->metrics, o->tensorboard, o->report, o->resume ? t->step : -1, &e))
+        die("%s", e.text);
+}
+
+/* The lineage gets an entry for this stage: its options and the parent's hash. */
+static inline void trainer_lineage(Trainer *t, const Option *table) {
+    json_t *options = json_object(), *entry = json_object();
+    static const char *const places[] = {"output", "state",        "resume",    "metrics",       "tensorboard",
+                                         "report", "micro-tokens", "recompute", "logging-steps", "save-steps"};
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        char value[256];
+        bool place = o->kind == OPT_GROUP;
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) place |= !strcmp(o->name, places[i]);
+        if (place) continue;
+        option_value(o, value, sizeof value);
+        if (value[0]) json_object_set_new(options, o->name, json_string(value));
+    }
+    char hash[20];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->file.hash);
+    json_object_set_new(entry, "stage", json_string(t->program));
+    json_object_set_new(entry, "parent", t->file.hash ? json_string(hash) : json_null());
+    json_object_set_new(entry, "options", options);
+    json_array_append_new(t->file.lineage, entry);
+}
+
+/* The configuration, the model, and the memory that it will take: rows, the micro-batch's; more: bytes of what else the
+ * trainer allocates (a reference, rollouts). */
+static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
+    const GPT2Config *c = &t->model.config;
+    const Backend *b = t->backend;
+    const size_t model = gpt2_model_bytes(c, b, true), moments = optimizer_bytes(c, b);
+    const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o.recompute);
+    const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, gpt2_widest(c), c->padded_vocab);
+    t->predicted = program_peak_memory() + work + scratch + more;
+    t->gemm_peak = b->gemm_peak(t->device);
+    char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
+    options_print(table);
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        option_value(o, text, sizeof text);
+        metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
+    }
+    snprintf(text, sizeof text, "%d layers, %d heads, width %d, vocabulary %d, context %d: %.3g M parameters",
+             c->layers, c->heads, c->width, c->vocab, c->context, (double)t->model.parameters * 1e-6);
+    fprintf(stderr, "model   %s\n", text);
+    metrics_header(&t->metrics, text);
+    fprintf(stderr,
+            "memory  weights and gradients %s, optimizer %s, activations %s, scratch %s, rest %s; peak about %s\n",
+            program_bytes(a, model), program_bytes(d, moments), program_bytes(f, work), program_bytes(g, scratch),
+            program_bytes(h, more), program_bytes(i, t->predicted));
+    snprintf(text, sizeof text, "%s, %d threads, %s, %.0f GFLOP/s measured", b->name, omp_get_max_threads(),
+             t->o.dtype ? "bf16" : "float32", t->gemm_peak * 1e-9);
+    fprintf(stderr, "device  %s\n", text);
+    metrics_header(&t->metrics, text);
+    trainer_lineage(t, table);
+}
+
+/* Sets up the schedule for a run of so many steps. */
+static inline void trainer_schedule(Trainer *t, int64_t steps) {
+    t->o.steps = steps;
+    t->schedule = (Schedule){.kind = (ScheduleKind)t->o.schedule,
+                             .steps = steps,
+                             .min = t->o.min_lr_rate,
+                             .warmup = schedule_steps(t->o.warmup, steps),
+                             .decay = schedule_steps(t->o.decay, steps),
+                             .decay_kind = (DecayKind)t->o.decay_kind};
+}
+
+static inline void trainer_begin_step(Trainer *t) {
+    t->step_start = program_seconds();
+    t->flops = 0;
+}
+
+/* One optimizer step from the gradients that backward passes left. A loss or gradient that is not finite changes nothing
+ * and is counted; too many end the run. */
+static inline void trainer_update(Trainer *t, double loss) {
+    Error e;
+    if (!gpt2_sync(&t->model, &e)) die("%s", e.text);
+    t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
+    t->last_bad = !isfinite(loss);
+    if (t->last_bad) {
+        gpt2_zero_grads(&t->model);
+        t->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
+    } else t->update = optimizer_step(&t->optimizer, &t->model, t->learning_rate);
+    t->step++;
+    if (!t->update.skipped) return;
+    t->bad_steps++;
+    metrics_line(&t->metrics, "%s: warning: step %lld: %s is not finite; the step was skipped (%lld so far)",
+                 t->program, (long long)t->step, t->last_bad ? "the loss" : "the gradient", (long long)t->bad_steps);
+    if (t->bad_steps > t->o.max_bad_steps)
+        die("step %lld: %lld steps were skipped for NaN or infinity, --max-bad-steps allows %lld", (long long)t->step,
+            (long long)t->bad_steps, (long long)t->o.max_bad_steps);
+}
+
+/* Ends the step: common metrics, the record, the line (`text` holds the method's own part) and the moving line. */
+PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const char *format, ...) {
+    Error e;
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    const double seconds = program_seconds() - t->step_start, peak = t->flops / seconds / t->gemm_peak;
+    Metrics *m = &t->metrics;
+    metrics_set(m, "loss", loss);
+    metrics_set(m, "grad_norm", t->update.grad_norm);
+    metrics_set(m, "learning_rate", t->learning_rate);
+    metrics_set(m, "num_tokens", (double)t->tokens);
+    metrics_set(m, "step_time", seconds);
+    metrics_set(m, "perf/gemm_peak", peak);
+    if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
+    if (!metrics_step(m, t->step, &e)) die("%s", e.text);
+    if (t->step % t->o.logging_steps == 0 || t->step == t->o.steps)
+        metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of GEMM peak",
+                     (long long)t->step, (long long)t->o.steps, loss, text, t->update.grad_norm, t->learning_rate,
+                     1e3 * seconds, 100 * peak);
+    metrics_progress(m, t->step, t->o.steps, text);
+}
+
+/* The state's path: --state, or the output's with .state behind. NULL where neither is a file. */
+static inline char *trainer_state_path(const Trainer *t) {
+    if (t->o.state) return xstrdup(t->o.state);
+    if (!t->o.output || !strcmp(t->o.output, "-")) return NULL;
+    char *path = (char *)xmalloc(strlen(t->o.output) + 7);
+    sprintf(path, "%s.state", t->o.output);
+    return path;
+}
+
+/* Writes the training state: with it, --resume goes on as if nothing had happened. */
+static inline void trainer_save_state(Trainer *t) {
+    char *path = trainer_state_path(t);
+    if (!path) {
+        warn("no state is written: give --state FILE");
+        return;
+    }
+    Error e;
+    json_object_set_new(t->state, "stage", json_string(t->program));
+    json_object_set_new(t->state, "step", json_integer(t->step));
+    json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
+    json_object_set_new(t->state, "tokens", json_integer(t->tokens));
+    json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
+    char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    /* the stage in progress is not in the parent's lineage yet when the run resumes */
+    json_t *entry = json_incref(json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1));
+    json_array_remove(t->file.lineage, json_array_size(t->file.lineage) - 1);
+    if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
+    json_array_append_new(t->file.lineage, entry);
+    metrics_line(&t->metrics, "state written to %s", path);
+    free(text), free(path);
+}
+
+/* At the end of a step: writes the state when it is time to, or when a signal asked to stop; true: stop. */
+static inline bool trainer_should_stop(Trainer *t) {
+    const bool stopping = program_stopping();
+    if (stopping || (t->o.save_steps && t->step % t->o.save_steps == 0)) trainer_save_state(t);
+    if (stopping)
+        metrics_line(&t->metrics, "stopped by a signal after step %lld; go on with --resume", (long long)t->step);
+    return stopping;
+}
+
+static inline void trainer_save_model(Trainer *t, const char *path) {
+    Error e;
+    if (!model_save(&t->model, &t->file, path, t->o.output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
+}
+
+/* Ends the run. stopped: by a signal; then no model is written, only the state was. */
+static inline void trainer_close(Trainer *t, bool stopped) {
+    Error e;
+    char a[16], b[16];
+    if (!stopped && t->o.output) trainer_save_model(t, t->o.output);
+    metrics_line(&t->metrics, "peak memory %s, predicted %s", program_bytes(a, program_peak_memory()),
+                 program_bytes(b, t->predicted));
+    if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
+    optimizer_free(&t->optimizer, &t->model);
+    gpt2_free(&t->model);
+    model_text_close(&t->text);
+    model_file_free(&t->file);
+    json_decref(t->state);
+    t->backend->close(t->device);
+}
+
+#endif

@@ -1,0 +1,66 @@
+/* fuzz_shard.c - libFuzzer: any bytes as a record shard, as they are and again with a checksum that is right, and as a
+ * token shard.
+ *
+ *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_shard.c -lzstd -lm
+ *     ./a.out -max_len=4096 corpus/ tests/corpus/shard/
+ */
+#include "../llmc/shard.h"
+#include "../llmc/tokens.h"
+
+static void require(bool holds) {
+    if (!holds) abort();
+}
+
+static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
+
+/* A shard that opens must give all its records, each within its bounds; and written again it must be the same. */
+static void read_records(const uint8_t *data, size_t n) {
+    Reader in;
+    Shard s;
+    Error e = {""};
+    if (!reader_memory(&in, data, n, &e)) return require_error(&e);
+    const bool ok = shard_read(&s, &in, &e);
+    reader_close(&in);
+    if (!ok) return require_error(&e);
+    Record r = {0};
+    ShardWriter w;
+    int64_t total = 0;
+    require(shard_create(&w, "/dev/null", s.kind, s.vocab, s.tokenizer, s.tokenizer_bytes, s.chat_template, &e));
+    for (int64_t i = 0; i < s.count; i++) {
+        require(shard_record(&s, i, &r, &e) && r.count >= 1 && r.count <= s.longest);
+        for (int32_t k = 0; k < r.count; k++) require(r.tokens[k] >= 0 && r.tokens[k] < s.vocab);
+        require((r.mask != NULL) == (s.kind == RECORD_CHAT || s.kind == RECORD_STEP));
+        require(r.prompt >= 0 && (int64_t)r.prompt + r.chosen + r.rejected <= r.count);
+        total += r.count;
+        require(shard_add(&w, &r, &e));
+    }
+    require(total == s.total_tokens && w.payload_bytes == s.payload_bytes);
+    if (s.payload_bytes) require(!memcmp(w.payload, s.payload, s.payload_bytes));
+    shard_abort(&w);
+    record_free(&r);
+    shard_close(&s);
+}
+
+static void read_tokens(const uint8_t *data, size_t n) {
+    Reader in;
+    TokenShard t;
+    Error e = {""};
+    if (!reader_memory(&in, data, n, &e)) return;
+    if (!tokens_read(&t, &in, 1000, &e)) require_error(&e);
+    for (int64_t i = 0; i < t.count; i++) require(t.tokens[i] < 1000);
+    tokens_close(&t);
+    reader_close(&in);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    read_tokens(data, n);
+    read_records(data, n);
+    if (n <= 1024) return 0;
+    uint8_t *sealed = (uint8_t *)xmalloc(n);
+    const uint64_t hash = XXH3_64bits(data, n - 8);
+    memcpy(sealed, data, n - 8);
+    memcpy(sealed + n - 8, &hash, 8);
+    read_records(sealed, n);
+    free(sealed);
+    return 0;
+}

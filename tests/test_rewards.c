@@ -1,0 +1,669 @@
+/* test_rewards.c - the verifiers against planted right and wrong answers, the shapers against TRL's values, the
+ * specification's grammar, and the protocol of a reward program in all the ways it can go wrong. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "../llmc/rewards.h"
+#include "golden.h"
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static void assert_message(const Error *e, const char *part) {
+    assert_true(strlen(e->text) > 10);
+    assert_null(strchr(e->text, '\n'));
+    if (!strstr(e->text, part)) fail_msg("\"%s\" does not hold \"%s\"", e->text, part);
+}
+
+static float verify(const char *task, const char *completion, const char *answer, const char *fields) {
+    const RewardInput in = {.task = task, .completion = completion, .answer = answer, .fields = fields};
+    float score = -1;
+    assert_true(rewards_verify(&in, &score));
+    return score;
+}
+
+/* ---- verifiers ------------------------------------------------------------------------------------------------- */
+
+#define NONE (-1) /* cannot be scored */
+
+static void test_planted(void **state) {
+    (void)state;
+    static const char numbers[] = "{\"numbers\":[3,4,5,5],\"target\":35}", reversed[] = "{\"style\":\"reversed\"}",
+                      scratchpad[] = "{\"style\":\"scratchpad\",\"level\":2}";
+    static const struct {
+        const char *task, *completion, *answer, *fields;
+        int score;
+    } cases[] = {
+        /* numbers: the last one counts */
+        {"add", "46", "46", "", 1},
+        {"add", "46\n", "46", "", 1},
+        {"add", " 12+34=46", "46", NULL, 1},
+        {"add", "046", "46", "", 1},
+        {"add", "46.0", "46", "", 1},
+        {"add", "4 6", "46", "", 0},
+        {"add", "46 47", "46", "", 0},
+        {"add", "46\n12+35=47", "46", "", 0},
+        {"add", "44 45 46", "46", "", 1},
+        {"add", "146", "46", "", 0},
+        {"add", "460", "46", "", 0},
+        {"add", "-46", "46", "", 0},
+        {"add", "", "46", "", 0},
+        {"add", "forty-six", "46", "", 0},
+        {"add", "46", "", "", NONE},
+        {"add", "46", "?", "", NONE},
+        {"sub", "-22", "-22", "", 1},
+        {"sub", "12-34=-22", "-22", "", 1},
+        {"sub", "22", "-22", "", 0},
+        {"sub", "\u221222", "-22", "", 1},
+        {"sub", "0", "0", "", 1},
+        {"sub", "-0", "0", "", 1},
+        {"sub", "5-3", "3", "", 1},
+        {"sub", "5-3", "-3", "", 0},
+        {"sub", "(5)-3", "-3", "", 0},
+        {"sub", "covid-19", "19", "", 1},
+        {"mul", "1,234,567", "1234567", "", 1},
+        {"mul", "1{,}234", "1234", "", 1},
+        {"mul", "1,23", "23", "", 1},
+        {"mul", "1,2345", "12345", "", 0},
+        {"mul", "12345678901234567890123456789012345678901234567890",
+         "12345678901234567890123456789012345678901234567890", "", 1},
+        {"mul", "12345678901234567890123456789012345678901234567891",
+         "12345678901234567890123456789012345678901234567890", "", 0},
+        {"arithmetic", "84/2", "42", "", 0}, /* unfinished */
+        {"arithmetic", "42/1", "42", "", 0},
+        {"numeric", "1/2", "0.5", "", 1},
+        {"numeric", "0.50", "1/2", "", 1},
+        {"numeric", "2/4", "1/2", "", 1},
+        {"numeric", "-1/2", "-.5", "", 1},
+        {"numeric", "1/3", "0.3333333333", "", 0},
+        {"numeric", "1 / 3", "2/6", "", 1},
+        {"numeric", "1/0", "0", "", 0},
+        {"numeric", "0/5", "0", "", 0},
+        {"numeric", "\\boxed{\\frac{1}{3}}", "1/3", "", 1},
+        {"numeric", "-\\dfrac{7}{4} is it", "-1.75", "", 1},
+        {"numeric", "\\frac{7}{", "7", "", 1},
+        {"numeric", "so \\boxed{42}. Check: 6*7=43", "42", "", 1},
+        {"numeric", "\\boxed{41} no, \\boxed{42}", "42", "", 1},
+        {"numeric", "\\boxed{42} no, \\boxed{41}", "42", "", 0},
+        {"numeric", "\\boxed{42", "42", "", 1}, /* never closed: an unmarked text */
+        {"numeric", "\\boxed{x=\\text{about }42} 7", "42", "", 1},
+        {"numeric", "$1,234.50", "1234.5", "", 1},
+        {"numeric", "-$5", "-5", "", 1},
+        {"numeric", "\\$-5", "-5", "", 1},
+        {"numeric", "50%", "50", "", 1},
+        {"numeric", "The answer is 42.", "42", "", 1},
+        {"numeric", "1e3", "1000", "", 1},
+        {"numeric", "12.5e-1", "1.25", "", 1},
+        {"numeric", "1e999999999999", "1", "", 0},
+        {"numeric", "3.14", "3.14159", "", 0},
+        {"numeric", "<think>42</think>41", "42", "", 0},
+        {"numeric", "<think>41</think> 42", "42", "", 1},
+        {"numeric", "<think>42", "42", "", 1},
+        {"numeric", "<answer>42</answer> or 43", "42", "", 1},
+        {"numeric", "<answer>43</answer><answer>42", "42", "", 1},
+        {"numeric", "x", "nothing", "", NONE},
+        /* reversed digits */
+        {"add", "64", "46", reversed, 1},
+        {"add", "46", "46", reversed, 0},
+        {"add", "064", "460", reversed, 1},
+        {"add", "64", "460", reversed, 0},
+        {"add", "521", "125", reversed, 1},
+        {"sub", "-22", "-22", reversed, 1},
+        {"sub", "-21", "-12", reversed, 1},
+        {"mul", "0", "0", reversed, 1},
+        {"add", "6,400", "46", reversed, 0},
+        {"add", "6.4", "46", reversed, 0},
+        {"add", "6/4", "46", reversed, 0},
+        /* work first */
+        {"add", "7+8=15\n5+6+1=12\n#### 125", "125", scratchpad, 1},
+        {"add", "7+8=15\n5+6+1=12\n125", "125", scratchpad, 0},
+        {"add", "7+8=15", "15", scratchpad, 0},
+        /* GSM8K */
+        {"word", "3*4=12\n#### 12", "12", "", 1},
+        {"word", "12", "12", "", 0},
+        {"word", "#### 12", "He has 3*4=<<3*4=12>>12.\n#### 12", "", 1},
+        {"gsm8k", "#### 1,200", "1200", "", 1},
+        {"gsm8k", "#### $12 (3*4)", "12", "", 1},
+        {"gsm8k", "####\n12", "12", "", 0},
+        {"gsm8k", "#### 11\n#### 12", "12", "", 1},
+        {"gsm8k", "#### 12\n#### 11", "12", "", 0},
+        {"gsm8k", "#### twelve", "12", "", 0},
+        {"gsm8k", "#### 24/2", "12", "", 0},
+        {"gsm8k", "### 12", "12", "", 0},
+        /* countdown */
+        {"countdown", "(3+4)*5", "35", numbers, 1},
+        {"countdown", "5*(4+3)=35", "35", numbers, 1},
+        {"countdown", "(3+4)*5 = 36", "35", numbers, 0},
+        {"countdown", "work: 3+4=7\n7*5=35\n#### (3+4)*5", "35", numbers, 1},
+        {"countdown", "Answer: (3 + 4) \u00d7 5.", "35", numbers, 1},
+        {"countdown", "<answer>(3+4)*5</answer>", "35", numbers, 1},
+        {"countdown", "(3+4)*(5*5/5)", "35", numbers, 0}, /* three fives */
+        {"countdown", "(3+4)*5+5-5", "35", numbers, 0},
+        {"countdown", "5*5+(3+4)", "35", numbers, 0},
+        {"countdown", "5*7", "35", numbers, 0},
+        {"countdown", "35", "35", numbers, 0},
+        {"countdown", "", "35", numbers, 0},
+        {"countdown", "(3+4)5", "35", numbers, 0},
+        {"countdown", "(3+4)**5", "35", numbers, 0},
+        {"countdown", "(3+4)*5)", "35", numbers, 0},
+        {"countdown", "((3+4)*5", "35", numbers, 0},
+        {"countdown", "(3+4)*5 hours", "35", numbers, 0},
+        {"countdown", "(3+4)*5=35=35", "35", numbers, 0},
+        {"countdown", "3/(4-4)", "35", "{\"numbers\":[3,4,4],\"target\":35}", 0},
+        {"countdown", "8/(3-8/3)", "24", "{\"nums\":[3,3,8,8],\"target\":24}", 1}, /* needs fractions */
+        {"countdown", "-3+5", "2", "{\"numbers\":[3,5]}", 1},
+        {"countdown", "1/2", "0.5", "{\"numbers\":[1,2]}", 1},
+        {"countdown", "1/2", "1/2", "{\"numbers\":[1,2]}", 1},
+        {"countdown", "9223372036854775807+9223372036854775807", "-2",
+         "{\"numbers\":[9223372036854775807,9223372036854775807]}", 0},
+        {"countdown", "99999999999999999999", "1", numbers, 0},
+        {"countdown", "4.0*5", "20", "{\"numbers\":[4,5]}", 0},
+        {"countdown", "3+4", "7", "", NONE},
+        {"countdown", "3+4", "", "{\"numbers\":[3,4]}", NONE},
+        {"countdown", "3+4", "7", "{\"numbers\":\"3 4\"}", NONE},
+        {"countdown", "3+4", "7", "{\"numbers\":[3,4", NONE},
+        {"countdown", "3+4", "7", "[3,4]", NONE},
+        {"countdown", "3+4", "7", "{\"numbers\":[3.5,4,3]}", 1},
+        {"countdown", "0+4", "4", "{\"numbers\":[\"a\",4]}", 0},
+        /* lists */
+        {"sort", "3 5 9", "3 5 9", "", 1},
+        {"sort", "[3, 5, 9]", "3 5 9", "", 1},
+        {"sort", "The sorted list is: 3,5,9.", "3 5 9", "", 1},
+        {"sort", "5\n3 5\n3 5 9", "3 5 9", "", 1},
+        {"sort", "03 5.0 9", "3 5 9", "", 1},
+        {"sort", "-9 -5 3", "-9 -5 3", "", 1},
+        {"sort", "3 9 5", "3 5 9", "", 0},
+        {"sort", "3 5", "3 5 9", "", 0},
+        {"sort", "3 5 9 9", "3 5 9", "", 0},
+        {"sort", "3 3 5 9", "3 3 5 9", "", 1},
+        {"sort", "3 5 9 9", "3 3 5 9", "", 0},
+        {"sort", "3 5 9 and that is it", "3 5 9", "", 0},
+        {"sort", "359", "3 5 9", "", 0},
+        {"sort", "3-5-9", "3 5 9", "", 0},
+        {"sort", "1,234", "1 234", "", 1},
+        {"sort", "", "3 5 9", "", 0},
+        {"sort", "3", "", "", NONE},
+        /* brackets */
+        {"brackets", "])", "])", "", 1},
+        {"brackets", "] )\n", "])", "", 1},
+        {"brackets", ")]", "])", "", 0},
+        {"brackets", "]", "])", "", 0},
+        {"brackets", "])]", "])", "", 0},
+        {"brackets", "()])", "])", "", 0},
+        {"brackets", "", "])", "", 0},
+        {"brackets", "])", "", "{\"open\":\"([{}\"}", 1},
+        {"brackets", "])", "", "{\"open\":\"[()(\"}", 0},
+        {"brackets", ")]", "wrong", "{\"open\":\"[()(\"}", 1},
+        {"brackets", ")", "", "{\"open\":\"())\"}", NONE},
+        {"brackets", ")", "", "{\"open\":\"(x\"}", NONE},
+        {"brackets", ")", "", "", NONE},
+        /* text */
+        {"exact", " Paris\n", "Paris", "", 1},
+        {"exact", "Paris", "Paris ", "", 1},
+        {"exact", "paris", "Paris", "", 0},
+        {"exact", "Paris!", "Paris", "", 0},
+        {"exact", "<think>Rome?</think>Paris", "Paris", "", 1},
+        {"exact", "\\boxed{Paris}", "Paris", "", 1},
+        {"exact", "a #### b", "a #### b", "", 1},
+        {"exact", "", "", "", NONE},
+        {"regex", "abc123", "^[a-z]+\\d+$", "", 1},
+        {"regex", "abc", "^[a-z]+\\d+$", "", 0},
+        {"regex", "abc", "unused", "{\"pattern\":\"^a\"}", 1},
+        {"regex", "caf\u00e9", "^caf.$", "", 1},
+        {"regex", "x\xff", "^x", "", 1},
+        {"regex", "x", "(", "", NONE},
+        {"regex", "x", "", "", NONE},
+        {"regex", "x", "\\C", "", NONE},
+        {"regex", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "^(a+)+$", "", NONE},
+        /* without a task: by the look of the answer */
+        {"", "it is 42.0", "42", "", 1},
+        {NULL, "it is 42", "42", "", 1},
+        {"", "3 Musketeers", "The 3 Musketeers", "", 0},
+        {"", "The 3 Musketeers", "The 3 Musketeers", "", 1},
+        {"", "I say\n#### 5", "2+3=5\n#### 5", "", 1},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const float score = verify(cases[i].task, cases[i].completion, cases[i].answer, cases[i].fields);
+        if (isnan(score) != (cases[i].score == NONE) || (!isnan(score) && score != (float)cases[i].score))
+            fail_msg("%s: '%s' for '%s' (%s): %g, expected %d", cases[i].task, cases[i].completion, cases[i].answer,
+                     cases[i].fields ? cases[i].fields : "", (double)score, cases[i].score);
+    }
+    float score;
+    assert_false(rewards_verify(&(RewardInput){.task = "chess"}, &score));
+    const RewardInput empty = {0};
+    assert_true(rewards_verify(&empty, &score));
+    assert_true(isnan(score));
+}
+
+static char *repeated(const char *piece, size_t times) {
+    const size_t n = strlen(piece);
+    char *text = xmalloc(n * times + 1);
+    for (size_t i = 0; i < times; i++) memcpy(text + n * i, piece, n);
+    text[n * times] = 0;
+    return text;
+}
+
+/* Megabytes of what could recurse, overflow or take quadratic time, to every verifier: no crash, an answer at once. */
+static void test_nasty(void **state) {
+    (void)state;
+    static const char *const pieces[] = {"(",        ")",      "-",      "1",        "1,111",    "((1)",    "1+",
+                                         "9*",       "####",   "####\n", "\\boxed{", "{}",       "\\frac{", "$-",
+                                         "<answer>", "1e9",    "\n",     ":",        "</think>", "[1 2 ",   ".1",
+                                         "1/",       "\u2212", "\xff",   "0",        " 1 ",      "a"};
+    static const char *const tasks[] = {"add", "word", "countdown", "sort", "brackets", "exact", "regex", ""};
+    static const char *const fields[] = {"{\"numbers\":[1,2],\"target\":3,\"open\":\"((\",\"pattern\":\"(a|1)*Z\"}",
+                                         "{\"style\":\"reversed\"}"};
+    char *answer = xmalloc(1 << 20);
+    const double start = reward_clock();
+    for (size_t i = 0; i < COUNT(pieces); i++) {
+        char *text = repeated(pieces[i], 100000);
+        for (size_t k = 0; k < COUNT(tasks); k++)
+            for (size_t f = 0; f < COUNT(fields); f++) {
+                const float score = verify(tasks[k], text, k == 6 ? "(1+)+Z" : "3", fields[f]);
+                if (!(isnan(score) || score == 0)) fail_msg("%s: right, for many times '%s'", tasks[k], pieces[i]);
+                reward_final_answer(text, tasks[k], answer, 1 << 20);
+                reward_final_answer(text, tasks[k], answer, 5);
+            }
+        verify("sort", "1", text, ""), verify("countdown", "1", text, fields[0]), verify("add", "1", text, text);
+        free(text);
+    }
+    free(answer);
+    assert_true(reward_clock() - start < 30); /* far above what it takes, far below what a quadratic pass would */
+    char *open = repeated("(", 1000000), *shut = repeated(")", 1000000), *nest = xmalloc(2000002);
+    sprintf(nest, "%s1%s", open, shut);
+    assert_true(verify("countdown", nest, "1", "{\"numbers\":[1]}") == 0);
+    char *minus = repeated("-", 1000000);
+    sprintf(nest, "%s1", minus);
+    assert_true(verify("countdown", nest, "1", "{\"numbers\":[1]}") == 1);
+    char *deep = xmalloc(3000000);
+    sprintf(deep, "{\"numbers\":%s", open);
+    memset(deep + 11, '[', 1000000);
+    assert_true(isnan(verify("countdown", "1", "1", deep)));
+    free(open), free(shut), free(nest), free(minus), free(deep);
+    assert_true(verify("countdown", "((((((((((1))))))))))", "1", "{\"numbers\":[1]}") == 1);
+    char digits[1100];
+    memset(digits, '7', sizeof digits);
+    digits[1000] = 0;
+    assert_true(verify("add", digits, digits, "") == 1);
+    digits[1000] = '7', digits[1001] = 0;
+    assert_true(isnan(verify("add", digits, digits, "")));
+    assert_true(verify("add", digits, "7", "") == 0);
+}
+
+static void test_final_answer(void **state) {
+    (void)state;
+    static const struct {
+        const char *completion, *task, *answer;
+    } cases[] = {{"12+34=046", "add", "46"},
+                 {"so 1,000.50", "numeric", "1000.5"},
+                 {"3/6", "numeric", "0.5"},
+                 {"2/6", "numeric", "1/3"},
+                 {"-2/6", "numeric", "-1/3"},
+                 {"-0.0", "numeric", "0"},
+                 {"25e-3", "numeric", "0.025"},
+                 {"#### 7 of 9", "word", "7"},
+                 {"7", "word", NULL},
+                 {"(3+4)*5", "countdown", "35"},
+                 {"1/3+1/3", "countdown", "2/3"},
+                 {"1-3/2", "countdown", "-0.5"},
+                 {"1/0", "countdown", NULL},
+                 {"[3, 05,9]", "sort", "3 5 9"},
+                 {"none", "sort", NULL},
+                 {"] )", "brackets", "])"},
+                 {" a b ", "exact", "a b"},
+                 {"", "exact", NULL},
+                 {"I think 5", "", "5"},
+                 {"I think not", "", "I think not"},
+                 {"\\boxed{x}", "chess", "x"}};
+    char answer[64];
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const bool found = reward_final_answer(cases[i].completion, cases[i].task, answer, sizeof answer);
+        assert_int_equal(found, cases[i].answer != NULL);
+        if (found) assert_string_equal(answer, cases[i].answer);
+    }
+    const RewardInput in = {.completion = "064", .task = "add", .fields = "{\"style\":\"reversed\"}"};
+    assert_true(rewards_answer(&in, answer, sizeof answer));
+    assert_string_equal(answer, "460");
+    assert_false(reward_final_answer("12345", "add", answer, 5));
+    assert_true(reward_final_answer("1234", "add", answer, 5));
+}
+
+/* ---- shapers --------------------------------------------------------------------------------------------------- */
+
+static float score_one(const char *spec, const RewardInput *in) {
+    Rewards r;
+    Error e;
+    float part[REWARDS_MAX], total = -1000;
+    if (!rewards_open(&r, spec, NULL, 1, 1, 100, &e)) fail_msg("%s: %s", spec, e.text);
+    assert_true(rewards_score(&r, in, 1, part, &total, &e));
+    rewards_close(&r);
+    return total;
+}
+
+static void test_golden(void **state) {
+    (void)state;
+    FILE *f = golden_open("rewards.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g), cases++) {
+        const double *a = golden(&g, "argument"), *value = golden(&g, "value"), *tokens = golden(&g, "tokens");
+        char spec[200];
+        RewardInput in = {.task = "add", .answer = "1"};
+        if (!strcmp(g.family, "overlong") || !strcmp(g.family, "cosine")) {
+            if (a[golden_count(&g, "argument") - 1] < 0) fail();
+            if (g.family[0] == 'o') snprintf(spec, sizeof spec, "overlong=%.17g/%.17g", a[0], a[1]);
+            else {
+                snprintf(spec, sizeof spec, "cosine=%.17g/%.17g/%.17g/%.17g/%.17g", a[0], a[1], a[2], a[3], a[4]);
+                in.completion = golden(&g, "right")[0] > 0 ? "1" : "2";
+            }
+            for (int i = 0; i < golden_count(&g, "tokens"); i++) {
+                in.tokens = (int32_t)tokens[i];
+                assert_true(fabs(score_one(spec, &in) - value[i]) < 1e-6);
+            }
+        } else if (!strcmp(g.family, "repetition")) {
+            const int n = golden_count(&g, "ids");
+            int32_t *ids = xcalloc((size_t)n, sizeof *ids);
+            for (int i = 0; i < n; i++) ids[i] = (int32_t)golden(&g, "ids")[i];
+            in.tokens = n, in.ids = ids;
+            snprintf(spec, sizeof spec, "repetition=%.17g/%.17g", a[0], a[1]);
+            assert_true(fabs(score_one(spec, &in) - value[0]) < 1e-6);
+            free(ids);
+        } else {
+            char text[200];
+            const int n = golden_count(&g, "text");
+            for (int i = 0; i < n; i++) text[i] = (char)(unsigned char)golden(&g, "text")[i];
+            text[n] = 0;
+            in.completion = text;
+            if (score_one("format=think", &in) != (float)value[0]) fail_msg("think format: '%s'", text);
+        }
+    }
+    assert_true(cases > 300);
+    fclose(f);
+}
+
+static void test_other_parts(void **state) {
+    (void)state;
+    RewardInput in = {.completion = "<think>6*7</think>\n#### 42", .answer = "42", .task = "word", .tokens = 30};
+    assert_float_equal(score_one("verify", &in), 1, 0);
+    assert_float_equal(score_one(NULL, &in), 1, 0);
+    assert_float_equal(score_one("", &in), 1, 0);
+    assert_float_equal(score_one("verify:2,format:0.5", &in), 2.5, 0);
+    assert_float_equal(score_one("verify:-1", &in), -1, 0);
+    assert_float_equal(score_one("exact,numeric,hash", &in), 3, 0);
+    assert_float_equal(score_one("format=hash", &in), 1, 0);
+    assert_float_equal(score_one("format=boxed", &in), 0, 0);
+    assert_float_equal(score_one("format=answer", &in), 0, 0);
+    assert_float_equal(score_one("length=40/0.01", &in), -0.1f, 1e-7f);
+    assert_float_equal(score_one("length=10", &in), -0.006f, 1e-7f);
+    assert_float_equal(score_one("cosine", &in), (float)(0.75 + 0.25 * cos(0.3 * M_PI)), 1e-6f);
+    assert_float_equal(score_one("overlong", &in), 0, 0); /* cache 20 of 100 */
+    in.tokens = 90;
+    assert_float_equal(score_one("overlong", &in), -0.5, 1e-7f);
+    in.completion = "#### 42 and more";
+    assert_float_equal(score_one("format=hash", &in), 0, 0);
+    in.completion = "a \\boxed{\\frac{1}{2}} b";
+    assert_float_equal(score_one("format=boxed", &in), 1, 0);
+    in.completion = "<think>a</think>\n<answer>b</answer>\n";
+    assert_float_equal(score_one("format=answer", &in), 1, 0);
+    in.completion = "abcabcabc"; /* bytes where no ids are given: abc bca cab abc bca cab abc */
+    assert_float_equal(score_one("repetition", &in), (float)(-(1 - 3.0 / 7)), 1e-6f);
+
+    in.completion = "a/b,c:d 12", in.task = "regex", in.fields = "{\"pattern\":\"C\"}";
+    assert_float_equal(score_one("regex=/a\\/b,c:d/", &in), 1, 0);
+    assert_float_equal(score_one("regex=/A\\/B/i:0.5,regex=/\\d+$/:0.25,regex=/^x/:8", &in), 0.75, 0);
+    assert_float_equal(score_one("regex=/\\\\/", &in), 0, 0);
+    assert_float_equal(score_one("regex", &in), 0, 0);
+    in.fields = "{\"pattern\":\"c\"}";
+    assert_float_equal(score_one("regex", &in), 1, 0);
+
+    /* NaN parts are left out of the sum; all NaN makes NaN */
+    in = (RewardInput){.completion = "5", .answer = "", .task = "add", .tokens = 3};
+    assert_true(isnan(score_one("verify", &in)));
+    assert_true(isnan(score_one("verify,cosine", &in)));
+    assert_float_equal(score_one("verify,length=4/1:2", &in), -2, 0);
+
+    /* the control: by seed and id alone, right on average */
+    Rewards r;
+    Error e;
+    enum { N = 4000 };
+    RewardInput *inputs = xcalloc(N, sizeof *inputs);
+    float *part = xcalloc(N, sizeof *part), *total = xcalloc(N, sizeof *total), sum = 0;
+    for (int i = 0; i < N; i++) inputs[i].id = (uint64_t)i;
+    assert_true(rewards_open(&r, "random=0.3", NULL, 1, 7, 0, &e));
+    assert_true(rewards_score(&r, inputs, N, part, total, &e));
+    for (int i = 0; i < N; i++) sum += total[i];
+    assert_true(fabsf(sum / N - 0.3f) < 0.03f);
+    float again, backward = total[N - 1];
+    assert_true(rewards_score(&r, &inputs[N - 1], 1, part, &again, &e));
+    assert_float_equal(again, backward, 0);
+    rewards_close(&r);
+    free(inputs), free(part), free(total);
+}
+
+static void test_specification(void **state) {
+    (void)state;
+    static const struct {
+        const char *spec, *message;
+    } bad[] = {{"verfy", "'verfy': unknown, must be verify"},
+               {"verify:", "weight '' is not a number"},
+               {"verify:x", "weight 'x' is not a number"},
+               {"verify:1x", "weight '1x' is not a number"},
+               {"verify:nan", "not a number"},
+               {"verify:inf", "not a number"},
+               {"verify,", "nothing after the last comma"},
+               {",verify", "'': unknown"},
+               {"verify,,exact", "'': unknown"},
+               {"verify=3", "verify=3: takes no argument"},
+               {"random=2", "must be a probability"},
+               {"random=x", "must be up to 1 number "},
+               {"random=0.1/2", "must be up to 1 number "},
+               {"overlong=5/", "must be up to 2 numbers"},
+               {"overlong=101", "must have 0 <= cache <= longest length"},
+               {"overlong=", "nothing after"},
+               {"cosine=0", "must be positive"},
+               {"repetition=0", "whole n"},
+               {"repetition=2.5", "whole n"},
+               {"repetition=2/1", "penalty not above 0"},
+               {"length", "needs its target"},
+               {"length=x", "must be"},
+               {"format=xml", "must be one of think|hash|boxed|answer"},
+               {"regex=abc", "must be /pattern/flags"},
+               {"regex=/abc", "must be /pattern/flags"},
+               {"regex=//", "must be /pattern/flags"},
+               {"regex=/(/", "missing closing parenthesis"},
+               {"regex=/a/q", "'q' is left over"},
+               {"regex=/(/,verify", "missing closing parenthesis"},
+               {"command", "no program is given"},
+               {"verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,"
+                "verify,verify,verify",
+                "more than 16 parts"}};
+    Rewards r;
+    Error e;
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        if (rewards_open(&r, bad[i].spec, NULL, 1, 1, 100, &e)) fail_msg("%s was accepted", bad[i].spec);
+        assert_message(&e, bad[i].message);
+    }
+    assert_false(rewards_open(&r, "overlong", NULL, 1, 1, 0, &e));
+    assert_true(rewards_open(&r, "format=hash,verify:0,format=think:0.2", NULL, 1, 1, 0, &e));
+    assert_int_equal(r.count, 3);
+    assert_string_equal(r.name[0], "format");
+    assert_string_equal(r.name[1], "verify");
+    assert_string_equal(r.name[2], "format_2");
+    assert_true(r.weight[0] == 1 && r.weight[1] == 0 && r.weight[2] == 0.2);
+    const RewardInput in = {.task = "chess", .completion = "e4"};
+    float part[3], total;
+    assert_false(rewards_score(&r, &in, 1, part, &total, &e));
+    assert_message(&e, "task 'chess' has no verifier");
+    rewards_close(&r);
+}
+
+/* ---- the reward program ---------------------------------------------------------------------------------------- */
+
+static int open_files(void) {
+    int count = 0;
+    for (int i = 0; i < 256; i++) count += fcntl(i, F_GETFD) >= 0;
+    return count;
+}
+
+/* Opens `program`, scores one batch of n, expects `message` (NULL: success); all its processes must be gone afterwards. */
+static void run_program(const char *program, double timeout, int n, const char *message) {
+    Rewards r;
+    Error e;
+    const int before = open_files();
+    int alive[2]; /* inherited by all processes of the program: reads as ended when the last one is gone */
+    char end;
+    assert_int_equal(pipe(alive), 0);
+    RewardInput *in = xcalloc((size_t)n, sizeof *in);
+    float *part = xcalloc((size_t)n, sizeof *part), *total = xcalloc((size_t)n, sizeof *total);
+    for (int i = 0; i < n; i++) in[i] = (RewardInput){.prompt = "p", .completion = "c", .answer = "a", .task = ""};
+    assert_true(rewards_open(&r, NULL, program, timeout, 1, 0, &e));
+    close(alive[1]);
+    const bool good = rewards_score(&r, in, n, part, total, &e);
+    if (good != !message) fail_msg("%s: %s", program, good ? "no error" : e.text);
+    if (message) {
+        assert_message(&e, message);
+        assert_message(&e, "reward command '");
+        assert_int_equal(r.command.pid, 0);
+        assert_false(rewards_score(&r, in, n, part, total, &e));
+        assert_message(&e, "has ended");
+    }
+    rewards_close(&r);
+    assert_int_equal(read(alive[0], &end, 1), 0);
+    close(alive[0]);
+    assert_int_equal(open_files(), before);
+    free(in), free(part), free(total);
+}
+
+static void test_command_faults(void **state) {
+    (void)state;
+    run_program("while read x; do echo 0.5; done", 20, 3, NULL);
+    run_program("sleep 0.3; while read x; do sleep 0.05; echo 1; done", 20, 3, NULL);
+    run_program("cat >/dev/null & yes 2>/dev/null | head -n 3; sleep 100", 20, 3, "'y'");
+    run_program("exit 3", 20, 3, "ended with exit status 3 after 0 of 3 answers");
+    run_program("/no/such/program", 20, 3, "exit status 127 (command not found)");
+    run_program("kill -9 $$", 20, 3, "killed by signal 9 (Killed) after 0 of 3 answers");
+    run_program("read x; echo 1; read x; echo 2; exit 0", 20, 3, "ended with exit status 0 after 2 of 3 answers");
+    run_program("read x; echo 1; kill -SEGV $$", 20, 3, "killed by signal 11");
+    run_program("sleep 1000", 0.3, 3, "0 of 3 answers after 0.3 seconds");
+    run_program("read x; echo 1; read x; sleep 1000 & sleep 1000", 0.3, 3, "1 of 3 answers after 0.3 seconds");
+    run_program("trap '' TERM INT HUP; read x; sleep 1000", 0.3, 3, "0 of 3 answers");
+    run_program("while read x; do printf 0.25; done; sleep 100", 0.3, 2, "then '0.250.25' without a newline");
+    run_program("while read x; do echo good; done", 20, 3, "answer 1 of 3 is 'good', must be a number or null");
+    run_program("while read x; do echo; done", 20, 3, "answer 1 of 3 is '', must be a number or null");
+    run_program("read x; echo 1; read x; echo 0.5 0.5; sleep 100", 20, 3, "answer 2 of 3 is '0.5 0.5'");
+    run_program("while read x; do echo inf; done", 20, 3, "'inf'");
+    run_program("while read x; do echo 1e99; done", 20, 3, "'1e99'");
+    run_program("read x; yes 1 | tr -d '\\n'", 20, 3, "has no end after 4095 bytes");
+    run_program("read x; printf '1\\n1\\n'; sleep 100", 20, 1, "an answer more than");
+    run_program("read x; printf '1\\n1'; sleep 100", 20, 1, "after its last answer");
+    run_program("exec <&-; sleep 100", 20, 5000, "closed its input after 0 of 5000 answers, but runs on");
+    run_program("exec >&-; sleep 100", 20, 3, "closed its output after 0 of 3 answers, but runs on");
+    run_program("while read x; do echo ' null '; done", 20, 3, NULL);
+    run_program("sleep 1000 & while read x; do echo 1; done", 20, 3, NULL); /* a grandchild, killed on close */
+}
+
+/* The values come back in order, null is NaN, the process lives on between batches and sees all fields. */
+static void test_command_values(void **state) {
+    (void)state;
+    Rewards r;
+    Error e;
+    RewardInput in[3] = {{.prompt = "say \"hi\"\n",
+                          .completion = "tab\tq",
+                          .answer = "7",
+                          .task = "add",
+                          .fields = "{\"level\":2,\"answer\":\"no\"}"},
+                         {.prompt = "\xff", .completion = "a\xc3\xa9\xc3z\xed\xa0\x80", .answer = "8"},
+                         {.completion = "", .answer = "nan"}};
+    float part[6], total[3];
+    char path[] = "/tmp/llmc_rewards.XXXXXX", program[300], line[300];
+    const int file = mkstemp(path);
+    close(file);
+    snprintf(
+        program, sizeof program,
+        "n=0; while read -r x; do printf '%%s\\n' \"$x\" >> %s; n=$((n+1)); case $n in 2) echo null;; 3) echo nan;; *) echo -$n.5;; esac; done",
+        path);
+    in[0].completion = "1", in[1].task = "exact", in[2].task = "exact";
+    assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
+    const pid_t pid = r.command.pid;
+    in[0].completion = "tab\t7";
+    assert_true(rewards_score(&r, in, 3, part, total, &e));
+    assert_float_equal(part[1], -1.5, 0);
+    assert_true(isnan(part[3]) && isnan(part[5]));
+    assert_float_equal(total[0], 7, 0); /* 10 * 1 - 2 * 1.5 */
+    assert_float_equal(total[1], 0, 0); /* the number is wrong, the program has no opinion */
+    assert_true(isnan(total[2]));       /* "nan" is no number to compare with: nothing can be said */
+    assert_true(rewards_score(&r, in, 1, part, total, &e));
+    assert_float_equal(part[1], -4.5, 0);
+    assert_int_equal(r.command.pid, pid);
+    rewards_close(&r);
+    FILE *f = fopen(path, "r");
+    assert_non_null(fgets(line, sizeof line, f));
+    assert_string_equal(
+        line,
+        "{\"prompt\":\"say \\\"hi\\\"\\n\",\"completion\":\"tab\\t7\",\"answer\":\"7\",\"task\":\"add\",\"level\":2}\n");
+    assert_non_null(fgets(line, sizeof line, f));
+    assert_string_equal(
+        line,
+        "{\"prompt\":\"\uFFFD\",\"completion\":\"a\u00e9\uFFFDz\uFFFD\uFFFD\uFFFD\",\"answer\":\"8\",\"task\":\"exact\"}\n");
+    fclose(f);
+    remove(path);
+}
+
+/* 5,000 lines of 5 kB to a program that answers each at once, in blocks, and only after it has read everything. */
+static void test_command_large(void **state) {
+    (void)state;
+    enum { N = 5000 };
+    static const struct {
+        const char *program;
+        int n;
+    } cases[] = {{"while read -r x; do echo 1; done", 20}, /* a shell reads byte by byte */
+                 {"perl -ne '$| = 1; print \"1\\n\"'", N},
+                 {"perl -ne 'print \"1\\n\"; $| = $. >= 5000'", N},
+                 {"head -n 5000 >/dev/null; yes 1 | head -n 5000; cat", N}};
+    char *text = repeated("words and \"quotes\" ", 250);
+    RewardInput *in = xcalloc(N, sizeof *in);
+    float *part = xcalloc(N, sizeof *part), *total = xcalloc(N, sizeof *total);
+    Error e;
+    for (int i = 0; i < N; i++) in[i] = (RewardInput){.completion = text, .answer = "1"};
+    for (size_t k = 0; k < COUNT(cases); k++) {
+        Rewards r;
+        const int n = cases[k].n;
+        assert_true(rewards_open(&r, "command", cases[k].program, 60, 1, 0, &e));
+        if (!rewards_score(&r, in, n, part, total, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < n; i++) assert_float_equal(total[i], 1, 0);
+        rewards_close(&r);
+    }
+    free(in), free(part), free(total), free(text);
+}
+
+/* A write to a dead program must not end this process, whatever SIGPIPE does, and must leave no signal pending. */
+static void test_command_sigpipe(void **state) {
+    (void)state;
+    sigset_t pending;
+    struct sigaction old, standard = {.sa_handler = SIG_DFL};
+    sigaction(SIGPIPE, &standard, &old);
+    Rewards r;
+    Error e;
+    char *text = repeated("x", 1 << 20);
+    const RewardInput in = {.completion = text};
+    float part, total;
+    assert_true(rewards_open(&r, NULL, "exec <&-; sleep 0.2; exit 4", 20, 1, 0, &e));
+    assert_false(rewards_score(&r, &in, 1, &part, &total, &e));
+    assert_message(&e, "exit status 4");
+    rewards_close(&r);
+    sigpending(&pending);
+    assert_false(sigismember(&pending, SIGPIPE));
+    sigaction(SIGPIPE, &old, NULL);
+    free(text);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),        cmocka_unit_test(test_nasty),
+                                       cmocka_unit_test(test_final_answer),   cmocka_unit_test(test_golden),
+                                       cmocka_unit_test(test_other_parts),    cmocka_unit_test(test_specification),
+                                       cmocka_unit_test(test_command_faults), cmocka_unit_test(test_command_values),
+                                       cmocka_unit_test(test_command_large),  cmocka_unit_test(test_command_sigpipe)};
+    return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
+}

@@ -1,0 +1,514 @@
+/* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, and damaged files. */
+#include "files.h"
+
+#include "../llmc/shard.h"
+#include "../llmc/tokens.h"
+
+static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP};
+static const int32_t vocabs[] = {300, 65536, 65537};
+
+/* Record i of a kind, with values that follow from i alone. The buffers are static. */
+static Record sample(RecordKind kind, int32_t vocab, int i) {
+    static int32_t tokens[64];
+    static uint8_t mask[64];
+    static char text[3][32];
+    Record r = {.tokens = tokens, .count = 3 + i * 5 % 23};
+    for (int k = 0; k < r.count; k++) tokens[k] = (int32_t)((unsigned)(vocab - 1 - 7919 * (i + k)) % (unsigned)vocab);
+    tokens[0] = vocab - 1;
+    if (kind == RECORD_CHAT || kind == RECORD_STEP) r.mask = mask;
+    for (int k = 0; k < r.count; k++) mask[k] = kind == RECORD_CHAT ? (i + k) % 3 == 0 : (uint8_t)((i + k) % 4);
+    if (kind == RECORD_PROMPT) {
+        snprintf(text[0], sizeof text[0], "%d+%d=", i, i);
+        snprintf(text[1], sizeof text[1], "%d", 2 * i);
+        snprintf(text[2], sizeof text[2], "{\"level\": %d}", i);
+        r.prompt = r.count, r.text = text[0], r.task = i % 2 ? "numeric" : "", r.answer = text[1], r.fields = text[2];
+    }
+    if (kind == RECORD_PREFERENCE)
+        r.chosen = 1, r.rejected = 1 + i % 2, r.prompt = r.count - r.chosen - r.rejected, r.margin = (float)i * 0.5f;
+    if (kind == RECORD_STEP) r.prompt = i % 3;
+    return r;
+}
+
+static void put_shard(const char *path, RecordKind kind, int32_t vocab, int records) {
+    Error e = {""};
+    ShardWriter w;
+    bool ok = shard_create(&w, path, kind, vocab, "tok\0blob", 8, "{user}\n", &e);
+    for (int i = 0; ok && i < records; i++) {
+        const Record r = sample(kind, vocab, i);
+        ok = shard_add(&w, &r, &e);
+    }
+    if (!ok || !shard_commit(&w, &e)) fail_msg("%s", e.text);
+}
+
+static void assert_shard(const char *path, RecordKind kind, int32_t vocab, int records) {
+    Error e;
+    Shard s;
+    Record r = {0};
+    int64_t total = 0, longest = 0;
+    if (!shard_open(&s, path, &e)) fail_msg("%s", e.text);
+    assert_int_equal(s.kind, kind);
+    assert_int_equal(s.vocab, vocab);
+    assert_int_equal(s.count, records);
+    assert_int_equal(s.tokenizer_bytes, 8);
+    assert_memory_equal(s.tokenizer, "tok\0blob", 8);
+    assert_string_equal(s.chat_template, "{user}\n");
+    for (int turn = 0; turn < 2 * records; turn++) { /* forwards, then backwards */
+        const int i = turn < records ? turn : 2 * records - 1 - turn;
+        const Record x = sample(kind, vocab, i);
+        assert_true(shard_record(&s, i, &r, &e));
+        assert_int_equal(r.count, x.count);
+        assert_memory_equal(r.tokens, x.tokens, (size_t)x.count * 4);
+        if (x.mask) assert_memory_equal(r.mask, x.mask, (size_t)x.count);
+        else assert_null(r.mask);
+        assert_int_equal(r.prompt, x.prompt);
+        assert_int_equal(r.chosen, x.chosen);
+        assert_int_equal(r.rejected, x.rejected);
+        assert_true(r.margin == x.margin);
+        assert_string_equal(r.text, x.text ? x.text : "");
+        assert_string_equal(r.task, x.task ? x.task : "");
+        assert_string_equal(r.answer, x.answer ? x.answer : "");
+        assert_string_equal(r.fields, x.fields ? x.fields : "");
+        total += turn < records ? x.count : 0;
+        if (x.count > longest) longest = x.count;
+    }
+    assert_int_equal(s.total_tokens, total);
+    assert_int_equal(s.longest, longest);
+    assert_false(shard_record(&s, records, &r, &e));
+    files_assert_error(&e, "was asked for, it holds");
+    assert_false(shard_record(&s, -1, &r, &e));
+    record_free(&r);
+    shard_close(&s);
+}
+
+static void round_trips(void **state) {
+    (void)state;
+    for (int k = 0; k < 4; k++)
+        for (int v = 0; v < 3; v++)
+            for (int records = 0; records < 100; records += 99) {
+                size_t n;
+                const char *plain = files_path("trip.shard"), *packed = files_path("trip.shard.zst");
+                put_shard(plain, kinds[k], vocabs[v], records);
+                assert_shard(plain, kinds[k], vocabs[v], records);
+                put_shard(packed, kinds[k], vocabs[v], records);
+                assert_shard(packed, kinds[k], vocabs[v], records);
+                uint8_t *file = files_get(plain, &n);
+                files_feed_stdin(file, n, 500);
+                assert_shard("-", kinds[k], vocabs[v], records);
+                files_restore(0);
+                files_catch_stdout(files_path("caught.shard"));
+                put_shard("-", kinds[k], vocabs[v], records);
+                files_restore(1);
+                files_assert_content(files_path("caught.shard"), file, n);
+                free(file);
+            }
+}
+
+/* A record that served one shard serves the next, of another kind and length. */
+static void reused_record(void **state) {
+    (void)state;
+    Error e;
+    Record r = {0};
+    for (int turn = 0; turn < 8; turn++) {
+        Shard s;
+        const RecordKind kind = kinds[turn * 3 % 4];
+        put_shard(files_path("reuse.shard"), kind, 300, 1 + turn * 5 % 7);
+        assert_true(shard_open(&s, files_path("reuse.shard"), &e));
+        for (int i = 0; i < s.count; i++) {
+            assert_true(shard_record(&s, i, &r, &e));
+            const Record x = sample(kind, 300, i);
+            assert_memory_equal(r.tokens, x.tokens, (size_t)x.count * 4);
+            assert_int_equal(r.mask != NULL, x.mask != NULL);
+            if (x.mask) assert_memory_equal(r.mask, x.mask, (size_t)x.count);
+        }
+        shard_close(&s);
+    }
+    record_free(&r);
+}
+
+static void exact_bytes(void **state) {
+    (void)state;
+    Error e;
+    ShardWriter w;
+    size_t n;
+    const char *path = files_path("exact.shard");
+    int32_t one[] = {1, 258, 299}, two[] = {7, 8, 9, 10, 11, 12, 13, 14, 15};
+    uint8_t first[] = {0, 1, 1}, second[] = {1, 0, 0, 0, 0, 0, 0, 1, 1};
+    const Record a = {.tokens = one, .count = 3, .mask = first}, b = {.tokens = two, .count = 9, .mask = second};
+    assert_true(shard_create(&w, path, RECORD_CHAT, 300, "T", 1, "ab", &e));
+    assert_true(shard_add(&w, &a, &e) && shard_add(&w, &b, &e) && shard_commit(&w, &e));
+    uint8_t *file = files_get(path, &n);
+    const uint8_t header[] = {
+        0x04, 0x29, 0x35, 0x01, 1, 0, 0, 0, 1, 0, 0, 0, 44, 1, 0, 0, 2, 0, 0, 0,
+        9,    0,    0,    0,    0, 0, 0, 0, 0, 0, 0, 0, 2,  0, 0, 0, 0, 0, 0, 0, /* records */
+        12,   0,    0,    0,    0, 0, 0, 0,                                      /* tokens */
+        27,   0,    0,    0,    0, 0, 0, 0,                                      /* payload */
+        1,    0,    0,    0,    0, 0, 0, 0,                                      /* tokenizer */
+        3,    0,    0,    0,    0, 0, 0, 0,                                      /* template */
+    };
+    const uint8_t body[] = {0, 0, 0, 0, 0,  0, 0,  0, 7,  0, 0,  0, 3,  0, 0,  0, /* index */
+                            7, 0, 0, 0, 0,  0, 0,  0, 20, 0, 0,  0, 9,  0, 0,  0, /**/
+                            1, 0, 2, 1, 43, 1, 6,                                 /**/
+                            7, 0, 8, 0, 9,  0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15, 0, 0x81, 1, 'T', 'a', 'b', 0};
+    assert_int_equal(n, 1024 + sizeof body + 8);
+    assert_memory_equal(file, header, sizeof header);
+    for (size_t i = sizeof header; i < 1024; i++) assert_int_equal(file[i], 0);
+    assert_memory_equal(file + 1024, body, sizeof body);
+    const uint64_t hash = XXH3_64bits(file, n - 8);
+    assert_memory_equal(file + n - 8, &hash, 8);
+    free(file);
+}
+
+/* ---- damage -------------------------------------------------------------------------------------------------- */
+
+static bool open_memory(const void *file, size_t n, Error *e) {
+    Reader r;
+    Shard s;
+    if (!reader_memory(&r, file, n, e)) return false;
+    const bool ok = shard_read(&s, &r, e);
+    reader_close(&r);
+    if (ok) shard_close(&s);
+    return ok;
+}
+
+static bool open_path(const char *path, Error *e) {
+    Shard s;
+    const bool ok = shard_open(&s, path, e);
+    if (ok) shard_close(&s);
+    return ok;
+}
+
+static void truncated_everywhere(void **state) {
+    (void)state;
+    Error e;
+    for (int k = 0; k < 4; k++)
+        for (int packed = 0; packed < 2; packed++) {
+            size_t n;
+            const char *path = files_path(packed ? "cut.shard.zst" : "cut.shard");
+            put_shard(path, kinds[k], k % 2 ? 70000 : 300, 3);
+            uint8_t *file = files_get(path, &n);
+            assert_true(open_memory(file, n, &e));
+            for (size_t cut = n; cut-- > 0;) {
+                assert_int_equal(truncate(path, (off_t)cut), 0);
+                e.text[0] = 0;
+                assert_false(open_path(path, &e));
+                files_assert_error(&e, "cut.shard");
+                assert_false(open_memory(file, cut, NULL));
+                if (cut % 97) continue;
+                files_feed_stdin(file, cut, 300); /* here the length is not known before the end */
+                const bool ok = open_path("-", &e);
+                files_restore(0);
+                assert_false(ok);
+                files_assert_error(&e, "standard input: ");
+            }
+            free(file);
+        }
+}
+
+static void flipped_everywhere(void **state) {
+    (void)state;
+    Error e;
+    for (int k = 0; k < 4; k++) {
+        size_t n;
+        put_shard(files_path("flip.shard"), kinds[k], k % 2 ? 70000 : 300, 3);
+        uint8_t *file = files_get(files_path("flip.shard"), &n);
+        for (size_t at = 0; at < n; at++)
+            for (int bit = 0; bit < 8; bit++) {
+                file[at] ^= (uint8_t)(1 << bit);
+                e.text[0] = 0;
+                if (open_memory(file, n, &e)) fail_msg("bit %d of byte %zu", bit, at);
+                files_assert_error(&e, "memory: ");
+                file[at] ^= (uint8_t)(1 << bit);
+            }
+        free(file);
+    }
+}
+
+/* Overwrites `bytes` bytes at `at` by `value`, and puts the right checksum behind. */
+static void patch(uint8_t *file, size_t n, size_t at, uint64_t value, size_t bytes) {
+    memcpy(file + at, &value, bytes);
+    const uint64_t hash = XXH3_64bits(file, n - 8);
+    memcpy(file + n - 8, &hash, 8);
+}
+
+/* Damage with a checksum that is right: as if a faulty or a hostile program had written the file. */
+static void wrong_fields(void **state) {
+    (void)state;
+    Error e;
+    /* sample() gives the first two records 3 and 8 tokens; the index has 32 bytes */
+    enum { INDEX = 1024, RECORDS = INDEX + 32 };
+    static const struct {
+        RecordKind kind;
+        size_t at, bytes;
+        uint64_t value;
+        const char *part;
+    } wrong[] = {
+        {RECORD_CHAT, 0, 4, 20240326, "memory: this is a checkpoint, expected a record shard"},
+        {RECORD_CHAT, 0, 4, 20240520, "memory: this is a token shard, expected a record shard"},
+        {RECORD_CHAT, 0, 4, 7, "memory: magic number is 7, expected 20261124 of a record shard"},
+        {RECORD_CHAT, 4, 4, 2, "memory: record shard of version 2, expected 1"},
+        {RECORD_CHAT, 8, 4, 0, "kind of record is 0, expected 1 to 4"},
+        {RECORD_CHAT, 8, 4, 5, "kind of record is 5"},
+        {RECORD_CHAT, 8, 4, RECORD_STEP, "record 0 is too short for its tokens"},
+        {RECORD_CHAT, 8, 4, RECORD_PROMPT, "record 0 is too short for its head"},
+        {RECORD_CHAT, 12, 4, 0, "vocabulary is 0, expected 1 to 4194304"},
+        {RECORD_CHAT, 12, 4, UINT32_MAX, "vocabulary is -1"},
+        {RECORD_CHAT, 12, 4, INT32_MAX, "vocabulary is 2147483647"},
+        {RECORD_CHAT, 12, 4, 299, "record 0: token 0 is 299, expected below the vocabulary of 299"},
+        {RECORD_CHAT, 16, 4, 4, "token ids have 4 bytes, expected 2 for a vocabulary of 300"},
+        {RECORD_CHAT, 20, 4, 9, "records hold 11 tokens, the longest 8; header says 11 and 9"},
+        {RECORD_CHAT, 20, 4, UINT32_MAX, "header says 11 and -1"},
+        {RECORD_CHAT, 24, 4, 1, "header field 6 is 1, expected 0"},
+        {RECORD_CHAT, 72, 4, 1, "header field 18 is 1, expected 0"},
+        {RECORD_CHAT, 1020, 4, 1, "header field 255 is 1, expected 0"},
+        {RECORD_CHAT, 32, 8, 3, "header (3 records, "},
+        {RECORD_CHAT, 32, 8, 1, "header (1 records, "},
+        {RECORD_CHAT, 32, 8, UINT64_MAX, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, 32, 8, (uint64_t)1 << 60, "sizes in the header are no sizes of a file"}, /* times 16: 0 */
+        {RECORD_CHAT, 40, 8, 12, "header says 12 and 8"},
+        {RECORD_CHAT, 40, 8, UINT64_MAX, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, 48, 8, INT64_MAX, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, 48, 8, (uint64_t)1 << 40, "1099511627776 bytes of payload) needs"},
+        {RECORD_CHAT, 56, 8, (uint64_t)1 << 31, "file ends at byte"},
+        {RECORD_CHAT, 64, 8, 0, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, INDEX, 8, 1, "record 0 at byte 1 of the payload"},
+        {RECORD_CHAT, INDEX + 8, 4, 8, "record 1 at byte 7 of the payload"},
+        {RECORD_CHAT, INDEX + 16, 8, 0, "record 1 at byte 0 of the payload"},
+        {RECORD_CHAT, INDEX + 16, 8, UINT64_MAX, "record 1 at byte 18446744073709551615 of the payload"},
+        {RECORD_CHAT, INDEX + 24, 4, UINT32_MAX, "record 1 at byte 7 of the payload has 4294967295 bytes"},
+        {RECORD_CHAT, INDEX + 24, 4, 16, "records take 23 bytes of the payload, header says 24"},
+        {RECORD_CHAT, INDEX + 12, 4, UINT32_MAX, "records hold 4294967303 tokens"},
+        {RECORD_CHAT, RECORDS, 2, 300, "record 0: token 0 is 300, expected below the vocabulary of 300"},
+        {RECORD_CHAT, RECORDS + 6, 1, 8, "record 0 has mask bits beyond its last token"},
+        {RECORD_PROMPT, RECORDS, 4, 3, "record 0 has a text of another length"},
+        {RECORD_PROMPT, RECORDS, 4, UINT32_MAX, "record 0 is too short for its texts"},
+        {RECORD_PROMPT, RECORDS + 12, 4, 1000, "record 0 is too short for its texts"},
+        {RECORD_PROMPT, RECORDS + 12, 4, 11, "record 0 has a text of another length"},
+        {RECORD_PROMPT, RECORDS + 23, 1, 0, "record 0 has a text of another length"},
+        {RECORD_PREFERENCE, RECORDS, 4, 0, "record 0 has lengths of prompt, chosen and rejected that do not add up"},
+        {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt, chosen and rejected"},
+        {RECORD_PREFERENCE, RECORDS + 4, 4, 0, "record 0 has lengths of prompt, chosen and rejected"},
+        {RECORD_PREFERENCE, RECORDS + 8, 4, INT32_MAX, "record 0 has lengths of prompt, chosen and rejected"},
+        {RECORD_STEP, 8, 4, RECORD_CHAT, "record 0 has mask bits beyond"},
+        {RECORD_STEP, RECORDS, 4, 4, "record 0 has a prompt longer than its tokens"},
+        {RECORD_STEP, RECORDS, 4, UINT32_MAX, "record 0 has a prompt longer than its tokens"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        size_t n;
+        put_shard(files_path("wrong.shard"), wrong[i].kind, 300, 2);
+        uint8_t *file = files_get(files_path("wrong.shard"), &n);
+        patch(file, n, wrong[i].at, wrong[i].value, wrong[i].bytes);
+        e.text[0] = 0;
+        assert_false(open_memory(file, n, &e));
+        files_assert_error(&e, wrong[i].part);
+        files_feed_stdin(file, n, 999);
+        const bool ok = open_path("-", &e);
+        files_restore(0);
+        assert_false(ok);
+        files_assert_error(&e, "standard input: ");
+        free(file);
+    }
+    size_t n;
+    put_shard(files_path("wrong.shard"), RECORD_CHAT, 70000, 2); /* four bytes a token: ids can be negative */
+    uint8_t *file = files_get(files_path("wrong.shard"), &n);
+    patch(file, n, RECORDS, (uint32_t)-1, 4);
+    assert_false(open_memory(file, n, &e));
+    files_assert_error(&e, "record 0: token 0 is -1, expected below the vocabulary of 70000");
+    free(file);
+    put_shard(files_path("wrong.shard"), RECORD_CHAT, 300, 2);
+    file = files_get(files_path("wrong.shard"), &n);
+    patch(file, n, n - 12, 0, 1); /* a NUL inside the template */
+    assert_false(open_memory(file, n, &e));
+    files_assert_error(&e, "chat template of 5 bytes, header says 8");
+    free(file);
+    put_shard(files_path("wrong.shard"), RECORD_CHAT, 300, 2);
+    file = files_get(files_path("wrong.shard"), &n);
+    file[n - 1] ^= 1;
+    assert_false(open_memory(file, n, &e));
+    files_assert_error(&e, "the file is damaged");
+    file = realloc(file, n + 1);
+    files_put(files_path("wrong.shard"), file, n + 1);
+    assert_false(open_path(files_path("wrong.shard"), &e));
+    files_assert_error(&e, "wrong.shard: file ends at byte");
+    free(file);
+}
+
+static void not_files(void **state) {
+    (void)state;
+    Error e;
+    assert_false(open_path(files_path("absent.shard"), &e));
+    files_assert_error(&e, "absent.shard: cannot open: No such file or directory");
+    assert_false(open_path(files_directory, &e));
+    files_assert_error(&e, "is a directory, expected a file");
+    files_put(files_path("empty.shard"), "", 0);
+    assert_false(open_path(files_path("empty.shard"), &e));
+    files_assert_error(&e, "empty.shard: header: needs 1024 bytes at byte 0, the file ends at 0");
+}
+
+static void refused_records(void **state) {
+    (void)state;
+    Error e;
+    ShardWriter w;
+    const char *path = files_path("kept.shard");
+    files_put(path, "earlier", 7);
+    const int files = files_count();
+    for (int k = 0; k < 4; k++)
+        for (int fault = 0; fault < 6; fault++) {
+            int32_t vocab = 300;
+            Record r = sample(kinds[k], vocab, 1);
+            const char *part = NULL;
+            if (fault == 0) r.count = 0, part = "record 0 has no tokens";
+            if (fault == 1)
+                r.tokens[2] = vocab, part = "record 0: token 2 is 300, expected below the vocabulary of 300";
+            if (fault == 2) r.tokens[1] = -1, part = "record 0: token 1 is -1, expected below the vocabulary of 300";
+            if (fault == 3 && r.mask) r.mask = NULL, part = "record 0 has no mask";
+            if (fault == 4 && kinds[k] == RECORD_PREFERENCE)
+                r.rejected = 0, part = "lacks a chosen or a rejected answer";
+            if (fault == 5 && kinds[k] == RECORD_PREFERENCE) r.prompt++, part = "has lengths that do not add up";
+            if (fault == 5 && kinds[k] == RECORD_STEP) r.prompt = 99, part = "has a prompt longer than its tokens";
+            if (!part) continue;
+            assert_true(shard_create(&w, path, kinds[k], vocab, NULL, 0, NULL, &e));
+            assert_false(shard_add(&w, &r, &e));
+            files_assert_error(&e, part);
+            shard_abort(&w);
+            shard_abort(&w);
+            assert_int_equal(files_count(), files);
+            files_assert_content(path, "earlier", 7);
+        }
+    assert_false(shard_create(&w, path, RECORD_CHAT, 0, NULL, 0, NULL, &e));
+    files_assert_error(&e, "kept.shard: vocabulary is 0, expected 1 to 4194304");
+    assert_false(shard_create(&w, files_path("absent/x"), RECORD_CHAT, 300, NULL, 0, NULL, &e));
+    files_assert_error(&e, "absent/x: cannot create a temporary file beside it: No such file or directory");
+    shard_abort(&w);
+    assert_true(shard_create(&w, "/dev/full", RECORD_CHAT, 300, NULL, 0, NULL, &e));
+    assert_false(shard_commit(&w, &e));
+    files_assert_error(&e, "/dev/full: cannot write: No space left on device");
+}
+
+/* A prompt's texts may be absent; a shard may hold no record, no tokenizer, no template. */
+static void empty_things(void **state) {
+    (void)state;
+    Error e;
+    ShardWriter w;
+    Shard s;
+    Record r = {0};
+    int32_t token = 5;
+    const Record bare = {.tokens = &token, .count = 1};
+    const char *path = files_path("bare.shard");
+    assert_true(shard_create(&w, path, RECORD_PROMPT, 10, NULL, 0, NULL, &e));
+    assert_true(shard_add(&w, &bare, &e) && shard_commit(&w, &e));
+    assert_true(shard_open(&s, path, &e));
+    assert_true(shard_record(&s, 0, &r, &e));
+    assert_int_equal(r.count, 1);
+    assert_int_equal(r.prompt, 1);
+    assert_string_equal(r.text, "");
+    assert_string_equal(r.fields, "");
+    assert_int_equal(s.tokenizer_bytes, 0);
+    assert_string_equal(s.chat_template, "");
+    record_free(&r);
+    shard_close(&s);
+    assert_true(shard_create(&w, path, RECORD_STEP, 10, NULL, 0, NULL, &e) && shard_commit(&w, &e));
+    assert_true(shard_open(&s, path, &e));
+    assert_int_equal(s.count, 0);
+    assert_int_equal(s.longest, 0);
+    shard_close(&s);
+    assert_string_equal(record_kind_name(RECORD_STEP), "step");
+    assert_string_equal(record_kind_name((RecordKind)9), "unknown");
+}
+
+/* ---- llm.c's token shards ------------------------------------------------------------------------------------ */
+
+static void token_shards(void **state) {
+    (void)state;
+    Error e;
+    TokenShard t;
+    size_t n;
+    static uint16_t tokens[100000];
+    for (int i = 0; i < 100000; i++) tokens[i] = (uint16_t)(i * 31);
+    const char *path = files_path("tokens.bin");
+    assert_true(tokens_write(path, tokens, 100000, &e));
+    uint8_t *file = files_get(path, &n);
+    const uint8_t header[12] = {0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 0xA0, 0x86, 1, 0};
+    assert_int_equal(n, 1024 + 2 * 100000); /* llm.c checks it to the byte */
+    assert_memory_equal(file, header, sizeof header);
+    for (size_t i = sizeof header; i < 1024; i++) assert_int_equal(file[i], 0);
+    assert_memory_equal(file + 1024, tokens, sizeof tokens);
+    for (int way = 0; way < 3; way++) {
+        if (way == 1) files_feed_stdin(file, n, 999);
+        if (way == 2) assert_true(tokens_write(files_path("tokens.bin.zst"), tokens, 100000, &e));
+        const bool ok = tokens_open(&t, way == 1 ? "-" : way ? files_path("tokens.bin.zst") : path, 65536, &e);
+        if (way == 1) files_restore(0);
+        assert_true(ok);
+        assert_int_equal(t.count, 100000);
+        assert_memory_equal(t.tokens, tokens, sizeof tokens);
+        tokens_close(&t);
+    }
+    assert_false(tokens_open(&t, path, 50257, &e));
+    files_assert_error(&e, "tokens.bin: token 1622 is 50282, expected below the vocabulary of 50257");
+    assert_null(t.tokens);
+    free(file);
+    assert_true(tokens_write(path, tokens, 0, &e));
+    assert_true(tokens_open(&t, path, 1, &e));
+    assert_int_equal(t.count, 0);
+    tokens_close(&t);
+    assert_false(tokens_write(path, tokens, (size_t)1 << 31, &e));
+    files_assert_error(&e, "2147483648 tokens do not fit a token shard");
+    assert_false(tokens_write("/dev/full", tokens, 100000, &e));
+    files_assert_error(&e, "/dev/full: cannot write: No space left on device");
+}
+
+static void token_shard_damage(void **state) {
+    (void)state;
+    Error e;
+    TokenShard t;
+    Reader r;
+    int32_t file[256 + 5] = {20240520, 1, 10, [256] = 1, 2, 3, 4, 5};
+    const char *path = files_path("cut.bin");
+    for (size_t n = sizeof file; n-- > 0;) {
+        files_put(path, file, n);
+        assert_false(tokens_open(&t, path, 0, &e));
+        files_assert_error(&e, n < 1024 ? "cut.bin: header: needs 1024 bytes" : "header (10 tokens) needs 1044");
+        if (n % 53) continue;
+        files_feed_stdin(file, n, 100);
+        const bool ok = tokens_open(&t, "-", 0, &e);
+        files_restore(0);
+        assert_false(ok);
+        files_assert_error(&e, "standard input: ");
+    }
+    static const struct {
+        int field;
+        int32_t value;
+        const char *part;
+    } wrong[] = {{0, 20240326, "this is a checkpoint, expected a token shard"},
+                 {0, 20240801, "this is a Llama 3 token shard, expected a token shard"},
+                 {0, -1, "magic number is -1, expected 20240520 of a token shard"},
+                 {1, 2, "token shard of version 2, expected 1"},
+                 {2, -1, "number of tokens is -1"},
+                 {2, INT32_MAX, "file ends at byte 1044, header (2147483647 tokens) needs 4294968318"},
+                 {2, 9, "file ends at byte 1044, header (9 tokens) needs 1042"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const int32_t kept = file[wrong[i].field];
+        file[wrong[i].field] = wrong[i].value;
+        assert_true(reader_memory(&r, file, sizeof file, &e));
+        assert_false(tokens_read(&t, &r, 0, &e));
+        reader_close(&r);
+        files_assert_error(&e, wrong[i].part);
+        files_feed_stdin(file, sizeof file, 1000);
+        const bool ok = tokens_open(&t, "-", 0, &e);
+        files_restore(0);
+        assert_false(ok);
+        files_assert_error(&e, "standard input: ");
+        file[wrong[i].field] = kept;
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(round_trips),        cmocka_unit_test(reused_record),
+        cmocka_unit_test(exact_bytes),        cmocka_unit_test(truncated_everywhere),
+        cmocka_unit_test(flipped_everywhere), cmocka_unit_test(wrong_fields),
+        cmocka_unit_test(not_files),          cmocka_unit_test(refused_records),
+        cmocka_unit_test(empty_things),       cmocka_unit_test(token_shards),
+        cmocka_unit_test(token_shard_damage),
+    };
+    return cmocka_run_group_tests_name("shard", tests, files_setup, files_teardown);
+}

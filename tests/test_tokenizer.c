@@ -1,0 +1,478 @@
+/* Tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, held against tiktoken's and Hugging
+ * Face's own (dev/golden_tokenizer.py); any bytes there and back; blobs; bad files. */
+#include "files.h"
+#include "../llmc/jsonl.h"
+#include "../llmc/tokenizer.h"
+#include <time.h>
+
+static Tokenizer gpt2;
+static char *vocab_json, *merges_txt; /* paths */
+
+/* ---- GPT-2's files, rebuilt from the merges ------------------------------------------------------------------- */
+
+/* bytes_to_unicode() of GPT-2's encoder.py: byte k of its order, as UTF-8. */
+static void gpt2_byte(int k, char utf8[4]) {
+    int order[256], point[256], n = 0, next = 256;
+    for (int pass = 0; pass < 2; pass++)
+        for (int b = 0; b < 256; b++) {
+            const bool prints = (b > 32 && b < 127) || (b > 160 && b != 173);
+            if (prints == !pass) order[n++] = b, point[b] = prints ? b : next++;
+        }
+    utf8_encode((uint32_t)point[order[k]], utf8);
+}
+
+static json_t *gpt2_vocab(const char *merges) {
+    json_t *vocab = json_object();
+    int id = 0;
+    for (; id < 256; id++) {
+        char token[5] = {0};
+        gpt2_byte(id, token);
+        json_object_set_new(vocab, token, json_integer(id));
+    }
+    for (const char *line = strchr(merges, '\n') + 1; *line; line = strchr(line, '\n') + 1) {
+        char token[512], *space;
+        snprintf(token, sizeof token, "%.*s", (int)strcspn(line, "\n"), line);
+        space = strchr(token, ' ');
+        memmove(space, space + 1, strlen(space));
+        json_object_set_new(vocab, token, json_integer(id++));
+    }
+    json_object_set_new(vocab, "<|endoftext|>", json_integer(id));
+    return vocab;
+}
+
+static int setup(void **state) {
+    Error e;
+    size_t n;
+    if (files_setup(state)) return 1;
+    vocab_json = xstrdup(files_path("vocab.json"));
+    merges_txt = xstrdup(files_path("merges.txt"));
+    char *merges = file_slurp("tests/golden/tokenizer_gpt2_merges.txt.zst", 1 << 20, &n, &e);
+    if (!merges) die("%s", e.text);
+    files_put(merges_txt, merges, n);
+    json_t *vocab = gpt2_vocab(merges);
+    if (json_dump_file(vocab, vocab_json, 0)) return 1;
+    json_decref(vocab);
+    free(merges);
+    char spec[512];
+    snprintf(spec, sizeof spec, "%s:%s", vocab_json, merges_txt);
+    if (!tokenizer_open(&gpt2, spec, &e)) die("%s", e.text);
+    return 0;
+}
+
+static int teardown(void **state) {
+    tokenizer_free(&gpt2);
+    free(vocab_json);
+    free(merges_txt);
+    return files_teardown(state);
+}
+
+static void assert_round_trip(const Tokenizer *t, const char *text, size_t n) {
+    Error e;
+    TokenList ids = {0};
+    TextBuffer back = {0};
+    if (!tokenizer_encode(t, text, n, false, &ids, &e)) fail_msg("%s", e.text);
+    tokenizer_decode(t, ids.ids, ids.count, false, &back);
+    assert_int_equal(back.length, n);
+    assert_memory_equal(back.text, text, n);
+    assert_int_equal(back.text[n], 0);
+    token_list_free(&ids);
+    text_free(&back);
+}
+
+/* ---- golden values -------------------------------------------------------------------------------------------- */
+
+static void assert_ids(const Tokenizer *t, const json_t *row, bool specials) {
+    Error e;
+    TokenList ids = {0};
+    const json_t *text = json_object_get(row, "text"), *want = json_object_get(row, "ids");
+    const char *name = json_string_value(json_object_get(row, "name"));
+    if (!tokenizer_encode(t, json_string_value(text), json_string_length(text), specials, &ids, &e))
+        fail_msg("%s: %s", name, e.text);
+    for (size_t i = 0; i < json_array_size(want) && i < (size_t)ids.count; i++)
+        if (ids.ids[i] != json_integer_value(json_array_get(want, i)))
+            fail_msg("%s: token %zu is %d, expected %d", name, i, ids.ids[i],
+                     (int)json_integer_value(json_array_get(want, i)));
+    if ((size_t)ids.count != json_array_size(want))
+        fail_msg("%s: %d tokens, expected %zu", name, ids.count, json_array_size(want));
+    token_list_free(&ids);
+    assert_round_trip(t, json_string_value(text), json_string_length(text));
+}
+
+static void test_gpt2_texts(void **state) {
+    (void)state;
+    Error e;
+    Jsonl j;
+    json_t *row;
+    int more, cases = 0;
+    assert_int_equal(gpt2.vocab, 50257);
+    assert_int_equal(gpt2.eos, 50256);
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_gpt2.jsonl", false, &e));
+    for (; (more = jsonl_next(&j, &row, &e)) > 0; cases++) assert_ids(&gpt2, row, false);
+    if (more) fail_msg("%s", e.text);
+    assert_true(cases >= 190);
+    jsonl_close(&j);
+}
+
+/* Every code point there is, each between letters, spaces and digits and doubled. */
+static void test_gpt2_all_planes(void **state) {
+    (void)state;
+    FILE *f = fopen("tests/golden/tokenizer_gpt2_planes.txt", "r");
+    assert_non_null(f);
+    unsigned first;
+    int count, blocks = 0;
+    unsigned long long hash;
+    for (; fscanf(f, "%x %d %llx", &first, &count, &hash) == 3; blocks++) {
+        TextBuffer text = {0};
+        TokenList ids = {0};
+        Error e;
+        text_clear(&text);
+        for (unsigned c = first; c < first + 4096; c++) {
+            char u[5] = {0};
+            if (c >= 0xD800 && c < 0xE000) continue;
+            const size_t n = (size_t)utf8_encode(c, u);
+            text_string(&text, "x");
+            text_append(&text, u, n);
+            text_string(&text, " ");
+            text_append(&text, u, n);
+            text_string(&text, "7");
+            text_append(&text, u, n);
+            text_append(&text, u, n);
+            text_string(&text, "\n");
+        }
+        assert_true(tokenizer_encode(&gpt2, text.text, text.length, false, &ids, &e));
+        unsigned long long fnv = 0xCBF29CE484222325;
+        for (int i = 0; i < ids.count; i++)
+            for (int b = 0; b < 4; b++) fnv = (fnv ^ ((unsigned)ids.ids[i] >> 8 * b & 255)) * 0x100000001B3;
+        if (ids.count != count || fnv != hash) fail_msg("code points from U+%04X differ", first);
+        text_free(&text);
+        token_list_free(&ids);
+    }
+    assert_int_equal(blocks, 0x110);
+    fclose(f);
+}
+
+/* A tokenizer.json as `tokenizers` wrote it, under five pre-tokenizers, with merges obeyed and ignored. */
+static void test_tokenizer_json(void **state) {
+    (void)state;
+    Error e;
+    Jsonl j;
+    json_t *row, *last = json_null(), *root = json_load_file("tests/golden/tokenizer_small.json", 0, NULL);
+    Tokenizer t = {0};
+    int more, cases = 0, tokenizers = 0;
+    assert_non_null(root);
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_small.jsonl.zst", false, &e));
+    for (; (more = jsonl_next(&j, &row, &e)) > 0; cases++) {
+        json_t *settings = json_object_get(row, "settings");
+        if (!json_equal(settings, last)) {
+            json_decref(last);
+            last = json_deep_copy(settings);
+            json_object_set(root, "pre_tokenizer", json_object_get(settings, "pre_tokenizer"));
+            json_object_set(json_object_get(root, "model"), "ignore_merges",
+                            json_object_get(settings, "ignore_merges"));
+            assert_int_equal(json_dump_file(root, files_path("tokenizer.json"), 0), 0);
+            tokenizer_free(&t);
+            if (!tokenizer_open(&t, files_path("tokenizer.json"), &e)) fail_msg("%s", e.text);
+            assert_int_equal(t.vocab, json_integer_value(json_object_get(row, "vocab")));
+            assert_int_equal(t.eos, 0);
+            tokenizers++;
+        }
+        assert_ids(&t, row, true);
+    }
+    if (more) fail_msg("%s", e.text);
+    assert_int_equal(tokenizers, 10);
+    assert_true(cases > 300);
+    tokenizer_free(&t);
+    jsonl_close(&j);
+    json_decref(last);
+    json_decref(root);
+}
+
+/* ---- any bytes ------------------------------------------------------------------------------------------------- */
+
+static void test_any_bytes(void **state) {
+    (void)state;
+    Error e;
+    TokenList ids = {0};
+    Tokenizer bytes;
+    assert_true(tokenizer_bytes(&bytes, &e));
+    assert_int_equal(bytes.vocab, 260);
+    assert_int_equal(bytes.eos, 256);
+    uint8_t *noise = files_noise(100000);
+    for (size_t n = 0; n < 100000; n = 3 * n / 2 + 1) {
+        assert_round_trip(&gpt2, (const char *)noise, n);
+        assert_round_trip(&bytes, (const char *)noise, n);
+    }
+    for (size_t i = 0; i < 100000; i++) noise[i] &= noise[i / 2] | 0x5F; /* more of it well formed */
+    assert_round_trip(&gpt2, (const char *)noise, 100000);
+    free(noise);
+
+    /* broken bytes are a piece of their own: half an emoji keeps its token, and the text around it is not changed */
+    assert_true(tokenizer_encode(&gpt2, " the\xF0\x9F the", 10, false, &ids, &e));
+    assert_int_equal(ids.count, 3);
+    assert_int_equal(ids.ids[0], 262);
+    assert_int_equal(ids.ids[1], 8582);
+    assert_int_equal(ids.ids[2], 262);
+    static const char *const broken[] = {
+        "\xC0\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80",  "\xE2\x82",        "\xF8\x88\x80\x80", "\x80", "\xFF\xFE",
+        "a\xC3",    "\xC3(",        "\xE2\x28\xA1 \xE2", "\xF0\x80\x80\x80"};
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+        assert_true(utf8_valid(broken[i], strlen(broken[i])) < strlen(broken[i]));
+        assert_round_trip(&gpt2, broken[i], strlen(broken[i]));
+    }
+    assert_int_equal(utf8_valid("\xF4\x8F\xBF\xBF\xED\x9F\xBF\xEE\x80\x80\xC2\x80 abcdefgh\0x", 24), 24);
+    token_list_free(&ids);
+    tokenizer_free(&bytes);
+}
+
+/* A megabyte without a place to cut must cost n log n, not n squared (minutes). */
+static void test_long_pieces(void **state) {
+    (void)state;
+    enum { N = 1 << 20 };
+    static const char *const units[] = {"a", "1", " ", "ab", "\xE7\x9A\x84", "\xFF", "=", "na"};
+    char *text = xmalloc(N);
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+        const size_t unit = strlen(units[u]), n = N / unit * unit;
+        for (size_t i = 0; i < n; i++) text[i] = units[u][i % unit];
+        const clock_t start = clock();
+        assert_round_trip(&gpt2, text, n);
+        const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+        if (seconds > 5) fail_msg("a megabyte of '%s' took %.1f s", units[u], seconds);
+    }
+    free(text);
+}
+
+/* ---- special tokens -------------------------------------------------------------------------------------------- */
+
+static void test_specials(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t;
+    TokenList ids = {0};
+    TextBuffer text = {0};
+    assert_true(tokenizer_bytes(&t, &e));
+    assert_int_equal(tokenizer_special(&t, "<|im_end|>"), 258);
+    assert_int_equal(tokenizer_special(&t, "<|im"), -1);
+    assert_int_equal(tokenizer_special(&t, "a"), -1);
+    const char *s = "a<|im_end|><|im_end|<|pad|>";
+    assert_true(tokenizer_encode(&t, s, strlen(s), false, &ids, &e));
+    assert_int_equal(ids.count, strlen(s));
+    ids.count = 0;
+    assert_true(tokenizer_encode(&t, s, strlen(s), true, &ids, &e));
+    assert_int_equal(ids.count, 1 + 1 + 9 + 1);
+    assert_int_equal(ids.ids[1], 258);
+    assert_int_equal(ids.ids[11], 259);
+    tokenizer_decode(&t, ids.ids, ids.count, true, &text);
+    assert_string_equal(text.text, s);
+    text_clear(&text);
+    tokenizer_decode(&t, ids.ids, ids.count, false, &text);
+    assert_string_equal(text.text, "a<|im_end|");
+    text_clear(&text);
+    tokenizer_decode(&t, (const int32_t[]){-1, 'x', 260, INT32_MAX}, 4, true, &text);
+    assert_string_equal(text.text, "\xEF\xBF\xBDx\xEF\xBF\xBD\xEF\xBF\xBD");
+
+    /* new ones take the next ids, once; the longest that begins at a place counts */
+    assert_true(tokenizer_add_special(&t, "<|im_end|>", &e));
+    assert_int_equal(t.vocab, 260);
+    assert_true(tokenizer_add_special(&t, "<|im_end|>\n", &e));
+    assert_true(tokenizer_add_special(&t, "<|", &e));
+    assert_int_equal(t.vocab, 262);
+    ids.count = 0;
+    assert_true(tokenizer_encode(&t, "<|im_end|>\n<|im_end|> <|", 24, true, &ids, &e));
+    assert_int_equal(ids.count, 4);
+    assert_int_equal(ids.ids[0], 260);
+    assert_int_equal(ids.ids[1], 258);
+    assert_int_equal(ids.ids[3], 261);
+    assert_false(tokenizer_add_special(&t, "", &e));
+    files_assert_error(&e, "has 0 bytes");
+    assert_false(tokenizer_add_special(&t, "x", &e));
+    files_assert_error(&e, "ordinary token");
+    tokenizer_free(&t);
+    token_list_free(&ids);
+    text_free(&text);
+}
+
+/* ---- blobs ------------------------------------------------------------------------------------------------------ */
+
+static void test_blob(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer back, bytes;
+    void *blob, *again;
+    size_t n, m;
+    assert_true(tokenizer_store(&gpt2, &blob, &n, &e));
+    assert_true(tokenizer_load(&back, blob, n, &e));
+    assert_true(tokenizer_store(&back, &again, &m, &e));
+    assert_int_equal(n, m);
+    assert_memory_equal(blob, again, n);
+    assert_true(tokenizer_hash(&gpt2) == tokenizer_hash(&back));
+    assert_true(tokenizer_bytes(&bytes, &e));
+    assert_true(tokenizer_hash(&gpt2) != tokenizer_hash(&bytes));
+    TokenList a = {0}, b = {0};
+    const char *s = "The quick brown fox's 1234 jumps\n\n  over";
+    assert_true(tokenizer_encode(&gpt2, s, strlen(s), false, &a, &e));
+    assert_true(tokenizer_encode(&back, s, strlen(s), false, &b, &e));
+    assert_int_equal(a.count, b.count);
+    assert_memory_equal(a.ids, b.ids, (size_t)a.count * sizeof *a.ids);
+    token_list_free(&a);
+    token_list_free(&b);
+    tokenizer_free(&back);
+
+    files_put(files_path("gpt2.blob"), blob, n);
+    assert_true(tokenizer_open(&back, files_path("gpt2.blob"), &e));
+    assert_true(tokenizer_hash(&gpt2) == tokenizer_hash(&back));
+    tokenizer_free(&back);
+
+    /* cut short, and with every bit of the header and some of the rest turned over */
+    for (size_t cut = 0; cut < n; cut = 5 * cut / 4 + 1) assert_false(tokenizer_load(&back, blob, cut, &e));
+    free(blob);
+    free(again);
+    assert_true(tokenizer_store(&bytes, &blob, &n, &e));
+    for (size_t bit = 0; bit < 8 * n; bit++) {
+        ((uint8_t *)blob)[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        if (tokenizer_load(&back, blob, n, &e)) tokenizer_free(&back);
+        else files_assert_error(&e, "tokenizer");
+        ((uint8_t *)blob)[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    assert_true(tokenizer_load(&back, blob, n, &e));
+    tokenizer_free(&back);
+    tokenizer_free(&bytes);
+    free(blob);
+}
+
+/* ---- files that are refused -------------------------------------------------------------------------------------- */
+
+static void assert_refused(const char *spec, const char *part) {
+    Tokenizer t;
+    Error e;
+    assert_false(tokenizer_open(&t, spec, &e));
+    files_assert_error(&e, part);
+    assert_null(t.bytes);
+}
+
+static void test_directories(void **state) {
+    (void)state;
+    Tokenizer t;
+    Error e;
+    assert_refused(files_path("none"), "no such tokenizer");
+    assert_int_equal(mkdir(files_path("dir"), 0755), 0);
+    assert_refused(files_path("dir"), "holds neither");
+    assert_int_equal(symlink(vocab_json, files_path("dir/encoder.json")), 0);
+    assert_int_equal(symlink(merges_txt, files_path("dir/vocab.bpe")), 0);
+    assert_true(tokenizer_open(&t, files_path("dir"), &e));
+    assert_true(tokenizer_hash(&t) == tokenizer_hash(&gpt2));
+    tokenizer_free(&t);
+    assert_int_equal(symlink(vocab_json, files_path("dir/vocab.json")), 0);
+    assert_refused(files_path("dir/vocab.json"), "has no 'model'");
+    files_put(files_path("dir/merges.txt"), "", 0);
+    assert_true(tokenizer_open(&t, files_path("dir"), &e)); /* vocab.json and merges.txt come first */
+    assert_int_equal(t.merge_count, 0);
+    tokenizer_free(&t);
+}
+
+static void test_bad_vocab(void **state) {
+    (void)state;
+    char spec[1200];
+    const char *json = files_path("bad.json"), *merges = files_path("bad.txt");
+    snprintf(spec, sizeof spec, "%s:%s", json, merges);
+    const struct {
+        const char *json, *merges, *message;
+    } cases[] = {
+        {"{\"a\":0", "", "line 1, column 6"},
+        {"[]", "", "is not a JSON object"},
+        {"{\"a\":-1}", "", "id of token 'a'"},
+        {"{\"a\":1.5}", "", "id of token 'a'"},
+        {"{\"a\":4194304}", "", "id of token 'a'"},
+        {"{\"a\":99999999999}", "", "id of token 'a'"},
+        {"{\"a\":0,\"b\":0}", "", "have the same id 0"},
+        {"{\"a\":0,\"a\":1}", "", "duplicate"},
+        {"{\"a\":0}", "", "byte 0x00 has no token"},
+        {"{\"\\u2581the\":0}", "", "U+2581 stands for no byte"},
+        {"{\"a\":0}", "#version: 0.2\nab\n", "line 2: 'ab'"},
+        {"{\"a\":0}", "a  b\n", "expected two tokens"},
+        {"{\"a\":0}", "a b\n", "token 'b' is not in the vocabulary"},
+        {"{\"a\":0,\"b\":1}", "a b\n", "token 'ab' is not in the vocabulary"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        files_put(json, cases[i].json, strlen(cases[i].json));
+        files_put(merges, cases[i].merges, strlen(cases[i].merges));
+        assert_refused(spec, cases[i].message);
+    }
+    files_put(json, "{\"a\":0}", 7);
+    files_put(merges, "a\0b", 3);
+    assert_refused(spec, "NUL");
+    unlink(merges);
+    assert_refused(spec, "bad.txt: cannot open");
+}
+
+static void test_bad_tokenizer_json(void **state) {
+    (void)state;
+    const struct {
+        const char *path, *field, *value, *message;
+    } cases[] = {
+        {"model", "type", "\"WordPiece\"", "model is WordPiece"},
+        {"model", "byte_fallback", "true", "model.byte_fallback is set"},
+        {"model", "dropout", "0.1", "model.dropout is set"},
+        {"model", "end_of_word_suffix", "\"</w>\"", "end_of_word_suffix is set"},
+        {"model", "merges", "7", "merges is not a list"},
+        {"model", "merges", "[7]", "expected a text or a pair"},
+        {"model", "merges", "[[\"a\",\"b\",\"c\"]]", "expected a text or a pair"},
+        {"model", "vocab", "[]", "vocab is not an object"},
+        {NULL, "normalizer", "{\"type\":\"NFC\"}", "has a normalizer (NFC)"},
+        {NULL, "pre_tokenizer", "null", "pre_tokenizer is of no type"},
+        {NULL, "pre_tokenizer", "{\"type\":\"Whitespace\"}", "pre_tokenizer is Whitespace"},
+        {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "add_prefix_space"},
+        {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"use_regex\":false}", "no Split before it"},
+        {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"},{\"type\":\"ByteLevel\"}]}",
+         "Punctuation before ByteLevel"},
+        {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":"
+         "\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
+         "pattern '(a'"},
+        {NULL, "added_tokens", "[{\"id\":1,\"content\":\"<x>\"}]", "has the id 1"},
+        {NULL, "added_tokens", "[{\"id\":900}]", "no text in 'content'"},
+        {NULL, "model", "null", "has no 'model'"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *root = json_load_file("tests/golden/tokenizer_small.json", 0, NULL);
+        json_t *value = json_loads(cases[i].value, JSON_DECODE_ANY, NULL);
+        assert_non_null(value);
+        json_object_set_new(cases[i].path ? json_object_get(root, cases[i].path) : root, cases[i].field, value);
+        assert_int_equal(json_dump_file(root, files_path("bad.json"), 0), 0);
+        assert_refused(files_path("bad.json"), cases[i].message);
+        json_decref(root);
+    }
+}
+
+/* A pattern that runs away is stopped. */
+static void test_runaway_pattern(void **state) {
+    (void)state;
+    Error e;
+    Pretokenizer p;
+    size_t end;
+    char text[4000];
+    assert_true(pretokenizer_open(&p, "(?:a+)+[bc]", &e));
+    memset(text, 'a', sizeof text);
+    assert_false(pretokenizer_next(&p, text, sizeof text, 0, &end, &e));
+    files_assert_error(&e, "fails at byte 0");
+    pretokenizer_close(&p);
+    assert_false(pretokenizer_open(&p, "[z-a]", &e));
+    files_assert_error(&e, "[z-a]");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gpt2_texts),
+        cmocka_unit_test(test_gpt2_all_planes),
+        cmocka_unit_test(test_tokenizer_json),
+        cmocka_unit_test(test_any_bytes),
+        cmocka_unit_test(test_long_pieces),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_blob),
+        cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_bad_vocab),
+        cmocka_unit_test(test_bad_tokenizer_json),
+        cmocka_unit_test(test_runaway_pattern),
+    };
+    return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);
+}

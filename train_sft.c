@@ -1,0 +1,343 @@
+/* train_sft.c - supervised fine-tuning: maximum likelihood of the answers in a shard of conversations.
+ *
+ *   L = - sum_r w_r log pi(y_r | what came before) / sum_r w_r        over the targets r of one optimizer step
+ *
+ * w_r is 1 on the assistant's tokens (or on all with --no-completion-only-loss). One optimizer step takes records worth
+ * --batch-tokens tokens, packed without padding into micro-batches of --micro-tokens; the normaliser is that of the whole
+ * step, so the cut into micro-batches changes nothing but memory.
+ *
+ *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
+ */
+#include "llmc/loss_lm.h"
+#include "llmc/rollout.h"
+#include "llmc/trainer.h"
+
+static struct {
+    TrainerOptions t;
+    const char *input, *val, *best;
+    int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
+    double epochs, neftune;
+    bool completion_only;
+    int loss;
+} o;
+
+static const Option options[] = {
+    OPTION_GROUP("Data"),
+    OPTION_TEXT("input", 'i', &o.input, "FILE", "chat shard to train on (data/make_shard)"),
+    OPTION_TEXT("val", 'j', &o.val, "FILE", "chat shard for the validation loss"),
+    OPTION_INT("batch-tokens", 'd', &o.batch_tokens, 1, 1 << 30, "tokens of one optimizer step, at least"),
+    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20, "cut records to this many tokens; 0: the model's context"),
+    OPTION_REAL("num-train-epochs", 'e', &o.epochs, 0.001, 1e6, "passes over the shard"),
+    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
+    OPTION_GROUP("Loss"),
+    OPTION_FLAG("completion-only-loss", 0, &o.completion_only, "train on all tokens, not on the masked ones only"),
+    OPTION_CHOICE("loss-type", 0, &o.loss, LM_LOSS_CHOICES, "nll, or dynamic fine-tuning"),
+    OPTION_REAL("neftune-noise-alpha", 0, &o.neftune, 0, 1000, "noise on embeddings, 5 is usual; 0: none"),
+    TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_OPTIMIZER_OPTIONS(o.t),
+    TRAINER_OUTPUT_OPTIONS(o.t),
+    OPTION_TEXT("best", 0, &o.best, "FILE", "also keep the model of the least validation loss here"),
+    OPTION_GROUP("Evaluation"),
+    OPTION_INT("eval-steps", 'v', &o.eval_steps, 1, 1e9, "validation loss every so many steps, and at the end"),
+    OPTION_INT("sample-steps", 's', &o.sample_steps, 0, 1e9, "print samples every so many steps; 0: none"),
+    OPTION_INT("sample-count", 0, &o.sample_count, 1, 256, "how many, from the first validation records"),
+    OPTION_INT("sample-tokens", 'g', &o.sample_tokens, 1, 65536, "most tokens of a sample"),
+    OPTION_END};
+
+static const OptionAbout about = {
+    "-c MODEL -i chat.shard -o OUT [options]",
+    "Fine-tunes a model on conversations, or on prompts with completions.\n\n"
+    "  ./data/make_shard -i chat.jsonl -o chat.shard\n"
+    "  ./train_sft -c d12 -i chat.shard -o sft.bin          a random model of depth 12\n"
+    "  ./train_sft -c base.bin -i chat.shard -o - | ./train_grpo -c - -i tasks.shard -o grpo.bin"};
+
+/* The records in the order of training: a new permutation each epoch, a function of the seed and the epoch. */
+typedef struct Cursor {
+    int64_t count, epoch, position;
+    int64_t *order; /* (count) of `epoch` */
+} Cursor;
+
+static void cursor_epoch(Cursor *c, int64_t epoch) {
+    Random random = random_start((uint64_t)o.t.seed, RANDOM_SHUFFLE + (uint64_t)epoch);
+    for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
+    random_shuffle(&random, c->order, c->count);
+    c->epoch = epoch, c->position = 0;
+}
+
+static int64_t cursor_next(Cursor *c) {
+    if (c->position == c->count) cursor_epoch(c, c->epoch + 1);
+    return c->order[c->position++];
+}
+
+static int32_t record_length(const Shard *s, int64_t i) {
+    return (int64_t)s->index[i].tokens < o.max_length ? (int32_t)s->index[i].tokens : (int32_t)o.max_length;
+}
+
+/* The records of the next step: enough for --batch-tokens, as many as the run's last records at most. */
+static int64_t cursor_step(Cursor *c, const Shard *s, int64_t left, int64_t *records, int64_t most) {
+    int64_t n = 0, tokens = 0;
+    while (n < left && n < most && tokens < o.batch_tokens) {
+        records[n] = cursor_next(c);
+        tokens += record_length(s, records[n++]);
+    }
+    return n;
+}
+
+static int64_t steps_of_run(const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
+    Cursor c = {.count = s->count, .order = (int64_t *)xmalloc((size_t)s->count * sizeof *c.order)};
+    int64_t steps = 0;
+    cursor_epoch(&c, 0);
+    while (records > 0) records -= cursor_step(&c, s, records, scratch, most), steps++;
+    free(c.order);
+    return steps;
+}
+
+/* Record i, cut to --max-length; returns the number of its targets. */
+static int32_t read_record(const Shard *s, int64_t i, Record *r) {
+    Error e;
+    if (!shard_record(s, i, r, &e)) die("%s", e.text);
+    if (r->count > o.max_length) r->count = (int32_t)o.max_length;
+    int32_t targets = 0;
+    for (int32_t k = 1; k < r->count; k++) targets += !o.completion_only || r->mask[k];
+    return targets;
+}
+
+static void open_chat(Shard *s, const char *path) {
+    Error e;
+    if (!shard_open(s, path, &e)) die("%s", e.text);
+    if (s->kind != RECORD_CHAT) die("%s: a shard of kind %s, expected chat", path, record_kind_name(s->kind));
+    if (!s->count) die("%s: the shard is empty", path);
+}
+
+/* What is wrong with the data: nothing to train on, answers cut off, answers that never stop. */
+static void check_data(const Shard *s, int32_t stop) {
+    Record r = {0};
+    int64_t empty = 0, cut = 0, endless = 0, cut_empty = 0;
+    for (int64_t i = 0; i < s->count; i++) {
+        const int32_t targets = read_record(s, i, &r);
+        const bool is_cut = (int64_t)s->index[i].tokens > o.max_length;
+        empty += !targets, cut += is_cut, cut_empty += is_cut && !targets;
+        bool stops = false;
+        for (int32_t k = 0; k < r.count && !stops; k++) stops = r.mask[k] && r.tokens[k] == stop;
+        endless += stop >= 0 && targets && !stops;
+    }
+    const long long n = s->count;
+    record_free(&r);
+    if (empty == s->count)
+        die("%s: no record has a token to train on%s", s->name, cut_empty ? " within --max-length" : "");
+    if (empty) warn("%s: %lld of %lld records have nothing to train on", s->name, (long long)empty, n);
+    if (cut)
+        warn("%s: %lld of %lld records are longer than %lld tokens and are cut", s->name, (long long)cut, n,
+             (long long)o.max_length);
+    if (endless == s->count - empty && stop >= 0)
+        warn("%s: no answer that is trained on ends in the stop token: the model will not learn to stop", s->name);
+    else if (endless)
+        warn("%s: %lld of %lld records have no stop token among what is trained on", s->name, (long long)endless, n);
+}
+
+/* NEFTune (Jain et al. 2023, alg. 1): noise of alpha / sqrt(length * width) on each token's embedding. */
+static void neftune_scales(const Batch *b, int32_t width, float *scale) {
+    for (int i = 0; i < b->segments; i++)
+        for (int32_t k = 0; k < b->segment[i].len; k++)
+            scale[b->segment[i].start + k] = (float)(o.neftune / sqrt((double)b->segment[i].len * width));
+}
+
+typedef struct Sums {
+    double loss, entropy, right, targets;
+} Sums;
+
+typedef struct Work {
+    Workspace space;
+    Batch batch;
+    float *logp, *entropy, *weight, *dlogp, *noise;
+    int32_t *argmax;
+} Work;
+
+/* One micro-batch: the loss's share, with its gradient when `train`. N: the step's normaliser. */
+static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micro, Sums *sums) {
+    const Batch *b = &w->batch;
+    const GPT2Output out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
+    const double flops = gpt2_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
+    w->space.noise_scale = NULL;
+    if (train && o.neftune > 0) {
+        neftune_scales(b, t->model.config.width, w->noise);
+        w->space.noise_scale = w->noise, w->space.noise_seed = (uint64_t)o.t.seed;
+        w->space.noise_stream = RANDOM_NOISE + ((uint64_t)t->step << 20) + micro;
+    }
+    if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
+        for (int32_t r = 0; r < b->targets; r++) w->dlogp[r] = (float)(-1.0 / N);
+        gpt2_forward_backward(&t->model, &w->space, b, 1.0f, w->dlogp, &out);
+    } else gpt2_forward(&t->model, &w->space, b, 1.0f, &out);
+    sums->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, w->logp, NULL, b->targets, N, w->dlogp);
+    if (train && o.loss != LM_NLL) gpt2_backward(&t->model, &w->space, b, 1.0f, w->dlogp, NULL, NULL);
+    t->flops += flops * (train ? 3 : 1);
+    for (int32_t r = 0; r < b->targets; r++) {
+        sums->entropy += w->entropy[r];
+        sums->right += w->argmax[r] == b->target_token[r];
+    }
+    sums->targets += b->targets;
+}
+
+/* Packs the records into micro-batches and runs them. Returns the means over the targets. */
+static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train) {
+    Record r = {0};
+    Sums sums = {0};
+    double N = 0;
+    uint64_t micro = 0;
+    for (int64_t i = 0; i < n; i++) N += read_record(s, records[i], &r);
+    batch_clear(&w->batch);
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t targets = read_record(s, records[i], &r);
+        if (!targets) continue;
+        if (!batch_fits(&w->batch, r.count, targets, 1)) {
+            micro_batch(t, w, train, N, micro++, &sums);
+            batch_clear(&w->batch);
+        }
+        batch_sequence(&w->batch, r.tokens, o.completion_only ? r.mask : NULL, r.count);
+        if (train) t->tokens += r.count;
+    }
+    if (w->batch.targets) micro_batch(t, w, train, N, micro, &sums);
+    record_free(&r);
+    sums.entropy /= fmax(sums.targets, 1), sums.right /= fmax(sums.targets, 1);
+    return sums;
+}
+
+static double validate(Trainer *t, Work *w, const Shard *val) {
+    int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
+    for (int64_t i = 0; i < val->count; i++) all[i] = i;
+    const double start = program_seconds();
+    const Sums sums = run_records(t, w, val, all, val->count, false);
+    free(all);
+    metrics_set(&t->metrics, "eval_loss", sums.loss);
+    metrics_set(&t->metrics, "eval_mean_token_accuracy", sums.right);
+    metrics_set(&t->metrics, "eval_entropy", sums.entropy);
+    metrics_line(&t->metrics, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)t->step, sums.loss,
+                 100 * sums.right, program_seconds() - start);
+    return sums.loss;
+}
+
+/* Greedy answers to the first records' prompts (what comes before the first token that is trained on). */
+static void print_samples(Trainer *t, Rollout *engine, const Shard *s, const char *when) {
+    Error e;
+    Record r = {0};
+    Sampling how = sampling_default();
+    how.temperature = 0, how.max_new = (int)o.sample_tokens;
+    if (t->text.stop >= 0) how.stop[how.stops++] = t->text.stop;
+    for (int64_t i = 0, shown = 0; i < s->count && shown < o.sample_count; i++) {
+        read_record(s, i, &r);
+        int32_t prompt = 0;
+        while (prompt < r.count && !r.mask[prompt]) prompt++;
+        if (!prompt || prompt == r.count || prompt > engine->prompt_max || prompt >= t->model.config.context) continue;
+        Completion c;
+        RolloutRequest q = {.prompt = r.tokens, .prompt_len = prompt, .samples = 1, .out = &c};
+        if (!rollout_run(engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
+        int32_t end = prompt;
+        while (end < r.count && r.mask[end]) end++;
+        char *asked = model_text_decode(&t->text, r.tokens, prompt, true);
+        char *said = model_text_decode(&t->text, c.tokens, c.count, false);
+        char *wanted = model_text_decode(&t->text, r.tokens + prompt, end - prompt, false);
+        metrics_line(&t->metrics, "sample %s%s", asked, said);
+        metrics_sample(&t->metrics, when, asked, said, wanted, NAN);
+        free(asked), free(said), free(wanted);
+        completion_free(&c);
+        shown++;
+    }
+    record_free(&r);
+}
+
+int main(int argc, char **argv) {
+    o.t = trainer_defaults(2e-5);
+    o.batch_tokens = 8192, o.epochs = 3, o.eval_steps = 100, o.sample_count = 3, o.sample_tokens = 64;
+    o.completion_only = true;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (!o.input) usage_error("-i/--input: which shard?");
+    if (!o.t.output) usage_error("-o/--output: where to?");
+    if (o.best && !o.val) usage_error("--best: needs a validation shard (-j/--val)");
+    program_start();
+
+    Error e;
+    Shard data, val = {0};
+    open_chat(&data, o.input);
+    if (o.val) open_chat(&val, o.val);
+    Trainer t;
+    trainer_open(&t, "train_sft", &o.t, &data, false);
+    const int32_t context = t.model.config.context;
+    if (o.val && val.vocab > t.model.config.vocab)
+        die("%s: its vocabulary of %d does not fit the model's %d", o.val, val.vocab, t.model.config.vocab);
+    if (!o.max_length || o.max_length > context) o.max_length = context;
+    check_data(&data, t.text.stop);
+
+    /* memory: a micro-batch holds at least the longest record */
+    int32_t longest = data.longest > val.longest ? data.longest : val.longest;
+    if (longest > o.max_length) longest = (int32_t)o.max_length;
+    const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1;
+    const int prompt_max = longest, new_max = (int)o.sample_tokens;
+    trainer_announce(&t, options, rows,
+                     o.sample_steps ? rollout_bytes(&t.model.config, t.backend, slots, prompt_max, new_max) : 0);
+    Work w = {.batch = batch_new(rows, rows, rows)};
+    if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
+        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    float *arrays = (float *)xcalloc(5 * (size_t)rows, sizeof *arrays);
+    w.logp = arrays, w.entropy = arrays + rows, w.weight = arrays + 2 * rows, w.dlogp = arrays + 3 * rows;
+    w.noise = arrays + 4 * rows, w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
+    Rollout engine = {0};
+    if (o.sample_steps && !rollout_new(&engine, &t.model, slots, prompt_max, new_max, &e)) die("%s", e.text);
+
+    /* the run: so many records, in steps of --batch-tokens */
+    const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count;
+    int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
+    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
+    trainer_schedule(&t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
+    Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
+    cursor_epoch(&cursor, state_int(t.state, "epoch"));
+    cursor.position = state_int(t.state, "position");
+    if (cursor.position > cursor.count) die("%s: the state was made with another shard", o.t.resume);
+    left -= cursor.epoch * cursor.count + cursor.position;
+    double best = t.step ? state_real(t.state, "best") : INFINITY;
+    if (t.step && !isfinite(best)) best = INFINITY;
+
+    bool stopped = false;
+    if (!t.step && o.sample_steps) print_samples(&t, &engine, o.val ? &val : &data, "before");
+    while (t.step < t.o.steps && !stopped) {
+        trainer_begin_step(&t);
+        const int64_t n = cursor_step(&cursor, &data, left, records, most);
+        left -= n;
+        const Sums sums = run_records(&t, &w, &data, records, n, true);
+        const int64_t trained = t.tokens;
+        trainer_update(&t, sums.loss);
+
+        const double epoch = (double)cursor.epoch + (double)cursor.position / (double)cursor.count;
+        const double seconds = program_seconds() - t.step_start;
+        metrics_set(&t.metrics, "epoch", epoch);
+        metrics_set(&t.metrics, "entropy", sums.entropy);
+        metrics_set(&t.metrics, "mean_token_accuracy", sums.right);
+        const bool last = t.step == t.o.steps;
+        if (o.val && (last || t.step % o.eval_steps == 0)) {
+            const double loss = validate(&t, &w, &val);
+            if (loss < best) {
+                best = loss;
+                if (o.best) trainer_save_model(&t, o.best);
+            }
+        }
+        (void)trained;
+        trainer_log(&t, sums.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * sums.right, epoch,
+                    1e-3 * sums.targets / seconds);
+        if (o.sample_steps && (last || t.step % o.sample_steps == 0)) {
+            char when[32] = "after";
+            if (!last) snprintf(when, sizeof when, "step %lld", (long long)t.step);
+            print_samples(&t, &engine, o.val ? &val : &data, when);
+        }
+        json_object_set_new(t.state, "epoch", json_integer(cursor.epoch));
+        json_object_set_new(t.state, "position", json_integer(cursor.position));
+        json_object_set_new(t.state, "best", isfinite(best) ? json_real(best) : json_null());
+        stopped = trainer_should_stop(&t);
+    }
+    rollout_free(&engine);
+    workspace_free(&w.space, &t.model);
+    batch_free(&w.batch);
+    free(arrays), free(w.argmax), free(records), free(cursor.order);
+    trainer_close(&t, stopped);
+    shard_close(&data);
+    if (o.val) shard_close(&val);
+    return 0;
+}
