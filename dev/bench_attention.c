@@ -1,6 +1,7 @@
 /* bench_attention - speed of the CPU's attention, shape by shape, against what this machine can do.
  *
- *     make build/bench_attention && build/bench_attention [seconds a shape]      (OMP_NUM_THREADS sets the threads)
+ *     make build/bench_attention && build/bench_attention [seconds a shape [part of its name]]
+ *     (OMP_NUM_THREADS sets the threads)
  *
  * Training shapes: GFLOP/s of forward (4 D a visible query-key pair and head) and backward (10 D: five products, the
  * scores are recomputed), as percentages of the fused multiply-add peak measured first. Decode shapes: GB/s of distinct
@@ -51,8 +52,13 @@ static double read_bandwidth(void) {
     for (int repeat = 0; repeat < 5; repeat++) {
         const double start = now();
         float total = 0;
-#pragma omp parallel for simd reduction(+ : total) schedule(static)
-        for (size_t i = 0; i < n; i++) total += x[i];
+#pragma omp parallel for reduction(+ : total) schedule(static)
+        for (size_t i = 0; i < n; i += 4096) {
+            CpuVec sum[4] = {{0}};
+            for (size_t j = 0; j < 4096; j += 4 * CPU_VEC)
+                for (int k = 0; k < 4; k++) sum[k] += *(const CpuVec *)(x + i + j + k * CPU_VEC);
+            total += ((sum[0] + sum[1]) + (sum[2] + sum[3]))[0];
+        }
         const double rate = n * sizeof *x / (now() - start) * 1e-9;
         if (total != 0 && rate > best) best = rate;
     }
@@ -174,6 +180,7 @@ static void bench_decode(const Shape *s, double bandwidth, double seconds) {
 
 int main(int argc, char **argv) {
     const double seconds = argc > 1 ? atof(argv[1]) : 0.4;
+    const char *part = argc > 2 ? argv[2] : "";
     const double peak = fma_peak(), bandwidth = read_bandwidth();
     fprintf(stderr, "%d threads, peak %.0f GFLOP/s float32, %.1f GB/s read\n\n", omp_get_max_threads(), peak,
             bandwidth);
@@ -192,7 +199,8 @@ int main(int argc, char **argv) {
     };
     fprintf(stderr, "%-44s %6s %7s %4s %12s %13s %11s %13s\n", "training", "rows", "heads", "size", "forward",
             "GFLOP/s", "backward", "GFLOP/s");
-    for (size_t i = 0; i < sizeof training / sizeof *training; i++) bench_training(&training[i], peak, seconds);
+    for (size_t i = 0; i < sizeof training / sizeof *training; i++)
+        if (strstr(training[i].what, part)) bench_training(&training[i], peak, seconds);
     static const Shape decode[] = {
         {"32 sequences, 300 keys", 32, 0, 1, 300, 12, 12, 64},
         {"1 sequence, 1000 keys", 1, 0, 1, 1000, 12, 12, 64},
@@ -203,6 +211,7 @@ int main(int argc, char **argv) {
         {"64 sequences, 60 keys, narrow heads", 64, 0, 1, 60, 4, 4, 32},
     };
     fprintf(stderr, "\n%-44s %6s %7s %4s %12s\n", "decode", "rows", "heads", "size", "a layer");
-    for (size_t i = 0; i < sizeof decode / sizeof *decode; i++) bench_decode(&decode[i], bandwidth, seconds);
+    for (size_t i = 0; i < sizeof decode / sizeof *decode; i++)
+        if (strstr(decode[i].what, part)) bench_decode(&decode[i], bandwidth, seconds);
     return 0;
 }

@@ -3,10 +3,10 @@
     pip install trl==1.16 && python dev/golden_losses.py
 
 Policy losses: GRPOTrainer._compute_loss (GMPOTrainer's, RLOOTrainer's) runs unchanged on a trainer that was never
-constructed: only the attributes that it reads are set, and the model's log-probabilities and entropies are leaf tensors,
-so that autograd gives the gradient with respect to them. Advantages: _generate_and_score_completions runs unchanged with
-the generation and the reward functions replaced by given numbers. DFT: the lines of SFTTrainer's loss. All in float64
-on inputs that were rounded to float32.
+constructed: only the attributes that it reads are set, and the model's log-probabilities and entropies are leaf
+tensors, so that autograd gives the gradient with respect to them. Advantages: _generate_and_score_completions runs
+unchanged with the generation and the reward functions replaced by given numbers. DFT: the line of SFTTrainer's loss.
+All in float64 on inputs that were rounded to float32.
 
 Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. nan is an answer without a reward.
 """
@@ -203,7 +203,8 @@ def advantage_case(name, rewards, G, weights=(1.0,), cls=GRPOTrainer, kl=None, *
     t._pending_extra_logs, t._pending_metrics = {}, {}
     ids = [[2, 3, 1]] * n
     text = [""] * n
-    t._generate = lambda prompts: (ids, ids, text) if cls is RLOOTrainer else (ids, ids, None, text, None, {}, None, None)
+    generated = (ids, ids, text) if cls is RLOOTrainer else (ids, ids, None, text, None, {}, None, None)
+    t._generate = lambda prompts: generated
     t._calculate_rewards = lambda *a: rewards
     zeros = torch.zeros(n, 3)
     if kl is not None:  # old - ref = kl / 3 on each of the three tokens

@@ -32,6 +32,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+transformers.logging.set_verbosity_error()
 torch.set_num_threads(o.threads)
 torch.manual_seed(1)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads,

@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer beside our train_grpo, on the CPU: 6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens.
 
-    pip install -r dev/requirements.txt && python dev/peer_grpo.py [--threads 2] [--steps 4]
+    pip install -r dev/requirements.txt && python dev/peer_grpo.py [--threads 2] [--steps 3]
 
 TRL's defaults but for what the comparison fixes: float32, no gradient checkpointing (it would only slow TRL down), one
 optimizer step a batch, and min_new_tokens, so that every sample has the full length. The tokenizer is made here, one
@@ -27,7 +27,7 @@ parser.add_argument("--samples", type=int, default=8, help="a prompt")
 parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
 parser.add_argument("--new", type=int, default=64, help="tokens of a sample")
 parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL term; 0: no reference model")
-parser.add_argument("--steps", type=int, default=4, help="steps that are timed, after one that is not")
+parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
 o = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", WANDB_MODE="disabled",
                   OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
@@ -36,10 +36,11 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, decoders
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+transformers.logging.set_verbosity_error()
 torch.set_num_threads(o.threads)
 torch.manual_seed(1)
 characters = {chr(0x100 + i): i for i in range(o.vocab - 2)}
@@ -77,6 +78,8 @@ with tempfile.TemporaryDirectory() as folder:
                         max_completion_length=o.new, generation_kwargs={"min_new_tokens": o.new}, beta=o.beta,
                         max_steps=o.steps + 1, save_strategy="no", logging_steps=1, disable_tqdm=True,
                         dataloader_pin_memory=False)
+    model.save_pretrained(folder + "/model")  # TRL loads its reference model from where the model came from
+    model = GPT2LMHeadModel.from_pretrained(folder + "/model")
     trainer = GRPOTrainer(model, reward, config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()

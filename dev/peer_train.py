@@ -23,7 +23,7 @@ parser.add_argument("--layers", type=int, default=12)
 parser.add_argument("--heads", type=int, default=12)
 parser.add_argument("--width", type=int, default=768)
 parser.add_argument("--vocab", type=int, default=50257)
-parser.add_argument("--steps", type=int, default=6, help="steps that are timed, after one that is not")
+parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
 o = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false")
 
@@ -31,6 +31,7 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+transformers.logging.set_verbosity_error()
 torch.set_num_threads(o.threads)
 torch.manual_seed(1)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads, resid_pdrop=0,

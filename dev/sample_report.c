@@ -1,6 +1,7 @@
 /* sample_report - writes a report from invented numbers, to look at its layout without a run.
  *
- *     sample_report grpo|sft|long|one|empty|nasty DIRECTORY
+ *     cc -O2 -std=c11 -D_GNU_SOURCE dev/sample_report.c -o build/sample_report -lzstd -ljansson -lxxhash -lm
+ *     build/sample_report grpo|sft|long|one|empty|nasty DIRECTORY
  *
  * grpo and sft look like runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty holds
  * what must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.

@@ -1,8 +1,8 @@
 /* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016; over bytes as in GPT-2, Radford et al. 2019).
  *
  * A piece starts as its bytes' tokens. As long as some neighbours have a merge, the pair of the lowest rank (the
- * leftmost of equals) becomes one token. Short pieces do so by scanning; longer ones keep the pairs in a heap, so that a
- * piece of n bytes costs O(n log n) and a megabyte without a space is no trap.
+ * leftmost of equals) becomes one token. Short pieces do so by scanning; longer ones keep the pairs in a heap, so that
+ * a piece of n bytes costs O(n log n) and a megabyte without a space is no trap.
  *
  * Merges lie flat in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes are
  * remembered in a direct-mapped cache of one cache line an entry; it is the only thing that encoding changes, so one

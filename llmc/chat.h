@@ -1,15 +1,16 @@
 /* chat.h - conversations to tokens: chat templates, and the mask of the tokens that an assistant is trained on.
  *
- * A template is "chatml", "llama", "plain" or a text of one's own, made of sections. A section begins with a tag that
- * names whose messages it is for, and says what stands before and after a message's {content}:
+ * A template is "chatml", "llama", "plain" (also "") or a text of one's own, made of sections. A section begins with a
+ * tag that names whose messages it is for, and says what stands before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for the messages of role user; likewise {system}, {assistant} or any other role
  *   {any}PREFIX{content}SUFFIX      for the roles that have no section of their own
  *
  * In a text, {role} is the role's name, {eos} the tokenizer's end-of-text token, \n and \t are newline and tab, and a
- * backslash makes the next character plain: \{ \< \\. A word in angle brackets, <|im_end|> or </s>, is one special token,
- * which the tokenizer must have: chat_add_specials() gives it those that it lacks. The known templates, so written:
+ * backslash makes the next character plain: \{ \< \\. A word in angle brackets, <|im_end|> or </s>, is one special
+ * token, which the tokenizer must have: chat_add_specials() gives it those that it lacks. The known templates, so
+ * written:
  *
  *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
  *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
@@ -17,18 +18,20 @@
  *
  * and one for a model that has only text:  {user}Question: {content}\n{assistant}Answer:{content}\n
  *
- * The assistant's turn ends with the first special token of its suffix; where the suffix has none, with all of it, which
- * must then be one token of the tokenizer. An assistant without a suffix is refused: it would never learn to stop.
+ * The assistant's turn ends with the first special token of its suffix; where the suffix has none, with all of it,
+ * which must then be one token of the tokenizer. An assistant without a suffix is refused: it would never learn to
+ * stop.
  *
- * The template's texts and the contents are encoded apart from one another, so that the tokens of a prompt do not depend
- * on what is answered, and special tokens are recognised in the template only: a user cannot type <|im_end|>. The mask is
- * 1 on every assistant's content and on the token that ends it, and 0 elsewhere.
+ * Contents are taken as they are, spaces at their ends included. The template's texts and the contents are encoded
+ * apart from one another, so that the tokens of a prompt do not depend on what is answered, and special tokens are
+ * recognised in the template only: a user cannot type <|im_end|>. The mask is 1 on every assistant's content and on the
+ * token that ends it, and 0 elsewhere.
  *
  *     ChatTemplate c;
  *     if (!chat_template_parse(&c, "chatml", e) || !chat_add_specials(&c, &tokenizer, e)) return false;
  *     const ChatMessage m[] = {{"user", "2+3="}, {"assistant", "5"}};
  *     if (!chat_encode(&c, &tokenizer, m, 2, false, &ids, &mask, e)) ...        // training
- *     if (!chat_encode(&c, &tokenizer, m, 1, true, &ids, NULL, e)) ...          // a prompt, up to where the answer begins
+ *     if (!chat_encode(&c, &tokenizer, m, 1, true, &ids, NULL, e)) ...          // a prompt
  *     chat_template_free(&c);
  */
 #ifndef LLMC_CHAT_H
@@ -71,7 +74,7 @@ typedef struct ChatTemplate {
     int count;
 } ChatTemplate;
 
-/* ---- parsing ------------------------------------------------------------------------------------------------- */
+/* ---- parsing --------------------------------------------------------------------------------------------------- */
 
 static inline void chat_text_free(ChatText *t) {
     for (int i = 0; i < t->count; i++) free(t->pieces[i].text);
@@ -207,16 +210,16 @@ static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
 /* Parses "chatml", "llama", "plain" or a template of one's own. */
 static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
     *c = (ChatTemplate){.spec = xstrdup(spec)};
-    const char *text = !strcmp(spec, "chatml")  ? CHAT_CHATML
-                       : !strcmp(spec, "llama") ? CHAT_LLAMA
-                       : !strcmp(spec, "plain") ? CHAT_PLAIN
-                                                : spec;
+    const char *text = !strcmp(spec, "chatml")            ? CHAT_CHATML
+                       : !strcmp(spec, "llama")           ? CHAT_LLAMA
+                       : !strcmp(spec, "plain") || !*spec ? CHAT_PLAIN
+                                                          : spec;
     if (chat_parse_sections(c, text, e) && chat_find_stop(c, e)) return true;
     chat_template_free(c);
     return false;
 }
 
-/* ---- encoding ------------------------------------------------------------------------------------------------ */
+/* ---- encoding -------------------------------------------------------------------------------------------------- */
 
 static inline bool chat_add_text_specials(const ChatText *text, Tokenizer *t, Error *e) {
     for (int i = 0; i < text->count; i++)
@@ -280,9 +283,9 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
     return NULL;
 }
 
-/* Appends `count` messages to `out`. With generation_prompt, what stands before an assistant's content follows. The mask,
- * where it is not NULL, is grown to out->count entries: 1 on the content of assistants and on the tokens that end them,
- * 0 on the others; entries for ids that stood in `out` before are kept. */
+/* Appends `count` messages to `out`. With generation_prompt, what stands before an assistant's content follows. The
+ * mask, where it is not NULL, is grown to out->count entries: 1 on the content of assistants and on the tokens that end
+ * them, 0 on the others; entries for ids that stood in `out` before are kept. */
 static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
     const int32_t stop = chat_stop_token(c, t);
@@ -314,7 +317,7 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
     return true;
 }
 
-/* ---- as text ------------------------------------------------------------------------------------------------- */
+/* ---- as text --------------------------------------------------------------------------------------------------- */
 
 static inline void chat_render_text(const ChatText *text, const Tokenizer *t, const char *role, TextBuffer *out) {
     for (int i = 0; i < text->count; i++) {

@@ -34,20 +34,24 @@
 
 /* ==== Small matrix products ==== */
 
-/* Vectors of the compiler (gcc, clang), as wide as the processor's; NV of them and MR rows of sums fill its registers. */
+/* Vectors of the compiler (gcc, clang), as wide as the processor's. A tile of MR rows by NV vectors of sums fills its
+ * registers: 6 x 4 of 32, or 6 x 2 of 16; more rows where the vectors are few, to cover the latency of an addition. */
 #if defined __AVX512F__
-enum { CPU_VEC = 16, CPU_NV = 4, CPU_MR = 4 };
+enum { CPU_VEC = 16, CPU_NV = 4 };
 #elif defined __AVX__
-enum { CPU_VEC = 8, CPU_NV = 2, CPU_MR = 4 };
+enum { CPU_VEC = 8, CPU_NV = 2 };
+#elif defined __aarch64__
+enum { CPU_VEC = 4, CPU_NV = 4 };
 #else
-enum { CPU_VEC = 4, CPU_NV = 2, CPU_MR = 4 };
+enum { CPU_VEC = 4, CPU_NV = 2 };
 #endif
+enum { CPU_MR = 6, CPU_MR_MAX = 8 };
 typedef float CpuVec __attribute__((vector_size(4 * CPU_VEC), aligned(4), may_alias));
 typedef float CpuQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define CPU_INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define CPU_UNROLL _Pragma("clang loop unroll(full)")
+#define CPU_UNROLL /* it does so by itself */
 #else
 #define CPU_UNROLL _Pragma("GCC unroll 8")
 #endif
@@ -59,7 +63,7 @@ typedef enum { CPU_SET, CPU_ADD, CPU_RESCALE } CpuProductMode;
     CPU_INLINE void name(const int mr, const int nv, const CpuProductMode mode, int depth, const float *a, size_t row, \
                          size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {      \
         const int width = (int)(sizeof(Vec) / sizeof(float));                                                          \
-        Vec sum[CPU_MR][CPU_NV];                                                                                       \
+        Vec sum[CPU_MR_MAX][CPU_NV];                                                                                   \
         CPU_UNROLL for (int i = 0; i < mr; i++) CPU_UNROLL for (int j = 0; j < nv; j++) {                              \
             const Vec *at = (const Vec *)(c + i * ldc + j * width);                                                    \
             if (mode == CPU_SET) sum[i][j] = (Vec){0};                                                                 \
@@ -85,15 +89,16 @@ CPU_PRODUCT_TILE(cpu_product_tile_quad, CpuQuad)
 CPU_INLINE void cpu_product_rows(const int nv, const CpuProductMode mode, int m, int depth, const float *a, size_t row,
                                  size_t column, const float *b, size_t ldb, float *c, size_t ldc,
                                  const float *rescale) {
+    const int mr = CPU_NV == 4 && nv <= 2 ? CPU_MR_MAX : CPU_MR;
     int i = 0;
-    for (; i + CPU_MR <= m; i += CPU_MR)
-        cpu_product_tile(CPU_MR, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
+    for (; i + mr <= m; i += mr)
+        cpu_product_tile(mr, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
+    for (; i + 4 <= m; i += 4)
+        cpu_product_tile(4, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
     for (; i < m; i++)
         cpu_product_tile(1, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
 }
 
-/* C[m,n] = A[m,depth] B[depth,n] (SET), C += AB (ADD) or C[i,j] = C[i,j] rescale[j] + (AB)[i,j] (RESCALE). A(i,k) is at
- * a[i row + k column]; rows of B and C are contiguous, ldb and ldc apart. Each sum runs over k in order. */
 CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, const float *a, size_t row,
                             size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
     int j = 0;
@@ -120,6 +125,25 @@ CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, 
             for (int k = 0; k < depth; k++) sum = sum + a[i * row + k * column] * b[k * ldb + j];
             *at = sum;
         }
+}
+
+/* C[m,n] = A[m,depth] B[depth,n]. A(i,k) is at a[i row + k column]; rows of B and C are contiguous, ldb and ldc apart.
+ * Each sum runs over k in order. */
+static inline void cpu_product_set(int m, int n, int depth, const float *a, size_t row, size_t column, const float *b,
+                                   size_t ldb, float *c, size_t ldc) {
+    cpu_product(CPU_SET, m, n, depth, a, row, column, b, ldb, c, ldc, NULL);
+}
+
+/* C += A B */
+static inline void cpu_product_add(int m, int n, int depth, const float *a, size_t row, size_t column, const float *b,
+                                   size_t ldb, float *c, size_t ldc) {
+    cpu_product(CPU_ADD, m, n, depth, a, row, column, b, ldb, c, ldc, NULL);
+}
+
+/* C(i,j) = C(i,j) rescale[j] + (A B)(i,j) */
+static inline void cpu_product_rescale(int m, int n, int depth, const float *a, size_t row, size_t column,
+                                       const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
+    cpu_product(CPU_RESCALE, m, n, depth, a, row, column, b, ldb, c, ldc, rescale);
 }
 
 /* to[i][j] = from[j][i]; may be the same */
@@ -164,11 +188,12 @@ static inline void cpu_transpose_out(float *const to[4], const float *from, size
 /* ==== Strips and tasks ==== */
 
 enum {
-    CPU_LANES = 64,       /* queries in a strip */
-    CPU_KEYS = 64,        /* keys in a block that all lanes see */
-    CPU_KEYS_EDGE = 16,   /* keys in a block on the causal edge */
-    CPU_FEW = 8,          /* lanes up to which a segment's own keys are taken along the channels */
-    CPU_ROW_RUN = 512,    /* channels of a key that are then read in one go, at least */
+    CPU_LANES = 64,     /* queries in a strip */
+    CPU_KEYS = 64,      /* keys in a block that all lanes see */
+    CPU_KEYS_EDGE = 16, /* keys in a block on the causal edge */
+    CPU_FEW = 8,        /* lanes up to which a segment's own keys are taken along the channels */
+    CPU_ROW_RUN = 256, /* channels of a key that are then read in one go at least; 4 times as many where tasks abound */
+    CPU_AHEAD = 32,    /* keys that are then prefetched before use */
     CPU_HEAD_MAX = 1024,  /* channels in a head */
     CPU_STRIP = 64 * 256, /* lanes * channels */
 };
@@ -265,9 +290,10 @@ static inline void cpu_strip_rows(const CpuStrip *p, const Segment *segment, int
 }
 
 /* Into how many tasks the forward pass cuts a strip: one a part; but rows with few lanes are read by many heads at once,
- * 2 KB or more where the model is so wide. */
+ * 1 to 4 KB of a key where the model is so wide. (The cut has no influence on the numbers.) */
 static inline int cpu_strip_tasks(const Attention *a, const CpuStrip *p) {
-    const int parts = cpu_parts(a), wide = (CPU_ROW_RUN + a->head_size - 1) / a->head_size;
+    const int parts = cpu_parts(a), channels = a->segments < 8 ? CPU_ROW_RUN : 4 * CPU_ROW_RUN;
+    const int wide = (channels + a->head_size - 1) / a->head_size;
     const int most = CPU_LANES / cpu_heads_strip(a), run = wide < most ? wide : most;
     for (int s = p->s0; s < p->s1; s++) {
         int r0, r1;
@@ -386,33 +412,41 @@ typedef struct CpuForward {
 /* Scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
  *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
 static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld) {
-    float next[CPU_LANES];
-    const int first = b->first, last = b->last;
-    for (int lane = first; lane < last; lane++) next[lane] = f->m[lane];
-    for (int k = 0; k < b->keys; k++) {
-        float *s = f->s + k * ld;
-        if (b->masked) {
-            const int key = b->key + k;
+    for (int at = b->first; at < b->last; at += CPU_VEC) {
+        float next[CPU_VEC], total[CPU_VEC];
+        const int *seen = f->lanes.seen + at;
+        for (int i = 0; i < CPU_VEC; i++) next[i] = f->m[at + i];
+        for (int k = 0; k < b->keys; k++) {
+            float *s = f->s + k * ld + at;
+            if (b->masked) {
+                const int key = b->key + k;
 #pragma omp simd
-            for (int lane = first; lane < last; lane++) s[lane] = key < f->lanes.seen[lane] ? s[lane] : -INFINITY;
+                for (int i = 0; i < CPU_VEC; i++) s[i] = key < seen[i] ? s[i] : -INFINITY;
+            }
+#pragma omp simd
+            for (int i = 0; i < CPU_VEC; i++) next[i] = next[i] > s[i] ? next[i] : s[i];
         }
 #pragma omp simd
-        for (int lane = first; lane < last; lane++) next[lane] = next[lane] > s[lane] ? next[lane] : s[lane];
-    }
-#pragma omp simd
-    for (int lane = first; lane < last; lane++) {
-        f->alpha[lane] = cpu_exp(f->m[lane] - next[lane]);
-        f->sum[lane] *= f->alpha[lane];
-        f->m[lane] = next[lane];
-    }
-    for (int k = 0; k < b->keys; k++) {
-        float *s = f->s + k * ld;
-#pragma omp simd
-        for (int lane = first; lane < last; lane++) {
-            s[lane] = cpu_exp(s[lane] - next[lane]);
-            f->sum[lane] += s[lane];
+        for (int i = 0; i < CPU_VEC; i++) {
+            f->alpha[at + i] = cpu_exp(f->m[at + i] - next[i]);
+            total[i] = f->sum[at + i] * f->alpha[at + i];
         }
+        for (int k = 0; k < b->keys; k++) {
+            float *s = f->s + k * ld + at;
+#pragma omp simd
+            for (int i = 0; i < CPU_VEC; i++) {
+                s[i] = cpu_exp(s[i] - next[i]);
+                total[i] += s[i];
+            }
+        }
+        for (int i = 0; i < CPU_VEC; i++) f->m[at + i] = next[i], f->sum[at + i] = total[i];
     }
+}
+
+/* Asks for D floats at x, into the second cache: a head's part of a row is too short for the processor to see a stream
+ * in rows that are far apart. Worth a quarter to a half of decode's time. */
+static inline void cpu_prefetch(const float *x, int D) {
+    for (int d = 0; d < D; d += 16) __builtin_prefetch(x + d, 0, 2);
 }
 
 /* Lanes lane0 .. lane1-1 attend to `keys` rows of k and v, as far as lanes.seen allows. */
@@ -422,10 +456,15 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k,
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride;
     for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
         const int n = b.last - b.first;
-        cpu_product(CPU_SET, b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld, NULL);
+        if (f->lanes.count <= CPU_VEC) /* little work a key: the memory sets the pace */
+            for (int i = b.key; i < b.key + b.keys; i++) {
+                cpu_prefetch(v + i * stride, D);
+                if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
+            }
+        cpu_product_set(b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld);
         cpu_softmax_block(f, &b, ld);
-        cpu_product(CPU_RESCALE, D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
-                    f->alpha + b.first);
+        cpu_product_rescale(D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
+                            f->alpha + b.first);
     }
 }
 
@@ -468,6 +507,10 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
         for (int i = 0; i < n; i += 4)
             for (int h = h0; h < h1; h++) {
                 const float *from = k + i * stride + (size_t)(h / shared) * D;
+                for (int j = i; j < i + 4 && j < n; j++) {
+                    cpu_prefetch(v + j * stride + (size_t)(h / shared) * D, D);
+                    if (key + j + CPU_AHEAD < keys) cpu_prefetch(from + (j - i + CPU_AHEAD) * stride, D);
+                }
                 if (i + 4 <= n) cpu_dots4(p[h - h0] + i, q + (size_t)h * D, from, stride, D, a->scale);
                 else
                     for (int j = 0; j < n - i; j++) { /* 4 times the same key: sums in the same order */
@@ -489,10 +532,19 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
             sum[h - h0] = sum[h - h0] * alpha + total;
             m[h - h0] = next;
         }
-        for (int i = 0; i < n; i += 4)
-            for (int h = h0; h < h1; h++)
-                cpu_product(CPU_ADD, 1, D, n - i < 4 ? n - i : 4, p[h - h0] + i, 0, 1,
-                            v + i * stride + (size_t)(h / shared) * D, stride, out + (size_t)h * D, D, NULL);
+        for (int i = 0; i < n; i += i + 4 <= n ? 4 : 1)
+            for (int h = h0; h < h1; h++) {
+                const float *x = v + i * stride + (size_t)(h / shared) * D, *s = p[h - h0] + i;
+                float *o = out + (size_t)h * D;
+                if (i + 4 <= n)
+#pragma omp simd
+                    for (int d = 0; d < D; d++)
+                        o[d] += (s[0] * x[d] + s[1] * x[stride + d]) +
+                                (s[2] * x[2 * stride + d] + s[3] * x[3 * stride + d]);
+                else
+#pragma omp simd
+                    for (int d = 0; d < D; d++) o[d] += s[0] * x[d];
+            }
     }
     for (int h = h0; h < h1; h++) {
         for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= 1.0f / sum[h - h0];
@@ -603,18 +655,22 @@ typedef struct CpuBackward {
 
 /* P = e^(S - lse), dS = P (dP - delta), with P = 0 where a lane does not see the key */
 static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, size_t ld) {
-    const int first = b->first, last = b->last;
-    for (int k = 0; k < b->keys; k++) {
-        float *p = f->p + k * ld, *ds = f->ds + k * ld;
-        if (b->masked) {
-            const int key = b->key + k;
+    for (int at = b->first; at < b->last; at += CPU_VEC) {
+        float lse[CPU_VEC], delta[CPU_VEC];
+        const int *seen = f->lanes.seen + at;
+        for (int i = 0; i < CPU_VEC; i++) lse[i] = f->lse[at + i], delta[i] = f->delta[at + i];
+        for (int k = 0; k < b->keys; k++) {
+            float *p = f->p + k * ld + at, *ds = f->ds + k * ld + at;
+            if (b->masked) {
+                const int key = b->key + k;
 #pragma omp simd
-            for (int lane = first; lane < last; lane++) p[lane] = key < f->lanes.seen[lane] ? p[lane] : -INFINITY;
-        }
+                for (int i = 0; i < CPU_VEC; i++) p[i] = key < seen[i] ? p[i] : -INFINITY;
+            }
 #pragma omp simd
-        for (int lane = first; lane < last; lane++) {
-            p[lane] = cpu_exp(p[lane] - f->lse[lane]);
-            ds[lane] = p[lane] * (ds[lane] - f->delta[lane]);
+            for (int i = 0; i < CPU_VEC; i++) {
+                p[i] = cpu_exp(p[i] - lse[i]);
+                ds[i] = p[i] * (ds[i] - delta[i]);
+            }
         }
     }
 }
@@ -631,12 +687,12 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
         const size_t at = b.key * stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
-        cpu_product(CPU_SET, b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld, NULL);
-        cpu_product(CPU_SET, b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld, NULL);
+        cpu_product_set(b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld);
+        cpu_product_set(b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld);
         cpu_softmax_backward_block(f, &b, ld);
-        cpu_product(CPU_ADD, b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride, NULL);
-        cpu_product(CPU_ADD, b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride, NULL);
-        cpu_product(CPU_ADD, D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld, NULL);
+        cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride);
+        cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride);
+        cpu_product_add(D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld);
     }
 }
 

@@ -55,7 +55,8 @@ typedef struct History {
 
 /* ---- text ---- */
 
-/* Bytes of the well-formed UTF-8 character at s, 0 where there is none (Unicode 15, table 3-7). n >= 1 bytes are readable. */
+/* Bytes of the well-formed UTF-8 character at s, 0 where there is none (Unicode 15, table 3-7); n >= 1 bytes can be
+ * read. */
 static inline size_t utf8_character(const unsigned char *s, size_t n) {
     if (s[0] < 0x80) return 1;
     const size_t length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;

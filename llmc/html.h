@@ -2,7 +2,7 @@
  *
  * html_text() is the only way by which text that is not our own (a model's words, an option's value, a metric's name)
  * reaches a page. What comes out is safe between tags and inside quoted attributes. Control characters, which HTML has
- * no way to show, become their Unicode pictures (U+2400 and on); newline and tab stay. The text must be UTF-8
+ * no way to show, are written as \x1b; newline and tab stay. The text must be UTF-8
  * (history.h has seen to that).
  *
  *     fputs("<td title='", f);  html_text(f, name);  fputs("'>", f);
@@ -25,13 +25,12 @@ static inline void html_bytes(FILE *f, const char *text, size_t n) {
         case '\'': fputs("&#39;", f); break;
         case '\n':
         case '\t': fputc(c, f); break;
-        case 0x7F: fputs("\xE2\x90\xA1", f); break;
-        case 0xC2: /* U+0080 to U+009F: controls again, without pictures */
-            if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fputs("\xEF\xBF\xBD", f), i++;
+        case 0xC2: /* U+0080 to U+009F are controls, too */
+            if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fprintf(f, "\\x%02x", (unsigned char)text[++i]);
             else fputc(c, f);
             break;
         default:
-            if (c < 0x20) fprintf(f, "\xE2\x90%c", 0x80 + c);
+            if (c < 0x20 || c == 0x7F) fprintf(f, "\\x%02x", c);
             else fputc(c, f);
         }
     }

@@ -5,8 +5,8 @@
  *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
  *
  * Lines longer than a limit are refused, blank ones passed over, a byte-order mark at the start too. A key that comes
- * twice in an object is refused. With `skip_bad` wrong lines are counted in `skipped` instead of ending the reading, and
- * the first one's message is kept in `first`; what the caller finds wrong goes the same way, through jsonl_skip().
+ * twice in an object is refused. With `skip_bad` wrong lines are counted in `skipped` instead of ending the reading,
+ * and the first one's message is kept in `first`; what the caller finds wrong goes the same way, through jsonl_skip().
  *
  *     Jsonl j;
  *     json_t *row;                                   // valid until the next call
@@ -89,7 +89,7 @@ static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
     return !failed;
 }
 
-/* ---- messages ------------------------------------------------------------------------------------------------ */
+/* ---- messages -------------------------------------------------------------------------------------------------- */
 
 /* Says what is wrong with the current line, in `field` where that is not NULL. Returns false. */
 __attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
@@ -110,7 +110,7 @@ static inline bool jsonl_skip(Jsonl *j, const Error *e) {
     return true;
 }
 
-/* ---- lines --------------------------------------------------------------------------------------------------- */
+/* ---- lines ----------------------------------------------------------------------------------------------------- */
 
 /* Reads a line into j->text, without its newline. 1, 0 at the end, -1 where reading fails; a line beyond the limit is
  * dropped and *too_long set. */
@@ -173,8 +173,8 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
     return true;
 }
 
-/* The next line's object, valid until the next call. 1; 0 at the end; -1 where reading fails or a line is wrong that may
- * not be skipped. */
+/* The next line's object, valid until the next call. 1; 0 at the end; -1 where reading fails or a line is wrong that
+ * may not be skipped. */
 static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     bool too_long;
     for (int more; (more = jsonl_line(j, &too_long, e)) != 0;) {
@@ -189,7 +189,7 @@ static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     return 0;
 }
 
-/* ---- fields -------------------------------------------------------------------------------------------------- */
+/* ---- fields ---------------------------------------------------------------------------------------------------- */
 
 static inline const char *jsonl_type(const json_t *value) {
     if (!value) return "absent";

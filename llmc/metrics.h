@@ -206,7 +206,8 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
         m->carried = m->history.seconds;
         ok = ok && (m->jsonl = metrics_append(jsonl, e));
     }
-    if (ok && tensorboard_dir) ok = tensorboard_open(&m->board, tensorboard_dir, resume_step, e);
+    if (ok && tensorboard_dir)
+        ok = tensorboard_open(&m->board, tensorboard_dir, metrics_clock(CLOCK_REALTIME), resume_step, e);
     if (ok && report) ok = report_check(report, e);
     if (!ok) metrics_free(m);
     return ok;
@@ -271,7 +272,7 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
         ok = metrics_flush(m->jsonl, m->jsonl_path, e);
     }
     if (ok && m->board.file)
-        ok = tensorboard_step(&m->board, step, (const char *const *)m->names, m->values, m->count, e);
+        ok = tensorboard_step(&m->board, time, step, (const char *const *)m->names, m->values, m->count, e);
     for (size_t i = 0; i < m->count; i++) {
         history_value(&m->history, m->names[i], step, m->values[i]);
         free(m->names[i]);

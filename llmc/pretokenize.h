@@ -4,8 +4,8 @@
  * which tiktoken and Hugging Face's tokenizers share. PCRE2's classes differ in two ways, found by asking both about
  * every code point: its letters and numbers are those of the Unicode version it was built with (Debian 12's 10.42: 14),
  * and its \s takes U+180E, which has not been white space since Unicode 6.3. So before it is compiled, a pattern's \s,
- * \S, \p{L} and \p{N} are rewritten: \s into its 25 characters, the other two with what Unicode 15 and 16 added. A PCRE2
- * of Unicode 17 or later knows more letters than these tools do; there the newest scripts may be cut differently.
+ * \S, \p{L} and \p{N} are rewritten: \s into its 25 characters, the other two with what Unicode 15 and 16 added. A
+ * PCRE2 of Unicode 17 or later knows more letters than these tools do; there the newest scripts may be cut differently.
  *
  * The text between two matches, if any, is a piece too, and an empty match is none: so pieces always cover the text.
  *

@@ -313,14 +313,14 @@ static inline void report_completion(FILE *f, const Sample *s) {
     fputs("</pre>", f);
 }
 
-static inline void report_take(FILE *f, const Sample *s) {
+static inline void report_take(FILE *f, const Sample *s, bool scored) {
     const char *class = report_class(s->reward);
     char text[32];
     chart_value(s->reward, false, text);
     fprintf(f, "<div class='take %s'><div class='got'><span>", class);
     html_text(f, s->when);
     fputs("</span>", f);
-    if (!isfinite(s->reward)) fputs("not scored", f);
+    if (!isfinite(s->reward)) fputs(scored ? "not scored" : "", f);
     else {
         const char *verdict = *class == 'o'   ? "\xE2\x9C\x93 right"
                               : *class == 'b' ? "\xE2\x9C\x97 wrong"
@@ -337,6 +337,7 @@ typedef struct ReportSamples {
     const char **prompts, **tags; /* (prompt_count), (tag_count) distinct */
     size_t prompt_count, tag_count;
     size_t *prompt_of, *tag_of; /* (samples) */
+    bool scored;                /* at least one has a reward */
 } ReportSamples;
 
 static inline size_t report_intern(const char ***list, size_t *count, const char *text) {
@@ -359,7 +360,8 @@ static inline ReportSamples report_samples_sort(const History *h) {
             if (turn == pass) r.tag_of[i] = report_intern(&r.tags, &r.tag_count, when);
         }
     for (size_t i = 0; i < h->sample_count; i++)
-        r.prompt_of[i] = report_intern(&r.prompts, &r.prompt_count, h->samples[i].prompt);
+        r.prompt_of[i] = report_intern(&r.prompts, &r.prompt_count, h->samples[i].prompt),
+        r.scored |= isfinite(h->samples[i].reward);
     return r;
 }
 
@@ -368,7 +370,7 @@ static inline void report_takes(FILE *f, const History *h, const ReportSamples *
     fputs("<div class='takes'>", f);
     bool any = false;
     for (size_t i = 0; i < h->sample_count; i++)
-        if (r->prompt_of[i] == prompt && r->tag_of[i] == tag) report_take(f, &h->samples[i]), any = true;
+        if (r->prompt_of[i] == prompt && r->tag_of[i] == tag) report_take(f, &h->samples[i], r->scored), any = true;
     if (!any) {
         fputs("<div class='take'><div class='got'><span>", f);
         html_text(f, r->tags[tag]);
@@ -428,7 +430,10 @@ static inline void report_samples(FILE *f, const History *h) {
     ReportSamples r = report_samples_sort(h);
     fputs("<section id='samples'><h2>Samples</h2><p class='note'>Completions of the same prompts", f);
     if (r.tag_count > 1) fputs(", side by side", f);
-    fputs(". The expected answer is underlined where a right completion holds it.</p>\n<div class='tally'>", f);
+    fprintf(f, ".%s</p>\n<div class='tally'>",
+            r.scored ? " Right is a reward of 0.9 or more, wrong one below 0.5. The expected answer is "
+                       "underlined where a right completion holds it."
+                     : "");
     report_tally(f, h, &r, 0);
     if (r.tag_count > 1) report_tally(f, h, &r, r.tag_count - 1);
     fputs("</div>\n", f);

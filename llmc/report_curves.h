@@ -56,6 +56,7 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
         {"grad_norm", CURVES_OPTIMISATION, "Gradient norm", "L2, before clipping", "norm", S | Z | L},
         {"learning_rate", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
         {"lr", CURVES_OPTIMISATION, "Learning rate", "", "rate", Z},
+        {"grad/*", CURVES_OPTIMISATION, NULL, "", "value", Z},
         {"rewards/accuracies", CURVES_REWARD, "Preference accuracy", "pairs whose chosen answer scores higher",
          "share of pairs", P | S | H},
         {"*accuracy*", CURVES_ACCURACY, "Accuracy", "answers that are right", "share", P | S | H},
@@ -113,6 +114,7 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
         {"perf/*", CURVES_SPEED, NULL, "", "value", S | Z},
         {"num_tokens", CURVES_SPEED, "Tokens", "seen since the start", "tokens", Z},
         {"epoch", CURVES_SPEED, "Epochs", "passes over the data", "epochs", Z},
+        {"data/*", CURVES_SPEED, NULL, "", "value", S},
         {"*", CURVES_OTHER, NULL, "", "value", S},
     };
     for (size_t i = 0;; i++)

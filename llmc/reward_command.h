@@ -25,6 +25,7 @@
 #define LLMC_REWARD_COMMAND_H
 
 #include "error.h"
+#include "text.h"
 #include "verify.h"
 #include <fcntl.h>
 #include <poll.h>
@@ -160,27 +161,16 @@ static inline bool reward_command_lost(RewardCommand *c, const char *pipe, int a
                                code, code == 127 ? " (command not found)" : "", answers, n);
 }
 
-/* The bytes of the UTF-8 character at s, 0 where there is none (overlong forms and surrogates are none). */
-static inline size_t reward_utf8(const unsigned char *s) {
-    if (s[0] < 0x80) return 1;
-    const size_t n = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2;
-    if (s[0] < 0xC2 || s[0] > 0xF4) return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xC0) != 0x80) return 0;
-    const bool overlong = (s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xF0 && s[1] < 0x90);
-    const bool outside = (s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF4 && s[1] > 0x8F);
-    return overlong || outside ? 0 : n;
-}
-
 /* A JSON string of the text; every byte that belongs to no UTF-8 character becomes U+FFFD. */
 static inline json_t *reward_string(const char *text) {
     json_t *string = json_string(text ? text : "");
     if (string) return string;
-    char *clean = (char *)xmalloc(3 * strlen(text) + 1), *to = clean;
-    for (const unsigned char *s = (const unsigned char *)text; *s;) {
-        const size_t n = reward_utf8(s);
-        memcpy(to, n ? (const char *)s : "\xEF\xBF\xBD", n ? n : 3);
-        to += n ? n : 3, s += n ? n : 1;
+    size_t left = strlen(text);
+    char *clean = (char *)xmalloc(3 * left + 1), *to = clean;
+    while (left) {
+        const size_t n = (size_t)utf8_length(text, left);
+        memcpy(to, n ? text : "\xEF\xBF\xBD", n ? n : 3);
+        to += n ? n : 3, text += n ? n : 1, left -= n ? n : 1;
     }
     *to = 0;
     string = json_string(clean);

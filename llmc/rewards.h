@@ -134,7 +134,7 @@ static inline bool reward_numbers(const char *name, const char *text, size_t n, 
 /* Compiles /pattern/flags; *end is where it ends. */
 static inline bool reward_pattern(RewardPart *p, const char *text, const char **end, Error *e) {
     char *pattern = xstrdup(text), *to = pattern;
-    const char *at = text + 1;
+    const char *at = text + (*text == '/');
     uint32_t options = 0;
     for (; *at && *at != '/'; at++) {
         if (*at == '\\' && at[1] == '/') at++;
@@ -142,14 +142,13 @@ static inline bool reward_pattern(RewardPart *p, const char *text, const char **
         *to++ = *at;
     }
     *to = 0;
-    bool good = *text == '/' && *at == '/' && to != pattern;
-    if (!good) error_set(e, "reward regex=%.200s: must be /pattern/flags", text);
-    else
-        for (at++; strchr("imsx", *at) && *at; at++)
-            options |= *at == 'i'   ? PCRE2_CASELESS
-                       : *at == 'm' ? PCRE2_MULTILINE
-                       : *at == 's' ? PCRE2_DOTALL
-                                    : PCRE2_EXTENDED;
+    bool good = (*text == '/' && *at == '/' && to != pattern) ||
+                error_set(e, "reward regex=%.200s: must be /pattern/flags", text);
+    for (at += good; good && *at && strchr("imsx", *at); at++)
+        options |= *at == 'i'   ? PCRE2_CASELESS
+                   : *at == 'm' ? PCRE2_MULTILINE
+                   : *at == 's' ? PCRE2_DOTALL
+                                : PCRE2_EXTENDED;
     *end = at;
     good = good && verify_regex_compile(&p->regex, pattern, options, e);
     free(pattern);
@@ -228,7 +227,7 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
 
 /* Adds the part at *spec and moves *spec to what follows it. */
 static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens, Error *e) {
-    const char *at = *spec, *argument = NULL;
+    const char *at = *spec, *argument = "";
     size_t n = strcspn(at, "=:,");
     char name[40];
     double weight = 1;

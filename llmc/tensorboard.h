@@ -16,8 +16,8 @@
  * what the earlier files hold from that step on. Values that are not finite are left out.
  *
  *     TensorBoard t;
- *     if (!tensorboard_open(&t, "runs/a", -1, &e)) die("%s", e.text);
- *     tensorboard_step(&t, 12, keys, values, 2, &e);       tensorboard_close(&t, &e);
+ *     if (!tensorboard_open(&t, "runs/a", now, -1, &e)) die("%s", e.text);
+ *     tensorboard_step(&t, now, 12, keys, values, 2, &e);       tensorboard_close(&t, &e);
  */
 #ifndef LLMC_TENSORBOARD_H
 #define LLMC_TENSORBOARD_H
@@ -25,7 +25,6 @@
 #include "error.h"
 #include <math.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct TensorBoard {
@@ -65,10 +64,8 @@ static inline void tensorboard_bytes(FILE *f, int field, const void *data, size_
     fwrite(data, 1, n, f);
 }
 
-static inline void tensorboard_event_head(FILE *f, int64_t step) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    const double wall = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+/* What every event begins with: wall is its time in seconds since 1970. */
+static inline void tensorboard_event_head(FILE *f, double wall, int64_t step) {
     tensorboard_field(f, 1, 1);
     fwrite(&wall, sizeof wall, 1, f);
     tensorboard_field(f, 2, 0);
@@ -119,9 +116,9 @@ static inline bool tensorboard_close(TensorBoard *t, Error *e) {
     return ok;
 }
 
-/* Begins a new event file in dir, which is made when it is missing. resume_step: -1, or the last step to be kept of
- * the files that are there. On failure t is left closed. */
-static inline bool tensorboard_open(TensorBoard *t, const char *dir, int64_t resume_step, Error *e) {
+/* Begins a new event file in dir, which is made when it is missing. wall: now, in seconds since 1970. resume_step: -1, or
+ * the last step to be kept of the files that are there. On failure t is left closed. */
+static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall, int64_t resume_step, Error *e) {
     *t = (TensorBoard){0};
     if (!tensorboard_folder(dir, e)) return false;
     char host[65] = "host";
@@ -129,7 +126,7 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, int64_t res
     const size_t size = strlen(dir) + strlen(host) + 100;
     t->path = (char *)xmalloc(size);
     for (int n = 0; !t->file; n++) { /* two runs of one second and process id do not share a file */
-        snprintf(t->path, size, "%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)time(NULL), host, getpid(), n);
+        snprintf(t->path, size, "%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)wall, host, getpid(), n);
         t->file = fopen(t->path, "wxe");
         if (!t->file && (errno != EEXIST || n == 1000)) {
             error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
@@ -140,13 +137,13 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, int64_t res
     char *data;
     size_t n;
     FILE *f = tensorboard_memory(&data, &n);
-    tensorboard_event_head(f, resume_step + 1);
+    tensorboard_event_head(f, wall, resume_step + 1);
     tensorboard_bytes(f, 3, "brain.Event:2", 13);
     fclose(f);
     bool ok = tensorboard_record(t, data, n, e);
     if (ok && resume_step >= 0) {
         f = tensorboard_memory(&data, &n);
-        tensorboard_event_head(f, resume_step + 1);
+        tensorboard_event_head(f, wall, resume_step + 1);
         tensorboard_bytes(f, 7, "\x08\x01", 2); /* SessionLog.status = START */
         fclose(f);
         ok = tensorboard_record(t, data, n, e);
@@ -156,8 +153,8 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, int64_t res
 }
 
 /* Writes the finite ones of `count` scalars as one event, and flushes, so that a viewer sees them at once. */
-static inline bool tensorboard_step(TensorBoard *t, int64_t step, const char *const *keys, const double *values,
-                                    size_t count, Error *e) {
+static inline bool tensorboard_step(TensorBoard *t, double wall, int64_t step, const char *const *keys,
+                                    const double *values, size_t count, Error *e) {
     char *summary, *data;
     size_t summary_bytes, n;
     FILE *s = tensorboard_memory(&summary, &summary_bytes);
@@ -180,7 +177,7 @@ static inline bool tensorboard_step(TensorBoard *t, int64_t step, const char *co
     }
     fclose(s);
     FILE *f = tensorboard_memory(&data, &n);
-    tensorboard_event_head(f, step);
+    tensorboard_event_head(f, wall, step);
     tensorboard_bytes(f, 5, summary, summary_bytes);
     fclose(f);
     free(summary);

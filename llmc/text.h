@@ -24,7 +24,7 @@ typedef struct TokenList {
     int32_t count, capacity;
 } TokenList;
 
-/* ---- text ---------------------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------------------------ */
 
 /* Room for n more bytes and the closing NUL. */
 static inline void text_reserve(TextBuffer *b, size_t n) {
@@ -67,7 +67,7 @@ static inline void text_free(TextBuffer *b) {
     *b = (TextBuffer){0};
 }
 
-/* ---- tokens -------------------------------------------------------------------------------------------------- */
+/* ---- tokens ---------------------------------------------------------------------------------------------------- */
 
 /* Room for n more ids. */
 static inline void token_list_reserve(TokenList *l, size_t n) {
@@ -87,7 +87,7 @@ static inline void token_list_free(TokenList *l) {
     *l = (TokenList){0};
 }
 
-/* ---- UTF-8 --------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ----------------------------------------------------------------------------------------------------- */
 
 /* Bytes of the character at s, of which n are there: 1 to 4, or 0 where no well-formed one begins.
  * Table 3-7 of the Unicode standard. */

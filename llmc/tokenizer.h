@@ -1,7 +1,8 @@
 /* tokenizer.h - text to token ids and back: GPT-2's byte-level BPE, and a tokenizer of bytes.
  *
  * Encoding: the text is cut into pieces by a pattern (pretokenize.h), each piece becomes its bytes' tokens, and these
- * are merged (bpe.h). The ids are those of tiktoken and of Hugging Face's tokenizers for every string that those accept.
+ * are merged (bpe.h). The ids are those of tiktoken and of Hugging Face's tokenizers for every string that those
+ * accept.
  *
  * Bytes that are no UTF-8 are not refused and not replaced: a run of bytes that belong to no well-formed character is a
  * piece of its own, and the text before it is cut as if it ended there. So decode(encode(x)) == x for any bytes x, NULs
@@ -67,7 +68,7 @@ typedef struct Tokenizer {
     } * scratch; /* what encoding changes; NULL before tokenizer_start() */
 } Tokenizer;
 
-/* ---- building ------------------------------------------------------------------------------------------------ */
+/* ---- building -------------------------------------------------------------------------------------------------- */
 
 static inline const char *tokenizer_token(const Tokenizer *t, int32_t id, size_t *n) {
     *n = t->start[id + 1] - t->start[id];
@@ -233,7 +234,7 @@ static inline bool tokenizer_bytes(Tokenizer *t, Error *e) {
     return tokenizer_start(t, "bytes", e);
 }
 
-/* ---- encoding and decoding ----------------------------------------------------------------------------------- */
+/* ---- encoding and decoding ------------------------------------------------------------------------------------- */
 
 /* Appends the tokens of a piece. */
 static inline void tokenizer_piece(const Tokenizer *t, const char *piece, size_t n, TokenList *out) {
@@ -316,7 +317,7 @@ static inline void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int3
     }
 }
 
-/* ---- the blob ------------------------------------------------------------------------------------------------ */
+/* ---- the blob -------------------------------------------------------------------------------------------------- */
 
 enum { TOKENIZER_HEADER = 40 };
 

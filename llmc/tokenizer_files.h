@@ -2,8 +2,8 @@
  * tokenizer.h, which includes it.)
  *
  * vocab.json (OpenAI: encoder.json) maps tokens to ids, merges.txt (vocab.bpe) has one merge a line, lowest rank first,
- * after a line `#version`. Both write bytes as printable characters: "Ġ" is a space (GPT-2's bytes_to_unicode). An entry
- * <...> that is no byte and that no merge makes is a special token.
+ * after a line `#version`. Both write bytes as printable characters: "Ġ" is a space (GPT-2's bytes_to_unicode). An
+ * entry <...> that is no byte and that no merge makes is a special token.
  *
  * tokenizer.json holds the same and says how text is cut. Taken are byte-level BPE models with one of the
  * pre-tokenizers ByteLevel, Digits (individual) + ByteLevel, and Split (by a regular expression) + ByteLevel; its
@@ -21,7 +21,7 @@
 
 enum { TOKENIZER_FILE_MAX = 1 << 28 }; /* bytes of a file */
 
-/* ---- characters for bytes ------------------------------------------------------------------------------------ */
+/* ---- characters for bytes -------------------------------------------------------------------------------------- */
 
 /* byte[c] for characters c < 512 that stand for bytes, -1 for the others. GPT-2, encoder.py: bytes that print in
  * Latin-1 stand for themselves, the others, in order, for U+0100 and on. */
@@ -49,7 +49,7 @@ static inline bool tokenizer_unprint(const int16_t byte[512], const char *token,
     return true;
 }
 
-/* ---- the vocabulary ------------------------------------------------------------------------------------------ */
+/* ---- the vocabulary -------------------------------------------------------------------------------------------- */
 
 typedef struct TokenizerSource {
     const char *file;   /* for messages */
@@ -119,8 +119,8 @@ static inline bool tokenizer_source_open(TokenizerSource *s, json_t *added, Erro
     return true;
 }
 
-/* Fills in the tokenizer's tokens. Special are the added ones and, where there is no list of those, what looks like <...>
- * and is neither a byte nor made by a merge. */
+/* Fills in the tokenizer's tokens. Special are the added ones and, where there is no list of those, what looks like
+ * <...> and is neither a byte nor made by a merge. */
 static inline bool tokenizer_source_tokens(const TokenizerSource *s, bool guess, Tokenizer *t, Error *e) {
     int16_t byte[512];
     tokenizer_alphabet(byte);
@@ -150,7 +150,7 @@ static inline bool tokenizer_source_tokens(const TokenizerSource *s, bool guess,
     return ok;
 }
 
-/* ---- merges -------------------------------------------------------------------------------------------------- */
+/* ---- merges ---------------------------------------------------------------------------------------------------- */
 
 static inline bool tokenizer_merge(const TokenizerSource *s, const char *where, size_t number, const char *left,
                                    const char *right, Merge *m, Error *e) {
@@ -231,7 +231,7 @@ static inline bool tokenizer_merge_array(const TokenizerSource *s, const json_t 
     return ok;
 }
 
-/* ---- tokenizer.json ------------------------------------------------------------------------------------------ */
+/* ---- tokenizer.json -------------------------------------------------------------------------------------------- */
 
 static inline const char *tokenizer_type(const json_t *part) {
     const char *type = json_string_value(json_object_get(part, "type"));
@@ -296,7 +296,7 @@ static inline bool tokenizer_json_check(const char *path, const json_t *root, Er
     return true;
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------------------------- */
 
 /* The end of text is found or added, and the tables are checked. */
 static inline bool tokenizer_finish(Tokenizer *t, const char *name, Error *e) {

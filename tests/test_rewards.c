@@ -245,7 +245,7 @@ static char *repeated(const char *piece, size_t times) {
     return text;
 }
 
-/* Megabytes of what could recurse, overflow or take quadratic time, to every verifier: no crash, an answer at once. */
+/* Long runs of what could recurse, overflow or take quadratic time, to every verifier: no crash, an answer at once. */
 static void test_nasty(void **state) {
     (void)state;
     static const char *const pieces[] = {"(",        ")",      "-",      "1",        "1,111",    "((1)",    "1+",
@@ -258,7 +258,7 @@ static void test_nasty(void **state) {
     char *answer = xmalloc(1 << 20);
     const double start = reward_clock();
     for (size_t i = 0; i < COUNT(pieces); i++) {
-        char *text = repeated(pieces[i], 100000);
+        char *text = repeated(pieces[i], 20000);
         for (size_t k = 0; k < COUNT(tasks); k++)
             for (size_t f = 0; f < COUNT(fields); f++) {
                 const float score = verify(tasks[k], text, k == 6 ? "(1+)+Z" : "3", fields[f]);
@@ -472,6 +472,8 @@ static void test_specification(void **state) {
                {"regex=abc", "must be /pattern/flags"},
                {"regex=/abc", "must be /pattern/flags"},
                {"regex=//", "must be /pattern/flags"},
+               {"regex=", "must be /pattern/flags"},
+               {"verify,regex=,exact", "must be /pattern/flags"},
                {"regex=/(/", "missing closing parenthesis"},
                {"regex=/a/q", "'q' is left over"},
                {"regex=/(/,verify", "missing closing parenthesis"},

@@ -8,7 +8,7 @@
 static Tokenizer gpt2;
 static char *vocab_json, *merges_txt; /* paths */
 
-/* ---- GPT-2's files, rebuilt from the merges ------------------------------------------------------------------- */
+/* ---- GPT-2's files, rebuilt from the merges -------------------------------------------------------------------- */
 
 /* bytes_to_unicode() of GPT-2's encoder.py: byte k of its order, as UTF-8. */
 static void gpt2_byte(int k, char utf8[4]) {
@@ -79,7 +79,7 @@ static void assert_round_trip(const Tokenizer *t, const char *text, size_t n) {
     text_free(&back);
 }
 
-/* ---- golden values -------------------------------------------------------------------------------------------- */
+/* ---- golden values --------------------------------------------------------------------------------------------- */
 
 static void assert_ids(const Tokenizer *t, const json_t *row, bool specials) {
     Error e;
@@ -241,6 +241,23 @@ static void test_long_pieces(void **state) {
     free(text);
 }
 
+/* Where memory may not be made executable PCRE2 interprets: the same, slower. */
+static void test_without_jit(void **state) {
+    enum { N = 1 << 18 };
+    const bool jit = gpt2.scratch->pieces.jit;
+    gpt2.scratch->pieces.jit = false;
+    test_gpt2_texts(state);
+    char *text = xmalloc(N);
+    for (const char *c = "a 1\n."; *c; c++) {
+        memset(text, *c, N);
+        assert_round_trip(&gpt2, text, N);
+        text[N - 1] = 'x';
+        assert_round_trip(&gpt2, text, N);
+    }
+    free(text);
+    gpt2.scratch->pieces.jit = jit;
+}
+
 /* ---- special tokens -------------------------------------------------------------------------------------------- */
 
 static void test_specials(void **state) {
@@ -291,7 +308,7 @@ static void test_specials(void **state) {
     text_free(&text);
 }
 
-/* ---- blobs ------------------------------------------------------------------------------------------------------ */
+/* ---- blobs ----------------------------------------------------------------------------------------------------- */
 
 static void test_blob(void **state) {
     (void)state;
@@ -339,7 +356,7 @@ static void test_blob(void **state) {
     free(blob);
 }
 
-/* ---- files that are refused -------------------------------------------------------------------------------------- */
+/* ---- files that are refused ------------------------------------------------------------------------------------ */
 
 static void assert_refused(const char *spec, const char *part) {
     Tokenizer t;
@@ -462,17 +479,12 @@ static void test_runaway_pattern(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2_texts),
-        cmocka_unit_test(test_gpt2_all_planes),
-        cmocka_unit_test(test_tokenizer_json),
-        cmocka_unit_test(test_any_bytes),
-        cmocka_unit_test(test_long_pieces),
-        cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_blob),
-        cmocka_unit_test(test_directories),
-        cmocka_unit_test(test_bad_vocab),
-        cmocka_unit_test(test_bad_tokenizer_json),
-        cmocka_unit_test(test_runaway_pattern),
+        cmocka_unit_test(test_gpt2_texts),         cmocka_unit_test(test_gpt2_all_planes),
+        cmocka_unit_test(test_tokenizer_json),     cmocka_unit_test(test_any_bytes),
+        cmocka_unit_test(test_long_pieces),        cmocka_unit_test(test_without_jit),
+        cmocka_unit_test(test_specials),           cmocka_unit_test(test_blob),
+        cmocka_unit_test(test_directories),        cmocka_unit_test(test_bad_vocab),
+        cmocka_unit_test(test_bad_tokenizer_json), cmocka_unit_test(test_runaway_pattern),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);
 }

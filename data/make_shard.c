@@ -1,0 +1,402 @@
+/* make_shard - JSONL or plain text to the shards that the trainers read: see rows.h for what each line may hold.
+ *
+ * Reads the inputs line by line, makes a record of each, puts it on the training or the validation side, and writes
+ * both shards at the end: nothing is left behind where anything goes wrong. What is odd about the data is counted and
+ * said at the end.
+ */
+#include "rows.h"
+#include "../llmc/options.h"
+#include "../llmc/tokens.h"
+#include "../llmc/verify.h"
+#include <signal.h>
+
+static struct {
+    OptionList inputs;
+    const char *output, *val_output, *tokenizer, *template, *separator;
+    int kind, truncation;
+    int64_t max_tokens, limit, seed;
+    double val_fraction;
+    bool skip_bad, quiet;
+} o = {.tokenizer = "bytes", .template = "auto"};
+
+static Rows rows = {.messages = "messages",
+                    .prompt = "prompt",
+                    .completion = "completion",
+                    .answer = "answer",
+                    .task = "task",
+                    .chosen = "chosen",
+                    .rejected = "rejected",
+                    .margin = "margin",
+                    .completions = "completions",
+                    .labels = "labels",
+                    .text = "text",
+                    .step_separator = "\\n"};
+
+static const Option options[] = {
+    OPTION_GROUP("Input and output"),
+    OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text, - for standard input; may come again"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write, - for standard output, .zst to compress"),
+    OPTION_CHOICE("kind", 'k', &o.kind, "auto|chat|prompt|preference|step|text",
+                  "what to make; auto asks the first line"),
+    OPTION_REAL("val-fraction", 'f', &o.val_fraction, 0, 1, "part of the records that goes to --val-output"),
+    OPTION_TEXT("val-output", 'v', &o.val_output, "FILE", "shard of held-out records; equal prompts stay together"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9007199254740992, "of the split"),
+    OPTION_INT("limit", 'n', &o.limit, 0, 1e15, "stop after so many records; 0: take all"),
+    OPTION_FLAG("skip-bad", 'b', &o.skip_bad, "count wrong lines and go on, instead of stopping at the first"),
+    OPTION_FLAG("quiet", 'q', &o.quiet, "no summary; warnings still come"),
+    OPTION_GROUP("Tokens"),
+    OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
+    OPTION_TEXT("template", 'c', &o.template, "SPEC",
+                "chatml, llama, plain or your own, see above; auto: chatml for messages"),
+    OPTION_TEXT("system", 0, &rows.system, "TEXT", "system message for conversations without one"),
+    OPTION_INT("max-tokens", 'm', &o.max_tokens, 0, 1 << 30, "longest record; 0: no limit"),
+    OPTION_CHOICE("truncation", 0, &o.truncation, "end|drop|error",
+                  "longer records lose their end, are dropped, or stop the program"),
+    OPTION_GROUP("Fields of a line (a name, or a path such as reward.answer or turns.0.text)"),
+    OPTION_TEXT("messages-field", 0, &rows.messages, "NAME", "list of {role, content}"),
+    OPTION_TEXT("prompt-field", 0, &rows.prompt, "NAME", "text or list of messages"),
+    OPTION_TEXT("completion-field", 0, &rows.completion, "NAME", "text or list of messages"),
+    OPTION_TEXT("answer-field", 0, &rows.answer, "NAME", "what a verifier compares with"),
+    OPTION_TEXT("task-field", 0, &rows.task, "NAME", "the verifier's name"),
+    OPTION_TEXT("chosen-field", 0, &rows.chosen, "NAME", "the better answer"),
+    OPTION_TEXT("rejected-field", 0, &rows.rejected, "NAME", "the worse answer"),
+    OPTION_TEXT("margin-field", 0, &rows.margin, "NAME", "how much better, a number"),
+    OPTION_TEXT("completions-field", 0, &rows.completions, "NAME", "list of steps"),
+    OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one for each step"),
+    OPTION_TEXT("text-field", 0, &rows.text, "NAME", "a document"),
+    OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
+    OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier of lines without a task, such as gsm8k or exact"),
+    OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
+                "keep of an answer what follows the last TEXT, such as ####"),
+    OPTION_TEXT("prompt-end", 0, &rows.prompt_end, "TEXT",
+                "where a prompt ends that chosen and rejected only begin with (default \\n\\nAssistant:)"),
+    OPTION_TEXT("step-separator", 0, &rows.step_separator, "TEXT", "follows each step"),
+    OPTION_TEXT("separator", 0, &o.separator, "TEXT",
+                "divides the documents of plain text; none: a file is one document"),
+    OPTION_END};
+
+static const OptionAbout about = {
+    "[options] -i FILE -o FILE",
+    "Makes a shard of JSONL or plain text. A line of JSONL is one of\n"
+    "\n"
+    "  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   chat        for train_sft\n"
+    "  {\"prompt\": \"...\", \"completion\": \"...\"}                    chat\n"
+    "  {\"prompt\": \"...\", \"answer\": \"...\", \"task\": \"...\", ...}    prompt      for train_grpo, train_ppo\n"
+    "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  for train_rm, train_dpo\n"
+    "  {\"prompt\": \"...\", \"completions\": [...], \"labels\": [...]}  step        for process rewards\n"
+    "  {\"text\": \"...\"}                                           text        a token shard as llm.c has them\n"
+    "\n"
+    "A prompt or an answer may also be a list of messages. A preference without a prompt gets what its answers have\n"
+    "in common. Plain text, which does not begin with {, becomes a token shard, too. The assistant's messages and the\n"
+    "token that ends each are what a model is trained on.\n"
+    "\n"
+    "A template of one's own says what stands around the {content} of {user}, {assistant}, {system} or {any} messages;\n"
+    "{eos} is the end of text, <|...|> a special token:\n"
+    "\n"
+    "  --template '{any}<|im_start|>{role}\\n{content}<|im_end|>\\n'                   (this is chatml)\n"
+    "  --template '{user}Question: {content}\\n{assistant}Answer: {content}{eos}'\n"
+    "\n"
+    "examples:\n"
+    "  make_shard -i chats.jsonl -o chats.shard --max-tokens 1024 -f 0.05 -v held_out.shard\n"
+    "  make_shard -i gsm8k.jsonl -o tasks.shard --prompt-field question --answer-field answer --task gsm8k\n"
+    "  make_shard -i gsm8k.jsonl -o sft.shard --prompt-field question --completion-field answer\n"
+    "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard -t gpt2/\n"
+    "  make_shard -i book.txt -o book.bin -t vocab.json:merges.txt"};
+
+/* ---- the two sides of the split -------------------------------------------------------------------------------- */
+
+typedef struct Side {
+    const char *path;
+    bool open, fresh; /* fresh: there was no file of that name */
+    ShardWriter shard;
+    TokenList text; /* kind text: all documents */
+    int64_t records, tokens, trained;
+    int32_t longest;
+} Side;
+
+static Side sides[2]; /* training, validation */
+
+static void give_up(void) {
+    for (int i = 0; i < 2; i++)
+        if (sides[i].open) shard_abort(&sides[i].shard);
+}
+
+NORETURN static void fail(const Error *e) {
+    give_up();
+    die("%s", e->text);
+}
+
+/* Interrupted: the temporary files go, by calls that a signal handler may make. */
+static void on_signal(int number) {
+    for (int i = 0; i < 2; i++)
+        if (sides[i].open && sides[i].shard.out.temporary) unlink(sides[i].shard.out.temporary);
+    _exit(128 + number);
+}
+
+/* Holds signals back, or lets them through again: while files get or change their names. */
+static void hold_signals(bool hold) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+static void open_sides(void) {
+    Error e;
+    void *blob = NULL;
+    size_t n = 0;
+    sides[0].path = o.output, sides[1].path = o.val_output;
+    for (int i = 0; i < 2; i++) sides[i].fresh = sides[i].path && access(sides[i].path, F_OK);
+    if (rows.kind == ROW_TEXT) {
+        if (rows.tokenizer.vocab > 65536)
+            die("%s: a token shard has ids of 16 bits, the tokenizer has %d", o.tokenizer, rows.tokenizer.vocab);
+        return;
+    }
+    if (!tokenizer_store(&rows.tokenizer, &blob, &n, &e)) die("%s", e.text);
+    hold_signals(true);
+    for (int i = 0; i < 2; i++) {
+        if (!sides[i].path) continue;
+        if (!shard_create(&sides[i].shard, sides[i].path, (RecordKind)rows.kind, rows.tokenizer.vocab, blob, n,
+                          rows.chat.spec, &e))
+            fail(&e);
+        sides[i].open = true;
+    }
+    hold_signals(false);
+    free(blob);
+}
+
+/* The side of the record that was made last: the same for equal prompts, whatever stands around them. */
+static Side *choose_side(void) {
+    if (!o.val_output) return &sides[0];
+    const uint64_t hash = XXH3_64bits_withSeed(rows.key.text, rows.key.length, (uint64_t)o.seed);
+    return &sides[(double)(hash >> 11) * 0x1p-53 < o.val_fraction];
+}
+
+static void add_record(Side *side) {
+    Error e;
+    const Record *r = &rows.record;
+    const int32_t count = rows.kind == ROW_TEXT ? rows.ids.count : r->count;
+    side->records++;
+    side->tokens += count;
+    if (count > side->longest) side->longest = count;
+    if (rows.kind == ROW_TEXT) {
+        token_list_reserve(&side->text, (size_t)count);
+        memcpy(side->text.ids + side->text.count, rows.ids.ids, (size_t)count * sizeof *rows.ids.ids);
+        side->text.count += count;
+        return;
+    }
+    if (r->mask)
+        for (int32_t i = 0; i < count; i++) side->trained += r->mask[i] != 0;
+    if (!shard_add(&side->shard, r, &e)) fail(&e);
+}
+
+static bool write_text(const Side *side, Error *e) {
+    uint16_t *tokens = xmalloc((size_t)side->text.count * sizeof *tokens);
+    for (int32_t i = 0; i < side->text.count; i++) tokens[i] = (uint16_t)side->text.ids[i];
+    const bool ok = tokens_write(side->path, tokens, (size_t)side->text.count, e);
+    free(tokens);
+    return ok;
+}
+
+static void commit(void) {
+    Error e;
+    hold_signals(true);
+    for (int i = 1; i >= 0; i--) { /* the training shard last: where it is, all is */
+        Side *s = &sides[i];
+        if (!s->path) continue;
+        s->open = false;
+        if (rows.kind == ROW_TEXT ? write_text(s, &e) : shard_commit(&s->shard, &e)) continue;
+        if (!i && sides[1].fresh) unlink(sides[1].path);
+        fail(&e);
+    }
+}
+
+/* ---- reading --------------------------------------------------------------------------------------------------- */
+
+/* Settles what the first line decides: the kind and the template. */
+static void settle(const Jsonl *j, json_t *row) {
+    Error e;
+    char names[200] = "";
+    const char *key;
+    json_t *value;
+    if (rows.kind == ROW_AUTO) rows.kind = row ? row_kind(&rows, row) : ROW_TEXT;
+    if (rows.kind == ROW_AUTO) {
+        json_object_foreach(row, key, value) {
+            const size_t n = strlen(names);
+            snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", key);
+        }
+        die("%s: line %lld: has the fields %s; expected messages, prompt, chosen and rejected, or text: name yours with "
+            "--prompt-field and the like",
+            j->name, (long long)j->line, names[0] ? names : "of an empty object");
+    }
+    json_t *prompt = row ? row_get(row, rows.prompt) : NULL, *chosen = row ? row_get(row, rows.chosen) : NULL;
+    const bool turns = row && (row_get_messages(&rows, row) || json_is_array(prompt) ||
+                               (rows.kind == ROW_PREFERENCE && json_is_array(chosen)));
+    const char *spec = strcmp(o.template, "auto") ? o.template : turns ? "chatml" : "plain";
+    if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("-c/--template: %s", e.text);
+    const int32_t vocab = rows.tokenizer.vocab;
+    if (rows.kind != ROW_TEXT && !chat_add_specials(&rows.chat, &rows.tokenizer, &e)) die("%s", e.text);
+    for (int32_t id = vocab; id < rows.tokenizer.vocab; id++) {
+        size_t n;
+        const char *token = tokenizer_token(&rows.tokenizer, id, &n);
+        if (!o.quiet)
+            fprintf(stderr, "%s: the template's %.*s is new to the tokenizer: token %d\n",
+                    program_invocation_short_name, (int)n, token, id);
+    }
+    rows.stop = chat_stop_token(&rows.chat, &rows.tokenizer);
+    if (rows.stop < 0)
+        die("chat template: the assistant's turn ends with '%s', which is not one token of the tokenizer; end it with "
+            "{eos} or a special token",
+            rows.chat.stop);
+    open_sides();
+}
+
+static bool enough(void) { return o.limit && sides[0].records + sides[1].records >= o.limit; }
+
+static void read_lines(Jsonl *j) {
+    Error e;
+    json_t *row;
+    int more;
+    while (!enough() && (more = jsonl_next(j, &row, &e)) != 0) {
+        if (more < 0) fail(&e);
+        if (!rows.chat.spec) settle(j, row);
+        const RowResult result = row_make(&rows, j, row, &e);
+        if (result == ROW_MADE) add_record(choose_side());
+        if (result == ROW_BAD && !jsonl_skip(j, &e)) fail(&e);
+    }
+}
+
+/* Plain text: every document follows the end-of-text token, as in llm.c's own shards. */
+static void read_text(Jsonl *j) {
+    Error e;
+    TextBuffer all = {0};
+    if (!rows.chat.spec) settle(j, NULL);
+    if (rows.kind != ROW_TEXT) {
+        error_set(&e, "%s: is plain text, expected JSONL of kind %s", j->name, record_kind_name((RecordKind)rows.kind));
+        fail(&e);
+    }
+    text_clear(&all);
+    if (!jsonl_rest(j, &all, &e)) fail(&e);
+    const size_t valid = utf8_valid(all.text, all.length), mark = o.separator ? strlen(o.separator) : 0;
+    if (valid < all.length) {
+        long long line = 1;
+        for (size_t i = 0; i < valid; i++) line += all.text[i] == '\n';
+        error_set(&e, "%s: line %lld: byte %zu of the file is not UTF-8", j->name, line, valid + 1);
+        if (!jsonl_skip(j, &e)) fail(&e);
+    }
+    for (size_t at = 0; at < all.length && !enough();) {
+        const char *found = mark ? memmem(all.text + at, all.length - at, o.separator, mark) : NULL;
+        const size_t end = found ? (size_t)(found - all.text) + mark : all.length; /* it stays with what it ends */
+        rows.ids.count = 0;
+        token_list_append(&rows.ids, rows.tokenizer.eos);
+        if (!tokenizer_encode(&rows.tokenizer, all.text + at, end - at, false, &rows.ids, &e)) fail(&e);
+        text_clear(&rows.key);
+        text_append(&rows.key, all.text + at, end - at);
+        add_record(choose_side());
+        at = end;
+    }
+    text_free(&all);
+}
+
+/* ---- the summary ----------------------------------------------------------------------------------------------- */
+
+static void complain(const RowCount *c, const char *what) {
+    if (c->count) warn("%s: %lld (first: %s)", what, (long long)c->count, c->first);
+}
+
+static void summarize(int64_t skipped, const Error *first) {
+    for (int i = 0; i < 2 && !o.quiet; i++) {
+        const Side *s = &sides[i];
+        if (!s->path) continue;
+        fprintf(stderr, "%s: %s: %s, %lld %s, %lld tokens", program_invocation_short_name, s->path,
+                rows.kind == ROW_TEXT ? "text" : record_kind_name((RecordKind)rows.kind), (long long)s->records,
+                rows.kind == ROW_TEXT ? "documents" : "records", (long long)s->tokens);
+        if (s->records) fprintf(stderr, " (longest %d, mean %.1f)", s->longest, (double)s->tokens / (double)s->records);
+        if (rows.kind == ROW_CHAT && s->tokens)
+            fprintf(stderr, ", %.1f %% of them trained on", 100.0 * (double)s->trained / (double)s->tokens);
+        fputc('\n', stderr);
+    }
+    if (skipped) warn("lines skipped as wrong: %lld (first: %s)", (long long)skipped, first->text);
+    complain(&rows.too_long, "records dropped because they are longer than --max-tokens");
+    complain(&rows.truncated, rows.kind == ROW_STEP
+                                  ? "records that lost their last steps to --max-tokens"
+                                  : "records that lost their end to --max-tokens, and with it the stop token");
+    complain(&rows.no_mask, "records with an empty mask, for lack of a message of the assistant");
+    complain(&rows.equal, "records dropped because chosen and rejected are the same");
+    complain(&rows.no_answer, "records with neither answer nor task to verify by");
+    complain(&rows.special_text, "texts that hold the name of a special token, which stays plain text");
+    complain(&rows.stop_text, "answers that hold the text that ends the assistant's turn");
+    complain(&rows.space_before,
+             "prompts that end in a space, which GPT-2's tokens have at the start of the next word");
+    if (!sides[0].records) warn("%s: is empty", o.output);
+    if (o.val_output && !sides[1].records)
+        warn("%s: is empty: no record fell on the side of --val-output", o.val_output);
+}
+
+/* ---- the command line ------------------------------------------------------------------------------------------ */
+
+/* \n, \t and \\ as written on a command line. */
+static const char *unescape(const char *text) {
+    if (!text) return NULL;
+    char *copy = xstrdup(text), *to = copy;
+    for (const char *s = text; *s; s++) {
+        const bool escaped = *s == '\\' && s[1];
+        if (escaped) s++;
+        *to++ = escaped && *s == 'n' ? '\n' : escaped && *s == 't' ? '\t' : *s;
+    }
+    *to = 0;
+    return copy;
+}
+
+static void check_options(void) {
+    static const char *const standard_input = "-";
+    if (!o.output) usage_error("-o/--output is needed");
+    if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is needed");
+    if (!o.inputs.count) o.inputs = (OptionList){(const char **)&standard_input, 1};
+    if (o.val_output && o.val_fraction <= 0) usage_error("-v/--val-output needs --val-fraction above 0");
+    if (!o.val_output && o.val_fraction > 0) usage_error("-f/--val-fraction needs --val-output");
+    if (o.val_output && !strcmp(o.val_output, o.output)) usage_error("-v/--val-output: is the same file as --output");
+    rows.answer_after = unescape(rows.answer_after);
+    rows.prompt_end = unescape(rows.prompt_end);
+    rows.step_separator = unescape(rows.step_separator);
+    rows.system = unescape(rows.system);
+    o.separator = unescape(o.separator);
+    rows.kind = (RowKind)o.kind;
+    rows.truncation = (RowTruncation)o.truncation;
+    rows.max_tokens = o.max_tokens;
+    if (rows.task_name && verify_kind(rows.task_name) < 0)
+        warn("--task %s: no verifier of that name is built in; a reward program must know it", rows.task_name);
+}
+
+int main(int argc, char **argv) {
+    Error e, first = {{0}};
+    int64_t skipped = 0;
+    if (options_parse(options, &about, argc, argv) < argc)
+        usage_error("%s: unexpected word; inputs go after -i", argv[argc - 1]);
+    check_options();
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    signal(SIGHUP, on_signal);
+    if (!tokenizer_open(&rows.tokenizer, o.tokenizer, &e)) die("%s", e.text);
+    for (int i = 0; i < o.inputs.count && !enough(); i++) {
+        Jsonl j;
+        if (!jsonl_open(&j, o.inputs.items[i], o.skip_bad, &e)) fail(&e);
+        if (rows.kind == ROW_TEXT || rows.kind == ROW_AUTO) {
+            if (jsonl_peek(&j) == '{') read_lines(&j);
+            else read_text(&j);
+        } else read_lines(&j);
+        if (!skipped) first = j.first;
+        skipped += j.skipped;
+        jsonl_close(&j);
+    }
+    if (!rows.chat.spec)
+        die("%s: holds no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
+    commit();
+    summarize(skipped, &first);
+    rows_free(&rows);
+    for (int i = 0; i < 2; i++) token_list_free(&sides[i].text);
+    return 0;
+}

@@ -1,0 +1,286 @@
+/* make_tasks.c - writes problems with checkable answers: JSON lines, or record shards that the trainers read.
+ *
+ * A record's problem is drawn from (seed, record number) alone. Problems of the other split, and prompts that the file has
+ * already, are drawn again, so that a file holds no prompt twice and no two splits share a problem (llmc/task.h). Every
+ * demonstration is checked by the verifier that will judge the model before it is written.
+ *
+ *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt: what train_grpo and evaluate read
+ *   --format chat     {"prompt","completion"}                records of kind chat: what train_sft reads
+ */
+#include "../llmc/chat.h"
+#include "../llmc/io.h"
+#include "../llmc/options.h"
+#include "../llmc/shard.h"
+#include "../llmc/tasks.h"
+#include "../llmc/tokenizer_files.h"
+#include "../llmc/verify.h"
+#include <signal.h>
+
+enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };
+enum { FORMAT_PROMPT, FORMAT_CHAT };
+enum { AS_AUTO, AS_JSONL, AS_SHARD };
+enum { DRAWS_MAX = 200000 }; /* draws for one record until its task counts as used up */
+
+static struct {
+    const char *task, *output, *tokenizer, *template;
+    int64_t count, seed, level, digits, min_digits, items, largest;
+    int split, format, as, style;
+    double noise;
+} o = {.task = "add",
+       .output = "-",
+       .tokenizer = "bytes",
+       .template = "plain",
+       .count = 1000,
+       .seed = 1,
+       .level = 2,
+       .min_digits = 1};
+
+static const OptionAbout about = {
+    "[options]", "Writes problems with checkable answers, for train_sft (--format chat), train_grpo and evaluate.\n\n"
+                 "  make_tasks --task add --digits 2 --count 2000 --format chat --noise 0.3 -o sft.shard\n"
+                 "  make_tasks --task add --digits 2 --count 1000 -o train.shard\n"
+                 "  make_tasks --task add --digits 2 --count 200 --split heldout -o heldout.shard\n"
+                 "  make_tasks --task add:2,countdown:1,word:1 --level 3 --count 5 | jq .\n\n"
+                 "Levels, prompts and styles of every task are listed at the top of llmc/task_*.h."};
+
+static const Option table[] = {
+    OPTION_GROUP("Problems"),
+    OPTION_TEXT("task", 't', &o.task, "NAME[:WEIGHT],...", "tasks, drawn by weight: " TASK_NAMES),
+    OPTION_INT("level", 'l', &o.level, 1, 5, "difficulty"),
+    OPTION_INT("digits", 'd', &o.digits, 0, 18, "most digits of an operand, 0: by level"),
+    OPTION_INT("min-digits", 0, &o.min_digits, 1, 18, "least digits of an operand"),
+    OPTION_INT("items", 0, &o.items, 0, TASK_VALUES,
+               "operands (arithmetic), given numbers, list items, most brackets or story steps, 0: by level"),
+    OPTION_INT("largest", 0, &o.largest, 0, 9999, "largest number (countdown, sort, word), 0: by level"),
+    OPTION_INT("count", 'n', &o.count, 1, 1e9, "records"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "the same seed and options give the same bytes"),
+    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all", "one problem in ten is held out, whatever the seed"),
+    OPTION_GROUP("Demonstrations"),
+    OPTION_CHOICE("style", 0, &o.style, TASK_STYLES,
+                  "answer alone, digits reversed, or work first; auto: work for word problems, else direct"),
+    OPTION_REAL("noise", 0, &o.noise, 0, 1, "share of demonstrations whose answer is wrong"),
+    OPTION_GROUP("Output"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "- is standard output; .zst is compressed"),
+    OPTION_CHOICE("format", 'f', &o.format, "prompt|chat", "prompts with answers, or prompts with demonstrations"),
+    OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard", "auto: a shard where FILE ends in .shard or .shard.zst"),
+    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+                "of a shard: bytes, VOCAB:MERGES, a tokenizer.json or a directory"),
+    OPTION_TEXT("template", 0, &o.template, "SPEC", "of a shard: plain, chatml, llama or a template of your own"),
+    OPTION_END};
+
+/* ---- which task a record is of --------------------------------------------------------------------------------- */
+
+typedef struct Mix {
+    int count;
+    TaskKind kind[TASK_KINDS];
+    double weight[TASK_KINDS], total;
+    int64_t records[TASK_KINDS];
+} Mix;
+
+static Mix mix_parse(const char *spec, const TaskOptions *options) {
+    Mix mix = {0};
+    Error e;
+    for (const char *at = spec;;) {
+        char name[32], *end;
+        const size_t n = strcspn(at, ":,");
+        snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), at);
+        const int kind = option_choice_index(TASK_NAMES, name);
+        if (kind < 0) usage_error("-t/--task: '%s' is not one of %s", name, TASK_NAMES);
+        for (int i = 0; i < mix.count; i++)
+            if ((int)mix.kind[i] == kind) usage_error("-t/--task: %s stands there twice", name);
+        if (!task_check((TaskKind)kind, name, options, &e)) usage_error("--%s", e.text);
+        double weight = 1;
+        at += n;
+        if (*at == ':') {
+            weight = strtod(at + 1, &end);
+            if (end == at + 1 || (*end && *end != ',') || !(weight > 0) || !isfinite(weight))
+                usage_error("-t/--task: the weight of %s must be a number above 0", name);
+            at = end;
+        }
+        mix.kind[mix.count] = (TaskKind)kind, mix.weight[mix.count++] = weight, mix.total += weight;
+        if (!*at) return mix;
+        at++;
+    }
+}
+
+static int mix_draw(const Mix *mix, Random *r) {
+    double u = random_real(r) * mix->total;
+    int i = 0;
+    while (i + 1 < mix->count && (u -= mix->weight[i]) >= 0) i++;
+    return i;
+}
+
+/* ---- which prompts the file has --------------------------------------------------------------------------------- */
+
+/* A set of 64-bit hashes, open addressing; 0 stands for an empty place. */
+typedef struct Seen {
+    uint64_t *slot;
+    size_t size, count;
+} Seen;
+
+/* Adds `hash`; false: it was there. */
+static bool seen_add(Seen *s, uint64_t hash) {
+    if (2 * (s->count + 1) > s->size) {
+        Seen larger = {.size = s->size ? 2 * s->size : 1024};
+        larger.slot = xcalloc(larger.size, sizeof *larger.slot);
+        for (size_t i = 0; i < s->size; i++)
+            if (s->slot[i]) seen_add(&larger, s->slot[i]);
+        free(s->slot);
+        *s = larger;
+    }
+    hash += !hash;
+    size_t i = hash & (s->size - 1);
+    for (; s->slot[i]; i = (i + 1) & (s->size - 1))
+        if (s->slot[i] == hash) return false;
+    s->slot[i] = hash, s->count++;
+    return true;
+}
+
+/* ---- writing --------------------------------------------------------------------------------------------------- */
+
+typedef struct Output {
+    bool shard;
+    Writer lines;
+    ShardWriter records;
+    Tokenizer tokenizer;
+    ChatTemplate template;
+    TokenList ids;
+} Output;
+
+static void output_abort(Output *out) {
+    if (out->shard) shard_abort(&out->records);
+    else writer_abort(&out->lines);
+}
+
+static bool ends_in(const char *text, const char *tail) {
+    const size_t n = strlen(text), m = strlen(tail);
+    return n >= m && !strcmp(text + n - m, tail);
+}
+
+static void output_open(Output *out) {
+    Error e;
+    *out = (Output){.shard = o.as == AS_SHARD};
+    if (o.as == AS_AUTO) out->shard = ends_in(o.output, ".shard") || ends_in(o.output, ".shard.zst");
+    if (!out->shard) {
+        if (!writer_open(&out->lines, o.output, &e)) die("%s", e.text);
+        return;
+    }
+    void *blob = NULL;
+    size_t bytes = 0;
+    if (!tokenizer_open(&out->tokenizer, o.tokenizer, &e) || !chat_template_parse(&out->template, o.template, &e) ||
+        !chat_add_specials(&out->template, &out->tokenizer, &e) || !tokenizer_store(&out->tokenizer, &blob, &bytes, &e))
+        die("%s", e.text);
+    if (!shard_create(&out->records, o.output, o.format == FORMAT_CHAT ? RECORD_CHAT : RECORD_PROMPT,
+                      out->tokenizer.vocab, blob, bytes, out->template.spec, &e))
+        die("%s", e.text);
+    free(blob);
+}
+
+static bool output_line(Output *out, const Task *t, const char *name, Error *e) {
+    json_t *line = json_object();
+    json_object_set_new(line, "prompt", json_string(t->prompt.text));
+    if (o.format == FORMAT_CHAT) json_object_set_new(line, "completion", json_string(t->completion.text));
+    else {
+        json_object_set_new(line, "answer", json_string(t->answer.text));
+        json_object_set_new(line, "task", json_string(name));
+        json_object_update(line, t->fields);
+    }
+    char *text = checked(json_dumps(line, JSON_COMPACT), 0);
+    const bool good = writer_write(&out->lines, text, strlen(text), e) && writer_write(&out->lines, "\n", 1, e);
+    free(text);
+    json_decref(line);
+    return good;
+}
+
+static bool output_record(Output *out, const Task *t, const char *name, const char *fields, Error *e) {
+    const bool chat = o.format == FORMAT_CHAT;
+    const ChatMessage messages[] = {{"user", t->prompt.text}, {"assistant", t->completion.text}};
+    Record r = {.text = t->prompt.text, .task = name, .answer = t->answer.text, .fields = fields};
+    out->ids.count = 0;
+    if (!chat_encode(&out->template, &out->tokenizer, messages, chat ? 2 : 1, !chat, &out->ids, chat ? &r.mask : NULL,
+                     e))
+        return false;
+    r.tokens = out->ids.ids, r.count = r.prompt = out->ids.count;
+    const bool good = shard_add(&out->records, &r, e);
+    free(r.mask);
+    return good;
+}
+
+/* ---- the records ----------------------------------------------------------------------------------------------- */
+
+/* Draws a problem of the split that this file has not seen; false: none was found. */
+static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, Seen *seen) {
+    for (int i = 0; i < DRAWS_MAX; i++) {
+        task_problem(t, kind, options, r);
+        if (o.split != SPLIT_ALL && task_held_out(t) != (o.split == SPLIT_HELDOUT)) continue;
+        if (seen_add(seen, XXH3_64bits(t->prompt.text, t->prompt.length))) return true;
+    }
+    return false;
+}
+
+int main(int argc, char **argv) {
+    Error e;
+    const int first = options_parse(table, &about, argc, argv);
+    if (first < argc) usage_error("%s: takes no words beside its options", argv[first]);
+    const TaskOptions options = {(int)o.level, (int)o.digits, (int)o.min_digits,
+                                 (int)o.items, o.largest,     (TaskStyle)o.style};
+    Mix mix = mix_parse(o.task, &options);
+    if (o.noise > 0 && o.format != FORMAT_CHAT) usage_error("--noise: only demonstrations have any, see --format chat");
+    signal(SIGPIPE, SIG_IGN);
+    Output out;
+    Seen seen = {0};
+    Task t = {0};
+    size_t longest = 0;
+    int64_t wrong_count = 0;
+    output_open(&out);
+    for (int64_t i = 0; i < o.count; i++) {
+        Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
+        char name[32];
+        const int which = mix_draw(&mix, &r);
+        const bool wrong = random_real(&r) < o.noise;
+        option_choice_name(TASK_NAMES, (int)mix.kind[which], name, sizeof name);
+        if (!draw(&t, mix.kind[which], &options, &r, &seen)) {
+            output_abort(&out);
+            die("%s: after %lld records no new problem in %d draws: these settings hold no more; lower --count or raise "
+                "the difficulty",
+                name, (long long)mix.records[which], DRAWS_MAX);
+        }
+        task_solve(&t, &options, wrong, &r);
+        char *fields = checked(json_dumps(t.fields, JSON_COMPACT), 0);
+        float score = NAN;
+        rewards_verify(
+            &(RewardInput){.task = name, .completion = t.completion.text, .answer = t.answer.text, .fields = fields},
+            &score);
+        if (score != (wrong ? 0 : 1)) {
+            output_abort(&out);
+            die("%s: '%s' answered by '%s' is judged %g: generator and verifier disagree", name, t.prompt.text,
+                t.completion.text, (double)score);
+        }
+        if (out.shard ? !output_record(&out, &t, name, fields, &e) : !output_line(&out, &t, name, &e)) {
+            output_abort(&out);
+            die("%s", e.text);
+        }
+        free(fields);
+        mix.records[which]++, wrong_count += wrong;
+        if (t.prompt.length + t.completion.length > longest) longest = t.prompt.length + t.completion.length;
+    }
+    if (out.shard ? !shard_commit(&out.records, &e) : !writer_commit(&out.lines, &e)) {
+        output_abort(&out);
+        die("%s", e.text);
+    }
+    fprintf(stderr, "make_tasks: %s: %lld %s", o.output, (long long)o.count, out.shard ? "records" : "lines");
+    for (int i = 0; i < mix.count; i++) {
+        char name[32];
+        option_choice_name(TASK_NAMES, (int)mix.kind[i], name, sizeof name);
+        fprintf(stderr, "%s %lld %s", i ? "," : " |", (long long)mix.records[i], name);
+    }
+    if (o.format == FORMAT_CHAT) fprintf(stderr, " | %lld wrong on purpose", (long long)wrong_count);
+    fprintf(stderr, " | prompt and demonstration up to %zu bytes\n", longest);
+    task_free(&t);
+    free(seen.slot);
+    if (!out.shard) return 0;
+    token_list_free(&out.ids);
+    chat_template_free(&out.template);
+    tokenizer_free(&out.tokenizer);
+    return 0;
+}

@@ -1,0 +1,562 @@
+/* show - prints what is in a shard or a checkpoint: its header, some records readably, and figures about all of them.
+ *
+ * In a chat the tokens that are trained on stand out: green on a terminal, between ⟦ and ⟧ elsewhere; special tokens
+ * are cyan. Whatever the data holds, control characters and broken UTF-8 are written as \x1b and the like.
+ */
+#include "../llmc/checkpoint.h"
+#include "../llmc/chat.h"
+#include "../llmc/options.h"
+#include "../llmc/shard.h"
+#include "../llmc/tokens.h"
+#include <jansson.h>
+#include <signal.h>
+
+static struct {
+    const char *tokenizer;
+    int64_t records, start;
+    bool all, tokens, stats, json, tensors;
+    int color;
+} o = {.records = 3, .stats = true};
+
+static const Option options[] = {
+    OPTION_GROUP("Records"),
+    OPTION_INT("records", 'n', &o.records, 0, 1e15, "print so many"),
+    OPTION_INT("start", 's', &o.start, 0, 1e15, "beginning with this one, from 0"),
+    OPTION_FLAG("all", 'a', &o.all, "print all of them"),
+    OPTION_FLAG("tokens", 't', &o.tokens, "token by token: place, id, mask, text"),
+    OPTION_FLAG("json", 'j', &o.json, "as JSON lines, and nothing else"),
+    OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "auto: on a terminal"),
+    OPTION_GROUP("The rest"),
+    OPTION_FLAG("stats", 0, &o.stats, "no figures about all records"),
+    OPTION_FLAG("tensors", 0, &o.tensors, "of a checkpoint: shape and size of every tensor's values"),
+    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC", "for files that carry none; as make_shard has it"),
+    OPTION_END};
+
+static const OptionAbout about = {
+    "[options] FILE", "Shows a record shard, a token shard or a checkpoint (- for standard input; zstd as well).\n"
+                      "\n"
+                      "examples:\n"
+                      "  show chat.shard                     header, three records with the mask visible, figures\n"
+                      "  show -n 1 -s 41 --tokens chat.shard\n"
+                      "  show --all --json tasks.shard | jq .answer\n"
+                      "  show --tokenizer gpt2/ book.bin\n"
+                      "  show --tensors model.bin"};
+
+static Tokenizer tokenizer;
+static bool has_tokenizer, color;
+static int32_t stop = -1; /* the token that ends an assistant's turn */
+
+/* ---- printing -------------------------------------------------------------------------------------------------- */
+
+typedef enum { LOOK_PLAIN, LOOK_TRAINED, LOOK_SPECIAL, LOOK_TITLE } Look;
+
+static const char *look_code(Look look) {
+    static const char *const codes[] = {"", "\033[32m", "\033[36m", "\033[1m"};
+    return color ? codes[look] : "";
+}
+
+static const char *look_end(Look look) { return color && look != LOOK_PLAIN ? "\033[0m" : ""; }
+
+/* Writes text so that a terminal takes it as text. `newlines` as they are, or as \n. */
+static void print_text(const char *text, size_t n, bool newlines) {
+    for (size_t i = 0; i < n;) {
+        const int length = utf8_length(text + i, n - i);
+        const uint32_t c = length ? utf8_decode(text + i, length) : 0;
+        if (!length) printf("\\x%02x", (unsigned char)text[i]);
+        else if (c == '\n' || c == '\t')
+            fputs(newlines ? (c == '\n' ? "\n" : "\t") : c == '\n' ? "\\n" : "\\t", stdout);
+        else if (c < 32 || (c >= 127 && c < 160)) printf("\\x%02x", c);
+        else fwrite(text + i, 1, (size_t)length, stdout);
+        i += length ? (size_t)length : 1;
+    }
+}
+
+static bool is_special(int32_t id) { return has_tokenizer && id >= 0 && id < tokenizer.vocab && tokenizer.special[id]; }
+
+/* The tokens' text; their numbers where there is no tokenizer. */
+static void print_ids(const int32_t *ids, int32_t n, Look look) {
+    TextBuffer text = {0};
+    for (int32_t i = 0; i < n;) {
+        int32_t end = i + 1;
+        while (end < n && is_special(ids[end]) == is_special(ids[i])) end++;
+        const Look here = is_special(ids[i]) && look == LOOK_PLAIN ? LOOK_SPECIAL : look;
+        fputs(look_code(here), stdout);
+        text_clear(&text);
+        if (has_tokenizer) tokenizer_decode(&tokenizer, ids + i, end - i, true, &text);
+        else
+            for (int32_t k = i; k < end; k++) text_format(&text, "%s%d", k > 0 ? " " : "", ids[k]);
+        print_text(text.text, text.length, true);
+        fputs(look_end(here), stdout);
+        i = end;
+    }
+    text_free(&text);
+}
+
+/* Tokens with those that are trained on made visible. */
+static void print_masked(const int32_t *ids, const uint8_t *mask, int32_t n) {
+    for (int32_t i = 0; i < n;) {
+        int32_t end = i + 1;
+        while (end < n && !mask[end] == !mask[i]) end++;
+        if (mask[i] && !color) fputs("⟦", stdout);
+        print_ids(ids + i, end - i, mask[i] ? LOOK_TRAINED : LOOK_PLAIN);
+        if (mask[i] && !color) fputs("⟧", stdout);
+        i = end;
+    }
+}
+
+/* Tokens of a solution with the label after each step. */
+static void print_steps(const int32_t *ids, const uint8_t *labels, int32_t n) {
+    for (int32_t i = 0; i < n;) {
+        int32_t end = i;
+        while (end < n && !labels[end]) end++;
+        end += end < n;
+        print_ids(ids + i, end - i, LOOK_PLAIN);
+        if (labels[end - 1]) printf("%s⟦%d⟧%s", look_code(LOOK_TRAINED), labels[end - 1] - 1, look_end(LOOK_TRAINED));
+        i = end;
+    }
+}
+
+static void print_table(const int32_t *ids, const uint8_t *mask, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        TextBuffer text = {0};
+        text_clear(&text);
+        if (has_tokenizer) tokenizer_decode(&tokenizer, ids + i, 1, true, &text);
+        const Look look = mask && mask[i] ? LOOK_TRAINED : is_special(ids[i]) ? LOOK_SPECIAL : LOOK_PLAIN;
+        printf("%6d %7d ", i, ids[i]);
+        if (mask) printf("%3d ", mask[i]);
+        printf("%s\"", look_code(look));
+        print_text(text.text, text.length, false);
+        printf("\"%s\n", look_end(look));
+        text_free(&text);
+    }
+}
+
+PRINTF_LIKE(1, 2) static void print_title(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs(look_code(LOOK_TITLE), stdout);
+    vprintf(format, args);
+    fputs(look_end(LOOK_TITLE), stdout);
+    putchar('\n');
+    va_end(args);
+}
+
+static void print_named(const char *name, const char *text) {
+    if (!*text) return;
+    printf("%s%s:%s ", look_code(LOOK_TITLE), name, look_end(LOOK_TITLE));
+    print_text(text, strlen(text), true);
+    putchar('\n');
+}
+
+/* ---- records --------------------------------------------------------------------------------------------------- */
+
+static int32_t trained(const Record *r) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < r->count; i++) n += r->mask[i] != 0;
+    return n;
+}
+
+static void print_record(const Shard *s, int64_t i, const Record *r) {
+    switch (s->kind) {
+    case RECORD_CHAT:
+        print_title("-- record %lld: %d tokens, %d of them trained on", (long long)i, r->count, trained(r));
+        if (o.tokens) print_table(r->tokens, r->mask, r->count);
+        else print_masked(r->tokens, r->mask, r->count);
+        break;
+    case RECORD_PROMPT:
+        print_title("-- record %lld: prompt of %d tokens", (long long)i, r->count);
+        if (o.tokens) print_table(r->tokens, NULL, r->count);
+        else print_ids(r->tokens, r->count, LOOK_PLAIN);
+        putchar('\n');
+        print_named("task", r->task);
+        print_named("answer", r->answer);
+        print_named("fields", r->fields);
+        return;
+    case RECORD_PREFERENCE: {
+        const char *names[] = {"prompt", "chosen", "rejected"};
+        const int32_t lengths[] = {r->prompt, r->chosen, r->rejected}, *ids = r->tokens;
+        print_title("-- record %lld: %d tokens, margin %g", (long long)i, r->count, (double)r->margin);
+        for (int part = 0; part < 3; ids += lengths[part++]) {
+            print_title("%s (%d tokens):", names[part], lengths[part]);
+            if (o.tokens) print_table(ids, NULL, lengths[part]);
+            else print_ids(ids, lengths[part], LOOK_PLAIN);
+            if (part < 2) putchar('\n');
+        }
+        break;
+    }
+    case RECORD_STEP:
+        print_title("-- record %lld: prompt of %d tokens, solution of %d in %d steps", (long long)i, r->prompt,
+                    r->count - r->prompt, trained(r));
+        if (o.tokens) print_table(r->tokens, r->mask, r->count);
+        else print_steps(r->tokens, r->mask, r->count);
+        break;
+    }
+    putchar('\n');
+}
+
+static json_t *json_ids(const int32_t *ids, int32_t n) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < n; i++) json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+/* The tokens' text as a JSON string, U+FFFD in place of what is not UTF-8. */
+static json_t *json_text(const int32_t *ids, int32_t n) {
+    TextBuffer text = {0}, clean = {0};
+    text_clear(&clean);
+    if (has_tokenizer) tokenizer_decode(&tokenizer, ids, n, true, &text);
+    for (size_t i = 0; i < text.length;) {
+        const int length = utf8_length(text.text + i, text.length - i);
+        if (length) text_append(&clean, text.text + i, (size_t)length);
+        else text_string(&clean, "\xEF\xBF\xBD");
+        i += length ? (size_t)length : 1;
+    }
+    json_t *value = has_tokenizer ? json_stringn(clean.text, clean.length) : json_null();
+    text_free(&text);
+    text_free(&clean);
+    return value;
+}
+
+static void print_json(const Shard *s, const Record *r) {
+    json_t *row = json_object();
+    if (s->kind == RECORD_PREFERENCE) {
+        json_object_set_new(row, "prompt", json_text(r->tokens, r->prompt));
+        json_object_set_new(row, "chosen", json_text(r->tokens + r->prompt, r->chosen));
+        json_object_set_new(row, "rejected", json_text(r->tokens + r->prompt + r->chosen, r->rejected));
+        json_object_set_new(row, "margin", json_real((double)r->margin));
+        json_object_set_new(row, "lengths", json_ids((const int32_t[]){r->prompt, r->chosen, r->rejected}, 3));
+    } else if (s->kind == RECORD_PROMPT) {
+        json_object_set_new(row, "prompt", json_string(r->text));
+        json_object_set_new(row, "task", json_string(r->task));
+        json_object_set_new(row, "answer", json_string(r->answer));
+        if (*r->fields) json_object_set_new(row, "fields", json_loads(r->fields, 0, NULL));
+    } else json_object_set_new(row, "text", json_text(r->tokens, r->count));
+    if (r->mask) {
+        json_t *mask = json_array();
+        for (int32_t i = 0; i < r->count; i++) json_array_append_new(mask, json_integer(r->mask[i]));
+        json_object_set_new(row, s->kind == RECORD_CHAT ? "mask" : "labels", mask);
+    }
+    if (s->kind == RECORD_STEP) json_object_set_new(row, "prompt_tokens", json_integer(r->prompt));
+    json_object_set_new(row, "tokens", json_ids(r->tokens, r->count));
+    json_dumpf(row, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(row);
+}
+
+/* ---- figures --------------------------------------------------------------------------------------------------- */
+
+static int by_value(const void *a, const void *b) {
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void print_lengths(const char *what, int32_t *lengths, int64_t n) {
+    if (!n) return;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += lengths[i];
+    qsort(lengths, (size_t)n, sizeof *lengths, by_value);
+    printf("%s: mean %.1f, shortest %d, median %d, 90 %% within %d, 99 %% within %d, longest %d tokens\n", what,
+           sum / (double)n, lengths[0], lengths[n / 2], lengths[n * 9 / 10], lengths[n * 99 / 100], lengths[n - 1]);
+}
+
+/* Counts of names; they live as long as the shard. */
+typedef struct Tally {
+    json_t *counts;
+} Tally;
+
+static void tally(Tally *t, const char *name) {
+    if (!t->counts) t->counts = json_object();
+    json_object_set_new(t->counts, name, json_integer(json_integer_value(json_object_get(t->counts, name)) + 1));
+}
+
+static void print_tally(Tally *t, const char *what) {
+    const char *name;
+    json_t *count;
+    if (!t->counts) return;
+    printf("%s:", what);
+    json_object_foreach(t->counts, name, count)
+        printf(" %s %lld", *name ? name : "(none)", (long long)json_integer_value(count));
+    putchar('\n');
+    json_decref(t->counts);
+}
+
+static void shard_stats(const Shard *s, Record *r) {
+    Error e;
+    int32_t *lengths = xmalloc((size_t)(s->count + 1) * 3 * sizeof *lengths), *second = lengths + s->count + 1,
+            *third = second + s->count + 1;
+    int64_t marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0;
+    Tally tasks = {0}, labels = {0};
+    for (int64_t i = 0; i < s->count; i++) {
+        if (!shard_record(s, i, r, &e)) die("%s", e.text);
+        lengths[i] = s->kind == RECORD_PREFERENCE ? r->prompt : r->count;
+        second[i] = r->chosen, third[i] = r->rejected;
+        if (s->kind == RECORD_CHAT) {
+            int32_t last = r->count;
+            while (last > 0 && !r->mask[last - 1]) last--;
+            marked += trained(r);
+            empty += !last;
+            unstopped += last && stop >= 0 && r->tokens[last - 1] != stop;
+        }
+        longer += r->chosen > r->rejected;
+        if (s->kind == RECORD_PROMPT) tally(&tasks, r->task), answers += *r->answer != 0;
+        if (s->kind == RECORD_STEP)
+            for (int32_t k = 0; k < r->count; k++)
+                if (r->mask[k]) {
+                    char label[8];
+                    snprintf(label, sizeof label, "%d", r->mask[k] - 1);
+                    tally(&labels, label);
+                    steps++;
+                }
+    }
+    print_title("-- all %lld records", (long long)s->count);
+    print_lengths(s->kind == RECORD_PREFERENCE ? "prompts" : "lengths", lengths, s->count);
+    if (s->kind == RECORD_PREFERENCE && s->count) {
+        print_lengths("chosen", second, s->count);
+        print_lengths("rejected", third, s->count);
+        printf("chosen is longer than rejected in %.1f %%\n", 100.0 * (double)longer / (double)s->count);
+    }
+    if (s->kind == RECORD_CHAT && s->count) {
+        printf("trained on: %lld of %lld tokens, %.1f %%\n", (long long)marked, (long long)s->total_tokens,
+               100.0 * (double)marked / (double)(s->total_tokens ? s->total_tokens : 1));
+        printf("empty masks: %lld; last trained token is not the stop token: %lld\n", (long long)empty,
+               (long long)unstopped);
+    }
+    if (s->kind == RECORD_PROMPT) {
+        print_tally(&tasks, "tasks");
+        printf("with an answer: %lld\n", (long long)answers);
+    }
+    if (s->kind == RECORD_STEP && s->count) {
+        print_tally(&labels, "labels");
+        printf("steps: %.1f in a record\n", (double)steps / (double)s->count);
+    }
+    free(lengths);
+}
+
+/* ---- files ----------------------------------------------------------------------------------------------------- */
+
+static void use_tokenizer(const void *blob, size_t n, const char *name) {
+    Error e;
+    if (o.tokenizer) {
+        if (!tokenizer_open(&tokenizer, o.tokenizer, &e)) die("%s", e.text);
+        has_tokenizer = true;
+    } else if (n) {
+        if (!tokenizer_load(&tokenizer, blob, n, &e)) die("%s: %s", name, e.text);
+        has_tokenizer = true;
+    }
+}
+
+static void print_tokenizer(void) {
+    if (!has_tokenizer) {
+        puts("tokenizer: none; --tokenizer names one");
+        return;
+    }
+    printf("tokenizer: %d tokens, %d merges, special:", tokenizer.vocab, tokenizer.merge_count);
+    int shown = 0;
+    for (int32_t id = 0; id < tokenizer.vocab && shown < 8; id++)
+        if (tokenizer.special[id]) {
+            size_t n;
+            const char *token = tokenizer_token(&tokenizer, id, &n);
+            printf(" ");
+            print_text(token, n, false);
+            printf(" %d", id);
+            shown++;
+        }
+    puts(tokenizer.special_count > shown ? " ..." : "");
+}
+
+static void print_template(const char *text) {
+    Error e;
+    ChatTemplate c;
+    if (!chat_template_parse(&c, text, &e)) die("%s", e.text);
+    printf("chat template: ");
+    print_text(c.spec, strlen(c.spec), false);
+    if (has_tokenizer) {
+        stop = chat_stop_token(&c, &tokenizer);
+        printf("; an assistant's turn ends with token %d ", stop);
+        print_ids(&stop, 1, LOOK_PLAIN);
+    }
+    putchar('\n');
+    chat_template_free(&c);
+}
+
+static void show_shard(Reader *in) {
+    Error e;
+    Shard s;
+    Record r = {0};
+    if (!shard_read(&s, in, &e)) die("%s", e.text);
+    if (o.start > s.count)
+        die("%s: --start is %lld, it holds %lld records", s.name, (long long)o.start, (long long)s.count);
+    use_tokenizer(s.tokenizer, s.tokenizer_bytes, s.name);
+    if (!o.json) {
+        print_title("%s: record shard, kind %s", s.name, record_kind_name(s.kind));
+        printf("records: %lld, tokens: %lld, vocabulary: %d (%d bytes a token)\n", (long long)s.count,
+               (long long)s.total_tokens, s.vocab, s.token_bytes);
+        print_tokenizer();
+        print_template(s.chat_template);
+    }
+    const int64_t end = o.all || o.records > s.count - o.start ? s.count : o.start + o.records;
+    for (int64_t i = o.start; i < end; i++) {
+        if (!shard_record(&s, i, &r, &e)) die("%s", e.text);
+        if (o.json) print_json(&s, &r);
+        else print_record(&s, i, &r);
+    }
+    if (o.stats && !o.json) shard_stats(&s, &r);
+    record_free(&r);
+    shard_close(&s);
+}
+
+/* The end of the document that begins at token i: the next end of text. */
+static int64_t document_end(const TokenShard *t, int64_t i) {
+    int64_t end = i + 1;
+    while (end < t->count && !(has_tokenizer && t->tokens[end] == tokenizer.eos)) end++;
+    return end;
+}
+
+static void show_tokens(Reader *in) {
+    Error e;
+    TokenShard t;
+    if (!tokens_read(&t, in, 0, &e)) die("%s", e.text);
+    use_tokenizer(NULL, 0, in->name);
+    if (!o.json) {
+        print_title("%s: token shard", in->name);
+        int32_t highest = 0;
+        for (int64_t i = 0; i < t.count; i++) highest = t.tokens[i] > highest ? t.tokens[i] : highest;
+        printf("tokens: %lld, highest id: %d\n", (long long)t.count, highest);
+        print_tokenizer();
+    }
+    int32_t *ids = xmalloc((size_t)(t.count + 1) * sizeof *ids),
+            *lengths = xmalloc((size_t)(t.count + 1) * sizeof *ids);
+    for (int64_t i = 0; i < t.count; i++) ids[i] = t.tokens[i];
+    int64_t documents = 0;
+    for (int64_t i = 0, end; i < t.count; i = end, documents++) {
+        end = document_end(&t, i);
+        lengths[documents] = (int32_t)(end - i);
+        if (documents < o.start || (!o.all && documents - o.start >= o.records)) continue;
+        if (o.json) {
+            json_t *row = json_object();
+            json_object_set_new(row, "text", json_text(ids + i, (int32_t)(end - i)));
+            json_object_set_new(row, "tokens", json_ids(ids + i, (int32_t)(end - i)));
+            json_dumpf(row, stdout, JSON_COMPACT);
+            json_decref(row);
+        } else {
+            const int32_t shown = (int32_t)(end - i > 1000 && !o.all ? 1000 : end - i);
+            print_title("-- document %lld: %lld tokens%s", (long long)documents, (long long)(end - i),
+                        shown < end - i ? ", the first 1000 (--all shows all)" : "");
+            if (o.tokens) print_table(ids + i, NULL, shown);
+            else print_ids(ids + i, shown, LOOK_PLAIN);
+        }
+        putchar('\n');
+    }
+    if (o.stats && !o.json) {
+        print_title("-- all %lld documents", (long long)documents);
+        print_lengths("lengths", lengths, documents);
+    }
+    free(ids);
+    free(lengths);
+    tokens_close(&t);
+}
+
+/* Reads the weights through, tensor by tensor. */
+static void show_weights(CheckpointReader *c) {
+    Error e;
+    TensorInfo info[GPT2_TENSOR_COUNT];
+    float piece[4096];
+    size_t strange = 0, total = 0;
+    gpt2_tensors(&c->config, info);
+    for (int k = 0; k < GPT2_FILE_TENSORS; k++) {
+        double squares = 0, largest = 0;
+        for (size_t left = info[k].size, n; left; left -= n) {
+            n = left < 4096 ? left : 4096;
+            if (!checkpoint_weights(c, piece, n, info[k].name, &e)) die("%s", e.text);
+            for (size_t i = 0; i < n; i++) {
+                strange += !isfinite(piece[i]);
+                squares += (double)piece[i] * (double)piece[i];
+                largest = fabs((double)piece[i]) > largest ? fabs((double)piece[i]) : largest;
+            }
+        }
+        total += info[k].size;
+        if (o.tensors)
+            printf("%-10s %4zu x %6zu x %5zu   root mean square %-10.4g largest %.4g\n", info[k].name, info[k].layers,
+                   info[k].rows, info[k].columns, sqrt(squares / (double)info[k].size), largest);
+    }
+    printf("parameters: %zu (%s); not finite: %zu\n", total, c->bf16 ? "bf16" : "float32", strange);
+}
+
+static void show_section(CheckpointReader *c, const char *tag, uint64_t bytes) {
+    Error e;
+    const bool text = !strcmp(tag, "CHAT") || !strcmp(tag, "LINE") || !strcmp(tag, "TRNS");
+    printf("section %s: %llu bytes\n", tag, (unsigned long long)bytes);
+    if (!text && strcmp(tag, "TOKN")) return;
+    size_t n;
+    char *blob = checkpoint_blob(c, 1 << 28, &n, tag, &e);
+    if (!blob) die("%s", e.text);
+    if (!strcmp(tag, "CHAT")) print_template(blob);
+    else if (text) print_named(!strcmp(tag, "LINE") ? "lineage" : "trainer", blob);
+    else {
+        use_tokenizer(blob, n, c->in.name);
+        print_tokenizer();
+    }
+    free(blob);
+}
+
+static void show_checkpoint(Reader *in) {
+    Error e;
+    CheckpointReader c = {.in = *in};
+    char tag[5];
+    uint64_t bytes;
+    if (o.json) usage_error("-j/--json: a checkpoint has no records");
+    if (!checkpoint_start(&c, &e)) die("%s", e.text);
+    const GPT2Config *g = &c.config;
+    print_title("%s: checkpoint", c.in.name);
+    printf("layers %d, width %d, heads %d (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
+           g->layers, g->width, g->heads, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);
+    show_weights(&c);
+    for (;;) {
+        if (!checkpoint_section(&c, tag, &bytes, &e)) die("%s", e.text);
+        if (!*tag) break;
+        show_section(&c, tag, bytes);
+    }
+    *in = c.in;
+}
+
+/* ---- the command line ------------------------------------------------------------------------------------------ */
+
+/* The first number of a file, looked at without reading the file. */
+static int32_t magic_of(const char *path, const char *memory, size_t n) {
+    Error e;
+    Reader r;
+    int32_t magic = 0;
+    const bool ok = memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e);
+    if (!ok || !reader_read(&r, &magic, sizeof magic, "magic number", &e)) die("%s", e.text);
+    reader_close(&r);
+    return magic;
+}
+
+int main(int argc, char **argv) {
+    Error e;
+    Reader in;
+    struct stat st;
+    const int first = options_parse(options, &about, argc, argv);
+    if (first + 1 != argc) usage_error(first < argc ? "one file is shown at a time" : "the name of a file is needed");
+    signal(SIGPIPE, SIG_DFL);
+    color = o.color == 1 || (o.color == 0 && isatty(STDOUT_FILENO));
+    const char *path = argv[first];
+    char *memory = NULL;
+    size_t n = 0;
+    /* what cannot be read twice is kept */
+    if (!strcmp(path, "-") || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
+        if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
+    const int32_t magic = magic_of(path, memory, n);
+    if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
+    if (magic == MAGIC_RECORDS) show_shard(&in);
+    else if (magic == MAGIC_TOKENS) show_tokens(&in);
+    else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
+    else
+        die("%s: magic number is %d, expected that of a record shard, a token shard or a checkpoint%s%s", path, magic,
+            magic_name(magic) ? "; this is " : "", magic_name(magic) ? magic_name(magic) : "");
+    reader_close(&in);
+    free(memory);
+    if (has_tokenizer) tokenizer_free(&tokenizer);
+    if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+    return 0;
+}

@@ -1,0 +1,110 @@
+/* fuzz_jsonl.c - libFuzzer: any bytes as JSONL, whose lines become records of every kind, and as a chat template.
+ *
+ *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_jsonl.c \
+ *         -lzstd -lpcre2-8 -ljansson -lm
+ *     ./a.out -max_len=4096 corpus/ tests/corpus/jsonl/
+ *
+ * The first byte chooses kind, limits and how the lines are cut; for 255 the rest is a template.
+ */
+#include "../data/rows.h"
+#include <sys/mman.h>
+
+static void require(bool holds) {
+    if (!holds) abort();
+}
+
+static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
+
+static void try_template(const char *spec) {
+    Error e = {""};
+    ChatTemplate c;
+    Tokenizer t;
+    TokenList ids = {0};
+    TextBuffer text = {0}, rendered = {0};
+    uint8_t *mask = NULL;
+    const ChatMessage m[] = {{"system", "a"}, {"user", "<|im_end|>"}, {"assistant", "b\n"}};
+    if (!chat_template_parse(&c, spec, &e)) return require_error(&e);
+    require(tokenizer_bytes(&t, &e));
+    if (chat_add_specials(&c, &t, &e) && chat_encode(&c, &t, m, 3, true, &ids, &mask, &e)) {
+        bool trained = false;
+        for (int32_t i = 0; i < ids.count; i++) {
+            require(ids.ids[i] >= 0 && ids.ids[i] < t.vocab && mask[i] <= 1);
+            trained |= mask[i];
+        }
+        require(trained && chat_render(&c, &t, m, 3, true, &rendered, &e));
+        tokenizer_decode(&t, ids.ids, ids.count, true, &text);
+        require(rendered.length == text.length && !memcmp(rendered.text, text.text, text.length));
+    } else require_error(&e);
+    free(mask);
+    text_free(&text);
+    text_free(&rendered);
+    token_list_free(&ids);
+    tokenizer_free(&t);
+    chat_template_free(&c);
+}
+
+static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
+    Error e = {""};
+    Jsonl j;
+    json_t *row;
+    char path[64];
+    const int fd = memfd_create("fuzz", 0);
+    Rows rows = {.messages = "messages",
+                 .prompt = "prompt",
+                 .completion = "completion",
+                 .answer = "answer",
+                 .task = "task",
+                 .chosen = "chosen",
+                 .rejected = "rejected",
+                 .margin = "margin",
+                 .completions = "completions",
+                 .labels = "labels",
+                 .text = "text",
+                 .step_separator = "\n",
+                 .max_tokens = mode & 8 ? 40 : 0,
+                 .truncation = (RowTruncation)((mode >> 4) % 3),
+                 .system = mode & 64 ? "S" : NULL,
+                 .answer_after = mode & 128 ? "#" : NULL};
+    require(fd >= 0 && write(fd, data, n) == (ssize_t)n);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    require(tokenizer_bytes(&rows.tokenizer, &e));
+    require(chat_template_parse(&rows.chat, mode & 1 ? "chatml" : "plain", &e));
+    rows.stop = chat_stop_token(&rows.chat, &rows.tokenizer);
+    if (!jsonl_open(&j, path, mode & 2, &e)) {
+        require_error(&e);
+    } else {
+        int more;
+        if (mode & 4) j.limit = 60;
+        while ((more = jsonl_next(&j, &row, &e)) > 0) {
+            rows.kind = row_kind(&rows, row);
+            if (rows.kind == ROW_AUTO) continue;
+            const RowResult result = row_make(&rows, &j, row, &e);
+            const Record *r = &rows.record;
+            if (result == ROW_MADE && rows.kind != ROW_TEXT) {
+                require(!record_refused((RecordKind)rows.kind, r));
+                require(!rows.max_tokens || rows.kind == ROW_PREFERENCE || r->count <= rows.max_tokens);
+                for (int32_t i = 0; i < r->count; i++)
+                    require(r->tokens[i] >= 0 && r->tokens[i] < rows.tokenizer.vocab);
+            }
+            if (result == ROW_BAD) {
+                require_error(&e);
+                if (!jsonl_skip(&j, &e)) break;
+            }
+        }
+        if (more < 0) require_error(&e);
+        jsonl_close(&j);
+    }
+    rows_free(&rows);
+    close(fd);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    if (!n) return 0;
+    if (*data != 255) read_lines(data + 1, n - 1, *data);
+    else {
+        char *spec = xstrndup((const char *)data + 1, n - 1);
+        try_template(spec);
+        free(spec);
+    }
+    return 0;
+}

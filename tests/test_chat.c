@@ -1,0 +1,190 @@
+/* Chat templates: the known ones against their published forms, masks, templates of one's own, bad templates. */
+#include "files.h"
+#include "../llmc/chat.h"
+
+static Tokenizer bytes;
+
+static int setup(void **state) {
+    Error e;
+    return files_setup(state) || !tokenizer_bytes(&bytes, &e);
+}
+
+static int teardown(void **state) {
+    tokenizer_free(&bytes);
+    return files_teardown(state);
+}
+
+static const ChatMessage talk[] = {
+    {"system", "Be brief."}, {"user", "2+3?"}, {"assistant", "5"}, {"user", "<|im_end|>"}, {"assistant", ""}};
+
+/* Encodes and decodes; trained tokens stand between [ and ]. */
+static char *show(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *m, int count, bool generation) {
+    Error e;
+    TokenList ids = {0};
+    uint8_t *mask = NULL;
+    TextBuffer text = {0}, rendered = {0}, plain = {0};
+    if (!chat_encode(c, t, m, count, generation, &ids, &mask, &e)) fail_msg("%s", e.text);
+    for (int32_t i = 0; i < ids.count; i++) {
+        assert_true(mask[i] <= 1);
+        if (mask[i] && (!i || !mask[i - 1])) text_string(&text, "[");
+        tokenizer_decode(t, &ids.ids[i], 1, true, &text);
+        if (mask[i] && (i + 1 == ids.count || !mask[i + 1])) text_string(&text, "]");
+    }
+    /* the same as text, and the same without a mask */
+    tokenizer_decode(t, ids.ids, ids.count, true, &plain);
+    assert_true(chat_render(c, t, m, count, generation, &rendered, &e));
+    assert_string_equal(plain.text, rendered.text ? rendered.text : "");
+    const int32_t length = ids.count;
+    assert_true(chat_encode(c, t, m, count, generation, &ids, NULL, &e)); /* appends */
+    assert_int_equal(ids.count, 2 * length);
+    if (length) assert_memory_equal(ids.ids, ids.ids + length, (size_t)length * sizeof *ids.ids);
+    token_list_free(&ids);
+    free(mask);
+    text_free(&rendered);
+    text_free(&plain);
+    text_append(&text, "", 0);
+    return text.text;
+}
+
+static void assert_shown(const char *spec, const Tokenizer *t, int count, bool generation, const char *want) {
+    Error e;
+    ChatTemplate c;
+    if (!chat_template_parse(&c, spec, &e)) fail_msg("%s", e.text);
+    assert_string_equal(c.spec, spec);
+    char *got = show(&c, t, talk, count, generation);
+    assert_string_equal(got, want);
+    free(got);
+    chat_template_free(&c);
+}
+
+static void test_chatml(void **state) {
+    (void)state;
+    assert_shown("chatml", &bytes, 5, false,
+                 "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
+                 "[5<|im_end|>]\n<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n[<|im_end|>]\n");
+    assert_shown("chatml", &bytes, 2, true,
+                 "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n");
+    assert_shown("chatml", &bytes, 0, true, "<|im_start|>assistant\n");
+    assert_shown("chatml", &bytes, 0, false, "");
+
+    /* a name of a special token in a content stays text */
+    Error e;
+    ChatTemplate c;
+    TokenList ids = {0};
+    assert_true(chat_template_parse(&c, "chatml", &e));
+    assert_string_equal(c.stop, "<|im_end|>");
+    assert_int_equal(chat_stop_token(&c, &bytes), 258);
+    assert_true(chat_encode(&c, &bytes, talk + 3, 1, false, &ids, NULL, &e));
+    assert_int_equal(ids.count, 1 + 5 + 10 + 1 + 1);
+    assert_int_equal(ids.ids[0], 257);
+    assert_int_equal(ids.ids[1], 'u');
+    assert_int_equal(ids.ids[6], '<');
+    assert_int_equal(ids.ids[16], 258);
+    assert_int_equal(ids.ids[17], '\n');
+    token_list_free(&ids);
+    chat_template_free(&c);
+}
+
+static void test_llama(void **state) {
+    (void)state;
+    Error e;
+    ChatTemplate c;
+    Tokenizer t;
+    TokenList ids = {0};
+    assert_true(tokenizer_bytes(&t, &e));
+    assert_true(chat_template_parse(&c, "llama", &e));
+    assert_false(chat_encode(&c, &t, talk, 2, true, &ids, NULL, &e));
+    files_assert_error(&e, "<|eot_id|>");
+    assert_int_equal(chat_stop_token(&c, &t), -1);
+    assert_true(chat_add_specials(&c, &t, &e));
+    assert_int_equal(t.vocab, 264);
+    assert_int_equal(chat_stop_token(&c, &t), 263);
+    assert_shown("llama", &t, 3, false,
+                 "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+                 "<|start_header_id|>user<|end_header_id|>\n\n2+3?<|eot_id|>"
+                 "<|start_header_id|>assistant<|end_header_id|>\n\n[5<|eot_id|>]");
+    assert_shown("llama", &t, 2, true,
+                 "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+                 "<|start_header_id|>user<|end_header_id|>\n\n2+3?<|eot_id|>"
+                 "<|start_header_id|>assistant<|end_header_id|>\n\n");
+    chat_template_free(&c);
+    tokenizer_free(&t);
+}
+
+static void test_plain(void **state) {
+    (void)state;
+    assert_shown("plain", &bytes, 3, false, "Be brief.2+3?[5<|endoftext|>]");
+    assert_shown("plain", &bytes, 2, true, "Be brief.2+3?");
+    assert_shown("", &bytes, 2, true, "Be brief.2+3?");
+}
+
+static void test_own(void **state) {
+    (void)state;
+    Error e;
+    ChatTemplate c;
+    assert_shown("{begin}A\\n{system}{content}\\n\\n{user}Q \\{{role}\\}: {content}\\n{assistant}A:\\t{content}\\n",
+                 &bytes, 3, false, "A\nBe brief.\n\nQ {user}: 2+3?\nA:\t[5\n]");
+    assert_shown("{any}{role} {content}{eos}{eos}", &bytes, 3, false,
+                 "system Be brief.<|endoftext|><|endoftext|>user 2+3?<|endoftext|><|endoftext|>"
+                 "assistant [5<|endoftext|>]<|endoftext|>");
+    assert_shown("{any}\\<|im_end|>{content}<|im_end|>.", &bytes, 1, true, "<|im_end|>Be brief.<|im_end|>.<|im_end|>");
+    assert_shown("{any}{content}{assistant}<{content} ok<|pad|>x", &bytes, 3, true, "Be brief.2+3?<[5 ok<|pad|>]x<");
+    /* an end that is one token of this tokenizer only */
+    assert_true(chat_template_parse(&c, "{any}{content}END", &e));
+    assert_int_equal(chat_stop_token(&c, &bytes), -1);
+    TokenList ids = {0};
+    assert_false(chat_encode(&c, &bytes, talk, 1, false, &ids, NULL, &e));
+    files_assert_error(&e, "'END', which is not one token");
+    chat_template_free(&c);
+    assert_true(chat_template_parse(&c, "{any}{content}\\n", &e));
+    assert_int_equal(chat_stop_token(&c, &bytes), '\n');
+    /* roles */
+    assert_true(chat_encode(&c, &bytes, (ChatMessage[]){{"tool", "x"}}, 1, false, &ids, NULL, &e));
+    assert_false(chat_encode(&c, &bytes, (ChatMessage[]){{"us er", "x"}}, 1, false, &ids, NULL, &e));
+    files_assert_error(&e, "role 'us er'");
+    assert_false(chat_encode(&c, &bytes, (ChatMessage[]){{"", "x"}}, 1, false, &ids, NULL, &e));
+    chat_template_free(&c);
+    assert_true(chat_template_parse(&c, "{user}{content}{assistant}{content}\\n", &e));
+    assert_false(chat_encode(&c, &bytes, talk, 1, false, &ids, NULL, &e));
+    files_assert_error(&e, "no section for role 'system'");
+    chat_template_free(&c);
+    token_list_free(&ids);
+}
+
+static void test_bad_templates(void **state) {
+    (void)state;
+    const struct {
+        const char *spec, *message;
+    } cases[] = {
+        {"chatlm", "expected chatml, llama, plain"},
+        {"hello {user}{content}", "text that begins with"},
+        {"{user}{content}{eos}", "no section {assistant} or {any}"},
+        {"{any}{content}", "nothing after the assistant's {content}"},
+        {"{any}{content}{eos}{assistant}{content}", "nothing after the assistant's {content}"},
+        {"{any}{content}{role}", "nothing after the assistant's {content}"},
+        {"{any}x{eos}", "section {any} has no {content}"},
+        {"{user}x{assistant}{content}{eos}", "section {user} has no {content}"},
+        {"{any}{content}{content}{eos}", "{content} stands where"},
+        {"{begin}{content}{any}{content}{eos}", "{content} stands where"},
+        {"{begin}{role}{any}{content}{eos}", "{role} stands where"},
+        {"{eos}{any}{content}{eos}", "{eos} stands where"},
+        {"{any}{content}{eos}{any}{content}{eos}", "{any} twice"},
+        {"{begin}a{begin}b{any}{content}{eos}", "{begin} twice"},
+        {"{any}{content}{", "'{' is no tag"},
+        {"{any}{con tent}{eos}", "'{con tent}{eos}' is no tag"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Error e;
+        ChatTemplate c;
+        if (chat_template_parse(&c, cases[i].spec, &e)) fail_msg("%s was taken", cases[i].spec);
+        files_assert_error(&e, cases[i].message);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_chatml), cmocka_unit_test(test_llama),         cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_own),    cmocka_unit_test(test_bad_templates),
+    };
+    return cmocka_run_group_tests_name("chat", tests, setup, teardown);
+}

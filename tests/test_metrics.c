@@ -1,0 +1,841 @@
+/* Metrics: lines and their numbers, resuming, samples, event files against bytes that TensorBoard wrote, the report's
+ * structure and escaping, charts, the moving line, and outputs that cannot be written. */
+#include "files.h"
+
+#include "../llmc/metrics.h"
+#include "../llmc/random.h"
+
+/* ---- helpers ---- */
+
+static char *text_of(const char *path) {
+    size_t n;
+    char *text = (char *)files_get(path, &n);
+    text[n] = 0;
+    return text;
+}
+
+static size_t occurrences(const char *text, const char *part) {
+    size_t n = 0;
+    for (; (text = strstr(text, part)); text += strlen(part)) n++;
+    return n;
+}
+
+/* Opens a run that writes metrics.jsonl and report.html into the test's directory. */
+static void start(Metrics *m, int64_t resume_step) {
+    Error e = {""};
+    if (!metrics_open(m, "train_grpo", files_path("metrics.jsonl"), NULL, files_path("report.html"), resume_step, &e))
+        fail_msg("%s", e.text);
+}
+
+static void step(Metrics *m, int64_t at, double loss) {
+    Error e = {""};
+    metrics_set(m, "loss", loss);
+    if (!metrics_step(m, at, &e)) fail_msg("%s", e.text);
+}
+
+static void finish(Metrics *m) {
+    Error e = {""};
+    if (!metrics_close(m, &e)) fail_msg("%s", e.text);
+}
+
+static void clear(void) {
+    unlink(files_path("metrics.jsonl"));
+    unlink(files_path("metrics.samples.jsonl"));
+    unlink(files_path("report.html"));
+}
+
+/* ---- lines ---- */
+
+static void test_lines(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    start(&m, -1);
+    metrics_set(&m, "loss", 2);
+    metrics_set(&m, "loss", 0.1); /* the later value is kept */
+    metrics_set(&m, "learning_rate", 3e-4);
+    metrics_set(&m, "kl", NAN);
+    metrics_set(&m, "grad_norm", INFINITY);
+    metrics_set(&m, "odd \"key\"\n\xff", -1);
+    metrics_set(&m, "num_tokens", 123456789012);
+    Error e;
+    assert_true(metrics_step(&m, 7, &e));
+    assert_true(metrics_step(&m, 8, &e)); /* nothing is carried over */
+    finish(&m);
+    char *text = text_of(files_path("metrics.jsonl"));
+    double time;
+    int at;
+    assert_int_equal(sscanf(text, "{\"step\":7,\"time\":%lf%n", &time, &at), 1);
+    assert_true(fabs(time - metrics_clock(CLOCK_REALTIME)) < 60);
+    const char *expected = ",\"loss\":0.1,\"learning_rate\":0.0003,\"kl\":null,\"grad_norm\":null,"
+                           "\"odd \\\"key\\\"\\n\xEF\xBF\xBD\":-1,\"num_tokens\":123456789012}\n{\"step\":8,\"time\":";
+    assert_memory_equal(text + at, expected, strlen(expected));
+    assert_int_equal(occurrences(text, "\n"), 2);
+    free(text);
+}
+
+static void test_numbers_read_back(void **state) {
+    (void)state;
+    char text[32];
+    Random r = random_start(1, 2);
+    for (int i = 0; i < 20000; i++) {
+        const uint64_t bits = random_next(&r);
+        double value, back;
+        memcpy(&value, &bits, sizeof value);
+        if (i % 2) value = (double)(float)random_normal(&r);
+        metrics_number(value, text);
+        if (!isfinite(value)) {
+            assert_string_equal(text, "null");
+            continue;
+        }
+        json_t *json = json_loads(text, JSON_DECODE_ANY, NULL); /* valid JSON, and the same bits */
+        assert_non_null(json);
+        back = json_number_value(json);
+        assert_memory_equal(&back, &value, sizeof value);
+        json_decref(json);
+    }
+    metrics_number(1, text), assert_string_equal(text, "1");
+    metrics_number(1e-5, text), assert_string_equal(text, "1e-05");
+    metrics_number(1.0 / 3, text), assert_string_equal(text, "0.3333333333333333");
+}
+
+static void test_standard_output(void **state) {
+    (void)state;
+    Metrics m;
+    Error e = {""};
+    files_catch_stdout(files_path("caught"));
+    const bool ok = metrics_open(&m, "p", "-", NULL, NULL, -1, &e);
+    metrics_set(&m, "a", 1);
+    const bool stepped = ok && metrics_step(&m, 1, &e);
+    metrics_sample(&m, "before", "p", "c", NULL, 1);
+    const bool closed = stepped && metrics_close(&m, &e);
+    fflush(stdout);
+    files_restore(1);
+    assert_true(ok && stepped && closed);
+    char *text = text_of(files_path("caught"));
+    assert_int_equal(occurrences(text, "\n"), 1);
+    assert_memory_equal(text, "{\"step\":1,\"time\":", 17);
+    free(text);
+}
+
+/* ---- resuming ---- */
+
+static void test_resume(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    start(&m, -1);
+    metrics_sample(&m, "before", "2+2=", "5", "4", 0);
+    for (int i = 1; i <= 10; i++) {
+        step(&m, i, 1.0 / i);
+        if (i == 3 || i == 9) metrics_sample(&m, i == 3 ? "step 3" : "step 9", "2+2=", "3", "4", NAN);
+    }
+    metrics_sample(&m, "after", "2+2=", "4", "4", 1);
+    finish(&m);
+
+    char *all = text_of(files_path("metrics.jsonl"));
+    FILE *f = fopen(files_path("metrics.jsonl"), "a"); /* a kill cut the last line short */
+    fputs("{\"step\":11,\"time\":17", f);
+    fclose(f);
+
+    start(&m, 6);
+    assert_int_equal(m.history.series[0].count, 6);
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(m.history.series[0].steps[i], i + 1);
+        assert_true(m.history.series[0].values[i] == 1.0 / (i + 1));
+    }
+    assert_int_equal(m.history.sample_count, 2); /* before and step 3: step 9 is past 6, and 6 is not the end */
+    metrics_sample(&m, "before", "2+2=", "again", "4", 0);
+    assert_int_equal(m.history.sample_count, 2);
+    step(&m, 7, 70);
+    metrics_sample(&m, "after", "2+2=", "4, at last", "4", 1);
+    finish(&m);
+
+    char *text = text_of(files_path("metrics.jsonl"));
+    assert_int_equal(occurrences(text, "\n"), 7);
+    char *six = all; /* the first six lines are as they were, byte for byte */
+    for (int i = 0; i < 6; i++) six = strchr(six, '\n') + 1;
+    assert_memory_equal(text, all, six - all);
+    assert_non_null(strstr(text + (six - all), "{\"step\":7,"));
+    assert_non_null(strstr(text + (six - all), "\"loss\":70}"));
+    free(text);
+    free(all);
+
+    text = text_of(files_path("metrics.samples.jsonl"));
+    assert_int_equal(occurrences(text, "\n"), 3);
+    assert_non_null(
+        strstr(text, "\"when\":\"before\",\"prompt\":\"2+2=\",\"completion\":\"5\",\"answer\":\"4\",\"reward\":0}"));
+    assert_non_null(strstr(text, "{\"step\":3,\"when\":\"step 3\""));
+    assert_non_null(strstr(text, "\"completion\":\"4, at last\""));
+    free(text);
+    text = text_of(files_path("report.html"));
+    assert_non_null(strstr(text, "<mark>4</mark>, at last"));
+    assert_non_null(strstr(text, "<b>7</b> steps"));
+    free(text);
+}
+
+static void test_resume_without_files(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    start(&m, 100);
+    assert_int_equal(m.history.series_count, 0);
+    step(&m, 101, 1);
+    finish(&m);
+    char *text = text_of(files_path("report.html"));
+    assert_non_null(strstr(text, "<b>101 to 101</b>"));
+    free(text);
+}
+
+static void test_resume_broken(void **state) {
+    (void)state;
+    static const struct {
+        const char *file, *why;
+    } table[] = {{"{\"step\":1,\"time\":1}\nnot json\n{\"step\":2,\"time\":2}\n", "line 2: not JSON"},
+                 {"[1]\n", "line 1: a line without an integer \"step\""},
+                 {"{\"step\":1}\n{\"step\":\"2\"}\n", "line 2: a line without an integer \"step\""},
+                 {"{\"step\":1,\"loss\":\"\xff\"}\n", "line 1: not JSON"}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        clear();
+        files_put(files_path("metrics.jsonl"), table[i].file, strlen(table[i].file));
+        Metrics m;
+        Error e = {""};
+        assert_false(metrics_open(&m, "p", files_path("metrics.jsonl"), NULL, NULL, 5, &e));
+        files_assert_error(&e, table[i].why);
+        files_assert_error(&e, files_path("metrics.jsonl"));
+        files_assert_content(files_path("metrics.jsonl"), table[i].file, strlen(table[i].file));
+    }
+    clear();
+    const char *bad = "{\"step\":0,\"when\":\"before\"}\n";
+    files_put(files_path("metrics.samples.jsonl"), bad, strlen(bad));
+    Metrics m;
+    Error e = {""};
+    assert_false(metrics_open(&m, "p", files_path("metrics.jsonl"), NULL, NULL, 5, &e));
+    files_assert_error(&e, "metrics.samples.jsonl: line 1: not a sample");
+}
+
+/* A new run leaves an earlier one's files alone until it has something to say. */
+static void test_new_run(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    start(&m, -1);
+    metrics_sample(&m, "before", "p", "old", NULL, 0);
+    step(&m, 1, 1);
+    finish(&m);
+    size_t n;
+    uint8_t *old = files_get(files_path("metrics.jsonl"), &n);
+    start(&m, -1);
+    files_assert_content(files_path("metrics.jsonl"), old, n);
+    metrics_free(&m); /* what exit() does */
+    files_assert_content(files_path("metrics.jsonl"), old, n);
+    free(old);
+    start(&m, -1);
+    step(&m, 5, 2);
+    char *text = text_of(files_path("metrics.jsonl"));
+    assert_memory_equal(text, "{\"step\":5,", 10);
+    assert_int_equal(occurrences(text, "\n"), 1);
+    free(text);
+    assert_int_equal(access(files_path("metrics.samples.jsonl"), F_OK), -1);
+    finish(&m);
+}
+
+/* ---- outputs that cannot be written ---- */
+
+static void test_unwritable(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    Error e = {""};
+    const char *nowhere = files_path("no/such/file"), *folder = files_directory;
+    assert_false(metrics_open(&m, "p", nowhere, NULL, NULL, -1, &e));
+    files_assert_error(&e, "no/such/file: cannot write: No such file or directory");
+    assert_false(metrics_open(&m, "p", folder, NULL, NULL, -1, &e));
+    files_assert_error(&e, "cannot write: Is a directory");
+    assert_false(metrics_open(&m, "p", NULL, NULL, nowhere, -1, &e));
+    files_assert_error(&e, "no/such/file: cannot");
+    files_put(files_path("file"), "x", 1);
+    assert_false(metrics_open(&m, "p", NULL, files_path("file/tb"), NULL, -1, &e));
+    files_assert_error(&e, "file/tb: the folder");
+
+    /* a full disk */
+    assert_true(metrics_open(&m, "p", "/dev/full", NULL, NULL, -1, &e));
+    metrics_set(&m, "loss", 1);
+    assert_false(metrics_step(&m, 1, &e));
+    files_assert_error(&e, "/dev/full: cannot write: No space left on device");
+    metrics_free(&m);
+    assert_true(metrics_open(&m, "p", NULL, NULL, "/dev/full", -1, &e));
+    assert_false(metrics_close(&m, &e));
+    files_assert_error(&e, "/dev/full: cannot write: No space left on device");
+
+    /* samples have no Error of their own: the next step tells */
+    assert_int_equal(mkdir(files_path("metrics.samples.jsonl"), 0755), 0);
+    start(&m, 0);
+    metrics_sample(&m, "after", "p", "c", NULL, 1);
+    assert_false(metrics_step(&m, 1, &e));
+    files_assert_error(&e, "metrics.samples.jsonl: cannot write: Is a directory");
+    assert_false(metrics_close(&m, &e));
+    rmdir(files_path("metrics.samples.jsonl"));
+}
+
+/* ---- TensorBoard ---- */
+
+static void test_crc32c(void **state) {
+    (void)state;
+    const uint8_t zeros[32] = {0};
+    assert_int_equal(tensorboard_crc32c("123456789", 9), 0xe3069283u); /* the check value of the catalogue of CRCs */
+    assert_int_equal(tensorboard_crc32c(zeros, 32), 0x8a9136aau);      /* RFC 3720, B.4 */
+    assert_int_equal(tensorboard_crc32c("", 0), 0);
+}
+
+/* The one file in folder, from byte `from` on, as hexadecimal. */
+static char *event_file(const char *folder, char *name, size_t size) {
+    DIR *d = opendir(folder);
+    char path[1024];
+    name[0] = 0;
+    for (const struct dirent *entry; (entry = readdir(d));)
+        if (entry->d_name[0] != '.') snprintf(name, size, "%s", entry->d_name);
+    closedir(d);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    size_t n;
+    uint8_t *data = files_get(path, &n);
+    char *hex = (char *)xcalloc(2 * n + 1, 1);
+    for (size_t i = 0; i < n; i++) sprintf(hex + 2 * i, "%02x", data[i]);
+    free(data);
+    return hex;
+}
+
+/* The bytes are those that TensorBoard's own classes write (dev/golden_tensorboard.py). */
+static void test_tensorboard_golden(void **state) {
+    (void)state;
+    TensorBoard t;
+    Error e = {""};
+    const double wall = 1764000000.25;
+    const char *folder = files_path("tb/deep");
+    char longest[201] = "";
+    memset(longest, 'k', 200);
+    const char *const keys[] = {"loss", "nothing", "rewards/verify/mean", "eval_accuracy"}, *const one[] = {longest};
+    assert_true(tensorboard_open(&t, folder, wall, 7, &e));
+    assert_true(tensorboard_step(&t, wall, 300, keys, (const double[]){0.6931472, NAN, -1.5e-9, 1}, 4, &e));
+    assert_true(tensorboard_step(&t, wall, (int64_t)1 << 40, one, (const double[]){3}, 1, &e));
+    assert_true(tensorboard_close(&t, &e));
+    char name[300], *written = event_file(folder, name, sizeof name);
+    assert_memory_equal(name, "events.out.tfevents.1764000000.", 31);
+    char *golden = text_of("tests/golden/tensorboard.txt"), *to = golden;
+    for (const char *from = golden; *from; from++)
+        if (*from != '\n') *to++ = *from;
+    *to = 0;
+    assert_string_equal(written, golden);
+    free(written);
+    free(golden);
+}
+
+static void test_tensorboard_run(void **state) {
+    (void)state;
+    Metrics m;
+    Error e = {""};
+    char name[300];
+    assert_true(metrics_open(&m, "p", NULL, files_path("run"), NULL, -1, &e));
+    char *first = event_file(files_path("run"), name, sizeof name);
+    step(&m, 1, 1);
+    char *second = event_file(files_path("run"), name, sizeof name); /* at once, not when a buffer is full */
+    assert_true(strlen(second) > strlen(first));
+    assert_memory_equal(first, second, strlen(first));
+    assert_non_null(strstr(second, "747261696e2f6c6f7373")); /* train/loss */
+    free(first);
+    free(second);
+    finish(&m);
+}
+
+/* ---- the report ---- */
+
+/* Tags must open and close in order; the text of script and style is skipped. */
+static void assert_balanced(const char *page) {
+    static const char *const lone[] = {"!doctype", "meta", "path", "circle", "line", "br"};
+    char stack[64][24];
+    int depth = 0;
+    for (const char *c = page; (c = strchr(c, '<'));) {
+        const bool closing = c[1] == '/';
+        char name[24];
+        const size_t n = strspn(c + 1 + closing, "!abcdefghijklmnopqrstuvwxyz0123456789");
+        assert_true(n > 0 && n < sizeof name); /* a bare < would be text that was not escaped */
+        snprintf(name, sizeof name, "%.*s", (int)n, c + 1 + closing);
+        for (char quote = 0; *c && (*c != '>' || quote); c++)
+            if (*c == '\'' || *c == '"') quote = !quote ? *c : quote == *c ? 0 : quote;
+        assert_int_equal(*c, '>');
+        bool alone = c[-1] == '/';
+        for (size_t i = 0; i < sizeof lone / sizeof *lone; i++) alone |= !strcmp(name, lone[i]);
+        if (alone) continue;
+        if (closing) {
+            if (!depth || strcmp(stack[depth - 1], name))
+                fail_msg("</%s> closes <%s>", name, depth ? stack[depth - 1] : "nothing");
+            depth--;
+            continue;
+        }
+        assert_true(depth < 64);
+        strcpy(stack[depth++], name);
+        if (!strcmp(name, "script") || !strcmp(name, "style")) {
+            char end[32];
+            snprintf(end, sizeof end, "</%s>", name);
+            c = strstr(c, end);
+            assert_non_null(c);
+        }
+    }
+    assert_int_equal(depth, 0);
+}
+
+/* What holds for every page: well formed, UTF-8, and nothing is fetched. */
+static char *page_of(const History *h, bool running) {
+    char *page;
+    size_t n;
+    FILE *f = open_memstream(&page, &n);
+    report_page(f, h, running);
+    fclose(f);
+    assert_int_equal(strlen(page), n);
+    assert_balanced(page);
+    json_t *utf8 = json_stringn(page, n); /* jansson refuses what is not UTF-8 */
+    assert_non_null(utf8);
+    json_decref(utf8);
+    static const char *const fetches[] = {"src=", "<link", "@import", "url(", "<iframe", "<img", "fetch(", "XMLHttp"};
+    for (size_t i = 0; i < sizeof fetches / sizeof *fetches; i++) assert_null(strstr(page, fetches[i]));
+    assert_int_equal(occurrences(page, "href="), occurrences(page, "href='#"));
+    assert_int_equal(occurrences(page, "http"), 1); /* the name of SVG's namespace, which is no address */
+    assert_null(strstr(page, "nan"));
+    assert_null(strstr(page, "inf,"));
+    return page;
+}
+
+static void test_report_empty(void **state) {
+    (void)state;
+    History h = {0};
+    char *page = page_of(&h, false);
+    assert_non_null(strstr(page, "No step has been logged"));
+    free(page);
+    h.program = xstrdup("train_sft");
+    history_line(&h, 1, 1764000000);
+    history_value(&h, "never", 1, NAN);
+    page = page_of(&h, true);
+    assert_non_null(strstr(page, "Supervised fine-tuning"));
+    assert_non_null(strstr(page, "no finite value"));
+    assert_non_null(strstr(page, "running for"));
+    free(page);
+    history_free(&h);
+}
+
+static void test_report_one_step(void **state) {
+    (void)state;
+    History h = {0};
+    history_line(&h, 1, 1764000000);
+    history_value(&h, "reward", 1, 0.5);
+    char *page = page_of(&h, false);
+    assert_non_null(strstr(page, "<b>1</b> step<"));
+    assert_non_null(strstr(page, "h0'/>")); /* a point that stands alone is drawn */
+    free(page);
+    history_free(&h);
+}
+
+static void test_report_escapes(void **state) {
+    (void)state;
+    History h = {.program = xstrdup("</title><script>alert(0)</script>")};
+    const char *evil =
+        "'\"></pre></td></script><script>alert(1)</script>&amp;\x01\x7f\xc2\x85\xff\xed\xa0\x80\xf0\x9f\x98";
+    history_line(&h, 1, 1);
+    history_line(&h, 2, 2);
+    history_value(&h, evil, 1, 1);
+    history_value(&h, evil, 2, 1e300);
+    history_value(&h, "eval_loss", 1, -1e300);
+    history_row(&h.header, evil, NULL, NULL);
+    history_row(&h.config, evil, NULL, NULL);
+    history_row(&h.config, evil, evil, NULL);
+    history_row(&h.config, "unset", "", NULL);
+    history_row(&h.final, evil, evil, evil);
+    history_sample(&h, 0, "before", evil, evil, evil, 0);
+    history_sample(&h, 0, evil, evil, evil, NULL, NAN);
+    history_sample(&h, 0, "after", evil, evil, "</script>", 1);
+    char *page = page_of(&h, false);
+    assert_null(strstr(page, "<script>alert"));
+    assert_null(strstr(page, "&amp;amp;&amp;")); /* escaped once */
+    assert_non_null(strstr(page, "&amp;amp;\\x01\\x7f\\x85\xEF\xBF\xBD"));
+    free(page);
+    history_free(&h);
+}
+
+static void test_report_samples(void **state) {
+    (void)state;
+    History h = {0};
+    history_line(&h, 1, 1);
+    history_sample(&h, 1, "after", "3+4=", "it is 7, so 7", "7", 1); /* the order of coming does not matter */
+    history_sample(&h, 0, "before", "1+1=", "3", "2", 0);
+    history_sample(&h, 0, "before", "3+4=", "8", "7", 0.1);
+    history_sample(&h, 1, "step 1", "3+4=", "midway", "7", 0.6);
+    history_sample(&h, 1, "after", "1+1=", "2", "2", 1.1);
+    history_sample(&h, 1, "after", "1+1=", "two", "2", NAN);
+    char *page = page_of(&h, false);
+    const char *first = strstr(page, "id='prompt-1'"), *second = strstr(page, "id='prompt-2'");
+    assert_true(first && second && first < second);
+    const char *before = strstr(first, ">8</pre>"), *after = strstr(first, "it is 7, so <mark>7</mark>");
+    assert_true(before && after && before < after && after < second);
+    assert_true(strstr(first, "take bad") < before);
+    assert_true(strstr(first, "take ok") < after);
+    const char *between = strstr(first, "<details><summary>in between");
+    assert_true(between && between < second && strstr(between, "take mid") < second);
+    assert_null(strstr(second, "in between"));
+    assert_non_null(strstr(second, "not scored"));
+    assert_non_null(strstr(page, "<span>before</span><span><b>0 of 2</b> right"));
+    assert_non_null(strstr(page, "<span>after</span><span><b>2 of 2</b> right"));
+    free(page);
+    history_free(&h);
+
+    h = (History){0}; /* many prompts, long completions */
+    char *longest = (char *)xmalloc(50001);
+    for (int i = 0; i < 50000; i++) longest[i] = "\xc3\xa4"[i % 2];
+    longest[50000] = 0;
+    for (int i = 0; i < 200; i++) {
+        char prompt[32];
+        snprintf(prompt, sizeof prompt, "prompt %d", i);
+        history_sample(&h, 0, "before", prompt, longest, "x", 0);
+    }
+    page = page_of(&h, false);
+    assert_int_equal(occurrences(page, "<article"), REPORT_PROMPTS);
+    assert_non_null(strstr(page, "and 44000 bytes more"));
+    assert_non_null(strstr(page, "136 further prompts are left out"));
+    assert_true(strlen(page) < 1000000);
+    free(page);
+    free(longest);
+    history_free(&h);
+}
+
+static void test_report_final(void **state) {
+    (void)state;
+    History h = {0};
+    history_line(&h, 1, 1);
+    history_row(&h.final, "Accuracy", "31.2 %", "87.5 %");
+    history_row(&h.final, "Length", "10", "7.5");
+    history_row(&h.final, "Units differ", "10 s", "7 ms");
+    history_row(&h.final, "Only after", NULL, "12");
+    history_row(&h.final, "Words", "none", "many");
+    char *page = page_of(&h, false);
+    assert_non_null(strstr(page, "<td class='change'>+56.3 points</td><td class='bar'><svg"));
+    assert_non_null(strstr(page, "<td class='change'>\xE2\x88\x92"
+                                 "2.5</td>"));
+    assert_int_equal(occurrences(page, "<td class='change'></td>"), 3);
+    free(page);
+    history_free(&h);
+}
+
+/* ---- curves and charts ---- */
+
+static void test_curves(void **state) {
+    (void)state;
+    static const char *const keys[] = {"step_time",
+                                       "eval_accuracy",
+                                       "completions/max_length",
+                                       "completions/mean_length",
+                                       "completions/min_length",
+                                       "loss",
+                                       "reward",
+                                       "eval_loss",
+                                       "own name",
+                                       "eval_pass@8",
+                                       "rewards/verify/mean",
+                                       "kl"};
+    History h = {0};
+    for (int64_t at = 1; at <= 2; at++)
+        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) history_value(&h, keys[i], at, 0.5);
+    CurveList list = curve_list(&h);
+    static const char *const expected[] = {
+        "eval_accuracy", "eval_pass@8", "reward",  "rewards/verify/mean", "kl", "completions/mean_length",
+        "loss",          "step_time",   "own name"};
+    assert_int_equal(list.count, sizeof expected / sizeof *expected);
+    for (size_t i = 0; i < list.count; i++) assert_string_equal(list.curves[i].key, expected[i]);
+    assert_string_equal(list.curves[6].chart.lines[1].mid->key, "eval_loss");
+    assert_string_equal(list.curves[5].chart.lines[0].low->key, "completions/min_length");
+    assert_string_equal(list.curves[5].chart.lines[0].high->key, "completions/max_length");
+    assert_true(list.curves[0].eval && list.curves[0].chart.share);
+    free(list.curves);
+    history_free(&h);
+
+    static const char *const sft[] = {"entropy", "step_time", "mean_token_accuracy",
+                                      "loss"}; /* no rewards: loss first */
+    for (size_t i = 0; i < 4; i++) history_value(&h, sft[i], 1, 0.5);
+    list = curve_list(&h);
+    assert_string_equal(list.curves[0].key, "loss");
+    assert_string_equal(list.curves[3].key, "step_time");
+    free(list.curves);
+    history_free(&h);
+}
+
+static void test_chart_values(void **state) {
+    (void)state;
+    static const struct {
+        double value;
+        bool share;
+        const char *text;
+    } table[] = {{0, 0, "0"},
+                 {1, 0, "1"},
+                 {-3, 0, "-3"},
+                 {0.6931, 0, "0.693"},
+                 {12.345, 0, "12.35"},
+                 {123.45, 0, "123.5"},
+                 {0.0123, 0, "0.0123"},
+                 {1.2e-5, 0, "1.2e-5"},
+                 {-1e-300, 0, "-1e-300"},
+                 {9999, 0, "9999"},
+                 {12345, 0, "12.3k"},
+                 {999600, 0, "1.00M"},
+                 {3276800, 0, "3.28M"},
+                 {4.5e9, 0, "4.50G"},
+                 {1e300, 0, "1e300"},
+                 {NAN, 0, "\xE2\x80\x93"},
+                 {0.875, 1, "87.5%"},
+                 {1, 1, "100%"},
+                 {0, 1, "0%"},
+                 {0.0031, 1, "0.31%"},
+                 {1e-9, 1,
+                  "\xE2\x89\x88"
+                  "0%"}};
+    char text[32];
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        chart_value(table[i].value, table[i].share, text);
+        assert_string_equal(text, table[i].text);
+    }
+    chart_tick(0.4, 0.2, true, text), assert_string_equal(text, "40%");
+    chart_tick(0.005, 0.005, true, text), assert_string_equal(text, "0.5%");
+    chart_tick(1, 0.2, false, text), assert_string_equal(text, "1.0");
+    chart_tick(5000, 5000, false, text), assert_string_equal(text, "5000");
+    chart_tick(15000, 5000, false, text), assert_string_equal(text, "15k");
+    chart_tick(2500000, 500000, false, text), assert_string_equal(text, "2.5M");
+    assert_true(chart_round(1, 5) == 0.2);
+    assert_true(chart_round(300, 4) == 100);
+    assert_true(fabs(chart_round(7e-9, 5) - 2e-9) < 1e-15);
+}
+
+static void test_chart_smoothing(void **state) {
+    (void)state;
+    enum { N = 400 };
+    History h = {0};
+    for (int i = 0; i < N; i++) {
+        history_value(&h, "constant", i, i == 200 ? NAN : 3);
+        history_value(&h, "line", i, 2.0 * i);
+        history_value(&h, "noise", i, i % 2 ? 1 : -1);
+    }
+    double *constant = chart_smooth(history_find(&h, "constant")), *line = chart_smooth(history_find(&h, "line")),
+           *noise = chart_smooth(history_find(&h, "noise"));
+    for (int i = 0; i < N; i++) {
+        assert_true(i == 200 ? isnan(constant[i]) : fabs(constant[i] - 3) < 1e-12);
+        if (i > 30 && i < N - 30) {
+            assert_true(fabs(line[i] - 2.0 * i) < 1e-9); /* no lag */
+            assert_true(fabs(noise[i]) < 0.1);
+        }
+    }
+    free(constant);
+    free(line);
+    free(noise);
+    history_free(&h);
+}
+
+/* A long series is thinned, but its one spike stays; gaps break the line where they can be seen. */
+static void test_chart_paths(void **state) {
+    (void)state;
+    History h = {0};
+    const ChartScale scale = {
+        .left = 40, .right = 316, .top = 22, .bottom = 156, .x0 = 0, .x1 = 99999, .y0 = 0, .y1 = 100};
+    for (int i = 0; i < 100000; i++) {
+        history_value(&h, "long", i, i == 54321 ? 100 : i % 3);
+        history_value(&h, "gap", i, (i >= 30000 && i < 60000) || i == 80000 ? NAN : 1);
+    }
+    char *path;
+    size_t n;
+    FILE *f = open_memstream(&path, &n);
+    const Series *s = history_find(&h, "long");
+    chart_path(f, &scale, s, s->values, "raw", 0);
+    fclose(f);
+    assert_true(n < 20000);
+    assert_int_equal(occurrences(path, "M"), 1);
+    char spike[32];
+    snprintf(spike, sizeof spike, "L%.1f 22.0", 40 + 276 * 54321.0 / 99999);
+    assert_non_null(strstr(path, spike));
+    free(path);
+    f = open_memstream(&path, &n);
+    s = history_find(&h, "gap");
+    chart_path(f, &scale, s, s->values, "line", 0);
+    fclose(f);
+    assert_int_equal(occurrences(path, "M"), 2); /* the single one is narrower than a pixel */
+    free(path);
+    history_free(&h);
+}
+
+/* The points for tooltips are JSON, few, and at steps that were logged. */
+static void test_chart_data(void **state) {
+    (void)state;
+    History h = {0};
+    for (int i = 1; i <= 5000; i++) {
+        history_value(&h, "loss", i, i % 7 ? 5.0 / i : NAN);
+        if (i % 1000 == 0) history_value(&h, "eval_loss", i, 1);
+    }
+    Chart c = {.lines = {{.mid = history_find(&h, "loss")}, {.mid = history_find(&h, "eval_loss")}},
+               .count = 2,
+               .unit = "loss",
+               .smooth = true,
+               .log = true,
+               .x0 = 1,
+               .x1 = 5000};
+    char *text;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    chart_data(f, &c);
+    fclose(f);
+    json_t *data = json_loads(text, 0, NULL), *lines = json_object_get(data, "lines");
+    assert_int_equal(json_array_size(lines), 2);
+    const json_t *x = json_object_get(json_array_get(lines, 0), "x"),
+                 *r = json_object_get(json_array_get(lines, 0), "r");
+    const size_t points = json_array_size(x);
+    assert_in_range(points, 200, 240);
+    assert_int_equal(json_array_size(r), points);
+    assert_int_equal(json_array_size(json_object_get(json_array_get(lines, 0), "s")), points);
+    for (size_t i = 0; i < points; i++) {
+        const double at = json_number_value(json_array_get(x, i)), value = json_number_value(json_array_get(r, i));
+        assert_true(fabs(value - 5 / at) < 1e-4 * value);
+    }
+    assert_int_equal(json_array_size(json_object_get(json_array_get(lines, 1), "x")), 5);
+    json_decref(data);
+    free(text);
+    history_free(&h);
+}
+
+static void test_report_long(void **state) {
+    (void)state;
+    History h = {0};
+    Random r = random_start(3, 4);
+    for (int i = 1; i <= 20000; i++) {
+        history_line(&h, i, 1764000000 + i);
+        for (int k = 0; k < 12; k++) {
+            char key[16];
+            snprintf(key, sizeof key, "key %d", k);
+            history_value(&h, key, i, random_normal(&r));
+        }
+    }
+    char *page = page_of(&h, false);
+    assert_true(strlen(page) < 500000);
+    free(page);
+    history_free(&h);
+}
+
+/* ---- UTF-8 ---- */
+
+static void test_utf8(void **state) {
+    (void)state;
+    static const char *const table[][2] = {
+        {"plain", "plain"},
+        {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
+        {"a\xff", "a\xEF\xBF\xBD"},
+        {"\xc0\xaf", "\xEF\xBF\xBD\xEF\xBF\xBD"},                                   /* over-long */
+        {"\xed\xa0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},                   /* a surrogate */
+        {"\xf4\x90\x80\x80x", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBDx"}, /* past U+10FFFF */
+        {"\xe2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD"}};                                  /* cut off */
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        char *copy = utf8_copy(table[i][0]);
+        assert_string_equal(copy, table[i][1]);
+        free(copy);
+    }
+    Random r = random_start(5, 6);
+    for (int i = 0; i < 20000; i++) { /* jansson agrees on what is valid */
+        char text[9] = "";
+        for (int k = 0; k < 8; k++)
+            text[k] = "a\xc2\xe0\xed\xf0\xf4\x80\x8f\x90\x9f\xa0\xbf\xe1\xf1\xff\xc1"[random_below(&r, 16)];
+        json_t *valid = json_string(text);
+        char *copy = utf8_copy(text);
+        assert_int_equal(!strcmp(copy, text), valid != NULL);
+        json_decref(valid);
+        free(copy);
+    }
+}
+
+/* ---- the moving line ---- */
+
+static void test_draw(void **state) {
+    (void)state;
+    char line[256];
+    metrics_draw(line, sizeof line, 200, 120, 2000, 1.25, "reward 0.71");
+    assert_string_equal(line, "[=>                  ] 120/2000   6%  1.25 steps/s  25:04 left  reward 0.71");
+    metrics_draw(line, sizeof line, 200, 2000, 2000, 0.05, NULL);
+    assert_string_equal(line, "[====================] 2000/2000 100%  20.0 s/step  0:00 left");
+    metrics_draw(line, sizeof line, 200, 3, 0, 0, NULL);
+    assert_string_equal(line, "step 3");
+    metrics_draw(line, sizeof line, 200, 0, 10, 0, "");
+    assert_string_equal(line, "[>                   ] 0/10   0%");
+    metrics_draw(line, sizeof line, 13, 3, 0, 0, "\xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f more");
+    assert_string_equal(line, "step 3  \xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f "); /* cut between characters */
+    metrics_duration(3700, line, sizeof line), assert_string_equal(line, "1:01:40");
+    metrics_duration(200000, line, sizeof line), assert_string_equal(line, "2d 07:33");
+    metrics_duration(INFINITY, line, sizeof line);
+}
+
+/* On a terminal there is one line that moves; elsewhere nothing. */
+static void test_progress(void **state) {
+    (void)state;
+    for (int terminal = 0; terminal < 2; terminal++) {
+        int ends[2], saved = dup(STDERR_FILENO);
+        if (terminal) {
+            ends[0] = posix_openpt(O_RDWR | O_NOCTTY);
+            if (ends[0] < 0 || grantpt(ends[0]) || unlockpt(ends[0])) skip();
+            ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY);
+            assert_true(ends[1] >= 0);
+        } else assert_int_equal(pipe(ends), 0);
+        dup2(ends[1], STDERR_FILENO);
+        Metrics m;
+        setenv("TERM", "xterm", 1);
+        const bool opened = metrics_open(&m, "p", NULL, NULL, NULL, -1, NULL);
+        metrics_progress(&m, 1, 100, "loss 1");
+        metrics_progress(&m, 2, 100, "too soon after the first");
+        metrics_line(&m, "step %d", 2);
+        metrics_progress(&m, 3, 100, "loss 3");
+        metrics_close(&m, NULL);
+        dup2(saved, STDERR_FILENO);
+        close(saved);
+        assert_true(opened);
+        char text[1024] = "";
+        const ssize_t n = read(ends[0], text, sizeof text - 1);
+        close(ends[0]);
+        close(ends[1]);
+        assert_true(n > 0);
+        if (!terminal) assert_string_equal(text, "step 2\n");
+        else {
+            assert_memory_equal(text, "\r[>", 3);
+            assert_non_null(strstr(text, "loss 1\033[K\r\033[Kstep 2\r\n\r["));
+            assert_null(strstr(text, "too soon"));
+            assert_non_null(strstr(text, "left  loss 3\033[K\r\033[K"));
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_numbers_read_back),
+        cmocka_unit_test(test_standard_output),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_resume_without_files),
+        cmocka_unit_test(test_resume_broken),
+        cmocka_unit_test(test_new_run),
+        cmocka_unit_test(test_unwritable),
+        cmocka_unit_test(test_crc32c),
+        cmocka_unit_test(test_tensorboard_golden),
+        cmocka_unit_test(test_tensorboard_run),
+        cmocka_unit_test(test_report_empty),
+        cmocka_unit_test(test_report_one_step),
+        cmocka_unit_test(test_report_escapes),
+        cmocka_unit_test(test_report_samples),
+        cmocka_unit_test(test_report_final),
+        cmocka_unit_test(test_curves),
+        cmocka_unit_test(test_chart_values),
+        cmocka_unit_test(test_chart_smoothing),
+        cmocka_unit_test(test_chart_paths),
+        cmocka_unit_test(test_chart_data),
+        cmocka_unit_test(test_report_long),
+        cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_draw),
+        cmocka_unit_test(test_progress),
+    };
+    return cmocka_run_group_tests(tests, files_setup, files_teardown);
+}
