@@ -149,7 +149,7 @@ typedef struct Sums {
 typedef struct Work {
     Workspace space;
     Batch batch;
-    float *logp, *entropy, *weight, *dlogp, *noise;
+    float *logp, *entropy, *dlogp, *noise;
     int32_t *argmax;
 } Work;
 
@@ -277,9 +277,9 @@ int main(int argc, char **argv) {
     Work w = {.batch = batch_new(rows, rows, rows)};
     if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
         die("%s; lower --micro-tokens or raise --recompute", e.text);
-    float *arrays = (float *)xcalloc(5 * (size_t)rows, sizeof *arrays);
-    w.logp = arrays, w.entropy = arrays + rows, w.weight = arrays + 2 * rows, w.dlogp = arrays + 3 * rows;
-    w.noise = arrays + 4 * rows, w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
+    float *arrays = (float *)xcalloc(4 * (size_t)rows, sizeof *arrays);
+    w.logp = arrays, w.entropy = arrays + rows, w.dlogp = arrays + 2 * rows;
+    w.noise = arrays + 3 * rows, w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
     Rollout engine = {0};
     if (o.sample_steps && !rollout_new(&engine, &t.model, slots, prompt_max, new_max, &e)) die("%s", e.text);
 
@@ -303,7 +303,6 @@ int main(int argc, char **argv) {
         const int64_t n = cursor_step(&cursor, &data, left, records, most);
         left -= n;
         const Sums sums = run_records(&t, &w, &data, records, n, true);
-        const int64_t trained = t.tokens;
         trainer_update(&t, sums.loss);
 
         const double epoch = (double)cursor.epoch + (double)cursor.position / (double)cursor.count;
@@ -319,7 +318,6 @@ int main(int argc, char **argv) {
                 if (o.best) trainer_save_model(&t, o.best);
             }
         }
-        (void)trained;
         trainer_log(&t, sums.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * sums.right, epoch,
                     1e-3 * sums.targets / seconds);
         if (o.sample_steps && (last || t.step % o.sample_steps == 0)) {

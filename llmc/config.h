@@ -34,24 +34,24 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
 
 /*      name      rows                   columns            layers init           decay  Hugging Face's name */
 #define GPT2_TENSORS(T)                                                                                                \
-    T(wte,      c->padded_vocab,       c->width,          1,         INIT_NORMAL,   1, "wte.weight")                   \
-    T(wpe,      c->context,            c->width,          1,         INIT_NORMAL,   1, "wpe.weight")                   \
-    T(ln1w,     1,                     c->width,          c->layers, INIT_ONE,      0, "h.%d.ln_1.weight")             \
-    T(ln1b,     1,                     c->width,          c->layers, INIT_ZERO,     0, "h.%d.ln_1.bias")               \
-    T(qkvw,     gpt2_qkv_width(c),     c->width,          c->layers, INIT_NORMAL,   1, "h.%d.attn.c_attn.weight")      \
-    T(qkvb,     1,                     gpt2_qkv_width(c), c->layers, INIT_ZERO,     0, "h.%d.attn.c_attn.bias")        \
-    T(attprojw, c->width,              c->width,          c->layers, INIT_RESIDUAL, 1, "h.%d.attn.c_proj.weight")      \
-    T(attprojb, 1,                     c->width,          c->layers, INIT_ZERO,     0, "h.%d.attn.c_proj.bias")        \
-    T(ln2w,     1,                     c->width,          c->layers, INIT_ONE,      0, "h.%d.ln_2.weight")             \
-    T(ln2b,     1,                     c->width,          c->layers, INIT_ZERO,     0, "h.%d.ln_2.bias")               \
-    T(fcw,      c->hidden,             c->width,          c->layers, INIT_NORMAL,   1, "h.%d.mlp.c_fc.weight")         \
-    T(fcb,      1,                     c->hidden,         c->layers, INIT_ZERO,     0, "h.%d.mlp.c_fc.bias")           \
-    T(fcprojw,  c->width,              c->hidden,         c->layers, INIT_RESIDUAL, 1, "h.%d.mlp.c_proj.weight")       \
-    T(fcprojb,  1,                     c->width,          c->layers, INIT_ZERO,     0, "h.%d.mlp.c_proj.bias")         \
-    T(lnfw,     1,                     c->width,          1,         INIT_ONE,      0, "ln_f.weight")                  \
-    T(lnfb,     1,                     c->width,          1,         INIT_ZERO,     0, "ln_f.bias")                    \
-    T(valuew,   c->value_head,         c->width,          1,         INIT_HEAD,     1, "score.weight")                 \
-    T(valueb,   c->value_head,         1,                 1,         INIT_ZERO,     0, "score.bias")
+    T(wte, c->padded_vocab, c->width, 1, INIT_NORMAL, 1, "wte.weight")                                                 \
+    T(wpe, c->context, c->width, 1, INIT_NORMAL, 1, "wpe.weight")                                                      \
+    T(ln1w, 1, c->width, c->layers, INIT_ONE, 0, "h.%d.ln_1.weight")                                                   \
+    T(ln1b, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.ln_1.bias")                                                    \
+    T(qkvw, gpt2_qkv_width(c), c->width, c->layers, INIT_NORMAL, 1, "h.%d.attn.c_attn.weight")                         \
+    T(qkvb, 1, gpt2_qkv_width(c), c->layers, INIT_ZERO, 0, "h.%d.attn.c_attn.bias")                                    \
+    T(attprojw, c->width, c->width, c->layers, INIT_RESIDUAL, 1, "h.%d.attn.c_proj.weight")                            \
+    T(attprojb, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.attn.c_proj.bias")                                         \
+    T(ln2w, 1, c->width, c->layers, INIT_ONE, 0, "h.%d.ln_2.weight")                                                   \
+    T(ln2b, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.ln_2.bias")                                                    \
+    T(fcw, c->hidden, c->width, c->layers, INIT_NORMAL, 1, "h.%d.mlp.c_fc.weight")                                     \
+    T(fcb, 1, c->hidden, c->layers, INIT_ZERO, 0, "h.%d.mlp.c_fc.bias")                                                \
+    T(fcprojw, c->width, c->hidden, c->layers, INIT_RESIDUAL, 1, "h.%d.mlp.c_proj.weight")                             \
+    T(fcprojb, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.mlp.c_proj.bias")                                           \
+    T(lnfw, 1, c->width, 1, INIT_ONE, 0, "ln_f.weight")                                                                \
+    T(lnfb, 1, c->width, 1, INIT_ZERO, 0, "ln_f.bias")                                                                 \
+    T(valuew, c->value_head, c->width, 1, INIT_HEAD, 1, "score.weight")                                                \
+    T(valueb, c->value_head, 1, 1, INIT_ZERO, 0, "score.bias")
 
 enum {
 #define T(name, rows, columns, layers, init, decay, hf) GPT2_##name,
@@ -70,16 +70,15 @@ typedef struct TensorInfo {
 } TensorInfo;
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
-static inline int32_t gpt2_qkv_width(const GPT2Config *c) {
-    return c->width + 2 * c->kv_heads * (c->width / c->heads);
-}
+static inline int32_t gpt2_qkv_width(const GPT2Config *c) { return c->width + 2 * c->kv_heads * (c->width / c->heads); }
 
 /* Fills in the table and returns the number of elements of all tensors. */
 static inline size_t gpt2_tensors(const GPT2Config *c, TensorInfo t[GPT2_TENSOR_COUNT]) {
     int i = 0;
     size_t offset = 0;
 #define T(name_, rows_, columns_, layers_, init_, decay_, hf_)                                                         \
-    t[i] = (TensorInfo){#name_, hf_, (size_t)(rows_), (size_t)(columns_), (size_t)(layers_), offset, 0, init_, decay_};  \
+    t[i] =                                                                                                             \
+        (TensorInfo){#name_, hf_, (size_t)(rows_), (size_t)(columns_), (size_t)(layers_), offset, 0, init_, decay_};   \
     t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \
     offset += t[i++].size;
     GPT2_TENSORS(T)
@@ -98,8 +97,14 @@ static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 
 
 /* GPT-2 of the given shape, without a value head. */
 static inline GPT2Config gpt2_config(int32_t layers, int32_t heads, int32_t width, int32_t vocab, int32_t context) {
-    GPT2Config c = {.context = context, .vocab = vocab, .padded_vocab = gpt2_padded_vocab(vocab), .layers = layers,
-                    .heads = heads, .kv_heads = heads, .width = width, .hidden = 4 * width};
+    GPT2Config c = {.context = context,
+                    .vocab = vocab,
+                    .padded_vocab = gpt2_padded_vocab(vocab),
+                    .layers = layers,
+                    .heads = heads,
+                    .kv_heads = heads,
+                    .width = width,
+                    .hidden = 4 * width};
     return c;
 }
 
@@ -109,18 +114,27 @@ static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Erro
     const struct {
         const char *name;
         int64_t value, low, high;
-    } field[] = {{"context length", c->context, 1, 1 << 20}, {"vocabulary", c->vocab, 1, (1 << 22) - 128},
-                 {"padded vocabulary", c->padded_vocab, c->vocab, 1 << 22}, {"layers", c->layers, 1, 1024},
-                 {"heads", c->heads, 1, 1024}, {"key/value heads", c->kv_heads, 1, c->heads},
-                 {"width", c->width, 1, 1 << 16}, {"hidden width", c->hidden, 1, 1 << 18},
-                 {"norm", c->norm, NORM_LAYER, NORM_LAYER}, {"position", c->position, POSITION_LEARNED, POSITION_LEARNED},
-                 {"mlp", c->mlp, MLP_GELU, MLP_GELU}, {"value head", c->value_head, 0, 1}};
+    } field[] = {{"context length", c->context, 1, 1 << 20},
+                 {"vocabulary", c->vocab, 1, (1 << 22) - 128},
+                 {"padded vocabulary", c->padded_vocab, c->vocab, 1 << 22},
+                 {"layers", c->layers, 1, 1024},
+                 {"heads", c->heads, 1, 1024},
+                 {"key/value heads", c->kv_heads, 1, c->heads},
+                 {"width", c->width, 1, 1 << 16},
+                 {"hidden width", c->hidden, 1, 1 << 18},
+                 {"norm", (int32_t)c->norm, NORM_LAYER, NORM_LAYER},
+                 {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_LEARNED},
+                 {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GELU},
+                 {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
         if (field[i].value < field[i].low || field[i].value > field[i].high)
             return error_set(e, "%s: %s is %lld, expected %lld to %lld", what, field[i].name, (long long)field[i].value,
                              (long long)field[i].low, (long long)field[i].high);
     if (c->width % c->heads)
         return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
+    if (c->width / c->heads > 1024)
+        return error_set(e, "%s: heads of %d channels (width %d, %d heads), at most 1024 are expected", what,
+                         c->width / c->heads, c->width, c->heads);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);
     return true;
@@ -130,8 +144,8 @@ static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Erro
  * descriptor; *ok says whether it is one that can be built. */
 static inline bool gpt2_config_descriptor(const char *text, GPT2Config *c, bool *ok, Error *e) {
     static const int known[][3] = {/* depth, channels, heads: train_gpt2.cu, gpt2_set_hyperparameters */
-                                   {6, 384, 6}, {12, 768, 12}, {24, 1024, 16}, {36, 1280, 20}, {48, 1600, 25},
-                                   {60, 1920, 30}};
+                                   {6, 384, 6},    {12, 768, 12},  {24, 1024, 16},
+                                   {36, 1280, 20}, {48, 1600, 25}, {60, 1920, 30}};
     const char *s = !strncmp(text, "gpt2:", 5) ? text + 5 : text;
     char *end;
     if ((s[0] != 'd' && (s[0] != 'c' || s == text)) || s[1] < '0' || s[1] > '9') return false;

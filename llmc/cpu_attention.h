@@ -18,6 +18,7 @@
  *
  * Refuses (assert): heads of more than 1024 channels; in the backward pass keys that are not the batch's own rows, and a
  * prefix outside the segment's family.
+ * The backward pass runs one thread a family and key head, so that no two threads add to one gradient.
  * To reach the processor's speed, compile with -O3 -ffp-contract=fast (gcc makes no fused multiply-add in -std=c11
  * without it).
  */
@@ -26,176 +27,24 @@
 
 #include "backend.h"
 #include "cpu_math.h"
+#include "cpu_product.h"
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
-/* ==== Small matrix products ==== */
-
-/* Vectors of the compiler (gcc, clang), as wide as the processor's. A tile of MR rows by NV vectors of sums fills its
- * registers: 6 x 4 of 32, or 6 x 2 of 16; more rows where the vectors are few, to cover the latency of an addition. */
-#if defined __AVX512F__
-enum { CPU_VEC = 16, CPU_NV = 4 };
-#elif defined __AVX__
-enum { CPU_VEC = 8, CPU_NV = 2 };
-#elif defined __aarch64__
-enum { CPU_VEC = 4, CPU_NV = 4 };
-#else
-enum { CPU_VEC = 4, CPU_NV = 2 };
-#endif
-enum { CPU_MR = 6, CPU_MR_MAX = 8 };
-typedef float CpuVec __attribute__((vector_size(4 * CPU_VEC), aligned(4), may_alias));
-typedef float CpuQuad __attribute__((vector_size(16), aligned(4), may_alias));
-
-#define CPU_INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define CPU_UNROLL /* it does so by itself */
-#else
-#define CPU_UNROLL _Pragma("GCC unroll 8")
-#endif
-
-typedef enum { CPU_SET, CPU_ADD, CPU_RESCALE } CpuProductMode;
-
-/* C[mr, nv] = (mode's share of C) + A[mr, depth] B[depth, nv]: the sums stay in registers, nv counts vectors of VEC. */
-#define CPU_PRODUCT_TILE(name, Vec)                                                                                    \
-    CPU_INLINE void name(const int mr, const int nv, const CpuProductMode mode, int depth, const float *a, size_t row, \
-                         size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {      \
-        const int width = (int)(sizeof(Vec) / sizeof(float));                                                          \
-        Vec sum[CPU_MR_MAX][CPU_NV];                                                                                   \
-        CPU_UNROLL for (int i = 0; i < mr; i++) CPU_UNROLL for (int j = 0; j < nv; j++) {                              \
-            const Vec *at = (const Vec *)(c + i * ldc + j * width);                                                    \
-            if (mode == CPU_SET) sum[i][j] = (Vec){0};                                                                 \
-            if (mode == CPU_ADD) sum[i][j] = *at;                                                                      \
-            if (mode == CPU_RESCALE) sum[i][j] = *at * *(const Vec *)(rescale + j * width);                            \
-        }                                                                                                              \
-        for (int k = 0; k < depth; k++, a += column, b += ldb) {                                                       \
-            Vec right[CPU_NV];                                                                                         \
-            CPU_UNROLL for (int j = 0; j < nv; j++) right[j] = *(const Vec *)(b + j * width);                          \
-            CPU_UNROLL for (int i = 0; i < mr; i++) {                                                                  \
-                const float left = a[i * row];                                                                         \
-                CPU_UNROLL for (int j = 0; j < nv; j++) sum[i][j] = sum[i][j] + left * right[j];                       \
-            }                                                                                                          \
-        }                                                                                                              \
-        CPU_UNROLL for (int i = 0; i < mr; i++) CPU_UNROLL for (int j = 0; j < nv; j++) *                              \
-            (Vec *)(c + i * ldc + j * width) = sum[i][j];                                                              \
-    }
-CPU_PRODUCT_TILE(cpu_product_tile, CpuVec)
-CPU_PRODUCT_TILE(cpu_product_tile_quad, CpuQuad)
-#undef CPU_PRODUCT_TILE
-
-/* The same over nv vectors for m rows. */
-CPU_INLINE void cpu_product_rows(const int nv, const CpuProductMode mode, int m, int depth, const float *a, size_t row,
-                                 size_t column, const float *b, size_t ldb, float *c, size_t ldc,
-                                 const float *rescale) {
-    const int mr = CPU_NV == 4 && nv <= 2 ? CPU_MR_MAX : CPU_MR;
-    int i = 0;
-    for (; i + mr <= m; i += mr)
-        cpu_product_tile(mr, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
-    for (; i + 4 <= m; i += 4)
-        cpu_product_tile(4, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
-    for (; i < m; i++)
-        cpu_product_tile(1, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
-}
-
-CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, const float *a, size_t row,
-                            size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
-    int j = 0;
-#define CPU_COLUMNS(nv)                                                                                                \
-    cpu_product_rows(nv, mode, m, depth, a, row, column, b + j, ldb, c + j, ldc, rescale ? rescale + j : NULL)
-    for (; j + CPU_NV * CPU_VEC <= n; j += CPU_NV * CPU_VEC) CPU_COLUMNS(CPU_NV);
-    const int left = (n - j) / CPU_VEC;
-    if (left == 1) CPU_COLUMNS(1);
-    if (CPU_NV > 2 && left == 2) CPU_COLUMNS(2);
-    if (CPU_NV > 3 && left == 3) CPU_COLUMNS(3);
-#undef CPU_COLUMNS
-    for (j += left * CPU_VEC; j + 4 <= n; j += 4) {
-        int i = 0;
-        for (; i + CPU_MR <= m; i += CPU_MR)
-            cpu_product_tile_quad(CPU_MR, 1, mode, depth, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc,
-                                  rescale ? rescale + j : NULL);
-        for (; i < m; i++)
-            cpu_product_tile_quad(1, 1, mode, depth, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc,
-                                  rescale ? rescale + j : NULL);
-    }
-    for (; j < n; j++)
-        for (int i = 0; i < m; i++) {
-            float *at = c + i * ldc + j, sum = mode == CPU_SET ? 0.0f : mode == CPU_ADD ? *at : *at * rescale[j];
-            for (int k = 0; k < depth; k++) sum = sum + a[i * row + k * column] * b[k * ldb + j];
-            *at = sum;
-        }
-}
-
-/* C[m,n] = A[m,depth] B[depth,n]. A(i,k) is at a[i row + k column]; rows of B and C are contiguous, ldb and ldc apart.
- * Each sum runs over k in order. */
-static inline void cpu_product_set(int m, int n, int depth, const float *a, size_t row, size_t column, const float *b,
-                                   size_t ldb, float *c, size_t ldc) {
-    cpu_product(CPU_SET, m, n, depth, a, row, column, b, ldb, c, ldc, NULL);
-}
-
-/* C += A B */
-static inline void cpu_product_add(int m, int n, int depth, const float *a, size_t row, size_t column, const float *b,
-                                   size_t ldb, float *c, size_t ldc) {
-    cpu_product(CPU_ADD, m, n, depth, a, row, column, b, ldb, c, ldc, NULL);
-}
-
-/* C(i,j) = C(i,j) rescale[j] + (A B)(i,j) */
-static inline void cpu_product_rescale(int m, int n, int depth, const float *a, size_t row, size_t column,
-                                       const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
-    cpu_product(CPU_RESCALE, m, n, depth, a, row, column, b, ldb, c, ldc, rescale);
-}
-
-/* to[i][j] = from[j][i]; may be the same */
-CPU_INLINE void cpu_transpose4(CpuQuad to[4], const CpuQuad from[4]) {
-    const CpuQuad a = __builtin_shufflevector(from[0], from[1], 0, 4, 1, 5);
-    const CpuQuad b = __builtin_shufflevector(from[2], from[3], 0, 4, 1, 5);
-    const CpuQuad c = __builtin_shufflevector(from[0], from[1], 2, 6, 3, 7);
-    const CpuQuad d = __builtin_shufflevector(from[2], from[3], 2, 6, 3, 7);
-    to[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), to[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    to[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5), to[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
-}
-
-/* Four rows of n at source[0..3], times scale, become columns 0..3 of the n rows at `to`, ld apart. */
-static inline void cpu_transpose_in(float *to, size_t ld, const float *const source[4], int n, float scale) {
-    int d = 0;
-    for (; d + 4 <= n; d += 4) {
-        CpuQuad t[4];
-        for (int i = 0; i < 4; i++) t[i] = *(const CpuQuad *)(source[i] + d) * scale;
-        cpu_transpose4(t, t);
-        for (int i = 0; i < 4; i++) *(CpuQuad *)(to + (d + i) * ld) = t[i];
-    }
-    for (; d < n; d++)
-        for (int i = 0; i < 4; i++) to[d * ld + i] = source[i][d] * scale;
-}
-
-/* The way back: columns 0..3 of n rows, each times its scale, become four rows; a row may be NULL (not wanted). */
-static inline void cpu_transpose_out(float *const to[4], const float *from, size_t ld, int n, const float scale[4]) {
-    const CpuQuad s = *(const CpuQuad *)scale;
-    int d = 0;
-    for (; d + 4 <= n; d += 4) {
-        CpuQuad t[4];
-        for (int i = 0; i < 4; i++) t[i] = *(const CpuQuad *)(from + (d + i) * ld) * s;
-        cpu_transpose4(t, t);
-        for (int i = 0; i < 4; i++)
-            if (to[i]) *(CpuQuad *)(to[i] + d) = t[i];
-    }
-    for (; d < n; d++)
-        for (int i = 0; i < 4; i++)
-            if (to[i]) to[i][d] = from[d * ld + i] * scale[i];
-}
-
 /* ==== Strips and tasks ==== */
 
 enum {
-    CPU_LANES = 64,     /* queries in a strip */
-    CPU_KEYS = 64,      /* keys in a block that all lanes see */
-    CPU_KEYS_EDGE = 16, /* keys in a block on the causal edge */
-    CPU_FEW = 8,        /* lanes up to which a segment's own keys are taken along the channels */
-    CPU_ROW_RUN = 256, /* channels of a key that are then read in one go at least; 4 times as many where tasks abound */
-    CPU_AHEAD = 32,    /* keys that are then prefetched before use */
+    CPU_LANES = 64,       /* queries in a strip */
     CPU_HEAD_MAX = 1024,  /* channels in a head */
-    CPU_STRIP = 64 * 256, /* lanes * channels */
+    CPU_STRIP = 64 * 256, /* lanes * channels, at most */
+    CPU_KEYS = 64,        /* keys in a block that all lanes see */
+    CPU_KEYS_EDGE = 16,   /* keys in a block on the causal edge */
+    CPU_FEW = 8,          /* lanes up to which a segment's own keys are taken along the channels */
+    CPU_ROW_RUN = 256,    /* channels of a key that are then read in one go, at least */
+    CPU_AHEAD = 32,       /* keys by which they are then asked for ahead of their use */
 };
 
 /* Rows r0 .. r1-1 of segment s0, or all rows of segments s0 .. s1-1, which then share a prefix. */
@@ -290,7 +139,7 @@ static inline void cpu_strip_rows(const CpuStrip *p, const Segment *segment, int
 }
 
 /* Into how many tasks the forward pass cuts a strip: one a part; but rows with few lanes are read by many heads at once,
- * 1 to 4 KB of a key where the model is so wide. (The cut has no influence on the numbers.) */
+ * 1 KB of a key, or 4 KB if there are plenty of tasks. (The cut has no influence on the numbers.) */
 static inline int cpu_strip_tasks(const Attention *a, const CpuStrip *p) {
     const int parts = cpu_parts(a), channels = a->segments < 8 ? CPU_ROW_RUN : 4 * CPU_ROW_RUN;
     const int wide = (channels + a->head_size - 1) / a->head_size;
@@ -376,14 +225,14 @@ static inline void cpu_lanes_all(CpuLanes *l, int keys) {
     for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = keys;
 }
 
-/* Multiply-adds of one channel: sizes the choice whether threads are worth waking. */
+/* Visible pairs of a query and a key, over all heads: tells whether threads are worth waking. */
 static inline double cpu_attention_pairs(const Attention *a) {
     double pairs = 0;
     const Segment *s = cpu_segments(a);
     for (int i = 0; i < a->segments; i++) pairs += (double)s[i].len * (s[i].prefix_len + s[i].past + 0.5 * s[i].len);
     return pairs * a->heads;
 }
-enum { CPU_PAIRS_THREADED = 4096 }; /* about 5 microseconds' work */
+enum { CPU_PAIRS_THREADED = 4096 }; /* some 10 microseconds' work with 64 channels */
 
 /* Zeros `columns` columns of the rows that are in no segment: the gaps where segments come in the order of their rows,
  * else (never met in our batches) all rows, before anything is written. */
@@ -580,7 +429,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     cpu_lanes_store((float *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
 }
 
-/* Parts u0 .. u1-1 of a strip (see CpuPart). */
+/* Parts u0 .. u1-1 of a strip (see CpuPart): first all that goes by lanes, then the rows with few lanes. */
 static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
     CpuForward f;
     CpuLanes *l = &f.lanes;

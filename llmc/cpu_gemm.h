@@ -33,6 +33,7 @@ typedef struct GemmPlan {
 
 typedef struct GemmPack {
     const float *from;
+    size_t count; /* floats there */
     GemmKind kind;
     dnnl_memory_desc_t layout;
     dnnl_memory_t memory;
@@ -173,7 +174,7 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     if (!pack) {
         d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
         pack = &d->packs[d->pack_count++];
-        *pack = (GemmPack){.from = w, .kind = p->kind, .layout = p->weights};
+        *pack = (GemmPack){.from = w, .count = (size_t)p->M * (size_t)p->K, .kind = p->kind, .layout = p->weights};
         pack->bytes = dnnl_memory_desc_get_size(&p->weights);
         void *memory = checked(aligned_alloc(64, (pack->bytes + 63) / 64 * 64), pack->bytes);
         d->alive += pack->bytes;
@@ -206,11 +207,11 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     return handle;
 }
 
-/* The n floats at w have new values (or their memory is given back: drop). */
+/* The n floats at w have new values (or their memory is given back: drop): every pack that holds some of them is stale. */
 static inline void gemm_weights_changed(Device *d, const float *w, size_t n, bool drop) {
     for (int i = d->pack_count - 1; i >= 0; i--) {
         GemmPack *pack = &d->packs[i];
-        if (pack->from < w || pack->from >= w + n) continue;
+        if (pack->from + pack->count <= w || pack->from >= w + n) continue;
         pack->fresh = false;
         if (!drop) continue;
         void *handle;

@@ -187,7 +187,8 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
 #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
         const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
-        dinout[i] *= s + 2.0f * x * s * (1.0f - s) * slope;
+        const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
+        dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
     }
 }
 

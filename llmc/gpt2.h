@@ -49,46 +49,46 @@ typedef struct KVCache {
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
 /*      name      kind         items                     of       kept  when */
 #define WORKSPACE_ITEMS(A)                                                                                             \
-    A(token,      SIZE_INTS,   1,                        rows,     -1, ALWAYS)                                         \
-    A(position,   SIZE_INTS,   1,                        rows,     -1, ALWAYS)                                         \
-    A(noise,      SIZE_FLOATS, 1,                        rows,     -1, TRAIN)                                          \
-    A(slot,       SIZE_INTS,   1,                        rows,     -1, INFER)                                          \
-    A(segment,    SIZE_INTS,   6,                        segments, -1, ALWAYS)                                         \
-    A(encoded,    SIZE_ACTS,   c->width,                 rows,     -1, ALWAYS)                                         \
-    A(ln1,        SIZE_ACTS,   c->width,                 rows,      0, ALWAYS)                                         \
-    A(mean1,      SIZE_FLOATS, 1,                        rows,      1, ALWAYS)                                         \
-    A(rstd1,      SIZE_FLOATS, 1,                        rows,      1, ALWAYS)                                         \
-    A(qkv,        SIZE_ACTS,   gpt2_qkv_width(c),        rows,      1, ALWAYS)                                         \
-    A(atty,       SIZE_ACTS,   c->width,                 rows,      1, ALWAYS)                                         \
-    A(lse,        SIZE_FLOATS, c->heads,                 rows,      1, TRAIN)                                          \
-    A(x2,         SIZE_ACTS,   c->width,                 rows,      1, TRAIN)                                          \
-    A(ln2,        SIZE_ACTS,   c->width,                 rows,      0, ALWAYS)                                         \
-    A(mean2,      SIZE_FLOATS, 1,                        rows,      1, ALWAYS)                                         \
-    A(rstd2,      SIZE_FLOATS, 1,                        rows,      1, ALWAYS)                                         \
-    A(fch,        SIZE_ACTS,   c->hidden,                rows,      1, ALWAYS)                                         \
-    A(gelu,       SIZE_ACTS,   c->hidden,                rows,      0, ALWAYS)                                         \
-    A(x3,         SIZE_ACTS,   c->width,                 rows,      2, TRAIN)                                          \
-    A(delta,      SIZE_ACTS,   c->width,                 rows,     -1, ALWAYS)                                         \
-    A(lnf,        SIZE_ACTS,   c->width,                 rows,     -1, ALWAYS)                                         \
-    A(meanf,      SIZE_FLOATS, 1,                        rows,     -1, ALWAYS)                                         \
-    A(rstdf,      SIZE_FLOATS, 1,                        rows,     -1, ALWAYS)                                         \
-    A(target_row, SIZE_INTS,   1,                        targets,  -1, ALWAYS)                                         \
-    A(target,     SIZE_INTS,   1,                        targets,  -1, ALWAYS)                                         \
-    A(h,          SIZE_ACTS,   c->width,                 targets,  -1, ALWAYS)                                         \
-    A(logp,       SIZE_FLOATS, 1,                        targets,  -1, ALWAYS)                                         \
-    A(entropy,    SIZE_FLOATS, 1,                        targets,  -1, ALWAYS)                                         \
-    A(argmax,     SIZE_INTS,   1,                        targets,  -1, ALWAYS)                                         \
-    A(value,      SIZE_FLOATS, 1,                        targets,  -1, ALWAYS)                                         \
-    A(stream,     SIZE_INTS,   2,                        targets,  -1, INFER)                                          \
-    A(index,      SIZE_INTS,   1,                        targets,  -1, INFER)                                          \
-    A(seen_count, SIZE_INTS,   1,                        targets,  -1, INFER)                                          \
-    A(dlogp,      SIZE_FLOATS, 1,                        targets,  -1, TRAIN)                                          \
-    A(dentropy,   SIZE_FLOATS, 1,                        targets,  -1, TRAIN)                                          \
-    A(dvalue,     SIZE_FLOATS, 1,                        targets,  -1, TRAIN)                                          \
-    A(dh,         SIZE_ACTS,   c->width,                 targets,  -1, TRAIN)                                          \
-    A(dx,         SIZE_ACTS,   c->width,                 rows,     -1, TRAIN)                                          \
-    A(dnarrow,    SIZE_ACTS,   c->width,                 rows,     -1, TRAIN)                                          \
-    A(dwide,      SIZE_ACTS,   gpt2_widest(c),           rows,     -1, TRAIN)
+    A(token, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                           \
+    A(position, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                        \
+    A(noise, SIZE_FLOATS, 1, rows, -1, TRAIN)                                                                          \
+    A(slot, SIZE_INTS, 1, rows, -1, INFER)                                                                             \
+    A(segment, SIZE_INTS, 6, segments, -1, ALWAYS)                                                                     \
+    A(encoded, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                  \
+    A(ln1, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
+    A(mean1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(rstd1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(qkv, SIZE_ACTS, gpt2_qkv_width(c), rows, 1, ALWAYS)                                                              \
+    A(atty, SIZE_ACTS, c->width, rows, 1, ALWAYS)                                                                      \
+    A(lse, SIZE_FLOATS, c->heads, rows, 1, TRAIN)                                                                      \
+    A(x2, SIZE_ACTS, c->width, rows, 1, TRAIN)                                                                         \
+    A(ln2, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
+    A(mean2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(rstd2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(fch, SIZE_ACTS, c->hidden, rows, 1, ALWAYS)                                                                      \
+    A(gelu, SIZE_ACTS, c->hidden, rows, 0, ALWAYS)                                                                     \
+    A(x3, SIZE_ACTS, c->width, rows, 2, TRAIN)                                                                         \
+    A(delta, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                    \
+    A(lnf, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                      \
+    A(meanf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
+    A(rstdf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
+    A(target_row, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                   \
+    A(target, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
+    A(h, SIZE_ACTS, c->width, targets, -1, ALWAYS)                                                                     \
+    A(logp, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                       \
+    A(entropy, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                    \
+    A(argmax, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
+    A(value, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                      \
+    A(stream, SIZE_INTS, 2, targets, -1, INFER)                                                                        \
+    A(index, SIZE_INTS, 1, targets, -1, INFER)                                                                         \
+    A(seen_count, SIZE_INTS, 1, targets, -1, INFER)                                                                    \
+    A(dlogp, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                       \
+    A(dentropy, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                    \
+    A(dvalue, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                      \
+    A(dh, SIZE_ACTS, c->width, targets, -1, TRAIN)                                                                     \
+    A(dx, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                        \
+    A(dnarrow, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                   \
+    A(dwide, SIZE_ACTS, gpt2_widest(c), rows, -1, TRAIN)
 
 enum {
 #define A(name, kind, items, of, kept, when) WORK_##name,
@@ -175,9 +175,17 @@ static inline void gpt2_init(GPT2 *m, uint64_t seed) {
     free(host);
 }
 
-static inline void gpt2_zero_grads(GPT2 *m) {
-    m->backend->zero(m->device, m->grads, m->parameters * sizeof(float));
+/* A second model with the same weights, not trained: a reference. */
+static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
+    if (!gpt2_new(to, &from->config, from->backend, from->device, false, e)) return false;
+    float *host = (float *)xmalloc(from->parameters * sizeof *host);
+    from->backend->weights_download(from->device, host, from->weights, from->parameters);
+    to->backend->weights_upload(to->device, to->weights, host, to->parameters);
+    free(host);
+    return true;
 }
+
+static inline void gpt2_zero_grads(GPT2 *m) { m->backend->zero(m->device, m->grads, m->parameters * sizeof(float)); }
 
 static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
 
@@ -204,7 +212,7 @@ static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const B
         const size_t count = ((size_t)w->of + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;                                  \
         const bool present = (when) == ALWAYS || ((when) == TRAIN) == w->train;                                        \
         const bool stacked = w->train && (kept) >= w->recompute;                                                       \
-        const size_t bytes = (count * (size_t)(items) * unit[kind] + 63) / 64 * 64;                                    \
+        const size_t bytes = (count * (size_t)(items)*unit[kind] + 63) / 64 * 64;                                      \
         w->offset[i] = at, w->stride[i] = stacked ? bytes : 0;                                                         \
         at += present ? bytes * (stacked ? (size_t)c->layers : 1) : 0;                                                 \
         i++;                                                                                                           \
@@ -277,8 +285,14 @@ static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const 
     const GPT2Config *c = &m->config;
     const int D = c->width / c->heads, Q = gpt2_qkv_width(c);
     Acts *qkv = WORK_A(qkv, l);
-    Attention a = {.rows = batch->rows, .segments = batch->segments, .heads = c->heads, .kv_heads = c->kv_heads,
-                   .head_size = D, .q_stride = Q, .kv_stride = Q, .scale = 1.0f / sqrtf((float)D)};
+    Attention a = {.rows = batch->rows,
+                   .segments = batch->segments,
+                   .heads = c->heads,
+                   .kv_heads = c->kv_heads,
+                   .head_size = D,
+                   .q_stride = Q,
+                   .kv_stride = Q,
+                   .scale = 1.0f / sqrtf((float)D)};
     a.segment = WORK_I(segment);
     a.q = qkv, a.k = acts_at(m->backend, qkv, (size_t)c->width);
     a.v = acts_at(m->backend, qkv, (size_t)(c->width + gpt2_kv_width(c)));
@@ -305,8 +319,8 @@ static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *ba
     b->linear_forward(d, WORK_A(delta, 0), WORK_A(atty, l), gpt2_w(m, GPT2_attprojw, l), gpt2_w(m, GPT2_attprojb, l), N,
                       C, C);
     b->residual_layernorm_forward(d, work_x2(w, l), WORK_A(ln2, l), WORK_F(mean2, l), WORK_F(rstd2, l),
-                                  work_x3(w, l - 1), WORK_A(delta, 0), gpt2_w(m, GPT2_ln2w, l),
-                                  gpt2_w(m, GPT2_ln2b, l), N, C);
+                                  work_x3(w, l - 1), WORK_A(delta, 0), gpt2_w(m, GPT2_ln2w, l), gpt2_w(m, GPT2_ln2b, l),
+                                  N, C);
     b->linear_gelu_forward(d, WORK_A(fch, l), WORK_A(gelu, l), WORK_A(ln2, l), gpt2_w(m, GPT2_fcw, l),
                            gpt2_w(m, GPT2_fcb, l), N, C, F);
 }
@@ -333,11 +347,11 @@ static inline void gpt2_trunk(const GPT2 *m, const Workspace *w, const Batch *ba
         b->linear_forward(d, WORK_A(delta, 0), WORK_A(gelu, l), gpt2_w(m, GPT2_fcprojw, l), gpt2_w(m, GPT2_fcprojb, l),
                           N, F, C);
         const bool last = l == L - 1;
-        b->residual_layernorm_forward(
-            d, work_x3(w, l), last ? WORK_A(lnf, 0) : WORK_A(ln1, l + 1), last ? WORK_F(meanf, 0) : WORK_F(mean1, l + 1),
-            last ? WORK_F(rstdf, 0) : WORK_F(rstd1, l + 1), work_x2(w, l), WORK_A(delta, 0),
-            last ? gpt2_w(m, GPT2_lnfw, 0) : gpt2_w(m, GPT2_ln1w, l + 1),
-            last ? gpt2_w(m, GPT2_lnfb, 0) : gpt2_w(m, GPT2_ln1b, l + 1), N, C);
+        b->residual_layernorm_forward(d, work_x3(w, l), last ? WORK_A(lnf, 0) : WORK_A(ln1, l + 1),
+                                      last ? WORK_F(meanf, 0) : WORK_F(mean1, l + 1),
+                                      last ? WORK_F(rstdf, 0) : WORK_F(rstd1, l + 1), work_x2(w, l), WORK_A(delta, 0),
+                                      last ? gpt2_w(m, GPT2_lnfw, 0) : gpt2_w(m, GPT2_ln1w, l + 1),
+                                      last ? gpt2_w(m, GPT2_lnfb, 0) : gpt2_w(m, GPT2_ln1b, l + 1), N, C);
     }
 }
 
@@ -350,9 +364,15 @@ static inline void gpt2_targets(const GPT2 *m, const Workspace *w, const Batch *
 
 static inline Head gpt2_head(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature) {
     const GPT2Config *c = &m->config;
-    Head head = {.rows = batch->targets, .channels = c->width, .vocab = c->vocab, .padded_vocab = c->padded_vocab,
-                 .temperature = temperature, .h = WORK_A(h, 0), .wte = gpt2_w(m, GPT2_wte, 0),
-                 .target = WORK_I(target), .logp = WORK_F(logp, 0)};
+    Head head = {.rows = batch->targets,
+                 .channels = c->width,
+                 .vocab = c->vocab,
+                 .padded_vocab = c->padded_vocab,
+                 .temperature = temperature,
+                 .h = WORK_A(h, 0),
+                 .wte = gpt2_w(m, GPT2_wte, 0),
+                 .target = WORK_I(target),
+                 .logp = WORK_F(logp, 0)};
     return head;
 }
 
@@ -381,8 +401,8 @@ static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const B
     if (out->argmax) b->download(d, out->argmax, head.argmax, R * sizeof(int32_t));
     if (out->value) {
         assert(m->config.value_head);
-        b->value_forward(d, WORK_F(value, 0), WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), gpt2_w(m, GPT2_valueb, 0), (int)R,
-                         m->config.width);
+        b->value_forward(d, WORK_F(value, 0), WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), gpt2_w(m, GPT2_valueb, 0),
+                         (int)R, m->config.width);
         b->download(d, out->value, WORK_F(value, 0), R * sizeof(float));
     }
 }

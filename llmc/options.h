@@ -126,6 +126,9 @@ static inline void options_help(const Option *table, const OptionAbout *about) {
     printf("\n  -?, --help                       show this and exit\n");
 }
 
+/* strtoll() and strtod() pass over blanks before a number: here they are refused, as those behind it are. */
+static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
+
 static inline void option_store(const Option *o, const char *word, bool negated) {
     char name[80];
     if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
@@ -149,12 +152,12 @@ static inline void option_store(const Option *o, const char *word, bool negated)
         char *end;
         errno = 0;
         const long long number = strtoll(word, &end, 10);
-        const char *suffix = *end ? strchr("kmg", *end | 32) : NULL;
-        const double scale = suffix ? pow(1024.0, (double)(strchr("kmg", *suffix) - "kmg" + 1)) : 1.0;
-        if (end == word || (suffix ? end[1] : end[0]) || errno)
+        static const char suffixes[] = "kmg";
+        const char *suffix = *end ? strchr(suffixes, *end | 32) : NULL;
+        if (end == word || option_blank(word) || (suffix ? end[1] : end[0]))
             usage_error("%s: '%s' is not a whole number", name, word);
-        const double scaled = (double)number * scale;
-        if (scaled < o->low || scaled > o->high)
+        const double scaled = (double)number * (suffix ? pow(1024.0, (double)(suffix - suffixes + 1)) : 1.0);
+        if (errno == ERANGE || scaled < o->low || scaled > o->high)
             usage_error("%s: %s is out of range [%.15g, %.15g]", name, word, o->low, o->high);
         *(int64_t *)o->value = suffix ? (int64_t)scaled : (int64_t)number;
         break;
@@ -162,7 +165,8 @@ static inline void option_store(const Option *o, const char *word, bool negated)
     case OPT_REAL: {
         char *end;
         const double number = strtod(word, &end);
-        if (end == word || *end || isnan(number)) usage_error("%s: '%s' is not a number", name, word);
+        if (end == word || *end || option_blank(word) || isnan(number))
+            usage_error("%s: '%s' is not a number", name, word);
         if (number < o->low || number > o->high)
             usage_error("%s: %s is out of range [%g, %g]", name, word, o->low, o->high);
         *(double *)o->value = number;
@@ -210,10 +214,6 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
         if (c == ':') usage_error("%s: needs a value", argv[optind - 1 < argc ? optind - 1 : at]);
         if (c == '?') {
             const char *word = argv[optind - 1 < argc ? optind - 1 : at];
-            if (!strcmp(word, "-?")) {
-                options_help(table, about);
-                exit(0);
-            }
             if (optopt && optopt < 256) usage_error("-%c: unknown option", optopt);
             usage_error("%s: unknown or ambiguous option, or one that takes no value", word);
         }

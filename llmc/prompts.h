@@ -71,9 +71,16 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
 static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, const Completion *c, uint64_t id,
                                         int32_t max_tokens) {
     const PromptText *w = &p->what[i];
-    return (RewardInput){.prompt = w->text, .completion = text, .task = w->task, .answer = w->answer,
-                         .fields = w->fields, .tokens = c->count, .max_tokens = max_tokens, .finished = c->finished,
-                         .id = id};
+    return (RewardInput){.prompt = w->text,
+                         .completion = text,
+                         .task = w->task,
+                         .answer = w->answer,
+                         .fields = w->fields,
+                         .tokens = c->count,
+                         .max_tokens = max_tokens,
+                         .finished = c->finished,
+                         .id = id,
+                         .ids = c->tokens};
 }
 
 #endif

@@ -177,11 +177,13 @@ static inline bool rollout_history(Rollout *r, const RolloutRequest *requests, D
     return true;
 }
 
-/* Adds prompts to the batch while there are slots that will want them: one segment, a target for each sample. */
+/* Adds prompts to the batch while there are slots that will want them: one segment, a target for each sample. A request
+ * for no samples is passed over. */
 static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n,
                                        int64_t *next, int free_slots) {
     for (; *next < n && free_slots > r->waiting_count; ++*next) {
         RolloutRequest *q = &requests[*next];
+        if (q->samples < 1) continue;
         int area = 0;
         while (area < r->slots && r->area_users[area]) area++;
         if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
@@ -222,10 +224,12 @@ static inline bool rollout_append(const Rollout *r, const Sampling *s, const Rol
 }
 
 /* Draws all samples of n requests; each out[] is filled in. watch may be NULL. Fails where a prompt is empty, longer than
- * prompt_max or leaves no room in the context, naming the request; nothing has been drawn then. */
+ * prompt_max, leaves no room in the context or holds a token that the model does not know, naming the request; nothing
+ * has been drawn then. */
 static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
                                void *context, Error *e) {
-    const int T = r->model->config.context;
+    const int T = r->model->config.context, V = r->model->config.vocab;
+    if (s->max_new < 1) return error_set(e, "completions of at most %d tokens, expected at least 1", s->max_new);
     for (int64_t i = 0; i < n; i++) {
         const RolloutRequest *q = &requests[i];
         if (q->prompt_len < 1) return error_set(e, "prompt %lld: it is empty", (long long)i + 1);
@@ -235,6 +239,9 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         if (q->samples > r->batch.targets_max - r->slots)
             return error_set(e, "prompt %lld: %d samples, at most %d can be drawn at once", (long long)i + 1,
                              q->samples, r->batch.targets_max - r->slots);
+        for (int32_t k = 0; k < q->prompt_len; k++)
+            if (q->prompt[k] < 0 || q->prompt[k] >= V)
+                return error_set(e, "prompt %lld: token %d, the model has %d", (long long)i + 1, q->prompt[k], V);
     }
     for (int64_t i = 0; i < n; i++)
         for (int32_t k = 0; k < requests[i].samples; k++) {
@@ -245,11 +252,11 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
     for (int i = 0; i < r->slots; i++) r->slot[i].prompt_area = -1, r->area_users[i] = 0;
     r->waiting_count = 0;
     Draw how = {.temperature = s->temperature,
-                  .top_p = s->top_p,
-                  .min_p = s->min_p,
-                  .top_k = s->top_k,
-                  .repetition_penalty = s->repetition_penalty,
-                  .seed = s->seed};
+                .top_p = s->top_p,
+                .min_p = s->min_p,
+                .top_k = s->top_k,
+                .repetition_penalty = s->repetition_penalty,
+                .seed = s->seed};
     for (int64_t next = 0;;) {
         int free_slots = 0;
         for (int i = 0; i < r->slots; i++) { /* refill */

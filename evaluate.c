@@ -1,0 +1,505 @@
+/* evaluate.c - how good a model is: its loss on text, or its answers to tasks that can be checked.
+ *
+ *     ./evaluate -c sft.bin  -i val.shard                    loss, perplexity, bits per byte, token accuracy
+ *     ./evaluate -c gpt2_124M.bin -i tiny_shakespeare_val.bin --tokenizer gpt2/
+ *     ./evaluate -c grpo.bin -i tasks.shard -n 16            greedy accuracy, pass@k, majority@k
+ *     ./evaluate -c grpo.bin -i tasks.shard -n 16 --reward verify:1,format=hash:0.1     and best@k by these rewards
+ *
+ * A table goes to standard error, one JSON object with sorted keys and all digits to standard output; null stands for what
+ * does not exist. The kind of the data is seen from the file:
+ *
+ *   chat shard    each record by itself, on the tokens that are trained on (--no-completion-only-loss: on all); records
+ *                 longer than the context are cut, and counted
+ *   token shard   windows of the context's length, one after the other: token i of a window is predicted from those before
+ *                 it in the window; every token but the first is predicted once, across document boundaries as in llm.c
+ *   prompt shard  completions to each prompt, judged by the check of its task (llmc/evaluation.h has the estimators)
+ *
+ * loss is the mean of -ln p over the predicted tokens, its error the standard error over records or windows (of a ratio of
+ * sums); perplexity is exp(loss). bits_per_byte counts ordinary tokens only: the bits of all of them over their bytes of
+ * text, which is comparable between tokenizers. accuracy_low and _high are Wilson's 95 % interval, errors standard errors.
+ */
+#include "llmc/evaluation.h"
+#include "llmc/inference.h"
+#include "llmc/tokens.h"
+
+static struct {
+    InferenceOptions m;
+    SamplingOptions s;
+    const char *input, *reward, *reward_cmd, *completions;
+    int64_t most, samples, micro_tokens, max_length;
+    double reward_timeout;
+    bool completion_only;
+} o;
+
+static const Option options[] = {
+    INFERENCE_MODEL_OPTIONS(o.m),
+    OPTION_GROUP("Data"),
+    OPTION_TEXT("input", 'i', &o.input, "FILE", "a chat shard, llm.c token shard or prompt shard; - is standard input"),
+    OPTION_INT("max-prompts", 'm', &o.most, 0, 1e12, "evaluate the first so many prompts, records or windows; 0: all"),
+    OPTION_GROUP("Loss"),
+    OPTION_FLAG("completion-only-loss", 0, &o.completion_only, "on all tokens of a chat, not on the masked ones only"),
+    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20, "tokens of a record or window; 0: the model's context"),
+    OPTION_INT("micro-tokens", 'b', &o.micro_tokens, 1, 1 << 24, "tokens that go through the model at once: memory"),
+    SAMPLING_OPTIONS(o.s),
+    OPTION_INT("num-samples", 'n', &o.samples, 0, 4096, "samples of each prompt; 0: greedy accuracy only"),
+    OPTION_GROUP("Tasks"),
+    OPTION_TEXT("reward", 'w', &o.reward, "SPEC",
+                "rewards for best@k, as verify:1,format=hash:0.1; see llmc/rewards.h"),
+    OPTION_TEXT("reward-cmd", 0, &o.reward_cmd, "PROGRAM", "reads a JSON line a completion, writes a number a line"),
+    OPTION_REAL("reward-timeout", 0, &o.reward_timeout, 0.01, 1e6, "seconds that it may take for one prompt's samples"),
+    OPTION_TEXT("completions", 0, &o.completions, "FILE", "write all completions as JSON lines; .zst is compressed"),
+    OPTION_END};
+
+static const OptionAbout about = {"-c MODEL -i SHARD [options]",
+                                  "Evaluates a model: loss on a chat or token shard, accuracy on a prompt shard.\n\n"
+                                  "  ./evaluate -c sft.bin -i val.shard\n"
+                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 16 --completions samples.jsonl\n"
+                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 0 | jq .accuracy"};
+
+static Inference model;
+static json_t *result;
+
+static void set_number(json_t *object, const char *key, double value) {
+    json_object_set_new(object, key, isfinite(value) ? json_real(value) : json_null());
+}
+
+static void set_count(json_t *object, const char *key, int64_t value) {
+    json_object_set_new(object, key, json_integer(value));
+}
+
+/* The line that shows how far it has come, on a terminal. done == all: wipes it. */
+static void progress(int64_t done, int64_t all, const char *what, double start) {
+    const double seconds = program_seconds() - start;
+    if (!isatty(STDERR_FILENO)) return;
+    if (done >= all) fputs("\r\033[K", stderr);
+    else
+        fprintf(stderr, "\r%lld of %lld %s, %.0f s left\033[K", (long long)done, (long long)all, what,
+                seconds / (double)done * (double)(all - done));
+}
+
+/* ---- loss ------------------------------------------------------------------------------------------------------ */
+
+/* Sums over the targets, and over records or windows for the standard error. */
+typedef struct Loss {
+    double nats, right, entropy, targets;
+    double text_nats, bytes;          /* of ordinary tokens, where a tokenizer is known */
+    double squares[3];                /* sums over units of nats^2, nats * targets, targets^2 */
+    int64_t units, cut, rows;         /* units: records or windows with a target */
+    int32_t *unit, unit_of_batch;     /* (targets of the batch) the unit of each */
+    double *unit_nats, *unit_targets; /* (units of the batch) */
+} Loss;
+
+typedef struct Work {
+    Workspace space;
+    Batch batch;
+    float *logp, *entropy;
+    int32_t *argmax;
+} Work;
+
+/* Bytes of text that a token stands for; 0 for special tokens. */
+static double token_bytes(int32_t id) {
+    const Tokenizer *t = &model.text.tokenizer;
+    size_t n = 0;
+    if (model.text.present && id < t->vocab && !t->special[id]) tokenizer_token(t, id, &n);
+    return (double)n;
+}
+
+/* Runs the batch and adds it up. */
+static void run_batch(Work *w, Loss *l) {
+    Error e;
+    const Batch *b = &w->batch;
+    const GPT2Output out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
+    if (!b->targets) return;
+    gpt2_forward(&model.model, &w->space, b, 1.0f, &out);
+    if (!gpt2_sync(&model.model, &e)) die("%s", e.text);
+    memset(l->unit_nats, 0, (size_t)l->unit_of_batch * sizeof(double));
+    memset(l->unit_targets, 0, (size_t)l->unit_of_batch * sizeof(double));
+    for (int32_t r = 0; r < b->targets; r++) {
+        const double nats = -(double)w->logp[r], bytes = token_bytes(b->target_token[r]);
+        l->nats += nats, l->entropy += w->entropy[r], l->right += w->argmax[r] == b->target_token[r];
+        l->bytes += bytes, l->text_nats += bytes > 0 ? nats : 0;
+        l->unit_nats[l->unit[r]] += nats, l->unit_targets[l->unit[r]]++;
+    }
+    for (int32_t u = 0; u < l->unit_of_batch; u++) {
+        const double x = l->unit_nats[u], n = l->unit_targets[u];
+        l->squares[0] += x * x, l->squares[1] += x * n, l->squares[2] += n * n;
+    }
+    l->targets += b->targets, l->units += l->unit_of_batch, l->rows += b->rows;
+    l->unit_of_batch = 0;
+    batch_clear(&w->batch);
+}
+
+/* Room for a unit of so many rows and targets: runs the batch where it is full. */
+static void make_room(Work *w, Loss *l, int32_t rows, int32_t targets) {
+    if (!batch_fits(&w->batch, rows, targets, 1)) run_batch(w, l);
+}
+
+/* The targets added since `before` are a unit. */
+static void end_unit(const Work *w, Loss *l, int32_t before) {
+    for (int32_t r = before; r < w->batch.targets; r++) l->unit[r] = l->unit_of_batch;
+    l->unit_of_batch += w->batch.targets > before;
+}
+
+static void loss_open(Work *w, Loss *l, int rows) {
+    Error e;
+    const size_t n = (size_t)rows;
+    *l = (Loss){.unit = (int32_t *)xcalloc(n, sizeof(int32_t)),
+                .unit_nats = (double *)xcalloc(n, sizeof(double)),
+                .unit_targets = (double *)xcalloc(n, sizeof(double))};
+    *w = (Work){.batch = batch_new(rows, rows, rows),
+                .logp = (float *)xcalloc(n, sizeof(float)),
+                .entropy = (float *)xcalloc(n, sizeof(float)),
+                .argmax = (int32_t *)xcalloc(n, sizeof(int32_t))};
+    if (!workspace_new(&w->space, &model.model, rows, rows, rows, false, 0, &e))
+        die("%s; lower --micro-tokens", e.text);
+}
+
+static void loss_close(Work *w, Loss *l) {
+    workspace_free(&w->space, &model.model), batch_free(&w->batch);
+    free(w->logp), free(w->entropy), free(w->argmax), free(l->unit), free(l->unit_nats), free(l->unit_targets);
+}
+
+/* Every record of a chat shard. */
+static void chat_loss(Work *w, Loss *l, const Shard *s, int64_t count, int32_t limit) {
+    Error e;
+    Record r = {0};
+    const double start = program_seconds();
+    for (int64_t i = 0; i < count && !program_stopping(); i++) {
+        if (!shard_record(s, i, &r, &e)) die("%s", e.text);
+        l->cut += r.count > limit;
+        if (r.count > limit) r.count = limit;
+        make_room(w, l, r.count, r.count);
+        const int32_t before = w->batch.targets;
+        batch_sequence(&w->batch, r.tokens, o.completion_only ? r.mask : NULL, r.count);
+        end_unit(w, l, before);
+        if (!before) progress(i + 1, count + 1, "records", start);
+    }
+    run_batch(w, l);
+    progress(count, count, "records", start);
+    record_free(&r);
+}
+
+/* Windows of T tokens and the one that follows: the last of a window is the first of the next. */
+static void token_loss(Work *w, Loss *l, const TokenShard *t, int64_t windows, int32_t T) {
+    int32_t *ids = (int32_t *)xmalloc((size_t)T * sizeof *ids);
+    const double start = program_seconds();
+    for (int64_t i = 0; i < windows && !program_stopping(); i++) {
+        const uint16_t *from = t->tokens + i * T;
+        const int64_t left = t->count - 1 - i * T;
+        const int32_t n = left < T ? (int32_t)left : T;
+        for (int32_t k = 0; k < n; k++) ids[k] = from[k];
+        make_room(w, l, n, n);
+        const int32_t before = w->batch.targets, row = w->batch.rows;
+        batch_segment(&w->batch, ids, n, 0, -1);
+        for (int32_t k = 0; k < n; k++) batch_target(&w->batch, row + k, from[k + 1]);
+        end_unit(w, l, before);
+        if (!before) progress(i + 1, windows + 1, "windows", start);
+    }
+    run_batch(w, l);
+    progress(windows, windows, "windows", start);
+    free(ids);
+}
+
+/* What loss is, and with what error: the standard error of a ratio of sums over units. */
+static void report_loss(const Loss *l, const char *units, double seconds) {
+    const double N = l->targets, U = (double)l->units, loss = l->nats / N;
+    const double spread = l->squares[0] - 2 * loss * l->squares[1] + loss * loss * l->squares[2];
+    const double error = U > 1 ? sqrt(fmax(spread, 0) * U / (U - 1)) / N : NAN;
+    const double bits = l->bytes > 0 ? l->text_nats / M_LN2 / l->bytes : NAN;
+    fputs("|                  |          value |      error |\n", stderr);
+    fputs("|------------------|----------------|------------|\n", stderr);
+    fprintf(stderr, "| %-16s | %14.5f | %10.5f |\n", "loss", loss, error);
+    fprintf(stderr, "| %-16s | %14.4f | %10.4f |\n", "perplexity", exp(loss), exp(loss) * error);
+    if (isfinite(bits)) fprintf(stderr, "| %-16s | %14.5f |            |\n", "bits per byte", bits);
+    fprintf(stderr, "| %-16s | %12.2f %% |            |\n", "token accuracy", 100 * l->right / N);
+    fprintf(stderr, "| %-16s | %14.5f |            |\n", "entropy", l->entropy / N);
+    fprintf(stderr, "%lld %s, %.0f tokens predicted, %lld run in %.2f s, %.0f tok/s\n", (long long)l->units, units, N,
+            (long long)l->rows, seconds, (double)l->rows / seconds);
+    set_number(result, "loss", loss), set_number(result, "loss_error", error);
+    set_number(result, "perplexity", exp(loss)), set_number(result, "bits_per_byte", bits);
+    set_number(result, "token_accuracy", l->right / N), set_number(result, "entropy", l->entropy / N);
+    set_count(result, "tokens", (int64_t)N), set_count(result, units, l->units);
+    json_object_set_new(result, "bytes", model.text.present ? json_integer((json_int_t)l->bytes) : json_null());
+}
+
+/* Loss on a chat shard (chat) or a token shard. */
+static void evaluate_loss(const DataFile *f, const Shard *chat) {
+    Error e;
+    Work w;
+    Loss l;
+    TokenShard t = {0};
+    const int32_t context = model.model.config.context;
+    const int32_t T = o.max_length && o.max_length < context ? (int32_t)o.max_length : context;
+    int64_t units;
+    if (chat) units = chat->count;
+    else {
+        Reader r;
+        if (!data_file_reader(f, &r, &e) || !tokens_read(&t, &r, model.model.config.vocab, &e)) die("%s", e.text);
+        reader_close(&r);
+        units = t.count > 1 ? (t.count - 1 + T - 1) / T : 0;
+    }
+    if (!units) die("%s: the shard is empty", f->name);
+    if (o.most && o.most < units) units = o.most;
+    const int32_t longest = chat && chat->longest < T ? chat->longest : T;
+    const double start = program_seconds();
+    loss_open(&w, &l, o.micro_tokens > longest ? (int)o.micro_tokens : longest);
+    if (chat) chat_loss(&w, &l, chat, units, T);
+    else token_loss(&w, &l, &t, units, T);
+    if (!l.targets) die("%s: no record has a token to predict%s", f->name, l.cut ? " within the model's context" : "");
+    if (l.cut)
+        warn("%s: %lld of %lld records are longer than %d tokens and are cut", f->name, (long long)l.cut,
+             (long long)units, T);
+    if (chat) set_count(result, "cut", l.cut);
+    report_loss(&l, chat ? "records" : "windows", program_seconds() - start);
+    loss_close(&w, &l);
+    tokens_close(&t);
+    if (program_stopping()) die("stopped by a signal before the end of %s", f->name);
+}
+
+/* ---- tasks ----------------------------------------------------------------------------------------------------- */
+
+typedef struct Tasks {
+    Prompts prompts;
+    Evaluation all;
+    Rewards rewards;
+    bool rewarded;
+    Writer out;  /* --completions */
+    Error error; /* of the first line that could not be written */
+    bool failed;
+} Tasks;
+
+/* Writes a completion, for --completions. */
+static void write_completion(void *context, const EvaluationSample *s) {
+    Tasks *t = (Tasks *)context;
+    const Completion *c = s->completion;
+    const PromptText *p = &t->prompts.what[s->prompt];
+    json_t *row = json_object(), *tokens = json_array();
+    double logprob = 0;
+    for (int32_t i = 0; i < c->count; i++) {
+        logprob += c->logp[i];
+        json_array_append_new(tokens, json_integer(c->tokens[i]));
+    }
+    set_count(row, "index", s->prompt);
+    json_object_set_new(row, "prompt",
+                        *p->text ? json_string(p->text)
+                                 : inference_json_text(&model, prompts_tokens(&t->prompts, s->prompt),
+                                                       prompts_length(&t->prompts, s->prompt), true));
+    if (*p->task) json_object_set_new(row, "task", json_string(p->task));
+    if (*p->answer) json_object_set_new(row, "answer", json_string(p->answer));
+    if (*p->fields) json_object_set_new(row, "fields", json_loads(p->fields, 0, NULL));
+    json_object_set_new(row, "sample", s->sample < 0 ? json_string("greedy") : json_integer(s->sample));
+    json_object_set_new(row, "completion", inference_json_text(&model, c->tokens, c->count, false));
+    json_object_set_new(row, "right", isnan(s->right) ? json_null() : json_boolean(s->right > 0.5));
+    if (t->rewarded) set_number(row, "reward", s->reward);
+    json_object_set_new(row, "tokens", tokens);
+    json_object_set_new(row, "finished", json_boolean(c->finished));
+    json_object_set_new(row, "logprob", json_real(logprob));
+    if (!t->failed) t->failed = !json_line(&t->out, row, &t->error);
+    json_decref(row);
+}
+
+/* The figures as JSON. */
+static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
+    double low, high;
+    char key[32];
+    wilson_interval(v->greedy, (double)v->prompts, &low, &high);
+    set_number(object, "accuracy", v->greedy), set_number(object, "accuracy_error", v->greedy_error);
+    set_number(object, "accuracy_low", low), set_number(object, "accuracy_high", high);
+    set_number(object, "mean_length", v->tokens), set_number(object, "finished", v->finished);
+    set_count(object, "prompts", v->prompts), set_count(object, "unscorable", v->unscorable);
+    for (int k = 0; k < v->ks; k++) {
+        const struct {
+            const char *name;
+            double value, error;
+        } rows[] = {{"pass", v->pass[k], v->pass_error[k]},
+                    {"majority", v->majority[k], v->majority_error[k]},
+                    {"best", v->best[k], v->best_error[k]}};
+        for (int i = 0; i < 2 + rewarded; i++) {
+            snprintf(key, sizeof key, "%s@%d", rows[i].name, v->k[k]);
+            set_number(object, key, rows[i].value);
+            snprintf(key, sizeof key, "%s@%d_error", rows[i].name, v->k[k]);
+            set_number(object, key, rows[i].error);
+        }
+    }
+    if (rewarded) set_number(object, "reward", v->reward), set_number(object, "reward_error", v->reward_error);
+}
+
+/* A column of the table: "81.2 +- 1.3", or "-". */
+static void cell(double value, double error) {
+    if (isnan(value)) fprintf(stderr, " %13s |", "-");
+    else if (isnan(error)) fprintf(stderr, " %5.1f        |", 100 * value);
+    else fprintf(stderr, " %5.1f +- %4.1f |", 100 * value, 100 * error);
+}
+
+static void report_table(const char *name, const Evaluation *v, bool rewarded) {
+    double low, high;
+    wilson_interval(v->greedy, (double)v->prompts, &low, &high);
+    fprintf(stderr, "%s: %lld prompts", name, (long long)v->prompts);
+    if (v->unscorable) fprintf(stderr, " and %lld that cannot be checked", (long long)v->unscorable);
+    fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
+            100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
+    if (!v->ks) return;
+    fprintf(stderr, "  |    k |        pass@k |    majority@k |%s\n", rewarded ? "        best@k |" : "");
+    for (int k = 0; k < v->ks; k++) {
+        fprintf(stderr, "  | %4d |", v->k[k]);
+        cell(v->pass[k], v->pass_error[k]), cell(v->majority[k], v->majority_error[k]);
+        if (rewarded) cell(v->best[k], v->best_error[k]);
+        fputc('\n', stderr);
+    }
+    if (rewarded) fprintf(stderr, "  reward %.4f +- %.4f\n", v->reward, v->reward_error);
+}
+
+static int by_task(const void *a, const void *b, void *prompts) {
+    const PromptText *what = ((const Prompts *)prompts)->what;
+    const int64_t i = *(const int64_t *)a, j = *(const int64_t *)b;
+    const int order = strcmp(what[i].task, what[j].task);
+    return order ? order : (i > j) - (i < j);
+}
+
+/* The same figures for each task, where the shard mixes several. */
+static void report_tasks(Tasks *t, int64_t done) {
+    int64_t *order = (int64_t *)xmalloc((size_t)done * sizeof *order);
+    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
+    json_t *tasks = json_object();
+    for (int64_t i = 0; i < done; i++) order[i] = i;
+    qsort_r(order, (size_t)done, sizeof *order, by_task, &t->prompts);
+    for (int64_t i = 0; i < done;) {
+        const char *task = t->prompts.what[order[i]].task;
+        Evaluation v = {.samples = t->all.samples};
+        int64_t n = 0;
+        for (; i < done && !strcmp(t->prompts.what[order[i]].task, task); i++) part[n++] = t->all.outcome[order[i]];
+        evaluation_summarise(&v, part, n);
+        json_t *figures = json_object();
+        report_json(figures, &v, t->rewarded);
+        json_object_set_new(tasks, task, figures);
+        if (n < done) report_table(*task ? task : "(no task)", &v, t->rewarded);
+    }
+    json_object_set_new(result, "tasks", tasks);
+    free(order), free(part);
+}
+
+static void open_tasks(Tasks *t, const Shard *s) {
+    Error e;
+    const int32_t limit = model.model.config.context - 1;
+    t->prompts.shard = *s;
+    if (!prompts_read(&t->prompts, limit, &e)) die("%s", e.text);
+    if (t->prompts.dropped)
+        warn("%s: %lld prompts are longer than %d tokens and are left out", s->name, (long long)t->prompts.dropped,
+             limit);
+    if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
+                                     (int32_t)o.s.max_new, &e))
+        usage_error("%s", e.text);
+    if (o.completions && !writer_open(&t->out, o.completions, &e)) die("%s", e.text);
+}
+
+/* Ends the program; a file of completions that was begun goes. */
+static void fail_tasks(Tasks *t, const char *text) {
+    if (o.completions) writer_abort(&t->out);
+    die("%s", text);
+}
+
+static void evaluate_prompts(const Shard *s) {
+    Error e;
+    Tasks t = {.rewarded = o.reward || o.reward_cmd, .all = {.samples = (int)o.samples}};
+    Rollout engine;
+    Sampling how = inference_sampling(&model, &o.s);
+    how.stream = RANDOM_EVAL;
+    if (o.samples && how.temperature == 0) usage_error("--temperature 0: greedy samples are all alike; give -n 0");
+    if (t.rewarded && !o.samples) usage_error("--reward: there are no samples to choose from with -n 0");
+    if (!s->count) die("%s: the shard is empty", s->name);
+    open_tasks(&t, s);
+    if (model.text.stop < 0 && !how.stops)
+        warn("the model carries no tokenizer: completions end at --max-new-tokens only");
+    const int64_t count = o.most && o.most < t.prompts.count ? o.most : t.prompts.count;
+    const int64_t most = o.samples > 1 ? o.samples : 1, all = count * most;
+    const int32_t context = model.model.config.context;
+    const int slots = (int)(all < o.s.slots ? all : o.s.slots);
+    inference_few_threads(&model, slots);
+    const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    const int64_t drawable = rollout_rows(slots, t.prompts.longest) - slots;
+    if (o.samples > drawable)
+        usage_error("-n/--num-samples: %lld of one prompt, at most %lld can be drawn at once with --slots %d",
+                    (long long)o.samples, (long long)drawable, slots);
+    if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) fail_tasks(&t, e.text);
+
+    Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
+    const int64_t chunk = 4 * o.s.slots / most + 1;
+    const double start = program_seconds();
+    int64_t done = 0;
+    while (done < count && !program_stopping()) {
+        const int64_t n = count - done < chunk ? count - done : chunk;
+        t.all.outcome = outcome + done;
+        if (!evaluate_tasks(&t.all, &engine, &how, &t.prompts, done, n, &model.text, t.rewarded ? &t.rewards : NULL,
+                            o.completions ? write_completion : NULL, &t, &e))
+            fail_tasks(&t, e.text);
+        if (t.failed) fail_tasks(&t, t.error.text);
+        done += n;
+        progress(done, count, "prompts", start);
+    }
+    const double seconds = program_seconds() - start;
+    if (done < count) fail_tasks(&t, "stopped by a signal");
+    t.all.outcome = outcome;
+    evaluation_summarise(&t.all, outcome, count);
+    if (!t.all.prompts && !t.rewarded) {
+        char text[256];
+        snprintf(text, sizeof text, "%s: no prompt has a task and an answer that can be checked; see llmc/verify.h",
+                 s->name);
+        fail_tasks(&t, text);
+    }
+    if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
+    report_json(result, &t.all, t.rewarded);
+    set_count(result, "samples", o.samples), set_count(result, "seed", o.s.seed);
+    set_count(result, "dropped", t.prompts.dropped), set_number(result, "temperature", o.s.temperature);
+    report_tasks(&t, count);
+    report_table("all", &t.all, t.rewarded);
+    fprintf(stderr, "%lld tokens in %.2f s, %.0f tok/s\n", (long long)engine.tokens, seconds,
+            (double)engine.tokens / seconds);
+    if (t.rewarded) rewards_close(&t.rewards);
+    free(outcome), rollout_free(&engine);
+    t.prompts.shard = (Shard){0}; /* the caller's */
+    prompts_close(&t.prompts);
+}
+
+/* ---- the program ----------------------------------------------------------------------------------------------- */
+
+int main(int argc, char **argv) {
+    Error e;
+    o.s = sampling_options(1, 256);
+    o.samples = 8, o.micro_tokens = 4096, o.completion_only = true, o.reward_timeout = 60;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (!o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
+    if (!o.input) usage_error("-i/--input: which shard?");
+    if (!strcmp(o.m.checkpoint, "-") && !strcmp(o.input, "-"))
+        usage_error("-c - and -i -: standard input can be one of them");
+    if (o.completions && !strcmp(o.completions, "-")) usage_error("--completions: standard output holds the result");
+    program_start();
+
+    DataFile file;
+    Shard shard = {0};
+    if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
+    const bool records = file.magic == MAGIC_RECORDS;
+    if (!records && file.magic != MAGIC_TOKENS)
+        die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", file.name,
+            magic_name(file.magic) ? magic_name(file.magic)
+            : file.n               ? "no shard"
+                                   : "an empty file");
+    if (records && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
+    if (records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT)
+        die("%s: a shard of kind %s, expected chat or prompt", shard.name, record_kind_name(shard.kind));
+    inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
+    result = json_object();
+    json_object_set_new(result, "model", json_string(model.name));
+    json_object_set_new(result, "data", json_string(file.name));
+    json_object_set_new(result, "kind", json_string(records ? record_kind_name(shard.kind) : "tokens"));
+    if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
+    else evaluate_loss(&file, records ? &shard : NULL);
+
+    char *text = json_dumps(result, JSON_SORT_KEYS | JSON_COMPACT | JSON_REAL_PRECISION(17));
+    if (puts(text) < 0 || fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
+    free(text);
+    json_decref(result);
+    if (records) shard_close(&shard);
+    data_file_close(&file);
+    inference_close(&model);
+    return 0;
+}

@@ -1,0 +1,601 @@
+/* generate.c - text from a model: the answer to a prompt, to a file of prompts, or a chat.
+ *
+ *     ./generate -c grpo.bin "2+3="                          the answer, as it is drawn, and a newline
+ *     echo "2+3=" | ./generate -c grpo.bin -                 the prompt from standard input
+ *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     every prompt of a file, a JSON line a completion
+ *     ./generate -c sft.bin --chat                           a conversation
+ *
+ * A prompt is what a user says: the model's chat template is put around it, as in training. With --raw it is taken as it
+ * stands, special tokens in it recognised; so a base model goes on with a text. An empty raw prompt begins a document.
+ * Standard output holds the completion only (--echo: after the prompt), always well-formed UTF-8: a character is printed
+ * when all of its bytes are there, and bytes that belong to none become U+FFFD. On a terminal, control characters are
+ * shown as \x1b and the like. Generation ends at the token that ends an assistant's turn, at the end of text, at a --stop
+ * or after --max-new-tokens.
+ *
+ * A file of prompts is a prompt shard, JSON Lines ("prompt": a text or messages; or "messages", of which a last answer is
+ * left out), or text with a prompt a line; which of them is seen from its contents. A line of the output is the line of
+ * the input (of a shard: prompt, task, answer, fields) with these added, in the order of the input:
+ *
+ *     completion   the text, without what stopped it   tokens     its token ids, the one that stopped it among them
+ *     finished     false: cut at the limit       logprob    sum of the tokens' log-probabilities at the temperature
+ *     sample       0 ... n-1, where --num-samples is more than 1
+ *
+ * Samples of one file do not depend on --slots: each has its own random stream, by its number in the file.
+ */
+#include "data/rows.h"
+#include "llmc/inference.h"
+#include "llmc/sequence.h"
+
+static struct {
+    InferenceOptions m;
+    SamplingOptions s;
+    const char *input, *output, *system;
+    int64_t samples;
+    bool chat, raw, echo, json, verbose;
+} o;
+
+static const Option options[] = {
+    INFERENCE_MODEL_OPTIONS(o.m),
+    OPTION_GROUP("Prompts"),
+    OPTION_TEXT("input", 'i', &o.input, "FILE", "prompts: a prompt shard, JSON Lines or a text, a prompt a line"),
+    OPTION_FLAG("chat", 0, &o.chat, "a conversation: a line is a message, /reset begins anew, Ctrl-C stops an answer"),
+    OPTION_TEXT("system", 0, &o.system, "TEXT", "system message before the prompt or the conversation"),
+    OPTION_FLAG("raw", 0, &o.raw, "no chat template: the prompt is taken as it stands"),
+    SAMPLING_OPTIONS(o.s),
+    OPTION_INT("num-samples", 'n', &o.samples, 1, 4096, "completions of each prompt; more than 1 are written as JSON"),
+    OPTION_GROUP("Output"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "JSON lines into this file; .zst is compressed"),
+    OPTION_FLAG("json", 0, &o.json, "a JSON line for a single prompt, too"),
+    OPTION_FLAG("echo", 0, &o.echo, "print the prompt before its completion"),
+    OPTION_FLAG("verbose", 'v', &o.verbose, "say how long the parts took"),
+    OPTION_END};
+
+static const OptionAbout about = {
+    "-c MODEL [options] PROMPT... | - | -i FILE | --chat",
+    "Answers a prompt, a file of prompts, or holds a conversation. Words are joined by spaces; - reads the prompt from\n"
+    "standard input, without its last newline.\n\n"
+    "  ./generate -c grpo.bin \"2+3=\"\n"
+    "  ./generate -c grpo.bin -i tasks.shard -n 8 -o samples.jsonl\n"
+    "  ./generate -c gpt2_124M.bin --tokenizer gpt2/ --raw \"Once upon a time\"\n"
+    "  ./generate -c sft.bin --chat --system \"You are terse.\""};
+
+static Inference model;
+static Sampling sampling;
+
+/* ---- text to a person or a pipe -------------------------------------------------------------------------------- */
+
+/* What was drawn but cannot be printed yet: the beginning of a character. */
+typedef struct Printer {
+    TextBuffer waiting;
+    bool terminal; /* control characters are shown, not sent */
+} Printer;
+
+/* Is s[0..n) the beginning of a character whose other bytes are still to come? */
+static bool begins_character(const char *s, size_t n) {
+    const unsigned char lead = (unsigned char)s[0];
+    const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    char whole[4];
+    if (lead < 0xC2 || lead > 0xF4 || n >= length) return false;
+    memset(whole, 0x80, sizeof whole);
+    memcpy(whole, s, n);
+    return n == 1 || utf8_length(whole, length) == (int)length; /* only the second byte's range depends on the first */
+}
+
+static void put_character(const Printer *p, const char *s, int length) {
+    const uint32_t c = utf8_decode(s, length);
+    if (p->terminal && ((c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160))) printf("\\x%02x", c);
+    else fwrite(s, 1, (size_t)length, stdout);
+}
+
+/* Prints what waits; with `all`, also the beginning of a character that never came. */
+static void printer_flush(Printer *p, bool all) {
+    const char *s = p->waiting.text;
+    const size_t n = p->waiting.length;
+    size_t i = 0;
+    while (i < n) {
+        const int length = utf8_length(s + i, n - i);
+        if (!length && !all && begins_character(s + i, n - i)) break;
+        if (length) put_character(p, s + i, length);
+        else fputs("\xEF\xBF\xBD", stdout);
+        i += length ? (size_t)length : 1;
+    }
+    if (i) memmove(p->waiting.text, s + i, n - i);
+    p->waiting.length = n - i;
+    if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+}
+
+static void printer_tokens(Printer *p, const int32_t *ids, int32_t n, bool specials) {
+    tokenizer_decode(&model.text.tokenizer, ids, n, specials, &p->waiting);
+    printer_flush(p, false);
+}
+
+/* ---- prompts to tokens ----------------------------------------------------------------------------------------- */
+
+/* Appends a prompt's tokens: messages in the model's template, or with --raw the text. name: for messages. */
+static bool encode(const ChatMessage *messages, int count, TokenList *ids, Error *e) {
+    const ModelText *t = &model.text;
+    if (!o.raw) {
+        if (!chat_encode(&t->chat, &t->tokenizer, messages, count, true, ids, NULL, e)) return false;
+    } else
+        for (int i = 0; i < count; i++)
+            if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), true, ids, e))
+                return false;
+    if (!ids->count) token_list_append(ids, t->tokenizer.eos);
+    return true;
+}
+
+/* A text that a user typed: it must be UTF-8 without NUL characters. */
+static bool check_text(const char *text, size_t n, Error *e) {
+    const size_t valid = utf8_valid(text, n), length = strlen(text);
+    if (valid < n) return error_set(e, "byte %zu is not UTF-8", valid + 1);
+    return length == n || error_set(e, "byte %zu is NUL, expected a text", length + 1);
+}
+
+static bool encode_text(const char *text, size_t n, TokenList *ids, Error *e) {
+    ChatMessage m[] = {{"system", o.system}, {"user", text}};
+    return check_text(text, n, e) && encode(o.system ? m : m + 1, o.system ? 2 : 1, ids, e);
+}
+
+static bool check_length(int64_t tokens, Error *e) {
+    const int32_t context = model.model.config.context;
+    return tokens < context || error_set(e, "the prompt has %lld tokens, at most %d fit the model's context of %d",
+                                         (long long)tokens, context - 1, context);
+}
+
+/* ---- one prompt ------------------------------------------------------------------------------------------------ */
+
+static bool is_stop(int32_t token) {
+    for (int i = 0; i < sampling.stops; i++)
+        if (sampling.stop[i] == token) return true;
+    return false;
+}
+
+/* Draws and prints what follows the sequence. Ends at a stop, at the limit, or when a signal asks; returns the number of
+ * tokens drawn, *finished: by a stop. What was said is appended to `said`, where that is not NULL. */
+static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bool *finished) {
+    Error e;
+    int64_t n = 0;
+    *finished = false;
+    while (n < sampling.max_new && s->count < s->capacity && !program_stopping()) {
+        int32_t token;
+        float logp;
+        if (!sequence_draw(s, &sampling, id, &token, &logp, &e)) die("%s", e.text);
+        n++;
+        *finished = is_stop(token);
+        if (*finished) break;
+        if (said) tokenizer_decode(&model.text.tokenizer, &token, 1, false, said);
+        printer_tokens(p, &token, 1, false);
+    }
+    printer_flush(p, true);
+    return n;
+}
+
+static void one_prompt(const TokenList *ids, double start) {
+    Error e;
+    Sequence s;
+    Printer p = {.terminal = isatty(STDOUT_FILENO)};
+    bool finished;
+    const double loaded = program_seconds();
+    if (!sequence_new(&s, &model.model, ids->count + o.s.max_new, &e)) die("%s", e.text);
+    if (o.echo) printer_tokens(&p, ids->ids, ids->count, true);
+    sequence_set(&s, ids->ids, ids->count);
+    const int64_t n = answer(&s, 0, &p, NULL, &finished);
+    const double end = program_seconds();
+    text_string(&p.waiting, "\n");
+    printer_flush(&p, true);
+    if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)n);
+    if (o.verbose)
+        fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new ones in %.1f ms, %.0f tok/s; %s\n",
+                1e3 * (loaded - start), ids->count, (long long)n, 1e3 * (end - loaded), (double)n / (end - loaded),
+                finished ? "finished" : "cut");
+    text_free(&p.waiting);
+    sequence_free(&s);
+}
+
+/* ---- many prompts ---------------------------------------------------------------------------------------------- */
+
+/* Prompts as tokens, and for each the object that its output lines begin with. */
+typedef struct Items {
+    int64_t count, capacity;
+    int64_t *start; /* (count + 1) into ids */
+    TokenList ids;
+    json_t **row; /* (count) */
+    int32_t longest;
+} Items;
+
+/* The tokens appended to items->ids since the last call are a prompt; row is taken over. */
+static bool items_add(Items *items, json_t *row, Error *e) {
+    const int64_t n = items->count;
+    if (n + 2 > items->capacity) {
+        items->capacity = 2 * items->capacity + 64;
+        items->start = (int64_t *)xrealloc(items->start, (size_t)items->capacity, sizeof *items->start);
+        items->row = (json_t **)xrealloc(items->row, (size_t)items->capacity, sizeof *items->row);
+        if (!n) items->start[0] = 0;
+    }
+    items->row[n] = row, items->start[n + 1] = items->ids.count, items->count++;
+    const int64_t length = items->ids.count - items->start[n];
+    if (length > items->longest) items->longest = (int32_t)length;
+    return check_length(length, e);
+}
+
+static void items_free(Items *items) {
+    for (int64_t i = 0; i < items->count; i++) json_decref(items->row[i]);
+    free(items->row), free(items->start), token_list_free(&items->ids);
+}
+
+static void add_shard(Items *items, const Shard *s) {
+    Error e;
+    Record r = {0};
+    if (s->kind != RECORD_PROMPT) die("%s: a shard of kind %s, expected prompt", s->name, record_kind_name(s->kind));
+    for (int64_t i = 0; i < s->count; i++) {
+        if (!shard_record(s, i, &r, &e)) die("%s", e.text);
+        for (int32_t k = 0; k < r.count; k++) token_list_append(&items->ids, r.tokens[k]);
+        json_t *row = json_object();
+        json_object_set_new(row, "prompt",
+                            *r.text ? json_string(r.text) : inference_json_text(&model, r.tokens, r.count, true));
+        if (*r.task) json_object_set_new(row, "task", json_string(r.task));
+        if (*r.answer) json_object_set_new(row, "answer", json_string(r.answer));
+        if (*r.fields) json_object_set_new(row, "fields", json_loads(r.fields, 0, NULL));
+        if (!items_add(items, row, &e)) die("%s: record %lld: %s", s->name, (long long)i, e.text);
+    }
+    record_free(&r);
+}
+
+/* One line of JSON: a prompt, or messages up to the last answer. */
+static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
+    const Rows fields = {.prompt = "prompt", .messages = "messages", .system = o.system};
+    Error inner;
+    json_t *messages = row_get_messages(&fields, row), *prompt = row_get(row, "prompt");
+    RowMessages m = {0};
+    if (!messages && !prompt) return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
+    if (messages && !json_is_array(messages))
+        return jsonl_error(j, "messages", e, "is %s, expected a list of messages", jsonl_type(messages));
+    bool ok = row_prompt(&fields, j, messages ? messages : prompt, messages ? "messages" : "prompt", &m, e);
+    const int count = m.count - (messages && m.count && !strcmp(m.items[m.count - 1].role, "assistant"));
+    if (ok && count <= (o.system != NULL)) ok = jsonl_error(j, "messages", e, "has nothing before the answer");
+    if (ok && !encode(m.items, count, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    row_messages_free(&m);
+    return ok;
+}
+
+static void add_jsonl(Items *items, const DataFile *f) {
+    Error e;
+    json_t *row;
+    Jsonl j = {.limit = JSONL_LINE_MAX};
+    int more;
+    if (!data_file_reader(f, &j.in, &e)) die("%s", e.text);
+    j.name = f->name;
+    j.buffer = (char *)xmalloc(JSONL_BUFFER);
+    while ((more = jsonl_next(&j, &row, &e)) > 0)
+        if (!add_row(items, &j, row, &e)) die("%s", e.text);
+    if (more < 0) die("%s", e.text);
+    jsonl_close(&j);
+}
+
+static void add_lines(Items *items, const DataFile *f) {
+    Error e;
+    int64_t line = 0;
+    for (const char *at = f->bytes, *end = f->bytes + f->n; at < end;) {
+        const char *newline = (const char *)memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
+        size_t n = (size_t)(stop - at);
+        line++;
+        if (n && at[n - 1] == '\r') n--;
+        char *text = xstrndup(at, n);
+        if (n && (!encode_text(text, n, &items->ids, &e) || !items_add(items, json_pack("{s:s}", "prompt", text), &e)))
+            die("%s: line %lld: %s", f->name, (long long)line, e.text);
+        free(text);
+        at = stop + 1;
+    }
+}
+
+static void add_file(Items *items, DataFile *f, const Shard *shard) {
+    if (shard) {
+        add_shard(items, shard);
+    } else {
+        inference_need_tokenizer(&model);
+        if (f->n >= 3 && !memcmp(f->bytes, "\xEF\xBB\xBF", 3)) memmove(f->bytes, f->bytes + 3, (f->n -= 3) + 1);
+        const size_t blank = strspn(f->bytes, " \t\r\n");
+        if (f->bytes[blank] == '{') add_jsonl(items, f);
+        else add_lines(items, f);
+    }
+    if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it holds no prompts");
+}
+
+static bool write_completion(Writer *w, json_t *item, int64_t sample, const Completion *c, Error *e) {
+    json_t *row = json_copy(item), *tokens = json_array();
+    double logprob = 0;
+    for (int32_t i = 0; i < c->count; i++) {
+        logprob += c->logp[i];
+        json_array_append_new(tokens, json_integer(c->tokens[i]));
+    }
+    if (o.samples > 1) json_object_set_new(row, "sample", json_integer(sample));
+    json_object_set_new(row, "completion", inference_json_text(&model, c->tokens, c->count - c->finished, false));
+    json_object_set_new(row, "tokens", tokens);
+    json_object_set_new(row, "finished", json_boolean(c->finished));
+    json_object_set_new(row, "logprob", json_real(logprob));
+    const bool ok = json_line(w, row, e);
+    json_decref(row);
+    return ok;
+}
+
+/* Completes prompts [first, first + count) and writes their lines. */
+static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t first, int64_t count, Error *e) {
+    const int64_t n = o.samples;
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)count, sizeof *q);
+    Completion *out = (Completion *)xcalloc((size_t)(count * n), sizeof *out);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t start = items->start[first + i];
+        q[i] = (RolloutRequest){.prompt = items->ids.ids + start,
+                                .prompt_len = (int32_t)(items->start[first + i + 1] - start),
+                                .samples = (int32_t)n,
+                                .id = (uint64_t)((first + i) * n),
+                                .out = out + i * n};
+    }
+    bool ok = rollout_run(engine, &sampling, q, count, NULL, NULL, e);
+    for (int64_t i = 0; i < count * n; i++) {
+        ok = ok && write_completion(w, items->row[first + i / n], i % n, &out[i], e);
+        completion_free(&out[i]);
+    }
+    free(q), free(out);
+    return ok && (w->zstd || w->temporary || writer_flush(w, e)); /* a pipe gets its lines at once */
+}
+
+static void many_prompts(const Items *items) {
+    Error e;
+    Writer w;
+    Rollout engine;
+    const int64_t all = items->count * o.samples, most = o.samples > o.s.slots ? o.samples : o.s.slots;
+    const int32_t context = model.model.config.context;
+    const int slots = (int)(all < o.s.slots ? all : o.s.slots);
+    inference_few_threads(&model, slots);
+    const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    const int64_t drawable = rollout_rows(slots, items->longest) - slots;
+    if (o.samples > drawable)
+        usage_error("-n/--num-samples: %lld of one prompt, at most %lld can be drawn at once with --slots %d",
+                    (long long)o.samples, (long long)drawable, slots);
+    if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
+    if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
+        writer_abort(&w);
+        die("%s; lower --slots", e.text);
+    }
+    const double start = program_seconds();
+    const int64_t chunk = 4 * most / o.samples;
+    int64_t done = 0;
+    while (done < items->count && !program_stopping()) {
+        const int64_t n = items->count - done < chunk ? items->count - done : chunk;
+        if (!complete(&engine, &w, items, done, n, &e)) {
+            writer_abort(&w);
+            die("%s", e.text);
+        }
+        done += n;
+        if (isatty(STDERR_FILENO) && o.output)
+            fprintf(stderr, "\r%lld of %lld prompts, %.0f tok/s\033[K", (long long)done, (long long)items->count,
+                    (double)engine.tokens / (program_seconds() - start));
+    }
+    if (!writer_commit(&w, &e)) die("%s", e.text);
+    const double seconds = program_seconds() - start;
+    if (o.input)
+        fprintf(stderr, "%s%lld prompts, %lld completions, %lld tokens in %.2f s, %.0f tok/s\n",
+                isatty(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, (long long)(done * o.samples),
+                (long long)engine.tokens, seconds, (double)engine.tokens / seconds);
+    rollout_free(&engine);
+    if (done < items->count)
+        die("stopped by a signal after %lld of %lld prompts; their lines are written", (long long)done,
+            (long long)items->count);
+}
+
+/* ---- chat ------------------------------------------------------------------------------------------------------ */
+
+typedef struct Chat {
+    ChatMessage *messages; /* contents are owned */
+    int count, capacity;
+    int kept; /* the system message stays: 0 or 1 */
+} Chat;
+
+static void chat_add(Chat *c, const char *role, const char *content) {
+    if (c->count == c->capacity) {
+        c->capacity = 2 * c->capacity + 8;
+        c->messages = (ChatMessage *)xrealloc(c->messages, (size_t)c->capacity, sizeof *c->messages);
+    }
+    c->messages[c->count++] = (ChatMessage){role, xstrdup(content)};
+}
+
+/* Removes n messages, from `first` on. */
+static void chat_remove(Chat *c, int first, int n) {
+    for (int i = first; i < first + n; i++) free((char *)c->messages[i].content);
+    memmove(c->messages + first, c->messages + first + n, (size_t)(c->count - first - n) * sizeof *c->messages);
+    c->count -= n;
+}
+
+/* The conversation as tokens, without its oldest turns where it would leave too little room for an answer. False: the
+ * last message alone is too long. */
+static bool chat_tokens(Chat *c, int32_t context, TokenList *ids, Error *e) {
+    const int64_t room = o.s.max_new < context / 4 ? o.s.max_new : context / 4;
+    int dropped = 0;
+    for (;;) {
+        ids->count = 0;
+        if (!encode(c->messages, c->count, ids, e)) return false;
+        if (ids->count + (room > 1 ? room : 1) <= context) break;
+        if (c->count - c->kept < 3) { /* one message: it goes with as much room as it leaves */
+            if (!check_length(ids->count, e)) return false;
+            break;
+        }
+        chat_remove(c, c->kept, 2), dropped += 2;
+    }
+    if (dropped)
+        fprintf(stderr,
+                "[the conversation is longer than the context of %d tokens: the oldest %d messages are forgotten]\n",
+                context, dropped);
+    return true;
+}
+
+/* While the program waits for a line a signal ends the wait; else it only asks the answer to stop. */
+static void chat_signals(bool waiting) {
+    struct sigaction stop = {.sa_handler = program_on_signal, .sa_flags = waiting ? 0 : SA_RESTART};
+    sigemptyset(&stop.sa_mask);
+    sigaction(SIGINT, &stop, NULL), sigaction(SIGTERM, &stop, NULL);
+}
+
+/* Reads a line without its newline; -1 at the end of the input or where a signal asked to end. Ctrl-C begins a new
+ * line. */
+static ssize_t chat_read(char **line, size_t *size) {
+    const bool terminal = isatty(STDIN_FILENO);
+    for (;;) {
+        if (terminal) fputs("> ", stderr);
+        chat_signals(true);
+        errno = 0;
+        ssize_t n = getline(line, size, stdin);
+        const bool interrupted = n < 0 && errno == EINTR;
+        chat_signals(false);
+        if (program_stopping() && *program_signal() != SIGINT) return -1;
+        if (interrupted) {
+            *program_signal() = 0;
+            clearerr(stdin);
+            fputs("\n[Ctrl-D ends]\n", stderr);
+            continue;
+        }
+        if (n < 0 && ferror(stdin)) die("standard input: cannot read: %s", strerror(errno));
+        if (n < 0) {
+            if (terminal) fputc('\n', stderr);
+            return -1;
+        }
+        if (n && (*line)[n - 1] == '\n') (*line)[--n] = 0;
+        if (n && (*line)[n - 1] == '\r') (*line)[--n] = 0;
+        return n;
+    }
+}
+
+/* The answer to the conversation, printed and added to it. */
+static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
+    Error e;
+    Printer p = {.terminal = isatty(STDOUT_FILENO)};
+    TextBuffer said = {0};
+    bool finished;
+    if (!chat_tokens(c, s->capacity, ids, &e)) {
+        fprintf(stderr, "[%s]\n", e.text);
+        chat_remove(c, c->count - 1, 1);
+        return;
+    }
+    sequence_set(s, ids->ids, ids->count);
+    text_clear(&said);
+    const int64_t n = answer(s, turn, &p, &said, &finished);
+    text_string(&p.waiting, "\n");
+    printer_flush(&p, true);
+    if (*program_signal() == SIGINT) {
+        *program_signal() = 0;
+        fputs("[stopped]\n", stderr);
+    } else if (!finished && !program_stopping())
+        fprintf(stderr, "[cut after %lld tokens: %s]\n", (long long)n,
+                n < sampling.max_new ? "the context is full" : "--max-new-tokens");
+    chat_add(c, "assistant", said.text);
+    text_free(&said), text_free(&p.waiting);
+}
+
+static void chat(void) {
+    Error e;
+    Chat c = {.kept = o.system != NULL};
+    Sequence s;
+    TokenList ids = {0};
+    char *line = NULL;
+    size_t size = 0;
+    ssize_t n;
+    if (!sequence_new(&s, &model.model, model.model.config.context, &e)) die("%s", e.text);
+    if (!chat_find_section(&model.text.chat, "user", &e)) die("%s", e.text);
+    if (o.system && !chat_find_section(&model.text.chat, "system", &e)) die("--system: %s", e.text);
+    if (o.system) chat_add(&c, "system", o.system);
+    for (uint64_t turn = 0; !program_stopping() && (n = chat_read(&line, &size)) >= 0;) {
+        if (!n) continue;
+        if (!strcmp(line, "/reset")) {
+            chat_remove(&c, c.kept, c.count - c.kept);
+            fputs("[the conversation is forgotten]\n", stderr);
+        } else if (!check_text(line, (size_t)n, &e)) fprintf(stderr, "[%s]\n", e.text);
+        else {
+            chat_add(&c, "user", line);
+            chat_turn(&c, &s, &ids, turn++);
+        }
+    }
+    chat_remove(&c, 0, c.count);
+    free(c.messages), free(line);
+    token_list_free(&ids), sequence_free(&s);
+}
+
+/* ---- the program ----------------------------------------------------------------------------------------------- */
+
+/* The words of the command line, or standard input, as one text. */
+static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
+    Error e;
+    text_clear(text);
+    if (argc == first + 1 && !strcmp(argv[first], "-")) {
+        size_t n;
+        char *input = file_slurp("-", TOKENIZER_TEXT_MAX - 1, &n, &e);
+        if (!input) die("%s", e.text);
+        text_append(text, input, n && input[n - 1] == '\n' ? n - 1 : n);
+        free(input);
+    } else
+        for (int i = first; i < argc; i++) text_format(text, i > first ? " %s" : "%s", argv[i]);
+}
+
+static void check_usage(int argc, char **argv, int first) {
+    const bool words = first < argc, standard = argc == first + 1 && !strcmp(argv[first], "-");
+    if (!o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
+    if (words + o.chat + (o.input != NULL) > 1) usage_error("a prompt, -i/--input and --chat: give one of them");
+    if (!words && !o.chat && !o.input) usage_error("which prompt? give words, -, -i/--input FILE or --chat");
+    if (!strcmp(o.m.checkpoint, "-") && (standard || o.chat || (o.input && !strcmp(o.input, "-"))))
+        usage_error("-c -: standard input holds the model and cannot hold prompts as well");
+    if (o.chat && o.raw) usage_error("--chat and --raw: give one of them");
+    if (o.chat && (o.output || o.json || o.echo || o.samples > 1))
+        usage_error("--chat: takes none of -o, --json, --echo and -n");
+    if (o.echo && (o.input || o.output || o.json || o.samples > 1))
+        usage_error("--echo: JSON lines hold the prompt already");
+    if (o.system && o.raw) usage_error("--system and --raw: give one of them");
+    if (o.system && utf8_valid(o.system, strlen(o.system)) < strlen(o.system)) usage_error("--system: it is not UTF-8");
+}
+
+int main(int argc, char **argv) {
+    Error e;
+    o.s = sampling_options(0.8, 256);
+    o.samples = 1;
+    const int first = options_parse(options, &about, argc, argv);
+    check_usage(argc, argv, first);
+    program_start();
+    const double start = program_seconds();
+
+    DataFile file = {0};
+    Shard shard = {0};
+    bool is_shard = false;
+    if (o.input) {
+        if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
+        is_shard = file.magic == MAGIC_RECORDS;
+        if (!is_shard && magic_name(file.magic))
+            die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, magic_name(file.magic));
+        if (is_shard && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
+        if (is_shard && (o.system || o.raw)) usage_error("--system and --raw: a shard's prompts are tokens already");
+    }
+    inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
+    if (!is_shard) inference_need_tokenizer(&model);
+    sampling = inference_sampling(&model, &o.s);
+    if (model.text.present) sampling_add_stop(&sampling, model.text.tokenizer.eos);
+
+    const bool many = o.input || o.output || o.json || o.samples > 1;
+    if (!many) inference_few_threads(&model, 1);
+    if (o.chat) chat();
+    else {
+        Items items = {0};
+        TextBuffer text = {0};
+        if (o.input) add_file(&items, &file, is_shard ? &shard : NULL);
+        else {
+            read_prompt(argc, argv, first, &text);
+            if (!encode_text(text.text, text.length, &items.ids, &e) ||
+                !items_add(&items, json_pack("{s:s}", "prompt", text.text), &e))
+                die("%s", e.text);
+        }
+        if (many) many_prompts(&items);
+        else one_prompt(&items.ids, start);
+        items_free(&items), text_free(&text);
+    }
+    if (is_shard) shard_close(&shard);
+    data_file_close(&file);
+    inference_close(&model);
+    return 0;
+}

@@ -1,0 +1,901 @@
+/* The model against PyTorch's GPT2LMHeadModel (golden values: dev/golden_gpt2.py), its own finite differences, and the
+ * equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "../llmc/cpu.h"
+#include "../llmc/model_file.h"
+#include "../llmc/pack.h"
+#include "golden.h"
+
+static const Backend *B;
+static Device *D;
+
+/* ==== What the tests share ==== */
+
+static GPT2 random_model(GPT2Config c, uint64_t seed, double amplitude) {
+    Error e;
+    GPT2 m;
+    if (!gpt2_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
+    Random r = random_start(seed, 0);
+    float *host = xmalloc(m.parameters * sizeof *host);
+    for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(amplitude * random_normal(&r));
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) /* layernorms around 1 */
+        for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
+    B->weights_upload(D, m.weights, host, m.parameters);
+    free(host);
+    return m;
+}
+
+static GPT2Config small_config(int kv_heads, int value_head) {
+    GPT2Config c = gpt2_config(2, 4, 24, 37, 20);
+    c.kv_heads = kv_heads, c.value_head = value_head;
+    return c;
+}
+
+static float *gradients(const GPT2 *m) {
+    float *g = xmalloc(m->parameters * sizeof *g);
+    B->download(D, g, m->grads, m->parameters * sizeof *g);
+    return g;
+}
+
+/* A batch, and a loss over it: sum_r w logp + u entropy + q value. */
+typedef struct Problem {
+    Batch batch;
+    float *w, *u, *q;
+    float temperature;
+} Problem;
+
+static void problem_weights(Problem *p, uint64_t seed) {
+    Random r = random_start(seed, 9);
+    const size_t n = (size_t)p->batch.targets;
+    p->w = xmalloc(n * sizeof(float)), p->u = xmalloc(n * sizeof(float)), p->q = xmalloc(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        p->w[i] = (float)random_normal(&r);
+        p->u[i] = (float)(0.5 * random_normal(&r));
+        p->q[i] = (float)random_normal(&r);
+    }
+}
+
+static void problem_free(Problem *p) { batch_free(&p->batch), free(p->w), free(p->u), free(p->q); }
+
+static void random_tokens(Random *r, int32_t *tokens, int n, int vocab) {
+    for (int i = 0; i < n; i++) tokens[i] = (int32_t)random_below(r, (uint64_t)vocab);
+}
+
+/* Lone sequences and families of a prompt with answers, of all lengths; one answer of a single token. */
+static Problem mixed_problem(uint64_t seed, int vocab) {
+    Problem p = {.batch = batch_new(200, 200, 40), .temperature = 0.8f};
+    Random r = random_start(seed, 1);
+    int32_t t[32];
+    for (int i = 0; i < 3; i++) {
+        const int n = 2 + (int)random_below(&r, 12);
+        random_tokens(&r, t, n, vocab);
+        batch_sequence(&p.batch, t, NULL, n);
+        random_tokens(&r, t, 6, vocab);
+        const int prompt = batch_segment(&p.batch, t, 6, 0, -1);
+        for (int k = 0; k < 3; k++) {
+            random_tokens(&r, t, 10, vocab);
+            batch_completion(&p.batch, prompt, t, k == 1 ? 1 : 3 + 2 * k + i);
+        }
+    }
+    problem_weights(&p, seed);
+    return p;
+}
+
+static Workspace train_workspace(const GPT2 *m, const Batch *b, int recompute) {
+    Error e;
+    Workspace w;
+    if (!workspace_new(&w, m, b->rows_max, b->targets_max, b->segments_max, true, recompute, &e))
+        fail_msg("%s", e.text);
+    return w;
+}
+
+/* The loss, in double over what the model gives. */
+static double loss_of(const GPT2 *m, const Workspace *w, const Problem *p) {
+    const size_t n = (size_t)p->batch.targets;
+    float *logp = xcalloc(n, sizeof(float)), *entropy = xcalloc(n, sizeof(float)), *value = xcalloc(n, sizeof(float));
+    const GPT2Output out = {.logp = logp, .entropy = entropy, .value = m->config.value_head ? value : NULL};
+    gpt2_forward(m, w, &p->batch, p->temperature, &out);
+    double loss = 0;
+    for (size_t i = 0; i < n; i++)
+        loss += (double)p->w[i] * logp[i] + (double)p->u[i] * entropy[i] + (double)p->q[i] * value[i];
+    free(logp), free(entropy), free(value);
+    return loss;
+}
+
+static double loss_and_gradient(GPT2 *m, const Workspace *w, const Problem *p) {
+    const double loss = loss_of(m, w, p);
+    gpt2_backward(m, w, &p->batch, p->temperature, p->w, p->u, m->config.value_head ? p->q : NULL);
+    return loss;
+}
+
+/* Each tensor of `got` within `relative` of `want`, relative to the tensor's largest. */
+static void check_gradients(const GPT2 *m, const float *got, const float *want, double relative, const char *what) {
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        const TensorInfo *t = &m->tensor[i];
+        for (size_t l = 0; l < t->layers && t->size; l++) {
+            const size_t n = t->rows * t->columns, at = t->offset + l * n;
+            double most = 0, worst = 0;
+            for (size_t k = at; k < at + n; k++) {
+                const double difference = fabs((double)got[k] - want[k]);
+                most = fmax(most, fabs(want[k])), worst = difference <= worst ? worst : difference;
+            }
+            if (!(worst <= relative * most + 1e-30) || isnan(worst))
+                fail_msg("%s: gradient of %s, layer %zu, is off by %g of %g", what, t->name, l, worst, most);
+        }
+    }
+}
+
+/* ==== Golden values ==== */
+
+typedef struct GoldenModel {
+    GPT2 m;
+    ModelFile file;
+    Golden forward, adamw;
+    Batch batch; /* all sequences as segments of one batch, a target for each row */
+    const double *target;
+    int rows;
+} GoldenModel;
+
+static GoldenModel golden_model(void) {
+    Error e;
+    GoldenModel g;
+    if (!model_load(&g.m, &g.file, "tests/golden/gpt2_tiny.bin", NULL, false, B, D, true, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    FILE *f = golden_open("gpt2_tiny.txt");
+    assert_true(golden_next(f, &g.forward) && golden_next(f, &g.adamw));
+    fclose(f);
+    const double *length = golden(&g.forward, "length"), *token = golden(&g.forward, "token");
+    g.rows = golden_count(&g.forward, "token"), g.target = golden(&g.forward, "target");
+    const int sequences = golden_count(&g.forward, "length");
+    g.batch = batch_new(g.rows, g.rows, sequences);
+    for (int s = 0, at = 0; s < sequences; s++) {
+        int32_t t[64];
+        for (int i = 0; i < (int)length[s]; i++) t[i] = (int32_t)token[at + i];
+        batch_segment(&g.batch, t, (int32_t)length[s], 0, -1);
+        for (int i = 0; i < (int)length[s]; i++, at++) batch_target(&g.batch, at, (int32_t)g.target[at]);
+    }
+    return g;
+}
+
+static void golden_model_free(GoldenModel *g) {
+    gpt2_free(&g->m), model_file_free(&g->file), golden_free(&g->forward), golden_free(&g->adamw),
+        batch_free(&g->batch);
+}
+
+static void check_close(const char *what, const float *got, const double *want, int n, double tolerance) {
+    for (int i = 0; i < n; i++)
+        if (!(fabs(got[i] - want[i]) <= tolerance))
+            fail_msg("%s[%d] is %.9g, PyTorch has %.9g", what, i, got[i], want[i]);
+}
+
+static void test_golden_forward(void **state) {
+    (void)state;
+    Error e;
+    GoldenModel g = golden_model();
+    const GPT2Config *c = &g.m.config;
+    assert_true(c->layers == 3 && c->heads == 4 && c->width == 32 && c->vocab == 67 && c->context == 24 &&
+                c->padded_vocab == 128);
+    const int V = c->vocab, R = g.rows, first = (int)golden(&g.forward, "length")[0];
+    float *logp = xmalloc((size_t)R * 4), *entropy = xmalloc((size_t)R * 4), *logits = xmalloc((size_t)(R * V) * 4);
+    int32_t *argmax = xmalloc((size_t)R * 4);
+    for (int train = 0; train < 2; train++) { /* activations kept, and one layer's for all */
+        Workspace w;
+        assert_true(workspace_new(&w, &g.m, R, R, 8, train, 0, &e));
+        const GPT2Output out = {.logp = logp, .entropy = entropy, .argmax = argmax};
+        gpt2_forward(&g.m, &w, &g.batch, 1, &out);
+        check_close("logp", logp, golden(&g.forward, "logp"), R, 1e-5);
+        check_close("entropy", entropy, golden(&g.forward, "entropy"), R, 1e-5);
+        assert_true(gpt2_logits(&g.m, &w, &g.batch, logits, &e));
+        assert_int_equal(golden_count(&g.forward, "logits"), first * V);
+        check_close("logits", logits, golden(&g.forward, "logits"), first * V, 1e-5);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) assert_true(logits[r * V + v] <= logits[r * V + argmax[r]]);
+        gpt2_forward(&g.m, &w, &g.batch, (float)golden(&g.forward, "temperature")[0], &out);
+        check_close("logp_t", logp, golden(&g.forward, "logp_t"), R, 1e-5);
+        check_close("entropy_t", entropy, golden(&g.forward, "entropy_t"), R, 1e-5);
+        workspace_free(&w, &g.m);
+    }
+    free(logp), free(entropy), free(logits), free(argmax);
+    golden_model_free(&g);
+}
+
+static void test_golden_gradient(void **state) {
+    (void)state;
+    GoldenModel g = golden_model();
+    FILE *f = fopen("tests/golden/gpt2_tiny_grad.bin", "rb");
+    assert_non_null(f);
+    float *want = xcalloc(g.m.parameters + 1, sizeof *want);
+    assert_int_equal(fread(want, sizeof *want, g.m.parameters + 1, f), g.m.parameters);
+    fclose(f);
+    Problem p = {
+        .batch = g.batch, .w = golden_floats(&g.forward, "w"), .u = golden_floats(&g.forward, "u"), .temperature = 1};
+    p.q = xcalloc((size_t)g.rows, sizeof(float));
+    for (int recompute = 0; recompute < 3; recompute++) {
+        Workspace w = train_workspace(&g.m, &g.batch, recompute);
+        gpt2_zero_grads(&g.m);
+        const double loss = loss_and_gradient(&g.m, &w, &p), golden_loss = golden(&g.forward, "loss")[0];
+        assert_true(fabs(loss - golden_loss) < 1e-5 * g.rows);
+        float *got = gradients(&g.m);
+        check_gradients(&g.m, got, want, 1e-4, "golden");
+        const double norm = sqrt(B->square_sum(D, g.m.grads, g.m.parameters));
+        assert_true(fabs(norm / golden(&g.forward, "norm")[0] - 1) < 1e-5);
+        free(got);
+        workspace_free(&w, &g.m);
+    }
+    free(want), free(p.w), free(p.u), free(p.q);
+    golden_model_free(&g);
+}
+
+static void test_golden_adamw(void **state) {
+    (void)state;
+    Error e;
+    GoldenModel g = golden_model();
+    Workspace w = train_workspace(&g.m, &g.batch, 0);
+    Optimizer o;
+    assert_true(optimizer_new(&o, &g.m, &e));
+    o.beta1 = golden(&g.adamw, "beta1")[0], o.beta2 = golden(&g.adamw, "beta2")[0], o.eps = golden(&g.adamw, "eps")[0];
+    o.weight_decay = golden(&g.adamw, "weight_decay")[0], o.max_grad_norm = golden(&g.adamw, "clip")[0];
+    const double *length = golden(&g.forward, "length");
+    float *dlogp = xcalloc((size_t)g.rows, sizeof *dlogp), *logp = xcalloc((size_t)g.rows, sizeof *logp);
+    int n = g.rows - golden_count(&g.forward, "length");
+    for (int i = 0; i < g.rows; i++) dlogp[i] = -1.0f / (float)n;
+    for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) at += (int)length[s], dlogp[at - 1] = 0;
+    for (int step = 0; step <= 10; step++) {
+        const GPT2Output out = {.logp = logp};
+        gpt2_forward_backward(&g.m, &w, &g.batch, 1, dlogp, &out);
+        double loss = 0;
+        for (int i = 0; i < g.rows; i++) loss += (double)dlogp[i] * logp[i];
+        if (!(fabs(loss - golden(&g.adamw, "loss")[step]) < 2e-5))
+            fail_msg("step %d: loss %.9g, PyTorch has %.9g", step, loss, golden(&g.adamw, "loss")[step]);
+        if (step == 10) break;
+        const OptimizerResult r = optimizer_step(&o, &g.m, golden(&g.adamw, "lr")[0]);
+        assert_false(r.skipped);
+        assert_true(fabs(r.grad_norm / golden(&g.adamw, "grad_norm")[step] - 1) < 1e-4);
+        const double norm = sqrt(B->square_sum(D, (const Floats *)g.m.weights, g.m.parameters));
+        assert_true(fabs(norm / golden(&g.adamw, "weight_norm")[step] - 1) < 1e-6);
+        assert_true(B->square_sum(D, g.m.grads, g.m.parameters) == 0);
+    }
+    assert_int_equal(o.step, 10);
+    free(dlogp), free(logp);
+    optimizer_free(&o, &g.m), workspace_free(&w, &g.m), golden_model_free(&g);
+}
+
+/* ==== Finite differences ==== */
+
+/* d loss / dh at weights + h direction of tensor t, layer l, by a central difference of fourth order. */
+static double slope_along(GPT2 *m, const Workspace *w, const Problem *p, const float *weights, const float *direction,
+                          size_t at, size_t n, double h) {
+    static const double place[4] = {1, -1, 2, -2}, share[4] = {8, -8, -1, 1};
+    float *moved = xmalloc(n * sizeof *moved);
+    double slope = 0;
+    for (int k = 0; k < 4; k++) {
+        for (size_t i = 0; i < n; i++) moved[i] = weights[at + i] + (float)(h * place[k] * direction[i]);
+        B->weights_upload(D, weights_at(B, m->weights, at), moved, n);
+        slope += share[k] * loss_of(m, w, p) / (12 * h);
+    }
+    B->weights_upload(D, weights_at(B, m->weights, at), weights + at, n);
+    free(moved);
+    return slope;
+}
+
+/* Every tensor of every layer, along its gradient and along random directions. */
+static void check_differences(GPT2Config c, int recompute, uint64_t seed) {
+    GPT2 m = random_model(c, seed, 0.2);
+    Problem p = mixed_problem(seed, c.vocab);
+    Workspace w = train_workspace(&m, &p.batch, recompute);
+    float *weights = xmalloc(m.parameters * sizeof *weights);
+    B->weights_download(D, weights, m.weights, m.parameters);
+    loss_and_gradient(&m, &w, &p);
+    float *g = gradients(&m), *direction = xmalloc(m.parameters * sizeof *direction);
+    Random r = random_start(seed, 5);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        const TensorInfo *t = &m.tensor[i];
+        if (!t->size) continue;
+        const size_t n = t->rows * t->columns, used = i == GPT2_wte ? (size_t)(c.vocab * c.width) : n;
+        for (size_t l = 0; l < t->layers; l++)
+            for (int way = 0; way < 3; way++) {
+                const size_t at = t->offset + l * n;
+                double norm = 0, g_norm = 0, expected = 0;
+                for (size_t k = 0; k < n; k++) {
+                    direction[k] = k >= used ? 0 : way ? (float)random_normal(&r) : g[at + k];
+                    norm += (double)direction[k] * direction[k], g_norm += (double)g[at + k] * g[at + k];
+                }
+                for (size_t k = 0; k < n; k++) {
+                    direction[k] = (float)(direction[k] / sqrt(norm));
+                    expected += (double)direction[k] * g[at + k];
+                }
+                assert_true(g_norm > 0);
+                const double slope = slope_along(&m, &w, &p, weights, direction, at, n, 0.02);
+                if (!(fabs(slope - expected) < 2e-3 * sqrt(g_norm) + 2e-4))
+                    fail_msg("%s, layer %zu, %s: slope %g, gradient %g (its norm is %g)", t->name, l,
+                             way ? "random" : "along the gradient", slope, expected, sqrt(g_norm));
+            }
+    }
+    for (size_t k = (size_t)(c.vocab * c.width); k < m.tensor[GPT2_wte].size; k++) assert_true(g[k] == 0); /* padding */
+    free(weights), free(g), free(direction);
+    problem_free(&p), workspace_free(&w, &m), gpt2_free(&m);
+}
+
+static void test_differences(void **state) {
+    (void)state;
+    check_differences(small_config(4, 1), 0, 31);
+}
+
+static void test_differences_grouped(void **state) {
+    (void)state;
+    GPT2Config c = small_config(2, 1);
+    c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
+    check_differences(c, 1, 32);
+    c = small_config(1, 0);
+    c.layers = 1, c.hidden = 8; /* narrower than q, k and v: the widest activation is theirs */
+    check_differences(c, 2, 33);
+}
+
+/* ==== Equalities ==== */
+
+static void test_recompute(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(2, 1), 41, 0.2);
+    Problem p = mixed_problem(41, m.config.vocab);
+    float *want = NULL;
+    double loss = 0;
+    for (int recompute = 0; recompute < 3; recompute++) {
+        Workspace w = train_workspace(&m, &p.batch, recompute);
+        gpt2_zero_grads(&m);
+        const double this = loss_and_gradient(&m, &w, &p);
+        float *g = gradients(&m);
+        if (!want) want = g, loss = this;
+        else {
+            assert_true(this == loss);
+            assert_memory_equal(g, want, m.parameters * sizeof *g); /* the same operations on the same numbers */
+            free(g);
+        }
+        workspace_free(&w, &m);
+    }
+    free(want), problem_free(&p), gpt2_free(&m);
+}
+
+/* Each sequence alone in a batch gives what it gave among others. */
+static void test_packed_alone(void **state) {
+    (void)state;
+    enum { SEQUENCES = 6 };
+    GPT2 m = random_model(small_config(4, 1), 42, 0.2);
+    Problem p = {.batch = batch_new(150, 150, SEQUENCES), .temperature = 1};
+    Random r = random_start(42, 0);
+    int32_t token[SEQUENCES][20];
+    static const int length[SEQUENCES] = {20, 2, 13, 1, 7, 20};
+    for (int s = 0; s < SEQUENCES; s++) {
+        random_tokens(&r, token[s], length[s], m.config.vocab);
+        assert_int_equal(batch_sequence(&p.batch, token[s], NULL, length[s]), length[s] - 1);
+    }
+    problem_weights(&p, 42);
+    Workspace w = train_workspace(&m, &p.batch, 0);
+    float logp[150], value[150], alone_logp[20], alone_value[20];
+    gpt2_forward(&m, &w, &p.batch, 1, &(GPT2Output){.logp = logp, .value = value});
+    loss_and_gradient(&m, &w, &p);
+    float *together = gradients(&m);
+    gpt2_zero_grads(&m);
+    for (int s = 0, at = 0; s < SEQUENCES; at += length[s++] - 1) {
+        Problem one = {.batch = batch_new(20, 20, 1), .w = p.w + at, .u = p.u + at, .q = p.q + at, .temperature = 1};
+        batch_sequence(&one.batch, token[s], NULL, length[s]);
+        gpt2_forward(&m, &w, &one.batch, 1, &(GPT2Output){.logp = alone_logp, .value = alone_value});
+        for (int i = 0; i < length[s] - 1; i++)
+            assert_true(fabs(alone_logp[i] - logp[at + i]) < 4e-6 && fabs(alone_value[i] - value[at + i]) < 4e-6);
+        loss_and_gradient(&m, &w, &one); /* micro-batches add up */
+        batch_free(&one.batch);
+    }
+    float *apart = gradients(&m);
+    check_gradients(&m, apart, together, 1e-5, "micro-batches");
+    free(together), free(apart);
+    problem_free(&p), workspace_free(&w, &m), gpt2_free(&m);
+}
+
+/* A prompt shared by its answers against a full copy for each of them: outputs and gradients. */
+static void test_shared_prefix(void **state) {
+    (void)state;
+    enum { PROMPT = 9, ANSWERS = 5, FAMILIES = 2 };
+    GPT2 m = random_model(small_config(2, 1), 43, 0.2);
+    Problem shared = {.batch = batch_new(200, 100, 40), .temperature = 1.3f}, copies = shared;
+    copies.batch = batch_new(300, 100, 40);
+    Random r = random_start(43, 0);
+    for (int f = 0; f < FAMILIES; f++) {
+        int32_t t[PROMPT + 11];
+        random_tokens(&r, t, PROMPT, m.config.vocab);
+        const int prompt = batch_segment(&shared.batch, t, PROMPT, 0, -1);
+        for (int k = 0; k < ANSWERS; k++) {
+            static const int length[ANSWERS] = {1, 11, 4, 2, 8};
+            uint8_t mask[PROMPT + 11];
+            for (int i = 0; i < PROMPT + length[k]; i++) mask[i] = i >= PROMPT;
+            random_tokens(&r, t + PROMPT, length[k], m.config.vocab);
+            batch_completion(&shared.batch, prompt, t + PROMPT, length[k]);
+            assert_int_equal(batch_sequence(&copies.batch, t, mask, PROMPT + length[k]), length[k]);
+        }
+    }
+    assert_int_equal(shared.batch.targets, copies.batch.targets);
+    problem_weights(&shared, 43), problem_weights(&copies, 43);
+    Workspace ws = train_workspace(&m, &shared.batch, 0), wc = train_workspace(&m, &copies.batch, 0);
+    float logp[2][100], entropy[2][100], value[2][100];
+    gpt2_forward(&m, &ws, &shared.batch, 1.3f,
+                 &(GPT2Output){.logp = logp[0], .entropy = entropy[0], .value = value[0]});
+    gpt2_forward(&m, &wc, &copies.batch, 1.3f,
+                 &(GPT2Output){.logp = logp[1], .entropy = entropy[1], .value = value[1]});
+    for (int i = 0; i < shared.batch.targets; i++) {
+        assert_true(fabs(logp[0][i] - logp[1][i]) < 4e-6);
+        assert_true(fabs(entropy[0][i] - entropy[1][i]) < 4e-6);
+        assert_true(fabs(value[0][i] - value[1][i]) < 4e-6);
+    }
+    loss_and_gradient(&m, &ws, &shared);
+    float *g = gradients(&m);
+    gpt2_zero_grads(&m);
+    loss_and_gradient(&m, &wc, &copies);
+    float *want = gradients(&m);
+    check_gradients(&m, g, want, 2e-5, "shared prefix");
+    free(g), free(want);
+    workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), gpt2_free(&m);
+}
+
+/* gpt2_forward_backward() is both; twice adds twice as much. */
+static void test_forward_backward(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(4, 0), 44, 0.2);
+    Problem p = mixed_problem(44, m.config.vocab);
+    Workspace w = train_workspace(&m, &p.batch, 0);
+    const size_t n = (size_t)p.batch.targets;
+    float *logp = xmalloc(n * 4), *again = xmalloc(n * 4), *entropy = xmalloc(n * 4);
+    gpt2_forward(&m, &w, &p.batch, 0.8f, &(GPT2Output){.logp = logp});
+    gpt2_backward(&m, &w, &p.batch, 0.8f, p.w, NULL, NULL);
+    float *apart = gradients(&m);
+    gpt2_zero_grads(&m);
+    gpt2_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(GPT2Output){.logp = again, .entropy = entropy});
+    assert_memory_equal(again, logp, n * 4);
+    for (size_t i = 0; i < n; i++) assert_true(entropy[i] > 0 && entropy[i] <= logf((float)m.config.vocab) + 1e-5f);
+    float *both = gradients(&m);
+    check_gradients(&m, both, apart, 1e-6, "forward_backward");
+    gpt2_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(GPT2Output){.logp = again});
+    float *twice = gradients(&m);
+    for (size_t i = 0; i < m.parameters; i++) both[i] *= 2;
+    check_gradients(&m, twice, both, 1e-5, "twice");
+    free(logp), free(again), free(entropy), free(apart), free(both), free(twice);
+    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+}
+
+/* A workspace that has held larger batches gives the same as a fresh one. */
+static void test_workspace_reuse(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(2, 1), 45, 0.2);
+    Problem large = mixed_problem(45, m.config.vocab), p = {.batch = batch_new(200, 200, 40), .temperature = 1};
+    int32_t t[5] = {1, 2, 3, 4, 5};
+    batch_sequence(&p.batch, t, NULL, 5);
+    problem_weights(&p, 1);
+    for (int recompute = 0; recompute < 3; recompute++) {
+        Workspace used = train_workspace(&m, &large.batch, recompute),
+                  fresh = train_workspace(&m, &large.batch, recompute);
+        loss_and_gradient(&m, &used, &large);
+        gpt2_zero_grads(&m);
+        const double a = loss_and_gradient(&m, &used, &p);
+        float *g = gradients(&m);
+        gpt2_zero_grads(&m);
+        const double b = loss_and_gradient(&m, &fresh, &p);
+        float *want = gradients(&m);
+        assert_true(a == b);
+        assert_memory_equal(g, want, m.parameters * sizeof *g);
+        free(g), free(want);
+        workspace_free(&used, &m), workspace_free(&fresh, &m);
+    }
+    problem_free(&large), problem_free(&p), gpt2_free(&m);
+}
+
+/* Rows without a target cost no head and no loss; a batch without any gives a zero gradient. */
+static void test_no_targets(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(4, 0), 46, 0.2);
+    Batch b = batch_new(32, 4, 2);
+    int32_t t[7] = {0, 1, 2, 3, 4, 5, 6};
+    batch_segment(&b, t, 7, 0, -1);
+    Workspace w = train_workspace(&m, &b, 0);
+    float none[1] = {0};
+    gpt2_forward(&m, &w, &b, 1, &(GPT2Output){.logp = none, .entropy = none});
+    gpt2_backward(&m, &w, &b, 1, none, none, NULL);
+    assert_true(B->square_sum(D, m.grads, m.parameters) == 0);
+    workspace_free(&w, &m), batch_free(&b), gpt2_free(&m);
+}
+
+/* ==== NEFTune ==== */
+
+static void test_neftune(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(4, 0), 47, 0.2);
+    Problem p = mixed_problem(47, m.config.vocab);
+    Workspace w = train_workspace(&m, &p.batch, 2);
+    float *scale = xcalloc((size_t)p.batch.rows, sizeof *scale);
+    const double plain = loss_of(&m, &w, &p);
+    w.noise_scale = scale, w.noise_seed = 1, w.noise_stream = RANDOM_NOISE;
+    assert_true(loss_of(&m, &w, &p) == plain); /* scale 0 */
+    for (int i = 0; i < p.batch.rows; i++) scale[i] = 0.3f;
+    const double noisy = loss_of(&m, &w, &p);
+    assert_true(fabs(noisy - plain) > 1e-3);
+    assert_true(loss_of(&m, &w, &p) == noisy);
+    w.noise_stream++;
+    assert_true(loss_of(&m, &w, &p) != noisy);
+    w.noise_stream--;
+    /* the gradient is that of the noisy loss: along itself, for the embeddings, which the noise is added to */
+    float *weights = xmalloc(m.parameters * sizeof *weights);
+    B->weights_download(D, weights, m.weights, m.parameters);
+    loss_and_gradient(&m, &w, &p);
+    float *g = gradients(&m);
+    const TensorInfo *t = &m.tensor[GPT2_wpe];
+    double norm = 0;
+    for (size_t i = 0; i < t->size; i++) norm += (double)g[t->offset + i] * g[t->offset + i];
+    float *direction = xmalloc(t->size * sizeof *direction);
+    for (size_t i = 0; i < t->size; i++) direction[i] = (float)(g[t->offset + i] / sqrt(norm));
+    const double slope = slope_along(&m, &w, &p, weights, direction, t->offset, t->size, 0.02);
+    assert_true(fabs(slope / sqrt(norm) - 1) < 2e-3);
+    free(scale), free(weights), free(g), free(direction);
+    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+}
+
+/* ==== bfloat16 ==== */
+
+/* Products in bfloat16 stay within what 8 bits of significand leave of the float32 result. */
+static void test_bf16(void **state) {
+    (void)state;
+    Error e;
+    Device *half;
+    if (!B->open(&half, DTYPE_BF16, &e)) {
+        print_message("             skipped: %s\n", e.text);
+        skip();
+    }
+    GPT2 m = random_model(small_config(2, 1), 48, 0.2);
+    Problem p = mixed_problem(48, m.config.vocab);
+    Workspace w = train_workspace(&m, &p.batch, 0);
+    const double loss = loss_and_gradient(&m, &w, &p);
+    float *want = gradients(&m);
+    gpt2_zero_grads(&m);
+    GPT2 other = m; /* the same weights in another arithmetic */
+    other.device = half;
+    const double loss_half = loss_and_gradient(&other, &w, &p);
+    float *g = gradients(&m);
+    assert_true(fabs(loss_half - loss) < 0.02 * p.batch.targets && loss_half != loss);
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < m.parameters; i++) difference += pow((double)g[i] - want[i], 2), norm += pow(want[i], 2);
+    assert_true(sqrt(difference / norm) < 0.02);
+    assert_true(gpt2_sync(&other, &e));
+    free(want), free(g);
+    B->close(half);
+    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+}
+
+/* ==== Memory ==== */
+
+static size_t counted;
+
+static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e) {
+    counted += bytes;
+    return backend_cpu()->alloc(d, bytes, what, e);
+}
+static void *failing_alloc(Device *d, size_t bytes, const char *what, Error *e) {
+    if (counted == 0) {
+        error_set(e, "out of memory: %zu bytes for %s", bytes, what);
+        return NULL;
+    }
+    counted--;
+    return backend_cpu()->alloc(d, bytes, what, e);
+}
+
+/* What is predicted is what is asked of the device, and no more of it is touched (the arena ends where it says). */
+static void test_memory(void **state) {
+    (void)state;
+    Error e;
+    Backend counting = *backend_cpu();
+    counting.alloc = counting_alloc;
+    GPT2Config c = small_config(2, 1);
+    counted = 0;
+    GPT2 m;
+    assert_true(gpt2_new(&m, &c, &counting, D, true, &e));
+    assert_int_equal(counted, gpt2_model_bytes(&c, &counting, true));
+    counted = 0;
+    GPT2 copy;
+    gpt2_init(&m, 1);
+    assert_true(gpt2_copy(&copy, &m, &e));
+    assert_int_equal(counted, gpt2_model_bytes(&c, &counting, false));
+    counted = 0;
+    Optimizer o;
+    assert_true(optimizer_new(&o, &m, &e));
+    assert_int_equal(counted, optimizer_bytes(&c, &counting));
+    counted = 0;
+    KVCache kv;
+    assert_true(kv_new(&kv, &m, 77, &e));
+    assert_int_equal(counted, kv_bytes(&c, &counting, 77));
+    kv_free(&kv, &m);
+    size_t before = SIZE_MAX;
+    for (int recompute = 0; recompute <= 3; recompute++) { /* 3: for inference */
+        Workspace w;
+        counted = 0;
+        assert_true(workspace_new(&w, &m, 100, 50, 9, recompute < 3, recompute % 3, &e));
+        assert_int_equal(counted, workspace_bytes(&c, &counting, 100, 50, 9, recompute < 3, recompute % 3));
+        assert_true(counted < before); /* each level takes less */
+        before = counted;
+        workspace_free(&w, &m);
+    }
+    optimizer_free(&o, &m), gpt2_free(&m), gpt2_free(&copy);
+}
+
+/* Wherever memory runs out there is a message, and nothing is lost or freed twice. */
+static void test_out_of_memory(void **state) {
+    (void)state;
+    Backend failing = *backend_cpu();
+    failing.alloc = failing_alloc;
+    GPT2Config c = small_config(4, 0);
+    for (size_t at = 0; at < 4; at++) {
+        Error e = {""};
+        GPT2 m;
+        ModelFile f;
+        Optimizer o;
+        counted = at;
+        assert_false(model_load(&m, &f, NULL, &c, false, &failing, D, true, 1, &o, &e));
+        assert_non_null(strstr(e.text, "out of memory: "));
+        counted = at;
+        assert_false(model_load(&m, &f, "tests/golden/gpt2_tiny.bin", NULL, false, &failing, D, true, 1, &o, &e));
+    }
+    Error e = {""};
+    GPT2 m = random_model(c, 1, 1);
+    m.backend = &failing, counted = 0;
+    Workspace w;
+    KVCache kv;
+    GPT2 copy;
+    assert_false(workspace_new(&w, &m, 10, 10, 1, true, 0, &e) || kv_new(&kv, &m, 3, &e) || gpt2_copy(&copy, &m, &e));
+    m.backend = B;
+    gpt2_free(&m);
+}
+
+/* ==== Configuration ==== */
+
+static void test_descriptors(void **state) {
+    (void)state;
+    Error e = {""};
+    GPT2Config c;
+    bool ok;
+    static const struct {
+        const char *text;
+        int layers, heads, width;
+        size_t elements; /* of the published models: 124,439,808 and so on, and the padding of the vocabulary */
+    } known[] = {{"d12", 12, 12, 768, 124439808 + 47 * 768},
+                 {"gpt2:d12", 12, 12, 768, 124439808 + 47 * 768},
+                 {"d24", 24, 16, 1024, 354823168 + 47 * 1024},
+                 {"gpt2:d36", 36, 20, 1280, 774030080 + 47 * 1280},
+                 {"d48", 48, 25, 1600, 1557611200 + 47 * (size_t)1600},
+                 {"gpt2:c768", 12, 12, 768, 124439808 + 47 * 768},
+                 {"d6", 6, 6, 384, 0},
+                 {"d60", 60, 30, 1920, 0},
+                 {"d2", 2, 2, 128, 0},
+                 {"d1", 1, 1, 64, 0}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        assert_true(gpt2_config_descriptor(known[i].text, &c, &ok, &e) && ok);
+        assert_true(c.layers == known[i].layers && c.heads == known[i].heads && c.width == known[i].width);
+        assert_true(c.vocab == 50257 && c.padded_vocab == 50304 && c.context == 1024 && c.hidden == 4 * c.width);
+        assert_true(c.kv_heads == c.heads && !c.value_head && gpt2_config_check(&c, "d", &e));
+        if (known[i].elements) assert_int_equal(gpt2_file_elements(&c), known[i].elements);
+    }
+    static const char *const bad[] = {"d0", "gpt2:d0", "d99999", "gpt2:c100", "d99999999999999999999", "gpt2:c0"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_true(gpt2_config_descriptor(bad[i], &c, &ok, &e));
+        assert_false(ok);
+        assert_non_null(strstr(e.text, bad[i]));
+    }
+    static const char *const names[] = {"d",   "dog", "d12.bin", "./d12", "gpt2:",   "gpt2", "c768",
+                                        "d-3", "d 3", "",        "-",     "gpt2:x3", "D12"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        assert_false(gpt2_config_descriptor(names[i], &c, &ok, &e));
+}
+
+static void test_config_check(void **state) {
+    (void)state;
+    const GPT2Config good = gpt2_config(2, 4, 24, 37, 20);
+    Error e = {""};
+    assert_true(gpt2_config_check(&good, "x", &e));
+    static const struct {
+        size_t field;
+        int32_t value;
+        const char *message;
+    } bad[] = {{offsetof(GPT2Config, context), 0, "context length is 0"},
+               {offsetof(GPT2Config, context), INT32_MAX, "context length is 2147483647"},
+               {offsetof(GPT2Config, vocab), -1, "vocabulary is -1"},
+               {offsetof(GPT2Config, padded_vocab), 36, "padded vocabulary is 36, expected 37 to"},
+               {offsetof(GPT2Config, padded_vocab), INT32_MAX, "padded vocabulary"},
+               {offsetof(GPT2Config, layers), 0, "layers is 0"},
+               {offsetof(GPT2Config, layers), INT32_MIN, "layers is -2147483648"},
+               {offsetof(GPT2Config, heads), 0, "heads is 0"},
+               {offsetof(GPT2Config, heads), 5, "width 24 is not a multiple of 5 heads"},
+               {offsetof(GPT2Config, kv_heads), 0, "key/value heads is 0"},
+               {offsetof(GPT2Config, kv_heads), 3, "4 heads are not a multiple of 3 key/value heads"},
+               {offsetof(GPT2Config, kv_heads), 8, "key/value heads is 8, expected 1 to 4"},
+               {offsetof(GPT2Config, width), 0, "width is 0"},
+               {offsetof(GPT2Config, width), 1 << 20, "width is 1048576"},
+               {offsetof(GPT2Config, width), 8192, "heads of 2048 channels"},
+               {offsetof(GPT2Config, hidden), 0, "hidden width is 0"},
+               {offsetof(GPT2Config, norm), 1, "norm is 1"},
+               {offsetof(GPT2Config, position), -1, "position is -1"},
+               {offsetof(GPT2Config, mlp), 7, "mlp is 7"},
+               {offsetof(GPT2Config, value_head), 2, "value head is 2"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        GPT2Config c = good;
+        memcpy((char *)&c + bad[i].field, &bad[i].value, 4);
+        assert_false(gpt2_config_check(&c, "file.bin", &e));
+        if (!strstr(e.text, bad[i].message) || strncmp(e.text, "file.bin: ", 10))
+            fail_msg("\"%s\", expected \"%s\"", e.text, bad[i].message);
+    }
+}
+
+/* The table of tensors: no gaps, no overlaps; the head last; decay on matrices alone. */
+static void test_tensors(void **state) {
+    (void)state;
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    for (int value = 0; value < 2; value++) {
+        const GPT2Config c = small_config(2, value);
+        const size_t all = gpt2_tensors(&c, t);
+        size_t at = 0;
+        for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+            assert_int_equal(t[i].offset, at);
+            assert_int_equal(t[i].size, t[i].rows * t[i].columns * t[i].layers);
+            at += t[i].size;
+            const size_t n = strlen(t[i].name);
+            assert_true(t[i].decay == (t[i].name[n - 1] != 'b' && strncmp(t[i].name, "ln", 2)));
+        }
+        assert_int_equal(at, all);
+        const size_t C = 24, KV = 12, L = 2;
+        const size_t layer = 4 * C + (C + 2 * KV) * (C + 1) + C * (C + 1) + 4 * C * (C + 1) + 4 * C * C + C;
+        assert_int_equal(gpt2_file_elements(&c), 128 * C + 20 * C + L * layer + 2 * C);
+        assert_int_equal(all - gpt2_file_elements(&c), value ? C + 1 : 0);
+    }
+}
+
+static void test_init(void **state) {
+    (void)state;
+    Error e;
+    GPT2Config c = gpt2_config(3, 4, 96, 300, 64);
+    c.value_head = 1;
+    GPT2 a, b;
+    assert_true(gpt2_new(&a, &c, B, D, false, &e) && gpt2_new(&b, &c, B, D, false, &e));
+    assert_null(a.grads);
+    gpt2_init(&a, 7), gpt2_init(&b, 7);
+    float *x = xmalloc(a.parameters * sizeof *x), *y = xmalloc(a.parameters * sizeof *y);
+    B->weights_download(D, x, a.weights, a.parameters), B->weights_download(D, y, b.weights, a.parameters);
+    assert_memory_equal(x, y, a.parameters * sizeof *x);
+    gpt2_init(&b, 8);
+    B->weights_download(D, y, b.weights, a.parameters);
+    assert_memory_not_equal(x, y, a.parameters * sizeof *x);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        const TensorInfo *t = &a.tensor[i];
+        double deviation = t->init == INIT_NORMAL     ? 0.02
+                           : t->init == INIT_RESIDUAL ? 0.02 / sqrt(6)
+                                                      : 0,
+               sum = 0, squares = 0;
+        if (i == GPT2_valuew) deviation = 1 / sqrt(97);
+        const size_t n = i == GPT2_wte ? 300 * 96 : t->size;
+        for (size_t k = 0; k < t->size; k++) {
+            const double v = x[t->offset + k] - (t->init == INIT_ONE);
+            sum += v, squares += v * v;
+            if (k >= n || deviation == 0) assert_true(v == 0);
+        }
+        assert_true(fabs(sum / n) <= 5 * deviation / sqrt(n));
+        assert_true(fabs(squares / n - deviation * deviation) <= 5 * deviation * deviation * sqrt(2.0 / n));
+    }
+    free(x), free(y), gpt2_free(&a), gpt2_free(&b);
+}
+
+/* ==== Optimizer ==== */
+
+static void test_optimizer(void **state) {
+    (void)state;
+    Error e;
+    GPT2 m = random_model(small_config(4, 1), 51, 0.2);
+    Optimizer o;
+    assert_true(optimizer_new(&o, &m, &e));
+    const size_t n = m.parameters;
+    float *before = xmalloc(n * 4), *after = xmalloc(n * 4), *g = xcalloc(n, 4), *moment = xmalloc(n * 4);
+    B->weights_download(D, before, m.weights, n);
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++) { /* a gradient that is not finite changes nothing */
+        g[n - 1] = bad[i];
+        B->upload(D, m.grads, g, n * 4);
+        assert_true(optimizer_step(&o, &m, 0.1).skipped);
+        B->weights_download(D, after, m.weights, n);
+        assert_memory_equal(after, before, n * 4);
+        assert_true(o.step == 0 && B->square_sum(D, o.m, n) == 0 && B->square_sum(D, o.v, n) == 0);
+        assert_true(B->square_sum(D, m.grads, n) == 0);
+    }
+    o.weight_decay = 0.5; /* no gradient: decay alone, on matrices */
+    assert_true(optimizer_step(&o, &m, 0.1).grad_norm == 0);
+    B->weights_download(D, after, m.weights, n);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        for (size_t k = m.tensor[i].offset; k < m.tensor[i].offset + m.tensor[i].size; k++)
+            assert_true(fabs(after[k] - before[k] * (m.tensor[i].decay ? 0.95 : 1)) <= 1e-7 * fabs(before[k]));
+    assert_true(!m.tensor[GPT2_ln1w].decay && !m.tensor[GPT2_qkvb].decay && m.tensor[GPT2_wpe].decay &&
+                m.tensor[GPT2_fcw].decay);
+    /* clipping: the first moment of a fresh optimizer is (1 - beta1) times the clipped gradient */
+    static const double limit[] = {1, 0, 1e9};
+    for (int k = 0; k < 3; k++) {
+        optimizer_free(&o, &m);
+        assert_true(optimizer_new(&o, &m, &e));
+        assert_true(o.beta1 == 0.9 && o.beta2 == 0.999 && o.eps == 1e-8 && o.weight_decay == 0 && o.max_grad_norm == 1);
+        o.max_grad_norm = limit[k];
+        for (size_t i = 0; i < n; i++) g[i] = i % 2 ? 2.0f : -2.0f;
+        B->upload(D, m.grads, g, n * 4);
+        const OptimizerResult r = optimizer_step(&o, &m, 1e-3);
+        assert_true(fabs(r.grad_norm - 2 * sqrt(n)) < 1e-6 && !r.skipped);
+        B->download(D, moment, o.m, n * 4);
+        for (size_t i = 0; i < n; i++)
+            assert_true(fabs(moment[i] - 0.1 * g[i] * (k ? 1 : 1 / (r.grad_norm + 1e-6))) <
+                        1e-6 * fabs(moment[i]) + 1e-12);
+    }
+    free(before), free(after), free(g), free(moment);
+    optimizer_free(&o, &m), gpt2_free(&m);
+}
+
+/* A reference is a copy: it stays where it was while the model moves. */
+static void test_copy(void **state) {
+    (void)state;
+    Error e;
+    GPT2 m = random_model(small_config(4, 0), 52, 0.2), copy;
+    Problem p = mixed_problem(52, m.config.vocab);
+    Workspace w = train_workspace(&m, &p.batch, 0);
+    assert_true(gpt2_copy(&copy, &m, &e));
+    const double loss = loss_of(&m, &w, &p);
+    assert_true(loss_of(&copy, &w, &p) == loss && copy.grads == NULL);
+    Optimizer o;
+    assert_true(optimizer_new(&o, &m, &e));
+    loss_and_gradient(&m, &w, &p);
+    optimizer_step(&o, &m, 0.01);
+    const double moved = loss_of(&m, &w, &p); /* weights packed for products have followed */
+    assert_true(moved < loss - 1e-3 && loss_of(&copy, &w, &p) == loss);
+    gpt2_free(&copy);
+    assert_true(loss_of(&m, &w, &p) == moved);
+    optimizer_free(&o, &m), workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+}
+
+static int open_device(void **state) {
+    (void)state;
+    Error e;
+    B = backend_cpu();
+    return !B->open(&D, DTYPE_FLOAT32, &e);
+}
+
+static int close_device(void **state) {
+    (void)state;
+    Error e;
+    const bool ok = B->sync(D, &e);
+    B->close(D);
+    return !ok;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden_forward),
+        cmocka_unit_test(test_golden_gradient),
+        cmocka_unit_test(test_golden_adamw),
+        cmocka_unit_test(test_differences),
+        cmocka_unit_test(test_differences_grouped),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_packed_alone),
+        cmocka_unit_test(test_shared_prefix),
+        cmocka_unit_test(test_forward_backward),
+        cmocka_unit_test(test_workspace_reuse),
+        cmocka_unit_test(test_no_targets),
+        cmocka_unit_test(test_neftune),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_config_check),
+        cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_init),
+        cmocka_unit_test(test_optimizer),
+        cmocka_unit_test(test_copy),
+    };
+    return cmocka_run_group_tests_name("gpt2", tests, open_device, close_device);
+}
