@@ -86,7 +86,7 @@ static inline double cpu_gemm_peak(Device *d) {
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {
     (void)d;
     enum { PART = 1 << 20 };
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (bytes > PART)
     for (size_t at = 0; at < bytes; at += PART) memset((char *)memory + at, 0, bytes - at < PART ? bytes - at : PART);
 }
 
@@ -132,7 +132,7 @@ static inline void cpu_value_forward(Device *d, Floats *value, const Acts *h_, c
                                      int R, int C) {
     (void)d;
     const float *h = (const float *)h_, *w = (const float *)w_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int r = 0; r < R; r++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -146,7 +146,7 @@ static inline void cpu_value_backward(Device *d, Acts *dh_, Floats *dw_, Floats 
     (void)d;
     float *dh = (float *)dh_, *dw = (float *)dw_;
     const float *dvalue = (const float *)dvalue_, *h = (const float *)h_, *w = (const float *)w_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK)
         for (int r = 0; r < R; r++)
             for (int c = block; c < C && c < block + COLUMN_BLOCK; c++) {
@@ -164,7 +164,7 @@ static inline double cpu_square_sum(Device *d, const Floats *x_, size_t n) {
     const size_t parts = (n + PART - 1) / PART;
     d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, 2 * parts, sizeof(float));
     double *sums = (double *)d->partial, total = 0;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (parts > 1)
     for (size_t part = 0; part < parts; part++) {
         const size_t first = part * PART, last = first + PART < n ? first + PART : n;
         double sum = 0;
@@ -183,7 +183,7 @@ static inline void cpu_adamw(Device *d, const AdamW *a) {
     const float step_size = (float)((double)a->lr / (1.0 - pow((double)b1, (double)a->step)));
     const float correction = (float)(1.0 / sqrt(1.0 - pow((double)b2, (double)a->step)));
     const float keep = 1.0f - a->lr * a->weight_decay;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(a->n))
     for (size_t i = 0; i < a->n; i++) {
         const float g = grad[i] * scale;
         m[i] = b1 * m[i] + (1.0f - b1) * g;

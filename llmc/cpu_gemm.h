@@ -87,9 +87,13 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
     return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
 }
 
+/* Is a pass over so many elements worth waking the other threads for? It takes some microseconds, and on a machine whose
+ * cores are busy a time slice. */
+static inline bool cpu_worth(size_t elements) { return elements > 16384; }
+
 /* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
 static inline void cpu_round_bf16(uint16_t *restrict out, const float *restrict in, size_t n) {
-#pragma omp parallel for simd schedule(static) if (n > 16384)
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
     for (size_t i = 0; i < n; i++) {
         union {
             float f;

@@ -84,7 +84,7 @@ static inline void cpu_head(Device *d, const Head *a) {
         const float *hc = h + (size_t)first * (size_t)C;
         gemm_nt(d, logits, hc, wte, NULL, n, Vp, C);
         if (d->failed) return;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
             const int r = first + i;
             float *z = logits + (size_t)i * (size_t)Vp;
@@ -228,7 +228,7 @@ static inline void cpu_sample(Device *d, const Draw *a) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         gemm_nt(d, logits, (const float *)a->h + (size_t)first * (size_t)C, (const float *)a->wte, NULL, n, Vp, C);
         if (d->failed) return;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++)
             sample_row(a, first + i, logits + (size_t)i * (size_t)Vp,
                        d->work + (size_t)omp_get_thread_num() * 2 * (size_t)V);

@@ -20,7 +20,7 @@ static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_,
     float *out = (float *)out_;
     const float *wte = (const float *)wte_, *wpe = (const float *)wpe_;
     const int32_t *token = (const int32_t *)token_, *position = (const int32_t *)position_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
         const float *t = wte + (size_t)token[i] * (size_t)C, *p = wpe + (size_t)position[i] * (size_t)C;
         float *o = out + (size_t)i * (size_t)C;
@@ -31,7 +31,7 @@ static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_,
 
 /* to[row[i]] += from[i] for i in order; threads own blocks of columns. */
 static inline void cpu_scatter(float *to, const float *from, const int32_t *row, int N, int C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK) {
         const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
         for (int i = 0; i < N; i++) {
@@ -55,7 +55,7 @@ static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int 
     (void)d;
     float *x = (float *)x_;
     const float *scale = (const float *)scale_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++)
         for (int c = 0; c < C; c++) {
             const size_t at = (size_t)i * (size_t)C + (size_t)c;
@@ -81,7 +81,7 @@ static inline void layernorm_row(float *restrict out, float *mean, float *rstd, 
 static inline void cpu_layernorm_forward(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
                                          const Weights *w, const Weights *b, int N, int C) {
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++)
         layernorm_row((float *)out + (size_t)i * (size_t)C, (float *)mean + i, (float *)rstd + i,
                       (const float *)x + (size_t)i * (size_t)C, (const float *)w, (const float *)b, C);
@@ -91,7 +91,7 @@ static inline void cpu_residual_layernorm_forward(Device *d, Acts *sum, Acts *ou
                                                   const Acts *x, const Acts *delta, const Weights *w, const Weights *b,
                                                   int N, int C) {
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
         const size_t at = (size_t)i * (size_t)C;
         float *s = (float *)sum + at;
@@ -112,7 +112,7 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
     const float *mean = (const float *)mean_, *rstd = (const float *)rstd_;
     d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, 2u * NORM_PARTS * (size_t)C, sizeof(float));
     float *partial = d->partial; /* (parts, 2, C) */
-#pragma omp parallel
+#pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
     {
 #pragma omp for schedule(static)
         for (int part = 0; part < NORM_PARTS; part++) {
@@ -150,7 +150,7 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
 
 /* db[c] += sum of column c */
 static inline void cpu_column_sums(float *db, const float *x, int N, int C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK) {
         const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
         float sum[COLUMN_BLOCK] = {0};
@@ -175,7 +175,7 @@ static inline void cpu_gelu_forward(Device *d, Acts *out_, const Acts *pre_, siz
     (void)d;
     float *out = (float *)out_;
     const float *pre = (const float *)pre_;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
     for (size_t i = 0; i < n; i++) out[i] = pre[i] * gelu_sigmoid(pre[i]);
 }
 
@@ -184,7 +184,7 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
     (void)d;
     float *dinout = (float *)dinout_;
     const float *pre = (const float *)pre_;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
     for (size_t i = 0; i < n; i++) {
         const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
         const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
@@ -195,7 +195,7 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
 static inline void cpu_gather_rows(Device *d, Acts *out, const Acts *x, const Ints *row_, int R, int C) {
     (void)d;
     const int32_t *row = (const int32_t *)row_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int r = 0; r < R; r++)
         memcpy((float *)out + (size_t)r * (size_t)C, (const float *)x + (size_t)row[r] * (size_t)C,
                (size_t)C * sizeof(float));

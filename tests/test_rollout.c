@@ -95,61 +95,74 @@ static Sampling sampling(float temperature) {
 
 /* ==== Against uncached passes ==== */
 
-/* Greedy: token for token the argmax of a forward pass over all that came before, whatever the number of slots. */
-static void check_greedy(const GPT2 *m, float penalty) {
+/* The next token of one request by the rule of greedy decoding, from the logits of an uncached pass. */
+static int greedy_token(const float *logits, const int32_t *seen, int n, float penalty) {
+    double adjusted[VOCAB];
+    int best = 0;
+    for (int v = 0; v < VOCAB; v++) adjusted[v] = logits[v];
+    for (int i = 0; i < n && penalty != 1; i++)
+        adjusted[seen[i]] = logits[seen[i]] > 0 ? logits[seen[i]] / penalty : logits[seen[i]] * penalty;
+    for (int v = 1; v < VOCAB; v++) best = adjusted[v] > adjusted[best] ? v : best;
+    return best;
+}
+
+/* Greedy: token for token the argmax of an uncached forward pass over all that came before. */
+static void check_uncached(const GPT2 *m, const Work *work, float penalty) {
     Error e;
     Workspace w;
-    Batch b = batch_new(CONTEXT, 1, 1);
-    assert_true(workspace_new(&w, m, CONTEXT, 1, 1, false, 0, &e));
-    Sampling s = sampling(0);
-    s.repetition_penalty = penalty, s.stop[0] = 3, s.stop[1] = 11, s.stops = 2;
-    static const int slots[] = {1, 2, 5, 16, 64};
-    Work *first = NULL;
-    int finished = 0, varied = 0;
-    for (size_t k = 0; k < sizeof slots / sizeof *slots; k++) {
-        Work *work = work_new(1, REQUESTS, m->config.vocab, 3);
-        run(m, slots[k], &s, work);
-        if (first) {
-            assert_same(work, first, 2e-5);
-            work_free(work);
-            continue;
-        }
-        first = work;
+    Batch b = batch_new(REQUESTS * CONTEXT, REQUESTS, REQUESTS);
+    assert_true(workspace_new(&w, m, REQUESTS * CONTEXT, REQUESTS, REQUESTS, false, 0, &e));
+    int32_t seen[REQUESTS][PROMPT + NEW];
+    float logits[REQUESTS * VOCAB];
+    int n[REQUESTS], finished = 0, varied = 0;
+    bool over[REQUESTS] = {false};
+    for (int i = 0; i < work->n; i++) {
+        n[i] = work->request[i].prompt_len;
+        memcpy(seen[i], work->prompt[i], (size_t)n[i] * sizeof(int32_t));
+    }
+    for (int t = 0; t < NEW; t++) {
+        batch_clear(&b); /* each sequence so far, whole, in a segment of its own */
+        for (int i = 0; i < work->n; i++)
+            if (!over[i]) batch_target(&b, batch_last_row(&b, batch_segment(&b, seen[i], n[i], 0, -1)), 0);
+        assert_true(gpt2_logits(m, &w, &b, logits, &e));
+        const float *z = logits;
         for (int i = 0; i < work->n; i++) {
+            if (over[i]) continue;
             const RolloutRequest *q = &work->request[i];
-            int32_t seen[PROMPT + NEW];
-            float logits[VOCAB];
-            int n = q->prompt_len;
-            memcpy(seen, q->prompt, (size_t)n * sizeof *seen);
-            for (int t = 0;; t++) {
-                next_distribution(m, &w, &b, seen, n, logits);
-                double sum = 0;
-                for (int v = 0; v < VOCAB; v++) sum += exp(logits[v]);
-                double adjusted[VOCAB];
-                for (int v = 0; v < VOCAB; v++) adjusted[v] = logits[v];
-                for (int h = 0; h < n && penalty != 1; h++)
-                    adjusted[seen[h]] = logits[seen[h]] > 0 ? logits[seen[h]] / penalty : logits[seen[h]] * penalty;
-                int best = 0;
-                for (int v = 1; v < VOCAB; v++) best = adjusted[v] > adjusted[best] ? v : best;
-                for (int k2 = 0; k2 < q->samples; k2++) {
-                    assert_true(t < q->out[k2].count);
-                    if (q->out[k2].tokens[t] != best)
-                        fail_msg("prompt %d, token %d: %d, the uncached argmax is %d", i, t, q->out[k2].tokens[t],
-                                 best);
-                    assert_true(fabs(q->out[k2].logp[t] - (logits[best] - log(sum))) < 1e-4);
-                }
-                seen[n++] = best, varied += t > 0 && best != seen[n - 2];
-                const bool stop = best == 3 || best == 11;
-                if (!stop && t + 1 < NEW) continue;
-                for (int k2 = 0; k2 < q->samples; k2++)
-                    assert_true(q->out[k2].count == t + 1 && q->out[k2].finished == stop);
-                finished += stop;
-                break;
+            const int best = greedy_token(z, seen[i], n[i], penalty);
+            const bool stop = best == 3 || best == 11;
+            double sum = 0;
+            for (int v = 0; v < VOCAB; v++) sum += exp(z[v]);
+            over[i] = stop || t == NEW - 1;
+            for (int k = 0; k < q->samples; k++) {
+                assert_true(t < q->out[k].count);
+                if (q->out[k].tokens[t] != best)
+                    fail_msg("prompt %d, token %d: %d, the uncached argmax is %d", i, t, q->out[k].tokens[t], best);
+                assert_true(fabs(q->out[k].logp[t] - (z[best] - log(sum))) < 1e-4);
+                if (over[i]) assert_true(q->out[k].count == t + 1 && q->out[k].finished == stop);
             }
+            varied += t > 0 && best != seen[i][n[i] - 1], finished += stop;
+            seen[i][n[i]++] = best, z += VOCAB;
         }
     }
     assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both ends were met */
-    work_free(first), workspace_free(&w, m), batch_free(&b);
+    workspace_free(&w, m), batch_free(&b);
+}
+
+static void check_greedy(const GPT2 *m, float penalty) {
+    Sampling s = sampling(0);
+    s.repetition_penalty = penalty, s.stop[0] = 3, s.stop[1] = 11, s.stops = 2;
+    static const int slots[] = {1, 2, 5, 16, 64};
+    Work *first = work_new(1, REQUESTS, m->config.vocab, 3);
+    run(m, slots[0], &s, first);
+    check_uncached(m, first, penalty);
+    for (size_t k = 1; k < sizeof slots / sizeof *slots; k++) {
+        Work *work = work_new(1, REQUESTS, m->config.vocab, 3);
+        run(m, slots[k], &s, work);
+        assert_same(work, first, 2e-5);
+        work_free(work);
+    }
+    work_free(first);
 }
 
 static void test_greedy(void **state) {
