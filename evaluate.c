@@ -389,7 +389,6 @@ static void open_tasks(Tasks *t, const Shard *s) {
     if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
                                      (int32_t)o.s.max_new, &e))
         usage_error("%s", e.text);
-    if (o.completions && !writer_open(&t->out, o.completions, &e)) die("%s", e.text);
 }
 
 /* Ends the program; a file of completions that was begun goes. */
@@ -420,7 +419,8 @@ static void evaluate_prompts(const Shard *s) {
     if (o.samples > drawable)
         usage_error("-n/--num-samples: %lld of one prompt, at most %lld can be drawn at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
-    if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) fail_tasks(&t, e.text);
+    if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
+    if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
 
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     const int64_t chunk = 4 * o.s.slots / most + 1;

@@ -442,6 +442,8 @@ static void chat_signals(bool waiting) {
 static ssize_t chat_read(char **line, size_t *size) {
     const bool terminal = isatty(STDIN_FILENO);
     for (;;) {
+        if (*program_signal() == SIGINT) *program_signal() = 0; /* it came when the answer was over */
+        if (program_stopping()) return -1;
         if (terminal) fputs("> ", stderr);
         chat_signals(true);
         errno = 0;
@@ -450,7 +452,6 @@ static ssize_t chat_read(char **line, size_t *size) {
         chat_signals(false);
         if (program_stopping() && *program_signal() != SIGINT) return -1;
         if (interrupted) {
-            *program_signal() = 0;
             clearerr(stdin);
             fputs("\n[Ctrl-D ends]\n", stderr);
             continue;
@@ -504,7 +505,7 @@ static void chat(void) {
     if (!chat_find_section(&model.text.chat, "user", &e)) die("%s", e.text);
     if (o.system && !chat_find_section(&model.text.chat, "system", &e)) die("--system: %s", e.text);
     if (o.system) chat_add(&c, "system", o.system);
-    for (uint64_t turn = 0; !program_stopping() && (n = chat_read(&line, &size)) >= 0;) {
+    for (uint64_t turn = 0; (n = chat_read(&line, &size)) >= 0;) {
         if (!n) continue;
         if (!strcmp(line, "/reset")) {
             chat_remove(&c, c.kept, c.count - c.kept);

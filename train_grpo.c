@@ -458,9 +458,7 @@ static void open_prompts(Run *r) {
              limit);
     if (o.val) {
         if (!shard_open(&r->val.shard, o.val, &e) || !prompts_read(&r->val, limit, &e)) die("%s", e.text);
-        if (r->val.shard.vocab > r->t.model.config.vocab)
-            die("%s: its vocabulary of %d does not fit the model's %d", o.val, r->val.shard.vocab,
-                r->t.model.config.vocab);
+        trainer_check_shard(&r->t, &r->val.shard);
     }
     if (r->t.text.stop < 0) warn("the model carries no tokenizer: completions end at --max-completion-length only");
 }
@@ -525,7 +523,7 @@ static void load_counters(Run *r) {
     const json_t *s = r->t.state;
     order_epoch(r, state_int(s, "epoch"));
     r->position = state_int(s, "position");
-    if (r->position > r->train.count) die("%s: the state was made with another shard", o.t.resume);
+    if (r->position > r->train.count) die("%s: the state was made with another --max-prompt-length", o.t.resume);
     r->next_id = (uint64_t)state_int(s, "next_id");
     if (!r->t.step) return;
     r->entropy.coef = state_real(s, "entropy_coef");
@@ -549,8 +547,10 @@ int main(int argc, char **argv) {
     if (o.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.prompts);
-    if (o.kl_in && o.loss == POLICY_GSPO && o.beta == 0) usage_error("--kl-in reward: --beta is 0");
+    if (o.kl_in && o.beta == 0) usage_error("--kl-in reward: --beta is 0");
     program_start();
+    const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume, o.reference};
+    trainer_check_files(&o.t, inputs, 5, NULL);
 
     if (!rewards_open(&r->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.t.seed,
                       (int32_t)o.max_completion, &e))
@@ -604,6 +604,7 @@ int main(int argc, char **argv) {
 
     bool stopped = false;
     for (int64_t generation = t->step / steps; t->step < t->o.steps && !stopped; generation++) {
+        const int64_t first = t->step;
         trainer_begin_step(t);
         generate(r);
         flatten(r);
@@ -638,7 +639,7 @@ int main(int argc, char **argv) {
         }
         forget_answers(&r->g, 0);
         save_counters(r);
-        stopped = trainer_should_stop(t);
+        stopped = trainer_should_stop(t, t->step - first);
     }
     if (!stopped) {
         show_samples(r, "after");

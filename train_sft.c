@@ -254,6 +254,8 @@ int main(int argc, char **argv) {
     if (!o.t.output) usage_error("-o/--output: where to?");
     if (o.best && !o.val) usage_error("--best: needs a validation shard (-j/--val)");
     program_start();
+    const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
+    trainer_check_files(&o.t, inputs, 4, o.best);
 
     Error e;
     Shard data, val = {0};
@@ -262,8 +264,7 @@ int main(int argc, char **argv) {
     Trainer t;
     trainer_open(&t, "train_sft", &o.t, &data, false);
     const int32_t context = t.model.config.context;
-    if (o.val && val.vocab > t.model.config.vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", o.val, val.vocab, t.model.config.vocab);
+    if (o.val) trainer_check_shard(&t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;
     check_data(&data, t.text.stop);
 
@@ -291,10 +292,9 @@ int main(int argc, char **argv) {
     Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
     cursor_epoch(&cursor, state_int(t.state, "epoch"));
     cursor.position = state_int(t.state, "position");
-    if (cursor.position > cursor.count) die("%s: the state was made with another shard", o.t.resume);
     left -= cursor.epoch * cursor.count + cursor.position;
-    double best = t.step ? state_real(t.state, "best") : INFINITY;
-    if (t.step && !isfinite(best)) best = INFINITY;
+    const json_t *least = json_object_get(t.state, "best"); /* null until the first validation */
+    double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
     bool stopped = false;
     if (!t.step && o.sample_steps) print_samples(&t, &engine, o.val ? &val : &data, "before");
@@ -328,7 +328,7 @@ int main(int argc, char **argv) {
         json_object_set_new(t.state, "epoch", json_integer(cursor.epoch));
         json_object_set_new(t.state, "position", json_integer(cursor.position));
         json_object_set_new(t.state, "best", isfinite(best) ? json_real(best) : json_null());
-        stopped = trainer_should_stop(&t);
+        stopped = trainer_should_stop(&t, 1);
     }
     rollout_free(&engine);
     workspace_free(&w.space, &t.model);

@@ -15,6 +15,7 @@
 #include "cpu_gemm.h"
 #include "cpu_head.h"
 #include "cpu_norm.h"
+#include <unistd.h>
 
 static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
     if (dtype == DTYPE_BF16 && dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_bf16 &&
@@ -45,8 +46,10 @@ static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(
 
 static inline void *cpu_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     (void)d;
-    void *memory = bytes > SIZE_MAX - 64 ? NULL : aligned_alloc(64, (bytes + 64) / 64 * 64);
-    if (!memory) error_set(e, "out of memory: %zu bytes for %s", bytes, what);
+    /* the kernel would promise more than there is, and kill the process when it is used */
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    void *memory = bytes > machine ? NULL : aligned_alloc(64, (bytes + 64) / 64 * 64);
+    if (!memory) error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
     return memory;
 }
 
@@ -183,12 +186,16 @@ static inline void cpu_adamw(Device *d, const AdamW *a) {
     const float step_size = (float)((double)a->lr / (1.0 - pow((double)b1, (double)a->step)));
     const float correction = (float)(1.0 / sqrt(1.0 - pow((double)b2, (double)a->step)));
     const float keep = 1.0f - a->lr * a->weight_decay;
-#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(a->n))
-    for (size_t i = 0; i < a->n; i++) {
-        const float g = grad[i] * scale;
-        m[i] = b1 * m[i] + (1.0f - b1) * g;
-        v[i] = b2 * v[i] + (1.0f - b2) * g * g;
-        p[i] = p[i] * keep - step_size * m[i] / (sqrtf(v[i]) * correction + eps);
+#pragma omp parallel for schedule(static) if (cpu_worth(a->n))
+    for (size_t block = 0; block < a->n; block += CPU_BLOCK) {
+        const size_t end = a->n - block < CPU_BLOCK ? a->n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) {
+            const float g = grad[i] * scale;
+            m[i] = b1 * m[i] + (1.0f - b1) * g;
+            v[i] = b2 * v[i] + (1.0f - b2) * g * g;
+            p[i] = p[i] * keep - step_size * m[i] / (sqrtf(v[i]) * correction + eps);
+        }
     }
     gemm_weights_changed(d, p, a->n, false);
 }

@@ -91,6 +91,10 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
  * cores are busy a time slice. */
 static inline bool cpu_worth(size_t elements) { return elements > 16384; }
 
+/* Passes over single elements go by blocks of this size: a thread's share then begins where a vector does, and which
+ * elements are left over for the scalar code, whose sums may be contracted differently, does not depend on the threads. */
+enum { CPU_BLOCK = 4096 };
+
 /* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
 static inline void cpu_round_bf16(uint16_t *restrict out, const float *restrict in, size_t n) {
 #pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))

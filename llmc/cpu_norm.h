@@ -175,8 +175,12 @@ static inline void cpu_gelu_forward(Device *d, Acts *out_, const Acts *pre_, siz
     (void)d;
     float *out = (float *)out_;
     const float *pre = (const float *)pre_;
-#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
-    for (size_t i = 0; i < n; i++) out[i] = pre[i] * gelu_sigmoid(pre[i]);
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t block = 0; block < n; block += CPU_BLOCK) {
+        const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) out[i] = pre[i] * gelu_sigmoid(pre[i]);
+    }
 }
 
 /* gelu'(x) = s + 2 x s (1 - s) u'(x),  s = sigmoid(2u) */
@@ -184,11 +188,15 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
     (void)d;
     float *dinout = (float *)dinout_;
     const float *pre = (const float *)pre_;
-#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
-    for (size_t i = 0; i < n; i++) {
-        const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
-        const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
-        dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t block = 0; block < n; block += CPU_BLOCK) {
+        const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) {
+            const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+            const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
+            dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
+        }
     }
 }
 

@@ -128,16 +128,20 @@ static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, boo
     return gpt2_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
 }
 
-/* Allocates a model of the given shape; the weights hold nothing yet, gradients are zero. */
+/* Gradients, zero, for a model that will be trained. */
+static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
+    const size_t bytes = m->parameters * sizeof(float);
+    m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
+    if (m->grads) m->backend->zero(m->device, m->grads, bytes);
+    return m->grads != NULL;
+}
+
+/* Allocates a model of the given shape; the weights hold nothing yet. */
 static inline bool gpt2_new(GPT2 *m, const GPT2Config *c, const Backend *b, Device *d, bool gradients, Error *e) {
     *m = (GPT2){.config = *c, .backend = b, .device = d};
     m->parameters = gpt2_tensors(c, m->tensor);
     m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
-    if (!m->weights) return false;
-    if (!gradients) return true;
-    m->grads = (Floats *)b->alloc(d, m->parameters * sizeof(float), "gradients", e);
-    if (m->grads) b->zero(d, m->grads, m->parameters * sizeof(float));
-    return m->grads != NULL;
+    return m->weights && (!gradients || gpt2_new_grads(m, e));
 }
 
 static inline void gpt2_free(GPT2 *m) {

@@ -34,22 +34,11 @@ static inline void model_file_free(ModelFile *f) {
     *f = (ModelFile){0};
 }
 
-/* Reads a section of text or bytes, NUL-terminated. */
-static inline bool model_read_blob(CheckpointReader *r, uint64_t bytes, const char *what, void **blob, Error *e) {
-    if (bytes > MODEL_TEXT_LIMIT)
-        return error_set(e, "%s of %llu bytes, at most %d are expected", what, (unsigned long long)bytes,
-                         MODEL_TEXT_LIMIT);
-    free(*blob);
-    *blob = xmalloc(bytes + 1);
-    ((char *)*blob)[bytes] = 0;
-    return checkpoint_payload(r, *blob, bytes, what, e);
-}
-
 /* Moments: n floats from the file to the device. */
 static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, Floats *to, uint64_t bytes, Error *e) {
     if (bytes != m->parameters * sizeof(float))
-        return error_set(e, "optimizer moments of %llu bytes, the model needs %zu", (unsigned long long)bytes,
-                         m->parameters * sizeof(float));
+        return error_set(e, "%s: optimizer moments of %llu bytes, the model needs %zu", r->in.name,
+                         (unsigned long long)bytes, m->parameters * sizeof(float));
     float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
     bool ok = true;
     for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
@@ -74,6 +63,40 @@ static inline bool model_read_weights(CheckpointReader *r, const GPT2 *m, Error 
     return ok;
 }
 
+static inline bool model_read_head(CheckpointReader *r, const GPT2 *m, uint64_t bytes, Error *e) {
+    const size_t n = (size_t)m->config.width + 1;
+    if (bytes != n * sizeof(float))
+        return error_set(e, "%s: value head of %llu bytes, expected %zu", r->in.name, (unsigned long long)bytes,
+                         n * sizeof(float));
+    float *host = (float *)xmalloc(n * sizeof *host);
+    const bool ok = checkpoint_payload(r, host, n * sizeof *host, "value head", e);
+    if (ok && m->config.value_head)
+        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset), host,
+                                   n);
+    free(host);
+    return ok;
+}
+
+static inline bool model_read_lineage(CheckpointReader *r, ModelFile *f, Error *e) {
+    char *text = (char *)checkpoint_blob(r, MODEL_TEXT_LIMIT, NULL, "lineage", e);
+    if (!text) return false;
+    json_t *lineage = json_loads(text, 0, NULL);
+    free(text);
+    if (!json_is_array(lineage)) {
+        json_decref(lineage);
+        return error_set(e, "%s: lineage: it is not a JSON array", r->in.name);
+    }
+    json_decref(f->lineage);
+    f->lineage = lineage;
+    return true;
+}
+
+/* A section in the place of what was read before. */
+static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n, const char *what, Error *e) {
+    free(before);
+    return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
+}
+
 static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *f, Optimizer *o, bool *head, Error *e) {
     char tag[5];
     uint64_t bytes;
@@ -81,31 +104,15 @@ static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *
         if (!checkpoint_section(r, tag, &bytes, e)) return false;
         if (!tag[0]) return true;
         bool ok = true;
-        if (!strcmp(tag, "TOKN")) {
-            ok = model_read_blob(r, bytes, "tokenizer", &f->tokenizer, e);
-            f->tokenizer_bytes = bytes;
-        } else if (!strcmp(tag, "CHAT")) ok = model_read_blob(r, bytes, "chat template", (void **)&f->chat_template, e);
-        else if (!strcmp(tag, "TRNS")) ok = model_read_blob(r, bytes, "trainer state", (void **)&f->trainer, e);
-        else if (!strcmp(tag, "LINE")) {
-            char *text = NULL;
-            ok = model_read_blob(r, bytes, "lineage", (void **)&text, e);
-            json_t *lineage = ok ? json_loads(text, 0, NULL) : NULL;
-            free(text);
-            if (ok && !json_is_array(lineage)) ok = error_set(e, "lineage: it is not a JSON array");
-            if (ok) json_decref(f->lineage), f->lineage = lineage;
-            else json_decref(lineage);
-        } else if (!strcmp(tag, "HEAD")) {
-            const size_t n = (size_t)m->config.width + 1;
-            float *host = (float *)xmalloc(n * sizeof *host);
-            ok = bytes == n * sizeof *host ? checkpoint_payload(r, host, bytes, "value head", e)
-                                           : error_set(e, "value head of %llu bytes, expected %zu",
-                                                       (unsigned long long)bytes, n * sizeof *host);
-            if (ok && m->config.value_head)
-                m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset),
-                                           host, n);
-            *head = ok;
-            free(host);
-        } else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o->m, bytes, e);
+        if (!strcmp(tag, "TOKN"))
+            ok = (f->tokenizer = model_read_text(r, f->tokenizer, &f->tokenizer_bytes, "tokenizer", e));
+        else if (!strcmp(tag, "CHAT"))
+            ok = (f->chat_template = (char *)model_read_text(r, f->chat_template, NULL, "chat template", e));
+        else if (!strcmp(tag, "TRNS"))
+            ok = (f->trainer = (char *)model_read_text(r, f->trainer, NULL, "trainer state", e));
+        else if (!strcmp(tag, "LINE")) ok = model_read_lineage(r, f, e);
+        else if (!strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, bytes, e);
+        else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o->m, bytes, e);
         else if (o && !strcmp(tag, "ADM2")) ok = model_read_moments(r, m, o->v, bytes, e);
         if (!ok) return false;
     }
@@ -131,17 +138,15 @@ static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT
         if (ok && o) ok = optimizer_new(o, m, e);
     } else {
         CheckpointReader r;
-        Error inner;
         bool head = false;
         if (!checkpoint_open(&r, spec, e)) ok = false;
         else {
             config = r.config;
             config.value_head = value_head;
-            ok = gpt2_new(m, &config, b, d, gradients, e) && model_read_weights(&r, m, e) &&
-                 (!o || optimizer_new(o, m, e));
-            if (ok && !model_read_sections(&r, m, f, o, &head, &inner))
-                ok = strstr(inner.text, spec) ? error_set(e, "%s", inner.text)
-                                              : error_set(e, "%s: %s", spec, inner.text);
+            /* memory is used as the file delivers: one that promises more than it holds costs nothing */
+            ok = gpt2_new(m, &config, b, d, false, e) && model_read_weights(&r, m, e) &&
+                 (!gradients || gpt2_new_grads(m, e)) && (!o || optimizer_new(o, m, e));
+            if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
             if (ok && value_head && !head) {
                 float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
                 gpt2_init_tensor(&config, GPT2_valuew, &m->tensor[GPT2_valuew], seed, host);

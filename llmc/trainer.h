@@ -142,6 +142,60 @@ static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t d
     return c;
 }
 
+/* Refuses a command line with two streams on standard output or input, and an output that cannot be written: now, not
+ * when the run is over. best: a file of the trainer's own, or NULL. */
+static inline void trainer_check_files(const TrainerOptions *o, const char *const inputs[], int count,
+                                       const char *best) {
+    Error e;
+    Writer w;
+    const char *outputs[] = {o->output, o->state, best, o->metrics, o->report};
+    int in = 0, out = 0;
+    for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
+    for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
+    if (in > 1) usage_error("-: standard input can be one file only");
+    if (out > 1) usage_error("-: standard output can be one file only");
+    for (int i = 0; i < 3; i++) {
+        if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
+        if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
+        writer_abort(&w);
+    }
+}
+
+/* Does the shard hold tokens of this model? */
+static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
+    if (s->vocab > t->model.config.vocab)
+        die("%s: its vocabulary of %d does not fit the model's %d", s->name, s->vocab, t->model.config.vocab);
+    if (s->tokenizer_bytes && t->file.tokenizer &&
+        (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
+        die("%s: it was made with another tokenizer than the model's; make the shard with the model's tokenizer",
+            s->name);
+}
+
+/* What a state remembers its training shard by. */
+static inline json_t *trainer_shard_name(const Shard *s) {
+    char name[64];
+    snprintf(name, sizeof name, "%lld records %016llx", (long long)s->count,
+             (unsigned long long)XXH3_64bits(s->payload, s->payload_bytes));
+    return json_string(name);
+}
+
+/* Takes the counters from the state that was loaded; refuses one of another trainer or another shard. */
+static inline void trainer_resume(Trainer *t, const Shard *data) {
+    json_t *s = t->file.trainer ? json_loads(t->file.trainer, 0, NULL) : NULL, *shard = trainer_shard_name(data);
+    if (!json_is_object(s)) die("%s: it is a model, not a training state", t->o.resume);
+    const char *stage = json_string_value(json_object_get(s, "stage"));
+    if (!stage || strcmp(stage, t->program))
+        die("%s: it is a state of %s, not of %s", t->o.resume, stage ? stage : "another program", t->program);
+    if (!json_equal(shard, json_object_get(s, "shard")))
+        die("%s: the state was made with another shard than %s", t->o.resume, data->name);
+    json_decref(shard), json_decref(t->state);
+    t->state = s;
+    t->step = state_int(s, "step"), t->bad_steps = state_int(s, "bad_steps"), t->tokens = state_int(s, "tokens");
+    t->optimizer.step = state_int(s, "optimizer_step");
+    if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
+        die("%s: the state's counters are negative", t->o.resume);
+}
+
 /* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */
 static inline void trainer_open(Trainer *t, const char *program, const TrainerOptions *o, const Shard *data,
                                 bool value_head) {
@@ -162,39 +216,32 @@ static inline void trainer_open(Trainer *t, const char *program, const TrainerOp
     if (!model_load(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device, true,
                     (uint64_t)o->seed, &t->optimizer, &e))
         die("%s", e.text);
-    if (t->model.config.vocab < data->vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", data->name, data->vocab, t->model.config.vocab);
+    trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
         t->file.tokenizer = xmalloc(data->tokenizer_bytes);
         memcpy(t->file.tokenizer, data->tokenizer, t->file.tokenizer_bytes = data->tokenizer_bytes);
-    } else if (data->tokenizer_bytes && (t->file.tokenizer_bytes != data->tokenizer_bytes ||
-                                         memcmp(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes)))
-        die("%s: it was made with another tokenizer than the model's; make the shard with --tokenizer %s", data->name,
-            from ? from : "MODEL");
+    }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
     t->optimizer.beta1 = o->beta1, t->optimizer.beta2 = o->beta2, t->optimizer.eps = o->eps;
     t->optimizer.weight_decay = o->weight_decay, t->optimizer.max_grad_norm = o->max_grad_norm;
-    if (o->resume) {
-        json_error_t where;
-        json_t *state = t->file.trainer ? json_loads(t->file.trainer, 0, &where) : NULL;
-        if (!json_is_object(state)) die("%s: it is a model, not a training state", o->resume);
-        const char *stage = json_string_value(json_object_get(state, "stage"));
-        if (!stage || strcmp(stage, program)) die("%s: it is a state of %s, not of %s", o->resume, stage, program);
-        json_decref(t->state);
-        t->state = state;
-        t->step = state_int(state, "step"), t->bad_steps = state_int(state, "bad_steps");
-        t->tokens = state_int(state, "tokens"), t->optimizer.step = state_int(state, "optimizer_step");
+    if (o->resume) trainer_resume(t, data);
+    else if (t->file.trainer) { /* a state taken as a model: the optimizer begins anew */
+        t->backend->zero(t->device, t->optimizer.m, t->model.parameters * sizeof(float));
+        t->backend->zero(t->device, t->optimizer.v, t->model.parameters * sizeof(float));
     }
+    json_object_set_new(t->state, "shard", trainer_shard_name(data));
     if (!metrics_open(&t->metrics, program, o->metrics, o->tensorboard, o->report, o->resume ? t->step : -1, &e))
         die("%s", e.text);
 }
 
-/* The lineage gets an entry for this stage: its options and the parent's hash. */
+/* The lineage gets an entry for this stage: its options and the parent's hash. A resumed run has it from its state, and
+ * options that were not given again stay; so the file that comes out does not tell where the run was interrupted. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
     json_t *options = json_object(), *entry = json_object();
-    static const char *const places[] = {"output", "state",        "resume",    "metrics",       "tensorboard",
-                                         "report", "micro-tokens", "recompute", "logging-steps", "save-steps"};
+    static const char *const places[] = {"output",    "state",         "best",      "resume",
+                                         "metrics",   "tensorboard",   "report",    "micro-tokens",
+                                         "recompute", "logging-steps", "save-steps"};
     for (const Option *o = table; o->kind != OPT_END; o++) {
         char value[256];
         bool place = o->kind == OPT_GROUP;
@@ -202,6 +249,12 @@ static inline void trainer_lineage(Trainer *t, const Option *table) {
         if (place) continue;
         option_value(o, value, sizeof value);
         if (value[0]) json_object_set_new(options, o->name, json_string(value));
+    }
+    if (t->o.resume) {
+        json_t *last = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
+        json_object_update(json_object_get(last, "options"), options);
+        json_decref(options), json_decref(entry);
+        return;
     }
     char hash[20];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->file.hash);
@@ -313,13 +366,8 @@ static inline char *trainer_state_path(const Trainer *t) {
     return path;
 }
 
-/* Writes the training state: with it, --resume goes on as if nothing had happened. */
-static inline void trainer_save_state(Trainer *t) {
-    char *path = trainer_state_path(t);
-    if (!path) {
-        warn("no state is written: give --state FILE");
-        return;
-    }
+/* Writes the training state to `path`: with it, --resume goes on as if nothing had happened. */
+static inline void trainer_save_state(Trainer *t, const char *path) {
     Error e;
     json_object_set_new(t->state, "stage", json_string(t->program));
     json_object_set_new(t->state, "step", json_integer(t->step));
@@ -327,21 +375,24 @@ static inline void trainer_save_state(Trainer *t) {
     json_object_set_new(t->state, "tokens", json_integer(t->tokens));
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    /* the stage in progress is not in the parent's lineage yet when the run resumes */
-    json_t *entry = json_incref(json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1));
-    json_array_remove(t->file.lineage, json_array_size(t->file.lineage) - 1);
     if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
-    json_array_append_new(t->file.lineage, entry);
     metrics_line(&t->metrics, "state written to %s", path);
-    free(text), free(path);
+    free(text);
 }
 
-/* At the end of a step: writes the state when it is time to, or when a signal asked to stop; true: stop. */
-static inline bool trainer_should_stop(Trainer *t) {
+/* Where a run may be resumed, `steps` after the last such place: writes the state when it is time to, or when a signal
+ * asked to stop; true: stop. */
+static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     const bool stopping = program_stopping();
-    if (stopping || (t->o.save_steps && t->step % t->o.save_steps == 0)) trainer_save_state(t);
+    const int64_t every = t->o.save_steps;
+    if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
+    char *path = trainer_state_path(t);
+    if (path) trainer_save_state(t, path);
+    else warn("no state is written: give --state FILE");
     if (stopping)
-        metrics_line(&t->metrics, "stopped by a signal after step %lld; go on with --resume", (long long)t->step);
+        metrics_line(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
+                     path ? "; go on with --resume" : "");
+    free(path);
     return stopping;
 }
 

@@ -1272,7 +1272,7 @@ static void test_adamw(void **state) {
 
 /* ==== Threads ==== */
 
-enum { TN = 70, TC = 136, TV = 300, TVP = 384, OUTPUTS = 24 };
+enum { TN = 200, TC = 136, TV = 600, TVP = 640, OUTPUTS = 24 }; /* large enough for threads to be woken */
 
 /* Runs the table's operations with `threads` threads; what each wrote, concatenated by operation. exact: how many of
  * the outputs come first that hold no matrix product. */

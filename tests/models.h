@@ -1,0 +1,240 @@
+/* models.h - what the tests of ./generate and ./evaluate share: tiny models made on the spot, and programs run by a shell.
+ *
+ *   random     GPT-2's initial weights times 8, and only printable tokens have an embedding: greedy text is ASCII
+ *   scripted   the layers are silent and the position alone decides: after position p comes script[p] with a
+ *              probability of almost 1, or one of two scripts, each in about half of the samples
+ */
+#ifndef TESTS_MODELS_H
+#define TESTS_MODELS_H
+
+#include "files.h"
+#include "../llmc/cpu.h"
+#include "../llmc/model_file.h"
+#include "../llmc/pack.h"
+#include "../llmc/shard.h"
+#include "../llmc/tokenizer.h"
+#include "../llmc/tokens.h"
+
+enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
+
+static Device *models_device;
+static Tokenizer models_bytes;
+static char *said, *out; /* standard error and output of the last run */
+
+static int models_setup(void **state) {
+    Error e;
+    omp_set_num_threads(1);
+    setenv("OMP_NUM_THREADS", "1", 1);
+    if (files_setup(state) || !tokenizer_bytes(&models_bytes, &e)) return 1;
+    if (!backend_cpu()->open(&models_device, DTYPE_FLOAT32, &e)) return 1;
+    return setenv("T", files_directory, 1);
+}
+
+static int models_teardown(void **state) {
+    free(said), free(out);
+    tokenizer_free(&models_bytes);
+    backend_cpu()->close(models_device);
+    return files_teardown(state);
+}
+
+/* ---- models ---------------------------------------------------------------------------------------------------- */
+
+static inline GPT2 models_new(int layers, int width, int context) {
+    Error e;
+    GPT2 m;
+    const GPT2Config c = gpt2_config(layers, 2, width, MODELS_VOCAB, context);
+    if (!gpt2_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
+    gpt2_init(&m, 7);
+    return m;
+}
+
+static inline GPT2 models_random(int context) {
+    GPT2 m = models_new(2, 32, context);
+    float *w = (float *)xmalloc(m.parameters * sizeof *w);
+    m.backend->weights_download(m.device, w, m.weights, m.parameters);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        for (size_t k = 0; k < m.tensor[i].size; k++) {
+            float *x = &w[m.tensor[i].offset + k];
+            if (m.tensor[i].init == INIT_NORMAL || m.tensor[i].init == INIT_RESIDUAL) *x *= 8;
+            const size_t token = k / m.tensor[i].columns;
+            if (i == GPT2_wte && (token < 32 || token > 126)) *x = 0;
+        }
+    m.backend->weights_upload(m.device, m.weights, w, m.parameters);
+    free(w);
+    return m;
+}
+
+/* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], those beyond n by the end of text. */
+static inline GPT2 models_scripted(int context, const int32_t *a, const int32_t *b, int n) {
+    GPT2 m = models_new(1, 128, context);
+    float *w = (float *)xcalloc(m.parameters, sizeof *w), *wte = w + m.tensor[GPT2_wte].offset,
+          *wpe = w + m.tensor[GPT2_wpe].offset;
+    const int C = m.config.width;
+    uint32_t x = 1;
+    for (int i = 0; i < MODELS_VOCAB * C; i++) {
+        x = x * 1664525 + 1013904223;
+        wte[i] = x >> 31 ? 1.0f : -1.0f;
+    }
+    for (int p = 0; p < context; p++)
+        for (int c = 0; c < C; c++) {
+            const int s = p < n ? a[p] : MODELS_EOS, t = p < n && b ? b[p] : s;
+            wpe[p * C + c] = 1e4f * (wte[s * C + c] + wte[t * C + c]);
+        }
+    for (int l = 0; l < m.config.layers; l++)
+        for (int c = 0; c < C; c++)
+            w[m.tensor[GPT2_ln1w].offset + (size_t)(l * C + c)] = w[m.tensor[GPT2_ln2w].offset + (size_t)(l * C + c)] =
+                1;
+    for (int c = 0; c < C; c++) w[m.tensor[GPT2_lnfw].offset + (size_t)c] = 1;
+    m.backend->weights_upload(m.device, m.weights, w, m.parameters);
+    free(w);
+    return m;
+}
+
+/* With the tokenizer of bytes, unless bare, and a chat template or none. */
+static inline void models_save(const GPT2 *m, const char *name, bool bare, const char *template) {
+    Error e;
+    ModelFile f = {.lineage = json_array()};
+    if (!bare && !tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
+    if (template) f.chat_template = xstrdup(template);
+    if (!model_save(m, &f, files_path(name), false, NULL, NULL, &e)) fail_msg("%s", e.text);
+    model_file_free(&f);
+}
+
+/* Logits of all n positions by one forward pass without a cache: (n, V). */
+static inline float *models_logits(const GPT2 *m, const int32_t *ids, int n) {
+    Error e;
+    Workspace w;
+    Batch b = batch_new(n, n, 1);
+    float *logits = (float *)xmalloc((size_t)n * MODELS_VOCAB * sizeof *logits);
+    if (!workspace_new(&w, m, n, n, 1, false, 0, &e)) fail_msg("%s", e.text);
+    batch_segment(&b, ids, n, 0, -1);
+    for (int i = 0; i < n; i++) batch_target(&b, i, 0);
+    if (!gpt2_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
+    workspace_free(&w, m), batch_free(&b);
+    return logits;
+}
+
+static inline int models_argmax(const float *z) {
+    int best = 0;
+    for (int v = 1; v < MODELS_VOCAB; v++)
+        if (z[v] > z[best]) best = v;
+    return best;
+}
+
+/* -ln softmax(z / temperature)[target] in double. */
+static inline double models_nats(const float *z, double temperature, int target) {
+    double sum = 0;
+    for (int v = 0; v < MODELS_VOCAB; v++) sum += exp((z[v] - z[target]) / temperature);
+    return log(sum);
+}
+
+/* ---- shards ---------------------------------------------------------------------------------------------------- */
+
+static inline ShardWriter models_shard(const char *name, RecordKind kind, const char *template) {
+    Error e;
+    ShardWriter w;
+    void *blob;
+    size_t n;
+    if (!tokenizer_store(&models_bytes, &blob, &n, &e)) fail_msg("%s", e.text);
+    if (!shard_create(&w, files_path(name), kind, MODELS_VOCAB, blob, n, template, &e)) fail_msg("%s", e.text);
+    free(blob);
+    return w;
+}
+
+static inline void models_add_prompt(ShardWriter *w, const char *text, const char *task, const char *answer,
+                                     const char *fields) {
+    Error e;
+    TokenList ids = {0};
+    assert_true(tokenizer_encode(&models_bytes, text, strlen(text), false, &ids, &e));
+    const Record r = {.tokens = ids.ids,
+                      .count = ids.count,
+                      .prompt = ids.count,
+                      .text = text,
+                      .task = task,
+                      .answer = answer,
+                      .fields = fields};
+    if (!shard_add(w, &r, &e)) fail_msg("%s", e.text);
+    token_list_free(&ids);
+}
+
+static inline void models_commit(ShardWriter *w) {
+    Error e;
+    if (!shard_commit(w, &e)) fail_msg("%s", e.text);
+}
+
+/* ---- programs -------------------------------------------------------------------------------------------------- */
+
+static inline void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
+
+static inline char *text_of(const char *path) {
+    size_t n;
+    char *text = (char *)files_get(path, &n);
+    text[n] = 0;
+    return text;
+}
+
+/* Runs a shell command, in which $T is the test's directory, and expects its exit status. */
+static inline void run(int status, const char *command) {
+    char line[2000];
+    snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
+    const int got = system(line);
+    free(said), free(out);
+    said = text_of(files_path(".err"));
+    out = text_of(files_path(".out"));
+    if (!WIFEXITED(got) || WEXITSTATUS(got) != status)
+        fail_msg("%s: status %d, expected %d: %s", command, WEXITSTATUS(got), status, said);
+}
+
+static inline void assert_holds(const char *text, const char *part) {
+    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
+}
+
+/* A run that fails with one line that holds `part`, says nothing on standard output, and leaves $T/kept as it was. */
+static inline void refused(int status, const char *command, const char *part) {
+    put("kept", "earlier");
+    const int before = files_count();
+    run(status, command);
+    assert_holds(said, part);
+    const char *newline = strchr(said, '\n');
+    if (!newline || newline[1]) fail_msg("%s: not one line: %s", command, said);
+    assert_string_equal(out, "");
+    files_assert_content(files_path("kept"), "earlier", 7);
+    assert_int_equal(files_count(), before);
+    unlink(files_path("kept"));
+}
+
+/* The n-th line of JSON in a text, from 0; to be freed. */
+static inline json_t *json_line_of(const char *text, int n) {
+    json_error_t bad;
+    while (n-- > 0) {
+        text = strchr(text, '\n');
+        assert_non_null(text);
+        text++;
+    }
+    json_t *row = json_loadb(text, strcspn(text, "\n"), JSON_ALLOW_NUL, &bad);
+    if (!row) fail_msg("%s: %s", bad.text, text);
+    return row;
+}
+
+static inline int lines_of(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
+static inline const char *json_text_of(const json_t *row, const char *key) {
+    const char *text = json_string_value(json_object_get(row, key));
+    if (!text) fail_msg("no text in %s", key);
+    return text;
+}
+
+static inline double json_number_of(const json_t *row, const char *key) {
+    if (!json_is_number(json_object_get(row, key))) fail_msg("no number in %s", key);
+    return json_number_value(json_object_get(row, key));
+}
+
+static inline void assert_near(double got, double want, double tolerance) {
+    if (!(fabs(got - want) <= tolerance)) fail_msg("%.12g, expected %.12g", got, want);
+}
+
+#endif

@@ -1,0 +1,464 @@
+/* ./evaluate and its estimators. pass@k and best@k against all subsets, Wilson's interval against the equation that it
+ * solves, losses against a softmax in double over the logits of single records, and every figure of a prompt shard
+ * against one computed anew from the completions that were written. Needs ./evaluate. */
+#include "models.h"
+#include "../llmc/evaluation.h"
+
+/* ---- estimators ------------------------------------------------------------------------------------------------ */
+
+/* Means over all subsets of k of n: does it hold a right one; how right is its best (ties: their mean)? */
+static void enumerate(const float *reward, const double *right, int n, int k, double *pass, double *best) {
+    double any = 0, sum = 0, subsets = 0;
+    for (unsigned set = 0; set < 1u << n; set++) {
+        if (__builtin_popcount(set) != k) continue;
+        double hit = 0, top = -INFINITY, good = 0, ties = 0;
+        for (int i = 0; i < n; i++) {
+            if (!(set >> i & 1)) continue;
+            const double r = isnan(reward[i]) ? -1e300 : reward[i];
+            if (right[i] > 0.5) hit = 1;
+            if (r > top) top = r, good = ties = 0;
+            if (r == top) good += right[i], ties++;
+        }
+        any += hit, sum += good / ties, subsets++;
+    }
+    *pass = any / subsets, *best = sum / subsets;
+}
+
+static void pass_and_best_are_means_over_subsets(void **state) {
+    (void)state;
+    uint32_t x = 5;
+    for (int trial = 0; trial < 200; trial++) {
+        float reward[9];
+        double right[9], pass, best;
+        int correct = 0;
+        const int n = 1 + trial % 9;
+        for (int i = 0; i < n; i++) {
+            x = x * 1664525 + 1013904223;
+            right[i] = x >> 30 == 0, correct += right[i] > 0.5;
+            reward[i] = x >> 16 & 7 ? (float)(x >> 20 & 3) - 1 : NAN; /* few values: many ties */
+        }
+        for (int k = 1; k <= n; k++) {
+            enumerate(reward, right, n, k, &pass, &best);
+            assert_near(pass_at_k(n, correct, k), pass, 1e-12);
+            assert_near(best_at_k(reward, right, n, k), best, 1e-12);
+        }
+    }
+    assert_near(pass_at_k(16, 3, 8), 0.9, 1e-12); /* 1 - C(13,8) / C(16,8) = 1 - 1287 / 12870 */
+    assert_near(pass_at_k(4096, 1, 64), 64.0 / 4096, 1e-12);
+}
+
+static void majorities(void **state) {
+    (void)state;
+    char *const five[] = {"5", "6", "5", "", "7"}, *const tie[] = {"5", "6", "6", "5", "7", ""};
+    const double a[] = {1, 0, 1, 0, 0}, b[] = {1, 0, 0, 1, 0, 0}, none[] = {0, 1, 0, 0, 0};
+    assert_near(majority_right(five, a, 5), 1, 0);
+    assert_near(majority_right(five, none, 5), 0, 0); /* the right one is in the minority */
+    assert_near(majority_right(tie, b, 4), 0.5, 0);   /* 5 and 6 tie, 5 is right */
+    assert_near(majority_right(tie + 4, b + 4, 1), 0, 0);
+    char *const empty[] = {"", ""};
+    const double ones[] = {1, 1};
+    assert_near(majority_right(empty, ones, 2), 0, 0); /* no answer, no vote */
+    /* runs of two: {5,6} tie 1/2, {6,5} tie 1/2, {7,""} wrong */
+    assert_near(majority_at_k(tie, b, 6, 2), 1.0 / 3, 1e-15);
+    assert_near(majority_at_k(five, a, 5, 1), 0.4, 1e-15);
+    assert_near(majority_at_k(five, a, 5, 3), 1, 0); /* one run of three; two samples are left over */
+}
+
+/* The ends of the interval are where the share is z deviations away: (p - x)^2 = z^2 x (1 - x) / n. */
+static void wilson(void **state) {
+    (void)state;
+    const double z = 1.959963984540054;
+    for (int n = 1; n < 200; n += 7)
+        for (int c = 0; c <= n; c++) {
+            double low, high;
+            const double p = (double)c / n;
+            wilson_interval(p, n, &low, &high);
+            assert_true(low >= 0 && low <= p && p <= high && high <= 1);
+            assert_near((p - low) * (p - low), z * z * low * (1 - low) / n, 1e-12);
+            assert_near((p - high) * (p - high), z * z * high * (1 - high) / n, 1e-12);
+        }
+    double low, high;
+    wilson_interval(0.8, 10, &low, &high);
+    assert_near(low, 0.4901625, 1e-6), assert_near(high, 0.9433178, 1e-6);
+}
+
+/* ---- loss ------------------------------------------------------------------------------------------------------ */
+
+static GPT2 chance;
+
+/* Sums in double over the targets of one text; unit by unit for the error. */
+typedef struct Sums {
+    double nats, targets, right, entropy, text_nats, bytes;
+    double x[64], n[64];
+    int units;
+} Sums;
+
+/* ids: n inputs; the target after input i is next[i] where mask[i] (NULL: all). */
+static void add(Sums *s, const int32_t *ids, const int32_t *next, const uint8_t *mask, int n) {
+    float *z = models_logits(&chance, ids, n);
+    double x = 0, count = 0;
+    for (int i = 0; i < n; i++) {
+        const float *row = z + (size_t)i * MODELS_VOCAB;
+        if (mask && !mask[i]) continue;
+        const double nats = models_nats(row, 1, next[i]);
+        x += nats, count++;
+        s->right += models_argmax(row) == next[i];
+        if (next[i] < 256) s->text_nats += nats, s->bytes++;
+        for (int v = 0; v < MODELS_VOCAB; v++) {
+            const double l = models_nats(row, 1, v);
+            s->entropy += exp(-l) * l;
+        }
+    }
+    free(z);
+    s->nats += x, s->targets += count;
+    if (count > 0) s->x[s->units] = x, s->n[s->units++] = count;
+}
+
+static void assert_loss(const Sums *s, bool bytes) {
+    json_t *r = json_line_of(out, 0);
+    const double loss = s->nats / s->targets;
+    double squares = 0;
+    for (int i = 0; i < s->units; i++) squares += pow(s->x[i] - loss * s->n[i], 2);
+    assert_near(json_number_of(r, "loss"), loss, 2e-5 * loss);
+    assert_near(json_number_of(r, "perplexity"), exp(loss), 1e-4 * exp(loss));
+    assert_near(json_number_of(r, "token_accuracy"), s->right / s->targets, 1e-12);
+    assert_near(json_number_of(r, "entropy"), s->entropy / s->targets, 1e-4);
+    assert_int_equal(json_number_of(r, "tokens"), s->targets);
+    if (s->units > 1)
+        assert_near(json_number_of(r, "loss_error"), sqrt(squares / (s->units - 1) * s->units) / s->targets,
+                    1e-4 * loss);
+    else assert_true(json_is_null(json_object_get(r, "loss_error")));
+    if (bytes) {
+        assert_near(json_number_of(r, "bits_per_byte"), s->text_nats / log(2) / s->bytes, 1e-4);
+        assert_int_equal(json_number_of(r, "bytes"), s->bytes);
+    } else assert_true(json_is_null(json_object_get(r, "bits_per_byte")));
+    json_decref(r);
+    assert_int_equal(lines_of(out), 1);
+}
+
+enum { CHATS = 12, CONTEXT = 40 };
+
+static void loss_of_chats(void **state) {
+    (void)state;
+    Error e;
+    Sums masked = {0}, all = {0}, first = {0};
+    ShardWriter w = models_shard("chat.shard", RECORD_CHAT, "plain");
+    uint32_t x = 9;
+    for (int i = 0; i < CHATS; i++) {
+        int32_t ids[64];
+        uint8_t mask[64];
+        const int n = i == 3 ? 50 : 4 + 3 * i; /* the fourth is longer than the context */
+        for (int k = 0; k < n; k++) {
+            x = x * 1664525 + 1013904223;
+            ids[k] = 32 + (int32_t)(x >> 24) % 95, mask[k] = k >= n / 2;
+        }
+        ids[n - 1] = MODELS_EOS;
+        if (i == 5) memset(mask, 0, sizeof mask); /* and the sixth has nothing to predict */
+        assert_true(shard_add(&w, &(Record){.tokens = ids, .count = n, .mask = mask}, &e));
+        const int kept = n < CONTEXT ? n : CONTEXT;
+        add(&masked, ids, ids + 1, mask + 1, kept - 1);
+        add(&all, ids, ids + 1, NULL, kept - 1);
+        if (i < 5) add(&first, ids, ids + 1, mask + 1, kept - 1);
+    }
+    models_commit(&w);
+    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard");
+    assert_loss(&masked, true);
+    assert_holds(out, "\"cut\":1");
+    assert_holds(out, "\"kind\":\"chat\"");
+    assert_holds(out, "\"records\":11");
+    assert_holds(said, "1 of 12 records are longer than 40 tokens and are cut");
+    assert_holds(said, "| perplexity");
+    char *once = xstrdup(out);
+    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard -b 1"); /* one record a batch: the same numbers */
+    assert_loss(&masked, true);
+    run(0, "zstd -q -c $T/chat.shard | ./evaluate -c $T/random.bin -i -");
+    assert_holds(out, "\"data\":\"standard input\"");
+    assert_loss(&masked, true);
+    run(0, "./evaluate -c - -i $T/chat.shard --no-completion-only-loss < $T/random.bin");
+    assert_loss(&all, true);
+    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard -m 5");
+    assert_loss(&first, true);
+    free(once);
+}
+
+/* Windows: every token but the first is predicted once, from those before it in its window. */
+static void loss_of_tokens(void **state) {
+    (void)state;
+    Error e;
+    enum { N = 95 };
+    uint16_t tokens[N];
+    int32_t ids[N];
+    for (int i = 0; i < N; i++) ids[i] = tokens[i] = i % 31 ? (uint16_t)(32 + i * i % 95) : MODELS_EOS;
+    assert_true(tokens_write(files_path("text.bin"), tokens, N, &e));
+    const int lengths[] = {CONTEXT, 94, 10}; /* 40 + 40 + 14; one of 94 does not fit: the context; 9 x 10 + 4 */
+    for (int i = 0; i < 3; i++) {
+        Sums s = {0};
+        char command[200];
+        const int T = lengths[i] < CONTEXT ? lengths[i] : CONTEXT;
+        for (int at = 0; at < N - 1; at += T) add(&s, ids + at, ids + at + 1, NULL, N - 1 - at < T ? N - 1 - at : T);
+        assert_int_equal(s.targets, N - 1);
+        snprintf(command, sizeof command, "./evaluate -c $T/random.bin -i $T/text.bin --max-length %d", lengths[i]);
+        run(0, command);
+        assert_loss(&s, true);
+    }
+    Sums s = {0};
+    add(&s, ids, ids + 1, NULL, CONTEXT);
+    run(0, "./evaluate -c $T/random.bin -i $T/text.bin -m 1");
+    assert_loss(&s, true);
+    run(0, "./evaluate -c $T/bare.bin -i $T/text.bin -m 1");
+    assert_loss(&s, false);
+    run(0, "./evaluate -c $T/bare.bin --tokenizer bytes -i $T/text.bin -m 1");
+    assert_loss(&s, true);
+}
+
+/* ---- tasks ----------------------------------------------------------------------------------------------------- */
+
+/* A model that answers, wherever the prompt ends, one of two digits: position p is followed by a digit of its own, or by
+ * '5'; then by the end of text, or another digit. */
+static void save_guesser(void) {
+    int32_t a[CONTEXT], b[CONTEXT];
+    for (int p = 0; p < CONTEXT; p++) {
+        a[p] = p % 2 ? '5' : '1' + p / 2 % 4;
+        b[p] = p % 2 ? '0' + p / 2 % 5 : MODELS_EOS;
+    }
+    GPT2 m = models_scripted(CONTEXT, a, b, CONTEXT);
+    models_save(&m, "guess.bin", false, NULL);
+    gpt2_free(&m);
+}
+
+enum { PROMPTS = 24, SAMPLES = 6 };
+
+static void figures_of_tasks(void **state) {
+    (void)state;
+    save_guesser();
+    ShardWriter w = models_shard("tasks.shard", RECORD_PROMPT, "plain");
+    for (int i = 0; i < PROMPTS; i++) {
+        char text[64], answer[16];
+        memset(text, '+', sizeof text);
+        snprintf(text, sizeof text, "%.*s=", 1 + i % 9 * 2, "+++++++++++++++++++++++++++");
+        snprintf(answer, sizeof answer, "%d", i % 3 ? 5 : i % 7);
+        models_add_prompt(&w, text, i % 4 == 3 ? "strange" : i % 4 ? "add" : "exact", answer, "{\"level\":1}");
+    }
+    models_commit(&w);
+    char command[300];
+    snprintf(command, sizeof command,
+             "./evaluate -c $T/guess.bin -i $T/tasks.shard -n %d -g 4 --reward 'length=1:1,regex=/5/:0.5' "
+             "--completions $T/said.jsonl --slots 5 --seed 11",
+             SAMPLES);
+    run(0, command);
+    json_t *figures = json_line_of(out, 0);
+    char *lines = text_of(files_path("said.jsonl"));
+    assert_int_equal(lines_of(lines), PROMPTS * (SAMPLES + 1));
+
+    /* every figure anew, from what was written; greedy lines and samples come in pieces, by prompt */
+    struct {
+        char text[SAMPLES][16], *answers[SAMPLES];
+        double right[SAMPLES], greedy;
+        float reward[SAMPLES];
+        char task[16];
+    } p[PROMPTS];
+    for (int i = 0; i < PROMPTS * (SAMPLES + 1); i++) {
+        json_t *row = json_line_of(lines, i);
+        const int at = (int)json_number_of(row, "index");
+        const char *text = json_text_of(row, "completion"), *answer = json_text_of(row, "answer");
+        strcpy(p[at].task, json_text_of(row, "task"));
+        /* answers are digits, of which the check sees the whole number */
+        const double right = strspn(text, "0123456789") == strlen(text) && *text && atoi(text) == atoi(answer);
+        const json_t *sample = json_object_get(row, "sample");
+        if (strcmp(p[at].task, "strange")) assert_int_equal(json_is_true(json_object_get(row, "right")), right > 0.5);
+        else assert_true(json_is_null(json_object_get(row, "right")));
+        if (json_is_string(sample)) p[at].greedy = right;
+        else {
+            const int k = (int)json_integer_value(sample);
+            const double reward = -0.0003 * fabs(1.0 - (double)json_array_size(json_object_get(row, "tokens"))) +
+                                  (strchr(text, '5') ? 0.5 : 0);
+            p[at].right[k] = right, p[at].reward[k] = (float)reward;
+            assert_near(json_number_of(row, "reward"), reward, 1e-6);
+            p[at].reward[k] = (float)json_number_of(row, "reward");
+            strcpy(p[at].text[k], text), p[at].answers[k] = p[at].text[k];
+        }
+        json_decref(row);
+    }
+    const char *const tasks[] = {"all", "add", "exact", "strange"};
+    for (int t = 0; t < 4; t++) {
+        json_t *f = t ? json_object_get(json_object_get(figures, "tasks"), tasks[t]) : figures;
+        const int ks[] = {1, 2, 4, SAMPLES};
+        double greedy = 0, count = 0;
+        for (int i = 0; i < PROMPTS; i++)
+            if (strcmp(p[i].task, "strange") && (!t || !strcmp(p[i].task, tasks[t]))) greedy += p[i].greedy, count++;
+        assert_int_equal(json_number_of(f, "prompts"), count);
+        if (t == 3) {
+            assert_true(json_is_null(json_object_get(f, "accuracy")));
+            assert_int_equal(json_number_of(f, "unscorable"), PROMPTS / 4);
+            continue;
+        }
+        assert_near(json_number_of(f, "accuracy"), greedy / count, 1e-12);
+        assert_near(json_number_of(f, "accuracy_error"), sqrt(greedy / count * (1 - greedy / count) / count), 1e-12);
+        for (int k = 0; k < 4; k++) {
+            double sum[3] = {0}, square[3] = {0};
+            for (int i = 0; i < PROMPTS; i++) {
+                if (!strcmp(p[i].task, "strange") || (t && strcmp(p[i].task, tasks[t]))) continue;
+                double x[3];
+                enumerate(p[i].reward, p[i].right, SAMPLES, ks[k], &x[0], &x[2]);
+                /* the most frequent number of each run of k */
+                x[1] = 0;
+                for (int from = 0; from + ks[k] <= SAMPLES; from += ks[k]) {
+                    int votes[100] = {0}, most = 0, winners = 0;
+                    double good[100] = {0}, won = 0;
+                    for (int s = from; s < from + ks[k]; s++) {
+                        if (!*p[i].text[s]) continue;
+                        const int number = atoi(p[i].text[s]) % 100;
+                        good[number] = p[i].right[s];
+                        if (++votes[number] > most) most = votes[number];
+                    }
+                    for (int number = 0; most && number < 100; number++)
+                        if (votes[number] == most) winners++, won += good[number];
+                    x[1] += most ? won / winners / (SAMPLES / ks[k]) : 0;
+                }
+                for (int j = 0; j < 3; j++) sum[j] += x[j], square[j] += x[j] * x[j];
+            }
+            const char *const names[] = {"pass", "majority", "best"};
+            for (int j = 0; j < 3; j++) {
+                char key[40];
+                snprintf(key, sizeof key, "%s@%d", names[j], ks[k]);
+                assert_near(json_number_of(f, key), sum[j] / count, 1e-9);
+                strcat(key, "_error");
+                assert_near(json_number_of(f, key),
+                            sqrt(fmax(square[j] - sum[j] * sum[j] / count, 0) / (count - 1) / count), 1e-6);
+            }
+        }
+    }
+    double pass = json_number_of(figures, "pass@1");
+    assert_true(pass > 0.05 && pass < 0.95 && json_number_of(figures, "pass@6") > pass); /* the test tests something */
+    json_decref(figures);
+
+    /* samples do not depend on slots or on how many prompts are evaluated, and are other ones for another seed */
+    char *first = xstrdup(out);
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' "
+           "--completions $T/again.jsonl --slots 64 --seed 11");
+    assert_string_equal(out, first);
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --completions $T/part.jsonl -m 1 --seed 11");
+    char *part = text_of(files_path("part.jsonl"));
+    assert_int_equal(lines_of(part), 7);
+    for (int i = 1; i < 7; i++) {
+        json_t *a = json_line_of(part, i);
+        const int k = (int)json_number_of(a, "sample");
+        assert_string_equal(json_text_of(a, "completion"), p[0].text[k]);
+        json_decref(a);
+    }
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' --seed 12");
+    assert_string_not_equal(out, first);
+    free(lines), free(first), free(part);
+
+    /* greedy only; a reward program */
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 0 -g 4");
+    assert_null(strstr(out, "pass@"));
+    assert_holds(said, "greedy accuracy");
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 2 -g 4 --reward-cmd 'while read -r l; do echo 1; done'");
+    assert_holds(out, "\"reward\":1.0,");
+}
+
+static void bad_input(void **state) {
+    (void)state;
+    refused(2, "./evaluate -i x", "-c/--checkpoint: which model?");
+    refused(2, "./evaluate -c $T/random.bin", "-i/--input: which shard?");
+    refused(2, "./evaluate -c $T/random.bin -i x y", "y: unexpected word");
+    refused(2, "./evaluate -c - -i - < /dev/null", "standard input can be one of them");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --reward nonsense", "reward 'nonsense': unknown");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 0 --reward verify", "no samples to choose from");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --temperature 0", "greedy samples are all alike");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions -", "standard output holds the result");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions $T/kept -n 4096", "at most");
+    refused(1, "./evaluate -c $T/random.bin -i $T/none", "none: cannot open");
+    refused(1, "./evaluate -c $T/none -i $T/tasks.shard", "none: cannot open");
+    refused(1, "./evaluate -c $T/random.bin -i $T/random.bin", "this is a checkpoint, expected a record shard");
+    refused(1, "./evaluate -c $T/random.bin -i /dev/null", "this is an empty file");
+    refused(1, "echo hello | ./evaluate -c $T/random.bin -i -", "standard input: this is no shard");
+    refused(1, "./evaluate -c $T/random.bin -i $T/pairs.shard", "a shard of kind preference, expected chat or prompt");
+    refused(1, "./evaluate -c $T/random.bin -i $T/empty.shard", "the shard is empty");
+    refused(1, "./evaluate -c $T/random.bin -i $T/nothing.bin", "the shard is empty");
+    refused(1, "./evaluate -c $T/random.bin -i $T/nothing.shard", "no record has a token to predict");
+    refused(1, "./evaluate -c $T/small.bin -i $T/tasks.shard", "its vocabulary of 260 does not fit the model's 100");
+    refused(1, "./evaluate -c $T/small.bin -i $T/text.bin", "expected below the vocabulary of 100");
+    refused(1, "head -c 1100 $T/tasks.shard | ./evaluate -c $T/random.bin -i -", "standard input: ");
+    refused(1, "head -c 1100 $T/text.bin | ./evaluate -c $T/random.bin -i -", "standard input: ");
+    refused(1, "./evaluate -c $T/other.bin -i $T/tasks.shard", "made with another tokenizer than the model's");
+    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept", "that can be checked");
+    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept --reward verify",
+            "task 'strange' has no verifier");
+    refused(1, "./evaluate -c $T/random.bin -i $T/long.shard", "all 1 prompts are longer than 39 tokens");
+    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard -n 2 --reward-cmd false --completions $T/kept",
+            "false");
+    refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 2 --completions $T/no/file", "no/file");
+    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 2 --completions /dev/full");
+    assert_holds(said, "/dev/full: cannot write: No space left");
+    run(1, "./evaluate -c $T/random.bin -i $T/chat.shard > /dev/full");
+    assert_holds(said, "standard output: cannot write: No space left");
+    /* a signal: one line, nothing on standard output, no file */
+    put("kept", "earlier");
+    const int before = files_count();
+    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 512 --completions $T/kept -g 39 & pid=$!; "
+           "until ls $T/kept.*.tmp >&2; do sleep 0.01; done; kill -TERM $pid; wait $pid");
+    assert_holds(said, "stopped by a signal");
+    assert_string_equal(out, "");
+    files_assert_content(files_path("kept"), "earlier", 7);
+    assert_int_equal(files_count(), before);
+}
+
+static int setup(void **state) {
+    Error e;
+    if (models_setup(state)) return 1;
+    chance = models_random(CONTEXT);
+    models_save(&chance, "random.bin", false, NULL);
+    models_save(&chance, "bare.bin", true, NULL);
+    GPT2 small;
+    const GPT2Config c = gpt2_config(1, 1, 16, 100, 32);
+    assert_true(gpt2_new(&small, &c, backend_cpu(), models_device, false, &e));
+    gpt2_init(&small, 1);
+    models_save(&small, "small.bin", true, NULL);
+    gpt2_free(&small);
+    ModelFile f = {.lineage = json_array()};
+    Tokenizer other;
+    assert_true(tokenizer_bytes(&other, &e) && tokenizer_add_special(&other, "<|more|>", &e));
+    const GPT2Config wider = gpt2_config(1, 1, 16, 300, 32);
+    assert_true(gpt2_new(&small, &wider, backend_cpu(), models_device, false, &e));
+    gpt2_init(&small, 1);
+    assert_true(tokenizer_store(&other, &f.tokenizer, &f.tokenizer_bytes, &e));
+    assert_true(model_save(&small, &f, files_path("other.bin"), false, NULL, NULL, &e));
+    model_file_free(&f), tokenizer_free(&other), gpt2_free(&small);
+
+    ShardWriter w = models_shard("empty.shard", RECORD_PROMPT, "plain");
+    models_commit(&w);
+    w = models_shard("strange.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&w, "a", "strange", "b", "");
+    models_commit(&w);
+    w = models_shard("long.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&w, "a prompt that is longer than the context of 40 tokens", "exact", "b", "");
+    models_commit(&w);
+    w = models_shard("nothing.shard", RECORD_CHAT, "plain");
+    uint8_t mask[] = {0, 0};
+    assert_true(shard_add(&w, &(Record){.tokens = (int32_t[]){1, 2}, .count = 2, .mask = mask}, &e));
+    models_commit(&w);
+    w = models_shard("pairs.shard", RECORD_PREFERENCE, "plain");
+    const Record pair = {.tokens = (int32_t[]){1, 2, 3}, .count = 3, .prompt = 1, .chosen = 1, .rejected = 1};
+    assert_true(shard_add(&w, &pair, &e));
+    models_commit(&w);
+    assert_true(tokens_write(files_path("nothing.bin"), (uint16_t[]){1}, 1, &e));
+    return 0;
+}
+
+static int teardown(void **state) {
+    gpt2_free(&chance);
+    return models_teardown(state);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(pass_and_best_are_means_over_subsets),
+                                       cmocka_unit_test(majorities),
+                                       cmocka_unit_test(wilson),
+                                       cmocka_unit_test(loss_of_chats),
+                                       cmocka_unit_test(loss_of_tokens),
+                                       cmocka_unit_test(figures_of_tasks),
+                                       cmocka_unit_test(bad_input)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

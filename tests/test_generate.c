@@ -1,0 +1,599 @@
+/* ./generate, run as a user runs it, on models made here: greedy text against an uncached forward pass, prompts from all
+ * kinds of files, streaming, chat, signals, bad input. Needs ./generate. */
+#include "models.h"
+#include <time.h>
+
+static GPT2 chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a tokenizer */
+
+/* ---- one prompt ------------------------------------------------------------------------------------------------ */
+
+/* Greedy continuation by a forward pass over the whole text for each token; returns how many tokens, without a stop. */
+static int uncached(const GPT2 *m, int32_t *ids, int n, int most, int32_t stop) {
+    const int start = n;
+    while (n - start < most && n < m->config.context) {
+        float *z = models_logits(m, ids, n);
+        const int token = models_argmax(z + (size_t)(n - 1) * MODELS_VOCAB);
+        free(z);
+        if (token == stop) break;
+        ids[n++] = token;
+    }
+    return n - start;
+}
+
+static void greedy_is_an_uncached_forward(void **state) {
+    (void)state;
+    const char *prompts[] = {"2+3=", "a", "What is the capital of France?",
+                             "The quick brown fox jumps over the lazy dog"};
+    char command[300];
+    for (size_t i = 0; i < 4; i++) {
+        int32_t ids[256];
+        TextBuffer text = {0};
+        const int n = (int)strlen(prompts[i]);
+        for (int k = 0; k < n; k++) ids[k] = (unsigned char)prompts[i][k];
+        const int got = uncached(&chance, ids, n, 40, MODELS_EOS);
+        tokenizer_decode(&models_bytes, ids + n, got, false, &text);
+        text_string(&text, "\n");
+        snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 0 -g 40 '%s'", prompts[i]);
+        run(0, command);
+        assert_string_equal(out, text.text);
+        assert_string_equal(said, "");
+        text_free(&text);
+    }
+    /* a prompt that goes through the model in several pieces, and fills the context to its end */
+    int32_t ids[320];
+    for (int k = 0; k < 300; k++) ids[k] = 'a' + k * k % 23;
+    char prompt[301];
+    for (int k = 0; k < 300; k++) prompt[k] = (char)ids[k];
+    prompt[300] = 0;
+    put("long.txt", prompt);
+    const int got = uncached(&chance, ids, 300, 100, MODELS_EOS);
+    assert_int_equal(got, 20);
+    run(0, "./generate -c $T/random.bin --temperature 0 -v - < $T/long.txt");
+    assert_int_equal(strlen(out), 21);
+    for (int k = 0; k < 20; k++) assert_int_equal((unsigned char)out[k], ids[300 + k]);
+    assert_holds(said, "300 prompt tokens, 20 new ones");
+}
+
+/* Tokens of an output line; returns how many. */
+static int tokens_of(const json_t *row, int32_t *ids) {
+    const json_t *list = json_object_get(row, "tokens");
+    for (size_t i = 0; i < json_array_size(list); i++) ids[i] = (int32_t)json_integer_value(json_array_get(list, i));
+    return (int)json_array_size(list);
+}
+
+/* logprob is the sum of log softmax(logits / temperature), computed in double. */
+static void logprobs_are_those_of_a_forward_pass(void **state) {
+    (void)state;
+    const double temperatures[] = {1, 0.5, 3, 0};
+    for (int i = 0; i < 4; i++) {
+        char command[200];
+        int32_t ids[64] = {'2', '+', '3', '='};
+        double want = 0;
+        snprintf(command, sizeof command,
+                 "./generate -c $T/random.bin --json --temperature %g -g 30 2+3=", temperatures[i]);
+        run(0, command);
+        json_t *row = json_line_of(out, 0);
+        assert_string_equal(json_text_of(row, "prompt"), "2+3=");
+        const int n = tokens_of(row, ids + 4);
+        assert_true(n > 0);
+        float *z = models_logits(&chance, ids, 4 + n);
+        for (int k = 0; k < n; k++)
+            want -= models_nats(z + (size_t)(3 + k) * MODELS_VOCAB, temperatures[i] ? temperatures[i] : 1, ids[4 + k]);
+        assert_near(json_number_of(row, "logprob"), want, 1e-3);
+        free(z), json_decref(row);
+    }
+}
+
+static void one_text_whatever_the_way(void **state) {
+    (void)state;
+    /* the stream, the batch, any number of slots, argv, standard input and a file draw the same */
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 hello world");
+    char *streamed = xstrdup(out);
+    run(0, "echo hello world | ./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -");
+    assert_string_equal(out, streamed);
+    run(0, "./generate -c - --temperature 1 --seed 3 -g 25 'hello world' < $T/random.bin");
+    assert_string_equal(out, streamed);
+    run(0, "./generate -c $T/random.bin --echo --temperature 1 --seed 3 -g 25 hello world");
+    assert_holds(out, "hello world");
+    assert_string_equal(out + 11, streamed);
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 --json hello world");
+    json_t *row = json_line_of(out, 0);
+    streamed[strlen(streamed) - 1] = 0;
+    assert_string_equal(json_text_of(row, "completion"), streamed);
+    assert_null(json_object_get(row, "sample"));
+    json_decref(row), free(streamed);
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 4 -g 25 --json hello world");
+    char *other = xstrdup(out);
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 --json hello world");
+    assert_string_not_equal(out, other);
+    free(other);
+
+    put("three.txt", "hello world\r\n\nsecond\nthird");
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i $T/three.txt -n 5 --slots 1");
+    char *one = xstrdup(out);
+    assert_int_equal(lines_of(one), 15);
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i - -n 5 --slots 7 < $T/three.txt");
+    json_t *a, *b;
+    for (int i = 0; i < 15; i++) {
+        const char *prompts[] = {"hello world", "second", "third"};
+        a = json_line_of(one, i), b = json_line_of(out, i);
+        assert_string_equal(json_text_of(a, "prompt"), prompts[i / 5]);
+        assert_int_equal(json_integer_value(json_object_get(a, "sample")), i % 5);
+        assert_true(json_equal(json_object_get(a, "tokens"), json_object_get(b, "tokens")));
+        json_decref(a), json_decref(b);
+    }
+    free(one);
+    assert_holds(said, "3 prompts, 15 completions");
+    /* options of sampling do something, with the cache of one sequence and in a batch */
+    const char *changes[] = {"--top-k 3", "--top-p 0.3", "--min-p 0.3", "--repetition-penalty 3", "--temperature 4"};
+    for (int i = 0; i < 5; i++) {
+        char command[300];
+        run(0, "./generate -c $T/random.bin --temperature 1 -g 25 abc");
+        char *plain = xstrdup(out);
+        snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 %s abc", changes[i]);
+        run(0, command);
+        assert_string_not_equal(out, plain);
+        free(plain), plain = xstrdup(out);
+        plain[strlen(plain) - 1] = 0;
+        snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 --json %s abc",
+                 changes[i]);
+        run(0, command);
+        row = json_line_of(out, 0);
+        assert_string_equal(json_text_of(row, "completion"), plain);
+        free(plain), json_decref(row);
+    }
+}
+
+/* A model that says these bytes after a prompt of `prompt` tokens, then `end`. */
+static void save_script(const char *name, int context, int prompt, const char *text, int32_t end,
+                        const char *template) {
+    int32_t *script = (int32_t *)xcalloc((size_t)context, sizeof *script);
+    const int n = (int)strlen(text);
+    for (int i = 0; i < n; i++) script[prompt - 1 + i] = (unsigned char)text[i];
+    script[prompt - 1 + n] = end;
+    GPT2 m = models_scripted(context, script, NULL, prompt + n);
+    models_save(&m, name, false, template);
+    gpt2_free(&m), free(script);
+}
+
+/* Characters come out whole, one write each; bytes that belong to none become U+FFFD. */
+static void streaming_is_utf8(void **state) {
+    (void)state;
+    const char *const characters[] = {
+        "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xEF\xBF\xBD", "b", "\xEF\xBF\xBD",
+        "\n"}; /* the seventh is \xE2\x82 that ends there */
+    save_script("utf8.bin", 64, 2,
+                "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xFF"
+                "b\xE2\x82",
+                MODELS_EOS, NULL);
+    int ends[2];
+    assert_int_equal(pipe2(ends, O_DIRECT), 0); /* packets: each read gives what one write wrote */
+    const pid_t child = fork();
+    if (!child) {
+        char model[600];
+        snprintf(model, sizeof model, "%s/utf8.bin", files_directory);
+        dup2(ends[1], STDOUT_FILENO);
+        close(ends[0]), close(ends[1]);
+        execl("./generate", "generate", "-c", model, "--temperature", "0", "xy", (char *)NULL);
+        _exit(127);
+    }
+    close(ends[1]);
+    char packet[512];
+    for (int i = 0; i < 6; i++) {
+        const ssize_t n = read(ends[0], packet, sizeof packet);
+        assert_int_equal(n, strlen(characters[i]));
+        assert_memory_equal(packet, characters[i], (size_t)n);
+    }
+    TextBuffer rest = {0};
+    for (ssize_t n; (n = read(ends[0], packet, sizeof packet)) > 0;) text_append(&rest, packet, (size_t)n);
+    assert_string_equal(rest.text, "\xEF\xBF\xBD\xEF\xBF\xBD\n"); /* each of the two bytes */
+    text_free(&rest), close(ends[0]);
+    int status;
+    waitpid(child, &status, 0);
+    assert_true(WIFEXITED(status) && !WEXITSTATUS(status));
+    run(0, "./generate -c $T/utf8.bin --temperature 0 --json xy");
+    json_t *row = json_line_of(out, 0);
+    assert_string_equal(json_text_of(row, "completion"), "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xEF\xBF\xBD"
+                                                         "b\xEF\xBF\xBD\xEF\xBF\xBD");
+    json_decref(row);
+}
+
+static void stops(void **state) {
+    (void)state;
+    save_script("talk.bin", 64, 2, "one. two; three", MODELS_EOS, NULL);
+    run(0, "./generate -c $T/talk.bin --temperature 0 xy");
+    assert_string_equal(out, "one. two; three\n");
+    run(0, "./generate -c $T/talk.bin --temperature 0 --stop ';' xy");
+    assert_string_equal(out, "one. two\n");
+    run(0, "./generate -c $T/talk.bin --temperature 0 --stop ';' --stop . xy");
+    assert_string_equal(out, "one\n");
+    run(0, "./generate -c $T/talk.bin --temperature 0 -g 5 xy");
+    assert_string_equal(out, "one. \n");
+    run(0, "./generate -c $T/talk.bin --temperature 0 -g 5 --json xy");
+    json_t *row = json_line_of(out, 0);
+    assert_true(json_is_false(json_object_get(row, "finished")));
+    json_decref(row);
+    run(0, "./generate -c $T/talk.bin --temperature 0 --json xy");
+    row = json_line_of(out, 0);
+    int32_t ids[64];
+    assert_true(json_is_true(json_object_get(row, "finished")));
+    assert_int_equal(tokens_of(row, ids), 16);
+    assert_int_equal(ids[15], MODELS_EOS);
+    json_decref(row);
+    /* the end of an assistant's turn, and a special token by name */
+    save_script("end.bin", 64, 3, "good", MODELS_IM_END, "{any}<|im_start|>{content}<|im_end|>");
+    run(0, "./generate -c $T/end.bin --temperature 0 --raw 123");
+    assert_string_equal(out, "good\n");
+    save_script("end.bin", 64, 3, "good", MODELS_IM_END, NULL);
+    run(0, "./generate -c $T/end.bin --temperature 0 --stop '<|im_end|>' 123");
+    assert_string_equal(out, "good\n");
+    /* a stop that is a plain text of the template is no part of the answer */
+    save_script("line.bin", 64, 6, "good", '\n', "{user}Q: {content}\\n{assistant}{content}\\n");
+    run(0, "./generate -c $T/line.bin --temperature 0 12");
+    assert_string_equal(out, "good\n");
+}
+
+static void raw_prompts(void **state) {
+    (void)state;
+    /* "<|im_start|>" is one token where the prompt is raw, and twelve where a user says it; nothing is a document's start */
+    save_script("raw.bin", 64, 1, "yes", MODELS_EOS, NULL);
+    run(0, "./generate -c $T/raw.bin --temperature 0 --raw '<|im_start|>'");
+    assert_string_equal(out, "yes\n");
+    run(0, "./generate -c $T/raw.bin --temperature 0 --raw ''");
+    assert_string_equal(out, "yes\n");
+    run(0, "./generate -c $T/raw.bin --temperature 0 ''");
+    assert_string_equal(out, "yes\n");
+    run(0, "./generate -c $T/raw.bin --temperature 0 '<|im_start|>'");
+    assert_string_equal(out, "\n");
+    /* the model's template, one named, a model without a tokenizer */
+    run(0, "./generate -c $T/random.bin --temperature 0 -g 20 --raw "
+           "'<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n'");
+    char *want = xstrdup(out);
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 20 hi");
+    assert_string_equal(out, want);
+    run(0, "./generate -c $T/random.bin --chat-template chatml --temperature 0 -g 20 hi");
+    assert_string_equal(out, want);
+    run(0, "./generate -c $T/bare.bin --tokenizer bytes --chat-template chatml --temperature 0 -g 20 hi");
+    assert_string_equal(out, want);
+    free(want);
+    run(0, "./generate -c $T/random.bin --temperature 0 -g 20 --raw "
+           "'<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n'");
+    want = xstrdup(out);
+    run(0, "./generate -c $T/chat.bin --system Brief. --temperature 0 -g 20 hi");
+    assert_string_equal(out, want);
+    free(want);
+}
+
+/* ---- files ----------------------------------------------------------------------------------------------------- */
+
+static void prompts_of_all_kinds(void **state) {
+    (void)state;
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 20 hi");
+    out[strlen(out) - 1] = 0;
+    char *want = xstrdup(out);
+    put("rows.jsonl",
+        "{\"prompt\": \"hi\", \"id\": 7, \"answer\": [1, 2]}\n\n"
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n"
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"yes\"}]}\n"
+        "{\"conversations\": [{\"from\": \"human\", \"value\": \"hi\"}]}");
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 20 -i $T/rows.jsonl");
+    assert_int_equal(lines_of(out), 4);
+    for (int i = 0; i < 4; i++) {
+        json_t *row = json_line_of(out, i);
+        assert_string_equal(json_text_of(row, "completion"), want);
+        if (!i) {
+            assert_int_equal(json_integer_value(json_object_get(row, "id")), 7);
+            assert_int_equal(json_array_size(json_object_get(row, "answer")), 2);
+        }
+        json_decref(row);
+    }
+    run(0, "zstd -q -c $T/rows.jsonl | ./generate -c $T/chat.bin --temperature 0 -g 20 -i - -o $T/rows.out.zst");
+    assert_string_equal(out, "");
+    run(0, "zstd -q -d -c $T/rows.out.zst");
+    assert_int_equal(lines_of(out), 4);
+
+    ShardWriter w = models_shard("tasks.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&w, "2+3=", "add", "5", "{\"level\":2}");
+    models_add_prompt(&w, "sort: 3 1", "sort", "1 3", "");
+    models_commit(&w);
+    run(0, "./generate -c $T/random.bin --temperature 0 -g 20 2+3=");
+    out[strlen(out) - 1] = 0;
+    free(want), want = xstrdup(out);
+    const char *const models[] = {"random", "bare"}; /* the shard has a tokenizer for a model that lacks one */
+    for (int i = 0; i < 2; i++) {
+        char command[200];
+        snprintf(command, sizeof command, "./generate -c $T/%s.bin --temperature 0 -g 20 -i $T/tasks.shard", models[i]);
+        run(0, command);
+        json_t *row = json_line_of(out, 0);
+        assert_string_equal(json_text_of(row, "prompt"), "2+3=");
+        assert_string_equal(json_text_of(row, "task"), "add");
+        assert_string_equal(json_text_of(row, "answer"), "5");
+        assert_int_equal(json_integer_value(json_object_get(json_object_get(row, "fields"), "level")), 2);
+        assert_string_equal(json_text_of(row, "completion"), want);
+        json_decref(row);
+        row = json_line_of(out, 1);
+        assert_string_equal(json_text_of(row, "prompt"), "sort: 3 1");
+        assert_null(json_object_get(row, "fields"));
+        json_decref(row);
+    }
+    free(want);
+}
+
+/* ---- chat ------------------------------------------------------------------------------------------------------ */
+
+/* Every turn of a chat, whose cache goes on from turn to turn, answers as the whole conversation given at once. */
+static void chat_is_the_conversation(void **state) {
+    (void)state;
+    const char *const turns[] = {"hi", "and then?", "why"};
+    json_t *messages = json_array();
+    json_array_append_new(messages, json_pack("{ssss}", "role", "system", "content", "Brief."));
+    run(0, "printf 'hi\\n\\nand then?\\nwhy' | ./generate -c $T/chat.bin --chat --system Brief. --temperature 0 -g 12");
+    char *chat = xstrdup(out), *answer = chat;
+    assert_int_equal(lines_of(chat), 3);
+    for (int i = 0; i < 3; i++) {
+        json_array_append_new(messages, json_pack("{ssss}", "role", "user", "content", turns[i]));
+        json_t *row = json_pack("{sO}", "messages", messages);
+        char *text = json_dumps(row, 0);
+        put("talk.jsonl", text);
+        free(text), json_decref(row);
+        run(0, "./generate -c $T/chat.bin -i $T/talk.jsonl --temperature 0 -g 12");
+        row = json_line_of(out, 0);
+        char *end = strchr(answer, '\n');
+        *end = 0;
+        assert_string_equal(answer, json_text_of(row, "completion"));
+        json_array_append_new(messages, json_pack("{ssss}", "role", "assistant", "content", answer));
+        answer = end + 1;
+        json_decref(row);
+    }
+    free(chat), json_decref(messages);
+    /* after /reset the first answer comes again; turns draw differently where they sample */
+    run(0, "printf 'hi\\nmore\\n/reset\\nhi\\n' | ./generate -c $T/chat.bin --chat --temperature 0 -g 12");
+    assert_int_equal(lines_of(out), 3);
+    answer = strchr(strchr(out, '\n') + 1, '\n') + 1;
+    assert_memory_equal(answer, out, strlen(answer));
+    assert_holds(said, "forgotten");
+    assert_holds(said, "[cut after 12 tokens: --max-new-tokens]");
+    run(0, "printf 'hi\\n/reset\\nhi\\n' | ./generate -c $T/chat.bin --chat --temperature 1 -g 12");
+    answer = strchr(out, '\n') + 1;
+    assert_memory_not_equal(answer, out, strlen(answer));
+}
+
+/* The oldest turns go when the context is full; a message that does not fit at all is refused, and the chat goes on. */
+static void chat_overflows(void **state) {
+    (void)state;
+    run(0, "for i in 1 2 3 4 5 6 7 8; do echo \"this is message number $i of many of them\"; done | "
+           "./generate -c $T/chat.bin --chat --temperature 0 -g 30 --system 'Be brief.'");
+    assert_int_equal(lines_of(out), 8);
+    assert_holds(said, "the oldest 2 messages are forgotten");
+    /* what remains is answered as a new conversation of those turns: the last one alone */
+    run(0, "(echo hi; head -c 250 /dev/zero | tr '\\0' a; echo; head -c 400 /dev/zero | tr '\\0' b; echo; echo hi) | "
+           "./generate -c $T/chat.bin --chat --temperature 0 -g 30");
+    assert_holds(said, "the prompt has 4");
+    assert_holds(said, "at most 319 fit the model's context of 320");
+    assert_int_equal(lines_of(out), 3);
+    run(0, "printf 'a\\377b\\nok\\n' | ./generate -c $T/chat.bin --chat --temperature 0 -g 5");
+    assert_holds(said, "[byte 2 is not UTF-8]");
+    assert_int_equal(lines_of(out), 1);
+}
+
+typedef struct Session {
+    pid_t pid;
+    int in, out;
+} Session;
+
+static Session chat_start(const char *model) {
+    int in[2], from[2];
+    assert_true(!pipe(in) && !pipe(from));
+    const pid_t pid = fork();
+    if (!pid) {
+        char path[600];
+        snprintf(path, sizeof path, "%s/%s", files_directory, model);
+        dup2(in[0], 0), dup2(from[1], 1);
+        const int err = open(files_path(".err"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+        dup2(err, 2);
+        close(in[0]), close(in[1]), close(from[0]), close(from[1]), close(err);
+        execl("./generate", "generate", "-c", path, "--chat", "--temperature", "0", "-g", "100000", (char *)NULL);
+        _exit(127);
+    }
+    close(in[0]), close(from[1]);
+    return (Session){pid, in[1], from[0]};
+}
+
+static void chat_say(const Session *s, const char *line) {
+    assert_int_equal(write(s->in, line, strlen(line)), strlen(line));
+}
+
+/* Reads an answer to its newline; interrupts it after the first bytes where `signal` is not 0. Returns its length. */
+static size_t chat_hear(const Session *s, int signal) {
+    size_t n = 0;
+    char c;
+    while (read(s->out, &c, 1) == 1 && c != '\n') {
+        if (++n == 10 && signal) kill(s->pid, signal);
+    }
+    return n;
+}
+
+static int chat_end(const Session *s) {
+    int status;
+    close(s->in), close(s->out);
+    waitpid(s->pid, &status, 0);
+    free(said);
+    said = text_of(files_path(".err"));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void signals(void **state) {
+    (void)state;
+    enum { LONG = 20000 };
+    char *text = (char *)xcalloc(LONG + 1, 1);
+    memset(text, 'z', LONG);
+    save_script("long.bin", LONG + 100, 1, text, MODELS_EOS, NULL);
+    free(text);
+    /* Ctrl-C stops the answer; the next one comes; the end of the input ends the program */
+    Session s = chat_start("long.bin");
+    chat_say(&s, "go\n");
+    const size_t n = chat_hear(&s, SIGINT);
+    assert_true(n >= 10 && n < LONG);
+    chat_say(&s, "again\n");
+    assert_true(chat_hear(&s, SIGINT) >= 10);
+    assert_int_equal(chat_end(&s), 0);
+    assert_holds(said, "[stopped]\n[stopped]\n");
+    /* SIGTERM ends it, in an answer and while it waits */
+    s = chat_start("long.bin");
+    chat_say(&s, "go\n");
+    assert_true(chat_hear(&s, SIGTERM) < LONG);
+    assert_int_equal(chat_end(&s), 0);
+    s = chat_start("long.bin");
+    chat_say(&s, "go\n");
+    chat_hear(&s, SIGINT);
+    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    kill(s.pid, SIGINT); /* at the prompt: nothing to stop */
+    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    kill(s.pid, SIGTERM);
+    assert_int_equal(chat_end(&s), 0);
+    assert_holds(said, "Ctrl-D ends");
+    /* one prompt */
+    run(1, "./generate -c $T/long.bin --temperature 0 -g 20000 go > $T/cut & pid=$!; "
+           "until [ -s $T/cut ]; do sleep 0.01; done; kill -INT $pid; wait $pid");
+    assert_holds(said, "stopped by a signal after");
+}
+
+/* ---- bad input ------------------------------------------------------------------------------------------------- */
+
+static void bad_input(void **state) {
+    (void)state;
+    refused(2, "./generate hi", "-c/--checkpoint: which model?");
+    refused(2, "./generate -c $T/random.bin", "which prompt?");
+    refused(2, "./generate -c $T/random.bin --chat hi", "give one of them");
+    refused(2, "./generate -c $T/random.bin -i x hi", "give one of them");
+    refused(2, "./generate -c - - < /dev/null", "standard input holds the model");
+    refused(2, "./generate -c $T/random.bin --chat -n 2", "--chat: takes none of");
+    refused(2, "./generate -c $T/random.bin --chat --raw", "give one of them");
+    refused(2, "./generate -c $T/random.bin --system a --raw b", "give one of them");
+    refused(2, "./generate -c $T/random.bin --echo --json b", "--echo");
+    refused(2, "./generate -c $T/random.bin --temperature -1 b", "out of range");
+    refused(2, "./generate -c $T/random.bin --temperature 0.001 b", "--temperature: 0.001");
+    refused(2, "./generate -c $T/random.bin --stop abc b", "it is 3 tokens");
+    refused(2, "./generate -c $T/random.bin --chat-template '{nobody' b", "--chat-template: ");
+    refused(2, "./generate -c $T/random.bin -n 4096 b", "at most");
+    refused(1, "./generate -c $T/nothing.bin b", "nothing.bin: cannot open");
+    refused(1, "./generate -c $T/tasks.shard b", "this is a record shard, expected a checkpoint");
+    refused(1, "head -c 5000 $T/random.bin > $T/kept.cut; ./generate -c $T/kept.cut b; s=$?; rm $T/kept.cut; exit $s",
+            "parameter data ends at byte 5000");
+    refused(1, "./generate -c $T/bare.bin b", "carries no tokenizer");
+    refused(1, "./generate -c $T/bare.bin --tokenizer $T/none b", "no such tokenizer");
+    refused(1, "./generate -c $T/small.bin --tokenizer bytes b", "a tokenizer of 260 tokens does not fit");
+    refused(1, "./generate -c $T/random.bin $(printf 'a\\377')", "byte 2 is not UTF-8");
+    refused(1, "printf 'a\\0b' | ./generate -c $T/random.bin -", "byte 2 is NUL");
+    refused(1, "head -c 320 /dev/zero | tr '\\0' a | ./generate -c $T/random.bin -",
+            "the prompt has 320 tokens, at most 319 fit");
+    refused(1, "./generate -c $T/random.bin -i $T/none", "none: cannot open");
+    refused(1, "./generate -c $T/random.bin -i $T/random.bin", "this is a checkpoint");
+    refused(1, "./generate -c $T/random.bin -i /dev/null", "it holds no prompts");
+    refused(1, "printf 'a\\nb\\nc\\377\\n' | ./generate -c $T/random.bin -i -",
+            "standard input: line 3: byte 2 is not UTF-8");
+    refused(1, "(echo ok; head -c 400 /dev/zero | tr '\\0' a) | ./generate -c $T/random.bin -i - -o $T/kept",
+            "standard input: line 2: the prompt has 400 tokens");
+    refused(1, "echo '{\"prompt\": 3}' | ./generate -c $T/random.bin -i - -o $T/kept", "field 'prompt': is a number");
+    refused(1, "echo '{\"answer\": 3}' | ./generate -c $T/random.bin -i -", "has neither 'prompt' nor 'messages'");
+    refused(1, "echo '{\"prompt\": ' | ./generate -c $T/random.bin -i -", "line 1: is not JSON");
+    refused(1,
+            "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' | ./generate -c $T/random.bin -i -",
+            "nothing before the answer");
+    refused(1, "./generate -c $T/random.bin -i $T/chat.shard", "a shard of kind chat, expected prompt");
+    refused(1, "./generate -c $T/random.bin -i $T/empty.shard", "the shard is empty");
+    refused(1, "./generate -c $T/small.bin -i $T/tasks.shard", "its vocabulary of 260 does not fit the model's 100");
+    refused(1, "head -c 1300 $T/tasks.shard | ./generate -c $T/random.bin -i -", "standard input: ");
+    refused(2, "./generate -c $T/random.bin -i $T/tasks.shard --system a", "tokens already");
+    refused(1, "./generate -c $T/random.bin -o $T/no/such/file b", "no/such/file");
+    refused(1, "./generate -c $T/random.bin -g 3 b > /dev/full", "standard output: cannot write: No space left");
+    refused(1, "./generate -c $T/random.bin -g 3 --json b > /dev/full", "standard output: cannot write: No space left");
+    refused(1, "./generate -c $T/random.bin -g 3 -o /dev/full b", "/dev/full: cannot write: No space left");
+    refused(1, "./generate -c $T/line.bin --system a --chat < /dev/null", "has no section for role 'system'");
+    /* a reader that went away */
+    run(0, "(./generate -c $T/long.bin --temperature 0 -g 20000 go; echo $? >&2) | head -c 5");
+    assert_string_equal(out, "zzzzz");
+    assert_holds(said, "standard output: cannot write: Broken pipe\n1\n");
+}
+
+/* ---- speed ----------------------------------------------------------------------------------------------------- */
+
+/* Seconds from the start of ./generate to the first byte of its answer. */
+static double first_byte(const char *model) {
+    struct timespec a, b;
+    int ends[2], status;
+    char byte;
+    assert_int_equal(pipe(ends), 0);
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    const pid_t child = fork();
+    if (!child) {
+        dup2(ends[1], STDOUT_FILENO);
+        close(ends[0]), close(ends[1]);
+        execl("./generate", "generate", "-c", model, "-g", "8", "2+3=", (char *)NULL);
+        _exit(127);
+    }
+    close(ends[1]);
+    assert_int_equal(read(ends[0], &byte, 1), 1);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+}
+
+static void starts_at_once(void **state) {
+    (void)state;
+    double least = 1e9;
+    GPT2 m = models_new(4, 128, 256);
+    models_save(&m, "speed.bin", false, "chatml");
+    gpt2_free(&m);
+    const char *path = files_path("speed.bin");
+    for (int i = 0; i < 20; i++) least = fmin(least, first_byte(path));
+    print_message("the answer begins after %.1f ms\n", 1e3 * least);
+#ifndef __SANITIZE_ADDRESS__
+    assert_true(least < 0.05);
+#endif
+}
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    chance = models_random(320);
+    models_save(&chance, "random.bin", false, NULL);
+    models_save(&chance, "chat.bin", false, "chatml");
+    models_save(&chance, "bare.bin", true, NULL);
+    Error e;
+    GPT2 small;
+    const GPT2Config c = gpt2_config(1, 1, 16, 100, 32);
+    assert_true(gpt2_new(&small, &c, backend_cpu(), models_device, false, &e));
+    gpt2_init(&small, 1);
+    models_save(&small, "small.bin", true, NULL);
+    gpt2_free(&small);
+    ShardWriter w = models_shard("empty.shard", RECORD_PROMPT, "plain");
+    models_commit(&w);
+    w = models_shard("chat.shard", RECORD_CHAT, "plain");
+    uint8_t mask[] = {0, 1};
+    const Record r = {.tokens = (int32_t[]){1, 2}, .count = 2, .mask = mask};
+    assert_true(shard_add(&w, &r, &e));
+    models_commit(&w);
+    return 0;
+}
+
+static int teardown(void **state) {
+    gpt2_free(&chance);
+    return models_teardown(state);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(greedy_is_an_uncached_forward),
+                                       cmocka_unit_test(logprobs_are_those_of_a_forward_pass),
+                                       cmocka_unit_test(one_text_whatever_the_way),
+                                       cmocka_unit_test(streaming_is_utf8),
+                                       cmocka_unit_test(stops),
+                                       cmocka_unit_test(raw_prompts),
+                                       cmocka_unit_test(prompts_of_all_kinds),
+                                       cmocka_unit_test(chat_is_the_conversation),
+                                       cmocka_unit_test(chat_overflows),
+                                       cmocka_unit_test(signals),
+                                       cmocka_unit_test(bad_input),
+                                       cmocka_unit_test(starts_at_once)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
