@@ -4,9 +4,9 @@ CC      ?= cc
 CFLAGS  ?= -O3 -g
 ARCH    ?= -march=native
 BUILD   ?= build
-# No -ffast-math: the guards against NaN must work. FMA contraction is exact enough and halves the vector code.
+# No -ffast-math: the guards against NaN must work. clang cannot vectorise every `omp simd` loop: it may say so.
 override CFLAGS += $(ARCH) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -fopenmp \
-                   -fno-math-errno -fno-trapping-math -ffp-contract=fast -MMD -MP
+                   -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP
 LDLIBS   = -ldnnl -lzstd -lpcre2-8 -ljansson -lxxhash -lm
 PREFIX  ?= /usr/local
 
@@ -67,7 +67,7 @@ sanitized: $(TESTS)
 check: ## formatting, both compilers' warnings, the setup script
 	clang-format --dry-run -Werror $(SOURCES)
 	@for p in $(PROGRAMS) $(DATA); do echo "clang $$p.c"; \
-	    clang -O2 $(ARCH) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -fopenmp -c $$p.c -o /dev/null || exit 1; done
+	    clang -O2 $(ARCH) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Wno-pass-failed -fopenmp -c $$p.c -o /dev/null || exit 1; done
 
 format: ## reformat all sources
 	clang-format -i $(SOURCES)

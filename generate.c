@@ -16,9 +16,11 @@
  * left out), or text with a prompt a line; which of them is seen from its contents. A line of the output is the line of
  * the input (of a shard: prompt, task, answer, fields) with these added, in the order of the input:
  *
- *     completion   the text, without what stopped it   tokens     its token ids, the one that stopped it among them
- *     finished     false: cut at the limit       logprob    sum of the tokens' log-probabilities at the temperature
  *     sample       0 ... n-1, where --num-samples is more than 1
+ *     completion   the text, without the token that stopped it
+ *     tokens       the token ids, with that one
+ *     finished     false: cut at the limit
+ *     logprob      sum of the tokens' log-probabilities at the temperature (greedy: at 1)
  *
  * Samples of one file do not depend on --slots: each has its own random stream, by its number in the file.
  */

@@ -148,6 +148,7 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
                                        const char *best) {
     Error e;
     Writer w;
+    struct stat about;
     const char *outputs[] = {o->output, o->state, best, o->metrics, o->report};
     int in = 0, out = 0;
     for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
@@ -156,6 +157,8 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     if (out > 1) usage_error("-: standard output can be one file only");
     for (int i = 0; i < 3; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
+        if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
+            continue; /* a fifo's reader would take this for the end */
         if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
         writer_abort(&w);
     }
@@ -193,7 +196,7 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     t->step = state_int(s, "step"), t->bad_steps = state_int(s, "bad_steps"), t->tokens = state_int(s, "tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
-        die("%s: the state's counters are negative", t->o.resume);
+        die("%s: the state's counters make no sense", t->o.resume);
 }
 
 /* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */

@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 seed=${1:-1}
 out=${DEMO_OUT:-demo}
 mkdir -p "$out"
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 tasks() { ./data/make_tasks --task sort --items 6 --largest 9 "$@"; }
 
@@ -22,7 +23,7 @@ tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$out/heldout.sha
 
 say "2. Supervised fine-tuning, from random weights"
 ./train_sft --layers 4 --width 128 --heads 4 --context 32 -i "$out/sft.shard" -o "$out/sft.bin" \
-    --max-steps 80 --batch-tokens 4096 --learning-rate 2e-3 --warmup-steps 20 --seed "$seed" \
+    --max-steps 85 --batch-tokens 4096 --learning-rate 2e-3 --warmup-steps 20 --seed "$seed" \
     --logging-steps 20 --metrics "$out/sft.jsonl"
 
 say "3. GRPO with verifiable rewards"

@@ -532,7 +532,12 @@ static void test_no_samples(void **state) {
     for (int i = 0; i < 12; i += 3) a->request[i].samples = b->request[i].samples = 0;
     run(&m, 1, &s, a), run(&m, 50, &s, b);
     assert_same(a, b, 2e-5);
-    work_free(a), work_free(b), gpt2_free(&m);
+    Error e;
+    Rollout r;
+    RolloutRequest none = {a->prompt[0], 1, 0, 0, NULL};
+    assert_true(rollout_new(&r, &m, 2, PROMPT, NEW, &e) && rollout_run(&r, &s, &none, 1, NULL, NULL, &e));
+    assert_int_equal(r.steps, 0);
+    rollout_free(&r), work_free(a), work_free(b), gpt2_free(&m);
 }
 
 /* As many samples of one prompt as an engine takes, with few slots: they wait in line. */

@@ -1,0 +1,405 @@
+/* The language-model head and sampling of backend.h against the formulas in float64. */
+#include "device.h"
+
+/* ==== Head ==== */
+
+typedef struct HeadProblem {
+    int R, C, V, Vp;
+    float temperature;
+    float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: what is there before */
+    int32_t *target;
+} HeadProblem;
+
+static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float temperature, double amplitude) {
+    HeadProblem p = {.R = R, .C = C, .V = V, .Vp = Vp, .temperature = temperature};
+    p.h = noise(r, (size_t)(R * C), 1), p.wte = noise(r, (size_t)Vp * (size_t)C, amplitude);
+    p.dlogp = noise(r, (size_t)R, 1), p.dentropy = noise(r, (size_t)R, 0.5);
+    p.dwte = FLOATS((size_t)Vp * (size_t)C), p.target = picks(r, (size_t)R, V);
+    for (int i = 0; i < V * C; i++) p.dwte[i] = (float)random_normal(r);
+    return p;
+}
+
+/* All that the head gives, computed from the formula in float64, against the device's. */
+static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack) {
+    const int R = p->R, C = p->C, V = p->V;
+    const size_t table = (size_t)p->Vp * (size_t)C, used = (size_t)(V * C);
+    Weights *wte = device_words(p->wte, table, table, false);
+    Acts *h = acts(p->h, R, C), *dh = acts(NULL, R, C);
+    Floats *logp = floats(NULL, (size_t)R), *entropy = floats(NULL, (size_t)R), *dwte = floats(p->dwte, table);
+    Ints *argmax = ints(NULL, (size_t)R), *target = ints(p->target, (size_t)R);
+    Head a = {.rows = R,
+              .channels = C,
+              .vocab = V,
+              .padded_vocab = p->Vp,
+              .temperature = p->temperature,
+              .h = h,
+              .wte = wte,
+              .target = target,
+              .logp = logp,
+              .entropy = entropy,
+              .argmax = argmax};
+    B->head(d, &a);
+    const float *logp_only = fetch(logp, (size_t)R), *entropy_only = fetch(entropy, (size_t)R);
+    const int32_t *most = (const int32_t *)fetch(argmax, (size_t)R);
+    double *z = DOUBLES((size_t)V), *dz = DOUBLES((size_t)V), *want = DOUBLES((size_t)R),
+           *want_entropy = DOUBLES((size_t)R);
+    double *size = DOUBLES((size_t)R);
+    Sum sh = sums((size_t)(R * C), NULL), sw = sums(used, p->dwte);
+    for (int r = 0; r < R; r++) {
+        double max = -INFINITY, sum = 0, entropy_r = 0, z_size = 1;
+        for (int v = 0; v < V; v++) {
+            double magnitude = 0;
+            z[v] = 0;
+            for (int c = 0; c < C; c++) {
+                const double term = (double)p->h[r * C + c] * p->wte[v * C + c];
+                z[v] += term, magnitude += fabs(term);
+            }
+            z[v] /= p->temperature, z_size = fmax(z_size, magnitude / p->temperature), max = fmax(max, z[v]);
+        }
+        for (int v = 0; v < V; v++) sum += exp(z[v] - max);
+        const double log_sum = max + log(sum);
+        for (int v = 0; v < V; v++) entropy_r -= exp(z[v] - log_sum) * (z[v] - log_sum);
+        want[r] = z[p->target[r]] - log_sum, want_entropy[r] = entropy_r;
+        size[r] = z_size * (C + 4) + fabs(want[r]) + entropy_r;
+        if (!(z[most[r]] >= max - 2 * U * z_size * (C + 4)))
+            fail_msg("argmax %d of row %d is not the largest", most[r], r);
+        for (int v = 0; v < V; v++) {
+            const double lp = z[v] - log_sum, q = exp(lp), g = p->dlogp[r], e = entropy_gradient ? p->dentropy[r] : 0;
+            dz[v] = (g * ((v == p->target[r]) - q) - e * q * (lp + entropy_r)) / p->temperature;
+            const double dz_size = (fabs(g) * ((v == p->target[r]) + q * (1 + size[r] / 8)) +
+                                    fabs(e) * q * (1 + fabs(lp) + entropy_r) * (1 + size[r] / 8)) /
+                                   p->temperature;
+            for (int c = 0; c < C; c++) {
+                sh.value[r * C + c] += dz[v] * p->wte[v * C + c],
+                    sh.size[r * C + c] += dz_size * fabs(p->wte[v * C + c]);
+                sw.value[v * C + c] += dz[v] * p->h[r * C + c], sw.size[v * C + c] += dz_size * fabs(p->h[r * C + c]);
+            }
+        }
+    }
+    check("logp", logp_only, want, size, slack, (size_t)R);
+    check("entropy", entropy_only, want_entropy, size, slack, (size_t)R);
+    a.dlogp = floats(p->dlogp, (size_t)R), a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
+    a.dh = dh, a.dwte = dwte;
+    B->head(d, &a);
+    assert_memory_equal(fetch(logp, (size_t)R), logp_only,
+                        (size_t)R * sizeof(float)); /* the gradient changes no value */
+    check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
+    const float *got = fetch(dwte, table);
+    check("dwte", got, sw.value, sw.size, slack * 16 + R, used);
+    for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets none */
+    for (size_t i = 0; i < used; i++) sw.value[i] += sw.value[i] - p->dwte[i], sw.size[i] *= 2;
+    a.entropy = NULL, a.argmax = NULL; /* again: dh is set, dwte added to */
+    B->head(d, &a);
+    check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
+    check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
+    const float *before = fetch(dwte, table);
+    a.dwte = NULL; /* not wanted */
+    B->head(d, &a);
+    assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
+    Floats *logits = floats(NULL, (size_t)(R * V));
+    B->logits(d, logits, h, wte, R, C, V, p->Vp);
+    Sum all = linear_reference(p->h, p->wte, NULL, R, C, V, same);
+    if (slack < 100) sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
+}
+
+static void test_head(void **state) {
+    (void)state;
+    Random r = random_start(13, 0);
+    static const struct {
+        int R, C, V, Vp;
+        float temperature;
+        double amplitude;
+    } shape[] = {{1, 24, 257, 384, 1, 0.3},   {37, 24, 257, 384, 0.7f, 0.3}, {16, 8, 5, 128, 2, 1},
+                 {19, 16, 128, 128, 1, 0.5},  {3, 24, 257, 384, 0.1f, 0.5},  {33, 4, 1, 128, 1, 1},
+                 {7, 24, 5000, 5120, 1, 0.3}, {5, 24, 257, 384, 1, 8}};
+    Device *d;
+    Error e;
+    assert_true(B->open(&d, DTYPE_FLOAT32, &e));
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        HeadProblem p =
+            head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
+        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must count for nothing */
+        check_head(d, &p, s % 2, 4);
+    }
+    assert_true(B->sync(d, &e));
+    B->close(d);
+}
+
+/* Rows beyond one chunk of logits: a padded vocabulary so wide that 50 rows are 4 chunks. */
+static void test_head_chunks(void **state) {
+    (void)state;
+    Random r = random_start(14, 0);
+    enum { R = 50, C = 2, V = 61, VP = 1 << 20 };
+    HeadProblem p = head_problem(&r, R, C, V, 128, 0.9f, 0.7);
+    float *wide = FLOATS((size_t)VP * C), *dwide = FLOATS((size_t)VP * C);
+    memcpy(wide, p.wte, V * C * sizeof *wide), memcpy(dwide, p.dwte, V * C * sizeof *wide);
+    p.wte = wide, p.dwte = dwide, p.Vp = VP;
+    assert_true(head_chunk_rows(R, VP) < R / 2);
+    Device *d;
+    Error e;
+    assert_true(B->open(&d, DTYPE_FLOAT32, &e));
+    check_head(d, &p, true, 4);
+    assert_true(B->sync(d, &e));
+    B->close(d);
+    for (int rows = 1; rows < 40000;
+         rows += 1 + rows / 7) /* chunks hold all rows, are whole blocks, within the limit */
+        for (int vp = 128; vp <= 1 << 22; vp *= 2) {
+            const int chunk = head_chunk_rows(rows, vp);
+            assert_true(chunk % ROW_ALIGN == 0 && chunk > 0);
+            assert_true(chunk == ROW_ALIGN || (size_t)chunk * (size_t)vp <= HEAD_CHUNK);
+        }
+}
+
+static void test_head_bf16(void **state) {
+    (void)state;
+    Device *d;
+    Error e;
+    if (!B->open(&d, DTYPE_BF16, &e)) skip();
+    Random r = random_start(15, 0);
+    HeadProblem p = head_problem(&r, 37, 24, 257, 384, 0.8f, 0.3);
+    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]); /* exact operands: logits are as in float32; */
+    for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
+    check_head(d, &p, true, 0x1p16 / 16); /* the gradient of the logits is rounded to 8 bits */
+    assert_true(B->sync(d, &e));
+    B->close(d);
+}
+
+/* Extremes: logits a thousand apart, equal ones, NaN; argmax takes the first of several. */
+static void test_head_extremes(void **state) {
+    (void)state;
+    enum { V = 10, VP = 128, R = 4 };
+    float wte[VP * R] = {0}, h[R * R] = {0};
+    for (int i = 0; i < R; i++) h[i * R + i] = 1; /* z[r][v] = wte[v][r] */
+    wte[3 * R] = 1000, wte[4 * R] = -1000;
+    wte[2 * R + 2] = wte[7 * R + 2] = 5;
+    for (int v = 0; v < V; v++) wte[v * R + 3] = v == 6 ? NAN : 1;
+    static const int32_t target[R] = {4, 0, 7, 6};
+    const float dlogp[R] = {1, 1, 1, 1};
+    Acts *dh = acts(NULL, R, R);
+    Floats *logp = floats(NULL, R), *entropy = floats(NULL, R);
+    Ints *argmax = ints(NULL, R);
+    const Head a = {.rows = R,
+                    .channels = R,
+                    .vocab = V,
+                    .padded_vocab = VP,
+                    .temperature = 1,
+                    .h = acts(h, R, R),
+                    .wte = weights(wte, VP * R),
+                    .target = ints(target, R),
+                    .logp = logp,
+                    .entropy = entropy,
+                    .argmax = argmax,
+                    .dlogp = floats(dlogp, R),
+                    .dentropy = floats(dlogp, R),
+                    .dh = dh};
+    B->head(D, &a);
+    const float *lp = fetch(logp, R), *en = fetch(entropy, R), *g;
+    const int32_t *most = (const int32_t *)fetch(argmax, R);
+    /* an identity in h cannot keep 0 * NaN out of the other rows: their column 3 is NaN, and so are their logits */
+    assert_true(isnan(lp[3]) && isnan(en[3]));
+    for (int i = 0; i < R; i++) assert_in_range(most[i], 0, V - 1);
+    for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
+    B->weights_upload(D, (Weights *)(uintptr_t)a.wte, wte, VP * R);
+    B->head(D, &a);
+    lp = fetch(logp, R), en = fetch(entropy, R), g = fetch(dh, R * R), most = (const int32_t *)fetch(argmax, R);
+    assert_true(lp[0] == -2000 && en[0] == 0);
+    assert_true(fabs(lp[1] + log(10)) < 1e-6 && fabs(en[1] - log(10)) < 1e-6);
+    assert_true(most[0] == 3 && most[1] == 0 && most[2] == 2 && most[3] == 0);
+    for (int i = 0; i < R * R; i++) assert_true(isfinite(g[i]));
+    const Head none = {.rows = 0, .channels = R, .vocab = V, .padded_vocab = VP, .temperature = 1};
+    B->head(D, &none);
+}
+
+/* ==== Sampling ==== */
+
+/* The rule of backend.h in float64: which tokens stay, with what probability. y: logits after penalty and temperature.
+ * Returns how close the nearest decision is to going the other way, relative. */
+static double keep(const Draw *a, const double *y, int V, double *probability) {
+    double max = -INFINITY, sum = 0, margin = 1;
+    bool kept[512];
+    assert_true(V <= 512);
+    for (int v = 0; v < V; v++) max = fmax(max, y[v]), kept[v] = true;
+    if (a->top_k > 0 && a->top_k < V)
+        for (int v = 0; v < V; v++) {
+            int above = 0;
+            for (int o = 0; o < V; o++) above += y[o] > y[v];
+            kept[v] = above < a->top_k; /* ties with the last one stay */
+        }
+    if (a->top_p < 1) {
+        bool stays[512];
+        double all = 0;
+        for (int v = 0; v < V; v++) all += kept[v] ? exp(y[v] - max) : 0;
+        for (int v = 0; v < V; v++) {
+            double above = 0; /* the mass of all that are likelier: v is needed while that is below top_p */
+            for (int o = 0; o < V; o++) above += kept[o] && y[o] > y[v] ? exp(y[o] - max) / all : 0;
+            stays[v] = kept[v] && (above < (double)a->top_p || y[v] == max);
+            if (kept[v] && y[v] != max) margin = fmin(margin, fabs(above - (double)a->top_p));
+        }
+        memcpy(kept, stays, sizeof kept);
+    }
+    if (a->min_p > 0)
+        for (int v = 0; v < V; v++) {
+            margin = y[v] == max ? margin : fmin(margin, fabs(y[v] - max - log(a->min_p)));
+            kept[v] &= y[v] == max || exp(y[v] - max) >= (double)a->min_p;
+        }
+    for (int v = 0; v < V; v++) sum += probability[v] = kept[v] ? exp(y[v] - max) : 0;
+    for (int v = 0; v < V; v++) probability[v] /= sum;
+    return margin;
+}
+
+static void test_sample(void **state) {
+    (void)state;
+    Random r = random_start(16, 0);
+    enum { COLUMNS = 20, V = 257, VP = 384, R = 150, HISTORY = 9 };
+    static const struct {
+        float temperature, top_p, min_p, penalty;
+        int top_k;
+    } how[] = {{1, 1, 0, 1, 0},       {0.5f, 1, 0, 1, 0},
+               {1, 0.9f, 0, 1, 0},    {1, 0.3f, 0, 1, 0},
+               {1, 1, 0, 1, 5},       {1, 1, 0, 1, 1},
+               {1, 1, 0.1f, 1, 0},    {1.7f, 0.8f, 0.02f, 1, 40},
+               {1, 1, 0, 1.3f, 0},    {0.8f, 0.95f, 0, 1.5f, 50},
+               {0, 1, 0, 1, 0},       {0, 1, 0, 2, 0},
+               {1, 1e-6f, 0, 1, 0},   {1, 1, 1, 1, 0},
+               {1, 0.99f, 0, 1, 256}, {1, 1, 0, 1, 257},
+               {1, 1, 0, 0.7f, 0},    {3, 0.999f, 0, 1, 1000}};
+    float *h = FLOATS(R * COLUMNS), *wte = FLOATS(VP * COLUMNS);
+    for (int i = 0; i < VP * COLUMNS; i++) {
+        const int column = i % COLUMNS;
+        /* a few columns have ties: logits in steps of 1/2 or of 2 */
+        const double x = 2 * random_normal(&r), step = column < 4 ? 0.5 : column < 6 ? 2 : 0;
+        wte[i] = i / COLUMNS >= V ? 50 : (float)(step > 0 ? step * nearbyint(x / step) : x);
+    }
+    for (int i = 0; i < R; i++) h[i * COLUMNS + i % COLUMNS] = 1; /* logits of row i are a column of wte, exactly */
+    int32_t *stream = INTS(2 * R), *index = picks(&r, R, 1000), *history = picks(&r, R * HISTORY, V),
+            *count = picks(&r, R, HISTORY + 1);
+    for (int i = 0; i < R; i++) {
+        stream[2 * i] = (int32_t)random_next(&r), stream[2 * i + 1] = (int32_t)random_next(&r);
+        if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice: penalised once */
+    }
+    Acts *dev_h = acts(h, R, COLUMNS);
+    Weights *dev_wte = weights(wte, VP * COLUMNS);
+    int unclear = 0;
+    for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
+        Floats *logp = floats(NULL, R), *kept_logp = floats(NULL, R);
+        Ints *token = ints(NULL, R);
+        const Draw a = {.rows = R,
+                        .channels = COLUMNS,
+                        .vocab = V,
+                        .padded_vocab = VP,
+                        .temperature = how[k].temperature,
+                        .top_p = how[k].top_p,
+                        .min_p = how[k].min_p,
+                        .repetition_penalty = how[k].penalty,
+                        .top_k = how[k].top_k,
+                        .seed = 0x123456789abcdef + k,
+                        .h = dev_h,
+                        .wte = dev_wte,
+                        .stream = ints(stream, 2 * R),
+                        .index = ints(index, R),
+                        .history = how[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
+                        .history_len = how[k].penalty != 1 ? ints(count, R) : NULL,
+                        .history_stride = HISTORY,
+                        .token = token,
+                        .logp = logp,
+                        .kept_logp = kept_logp};
+        B->sample(D, &a);
+        const int32_t *got = (const int32_t *)fetch(token, R);
+        const float *got_logp = fetch(logp, R), *got_kept = fetch(kept_logp, R);
+        for (int i = 0; i < R; i++) {
+            double y[V], z[V], p[V], sum = 0, running = 0, margin = 1;
+            const double t = how[k].temperature > 0 ? how[k].temperature : 1;
+            for (int v = 0; v < V; v++) z[v] = wte[v * COLUMNS + i % COLUMNS];
+            memcpy(y, z, sizeof y);
+            if (a.history)
+                for (int s = 0; s < count[i]; s++) {
+                    const int v = history[i * HISTORY + s];
+                    y[v] = z[v] > 0 ? z[v] / how[k].penalty : z[v] * how[k].penalty;
+                }
+            for (int v = 0; v < V; v++) y[v] /= t, z[v] /= t, sum += exp(z[v]);
+            int expected = -1;
+            if (how[k].temperature == 0) {
+                for (int v = 0; v < V; v++)
+                    if (expected < 0 || y[v] > y[expected]) expected = v;
+            } else {
+                margin = keep(&a, y, V, p);
+                const uint64_t s = (uint64_t)(uint32_t)stream[2 * i + 1] << 32 | (uint32_t)stream[2 * i];
+                const double u = random_uniform(a.seed, s, (uint64_t)index[i]);
+                for (int v = 0; v < V && expected < 0; v++) {
+                    running += p[v];
+                    margin = p[v] > 0 ? fmin(margin, fabs(running - u)) : margin;
+                    if (running > u) expected = v;
+                }
+            }
+            if (margin < 1e-6) {
+                unclear++;
+                continue;
+            }
+            if (got[i] != expected) fail_msg("setting %zu, row %d: token %d, expected %d", k, i, got[i], expected);
+            assert_true(fabs(got_logp[i] - (z[got[i]] - log(sum))) < 2e-6 * (1 + fabs(z[got[i]])));
+            const double kept = how[k].temperature == 0 ? 0 : log(p[got[i]]);
+            assert_true(fabs(got_kept[i] - kept) < 4e-6 * (1 + fabs(kept)));
+        }
+    }
+    if (unclear >= 20) fail_msg("%d rows cannot be decided", unclear);
+    const Draw none = {.rows = 0, .channels = COLUMNS, .vocab = V, .padded_vocab = VP, .temperature = 1};
+    B->sample(D, &none);
+}
+
+/* What a row draws does not depend on the rows beside it, nor on chunks. */
+static void test_sample_alone(void **state) {
+    (void)state;
+    Random r = random_start(17, 0);
+    enum { C = 4, V = 50, VP = 1 << 20, R = 40 };
+    float *h = noise(&r, R * C, 1), *wte = FLOATS((size_t)VP * C);
+    for (int i = 0; i < V * C; i++) wte[i] = (float)random_normal(&r);
+    int32_t *stream = INTS(2 * R), *index = INTS(R), all[R];
+    for (int i = 0; i < R; i++) stream[2 * i] = i, index[i] = 3;
+    Weights *dev_wte = weights(wte, (size_t)VP * C);
+    Draw a = {.rows = R,
+              .channels = C,
+              .vocab = V,
+              .padded_vocab = VP,
+              .temperature = 1,
+              .top_p = 0.9f,
+              .repetition_penalty = 1,
+              .seed = 5,
+              .h = acts(h, R, C),
+              .wte = dev_wte,
+              .stream = ints(stream, 2 * R),
+              .index = ints(index, R),
+              .token = ints(NULL, R),
+              .logp = floats(NULL, R)};
+    assert_true(head_chunk_rows(R, VP) < R);
+    B->sample(D, &a);
+    B->download(D, all, a.token, sizeof all);
+    for (int i = 0; i < R; i += 3) {
+        int32_t one;
+        a.rows = 1, a.h = acts(h + i * C, 1, C), a.stream = ints(stream + 2 * i, 2), a.token = ints(NULL, 1);
+        B->sample(D, &a);
+        B->download(D, &one, a.token, sizeof one);
+        assert_int_equal(one, all[i]);
+    }
+}
+
+/* The k-th largest by sorting; values with many ties. */
+static void test_kth_largest(void **state) {
+    (void)state;
+    Random r = random_start(18, 0);
+    for (int trial = 0; trial < 3000; trial++) {
+        float x[60], sorted[60];
+        const int n = 1 + (int)random_below(&r, 60), k = 1 + (int)random_below(&r, (uint64_t)n);
+        const uint64_t values = 1 + random_below(&r, 70);
+        for (int i = 0; i < n; i++) x[i] = sorted[i] = (float)random_below(&r, values);
+        qsort(sorted, (size_t)n, sizeof *sorted, sample_descending);
+        assert_true(sample_kth_largest(x, n, k) == sorted[k - 1]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(test_head),   TEST(test_head_chunks),  TEST(test_head_bf16),   TEST(test_head_extremes),
+        TEST(test_sample), TEST(test_sample_alone), TEST(test_kth_largest),
+    };
+    return cmocka_run_group_tests_name("head", tests, open_device, close_device);
+}
