@@ -41,34 +41,38 @@ PRINTF_LIKE(2, 3) static inline bool error_set(Error *e, const char *format, ...
     return false;
 }
 
+/* One line on standard error: the program's name, `kind`, the message, `tail`. Line ends inside the message (a user's own
+ * words may hold them) become spaces. */
+static inline void error_print(const char *kind, const char *tail, const char *format, va_list args) {
+    Error e;
+    vsnprintf(e.text, sizeof e.text, format, args);
+    for (char *c = e.text; *c; c++)
+        if (*c == '\n') *c = ' ';
+    fflush(stdout);
+    fprintf(stderr, "%s: %s%s%s\n", program_invocation_short_name, kind, e.text, tail);
+}
+
 PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fflush(stdout);
-    fprintf(stderr, "%s: warning: ", program_invocation_short_name);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    error_print("warning: ", "", format, args);
     va_end(args);
 }
 
 PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fflush(stdout);
-    fprintf(stderr, "%s: ", program_invocation_short_name);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    error_print("", "", format, args);
     va_end(args);
     exit(1);
 }
 
 PRINTF_LIKE(1, 2) static inline NORETURN void usage_error(const char *format, ...) {
+    char tail[128];
+    snprintf(tail, sizeof tail, "; see %s --help", program_invocation_short_name);
     va_list args;
     va_start(args, format);
-    fflush(stdout);
-    fprintf(stderr, "%s: ", program_invocation_short_name);
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "; see %s --help\n", program_invocation_short_name);
+    error_print("", tail, format, args);
     va_end(args);
     exit(2);
 }

@@ -1,0 +1,131 @@
+/* run.h - programs that a test signals while they run, and the lines that they write; beside models.h, whose run() waits.
+ *
+ *     pid_t p = run_start("./train_sft ...");                 // in $T: .out and .err are its standard streams
+ *     run_until(p, files_path("metrics.jsonl"), 3);           // three lines are there
+ *     kill(p, SIGTERM);
+ *     assert_int_equal(run_wait(p, 10), 0);                   // status, or 128 + the signal that ended it
+ */
+#ifndef TESTS_RUN_H
+#define TESTS_RUN_H
+
+#include "models.h"
+#include <time.h>
+
+static inline void run_nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
+
+static inline pid_t run_start(const char *command) {
+    char line[2000];
+    snprintf(line, sizeof line, "exec %s >$T/.out 2>$T/.err", command);
+    const pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (!pid) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+/* Ends the test, and the program, after so many seconds. */
+static inline int run_wait(pid_t pid, double seconds) {
+    const time_t end = time(NULL) + (time_t)seconds + 1;
+    int status;
+    while (!waitpid(pid, &status, WNOHANG)) {
+        if (time(NULL) > end) {
+            kill(pid, SIGKILL);
+            waitpid(pid, &status, 0);
+            fail_msg("a program did not end within %g seconds", seconds);
+        }
+        run_nap();
+    }
+    free(said), free(out);
+    said = text_of(files_path(".err")), out = text_of(files_path(".out"));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Waits until a file has n lines, at most ten seconds. */
+static inline void run_until(const char *path, int n) {
+    const time_t end = time(NULL) + 11;
+    for (int lines = -1; lines < n; run_nap()) {
+        if (time(NULL) > end) fail_msg("%s: %d lines after ten seconds, expected %d", path, lines, n);
+        if (access(path, R_OK)) continue;
+        char *text = text_of(path);
+        lines = lines_of(text);
+        free(text);
+    }
+}
+
+/* Runs a formatted shell command, in which $T is the test's directory; status 0 is expected. */
+PRINTF_LIKE(1, 2) static inline void sh(const char *format, ...) {
+    char command[1800];
+    va_list args;
+    va_start(args, format);
+    assert_true(vsnprintf(command, sizeof command, format, args) < (int)sizeof command);
+    va_end(args);
+    run(0, command);
+}
+
+/* The value of a key in line n (from 0; -1: the last) of a file of JSON lines; NaN for null. */
+static inline double metric(const char *name, int n, const char *key) {
+    char *text = text_of(files_path(name));
+    json_t *row = json_line_of(text, n < 0 ? lines_of(text) + n : n), *value = json_object_get(row, key);
+    if (!value) fail_msg("%s: line %d has no %s", name, n, key);
+    const double number = json_is_null(value) ? NAN : json_number_value(value);
+    json_decref(row), free(text);
+    return number;
+}
+
+static inline bool has_metric(const char *name, int n, const char *key) {
+    char *text = text_of(files_path(name));
+    json_t *row = json_line_of(text, n < 0 ? lines_of(text) + n : n);
+    const bool has = json_object_get(row, key);
+    json_decref(row), free(text);
+    return has;
+}
+
+static inline int metric_lines(const char *name) {
+    char *text = text_of(files_path(name));
+    const int n = lines_of(text);
+    free(text);
+    return n;
+}
+
+/* Mean of a key over lines [from, to). */
+static inline double metric_mean(const char *name, int from, int to, const char *key) {
+    double sum = 0;
+    for (int i = from; i < to; i++) sum += metric(name, i, key);
+    return sum / (to - from);
+}
+
+static inline void assert_same_file(const char *a, const char *b) {
+    size_t n;
+    uint8_t *data = files_get(files_path(a), &n);
+    files_assert_content(files_path(b), data, n);
+    free(data);
+}
+
+/* All weights of a model's file in memory; to be freed. */
+static inline float *weights_of(const char *name, size_t *n) {
+    Error e;
+    GPT2 m;
+    ModelFile f;
+    if (!model_load(&m, &f, files_path(name), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    float *w = (float *)xmalloc(m.parameters * sizeof *w);
+    m.backend->weights_download(m.device, w, m.weights, m.parameters);
+    *n = m.parameters;
+    gpt2_free(&m), model_file_free(&f);
+    return w;
+}
+
+/* Largest difference of two models' weights. */
+static inline double weights_gap(const char *a, const char *b) {
+    size_t n, k;
+    float *x = weights_of(a, &n), *y = weights_of(b, &k);
+    double gap = 0;
+    assert_int_equal(n, k);
+    for (size_t i = 0; i < n; i++) gap = fmax(gap, fabs((double)x[i] - y[i]));
+    free(x), free(y);
+    return gap;
+}
+
+#endif

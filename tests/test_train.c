@@ -1,0 +1,459 @@
+/* ./train_sft and ./train_grpo, run as a user runs them, on models of one layer: the chain of stages through files and
+ * pipes, what is learned, what each option does to it. Needs all programs. Resuming is in test_resume.c, bad input in
+ * test_badinput.c, the exact optimum in test_optimum.c.
+ *
+ * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
+#include "run.h"
+
+#define SFT  "./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard "
+#define NEW  "--layers 1 --width 32 --heads 2 "
+#define GRPO "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 -b 512 -s 0 -k constant "
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
+    for (int p = 0; p < 6; p++) {
+        for (int k = 0; k < 10; k++) fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d\"}\n", 'a' + p, k);
+        fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, (3 * p + 1) % 10);
+    }
+    if (fclose(chat) | fclose(tasks)) return 1;
+    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard");
+    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh(SFT NEW "-o $T/sft.bin -x 60 -l 0.02 --metrics $T/sft.jsonl -j $T/chat.shard");
+    return 0;
+}
+
+/* ---- the chain ------------------------------------------------------------------------------------------------- */
+
+static void assert_keys(const char *name, int line, const char *keys) {
+    char list[2000], *rest = NULL;
+    snprintf(list, sizeof list, "%s", keys);
+    for (char *key = strtok_r(list, " ", &rest); key; key = strtok_r(NULL, " ", &rest))
+        if (!has_metric(name, line, key)) fail_msg("%s: no %s", name, key);
+}
+
+/* The event file of a directory holds these texts. */
+static void assert_events(const char *directory, const char *tag) {
+    char command[300];
+    snprintf(command, sizeof command, "grep -aq -e '%s' $T/%s/events.out.tfevents.*", tag, directory);
+    run(0, command);
+}
+
+static void the_chain_through_files(void **state) {
+    (void)state;
+    sh("data/make_tasks --task add --digits 1 --count 60 --format chat --as jsonl -o - | "
+       "data/make_shard -q -i - -o $T/add.shard");
+    sh("data/make_tasks --task add --digits 1 --count 60 -o $T/addtasks.shard");
+    sh("data/make_tasks --task add --digits 1 --count 5 --split heldout -o $T/heldout.shard");
+    sh("./train_sft " NEW
+       "-t 32 -i $T/add.shard -j $T/add.shard -o $T/add1.bin -x 20 -l 0.01 -b 256 -d 256 -v 10 -s 10 "
+       "--metrics $T/add1.jsonl --tensorboard $T/tb1 --report $T/add1.html");
+    assert_string_equal(out, "");
+    assert_holds(said, "| learning-rate ");
+    assert_holds(said, "1 layers, 2 heads, width 32, vocabulary 260, context 32");
+    assert_holds(said, "peak memory");
+    assert_keys(
+        "add1.jsonl", 19,
+        "step time loss grad_norm learning_rate num_tokens epoch entropy mean_token_accuracy step_time eval_loss "
+        "eval_mean_token_accuracy eval_entropy");
+    assert_int_equal(metric_lines("add1.jsonl"), 20);
+    assert_events("tb1", "mean_token_accuracy");
+    sh("grep -c 'sample' $T/add1.samples.jsonl || true; test $(wc -l < $T/add1.samples.jsonl) = 9");
+    sh("grep -q '<svg' $T/add1.html && grep -q '</html>' $T/add1.html && ! grep -q 'https\\?://[^w]' $T/add1.html");
+
+    sh("./train_grpo -c $T/add1.bin -i $T/addtasks.shard -j $T/heldout.shard -o $T/add2.bin -x 3 -l 1e-3 -g 4 -p 4 -G 4 "
+       "-b 512 -v 2 --eval-samples 4 --reward verify:1,format=hash:0.1 --metrics $T/add2.jsonl --tensorboard $T/tb2 "
+       "--report $T/add2.html");
+    assert_string_equal(out, "");
+    assert_holds(said, "held-out greedy accuracy: ");
+    assert_keys("add2.jsonl", 2,
+                "step time loss grad_norm learning_rate num_tokens epoch reward reward_std frac_reward_zero_std "
+                "rewards/verify/mean rewards/verify/std rewards/format/mean completions/mean_length "
+                "completions/min_length completions/max_length completions/clipped_ratio "
+                "completions/mean_terminated_length completions/min_terminated_length "
+                "completions/max_terminated_length entropy clip_ratio/low_mean clip_ratio/low_min clip_ratio/high_mean "
+                "clip_ratio/high_max clip_ratio/region_mean sampling/sampling_logp_difference/mean "
+                "sampling/sampling_logp_difference/max step_time eval_accuracy eval_pass@1 eval_pass@4");
+    assert_false(has_metric("add2.jsonl", 0, "kl"));
+    assert_events("tb2", "frac_reward_zero_std");
+    char *first = text_of(files_path("add2.samples.jsonl"));
+    json_t *sample = json_line_of(first, 0);
+    assert_string_equal(json_text_of(sample, "when"), "before");
+    sh("grep -qF '%s' $T/add2.html", json_text_of(sample, "prompt"));
+    assert_int_equal(lines_of(first), 6);
+    json_decref(sample), free(first);
+
+    sh("./generate -c $T/add2.bin -i $T/addtasks.shard -g 4 -o $T/said.jsonl");
+    assert_int_equal(metric_lines("said.jsonl"), 60);
+    sh("./evaluate -c $T/add2.bin -i $T/addtasks.shard -g 4 -n 4");
+    json_t *result = json_line_of(out, 0);
+    assert_true(json_number_of(result, "pass@4") >= 0);
+    json_decref(result);
+}
+
+/* The lineage tells the stages, and each parent's hash is that of the file's bytes. */
+static void the_lineage_names_the_parents(void **state) {
+    (void)state;
+    Error e;
+    GPT2 m;
+    ModelFile f;
+    size_t n;
+    sh(GRPO "-o $T/child.bin -x 1");
+    uint8_t *bytes = files_get(files_path("sft.bin"), &n);
+    char hash[20];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)XXH3_64bits(bytes, n));
+    free(bytes);
+    if (!model_load(&m, &f, files_path("child.bin"), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    assert_int_equal(json_array_size(f.lineage), 2);
+    const json_t *sft = json_array_get(f.lineage, 0), *grpo = json_array_get(f.lineage, 1);
+    assert_string_equal(json_text_of(sft, "stage"), "train_sft");
+    assert_true(json_is_null(json_object_get(sft, "parent")));
+    assert_string_equal(json_text_of(grpo, "stage"), "train_grpo");
+    assert_string_equal(json_text_of(grpo, "parent"), hash);
+    assert_string_equal(json_text_of(json_object_get(grpo, "options"), "num-generations"), "16");
+    assert_null(json_object_get(json_object_get(grpo, "options"), "output"));
+    gpt2_free(&m), model_file_free(&f);
+}
+
+static void the_chain_through_pipes_and_zstd(void **state) {
+    (void)state;
+    /* a pipe gives what files give; standard output is the model alone */
+    sh(SFT NEW "-o $T/a.bin -x 5 -l 0.01");
+    sh("./train_grpo -c $T/a.bin -i $T/tasks.shard -o $T/b.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 -s 0");
+    sh("data/make_shard -q -i - -o - < $T/chat.jsonl | ./train_sft -t 16 -b 256 -d 240 -i - " NEW
+       "-o - -x 5 -l 0.01 2>$T/err1 | tee $T/a.pipe | ./train_grpo -c - -i $T/tasks.shard -o - -x 2 -l 1e-3 -g 4 -p 6 "
+       "-G 4 -s 0 2>$T/err2 > $T/b.pipe");
+    assert_true(weights_gap("a.bin", "a.pipe") == 0);
+    assert_true(weights_gap("b.bin", "b.pipe") == 0);
+    sh("cat $T/b.pipe | ./evaluate -c - -i $T/tasks.shard -g 4 -n 2");
+    assert_int_equal(lines_of(out), 1);
+    json_t *row = json_line_of(out, 0);
+    json_decref(row);
+    /* compressed shards and models, on disk and in a pipe */
+    sh("zstd -q $T/chat.shard -o $T/chat.shard.zst && zstd -q $T/tasks.shard -o $T/tasks.shard.zst");
+    sh("./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard.zst " NEW "-o $T/a.bin.zst -x 5 -l 0.01");
+    sh("zstd -dc $T/a.bin.zst > $T/a.unpacked");
+    assert_true(weights_gap("a.bin", "a.unpacked") == 0);
+    sh("cat $T/a.bin.zst | ./train_grpo -c - -i $T/tasks.shard.zst -o $T/c.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 -s 0");
+    assert_true(weights_gap("b.bin", "c.bin") == 0);
+    sh("./generate -c $T/a.bin.zst -g 4 a=");
+    /* metrics may have standard output, then the model has not */
+    sh(SFT NEW "-o $T/a.bin -x 3 --metrics - 2>/dev/null");
+    assert_int_equal(lines_of(out), 3);
+    refused(2, SFT NEW "-o - -x 3 --metrics -", "standard output can be one file only");
+    refused(2, "./train_grpo -c - -i - -o $T/kept", "standard input can be one file only");
+}
+
+/* ---- train_sft ------------------------------------------------------------------------------------------------- */
+
+static void sft_learns(void **state) {
+    (void)state;
+    /* ten equally likely digits, then the end: the least possible loss is ln(10) / 2 a token */
+    const double least = log(10) / 2, loss = metric("sft.jsonl", -1, "loss");
+    assert_true(metric("sft.jsonl", 0, "loss") > 5);
+    if (!(loss > least - 0.02 && loss < least + 0.08)) fail_msg("loss %g, expected %g", loss, least);
+    assert_near(metric("sft.jsonl", -1, "eval_loss"), loss, 0.05);
+    assert_near(metric("sft.jsonl", -1, "mean_token_accuracy"), 0.55, 0.05);
+    sh("./generate -c $T/sft.bin --temperature 0 -g 4 a=");
+    assert_int_equal(strlen(out), 2);
+    assert_true(out[0] >= '0' && out[0] <= '9');
+}
+
+static void sft_loss_on_all_tokens(void **state) {
+    (void)state;
+    /* of "a=7<eos>" the answer is two targets, all of it three: "=" is learned too */
+    sh(SFT NEW "-o $T/x.bin -x 60 -l 0.02 --no-completion-only-loss --metrics $T/all.jsonl");
+    assert_near(metric("all.jsonl", -1, "loss"), log(10) / 3, 0.08);
+    assert_near(metric("all.jsonl", -1, "num_tokens"), metric("sft.jsonl", -1, "num_tokens"), 0);
+}
+
+static void sft_dynamic_fine_tuning(void **state) {
+    (void)state;
+    /* its loss is -p ln p, which is small where p is; the validation loss is the plain one */
+    sh(SFT NEW "-o $T/x.bin -x 3 -l 0.01 --loss-type dft -j $T/chat.shard -v 1 --metrics $T/dft.jsonl");
+    assert_true(metric("dft.jsonl", 0, "loss") < 0.1);
+    assert_true(metric("dft.jsonl", 0, "eval_loss") > 3);
+    sh(SFT "-c $T/sft.bin -o $T/y.bin -x 1 -l 0 --loss-type dft -j $T/chat.shard --metrics $T/dft.jsonl");
+    const double nll = metric("dft.jsonl", -1, "eval_loss"), dft = metric("dft.jsonl", -1, "loss");
+    assert_near(nll, metric("sft.jsonl", -1, "eval_loss"), 1e-6);
+    assert_near(dft, 0.1 * log(10) / 2, 0.03); /* p = 1/10 at the digit, 1 at the end */
+}
+
+static void sft_neftune(void **state) {
+    (void)state;
+    /* noise changes the training loss, and neither the evaluation nor another seed's absence of it */
+    sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 --neftune-noise-alpha 5 -j $T/chat.shard --metrics $T/n5.jsonl");
+    sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 --neftune-noise-alpha 5 -j $T/chat.shard --metrics $T/n5b.jsonl");
+    sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 -j $T/chat.shard --metrics $T/n0.jsonl");
+    assert_true(fabs(metric("n5.jsonl", 0, "loss") - metric("n0.jsonl", 0, "loss")) > 1e-3);
+    assert_true(metric("n5.jsonl", 0, "loss") == metric("n5b.jsonl", 0, "loss"));
+    assert_true(metric("n5.jsonl", 0, "eval_loss") == metric("n0.jsonl", 0, "eval_loss"));
+}
+
+static void sft_does_not_depend_on_memory_options(void **state) {
+    (void)state;
+    const char *options[] = {"", "-b 16", "-b 1k", "-r 1", "-r 2 -b 40"};
+    for (int i = 0; i < 5; i++) {
+        sh(SFT NEW "-o $T/m%d.bin -x 4 -l 0.01 --metrics $T/m%d.jsonl %s", i, i, options[i]);
+        char name[2][16];
+        snprintf(name[0], 16, "m%d.bin", i), snprintf(name[1], 16, "m%d.jsonl", i);
+        const double gap = weights_gap("m0.bin", name[0]);
+        if (gap > 2e-4) fail_msg("%s: weights differ by %g", options[i], gap);
+        for (int line = 0; line < 4; line++)
+            assert_near(metric(name[1], line, "loss"), metric("m0.jsonl", line, "loss"), 1e-4);
+    }
+}
+
+static void sft_order_by_seed_and_epochs(void **state) {
+    (void)state;
+    /* half an epoch a step: the losses of a model that stands still tell the order */
+    const char *seeds[] = {"1", "1", "2"};
+    double loss[3];
+    for (int i = 0; i < 3; i++) {
+        sh(SFT "-c $T/sft.bin -o $T/x.bin -d 120 -e 1.5 -l 0 --seed %s --metrics $T/o.jsonl", seeds[i]);
+        assert_int_equal(metric_lines("o.jsonl"), 3);
+        loss[i] = metric("o.jsonl", 0, "loss");
+        assert_near(metric("o.jsonl", 0, "epoch"), 0.5, 1e-9);
+        assert_near(metric("o.jsonl", -1, "epoch"), 1.5, 1e-9);
+        assert_near(metric("o.jsonl", -1, "num_tokens"), 360, 0);
+        /* the two halves of an epoch make its mean, whatever the order */
+        assert_near(metric_mean("o.jsonl", 0, 2, "loss"), metric("sft.jsonl", -1, "eval_loss"), 1e-4);
+    }
+    assert_true(loss[0] == loss[1] && loss[0] != loss[2]);
+}
+
+static void sft_schedules_and_clipping(void **state) {
+    (void)state;
+    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 -k cosine -u 2 -q 0.1 --metrics $T/s.jsonl");
+    assert_near(metric("s.jsonl", 0, "learning_rate"), 0, 1e-12);
+    assert_near(metric("s.jsonl", 1, "learning_rate"), 0.005, 1e-12);
+    assert_near(metric("s.jsonl", 2, "learning_rate"), 0.01, 1e-12);
+    assert_near(metric("s.jsonl", 6, "learning_rate"), 0.01 * (0.1 + 0.9 * 0.5), 1e-12);
+    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 -k wsd --decay-steps 0.2 --metrics $T/s.jsonl");
+    assert_near(metric("s.jsonl", 7, "learning_rate"), 0.01, 1e-12);
+    assert_true(metric("s.jsonl", 9, "learning_rate") < 0.005);
+    assert_true(metric("s.jsonl", 0, "grad_norm") > 1); /* it is logged as it was before clipping */
+}
+
+static void sft_keeps_the_best(void **state) {
+    (void)state;
+    /* the rate is made to rise until the loss rises: the best model is not the last */
+    sh(SFT NEW "-o $T/last.bin --best $T/best.bin -x 30 -l 0.5 -k constant -u 30 -v 1 -j $T/chat.shard "
+               "--metrics $T/b.jsonl");
+    double least = INFINITY;
+    for (int i = 0; i < 30; i++) least = fmin(least, metric("b.jsonl", i, "eval_loss"));
+    assert_true(least < metric("b.jsonl", -1, "eval_loss"));
+    sh("./evaluate -c $T/best.bin -i $T/chat.shard");
+    json_t *row = json_line_of(out, 0);
+    assert_near(json_number_of(row, "loss"), least, 1e-4);
+    json_decref(row);
+}
+
+static void sft_output_in_bf16(void **state) {
+    (void)state;
+    sh(SFT "-c $T/sft.bin -o $T/half.bin --output-dtype bf16 -x 1 -l 0");
+    const double gap = weights_gap("half.bin", "sft.bin");
+    assert_true(gap > 0 && gap < 0.02);
+    sh("./evaluate -c $T/half.bin -i $T/chat.shard");
+}
+
+/* ---- train_grpo ------------------------------------------------------------------------------------------------ */
+
+static void grpo_raises_the_reward(void **state) {
+    (void)state;
+    sh(GRPO "-o $T/g.bin -x 40 -l 0.01 --metrics $T/g.jsonl -j $T/tasks.shard -v 40");
+    const double before = metric_mean("g.jsonl", 0, 3, "reward"), after = metric_mean("g.jsonl", 37, 40, "reward");
+    if (!(before < 0.25 && after > 0.9)) fail_msg("reward %g before, %g after", before, after);
+    assert_true(metric("g.jsonl", -1, "eval_accuracy") == 1);
+    assert_holds(said, "100.0 % after");
+    for (int i = 0; i < 40; i++) /* the sampler is the policy that is trained */
+        assert_true(metric("g.jsonl", i, "sampling/sampling_logp_difference/max") < 1e-3);
+    assert_true(metric("g.jsonl", 0, "ratio/mean") == 1);
+    /* control: a random reward teaches nothing about the answers */
+    sh(GRPO "-o $T/r.bin -x 20 -l 0.01 --reward random:1,verify:0 --metrics $T/r.jsonl");
+    const double chance = metric_mean("r.jsonl", 10, 20, "rewards/verify/mean");
+    assert_near(metric_mean("r.jsonl", 0, 20, "rewards/random/mean"), 0.5, 0.1);
+    if (!(chance < 0.35)) fail_msg("accuracy %g by a random reward", chance);
+}
+
+/* Where pi = pi_old, the gradient of rho A is A grad log pi for every loss with a ratio; what differs is the weight of a
+ * token. All completions here have two tokens (a digit, the end), so the means over answers and over tokens agree. */
+static void grpo_losses_agree_on_policy(void **state) {
+    (void)state;
+    static const struct {
+        const char *options;
+        double factor; /* of grpo's gradient; 0: only positive */
+    } loss[] = {{"--loss-type grpo", 1},
+                {"--loss-type bnpo", 1},
+                {"--loss-type dapo", 1},
+                {"--loss-type dr_grpo", 0.5}, /* constant 4 in place of 2 */
+                {"--loss-type gspo", 1},
+                {"--loss-type gmpo", 1},
+                {"--loss-type cispo", 1},
+                {"--loss-type luspo", 2}, /* not divided by the length */
+                {"--loss-type rloo --scale-rewards none", 0},
+                {"--loss-type sapo", 0},
+                {"--loss-type vespo", 0},
+                {"--loss-type grpo --importance-sampling-level sequence", 1},
+                {"--loss-type grpo --epsilon 0.1 --epsilon-high 0.3 --delta 2", 1},
+                {"--loss-type dapo --num-iterations 2 -x 1", 1},
+                {"--loss-type grpo --multi-objective-aggregation normalize_then_sum", 0},
+                {"--loss-type grpo --scale-rewards batch", 0},
+                {"--loss-type grpo --scale-rewards none", 0}};
+    double first = 0;
+    for (size_t i = 0; i < sizeof loss / sizeof *loss; i++) {
+        /* the digits of the first token only: temperature 1 gives the end after them with near certainty */
+        sh(GRPO "-o $T/x.bin -x 1 -l 0 --metrics $T/l.jsonl %s", loss[i].options);
+        const double norm = metric("l.jsonl", 0, "grad_norm");
+        if (!i) first = norm;
+        assert_true(metric("l.jsonl", 0, "completions/min_length") == 2);
+        assert_true(metric("l.jsonl", 0, "completions/max_length") == 2);
+        assert_true(norm > 0);
+        if (loss[i].factor && fabs(norm / first - loss[i].factor) > 2e-3)
+            fail_msg("%s: gradient norm %g times grpo's, expected %g", loss[i].options, norm / first, loss[i].factor);
+    }
+}
+
+static void grpo_kl_to_a_reference(void **state) {
+    (void)state;
+    const char *kinds[] = {"k1", "k2", "k3"};
+    for (int i = 0; i < 3; i++) {
+        sh(GRPO "-o $T/x.bin -x 4 -l 0.01 --beta 0.5 --kl-estimator %s --metrics $T/k.jsonl", kinds[i]);
+        assert_near(metric("k.jsonl", 0, "kl"), 0, 1e-6);
+        assert_true(fabs(metric("k.jsonl", -1, "kl")) > 1e-4);
+    }
+    /* a reference of one's own: its KL is not 0 */
+    sh(GRPO "-o $T/moved.bin -x 4 -l 0.02");
+    sh(GRPO "-o $T/x.bin -x 1 -l 0.01 --beta 0.5 --reference $T/moved.bin --metrics $T/k.jsonl");
+    assert_true(metric("k.jsonl", 0, "kl") > 1e-3);
+    /* in the reward: the first step's is 0, and the policy is held back */
+    sh(GRPO "-o $T/x.bin -x 10 -l 0.02 --beta 0 --metrics $T/free.jsonl");
+    sh(GRPO "-o $T/x.bin -x 10 -l 0.02 --beta 2 --kl-in reward --kl-estimator k1 --metrics $T/k.jsonl");
+    assert_near(metric("k.jsonl", 0, "kl"), 0, 1e-6);
+    assert_true(metric("k.jsonl", -1, "rewards/verify/mean") < metric("free.jsonl", -1, "rewards/verify/mean"));
+    assert_false(has_metric("free.jsonl", -1, "kl"));
+    refused(2, GRPO "-o $T/kept -x 1 --kl-in reward", "--beta is 0");
+}
+
+static void grpo_several_steps_a_generation(void **state) {
+    (void)state;
+    sh(GRPO "-o $T/x.bin -x 6 -l 0.02 --num-iterations 3 --metrics $T/i.jsonl");
+    /* lines 0 and 3 are the first of their generations: pi = pi_old there */
+    for (int i = 0; i < 6; i++) {
+        const double gap = metric("i.jsonl", i, "onpolicy/max_abs_ratio_minus_1");
+        assert_true(i % 3 ? gap > 1e-3 : gap < 1e-4);
+        assert_int_equal(has_metric("i.jsonl", i, "reward"), i % 3 == 0);
+    }
+    sh(GRPO "-o $T/x.bin -x 3 -l 0.02 --steps-per-generation 3 --metrics $T/i.jsonl");
+    assert_true(metric("i.jsonl", 0, "onpolicy/max_abs_ratio_minus_1") < 1e-4);
+    assert_true(metric("i.jsonl", 2, "onpolicy/max_abs_ratio_minus_1") > 1e-4);
+    refused(2, GRPO "-o $T/kept -x 1 --steps-per-generation 4", "4 does not divide the 6 prompts");
+}
+
+static void grpo_dynamic_sampling(void **state) {
+    (void)state;
+    /* four samples of a tenth: most groups have no right answer, and are replaced */
+    sh(GRPO "-o $T/x.bin -x 4 -l 0 -G 4 --metrics $T/d0.jsonl");
+    sh(GRPO "-o $T/x.bin -x 4 -l 0 -G 4 --dynamic-sampling --max-resamples 50 --metrics $T/d1.jsonl");
+    assert_true(metric_mean("d0.jsonl", 0, 4, "frac_reward_zero_std") > 0.3);
+    for (int i = 0; i < 4; i++) assert_true(metric("d1.jsonl", i, "frac_reward_zero_std") == 0);
+    assert_true(metric_mean("d1.jsonl", 0, 4, "dynamic_sampling/resampled_groups") >= 2);
+    assert_true(metric("d1.jsonl", -1, "epoch") > metric("d0.jsonl", -1, "epoch"));
+    /* at most so many rounds: a reward that never differs ends, with a warning */
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 -G 2 --dynamic-sampling --max-resamples 2 --reward regex=/x/ --metrics $T/d2.jsonl");
+    assert_true(metric("d2.jsonl", 0, "dynamic_sampling/resampled_groups") == 12);
+    assert_true(metric("d2.jsonl", 0, "frac_reward_zero_std") == 1);
+    assert_holds(said, "the rewards of every group are all equal");
+}
+
+static void grpo_masks(void **state) {
+    (void)state;
+    /* a limit of one token cuts every answer: with the mask nothing is left to learn from */
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 -g 1 --metrics $T/t.jsonl");
+    assert_true(metric("t.jsonl", 0, "completions/clipped_ratio") == 1 && metric("t.jsonl", 0, "grad_norm") > 0);
+    assert_holds(said, "no completion ended within 1 tokens");
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 -g 1 --mask-truncated-completions --metrics $T/t.jsonl");
+    assert_true(metric("t.jsonl", 0, "grad_norm") == 0);
+    /* the digits are uncertain, the end is not: half of the tokens carry nearly all of the gradient */
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --metrics $T/q0.jsonl");
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --top-entropy-quantile 0.5 --metrics $T/q1.jsonl");
+    assert_near(metric("q1.jsonl", 0, "grad_norm") / metric("q0.jsonl", 0, "grad_norm"), 1, 0.05);
+    sh(GRPO "-o $T/x.bin -x 4 -l 0.05 --num-iterations 4 --off-policy-mask-threshold 0.01 --metrics $T/p1.jsonl");
+    sh(GRPO "-o $T/x.bin -x 4 -l 0.05 --num-iterations 4 --metrics $T/p0.jsonl");
+    assert_true(metric("p1.jsonl", 0, "grad_norm") == metric("p0.jsonl", 0, "grad_norm"));
+    assert_true(metric("p1.jsonl", -1, "grad_norm") != metric("p0.jsonl", -1, "grad_norm"));
+}
+
+static void grpo_entropy(void **state) {
+    (void)state;
+    /* a bonus keeps the entropy higher, a negative one lowers it */
+    const char *coef[] = {"-0.3", "0", "0.3"};
+    double entropy[3];
+    for (int i = 0; i < 3; i++) {
+        sh(GRPO "-o $T/x.bin -x 10 -l 0.01 --entropy-coef %s --metrics $T/e.jsonl", coef[i]);
+        entropy[i] = metric("e.jsonl", -1, "entropy");
+    }
+    if (!(entropy[0] < entropy[1] && entropy[1] < entropy[2]))
+        fail_msg("entropies %g, %g, %g", entropy[0], entropy[1], entropy[2]);
+    /* the coefficient climbs by 0.005 a step while the entropy is below its target */
+    sh(GRPO "-o $T/x.bin -x 4 -l 0 --use-adaptive-entropy --entropy-target 9 --metrics $T/e.jsonl");
+    for (int i = 0; i < 4; i++) assert_near(metric("e.jsonl", i, "entropy_coef"), 0.005 * (i + 1), 1e-12);
+}
+
+static void grpo_sampling_options(void **state) {
+    (void)state;
+    sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-k 3 --metrics $T/s.jsonl");
+    sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-p 0.5 --min-p 0.01 --repetition-penalty 1.2 --metrics $T/s.jsonl");
+    /* the log-probabilities are those of the temperature, in sampling and in training */
+    sh(GRPO "-o $T/x.bin -x 2 -l 0 --temperature 0.5 --metrics $T/s.jsonl");
+    assert_true(metric("s.jsonl", 0, "sampling/sampling_logp_difference/max") < 1e-3);
+    /* neither the slots nor the micro-batch change what is drawn and learned */
+    sh(GRPO "-o $T/s0.bin -x 3 -l 1e-3 -G 8 --metrics $T/s0.jsonl");
+    sh(GRPO "-o $T/s1.bin -x 3 -l 1e-3 -G 8 --slots 5 -b 16 -r 2 --metrics $T/s1.jsonl");
+    assert_true(weights_gap("s0.bin", "s1.bin") < 2e-4);
+    for (int i = 0; i < 3; i++) assert_near(metric("s0.jsonl", i, "reward"), metric("s1.jsonl", i, "reward"), 1e-6);
+}
+
+/* ---- a reward by a program ------------------------------------------------------------------------------------- */
+
+static void grpo_reward_program(void **state) {
+    (void)state;
+    /* it is started once and lives: one line in its log, whatever the steps; 1 where the completion begins with 7 */
+    put("seven.sh", "echo $$ >> $T/pids\n"
+                    "while read -r line; do case $line in *'\"completion\":\"7'*) echo 1;; *) echo 0;; esac; done\n");
+    sh(GRPO "-o $T/x.bin -x 25 -l 0.01 --reward command --reward-cmd 'sh $T/seven.sh' --metrics $T/c.jsonl");
+    assert_true(metric_mean("c.jsonl", 22, 25, "rewards/command/mean") > 0.8);
+    assert_int_equal(metric_lines("pids"), 1);
+    /* awk answers after each line, too; null: cannot be scored */
+    put("len.awk", "{ print (NR % 4 ? length($0) % 3 : \"null\"); fflush() }\n");
+    sh(GRPO
+       "-o $T/x.bin -x 2 -l 1e-3 --reward command:0.5,verify --reward-cmd 'awk -f $T/len.awk' --metrics $T/c.jsonl");
+    assert_true(has_metric("c.jsonl", 0, "rewards/command/mean") && has_metric("c.jsonl", 0, "rewards/verify/mean"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(the_chain_through_files),
+                                       cmocka_unit_test(the_lineage_names_the_parents),
+                                       cmocka_unit_test(the_chain_through_pipes_and_zstd),
+                                       cmocka_unit_test(sft_learns),
+                                       cmocka_unit_test(sft_loss_on_all_tokens),
+                                       cmocka_unit_test(sft_dynamic_fine_tuning),
+                                       cmocka_unit_test(sft_neftune),
+                                       cmocka_unit_test(sft_does_not_depend_on_memory_options),
+                                       cmocka_unit_test(sft_order_by_seed_and_epochs),
+                                       cmocka_unit_test(sft_schedules_and_clipping),
+                                       cmocka_unit_test(sft_keeps_the_best),
+                                       cmocka_unit_test(sft_output_in_bf16),
+                                       cmocka_unit_test(grpo_raises_the_reward),
+                                       cmocka_unit_test(grpo_losses_agree_on_policy),
+                                       cmocka_unit_test(grpo_kl_to_a_reference),
+                                       cmocka_unit_test(grpo_several_steps_a_generation),
+                                       cmocka_unit_test(grpo_dynamic_sampling),
+                                       cmocka_unit_test(grpo_masks),
+                                       cmocka_unit_test(grpo_entropy),
+                                       cmocka_unit_test(grpo_sampling_options),
+                                       cmocka_unit_test(grpo_reward_program)};
+    return cmocka_run_group_tests_name("train", tests, setup, models_teardown);
+}
