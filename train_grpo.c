@@ -50,7 +50,8 @@ static const Option options[] = {
                 "replace groups whose rewards are all equal by new prompts (DAPO)"),
     OPTION_INT("max-resamples", 0, &o.resample, 1, 1000, "dynamic sampling: rounds of new prompts at most"),
     OPTION_GROUP("Reward"),
-    OPTION_TEXT("reward", 'w', &o.reward, "SPEC", "parts and weights, as verify:1,format=hash:0.1; see llmc/rewards.h"),
+    OPTION_TEXT("reward", 'w', &o.reward, "SPEC",
+                "parts and weights, as verify:1,format=hash:0.1; see llmc/rewards.h (default verify, or the program)"),
     OPTION_TEXT("reward-cmd", 0, &o.reward_cmd, "PROGRAM", "reads a JSON line a completion, writes a number a line"),
     OPTION_REAL("reward-timeout", 0, &o.reward_timeout, 0.01, 1e6, "seconds that it may take for one batch"),
     OPTION_CHOICE("scale-rewards", 0, &o.scale, SCALE_REWARDS_CHOICES, "divide advantages by the deviation of"),
@@ -457,8 +458,9 @@ static void open_prompts(Run *r) {
         warn("%s: %lld prompts are longer than %d tokens and are left out", o.input, (long long)r->train.dropped,
              limit);
     if (o.val) {
-        if (!shard_open(&r->val.shard, o.val, &e) || !prompts_read(&r->val, limit, &e)) die("%s", e.text);
+        if (!shard_open(&r->val.shard, o.val, &e)) die("%s", e.text);
         trainer_check_shard(&r->t, &r->val.shard);
+        if (!prompts_read(&r->val, limit, &e)) die("%s", e.text);
     }
     if (r->t.text.stop < 0) warn("the model carries no tokenizer: completions end at --max-completion-length only");
 }
@@ -508,6 +510,13 @@ static void open_reference(Run *r, int rows) {
             die("%s: its vocabulary of %d does not fit the model's %d", path, r->reference.config.vocab,
                 r->t.model.config.vocab);
     } else if (!gpt2_copy(&r->reference, &r->t.model, &e)) die("%s", e.text);
+    /* the state remembers which one it was */
+    const uint64_t hash = o.reference || o.t.resume ? r->reference_file.hash : r->t.file.hash;
+    char name[20];
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
+    const char *before = json_string_value(json_object_get(r->t.state, "reference"));
+    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
+    json_object_set_new(r->t.state, "reference", json_string(name));
     if (!workspace_new(&r->reference_work, &r->reference, rows, rows, rows, false, 0, &e)) die("%s", e.text);
 }
 
@@ -537,11 +546,12 @@ int main(int argc, char **argv) {
     Error e;
     o.t = trainer_defaults(1e-6);
     o.max_prompt = 512, o.epochs = 1, o.prompts = 8, o.generations = 8, o.max_completion = 512, o.temperature = 1;
-    o.top_p = 1, o.repetition_penalty = 1, o.slots = 64, o.resample = 10, o.reward = "verify", o.reward_timeout = 60;
+    o.top_p = 1, o.repetition_penalty = 1, o.slots = 64, o.resample = 10, o.reward_timeout = 60;
     o.epsilon = o.epsilon_high = -1, o.loss = POLICY_DAPO, o.kl = KL_K3, o.kl_bias_correction = true;
     o.iterations = o.steps_per_generation = 1, o.entropy_target = 0.2, o.top_entropy = 1;
     o.eval_steps = 50, o.sample_count = 3;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (!o.reward) o.reward = o.reward_cmd ? "command" : "verify";
     if (!o.input) usage_error("-i/--input: which shard?");
     if (!o.t.output) usage_error("-o/--output: where to?");
     if (o.prompts % o.steps_per_generation)

@@ -133,8 +133,8 @@ static inline double models_nats(const float *z, double temperature, int target)
 static inline ShardWriter models_shard(const char *name, RecordKind kind, const char *template) {
     Error e;
     ShardWriter w;
-    void *blob;
-    size_t n;
+    void *blob = NULL;
+    size_t n = 0;
     if (!tokenizer_store(&models_bytes, &blob, &n, &e)) fail_msg("%s", e.text);
     if (!shard_create(&w, files_path(name), kind, MODELS_VOCAB, blob, n, template, &e)) fail_msg("%s", e.text);
     free(blob);

@@ -1,0 +1,229 @@
+/* The exact optimum. A vocabulary of twelve tokens, two prompts and answers of one token: all that can be said is
+ * enumerated, so the policy that an objective has as its maximum is known in closed form, and training must approach it.
+ *
+ *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z                    k3 with bias correction, k2, k1 in the reward
+ *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum pi = 1      k3 without the correction
+ *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                       the entropy bonus
+ */
+#include "models.h"
+#include "../llmc/advantage.h"
+#include "../llmc/loss_policy.h"
+#include "../llmc/rollout.h"
+
+enum { V = 12, P = 2, G = 192, STEPS = 240, ROWS = P * (G + 2) };
+
+static const double reward[P][V] = {{0, 0.2, 1, 0.5, 0, 0.9, 0.3, 0, 0.6, 0.1, 0, 0.4},
+                                    {1, 0, 0, 0.1, 0.8, 0.2, 0, 0.7, 0, 0.5, 0.9, 0}};
+static const int32_t prompt[P] = {3, 7};
+
+typedef struct Method {
+    PolicyLossKind loss;
+    KlEstimator kl;
+    bool correction, in_reward;
+    double beta, entropy_coef;
+    int iterations;
+} Method;
+
+static GPT2 new_model(void) {
+    Error e;
+    GPT2 m;
+    const GPT2Config c = gpt2_config(1, 2, 16, V, 4);
+    if (!gpt2_new(&m, &c, backend_cpu(), models_device, true, &e)) fail_msg("%s", e.text);
+    gpt2_init(&m, 5);
+    float *w = (float *)xmalloc(m.parameters * sizeof *w); /* larger weights: a reference that is not uniform */
+    m.backend->weights_download(m.device, w, m.weights, m.parameters);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        for (size_t k = 0; k < m.tensor[i].size; k++)
+            if (m.tensor[i].init == INIT_NORMAL) w[m.tensor[i].offset + k] *= 12;
+    m.backend->weights_upload(m.device, m.weights, w, m.parameters);
+    free(w);
+    return m;
+}
+
+/* pi(. | each prompt). */
+static void policy_of(const GPT2 *m, double pi[P][V]) {
+    Error e;
+    Workspace w;
+    float logits[P * V];
+    Batch b = batch_new(P, P, P);
+    if (!workspace_new(&w, m, P, P, P, false, 0, &e)) fail_msg("%s", e.text);
+    for (int p = 0; p < P; p++) batch_target(&b, batch_last_row(&b, batch_segment(&b, &prompt[p], 1, 0, -1)), 0);
+    if (!gpt2_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
+    for (int p = 0; p < P; p++)
+        for (int v = 0; v < V; v++) {
+            double sum = 0;
+            for (int u = 0; u < V; u++) sum += exp((double)logits[p * V + u] - logits[p * V + v]);
+            pi[p][v] = 1 / sum;
+        }
+    workspace_free(&w, m), batch_free(&b);
+}
+
+static void normalise(double x[V]) {
+    double sum = 0;
+    for (int v = 0; v < V; v++) sum += x[v];
+    for (int v = 0; v < V; v++) x[v] /= sum;
+}
+
+/* lambda above the largest reward, where the probabilities sum to one. */
+static void reverse_optimum(const double ref[V], const double r[V], double beta, double best[V]) {
+    double low = 1, high = 1 + beta * V;
+    for (int i = 0; i < 200; i++) {
+        const double middle = (low + high) / 2;
+        double sum = 0;
+        for (int v = 0; v < V; v++) sum += beta * ref[v] / (middle - r[v]);
+        if (sum > 1) low = middle;
+        else high = middle;
+    }
+    for (int v = 0; v < V; v++) best[v] = beta * ref[v] / (low - r[v]);
+}
+
+static double divergence(const double p[V], const double q[V]) {
+    double sum = 0;
+    for (int v = 0; v < V; v++) sum += p[v] * log(p[v] / q[v]);
+    return sum;
+}
+
+/* Log-probabilities and entropies of all answers. */
+static void pack_answers(Batch *b, const Completion *answer) {
+    batch_clear(b);
+    for (int p = 0; p < P; p++) {
+        const int segment = batch_segment(b, &prompt[p], 1, 0, -1);
+        for (int i = 0; i < G; i++) batch_completion(b, segment, answer[p * G + i].tokens, 1);
+    }
+}
+
+/* Trains a new model by a method; pi: what came out, ref: where it began. */
+static void train(const Method *how, double pi[P][V], double ref[P][V]) {
+    enum { N = P * G };
+    Error e;
+    GPT2 m = new_model(), reference;
+    Workspace w;
+    Optimizer o;
+    Rollout engine;
+    Batch b = batch_new(ROWS, N, ROWS);
+    static float logp[N], old[N], ref_logp[N], sampler[N], entropy[N], dlogp[N], dentropy[N], r[N], advantage[N];
+    static int32_t offset[N + 1];
+    static Completion answer[N];
+    if (!gpt2_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
+        !optimizer_new(&o, &m, &e) || !rollout_new(&engine, &m, 64, 1, 1, &e))
+        fail_msg("%s", e.text);
+    policy_of(&m, ref);
+    PolicyLossConfig c = policy_loss_config(how->loss);
+    c.kl = how->kl, c.kl_bias_correction = how->correction, c.beta = how->in_reward ? 0 : how->beta;
+    c.entropy_coef = how->entropy_coef, c.max_completion_length = 1;
+    Sampling s = sampling_default();
+    s.max_new = 1, s.seed = 11;
+    for (int i = 0; i <= N; i++) offset[i] = i;
+    for (int step = 0; step < STEPS; step++) {
+        RolloutRequest q[P];
+        for (int p = 0; p < P; p++)
+            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
+        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        pack_answers(&b, answer);
+        const GPT2Output at_reference = {.logp = ref_logp}, at_old = {.logp = old};
+        gpt2_forward(&reference, &w, &b, 1.0f, &at_reference);
+        gpt2_forward(&m, &w, &b, 1.0f, &at_old);
+        for (int i = 0; i < N; i++) r[i] = (float)reward[i / G][answer[i].tokens[0]], sampler[i] = answer[i].logp[0];
+        if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r);
+        AdvantageStats stats;
+        if (how->loss == POLICY_RLOO) advantage_rloo(r, P, G, false, advantage, &stats);
+        else advantage_group(r, P, G, SCALE_NONE, advantage, &stats);
+        for (int i = 0; i < how->iterations; i++) {
+            PolicyStats sums = policy_stats();
+            const GPT2Output now = {.logp = logp, .entropy = entropy};
+            gpt2_forward(&m, &w, &b, 1.0f, &now);
+            const PolicyBatch batch = {.sequences = N,
+                                       .offset = offset,
+                                       .advantage = advantage,
+                                       .logp = logp,
+                                       .old_logp = how->iterations > 1 ? old : NULL,
+                                       .ref_logp = c.beta > 0 ? ref_logp : NULL,
+                                       .sampler_logp = sampler,
+                                       .entropy = entropy};
+            const PolicyNormaliser n = policy_normaliser(offset, N, NULL, NULL);
+            policy_loss(&c, &n, &batch, dlogp, dentropy, &sums);
+            gpt2_backward(&m, &w, &b, 1.0f, dlogp, c.entropy_coef != 0 ? dentropy : NULL, NULL);
+            optimizer_step(&o, &m, 0.02 * (1 - (double)step / STEPS) / how->iterations);
+        }
+        for (int i = 0; i < N; i++) completion_free(&answer[i]);
+    }
+    policy_of(&m, pi);
+    rollout_free(&engine), optimizer_free(&o, &m), workspace_free(&w, &m), batch_free(&b);
+    gpt2_free(&reference), gpt2_free(&m);
+}
+
+static void assert_optimum(const char *name, const double pi[V], const double best[V], double limit) {
+    const double d = divergence(pi, best);
+    if (!(d < limit)) {
+        for (int v = 0; v < V; v++) print_message("%2d %.4f, expected %.4f\n", v, pi[v], best[v]);
+        fail_msg("%s: %.4f nats from the optimum", name, d);
+    }
+}
+
+static void kl_to_the_reference(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        Method how;
+    } method[] = {{"grpo k3", {POLICY_GRPO, KL_K3, true, false, 0.3, 0, 1}},
+                  {"grpo k2", {POLICY_GRPO, KL_K2, false, false, 0.3, 0, 1}},
+                  {"grpo k1 corrected", {POLICY_GRPO, KL_K1, true, false, 0.3, 0, 1}},
+                  {"dapo k3, two passes", {POLICY_DAPO, KL_K3, true, false, 0.3, 0, 2}},
+                  {"gspo k3", {POLICY_GSPO, KL_K3, true, false, 0.3, 0, 1}},
+                  {"dr_grpo k3", {POLICY_DR_GRPO, KL_K3, true, false, 0.3, 0, 1}},
+                  {"cispo k3", {POLICY_CISPO, KL_K3, true, false, 0.3, 0, 1}},
+                  {"rloo, k1 in the reward", {POLICY_RLOO, KL_K1, false, true, 0.3, 0, 1}},
+                  {"grpo, k1 in the reward", {POLICY_GRPO, KL_K1, false, true, 0.3, 0, 1}}};
+    double pi[P][V], ref[P][V], best[V];
+    for (size_t i = 0; i < sizeof method / sizeof *method; i++) {
+        train(&method[i].how, pi, ref);
+        for (int p = 0; p < P; p++) {
+            for (int v = 0; v < V; v++) best[v] = ref[p][v] * exp(reward[p][v] / method[i].how.beta);
+            normalise(best);
+            assert_true(divergence(ref[p], best) > 0.1); /* it had a way to go */
+            assert_optimum(method[i].name, pi[p], best, 0.004);
+        }
+    }
+}
+
+/* Without the bias correction the gradient of k3 is that of the reverse divergence (kl.h), which has another optimum. */
+static void reverse_kl(void **state) {
+    (void)state;
+    const Method how = {POLICY_GRPO, KL_K3, false, false, 0.3, 0, 1};
+    double pi[P][V], ref[P][V], best[V], other[V];
+    train(&how, pi, ref);
+    for (int p = 0; p < P; p++) {
+        reverse_optimum(ref[p], reward[p], how.beta, best);
+        assert_optimum("grpo k3 without correction", pi[p], best, 0.01);
+        for (int v = 0; v < V; v++) other[v] = ref[p][v] * exp(reward[p][v] / how.beta);
+        normalise(other);
+        assert_true(divergence(pi[p], other) > 0.02);
+    }
+}
+
+static void entropy_bonus(void **state) {
+    (void)state;
+    const Method how = {POLICY_GRPO, KL_K3, true, false, 0, 0.3, 1};
+    double pi[P][V], ref[P][V], best[V];
+    train(&how, pi, ref);
+    for (int p = 0; p < P; p++) {
+        for (int v = 0; v < V; v++) best[v] = exp(reward[p][v] / how.entropy_coef);
+        normalise(best);
+        assert_optimum("entropy bonus", pi[p], best, 0.004);
+    }
+}
+
+/* No restraint: the best answer takes all. */
+static void no_restraint(void **state) {
+    (void)state;
+    const Method how = {POLICY_GRPO, KL_K3, true, false, 0, 0, 1};
+    double pi[P][V], ref[P][V];
+    train(&how, pi, ref);
+    assert_true(pi[0][2] > 0.9 && pi[1][0] > 0.9);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(kl_to_the_reference), cmocka_unit_test(reverse_kl),
+                                       cmocka_unit_test(entropy_bonus), cmocka_unit_test(no_restraint)};
+    return cmocka_run_group_tests_name("optimum", tests, models_setup, models_teardown);
+}
