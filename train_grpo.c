@@ -67,7 +67,7 @@ static const Option options[] = {
     OPTION_REAL("beta", 0, &o.beta, 0, 1e6, "weight of the KL to the reference; 0 loads none"),
     OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "k3 is GRPO's"),
     OPTION_CHOICE("kl-in", 0, &o.kl_in, "loss|reward", "where the KL term stands"),
-    OPTION_FLAG("use-bias-correction-kl", 0, &o.kl_bias_correction, "multiply the KL in the loss by the ratio"),
+    OPTION_FLAG("use-bias-correction-kl", 0, &o.kl_bias_correction, "do not multiply the KL in the loss by the ratio"),
     OPTION_TEXT("reference", 0, &o.reference, "FILE", "reference model (default: the one of -c)"),
     OPTION_INT("num-iterations", 0, &o.iterations, 1, 1000, "passes over each generation (mu)"),
     OPTION_INT("steps-per-generation", 0, &o.steps_per_generation, 1, 65536, "optimizer steps a pass: mini-batches"),

@@ -81,8 +81,8 @@ static const OptionAbout about = {
     "\n"
     "  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   chat        for train_sft\n"
     "  {\"prompt\": \"...\", \"completion\": \"...\"}                    chat\n"
-    "  {\"prompt\": \"...\", \"answer\": \"...\", \"task\": \"...\", ...}    prompt      for train_grpo, train_ppo\n"
-    "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  for train_rm, train_dpo\n"
+    "  {\"prompt\": \"...\", \"answer\": \"...\", \"task\": \"...\", ...}    prompt      for train_grpo, evaluate\n"
+    "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  pairs\n"
     "  {\"prompt\": \"...\", \"completions\": [...], \"labels\": [...]}  step        for process rewards\n"
     "  {\"text\": \"...\"}                                           text        a token shard as llm.c has them\n"
     "\n"
@@ -370,6 +370,12 @@ static void check_options(void) {
         warn("--task %s: no verifier of that name is built in; a reward program must know it", rows.task_name);
 }
 
+/* A file that calls itself JSONL is not taken for text because of what its first line holds. */
+static bool named_jsonl(const char *path) {
+    const char *zst = strstr(path, ".zst"), *end = zst && !zst[4] ? zst : path + strlen(path);
+    return (end - path > 6 && !memcmp(end - 6, ".jsonl", 6)) || (end - path > 5 && !memcmp(end - 5, ".json", 5));
+}
+
 int main(int argc, char **argv) {
     Error e, first = {{0}};
     int64_t skipped = 0;
@@ -385,7 +391,7 @@ int main(int argc, char **argv) {
         Jsonl j;
         if (!jsonl_open(&j, o.inputs.items[i], o.skip_bad, &e)) fail(&e);
         if (rows.kind == ROW_TEXT || rows.kind == ROW_AUTO) {
-            if (jsonl_peek(&j) == '{') read_lines(&j);
+            if (jsonl_peek(&j) == '{' || named_jsonl(o.inputs.items[i])) read_lines(&j);
             else read_text(&j);
         } else read_lines(&j);
         if (!skipped) first = j.first;

@@ -60,12 +60,14 @@ static inline void cpu_release(Device *d, void *memory) {
 
 static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 
+enum { CPU_CODE_BYTES = 10 << 20 }; /* about what oneDNN's compiled kernels and the threads' stacks take */
+
 static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
     const bool bf16 = d->dtype == DTYPE_BF16;
     const size_t wide = (size_t)(padded_vocab > widest ? padded_vocab : widest);
     const size_t chunk = (size_t)head_chunk_rows(rows > 0 ? rows : 1, padded_vocab), n = (size_t)(rows > 0 ? rows : 1);
     const size_t operands = (n > chunk ? n : chunk) * (size_t)widest > chunk * wide ? n * (size_t)widest : chunk * wide;
-    return weights * sizeof(float) + chunk * (size_t)padded_vocab * sizeof(float) +
+    return CPU_CODE_BYTES + weights * sizeof(float) + chunk * (size_t)padded_vocab * sizeof(float) +
            (bf16 ? 2 * operands * sizeof(uint16_t) : 0);
 }
 

@@ -179,6 +179,21 @@ static inline void gpt2_init(GPT2 *m, uint64_t seed) {
     free(host);
 }
 
+/* Gives the model the tokens [V, vocab), whose embeddings take padding rows of wte: vocab <= Vp. */
+static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
+    GPT2Config c = m->config;
+    const TensorInfo *t = &m->tensor[GPT2_wte];
+    const size_t first = (size_t)c.vocab * (size_t)c.width, last = (size_t)vocab * (size_t)c.width;
+    float *host = (float *)xmalloc(t->size * sizeof *host);
+    assert(vocab >= c.vocab && vocab <= c.padded_vocab);
+    c.vocab = vocab;
+    gpt2_init_tensor(&c, GPT2_wte, t, seed, host);
+    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
+                               last - first);
+    m->config.vocab = vocab;
+    free(host);
+}
+
 /* A second model with the same weights, not trained: a reference. */
 static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
     if (!gpt2_new(to, &from->config, from->backend, from->device, false, e)) return false;

@@ -238,7 +238,7 @@ static inline void options_print(const Option *table) {
             continue;
         }
         option_value(o, value, sizeof value);
-        fprintf(stderr, "| %-28s | %-40s |\n", o->name, value[0] ? value : "-");
+        fprintf(stderr, "| %-28s | %-40s |\n", o->name, value[0] ? value : "(none)");
     }
 }
 

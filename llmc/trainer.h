@@ -50,7 +50,7 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
         OPTION_INT("recompute", 'r', &(o).recompute, 0, 2,                                                             \
                    "to save memory, recompute 0 nothing, 1 layernorm and GELU, 2 whole layers"),                       \
         OPTION_INT("micro-tokens", 'b', &(o).micro_tokens, 16, 1 << 24,                                                \
-                   "token budget of a micro-batch: memory, never results, depends on it"),                             \
+                   "token budget of a micro-batch: memory depends on it, results only by rounding"),                   \
         OPTION_INT("seed", 0, &(o).seed, 0, 9007199254740992.0, "of all that is random")
 
 #define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
@@ -219,6 +219,12 @@ static inline void trainer_open(Trainer *t, const char *program, const TrainerOp
     if (!model_load(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device, true,
                     (uint64_t)o->seed, &t->optimizer, &e))
         die("%s", e.text);
+    if (!o->resume && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
+        data->vocab <= t->model.config.padded_vocab) {
+        warn("%s: %d tokens are new to the model, special ones of a chat template as a rule; they take padding rows",
+             data->name, data->vocab - t->model.config.vocab);
+        gpt2_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
+    }
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
         t->file.tokenizer = xmalloc(data->tokenizer_bytes);

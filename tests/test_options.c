@@ -281,7 +281,7 @@ static void test_print(void **state) {
                                        "| 0.125 ",
                                        "| a=1 b=2 ",
                                        "| grpo ",
-                                       "| input                        | -  "};
+                                       "| input                        | (none)  "};
     for (size_t k = 0; k < sizeof part / sizeof *part; k++)
         if (!strstr(r.err, part[k])) fail_msg("the table does not hold \"%s\":\n%s", part[k], r.err);
 }
