@@ -23,13 +23,14 @@ tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$out/heldout.sha
 
 say "2. Supervised fine-tuning, from random weights"
 ./train_sft --layers 4 --width 128 --heads 4 --context 32 -i "$out/sft.shard" -o "$out/sft.bin" \
-    --max-steps 85 --batch-tokens 4096 --learning-rate 2e-3 --warmup-steps 20 --seed "$seed" \
+    --max-steps 75 --batch-tokens 4096 --learning-rate 2e-3 --warmup-steps 20 --seed "$seed" \
     --logging-steps 20 --metrics "$out/sft.jsonl"
 
 say "3. GRPO with verifiable rewards"
 ./train_grpo -c "$out/sft.bin" -i "$out/train.shard" -j "$out/heldout.shard" -o "$out/grpo.bin" \
     --num-prompts 32 --num-generations 16 --max-completion-length 14 --max-steps 500 --reward "${DEMO_REWARD:-verify}" \
-    --learning-rate 5e-4 --warmup-steps 20 --adam-beta2 0.99 --micro-tokens 8192 --slots 512 --seed "$seed" \
+    --learning-rate 5e-4 --lr-scheduler-type wsd --decay-steps 0.4 --decay-type linear \
+    --warmup-steps 20 --adam-beta2 0.99 --micro-tokens 8192 --slots 512 --seed "$seed" \
     --eval-steps 100 --logging-steps 50 --metrics "$out/grpo.jsonl" --report "$out/report.html"
 
 say "4. Held-out problems: greedy accuracy, pass@k, majority@k"

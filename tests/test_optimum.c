@@ -43,7 +43,7 @@ static GPT2 new_model(void) {
 /* pi(. | each prompt). */
 static void policy_of(const GPT2 *m, double pi[P][V]) {
     Error e;
-    Workspace w;
+    Workspace w = {0};
     float logits[P * V];
     Batch b = batch_new(P, P, P);
     if (!workspace_new(&w, m, P, P, P, false, 0, &e)) fail_msg("%s", e.text);
@@ -96,10 +96,10 @@ static void pack_answers(Batch *b, const Completion *answer) {
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
     Error e;
-    GPT2 m = new_model(), reference;
-    Workspace w;
-    Optimizer o;
-    Rollout engine;
+    GPT2 m = new_model(), reference = {0};
+    Workspace w = {0};
+    Optimizer o = {0};
+    Rollout engine = {0};
     Batch b = batch_new(ROWS, N, ROWS);
     static float logp[N], old[N], ref_logp[N], sampler[N], entropy[N], dlogp[N], dentropy[N], r[N], advantage[N];
     static int32_t offset[N + 1];
