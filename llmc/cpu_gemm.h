@@ -231,7 +231,9 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
     }
 }
 
-static inline int gemm_rows(int N) { return (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
+/* Rows that a product is made with: 4, 8 or whole multiples of ROW_ALIGN. In the decode of a few sequences, weights then
+ * come in as fast as memory gives them; 16 rows are already bound by arithmetic. */
+static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
 /* x in the arithmetic's type: itself, or n floats rounded into half[which] with `padding` zeros after them. */
 static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {

@@ -151,12 +151,20 @@ static inline int sample_descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* sum of exp(z - max) over z >= low_bound */
-static inline double sample_mass(const float *z, int V, float max, float low_bound) {
-    double sum = 0;
-    for (int v = 0; v < V; v++)
-        if (z[v] >= low_bound) sum += (double)cpu_exp(z[v] - max);
-    return sum;
+enum { SAMPLE_BLOCK = 1024 };
+
+/* sum of exp(z - max) over z >= cut; block: (ceil(V / SAMPLE_BLOCK)) the sums of which it is made, or NULL. */
+static inline double sample_mass(const float *z, int V, float max, float cut, float *block) {
+    double total = 0;
+    for (int start = 0; start < V; start += SAMPLE_BLOCK) {
+        const int end = V - start < SAMPLE_BLOCK ? V : start + SAMPLE_BLOCK;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int v = start; v < end; v++) sum += z[v] >= cut ? cpu_exp(z[v] - max) : 0.0f;
+        if (block) block[start / SAMPLE_BLOCK] = sum;
+        total += (double)sum;
+    }
+    return total;
 }
 
 /* The smallest logit that top-k, top-p and min-p leave in; ties with it stay. z: scaled logits; copy: scratch (V). */
@@ -170,7 +178,7 @@ static inline float sample_cut(const Draw *a, const float *z, float max, float *
     if (a->top_p < 1) {
         /* tokens whose probability is below (1 - top_p) / V weigh less than 1 - top_p together: none of them is kept,
          * so only the others are sorted */
-        const double sum = sample_mass(z, V, max, cut);
+        const double sum = sample_mass(z, V, max, cut, NULL);
         const float negligible = max + logf(0.5f * (1.0f - a->top_p) * (float)(sum / V));
         int n = 0;
         for (int v = 0; v < V; v++)
@@ -185,17 +193,26 @@ static inline float sample_cut(const Draw *a, const float *z, float max, float *
     return cut;
 }
 
-/* Inverts the uniform number u over the kept tokens in the order of their ids. */
-static inline int32_t sample_invert(const float *z, int V, float max, float cut, float u, float *kept_logp) {
-    const double sum = sample_mass(z, V, max, cut);
+/* Inverts the uniform number u over the kept tokens in the order of their ids: whole blocks first, then one by one.
+ * block: scratch (ceil(V / SAMPLE_BLOCK)). */
+static inline int32_t sample_invert(const float *z, int V, float max, float cut, float u, float *block,
+                                    float *kept_logp) {
+    const double sum = sample_mass(z, V, max, cut, block), wanted = (double)u * sum;
     double running = 0;
-    int32_t chosen = 0;
-    for (int v = 0; v < V; v++) {
+    int start = 0;
+    for (; start + SAMPLE_BLOCK < V && running + (double)block[start / SAMPLE_BLOCK] <= wanted; start += SAMPLE_BLOCK)
+        running += (double)block[start / SAMPLE_BLOCK];
+    int32_t chosen = -1;
+    for (int v = start; v < V; v++) {
         if (!(z[v] >= cut)) continue;
-        chosen = v; /* the last kept one where rounding leaves running short of the sum */
+        chosen = v;
         running += (double)cpu_exp(z[v] - max);
-        if (running > (double)u * sum) break;
+        if (running > wanted) break;
     }
+    /* where rounding leaves running short of the sum: the last kept one */
+    for (int v = start - 1; v >= 0 && chosen < 0; v--)
+        if (z[v] >= cut) chosen = v;
+    chosen = chosen < 0 ? 0 : chosen;
     *kept_logp = z[chosen] - max - (float)log(sum);
     return chosen;
 }
@@ -222,7 +239,7 @@ static inline void sample_row(const Draw *a, int r, const float *z, float *work)
         const uint32_t *stream = (const uint32_t *)a->stream + 2 * (size_t)r;
         const float u =
             random_uniform(a->seed, (uint64_t)stream[1] << 32 | stream[0], (uint64_t)((const int32_t *)a->index)[r]);
-        token = sample_invert(y, V, max, sample_cut(a, y, max, work + V), u, &kept_logp);
+        token = sample_invert(y, V, max, sample_cut(a, y, max, work + V), u, work + V, &kept_logp);
     }
     ((int32_t *)a->token)[r] = token;
     ((float *)a->logp)[r] = (z[token] - full.max) * inverse_temperature - full.log_sum;

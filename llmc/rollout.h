@@ -4,7 +4,9 @@
  * its keys and values lie in an area of the cache that all of them attend to. A sample that ends gives its slot to the
  * next one at once; new prompts and running samples go through the model in the same packed batch.
  *
- *   cache rows:  [ prompt areas: slots x prompt_max ][ sample areas: slots x new_max ]
+ *   cache rows:  slots x [ prompt area: prompt_max, filled up to its end | sample area: new_max ]
+ *
+ * A prompt's only sample runs in the slot of its prompt's area, so that both lie side by side and are read as one.
  *
  * The uniform number behind each token is random_uniform(seed, stream + id, position): id names the sample, position the
  * place of the token in its sequence. So a sample depends on nothing but the weights, its prompt and its id: not on slots,
@@ -58,6 +60,7 @@ typedef struct RolloutSlot {
     int prompt_area;
     int64_t request;
     int32_t sample;
+    int slot; /* where it runs; -1: it waits for one */
 } RolloutSlot;
 
 typedef struct RolloutWaiting {
@@ -177,6 +180,11 @@ static inline bool rollout_history(Rollout *r, const RolloutRequest *requests, D
     return true;
 }
 
+/* Cache row of a slot's first new token; the prompt in this area ends there. */
+static inline int rollout_new_row(const Rollout *r, int area) {
+    return area * (r->prompt_max + r->new_max) + r->prompt_max;
+}
+
 /* Adds prompts to the batch while there are slots that will want them: one segment, a target for each sample. A request
  * for no samples is passed over. */
 static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n,
@@ -185,32 +193,37 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         RolloutRequest *q = &requests[*next];
         if (q->samples < 1) continue;
         int area = 0;
-        while (area < r->slots && r->area_users[area]) area++;
+        const bool alone = q->samples == 1; /* takes the slot at once */
+        while (area < r->slots && (r->area_users[area] || (alone && r->slot[area].prompt_area >= 0))) area++;
         if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
         const int segment = batch_segment(&r->batch, q->prompt, q->prompt_len, 0, -1);
         Segment *g = &r->batch.segment[segment];
-        g->key_start = area * r->prompt_max;
+        g->key_start = rollout_new_row(r, area) - q->prompt_len;
         for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + i;
         for (int32_t k = 0; k < q->samples; k++) {
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
-            rollout_aim(r, s, q, (RolloutSlot){area, *next, k});
+            rollout_aim(r, s, q, (RolloutSlot){area, *next, k, alone ? area : -1});
         }
+        if (alone) r->slot[area] = r->target[r->batch.targets - 1];
         r->area_users[area] = q->samples;
         free_slots -= q->samples;
     }
 }
 
-/* A running sample's last token: one row that attends to its prompt's area and its own. */
+/* A running sample's last token: one row that attends to its prompt and its own tokens. */
 static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequest *requests, int slot) {
     const RolloutSlot who = r->slot[slot];
     RolloutRequest *q = &requests[who.request];
     const Completion *c = &q->out[who.sample];
-    const int area = r->slots * r->prompt_max + slot * r->new_max;
+    const int first = rollout_new_row(r, slot), prompt = rollout_new_row(r, who.prompt_area) - q->prompt_len;
     const int g = batch_segment(&r->batch, &c->tokens[c->count - 1], 1, q->prompt_len + c->count - 1, -1);
     Segment *segment = &r->batch.segment[g];
-    segment->prefix_start = who.prompt_area * r->prompt_max, segment->prefix_len = q->prompt_len;
-    segment->key_start = area, segment->past = c->count - 1;
-    r->cache_row[segment->start] = area + c->count - 1;
+    if (q->samples == 1) segment->key_start = prompt, segment->past = q->prompt_len + c->count - 1;
+    else {
+        segment->prefix_start = prompt, segment->prefix_len = q->prompt_len;
+        segment->key_start = first, segment->past = c->count - 1;
+    }
+    r->cache_row[segment->start] = first + c->count - 1;
     batch_target(&r->batch, segment->start, 0);
     rollout_aim(r, s, q, who);
 }
@@ -263,14 +276,13 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             if (r->slot[i].prompt_area < 0 && r->waiting_count) {
                 const RolloutWaiting w = r->waiting[r->waiting_first];
                 r->waiting_first = (r->waiting_first + 1) % r->waiting_capacity, r->waiting_count--;
-                r->slot[i] = (RolloutSlot){w.prompt_area, w.request, w.sample};
+                r->slot[i] = (RolloutSlot){w.prompt_area, w.request, w.sample, i};
             }
             free_slots += r->slot[i].prompt_area < 0;
         }
         batch_clear(&r->batch);
         for (int i = 0; i < r->slots; i++)
             if (r->slot[i].prompt_area >= 0) rollout_add_sample(r, s, requests, i);
-        const int running = r->batch.targets;
         rollout_add_prompts(r, s, requests, n, &next, free_slots);
         if (!r->batch.rows) return true;
         DecodeStep step = {
@@ -279,19 +291,15 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         gpt2_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
         if (!gpt2_sync(r->model, e)) return false;
         r->steps++, r->tokens += r->batch.targets;
-        for (int t = 0, slot = 0; t < r->batch.targets; t++) {
+        for (int t = 0; t < r->batch.targets; t++) {
             const RolloutSlot who = r->target[t];
             const RolloutRequest *q = &requests[who.request];
             const bool over = rollout_append(r, s, q, &q->out[who.sample], r->token[t], r->logp[t]);
             if (watch) watch(context, who.request, who.sample, r->token[t]);
-            if (over) r->area_users[who.prompt_area]--;
-            if (t >= running) {
-                if (!over) rollout_wait(r, who.request, who.sample, who.prompt_area);
-                continue;
-            }
-            while (r->slot[slot].prompt_area < 0) slot++; /* the t-th running sample's slot */
-            if (over) r->slot[slot].prompt_area = -1;
-            slot++;
+            if (!over && who.slot < 0) rollout_wait(r, who.request, who.sample, who.prompt_area);
+            if (!over) continue;
+            r->area_users[who.prompt_area]--;
+            if (who.slot >= 0) r->slot[who.slot].prompt_area = -1;
         }
     }
 }

@@ -1,0 +1,73 @@
+#!/bin/sh
+# compare.sh TOPIC... - our programs beside their peers, one after the other, on an otherwise idle machine.
+#
+#   train, train-bf16         a step of GPT-2 124M, B=4 T=256: PyTorch, eager (bf16: autocast, float32 weights as ours)
+#   generate, generate-bf16   GPT-2 124M, 32 sequences, 32 + 64 tokens: transformers' generate with its cache
+#   grpo                      6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
+#   tokenizer                 GPT-2's BPE: tiktoken
+#   all                       all of these
+#
+# The peers come from PyPI (dev/requirements.txt) into a virtual environment, made when it is missing: PEERS_VENV,
+# ~/.cache/llmc-peers unless set. Prints a line a side and the ratio. Ours is built by make first.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${PEERS_VENV:-$HOME/.cache/llmc-peers}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+threads=${OMP_NUM_THREADS:-$(nproc)}
+
+peer() {
+    if [ ! -x "$venv/bin/python" ]; then
+        echo "compare.sh: making $venv from dev/requirements.txt" >&2
+        python3 -m venv "$venv" && "$venv/bin/pip" install -q -r dev/requirements.txt >&2
+    fi
+    "$venv/bin/python" "$@" --threads "$threads" 2>"$work/peer.log" | tail -n 1 || { cat "$work/peer.log" >&2; exit 1; }
+}
+
+field() { printf '%s' "$1" | sed -n "s/.*\"$2\": *\([0-9.eE+-]*\).*/\1/p"; }
+
+# row TOPIC UNIT OURS PEERS OUR_MEMORY PEERS_MEMORY
+row() {
+    awk -v t="$1" -v u="$2" -v a="$3" -v b="$4" -v m="$5" -v n="$6" 'BEGIN {
+        printf "%-14s ours %9.2f %s (%s MiB)   peer %9.2f %s (%s MiB)   %.2f times\n", t, a, u, m, b, u, n, a / b }'
+}
+
+rate() { # TOPIC OURS PEER: both a JSON line with tokens_per_second and peak_rss_mib
+    row "$1" tokens/s "$(field "$2" tokens_per_second)" "$(field "$3" tokens_per_second)" \
+        "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)"
+}
+
+# Steps/s of train_grpo: the median of the steps after the first two; every sample has the full length, for the shard
+# carries no tokenizer and so no stop token.
+grpo() {
+    build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
+    ./train_grpo --layers 6 --heads 6 --width 384 --context 128 \
+        -i "$work/prompts.shard" -o /dev/null --reward random --num-prompts 8 --num-generations 8 \
+        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192 --metrics "$work/m.jsonl" \
+        2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
+    awk '/^peak memory/ { scale["kB"] = 1e3; scale["MB"] = 1e6; scale["GB"] = 1e9; sub(",", "", $4)
+        printf "%.0f\n", $3 * scale[$4] / 1048576 }' "$work/ours.log" >"$work/rss"
+    sed -n 's/.*"step_time":\([0-9.eE+-]*\).*/\1/p' "$work/m.jsonl" | tail -n +3 | sort -n |
+        awk '{ t[NR] = $1 } END { print 1 / t[int((NR + 1) / 2)] }'
+}
+
+[ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
+make -s all bench >&2
+for topic in "$@"; do
+    case $topic in
+    train) rate train "$(build/bench_train 2>/dev/null | tail -n 1)" "$(peer dev/peer_train.py)" ;;
+    train-bf16) rate train-bf16 "$(build/bench_train --dtype bf16 2>/dev/null | tail -n 1)" \
+        "$(peer dev/peer_train.py --dtype bfloat16)" ;;
+    generate) rate generate "$(build/bench_decode --no-single 2>/dev/null | tail -n 1)" "$(peer dev/peer_generate.py)" ;;
+    generate-bf16) rate generate-bf16 "$(build/bench_decode --no-single --dtype bf16 2>/dev/null | tail -n 1)" \
+        "$(peer dev/peer_generate.py --dtype bfloat16)" ;;
+    grpo)
+        ours=$(grpo)
+        theirs=$(peer dev/peer_grpo.py)
+        row grpo steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+            "$(field "$theirs" peak_rss_mib)" ;;
+    tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;
+    all) "$0" train train-bf16 generate generate-bf16 grpo tokenizer ;;
+    *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
+    esac
+done
