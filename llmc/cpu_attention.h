@@ -342,11 +342,13 @@ static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t 
 
 /* The same softmax for one query row and its heads h0 .. h1-1 over `keys` keys, along the channels: rows of k and v are
  * read from end to end, as memory likes it. The row of `out` holds what came before (weighted values not yet divided by
- * the denominator; m and sum, one a head, belong to it) and then the result. */
+ * the denominator; m and sum, one a head, belong to it) and then the result. The first next_keys rows of k from
+ * next_start on are asked for meanwhile: they are the next row's. */
 static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, size_t key_start, int keys, float *m,
-                                  float *sum) {
-    const int D = a->head_size, shared = cpu_heads_shared(a);
+                                  float *sum, size_t next_start, int next_keys) {
+    const int D = a->head_size, shared = cpu_heads_shared(a), from = h0 / shared * D, end = (h1 - 1) / shared * D + D;
     const size_t stride = a->kv_stride;
+    const float *next_k = (const float *)a->k + next_start * stride + from;
     const float *k = (const float *)a->k + key_start * stride, *v = (const float *)a->v + key_start * stride;
     const float *q = (const float *)a->q + (size_t)row * a->q_stride;
     float *out = (float *)a->out + (size_t)row * a->heads * D;
@@ -381,7 +383,10 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
             sum[h - h0] = sum[h - h0] * alpha + total;
             m[h - h0] = next;
         }
-        for (int i = 0; i < n; i += i + 4 <= n ? 4 : 1)
+        for (int i = 0; i < n; i += i + 4 <= n ? 4 : 1) {
+            if (key + n == keys)
+                for (int j = i; j < (i + 4 <= n ? i + 4 : i + 1) && j < next_keys; j++)
+                    cpu_prefetch(next_k + j * stride, end - from);
             for (int h = h0; h < h1; h++) {
                 const float *x = v + i * stride + (size_t)(h / shared) * D, *s = p[h - h0] + i;
                 float *o = out + (size_t)h * D;
@@ -394,6 +399,7 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
 #pragma omp simd
                     for (int d = 0; d < D; d++) o[d] += s[0] * x[d];
             }
+        }
     }
     for (int h = h0; h < h1; h++) {
         for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= 1.0f / sum[h - h0];
@@ -452,8 +458,11 @@ static inline void cpu_attention_forward_strip(const Attention *a, const CpuStri
             if (prefix <= 0)
                 memset((float *)a->out + ((size_t)l->row[lane] * a->heads + first) * a->head_size, 0,
                        (size_t)(end - first) * a->head_size * sizeof(float));
+            const bool again = lane + heads < l->piece[i].last, more = i + 1 < l->pieces && l->piece[i + 1].few;
             cpu_attend_row(a, l->row[lane], first, end, segment[l->piece[i].segment].key_start, l->own[lane],
-                           m[lane / heads], sum[lane / heads]);
+                           m[lane / heads], sum[lane / heads],
+                           again || !more ? 0 : segment[l->piece[i + 1].segment].key_start,
+                           again || !more ? 0 : l->own[l->piece[i + 1].first]);
         }
     }
 }

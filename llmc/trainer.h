@@ -219,7 +219,7 @@ static inline void trainer_open(Trainer *t, const char *program, const TrainerOp
     if (!model_load(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device, true,
                     (uint64_t)o->seed, &t->optimizer, &e))
         die("%s", e.text);
-    if (!o->resume && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
+    if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
         warn("%s: %d tokens are new to the model, special ones of a chat template as a rule; they take padding rows",
              data->name, data->vocab - t->model.config.vocab);

@@ -28,7 +28,7 @@ say "2. Supervised fine-tuning, from random weights"
 
 say "3. GRPO with verifiable rewards"
 ./train_grpo -c "$out/sft.bin" -i "$out/train.shard" -j "$out/heldout.shard" -o "$out/grpo.bin" \
-    --num-prompts 32 --num-generations 16 --max-completion-length 14 --max-steps 500 --reward "${DEMO_REWARD:-verify}" \
+    --num-prompts 32 --num-generations 16 --max-completion-length 14 --max-steps 600 --reward "${DEMO_REWARD:-verify}" \
     --temperature 0.6 --learning-rate 4e-4 --warmup-steps 20 --adam-beta2 0.99 --micro-tokens 8192 --slots 512 --seed "$seed" \
     --eval-steps 100 --logging-steps 50 --metrics "$out/grpo.jsonl" --report "$out/report.html"
 

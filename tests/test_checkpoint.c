@@ -383,7 +383,7 @@ static void wrong_headers(void **state) {
         {6, 0, "width is 0"},
         {6, INT32_MAX, "width is 2147483647"},
         {6, 1 << 30, "width is 1073741824"},
-        {6, 1 << 16, "parameter data ends at byte 1384, header (1 layers, 65536 channels) needs"},
+        {6, 1 << 16, "heads of 65536 channels"},
         {7, INT32_MAX, "padded vocabulary is 2147483647"},
         {7, 1 << 22, "parameter data ends at byte 1384"},
         {8, 2, "trailer of version 2, expected 1"},
