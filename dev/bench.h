@@ -198,10 +198,10 @@ static inline void bench_count(int op, double start) {
 }
 
 #define X(op_, parameters, arguments)                                                                                  \
-    static inline void bench_timed_##op_ parameters {                                                                 \
+    static inline void bench_timed_##op_ parameters {                                                                  \
         const double start = program_seconds();                                                                        \
-        bench_clock()->real->op_ arguments;                                                                           \
-        bench_count(BENCH_##op_, start);                                                                              \
+        bench_clock()->real->op_ arguments;                                                                            \
+        bench_count(BENCH_##op_, start);                                                                               \
     }
 BENCH_OPS(X)
 #undef X

@@ -77,7 +77,7 @@ static const Shape shapes[] = {
 static void packed(Device *d, const Shape *s, float *out, const float *x, float *w) {
     if (s->kind == GEMM_NT) gemm_nt(d, out, x, w, NULL, s->N, s->M, s->K);
     if (s->kind == GEMM_NN) gemm_nn(d, out, x, w, s->N, s->M, s->K);
-    if (s->kind == GEMM_TN) gemm_tn(d, w, x, out, s->N, s->M, s->K);
+    if (s->kind == GEMM_TN) gemm_tn(d, w, x, out, s->N, s->M, s->K, false);
 }
 
 static void plain(Device *d, const Shape *s, float *out, const float *x, float *w) {

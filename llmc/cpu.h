@@ -124,8 +124,8 @@ static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const
 static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                        const Weights *w, int N, int IC, int OC) {
     if (dx) gemm_nn(d, (float *)dx, (const float *)dout, (const float *)w, N, IC, OC);
-    gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC);
-    if (db) cpu_column_sums((float *)db, (const float *)dout, N, OC);
+    gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC, dx != NULL);
+    if (db) cpu_column_sums(d, (float *)db, (const float *)dout, N, OC);
 }
 
 static inline void cpu_linear_gelu_forward(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w,

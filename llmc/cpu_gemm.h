@@ -277,7 +277,8 @@ static inline void gemm_nn(Device *d, float *out, const float *x, const float *w
     gemm_run(d, p, gemm_operand(d, 0, x, (size_t)N * (size_t)K, padding), packed, NULL, out);
 }
 
-static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K) {
+/* rounded: gemm_nn() of the same y came just before, so that half[0] holds it already. */
+static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
     if (d->dtype != DTYPE_BF16) {
         DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
         return;
@@ -285,7 +286,7 @@ static inline void gemm_tn(Device *d, float *out, const float *y, const float *x
     GemmPlan *p = gemm_plan(d, GEMM_TN, gemm_rows(N), M, K, false);
     if (d->failed) return;
     const size_t excess = (size_t)(p->N - N);
-    void *left = gemm_operand(d, 0, y, (size_t)N * (size_t)M, excess * (size_t)M);
+    void *left = rounded ? d->half[0] : gemm_operand(d, 0, y, (size_t)N * (size_t)M, excess * (size_t)M);
     void *right = gemm_operand(d, 1, x, (size_t)N * (size_t)K, excess * (size_t)K);
     gemm_run(d, p, left, right, NULL, out);
 }

@@ -109,7 +109,7 @@ static inline void cpu_head(Device *d, const Head *a) {
         }
         if (!dlogp) continue;
         gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, wte, n, C, Vp);
-        if (a->dwte) gemm_tn(d, (float *)a->dwte, logits, hc, n, Vp, C);
+        if (a->dwte) gemm_tn(d, (float *)a->dwte, logits, hc, n, Vp, C, true);
     }
 }
 

@@ -149,17 +149,31 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
 }
 
 /* db[c] += sum of column c */
-static inline void cpu_column_sums(float *db, const float *x, int N, int C) {
-#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
-    for (int block = 0; block < C; block += COLUMN_BLOCK) {
-        const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
-        float sum[COLUMN_BLOCK] = {0};
-        for (int i = 0; i < N; i++) {
-            const float *row = x + (size_t)i * (size_t)C + block;
+static inline void cpu_column_sums(Device *d, float *db, const float *x, int N, int C) {
+    d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, (size_t)NORM_PARTS * (size_t)C, sizeof(float));
+    float *partial = d->partial; /* (parts, C) */
+#pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
+    {
+#pragma omp for schedule(static)
+        for (int part = 0; part < NORM_PARTS; part++) {
+            float *restrict sum = partial + (size_t)part * (size_t)C;
+            memset(sum, 0, (size_t)C * sizeof *sum);
+            const int last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
+            int i = (int)((int64_t)N * part / NORM_PARTS);
+            for (; i + 4 <= last; i += 4) {
+                const float *restrict r = x + (size_t)i * (size_t)C;
 #pragma omp simd
-            for (int c = 0; c < width; c++) sum[c] += row[c];
+                for (int c = 0; c < C; c++) sum[c] += (r[c] + r[C + c]) + (r[2 * C + c] + r[3 * C + c]);
+            }
+            for (; i < last; i++) {
+                const float *restrict r = x + (size_t)i * (size_t)C;
+#pragma omp simd
+                for (int c = 0; c < C; c++) sum[c] += r[c];
+            }
         }
-        for (int c = 0; c < width; c++) db[block + c] += sum[c];
+#pragma omp for schedule(static)
+        for (int c = 0; c < C; c++)
+            for (int part = 0; part < NORM_PARTS; part++) db[c] += partial[(size_t)part * (size_t)C + (size_t)c];
     }
 }
 
