@@ -7,85 +7,22 @@
  * scores are recomputed), as percentages of the fused multiply-add peak measured first. Decode shapes: GB/s of distinct
  * keys and values, as a percentage of the read bandwidth measured first; they walk through several layers' caches so
  * that nothing stays in the processor's. */
-#include "../llmc/cpu_attention.h"
-#include "../llmc/random.h"
-#include <omp.h>
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-/* Fused multiply-adds on registers, all threads: GFLOP/s. */
-static double fma_peak(void) {
-    enum { CHAINS = 12, STEPS = 2000000 };
-    double best = 0;
-    for (int repeat = 0; repeat < 5; repeat++) {
-        const double start = now();
-        float total = 0;
-#pragma omp parallel reduction(+ : total)
-        {
-            CpuVec x[CHAINS];
-            float a = 0.999f;
-            __asm__ volatile("" : "+x"(a)); /* unknown to the compiler */
-            for (int i = 0; i < CHAINS; i++) x[i] = (CpuVec){0} + (float)i;
-            for (int step = 0; step < STEPS; step++)
-#pragma GCC unroll 12
-                for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + a;
-            for (int i = 0; i < CHAINS; i++) total += x[i][0];
-        }
-        const double rate = 2.0 * CHAINS * CPU_VEC * STEPS * omp_get_max_threads() / (now() - start) * 1e-9;
-        if (total != 0 && rate > best) best = rate;
-    }
-    return best;
-}
-
-/* Sum of a large array, all threads: GB/s. */
-static double read_bandwidth(void) {
-    const size_t n = (size_t)64 << 20;
-    float *x = xmalloc(n * sizeof *x);
-#pragma omp parallel for
-    for (size_t i = 0; i < n; i++) x[i] = 1;
-    double best = 0;
-    for (int repeat = 0; repeat < 5; repeat++) {
-        const double start = now();
-        float total = 0;
-#pragma omp parallel for reduction(+ : total) schedule(static)
-        for (size_t i = 0; i < n; i += 4096) {
-            CpuVec sum[4] = {{0}};
-            for (size_t j = 0; j < 4096; j += 4 * CPU_VEC)
-                for (int k = 0; k < 4; k++) sum[k] += *(const CpuVec *)(x + i + j + k * CPU_VEC);
-            total += ((sum[0] + sum[1]) + (sum[2] + sum[3]))[0];
-        }
-        const double rate = n * sizeof *x / (now() - start) * 1e-9;
-        if (total != 0 && rate > best) best = rate;
-    }
-    free(x);
-    return best;
-}
-
-static float *filled(size_t n, uint64_t stream) {
-    float *x = xmalloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = 2 * random_uniform(1, stream, i) - 1;
-    return x;
-}
+#include "bench.h"
 
 /* Calls `run` until `seconds` are over, at least 3 times; returns the shortest call. */
 static double shortest(void (*run)(Device *, const Attention *), Attention *a, int layers, size_t layer,
                        double seconds) {
     double best = INFINITY;
     const Attention first = *a;
-    const double end = now() + seconds;
-    for (int i = 0; i < 3 || now() < end; i++) {
-        const double start = now();
+    const double end = program_seconds() + seconds;
+    for (int i = 0; i < 3 || program_seconds() < end; i++) {
+        const double start = program_seconds();
         for (int l = 0; l < layers; l++) {
             run(NULL, a);
             a->k = (const Acts *)((const float *)(const void *)a->k + layer);
             a->v = (const Acts *)((const float *)(const void *)a->v + layer);
         }
-        const double t = (now() - start) / layers;
+        const double t = (program_seconds() - start) / layers;
         if (t < best) best = t;
         *a = first;
     }
@@ -113,8 +50,9 @@ static void bench_training(const Shape *s, double peak, double seconds) {
     pairs *= s->heads;
     const size_t q_width = (size_t)s->heads * s->D, kv_width = (size_t)s->kv_heads * s->D,
                  width = q_width + 2 * kv_width;
-    float *qkv = filled(rows * width, 1), *dqkv = filled(rows * width, 2), *dout = filled(rows * q_width, 3);
-    float *out = filled(rows * q_width, 4), *lse = filled((size_t)rows * s->heads, 5);
+    float *qkv = bench_floats(rows * width, 1, 1), *dqkv = bench_floats(rows * width, 1, 2),
+          *dout = bench_floats(rows * q_width, 1, 3);
+    float *out = bench_floats(rows * q_width, 1, 4), *lse = bench_floats((size_t)rows * s->heads, 1, 5);
     Attention a = {.rows = rows,
                    .segments = n,
                    .heads = s->heads,
@@ -155,8 +93,9 @@ static void bench_decode(const Shape *s, double bandwidth, double seconds) {
     }
     const size_t q_width = (size_t)s->heads * s->D, kv_width = (size_t)s->kv_heads * s->D, layer = keys * kv_width;
     const int layers = (int)(((size_t)64 << 20) / layer) + 1;
-    float *q = filled(n * q_width, 1), *k = filled(layers * layer, 2), *v = filled(layers * layer, 3);
-    float *out = filled(n * q_width, 4);
+    float *q = bench_floats(n * q_width, 1, 1), *k = bench_floats(layers * layer, 1, 2),
+          *v = bench_floats(layers * layer, 1, 3);
+    float *out = bench_floats(n * q_width, 1, 4);
     Attention a = {.rows = n,
                    .segments = n,
                    .heads = s->heads,
@@ -181,7 +120,7 @@ static void bench_decode(const Shape *s, double bandwidth, double seconds) {
 int main(int argc, char **argv) {
     const double seconds = argc > 1 ? atof(argv[1]) : 0.4;
     const char *part = argc > 2 ? argv[2] : "";
-    const double peak = fma_peak(), bandwidth = read_bandwidth();
+    const double peak = bench_fma_peak(), bandwidth = bench_read_bandwidth();
     fprintf(stderr, "%d threads, peak %.0f GFLOP/s float32, %.1f GB/s read\n\n", omp_get_max_threads(), peak,
             bandwidth);
     static const Shape training[] = {
