@@ -16,7 +16,7 @@
 #include "llmc/advantage.h"
 #include "llmc/evaluation.h"
 #include "llmc/loss_policy.h"
-#include "llmc/trainer.h"
+#include "llmc/reference.h"
 
 static struct {
     TrainerOptions t;
@@ -121,9 +121,8 @@ typedef struct Generation {
 
 typedef struct Run {
     Trainer t;
-    GPT2 reference;
-    ModelFile reference_file;
-    Workspace work, reference_work;
+    Reference reference;
+    Workspace work;
     Batch batch;
     Rollout engine;
     Sampling sampling;
@@ -497,29 +496,6 @@ static void close_generation(Generation *g) {
     free(g->dlogp), free(g->dentropy);
 }
 
-static void open_reference(Run *r, int rows) {
-    Error e;
-    const char *path = o.reference ? o.reference : o.t.checkpoint;
-    if (!path || (!strcmp(path, "-") && (o.t.resume || o.reference)))
-        usage_error("--reference: give the reference model's file (--beta is not 0)");
-    if (o.reference || o.t.resume) {
-        if (!model_load(&r->reference, &r->reference_file, path, NULL, false, r->t.backend, r->t.device, false,
-                        (uint64_t)o.t.seed, NULL, &e))
-            die("%s", e.text);
-        if (r->reference.config.vocab < r->t.model.config.vocab)
-            die("%s: its vocabulary of %d does not fit the model's %d", path, r->reference.config.vocab,
-                r->t.model.config.vocab);
-    } else if (!gpt2_copy(&r->reference, &r->t.model, &e)) die("%s", e.text);
-    /* the state remembers which one it was */
-    const uint64_t hash = o.reference || o.t.resume ? r->reference_file.hash : r->t.file.hash;
-    char name[20];
-    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
-    const char *before = json_string_value(json_object_get(r->t.state, "reference"));
-    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
-    json_object_set_new(r->t.state, "reference", json_string(name));
-    if (!workspace_new(&r->reference_work, &r->reference, rows, rows, rows, false, 0, &e)) die("%s", e.text);
-}
-
 static void save_counters(Run *r) {
     json_object_set_new(r->t.state, "epoch", json_integer(r->epoch));
     json_object_set_new(r->t.state, "position", json_integer(r->position));
@@ -580,14 +556,12 @@ int main(int argc, char **argv) {
         die("--num-generations: %lld completions of one prompt, at most %d can be drawn at once", (long long)group,
             rollout_rows(slots, prompt_max) - slots);
     const GPT2Config *c = &t->model.config;
-    const size_t reference_bytes = o.beta > 0 ? gpt2_model_bytes(c, t->backend, false) * 2 +
-                                                    workspace_bytes(c, t->backend, rows, rows, rows, false, 0)
-                                              : 0;
-    trainer_announce(t, options, rows, reference_bytes + rollout_bytes(c, t->backend, slots, prompt_max, new_max));
+    const size_t reference = o.beta > 0 ? reference_bytes(c, t->backend, rows) : 0;
+    trainer_announce(t, options, rows, reference + rollout_bytes(c, t->backend, slots, prompt_max, new_max));
     if (!workspace_new(&r->work, &t->model, rows, rows, rows, true, (int)o.t.recompute, &e))
         die("%s; lower --micro-tokens or raise --recompute", e.text);
     if (!rollout_new(&r->engine, &t->model, slots, prompt_max, new_max, &e)) die("%s; lower --slots", e.text);
-    if (o.beta > 0) open_reference(r, rows);
+    if (o.beta > 0) reference_open(&r->reference, t, o.reference, rows, "--beta is not 0");
     r->batch = batch_new(rows, rows, rows);
     open_generation(r);
     r->sampling = (Sampling){.temperature = (float)o.temperature,
@@ -621,7 +595,7 @@ int main(int argc, char **argv) {
         const int32_t n = r->g.answers;
         const bool on_policy = steps == 1;
         if (!on_policy) score_tokens(r, &t->model, &r->work, 0, n, r->g.old_logp, NULL);
-        if (o.beta > 0) score_tokens(r, &r->reference, &r->reference_work, 0, n, r->g.ref_logp, NULL);
+        if (o.beta > 0) score_tokens(r, &r->reference.model, &r->reference.work, 0, n, r->g.ref_logp, NULL);
         if (o.beta > 0 && o.kl_in) {
             const double kl = kl_from_rewards((KlEstimator)o.kl, r->g.sampler_logp, r->g.ref_logp, r->g.offset, n,
                                               o.beta, r->g.reward);
@@ -672,11 +646,7 @@ int main(int argc, char **argv) {
     rollout_free(&r->engine);
     workspace_free(&r->work, &t->model);
     batch_free(&r->batch);
-    if (o.beta > 0) {
-        workspace_free(&r->reference_work, &r->reference);
-        gpt2_free(&r->reference);
-        model_file_free(&r->reference_file);
-    }
+    if (o.beta > 0) reference_close(&r->reference);
     trainer_close(t, stopped);
     prompts_close(&r->train);
     if (o.val) prompts_close(&r->val);

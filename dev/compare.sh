@@ -3,7 +3,7 @@
 #
 #   train, train-bf16         a step of GPT-2 124M, B=4 T=256: PyTorch, eager (bf16: autocast, float32 weights as ours)
 #   generate, generate-bf16   GPT-2 124M, 32 sequences, 32 + 64 tokens: transformers' generate with its cache
-#   grpo                      6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
+#   grpo, grpo-bf16           6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -39,9 +39,9 @@ rate() { # TOPIC OURS PEER: both a JSON line with tokens_per_second and peak_rss
 
 # Steps/s of train_grpo: the median of the steps after the first two; every sample has the full length, for the shard
 # carries no tokenizer and so no stop token.
-grpo() {
+grpo() { # DTYPE
     build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
-    ./train_grpo --layers 6 --heads 6 --width 384 --context 128 \
+    ./train_grpo --dtype "$1" --layers 6 --heads 6 --width 384 --context 128 \
         -i "$work/prompts.shard" -o /dev/null --reward random --num-prompts 8 --num-generations 8 \
         --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192 --metrics "$work/m.jsonl" \
         2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
@@ -61,13 +61,13 @@ for topic in "$@"; do
     generate) rate generate "$(build/bench_decode --no-single 2>/dev/null | tail -n 1)" "$(peer dev/peer_generate.py)" ;;
     generate-bf16) rate generate-bf16 "$(build/bench_decode --no-single --dtype bf16 2>/dev/null | tail -n 1)" \
         "$(peer dev/peer_generate.py --dtype bfloat16)" ;;
-    grpo)
-        ours=$(grpo)
-        theirs=$(peer dev/peer_grpo.py)
-        row grpo steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+    grpo | grpo-bf16)
+        case $topic in *-bf16) ours=$(grpo bf16) ;; *) ours=$(grpo float32) ;; esac
+        case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py) ;; esac
+        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;
-    all) "$0" train train-bf16 generate generate-bf16 grpo tokenizer ;;
+    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
     esac
 done

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer beside our train_grpo, on the CPU: 6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens.
 
-    pip install -r dev/requirements.txt && python dev/peer_grpo.py [--threads 2] [--steps 3]
+    pip install -r dev/requirements.txt && python dev/peer_grpo.py [--threads 2] [--steps 3] [--dtype bfloat16]
 
-TRL's defaults but for what the comparison fixes: float32, no gradient checkpointing (it would only slow TRL down), one
+TRL's defaults but for what the comparison fixes: float32 unless --dtype bfloat16, TRL's own default, no gradient checkpointing (it would only slow TRL down), one
 optimizer step a batch, and min_new_tokens, so that every sample has the full length. The tokenizer is made here, one
 token a character; nothing is downloaded and nothing is reported. Prints one JSON line: optimizer steps/s of the median
 step (sampling, scoring, update), peak resident memory in MiB.
@@ -27,6 +27,7 @@ parser.add_argument("--samples", type=int, default=8, help="a prompt")
 parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
 parser.add_argument("--new", type=int, default=64, help="tokens of a sample")
 parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL term; 0: no reference model")
+parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
 parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
 o = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", WANDB_MODE="disabled",
@@ -73,7 +74,7 @@ class Clock(TrainerCallback):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    config = GRPOConfig(output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+    config = GRPOConfig(output_dir=folder, use_cpu=True, bf16=o.dtype == "bfloat16", gradient_checkpointing=False, report_to="none",
                         per_device_train_batch_size=o.prompts * o.samples, num_generations=o.samples,
                         max_completion_length=o.new, generation_kwargs={"min_new_tokens": o.new}, beta=o.beta,
                         max_steps=o.steps + 1, save_strategy="no", logging_steps=1, disable_tqdm=True,
@@ -85,7 +86,7 @@ with tempfile.TemporaryDirectory() as folder:
     trainer.train()
 seconds = statistics.median(Clock.times[1:])
 print(json.dumps({"peer": f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
-                  "threads": o.threads, "prompts": o.prompts, "samples": o.samples, "prompt": o.prompt, "new": o.new,
+                  "dtype": o.dtype, "threads": o.threads, "prompts": o.prompts, "samples": o.samples, "prompt": o.prompt, "new": o.new,
                   "beta": o.beta, "parameters": sum(p.numel() for p in model.parameters()),
                   "seconds_per_step": round(seconds, 3), "steps_per_second": round(1 / seconds, 4),
                   "tokens_per_second": round(o.prompts * o.samples * o.new / seconds, 1),

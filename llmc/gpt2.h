@@ -414,7 +414,7 @@ static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const B
         b->upload(d, WORK_F(dlogp, 0), dlogp, R * sizeof(float));
         head.dlogp = WORK_F(dlogp, 0), head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
     }
-    b->head(d, &head);
+    if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
     if (out->entropy) b->download(d, out->entropy, head.entropy, R * sizeof(float));
     if (out->argmax) b->download(d, out->argmax, head.argmax, R * sizeof(int32_t));
@@ -495,18 +495,21 @@ static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const 
 }
 
 /* After gpt2_forward() on the same batch: adds the gradients of the parameters. dlogp, dentropy, dvalue: (R) on the
- * host, the loss's derivatives; the last two may be NULL. */
+ * host, the loss's derivatives; NULL: none. A loss of values alone (dlogp and dentropy NULL) costs no logits. */
 static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
                                  const float *dlogp, const float *dentropy, const float *dvalue) {
     const Backend *b = m->backend;
     Device *d = m->device;
     const size_t bytes = (size_t)batch->targets * sizeof(float);
-    Head head = gpt2_head(m, w, batch, temperature);
-    b->upload(d, WORK_F(dlogp, 0), dlogp, bytes);
-    if (dentropy) b->upload(d, WORK_F(dentropy, 0), dentropy, bytes);
-    head.dlogp = WORK_F(dlogp, 0), head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
-    head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
-    b->head(d, &head);
+    if (dlogp || dentropy) {
+        Head head = gpt2_head(m, w, batch, temperature);
+        if (dlogp) b->upload(d, WORK_F(dlogp, 0), dlogp, bytes);
+        else b->zero(d, WORK_F(dlogp, 0), bytes);
+        if (dentropy) b->upload(d, WORK_F(dentropy, 0), dentropy, bytes);
+        head.dlogp = WORK_F(dlogp, 0), head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
+        head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
+        b->head(d, &head);
+    } else b->zero(d, WORK_A(dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {
         assert(m->config.value_head);
         b->upload(d, WORK_F(dvalue, 0), dvalue, bytes);

@@ -59,6 +59,7 @@ typedef struct Metrics {
     double clock, reported, carried; /* monotonic: of opening, of the last report; seconds run in earlier parts */
     /* the moving line */
     bool terminal, shown;
+    double interval; /* seconds between two drawings of the progress line, 0.1 unless set after metrics_open */
     double drawn, step_clock, step_seconds, step_weight;
     int64_t progress_step;
 } Metrics;
@@ -186,7 +187,7 @@ static inline void metrics_free(Metrics *m) {
  * wanted. resume_step: -1 for a new run; else the last step of the part of the run that goes on. On failure m is freed. */
 static inline bool metrics_open(Metrics *m, const char *program, const char *jsonl, const char *tensorboard_dir,
                                 const char *report, int64_t resume_step, Error *e) {
-    *m = (Metrics){.resumed = resume_step >= 0, .terminal = isatty(STDERR_FILENO)};
+    *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = isatty(STDERR_FILENO)};
     const char *kind = getenv("TERM");
     if (!kind || !strcmp(kind, "dumb")) m->terminal = false;
     m->clock = m->reported = metrics_clock(CLOCK_MONOTONIC);
@@ -379,7 +380,7 @@ static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, con
         m->step_weight = keep * m->step_weight + (1 - keep);
         m->progress_step = step, m->step_clock = now;
     }
-    if (m->shown && now - m->drawn < 0.1 && step != steps) return;
+    if (m->shown && now - m->drawn < m->interval && step != steps) return;
     struct winsize window;
     const int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) || window.ws_col < 2 ? 80 : window.ws_col;
     const double seconds = m->step_weight > 0 ? m->step_seconds / m->step_weight : 0;

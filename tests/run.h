@@ -42,11 +42,11 @@ static inline int run_wait(pid_t pid, double seconds) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* Waits until a file has n lines, at most ten seconds. */
+/* Waits until a file has n lines, at most two minutes. */
 static inline void run_until(const char *path, int n) {
-    const time_t end = time(NULL) + 11;
+    const time_t end = time(NULL) + 121;
     for (int lines = -1; lines < n; run_nap()) {
-        if (time(NULL) > end) fail_msg("%s: %d lines after ten seconds, expected %d", path, lines, n);
+        if (time(NULL) > end) fail_msg("%s: %d lines after two minutes, expected %d", path, lines, n);
         if (access(path, R_OK)) continue;
         char *text = text_of(path);
         lines = lines_of(text);

@@ -567,7 +567,7 @@ static void test_signal(void **state) {
     close(ends[0]);
     const char *line = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
     assert_int_equal(write(ends[1], line, strlen(line)), strlen(line));
-    for (int i = 0; i < 300 && files_count() == before; i++) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    for (int i = 0; i < 6000 && files_count() == before; i++) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     assert_int_equal(files_count(), before + 1); /* the temporary file */
     kill(child, SIGTERM);
     int status;

@@ -516,45 +516,6 @@ static void bad_input(void **state) {
     assert_holds(said, "standard output: cannot write: Broken pipe\n1\n");
 }
 
-/* ---- speed ----------------------------------------------------------------------------------------------------- */
-
-/* Seconds from the start of ./generate to the first byte of its answer. */
-static double first_byte(const char *model) {
-    struct timespec a, b;
-    int ends[2], status;
-    char byte;
-    assert_int_equal(pipe(ends), 0);
-    clock_gettime(CLOCK_MONOTONIC, &a);
-    const pid_t child = fork();
-    if (!child) {
-        dup2(ends[1], STDOUT_FILENO);
-        close(ends[0]), close(ends[1]);
-        execl("./generate", "generate", "-c", model, "-g", "8", "2+3=", (char *)NULL);
-        _exit(127);
-    }
-    close(ends[1]);
-    assert_int_equal(read(ends[0], &byte, 1), 1);
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    while (read(ends[0], &byte, 1) > 0) continue;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    return (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
-}
-
-static void starts_at_once(void **state) {
-    (void)state;
-    double least = 1e9;
-    GPT2 m = models_new(4, 128, 256);
-    models_save(&m, "speed.bin", false, "chatml");
-    gpt2_free(&m);
-    const char *path = files_path("speed.bin");
-    for (int i = 0; i < 20; i++) least = fmin(least, first_byte(path));
-    print_message("the answer begins after %.1f ms\n", 1e3 * least);
-#ifndef __SANITIZE_ADDRESS__
-    assert_true(least < 0.05);
-#endif
-}
-
 static int setup(void **state) {
     if (models_setup(state)) return 1;
     chance = models_random(320);
@@ -584,17 +545,18 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(greedy_is_an_uncached_forward),
-                                       cmocka_unit_test(logprobs_are_those_of_a_forward_pass),
-                                       cmocka_unit_test(one_text_whatever_the_way),
-                                       cmocka_unit_test(streaming_is_utf8),
-                                       cmocka_unit_test(stops),
-                                       cmocka_unit_test(raw_prompts),
-                                       cmocka_unit_test(prompts_of_all_kinds),
-                                       cmocka_unit_test(chat_is_the_conversation),
-                                       cmocka_unit_test(chat_overflows),
-                                       cmocka_unit_test(signals),
-                                       cmocka_unit_test(bad_input),
-                                       cmocka_unit_test(starts_at_once)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(greedy_is_an_uncached_forward),
+        cmocka_unit_test(logprobs_are_those_of_a_forward_pass),
+        cmocka_unit_test(one_text_whatever_the_way),
+        cmocka_unit_test(streaming_is_utf8),
+        cmocka_unit_test(stops),
+        cmocka_unit_test(raw_prompts),
+        cmocka_unit_test(prompts_of_all_kinds),
+        cmocka_unit_test(chat_is_the_conversation),
+        cmocka_unit_test(chat_overflows),
+        cmocka_unit_test(signals),
+        cmocka_unit_test(bad_input),
+    };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -439,6 +439,29 @@ static void test_shared_prefix(void **state) {
     workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), gpt2_free(&m);
 }
 
+/* Each of dlogp, dentropy and dvalue alone: the three add up to all together, and a value alone runs no head. */
+static void test_gradients_alone(void **state) {
+    (void)state;
+    GPT2 m = random_model(small_config(2, 1), 47, 0.3);
+    Problem p = mixed_problem(47, m.config.vocab);
+    Workspace w = train_workspace(&m, &p.batch, 0);
+    const int n = p.batch.targets;
+    float value[200], same[200];
+    loss_and_gradient(&m, &w, &p);
+    float *want = gradients(&m);
+    gpt2_zero_grads(&m);
+    gpt2_forward(&m, &w, &p.batch, p.temperature, &(GPT2Output){.value = value});
+    gpt2_backward(&m, &w, &p.batch, p.temperature, NULL, NULL, p.q);
+    gpt2_backward(&m, &w, &p.batch, p.temperature, p.w, NULL, NULL);
+    gpt2_backward(&m, &w, &p.batch, p.temperature, NULL, p.u, NULL);
+    float *got = gradients(&m), logp[200];
+    check_gradients(&m, got, want, 2e-5, "one at a time");
+    gpt2_forward(&m, &w, &p.batch, p.temperature, &(GPT2Output){.value = same, .logp = logp});
+    assert_memory_equal(value, same, (size_t)n * sizeof *value);
+    free(got), free(want);
+    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+}
+
 /* gpt2_forward_backward() is both; twice adds twice as much. */
 static void test_forward_backward(void **state) {
     (void)state;
@@ -881,6 +904,7 @@ int main(void) {
         cmocka_unit_test(test_golden_adamw),
         cmocka_unit_test(test_differences),
         cmocka_unit_test(test_differences_grouped),
+        cmocka_unit_test(test_gradients_alone),
         cmocka_unit_test(test_recompute),
         cmocka_unit_test(test_packed_alone),
         cmocka_unit_test(test_shared_prefix),
