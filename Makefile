@@ -13,18 +13,37 @@ PREFIX  ?= /usr/local
 # A test or a run beside another should not spin while it waits for a core that it does not have.
 export GOMP_SPINCOUNT ?= 10000
 
-PROGRAMS = train_sft train_grpo generate evaluate
-DATA     = data/make_shard data/make_tasks data/show
+PROGRAMS = train_sft train_rm train_ppo train_dpo train_grpo generate evaluate
+DATA     = data/make_shard data/make_tasks data/make_prefs data/show
 TESTS    = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 SOURCES  = $(wildcard *.c llmc/*.h data/*.[ch] dev/*.[ch] tests/*.[ch])
 
-.PHONY: all help setup demo test unit sanitize check format fuzz bench install clean
-all: $(PROGRAMS) $(DATA) ## build every program
+# Libraries that the programs open when they are asked to, where what they are built from is there.
+MPICC     ?= mpicc
+LIBRARIES += $(if $(shell command -v $(MPICC)),llmc_mpi.so)
+LIBRARIES += $(if $(NVCC),$(if $(wildcard $(CUDA_ROOT)/include/nccl.h /usr/include/nccl.h),llmc_nccl.so))
+
+# CUDA: nvcc of CUDA_HOME, of the PATH or of /usr/local/cuda. NVCC_ARCHS: which GPUs there is code for; the last of them
+# that this nvcc knows also as PTX, for GPUs to come.
+NVCC       ?= $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME))) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+NVCC_ARCHS ?= 80 90 100
+NVCC_FLAGS ?=
+CUDA_ROOT   = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
+NVCC_KNOWN  = $(filter $(NVCC_ARCHS),$(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch)))
+NVCC_CODE   = $(foreach a,$(NVCC_KNOWN),-gencode arch=compute_$a,code=sm_$a) \
+              $(foreach a,$(lastword $(NVCC_KNOWN)),-gencode arch=compute_$a,code=compute_$a)
+NVCC_BUILD  = $(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(NVCC_CODE) $(NVCC_FLAGS) -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers \
+              -MMD -MP -L$(CUDA_ROOT)/lib64 -Xlinker -rpath,$(CUDA_ROOT)/lib64
+LIBRARIES  += $(if $(NVCC),llmc_cuda.so)
+
+.PHONY: all help setup demo test unit sanitize check format fuzz test-gpu profile bench install clean
+all: $(PROGRAMS) $(DATA) $(LIBRARIES) ## build every program
+	@$(if $(NVCC),,echo "no nvcc was found (PATH, CUDA_HOME, /usr/local/cuda): built without llmc_cuda.so, for --device cpu")
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## install the Debian packages that are missing
 	@scripts/setup.sh
@@ -36,6 +55,18 @@ demo: setup ## from nothing to a fine-tuned model to GRPO, in a few minutes
 $(PROGRAMS) $(DATA): %: %.c
 	@mkdir -p $(BUILD)
 	$(CC) $(CFLAGS) -MF $(BUILD)/$(notdir $@).d $< -o $@ $(LDLIBS)
+
+llmc_mpi.so: llmc/dist_mpi.c
+	@mkdir -p $(BUILD)
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -MF $(BUILD)/$@.d -fPIC -shared $< -o $@
+
+llmc_cuda.so: llmc/cuda.cu
+	@mkdir -p $(BUILD)
+	$(NVCC_BUILD) -MF $(BUILD)/$@.d -shared -Xcompiler -fPIC,-fvisibility=hidden $< -o $@ -lcublasLt
+
+llmc_nccl.so: llmc/dist_nccl.cu
+	@mkdir -p $(BUILD)
+	$(NVCC_BUILD) -MF $(BUILD)/$@.d -shared -Xcompiler -fPIC,-fvisibility=hidden $< -o $@ -lnccl
 
 $(BUILD)/test_%: tests/test_%.c
 	@mkdir -p $(BUILD)
@@ -52,17 +83,21 @@ $(BUILD)/fuzz_%: tests/fuzz_%.c
 
 test: setup unit sanitize ## build and run all tests, once more under ASan and UBSan
 
+# Tests of the CUDA backend run it compiled for the processor; `make test-gpu` runs them on a GPU.
+HOST_LIBRARY ?= $(BUILD)/llmc_cuda_host.so
+$(BUILD)/test_cuda_ops $(BUILD)/test_cuda_backend: | $(HOST_LIBRARY)
+
 unit: all $(TESTS) ## build and run the tests
-	@tests/run.sh $(TESTS)
+	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) tests/run.sh $(TESTS)
 
 # Programs that start children run the ordinary build of those, so only the test's own process is checked there.
-sanitize: all ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize ARCH="$(ARCH)" \
+sanitize: all $(HOST_LIBRARY) ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
 	    CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" sanitized
 
 .PHONY: sanitized
 sanitized: $(TESTS)
-	@ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
+	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
 
 check: ## formatting, both compilers' warnings, the setup script
 	clang-format --dry-run -Werror $(SOURCES)
@@ -78,13 +113,30 @@ fuzz: $(FUZZERS) ## fuzz every reader for FUZZ_SECONDS (60) each
 	    $$f -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 $(BUILD)/$${f##*/}.corpus \
 	        $$([ -d $$corpus ] && echo $$corpus) || exit 1; done
 
+# The kernels' own tests for a GPU; on the processor tests/cuda_host/rules.mk builds them.
+$(BUILD)/gpu/%: tests/%.cpp $(wildcard llmc/*.cuh)
+	@mkdir -p $(BUILD)/gpu
+	$(NVCC) -std=c++17 -O2 -lineinfo $(NVCC_CODE) -x cu $< -o $@ -L$(CUDA_ROOT)/lib64 -Xlinker -rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcmocka
+
+test-gpu: ## the CUDA backend's tests and the benchmarks of dev/cuda on this machine's GPU: a table, within 8 minutes
+	@scripts/gpu.sh
+
+.PHONY: print-nvcc
+print-nvcc:
+	@echo $(NVCC)
+
+profile: $(PROGRAMS) ## llmc_cuda.so with NVTX ranges, and how to run nsys and ncu with it
+	@$(MAKE) --no-print-directory -W llmc/cuda.cu NVCC_FLAGS="$(NVCC_FLAGS) -DLLMC_NVTX" llmc_cuda.so
+	@scripts/profile.sh
+
 bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them beside the peers)
 
 install: all ## install the programs under PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install $(PROGRAMS) $(DATA) $(DESTDIR)$(PREFIX)/bin
+	install $(PROGRAMS) $(DATA) $(LIBRARIES) $(DESTDIR)$(PREFIX)/bin
 
 clean: ## remove what was built
-	rm -rf $(BUILD) $(PROGRAMS) $(DATA)
+	rm -rf $(BUILD) $(PROGRAMS) $(DATA) $(LIBRARIES)
 
+include tests/cuda_host/rules.mk dev/cuda/rules.mk
 -include $(wildcard $(BUILD)/*.d)

@@ -1,9 +1,11 @@
-/* evaluate.c - how good a model is: its loss on text, or its answers to tasks that can be checked.
+/* evaluate.c - how good a model is: its loss on text, its answers to tasks that can be checked, its scores of answers.
  *
  *     ./evaluate -c sft.bin  -i val.shard                    loss, perplexity, bits per byte, token accuracy
  *     ./evaluate -c gpt2_124M.bin -i tiny_shakespeare_val.bin --tokenizer gpt2/
  *     ./evaluate -c grpo.bin -i tasks.shard -n 16            greedy accuracy, pass@k, majority@k
  *     ./evaluate -c grpo.bin -i tasks.shard -n 16 --reward verify:1,format=hash:0.1     and best@k by these rewards
+ *     ./evaluate -c sft.bin -r rm.bin -i tasks.shard -n 16   best@k and weighted majority by a reward model
+ *     ./evaluate -r rm.bin -i held_out.shard                 a reward model's accuracy, margin, calibration
  *
  * A table goes to standard error, one JSON object with sorted keys and all digits to standard output; null stands for what
  * does not exist. The kind of the data is seen from the file:
@@ -13,28 +15,32 @@
  *   token shard   windows of the context's length, one after the other: token i of a window is predicted from those before
  *                 it in the window; every token but the first is predicted once, across document boundaries as in llm.c
  *   prompt shard  completions to each prompt, judged by the check of its task (llmc/evaluation.h has the estimators)
+ *   preference, unpaired, step shard   the reward model alone, without -c (llmc/evaluation_reward.h has the figures)
  *
  * loss is the mean of -ln p over the predicted tokens, its error the standard error over records or windows (of a ratio of
  * sums); perplexity is exp(loss). bits_per_byte counts ordinary tokens only: the bits of all of them over their bytes of
  * text, which is comparable between tokenizers. accuracy_low and _high are Wilson's 95 % interval, errors standard errors.
  */
 #include "llmc/evaluation.h"
+#include "llmc/evaluation_reward.h"
 #include "llmc/inference.h"
 #include "llmc/tokens.h"
 
 static struct {
     InferenceOptions m;
     SamplingOptions s;
-    const char *input, *reward, *reward_cmd, *completions;
+    const char *input, *reward, *reward_cmd, *reward_model, *completions;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
     bool completion_only;
+    int aggregation;
 } o;
 
 static const Option options[] = {
     INFERENCE_MODEL_OPTIONS(o.m),
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input", 'i', &o.input, "FILE", "a chat shard, llm.c token shard or prompt shard; - is standard input"),
+    OPTION_TEXT("input", 'i', &o.input, "FILE",
+                "a chat, prompt, preference, unpaired or step shard, or a token shard; -: standard input"),
     OPTION_INT("max-prompts", 'm', &o.most, 0, 1e12, "evaluate the first so many prompts, records or windows; 0: all"),
     OPTION_GROUP("Loss"),
     OPTION_FLAG("completion-only-loss", 0, &o.completion_only, "on all tokens of a chat, not on the masked ones only"),
@@ -47,14 +53,23 @@ static const Option options[] = {
                 "rewards for best@k, as verify:1,format=hash:0.1; see llmc/rewards.h"),
     OPTION_TEXT("reward-cmd", 0, &o.reward_cmd, "PROGRAM", "reads a JSON line a completion, writes a number a line"),
     OPTION_REAL("reward-timeout", 0, &o.reward_timeout, 0.01, 1e6, "seconds that it may take for one prompt's samples"),
+    OPTION_GROUP("Reward models"),
+    OPTION_TEXT("reward-model", 'r', &o.reward_model, "FILE",
+                "scores a preference, unpaired or step shard; a prompt shard's samples, for best@k and weighted@k"),
+    OPTION_CHOICE("prm-aggregation", 0, &o.aggregation, PRM_AGGREGATION_CHOICES,
+                  "what a process model makes of the probabilities of an answer's steps"),
+    OPTION_GROUP("Output"),
     OPTION_TEXT("completions", 0, &o.completions, "FILE", "write all completions as JSON lines; .zst is compressed"),
     OPTION_END};
 
 static const OptionAbout about = {"-c MODEL -i SHARD [options]",
-                                  "Evaluates a model: loss on a chat or token shard, accuracy on a prompt shard.\n\n"
+                                  "Evaluates a model: loss on a chat or token shard, accuracy on a prompt shard. A\n"
+                                  "reward model: accuracy and calibration on a preference, unpaired or step shard.\n\n"
                                   "  ./evaluate -c sft.bin -i val.shard\n"
                                   "  ./evaluate -c grpo.bin -i tasks.shard -n 16 --completions samples.jsonl\n"
-                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 0 | jq .accuracy"};
+                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 0 | jq .accuracy\n"
+                                  "  ./evaluate -r rm.bin -i held_out.shard\n"
+                                  "  ./evaluate -c sft.bin -r rm.bin -i tasks.shard -n 16"};
 
 static Inference model;
 static json_t *result;
@@ -262,9 +277,10 @@ typedef struct Tasks {
     Prompts prompts;
     Evaluation all;
     Rewards rewards;
-    bool rewarded;
-    Writer out;  /* --completions */
-    Error error; /* of the first line that could not be written */
+    RewardModel judge;
+    bool rewarded; /* by rewards or by the judge */
+    Writer out;    /* --completions */
+    Error error;   /* of the first line that could not be written */
     bool failed;
 } Tasks;
 
@@ -300,6 +316,7 @@ static void write_completion(void *context, const EvaluationSample *s) {
 
 /* The figures as JSON. */
 static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
+    const bool judged = v->judge;
     double low, high;
     char key[32];
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
@@ -313,8 +330,9 @@ static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
             double value, error;
         } rows[] = {{"pass", v->pass[k], v->pass_error[k]},
                     {"majority", v->majority[k], v->majority_error[k]},
-                    {"best", v->best[k], v->best_error[k]}};
-        for (int i = 0; i < 2 + rewarded; i++) {
+                    {"best", v->best[k], v->best_error[k]},
+                    {"weighted", v->weighted[k], v->weighted_error[k]}};
+        for (int i = 0; i < 2 + rewarded + judged; i++) {
             snprintf(key, sizeof key, "%s@%d", rows[i].name, v->k[k]);
             set_number(object, key, rows[i].value);
             snprintf(key, sizeof key, "%s@%d_error", rows[i].name, v->k[k]);
@@ -339,11 +357,13 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
             100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
     if (!v->ks) return;
-    fprintf(stderr, "  |    k |        pass@k |    majority@k |%s\n", rewarded ? "        best@k |" : "");
+    fprintf(stderr, "  |    k |        pass@k |    majority@k |%s%s\n", rewarded ? "        best@k |" : "",
+            v->judge ? "    weighted@k |" : "");
     for (int k = 0; k < v->ks; k++) {
         fprintf(stderr, "  | %4d |", v->k[k]);
         cell(v->pass[k], v->pass_error[k]), cell(v->majority[k], v->majority_error[k]);
         if (rewarded) cell(v->best[k], v->best_error[k]);
+        if (v->judge) cell(v->weighted[k], v->weighted_error[k]);
         fputc('\n', stderr);
     }
     if (rewarded) fprintf(stderr, "  reward %.4f +- %.4f\n", v->reward, v->reward_error);
@@ -365,7 +385,7 @@ static void report_tasks(Tasks *t, int64_t done) {
     qsort_r(order, (size_t)done, sizeof *order, by_task, &t->prompts);
     for (int64_t i = 0; i < done;) {
         const char *task = t->prompts.what[order[i]].task;
-        Evaluation v = {.samples = t->all.samples};
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
         int64_t n = 0;
         for (; i < done && !strcmp(t->prompts.what[order[i]].task, task); i++) part[n++] = t->all.outcome[order[i]];
         evaluation_summarise(&v, part, n);
@@ -378,6 +398,15 @@ static void report_tasks(Tasks *t, int64_t done) {
     free(order), free(part);
 }
 
+/* Opens the reward model of --reward-model. */
+static void open_reward_model(RewardModel *r, const Backend *b, Device *d) {
+    Error e;
+    if (!reward_model_open(r, o.reward_model, b, d, (int)o.micro_tokens, &e)) die("%s", e.text);
+    r->aggregation = (PrmAggregation)o.aggregation;
+    if (o.aggregation != PRM_MIN && r->note.kind != REWARD_MODEL_PRM)
+        usage_error("--prm-aggregation: %s is no process reward model", r->name);
+}
+
 static void open_tasks(Tasks *t, const Shard *s) {
     Error e;
     const int32_t limit = model.model.config.context - 1;
@@ -386,8 +415,14 @@ static void open_tasks(Tasks *t, const Shard *s) {
     if (t->prompts.dropped)
         warn("%s: %lld prompts are longer than %d tokens and are left out", s->name, (long long)t->prompts.dropped,
              limit);
-    if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
-                                     (int32_t)o.s.max_new, &e))
+    if (o.reward_model) {
+        open_reward_model(&t->judge, model.backend, model.device);
+        if (!reward_model_check(&t->judge, model.model.config.vocab, model.file.tokenizer, model.file.tokenizer_bytes,
+                                model.name, &e))
+            die("%s", e.text);
+        t->all.judge = &t->judge;
+    } else if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
+                                            (int32_t)o.s.max_new, &e))
         usage_error("%s", e.text);
 }
 
@@ -399,12 +434,13 @@ static void fail_tasks(Tasks *t, const char *text) {
 
 static void evaluate_prompts(const Shard *s) {
     Error e;
-    Tasks t = {.rewarded = o.reward || o.reward_cmd, .all = {.samples = (int)o.samples}};
+    Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model, .all = {.samples = (int)o.samples}};
     Rollout engine;
     Sampling how = inference_sampling(&model, &o.s);
     how.stream = RANDOM_EVAL;
     if (o.samples && how.temperature == 0) usage_error("--temperature 0: greedy samples are all alike; give -n 0");
-    if (t.rewarded && !o.samples) usage_error("--reward: there are no samples to choose from with -n 0");
+    if (t.rewarded && !o.samples)
+        usage_error("--reward%s: there are no samples to choose from with -n 0", o.reward_model ? "-model" : "");
     if (!s->count) die("%s: the shard is empty", s->name);
     open_tasks(&t, s);
     if (model.text.stop < 0 && !how.stops)
@@ -454,24 +490,133 @@ static void evaluate_prompts(const Shard *s) {
     report_table("all", &t.all, t.rewarded);
     fprintf(stderr, "%lld tokens in %.2f s, %.0f tok/s\n", (long long)engine.tokens, seconds,
             (double)engine.tokens / seconds);
-    if (t.rewarded) rewards_close(&t.rewards);
+    if (o.reward_model) reward_model_close(&t.judge);
+    else if (t.rewarded) rewards_close(&t.rewards);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller's */
     prompts_close(&t.prompts);
 }
 
+/* ---- reward models --------------------------------------------------------------------------------------------- */
+
+static double scoring_start;
+
+static bool scoring_progress(int64_t done, int64_t all) {
+    progress(done, all, "records", scoring_start);
+    return !program_stopping();
+}
+
+static void print_calibration(const Calibration *c) {
+    fputs("  |   probability |   count | mean |  true |\n", stderr);
+    for (int i = 0; i < CALIBRATION_BINS; i++) {
+        const CalibrationBin *b = &c->bin[i];
+        fprintf(stderr, "  | %.2f to %.2f  | %7.0f |", calibration_edge(c, i), calibration_edge(c, i + 1), b->count);
+        if (b->count > 0) fprintf(stderr, " %.2f |  %.2f |\n", b->predicted / b->count, b->right / b->count);
+        else fputs("    - |     - |\n", stderr);
+    }
+}
+
+static json_t *calibration_json(const Calibration *c) {
+    json_t *table = json_array();
+    for (int i = 0; i < CALIBRATION_BINS; i++) {
+        json_t *row = json_object();
+        set_number(row, "low", calibration_edge(c, i)), set_number(row, "high", calibration_edge(c, i + 1));
+        set_number(row, "count", c->bin[i].count);
+        set_number(row, "predicted", c->bin[i].predicted / c->bin[i].count);
+        set_number(row, "true", c->bin[i].right / c->bin[i].count);
+        json_array_append_new(table, row);
+    }
+    return table;
+}
+
+static void report_rewards(const RewardEvaluation *v, const RewardModel *r, const Shard *s, double seconds) {
+    static const char *const kinds[] = {"Bradley-Terry", "outcome", "process"};
+    const char *units = s->kind == RECORD_PREFERENCE ? "pairs" : s->kind == RECORD_STEP ? "steps" : "answers";
+    double low = NAN, high = NAN;
+    if (isfinite(v->accuracy)) wilson_interval(v->accuracy, v->units, &low, &high);
+    fprintf(stderr, "%s reward model on %lld records, %.0f %s\n", kinds[r->note.kind], (long long)v->records, v->units,
+            units);
+    if (isfinite(v->accuracy))
+        fprintf(stderr, "  accuracy %.2f %%, 95 %% interval %.2f to %.2f\n", 100 * v->accuracy, 100 * low, 100 * high);
+    if (isfinite(v->auc)) fprintf(stderr, "  good above bad in %.2f %% (auc)\n", 100 * v->auc);
+    if (isfinite(v->solutions)) fprintf(stderr, "  whole solutions told right %.2f %%\n", 100 * v->solutions);
+    if (isfinite(v->margin)) fprintf(stderr, "  margin %.4f\n", v->margin);
+    fprintf(stderr, "  score from %.4f to %.4f, mean %.4f, deviation %.4f\n", v->least, v->most, v->mean, v->deviation);
+    if (isfinite(v->ece)) {
+        fprintf(stderr, "  log loss %.4f, expected calibration error %.2f %%\n", v->log_loss, 100 * v->ece);
+        print_calibration(&v->calibration);
+    }
+    fprintf(stderr, "%.2f s, %.0f records/s\n", seconds, (double)v->records / seconds);
+    set_number(result, "accuracy", v->accuracy), set_number(result, "accuracy_low", low);
+    set_number(result, "accuracy_high", high), set_number(result, "auc", v->auc);
+    set_number(result, "solution_accuracy", v->solutions), set_number(result, "margin", v->margin);
+    set_number(result, "min_reward", v->least), set_number(result, "max_reward", v->most);
+    set_number(result, "mean_reward", v->mean), set_number(result, "reward_deviation", v->deviation);
+    set_number(result, "log_loss", v->log_loss), set_number(result, "ece", v->ece);
+    set_count(result, "records", v->records), set_count(result, "dropped", v->dropped);
+    set_count(result, units, (int64_t)v->units);
+    json_object_set_new(result, "calibration", isfinite(v->ece) ? calibration_json(&v->calibration) : json_null());
+}
+
+/* A reward model on a preference, unpaired or step shard. */
+static void evaluate_reward_model(const Shard *s) {
+    Error e;
+    const Backend *backend;
+    Device *device;
+    RewardModel r;
+    RewardEvaluation v;
+    o.m.dtype = device_dtype((DeviceKind)o.m.device, o.m.dtype);
+    if (!backend_open((DeviceKind)o.m.device, (Dtype)o.m.dtype, &backend, &device, &e)) die("%s", e.text);
+    open_reward_model(&r, backend, device);
+    if (!reward_model_check(&r, s->vocab, s->tokenizer_bytes ? s->tokenizer : NULL, s->tokenizer_bytes, s->name, &e))
+        die("%s", e.text);
+    if (!s->count) die("%s: the shard is empty", s->name);
+    scoring_start = program_seconds();
+    const int64_t count = o.most && o.most < s->count ? o.most : s->count;
+    if (!evaluate_rewards(&v, &r, s, count, scoring_progress, &e)) die("%s", e.text);
+    if (program_stopping()) die("stopped by a signal before the end of %s", s->name);
+    if (v.dropped)
+        warn("%s: %lld of %lld records have no answer or no label, or are longer than the context of %d; they are left "
+             "out",
+             s->name, (long long)v.dropped, (long long)count, r.model.config.context);
+    json_object_set_new(result, "model", json_string(r.name));
+    report_rewards(&v, &r, s, program_seconds() - scoring_start);
+    reward_model_close(&r);
+    backend->close(device);
+}
+
 /* ---- the program ----------------------------------------------------------------------------------------------- */
+
+static void check_usage(void) {
+    const char *const files[] = {o.m.checkpoint, o.input, o.reward_model};
+    int pipes = 0;
+    for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
+    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint: which model?");
+    if (!o.input) usage_error("-i/--input: which shard?");
+    if (pipes > 1) usage_error("-c, -i, -r: standard input can be one of them");
+    if (o.completions && !strcmp(o.completions, "-")) usage_error("--completions: standard output holds the result");
+    if (o.reward_model && (o.reward || o.reward_cmd))
+        usage_error("--reward-model, --reward: samples are chosen by one of them");
+    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation: goes with -r/--reward-model");
+}
+
+/* What the options ask of this kind of data; scored: by a reward model alone. */
+static void check_kind(const Shard *s, const char *kind, bool scored) {
+    if (scored && !o.reward_model)
+        die("%s: a shard of kind %s, expected chat or prompt; a reward model (-r) can score it", s->name, kind);
+    if (scored && o.m.checkpoint) usage_error("-c/--checkpoint: a shard of kind %s is scored by -r alone", kind);
+    if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
+    if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
+        usage_error("-r/--reward-model: it scores preference, unpaired, step and prompt shards, not %s", kind);
+}
 
 int main(int argc, char **argv) {
     Error e;
+    o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(1, 256);
     o.samples = 8, o.micro_tokens = 4096, o.completion_only = true, o.reward_timeout = 60;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    if (!o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
-    if (!o.input) usage_error("-i/--input: which shard?");
-    if (!strcmp(o.m.checkpoint, "-") && !strcmp(o.input, "-"))
-        usage_error("-c - and -i -: standard input can be one of them");
-    if (o.completions && !strcmp(o.completions, "-")) usage_error("--completions: standard output holds the result");
+    check_usage();
     program_start();
 
     DataFile file;
@@ -484,14 +629,16 @@ int main(int argc, char **argv) {
             : file.n               ? "no shard"
                                    : "an empty file");
     if (records && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
-    if (records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT)
-        die("%s: a shard of kind %s, expected chat or prompt", shard.name, record_kind_name(shard.kind));
-    inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
+    const char *kind = records ? record_kind_name(shard.kind) : "tokens";
+    const bool scored = records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT;
+    check_kind(&shard, kind, scored);
+    if (!scored) inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
     result = json_object();
-    json_object_set_new(result, "model", json_string(model.name));
+    if (!scored) json_object_set_new(result, "model", json_string(model.name));
     json_object_set_new(result, "data", json_string(file.name));
-    json_object_set_new(result, "kind", json_string(records ? record_kind_name(shard.kind) : "tokens"));
-    if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
+    json_object_set_new(result, "kind", json_string(kind));
+    if (scored) evaluate_reward_model(&shard);
+    else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
     else evaluate_loss(&file, records ? &shard : NULL);
 
     char *text = json_dumps(result, JSON_SORT_KEYS | JSON_COMPACT | JSON_REAL_PRECISION(17));
@@ -500,6 +647,6 @@ int main(int argc, char **argv) {
     json_decref(result);
     if (records) shard_close(&shard);
     data_file_close(&file);
-    inference_close(&model);
+    if (!scored) inference_close(&model);
     return 0;
 }

@@ -557,6 +557,7 @@ static void check_usage(int argc, char **argv, int first) {
 
 int main(int argc, char **argv) {
     Error e;
+    o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(0.8, 256);
     o.samples = 1;
     const int first = options_parse(options, &about, argc, argv);

@@ -149,6 +149,8 @@ typedef struct Sums {
 typedef struct Work {
     Workspace space;
     Batch batch;
+    double *cost;   /* (records of a step) tokens */
+    int32_t *owner; /* their ranks */
     float *logp, *entropy, *dlogp, *noise;
     int32_t *argmax;
 } Work;
@@ -162,7 +164,8 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micr
     if (train && o.neftune > 0) {
         neftune_scales(b, t->model.config.width, w->noise);
         w->space.noise_scale = w->noise, w->space.noise_seed = (uint64_t)o.t.seed;
-        w->space.noise_stream = RANDOM_NOISE + ((uint64_t)t->step << 20) + micro;
+        w->space.noise_stream = RANDOM_NOISE + ((uint64_t)t->step << 20) + micro * (uint64_t)t->dist.ranks;
+        w->space.noise_stream += (uint64_t)t->dist.rank;
     }
     if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
         for (int32_t r = 0; r < b->targets; r++) w->dlogp[r] = (float)(-1.0 / N);
@@ -178,26 +181,45 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micr
     sums->targets += b->targets;
 }
 
-/* Packs the records into micro-batches and runs them. Returns the means over the targets. */
+/* Packs this rank's records into micro-batches and runs them, or only counts them (N is 0). Returns how many. */
+static int64_t run_own(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train, double N,
+                       Sums *sums) {
+    Record r = {0};
+    int64_t micro = 0;
+    batch_clear(&w->batch);
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t targets = w->owner[i] == t->dist.rank ? read_record(s, records[i], &r) : 0;
+        if (!targets) continue;
+        if (!batch_fits(&w->batch, r.count, targets, 1)) {
+            if (N > 0) micro_batch(t, w, train, N, (uint64_t)micro, sums);
+            batch_clear(&w->batch);
+            micro++;
+        }
+        batch_sequence(&w->batch, r.tokens, o.completion_only ? r.mask : NULL, r.count);
+    }
+    if (w->batch.targets) {
+        if (N > 0) micro_batch(t, w, train, N, (uint64_t)micro, sums);
+        micro++;
+    }
+    record_free(&r);
+    return micro;
+}
+
+/* The records, each on one of the ranks. Returns the loss and the means over all targets. */
 static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train) {
     Record r = {0};
     Sums sums = {0};
     double N = 0;
-    uint64_t micro = 0;
-    for (int64_t i = 0; i < n; i++) N += read_record(s, records[i], &r);
-    batch_clear(&w->batch);
     for (int64_t i = 0; i < n; i++) {
         const int32_t targets = read_record(s, records[i], &r);
-        if (!targets) continue;
-        if (!batch_fits(&w->batch, r.count, targets, 1)) {
-            micro_batch(t, w, train, N, micro++, &sums);
-            batch_clear(&w->batch);
-        }
-        batch_sequence(&w->batch, r.tokens, o.completion_only ? r.mask : NULL, r.count);
-        if (train) t->tokens += r.count;
+        w->cost[i] = targets ? r.count : 0, N += targets;
+        if (train && targets) t->tokens += r.count;
     }
-    if (w->batch.targets) micro_batch(t, w, train, N, micro, &sums);
     record_free(&r);
+    trainer_share(t, w->cost, n, w->owner);
+    if (train) trainer_micros(t, run_own(t, w, s, records, n, true, 0, NULL));
+    run_own(t, w, s, records, n, train, N, &sums);
+    trainer_sums(t, (double *)&sums, sizeof sums / sizeof(double));
     sums.entropy /= fmax(sums.targets, 1), sums.right /= fmax(sums.targets, 1);
     return sums;
 }
@@ -287,6 +309,8 @@ int main(int argc, char **argv) {
     /* the run: so many records, in steps of --batch-tokens */
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count;
     int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
+    const size_t widest = (size_t)(most > val.count ? most : val.count);
+    w.cost = (double *)xcalloc(widest, sizeof *w.cost), w.owner = (int32_t *)xcalloc(widest, sizeof *w.owner);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
     trainer_schedule(&t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
     Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
@@ -297,7 +321,8 @@ int main(int argc, char **argv) {
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
     bool stopped = false;
-    if (!t.step && o.sample_steps) print_samples(&t, &engine, o.val ? &val : &data, "before");
+    const bool shows = o.sample_steps && t.dist.rank == 0;
+    if (!t.step && shows) print_samples(&t, &engine, o.val ? &val : &data, "before");
     while (t.step < t.o.steps && !stopped) {
         trainer_begin_step(&t);
         const int64_t n = cursor_step(&cursor, &data, left, records, most);
@@ -320,7 +345,7 @@ int main(int argc, char **argv) {
         }
         trainer_log(&t, sums.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * sums.right, epoch,
                     1e-3 * sums.targets / seconds);
-        if (o.sample_steps && (last || t.step % o.sample_steps == 0)) {
+        if (shows && (last || t.step % o.sample_steps == 0)) {
             char when[32] = "after";
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t.step);
             print_samples(&t, &engine, o.val ? &val : &data, when);
@@ -333,7 +358,7 @@ int main(int argc, char **argv) {
     rollout_free(&engine);
     workspace_free(&w.space, &t.model);
     batch_free(&w.batch);
-    free(arrays), free(w.argmax), free(records), free(cursor.order);
+    free(arrays), free(w.argmax), free(records), free(cursor.order), free(w.cost), free(w.owner);
     trainer_close(&t, stopped);
     shard_close(&data);
     if (o.val) shard_close(&val);

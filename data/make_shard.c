@@ -29,6 +29,7 @@ static Rows rows = {.messages = "messages",
                     .margin = "margin",
                     .completions = "completions",
                     .labels = "labels",
+                    .label = "label",
                     .text = "text",
                     .step_separator = "\\n"};
 
@@ -36,7 +37,7 @@ static const Option options[] = {
     OPTION_GROUP("Input and output"),
     OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text, - for standard input; may come again"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write, - for standard output, .zst to compress"),
-    OPTION_CHOICE("kind", 'k', &o.kind, "auto|chat|prompt|preference|step|text",
+    OPTION_CHOICE("kind", 'k', &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
                   "what to make; auto asks the first line"),
     OPTION_REAL("val-fraction", 'f', &o.val_fraction, 0, 1, "part of the records that goes to --val-output"),
     OPTION_TEXT("val-output", 'v', &o.val_output, "FILE", "shard of held-out records; equal prompts stay together"),
@@ -63,6 +64,7 @@ static const Option options[] = {
     OPTION_TEXT("margin-field", 0, &rows.margin, "NAME", "how much better, a number"),
     OPTION_TEXT("completions-field", 0, &rows.completions, "NAME", "list of steps"),
     OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one for each step"),
+    OPTION_TEXT("label-field", 0, &rows.label, "NAME", "is the completion good? true or false"),
     OPTION_TEXT("text-field", 0, &rows.text, "NAME", "a document"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
     OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier of lines without a task, such as gsm8k or exact"),
@@ -82,8 +84,9 @@ static const OptionAbout about = {
     "  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   chat        for train_sft\n"
     "  {\"prompt\": \"...\", \"completion\": \"...\"}                    chat\n"
     "  {\"prompt\": \"...\", \"answer\": \"...\", \"task\": \"...\", ...}    prompt      for train_grpo, evaluate\n"
-    "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  pairs\n"
-    "  {\"prompt\": \"...\", \"completions\": [...], \"labels\": [...]}  step        for process rewards\n"
+    "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  for train_rm, train_dpo\n"
+    "  {\"prompt\": \"...\", \"completions\": [...], \"labels\": [...]}  step        for train_rm --kind prm\n"
+    "  {\"prompt\": \"...\", \"completion\": \"...\", \"label\": true}   unpaired    for train_rm --kind orm, KTO\n"
     "  {\"text\": \"...\"}                                           text        a token shard as llm.c has them\n"
     "\n"
     "A prompt or an answer may also be a list of messages. A preference without a prompt gets what its answers have\n"

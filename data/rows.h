@@ -7,6 +7,7 @@
  *   preference   prompt + chosen + rejected (+ margin)         the prompt and both answers
  *                chosen + rejected                             the same; the prompt is what both begin with
  *   step         prompt + completions[] + labels[]             a solution by steps, labels at each step's last token
+ *   unpaired     prompt + completion + label                   an answer that is good (true, 1) or bad (false, 0)
  *   text         text                                          a document
  *
  * A prompt, completion, chosen or rejected is a text or a list of messages; a message is {role, content} (or ShareGPT's
@@ -19,7 +20,7 @@
 #include "../llmc/jsonl.h"
 #include "../llmc/shard.h"
 
-typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_TEXT } RowKind;
+typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
 
 /* Things about the data that a person must hear of: how often, and where first. */
@@ -30,7 +31,7 @@ typedef struct RowCount {
 
 typedef struct Rows {
     const char *messages, *prompt, *completion, *answer, *task, *chosen, *rejected, *margin, *completions, *labels,
-        *text;                                                       /* names of fields */
+        *label, *text;                                               /* names of fields */
     const char *task_name;                                           /* where a line has none, or NULL */
     const char *answer_after, *system, *prompt_end, *step_separator; /* NULL: none */
     int64_t max_tokens;                                              /* 0: no limit */
@@ -90,12 +91,20 @@ static inline json_t *row_get_messages(const Rows *r, json_t *row) {
     return messages || strcmp(r->messages, "messages") ? messages : row_get(row, "conversations");
 }
 
+/* A label: true, false or a whole number from 0 to `most`; -1 for anything else. */
+static inline int row_label(const json_t *label, int most) {
+    if (json_is_boolean(label)) return json_is_true(label);
+    const json_int_t value = json_is_integer(label) ? json_integer_value(label) : -1;
+    return value >= 0 && value <= most ? (int)value : -1;
+}
+
 /* What a line is, by the fields that it has. */
 static inline RowKind row_kind(const Rows *r, json_t *row) {
     if (row_get_messages(r, row)) return ROW_CHAT;
     if (row_get(row, r->chosen) && row_get(row, r->rejected)) return ROW_PREFERENCE;
     if (row_get(row, r->prompt)) {
         if (row_get(row, r->completions) && row_get(row, r->labels)) return ROW_STEP;
+        if (row_get(row, r->completion) && row_label(row_get(row, r->label), 1) >= 0) return ROW_UNPAIRED;
         return row_get(row, r->completion) ? ROW_CHAT : ROW_PROMPT;
     }
     return row_get(row, r->text) ? ROW_TEXT : ROW_AUTO;
@@ -488,13 +497,6 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
 
-/* A label: true, false or a whole number from 0 to 254; -1 for anything else. */
-static inline int row_label(const json_t *label) {
-    if (json_is_boolean(label)) return json_is_true(label);
-    const json_int_t value = json_is_integer(label) ? json_integer_value(label) : -1;
-    return value >= 0 && value <= 254 ? (int)value : -1;
-}
-
 /* Encodes the steps after the prompt; those that no longer fit are left out, with those that follow. */
 static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, const json_t *labels, Error *e) {
     const int32_t prompt = r->ids.count;
@@ -503,7 +505,7 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
     memset(r->mask, 0, (size_t)prompt);
     for (size_t i = 0; i < json_array_size(steps); i++) {
         const int32_t before = r->ids.count;
-        const int label = row_label(json_array_get(labels, i));
+        const int label = row_label(json_array_get(labels, i), 254);
         const char *step = jsonl_value_text(j, json_array_get(steps, i), r->completions, e);
         if (!step) return ROW_BAD;
         if (label < 0) {
@@ -546,6 +548,40 @@ static inline RowResult row_step_line(Rows *r, const Jsonl *j, json_t *row, Erro
     return ok ? row_steps(r, j, steps, labels, e) : ROW_BAD;
 }
 
+/* ---- unpaired -------------------------------------------------------------------------------------------------- */
+
+static inline RowResult row_unpaired(Rows *r, const Jsonl *j, const RowMessages *prompt, const RowMessages *answer,
+                                     int label, Error *e) {
+    int32_t length;
+    if (!row_encode_prompt(r, j, prompt, e)) return ROW_BAD;
+    Record p = {.prompt = r->ids.count, .label = label};
+    row_check_messages(r, j, answer);
+    if (!row_append_answer(r, j, prompt, answer, p.prompt, &length, e)) return ROW_BAD;
+    p.tokens = r->ids.ids, p.count = r->ids.count;
+    if (r->max_tokens && p.count > r->max_tokens) {
+        if (r->truncation != TRUNCATE_END || p.prompt >= r->max_tokens)
+            return row_too_long(r, j, p.count, "the prompt with its answer", e);
+        rows_note(&r->truncated, j);
+        p.count = (int32_t)r->max_tokens;
+    }
+    r->record = p;
+    return ROW_MADE;
+}
+
+static inline RowResult row_unpaired_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
+    RowMessages prompt = {0}, answer = {0};
+    const json_t *label = row_get(row, r->label);
+    const int good = row_label(label, 1);
+    bool ok = good >= 0;
+    if (!ok) jsonl_error(j, r->label, e, "is %s, expected true or false (or 1, 0)", jsonl_type(label));
+    ok = ok && row_prompt(r, j, row_get(row, r->prompt), r->prompt, &prompt, e) &&
+         row_messages(j, row_get(row, r->completion), r->completion, "assistant", &answer, e);
+    const RowResult result = ok ? row_unpaired(r, j, &prompt, &answer, good, e) : ROW_BAD;
+    row_messages_free(&prompt);
+    row_messages_free(&answer);
+    return result;
+}
+
 /* ---- any line -------------------------------------------------------------------------------------------------- */
 
 static inline RowResult row_text_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
@@ -565,6 +601,7 @@ static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e)
     case ROW_PROMPT: return row_prompt_line(r, j, row, e);
     case ROW_PREFERENCE: return row_preference_line(r, j, row, e);
     case ROW_STEP: return row_step_line(r, j, row, e);
+    case ROW_UNPAIRED: return row_unpaired_line(r, j, row, e);
     default: return row_text_line(r, j, row, e);
     }
 }

@@ -190,6 +190,17 @@ static void print_record(const Shard *s, int64_t i, const Record *r) {
         if (o.tokens) print_table(r->tokens, r->mask, r->count);
         else print_steps(r->tokens, r->mask, r->count);
         break;
+    case RECORD_UNPAIRED:
+        print_title("-- record %lld: prompt of %d tokens, completion of %d: %s", (long long)i, r->prompt,
+                    r->count - r->prompt, r->label ? "good" : "bad");
+        if (o.tokens) print_table(r->tokens, NULL, r->count);
+        else {
+            print_ids(r->tokens, r->prompt, LOOK_PLAIN);
+            if (!color) fputs("⟦", stdout);
+            print_ids(r->tokens + r->prompt, r->count - r->prompt, LOOK_TRAINED);
+            if (!color) fputs("⟧", stdout);
+        }
+        break;
     }
     putchar('\n');
 }
@@ -230,13 +241,18 @@ static void print_json(const Shard *s, const Record *r) {
         json_object_set_new(row, "task", json_string(r->task));
         json_object_set_new(row, "answer", json_string(r->answer));
         if (*r->fields) json_object_set_new(row, "fields", json_loads(r->fields, 0, NULL));
+    } else if (s->kind == RECORD_UNPAIRED) {
+        json_object_set_new(row, "prompt", json_text(r->tokens, r->prompt));
+        json_object_set_new(row, "completion", json_text(r->tokens + r->prompt, r->count - r->prompt));
+        json_object_set_new(row, "label", json_boolean(r->label));
     } else json_object_set_new(row, "text", json_text(r->tokens, r->count));
     if (r->mask) {
         json_t *mask = json_array();
         for (int32_t i = 0; i < r->count; i++) json_array_append_new(mask, json_integer(r->mask[i]));
         json_object_set_new(row, s->kind == RECORD_CHAT ? "mask" : "labels", mask);
     }
-    if (s->kind == RECORD_STEP) json_object_set_new(row, "prompt_tokens", json_integer(r->prompt));
+    if (s->kind == RECORD_STEP || s->kind == RECORD_UNPAIRED)
+        json_object_set_new(row, "prompt_tokens", json_integer(r->prompt));
     json_object_set_new(row, "tokens", json_ids(r->tokens, r->count));
     json_dumpf(row, stdout, JSON_COMPACT);
     putchar('\n');
@@ -284,7 +300,7 @@ static void shard_stats(const Shard *s, Record *r) {
     Error e;
     int32_t *lengths = xmalloc((size_t)(s->count + 1) * 3 * sizeof *lengths), *second = lengths + s->count + 1,
             *third = second + s->count + 1;
-    int64_t marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0;
+    int64_t marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0, good = 0;
     Tally tasks = {0}, labels = {0};
     for (int64_t i = 0; i < s->count; i++) {
         if (!shard_record(s, i, r, &e)) die("%s", e.text);
@@ -298,6 +314,8 @@ static void shard_stats(const Shard *s, Record *r) {
             unstopped += last && stop >= 0 && r->tokens[last - 1] != stop;
         }
         longer += r->chosen > r->rejected;
+        good += r->label;
+        if (s->kind == RECORD_UNPAIRED) lengths[i] = r->prompt, second[i] = r->count - r->prompt;
         if (s->kind == RECORD_PROMPT) tally(&tasks, r->task), answers += *r->answer != 0;
         if (s->kind == RECORD_STEP)
             for (int32_t k = 0; k < r->count; k++)
@@ -309,7 +327,13 @@ static void shard_stats(const Shard *s, Record *r) {
                 }
     }
     print_title("-- all %lld records", (long long)s->count);
-    print_lengths(s->kind == RECORD_PREFERENCE ? "prompts" : "lengths", lengths, s->count);
+    print_lengths(s->kind == RECORD_PREFERENCE || s->kind == RECORD_UNPAIRED ? "prompts" : "lengths", lengths,
+                  s->count);
+    if (s->kind == RECORD_UNPAIRED && s->count) {
+        print_lengths("completions", second, s->count);
+        printf("good: %lld of %lld, %.1f %%\n", (long long)good, (long long)s->count,
+               100.0 * (double)good / (double)s->count);
+    }
     if (s->kind == RECORD_PREFERENCE && s->count) {
         print_lengths("chosen", second, s->count);
         print_lengths("rejected", third, s->count);
@@ -484,14 +508,15 @@ static void show_weights(CheckpointReader *c) {
 
 static void show_section(CheckpointReader *c, const char *tag, uint64_t bytes) {
     Error e;
-    const bool text = !strcmp(tag, "CHAT") || !strcmp(tag, "LINE") || !strcmp(tag, "TRNS");
+    const bool text = !strcmp(tag, "CHAT") || !strcmp(tag, "LINE") || !strcmp(tag, "TRNS") || !strcmp(tag, "RNRM");
     printf("section %s: %llu bytes\n", tag, (unsigned long long)bytes);
     if (!text && strcmp(tag, "TOKN")) return;
     size_t n;
     char *blob = checkpoint_blob(c, 1 << 28, &n, tag, &e);
     if (!blob) die("%s", e.text);
     if (!strcmp(tag, "CHAT")) print_template(blob);
-    else if (text) print_named(!strcmp(tag, "LINE") ? "lineage" : "trainer", blob);
+    else if (text)
+        print_named(!strcmp(tag, "LINE") ? "lineage" : !strcmp(tag, "RNRM") ? "reward model" : "trainer", blob);
     else {
         use_tokenizer(blob, n, c->in.name);
         print_tokenizer();

@@ -4,6 +4,8 @@
 #   train, train-bf16         a step of GPT-2 124M, B=4 T=256: PyTorch, eager (bf16: autocast, float32 weights as ours)
 #   generate, generate-bf16   GPT-2 124M, 32 sequences, 32 + 64 tokens: transformers' generate with its cache
 #   grpo, grpo-bf16           6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
+#   rm, rm-bf16               6 layers, width 384, 8 pairs, prompts of 256, answers of 16 to 96 tokens: TRL's RewardTrainer
+#   dpo, dpo-bf16             the same pairs, a reference model on both sides: TRL's DPOTrainer
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -37,18 +39,34 @@ rate() { # TOPIC OURS PEER: both a JSON line with tokens_per_second and peak_rss
         "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)"
 }
 
-# Steps/s of train_grpo: the median of the steps after the first two; every sample has the full length, for the shard
-# carries no tokenizer and so no stop token.
-grpo() { # DTYPE
-    build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
-    ./train_grpo --dtype "$1" --layers 6 --heads 6 --width 384 --context 128 \
-        -i "$work/prompts.shard" -o /dev/null --reward random --num-prompts 8 --num-generations 8 \
-        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192 --metrics "$work/m.jsonl" \
-        2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
+# A trainer's run: leaves its peak memory in MiB in $work/rss, prints the steps/s of the median step after the first two.
+trainer() { # PROGRAM OPTIONS...
+    "$@" -o /dev/null --metrics "$work/m.jsonl" 2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
     awk '/^peak memory/ { scale["kB"] = 1e3; scale["MB"] = 1e6; scale["GB"] = 1e9; sub(",", "", $4)
         printf "%.0f\n", $3 * scale[$4] / 1048576 }' "$work/ours.log" >"$work/rss"
     sed -n 's/.*"step_time":\([0-9.eE+-]*\).*/\1/p' "$work/m.jsonl" | tail -n +3 | sort -n |
         awk '{ t[NR] = $1 } END { print 1 / t[int((NR + 1) / 2)] }'
+    rm "$work/m.jsonl"
+}
+
+# Both sides train on the same pairs.
+pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
+    data/make_prefs -n 200 --prompt-length 256 --min-length 16 --max-length 96 -o "$work/prefs.jsonl" 2>/dev/null
+    data/make_shard -q -i "$work/prefs.jsonl" -o "$work/prefs.shard"
+    method=$1 dtype=$2 peers_dtype=$3
+    shift 3
+    ours=$(trainer "./train_$method" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 1024 \
+        -i "$work/prefs.shard" -d 8 --max-steps 12 "$@")
+    theirs=$(peer "dev/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
+}
+
+# Steps/s of train_grpo: the median of the steps after the first two; every sample has the full length, for the shard
+# carries no tokenizer and so no stop token.
+grpo() { # DTYPE
+    build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
+    trainer ./train_grpo --dtype "$1" --layers 6 --heads 6 --width 384 --context 128 \
+        -i "$work/prompts.shard" --reward random --num-prompts 8 --num-generations 8 \
+        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192
 }
 
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
@@ -66,8 +84,17 @@ for topic in "$@"; do
         case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
+    rm | rm-bf16)
+        case $topic in *-bf16) pairs_topic rm bf16 bfloat16 --normalize none ;;
+        *) pairs_topic rm float32 float32 --normalize none ;; esac
+        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+            "$(field "$theirs" peak_rss_mib)" ;;
+    dpo | dpo-bf16)
+        case $topic in *-bf16) pairs_topic dpo bf16 bfloat16 ;; *) pairs_topic dpo float32 float32 ;; esac
+        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+            "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;
-    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 tokenizer ;;
+    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
     esac
 done

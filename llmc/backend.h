@@ -82,6 +82,7 @@ typedef struct Draw {
     int rows, channels, vocab, padded_vocab;
     float temperature, top_p, min_p, repetition_penalty; /* neutral: 1, 1, 0, 1 */
     int top_k;                                           /* 0: all */
+    int history_stride;
     uint64_t seed;
     const Acts *h;           /* (R, C) */
     const Weights *wte;      /* (Vp, C) */
@@ -89,7 +90,6 @@ typedef struct Draw {
     const Ints *index;       /* (R) */
     const Ints *history;     /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
     const Ints *history_len; /* (R) */
-    int history_stride;
     Ints *token;       /* (R) */
     Floats *logp;      /* (R) log-probability of the token under softmax(z / temperature) over the whole
                           vocabulary, which is what the trainer's forward pass gives; greedy: at 1 */
@@ -98,7 +98,8 @@ typedef struct Draw {
 
 /* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), one fused pass over n parameters:
  *   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
- *   p -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + weight_decay p) */
+ *   p -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + weight_decay p)
+ * With a master copy, p is the master, and the weight is p rounded stochastically to the storage type. */
 typedef struct AdamW {
     size_t n;
     float lr, beta1, beta2, eps, weight_decay, grad_scale;
@@ -107,6 +108,7 @@ typedef struct AdamW {
     Floats *master; /* float32 copy of the weights, or NULL where weight_size is 4 */
     const Floats *grad;
     Floats *m, *v;
+    size_t first; /* index of weights[0] among the model's parameters: names the random bits of stochastic rounding */
 } AdamW;
 
 typedef struct Backend {
@@ -126,12 +128,21 @@ typedef struct Backend {
     size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
     /* Measured speed of this device's matrix products, FLOP/s: what the trainers' shares of the peak refer to. */
     double (*gemm_peak)(Device *d);
+    /* The maker's figure for them, dense, FLOP/s; 0 where it is not known. NULL: it never is. */
+    double (*nominal_peak)(Device *d);
+    /* The most device memory in use so far, in bytes. NULL: device memory is the process's own. */
+    size_t (*memory_peak)(Device *d);
+    /* For a library that works on device memory beside this table: starts all operations that are queued, and returns
+     * the stream (cudaStream_t) that they run on. NULL: operations are done when they return. */
+    void *(*stream)(Device *d);
     void (*zero)(Device *d, void *memory, size_t bytes);
     void (*upload)(Device *d, void *device, const void *host, size_t bytes);
     void (*download)(Device *d, void *host, const void *device, size_t bytes); /* waits */
     void (*weights_upload)(Device *d, Weights *weights, const float *host, size_t n);
     void (*weights_download)(Device *d, float *host, const Weights *weights, size_t n);
     void (*weights_release)(Device *d, Weights *weights, size_t n);
+    /* Something else (dist.h) wrote these n weights. NULL: the backend keeps nothing that depends on them. */
+    void (*weights_changed)(Device *d, const Weights *weights, size_t n);
 
     /* out[N,C] = wte[token] + wpe[position] */
     void (*embed_forward)(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,

@@ -12,8 +12,8 @@
  *             the last of them "SUM ": 8 bytes, the XXH3-64 of all bytes before these 8; here the file ends
  *
  * Tags: "TOKN" tokenizer blob; "CHAT" chat template, text; "HEAD" value head, float32 valuew (C) then valueb (1);
- * "LINE" lineage, JSON; "ADM1", "ADM2" Adam's moments, float32; "TRNS" the trainer's state, JSON. A reader skips tags
- * that it does not know.
+ * "RNRM" what a reward model's scores mean, JSON (reward_model.h); "LINE" lineage, JSON; "ADM1", "ADM2" Adam's moments,
+ * float32; "TRNS" the trainer's state, JSON. A reader skips tags that it does not know.
  *
  * A file that ends after the weights is llm.c's own and is read as well. Where there is a trailer, any flipped bit is
  * found at the latest at SUM, which a reader reaches by asking for sections until the tag is empty. All is read and

@@ -69,6 +69,9 @@ typedef struct TensorInfo {
     bool decay;
 } TensorInfo;
 
+/* Is there one of it in each layer? */
+static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && strchr(t->hf_name, '%'); }
+
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
 static inline int32_t gpt2_qkv_width(const GPT2Config *c) { return c->width + 2 * c->kv_heads * (c->width / c->heads); }
 

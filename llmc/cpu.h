@@ -111,6 +111,10 @@ static inline void cpu_weights_release(Device *d, Weights *weights, size_t n) {
     free(weights);
 }
 
+static inline void cpu_weights_changed(Device *d, const Weights *weights, size_t n) {
+    gemm_weights_changed(d, (const float *)weights, n, false);
+}
+
 static inline void cpu_weights_download(Device *d, float *host, const Weights *weights, size_t n) {
     (void)d;
     memcpy(host, weights, n * sizeof(float));
@@ -221,6 +225,7 @@ static inline const Backend *backend_cpu(void) {
                                   .weights_upload = cpu_weights_upload,
                                   .weights_download = cpu_weights_download,
                                   .weights_release = cpu_weights_release,
+                                  .weights_changed = cpu_weights_changed,
                                   .embed_forward = cpu_embed_forward,
                                   .embed_backward = cpu_embed_backward,
                                   .noise_add = cpu_noise_add,

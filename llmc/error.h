@@ -9,10 +9,14 @@
  *     if (!shard_open(&shard, path, &e)) die("%s", e.text);
  *
  * Exit status: 0 all is well, 1 a failure, 2 the command line was wrong. Running out of host memory is always fatal.
+ *
+ * Where several ranks run (dist.h), they mostly fail of the same cause: rank 0 speaks for all. Another rank keeps warnings
+ * and wrong command lines to itself, and speaks of a failure, with its number, if it is still there five seconds later.
  */
 #ifndef LLMC_ERROR_H
 #define LLMC_ERROR_H
 
+#include "launch.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -21,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
 #define NORETURN                 __attribute__((noreturn))
@@ -54,6 +59,7 @@ static inline void error_print(const char *kind, const char *tail, const char *f
 
 PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
     va_list args;
+    if (launch_of_environment().rank) return;
     va_start(args, format);
     error_print("warning: ", "", format, args);
     va_end(args);
@@ -61,14 +67,22 @@ PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
 
 PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
     va_list args;
+    char rank[32] = "";
+    const Launch l = launch_of_environment();
+    if (l.rank) {
+        const struct timespec grace = {.tv_sec = 5, .tv_nsec = 0}; /* mpirun ends the others within two */
+        if (nanosleep(&grace, NULL)) exit(1); /* a signal: the launcher ends the run, rank 0 has spoken */
+        snprintf(rank, sizeof rank, "rank %d: ", l.rank);
+    }
     va_start(args, format);
-    error_print("", "", format, args);
+    error_print(rank, "", format, args);
     va_end(args);
     exit(1);
 }
 
 PRINTF_LIKE(1, 2) static inline NORETURN void usage_error(const char *format, ...) {
     char tail[128];
+    if (launch_of_environment().rank) exit(2);
     snprintf(tail, sizeof tail, "; see %s --help", program_invocation_short_name);
     va_list args;
     va_start(args, format);

@@ -9,6 +9,10 @@
  *                the n / k disjoint runs of k samples; where answers tie, their mean
  *   best@k       is the sample right that the rewards value most among k? The mean over all subsets of k of the n samples,
  *                and over ties
+ *   weighted@k   as majority@k, but a reward model weighs the votes: the final answer with the largest sum of
+ *                probabilities (reward_model_probability) wins (Li et al. 2023, DIVERSE, section 3.2)
+ *
+ * Rewards are named parts (rewards.h), or those of a reward model (reward_model.h) in Evaluation.judge.
  *
  * A prompt whose task has no check, or lacks what the check needs, is counted and left out of every mean.
  *
@@ -24,6 +28,7 @@
 #define LLMC_EVALUATION_H
 
 #include "prompts.h"
+#include "reward_model.h"
 
 enum { EVALUATION_KS = 16 };
 
@@ -31,13 +36,14 @@ enum { EVALUATION_KS = 16 };
 typedef struct Outcome {
     bool scorable, finished; /* finished, tokens: of the greedy completion */
     double greedy, tokens;
-    double pass[EVALUATION_KS], majority[EVALUATION_KS], best[EVALUATION_KS];
+    double pass[EVALUATION_KS], majority[EVALUATION_KS], best[EVALUATION_KS], weighted[EVALUATION_KS];
     double reward; /* mean over the samples that have one; NaN: none has */
 } Outcome;
 
 typedef struct Evaluation {
-    int samples;      /* n; 0: greedy only */
-    Outcome *outcome; /* (count of prompts) the caller's, or NULL: not kept */
+    int samples;        /* n; 0: greedy only */
+    Outcome *outcome;   /* (count of prompts) the caller's, or NULL: not kept */
+    RewardModel *judge; /* scores the samples; NULL: rewards do, or nothing does */
     /* results, means over the scorable prompts */
     int64_t prompts, unscorable;
     double greedy, greedy_error;
@@ -45,8 +51,9 @@ typedef struct Evaluation {
     int ks, k[EVALUATION_KS]; /* 1, 2, 4, ... and n */
     double pass[EVALUATION_KS], pass_error[EVALUATION_KS];
     double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
-    double best[EVALUATION_KS], best_error[EVALUATION_KS]; /* NaN without rewards */
-    double reward, reward_error;                           /* of the samples, all prompts; NaN without rewards */
+    double best[EVALUATION_KS], best_error[EVALUATION_KS];         /* NaN without rewards */
+    double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without a judge */
+    double reward, reward_error; /* of the samples, all prompts; NaN without rewards */
 } Evaluation;
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
@@ -63,33 +70,42 @@ static inline double subset_share(int n, int m, int k) {
 /* 1 - C(n-c, k) / C(n, k) with c right of n samples, 1 <= k <= n. */
 static inline double pass_at_k(int n, int c, int k) { return 1 - subset_share(n, n - c, k); }
 
-/* Is the most frequent of k answers right? Where several are, their mean. An answer that is missing ("") votes for
+/* Is the answer with the most votes of k right? Where several have, their mean. An answer that is missing ("") votes for
  * nothing, and no votes are wrong. Samples of one answer may differ in rightness, where the check sees more than the
- * answer: then the larger part says. answers, right: (k). */
-static inline double majority_right(char *const *answers, const double *right, int k) {
-    int most = 0, winners = 0;
-    double sum = 0;
+ * answer: then the larger part says. answers, right: (k); weight: (k) of the votes, >= 0; NULL: 1 each. */
+static inline double weighted_right(char *const *answers, const double *right, const double *weight, int k) {
+    int winners = 0;
+    double most = 0, sum = 0;
     for (int i = 0; i < k; i++) {
-        int votes = 0, first = i;
-        double good = 0;
+        int first = i;
+        double votes = 0, good = 0;
         if (!answers[i][0]) continue;
         for (int j = 0; j < k; j++)
             if (!strcmp(answers[i], answers[j])) {
-                votes++, good += right[j];
+                const double w = weight ? weight[j] : 1;
+                votes += w, good += w * right[j];
                 if (j < first) first = j;
             }
-        if (first < i) continue; /* counted already */
+        if (first < i || !(votes > 0)) continue; /* counted already, or worth nothing */
         if (votes > most) most = votes, winners = 0, sum = 0;
         if (votes == most) winners++, sum += good / votes > 0.5;
     }
     return winners ? sum / winners : 0;
 }
 
+/* Is the most frequent of k answers right? */
+static inline double majority_right(char *const *answers, const double *right, int k) {
+    return weighted_right(answers, right, NULL, k);
+}
+
 /* The mean of the above over the n / k disjoint runs of k samples. */
-static inline double majority_at_k(char *const *answers, const double *right, int n, int k) {
+static inline double weighted_at_k(char *const *answers, const double *right, const double *weight, int n, int k) {
     double sum = 0;
-    for (int i = 0; i + k <= n; i += k) sum += majority_right(answers + i, right + i, k);
+    for (int i = 0; i + k <= n; i += k) sum += weighted_right(answers + i, right + i, weight ? weight + i : NULL, k);
     return sum / (n / k);
+}
+static inline double majority_at_k(char *const *answers, const double *right, int n, int k) {
+    return weighted_at_k(answers, right, NULL, n, k);
 }
 
 /* The chance that the sample of the largest reward among k of n is right: samples of equal reward form a group, which
@@ -158,6 +174,7 @@ static inline void evaluation_summarise(Evaluation *v, const Outcome *o, int64_t
         outcome_mean(o, n, true, offsetof(Outcome, pass) + at, &v->pass[k], &v->pass_error[k]);
         outcome_mean(o, n, true, offsetof(Outcome, majority) + at, &v->majority[k], &v->majority_error[k]);
         outcome_mean(o, n, true, offsetof(Outcome, best) + at, &v->best[k], &v->best_error[k]);
+        outcome_mean(o, n, true, offsetof(Outcome, weighted) + at, &v->weighted[k], &v->weighted_error[k]);
     }
     outcome_mean(o, n, false, offsetof(Outcome, reward), &v->reward, &v->reward_error);
 }
@@ -195,11 +212,20 @@ typedef void (*EvaluationWatch)(void *context, const EvaluationSample *s);
 typedef struct EvaluationPrompt {
     char **said, **answers; /* (n) */
     RewardInput *in;        /* (n) */
-    double *right;          /* (n) */
+    double *right, *weight; /* (n) */
+    RewardItem *item;       /* (n) */
     float *reward, *parts;  /* (n), (n, parts) */
 } EvaluationPrompt;
 
-/* The samples of one prompt: pass, majority, best, reward. */
+/* Scores the samples by the rewards or by the judge; false with *e where that fails. */
+static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, Rewards *rewards, Error *e) {
+    if (!v->judge) return !rewards || rewards_score(rewards, j->in, v->samples, j->parts, j->reward, e);
+    if (!reward_model_score(v->judge, j->item, v->samples, j->reward, e)) return false;
+    for (int i = 0; i < v->samples; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
+    return true;
+}
+
+/* The samples of one prompt: pass, majority, best, weighted, reward. */
 static inline bool evaluation_samples(const Evaluation *v, Outcome *o, EvaluationPrompt *j, Rewards *rewards,
                                       Error *e) {
     const int n = v->samples;
@@ -207,14 +233,15 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     double sum = 0;
     for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
     for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* a check that gave up found nothing right */
-    if (rewards && !rewards_score(rewards, j->in, n, j->parts, j->reward, e)) return false;
-    for (int i = 0; rewards && i < n; i++)
+    if (!evaluation_rewards(v, j, rewards, e)) return false;
+    for (int i = 0; i < n; i++)
         if (!isnan(j->reward[i])) sum += j->reward[i], rewarded++;
     o->reward = rewarded ? sum / rewarded : NAN;
     for (int k = 0; k < v->ks; k++) {
         o->pass[k] = pass_at_k(n, correct, v->k[k]);
         o->majority[k] = majority_at_k(j->answers, j->right, n, v->k[k]);
-        o->best[k] = rewards ? best_at_k(j->reward, j->right, n, v->k[k]) : NAN;
+        o->best[k] = rewards || v->judge ? best_at_k(j->reward, j->right, n, v->k[k]) : NAN;
+        o->weighted[k] = v->judge ? weighted_at_k(j->answers, j->right, j->weight, n, v->k[k]) : NAN;
     }
     return true;
 }
@@ -231,6 +258,7 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
         j->right[k] = evaluation_check(&j->in[k]);
         j->answers[k] = evaluation_answer(&j->in[k]);
         j->reward[k] = NAN;
+        j->item[k] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
     if (sampled) ok = evaluation_samples(v, o, j, rewards, e);
     else {
@@ -265,6 +293,8 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
                           .answers = (char **)xcalloc((size_t)most, sizeof(char *)),
                           .in = (RewardInput *)xcalloc((size_t)most, sizeof(RewardInput)),
                           .right = (double *)xcalloc((size_t)most, sizeof(double)),
+                          .weight = (double *)xcalloc((size_t)most, sizeof(double)),
+                          .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
                           .reward = (float *)xcalloc((size_t)most, sizeof(float))};
     if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
     bool ok = true;
@@ -287,6 +317,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
     }
     if (ok) evaluation_summarise(v, outcome, count);
     free(out), free(q), free(j.said), free(j.answers), free(j.in), free(j.right), free(j.reward), free(j.parts);
+    free(j.weight), free(j.item);
     if (!v->outcome) free(outcome);
     return ok;
 }

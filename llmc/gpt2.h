@@ -26,6 +26,7 @@
 
 #include "backend.h"
 #include "config.h"
+#include "dist_link.h"
 #include "random.h"
 #include <assert.h>
 
@@ -36,7 +37,15 @@ typedef struct GPT2 {
     TensorInfo tensor[GPT2_TENSOR_COUNT];
     size_t parameters; /* elements of all tensors, in one block, in the table's order */
     Weights *weights;
-    Floats *grads; /* NULL: a model that is not trained */
+    Floats *grads;      /* NULL: a model that is not trained */
+    size_t grads_count; /* floats in grads: `parameters`, but for the third line below */
+    size_t grads_offset[GPT2_TENSOR_COUNT];
+    /* Several ranks (dist.h). With zero 2 the gradients of a few layers at a time are kept: layer l is at l % grads_layers.
+     * layer_done is called in a backward pass as soon as all gradients of a layer are there, then with layer -1. */
+    Share share;
+    int grads_layers;
+    void (*layer_done)(void *context, int layer);
+    void *layer_context;
 } GPT2;
 
 /* Keys and values of tokens already seen: `rows` of them for each layer, addressed by cache row. */
@@ -128,9 +137,25 @@ static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, boo
     return gpt2_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
 }
 
-/* Gradients, zero, for a model that will be trained. */
+enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one is filled while the one before it is summed over the ranks */
+
+/* Where the gradients of each tensor stand; returns how many floats there are. */
+static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT], int *layers) {
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    size_t at = 0;
+    gpt2_tensors(c, t);
+    *layers = share.ranks > 1 && share.zero == 2 && c->layers > GPT2_GRADS_LAYERS ? GPT2_GRADS_LAYERS : c->layers;
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        offset[i] = at;
+        at += t[i].layers > (size_t)*layers ? t[i].rows * t[i].columns * (size_t)*layers : t[i].size;
+    }
+    return at;
+}
+
+/* Gradients, zero, for a model that will be trained; its share says which. */
 static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
-    const size_t bytes = m->parameters * sizeof(float);
+    m->grads_count = gpt2_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
+    const size_t bytes = m->grads_count * sizeof(float);
     m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
     if (m->grads) m->backend->zero(m->device, m->grads, bytes);
     return m->grads != NULL;
@@ -204,7 +229,7 @@ static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
     return true;
 }
 
-static inline void gpt2_zero_grads(GPT2 *m) { m->backend->zero(m->device, m->grads, m->parameters * sizeof(float)); }
+static inline void gpt2_zero_grads(const GPT2 *m) { m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float)); }
 
 static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
 
@@ -215,7 +240,7 @@ static inline const Weights *gpt2_w(const GPT2 *m, int i, int l) {
 }
 static inline Floats *gpt2_g(const GPT2 *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
-    return floats_at(m->grads, t->offset + (size_t)l * t->rows * t->columns);
+    return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
 }
 
 /* ---- the workspace --------------------------------------------------------------------------------------------- */
@@ -490,8 +515,10 @@ static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const 
                            gpt2_w(m, GPT2_qkvw, l), N, C, Q);
         b->layernorm_backward(d, dx, gpt2_g(m, GPT2_ln1w, l), gpt2_g(m, GPT2_ln1b, l), dnarrow, work_x3(w, l - 1),
                               WORK_F(mean1, l), WORK_F(rstd1, l), gpt2_w(m, GPT2_ln1w, l), N, C);
+        if (m->layer_done) m->layer_done(m->layer_context, l);
     }
     b->embed_backward(d, gpt2_g(m, GPT2_wte, 0), gpt2_g(m, GPT2_wpe, 0), dx, WORK_I(token), WORK_I(position), N, C);
+    if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 
 /* After gpt2_forward() on the same batch: adds the gradients of the parameters. dlogp, dentropy, dvalue: (R) on the

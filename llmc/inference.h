@@ -13,7 +13,7 @@
 #ifndef LLMC_INFERENCE_H
 #define LLMC_INFERENCE_H
 
-#include "cpu.h"
+#include "cuda_loader.h"
 #include "model_text.h"
 #include "options.h"
 #include "program.h"
@@ -23,7 +23,7 @@
 
 typedef struct InferenceOptions {
     const char *checkpoint, *tokenizer, *chat_template;
-    int dtype;
+    int device, dtype;
 } InferenceOptions;
 
 typedef struct SamplingOptions {
@@ -38,7 +38,7 @@ typedef struct SamplingOptions {
                     "for a model that carries none: bytes, tokenizer.json, vocab.json:merges.txt or their directory"), \
         OPTION_TEXT("chat-template", 0, &(o).chat_template, "SPEC",                                                    \
                     "instead of the model's: chatml, llama, plain or a text; see llmc/chat.h"),                        \
-        OPTION_CHOICE("dtype", 0, &(o).dtype, "float32|bf16", "arithmetic of the matrix products")
+        DEVICE_OPTIONS(o)
 
 #define SAMPLING_OPTIONS(o)                                                                                            \
     OPTION_GROUP("Sampling"),                                                                                          \
@@ -102,10 +102,11 @@ static inline void inference_text(Inference *x, const InferenceOptions *o, const
 
 /* Loads the model. seed: of the weights where the model is a descriptor such as d12. data: the record shard that it will
  * be run on, or NULL. Ends the program where something is wrong. */
-static inline void inference_open(Inference *x, const InferenceOptions *o, int64_t seed, const Shard *data) {
+static inline void inference_open(Inference *x, InferenceOptions *o, int64_t seed, const Shard *data) {
     Error e;
-    *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input", .backend = backend_cpu()};
-    if (!x->backend->open(&x->device, o->dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
+    *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input"};
+    o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
+    if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &x->backend, &x->device, &e)) die("%s", e.text);
     if (!model_load(&x->model, &x->file, o->checkpoint, NULL, false, x->backend, x->device, false, (uint64_t)seed, NULL,
                     &e))
         die("%s", e.text);

@@ -149,6 +149,44 @@ static inline PolicyStats policy_stats(void) {
     return s;
 }
 
+enum { POLICY_STATS_SUMS = 15, POLICY_STATS_MAXIMA = 7 };
+
+/* The sums and the maxima among them one after another, to be put together with those of other answers. */
+static inline void policy_stats_split(const PolicyStats *s, double *sum, double *most) {
+    const double sums[POLICY_STATS_SUMS] = {s->sequences, s->counted, s->tokens,     s->loss,    s->policy_loss,
+                                            s->kl,        s->entropy, s->low,        s->high,    s->region,
+                                            s->phi,       s->ratio,   s->square_log, s->sampled, s->sampler_gap};
+    const double maxima[POLICY_STATS_MAXIMA] = {-s->low_min,        s->high_max, s->ratio_max,  s->ratio_gap,
+                                                s->sampler_gap_max, s->has_kl,   s->has_entropy};
+    memcpy(sum, sums, sizeof sums), memcpy(most, maxima, sizeof maxima);
+}
+
+static inline PolicyStats policy_stats_join(const double *sum, const double *most) {
+    const PolicyStats s = {.sequences = sum[0],
+                           .counted = sum[1],
+                           .tokens = sum[2],
+                           .loss = sum[3],
+                           .policy_loss = sum[4],
+                           .kl = sum[5],
+                           .entropy = sum[6],
+                           .low = sum[7],
+                           .high = sum[8],
+                           .region = sum[9],
+                           .phi = sum[10],
+                           .ratio = sum[11],
+                           .square_log = sum[12],
+                           .sampled = sum[13],
+                           .sampler_gap = sum[14],
+                           .low_min = -most[0],
+                           .high_max = most[1],
+                           .ratio_max = most[2],
+                           .ratio_gap = most[3],
+                           .sampler_gap_max = most[4],
+                           .has_kl = most[5] > 0,
+                           .has_entropy = most[6] > 0};
+    return s;
+}
+
 /* -- the loss of one token ---------------------------------------------------------------------------------------- */
 
 /* l and its derivatives: with respect to log pi where rho is held, and with respect to rho. */

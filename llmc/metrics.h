@@ -57,6 +57,7 @@ typedef struct Metrics {
     double *values;
     size_t count, capacity;
     double clock, reported, carried; /* monotonic: of opening, of the last report; seconds run in earlier parts */
+    bool quiet;                      /* print nothing: a rank that is not the first */
     /* the moving line */
     bool terminal, shown;
     double interval; /* seconds between two drawings of the progress line, 0.1 unless set after metrics_open */
@@ -319,6 +320,7 @@ static inline void metrics_clear(Metrics *m) {
 /* Prints a line on standard error, above the moving one. */
 PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format, ...) {
     va_list args;
+    if (m->quiet) return;
     va_start(args, format);
     metrics_clear(m);
     vfprintf(stderr, format, args);
@@ -370,7 +372,7 @@ static inline void metrics_draw(char *line, size_t size, int width, int64_t step
  * average that weighs the last fifty steps most. May be called at any time, also within a step: at most ten times a second
  * it draws. text (what is going on, or the last numbers) may be NULL. steps is 0 when the end is not known. */
 static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, const char *text) {
-    if (!m->terminal) return;
+    if (!m->terminal || m->quiet) return;
     const double now = metrics_clock(CLOCK_MONOTONIC), decay = 0.98;
     const int64_t passed = step - m->progress_step;
     if (m->progress_step < 0 || passed < 0) m->progress_step = step, m->step_clock = now;

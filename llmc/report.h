@@ -17,6 +17,7 @@
 #include "html.h"
 #include "io.h"
 #include "report_curves.h"
+#include "report_overoptimisation.h"
 #include <time.h>
 
 enum { REPORT_SHOWN = 8, REPORT_PROMPTS = 64, REPORT_TEXT = 6000 }; /* prompts at once, in all; bytes of a completion */
@@ -513,6 +514,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     CurveList curves = curve_list(h);
     report_head(f, h, &curves, running);
     report_final(f, h, &curves);
+    report_overoptimisation(f, h);
     report_curves(f, &curves);
     report_samples(f, h);
     report_config(f, h);

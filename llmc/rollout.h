@@ -87,6 +87,10 @@ typedef struct Rollout {
     Ints *history;       /* on the device, (targets, prompt_max + new_max); NULL until a penalty asks for it */
     int32_t *history_host, *history_len;
     int64_t steps, tokens; /* model calls and tokens drawn so far */
+    /* Draws instead of gpt2_decode(), with its arguments, where tokens come from more than one model (mixture.h); or NULL. */
+    void (*decode)(void *context, const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
+                   const DecodeStep *step);
+    void *decode_context;
 } Rollout;
 
 static inline void completion_free(Completion *c) {
@@ -288,7 +292,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         DecodeStep step = {
             .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
         if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
-        gpt2_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
+        if (r->decode) r->decode(r->decode_context, r->model, &r->work, &r->kv, &r->batch, how, &step);
+        else gpt2_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
         if (!gpt2_sync(r->model, e)) return false;
         r->steps++, r->tokens += r->batch.targets;
         for (int t = 0; t < r->batch.targets; t++) {

@@ -17,6 +17,7 @@
  *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
  *   preference  int32[3] tokens of prompt, chosen, rejected, then float32 margin; T ids
  *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0
+ *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
  *
  * Owns: writing, reading whole into memory, and checking all of it before any record is handed out: magic, version,
  * every size against the file's length before memory is taken, the index, every length, NUL and token id, and the
@@ -39,14 +40,15 @@
 
 enum { SHARD_VERSION = 1, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
 
-typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP } RecordKind;
+typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED } RecordKind;
 
 typedef struct Record {
     int32_t *tokens, count; /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ chosen ++ rejected;
-                               STEP: prompt ++ solution */
+                               STEP: prompt ++ solution; UNPAIRED: prompt ++ completion */
     uint8_t *mask;          /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
                                label + 1, else 0; other kinds NULL */
     int32_t prompt, chosen, rejected;          /* tokens of each part (PROMPT: prompt == count; CHAT: 0) */
+    int32_t label;                             /* UNPAIRED: is the completion good? 1, 0 */
     float margin;                              /* PREFERENCE: how much better the chosen one is, 0 when not known */
     const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
                                                   JSON object; "" when absent. They point into the shard */
@@ -79,6 +81,7 @@ static inline const char *record_kind_name(RecordKind kind) {
     case RECORD_PROMPT: return "prompt";
     case RECORD_PREFERENCE: return "preference";
     case RECORD_STEP: return "step";
+    case RECORD_UNPAIRED: return "unpaired";
     }
     return "unknown";
 }
@@ -95,7 +98,7 @@ static inline void record_free(Record *r) {
 /* Where the parts of an encoded record lie. */
 typedef struct RecordParts {
     const uint8_t *ids, *mask;
-    int32_t prompt, chosen, rejected;
+    int32_t prompt, chosen, rejected, label;
     float margin;
     const char *text[4];
 } RecordParts;
@@ -127,7 +130,7 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
     uint32_t length[4] = {0};
     *parts = (RecordParts){.text = {"", "", "", ""}};
     if (tokens < 1 || tokens > INT32_MAX) return "has no tokens, or too many";
-    const size_t head_bytes = kind == RECORD_CHAT ? 0 : kind == RECORD_STEP ? 4 : 16;
+    const size_t head_bytes = kind == RECORD_CHAT ? 0 : kind == RECORD_STEP ? 4 : kind == RECORD_UNPAIRED ? 8 : 16;
     if (!(head = record_take(&p, &bytes, head_bytes))) return "is too short for its head";
     if (!(parts->ids = record_take(&p, &bytes, (size_t)tokens * (size_t)token_bytes)))
         return "is too short for its tokens";
@@ -159,6 +162,12 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
         if (parts->prompt < 0 || (uint32_t)parts->prompt > tokens) return "has a prompt longer than its tokens";
         if (!(parts->mask = record_take(&p, &bytes, tokens))) return "is too short for its labels";
         break;
+    case RECORD_UNPAIRED:
+        memcpy(&parts->prompt, head, 4);
+        memcpy(&parts->label, head + 4, 4);
+        if (parts->prompt < 0 || (uint32_t)parts->prompt >= tokens) return "has no token after its prompt";
+        if (parts->label < 0 || parts->label > 1) return "has a label that is neither 0 nor 1";
+        break;
     }
     return bytes ? "has bytes left over" : NULL;
 }
@@ -181,8 +190,8 @@ static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e
     if (!reader_read(r, h, sizeof h, "header", e) || !magic_check(r->name, h[0], MAGIC_RECORDS, e)) return false;
     if (h[1] != SHARD_VERSION)
         return error_set(e, "%s: record shard of version %d, expected %d", r->name, (int)h[1], SHARD_VERSION);
-    if (h[2] < RECORD_CHAT || h[2] > RECORD_STEP)
-        return error_set(e, "%s: kind of record is %d, expected 1 to 4", r->name, (int)h[2]);
+    if (h[2] < RECORD_CHAT || h[2] > RECORD_UNPAIRED)
+        return error_set(e, "%s: kind of record is %d, expected 1 to 5", r->name, (int)h[2]);
     if (h[3] < 1 || h[3] > SHARD_VOCAB_MAX)
         return error_set(e, "%s: vocabulary is %d, expected 1 to %d", r->name, (int)h[3], SHARD_VOCAB_MAX);
     if (h[4] != (h[3] > 65536 ? 4 : 2))
@@ -311,7 +320,8 @@ static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) 
     if (s->kind == RECORD_CHAT)
         for (int32_t k = 0; k < r->count; k++) r->mask[k] = parts.mask[k / 8] >> k % 8 & 1;
     if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);
-    r->prompt = parts.prompt, r->chosen = parts.chosen, r->rejected = parts.rejected, r->margin = parts.margin;
+    r->prompt = parts.prompt, r->chosen = parts.chosen, r->rejected = parts.rejected;
+    r->label = parts.label, r->margin = parts.margin;
     r->text = parts.text[0], r->task = parts.text[1], r->answer = parts.text[2], r->fields = parts.text[3];
     return true;
 }
@@ -347,7 +357,7 @@ static inline void shard_abort(ShardWriter *w) {
  * chat_template: its text, may be NULL. Both are copied. */
 static inline bool shard_create(ShardWriter *w, const char *path, RecordKind kind, int32_t vocab, const void *tokenizer,
                                 size_t tokenizer_bytes, const char *chat_template, Error *e) {
-    assert(kind >= RECORD_CHAT && kind <= RECORD_STEP);
+    assert(kind >= RECORD_CHAT && kind <= RECORD_UNPAIRED);
     *w = (ShardWriter){.out.fd = -1, .kind = kind, .vocab = vocab, .token_bytes = vocab > 65536 ? 4 : 2};
     if (vocab < 1 || vocab > SHARD_VOCAB_MAX)
         return error_set(e, "%s: vocabulary is %d, expected 1 to %d", path, (int)vocab, SHARD_VOCAB_MAX);
@@ -364,6 +374,8 @@ static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (r->count < 1) return "has no tokens";
     if ((kind == RECORD_CHAT || kind == RECORD_STEP) && !r->mask) return "has no mask";
     if (kind == RECORD_STEP && (r->prompt < 0 || r->prompt > r->count)) return "has a prompt longer than its tokens";
+    if (kind == RECORD_UNPAIRED && (r->prompt < 0 || r->prompt >= r->count)) return "has no token after its prompt";
+    if (kind == RECORD_UNPAIRED && r->label != 0 && r->label != 1) return "has a label that is neither 0 nor 1";
     if (kind != RECORD_PREFERENCE) return NULL;
     if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "lacks a chosen or a rejected answer";
     if ((int64_t)r->prompt + r->chosen + r->rejected != r->count) return "has lengths that do not add up";
@@ -405,7 +417,9 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     }
     const size_t start = w->payload_bytes;
     if (w->kind == RECORD_PROMPT) shard_append(w, length, sizeof length);
-    if (w->kind == RECORD_PREFERENCE || w->kind == RECORD_STEP) shard_append(w, &r->prompt, 4);
+    if (w->kind == RECORD_PREFERENCE || w->kind == RECORD_STEP || w->kind == RECORD_UNPAIRED)
+        shard_append(w, &r->prompt, 4);
+    if (w->kind == RECORD_UNPAIRED) shard_append(w, &r->label, 4);
     if (w->kind == RECORD_PREFERENCE) {
         shard_append(w, &r->chosen, 4);
         shard_append(w, &r->rejected, 4);

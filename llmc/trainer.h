@@ -8,12 +8,20 @@
  *     trainer_log()       a line and a record a step
  *     trainer_save()      the checkpoint, the best one, the state to resume from; trainer_close()
  *
+ * A trainer runs on many ranks (dist.h) where it shares its batch out. Rank 0 prints and writes; of the functions here
+ * those that say so are collective: every rank calls them at the same place. In a step:
+ *
+ *     trainer_share()     who does which part of the batch; t->dist.rank is this one
+ *     trainer_micros()    how many backward passes this rank will make; then it makes them
+ *     trainer_total()     sums over the ranks: the loss, counts; then trainer_update()
+ *
  * Counters that a resumed run needs are kept as a JSON object in the state; each trainer adds its own (t->state).
  */
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
-#include "cpu.h"
+#include "cuda_loader.h"
+#include "dist_grads.h"
 #include "metrics.h"
 #include "model_file.h"
 #include "model_text.h"
@@ -26,18 +34,22 @@ typedef struct TrainerOptions {
     const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
     int64_t layers, heads, width, vocab, context;
     int64_t seed, recompute, micro_tokens, steps, save_steps, logging_steps, max_bad_steps;
-    int dtype, output_dtype, schedule, decay_kind;
+    int device, dtype, output_dtype, schedule, decay_kind;
     double learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, warmup, min_lr_rate, decay;
+    int64_t zero;
+    double dist_timeout;
 } TrainerOptions;
 
 static inline TrainerOptions trainer_defaults(double learning_rate) {
-    TrainerOptions o = {.seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
+    TrainerOptions o = {.dtype = DTYPE_AUTO, .seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
     o.learning_rate = learning_rate, o.beta1 = 0.9, o.beta2 = 0.999, o.eps = 1e-8, o.max_grad_norm = 1;
-    o.schedule = SCHEDULE_LINEAR, o.decay = 0.1;
+    o.schedule = SCHEDULE_LINEAR, o.decay = 0.1, o.dist_timeout = 600;
     return o;
 }
 
-#define TRAINER_MODEL_OPTIONS(o)                                                                                       \
+/* recompute_letter: 'r' as llm.c has it, or 0 where a program has another use for it. */
+#define TRAINER_MODEL_OPTIONS(o) TRAINER_MODEL_OPTIONS_WITH(o, 'r')
+#define TRAINER_MODEL_OPTIONS_WITH(o, recompute_letter)                                                                \
     OPTION_GROUP("Model"),                                                                                             \
         OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                        \
                     "model to start from: a checkpoint, - or d12 (random)"),                                           \
@@ -46,8 +58,8 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
         OPTION_INT("width", 0, &(o).width, 0, 65536, "channels; 0: 64 a layer"),                                       \
         OPTION_INT("vocab", 0, &(o).vocab, 0, 4194176, "vocabulary of a new model; 0: the data's"),                    \
         OPTION_INT("context", 't', &(o).context, 0, 1048576, "most positions of a new model; 0: 1024"),                \
-        OPTION_CHOICE("dtype", 0, &(o).dtype, "float32|bf16", "arithmetic of the matrix products"),                    \
-        OPTION_INT("recompute", 'r', &(o).recompute, 0, 2,                                                             \
+        DEVICE_OPTIONS(o),                                                                                             \
+        OPTION_INT("recompute", recompute_letter, &(o).recompute, 0, 2,                                                \
                    "to save memory, recompute 0 nothing, 1 layernorm and GELU, 2 whole layers"),                       \
         OPTION_INT("micro-tokens", 'b', &(o).micro_tokens, 16, 1 << 24,                                                \
                    "token budget of a micro-batch: memory depends on it, results only by rounding"),                   \
@@ -67,7 +79,12 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
         OPTION_REAL("adam-epsilon", 0, &(o).eps, 1e-20, 1, "added to the root of the second moment"),                  \
         OPTION_REAL("max-grad-norm", 0, &(o).max_grad_norm, 0, 1e9, "clip the global gradient norm; 0: do not"),       \
         OPTION_INT("max-bad-steps", 0, &(o).max_bad_steps, 0, 1e9,                                                     \
-                   "stop after more steps than this were skipped for NaN or infinity")
+                   "stop after more steps than this were skipped for NaN or infinity"),                                \
+        OPTION_GROUP("Ranks"),                                                                                         \
+        OPTION_INT("zero", 'z', &(o).zero, 0, 2,                                                                       \
+                   "share out among the ranks: 1 the optimizer's state, 2 also gradients"),                            \
+        OPTION_REAL("dist-timeout", 0, &(o).dist_timeout, 0.1, 1e6,                                                    \
+                    "seconds that a rank may keep the others waiting before the run ends")
 
 #define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
     OPTION_GROUP("Output"),                                                                                            \
@@ -89,20 +106,25 @@ typedef struct Trainer {
     GPT2 model;
     ModelFile file;
     Optimizer optimizer;
+    Dist dist;
+    DistGrads grads;
     ModelText text;
     Schedule schedule;
     Metrics metrics;
-    json_t *state;     /* the trainer's own counters, saved and resumed */
-    int64_t step;      /* optimizer steps, skipped ones among them */
-    int64_t bad_steps; /* skipped for NaN or infinity */
-    int64_t tokens;    /* trained on so far */
-    double flops;      /* of this step, for the share of the peak */
-    double gemm_peak;  /* FLOP/s */
-    size_t predicted;  /* bytes */
-    double step_start; /* seconds */
+    json_t *state;       /* the trainer's own counters, saved and resumed */
+    int64_t step;        /* optimizer steps, skipped ones among them */
+    int64_t bad_steps;   /* skipped for NaN or infinity */
+    int64_t tokens;      /* trained on so far */
+    double flops;        /* of this step, for the share of the peak */
+    double gemm_peak;    /* FLOP/s */
+    double nominal_peak; /* the maker's figure, 0: not known */
+    size_t predicted;    /* bytes */
+    double step_start;   /* seconds */
     bool last_bad;
     OptimizerResult update;
-    double learning_rate; /* of the last step */
+    double learning_rate;                                /* of the last step */
+    void (*save_beside)(void *beside, const char *path); /* writes what a state at `path` needs beside it; or NULL */
+    void *beside;
 } Trainer;
 
 /* FLOPs of a forward pass: 2 a multiply-add; attention counted over the pairs that are computed. Backward is twice that. */
@@ -153,9 +175,11 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     int in = 0, out = 0;
     for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
     for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
+    const Launch launch = launch_of_environment();
+    if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
     if (in > 1) usage_error("-: standard input can be one file only");
     if (out > 1) usage_error("-: standard output can be one file only");
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3 && !launch.rank; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
         if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
             continue; /* a fifo's reader would take this for the end */
@@ -163,6 +187,66 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
         writer_abort(&w);
     }
 }
+
+/* ---- ranks ----------------------------------------------------------------------------------------------------- */
+
+static inline char *trainer_state_path(const Trainer *t);
+
+/* After a collective call failed: one rank says why, all end. */
+static inline NORETURN void trainer_lost(Trainer *t, const Error *e) {
+    const struct timespec grace = {.tv_sec = 5};
+    if (!dist_speaks(&t->dist) && nanosleep(&grace, NULL)) _exit(1); /* a signal: whoever spoke ends this rank, too */
+    metrics_clear(&t->metrics);
+    char *state = trainer_state_path(t);
+    const bool there = state && !access(state, R_OK);
+    fprintf(stderr, "%s: %s; the run ends in step %lld%s%s\n", program_invocation_short_name, e->text,
+            (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "");
+    dist_abort(&t->dist, 1);
+}
+
+/* Sums over the ranks; x: (n). Collective, as the two that follow. */
+static inline void trainer_sums(Trainer *t, double *x, int n) {
+    Error e;
+    if (!dist_sum(&t->dist, x, n, &e)) trainer_lost(t, &e);
+}
+
+static inline double trainer_total(Trainer *t, double x) {
+    trainer_sums(t, &x, 1);
+    return x;
+}
+
+static inline void trainer_maxima(Trainer *t, double *x, int n) {
+    Error e;
+    if (!dist_max(&t->dist, x, n, &e)) trainer_lost(t, &e);
+}
+
+/* Every rank has its own stretch of an array right (see dist_complete); then all have all. Collective. */
+static inline void trainer_complete(Trainer *t, void *array, const int64_t *first, size_t size) {
+    Error e;
+    if (!dist_complete(&t->dist, array, first, size, &e)) trainer_lost(t, &e);
+}
+
+/* Ends the run where a rank has another value than rank 0: of what, and of which file or option. Collective. */
+static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
+    Error e;
+    int rank;
+    if (!dist_same(&t->dist, value, &rank, &e)) trainer_lost(t, &e);
+    if (rank >= 0 && t->dist.rank == 0) die("%s: rank %d has another one than rank 0", what, rank);
+    if (rank >= 0) pause(); /* until the launcher ends this rank */
+}
+
+/* Who does which of n parts of the batch: owner[i]; cost: tokens. */
+static inline void trainer_share(const Trainer *t, const double *cost, int64_t n, int32_t *owner) {
+    dist_share(cost, n, t->dist.ranks, owner);
+}
+
+/* Before the backward passes of a step: how many this rank will make. Collective. */
+static inline void trainer_micros(Trainer *t, int64_t micros) {
+    Error e;
+    if (!dist_grads_begin(&t->grads, micros, &e)) trainer_lost(t, &e);
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------- */
 
 /* Does the shard hold tokens of this model? */
 static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
@@ -200,13 +284,14 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
 }
 
 /* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */
-static inline void trainer_open(Trainer *t, const char *program, const TrainerOptions *o, const Shard *data,
+static inline void trainer_open(Trainer *t, const char *program, TrainerOptions *o, const Shard *data,
                                 bool value_head) {
     Error e;
-    *t = (Trainer){.o = *o, .program = program, .backend = backend_cpu(), .state = json_object()};
+    o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
+    *t = (Trainer){.o = *o, .program = program, .state = json_object()};
     if (!o->checkpoint && !o->layers && !o->resume) usage_error("-c/--checkpoint: which model?");
     if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give one of them");
-    if (!t->backend->open(&t->device, o->dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
+    if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &t->backend, &t->device, &e)) die("%s", e.text);
     GPT2Config shape, descriptor;
     bool ok = true;
     const GPT2Config *new_shape = trainer_shape(o, data->vocab, &shape);
@@ -216,14 +301,19 @@ static inline void trainer_open(Trainer *t, const char *program, const TrainerOp
         new_shape = &shape;
     }
     const char *from = o->resume ? o->resume : o->checkpoint;
-    if (!model_load(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device, true,
-                    (uint64_t)o->seed, &t->optimizer, &e))
+    if (!dist_open(&t->dist, o->dist_timeout, t->backend, t->device, &e)) die("%s", e.text);
+    const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
+    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device,
+                          true, (uint64_t)o->seed, &t->optimizer, share, &e))
         die("%s", e.text);
+    dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
         warn("%s: %d tokens are new to the model, special ones of a chat template as a rule; they take padding rows",
              data->name, data->vocab - t->model.config.vocab);
+        const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
         gpt2_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
+        optimizer_take_weights(&t->optimizer, &t->model, before * C, ((size_t)data->vocab - before) * C);
     }
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
@@ -236,26 +326,36 @@ static inline void trainer_open(Trainer *t, const char *program, const TrainerOp
     t->optimizer.weight_decay = o->weight_decay, t->optimizer.max_grad_norm = o->max_grad_norm;
     if (o->resume) trainer_resume(t, data);
     else if (t->file.trainer) { /* a state taken as a model: the optimizer begins anew */
-        t->backend->zero(t->device, t->optimizer.m, t->model.parameters * sizeof(float));
-        t->backend->zero(t->device, t->optimizer.v, t->model.parameters * sizeof(float));
+        t->backend->zero(t->device, t->optimizer.m, t->optimizer.count * sizeof(float));
+        t->backend->zero(t->device, t->optimizer.v, t->optimizer.count * sizeof(float));
     }
     json_object_set_new(t->state, "shard", trainer_shard_name(data));
-    if (!metrics_open(&t->metrics, program, o->metrics, o->tensorboard, o->report, o->resume ? t->step : -1, &e))
+    const bool speaks = t->dist.rank == 0;
+    if (!metrics_open(&t->metrics, program, speaks ? o->metrics : NULL, speaks ? o->tensorboard : NULL,
+                      speaks ? o->report : NULL, o->resume ? t->step : -1, &e))
         die("%s", e.text);
+    t->metrics.quiet = !speaks;
+    trainer_agree(t, t->file.hash, from ? from : "model");
+    trainer_agree(t, XXH3_64bits(data->payload, data->payload_bytes), data->name);
+}
+
+/* Options that say where and how, not what: they change no result. */
+static inline bool trainer_place(const char *option) {
+    static const char *const places[] = {"output",      "state",  "best",         "resume",    "metrics",
+                                         "tensorboard", "report", "micro-tokens", "recompute", "logging-steps",
+                                         "save-steps",  "zero",   "dist-timeout"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        if (!strcmp(option, places[i])) return true;
+    return false;
 }
 
 /* The lineage gets an entry for this stage: its options and the parent's hash. A resumed run has it from its state, and
  * options that were not given again stay; so the file that comes out does not tell where the run was interrupted. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
     json_t *options = json_object(), *entry = json_object();
-    static const char *const places[] = {"output",    "state",         "best",      "resume",
-                                         "metrics",   "tensorboard",   "report",    "micro-tokens",
-                                         "recompute", "logging-steps", "save-steps"};
     for (const Option *o = table; o->kind != OPT_END; o++) {
         char value[256];
-        bool place = o->kind == OPT_GROUP;
-        for (size_t i = 0; i < sizeof places / sizeof *places; i++) place |= !strcmp(o->name, places[i]);
-        if (place) continue;
+        if (o->kind == OPT_GROUP || trainer_place(o->name)) continue;
         option_value(o, value, sizeof value);
         if (value[0]) json_object_set_new(options, o->name, json_string(value));
     }
@@ -273,33 +373,49 @@ static inline void trainer_lineage(Trainer *t, const Option *table) {
     json_array_append_new(t->file.lineage, entry);
 }
 
+static inline uint64_t trainer_options_hash(const Option *table) {
+    uint64_t hash = 0;
+    char value[512];
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP || trainer_place(o->name)) continue;
+        option_value(o, value, sizeof value);
+        hash = XXH3_64bits_withSeed(value, strlen(value), hash);
+    }
+    return hash;
+}
+
 /* The configuration, the model, and the memory that it will take: rows, the micro-batch's; more: bytes of what else the
  * trainer allocates (a reference, rollouts). */
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
     const GPT2Config *c = &t->model.config;
     const Backend *b = t->backend;
-    const size_t model = gpt2_model_bytes(c, b, true), moments = optimizer_bytes(c, b);
+    const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
+                 moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o.recompute);
     const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, gpt2_widest(c), c->padded_vocab);
-    t->predicted = program_peak_memory() + work + scratch + more;
-    t->gemm_peak = b->gemm_peak(t->device);
+    t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
+    t->gemm_peak = trainer_total(t, b->gemm_peak(t->device));
+    t->nominal_peak = b->nominal_peak ? trainer_total(t, b->nominal_peak(t->device)) : 0;
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
-    options_print(table);
+    trainer_agree(t, trainer_options_hash(table), "options");
+    if (t->dist.rank == 0) options_print(table);
     for (const Option *o = table; o->kind != OPT_END; o++) {
         option_value(o, text, sizeof text);
         metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
     }
     snprintf(text, sizeof text, "%d layers, %d heads, width %d, vocabulary %d, context %d: %.3g M parameters",
              c->layers, c->heads, c->width, c->vocab, c->context, (double)t->model.parameters * 1e-6);
-    fprintf(stderr, "model   %s\n", text);
+    metrics_line(&t->metrics, "model   %s", text);
     metrics_header(&t->metrics, text);
-    fprintf(stderr,
-            "memory  weights and gradients %s, optimizer %s, activations %s, scratch %s, rest %s; peak about %s\n",
-            program_bytes(a, model), program_bytes(d, moments), program_bytes(f, work), program_bytes(g, scratch),
-            program_bytes(h, more), program_bytes(i, t->predicted));
-    snprintf(text, sizeof text, "%s, %d threads, %s, %.0f GFLOP/s measured", b->name, omp_get_max_threads(),
+    metrics_line(&t->metrics,
+                 "memory  weights and gradients %s, optimizer %s, activations %s, scratch %s, rest %s; peak about %s",
+                 program_bytes(a, model), program_bytes(d, moments), program_bytes(f, work), program_bytes(g, scratch),
+                 program_bytes(h, more), program_bytes(i, t->predicted));
+    char ranks[32] = "";
+    if (t->dist.ranks > 1) snprintf(ranks, sizeof ranks, "%d ranks of ", t->dist.ranks);
+    snprintf(text, sizeof text, "%s, %s%d threads, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
              t->o.dtype ? "bf16" : "float32", t->gemm_peak * 1e-9);
-    fprintf(stderr, "device  %s\n", text);
+    metrics_line(&t->metrics, "device  %s", text);
     metrics_header(&t->metrics, text);
     trainer_lineage(t, table);
 }
@@ -320,17 +436,18 @@ static inline void trainer_begin_step(Trainer *t) {
     t->flops = 0;
 }
 
-/* One optimizer step from the gradients that backward passes left. A loss or gradient that is not finite changes nothing
- * and is counted; too many end the run. */
+/* One optimizer step from the gradients that backward passes left, of all ranks; loss: of all, too. A loss or gradient that
+ * is not finite changes nothing and is counted; too many end the run. Collective. */
 static inline void trainer_update(Trainer *t, double loss) {
     Error e;
+    if (t->dist.ranks > 1 && !t->grads.begun) die("it does not know how to share its work among ranks; start one");
     if (!gpt2_sync(&t->model, &e)) die("%s", e.text);
     t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
     if (t->last_bad) {
-        gpt2_zero_grads(&t->model);
+        if (!dist_grads_discard(&t->grads, &e)) trainer_lost(t, &e);
         t->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
-    } else t->update = optimizer_step(&t->optimizer, &t->model, t->learning_rate);
+    } else if (!dist_grads_update(&t->grads, t->learning_rate, &t->update, &e)) trainer_lost(t, &e);
     t->step++;
     if (!t->update.skipped) return;
     t->bad_steps++;
@@ -341,7 +458,8 @@ static inline void trainer_update(Trainer *t, double loss) {
             (long long)t->bad_steps, (long long)t->o.max_bad_steps);
 }
 
-/* Ends the step: common metrics, the record, the line (`text` holds the method's own part) and the moving line. */
+/* Ends the step: common metrics, the record, the line (`text` holds the method's own part) and the moving line.
+ * Collective. */
 PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const char *format, ...) {
     Error e;
     char text[512];
@@ -349,7 +467,8 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    const double seconds = program_seconds() - t->step_start, peak = t->flops / seconds / t->gemm_peak;
+    const double flops = trainer_total(t, t->flops);
+    const double seconds = program_seconds() - t->step_start, peak = flops / seconds / t->gemm_peak;
     Metrics *m = &t->metrics;
     metrics_set(m, "loss", loss);
     metrics_set(m, "grad_norm", t->update.grad_norm);
@@ -357,12 +476,17 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_set(m, "num_tokens", (double)t->tokens);
     metrics_set(m, "step_time", seconds);
     metrics_set(m, "perf/gemm_peak", peak);
+    char mfu[24] = "";
+    if (t->nominal_peak > 0) {
+        metrics_set(m, "perf/mfu", flops / seconds / t->nominal_peak);
+        snprintf(mfu, sizeof mfu, ", MFU %.1f%%", 100 * flops / seconds / t->nominal_peak);
+    }
     if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
     if (!metrics_step(m, t->step, &e)) die("%s", e.text);
     if (t->step % t->o.logging_steps == 0 || t->step == t->o.steps)
-        metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of GEMM peak",
+        metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of GEMM peak%s",
                      (long long)t->step, (long long)t->o.steps, loss, text, t->update.grad_norm, t->learning_rate,
-                     1e3 * seconds, 100 * peak);
+                     1e3 * seconds, 100 * peak, mfu);
     metrics_progress(m, t->step, t->o.steps, text);
 }
 
@@ -375,14 +499,20 @@ static inline char *trainer_state_path(const Trainer *t) {
     return path;
 }
 
-/* Writes the training state to `path`: with it, --resume goes on as if nothing had happened. */
+/* Writes the training state to `path`: with it, --resume goes on as if nothing had happened, on any number of ranks.
+ * Collective. */
 static inline void trainer_save_state(Trainer *t, const char *path) {
     Error e;
+    if (t->save_beside) t->save_beside(t->beside, path);
     json_object_set_new(t->state, "stage", json_string(t->program));
     json_object_set_new(t->state, "step", json_integer(t->step));
     json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
     json_object_set_new(t->state, "tokens", json_integer(t->tokens));
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
+    if (t->dist.rank) {
+        if (!model_save_beside(&t->model, &t->optimizer, &e)) trainer_lost(t, &e);
+        return;
+    }
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
     metrics_line(&t->metrics, "state written to %s", path);
@@ -390,9 +520,11 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
 }
 
 /* Where a run may be resumed, `steps` after the last such place: writes the state when it is time to, or when a signal
- * asked to stop; true: stop. */
+ * asked any rank to stop; true: stop. Collective. */
 static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
-    const bool stopping = program_stopping();
+    Error e;
+    bool stopping = program_stopping();
+    if (!dist_any(&t->dist, &stopping, &e)) trainer_lost(t, &e);
     const int64_t every = t->o.save_steps;
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t);
@@ -407,6 +539,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
 
 static inline void trainer_save_model(Trainer *t, const char *path) {
     Error e;
+    if (t->dist.rank) return;
     if (!model_save(&t->model, &t->file, path, t->o.output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
 }
 
@@ -415,14 +548,19 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     Error e;
     char a[16], b[16];
     if (!stopped && t->o.output) trainer_save_model(t, t->o.output);
-    metrics_line(&t->metrics, "peak memory %s, predicted %s", program_bytes(a, program_peak_memory()),
+    const bool apart = t->backend->memory_peak != NULL;
+    metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
+                 program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
                  program_bytes(b, t->predicted));
     if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
+    trainer_total(t, 0); /* nobody leaves before all is written */
+    dist_grads_close(&t->grads);
     optimizer_free(&t->optimizer, &t->model);
     gpt2_free(&t->model);
     model_text_close(&t->text);
     model_file_free(&t->file);
     json_decref(t->state);
+    dist_close(&t->dist);
     t->backend->close(t->device);
 }
 

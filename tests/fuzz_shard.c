@@ -31,6 +31,8 @@ static void read_records(const uint8_t *data, size_t n) {
         for (int32_t k = 0; k < r.count; k++) require(r.tokens[k] >= 0 && r.tokens[k] < s.vocab);
         require((r.mask != NULL) == (s.kind == RECORD_CHAT || s.kind == RECORD_STEP));
         require(r.prompt >= 0 && (int64_t)r.prompt + r.chosen + r.rejected <= r.count);
+        require(r.label == 0 || (r.label == 1 && s.kind == RECORD_UNPAIRED));
+        require(s.kind != RECORD_UNPAIRED || r.prompt < r.count);
         total += r.count;
         require(shard_add(&w, &r, &e));
     }

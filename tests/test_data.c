@@ -379,6 +379,64 @@ static void test_steps(void **state) {
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --step-separator ''", "step 0 is empty");
 }
 
+/* ---- unpaired -------------------------------------------------------------------------------------------------- */
+
+static void assert_label(const Shard *s, int64_t i, int prompt, int label) {
+    Error e;
+    Record r = {0};
+    assert_true(shard_record(s, i, &r, &e));
+    assert_int_equal(r.prompt, prompt);
+    assert_int_equal(r.label, label);
+    record_free(&r);
+}
+
+static void test_unpaired(void **state) {
+    (void)state;
+    put("a.jsonl", "{\"prompt\":\"2+2=\",\"completion\":\"4\",\"label\":true}\n"
+                   "{\"prompt\":\"2+3=\",\"completion\":\"four\",\"label\":0}\n");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
+    Shard s = open_shard("a.shard", RECORD_UNPAIRED, 2);
+    assert_record(&s, 0, "2+2=4<|endoftext|>");
+    assert_record(&s, 1, "2+3=four<|endoftext|>");
+    assert_label(&s, 0, 4, 1), assert_label(&s, 1, 4, 0);
+    shard_close(&s);
+    run(0, "data/show $T/a.shard");
+    assert_holds(out, "record 0: prompt of 4 tokens, completion of 2: good\n2+2=⟦4<|endoftext|>⟧\n");
+    assert_holds(out, "record 1: prompt of 4 tokens, completion of 5: bad\n");
+    assert_holds(out, "good: 1 of 2, 50.0 %");
+    run(0, "data/show -aj $T/a.shard");
+    assert_holds(out, "{\"prompt\":\"2+3=\",\"completion\":\"four<|endoftext|>\",\"label\":false,\"prompt_tokens\":4,");
+    /* the limit takes the end of an answer, or the record */
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6");
+    assert_holds(said, "lost their end to --max-tokens, and with it the stop token: 1 ");
+    s = open_shard("a.shard", RECORD_UNPAIRED, 2);
+    assert_record(&s, 1, "2+3=fo");
+    shard_close(&s);
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6 --truncation drop");
+    s = open_shard("a.shard", RECORD_UNPAIRED, 1);
+    shard_close(&s);
+    /* messages, and a field of another name; a label that is neither makes a conversation */
+    put("b.jsonl", "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"completion\":[{\"role\":\"assistant\","
+                   "\"content\":\"a\"}],\"good\":false}\n");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --label-field good");
+    s = open_shard("b.shard", RECORD_UNPAIRED, 1);
+    assert_record(&s, 0, "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>");
+    assert_label(&s, 0, 20, 0);
+    shard_close(&s);
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard -k chat");
+    s = open_shard("b.shard", RECORD_CHAT, 2);
+    shard_close(&s);
+    put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\",\"label\":\"news\"}\n");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard");
+    s = open_shard("b.shard", RECORD_CHAT, 1);
+    shard_close(&s);
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is a text, expected true");
+    put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is absent");
+    put("b.jsonl", "{\"prompt\":\"q\",\"label\":1}\n");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'completion': is absent");
+}
+
 /* ---- text ------------------------------------------------------------------------------------------------------ */
 
 static void assert_tokens(const char *name, const char *want) {
@@ -748,6 +806,7 @@ int main(void) {
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_preferences),
         cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_unpaired),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_split),
         cmocka_unit_test(test_bad_lines),

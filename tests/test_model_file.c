@@ -38,6 +38,7 @@ static GPT2 sample_model(GPT2Config c, ModelFile *f, uint64_t seed) {
     f->tokenizer_bytes = 300, f->tokenizer = xmalloc(300);
     for (int i = 0; i < 300; i++) ((uint8_t *)f->tokenizer)[i] = (uint8_t)(i * 7); /* zeros inside */
     f->chat_template = xstrdup("<|{role}|>\n{content}\xe2\x82\xac");
+    f->reward = xstrdup("{\"mean\":0.25}"); /* kept with a value head only */
     return m;
 }
 
@@ -76,6 +77,7 @@ static void assert_same_company(const ModelFile *a, const ModelFile *b) {
     assert_int_equal(a->tokenizer_bytes, b->tokenizer_bytes);
     assert_memory_equal(a->tokenizer, b->tokenizer, a->tokenizer_bytes);
     assert_string_equal(a->chat_template, b->chat_template);
+    assert_true(b->reward ? b->head && !strcmp(a->reward, b->reward) : !b->head);
     assert_true(json_equal(a->lineage, b->lineage));
 }
 

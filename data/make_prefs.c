@@ -1,0 +1,335 @@
+/* make_prefs.c - synthetic preferences with a known truth: pairs, labelled answers and solutions by steps, as JSON lines.
+ *
+ * A hidden rule (llmc/gold.h) scores every answer; the better of two is the one that it scores higher. Labels can be made
+ * noisy: swapped at a rate, or drawn from a Bradley-Terry model of the scores. The same program scores completions by the
+ * rule, as a reward program, so that reward models and what policies make of them are measured against the truth.
+ *
+ *   --format     a line
+ *   preference   {"prompt","chosen","rejected"} and with --margin "margin": the scores' difference
+ *   unpaired     {"prompt","completion","label"}    good: above the median score (rule sum: right)
+ *   step         {"prompt","completions","labels"}  a sum worked out step by step; after a wrong step all are wrong
+ *   chat         {"prompt","completion"}            answers as they are drawn, for a policy to start from
+ *   prompt       {"prompt"}, rule sum with "answer" and "task"
+ *
+ * With the rule `sum` prompts are sums and answers numbers, or with --steps solutions, a step a line; every second one is
+ * wrong. With all others a prompt is some letters and a colon ("cab:"), an answer a string of these letters; its length is
+ * uniform, each letter too. Record i follows from (seed, i); one prompt in ten is held out, whatever the seed.
+ */
+#include "../llmc/gold.h"
+#include "../llmc/io.h"
+#include "../llmc/options.h"
+#include "../llmc/random.h"
+#include "../llmc/text.h"
+#include <jansson.h>
+#include <signal.h>
+
+enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };
+enum { FORMAT_PREFERENCE, FORMAT_UNPAIRED, FORMAT_STEP, FORMAT_CHAT, FORMAT_PROMPT };
+enum { DRAWS_MAX = 10000, MEDIAN_DRAWS = 1001, STEPS_MAX = 64, ANSWER_MAX = 4096 };
+
+static struct {
+    const char *rule, *output;
+    int64_t count, seed, letters, prompt_length, min_length, max_length, digits, terms;
+    int split, format;
+    double flip, temperature;
+    bool margin, steps, score;
+} o = {.rule = "char",
+       .output = "-",
+       .count = 1000,
+       .seed = 1,
+       .letters = 6,
+       .prompt_length = 4,
+       .min_length = 1,
+       .max_length = 12,
+       .digits = 2,
+       .terms = 2};
+
+static const OptionAbout about = {
+    "[options]",
+    "Writes preferences whose truth is known, as JSON lines for make_shard.\n\n"
+    "  make_prefs -n 2000 --rule char | make_shard -i - -o prefs.shard\n"
+    "  make_prefs -n 200 --rule char --split heldout | make_shard -i - -o heldout.shard\n"
+    "  make_prefs -n 2000 --rule char:1,length:-0.5 --flip 0.2 --margin\n"
+    "  make_prefs --rule sum --format step --terms 4 -n 2000 | make_shard -i - -o steps.shard\n"
+    "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
+    "A rule is a weighted sum of char (how often the answer holds the prompt's first letter), char=x, length, repeats and\n"
+    "sum (1 where the sum is right); see llmc/gold.h."};
+
+static const Option table[] = {
+    OPTION_GROUP("Preferences"),
+    OPTION_TEXT("rule", 'r', &o.rule, "SPEC", "what makes an answer good, as char:1,length:-0.5"),
+    OPTION_CHOICE("format", 'f', &o.format, "preference|unpaired|step|chat|prompt", "what a line is"),
+    OPTION_REAL("flip", 0, &o.flip, 0, 1, "share of the labels that are turned around"),
+    OPTION_REAL("temperature", 0, &o.temperature, 0, 1e6,
+                "prefer by chance sigma(difference / temperature); 0: always the higher score"),
+    OPTION_FLAG("margin", 0, &o.margin, "write the difference of the scores as the margin of a pair"),
+    OPTION_FLAG("steps", 0, &o.steps, "rule sum: answers are worked out, a step a line"),
+    OPTION_FLAG("score", 0, &o.score, "score completions: a JSON line in, a number out, as --reward-cmd has it"),
+    OPTION_INT("count", 'n', &o.count, 1, 1e9, "lines"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "the same seed and options give the same bytes"),
+    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all", "one prompt in ten is held out, whatever the seed"),
+    OPTION_GROUP("Prompts and answers"),
+    OPTION_INT("letters", 0, &o.letters, 2, 26, "size of the alphabet, from a on"),
+    OPTION_INT("prompt-length", 0, &o.prompt_length, 2, ANSWER_MAX, "characters of a prompt, its colon one of them"),
+    OPTION_INT("min-length", 0, &o.min_length, 1, ANSWER_MAX, "least characters of an answer"),
+    OPTION_INT("max-length", 0, &o.max_length, 1, ANSWER_MAX, "most characters of an answer"),
+    OPTION_INT("digits", 'd', &o.digits, 1, 9, "rule sum: most digits of an operand"),
+    OPTION_INT("terms", 0, &o.terms, 2, STEPS_MAX, "rule sum: operands"),
+    OPTION_GROUP("Output"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "- is standard output; .zst is compressed"),
+    OPTION_END};
+
+static Gold gold;
+static bool sums; /* the rule has a part `sum`: prompts are sums */
+
+/* ---- prompts and answers --------------------------------------------------------------------------------------- */
+
+typedef struct Prompt {
+    char text[ANSWER_MAX + 1];
+    int64_t term[STEPS_MAX]; /* sums */
+} Prompt;
+
+static int64_t operand(Random *r) {
+    int64_t end = 1;
+    for (int64_t i = 0; i < o.digits; i++) end *= 10;
+    return random_between(r, 0, end - 1);
+}
+
+static char letter(Random *r) { return (char)('a' + random_below(r, (uint64_t)o.letters)); }
+
+static void draw_prompt(Prompt *p, Random *r) {
+    char *at = p->text;
+    if (!sums) {
+        for (int64_t i = 0; i + 1 < o.prompt_length; i++) *at++ = letter(r);
+        strcpy(at, ":");
+        return;
+    }
+    for (int64_t i = 0; i < o.terms; i++)
+        at += sprintf(at, "%lld%c", (long long)(p->term[i] = operand(r)), i + 1 < o.terms ? '+' : '=');
+}
+
+/* A prompt of the split. */
+static bool draw(Prompt *p, Random *r) {
+    for (int i = 0; i < DRAWS_MAX; i++) {
+        draw_prompt(p, r);
+        const bool held_out = XXH3_64bits(p->text, strlen(p->text)) % 10 == 0;
+        if (o.split == SPLIT_ALL || held_out == (o.split == SPLIT_HELDOUT)) return true;
+    }
+    return false;
+}
+
+/* A number near the right one that is not it: off by up to ten, or by a multiple of ten. */
+static int64_t wrong_number(int64_t right, Random *r) {
+    for (;;) {
+        const int64_t off = random_between(r, -10, 10) * (random_below(r, 4) ? 1 : 10);
+        if (off && right + off >= 0) return right + off;
+    }
+}
+
+static int64_t sum_of(const Prompt *p) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < o.terms; i++) sum += p->term[i];
+    return sum;
+}
+
+/* Step i of a solution whose first wrong step is `wrong`: total plus the next term, as "8+5=13". */
+static void draw_step(const Prompt *p, int64_t i, int64_t wrong, int64_t *total, char *step, Random *r) {
+    const int64_t right = *total + p->term[i], said = i == wrong ? wrong_number(right, r) : right;
+    sprintf(step, "%lld+%lld=%lld", (long long)*total, (long long)p->term[i], (long long)said);
+    *total = said;
+}
+
+/* The first wrong step; every second solution has none. */
+static int64_t draw_wrong_step(Random *r) { return random_below(r, 2) ? random_between(r, 1, o.terms - 1) : o.terms; }
+
+/* A solution as one text, a step a line; every second one goes wrong. */
+static void draw_steps(const Prompt *p, char *answer, Random *r) {
+    const int64_t wrong = draw_wrong_step(r);
+    int64_t total = p->term[0];
+    answer[0] = 0;
+    for (int64_t i = 1; i < o.terms; i++, strcat(answer, "\n")) draw_step(p, i, wrong, &total, strchr(answer, 0), r);
+}
+
+static void draw_answer(const Prompt *p, char *answer, Random *r) {
+    if (o.steps) draw_steps(p, answer, r);
+    else if (sums) {
+        const bool right = random_below(r, 2);
+        sprintf(answer, "%lld", (long long)(right ? sum_of(p) : wrong_number(sum_of(p), r)));
+    } else {
+        const int64_t n = random_between(r, o.min_length, o.max_length);
+        for (int64_t i = 0; i < n; i++) answer[i] = letter(r);
+        answer[n] = 0;
+    }
+}
+
+/* ---- labels ---------------------------------------------------------------------------------------------------- */
+
+static bool flipped(Random *r) { return random_real(r) < o.flip; }
+
+/* Is an answer that scores `difference` more preferred? */
+static bool preferred(double difference, Random *r) {
+    const double u = random_real(r);
+    return o.temperature > 0 ? u < 1 / (1 + exp(-difference / o.temperature)) : difference > 0;
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* What an answer must score more than to be good: the median of answers to prompts of all splits, or, where none scores
+ * more, the next score below (with the rule sum: 0, as right answers score 1). */
+static double threshold_score(void) {
+    static double score[MEDIAN_DRAWS];
+    char answer[ANSWER_MAX + 1];
+    Prompt p;
+    for (int i = 0; i < MEDIAN_DRAWS; i++) {
+        Random r = random_start(0, RANDOM_TASK + (uint64_t)i);
+        draw_prompt(&p, &r);
+        draw_answer(&p, answer, &r);
+        score[i] = gold_score(&gold, p.text, answer);
+    }
+    qsort(score, MEDIAN_DRAWS, sizeof *score, by_size);
+    int i = MEDIAN_DRAWS / 2;
+    if (score[i] == score[MEDIAN_DRAWS - 1])
+        while (i > 0 && score[i] == score[MEDIAN_DRAWS - 1]) i--;
+    return score[i];
+}
+
+/* ---- lines ----------------------------------------------------------------------------------------------------- */
+
+typedef struct Tally {
+    int64_t flips, good, labels;
+} Tally;
+
+/* A pair of answers that the rule can tell apart; NULL: the rule finds all alike. */
+static json_t *preference_line(const Prompt *p, Random *r, Tally *t) {
+    char answer[2][ANSWER_MAX + 1];
+    double difference = 0;
+    for (int i = 0; i < DRAWS_MAX && difference == 0; i++) {
+        for (int k = 0; k < 2; k++) draw_answer(p, answer[k], r);
+        difference = gold_score(&gold, p->text, answer[0]) - gold_score(&gold, p->text, answer[1]);
+    }
+    if (difference == 0) return NULL;
+    const bool first = preferred(difference, r), turn = flipped(r);
+    const int chosen = first != turn ? 0 : 1;
+    t->flips += (difference > 0) != (chosen == 0);
+    json_t *line =
+        json_pack("{s:s, s:s, s:s}", "prompt", p->text, "chosen", answer[chosen], "rejected", answer[1 - chosen]);
+    if (o.margin) json_object_set_new(line, "margin", json_real(fabs(difference)));
+    return line;
+}
+
+static json_t *unpaired_line(const Prompt *p, double threshold, Random *r, Tally *t) {
+    char answer[ANSWER_MAX + 1];
+    draw_answer(p, answer, r);
+    const double score = gold_score(&gold, p->text, answer);
+    bool good = preferred(score - threshold, r);
+    if (flipped(r)) good = !good;
+    t->flips += good != (score > threshold), t->good += good, t->labels++;
+    return json_pack("{s:s, s:s, s:b}", "prompt", p->text, "completion", answer, "label", good);
+}
+
+static json_t *step_line(const Prompt *p, Random *r, Tally *t) {
+    json_t *steps = json_array(), *labels = json_array();
+    const int64_t wrong = draw_wrong_step(r);
+    int64_t total = p->term[0];
+    for (int64_t i = 1; i < o.terms; i++) {
+        char step[128];
+        draw_step(p, i, wrong, &total, step, r);
+        const bool turn = flipped(r), good = (i < wrong) != turn;
+        json_array_append_new(steps, json_string(step));
+        json_array_append_new(labels, json_boolean(good));
+        t->flips += turn, t->good += good, t->labels++;
+    }
+    return json_pack("{s:s, s:o, s:o}", "prompt", p->text, "completions", steps, "labels", labels);
+}
+
+static json_t *chat_line(const Prompt *p, Random *r) {
+    char answer[ANSWER_MAX + 1];
+    draw_answer(p, answer, r);
+    return json_pack("{s:s, s:s}", "prompt", p->text, "completion", answer);
+}
+
+static json_t *prompt_line(const Prompt *p) {
+    char answer[32];
+    if (!sums) return json_pack("{s:s}", "prompt", p->text);
+    sprintf(answer, "%lld", (long long)sum_of(p));
+    return json_pack("{s:s, s:s, s:s}", "prompt", p->text, "answer", answer, "task", "add");
+}
+
+static json_t *any_line(const Prompt *p, double threshold, Random *r, Tally *t) {
+    switch (o.format) {
+    case FORMAT_PREFERENCE: return preference_line(p, r, t);
+    case FORMAT_UNPAIRED: return unpaired_line(p, threshold, r, t);
+    case FORMAT_STEP: return step_line(p, r, t);
+    case FORMAT_CHAT: return chat_line(p, r);
+    default: return prompt_line(p);
+    }
+}
+
+static void write_lines(void) {
+    Error e;
+    Writer out;
+    Tally t = {0};
+    Prompt p;
+    const double threshold = o.format == FORMAT_UNPAIRED ? threshold_score() : 0;
+    if (!writer_open(&out, o.output, &e)) die("%s", e.text);
+    for (int64_t i = 0; i < o.count; i++) {
+        Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
+        json_t *line = draw(&p, &r) ? any_line(&p, threshold, &r, &t) : NULL;
+        char *text = line ? checked(json_dumps(line, JSON_COMPACT), 0) : NULL;
+        const bool ok = text ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
+                             : error_set(&e,
+                                         "record %lld: in %d draws none of the split, or no answers that --rule tells "
+                                         "apart; raise the lengths",
+                                         (long long)i, DRAWS_MAX);
+        free(text), json_decref(line);
+        if (ok) continue;
+        writer_abort(&out);
+        die("%s", e.text);
+    }
+    if (!writer_commit(&out, &e)) die("%s", e.text);
+    fprintf(stderr, "make_prefs: %s: %lld lines, rule %s", out.name ? out.name : o.output, (long long)o.count, o.rule);
+    if (o.format <= FORMAT_STEP) fprintf(stderr, " | %lld labels against the rule", (long long)t.flips);
+    if (t.labels) fprintf(stderr, " | good %.1f %%", 100.0 * (double)t.good / (double)t.labels);
+    fputc('\n', stderr);
+}
+
+/* ---- scoring --------------------------------------------------------------------------------------------------- */
+
+/* Completions on standard input, one JSON object a line; a score a line on standard output. */
+static void score_lines(void) {
+    char *line = NULL;
+    size_t size = 0;
+    for (ssize_t n; (n = getline(&line, &size, stdin)) > 0;) {
+        json_t *row = json_loadb(line, (size_t)n, 0, NULL);
+        const char *prompt = json_string_value(json_object_get(row, "prompt"));
+        const char *completion = json_string_value(json_object_get(row, "completion"));
+        if (prompt && completion) printf("%.17g\n", gold_score(&gold, prompt, completion));
+        else puts("null"); /* cannot be scored */
+        json_decref(row);
+        if (fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
+    }
+    free(line);
+}
+
+int main(int argc, char **argv) {
+    Error e;
+    const int first = options_parse(table, &about, argc, argv);
+    if (first < argc) usage_error("%s: takes no words beside its options", argv[first]);
+    if (!gold_parse(&gold, o.rule, &e)) usage_error("--%s", e.text);
+    for (int i = 0; i < gold.count; i++) sums |= gold.part[i].kind == GOLD_SUM;
+    if (o.min_length > o.max_length) usage_error("--min-length: it is above --max-length");
+    if (o.format == FORMAT_STEP && !sums) usage_error("--format step: steps are those of sums; give --rule sum");
+    if (o.margin && o.format != FORMAT_PREFERENCE) usage_error("--margin: goes with --format preference");
+    if (o.format > FORMAT_STEP && (o.flip > 0 || o.temperature > 0))
+        usage_error("--flip and --temperature: there are no labels with --format chat or prompt");
+    if (o.steps && !sums) usage_error("--steps: goes with --rule sum");
+    if (o.format == FORMAT_STEP && o.temperature > 0)
+        usage_error("--temperature: steps are right or wrong; see --flip");
+    signal(SIGPIPE, SIG_IGN);
+    if (o.score) score_lines();
+    else write_lines();
+    return 0;
+}

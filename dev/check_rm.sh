@@ -1,0 +1,97 @@
+#!/bin/sh
+# check_rm.sh - do reward models learn what they should? Four tables on standard output, in about two minutes:
+#
+#   1  a known rule, over three seeds: held-out accuracy, margin, calibration     (fails where accuracy is 90 % or less)
+#   2  accuracy against the share of labels that are turned around: on labels that are right, and on labels as noisy as
+#      those trained on, of which no model can get more than 1 - rate
+#   3  accuracy against the number of pairs
+#   4  sums worked out step by step: outcome and process reward models choose among samples of a policy that is wrong more
+#      often than right
+set -eu
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+make -s train_sft train_rm evaluate data/make_prefs data/make_shard >&2
+rule="--rule char=a:1,length:-0.5"
+status=0
+
+shard() { # NAME OPTIONS OF make_prefs
+    name=$1
+    shift
+    data/make_prefs "$@" 2>/dev/null | data/make_shard -q -i - -o "$work/$name"
+}
+
+# Trains on $work/train; prints figures of evaluate on the shards named: KEY SHARD...
+train() { # SEED OPTIONS
+    seed=$1
+    shift
+    ./train_rm --layers 2 --width 32 --heads 2 --context 64 -i "$work/train" -o "$work/rm" -d 32 -l 3e-3 -u 20 --seed "$seed" \
+        "$@" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
+}
+
+figure() { # KEY SHARD [OPTIONS]
+    key=$1 name=$2
+    shift 2
+    ./evaluate "$@" -i "$work/$name" 2>/dev/null | sed -n "s/.*\"$key\":\([0-9.eE+-]*\).*/\1/p"
+}
+
+echo "| seed | held-out accuracy | margin | log loss | calibration error |"
+echo "|------|-------------------|--------|----------|-------------------|"
+shard held $rule -n 1000 --split heldout
+shard train $rule -n 2000
+for seed in 1 2 3; do
+    train $seed -e 3
+    accuracy=$(figure accuracy held -r "$work/rm")
+    echo "$seed $accuracy $(figure margin held -r "$work/rm") $(figure log_loss held -r "$work/rm")" \
+        "$(figure ece held -r "$work/rm")" |
+        awk '{ printf "| %4d | %15.1f %% | %6.2f | %8.3f | %15.1f %% |\n", $1, 100 * $2, $3, $4, 100 * $5 }'
+    [ "$(echo "$accuracy > 0.9" | awk '{ print ($1 > $3) }')" = 1 ] || status=1
+done
+
+echo
+echo "| labels turned around | accuracy, true labels | accuracy, noisy labels | possible |"
+echo "|----------------------|-----------------------|------------------------|----------|"
+for rate in 0 0.1 0.2 0.3 0.4 0.5; do
+    shard train $rule -n 600 --flip $rate
+    shard noisy $rule -n 1000 --flip $rate --split heldout -s 7
+    for seed in 1 2 3; do
+        train $seed -e 6
+        echo "$(figure accuracy held -r "$work/rm") $(figure accuracy noisy -r "$work/rm")"
+    done | awk -v f=$rate '{ a += $1 / 3; b += $2 / 3 } END {
+        printf "| %18.0f %% | %19.1f %% | %20.1f %% | %6.1f %% |\n", 100 * f, 100 * a, 100 * b, 100 * (1 - f) }'
+done
+
+echo
+echo "|  pairs | held-out accuracy |"
+echo "|--------|-------------------|"
+for pairs in 20 60 200 600 2000; do
+    shard train $rule -n $pairs
+    for seed in 1 2 3; do
+        train $seed -x 200
+        figure accuracy held -r "$work/rm"
+    done | awk -v n=$pairs '{ a += $1 / 3 } END { printf "| %6d | %15.1f %% |\n", n, 100 * a }'
+done
+
+echo
+sums="--rule sum -d 1 --terms 3"
+shard chat $sums -f chat --steps -n 3000
+shard answers $sums -f unpaired --steps -n 6000
+shard steps $sums -f step -n 6000
+shard tasks $sums -f prompt -n 200 --split heldout
+./train_sft --layers 2 --width 64 --heads 2 -t 48 -i "$work/chat" -o "$work/sft" -x 300 -d 2048 -l 5e-3 -u 20 2>/dev/null
+for kind in orm:answers prm:steps; do
+    ./train_rm --kind "${kind%:*}" -c "$work/sft" -i "$work/${kind#*:}" -o "$work/${kind%:*}" -x 3000 -d 32 -l 2e-3 -u 20 \
+        2>/dev/null
+done
+echo "| samples | any right | majority | best, outcome | weighted, outcome | best, process | weighted, process |"
+echo "|---------|-----------|----------|---------------|-------------------|---------------|-------------------|"
+for kind in orm prm; do
+    ./evaluate -c "$work/sft" -r "$work/$kind" -i "$work/tasks" -n 16 -g 24 2>/dev/null >"$work/$kind.json"
+done
+value() { sed -n "s/.*\"$1\":\([0-9.eE+-]*\).*/\1/p" "$work/$2.json" | awk '{ printf "%.1f", 100 * $1 }'; }
+for n in 1 2 4 8 16; do
+    printf '| %7d | %7s %% | %6s %% | %11s %% | %15s %% | %11s %% | %15s %% |\n' $n "$(value pass@$n orm)" \
+        "$(value majority@$n orm)" "$(value best@$n orm)" "$(value weighted@$n orm)" "$(value best@$n prm)" \
+        "$(value weighted@$n prm)"
+done
+exit $status

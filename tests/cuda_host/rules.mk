@@ -1,0 +1,46 @@
+# rules.mk - the CUDA backend's kernels on the processor (cuda_host.h), included by the Makefile.
+#
+#   $(BUILD)/test_cuda_NAME        tests/test_cuda_NAME.cpp with the harness: kernels in C++
+#   $(BUILD)/asan/test_cuda_NAME   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+#   $(BUILD)/race/test_cuda_NAME   the same under the race detector
+#   $(BUILD)/llmc_cuda_host.so     the whole backend, llmc/cuda.cu, with its ranks, llmc/dist_nccl.cu; likewise in asan/ and race/
+#
+# CUDA_INCLUDE is the toolkit's headers where there are any, else tests/cuda_host/twin.
+
+comma       := ,
+CXX          ?= g++
+CUDA_HEADER  := $(firstword $(wildcard $(addsuffix /include/cuda_runtime.h,$(CUDA_HOME) $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)) /usr/local/cuda)))
+CUDA_INCLUDE ?= $(if $(CUDA_HEADER),$(patsubst %/cuda_runtime.h,%,$(CUDA_HEADER)),tests/cuda_host/twin)
+CUDA_TESTS    = $(patsubst tests/%.cpp,%,$(wildcard tests/test_cuda_*.cpp))
+
+HARNESS       = tests/cuda_host
+HARNESS_FLAGS = $(ARCH) -std=gnu++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-function \
+                -fno-strict-aliasing -fno-math-errno -fPIC -isystem $(CUDA_INCLUDE) -include $(HARNESS)/cuda_host.h -MMD -MP
+
+# $(1) folder, $(2) flags of everything, $(3) flags of kernels alone, $(4) a source beside the others
+define HARNESS_RULES
+$(1)/cuda_host/%.o: $(HARNESS)/%.cpp
+	@mkdir -p $(1)/cuda_host
+	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) -c $$< -o $$@
+$(1)/cuda_host/cuda.o: llmc/cuda.cu
+	@mkdir -p $(1)/cuda_host
+	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) $(3) -x c++ -c $$< -o $$@
+$(1)/cuda_host/dist_nccl.o: llmc/dist_nccl.cu
+	@mkdir -p $(1)/cuda_host
+	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) $(3) -x c++ -c $$< -o $$@
+$(1)/test_cuda_%: tests/test_cuda_%.cpp $(patsubst %,$(1)/cuda_host/%.o,cuda_host cuda_api cublaslt_host nccl_host $(4))
+	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) $(3) -MF $$@.d -c $$< -o $$@.o
+	$$(CXX) -fopenmp $(2) $$@.o $$(filter %.o,$$^) -o $$@ -lcmocka -ldl -lrt
+$(1)/llmc_cuda_host.so: $(patsubst %,$(1)/cuda_host/%.o,cuda dist_nccl cuda_host cuda_api cublaslt_host nccl_host $(4))
+	$$(CXX) -fopenmp $(2) -shared -Wl,-Bsymbolic $$^ -o $$@ -ldl -lrt
+-include $$(wildcard $(1)/cuda_host/*.d $(1)/test_cuda_*.d)
+endef
+$(eval $(call HARNESS_RULES,$(BUILD),,,))
+$(eval $(call HARNESS_RULES,$(BUILD)/asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all,,))
+$(eval $(call HARNESS_RULES,$(BUILD)/race,,-O1 -fsanitize=thread -Wno-tsan,race))
+
+.PHONY: kernels
+kernels: ## the CUDA kernels' tests on the processor: ordinary, under sanitizers, under the race detector
+	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)"
+	@tests/run.sh $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
+kernels: $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))

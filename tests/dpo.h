@@ -1,0 +1,65 @@
+/* dpo.h - what the tests of ./train_dpo share: small shards of a known preference, and a model to begin with.
+ *
+ * Answers are of 2 to 5 letters out of four, after a letter and a colon; the rule: the more of the letter a the better.
+ *
+ *   chat.shard, sft.bin           answers, and a model that learnt to give them; other.bin, a model trained a little more
+ *   prefs.shard, held.shard       pairs              labels.shard, heldlabels.shard    answers that are good or bad
+ */
+#ifndef TESTS_DPO_H
+#define TESTS_DPO_H
+
+#include "run.h"
+
+#define RULE  "data/make_prefs --rule char=a --letters 4 --prompt-length 2 --split all --min-length 2 --max-length 5 "
+#define SHARD " 2>/dev/null | data/make_shard -q -i - -o "
+#define DPO   "./train_dpo -c $T/sft.bin -i $T/prefs.shard -l 1e-3 -d 16 "
+#define KTO   "./train_dpo -c $T/sft.bin -i $T/labels.shard -l 1e-3 -d 16 --loss-type kto "
+
+static int dpo_setup(void **state) {
+    if (models_setup(state)) return 1;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    sh(RULE "-n 400 --format chat" SHARD "$T/chat.shard");
+    sh(RULE "-n 96 -s 2" SHARD "$T/prefs.shard");
+    sh(RULE "-n 40 -s 3" SHARD "$T/held.shard");
+    sh(RULE "-n 96 -s 2 --format unpaired" SHARD "$T/labels.shard");
+    sh(RULE "-n 40 -s 3 --format unpaired" SHARD "$T/heldlabels.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 -t 16 -i $T/chat.shard -o $T/sft.bin -x 40 -l 5e-3 -d 512");
+    sh("./train_sft -c $T/sft.bin -t 16 -i $T/chat.shard -o $T/other.bin -x 20 -l 5e-3 -d 256");
+    return 0;
+}
+
+/* ---- the truth, sequence by sequence --------------------------------------------------------------------------- */
+
+/* Sums over an answer's tokens: log p, log sum_v p_v^2; sum of log p over the prompt's tokens but its first. */
+typedef struct Truth {
+    double logp, square, prompt, length, prompt_length;
+} Truth;
+
+static inline GPT2 load(const char *name) {
+    Error e;
+    GPT2 m;
+    ModelFile f;
+    if (!model_load(&m, &f, files_path(name), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    model_file_free(&f);
+    return m;
+}
+
+static inline Truth truth_of(const GPT2 *m, const int32_t *prompt, int n, const int32_t *answer, int k) {
+    int32_t ids[64];
+    Truth t = {.length = k, .prompt_length = n - 1};
+    memcpy(ids, prompt, (size_t)n * sizeof *ids), memcpy(ids + n, answer, (size_t)k * sizeof *ids);
+    float *logits = models_logits(m, ids, n + k);
+    for (int i = 1; i < n + k; i++) {
+        const float *z = logits + (i - 1) * MODELS_VOCAB;
+        const double nats = models_nats(z, 1, ids[i]);
+        double squares = 0;
+        for (int v = 0; v < MODELS_VOCAB; v++) squares += exp(-2 * models_nats(z, 1, v));
+        if (i < n) t.prompt -= nats;
+        else t.logp -= nats, t.square += log(squares);
+    }
+    free(logits);
+    return t;
+}
+
+#endif

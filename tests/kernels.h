@@ -1,0 +1,183 @@
+/* kernels.h - what tests of CUDA kernels share: a device, memory on it in either storage type, comparison.
+ *
+ * A test is one C++ file. On any machine it is compiled by g++ with tests/cuda_host and runs on the processor, over
+ * several seeds: each has its own order of threads and blocks and its own garbage in fresh memory. nvcc compiles the same
+ * file for a GPU. References are loops over double that are written from the formula, with operands that are exact in the
+ * storage type, and carry the size of what they sum (the sum of the absolute values), of which a tolerance is a part. */
+#ifndef TESTS_KERNELS_H
+#define TESTS_KERNELS_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <vector>
+extern "C" {
+#include <cmocka.h>
+}
+
+#include "../llmc/cuda_matmul.cuh"
+#include "../llmc/random.h"
+
+typedef std::vector<float> Numbers;
+typedef std::vector<double> Doubles;
+typedef std::vector<int32_t> Indices;
+
+/* ---- device ---------------------------------------------------------------------------------------------------- */
+
+static Device *D;
+static std::vector<void *> held; /* device memory, freed after each test */
+
+static inline void must(cudaError_t status) {
+    if (status != cudaSuccess) fail_msg("%s", cudaGetErrorString(status));
+}
+
+static inline int kernels_open(void **) {
+    cudaDeviceProp p;
+    D = new Device();
+    must(cudaGetDeviceProperties(&p, 0));
+    D->processors = p.multiProcessorCount, D->major = p.major, D->minor = p.minor;
+    D->shared_limit = p.sharedMemPerBlockOptin;
+    D->lt_workspace_bytes = LT_WORKSPACE_BYTES;
+    must(cudaStreamCreate(&D->stream));
+    must(cudaMalloc(&D->lt_workspace, D->lt_workspace_bytes));
+    if (cublasLtCreate(&D->lt) != CUBLAS_STATUS_SUCCESS) fail_msg("cublasLtCreate");
+    D->plans = new MatmulPlan();
+    return 0;
+}
+
+static inline void device_wait() {
+    must(cudaStreamSynchronize(D->stream));
+    if (D->failed) fail_msg("%s", D->error.text);
+}
+
+/* After each test: no error is left, and memory is given back. */
+static inline int kernels_clear(void **) {
+    device_wait();
+    cuda_scratch_begin(D);
+    for (void *p : held) must(cudaFree(p));
+    held.clear();
+    return 0;
+}
+
+static inline int kernels_close(void **) {
+    if (D->scratch.block) must(cudaFreeAsync(D->scratch.block, D->stream));
+    matmul_plans_clear(D);
+    cublasLtDestroy(D->lt);
+    must(cudaFree(D->lt_workspace));
+    must(cudaStreamDestroy(D->stream));
+    delete D->plans;
+    delete D;
+    return 0;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+static inline float to_storage(float x, float) { return x; }
+static inline bf16 to_storage(float x, bf16) { return __float2bfloat16(x); }
+static inline float from_storage(float x) { return x; }
+static inline float from_storage(bf16 x) { return __bfloat162float(x); }
+
+/* x as it is after a trip through the storage type. */
+template <typename T> static inline void round_to(Numbers &x) {
+    for (float &v : x) v = from_storage(to_storage(v, T()));
+}
+
+template <typename X> static inline X *memory_of(size_t n) {
+    void *p = NULL;
+    must(cudaMalloc(&p, (n ? n : 1) * sizeof(X)));
+    held.push_back(p);
+    return (X *)p;
+}
+
+/* x on the device, as T. */
+template <typename T> static inline T *device_numbers(const Numbers &x) {
+    std::vector<T> copy(x.size());
+    for (size_t i = 0; i < x.size(); i++) copy[i] = to_storage(x[i], T());
+    T *p = memory_of<T>(x.size());
+    must(cudaMemcpyAsync(p, copy.data(), x.size() * sizeof(T), cudaMemcpyHostToDevice, D->stream));
+    must(cudaStreamSynchronize(D->stream));
+    return p;
+}
+
+/* n elements of NaN: what is not written shows. */
+template <typename T> static inline T *device_garbage(size_t n) { return device_numbers<T>(Numbers(n, NAN)); }
+
+static inline int32_t *device_indices(const Indices &x) {
+    int32_t *p = memory_of<int32_t>(x.size());
+    must(cudaMemcpyAsync(p, x.data(), x.size() * sizeof(int32_t), cudaMemcpyHostToDevice, D->stream));
+    must(cudaStreamSynchronize(D->stream));
+    return p;
+}
+
+template <typename T> static inline Numbers fetch(const T *p, size_t n) {
+    std::vector<T> copy(n);
+    device_wait();
+    must(cudaMemcpyAsync(copy.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost, D->stream));
+    device_wait();
+    Numbers x(n);
+    for (size_t i = 0; i < n; i++) x[i] = from_storage(copy[i]);
+    return x;
+}
+
+static inline Indices fetch_indices(const int32_t *p, size_t n) {
+    Indices x(n);
+    device_wait();
+    must(cudaMemcpyAsync(x.data(), p, n * sizeof(int32_t), cudaMemcpyDeviceToHost, D->stream));
+    device_wait();
+    return x;
+}
+
+static inline Numbers normals(Random *r, size_t n, double amplitude) {
+    Numbers x(n);
+    for (float &v : x) v = (float)(amplitude * random_normal(r));
+    return x;
+}
+
+/* ---- comparison ------------------------------------------------------------------------------------------------ */
+
+/* |got - want| <= tolerance * size */
+static inline void compare(const char *what, const Numbers &got, const Doubles &want, const Doubles &size,
+                           double tolerance) {
+    assert_int_equal(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); i++)
+        if (!(fabs(got[i] - want[i]) <= tolerance * size[i] + 1e-30))
+            fail_msg("%s[%zu] is %.9g, expected %.9g within %.2g", what, i, got[i], want[i], tolerance * size[i]);
+}
+
+static inline bool same_bits(const Numbers &a, const Numbers &b) {
+    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(float));
+}
+
+/* ---- running --------------------------------------------------------------------------------------------------- */
+
+#define KERNEL_TEST(name) cmocka_unit_test_teardown(name, kernels_clear)
+
+/* On the processor once for each of `seeds` seeds (under sanitizers for the last one alone), on a GPU once. */
+template <size_t N> static inline int kernels_run(const struct CMUnitTest (&tests)[N], int seeds) {
+    int failed = 0;
+#ifdef CUDA_HOST
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const int first = seeds - 1; /* slow: what they find does not hang on the order */
+#else
+    const int first = 0;
+#endif
+    for (int seed = first; seed < seeds && !failed; seed++) {
+        cuda_host_seed((uint64_t)seed);
+        failed = cmocka_run_group_tests(tests, kernels_open, kernels_close);
+    }
+#else
+    (void)seeds;
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        fprintf(stderr, "no GPU here\n");
+        return 1;
+    }
+    failed = cmocka_run_group_tests(tests, kernels_open, kernels_close);
+#endif
+    return failed;
+}
+
+#endif

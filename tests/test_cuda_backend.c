@@ -1,0 +1,417 @@
+/* The whole `--device cuda` path against the CPU's: a model forward and backward, optimizer steps, sampling from a cache,
+ * states, and the real programs. Without a GPU the CUDA backend is the one that is compiled for the processor
+ * (build/llmc_cuda_host.so); LLMC_CUDA_LIBRARY names another. Needs the programs and data/make_shard. */
+#include "run.h"
+#include "../llmc/cuda_loader.h"
+#include "../llmc/rollout.h"
+
+enum { LAYERS = 2, WIDTH = 32, VOCAB = 40, CONTEXT = 24, ROWS = 48, TARGETS = 24 };
+
+static const Backend *cuda[2]; /* by Dtype */
+static Device *device[2];
+static void (*host_seed)(uint64_t);
+
+static int setup(void **state) {
+    Error e;
+    if (!getenv("LLMC_CUDA_LIBRARY")) setenv("LLMC_CUDA_LIBRARY", "build/llmc_cuda_host.so", 1);
+    if (models_setup(state)) return 1;
+    for (int type = 0; type < 2; type++)
+        if (!backend_open(DEVICE_CUDA, (Dtype)type, &cuda[type], &device[type], &e)) {
+            print_error("%s\n", e.text);
+            return 1;
+        }
+    void *library = dlopen(getenv("LLMC_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
+    if (library) *(void **)&host_seed = dlsym(library, "cuda_host_seed");
+    /* programs are not built with the sanitizers that this process may have: they take the ordinary library */
+    if (host_seed) setenv("LLMC_CUDA_LIBRARY", "build/llmc_cuda_host.so", 1);
+    FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
+    for (int p = 0; p < 8; p++) {
+        for (int k = 0; k < 3; k++) fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d\"}\n", 'a' + p, k);
+        fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, p);
+    }
+    if (fclose(chat) | fclose(tasks)) return 1;
+    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard && data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("./train_sft --layers 2 --heads 2 --width 32 -t 16 -i $T/chat.shard -l 1e-2 -d 16 -b 96 -x 8 -o $T/base.bin");
+    return 0;
+}
+
+static int teardown(void **state) {
+    if (host_seed) host_seed(0);
+    for (int type = 0; type < 2; type++) cuda[type]->close(device[type]);
+    return models_teardown(state);
+}
+
+/* ==== One model on two devices ==== */
+
+static GPT2 model_on(const Backend *b, Device *d, const float *w) {
+    Error e;
+    GPT2 m;
+    GPT2Config c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
+    c.value_head = 1;
+    if (!gpt2_new(&m, &c, b, d, true, &e)) fail_msg("%s", e.text);
+    gpt2_init(&m, 3);
+    if (w) b->weights_upload(d, m.weights, w, m.parameters);
+    return m;
+}
+
+/* Initial weights, made larger so that attention is not flat, with biases, and rounded to bf16: all devices hold the same. */
+static float *model_weights(size_t *n) {
+    GPT2 m = model_on(backend_cpu(), models_device, NULL);
+    float *w = (float *)xmalloc((*n = m.parameters) * sizeof *w);
+    m.backend->weights_download(m.device, w, m.weights, *n);
+    Random r = random_start(4, 0);
+    for (size_t i = 0; i < *n; i++) {
+        w[i] = 4 * w[i] + 0.05f * (float)random_normal(&r);
+        uint32_t bits;
+        memcpy(&bits, &w[i], sizeof bits);
+        bits = (bits + 0x8000u) & 0xffff0000u;
+        memcpy(&w[i], &bits, sizeof bits);
+    }
+    gpt2_free(&m);
+    return w;
+}
+
+/* Two sequences, and a prompt with two answers. */
+static Batch model_batch(void) {
+    int32_t ids[ROWS];
+    Random r = random_start(5, 0);
+    for (int i = 0; i < ROWS; i++) ids[i] = (int32_t)random_below(&r, VOCAB);
+    Batch b = batch_new(ROWS, TARGETS, 6);
+    batch_sequence(&b, ids, NULL, 7);
+    const int prompt = batch_segment(&b, ids + 7, 5, 0, -1);
+    batch_completion(&b, prompt, ids + 12, 4), batch_completion(&b, prompt, ids + 16, 1);
+    batch_completion(&b, prompt, ids + 17, 6);
+    batch_sequence(&b, ids + 30, NULL, 2);
+    return b;
+}
+
+typedef struct Answer {
+    float logp[TARGETS], entropy[TARGETS], value[TARGETS];
+    int32_t argmax[TARGETS];
+    float *grads;
+} Answer;
+
+/* Forward and backward, the gradients twice over (they accumulate). */
+static Answer answer_of(const Backend *b, Device *d, const float *weights, int recompute, float temperature) {
+    Error e;
+    GPT2 m = model_on(b, d, weights);
+    Batch batch = model_batch();
+    Workspace w;
+    Answer a;
+    float dlogp[TARGETS], dentropy[TARGETS], dvalue[TARGETS];
+    Random r = random_start(6, 0);
+    for (int i = 0; i < TARGETS; i++)
+        dlogp[i] = (float)random_normal(&r), dentropy[i] = 0.3f * (float)random_normal(&r),
+        dvalue[i] = (float)random_normal(&r);
+    if (!workspace_new(&w, &m, ROWS, TARGETS, 6, true, recompute, &e)) fail_msg("%s", e.text);
+    const GPT2Output out = {a.logp, a.entropy, a.argmax, a.value};
+    for (int pass = 0; pass < 2; pass++) {
+        gpt2_forward(&m, &w, &batch, temperature, &out);
+        gpt2_backward(&m, &w, &batch, temperature, dlogp, dentropy, dvalue);
+    }
+    a.grads = (float *)xmalloc(m.parameters * sizeof *a.grads);
+    b->download(d, a.grads, m.grads, m.parameters * sizeof *a.grads);
+    if (!gpt2_sync(&m, &e)) fail_msg("%s", e.text);
+    workspace_free(&w, &m), batch_free(&batch), gpt2_free(&m);
+    return a;
+}
+
+static void close_to(const char *what, const float *got, const float *want, int n, double tolerance) {
+    for (int i = 0; i < n; i++)
+        if (!(fabs((double)got[i] - want[i]) <= tolerance * (1 + fabs(want[i]))))
+            fail_msg("%s[%d] is %.7g, the CPU has %.7g", what, i, got[i], want[i]);
+}
+
+/* The gradients of each tensor, as a whole: |difference| <= tolerance |the CPU's|. */
+static void gradients_close(const Answer *got, const Answer *want, double tolerance) {
+    GPT2Config c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    c.value_head = 1;
+    gpt2_tensors(&c, t);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        double gap = 0, norm = 0;
+        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++)
+            gap += pow((double)got->grads[k] - want->grads[k], 2), norm += pow(want->grads[k], 2);
+        if (!(sqrt(gap) <= tolerance * sqrt(norm)))
+            fail_msg("gradient of %s is off by %.3g of its norm", t[i].name, sqrt(gap / norm));
+    }
+}
+
+static void test_model(void **state) {
+    (void)state;
+    size_t n;
+    float *weights = model_weights(&n);
+    for (int recompute = 0; recompute < 3; recompute++) {
+        const float temperature = recompute == 1 ? 0.7f : 1.0f;
+        const Answer want = answer_of(backend_cpu(), models_device, weights, recompute, temperature);
+        for (int type = 0; type < 2; type++) {
+            const double tolerance = type == DTYPE_BF16 ? 0.04 : 2e-5;
+            Answer first = {.grads = NULL};
+            for (uint64_t seed = 0; seed < (host_seed ? 2 : 1); seed++) {
+                if (host_seed) host_seed(seed);
+                const Answer got = answer_of(cuda[type], device[type], weights, recompute, temperature);
+                close_to("logp", got.logp, want.logp, TARGETS, tolerance);
+                close_to("entropy", got.entropy, want.entropy, TARGETS, tolerance);
+                close_to("value", got.value, want.value, TARGETS, 3 * tolerance); /* a sum over large terms */
+                if (type == DTYPE_FLOAT32) assert_memory_equal(got.argmax, want.argmax, sizeof got.argmax);
+                gradients_close(&got, &want, type == DTYPE_BF16 ? 0.05 : 5e-5);
+                if (!seed) first = got;
+                else { /* the same bits in another order of threads and blocks */
+                    assert_memory_equal(got.logp, first.logp, sizeof got.logp);
+                    assert_memory_equal(got.grads, first.grads, n * sizeof(float));
+                    free(got.grads);
+                }
+            }
+            free(first.grads);
+        }
+        free(want.grads);
+    }
+    free(weights);
+}
+
+/* ==== Steps of the optimizer, states ==== */
+
+/* One step of maximum likelihood on the batch. */
+static double learn(GPT2 *m, Optimizer *o, double lr) {
+    Error e;
+    Batch batch = model_batch();
+    Workspace w;
+    float dlogp[TARGETS], logp[TARGETS];
+    double loss = 0;
+    for (int i = 0; i < TARGETS; i++) dlogp[i] = -1.0f / TARGETS;
+    if (!workspace_new(&w, m, ROWS, TARGETS, 6, true, 0, &e)) fail_msg("%s", e.text);
+    gpt2_forward_backward(m, &w, &batch, 1, dlogp, &(GPT2Output){.logp = logp});
+    const OptimizerResult result = optimizer_step(o, m, lr);
+    assert_false(result.skipped);
+    for (int i = 0; i < batch.targets; i++) loss -= logp[i] / batch.targets;
+    if (!gpt2_sync(m, &e)) fail_msg("%s", e.text);
+    workspace_free(&w, m), batch_free(&batch);
+    return loss;
+}
+
+static void test_steps(void **state) {
+    (void)state;
+    Error e;
+    size_t n;
+    float *weights = model_weights(&n);
+    for (int type = 0; type < 2; type++) {
+        GPT2 m[2] = {model_on(backend_cpu(), models_device, weights), model_on(cuda[type], device[type], weights)};
+        Optimizer o[2];
+        double loss[2] = {0}, begin = 0;
+        for (int k = 0; k < 2; k++) assert_true(optimizer_new(&o[k], &m[k], &e));
+        for (int step = 0; step < 8; step++) {
+            for (int k = 0; k < 2; k++) loss[k] = learn(&m[k], &o[k], 2e-3);
+            assert_near(loss[1], loss[0], type == DTYPE_BF16 ? 0.1 : 1e-3);
+            if (step == 0) begin = loss[0];
+        }
+        assert_true(loss[1] < begin - 0.3);
+        for (int k = 0; k < 2; k++) optimizer_free(&o[k], &m[k]), gpt2_free(&m[k]);
+    }
+    free(weights);
+}
+
+/* A tiny learning rate moves masters and not one bf16 weight in most of the steps: they are what adds up. A state brings
+ * them back bit for bit; a device that needs none takes them as weights. */
+static void test_masters_and_states(void **state) {
+    (void)state;
+    Error e;
+    size_t n;
+    float *weights = model_weights(&n);
+    GPT2 m = model_on(cuda[DTYPE_BF16], device[DTYPE_BF16], weights), again, wide;
+    Optimizer o, o2, o3;
+    ModelFile f = {.lineage = json_array()}, f2, f3;
+    assert_true(optimizer_new(&o, &m, &e));
+    assert_non_null(o.master);
+    for (int i = 0; i < 3; i++) learn(&m, &o, 1e-5);
+    float *master = (float *)xmalloc(n * sizeof *master), *now = (float *)xmalloc(n * sizeof *now);
+    float *other = (float *)xmalloc(n * sizeof *other);
+    m.backend->download(m.device, master, o.master, n * sizeof *master);
+    m.backend->weights_download(m.device, now, m.weights, n);
+    size_t moved = 0;
+    for (size_t i = 0; i < n; i++) {
+        assert_true(fabs((double)master[i] - weights[i]) < 4e-5); /* three steps of at most the learning rate */
+        assert_true(fabs((double)now[i] - master[i]) <= fabs(master[i]) * 0x1p-7);
+        moved += master[i] != weights[i];
+    }
+    assert_true(moved > n / 2);
+    if (!model_save(&m, &f, files_path("m.state"), false, &o, "{}", &e)) fail_msg("%s", e.text);
+    if (!model_load(&again, &f2, files_path("m.state"), NULL, true, m.backend, m.device, true, 0, &o2, &e) ||
+        !model_load(&wide, &f3, files_path("m.state"), NULL, true, backend_cpu(), models_device, true, 0, &o3, &e))
+        fail_msg("%s", e.text);
+    again.backend->download(again.device, other, o2.master, n * sizeof *other);
+    assert_memory_equal(other, master, n * sizeof *other);
+    again.backend->weights_download(again.device, other, again.weights, n);
+    assert_memory_equal(other, now, n * sizeof *other);
+    wide.backend->weights_download(wide.device, other, wide.weights, n);
+    assert_memory_equal(other, master, n * sizeof *other);
+    o2.step = o.step;
+    for (int i = 0; i < 2; i++) assert_true(learn(&m, &o, 1e-4) == learn(&again, &o2, 1e-4));
+    m.backend->weights_download(m.device, now, m.weights, n);
+    again.backend->weights_download(again.device, other, again.weights, n);
+    assert_memory_equal(other, now, n * sizeof *other);
+    /* a float32 checkpoint gives the masters all its digits */
+    GPT2 from;
+    Optimizer o4;
+    ModelFile f4;
+    if (!model_save(&wide, &f, files_path("m.bin"), false, NULL, NULL, &e) ||
+        !model_load(&from, &f4, files_path("m.bin"), NULL, true, m.backend, m.device, true, 0, &o4, &e))
+        fail_msg("%s", e.text);
+    from.backend->download(from.device, other, o4.master, n * sizeof *other);
+    assert_memory_equal(other, master, n * sizeof *other);
+    optimizer_free(&o, &m), optimizer_free(&o2, &again), optimizer_free(&o3, &wide), optimizer_free(&o4, &from);
+    gpt2_free(&m), gpt2_free(&again), gpt2_free(&wide), gpt2_free(&from);
+    model_file_free(&f), model_file_free(&f2), model_file_free(&f3), model_file_free(&f4);
+    free(master), free(now), free(other), free(weights);
+}
+
+/* ==== Sampling ==== */
+
+enum { PROMPTS = 3, SAMPLES = 3, NEW = 6 };
+typedef struct Drawn {
+    int32_t tokens[PROMPTS * SAMPLES][NEW], count[PROMPTS * SAMPLES];
+    float logp[PROMPTS * SAMPLES][NEW];
+} Drawn;
+
+static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slots, float penalty) {
+    Error e;
+    GPT2 m = model_on(b, d, weights);
+    Rollout r;
+    RolloutRequest q[PROMPTS];
+    Completion c[PROMPTS * SAMPLES];
+    static const int32_t prompt[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3};
+    static Drawn drawn; /* zero: it is compared as a whole */
+    memset(&drawn, 0, sizeof drawn);
+    for (int i = 0; i < PROMPTS; i++)
+        q[i] = (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES};
+    Sampling s = sampling_default();
+    s.max_new = NEW, s.stop[s.stops++] = 7, s.top_k = 30, s.top_p = 0.98f, s.seed = 11, s.repetition_penalty = penalty;
+    if (!rollout_new(&r, &m, slots, 8, NEW, &e)) fail_msg("%s", e.text);
+    for (int round = 0; round < 2; round++) { /* the second one meets steps that are known */
+        if (!rollout_run(&r, &s, q, PROMPTS, NULL, NULL, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < PROMPTS; i++)
+            for (int k = 0; k < q[i].samples; k++) {
+                const Completion *from = &q[i].out[k];
+                const int at = i * SAMPLES + k;
+                if (round) assert_int_equal(drawn.count[at], from->count);
+                if (round) assert_memory_equal(drawn.tokens[at], from->tokens, (size_t)from->count * sizeof(int32_t));
+                drawn.count[at] = from->count;
+                memcpy(drawn.tokens[at], from->tokens, (size_t)from->count * sizeof(int32_t));
+                memcpy(drawn.logp[at], from->logp, (size_t)from->count * sizeof(float));
+                completion_free(&q[i].out[k]);
+            }
+    }
+    rollout_free(&r), gpt2_free(&m);
+    return drawn;
+}
+
+static void test_sampling(void **state) {
+    (void)state;
+    size_t n;
+    float *weights = model_weights(&n);
+    for (int penalised = 0; penalised < 2; penalised++) {
+        const float penalty = penalised ? 1.3f : 1.0f;
+        const Drawn want = draw_on(backend_cpu(), models_device, weights, 5, penalty);
+        for (uint64_t seed = 0; seed < (host_seed ? 3 : 1); seed++) {
+            if (host_seed) host_seed(seed);
+            const Drawn got = draw_on(cuda[0], device[0], weights, seed == 2 ? 3 : 5, penalty);
+            assert_memory_equal(got.count, want.count, sizeof got.count);
+            assert_memory_equal(got.tokens, want.tokens, sizeof got.tokens); /* the same stream of random numbers */
+            close_to("logp", &got.logp[0][0], &want.logp[0][0], PROMPTS * SAMPLES * NEW, 2e-5);
+        }
+    }
+    /* bf16: what the sampler reports is what the trainer's forward pass gives, up to that type's rounding */
+    const Drawn got = draw_on(cuda[1], device[1], weights, 5, 1);
+    Error e;
+    GPT2 m = model_on(cuda[1], device[1], weights);
+    Workspace w;
+    Batch b = batch_new(32, NEW, 2);
+    static const int32_t prompt[] = {3, 1};
+    float logp[NEW];
+    const int p = batch_segment(&b, prompt, 2, 0, -1);
+    batch_completion(&b, p, got.tokens[1], got.count[1]);
+    if (!workspace_new(&w, &m, 32, NEW, 2, false, 0, &e)) fail_msg("%s", e.text);
+    gpt2_forward(&m, &w, &b, 1, &(GPT2Output){.logp = logp});
+    close_to("logp", got.logp[1], logp, got.count[1], 0.04);
+    workspace_free(&w, &m), batch_free(&b), gpt2_free(&m);
+    free(weights);
+}
+
+/* ==== Programs ==== */
+
+#define SFT "./train_sft -c $T/base.bin -t 16 -i $T/chat.shard -l 3e-3 -d 16 -b 96 "
+#define GRPO                                                                                                           \
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 3 -p 2 -G 4 -b 96 -l 1e-3 -s 1 --beta 0.05 --temperature 1.2 "
+
+static void test_train_sft(void **state) {
+    (void)state;
+    sh(SFT "-x 5 -o $T/cpu.bin --metrics $T/cpu.jsonl");
+    sh(SFT "-x 5 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
+    sh(SFT "-x 5 -o $T/half.bin --metrics $T/half.jsonl --device cuda --recompute 2");
+    assert_holds(said, "device  cuda"), assert_holds(said, "bf16"), assert_holds(said, "peak GPU memory");
+    for (int i = 0; i < 5; i++) {
+        assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
+        assert_near(metric("half.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 0.05);
+        assert_near(metric("gpu.jsonl", i, "grad_norm"), metric("cpu.jsonl", i, "grad_norm"), 1e-3);
+        assert_true(metric("gpu.jsonl", i, "perf/gemm_peak") > 0);
+    }
+    assert_true(weights_gap("cpu.bin", "gpu.bin") < 2e-3);
+    /* interrupted where the state is written, and resumed: the same bytes */
+    for (int type = 0; type < 2; type++) {
+        const char *dtype = type ? "bf16" : "float32";
+        sh(SFT "-x 4 -k constant -o $T/whole.bin --device cuda --dtype %s -n 2 --state $T/at4.state", dtype);
+        sh(SFT "-x 2 -k constant -o $T/part.bin --device cuda --dtype %s -n 2 --state $T/at2.state", dtype);
+        sh(SFT "-x 4 -k constant -o $T/part.bin --device cuda --dtype %s --resume $T/at2.state -n 4", dtype);
+        assert_true(weights_gap("whole.bin", "part.bin") == 0);
+    }
+}
+
+/* The first step of GRPO samples, scores and learns: on both devices the same samples, and the same loss. */
+static void test_train_grpo(void **state) {
+    (void)state;
+    sh(GRPO "-x 3 -o $T/cpu.bin --metrics $T/cpu.jsonl");
+    sh(GRPO "-x 3 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
+    static const char *const same[] = {"reward", "num_tokens", "completions/mean_length"};
+    for (int i = 0; i < 3; i++)
+        for (size_t k = 0; k < sizeof same / sizeof *same; k++)
+            assert_near(metric("gpu.jsonl", i, same[k]), metric("cpu.jsonl", i, same[k]), 1e-6);
+    for (int i = 0; i < 3; i++) assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
+    sh(GRPO "-x 3 -o $T/half.bin --metrics $T/half.jsonl --device cuda");
+    assert_true(isfinite(metric("half.jsonl", 2, "loss")));
+}
+
+static void test_generate_and_evaluate(void **state) {
+    (void)state;
+    sh("./generate -c $T/base.bin --temperature 0 -g 4 a=");
+    char *text = xstrdup(out);
+    sh("./generate -c $T/base.bin --temperature 0 -g 4 --device cuda --dtype float32 a=");
+    assert_string_equal(out, text);
+    sh("./generate -c $T/base.bin -n 3 --seed 5 -g 4 --device cuda b=");
+    assert_int_equal(lines_of(out), 3);
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard >$T/a.json && ./evaluate -c $T/base.bin -i $T/chat.shard --device cuda "
+       ">$T/b.json");
+    assert_near(metric("b.json", 0, "loss"), metric("a.json", 0, "loss"), 0.02);
+    free(text);
+}
+
+/* A machine without the library, with another version of it, or with something else of that name. */
+static void test_refusals(void **state) {
+    (void)state;
+    refused(1, "LLMC_CUDA_LIBRARY=/nowhere/llmc_cuda.so ./generate -c $T/base.bin --device cuda a=",
+            "--device cuda: /nowhere/llmc_cuda.so: ");
+    refused(1, "LLMC_CUDA_LIBRARY=libm.so.6 ./generate -c $T/base.bin --device cuda a=",
+            "libm.so.6 is of another version than this program; run make");
+    refused(2, "./generate -c $T/base.bin --device tpu a=", "--device");
+    run(0, "LLMC_CUDA_LIBRARY=/nowhere ./generate -c $T/base.bin -g 2 a="); /* who does not ask for it needs none */
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_model),
+                                       cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_masters_and_states),
+                                       cmocka_unit_test(test_sampling),
+                                       cmocka_unit_test(test_train_sft),
+                                       cmocka_unit_test(test_train_grpo),
+                                       cmocka_unit_test(test_generate_and_evaluate),
+                                       cmocka_unit_test(test_refusals)};
+    return cmocka_run_group_tests_name("cuda backend", tests, setup, teardown);
+}

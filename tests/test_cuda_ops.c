@@ -1,0 +1,571 @@
+/* The CUDA backend's operations (norm, elementwise, matmul, AdamW, memory, graphs) against their formulas in float64, in
+ * float32 and bf16 storage; without a GPU in several orders of threads and blocks. Attention, head and sampling have their
+ * own file. */
+#include "cuda_device.h"
+
+enum { SEEDS = 3 };
+/* Runs the statement in several orders of the emulated threads, or once on a GPU. */
+#define IN_EVERY_ORDER(seed) for (uint64_t seed = 0; seed < (host_seed ? SEEDS : 1) && reorder(seed); seed++)
+static bool reorder(uint64_t seed) {
+    if (host_seed) host_seed(seed);
+    return true;
+}
+
+/* ==== Layernorm ==== */
+
+typedef struct NormProblem {
+    int N, C;
+    float *x, *delta, *w, *b, *dout, *dx, *dw, *db; /* the last three: what is there before */
+} NormProblem;
+
+static NormProblem norm_problem(Random *r, int N, int C) {
+    const size_t n = (size_t)N * (size_t)C, c = (size_t)C;
+    return (NormProblem){N,
+                         C,
+                         noise(r, n, 2),
+                         noise(r, n, 1),
+                         noise(r, c, 1),
+                         noise(r, c, 1),
+                         noise(r, n, 1),
+                         noise(r, n, 1),
+                         noise(r, c, 1),
+                         noise(r, c, 1)};
+}
+
+static const int norm_shapes[][2] = {{1, 8},    {3, 7},    {40, 96},  {5, 768},  {17, 264}, {9, 1000},
+                                     {2, 1600}, {3, 2056}, {2, 4104}, {1, 8200}, {33, 1},   {300, 16}};
+
+static void check_norm_forward(const NormProblem *p, bool residual) {
+    const int N = p->N, C = p->C;
+    const size_t n = (size_t)N * (size_t)C;
+    Acts *x = acts(p->x, N, C), *delta = acts(p->delta, N, C), *out = acts(NULL, N, C);
+    Weights *w = weights(p->w, (size_t)C), *b = weights(p->b, (size_t)C);
+    Floats *mean = floats(NULL, (size_t)N), *rstd = floats(NULL, (size_t)N);
+    if (residual) B->residual_layernorm_forward(D, x, out, mean, rstd, x, delta, w, b, N, C); /* sum may be x */
+    else B->layernorm_forward(D, out, mean, rstd, x, w, b, N, C);
+    double *want = DOUBLES(n), *size = DOUBLES(n), *means = DOUBLES((size_t)N), *rstds = DOUBLES((size_t)N);
+    double *means_size = DOUBLES((size_t)N);
+    float *sum = FLOATS(n);
+    for (int i = 0; i < N; i++) {
+        const size_t row = (size_t)i * (size_t)C;
+        double m = 0, squares = 0;
+        for (int c = 0; c < C; c++) {
+            sum[row + (size_t)c] =
+                residual ? stored(p->x[row + (size_t)c] + p->delta[row + (size_t)c]) : p->x[row + (size_t)c];
+            m += sum[row + (size_t)c] / C, means_size[i] += fabs(sum[row + (size_t)c]) / C;
+        }
+        for (int c = 0; c < C; c++) squares += pow(sum[row + (size_t)c] - m, 2) / C;
+        means[i] = m, rstds[i] = 1 / sqrt(squares + 1e-5);
+        for (int c = 0; c < C; c++) {
+            const double scaled = (sum[row + (size_t)c] - m) * rstds[i] * p->w[c];
+            want[row + (size_t)c] = scaled + p->b[c];
+            size[row + (size_t)c] = fabs(scaled) + fabs(p->b[c]) + fabs(p->w[c]) * rstds[i] * (means_size[i] + fabs(m));
+        }
+    }
+    check("mean", fetch(mean, (size_t)N), means, means_size, C + 4, 0, (size_t)N);
+    check("rstd", fetch(rstd, (size_t)N), rstds, NULL, 2 * C + 40, 0, (size_t)N);
+    check("out", fetch_narrow(out, n), want, size, 2 * C + 40, 1, n);
+    if (residual) assert_memory_equal(fetch_narrow(x, n), sum, n * sizeof *sum);
+}
+
+static void test_layernorm_forward(void **state) {
+    (void)state;
+    Random r = random_start(1, 0);
+    for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
+        const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
+        IN_EVERY_ORDER(seed) check_norm_forward(&p, false), check_norm_forward(&p, true);
+    }
+}
+
+static void test_layernorm_backward(void **state) {
+    (void)state;
+    Random r = random_start(2, 0);
+    for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
+        const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
+        const int N = p.N, C = p.C;
+        const size_t n = (size_t)N * (size_t)C;
+        float *mean_of = FLOATS((size_t)N), *rstd_of = FLOATS((size_t)N), *first[3] = {NULL};
+        double *dx_want = DOUBLES(n), *dx_size = DOUBLES(n);
+        Sum dw_want = sums((size_t)C, p.dw), db_want = sums((size_t)C, p.db);
+        for (int i = 0; i < N; i++) {
+            const size_t row = (size_t)i * (size_t)C;
+            double m = 0, squares = 0, g_sum = 0, gn_sum = 0, g_size = 0;
+            for (int c = 0; c < C; c++) m += p.x[row + (size_t)c] / C;
+            for (int c = 0; c < C; c++) squares += pow(p.x[row + (size_t)c] - m, 2) / C;
+            mean_of[i] = (float)m, rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
+            for (int c = 0; c < C; c++) {
+                const double o = p.dout[row + (size_t)c], norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
+                g_sum += o * p.w[c] / C, gn_sum += o * p.w[c] * norm / C;
+                g_size += fabs(o * p.w[c]) * (1 + fabs(norm)) / C;
+                sum_add(dw_want, (size_t)c, o * norm), sum_add(db_want, (size_t)c, o);
+            }
+            for (int c = 0; c < C; c++) {
+                const double norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
+                const double g = p.dout[row + (size_t)c] * p.w[c];
+                dx_want[row + (size_t)c] = p.dx[row + (size_t)c] + rstd_of[i] * (g - g_sum - norm * gn_sum);
+                dx_size[row + (size_t)c] =
+                    fabs(p.dx[row + (size_t)c]) + rstd_of[i] * (fabs(g) + g_size * (1 + fabs(norm)));
+            }
+        }
+        IN_EVERY_ORDER(seed) {
+            Acts *x = acts(p.x, N, C), *dout = acts(p.dout, N, C), *dx = acts(p.dx, N, C);
+            Weights *w = weights(p.w, (size_t)C);
+            Floats *mean = floats(mean_of, (size_t)N), *rstd = floats(rstd_of, (size_t)N);
+            Floats *dw = floats(p.dw, (size_t)C), *db = floats(p.db, (size_t)C);
+            B->layernorm_backward(D, dx, dw, db, dout, x, mean, rstd, w, N, C);
+            float *got[] = {fetch_narrow(dx, n), fetch(dw, (size_t)C), fetch(db, (size_t)C)};
+            check("dx", got[0], dx_want, dx_size, C + 40, 1, n);
+            check("dw", got[1], dw_want.value, dw_want.size, N + 40, 0, (size_t)C);
+            check("db", got[2], db_want.value, db_want.size, N + 40, 0, (size_t)C);
+            for (int k = 0; k < 3; k++) /* the same bits in every order */
+                if (seed) assert_memory_equal(got[k], first[k], (k ? (size_t)C : n) * sizeof(float));
+                else first[k] = got[k];
+        }
+    }
+}
+
+/* ==== Embedding, gather, scatter, noise ==== */
+
+static void test_embed(void **state) {
+    (void)state;
+    Random r = random_start(3, 0);
+    const int shape[][4] = {{1, 8, 5, 3}, {37, 24, 6, 9}, {300, 40, 3, 50}, {20, 7, 5, 5}, {150, 1032, 4, 150}};
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        const int N = shape[s][0], C = shape[s][1], V = shape[s][2], P = shape[s][3];
+        const size_t n = (size_t)N * (size_t)C, v = (size_t)V * (size_t)C, p = (size_t)P * (size_t)C;
+        const float *wte = noise(&r, v, 1), *wpe = noise(&r, p, 1), *dout = noise(&r, n, 1);
+        const float *dwte = noise(&r, v, 1), *dwpe = noise(&r, p, 1);
+        const int32_t *token = picks(&r, (size_t)N, V), *position = picks(&r, (size_t)N, P);
+        float *want = FLOATS(n), *want_te = FLOATS(v), *want_pe = FLOATS(p);
+        memcpy(want_te, dwte, v * sizeof *dwte), memcpy(want_pe, dwpe, p * sizeof *dwpe);
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < C; c++) {
+                const size_t at = (size_t)(i * C + c);
+                want[at] = stored(wte[token[i] * C + c] + wpe[position[i] * C + c]);
+                want_te[token[i] * C + c] += dout[at], want_pe[position[i] * C + c] += dout[at];
+            }
+        IN_EVERY_ORDER(seed) {
+            Acts *out = acts(NULL, N, C), *gradient = acts(dout, N, C);
+            Ints *tokens = ints(token, (size_t)N), *positions = ints(position, (size_t)N);
+            Floats *gte = floats(dwte, v), *gpe = floats(dwpe, p);
+            B->embed_forward(D, out, weights(wte, v), weights(wpe, p), tokens, positions, N, C);
+            B->embed_backward(D, gte, gpe, gradient, tokens, positions, N, C);
+            assert_memory_equal(fetch_narrow(out, n), want, n * sizeof *want);
+            assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te); /* the CPU's order, so its bits */
+            assert_memory_equal(fetch(gpe, p), want_pe, p * sizeof *want_pe);
+        }
+    }
+}
+
+static void test_rows(void **state) {
+    (void)state;
+    Random r = random_start(4, 0);
+    const int shape[][3] = {{1, 1, 8}, {20, 33, 24}, {9, 200, 7}, {50, 40, 776}};
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        const int N = shape[s][0], R = shape[s][1], C = shape[s][2];
+        const float *x = noise(&r, (size_t)(N * C), 1), *in = noise(&r, (size_t)(R * C), 1);
+        const int32_t *row = picks(&r, (size_t)R, N);
+        float *gathered = FLOATS((size_t)(R * C)), *first = NULL;
+        Sum scattered = sums((size_t)(N * C), x);
+        for (int i = 0; i < R; i++)
+            for (int c = 0; c < C; c++) {
+                gathered[i * C + c] = x[row[i] * C + c];
+                sum_add(scattered, (size_t)(row[i] * C + c), in[i * C + c]);
+            }
+        IN_EVERY_ORDER(seed) {
+            Acts *dx = acts(x, N, C), *out = acts(NULL, R, C), *add = acts(in, R, C);
+            Ints *rows = ints(row, (size_t)R);
+            B->gather_rows(D, out, dx, rows, R, C);
+            assert_memory_equal(fetch_narrow(out, (size_t)(R * C)), gathered, (size_t)(R * C) * sizeof(float));
+            B->scatter_rows(D, dx, add, rows, R, C);
+            float *got = fetch_narrow(dx, (size_t)(N * C));
+            /* one rounding for each 128 rows that are looked at */
+            check("scatter", got, scattered.value, scattered.size, R + (dtype ? 2 * 0x1p15 : 0), 1, (size_t)(N * C));
+            if (seed) assert_memory_equal(got, first, (size_t)(N * C) * sizeof(float));
+            else first = got;
+        }
+    }
+}
+
+static void test_noise(void **state) {
+    (void)state;
+    enum { N = 13, C = 21 };
+    Random r = random_start(5, 0);
+    const float *x = noise(&r, N * C, 1), *scale = noise(&r, N, 1);
+    Acts *device = acts(x, N, C);
+    const uint64_t seed = 0x123456789abcull, stream = RANDOM_NOISE + 7;
+    B->noise_add(D, device, floats(scale, N), N, C, seed, stream);
+    const float *got = fetch_narrow(device, N * C);
+    double want[N * C];
+    for (int i = 0; i < N * C; i++)
+        want[i] = x[i] + (double)scale[i / C] * (2.0 * random_uniform(seed, stream, (uint64_t)i) - 1.0);
+    double size[N * C];
+    for (int i = 0; i < N * C; i++) size[i] = fabs(x[i]) + fabs(scale[i / C]);
+    check("noise", got, want, size, 4, 1, N * C);
+}
+
+/* ==== Products ==== */
+
+static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); }
+static double gelu_slope(double x) {
+    const double u = sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x), t = tanh(u);
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / acos(-1)) * (1 + 3 * 0.044715 * x * x);
+}
+
+static const int linear_shapes[][3] = {{1, 8, 16}, {16, 32, 24}, {17, 24, 40}, {33, 48, 8}, {5, 7, 3}, {70, 64, 72}};
+
+static void test_linear_forward(void **state) {
+    (void)state;
+    Random r = random_start(6, 0);
+    for (size_t s = 0; s < sizeof linear_shapes / sizeof *linear_shapes; s++) {
+        const int N = linear_shapes[s][0], IC = linear_shapes[s][1], OC = linear_shapes[s][2];
+        const float *x = noise(&r, (size_t)(N * IC), 1), *w = noise(&r, (size_t)(OC * IC), 1);
+        const float *b = noise(&r, (size_t)OC, 1);
+        const size_t n = (size_t)(N * OC);
+        Sum plain = sums(n, NULL), shifted = sums(n, NULL);
+        for (int i = 0; i < N; i++)
+            for (int o = 0; o < OC; o++) {
+                for (int c = 0; c < IC; c++) {
+                    sum_add(plain, (size_t)(i * OC + o), (double)x[i * IC + c] * w[o * IC + c]);
+                    sum_add(shifted, (size_t)(i * OC + o), (double)x[i * IC + c] * w[o * IC + c]);
+                }
+                sum_add(shifted, (size_t)(i * OC + o), b[o]);
+            }
+        Weights *dw = weights(w, (size_t)(OC * IC)), *db = weights(b, (size_t)OC);
+        Acts *dx = acts(x, N, IC);
+        for (int bias = 0; bias < 2; bias++) {
+            const Sum want = bias ? shifted : plain;
+            Acts *out = acts(NULL, N, OC);
+            B->linear_forward(D, out, dx, dw, bias ? db : NULL, N, IC, OC);
+            /* without a fused epilogue the sum is rounded before the bias is added */
+            check("out", fetch_narrow(out, n), want.value, want.size, IC + 8 + (dtype ? 0x1p16 : 0), 1, n);
+        }
+        Acts *pre = acts(NULL, N, OC), *out = acts(NULL, N, OC);
+        B->linear_gelu_forward(D, pre, out, dx, dw, db, N, IC, OC);
+        const float *got = fetch_narrow(pre, n);
+        check("pre", got, shifted.value, shifted.size, IC + 8 + (dtype ? 0x1p16 : 0), 1, n);
+        double *want = DOUBLES(n), *size = DOUBLES(n);
+        for (size_t i = 0; i < n; i++) want[i] = gelu(shifted.value[i]), size[i] = 1.2 * shifted.size[i];
+        check("gelu", fetch_narrow(out, n), want, size, IC + 16 + (dtype ? 0x1.8p16 : 0), 1, n);
+    }
+}
+
+/* linear_backward, alone or followed by the GELU of the layer below, with whatever was in dw and db before. */
+static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_gelu) {
+    const float *dout = noise(r, (size_t)(N * OC), 1), *x = noise(r, (size_t)(N * IC), 1);
+    const float *w = noise(r, (size_t)(OC * IC), 1), *pre = noise(r, (size_t)(N * IC), 2);
+    const float *dw = noise(r, (size_t)(OC * IC), 1), *db = noise(r, (size_t)OC, 1);
+    Sum dx_want = sums((size_t)(N * IC), NULL), dw_want = sums((size_t)(OC * IC), dw), db_want = sums((size_t)OC, db);
+    for (int i = 0; i < N; i++)
+        for (int o = 0; o < OC; o++) {
+            sum_add(db_want, (size_t)o, dout[i * OC + o]);
+            for (int c = 0; c < IC; c++) {
+                sum_add(dx_want, (size_t)(i * IC + c), (double)dout[i * OC + o] * w[o * IC + c]);
+                sum_add(dw_want, (size_t)(o * IC + c), (double)dout[i * OC + o] * x[i * IC + c]);
+            }
+        }
+    if (with_gelu)
+        for (int i = 0; i < N * IC; i++) dx_want.value[i] *= gelu_slope(pre[i]), dx_want.size[i] *= 1.2;
+    Acts *ddout = acts(dout, N, OC), *ddx = acts(NULL, N, IC), *dx = acts(x, N, IC), *dpre = acts(pre, N, IC);
+    Weights *dweights = weights(w, (size_t)(OC * IC));
+    Floats *ddw = floats(dw, (size_t)(OC * IC)), *ddb = floats(db, (size_t)OC);
+    B->linear_backward(D, ddx, ddw, ddb, ddout, dx, dweights, N, IC, OC);
+    if (with_gelu) B->gelu_backward(D, ddx, dpre, (size_t)(N * IC));
+    check("dx", fetch_narrow(ddx, (size_t)(N * IC)), dx_want.value, dx_want.size, OC + 16 + (dtype ? 0x1p16 : 0), 1,
+          (size_t)(N * IC));
+    check("dw", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, N + 16, 0, (size_t)(OC * IC));
+    check("db", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
+    B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, once more */
+    for (int i = 0; i < OC * IC; i++) dw_want.value[i] += dw_want.value[i] - dw[i], dw_want.size[i] *= 2;
+    check("dw twice", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, 2 * N + 16, 0, (size_t)(OC * IC));
+    check("db kept", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
+}
+
+static void test_linear_backward(void **state) {
+    (void)state;
+    Random r = random_start(7, 0);
+    for (size_t s = 0; s < sizeof linear_shapes / sizeof *linear_shapes; s++)
+        for (int with_gelu = 0; with_gelu < 2; with_gelu++)
+            check_linear_backward(&r, linear_shapes[s][0], linear_shapes[s][1], linear_shapes[s][2], with_gelu);
+    check_linear_backward(&r, 700, 16, 24, true); /* sums of columns in several parts */
+}
+
+static void test_gelu(void **state) {
+    (void)state;
+    enum { N = 1027 };
+    static const float far[] = {0, -0.0f, 1e-30f, -1e-30f, 20, -20, 1e19f, -1e19f, 3e38f, -3e38f};
+    enum { FAR = sizeof far / sizeof *far };
+    Random r = random_start(8, 0);
+    float *x = noise(&r, N, 3);
+    const float *o = noise(&r, N, 1);
+    double want[N], slope[N], size[N];
+    for (int i = 0; i < FAR; i++) x[i] = stored(far[i]);
+    for (int i = 0; i < N; i++) {
+        want[i] = x[i] < -1e6 ? 0 : x[i] > 1e6 ? x[i] : gelu(x[i]);
+        slope[i] = o[i] * (x[i] < -1e6 ? 0 : x[i] > 1e6 ? 1 : gelu_slope(x[i]));
+        size[i] =
+            fabs(want[i]) + fabs(x[i] < 0 && x[i] > -30 ? x[i] : 0); /* 1 + tanh cancels below 0, here and there */
+    }
+    Acts *pre = acts(x, 1, N), *out = acts(NULL, 1, N), *d = acts(o, 1, N);
+    B->gelu_forward(D, out, pre, N);
+    B->gelu_backward(D, d, pre, N);
+    check("gelu", fetch_narrow(out, N), want, size, 40, 1, N);
+    for (int i = 0; i < N; i++) size[i] = 4 * fabs(o[i]);
+    check("slope", fetch_narrow(d, N), slope, size, 60, 1, N);
+}
+
+/* ==== Optimizer ==== */
+
+/* The update in float64. */
+static double adamw_formula(double p, double *m, double *v, double grad, const AdamW *a) {
+    const double g = grad * a->grad_scale, b1 = a->beta1, b2 = a->beta2;
+    *m = b1 * *m + (1 - b1) * g, *v = b2 * *v + (1 - b2) * g * g;
+    const double mean = *m / (1 - pow(b1, (double)a->step)), square = *v / (1 - pow(b2, (double)a->step));
+    return p - a->lr * (mean / (sqrt(square) + a->eps) + a->weight_decay * p);
+}
+
+static AdamW adamw_of(int n) {
+    return (AdamW){.n = (size_t)n,
+                   .lr = 1e-3f,
+                   .beta1 = 0.9f,
+                   .beta2 = 0.95f,
+                   .eps = 1e-8f,
+                   .weight_decay = 0.1f,
+                   .grad_scale = 0.5f,
+                   .step = 3};
+}
+
+static void test_adamw(void **state) {
+    (void)state;
+    Random r = random_start(9, 0);
+    const int counts[] = {1, 7, 8, 1000, 4099};
+    for (int k = 0; k < 5; k++) {
+        const int n = counts[k];
+        AdamW a = adamw_of(n);
+        float *p = FLOATS((size_t)n), *grad = FLOATS((size_t)n), *m = FLOATS((size_t)n), *v = FLOATS((size_t)n);
+        double *want = DOUBLES((size_t)n), *want_m = DOUBLES((size_t)n), *want_v = DOUBLES((size_t)n);
+        double *size_m = DOUBLES((size_t)n), *size_p = DOUBLES((size_t)n);
+        for (int i = 0; i < n; i++) {
+            p[i] = (float)random_normal(&r), grad[i] = (float)random_normal(&r);
+            m[i] = 0.1f * (float)random_normal(&r), v[i] = 0.01f * (float)random_real(&r);
+            want_m[i] = m[i], want_v[i] = v[i], size_m[i] = fabs(m[i]) + fabs(grad[i]);
+            want[i] = adamw_formula(p[i], &want_m[i], &want_v[i], grad[i], &a);
+            size_p[i] = fabs(p[i]) + 1e-3 * size_m[i] / sqrt(want_v[i]) * 30;
+        }
+        const bool masters = dtype == DTYPE_BF16;
+        float *rounded = FLOATS((size_t)n);
+        for (int i = 0; i < n; i++) rounded[i] = stored(p[i]);
+        Floats *dg = floats(grad, (size_t)n), *dm = floats(m, (size_t)n), *dv = floats(v, (size_t)n);
+        Floats *master = masters ? floats(p, (size_t)n) : NULL;
+        Weights *w = weights(rounded, (size_t)n);
+        a.weights = w, a.master = master, a.grad = dg, a.m = dm, a.v = dv, a.first = 8 * 5;
+        B->adamw(D, &a);
+        check("m", fetch(dm, (size_t)n), want_m, size_m, 8, 0, (size_t)n);
+        check("v", fetch(dv, (size_t)n), want_v, NULL, 16, 0, (size_t)n);
+        const float *got = masters ? fetch(master, (size_t)n) : fetch(w, (size_t)n);
+        check("p", got, want, size_p, 32, 0, (size_t)n);
+        if (!masters) continue;
+        /* the weight is one of the two bf16 neighbours of its master, and the same when the slices are others */
+        const float *weight = fetch_narrow(w, (size_t)n);
+        for (int i = 0; i < n; i++) {
+            const double gap = fabs((double)weight[i] - got[i]), unit = ldexp(1, ilogb(got[i]) - 7);
+            if (!(gap < unit)) fail_msg("weight %d is %.9g, its master %.9g", i, weight[i], got[i]);
+        }
+        const int cut = n / 3;
+        Floats *again = floats(p, (size_t)n), *m2 = floats(m, (size_t)n), *v2 = floats(v, (size_t)n);
+        Weights *w2 = weights(rounded, (size_t)n);
+        for (int part = 0; part < 2; part++) {
+            const size_t first = part ? (size_t)cut : 0, count = part ? (size_t)(n - cut) : (size_t)cut;
+            AdamW half = a;
+            half.n = count, half.first = a.first + first;
+            half.weights = weights_at(B, w2, first), half.master = floats_at(again, first);
+            half.grad = floats_at(dg, first), half.m = floats_at(m2, first), half.v = floats_at(v2, first);
+            B->adamw(D, &half);
+        }
+        assert_memory_equal(fetch_narrow(w2, (size_t)n), weight, (size_t)n * sizeof(float));
+        assert_memory_equal(fetch(again, (size_t)n), got, (size_t)n * sizeof(float));
+    }
+}
+
+/* Rounding up and down happens with the right probabilities: the mean of many weights is that of their masters. */
+static void test_stochastic_rounding(void **state) {
+    (void)state;
+    enum { N = 1 << 15, STEPS = 4 };
+    if (dtype != DTYPE_BF16) return;
+    float *p = FLOATS(N), *zero = FLOATS(N);
+    for (int i = 0; i < N; i++) p[i] = (i % 2 ? -1.0f : 1.0f) * (1.0f + 0.3f * 0x1p-7f); /* 0.3 of the way up */
+    double away = 0;
+    int same = 0;
+    float *before = NULL;
+    for (int step = 1; step <= STEPS; step++) {
+        AdamW a = adamw_of(N);
+        a.lr = 0, a.step = step;
+        Floats *master = floats(p, N);
+        Weights *w = weights(zero, N);
+        a.weights = w, a.master = master, a.grad = floats(zero, N), a.m = floats(zero, N), a.v = floats(zero, N);
+        B->adamw(D, &a);
+        float *got = fetch_narrow(w, N);
+        for (int i = 0; i < N; i++) {
+            assert_true(fabsf(got[i]) == 1.0f || fabsf(got[i]) == 1.0f + 0x1p-7f);
+            away += fabsf(got[i]) > 1.0f, same += before && got[i] == before[i];
+        }
+        before = got;
+    }
+    const double draws = (double)N * STEPS, deviation = sqrt(0.3 * 0.7 / draws);
+    assert_true(fabs(away / draws - 0.3) < 5 * deviation);
+    /* another step draws other bits: two agree in 0.3^2 + 0.7^2 of all weights */
+    const double pairs = (double)N * (STEPS - 1);
+    assert_true(fabs(same / pairs - 0.58) < 5 * sqrt(0.58 * 0.42 / pairs));
+}
+
+static void test_square_sum(void **state) {
+    (void)state;
+    Random r = random_start(10, 0);
+    const size_t counts[] = {0, 1, 1000, 65536, 65536 * 2 + 3};
+    for (int k = 0; k < 5; k++) {
+        const size_t n = counts[k];
+        float *x = FLOATS(n + 1);
+        double want = 0;
+        for (size_t i = 0; i < n; i++) x[i] = (float)random_normal(&r), want += (double)x[i] * x[i];
+        Floats *device = floats(x, n + 1), *moved = floats(NULL, n + 2);
+        B->upload(D, floats_at(moved, 1), x, n * sizeof *x); /* not aligned to 16 bytes */
+        const double got = B->square_sum(D, device, n), again = B->square_sum(D, floats_at(moved, 1), n);
+        assert_true(fabs(got - want) <= 1e-12 * want && fabs(again - want) <= 1e-12 * want);
+        assert_true(B->square_sum(D, device, n) == got);
+    }
+    const float bad[] = {1, NAN, 2, INFINITY};
+    assert_true(isnan(B->square_sum(D, floats(bad, 2), 2)));
+    assert_true(isinf(B->square_sum(D, floats(bad + 2, 2), 2)));
+}
+
+/* ==== Memory ==== */
+
+static void test_transfers(void **state) {
+    (void)state;
+    const size_t n = (5u << 20) + 12345; /* 20 MB: more than the staging buffer holds */
+    float *x = (float *)xmalloc(n * sizeof *x), *back = (float *)xmalloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = (float)(i % 65536) * 0.25f;
+    Error e;
+    void *memory = B->alloc(D, n * sizeof *x, "a test", &e);
+    B->upload(D, memory, x, n * sizeof *x);
+    x[0] = 77, x[n - 1] = 77; /* what was uploaded is what was there at the call */
+    B->download(D, back, memory, n * sizeof *x);
+    assert_true(back[0] == 0 && back[n - 1] == (float)((n - 1) % 65536) * 0.25f);
+    x[0] = back[0], x[n - 1] = back[n - 1];
+    assert_memory_equal(back, x, n * sizeof *x);
+    B->zero(D, (char *)memory + 4, 8);
+    B->download(D, back, memory, 16);
+    assert_true(back[0] == x[0] && back[1] == 0 && back[2] == 0 && back[3] == x[3]);
+    B->weights_upload(D, (Weights *)memory, x, n);
+    B->weights_download(D, back, (Weights *)memory, n);
+    for (size_t i = 0; i < n; i++) assert_true(back[i] == stored(x[i]));
+    B->weights_release(D, (Weights *)memory, n);
+    free(x), free(back);
+    assert_true(B->memory_peak(D) >= n * 4);
+}
+
+/* A device of its own: what fails must not fail the others. */
+static void test_out_of_memory(void **state) {
+    (void)state;
+    Error e;
+    static const char *const cases[][2] = {{"activations", "--micro-tokens"},
+                                           {"key/value cache", "--slots"},
+                                           {"master weights", "--zero"},
+                                           {"weights", "--dtype bf16"}};
+    for (int i = 0; i < 4; i++) {
+        assert_null(B->alloc(D, (size_t)1 << 50, cases[i][0], &e));
+        assert_non_null(strstr(e.text, "1125899906842624 bytes"));
+        assert_non_null(strstr(e.text, cases[i][0])), assert_non_null(strstr(e.text, "free"));
+        assert_non_null(strstr(e.text, cases[i][1]));
+    }
+    assert_true(B->sync(D, &e)); /* an alloc that failed is the caller's matter, the device goes on */
+    float one = 1, back = 0;
+    Floats *x = floats(&one, 1);
+    B->download(D, &back, x, 4);
+    assert_true(back == 1);
+}
+
+/* A failure inside an operation stays, is told by sync() with what was asked for, and nothing runs after it. */
+static void test_sticky_failure(void **state) {
+    (void)state;
+    Error e;
+    Device *d;
+    assert_true(B->open(&d, dtype, &e));
+    float x[4] = {0};
+    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* nothing to do is no failure */
+    assert_true(B->sync(d, &e));
+    void *memory = B->alloc(d, 64, "a test", &e);
+    B->layernorm_backward(d, (Acts *)memory, (Floats *)memory, (Floats *)memory, (Acts *)memory, (Acts *)memory,
+                          (Floats *)memory, (Floats *)memory, (Weights *)memory, 1 << 30, 1 << 30);
+    assert_false(B->sync(d, &e));
+    assert_non_null(strstr(e.text, "out of device memory")), assert_non_null(strstr(e.text, "layernorm"));
+    assert_null(strchr(e.text, '\n'));
+    B->upload(d, memory, x, sizeof x);
+    assert_true(isnan(B->square_sum(d, (Floats *)memory, 1)));
+    assert_null(B->alloc(d, 64, "a test", &e));
+    assert_false(B->sync(d, &e));
+    B->close(d);
+}
+
+/* ==== Steps that repeat ==== */
+
+/* A step of a dozen operations on the same buffers with new data each time: run one by one, then captured, then replayed
+ * as a graph. Each time it gives what the first operations would give alone. */
+static void test_repeated_steps(void **state) {
+    (void)state;
+    enum { N = 6, C = 32, F = 64, V = 20, P = 12, STEPS = 6 };
+    Random r = random_start(11, 0);
+    Weights *wte = weights(noise(&r, V * C, 1), V * C), *wpe = weights(noise(&r, P * C, 1), P * C);
+    Weights *w = weights(noise(&r, C, 1), C), *b = weights(noise(&r, C, 1), C);
+    Weights *up = weights(noise(&r, F * C, 0.2), F * C), *up_b = weights(noise(&r, F, 1), F);
+    Weights *down = weights(noise(&r, C * F, 0.2), C * F), *down_b = weights(noise(&r, C, 1), C);
+    Acts *x[2], *h[2], *pre[2], *act[2], *delta[2], *rows[2];
+    Floats *mean[2], *rstd[2];
+    Ints *token[2], *position[2], *row[2];
+    for (int k = 0; k < 2; k++) {
+        x[k] = acts(NULL, N, C), h[k] = acts(NULL, N, C), pre[k] = acts(NULL, N, F), act[k] = acts(NULL, N, F);
+        delta[k] = acts(NULL, N, C), rows[k] = acts(NULL, 2, C);
+        mean[k] = floats(NULL, N), rstd[k] = floats(NULL, N);
+        token[k] = ints(NULL, N), position[k] = ints(NULL, N), row[k] = ints(NULL, 2);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        const int32_t *tokens = picks(&r, N, V), *positions = picks(&r, N, P), *wanted = picks(&r, 2, N);
+        float *got[2];
+        Error e;
+        if (host_seed) host_seed((uint64_t)step % SEEDS);
+        for (int k = 0; k < 2; k++) {
+            const bool apart = k == 1; /* waits after each operation, so nothing is captured */
+            B->upload(D, token[k], tokens, N * sizeof(int32_t));
+            B->upload(D, position[k], positions, N * sizeof(int32_t));
+            B->embed_forward(D, x[k], wte, wpe, token[k], position[k], N, C);
+            if (apart) assert_true(B->sync(D, &e));
+            B->layernorm_forward(D, h[k], mean[k], rstd[k], x[k], w, b, N, C);
+            if (apart) assert_true(B->sync(D, &e));
+            for (int layer = 0; layer < 3; layer++) {
+                B->linear_gelu_forward(D, pre[k], act[k], h[k], up, up_b, N, C, F);
+                if (apart) assert_true(B->sync(D, &e));
+                B->linear_forward(D, delta[k], act[k], down, down_b, N, F, C);
+                if (apart) assert_true(B->sync(D, &e));
+                B->residual_layernorm_forward(D, x[k], h[k], mean[k], rstd[k], x[k], delta[k], w, b, N, C);
+                if (apart) assert_true(B->sync(D, &e));
+            }
+            B->upload(D, row[k], wanted, 2 * sizeof(int32_t)); /* in the middle of a step */
+            B->gather_rows(D, rows[k], h[k], row[k], 2, C);
+            got[k] = fetch_narrow(rows[k], 2 * C);
+        }
+        assert_memory_equal(got[0], got[1], 2 * C * sizeof(float));
+        assert_true(isfinite(got[0][0]));
+    }
+}
+
+#define TESTS                                                                                                          \
+    TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise),  \
+        TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_gelu), TEST(test_adamw),                      \
+        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
+        TEST(test_sticky_failure), TEST(test_repeated_steps)
+
+int main(void) {
+    const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};
+    return cmocka_run_group_tests_name("float32", float32, open_float32, close_device) +
+           cmocka_run_group_tests_name("bf16", bf16, open_bf16, close_device);
+}

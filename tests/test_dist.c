@@ -1,0 +1,405 @@
+/* Runs on several ranks: who does what, what the launcher says, and the real programs under mpirun: the same samples and
+ * losses on 1, 2 and 4 ranks and every --zero, the same bits when repeated, states that go from one number of ranks to
+ * another, ranks that die, hang or are asked to stop. Needs ./train_sft, ./train_grpo and llmc_mpi.so; without mpirun and
+ * that library only what needs neither is tested. */
+#include "run.h"
+#include "../llmc/dist_grads.h"
+
+static bool mpi; /* are there mpirun and llmc_mpi.so? */
+
+#define SFT                                                                                                            \
+    "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -j $T/chat.shard -v 5 -l 1e-2 -d 256 -b 64 "   \
+    "--weight-decay 0.1 "
+#define GRPO                                                                                                           \
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard -m 9 -v 3 -g 4 -p 6 -G 4 -b 96 -l 1e-3 -s 1 "     \
+    "--eval-samples 4 --reward verify,random:0.3 "
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    mpi = !access("llmc_mpi.so", R_OK) && !system("command -v mpirun >/dev/null");
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1), setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("RANKS", "mpirun --oversubscribe --bind-to none -n", 1);
+    FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
+    for (int p = 0; p < 26; p++) {
+        for (int k = 0; k < 10; k++)
+            fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d%.*s\"}\n", 'a' + p, k, k % 4, "xyz");
+        fprintf(tasks, "{\"prompt\":\"%.*s%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", p % 4, "abc", 'a' + p,
+                (3 * p + 1) % 10);
+    }
+    if (fclose(chat) | fclose(tasks)) return 1;
+    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard");
+    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 -t 24 -i $T/chat.shard -o $T/base.bin -x 30 -l 0.02 -d 512 -b 512");
+    return 0;
+}
+
+/* ---- who does what --------------------------------------------------------------------------------------------- */
+
+static void slices_cover_everything_once(void **state) {
+    (void)state;
+    for (size_t n = 0; n < 3000; n += 1 + n / 7)
+        for (int ranks = 1; ranks < 9; ranks++) {
+            size_t next = 0;
+            for (int r = 0; r < ranks; r++) {
+                size_t first, count;
+                share_slice(n, r, ranks, &first, &count);
+                assert_int_equal(first, next);
+                if (r < ranks - 1) assert_int_equal(count % SHARE_ALIGN, 0);
+                next += count;
+            }
+            assert_int_equal(next, n);
+        }
+}
+
+/* Of all shares of seven pieces between two ranks none is better than 6/7 of that which is found (Graham's bound for two
+ * ranks, 4/3 - 1/6), and every piece has an owner. */
+static void work_is_shared_out_evenly(void **state) {
+    (void)state;
+    enum { N = 7 };
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        double cost[N], total = 0, load[2] = {0}, best = INFINITY;
+        int32_t owner[N];
+        for (int i = 0; i < N; i++) total += cost[i] = 1 + (double)(random_bits(seed, 1, (uint64_t)i) % 100);
+        dist_share(cost, N, 2, owner);
+        for (int i = 0; i < N; i++) {
+            assert_in_range(owner[i], 0, 1);
+            load[owner[i]] += cost[i];
+        }
+        for (int set = 0; set < 1 << N; set++) {
+            double half = 0;
+            for (int i = 0; i < N; i++) half += set >> i & 1 ? cost[i] : 0;
+            best = fmin(best, fmax(half, total - half));
+        }
+        assert_true(fmax(load[0], load[1]) <= best * 7 / 6 + 1e-9);
+    }
+    const double equal[4] = {5, 5, 5, 5};
+    int32_t owner[4];
+    dist_share(equal, 4, 4, owner);
+    for (int i = 0; i < 4; i++) assert_int_equal(owner[i], i);
+}
+
+static void stretches_are_cut_evenly(void **state) {
+    (void)state;
+    double cost[100];
+    for (int ranks = 1; ranks < 12; ranks++)
+        for (int n = 0; n < 100; n += 9) {
+            double total = 0, most = 0;
+            int64_t first[16];
+            for (int i = 0; i < n; i++) {
+                total += cost[i] = 1 + (double)(random_bits(5, (uint64_t)n, (uint64_t)i) % 9);
+                most = fmax(most, cost[i]);
+            }
+            dist_cut(cost, n, ranks, first);
+            assert_int_equal(first[0], 0);
+            assert_int_equal(first[ranks], n);
+            for (int r = 0; r < ranks; r++) {
+                double sum = 0;
+                assert_true(first[r] <= first[r + 1]);
+                for (int64_t i = first[r]; i < first[r + 1]; i++) sum += cost[i];
+                assert_true(sum <= total / ranks + most);
+            }
+        }
+}
+
+static void launch_of(const char *variables, LaunchKind kind, int rank, int ranks, int local) {
+    const pid_t child = fork();
+    if (!child) {
+        static const char *const all[] = {"OMPI_COMM_WORLD_RANK",
+                                          "OMPI_COMM_WORLD_SIZE",
+                                          "OMPI_COMM_WORLD_LOCAL_RANK",
+                                          "PMI_RANK",
+                                          "PMI_SIZE",
+                                          "MPI_LOCALRANKID",
+                                          "RANK",
+                                          "WORLD_SIZE",
+                                          "LOCAL_RANK",
+                                          "SLURM_PROCID",
+                                          "SLURM_STEP_NUM_TASKS",
+                                          "SLURM_LOCALID"};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) unsetenv(all[i]);
+        char *copy = strdup(variables);
+        for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) putenv(word);
+        const Launch l = launch_of_environment();
+        _exit(!(l.kind == kind && l.rank == rank && l.ranks == ranks && l.local_rank == local));
+    }
+    int status;
+    waitpid(child, &status, 0);
+    if (status) fail_msg("%s: another launch", variables);
+}
+
+static void launchers_are_known(void **state) {
+    (void)state;
+    launch_of("", LAUNCH_ALONE, 0, 1, 0);
+    launch_of("OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=1", LAUNCH_MPI, 3, 4, 1);
+    launch_of("PMI_RANK=1 PMI_SIZE=2", LAUNCH_MPI, 1, 2, 0);
+    launch_of("RANK=5 WORLD_SIZE=8 LOCAL_RANK=1", LAUNCH_VARIABLES, 5, 8, 1);
+    launch_of("SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=1", LAUNCH_MPI, 1, 2, 1);
+    launch_of("SLURM_PROCID=0 SLURM_NTASKS=4", LAUNCH_ALONE, 0, 1, 0); /* the batch script itself */
+    launch_of("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1", LAUNCH_ALONE, 0, 1, 0);
+    launch_of("RANK=2", LAUNCH_ALONE, 0, 1, 0); /* somebody else's variable */
+    launch_of("RANK=9 WORLD_SIZE=8", LAUNCH_ALONE, 0, 1, 0);
+    launch_of("RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=3", LAUNCH_MPI, 0, 3, 0);
+}
+
+/* One rank alone: the calls do what one process does. */
+static void one_rank_is_no_rank(void **state) {
+    (void)state;
+    Error e;
+    Dist d;
+    double x[2] = {1, 2};
+    bool any = false;
+    void *all;
+    int64_t first[2];
+    int rank;
+    assert_true(dist_open(&d, 1, backend_cpu(), models_device, &e));
+    assert_int_equal(d.ranks, 1);
+    assert_true(dist_sum(&d, x, 2, &e) && dist_max(&d, x, 2, &e) && dist_any(&d, &any, &e));
+    assert_true(x[0] == 1 && x[1] == 2 && !any);
+    assert_true(dist_same(&d, 7, &rank, &e) && rank == -1);
+    assert_true(dist_collect(&d, x, 2, sizeof *x, &all, first, &e));
+    assert_memory_equal(all, x, sizeof x);
+    assert_int_equal(first[1], 2);
+    free(all);
+    dist_close(&d);
+}
+
+static void memory_is_shared_out(void **state) {
+    (void)state;
+    const GPT2Config c = gpt2_config(12, 12, 768, 50257, 1024);
+    const Backend *b = backend_cpu();
+    size_t offset[GPT2_TENSOR_COUNT], moments = 0, n;
+    int layers;
+    const size_t all = gpt2_tensors(&c, (TensorInfo[GPT2_TENSOR_COUNT]){{0}});
+    for (int r = 0; r < 4; r++) {
+        const Share share = {r, 4, 1};
+        moments += optimizer_bytes_share(&c, b, share);
+        optimizer_slices(&c, share, NULL, &n);
+        assert_true(n > all / 4 - all / 50 && n < all / 4 + all / 50);
+    }
+    assert_int_equal(moments, optimizer_bytes(&c, b)); /* nothing twice, nothing forgotten */
+    assert_int_equal(gpt2_grads_layout(&c, (Share){0, 4, 1}, offset, &layers), all);
+    const size_t layer = 12 * 768 * 768 + 13 * 768;
+    assert_int_equal(gpt2_grads_layout(&c, (Share){0, 4, 2}, offset, &layers), all - 10 * layer);
+    assert_int_equal(layers, 2);
+}
+
+/* ---- runs ------------------------------------------------------------------------------------------------------ */
+
+/* The records of two runs are equal but for times, and numbers to within a relative gap. */
+static void assert_near_metrics(const char *a, const char *b, double gap) {
+    char *x = text_of(files_path(a)), *y = text_of(files_path(b));
+    assert_int_equal(lines_of(x), lines_of(y));
+    for (int i = 0; i < lines_of(x); i++) {
+        json_t *row = json_line_of(x, i), *other = json_line_of(y, i), *value;
+        const char *key;
+        assert_int_equal(json_object_size(row), json_object_size(other));
+        json_object_foreach(row, key, value) {
+            if (strstr(key, "time") || strstr(key, "timing") || strstr(key, "perf/") || strstr(key, "num_tokens"))
+                continue;
+            const json_t *there = json_object_get(other, key);
+            if (!there) fail_msg("%s: line %d has no %s", b, i, key);
+            if (json_is_null(value) && json_is_null(there)) continue;
+            const double p = json_number_value(value), q = json_number_value(there);
+            if (!(fabs(p - q) <= gap * fmax(1, fabs(p))))
+                fail_msg("line %d: %s is %.9g in %s and %.9g in %s", i, key, p, a, q, b);
+        }
+        json_decref(row), json_decref(other);
+    }
+    free(x), free(y);
+}
+
+#define NEEDS_MPI()                                                                                                    \
+    (void)state;                                                                                                       \
+    if (!mpi) {                                                                                                        \
+        print_message("no mpirun or no llmc_mpi.so: skipped\n");                                                       \
+        skip();                                                                                                        \
+    }
+
+static void sft_is_the_same_on_any_number_of_ranks(void **state) {
+    NEEDS_MPI();
+    sh(SFT "-x 12 -o $T/one.bin --metrics $T/one.jsonl");
+    for (int zero = 0; zero <= 2; zero++) {
+        sh("$RANKS 2 " SFT "-x 12 -o $T/two.bin --metrics $T/many.jsonl --zero %d", zero);
+        assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+        assert_true(weights_gap("one.bin", "two.bin") < 1e-4);
+        if (zero == 1) continue;
+        sh("$RANKS 2 " SFT "-x 12 -o $T/again.bin --zero %d", zero);
+        assert_same_file("two.bin", "again.bin"); /* a fixed order of sums: the same bits */
+    }
+    sh("$RANKS 4 " SFT "-x 12 -o $T/many.bin --metrics $T/many.jsonl --zero 1");
+    assert_holds(said, "4 ranks of 1 threads");
+    assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+    assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
+    /* more ranks than records in a step: some have nothing to do */
+    sh("./train_sft --layers 2 --width 32 --heads 2 -t 16 -i $T/chat.shard -x 4 -d 8 -l 1e-2 -o $T/one.bin");
+    sh("$RANKS 4 ./train_sft --layers 2 --width 32 --heads 2 -t 16 -i $T/chat.shard -x 4 -d 8 -l 1e-2 -o $T/many.bin "
+       "--zero 2");
+    assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
+}
+
+static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
+    NEEDS_MPI();
+    static const char *const how[] = {
+        "-x 8", "-x 9 --num-iterations 2 --steps-per-generation 3 --use-adaptive-entropy --dynamic-sampling --beta 0.1",
+        "-x 5 --beta 0.1 --kl-in reward --loss-type gspo --top-entropy-quantile 0.5"};
+    for (int i = 0; i < 3; i++) {
+        sh(GRPO "%s -o $T/one.bin --metrics $T/one.jsonl", how[i]);
+        sh("$RANKS %d " GRPO "%s -o $T/many.bin --metrics $T/many.jsonl --zero %d", i == 1 ? 4 : 2, how[i], i);
+        assert_near_metrics("one.jsonl", "many.jsonl", 2e-3);
+        for (int line = 0; line < metric_lines("one.jsonl"); line++) /* the same samples */
+            if (has_metric("one.jsonl", line, "completions/mean_length"))
+                assert_true(metric("one.jsonl", line, "completions/mean_length") ==
+                            metric("many.jsonl", line, "completions/mean_length"));
+        assert_near(metric("one.jsonl", 0, "reward"), metric("many.jsonl", 0, "reward"), 0);
+    }
+}
+
+static void states_go_from_ranks_to_ranks(void **state) {
+    NEEDS_MPI();
+    sh(SFT "-x 20 -o $T/one.bin");
+    sh("$RANKS 2 " SFT "-x 20 -o $T/two.bin --state $T/mid.state -n 13 --zero 2");
+    sh("$RANKS 2 " SFT "-x 20 -o $T/b.bin --resume $T/mid.state --zero 2");
+    assert_same_file("two.bin", "b.bin"); /* as if nothing had happened */
+    sh(SFT "-x 20 -o $T/b.bin --resume $T/mid.state");
+    assert_true(weights_gap("one.bin", "b.bin") < 1e-3);
+    sh("$RANKS 4 " SFT "-x 20 -o $T/b.bin --resume $T/mid.state --zero 1");
+    assert_true(weights_gap("one.bin", "b.bin") < 1e-3);
+}
+
+static int times_said(const char *text) {
+    int n = 0;
+    for (const char *at = said; (at = strstr(at, text)); at++) n++;
+    return n;
+}
+
+/* The n-th rank of a run under mpirun, from 0: its children in the order of their start. */
+static pid_t rank_of(pid_t launcher, int n) {
+    char path[64], text[256] = "";
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)launcher, (int)launcher);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    if (!fgets(text, sizeof text, f)) fail_msg("the launcher has no children");
+    fclose(f);
+    char *word = strtok(text, " ");
+    while (n-- > 0) word = strtok(NULL, " ");
+    assert_non_null(word);
+    return (pid_t)atoi(word);
+}
+
+/* A long run whose rank `which` gets a signal after some steps; what it says holds `part`. */
+static void loses_a_rank(int signal, int which, int ranks, const char *part) {
+    char command[1000];
+    unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
+    put("kept", "earlier");
+    snprintf(command, sizeof command,
+             "mpirun --oversubscribe --bind-to none -n %d " SFT "-x 100000 -o $T/kept --state $T/lost.state -n 2 "
+             "--metrics $T/lost.jsonl --dist-timeout 3 --zero 1",
+             ranks);
+    const pid_t launcher = run_start(command);
+    run_until(files_path("lost.jsonl"), 5);
+    kill(rank_of(launcher, which), signal);
+    const time_t then = time(NULL);
+    assert_true(run_wait(launcher, 60) != 0);
+    assert_true(time(NULL) - then < 40);
+    assert_int_equal(times_said("train_sft: "), 1); /* one of the ranks says it, once */
+    assert_holds(said, part);
+    assert_holds(said, "; the run ends in step ");
+    assert_holds(said, ", the last state is ");
+    files_assert_content(files_path("kept"), "earlier", 7);
+    unlink(files_path("kept"));
+    /* the last good state is whole */
+    sh(SFT "-x 20 -o $T/after.bin --resume $T/lost.state --max-bad-steps 0 --best $T/best.bin");
+}
+
+static void a_rank_that_dies_ends_the_run(void **state) {
+    NEEDS_MPI();
+    loses_a_rank(SIGKILL, 1, 2, "rank 1 of 2 (process ");
+    loses_a_rank(SIGKILL, 0, 2, "rank 0 of 2 (process ");
+}
+
+static void a_rank_that_hangs_ends_the_run(void **state) {
+    NEEDS_MPI();
+    loses_a_rank(SIGSTOP, 2, 3, "has not answered for 3 s (--dist-timeout)");
+}
+
+static void a_signal_on_any_rank_stops_all(void **state) {
+    NEEDS_MPI();
+    unlink(files_path("stop.jsonl"));
+    const pid_t launcher =
+        run_start("mpirun --oversubscribe --bind-to none -n 2 " SFT "-x 100000 -o $T/stop.bin --metrics $T/stop.jsonl");
+    run_until(files_path("stop.jsonl"), 3);
+    kill(rank_of(launcher, 1), SIGTERM);
+    assert_int_equal(run_wait(launcher, 60), 0);
+    assert_holds(said, "stopped by a signal after step");
+    assert_int_equal(access(files_path("stop.bin.state"), R_OK), 0);
+    assert_int_equal(access(files_path("stop.bin"), F_OK), -1);
+}
+
+/* The GPU's path, compiled for the processor: started by mpirun, and by variables, where ranks meet through NCCL alone. */
+static void ranks_on_gpus(void **state) {
+    NEEDS_MPI();
+    const char *library = getenv("LLMC_CUDA_LIBRARY");
+    if (!library || access(library, R_OK)) skip();
+    setenv("LLMC_NCCL_LIBRARY", library, 1);
+#define GPU                                                                                                            \
+    "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -l 1e-2 -d 64 -b 32 --device cuda "            \
+    "--dtype float32 -x 3 "
+    sh(GPU "-o $T/one.bin --metrics $T/one.jsonl");
+    for (int zero = 0; zero <= 2; zero++) {
+        sh("$RANKS 2 " GPU "-o $T/many.bin --metrics $T/many.jsonl --zero %d", zero);
+        assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+        assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
+    }
+    sh("export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511; "
+       "RANK=1 LOCAL_RANK=1 " GPU "-o $T/many.bin --zero 1 & "
+       "RANK=0 LOCAL_RANK=0 " GPU "-o $T/many.bin --zero 1 --metrics $T/many.jsonl --state $T/gpu.state -n 3; wait $!");
+    assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+    assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
+    refused(1, "RANK=0 WORLD_SIZE=2 " GPU "-o $T/kept", "MASTER_ADDR and MASTER_PORT are not");
+    unsetenv("LLMC_NCCL_LIBRARY");
+}
+
+static void what_cannot_be_is_said_once(void **state) {
+    NEEDS_MPI();
+    put("kept", "earlier");
+    static const struct {
+        int status;
+        const char *command, *part;
+    } cases[] = {{2, SFT "-o $T/kept --zero 3", "--zero"},
+                 {2, SFT "-o $T/kept -c -", "-: 2 ranks cannot share standard input"},
+                 {1, SFT "-o $T/none/kept -x 1", "none"},
+                 {1, "./train_sft -c $T/none.bin -i $T/chat.shard -o $T/kept", "none.bin"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char command[1200];
+        snprintf(command, sizeof command, "mpirun --oversubscribe --bind-to none -n 2 %s", cases[i].command);
+        run(cases[i].status, command);
+        assert_int_equal(times_said("train_sft: "), 1);
+        assert_holds(said, cases[i].part);
+    }
+    files_assert_content(files_path("kept"), "earlier", 7);
+    unlink(files_path("kept"));
+    refused(1, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 " SFT "-o $T/kept",
+            "start ranks on processors");
+    /* ranks that were told different things */
+    run(1, "mpirun --oversubscribe --bind-to none -n 1 " SFT "-o $T/x.bin -x 4 : -n 1 " SFT "-o $T/x.bin -x 5");
+    assert_holds(said, "train_sft: options: rank 1 has another one than rank 0\n");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(slices_cover_everything_once),
+                                       cmocka_unit_test(work_is_shared_out_evenly),
+                                       cmocka_unit_test(stretches_are_cut_evenly),
+                                       cmocka_unit_test(launchers_are_known),
+                                       cmocka_unit_test(one_rank_is_no_rank),
+                                       cmocka_unit_test(memory_is_shared_out),
+                                       cmocka_unit_test(sft_is_the_same_on_any_number_of_ranks),
+                                       cmocka_unit_test(grpo_is_the_same_on_any_number_of_ranks),
+                                       cmocka_unit_test(states_go_from_ranks_to_ranks),
+                                       cmocka_unit_test(a_rank_that_dies_ends_the_run),
+                                       cmocka_unit_test(a_rank_that_hangs_ends_the_run),
+                                       cmocka_unit_test(a_signal_on_any_rank_stops_all),
+                                       cmocka_unit_test(ranks_on_gpus),
+                                       cmocka_unit_test(what_cannot_be_is_said_once)};
+    return cmocka_run_group_tests_name("dist", tests, setup, models_teardown);
+}

@@ -1,0 +1,224 @@
+/* Runs of ./train_dpo from shards: its losses against forward passes of single sequences in double, its independence of how
+ * a step is packed, what it learns. Needs train_sft, train_dpo, generate, data/make_shard and data/make_prefs. */
+#include "dpo.h"
+
+static double log_sigmoid(double x) { return -log1p(exp(-x)); }
+
+/* The mean over all records of held.shard of the loss that `what` names, by the definitions. */
+static double pair_truth(const char *what, const GPT2 *policy, const GPT2 *reference) {
+    Error e;
+    Shard s;
+    Record r = {0};
+    if (!shard_open(&s, files_path("held.shard"), &e)) fail_msg("%s", e.text);
+    double sum = 0, nll = 0, learned = 0;
+    for (int64_t i = 0; i < s.count; i++) {
+        assert_true(shard_record(&s, i, &r, &e));
+        const int32_t *w = r.tokens + r.prompt, *l = w + r.chosen;
+        const Truth pw = truth_of(policy, r.tokens, r.prompt, w, r.chosen);
+        const Truth pl = truth_of(policy, r.tokens, r.prompt, l, r.rejected);
+        const Truth rw = truth_of(reference, r.tokens, r.prompt, w, r.chosen);
+        const Truth rl = truth_of(reference, r.tokens, r.prompt, l, r.rejected);
+        const double c = pw.logp - rw.logp, d = pl.logp - rl.logp;
+        nll -= pw.logp + pw.prompt, learned += pw.length + pw.prompt_length;
+        if (!strcmp(what, "sigmoid")) sum -= log_sigmoid(0.3 * (c - d));
+        if (!strcmp(what, "ipo")) sum += pow(c / pw.length - d / pl.length - 1 / 0.6, 2);
+        if (!strcmp(what, "free")) sum -= log_sigmoid(0.3 * (pw.logp - pl.logp));
+        if (!strcmp(what, "wpo"))
+            sum -=
+                log_sigmoid(0.3 * (c - d)) * exp((pw.logp - pw.square) / pw.length + (pl.logp - pl.square) / pl.length);
+        if (!strcmp(what, "orpo")) {
+            const double a = pw.logp / pw.length, b = pl.logp / pl.length;
+            sum -= 0.3 * log_sigmoid(a - log(1 - exp(a)) - b + log(1 - exp(b)));
+        }
+    }
+    sum /= (double)s.count;
+    if (!strcmp(what, "orpo")) sum += nll / learned;
+    record_free(&r), shard_close(&s);
+    return sum;
+}
+
+static void the_losses_are_those_of_single_sequences(void **state) {
+    (void)state;
+    GPT2 policy = load("sft.bin"), reference = load("other.bin");
+    static const struct {
+        const char *what, *options;
+    } cases[] = {{"sigmoid", "--loss-type sigmoid --reference $T/other.bin"},
+                 {"sigmoid", "--loss-type sigmoid --reference $T/other.bin --precompute-ref-log-probs"},
+                 {"ipo", "--loss-type ipo --reference $T/other.bin --no-prefix-sharing -b 16"},
+                 {"free", "--loss-type sigmoid --reference-free"},
+                 {"wpo", "--loss-type sigmoid --reference $T/other.bin --use-weighting"},
+                 {"orpo", "--loss-type orpo -b 16"},
+                 {"orpo", "--loss-type orpo --no-prefix-sharing"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        sh(DPO "-j $T/held.shard -x 1 -l 0 --beta 0.3 -o $T/a.bin --metrics $T/a.jsonl %s", cases[i].options);
+        const double want = pair_truth(cases[i].what, &policy, &reference);
+        if (fabs(metric("a.jsonl", -1, "eval_loss") - want) > 2e-6 * fmax(1, fabs(want)))
+            fail_msg("%s: %.9g, expected %.9g", cases[i].options, metric("a.jsonl", -1, "eval_loss"), want);
+        unlink(files_path("a.jsonl"));
+    }
+    gpt2_free(&policy), gpt2_free(&reference);
+}
+
+/* The policy against itself: every log-ratio is 0, so the losses are known. */
+static void the_start_is_known(void **state) {
+    (void)state;
+    static const struct {
+        const char *loss;
+        double value;
+    } cases[] = {{"sigmoid", 0.693147181},
+                 {"hinge", 1},
+                 {"ipo", 25},
+                 {"sppo_hard", 50},
+                 {"apo_zero", 1},
+                 {"apo_down", 1},
+                 {"aot", 0.693147181},
+                 {"bco_pair", 1.386294361},
+                 {"nca_pair", 1.386294361},
+                 {"discopop", 0.846573590}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        sh(DPO "-x 1 -o $T/a.bin --metrics $T/b.jsonl --loss-type %s", cases[i].loss);
+        assert_near(metric("b.jsonl", 0, "loss"), cases[i].value, 1e-6 * cases[i].value);
+        assert_near(metric("b.jsonl", 0, "rewards/margins"), 0, 1e-7);
+        assert_true(has_metric("b.jsonl", 0, "entropy") && has_metric("b.jsonl", 0, "mean_token_accuracy"));
+        unlink(files_path("b.jsonl"));
+    }
+    sh(KTO "-x 1 -o $T/a.bin --metrics $T/b.jsonl");
+    assert_near(metric("b.jsonl", 0, "loss"), 0.5, 1e-7);
+    assert_near(metric("b.jsonl", 0, "kl"), 0, 1e-7);
+    unlink(files_path("b.jsonl"));
+}
+
+/* ---- packing --------------------------------------------------------------------------------------------------- */
+
+/* Two files of metrics agree in all that a step computes, to rounding. */
+static void same_numbers(const char *a, const char *b, const char *what) {
+    static const char *const keys[] = {"loss",           "grad_norm",      "rewards/margins", "logps/chosen",
+                                       "logps/rejected", "rewards/chosen", "entropy",         "mean_token_accuracy"};
+    assert_int_equal(metric_lines(a), metric_lines(b));
+    for (int i = 0; i < metric_lines(a); i++)
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            const double x = metric(a, i, keys[k]), y = metric(b, i, keys[k]);
+            if (!(fabs(x - y) <= 2e-4 * fmax(fabs(x), 0.01)))
+                fail_msg("%s: step %d: %s: %.9g and %.9g", what, i + 1, keys[k], x, y);
+        }
+}
+
+static void packing_changes_nothing(void **state) {
+    (void)state;
+    static const char *const losses[] = {"sigmoid,sft --use-weighting --ld-alpha 0.3", "aot,ipo --label-smoothing 0.1",
+                                         "orpo,simpo,cpo", "sigmoid --sync-ref-model --ref-model-sync-steps 2"};
+    static const char *const ways[] = {"-b 16", "-b 48 --no-prefix-sharing", "--recompute 2 --precompute-ref-log-probs"};
+    for (size_t l = 0; l < sizeof losses / sizeof *losses; l++) {
+        const bool fixed = strstr(losses[l], "orpo") || strstr(losses[l], "simpo") || strstr(losses[l], "sync");
+        sh(DPO "-x 4 -o $T/a.bin --metrics $T/whole.jsonl --loss-type %s", losses[l]);
+        for (size_t k = 0; k < sizeof ways / sizeof *ways - fixed; k++) {
+            sh(DPO "-x 4 -o $T/b.bin --metrics $T/parts.jsonl --loss-type %s %s", losses[l], ways[k]);
+            same_numbers("whole.jsonl", "parts.jsonl", losses[l]);
+            unlink(files_path("parts.jsonl"));
+        }
+        unlink(files_path("whole.jsonl"));
+    }
+    /* KTO's reference point is that of the whole step */
+    const char *base = KTO "-x 5 -o $T/a.bin --reference $T/weak.bin";
+    sh("./train_sft --layers 1 --width 32 --heads 2 -t 16 -i $T/chat.shard -o $T/weak.bin -x 1");
+    sh("%s --metrics $T/whole.jsonl", base);
+    assert_true(metric("whole.jsonl", -1, "kl") > 1); /* for the reference gives all answers a small chance */
+    sh("%s --metrics $T/parts.jsonl -b 16", base);
+    for (int i = 0; i < 5; i++) {
+        assert_near(metric("parts.jsonl", i, "kl"), metric("whole.jsonl", i, "kl"), 1e-4);
+        assert_near(metric("parts.jsonl", i, "loss"), metric("whole.jsonl", i, "loss"), 1e-6);
+    }
+    unlink(files_path("parts.jsonl")), unlink(files_path("whole.jsonl"));
+}
+
+/* A step of all pairs does not depend on their order, which the seed decides. */
+static void order_changes_nothing(void **state) {
+    (void)state;
+    for (int seed = 1; seed <= 2; seed++)
+        sh(DPO "-d 96 -x 3 -o $T/a.bin --metrics $T/%d.jsonl --seed %d --loss-type sigmoid,aot,sft", seed, seed);
+    same_numbers("1.jsonl", "2.jsonl", "order");
+    unlink(files_path("1.jsonl")), unlink(files_path("2.jsonl"));
+}
+
+/* ---- what it learns -------------------------------------------------------------------------------------------- */
+
+/* How many of the letter each of the answers to the four prompts holds, by one policy. */
+enum { ASKED = 4 * 40 };
+static void sample(const char *model, int count[ASKED]) {
+    put("ask.jsonl", "{\"prompt\":\"a:\"}\n{\"prompt\":\"b:\"}\n{\"prompt\":\"c:\"}\n{\"prompt\":\"d:\"}\n");
+    sh("./generate -c $T/%s -i $T/ask.jsonl -n 40 -g 4 --temperature 1 -o $T/said.jsonl", model);
+    char *text = text_of(files_path("said.jsonl"));
+    assert_int_equal(lines_of(text), ASKED);
+    for (int i = 0; i < ASKED; i++) {
+        json_t *row = json_line_of(text, i);
+        const char *c = json_text_of(row, "completion");
+        for (count[i] = 0; *c; c++) count[i] += *c == 'a';
+        json_decref(row);
+    }
+    free(text);
+}
+
+/* The share of answers that the rule likes better than the SFT model's; ties count half. */
+static double win_rate(const char *model) {
+    int mine[ASKED], theirs[ASKED];
+    double wins = 0;
+    sample(model, mine), sample("sft.bin", theirs);
+    for (int i = 0; i < ASKED; i++) wins += mine[i] > theirs[i] ? 1 : mine[i] == theirs[i] ? 0.5 : 0;
+    return wins / ASKED;
+}
+
+static void dpo_learns_the_rule(void **state) {
+    (void)state;
+    sh(DPO "-j $T/held.shard -x 40 -l 3e-3 -o $T/dpo.bin --metrics $T/m.jsonl");
+    assert_true(metric("m.jsonl", -1, "eval_rewards/accuracies") > 0.9);
+    assert_true(win_rate("dpo.bin") > 0.8);
+    unlink(files_path("m.jsonl"));
+}
+
+static void kto_learns_from_answers_without_pairs(void **state) {
+    (void)state;
+    sh(RULE "-n 96 -s 2 --format unpaired --min-length 4" SHARD "$T/few.shard");
+    sh("./train_dpo --loss-type kto -c $T/sft.bin -i $T/few.shard -d 16 -x 60 -l 3e-3 -o $T/kto.bin --desirable-weight 3.5");
+    assert_true(win_rate("kto.bin") > 0.8);
+}
+
+/* Labels without noise, few pairs, many passes: DPO's margin grows on and on, IPO's stays where its loss has its
+ * minimum, log-ratios 1/(2 beta) apart. */
+static void ipo_keeps_its_margin_bounded(void **state) {
+    (void)state;
+    sh(RULE "-n 8 -s 5 --min-length 4" SHARD "$T/few.shard");
+    const char *base = "./train_dpo -c $T/sft.bin -i $T/few.shard -d 8 -l 3e-3 -k constant --beta 0.5 -o $T/a.bin";
+    sh("%s -x 150 --loss-type sigmoid --metrics $T/dpo.jsonl", base);
+    sh("%s -x 150 --loss-type ipo_sum --metrics $T/ipo.jsonl", base);
+    /* rewards are beta times log-ratios: the minimum is at a margin of 1/2 */
+    const double early = metric_mean("ipo.jsonl", 90, 100, "rewards/margins"),
+                 late = metric_mean("ipo.jsonl", 140, 150, "rewards/margins");
+    assert_true(fabs(early - 0.5) < 0.2 && fabs(late - 0.5) < 0.2);
+    assert_true(metric("dpo.jsonl", 149, "rewards/margins") > 4);
+    assert_true(metric("dpo.jsonl", 149, "rewards/margins") > metric("dpo.jsonl", 99, "rewards/margins") + 0.1);
+    unlink(files_path("dpo.jsonl")), unlink(files_path("ipo.jsonl"));
+}
+
+/* A reference that follows the policy is what a new run from there would have. */
+static void a_synced_reference_is_the_policy(void **state) {
+    (void)state;
+    /* alpha 1: after each sync the policy is its own reference, and the loss begins at log 2 again */
+    sh(DPO "-x 6 -o $T/a.bin --sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 1 --metrics $T/m.jsonl");
+    for (int i = 0; i < 6; i += 2) assert_near(metric("m.jsonl", i, "loss"), 0.693147181, 1e-6);
+    assert_true(fabs(metric("m.jsonl", 1, "loss") - 0.693147181) > 1e-4);
+    unlink(files_path("m.jsonl"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_losses_are_those_of_single_sequences),
+        cmocka_unit_test(the_start_is_known),
+        cmocka_unit_test(packing_changes_nothing),
+        cmocka_unit_test(order_changes_nothing),
+        cmocka_unit_test(dpo_learns_the_rule),
+        cmocka_unit_test(kto_learns_from_answers_without_pairs),
+        cmocka_unit_test(ipo_keeps_its_margin_bounded),
+        cmocka_unit_test(a_synced_reference_is_the_policy),
+    };
+    return cmocka_run_group_tests(tests, dpo_setup, models_teardown);
+}

@@ -1,0 +1,237 @@
+/* What a run of ./train_dpo leaves and finds: reference log-probabilities and their file, states to resume from, and what it
+ * says to bad input. Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
+#include "dpo.h"
+#include "../llmc/ref_logps.h"
+
+/* ---- reference log-probabilities in a file --------------------------------------------------------------------- */
+
+static void a_file_stands_for_the_reference(void **state) {
+    (void)state;
+    /* made by the first run, used by the second: the same bytes come out; one file for training and held-out pairs */
+    sh(DPO "-j $T/held.shard -x 12 -o $T/made.bin --ref-log-probs $T/ref.logps --ld-alpha 0.5");
+    assert_holds(said, "reference log-probabilities computed");
+    sh(DPO "-j $T/held.shard -x 12 -o $T/used.bin --ref-log-probs $T/ref.logps --ld-alpha 0.5");
+    assert_null(strstr(said, "reference log-probabilities computed"));
+    size_t n;
+    float *made = weights_of("made.bin", &n), *used = weights_of("used.bin", &n);
+    assert_memory_equal(made, used, n * sizeof *made);
+    free(made), free(used);
+    /* it holds tokens, so other losses can use it; on its own without the held-out pairs, too */
+    sh(DPO "-x 2 -o $T/used.bin --ref-log-probs $T/ref.logps --loss-type ipo");
+    /* values: the sum over the first chosen answer is what single sequences give */
+    Error e;
+    RefLogps l;
+    Shard s;
+    Record r = {0};
+    GPT2 m = load("sft.bin");
+    assert_true(ref_logps_read(&l, files_path("ref.logps"), &e));
+    assert_int_equal(l.tables, 2);
+    assert_true(l.model == model_weights_hash(&m));
+    assert_true(shard_open(&s, files_path("prefs.shard"), &e) && shard_record(&s, 0, &r, &e));
+    double sum = 0;
+    for (int i = 0; i < r.chosen; i++) sum += l.table[0].logp[i];
+    assert_near(sum, truth_of(&m, r.tokens, r.prompt, r.tokens + r.prompt, r.chosen).logp, 1e-4);
+    ref_logps_free(&l), record_free(&r), shard_close(&s), gpt2_free(&m);
+
+    /* of other things it is refused, by name, and stays as it is */
+    sh("cp $T/ref.logps $T/kept2");
+    static const struct {
+        const char *command, *part;
+    } bad[] = {
+        {"./train_dpo -c $T/sft.bin -i $T/held.shard -j $T/prefs.shard --max-length 6 ",
+         "it was made for other records"},
+        {"./train_dpo -c $T/other.bin -i $T/prefs.shard ", "it was made with another model"},
+        {"./train_dpo -c $T/sft.bin -i $T/prefs.shard --reference $T/other.bin ", "it was made with another model"},
+        {"./train_dpo -c $T/sft.bin -i $T/labels.shard --loss-type kto ", "it was made for other records"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char command[400];
+        snprintf(command, sizeof command, "%s -x 1 -o $T/a.bin --ref-log-probs $T/ref.logps", bad[i].command);
+        run(1, command);
+        assert_holds(said, bad[i].part);
+        assert_holds(said, "ref.logps");
+        assert_same_file("kept2", "ref.logps");
+    }
+    /* damaged in any way it is refused before anything is trained */
+    uint8_t *data = files_get(files_path("ref.logps"), &n), *broken = (uint8_t *)xmalloc(n + 4);
+    for (size_t at = 0; at < n; at += at < 100 ? 1 : n / 50) {
+        memcpy(broken, data, n), broken[at] ^= 64;
+        files_put(files_path("broken"), broken, n);
+        assert_false(ref_logps_read(&l, files_path("broken"), &e));
+        assert_holds(e.text, "broken");
+    }
+    for (size_t cut = 0; cut < n; cut += cut < 100 ? 1 : n / 50) {
+        files_put(files_path("broken"), data, cut);
+        assert_false(ref_logps_read(&l, files_path("broken"), &e));
+    }
+    memcpy(broken, data, n), memset(broken + n, 0, 4);
+    files_put(files_path("broken"), broken, n + 4);
+    assert_false(ref_logps_read(&l, files_path("broken"), &e));
+    /* a count that no file could hold takes no memory */
+    memcpy(broken, data, n), memset(broken + 72, 0x7f, 7);
+    files_put(files_path("broken"), broken, n);
+    assert_false(ref_logps_read(&l, files_path("broken"), &e));
+    assert_holds(e.text, "no room");
+    run(1, DPO "-x 1 -o $T/a.bin --ref-log-probs $T/broken");
+    assert_holds(said, "broken");
+    free(data), free(broken);
+    unlink(files_path("broken")), unlink(files_path("kept2"));
+}
+
+static void kto_from_a_file(void **state) {
+    (void)state;
+    sh(KTO "-x 6 -o $T/live.bin -j $T/heldlabels.shard --metrics $T/live.jsonl");
+    sh(KTO "-x 6 -o $T/made.bin -j $T/heldlabels.shard --ref-log-probs $T/kto.logps --metrics $T/made.jsonl");
+    for (int i = 0; i < 6; i++) {
+        assert_near(metric("made.jsonl", i, "loss"), metric("live.jsonl", i, "loss"), 1e-5);
+        assert_near(metric("made.jsonl", i, "kl"), metric("live.jsonl", i, "kl"), 1e-4);
+    }
+    run(1, KTO "-x 6 -o $T/a.bin --seed 7 --ref-log-probs $T/kto.logps"); /* other mismatched answers */
+    assert_holds(said, "or --seed");
+    unlink(files_path("live.jsonl")), unlink(files_path("made.jsonl"));
+}
+
+/* ---- resumed runs ---------------------------------------------------------------------------------------------- */
+
+/* A run that stops at step 7 of 12 and goes on, once by --save-steps, ends in the same bytes. */
+static void resumes(const char *command) {
+    sh("%s -x 12 -o $T/whole.bin", command);
+    sh("%s -x 12 -o $T/a.bin --state $T/mid.state -n 7", command);
+    assert_same_file("whole.bin", "a.bin");
+    sh("%s -x 12 -o $T/parts.bin --resume $T/mid.state", command);
+    assert_same_file("whole.bin", "parts.bin");
+    sh("rm -f $T/mid.state*");
+}
+
+static void resumed_runs_end_in_the_same_bytes(void **state) {
+    (void)state;
+    resumes(DPO);
+    resumes(DPO "-j $T/held.shard -v 4 --loss-type aot -b 32 --weight-decay 0.1");
+    resumes(DPO "--precompute-ref-log-probs -e 2");
+    unlink(files_path("ref.logps"));
+    resumes(DPO "--ref-log-probs $T/ref.logps --reference $T/other.bin");
+    resumes(DPO "--sync-ref-model --ref-model-sync-steps 3 --ref-model-mixup-alpha 0.4");
+    resumes(DPO "--loss-type orpo");
+    resumes(KTO);
+    resumes(KTO "--ref-log-probs $T/kto2.logps");
+}
+
+/* Stopped by a signal, whenever it comes; one synced reference is left beside the state. */
+static void a_signal_stops_it(void **state) {
+    (void)state;
+    static const char command[] =
+        DPO "-x 400 --sync-ref-model --ref-model-sync-steps 5 -j $T/held.shard -v 50 --loss-type sigmoid,aot -b 64 ";
+    sh("%s -o $T/whole.bin", command);
+    char text[600];
+    for (int i = 0; i < 3; i++) {
+        snprintf(text, sizeof text, "%s -o $T/parts.bin --metrics $T/parts.jsonl %s", command,
+                 i ? "--resume $T/parts.bin.state" : "");
+        const pid_t pid = run_start(text);
+        if (i < 2) {
+            run_until(files_path("parts.jsonl"), 40 + 60 * i);
+            kill(pid, SIGTERM);
+        }
+        if (run_wait(pid, 120)) fail_msg("%s", said);
+        if (i < 2) assert_holds(said, "stopped by a signal after step");
+    }
+    assert_same_file("whole.bin", "parts.bin");
+    sh("ls $T/parts.bin.state.reference-* | wc -l");
+    assert_string_equal(out, "1\n");
+    unlink(files_path("parts.jsonl"));
+    sh("rm -f $T/parts.bin.state*");
+}
+
+/* ---- bad input ------------------------------------------------------------------------------------------------- */
+
+static void bad_command_lines(void **state) {
+    (void)state;
+    static const struct {
+        const char *options, *part;
+    } bad[] = {
+        {"--loss-type dpo", "--loss-type: 'dpo' is not one of sigmoid|"},
+        {"--loss-type ''", "--loss-type: it is empty"},
+        {"--loss-type sigmoid,kto", "stand alone"},
+        {"--loss-type sigmoid,sft --loss-weights 1", "--loss-weights: a number from 0 to 1e6 is needed for sft"},
+        {"--loss-type sigmoid,sft --loss-weights 1,x", "--loss-weights: a number"},
+        {"--loss-type sigmoid --loss-weights 1,2", "more weights than losses"},
+        {"--loss-type sigmoid --loss-weights -1", "--loss-weights: a number"},
+        {"--loss-type exo_pair", "needs --label-smoothing above 0"},
+        {"--loss-type hinge --label-smoothing 0.1", "--label-smoothing: goes with --loss-type sigmoid,"},
+        {"--label-smoothing 0.5", "out of range"},
+        {"--loss-type nca_pair --f-divergence-type forward_kl", "--f-divergence-type: goes with --loss-type"},
+        {"--f-alpha-divergence-coef 0.7", "goes with --f-divergence-type alpha_divergence"},
+        {"--loss-type simpo --ld-alpha 0.5", "--ld-alpha: goes with"},
+        {"--loss-type aot --use-weighting", "--use-weighting: goes with"},
+        {"--loss-type kto --rpo-alpha 1", "--rpo-alpha: goes with"},
+        {"--desirable-weight 2", "goes with --loss-type kto|apo_zero_unpaired"},
+        {"--simpo-gamma 1", "--simpo-gamma: goes with --loss-type simpo"},
+        {"--cpo-alpha 0", "--cpo-alpha: goes with --loss-type cpo"},
+        {"--alpha 1", "--alpha: goes with --loss-type simpo or cpo"},
+        {"--dpop-lambda 1", "--dpop-lambda: goes with --loss-type dpop"},
+        {"--discopop-tau 1", "--discopop-tau: goes with --loss-type discopop"},
+        {"--beta 0", "out of range"},
+        {"--reference-free --reference $T/sft.bin", "--reference: no reference is used with --reference-free"},
+        {"--loss-type orpo --ref-log-probs $T/x", "no reference is used by --loss-type"},
+        {"--loss-type simpo --sync-ref-model", "no reference is used by --loss-type"},
+        {"--loss-type simpo --reference-free", "--reference-free: no reference is used by --loss-type"},
+        {"--loss-type kto --reference-free", "kto needs a reference"},
+        {"--sync-ref-model --precompute-ref-log-probs", "goes without --precompute-ref-log-probs"},
+        {"--ref-log-probs -", "--ref-log-probs: a file is needed"},
+        {"-d 0", "out of range"},
+        {"word", "unexpected word"},
+    };
+    char command[400];
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(command, sizeof command, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept %s", bad[i].options);
+        refused(2, command, bad[i].part);
+    }
+    refused(2, "./train_dpo -c $T/sft.bin -o $T/kept", "-i/--input: which shard?");
+    refused(2, "./train_dpo -c $T/sft.bin -i $T/prefs.shard", "-o/--output: where to?");
+}
+
+static void bad_data(void **state) {
+    (void)state;
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/chat.shard -o $T/kept", "it holds chat records, expected preference");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/labels.shard -o $T/kept",
+            "it holds unpaired records, expected preference");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept --loss-type kto", "expected unpaired records");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -j $T/chat.shard -o $T/kept", "chat.shard: it holds chat");
+    refused(1, "./train_dpo -c $T/none -i $T/prefs.shard -o $T/kept", "none");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/none -o $T/kept", "none");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/none/x", "none/x");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept --max-length 2", "no record is left");
+    /* what is cut or equal is said */
+    put("alike.jsonl", "{\"prompt\":\"a:\",\"chosen\":\"bbbbbbb\",\"rejected\":\"bbbbbbbc\"}\n"
+                       "{\"prompt\":\"a:\",\"chosen\":\"bb\",\"rejected\":\"c\"}\n"
+                       "{\"prompt\":\"a long prompt:\",\"chosen\":\"b\",\"rejected\":\"c\"}\n");
+    sh("data/make_shard -q -i $T/alike.jsonl -o $T/alike.shard");
+    sh("./train_dpo -c $T/sft.bin -i $T/alike.shard -o $T/a.bin -x 1 --max-length 6");
+    assert_holds(said, "1 of 3 records are left out");
+    assert_holds(said, "2 answers are longer than 6 tokens allow and are cut");
+    assert_holds(said, "1 of 2 pairs have two equal answers");
+    put("one.jsonl", "{\"prompt\":\"a:\",\"completion\":\"b\",\"label\":true}\n");
+    sh("data/make_shard -q -i $T/one.jsonl -o $T/one.shard");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/one.shard -o $T/kept --loss-type kto", "");
+    assert_holds(said, "one record");
+    /* a resumed run keeps to its shard and its reference */
+    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state -n 2");
+    run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --reference $T/other.bin");
+    assert_holds(said, "it is not the reference that the run began with");
+    run(1, "./train_dpo -c $T/sft.bin -i $T/held.shard -x 4 -o $T/b.bin --resume $T/mid.state");
+    assert_holds(said, "another shard");
+    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state -n 2 --precompute-ref-log-probs");
+    run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --precompute-ref-log-probs --reference $T/other.bin");
+    assert_holds(said, "it is not of the reference that the run began with");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_file_stands_for_the_reference),
+        cmocka_unit_test(kto_from_a_file),
+        cmocka_unit_test(resumed_runs_end_in_the_same_bytes),
+        cmocka_unit_test(a_signal_stops_it),
+        cmocka_unit_test(bad_command_lines),
+        cmocka_unit_test(bad_data),
+    };
+    return cmocka_run_group_tests(tests, dpo_setup, models_teardown);
+}

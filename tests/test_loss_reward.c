@@ -1,0 +1,256 @@
+/* test_loss_reward.c - loss_reward.h, calibration.h, gold.h and the ranking of evaluation_reward.h against values from
+ * TRL's own code (golden/reward.txt, made by dev/golden_reward.py), finite differences in double, and known answers. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "../llmc/cpu.h"
+#include "../llmc/evaluation_reward.h"
+#include "../llmc/gold.h"
+#include "golden.h"
+
+static void near(double got, double want, double tolerance, const char *what) {
+    if (!(fabs(got - want) <= tolerance * fmax(1, fabs(want)))) fail_msg("%s: %.12g, expected %.12g", what, got, want);
+}
+
+/* -- golden values ------------------------------------------------------------------------------------------------ */
+
+static void check_gradient(const Golden *g, const float *dscore) {
+    const double *want = golden(g, "gradient");
+    for (int i = 0; i < golden_count(g, "gradient"); i++) near(dscore[i], want[i], 2e-7, g->name);
+}
+
+/* The loss and the gradient, whole and as the sum of two micro-batches. */
+static void check_pairs(const Golden *g) {
+    const double *config = golden(g, "config"), *metrics = golden(g, "metrics");
+    const RewardLoss o = {.label_smoothing = config[0], .center = config[1]};
+    float *score = golden_floats(g, "score"), *margin = golden_floats(g, "margin"), dscore[64];
+    const int n = golden_count(g, "score") / 2, half = n / 2;
+    near(loss_bradley_terry(&o, score, margin, n, n, dscore), golden(g, "loss")[0], 1e-8, g->name);
+    check_gradient(g, dscore);
+    memset(dscore, 0, sizeof dscore);
+    const double parts =
+        loss_bradley_terry(&o, score, margin, half, n, dscore) +
+        loss_bradley_terry(&o, score + 2 * half, margin ? margin + half : NULL, n - half, n, dscore + 2 * half);
+    near(parts, golden(g, "loss")[0], 1e-8, g->name);
+    check_gradient(g, dscore);
+    if (metrics) {
+        double right = 0, gap = 0;
+        for (int i = 0; i < n; i++)
+            right += score[2 * i] > score[2 * i + 1], gap += (double)score[2 * i] - score[2 * i + 1];
+        near(right / n, metrics[0], 1e-6, "accuracy");
+        near(gap / n, metrics[1], 1e-8, "margin");
+    }
+    free(score), free(margin);
+}
+
+static void check_binary(const Golden *g) {
+    const RewardLoss o = {.label_smoothing = golden(g, "config")[0]};
+    float *score = golden_floats(g, "score"), dscore[64];
+    uint8_t label[64];
+    const int n = golden_count(g, "score");
+    const double tolerance = golden(g, "tolerance") ? golden(g, "tolerance")[0] : 1e-8, loss = golden(g, "loss")[0];
+    for (int i = 0; i < n; i++) label[i] = golden(g, "label")[i] > 0.5;
+    near(loss_binary(&o, score, label, n, n, dscore), loss, tolerance, g->name);
+    check_gradient(g, dscore);
+    near(loss_binary(&o, score, label, n, n, NULL), loss, tolerance, g->name);
+    free(score);
+}
+
+static void check_auc(const Golden *g) {
+    RankedScore s[128];
+    const int n = golden_count(g, "score");
+    for (int i = 0; i < n; i++) s[i] = (RankedScore){golden(g, "score")[i], golden(g, "label")[i] > 0.5};
+    near(rank_auc(s, n), golden(g, "auc")[0], 1e-12, g->name);
+}
+
+static void golden_values(void **state) {
+    (void)state;
+    FILE *f = golden_open("reward.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); cases++) {
+        if (!strcmp(g.kind, "pairs")) check_pairs(&g);
+        else if (!strcmp(g.kind, "binary")) check_binary(&g);
+        else check_auc(&g);
+        golden_free(&g);
+    }
+    fclose(f);
+    assert_int_equal(cases, 14);
+}
+
+/* -- finite differences ------------------------------------------------------------------------------------------- */
+
+/* The losses as their definitions have them, in long double: -log(1 / (1 + exp(-x))). */
+static long double minus_log_sigmoid(long double x) { return logl(1 + expl(-x)); }
+
+static long double defined_pairs(const RewardLoss *o, const long double *s, const float *margin, int n) {
+    long double sum = 0;
+    for (int i = 0; i < n; i++) {
+        const long double x = s[2 * i] - s[2 * i + 1] - margin[i], both = s[2 * i] + s[2 * i + 1];
+        sum += (1 - o->label_smoothing) * minus_log_sigmoid(x) + o->label_smoothing * minus_log_sigmoid(-x);
+        sum += o->center * both * both;
+    }
+    return sum / n;
+}
+
+static long double defined_binary(const RewardLoss *o, const long double *s, const uint8_t *label, int n) {
+    long double sum = 0;
+    for (int i = 0; i < n; i++) {
+        const long double t = label[i] ? 1 - o->label_smoothing : o->label_smoothing;
+        sum += t * minus_log_sigmoid(s[i]) + (1 - t) * minus_log_sigmoid(-s[i]);
+    }
+    return sum / n;
+}
+
+static void finite_differences(void **state) {
+    (void)state;
+    enum { N = 6 };
+    static const double smoothing[] = {0, 0.1, 0.499}, center[] = {0, 0.01, 2};
+    Random r = random_start(5, 0);
+    for (int k = 0; k < 9; k++) {
+        const RewardLoss o = {smoothing[k % 3], center[k / 3]};
+        float score[2 * N], margin[N], dscore[2 * N];
+        long double s[2 * N];
+        uint8_t label[2 * N];
+        for (int i = 0; i < 2 * N; i++) {
+            s[i] = score[i] = (float)(2 * random_normal(&r)), label[i] = (uint8_t)random_below(&r, 2);
+            if (i < N) margin[i] = (float)random_real(&r);
+        }
+        near(loss_bradley_terry(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13,
+             "pairs");
+        for (int i = 0; i < 2 * N; i++) {
+            const long double h = 1e-5L, was = s[i];
+            s[i] = was + h;
+            long double slope = defined_pairs(&o, s, margin, N);
+            s[i] = was - h, slope = (slope - defined_pairs(&o, s, margin, N)) / (2 * h), s[i] = was;
+            near(dscore[i], (double)slope, 3e-7, "slope of pairs");
+        }
+        near(loss_binary(&o, score, label, 2 * N, 2 * N, dscore), (double)defined_binary(&o, s, label, 2 * N), 1e-13,
+             "binary");
+        for (int i = 0; i < 2 * N; i++) {
+            const long double h = 1e-5L, was = s[i];
+            s[i] = was + h;
+            long double slope = defined_binary(&o, s, label, 2 * N);
+            s[i] = was - h, slope = (slope - defined_binary(&o, s, label, 2 * N)) / (2 * h), s[i] = was;
+            near(dscore[i], (double)slope, 3e-7, "slope of labels");
+        }
+    }
+}
+
+/* Nothing overflows; a loss that is not a number stays one, for the trainer's guard to see. */
+static void extremes(void **state) {
+    (void)state;
+    const RewardLoss o = {0};
+    float dscore[2];
+    const float large[] = {1e30f, -1e30f}, small[] = {-1e30f, 1e30f}, broken[] = {NAN, 0};
+    assert_true(loss_bradley_terry(&o, large, NULL, 1, 1, dscore) == 0 && dscore[0] == 0 && dscore[1] == 0);
+    near(loss_bradley_terry(&o, small, NULL, 1, 1, dscore), 2e30, 1e-6, "wrong");
+    assert_true(dscore[0] == -1 && dscore[1] == 1);
+    assert_true(isnan(loss_bradley_terry(&o, broken, NULL, 1, 1, dscore)) && isnan(dscore[0]));
+    assert_true(isnan(loss_binary(&o, broken, (uint8_t[]){1}, 1, 1, dscore)) && isnan(dscore[0]));
+}
+
+/* -- calibration -------------------------------------------------------------------------------------------------- */
+
+static void calibration(void **state) {
+    (void)state;
+    /* probabilities that hold: of ten with p = 0.7, seven come true; of four with p = 0.25, one */
+    Calibration c = calibration_new(0);
+    assert_true(isnan(calibration_error(&c)));
+    for (int i = 0; i < 10; i++) calibration_add_label(&c, log(0.7 / 0.3), i < 7);
+    for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.25 / 0.75), i == 0);
+    near(calibration_error(&c), 0, 1e-12, "perfect");
+    near(c.log_loss, -7 * log(0.7) - 3 * log(0.3) - log(0.25) - 3 * log(0.75), 1e-12, "log loss");
+    near(c.bin[2].count, 4, 0, "bin");
+    /* one that says 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
+    c = calibration_new(0);
+    for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.95 / 0.05), i < 2);
+    for (int i = 0; i < 4; i++) calibration_add_label(&c, 0, i < 2);
+    near(calibration_error(&c), 0.225, 1e-12, "overconfident");
+    /* pairs: the probability of the answer that is scored higher; a tie is half right */
+    c = calibration_new(0.5);
+    for (int i = 0; i < 5; i++) calibration_add_pair(&c, i < 4 ? log(0.8 / 0.2) : -log(0.8 / 0.2));
+    near(calibration_error(&c), 0, 1e-12, "pairs");
+    near(c.bin[6].count, 5, 0, "pairs' bin"); /* [0.8, 0.85) */
+    calibration_add_pair(&c, 0);
+    calibration_add_pair(&c, NAN);
+    near(c.bin[0].count, 1, 0, "tie");
+    near(c.count, 6, 0, "count");
+    near(calibration_error(&c), 0, 1e-12, "tie");
+    calibration_add_pair(&c, 1e6);
+    near(c.bin[9].count, 1, 0, "certain");
+    near(calibration_edge(&c, 0), 0.5, 0, "edge"), near(calibration_edge(&c, 10), 1, 1e-15, "edge");
+}
+
+/* -- hidden rules ------------------------------------------------------------------------------------------------- */
+
+static void hidden_rules(void **state) {
+    (void)state;
+    static const struct {
+        const char *rule, *prompt, *answer;
+        double score;
+    } cases[] = {{"char", "cab:", "cacc", 3},
+                 {"char=a", "cab:", "cacc", 1},
+                 {"char==", "cab:", "a=b=", 2},
+                 {"char:1,length:-0.5", "cab:", "cacc", 1},
+                 {"repeats", "x", "aabbbc", 3},
+                 {"repeats:-2", "x", "", 0},
+                 {"length", "x", "", 0},
+                 {"sum", "12+30=", "42", 1},
+                 {"sum", "12+30=", "12+30=42\n", 1},
+                 {"sum", "12+30=", "42 or 43", 0},
+                 {"sum", "1+2+3+4=", "10", 1},
+                 {"sum", "12+30", "42", 0},
+                 {"sum", "a+b=", "0", 0},
+                 {"sum", "12+30=", "99999999999999999999999999999942", 0},
+                 {"sum:5,length:1e-1", "1+1=", "2", 5.1}};
+    static const char *const wrong[] = {
+        "",      "chars",    "char=",    "char:",   "char:x",      "char:1,",
+        ",char", "length=3", "char:inf", "sum sum", "char;length", "sum,sum,sum,sum,sum,sum,sum,sum,sum"};
+    Error e;
+    Gold g;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (!gold_parse(&g, cases[i].rule, &e)) fail_msg("%s", e.text);
+        near(gold_score(&g, cases[i].prompt, cases[i].answer), cases[i].score, 1e-15, cases[i].rule);
+    }
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        if (gold_parse(&g, wrong[i], &e)) fail_msg("'%s' was taken for a rule", wrong[i]);
+}
+
+/* -- the note of a checkpoint ------------------------------------------------------------------------------------- */
+
+static void notes(void **state) {
+    (void)state;
+    static const char *const wrong[] = {"",
+                                        "[]",
+                                        "{}",
+                                        "{\"kind\":\"rm\",\"mean\":0,\"deviation\":1}",
+                                        "{\"kind\":\"bt\",\"mean\":0,\"deviation\":0}",
+                                        "{\"kind\":\"bt\",\"mean\":0,\"deviation\":-1}",
+                                        "{\"kind\":7,\"mean\":0,\"deviation\":1}"};
+    Error e;
+    RewardModelNote n;
+    for (int kind = REWARD_MODEL_BT; kind <= REWARD_MODEL_PRM; kind++) {
+        const RewardModelNote from = {(RewardModelKind)kind, -1.0 / 3, 2.0 / 3, kind == REWARD_MODEL_PRM ? 10 : -1};
+        char *text = reward_model_note_write(&from);
+        assert_true(reward_model_note_read(&n, text, "x", &e));
+        assert_true(n.kind == from.kind && n.mean == from.mean && n.deviation == from.deviation &&
+                    n.step_token == from.step_token);
+        free(text);
+    }
+    assert_true(reward_model_note_read(&n, NULL, "x", &e) && n.kind == REWARD_MODEL_BT && n.deviation == 1);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        if (reward_model_note_read(&n, wrong[i], "rm.bin", &e)) fail_msg("%s was taken for a note", wrong[i]);
+        assert_non_null(strstr(e.text, "rm.bin: reward normalisation"));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(golden_values), cmocka_unit_test(finite_differences),
+                                       cmocka_unit_test(extremes),      cmocka_unit_test(calibration),
+                                       cmocka_unit_test(hidden_rules),  cmocka_unit_test(notes)};
+    return cmocka_run_group_tests_name("loss_reward", tests, NULL, NULL);
+}

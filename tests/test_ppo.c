@@ -1,0 +1,436 @@
+/* ./train_ppo: its losses against golden values (dev/golden_ppo.py) and finite differences, and the program as a user runs
+ * it: what each algorithm learns, the critic, the leash, rewards from a model, what is logged, resuming, bad input. Needs
+ * all programs. Advantages are in test_gae.c, the exact optimum is in test_optimum.c.
+ *
+ * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
+#include "run.h"
+#include "golden.h"
+#include "../llmc/loss_policy.h"
+#include "../llmc/loss_ppo.h"
+
+/* ---- losses ---------------------------------------------------------------------------------------------------- */
+
+static void assert_close(const Golden *g, const char *key, const float *x, int n) {
+    const double *expected = golden(g, key);
+    assert_int_equal(golden_count(g, key), n);
+    for (int i = 0; i < n; i++)
+        if (!(fabs(x[i] - expected[i]) <= 1e-6 * fmax(1, fabs(expected[i]))))
+            fail_msg("%s: %s[%d] is %.9g, expected %.9g", g->name, key, i, x[i], expected[i]);
+}
+
+static void golden_loss(const Golden *g, bool cut) {
+    int32_t offset[17] = {0};
+    uint8_t counts[16];
+    const int n = golden_count(g, "lengths");
+    const double *s = golden(g, "settings");
+    for (int i = 0; i < n; i++) {
+        offset[i + 1] = offset[i] + (int32_t)golden(g, "lengths")[i];
+        counts[i] = (uint8_t)golden(g, "counts")[i];
+    }
+    const char *key[] = {"logp", "old_logp", "advantage", "entropy", "value", "old_value", "target"};
+    float *x[7], dlogp[64], dentropy[64], dvalue[64];
+    for (int i = 0; i < 7; i++) x[i] = golden_floats(g, key[i]);
+    const PpoConfig c = {.cliprange = s[0],
+                         .cliprange_high = s[1],
+                         .dual_clip = s[2],
+                         .cliprange_value = s[3],
+                         .entropy_coef = s[4],
+                         .vf_coef = s[5]};
+    PpoStats stats = {0};
+    const double tokens = ppo_tokens(offset, n, counts);
+    double loss = 0;
+    for (int first = 0; first < n;) { /* whole, and cut into micro-batches */
+        const int next = cut ? (first + 2 < n ? first + 2 : n) : n;
+        const PpoBatch b = {.answers = next - first,
+                            .offset = offset + first,
+                            .counts = counts + first,
+                            .logp = x[0],
+                            .old_logp = x[1],
+                            .advantage = x[2],
+                            .entropy = x[3],
+                            .value = x[4],
+                            .old_value = x[5],
+                            .target = x[6]};
+        loss += ppo_policy_loss(&c, tokens, &b, dlogp, dentropy, &stats);
+        loss += ppo_value_loss(&c, tokens, &b, dvalue, &stats);
+        first = next;
+    }
+    assert_close(g, "dlogp", dlogp, offset[n]);
+    assert_close(g, "dentropy", dentropy, offset[n]);
+    assert_close(g, "dvalue", dvalue, offset[n]);
+    const double got[] = {loss,
+                          stats.policy_loss,
+                          stats.value_loss,
+                          stats.square_log / (2 * stats.tokens),
+                          stats.clipped / stats.tokens,
+                          stats.value_clipped / stats.value_tokens,
+                          stats.ratio / stats.tokens};
+    const char *name[] = {"loss", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio"};
+    for (int i = 0; i < 7; i++)
+        if (!(fabs(got[i] - golden(g, name[i])[0]) < 1e-6)) /* clipped values are counted where the mask holds them */
+            fail_msg("%s: %s is %.9g, expected %.9g", g->name, name[i], got[i], golden(g, name[i])[0]);
+    for (int i = 0; i < 7; i++) free(x[i]);
+}
+
+static void losses_have_golden_values(void **state) {
+    (void)state;
+    Golden g;
+    int seen = 0;
+    FILE *f = golden_open("ppo.txt");
+    for (; golden_next(f, &g); golden_free(&g))
+        if (!strcmp(g.kind, "loss")) golden_loss(&g, false), golden_loss(&g, true), seen++;
+    fclose(f);
+    assert_int_equal(seen, 4);
+}
+
+/* Derivatives of a token's losses against differences in float64; A and rho from either side of every clip. */
+static void losses_have_their_gradients(void **state) {
+    (void)state;
+    const double h = 1e-6;
+    bool unused;
+    double d, none;
+    for (int dual = 0; dual < 2; dual++)
+        for (int plain = 0; plain < 2; plain++)
+            for (double A = -1.5; A <= 1.5; A += 0.5)
+                for (double log_ratio = -1.03; log_ratio < 1.6; log_ratio += 0.11) {
+                    const PpoConfig c = {
+                        .plain = plain, .cliprange = 0.2, .cliprange_high = 0.3, .dual_clip = 3 * dual};
+                    ppo_token(&c, log_ratio, log_ratio - 2, A, &d, &unused);
+                    const double up = ppo_token(&c, log_ratio + h, log_ratio - 2 + h, A, &none, &unused),
+                                 down = ppo_token(&c, log_ratio - h, log_ratio - 2 - h, A, &none, &unused);
+                    assert_near(d, (up - down) / (2 * h), 1e-6);
+                }
+    for (double V = -1.043; V < 1; V += 0.07)
+        for (double G = -1; G <= 1; G += 0.5) {
+            ppo_value_token(V, 0.1, G, 0.2, &d, &unused);
+            const double up = ppo_value_token(V + h, 0.1, G, 0.2, &none, &unused),
+                         down = ppo_value_token(V - h, 0.1, G, 0.2, &none, &unused);
+            assert_near(d, (up - down) / (2 * h), 1e-6);
+        }
+}
+
+static void known_losses(void **state) {
+    (void)state;
+    double d;
+    bool clipped;
+    const PpoConfig dual = {.cliprange = 0.2, .cliprange_high = 0.2, .dual_clip = 3};
+    assert_near(ppo_token(&dual, log(5), -1, -1, &d, &clipped), 3, 1e-12); /* r = 5, A = -1, c = 3: objective -3 */
+    assert_near(d, 0, 0);
+    assert_near(ppo_token(&dual, log(2), -1, 1, &d, &clipped), -1.2, 1e-12);
+    assert_true(clipped && d == 0);
+    /* at ratio 1 the clipped loss has the gradient of the plain one: PPO with one pass is A2C */
+    const PpoConfig plain = {.plain = true};
+    double same;
+    ppo_token(&dual, 0, -1, 0.7, &d, &clipped), ppo_token(&plain, 0, -1, 0.7, &same, &clipped);
+    assert_near(d, same, 0);
+    /* tokens of one answer with one advantage: TRL's token mean of grpo's loss */
+    const int32_t offset[] = {0, 3};
+    const uint8_t counts[] = {1};
+    const float logp[] = {-1, -2, -0.5f}, old[] = {-1.1f, -1.5f, -0.6f}, A[] = {0.5f, 0.5f, 0.5f};
+    float mine[3], theirs[3];
+    PpoStats s = {0};
+    PpoConfig c = ppo_config();
+    const PpoBatch b = {
+        .answers = 1, .offset = offset, .counts = counts, .logp = logp, .old_logp = old, .advantage = A};
+    const double loss = ppo_policy_loss(&c, 3, &b, mine, NULL, &s);
+    PolicyLossConfig pc = policy_loss_config(POLICY_BNPO);
+    const PolicyNormaliser N = policy_normaliser(offset, 1, counts, NULL);
+    const PolicyBatch pb = {.sequences = 1, .offset = offset, .advantage = A, .logp = logp, .old_logp = old};
+    PolicyStats ps = policy_stats();
+    assert_near(loss, policy_loss(&pc, &N, &pb, theirs, NULL, &ps), 1e-9);
+    for (int i = 0; i < 3; i++) assert_near(mine[i], theirs[i], 1e-9);
+}
+
+/* ---- the program ----------------------------------------------------------------------------------------------- */
+
+#define PPO    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -g 4 -b 512 -s 0 --temperature 1 -p 12 "
+#define LONGER "-p 96 -l 0.005 -u 20 -k constant --kl-coef 0.02 "
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
+    FILE *prefs = fopen(files_path("prefs.jsonl"), "w");
+    for (int p = 0; p < 6; p++) {
+        const int right = (3 * p + 1) % 10;
+        for (int k = 0; k < 10; k++) {
+            fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d\"}\n", 'a' + p, k);
+            if (k != right)
+                fprintf(prefs, "{\"prompt\":\"%c=\",\"chosen\":\"%d\",\"rejected\":\"%d\"}\n", 'a' + p, right, k);
+        }
+        fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, right);
+    }
+    if (fclose(chat) | fclose(tasks) | fclose(prefs)) return 1;
+    sh("sed 's/\"answer\":\"[0-9]\"/\"answer\":\"7\"/' $T/tasks.jsonl > $T/sevens.jsonl");
+    sh("for f in chat tasks sevens prefs; do data/make_shard -q -i $T/$f.jsonl -o $T/$f.shard || exit 1; done");
+    sh("./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard --layers 1 --width 32 --heads 2 -o $T/sft.bin -x 60 -l 0.02");
+    sh("./train_rm --layers 1 --width 32 --heads 2 -t 16 -i $T/prefs.shard -o $T/rm.bin -x 200 -l 3e-3 -u 20 -b 512");
+    return 0;
+}
+
+static void each_algorithm_learns(void **state) {
+    (void)state;
+    /* 1 of 10 is right at the start; three seeds each */
+    const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
+    for (int i = 0; i < 7; i++)
+        for (int seed = 1; seed <= 3; seed++) {
+            sh(PPO LONGER "-x %d --algo %s --seed %d %s -o $T/x.bin --metrics $T/m.jsonl", i ? 90 : 120, algo[i], seed,
+               i == 3 || i == 6 ? "-u 0 -p 24 -G 4"
+               : i              ? "-u 0"
+                                : "");
+            const int n = metric_lines("m.jsonl");
+            const double start = metric("m.jsonl", 0, "objective/scores"),
+                         end = metric_mean("m.jsonl", n - 5, n, "objective/scores");
+            if (!(start < 0.25 && end > 0.3)) fail_msg("%s, seed %d: %g, then %g", algo[i], seed, start, end);
+        }
+}
+
+static void identities(void **state) {
+    (void)state;
+    /* one pass of PPO is A2C, whose loss knows no ratio */
+    sh(PPO "-x 4 -l 1e-3 --algo a2c -o $T/a.bin");
+    sh(PPO "-x 4 -l 1e-3 --algo ppo --num-ppo-epochs 1 --lam 1 --whiten-advantages no -o $T/b.bin");
+    assert_true(weights_gap("a.bin", "b.bin") == 0);
+    /* no value loss, lambda 1: the head stays 0, and what is left is the return */
+    sh(PPO "-x 4 -l 1e-3 --algo a2c --vf-coef 0 --whiten-advantages yes -o $T/a.bin");
+    sh(PPO "-x 4 -l 1e-3 --algo reinforce++ -o $T/b.bin");
+    assert_true(weights_gap("a.bin", "b.bin") < 1e-6);
+    /* a critic beside the policy that learns nothing is no critic */
+    sh(PPO "-x 4 -l 1e-3 --critic $T/sft.bin --vf-coef 0 --metrics $T/m.jsonl -o $T/a.bin");
+    sh(PPO "-x 4 -l 1e-3 --vf-coef 0 -o $T/b.bin");
+    assert_near(metric("m.jsonl", 0, "critic/values/mean"), 0, 0);
+}
+
+static void results_do_not_depend_on_memory_options(void **state) {
+    (void)state;
+    const char *how[] = {"", "-b 16", "-b 2k", "--recompute 2 -b 40"},
+               *more[] = {"--entropy-coef 0.01 --critic $T/rm.bin", "--algo rloo -G 4 --num-mini-batches 2"};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < 4; i++) {
+            sh(PPO "-x 4 -l 1e-3 --adam-epsilon 1e-3 %s %s -o $T/m%d.bin --metrics $T/m%d.jsonl", more[k], how[i], i,
+               i);
+            if (!i) continue;
+            char name[20];
+            snprintf(name, sizeof name, "m%d.jsonl", i);
+            assert_near(metric(name, -1, "loss"), metric("m0.jsonl", -1, "loss"), 1e-5);
+            assert_near(metric(name, -1, "val/ratio_var"), metric("m0.jsonl", -1, "val/ratio_var"), 1e-5);
+            snprintf(name, sizeof name, "m%d.bin", i);
+            assert_true(weights_gap("m0.bin", name) < 2e-4);
+        }
+}
+
+static void what_is_logged(void **state) {
+    (void)state;
+    sh(PPO "-j $T/tasks.shard -v 1 -x 8 -l 1e-3 -o $T/x.bin --metrics $T/m.jsonl --report $T/r.html "
+           "--gold-reward exact --kl-estimator k3");
+    assert_int_equal(metric_lines("m.jsonl"), 2); /* one a generation of four steps */
+    const char *keys[] = {"objective/scores",
+                          "objective/kl",
+                          "objective/entropy",
+                          "objective/non_score_reward",
+                          "objective/gold",
+                          "loss/policy_avg",
+                          "policy/clipfrac_avg",
+                          "objective/rlhf_reward",
+                          "loss/value_avg",
+                          "val/clipfrac_avg",
+                          "policy/approxkl_avg",
+                          "policy/entropy_avg",
+                          "val/ratio",
+                          "val/ratio_var",
+                          "val/num_eos_tokens",
+                          "critic/vf_explained_var",
+                          "episode",
+                          "eps",
+                          "learning_rate",
+                          "completions/mean_length",
+                          "eval_accuracy",
+                          "rewards/verify/mean"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!has_metric("m.jsonl", -1, keys[i])) fail_msg("no %s", keys[i]);
+    /* before the first update the policy is the reference and the old policy, and a new head says 0 */
+    assert_near(metric("m.jsonl", 0, "objective/kl"), 0, 1e-9);
+    assert_near(metric("m.jsonl", 0, "critic/values/mean"), 0, 0);
+    assert_near(metric("m.jsonl", 0, "episode"), 12, 0);
+    assert_near(metric("m.jsonl", 0, "val/num_eos_tokens"),
+                12 * (1 - metric("m.jsonl", 0, "completions/clipped_ratio")), 1e-9);
+    for (int i = 0; i < 2; i++) {
+        assert_near(metric("m.jsonl", i, "objective/gold"), metric("m.jsonl", i, "objective/scores"), 1e-9);
+        assert_near(metric("m.jsonl", i, "objective/rlhf_reward"),
+                    metric("m.jsonl", i, "objective/scores") + metric("m.jsonl", i, "objective/non_score_reward"),
+                    1e-9);
+        assert_near(metric("m.jsonl", i, "objective/non_score_reward"), -0.05 * metric("m.jsonl", i, "objective/kl"),
+                    1e-9);
+    }
+    assert_true(metric("m.jsonl", 1, "objective/kl") > 0);
+    sh("grep -q 'Proxy and gold' $T/r.html && grep -q '</html>' $T/r.html");
+}
+
+static void the_critic(void **state) {
+    (void)state;
+    /* it learns what to expect of a policy that waits: where a 7 was said the answer is right. Half of the variance is
+     * that of the digit, which no critic knows before */
+    sh(PPO LONGER
+       "-i $T/sevens.shard -x 120 --critic $T/sft.bin --critic-warmup 120 --critic-learning-rate 0.004 --critic-output $T/critic.bin "
+       "--lam-critic 1 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_true(weights_gap("x.bin", "sft.bin") == 0); /* the policy waits */
+    assert_true(metric_mean("m.jsonl", 25, 30, "critic/vf_explained_var") > 0.3);
+    assert_true(metric_mean("m.jsonl", 25, 30, "loss/value_avg") < 0.7 * metric("m.jsonl", 0, "loss/value_avg"));
+    assert_false(has_metric("m.jsonl", 0, "policy/approxkl_avg"));
+    /* written, it is where the next run's critic begins */
+    sh(PPO LONGER "-i $T/sevens.shard -x 4 --critic $T/critic.bin --lam-critic 1 -o $T/x.bin --metrics $T/n.jsonl");
+    assert_true(metric("n.jsonl", 0, "critic/vf_explained_var") > 0.25);
+    /* a reward model's head begins with its normalised scores, not with 0 */
+    sh(PPO "-x 4 --critic $T/rm.bin -o $T/x.bin --metrics $T/n.jsonl");
+    assert_true(fabs(metric("n.jsonl", 0, "critic/values/mean")) > 1e-3);
+}
+
+static void the_leash(void **state) {
+    (void)state;
+    sh(PPO LONGER "-x 60 --kl-coef 1 -o $T/x.bin --metrics $T/tight.jsonl");
+    sh(PPO LONGER "-x 60 --kl-coef 0.001 -o $T/x.bin --metrics $T/loose.jsonl");
+    const double tight = metric_mean("tight.jsonl", 10, 15, "objective/kl"),
+                 loose = metric_mean("loose.jsonl", 10, 15, "objective/kl");
+    if (!(tight < 0.25 * loose)) fail_msg("KL %g with a short leash, %g with a long one", tight, loose);
+    /* adaptive: beta goes up while the KL is above its target, by a fifth of n / horizon at most */
+    sh(PPO LONGER "-x 40 --kl-controller adaptive --kl-target 0.01 --kl-horizon 200 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_near(metric("m.jsonl", 1, "objective/kl_coef"), 0.02 * (1 - 0.2 * 96 / 200), 1e-9); /* KL 0 at first */
+    const double before = metric("m.jsonl", 8, "objective/kl_coef"), after = metric("m.jsonl", 9, "objective/kl_coef");
+    assert_near(after / before, 1 + 0.2 * 96 / 200, 1e-9);
+    /* a target for the step's own KL ends the passes early */
+    sh(PPO LONGER "-x 40 --num-ppo-epochs 10 --target-kl 1e-4 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_true(metric_lines("m.jsonl") > 4);
+    /* without a leash no reference is loaded and nothing is said of it */
+    sh(PPO "-x 4 --kl-coef 0 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_false(has_metric("m.jsonl", 0, "objective/kl"));
+}
+
+static void rewards_of_every_kind(void **state) {
+    (void)state;
+    /* a reward model alone: its scores go up */
+    sh(PPO LONGER "-x 120 -r $T/rm.bin --gold-reward verify -o $T/x.bin --metrics $T/m.jsonl");
+    const int n = metric_lines("m.jsonl");
+    assert_false(has_metric("m.jsonl", 0, "rewards/verify/mean"));
+    assert_true(metric("m.jsonl", n - 1, "objective/scores") > metric("m.jsonl", 0, "objective/scores") + 0.3);
+    assert_true(metric_mean("m.jsonl", n - 3, n, "objective/gold") >= 0);
+    assert_holds(said, "gold reward R(d) =");
+    /* the same by a sum: scores are those of the model and of the verifier together */
+    sh(PPO "-x 4 -r $T/rm.bin -o $T/x.bin --metrics $T/a.jsonl");
+    sh(PPO "-x 4 -r $T/rm.bin --reward verify:2 -o $T/x.bin --metrics $T/b.jsonl");
+    sh(PPO "-x 4 --gold $T/rm.bin --gold-cmd 'while read -r l; do echo 3; done' -o $T/x.bin --metrics $T/c.jsonl");
+    const double model = metric("a.jsonl", 0, "objective/scores"), right = metric("c.jsonl", 0, "objective/scores");
+    assert_near(metric("b.jsonl", 0, "objective/scores"), model + 2 * right, 1e-6);
+    assert_near(metric("c.jsonl", 0, "objective/gold"), model + 3, 1e-6);
+    /* clipped; unfinished answers lose */
+    sh(PPO "-x 4 -r $T/rm.bin --reward-clip 0.001 -o $T/x.bin --metrics $T/a.jsonl");
+    assert_true(fabs(metric("a.jsonl", 0, "objective/scores")) <= 0.00101);
+    sh(PPO "-x 4 -g 1 --missing-eos-penalty 5 -o $T/x.bin --metrics $T/a.jsonl");
+    assert_near(metric("a.jsonl", 0, "objective/scores"), metric("a.jsonl", 0, "rewards/verify/mean") - 5, 1e-6);
+    sh(PPO "-x 4 -g 1 --non-eos-penalty -o $T/x.bin --metrics $T/a.jsonl");
+    assert_near(metric("a.jsonl", 0, "objective/scores"), -1, 1e-6);
+}
+
+static void pretraining_text(void **state) {
+    (void)state;
+    sh("data/make_shard -q -i $T/chat.jsonl --format tokens -o $T/text.bin || true");
+    /* llm.c's token shard by hand: 400 tokens "a=7" over and over */
+    FILE *f = fopen(files_path("text.bin"), "w");
+    int32_t header[256] = {20240520, 1, 400};
+    fwrite(header, sizeof header, 1, f);
+    for (int i = 0; i < 400; i++) {
+        const uint16_t token = (uint16_t) "a=7"[i % 3];
+        fwrite(&token, sizeof token, 1, f);
+    }
+    assert_int_equal(fclose(f), 0);
+    sh(PPO "-x 80 -l 0.005 -I $T/text.bin --ptx-coef 1 --ptx-tokens 100 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_true(metric("m.jsonl", 0, "loss/ptx") > 3);
+    assert_true(metric("m.jsonl", -1, "loss/ptx") < 0.2 * metric("m.jsonl", 0, "loss/ptx"));
+}
+
+/* ---- resuming -------------------------------------------------------------------------------------------------- */
+
+static void resumes(const char *more, int steps, int stop) {
+    char text[1200];
+    sh(PPO "-l 1e-3 -x %d %s -o $T/whole.bin --metrics $T/whole.jsonl", steps, more);
+    unlink(files_path("parts.jsonl")), unlink(files_path("parts.bin"));
+    for (int part = 0; part < 2; part++) {
+        snprintf(text, sizeof text, PPO "-l 1e-3 -x %d %s -o $T/parts.bin --metrics $T/parts.jsonl %s", steps, more,
+                 part ? "--resume $T/parts.bin.state" : "");
+        const pid_t pid = run_start(text);
+        if (!part) {
+            run_until(files_path("parts.jsonl"), stop);
+            kill(pid, SIGTERM);
+        }
+        const int rc = run_wait(pid, 120);
+        if (rc) fail_msg("%s: status %d: %s", text, rc, strlen(said) > 300 ? said + strlen(said) - 300 : said);
+        if (!part) assert_holds(said, "stopped by a signal after step");
+    }
+    assert_same_file("whole.bin", "parts.bin");
+    const char *keys[] = {"loss", "objective/kl", "objective/scores", "episode", "val/ratio"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        assert_near(metric("parts.jsonl", -1, keys[i]), metric("whole.jsonl", -1, keys[i]), 0);
+}
+
+static void resumes_bit_for_bit(void **state) {
+    (void)state;
+    resumes("--kl-controller adaptive --kl-target 0.5 --kl-horizon 500 --target-kl 0.001 --weight-decay 0.1", 1200, 3);
+    resumes("--critic $T/sft.bin --critic-warmup 40 --critic-output $T/critic.bin --num-mini-batches 2 "
+            "--whiten-rewards --entropy-coef 0.01 -r $T/rm.bin --gold $T/rm.bin",
+            400, 3);
+    sh("cp $T/critic.bin $T/critic_parts.bin");
+    sh(PPO "-l 1e-3 -x 400 --critic $T/sft.bin --critic-warmup 40 --critic-output $T/critic.bin --num-mini-batches 2 "
+           "--whiten-rewards --entropy-coef 0.01 -r $T/rm.bin --gold $T/rm.bin -o $T/whole.bin");
+    assert_same_file("critic.bin", "critic_parts.bin");
+    resumes("--algo remax -I $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
+    /* states on the way: each replaces the last, and its critic too */
+    sh("rm -f $T/*.critic-*");
+    sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin -n 8 -o $T/a.bin --state $T/a.state");
+    sh("test $(ls $T/a.state.critic-* | wc -l) = 1 && test -f $T/a.state.critic-40");
+    sh(PPO "-x 60 -l 1e-3 --critic $T/sft.bin -n 20 -o $T/a.bin --resume $T/a.state --state $T/a.state");
+    sh("mv $T/a.state.critic-60 $T/b");
+    refused(1, PPO "-x 80 -l 1e-3 --critic $T/sft.bin -o $T/kept --resume $T/a.state", "a.state.critic-60");
+    sh("cp $T/sft.bin $T/a.state.critic-60");
+    refused(1, PPO "-x 80 -l 1e-3 --critic $T/sft.bin -o $T/kept --resume $T/a.state",
+            "it is not the critic of the state at step 60");
+}
+
+/* ---- bad input ------------------------------------------------------------------------------------------------- */
+
+static void bad_input(void **state) {
+    (void)state;
+    refused(2, PPO "-o $T/kept --algo a2c --num-ppo-epochs 2", "knows no ratio");
+    refused(2, PPO "-o $T/kept --algo rloo -G 1", "at least 2");
+    refused(2, PPO "-o $T/kept --algo rloo --critic $T/sft.bin", "has no critic");
+    refused(2, PPO "-o $T/kept --critic-warmup 3", "go with --critic");
+    refused(2, PPO "-o $T/kept --num-mini-batches 5", "does not divide the 12 prompts");
+    refused(2, PPO "-o $T/kept --kl-controller adaptive --kl-coef 0", "--kl-coef is 0");
+    refused(2, PPO "-o $T/kept --ptx-coef 1", "go together");
+    refused(2, PPO "-o $T/kept --gold-reward nonsense", "--gold-reward, --gold-cmd: reward 'nonsense'");
+    refused(2, PPO "-o $T/kept --lam 1.5", "--lam");
+    refused(2, PPO "-o $T/kept -p 1", "at least two completions");
+    refused(2, "./train_ppo -c $T/sft.bin -o $T/kept", "-i/--input");
+    refused(1, PPO "-o $T/kept -r $T/sft.bin", "no reward model");
+    refused(1, PPO "-o $T/kept --gold $T/sft.bin", "no reward model");
+    refused(1, PPO "-o $T/kept -r $T/none.bin", "none.bin");
+    refused(1, PPO "-o $T/kept -i $T/chat.shard", "a shard of kind chat, expected prompt");
+    refused(1, PPO "-o $T/kept -I $T/chat.shard --ptx-coef 1", "chat.shard");
+    sh("./train_sft -i $T/chat.shard -t 3 -b 256 -d 240 --layers 1 --width 32 --heads 2 -o $T/short.bin -x 1");
+    refused(1, PPO "-o $T/kept --critic $T/short.bin", "is shorter than the longest prompt with its completion");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(losses_have_golden_values),
+                                       cmocka_unit_test(losses_have_their_gradients),
+                                       cmocka_unit_test(known_losses),
+                                       cmocka_unit_test(each_algorithm_learns),
+                                       cmocka_unit_test(identities),
+                                       cmocka_unit_test(results_do_not_depend_on_memory_options),
+                                       cmocka_unit_test(what_is_logged),
+                                       cmocka_unit_test(the_critic),
+                                       cmocka_unit_test(the_leash),
+                                       cmocka_unit_test(rewards_of_every_kind),
+                                       cmocka_unit_test(pretraining_text),
+                                       cmocka_unit_test(resumes_bit_for_bit),
+                                       cmocka_unit_test(bad_input)};
+    return cmocka_run_group_tests_name("ppo", tests, setup, models_teardown);
+}

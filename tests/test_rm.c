@@ -1,0 +1,628 @@
+/* Runs of ./train_rm and of ./evaluate with reward models: they learn a known rule, and less of it from noisy labels; the
+ * loss is the formula's on scores that are made one answer at a time; packing, prefix sharing and interruptions change
+ * nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input. Needs train_rm,
+ * train_sft, evaluate, data/make_prefs and data/make_shard. */
+#include "run.h"
+
+#include "../llmc/evaluation_reward.h"
+#include "../llmc/evaluation.h"
+#include "../llmc/gold.h"
+#include "../llmc/pairs.h"
+
+#define RULE "--rule char=a:1,length:-0.5"
+#define TINY "--layers 2 --width 32 --heads 2 -t 48 "
+
+/* Data of make_prefs as a shard. */
+static void make(const char *name, const char *options) {
+    sh("data/make_prefs %s 2>$T/.made | data/make_shard -q -i - -o $T/%s", options, name);
+}
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    make("pairs.shard", RULE " -n 1500");
+    make("held.shard", RULE " -n 300 --split heldout");
+    make("margins.shard", RULE " -n 40 --margin");
+    make("answers.shard", RULE " -n 1500 -f unpaired");
+    make("held_answers.shard", RULE " -n 300 -f unpaired --split heldout");
+    make("steps.shard", "--rule sum -d 1 --terms 3 -n 60 -f step");
+    make("chat.shard", RULE " -n 500 -f chat");
+    make("prompts.shard", RULE " -n 20 -f prompt");
+    sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with a head, untrained */
+    return 0;
+}
+
+/* ---- the loss is the formula's --------------------------------------------------------------------------------- */
+
+typedef struct Scorer {
+    GPT2 model;
+    ModelFile file;
+    Workspace work;
+    Batch batch;
+} Scorer;
+
+static Scorer scorer_open(const char *name) {
+    Error e;
+    Scorer s;
+    if (!model_load(&s.model, &s.file, files_path(name), NULL, true, backend_cpu(), models_device, false, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    assert_true(workspace_new(&s.work, &s.model, 64, 64, 1, false, 0, &e));
+    s.batch = batch_new(64, 64, 1);
+    return s;
+}
+
+static void scorer_close(Scorer *s) {
+    workspace_free(&s->work, &s->model), batch_free(&s->batch);
+    gpt2_free(&s->model), model_file_free(&s->file);
+}
+
+/* The head's output at token `at` of a prompt with its answer, alone in one segment. */
+static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *answer, int m, int at) {
+    float value;
+    int32_t all[64];
+    memcpy(all, prompt, (size_t)n * sizeof *all), memcpy(all + n, answer, (size_t)m * sizeof *all);
+    batch_clear(&s->batch);
+    batch_segment(&s->batch, all, n + m, 0, -1);
+    batch_target(&s->batch, at, 0);
+    gpt2_forward(&s->model, &s->work, &s->batch, 1.0f, &(GPT2Output){.value = &value});
+    return value;
+}
+
+/* -ln sigma(x) by its definition. */
+static double nats(double x) { return log(1 + exp(-x)); }
+
+static void pairs_loss(void **state) {
+    (void)state;
+    Error e;
+    Pairs p;
+    Scorer s = scorer_open("start.bin");
+    double plain = 0, full = 0, least = INFINITY, total = 0, right = 0, gap = 0;
+    assert_true(pairs_open(&p, files_path("margins.shard"), 48, &e));
+    for (int64_t i = 0; i < p.count; i++) {
+        const Pair *q = pairs_get(&p, i);
+        const int n = q->prompt_len, last = n - 1;
+        const double c = head_at(&s, q->prompt, n, q->chosen, q->chosen_len, last + q->chosen_len);
+        const double r = head_at(&s, q->prompt, n, q->rejected, q->rejected_len, last + q->rejected_len);
+        assert_true(q->margin > 0);
+        plain += nats(c - r) / (double)p.count;
+        full += (0.9 * nats(c - r - q->margin) + 0.1 * nats(-(c - r - q->margin)) + 0.3 * (c + r) * (c + r)) /
+                (double)p.count;
+        least = fmin(least, fmin(c, r)), total += c + r, right += c > r, gap += c - r;
+    }
+    const char *const packings[] = {"-b 4096", "-b 64", "-b 64 --no-prefix-sharing", "--no-prefix-sharing --seed 9"};
+    for (int k = 0; k < 4; k++) {
+        sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 -d 40 -l 0 --metrics $T/m.jsonl "
+           "--label-smoothing 0.1 --center-rewards-coefficient 0.3 %s && mv $T/m.jsonl $T/full%d.jsonl",
+           packings[k], k);
+        char name[32];
+        snprintf(name, sizeof name, "full%d.jsonl", k);
+        assert_near(metric(name, 0, "loss"), full, 1e-5);
+        assert_near(metric(name, 0, "grad_norm"), metric("full0.jsonl", 0, "grad_norm"), 1e-4);
+        assert_near(metric(name, 0, "min_reward"), least, 1e-5);
+        assert_near(metric(name, 0, "mean_reward"), total / (2 * (double)p.count), 1e-5);
+        assert_near(metric(name, 0, "accuracy"), right / (double)p.count, 1e-12);
+        assert_near(metric(name, 0, "margin"), gap / (double)p.count, 1e-5);
+    }
+    sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 -d 40 -l 0 --metrics $T/plain.jsonl "
+       "--no-use-margin");
+    assert_near(metric("plain.jsonl", 0, "loss"), plain, 1e-5);
+    pairs_close(&p), scorer_close(&s);
+}
+
+static void steps_loss(void **state) {
+    (void)state;
+    Error e;
+    Examples x;
+    Scorer s = scorer_open("start.bin");
+    double all = 0, last = 0, right = 0;
+    assert_true(examples_open(&x, files_path("steps.shard"), RECORD_STEP, 48, &e));
+    assert_int_equal(x.count, 60);
+    for (int64_t i = 0; i < x.count; i++) {
+        const Example *q = examples_get(&x, i);
+        assert_int_equal(q->labels, 2);
+        for (int k = 0; k < 2; k++) {
+            assert_int_equal(q->completion[q->at[k]], '\n');
+            const double v =
+                head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len, q->prompt_len + q->at[k]);
+            all += nats(q->label[k] ? v : -v) / 120, right += (v > 0) == q->label[k];
+            if (k) last += nats(q->label[k] ? v : -v) / 60;
+        }
+    }
+#define STEPS "./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/x.bin -x 1 -d 60 -l 0 "
+    sh(STEPS "--metrics $T/all.jsonl && " STEPS "--metrics $T/small.jsonl -b 64 && " STEPS
+             "--metrics $T/last.jsonl --train-on-last-step-only");
+    assert_near(metric("all.jsonl", 0, "loss"), all, 1e-5);
+    assert_near(metric("all.jsonl", 0, "accuracy"), right / 120, 1e-12);
+    assert_near(metric("small.jsonl", 0, "loss"), all, 1e-5);
+    assert_near(metric("small.jsonl", 0, "grad_norm"), metric("all.jsonl", 0, "grad_norm"), 1e-4);
+    assert_near(metric("last.jsonl", 0, "loss"), last, 1e-5);
+    assert_false(has_metric("all.jsonl", 0, "margin"));
+    examples_close(&x);
+    /* outcomes: one label an answer, at its last token */
+    double loss = 0;
+    assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, 48, &e));
+    for (int64_t i = 0; i < x.count; i++) {
+        const Example *q = examples_get(&x, i);
+        const double v = head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len,
+                                 q->prompt_len + q->completion_len - 1);
+        loss += nats(q->label[0] ? v : -v) / 300;
+    }
+    sh("./train_rm --kind orm -c $T/start.bin -i $T/held_answers.shard -o $T/x.bin -x 1 -d 300 -l 0 "
+       "--metrics $T/orm.jsonl -b 100");
+    assert_near(metric("orm.jsonl", 0, "loss"), loss, 1e-5);
+    examples_close(&x), scorer_close(&s);
+}
+
+/* ---- it learns, and packing changes nothing -------------------------------------------------------------------- */
+
+static void learns_a_rule(void **state) {
+    (void)state;
+    for (int seed = 1; seed <= 3; seed++) {
+        sh("./train_rm " TINY "-i $T/pairs.shard -j $T/held.shard -o $T/rm.bin -x 100 -d 32 -l 3e-3 -u 10 "
+           "--seed %d --metrics $T/learn%d.jsonl",
+           seed, seed);
+        char name[32];
+        snprintf(name, sizeof name, "learn%d.jsonl", seed);
+        assert_true(metric(name, -1, "eval_accuracy") > 0.9);
+        assert_true(metric(name, -1, "eval_loss") < 0.25 && metric(name, -1, "eval_margin") > 1);
+        assert_near(metric(name, -1, "eval_ece"), 0.05, 0.05);
+    }
+    sh("./train_rm --kind orm " TINY "-i $T/answers.shard -j $T/held_answers.shard -o $T/orm.bin -x 120 -d 32 -l 3e-3 "
+       "-u 10 --metrics $T/learn.jsonl");
+    assert_true(metric("learn.jsonl", -1, "eval_accuracy") > 0.9);
+}
+
+/* Trained on labels of which a share is turned around, judged by labels that are right. */
+static void noise_costs(void **state) {
+    (void)state;
+    double accuracy[3];
+    const char *const rates[] = {"0.2", "0.35", "0.5"};
+    for (int k = 0; k < 3; k++) {
+        char options[128];
+        snprintf(options, sizeof options, RULE " -n 400 --flip %s", rates[k]);
+        make("noisy.shard", options);
+        sh("./train_rm " TINY "-i $T/noisy.shard -j $T/held.shard -o $T/noisy.bin -e 8 -d 32 -l 3e-3 -u 10 "
+           "--metrics $T/noisy.jsonl");
+        accuracy[k] = metric("noisy.jsonl", -1, "eval_accuracy");
+        unlink(files_path("noisy.jsonl"));
+    }
+    assert_true(accuracy[0] > 0.7 && accuracy[0] > accuracy[1] && accuracy[1] > accuracy[2] + 0.05);
+    assert_near(accuracy[2], 0.5, 0.2);
+}
+
+static void packing_changes_nothing(void **state) {
+    (void)state;
+#define PACK "./train_rm -c $T/start.bin -i $T/pairs.shard -x 12 -d 16 -l 1e-3 --normalize none "
+    sh(PACK "-o $T/a.bin --metrics $T/a.jsonl");
+    sh(PACK "-o $T/b.bin --metrics $T/b.jsonl -b 64");
+    sh(PACK "-o $T/c.bin --metrics $T/c.jsonl -b 256 --no-prefix-sharing");
+    sh(PACK "-o $T/d.bin --metrics $T/d.jsonl --recompute 2");
+    for (int i = 0; i < 12; i++)
+        for (const char *const *name = (const char *const[]){"b.jsonl", "c.jsonl", "d.jsonl", NULL}; *name; name++)
+            assert_near(metric(*name, i, "loss"), metric("a.jsonl", i, "loss"), 2e-5);
+    assert_true(weights_gap("a.bin", "b.bin") < 2e-4);
+    assert_true(weights_gap("a.bin", "c.bin") < 2e-4);
+    assert_true(metric("c.jsonl", -1, "num_tokens") > 1.2 * metric("a.jsonl", -1, "num_tokens")); /* prompts twice */
+}
+
+/* ---- interrupted ----------------------------------------------------------------------------------------------- */
+
+static void resumes(const char *command, const int *stops, int count) {
+    char text[1200];
+    sh("%s -o $T/whole.bin --metrics $T/whole.jsonl", command);
+    unlink(files_path("parts.jsonl")), unlink(files_path("parts.bin"));
+    for (int i = 0; i <= count; i++) {
+        snprintf(text, sizeof text, "%s -o $T/parts.bin --metrics $T/parts.jsonl %s", command,
+                 i ? "--resume $T/parts.bin.state" : "");
+        const pid_t pid = run_start(text);
+        if (i < count) {
+            run_until(files_path("parts.jsonl"), stops[i]);
+            kill(pid, i % 2 ? SIGINT : SIGTERM);
+        }
+        if (run_wait(pid, 120)) fail_msg("%s: %s", text, said);
+        if (i == count) break;
+        assert_holds(said, "stopped by a signal after step");
+        assert_int_equal(access(files_path("parts.bin"), F_OK), -1);
+    }
+    assert_same_file("whole.bin", "parts.bin");
+    assert_int_equal(metric_lines("whole.jsonl"), metric_lines("parts.jsonl"));
+    for (int i = 0; i < metric_lines("whole.jsonl"); i += 17)
+        assert_true(metric("whole.jsonl", i, "loss") == metric("parts.jsonl", i, "loss") &&
+                    metric("whole.jsonl", i, "mean_reward") == metric("parts.jsonl", i, "mean_reward"));
+    unlink(files_path("whole.jsonl"));
+}
+
+static void resumes_bit_for_bit(void **state) {
+    (void)state;
+    resumes("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 800 -d 4 -v 200 -l 1e-3 -u 10 -b 96 "
+            "--center-rewards-coefficient 0.01 --weight-decay 0.1",
+            (const int[]){2, 150, 300}, 3);
+    resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 -d 4 -l 1e-3 -b 64", (const int[]){90}, 1);
+    /* a state is a reward model, too */
+    sh("./evaluate -r $T/parts.bin.state -i $T/steps.shard");
+}
+
+/* ---- scores ---------------------------------------------------------------------------------------------------- */
+
+static json_t *evaluated(const char *command) {
+    run(0, command);
+    return json_line_of(out, 0);
+}
+
+static void scores_are_normalised(void **state) {
+    (void)state;
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 30 -d 32 -l 3e-3 -o $T/val.bin "
+       "--metrics $T/val.jsonl");
+    assert_holds(said, "held.shard: normalised to 0 and 1");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 -d 32 -l 3e-3 -o $T/own.bin --normalize $T/margins.shard");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 -d 32 -l 3e-3 -o $T/raw.bin --normalize none");
+    json_t *val = evaluated("./evaluate -r $T/val.bin -i $T/held.shard"),
+           *own = evaluated("./evaluate -r $T/own.bin -i $T/margins.shard"),
+           *raw = evaluated("./evaluate -r $T/raw.bin -i $T/held.shard");
+    assert_near(json_number_of(val, "mean_reward"), 0, 1e-5);
+    assert_near(json_number_of(val, "reward_deviation"), 1, 1e-5);
+    assert_near(json_number_of(own, "mean_reward"), 0, 1e-5);
+    assert_near(json_number_of(own, "reward_deviation"), 1, 1e-5);
+    assert_near(json_number_of(raw, "mean_reward"), metric("val.jsonl", -1, "eval_mean_reward"), 1e-5);
+    assert_true(fabs(json_number_of(raw, "reward_deviation") - 1) > 1e-3);
+    /* the trainer and evaluate agree; normalisation changes no accuracy, no probability */
+    assert_near(json_number_of(val, "accuracy"), metric("val.jsonl", -1, "eval_accuracy"), 1e-12);
+    assert_near(json_number_of(raw, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
+    assert_near(json_number_of(val, "ece"), metric("val.jsonl", -1, "eval_ece"), 1e-4);
+    assert_near(json_number_of(val, "ece"), json_number_of(raw, "ece"), 1e-4);
+    assert_near(json_number_of(val, "log_loss"), metric("val.jsonl", -1, "eval_loss"), 1e-5);
+    assert_int_equal(json_array_size(json_object_get(val, "calibration")), CALIBRATION_BINS);
+    double pairs = 0;
+    for (int i = 0; i < CALIBRATION_BINS; i++)
+        pairs += json_number_of(json_array_get(json_object_get(val, "calibration"), (size_t)i), "count");
+    assert_near(pairs, 300, 0);
+    assert_holds(said, "expected calibration error");
+    json_decref(val), json_decref(own), json_decref(raw);
+    /* a Bradley-Terry model ranks labelled answers, but knows no threshold */
+    json_t *ranks = evaluated("./evaluate -r $T/val.bin -i $T/held_answers.shard -m 200");
+    assert_true(json_number_of(ranks, "auc") > 0.9 && json_is_null(json_object_get(ranks, "accuracy")));
+    assert_int_equal(json_number_of(ranks, "records"), 200);
+    json_decref(ranks);
+}
+
+static void scores_of_items(void **state) {
+    (void)state;
+    Error e;
+    RewardModel rm;
+    Scorer s = scorer_open("val.bin");
+    RewardItem item[30];
+    float score[30];
+    static const int32_t prompt[3][3] = {{'a', 'b', ':'}, {'c', 'd', ':'}, {'a', 'b', ':'}};
+    static const int32_t answer[] = {'a', 'b', 'c', 'a', 'd', 'a', 'e', MODELS_EOS};
+    if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 16, &e)) fail_msg("%s", e.text);
+    assert_int_equal(rm.batch.rows_max, 48); /* the context, as that is more than 16 */
+    for (int i = 0; i < 30; i++) item[i] = (RewardItem){prompt[i / 10], answer, 3, i % 9};
+    if (!reward_model_score(&rm, item, 30, score, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < 30; i++) {
+        const double raw = head_at(&s, item[i].prompt, 3, answer, item[i].completion_len, 2 + item[i].completion_len);
+        assert_near(score[i], (raw - rm.note.mean) / rm.note.deviation, 1e-4);
+    }
+    assert_true(rm.rows < 30 * 3 + 120); /* of ten answers to a prompt, those in one batch share it */
+    static int32_t many[46];
+    item[0] = (RewardItem){prompt[0], many, 3, 46};
+    assert_false(reward_model_score(&rm, item, 1, score, &e));
+    assert_holds(e.text, "val.bin: an answer of 46 tokens to a prompt of 3 does not fit its context of 48");
+    item[0].completion_len = 45;
+    assert_true(reward_model_score(&rm, item, 1, score, &e));
+    many[7] = MODELS_VOCAB;
+    assert_false(reward_model_score(&rm, item, 1, score, &e));
+    assert_holds(e.text, "token 260 is beyond its vocabulary of 260");
+    assert_false(reward_model_check(&rm, 261, NULL, 0, "policy", &e));
+    assert_holds(e.text, "its vocabulary of 260 does not fit policy's of 261");
+    assert_false(reward_model_check(&rm, 260, "other", 5, "policy", &e));
+    assert_holds(e.text, "another tokenizer than policy");
+    assert_true(reward_model_check(&rm, 260, rm.file.tokenizer, rm.file.tokenizer_bytes, "policy", &e));
+    reward_model_close(&rm), scorer_close(&s);
+}
+
+/* The steps of an answer are found again, and their probabilities put together. */
+static void scores_of_steps(void **state) {
+    (void)state;
+    Error e;
+    RewardModel rm;
+    sh("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/prm.bin -x 20 -d 20 -l 1e-3");
+    Scorer s = scorer_open("prm.bin");
+    static const int32_t prompt[] = {'1', '+', '2', '+', '3', '='};
+    static const struct {
+        const char *text;
+        int ends[4]; /* where steps end in the answer that is scored; -1: no more */
+        bool stops;
+    } cases[] = {{"1+2=3\n3+3=6\n", {5, 11, -1}, false},
+                 {"1+2=3\n3+3=6\n", {5, 11, -1}, true},      /* the stop token is no step */
+                 {"1+2=3\n3+3=6", {5, 11, -1}, true},        /* the last step gets its end */
+                 {"1+2=3\n\n\n3+3=6\n", {7, 13, -1}, false}, /* one end, not three */
+                 {"6", {1, -1}, true},
+                 {"", {0, -1}, true},
+                 {"", {0, -1}, false}};
+    if (!reward_model_open(&rm, files_path("prm.bin"), backend_cpu(), models_device, 64, &e)) fail_msg("%s", e.text);
+    assert_int_equal(rm.note.step_token, '\n');
+    assert_true(rm.aggregation == PRM_MIN);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int32_t ids[32], scored[32];
+        int n = 0, m = 0;
+        for (const char *c = cases[i].text; *c; c++) ids[n++] = scored[m++] = *c;
+        if (cases[i].stops) ids[n++] = MODELS_EOS;
+        if (!m || scored[m - 1] != '\n') scored[m++] = '\n';
+        double want[3] = {1, 1, 1};
+        for (int k = 0; cases[i].ends[k] >= 0; k++) {
+            const double v = head_at(&s, prompt, 6, scored, m, 6 + cases[i].ends[k]), p = 1 / (1 + exp(-v));
+            want[PRM_MIN] = fmin(want[PRM_MIN], p), want[PRM_PRODUCT] *= p, want[PRM_LAST] = p;
+        }
+        for (int how = PRM_MIN; how <= PRM_LAST; how++) {
+            float score;
+            const RewardItem item = {prompt, ids, 6, n};
+            rm.aggregation = (PrmAggregation)how;
+            if (!reward_model_score(&rm, &item, 1, &score, &e)) fail_msg("%s", e.text);
+            assert_near(score, want[how], 1e-6);
+        }
+    }
+    reward_model_close(&rm), scorer_close(&s);
+    json_t *figures = evaluated("./evaluate -r $T/prm.bin -i $T/steps.shard --prm-aggregation product");
+    assert_int_equal(json_number_of(figures, "steps"), 120);
+    assert_true(json_is_number(json_object_get(figures, "solution_accuracy")));
+    json_decref(figures);
+    refused(1, "./evaluate -r $T/val.bin -i $T/steps.shard", "scored by a process reward model");
+}
+
+/* ---- best of n ------------------------------------------------------------------------------------------------- */
+
+/* Of the samples, the one with the largest reward is right as often as best@n says; weighted@n weighs the votes. */
+static void best_of_n(void **state) {
+    (void)state;
+    enum { PROMPTS = 30, SAMPLES = 5 };
+    FILE *f = fopen(files_path("tasks.jsonl"), "w");
+    for (int i = 0; i < PROMPTS; i++)
+        fprintf(f, "{\"prompt\":\"%d+1=\",\"answer\":\"%d\",\"task\":\"add\"}\n", i % 10, i % 3);
+    assert_int_equal(fclose(f), 0);
+    f = fopen(files_path("guess.jsonl"), "w");
+    for (int i = 0; i < 300; i++) fprintf(f, "{\"prompt\":\"%d+1=\",\"completion\":\"%d\"}\n", i % 10, i / 10 % 4);
+    assert_int_equal(fclose(f), 0);
+    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard && data/make_shard -q -i $T/guess.jsonl -o $T/guess.shard");
+    sh("./train_sft " TINY "-i $T/guess.shard -o $T/guess.bin -x 60 -l 0.01 -d 512");
+    json_t *got =
+        evaluated("./evaluate -c $T/guess.bin -r $T/val.bin -i $T/tasks.shard -n 5 -g 4 --completions $T/said.jsonl");
+    Error e;
+    RewardModel rm;
+    if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 64, &e)) fail_msg("%s", e.text);
+    char *text = text_of(files_path("said.jsonl"));
+    double best = 0, weighted = 0, reward = 0, right[SAMPLES], score[SAMPLES], weight[SAMPLES];
+    int number[SAMPLES], seen = 0;
+    for (int i = 0; i < lines_of(text); i++) {
+        json_t *row = json_line_of(text, i);
+        const json_t *sample = json_object_get(row, "sample");
+        if (json_is_integer(sample)) {
+            const int k = (int)json_integer_value(sample);
+            score[k] = json_number_of(row, "reward"), right[k] = json_is_true(json_object_get(row, "right"));
+            number[k] = atoi(json_text_of(row, "completion"));
+            weight[k] = 1 / (1 + exp(-score[k])), reward += score[k] / (PROMPTS * SAMPLES), seen++;
+            if (k == SAMPLES - 1) {
+                int first = 0;
+                double most = -1, good = 0, votes;
+                for (int j = 1; j < SAMPLES; j++) first = score[j] > score[first] ? j : first;
+                for (int j = 0; j < SAMPLES; j++) {
+                    votes = 0;
+                    for (int h = 0; h < SAMPLES; h++) votes += number[h] == number[j] ? weight[h] : 0;
+                    if (votes > most + 1e-9) most = votes, good = right[j];
+                }
+                best += right[first] / PROMPTS, weighted += good / PROMPTS;
+            }
+        }
+        json_decref(row);
+    }
+    assert_int_equal(seen, PROMPTS * SAMPLES);
+    assert_near(json_number_of(got, "best@5"), best, 1e-9);
+    assert_near(json_number_of(got, "weighted@5"), weighted, 1e-9);
+    assert_near(json_number_of(got, "reward"), reward, 1e-6);
+    assert_near(json_number_of(got, "weighted@1"), json_number_of(got, "pass@1"), 1e-9);
+    assert_holds(said, "weighted@k");
+    free(text), json_decref(got), reward_model_close(&rm);
+    /* right where the weights of the votes are, though the votes are not */
+    char *const answers[] = {"5", "5", "6", ""};
+    const double right_ones[] = {0, 0, 1, 1}, heavy[] = {0.1, 0.2, 0.5, 1}, nothing[] = {0, 0, 0, 0};
+    assert_near(weighted_right(answers, right_ones, NULL, 4), 0, 0);
+    assert_near(weighted_right(answers, right_ones, heavy, 4), 1, 0);
+    assert_near(weighted_right(answers, right_ones, nothing, 4), 0, 0);
+    assert_near(weighted_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
+    /* the process model judges samples, too */
+    sh("./evaluate -c $T/guess.bin -r $T/prm.bin --prm-aggregation last -i $T/tasks.shard -n 2 -g 4");
+}
+
+static void pipes(void **state) {
+    (void)state;
+    sh("./train_rm -c $T/start.bin -i - -o - -x 3 -d 8 < $T/pairs.shard 2>$T/.log | ./evaluate -r - -i $T/held.shard");
+    assert_holds(out, "\"model\":\"standard input\"");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 -d 8 && ./evaluate -r $T/x.bin.zst -i - "
+       "< $T/held.shard");
+    /* a model without its note is one of Bradley-Terry, not normalised */
+    GPT2 m;
+    ModelFile f;
+    Error e;
+    assert_true(
+        model_load(&m, &f, files_path("val.bin"), NULL, true, backend_cpu(), models_device, false, 0, NULL, &e));
+    free(f.reward), f.reward = NULL;
+    assert_true(model_save(&m, &f, files_path("bare.bin"), false, NULL, NULL, &e));
+    json_t *bare = evaluated("./evaluate -r $T/bare.bin -i $T/held.shard");
+    assert_near(json_number_of(bare, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
+    json_decref(bare);
+    f.reward = xstrdup("{\"kind\":\"bt\"}");
+    assert_true(model_save(&m, &f, files_path("bad.bin"), false, NULL, NULL, &e));
+    refused(1, "./evaluate -r $T/bad.bin -i $T/held.shard", "bad.bin: reward normalisation: it makes no sense");
+    gpt2_free(&m), model_file_free(&f);
+}
+
+/* ---- labelled answers, packed ---------------------------------------------------------------------------------- */
+
+static void examples(void **state) {
+    (void)state;
+    Error e;
+    Examples x;
+    put("few.jsonl", "{\"prompt\":\"ab\",\"completion\":\"xyz\",\"label\":true}\n"
+                     "{\"prompt\":\"abcdef\",\"completion\":\"x\",\"label\":true}\n"
+                     "{\"prompt\":\"a\",\"completion\":\"\",\"label\":false}\n");
+    sh("data/make_shard -q -i $T/few.jsonl -o $T/few.shard");
+    if (!examples_open(&x, files_path("few.shard"), RECORD_UNPAIRED, 5, &e)) fail_msg("%s", e.text);
+    assert_true(x.count == 2 && x.dropped == 1 && x.cut == 1 && x.labels == 2 && x.good == 1 && x.longest == 5);
+    const Example *p = examples_get(&x, 0), *q = examples_get(&x, 1);
+    assert_true(p->prompt_len == 2 && p->completion_len == 3 && p->labels == 1 && p->at[0] == 2 && p->label[0] == 1);
+    assert_true(q->prompt_len == 1 && q->completion_len == 1 && q->completion[0] == MODELS_EOS && q->label[0] == 0);
+    Batch b = batch_new(8, 8, 8);
+    example_pack(&b, p); /* the last token needs no row */
+    assert_true(b.rows == 4 && b.targets == 3 && b.segments == 2);
+    for (int i = 0; i < 3; i++) assert_true(b.target_row[i] == 1 + i && b.target_token[i] == 'x' + i);
+    assert_false(example_fits(&b, p)); /* 5 rows and 4 */
+    batch_clear(&b);
+    example_pack_scores(&b, p), example_pack_scores(&b, q);
+    assert_true(b.rows == 7 && b.targets == 2 && b.target_row[0] == 4 && b.target_row[1] == 6 && b.positions[6] == 1);
+    batch_free(&b), examples_close(&x);
+    if (!examples_open(&x, files_path("steps.shard"), RECORD_STEP, 13, &e)) fail_msg("%s", e.text);
+    for (int64_t i = 0; i < x.count; i++) { /* the steps that fit keep their labels */
+        p = examples_get(&x, i);
+        for (int32_t k = 0; k < p->labels; k++) assert_true(p->at[k] < p->completion_len);
+        assert_true(p->prompt_len + p->completion_len <= 13);
+    }
+    assert_true(x.cut > 0);
+    examples_close(&x);
+    assert_false(examples_open(&x, files_path("few.shard"), RECORD_STEP, 5, &e));
+    assert_holds(e.text, "it holds unpaired records, expected step records");
+    assert_false(examples_open(&x, files_path("few.shard"), RECORD_UNPAIRED, 1, &e));
+    assert_holds(e.text,
+                 "no record is left to train on: 3 records, 3 dropped (no labelled answer fits under 1 tokens)");
+}
+
+/* ---- bad input ------------------------------------------------------------------------------------------------- */
+
+/* What is too long is left out of pairs and answers; a solution loses its last steps. */
+static void long_records(void **state) {
+    (void)state;
+    put("long.jsonl", "{\"prompt\":\"ab:\",\"chosen\":\"aaaaaaaaaa\",\"rejected\":\"b\"}\n"
+                      "{\"prompt\":\"ab:\",\"chosen\":\"aa\",\"rejected\":\"b\"}\n");
+    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard");
+    sh("./train_rm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8 --metrics $T/long.jsonl.m");
+    assert_holds(said, "1 of 2 records are left out");
+    refused(1, "./train_rm -c $T/start.bin -i $T/long.shard -o $T/kept -x 1 --max-length 5",
+            "long.shard: no record is left: all 2 are longer than 5 tokens");
+    put("long.jsonl", "{\"prompt\":\"1+1=\",\"completions\":[\"1\",\"2222222222\"],\"labels\":[true,false]}\n");
+    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard");
+    sh("./train_rm --kind prm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8");
+    assert_holds(said, "1 solutions are longer than 8 tokens and lose their last steps");
+    assert_holds(said, "all 1 labels are good");
+    put("long.jsonl", "{\"prompt\":\"1+1=\",\"completions\":[\"1\",\"2\"],\"labels\":[true,false]}\n");
+    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard --step-separator ''");
+    sh("./train_rm --kind prm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1");
+    assert_holds(said, "steps end in different tokens");
+}
+
+static void bad_input(void **state) {
+    (void)state;
+    Error e;
+#define RM "./train_rm -c $T/start.bin -o $T/kept -x 1 "
+    refused(2, "./train_rm -c $T/start.bin -o $T/kept", "-i/--input: which shard?");
+    refused(2, "./train_rm -c $T/start.bin -i $T/pairs.shard", "-o/--output: where to?");
+    refused(2, "./train_rm -i $T/pairs.shard -o $T/kept", "-c/--checkpoint: which model?");
+    refused(2, RM "-i $T/pairs.shard word", "word: unexpected word");
+    refused(2, RM "-i $T/pairs.shard --kind gm", "is not one of bt|orm|prm");
+    refused(2, RM "-i $T/pairs.shard --label-smoothing 0.5", "label-smoothing");
+    refused(2, RM "-i $T/pairs.shard -d 0", "per-device-train-batch-size");
+    refused(2, RM "-i $T/pairs.shard --center-rewards-coefficient -1", "center-rewards-coefficient");
+    refused(2, RM "-i $T/pairs.shard --train-on-last-step-only", "goes with --kind prm");
+    refused(2, RM "-i $T/answers.shard --kind orm --center-rewards-coefficient 0.1", "goes with --kind bt");
+    refused(2, RM "-i $T/answers.shard --kind orm --no-use-margin", "goes with --kind bt");
+    refused(2, RM "-i $T/answers.shard --kind orm --no-prefix-sharing", "goes with --kind bt");
+    refused(2, RM "-i $T/steps.shard --kind prm --normalize none", "--normalize: a process model's scores");
+    refused(2, RM "-i - -j - < /dev/null", "standard input can be one file only");
+    refused(1, RM "-i $T/answers.shard", "answers.shard: it holds unpaired records, expected preference records");
+    refused(1, RM "-i $T/chat.shard --kind orm", "chat.shard: it holds chat records, expected unpaired records");
+    refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: it holds preference records, expected step records");
+    refused(1, RM "-i $T/pairs.shard -j $T/answers.shard", "it holds unpaired records, expected preference records");
+    refused(1, RM "-i $T/pairs.shard --normalize $T/steps.shard", "it holds step records");
+    refused(1, RM "-i $T/none", "none: cannot open");
+    refused(1, RM "-i $T/start.bin", "this is a checkpoint, expected a record shard");
+    refused(1, "head -c 2000 $T/pairs.shard | " RM "-i -", "standard input: ");
+    refused(1, "./train_rm -c $T/pairs.shard -i $T/pairs.shard -o $T/kept", "this is a record shard");
+    refused(1, "./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/no/file -x 1", "no/file");
+    refused(1, RM "-i $T/pairs.shard --resume $T/start.bin", "it is a model, not a training state");
+    ShardWriter w = models_shard("wide.shard", RECORD_STEP, "plain");
+    uint8_t mask[] = {0, 3};
+    assert_true(shard_add(&w, &(Record){.tokens = (int32_t[]){1, 2}, .count = 2, .prompt = 1, .mask = mask}, &e));
+    models_commit(&w);
+    refused(1, RM "--kind prm -i $T/wide.shard", "wide.shard: record 0 has a label above 1");
+    w = models_shard("empty.shard", RECORD_PREFERENCE, "plain");
+    models_commit(&w);
+    refused(1, RM "-i $T/empty.shard", "empty.shard: no pair is left to train on");
+    /* evaluate */
+    refused(1, "./evaluate -r $T/guess.bin -i $T/held.shard", "guess.bin: it has no score head");
+    refused(1, "./evaluate -r $T/val.bin -i $T/empty.shard", "the shard is empty");
+    refused(1, "./evaluate -c $T/guess.bin -i $T/held.shard", "expected chat or prompt; a reward model (-r) can score");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/held.shard", "is scored by -r alone");
+    refused(2, "./evaluate -r $T/val.bin -i $T/tasks.shard", "-c/--checkpoint: which model?");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/chat.shard", "not chat");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin --reward verify -i $T/tasks.shard", "by one of them");
+    refused(2, "./evaluate -r $T/val.bin --prm-aggregation last -i $T/held.shard", "is no process reward model");
+    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "goes with -r/--reward-model");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -n 0 -i $T/tasks.shard", "no samples to choose from");
+    /* make_prefs */
+    refused(2, "data/make_prefs --rule colour", "it is not one of char");
+    refused(2, "data/make_prefs --min-length 5 --max-length 4", "it is above --max-length");
+    refused(2, "data/make_prefs -f step", "give --rule sum");
+    refused(2, "data/make_prefs -f chat --flip 0.1", "there are no labels");
+    refused(2, "data/make_prefs -f unpaired --margin", "goes with --format preference");
+    refused(2, "data/make_prefs --steps", "--steps: goes with --rule sum");
+    refused(1, "data/make_prefs --rule repeats --max-length 1 -o $T/kept", "record 0: in 10000 draws");
+}
+
+/* ---- data/make_prefs ------------------------------------------------------------------------------------------- */
+
+/* The chosen answer scores higher, but for the share that was turned around; no prompt is in both splits. */
+static void preferences_follow_the_rule(void **state) {
+    (void)state;
+    Error e;
+    Gold g;
+    assert_true(gold_parse(&g, "char:1,length:-0.5", &e));
+    sh("data/make_prefs --rule char:1,length:-0.5 -n 1000 --flip 0.25 --margin -o $T/p.jsonl");
+    char *text = text_of(files_path("p.jsonl"));
+    double flips = 0;
+    for (int i = 0; i < 1000; i++) {
+        json_t *row = json_line_of(text, i);
+        const char *prompt = json_text_of(row, "prompt");
+        const double gap =
+            gold_score(&g, prompt, json_text_of(row, "chosen")) - gold_score(&g, prompt, json_text_of(row, "rejected"));
+        assert_true(gap != 0);
+        assert_near(fabs(gap), json_number_of(row, "margin"), 1e-12);
+        flips += gap < 0;
+        json_decref(row);
+    }
+    free(text);
+    assert_near(flips / 1000, 0.25, 0.06);
+    sh("data/make_prefs -n 500 -f prompt | sort -u > $T/a && data/make_prefs -n 500 -f prompt --split heldout | sort -u > "
+       "$T/b && comm -12 $T/a $T/b > $T/both && test -s $T/a && test -s $T/b && test ! -s $T/both");
+    sh("data/make_prefs -n 50 -s 3 -o $T/a && data/make_prefs -n 50 -s 3 -o $T/b && cmp $T/a $T/b && data/make_prefs -n 50 "
+       "-s 4 -o $T/b && ! cmp -s $T/a $T/b");
+    sh("data/make_prefs --rule sum -f chat --steps -n 20 | data/make_prefs --score --rule sum");
+    assert_int_equal(lines_of(out), 20);
+    run(0, "echo '{}' | data/make_prefs --score");
+    assert_string_equal(out, "null\n");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(pairs_loss),
+                                       cmocka_unit_test(steps_loss),
+                                       cmocka_unit_test(learns_a_rule),
+                                       cmocka_unit_test(noise_costs),
+                                       cmocka_unit_test(packing_changes_nothing),
+                                       cmocka_unit_test(scores_are_normalised),
+                                       cmocka_unit_test(scores_of_items),
+                                       cmocka_unit_test(scores_of_steps),
+                                       cmocka_unit_test(resumes_bit_for_bit),
+                                       cmocka_unit_test(best_of_n),
+                                       cmocka_unit_test(pipes),
+                                       cmocka_unit_test(long_records),
+                                       cmocka_unit_test(examples),
+                                       cmocka_unit_test(bad_input),
+                                       cmocka_unit_test(preferences_follow_the_rule)};
+    return cmocka_run_group_tests_name("rm", tests, setup, models_teardown);
+}

@@ -1,0 +1,661 @@
+/* train_ppo.c - reinforcement learning from a reward: PPO as RLHF uses it, and its relatives.
+ *
+ * One generation:
+ *   1. sample   G completions y_i to each of P prompts from the policy                              (generation.h)
+ *   2. score    s_i: a reward model, verifiers, any program, or their sum                           (reward_model.h)
+ *   3. reward   r_t = -beta k(log pi / log ref) + s_i at the answer's last token                    (gae.h, kl_control.h)
+ *   4. compare  A_t: from a critic's values, or from a baseline, as --algo says                     (gae.h)
+ *   5. improve  policy and critic, in several epochs of mini-batches                                (loss_ppo.h)
+ *
+ *   --algo                critic   A_t                                    passes   baseline
+ *   ppo                   yes      GAE, whitened                          4        V
+ *   a2c                   yes      GAE with lambda 1                      1        V
+ *   reinforce             -        return to go                           1        mean of the others' returns
+ *   rloo                  -        return of the answer                   1        mean of the others in its group
+ *   remax                 -        return to go                           1        score of the greedy answer
+ *   reinforce++           -        return to go, whitened                 1        the batch's mean
+ *   reinforce++-baseline  -        return to go, whitened                 1        mean of its group
+ *
+ * All of them have the same optimum, pi = ref exp(s / beta) / Z, and share all but step 4. The score stands on the
+ * answer's last token, its end-of-text token where it ended; no value and no reward lies behind it.
+ *
+ *     ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
+ */
+#include "llmc/critic.h"
+#include "llmc/gae.h"
+#include "llmc/generation.h"
+#include "llmc/kl_control.h"
+#include "llmc/loss_policy.h"
+#include "llmc/loss_ppo.h"
+#include "llmc/overoptimisation.h"
+#include "llmc/pretraining.h"
+#include "llmc/reference.h"
+
+#define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
+typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE } Algo; /* in that order */
+
+/* What an algorithm is where the command line does not say otherwise. */
+static const struct {
+    bool critic, plain, whiten;
+    int least, group, epochs; /* completions of a prompt: the fewest, the default; passes */
+    double lambda;
+} algos[] = {[PPO] = {true, false, true, 1, 1, 4, 0.95},
+             [A2C] = {true, true, false, 1, 1, 1, 1},
+             [REINFORCE] = {false, true, false, 1, 1, 1, 1},
+             [RLOO] = {false, false, false, 2, 2, 1, 1},
+             [REMAX] = {false, false, false, 1, 1, 1, 1},
+             [REINFORCE_PP] = {false, false, true, 1, 1, 1, 1},
+             [REINFORCE_PP_BASELINE] = {false, false, true, 2, 4, 1, 1}};
+
+static struct {
+    TrainerOptions t;
+    GenerationOptions g;
+    const char *reference, *reward_model, *gold, *gold_reward, *gold_cmd, *critic, *critic_output, *ptx;
+    int algo, kl, controller, whiten_advantages;
+    bool whiten_rewards, non_eos_penalty;
+    int64_t epochs, mini_batches, critic_warmup, ptx_tokens;
+    double kl_coef, kl_target, kl_horizon, reward_clip, missing_eos_penalty, penalty_reward;
+    double gamma, lambda, lambda_critic, length_lambda;
+    double cliprange, cliprange_high, cliprange_value, vf_coef, dual_clip, entropy_coef, target_kl;
+    double critic_rate, ptx_coef;
+} o;
+
+static const Option options[] = {
+    GENERATION_DATA_OPTIONS(o.g),
+    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
+    OPTION_TEXT("ptx", 'I', &o.ptx, "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
+    GENERATION_SAMPLING_OPTIONS(o.g, 0),
+    OPTION_GROUP("Reward"),
+    OPTION_TEXT("reward-model", 'r', &o.reward_model, "FILE", "checkpoint that train_rm wrote"),
+    GENERATION_REWARD_OPTIONS(o.g),
+    OPTION_REAL("reward-clip", 0, &o.reward_clip, 0, 1e9, "hold scores within this distance of 0; 0: do not"),
+    OPTION_REAL("missing-eos-penalty", 0, &o.missing_eos_penalty, 0, 1e9,
+                "taken from the score of a completion that did not end"),
+    OPTION_FLAG("non-eos-penalty", 0, &o.non_eos_penalty, "its score is --penalty-reward-value instead"),
+    OPTION_REAL("penalty-reward-value", 0, &o.penalty_reward, -1e9, 1e9, "that score"),
+    OPTION_FLAG("whiten-rewards", 0, &o.whiten_rewards, "divide the rewards of tokens by their deviation"),
+    OPTION_TEXT("gold", 0, &o.gold, "FILE", "a second reward model that is measured and not optimised"),
+    OPTION_TEXT("gold-reward", 0, &o.gold_reward, "SPEC", "the same by parts of llmc/rewards.h"),
+    OPTION_TEXT("gold-cmd", 0, &o.gold_cmd, "PROGRAM", "the same by a program, as --reward-cmd"),
+    OPTION_GROUP("Leash"),
+    OPTION_REAL("kl-coef", 0, &o.kl_coef, 0, 1e6, "beta, the weight of the KL penalty in the reward"),
+    OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "of the divergence of a token; see llmc/kl.h"),
+    OPTION_CHOICE("kl-controller", 0, &o.controller, KL_CONTROL_CHOICES, "adaptive: beta keeps the KL at its target"),
+    OPTION_REAL("kl-target", 0, &o.kl_target, 1e-9, 1e9, "adaptive: nats an answer"),
+    OPTION_REAL("kl-horizon", 0, &o.kl_horizon, 1, 1e12, "adaptive: answers in which beta may change by a fifth"),
+    OPTION_TEXT("reference", 0, &o.reference, "FILE", "what the KL is to (default: the model of -c)"),
+    OPTION_GROUP("Advantages"),
+    OPTION_CHOICE("algo", 'a', &o.algo, ALGO_CHOICES, "see the table at the top of train_ppo.c"),
+    OPTION_REAL("gamma", 0, &o.gamma, 0, 1, "discount of later rewards"),
+    OPTION_REAL("lam", 0, &o.lambda, -1, 1, "lambda of GAE; -1: the algorithm's own (ppo 0.95, a2c 1)"),
+    OPTION_REAL("lam-critic", 0, &o.lambda_critic, -1, 1, "lambda of the critic's target; -1: as --lam (VC-PPO: 1)"),
+    OPTION_REAL("lam-length", 0, &o.length_lambda, 0, 1e6,
+                "alpha of the policy's lambda = 1 - 1 / (alpha length); 0: --lam (VAPO: 0.05)"),
+    OPTION_CHOICE("whiten-advantages", 0, &o.whiten_advantages, "auto|no|yes",
+                  "mean 0, variance 1; auto: ppo and reinforce++ do"),
+    OPTION_TEXT("critic", 0, &o.critic, "FILE",
+                "a model of its own for the values, from this checkpoint or reward model (default: a head)"),
+    OPTION_REAL("critic-learning-rate", 0, &o.critic_rate, 0, 10, "peak rate of that critic; 0: as the policy"),
+    OPTION_INT("critic-warmup", 0, &o.critic_warmup, 0, 1e9, "optimizer steps in which that critic alone learns"),
+    OPTION_TEXT("critic-output", 0, &o.critic_output, "FILE", "where that critic is written at the end"),
+    OPTION_GROUP("Loss"),
+    OPTION_INT("num-ppo-epochs", 0, &o.epochs, 0, 1000, "passes over a generation; 0: the algorithm's own (ppo 4)"),
+    OPTION_INT("num-mini-batches", 0, &o.mini_batches, 1, 65536, "optimizer steps a pass"),
+    OPTION_REAL("cliprange", 0, &o.cliprange, 0, 1e6, "the ratio counts within 1 -+ this"),
+    OPTION_REAL("cliprange-high", 0, &o.cliprange_high, 0, 1e6, "upper range; 0: as --cliprange"),
+    OPTION_REAL("dual-clip", 0, &o.dual_clip, 0, 1e6, "bound of the loss where the advantage is negative; 0: none"),
+    OPTION_REAL("cliprange-value", 0, &o.cliprange_value, 0, 1e6, "a value counts within this of the old one; 0: all"),
+    OPTION_REAL("vf-coef", 0, &o.vf_coef, 0, 1e6, "weight of the value loss"),
+    OPTION_REAL("entropy-coef", 0, &o.entropy_coef, -100, 100, "weight of the entropy bonus"),
+    OPTION_REAL("target-kl", 0, &o.target_kl, 0, 1e6,
+                "no more passes over a generation once policy/approxkl_avg exceeds this; 0: all"),
+    OPTION_REAL("ptx-coef", 0, &o.ptx_coef, 0, 1e6, "weight of the pretraining loss (InstructGPT: 27.8)"),
+    OPTION_INT("ptx-tokens", 0, &o.ptx_tokens, 2, 1 << 24, "tokens of pretraining text an optimizer step"),
+    TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
+    TRAINER_OPTIMIZER_OPTIONS(o.t),
+    TRAINER_OUTPUT_OPTIONS(o.t),
+    GENERATION_EVALUATION_OPTIONS(o.g),
+    OPTION_END};
+
+static const OptionAbout about = {
+    "-c MODEL -r RM -i prompts.shard -o OUT [options]",
+    "Improves a model by a reward that its own samples earn: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++.\n\n"
+    "  ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin\n"
+    "  ./train_ppo -c sft.bin -r rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 --report hacked.html\n"
+    "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o rloo.bin --algo rloo -G 4"};
+
+typedef struct Run {
+    Trainer t;
+    Reference reference;
+    Workspace work;
+    Generation g;
+    RewardModel reward_model, gold;
+    Rewards gold_reward;
+    Critic critic;
+    Pretraining ptx;
+    KlControl beta;
+    PpoConfig loss;
+    int64_t generation; /* so far */
+    /* of a generation, (answers): score, its KL and entropy in nats, gold; greedy is the greedy answer's score */
+    float *score, *kl, *gold_score, *greedy, *R, *baseline, *answer_advantage;
+    float *reward, *advantage, *value, *old_value, *target, *dvalue; /* (tokens) */
+} Run;
+
+static bool has_critic(void) { return algos[o.algo].critic; }
+static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
+static bool has_reference(void) { return o.kl_coef > 0 || has_gold() || o.reference; }
+static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
+
+/* ---- 2. score -------------------------------------------------------------------------------------------------- */
+
+/* Adds what a reward model says of answers [0, n) to sum. */
+static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32_t n, float *sum) {
+    Error e;
+    const Prompts *p = &r->g.train;
+    RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
+    float *score = (float *)xcalloc((size_t)n, sizeof *score);
+    const int64_t before = m->rows;
+    for (int32_t i = 0; i < n; i++)
+        item[i] = (RewardItem){.prompt = prompts_tokens(p, answer[i].prompt),
+                               .prompt_len = prompts_length(p, answer[i].prompt),
+                               .completion = answer[i].completion.tokens,
+                               .completion_len = answer[i].completion.count};
+    const int ranks = r->t.dist.ranks, rank = r->t.dist.rank;
+    double *cost = (double *)xcalloc((size_t)n, sizeof *cost);
+    int64_t cut[ranks + 1]; /* each rank scores a stretch of them */
+    for (int32_t i = 0; i < n; i++) cost[i] = (double)item[i].prompt_len + item[i].completion_len;
+    dist_cut(cost, n, ranks, cut);
+    if (!reward_model_score(m, item + cut[rank], (int32_t)(cut[rank + 1] - cut[rank]), score + cut[rank], &e))
+        die("%s", e.text);
+    trainer_complete(&r->t, score, cut, sizeof *score);
+    free(cost);
+    for (int32_t i = 0; i < n; i++) sum[i] += score[i];
+    r->t.flops += gpt2_flops(&m->model.config, (double)(m->rows - before), 0, 0);
+    free(item), free(score);
+}
+
+/* The score that is optimised: verifiers (in answer.reward) and reward model, clipped; what an unfinished answer loses. */
+static void score_answers(Run *r, const Answer *answer, int32_t n, float *score) {
+    for (int32_t i = 0; i < n; i++) score[i] = answer[i].reward;
+    if (o.reward_model) add_model_scores(r, &r->reward_model, answer, n, score);
+    for (int32_t i = 0; i < n; i++) {
+        if (o.reward_clip > 0) score[i] = (float)ppo_clamp(score[i], -o.reward_clip, o.reward_clip);
+        if (answer[i].completion.finished || isnan(score[i])) continue;
+        score[i] = (float)(o.non_eos_penalty ? o.penalty_reward : score[i] - o.missing_eos_penalty);
+    }
+}
+
+static void score_gold(Run *r) {
+    Error e;
+    const Generation *g = &r->g;
+    const int32_t n = g->answers;
+    memset(r->gold_score, 0, (size_t)n * sizeof *r->gold_score);
+    if (o.gold_reward || o.gold_cmd) {
+        const size_t K = (size_t)r->gold_reward.count;
+        RewardInput *in = (RewardInput *)xcalloc((size_t)n, sizeof *in);
+        float *parts = (float *)xcalloc((size_t)n * K, sizeof *parts);
+        for (int32_t i = 0; i < n; i++)
+            in[i] = prompts_input(&g->train, g->answer[i].prompt, g->answer[i].text, &g->answer[i].completion,
+                                  g->answer[i].id, (int32_t)o.g.max_completion);
+        if (!rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e)) die("%s", e.text);
+        free(in), free(parts);
+    }
+    if (o.gold) add_model_scores(r, &r->gold, g->answer, n, r->gold_score);
+}
+
+/* ReMax's baseline: the score of the greedy answer to each prompt, for every answer of its group. */
+static void score_greedy(Run *r) {
+    Error e;
+    Generation *g = &r->g;
+    const int32_t G = (int32_t)o.g.generations, P = g->answers / G;
+    Sampling how = g->sampling;
+    Answer *answer = (Answer *)xcalloc((size_t)P, sizeof *answer);
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)P, sizeof *q);
+    how.temperature = 0;
+    for (int32_t i = 0; i < P; i++) {
+        answer[i].prompt = g->answer[i * G].prompt, answer[i].id = g->answer[i * G].id;
+        q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i].prompt),
+                                .prompt_len = prompts_length(&g->train, answer[i].prompt),
+                                .samples = 1,
+                                .out = &answer[i].completion};
+    }
+    if (!rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", o.g.input, e.text);
+    generation_score_answers(g, answer, P);
+    score_answers(r, answer, P, r->greedy);
+    for (int32_t i = P - 1; i >= 0; i--)
+        for (int32_t k = G - 1; k >= 0; k--) r->greedy[i * G + k] = r->greedy[i];
+    for (int32_t i = 0; i < P; i++) completion_free(&answer[i].completion), free(answer[i].text);
+    free(answer), free(q);
+}
+
+/* ---- 1. sample, and what is known before the first update ------------------------------------------------------ */
+
+static void generate(Run *r) {
+    Generation *g = &r->g;
+    const double start = program_seconds();
+    generation_sample(g, 0, (int32_t)o.g.prompts);
+    g->gen_seconds = program_seconds() - start;
+    generation_score(g, 0, (int32_t)o.g.prompts);
+    generation_flatten(g, false);
+    score_answers(r, g->answer, g->answers, r->score);
+    if (o.algo == REMAX) score_greedy(r);
+    if (has_gold()) score_gold(r);
+    g->reward_seconds = program_seconds() - start - g->gen_seconds;
+    for (int32_t i = 0; i < g->answers; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
+}
+
+/* log pi_old, the values, log ref. Where each generation gives one step the sampler's log-probabilities are pi_old's. */
+static void look(Run *r) {
+    Generation *g = &r->g;
+    const bool head = has_critic() && !o.critic;
+    const GPT2Output policy = {.logp = on_policy() ? NULL : g->old_logp, .value = head ? r->old_value : NULL};
+    if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->answers, &policy);
+    if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->answers] * sizeof(float));
+    const GPT2Output critic = {.value = r->old_value}, reference = {.logp = g->ref_logp};
+    if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->answers, &critic);
+    if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->answers, &reference);
+}
+
+/* ---- 3. reward, 4. compare ------------------------------------------------------------------------------------- */
+
+static void reward_tokens(Run *r) {
+    const Generation *g = &r->g;
+    for (int32_t i = 0; i < g->answers; i++) {
+        const int32_t at = g->offset[i], n = g->offset[i + 1] - at;
+        r->kl[i] = (float)token_rewards((KlEstimator)o.kl, g->old_logp + at, has_reference() ? g->ref_logp + at : NULL,
+                                        n, r->beta.coef, g->counts[i] ? r->score[i] : 0, r->reward + at);
+    }
+    if (o.whiten_rewards) whiten(r->reward, g->offset, g->answers, g->counts, false);
+}
+
+static void compare(Run *r) {
+    const Generation *g = &r->g;
+    const int32_t n = g->answers, G = (int32_t)o.g.generations;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t at = g->offset[i], T = g->offset[i + 1] - at;
+        r->R[i] = (float)returns_to_go(r->reward + at, T, o.gamma, r->advantage + at);
+        if (!has_critic()) continue;
+        gae(r->reward + at, r->old_value + at, T, o.gamma, o.lambda_critic, r->target + at);
+        for (int32_t t = at; t < at + T; t++) r->target[t] += r->old_value[t];
+        gae(r->reward + at, r->old_value + at, T, o.gamma, gae_length_lambda(o.lambda, o.length_lambda, T),
+            r->advantage + at);
+    }
+    if (o.algo == REINFORCE) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
+    if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
+    if (o.algo == REMAX) memcpy(r->baseline, r->greedy, (size_t)n * sizeof *r->baseline);
+    if (o.algo == REINFORCE || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX)
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t at = g->offset[i];
+            subtract_baseline(r->advantage + at, g->offset[i + 1] - at, r->baseline[i], r->advantage + at);
+        }
+    if (o.algo == RLOO) {
+        AdvantageStats unused;
+        for (int32_t i = 0; i < n; i++)
+            if (!g->counts[i]) r->R[i] = NAN;
+        advantage_rloo(r->R, n / G, G, o.whiten_advantages, r->answer_advantage, &unused);
+    } else if (o.whiten_advantages) whiten(r->advantage, g->offset, n, g->counts, true);
+}
+
+/* ---- 5. improve ------------------------------------------------------------------------------------------------ */
+
+/* RLOO's surrogate has one ratio an answer: loss_policy.h has it. */
+static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormaliser *N, PpoStats *stats) {
+    Generation *g = &r->g;
+    PolicyLossConfig c = policy_loss_config(POLICY_RLOO);
+    c.epsilon = r->loss.cliprange, c.epsilon_high = r->loss.cliprange_high, c.entropy_coef = o.entropy_coef;
+    const PolicyBatch b = {.sequences = next - first,
+                           .offset = g->offset + first,
+                           .advantage = r->answer_advantage + first,
+                           .mask = g->counts + first,
+                           .logp = g->logp,
+                           .old_logp = on_policy() ? NULL : g->old_logp,
+                           .sampler_logp = g->sampler_logp,
+                           .entropy = g->entropy};
+    PolicyStats s = policy_stats();
+    const double loss = policy_loss(&c, N, &b, g->dlogp, g->dentropy, &s);
+    stats->tokens += s.tokens, stats->ratio += s.ratio, stats->square_log += s.square_log, stats->entropy += s.entropy;
+    for (int32_t t = g->offset[first]; t < g->offset[next]; t++)
+        stats->ratio_square += on_policy() ? 1 : exp(2 * ((double)g->logp[t] - g->old_logp[t]));
+    stats->clipped += s.sequences > 0 ? s.region / s.sequences * s.tokens : 0;
+    stats->policy_loss += s.policy_loss;
+    stats->sampler_gap_max = fmax(stats->sampler_gap_max, s.sampler_gap_max);
+    return loss;
+}
+
+/* Those of all ranks. */
+static void all_stats(Trainer *t, PpoStats *s) {
+    double most[] = {s->sampler_gap_max, s->ratio_gap};
+    trainer_maxima(t, most, 2), trainer_sums(t, (double *)s, sizeof *s / sizeof(double));
+    s->sampler_gap_max = most[0], s->ratio_gap = most[1];
+}
+
+/* One optimizer step on answers [first, end). warming: the critic's alone. */
+static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
+    const float T = (float)o.g.temperature;
+    const bool head = has_critic() && !o.critic;
+    const double tokens = ppo_tokens(g->offset + first, end - first, g->counts + first);
+    const PolicyNormaliser N = policy_normaliser(g->offset + first, end - first, g->counts + first, NULL);
+    double loss = 0, value_loss = 0;
+    PpoStats part = {0};
+    const int64_t before = t->tokens;
+    int32_t mine, last;
+    generation_mine(g, first, end, &mine, &last);
+    int64_t micros = generation_micros(g, mine, last);
+    if (o.ptx_coef > 0) micros += pretraining_micros(&r->ptx, t, &g->batch, o.ptx_tokens);
+    if (!warming) trainer_micros(t, micros);
+    for (int32_t i = mine, next; i < last; i = next) {
+        next = generation_pack(g, i, last);
+        const int32_t at = g->offset[i];
+        const GPT2Output out = {.logp = g->logp + at, .entropy = g->entropy + at, .value = head ? r->value + at : NULL};
+        const GPT2Output critic = {.value = r->value + at};
+        const PpoBatch b = {.answers = next - i,
+                            .offset = g->offset + i,
+                            .counts = g->counts + i,
+                            .logp = g->logp,
+                            .old_logp = on_policy() ? NULL : g->old_logp,
+                            .advantage = r->advantage,
+                            .entropy = g->entropy,
+                            .value = r->value,
+                            .old_value = r->old_value,
+                            .target = r->target,
+                            .sampler_logp = g->sampler_logp};
+        if (!warming) gpt2_forward(&t->model, &r->work, &g->batch, T, &out);
+        if (o.critic) gpt2_forward(&r->critic.model, &r->critic.work, &g->batch, T, &critic);
+        if (!warming)
+            loss += o.algo == RLOO ? rloo_loss(r, i, next, &N, &part)
+                                   : ppo_policy_loss(&r->loss, tokens, &b, g->dlogp, g->dentropy, &part);
+        if (has_critic()) value_loss += ppo_value_loss(&r->loss, tokens, &b, r->dvalue, &part);
+        if (!warming)
+            gpt2_backward(&t->model, &r->work, &g->batch, T, g->dlogp + at,
+                          o.entropy_coef != 0 ? g->dentropy + at : NULL, head ? r->dvalue + at : NULL);
+        if (o.critic) gpt2_backward(&r->critic.model, &r->critic.work, &g->batch, T, NULL, NULL, r->dvalue + at);
+        if (!warming) t->flops += 3 * generation_batch_flops(g, &t->model), t->tokens += g->batch.rows;
+        if (o.critic) t->flops += 3 * gpt2_flops(&r->critic.model.config, g->batch.rows, 0, batch_pairs(&g->batch));
+    }
+    double text = 0;
+    if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef, o.ptx_tokens);
+    value_loss = trainer_total(t, value_loss), loss = trainer_total(t, loss) + value_loss + text;
+    t->tokens = before + (int64_t)trainer_total(t, (double)(t->tokens - before));
+    all_stats(t, &part);
+    ppo_stats_add(stats, &part), stats->updates++;
+    const int64_t step = t->step;
+    if (warming) t->step++, t->learning_rate = 0;
+    else trainer_update(t, loss);
+    if (o.critic) critic_step(&r->critic, value_loss, step);
+    return loss;
+}
+
+/* All passes over a generation; returns the mean loss of its steps. */
+static double improve_all(Run *r, PpoStats *stats) {
+    Trainer *t = &r->t;
+    const int32_t size = r->g.answers / (int32_t)o.mini_batches;
+    double loss = 0;
+    for (int64_t epoch = 0; epoch < o.epochs && t->step < t->o.steps; epoch++) {
+        const PpoStats before = *stats;
+        for (int32_t m = 0; m < o.mini_batches && t->step < t->o.steps; m++)
+            loss += improve(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
+        const double tokens = fmax(stats->tokens - before.tokens, 1);
+        if (o.target_kl > 0 && (stats->square_log - before.square_log) / (2 * tokens) > o.target_kl) break;
+    }
+    return loss / stats->updates;
+}
+
+/* ---- logging --------------------------------------------------------------------------------------------------- */
+
+typedef struct Objective {
+    double score, score_std, kl, entropy, gold;
+} Objective;
+
+/* Means over the answers that count. */
+static Objective objective_of(const Run *r) {
+    const Generation *g = &r->g;
+    Objective m = {0};
+    double n = 0;
+    for (int32_t i = 0; i < g->answers; i++) {
+        if (!g->counts[i]) continue;
+        n++, m.kl += r->kl[i], m.gold += r->gold_score[i];
+        for (int32_t t = g->offset[i]; t < g->offset[i + 1]; t++) m.entropy -= g->old_logp[t];
+    }
+    const Spread scores = spread_of(r->score, g->answers, 1);
+    m.score = scores.mean, m.score_std = scores.std;
+    m.kl /= n, m.entropy /= n, m.gold /= n;
+    return m;
+}
+
+/* Under TRL's names; the means go over tokens that exist, not over padding. */
+static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
+    const Generation *g = &r->g;
+    Metrics *to = &r->t.metrics;
+    const double tokens = fmax(s->tokens, 1), ratio = s->ratio / tokens, seconds = program_seconds() - r->t.step_start;
+    double ended = 0;
+    for (int32_t i = 0; i < g->answers; i++) ended += g->answer[i].completion.finished;
+    metrics_set(to, "objective/scores", m->score);
+    metrics_set(to, "objective/scores_std", m->score_std);
+    if (has_gold()) metrics_set(to, "objective/gold", m->gold);
+    metrics_set(to, "objective/entropy", m->entropy);
+    if (has_reference()) {
+        metrics_set(to, "objective/kl", m->kl);
+        metrics_set(to, "objective/kl_coef", r->beta.coef);
+        metrics_set(to, "objective/non_score_reward", -r->beta.coef * m->kl);
+        metrics_set(to, "objective/rlhf_reward", m->score - r->beta.coef * m->kl);
+    }
+    if (s->tokens > 0) {
+        metrics_set(to, "policy/approxkl_avg", s->square_log / (2 * tokens));
+        metrics_set(to, "policy/clipfrac_avg", s->clipped / tokens);
+        metrics_set(to, "policy/entropy_avg", s->entropy / tokens);
+        metrics_set(to, "loss/policy_avg", s->policy_loss / s->updates);
+        metrics_set(to, "val/ratio", ratio);
+        metrics_set(to, "val/ratio_var", fmax(s->ratio_square / tokens - ratio * ratio, 0));
+        metrics_set(to, "sampling/sampling_logp_difference/max", s->sampler_gap_max);
+    }
+    if (has_critic()) {
+        metrics_set(to, "loss/value_avg", s->value_loss / s->updates);
+        metrics_set(to, "val/clipfrac_avg", s->value_clipped / fmax(s->value_tokens, 1));
+        metrics_set(to, "critic/vf_explained_var",
+                    explained_variance(r->old_value, r->target, g->offset, g->answers, g->counts));
+        metrics_set(to, "critic/values/mean", moments_of(r->old_value, g->offset, g->answers, g->counts).mean);
+        metrics_set(to, "critic/returns/mean", moments_of(r->target, g->offset, g->answers, g->counts).mean);
+        if (o.critic) metrics_set(to, "critic/grad_norm", r->critic.update.grad_norm);
+    }
+    if (o.ptx_coef > 0) metrics_set(to, "loss/ptx", r->ptx.loss);
+    metrics_set(to, "val/num_eos_tokens", ended);
+    metrics_set(to, "episode", (double)r->g.next_id);
+    metrics_set(to, "eps", (double)g->answers / seconds);
+    generation_log(&r->g);
+    if (m->score_std < 1e-8) metrics_line(to, "train_ppo: warning: all scores are equal: nothing to learn from");
+    if (isnan(m->score)) metrics_line(to, "train_ppo: warning: no completion could be scored");
+    if (s->sampler_gap_max > (o.t.dtype ? 0.5 : 0.01) && on_policy())
+        metrics_line(to, "train_ppo: warning: sampler and trainer disagree by %.3g nats on a token",
+                     s->sampler_gap_max);
+}
+
+/* What the gold reward did with the distance from the start. */
+static void say_overoptimisation(Trainer *t) {
+    const GaoFit f = overoptimisation_fit(&t->metrics.history, "objective/gold");
+    if (!f.good) return;
+    metrics_line(&t->metrics,
+                 "gold reward R(d) = %.3g + d (%.3g - %.3g log d), d = sqrt(KL), R2 %.2f: highest %.3g at KL %.3g, "
+                 "%.3g at the end's KL %.3g",
+                 f.R0, f.alpha, f.beta, f.r2, f.value, f.peak * f.peak, gao_reward(&f, f.farthest),
+                 f.farthest * f.farthest);
+}
+
+/* ---- the run --------------------------------------------------------------------------------------------------- */
+
+/* What the command line leaves to the algorithm, and what does not go together. */
+static void check_options(void) {
+    const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
+    const char *name = algo[o.algo];
+    if (!o.g.generations) o.g.generations = algos[o.algo].group;
+    if (!o.epochs) o.epochs = algos[o.algo].epochs;
+    if (o.lambda < 0) o.lambda = algos[o.algo].lambda;
+    if (o.lambda_critic < 0) o.lambda_critic = o.lambda;
+    if (o.cliprange_high == 0) o.cliprange_high = o.cliprange;
+    o.whiten_advantages = o.whiten_advantages == 0 ? algos[o.algo].whiten : o.whiten_advantages == 2;
+    if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
+    if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
+    if (!o.g.input) usage_error("-i/--input: which shard?");
+    if (!o.t.output) usage_error("-o/--output: where to?");
+    if (o.g.generations < algos[o.algo].least)
+        usage_error("--num-generations: --algo %s compares completions of one prompt: at least %d", name,
+                    algos[o.algo].least);
+    if (o.g.prompts * o.g.generations < 2) usage_error("--num-prompts: at least two completions a generation");
+    if (o.g.prompts % o.mini_batches)
+        usage_error("--num-mini-batches: %lld does not divide the %lld prompts of a generation",
+                    (long long)o.mini_batches, (long long)o.g.prompts);
+    if (algos[o.algo].plain && !on_policy())
+        usage_error("--algo %s knows no ratio, so it takes one pass and one mini-batch", name);
+    if (!has_critic() && (o.critic || o.critic_output || o.critic_warmup))
+        usage_error("--critic and its companions: --algo %s has no critic", name);
+    if (!o.critic && (o.critic_output || o.critic_warmup || o.critic_rate > 0))
+        usage_error("--critic-learning-rate, -warmup and -output go with --critic");
+    if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("-I/--ptx and --ptx-coef go together");
+    if (o.controller == KL_ADAPTIVE && o.kl_coef == 0) usage_error("--kl-controller adaptive: --kl-coef is 0");
+    if (o.non_eos_penalty && o.missing_eos_penalty > 0)
+        usage_error("--non-eos-penalty and --missing-eos-penalty: give one of them");
+}
+
+static void open_reward_model(Run *r, RewardModel *m, const char *path) {
+    Error e;
+    const Trainer *t = &r->t;
+    if (!reward_model_open(m, path, t->backend, t->device, (int)o.t.micro_tokens, &e) ||
+        !reward_model_check(m, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model", &e))
+        die("%s", e.text);
+}
+
+static void open_arrays(Run *r) {
+    const size_t n = (size_t)(o.g.prompts * o.g.generations), tokens = generation_tokens_max(&r->g);
+    float **per_answer[] = {&r->score, &r->kl, &r->gold_score, &r->greedy, &r->R, &r->baseline, &r->answer_advantage};
+    float **per_token[] = {&r->reward, &r->advantage, &r->value, &r->old_value, &r->target, &r->dvalue};
+    for (size_t i = 0; i < sizeof per_answer / sizeof *per_answer; i++)
+        *per_answer[i] = (float *)xcalloc(n, sizeof(float));
+    for (size_t i = 0; i < sizeof per_token / sizeof *per_token; i++)
+        *per_token[i] = (float *)xcalloc(tokens, sizeof(float));
+}
+
+static void close_run(Run *r, bool stopped) {
+    Error e;
+    if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
+        !model_save(&r->critic.model, &r->critic.file, o.critic_output, o.t.output_dtype == 1, NULL, NULL, &e))
+        die("%s", e.text);
+    critic_close(&r->critic), pretraining_close(&r->ptx);
+    if (o.reward_model) reward_model_close(&r->reward_model);
+    if (o.gold) reward_model_close(&r->gold);
+    rewards_close(&r->gold_reward);
+    if (has_reference()) reference_close(&r->reference);
+    workspace_free(&r->work, &r->t.model);
+    generation_close(&r->g);
+    trainer_close(&r->t, stopped);
+    free(r->score), free(r->kl), free(r->gold_score), free(r->greedy), free(r->R), free(r->baseline);
+    free(r->answer_advantage), free(r->reward), free(r->advantage), free(r->value), free(r->old_value);
+    free(r->target), free(r->dvalue);
+}
+
+static void save_counters(Run *r) {
+    generation_save(&r->g);
+    json_object_set_new(r->t.state, "generation", json_integer(r->generation));
+    json_object_set_new(r->t.state, "kl_coef", json_real(r->beta.coef));
+    json_object_set_new(r->t.state, "ptx_position", json_integer(r->ptx.position));
+}
+
+int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
+    Error e;
+    r->loss = ppo_config();
+    o.t = trainer_defaults(3e-6), o.g = generation_defaults();
+    o.g.prompts = 64, o.g.generations = 0, o.g.max_completion = 53, o.g.temperature = 0.7;
+    o.kl_coef = 0.05, o.kl = KL_K1, o.kl_target = 6, o.kl_horizon = 10000, o.penalty_reward = -1;
+    o.gamma = 1, o.lambda = o.lambda_critic = -1, o.mini_batches = 1, o.ptx_tokens = 1024;
+    o.cliprange = r->loss.cliprange, o.cliprange_value = r->loss.cliprange_value, o.vf_coef = r->loss.vf_coef;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    check_options();
+    program_start();
+    const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,
+                            o.ptx,     o.reward_model, o.gold,         o.critic};
+    trainer_check_files(&o.t, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
+
+    generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, o.g.reward != NULL);
+    if ((o.gold_reward || o.gold_cmd) && !rewards_open(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout,
+                                                       (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
+        usage_error("--gold-reward, --gold-cmd: %s", e.text);
+    trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_critic() && !o.critic);
+    g->parts = (int32_t)o.mini_batches;
+    generation_open_prompts(g);
+    generation_check_group(g);
+    const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
+    if (has_critic() && !o.critic && !o.t.resume) value_head_start(&t->model, &t->file, start);
+    if (o.reward_model) open_reward_model(r, &r->reward_model, o.reward_model);
+    if (o.gold) open_reward_model(r, &r->gold, o.gold);
+    if (o.critic)
+        critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
+                    o.critic_rate);
+    if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
+    const size_t reference = has_reference() ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
+    trainer_announce(t, options, g->rows, reference + generation_bytes(g));
+    if (!workspace_new(&r->work, &t->model, g->rows, g->rows, g->rows, true, (int)o.t.recompute, &e))
+        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    generation_open(g);
+    if (has_reference()) reference_open(&r->reference, t, o.reference, g->rows, "--kl-coef is not 0");
+    open_arrays(r);
+    r->loss.plain = algos[o.algo].plain;
+    r->loss.cliprange = o.cliprange, r->loss.cliprange_high = o.cliprange_high, r->loss.dual_clip = o.dual_clip;
+    r->loss.cliprange_value = o.cliprange_value, r->loss.vf_coef = o.vf_coef, r->loss.entropy_coef = o.entropy_coef;
+    r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
+    if (t->step) {
+        r->beta.coef = state_real(t->state, "kl_coef");
+        r->generation = state_int(t->state, "generation"), r->ptx.position = state_int(t->state, "ptx_position");
+    }
+
+    /* the run: optimizer steps, at most epochs * mini_batches of them a generation */
+    const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
+    trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
+    const bool checks = o.g.val && g->rewards.count;
+    Evaluation before = {0}, after = {0};
+    if (!t->step) {
+        generation_show(g, "before");
+        if (checks) before = generation_evaluate(g, "before");
+    }
+
+    bool stopped = false;
+    while (t->step < t->o.steps && !stopped) {
+        const int64_t first = t->step;
+        PpoStats stats = {0};
+        trainer_begin_step(t);
+        generate(r);
+        look(r);
+        reward_tokens(r);
+        compare(r);
+        const double updating = program_seconds();
+        const double loss = improve_all(r, &stats);
+        metrics_set(&t->metrics, "timing_s/update", program_seconds() - updating);
+        const Objective m = objective_of(r);
+        log_generation(r, &m, &stats);
+        kl_control_update(&r->beta, m.kl, g->answers);
+        r->generation++;
+        if (checks && (t->step == t->o.steps || r->generation % o.g.eval_steps == 0)) {
+            char when[32];
+            snprintf(when, sizeof when, "step %lld", (long long)t->step);
+            after = generation_evaluate(g, when);
+        }
+        char gold[40] = "";
+        if (has_gold()) snprintf(gold, sizeof gold, " | gold %.3f", m.gold);
+        trainer_log(t, loss, "score %.3f%s | kl %.3f | length %.1f | %.0f tok/s", m.score, gold, m.kl,
+                    (double)g->offset[g->answers] / g->answers, g->offset[g->answers] / (g->gen_seconds + 1e-9));
+        generation_forget(g, 0);
+        save_counters(r);
+        stopped = trainer_should_stop(t, t->step - first);
+        if (o.critic) critic_forget_stale(&r->critic);
+    }
+    if (!stopped) {
+        generation_show(g, "after");
+        if (checks) generation_compare(g, &before, &after);
+        if (has_gold()) say_overoptimisation(t);
+    }
+    close_run(r, stopped);
+    return 0;
+}
