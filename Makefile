@@ -91,8 +91,8 @@ unit: all $(TESTS) ## build and run the tests
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) tests/run.sh $(TESTS)
 
 # Programs that start children run the ordinary build of those, so only the test's own process is checked there.
-sanitize: all $(HOST_LIBRARY) ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
+sanitize: all $(HOST_LIBRARY) $(BUILD)/asan/llmc_cuda_host.so ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
 	    CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" sanitized
 
 .PHONY: sanitized

@@ -354,9 +354,12 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
     fprintf(stderr, "%s: %lld prompts", name, (long long)v->prompts);
     if (v->unscorable) fprintf(stderr, " and %lld that cannot be checked", (long long)v->unscorable);
-    fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
-            100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
-    if (!v->ks) return;
+    if (v->prompts)
+        fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
+                100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
+    else fprintf(stderr, "\n  greedy answers: %.1f tokens, %.1f %% finished\n", v->tokens, 100 * v->finished);
+    if (rewarded) fprintf(stderr, "  reward of the samples %.4f +- %.4f\n", v->reward, v->reward_error);
+    if (!v->ks || !v->prompts) return;
     fprintf(stderr, "  |    k |        pass@k |    majority@k |%s%s\n", rewarded ? "        best@k |" : "",
             v->judge ? "    weighted@k |" : "");
     for (int k = 0; k < v->ks; k++) {
@@ -366,7 +369,6 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
         if (v->judge) cell(v->weighted[k], v->weighted_error[k]);
         fputc('\n', stderr);
     }
-    if (rewarded) fprintf(stderr, "  reward %.4f +- %.4f\n", v->reward, v->reward_error);
 }
 
 static int by_task(const void *a, const void *b, void *prompts) {

@@ -16,12 +16,9 @@
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
  */
-#include "llmc/answer_set.h"
-#include "llmc/examples.h"
-#include "llmc/loss_kto.h"
 #include "llmc/loss_preference.h"
 #include "llmc/online_pairs.h"
-#include "llmc/ref_logps.h"
+#include "llmc/preference_data.h"
 #include "llmc/reference.h"
 
 static struct {
@@ -113,128 +110,6 @@ static const OptionAbout about = {
     "  ./train_dpo -c sft.bin -i labelled.shard -o kto.bin --loss-type kto\n"
     "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin"};
 
-/* ---- data ------------------------------------------------------------------------------------------------------ */
-
-/* A shard's records as they are trained on. Answers of unpaired shards stand as pairs without a rejected answer. */
-typedef struct Data {
-    Pairs pairs;
-    Examples examples;
-    const Shard *shard;
-    int64_t count, dropped, cut, alike; /* records; left out; answers cut; pairs of equal answers */
-    int32_t longest;                    /* rows of the longest record */
-    Pair *pair, *mismatch;              /* (count) mismatch, kto's: the prompt with an answer to another one */
-    const uint8_t **good;               /* (count) kto's labels */
-    /* log ref of all answers, then of all mismatched ones, where they are computed once; those of pair i begin at at[i] */
-    float *ref;
-    int64_t *at;          /* (2 count + 1) */
-    uint64_t fingerprint; /* of what they belong to */
-} Data;
-
-static void data_open(Data *d, const char *path) {
-    Error e;
-    *d = (Data){0};
-    if (!(o.unpaired ? examples_open(&d->examples, path, RECORD_UNPAIRED, INT32_MAX, &e)
-                     : pairs_open(&d->pairs, path, INT32_MAX, &e)))
-        die("%s", e.text);
-    d->shard = o.unpaired ? &d->examples.shard : &d->pairs.shard;
-}
-
-static void data_close(Data *d) {
-    if (o.unpaired) examples_close(&d->examples);
-    else pairs_close(&d->pairs);
-    free(d->pair), free(d->mismatch), free(d->good), free(d->ref), free(d->at);
-}
-
-/* Record i, its answers cut under --max-length. False where that leaves none. */
-static bool data_record(Data *d, int64_t i, Pair *p) {
-    if (o.unpaired) {
-        const Example *x = examples_get(&d->examples, i);
-        *p = (Pair){.prompt = x->prompt, .chosen = x->completion};
-        p->prompt_len = x->prompt_len, p->chosen_len = x->completion_len;
-    } else *p = *pairs_get(&d->pairs, i);
-    const int64_t room = o.max_length - p->prompt_len;
-    int32_t *length[] = {&p->chosen_len, &p->rejected_len};
-    if (room < 1) return false;
-    for (int k = 0; k < 2; k++) {
-        if (*length[k] <= room) continue;
-        d->cut++, *length[k] = (int32_t)room;
-    }
-    return true;
-}
-
-static bool same_tokens(const int32_t *a, int32_t a_len, const int32_t *b, int32_t b_len) {
-    return a_len == b_len && !memcmp(a, b, (size_t)a_len * sizeof *a);
-}
-
-/* KTO's mismatched answers: each prompt gets the answer of the record before it in a random order of the shard, of the
- * first such record that has another prompt. TRL rotates the answers by one within what it preprocesses at a time. */
-static void data_mismatch(Data *d) {
-    enum { LOOK = 64 };
-    Random random = random_start((uint64_t)o.t.seed, RANDOM_SHUFFLE + (1ull << 49));
-    int64_t *order = (int64_t *)xmalloc((size_t)d->count * sizeof *order);
-    for (int64_t i = 0; i < d->count; i++) order[i] = i;
-    random_shuffle(&random, order, d->count);
-    d->mismatch = (Pair *)xcalloc((size_t)d->count, sizeof *d->mismatch);
-    for (int64_t i = 0; i < d->count; i++) {
-        const Pair *p = &d->pair[order[i]], *other = &d->pair[order[(i + d->count - 1) % d->count]];
-        for (int64_t k = 2; k < d->count && k < LOOK; k++) {
-            if (!same_tokens(p->prompt, p->prompt_len, other->prompt, other->prompt_len)) break;
-            other = &d->pair[order[(i + d->count - k) % d->count]];
-        }
-        const int64_t room = o.max_length - p->prompt_len;
-        Pair *m = &d->mismatch[order[i]];
-        *m = (Pair){.prompt = p->prompt, .prompt_len = p->prompt_len, .chosen = other->chosen};
-        m->chosen_len = other->chosen_len < room ? other->chosen_len : (int32_t)room;
-    }
-    free(order);
-}
-
-/* Once --max-length is known: takes the records, says what was left out or cut, finds where the answers' tokens stand. */
-static void data_fit(Data *d, const AnswerSet *shape, bool train) {
-    const char *name = d->shard->name;
-    const int64_t records = o.unpaired ? d->examples.count : d->pairs.count;
-    d->pair = (Pair *)xcalloc((size_t)records, sizeof *d->pair);
-    d->good = (const uint8_t **)xcalloc((size_t)records, sizeof *d->good);
-    int64_t good = 0;
-    for (int64_t i = 0; i < records; i++) {
-        Pair *p = &d->pair[d->count];
-        if (!data_record(d, i, p)) continue;
-        if (o.unpaired) good += *(d->good[d->count] = examples_get(&d->examples, i)->label);
-        else d->alike += same_tokens(p->chosen, p->chosen_len, p->rejected, p->rejected_len);
-        d->count++;
-        const int32_t rows = answer_set_rows(shape, p);
-        if (rows > d->longest) d->longest = rows;
-    }
-    d->dropped = d->shard->count - d->count;
-    const long long n = d->count, max = o.max_length;
-    if (!n) die("%s: no record is left: no prompt leaves room for an answer within %lld tokens", name, max);
-    if (d->dropped)
-        warn("%s: %lld of %lld records are left out: their prompt is empty or leaves no room within %lld tokens", name,
-             (long long)d->dropped, (long long)d->shard->count, max);
-    if (d->cut) warn("%s: %lld answers are longer than %lld tokens allow and are cut", name, (long long)d->cut, max);
-    if (d->alike)
-        warn("%s: %lld of %lld pairs have two equal answers: they teach nothing", name, (long long)d->alike, n);
-    if (o.unpaired) {
-        if (n < 2) die("%s: one record: KTO compares each prompt with an answer to another one", name);
-        data_mismatch(d);
-        const double balance = kto_balance(&o.kto, (double)good, (double)(n - good));
-        if (!good || good == n)
-            warn("%s: all %lld answers are %s: there is nothing to tell apart", name, n, good ? "good" : "bad");
-        else if (train && (balance < 1 || balance > 4.0 / 3))
-            warn("%s: %lld good and %lld bad answers: weighted they are as %.2f to 1, 1 to 1.33 is advised", name,
-                 (long long)good, n - (long long)good, balance);
-    }
-    d->at = (int64_t *)xcalloc(2 * (size_t)n + 1, sizeof *d->at);
-    for (int64_t i = 0, at = 0; i < 2 * n; i++, d->at[i] = at) {
-        const Pair *p = i < n ? &d->pair[i] : o.unpaired ? &d->mismatch[i - n] : NULL;
-        if (!p) continue;
-        at += p->chosen_len + p->rejected_len;
-        d->fingerprint = ref_logps_data(d->fingerprint, p->prompt, p->prompt_len, p->chosen, p->chosen_len);
-        if (p->rejected_len)
-            d->fingerprint = ref_logps_data(d->fingerprint, p->prompt, p->prompt_len, p->rejected, p->rejected_len);
-    }
-}
-
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
 typedef enum { REFERENCE_NONE, REFERENCE_TABLE, REFERENCE_LIVE } ReferenceKind;
@@ -307,7 +182,7 @@ static void reference_run(Run *r, AnswerSet *s, const GPT2 *m, const Workspace *
 }
 
 /* log ref of the set, records of d. */
-static void reference_of(Run *r, const Data *d, AnswerSet *s, bool mismatch) {
+static void reference_of(Run *r, const PreferenceData *d, AnswerSet *s, bool mismatch) {
     if (r->kind == REFERENCE_LIVE) reference_run(r, s, &r->reference.model, &r->reference.work);
     for (int32_t i = 0; r->kind == REFERENCE_TABLE && i < s->count; i++) {
         const int64_t k = s->record[i] + (mismatch ? d->count : 0);
@@ -316,15 +191,14 @@ static void reference_of(Run *r, const Data *d, AnswerSet *s, bool mismatch) {
 }
 
 /* Computes log ref of all answers of d. */
-static void reference_compute(Run *r, Data *d, const GPT2 *m, const Workspace *w) {
+static void reference_compute(Run *r, PreferenceData *d, const GPT2 *m, const Workspace *w) {
     enum { CHUNK = 256 };
     AnswerSet s = {.shared = o.sharing};
-    const int64_t items = o.unpaired ? 2 * d->count : d->count;
-    d->ref = (float *)xmalloc((size_t)d->at[items] * sizeof *d->ref);
-    for (int64_t i = 0; i < items;) {
+    d->ref = (float *)xmalloc((size_t)d->at[d->items] * sizeof *d->ref);
+    for (int64_t i = 0; i < d->items;) {
         const int64_t first = i;
         answer_set_clear(&s);
-        for (; i < items && s.count < CHUNK; i++)
+        for (; i < d->items && s.count < CHUNK; i++)
             answer_set_add(&s, i < d->count ? &d->pair[i] : &d->mismatch[i - d->count], i);
         reference_run(r, &s, m, w);
         memcpy(d->ref + d->at[first], s.ref, (size_t)(d->at[i] - d->at[first]) * sizeof *d->ref);
@@ -333,8 +207,8 @@ static void reference_compute(Run *r, Data *d, const GPT2 *m, const Workspace *w
 }
 
 /* Takes the values from the file, or says that they are of something else. */
-static void reference_take(RefLogps *l, Data *d) {
-    const int64_t tokens = d->at[o.unpaired ? 2 * d->count : d->count];
+static void reference_take(RefLogps *l, PreferenceData *d) {
+    const int64_t tokens = d->at[d->items];
     const float *logp = ref_logps_find(l, d->fingerprint, (uint64_t)tokens);
     if (!logp)
         die("%s: it was made for other records than those of %s, or with another --max-length%s; remove it to make it "
@@ -345,7 +219,7 @@ static void reference_take(RefLogps *l, Data *d) {
 }
 
 /* Log-probabilities that are computed once: from the file where it is there, else by the reference, which goes then. */
-static void reference_precompute(Run *r, Data *data[], int count) {
+static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     Error e;
     RefLogps l = {0};
     Trainer *t = &r->t;
@@ -373,12 +247,13 @@ static void reference_precompute(Run *r, Data *data[], int count) {
     if (r->reference.model.backend) reference_close(&r->reference);
     ref_logps_free(&l);
     if (!there && !gpt2_sync(&t->model, &e)) die("%s", e.text);
-    if (!there) fprintf(stderr, "reference log-probabilities computed in %.1f s\n", program_seconds() - start);
+    if (!there && !t->dist.rank)
+        fprintf(stderr, "reference log-probabilities computed in %.1f s\n", program_seconds() - start);
     if (!o.ref_logps || there || t->dist.rank) return;
     l.model = model;
     for (int i = 0; i < count; i++) {
-        const Data *d = data[i];
-        ref_logps_add(&l, d->fingerprint, (uint64_t)d->at[o.unpaired ? 2 * d->count : d->count], d->ref);
+        const PreferenceData *d = data[i];
+        ref_logps_add(&l, d->fingerprint, (uint64_t)d->at[d->items], d->ref);
     }
     if (!ref_logps_write(&l, o.ref_logps, &e)) die("%s", e.text);
 }
@@ -434,7 +309,7 @@ static bool needs_reference(void) {
     return !o.reference_free && (o.unpaired || preference_needs_reference(&o.pair));
 }
 
-static void open_reference(Run *r, Data *data[], int count) {
+static void open_reference(Run *r, PreferenceData *data[], int count) {
     if (!needs_reference()) return;
     r->kind = o.precompute ? REFERENCE_TABLE : REFERENCE_LIVE;
     if (o.precompute) {
@@ -485,7 +360,7 @@ static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool 
 }
 
 /* The same of answers with labels. z: of the whole step. */
-static void run_answers(Run *r, const Data *d, AnswerSet *s, double z, double total, bool train, Sums *sums) {
+static void run_answers(Run *r, const PreferenceData *d, AnswerSet *s, double z, double total, bool train, Sums *sums) {
     int32_t *offset = (int32_t *)xmalloc(((size_t)s->count + 1) * sizeof *offset);
     uint8_t *good = (uint8_t *)xmalloc((size_t)s->count + 1);
     for (int32_t i = 0; i < s->count; i++) offset[i] = s->offset[3 * i], good[i] = *d->good[s->record[i]];
@@ -505,7 +380,7 @@ static void run_answers(Run *r, const Data *d, AnswerSet *s, double z, double to
 }
 
 /* z of the whole step: the mean log-ratio of its mismatched answers. */
-static double reference_point(Run *r, const Data *d, double total) {
+static double reference_point(Run *r, const PreferenceData *d, double total) {
     AnswerSet *s = &r->mismatch;
     double sum = 0;
     if (o.kto.loss != KTO_KTO) return 0;
@@ -517,7 +392,7 @@ static double reference_point(Run *r, const Data *d, double total) {
 }
 
 /* Runs records records[0..n), or all of them in order (NULL), each on one of the ranks. */
-static Sums run_records(Run *r, const Data *d, const int64_t *records, int64_t n, bool train) {
+static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train) {
     Trainer *t = &r->t;
     AnswerSet *s = &r->set;
     Sums sums = {0};
@@ -660,7 +535,7 @@ static void log_online(Run *r, const OnlineSummary *w, const Sums *s) {
     generation_log(&r->online.g);
 }
 
-static Sums validate(Run *r, const Data *val) {
+static Sums validate(Run *r, const PreferenceData *val) {
     Metrics *m = &r->t.metrics;
     char text[64];
     const double start = program_seconds();
@@ -819,15 +694,19 @@ static void open_work(Run *r, int32_t longest, size_t more) {
 /* Pairs or labelled answers from a shard. */
 static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
-    Data data, val = {0}, *both[] = {&data, &val};
-    data_open(&data, o.g.input);
-    if (o.g.val) data_open(&val, o.g.val);
+    PreferenceData data, val = {0}, *both[] = {&data, &val};
+    preference_data_open(&data, o.g.input, o.unpaired);
+    if (o.g.val) preference_data_open(&val, o.g.val, o.unpaired);
     trainer_open(t, "train_dpo", &o.t, data.shard, false);
     if (t->dist.ranks > 1 && preference_sorts(&o.pair)) die("--loss-type aot: it sorts the whole step; start one rank");
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
-    data_fit(&data, &r->set, true);
-    if (o.g.val) trainer_check_shard(t, val.shard), data_fit(&val, &r->set, false);
+    preference_data_fit(&data, &r->set, o.max_length, (uint64_t)o.t.seed);
+    if (o.unpaired) preference_data_labels(&data, &o.kto);
+    if (o.g.val) {
+        trainer_check_shard(t, val.shard);
+        preference_data_fit(&val, &r->set, o.max_length, (uint64_t)o.t.seed);
+    }
     open_work(r, data.longest > val.longest ? data.longest : val.longest, 0);
     const int64_t most = val.count > o.batch ? val.count : o.batch;
     r->cost = (double *)xcalloc((size_t)most, sizeof *r->cost);
@@ -880,8 +759,8 @@ static bool train_on_shard(Run *r) {
         reference_forget_stale(r);
     }
     free(r->cost), free(r->owner), free(records), free(cursor.order);
-    data_close(&data);
-    if (o.g.val) data_close(&val);
+    preference_data_close(&data);
+    if (o.g.val) preference_data_close(&val);
     return stopped;
 }
 

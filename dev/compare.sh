@@ -6,6 +6,7 @@
 #   grpo, grpo-bf16           6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
 #   rm, rm-bf16               6 layers, width 384, 8 pairs, prompts of 256, answers of 16 to 96 tokens: TRL's RewardTrainer
 #   dpo, dpo-bf16             the same pairs, a reference model on both sides: TRL's DPOTrainer
+#   rloo, rloo-bf16           the same model and samples with a reference model: TRL's RLOOTrainer
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -60,11 +61,13 @@ pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
     theirs=$(peer "dev/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
 }
 
-# Steps/s of train_grpo: the median of the steps after the first two; every sample has the full length, for the shard
-# carries no tokenizer and so no stop token.
-grpo() { # DTYPE
+# train_grpo, or train_ppo by RLOO; every sample has the full length, for the shard carries no tokenizer and so no stop
+# token.
+steps() { # DTYPE PROGRAM [OPTION...]
+    dtype=$1
+    shift
     build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
-    trainer ./train_grpo --dtype "$1" --layers 6 --heads 6 --width 384 --context 128 \
+    trainer "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128 \
         -i "$work/prompts.shard" --reward random --num-prompts 8 --num-generations 8 \
         --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192
 }
@@ -80,7 +83,7 @@ for topic in "$@"; do
     generate-bf16) rate generate-bf16 "$(build/bench_decode --no-single --dtype bf16 2>/dev/null | tail -n 1)" \
         "$(peer dev/peer_generate.py --dtype bfloat16)" ;;
     grpo | grpo-bf16)
-        case $topic in *-bf16) ours=$(grpo bf16) ;; *) ours=$(grpo float32) ;; esac
+        case $topic in *-bf16) ours=$(steps bf16 ./train_grpo) ;; *) ours=$(steps float32 ./train_grpo) ;; esac
         case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
@@ -93,8 +96,14 @@ for topic in "$@"; do
         case $topic in *-bf16) pairs_topic dpo bf16 bfloat16 ;; *) pairs_topic dpo float32 float32 ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
+    rloo | rloo-bf16)
+        case $topic in *-bf16) ours=$(steps bf16 ./train_ppo --algo rloo --temperature 1) ;;
+        *) ours=$(steps float32 ./train_ppo --algo rloo --temperature 1) ;; esac
+        case $topic in *-bf16) theirs=$(peer dev/peer_rloo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_rloo.py) ;; esac
+        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+            "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;
-    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 tokenizer ;;
+    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
     esac
 done

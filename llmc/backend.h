@@ -90,10 +90,10 @@ typedef struct Draw {
     const Ints *index;       /* (R) */
     const Ints *history;     /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
     const Ints *history_len; /* (R) */
-    Ints *token;       /* (R) */
-    Floats *logp;      /* (R) log-probability of the token under softmax(z / temperature) over the whole
+    Ints *token;             /* (R) */
+    Floats *logp;            /* (R) log-probability of the token under softmax(z / temperature) over the whole
                           vocabulary, which is what the trainer's forward pass gives; greedy: at 1 */
-    Floats *kept_logp; /* (R) the same under the distribution that was sampled from, or NULL */
+    Floats *kept_logp;       /* (R) the same under the distribution that was sampled from, or NULL */
 } Draw;
 
 /* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), one fused pass over n parameters:

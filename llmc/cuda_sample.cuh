@@ -201,7 +201,7 @@ static inline size_t sample_shared_bytes(int V, bool penalty) {
 }
 
 /* Rows first .. first+gridDim.x-1 of the draw, whose logits are z; map: where the bit map begins, in bytes; 0: none. */
-__global__ static void __launch_bounds__(SAMPLE_THREADS)
+__global__ static void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_kernel(const Draw a, int first, const float *__restrict__ z, int map) {
     SHARED_DYNAMIC(char, shared);
     Mass *bins = (Mass *)shared;

@@ -11,7 +11,7 @@
  *   cuda    RANK, WORLD_SIZE  -                      everything; NCCL meets at MASTER_ADDR:MASTER_PORT by itself
  *   cpu     RANK, WORLD_SIZE  refused: processors have no NCCL, and MPI wants its own launcher
  *
- * LLMC_NCCL_LIBRARY names another library than llmc_nccl.so: tests give the one that is compiled for processors.
+ * LLMC_MPI_LIBRARY and LLMC_NCCL_LIBRARY name other libraries than those beside the program.
  *
  * What a step does, on W ranks:
  *
@@ -191,7 +191,8 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     d->lost = (uint8_t *)xcalloc((size_t)d->ranks, 1);
     DistPlace place = {d->rank, d->ranks, d->local_rank, {dist_watch, d}, b->stream, NULL, NULL};
     if (l.kind == LAUNCH_MPI) {
-        if (!dist_library(&d->host, "llmc_mpi.so", NULL, "mpicc (libopenmpi-dev)", e)) return false;
+        if (!dist_library(&d->host, "llmc_mpi.so", getenv("LLMC_MPI_LIBRARY"), "mpicc (libopenmpi-dev)", e))
+            return false;
         if (!d->host.link->open(&d->host.state, &place, device, e)) return false;
         if (place.ranks != d->ranks || place.rank != d->rank)
             return error_set(e, "the launcher started %d ranks and MPI sees %d: under Slurm, srun --mpi=pmix", d->ranks,

@@ -21,6 +21,12 @@
 
 typedef enum { OP_REDUCE, OP_GATHER, OP_EXCHANGE } OpKind;
 
+/* Buffers go from operation to operation: fresh ones of many megabytes would cost more than the copy into them. */
+typedef struct Buffer {
+    char *data;
+    size_t size;
+} Buffer;
+
 typedef struct Op {
     OpKind kind;
     bool everywhere;
@@ -28,7 +34,7 @@ typedef struct Op {
     DistPiece *piece;      /* (pieces) */
     size_t element;        /* bytes */
     MPI_Request *request;  /* (2 ranks): receptions, then sends */
-    char **receive, *send; /* (ranks) buffers by sender; one buffer of all that is sent */
+    Buffer *receive, send; /* (ranks) by sender; one of all that is sent */
     struct Op *next;
 } Op;
 
@@ -40,6 +46,8 @@ struct DistState {
     int under_way, tag;
     uint64_t sent;
     uint8_t *missing; /* (ranks) */
+    Buffer *spare;    /* not in use */
+    int spares, spares_max;
 };
 
 enum { TAGS = 16384 };      /* MPI promises 32767 */
@@ -51,6 +59,31 @@ static bool mpi_check(int status, const char *call, Error *e) {
     int n = 0;
     MPI_Error_string(status, text, &n);
     return error_set(e, "mpi: %s: %.*s", call, n, text);
+}
+
+/* ---- buffers --------------------------------------------------------------------------------------------------- */
+
+/* The smallest that is not in use and large enough, at most twice as large; or a new one. */
+static Buffer buffer_take(DistState *s, size_t bytes) {
+    int best = -1;
+    for (int i = 0; i < s->spares; i++)
+        if (s->spare[i].size >= bytes && s->spare[i].size / 2 <= bytes &&
+            (best < 0 || s->spare[i].size < s->spare[best].size))
+            best = i;
+    if (best < 0) return (Buffer){(char *)xmalloc(bytes), bytes};
+    const Buffer b = s->spare[best];
+    s->spare[best] = s->spare[--s->spares];
+    return b;
+}
+
+static void buffer_give(DistState *s, Buffer *b) {
+    if (!b->data) return;
+    if (s->spares == s->spares_max) {
+        s->spares_max = 2 * s->spares_max + 16;
+        s->spare = (Buffer *)xrealloc(s->spare, (size_t)s->spares_max, sizeof *s->spare);
+    }
+    s->spare[s->spares++] = *b;
+    *b = (Buffer){0};
 }
 
 /* ---- operations under way -------------------------------------------------------------------------------------- */
@@ -83,8 +116,8 @@ static bool mpi_send(DistState *s, Op *o, const void *data, size_t bytes, int to
 }
 
 static bool mpi_receive(DistState *s, Op *o, int from, size_t bytes, Error *e) {
-    o->receive[from] = (char *)xmalloc(bytes);
-    return mpi_check(MPI_Irecv(o->receive[from], (int)bytes, MPI_BYTE, from, o->tag, s->comm, &o->request[from]),
+    o->receive[from] = buffer_take(s, bytes);
+    return mpi_check(MPI_Irecv(o->receive[from].data, (int)bytes, MPI_BYTE, from, o->tag, s->comm, &o->request[from]),
                      "MPI_Irecv", e);
 }
 
@@ -96,16 +129,16 @@ static Op *op_new(DistState *s, OpKind kind, const DistPiece *piece, int pieces,
     if (pieces) memcpy(o->piece, piece, (size_t)pieces * sizeof *piece);
     o->request = (MPI_Request *)xmalloc(2 * (size_t)s->ranks * sizeof *o->request);
     for (int i = 0; i < 2 * s->ranks; i++) o->request[i] = MPI_REQUEST_NULL;
-    o->receive = (char **)xcalloc((size_t)s->ranks, sizeof *o->receive);
+    o->receive = (Buffer *)xcalloc((size_t)s->ranks, sizeof *o->receive);
     if (s->last) s->last->next = o;
     else s->first = o;
     s->last = o, s->under_way++;
     return o;
 }
 
-static void op_buffers_free(const DistState *s, Op *o) {
-    for (int r = 0; r < s->ranks; r++) free(o->receive[r]), o->receive[r] = NULL;
-    free(o->send), o->send = NULL;
+static void op_buffers_free(DistState *s, Op *o) {
+    for (int r = 0; r < s->ranks; r++) buffer_give(s, &o->receive[r]);
+    buffer_give(s, &o->send);
 }
 
 static void op_free(DistState *s, Op *o) { /* the first */
@@ -122,14 +155,14 @@ static bool reduce_start(DistState *s, Op *o, Error *e) {
     for (int r = 0; r < s->ranks; r++) total += r == s->rank ? 0 : slice_bytes(s, o, r);
     if (mine > MESSAGE || total > (size_t)MESSAGE * (size_t)s->ranks)
         return error_set(e, "mpi: a bucket of %zu bytes a rank, at most %d go into one message", mine, MESSAGE);
-    o->send = (char *)xmalloc(total);
+    o->send = buffer_take(s, total);
     for (int r = 0; r < s->ranks; r++)
         if (r != s->rank && !mpi_receive(s, o, r, mine, e)) return false;
     for (int k = 1; k < s->ranks; k++) {
         const int r = (s->rank + k) % s->ranks;
         const size_t bytes = slice_bytes(s, o, r);
-        slices_copy(s, o, r, o->send + at, true);
-        if (!mpi_send(s, o, o->send + at, bytes, r, e)) return false;
+        slices_copy(s, o, r, o->send.data + at, true);
+        if (!mpi_send(s, o, o->send.data + at, bytes, r, e)) return false;
         at += bytes;
     }
     return true;
@@ -147,7 +180,7 @@ static void reduce_sum(DistState *s, Op *o) {
             const size_t n = count - block < BLOCK ? count - block : BLOCK;
             float sum[BLOCK];
             for (int r = 0; r < s->ranks; r++) {
-                const float *x = (r == s->rank ? mine : (const float *)o->receive[r] + at) + block;
+                const float *x = (r == s->rank ? mine : (const float *)o->receive[r].data + at) + block;
                 if (r == 0) memcpy(sum, x, n * sizeof *x);
                 else
                     for (size_t k = 0; k < n; k++) sum[k] += x[k];
@@ -163,8 +196,8 @@ static void reduce_sum(DistState *s, Op *o) {
 /* This rank's slices go to all. */
 static bool gather_start(DistState *s, Op *o, Error *e) {
     const size_t mine = slice_bytes(s, o, s->rank);
-    o->send = (char *)xmalloc(mine);
-    slices_copy(s, o, s->rank, o->send, true);
+    o->send = buffer_take(s, mine);
+    slices_copy(s, o, s->rank, o->send.data, true);
     for (int r = 0; r < s->ranks; r++) {
         const size_t bytes = slice_bytes(s, o, r);
         if (bytes > MESSAGE)
@@ -172,7 +205,7 @@ static bool gather_start(DistState *s, Op *o, Error *e) {
         if (r != s->rank && !mpi_receive(s, o, r, bytes, e)) return false;
     }
     for (int k = 1; k < s->ranks; k++)
-        if (!mpi_send(s, o, o->send, mine, (s->rank + k) % s->ranks, e)) return false;
+        if (!mpi_send(s, o, o->send.data, mine, (s->rank + k) % s->ranks, e)) return false;
     return true;
 }
 
@@ -191,7 +224,7 @@ static bool op_test(DistState *s, Op *o, bool *over, Error *e) {
         }
     } else if (o->kind == OP_GATHER)
         for (int r = 0; r < s->ranks; r++)
-            if (r != s->rank) slices_copy(s, o, r, o->receive[r], false);
+            if (r != s->rank) slices_copy(s, o, r, o->receive[r].data, false);
     *over = true;
     return true;
 }
@@ -214,10 +247,6 @@ static double seconds_now(void) {
 /* Between two looks of a wait that began at `start`. */
 static bool mpi_pause(DistState *s, const Op *o, double start, double *asked, int *looks, Error *e) {
     if (++*looks < 200) return true;
-    if (*looks < 2000) {
-        sched_yield();
-        return true;
-    }
     const double now = seconds_now();
     if (now - *asked > 0.01) {
         *asked = now;
@@ -229,7 +258,8 @@ static bool mpi_pause(DistState *s, const Op *o, double start, double *asked, in
         }
         if (!s->watch.check(s->watch.context, now - start, s->missing, e)) return false;
     }
-    nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    if (*looks < 2000) sched_yield();
+    else nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
     return true;
 }
 
@@ -276,7 +306,7 @@ static bool mpi_exchange(DistState *s, const void *mine, void *all, const size_t
     for (bool over = false; !over;)
         if (!op_test(s, o, &over, e) || (!over && !mpi_pause(s, o, start, &asked, &looks, e))) return false;
     for (int r = 0; r < s->ranks; r++) {
-        if (bytes[r]) memcpy((char *)all + at, r == s->rank ? mine : o->receive[r], bytes[r]);
+        if (bytes[r]) memcpy((char *)all + at, r == s->rank ? mine : o->receive[r].data, bytes[r]);
         at += bytes[r];
     }
     op_free(s, o);
@@ -288,7 +318,8 @@ static uint64_t mpi_bytes_sent(const DistState *s) { return s->sent; }
 static void mpi_close(DistState *s) {
     MPI_Comm_free(&s->comm);
     MPI_Finalize();
-    free(s->missing), free(s);
+    for (int i = 0; i < s->spares; i++) free(s->spare[i].data);
+    free(s->spare), free(s->missing), free(s);
 }
 
 static void mpi_abort(DistState *s, int status) {

@@ -140,7 +140,8 @@ static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, boo
 enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one is filled while the one before it is summed over the ranks */
 
 /* Where the gradients of each tensor stand; returns how many floats there are. */
-static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT], int *layers) {
+static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT],
+                                       int *layers) {
     TensorInfo t[GPT2_TENSOR_COUNT];
     size_t at = 0;
     gpt2_tensors(c, t);
@@ -229,7 +230,9 @@ static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
     return true;
 }
 
-static inline void gpt2_zero_grads(const GPT2 *m) { m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float)); }
+static inline void gpt2_zero_grads(const GPT2 *m) {
+    m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
+}
 
 static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
 

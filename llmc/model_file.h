@@ -100,7 +100,8 @@ static inline bool model_read_head(CheckpointReader *r, const GPT2 *m, const Opt
 }
 
 /* Master weights. A device that needs none takes them as its weights. */
-static inline bool model_read_masters(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes, Error *e) {
+static inline bool model_read_masters(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes,
+                                      Error *e) {
     if (bytes != m->parameters * sizeof(float))
         return error_set(e, "%s: master weights of %llu bytes, the model needs %zu", r->in.name,
                          (unsigned long long)bytes, m->parameters * sizeof(float));
@@ -191,7 +192,8 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
             /* memory is used as the file delivers: one that promises more than it holds costs nothing */
             ok = gpt2_new(m, &config, b, d, false, e);
             m->share = share;
-            const bool masters = o && b->weight_size < sizeof(float); /* they take what the file has in full precision */
+            const bool masters =
+                o && b->weight_size < sizeof(float); /* they take what the file has in full precision */
             ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
                  (!gradients || gpt2_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
             if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
@@ -292,8 +294,9 @@ static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *pat
              model_put_text(&w, "RNRM", f->reward, f->reward ? strlen(f->reward) : 0, e);
         free(host);
     }
-    if (o) ok = ok && model_put_moments(&w, m, o, "ADM1", o->m, e) && model_put_moments(&w, m, o, "ADM2", o->v, e) &&
-                (!o->master || model_put_moments(&w, m, o, "MSTR", o->master, e));
+    if (o)
+        ok = ok && model_put_moments(&w, m, o, "ADM1", o->m, e) && model_put_moments(&w, m, o, "ADM2", o->v, e) &&
+             (!o->master || model_put_moments(&w, m, o, "MSTR", o->master, e));
     ok = ok && model_put_text(&w, "TRNS", trainer, trainer ? strlen(trainer) : 0, e);
     if (ok && checkpoint_commit(&w, e)) return true;
     if (!ok) checkpoint_abort(&w);

@@ -377,7 +377,8 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     uint64_t hash = 0;
     char value[512];
     for (const Option *o = table; o->kind != OPT_END; o++) {
-        if (o->kind == OPT_GROUP || trainer_place(o->name)) continue;
+        if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && trainer_place(o->name)))
+            continue; /* ranks may differ in where */
         option_value(o, value, sizeof value);
         hash = XXH3_64bits_withSeed(value, strlen(value), hash);
     }

@@ -9,7 +9,7 @@
 # Debian's package tools it tries the libraries with the compiler and names what it cannot find.
 set -eu
 
-packages="gcc libc6-dev make pkg-config libdnnl-dev libzstd-dev libpcre2-dev libjansson-dev libxxhash-dev libcmocka-dev"
+packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev libpcre2-dev libjansson-dev libxxhash-dev libcmocka-dev libopenmpi-dev openmpi-bin"
 case "${1-}" in
 '') ;;
 --dev) packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd" ;;

@@ -164,7 +164,7 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
 }
 
 /* Rounding to 8 bits of bf16 (2^-9 a value) happens to weights, to their gradients and to results. */
-template <typename T> static double tolerance() { return sizeof(T) == 2 ? 0x1p-6 : 0x1p-18; }
+template <typename T> static double tolerance() { return sizeof(T) == 2 ? 0x1p-7 : 0x1p-18; }
 
 template <typename T> static void check(const char *name, const Problem &p, bool backward) {
     const Reference want = reference(p, backward);
@@ -235,7 +235,12 @@ template <typename T> static void test_borders(void **) {
     Problem p = {};
     add(&p, 0, 67);
     for (int prefix : {15, 16, 17, 29, 30, 31, 32, 33, 47, 61, 62, 63, 64, 65, 66}) add(&p, 0, 3, 0, prefix);
-    for (int D : {64, 128}) check_both<T>("borders", p, &r, 1, 1, D);
+    for (int D : {64, 128}) {
+        fill<T>(&p, &r, 1, 1, D);
+        for (const Segment &s : p.segments) /* only a segment's last row sees this: who else does is found out */
+            for (int d = 0; d < D; d++) p.v[(size_t)((s.start + s.len - 1) * D + d)] *= 64;
+        check<T>("borders", p, true);
+    }
 }
 static void test_float_borders(void **s) { test_borders<float>(s); }
 static void test_bf16_borders(void **s) { test_borders<bf16>(s); }

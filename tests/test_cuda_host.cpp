@@ -89,7 +89,8 @@ static void test_indices(void **) {
     }
 }
 
-template <typename T, int THREADS> __global__ void __launch_bounds__(THREADS) sum_kernel(float *out, const T *x, int n) {
+template <typename T, int THREADS>
+__global__ void __launch_bounds__(THREADS) sum_kernel(float *out, const T *x, int n) {
     __shared__ float part[THREADS / 32];
     SHARED_DYNAMIC(float, total);
     float sum = 0;
@@ -278,9 +279,11 @@ static void test_mma(void **) {
     std::vector<float> c(128);
     for (int l = 0; l < 32; l++) {
         for (int i = 0; i < 8; i += 2)
-            a[(size_t)(l * 4 + i / 2)] = pair(A, (size_t)(a_row(l, i) * 16 + a_column(l, i)), (size_t)(a_row(l, i + 1) * 16 + a_column(l, i + 1)));
+            a[(size_t)(l * 4 + i / 2)] = pair(A, (size_t)(a_row(l, i) * 16 + a_column(l, i)),
+                                              (size_t)(a_row(l, i + 1) * 16 + a_column(l, i + 1)));
         for (int i = 0; i < 4; i += 2)
-            b[(size_t)(l * 2 + i / 2)] = pair(B, (size_t)(b_row(l, i) * 8 + b_column(l, i)), (size_t)(b_row(l, i + 1) * 8 + b_column(l, i + 1)));
+            b[(size_t)(l * 2 + i / 2)] =
+                pair(B, (size_t)(b_row(l, i) * 8 + b_column(l, i)), (size_t)(b_row(l, i + 1) * 8 + b_column(l, i + 1)));
         for (int i = 0; i < 4; i++) c[(size_t)(l * 4 + i)] = C[(size_t)(c_row(l, i) * 8 + c_column(l, i))];
     }
     for (int seed = 0; seed < SEEDS; seed++) {
@@ -340,13 +343,16 @@ template <int BM, int BN> __global__ void gemm_kernel(float *D, const bf16 *A, c
     constexpr int BK = 16, STRIDE = BK + 8;
     __shared__ __align__(16) bf16 a_tile[2][BM][STRIDE];
     __shared__ __align__(16) bf16 b_tile[2][BN][STRIDE];
-    const int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32, row0 = (int)blockIdx.y * BM, column0 = (int)blockIdx.x * BN;
+    const int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32, row0 = (int)blockIdx.y * BM,
+              column0 = (int)blockIdx.x * BN;
     float sum[BN / 8][4] = {};
     auto fetch = [&](int k, int buffer) {
         for (int i = thread; i < BM * 2; i += (int)blockDim.x)
-            cp_async_16_zfill(&a_tile[buffer][i / 2][i % 2 * 8], A + (size_t)(row0 + i / 2) * K + k + i % 2 * 8, row0 + i / 2 < M);
+            cp_async_16_zfill(&a_tile[buffer][i / 2][i % 2 * 8], A + (size_t)(row0 + i / 2) * K + k + i % 2 * 8,
+                              row0 + i / 2 < M);
         for (int i = thread; i < BN * 2; i += (int)blockDim.x)
-            cp_async_16_zfill(&b_tile[buffer][i / 2][i % 2 * 8], B + (size_t)(column0 + i / 2) * K + k + i % 2 * 8, column0 + i / 2 < N);
+            cp_async_16_zfill(&b_tile[buffer][i / 2][i % 2 * 8], B + (size_t)(column0 + i / 2) * K + k + i % 2 * 8,
+                              column0 + i / 2 < N);
         cp_async_commit();
     };
     fetch(0, 0);
@@ -385,7 +391,8 @@ static void test_gemm(void **) {
         for (int i = 0; i < M; i++)
             for (int j = 0; j < N; j++) {
                 double want = 0;
-                for (int k = 0; k < K; k++) want += (double)(float)a[(size_t)(i * K + k)] * (float)b[(size_t)(j * K + k)];
+                for (int k = 0; k < K; k++)
+                    want += (double)(float)a[(size_t)(i * K + k)] * (float)b[(size_t)(j * K + k)];
                 assert_true(fabs(d[(size_t)(i * N + j)] - want) < 1e-4);
             }
     }
@@ -524,10 +531,12 @@ static void test_limits(void **) {
     assert_int_equal(cudaGetLastError(), cudaSuccess);
     LAUNCH(scale_kernel, 1, 1, 64 << 10, 0, x.p, 1.0f, 1.0f);
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
-    assert_int_equal(cudaFuncSetAttribute(scale_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10), cudaSuccess);
+    assert_int_equal(cudaFuncSetAttribute(scale_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10),
+                     cudaSuccess);
     LAUNCH(scale_kernel, 1, 1, 64 << 10, 0, x.p, 1.0f, 1.0f);
     assert_int_equal(cudaGetLastError(), cudaSuccess);
-    assert_int_equal(cudaFuncSetAttribute(scale_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 300 << 10), cudaErrorInvalidValue);
+    assert_int_equal(cudaFuncSetAttribute(scale_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 300 << 10),
+                     cudaErrorInvalidValue);
     (void)cudaGetLastError();
 
     size_t available, total, now;
@@ -685,8 +694,7 @@ static void expect(const Ending &e, int status, const char *words) {
 }
 /* Found by the machine itself, under every seed. */
 static void always(const char *words, const std::function<void()> &program) {
-    for (uint64_t seed = 0; seed < 3; seed++)
-        expect(run([&] { cuda_host_seed(seed), program(); }), FOUND, words);
+    for (uint64_t seed = 0; seed < 3; seed++) expect(run([&] { cuda_host_seed(seed), program(); }), FOUND, words);
 }
 
 static void test_found_always(void **) {
@@ -781,7 +789,8 @@ static void test_found_by_order(void **) {
     for (size_t i = 0; i < 32; i++) neighbour[i] = (float)(i ^ 1);
     if (cuda_host_race_detector()) {
         expect(run([&] { wrong_results(missing_barrier_kernel, 64, reversed); }), RACE, "tile + ");
-        expect(run([&] { wrong_results(missing_second_barrier_kernel, 64, twice); }), RACE, "write after read at missing_second");
+        expect(run([&] { wrong_results(missing_second_barrier_kernel, 64, twice); }), RACE,
+               "write after read at missing_second");
         expect(run([&] { wrong_results(missing_syncwarp_kernel, 32, neighbour); }), RACE, "nothing orders them");
         return;
     }
@@ -906,7 +915,8 @@ static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 
 static double gelu_slope(double x) { /* by the definition of a derivative */
     return (gelu(x + 1e-6) - gelu(x - 1e-6)) / 2e-6;
 }
-template <typename T, typename O> static cublasStatus_t multiply(const Problem &p, O *out, const T *a, const T *b, O *bias, O *aux) {
+template <typename T, typename O>
+static cublasStatus_t multiply(const Problem &p, O *out, const T *a, const T *b, O *bias, O *aux) {
     const cudaDataType_t in = sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_16BF, to = sizeof(O) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t desc;
@@ -935,7 +945,8 @@ template <typename T, typename O> static cublasStatus_t multiply(const Problem &
     cublasLtMatrixLayoutCreate(&B, in, b_rows, (uint64_t)(p.transpose_b ? p.k : p.n), (int64_t)b_rows);
     cublasLtMatrixLayoutCreate(&D, to, (uint64_t)p.m, (uint64_t)p.n, ld);
     cublasLtMatmulPreferenceCreate(&want);
-    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes, sizeof(workspace_bytes));
+    cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
+                                         sizeof(workspace_bytes));
     cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
@@ -956,7 +967,8 @@ template <> bf16 as<bf16>(float x) { return __float2bfloat16(x); }
 
 template <typename T, typename O> static void check_product(const Problem &p) {
     size_t ld = (size_t)(p.m + 7) / 8 * 8;
-    std::vector<float> af = uniforms((size_t)(p.m * p.k)), bf = uniforms((size_t)(p.k * p.n)), cf = uniforms(ld * (size_t)p.n);
+    std::vector<float> af = uniforms((size_t)(p.m * p.k)), bf = uniforms((size_t)(p.k * p.n)),
+                       cf = uniforms(ld * (size_t)p.n);
     std::vector<T> a(af.size()), b(bf.size());
     std::vector<O> c(cf.size()), bias(64), aux(cf.size());
     for (size_t i = 0; i < a.size(); i++) a[i] = as<T>(af[i]);
@@ -978,14 +990,16 @@ template <typename T, typename O> static void check_product(const Problem &p) {
             for (int l = 0; l < p.k; l++) x += A(i, l) * B(l, j);
             x = p.alpha * x + p.beta * (double)(float)c[at];
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += (float)bias[(size_t)i];
-            if ((p.epilogue & CUBLASLT_EPILOGUE_GELU_AUX) == CUBLASLT_EPILOGUE_GELU_AUX) assert_true(fabs((float)kept[at] - x) < tolerance);
+            if ((p.epilogue & CUBLASLT_EPILOGUE_GELU_AUX) == CUBLASLT_EPILOGUE_GELU_AUX)
+                assert_true(fabs((float)kept[at] - x) < tolerance);
             if (p.epilogue & 32) x = gelu(x);
             if (p.epilogue & 64) x *= gelu_slope((float)aux[at]);
             column_gradient[(size_t)i] += x;
             assert_true(fabs((float)d[at] - x) < tolerance);
         }
     if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD)
-        for (size_t i = 0; i < (size_t)p.m; i++) assert_true(fabs((float)bias_after[i] - column_gradient[i]) < 3 * tolerance);
+        for (size_t i = 0; i < (size_t)p.m; i++)
+            assert_true(fabs((float)bias_after[i] - column_gradient[i]) < 3 * tolerance);
     for (int i = 0; p.epilogue == CUBLASLT_EPILOGUE_BGRADA && i < p.m; i++) {
         double sum = 0;
         for (int l = 0; l < p.k; l++) sum += A(i, l);
@@ -998,10 +1012,11 @@ template <typename T, typename O> static void check_product(const Problem &p) {
     }
 }
 static void test_cublaslt(void **) {
-    static const int epilogues[] = {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU,
-                                    CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_BIAS,
-                                    CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
-                                    CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB};
+    static const int epilogues[] = {CUBLASLT_EPILOGUE_DEFAULT,   CUBLASLT_EPILOGUE_BIAS,
+                                    CUBLASLT_EPILOGUE_GELU,      CUBLASLT_EPILOGUE_GELU_AUX,
+                                    CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+                                    CUBLASLT_EPILOGUE_DGELU,     CUBLASLT_EPILOGUE_DGELU_BGRAD,
+                                    CUBLASLT_EPILOGUE_BGRADA,    CUBLASLT_EPILOGUE_BGRADB};
     cuda_host_seed(1);
     for (int epilogue : epilogues)
         for (int transposed = 0; transposed < 4; transposed++) {
@@ -1077,7 +1092,8 @@ static int collectives(ncclComm_t comm, int rank) {
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
     std::vector<float> x(LONG);
     for (size_t i = 0; i < LONG; i++) x[i] = (float)((i + 1) % 100 * (size_t)(rank + 1));
-    Device<float> in(x), sum(LONG), all((size_t)ranks * LONG), part(LONG), most(LONG), one(std::vector<float>(3, (float)rank));
+    Device<float> in(x), sum(LONG), all((size_t)ranks * LONG), part(LONG), most(LONG),
+        one(std::vector<float>(3, (float)rank));
     Device<bf16> half(std::vector<bf16>(5, __float2bfloat16((float)(rank + 1))));
     Device<int64_t> count(std::vector<int64_t>(1, rank + 10));
     const float total = (float)(ranks * (ranks + 1) / 2);
@@ -1119,57 +1135,72 @@ static void test_nccl(void **) {
 }
 static void test_nccl_mismatch(void **) {
     std::string words;
-    assert_int_not_equal(run_ranks(2,
-                                   [](ncclComm_t comm, int rank) {
-                                       Device<float> x(std::vector<float>(10, 1.0f));
-                                       ncclAllReduce(x.p, x.p, rank ? 10 : 9, ncclFloat32, ncclSum, comm, 0);
-                                       cudaDeviceSynchronize();
-                                       return 0;
-                                   },
-                                   &words),
+    assert_int_not_equal(run_ranks(
+                             2,
+                             [](ncclComm_t comm, int rank) {
+                                 Device<float> x(std::vector<float>(10, 1.0f));
+                                 ncclAllReduce(x.p, x.p, rank ? 10 : 9, ncclFloat32, ncclSum, comm, 0);
+                                 cudaDeviceSynchronize();
+                                 return 0;
+                             },
+                             &words),
                          0);
     assert_non_null(strstr(words.c_str(), "ncclAllReduce of 9 elements"));
 }
 /* A rank that never calls: the other sees that nothing is done, and can give up. */
 static void test_nccl_abort(void **) {
     std::string words;
-    assert_int_equal(run_ranks(2,
-                               [](ncclComm_t comm, int rank) {
-                                   Device<float> x(std::vector<float>(10, 1.0f));
-                                   cudaEvent_t done;
-                                   ncclResult_t e;
-                                   cudaEventCreate(&done);
-                                   if (rank == 0) {
-                                       ncclAllReduce(x.p, x.p, 10, ncclFloat32, ncclSum, comm, 0);
-                                       cudaEventRecord(done, 0);
-                                       for (int i = 0; i < 100; i++) NEED(cudaEventQuery(done) == cudaErrorNotReady);
-                                       NEED(ncclCommAbort(comm) == ncclSuccess);
-                                       NEED(cudaEventSynchronize(done) == cudaSuccess);
-                                       NEED(ncclCommGetAsyncError(comm, &e) == ncclSuccess && e == ncclRemoteError);
-                                   }
-                                   cudaEventDestroy(done);
-                                   return 0;
-                               },
-                               &words),
+    assert_int_equal(run_ranks(
+                         2,
+                         [](ncclComm_t comm, int rank) {
+                             Device<float> x(std::vector<float>(10, 1.0f));
+                             cudaEvent_t done;
+                             ncclResult_t e;
+                             cudaEventCreate(&done);
+                             if (rank == 0) {
+                                 ncclAllReduce(x.p, x.p, 10, ncclFloat32, ncclSum, comm, 0);
+                                 cudaEventRecord(done, 0);
+                                 for (int i = 0; i < 100; i++) NEED(cudaEventQuery(done) == cudaErrorNotReady);
+                                 NEED(ncclCommAbort(comm) == ncclSuccess);
+                                 NEED(cudaEventSynchronize(done) == cudaSuccess);
+                                 NEED(ncclCommGetAsyncError(comm, &e) == ncclSuccess && e == ncclRemoteError);
+                             }
+                             cudaEventDestroy(done);
+                             return 0;
+                         },
+                         &words),
                      0);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_indices),        cmocka_unit_test(test_block_sum),
-        cmocka_unit_test(test_warp),           cmocka_unit_test(test_votes),
-        cmocka_unit_test(test_atomics),        cmocka_unit_test(test_last_block),
-        cmocka_unit_test(test_mma),            cmocka_unit_test(test_ldmatrix),
-        cmocka_unit_test(test_gemm),           cmocka_unit_test(test_wide),
-        cmocka_unit_test(test_bf16),           cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_pageable),       cmocka_unit_test(test_graphs),
-        cmocka_unit_test(test_limits),         cmocka_unit_test(test_found_always),
-        cmocka_unit_test(test_found_warp),     cmocka_unit_test(test_found_alignment),
-        cmocka_unit_test(test_found_api),      cmocka_unit_test(test_found_by_order),
+        cmocka_unit_test(test_indices),
+        cmocka_unit_test(test_block_sum),
+        cmocka_unit_test(test_warp),
+        cmocka_unit_test(test_votes),
+        cmocka_unit_test(test_atomics),
+        cmocka_unit_test(test_last_block),
+        cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_ldmatrix),
+        cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_wide),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_pageable),
+        cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_found_always),
+        cmocka_unit_test(test_found_warp),
+        cmocka_unit_test(test_found_alignment),
+        cmocka_unit_test(test_found_api),
+        cmocka_unit_test(test_found_by_order),
         cmocka_unit_test(test_found_between_blocks),
-        cmocka_unit_test(test_found_copies),   cmocka_unit_test(test_found_overruns),
-        cmocka_unit_test(test_poison),         cmocka_unit_test(test_cublaslt),
-        cmocka_unit_test(test_nccl),           cmocka_unit_test(test_nccl_mismatch),
+        cmocka_unit_test(test_found_copies),
+        cmocka_unit_test(test_found_overruns),
+        cmocka_unit_test(test_poison),
+        cmocka_unit_test(test_cublaslt),
+        cmocka_unit_test(test_nccl),
+        cmocka_unit_test(test_nccl_mismatch),
         cmocka_unit_test(test_nccl_abort),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

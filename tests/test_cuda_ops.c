@@ -290,6 +290,46 @@ static void test_linear_backward(void **state) {
     check_linear_backward(&r, 700, 16, 24, true); /* sums of columns in several parts */
 }
 
+/* A bias, weights and activations that stand anywhere: no fused epilogue, and reads of one element at a time. */
+static void test_linear_anywhere(void **state) {
+    (void)state;
+    enum { N = 9, IC = 16, OC = 24 };
+    Random r = random_start(12, 0);
+    const float *x = noise(&r, N * IC + 1, 1), *w = noise(&r, OC * IC + 1, 1), *b = noise(&r, OC + 1, 1);
+    Weights *dw = weights(w, OC * IC + 1), *db = weights(b, OC + 1);
+    Acts *dx = acts(x, N + 1, IC), *pre = acts(NULL, N + 1, OC), *out = acts(NULL, N + 1, OC);
+    Sum want = sums(N * OC, NULL);
+    double activated[N * OC];
+    for (int i = 0; i < N; i++)
+        for (int o = 0; o < OC; o++) {
+            sum_add(want, (size_t)(i * OC + o), b[1 + o]);
+            for (int c = 0; c < IC; c++) sum_add(want, (size_t)(i * OC + o), (double)x[i * IC + c] * w[1 + o * IC + c]);
+            activated[i * OC + o] = gelu(want.value[i * OC + o]);
+        }
+    const double slack = IC + 16 + (dtype ? 0x1.8p16 : 0);
+    B->linear_gelu_forward(D, pre, out, dx, weights_at(B, dw, 1), weights_at(B, db, 1), N, IC, OC);
+    check("pre", fetch_narrow(pre, N * OC), want.value, want.size, slack, 1, N * OC);
+    for (int i = 0; i < N * OC; i++) want.size[i] *= 1.2;
+    check("gelu", fetch_narrow(out, N * OC), activated, want.size, slack, 1, N * OC);
+    /* a gelu_backward that has nothing to do with the linear_backward before it */
+    const float *dout = noise(&r, N * OC, 1), *other = noise(&r, N * IC, 1);
+    Acts *gradient = acts(NULL, N, IC), *apart = acts(other, N, IC), *from = acts(dout, N, OC);
+    Floats *gw = floats(FLOATS(OC * IC), OC * IC);
+    Sum plain = sums(N * IC, NULL);
+    double sloped[N * IC], size[N * IC];
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < IC; c++) {
+            for (int o = 0; o < OC; o++)
+                sum_add(plain, (size_t)(i * IC + c), (double)dout[i * OC + o] * w[1 + o * IC + c]);
+            sloped[i * IC + c] = other[i * IC + c] * gelu_slope(x[i * IC + c]),
+                            size[i * IC + c] = fabs(other[i * IC + c]);
+        }
+    B->linear_backward(D, gradient, gw, NULL, from, dx, weights_at(B, dw, 1), N, IC, OC);
+    B->gelu_backward(D, apart, dx, N * IC);
+    check("dx", fetch_narrow(gradient, N * IC), plain.value, plain.size, OC + 16, 1, N * IC);
+    check("another", fetch_narrow(apart, N * IC), sloped, size, 60, 1, N * IC);
+}
+
 static void test_gelu(void **state) {
     (void)state;
     enum { N = 1027 };
@@ -444,13 +484,14 @@ static void test_transfers(void **state) {
     (void)state;
     const size_t n = (5u << 20) + 12345; /* 20 MB: more than the staging buffer holds */
     float *x = (float *)xmalloc(n * sizeof *x), *back = (float *)xmalloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = (float)(i % 65536) * 0.25f;
+    for (size_t i = 0; i < n; i++) x[i] = (float)i * 0.25f; /* no two pieces alike */
     Error e;
     void *memory = B->alloc(D, n * sizeof *x, "a test", &e);
+    reorder(1); /* copies are made as late as they may be */
     B->upload(D, memory, x, n * sizeof *x);
     x[0] = 77, x[n - 1] = 77; /* what was uploaded is what was there at the call */
     B->download(D, back, memory, n * sizeof *x);
-    assert_true(back[0] == 0 && back[n - 1] == (float)((n - 1) % 65536) * 0.25f);
+    assert_true(back[0] == 0 && back[n - 1] == (float)(n - 1) * 0.25f);
     x[0] = back[0], x[n - 1] = back[n - 1];
     assert_memory_equal(back, x, n * sizeof *x);
     B->zero(D, (char *)memory + 4, 8);
@@ -560,9 +601,9 @@ static void test_repeated_steps(void **state) {
 
 #define TESTS                                                                                                          \
     TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise),  \
-        TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_gelu), TEST(test_adamw),                      \
-        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
-        TEST(test_sticky_failure), TEST(test_repeated_steps)
+        TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
+        TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers),                 \
+        TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

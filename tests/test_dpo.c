@@ -107,7 +107,8 @@ static void packing_changes_nothing(void **state) {
     (void)state;
     static const char *const losses[] = {"sigmoid,sft --use-weighting --ld-alpha 0.3", "aot,ipo --label-smoothing 0.1",
                                          "orpo,simpo,cpo", "sigmoid --sync-ref-model --ref-model-sync-steps 2"};
-    static const char *const ways[] = {"-b 16", "-b 48 --no-prefix-sharing", "--recompute 2 --precompute-ref-log-probs"};
+    static const char *const ways[] = {"-b 16", "-b 48 --no-prefix-sharing",
+                                       "--recompute 2 --precompute-ref-log-probs"};
     for (size_t l = 0; l < sizeof losses / sizeof *losses; l++) {
         const bool fixed = strstr(losses[l], "orpo") || strstr(losses[l], "simpo") || strstr(losses[l], "sync");
         sh(DPO "-x 4 -o $T/a.bin --metrics $T/whole.jsonl --loss-type %s", losses[l]);

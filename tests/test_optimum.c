@@ -4,10 +4,14 @@
  *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z                    k3 with bias correction, k2, k1 in the reward
  *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum pi = 1      k3 without the correction
  *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                       the entropy bonus
+ *
+ * Every algorithm of train_ppo has the first of them as its optimum.
  */
 #include "models.h"
 #include "../llmc/advantage.h"
+#include "../llmc/gae.h"
 #include "../llmc/loss_policy.h"
+#include "../llmc/loss_ppo.h"
 #include "../llmc/rollout.h"
 
 enum { V = 12, P = 2, G = 192, STEPS = 240, ROWS = P * (G + 2) };
@@ -24,10 +28,11 @@ typedef struct Method {
     int iterations;
 } Method;
 
-static GPT2 new_model(void) {
+static GPT2 new_model(bool value_head) {
     Error e;
     GPT2 m;
-    const GPT2Config c = gpt2_config(1, 2, 16, V, 4);
+    GPT2Config c = gpt2_config(1, 2, 16, V, 4);
+    c.value_head = value_head;
     if (!gpt2_new(&m, &c, backend_cpu(), models_device, true, &e)) fail_msg("%s", e.text);
     gpt2_init(&m, 5);
     float *w = (float *)xmalloc(m.parameters * sizeof *w); /* larger weights: a reference that is not uniform */
@@ -96,7 +101,7 @@ static void pack_answers(Batch *b, const Completion *answer) {
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
     Error e;
-    GPT2 m = new_model(), reference = {0};
+    GPT2 m = new_model(false), reference = {0};
     Workspace w = {0};
     Optimizer o = {0};
     Rollout engine = {0};
@@ -152,6 +157,103 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     gpt2_free(&reference), gpt2_free(&m);
 }
 
+/* ---- train_ppo's algorithms ------------------------------------------------------------------------------------ */
+
+typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE, ALGOS } Algo;
+
+/* ReMax's baseline: the reward of the likeliest answer. */
+static double greedy_reward(const double pi[V], int p) {
+    int best = 0;
+    for (int v = 1; v < V; v++)
+        if (pi[v] > pi[best]) best = v;
+    return reward[p][best];
+}
+
+/* The advantages as train_ppo makes them, for answers of one token. */
+static void advantages_of(Algo algo, const float *r, const float *value, const int32_t *offset, const double pi[P][V],
+                          float *advantage) {
+    enum { N = P * G };
+    static uint8_t counts[N];
+    static float baseline[N];
+    memset(counts, 1, sizeof counts);
+    if (algo == REINFORCE) mean_baseline(r, counts, N, N, false, baseline);
+    if (algo == RLOO) mean_baseline(r, counts, N, G, false, baseline);
+    if (algo == REINFORCE_PP_BASELINE) mean_baseline(r, counts, N, G, true, baseline);
+    for (int i = 0; i < N; i++) {
+        if (algo == REMAX) baseline[i] = (float)greedy_reward(pi[i / G], i / G);
+        if (algo == REINFORCE_PP) baseline[i] = 0;
+        if (algo == PPO || algo == A2C) gae(r + i, value + i, 1, 1, 0.95, advantage + i);
+        else subtract_baseline(r + i, 1, baseline[i], advantage + i);
+    }
+    if (algo == PPO || algo == REINFORCE_PP || algo == REINFORCE_PP_BASELINE)
+        whiten(advantage, offset, N, counts, true);
+}
+
+/* As train() above, by an algorithm of train_ppo with k1 in the reward. */
+static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]) {
+    enum { N = P * G };
+    Error e;
+    const bool critic = algo == PPO || algo == A2C;
+    const int epochs = algo == PPO ? 2 : 1;
+    GPT2 m = new_model(critic), reference = {0};
+    Workspace w = {0};
+    Optimizer o = {0};
+    Rollout engine = {0};
+    Batch b = batch_new(ROWS, N, ROWS);
+    static float logp[N], old[N], ref_logp[N], value[N], old_value[N], target[N], r[N], advantage[N], dlogp[N],
+        dvalue[N];
+    static int32_t offset[N + 1];
+    static uint8_t counts[N];
+    static Completion answer[N];
+    if (!gpt2_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
+        !optimizer_new(&o, &m, &e) || !rollout_new(&engine, &m, 64, 1, 1, &e))
+        fail_msg("%s", e.text);
+    policy_of(&m, ref);
+    PpoConfig c = ppo_config();
+    c.plain = algo == A2C || algo == REINFORCE;
+    Sampling s = sampling_default();
+    s.max_new = 1, s.seed = 11;
+    for (int i = 0; i <= N; i++) offset[i] = i;
+    memset(counts, 1, sizeof counts);
+    for (int step = 0; step < STEPS; step++) {
+        RolloutRequest q[P];
+        for (int p = 0; p < P; p++)
+            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
+        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        pack_answers(&b, answer);
+        const GPT2Output at_reference = {.logp = ref_logp}, at_old = {.logp = old, .value = critic ? old_value : NULL};
+        gpt2_forward(&reference, &w, &b, 1.0f, &at_reference);
+        gpt2_forward(&m, &w, &b, 1.0f, &at_old);
+        for (int i = 0; i < N; i++)
+            token_rewards(KL_K1, old + i, ref_logp + i, 1, beta, reward[i / G][answer[i].tokens[0]], r + i);
+        if (algo == REMAX) policy_of(&m, pi);
+        advantages_of(algo, r, old_value, offset, pi, advantage);
+        for (int i = 0; i < N; i++) target[i] = r[i];
+        for (int i = 0; i < epochs; i++) {
+            PpoStats sums = {0};
+            const GPT2Output now = {.logp = logp, .value = critic ? value : NULL};
+            gpt2_forward(&m, &w, &b, 1.0f, &now);
+            const PpoBatch batch = {.answers = N,
+                                    .offset = offset,
+                                    .counts = counts,
+                                    .logp = logp,
+                                    .old_logp = epochs > 1 ? old : NULL,
+                                    .advantage = advantage,
+                                    .value = value,
+                                    .old_value = old_value,
+                                    .target = target};
+            ppo_policy_loss(&c, N, &batch, dlogp, NULL, &sums);
+            if (critic) ppo_value_loss(&c, N, &batch, dvalue, &sums);
+            gpt2_backward(&m, &w, &b, 1.0f, dlogp, NULL, critic ? dvalue : NULL);
+            optimizer_step(&o, &m, 0.02 * (1 - (double)step / STEPS) / epochs);
+        }
+        for (int i = 0; i < N; i++) completion_free(&answer[i]);
+    }
+    policy_of(&m, pi);
+    rollout_free(&engine), optimizer_free(&o, &m), workspace_free(&w, &m), batch_free(&b);
+    gpt2_free(&reference), gpt2_free(&m);
+}
+
 static void assert_optimum(const char *name, const double pi[V], const double best[V], double limit) {
     const double d = divergence(pi, best);
     if (!(d < limit)) {
@@ -182,6 +284,22 @@ static void kl_to_the_reference(void **state) {
             normalise(best);
             assert_true(divergence(ref[p], best) > 0.1); /* it had a way to go */
             assert_optimum(method[i].name, pi[p], best, 0.004);
+        }
+    }
+}
+
+/* Whatever the baseline: pi = ref exp(r / beta) / Z. */
+static void every_algorithm(void **state) {
+    (void)state;
+    static const char *const name[] = {"ppo",   "a2c",         "reinforce",           "rloo",
+                                       "remax", "reinforce++", "reinforce++-baseline"};
+    double pi[P][V], ref[P][V], best[V];
+    for (int algo = 0; algo < ALGOS; algo++) {
+        train_algo((Algo)algo, 0.3, pi, ref);
+        for (int p = 0; p < P; p++) {
+            for (int v = 0; v < V; v++) best[v] = ref[p][v] * exp(reward[p][v] / 0.3);
+            normalise(best);
+            assert_optimum(name[algo], pi[p], best, 0.002);
         }
     }
 }
@@ -223,7 +341,8 @@ static void no_restraint(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(kl_to_the_reference), cmocka_unit_test(reverse_kl),
-                                       cmocka_unit_test(entropy_bonus), cmocka_unit_test(no_restraint)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(kl_to_the_reference), cmocka_unit_test(every_algorithm),
+                                       cmocka_unit_test(reverse_kl), cmocka_unit_test(entropy_bonus),
+                                       cmocka_unit_test(no_restraint)};
     return cmocka_run_group_tests_name("optimum", tests, models_setup, models_teardown);
 }

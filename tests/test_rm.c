@@ -207,22 +207,26 @@ static void packing_changes_nothing(void **state) {
 
 /* ---- interrupted ----------------------------------------------------------------------------------------------- */
 
+/* Runs `command` in one go, then stopped by a signal after about each of so many lines of metrics and resumed. The run may be
+ * over before a later signal reaches it. */
 static void resumes(const char *command, const int *stops, int count) {
     char text[1200];
+    bool over = false;
     sh("%s -o $T/whole.bin --metrics $T/whole.jsonl", command);
     unlink(files_path("parts.jsonl")), unlink(files_path("parts.bin"));
-    for (int i = 0; i <= count; i++) {
+    for (int i = 0; !over; i++) {
+        const int lines = i ? metric_lines("parts.jsonl") : 0;
         snprintf(text, sizeof text, "%s -o $T/parts.bin --metrics $T/parts.jsonl %s", command,
                  i ? "--resume $T/parts.bin.state" : "");
         const pid_t pid = run_start(text);
-        if (i < count) {
-            run_until(files_path("parts.jsonl"), stops[i]);
+        if (i < count) { /* a line of its own says that it has begun */
+            run_until(files_path("parts.jsonl"), stops[i] > lines ? stops[i] : lines + 1);
             kill(pid, i % 2 ? SIGINT : SIGTERM);
         }
         if (run_wait(pid, 120)) fail_msg("%s: %s", text, said);
-        if (i == count) break;
-        assert_holds(said, "stopped by a signal after step");
-        assert_int_equal(access(files_path("parts.bin"), F_OK), -1);
+        over = !strstr(said, "stopped by a signal after step");
+        assert_int_equal(access(files_path("parts.bin"), F_OK), over ? 0 : -1);
+        assert_true(!over || i > 0);
     }
     assert_same_file("whole.bin", "parts.bin");
     assert_int_equal(metric_lines("whole.jsonl"), metric_lines("parts.jsonl"));
@@ -237,7 +241,7 @@ static void resumes_bit_for_bit(void **state) {
     resumes("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 800 -d 4 -v 200 -l 1e-3 -u 10 -b 96 "
             "--center-rewards-coefficient 0.01 --weight-decay 0.1",
             (const int[]){2, 150, 300}, 3);
-    resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 -d 4 -l 1e-3 -b 64", (const int[]){90}, 1);
+    resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 -d 4 -l 1e-3 -b 64", (const int[]){2}, 1);
     /* a state is a reward model, too */
     sh("./evaluate -r $T/parts.bin.state -i $T/steps.shard");
 }

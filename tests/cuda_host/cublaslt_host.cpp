@@ -82,14 +82,18 @@ struct Product {
 static uint64_t op_rows(const Layout &l, cublasOperation_t op) { return op == CUBLAS_OP_N ? l.rows : l.columns; }
 static uint64_t op_columns(const Layout &l, cublasOperation_t op) { return op == CUBLAS_OP_N ? l.columns : l.rows; }
 static bool has(const Description &d, int bits) { return ((int)d.epilogue & bits) == bits; }
-static cudaDataType_t bias_type(const Product &p) { return p.d.bias_type < 0 ? p.D.type : (cudaDataType_t)p.d.bias_type; }
+static cudaDataType_t bias_type(const Product &p) {
+    return p.d.bias_type < 0 ? p.D.type : (cudaDataType_t)p.d.bias_type;
+}
 static cudaDataType_t aux_type(const Product &p) { return p.d.aux_type < 0 ? p.D.type : (cudaDataType_t)p.d.aux_type; }
 static bool is_zero(const void *p, size_t bytes) {
     const char *c = (const char *)p;
     return bytes == 0 || (c[0] == 0 && memcmp(c, c + 1, bytes - 1) == 0);
 }
 
-static size_t extent(const Layout &l, int64_t ld) { return (size_t)((l.columns - 1) * (uint64_t)ld + l.rows) * type_size(l.type); }
+static size_t extent(const Layout &l, int64_t ld) {
+    return (size_t)((l.columns - 1) * (uint64_t)ld + l.rows) * type_size(l.type);
+}
 static void need(const void *p, const Layout &l, const char *what) {
     size_t all = extent(l, l.ld) + (size_t)(l.batches - 1) * (size_t)l.stride * type_size(l.type);
     cuda_host_need_device(p, all, what);
@@ -137,12 +141,15 @@ static void product_batch(const Product &p, int batch) {
             int64_t at = (int64_t)i + (int64_t)j * p.D.ld;
             float x = p.alpha * dot(&a[i * k], &b[j * k], k);
             if (p.beta != 0) x += p.beta * get(p.c, c_at + (int64_t)i + (int64_t)j * p.C.ld, p.C.type);
-            if (has(p.d, CUBLASLT_EPILOGUE_BIAS)) x += get(p.d.bias, batch * p.d.bias_stride + (int64_t)i, bias_type(p));
+            if (has(p.d, CUBLASLT_EPILOGUE_BIAS))
+                x += get(p.d.bias, batch * p.d.bias_stride + (int64_t)i, bias_type(p));
             if (has(p.d, CUBLASLT_EPILOGUE_GELU)) {
-                if (has(p.d, CUBLASLT_EPILOGUE_GELU_AUX)) put(p.d.aux, aux_at + (int64_t)i + (int64_t)j * p.d.aux_ld, aux_type(p), x);
+                if (has(p.d, CUBLASLT_EPILOGUE_GELU_AUX))
+                    put(p.d.aux, aux_at + (int64_t)i + (int64_t)j * p.d.aux_ld, aux_type(p), x);
                 x = gelu(x);
             }
-            if (has(p.d, CUBLASLT_EPILOGUE_DGELU)) x *= gelu_slope(get(p.d.aux, aux_at + (int64_t)i + (int64_t)j * p.d.aux_ld, aux_type(p)));
+            if (has(p.d, CUBLASLT_EPILOGUE_DGELU))
+                x *= gelu_slope(get(p.d.aux, aux_at + (int64_t)i + (int64_t)j * p.d.aux_ld, aux_type(p)));
             if (!bias_gradient.empty()) bias_gradient[i] += x;
             put(p.out, d_at + at, p.D.type, x);
         }
@@ -155,7 +162,8 @@ static void product_batch(const Product &p, int batch) {
 static void product_run(const Product &p) {
     need(p.a, p.A, "cublasLtMatmul: A"), need(p.b, p.B, "cublasLtMatmul: B"), need(p.out, p.D, "cublasLtMatmul: D");
     if (p.beta != 0) need(p.c, p.C, "cublasLtMatmul: C");
-    if (has(p.d, CUBLASLT_EPILOGUE_BIAS) || has(p.d, CUBLASLT_EPILOGUE_BGRADA) || has(p.d, CUBLASLT_EPILOGUE_DGELU_BGRAD))
+    if (has(p.d, CUBLASLT_EPILOGUE_BIAS) || has(p.d, CUBLASLT_EPILOGUE_BGRADA) ||
+        has(p.d, CUBLASLT_EPILOGUE_DGELU_BGRAD))
         cuda_host_need_device(p.d.bias, p.D.rows * type_size(bias_type(p)), "cublasLtMatmul: bias");
     if (has(p.d, CUBLASLT_EPILOGUE_BGRADB))
         cuda_host_need_device(p.d.bias, p.D.columns * type_size(bias_type(p)), "cublasLtMatmul: bias");
@@ -187,10 +195,11 @@ template <typename T> static cublasStatus_t take(T *field, const void *buffer, s
 }
 
 static bool epilogue_served(int e) {
-    static const int served[] = {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU,
-                                 CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_BIAS,
-                                 CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
-                                 CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB};
+    static const int served[] = {CUBLASLT_EPILOGUE_DEFAULT,   CUBLASLT_EPILOGUE_BIAS,
+                                 CUBLASLT_EPILOGUE_GELU,      CUBLASLT_EPILOGUE_GELU_AUX,
+                                 CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+                                 CUBLASLT_EPILOGUE_DGELU,     CUBLASLT_EPILOGUE_DGELU_BGRAD,
+                                 CUBLASLT_EPILOGUE_BGRADA,    CUBLASLT_EPILOGUE_BGRADB};
     return std::find(std::begin(served), std::end(served), e) != std::end(served);
 }
 
@@ -198,11 +207,13 @@ static bool epilogue_served(int e) {
 static bool consistent(const Description &d, const Layout &a, const Layout &b, const Layout &c, const Layout &o) {
     const Layout *all[] = {&a, &b, &c, &o};
     for (const Layout *l : all)
-        if (!type_served(l->type) || l->rows == 0 || l->columns == 0 || l->ld < (int64_t)l->rows || l->batches != o.batches)
+        if (!type_served(l->type) || l->rows == 0 || l->columns == 0 || l->ld < (int64_t)l->rows ||
+            l->batches != o.batches)
             return false;
-    return d.compute == CUBLAS_COMPUTE_32F && a.type == b.type && c.type == o.type && !(a.type == CUDA_R_32F && o.type == CUDA_R_16BF) &&
-           op_rows(a, d.op_a) == o.rows && op_columns(b, d.op_b) == o.columns && op_columns(a, d.op_a) == op_rows(b, d.op_b) &&
-           c.rows == o.rows && c.columns == o.columns;
+    return d.compute == CUBLAS_COMPUTE_32F && a.type == b.type && c.type == o.type &&
+           !(a.type == CUDA_R_32F && o.type == CUDA_R_16BF) && op_rows(a, d.op_a) == o.rows &&
+           op_columns(b, d.op_b) == o.columns && op_columns(a, d.op_a) == op_rows(b, d.op_b) && c.rows == o.rows &&
+           c.columns == o.columns;
 }
 
 /* The documentation's demands on epilogues: the auxiliary matrix has rows of a multiple of 8 elements, 16-byte aligned. */
@@ -213,7 +224,8 @@ static bool epilogue_possible(const Description &d, const Layout &o) {
     return d.aux && (uintptr_t)d.aux % 16 == 0 && d.aux_ld % 8 == 0 && d.aux_ld >= (int64_t)o.rows;
 }
 
-static Algorithm algorithm_for(const Description &d, const Layout &a, const Layout &b, const Layout &c, const Layout &o) {
+static Algorithm algorithm_for(const Description &d, const Layout &a, const Layout &b, const Layout &c,
+                               const Layout &o) {
     Algorithm g;
     memset(&g, 0, sizeof(g));
     g.magic = MAGIC, g.epilogue = (uint32_t)d.epilogue;
@@ -225,7 +237,8 @@ static Algorithm algorithm_for(const Description &d, const Layout &a, const Layo
 
 static void aligned(const void *p, uint8_t log2, const char *what) {
     if ((uintptr_t)p & (((uintptr_t)1 << log2) - 1))
-        cuda_host_fail("cublasLtMatmul: %s = %p is less aligned than what the heuristic was told (%u bytes)", what, p, 1u << log2);
+        cuda_host_fail("cublasLtMatmul: %s = %p is less aligned than what the heuristic was told (%u bytes)", what, p,
+                       1u << log2);
 }
 
 extern "C" {
@@ -322,8 +335,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A,
-                                              cublasLtMatrixLayout_t B, cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
-                                              cublasLtMatmulPreference_t preferred, int asked,
+                                              cublasLtMatrixLayout_t B, cublasLtMatrixLayout_t C,
+                                              cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t preferred, int asked,
                                               cublasLtMatmulHeuristicResult_t *results, int *found) {
     const Description &d = *description(desc);
     const Layout &a = *layout(A), &b = *layout(B), &c = *layout(C), &o = *layout(D);
@@ -347,18 +360,21 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               const void *c, cublasLtMatrixLayout_t C, void *out, cublasLtMatrixLayout_t D,
                               const cublasLtMatmulAlgo_t *algorithm, void *workspace, size_t workspace_bytes,
                               cudaStream_t stream) {
-    Product p = {*description(desc), *layout(A), *layout(B), *layout(C), *layout(D), a, b, c, out,
-                 *(const float *)alpha, *(const float *)beta, workspace, workspace_bytes};
+    Product p = {*description(desc),    *layout(A),           *layout(B), *layout(C),     *layout(D), a, b, c, out,
+                 *(const float *)alpha, *(const float *)beta, workspace,  workspace_bytes};
     if (!consistent(p.d, p.A, p.B, p.C, p.D)) return CUBLAS_STATUS_INVALID_VALUE;
     if (!epilogue_possible(p.d, p.D)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (algorithm) {
         Algorithm given, now = algorithm_for(p.d, p.A, p.B, p.C, p.D);
         memcpy(&given, algorithm, sizeof(given));
-        now.align_a = given.align_a, now.align_b = given.align_b, now.align_c = given.align_c, now.align_d = given.align_d;
+        now.align_a = given.align_a, now.align_b = given.align_b, now.align_c = given.align_c,
+        now.align_d = given.align_d;
         now.workspace = given.workspace;
         if (memcmp(&given, &now, sizeof(now)))
-            cuda_host_fail("cublasLtMatmul: an algorithm found for (%u x %u x %u, epilogue %u) is used for (%u x %u x %u, "
-                           "epilogue %u) or other types", given.m, given.n, given.k, given.epilogue, now.m, now.n, now.k, now.epilogue);
+            cuda_host_fail(
+                "cublasLtMatmul: an algorithm found for (%u x %u x %u, epilogue %u) is used for (%u x %u x %u, "
+                "epilogue %u) or other types",
+                given.m, given.n, given.k, given.epilogue, now.m, now.n, now.k, now.epilogue);
         aligned(a, given.align_a, "A"), aligned(b, given.align_b, "B"), aligned(out, given.align_d, "D");
         if (p.beta != 0) aligned(c, given.align_c, "C");
         if (workspace_bytes < given.workspace) return CUBLAS_STATUS_INVALID_VALUE;

@@ -171,7 +171,8 @@ static void stream_run(const std::shared_ptr<Stream> &s, uint64_t count) {
             if (stream_runnable(*t)) able.push_back(t.get());
         if (stream_runnable(*s) && std::find(able.begin(), able.end(), s.get()) == able.end()) able.push_back(s.get());
         if (able.empty()) cuda_host_fail("streams wait for one another");
-        if (stream_step(*able[cuda_host_shuffled() ? cuda_host_random() % able.size() : (size_t)idle % able.size()])) idle = 0;
+        if (stream_step(*able[cuda_host_shuffled() ? cuda_host_random() % able.size() : (size_t)idle % able.size()]))
+            idle = 0;
         else if (++idle > 64) usleep(50); /* all of them may wait for other processes */
     }
 }
@@ -305,7 +306,8 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) { return cudaMallocHost(p, bytes); }
 cudaError_t cudaFreeHost(void *p) {
     cuda_host_drain();
-    if (p && pinned_memory.erase((uintptr_t)p) == 0) cuda_host_fail("cudaFreeHost: %p is not what cudaMallocHost gave", p);
+    if (p && pinned_memory.erase((uintptr_t)p) == 0)
+        cuda_host_fail("cudaFreeHost: %p is not what cudaMallocHost gave", p);
     free(p);
     return cudaSuccess;
 }
@@ -322,7 +324,9 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *available = *total > device_used ? *total - device_used : 0;
     return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void *d, const void *s, size_t bytes, cudaMemcpyKind kind) { return copy(d, s, bytes, kind, NULL, true); }
+cudaError_t cudaMemcpy(void *d, const void *s, size_t bytes, cudaMemcpyKind kind) {
+    return copy(d, s, bytes, kind, NULL, true);
+}
 cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     return copy(d, s, bytes, kind, stream, false);
 }
@@ -458,7 +462,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
     *status = stream_get(stream, "cudaStreamIsCapturing")->capture ? cudaStreamCaptureStatusActive
-                                                                  : cudaStreamCaptureStatusNone;
+                                                                   : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {

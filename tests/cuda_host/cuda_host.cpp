@@ -76,7 +76,8 @@ void cuda_host_seed(uint64_t s) {
 }
 static uint64_t current_seed(void) {
     const char *text = getenv("CUDA_HOST_SEED");
-    if (!seeded) seeded = true, seed = text ? strtoull(text, NULL, 0) : 0, random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    if (!seeded)
+        seeded = true, seed = text ? strtoull(text, NULL, 0) : 0, random_state = seed * 0x9E3779B97F4A7C15ull + 1;
     return seed;
 }
 bool cuda_host_shuffled(void) { return current_seed() != 0; }
@@ -246,11 +247,14 @@ static void thread_prepare(CudaHostThread *t, char *stack) {
 static void thread_switch(CudaHostThread *from, CudaHostThread *to, bool ending) {
 #ifdef WITH_ASAN
     void *fake = NULL;
-    __sanitizer_start_switch_fiber(ending ? NULL : &fake, to ? to->stack : main_stack, to ? (size_t)STACK : main_stack_size);
+    __sanitizer_start_switch_fiber(ending ? NULL : &fake, to ? to->stack : main_stack,
+                                   to ? (size_t)STACK : main_stack_size);
 #endif
     cuda_host_thread = to;
     void *nowhere;
-    cuda_host_switch(ending ? &nowhere : from ? &from->stack_pointer : &main_stack_pointer,
+    cuda_host_switch(ending ? &nowhere
+                     : from ? &from->stack_pointer
+                            : &main_stack_pointer,
                      to ? to->stack_pointer : main_stack_pointer);
 #ifdef WITH_ASAN
     __sanitizer_finish_switch_fiber(fake, NULL, NULL);
@@ -339,8 +343,8 @@ static Meeting *meeting_find(Warp &w, const CudaHostCall *call, int lane) {
         m = &w.meetings[i];
         const CudaHostCall *other = w.calls[__builtin_ctz(m->arrived)];
         if (other->kind != call->kind || strcmp(other->site, call->site))
-            cuda_host_fail("divergent warp: with mask %08x lane %d is at %s, lane %d at %s", call->mask, lane, call->site,
-                           __builtin_ctz(m->arrived), other->site);
+            cuda_host_fail("divergent warp: with mask %08x lane %d is at %s, lane %d at %s", call->mask, lane,
+                           call->site, __builtin_ctz(m->arrived), other->site);
         return m;
     }
     if (!m) m = &w.meetings[w.meetings_used++];
@@ -435,7 +439,8 @@ static void fiber_main(void) {
         launch->thread();
         CudaHostThread *me = cuda_host_thread;
         Warp &w = warps[(size_t)me->warp];
-        if (!pending[(size_t)me->linear].copies.empty()) cuda_host_fail("thread returns with cp.async copies in flight");
+        if (!pending[(size_t)me->linear].copies.empty())
+            cuda_host_fail("thread returns with cp.async copies in flight");
         if (at_barrier) cuda_host_fail("thread returns while others wait at the barrier at %s", barrier_site);
         for (int i = 0; i < w.meetings_used; i++)
             if (w.meetings[i].mask >> me->lane & 1)
@@ -461,7 +466,8 @@ static void fiber_main(void) {
 
 static void block_run(size_t index) {
     const dim3 g = launch->grid, b = launch->block;
-    cuda_host_block_index = make_uint3((unsigned)(index % g.x), (unsigned)(index / g.x % g.y), (unsigned)(index / g.x / g.y));
+    cuda_host_block_index =
+        make_uint3((unsigned)(index % g.x), (unsigned)(index / g.x % g.y), (unsigned)(index / g.x / g.y));
     for (size_t t = 0; t < threads.size(); t++) {
         CudaHostThread &thread = threads[t];
         thread = CudaHostThread();

@@ -38,7 +38,7 @@
 #define __device__
 #define __host__
 #define __constant__ static
-#define __shared__ static __attribute__((abi_tag("cudahostshared")))
+#define __shared__   static __attribute__((abi_tag("cudahostshared")))
 
 #include <assert.h>
 #include <float.h>
@@ -86,7 +86,15 @@ struct CudaHostCall {
     int kind;
     const char *site;
 };
-enum { CUDA_HOST_SYNCWARP, CUDA_HOST_SHUFFLE, CUDA_HOST_VOTE, CUDA_HOST_MATCH, CUDA_HOST_REDUCE, CUDA_HOST_MMA, CUDA_HOST_LDMATRIX };
+enum {
+    CUDA_HOST_SYNCWARP,
+    CUDA_HOST_SHUFFLE,
+    CUDA_HOST_VOTE,
+    CUDA_HOST_MATCH,
+    CUDA_HOST_REDUCE,
+    CUDA_HOST_MMA,
+    CUDA_HOST_LDMATRIX
+};
 typedef void CudaHostOperation(CudaHostCall **calls, uint32_t lanes);
 
 struct CudaHostThread {
@@ -121,8 +129,8 @@ struct CudaHostLaunch {
     dim3 grid, block;
     size_t shared;
     const void *kernel;
-    std::function<void()> thread;        /* what each CUDA thread does */
-    const void *arguments;               /* that it reads them is no access to host memory */
+    std::function<void()> thread; /* what each CUDA thread does */
+    const void *arguments;        /* that it reads them is no access to host memory */
     size_t arguments_size;
 };
 void cuda_host_run(const CudaHostLaunch &launch);
@@ -174,7 +182,8 @@ void cuda_host_launch(const char *site, const char *name, dim3 grid, dim3 block,
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
     cuda_host_launch(CUDA_HOST_SITE, #kernel, (grid), (block), (shared_bytes), (stream), kernel, ##__VA_ARGS__)
 
-template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, int value) {
+template <typename F>
+static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, int value) {
     return cudaFuncSetAttribute((const void *)kernel, attribute, value);
 }
 template <typename F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, F *kernel) {
@@ -233,7 +242,8 @@ template <size_t SIZE> CUDA_HOST_MACHINE void cuda_host_shuffle_all(CudaHostCall
     for (CUDA_HOST_LANES(l, lanes)) {
         int from = calls[l]->lane;
         if (!(lanes >> from & 1))
-            cuda_host_fail("shuffle at %s: lane %d reads lane %d, which does not take part", calls[l]->site, (int)l, from);
+            cuda_host_fail("shuffle at %s: lane %d reads lane %d, which does not take part", calls[l]->site, (int)l,
+                           from);
         memcpy(calls[l]->out, values[from], SIZE);
     }
 }
@@ -312,8 +322,7 @@ template <typename F, typename T> static inline T cuda_host_reduce(const char *s
 /* ==== Atomics: nothing runs between the load and the store, but another thread may run before them ==== */
 
 /* The race detector is told; the other sanitizers see the access. */
-template <typename T, typename F>
-__attribute__((noinline, no_sanitize("thread"))) T cuda_host_change(T *p, F change) {
+template <typename T, typename F> __attribute__((noinline, no_sanitize("thread"))) T cuda_host_change(T *p, F change) {
     if ((uintptr_t)p % sizeof(T)) cuda_host_fail("atomic on %p, which is no multiple of %zu", (void *)p, sizeof(T));
     cuda_host_step_aside();
     cuda_host_atomic_access(p, sizeof(T));

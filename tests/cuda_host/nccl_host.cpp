@@ -24,7 +24,8 @@
 
 enum { RANKS = 16, CHUNK = 1 << 18, PAIR = 1 << 14 };
 enum Kind { ALL_REDUCE = 1, REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST };
-static const char *const names[] = {"?", "ncclAllReduce", "ncclReduce", "ncclReduceScatter", "ncclAllGather", "ncclBroadcast"};
+static const char *const names[] = {
+    "?", "ncclAllReduce", "ncclReduce", "ncclReduceScatter", "ncclAllGather", "ncclBroadcast"};
 
 struct Signature {
     int kind, op, type, root;
@@ -162,10 +163,11 @@ static void signatures_compare(const ncclComm *c, const Signature &mine) {
     for (int r = 0; r < c->ranks; r++) {
         const Signature &s = c->shared->rank[r].signature;
         if (s.kind != mine.kind || s.op != mine.op || s.type != mine.type || s.root != mine.root || s.n != mine.n)
-            cuda_host_fail("NCCL: rank %d is in %s of %llu elements (type %d, operation %d, root %d), rank %d in %s of %llu "
-                           "(type %d, operation %d, root %d)",
-                           c->rank, names[mine.kind], (unsigned long long)mine.n, mine.type, mine.op, mine.root, r,
-                           names[s.kind], (unsigned long long)s.n, s.type, s.op, s.root);
+            cuda_host_fail(
+                "NCCL: rank %d is in %s of %llu elements (type %d, operation %d, root %d), rank %d in %s of %llu "
+                "(type %d, operation %d, root %d)",
+                c->rank, names[mine.kind], (unsigned long long)mine.n, mine.type, mine.op, mine.root, r, names[s.kind],
+                (unsigned long long)s.n, s.type, s.op, s.root);
     }
 }
 
@@ -216,8 +218,9 @@ static bool message_go(ncclComm *c, Message *m) {
         } else {
             if (box.posted <= count) return false;
             if (box.type != m->type || box.n != m->n || box.offset != m->at)
-                cuda_host_fail("NCCL: rank %d receives %zu elements of type %d from rank %d, which sends %llu of type %d", c->rank,
-                               m->n, (int)m->type, m->peer, (unsigned long long)box.n, box.type);
+                cuda_host_fail(
+                    "NCCL: rank %d receives %zu elements of type %d from rank %d, which sends %llu of type %d", c->rank,
+                    m->n, (int)m->type, m->peer, (unsigned long long)box.n, box.type);
             memcpy(m->data + m->at, box.data, box.bytes);
             m->at += box.bytes;
             box.taken = ++count;
@@ -265,7 +268,8 @@ static ncclResult_t group_issue(void) {
             continue;
         }
         std::vector<Message> together;
-        for (; i < calls.size() && calls[i].is_message && calls[i].comm == call.comm; i++) together.push_back(calls[i].message);
+        for (; i < calls.size() && calls[i].is_message && calls[i].comm == call.comm; i++)
+            together.push_back(calls[i].message);
         i--;
         queue_messages(call.comm, call.stream, together);
     }
@@ -286,7 +290,8 @@ static ncclResult_t collective(Kind kind, const void *from, void *to, size_t n, 
     Call call = {c, stream, false, {{kind, op, (int)type, root, n}, (const char *)from, (char *)to, 0, false}, {}};
     return n ? issue(call) : ncclSuccess;
 }
-static ncclResult_t message(bool send, void *data, size_t n, ncclDataType_t type, int peer, ncclComm *c, cudaStream_t stream) {
+static ncclResult_t message(bool send, void *data, size_t n, ncclDataType_t type, int peer, ncclComm *c,
+                            cudaStream_t stream) {
     if (!c || peer < 0 || peer >= c->ranks) return ncclInvalidArgument;
     cuda_host_need_device(data, n * type_size(type), send ? "ncclSend" : "ncclRecv");
     Call call = {c, stream, true, {}, {send, (char *)data, n, type, peer, 0}};
@@ -352,7 +357,9 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     *comm = c;
     return ncclSuccess;
 }
-ncclResult_t ncclCommFinalize(ncclComm_t c) { return cudaEventSynchronize(c->last) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError; }
+ncclResult_t ncclCommFinalize(ncclComm_t c) {
+    return cudaEventSynchronize(c->last) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+}
 ncclResult_t ncclCommDestroy(ncclComm_t c) {
     ncclCommFinalize(c);
     cudaEventDestroy(c->last);
@@ -413,7 +420,8 @@ ncclResult_t ncclReduceScatter(const void *from, void *to, size_t n, ncclDataTyp
                                cudaStream_t stream) {
     return collective(REDUCE_SCATTER, from, to, n, (size_t)c->ranks, 1, type, op, 0, c, stream);
 }
-ncclResult_t ncclAllGather(const void *from, void *to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t stream) {
+ncclResult_t ncclAllGather(const void *from, void *to, size_t n, ncclDataType_t type, ncclComm_t c,
+                           cudaStream_t stream) {
     return collective(ALL_GATHER, from, to, n, 1, (size_t)c->ranks, type, 0, 0, c, stream);
 }
 ncclResult_t ncclBroadcast(const void *from, void *to, size_t n, ncclDataType_t type, int root, ncclComm_t c,

@@ -20,7 +20,8 @@ CUDA_HOST_MACHINE inline void cuda_host_mma_all(CudaHostCall **calls, uint32_t l
     for (int l = 0; l < 32; l++) {
         const CudaHostMma *m = (const CudaHostMma *)calls[l]->in;
         int g = l / 4, t = l % 4;
-        for (int i = 0; i < 8; i++) A[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = cuda_host_half(m->a[i / 2], i % 2);
+        for (int i = 0; i < 8; i++)
+            A[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = cuda_host_half(m->a[i / 2], i % 2);
         for (int i = 0; i < 4; i++) B[2 * t + i % 2 + i / 2 * 8][g] = cuda_host_half(m->b[i / 2], i % 2);
         for (int i = 0; i < 4; i++) C[g + i / 2 * 8][2 * t + i % 2] = m->c[i];
     }
@@ -41,7 +42,8 @@ static inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], cons
 }
 
 /* ldmatrix.sync.aligned.m8n8.x{2,4}[.trans].shared.b16 */
-template <int TILES, bool TRANS> CUDA_HOST_MACHINE inline void cuda_host_ldmatrix_all(CudaHostCall **calls, uint32_t lanes) {
+template <int TILES, bool TRANS>
+CUDA_HOST_MACHINE inline void cuda_host_ldmatrix_all(CudaHostCall **calls, uint32_t lanes) {
     if (lanes != 0xffffffffu) cuda_host_fail("ldmatrix: only lanes %08x take part", lanes);
     for (int i = 0; i < TILES; i++)
         for (int l = 0; l < 32; l++) {
@@ -65,11 +67,15 @@ template <int TILES, bool TRANS> static inline void cuda_host_ldmatrix(uint32_t 
     CudaHostCall call = {elements, r, 0, 0xffffffffu, CUDA_HOST_LDMATRIX, name};
     cuda_host_collective(&call, cuda_host_ldmatrix_all<TILES, TRANS>);
 }
-static inline void ldmatrix_x4(uint32_t (&r)[4], const void *row) { cuda_host_ldmatrix<4, false>(r, row, "ldmatrix_x4"); }
+static inline void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
+    cuda_host_ldmatrix<4, false>(r, row, "ldmatrix_x4");
+}
 static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
     cuda_host_ldmatrix<4, true>(r, row, "ldmatrix_x4_trans");
 }
-static inline void ldmatrix_x2(uint32_t (&r)[2], const void *row) { cuda_host_ldmatrix<2, false>(r, row, "ldmatrix_x2"); }
+static inline void ldmatrix_x2(uint32_t (&r)[2], const void *row) {
+    cuda_host_ldmatrix<2, false>(r, row, "ldmatrix_x2");
+}
 static inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) {
     cuda_host_ldmatrix<2, true>(r, row, "ldmatrix_x2_trans");
 }

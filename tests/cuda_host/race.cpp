@@ -47,6 +47,7 @@ struct Range {
 };
 
 static std::map<uintptr_t, Range> ranges;
+static Range *latest;                    /* found; NULL after a change of the ranges */
 static uint64_t launch_first, block_now; /* numbers of blocks */
 static std::set<std::pair<const void *, const void *>> seen;
 static int races;
@@ -57,7 +58,8 @@ struct Published {
     uint32_t fences;    /* so far */
     uint32_t published; /* fences that an atomic followed */
 };
-static std::map<uint64_t, Published> blocks; /* of this launch */
+static std::map<uint64_t, Published> blocks; /* of this launch, those with fences or atomics */
+static uint32_t fences_now;                  /* of the running block */
 static bool acquired, atomic_seen;           /* by the running block: an atomic and a fence after it */
 
 static void add(uintptr_t address, size_t size, bool shared) {
@@ -65,18 +67,21 @@ static void add(uintptr_t address, size_t size, bool shared) {
     void *granules = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (granules == MAP_FAILED) cuda_host_fail("race detector: no memory");
     ranges[address] = {address, size, shared, (Granule *)granules};
+    latest = NULL;
 }
 static void forget(uintptr_t address) {
     auto r = ranges.find(address);
     if (r == ranges.end()) return;
     munmap(r->second.granules, (r->second.size / GRANULE + 2) * sizeof(Granule));
     ranges.erase(r);
+    latest = NULL;
 }
 static Range *find(uintptr_t a) {
+    if (latest && a - latest->address < latest->size) return latest;
     auto after = ranges.upper_bound(a);
     if (after == ranges.begin()) return NULL;
     --after;
-    return a - after->first < after->second.size ? &after->second : NULL;
+    return a - after->first < after->second.size ? latest = &after->second : NULL;
 }
 
 bool cuda_host_race_detector(void) { return true; }
@@ -96,10 +101,10 @@ void cuda_host_race_launch(const CudaHostLaunch &) {
 }
 void cuda_host_race_block(void) {
     block_now++;
-    acquired = atomic_seen = false;
+    acquired = atomic_seen = false, fences_now = 0;
 }
 void cuda_host_fence(void) {
-    blocks[block_now].fences++;
+    blocks[block_now].fences = ++fences_now;
     if (atomic_seen) acquired = true;
 }
 
@@ -138,17 +143,19 @@ static void report(const char *what, const Range &r, uintptr_t a, const Access &
     if (!seen.insert({old.pc, now.pc}).second) return;
     const CudaHostLaunch *l = cuda_host_running();
     races++;
-    fprintf(stderr,
-            "race: %s at %s\n    in %s, launched at %s\n    thread %u of block %llu at %s\n    thread %u of block %llu at "
-            "%s\n    and nothing orders them\n",
-            what, name_of(r, a).c_str(), l->name, l->site, old.thread, (unsigned long long)(old.block - launch_first),
-            place(old.pc).c_str(), now.thread, (unsigned long long)(now.block - launch_first), place(now.pc).c_str());
+    fprintf(
+        stderr,
+        "race: %s at %s\n    in %s, launched at %s\n    thread %u of block %llu at %s\n    thread %u of block %llu at "
+        "%s\n    and nothing orders them\n",
+        what, name_of(r, a).c_str(), l->name, l->site, old.thread, (unsigned long long)(old.block - launch_first),
+        place(old.pc).c_str(), now.thread, (unsigned long long)(now.block - launch_first), place(now.pc).c_str());
 }
 
 static void reads_add(Granule &g, const Access &now) {
     Access *r = g.reads;
     if (r[0].kind == NOTHING || r[0].block != now.block || r[0].barriers != now.barriers) {
-        if (r[0].kind != NOTHING && r[0].block != now.block) r[2] = r[0]; /* another block's, kept as the other warp's */
+        if (r[0].kind != NOTHING && r[0].block != now.block)
+            r[2] = r[0]; /* another block's, kept as the other warp's */
         r[0] = now, r[1] = Access();
     } else if (r[0].thread / 32 != now.thread / 32) {
         r[2] = r[0], r[0] = now, r[1] = Access();
@@ -164,15 +171,15 @@ static void access(const void *p, size_t bytes, bool write, int kind, const void
     Range *r = find((uintptr_t)p);
     if (!r) return;
     busy = true;
-    Access now = {block_now, cuda_host_thread->barriers, cuda_host_warp_epoch(), 0, (uint16_t)cuda_host_thread->linear,
-                  (uint8_t)kind, pc};
-    auto b = blocks.find(block_now);
-    now.fences = b == blocks.end() ? 0 : b->second.fences;
+    Access now = {block_now,  cuda_host_thread->barriers,         cuda_host_warp_epoch(),
+                  fences_now, (uint16_t)cuda_host_thread->linear, (uint8_t)kind,
+                  pc};
     uintptr_t first = ((uintptr_t)p - r->address) / GRANULE, last = ((uintptr_t)p + bytes - 1 - r->address) / GRANULE;
     for (uintptr_t i = first; i <= last && i * GRANULE < r->size; i++) {
         Granule &g = r->granules[i];
         uintptr_t a = r->address + i * GRANULE;
-        if (conflict(g.write, now, r->shared)) report(write ? "write after write" : "read after write", *r, a, g.write, now);
+        if (conflict(g.write, now, r->shared))
+            report(write ? "write after write" : "read after write", *r, a, g.write, now);
         if (!write) {
             reads_add(g, now);
             continue;

@@ -1,0 +1,78 @@
+#!/bin/sh
+# check_dpo.sh - what train_dpo learns, over three seeds, from shards to answers that are judged: a few minutes.
+#
+#   every loss     win rate of its samples over the SFT model's by the rule that made the labels, ties half; reward
+#                  accuracy and log-ratios on held-out pairs
+#   ipo, sigmoid   margin of log-ratios over time on eight pairs without noise: ipo's stays at 1 / (2 beta)
+#   kto            the same win rate from answers that are good or bad, not in pairs
+#   online         mean score of the policy's own answers, first and last
+#
+#     dev/check_dpo.sh [SEED...]
+set -eu
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+make -s train_sft train_rm train_dpo generate data/make_prefs data/make_shard >&2
+
+# answers of one length, so that no loss can win by length alone; the more a the better
+prefs() { data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null; }
+quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
+value() { tail -n 1 "$work/m.jsonl" | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
+scores() { # MODEL: the score of each of 256 answers
+    printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
+    quiet ./generate -c "$1" -i "$work/ask.jsonl" -n 64 -g 6 --temperature 1 -o "$work/said.jsonl"
+    data/make_prefs --score --rule char=a <"$work/said.jsonl" 2>/dev/null
+}
+win_rate() { # MODEL
+    scores "$1" >"$work/mine"
+    paste "$work/mine" "$work/sft.scores" | awk '{ w += $1 > $2 ? 1 : $1 == $2 ? 0.5 : 0 } END { printf "%.1f", 100 * w / NR }'
+}
+train() { # LOSS OPTIONS...: its win rate, held-out accuracy, log-ratios of chosen and rejected
+    loss=$1
+    shift
+    rm -f "$work/m.jsonl"
+    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 5e-4 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
+        --metrics "$work/m.jsonl" "$@"
+}
+
+printf '%4s %-36s %8s %10s %10s %10s\n' seed loss "wins %" "held-out %" chosen rejected
+for seed in "${@:-1 2 3}"; do for seed in $seed; do
+    prefs -n 600 -s "$seed" --format chat | data/make_shard -q -i - -o "$work/chat.shard"
+    prefs -n 400 -s "$seed" | data/make_shard -q -i - -o "$work/prefs.shard"
+    prefs -n 200 -s "10$seed" | data/make_shard -q -i - -o "$work/held.shard"
+    prefs -n 400 -s "$seed" --format unpaired | data/make_shard -q -i - -o "$work/labels.shard"
+    prefs -n 64 -s "$seed" --format prompt | data/make_shard -q -i - -o "$work/prompts.shard" 2>/dev/null
+    prefs -n 8 -s "$seed" | data/make_shard -q -i - -o "$work/few.shard"
+    quiet ./train_sft --layers 2 --width 64 --heads 2 -t 16 --seed "$seed" -i "$work/chat.shard" -o "$work/sft.bin" \
+        -x 80 -l 3e-3 -d 1024
+    scores "$work/sft.bin" >"$work/sft.scores"
+    for loss in sigmoid sigmoid_norm hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero \
+        apo_down discopop dpop orpo simpo cpo sigmoid,sft; do
+        more=
+        case $loss in exo_pair) more="--label-smoothing 0.001" ;; robust) more="--label-smoothing 0.1" ;;
+        sigmoid_norm | simpo) more="--beta 2" ;; ipo) more="--beta 0.5" ;; esac
+        train "$loss" -i "$work/prefs.shard" -j "$work/held.shard" -v 80 $more
+        printf '%4s %-36s %8s %10.1f %10.6s %10.6s\n' "$seed" "$loss $more" "$(win_rate "$work/out.bin")" \
+            "$(value eval_rewards/accuracies | awk '{ print 100 * $1 }')" "$(value eval_logratios/chosen)" \
+            "$(value eval_logratios/rejected)"
+    done
+    train kto -i "$work/labels.shard" --desirable-weight 3
+    printf '%4s %-36s %8s\n' "$seed" kto "$(win_rate "$work/out.bin")"
+    for loss in sigmoid ipo_sum; do
+        rm -f "$work/m.jsonl"
+        quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/few.shard" -d 8 -l 2e-3 -k constant --beta 0.5 \
+            -x 200 -o "$work/out.bin" --loss-type $loss --metrics "$work/m.jsonl"
+        sed -n 's/.*"rewards\/margins":\([-0-9.eE+]*\).*/\1/p' "$work/m.jsonl" | awk -v s="$seed" -v l="$loss" '
+            NR == 50 || NR == 100 || NR == 200 { m = m sprintf(" %7.2f", 2 * $1) }
+            END { printf "%4s %-36s margin of log-ratios after 50, 100, 200 steps:%s\n", s, l " on 8 pairs", m }'
+    done
+    quiet ./train_rm -c "$work/sft.bin" -i "$work/prefs.shard" -o "$work/rm.bin" -d 16 -x 60 -l 2e-3
+    for way in online_dpo xpo nash_md; do
+        rm -f "$work/m.jsonl"
+        quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/prompts.shard" --online --online-loss $way \
+            -r "$work/rm.bin" -d 16 -x 60 -l 1e-3 -g 6 -s 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
+        printf '%4s %-36s %8s   reward model: %.2f at first, %.2f at last\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
+            "$(head -n 1 "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
+            "$(value objective/scores)"
+    done
+done; done

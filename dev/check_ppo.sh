@@ -1,0 +1,33 @@
+#!/bin/sh
+# check_ppo.sh [SEED...] - every algorithm of train_ppo, end to end on sums of two one-digit numbers, for three seeds: two minutes.
+#
+# A model of two layers learns from demonstrations of which 30 % are wrong; then each --algo improves it by the verifier
+# alone. Prints greedy accuracy on the prompts before and after; exits 1 where one of them does not gain.
+set -eu
+cd "$(dirname "$0")/.."
+make -s train_sft train_ppo data/make_tasks >&2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+[ $# -gt 0 ] || set -- 1 2 3
+data/make_tasks --task add --digits 1 --count 80 --format chat --noise 0.3 -o "$work/sft.shard" 2>/dev/null
+data/make_tasks --task add --digits 1 --count 80 -o "$work/tasks.shard" 2>/dev/null
+status=0
+for seed; do
+    ./train_sft -i "$work/sft.shard" -o "$work/sft.bin" --layers 2 --width 64 --heads 2 -t 32 -x 400 -l 3e-3 -d 1024 \
+        --seed "$seed" 2>"$work/log"
+    for algo in ppo a2c reinforce rloo remax reinforce++ reinforce++-baseline; do
+        case $algo in
+        ppo) more="-p 80 -x 800" ;;
+        rloo | *baseline) more="-p 20 -G 4 -x 300" ;;
+        *) more="-p 80 -x 300" ;;
+        esac
+        # shellcheck disable=SC2086
+        ./train_ppo -c "$work/sft.bin" -i "$work/tasks.shard" -j "$work/tasks.shard" -o "$work/out.bin" --algo $algo $more \
+            --temperature 1 -g 8 -l 3e-4 -u 20 --kl-coef 0.01 --eval-steps 1000 --seed "$seed" 2>"$work/log" ||
+            { tail -n 1 "$work/log" >&2; exit 1; }
+        line=$(grep '^held-out' "$work/log")
+        echo "seed $seed  $algo: ${line#held-out }"
+        echo "$line" | awk '{ exit !($7 > $4) }' || { echo "check_ppo.sh: seed $seed: $algo gained nothing" >&2; status=1; }
+    done
+done
+exit $status

@@ -1,0 +1,47 @@
+#!/bin/sh
+# overoptimisation.sh [DIR] [SEED] - reward hacking from nothing, in a minute or two: the shape of Gao et al. 2022.
+#
+# The truth is a hidden rule (llmc/gold.h): letters a are good, a letter after its like is bad. A small reward model sees
+# 150 pairs of random answers, a fifth of the labels wrong, and learns that letters a are good. PPO against it with no leash
+# first gains in both, then finds that "aaaaaaaaaaaaaaaa" pays: the proxy goes on rising, the gold reward falls far below
+# where it began. A KL penalty, or a controller with a target, holds the policy where the gold reward is high.
+#
+# Prints a line a leash; DIR (default: overoptimisation) gets metrics and a report of each with the two curves.
+set -eu
+cd "$(dirname "$0")/.."
+dir=${1:-overoptimisation} seed=${2:-1} rule=char=a:1,repeats:-1.5
+make -s train_sft train_rm train_ppo data/make_prefs data/make_shard >&2
+mkdir -p "$dir"
+say() { tee -a "$dir/log" | grep -E "$1" | tail -n 1 >&2; }
+
+prefs() { data/make_prefs --rule "$rule" --seed "$seed" "$@" 2>>"$dir/log" | data/make_shard -q -i - -o "$shard" 2>>"$dir/log"; }
+shard=$dir/chat.shard prefs -n 2000 --format chat
+shard=$dir/prompts.shard prefs -n 400 --format prompt
+shard=$dir/pairs.shard prefs -n 150 --flip 0.2
+shard=$dir/heldout.shard prefs -n 300 --split heldout
+./train_sft -i "$dir/chat.shard" -o "$dir/sft.bin" --layers 2 --width 64 --heads 2 -t 32 -x 250 -l 3e-3 -d 1024 \
+    --seed "$seed" 2>&1 | say '^step'
+./train_rm -i "$dir/pairs.shard" -j "$dir/heldout.shard" -o "$dir/rm.bin" --layers 2 --width 32 --heads 2 -t 32 -x 60 \
+    -l 3e-3 -d 16 --seed "$seed" 2>&1 | say '^eval'
+
+# leash NAME OPTIONS...
+leash() {
+    name=$1 && shift
+    ./train_ppo -c "$dir/sft.bin" -r "$dir/rm.bin" --gold-cmd "data/make_prefs --score --rule $rule" \
+        -i "$dir/prompts.shard" -o "$dir/$name.bin" --metrics "$dir/$name.jsonl" --report "$dir/$name.html" \
+        --temperature 1 -g 16 -p 64 -x 240 -l 1e-3 -u 20 -k constant --seed "$seed" "$@" >"$dir/$name.log" 2>&1 ||
+        { tail -n 1 "$dir/$name.log" >&2; exit 1; }
+    awk -v name="$name" '{
+        match($0, /"objective\/gold":[-0-9.e]+/); g = substr($0, RSTART + 17, RLENGTH - 17)
+        match($0, /"objective\/scores":[-0-9.e]+/); s = substr($0, RSTART + 19, RLENGTH - 19)
+        match($0, /"objective\/kl":[-0-9.e]+/); k = substr($0, RSTART + 15, RLENGTH - 15)
+        if (NR == 1) { g0 = g; s0 = s; top = g }
+        if (g + 0 > top + 0) { top = g; at = k }
+    } END { printf "%-12s proxy %6.2f -> %5.2f   gold %6.2f -> %6.2f (highest %5.2f at KL %5.2f)   KL at the end %6.2f\n",
+        name, s0, s, g0, g, top, at, k }' "$dir/$name.jsonl"
+    sed -n 's/^gold reward R/             R/p' "$dir/$name.log"
+}
+leash none --kl-coef 0
+leash kl-0.1 --kl-coef 0.1
+leash kl-0.5 --kl-coef 0.5
+leash target-3 --kl-coef 0.5 --kl-controller adaptive --kl-target 3 --kl-horizon 1000
