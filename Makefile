@@ -81,7 +81,7 @@ $(BUILD)/fuzz_%: tests/fuzz_%.c
 	clang -O1 -g $(ARCH) -std=c11 -D_GNU_SOURCE -fopenmp -Wno-pass-failed -fsanitize=fuzzer,address,undefined \
 	    -MMD -MP -MF $@.d $< -o $@ $(LDLIBS)
 
-test: setup unit sanitize ## build and run all tests, once more under ASan and UBSan
+test: setup unit sanitize kernels cuda-check ## build and run all tests, once more under ASan and UBSan
 
 # Tests of the CUDA backend run it compiled for the processor; `make test-gpu` runs them on a GPU.
 HOST_LIBRARY ?= $(BUILD)/llmc_cuda_host.so

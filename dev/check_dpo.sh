@@ -5,14 +5,14 @@
 #                  accuracy and log-ratios on held-out pairs
 #   ipo, sigmoid   margin of log-ratios over time on eight pairs without noise: ipo's stays at 1 / (2 beta)
 #   kto            the same win rate from answers that are good or bad, not in pairs
-#   online         mean score of the policy's own answers, first and last
+#   online         the same win rate, and the mean score of the policy's own answers, first and last
 #
 #     dev/check_dpo.sh [SEED...]
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-make -s train_sft train_rm train_dpo generate data/make_prefs data/make_shard >&2
+make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2
 
 # answers of one length, so that no loss can win by length alone; the more a the better
 prefs() { data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null; }
@@ -31,7 +31,7 @@ train() { # LOSS OPTIONS...: its win rate, held-out accuracy, log-ratios of chos
     loss=$1
     shift
     rm -f "$work/m.jsonl"
-    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 5e-4 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
+    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 3e-4 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
         --metrics "$work/m.jsonl" "$@"
 }
 
@@ -50,7 +50,7 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
         apo_down discopop dpop orpo simpo cpo sigmoid,sft; do
         more=
         case $loss in exo_pair) more="--label-smoothing 0.001" ;; robust) more="--label-smoothing 0.1" ;;
-        sigmoid_norm | simpo) more="--beta 2" ;; ipo) more="--beta 0.5" ;; esac
+        sigmoid_norm | simpo) more="--beta 1" ;; ipo) more="--beta 0.5" ;; esac
         train "$loss" -i "$work/prefs.shard" -j "$work/held.shard" -v 80 $more
         printf '%4s %-36s %8s %10.1f %10.6s %10.6s\n' "$seed" "$loss $more" "$(win_rate "$work/out.bin")" \
             "$(value eval_rewards/accuracies | awk '{ print 100 * $1 }')" "$(value eval_logratios/chosen)" \
@@ -66,12 +66,11 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
             NR == 50 || NR == 100 || NR == 200 { m = m sprintf(" %7.2f", 2 * $1) }
             END { printf "%4s %-36s margin of log-ratios after 50, 100, 200 steps:%s\n", s, l " on 8 pairs", m }'
     done
-    quiet ./train_rm -c "$work/sft.bin" -i "$work/prefs.shard" -o "$work/rm.bin" -d 16 -x 60 -l 2e-3
     for way in online_dpo xpo nash_md; do
         rm -f "$work/m.jsonl"
         quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/prompts.shard" --online --online-loss $way \
-            -r "$work/rm.bin" -d 16 -x 60 -l 1e-3 -g 6 -s 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
-        printf '%4s %-36s %8s   reward model: %.2f at first, %.2f at last\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
+            --reward-cmd 'data/make_prefs --score --rule char=a' -d 16 -x 60 -l 1e-3 -g 6 -s 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
+        printf '%4s %-36s %8s   score: %.2f at first, %.2f at last\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
             "$(head -n 1 "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
             "$(value objective/scores)"
     done

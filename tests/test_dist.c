@@ -378,6 +378,10 @@ static void ranks_on_gpus(void **state) {
         assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
         assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     }
+    /* bf16 weights, whose float32 masters are shared out: a state has all of them */
+    sh("$RANKS 2 " GPU "-o $T/many.bin --dtype bf16 --zero 1 --state $T/gpu.state -n 2");
+    sh("$RANKS 2 " GPU "-o $T/again.bin --dtype bf16 --zero 2 --resume $T/gpu.state");
+    assert_same_file("many.bin", "again.bin");
     sh("export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511; "
        "RANK=1 LOCAL_RANK=1 " GPU "-o $T/many.bin --zero 1 -n 3 & "
        "RANK=0 LOCAL_RANK=0 " GPU "-o $T/many.bin --zero 1 --metrics $T/many.jsonl --state $T/gpu.state -n 3; wait $!");

@@ -132,6 +132,16 @@ static void packing_changes_nothing(void **state) {
     unlink(files_path("parts.jsonl")), unlink(files_path("whole.jsonl"));
 }
 
+/* A mismatched answer with its prompt may be longer than any record is: the micro-batch has room for it. */
+static void the_longest_mismatch_fits(void **state) {
+    (void)state;
+    put("odd.jsonl", "{\"prompt\":\"a:\",\"completion\":\"abcdabcd\",\"label\":true}\n"
+                     "{\"prompt\":\"abcdabcd:\",\"completion\":\"b\",\"label\":false}\n");
+    sh("data/make_shard -q -i $T/odd.jsonl -o $T/odd.shard");
+    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard -j $T/odd.shard -d 2 -x 2 -b 16 --loss-type kto -o $T/a.bin");
+    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard -d 2 -x 2 -b 16 --loss-type kto -o $T/a.bin --precompute-ref-log-probs");
+}
+
 /* A step of all pairs does not depend on their order, which the seed decides. */
 static void order_changes_nothing(void **state) {
     (void)state;
@@ -216,6 +226,7 @@ int main(void) {
         cmocka_unit_test(the_start_is_known),
         cmocka_unit_test(packing_changes_nothing),
         cmocka_unit_test(order_changes_nothing),
+        cmocka_unit_test(the_longest_mismatch_fits),
         cmocka_unit_test(dpo_learns_the_rule),
         cmocka_unit_test(kto_learns_from_answers_without_pairs),
         cmocka_unit_test(ipo_keeps_its_margin_bounded),

@@ -39,8 +39,12 @@ $(eval $(call HARNESS_RULES,$(BUILD),,,))
 $(eval $(call HARNESS_RULES,$(BUILD)/asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all,,))
 $(eval $(call HARNESS_RULES,$(BUILD)/race,,-O1 -fsanitize=thread -Wno-tsan,race))
 
-.PHONY: kernels
-kernels: ## the CUDA kernels' tests on the processor: ordinary, under sanitizers, under the race detector
-	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)"
-	@tests/run.sh $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
-kernels: $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
+KERNEL_TESTS = $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
+
+.PHONY: kernels cuda-check
+kernels: $(KERNEL_TESTS) ## the CUDA kernels' tests on the processor: ordinary, under sanitizers, under the race detector
+	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)$(if $(CUDA_HEADER),, (no CUDA toolkit here: the kernels were not compiled for a GPU))"
+	@tests/run.sh $(KERNEL_TESTS)
+
+cuda-check: ## registers, spills and instructions of the CUDA kernels against what was recorded (needs nvcc, no GPU)
+	@NVCC="$(NVCC)" BUILD="$(BUILD)" tests/cuda_check.sh
