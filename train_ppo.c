@@ -415,12 +415,13 @@ static Objective objective_of(const Run *r) {
     double n = 0;
     for (int32_t i = 0; i < g->answers; i++) {
         if (!g->counts[i]) continue;
-        n++, m.kl += r->kl[i], m.gold += r->gold_score[i];
+        n++, m.kl += r->kl[i];
         for (int32_t t = g->offset[i]; t < g->offset[i + 1]; t++) m.entropy -= g->old_logp[t];
     }
     const Spread scores = spread_of(r->score, g->answers, 1);
     m.score = scores.mean, m.score_std = scores.std;
-    m.kl /= n, m.entropy /= n, m.gold /= n;
+    m.gold = spread_of(r->gold_score, g->answers, 1).mean; /* of those that it can score */
+    m.kl /= n, m.entropy /= n;
     return m;
 }
 

@@ -580,7 +580,7 @@ __global__ void between_blocks_kernel(float *out) { out[threadIdx.x] += 1; }
 __global__ void plain_counter_kernel(float *out) { out[0] += 1; }
 __global__ void shared_overrun_kernel(float *out, int n) {
     __shared__ float tile[32];
-    float *to = tile;
+    float *volatile to = tile; /* the compiler cannot tell either */
     for (int i = 0; i < n; i++) to[i] = 1;
     out[threadIdx.x] = tile[threadIdx.x];
 }
