@@ -43,7 +43,7 @@ all: $(PROGRAMS) $(DATA) $(LIBRARIES) ## build every program
 	@$(if $(NVCC),,echo "no nvcc was found (PATH, CUDA_HOME, /usr/local/cuda): built without llmc_cuda.so, for --device cpu")
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile tests/cuda_host/rules.mk
 
 setup: ## install the Debian packages that are missing
 	@scripts/setup.sh
