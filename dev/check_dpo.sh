@@ -31,7 +31,7 @@ train() { # LOSS OPTIONS...: its win rate, held-out accuracy, log-ratios of chos
     loss=$1
     shift
     rm -f "$work/m.jsonl"
-    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 3e-4 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
+    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 1e-4 -u 10 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
         --metrics "$work/m.jsonl" "$@"
 }
 
