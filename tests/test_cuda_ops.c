@@ -295,7 +295,7 @@ static void test_linear_anywhere(void **state) {
     (void)state;
     enum { N = 9, IC = 16, OC = 24 };
     Random r = random_start(12, 0);
-    const float *x = noise(&r, N * IC + 1, 1), *w = noise(&r, OC * IC + 1, 1), *b = noise(&r, OC + 1, 1);
+    const float *x = noise(&r, (N + 1) * IC, 1), *w = noise(&r, OC * IC + 1, 1), *b = noise(&r, OC + 1, 1);
     Weights *dw = weights(w, OC * IC + 1), *db = weights(b, OC + 1);
     Acts *dx = acts(x, N + 1, IC), *pre = acts(NULL, N + 1, OC), *out = acts(NULL, N + 1, OC);
     Sum want = sums(N * OC, NULL);

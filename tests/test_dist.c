@@ -366,9 +366,10 @@ static void a_signal_on_any_rank_stops_all(void **state) {
 /* The GPU's path, compiled for the processor: started by mpirun, and by variables, where ranks meet through NCCL alone. */
 static void ranks_on_gpus(void **state) {
     NEEDS_MPI();
-    const char *library = getenv("LLMC_CUDA_LIBRARY");
-    if (!library || access(library, R_OK)) skip();
-    setenv("LLMC_NCCL_LIBRARY", library, 1);
+    if (!getenv("LLMC_CUDA_LIBRARY")) skip();
+    const char *library = "build/llmc_cuda_host.so"; /* the programs are not sanitized, whatever this test is */
+    if (access(library, R_OK)) skip();
+    setenv("LLMC_CUDA_LIBRARY", library, 1), setenv("LLMC_NCCL_LIBRARY", library, 1);
 #define GPU                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -l 1e-2 -d 64 -b 32 --device cuda "            \
     "--dtype float32 -x 3 "
