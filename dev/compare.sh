@@ -69,7 +69,7 @@ steps() { # DTYPE PROGRAM [OPTION...]
     build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
     trainer "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128 \
         -i "$work/prompts.shard" --reward random --num-prompts 8 --num-generations 8 \
-        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 8192
+        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 2048
 }
 
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
