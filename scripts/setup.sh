@@ -2,7 +2,9 @@
 # setup.sh - installs the Debian packages that the build needs and this machine lacks.
 #
 #   scripts/setup.sh          what `make`, `make demo` and `make test` need
-#   scripts/setup.sh --dev    also what `make check` and `make fuzz` need: clang, clang-format, sanitizers
+#   scripts/setup.sh --dev    also what `make check` and `make fuzz` need: clang, clang-format, sanitizers; and, where there
+#                             is an nvcc without them, cuobjdump and nvdisasm from PyPI into build/cuda_tools, for
+#                             `make cuda-check` (which does with less where that fails)
 #
 # Says nothing when nothing is missing, never asks, and changes nothing but the packages it names. It acts as root, or
 # through sudo where that needs no password; otherwise it prints the one command to run and exits 1. On a system without
@@ -28,6 +30,13 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "setup.sh: this is not a Debian system, so nothing was installed; the compiler does not find:$absent" >&2
     echo "setup.sh: the packages of these names in Debian are: $packages" >&2
     exit 1
+fi
+
+cuda=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)
+if [ "${1-}" = --dev ] && [ -n "$cuda" ] && ! command -v cuobjdump >/dev/null && [ ! -x "$(dirname "$cuda")/cuobjdump" ] &&
+    [ ! -d "$(dirname "$0")/../build/cuda_tools" ]; then
+    python3 -m pip install -q --root-user-action=ignore --disable-pip-version-check --no-deps --target "$(dirname "$0")/../build/cuda_tools" nvidia-cuda-cuobjdump \
+        nvidia-cuda-nvdisasm >&2 || echo "setup.sh: no cuobjdump from PyPI: make cuda-check will not look at instructions" >&2
 fi
 
 missing=

@@ -7,8 +7,8 @@
 #            instances) must not exceed its line in tests/cuda_budget.txt; a kernel without a line fails as well. Another
 #            version of nvcc than the one that it was recorded with allots registers its own way: that is said instead
 #   code     the instructions that make a kernel fast must be in its SASS (cuobjdump): tensor cores, wide loads and stores,
-#            asynchronous copies. The table is below. Without cuobjdump (in the toolkit's full install; on PyPI as
-#            nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) this part is left out, and that is said
+#            asynchronous copies. The table is below. Without cuobjdump (in the toolkit's full install; scripts/setup.sh
+#            --dev gets it from PyPI) this part is left out, and that is said
 #
 # --record writes the budget anew. Exit status 0, or 1 with a line for each thing that is not as recorded.
 cd "$(dirname "$0")/.." || exit 1
@@ -26,6 +26,7 @@ if [ ! -x "$nvcc" ]; then
 fi
 version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
 recorded=$(sed -n 's/^# nvcc //p' $budget 2>/dev/null)
+for folder in build/cuda_tools/nvidia/*/bin; do [ -d "$folder" ] && PATH=$PATH:$PWD/$folder; done
 cuobjdump=${CUOBJDUMP:-$(command -v cuobjdump || echo "$(dirname "$nvcc")/cuobjdump")}
 mkdir -p "$build"
 
