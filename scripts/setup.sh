@@ -35,7 +35,7 @@ fi
 cuda=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)
 if [ "${1-}" = --dev ] && [ -n "$cuda" ] && ! command -v cuobjdump >/dev/null && [ ! -x "$(dirname "$cuda")/cuobjdump" ] &&
     [ ! -d "$(dirname "$0")/../build/cuda_tools" ]; then
-    python3 -m pip install -q --root-user-action=ignore --disable-pip-version-check --no-deps --target "$(dirname "$0")/../build/cuda_tools" nvidia-cuda-cuobjdump \
+    python3 -m pip install -q --retries 1 --timeout 10 --root-user-action=ignore --disable-pip-version-check --no-deps --target "$(dirname "$0")/../build/cuda_tools" nvidia-cuda-cuobjdump \
         nvidia-cuda-nvdisasm >&2 || echo "setup.sh: no cuobjdump from PyPI: make cuda-check will not look at instructions" >&2
 fi
 
