@@ -16,6 +16,7 @@
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
  */
+#include "llmc/cursor.h"
 #include "llmc/loss_preference.h"
 #include "llmc/online_pairs.h"
 #include "llmc/preference_data.h"
@@ -548,26 +549,6 @@ static Sums validate(Run *r, const PreferenceData *val) {
     return s;
 }
 
-/* ---- the order of training ------------------------------------------------------------------------------------- */
-
-/* The records in the order of training: a new permutation each epoch, a function of the seed and the epoch. */
-typedef struct Cursor {
-    int64_t count, epoch, position;
-    int64_t *order; /* (count) of `epoch` */
-} Cursor;
-
-static void cursor_epoch(Cursor *c, int64_t epoch) {
-    Random random = random_start((uint64_t)o.t.seed, RANDOM_SHUFFLE + (uint64_t)epoch);
-    for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
-    random_shuffle(&random, c->order, c->count);
-    c->epoch = epoch, c->position = 0;
-}
-
-static int64_t cursor_next(Cursor *c) {
-    if (c->position == c->count) cursor_epoch(c, c->epoch + 1);
-    return c->order[c->position++];
-}
-
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
 /* The next word of a comma list, or false at its end. */
@@ -717,11 +698,9 @@ static bool train_on_shard(Run *r) {
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.g.epochs * (double)data.count);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
-    Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
-    cursor_epoch(&cursor, state_int(t->state, "epoch"));
-    cursor.position = state_int(t->state, "position");
-    if (cursor.position > cursor.count) die("%s: the state was made with another --max-length", o.t.resume);
-    left -= cursor.epoch * cursor.count + cursor.position;
+    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
+    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
+    left -= cursor_taken(&cursor);
 
     bool stopped = false;
     const Sums before = o.g.val && !t->step ? validate(r, &val) : (Sums){0};
@@ -734,7 +713,7 @@ static bool train_on_shard(Run *r) {
         trainer_update(t, sums.loss);
         if (o.sync && t->step % o.sync_steps == 0) reference_follow(r);
 
-        const double epoch = (double)cursor.epoch + (double)cursor.position / (double)cursor.count;
+        const double epoch = cursor_epochs(&cursor);
         const double seconds = program_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
         set_metrics(&t->metrics, "", &sums);
@@ -753,12 +732,12 @@ static bool train_on_shard(Run *r) {
         char text[64];
         headline_text(text, &sums);
         trainer_log(t, sums.loss, "%s | epoch %.2f | %.0f records/s", text, epoch, (double)n / seconds);
-        json_object_set_new(t->state, "epoch", json_integer(cursor.epoch));
-        json_object_set_new(t->state, "position", json_integer(cursor.position));
+        cursor_save(&cursor, t->state);
         stopped = trainer_should_stop(t, 1);
         reference_forget_stale(r);
     }
-    free(r->cost), free(r->owner), free(records), free(cursor.order);
+    free(r->cost), free(r->owner), free(records);
+    cursor_free(&cursor);
     preference_data_close(&data);
     if (o.g.val) preference_data_close(&val);
     return stopped;

@@ -13,6 +13,7 @@
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/calibration.h"
+#include "llmc/cursor.h"
 #include "llmc/examples.h"
 #include "llmc/pairs.h"
 #include "llmc/reward_model.h"
@@ -337,26 +338,6 @@ static void set_note(Trainer *t, Work *w, const Data *d, int32_t step) {
     t->file.reward = reward_model_note_write(&note);
 }
 
-/* ---- the order of training ------------------------------------------------------------------------------------- */
-
-/* The records in the order of training: a new permutation each epoch, a function of the seed and the epoch. */
-typedef struct Cursor {
-    int64_t count, epoch, position;
-    int64_t *order; /* (count) of `epoch` */
-} Cursor;
-
-static void cursor_epoch(Cursor *c, int64_t epoch) {
-    Random random = random_start((uint64_t)o.t.seed, RANDOM_SHUFFLE + (uint64_t)epoch);
-    for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
-    random_shuffle(&random, c->order, c->count);
-    c->epoch = epoch, c->position = 0;
-}
-
-static int64_t cursor_next(Cursor *c) {
-    if (c->position == c->count) cursor_epoch(c, c->epoch + 1);
-    return c->order[c->position++];
-}
-
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_options(void) {
@@ -423,10 +404,9 @@ int main(int argc, char **argv) {
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
     trainer_schedule(&t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
-    Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
-    cursor_epoch(&cursor, state_int(t.state, "epoch"));
-    cursor.position = state_int(t.state, "position");
-    left -= cursor.epoch * cursor.count + cursor.position;
+    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
+    if (!cursor_resume(&cursor, t.state)) die("%s: the state was made with another --max-length", o.t.resume);
+    left -= cursor_taken(&cursor);
 
     bool stopped = false;
     const Sums before = o.val && !t.step ? validate(&t, &w, &val) : (Sums){0};
@@ -438,7 +418,7 @@ int main(int argc, char **argv) {
         const Sums sums = run_records(&t, &w, &data, records, n, true);
         trainer_update(&t, sums.loss);
 
-        const double epoch = (double)cursor.epoch + (double)cursor.position / (double)cursor.count;
+        const double epoch = cursor_epochs(&cursor);
         const double seconds = program_seconds() - t.step_start;
         metrics_set(&t.metrics, "epoch", epoch);
         set_metrics(&t.metrics, "", &sums);
@@ -453,15 +433,15 @@ int main(int argc, char **argv) {
         trainer_log(&t, sums.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s", 100 * sums.right,
                     pairs ? "margin" : "score", pairs ? sums.margin : sums.total / sums.scores, epoch,
                     (double)n / seconds);
-        json_object_set_new(t.state, "epoch", json_integer(cursor.epoch));
-        json_object_set_new(t.state, "position", json_integer(cursor.position));
+        cursor_save(&cursor, t.state);
         stopped = trainer_should_stop(&t, 1);
     }
     if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
         set_note(&t, &w, own ? &third : o.val ? &val : &data, step);
     workspace_free(&w.space, &t.model);
     batch_free(&w.batch);
-    free(w.score), free(w.label), free(w.cost), free(w.owner), free(records), free(cursor.order);
+    free(w.score), free(w.label), free(w.cost), free(w.owner), free(records);
+    cursor_free(&cursor);
     trainer_close(&t, stopped);
     data_close(&data);
     if (o.val) data_close(&val);

@@ -8,6 +8,7 @@
  *
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
+#include "llmc/cursor.h"
 #include "llmc/loss_lm.h"
 #include "llmc/rollout.h"
 #include "llmc/trainer.h"
@@ -51,24 +52,6 @@ static const OptionAbout about = {
     "  ./train_sft -c d12 -i chat.shard -o sft.bin          a random model of depth 12\n"
     "  ./train_sft -c base.bin -i chat.shard -o - | ./train_grpo -c - -i tasks.shard -o grpo.bin"};
 
-/* The records in the order of training: a new permutation each epoch, a function of the seed and the epoch. */
-typedef struct Cursor {
-    int64_t count, epoch, position;
-    int64_t *order; /* (count) of `epoch` */
-} Cursor;
-
-static void cursor_epoch(Cursor *c, int64_t epoch) {
-    Random random = random_start((uint64_t)o.t.seed, RANDOM_SHUFFLE + (uint64_t)epoch);
-    for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
-    random_shuffle(&random, c->order, c->count);
-    c->epoch = epoch, c->position = 0;
-}
-
-static int64_t cursor_next(Cursor *c) {
-    if (c->position == c->count) cursor_epoch(c, c->epoch + 1);
-    return c->order[c->position++];
-}
-
 static int32_t record_length(const Shard *s, int64_t i) {
     return (int64_t)s->index[i].tokens < o.max_length ? (int32_t)s->index[i].tokens : (int32_t)o.max_length;
 }
@@ -84,11 +67,10 @@ static int64_t cursor_step(Cursor *c, const Shard *s, int64_t left, int64_t *rec
 }
 
 static int64_t steps_of_run(const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
-    Cursor c = {.count = s->count, .order = (int64_t *)xmalloc((size_t)s->count * sizeof *c.order)};
+    Cursor c = cursor_new(s->count, (uint64_t)o.t.seed);
     int64_t steps = 0;
-    cursor_epoch(&c, 0);
     while (records > 0) records -= cursor_step(&c, s, records, scratch, most), steps++;
-    free(c.order);
+    cursor_free(&c);
     return steps;
 }
 
@@ -313,10 +295,9 @@ int main(int argc, char **argv) {
     w.cost = (double *)xcalloc(widest, sizeof *w.cost), w.owner = (int32_t *)xcalloc(widest, sizeof *w.owner);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
     trainer_schedule(&t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
-    Cursor cursor = {.count = data.count, .order = (int64_t *)xmalloc((size_t)data.count * sizeof *cursor.order)};
-    cursor_epoch(&cursor, state_int(t.state, "epoch"));
-    cursor.position = state_int(t.state, "position");
-    left -= cursor.epoch * cursor.count + cursor.position;
+    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
+    if (!cursor_resume(&cursor, t.state)) die("%s: the state was made with more records", o.t.resume);
+    left -= cursor_taken(&cursor);
     const json_t *least = json_object_get(t.state, "best"); /* null until the first validation */
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
@@ -330,7 +311,7 @@ int main(int argc, char **argv) {
         const Sums sums = run_records(&t, &w, &data, records, n, true);
         trainer_update(&t, sums.loss);
 
-        const double epoch = (double)cursor.epoch + (double)cursor.position / (double)cursor.count;
+        const double epoch = cursor_epochs(&cursor);
         const double seconds = program_seconds() - t.step_start;
         metrics_set(&t.metrics, "epoch", epoch);
         metrics_set(&t.metrics, "entropy", sums.entropy);
@@ -350,15 +331,15 @@ int main(int argc, char **argv) {
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t.step);
             print_samples(&t, &engine, o.val ? &val : &data, when);
         }
-        json_object_set_new(t.state, "epoch", json_integer(cursor.epoch));
-        json_object_set_new(t.state, "position", json_integer(cursor.position));
+        cursor_save(&cursor, t.state);
         json_object_set_new(t.state, "best", isfinite(best) ? json_real(best) : json_null());
         stopped = trainer_should_stop(&t, 1);
     }
     rollout_free(&engine);
     workspace_free(&w.space, &t.model);
     batch_free(&w.batch);
-    free(arrays), free(w.argmax), free(records), free(cursor.order), free(w.cost), free(w.owner);
+    free(arrays), free(w.argmax), free(records), free(w.cost), free(w.owner);
+    cursor_free(&cursor);
     trainer_close(&t, stopped);
     shard_close(&data);
     if (o.val) shard_close(&val);

@@ -29,6 +29,7 @@
 #define LLMC_GENERATION_H
 
 #include "advantage.h"
+#include "cursor.h"
 #include "evaluation.h"
 #include "trainer.h"
 
@@ -98,10 +99,9 @@ typedef struct Generation {
     Rewards rewards; /* no parts: something else scores */
     Rollout engine;
     Sampling sampling;
-    Batch batch; /* a micro-batch of answers */
-    int rows;    /* its rows */
-    /* the order of the training prompts */
-    int64_t *order, epoch, position;
+    Batch batch;      /* a micro-batch of answers */
+    int rows;         /* its rows */
+    Cursor cursor;    /* of the training prompts */
     uint64_t next_id; /* of the next completion to be sampled */
     /* the answers: P groups of G side by side */
     int32_t answers;
@@ -172,13 +172,6 @@ static inline size_t generation_tokens_max(const Generation *g) {
     return (size_t)(g->o.prompts * g->o.generations) * (size_t)g->o.max_completion;
 }
 
-static inline void generation_order(Generation *g, int64_t epoch) {
-    Random random = random_start((uint64_t)g->t->o.seed, RANDOM_SHUFFLE + (uint64_t)epoch);
-    for (int64_t i = 0; i < g->train.count; i++) g->order[i] = i;
-    random_shuffle(&random, g->order, g->train.count);
-    g->epoch = epoch, g->position = 0;
-}
-
 /* Does one group of samples fit into the engine? Before trainer_announce(), so that it is said at once. */
 static inline void generation_check_group(const Generation *g) {
     const int64_t group = g->o.generations > g->o.eval_samples ? g->o.generations : g->o.eval_samples;
@@ -211,19 +204,17 @@ static inline void generation_open(Generation *g) {
                              .seed = (uint64_t)g->t->o.seed,
                              .stream = RANDOM_ROLLOUT};
     if (g->t->text.stop >= 0) g->sampling.stop[g->sampling.stops++] = g->t->text.stop;
-    g->order = (int64_t *)xmalloc((size_t)g->train.count * sizeof *g->order);
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
-    generation_order(g, state_int(s, "epoch"));
-    g->position = state_int(s, "position"), g->next_id = (uint64_t)state_int(s, "next_id");
-    if (g->position > g->train.count) die("%s: the state was made with another --max-prompt-length", g->t->o.resume);
+    g->cursor = cursor_new(g->train.count, (uint64_t)g->t->o.seed);
+    if (!cursor_resume(&g->cursor, s)) die("%s: the state was made with another --max-prompt-length", g->t->o.resume);
+    g->next_id = (uint64_t)state_int(s, "next_id");
 }
 
 /* Puts the counters into the trainer's state. */
 static inline void generation_save(Generation *g) {
-    json_object_set_new(g->t->state, "epoch", json_integer(g->epoch));
-    json_object_set_new(g->t->state, "position", json_integer(g->position));
+    cursor_save(&g->cursor, g->t->state);
     json_object_set_new(g->t->state, "next_id", json_integer((json_int_t)g->next_id));
 }
 
@@ -240,7 +231,7 @@ static inline void generation_forget(Generation *g, int32_t first) {
 static inline void generation_close(Generation *g) {
     generation_forget(g, 0);
     for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
-    free(g->answer), free(g->reward), free(g->counts), free(g->offset), free(g->order);
+    free(g->answer), free(g->reward), free(g->counts), free(g->offset), cursor_free(&g->cursor);
     free(g->cut), free(g->owner), free(g->cost);
     rewards_close(&g->rewards), rollout_free(&g->engine), batch_free(&g->batch);
     prompts_close(&g->train);
@@ -290,8 +281,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
     Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
     for (int32_t i = 0; i < n; i++) {
-        if (g->position == g->train.count) generation_order(g, g->epoch + 1);
-        const int64_t prompt = g->order[g->position++];
+        const int64_t prompt = cursor_next(&g->cursor);
         for (int32_t k = 0; k < G; k++) answer[i * G + k] = (Answer){.prompt = prompt, .id = g->next_id++};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o.max_completion;
     }
@@ -602,7 +592,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
     metrics_set(m, "timing_s/gen", g->gen_seconds);
     metrics_set(m, "timing_s/reward", g->reward_seconds);
-    metrics_set(m, "epoch", (double)g->epoch + (double)g->position / (double)g->train.count);
+    metrics_set(m, "epoch", cursor_epochs(&g->cursor));
     if (count[1] == 0)
         metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
                      (long long)g->o.max_completion);
