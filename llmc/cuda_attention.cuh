@@ -25,12 +25,6 @@ static inline bool attention_is_decode(const Attention *a) {
     return (int64_t)a->rows <= (int64_t)ATTENTION_FEW * a->segments;
 }
 
-/* Device memory that one call takes for its own: of decode the parts' results, of the backward pass delta. */
-static inline size_t cuda_attention_scratch_bytes(int rows, int heads, int head_size, bool backward) {
-    const size_t n = (size_t)rows * (size_t)heads;
-    return n * (backward ? 1 : DECODE_SPLITS * (size_t)(head_size + 2)) * sizeof(float);
-}
-
 static inline bool attention_check(Device *d, const Attention *a) {
     if (a->heads % a->kv_heads || a->head_size < 1 || a->head_size > 256)
         return cuda_fail(d, "attention: %d heads of size %d over %d key heads; a multiple and sizes 1 to 256 are there",

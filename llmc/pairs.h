@@ -12,7 +12,7 @@
  *     for (int64_t i = 0; i < pairs.count; i++) {
  *         const Pair *p = pairs_get(&pairs, i);
  *         if (!pair_fits(&batch, p, true)) ...;                    // run the batch first
- *         pair_pack(&batch, p, true);                              // targets: chosen's tokens, then rejected's
+ *         pair_pack_scores(&batch, p, true);                       // targets: the last rows of both answers
  *     }
  */
 #ifndef LLMC_PAIRS_H
@@ -29,12 +29,10 @@ typedef struct Pair {
 
 typedef struct Pairs {
     Shard shard;
-    int64_t count;         /* pairs that are kept */
-    int64_t dropped, cut;  /* left out; answers cut */
-    int32_t longest;       /* rows of the longest pair when its prompt is shared, every answer with all its rows */
-    int32_t longest_apart; /* and when it is not */
-    int32_t *tokens;       /* of all kept pairs, one after another */
-    Pair *pair;            /* (count) */
+    int64_t count;        /* pairs that are kept */
+    int64_t dropped, cut; /* left out; answers cut */
+    int32_t *tokens;      /* of all kept pairs, one after another */
+    Pair *pair;           /* (count) */
 } Pairs;
 
 static inline void pairs_close(Pairs *p) {
@@ -75,9 +73,6 @@ static inline bool pairs_open(Pairs *p, const char *path, int32_t max_length, Er
         q->margin = r.margin;
         p->cut += (r.chosen > room) + (r.rejected > room);
         at += r.count;
-        const int32_t rows = q->prompt_len + q->chosen_len + q->rejected_len;
-        if (rows > p->longest) p->longest = rows;
-        if (rows + q->prompt_len > p->longest_apart) p->longest_apart = rows + q->prompt_len;
     }
     record_free(&r);
     if (ok && !p->count)
@@ -92,14 +87,6 @@ static inline bool pairs_open(Pairs *p, const char *path, int32_t max_length, Er
 static inline bool pair_fits(const Batch *b, const Pair *p, bool shared) {
     const int64_t answers = (int64_t)p->chosen_len + p->rejected_len;
     return batch_fits(b, answers + (shared ? 1 : 2) * (int64_t)p->prompt_len, answers, 4);
-}
-
-/* The pair with a target for each token of the chosen, then of the rejected answer. */
-static inline void pair_pack(Batch *b, const Pair *p, bool shared) {
-    const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-    batch_completion(b, prompt, p->chosen, p->chosen_len);
-    const int again = shared ? prompt : batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-    batch_completion(b, again, p->rejected, p->rejected_len);
 }
 
 /* The pair with two targets: the last row of the chosen and of the rejected answer, where their scores are read. */

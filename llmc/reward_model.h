@@ -106,15 +106,6 @@ static inline void reward_model_close(RewardModel *r) {
     *r = (RewardModel){0};
 }
 
-/* Rows of its batch: the budget, or the longest answer that it could be asked for. */
-static inline int reward_model_rows(const GPT2Config *c, int rows) { return rows > c->context ? rows : c->context; }
-
-/* Bytes that one of this shape takes, for trainer_announce(). */
-static inline size_t reward_model_bytes(const GPT2Config *c, const Backend *b, int rows) {
-    const int n = reward_model_rows(c, rows);
-    return gpt2_model_bytes(c, b, false) + workspace_bytes(c, b, n, n, n, false, 0);
-}
-
 /* Opens the checkpoint `path` ("-": standard input). rows: tokens that go through the model at once; raised to its context.
  * Errors: no checkpoint, no value head, a damaged note. On failure nothing is left allocated. */
 static inline bool reward_model_open(RewardModel *r, const char *path, const Backend *b, Device *d, int rows,
@@ -122,7 +113,7 @@ static inline bool reward_model_open(RewardModel *r, const char *path, const Bac
     *r = (RewardModel){0};
     if (!model_load(&r->model, &r->file, path, NULL, true, b, d, false, 0, NULL, e)) return false;
     r->name = xstrdup(strcmp(path, "-") ? path : "standard input");
-    const int n = reward_model_rows(&r->model.config, rows);
+    const int context = r->model.config.context, n = rows > context ? rows : context; /* the longest answer fits */
     bool ok = r->file.head ||
               error_set(e, "%s: it has no score head, so it is no reward model; train_rm makes them", r->name);
     ok = ok && reward_model_note_read(&r->note, r->file.reward, r->name, e) &&
