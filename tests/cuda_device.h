@@ -14,6 +14,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include "arrays.h"
 #include "../llmc/cuda_loader.h"
 #include "../llmc/random.h"
 
@@ -31,16 +32,7 @@ static struct {
     void *device;
     size_t bytes;
 } held[HELD];
-static void *kept[HELD];
-static int held_count, kept_count;
-
-static inline void *host(size_t n, size_t size) {
-    assert_true(kept_count < HELD);
-    return kept[kept_count++] = xcalloc(n, size);
-}
-#define FLOATS(n)  ((float *)host(n, sizeof(float)))
-#define DOUBLES(n) ((double *)host(n, sizeof(double)))
-#define INTS(n)    ((int32_t *)host(n, sizeof(int32_t)))
+static int held_count;
 
 static inline float from_bf16(uint16_t bits) {
     const uint32_t wide = (uint32_t)bits << 16;
@@ -124,8 +116,8 @@ static inline int check_memory(void **state) {
         for (int k = 0; k < CANARY_BYTES; k++) broken |= end[k] != 0x5a;
         B->release(D, held[i].device);
     }
-    for (int i = 0; i < kept_count; i++) free(kept[i]);
-    held_count = kept_count = 0;
+    arrays_free();
+    held_count = 0;
     return broken;
 }
 
@@ -133,12 +125,6 @@ static inline int check_memory(void **state) {
 static inline float *noise(Random *r, size_t n, double amplitude) {
     float *x = FLOATS(n);
     for (size_t i = 0; i < n; i++) x[i] = stored((float)(amplitude * random_normal(r)));
-    return x;
-}
-
-static inline int32_t *picks(Random *r, size_t n, int below) {
-    int32_t *x = INTS(n);
-    for (size_t i = 0; i < n; i++) x[i] = (int32_t)random_below(r, (uint64_t)below);
     return x;
 }
 
@@ -154,17 +140,6 @@ static inline void check(const char *what, const float *got, const double *want,
             fail_msg("%s[%zu] is %.9g, expected %.9g within %.2g", what, i, got[i], want[i], allowed);
     }
 }
-
-typedef struct Sum {
-    double *value, *size; /* the sum, and the sum of |terms| */
-} Sum;
-
-static inline Sum sums(size_t n, const float *start) {
-    Sum s = {DOUBLES(n), DOUBLES(n)};
-    for (size_t i = 0; start && i < n; i++) s.value[i] = start[i], s.size[i] = fabs(start[i]);
-    return s;
-}
-static inline void sum_add(Sum s, size_t i, double term) { s.value[i] += term, s.size[i] += fabs(term); }
 
 /* ==== Fixtures ==== */
 

@@ -12,6 +12,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include "arrays.h"
 #include "../llmc/cpu.h"
 
 static const double U = 0x1p-24;
@@ -26,16 +27,7 @@ static struct {
     size_t n;
     bool weights;
 } held[HELD];
-static void *kept[HELD];
-static int held_count, kept_count;
-
-static inline void *host(size_t n, size_t size) {
-    assert_true(kept_count < HELD);
-    return kept[kept_count++] = xcalloc(n, size);
-}
-#define FLOATS(n)  ((float *)host(n, sizeof(float)))
-#define DOUBLES(n) ((double *)host(n, sizeof(double)))
-#define INTS(n)    ((int32_t *)host(n, sizeof(int32_t)))
+static int held_count;
 
 /* n 4-byte words on the device, the first `given` from x, the others NaN. */
 static inline void *device_words(const void *x, size_t given, size_t n, bool weights) {
@@ -87,20 +79,14 @@ static inline int check_memory(void **state) {
         if (held[i].weights) B->weights_release(D, held[i].device, held[i].n);
         else B->release(D, held[i].device);
     }
-    for (int i = 0; i < kept_count; i++) free(kept[i]);
-    held_count = kept_count = 0;
+    arrays_free();
+    held_count = 0;
     return broken;
 }
 
 static inline float *noise(Random *r, size_t n, double amplitude) {
     float *x = FLOATS(n);
     for (size_t i = 0; i < n; i++) x[i] = (float)(amplitude * random_normal(r));
-    return x;
-}
-
-static inline int32_t *picks(Random *r, size_t n, int below) {
-    int32_t *x = INTS(n);
-    for (size_t i = 0; i < n; i++) x[i] = (int32_t)random_below(r, (uint64_t)below);
     return x;
 }
 
@@ -116,16 +102,6 @@ static inline void check(const char *what, const float *got, const double *want,
     }
 }
 
-typedef struct Sum {
-    double *value, *size; /* the sum, and the sum of |terms| */
-} Sum;
-
-static inline Sum sums(size_t n, const float *start) {
-    Sum s = {DOUBLES(n), DOUBLES(n)};
-    for (size_t i = 0; start && i < n; i++) s.value[i] = start[i], s.size[i] = fabs(start[i]);
-    return s;
-}
-static inline void sum_add(Sum s, size_t i, double term) { s.value[i] += term, s.size[i] += fabs(term); }
 static inline void sum_check(const char *what, const float *got, Sum s, double terms, size_t n) {
     check(what, got, s.value, s.size, terms + 8, n);
 }

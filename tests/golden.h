@@ -87,4 +87,17 @@ static inline void golden_free(Golden *g) {
     for (int i = 0; i < g->fields; i++) free(g->field[i].values);
 }
 
+/* |a - b| <= tolerance * max(|a|, |b|, scale); both NaN also agree */
+static inline void check_near(double a, double b, double scale, double tolerance, const char *what) {
+    if (isnan(a) && isnan(b)) return;
+    if (fabs(a - b) <= tolerance * fmax(fmax(fabs(a), fabs(b)), scale)) return;
+    fail_msg("%s: %.12g is not %.12g", what, a, b);
+}
+
+static inline double largest(const double *x, int n) {
+    double m = 0;
+    for (int i = 0; i < n; i++) m = fmax(m, fabs(x[i]));
+    return m;
+}
+
 #endif

@@ -13,19 +13,6 @@
 #include "../llmc/random.h"
 #include "golden.h"
 
-/* |a - b| <= tolerance * max(|a|, |b|, scale); both NaN also agree */
-static void check_near(double a, double b, double scale, double tolerance, const char *what) {
-    if (isnan(a) && isnan(b)) return;
-    if (fabs(a - b) <= tolerance * fmax(fmax(fabs(a), fabs(b)), scale)) return;
-    fail_msg("%s: %.12g is not %.12g", what, a, b);
-}
-
-static double largest(const double *x, int n) {
-    double m = 0;
-    for (int i = 0; i < n; i++) m = fmax(m, fabs(x[i]));
-    return m;
-}
-
 /* -- golden values ------------------------------------------------------------------------------------------------ */
 
 typedef struct PolicyCase {

@@ -1,0 +1,49 @@
+/* arrays.h - host memory that lives as long as a test, and sums that carry the size of their terms along: what tests of the
+ * backends' operations compare with.
+ *
+ *     float *x = FLOATS(n);                        // zero; freed by arrays_free(), which a teardown calls
+ *     Sum s = sums(n, NULL);
+ *     sum_add(s, i, term);                         // a float32 sum may be off by some share of s.size[i], the sum of |terms|
+ */
+#ifndef TESTS_ARRAYS_H
+#define TESTS_ARRAYS_H
+
+#include "../llmc/error.h"
+#include "../llmc/random.h"
+#include <math.h>
+
+enum { KEPT = 4000 };
+static void *kept[KEPT];
+static int kept_count;
+
+static inline void *host(size_t n, size_t size) {
+    assert_true(kept_count < KEPT);
+    return kept[kept_count++] = xcalloc(n, size);
+}
+#define FLOATS(n)  ((float *)host(n, sizeof(float)))
+#define DOUBLES(n) ((double *)host(n, sizeof(double)))
+#define INTS(n)    ((int32_t *)host(n, sizeof(int32_t)))
+
+static inline void arrays_free(void) {
+    for (int i = 0; i < kept_count; i++) free(kept[i]);
+    kept_count = 0;
+}
+
+static inline int32_t *picks(Random *r, size_t n, int below) {
+    int32_t *x = INTS(n);
+    for (size_t i = 0; i < n; i++) x[i] = (int32_t)random_below(r, (uint64_t)below);
+    return x;
+}
+
+typedef struct Sum {
+    double *value, *size; /* the sum, and the sum of |terms| */
+} Sum;
+
+static inline Sum sums(size_t n, const float *start) {
+    Sum s = {DOUBLES(n), DOUBLES(n)};
+    for (size_t i = 0; start && i < n; i++) s.value[i] = start[i], s.size[i] = fabs(start[i]);
+    return s;
+}
+static inline void sum_add(Sum s, size_t i, double term) { s.value[i] += term, s.size[i] += fabs(term); }
+
+#endif
