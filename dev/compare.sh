@@ -99,7 +99,7 @@ for topic in "$@"; do
     rloo | rloo-bf16)
         case $topic in *-bf16) ours=$(steps bf16 ./train_ppo --algo rloo --temperature 1) ;;
         *) ours=$(steps float32 ./train_ppo --algo rloo --temperature 1) ;; esac
-        case $topic in *-bf16) theirs=$(peer dev/peer_rloo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_rloo.py) ;; esac
+        case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --algo rloo --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py --algo rloo) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;

@@ -1,0 +1,79 @@
+"""What the scripts that run TRL beside our trainers share: options, TRL's settings, the clock, the line that is printed.
+
+    parser = peer.options(__doc__, steps=4)
+    o = peer.start(parser)                          # before torch and its kin are imported
+    model = GPT2LMHeadModel(GPT2Config(**peer.shape(o), ...))
+    trainer = DPOTrainer(model, args=DPOConfig(**peer.settings(o, folder), ...), ...)
+    peer.measure(trainer, o, batch=o.batch)         # trains, prints one JSON line
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+
+def options(doc, steps):
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--vocab", type=int, default=260)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
+    parser.add_argument("--steps", type=int, default=steps, help="steps that are timed, after one that is not")
+    return parser
+
+
+def start(parser):
+    """Parses the command line and sets up the libraries: offline, so many threads, a fixed seed."""
+    o = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", WANDB_MODE="disabled",
+                      OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+    import torch
+    import transformers
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(o.threads)
+    torch.manual_seed(1)
+    return o
+
+
+def shape(o):
+    """The model, for GPT2Config; no dropout."""
+    return dict(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads, n_positions=1024, resid_pdrop=0,
+                embd_pdrop=0, attn_pdrop=0)
+
+
+def settings(o, folder):
+    """TRL's configuration, but for what is a method's own. Without gradient checkpointing, which would only slow it down."""
+    return dict(output_dir=folder, use_cpu=True, bf16=o.dtype == "bfloat16", gradient_checkpointing=False,
+                report_to="none", max_steps=o.steps + 1, save_strategy="no", logging_steps=1, disable_tqdm=True,
+                dataloader_pin_memory=False)
+
+
+def measure(trainer, o, tokens=0, **facts):
+    """Trains; prints optimizer steps/s of the median step, peak memory, and `facts`. tokens: of a step, for tokens/s."""
+    import torch
+    import transformers
+    import trl
+    times = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            times.append(time.perf_counter() - self.start)
+
+    trainer.add_callback(Clock())
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    seconds = statistics.median(times[1:])
+    libraries = f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+    rate = {"tokens_per_second": round(tokens / seconds, 1)} if tokens else {}
+    print(json.dumps({"peer": libraries, "dtype": o.dtype, "threads": o.threads, **facts,
+                      "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                      "seconds_per_step": round(seconds, 3), "steps_per_second": round(1 / seconds, 4), **rate,
+                      "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
