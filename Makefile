@@ -1,14 +1,25 @@
 # make            builds every program         make demo   sets up, builds, runs the main job
 # make test       builds and runs the tests    make help   lists all targets
-CC      ?= cc
-CFLAGS  ?= -O3 -g
-ARCH    ?= -march=native
-BUILD   ?= build
-# No -ffast-math: the guards against NaN must work. clang cannot vectorise every `omp simd` loop: it may say so.
-override CFLAGS += $(ARCH) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -fopenmp \
-                   -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP
-LDLIBS   = -ldnnl -lzstd -lpcre2-8 -ljansson -lxxhash -lm
+CC       ?= cc
+CFLAGS   ?= -O2
+# The programs start on every x86-64-v3 machine; their kernels are compiled once per instruction set (cpu.c) and chosen at
+# run time. ARCH=-march=native compiles the programs themselves for this machine only.
+ARCH     ?= -march=x86-64-v3
+KERNEL_CFLAGS ?= -O3
+# A user's build goes on after a warning; `make check` compiles everything with WERROR=-Werror.
+WERROR   ?=
+BUILD    ?= build
+# No -ffast-math: the guards against NaN must work. clang cannot vectorise every `omp simd` loop and would warn about each.
+STANDARD  = -std=c11 -D_GNU_SOURCE -Wall -Wextra $(WERROR) -fopenmp \
+            -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP
+COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
+LDLIBS    = -ldnnl -lzstd -lpcre2-8 -ljansson -lxxhash -lm
 PREFIX  ?= /usr/local
+
+# All cores, unless the command line says otherwise.
+ifeq (,$(filter -j% --jobs%,$(MAKEFLAGS)))
+MAKEFLAGS += -j$(shell nproc)
+endif
 
 # A test or a run beside another should not spin while it waits for a core that it does not have.
 export GOMP_SPINCOUNT ?= 10000
@@ -20,10 +31,16 @@ BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 SOURCES  = $(wildcard *.c llmc/*.h data/*.[ch] dev/*.[ch] tests/*.[ch])
 
+# The CPU backend, once per instruction set.
+CPU_LEVELS  = v3 avx512 bf16
+CPU_OBJECTS = $(CPU_LEVELS:%=$(BUILD)/cpu_%.o)
+$(BUILD)/cpu_v3.o:     LEVEL = -march=x86-64-v3
+$(BUILD)/cpu_avx512.o: LEVEL = -march=x86-64-v4 -mprefer-vector-width=512
+$(BUILD)/cpu_bf16.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16
+
 # Libraries that the programs open when they are asked to, where what they are built from is there.
 MPICC     ?= mpicc
 LIBRARIES += $(if $(shell command -v $(MPICC)),llmc_mpi.so)
-LIBRARIES += $(if $(NVCC),$(if $(wildcard $(CUDA_ROOT)/include/nccl.h /usr/include/nccl.h),llmc_nccl.so))
 
 # CUDA: nvcc of CUDA_HOME, of the PATH or of /usr/local/cuda. NVCC_ARCHS: which GPUs there is code for; the last of them
 # that this nvcc knows also as PTX, for GPUs to come.
@@ -36,11 +53,15 @@ NVCC_CODE   = $(foreach a,$(NVCC_KNOWN),-gencode arch=compute_$a,code=sm_$a) \
               $(foreach a,$(lastword $(NVCC_KNOWN)),-gencode arch=compute_$a,code=compute_$a)
 NVCC_BUILD  = $(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(NVCC_CODE) $(NVCC_FLAGS) -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers \
               -MMD -MP -L$(CUDA_ROOT)/lib64 -Xlinker -rpath,$(CUDA_ROOT)/lib64
-LIBRARIES  += $(if $(NVCC),llmc_cuda.so)
+CUDA_LIBRARIES = llmc_cuda.so $(if $(wildcard $(CUDA_ROOT)/include/nccl.h /usr/include/nccl.h),llmc_nccl.so)
 
-.PHONY: all help setup demo test unit sanitize check format fuzz test-gpu profile bench install clean
+.PHONY: all cuda help setup demo test unit sanitize check format fuzz test-gpu profile bench install clean
 all: $(PROGRAMS) $(DATA) $(LIBRARIES) ## build every program
-	@$(if $(NVCC),,echo "no nvcc was found (PATH, CUDA_HOME, /usr/local/cuda): built without llmc_cuda.so, for --device cpu")
+	@$(if $(wildcard llmc_cuda.so),,echo "Built for the CPU. If this machine has an NVIDIA GPU, make cuda builds the library for --device cuda.")
+
+cuda: ## build the libraries for --device cuda (llmc_cuda.so, llmc_nccl.so), which needs nvcc
+	@$(if $(NVCC),,echo "make cuda: there is no nvcc on the PATH, in CUDA_HOME or in /usr/local/cuda" >&2; exit 1)
+	@$(MAKE) --no-print-directory $(CUDA_LIBRARIES)
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile tests/cuda_host/rules.mk
@@ -52,13 +73,17 @@ demo: setup ## from nothing to a fine-tuned model to GRPO, in a few minutes
 	@$(MAKE) --no-print-directory all
 	@scripts/demo.sh
 
-$(PROGRAMS) $(DATA): %: %.c
+$(BUILD)/cpu_%.o: llmc/cpu.c
 	@mkdir -p $(BUILD)
-	$(CC) $(CFLAGS) -MF $(BUILD)/$(notdir $@).d $< -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) $(KERNEL_CFLAGS) $(LEVEL) $(STANDARD) -fPIC -DCPU_BACKEND=backend_cpu_$* -MF $@.d -c $< -o $@
+
+$(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
+	@mkdir -p $(BUILD)
+	$(COMPILE) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 llmc_mpi.so: llmc/dist_mpi.c
 	@mkdir -p $(BUILD)
-	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -MF $(BUILD)/$@.d -fPIC -shared $< -o $@
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) $(ARCH) $(STANDARD) -MF $(BUILD)/$@.d -fPIC -shared $< -o $@
 
 llmc_cuda.so: llmc/cuda.cu
 	@mkdir -p $(BUILD)
@@ -68,20 +93,22 @@ llmc_nccl.so: llmc/dist_nccl.cu
 	@mkdir -p $(BUILD)
 	$(NVCC_BUILD) -MF $(BUILD)/$@.d -shared -Xcompiler -fPIC,-fvisibility=hidden $< -o $@ -lnccl
 
-$(BUILD)/test_%: tests/test_%.c
+$(BUILD)/test_%: tests/test_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
-	$(CC) $(CFLAGS) -MF $@.d $< -o $@ -lcmocka $(LDLIBS)
+	$(COMPILE) -MF $@.d $< $(CPU_OBJECTS) -o $@ -lcmocka $(LDLIBS)
 
-$(BUILD)/%: dev/%.c
+# A benchmark may call single kernels, compiled for the machine that it runs on.
+$(BUILD)/%: dev/%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
-	$(CC) $(CFLAGS) -MF $@.d $< -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -O3 -march=native $(STANDARD) -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
-$(BUILD)/fuzz_%: tests/fuzz_%.c
+$(BUILD)/fuzz_%: tests/fuzz_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	clang -O1 -g $(ARCH) -std=c11 -D_GNU_SOURCE -fopenmp -Wno-pass-failed -fsanitize=fuzzer,address,undefined \
-	    -MMD -MP -MF $@.d $< -o $@ $(LDLIBS)
+	    -MMD -MP -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
-test: setup unit sanitize kernels cuda-check ## build and run all tests, once more under ASan and UBSan
+test: setup ## build and run all tests, once more under ASan and UBSan
+	@for target in unit sanitize kernels cuda-check; do $(MAKE) --no-print-directory $$target || exit 1; done
 
 # Tests of the CUDA backend run it compiled for the processor; `make test-gpu` runs them on a GPU.
 HOST_LIBRARY ?= $(BUILD)/llmc_cuda_host.so
@@ -93,16 +120,21 @@ unit: all $(TESTS) ## build and run the tests
 # Programs that start children run the ordinary build of those, so only the test's own process is checked there.
 sanitize: all $(HOST_LIBRARY) $(BUILD)/asan/llmc_cuda_host.so ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
-	    CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" sanitized
+	    CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS= sanitized
 
 .PHONY: sanitized
 sanitized: $(TESTS)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
 
-check: ## formatting, both compilers' warnings, the setup script
+# Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
+check: ## formatting, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
-	@for p in $(PROGRAMS) $(DATA); do echo "clang $$p.c"; \
-	    clang -O2 $(ARCH) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Wno-pass-failed -fopenmp -c $$p.c -o /dev/null || exit 1; done
+	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
+	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu)
+
+$(BUILD)/clang/%.o: %.c
+	@mkdir -p $(dir $@)
+	clang -O1 $(ARCH) $(STANDARD) -Werror -MF $@.d -c $< -o $@
 
 format: ## reformat all sources
 	clang-format -i $(SOURCES)
@@ -133,10 +165,10 @@ bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them 
 
 install: all ## install the programs under PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install $(PROGRAMS) $(DATA) $(LIBRARIES) $(DESTDIR)$(PREFIX)/bin
+	install $(PROGRAMS) $(DATA) $(LIBRARIES) $(wildcard $(CUDA_LIBRARIES)) $(DESTDIR)$(PREFIX)/bin
 
 clean: ## remove what was built
-	rm -rf $(BUILD) $(PROGRAMS) $(DATA) $(LIBRARIES)
+	rm -rf $(BUILD) $(PROGRAMS) $(DATA) $(LIBRARIES) llmc_cuda.so llmc_nccl.so
 
 include tests/cuda_host/rules.mk dev/cuda/rules.mk
--include $(wildcard $(BUILD)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/clang/*.d $(BUILD)/clang/*/*.d)

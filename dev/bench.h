@@ -1,7 +1,7 @@
 /* bench.h - what the benchmarks share: ceilings of this machine, a clock for every operation of a backend, memory.
  *
- * The ceilings are measured, never looked up: fused multiply-adds on registers (float32 and, where the processor has
- * them, bfloat16 dot products), and reading and copying an array far larger than the caches.
+ * The ceilings are measured, never looked up: the arithmetic peak of the backend (llmc/cpu_peak.h), and the bandwidth of
+ * reading and of copying an array far larger than the caches.
  *
  * bench_backend() is another backend's table with a clock around each operation: the code that runs is the same, and
  * nothing in llmc/ knows that it is timed.
@@ -13,65 +13,21 @@
 #ifndef LLMC_BENCH_H
 #define LLMC_BENCH_H
 
-#include "../llmc/cpu.h"
+#include "../llmc/cpu.c"
 #include "../llmc/program.h"
 #include <math.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 /* ---- ceilings -------------------------------------------------------------------------------------------------- */
 
-/* Fused multiply-adds on registers, all threads: GFLOP/s. */
-static inline double bench_fma_peak(void) {
-    enum { CHAINS = 12, STEPS = 1000000 };
-    double best = 0;
-    for (int repeat = 0; repeat < 5; repeat++) {
-        const double start = program_seconds();
-        float total = 0;
-#pragma omp parallel reduction(+ : total)
-        {
-            CpuVec x[CHAINS];
-            float a = 0.999f;
-            __asm__ volatile("" : "+m"(a)); /* unknown to the compiler */
-            for (int i = 0; i < CHAINS; i++) x[i] = (CpuVec){0} + (float)i;
-            for (int step = 0; step < STEPS; step++)
-                for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + a;
-            for (int i = 0; i < CHAINS; i++) total += x[i][0];
-        }
-        const double seconds = program_seconds() - start;
-        const double rate = 2.0 * CHAINS * CPU_VEC * STEPS * omp_get_max_threads() / seconds * 1e-9;
-        if (total != 0 && rate > best) best = rate;
-    }
-    return best;
-}
-
-/* Dot products of bfloat16 pairs with float32 sums (vdpbf16ps) on registers, all threads: GFLOP/s; 0 where the
- * processor has none. */
-static inline double bench_bf16_peak(void) {
-    double best = 0;
-#ifdef __AVX512BF16__
-    enum { CHAINS = 12, STEPS = 1000000 };
-    for (int repeat = 0; repeat < 5; repeat++) {
-        const double start = program_seconds();
-        float total = 0;
-#pragma omp parallel reduction(+ : total)
-        {
-            __m512 x[CHAINS];
-            float a = 0.5f;
-            __asm__ volatile("" : "+m"(a));
-            const __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_set1_ps(a), _mm512_set1_ps(a));
-            for (int i = 0; i < CHAINS; i++) x[i] = _mm512_set1_ps((float)i);
-            for (int step = 0; step < STEPS; step++)
-                for (int i = 0; i < CHAINS; i++) x[i] = _mm512_dpbf16_ps(x[i], pair, pair);
-            for (int i = 0; i < CHAINS; i++) total += _mm512_cvtss_f32(x[i]);
-        }
-        const double seconds = program_seconds() - start;
-        const double rate = 4.0 * CHAINS * 16 * STEPS * omp_get_max_threads() / seconds * 1e-9;
-        if (total != 0 && rate > best) best = rate;
-    }
-#endif
-    return best;
+/* The arithmetic peak that the backend measures (llmc/cpu_peak.h), all threads: GFLOP/s. */
+static inline double bench_peak(Dtype dtype) {
+    Error e;
+    Device *d;
+    const Backend *b = backend_cpu();
+    if (!b->open(&d, dtype, &e)) die("%s", e.text);
+    const double peak = 1e-9 * b->gemm_peak(d);
+    b->close(d);
+    return peak;
 }
 
 enum { BENCH_ARRAY = 64 << 20 }; /* floats */

@@ -120,7 +120,7 @@ static void bench_decode(const Shape *s, double bandwidth, double seconds) {
 int main(int argc, char **argv) {
     const double seconds = argc > 1 ? atof(argv[1]) : 0.4;
     const char *part = argc > 2 ? argv[2] : "";
-    const double peak = bench_fma_peak(), bandwidth = bench_read_bandwidth();
+    const double peak = bench_peak(DTYPE_FLOAT32), bandwidth = bench_read_bandwidth();
     fprintf(stderr, "%d threads, peak %.0f GFLOP/s float32, %.1f GB/s read\n\n", omp_get_max_threads(), peak,
             bandwidth);
     static const Shape training[] = {

@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     GPT2 m;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     if (o.prompt + o.fresh > 1024) usage_error("--prompt and --new: together at most 1024");
-    const double fma = 1e9 * (o.dtype ? bench_bf16_peak() : bench_fma_peak()), bandwidth = 1e9 * bench_read_bandwidth();
+    const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
     fprintf(stderr, "%d threads, %s: %.0f GFLOP/s, %.1f GB/s read\n", omp_get_max_threads(),
             o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);
     const Backend *b = bench_backend(backend_cpu());

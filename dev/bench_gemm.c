@@ -108,10 +108,10 @@ int main(int argc, char **argv) {
     Error e;
     Device *d = NULL;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    const double peak = o.dtype ? bench_bf16_peak() : bench_fma_peak();
+    const double peak = bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     if (!cpu_open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
-    printf("%d threads, %s: %.0f GFLOP/s on registers, %.0f of large products, %.1f GB/s read\n\n",
-           omp_get_max_threads(), o.dtype ? "bf16" : "float32", peak, 1e-9 * cpu_gemm_peak(d), bench_read_bandwidth());
+    printf("%d threads, %s: %.0f GFLOP/s on registers, %.1f GB/s read\n\n", omp_get_max_threads(),
+           o.dtype ? "bf16" : "float32", peak, bench_read_bandwidth());
     printf("%-28s %-2s %5s %6s %6s %10s %8s %6s %7s %9s %12s\n", "product", "", "N", "M", "K", "us", "GFLOP/s", "share",
            "GB/s", "pack us", "sgemm GF/s");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

@@ -10,8 +10,9 @@
  * Measured (dev/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm, which
  * packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
- * A plan is a compiled primitive for one shape. Rows are rounded up to ROW_ALIGN, so that packed batches of every
- * length share few plans (backend.h allows the excess rows to be read and written).
+ * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are made in
+ * blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), terms of a sum are padded.
+ * Scratch memory of the primitives is one buffer of the device, so that it is counted.
  */
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
@@ -27,8 +28,9 @@ typedef struct GemmPlan {
     int N, M, K;
     bool bias, used;
     dnnl_primitive_t primitive;
-    dnnl_memory_t x, w, b, out; /* handles are set at each call */
+    dnnl_memory_t x, w, b, out, scratchpad; /* handles are set at each call */
     dnnl_memory_desc_t weights;
+    size_t scratchpad_bytes;
 } GemmPlan;
 
 typedef struct GemmPack {
@@ -53,6 +55,8 @@ struct Device {
     int plan_count;
     GemmPack *packs;
     int pack_count;
+    uint8_t *scratchpad; /* of oneDNN's primitives */
+    size_t scratchpad_count;
     uint16_t *half[2]; /* operands rounded to bfloat16 */
     size_t half_count[2];
     float *logits; /* the head's chunk of logits */
@@ -122,6 +126,7 @@ static inline void gemm_plan_make(Device *d, GemmPlan *p) {
     DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&b, 2, bs, dnnl_f32, dnnl_ab));
     dnnl_primitive_attr_t attr;
     DNNL_TRY(d, dnnl_primitive_attr_create(&attr));
+    DNNL_TRY(d, dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user));
     if (p->kind == GEMM_TN) {
         dnnl_post_ops_t ops;
         DNNL_TRY(d, dnnl_post_ops_create(&ops));
@@ -134,6 +139,8 @@ static inline void gemm_plan_make(Device *d, GemmPlan *p) {
     DNNL_TRY(d, dnnl_matmul_desc_init(&matmul, &x, &w, p->bias ? &b : NULL, &out));
     DNNL_TRY(d, dnnl_primitive_desc_create(&description, &matmul, attr, d->engine, NULL));
     p->weights = *dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0);
+    const dnnl_memory_desc_t scratchpad = *dnnl_primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0);
+    p->scratchpad_bytes = dnnl_memory_desc_get_size(&scratchpad);
     DNNL_TRY(d, dnnl_primitive_create(&p->primitive, description));
     dnnl_primitive_desc_destroy(description);
     dnnl_primitive_attr_destroy(attr);
@@ -141,6 +148,7 @@ static inline void gemm_plan_make(Device *d, GemmPlan *p) {
     DNNL_TRY(d, dnnl_memory_create(&p->w, &p->weights, d->engine, DNNL_MEMORY_NONE));
     DNNL_TRY(d, dnnl_memory_create(&p->b, &b, d->engine, DNNL_MEMORY_NONE));
     DNNL_TRY(d, dnnl_memory_create(&p->out, &out, d->engine, DNNL_MEMORY_NONE));
+    DNNL_TRY(d, dnnl_memory_create(&p->scratchpad, &scratchpad, d->engine, DNNL_MEMORY_NONE));
 }
 
 static inline void gemm_plans_clear(Device *d) {
@@ -149,6 +157,7 @@ static inline void gemm_plans_clear(Device *d) {
         if (!p->used) continue;
         dnnl_primitive_destroy(p->primitive);
         dnnl_memory_destroy(p->x), dnnl_memory_destroy(p->w), dnnl_memory_destroy(p->b), dnnl_memory_destroy(p->out);
+        dnnl_memory_destroy(p->scratchpad);
     }
     memset(d->plans, 0, GEMM_PLANS * sizeof *d->plans);
     d->plan_count = 0;
@@ -235,6 +244,20 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
  * come in as fast as memory gives them; 16 rows are already bound by arithmetic. */
 static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
+/* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks of
+ * 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads weights once. */
+static inline int gemm_block(int N, int rows_left) {
+    if (N <= 256 || rows_left <= 128) return rows_left;
+    return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
+}
+
+/* Terms of a sum over rows, rounded up to an eighth of a power of two, 64 at least; zeros are added to the sum. */
+static inline int gemm_terms(int N) {
+    int step = 64;
+    while (step * 16 < N) step *= 2;
+    return (N + step - 1) / step * step;
+}
+
 /* x in the arithmetic's type: itself, or n floats rounded into half[which] with `padding` zeros after them. */
 static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
     if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
@@ -251,30 +274,39 @@ static inline void gemm_run(Device *d, GemmPlan *p, void *x, void *w, const floa
     dnnl_memory_set_data_handle(p->w, w);
     dnnl_memory_set_data_handle(p->out, out);
     if (b) dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b);
-    const dnnl_exec_arg_t args[] = {
-        {DNNL_ARG_SRC, p->x}, {DNNL_ARG_WEIGHTS, p->w}, {DNNL_ARG_DST, p->out}, {DNNL_ARG_BIAS, p->b}};
-    DNNL_TRY(d, dnnl_primitive_execute(p->primitive, d->stream, b ? 4 : 3, args));
+    d->scratchpad = (uint8_t *)cpu_scratch(d, d->scratchpad, &d->scratchpad_count, p->scratchpad_bytes, 1);
+    dnnl_memory_set_data_handle(p->scratchpad, d->scratchpad);
+    const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->x},
+                                    {DNNL_ARG_WEIGHTS, p->w},
+                                    {DNNL_ARG_DST, p->out},
+                                    {DNNL_ARG_SCRATCHPAD, p->scratchpad},
+                                    {DNNL_ARG_BIAS, p->b}};
+    DNNL_TRY(d, dnnl_primitive_execute(p->primitive, d->stream, b ? 5 : 4, args));
     DNNL_TRY(d, dnnl_stream_wait(d->stream));
 }
 
+/* out[N,M] = x[N,K] w + b in blocks of rows, w [M,K] (NT) or [K,M] (NN). In bfloat16 all of x is rounded first. */
+static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, const float *x, const float *w,
+                                        const float *b, int N, int M, int K) {
+    const bool bf16 = d->dtype == DTYPE_BF16;
+    const size_t width = (size_t)K, padding = bf16 ? (size_t)(gemm_terms(N) - N) * width : 0;
+    uint8_t *operand = (uint8_t *)gemm_operand(d, 0, x, (size_t)N * width, padding);
+    const size_t row_bytes = width * (bf16 ? sizeof(uint16_t) : sizeof(float));
+    for (int first = 0, rows; first < N; first += rows) {
+        rows = gemm_block(N, N - first);
+        GemmPlan *p = gemm_plan(d, kind, gemm_rows(rows), M, K, b != NULL);
+        if (d->failed) return;
+        gemm_run(d, p, operand + (size_t)first * row_bytes, gemm_packed(d, p, w), b, out + (size_t)first * (size_t)M);
+    }
+}
+
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
-    GemmPlan *p = gemm_plan(d, GEMM_NT, gemm_rows(N), M, K, b != NULL);
-    if (d->failed) return;
-    const size_t padding = (size_t)(p->N - N) * (size_t)K;
-    void *packed = gemm_packed(d, p, w);
-    gemm_run(d, p, gemm_operand(d, 0, x, (size_t)N * (size_t)K, padding), packed, b, out);
+    gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
-    if (d->dtype != DTYPE_BF16) {
-        DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
-        return;
-    }
-    GemmPlan *p = gemm_plan(d, GEMM_NN, gemm_rows(N), M, K, false);
-    if (d->failed) return;
-    const size_t padding = (size_t)(p->N - N) * (size_t)K;
-    void *packed = gemm_packed(d, p, w);
-    gemm_run(d, p, gemm_operand(d, 0, x, (size_t)N * (size_t)K, padding), packed, NULL, out);
+    if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
+    else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
 }
 
 /* rounded: gemm_nn() of the same y came just before, so that half[0] holds it already. */
@@ -283,7 +315,7 @@ static inline void gemm_tn(Device *d, float *out, const float *y, const float *x
         DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
         return;
     }
-    GemmPlan *p = gemm_plan(d, GEMM_TN, gemm_rows(N), M, K, false);
+    GemmPlan *p = gemm_plan(d, GEMM_TN, gemm_terms(N), M, K, false);
     if (d->failed) return;
     const size_t excess = (size_t)(p->N - N);
     void *left = rounded ? d->half[0] : gemm_operand(d, 0, y, (size_t)N * (size_t)M, excess * (size_t)M);

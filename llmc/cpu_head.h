@@ -8,13 +8,13 @@
 
 #include "cpu_norm.h"
 
-#define HEAD_CHUNK ((size_t)24 << 20)
+#define HEAD_CHUNK ((size_t)26 << 20)
 
-/* Rows a chunk of logits may have: the fewest chunks that fit, of equal size. */
+/* Rows that a chunk of logits may have: all if they fit, otherwise as many as fit, in whole blocks of the products. */
 static inline int head_chunk_rows(int rows, int padded_vocab) {
-    const int most = (int)(HEAD_CHUNK / (size_t)padded_vocab) / ROW_ALIGN * ROW_ALIGN;
-    const int chunks = (rows + (most < ROW_ALIGN ? ROW_ALIGN : most) - 1) / (most < ROW_ALIGN ? ROW_ALIGN : most);
-    return gemm_rows((rows + chunks - 1) / chunks);
+    const int fit = (int)(HEAD_CHUNK / (size_t)padded_vocab), block = fit >= 256 ? 256 : ROW_ALIGN;
+    const int most = fit < ROW_ALIGN ? ROW_ALIGN : fit / block * block;
+    return gemm_rows(rows < most ? rows : most);
 }
 
 static inline float *head_logits(Device *d, int rows, int padded_vocab) {

@@ -310,9 +310,9 @@ static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, Pre
     return t;
 }
 
-/* The loss of a pair, a[0] chosen, a[1] rejected. Not for aot, aot_unpaired and sft, which are the batch's. */
+/* The loss of a pair; a points to two answers, a[0] chosen and a[1] rejected. Not for aot, aot_unpaired and sft, which are the batch's. */
 static inline PreferenceTerm preference_pair(const PreferenceConfig *c, PreferenceLoss loss,
-                                             const PreferenceAnswer a[2]) {
+                                             const PreferenceAnswer *a) {
     PreferenceTerm t = {0};
     switch (loss) {
     case PREFERENCE_NCA_PAIR:

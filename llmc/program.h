@@ -1,7 +1,8 @@
 /* program.h - what every program does around its work: signals, time, memory, the tables it prints at start.
  *
  * program_start() makes a broken pipe an error of write() instead of a silent death, and SIGINT and SIGTERM a request: the
- * loop asks program_stopping() once a step, saves its state and ends with status 0. A second signal ends at once.
+ * loop asks program_stopping() once a step, saves its state and ends with status 0. A second signal, a second or more
+ * later, ends at once.
  */
 #ifndef LLMC_PROGRAM_H
 #define LLMC_PROGRAM_H
@@ -12,14 +13,28 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Seconds on a clock that only runs forward. */
+static inline double program_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static inline volatile sig_atomic_t *program_signal(void) {
     static volatile sig_atomic_t received;
     return &received;
 }
 
+/* A second signal ends the program, but not one within PROGRAM_GRACE seconds of the first: timeout(1) signals its child and
+ * then its process group, so that the child gets the same signal twice. The second signal of a person comes later. */
+static const double PROGRAM_GRACE = 1;
+
 static inline void program_on_signal(int number) {
+    static volatile double first;
     volatile sig_atomic_t *received = program_signal();
-    if (*received) _exit(128 + number);
+    const double now = program_seconds();
+    if (*received && now - first >= PROGRAM_GRACE) _exit(128 + number);
+    if (!*received) first = now;
     *received = number;
 }
 
@@ -36,13 +51,6 @@ static inline void program_start(void) {
 }
 
 static inline bool program_stopping(void) { return *program_signal() != 0; }
-
-/* Seconds on a clock that only runs forward. */
-static inline double program_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The most memory this process has had resident, in bytes. */
 static inline size_t program_peak_memory(void) {

@@ -5,9 +5,14 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu_attention.h"
+#include "../llmc/cpu.h"
+#include "../llmc/cpu_math.h"
 #include "../llmc/random.h"
+#include <math.h>
 #include <omp.h>
+
+static const Backend *B;
+static Device *D;
 
 /* ==== A problem and its reference ==== */
 
@@ -164,11 +169,11 @@ static void check(Problem *p, double tolerance, const char *what) {
     const bool backward = p->dq != NULL;
     const size_t width = (size_t)a->heads * a->head_size, kv_width = (size_t)a->kv_heads * a->head_size;
     Reference r = reference(p, backward);
-    cpu_attention_forward(NULL, a);
+    B->attention_forward(D, a);
     double e[5] = {error_of(p->out, width, r.out, a->rows, width),
                    error_of(p->lse, a->heads, r.lse, a->rows, a->heads)};
     if (backward) {
-        cpu_attention_backward(NULL, a);
+        B->attention_backward(D, a);
         e[2] = error_of(p->dq, a->q_stride, r.dq, a->rows, width);
         e[3] = error_of(p->dk, a->kv_stride, r.dk, a->rows, kv_width);
         e[4] = error_of(p->dv, a->kv_stride, r.dv, a->rows, kv_width);
@@ -328,7 +333,7 @@ static void test_large_scores(void **state) {
             add(&p, 0, 30, 0, 90);
             add(&p, 0, 1, 0, 90);
             problem_arrays(&p, &r, 128, 2, 2, 64, cache, 128, 200); /* products of some 200^2 sqrt(64)/3/8 = 1.3e4 */
-            cpu_attention_forward(NULL, &p.a);
+            B->attention_forward(D, &p.a);
             double most = 0;
             for (int i = 0; i < 121 * 2; i++) most = fmax(most, fabs(p.lse[i]));
             assert_true(most > 2e4);
@@ -347,7 +352,7 @@ static void test_equal_scores(void **state) {
         add(&p, 0, 2, 0, 100);
         problem_arrays(&p, &r, 102, 1, 1, 16, true, 102, 1);
         for (int i = 0; i < 102 * 16; i++) p.q[i] = 0x1p60f, p.k[i] = size, p.v[i] = (float)(i / 16);
-        cpu_attention_forward(NULL, &p.a);
+        B->attention_forward(D, &p.a);
         for (int i = 0; i < 102; i++)
             assert_float_equal(p.out[i * 16 + i % 16], i < 101 ? i / 2.0f : (100 * 49.5f + 201) / 102, 1e-4);
         problem_free(&p);
@@ -366,7 +371,7 @@ static void test_nan(void **state) {
     add(&p, 0, 1, 0, 0);
     problem_arrays(&p, &r, 143, 1, 1, 64, false, 0, 1);
     p.k[(size_t)115 * p.a.kv_stride + 5] = NAN;
-    cpu_attention_forward(NULL, &p.a);
+    B->attention_forward(D, &p.a);
     for (int row = 0; row < 143; row++) {
         const bool sees = (row >= 115 && row < 140) || row == 140;
         for (int d = 0; d < 64; d++) assert_true(isnan(p.out[row * 64 + d]) == sees);
@@ -395,8 +400,8 @@ static void test_threads(void **state) {
             Random r = random_start(24, 11);
             make_mixed(&p[i], &r, cache);
             omp_set_num_threads(i + 1);
-            cpu_attention_forward(NULL, &p[i].a);
-            if (!cache) cpu_attention_backward(NULL, &p[i].a);
+            B->attention_forward(D, &p[i].a);
+            if (!cache) B->attention_backward(D, &p[i].a);
         }
         omp_set_num_threads(threads);
         const size_t rows = p[0].a.rows;
@@ -415,8 +420,8 @@ static void test_company(void **state) {
     Random r = random_start(25, 12);
     Problem p = {0};
     make_mixed(&p, &r, false);
-    cpu_attention_forward(NULL, &p.a);
-    cpu_attention_backward(NULL, &p.a);
+    B->attention_forward(D, &p.a);
+    B->attention_backward(D, &p.a);
     const size_t width = 4 * 64;
     float *out = xmalloc(p.a.rows * width * sizeof *out), *lse = xmalloc((size_t)p.a.rows * 4 * sizeof *lse);
     float *dqkv = xmalloc(p.qkv_floats * sizeof *dqkv);
@@ -428,7 +433,7 @@ static void test_company(void **state) {
     for (int s = 0; s < segments; s++) { /* forward: one segment, its prefix's rows left as keys */
         Attention a = p.a;
         a.segments = 1, a.segment = (const Ints *)&p.segment[s];
-        cpu_attention_forward(NULL, &a);
+        B->attention_forward(D, &a);
         const size_t row = p.segment[s].start, len = p.segment[s].len;
         assert_memory_equal(p.out + row * width, out + row * width, len * width * sizeof *out);
         assert_memory_equal(p.lse + row * 4, lse + row * 4, len * 4 * sizeof *lse);
@@ -439,7 +444,7 @@ static void test_company(void **state) {
         for (end = s + 1; end < segments && p.segment[end].prefix_len;) end++;
         Attention a = p.a;
         a.segments = end - s, a.segment = (const Ints *)&p.segment[s];
-        cpu_attention_backward(NULL, &a);
+        B->attention_backward(D, &a);
         const size_t row = p.segment[s].start, rows = p.segment[end - 1].start + p.segment[end - 1].len - row;
         assert_memory_equal(p.dq + row * p.a.q_stride, dqkv + row * p.a.q_stride, rows * p.a.q_stride * sizeof *dqkv);
     }
@@ -451,21 +456,21 @@ static void test_company(void **state) {
 static void test_prefix_is_copy(void **state) {
     (void)state;
     Random r = random_start(26, 13);
-    const int D = 64, prompt = 77, answer = 30;
+    const int size = 64, prompt = 77, answer = 30;
     Problem shared = {0}, copy = {0};
     add(&shared, 0, prompt, 0, 0);
     add(&shared, 0, answer, 0, prompt);
     add(&shared, 0, answer, 0, prompt);
     add(&copy, 0, prompt + answer, 0, 0);
-    problem_arrays(&shared, &r, prompt + 2 * answer, 2, 2, D, false, 0, 1);
-    problem_arrays(&copy, &r, prompt + answer, 2, 2, D, false, 0, 1);
+    problem_arrays(&shared, &r, prompt + 2 * answer, 2, 2, size, false, 0, 1);
+    problem_arrays(&copy, &r, prompt + answer, 2, 2, size, false, 0, 1);
     const size_t stride = shared.a.q_stride;
     memcpy(copy.q, shared.q, prompt * stride * sizeof(float));
     memcpy(copy.q + prompt * stride, shared.q + (prompt + answer) * stride, answer * stride * sizeof(float));
-    cpu_attention_forward(NULL, &shared.a);
-    cpu_attention_forward(NULL, &copy.a);
-    for (int i = 0; i < answer * 2 * D; i++)
-        assert_float_equal(shared.out[(prompt + answer) * 2 * D + i], copy.out[prompt * 2 * D + i], 1e-6);
+    B->attention_forward(D, &shared.a);
+    B->attention_forward(D, &copy.a);
+    for (int i = 0; i < answer * 2 * size; i++)
+        assert_float_equal(shared.out[(prompt + answer) * 2 * size + i], copy.out[prompt * 2 * size + i], 1e-6);
     problem_free(&shared), problem_free(&copy);
 }
 
@@ -485,8 +490,8 @@ static void test_kv_store(void **state) {
         slot[i] = i % 5 == 2 ? -1 : (i * 7 + 3) % SLOTS;
         if (slot[i] >= 0) row_of[slot[i]] = i;
     }
-    cpu_kv_store(NULL, (Acts *)k, (Acts *)v, (const Acts *)kv, (const Acts *)(kv + WIDTH), STRIDE, (const Ints *)slot,
-                 ROWS, WIDTH);
+    B->kv_store(D, (Acts *)k, (Acts *)v, (const Acts *)kv, (const Acts *)(kv + WIDTH), STRIDE, (const Ints *)slot, ROWS,
+                WIDTH);
     for (int i = 0; i < SLOTS; i++) {
         const float *from = kv + (size_t)(row_of[i] < 0 ? 0 : row_of[i]) * STRIDE;
         assert_memory_equal(k + i * WIDTH, row_of[i] < 0 ? k0 + i * WIDTH : from, WIDTH * 4);
@@ -574,6 +579,21 @@ static void test_tanh(void **state) {
     assert_true(isnan(cpu_tanh(NAN)));
 }
 
+static int open_device(void **state) {
+    (void)state;
+    Error e;
+    B = backend_cpu();
+    if (B->open(&D, DTYPE_FLOAT32, &e)) return 0;
+    print_error("%s\n", e.text);
+    return 1;
+}
+
+static int close_device(void **state) {
+    (void)state;
+    B->close(D);
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lengths),
@@ -593,5 +613,5 @@ int main(void) {
         cmocka_unit_test(test_exp),
         cmocka_unit_test(test_tanh),
     };
-    return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("attention", tests, open_device, close_device);
 }

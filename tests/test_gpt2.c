@@ -231,6 +231,24 @@ static void test_golden_gradient(void **state) {
     golden_model_free(&g);
 }
 
+/* The sum of the absolute biases of all keys. */
+static double key_biases(const GPT2 *m) {
+    const int width = m->config.width;
+    double sum = 0;
+    float *bias = xmalloc(3 * (size_t)width * sizeof *bias);
+    for (int l = 0; l < m->config.layers; l++) {
+        B->weights_download(D, bias, gpt2_w(m, GPT2_qkvb, l), 3 * (size_t)width);
+        for (int c = width; c < 2 * width; c++) sum += fabs((double)bias[c]);
+    }
+    free(bias);
+    return sum;
+}
+
+/* What may differ from PyTorch's weight norm. Softmax does not see a bias of the keys, so its gradient is 0 and what is
+ * computed of it is rounding, which AdamW scales up to steps of the learning rate in a direction of its own on every
+ * processor: after t steps two runs may be 2 lr t apart in each key bias b, and their norms W by 2 lr t sum|b| / W. All other
+ * gradients agree to about 1e-5 of their size (float32 sums through three layers), steps therefore to 1e-5 lr, and ten of
+ * them to 3e-7 per weight, of 0.15 on average: 2e-6 of the norm, with room for gradients smaller than others. */
 static void test_golden_adamw(void **state) {
     (void)state;
     Error e;
@@ -257,7 +275,9 @@ static void test_golden_adamw(void **state) {
         assert_false(r.skipped);
         assert_true(fabs(r.grad_norm / golden(&g.adamw, "grad_norm")[step] - 1) < 1e-4);
         const double norm = sqrt(B->square_sum(D, (const Floats *)g.m.weights, g.m.parameters));
-        assert_true(fabs(norm / golden(&g.adamw, "weight_norm")[step] - 1) < 1e-6);
+        const double want = golden(&g.adamw, "weight_norm")[step], moved = 2 * golden(&g.adamw, "lr")[0] * (step + 1);
+        if (!(fabs(norm / want - 1) < 5e-6 + moved * key_biases(&g.m) / (want * want)))
+            fail_msg("step %d: weight norm %.9g, PyTorch has %.9g", step, norm, want);
         assert_true(B->square_sum(D, g.m.grads, g.m.parameters) == 0);
     }
     assert_int_equal(o.step, 10);

@@ -14,7 +14,7 @@ CUDA_INCLUDE ?= $(if $(CUDA_HEADER),$(patsubst %/cuda_runtime.h,%,$(CUDA_HEADER)
 CUDA_TESTS    = $(patsubst tests/%.cpp,%,$(wildcard tests/test_cuda_*.cpp))
 
 HARNESS       = tests/cuda_host
-HARNESS_FLAGS = $(ARCH) -std=gnu++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-function \
+HARNESS_FLAGS = $(ARCH) -std=gnu++17 -g -Wall -Wextra $(WERROR) -Wno-unknown-pragmas -Wno-unused-function \
                 -fno-strict-aliasing -fno-math-errno -fPIC -isystem $(CUDA_INCLUDE) -include $(HARNESS)/cuda_host.h -MMD -MP
 
 # $(1) folder, $(2) flags of everything, $(3) flags of kernels alone, $(4) a source beside the others
