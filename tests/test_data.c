@@ -499,7 +499,7 @@ static void test_split(void **state) {
     put("a.jsonl", lines.text);
     text_free(&lines);
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -f 0.25 -v $T/v.shard");
-    Shard a, v;
+    Shard a = {0}, v = {0};
     assert_true(shard_open(&a, files_path("a.shard"), &e) && shard_open(&v, files_path("v.shard"), &e));
     assert_int_equal(a.count + v.count, 1200);
     assert_int_equal(v.count % 3, 0); /* the three of a prompt stay together */
