@@ -58,7 +58,7 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         const char *why = dlerror();
-        error_set(e, "--device cuda: %s (make builds " CUDA_LIBRARY " where it finds nvcc); use --device cpu",
+        error_set(e, "--device cuda: %s (make cuda builds " CUDA_LIBRARY "); use --device cpu",
                   why ? why : path);
         return NULL;
     }

@@ -53,7 +53,7 @@ tests="test_cuda_ops test_cuda_backend"
 kernels=$(cd tests && ls test_cuda_*.cpp | grep -v test_cuda_host | sed 's/\.cpp$//')
 benches=$(cd dev/cuda && ls ./*.cu | sed 's|^\./||; s/\.cu$//')
 if [ -n "$(make -s print-nvcc)" ]; then
-    part build 240 make -j"$(nproc)" NVCC_ARCHS="$arch" CUDA_BENCH_ARCH="sm_$arch" all \
+    part build 240 make -j"$(nproc)" NVCC_ARCHS="$arch" CUDA_BENCH_ARCH="sm_$arch" all cuda \
         $(printf 'build/%s ' $tests) $(printf 'build/gpu/%s ' $kernels) $(printf 'build/cuda_%s ' $benches)
 fi
 
