@@ -252,7 +252,8 @@ static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
             if (has_metric("one.jsonl", line, "completions/mean_length"))
                 assert_true(metric("one.jsonl", line, "completions/mean_length") ==
                             metric("many.jsonl", line, "completions/mean_length"));
-        assert_near(metric("one.jsonl", 0, "reward"), metric("many.jsonl", 0, "reward"), 0);
+        /* with --kl-in reward, 0.1 times a KL that is the rounding of some 10 log-probabilities is a part of the reward */
+        assert_near(metric("one.jsonl", 0, "reward"), metric("many.jsonl", 0, "reward"), i == 2 ? 1e-6 : 0);
     }
 }
 
