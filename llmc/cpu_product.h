@@ -127,14 +127,24 @@ static inline void cpu_product_rescale(int m, int n, int depth, const float *a, 
     cpu_product(CPU_RESCALE, m, n, depth, a, row, column, b, ldb, c, ldc, rescale);
 }
 
-/* to[i][j] = from[j][i]; may be the same */
+/* Four elements of a and b, which are numbered 0 to 3 and 4 to 7. gcc 11 has no __builtin_shufflevector. */
+#if defined __clang__ || __GNUC__ >= 12
+#define CPU_PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int CpuIndices __attribute__((vector_size(16)));
+#define CPU_PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (CpuIndices){i, j, k, l})
+#endif
+
+/* to[i][j] = from[j][i]; to may be from. */
 CPU_INLINE void cpu_transpose4(CpuQuad to[4], const CpuQuad from[4]) {
-    const CpuQuad a = __builtin_shufflevector(from[0], from[1], 0, 4, 1, 5);
-    const CpuQuad b = __builtin_shufflevector(from[2], from[3], 0, 4, 1, 5);
-    const CpuQuad c = __builtin_shufflevector(from[0], from[1], 2, 6, 3, 7);
-    const CpuQuad d = __builtin_shufflevector(from[2], from[3], 2, 6, 3, 7);
-    to[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), to[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    to[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5), to[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    const CpuQuad a = CPU_PICK(from[0], from[1], 0, 4, 1, 5);
+    const CpuQuad b = CPU_PICK(from[2], from[3], 0, 4, 1, 5);
+    const CpuQuad c = CPU_PICK(from[0], from[1], 2, 6, 3, 7);
+    const CpuQuad d = CPU_PICK(from[2], from[3], 2, 6, 3, 7);
+    to[0] = CPU_PICK(a, b, 0, 1, 4, 5);
+    to[1] = CPU_PICK(a, b, 2, 3, 6, 7);
+    to[2] = CPU_PICK(c, d, 0, 1, 4, 5);
+    to[3] = CPU_PICK(c, d, 2, 3, 6, 7);
 }
 
 /* Four rows of n at source[0..3], times scale, become columns 0..3 of the n rows at `to`, ld apart. */
