@@ -36,7 +36,10 @@ static void device_close(Device *d) {
     if (d->scratch.block) cudaFreeAsync(d->scratch.block, d->stream);
     if (d->lt_workspace) cudaFreeAsync(d->lt_workspace, d->stream);
     for (auto &memory : d->held) cudaFreeAsync(memory.first, d->stream);
-    if (d->stream) cudaStreamSynchronize(d->stream), cudaStreamDestroy(d->stream);
+    if (d->stream) {
+        cudaStreamSynchronize(d->stream);
+        cudaStreamDestroy(d->stream);
+    }
     delete d;
 }
 
@@ -72,10 +75,15 @@ static bool device_open(Device **device, Dtype dtype, Error *e) {
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
     int shared = 0;
-    d->dtype = dtype, d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
+    d->dtype = dtype;
+    d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     bool ok = device_choose(d) && CUDA_CHECK(d, cudaGetDeviceProperties(&about, d->index), "device %d", d->index) &&
               device_suits(d, &about);
-    if (ok) d->processors = about.multiProcessorCount, d->major = about.major, d->minor = about.minor;
+    if (ok) {
+        d->processors = about.multiProcessorCount;
+        d->major = about.major;
+        d->minor = about.minor;
+    }
     ok = ok && CUDA_CHECK(d, cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->index), "") &&
          CUDA_CHECK(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "") &&
          CUDA_CHECK(d, cudaDeviceGetDefaultMemPool(&pool, d->index), "") &&
@@ -115,10 +123,14 @@ static void *device_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     void *memory = NULL;
     size_t available = 0, total = 0;
     queue_flush(d);
-    if (d->failed) return error_set(e, "%s", d->error.text), (void *)NULL;
+    if (d->failed) {
+        error_set(e, "%s", d->error.text);
+        return NULL;
+    }
     const cudaError_t status = cudaMallocAsync(&memory, bytes ? bytes : 1, d->stream);
     if (status == cudaSuccess) {
-        d->held[memory] = bytes, d->alive += bytes;
+        d->held[memory] = bytes;
+        d->alive += bytes;
         d->most = d->alive > d->most ? d->alive : d->most;
         return memory;
     }
@@ -266,28 +278,54 @@ template <typename T> static bool device_open_as(Device **d, Dtype dtype, Error 
 template <typename T> static Backend backend_table() {
     Backend b;
     memset(&b, 0, sizeof b);
-    b.name = "cuda", b.weight_size = sizeof(T), b.act_size = sizeof(T);
-    b.open = device_open_as<T>, b.close = device_close, b.sync = device_sync;
-    b.alloc = device_alloc, b.release = device_release;
-    b.scratch_bytes = device_scratch_bytes, b.scratch_predict = device_scratch_predict<T>;
-    b.gemm_peak = device_gemm_peak<T>, b.nominal_peak = device_nominal_peak;
-    b.memory_peak = device_memory_peak, b.stream = device_stream;
-    b.zero = Deferred<&set_bytes>::call, b.upload = queue_upload, b.download = queue_download;
-    b.weights_upload = device_weights_upload<T>, b.weights_download = device_weights_download<T>;
+    b.name = "cuda";
+    b.weight_size = sizeof(T);
+    b.act_size = sizeof(T);
+    b.open = device_open_as<T>;
+    b.close = device_close;
+    b.sync = device_sync;
+    b.alloc = device_alloc;
+    b.release = device_release;
+    b.scratch_bytes = device_scratch_bytes;
+    b.scratch_predict = device_scratch_predict<T>;
+    b.gemm_peak = device_gemm_peak<T>;
+    b.nominal_peak = device_nominal_peak;
+    b.memory_peak = device_memory_peak;
+    b.stream = device_stream;
+    b.zero = Deferred<&set_bytes>::call;
+    b.upload = queue_upload;
+    b.download = queue_download;
+    b.weights_upload = device_weights_upload<T>;
+    b.weights_download = device_weights_download<T>;
     b.weights_release = device_weights_release;
     b.embed_forward = embed_forward_begins<T>;
     b.square_sum = device_square_sum;
 #define DEFER(operation)                                                                                               \
-    b.operation = Deferred<&cuda_##operation<T>>::call, Deferred<&cuda_##operation<T>>::name = #operation
-    Deferred<&set_bytes>::name = "zero", Deferred<&copy_staged>::name = "upload";
+    b.operation = Deferred<&cuda_##operation<T>>::call;                                                                \
+    Deferred<&cuda_##operation<T>>::name = #operation
+    Deferred<&set_bytes>::name = "zero";
+    Deferred<&copy_staged>::name = "upload";
     Deferred<&cuda_embed_forward<T>>::name = "embed_forward";
-    DEFER(embed_backward), DEFER(noise_add);
-    DEFER(layernorm_forward), DEFER(residual_layernorm_forward), DEFER(layernorm_backward);
-    DEFER(linear_forward), DEFER(linear_backward), DEFER(linear_gelu_forward);
-    DEFER(gelu_forward), DEFER(gelu_backward);
-    DEFER(attention_forward), DEFER(attention_backward), DEFER(kv_store);
-    DEFER(gather_rows), DEFER(scatter_rows);
-    DEFER(head), DEFER(logits), DEFER(sample), DEFER(value_forward), DEFER(value_backward);
+    DEFER(embed_backward);
+    DEFER(noise_add);
+    DEFER(layernorm_forward);
+    DEFER(residual_layernorm_forward);
+    DEFER(layernorm_backward);
+    DEFER(linear_forward);
+    DEFER(linear_backward);
+    DEFER(linear_gelu_forward);
+    DEFER(gelu_forward);
+    DEFER(gelu_backward);
+    DEFER(attention_forward);
+    DEFER(attention_backward);
+    DEFER(kv_store);
+    DEFER(gather_rows);
+    DEFER(scatter_rows);
+    DEFER(head);
+    DEFER(logits);
+    DEFER(sample);
+    DEFER(value_forward);
+    DEFER(value_backward);
     DEFER(adamw);
 #undef DEFER
     return b;
@@ -296,6 +334,9 @@ template <typename T> static Backend backend_table() {
 extern "C" __attribute__((visibility("default"))) const Backend *llmc_cuda_backend(size_t table_bytes, int dtype) {
     static_assert(DTYPE_FLOAT32 == 0 && DTYPE_BF16 == 1, "tables[] is by Dtype");
     if (table_bytes != sizeof(Backend)) return NULL;
-    if (!tables[0].name) tables[DTYPE_FLOAT32] = backend_table<float>(), tables[DTYPE_BF16] = backend_table<bf16>();
+    if (!tables[0].name) {
+        tables[DTYPE_FLOAT32] = backend_table<float>();
+        tables[DTYPE_BF16] = backend_table<bf16>();
+    }
     return &tables[dtype == DTYPE_BF16];
 }

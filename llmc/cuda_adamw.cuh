@@ -21,7 +21,10 @@ typedef struct AdamWFactors { /* the formula's constants, computed on the host i
 
 /* The four words from which eight parameters, 8 block .. 8 block + 7, take 16 bits each. */
 __device__ static inline void rounding_bits(uint32_t (&c)[4], uint64_t block, uint64_t step) {
-    c[0] = (uint32_t)block, c[1] = (uint32_t)(block >> 32), c[2] = (uint32_t)step, c[3] = (uint32_t)(step >> 32);
+    c[0] = (uint32_t)block;
+    c[1] = (uint32_t)(block >> 32);
+    c[2] = (uint32_t)step;
+    c[3] = (uint32_t)(step >> 32);
     cuda_philox(c, 0x51D0C0DEu, 0x0A57E12Du);
 }
 __device__ static inline uint32_t rounding_share(const uint32_t (&c)[4], int k) {
@@ -53,10 +56,13 @@ __global__ void adamw_kernel(T *__restrict__ weights, float *__restrict__ master
     float p[W], pm[W], pv[W], g[W];
     if (master) lane_load(p, (const float *)master + i);
     else lane_load(p, (const T *)weights + i);
-    lane_load(g, grad + i), lane_load(pm, (const float *)m + i), lane_load(pv, (const float *)v + i);
+    lane_load(g, grad + i);
+    lane_load(pm, (const float *)m + i);
+    lane_load(pv, (const float *)v + i);
 #pragma unroll
     for (int k = 0; k < W; k++) adamw_one(p[k], pm[k], pv[k], g[k], f);
-    lane_store(m + i, pm), lane_store(v + i, pv);
+    lane_store(m + i, pm);
+    lane_store(v + i, pv);
     if (master) lane_store(master + i, p);
     if constexpr (sizeof(T) < sizeof(float)) {
         uint32_t c[4];
@@ -72,7 +78,10 @@ template <typename T> static void cuda_adamw(Device *d, const AdamW *a) {
     constexpr int W = 8;
     if (a->n == 0) return;
     AdamWFactors f;
-    f.b1 = a->beta1, f.b2 = a->beta2, f.eps = a->eps, f.scale = a->grad_scale;
+    f.b1 = a->beta1;
+    f.b2 = a->beta2;
+    f.eps = a->eps;
+    f.scale = a->grad_scale;
     f.step_size = (float)((double)a->lr / (1.0 - pow((double)a->beta1, (double)a->step)));
     f.correction = (float)(1.0 / sqrt(1.0 - pow((double)a->beta2, (double)a->step)));
     f.keep = 1.0f - a->lr * a->weight_decay;

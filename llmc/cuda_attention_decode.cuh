@@ -91,9 +91,13 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     for (int h = 0; h < HEADS; h++) {
         const int head = kv * shared + min(h0 + h, shared - 1);
         channels_load(q[h], (const T *)a.q + row * a.q_stride + (size_t)head * a.head_size, c, a.head_size, wide);
-        share[h].most = -INFINITY, share[h].sum = 0;
+        share[h].most = -INFINITY;
+        share[h].sum = 0;
 #pragma unroll
-        for (int e = 0; e < CH; e++) share[h].out[e] = 0, q[h][e] *= a.scale;
+        for (int e = 0; e < CH; e++) {
+            share[h].out[e] = 0;
+            q[h][e] *= a.scale;
+        }
     }
     for (int base = first + warp * GROUPS; base < end; base += DECODE_AT_ONCE * STEP) {
         float score[HEADS][DECODE_AT_ONCE], x[DECODE_AT_ONCE][CH];
@@ -123,7 +127,8 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
 #pragma unroll
             for (int u = 0; u < DECODE_AT_ONCE; u++) most = fmaxf(most, score[h][u]);
             const float alpha = share_weight(share[h].most, most);
-            share[h].most = most, share[h].sum *= alpha;
+            share[h].most = most;
+            share[h].sum *= alpha;
 #pragma unroll
             for (int e = 0; e < CH; e++) share[h].out[e] *= alpha;
 #pragma unroll
@@ -141,7 +146,8 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
         for (int offset = LANES; offset < 32; offset *= 2) { /* the warp's groups, two by two */
             const float other = __shfl_xor_sync(0xffffffffu, share[h].most, offset);
             const float most = fmaxf(share[h].most, other), mine = share_weight(share[h].most, most);
-            share[h].most = most, share[h].sum *= mine;
+            share[h].most = most;
+            share[h].sum *= mine;
             share[h].sum += __shfl_xor_sync(0xffffffffu, share[h].sum, offset);
 #pragma unroll
             for (int e = 0; e < CH; e++) {
@@ -149,7 +155,10 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
                 share[h].out[e] += __shfl_xor_sync(0xffffffffu, share[h].out[e], offset);
             }
         }
-        if (lane == 0) shared_most[warp][h] = share[h].most, shared_sum[warp][h] = share[h].sum;
+        if (lane == 0) {
+            shared_most[warp][h] = share[h].most;
+            shared_sum[warp][h] = share[h].sum;
+        }
         if (lane < LANES)
 #pragma unroll
             for (int e = 0; e < CH; e++) shared_out[warp][h][c + e] = share[h].out[e];
@@ -172,8 +181,10 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
             else part[2 + e] = out;
         }
         if (threadIdx.x == 0) {
-            if (!whole) part[0] = most, part[1] = sum;
-            else if (a.lse) ((float *)a.lse)[at] = most + logf(sum);
+            if (!whole) {
+                part[0] = most;
+                part[1] = sum;
+            } else if (a.lse) ((float *)a.lse)[at] = most + logf(sum);
         }
     }
 }
@@ -228,8 +239,13 @@ __global__ static void kv_store_kernel(T *__restrict__ cache_k, T *__restrict__ 
         const int to = slot[row];
         if (to < 0) continue;
         const size_t from = row * stride + c, target = (size_t)to * words * W + c;
-        if constexpr (W == 1) cache_k[target] = k[from], cache_v[target] = v[from];
-        else wide_store(cache_k + target, wide_load(k + from)), wide_store(cache_v + target, wide_load(v + from));
+        if constexpr (W == 1) {
+            cache_k[target] = k[from];
+            cache_v[target] = v[from];
+        } else {
+            wide_store(cache_k + target, wide_load(k + from));
+            wide_store(cache_v + target, wide_load(v + from));
+        }
     }
 }
 

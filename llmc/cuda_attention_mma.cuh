@@ -61,7 +61,10 @@ __device__ static inline void fragment_rows(uint32_t (&left)[2], uint32_t (&righ
     const int lane = threadIdx.x % 32;
     uint32_t b[4];
     ldmatrix_x4(b, tile + (row + lane % 8 + lane / 16 * 8) * (D + 8) + depth + lane / 8 % 2 * 8);
-    left[0] = b[0], left[1] = b[1], right[0] = b[2], right[1] = b[3];
+    left[0] = b[0];
+    left[1] = b[1];
+    right[0] = b[2];
+    right[1] = b[3];
 }
 
 /* The same where the tile's rows are the depth, and its columns `column` .. +15 are B's (tile). */
@@ -71,7 +74,10 @@ __device__ static inline void fragment_columns(uint32_t (&left)[2], uint32_t (&r
     const int lane = threadIdx.x % 32;
     uint32_t b[4];
     ldmatrix_x4_trans(b, tile + (depth + lane % 16) * (D + 8) + column + lane / 16 * 8);
-    left[0] = b[0], left[1] = b[1], right[0] = b[2], right[1] = b[3];
+    left[0] = b[0];
+    left[1] = b[1];
+    right[0] = b[2];
+    right[1] = b[3];
 }
 
 /* M x N results of 16 x 8: 16 M rows of a warp, 8 N columns. */
@@ -170,7 +176,8 @@ __device__ static inline void softmax_tile(Softmax &w, float (&alpha)[2], float 
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int k = 2 * half; k < 2 * half + 2; k++) sum += s[n][k] = fast_exp2(fmaf(s[n][k], scale2, -shift));
-        w.most[half] = most, w.sum[half] = w.sum[half] * alpha[half] + sum; /* of this thread's columns */
+        w.most[half] = most;
+        w.sum[half] = w.sum[half] * alpha[half] + sum; /* of this thread's columns */
     }
 }
 
@@ -366,7 +373,8 @@ __global__ static void __launch_bounds__(MMA_THREADS)
     ask(next, 0);
     cp_async_commit();
     float dk[1][D / 8][4], dv[1][D / 8][4];
-    fragments_zero(dk), fragments_zero(dv);
+    fragments_zero(dk);
+    fragments_zero(dv);
     int buffer = 0;
     for (bool more = true; more; buffer ^= 1) {
         float s[1][ROWS / 8][4], ds[1][ROWS / 8][4];
@@ -387,7 +395,8 @@ __global__ static void __launch_bounds__(MMA_THREADS)
                 const int q = 8 * n + 2 * t + e % 2, key = 16 * warp + g + e / 2 * 8;
                 float p = fast_exp2(fmaf(s[0][n][e], scale2, -lse2[q]));
                 if (!all && !seen_from(w, key, w.i + q)) p = 0;
-                s[0][n][e] = p, ds[0][n][e] = p * (ds[0][n][e] - change[q]);
+                s[0][n][e] = p;
+                ds[0][n][e] = p * (ds[0][n][e] - change[q]);
             }
         weighted_add<D>(dv, s, tile_dout + buffer * TILE);
         weighted_add<D>(dk, ds, tile_q + buffer * TILE);

@@ -37,7 +37,8 @@ template <int D> __device__ static inline void plain_scores(float (&s)[4][2], co
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             const float q = own[(4 * y + r) * (D + 1) + d];
-            s[r][0] = fmaf(q, left, s[r][0]), s[r][1] = fmaf(q, right, s[r][1]);
+            s[r][0] = fmaf(q, left, s[r][0]);
+            s[r][1] = fmaf(q, right, s[r][1]);
         }
     }
 }
@@ -45,8 +46,10 @@ template <int D> __device__ static inline void plain_scores(float (&s)[4][2], co
 __device__ static inline void plain_weights(float *weights, const float (&p)[4][2]) {
     const int y = threadIdx.x / 16, x = threadIdx.x % 16;
 #pragma unroll
-    for (int r = 0; r < 4; r++)
-        weights[(4 * y + r) * (PLAIN + 1) + x] = p[r][0], weights[(4 * y + r) * (PLAIN + 1) + x + 16] = p[r][1];
+    for (int r = 0; r < 4; r++) {
+        weights[(4 * y + r) * (PLAIN + 1) + x] = p[r][0];
+        weights[(4 * y + r) * (PLAIN + 1) + x + 16] = p[r][1];
+    }
 }
 
 /* out row 4y + r += sum over j of weights[4y + r][j] other row j */
@@ -118,7 +121,10 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
                   a.head_size);
     float out[4][D / 16], most[4], sum[4], scale[4];
     plain_zero(out);
-    for (int r = 0; r < 4; r++) most[r] = -INFINITY, sum[r] = 0;
+    for (int r = 0; r < 4; r++) {
+        most[r] = -INFINITY;
+        sum[r] = 0;
+    }
     for (int key = 0; key < keys; key += PLAIN) {
         float s[4][2];
         plain_load<D>(tile, k, a.kv_stride, map, key, keys - key, a.head_size);
@@ -129,7 +135,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
             for (int c = 0; c < 2; c++) s[r][c] = key + x + 16 * c < seen + r ? s[r][c] * a.scale : -INFINITY;
             const float next = fmaxf(most[r], plain_max(fmaxf(s[r][0], s[r][1]))), alpha = expf(most[r] - next);
             for (int c = 0; c < 2; c++) s[r][c] = expf(s[r][c] - next);
-            sum[r] = sum[r] * alpha + s[r][0] + s[r][1], most[r] = next;
+            sum[r] = sum[r] * alpha + s[r][0] + s[r][1];
+            most[r] = next;
 #pragma unroll
             for (int c = 0; c < D / 16; c++) out[r][c] *= alpha;
         }
@@ -141,7 +148,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
         __syncthreads();
     }
     for (int r = 0; r < 4; r++) {
-        sum[r] = plain_sum(sum[r]), scale[r] = 1 / sum[r];
+        sum[r] = plain_sum(sum[r]);
+        scale[r] = 1 / sum[r];
         if (a.lse && x == 0 && 4 * y + r < strip.rows)
             ((float *)a.lse)[(size_t)(row + 4 * y + r) * a.heads + head] = most[r] + logf(sum[r]);
     }
@@ -180,7 +188,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
     for (int r = 0; r < 4; r++) {
         const bool valid = 4 * y + r < strip.rows;
         const size_t at = valid ? (size_t)(row + 4 * y + r) * a.heads + head : 0;
-        lse[r] = valid ? ((const float *)a.lse)[at] : INFINITY, change[r] = valid ? delta[at] : 0;
+        lse[r] = valid ? ((const float *)a.lse)[at] : INFINITY;
+        change[r] = valid ? delta[at] : 0;
     }
     for (int key = 0; key < keys; key += PLAIN) {
         float s[4][2], ds[4][2];
@@ -222,7 +231,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
                   a.head_size);
     float dk[4][D / 16], dv[4][D / 16];
     const float scale[4] = {a.scale, a.scale, a.scale, a.scale}, one[4] = {1, 1, 1, 1};
-    plain_zero(dk), plain_zero(dv);
+    plain_zero(dk);
+    plain_zero(dv);
     SeenBy w = seen_by(a, strip);
     do {
         float s[4][2], ds[4][2];
@@ -234,7 +244,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
                       a.head_size);
         if (tid < PLAIN) {
             const size_t at = tid < rows ? (size_t)(w.at.start + w.i + tid) * a.heads + head : 0;
-            lse[tid] = tid < rows ? ((const float *)a.lse)[at] : INFINITY, change[tid] = tid < rows ? delta[at] : 0;
+            lse[tid] = tid < rows ? ((const float *)a.lse)[at] : INFINITY;
+            change[tid] = tid < rows ? delta[at] : 0;
         }
         __syncthreads();
         plain_scores<D>(s, tile_k, tile_q);

@@ -133,7 +133,8 @@ static inline void *cuda_scratch(Device *d, size_t bytes, const char *what) {
         char *block = NULL;
         if (d->failed) return NULL;
         if (s->block) s->outgrown.push_back(s->block);
-        s->block = NULL, s->size = s->used = 0;
+        s->block = NULL;
+        s->size = s->used = 0;
         if (cudaMallocAsync((void **)&block, size, d->stream) != cudaSuccess) {
             (void)cudaGetLastError();
             (void)cudaMemGetInfo(&free_bytes, &total);
@@ -141,7 +142,9 @@ static inline void *cuda_scratch(Device *d, size_t bytes, const char *what) {
                       what, free_bytes, total);
             return NULL;
         }
-        s->block = block, s->size = size, s->generation++;
+        s->block = block;
+        s->size = size;
+        s->generation++;
     }
     void *memory = s->block + s->used;
     s->used += bytes;
@@ -253,8 +256,12 @@ __device__ static inline void cuda_philox(uint32_t (&c)[4], uint32_t k0, uint32_
         const uint32_t high0 = __umulhi(0xD2511F53u, c[0]), low0 = 0xD2511F53u * c[0];
         const uint32_t high1 = __umulhi(0xCD9E8D57u, c[2]), low1 = 0xCD9E8D57u * c[2];
         const uint32_t c0 = high1 ^ c[1] ^ k0, c2 = high0 ^ c[3] ^ k1;
-        c[0] = c0, c[1] = low1, c[2] = c2, c[3] = low0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        c[0] = c0;
+        c[1] = low1;
+        c[2] = c2;
+        c[3] = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
 }
 

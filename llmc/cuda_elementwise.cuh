@@ -40,7 +40,8 @@ __global__ void embed_forward_kernel(T *__restrict__ out, const T *__restrict__ 
         const size_t i = at / words;
         const int c = (int)(at % words) * W;
         float t[W], p[W];
-        lane_load(t, wte + (size_t)token[i] * C + c), lane_load(p, wpe + (size_t)position[i] * C + c);
+        lane_load(t, wte + (size_t)token[i] * C + c);
+        lane_load(p, wpe + (size_t)position[i] * C + c);
 #pragma unroll
         for (int k = 0; k < W; k++) t[k] += p[k];
         lane_store(out + i * C + c, t);
@@ -81,15 +82,17 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
         if (hit) found[before[warp] + __popc(hits & ((1u << lane) - 1u))] = j;
         __syncthreads();
         const int count = before[SCATTER_THREADS / 32];
-        for (int c = thread * W; count > 0 && c < C; c += SCATTER_THREADS * W) {
-            float sum[W], add[W];
-            lane_load(sum, to + (size_t)mine * C + c);
-            for (int k = 0; k < count; k++) {
-                lane_load(add, from + (size_t)found[k] * C + c);
+        if (count > 0) {
+            for (int c = thread * W; c < C; c += SCATTER_THREADS * W) {
+                float sum[W], add[W];
+                lane_load(sum, to + (size_t)mine * C + c);
+                for (int k = 0; k < count; k++) {
+                    lane_load(add, from + (size_t)found[k] * C + c);
 #pragma unroll
-                for (int e = 0; e < W; e++) sum[e] += add[e];
+                    for (int e = 0; e < W; e++) sum[e] += add[e];
+                }
+                lane_store(to + (size_t)mine * C + c, sum);
             }
-            lane_store(to + (size_t)mine * C + c, sum);
         }
         __syncthreads();
     }
@@ -167,7 +170,8 @@ template <typename T, int W> __global__ void gelu_forward_kernel(T *out, const T
 template <typename T, int W> __global__ void gelu_backward_kernel(T *dinout, const T *__restrict__ pre, size_t n) {
     FOR_WORDS(at, n / W) {
         float x[W], o[W];
-        lane_load(x, pre + at * W), lane_load(o, dinout + at * W);
+        lane_load(x, pre + at * W);
+        lane_load(o, dinout + at * W);
 #pragma unroll
         for (int k = 0; k < W; k++) o[k] *= gelu_slope(x[k]);
         lane_store(dinout + at * W, o);
@@ -191,7 +195,8 @@ template <typename T, int W> __global__ void bias_kernel(T *x, const T *__restri
     const int words = C / W;
     FOR_WORDS(at, (size_t)N * words) {
         float v[W], add[W];
-        lane_load(v, x + at * W), lane_load(add, b + (at % words) * W);
+        lane_load(v, x + at * W);
+        lane_load(add, b + (at % words) * W);
 #pragma unroll
         for (int k = 0; k < W; k++) v[k] += add[k];
         lane_store(x + at * W, v);

@@ -55,7 +55,8 @@ __device__ static inline void logits_lower(LogitSums &s, float max, float invers
 __device__ static inline LogitSums logits_merge(LogitSums a, LogitSums b, float inverse_temperature) {
     const float max = fmaxf(a.max, b.max);
     const int argmax = a.max == b.max ? min(a.argmax, b.argmax) : a.max > b.max ? a.argmax : b.argmax;
-    logits_lower(a, max, inverse_temperature), logits_lower(b, max, inverse_temperature);
+    logits_lower(a, max, inverse_temperature);
+    logits_lower(b, max, inverse_temperature);
     return LogitSums{max, a.sum + b.sum, a.weighted + b.weighted, argmax};
 }
 
@@ -82,7 +83,8 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
 #pragma unroll
         for (int k = 0; k < W; k++) {
             const float y = (x[k] - s.max) * inverse_temperature, e = x[k] == -INFINITY ? 0 : expf(y);
-            s.sum += e, s.weighted += e > 0 ? e * y : 0;
+            s.sum += e;
+            s.weighted += e > 0 ? e * y : 0;
         }
     }
     for (int offset = 16; offset > 0; offset /= 2) {

@@ -195,10 +195,18 @@ template <typename T, typename O>
 static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpose_b, cublasLtEpilogue_t epilogue,
                             float beta, const void *a, const void *b, const void *out) {
     MatmulKey key;
-    key.m = m, key.n = n, key.k = k, key.transpose_a = transpose_a, key.transpose_b = transpose_b;
-    key.in = (int)cuda_type<T>(), key.out = (int)cuda_type<O>(), key.epilogue = (int)epilogue;
+    key.m = m;
+    key.n = n;
+    key.k = k;
+    key.transpose_a = transpose_a;
+    key.transpose_b = transpose_b;
+    key.in = (int)cuda_type<T>();
+    key.out = (int)cuda_type<O>();
+    key.epilogue = (int)epilogue;
     key.accumulate = beta != 0;
-    key.align_a = pointer_alignment(a), key.align_b = pointer_alignment(b), key.align_d = pointer_alignment(out);
+    key.align_a = pointer_alignment(a);
+    key.align_b = pointer_alignment(b);
+    key.align_d = pointer_alignment(out);
     return key;
 }
 

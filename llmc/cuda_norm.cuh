@@ -34,7 +34,8 @@ template <typename T, int W>
 __device__ static inline void norm_output(T *out, const float (&v)[W], const T *w, const T *b, float m, float s,
                                           size_t row, int c) {
     float scale[W], shift[W], o[W];
-    lane_load(scale, w + c), lane_load(shift, b + c);
+    lane_load(scale, w + c);
+    lane_load(shift, b + c);
 #pragma unroll
     for (int k = 0; k < W; k++) o[k] = (v[k] - m) * s * scale[k] + shift[k];
     lane_store(out + row + c, o);
@@ -64,7 +65,10 @@ __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__rest
 #pragma unroll
             for (int k = 0; k < W; k++) squares += (v[item][k] - m) * (v[item][k] - m);
     const float s = 1.0f / sqrtf(warp_sum(squares) / C + CUDA_LAYERNORM_EPS);
-    if (lane == 0) mean[i] = m, rstd[i] = s;
+    if (lane == 0) {
+        mean[i] = m;
+        rstd[i] = s;
+    }
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) {
         const int c = (item * 32 + lane) * W;
@@ -92,7 +96,10 @@ __global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__res
         for (int k = 0; k < W; k++) squares += (v[k] - m) * (v[k] - m);
     }
     const float s = 1.0f / sqrtf(block_sum<NORM_BLOCK>(squares) / C + CUDA_LAYERNORM_EPS);
-    if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = s;
+    if (threadIdx.x == 0) {
+        mean[blockIdx.x] = m;
+        rstd[blockIdx.x] = s;
+    }
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) {
         lane_load(v, input + row + c);
         norm_output<T, W>(out, v, w, b, m, s, row, c);
@@ -227,11 +234,15 @@ template <typename T> static void column_sums(Device *d, float *db, const T *x, 
 
 /* Two sums over a block at once, in every thread. */
 template <int THREADS> __device__ static inline void block_sum_pair(float &a, float &b) {
-    a = warp_sum(a), b = warp_sum(b);
+    a = warp_sum(a);
+    b = warp_sum(b);
     if constexpr (THREADS > 32) {
         __shared__ float part[2][THREADS / 32];
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) part[0][warp] = a, part[1][warp] = b;
+        if (lane == 0) {
+            part[0][warp] = a;
+            part[1][warp] = b;
+        }
         __syncthreads();
         a = warp_sum(lane < THREADS / 32 ? part[0][lane] : 0.0f);
         b = warp_sum(lane < THREADS / 32 ? part[1][lane] : 0.0f);
@@ -262,17 +273,22 @@ __global__ void __launch_bounds__(THREADS)
             const int c = (item * THREADS + (int)threadIdx.x) * W;
             if (c >= C) continue;
             float scale[W];
-            lane_load(g[item], dout + row + c), lane_load(n[item], x + row + c), lane_load(scale, w + c);
+            lane_load(g[item], dout + row + c);
+            lane_load(n[item], x + row + c);
+            lane_load(scale, w + c);
 #pragma unroll
             for (int k = 0; k < W; k++) {
                 n[item][k] = (n[item][k] - m) * s;
-                dw[item][k] += g[item][k] * n[item][k], db[item][k] += g[item][k];
+                dw[item][k] += g[item][k] * n[item][k];
+                db[item][k] += g[item][k];
                 g[item][k] *= scale[k];
-                g_sum += g[item][k], gn_sum += g[item][k] * n[item][k];
+                g_sum += g[item][k];
+                gn_sum += g[item][k] * n[item][k];
             }
         }
         block_sum_pair<THREADS>(g_sum, gn_sum);
-        g_sum /= C, gn_sum /= C;
+        g_sum /= C;
+        gn_sum /= C;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
             const int c = (item * THREADS + (int)threadIdx.x) * W;
@@ -313,11 +329,14 @@ __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restr
         float g_sum = 0, gn_sum = 0;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s, g = o * to_float(w[c]);
-            pw[c] += o * n, pb[c] += o;
-            g_sum += g, gn_sum += g * n;
+            pw[c] += o * n;
+            pb[c] += o;
+            g_sum += g;
+            gn_sum += g * n;
         }
         block_sum_pair<NORM_BLOCK>(g_sum, gn_sum);
-        g_sum /= C, gn_sum /= C;
+        g_sum /= C;
+        gn_sum /= C;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float n = (to_float(xi[c]) - m) * s, g = to_float(doi[c]) * to_float(w[c]);
             dxi[c] = from_float<T>(to_float(dxi[c]) + s * (g - g_sum - n * gn_sum));

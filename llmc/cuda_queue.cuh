@@ -157,12 +157,18 @@ static inline void queue_flush(Device *d) {
             known = first ? &(q->known[q->calls] = QueueGraph{NULL, 0}) : &found->second;
             if (known->exec && known->generation != d->scratch.generation) {
                 cudaGraphExecDestroy(known->exec);
-                known->exec = NULL, q->graph_count--;
+                known->exec = NULL;
+                q->graph_count--;
             }
         }
         if (!first && !known->exec) {
-            if (queue_capture(d, &known->exec)) known->generation = d->scratch.generation, q->graph_count++;
-            else known->exec = NULL, q->graphs = false;
+            if (queue_capture(d, &known->exec)) {
+                known->generation = d->scratch.generation;
+                q->graph_count++;
+            } else {
+                known->exec = NULL;
+                q->graphs = false;
+            }
         }
         if (known && known->exec) CUDA_CHECK(d, cudaGraphLaunch(known->exec, d->stream), "%d operations", q->count);
         else if (!d->failed) queue_run(d);

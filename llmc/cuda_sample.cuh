@@ -59,7 +59,8 @@ __device__ static inline void sample_max(const SampleRow &r, float *max, int *ar
     most = block_max<SAMPLE_THREADS>(most);
     sample_each(r, [&](int v, float y) { at = y == most ? min(at, v) : at; });
     at = (int)-block_max<SAMPLE_THREADS>((float)-at); /* exact: vocabularies are far below 2^24 */
-    *max = most, *argmax = at < r.V ? at : 0;
+    *max = most;
+    *argmax = at < r.V ? at : 0;
 }
 
 template <bool COUNT> __device__ static inline Mass sample_weight(float distance) {
@@ -99,11 +100,13 @@ template <bool COUNT> __device__ static inline float sample_distance(const Sampl
         const Mass before = end - both;
         if (before < want && want <= end) { /* in one thread, or in none */
             const bool second = want > before + one;
-            chosen = 2 * tid + second, wanted = want - before - (second ? one : 0);
+            chosen = 2 * tid + second;
+            wanted = want - before - (second ? one : 0);
         }
         __syncthreads();
         if (chosen < 0) return r.within;
-        known = known << (shift == 20 ? 11 : 10) | (uint32_t)chosen, want = wanted;
+        known = known << (shift == 20 ? 11 : 10) | (uint32_t)chosen;
+        want = wanted;
         __syncthreads();
     }
     return __uint_as_float(known);
@@ -164,13 +167,18 @@ __device__ static inline int sample_invert(const SampleRow &r, float u, float *t
         int found = first;
         double before = running;
         for (; tile < last; tile++) {
-            if (tiles[tile] > 0) found = tile, before = running;
+            if (tiles[tile] > 0) {
+                found = tile;
+                before = running;
+            }
             running += (double)tiles[tile];
             if (running > wanted) break;
         }
-        tile = found, running = before;
+        tile = found;
+        running = before;
     }
-    tile = __shfl_sync(0xffffffffu, tile, lane_found), running = __shfl_sync(0xffffffffu, running, lane_found);
+    tile = __shfl_sync(0xffffffffu, tile, lane_found);
+    running = __shfl_sync(0xffffffffu, running, lane_found);
     /* which token of the tile */
     double e[4], sum = 0;
     int token = -1;

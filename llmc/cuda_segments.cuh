@@ -85,7 +85,8 @@ struct SeenBy {
         for (s = next; s < count; s++) {
             at = segments[s];
             if (s != own && at.prefix_len <= 0) break; /* the next family */
-            i = s == own ? first : 0, head = 0;
+            i = s == own ? first : 0;
+            head = 0;
             key_first = s == own ? 0 : max(at.prefix_start - start, 0);
             key_end = s == own ? rows : min(at.prefix_start + at.prefix_len - start, rows);
             if (key_first < key_end && i < at.len) return true;
@@ -94,7 +95,8 @@ struct SeenBy {
     }
     __device__ bool step(int size) {
         if (++head < shared) return true;
-        head = 0, i += size;
+        head = 0;
+        i += size;
         return i < at.len || segment_enter(s + 1);
     }
 };

@@ -24,20 +24,31 @@ static void add(Problem *p, int gap, int len, int prefix_start = 0, int prefix_l
 
 template <typename T>
 static void fill(Problem *p, Random *r, int heads, int kv_heads, int head_size, double amplitude = 1) {
-    p->heads = heads, p->kv_heads = kv_heads, p->head_size = head_size;
+    p->heads = heads;
+    p->kv_heads = kv_heads;
+    p->head_size = head_size;
     if (!p->cache) p->key_rows = p->rows;
     p->q = normals(r, (size_t)p->rows * heads * head_size, amplitude);
     p->k = normals(r, (size_t)p->key_rows * kv_heads * head_size, amplitude);
     p->v = normals(r, (size_t)p->key_rows * kv_heads * head_size, 1);
     p->dout = normals(r, p->q.size(), 1);
-    round_to<T>(p->q), round_to<T>(p->k), round_to<T>(p->v), round_to<T>(p->dout);
+    round_to<T>(p->q);
+    round_to<T>(p->k);
+    round_to<T>(p->v);
+    round_to<T>(p->dout);
 }
 
 /* A result and, beside it, how large the terms are of which it is the sum. */
 struct Result {
     Doubles value, size;
-    void start(size_t n) { value.assign(n, 0), size.assign(n, 0); }
-    void add(size_t i, double term, double magnitude) { value[i] += term, size[i] += magnitude; }
+    void start(size_t n) {
+        value.assign(n, 0);
+        size.assign(n, 0);
+    }
+    void add(size_t i, double term, double magnitude) {
+        value[i] += term;
+        size[i] += magnitude;
+    }
 };
 
 struct Reference {
@@ -49,8 +60,11 @@ static Reference reference(const Problem &p, bool backward) {
     const int D = p.head_size, H = p.heads, KVH = p.kv_heads;
     const float scale = 1.0f / sqrtf((float)D);
     Reference r;
-    r.out.start(p.q.size()), r.dq.start(p.q.size()), r.lse.start((size_t)p.rows * H);
-    r.dk.start(p.k.size()), r.dv.start(p.k.size());
+    r.out.start(p.q.size());
+    r.dq.start(p.q.size());
+    r.lse.start((size_t)p.rows * H);
+    r.dk.start(p.k.size());
+    r.dv.start(p.k.size());
     r.inside.assign((size_t)p.rows, false);
     for (const Segment &s : p.segments)
         for (int i = 0; i < s.len; i++) {
@@ -67,12 +81,16 @@ static Reference reference(const Problem &p, bool backward) {
                     double dot = 0, magnitude = 0;
                     for (int d = 0; d < D; d++) {
                         const double term = (double)p.q[at + d] * p.k[(keys[j] * KVH + kv) * D + d];
-                        dot += term, magnitude += fabs(term);
+                        dot += term;
+                        magnitude += fabs(term);
                     }
-                    w[j] = dot * scale, most = fmax(most, w[j]), score_size = fmax(score_size, magnitude * scale);
+                    w[j] = dot * scale;
+                    most = fmax(most, w[j]);
+                    score_size = fmax(score_size, magnitude * scale);
                 }
                 for (size_t j = 0; j < keys.size(); j++) total += exp(w[j] - most);
-                r.lse.value[row * H + h] = most + log(total), r.lse.size[row * H + h] = score_size + log(keys.size());
+                r.lse.value[row * H + h] = most + log(total);
+                r.lse.size[row * H + h] = score_size + log(keys.size());
                 for (size_t j = 0; j < keys.size(); j++) {
                     w[j] = exp(w[j] - most) / total;
                     for (int d = 0; d < D; d++) {
@@ -86,9 +104,11 @@ static Reference reference(const Problem &p, bool backward) {
                     double magnitude = 0;
                     for (int d = 0; d < D; d++) {
                         const double term = (double)p.dout[at + d] * p.v[(keys[j] * KVH + kv) * D + d];
-                        dw[j] += term, magnitude += fabs(term);
+                        dw[j] += term;
+                        magnitude += fabs(term);
                     }
-                    mean += w[j] * dw[j], mean_size += w[j] * magnitude;
+                    mean += w[j] * dw[j];
+                    mean_size += w[j] * magnitude;
                 }
                 for (size_t j = 0; j < keys.size(); j++) {
                     const double ds = w[j] * (dw[j] - mean) * scale;
@@ -126,14 +146,20 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
     Indices words;
     for (const Segment &s : p.segments)
         for (int32_t word : {s.start, s.len, s.prefix_start, s.prefix_len, s.key_start, s.past}) words.push_back(word);
-    a.rows = p.rows, a.segments = (int)p.segments.size(), a.heads = p.heads, a.kv_heads = p.kv_heads;
-    a.head_size = p.head_size, a.scale = 1.0f / sqrtf((float)p.head_size);
+    a.rows = p.rows;
+    a.segments = (int)p.segments.size();
+    a.heads = p.heads;
+    a.kv_heads = p.kv_heads;
+    a.head_size = p.head_size;
+    a.scale = 1.0f / sqrtf((float)p.head_size);
     a.segment = (const Ints *)device_indices(words);
     T *dqkv = NULL;
     if (p.cache) {
-        a.q = (Acts *)device_numbers<T>(p.q), a.k = (Acts *)device_numbers<T>(p.k);
+        a.q = (Acts *)device_numbers<T>(p.q);
+        a.k = (Acts *)device_numbers<T>(p.k);
         a.v = (Acts *)device_numbers<T>(p.v);
-        a.q_stride = (int)QW, a.kv_stride = (int)KW;
+        a.q_stride = (int)QW;
+        a.kv_stride = (int)KW;
     } else { /* columns of one buffer, as the model has them */
         Numbers qkv(N * W);
         for (size_t i = 0; i < N; i++)
@@ -142,24 +168,32 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
                                  : c < QW + KW ? p.k[i * KW + c - QW]
                                                : p.v[i * KW + c - QW - KW];
         T *x = device_numbers<T>(qkv);
-        a.q = (Acts *)x, a.k = (Acts *)(x + QW), a.v = (Acts *)(x + QW + KW);
+        a.q = (Acts *)x;
+        a.k = (Acts *)(x + QW);
+        a.v = (Acts *)(x + QW + KW);
         a.q_stride = a.kv_stride = (int)W;
     }
     T *out = device_garbage<T>(N * QW);
     float *sums = device_garbage<float>(N * p.heads);
-    a.out = (Acts *)out, a.lse = lse ? (Floats *)sums : NULL;
+    a.out = (Acts *)out;
+    a.lse = lse ? (Floats *)sums : NULL;
     cuda_scratch_begin(D);
     cuda_attention_forward<T>(D, &a);
     Results r;
-    r.out = fetch(out, N * QW), r.lse = fetch(sums, N * p.heads);
+    r.out = fetch(out, N * QW);
+    r.lse = fetch(sums, N * p.heads);
     if (!backward) return r;
     dqkv = device_garbage<T>(N * W);
     a.dout = (Acts *)device_numbers<T>(p.dout);
-    a.dq = (Acts *)dqkv, a.dk = (Acts *)(dqkv + QW), a.dv = (Acts *)(dqkv + QW + KW);
+    a.dq = (Acts *)dqkv;
+    a.dk = (Acts *)(dqkv + QW);
+    a.dv = (Acts *)(dqkv + QW + KW);
     cuda_scratch_begin(D);
     cuda_attention_backward<T>(D, &a);
     const Numbers all = fetch(dqkv, N * W);
-    r.dq = columns(all, N, W, 0, QW), r.dk = columns(all, N, W, QW, KW), r.dv = columns(all, N, W, QW + KW, KW);
+    r.dq = columns(all, N, W, 0, QW);
+    r.dk = columns(all, N, W, QW, KW);
+    r.dv = columns(all, N, W, QW + KW, KW);
     return r;
 }
 
@@ -182,9 +216,10 @@ template <typename T> static void check(const char *name, const Problem &p, bool
         if (want.inside[(size_t)row]) continue;
         const size_t QW = (size_t)p.heads * p.head_size, KW = (size_t)p.kv_heads * p.head_size, at = (size_t)row;
         for (size_t c = 0; c < QW; c++) assert_true(got.out[at * QW + c] == 0);
-        for (size_t c = 0; backward && c < QW; c++) assert_true(got.dq[at * QW + c] == 0);
-        for (size_t c = 0; backward && c < KW; c++) assert_true(got.dk[at * KW + c] == 0 && got.dv[at * KW + c] == 0);
         for (int h = 0; h < p.heads; h++) assert_true(got.lse[at * p.heads + h] == 0);
+        if (!backward) continue;
+        for (size_t c = 0; c < QW; c++) assert_true(got.dq[at * QW + c] == 0);
+        for (size_t c = 0; c < KW; c++) assert_true(got.dk[at * KW + c] == 0 && got.dv[at * KW + c] == 0);
     }
 }
 
@@ -249,7 +284,8 @@ static void test_bf16_borders(void **s) { test_borders<bf16>(s); }
 static void test_long_strips(void **) {
     Random r = random_start(30, 0);
     Problem p = {};
-    add(&p, 1, 300), add(&p, 2, 257, 30, 100);
+    add(&p, 1, 300);
+    add(&p, 2, 257, 30, 100);
     fill<bf16>(&p, &r, 2, 1, 64);
     assert_true(p.rows >= ATTENTION_LONG * (int)p.segments.size());
     check<bf16>("long segments", p, false);
@@ -261,10 +297,19 @@ static void test_long_strips(void **) {
             for (int32_t word : {s.start, s.len, s.prefix_start, s.prefix_len, s.key_start, s.past})
                 words.push_back(word);
         bf16 *out = device_numbers<bf16>(Numbers(p.q.size()));
-        a.rows = p.rows, a.segments = 2, a.heads = 2, a.kv_heads = 1, a.head_size = 64, a.scale = 0.125f;
-        a.segment = (const Ints *)device_indices(words), a.q = (Acts *)device_numbers<bf16>(p.q);
-        a.k = (Acts *)device_numbers<bf16>(p.k), a.v = (Acts *)device_numbers<bf16>(p.v);
-        a.q_stride = 128, a.kv_stride = 64, a.out = (Acts *)out;
+        a.rows = p.rows;
+        a.segments = 2;
+        a.heads = 2;
+        a.kv_heads = 1;
+        a.head_size = 64;
+        a.scale = 0.125f;
+        a.segment = (const Ints *)device_indices(words);
+        a.q = (Acts *)device_numbers<bf16>(p.q);
+        a.k = (Acts *)device_numbers<bf16>(p.k);
+        a.v = (Acts *)device_numbers<bf16>(p.v);
+        a.q_stride = 128;
+        a.kv_stride = 64;
+        a.out = (Acts *)out;
         if (m) mma_forward<64, 2>(D, &a);
         else mma_forward<64, 1>(D, &a);
         got[m].out = fetch(out, p.q.size());
@@ -275,11 +320,14 @@ static void test_long_strips(void **) {
 template <typename T> static void test_head_sizes(void **) {
     Random r = random_start(22, sizeof(T));
     Problem p = {};
-    add(&p, 0, 41), add(&p, 0, 30, 0, 41), add(&p, 1, 70);
+    add(&p, 0, 41);
+    add(&p, 0, 30, 0, 41);
+    add(&p, 1, 70);
     for (int D : {8, 40, 96, 112, 128})
         if (sizeof(T) == 2 || D == 40 || D == 128) check_both<T>("head size", p, &r, 2, 1, D);
     Problem odd = {};
-    add(&odd, 0, 35), add(&odd, 2, 10, 5, 20);
+    add(&odd, 0, 35);
+    add(&odd, 2, 10, 5, 20);
     for (int D : {1, 20, 33, 100, 132, 256})
         if (sizeof(T) == 4 || D == 20 || D == 100) check_both<T>("odd head size", odd, &r, 2, 1, D);
 }
@@ -298,20 +346,25 @@ template <typename T> static void extremes() {
     std::fill(p.q.begin(), p.q.end(), 0.0f);
     check<T>("equal scores", p, true);
 }
-static void test_extremes(void **) { extremes<float>(), extremes<bf16>(); }
+static void test_extremes(void **) {
+    extremes<float>();
+    extremes<bf16>();
+}
 
 /* Queries over a cache: prefill after a past, decode with and without a shared prefix, more keys than one part has. */
 template <typename T> static void cached() {
     Random r = random_start(24, sizeof(T));
     Problem prefill = {};
-    prefill.cache = true, prefill.key_rows = 400;
+    prefill.cache = true;
+    prefill.key_rows = 400;
     prefill.segments = {{0, 37, 0, 0, 10, 50}, {37, 1, 200, 90, 110, 3}, {38, 70, 200, 90, 300, 0}};
     prefill.rows = 110;
     fill<T>(&prefill, &r, 4, 2, 64);
     check<T>("prefill after a past", prefill, false);
     for (int D : {16, 64, 128, 20}) {
         Problem p = {};
-        p.cache = true, p.key_rows = 900;
+        p.cache = true;
+        p.key_rows = 900;
         p.segments = {{1, 1, 0, 0, 0, 0},     {2, 1, 5, 300, 310, 17}, {3, 1, 5, 300, 350, 0},
                       {4, 1, 0, 0, 400, 255}, {5, 1, 0, 0, 650, 127},  {6, 2, 0, 0, 780, 100}};
         p.rows = 9;
@@ -320,25 +373,31 @@ template <typename T> static void cached() {
         check<T>("decode", p, false);
     }
     Problem one = {};
-    one.cache = true, one.key_rows = 4000;
+    one.cache = true;
+    one.key_rows = 4000;
     one.segments = {{0, 1, 100, 1500, 1700, 2000}};
     one.rows = 1;
     fill<T>(&one, &r, 6, 1, 64);
     check<T>("one row, many keys, six heads of one key head", one, false);
 }
-static void test_cache(void **) { cached<float>(), cached<bf16>(); }
+static void test_cache(void **) {
+    cached<float>();
+    cached<bf16>();
+}
 
 /* What a row gives does not depend on the other segments of its batch, nor on where it stands. */
 static void test_batch_mates(void **) {
     Random r = random_start(25, 0);
     Problem p = {};
-    p.cache = true, p.key_rows = 700;
+    p.cache = true;
+    p.key_rows = 700;
     p.segments = {{0, 1, 0, 0, 0, 400}, {1, 1, 0, 0, 500, 60}, {2, 1, 0, 0, 600, 3}};
     p.rows = 3;
     fill<bf16>(&p, &r, 2, 2, 64);
     const Results all = run<bf16>(p, false);
     Problem alone = p;
-    alone.segments = {{0, 1, 0, 0, 500, 60}}, alone.rows = 1;
+    alone.segments = {{0, 1, 0, 0, 500, 60}};
+    alone.rows = 1;
     alone.q = Numbers(p.q.begin() + 128, p.q.begin() + 256);
     assert_true(same_bits(run<bf16>(alone, false).out, Numbers(all.out.begin() + 128, all.out.begin() + 256)));
 }
@@ -358,7 +417,8 @@ template <typename T> static void stored(int stride, int KC) {
     Random r = random_start(27, 0);
     enum { N = 37, SLOTS = 50 };
     Numbers k = normals(&r, (size_t)N * stride, 1), cache = normals(&r, (size_t)SLOTS * KC, 1);
-    round_to<T>(k), round_to<T>(cache);
+    round_to<T>(k);
+    round_to<T>(cache);
     Indices slot(N);
     for (int i = 0; i < N; i++) slot[(size_t)i] = i % 5 == 3 ? -1 : (i * 7 + 2) % SLOTS; /* 7 and 50: no two alike */
     const int column = stride - KC;
@@ -367,22 +427,31 @@ template <typename T> static void stored(int stride, int KC) {
                      (Ints *)device_indices(slot), N, KC);
     const Numbers got_k = fetch(cache_k, (size_t)SLOTS * KC), got_v = fetch(cache_v, (size_t)SLOTS * KC);
     Numbers want_k = cache, want_v = cache;
-    for (int i = 0; i < N; i++)
-        for (int c = 0; c < KC && slot[(size_t)i] >= 0; c++) {
+    for (int i = 0; i < N; i++) {
+        if (slot[(size_t)i] < 0) continue;
+        for (int c = 0; c < KC; c++) {
             want_k[(size_t)(slot[(size_t)i] * KC + c)] = k[(size_t)(i * stride + c)];
             want_v[(size_t)(slot[(size_t)i] * KC + c)] = k[(size_t)(i * stride + column + c)];
         }
+    }
     assert_true(same_bits(got_k, want_k) && same_bits(got_v, want_v));
 }
 static void test_kv_store(void **) {
-    stored<float>(96, 32), stored<bf16>(96, 32), stored<float>(21, 7), stored<bf16>(21, 7), stored<bf16>(40, 16);
+    stored<float>(96, 32);
+    stored<bf16>(96, 32);
+    stored<float>(21, 7);
+    stored<bf16>(21, 7);
+    stored<bf16>(40, 16);
 }
 
 /* Nothing to do, and what is refused. */
 static void test_edges(void **) {
     Attention a = {};
-    a.heads = a.kv_heads = 1, a.head_size = 16, a.q_stride = a.kv_stride = 16;
-    cuda_attention_forward<bf16>(D, &a), cuda_attention_backward<bf16>(D, &a);
+    a.heads = a.kv_heads = 1;
+    a.head_size = 16;
+    a.q_stride = a.kv_stride = 16;
+    cuda_attention_forward<bf16>(D, &a);
+    cuda_attention_backward<bf16>(D, &a);
     cuda_kv_store<bf16>(D, NULL, NULL, NULL, NULL, 16, NULL, 0, 16);
     Problem nothing = {};
     Random r = random_start(28, 0);
@@ -390,11 +459,15 @@ static void test_edges(void **) {
     fill<bf16>(&nothing, &r, 2, 2, 16);
     check<bf16>("rows, but no segments", nothing, true);
     device_wait();
-    a.rows = 1, a.segments = 1, a.heads = 3, a.kv_heads = 2;
+    a.rows = 1;
+    a.segments = 1;
+    a.heads = 3;
+    a.kv_heads = 2;
     cuda_attention_forward<bf16>(D, &a);
     assert_true(D->failed && strstr(D->error.text, "3 heads"));
     D->failed = false;
-    a.heads = 2, a.head_size = 257;
+    a.heads = 2;
+    a.head_size = 257;
     cuda_attention_backward<float>(D, &a);
     assert_true(D->failed && strstr(D->error.text, "257"));
     D->failed = false;

@@ -174,7 +174,11 @@ static void test_warp(void **) {
 __global__ void votes_kernel(int *out) {
     int or_ = __syncthreads_or(threadIdx.x == 77), and_ = __syncthreads_and(threadIdx.x < 99);
     int count = __syncthreads_count(threadIdx.x % 2);
-    if (threadIdx.x == 0) out[0] = or_ != 0, out[1] = and_ != 0, out[2] = count;
+    if (threadIdx.x == 0) {
+        out[0] = or_ != 0;
+        out[1] = and_ != 0;
+        out[2] = count;
+    }
 }
 static void test_votes(void **) {
     Device<int> out(3);
@@ -191,8 +195,13 @@ __global__ void atomics_kernel(int *lock, int *guarded, unsigned *x, unsigned lo
     *guarded += 1;
     __threadfence();
     atomicExch(lock, 0);
-    atomicMax(&x[0], threadIdx.x), atomicMin(&x[1], threadIdx.x), atomicOr(&x[2], 1u << threadIdx.x % 8);
-    atomicAnd(&x[3], ~(1u << threadIdx.x % 8)), atomicXor(&x[4], 1u), atomicInc(&x[5], 9u), atomicSub(&x[6], 1u);
+    atomicMax(&x[0], threadIdx.x);
+    atomicMin(&x[1], threadIdx.x);
+    atomicOr(&x[2], 1u << threadIdx.x % 8);
+    atomicAnd(&x[3], ~(1u << threadIdx.x % 8));
+    atomicXor(&x[4], 1u);
+    atomicInc(&x[5], 9u);
+    atomicSub(&x[6], 1u);
     atomicAdd(wide, 1ull << 32);
 }
 static void test_atomics(void **) {
@@ -250,7 +259,10 @@ static void test_last_block(void **) {
 __global__ void mma_kernel(float *d, const uint32_t *a, const uint32_t *b, const float *c) {
     uint32_t ra[4], rb[2];
     float rc[4], rd[4];
-    for (int i = 0; i < 4; i++) ra[i] = a[threadIdx.x * 4 + i], rc[i] = c[threadIdx.x * 4 + i];
+    for (int i = 0; i < 4; i++) {
+        ra[i] = a[threadIdx.x * 4 + i];
+        rc[i] = c[threadIdx.x * 4 + i];
+    }
     for (int i = 0; i < 2; i++) rb[i] = b[threadIdx.x * 2 + i];
     mma_m16n8k16_bf16(rd, ra, rb, rc);
     for (int i = 0; i < 4; i++) d[threadIdx.x * 4 + i] = rd[i];
@@ -334,7 +346,10 @@ template <int TILES, bool TRANS> static void check_ldmatrix(void) {
 static void test_ldmatrix(void **) {
     for (int seed = 0; seed < SEEDS; seed++) {
         cuda_host_seed((uint64_t)seed);
-        check_ldmatrix<4, false>(), check_ldmatrix<4, true>(), check_ldmatrix<2, false>(), check_ldmatrix<2, true>();
+        check_ldmatrix<4, false>();
+        check_ldmatrix<4, true>();
+        check_ldmatrix<2, false>();
+        check_ldmatrix<2, true>();
     }
 }
 
@@ -444,7 +459,8 @@ static float two_streams(bool event, bool wait) {
     cudaStream_t first, second;
     cudaEvent_t done;
     float *host, result;
-    cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking), cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
     cudaEventCreateWithFlags(&done, cudaEventDisableTiming);
     cudaMallocHost((void **)&host, sizeof(float));
     *host = -1;
@@ -694,7 +710,12 @@ static void expect(const Ending &e, int status, const char *words) {
 }
 /* Found by the machine itself, under every seed. */
 static void always(const char *words, const std::function<void()> &program) {
-    for (uint64_t seed = 0; seed < 3; seed++) expect(run([&] { cuda_host_seed(seed), program(); }), FOUND, words);
+    for (uint64_t seed = 0; seed < 3; seed++)
+        expect(run([&] {
+                   cuda_host_seed(seed);
+                   program();
+               }),
+               FOUND, words);
 }
 
 static void test_found_always(void **) {
@@ -785,7 +806,10 @@ static int wrong_results(void (*kernel)(float *, const float *), size_t n, const
 }
 static void test_found_by_order(void **) {
     std::vector<float> reversed(64), twice(64), neighbour(32);
-    for (size_t i = 0; i < 64; i++) reversed[i] = (float)(63 - i), twice[i] = 2 * (float)(63 - i) + 1;
+    for (size_t i = 0; i < 64; i++) {
+        reversed[i] = (float)(63 - i);
+        twice[i] = 2 * (float)(63 - i) + 1;
+    }
     for (size_t i = 0; i < 32; i++) neighbour[i] = (float)(i ^ 1);
     if (cuda_host_race_detector()) {
         expect(run([&] { wrong_results(missing_barrier_kernel, 64, reversed); }), RACE, "tile + ");
@@ -894,7 +918,10 @@ static void test_poison(void **) {
         Device<unsigned char> fresh(100);
         std::vector<unsigned char> bytes = fresh.get();
         for (unsigned char b : bytes) assert_int_equal(b, bytes[0]);
-        if (!seen[bytes[0]]) seen[bytes[0]] = true, patterns_seen++;
+        if (!seen[bytes[0]]) {
+            seen[bytes[0]] = true;
+            patterns_seen++;
+        }
         Device<float> in(x), out(64);
         LAUNCH(uninitialised_kernel, 1, 64, 0, 0, out.p, in.p);
         wrong += out.get()[0] != 0.5f;
@@ -973,7 +1000,10 @@ template <typename T, typename O> static void check_product(const Problem &p) {
     std::vector<O> c(cf.size()), bias(64), aux(cf.size());
     for (size_t i = 0; i < a.size(); i++) a[i] = as<T>(af[i]);
     for (size_t i = 0; i < b.size(); i++) b[i] = as<T>(bf[i]);
-    for (size_t i = 0; i < c.size(); i++) c[i] = as<O>(cf[i]), aux[i] = as<O>(uniform() * 2);
+    for (size_t i = 0; i < c.size(); i++) {
+        c[i] = as<O>(cf[i]);
+        aux[i] = as<O>(uniform() * 2);
+    }
     for (O &x : bias) x = as<O>(uniform());
     Device<T> da(a), db(b);
     Device<O> out(c), dbias(bias), daux(aux);
@@ -1000,15 +1030,19 @@ template <typename T, typename O> static void check_product(const Problem &p) {
     if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD)
         for (size_t i = 0; i < (size_t)p.m; i++)
             assert_true(fabs((float)bias_after[i] - column_gradient[i]) < 3 * tolerance);
-    for (int i = 0; p.epilogue == CUBLASLT_EPILOGUE_BGRADA && i < p.m; i++) {
-        double sum = 0;
-        for (int l = 0; l < p.k; l++) sum += A(i, l);
-        assert_true(fabs((float)bias_after[(size_t)i] - sum) < 3 * tolerance);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADA) {
+        for (int i = 0; i < p.m; i++) {
+            double sum = 0;
+            for (int l = 0; l < p.k; l++) sum += A(i, l);
+            assert_true(fabs((float)bias_after[(size_t)i] - sum) < 3 * tolerance);
+        }
     }
-    for (int j = 0; p.epilogue == CUBLASLT_EPILOGUE_BGRADB && j < p.n; j++) {
-        double sum = 0;
-        for (int l = 0; l < p.k; l++) sum += B(l, j);
-        assert_true(fabs((float)bias_after[(size_t)j] - sum) < 3 * tolerance);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADB) {
+        for (int j = 0; j < p.n; j++) {
+            double sum = 0;
+            for (int l = 0; l < p.k; l++) sum += B(l, j);
+            assert_true(fabs((float)bias_after[(size_t)j] - sum) < 3 * tolerance);
+        }
     }
 }
 static void test_cublaslt(void **) {
@@ -1021,9 +1055,12 @@ static void test_cublaslt(void **) {
     for (int epilogue : epilogues)
         for (int transposed = 0; transposed < 4; transposed++) {
             Problem p = {13, 9, 21, transposed / 2 == 1, transposed % 2 == 1, epilogue, 0.5f, 0.0f};
-            check_product<float, float>(p), check_product<bf16, bf16>(p), check_product<bf16, float>(p);
+            check_product<float, float>(p);
+            check_product<bf16, bf16>(p);
+            check_product<bf16, float>(p);
             p.beta = 1;
-            check_product<float, float>(p), check_product<bf16, float>(p);
+            check_product<float, float>(p);
+            check_product<bf16, float>(p);
         }
     /* no algorithm for an epilogue, when asked to have none; a plain product goes on */
     setenv("CUDA_HOST_NO_EPILOGUE", "1", 1);
@@ -1034,7 +1071,8 @@ static void test_cublaslt(void **) {
     assert_int_equal((multiply<float, float>(p, out.p, a.p, b.p, bias.p, out.p)), CUBLAS_STATUS_SUCCESS);
     unsetenv("CUDA_HOST_NO_EPILOGUE");
     /* a product of zeros, as the measurement of the peak asks for, is zero */
-    cudaMemset(a.p, 0, 64), cudaMemset(b.p, 0, 64);
+    cudaMemset(a.p, 0, 64);
+    cudaMemset(b.p, 0, 64);
     assert_int_equal((multiply<float, float>(p, out.p, a.p, b.p, bias.p, out.p)), CUBLAS_STATUS_SUCCESS);
     for (int j = 0; j < 4; j++)
         for (int i = 0; i < 4; i++) assert_true(out.get()[(size_t)(i + 8 * j)] == 0);
@@ -1081,7 +1119,10 @@ static int run_ranks(int ranks, const std::function<int(ncclComm_t, int)> &progr
     return failures;
 }
 #define NEED(condition)                                                                                                \
-    if (!(condition)) return fprintf(stderr, "line %d\n", __LINE__), 1
+    if (!(condition)) {                                                                                                \
+        fprintf(stderr, "line %d\n", __LINE__);                                                                        \
+        return 1;                                                                                                      \
+    }
 enum { LONG = 150000 }; /* floats: more than a chunk holds */
 
 static int collectives(ncclComm_t comm, int rank) {
@@ -1089,7 +1130,8 @@ static int collectives(ncclComm_t comm, int rank) {
     ncclCommCount(comm, &ranks);
     cuda_host_seed((uint64_t)rank); /* each rank's streams run in their own order */
     cudaStream_t stream, other;
-    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
     std::vector<float> x(LONG);
     for (size_t i = 0; i < LONG; i++) x[i] = (float)((i + 1) % 100 * (size_t)(rank + 1));
     Device<float> in(x), sum(LONG), all((size_t)ranks * LONG), part(LONG), most(LONG),
@@ -1105,7 +1147,8 @@ static int collectives(ncclComm_t comm, int rank) {
     ncclAllReduce(count.p, count.p, 1, ncclInt64, ncclMin, comm, stream);
     ncclBroadcast(one.p, one.p, 3, ncclFloat32, ranks - 1, comm, stream);
     ncclGroupEnd();
-    cudaStreamSynchronize(stream), cudaStreamSynchronize(other);
+    cudaStreamSynchronize(stream);
+    cudaStreamSynchronize(other);
     ncclReduceScatter(all.p, part.p, LONG, ncclFloat32, ncclSum, comm, stream);
     cudaStreamSynchronize(stream);
     std::vector<float> s = sum.get(), a = all.get(), p = part.get(), m = most.get();

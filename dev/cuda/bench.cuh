@@ -120,7 +120,8 @@ static inline int bench_sets(const Bench *b, size_t bytes) {
 template <typename F> static inline double bench_seconds(Bench *b, int sets, F run) {
     cudaEvent_t start, end;
     float ms = 0, best = 1e30f;
-    bench_must(cudaEventCreate(&start), "cudaEventCreate"), bench_must(cudaEventCreate(&end), "cudaEventCreate");
+    bench_must(cudaEventCreate(&start), "cudaEventCreate");
+    bench_must(cudaEventCreate(&end), "cudaEventCreate");
     int repeats = 3;
     for (int round = 0; round < 4; round++) { /* the first one warms up and tells how many calls are 0.2 s */
         cudaEventRecord(start, b->d->stream);
@@ -174,11 +175,17 @@ static inline Bench bench_start(int argc, char **argv, const char *what) {
     }
     bench_must(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
     Device *d = b.d = new Device();
-    d->processors = p.multiProcessorCount, d->major = p.major, d->minor = p.minor;
-    d->shared_limit = p.sharedMemPerBlockOptin, d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
+    d->processors = p.multiProcessorCount;
+    d->major = p.major;
+    d->minor = p.minor;
+    d->shared_limit = p.sharedMemPerBlockOptin;
+    d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     bench_must(cudaStreamCreate(&d->stream), "cudaStreamCreate");
     bench_must(cudaMalloc(&d->lt_workspace, d->lt_workspace_bytes), "cudaMalloc");
-    if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) fprintf(stderr, "cublasLtCreate failed\n"), exit(1);
+    if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) {
+        fprintf(stderr, "cublasLtCreate failed\n");
+        exit(1);
+    }
     d->plans = new MatmulPlan();
     b.l2_bytes = (size_t)p.l2CacheSize;
 #ifdef CUDA_HOST

@@ -37,7 +37,8 @@ __global__ static void backward3_kernel(const Embed a) {
     if (at >= (size_t)a.N * a.C) return;
     const size_t i = at / a.C, c = at % a.C;
     const float g = to_float(a.dout[at]);
-    atomicAdd(a.dwte + (size_t)a.token[i] * a.C + c, g), atomicAdd(a.dwpe + (size_t)a.position[i] * a.C + c, g);
+    atomicAdd(a.dwte + (size_t)a.token[i] * a.C + c, g);
+    atomicAdd(a.dwpe + (size_t)a.position[i] * a.C + c, g);
 }
 
 /* A block a row of the table. */
@@ -94,19 +95,28 @@ static Embed problem(Bench *b, int N, int C, int V, int P, bool checked, Numbers
     Embed a = {};
     Indices position(N);
     for (int i = 0; i < N; i++) position[i] = i % P;
-    a.N = N, a.C = C, a.V = V, a.P = P;
-    a.token = bench_upload(b, tokens_of(&r, N, V)), a.position = bench_upload(b, position);
+    a.N = N;
+    a.C = C;
+    a.V = V;
+    a.P = P;
+    a.token = bench_upload(b, tokens_of(&r, N, V));
+    a.position = bench_upload(b, position);
     const size_t n = (size_t)N * C;
-    a.dwte = bench_memory<float>(b, (size_t)V * C), a.dwpe = bench_memory<float>(b, (size_t)P * C);
+    a.dwte = bench_memory<float>(b, (size_t)V * C);
+    a.dwpe = bench_memory<float>(b, (size_t)P * C);
     a.out = bench_memory<T>(b, n);
     if (!checked) {
-        a.wte = bench_fill<T>(b, (size_t)V * C, 1), a.wpe = bench_fill<T>(b, (size_t)P * C, 1);
+        a.wte = bench_fill<T>(b, (size_t)V * C, 1);
+        a.wpe = bench_fill<T>(b, (size_t)P * C, 1);
         a.dout = bench_fill<T>(b, n, 1);
         return a;
     }
-    host[0] = bench_normals<T>(&r, (size_t)V * C, 1), host[1] = bench_normals<T>(&r, (size_t)P * C, 1);
+    host[0] = bench_normals<T>(&r, (size_t)V * C, 1);
+    host[1] = bench_normals<T>(&r, (size_t)P * C, 1);
     host[2] = bench_normals<T>(&r, n, 1);
-    a.wte = bench_upload<T>(b, host[0]), a.wpe = bench_upload<T>(b, host[1]), a.dout = bench_upload<T>(b, host[2]);
+    a.wte = bench_upload<T>(b, host[0]);
+    a.wpe = bench_upload<T>(b, host[1]);
+    a.dout = bench_upload<T>(b, host[2]);
     return a;
 }
 
@@ -133,7 +143,8 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
     for (size_t at = 0; at < out.size(); at++) {
         const size_t i = at / C, c = at % C, t = (size_t)token[i] * C + c, p = i % P * C + c;
         out[at] = version >= 6 ? gelu_of(host[2][at]) : (double)host[0][t] + host[1][p];
-        te[t] += host[2][at], pe[p] += host[2][at];
+        te[t] += host[2][at];
+        pe[p] += host[2][at];
     }
     double error;
     if (version <= 2 || version >= 6)

@@ -28,9 +28,11 @@ template <int THREADS> __global__ static void three_reads_kernel(const Head a, c
     max = all_max<THREADS>(max);
     for (int v = (int)threadIdx.x; v < V; v += THREADS) {
         const float y = (z[v] - max) * scale, e = expf(y);
-        sum += e, weighted += e > 0 ? e * y : 0;
+        sum += e;
+        weighted += e > 0 ? e * y : 0;
     }
-    sum = all_sum<THREADS>(sum), weighted = all_sum<THREADS>(weighted);
+    sum = all_sum<THREADS>(sum);
+    weighted = all_sum<THREADS>(weighted);
     const float log_sum = logf(sum), entropy = log_sum - weighted / sum;
     if (threadIdx.x == 0) {
         ((float *)a.logp)[row] = (z[target] - max) * scale - log_sum;
@@ -58,12 +60,17 @@ static Problem problem(Bench *b, int R, int V, int Vp) {
     Problem p = {};
     Indices target((size_t)R);
     for (int i = 0; i < R; i++) target[(size_t)i] = (int)((int64_t)i * 7919 % V);
-    p.a.rows = R, p.a.vocab = V, p.a.padded_vocab = Vp, p.a.temperature = 0.9f;
+    p.a.rows = R;
+    p.a.vocab = V;
+    p.a.padded_vocab = Vp;
+    p.a.temperature = 0.9f;
     p.a.target = (Ints *)bench_upload(b, target);
-    p.a.logp = (Floats *)bench_memory<float>(b, (size_t)R), p.a.entropy = (Floats *)bench_memory<float>(b, (size_t)R);
-    p.a.dlogp = (Floats *)bench_fill<float>(b, (size_t)R, 1),
+    p.a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
+    p.a.entropy = (Floats *)bench_memory<float>(b, (size_t)R);
+    p.a.dlogp = (Floats *)bench_fill<float>(b, (size_t)R, 1);
     p.a.dentropy = (Floats *)bench_fill<float>(b, (size_t)R, 0.1);
-    p.z = bench_fill<float>(b, (size_t)R * Vp, 2), p.dz = bench_memory<bf16>(b, (size_t)R * Vp);
+    p.z = bench_fill<float>(b, (size_t)R * Vp, 2);
+    p.dz = bench_memory<bf16>(b, (size_t)R * Vp);
     return p;
 }
 
@@ -89,7 +96,8 @@ int main(int argc, char **argv) {
         for (int v = 0; v < V; v++) sum += exp(z[(size_t)(i * Vp + v)] / t);
         for (int v = 0; v < V; v++)
             mean += exp(z[(size_t)(i * Vp + v)] / t) / sum * (z[(size_t)(i * Vp + v)] / t - log(sum));
-        logp.push_back(z[(size_t)(i * Vp + target)] / t - log(sum)), entropy.push_back(-mean);
+        logp.push_back(z[(size_t)(i * Vp + target)] / t - log(sum));
+        entropy.push_back(-mean);
         for (int v = 0; v < Vp; v++) {
             const double lp = z[(size_t)(i * Vp + v)] / t - log(sum), p = exp(lp);
             dz.push_back(v < V ? (dlogp[(size_t)i] * ((v == target) - p) - dentropy[(size_t)i] * p * (lp - mean)) / t
@@ -109,8 +117,8 @@ int main(int argc, char **argv) {
     bench_free(&b);
     const int rows = 1024, vocab = 50257, padded = 50304;
     std::vector<Problem> sets;
-    for (int i = 0; b.gpu && i < bench_sets(&b, (size_t)rows * padded * 6); i++)
-        sets.push_back(problem(&b, rows, vocab, padded));
+    const int count = b.gpu ? bench_sets(&b, (size_t)rows * padded * 6) : 0;
+    for (int i = 0; i < count; i++) sets.push_back(problem(&b, rows, vocab, padded));
     for (bool gradient : {false, true})
         for (int version = 1; version <= 3; version++) {
             if (!bench_wants(&b, version)) continue;

@@ -144,9 +144,16 @@ static double check_version(Bench *b, int version, int N, int IC, int OC) {
     const Numbers bias = bench_normals<T>(&r, OC, 1), dout = bench_normals<T>(&r, (size_t)N * OC, 1);
     Product a = {};
     const size_t largest = (size_t)N * (size_t)std::max(IC, OC);
-    a.N = N, a.IC = IC, a.OC = OC, a.x = bench_upload<T>(b, x), a.w = bench_upload<T>(b, w);
-    a.b = bench_upload<T>(b, bias), a.dout = bench_upload<T>(b, dout), a.pre = bench_memory<T>(b, (size_t)N * OC);
-    a.out = bench_memory<T>(b, largest), a.dw = bench_memory<float>(b, (size_t)OC * IC),
+    a.N = N;
+    a.IC = IC;
+    a.OC = OC;
+    a.x = bench_upload<T>(b, x);
+    a.w = bench_upload<T>(b, w);
+    a.b = bench_upload<T>(b, bias);
+    a.dout = bench_upload<T>(b, dout);
+    a.pre = bench_memory<T>(b, (size_t)N * OC);
+    a.out = bench_memory<T>(b, largest);
+    a.dw = bench_memory<float>(b, (size_t)OC * IC);
     a.db = bench_memory<float>(b, OC);
     version_run(b, version, a);
     Doubles pre((size_t)N * OC), out((size_t)N * OC), dw((size_t)OC * IC), db(OC), dx((size_t)N * IC);
@@ -156,10 +163,12 @@ static double check_version(Bench *b, int version, int N, int IC, int OC) {
             const double g = dout[(size_t)i * OC + o];
             for (int c = 0; c < IC; c++) {
                 sum += (double)x[(size_t)i * IC + c] * w[(size_t)o * IC + c];
-                dw[(size_t)o * IC + c] += g * x[(size_t)i * IC + c],
-                    dx[(size_t)i * IC + c] += g * w[(size_t)o * IC + c];
+                dw[(size_t)o * IC + c] += g * x[(size_t)i * IC + c];
+                dx[(size_t)i * IC + c] += g * w[(size_t)o * IC + c];
             }
-            pre[(size_t)i * OC + o] = sum, out[(size_t)i * OC + o] = gelu_of(sum), db[o] += g;
+            pre[(size_t)i * OC + o] = sum;
+            out[(size_t)i * OC + o] = gelu_of(sum);
+            db[o] += g;
         }
     for (size_t i = 0; i < dx.size(); i++) dx[i] *= (gelu_of(x[i] + 1e-5) - gelu_of(x[i] - 1e-5)) / 2e-5;
     double error = 0;
@@ -179,11 +188,17 @@ static double time_version(Bench *b, int version, int N, int IC, int OC) {
     std::vector<Product> set((size_t)bench_sets(b, (size_t)N * (size_t)(IC + OC) * 2));
     for (Product &a : set) {
         a = Product{};
-        a.N = N, a.IC = IC, a.OC = OC, a.x = bench_fill<T>(b, (size_t)N * IC, 1),
+        a.N = N;
+        a.IC = IC;
+        a.OC = OC;
+        a.x = bench_fill<T>(b, (size_t)N * IC, 1);
         a.w = bench_fill<T>(b, (size_t)OC * IC, 1);
-        a.b = bench_fill<T>(b, OC, 1), a.dout = bench_fill<T>(b, (size_t)N * OC, 1);
-        a.pre = bench_memory<T>(b, (size_t)N * OC), a.out = bench_memory<T>(b, (size_t)N * (size_t)std::max(IC, OC));
-        a.dw = bench_memory<float>(b, (size_t)OC * IC), a.db = bench_memory<float>(b, OC);
+        a.b = bench_fill<T>(b, OC, 1);
+        a.dout = bench_fill<T>(b, (size_t)N * OC, 1);
+        a.pre = bench_memory<T>(b, (size_t)N * OC);
+        a.out = bench_memory<T>(b, (size_t)N * (size_t)std::max(IC, OC));
+        a.dw = bench_memory<float>(b, (size_t)OC * IC);
+        a.db = bench_memory<float>(b, OC);
     }
     const double seconds = bench_seconds(b, (int)set.size(), [&](int i) { version_run(b, version, set[i]); });
     bench_free(b);

@@ -58,7 +58,8 @@ __global__ static void sample1_kernel(const Draw a, const float *z) {
     const double wanted = (double)row_uniform(a, row) * sum;
     for (int v = 0; v < r.V; v++) {
         if (!r.kept(r.y(v))) continue;
-        token = v, running += (double)expf(r.y(v) - r.max);
+        token = v;
+        running += (double)expf(r.y(v) - r.max);
         if (running > wanted) break;
     }
     ((int32_t *)a.token)[row] = token;
@@ -103,11 +104,24 @@ struct Problem {
 
 static Problem problem(Bench *b, int R, int V, int Vp) {
     Problem p = {};
-    for (int i = 0; i < R; i++) p.stream.push_back(i * 31), p.stream.push_back(i), p.index.push_back(i * 7);
+    for (int i = 0; i < R; i++) {
+        p.stream.push_back(i * 31);
+        p.stream.push_back(i);
+        p.index.push_back(i * 7);
+    }
     Draw &a = p.a;
-    a.rows = R, a.vocab = V, a.padded_vocab = Vp, a.temperature = 0.8f, a.top_p = 0.95f, a.top_k = 50, a.seed = 99;
-    a.repetition_penalty = 1, a.stream = (Ints *)bench_upload(b, p.stream), a.index = (Ints *)bench_upload(b, p.index);
-    a.token = (Ints *)bench_memory<int32_t>(b, (size_t)R), a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
+    a.rows = R;
+    a.vocab = V;
+    a.padded_vocab = Vp;
+    a.temperature = 0.8f;
+    a.top_p = 0.95f;
+    a.top_k = 50;
+    a.seed = 99;
+    a.repetition_penalty = 1;
+    a.stream = (Ints *)bench_upload(b, p.stream);
+    a.index = (Ints *)bench_upload(b, p.index);
+    a.token = (Ints *)bench_memory<int32_t>(b, (size_t)R);
+    a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
     p.z = bench_fill<float>(b, (size_t)R * Vp, 2);
     return p;
 }
@@ -128,8 +142,10 @@ static int expected(const Problem &p, const float *z, int i) {
     std::sort(sorted.begin(), sorted.end(), std::greater<double>());
     double all = 0, above = 0, kept = 0, running = 0, least = sorted[0];
     for (int k = 0; k < a.top_k; k++) all += exp(sorted[(size_t)k]);
-    for (int k = 0; k < a.top_k && above < (double)a.top_p * all; k++)
-        above += exp(sorted[(size_t)k]), least = sorted[(size_t)k];
+    for (int k = 0; k < a.top_k && above < (double)a.top_p * all; k++) {
+        above += exp(sorted[(size_t)k]);
+        least = sorted[(size_t)k];
+    }
     for (double x : y) kept += x >= least ? exp(x) : 0;
     const uint64_t stream =
         (uint64_t)(uint32_t)p.stream[(size_t)(2 * i + 1)] << 32 | (uint32_t)p.stream[(size_t)(2 * i)];
@@ -164,8 +180,8 @@ int main(int argc, char **argv) {
     const int vocab = 50257, padded = 50304;
     for (int rows : {1, 64, 512}) {
         std::vector<Problem> sets;
-        for (int i = 0; b.gpu && i < bench_sets(&b, (size_t)rows * padded * 4); i++)
-            sets.push_back(problem(&b, rows, vocab, padded));
+        const int count = b.gpu ? bench_sets(&b, (size_t)rows * padded * 4) : 0;
+        for (int i = 0; i < count; i++) sets.push_back(problem(&b, rows, vocab, padded));
         for (int version = 1; version <= 3; version++) {
             char what[32];
             if (!bench_wants(&b, version)) continue;

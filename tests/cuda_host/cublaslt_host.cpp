@@ -160,7 +160,9 @@ static void product_batch(const Product &p, int batch) {
 }
 
 static void product_run(const Product &p) {
-    need(p.a, p.A, "cublasLtMatmul: A"), need(p.b, p.B, "cublasLtMatmul: B"), need(p.out, p.D, "cublasLtMatmul: D");
+    need(p.a, p.A, "cublasLtMatmul: A");
+    need(p.b, p.B, "cublasLtMatmul: B");
+    need(p.out, p.D, "cublasLtMatmul: D");
     if (p.beta != 0) need(p.c, p.C, "cublasLtMatmul: C");
     if (has(p.d, CUBLASLT_EPILOGUE_BIAS) || has(p.d, CUBLASLT_EPILOGUE_BGRADA) ||
         has(p.d, CUBLASLT_EPILOGUE_DGELU_BGRAD))
@@ -169,7 +171,9 @@ static void product_run(const Product &p) {
         cuda_host_need_device(p.d.bias, p.D.columns * type_size(bias_type(p)), "cublasLtMatmul: bias");
     if (has(p.d, 128)) {
         Layout aux = p.D;
-        aux.type = aux_type(p), aux.ld = p.d.aux_ld, aux.batches = 1;
+        aux.type = aux_type(p);
+        aux.ld = p.d.aux_ld;
+        aux.batches = 1;
         need(p.d.aux, aux, "cublasLtMatmul: auxiliary matrix");
     }
     if (p.workspace_bytes) memset(p.workspace, 0xff, std::min(p.workspace_bytes, (size_t)WORKSPACE));
@@ -228,10 +232,17 @@ static Algorithm algorithm_for(const Description &d, const Layout &a, const Layo
                                const Layout &o) {
     Algorithm g;
     memset(&g, 0, sizeof(g));
-    g.magic = MAGIC, g.epilogue = (uint32_t)d.epilogue;
-    g.m = (uint32_t)o.rows, g.n = (uint32_t)o.columns, g.k = (uint32_t)op_columns(a, d.op_a);
-    g.type_a = (uint16_t)a.type, g.type_b = (uint16_t)b.type, g.type_c = (uint16_t)c.type, g.type_d = (uint16_t)o.type;
-    g.op_a = (uint8_t)d.op_a, g.op_b = (uint8_t)d.op_b;
+    g.magic = MAGIC;
+    g.epilogue = (uint32_t)d.epilogue;
+    g.m = (uint32_t)o.rows;
+    g.n = (uint32_t)o.columns;
+    g.k = (uint32_t)op_columns(a, d.op_a);
+    g.type_a = (uint16_t)a.type;
+    g.type_b = (uint16_t)b.type;
+    g.type_c = (uint16_t)c.type;
+    g.type_d = (uint16_t)o.type;
+    g.op_a = (uint8_t)d.op_a;
+    g.op_b = (uint8_t)d.op_b;
     return g;
 }
 
@@ -345,12 +356,16 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (asked < 1) return CUBLAS_STATUS_INVALID_VALUE;
     if (!consistent(d, a, b, c, o) || !epilogue_possible(d, o)) return CUBLAS_STATUS_NOT_SUPPORTED;
     Algorithm g = algorithm_for(d, a, b, c, o);
-    g.align_a = (uint8_t)__builtin_ctz(p.align_a), g.align_b = (uint8_t)__builtin_ctz(p.align_b);
-    g.align_c = (uint8_t)__builtin_ctz(p.align_c), g.align_d = (uint8_t)__builtin_ctz(p.align_d);
+    g.align_a = (uint8_t)__builtin_ctz(p.align_a);
+    g.align_b = (uint8_t)__builtin_ctz(p.align_b);
+    g.align_c = (uint8_t)__builtin_ctz(p.align_c);
+    g.align_d = (uint8_t)__builtin_ctz(p.align_d);
     g.workspace = std::min(p.workspace, (uint64_t)WORKSPACE);
     memset(results, 0, sizeof(*results));
     memcpy(&results->algo, &g, sizeof(g));
-    results->workspaceSize = g.workspace, results->state = CUBLAS_STATUS_SUCCESS, results->wavesCount = 1;
+    results->workspaceSize = g.workspace;
+    results->state = CUBLAS_STATUS_SUCCESS;
+    results->wavesCount = 1;
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -367,7 +382,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     if (algorithm) {
         Algorithm given, now = algorithm_for(p.d, p.A, p.B, p.C, p.D);
         memcpy(&given, algorithm, sizeof(given));
-        now.align_a = given.align_a, now.align_b = given.align_b, now.align_c = given.align_c,
+        now.align_a = given.align_a;
+        now.align_b = given.align_b;
+        now.align_c = given.align_c;
         now.align_d = given.align_d;
         now.workspace = given.workspace;
         if (memcmp(&given, &now, sizeof(now)))
@@ -375,7 +392,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                 "cublasLtMatmul: an algorithm found for (%u x %u x %u, epilogue %u) is used for (%u x %u x %u, "
                 "epilogue %u) or other types",
                 given.m, given.n, given.k, given.epilogue, now.m, now.n, now.k, now.epilogue);
-        aligned(a, given.align_a, "A"), aligned(b, given.align_b, "B"), aligned(out, given.align_d, "D");
+        aligned(a, given.align_a, "A");
+        aligned(b, given.align_b, "B");
+        aligned(out, given.align_d, "D");
         if (p.beta != 0) aligned(c, given.align_c, "C");
         if (workspace_bytes < given.workspace) return CUBLAS_STATUS_INVALID_VALUE;
     }

@@ -189,7 +189,10 @@ void cuda_host_drain(void) {
 }
 
 void cuda_host_enqueue(cudaStream_t stream, const char *what, std::function<void()> work) {
-    cuda_host_enqueue_steps(stream, what, [work] { return work(), true; });
+    cuda_host_enqueue_steps(stream, what, [work] {
+        work();
+        return true;
+    });
 }
 void cuda_host_enqueue_steps(cudaStream_t handle, const char *what, Work work) {
     auto s = stream_get(handle, what);
@@ -364,7 +367,8 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
     return cudaStreamCreateWithFlags(stream, flags);
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
-    *least = 0, *greatest = -5;
+    *least = 0;
+    *greatest = -5;
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -457,7 +461,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     if (!s->capture_began_here) return fail(cudaErrorStreamCaptureUnmatched);
     *graph = s->capture;
     for (auto &t : streams)
-        if (t.second->capture == *graph) t.second->capture = NULL, t.second->capture_began_here = false;
+        if (t.second->capture == *graph) {
+            t.second->capture = NULL;
+            t.second->capture_began_here = false;
+        }
     return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
@@ -504,13 +511,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     if (device != 0) return fail(cudaErrorInvalidDevice);
     memset(p, 0, sizeof(*p));
     snprintf(p->name, sizeof(p->name), "processor in a GPU's place");
-    p->major = capability() / 10, p->minor = capability() % 10;
+    p->major = capability() / 10;
+    p->minor = capability() % 10;
     p->multiProcessorCount = 4; /* few, so that small tests reach the paths of many blocks per multiprocessor */
     p->totalGlobalMem = device_total();
-    p->sharedMemPerBlock = SHARED_DEFAULT, p->sharedMemPerBlockOptin = shared_most();
+    p->sharedMemPerBlock = SHARED_DEFAULT;
+    p->sharedMemPerBlockOptin = shared_most();
     p->sharedMemPerMultiprocessor = shared_most() + 1024;
-    p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048;
-    p->regsPerBlock = 65536, p->regsPerMultiprocessor = 65536;
+    p->warpSize = 32;
+    p->maxThreadsPerBlock = 1024;
+    p->maxThreadsPerMultiProcessor = 2048;
+    p->regsPerBlock = 65536;
+    p->regsPerMultiprocessor = 65536;
     p->l2CacheSize = 40 << 20;
     p->memoryBusWidth = 5120;
     return cudaSuccess;
@@ -542,7 +554,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel) {
     memset(a, 0, sizeof(*a));
     auto limit = dynamic_limit.find(kernel);
-    a->maxThreadsPerBlock = 1024, a->numRegs = 32;
+    a->maxThreadsPerBlock = 1024;
+    a->numRegs = 32;
     a->maxDynamicSharedSizeBytes = limit == dynamic_limit.end() ? SHARED_DEFAULT : limit->second;
     a->binaryVersion = a->ptxVersion = capability();
     return cudaSuccess;

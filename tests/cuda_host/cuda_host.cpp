@@ -76,8 +76,11 @@ void cuda_host_seed(uint64_t s) {
 }
 static uint64_t current_seed(void) {
     const char *text = getenv("CUDA_HOST_SEED");
-    if (!seeded)
-        seeded = true, seed = text ? strtoull(text, NULL, 0) : 0, random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    if (!seeded) {
+        seeded = true;
+        seed = text ? strtoull(text, NULL, 0) : 0;
+        random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    }
     return seed;
 }
 bool cuda_host_shuffled(void) { return current_seed() != 0; }
@@ -213,7 +216,10 @@ static void fiber_entry(void) {
     const void *from;
     size_t size;
     __sanitizer_finish_switch_fiber(NULL, &from, &size);
-    if (!main_stack) main_stack = from, main_stack_size = size;
+    if (!main_stack) {
+        main_stack = from;
+        main_stack_size = size;
+    }
 #endif
     fiber_main();
 }
@@ -314,7 +320,9 @@ static void barrier_release(void) {
     for (size_t i = threads.size(); i-- > 0;) {
         CudaHostThread &t = threads[i];
         if (t.state != AT_BARRIER) continue;
-        t.state = READY, t.vote = result, t.barriers = barriers_passed;
+        t.state = READY;
+        t.vote = result;
+        t.barriers = barriers_passed;
         ready.push_back((int)i);
     }
     at_barrier = 0;
@@ -326,8 +334,11 @@ int cuda_host_barrier(const char *site, int kind, int predicate) {
         cuda_host_fail("barrier at %s after %zu threads of the block have returned", site, threads.size() - live);
     if (at_barrier && (kind != barrier_kind || strcmp(site, barrier_site)))
         cuda_host_fail("divergent barrier: this thread is at %s, another waits at %s", site, barrier_site);
-    me->state = AT_BARRIER, me->site = site, me->vote = predicate;
-    barrier_kind = kind, barrier_site = site;
+    me->state = AT_BARRIER;
+    me->site = site;
+    me->vote = predicate;
+    barrier_kind = kind;
+    barrier_site = site;
     if (++at_barrier == live) barrier_release();
     give_way();
     return me->vote;
@@ -348,7 +359,8 @@ static Meeting *meeting_find(Warp &w, const CudaHostCall *call, int lane) {
         return m;
     }
     if (!m) m = &w.meetings[w.meetings_used++];
-    m->mask = call->mask, m->arrived = 0;
+    m->mask = call->mask;
+    m->arrived = 0;
     return m;
 }
 
@@ -362,9 +374,11 @@ void cuda_host_collective(CudaHostCall *call, CudaHostOperation *operation) {
     if (call->mask & ~w.exist)
         cuda_host_fail("%s: mask %08x names lanes that the warp lacks (it has %08x)", call->site, call->mask, w.exist);
     Meeting *m = meeting_find(w, call, me->lane);
-    w.calls[me->lane] = call, m->arrived |= 1u << me->lane;
+    w.calls[me->lane] = call;
+    m->arrived |= 1u << me->lane;
     if (m->arrived != m->mask) {
-        me->state = AT_COLLECTIVE, me->site = call->site;
+        me->state = AT_COLLECTIVE;
+        me->site = call->site;
         give_way();
         return;
     }
@@ -446,14 +460,17 @@ static void fiber_main(void) {
             if (w.meetings[i].mask >> me->lane & 1)
                 cuda_host_fail("thread returns while lanes %08x wait for it at %s", w.meetings[i].arrived,
                                w.calls[__builtin_ctz(w.meetings[i].arrived)]->site);
-        me->state = ENDED, live--, w.ended |= 1u << me->lane;
+        me->state = ENDED;
+        live--;
+        w.ended |= 1u << me->lane;
         char *stack = me->stack;
         me->stack = NULL;
         int next = ready_take();
         if (next < 0 && live) deadlock();
         CudaHostThread *to = next < 0 ? NULL : &threads[(size_t)next];
         if (to && to->state == NEW) { /* it goes on with this stack */
-            to->state = READY, to->stack = stack;
+            to->state = READY;
+            to->stack = stack;
             cuda_host_thread = to;
             continue;
         }
@@ -472,15 +489,20 @@ static void block_run(size_t index) {
         CudaHostThread &thread = threads[t];
         thread = CudaHostThread();
         thread.index = make_uint3((unsigned)(t % b.x), (unsigned)(t / b.x % b.y), (unsigned)(t / b.x / b.y));
-        thread.linear = (int)t, thread.lane = (int)t % 32, thread.warp = (int)t / 32;
-        pending[t].copies.clear(), pending[t].groups = 0;
+        thread.linear = (int)t;
+        thread.lane = (int)t % 32;
+        thread.warp = (int)t / 32;
+        pending[t].copies.clear();
+        pending[t].groups = 0;
     }
     for (size_t w = 0; w < warps.size(); w++) {
         size_t lanes = std::min(threads.size() - w * 32, (size_t)32);
         warps[w] = Warp();
         warps[w].exist = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
     }
-    live = threads.size(), at_barrier = 0, barriers_passed = 0;
+    live = threads.size();
+    at_barrier = 0;
+    barriers_passed = 0;
     ready.clear();
     for (size_t t = threads.size(); t-- > 0;) ready.push_back((int)t);
     shared_poison();
@@ -500,12 +522,14 @@ void cuda_host_run(const CudaHostLaunch &l) {
     threads.resize((size_t)b.x * b.y * b.z);
     pending.resize(threads.size());
     warps.resize((threads.size() + 31) / 32);
-    cuda_host_grid = g, cuda_host_block = b;
+    cuda_host_grid = g;
+    cuda_host_block = b;
     char *dynamic = l.shared ? (char *)aligned_alloc(128, room) : NULL;
 #ifdef WITH_ASAN
     if (dynamic) __asan_poison_memory_region(dynamic + l.shared, room - l.shared);
 #endif
-    cuda_host_dynamic = dynamic, cuda_host_dynamic_size = l.shared;
+    cuda_host_dynamic = dynamic;
+    cuda_host_dynamic_size = l.shared;
     cuda_host_race_launch(l);
     std::vector<size_t> order(blocks);
     for (size_t i = 0; i < blocks; i++) order[i] = i;
@@ -516,7 +540,8 @@ void cuda_host_run(const CudaHostLaunch &l) {
     if (dynamic) __asan_unpoison_memory_region(dynamic, room);
 #endif
     free(dynamic);
-    cuda_host_dynamic = NULL, cuda_host_dynamic_size = 0;
+    cuda_host_dynamic = NULL;
+    cuda_host_dynamic_size = 0;
     launch = NULL;
 }
 const CudaHostLaunch *cuda_host_running(void) { return launch; }

@@ -172,11 +172,15 @@ void cuda_host_launch(const char *site, const char *name, dim3 grid, dim3 block,
     static_assert(sizeof...(P) == sizeof...(A), "launch: wrong number of arguments");
     auto copy = std::make_shared<std::tuple<std::decay_t<P>...>>(std::forward<A>(arguments)...);
     CudaHostLaunch launch;
-    launch.site = site, launch.name = name;
-    launch.grid = grid, launch.block = block, launch.shared = shared;
+    launch.site = site;
+    launch.name = name;
+    launch.grid = grid;
+    launch.block = block;
+    launch.shared = shared;
     launch.kernel = (const void *)kernel;
     launch.thread = [kernel, copy] { std::apply(kernel, *copy); };
-    launch.arguments = copy.get(), launch.arguments_size = sizeof(*copy);
+    launch.arguments = copy.get();
+    launch.arguments_size = sizeof(*copy);
     cuda_host_launch_on(stream, launch);
 }
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \

@@ -189,7 +189,8 @@ static bool collective_go(ncclComm *c, Collective *o) {
         signatures_compare(c, o->signature);
         chunk_take(c, *o, n);
         mine.taken = ++c->step;
-        o->at += n, o->posted = false;
+        o->at += n;
+        o->posted = false;
     }
     return true;
 }
@@ -211,7 +212,10 @@ static bool message_go(ncclComm *c, Message *m) {
     while (m->at < all) {
         if (m->send) {
             if (box.taken < count) return false;
-            box.type = m->type, box.n = m->n, box.offset = m->at, box.bytes = std::min(all - m->at, (size_t)PAIR);
+            box.type = m->type;
+            box.n = m->n;
+            box.offset = m->at;
+            box.bytes = std::min(all - m->at, (size_t)PAIR);
             memcpy(box.data, m->data + m->at, box.bytes);
             m->at += box.bytes;
             box.posted = ++count;
@@ -310,7 +314,10 @@ static Segment *segment_make(const char *name) {
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0 || ftruncate(fd, sizeof(Segment))) return NULL;
     Segment *s = segment_map(fd);
-    if (s) s->owner = getpid(), s->ready = 1;
+    if (s) {
+        s->owner = getpid();
+        s->ready = 1;
+    }
     return s;
 }
 /* NULL: not there yet, or left behind by a run that is over. */
@@ -318,9 +325,15 @@ static Segment *segment_find(const char *name) {
     int fd = shm_open(name, O_RDWR, 0600);
     struct stat st;
     if (fd < 0) return NULL;
-    if (fstat(fd, &st) || st.st_size < (off_t)sizeof(Segment)) return close(fd), (Segment *)NULL;
+    if (fstat(fd, &st) || st.st_size < (off_t)sizeof(Segment)) {
+        close(fd);
+        return NULL;
+    }
     Segment *s = segment_map(fd);
-    if (s && (!s->ready || (kill(s->owner, 0) && errno == ESRCH))) munmap(s, sizeof(Segment)), s = NULL;
+    if (s && (!s->ready || (kill(s->owner, 0) && errno == ESRCH))) {
+        munmap(s, sizeof(Segment));
+        s = NULL;
+    }
     return s;
 }
 
@@ -343,7 +356,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
     if (ranks < 1 || ranks > RANKS || rank < 0 || rank >= ranks) return ncclInvalidArgument;
     ncclComm *c = new ncclComm();
-    c->rank = rank, c->ranks = ranks;
+    c->rank = rank;
+    c->ranks = ranks;
     if (rank == 0) c->shared = segment_make(id.internal);
     else
         while (!(c->shared = segment_find(id.internal))) usleep(2000);

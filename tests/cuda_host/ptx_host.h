@@ -35,7 +35,9 @@ static inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], cons
                                      const float (&c)[4]) {
     CudaHostMma m;
     float out[4];
-    memcpy(m.a, a, sizeof(a)), memcpy(m.b, b, sizeof(b)), memcpy(m.c, c, sizeof(c));
+    memcpy(m.a, a, sizeof(a));
+    memcpy(m.b, b, sizeof(b));
+    memcpy(m.c, c, sizeof(c));
     CudaHostCall call = {&m, out, 0, 0xffffffffu, CUDA_HOST_MMA, "mma_m16n8k16_bf16"};
     cuda_host_collective(&call, cuda_host_mma_all);
     memcpy(d, out, sizeof(out));

@@ -101,7 +101,8 @@ void cuda_host_race_launch(const CudaHostLaunch &) {
 }
 void cuda_host_race_block(void) {
     block_now++;
-    acquired = atomic_seen = false, fences_now = 0;
+    acquired = atomic_seen = false;
+    fences_now = 0;
 }
 void cuda_host_fence(void) {
     blocks[block_now].fences = ++fences_now;
@@ -156,9 +157,12 @@ static void reads_add(Granule &g, const Access &now) {
     if (r[0].kind == NOTHING || r[0].block != now.block || r[0].barriers != now.barriers) {
         if (r[0].kind != NOTHING && r[0].block != now.block)
             r[2] = r[0]; /* another block's, kept as the other warp's */
-        r[0] = now, r[1] = Access();
+        r[0] = now;
+        r[1] = Access();
     } else if (r[0].thread / 32 != now.thread / 32) {
-        r[2] = r[0], r[0] = now, r[1] = Access();
+        r[2] = r[0];
+        r[0] = now;
+        r[1] = Access();
     } else if (r[0].thread != now.thread || r[0].epoch != now.epoch) {
         if (r[0].thread != now.thread && r[0].epoch == now.epoch) r[1] = r[0];
         r[0] = now;
@@ -215,11 +219,13 @@ void __tsan_func_exit(void) {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 void *__tsan_memcpy(void *d, const void *s, size_t n) {
-    access(s, n, false, PLAIN, PC), access(d, n, true, PLAIN, PC);
+    access(s, n, false, PLAIN, PC);
+    access(d, n, true, PLAIN, PC);
     return memcpy(d, s, n);
 }
 void *__tsan_memmove(void *d, const void *s, size_t n) {
-    access(s, n, false, PLAIN, PC), access(d, n, true, PLAIN, PC);
+    access(s, n, false, PLAIN, PC);
+    access(d, n, true, PLAIN, PC);
     return memmove(d, s, n);
 }
 void *__tsan_memset(void *d, int byte, size_t n) {
@@ -238,6 +244,9 @@ long __tsan_atomic64_fetch_add(volatile long *p, long v, int) { return __atomic_
 static struct AtExit {
     ~AtExit() {
         cuda_host_drain();
-        if (races) fprintf(stderr, "race detector: %d races\n", races), _exit(98);
+        if (races) {
+            fprintf(stderr, "race detector: %d races\n", races);
+            _exit(98);
+        }
     }
 } at_exit_report;
