@@ -1,10 +1,10 @@
-/* cuda_attention_plain.cuh - the same attention, forward and backward, in float32 arithmetic without tensor cores: for
- * float32 storage, and for bf16 whose head size or strides the tensor cores' path does not take.
+/* cuda_attention_plain.cuh - attention, forward and backward, in float32 arithmetic without tensor cores: for float32
+ * storage, and for bf16 whose head size or strides the tensor-core kernels do not support.
  *
  * The algorithm, the three kernels and their order of summation are those of cuda_attention_mma.cuh. A block is 128
- * threads and a strip 32 rows; the operands of a tile lie in shared memory as float, rows D + 1 apart, so that 16 rows
- * read at one channel lie in 16 banks. Of a tile of 32 x 32 scores, thread (y, x) = (tid / 16, tid % 16) has rows
- * 4y .. 4y+3 and columns x, x + 16; of rows of D channels, the same rows and channels x, x + 16, x + 32, ...
+ * threads and a strip is 32 rows. The operands of a tile are in shared memory as float, rows D + 1 apart, so that 16
+ * rows read at one channel are in 16 banks. In a tile of 32 x 32 scores, thread (y, x) = (tid / 16, tid % 16) has rows
+ * 4y .. 4y+3 and columns x and x + 16. In rows of D channels it has the same rows and channels x, x + 16, x + 32, ...
  */
 #ifndef LLMC_CUDA_ATTENTION_PLAIN_CUH
 #define LLMC_CUDA_ATTENTION_PLAIN_CUH
@@ -15,7 +15,7 @@ enum { PLAIN = 32, PLAIN_THREADS = 128, PLAIN_WEIGHTS = PLAIN * (PLAIN + 1) };
 
 __host__ __device__ constexpr int plain_tile(int D) { return PLAIN * (D + 1); } /* floats */
 
-/* Loads PLAIN rows of x, from number `first` of the map on, as float; zeros where there is no row or channel. */
+/* Loads PLAIN rows of x as float, from row `first` of the map on. Missing rows and channels become zeros. */
 template <int D, typename T>
 __device__ static inline void plain_load(float *tile, const T *x, int stride, RowMap map, int first, int rows,
                                          int head_size) {
@@ -88,7 +88,7 @@ template <int N> __device__ static inline void plain_zero(float (&x)[4][N]) {
         for (int c = 0; c < N; c++) x[r][c] = 0;
 }
 
-/* Over the 16 threads that share rows. */
+/* Maximum and sum over the 16 threads that share rows. */
 __device__ static inline float plain_max(float x) {
     for (int offset = 8; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
     return x;
@@ -104,7 +104,7 @@ template <int D> __host__ __device__ constexpr size_t plain_forward_bytes() {
     return (2 * plain_tile(D) + PLAIN_WEIGHTS) * sizeof(float);
 }
 
-/* Grid (strips, heads). Shared memory: Q, then K and V in turn, P. */
+/* Computes out and lse. Grid (strips, heads). Shared memory: Q, one tile for K and V in turn, P. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_kernel(const Attention a) {
     SHARED_DYNAMIC(float, shared);
@@ -116,7 +116,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
     const T *k = (const T *)a.k + (size_t)kv * a.head_size, *v = (const T *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
-    const int seen = keys_seen(strip.segment, strip.first + 4 * y); /* by this thread's first row */
+    const int seen = keys_seen(strip.segment, strip.first + 4 * y); /* keys seen by this thread's first row */
     plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0, strip.rows,
                   a.head_size);
     float out[4][D / 16], most[4], sum[4], scale[4];
@@ -131,7 +131,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
         __syncthreads();
         plain_scores<D>(s, tile_q, tile);
 #pragma unroll
-        for (int r = 0; r < 4; r++) { /* m' = max(m, s), p = e^(s - m'), everything before times e^(m - m') */
+        for (int r = 0; r < 4; r++) { /* m' = max(m, s), p = e^(s - m'); earlier sums are multiplied by e^(m - m') */
             for (int c = 0; c < 2; c++) s[r][c] = key + x + 16 * c < seen + r ? s[r][c] * a.scale : -INFINITY;
             const float next = fmaxf(most[r], plain_max(fmaxf(s[r][0], s[r][1]))), alpha = expf(most[r] - next);
             for (int c = 0; c < 2; c++) s[r][c] = expf(s[r][c] - next);
@@ -163,7 +163,7 @@ template <int D> __host__ __device__ constexpr size_t plain_backward_bytes() {
     return (4 * plain_tile(D) + 2 * PLAIN_WEIGHTS + 2 * PLAIN) * sizeof(float);
 }
 
-/* dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, K, V, dS. */
+/* Computes dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, K, V, dS. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_queries_plain_kernel(const Attention a, const float *__restrict__ delta) {
@@ -213,7 +213,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
                    a.head_size, dq, scale);
 }
 
-/* dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, Q, dO, P, dS, lse, delta. */
+/* Computes dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, Q, dO, P, dS, lse, delta. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_keys_plain_kernel(const Attention a, const float *__restrict__ delta) {
@@ -238,7 +238,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
         float s[4][2], ds[4][2];
         const int head = kv * w.shared + w.head, rows = w.at.len - w.i;
         const RowMap map = map_rows(w.at.start);
-        __syncthreads(); /* everyone is done with the tiles before */
+        __syncthreads(); /* all threads are done with the previous tiles */
         plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map, w.i, rows, a.head_size);
         plain_load<D>(tile_dout, (const T *)a.dout + (size_t)head * a.head_size, a.heads * a.head_size, map, w.i, rows,
                       a.head_size);
