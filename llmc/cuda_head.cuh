@@ -33,8 +33,8 @@ template <typename T> static inline size_t cuda_head_scratch(int rows, int chann
 
 /* ---- sums over a row of logits --------------------------------------------------------------------------------- */
 
-/* Over some of a row's logits: the largest and the first place it is at, sum e^y, sum y e^y, y = (z - max) /
- * temperature. NaN is never the largest, and makes the sums NaN. */
+/* Statistics of some of a row's logits: the maximum and its first position, sum e^y and sum y e^y, with
+ * y = (z - max) / temperature. NaN is never the maximum, and makes the sums NaN. */
 struct LogitSums {
     float max, sum, weighted;
     int argmax;
@@ -46,7 +46,7 @@ __device__ static inline LogitSums logits_none() { return LogitSums{-INFINITY, 0
 __device__ static inline void logits_lower(LogitSums &s, float max, float inverse_temperature) {
     if (s.max == max) return;
     const float fall = (s.max - max) * inverse_temperature, factor = expf(fall);
-    /* e^fall underflows to 0 before sum * fall can overflow; then, as for an empty sum (-inf), the new sums are 0 */
+    /* factor 0: the old maximum is far below, or there were no logits (fall is -inf); 0 * sum keeps a NaN */
     s.weighted = factor > 0 ? factor * (s.weighted + s.sum * fall) : 0 * s.sum;
     s.sum *= factor;
     s.max = max;
@@ -222,8 +222,8 @@ static inline void cuda_value_forward(Device *d, Floats *value, const Acts *h, c
     CUDA_LAUNCHED(d, "value_forward_kernel", "R %d, C %d", R, C);
 }
 
-/* dh += dvalue w, dw += dvalue^T h, db += sum of dvalue. A block takes 32 columns, each of its 8 warps every eighth
- * row; what the warps find is added in their order. One block more takes db. */
+/* dh += dvalue w, dw += dvalue^T h, db += sum of dvalue. A block takes 32 columns, and each of its 8 warps takes every
+ * eighth row. The warps' sums are added in order. One extra block computes db. */
 template <typename T>
 __global__ static void __launch_bounds__(VALUE_THREADS)
     value_backward_kernel(T *__restrict__ dh, float *__restrict__ dw, float *__restrict__ db,

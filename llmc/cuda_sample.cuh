@@ -70,8 +70,8 @@ template <bool COUNT> __device__ static inline Mass sample_weight(float distance
     return COUNT ? 1 : (Mass)(expf(-distance) * 0x1p40f);
 }
 
-/* The smallest distance from the maximum so that tokens within it, of those within r.within, weigh `want` (>= 1) or
- * more; r.within where all of them do not. bins: shared, SAMPLE_BINS. */
+/* The smallest distance from the maximum such that the tokens within it, among those within r.within, weigh at least
+ * `want` (>= 1). Returns r.within if all of them together weigh less. bins: shared, SAMPLE_BINS. */
 template <bool COUNT> __device__ static inline float sample_distance(const SampleRow &r, Mass want, Mass *bins) {
     __shared__ Mass warp_mass[SAMPLE_THREADS / 32], wanted;
     __shared__ int chosen;

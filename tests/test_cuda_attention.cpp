@@ -236,8 +236,8 @@ static Problem ragged() {
     return p;
 }
 
-/* A prompt with answers, one without, a prompt of which only a part is shared, an answer to an answer; rows between that
- * belong to nothing. */
+/* A prompt with answers, one without, a prompt of which only a part is shared, an answer to an answer; rows between
+ * that belong to nothing. */
 static Problem families() {
     Problem p = {};
     add(&p, 3, 70);

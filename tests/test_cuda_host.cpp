@@ -1,4 +1,5 @@
-/* test_cuda_host.cpp - the host harness itself: right programs run right under every seed, and planted faults are found.
+/* test_cuda_host.cpp - the host harness itself: right programs run right under every seed, and planted faults are
+ * found.
  *
  * Compiled three ways, ordinary, with the address sanitizer and with the race detector: what each of them has to find
  * differs, and is said with each fault. A fault runs in a child process, which has to end with the right status and say
@@ -784,7 +785,7 @@ static void test_found_api(void **) {
         Device<float> x(4), y(4);
         cudaMemcpy(x.p, y.p, 16, cudaMemcpyHostToDevice);
     });
-    always("is not what cudaMalloc gave", [] {
+    always("was not allocated by cudaMalloc", [] {
         Device<float> x(4);
         cudaFree(x.p + 1);
     });

@@ -1,13 +1,13 @@
-/* adamw.cu - versions of the optimizer's pass, and of the gradient's global norm.
+/* adamw.cu - versions of the optimizer step and of the gradient's global norm.
  *
  *   1  AdamW in four kernels: moments, update, decay, rounding to nearest
- *   2  AdamW in one kernel, a parameter a thread, rounding to nearest
- *   3  AdamW in one kernel, eight parameters a thread, stochastic rounding          (llmc/cuda_adamw.cuh)
- *   4  norm: a float atomic a warp: another sum each time it runs, and no more than float32
+ *   2  AdamW in one kernel, one parameter per thread, rounding to nearest
+ *   3  AdamW in one kernel, eight parameters per thread, stochastic rounding        (llmc/cuda_adamw.cuh)
+ *   4  norm: one float atomic per warp; not repeatable, float32 precision
  *   5  norm: in double over fixed parts, added in order                             (llmc/cuda_adamw.cuh)
  *
- * Bytes: AdamW reads gradient, master, m and v and writes master, m, v (float32) and the bf16 weight: 30 a parameter. The
- * norm reads the gradient.
+ * Bytes: AdamW reads gradient, master, m and v and writes master, m, v (float32) and the bf16 weight: 30 per parameter.
+ * The norm reads the gradient.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_adamw.cuh"

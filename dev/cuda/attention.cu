@@ -1,23 +1,24 @@
-/* attention.cu - versions of attention over packed segments with shared prefixes, from the plain to the fast one.
+/* attention.cu - versions of attention over packed segments with shared prefixes, from the simplest to the fastest.
  *
- *   forward    1  a thread a query and head, online softmax, everything from global memory
- *              2  a warp a query and head: lanes share the channels, a key's row is read once a warp
+ *   forward    1  one thread per query and head, online softmax, everything from global memory
+ *              2  one warp per query and head: lanes share the channels, a key's row is read once per warp
  *              3  strips of 32 queries, tiles in shared memory, float32 arithmetic       (llmc/cuda_attention_plain.cuh)
  *              4  strips of 64 queries on tensor cores, tiles by cp.async                (llmc/cuda_attention_mma.cuh)
- *              5  strips of 128: a warp reads a tile once for 32 queries                 (the same)
- *   backward   1  a thread a query and head; gradients of keys by atomic additions: not repeatable
+ *              5  strips of 128: a warp reads a tile once for 32 queries                 (llmc/cuda_attention_mma.cuh)
+ *   backward   1  one thread per query and head; gradients of keys by atomic additions: not repeatable
  *              2  strips, float32 arithmetic, no atomics: scores computed twice          (llmc/cuda_attention_plain.cuh)
  *              3  the same on tensor cores                                               (llmc/cuda_attention_mma.cuh)
- *   decode     1  forward 2 on one query a sequence
- *              2  a block a query and key head, split over the keys, and a combining pass (llmc/cuda_attention_decode.cuh)
+ *   decode     1  forward 2 with one query per sequence
+ *              2  one block per query and key head, split over the keys, and a combining pass
+ *                                                                                        (llmc/cuda_attention_decode.cuh)
  *
- * FLOPs count visible pairs of a query and a key: 4 D a pair and head forward, 10 D backward (as the literature counts,
- * although versions 2 and 3 compute 14 D). Decode counts bytes of keys and values, each once.
+ * FLOPs count visible pairs of a query and a key: 4 D per pair and head forward, 10 D backward (as in the literature,
+ * although versions 2 and 3 compute 14 D). For decode, bytes of keys and values are counted, each once.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_attention.cuh"
 
-/* ---- forward 1: a thread a query and head ----------------------------------------------------------------------- */
+/* ---- forward 1: one thread per query and head ------------------------------------------------------------------- */
 
 template <typename T> __global__ static void forward1_kernel(const Attention a) {
     const Segment *segment = (const Segment *)a.segment;
@@ -44,7 +45,7 @@ template <typename T> __global__ static void forward1_kernel(const Attention a) 
     }
 }
 
-/* ---- forward 2: a warp a query and head ------------------------------------------------------------------------- */
+/* ---- forward 2: one warp per query and head --------------------------------------------------------------------- */
 
 template <typename T> __global__ static void forward2_kernel(const Attention a) {
     const int lane = threadIdx.x % 32, row = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
@@ -75,7 +76,7 @@ template <typename T> __global__ static void forward2_kernel(const Attention a) 
     if (a.lse && lane == 0) ((float *)a.lse)[(size_t)row * a.heads + head] = most + logf(sum);
 }
 
-/* ---- backward 1: a thread a query and head, atomics ------------------------------------------------------------- */
+/* ---- backward 1: one thread per query and head, atomics --------------------------------------------------------- */
 
 template <typename T> __global__ static void backward1_kernel(const Attention a, float *dk, float *dv) {
     const Segment *segment = (const Segment *)a.segment;
@@ -114,7 +115,7 @@ template <typename T> __global__ static void backward1_kernel(const Attention a,
     }
 }
 
-/* The sums of version 1 to where the others leave theirs. */
+/* Copies the sums of version 1 to the place of the other versions' results. */
 template <typename T> __global__ static void narrow_kernel(T *to, const float *from, int stride, int width, int rows) {
     for (int i = (int)(blockIdx.x * blockDim.x + threadIdx.x); i < rows * width; i += (int)(gridDim.x * blockDim.x))
         to[(size_t)(i / width) * stride + i % width] = from_float<T>(from[i]);
@@ -127,9 +128,9 @@ typedef bf16 T;
 struct Problem {
     Attention a;
     std::vector<Segment> segments;
-    float *dk, *dv; /* of backward 1 */
+    float *dk, *dv; /* for backward 1 */
     int key_rows;
-    double pairs; /* visible */
+    double pairs; /* visible pairs of a query and a key */
 };
 
 static Problem problem(Bench *b, const std::vector<Segment> &segments, int rows, int cache, int heads, int kv_heads,
@@ -175,10 +176,11 @@ static Problem problem(Bench *b, const std::vector<Segment> &segments, int rows,
     return p;
 }
 
-static const char *const forward_names[] = {"a thread a query", "a warp a query", "strips, float32",
+static const char *const forward_names[] = {"one thread per query", "one warp per query", "strips, float32",
                                             "strips, tensor cores", "strips of 128, tensor cores"};
-static const char *const backward_names[] = {"a thread a query, atomics", "strips, float32", "strips, tensor cores"};
-static const char *const decode_names[] = {"a warp a query", "split over the keys"};
+static const char *const backward_names[] = {"one thread per query, atomics", "strips, float32",
+                                             "strips, tensor cores"};
+static const char *const decode_names[] = {"one warp per query", "split over the keys"};
 
 static void forward(Device *d, const Problem &p, int version) {
     const Attention &a = p.a;
@@ -217,7 +219,7 @@ static void decode(Device *d, const Problem &p, int version) {
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
 
-/* out = softmax(scale q k^T) v and its derivatives, a query at a time. */
+/* out = softmax(scale q k^T) v and its derivatives, one query at a time. */
 static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, Doubles *dqkv) {
     const Attention &a = p.a;
     const int D = a.head_size, H = a.heads;
@@ -261,7 +263,7 @@ static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, D
             }
 }
 
-/* Families of a prompt and its answers. */
+/* Families of a prompt and its completions. */
 static std::vector<Segment> families(int count, int prompt, int answers, int len) {
     std::vector<Segment> s;
     int at = 0;
@@ -274,7 +276,7 @@ static std::vector<Segment> families(int count, int prompt, int answers, int len
     return s;
 }
 
-/* Sequences in decode, each with a past of its own. */
+/* Sequences in decode, each with its own past. */
 static std::vector<Segment> sequences(int count, int past) {
     std::vector<Segment> s;
     for (int i = 0; i < count; i++) s.push_back(Segment{i, 1, 0, 0, i * (past + 1), past});

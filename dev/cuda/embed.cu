@@ -1,16 +1,16 @@
 /* embed.cu - versions of the embedding, of its gradient, and of GELU.
  *
- *   1  forward: an element a thread
- *   2  forward: 16 bytes a thread                                                       (llmc/cuda_elementwise.cuh)
- *   3  backward: float atomics, an element a thread: another sum each time it runs
- *   4  backward: a block for each row of the table looks through all tokens
+ *   1  forward: one element per thread
+ *   2  forward: 16 bytes per thread                                                     (llmc/cuda_elementwise.cuh)
+ *   3  backward: float atomics, one element per thread; not repeatable
+ *   4  backward: one block per row of the table searches all tokens
  *   5  backward: the block of a token's first row finds the others, in order            (llmc/cuda_elementwise.cuh)
- *   6  GELU forward, an element a thread       7  16 bytes a thread                     (llmc/cuda_elementwise.cuh)
- *   8  GELU backward, an element a thread      9  16 bytes a thread                     (llmc/cuda_elementwise.cuh)
+ *   6  GELU forward, one element per thread    7  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
+ *   8  GELU backward, one element per thread   9  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
  *
- * Bytes: the embedding reads two rows and writes one; its gradient reads a row once for each table and reads and writes a
- * float32 row in each. Tokens are drawn as text has them, a few often and most seldom; positions are those of sequences of
- * 512. bf16.
+ * Bytes: the embedding reads two rows and writes one; its gradient reads a row once for each table, and reads and
+ * writes a float32 row in each. Tokens are distributed as in text, with a few frequent and most rare; positions are
+ * those of sequences of 512. bf16.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_elementwise.cuh"
@@ -41,7 +41,7 @@ __global__ static void backward3_kernel(const Embed a) {
     atomicAdd(a.dwpe + (size_t)a.position[i] * a.C + c, g);
 }
 
-/* A block a row of the table. */
+/* One block per row of the table. */
 __global__ static void backward4_kernel(float *to, const T *from, const int32_t *row, int N, int C) {
     for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
         float sum = to[(size_t)blockIdx.x * C + c];
@@ -83,7 +83,7 @@ static void version_run(Bench *b, int version, const Embed &a) {
     CUDA_LAUNCHED(d, "embed", "version %d", version);
 }
 
-/* As words in text: the k-th most frequent of V with a probability that falls like 1/k. */
+/* Distributed like words in text: the k-th most frequent of V has a probability proportional to about 1/k. */
 static Indices tokens_of(Random *r, int N, int V) {
     Indices token(N);
     for (int32_t &t : token) t = (int32_t)(exp(random_real(r) * log((double)V + 1)) - 1);
@@ -128,7 +128,7 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
     Random r = random_start(4, 0);
     const Indices token = tokens_of(&r, N, V);
     Doubles out((size_t)N * C), te((size_t)V * C), pe((size_t)P * C);
-    if (version >= 8) { /* the gradient that comes in: one */
+    if (version >= 8) { /* the incoming gradient is one */
         const Numbers ones((size_t)N * C, 1.0f);
         Embed with = a;
         with.out = bench_upload<T>(b, ones);
@@ -158,15 +158,15 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const name[] = {"forward, an element a thread",
-                                       "forward, 16 bytes a thread",
+    static const char *const name[] = {"forward, one element per thread",
+                                       "forward, 16 bytes per thread",
                                        "backward, float atomics",
-                                       "backward, a block a row of the table",
+                                       "backward, one block per row of the table",
                                        "backward, first row finds the others",
-                                       "GELU, an element a thread",
-                                       "GELU, 16 bytes a thread",
-                                       "GELU backward, an element a thread",
-                                       "GELU backward, 16 bytes a thread"};
+                                       "GELU, one element per thread",
+                                       "GELU, 16 bytes per thread",
+                                       "GELU backward, one element per thread",
+                                       "GELU backward, 16 bytes per thread"};
     Bench b = bench_start(argc, argv, "embed");
     for (int version = 1; version <= 9; version++) {
         if (!bench_wants(&b, version)) continue;

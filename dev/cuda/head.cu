@@ -1,16 +1,16 @@
 /* head.cu - versions of the pass over a chunk of logits: log-probability, entropy and the gradient of the logits.
  *
- *   1  a warp a row: the maximum, then the sums, then the gradient; three reads
- *   2  a block a row: the same three reads, elements one by one
- *   3  a block a row: maximum and sums in one read (online), 32 bytes at a time, the gradient in a second one
- *      that finds the row in the cache                                                        (llmc/cuda_head.cuh)
+ *   1  one warp per row: the maximum, then the sums, then the gradient; three reads
+ *   2  one block per row: the same three reads, one element at a time
+ *   3  one block per row: maximum and sums in one read (online), 32 bytes at a time; the gradient in a second read,
+ *      which finds the row in the cache                                                       (llmc/cuda_head.cuh)
  *
  * Logits are float32, their gradient bf16. Bytes: each logit read once and, with the gradient, written once.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_head.cuh"
 
-/* One row by THREADS threads: sum and most combine over them. */
+/* Maximum and sum over the THREADS threads that process one row. */
 template <int THREADS> __device__ static inline float all_max(float x) {
     if constexpr (THREADS == 32) return warp_max(x);
     else return block_max<THREADS>(x);
@@ -47,8 +47,8 @@ template <int THREADS> __global__ static void three_reads_kernel(const Head a, c
     }
 }
 
-static const char *const names[] = {"a warp a row, three reads", "a block a row, three reads",
-                                    "a block a row, online, wide"};
+static const char *const names[] = {"one warp per row, three reads", "one block per row, three reads",
+                                    "one block per row, online, wide"};
 
 struct Problem {
     Head a;

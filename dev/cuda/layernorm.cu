@@ -1,10 +1,10 @@
 /* layernorm.cu - versions of sum = x + delta, out = layernorm(sum), and of its gradient.
  *
- *   1  forward: a thread a row, as the formula reads
- *   2  forward: a block a row, sums over the block in shared memory, three passes over the row
- *   3  forward: a warp a row, sums by shuffles, three passes
- *   4  forward: a warp a row that stays in registers, 16 bytes at a time          (llmc/cuda_norm.cuh)
- *   5  backward: a warp a row, dw and db by float atomics: another sum each time it runs
+ *   1  forward: one thread per row, straight from the formula
+ *   2  forward: one block per row, sums over the block in shared memory, three passes over the row
+ *   3  forward: one warp per row, sums by shuffles, three passes
+ *   4  forward: one warp per row, kept in registers, 16 bytes at a time           (llmc/cuda_norm.cuh)
+ *   5  backward: one warp per row, dw and db by float atomics; not repeatable
  *   6  backward: a block owns rows, a thread owns columns, parts added in order   (llmc/cuda_norm.cuh)
  *
  * Bytes: forward reads x and delta and writes sum and out; backward reads dout, x and dx and writes dx. bf16.
@@ -20,7 +20,7 @@ struct Norm {
     int N, C;
 };
 
-/* ---- 1: a thread a row ------------------------------------------------------------------------------------------ */
+/* ---- 1: one thread per row -------------------------------------------------------------------------------------- */
 
 __global__ static void norm1_kernel(const Norm a) {
     const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -40,9 +40,9 @@ __global__ static void norm1_kernel(const Norm a) {
     a.rstd[i] = s;
 }
 
-/* ---- 2: a block a row; 3: a warp a row --------------------------------------------------------------------------- */
+/* ---- 2: one block per row; 3: one warp per row ------------------------------------------------------------------- */
 
-/* THREADS work on a row; `total` adds up over them. */
+/* THREADS threads process one row; `total` sums a value over them. */
 template <int THREADS, typename F> __device__ static inline void norm_row(const Norm &a, int i, int thread, F total) {
     const size_t row = (size_t)i * a.C;
     float sum = 0, squares = 0;
@@ -218,9 +218,9 @@ static double time_version(Bench *b, int version, int N, int C) {
 
 int main(int argc, char **argv) {
     static const char *const name[] = {
-        "forward, a thread a row",         "forward, a block a row",
-        "forward, a warp a row",           "forward, a warp a row in registers, 16 bytes at a time",
-        "backward, a warp a row, atomics", "backward, a thread owns columns, fixed order"};
+        "forward, one thread per row",         "forward, one block per row",
+        "forward, one warp per row",           "forward, one warp per row in registers, 16 bytes at a time",
+        "backward, one warp per row, atomics", "backward, a thread owns columns, fixed order"};
     Bench b = bench_start(argc, argv, "layernorm");
     for (int version = 1; version <= 6; version++) {
         if (!bench_wants(&b, version)) continue;

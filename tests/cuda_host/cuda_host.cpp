@@ -1,8 +1,8 @@
 /* cuda_host.cpp - the machine of cuda_host.h: fibers, barriers, warps, shared memory, pending copies.
  *
- * A launch runs its blocks one after another. Threads of a block are started when first chosen; one that has to wait
- * hands over to a ready one, drawn at random under a seed. A thread that ends hands its stack to the next to start, so
- * that kernels without barriers need a single stack. When no thread is ready and some wait, that is a deadlock.
+ * A launch runs its blocks one after another. A thread of a block is started when it is first chosen. A thread that has
+ * to wait switches to a ready one, drawn at random under a seed. A thread that ends passes its stack to the next one to
+ * start, so that kernels without barriers need a single stack. If no thread is ready and some wait, that is a deadlock.
  *
  * What a GPU leaves undefined is an error here: see cuda_host.h.
  */
@@ -41,24 +41,25 @@ size_t cuda_host_dynamic_size;
 
 enum { NEW, READY, AT_BARRIER, AT_COLLECTIVE, ENDED };
 
-/* Lanes that wait for one another. A warp may have several: some of its lanes among themselves, others for all. */
+/* Lanes that wait for one another. A warp may have several such groups: some of its lanes may wait among themselves,
+ * others for all. */
 struct Meeting {
     uint32_t mask, arrived; /* mask 0: free */
 };
 struct Warp {
     CudaHostCall *calls[32];
-    uint32_t exist, ended; /* lanes */
+    uint32_t exist, ended; /* masks of lanes */
     Meeting meetings[32];
-    int meetings_used; /* all behind are free */
+    int meetings_used; /* all later ones are free */
     uint32_t epoch;
 };
 
-static const CudaHostLaunch *launch; /* that runs */
+static const CudaHostLaunch *launch; /* the running launch */
 static std::vector<CudaHostThread> threads;
 static std::vector<Warp> warps;
 static std::vector<int> ready;
-static std::vector<char *> stacks; /* free ones */
-static size_t live, at_barrier;    /* threads */
+static std::vector<char *> stacks; /* free stacks */
+static size_t live, at_barrier;    /* numbers of threads */
 static int barrier_kind;
 static const char *barrier_site;
 static uint32_t barriers_passed;
@@ -134,23 +135,23 @@ static std::string demangle(const char *name) {
     return s;
 }
 
-/* The symbol table of the file that this code is in: a program, or a library that was opened. */
+/* Reads the symbol table of the file that contains this code: a program or an opened library. */
 static void shared_find(void) {
     static bool done;
     if (done) return;
     done = true;
     Dl_info self;
-    if (!dladdr((void *)shared_find, &self)) cuda_host_fail("dladdr does not find the harness");
+    if (!dladdr((void *)shared_find, &self)) cuda_host_fail("dladdr cannot find the harness");
     int fd = open(self.dli_fname, O_RDONLY);
     if (fd < 0) fd = open("/proc/self/exe", O_RDONLY);
     struct stat st;
-    if (fd < 0 || fstat(fd, &st)) cuda_host_fail("%s: cannot be read", self.dli_fname);
+    if (fd < 0 || fstat(fd, &st)) cuda_host_fail("%s: cannot read the file to find shared variables", self.dli_fname);
     char *file = (char *)mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     close(fd);
-    if (file == MAP_FAILED) cuda_host_fail("%s: cannot be mapped", self.dli_fname);
+    if (file == MAP_FAILED) cuda_host_fail("%s: cannot map the file to find shared variables", self.dli_fname);
     const Elf64_Ehdr *header = (const Elf64_Ehdr *)file;
     const Elf64_Shdr *section = (const Elf64_Shdr *)(file + header->e_shoff);
-    /* addresses in a program that is not position independent stand as they are */
+    /* symbol addresses in a program that is not position independent are absolute */
     uintptr_t base = header->e_type == ET_EXEC ? 0 : (uintptr_t)self.dli_fbase;
     bool table = false;
     for (int i = 0; i < header->e_shnum; i++) {
@@ -161,12 +162,14 @@ static void shared_find(void) {
         for (size_t n = section[i].sh_size / sizeof(*symbol); n > 0; n--, symbol++) {
             const char *name = names + symbol->st_name;
             if (ELF64_ST_TYPE(symbol->st_info) != STT_OBJECT || !strstr(name, "B14cudahostshared")) continue;
-            if (strncmp(name, "_ZGV", 4) == 0) continue; /* the guard of one whose type has an empty constructor */
+            if (strncmp(name, "_ZGV", 4) == 0)
+                continue; /* the guard of a variable whose type has an empty constructor */
             shared_variables.push_back({base + symbol->st_value, symbol->st_size, demangle(name)});
         }
     }
     munmap(file, (size_t)st.st_size);
-    if (!table) cuda_host_fail("%s has been stripped: shared memory cannot be found", self.dli_fname);
+    if (!table)
+        cuda_host_fail("%s is stripped: shared variables cannot be found; build it with symbols", self.dli_fname);
 }
 
 const std::vector<CudaHostShared> &cuda_host_shared(void) {
@@ -195,7 +198,7 @@ enum { STACK = 256 << 10, PAGE = 4096 };
 #ifndef __x86_64__
 #error "cuda_host.cpp switches stacks on x86-64 only"
 #endif
-/* Saves what a function must keep, stores the stack pointer in *save, and goes on where `to` was left. */
+/* Saves the callee-saved registers, stores the stack pointer in *save, and resumes where `to` was left. */
 extern "C" __attribute__((visibility("hidden"))) void cuda_host_switch(void **save, void *to);
 asm(".text\n.globl cuda_host_switch\n.hidden cuda_host_switch\n.type cuda_host_switch, @function\n"
     "cuda_host_switch:\n"
@@ -234,22 +237,23 @@ static char *stack_new(void) {
     char *memory = (char *)mmap(NULL, STACK + 2 * PAGE, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE)) cuda_host_fail("no memory for stacks");
-    return memory + PAGE + count++ % 31 * 128; /* tops of stacks fall into different cache sets */
+    return memory + PAGE + count++ % 31 * 128; /* spreads the tops of stacks over different cache sets */
 }
 
 static void thread_prepare(CudaHostThread *t, char *stack) {
     t->stack = stack;
 #ifdef WITH_ASAN
-    __asan_unpoison_memory_region(stack, STACK); /* of the frames of a thread that ended on it */
+    __asan_unpoison_memory_region(stack, STACK); /* clears the frames of a thread that ended on it */
 #endif
     void **sp = (void **)(((uintptr_t)stack + STACK) & ~(uintptr_t)15);
     *--sp = NULL;
-    *--sp = (void *)fiber_entry; /* the switch returns into it */
+    *--sp = (void *)fiber_entry; /* the switch returns into this function */
     for (int i = 0; i < 6; i++) *--sp = NULL;
     t->stack_pointer = sp;
 }
 
-/* from NULL: the launch itself; to NULL: back to it. An ending thread's stack is not looked at again. */
+/* Switches threads. from NULL: the launch itself; to NULL: back to it. The stack of an ending thread is not used
+ * again. */
 static void thread_switch(CudaHostThread *from, CudaHostThread *to, bool ending) {
 #ifdef WITH_ASAN
     void *fake = NULL;
@@ -288,7 +292,7 @@ static int ready_take(void) {
     cuda_host_fail("deadlock: %zu of %zu threads wait for one another%s", live, threads.size(), waiting.c_str());
 }
 
-/* The running thread has noted what it waits for: another one runs. */
+/* Switches to another thread. The running thread has recorded what it waits for. */
 static void give_way(void) {
     CudaHostThread *me = cuda_host_thread;
     int next = ready_take();
@@ -301,7 +305,7 @@ static void give_way(void) {
 
 void cuda_host_step_aside(void) {
     if (!cuda_host_thread || ready.empty() || (cuda_host_shuffled() && cuda_host_random() % 4)) return;
-    /* a thread that spins must let the others go first */
+    /* a spinning thread must let the others run first */
     ready.insert(ready.begin(), cuda_host_thread->linear);
     give_way();
 }
@@ -405,13 +409,13 @@ uint32_t cuda_host_vote(const char *site, uint32_t mask, bool predicate) {
     return out;
 }
 
-/* A barrier of fewer lanes than the warp has orders only those: it starts no new epoch. */
+/* A barrier of fewer lanes than the warp orders only those lanes, so it does not start a new epoch. */
 static void syncwarp_all(CudaHostCall **, uint32_t lanes) {
     Warp &w = warps[(size_t)cuda_host_thread->warp];
     if (lanes == (w.exist & ~w.ended)) w.epoch++;
 }
 void cuda_host_syncwarp(const char *site, uint32_t mask) {
-    /* the default mask means the whole warp, also where a block has fewer than 32 threads in it */
+    /* the default mask means the whole warp, even if it has fewer than 32 threads */
     const Warp &w = warps[(size_t)cuda_host_thread->warp];
     if (mask == 0xffffffffu) mask = w.exist;
     CudaHostCall call = {NULL, NULL, 0, mask, CUDA_HOST_SYNCWARP, site};
@@ -427,10 +431,10 @@ uint32_t cuda_host_warp_epoch(void) { return warps[(size_t)cuda_host_thread->war
 /* ==== cp.async ==== */
 
 struct Pending {
-    std::deque<std::pair<CudaHostCopy, uint32_t>> copies; /* with the group's number */
-    uint32_t groups;                                      /* committed */
+    std::deque<std::pair<CudaHostCopy, uint32_t>> copies; /* with the number of the group */
+    uint32_t groups;                                      /* number committed */
 };
-static std::vector<Pending> pending; /* per thread of the block */
+static std::vector<Pending> pending; /* one per thread of the block */
 
 bool cuda_host_copy_begin(const CudaHostCopy &copy) {
     Pending &p = pending[(size_t)cuda_host_thread->linear];
@@ -468,7 +472,7 @@ static void fiber_main(void) {
         int next = ready_take();
         if (next < 0 && live) deadlock();
         CudaHostThread *to = next < 0 ? NULL : &threads[(size_t)next];
-        if (to && to->state == NEW) { /* it goes on with this stack */
+        if (to && to->state == NEW) { /* the new thread takes over this stack */
             to->state = READY;
             to->stack = stack;
             cuda_host_thread = to;
@@ -546,7 +550,7 @@ void cuda_host_run(const CudaHostLaunch &l) {
 }
 const CudaHostLaunch *cuda_host_running(void) { return launch; }
 
-/* What the race detector replaces. */
+/* Defaults that the race detector overrides. */
 __attribute__((weak)) void cuda_host_atomic_access(const void *, size_t) {}
 __attribute__((weak)) void cuda_host_fence(void) {}
 __attribute__((weak)) void cuda_host_race_launch(const CudaHostLaunch &) {}

@@ -1,7 +1,8 @@
-/* ptx_host.h - llmc/ptx.cuh's instructions for the host compiler, written down from the PTX ISA's description of each.
+/* ptx_host.h - the instructions of llmc/ptx.cuh for the host compiler, written from their description in the PTX ISA.
  *
- * Included at the end of cuda_host.h. The instructions of a whole warp are collectives: the last lane to come computes for all. cp.async copies when the
- * thread that issued it waits for its group, never earlier, so that a missing wait reads what was there before.
+ * Included at the end of cuda_host.h. Instructions of a whole warp are collectives: the last lane to arrive computes
+ * for all lanes. cp.async copies when the thread that issued it waits for its group, so that after a missing wait the
+ * kernel reads the old contents.
  */
 #ifndef CUDA_HOST_PTX_H
 #define CUDA_HOST_PTX_H
@@ -58,8 +59,8 @@ CUDA_HOST_MACHINE inline void cuda_host_ldmatrix_all(CudaHostCall **calls, uint3
             ((uint32_t *)calls[l]->out)[i] = pair;
         }
 }
-/* The eight elements that a lane's address names are read by that lane: the sanitizers and the race detector see them
- * here, in code that is compiled with the kernel. */
+/* Each lane reads the eight elements at its address itself, in code compiled with the kernel, so that the sanitizers
+ * and the race detector see the accesses. */
 template <int TILES, bool TRANS> static inline void cuda_host_ldmatrix(uint32_t *r, const void *row, const char *name) {
     uint16_t elements[8] = {0};
     if (cuda_host_thread->lane < 8 * TILES) {
@@ -82,16 +83,16 @@ static inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) {
     cuda_host_ldmatrix<2, true>(r, row, "ldmatrix_x2_trans");
 }
 
-/* cp.async.cg.shared.global 16: it may land at any time between its issue and the end of the wait for its group. Each
- * copy is made at the wait; drawn from the seed, some are made at their issue as well. */
+/* cp.async.cg.shared.global 16: the copy may land at any time between its issue and the end of the wait for its group.
+ * Each copy is made at the wait; some, drawn from the seed, are made at their issue as well. */
 struct CudaHostCopy {
     void *shared;
     const void *global; /* NULL: zeros */
 };
-/* True: make the copy now, too. */
+/* Returns true if the copy must be made now, too. */
 bool cuda_host_copy_begin(const CudaHostCopy &copy);
 void cuda_host_copy_commit(void);
-/* The next copy of all but the newest `left` groups, false when there is none. */
+/* Returns the next copy of all but the newest `left` groups; false if there is none. */
 bool cuda_host_copy_next(int left, CudaHostCopy *copy);
 
 static inline void cuda_host_copy_make(const CudaHostCopy &copy) {
