@@ -1,4 +1,5 @@
-/* Attention on the GPU against float64 loops written from the formula: all paths, forward and backward. */
+/* test_cuda_attention.cpp - attention on the GPU against float64 loops from the formula: all kernels, forward and
+ * backward. */
 #include "kernels.h"
 #include "../llmc/cuda_attention.cuh"
 #include <algorithm>
@@ -9,13 +10,13 @@ typedef std::vector<Segment> Segments;
 
 struct Problem {
     int rows, heads, kv_heads, head_size;
-    bool cache; /* keys and values lie in a cache of their own, of key_rows rows */
+    bool cache; /* keys and values are in a separate cache of key_rows rows */
     int key_rows;
     Segments segments;
     Numbers q, k, v, dout; /* (rows, H, D) (K, KVH, D) (K, KVH, D) (rows, H, D) */
 };
 
-/* Appends a segment after the last one, `gap` rows on; its keys are its own rows. */
+/* Appends a segment, `gap` rows after the last one. Its keys are its own rows. */
 static void add(Problem *p, int gap, int len, int prefix_start = 0, int prefix_len = 0) {
     const int start = (p->segments.empty() ? 0 : p->segments.back().start + p->segments.back().len) + gap;
     p->segments.push_back(Segment{start, len, prefix_start, prefix_len, start, 0});
@@ -38,7 +39,7 @@ static void fill(Problem *p, Random *r, int heads, int kv_heads, int head_size, 
     round_to<T>(p->dout);
 }
 
-/* A result and, beside it, how large the terms are of which it is the sum. */
+/* A result and the magnitude of the terms that it sums. */
 struct Result {
     Doubles value, size;
     void start(size_t n) {
@@ -125,7 +126,7 @@ static Reference reference(const Problem &p, bool backward) {
     return r;
 }
 
-/* ==== Running it ==== */
+/* ==== Running the kernels ==== */
 
 /* Columns from `from` on of an array whose rows are `stride` wide. */
 static Numbers columns(const Numbers &x, size_t rows, size_t stride, size_t from, size_t width) {
@@ -160,7 +161,7 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
         a.v = (Acts *)device_numbers<T>(p.v);
         a.q_stride = (int)QW;
         a.kv_stride = (int)KW;
-    } else { /* columns of one buffer, as the model has them */
+    } else { /* columns of one buffer, as in the model */
         Numbers qkv(N * W);
         for (size_t i = 0; i < N; i++)
             for (size_t c = 0; c < W; c++)
@@ -197,7 +198,7 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
     return r;
 }
 
-/* Rounding to 8 bits of bf16 (2^-9 a value) happens to weights, to their gradients and to results. */
+/* Rounding to the 8 bits of bf16 (2^-9 per value) affects weights, their gradients and results. */
 template <typename T> static double tolerance() { return sizeof(T) == 2 ? 0x1p-7 : 0x1p-18; }
 
 template <typename T> static void check(const char *name, const Problem &p, bool backward) {
@@ -212,7 +213,7 @@ template <typename T> static void check(const char *name, const Problem &p, bool
         compare("dk", got.dk, want.dk.value, want.dk.size, tolerance<T>());
         compare("dv", got.dv, want.dv.value, want.dv.size, tolerance<T>());
     }
-    for (int row = 0; row < p.rows; row++) { /* rows in no segment: exactly 0, sign and all */
+    for (int row = 0; row < p.rows; row++) { /* rows in no segment must be exactly 0 */
         if (want.inside[(size_t)row]) continue;
         const size_t QW = (size_t)p.heads * p.head_size, KW = (size_t)p.kv_heads * p.head_size, at = (size_t)row;
         for (size_t c = 0; c < QW; c++) assert_true(got.out[at * QW + c] == 0);
@@ -236,8 +237,8 @@ static Problem ragged() {
     return p;
 }
 
-/* A prompt with answers, one without, a prompt of which only a part is shared, an answer to an answer; rows between
- * that belong to nothing. */
+/* A prompt with completions, one without, a prompt of which only a part is shared, a completion of a completion. Rows
+ * in between belong to no segment. */
 static Problem families() {
     Problem p = {};
     add(&p, 3, 70);
@@ -247,7 +248,7 @@ static Problem families() {
     const int prompt = p.segments.back().start;
     add(&p, 0, 19, prompt + 7, 21);
     const int answer = p.segments.back().start;
-    add(&p, 4, 23, prompt + 30, 10 + 12); /* the prompt's end and the answer's beginning */
+    add(&p, 4, 23, prompt + 30, 10 + 12); /* the prompt's end and the completion's beginning */
     add(&p, 0, 9, answer, 19);
     p.rows += 5;
     return p;
@@ -264,7 +265,7 @@ template <typename T> static void test_shapes(void **) {
     check_both<T>("long rows", p, &r, 1, 1, 128);
 }
 
-/* Prefixes that end around the borders of tiles and of the rows that a warp has. */
+/* Prefixes that end near the borders of tiles and of a warp's rows. */
 template <typename T> static void test_borders(void **) {
     Random r = random_start(29, sizeof(T));
     Problem p = {};
@@ -272,7 +273,8 @@ template <typename T> static void test_borders(void **) {
     for (int prefix : {15, 16, 17, 29, 30, 31, 32, 33, 47, 61, 62, 63, 64, 65, 66}) add(&p, 0, 3, 0, prefix);
     for (int D : {64, 128}) {
         fill<T>(&p, &r, 1, 1, D);
-        for (const Segment &s : p.segments) /* only a segment's last row sees this: who else does is found out */
+        for (const Segment &s :
+             p.segments) /* only a segment's last row may see this key: any other row that sees it fails */
             for (int d = 0; d < D; d++) p.v[(size_t)((s.start + s.len - 1) * D + d)] *= 64;
         check<T>("borders", p, true);
     }
@@ -280,7 +282,7 @@ template <typename T> static void test_borders(void **) {
 static void test_float_borders(void **s) { test_borders<float>(s); }
 static void test_bf16_borders(void **s) { test_borders<bf16>(s); }
 
-/* Long segments go in strips of 128 rows: the same bits as in strips of 64. */
+/* Long segments are processed in strips of 128 rows: the same bits as in strips of 64. */
 static void test_long_strips(void **) {
     Random r = random_start(30, 0);
     Problem p = {};
@@ -337,7 +339,7 @@ static void test_bf16_shapes(void **s) { test_shapes<bf16>(s); }
 static void test_float_head_sizes(void **s) { test_head_sizes<float>(s); }
 static void test_bf16_head_sizes(void **s) { test_head_sizes<bf16>(s); }
 
-/* Scores far apart: a softmax that is all but one-hot, and no overflow. */
+/* Scores far apart: a nearly one-hot softmax, and no overflow. */
 template <typename T> static void extremes() {
     Random r = random_start(23, sizeof(T));
     Problem p = families();
@@ -351,7 +353,8 @@ static void test_extremes(void **) {
     extremes<bf16>();
 }
 
-/* Queries over a cache: prefill after a past, decode with and without a shared prefix, more keys than one part has. */
+/* Queries over a cache: prefill after a past, decode with and without a shared prefix, more keys than fit in one
+ * part. */
 template <typename T> static void cached() {
     Random r = random_start(24, sizeof(T));
     Problem prefill = {};
@@ -385,7 +388,7 @@ static void test_cache(void **) {
     cached<bf16>();
 }
 
-/* What a row gives does not depend on the other segments of its batch, nor on where it stands. */
+/* A row's result does not depend on the other segments of its batch, nor on its position in the batch. */
 static void test_batch_mates(void **) {
     Random r = random_start(25, 0);
     Problem p = {};
@@ -402,7 +405,7 @@ static void test_batch_mates(void **) {
     assert_true(same_bits(run<bf16>(alone, false).out, Numbers(all.out.begin() + 128, all.out.begin() + 256)));
 }
 
-/* The same bits whenever it is repeated, with lse wanted or not. */
+/* Repeated runs give the same bits, with or without lse. */
 static void test_repeatable(void **) {
     Random r = random_start(26, 0);
     Problem p = families();
@@ -420,7 +423,8 @@ template <typename T> static void stored(int stride, int KC) {
     round_to<T>(k);
     round_to<T>(cache);
     Indices slot(N);
-    for (int i = 0; i < N; i++) slot[(size_t)i] = i % 5 == 3 ? -1 : (i * 7 + 2) % SLOTS; /* 7 and 50: no two alike */
+    for (int i = 0; i < N; i++)
+        slot[(size_t)i] = i % 5 == 3 ? -1 : (i * 7 + 2) % SLOTS; /* 7 and 50 are coprime: all slots differ */
     const int column = stride - KC;
     T *x = device_numbers<T>(k), *cache_k = device_numbers<T>(cache), *cache_v = device_numbers<T>(cache);
     cuda_kv_store<T>(D, (Acts *)cache_k, (Acts *)cache_v, (Acts *)x, (Acts *)(x + column), stride,
@@ -444,7 +448,7 @@ static void test_kv_store(void **) {
     stored<bf16>(40, 16);
 }
 
-/* Nothing to do, and what is refused. */
+/* Empty problems, and problems that are refused. */
 static void test_edges(void **) {
     Attention a = {};
     a.heads = a.kv_heads = 1;

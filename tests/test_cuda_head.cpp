@@ -1,4 +1,5 @@
-/* The language-model head and the value head on the GPU against the formulas of backend.h in float64. */
+/* test_cuda_head.cpp - the language-model head and the value head on the GPU against the formulas of backend.h in
+ * float64. */
 #include "kernels.h"
 #include "../llmc/cuda_head.cuh"
 #include <algorithm>
@@ -22,7 +23,7 @@ static Rows rows_of(Random *r, int R, int V, int Vp, float temperature, double a
               normals(r, (size_t)R, 0.5),
               Indices((size_t)R)};
     for (int32_t &t : p.target) t = (int32_t)random_below(r, (uint64_t)V);
-    for (int i = 0; i < R; i++) /* the padding's logits must count for nothing */
+    for (int i = 0; i < R; i++) /* padding logits must have no effect */
         for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = v % 2 ? 1000 : NAN;
     return p;
 }
@@ -81,7 +82,7 @@ template <typename T> static void check_rows(const Rows &p, bool entropy_gradien
     int32_t *argmax = device_indices(Indices(R, -1));
     a.logp = (Floats *)logp;
     T *dz = sizeof(T) == 4 ? (T *)z : device_garbage<T>(count);
-    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz); /* nothing but logp */
+    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz); /* only logp */
     const Numbers bare = fetch(logp, R);
     a.entropy = (Floats *)entropy;
     a.argmax = (Ints *)argmax;
@@ -89,7 +90,7 @@ template <typename T> static void check_rows(const Rows &p, bool entropy_gradien
     if (entropy_gradient) a.dentropy = (const Floats *)device_numbers<float>(p.dentropy);
     LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz);
     compare("logp", bare, want.logp, want.size, 0x1p-21);
-    assert_true(same_bits(bare, fetch(logp, R))); /* what else is wanted changes no value */
+    assert_true(same_bits(bare, fetch(logp, R))); /* other requested results do not change logp */
     compare("entropy", fetch(entropy, R), want.entropy, want.size, 0x1p-20);
     assert_true(fetch_indices(argmax, R) == want.argmax);
     compare("dz", fetch(dz, count), want.dz, want.dz_size, sizeof(T) == 2 ? 0x1p-8 : 0x1p-19);
@@ -137,7 +138,8 @@ static void test_row_extremes(void **) {
     assert_true(fabs(lp[0] + log((double)V)) < 1e-5 && fabs(en[0] - log((double)V)) < 1e-5);
     assert_true(lp[2] == 0 && en[2] == 0);
     assert_true(isnan(lp[3]) && isnan(lp[4]) && isnan(en[3]) && isnan(en[4]));
-    assert_true(fetch_indices(argmax, R) == (Indices{0, 12, 77, 0, 33})); /* the first of several; NaN is none */
+    assert_true(fetch_indices(argmax, R) ==
+                (Indices{0, 12, 77, 0, 33})); /* the first of several; NaN is never the maximum */
     for (int i = 0; i < 3 * V; i++) assert_true(isfinite(g[(size_t)i]));
 }
 
@@ -182,7 +184,7 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     for (double &s : want.size) s += C;
     Head a = {};
     float *logp = device_garbage<float>((size_t)R), *grad = device_numbers<float>(dwte);
-    T *out = device_garbage<T>(h.size()); /* rows to whole multiples of ROW_ALIGN */
+    T *out = device_garbage<T>(h.size()); /* rows rounded up to a multiple of ROW_ALIGN */
     a.rows = R;
     a.channels = C;
     a.vocab = V;
@@ -203,8 +205,8 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     compare("dh", fetch(out, (size_t)R * C), dh, dh_size, tolerance);
     const Numbers got = fetch(grad, table);
     compare("dwte", got, dw, dw_size, tolerance);
-    for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets none */
-    a.dwte = NULL;                                                        /* not wanted */
+    for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets no gradient */
+    a.dwte = NULL;                                                        /* no gradient of wte requested */
     cuda_head<T>(D, &a);
     assert_true(same_bits(got, fetch(grad, table)));
     float *all = device_garbage<float>((size_t)R * V);
@@ -222,7 +224,8 @@ static void test_head(void **) {
     cuda_head<bf16>(D, &none);
 }
 
-/* More rows than a chunk has: a padded vocabulary so wide that 40 rows are 3 chunks; and the rule for chunks. */
+/* More rows than fit in one chunk: the padded vocabulary is so wide that 40 rows are 3 chunks. Also the rule for
+ * chunks. */
 static void test_chunks(void **) {
     const int R = 40, VP = 1 << 22;
     assert_int_equal(cuda_head_chunk_rows(R, VP), 16);

@@ -1,4 +1,4 @@
-/* Sampling on the GPU against the rule of backend.h in float64, token for token. */
+/* test_cuda_sample.cpp - sampling on the GPU against the rule of backend.h in float64, token by token. */
 #include "kernels.h"
 #include "../llmc/cuda_sample.cuh"
 #include <algorithm>
@@ -8,7 +8,7 @@ struct How {
     int top_k;
 };
 
-/* Rows of logits and what belongs to them. */
+/* Rows of logits with their random streams and histories. */
 struct Rows {
     int R, V, Vp, history_stride;
     Numbers z;
@@ -32,8 +32,8 @@ static Rows rows_of(Random *r, int R, int V, int Vp, double amplitude) {
     for (int32_t &x : p.history) x = (int32_t)random_below(r, (uint64_t)V);
     for (int i = 0; i < R; i++) {
         p.history_len[(size_t)i] = (int32_t)random_below(r, 10);
-        p.history[(size_t)(9 * i + 1)] = p.history[(size_t)(9 * i)]; /* seen twice: penalised once */
-        for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = 1000; /* the padding must count for nothing */
+        p.history[(size_t)(9 * i + 1)] = p.history[(size_t)(9 * i)]; /* seen twice, penalised once */
+        for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = 1000; /* padding must have no effect */
         if (i % 4 == 3)                                              /* some rows have ties: logits in steps of 1/2 */
             for (int v = 0; v < V; v++) p.z[(size_t)i * Vp + v] = roundf(2 * p.z[(size_t)i * Vp + v]) / 2;
     }
@@ -82,7 +82,7 @@ static Drawn draw(const Rows &p, const How &how) {
 
 /* ==== The rule, in float64 ==== */
 
-/* Probabilities of the kept tokens, 0 of the others. Returns how close the nearest decision is to the other way. */
+/* Probabilities of the kept tokens, 0 for the others. Returns the margin of the closest decision. */
 static double keep(const How &how, const Doubles &y, Doubles *probability) {
     const size_t V = y.size();
     const double max = *std::max_element(y.begin(), y.end());
@@ -93,7 +93,7 @@ static double keep(const How &how, const Doubles &y, Doubles *probability) {
     if (how.top_p < 1) {
         double all = 0, above = 0;
         for (double x : y) all += x >= least ? exp(x - max) : 0;
-        for (size_t i = 0; i < V && sorted[i] >= least;) { /* tokens as likely as one another stay or go together */
+        for (size_t i = 0; i < V && sorted[i] >= least;) { /* equally likely tokens are kept or dropped together */
             size_t end = i;
             double mass = 0;
             for (; end < V && sorted[end] == sorted[i]; end++) mass += exp(sorted[end] - max) / all;
@@ -118,7 +118,7 @@ static double keep(const How &how, const Doubles &y, Doubles *probability) {
     return margin;
 }
 
-/* Which tokens row i draws; returns the number of rows where rounding may decide. */
+/* Checks the token that each row draws. Returns the number of rows for which rounding may decide. */
 static int check_draw(const Rows &p, const How &how, const Drawn &got) {
     int unclear = 0;
     for (int i = 0; i < p.R; i++) {
@@ -190,7 +190,8 @@ static void test_rule(void **) {
     assert_true(unclear < rows / 8);
 }
 
-/* One token; a vocabulary that is no multiple of anything; one with several tiles and odd rows; one that is wide. */
+/* A vocabulary of one token, one that is not a multiple of anything, one with several tiles and odd rows, and a wide
+ * one. */
 static void test_sizes(void **) {
     Random r = random_start(42, 0);
     static const int size[][2] = {{1, 8}, {2, 16}, {127, 127}, {129, 130}, {4097, 4099}, {20000, 20096}};
@@ -201,7 +202,7 @@ static void test_sizes(void **) {
         }
 }
 
-/* Extremes: all logits equal, minus infinity, far below the largest, far apart, and a NaN in the row. */
+/* Extremes: all logits equal, minus infinity, far below the maximum, far apart, and a NaN in the row. */
 static void test_extremes(void **) {
     Random r = random_start(43, 0);
     Rows p = rows_of(&r, 4, 300, 320, 1);
@@ -221,7 +222,7 @@ static void test_extremes(void **) {
     }
 }
 
-/* The whole operation, from the hidden states on; a row draws the same beside others and alone. */
+/* The whole operation from the hidden states on. A row draws the same token alone and in a batch. */
 template <typename T> static void whole(int R, int C, int V, int Vp) {
     Random r = random_start(45, 0);
     Rows p = rows_of(&r, R, V, Vp, 1);

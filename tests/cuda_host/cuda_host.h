@@ -1,14 +1,15 @@
 /* cuda_host.h - CUDA on the CPU: runs the project's kernels, compiled unchanged by g++ or clang++, without a GPU.
  *
- *   g++ -std=gnu++17 -fno-strict-aliasing -include tests/cuda_host/cuda_host.h -x c++ kernels.cu tests/cuda_host/cuda_*.cpp
+ *   g++ -std=gnu++17 -fno-strict-aliasing -include tests/cuda_host/cuda_host.h -x c++ kernels.cu \
+ *       tests/cuda_host/cuda_*.cpp
  *
  * One OS thread runs everything. Every CUDA thread of a block is a fiber with its own stack, which runs until it waits
  * for others (a barrier, a shuffle, mma.sync) or until an atomic lets it step aside. The blocks of a grid run one after
  * another. Whatever a GPU may do in any order is done here in an order drawn from a seed:
  *
  *   seed 0      threads and blocks in ascending order, streams without delay: the mode for debugging
- *   seed != 0   threads and blocks in random order; work on streams is deferred until something waits for it, and streams
- *               overtake one another as far as events allow
+ *   seed != 0   threads and blocks in random order; work on streams is deferred until something waits for it, and
+ *               streams overtake one another as far as events allow
  *
  * So code that lacks a barrier computes a different result under some seed. Shared memory at the start of a block and
  * memory from cudaMalloc are filled with one of four patterns, chosen by the seed: 0xff (NaN, -1), 0x00, 0x7f (huge),
