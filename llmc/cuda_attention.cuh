@@ -51,7 +51,7 @@ template <typename Kernel> static inline bool shared_ask(Device *d, Kernel *kern
                       "head size %d, %zu bytes", head_size, bytes);
 }
 
-/* One launch of an attention kernel over (strips of `rows`, heads). */
+/* One launch of an attention kernel over (strips of `strip_rows` rows, grid_heads). */
 #define ATTENTION_LAUNCH(kernel, strip_rows, grid_heads, bytes, ...)                                                   \
     do {                                                                                                               \
         if (!shared_ask(d, &kernel, bytes, a->head_size)) return;                                                      \

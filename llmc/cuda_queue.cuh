@@ -44,7 +44,7 @@ typedef void (*QueuedRun)(Device *d, const char *arguments);
 struct Queued {
     QueuedRun run;
     const char *name;
-    size_t bytes; /* of the arguments */
+    size_t bytes; /* size of the arguments */
 };
 
 struct QueueGraph {

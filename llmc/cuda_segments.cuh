@@ -17,7 +17,7 @@
 /* Rows first .. first+rows-1, counted from the start of the segment. */
 struct Strip {
     Segment segment;
-    int index; /* of the segment */
+    int index; /* index of the segment */
     int first, rows;
 };
 

@@ -760,15 +760,15 @@ static void test_found_warp(void **) {
 }
 
 static void test_found_alignment(void **) {
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<float> in(8), out(1);
         LAUNCH(misaligned_load_kernel, 1, 1, 0, 0, out.p, in.p);
     });
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<bf16> in(8);
         LAUNCH(misaligned_copy_kernel, 1, 1, 0, 0, in.p);
     });
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<uint32_t> out(32);
         LAUNCH(misaligned_ldmatrix_kernel, 1, 32, 0, 0, out.p);
     });

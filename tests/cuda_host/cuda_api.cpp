@@ -106,7 +106,7 @@ struct Entry {
     std::vector<Wait> waits;
 };
 struct CUgraph_st {
-    std::vector<Work> nodes; /* in the order of the calls, which the dependences allow */
+    std::vector<Work> nodes; /* in the order of the calls, which the dependencies allow */
 };
 struct CUgraphExec_st {
     CUgraph_st graph;

@@ -332,17 +332,20 @@ template <typename F, typename T> static inline T cuda_host_reduce(const char *s
 
 /* Reports the access to the race detector; the other sanitizers see it themselves. */
 template <typename T, typename F> __attribute__((noinline, no_sanitize("thread"))) T cuda_host_change(T *p, F change) {
-    if ((uintptr_t)p % sizeof(T)) cuda_host_fail("atomic on %p, which is no multiple of %zu", (void *)p, sizeof(T));
+    if ((uintptr_t)p % sizeof(T)) cuda_host_fail("atomic on %p, which is not a multiple of %zu", (void *)p, sizeof(T));
     cuda_host_step_aside();
     cuda_host_atomic_access(p, sizeof(T));
     T old = *p;
     *p = change(old);
     return old;
 }
-/* The value's type is the target's, as CUDA's overloads have it. */
+/* The value has the type of the target, as in CUDA's overloads. */
 #define CUDA_HOST_ATOMIC(name, expression)                                                                             \
     template <typename T> static inline T name(T *p, std::common_type_t<T> v) {                                        \
-        return cuda_host_change(p, [&](T old) { return (void)old, (T)(expression); });                                 \
+        return cuda_host_change(p, [&](T old) {                                                                        \
+            (void)old;                                                                                                 \
+            return (T)(expression);                                                                                    \
+        });                                                                                                            \
     }
 CUDA_HOST_ATOMIC(atomicAdd, old + v)
 CUDA_HOST_ATOMIC(atomicSub, old - v)

@@ -64,7 +64,7 @@ CUDA_HOST_MACHINE inline void cuda_host_ldmatrix_all(CudaHostCall **calls, uint3
 template <int TILES, bool TRANS> static inline void cuda_host_ldmatrix(uint32_t *r, const void *row, const char *name) {
     uint16_t elements[8] = {0};
     if (cuda_host_thread->lane < 8 * TILES) {
-        if ((uintptr_t)row % 16) cuda_host_fail("%s: the address %p is no multiple of 16", name, row);
+        if ((uintptr_t)row % 16) cuda_host_fail("%s: the address %p is not a multiple of 16", name, row);
         for (int i = 0; i < 8; i++) elements[i] = ((const uint16_t *)row)[i];
     }
     CudaHostCall call = {elements, r, 0, 0xffffffffu, CUDA_HOST_LDMATRIX, name};
@@ -100,7 +100,7 @@ static inline void cuda_host_copy_make(const CudaHostCopy &copy) {
 }
 static inline void cp_async_16_zfill(void *shared, const void *global, bool valid) {
     if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16))
-        cuda_host_fail("cp.async: %p or %p is no multiple of 16", shared, global);
+        cuda_host_fail("cp.async: %p or %p is not a multiple of 16", shared, global);
     CudaHostCopy copy = {shared, valid ? global : NULL};
     if (cuda_host_copy_begin(copy)) cuda_host_copy_make(copy);
 }
@@ -114,6 +114,7 @@ template <int N> static inline void cp_async_wait() {
 static inline float fast_exp2(float x) { return exp2f(x); }
 
 #define PTX_CHECK_WIDE(p)                                                                                              \
-    ((uintptr_t)(p) % 16 ? cuda_host_fail("wide access to %p, which is no multiple of 16", (const void *)(p)) : (void)0)
+    ((uintptr_t)(p) % 16 ? cuda_host_fail("wide access to %p, which is not a multiple of 16", (const void *)(p))       \
+                         : (void)0)
 
 #endif
