@@ -1,18 +1,19 @@
-/* cuda.cu - the CUDA backend: the one translation unit that nvcc compiles, built as llmc_cuda.so.
+/* cuda.cu - the CUDA backend: the only translation unit that nvcc compiles, built as llmc_cuda.so.
  *
- *   cuda_common.cuh       the device, checked errors, scratch memory, reductions
- *   cuda_queue.cuh        operations wait, and those of a decode step run as one graph
- *   cuda_matmul.cuh       matrix products through cuBLASLt
- *   cuda_norm.cuh  cuda_elementwise.cuh  cuda_adamw.cuh
- *   cuda_attention.cuh    attention over segments with shared prefixes, and decode
- *   cuda_head.cuh  cuda_sample.cuh     log-probabilities, entropy and their gradient; sampling
+ *   cuda_common.cuh                       the device, checked errors, scratch memory, reductions
+ *   cuda_queue.cuh                        deferred operations; a decode step runs as one graph
+ *   cuda_matmul.cuh                       matrix products through cuBLASLt
+ *   cuda_norm.cuh  cuda_elementwise.cuh   layernorm; embedding, GELU, gather and scatter
+ *   cuda_adamw.cuh                        the optimizer step
+ *   cuda_attention.cuh                    attention over segments with shared prefixes, and decode
+ *   cuda_head.cuh  cuda_sample.cuh        log-probabilities, entropy and their gradient; sampling
  *
- * The programs do not link with it: cuda_loader.h opens it when --device cuda asks for it and takes one C symbol,
- * llmc_cuda_backend(). So programs start in a millisecond and run where there is no CUDA at all.
+ * The programs do not link against this library. With --device cuda, cuda_loader.h opens it and looks up one C symbol,
+ * llmc_cuda_backend(). So programs start in a millisecond and also run on machines without CUDA.
  *
- * Storage of weights and activations is bf16 with --dtype bf16, and the optimizer then keeps float32 masters; with
- * --dtype float32 everything is float32, without TF32. Device memory comes from the driver's stream-ordered pool, which is
- * told to keep what it has: after the first step of a run nothing is asked of the driver any more.
+ * With --dtype bf16, weights and activations are stored as bf16 and the optimizer keeps float32 master weights. With
+ * --dtype float32 everything is float32, without TF32. Device memory comes from the driver's stream-ordered pool, which
+ * is configured never to release memory: after the first step of a run there are no more allocations from the driver.
  */
 #include "cuda_common.cuh"
 #include "cuda_queue.cuh"
@@ -25,7 +26,7 @@
 #include "cuda_sample.cuh"
 #include "launch.h"
 
-/* ---- the device ---------------------------------------------------------------------------------------------------- */
+/* ---- the device -------------------------------------------------------------------------------------------------- */
 
 static void device_close(Device *d) {
     queue_close(d);
@@ -36,11 +37,14 @@ static void device_close(Device *d) {
     if (d->scratch.block) cudaFreeAsync(d->scratch.block, d->stream);
     if (d->lt_workspace) cudaFreeAsync(d->lt_workspace, d->stream);
     for (auto &memory : d->held) cudaFreeAsync(memory.first, d->stream);
-    if (d->stream) cudaStreamSynchronize(d->stream), cudaStreamDestroy(d->stream);
+    if (d->stream) {
+        cudaStreamSynchronize(d->stream);
+        cudaStreamDestroy(d->stream);
+    }
     delete d;
 }
 
-/* Which of this machine's GPUs: the rank's among its machine's ranks. */
+/* Selects the GPU by the local rank, modulo the number of GPUs. */
 static bool device_choose(Device *d) {
     int count = 0, version = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
@@ -56,7 +60,7 @@ static bool device_choose(Device *d) {
     return CUDA_CHECK(d, cudaSetDevice(d->index), "device %d of %d", d->index, count);
 }
 
-/* Is there code for this GPU in the library? */
+/* Checks that the library contains code for this GPU. */
 static bool device_suits(Device *d, const cudaDeviceProp *about) {
     cudaFuncAttributes kernel;
     if (cudaFuncGetAttributes(&kernel, parts_sum_kernel) == cudaSuccess) return true;
@@ -72,10 +76,15 @@ static bool device_open(Device **device, Dtype dtype, Error *e) {
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
     int shared = 0;
-    d->dtype = dtype, d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
+    d->dtype = dtype;
+    d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     bool ok = device_choose(d) && CUDA_CHECK(d, cudaGetDeviceProperties(&about, d->index), "device %d", d->index) &&
               device_suits(d, &about);
-    if (ok) d->processors = about.multiProcessorCount, d->major = about.major, d->minor = about.minor;
+    if (ok) {
+        d->processors = about.multiProcessorCount;
+        d->major = about.major;
+        d->minor = about.minor;
+    }
     ok = ok && CUDA_CHECK(d, cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->index), "") &&
          CUDA_CHECK(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "") &&
          CUDA_CHECK(d, cudaDeviceGetDefaultMemPool(&pool, d->index), "") &&
@@ -100,9 +109,9 @@ static bool device_sync(Device *d, Error *e) {
     return d->failed ? error_set(e, "%s", d->error.text) : true;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-/* The option that lowers what was asked for. */
+/* The option that reduces the memory used for `what`. */
 static const char *memory_advice(const char *what) {
     if (strstr(what, "activation") || strstr(what, "logits")) return "lower --micro-tokens or raise --recompute";
     if (strstr(what, "cache")) return "lower --slots";
@@ -115,19 +124,23 @@ static void *device_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     void *memory = NULL;
     size_t available = 0, total = 0;
     queue_flush(d);
-    if (d->failed) return error_set(e, "%s", d->error.text), (void *)NULL;
+    if (d->failed) {
+        error_set(e, "%s", d->error.text);
+        return NULL;
+    }
     const cudaError_t status = cudaMallocAsync(&memory, bytes ? bytes : 1, d->stream);
     if (status == cudaSuccess) {
-        d->held[memory] = bytes, d->alive += bytes;
+        d->held[memory] = bytes;
+        d->alive += bytes;
         d->most = d->alive > d->most ? d->alive : d->most;
         return memory;
     }
     (void)cudaGetLastError();
     (void)cudaMemGetInfo(&available, &total);
     if (status == cudaErrorMemoryAllocation)
-        error_set(e, "out of device memory: %zu bytes for %s, %zu of the GPU's %zu are free; %s", bytes, what,
+        error_set(e, "out of device memory: %s needs %zu bytes, the GPU has %zu of %zu free; %s", what, bytes,
                   available, total, memory_advice(what));
-    else error_set(e, "cuda: %zu bytes for %s: %s", bytes, what, cudaGetErrorString(status));
+    else error_set(e, "cuda: cannot allocate %zu bytes for %s: %s", bytes, what, cudaGetErrorString(status));
     return NULL;
 }
 
@@ -142,7 +155,7 @@ static void device_release(Device *d, void *memory) {
 
 static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_workspace_bytes; }
 
-/* The head's chunk of logits is the most that an operation asks for, or the parts of a layernorm's gradients. */
+/* The largest requests are the head's chunk of logits and the partial sums of a layernorm's gradients. */
 template <typename T>
 static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
     (void)weights;
@@ -181,11 +194,11 @@ template <typename T> static double device_gemm_peak(Device *d) {
     return d->peak;
 }
 
-/* ---- weights --------------------------------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------------------------- */
 
 static const size_t WEIGHTS_CHUNK = 1 << 20;
 
-/* Rounded to nearest on the host: half of the bytes travel. */
+/* Rounds to nearest on the host, which halves the bytes transferred. */
 template <typename T> static void device_weights_upload(Device *d, Weights *weights, const float *host, size_t n) {
     if (sizeof(T) == sizeof(float)) {
         queue_upload(d, weights, host, n * sizeof(float));
@@ -226,11 +239,11 @@ static double device_square_sum(Device *d, const Floats *x, size_t n) {
     return d->failed ? (double)NAN : sum;
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
-static Backend tables[2]; /* by Dtype; filled in by llmc_cuda_backend() */
+static Backend tables[2]; /* indexed by Dtype; filled by llmc_cuda_backend() */
 
-/* Where a batch begins: large ones run operation by operation, as they come. */
+/* Every batch begins here. Large batches run each operation when it is called. */
 template <typename T>
 static void embed_forward_begins(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,
                                  const Ints *position, int N, int C) {
@@ -239,7 +252,7 @@ static void embed_forward_begins(Device *d, Acts *out, const Weights *wte, const
     Deferred<&cuda_embed_forward<T>>::call(d, out, wte, wpe, token, position, N, C);
 }
 
-/* linear_backward and the gelu_backward of its dx in one. False: they do not belong together. */
+/* Runs linear_backward and the gelu_backward of its dx as one product. Returns false if they are not such a pair. */
 template <typename T> static bool fuse_gelu_backward(Device *d, const char *first, const char *second) {
     auto [dx, dw, db, dout, x, w, N, IC, OC] = Deferred<&cuda_linear_backward<T>>::get(first);
     auto [dinout, pre, n] = Deferred<&cuda_gelu_backward<T>>::get(second);
@@ -266,36 +279,65 @@ template <typename T> static bool device_open_as(Device **d, Dtype dtype, Error 
 template <typename T> static Backend backend_table() {
     Backend b;
     memset(&b, 0, sizeof b);
-    b.name = "cuda", b.weight_size = sizeof(T), b.act_size = sizeof(T);
-    b.open = device_open_as<T>, b.close = device_close, b.sync = device_sync;
-    b.alloc = device_alloc, b.release = device_release;
-    b.scratch_bytes = device_scratch_bytes, b.scratch_predict = device_scratch_predict<T>;
-    b.gemm_peak = device_gemm_peak<T>, b.nominal_peak = device_nominal_peak;
-    b.memory_peak = device_memory_peak, b.stream = device_stream;
-    b.zero = Deferred<&set_bytes>::call, b.upload = queue_upload, b.download = queue_download;
-    b.weights_upload = device_weights_upload<T>, b.weights_download = device_weights_download<T>;
+    b.name = "cuda";
+    b.weight_size = sizeof(T);
+    b.act_size = sizeof(T);
+    b.open = device_open_as<T>;
+    b.close = device_close;
+    b.sync = device_sync;
+    b.alloc = device_alloc;
+    b.release = device_release;
+    b.scratch_bytes = device_scratch_bytes;
+    b.scratch_predict = device_scratch_predict<T>;
+    b.gemm_peak = device_gemm_peak<T>;
+    b.nominal_peak = device_nominal_peak;
+    b.memory_peak = device_memory_peak;
+    b.stream = device_stream;
+    b.zero = Deferred<&set_bytes>::call;
+    b.upload = queue_upload;
+    b.download = queue_download;
+    b.weights_upload = device_weights_upload<T>;
+    b.weights_download = device_weights_download<T>;
     b.weights_release = device_weights_release;
     b.embed_forward = embed_forward_begins<T>;
     b.square_sum = device_square_sum;
 #define DEFER(operation)                                                                                               \
-    b.operation = Deferred<&cuda_##operation<T>>::call, Deferred<&cuda_##operation<T>>::name = #operation
-    Deferred<&set_bytes>::name = "zero", Deferred<&copy_staged>::name = "upload";
+    b.operation = Deferred<&cuda_##operation<T>>::call;                                                                \
+    Deferred<&cuda_##operation<T>>::name = #operation
+    Deferred<&set_bytes>::name = "zero";
+    Deferred<&copy_staged>::name = "upload";
     Deferred<&cuda_embed_forward<T>>::name = "embed_forward";
-    DEFER(embed_backward), DEFER(noise_add);
-    DEFER(layernorm_forward), DEFER(residual_layernorm_forward), DEFER(layernorm_backward);
-    DEFER(linear_forward), DEFER(linear_backward), DEFER(linear_gelu_forward);
-    DEFER(gelu_forward), DEFER(gelu_backward);
-    DEFER(attention_forward), DEFER(attention_backward), DEFER(kv_store);
-    DEFER(gather_rows), DEFER(scatter_rows);
-    DEFER(head), DEFER(logits), DEFER(sample), DEFER(value_forward), DEFER(value_backward);
+    DEFER(embed_backward);
+    DEFER(noise_add);
+    DEFER(layernorm_forward);
+    DEFER(residual_layernorm_forward);
+    DEFER(layernorm_backward);
+    DEFER(linear_forward);
+    DEFER(linear_backward);
+    DEFER(linear_gelu_forward);
+    DEFER(gelu_forward);
+    DEFER(gelu_backward);
+    DEFER(attention_forward);
+    DEFER(attention_backward);
+    DEFER(kv_store);
+    DEFER(gather_rows);
+    DEFER(scatter_rows);
+    DEFER(head);
+    DEFER(logits);
+    DEFER(sample);
+    DEFER(value_forward);
+    DEFER(value_backward);
     DEFER(adamw);
 #undef DEFER
     return b;
 }
 
 extern "C" __attribute__((visibility("default"))) const Backend *llmc_cuda_backend(size_t table_bytes, int dtype) {
-    static_assert(DTYPE_FLOAT32 == 0 && DTYPE_BF16 == 1, "tables[] is by Dtype");
+    static_assert(DTYPE_FLOAT32 == 0 && DTYPE_BF16 == 1, "tables[] is indexed by Dtype");
     if (table_bytes != sizeof(Backend)) return NULL;
-    if (!tables[0].name) tables[DTYPE_FLOAT32] = backend_table<float>(), tables[DTYPE_BF16] = backend_table<bf16>();
+    if (!tables[0].name) {
+        tables[DTYPE_FLOAT32] = backend_table<float>();
+        tables[DTYPE_BF16] = backend_table<bf16>();
+    }
     return &tables[dtype == DTYPE_BF16];
 }

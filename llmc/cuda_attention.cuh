@@ -1,13 +1,13 @@
-/* cuda_attention.cuh - attention of backend.h on the GPU: which kernels take which problem.
+/* cuda_attention.cuh - attention of backend.h on the GPU: the choice of kernels for each problem.
  *
- *   cuda_segments.cuh           how blocks find their work in segments that lie on the device
+ *   cuda_segments.cuh           how blocks find their work in segments stored on the device
  *   cuda_attention_mma.cuh      bf16 on tensor cores: head sizes up to 128 that are multiples of 8
  *   cuda_attention_plain.cuh    float32 arithmetic: any head size up to 256
- *   cuda_attention_decode.cuh   few queries a segment (decode), split over the keys; the key/value cache
+ *   cuda_attention_decode.cuh   few queries per segment (decode), split over the keys; the key/value cache
  *
- * What is chosen follows from shapes alone: the host never reads what the segments are. A batch with hardly more rows
- * than segments is decode. Rows in no segment are set to 0. No result depends on the order in which blocks run.
- * Refuses (the device's error): head sizes above 256, heads that are not a multiple of kv_heads.
+ * The choice depends on shapes alone: the host never reads the segments. A batch with at most ATTENTION_FEW rows per
+ * segment on average is treated as decode. Rows in no segment are set to 0. No result depends on the order in which
+ * blocks run. Head sizes above 256 and head counts that are not a multiple of kv_heads set the device's error.
  */
 #ifndef LLMC_CUDA_ATTENTION_CUH
 #define LLMC_CUDA_ATTENTION_CUH
@@ -17,8 +17,8 @@
 #include "cuda_attention_plain.cuh"
 
 enum {
-    ATTENTION_FEW = 2,    /* rows a segment up to which a batch is decode */
-    ATTENTION_LONG = 256, /* rows a segment from which on strips are long */
+    ATTENTION_FEW = 2,    /* rows per segment up to which a batch is decode */
+    ATTENTION_LONG = 256, /* rows per segment from which strips are long */
 };
 
 static inline bool attention_is_decode(const Attention *a) {
@@ -27,29 +27,31 @@ static inline bool attention_is_decode(const Attention *a) {
 
 static inline bool attention_check(Device *d, const Attention *a) {
     if (a->heads % a->kv_heads || a->head_size < 1 || a->head_size > 256)
-        return cuda_fail(d, "attention: %d heads of size %d over %d key heads; a multiple and sizes 1 to 256 are there",
-                         a->heads, a->head_size, a->kv_heads);
+        return cuda_fail(
+            d,
+            "attention: %d heads of size %d over %d key heads; heads must be a multiple of key heads, of size 1 to 256",
+            a->heads, a->head_size, a->kv_heads);
     return !d->failed;
 }
 
-/* May tensor cores take it? */
+/* True if the tensor-core kernels support this problem. */
 template <typename T> static inline bool attention_on_tensor_cores(const Attention *a) {
     if constexpr (sizeof(T) != 2) return false;
     return a->head_size <= 128 && a->q_stride % 8 == 0 && a->kv_stride % 8 == 0 &&
            cuda_wide<T>((size_t)a->head_size, a->q, a->k, a->v, a->out);
 }
 
-/* One of several sizes of dynamic shared memory: what is above 48 KiB must be asked for. */
+/* Requests dynamic shared memory for the kernel, which CUDA requires above 48 KiB. */
 template <typename Kernel> static inline bool shared_ask(Device *d, Kernel *kernel, size_t bytes, int head_size) {
     if (bytes > d->shared_limit)
-        return cuda_fail(d, "attention: head size %d needs %zu bytes of shared memory a block, this device has %zu",
+        return cuda_fail(d, "attention: head size %d needs %zu bytes of shared memory per block, this device has %zu",
                          head_size, bytes, d->shared_limit);
     if (bytes <= 48 * 1024) return true;
     return CUDA_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
                       "head size %d, %zu bytes", head_size, bytes);
 }
 
-/* One launch of an attention kernel over (strips of `rows`, heads). */
+/* One launch of an attention kernel over (strips of `strip_rows` rows, grid_heads). */
 #define ATTENTION_LAUNCH(kernel, strip_rows, grid_heads, bytes, ...)                                                   \
     do {                                                                                                               \
         if (!shared_ask(d, &kernel, bytes, a->head_size)) return;                                                      \
@@ -66,8 +68,8 @@ template <int D, int M> static inline void mma_forward(Device *d, const Attentio
     ATTENTION_LAUNCH((attention_forward_mma_kernel<D, M>), MMA_ROWS * M, a->heads, (mma_forward_bytes<D, M>()), *a);
 }
 
-/* Strips of 128 rows read each tile half as often as strips of 64, and pay where segments are long. A row's result is the
- * same in both. */
+/* Strips of 128 rows read each tile half as often as strips of 64, which pays if segments are long. A row's result is
+ * the same in both. */
 template <int D> static inline void mma_forward_strips(Device *d, const Attention *a) {
     if (a->rows >= ATTENTION_LONG * a->segments) mma_forward<D, 2>(d, a);
     else mma_forward<D, 1>(d, a);
@@ -78,7 +80,7 @@ template <typename T, int D> static inline void plain_forward(Device *d, const A
     ATTENTION_LAUNCH((attention_forward_plain_kernel<T, D>), PLAIN, a->heads, plain_forward_bytes<D>(), *a);
 }
 
-/* out and lse of every row; see Attention in backend.h. */
+/* Computes out and lse of every row; see Attention in backend.h. */
 template <typename T> static inline void cuda_attention_forward(Device *d, const Attention *a) {
     if (a->rows == 0 || !attention_check(d, a)) return;
     const int width = a->heads * a->head_size;
@@ -105,8 +107,8 @@ template <typename T> static inline void cuda_attention_forward(Device *d, const
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
-/* delta[row,h] = sum over d of out dout, which is sum over keys of P dP. Grid (rows). Shared memory: columns / W floats.
- * A thread takes W channels; then one thread a head adds up. */
+/* delta[row,h] = sum over d of out dout, which equals the sum over keys of P dP. Grid (rows). Shared memory: columns /
+ * W floats. Each thread takes W channels; then one thread per head adds up the sums. */
 template <typename T, int W>
 __global__ static void attention_delta_kernel(float *__restrict__ delta, const T *__restrict__ out,
                                               const T *__restrict__ dout, int heads, int head_size) {
@@ -154,8 +156,8 @@ template <typename T, int D> static inline void plain_backward(Device *d, const 
     ATTENTION_LAUNCH((attention_queries_plain_kernel<T, D>), PLAIN, a->heads, plain_backward_bytes<D>(), *a, delta);
 }
 
-/* dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. The keys are
- * the batch's own rows, and a prefix lies in the segment's family (batch.h). */
+/* Computes dq, dk and dv of every row from dout, and from out and lse of the forward pass; see Attention in backend.h.
+ * The keys are the batch's own rows, and a prefix is in the segment's family (batch.h). */
 template <typename T> static inline void cuda_attention_backward(Device *d, const Attention *a) {
     if (a->rows == 0 || !attention_check(d, a)) return;
     const int D = a->head_size, kv_width = a->kv_heads * D;

@@ -1,12 +1,12 @@
-/* cuda_attention_decode.cuh - attention of few queries over many keys, as decode has it, and the store into the cache.
+/* cuda_attention_decode.cuh - attention of few queries over many keys (decode), and the store into the key/value cache.
  *
- * One query reads each key and value once: memory sets the pace, and one row has too little work for one block. So a
- * row's keys are split (Flash-Decoding: Dao et al. 2023): a block takes one row, the query heads that share one key head
- * (up to HEADS of them: what they share is read once) and one part of the keys. Where there is more than one part, each
- * leaves its maximum, denominator and weighted sum, and a second kernel combines them in their order.
+ * One query reads each key and value once: decode is memory-bound, and one row has too little work for one block. So a
+ * row's keys are split (Flash-Decoding: Dao et al. 2023). A block takes one row, one part of its keys, and the query
+ * heads that share one key head (up to HEADS of them, so that shared keys are read once). If there is more than one
+ * part, each part stores its maximum, denominator and weighted sum, and a second kernel combines the parts in order.
  *
- * How keys are split follows from the row's own number of keys alone, so a sample does not depend on its batch mates to
- * the last bit. Within a block LANES lanes share a key, each with CH channels, 16 bytes at a time; each such group of lanes
+ * The split depends only on the row's own number of keys, so the bits of a sample do not depend on the rest of the
+ * batch. Within a block, LANES lanes share a key, each with CH channels, 16 bytes at a time. Each such group of lanes
  * runs its own online softmax over every n-th key, four keys at once, and the groups are merged at the end.
  */
 #ifndef LLMC_CUDA_ATTENTION_DECODE_CUH
@@ -17,18 +17,19 @@
 enum {
     DECODE_WARPS = 4,
     DECODE_THREADS = 32 * DECODE_WARPS,
-    DECODE_SPLITS = 16, /* parts, at most */
-    DECODE_KEYS = 128,  /* keys in a part, at least, unless there is but one */
+    DECODE_SPLITS = 16, /* maximum number of parts */
+    DECODE_KEYS = 128,  /* maximum keys per part, until there are DECODE_SPLITS parts */
     DECODE_AT_ONCE = 4, /* keys that a group of lanes has in flight */
 };
 
-/* Keys in a part. */
+/* The number of keys per part. */
 __device__ static inline int decode_part(int keys) {
     const int parts = min((keys + DECODE_KEYS - 1) / DECODE_KEYS, (int)DECODE_SPLITS);
     return ((keys + parts - 1) / parts + 31) / 32 * 32;
 }
 
-/* The segment that holds a row, and the row's number in it. All lanes of a warp call it. False: none does. */
+/* Finds the segment that contains a row, and the row's index in it. All lanes of a warp must call it. False: there is
+ * none. */
 __device__ static inline bool row_find(Segment *found, int *i, const Attention &a, int row) {
     const Segment *segment = (const Segment *)a.segment;
     for (int base = 0; base < a.segments; base += 32) {
@@ -43,7 +44,7 @@ __device__ static inline bool row_find(Segment *found, int *i, const Attention &
     return false;
 }
 
-/* CH channels from c on of a row; those beyond the head are 0. */
+/* Loads CH channels of a row from c on. Channels beyond the head size are 0. */
 template <int CH, typename T>
 __device__ static inline void channels_load(float (&x)[CH], const T *row, int c, int head_size, bool wide) {
     constexpr int W = 16 / (int)sizeof(T);
@@ -60,17 +61,17 @@ __device__ static inline void channels_load(float (&x)[CH], const T *row, int c,
     }
 }
 
-/* One head's share in a group of lanes: sum of e^(s - most), and of e^(s - most) v. */
+/* One head's partial result in a group of lanes: the sums of e^(s - most) and of e^(s - most) v. */
 template <int CH> struct Share { float most, sum, out[CH]; };
 
-/* e^(x - most), where nothing has been seen as long as most is -inf */
+/* e^(x - most), or 0 if most is -inf, that is, if no key has been seen yet */
 __device__ static inline float share_weight(float x, float most) { return most == -INFINITY ? 0 : expf(x - most); }
 
 template <typename T, int D, int HEADS>
 __global__ static void __launch_bounds__(DECODE_THREADS)
     attention_decode_kernel(const Attention a, float *__restrict__ partial, bool wide) {
     constexpr int W = 16 / (int)sizeof(T), LANES = D / W < 32 ? D / W : 32, CH = D / LANES, GROUPS = 32 / LANES;
-    constexpr int STEP = DECODE_WARPS * GROUPS; /* keys that the block has in flight at once, over DECODE_AT_ONCE */
+    constexpr int STEP = DECODE_WARPS * GROUPS; /* keys in flight in the block, divided by DECODE_AT_ONCE */
     __shared__ float shared_most[DECODE_WARPS][HEADS], shared_sum[DECODE_WARPS][HEADS];
     __shared__ float shared_out[DECODE_WARPS][HEADS][D];
     Segment s;
@@ -80,7 +81,7 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     const int end = min(keys, first + size);
     if (first >= keys) return;
     const int shared = a.heads / a.kv_heads, parts = (shared + HEADS - 1) / HEADS;
-    const int kv = (int)blockIdx.y / parts, h0 = (int)blockIdx.y % parts * HEADS; /* of the heads that share kv */
+    const int kv = (int)blockIdx.y / parts, h0 = (int)blockIdx.y % parts * HEADS; /* first of the heads that share kv */
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % LANES * CH;
     const size_t row = blockIdx.x;
     const RowMap map = map_keys(s);
@@ -91,9 +92,13 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     for (int h = 0; h < HEADS; h++) {
         const int head = kv * shared + min(h0 + h, shared - 1);
         channels_load(q[h], (const T *)a.q + row * a.q_stride + (size_t)head * a.head_size, c, a.head_size, wide);
-        share[h].most = -INFINITY, share[h].sum = 0;
+        share[h].most = -INFINITY;
+        share[h].sum = 0;
 #pragma unroll
-        for (int e = 0; e < CH; e++) share[h].out[e] = 0, q[h][e] *= a.scale;
+        for (int e = 0; e < CH; e++) {
+            share[h].out[e] = 0;
+            q[h][e] *= a.scale;
+        }
     }
     for (int base = first + warp * GROUPS; base < end; base += DECODE_AT_ONCE * STEP) {
         float score[HEADS][DECODE_AT_ONCE], x[DECODE_AT_ONCE][CH];
@@ -123,7 +128,8 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
 #pragma unroll
             for (int u = 0; u < DECODE_AT_ONCE; u++) most = fmaxf(most, score[h][u]);
             const float alpha = share_weight(share[h].most, most);
-            share[h].most = most, share[h].sum *= alpha;
+            share[h].most = most;
+            share[h].sum *= alpha;
 #pragma unroll
             for (int e = 0; e < CH; e++) share[h].out[e] *= alpha;
 #pragma unroll
@@ -138,10 +144,11 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
 #pragma unroll
-        for (int offset = LANES; offset < 32; offset *= 2) { /* the warp's groups, two by two */
+        for (int offset = LANES; offset < 32; offset *= 2) { /* merges the warp's groups, two by two */
             const float other = __shfl_xor_sync(0xffffffffu, share[h].most, offset);
             const float most = fmaxf(share[h].most, other), mine = share_weight(share[h].most, most);
-            share[h].most = most, share[h].sum *= mine;
+            share[h].most = most;
+            share[h].sum *= mine;
             share[h].sum += __shfl_xor_sync(0xffffffffu, share[h].sum, offset);
 #pragma unroll
             for (int e = 0; e < CH; e++) {
@@ -149,7 +156,10 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
                 share[h].out[e] += __shfl_xor_sync(0xffffffffu, share[h].out[e], offset);
             }
         }
-        if (lane == 0) shared_most[warp][h] = share[h].most, shared_sum[warp][h] = share[h].sum;
+        if (lane == 0) {
+            shared_most[warp][h] = share[h].most;
+            shared_sum[warp][h] = share[h].sum;
+        }
         if (lane < LANES)
 #pragma unroll
             for (int e = 0; e < CH; e++) shared_out[warp][h][c + e] = share[h].out[e];
@@ -172,8 +182,10 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
             else part[2 + e] = out;
         }
         if (threadIdx.x == 0) {
-            if (!whole) part[0] = most, part[1] = sum;
-            else if (a.lse) ((float *)a.lse)[at] = most + logf(sum);
+            if (!whole) {
+                part[0] = most;
+                part[1] = sum;
+            } else if (a.lse) ((float *)a.lse)[at] = most + logf(sum);
         }
     }
 }
@@ -217,7 +229,7 @@ template <typename T, int D> static inline void decode_launch(Device *d, const A
 
 /* ---- cache ----------------------------------------------------------------------------------------------------- */
 
-/* W elements at a time: `words` of them in a row of the cache. */
+/* Moves W elements at a time; a row of the cache has `words` of them. */
 template <typename T, int W>
 __global__ static void kv_store_kernel(T *__restrict__ cache_k, T *__restrict__ cache_v, const T *__restrict__ k,
                                        const T *__restrict__ v, size_t stride, const int32_t *__restrict__ slot, int N,
@@ -228,12 +240,18 @@ __global__ static void kv_store_kernel(T *__restrict__ cache_k, T *__restrict__ 
         const int to = slot[row];
         if (to < 0) continue;
         const size_t from = row * stride + c, target = (size_t)to * words * W + c;
-        if constexpr (W == 1) cache_k[target] = k[from], cache_v[target] = v[from];
-        else wide_store(cache_k + target, wide_load(k + from)), wide_store(cache_v + target, wide_load(v + from));
+        if constexpr (W == 1) {
+            cache_k[target] = k[from];
+            cache_v[target] = v[from];
+        } else {
+            wide_store(cache_k + target, wide_load(k + from));
+            wide_store(cache_v + target, wide_load(v + from));
+        }
     }
 }
 
-/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels; slot -1: the row is not stored. Slots differ. */
+/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels. Slot -1: the row is not stored. All other slots
+ * must differ. */
 template <typename T>
 static inline void cuda_kv_store(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                                  const Ints *slot, int N, int KC) {

@@ -1,10 +1,10 @@
-/* cuda_attention_plain.cuh - the same attention, forward and backward, in float32 arithmetic without tensor cores: for
- * float32 storage, and for bf16 whose head size or strides the tensor cores' path does not take.
+/* cuda_attention_plain.cuh - attention, forward and backward, in float32 arithmetic without tensor cores: for float32
+ * storage, and for bf16 whose head size or strides the tensor-core kernels do not support.
  *
  * The algorithm, the three kernels and their order of summation are those of cuda_attention_mma.cuh. A block is 128
- * threads and a strip 32 rows; the operands of a tile lie in shared memory as float, rows D + 1 apart, so that 16 rows
- * read at one channel lie in 16 banks. Of a tile of 32 x 32 scores, thread (y, x) = (tid / 16, tid % 16) has rows
- * 4y .. 4y+3 and columns x, x + 16; of rows of D channels, the same rows and channels x, x + 16, x + 32, ...
+ * threads and a strip is 32 rows. The operands of a tile are in shared memory as float, rows D + 1 apart, so that 16
+ * rows read at one channel are in 16 banks. In a tile of 32 x 32 scores, thread (y, x) = (tid / 16, tid % 16) has rows
+ * 4y .. 4y+3 and columns x and x + 16. In rows of D channels it has the same rows and channels x, x + 16, x + 32, ...
  */
 #ifndef LLMC_CUDA_ATTENTION_PLAIN_CUH
 #define LLMC_CUDA_ATTENTION_PLAIN_CUH
@@ -15,7 +15,7 @@ enum { PLAIN = 32, PLAIN_THREADS = 128, PLAIN_WEIGHTS = PLAIN * (PLAIN + 1) };
 
 __host__ __device__ constexpr int plain_tile(int D) { return PLAIN * (D + 1); } /* floats */
 
-/* Loads PLAIN rows of x, from number `first` of the map on, as float; zeros where there is no row or channel. */
+/* Loads PLAIN rows of x as float, from row `first` of the map on. Missing rows and channels become zeros. */
 template <int D, typename T>
 __device__ static inline void plain_load(float *tile, const T *x, int stride, RowMap map, int first, int rows,
                                          int head_size) {
@@ -37,7 +37,8 @@ template <int D> __device__ static inline void plain_scores(float (&s)[4][2], co
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             const float q = own[(4 * y + r) * (D + 1) + d];
-            s[r][0] = fmaf(q, left, s[r][0]), s[r][1] = fmaf(q, right, s[r][1]);
+            s[r][0] = fmaf(q, left, s[r][0]);
+            s[r][1] = fmaf(q, right, s[r][1]);
         }
     }
 }
@@ -45,8 +46,10 @@ template <int D> __device__ static inline void plain_scores(float (&s)[4][2], co
 __device__ static inline void plain_weights(float *weights, const float (&p)[4][2]) {
     const int y = threadIdx.x / 16, x = threadIdx.x % 16;
 #pragma unroll
-    for (int r = 0; r < 4; r++)
-        weights[(4 * y + r) * (PLAIN + 1) + x] = p[r][0], weights[(4 * y + r) * (PLAIN + 1) + x + 16] = p[r][1];
+    for (int r = 0; r < 4; r++) {
+        weights[(4 * y + r) * (PLAIN + 1) + x] = p[r][0];
+        weights[(4 * y + r) * (PLAIN + 1) + x + 16] = p[r][1];
+    }
 }
 
 /* out row 4y + r += sum over j of weights[4y + r][j] other row j */
@@ -85,7 +88,7 @@ template <int N> __device__ static inline void plain_zero(float (&x)[4][N]) {
         for (int c = 0; c < N; c++) x[r][c] = 0;
 }
 
-/* Over the 16 threads that share rows. */
+/* Maximum and sum over the 16 threads that share rows. */
 __device__ static inline float plain_max(float x) {
     for (int offset = 8; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
     return x;
@@ -101,7 +104,7 @@ template <int D> __host__ __device__ constexpr size_t plain_forward_bytes() {
     return (2 * plain_tile(D) + PLAIN_WEIGHTS) * sizeof(float);
 }
 
-/* Grid (strips, heads). Shared memory: Q, then K and V in turn, P. */
+/* Computes out and lse. Grid (strips, heads). Shared memory: Q, one tile for K and V in turn, P. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_kernel(const Attention a) {
     SHARED_DYNAMIC(float, shared);
@@ -113,23 +116,27 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
     const T *k = (const T *)a.k + (size_t)kv * a.head_size, *v = (const T *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
-    const int seen = keys_seen(strip.segment, strip.first + 4 * y); /* by this thread's first row */
+    const int seen = keys_seen(strip.segment, strip.first + 4 * y); /* keys seen by this thread's first row */
     plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0, strip.rows,
                   a.head_size);
     float out[4][D / 16], most[4], sum[4], scale[4];
     plain_zero(out);
-    for (int r = 0; r < 4; r++) most[r] = -INFINITY, sum[r] = 0;
+    for (int r = 0; r < 4; r++) {
+        most[r] = -INFINITY;
+        sum[r] = 0;
+    }
     for (int key = 0; key < keys; key += PLAIN) {
         float s[4][2];
         plain_load<D>(tile, k, a.kv_stride, map, key, keys - key, a.head_size);
         __syncthreads();
         plain_scores<D>(s, tile_q, tile);
 #pragma unroll
-        for (int r = 0; r < 4; r++) { /* m' = max(m, s), p = e^(s - m'), everything before times e^(m - m') */
+        for (int r = 0; r < 4; r++) { /* m' = max(m, s), p = e^(s - m'); earlier sums are multiplied by e^(m - m') */
             for (int c = 0; c < 2; c++) s[r][c] = key + x + 16 * c < seen + r ? s[r][c] * a.scale : -INFINITY;
             const float next = fmaxf(most[r], plain_max(fmaxf(s[r][0], s[r][1]))), alpha = expf(most[r] - next);
             for (int c = 0; c < 2; c++) s[r][c] = expf(s[r][c] - next);
-            sum[r] = sum[r] * alpha + s[r][0] + s[r][1], most[r] = next;
+            sum[r] = sum[r] * alpha + s[r][0] + s[r][1];
+            most[r] = next;
 #pragma unroll
             for (int c = 0; c < D / 16; c++) out[r][c] *= alpha;
         }
@@ -141,7 +148,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
         __syncthreads();
     }
     for (int r = 0; r < 4; r++) {
-        sum[r] = plain_sum(sum[r]), scale[r] = 1 / sum[r];
+        sum[r] = plain_sum(sum[r]);
+        scale[r] = 1 / sum[r];
         if (a.lse && x == 0 && 4 * y + r < strip.rows)
             ((float *)a.lse)[(size_t)(row + 4 * y + r) * a.heads + head] = most[r] + logf(sum[r]);
     }
@@ -155,7 +163,7 @@ template <int D> __host__ __device__ constexpr size_t plain_backward_bytes() {
     return (4 * plain_tile(D) + 2 * PLAIN_WEIGHTS + 2 * PLAIN) * sizeof(float);
 }
 
-/* dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, K, V, dS. */
+/* Computes dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, K, V, dS. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_queries_plain_kernel(const Attention a, const float *__restrict__ delta) {
@@ -180,7 +188,8 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
     for (int r = 0; r < 4; r++) {
         const bool valid = 4 * y + r < strip.rows;
         const size_t at = valid ? (size_t)(row + 4 * y + r) * a.heads + head : 0;
-        lse[r] = valid ? ((const float *)a.lse)[at] : INFINITY, change[r] = valid ? delta[at] : 0;
+        lse[r] = valid ? ((const float *)a.lse)[at] : INFINITY;
+        change[r] = valid ? delta[at] : 0;
     }
     for (int key = 0; key < keys; key += PLAIN) {
         float s[4][2], ds[4][2];
@@ -204,7 +213,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
                    a.head_size, dq, scale);
 }
 
-/* dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, Q, dO, P, dS, lse, delta. */
+/* Computes dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, Q, dO, P, dS, lse, delta. */
 template <typename T, int D>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_keys_plain_kernel(const Attention a, const float *__restrict__ delta) {
@@ -222,19 +231,21 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
                   a.head_size);
     float dk[4][D / 16], dv[4][D / 16];
     const float scale[4] = {a.scale, a.scale, a.scale, a.scale}, one[4] = {1, 1, 1, 1};
-    plain_zero(dk), plain_zero(dv);
+    plain_zero(dk);
+    plain_zero(dv);
     SeenBy w = seen_by(a, strip);
     do {
         float s[4][2], ds[4][2];
         const int head = kv * w.shared + w.head, rows = w.at.len - w.i;
         const RowMap map = map_rows(w.at.start);
-        __syncthreads(); /* everyone is done with the tiles before */
+        __syncthreads(); /* all threads are done with the previous tiles */
         plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map, w.i, rows, a.head_size);
         plain_load<D>(tile_dout, (const T *)a.dout + (size_t)head * a.head_size, a.heads * a.head_size, map, w.i, rows,
                       a.head_size);
         if (tid < PLAIN) {
             const size_t at = tid < rows ? (size_t)(w.at.start + w.i + tid) * a.heads + head : 0;
-            lse[tid] = tid < rows ? ((const float *)a.lse)[at] : INFINITY, change[tid] = tid < rows ? delta[at] : 0;
+            lse[tid] = tid < rows ? ((const float *)a.lse)[at] : INFINITY;
+            change[tid] = tid < rows ? delta[at] : 0;
         }
         __syncthreads();
         plain_scores<D>(s, tile_k, tile_q);

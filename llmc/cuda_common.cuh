@@ -1,18 +1,18 @@
-/* cuda_common.cuh - what all CUDA kernels of this project share: the device, checked errors, scratch memory, reductions.
+/* cuda_common.cuh - shared parts of all CUDA kernels: the device, checked errors, scratch memory, reductions.
  *
- * Only llmc/cuda.cu, the tests of kernels and dev/cuda include the .cuh files. All of them are C++17 that nvcc and,
- * through tests/cuda_host, g++ and clang++ compile unchanged; what differs between the two stands in ptx.cuh.
+ * Only llmc/cuda.cu, the kernel tests and dev/cuda include the .cuh files. They are C++17 and compile unchanged with
+ * nvcc and, through tests/cuda_host, with g++ and clang++. The differences between the two are confined to ptx.cuh.
  *
- * Errors are sticky. A failed call writes one line with the call, file, line and the shape at hand into the device;
- * from then on operations do nothing, and sync() gives the message:
+ * Errors are sticky. A failed call stores one line in the device, with the call, file, line and shape. From then on
+ * operations do nothing, and sync() returns the message:
  *
  *     CUDA_CHECK(d, cudaMemsetAsync(p, 0, bytes, d->stream), "%zu bytes", bytes);
  *     LAUNCH((row_kernel<T>), N, 256, 0, d->stream, out, x, C);
  *     CUDA_LAUNCHED(d, "row_kernel", "N %d, C %d", N, C);
  *
- * Scratch memory lives for one operation: cuda_scratch() cuts it from one block that the device keeps, which grows in
- * stream order when an operation asks for more than any did before. Kernels take T, the type of weights and activations,
- * which is float or __nv_bfloat16; they compute in float.
+ * Scratch memory lasts for one operation. cuda_scratch() takes it from one block owned by the device, which grows in
+ * stream order when an operation needs more than any before it. Kernels are templates on T, the type of weights and
+ * activations, which is float or __nv_bfloat16; they compute in float.
  */
 #ifndef LLMC_CUDA_COMMON_CUH
 #define LLMC_CUDA_COMMON_CUH
@@ -31,28 +31,28 @@ typedef __nv_bfloat16 bf16;
 struct MatmulPlan; /* cuda_matmul.cuh */
 struct Queue;      /* cuda_queue.cuh */
 
-/* One block of device memory from which an operation takes what it needs; `used` begins at 0 with each operation. */
+/* One block of device memory from which operations take scratch memory; `used` is reset to 0 before each operation. */
 struct Scratch {
     char *block;
-    size_t size, used, wanted;    /* wanted: what the current operation has asked for in all */
-    std::vector<void *> outgrown; /* blocks that this operation may still read; freed when the next one begins */
-    size_t generation;            /* counts the blocks so far: a captured graph holds for one only */
+    size_t size, used, wanted;    /* wanted: total bytes requested by the current operation */
+    std::vector<void *> outgrown; /* blocks that this operation may still read; freed before the next one */
+    size_t generation;            /* number of blocks so far; a captured graph is valid for one of them */
 };
 
 struct Device {
     Dtype dtype;
     int index, processors, major, minor; /* streaming multiprocessors, compute capability */
-    size_t shared_limit;                 /* bytes of shared memory that a block may ask for */
+    size_t shared_limit;                 /* maximum bytes of shared memory per block */
     cudaStream_t stream;
     cublasLtHandle_t lt;
     void *lt_workspace;
     size_t lt_workspace_bytes;
     Scratch scratch;
-    std::unordered_map<void *, size_t> held; /* what alloc() gave, and its bytes */
-    size_t alive, most;                      /* bytes of it: now, and at the worst */
+    std::unordered_map<void *, size_t> held; /* allocations of alloc() and their sizes */
+    size_t alive, most;                      /* bytes allocated now, and their peak */
     MatmulPlan *plans;
     Queue *queue;
-    double peak; /* measured FLOP/s, 0: not yet */
+    double peak; /* measured FLOP/s; 0: not measured yet */
     Error error;
     bool failed;
 };
@@ -85,10 +85,11 @@ static inline bool cuda_failed_call(Device *d, const char *what, const char *cal
                      shape, shape[0] ? ")" : "", what);
 }
 
-/* True where the call succeeds. After it, the shape at hand as for printf; "" where there is none. */
+/* True if the call succeeds. The arguments after the call describe the shape as for printf; pass "" if there is
+ * none. */
 #define CUDA_CHECK(d, call, ...)   cuda_check(d, call, #call, __FILE__, __LINE__, __VA_ARGS__)
 #define CUBLAS_CHECK(d, call, ...) cublas_check(d, call, #call, __FILE__, __LINE__, __VA_ARGS__)
-/* After LAUNCH: was the launch itself accepted? */
+/* Used after LAUNCH: checks that the launch itself was accepted. */
 #define CUDA_LAUNCHED(d, kernel, ...) cuda_check(d, cudaGetLastError(), kernel, __FILE__, __LINE__, __VA_ARGS__)
 
 template <typename... A>
@@ -114,7 +115,7 @@ static inline bool cublas_check(Device *d, cublasStatus_t status, const char *ca
 
 /* ---- scratch memory -------------------------------------------------------------------------------------------- */
 
-/* Called before each operation. */
+/* Must be called before each operation. */
 static inline void cuda_scratch_begin(Device *d) {
     Scratch *s = &d->scratch;
     s->used = s->wanted = 0;
@@ -122,7 +123,7 @@ static inline void cuda_scratch_begin(Device *d) {
     s->outgrown.clear();
 }
 
-/* `bytes` of device memory for this operation, 256-byte aligned, contents undefined; NULL after a failure. */
+/* Returns `bytes` of device memory for this operation, 256-byte aligned and uninitialised; NULL after a failure. */
 static inline void *cuda_scratch(Device *d, size_t bytes, const char *what) {
     Scratch *s = &d->scratch;
     bytes = (bytes + 255) / 256 * 256;
@@ -133,15 +134,18 @@ static inline void *cuda_scratch(Device *d, size_t bytes, const char *what) {
         char *block = NULL;
         if (d->failed) return NULL;
         if (s->block) s->outgrown.push_back(s->block);
-        s->block = NULL, s->size = s->used = 0;
+        s->block = NULL;
+        s->size = s->used = 0;
         if (cudaMallocAsync((void **)&block, size, d->stream) != cudaSuccess) {
             (void)cudaGetLastError();
             (void)cudaMemGetInfo(&free_bytes, &total);
-            cuda_fail(d, "out of device memory: %zu bytes for %s, %zu of %zu are free; lower --micro-tokens", size,
-                      what, free_bytes, total);
+            cuda_fail(d, "out of device memory: %s needs %zu bytes, the GPU has %zu of %zu free; lower --micro-tokens",
+                      what, size, free_bytes, total);
             return NULL;
         }
-        s->block = block, s->size = size, s->generation++;
+        s->block = block;
+        s->size = size;
+        s->generation++;
     }
     void *memory = s->block + s->used;
     s->used += bytes;
@@ -156,12 +160,12 @@ template <typename X> static inline X *cuda_scratch_of(Device *d, size_t count, 
 
 static inline size_t cuda_ceil(size_t a, size_t b) { return (a + b - 1) / b; }
 
-/* May rows of `columns` elements of T from these pointers be read 16 bytes at a time? */
+/* True if rows of `columns` elements of T at these pointers can be accessed 16 bytes at a time. */
 template <typename T, typename... P> static inline bool cuda_wide(size_t columns, P... pointers) {
     return columns % (16 / sizeof(T)) == 0 && (((uintptr_t)pointers % 16 == 0) && ...);
 }
 
-/* Blocks for a loop over `items` with a grid's stride: no more than fill the device a few times over. */
+/* Number of blocks for a grid-stride loop over `items`: at most enough to fill every multiprocessor once. */
 static inline unsigned cuda_blocks(const Device *d, size_t items, unsigned threads) {
     const size_t blocks = cuda_ceil(items, threads), most = (size_t)d->processors * (2048 / threads);
     return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
@@ -175,7 +179,7 @@ template <typename T> __device__ static inline T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-/* W elements at a time: the 16 bytes of Wide<T>, or one. `Lane` loads and stores W elements of any type as float. */
+/* Loads W elements of any type as float, in words of 16 bytes, or one element if W is 1. */
 template <int W, typename T> __device__ static inline void lane_load(float (&to)[W], const T *from) {
     if constexpr (W == 1) to[0] = to_float(from[0]);
     else {
@@ -190,6 +194,7 @@ template <int W, typename T> __device__ static inline void lane_load(float (&to)
     }
 }
 
+/* Stores W floats, rounded to T, in the same way. */
 template <int W, typename T> __device__ static inline void lane_store(T *to, const float (&from)[W]) {
     if constexpr (W == 1) to[0] = from_float<T>(from[0]);
     else {
@@ -205,7 +210,7 @@ template <int W, typename T> __device__ static inline void lane_store(T *to, con
     }
 }
 
-/* The sum of 32 lanes, in every lane, always in the same order. */
+/* Sums x over the 32 lanes in a fixed order. Every lane gets the result. */
 template <typename X> __device__ static inline X warp_sum(X x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
@@ -218,8 +223,8 @@ __device__ static inline float warp_max(float x) {
     return x;
 }
 
-/* The sum (or largest) of THREADS threads' x, in every thread, always in the same order. All threads of the block must
- * call it; it may be called again at once. */
+/* Sums x (or takes its maximum) over THREADS threads in a fixed order. Every thread gets the result. All threads of the
+ * block must call it. It may be called again immediately. */
 template <int THREADS, typename X> __device__ static inline X block_sum(X x) {
     static_assert(THREADS % 32 == 0 && THREADS <= 1024, "whole warps");
     __shared__ X part[THREADS / 32];
@@ -246,15 +251,19 @@ template <int THREADS> __device__ static inline float block_max(float x) {
     return most;
 }
 
-/* Philox4x32-10 (Salmon et al. 2011), the same numbers as random.h gives on the host. */
+/* Philox4x32-10 (Salmon et al. 2011); gives the same numbers as random.h on the host. */
 __device__ static inline void cuda_philox(uint32_t (&c)[4], uint32_t k0, uint32_t k1) {
 #pragma unroll
     for (int round = 0; round < 10; round++) {
         const uint32_t high0 = __umulhi(0xD2511F53u, c[0]), low0 = 0xD2511F53u * c[0];
         const uint32_t high1 = __umulhi(0xCD9E8D57u, c[2]), low1 = 0xCD9E8D57u * c[2];
         const uint32_t c0 = high1 ^ c[1] ^ k0, c2 = high0 ^ c[3] ^ k1;
-        c[0] = c0, c[1] = low1, c[2] = c2, c[3] = low0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        c[0] = c0;
+        c[1] = low1;
+        c[2] = c2;
+        c[3] = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
 }
 

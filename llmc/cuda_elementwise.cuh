@@ -1,9 +1,8 @@
-/* cuda_elementwise.cuh - the GPU's operations that touch each element once: embedding, noise, GELU, gather and
- * scatter.
+/* cuda_elementwise.cuh - operations that touch each element once: embedding, noise, GELU, gather and scatter.
  *
- * All are bound by memory and move 16 bytes a thread where rows and addresses allow it. Sums into rows that several
- * inputs share (embedding's gradient, scatter) are made by the block of the first input with that destination, which
- * finds the others and adds them in their order: no atomics, the CPU's order, the same bits each time.
+ * All are memory-bound and move 16 bytes per thread when rows and addresses allow it. If several inputs share a
+ * destination row (the embedding's gradient, scatter), the block of the first such input finds the others and adds them
+ * in order: no atomics, the same order as on the CPU, the same bits each time.
  */
 #ifndef LLMC_CUDA_ELEMENTWISE_CUH
 #define LLMC_CUDA_ELEMENTWISE_CUH
@@ -12,12 +11,12 @@
 
 enum { ELEMENT_THREADS = 256, SCATTER_THREADS = 128 };
 
-/* Loops over `words` items of W elements with the grid's stride. */
+/* A grid-stride loop over `words` items of W elements. */
 #define FOR_WORDS(i, words)                                                                                            \
     for (size_t i = (size_t)blockIdx.x * ELEMENT_THREADS + threadIdx.x; i < (words);                                   \
          i += (size_t)gridDim.x * ELEMENT_THREADS)
 
-/* Launches KERNEL<T, wide or 1> over n elements; `wide` says whether 16 bytes at a time are possible. */
+/* Launches kernel<T, W> over n elements, with W elements of 16 bytes at a time if `wide` is true, else with W = 1. */
 #define LAUNCH_WORDS(d, T, kernel, n, wide, ...)                                                                       \
     do {                                                                                                               \
         constexpr int word_ = 16 / (int)sizeof(T);                                                                     \
@@ -40,7 +39,8 @@ __global__ void embed_forward_kernel(T *__restrict__ out, const T *__restrict__ 
         const size_t i = at / words;
         const int c = (int)(at % words) * W;
         float t[W], p[W];
-        lane_load(t, wte + (size_t)token[i] * C + c), lane_load(p, wpe + (size_t)position[i] * C + c);
+        lane_load(t, wte + (size_t)token[i] * C + c);
+        lane_load(p, wpe + (size_t)position[i] * C + c);
 #pragma unroll
         for (int k = 0; k < W; k++) t[k] += p[k];
         lane_store(out + i * C + c, t);
@@ -56,14 +56,14 @@ static void cuda_embed_forward(Device *d, Acts *out, const Weights *wte, const W
     CUDA_LAUNCHED(d, "embed_forward", "N %d, C %d", N, C);
 }
 
-/* to[row[i]] += from[i], i in order. A block an input: it leaves when an earlier input has the same destination, else it
- * adds all that have it. */
+/* to[row[i]] += from[i], in the order of i. One block per input: it returns if an earlier input has the same
+ * destination, else it adds all inputs with that destination. */
 template <typename D, typename T, int W>
 __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, const int32_t *__restrict__ row, int N,
                                int C) {
     __shared__ int found[SCATTER_THREADS], before[SCATTER_THREADS / 32 + 1];
     const int i = blockIdx.x, mine = row[i], thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    for (int last = i; last > 0; last -= SCATTER_THREADS) { /* backwards: a duplicate is often near */
+    for (int last = i; last > 0; last -= SCATTER_THREADS) { /* backwards: a duplicate is often nearby */
         const int j = last - 1 - thread;
         if (__syncthreads_or(j >= 0 && row[j] == mine)) return;
     }
@@ -81,15 +81,17 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
         if (hit) found[before[warp] + __popc(hits & ((1u << lane) - 1u))] = j;
         __syncthreads();
         const int count = before[SCATTER_THREADS / 32];
-        for (int c = thread * W; count > 0 && c < C; c += SCATTER_THREADS * W) {
-            float sum[W], add[W];
-            lane_load(sum, to + (size_t)mine * C + c);
-            for (int k = 0; k < count; k++) {
-                lane_load(add, from + (size_t)found[k] * C + c);
+        if (count > 0) {
+            for (int c = thread * W; c < C; c += SCATTER_THREADS * W) {
+                float sum[W], add[W];
+                lane_load(sum, to + (size_t)mine * C + c);
+                for (int k = 0; k < count; k++) {
+                    lane_load(add, from + (size_t)found[k] * C + c);
 #pragma unroll
-                for (int e = 0; e < W; e++) sum[e] += add[e];
+                    for (int e = 0; e < W; e++) sum[e] += add[e];
+                }
+                lane_store(to + (size_t)mine * C + c, sum);
             }
-            lane_store(to + (size_t)mine * C + c, sum);
         }
         __syncthreads();
     }
@@ -149,7 +151,7 @@ __device__ static inline float gelu_gate(float x) {
 
 /* gelu'(x) = s + 2 x s (1 - s) u'(x),  s = sigmoid(2u) */
 __device__ static inline float gelu_slope(float x) {
-    const float s = gelu_gate(x), steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
+    const float s = gelu_gate(x), steep = s * (1.0f - s); /* 0 for large |x|, for which x * x may overflow */
     const float inner = CUDA_GELU_SCALE * (1.0f + 3.0f * CUDA_GELU_CUBIC * x * x);
     return s + (steep > 0.0f ? 2.0f * x * steep * inner : 0.0f);
 }
@@ -167,7 +169,8 @@ template <typename T, int W> __global__ void gelu_forward_kernel(T *out, const T
 template <typename T, int W> __global__ void gelu_backward_kernel(T *dinout, const T *__restrict__ pre, size_t n) {
     FOR_WORDS(at, n / W) {
         float x[W], o[W];
-        lane_load(x, pre + at * W), lane_load(o, dinout + at * W);
+        lane_load(x, pre + at * W);
+        lane_load(o, dinout + at * W);
 #pragma unroll
         for (int k = 0; k < W; k++) o[k] *= gelu_slope(x[k]);
         lane_store(dinout + at * W, o);
@@ -191,7 +194,8 @@ template <typename T, int W> __global__ void bias_kernel(T *x, const T *__restri
     const int words = C / W;
     FOR_WORDS(at, (size_t)N * words) {
         float v[W], add[W];
-        lane_load(v, x + at * W), lane_load(add, b + (at % words) * W);
+        lane_load(v, x + at * W);
+        lane_load(add, b + (at % words) * W);
 #pragma unroll
         for (int k = 0; k < W; k++) v[k] += add[k];
         lane_store(x + at * W, v);

@@ -1,11 +1,11 @@
 /* cuda_head.cuh - the language-model head on the GPU: log-probabilities, entropy, argmax and their gradient over chunks
  * of logits, and the value head.
  *
- * Logits exist only for a chunk of rows at a time (HEAD_CHUNK of them at most), as float32 from cuBLASLt. One kernel then
- * takes a row a block: it reads the row once and keeps, online (Milakov and Gimelshein 2018), the largest logit, where it
- * is, sum e^y and sum y e^y with y = (z - max) / temperature; from these come the log-probability and the entropy; and
- * where a gradient is wanted it reads the row again, which by now lies in the cache, and leaves the gradient of the
- * logits in the storage type (in float32: where the logits were). Two products take it on to dh and dwte.
+ * Logits exist only for one chunk of rows at a time (at most CUDA_HEAD_CHUNK logits), as float32 from cuBLASLt. One
+ * kernel then takes one row per block. It reads the row once and keeps, online (Milakov and Gimelshein 2018), the
+ * maximum logit, its position, sum e^y and sum y e^y with y = (z - max) / temperature. These give the log-probability
+ * and the entropy. If a gradient is requested, the kernel reads the row again, by then from the cache, and writes the
+ * gradient of the logits in the storage type (with float32: over the logits). Two products then give dh and dwte.
  */
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
@@ -13,28 +13,28 @@
 #include "cuda_matmul.cuh"
 #include <float.h>
 
-#define CUDA_HEAD_CHUNK ((size_t)64 << 20) /* logits in a chunk, at most, unless 16 rows are more */
+#define CUDA_HEAD_CHUNK ((size_t)64 << 20) /* maximum logits per chunk, unless ROW_ALIGN rows need more */
 
 enum { HEAD_THREADS = 512 };
 
-/* Rows a chunk of logits may have: the fewest chunks that fit, of equal size, in whole multiples of ROW_ALIGN. */
+/* Rows per chunk of logits: as few chunks as possible, of equal size, rounded up to a multiple of ROW_ALIGN. */
 static inline int cuda_head_chunk_rows(int rows, int padded_vocab) {
     const size_t fit = CUDA_HEAD_CHUNK / (size_t)padded_vocab / ROW_ALIGN * ROW_ALIGN;
     const size_t most = fit < (size_t)ROW_ALIGN ? (size_t)ROW_ALIGN : fit, chunks = cuda_ceil((size_t)rows, most);
     return (int)(cuda_ceil(cuda_ceil((size_t)rows, chunks), ROW_ALIGN) * ROW_ALIGN);
 }
 
-/* Device memory that one call of head, logits or sample takes for its own, at most. */
+/* The maximum scratch memory of one call of head, logits or sample, in bytes. */
 template <typename T> static inline size_t cuda_head_scratch(int rows, int channels, int padded_vocab) {
     (void)channels;
     const size_t logits = (size_t)cuda_head_chunk_rows(rows > 0 ? rows : 1, padded_vocab) * (size_t)padded_vocab;
     return logits * (sizeof(float) + (sizeof(T) != sizeof(float) ? sizeof(T) : 0));
 }
 
-/* ---- what a row of logits says --------------------------------------------------------------------------------- */
+/* ---- sums over a row of logits --------------------------------------------------------------------------------- */
 
-/* Over some of a row's logits: the largest and the first place it is at, sum e^y, sum y e^y, y = (z - max) / temperature.
- * NaN is never the largest, and makes the sums NaN. */
+/* Statistics of some of a row's logits: the maximum and its first position, sum e^y and sum y e^y, with
+ * y = (z - max) / temperature. NaN is never the maximum, and makes the sums NaN. */
 struct LogitSums {
     float max, sum, weighted;
     int argmax;
@@ -42,11 +42,11 @@ struct LogitSums {
 
 __device__ static inline LogitSums logits_none() { return LogitSums{-INFINITY, 0, 0, INT32_MAX}; }
 
-/* The sums relative to a maximum that is no smaller: y falls by `fall`. */
+/* Makes the sums relative to a maximum that is at least as large: every y changes by `fall` <= 0. */
 __device__ static inline void logits_lower(LogitSums &s, float max, float inverse_temperature) {
     if (s.max == max) return;
     const float fall = (s.max - max) * inverse_temperature, factor = expf(fall);
-    /* e^fall is 0 before fall is too large: the sums of a distant maximum are gone; those of nothing (-inf) are 0 */
+    /* factor 0: the old maximum is far below, or there were no logits (fall is -inf); 0 * sum keeps a NaN */
     s.weighted = factor > 0 ? factor * (s.weighted + s.sum * fall) : 0 * s.sum;
     s.sum *= factor;
     s.max = max;
@@ -55,14 +55,15 @@ __device__ static inline void logits_lower(LogitSums &s, float max, float invers
 __device__ static inline LogitSums logits_merge(LogitSums a, LogitSums b, float inverse_temperature) {
     const float max = fmaxf(a.max, b.max);
     const int argmax = a.max == b.max ? min(a.argmax, b.argmax) : a.max > b.max ? a.argmax : b.argmax;
-    logits_lower(a, max, inverse_temperature), logits_lower(b, max, inverse_temperature);
+    logits_lower(a, max, inverse_temperature);
+    logits_lower(b, max, inverse_temperature);
     return LogitSums{max, a.sum + b.sum, a.weighted + b.weighted, argmax};
 }
 
-/* One block's row: z[0 .. V-1]; every thread gets the result. */
+/* Statistics of the block's row z[0 .. V-1]. Every thread gets the result. */
 template <int THREADS>
 __device__ static inline LogitSums logits_read(const float *__restrict__ z, int V, float inverse_temperature) {
-    constexpr int W = 8; /* logits that a thread takes at once: one change of the maximum for all of them */
+    constexpr int W = 8; /* logits per thread and step: the maximum changes at most once per step */
     __shared__ LogitSums part[THREADS / 32];
     LogitSums s = logits_none();
     const bool wide = (uintptr_t)z % 16 == 0;
@@ -82,7 +83,8 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
 #pragma unroll
         for (int k = 0; k < W; k++) {
             const float y = (x[k] - s.max) * inverse_temperature, e = x[k] == -INFINITY ? 0 : expf(y);
-            s.sum += e, s.weighted += e > 0 ? e * y : 0;
+            s.sum += e;
+            s.weighted += e > 0 ? e * y : 0;
         }
     }
     for (int offset = 16; offset > 0; offset /= 2) {
@@ -91,7 +93,7 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
             __shfl_xor_sync(0xffffffffu, s.weighted, offset), __shfl_xor_sync(0xffffffffu, s.argmax, offset)};
         s = logits_merge(s, other, inverse_temperature);
     }
-    __syncthreads(); /* `part` may be read still, of a call before */
+    __syncthreads(); /* threads may still be reading `part` from an earlier call */
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = s;
     __syncthreads();
     s = part[0];
@@ -101,20 +103,20 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
 
 /* ---- head ------------------------------------------------------------------------------------------------------ */
 
-/* Rows first .. first+gridDim.x-1 of the head, whose logits are z. dz[., v] = dloss/dz, including the 1 / temperature
- * (backend.h); padding gets 0. dz may be z. */
+/* Processes rows first .. first+gridDim.x-1 of the head, whose logits are z. dz[., v] = dloss/dz, including the factor
+ * 1 / temperature (backend.h). Padding gets 0. dz may be z. */
 template <typename T>
 __global__ static void __launch_bounds__(HEAD_THREADS) head_kernel(const Head a, int first, const float *z_, T *dz_) {
     const int V = a.vocab, Vp = a.padded_vocab, row = first + (int)blockIdx.x;
     const float *z = z_ + (size_t)blockIdx.x * Vp, inverse_temperature = 1.0f / a.temperature;
     const int target = ((const int32_t *)a.target)[row];
-    const float chosen = z[target]; /* before the barriers in logits_read(): dz may be z */
+    const float chosen = z[target]; /* read before the barriers in logits_read(): dz may be z */
     const LogitSums s = logits_read<HEAD_THREADS>(z, V, inverse_temperature);
     const float log_sum = logf(s.sum), entropy = log_sum - s.weighted / s.sum;
     if (threadIdx.x == 0) {
         ((float *)a.logp)[row] = (chosen - s.max) * inverse_temperature - log_sum;
         if (a.entropy) ((float *)a.entropy)[row] = entropy;
-        if (a.argmax) ((int32_t *)a.argmax)[row] = s.argmax < V ? s.argmax : 0; /* NaN everywhere: 0 */
+        if (a.argmax) ((int32_t *)a.argmax)[row] = s.argmax < V ? s.argmax : 0; /* all NaN: 0 */
     }
     if (!a.dlogp) return;
     T *dz = dz_ + (size_t)blockIdx.x * Vp;
@@ -186,7 +188,7 @@ static inline void cuda_logits(Device *d, Floats *out, const Acts *h, const Weig
 
 enum { VALUE_THREADS = 256, VALUE_COLUMNS = 32 };
 
-/* value[r] = h[r] . w + b; a warp a row. */
+/* value[r] = h[r] . w + b; one warp per row. */
 template <typename T, int W>
 __global__ static void __launch_bounds__(VALUE_THREADS)
     value_forward_kernel(float *__restrict__ value, const T *__restrict__ h, const T *__restrict__ w,
@@ -220,8 +222,8 @@ static inline void cuda_value_forward(Device *d, Floats *value, const Acts *h, c
     CUDA_LAUNCHED(d, "value_forward_kernel", "R %d, C %d", R, C);
 }
 
-/* dh += dvalue w, dw += dvalue^T h, db += sum of dvalue. A block takes 32 columns, each of its 8 warps every eighth row;
- * what the warps find is added in their order. One block more takes db. */
+/* dh += dvalue w, dw += dvalue^T h, db += sum of dvalue. A block takes 32 columns, and each of its 8 warps takes every
+ * eighth row. The warps' sums are added in order. One extra block computes db. */
 template <typename T>
 __global__ static void __launch_bounds__(VALUE_THREADS)
     value_backward_kernel(T *__restrict__ dh, float *__restrict__ dw, float *__restrict__ db,

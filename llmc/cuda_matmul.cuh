@@ -1,20 +1,20 @@
-/* cuda_matmul.cuh - matrix products through cuBLASLt, with their bias, GELU and accumulation in the same kernel.
+/* cuda_matmul.cuh - matrix products through cuBLASLt, with bias, GELU and accumulation fused into the product.
  *
- * cuBLASLt is column-major and this project row-major, so every product is asked for transposed: what is (N, M) here is
- * an M x N matrix there. Sums are float32 in every case; float32 operands are not rounded to TF32. Gradients of weights
- * are float32 and accumulate (beta 1).
+ * cuBLASLt is column-major and this project is row-major, so every product is computed transposed: an (N, M) matrix
+ * here is an M x N matrix there. Sums are always float32; float32 operands are not rounded to TF32. Gradients of
+ * weights are float32 and accumulate (beta 1).
  *
- * A plan (descriptors and the algorithm that cuBLASLt's heuristic picks) is made once per shape, types, epilogue and
- * alignment and then kept: the calls after that only launch. Where cuBLASLt offers no kernel for a fused epilogue, the plan
- * remembers it, and the product and its epilogue run one after the other. Rows are rounded up to ROW_ALIGN in products of
- * activations, which the contract of backend.h allows: fewer shapes, fewer plans.
+ * A plan (descriptors and the algorithm that cuBLASLt's heuristic picks) is made once per combination of shape, types,
+ * epilogue and alignment and then kept: later calls only launch. If cuBLASLt offers no kernel for a fused epilogue, the
+ * plan records it, and the product and its epilogue run one after the other. In products of activations the number of
+ * rows is rounded up to a multiple of ROW_ALIGN, which the contract of backend.h allows: fewer shapes, fewer plans.
  *
  *   forward        out = x w^T + b              epilogue BIAS
- *                  pre = x w^T + b, gelu(pre)   epilogue GELU_AUX_BIAS on sm_90 and newer (before, a separate pass was
- *                                               the faster one: llm.c, train_gpt2.cu, option -ge), bf16 only
- *   backward       dx = dout w                  epilogue DGELU where the operation after it is that layer's GELU
- *                  dw += dout^T x               beta 1, float32 out of bf16
- *                  db += sum of rows            column_sums(): cuBLASLt's BGRAD would overwrite, and round
+ *                  pre = x w^T + b, gelu(pre)   epilogue GELU_AUX_BIAS, bf16 only, on sm_90 and newer (on older GPUs a
+ *                                               separate pass was faster: llm.c, train_gpt2.cu, option -ge)
+ *   backward       dx = dout w                  epilogue DGELU if the next operation is that layer's GELU
+ *                  dw += dout^T x               beta 1, float32 output from bf16 operands
+ *                  db += sum of rows            column_sums(): cuBLASLt's BGRAD would overwrite db, and round
  */
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
@@ -27,13 +27,13 @@
 enum { MATMUL_PLANS_MOST = 4096, MATMUL_ALIGNMENT = 16 };
 enum { LT_WORKSPACE_BYTES = 32 << 20 };
 
-/* What a plan depends on, and nothing else. In cuBLASLt's terms: D (m x n) = alpha op(A) op(B) + beta C. */
+/* Everything that a plan depends on. In cuBLASLt's terms: D (m x n) = alpha op(A) op(B) + beta C. */
 struct MatmulKey {
     int m, n, k;
     int transpose_a, transpose_b;
     int in, out;    /* cudaDataType_t */
     int epilogue;   /* cublasLtEpilogue_t */
-    int accumulate; /* beta is not 0 */
+    int accumulate; /* beta != 0 */
     int align_a, align_b, align_d;
     bool operator==(const MatmulKey &other) const { return !memcmp(this, &other, sizeof other); }
 };
@@ -49,7 +49,7 @@ struct Matmul {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
-    bool found; /* false: cuBLASLt has no kernel for this */
+    bool found; /* false: cuBLASLt has no kernel for this key */
 };
 struct MatmulPlan {
     std::unordered_map<MatmulKey, Matmul, MatmulHash> of;
@@ -76,7 +76,7 @@ static inline void matmul_plans_clear(Device *d) {
     d->plans->of.clear();
 }
 
-/* Descriptors that say what `key` says; row counts of A and B follow from the transposition. */
+/* Creates the descriptors for `key`. The row counts of A and B follow from the transposition. */
 static inline bool matmul_describe(Device *d, const MatmulKey &key, Matmul *p) {
     const cublasOperation_t op_a = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t op_b = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -103,7 +103,7 @@ static inline bool matmul_describe(Device *d, const MatmulKey &key, Matmul *p) {
                "");
 }
 
-/* The epilogue's pointers, which change from call to call. aux: pre-activations with the layout of D. */
+/* Sets the epilogue's pointers, which change from call to call. aux: pre-activations with the layout of D. */
 static inline bool matmul_point(Device *d, const MatmulKey &key, Matmul *p, const void *bias, const void *aux) {
     const int64_t width = key.m;
     return (!bias ||
@@ -120,7 +120,8 @@ static inline bool matmul_point(Device *d, const MatmulKey &key, Matmul *p, cons
                                   "")));
 }
 
-/* The plan for `key`, made when it is met for the first time; its epilogue points to bias and aux. NULL after a failure. */
+/* Returns the plan for `key`, with its epilogue pointing to bias and aux; creates it on first use. NULL after a
+ * failure. */
 static inline Matmul *matmul_plan(Device *d, const MatmulKey &key, const void *bias, const void *aux) {
     auto known = d->plans->of.find(key);
     if (known != d->plans->of.end()) return matmul_point(d, key, &known->second, bias, aux) ? &known->second : NULL;
@@ -172,12 +173,12 @@ static inline Matmul *matmul_plan(Device *d, const MatmulKey &key, const void *b
     return &(d->plans->of[key] = plan);
 }
 
-/* D (m x n) = epilogue(alpha op(A) op(B) + beta D). False where cuBLASLt has no kernel with this epilogue (plain products
- * fail the device instead). */
+/* D (m x n) = epilogue(alpha op(A) op(B) + beta C). Returns false if cuBLASLt has no kernel with this epilogue. A plain
+ * product without a kernel sets the device's error instead. */
 static inline bool matmul_run(Device *d, const MatmulKey &key, void *out, const void *a, const void *b, float alpha,
                               float beta, const void *bias, const void *aux) {
     Matmul *p = matmul_plan(d, key, bias, aux);
-    if (!p) return d->failed; /* nothing else is worth trying */
+    if (!p) return d->failed; /* true after an error: no other path is tried */
     if (!p->found) {
         if (key.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
             cuda_fail(d, "cuda: cuBLASLt has no kernel for a product of %d x %d x %d (%s)", key.n, key.m, key.k,
@@ -195,10 +196,18 @@ template <typename T, typename O>
 static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpose_b, cublasLtEpilogue_t epilogue,
                             float beta, const void *a, const void *b, const void *out) {
     MatmulKey key;
-    key.m = m, key.n = n, key.k = k, key.transpose_a = transpose_a, key.transpose_b = transpose_b;
-    key.in = (int)cuda_type<T>(), key.out = (int)cuda_type<O>(), key.epilogue = (int)epilogue;
+    key.m = m;
+    key.n = n;
+    key.k = k;
+    key.transpose_a = transpose_a;
+    key.transpose_b = transpose_b;
+    key.in = (int)cuda_type<T>();
+    key.out = (int)cuda_type<O>();
+    key.epilogue = (int)epilogue;
     key.accumulate = beta != 0;
-    key.align_a = pointer_alignment(a), key.align_b = pointer_alignment(b), key.align_d = pointer_alignment(out);
+    key.align_a = pointer_alignment(a);
+    key.align_b = pointer_alignment(b);
+    key.align_d = pointer_alignment(out);
     return key;
 }
 
@@ -245,7 +254,7 @@ static void cuda_linear_forward(Device *d, Acts *out_, const Acts *x_, const Wei
     if (b) bias_add(d, out, b, N, OC);
 }
 
-/* Does the pre-activations' layout suit cuBLASLt's fused GELU, and is it faster on this device? */
+/* True if the layout of the pre-activations suits cuBLASLt's fused GELU and the device is one on which it is faster. */
 template <typename T> static bool gelu_fused(const Device *d, const void *pre, int columns) {
     return sizeof(T) == sizeof(bf16) && d->major >= 9 && columns % 8 == 0 && pointer_alignment(pre) == MATMUL_ALIGNMENT;
 }
@@ -279,7 +288,7 @@ static void cuda_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, co
     linear_backward_weights<T>(d, dw, db, dout, x, N, IC, OC);
 }
 
-/* linear_backward followed by gelu_backward of its dx (pre: (N, IC)), in one where cuBLASLt can. */
+/* linear_backward followed by gelu_backward of its dx (pre: (N, IC)), as one product if cuBLASLt supports it. */
 template <typename T>
 static void cuda_linear_gelu_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                       const Weights *w, const Acts *pre, int N, int IC, int OC) {
@@ -296,20 +305,20 @@ static void cuda_linear_gelu_backward(Device *d, Acts *dx, Floats *dw, Floats *d
     cuda_gelu_backward<T>(d, dx, pre, (size_t)N * (size_t)IC);
 }
 
-/* ---- the ceiling --------------------------------------------------------------------------------------------------- */
+/* ---- peak speed -------------------------------------------------------------------------------------------------- */
 
-/* Uniform numbers in (-1, 1): a product of zeros would draw less power than a real one, and run faster. */
+/* Uniform numbers in (-1, 1): a product of zeros would draw less power than a real one and run faster. */
 template <typename T> __global__ void matmul_fill_kernel(T *x, size_t n, uint64_t seed) {
     FOR_WORDS(i, n) x[i] = from_float<T>(2.0f * cuda_uniform(seed, 0, i) - 1.0f);
 }
 
-/* FLOP/s of 8 products (N,C) x (C,C); the operands are in x, w and out. 0 after a failure. */
+/* Measures FLOP/s over 8 products (N,C) x (C,C) of x and w into out. 0 after a failure. */
 template <typename T>
 static double matmul_speed(Device *d, cudaEvent_t begin, cudaEvent_t end, T *out, const T *x, const T *w, int N,
                            int C) {
     enum { TIMES = 8 };
     float ms = 0;
-    cuda_matmul_nt<T, T>(d, out, x, w, N, C, C, 1, 0); /* makes the plan */
+    cuda_matmul_nt<T, T>(d, out, x, w, N, C, C, 1, 0); /* creates the plan */
     CUDA_CHECK(d, cudaEventRecord(begin, d->stream), "");
     for (int i = 0; i < TIMES; i++) cuda_matmul_nt<T, T>(d, out, x, w, N, C, C, 1, 0);
     CUDA_CHECK(d, cudaEventRecord(end, d->stream), "");
@@ -318,14 +327,14 @@ static double matmul_speed(Device *d, cudaEvent_t begin, cudaEvent_t end, T *out
     return d->failed || ms <= 0 ? 0 : TIMES * 2.0 * N * C * C / (1e-3 * ms);
 }
 
-/* The best speed of products of growing size, FLOP/s, up to 8192 x 4096 x 4096 or until 8 of them take 20 ms. */
+/* The best FLOP/s over products of increasing size, up to 8192 x 4096 x 4096 or until 8 of them take 20 ms. */
 template <typename T> static double matmul_peak(Device *d) {
     const size_t N = 8192, C = 4096, all = 2 * N * C + C * C;
     cudaEvent_t begin, end;
     T *x = NULL;
     double best = 0;
     if (!CUDA_CHECK(d, cudaEventCreate(&begin), "") || !CUDA_CHECK(d, cudaEventCreate(&end), "")) return 0;
-    for (int shift = 5; shift >= 0 && !d->failed; shift--) { /* 256 x 128 first */
+    for (int shift = 5; shift >= 0 && !d->failed; shift--) { /* begins with 256 x 128 */
         const size_t n = N >> shift, c = C >> shift, need = 2 * n * c + c * c;
         if (cudaMallocAsync((void **)&x, need * sizeof(T), d->stream) != cudaSuccess) {
             (void)cudaGetLastError(); /* no room for a larger one */

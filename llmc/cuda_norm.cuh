@@ -1,12 +1,13 @@
-/* cuda_norm.cuh - layernorm on the GPU: forward, fused with the residual's sum, and backward.
+/* cuda_norm.cuh - layernorm on the GPU: forward, forward fused with the residual addition, and backward.
  *
- * Forward: a warp a row. The row is read once, kept in registers (rows up to 2048 bf16 or 1024 float32 channels; a block
- * a longer or unaligned row, which it reads again from the cache), and written once. With a residual, the sum is rounded
- * to the storage type before it is normalised, so that the backward pass sees what the forward pass saw.
+ * Forward: one warp per row. The row is read once, kept in registers, and written once, for rows of up to 2048 bf16 or
+ * 1024 float32 channels. Longer or unaligned rows take one block per row, which reads the row again from the cache.
+ * With a residual, the sum is rounded to the storage type before it is normalised, so that the backward pass sees the
+ * same values as the forward pass.
  *
- * Backward: a block owns a fixed part of the rows, a thread owns columns: it walks the part's rows in order, adds to dx,
- * and holds its columns' sums for dw and db in registers; parts are added in order by a second kernel. No float atomics:
- * the parts depend on N alone, so the same input gives the same bits on every device.
+ * Backward: a block owns a fixed part of the rows and a thread owns columns. The block walks its rows in order and adds
+ * to dx. Each thread holds its columns' sums for dw and db in registers; a second kernel adds the parts in order. There
+ * are no float atomics, and the parts depend on N alone: the same input gives the same bits on every device.
  */
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
@@ -18,7 +19,7 @@ enum { NORM_WARPS = 4, NORM_BLOCK = 256, NORM_PARTS_MOST = 1024, NORM_PART_ROWS 
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
-/* W elements of x (+ delta, stored to sum) as float. */
+/* Loads W elements of x as float. If delta is given, adds it and stores the result in sum. */
 template <typename T, int W>
 __device__ static inline void norm_input(float (&v)[W], T *sum, const T *x, const T *delta, size_t at) {
     lane_load(v, x + at);
@@ -34,13 +35,14 @@ template <typename T, int W>
 __device__ static inline void norm_output(T *out, const float (&v)[W], const T *w, const T *b, float m, float s,
                                           size_t row, int c) {
     float scale[W], shift[W], o[W];
-    lane_load(scale, w + c), lane_load(shift, b + c);
+    lane_load(scale, w + c);
+    lane_load(shift, b + c);
 #pragma unroll
     for (int k = 0; k < W; k++) o[k] = (v[k] - m) * s * scale[k] + shift[k];
     lane_store(out + row + c, o);
 }
 
-/* A warp a row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. */
+/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. */
 template <typename T, int W, int ITEMS>
 __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                       const T *x, const T *__restrict__ delta, const T *__restrict__ w,
@@ -64,7 +66,10 @@ __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__rest
 #pragma unroll
             for (int k = 0; k < W; k++) squares += (v[item][k] - m) * (v[item][k] - m);
     const float s = 1.0f / sqrtf(warp_sum(squares) / C + CUDA_LAYERNORM_EPS);
-    if (lane == 0) mean[i] = m, rstd[i] = s;
+    if (lane == 0) {
+        mean[i] = m;
+        rstd[i] = s;
+    }
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) {
         const int c = (item * 32 + lane) * W;
@@ -72,7 +77,7 @@ __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__rest
     }
 }
 
-/* A block a row of any length. */
+/* One block per row of any length. */
 template <typename T, int W>
 __global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                        const T *x, const T *__restrict__ delta, const T *__restrict__ w,
@@ -86,13 +91,16 @@ __global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__res
         for (int k = 0; k < W; k++) total += v[k];
     }
     const float m = block_sum<NORM_BLOCK>(total) / C;
-    for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) { /* what this thread wrote */
+    for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) { /* values that this thread wrote */
         lane_load(v, input + row + c);
 #pragma unroll
         for (int k = 0; k < W; k++) squares += (v[k] - m) * (v[k] - m);
     }
     const float s = 1.0f / sqrtf(block_sum<NORM_BLOCK>(squares) / C + CUDA_LAYERNORM_EPS);
-    if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = s;
+    if (threadIdx.x == 0) {
+        mean[blockIdx.x] = m;
+        rstd[blockIdx.x] = s;
+    }
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) {
         lane_load(v, input + row + c);
         norm_output<T, W>(out, v, w, b, m, s, row, c);
@@ -148,7 +156,7 @@ static void cuda_residual_layernorm_forward(Device *d, Acts *sum, Acts *out, Flo
 
 enum { PARTS_COLUMNS = 32, PARTS_LANES = 8 };
 
-/* to[c] += sum over parts, in a fixed order, of partial[part, c]; c < C; the parts are `stride` floats apart. */
+/* to[c] += sum over parts of partial[part, c] in a fixed order, for c < C. The parts are `stride` floats apart. */
 static __global__ void parts_sum_kernel(float *to, const float *__restrict__ partial, int parts, int C, int stride) {
     __shared__ float sums[PARTS_LANES][PARTS_COLUMNS];
     const int c = blockIdx.x * PARTS_COLUMNS + threadIdx.x;
@@ -170,13 +178,13 @@ static inline void parts_sum(Device *d, float *to, const float *partial, int par
     CUDA_LAUNCHED(d, "parts_sum", "parts %d, C %d", parts, C);
 }
 
-/* How many parts N rows are cut into: by N alone. */
+/* The number of parts into which N rows are divided. It depends on N alone. */
 static inline int norm_parts(int N, int rows, int most) {
     const int parts = (N + rows - 1) / rows;
     return parts < 1 ? 1 : parts < most ? parts : most;
 }
 
-/* partial[part, c] = sum of x over the part's rows; 32 W columns and one part a block, 8 rows at a time. */
+/* partial[part, c] = sum of x over the part's rows. A block takes 32 W columns of one part, 8 rows at a time. */
 template <typename T, int W>
 __global__ void column_sum_kernel(float *__restrict__ partial, const T *__restrict__ x, int N, int C, int parts) {
     __shared__ float sums[PARTS_LANES][PARTS_COLUMNS * W];
@@ -225,13 +233,17 @@ template <typename T> static void column_sums(Device *d, float *db, const T *x, 
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
-/* Two sums over a block at once, in every thread. */
+/* Two sums over a block at once. Every thread gets the results. */
 template <int THREADS> __device__ static inline void block_sum_pair(float &a, float &b) {
-    a = warp_sum(a), b = warp_sum(b);
+    a = warp_sum(a);
+    b = warp_sum(b);
     if constexpr (THREADS > 32) {
         __shared__ float part[2][THREADS / 32];
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) part[0][warp] = a, part[1][warp] = b;
+        if (lane == 0) {
+            part[0][warp] = a;
+            part[1][warp] = b;
+        }
         __syncthreads();
         a = warp_sum(lane < THREADS / 32 ? part[0][lane] : 0.0f);
         b = warp_sum(lane < THREADS / 32 ? part[1][lane] : 0.0f);
@@ -240,7 +252,7 @@ template <int THREADS> __device__ static inline void block_sum_pair(float &a, fl
 }
 
 /* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout.
- * A thread owns ITEMS words of W columns; partial: (parts, 2, C), dw's sums and db's. */
+ * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. */
 template <typename T, int W, int ITEMS, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     layernorm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
@@ -262,17 +274,22 @@ __global__ void __launch_bounds__(THREADS)
             const int c = (item * THREADS + (int)threadIdx.x) * W;
             if (c >= C) continue;
             float scale[W];
-            lane_load(g[item], dout + row + c), lane_load(n[item], x + row + c), lane_load(scale, w + c);
+            lane_load(g[item], dout + row + c);
+            lane_load(n[item], x + row + c);
+            lane_load(scale, w + c);
 #pragma unroll
             for (int k = 0; k < W; k++) {
                 n[item][k] = (n[item][k] - m) * s;
-                dw[item][k] += g[item][k] * n[item][k], db[item][k] += g[item][k];
+                dw[item][k] += g[item][k] * n[item][k];
+                db[item][k] += g[item][k];
                 g[item][k] *= scale[k];
-                g_sum += g[item][k], gn_sum += g[item][k] * n[item][k];
+                g_sum += g[item][k];
+                gn_sum += g[item][k] * n[item][k];
             }
         }
         block_sum_pair<THREADS>(g_sum, gn_sum);
-        g_sum /= C, gn_sum /= C;
+        g_sum /= C;
+        gn_sum /= C;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
             const int c = (item * THREADS + (int)threadIdx.x) * W;
@@ -296,7 +313,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, which is cached. */
+/* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, in the cache. */
 template <typename T>
 __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial,
                                               const T *__restrict__ dout, const T *__restrict__ x,
@@ -313,11 +330,14 @@ __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restr
         float g_sum = 0, gn_sum = 0;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s, g = o * to_float(w[c]);
-            pw[c] += o * n, pb[c] += o;
-            g_sum += g, gn_sum += g * n;
+            pw[c] += o * n;
+            pb[c] += o;
+            g_sum += g;
+            gn_sum += g * n;
         }
         block_sum_pair<NORM_BLOCK>(g_sum, gn_sum);
-        g_sum /= C, gn_sum /= C;
+        g_sum /= C;
+        gn_sum /= C;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float n = (to_float(xi[c]) - m) * s, g = to_float(doi[c]) * to_float(w[c]);
             dxi[c] = from_float<T>(to_float(dxi[c]) + s * (g - g_sum - n * gn_sum));

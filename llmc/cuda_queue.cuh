@@ -1,20 +1,22 @@
-/* cuda_queue.cuh - operations wait here until they have to run; those of a decode step run as one CUDA graph.
+/* cuda_queue.cuh - deferred operations: those of a decode step run as one CUDA graph.
  *
- * A decode step of a small model is a hundred kernels of a few microseconds: launched one by one they cost more than they
- * compute. So the table's functions only write themselves down: which operation, with which arguments. When somebody
- * waits for a result, all that was written down since the last wait is one byte string, and that is the key:
+ * A decode step of a small model is about a hundred kernels of a few microseconds each: launching them one by one costs
+ * more than their computation. So the functions of the backend's table only record the operation and its arguments.
+ * When the caller waits for a result, the operations recorded since the last wait form one byte string, which is the
+ * key of a graph:
  *
- *   met for the first time    run operation by operation (plans are made, scratch memory grows)
- *   for the second time       captured into a graph while it runs
- *   from then on              one cudaGraphLaunch
+ *   seen for the first time    run operation by operation (plans are made, scratch memory grows)
+ *   for the second time        captured into a graph, which is launched
+ *   from then on               one cudaGraphLaunch
  *
- * A key holds every pointer, shape and constant, so a graph is only ever replayed for the very same call sequence; what
- * changes from step to step (tokens, positions, segments, cache rows) is data in the buffers that the graph reads.
- * Uploads are part of it: they are copied into pinned memory when they are asked for, at an offset that begins at 0 after
- * each wait and so is the same in each step.
+ * A key contains every pointer, shape and constant, so a graph is only replayed for exactly the same sequence of calls.
+ * What changes from step to step (tokens, positions, segments, cache rows) is data in the buffers that the graph reads.
+ * Uploads are part of the sequence: they are copied into pinned memory when they are requested, at an offset that is
+ * reset to 0 after each wait and is therefore the same in each step.
  *
- * Batches of more than QUEUE_ROWS rows are not worth a graph: from embed_forward() on, operations run at once. Either way
- * one pattern is looked for: linear_backward and then gelu_backward of what it made run as one product with an epilogue.
+ * A graph does not pay for batches of more than QUEUE_ROWS rows: from embed_forward() on, their operations run at once.
+ * In both modes one pattern is fused: linear_backward followed by gelu_backward of its dx runs as one product with an
+ * epilogue.
  */
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH
@@ -38,35 +40,35 @@ enum { STAGING_BYTES = 8 << 20 };
 
 typedef void (*QueuedRun)(Device *d, const char *arguments);
 
-/* What stands in the byte string before an operation's arguments. */
+/* The record in front of an operation's arguments in the byte string. */
 struct Queued {
     QueuedRun run;
     const char *name;
-    size_t bytes; /* of the arguments */
+    size_t bytes; /* size of the arguments */
 };
 
 struct QueueGraph {
     cudaGraphExec_t exec;
-    size_t generation; /* of the scratch memory that it uses */
+    size_t generation; /* generation of the scratch memory that it uses */
 };
 
 struct Queue {
     std::string calls; /* Queued, arguments, Queued, arguments, ... */
     int count;
-    bool at_once; /* operations run when they are called */
-    bool graphs;  /* the device can capture */
+    bool at_once; /* run operations when they are called */
+    bool graphs;  /* false: the device cannot capture graphs */
     char *staging;
-    size_t staged; /* bytes of it in use since the last wait */
+    size_t staged; /* bytes of staging used since the last wait */
     std::unordered_map<std::string, QueueGraph> known;
     size_t graph_count;
-    /* linear_backward, then gelu_backward */
+    /* the fused pair: linear_backward, then gelu_backward */
     QueuedRun backward, gelu;
     bool (*fuse)(Device *d, const char *backward_arguments, const char *gelu_arguments);
 };
 
 /* ---- arguments as bytes ------------------------------------------------------------------------------------------ */
 
-/* Operations with many arguments take a pointer to a struct that is the caller's: its contents are kept. */
+/* Operations with many arguments take a pointer to a struct owned by the caller. The queue stores its contents. */
 template <typename A> struct Stored {
     typedef A type;
     static A pass(type &kept) { return kept; }
@@ -82,7 +84,7 @@ template <> struct Stored<const Head *> : StoredStruct<Head> {};
 template <> struct Stored<const Draw *> : StoredStruct<Draw> {};
 template <> struct Stored<const AdamW *> : StoredStruct<AdamW> {};
 
-/* No padding inside: the same arguments are the same bytes. (Head has some; at worst a graph is not found again.) */
+/* Without padding, equal arguments are equal bytes. (Head has padding; at worst its graph is not found again.) */
 static_assert(sizeof(Attention) == 8 * 4 + 10 * 8, "no padding");
 static_assert(sizeof(Draw) == 10 * 4 + 8 + 9 * 8, "no padding");
 
@@ -92,7 +94,7 @@ template <typename X> static void arguments_get(const char *&from, X &x) {
     from += sizeof x;
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 static inline const Queued queue_at(const Queue *q, size_t at) {
     Queued call;
@@ -100,7 +102,7 @@ static inline const Queued queue_at(const Queue *q, size_t at) {
     return call;
 }
 
-/* Runs all that is written down, in order. */
+/* Runs all recorded operations in order. */
 static inline void queue_run(Device *d) {
     const Queue *q = d->queue;
     for (size_t at = 0; at < q->calls.size();) {
@@ -129,11 +131,11 @@ static inline void queue_forget(Queue *q) {
     q->graph_count = 0;
 }
 
-/* Captures what is written down. False: this device cannot; nothing ran. */
+/* Captures the recorded operations. Returns false, with nothing run, if the device cannot capture them. */
 static inline bool queue_capture(Device *d, cudaGraphExec_t *exec) {
     cudaGraph_t graph = NULL;
     *exec = NULL;
-    cuda_scratch_begin(d); /* what has to be freed is freed outside of the graph */
+    cuda_scratch_begin(d); /* outgrown blocks are freed outside the graph */
     if (cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return false;
     queue_run(d);
     const bool ok = cudaStreamEndCapture(d->stream, &graph) == cudaSuccess && graph && !d->failed &&
@@ -143,7 +145,7 @@ static inline bool queue_capture(Device *d, cudaGraphExec_t *exec) {
     return ok;
 }
 
-/* Launches all that is written down, as a graph where that is known to pay. */
+/* Launches all recorded operations, as a graph if the sequence has been seen before. */
 static inline void queue_flush(Device *d) {
     Queue *q = d->queue;
     if (q->count == 0) return;
@@ -157,12 +159,18 @@ static inline void queue_flush(Device *d) {
             known = first ? &(q->known[q->calls] = QueueGraph{NULL, 0}) : &found->second;
             if (known->exec && known->generation != d->scratch.generation) {
                 cudaGraphExecDestroy(known->exec);
-                known->exec = NULL, q->graph_count--;
+                known->exec = NULL;
+                q->graph_count--;
             }
         }
         if (!first && !known->exec) {
-            if (queue_capture(d, &known->exec)) known->generation = d->scratch.generation, q->graph_count++;
-            else known->exec = NULL, q->graphs = false;
+            if (queue_capture(d, &known->exec)) {
+                known->generation = d->scratch.generation;
+                q->graph_count++;
+            } else {
+                known->exec = NULL;
+                q->graphs = false;
+            }
         }
         if (known && known->exec) CUDA_CHECK(d, cudaGraphLaunch(known->exec, d->stream), "%d operations", q->count);
         else if (!d->failed) queue_run(d);
@@ -171,7 +179,7 @@ static inline void queue_flush(Device *d) {
     q->count = 0;
 }
 
-/* Waits until all is done. */
+/* Waits until the device has finished all operations. */
 static inline void queue_wait(Device *d) {
     queue_flush(d);
     if (!d->failed) CUDA_CHECK(d, cudaStreamSynchronize(d->stream), "");
@@ -188,10 +196,10 @@ template <typename... A> static void queue_add(Device *d, QueuedRun run, const c
     call.bytes = q->calls.size() - at - sizeof call;
     memcpy(&q->calls[at], &call, sizeof call);
     q->count++;
-    if (q->at_once && run != q->backward) queue_flush(d); /* that one waits for its GELU */
+    if (q->at_once && run != q->backward) queue_flush(d); /* linear_backward waits for its GELU */
 }
 
-/* Makes a function of the table out of the operation F that launches kernels. */
+/* Turns the operation F, which launches kernels, into a deferred function for the backend's table. */
 template <auto F> struct Deferred;
 template <typename... A, void (*F)(Device *, A...)> struct Deferred<F> {
     typedef std::tuple<typename Stored<A>::type...> Arguments;
@@ -208,7 +216,7 @@ template <typename... A, void (*F)(Device *, A...)> struct Deferred<F> {
     static inline const char *name = "operation";
 };
 
-/* ---- uploads ------------------------------------------------------------------------------------------------------- */
+/* ---- uploads ----------------------------------------------------------------------------------------------------- */
 
 static inline void copy_staged(Device *d, void *to, const char *from, size_t bytes) {
     CUDA_CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, d->stream), "%zu bytes", bytes);
@@ -218,7 +226,7 @@ static inline void set_bytes(Device *d, void *to, size_t bytes) {
     CUDA_CHECK(d, cudaMemsetAsync(to, 0, bytes, d->stream), "%zu bytes", bytes);
 }
 
-/* Copies from host memory that may change as soon as this returns. */
+/* Copies from host memory. The caller may change that memory as soon as this returns. */
 static inline void queue_upload(Device *d, void *to, const void *from, size_t bytes) {
     Queue *q = d->queue;
     for (size_t at = 0; at < bytes && !d->failed;) {
@@ -232,7 +240,7 @@ static inline void queue_upload(Device *d, void *to, const void *from, size_t by
     }
 }
 
-/* Copies to host memory; waits. Small pieces go through pinned memory, which the device writes at full speed. */
+/* Copies to host memory and waits. Small copies go through pinned memory, which the device writes at full speed. */
 static inline void queue_download(Device *d, void *to, const void *from, size_t bytes) {
     queue_wait(d);
     if (d->failed || bytes == 0) return;

@@ -1,14 +1,17 @@
-/* cuda_sample.cuh - draws one token a row on the GPU: repetition penalty, temperature, top-k, top-p, min-p, in this order
- * (backend.h), and the same uniform number as the processor inverts over the kept tokens in the order of their ids.
+/* cuda_sample.cuh - sampling of one token per row on the GPU: repetition penalty, temperature, top-k, top-p and min-p,
+ * in the order of backend.h. The same uniform number as on the CPU is inverted over the kept tokens in the order of
+ * their ids.
  *
- * Nothing is sorted and nothing is written back. A block has one row of logits, reads it a few times from the cache and
- * computes y = logit / temperature, penalised where the token is marked in a bit map, anew each time. What top-k and
- * top-p keep is all within some distance of the largest y. That distance is found by radix selection on the bits of the
- * distance, 11 + 10 + 10 of them: a histogram of what weighs how much, the bin in which the wanted weight is reached, and
- * again within this bin. A token weighs 1 for top-k; for top-p e^(y - max) as an integer, 2^-40 a unit, so that atomic
- * additions in any order give the same sum. Tokens at the same distance stay or go together.
+ * Nothing is sorted and nothing is written back. A block has one row of logits and reads it several times from the
+ * cache. Each time it recomputes y = logit / temperature, penalised if the token is marked in a bit map. The tokens
+ * that top-k and top-p keep are all within some distance of the maximum y. That distance is found by radix selection on
+ * its bits, in steps of 11 + 10 + 10 bits: build a histogram of the weights, find the bin in which the wanted weight is
+ * reached, and repeat within this bin. A token weighs 1 for top-k. For top-p it weighs e^(y - max) as an integer in
+ * units of 2^-40, so that atomic additions in any order give the same sum. Tokens at the same distance are kept or
+ * dropped together.
  *
- * A few rows of a wide vocabulary: 1024 threads, 16 KiB of shared memory for the histogram and V / 8 bytes for the map.
+ * Launches have few rows of a wide vocabulary: a block has 1024 threads and uses 16 KiB of shared memory for the
+ * histogram and V / 8 bytes for the bit map.
  */
 #ifndef LLMC_CUDA_SAMPLE_CUH
 #define LLMC_CUDA_SAMPLE_CUH
@@ -17,16 +20,16 @@
 
 enum { SAMPLE_THREADS = 1024, SAMPLE_BINS = 2048, SAMPLE_TILE = 128 };
 
-typedef unsigned long long Mass; /* 2^-40 of the likeliest token's, or a count */
+typedef unsigned long long Mass; /* in units of 2^-40 of the most likely token's weight, or a count */
 
-/* Logits of a row and what is done to them. */
+/* A row of logits and how they are transformed and filtered. */
 struct SampleRow {
     const float *z;
     int V;
     float inverse_temperature, penalty;
-    const uint32_t *seen; /* bit map of the history, or NULL: no penalty */
-    float max;            /* of y */
-    float within;         /* kept: max - y <= within ... */
+    const uint32_t *seen; /* bit map of the history; NULL: no penalty */
+    float max;            /* maximum of y */
+    float within;         /* a token is kept if max - y <= within ... */
     float least;          /* ... and y >= least */
 
     __device__ float y(int v) const {
@@ -37,7 +40,7 @@ struct SampleRow {
     __device__ bool kept(float y) const { return max - y <= within && y >= least; }
 };
 
-/* Calls f(v, y) for this thread's share of the row, four reads in flight; y is NaN where there is no token. */
+/* Calls f(v, y) for this thread's tokens of the row, with four reads in flight. y is NaN past the end of the row. */
 template <typename F> __device__ static inline void sample_each(const SampleRow &r, F f) {
     for (int base = (int)threadIdx.x; base < r.V; base += 4 * SAMPLE_THREADS) {
         float y[4];
@@ -51,7 +54,7 @@ template <typename F> __device__ static inline void sample_each(const SampleRow 
     }
 }
 
-/* The largest y, and the first place it is at; 0 where all are NaN. */
+/* The maximum y and its first position; position 0 if all are NaN. */
 __device__ static inline void sample_max(const SampleRow &r, float *max, int *argmax) {
     float most = -INFINITY;
     int at = r.V;
@@ -59,20 +62,21 @@ __device__ static inline void sample_max(const SampleRow &r, float *max, int *ar
     most = block_max<SAMPLE_THREADS>(most);
     sample_each(r, [&](int v, float y) { at = y == most ? min(at, v) : at; });
     at = (int)-block_max<SAMPLE_THREADS>((float)-at); /* exact: vocabularies are far below 2^24 */
-    *max = most, *argmax = at < r.V ? at : 0;
+    *max = most;
+    *argmax = at < r.V ? at : 0;
 }
 
 template <bool COUNT> __device__ static inline Mass sample_weight(float distance) {
     return COUNT ? 1 : (Mass)(expf(-distance) * 0x1p40f);
 }
 
-/* The smallest distance from the maximum so that tokens within it, of those within r.within, weigh `want` (>= 1) or more;
- * r.within where all of them do not. bins: shared, SAMPLE_BINS. */
+/* The smallest distance from the maximum such that the tokens within it, among those within r.within, weigh at least
+ * `want` (>= 1). Returns r.within if all of them together weigh less. bins: shared, SAMPLE_BINS. */
 template <bool COUNT> __device__ static inline float sample_distance(const SampleRow &r, Mass want, Mass *bins) {
     __shared__ Mass warp_mass[SAMPLE_THREADS / 32], wanted;
     __shared__ int chosen;
     const int tid = (int)threadIdx.x, lane = tid % 32, warp = tid / 32;
-    uint32_t known = 0; /* the bits above `shift`, of the distance that is looked for */
+    uint32_t known = 0; /* the bits found so far of the wanted distance, above `shift` */
     for (int shift = 20; shift >= 0; shift -= 10) {
         const uint32_t mask = shift == 20 ? SAMPLE_BINS - 1 : 1023;
         for (int i = tid; i < SAMPLE_BINS; i += SAMPLE_THREADS) bins[i] = 0;
@@ -86,7 +90,7 @@ template <bool COUNT> __device__ static inline float sample_distance(const Sampl
             if (weight) atomicAdd(&bins[bits >> shift & mask], weight);
         });
         __syncthreads();
-        /* two bins a thread: the mass of all bins before them */
+        /* two bins per thread: the mass of all bins before them */
         const Mass one = bins[2 * tid], both = one + bins[2 * tid + 1];
         Mass end = both;
         for (int offset = 1; offset < 32; offset *= 2) {
@@ -97,19 +101,21 @@ template <bool COUNT> __device__ static inline float sample_distance(const Sampl
         __syncthreads();
         for (int w = 0; w < warp; w++) end += warp_mass[w];
         const Mass before = end - both;
-        if (before < want && want <= end) { /* in one thread, or in none */
+        if (before < want && want <= end) { /* true in one thread or in none */
             const bool second = want > before + one;
-            chosen = 2 * tid + second, wanted = want - before - (second ? one : 0);
+            chosen = 2 * tid + second;
+            wanted = want - before - (second ? one : 0);
         }
         __syncthreads();
         if (chosen < 0) return r.within;
-        known = known << (shift == 20 ? 11 : 10) | (uint32_t)chosen, want = wanted;
+        known = known << (shift == 20 ? 11 : 10) | (uint32_t)chosen;
+        want = wanted;
         __syncthreads();
     }
     return __uint_as_float(known);
 }
 
-/* The mass of all that r.within keeps. */
+/* The mass of all tokens within r.within. */
 __device__ static inline Mass sample_mass(const SampleRow &r) {
     Mass sum = 0;
     sample_each(r, [&](int, float y) {
@@ -119,7 +125,7 @@ __device__ static inline Mass sample_mass(const SampleRow &r) {
     return block_sum<SAMPLE_THREADS>(sum);
 }
 
-/* For lanes of a warp with x >= 0 each: the sum of x up to and with each lane. */
+/* Inclusive prefix sum of x >= 0 over the lanes of a warp. */
 __device__ static inline double sample_scan(double x) {
     for (int offset = 1; offset < 32; offset *= 2) {
         const double before = __shfl_up_sync(0xffffffffu, x, offset);
@@ -128,15 +134,15 @@ __device__ static inline double sample_scan(double x) {
     return x;
 }
 
-/* The first lane where `yes`, else the last lane where `fallback`. */
+/* The first lane with `yes`, else the last lane with `fallback`, else 0. */
 __device__ static inline int sample_lane(bool yes, bool fallback) {
     const unsigned first = __ballot_sync(0xffffffffu, yes), last = __ballot_sync(0xffffffffu, fallback);
     return first ? __ffs((int)first) - 1 : last ? 31 - __clz((int)last) : 0;
 }
 
-/* The token at which the kept tokens' running sum of e^(y - max), in the order of ids, passes u times the whole; where
- * rounding leaves the running sum short, the last kept one. total: the whole. Warp 0 has the result.
- * tiles: shared, ceil(V / SAMPLE_TILE). */
+/* The token at which the running sum of e^(y - max) over the kept tokens, in the order of ids, exceeds u times the
+ * total. If rounding leaves the running sum short, the last kept token. total: the sum over all kept tokens. Only warp
+ * 0 gets the results. tiles: shared, ceil(V / SAMPLE_TILE). */
 __device__ static inline int sample_invert(const SampleRow &r, float u, float *tiles, double *total) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, count = (r.V + SAMPLE_TILE - 1) / SAMPLE_TILE;
     for (int tile = warp; tile < count; tile += SAMPLE_THREADS / 32) {
@@ -151,7 +157,7 @@ __device__ static inline int sample_invert(const SampleRow &r, float u, float *t
     }
     __syncthreads();
     if (warp) return 0;
-    /* which tile: each lane has `each` of them */
+    /* find the tile: each lane has `each` of them */
     const int each = (count + 31) / 32, first = lane * each, last = min(first + each, count);
     double own = 0;
     for (int tile = first; tile < last; tile++) own += (double)tiles[tile];
@@ -160,18 +166,23 @@ __device__ static inline int sample_invert(const SampleRow &r, float u, float *t
     const double wanted = (double)u * *total;
     int lane_found = sample_lane(end > wanted, own > 0), tile = first;
     double running = end - own;
-    if (lane == lane_found) { /* the first tile that passes `wanted`, else the last one with anything in it */
+    if (lane == lane_found) { /* the first tile that exceeds `wanted`, else the last one with a kept token */
         int found = first;
         double before = running;
         for (; tile < last; tile++) {
-            if (tiles[tile] > 0) found = tile, before = running;
+            if (tiles[tile] > 0) {
+                found = tile;
+                before = running;
+            }
             running += (double)tiles[tile];
             if (running > wanted) break;
         }
-        tile = found, running = before;
+        tile = found;
+        running = before;
     }
-    tile = __shfl_sync(0xffffffffu, tile, lane_found), running = __shfl_sync(0xffffffffu, running, lane_found);
-    /* which token of the tile */
+    tile = __shfl_sync(0xffffffffu, tile, lane_found);
+    running = __shfl_sync(0xffffffffu, running, lane_found);
+    /* find the token in the tile */
     double e[4], sum = 0;
     int token = -1;
     for (int k = 0; k < 4; k++) {
@@ -194,13 +205,14 @@ __device__ static inline int sample_invert(const SampleRow &r, float u, float *t
     return max(__shfl_sync(0xffffffffu, token, lane_found), 0);
 }
 
-/* Shared memory of a block: a histogram or the tiles' sums, and the bit map where there is a penalty. */
+/* Bytes of shared memory per block: a histogram or the sums of the tiles, and the bit map if there is a penalty. */
 static inline size_t sample_shared_bytes(int V, bool penalty) {
     const size_t bins = SAMPLE_BINS * sizeof(Mass), tiles = cuda_ceil((size_t)V, SAMPLE_TILE) * sizeof(float);
     return ((bins > tiles ? bins : tiles) + 15) / 16 * 16 + (penalty ? cuda_ceil((size_t)V, 32) * sizeof(uint32_t) : 0);
 }
 
-/* Rows first .. first+gridDim.x-1 of the draw, whose logits are z; map: where the bit map begins, in bytes; 0: none. */
+/* Samples rows first .. first+gridDim.x-1 of the draw, whose logits are z. map: byte offset of the bit map; 0: no bit
+ * map. */
 __global__ static void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_kernel(const Draw a, int first, const float *__restrict__ z, int map) {
     SHARED_DYNAMIC(char, shared);
@@ -250,13 +262,13 @@ __global__ static void __launch_bounds__(SAMPLE_THREADS, 1)
     if (a.kept_logp) ((float *)a.kept_logp)[row] = kept_logp;
 }
 
-/* Rows first .. first+n-1 of the draw from their logits z, (n, padded_vocab). */
+/* Samples rows first .. first+n-1 of the draw from their logits z, (n, padded_vocab). */
 static inline void sample_launch(Device *d, const Draw *a, int first, int n, const float *z) {
     const bool penalty = a->history && a->repetition_penalty != 1.0f;
     const size_t map = sample_shared_bytes(a->vocab, false), bytes = sample_shared_bytes(a->vocab, penalty);
     if (bytes > d->shared_limit - 1024)
         return (void)cuda_fail(
-            d, "sample: a vocabulary of %d needs %zu bytes of shared memory a block, this device has %zu", a->vocab,
+            d, "sample: a vocabulary of %d needs %zu bytes of shared memory per block, this device has %zu", a->vocab,
             bytes, d->shared_limit);
     if (bytes > 46 * 1024 &&
         !CUDA_CHECK(d, cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),

@@ -1,28 +1,29 @@
-/* ptx.cuh - the one place where the CUDA compiler and the host compiler part ways.
+/* ptx.cuh - PTX instructions and launches: the only code that differs between the CUDA compiler and the host compiler.
  *
- * Kernels (the .cuh files and cuda.cu) contain no inline assembly, no <<<>>> and no `extern __shared__`: they call what is
- * here. Under nvcc each function is one PTX instruction; under g++ or clang++ with tests/cuda_host it is C with the same
- * documented meaning (tests/cuda_host/ptx_host.h), so that the same kernels are proven on a machine without a GPU.
+ * Kernels (the .cuh files and cuda.cu) contain no inline assembly, no <<<>>> and no `extern __shared__`. They call the
+ * functions and macros of this file. Under nvcc each function is one PTX instruction. Under g++ or clang++ with
+ * tests/cuda_host it is C with the same documented meaning (tests/cuda_host/ptx_host.h), so that the same kernels can
+ * be tested on a machine without a GPU.
  *
  *   LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
- *       kernel<<<grid, block, shared_bytes, stream>>>(arguments...). A template's name with a comma in it stands in
- *       parentheses: LAUNCH((tile_kernel<T, 64>), ...). Template arguments are written out, none is deduced.
+ *       kernel<<<grid, block, shared_bytes, stream>>>(arguments...). A template's name that contains a comma must be in
+ *       parentheses: LAUNCH((tile_kernel<T, 64>), ...). All template arguments must be given explicitly.
  *   SHARED_DYNAMIC(type, name);
  *       type *name = the block's dynamic shared memory, 128-byte aligned.
  *
  *   mma_m16n8k16_bf16   d = a b + c, 16x8x16 by one warp, bf16 in, float32 sums        (sm_80)
  *   ldmatrix_x4 _x2     8x8 tiles of 16-bit elements from shared memory to fragments   (sm_75)
- *   cp_async_16         16 bytes from global to shared memory, past the registers      (sm_80)
+ *   cp_async_16         16 bytes from global to shared memory, bypassing registers     (sm_80)
  *   wide_load _store    16 bytes at a time; the address must be a multiple of 16
  *   fast_exp2           2^x, about 2 ulp
  *
  * Fragments of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), for lane l with
- * g = l / 4 and t = l % 4; each 32-bit register holds two neighbours, the lower one in its lower half:
+ * g = l / 4 and t = l % 4. Each 32-bit register holds two adjacent elements, the first in its lower half:
  *   a[0] = A[g][2t, 2t+1]   a[1] = A[g+8][2t, ..]   a[2] = A[g][2t+8, ..]   a[3] = A[g+8][2t+8, ..]      A is 16 x 16
  *   b[0] = B[2t, 2t+1][g]   b[1] = B[2t+8, ..][g]                                                        B is 16 x 8
  *   c[0], c[1] = C[g][2t, 2t+1]   c[2], c[3] = C[g+8][2t, 2t+1]                                          C is 16 x 8
- * ldmatrix_x4: lane l gives the address of row l % 8 of tile l / 8; it gets in r[i] the elements 2t, 2t+1 of row g of
- * tile i, with _trans those of column g: rows 2t, 2t+1.
+ * ldmatrix_x4: lane l gives the address of row l % 8 of tile l / 8. In r[i] it receives elements 2t, 2t+1 of row g of
+ * tile i; with _trans it receives rows 2t, 2t+1 of column g.
  */
 #ifndef LLMC_PTX_CUH
 #define LLMC_PTX_CUH
@@ -64,7 +65,7 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const
                  : "r"(shared_address(row))
                  : "memory");
 }
-/* The addresses of lanes 0..15 count. */
+/* Only the addresses of lanes 0..15 are used. */
 static __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1])
@@ -81,14 +82,15 @@ static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const
 static __device__ __forceinline__ void cp_async_16(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
-/* valid false: sixteen zero bytes, and nothing is read. */
+/* If valid is false, writes sixteen zero bytes and reads nothing. */
 static __device__ __forceinline__ void cp_async_16_zfill(void *shared, const void *global, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                  : "memory");
 }
 static __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/* Waits until at most N of this thread's newest groups are in flight. Other threads' copies need a barrier after it. */
+/* Waits until at most N of this thread's newest groups are in flight. To use other threads' copies, synchronise after
+ * it. */
 template <int N> static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
@@ -128,7 +130,7 @@ template <typename T> static __device__ __forceinline__ Wide<T> wide_load(const 
     PTX_CHECK_WIDE(p);
     return wide_of<T>(*(const uint4 *)p);
 }
-/* The same for data that nothing reads again soon: it is the first to leave the caches (ld.global.cs). */
+/* The same for data that is not read again soon: the caches evict it first (ld.global.cs). */
 template <typename T> static __device__ __forceinline__ Wide<T> wide_load_once(const T *p) {
     PTX_CHECK_WIDE(p);
     return wide_of<T>(__ldcs((const uint4 *)p));

@@ -1,16 +1,16 @@
 #!/bin/bash
-# cuda_check.sh [--record] - what the compiler made of the CUDA kernels, held to what was recorded. Needs nvcc, no GPU.
+# cuda_check.sh [--record] - compares the compiled CUDA kernels with a recorded budget. Needs nvcc, but no GPU.
 #
-# For each GPU architecture in ARCHS (80 90 100) llmc/cuda.cu is compiled as llmc_cuda.so is, and
+# For each GPU architecture in ARCHS (80 90 100), compiles llmc/cuda.cu with the flags of llmc_cuda.so and checks
 #
-#   budget   registers, bytes spilled, stack and static shared memory of each kernel (ptxas -v; the worst of a template's
-#            instances) must not exceed its line in tests/cuda_budget.txt; a kernel without a line fails as well. Another
-#            version of nvcc than the one that it was recorded with allots registers its own way: that is said instead
-#   code     the instructions that make a kernel fast must be in its SASS (cuobjdump): tensor cores, wide loads and stores,
+#   budget   Registers, bytes spilled, stack and static shared memory of each kernel (ptxas -v; the maximum over a template's
+#            instances) must not exceed its line in tests/cuda_budget.txt. A kernel without a line fails as well. Other
+#            versions of nvcc allocate registers differently: then the comparison is skipped, with a message.
+#   code     The instructions that make a kernel fast must be in its SASS (cuobjdump): tensor cores, wide loads and stores,
 #            asynchronous copies. The table is below. Without cuobjdump (in the toolkit's full install; scripts/setup.sh
-#            --dev gets it from PyPI) this part is left out, and that is said
+#            --dev installs it from PyPI) this check is skipped, with a message.
 #
-# --record writes the budget anew. Exit status 0, or 1 with a line for each thing that is not as recorded.
+# --record writes a new budget. Exit status 0, or 1 with one line for each difference.
 cd "$(dirname "$0")/.." || exit 1
 archs=${ARCHS:-80 90 100} budget=tests/cuda_budget.txt build=${BUILD:-build}/cuda_check failures=0 record=0
 case ${1-} in
@@ -21,7 +21,7 @@ esac
 
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 if [ ! -x "$nvcc" ]; then
-    echo "cuda_check: no nvcc here: registers, spills and instructions of the kernels were not checked" >&2
+    echo "cuda_check: nvcc not found: registers, spills and instructions of the kernels were not checked" >&2
     exit 0
 fi
 version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
@@ -30,7 +30,7 @@ for folder in build/cuda_tools/nvidia/*/bin; do [ -d "$folder" ] && PATH=$PATH:$
 cuobjdump=${CUOBJDUMP:-$(command -v cuobjdump || echo "$(dirname "$nvcc")/cuobjdump")}
 mkdir -p "$build"
 
-# kernel, in how many of its template's instances at least, opcode (awk's regular expression)
+# kernel, minimum number of its template's instances with the opcode, opcode (awk regular expression)
 code_table() {
     cat <<'TABLE'
 attention_forward_mma_kernel  8   ^HMMA\.16816\.F32\.BF16
@@ -75,7 +75,7 @@ fail() {
     failures=$((failures + 1))
 }
 
-# ptxas -v on standard input; output: kernel, registers, bytes spilled, stack, shared: the worst of a kernel's instances.
+# Reads ptxas -v. Prints kernel, registers, bytes spilled, stack and shared memory, each the maximum over its instances.
 worst() {
     sed -n "s/.*Compiling entry function '\([^']*\)'.*/K \1/p
             s/.* \([0-9]*\) bytes stack frame, \([0-9]*\) bytes spill stores, \([0-9]*\) bytes spill loads.*/S \1 \2 \3/p
@@ -95,7 +95,7 @@ worst() {
         }' | sort
 }
 
-# cuobjdump -sass on standard input; output: kernel, its instance, opcode.
+# Reads cuobjdump -sass. Prints kernel, instance and opcode.
 opcodes() {
     sed -n 's/.*Function : \(.*\)/F \1/p
             s/^[ \t]*\/\*[0-9a-f]\{4,\}\*\/ *\(@!*U*P[0-9T]* *\)*\([A-Z0-9_.]*\).*/O \2/p' | c++filt | awk '
@@ -106,11 +106,11 @@ opcodes() {
 check_budget() { # architecture
     local arch=$1
     worst <"$build/sm_$arch.log" >"$build/sm_$arch.found"
-    [ -s "$build/sm_$arch.found" ] || fail "sm_$arch: ptxas named no kernel"
+    [ -s "$build/sm_$arch.found" ] || fail "sm_$arch: ptxas reported no kernel"
     [ $record = 1 ] || [ "$version" != "$recorded" ] && return
     while read -r line; do fail "$line"; done < <(awk -v arch="$arch" '
         FNR == NR { if ($1 == arch) { known[$2] = 1; for (i = 3; i <= 6; i++) limit[$2, i] = $i } next }
-        !($1 in known) { print "sm_" arch ": " $1 " is not in the budget (--record)"; next }
+        !($1 in known) { print "sm_" arch ": " $1 " is not in the budget; run with --record to add it"; next }
         {
             split("registers,bytes spilled,bytes of stack,bytes of shared memory", what, ",")
             for (i = 2; i <= 5; i++)
@@ -121,7 +121,7 @@ check_budget() { # architecture
 check_code() { # architecture
     local arch=$1 kernel least opcode found
     "$cuobjdump" -sass "$build/sm_$arch.cubin" 2>/dev/null | opcodes >"$build/sm_$arch.opcodes"
-    [ -s "$build/sm_$arch.opcodes" ] || { fail "sm_$arch: cuobjdump gave nothing"; return; }
+    [ -s "$build/sm_$arch.opcodes" ] || { fail "sm_$arch: cuobjdump printed no instructions"; return; }
     while read -r kernel least opcode; do
         found=$(awk -v kernel="$kernel" -v opcode="${opcode//\\/\\\\}" '
             $1 == kernel && $NF ~ opcode && !seen[$2]++ { n++ } END { print n + 0 }' "$build/sm_$arch.opcodes")
@@ -130,22 +130,22 @@ check_code() { # architecture
 }
 
 for arch in $archs; do
-    # compiled again only when a source has changed
+    # recompile only if a source has changed
     if [ ! -e "$build/sm_$arch.cubin" ] || [ -n "$(find llmc \( -name '*.cu' -o -name '*.cuh' \) -newer "$build/sm_$arch.cubin")" ]; then
         "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$arch" -Xptxas -v llmc/cuda.cu -o "$build/sm_$arch.cubin" >"$build/sm_$arch.log" 2>&1 ||
             { tail -n 20 "$build/sm_$arch.log" >&2; rm -f "$build/sm_$arch.cubin"; fail "sm_$arch: nvcc failed"; continue; }
     fi
     check_budget "$arch"
     if [ -x "$cuobjdump" ]; then check_code "$arch"; fi
-    echo "sm_$arch: $(wc -l <"$build/sm_$arch.found") kernels, most registers $(awk '$2 > m { m = $2; k = $1 } END { print m, "(" k ")" }' "$build/sm_$arch.found"), bytes spilled $(awk '{ s += $3 } END { print s + 0 }' "$build/sm_$arch.found")"
+    echo "sm_$arch: $(wc -l <"$build/sm_$arch.found") kernels, maximum registers $(awk '$2 > m { m = $2; k = $1 } END { print m, "(" k ")" }' "$build/sm_$arch.found"), bytes spilled $(awk '{ s += $3 } END { print s + 0 }' "$build/sm_$arch.found")"
 done
 [ $record = 1 ] || [ "$version" = "$recorded" ] ||
-    echo "cuda_check: the budget is of nvcc $recorded, this is $version: registers and spills were not compared" >&2
-[ -x "$cuobjdump" ] || echo "cuda_check: no cuobjdump here: the instructions were not looked at" >&2
+    echo "cuda_check: the budget was recorded with nvcc $recorded, this is $version: registers and spills were not compared" >&2
+[ -x "$cuobjdump" ] || echo "cuda_check: cuobjdump not found: instructions were not checked" >&2
 
 if [ $record = 1 ] && [ $failures = 0 ]; then
     {
-        echo "# Budget of the CUDA kernels, checked by tests/cuda_check.sh and written by its --record: the worst of a"
+        echo "# Budget of the CUDA kernels, checked by tests/cuda_check.sh and written by its --record: the maximum over a"
         echo "# template's instances. architecture, kernel, registers, bytes spilled, bytes of stack, bytes of static shared memory"
         echo "# nvcc $version"
         for arch in $archs; do sed "s/^/$arch /" "$build/sm_$arch.found"; done

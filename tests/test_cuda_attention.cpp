@@ -1,4 +1,5 @@
-/* Attention on the GPU against float64 loops written from the formula: all paths, forward and backward. */
+/* test_cuda_attention.cpp - attention on the GPU against float64 loops from the formula: all kernels, forward and
+ * backward. */
 #include "kernels.h"
 #include "../llmc/cuda_attention.cuh"
 #include <algorithm>
@@ -9,13 +10,13 @@ typedef std::vector<Segment> Segments;
 
 struct Problem {
     int rows, heads, kv_heads, head_size;
-    bool cache; /* keys and values lie in a cache of their own, of key_rows rows */
+    bool cache; /* keys and values are in a separate cache of key_rows rows */
     int key_rows;
     Segments segments;
     Numbers q, k, v, dout; /* (rows, H, D) (K, KVH, D) (K, KVH, D) (rows, H, D) */
 };
 
-/* Appends a segment after the last one, `gap` rows on; its keys are its own rows. */
+/* Appends a segment, `gap` rows after the last one. Its keys are its own rows. */
 static void add(Problem *p, int gap, int len, int prefix_start = 0, int prefix_len = 0) {
     const int start = (p->segments.empty() ? 0 : p->segments.back().start + p->segments.back().len) + gap;
     p->segments.push_back(Segment{start, len, prefix_start, prefix_len, start, 0});
@@ -24,20 +25,31 @@ static void add(Problem *p, int gap, int len, int prefix_start = 0, int prefix_l
 
 template <typename T>
 static void fill(Problem *p, Random *r, int heads, int kv_heads, int head_size, double amplitude = 1) {
-    p->heads = heads, p->kv_heads = kv_heads, p->head_size = head_size;
+    p->heads = heads;
+    p->kv_heads = kv_heads;
+    p->head_size = head_size;
     if (!p->cache) p->key_rows = p->rows;
     p->q = normals(r, (size_t)p->rows * heads * head_size, amplitude);
     p->k = normals(r, (size_t)p->key_rows * kv_heads * head_size, amplitude);
     p->v = normals(r, (size_t)p->key_rows * kv_heads * head_size, 1);
     p->dout = normals(r, p->q.size(), 1);
-    round_to<T>(p->q), round_to<T>(p->k), round_to<T>(p->v), round_to<T>(p->dout);
+    round_to<T>(p->q);
+    round_to<T>(p->k);
+    round_to<T>(p->v);
+    round_to<T>(p->dout);
 }
 
-/* A result and, beside it, how large the terms are of which it is the sum. */
+/* A result and the magnitude of the terms that it sums. */
 struct Result {
     Doubles value, size;
-    void start(size_t n) { value.assign(n, 0), size.assign(n, 0); }
-    void add(size_t i, double term, double magnitude) { value[i] += term, size[i] += magnitude; }
+    void start(size_t n) {
+        value.assign(n, 0);
+        size.assign(n, 0);
+    }
+    void add(size_t i, double term, double magnitude) {
+        value[i] += term;
+        size[i] += magnitude;
+    }
 };
 
 struct Reference {
@@ -49,8 +61,11 @@ static Reference reference(const Problem &p, bool backward) {
     const int D = p.head_size, H = p.heads, KVH = p.kv_heads;
     const float scale = 1.0f / sqrtf((float)D);
     Reference r;
-    r.out.start(p.q.size()), r.dq.start(p.q.size()), r.lse.start((size_t)p.rows * H);
-    r.dk.start(p.k.size()), r.dv.start(p.k.size());
+    r.out.start(p.q.size());
+    r.dq.start(p.q.size());
+    r.lse.start((size_t)p.rows * H);
+    r.dk.start(p.k.size());
+    r.dv.start(p.k.size());
     r.inside.assign((size_t)p.rows, false);
     for (const Segment &s : p.segments)
         for (int i = 0; i < s.len; i++) {
@@ -67,12 +82,16 @@ static Reference reference(const Problem &p, bool backward) {
                     double dot = 0, magnitude = 0;
                     for (int d = 0; d < D; d++) {
                         const double term = (double)p.q[at + d] * p.k[(keys[j] * KVH + kv) * D + d];
-                        dot += term, magnitude += fabs(term);
+                        dot += term;
+                        magnitude += fabs(term);
                     }
-                    w[j] = dot * scale, most = fmax(most, w[j]), score_size = fmax(score_size, magnitude * scale);
+                    w[j] = dot * scale;
+                    most = fmax(most, w[j]);
+                    score_size = fmax(score_size, magnitude * scale);
                 }
                 for (size_t j = 0; j < keys.size(); j++) total += exp(w[j] - most);
-                r.lse.value[row * H + h] = most + log(total), r.lse.size[row * H + h] = score_size + log(keys.size());
+                r.lse.value[row * H + h] = most + log(total);
+                r.lse.size[row * H + h] = score_size + log(keys.size());
                 for (size_t j = 0; j < keys.size(); j++) {
                     w[j] = exp(w[j] - most) / total;
                     for (int d = 0; d < D; d++) {
@@ -86,9 +105,11 @@ static Reference reference(const Problem &p, bool backward) {
                     double magnitude = 0;
                     for (int d = 0; d < D; d++) {
                         const double term = (double)p.dout[at + d] * p.v[(keys[j] * KVH + kv) * D + d];
-                        dw[j] += term, magnitude += fabs(term);
+                        dw[j] += term;
+                        magnitude += fabs(term);
                     }
-                    mean += w[j] * dw[j], mean_size += w[j] * magnitude;
+                    mean += w[j] * dw[j];
+                    mean_size += w[j] * magnitude;
                 }
                 for (size_t j = 0; j < keys.size(); j++) {
                     const double ds = w[j] * (dw[j] - mean) * scale;
@@ -105,7 +126,7 @@ static Reference reference(const Problem &p, bool backward) {
     return r;
 }
 
-/* ==== Running it ==== */
+/* ==== Running the kernels ==== */
 
 /* Columns from `from` on of an array whose rows are `stride` wide. */
 static Numbers columns(const Numbers &x, size_t rows, size_t stride, size_t from, size_t width) {
@@ -126,15 +147,21 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
     Indices words;
     for (const Segment &s : p.segments)
         for (int32_t word : {s.start, s.len, s.prefix_start, s.prefix_len, s.key_start, s.past}) words.push_back(word);
-    a.rows = p.rows, a.segments = (int)p.segments.size(), a.heads = p.heads, a.kv_heads = p.kv_heads;
-    a.head_size = p.head_size, a.scale = 1.0f / sqrtf((float)p.head_size);
+    a.rows = p.rows;
+    a.segments = (int)p.segments.size();
+    a.heads = p.heads;
+    a.kv_heads = p.kv_heads;
+    a.head_size = p.head_size;
+    a.scale = 1.0f / sqrtf((float)p.head_size);
     a.segment = (const Ints *)device_indices(words);
     T *dqkv = NULL;
     if (p.cache) {
-        a.q = (Acts *)device_numbers<T>(p.q), a.k = (Acts *)device_numbers<T>(p.k);
+        a.q = (Acts *)device_numbers<T>(p.q);
+        a.k = (Acts *)device_numbers<T>(p.k);
         a.v = (Acts *)device_numbers<T>(p.v);
-        a.q_stride = (int)QW, a.kv_stride = (int)KW;
-    } else { /* columns of one buffer, as the model has them */
+        a.q_stride = (int)QW;
+        a.kv_stride = (int)KW;
+    } else { /* columns of one buffer, as in the model */
         Numbers qkv(N * W);
         for (size_t i = 0; i < N; i++)
             for (size_t c = 0; c < W; c++)
@@ -142,28 +169,36 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
                                  : c < QW + KW ? p.k[i * KW + c - QW]
                                                : p.v[i * KW + c - QW - KW];
         T *x = device_numbers<T>(qkv);
-        a.q = (Acts *)x, a.k = (Acts *)(x + QW), a.v = (Acts *)(x + QW + KW);
+        a.q = (Acts *)x;
+        a.k = (Acts *)(x + QW);
+        a.v = (Acts *)(x + QW + KW);
         a.q_stride = a.kv_stride = (int)W;
     }
     T *out = device_garbage<T>(N * QW);
     float *sums = device_garbage<float>(N * p.heads);
-    a.out = (Acts *)out, a.lse = lse ? (Floats *)sums : NULL;
+    a.out = (Acts *)out;
+    a.lse = lse ? (Floats *)sums : NULL;
     cuda_scratch_begin(D);
     cuda_attention_forward<T>(D, &a);
     Results r;
-    r.out = fetch(out, N * QW), r.lse = fetch(sums, N * p.heads);
+    r.out = fetch(out, N * QW);
+    r.lse = fetch(sums, N * p.heads);
     if (!backward) return r;
     dqkv = device_garbage<T>(N * W);
     a.dout = (Acts *)device_numbers<T>(p.dout);
-    a.dq = (Acts *)dqkv, a.dk = (Acts *)(dqkv + QW), a.dv = (Acts *)(dqkv + QW + KW);
+    a.dq = (Acts *)dqkv;
+    a.dk = (Acts *)(dqkv + QW);
+    a.dv = (Acts *)(dqkv + QW + KW);
     cuda_scratch_begin(D);
     cuda_attention_backward<T>(D, &a);
     const Numbers all = fetch(dqkv, N * W);
-    r.dq = columns(all, N, W, 0, QW), r.dk = columns(all, N, W, QW, KW), r.dv = columns(all, N, W, QW + KW, KW);
+    r.dq = columns(all, N, W, 0, QW);
+    r.dk = columns(all, N, W, QW, KW);
+    r.dv = columns(all, N, W, QW + KW, KW);
     return r;
 }
 
-/* Rounding to 8 bits of bf16 (2^-9 a value) happens to weights, to their gradients and to results. */
+/* Rounding to the 8 bits of bf16 (2^-9 per value) affects weights, their gradients and results. */
 template <typename T> static double tolerance() { return sizeof(T) == 2 ? 0x1p-7 : 0x1p-18; }
 
 template <typename T> static void check(const char *name, const Problem &p, bool backward) {
@@ -178,13 +213,14 @@ template <typename T> static void check(const char *name, const Problem &p, bool
         compare("dk", got.dk, want.dk.value, want.dk.size, tolerance<T>());
         compare("dv", got.dv, want.dv.value, want.dv.size, tolerance<T>());
     }
-    for (int row = 0; row < p.rows; row++) { /* rows in no segment: exactly 0, sign and all */
+    for (int row = 0; row < p.rows; row++) { /* rows in no segment must be exactly 0 */
         if (want.inside[(size_t)row]) continue;
         const size_t QW = (size_t)p.heads * p.head_size, KW = (size_t)p.kv_heads * p.head_size, at = (size_t)row;
         for (size_t c = 0; c < QW; c++) assert_true(got.out[at * QW + c] == 0);
-        for (size_t c = 0; backward && c < QW; c++) assert_true(got.dq[at * QW + c] == 0);
-        for (size_t c = 0; backward && c < KW; c++) assert_true(got.dk[at * KW + c] == 0 && got.dv[at * KW + c] == 0);
         for (int h = 0; h < p.heads; h++) assert_true(got.lse[at * p.heads + h] == 0);
+        if (!backward) continue;
+        for (size_t c = 0; c < QW; c++) assert_true(got.dq[at * QW + c] == 0);
+        for (size_t c = 0; c < KW; c++) assert_true(got.dk[at * KW + c] == 0 && got.dv[at * KW + c] == 0);
     }
 }
 
@@ -201,8 +237,8 @@ static Problem ragged() {
     return p;
 }
 
-/* A prompt with answers, one without, a prompt of which only a part is shared, an answer to an answer; rows between that
- * belong to nothing. */
+/* A prompt with completions, one without, a prompt of which only a part is shared, a completion of a completion. Rows
+ * in between belong to no segment. */
 static Problem families() {
     Problem p = {};
     add(&p, 3, 70);
@@ -212,7 +248,7 @@ static Problem families() {
     const int prompt = p.segments.back().start;
     add(&p, 0, 19, prompt + 7, 21);
     const int answer = p.segments.back().start;
-    add(&p, 4, 23, prompt + 30, 10 + 12); /* the prompt's end and the answer's beginning */
+    add(&p, 4, 23, prompt + 30, 10 + 12); /* the prompt's end and the completion's beginning */
     add(&p, 0, 9, answer, 19);
     p.rows += 5;
     return p;
@@ -229,7 +265,7 @@ template <typename T> static void test_shapes(void **) {
     check_both<T>("long rows", p, &r, 1, 1, 128);
 }
 
-/* Prefixes that end around the borders of tiles and of the rows that a warp has. */
+/* Prefixes that end near the borders of tiles and of a warp's rows. */
 template <typename T> static void test_borders(void **) {
     Random r = random_start(29, sizeof(T));
     Problem p = {};
@@ -237,7 +273,8 @@ template <typename T> static void test_borders(void **) {
     for (int prefix : {15, 16, 17, 29, 30, 31, 32, 33, 47, 61, 62, 63, 64, 65, 66}) add(&p, 0, 3, 0, prefix);
     for (int D : {64, 128}) {
         fill<T>(&p, &r, 1, 1, D);
-        for (const Segment &s : p.segments) /* only a segment's last row sees this: who else does is found out */
+        for (const Segment &s :
+             p.segments) /* only a segment's last row may see this key: any other row that sees it fails */
             for (int d = 0; d < D; d++) p.v[(size_t)((s.start + s.len - 1) * D + d)] *= 64;
         check<T>("borders", p, true);
     }
@@ -245,11 +282,12 @@ template <typename T> static void test_borders(void **) {
 static void test_float_borders(void **s) { test_borders<float>(s); }
 static void test_bf16_borders(void **s) { test_borders<bf16>(s); }
 
-/* Long segments go in strips of 128 rows: the same bits as in strips of 64. */
+/* Long segments are processed in strips of 128 rows: the same bits as in strips of 64. */
 static void test_long_strips(void **) {
     Random r = random_start(30, 0);
     Problem p = {};
-    add(&p, 1, 300), add(&p, 2, 257, 30, 100);
+    add(&p, 1, 300);
+    add(&p, 2, 257, 30, 100);
     fill<bf16>(&p, &r, 2, 1, 64);
     assert_true(p.rows >= ATTENTION_LONG * (int)p.segments.size());
     check<bf16>("long segments", p, false);
@@ -261,10 +299,19 @@ static void test_long_strips(void **) {
             for (int32_t word : {s.start, s.len, s.prefix_start, s.prefix_len, s.key_start, s.past})
                 words.push_back(word);
         bf16 *out = device_numbers<bf16>(Numbers(p.q.size()));
-        a.rows = p.rows, a.segments = 2, a.heads = 2, a.kv_heads = 1, a.head_size = 64, a.scale = 0.125f;
-        a.segment = (const Ints *)device_indices(words), a.q = (Acts *)device_numbers<bf16>(p.q);
-        a.k = (Acts *)device_numbers<bf16>(p.k), a.v = (Acts *)device_numbers<bf16>(p.v);
-        a.q_stride = 128, a.kv_stride = 64, a.out = (Acts *)out;
+        a.rows = p.rows;
+        a.segments = 2;
+        a.heads = 2;
+        a.kv_heads = 1;
+        a.head_size = 64;
+        a.scale = 0.125f;
+        a.segment = (const Ints *)device_indices(words);
+        a.q = (Acts *)device_numbers<bf16>(p.q);
+        a.k = (Acts *)device_numbers<bf16>(p.k);
+        a.v = (Acts *)device_numbers<bf16>(p.v);
+        a.q_stride = 128;
+        a.kv_stride = 64;
+        a.out = (Acts *)out;
         if (m) mma_forward<64, 2>(D, &a);
         else mma_forward<64, 1>(D, &a);
         got[m].out = fetch(out, p.q.size());
@@ -275,11 +322,14 @@ static void test_long_strips(void **) {
 template <typename T> static void test_head_sizes(void **) {
     Random r = random_start(22, sizeof(T));
     Problem p = {};
-    add(&p, 0, 41), add(&p, 0, 30, 0, 41), add(&p, 1, 70);
+    add(&p, 0, 41);
+    add(&p, 0, 30, 0, 41);
+    add(&p, 1, 70);
     for (int D : {8, 40, 96, 112, 128})
         if (sizeof(T) == 2 || D == 40 || D == 128) check_both<T>("head size", p, &r, 2, 1, D);
     Problem odd = {};
-    add(&odd, 0, 35), add(&odd, 2, 10, 5, 20);
+    add(&odd, 0, 35);
+    add(&odd, 2, 10, 5, 20);
     for (int D : {1, 20, 33, 100, 132, 256})
         if (sizeof(T) == 4 || D == 20 || D == 100) check_both<T>("odd head size", odd, &r, 2, 1, D);
 }
@@ -289,7 +339,7 @@ static void test_bf16_shapes(void **s) { test_shapes<bf16>(s); }
 static void test_float_head_sizes(void **s) { test_head_sizes<float>(s); }
 static void test_bf16_head_sizes(void **s) { test_head_sizes<bf16>(s); }
 
-/* Scores far apart: a softmax that is all but one-hot, and no overflow. */
+/* Scores far apart: a nearly one-hot softmax, and no overflow. */
 template <typename T> static void extremes() {
     Random r = random_start(23, sizeof(T));
     Problem p = families();
@@ -298,20 +348,26 @@ template <typename T> static void extremes() {
     std::fill(p.q.begin(), p.q.end(), 0.0f);
     check<T>("equal scores", p, true);
 }
-static void test_extremes(void **) { extremes<float>(), extremes<bf16>(); }
+static void test_extremes(void **) {
+    extremes<float>();
+    extremes<bf16>();
+}
 
-/* Queries over a cache: prefill after a past, decode with and without a shared prefix, more keys than one part has. */
+/* Queries over a cache: prefill after a past, decode with and without a shared prefix, more keys than fit in one
+ * part. */
 template <typename T> static void cached() {
     Random r = random_start(24, sizeof(T));
     Problem prefill = {};
-    prefill.cache = true, prefill.key_rows = 400;
+    prefill.cache = true;
+    prefill.key_rows = 400;
     prefill.segments = {{0, 37, 0, 0, 10, 50}, {37, 1, 200, 90, 110, 3}, {38, 70, 200, 90, 300, 0}};
     prefill.rows = 110;
     fill<T>(&prefill, &r, 4, 2, 64);
     check<T>("prefill after a past", prefill, false);
     for (int D : {16, 64, 128, 20}) {
         Problem p = {};
-        p.cache = true, p.key_rows = 900;
+        p.cache = true;
+        p.key_rows = 900;
         p.segments = {{1, 1, 0, 0, 0, 0},     {2, 1, 5, 300, 310, 17}, {3, 1, 5, 300, 350, 0},
                       {4, 1, 0, 0, 400, 255}, {5, 1, 0, 0, 650, 127},  {6, 2, 0, 0, 780, 100}};
         p.rows = 9;
@@ -320,30 +376,36 @@ template <typename T> static void cached() {
         check<T>("decode", p, false);
     }
     Problem one = {};
-    one.cache = true, one.key_rows = 4000;
+    one.cache = true;
+    one.key_rows = 4000;
     one.segments = {{0, 1, 100, 1500, 1700, 2000}};
     one.rows = 1;
     fill<T>(&one, &r, 6, 1, 64);
     check<T>("one row, many keys, six heads of one key head", one, false);
 }
-static void test_cache(void **) { cached<float>(), cached<bf16>(); }
+static void test_cache(void **) {
+    cached<float>();
+    cached<bf16>();
+}
 
-/* What a row gives does not depend on the other segments of its batch, nor on where it stands. */
+/* A row's result does not depend on the other segments of its batch, nor on its position in the batch. */
 static void test_batch_mates(void **) {
     Random r = random_start(25, 0);
     Problem p = {};
-    p.cache = true, p.key_rows = 700;
+    p.cache = true;
+    p.key_rows = 700;
     p.segments = {{0, 1, 0, 0, 0, 400}, {1, 1, 0, 0, 500, 60}, {2, 1, 0, 0, 600, 3}};
     p.rows = 3;
     fill<bf16>(&p, &r, 2, 2, 64);
     const Results all = run<bf16>(p, false);
     Problem alone = p;
-    alone.segments = {{0, 1, 0, 0, 500, 60}}, alone.rows = 1;
+    alone.segments = {{0, 1, 0, 0, 500, 60}};
+    alone.rows = 1;
     alone.q = Numbers(p.q.begin() + 128, p.q.begin() + 256);
     assert_true(same_bits(run<bf16>(alone, false).out, Numbers(all.out.begin() + 128, all.out.begin() + 256)));
 }
 
-/* The same bits whenever it is repeated, with lse wanted or not. */
+/* Repeated runs give the same bits, with or without lse. */
 static void test_repeatable(void **) {
     Random r = random_start(26, 0);
     Problem p = families();
@@ -358,31 +420,42 @@ template <typename T> static void stored(int stride, int KC) {
     Random r = random_start(27, 0);
     enum { N = 37, SLOTS = 50 };
     Numbers k = normals(&r, (size_t)N * stride, 1), cache = normals(&r, (size_t)SLOTS * KC, 1);
-    round_to<T>(k), round_to<T>(cache);
+    round_to<T>(k);
+    round_to<T>(cache);
     Indices slot(N);
-    for (int i = 0; i < N; i++) slot[(size_t)i] = i % 5 == 3 ? -1 : (i * 7 + 2) % SLOTS; /* 7 and 50: no two alike */
+    for (int i = 0; i < N; i++)
+        slot[(size_t)i] = i % 5 == 3 ? -1 : (i * 7 + 2) % SLOTS; /* 7 and 50 are coprime: all slots differ */
     const int column = stride - KC;
     T *x = device_numbers<T>(k), *cache_k = device_numbers<T>(cache), *cache_v = device_numbers<T>(cache);
     cuda_kv_store<T>(D, (Acts *)cache_k, (Acts *)cache_v, (Acts *)x, (Acts *)(x + column), stride,
                      (Ints *)device_indices(slot), N, KC);
     const Numbers got_k = fetch(cache_k, (size_t)SLOTS * KC), got_v = fetch(cache_v, (size_t)SLOTS * KC);
     Numbers want_k = cache, want_v = cache;
-    for (int i = 0; i < N; i++)
-        for (int c = 0; c < KC && slot[(size_t)i] >= 0; c++) {
+    for (int i = 0; i < N; i++) {
+        if (slot[(size_t)i] < 0) continue;
+        for (int c = 0; c < KC; c++) {
             want_k[(size_t)(slot[(size_t)i] * KC + c)] = k[(size_t)(i * stride + c)];
             want_v[(size_t)(slot[(size_t)i] * KC + c)] = k[(size_t)(i * stride + column + c)];
         }
+    }
     assert_true(same_bits(got_k, want_k) && same_bits(got_v, want_v));
 }
 static void test_kv_store(void **) {
-    stored<float>(96, 32), stored<bf16>(96, 32), stored<float>(21, 7), stored<bf16>(21, 7), stored<bf16>(40, 16);
+    stored<float>(96, 32);
+    stored<bf16>(96, 32);
+    stored<float>(21, 7);
+    stored<bf16>(21, 7);
+    stored<bf16>(40, 16);
 }
 
-/* Nothing to do, and what is refused. */
+/* Empty problems, and problems that are refused. */
 static void test_edges(void **) {
     Attention a = {};
-    a.heads = a.kv_heads = 1, a.head_size = 16, a.q_stride = a.kv_stride = 16;
-    cuda_attention_forward<bf16>(D, &a), cuda_attention_backward<bf16>(D, &a);
+    a.heads = a.kv_heads = 1;
+    a.head_size = 16;
+    a.q_stride = a.kv_stride = 16;
+    cuda_attention_forward<bf16>(D, &a);
+    cuda_attention_backward<bf16>(D, &a);
     cuda_kv_store<bf16>(D, NULL, NULL, NULL, NULL, 16, NULL, 0, 16);
     Problem nothing = {};
     Random r = random_start(28, 0);
@@ -390,11 +463,15 @@ static void test_edges(void **) {
     fill<bf16>(&nothing, &r, 2, 2, 16);
     check<bf16>("rows, but no segments", nothing, true);
     device_wait();
-    a.rows = 1, a.segments = 1, a.heads = 3, a.kv_heads = 2;
+    a.rows = 1;
+    a.segments = 1;
+    a.heads = 3;
+    a.kv_heads = 2;
     cuda_attention_forward<bf16>(D, &a);
     assert_true(D->failed && strstr(D->error.text, "3 heads"));
     D->failed = false;
-    a.heads = 2, a.head_size = 257;
+    a.heads = 2;
+    a.head_size = 257;
     cuda_attention_backward<float>(D, &a);
     assert_true(D->failed && strstr(D->error.text, "257"));
     D->failed = false;

@@ -1,4 +1,5 @@
-/* The language-model head and the value head on the GPU against the formulas of backend.h in float64. */
+/* test_cuda_head.cpp - the language-model head and the value head on the GPU against the formulas of backend.h in
+ * float64. */
 #include "kernels.h"
 #include "../llmc/cuda_head.cuh"
 #include <algorithm>
@@ -22,7 +23,7 @@ static Rows rows_of(Random *r, int R, int V, int Vp, float temperature, double a
               normals(r, (size_t)R, 0.5),
               Indices((size_t)R)};
     for (int32_t &t : p.target) t = (int32_t)random_below(r, (uint64_t)V);
-    for (int i = 0; i < R; i++) /* the padding's logits must count for nothing */
+    for (int i = 0; i < R; i++) /* padding logits must have no effect */
         for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = v % 2 ? 1000 : NAN;
     return p;
 }
@@ -39,7 +40,10 @@ static RowsWant rows_want(const Rows &p, bool entropy_gradient) {
         double max = -INFINITY, sum = 0, entropy = 0;
         int argmax = 0;
         for (int v = 0; v < p.V; v++)
-            if (z[v] > max) max = z[v], argmax = v;
+            if (z[v] > max) {
+                max = z[v];
+                argmax = v;
+            }
         for (int v = 0; v < p.V; v++) sum += exp((z[v] - max) / p.temperature);
         Doubles logp((size_t)p.V);
         for (int v = 0; v < p.V; v++) {
@@ -48,7 +52,9 @@ static RowsWant rows_want(const Rows &p, bool entropy_gradient) {
         }
         const int t = p.target[(size_t)i];
         const double g = p.dlogp[(size_t)i], e = entropy_gradient ? p.dentropy[(size_t)i] : 0;
-        w.logp.push_back(logp[(size_t)t]), w.entropy.push_back(entropy), w.argmax.push_back(argmax);
+        w.logp.push_back(logp[(size_t)t]);
+        w.entropy.push_back(entropy);
+        w.argmax.push_back(argmax);
         w.size.push_back(1 + fabs(logp[(size_t)t]) + entropy + fabs(max) / p.temperature);
         for (int v = 0; v < p.Vp; v++) {
             const double lp = v < p.V ? logp[(size_t)v] : 0, q = v < p.V ? exp(lp) : 0;
@@ -67,20 +73,24 @@ template <typename T> static void check_rows(const Rows &p, bool entropy_gradien
     print_message("  %d rows of %d (%d) logits at temperature %g, %s\n", p.R, p.V, p.Vp, p.temperature,
                   sizeof(T) == 2 ? "bf16" : "float32");
     Head a = {};
-    a.rows = p.R, a.vocab = p.V, a.padded_vocab = p.Vp, a.temperature = p.temperature;
+    a.rows = p.R;
+    a.vocab = p.V;
+    a.padded_vocab = p.Vp;
+    a.temperature = p.temperature;
     a.target = (const Ints *)device_indices(p.target);
     float *z = device_numbers<float>(p.z), *logp = device_garbage<float>(R), *entropy = device_garbage<float>(R);
     int32_t *argmax = device_indices(Indices(R, -1));
     a.logp = (Floats *)logp;
     T *dz = sizeof(T) == 4 ? (T *)z : device_garbage<T>(count);
-    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz); /* nothing but logp */
+    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz); /* only logp */
     const Numbers bare = fetch(logp, R);
-    a.entropy = (Floats *)entropy, a.argmax = (Ints *)argmax;
+    a.entropy = (Floats *)entropy;
+    a.argmax = (Ints *)argmax;
     a.dlogp = (const Floats *)device_numbers<float>(p.dlogp);
     if (entropy_gradient) a.dentropy = (const Floats *)device_numbers<float>(p.dentropy);
     LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz);
     compare("logp", bare, want.logp, want.size, 0x1p-21);
-    assert_true(same_bits(bare, fetch(logp, R))); /* what else is wanted changes no value */
+    assert_true(same_bits(bare, fetch(logp, R))); /* other requested results do not change logp */
     compare("entropy", fetch(entropy, R), want.entropy, want.size, 0x1p-20);
     assert_true(fetch_indices(argmax, R) == want.argmax);
     compare("dz", fetch(dz, count), want.dz, want.dz_size, sizeof(T) == 2 ? 0x1p-8 : 0x1p-19);
@@ -97,7 +107,8 @@ static void test_rows(void **) {
                   {2, 99, 101, 1.3f, 1},  {3, 257, 384, 1, 200}, {1, 9000, 9001, 0.9f, 1}};
     for (const auto &s : shapes) {
         const Rows p = rows_of(&r, s.R, s.V, s.Vp, s.temperature, s.amplitude);
-        check_rows<float>(p, true), check_rows<bf16>(p, true);
+        check_rows<float>(p, true);
+        check_rows<bf16>(p, true);
     }
     check_rows<bf16>(rows_of(&r, 3, 257, 384, 1, 1), false);
 }
@@ -111,11 +122,15 @@ static void test_row_extremes(void **) {
     for (int v = 0; v < V; v++) z[3 * V + v] = NAN;
     for (int v = 0; v < V; v++) z[4 * V + v] = v == 20 ? NAN : v == 33 ? 2 : 1;
     Head a = {};
-    a.rows = R, a.vocab = a.padded_vocab = V, a.temperature = 1;
+    a.rows = R;
+    a.vocab = a.padded_vocab = V;
+    a.temperature = 1;
     a.target = (const Ints *)device_indices({3, 300, 77, 0, 33});
     float *logp = device_garbage<float>(R), *entropy = device_garbage<float>(R), *logits = device_numbers<float>(z);
     int32_t *argmax = device_indices(Indices(R, -1));
-    a.logp = (Floats *)logp, a.entropy = (Floats *)entropy, a.argmax = (Ints *)argmax;
+    a.logp = (Floats *)logp;
+    a.entropy = (Floats *)entropy;
+    a.argmax = (Ints *)argmax;
     a.dlogp = a.dentropy = (const Floats *)device_numbers<float>(Numbers(R, 1));
     bf16 *dz = device_garbage<bf16>((size_t)R * V);
     LAUNCH((head_kernel<bf16>), R, HEAD_THREADS, 0, D->stream, a, 0, logits, dz);
@@ -123,7 +138,8 @@ static void test_row_extremes(void **) {
     assert_true(fabs(lp[0] + log((double)V)) < 1e-5 && fabs(en[0] - log((double)V)) < 1e-5);
     assert_true(lp[2] == 0 && en[2] == 0);
     assert_true(isnan(lp[3]) && isnan(lp[4]) && isnan(en[3]) && isnan(en[4]));
-    assert_true(fetch_indices(argmax, R) == (Indices{0, 12, 77, 0, 33})); /* the first of several; NaN is none */
+    assert_true(fetch_indices(argmax, R) ==
+                (Indices{0, 12, 77, 0, 33})); /* the first of several; NaN is never the maximum */
     for (int i = 0; i < 3 * V; i++) assert_true(isfinite(g[(size_t)i]));
 }
 
@@ -134,7 +150,8 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     const size_t table = (size_t)Vp * C, used = (size_t)V * C;
     Numbers h = normals(&r, (size_t)(R + 15) / 16 * 16 * C, 1), wte = normals(&r, table, 0.3);
     Numbers dwte = normals(&r, table, 1);
-    round_to<T>(h), round_to<T>(wte);
+    round_to<T>(h);
+    round_to<T>(wte);
     Rows p = rows_of(&r, R, V, Vp, temperature, 1);
     Doubles logits((size_t)R * V), logit_size((size_t)R * V);
     for (int i = 0; i < R; i++)
@@ -142,29 +159,43 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
             double sum = 0, size = 0;
             for (int c = 0; c < C; c++) {
                 const double term = (double)h[(size_t)(i * C + c)] * wte[(size_t)(v * C + c)];
-                sum += term, size += fabs(term);
+                sum += term;
+                size += fabs(term);
             }
-            logits[(size_t)(i * V + v)] = sum, logit_size[(size_t)(i * V + v)] = size;
+            logits[(size_t)(i * V + v)] = sum;
+            logit_size[(size_t)(i * V + v)] = size;
             p.z[(size_t)i * Vp + v] = (float)sum;
         }
     RowsWant want = rows_want(p, entropy_gradient);
     Doubles dh((size_t)R * C), dh_size((size_t)R * C), dw(table), dw_size(table);
-    for (size_t i = 0; i < table; i++) dw[i] = dwte[i], dw_size[i] = fabs(dwte[i]);
+    for (size_t i = 0; i < table; i++) {
+        dw[i] = dwte[i];
+        dw_size[i] = fabs(dwte[i]);
+    }
     for (int i = 0; i < R; i++)
         for (int v = 0; v < V; v++)
             for (int c = 0; c < C; c++) {
                 const size_t at = (size_t)i * Vp + v, x = (size_t)(i * C + c), w = (size_t)(v * C + c);
-                dh[x] += want.dz[at] * wte[w], dh_size[x] += want.dz_size[at] * fabs(wte[w]);
-                dw[w] += want.dz[at] * h[x], dw_size[w] += want.dz_size[at] * fabs(h[x]);
+                dh[x] += want.dz[at] * wte[w];
+                dh_size[x] += want.dz_size[at] * fabs(wte[w]);
+                dw[w] += want.dz[at] * h[x];
+                dw_size[w] += want.dz_size[at] * fabs(h[x]);
             }
     for (double &s : want.size) s += C;
     Head a = {};
     float *logp = device_garbage<float>((size_t)R), *grad = device_numbers<float>(dwte);
-    T *out = device_garbage<T>(h.size()); /* rows to whole multiples of ROW_ALIGN */
-    a.rows = R, a.channels = C, a.vocab = V, a.padded_vocab = Vp, a.temperature = temperature;
-    a.h = (const Acts *)device_numbers<T>(h), a.wte = (const Weights *)device_numbers<T>(wte);
+    T *out = device_garbage<T>(h.size()); /* rows rounded up to a multiple of ROW_ALIGN */
+    a.rows = R;
+    a.channels = C;
+    a.vocab = V;
+    a.padded_vocab = Vp;
+    a.temperature = temperature;
+    a.h = (const Acts *)device_numbers<T>(h);
+    a.wte = (const Weights *)device_numbers<T>(wte);
     a.target = (const Ints *)device_indices(p.target);
-    a.logp = (Floats *)logp, a.dh = (Acts *)out, a.dwte = (Floats *)grad;
+    a.logp = (Floats *)logp;
+    a.dh = (Acts *)out;
+    a.dwte = (Floats *)grad;
     a.dlogp = (const Floats *)device_numbers<float>(p.dlogp);
     if (entropy_gradient) a.dentropy = (const Floats *)device_numbers<float>(p.dentropy);
     cuda_scratch_begin(D);
@@ -174,8 +205,8 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     compare("dh", fetch(out, (size_t)R * C), dh, dh_size, tolerance);
     const Numbers got = fetch(grad, table);
     compare("dwte", got, dw, dw_size, tolerance);
-    for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets none */
-    a.dwte = NULL;                                                        /* not wanted */
+    for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets no gradient */
+    a.dwte = NULL;                                                        /* no gradient of wte requested */
     cuda_head<T>(D, &a);
     assert_true(same_bits(got, fetch(grad, table)));
     float *all = device_garbage<float>((size_t)R * V);
@@ -185,13 +216,16 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
 }
 
 static void test_head(void **) {
-    whole_head<float>(19, 24, 257, 384, 0.7f, true), whole_head<bf16>(19, 24, 257, 384, 0.7f, true);
-    whole_head<bf16>(1, 8, 5, 128, 1, false), whole_head<float>(33, 4, 130, 256, 1, true);
+    whole_head<float>(19, 24, 257, 384, 0.7f, true);
+    whole_head<bf16>(19, 24, 257, 384, 0.7f, true);
+    whole_head<bf16>(1, 8, 5, 128, 1, false);
+    whole_head<float>(33, 4, 130, 256, 1, true);
     Head none = {};
     cuda_head<bf16>(D, &none);
 }
 
-/* More rows than a chunk has: a padded vocabulary so wide that 40 rows are 3 chunks; and the rule for chunks. */
+/* More rows than fit in one chunk: the padded vocabulary is so wide that 40 rows are 3 chunks. Also the rule for
+ * chunks. */
 static void test_chunks(void **) {
     const int R = 40, VP = 1 << 22;
     assert_int_equal(cuda_head_chunk_rows(R, VP), 16);
@@ -211,18 +245,28 @@ template <typename T> static void value(int R, int C) {
     const size_t n = (size_t)R * C;
     Numbers h = normals(&r, n, 1), w = normals(&r, (size_t)C, 1), b = {0.75f}, dvalue = normals(&r, (size_t)R, 1);
     Numbers dh = normals(&r, n, 1), dw = normals(&r, (size_t)C, 1), db = {0.5f};
-    round_to<T>(h), round_to<T>(w), round_to<T>(dh);
+    round_to<T>(h);
+    round_to<T>(w);
+    round_to<T>(dh);
     Doubles v((size_t)R), v_size((size_t)R), x(n), x_size(n), y((size_t)C), y_size((size_t)C), z = {0.5},
                                                                                                z_size = {0.5};
-    for (size_t c = 0; c < (size_t)C; c++) y[c] = dw[c], y_size[c] = fabs(dw[c]);
+    for (size_t c = 0; c < (size_t)C; c++) {
+        y[c] = dw[c];
+        y_size[c] = fabs(dw[c]);
+    }
     for (size_t i = 0; i < (size_t)R; i++) {
-        v[i] = b[0], v_size[i] = fabs(b[0]);
-        z[0] += dvalue[i], z_size[0] += fabs(dvalue[i]);
+        v[i] = b[0];
+        v_size[i] = fabs(b[0]);
+        z[0] += dvalue[i];
+        z_size[0] += fabs(dvalue[i]);
         for (size_t c = 0; c < (size_t)C; c++) {
             const size_t at = i * C + c;
-            v[i] += (double)h[at] * w[c], v_size[i] += fabs((double)h[at] * w[c]);
-            x[at] = dh[at] + (double)dvalue[i] * w[c], x_size[at] = fabs(dh[at]) + fabs((double)dvalue[i] * w[c]);
-            y[c] += (double)dvalue[i] * h[at], y_size[c] += fabs((double)dvalue[i] * h[at]);
+            v[i] += (double)h[at] * w[c];
+            v_size[i] += fabs((double)h[at] * w[c]);
+            x[at] = dh[at] + (double)dvalue[i] * w[c];
+            x_size[at] = fabs(dh[at]) + fabs((double)dvalue[i] * w[c]);
+            y[c] += (double)dvalue[i] * h[at];
+            y_size[c] += fabs((double)dvalue[i] * h[at]);
         }
     }
     T *dev_h = device_numbers<T>(h), *dev_w = device_numbers<T>(w), *dev_dh = device_numbers<T>(dh);
@@ -239,7 +283,10 @@ template <typename T> static void value(int R, int C) {
 
 static void test_value(void **) {
     for (int R : {1, 7, 33, 300})
-        for (int C : {8, 24, 100, 33}) value<float>(R, C), value<bf16>(R, C);
+        for (int C : {8, 24, 100, 33}) {
+            value<float>(R, C);
+            value<bf16>(R, C);
+        }
 }
 
 int main() {

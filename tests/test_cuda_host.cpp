@@ -1,8 +1,10 @@
-/* test_cuda_host.cpp - the host harness itself: right programs run right under every seed, and planted faults are found.
+/* test_cuda_host.cpp - tests of the host harness: correct programs run correctly under every seed, and planted faults
+ * are found.
  *
- * Compiled three ways, ordinary, with the address sanitizer and with the race detector: what each of them has to find
- * differs, and is said with each fault. A fault runs in a child process, which has to end with the right status and say
- * the right thing. mma.sync's fragments are held to the index formulas of the PTX ISA, written down here once more.
+ * The test is compiled three ways: plain, with the address sanitizer and with the race detector. Each build must find
+ * different faults, as stated at each fault. A fault runs in a child process, which must exit with the right status and
+ * print the right message. The fragments of mma.sync are checked against the index formulas of the PTX ISA, repeated
+ * here.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -35,7 +37,7 @@ enum { ASAN = 0 };
 enum { ASAN = 0 };
 #endif
 
-/* ==== Memory on the device, for a test ==== */
+/* ==== Device memory ==== */
 
 template <typename T> struct Device {
     T *p;
@@ -69,7 +71,7 @@ static std::vector<bf16> rounded(const std::vector<float> &x) {
     return y;
 }
 
-/* ==== Programs that are right ==== */
+/* ==== Correct programs ==== */
 
 __global__ void where_kernel(int *out, int plane) {
     int thread = (int)((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
@@ -174,7 +176,11 @@ static void test_warp(void **) {
 __global__ void votes_kernel(int *out) {
     int or_ = __syncthreads_or(threadIdx.x == 77), and_ = __syncthreads_and(threadIdx.x < 99);
     int count = __syncthreads_count(threadIdx.x % 2);
-    if (threadIdx.x == 0) out[0] = or_ != 0, out[1] = and_ != 0, out[2] = count;
+    if (threadIdx.x == 0) {
+        out[0] = or_ != 0;
+        out[1] = and_ != 0;
+        out[2] = count;
+    }
 }
 static void test_votes(void **) {
     Device<int> out(3);
@@ -184,19 +190,24 @@ static void test_votes(void **) {
     assert_int_equal(out.get()[2], 50);
 }
 
-/* A lock that spins, and the atomics. */
+/* A spin lock, and the other atomics. */
 __global__ void atomics_kernel(int *lock, int *guarded, unsigned *x, unsigned long long *wide) {
     while (atomicCAS(lock, 0, 1) != 0) __nanosleep(20);
     __threadfence();
     *guarded += 1;
     __threadfence();
     atomicExch(lock, 0);
-    atomicMax(&x[0], threadIdx.x), atomicMin(&x[1], threadIdx.x), atomicOr(&x[2], 1u << threadIdx.x % 8);
-    atomicAnd(&x[3], ~(1u << threadIdx.x % 8)), atomicXor(&x[4], 1u), atomicInc(&x[5], 9u), atomicSub(&x[6], 1u);
+    atomicMax(&x[0], threadIdx.x);
+    atomicMin(&x[1], threadIdx.x);
+    atomicOr(&x[2], 1u << threadIdx.x % 8);
+    atomicAnd(&x[3], ~(1u << threadIdx.x % 8));
+    atomicXor(&x[4], 1u);
+    atomicInc(&x[5], 9u);
+    atomicSub(&x[6], 1u);
     atomicAdd(wide, 1ull << 32);
 }
 static void test_atomics(void **) {
-    if (cuda_host_race_detector()) return; /* it knows locks only as far as the last block's pattern goes */
+    if (cuda_host_race_detector()) return; /* the race detector knows no locks beyond the pattern of the last block */
     for (int seed = 0; seed < SEEDS; seed++) {
         cuda_host_seed((uint64_t)seed);
         Device<int> lock(std::vector<int>(1, 0)), guarded(std::vector<int>(1, 0));
@@ -216,7 +227,7 @@ static void test_atomics(void **) {
     }
 }
 
-/* The last block to finish adds up what all have left: right only with the fences. */
+/* The last block to finish adds up the results of all blocks: correct only with the fences. */
 template <bool FENCES> __global__ void last_block_kernel(float *out, float *part, unsigned *count, const float *x) {
     __shared__ bool last;
     float v = x[blockIdx.x * 32 + threadIdx.x];
@@ -250,7 +261,10 @@ static void test_last_block(void **) {
 __global__ void mma_kernel(float *d, const uint32_t *a, const uint32_t *b, const float *c) {
     uint32_t ra[4], rb[2];
     float rc[4], rd[4];
-    for (int i = 0; i < 4; i++) ra[i] = a[threadIdx.x * 4 + i], rc[i] = c[threadIdx.x * 4 + i];
+    for (int i = 0; i < 4; i++) {
+        ra[i] = a[threadIdx.x * 4 + i];
+        rc[i] = c[threadIdx.x * 4 + i];
+    }
     for (int i = 0; i < 2; i++) rb[i] = b[threadIdx.x * 2 + i];
     mma_m16n8k16_bf16(rd, ra, rb, rc);
     for (int i = 0; i < 4; i++) d[threadIdx.x * 4 + i] = rd[i];
@@ -270,7 +284,7 @@ static int c_column(int lane, int i) { return (lane % 4) * 2 + (i & 1); }
 static uint32_t pair(const std::vector<float> &m, size_t low, size_t high) { return pack_bf16(m[low], m[high]); }
 
 static void test_mma(void **) {
-    /* small integers: bf16 and the sums hold them exactly, in any order */
+    /* small integers: bf16 and the sums represent them exactly, in any order */
     std::vector<float> A(256), B(128), C(128);
     for (float &x : A) x = (float)(int)(uniform() * 16);
     for (float &x : B) x = (float)(int)(uniform() * 16);
@@ -334,11 +348,14 @@ template <int TILES, bool TRANS> static void check_ldmatrix(void) {
 static void test_ldmatrix(void **) {
     for (int seed = 0; seed < SEEDS; seed++) {
         cuda_host_seed((uint64_t)seed);
-        check_ldmatrix<4, false>(), check_ldmatrix<4, true>(), check_ldmatrix<2, false>(), check_ldmatrix<2, true>();
+        check_ldmatrix<4, false>();
+        check_ldmatrix<4, true>();
+        check_ldmatrix<2, false>();
+        check_ldmatrix<2, true>();
     }
 }
 
-/* D[M,N] = A[M,K] B[N,K]^T by all of the instructions together, two tiles in flight. */
+/* D[M,N] = A[M,K] B[N,K]^T with all of the instructions together, two tiles in flight. */
 template <int BM, int BN> __global__ void gemm_kernel(float *D, const bf16 *A, const bf16 *B, int M, int N, int K) {
     constexpr int BK = 16, STRIDE = BK + 8;
     __shared__ __align__(16) bf16 a_tile[2][BM][STRIDE];
@@ -416,7 +433,8 @@ static void test_wide(void **) {
     for (size_t i = 0; i < x.size(); i++) assert_true(fout.get()[i] == 2 * x[i] + 1);
 }
 
-/* Round to nearest, ties to even, by integers alone; both the toolkit's bf16 and the twin's are held to it. */
+/* Rounds to nearest, ties to even, with integers alone. The toolkit's bf16 and the twin's are both checked against
+ * it. */
 static void test_bf16(void **) {
     for (uint64_t u = 0; u < 0x100000000ull; u += 4093) {
         uint32_t bits = (uint32_t)u;
@@ -439,12 +457,13 @@ static void test_bf16(void **) {
 
 __global__ void scale_kernel(float *x, float by, float plus) { x[threadIdx.x] = x[threadIdx.x] * by + plus; }
 
-/* Two streams, the second needs the first's result. Returns what a reader gets. */
+/* Two streams: the second needs the first's result. Returns the value that the reader gets. */
 static float two_streams(bool event, bool wait) {
     cudaStream_t first, second;
     cudaEvent_t done;
     float *host, result;
-    cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking), cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
     cudaEventCreateWithFlags(&done, cudaEventDisableTiming);
     cudaMallocHost((void **)&host, sizeof(float));
     *host = -1;
@@ -469,7 +488,7 @@ static void test_streams(void **) {
         unordered += two_streams(false, true) != 15;
         early += two_streams(true, false) != 15;
     }
-    /* the missing event and the missing wait were seen, and not with seed 0 alone */
+    /* the missing event and the missing wait were noticed under several seeds */
     assert_true(unordered > 2);
     assert_true(early > 2);
 }
@@ -482,7 +501,7 @@ static void test_pageable(void **) {
         Device<float> x(1);
         float in = 3, out = 0;
         cudaMemcpyAsync(x.p, &in, sizeof(in), cudaMemcpyHostToDevice, stream);
-        in = 4; /* the copy was taken at the call */
+        in = 4; /* the copy was made at the call */
         cudaMemcpyAsync(&out, x.p, sizeof(out), cudaMemcpyDeviceToHost, stream);
         assert_true(out == 3);
         cudaStreamDestroy(stream);
@@ -504,12 +523,12 @@ static void test_graphs(void **) {
         assert_int_equal(status, cudaStreamCaptureStatusActive);
         LAUNCH(scale_kernel, 1, 1, 0, stream, x.p, 2.0f, 0.0f);
         LAUNCH(scale_kernel, 1, 1, 0, stream, x.p, 1.0f, 1.0f);
-        /* what would have to wait, or to allocate, is refused meanwhile */
+        /* calls that would have to wait or to allocate are refused during capture */
         assert_int_equal(cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
         assert_int_equal(cudaMalloc(&no_memory, 8), cudaErrorStreamCaptureUnsupported);
         assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
         (void)cudaGetLastError();
-        assert_true(x.get()[0] == 1); /* nothing ran */
+        assert_true(x.get()[0] == 1); /* nothing has run */
         assert_int_equal(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
         for (int i = 0; i < 3; i++) cudaGraphLaunch(exec, stream);
         cudaStreamSynchronize(stream);
@@ -580,7 +599,7 @@ __global__ void between_blocks_kernel(float *out) { out[threadIdx.x] += 1; }
 __global__ void plain_counter_kernel(float *out) { out[0] += 1; }
 __global__ void shared_overrun_kernel(float *out, int n) {
     __shared__ float tile[32];
-    float *volatile to = tile; /* the compiler cannot tell either */
+    float *volatile to = tile; /* hides the address from the compiler */
     for (int i = 0; i < n; i++) to[i] = 1;
     out[threadIdx.x] = tile[threadIdx.x];
 }
@@ -595,7 +614,7 @@ __global__ void uninitialised_kernel(float *out, const float *in) {
     if (threadIdx.x < 60) tile[threadIdx.x] = in[threadIdx.x];
     __syncthreads();
     float most = 0;
-    for (int i = 0; i < 64; i++) most = fmaxf(most, tile[i]); /* skips NaN: one pattern alone would miss it */
+    for (int i = 0; i < 64; i++) most = fmaxf(most, tile[i]); /* skips NaN: a single pattern would miss the fault */
     out[threadIdx.x] = most;
 }
 __global__ void divergent_barrier_kernel(float *out) {
@@ -660,7 +679,7 @@ __global__ void partial_mma_kernel(float *out) {
     out[threadIdx.x] = c[0];
 }
 
-/* How a child that runs `program` ends, and what it says. */
+/* The exit status and output of a child that runs `program`. */
 struct Ending {
     int status;
     std::string words;
@@ -674,7 +693,7 @@ static Ending run(const std::function<void()> &program) {
         close(ends[0]), close(ends[1]);
         program();
         cuda_host_drain();
-        exit(0); /* the race detector's report */
+        exit(0); /* exit() prints the race detector's report */
     }
     close(ends[1]);
     Ending e;
@@ -686,15 +705,20 @@ static Ending run(const std::function<void()> &program) {
     e.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     return e;
 }
-/* The address sanitizer ends with 1. */
+/* The address sanitizer exits with status 1. */
 enum { FOUND = 99, RACE = 98, SANITIZER = 1 };
 static void expect(const Ending &e, int status, const char *words) {
     if (e.status != status || e.words.find(words) == std::string::npos)
         fail_msg("status %d, expected %d with \"%s\": %s", e.status, status, words, e.words.c_str());
 }
-/* Found by the machine itself, under every seed. */
+/* Faults found by the machine itself, under every seed. */
 static void always(const char *words, const std::function<void()> &program) {
-    for (uint64_t seed = 0; seed < 3; seed++) expect(run([&] { cuda_host_seed(seed), program(); }), FOUND, words);
+    for (uint64_t seed = 0; seed < 3; seed++)
+        expect(run([&] {
+                   cuda_host_seed(seed);
+                   program();
+               }),
+               FOUND, words);
 }
 
 static void test_found_always(void **) {
@@ -736,15 +760,15 @@ static void test_found_warp(void **) {
 }
 
 static void test_found_alignment(void **) {
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<float> in(8), out(1);
         LAUNCH(misaligned_load_kernel, 1, 1, 0, 0, out.p, in.p);
     });
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<bf16> in(8);
         LAUNCH(misaligned_copy_kernel, 1, 1, 0, 0, in.p);
     });
-    always("is no multiple of 16", [] {
+    always("is not a multiple of 16", [] {
         Device<uint32_t> out(32);
         LAUNCH(misaligned_ldmatrix_kernel, 1, 32, 0, 0, out.p);
     });
@@ -763,13 +787,13 @@ static void test_found_api(void **) {
         Device<float> x(4), y(4);
         cudaMemcpy(x.p, y.p, 16, cudaMemcpyHostToDevice);
     });
-    always("is not what cudaMalloc gave", [] {
+    always("was not allocated by cudaMalloc", [] {
         Device<float> x(4);
         cudaFree(x.p + 1);
     });
 }
 
-/* Wrong values under some seed, though nothing else would tell; the race detector names both places. */
+/* Faults that only show as wrong values under some seed. The race detector reports both places. */
 static int wrong_results(void (*kernel)(float *, const float *), size_t n, const std::vector<float> &want) {
     int wrong = 0;
     for (int seed = 0; seed < SEEDS; seed++) {
@@ -785,7 +809,10 @@ static int wrong_results(void (*kernel)(float *, const float *), size_t n, const
 }
 static void test_found_by_order(void **) {
     std::vector<float> reversed(64), twice(64), neighbour(32);
-    for (size_t i = 0; i < 64; i++) reversed[i] = (float)(63 - i), twice[i] = 2 * (float)(63 - i) + 1;
+    for (size_t i = 0; i < 64; i++) {
+        reversed[i] = (float)(63 - i);
+        twice[i] = 2 * (float)(63 - i) + 1;
+    }
     for (size_t i = 0; i < 32; i++) neighbour[i] = (float)(i ^ 1);
     if (cuda_host_race_detector()) {
         expect(run([&] { wrong_results(missing_barrier_kernel, 64, reversed); }), RACE, "tile + ");
@@ -817,7 +844,7 @@ static void test_found_between_blocks(void **) {
                LAUNCH((last_block_kernel<false>), 10, 32, 0, 0, out.p, part.p, count.p, x.p);
            }),
            RACE, "last_block_kernel");
-    /* two launches are ordered */
+    /* launches on one stream are ordered */
     expect(run([] {
                Device<float> x(std::vector<float>(32, 0.0f));
                LAUNCH(between_blocks_kernel, 1, 32, 0, 0, x.p);
@@ -894,7 +921,10 @@ static void test_poison(void **) {
         Device<unsigned char> fresh(100);
         std::vector<unsigned char> bytes = fresh.get();
         for (unsigned char b : bytes) assert_int_equal(b, bytes[0]);
-        if (!seen[bytes[0]]) seen[bytes[0]] = true, patterns_seen++;
+        if (!seen[bytes[0]]) {
+            seen[bytes[0]] = true;
+            patterns_seen++;
+        }
         Device<float> in(x), out(64);
         LAUNCH(uninitialised_kernel, 1, 64, 0, 0, out.p, in.p);
         wrong += out.get()[0] != 0.5f;
@@ -912,7 +942,7 @@ struct Problem {
     float alpha, beta;
 };
 static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
-static double gelu_slope(double x) { /* by the definition of a derivative */
+static double gelu_slope(double x) { /* from the definition of the derivative */
     return (gelu(x + 1e-6) - gelu(x - 1e-6)) / 2e-6;
 }
 template <typename T, typename O>
@@ -973,7 +1003,10 @@ template <typename T, typename O> static void check_product(const Problem &p) {
     std::vector<O> c(cf.size()), bias(64), aux(cf.size());
     for (size_t i = 0; i < a.size(); i++) a[i] = as<T>(af[i]);
     for (size_t i = 0; i < b.size(); i++) b[i] = as<T>(bf[i]);
-    for (size_t i = 0; i < c.size(); i++) c[i] = as<O>(cf[i]), aux[i] = as<O>(uniform() * 2);
+    for (size_t i = 0; i < c.size(); i++) {
+        c[i] = as<O>(cf[i]);
+        aux[i] = as<O>(uniform() * 2);
+    }
     for (O &x : bias) x = as<O>(uniform());
     Device<T> da(a), db(b);
     Device<O> out(c), dbias(bias), daux(aux);
@@ -1000,15 +1033,19 @@ template <typename T, typename O> static void check_product(const Problem &p) {
     if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD)
         for (size_t i = 0; i < (size_t)p.m; i++)
             assert_true(fabs((float)bias_after[i] - column_gradient[i]) < 3 * tolerance);
-    for (int i = 0; p.epilogue == CUBLASLT_EPILOGUE_BGRADA && i < p.m; i++) {
-        double sum = 0;
-        for (int l = 0; l < p.k; l++) sum += A(i, l);
-        assert_true(fabs((float)bias_after[(size_t)i] - sum) < 3 * tolerance);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADA) {
+        for (int i = 0; i < p.m; i++) {
+            double sum = 0;
+            for (int l = 0; l < p.k; l++) sum += A(i, l);
+            assert_true(fabs((float)bias_after[(size_t)i] - sum) < 3 * tolerance);
+        }
     }
-    for (int j = 0; p.epilogue == CUBLASLT_EPILOGUE_BGRADB && j < p.n; j++) {
-        double sum = 0;
-        for (int l = 0; l < p.k; l++) sum += B(l, j);
-        assert_true(fabs((float)bias_after[(size_t)j] - sum) < 3 * tolerance);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADB) {
+        for (int j = 0; j < p.n; j++) {
+            double sum = 0;
+            for (int l = 0; l < p.k; l++) sum += B(l, j);
+            assert_true(fabs((float)bias_after[(size_t)j] - sum) < 3 * tolerance);
+        }
     }
 }
 static void test_cublaslt(void **) {
@@ -1021,11 +1058,14 @@ static void test_cublaslt(void **) {
     for (int epilogue : epilogues)
         for (int transposed = 0; transposed < 4; transposed++) {
             Problem p = {13, 9, 21, transposed / 2 == 1, transposed % 2 == 1, epilogue, 0.5f, 0.0f};
-            check_product<float, float>(p), check_product<bf16, bf16>(p), check_product<bf16, float>(p);
+            check_product<float, float>(p);
+            check_product<bf16, bf16>(p);
+            check_product<bf16, float>(p);
             p.beta = 1;
-            check_product<float, float>(p), check_product<bf16, float>(p);
+            check_product<float, float>(p);
+            check_product<bf16, float>(p);
         }
-    /* no algorithm for an epilogue, when asked to have none; a plain product goes on */
+    /* with CUDA_HOST_NO_EPILOGUE no epilogue has an algorithm; a plain product still works */
     setenv("CUDA_HOST_NO_EPILOGUE", "1", 1);
     Device<float> a(16), b(16), out(32), bias(8);
     Problem p = {4, 4, 4, false, false, CUBLASLT_EPILOGUE_BIAS, 1, 0};
@@ -1033,13 +1073,14 @@ static void test_cublaslt(void **) {
     p.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     assert_int_equal((multiply<float, float>(p, out.p, a.p, b.p, bias.p, out.p)), CUBLAS_STATUS_SUCCESS);
     unsetenv("CUDA_HOST_NO_EPILOGUE");
-    /* a product of zeros, as the measurement of the peak asks for, is zero */
-    cudaMemset(a.p, 0, 64), cudaMemset(b.p, 0, 64);
+    /* a product of zeros is zero */
+    cudaMemset(a.p, 0, 64);
+    cudaMemset(b.p, 0, 64);
     assert_int_equal((multiply<float, float>(p, out.p, a.p, b.p, bias.p, out.p)), CUBLAS_STATUS_SUCCESS);
     for (int j = 0; j < 4; j++)
         for (int i = 0; i < 4; i++) assert_true(out.get()[(size_t)(i + 8 * j)] == 0);
     always("cublasLtMatmul: D", [] {
-        Device<float> a(16), b(16), out(16), bias(8); /* its leading dimension is 8: 28 are needed */
+        Device<float> a(16), b(16), out(16), bias(8); /* the leading dimension is 8: 28 elements are needed */
         Problem p = {4, 4, 4, false, false, CUBLASLT_EPILOGUE_DEFAULT, 1, 0};
         multiply<float, float>(p, out.p, a.p, b.p, bias.p, out.p);
     });
@@ -1052,7 +1093,7 @@ static void test_cublaslt(void **) {
 
 /* ==== NCCL ==== */
 
-/* Runs `program` in `ranks` processes; 0 if all of them end well. */
+/* Runs `program` in `ranks` processes. Returns 0 if all of them succeed. */
 static int run_ranks(int ranks, const std::function<int(ncclComm_t, int)> &program, std::string *words) {
     ncclUniqueId id;
     ncclGetUniqueId(&id);
@@ -1081,15 +1122,19 @@ static int run_ranks(int ranks, const std::function<int(ncclComm_t, int)> &progr
     return failures;
 }
 #define NEED(condition)                                                                                                \
-    if (!(condition)) return fprintf(stderr, "line %d\n", __LINE__), 1
-enum { LONG = 150000 }; /* floats: more than a chunk holds */
+    if (!(condition)) {                                                                                                \
+        fprintf(stderr, "line %d\n", __LINE__);                                                                        \
+        return 1;                                                                                                      \
+    }
+enum { LONG = 150000 }; /* floats: more than one chunk */
 
 static int collectives(ncclComm_t comm, int rank) {
     int ranks;
     ncclCommCount(comm, &ranks);
-    cuda_host_seed((uint64_t)rank); /* each rank's streams run in their own order */
+    cuda_host_seed((uint64_t)rank); /* each rank's streams run in a different order */
     cudaStream_t stream, other;
-    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
     std::vector<float> x(LONG);
     for (size_t i = 0; i < LONG; i++) x[i] = (float)((i + 1) % 100 * (size_t)(rank + 1));
     Device<float> in(x), sum(LONG), all((size_t)ranks * LONG), part(LONG), most(LONG),
@@ -1098,14 +1143,15 @@ static int collectives(ncclComm_t comm, int rank) {
     Device<int64_t> count(std::vector<int64_t>(1, rank + 10));
     const float total = (float)(ranks * (ranks + 1) / 2);
     ncclAllReduce(in.p, sum.p, LONG, ncclFloat32, ncclSum, comm, stream);
-    ncclAllGather(in.p, all.p, LONG, ncclFloat32, comm, other); /* ordered by the calls, on another stream */
+    ncclAllGather(in.p, all.p, LONG, ncclFloat32, comm, other); /* on another stream: ordered by the calls */
     ncclAllReduce(in.p, most.p, LONG, ncclFloat32, ncclMax, comm, stream);
     ncclGroupStart();
     ncclAllReduce(half.p, half.p, 5, ncclBfloat16, ncclAvg, comm, stream);
     ncclAllReduce(count.p, count.p, 1, ncclInt64, ncclMin, comm, stream);
     ncclBroadcast(one.p, one.p, 3, ncclFloat32, ranks - 1, comm, stream);
     ncclGroupEnd();
-    cudaStreamSynchronize(stream), cudaStreamSynchronize(other);
+    cudaStreamSynchronize(stream);
+    cudaStreamSynchronize(other);
     ncclReduceScatter(all.p, part.p, LONG, ncclFloat32, ncclSum, comm, stream);
     cudaStreamSynchronize(stream);
     std::vector<float> s = sum.get(), a = all.get(), p = part.get(), m = most.get();
@@ -1113,10 +1159,10 @@ static int collectives(ncclComm_t comm, int rank) {
         float unit = (float)((i + 1) % 100);
         NEED(s[i] == unit * total && m[i] == unit * (float)ranks);
         for (int r = 0; r < ranks; r++) NEED(a[(size_t)r * LONG + i] == unit * (float)(r + 1));
-        NEED(p[i] == unit * (float)(rank + 1) * (float)ranks); /* every rank brought the same */
+        NEED(p[i] == unit * (float)(rank + 1) * (float)ranks); /* every rank contributed the same */
     }
     NEED((float)half.get()[0] == total / (float)ranks && count.get()[0] == 10 && one.get()[2] == (float)(ranks - 1));
-    /* a ring, longer than a mailbox */
+    /* a ring; messages are longer than a mailbox */
     ncclGroupStart();
     ncclSend(in.p, LONG, ncclFloat32, (rank + 1) % ranks, comm, stream);
     ncclRecv(sum.p, LONG, ncclFloat32, (rank + ranks - 1) % ranks, comm, stream);
@@ -1147,7 +1193,7 @@ static void test_nccl_mismatch(void **) {
                          0);
     assert_non_null(strstr(words.c_str(), "ncclAllReduce of 9 elements"));
 }
-/* A rank that never calls: the other sees that nothing is done, and can give up. */
+/* One rank never calls: the other one sees that nothing is done, and can abort. */
 static void test_nccl_abort(void **) {
     std::string words;
     assert_int_equal(run_ranks(

@@ -1,4 +1,4 @@
-/* Sampling on the GPU against the rule of backend.h in float64, token for token. */
+/* test_cuda_sample.cpp - sampling on the GPU against the rule of backend.h in float64, token by token. */
 #include "kernels.h"
 #include "../llmc/cuda_sample.cuh"
 #include <algorithm>
@@ -8,7 +8,7 @@ struct How {
     int top_k;
 };
 
-/* Rows of logits and what belongs to them. */
+/* Rows of logits with their random streams and histories. */
 struct Rows {
     int R, V, Vp, history_stride;
     Numbers z;
@@ -32,8 +32,8 @@ static Rows rows_of(Random *r, int R, int V, int Vp, double amplitude) {
     for (int32_t &x : p.history) x = (int32_t)random_below(r, (uint64_t)V);
     for (int i = 0; i < R; i++) {
         p.history_len[(size_t)i] = (int32_t)random_below(r, 10);
-        p.history[(size_t)(9 * i + 1)] = p.history[(size_t)(9 * i)]; /* seen twice: penalised once */
-        for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = 1000; /* the padding must count for nothing */
+        p.history[(size_t)(9 * i + 1)] = p.history[(size_t)(9 * i)]; /* seen twice, penalised once */
+        for (int v = V; v < Vp; v++) p.z[(size_t)i * Vp + v] = 1000; /* padding must have no effect */
         if (i % 4 == 3)                                              /* some rows have ties: logits in steps of 1/2 */
             for (int v = 0; v < V; v++) p.z[(size_t)i * Vp + v] = roundf(2 * p.z[(size_t)i * Vp + v]) / 2;
     }
@@ -47,15 +47,25 @@ struct Drawn {
 
 static Draw draw_of(const Rows &p, const How &how) {
     Draw a = {};
-    a.rows = p.R, a.vocab = p.V, a.padded_vocab = p.Vp, a.temperature = how.temperature, a.top_p = how.top_p;
-    a.min_p = how.min_p, a.repetition_penalty = how.penalty, a.top_k = how.top_k, a.seed = p.seed;
-    a.stream = (const Ints *)device_indices(p.stream), a.index = (const Ints *)device_indices(p.index);
+    a.rows = p.R;
+    a.vocab = p.V;
+    a.padded_vocab = p.Vp;
+    a.temperature = how.temperature;
+    a.top_p = how.top_p;
+    a.min_p = how.min_p;
+    a.repetition_penalty = how.penalty;
+    a.top_k = how.top_k;
+    a.seed = p.seed;
+    a.stream = (const Ints *)device_indices(p.stream);
+    a.index = (const Ints *)device_indices(p.index);
     if (how.penalty != 1) {
         a.history = (const Ints *)device_indices(p.history);
-        a.history_len = (const Ints *)device_indices(p.history_len), a.history_stride = p.history_stride;
+        a.history_len = (const Ints *)device_indices(p.history_len);
+        a.history_stride = p.history_stride;
     }
     a.token = (Ints *)device_indices(Indices((size_t)p.R, -1));
-    a.logp = (Floats *)device_garbage<float>((size_t)p.R), a.kept_logp = (Floats *)device_garbage<float>((size_t)p.R);
+    a.logp = (Floats *)device_garbage<float>((size_t)p.R);
+    a.kept_logp = (Floats *)device_garbage<float>((size_t)p.R);
     return a;
 }
 
@@ -72,7 +82,7 @@ static Drawn draw(const Rows &p, const How &how) {
 
 /* ==== The rule, in float64 ==== */
 
-/* Probabilities of the kept tokens, 0 of the others. Returns how close the nearest decision is to the other way. */
+/* Probabilities of the kept tokens, 0 for the others. Returns the margin of the closest decision. */
 static double keep(const How &how, const Doubles &y, Doubles *probability) {
     const size_t V = y.size();
     const double max = *std::max_element(y.begin(), y.end());
@@ -83,7 +93,7 @@ static double keep(const How &how, const Doubles &y, Doubles *probability) {
     if (how.top_p < 1) {
         double all = 0, above = 0;
         for (double x : y) all += x >= least ? exp(x - max) : 0;
-        for (size_t i = 0; i < V && sorted[i] >= least;) { /* tokens as likely as one another stay or go together */
+        for (size_t i = 0; i < V && sorted[i] >= least;) { /* equally likely tokens are kept or dropped together */
             size_t end = i;
             double mass = 0;
             for (; end < V && sorted[end] == sorted[i]; end++) mass += exp(sorted[end] - max) / all;
@@ -92,7 +102,8 @@ static double keep(const How &how, const Doubles &y, Doubles *probability) {
                 least = std::nextafter(sorted[i], INFINITY);
                 break;
             }
-            above += mass, i = end;
+            above += mass;
+            i = end;
         }
     }
     if (how.min_p > 0) {
@@ -107,7 +118,7 @@ static double keep(const How &how, const Doubles &y, Doubles *probability) {
     return margin;
 }
 
-/* Which tokens row i draws; returns the number of rows where rounding may decide. */
+/* Checks the token that each row draws. Returns the number of rows for which rounding may decide. */
 static int check_draw(const Rows &p, const How &how, const Drawn &got) {
     int unclear = 0;
     for (int i = 0; i < p.R; i++) {
@@ -117,9 +128,11 @@ static int check_draw(const Rows &p, const How &how, const Drawn &got) {
         int expected = -1;
         for (int v = 0; v < p.V; v++) z[(size_t)v] = p.z[(size_t)i * p.Vp + v];
         y = z;
-        for (int k = 0; k < p.history_len[(size_t)i] && how.penalty != 1; k++) {
-            const size_t v = (size_t)p.history[(size_t)(i * p.history_stride + k)];
-            y[v] = z[v] > 0 ? z[v] / how.penalty : z[v] * how.penalty;
+        if (how.penalty != 1) {
+            for (int k = 0; k < p.history_len[(size_t)i]; k++) {
+                const size_t v = (size_t)p.history[(size_t)(i * p.history_stride + k)];
+                y[v] = z[v] > 0 ? z[v] / how.penalty : z[v] * how.penalty;
+            }
         }
         for (double &x : y) x /= t;
         for (double &x : z) x /= t;
@@ -171,12 +184,14 @@ static void test_rule(void **) {
     int unclear = 0, rows = 0;
     for (const How &h : how) {
         const Rows p = rows_of(&r, 8, 257, 384, 2);
-        unclear += check_draw(p, h, draw(p, h)), rows += p.R;
+        unclear += check_draw(p, h, draw(p, h));
+        rows += p.R;
     }
     assert_true(unclear < rows / 8);
 }
 
-/* One token; a vocabulary that is no multiple of anything; one with several tiles and odd rows; one that is wide. */
+/* A vocabulary of one token, one that is not a multiple of anything, one with several tiles and odd rows, and a wide
+ * one. */
 static void test_sizes(void **) {
     Random r = random_start(42, 0);
     static const int size[][2] = {{1, 8}, {2, 16}, {127, 127}, {129, 130}, {4097, 4099}, {20000, 20096}};
@@ -187,13 +202,15 @@ static void test_sizes(void **) {
         }
 }
 
-/* Extremes: all logits equal, minus infinity, far below the largest, far apart, and a NaN in the row. */
+/* Extremes: all logits equal, minus infinity, far below the maximum, far apart, and a NaN in the row. */
 static void test_extremes(void **) {
     Random r = random_start(43, 0);
     Rows p = rows_of(&r, 4, 300, 320, 1);
     for (int v = 0; v < p.V; v++) {
-        p.z[(size_t)v] = -50, p.z[(size_t)(p.Vp + v)] = v % 3 ? -INFINITY : 1;
-        p.z[(size_t)(2 * p.Vp + v)] = v == 200 ? 1e4f : -1e4f, p.z[(size_t)(3 * p.Vp + v)] = -1e-3f * (float)v;
+        p.z[(size_t)v] = -50;
+        p.z[(size_t)(p.Vp + v)] = v % 3 ? -INFINITY : 1;
+        p.z[(size_t)(2 * p.Vp + v)] = v == 200 ? 1e4f : -1e4f;
+        p.z[(size_t)(3 * p.Vp + v)] = -1e-3f * (float)v;
     }
     for (const How &h : {How{1, 1, 0, 1, 0}, How{1, 1, 0, 1, 7}, How{1, 0.5f, 0, 1, 0}, How{1, 1, 0.5f, 1, 0},
                          How{0, 1, 0, 1, 0}, How{0.01f, 0.9f, 0, 1, 0}})
@@ -205,13 +222,14 @@ static void test_extremes(void **) {
     }
 }
 
-/* The whole operation, from the hidden states on; a row draws the same beside others and alone. */
+/* The whole operation from the hidden states on. A row draws the same token alone and in a batch. */
 template <typename T> static void whole(int R, int C, int V, int Vp) {
     Random r = random_start(45, 0);
     Rows p = rows_of(&r, R, V, Vp, 1);
     const How how = {0.8f, 0.9f, 0, 1.1f, 30};
     Numbers h = normals(&r, (size_t)(R + 15) / 16 * 16 * C, 1), wte = normals(&r, (size_t)Vp * C, 0.5);
-    round_to<T>(h), round_to<T>(wte);
+    round_to<T>(h);
+    round_to<T>(wte);
     for (int i = 0; i < R; i++)
         for (int v = 0; v < V; v++) {
             double sum = 0;
@@ -219,7 +237,9 @@ template <typename T> static void whole(int R, int C, int V, int Vp) {
             p.z[(size_t)i * Vp + v] = (float)sum;
         }
     Draw a = draw_of(p, how);
-    a.channels = C, a.h = (const Acts *)device_numbers<T>(h), a.wte = (const Weights *)device_numbers<T>(wte);
+    a.channels = C;
+    a.h = (const Acts *)device_numbers<T>(h);
+    a.wte = (const Weights *)device_numbers<T>(wte);
     cuda_scratch_begin(D);
     cuda_sample<T>(D, &a);
     const Drawn all = drawn(a);
@@ -231,7 +251,10 @@ template <typename T> static void whole(int R, int C, int V, int Vp) {
     a.rows = 0;
     cuda_sample<T>(D, &a);
 }
-static void test_sample(void **) { whole<float>(5, 24, 257, 384), whole<bf16>(17, 24, 257, 384); }
+static void test_sample(void **) {
+    whole<float>(5, 24, 257, 384);
+    whole<bf16>(17, 24, 257, 384);
+}
 
 int main() {
     const struct CMUnitTest tests[] = {

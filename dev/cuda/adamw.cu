@@ -1,13 +1,13 @@
-/* adamw.cu - versions of the optimizer's pass, and of the gradient's global norm.
+/* adamw.cu - versions of the optimizer step and of the gradient's global norm.
  *
  *   1  AdamW in four kernels: moments, update, decay, rounding to nearest
- *   2  AdamW in one kernel, a parameter a thread, rounding to nearest
- *   3  AdamW in one kernel, eight parameters a thread, stochastic rounding          (llmc/cuda_adamw.cuh)
- *   4  norm: a float atomic a warp: another sum each time it runs, and no more than float32
+ *   2  AdamW in one kernel, one parameter per thread, rounding to nearest
+ *   3  AdamW in one kernel, eight parameters per thread, stochastic rounding        (llmc/cuda_adamw.cuh)
+ *   4  norm: one float atomic per warp; not repeatable, float32 precision
  *   5  norm: in double over fixed parts, added in order                             (llmc/cuda_adamw.cuh)
  *
- * Bytes: AdamW reads gradient, master, m and v and writes master, m, v (float32) and the bf16 weight: 30 a parameter. The
- * norm reads the gradient.
+ * Bytes: AdamW reads gradient, master, m and v and writes master, m, v (float32) and the bf16 weight: 30 per parameter.
+ * The norm reads the gradient.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_adamw.cuh"
@@ -20,10 +20,19 @@ struct State {
 
 static AdamW update_of(const State &s) {
     AdamW a = {};
-    a.n = s.n, a.lr = 1e-3f, a.beta1 = 0.9f, a.beta2 = 0.95f, a.eps = 1e-8f, a.weight_decay = 0.1f;
-    a.grad_scale = 0.5f, a.step = 7;
-    a.weights = (Weights *)s.weights, a.master = (Floats *)s.master, a.grad = (const Floats *)s.grad;
-    a.m = (Floats *)s.m, a.v = (Floats *)s.v;
+    a.n = s.n;
+    a.lr = 1e-3f;
+    a.beta1 = 0.9f;
+    a.beta2 = 0.95f;
+    a.eps = 1e-8f;
+    a.weight_decay = 0.1f;
+    a.grad_scale = 0.5f;
+    a.step = 7;
+    a.weights = (Weights *)s.weights;
+    a.master = (Floats *)s.master;
+    a.grad = (const Floats *)s.grad;
+    a.m = (Floats *)s.m;
+    a.v = (Floats *)s.v;
     return a;
 }
 
@@ -31,7 +40,8 @@ __global__ static void moments_kernel(State s, float b1, float b2, float scale) 
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= s.n) return;
     const float g = s.grad[i] * scale;
-    s.m[i] = b1 * s.m[i] + (1 - b1) * g, s.v[i] = b2 * s.v[i] + (1 - b2) * g * g;
+    s.m[i] = b1 * s.m[i] + (1 - b1) * g;
+    s.v[i] = b2 * s.v[i] + (1 - b2) * g * g;
 }
 __global__ static void decay_kernel(State s, float keep) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -51,7 +61,10 @@ __global__ static void fused_kernel(State s, AdamWFactors f) {
     if (i >= s.n) return;
     float p = s.master[i], m = s.m[i], v = s.v[i];
     adamw_one(p, m, v, s.grad[i], f);
-    s.master[i] = p, s.m[i] = m, s.v[i] = v, s.weights[i] = __float2bfloat16_rn(p);
+    s.master[i] = p;
+    s.m[i] = m;
+    s.v[i] = v;
+    s.weights[i] = __float2bfloat16_rn(p);
 }
 
 __global__ static void atomic_norm_kernel(float *sum, const float *x, size_t n) {
@@ -67,9 +80,13 @@ static void version_run(Bench *b, int version, const State &s) {
     const AdamW a = update_of(s);
     AdamWFactors f;
     const unsigned blocks = (unsigned)cuda_ceil(s.n, 256);
-    f.b1 = a.beta1, f.b2 = a.beta2, f.eps = a.eps, f.scale = a.grad_scale;
+    f.b1 = a.beta1;
+    f.b2 = a.beta2;
+    f.eps = a.eps;
+    f.scale = a.grad_scale;
     f.step_size = (float)(a.lr / (1 - pow(a.beta1, (double)a.step)));
-    f.correction = (float)(1 / sqrt(1 - pow(a.beta2, (double)a.step))), f.keep = 1 - a.lr * a.weight_decay;
+    f.correction = (float)(1 / sqrt(1 - pow(a.beta2, (double)a.step)));
+    f.keep = 1 - a.lr * a.weight_decay;
     cuda_scratch_begin(d);
     if (version == 1) {
         LAUNCH(moments_kernel, blocks, 256, 0, d->stream, s, f.b1, f.b2, f.scale);
@@ -93,8 +110,12 @@ static void version_run(Bench *b, int version, const State &s) {
 
 static State state_of(Bench *b, const Numbers &p, const Numbers &g, const Numbers &m, const Numbers &v) {
     State s = {};
-    s.n = p.size(), s.weights = bench_memory<bf16>(b, s.n), s.master = bench_upload<float>(b, p);
-    s.grad = bench_upload<float>(b, g), s.m = bench_upload<float>(b, m), s.v = bench_upload<float>(b, v);
+    s.n = p.size();
+    s.weights = bench_memory<bf16>(b, s.n);
+    s.master = bench_upload<float>(b, p);
+    s.grad = bench_upload<float>(b, g);
+    s.m = bench_upload<float>(b, m);
+    s.v = bench_upload<float>(b, v);
     s.sum = bench_memory<float>(b, 2);
     return s;
 }
@@ -136,10 +157,14 @@ static double time_version(Bench *b, int version, size_t n) {
     std::vector<State> set((size_t)bench_sets(b, 18 * n));
     for (State &s : set) {
         s = State{};
-        s.n = n, s.grad = bench_fill<float>(b, n, 1), s.sum = bench_memory<float>(b, 2);
+        s.n = n;
+        s.grad = bench_fill<float>(b, n, 1);
+        s.sum = bench_memory<float>(b, 2);
         if (version > 3) continue;
-        s.weights = bench_memory<bf16>(b, n), s.master = bench_fill<float>(b, n, 1);
-        s.m = bench_memory<float>(b, n), s.v = bench_memory<float>(b, n);
+        s.weights = bench_memory<bf16>(b, n);
+        s.master = bench_fill<float>(b, n, 1);
+        s.m = bench_memory<float>(b, n);
+        s.v = bench_memory<float>(b, n);
     }
     const double seconds = bench_seconds(b, (int)set.size(), [&](int i) { version_run(b, version, set[i]); });
     bench_free(b);

@@ -1,23 +1,24 @@
-/* attention.cu - versions of attention over packed segments with shared prefixes, from the plain to the fast one.
+/* attention.cu - versions of attention over packed segments with shared prefixes, from the simplest to the fastest.
  *
- *   forward    1  a thread a query and head, online softmax, everything from global memory
- *              2  a warp a query and head: lanes share the channels, a key's row is read once a warp
- *              3  strips of 32 queries, tiles in shared memory, float32 arithmetic       (llmc/cuda_attention_plain.cuh)
- *              4  strips of 64 queries on tensor cores, tiles by cp.async                (llmc/cuda_attention_mma.cuh)
- *              5  strips of 128: a warp reads a tile once for 32 queries                 (the same)
- *   backward   1  a thread a query and head; gradients of keys by atomic additions: not repeatable
- *              2  strips, float32 arithmetic, no atomics: scores computed twice          (llmc/cuda_attention_plain.cuh)
- *              3  the same on tensor cores                                               (llmc/cuda_attention_mma.cuh)
- *   decode     1  forward 2 on one query a sequence
- *              2  a block a query and key head, split over the keys, and a combining pass (llmc/cuda_attention_decode.cuh)
+ *   forward    1  one thread per query and head, online softmax, everything from global memory
+ *              2  one warp per query and head: lanes share the channels, a key's row is read once per warp
+ *              3  strips of 32 queries, tiles in shared memory, float32 arithmetic      (llmc/cuda_attention_plain.cuh)
+ *              4  strips of 64 queries on tensor cores, tiles by cp.async               (llmc/cuda_attention_mma.cuh)
+ *              5  strips of 128: a warp reads a tile once for 32 queries                (llmc/cuda_attention_mma.cuh)
+ *   backward   1  one thread per query and head; gradients of keys by atomic additions: not repeatable
+ *              2  strips, float32 arithmetic, no atomics: scores computed twice         (llmc/cuda_attention_plain.cuh)
+ *              3  the same on tensor cores                                              (llmc/cuda_attention_mma.cuh)
+ *   decode     1  forward 2 with one query per sequence
+ *              2  one block per query and key head, split over the keys, and a combining pass
+ *                                                                                      (llmc/cuda_attention_decode.cuh)
  *
- * FLOPs count visible pairs of a query and a key: 4 D a pair and head forward, 10 D backward (as the literature counts,
- * although versions 2 and 3 compute 14 D). Decode counts bytes of keys and values, each once.
+ * FLOPs count visible pairs of a query and a key: 4 D per pair and head forward, 10 D backward (as in the literature,
+ * although versions 2 and 3 compute 14 D). For decode, bytes of keys and values are counted, each once.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_attention.cuh"
 
-/* ---- forward 1: a thread a query and head ----------------------------------------------------------------------- */
+/* ---- forward 1: one thread per query and head ------------------------------------------------------------------- */
 
 template <typename T> __global__ static void forward1_kernel(const Attention a) {
     const Segment *segment = (const Segment *)a.segment;
@@ -36,14 +37,15 @@ template <typename T> __global__ static void forward1_kernel(const Attention a) 
             for (int d = 0; d < D; d++) dot += to_float(q[d]) * to_float(((const T *)a.k)[at + d]);
             const float next = fmaxf(most, dot * a.scale), alpha = expf(most - next), p = expf(dot * a.scale - next);
             for (int d = 0; d < D; d++) out[d] = out[d] * alpha + p * to_float(((const T *)a.v)[at + d]);
-            sum = sum * alpha + p, most = next;
+            sum = sum * alpha + p;
+            most = next;
         }
         for (int d = 0; d < D; d++) ((T *)a.out)[((size_t)row * a.heads + head) * D + d] = from_float<T>(out[d] / sum);
         if (a.lse) ((float *)a.lse)[(size_t)row * a.heads + head] = most + logf(sum);
     }
 }
 
-/* ---- forward 2: a warp a query and head ------------------------------------------------------------------------- */
+/* ---- forward 2: one warp per query and head --------------------------------------------------------------------- */
 
 template <typename T> __global__ static void forward2_kernel(const Attention a) {
     const int lane = threadIdx.x % 32, row = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
@@ -65,7 +67,8 @@ template <typename T> __global__ static void forward2_kernel(const Attention a) 
         const float next = fmaxf(most, dot), alpha = expf(most - next), p = expf(dot - next);
         for (int e = 0; e < 4; e++)
             if (lane + 32 * e < D) out[e] = out[e] * alpha + p * to_float(((const T *)a.v)[at + lane + 32 * e]);
-        sum = sum * alpha + p, most = next;
+        sum = sum * alpha + p;
+        most = next;
     }
     for (int e = 0; e < 4; e++)
         if (lane + 32 * e < D)
@@ -73,7 +76,7 @@ template <typename T> __global__ static void forward2_kernel(const Attention a) 
     if (a.lse && lane == 0) ((float *)a.lse)[(size_t)row * a.heads + head] = most + logf(sum);
 }
 
-/* ---- backward 1: a thread a query and head, atomics ------------------------------------------------------------- */
+/* ---- backward 1: one thread per query and head, atomics --------------------------------------------------------- */
 
 template <typename T> __global__ static void backward1_kernel(const Attention a, float *dk, float *dv) {
     const Segment *segment = (const Segment *)a.segment;
@@ -87,14 +90,19 @@ template <typename T> __global__ static void backward1_kernel(const Attention a,
         const size_t o = ((size_t)row * a.heads + head) * D;
         const T *dout = (const T *)a.dout + o, *out = (const T *)a.out + o;
         float dq[128], delta = 0;
-        for (int d = 0; d < D; d++) dq[d] = 0, delta += to_float(dout[d]) * to_float(out[d]);
+        for (int d = 0; d < D; d++) {
+            dq[d] = 0;
+            delta += to_float(dout[d]) * to_float(out[d]);
+        }
         for (int j = 0; j < keys; j++) {
             const size_t at = (size_t)map.row(j) * a.kv_stride + kv * D,
                          to = ((size_t)map.row(j) * a.kv_heads + kv) * D;
             const T *k = (const T *)a.k + at, *v = (const T *)a.v + at;
             float dot = 0, dp = 0;
-            for (int d = 0; d < D; d++)
-                dot += to_float(q[d]) * to_float(k[d]), dp += to_float(dout[d]) * to_float(v[d]);
+            for (int d = 0; d < D; d++) {
+                dot += to_float(q[d]) * to_float(k[d]);
+                dp += to_float(dout[d]) * to_float(v[d]);
+            }
             const float p = expf(dot * a.scale - ((const float *)a.lse)[(size_t)row * a.heads + head]);
             const float ds = p * (dp - delta) * a.scale;
             for (int d = 0; d < D; d++) {
@@ -107,7 +115,7 @@ template <typename T> __global__ static void backward1_kernel(const Attention a,
     }
 }
 
-/* The sums of version 1 to where the others leave theirs. */
+/* Copies the sums of version 1 to the place of the other versions' results. */
 template <typename T> __global__ static void narrow_kernel(T *to, const float *from, int stride, int width, int rows) {
     for (int i = (int)(blockIdx.x * blockDim.x + threadIdx.x); i < rows * width; i += (int)(gridDim.x * blockDim.x))
         to[(size_t)(i / width) * stride + i % width] = from_float<T>(from[i]);
@@ -120,9 +128,9 @@ typedef bf16 T;
 struct Problem {
     Attention a;
     std::vector<Segment> segments;
-    float *dk, *dv; /* of backward 1 */
+    float *dk, *dv; /* for backward 1 */
     int key_rows;
-    double pairs; /* visible */
+    double pairs; /* visible pairs of a query and a key */
 };
 
 static Problem problem(Bench *b, const std::vector<Segment> &segments, int rows, int cache, int heads, int kv_heads,
@@ -135,28 +143,44 @@ static Problem problem(Bench *b, const std::vector<Segment> &segments, int rows,
         for (int32_t word : {s.start, s.len, s.prefix_start, s.prefix_len, s.key_start, s.past}) words.push_back(word);
         p.pairs += (double)s.len * (s.prefix_len + s.past + 0.5 * (s.len + 1));
     }
-    p.segments = segments, p.key_rows = cache ? cache : rows;
-    a.rows = rows, a.segments = (int)segments.size(), a.heads = heads, a.kv_heads = kv_heads, a.head_size = D;
-    a.scale = 1 / sqrtf((float)D), a.segment = (const Ints *)bench_upload(b, words);
+    p.segments = segments;
+    p.key_rows = cache ? cache : rows;
+    a.rows = rows;
+    a.segments = (int)segments.size();
+    a.heads = heads;
+    a.kv_heads = kv_heads;
+    a.head_size = D;
+    a.scale = 1 / sqrtf((float)D);
+    a.segment = (const Ints *)bench_upload(b, words);
     if (cache) {
-        a.q = (Acts *)bench_fill<T>(b, (size_t)rows * QW, 1), a.k = (Acts *)bench_fill<T>(b, (size_t)cache * KW, 1);
-        a.v = (Acts *)bench_fill<T>(b, (size_t)cache * KW, 1), a.q_stride = QW, a.kv_stride = KW;
+        a.q = (Acts *)bench_fill<T>(b, (size_t)rows * QW, 1);
+        a.k = (Acts *)bench_fill<T>(b, (size_t)cache * KW, 1);
+        a.v = (Acts *)bench_fill<T>(b, (size_t)cache * KW, 1);
+        a.q_stride = QW;
+        a.kv_stride = KW;
     } else {
         T *qkv = bench_fill<T>(b, (size_t)rows * W, 1), *dqkv = bench_memory<T>(b, (size_t)rows * W);
-        a.q = (Acts *)qkv, a.k = (Acts *)(qkv + QW), a.v = (Acts *)(qkv + QW + KW), a.q_stride = a.kv_stride = W;
-        a.dq = (Acts *)dqkv, a.dk = (Acts *)(dqkv + QW), a.dv = (Acts *)(dqkv + QW + KW);
+        a.q = (Acts *)qkv;
+        a.k = (Acts *)(qkv + QW);
+        a.v = (Acts *)(qkv + QW + KW);
+        a.q_stride = a.kv_stride = W;
+        a.dq = (Acts *)dqkv;
+        a.dk = (Acts *)(dqkv + QW);
+        a.dv = (Acts *)(dqkv + QW + KW);
         a.dout = (Acts *)bench_fill<T>(b, (size_t)rows * QW, 1);
-        p.dk = bench_memory<float>(b, (size_t)rows * KW), p.dv = bench_memory<float>(b, (size_t)rows * KW);
+        p.dk = bench_memory<float>(b, (size_t)rows * KW);
+        p.dv = bench_memory<float>(b, (size_t)rows * KW);
     }
-    a.out = (Acts *)bench_memory<T>(b, (size_t)rows * QW),
+    a.out = (Acts *)bench_memory<T>(b, (size_t)rows * QW);
     a.lse = (Floats *)bench_memory<float>(b, (size_t)rows * heads);
     return p;
 }
 
-static const char *const forward_names[] = {"a thread a query", "a warp a query", "strips, float32",
+static const char *const forward_names[] = {"one thread per query", "one warp per query", "strips, float32",
                                             "strips, tensor cores", "strips of 128, tensor cores"};
-static const char *const backward_names[] = {"a thread a query, atomics", "strips, float32", "strips, tensor cores"};
-static const char *const decode_names[] = {"a warp a query", "split over the keys"};
+static const char *const backward_names[] = {"one thread per query, atomics", "strips, float32",
+                                             "strips, tensor cores"};
+static const char *const decode_names[] = {"one warp per query", "split over the keys"};
 
 static void forward(Device *d, const Problem &p, int version) {
     const Attention &a = p.a;
@@ -195,7 +219,7 @@ static void decode(Device *d, const Problem &p, int version) {
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
 
-/* out = softmax(scale q k^T) v and its derivatives, a query at a time. */
+/* out = softmax(scale q k^T) v and its derivatives, one query at a time. */
 static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, Doubles *dqkv) {
     const Attention &a = p.a;
     const int D = a.head_size, H = a.heads;
@@ -205,7 +229,8 @@ static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, D
     const Numbers q = bench_fetch(b, (const T *)a.q, count_q), k = bench_fetch(b, (const T *)a.k, count_k);
     const Numbers v = bench_fetch(b, (const T *)a.v, count_k);
     const Numbers dout = gradient ? bench_fetch(b, (const T *)a.dout, (size_t)a.rows * QW) : Numbers();
-    out->assign((size_t)a.rows * QW, 0), dqkv->assign(gradient ? (size_t)a.rows * qs : 0, 0);
+    out->assign((size_t)a.rows * QW, 0);
+    dqkv->assign(gradient ? (size_t)a.rows * qs : 0, 0);
     for (const Segment &s : p.segments)
         for (int i = 0; i < s.len; i++)
             for (int h = 0; h < H; h++) {
@@ -227,7 +252,8 @@ static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, D
                     }
                     mean += w[j] * dw[j];
                 }
-                for (size_t j = 0; gradient && j < key.size(); j++)
+                if (!gradient) continue;
+                for (size_t j = 0; j < key.size(); j++)
                     for (int d = 0; d < D; d++) {
                         const double ds = w[j] * (dw[j] - mean) * a.scale;
                         (*dqkv)[row * qs + h * D + d] += ds * k[key[j] * ks + kv + d];
@@ -237,19 +263,20 @@ static void reference(Bench *b, const Problem &p, bool gradient, Doubles *out, D
             }
 }
 
-/* Families of a prompt and its answers. */
+/* Families of a prompt and its completions. */
 static std::vector<Segment> families(int count, int prompt, int answers, int len) {
     std::vector<Segment> s;
     int at = 0;
     for (int f = 0; f < count; f++) {
         const int start = at;
-        s.push_back(Segment{start, prompt, 0, 0, start, 0}), at += prompt;
+        s.push_back(Segment{start, prompt, 0, 0, start, 0});
+        at += prompt;
         for (int i = 0; i < answers; i++, at += len) s.push_back(Segment{at, len, start, prompt, at, 0});
     }
     return s;
 }
 
-/* Sequences in decode, each with a past of its own. */
+/* Sequences in decode, each with its own past. */
 static std::vector<Segment> sequences(int count, int past) {
     std::vector<Segment> s;
     for (int i = 0; i < count; i++) s.push_back(Segment{i, 1, 0, 0, i * (past + 1), past});
@@ -279,8 +306,8 @@ static void training(Bench *b, int heads, int D) {
     bench_free(b);
     std::vector<Problem> sets;
     const int segments = 8, len = 1024, rows = segments * len;
-    for (int i = 0; b->gpu && i < bench_sets(b, (size_t)rows * heads * D * 8); i++)
-        sets.push_back(problem(b, families(segments, len, 0, 0), rows, 0, heads, heads, D));
+    const int count = b->gpu ? bench_sets(b, (size_t)rows * heads * D * 8) : 0;
+    for (int i = 0; i < count; i++) sets.push_back(problem(b, families(segments, len, 0, 0), rows, 0, heads, heads, D));
     const double work = b->gpu ? sets[0].pairs * heads * D : 0;
     for (int version = 1; version <= 5; version++) {
         if (!bench_wants(b, version)) continue;
@@ -316,7 +343,8 @@ static void decoding(Bench *b, int count, int past, int heads, int kv_heads, int
     bench_free(b);
     const double bytes = (double)count * (past + 1) * kv_heads * D * 2 * sizeof(T);
     std::vector<Problem> sets;
-    for (int i = 0; b->gpu && i < bench_sets(b, (size_t)bytes); i++)
+    const int copies = b->gpu ? bench_sets(b, (size_t)bytes) : 0;
+    for (int i = 0; i < copies; i++)
         sets.push_back(problem(b, sequences(count, past), count, count * (past + 1), heads, kv_heads, D));
     for (int version = 1; version <= 2; version++) {
         if (!bench_wants(b, version)) continue;

@@ -1,14 +1,14 @@
-/* bench.cuh - what the kernel benchmarks share: a device, its measured ceilings, a clock, comparison.
+/* bench.cuh - shared parts of the kernel benchmarks: a device, its measured peak rates, a clock, comparison.
  *
- * A benchmark is one file with numbered versions of one kernel, from the plain one to the one that the library uses.
- * Each version is first checked against loops in double on the processor, then timed: events around many launches, over
- * several sets of buffers that together exceed the second cache, so that nothing is found there by chance. Ceilings are
- * measured on the device at hand, never looked up: a copy through memory, and cuBLASLt's product of large matrices.
+ * A benchmark is one file with numbered versions of one kernel, from the simplest to the one that the library uses.
+ * Each version is first checked against loops in double on the CPU. Then it is timed: events around many launches, over
+ * several sets of buffers that together exceed the L2 cache, so that no set is still cached. Peak rates are measured on
+ * the device, never looked up: a copy through memory, and cuBLASLt's product of large matrices.
  *
  *     build/cuda_attention        all versions        build/cuda_attention 3    only version 3
  *
- * make build/check_cuda_attention compiles the same file with tests/cuda_host: it runs on a machine without a GPU, checks
- * each version, and says that timings need a GPU.
+ * make build/check_cuda_attention compiles the same file with tests/cuda_host. It runs on a machine without a GPU,
+ * checks each version, and prints that timings need a GPU.
  */
 #ifndef DEV_CUDA_BENCH_CUH
 #define DEV_CUDA_BENCH_CUH
@@ -24,10 +24,10 @@ typedef std::vector<int32_t> Indices;
 
 struct Bench {
     Device *d;
-    bool gpu;        /* false: the kernels run on the processor, nothing is timed */
-    int only;        /* the version wanted; 0: all */
-    size_t l2_bytes; /* of the second cache */
-    double copy;     /* bytes/s read and written */
+    bool gpu;        /* false: the kernels run on the CPU and nothing is timed */
+    int only;        /* the selected version; 0: all */
+    size_t l2_bytes; /* size of the L2 cache */
+    double copy;     /* bytes/s, read plus written */
     double matmul;   /* FLOP/s of bf16 products */
     std::vector<void *> memory;
 };
@@ -92,14 +92,14 @@ template <typename T> static inline Numbers bench_fetch(Bench *b, const T *p, si
     return x;
 }
 
-/* Normal numbers that are exact in T. */
+/* Normally distributed numbers, rounded to T. */
 template <typename T> static inline Numbers bench_normals(Random *r, size_t n, double amplitude) {
     Numbers x(n);
     for (float &v : x) v = bench_float(bench_storage((float)(amplitude * random_normal(r)), T()));
     return x;
 }
 
-/* The same quickly, for timings: from a few thousand numbers. */
+/* The same, but fast, for timings: repeats a few thousand numbers. */
 template <typename T> static inline T *bench_fill(Bench *b, size_t n, double amplitude) {
     Random r = random_start(1, n);
     const Numbers some = bench_normals<T>(&r, 4099, amplitude);
@@ -108,7 +108,7 @@ template <typename T> static inline T *bench_fill(Bench *b, size_t n, double amp
     return bench_upload<T>(b, x);
 }
 
-/* How many sets of buffers of so many bytes exceed the second cache twice; at least 2. */
+/* The number of sets of buffers, of `bytes` each, that exceed twice the L2 cache; between 2 and 16. */
 static inline int bench_sets(const Bench *b, size_t bytes) {
     const size_t sets = 2 * b->l2_bytes / (bytes ? bytes : 1) + 1;
     return (int)(sets < 2 ? 2 : sets < 16 ? sets : 16);
@@ -116,13 +116,14 @@ static inline int bench_sets(const Bench *b, size_t bytes) {
 
 /* ---- clock ----------------------------------------------------------------------------------------------------- */
 
-/* Seconds a call of run(set), set = 0 .. sets-1 in turn: the best of three measurements of about 0.2 s. */
+/* Seconds per call of run(set), with set = 0 .. sets-1 in turn: the best of three measurements of about 0.2 s. */
 template <typename F> static inline double bench_seconds(Bench *b, int sets, F run) {
     cudaEvent_t start, end;
     float ms = 0, best = 1e30f;
-    bench_must(cudaEventCreate(&start), "cudaEventCreate"), bench_must(cudaEventCreate(&end), "cudaEventCreate");
+    bench_must(cudaEventCreate(&start), "cudaEventCreate");
+    bench_must(cudaEventCreate(&end), "cudaEventCreate");
     int repeats = 3;
-    for (int round = 0; round < 4; round++) { /* the first one warms up and tells how many calls are 0.2 s */
+    for (int round = 0; round < 4; round++) { /* round 0 warms up and determines the number of calls in 0.2 s */
         cudaEventRecord(start, b->d->stream);
         for (int i = 0; i < repeats; i++) run(i % sets);
         cudaEventRecord(end, b->d->stream);
@@ -169,21 +170,27 @@ static inline Bench bench_start(int argc, char **argv, const char *what) {
         exit(2);
     }
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-        fprintf(stderr, "%s: no GPU here; make build/check_cuda_%s checks the kernels on the processor\n", what, what);
+        fprintf(stderr, "%s: no GPU found; use make build/check_cuda_%s to check the kernels on the CPU\n", what, what);
         exit(1);
     }
     bench_must(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
     Device *d = b.d = new Device();
-    d->processors = p.multiProcessorCount, d->major = p.major, d->minor = p.minor;
-    d->shared_limit = p.sharedMemPerBlockOptin, d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
+    d->processors = p.multiProcessorCount;
+    d->major = p.major;
+    d->minor = p.minor;
+    d->shared_limit = p.sharedMemPerBlockOptin;
+    d->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     bench_must(cudaStreamCreate(&d->stream), "cudaStreamCreate");
     bench_must(cudaMalloc(&d->lt_workspace, d->lt_workspace_bytes), "cudaMalloc");
-    if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) fprintf(stderr, "cublasLtCreate failed\n"), exit(1);
+    if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) {
+        fprintf(stderr, "cublasLtCreate failed\n");
+        exit(1);
+    }
     d->plans = new MatmulPlan();
     b.l2_bytes = (size_t)p.l2CacheSize;
 #ifdef CUDA_HOST
     (void)bench_ceilings;
-    printf("# %s on the processor: every version is checked, timings need a GPU\n", what);
+    printf("# %s on the CPU: every version is checked; timings need a GPU\n", what);
 #else
     b.gpu = true;
     bench_ceilings(&b);
@@ -196,7 +203,7 @@ static inline bool bench_wants(const Bench *b, int version) { return !b->only ||
 
 /* ---- results --------------------------------------------------------------------------------------------------- */
 
-/* The largest |got - want| over the largest |want|; ends the program where it is above the tolerance. */
+/* Returns max |got - want| / max |want|; ends the program if it exceeds the tolerance. */
 static inline double bench_compare(const char *what, int version, const Numbers &got, const Doubles &want,
                                    double tolerance) {
     double size = 1e-30, error = 0;
@@ -212,7 +219,7 @@ static inline double bench_compare(const char *what, int version, const Numbers 
     return error;
 }
 
-/* One line a version. bytes: moved at least; flops: of the arithmetic; 0: that column is left out. */
+/* Prints one line per version. bytes: minimum bytes moved; flops: FLOPs of the arithmetic; 0 omits the column. */
 static inline void bench_line(const Bench *b, const char *what, int version, const char *name, double error,
                               double seconds, double bytes, double flops) {
     printf("%-16s %2d  %-58s error %.1e", what, version, name, error);

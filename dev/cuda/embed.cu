@@ -1,16 +1,16 @@
 /* embed.cu - versions of the embedding, of its gradient, and of GELU.
  *
- *   1  forward: an element a thread
- *   2  forward: 16 bytes a thread                                                       (llmc/cuda_elementwise.cuh)
- *   3  backward: float atomics, an element a thread: another sum each time it runs
- *   4  backward: a block for each row of the table looks through all tokens
+ *   1  forward: one element per thread
+ *   2  forward: 16 bytes per thread                                                     (llmc/cuda_elementwise.cuh)
+ *   3  backward: float atomics, one element per thread; not repeatable
+ *   4  backward: one block per row of the table searches all tokens
  *   5  backward: the block of a token's first row finds the others, in order            (llmc/cuda_elementwise.cuh)
- *   6  GELU forward, an element a thread       7  16 bytes a thread                     (llmc/cuda_elementwise.cuh)
- *   8  GELU backward, an element a thread      9  16 bytes a thread                     (llmc/cuda_elementwise.cuh)
+ *   6  GELU forward, one element per thread    7  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
+ *   8  GELU backward, one element per thread   9  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
  *
- * Bytes: the embedding reads two rows and writes one; its gradient reads a row once for each table and reads and writes a
- * float32 row in each. Tokens are drawn as text has them, a few often and most seldom; positions are those of sequences of
- * 512. bf16.
+ * Bytes: the embedding reads two rows and writes one; its gradient reads a row once for each table, and reads and
+ * writes a float32 row in each. Tokens are distributed as in text, with a few frequent and most rare; positions are
+ * those of sequences of 512. bf16.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_elementwise.cuh"
@@ -37,10 +37,11 @@ __global__ static void backward3_kernel(const Embed a) {
     if (at >= (size_t)a.N * a.C) return;
     const size_t i = at / a.C, c = at % a.C;
     const float g = to_float(a.dout[at]);
-    atomicAdd(a.dwte + (size_t)a.token[i] * a.C + c, g), atomicAdd(a.dwpe + (size_t)a.position[i] * a.C + c, g);
+    atomicAdd(a.dwte + (size_t)a.token[i] * a.C + c, g);
+    atomicAdd(a.dwpe + (size_t)a.position[i] * a.C + c, g);
 }
 
-/* A block a row of the table. */
+/* One block per row of the table. */
 __global__ static void backward4_kernel(float *to, const T *from, const int32_t *row, int N, int C) {
     for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
         float sum = to[(size_t)blockIdx.x * C + c];
@@ -82,7 +83,7 @@ static void version_run(Bench *b, int version, const Embed &a) {
     CUDA_LAUNCHED(d, "embed", "version %d", version);
 }
 
-/* As words in text: the k-th most frequent of V with a probability that falls like 1/k. */
+/* Distributed like words in text: the k-th most frequent of V has a probability proportional to about 1/k. */
 static Indices tokens_of(Random *r, int N, int V) {
     Indices token(N);
     for (int32_t &t : token) t = (int32_t)(exp(random_real(r) * log((double)V + 1)) - 1);
@@ -94,19 +95,28 @@ static Embed problem(Bench *b, int N, int C, int V, int P, bool checked, Numbers
     Embed a = {};
     Indices position(N);
     for (int i = 0; i < N; i++) position[i] = i % P;
-    a.N = N, a.C = C, a.V = V, a.P = P;
-    a.token = bench_upload(b, tokens_of(&r, N, V)), a.position = bench_upload(b, position);
+    a.N = N;
+    a.C = C;
+    a.V = V;
+    a.P = P;
+    a.token = bench_upload(b, tokens_of(&r, N, V));
+    a.position = bench_upload(b, position);
     const size_t n = (size_t)N * C;
-    a.dwte = bench_memory<float>(b, (size_t)V * C), a.dwpe = bench_memory<float>(b, (size_t)P * C);
+    a.dwte = bench_memory<float>(b, (size_t)V * C);
+    a.dwpe = bench_memory<float>(b, (size_t)P * C);
     a.out = bench_memory<T>(b, n);
     if (!checked) {
-        a.wte = bench_fill<T>(b, (size_t)V * C, 1), a.wpe = bench_fill<T>(b, (size_t)P * C, 1);
+        a.wte = bench_fill<T>(b, (size_t)V * C, 1);
+        a.wpe = bench_fill<T>(b, (size_t)P * C, 1);
         a.dout = bench_fill<T>(b, n, 1);
         return a;
     }
-    host[0] = bench_normals<T>(&r, (size_t)V * C, 1), host[1] = bench_normals<T>(&r, (size_t)P * C, 1);
+    host[0] = bench_normals<T>(&r, (size_t)V * C, 1);
+    host[1] = bench_normals<T>(&r, (size_t)P * C, 1);
     host[2] = bench_normals<T>(&r, n, 1);
-    a.wte = bench_upload<T>(b, host[0]), a.wpe = bench_upload<T>(b, host[1]), a.dout = bench_upload<T>(b, host[2]);
+    a.wte = bench_upload<T>(b, host[0]);
+    a.wpe = bench_upload<T>(b, host[1]);
+    a.dout = bench_upload<T>(b, host[2]);
     return a;
 }
 
@@ -118,7 +128,7 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
     Random r = random_start(4, 0);
     const Indices token = tokens_of(&r, N, V);
     Doubles out((size_t)N * C), te((size_t)V * C), pe((size_t)P * C);
-    if (version >= 8) { /* the gradient that comes in: one */
+    if (version >= 8) { /* the incoming gradient is one */
         const Numbers ones((size_t)N * C, 1.0f);
         Embed with = a;
         with.out = bench_upload<T>(b, ones);
@@ -133,7 +143,8 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
     for (size_t at = 0; at < out.size(); at++) {
         const size_t i = at / C, c = at % C, t = (size_t)token[i] * C + c, p = i % P * C + c;
         out[at] = version >= 6 ? gelu_of(host[2][at]) : (double)host[0][t] + host[1][p];
-        te[t] += host[2][at], pe[p] += host[2][at];
+        te[t] += host[2][at];
+        pe[p] += host[2][at];
     }
     double error;
     if (version <= 2 || version >= 6)
@@ -147,15 +158,15 @@ static double check_version(Bench *b, int version, int N, int C, int V, int P) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const name[] = {"forward, an element a thread",
-                                       "forward, 16 bytes a thread",
+    static const char *const name[] = {"forward, one element per thread",
+                                       "forward, 16 bytes per thread",
                                        "backward, float atomics",
-                                       "backward, a block a row of the table",
+                                       "backward, one block per row of the table",
                                        "backward, first row finds the others",
-                                       "GELU, an element a thread",
-                                       "GELU, 16 bytes a thread",
-                                       "GELU backward, an element a thread",
-                                       "GELU backward, 16 bytes a thread"};
+                                       "GELU, one element per thread",
+                                       "GELU, 16 bytes per thread",
+                                       "GELU backward, one element per thread",
+                                       "GELU backward, 16 bytes per thread"};
     Bench b = bench_start(argc, argv, "embed");
     for (int version = 1; version <= 9; version++) {
         if (!bench_wants(&b, version)) continue;

@@ -1,16 +1,16 @@
 /* head.cu - versions of the pass over a chunk of logits: log-probability, entropy and the gradient of the logits.
  *
- *   1  a warp a row: the maximum, then the sums, then the gradient; three reads
- *   2  a block a row: the same three reads, elements one by one
- *   3  a block a row: maximum and sums in one read (online), 32 bytes at a time, the gradient in a second one
- *      that finds the row in the cache                                                        (llmc/cuda_head.cuh)
+ *   1  one warp per row: the maximum, then the sums, then the gradient; three reads
+ *   2  one block per row: the same three reads, one element at a time
+ *   3  one block per row: maximum and sums in one read (online), 32 bytes at a time; the gradient in a second read,
+ *      which finds the row in the cache                                                       (llmc/cuda_head.cuh)
  *
  * Logits are float32, their gradient bf16. Bytes: each logit read once and, with the gradient, written once.
  */
 #include "bench.cuh"
 #include "../../llmc/cuda_head.cuh"
 
-/* One row by THREADS threads: sum and most combine over them. */
+/* Maximum and sum over the THREADS threads that process one row. */
 template <int THREADS> __device__ static inline float all_max(float x) {
     if constexpr (THREADS == 32) return warp_max(x);
     else return block_max<THREADS>(x);
@@ -28,9 +28,11 @@ template <int THREADS> __global__ static void three_reads_kernel(const Head a, c
     max = all_max<THREADS>(max);
     for (int v = (int)threadIdx.x; v < V; v += THREADS) {
         const float y = (z[v] - max) * scale, e = expf(y);
-        sum += e, weighted += e > 0 ? e * y : 0;
+        sum += e;
+        weighted += e > 0 ? e * y : 0;
     }
-    sum = all_sum<THREADS>(sum), weighted = all_sum<THREADS>(weighted);
+    sum = all_sum<THREADS>(sum);
+    weighted = all_sum<THREADS>(weighted);
     const float log_sum = logf(sum), entropy = log_sum - weighted / sum;
     if (threadIdx.x == 0) {
         ((float *)a.logp)[row] = (z[target] - max) * scale - log_sum;
@@ -45,8 +47,8 @@ template <int THREADS> __global__ static void three_reads_kernel(const Head a, c
     }
 }
 
-static const char *const names[] = {"a warp a row, three reads", "a block a row, three reads",
-                                    "a block a row, online, wide"};
+static const char *const names[] = {"one warp per row, three reads", "one block per row, three reads",
+                                    "one block per row, online, wide"};
 
 struct Problem {
     Head a;
@@ -58,12 +60,17 @@ static Problem problem(Bench *b, int R, int V, int Vp) {
     Problem p = {};
     Indices target((size_t)R);
     for (int i = 0; i < R; i++) target[(size_t)i] = (int)((int64_t)i * 7919 % V);
-    p.a.rows = R, p.a.vocab = V, p.a.padded_vocab = Vp, p.a.temperature = 0.9f;
+    p.a.rows = R;
+    p.a.vocab = V;
+    p.a.padded_vocab = Vp;
+    p.a.temperature = 0.9f;
     p.a.target = (Ints *)bench_upload(b, target);
-    p.a.logp = (Floats *)bench_memory<float>(b, (size_t)R), p.a.entropy = (Floats *)bench_memory<float>(b, (size_t)R);
-    p.a.dlogp = (Floats *)bench_fill<float>(b, (size_t)R, 1),
+    p.a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
+    p.a.entropy = (Floats *)bench_memory<float>(b, (size_t)R);
+    p.a.dlogp = (Floats *)bench_fill<float>(b, (size_t)R, 1);
     p.a.dentropy = (Floats *)bench_fill<float>(b, (size_t)R, 0.1);
-    p.z = bench_fill<float>(b, (size_t)R * Vp, 2), p.dz = bench_memory<bf16>(b, (size_t)R * Vp);
+    p.z = bench_fill<float>(b, (size_t)R * Vp, 2);
+    p.dz = bench_memory<bf16>(b, (size_t)R * Vp);
     return p;
 }
 
@@ -89,7 +96,8 @@ int main(int argc, char **argv) {
         for (int v = 0; v < V; v++) sum += exp(z[(size_t)(i * Vp + v)] / t);
         for (int v = 0; v < V; v++)
             mean += exp(z[(size_t)(i * Vp + v)] / t) / sum * (z[(size_t)(i * Vp + v)] / t - log(sum));
-        logp.push_back(z[(size_t)(i * Vp + target)] / t - log(sum)), entropy.push_back(-mean);
+        logp.push_back(z[(size_t)(i * Vp + target)] / t - log(sum));
+        entropy.push_back(-mean);
         for (int v = 0; v < Vp; v++) {
             const double lp = z[(size_t)(i * Vp + v)] / t - log(sum), p = exp(lp);
             dz.push_back(v < V ? (dlogp[(size_t)i] * ((v == target) - p) - dentropy[(size_t)i] * p * (lp - mean)) / t
@@ -109,8 +117,8 @@ int main(int argc, char **argv) {
     bench_free(&b);
     const int rows = 1024, vocab = 50257, padded = 50304;
     std::vector<Problem> sets;
-    for (int i = 0; b.gpu && i < bench_sets(&b, (size_t)rows * padded * 6); i++)
-        sets.push_back(problem(&b, rows, vocab, padded));
+    const int count = b.gpu ? bench_sets(&b, (size_t)rows * padded * 6) : 0;
+    for (int i = 0; i < count; i++) sets.push_back(problem(&b, rows, vocab, padded));
     for (bool gradient : {false, true})
         for (int version = 1; version <= 3; version++) {
             if (!bench_wants(&b, version)) continue;

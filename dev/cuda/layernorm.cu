@@ -1,10 +1,10 @@
 /* layernorm.cu - versions of sum = x + delta, out = layernorm(sum), and of its gradient.
  *
- *   1  forward: a thread a row, as the formula reads
- *   2  forward: a block a row, sums over the block in shared memory, three passes over the row
- *   3  forward: a warp a row, sums by shuffles, three passes
- *   4  forward: a warp a row that stays in registers, 16 bytes at a time          (llmc/cuda_norm.cuh)
- *   5  backward: a warp a row, dw and db by float atomics: another sum each time it runs
+ *   1  forward: one thread per row, straight from the formula
+ *   2  forward: one block per row, sums over the block in shared memory, three passes over the row
+ *   3  forward: one warp per row, sums by shuffles, three passes
+ *   4  forward: one warp per row, kept in registers, 16 bytes at a time           (llmc/cuda_norm.cuh)
+ *   5  backward: one warp per row, dw and db by float atomics; not repeatable
  *   6  backward: a block owns rows, a thread owns columns, parts added in order   (llmc/cuda_norm.cuh)
  *
  * Bytes: forward reads x and delta and writes sum and out; backward reads dout, x and dx and writes dx. bf16.
@@ -20,7 +20,7 @@ struct Norm {
     int N, C;
 };
 
-/* ---- 1: a thread a row ------------------------------------------------------------------------------------------ */
+/* ---- 1: one thread per row -------------------------------------------------------------------------------------- */
 
 __global__ static void norm1_kernel(const Norm a) {
     const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -36,12 +36,13 @@ __global__ static void norm1_kernel(const Norm a) {
     const float s = 1.0f / sqrtf(squares / a.C + 1e-5f);
     for (int c = 0; c < a.C; c++)
         a.out[row + c] = from_float<T>((to_float(a.sum[row + c]) - m) * s * to_float(a.w[c]) + to_float(a.b[c]));
-    a.mean[i] = m, a.rstd[i] = s;
+    a.mean[i] = m;
+    a.rstd[i] = s;
 }
 
-/* ---- 2: a block a row; 3: a warp a row --------------------------------------------------------------------------- */
+/* ---- 2: one block per row; 3: one warp per row ------------------------------------------------------------------- */
 
-/* THREADS work on a row; `total` adds up over them. */
+/* THREADS threads process one row; `total` sums a value over them. */
 template <int THREADS, typename F> __device__ static inline void norm_row(const Norm &a, int i, int thread, F total) {
     const size_t row = (size_t)i * a.C;
     float sum = 0, squares = 0;
@@ -58,7 +59,10 @@ template <int THREADS, typename F> __device__ static inline void norm_row(const 
     const float s = 1.0f / sqrtf(total(squares) / a.C + 1e-5f);
     for (int c = thread; c < a.C; c += THREADS)
         a.out[row + c] = from_float<T>((to_float(a.sum[row + c]) - m) * s * to_float(a.w[c]) + to_float(a.b[c]));
-    if (thread == 0) a.mean[i] = m, a.rstd[i] = s;
+    if (thread == 0) {
+        a.mean[i] = m;
+        a.rstd[i] = s;
+    }
 }
 
 __global__ static void norm2_kernel(const Norm a) {
@@ -80,12 +84,15 @@ __global__ static void norm5_kernel(const Norm a) {
     float g_sum = 0, gn_sum = 0;
     for (int c = lane; c < a.C; c += 32) {
         const float g = to_float(a.dout[row + c]) * to_float(a.w[c]);
-        g_sum += g, gn_sum += g * (to_float(a.x[row + c]) - m) * s;
+        g_sum += g;
+        gn_sum += g * (to_float(a.x[row + c]) - m) * s;
     }
-    g_sum = warp_sum(g_sum) / a.C, gn_sum = warp_sum(gn_sum) / a.C;
+    g_sum = warp_sum(g_sum) / a.C;
+    gn_sum = warp_sum(gn_sum) / a.C;
     for (int c = lane; c < a.C; c += 32) {
         const float o = to_float(a.dout[row + c]), n = (to_float(a.x[row + c]) - m) * s;
-        atomicAdd(a.dw + c, o * n), atomicAdd(a.db + c, o);
+        atomicAdd(a.dw + c, o * n);
+        atomicAdd(a.db + c, o);
         a.dx[row + c] = from_float<T>(to_float(a.dx[row + c]) + s * (o * to_float(a.w[c]) - g_sum - n * gn_sum));
     }
 }
@@ -111,16 +118,25 @@ static double check_forward(Bench *b, int version, int N, int C) {
     const Numbers x = bench_normals<T>(&r, n, 2), delta = bench_normals<T>(&r, n, 1);
     const Numbers w = bench_normals<T>(&r, C, 1), bias = bench_normals<T>(&r, C, 1);
     Norm a = {};
-    a.N = N, a.C = C, a.x = bench_upload<T>(b, x), a.delta = bench_upload<T>(b, delta), a.w = bench_upload<T>(b, w);
-    a.b = bench_upload<T>(b, bias), a.sum = bench_memory<T>(b, n), a.out = bench_memory<T>(b, n);
-    a.mean = bench_memory<float>(b, N), a.rstd = bench_memory<float>(b, N);
+    a.N = N;
+    a.C = C;
+    a.x = bench_upload<T>(b, x);
+    a.delta = bench_upload<T>(b, delta);
+    a.w = bench_upload<T>(b, w);
+    a.b = bench_upload<T>(b, bias);
+    a.sum = bench_memory<T>(b, n);
+    a.out = bench_memory<T>(b, n);
+    a.mean = bench_memory<float>(b, N);
+    a.rstd = bench_memory<float>(b, N);
     norm_version(b, version, a);
     Doubles want(n);
     for (int i = 0; i < N; i++) {
         double m = 0, squares = 0;
         Doubles s(C);
-        for (int c = 0; c < C; c++)
-            s[c] = bench_float(bench_storage(x[i * C + c] + delta[i * C + c], T())), m += s[c] / C;
+        for (int c = 0; c < C; c++) {
+            s[c] = bench_float(bench_storage(x[i * C + c] + delta[i * C + c], T()));
+            m += s[c] / C;
+        }
         for (int c = 0; c < C; c++) squares += (s[c] - m) * (s[c] - m) / C;
         for (int c = 0; c < C; c++) want[(size_t)i * C + c] = (s[c] - m) / sqrt(squares + 1e-5) * w[c] + bias[c];
     }
@@ -142,19 +158,29 @@ static double check_backward(Bench *b, int version, int N, int C) {
         for (int c = 0; c < C; c++) m += x[i * C + c] / C;
         for (int c = 0; c < C; c++) squares += (x[i * C + c] - m) * (x[i * C + c] - m) / C;
         const double s = 1 / sqrt(squares + 1e-5);
-        mean[i] = (float)m, rstd[i] = (float)s;
+        mean[i] = (float)m;
+        rstd[i] = (float)s;
         for (int c = 0; c < C; c++) {
             const double k = (x[i * C + c] - m) * s, g = dout[i * C + c] * w[c];
-            g_sum += g / C, gn_sum += g * k / C, want_w[c] += dout[i * C + c] * k;
+            g_sum += g / C;
+            gn_sum += g * k / C;
+            want_w[c] += dout[i * C + c] * k;
         }
         for (int c = 0; c < C; c++)
             want_x[(size_t)i * C + c] =
                 dx[i * C + c] + s * (dout[i * C + c] * w[c] - g_sum - (x[i * C + c] - m) * s * gn_sum);
     }
     Norm a = {};
-    a.N = N, a.C = C, a.x = bench_upload<T>(b, x), a.dout = bench_upload<T>(b, dout), a.w = bench_upload<T>(b, w);
-    a.dx = bench_upload<T>(b, dx), a.dw = bench_upload<float>(b, dw), a.db = bench_memory<float>(b, C);
-    a.mean = bench_upload<float>(b, mean), a.rstd = bench_upload<float>(b, rstd);
+    a.N = N;
+    a.C = C;
+    a.x = bench_upload<T>(b, x);
+    a.dout = bench_upload<T>(b, dout);
+    a.w = bench_upload<T>(b, w);
+    a.dx = bench_upload<T>(b, dx);
+    a.dw = bench_upload<float>(b, dw);
+    a.db = bench_memory<float>(b, C);
+    a.mean = bench_upload<float>(b, mean);
+    a.rstd = bench_upload<float>(b, rstd);
     norm_version(b, version, a);
     bench_compare("layernorm dw", version, bench_fetch(b, a.dw, C), want_w, 1e-5);
     const double error = bench_compare("layernorm dx", version, bench_fetch(b, a.dx, n), want_x, 0.01);
@@ -167,12 +193,23 @@ static double time_version(Bench *b, int version, int N, int C) {
     std::vector<Norm> set((size_t)bench_sets(b, 8 * n));
     for (Norm &a : set) {
         a = Norm{};
-        a.N = N, a.C = C, a.x = bench_fill<T>(b, n, 1), a.w = bench_fill<T>(b, C, 1), a.b = bench_fill<T>(b, C, 1);
-        a.mean = bench_fill<float>(b, N, 1), a.rstd = bench_fill<float>(b, N, 1);
-        if (version <= 4)
-            a.delta = bench_fill<T>(b, n, 1), a.sum = bench_memory<T>(b, n), a.out = bench_memory<T>(b, n);
-        else a.dout = bench_fill<T>(b, n, 1), a.dx = bench_memory<T>(b, n);
-        a.dw = bench_memory<float>(b, C), a.db = bench_memory<float>(b, C);
+        a.N = N;
+        a.C = C;
+        a.x = bench_fill<T>(b, n, 1);
+        a.w = bench_fill<T>(b, C, 1);
+        a.b = bench_fill<T>(b, C, 1);
+        a.mean = bench_fill<float>(b, N, 1);
+        a.rstd = bench_fill<float>(b, N, 1);
+        if (version <= 4) {
+            a.delta = bench_fill<T>(b, n, 1);
+            a.sum = bench_memory<T>(b, n);
+            a.out = bench_memory<T>(b, n);
+        } else {
+            a.dout = bench_fill<T>(b, n, 1);
+            a.dx = bench_memory<T>(b, n);
+        }
+        a.dw = bench_memory<float>(b, C);
+        a.db = bench_memory<float>(b, C);
     }
     const double seconds = bench_seconds(b, (int)set.size(), [&](int s) { norm_version(b, version, set[s]); });
     bench_free(b);
@@ -181,9 +218,9 @@ static double time_version(Bench *b, int version, int N, int C) {
 
 int main(int argc, char **argv) {
     static const char *const name[] = {
-        "forward, a thread a row",         "forward, a block a row",
-        "forward, a warp a row",           "forward, a warp a row in registers, 16 bytes at a time",
-        "backward, a warp a row, atomics", "backward, a thread owns columns, fixed order"};
+        "forward, one thread per row",         "forward, one block per row",
+        "forward, one warp per row",           "forward, one warp per row in registers, 16 bytes at a time",
+        "backward, one warp per row, atomics", "backward, a thread owns columns, fixed order"};
     Bench b = bench_start(argc, argv, "layernorm");
     for (int version = 1; version <= 6; version++) {
         if (!bench_wants(&b, version)) continue;

@@ -1,17 +1,17 @@
-/* matmul.cu - versions of out = x w^T + b with and without GELU behind it, and of the gradient of the weights. bf16 in and
- * out, float32 sums.
+/* matmul.cu - versions of out = x w^T + b, with and without a GELU, and of its gradients. bf16 input and output,
+ * float32 sums.
  *
- *   1  a thread an output, operands from the caches
+ *   1  one thread per output, operands from the caches
  *   2  tiles of 32 x 32 in shared memory, float32 arithmetic
  *   3  tiles of 64 x 64, tensor cores by mma.sync, operands by cp.async in two stages
- *   4  cuBLASLt, bias and GELU as kernels of their own
- *   5  cuBLASLt, bias in its epilogue, GELU a kernel of its own          (llmc/cuda_matmul.cuh before sm_90)
+ *   4  cuBLASLt, with separate kernels for bias and GELU
+ *   5  cuBLASLt, bias in its epilogue, a separate kernel for GELU        (llmc/cuda_matmul.cuh before sm_90)
  *   6  cuBLASLt, bias and GELU in its epilogue                           (llmc/cuda_matmul.cuh from sm_90 on)
- *   7  dw += dout^T x by cuBLASLt, float32 out, and db by columns        (llmc/cuda_matmul.cuh)
- *   8  dx = (dout w) gelu'(pre), GELU's part a kernel of its own
- *   9  dx = (dout w) gelu'(pre) in one                                   (llmc/cuda_matmul.cuh from sm_90 on)
+ *   7  dw += dout^T x by cuBLASLt, float32 output, and db by columns     (llmc/cuda_matmul.cuh)
+ *   8  dx = (dout w) gelu'(pre), with a separate kernel for gelu'
+ *   9  dx = (dout w) gelu'(pre) in one product                           (llmc/cuda_matmul.cuh from sm_90 on)
  *
- * 1 to 3 have neither bias nor GELU. FLOP: 2 N IC OC.
+ * Versions 1 to 3 have neither bias nor GELU. FLOPs: 2 N IC OC.
  */
 #include "bench.cuh"
 
@@ -58,7 +58,8 @@ __global__ static void product2_kernel(const Product a) {
 
 /* ---- 3 ---------------------------------------------------------------------------------------------------------- */
 
-/* 128 threads; a warp has 16 rows and all 64 columns. What lies outside is read as zero. IC is a multiple of 8. */
+/* 128 threads; a warp has 16 rows and all 64 columns. Elements outside the matrices are read as zero. IC must be a
+ * multiple of 8. */
 __global__ static void __launch_bounds__(128) product3_kernel(const Product a) {
     __shared__ __align__(16) T x[2][BM][BK + PAD];
     __shared__ __align__(16) T w[2][BN][BK + PAD];
@@ -100,7 +101,7 @@ __global__ static void __launch_bounds__(128) product3_kernel(const Product a) {
         }
 }
 
-/* ---- all --------------------------------------------------------------------------------------------------------- */
+/* ---- all versions ------------------------------------------------------------------------------------------------ */
 
 static void version_run(Bench *b, int version, const Product &a) {
     Device *d = b->d;
@@ -126,7 +127,7 @@ static void version_run(Bench *b, int version, const Product &a) {
                    a.out, a.w, a.x, 1, 0, a.b, a.pre);
     if (version == 7)
         linear_backward_weights<T>(d, (Floats *)a.dw, (Floats *)a.db, (Acts *)a.dout, (Acts *)a.x, N, IC, OC);
-    if (version == 8) { /* x holds the pre-activations of the layer below, out its gradient */
+    if (version == 8) { /* x contains the pre-activations of the layer below, out receives their gradient */
         cuda_matmul_nn<T, T>(d, a.out, a.dout, a.w, N, IC, OC, 1, 0);
         cuda_gelu_backward<T>(d, (Acts *)a.out, (Acts *)a.x, (size_t)N * IC);
     }
@@ -144,9 +145,16 @@ static double check_version(Bench *b, int version, int N, int IC, int OC) {
     const Numbers bias = bench_normals<T>(&r, OC, 1), dout = bench_normals<T>(&r, (size_t)N * OC, 1);
     Product a = {};
     const size_t largest = (size_t)N * (size_t)std::max(IC, OC);
-    a.N = N, a.IC = IC, a.OC = OC, a.x = bench_upload<T>(b, x), a.w = bench_upload<T>(b, w);
-    a.b = bench_upload<T>(b, bias), a.dout = bench_upload<T>(b, dout), a.pre = bench_memory<T>(b, (size_t)N * OC);
-    a.out = bench_memory<T>(b, largest), a.dw = bench_memory<float>(b, (size_t)OC * IC),
+    a.N = N;
+    a.IC = IC;
+    a.OC = OC;
+    a.x = bench_upload<T>(b, x);
+    a.w = bench_upload<T>(b, w);
+    a.b = bench_upload<T>(b, bias);
+    a.dout = bench_upload<T>(b, dout);
+    a.pre = bench_memory<T>(b, (size_t)N * OC);
+    a.out = bench_memory<T>(b, largest);
+    a.dw = bench_memory<float>(b, (size_t)OC * IC);
     a.db = bench_memory<float>(b, OC);
     version_run(b, version, a);
     Doubles pre((size_t)N * OC), out((size_t)N * OC), dw((size_t)OC * IC), db(OC), dx((size_t)N * IC);
@@ -156,10 +164,12 @@ static double check_version(Bench *b, int version, int N, int IC, int OC) {
             const double g = dout[(size_t)i * OC + o];
             for (int c = 0; c < IC; c++) {
                 sum += (double)x[(size_t)i * IC + c] * w[(size_t)o * IC + c];
-                dw[(size_t)o * IC + c] += g * x[(size_t)i * IC + c],
-                    dx[(size_t)i * IC + c] += g * w[(size_t)o * IC + c];
+                dw[(size_t)o * IC + c] += g * x[(size_t)i * IC + c];
+                dx[(size_t)i * IC + c] += g * w[(size_t)o * IC + c];
             }
-            pre[(size_t)i * OC + o] = sum, out[(size_t)i * OC + o] = gelu_of(sum), db[o] += g;
+            pre[(size_t)i * OC + o] = sum;
+            out[(size_t)i * OC + o] = gelu_of(sum);
+            db[o] += g;
         }
     for (size_t i = 0; i < dx.size(); i++) dx[i] *= (gelu_of(x[i] + 1e-5) - gelu_of(x[i] - 1e-5)) / 2e-5;
     double error = 0;
@@ -179,11 +189,17 @@ static double time_version(Bench *b, int version, int N, int IC, int OC) {
     std::vector<Product> set((size_t)bench_sets(b, (size_t)N * (size_t)(IC + OC) * 2));
     for (Product &a : set) {
         a = Product{};
-        a.N = N, a.IC = IC, a.OC = OC, a.x = bench_fill<T>(b, (size_t)N * IC, 1),
+        a.N = N;
+        a.IC = IC;
+        a.OC = OC;
+        a.x = bench_fill<T>(b, (size_t)N * IC, 1);
         a.w = bench_fill<T>(b, (size_t)OC * IC, 1);
-        a.b = bench_fill<T>(b, OC, 1), a.dout = bench_fill<T>(b, (size_t)N * OC, 1);
-        a.pre = bench_memory<T>(b, (size_t)N * OC), a.out = bench_memory<T>(b, (size_t)N * (size_t)std::max(IC, OC));
-        a.dw = bench_memory<float>(b, (size_t)OC * IC), a.db = bench_memory<float>(b, OC);
+        a.b = bench_fill<T>(b, OC, 1);
+        a.dout = bench_fill<T>(b, (size_t)N * OC, 1);
+        a.pre = bench_memory<T>(b, (size_t)N * OC);
+        a.out = bench_memory<T>(b, (size_t)N * (size_t)std::max(IC, OC));
+        a.dw = bench_memory<float>(b, (size_t)OC * IC);
+        a.db = bench_memory<float>(b, OC);
     }
     const double seconds = bench_seconds(b, (int)set.size(), [&](int i) { version_run(b, version, set[i]); });
     bench_free(b);
@@ -191,7 +207,7 @@ static double time_version(Bench *b, int version, int N, int IC, int OC) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const name[] = {"a thread an output",
+    static const char *const name[] = {"one thread per output",
                                        "tiles in shared memory",
                                        "mma.sync, cp.async",
                                        "cuBLASLt, then bias, then GELU",

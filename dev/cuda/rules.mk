@@ -1,7 +1,7 @@
-# rules.mk - the kernel benchmarks, included by the Makefile.
+# rules.mk - builds the kernel benchmarks; included by the Makefile.
 #
 #   $(BUILD)/cuda_NAME         dev/cuda/NAME.cu for the GPU
-#   $(BUILD)/check_cuda_NAME   the same on the processor: checks every version, times nothing
+#   $(BUILD)/check_cuda_NAME   the same on the CPU: checks every version, times nothing
 
 CUDA_BENCHES = $(patsubst dev/cuda/%.cu,%,$(wildcard dev/cuda/*.cu))
 CUDA_BENCH_ARCH ?= native
@@ -15,5 +15,5 @@ $(BUILD)/check_cuda_%: dev/cuda/%.cu $(patsubst %,$(BUILD)/cuda_host/%.o,cuda_ho
 	$(CXX) -fopenmp $@.o $(filter %.o,$^) -o $@ -ldl -lrt
 
 .PHONY: check-cuda-benches
-check-cuda-benches: $(patsubst %,$(BUILD)/check_cuda_%,$(CUDA_BENCHES)) ## every version of every kernel, on the processor
+check-cuda-benches: $(patsubst %,$(BUILD)/check_cuda_%,$(CUDA_BENCHES)) ## checks every version of every benchmarked kernel on the CPU
 	@for b in $^; do $$b || exit 1; done

@@ -1,8 +1,8 @@
-/* sample.cu - versions of drawing a token from a row of logits with temperature, top-k and top-p.
+/* sample.cu - versions of sampling a token from a row of logits with temperature, top-k and top-p.
  *
- *   1  a thread a row: what is kept is found by bisection on the bits of the distance from the largest, 31 reads each
- *   2  a block a row: the same bisection, the row read by all threads, sums over the block
- *   3  a block a row: radix selection, three reads each for top-k and top-p             (llmc/cuda_sample.cuh)
+ *   1  one thread per row: bisection on the bits of the distance from the maximum finds the kept tokens, 31 reads each
+ *   2  one block per row: the same bisection, the row read by all threads, sums over the block
+ *   3  one block per row: radix selection, three reads each for top-k and top-p         (llmc/cuda_sample.cuh)
  *
  * All three invert the same uniform number over the kept tokens in the order of their ids. Bytes: each logit once.
  */
@@ -18,9 +18,9 @@ static __device__ SampleRow row_of(const Draw &a, const float *z, int row) {
     return SampleRow{z + (size_t)row * a.padded_vocab, a.vocab, 1 / a.temperature, 1, NULL, 0, INFINITY, -INFINITY};
 }
 
-/* The smallest distance within which tokens weigh `want`. weight(distance): the mass within it. */
+/* The smallest distance within which tokens weigh at least `want`. mass(distance): the mass of the tokens within it. */
 template <typename F> __device__ static inline float bisect(Mass want, F mass) {
-    uint32_t low = 0, high = 0x7f800000u; /* the answer's bits are in low .. high */
+    uint32_t low = 0, high = 0x7f800000u; /* the bits of the result are in low .. high */
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
         if (mass(__uint_as_float(middle)) >= want) high = middle;
@@ -29,7 +29,7 @@ template <typename F> __device__ static inline float bisect(Mass want, F mass) {
     return __uint_as_float(low);
 }
 
-/* ---- 1: a thread a row ------------------------------------------------------------------------------------------ */
+/* ---- 1: one thread per row -------------------------------------------------------------------------------------- */
 
 template <bool COUNT> __device__ static inline Mass thread_mass(const SampleRow &r, float distance) {
     Mass sum = 0;
@@ -58,13 +58,14 @@ __global__ static void sample1_kernel(const Draw a, const float *z) {
     const double wanted = (double)row_uniform(a, row) * sum;
     for (int v = 0; v < r.V; v++) {
         if (!r.kept(r.y(v))) continue;
-        token = v, running += (double)expf(r.y(v) - r.max);
+        token = v;
+        running += (double)expf(r.y(v) - r.max);
         if (running > wanted) break;
     }
     ((int32_t *)a.token)[row] = token;
 }
 
-/* ---- 2: a block a row, bisection -------------------------------------------------------------------------------- */
+/* ---- 2: one block per row, bisection ---------------------------------------------------------------------------- */
 
 template <bool COUNT> __device__ static inline Mass block_mass(const SampleRow &r, float distance) {
     Mass sum = 0;
@@ -92,8 +93,8 @@ __global__ static void __launch_bounds__(SAMPLE_THREADS) sample2_kernel(const Dr
 
 /* ---- problem ---------------------------------------------------------------------------------------------------- */
 
-static const char *const names[] = {"a thread a row, bisection", "a block a row, bisection",
-                                    "a block a row, radix selection"};
+static const char *const names[] = {"one thread per row, bisection", "one block per row, bisection",
+                                    "one block per row, radix selection"};
 
 struct Problem {
     Draw a;
@@ -103,11 +104,24 @@ struct Problem {
 
 static Problem problem(Bench *b, int R, int V, int Vp) {
     Problem p = {};
-    for (int i = 0; i < R; i++) p.stream.push_back(i * 31), p.stream.push_back(i), p.index.push_back(i * 7);
+    for (int i = 0; i < R; i++) {
+        p.stream.push_back(i * 31);
+        p.stream.push_back(i);
+        p.index.push_back(i * 7);
+    }
     Draw &a = p.a;
-    a.rows = R, a.vocab = V, a.padded_vocab = Vp, a.temperature = 0.8f, a.top_p = 0.95f, a.top_k = 50, a.seed = 99;
-    a.repetition_penalty = 1, a.stream = (Ints *)bench_upload(b, p.stream), a.index = (Ints *)bench_upload(b, p.index);
-    a.token = (Ints *)bench_memory<int32_t>(b, (size_t)R), a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
+    a.rows = R;
+    a.vocab = V;
+    a.padded_vocab = Vp;
+    a.temperature = 0.8f;
+    a.top_p = 0.95f;
+    a.top_k = 50;
+    a.seed = 99;
+    a.repetition_penalty = 1;
+    a.stream = (Ints *)bench_upload(b, p.stream);
+    a.index = (Ints *)bench_upload(b, p.index);
+    a.token = (Ints *)bench_memory<int32_t>(b, (size_t)R);
+    a.logp = (Floats *)bench_memory<float>(b, (size_t)R);
     p.z = bench_fill<float>(b, (size_t)R * Vp, 2);
     return p;
 }
@@ -119,7 +133,7 @@ static void run(Device *d, const Problem &p, int version) {
     if (version == 3) sample_launch(d, &p.a, 0, p.a.rows, p.z);
 }
 
-/* The token that row i draws, by sorting, in double. */
+/* The token that row i should draw, by sorting, in double. */
 static int expected(const Problem &p, const float *z, int i) {
     const Draw &a = p.a;
     Doubles y(z, z + a.vocab), sorted;
@@ -128,8 +142,10 @@ static int expected(const Problem &p, const float *z, int i) {
     std::sort(sorted.begin(), sorted.end(), std::greater<double>());
     double all = 0, above = 0, kept = 0, running = 0, least = sorted[0];
     for (int k = 0; k < a.top_k; k++) all += exp(sorted[(size_t)k]);
-    for (int k = 0; k < a.top_k && above < (double)a.top_p * all; k++)
-        above += exp(sorted[(size_t)k]), least = sorted[(size_t)k];
+    for (int k = 0; k < a.top_k && above < (double)a.top_p * all; k++) {
+        above += exp(sorted[(size_t)k]);
+        least = sorted[(size_t)k];
+    }
     for (double x : y) kept += x >= least ? exp(x) : 0;
     const uint64_t stream =
         (uint64_t)(uint32_t)p.stream[(size_t)(2 * i + 1)] << 32 | (uint32_t)p.stream[(size_t)(2 * i)];
@@ -164,8 +180,8 @@ int main(int argc, char **argv) {
     const int vocab = 50257, padded = 50304;
     for (int rows : {1, 64, 512}) {
         std::vector<Problem> sets;
-        for (int i = 0; b.gpu && i < bench_sets(&b, (size_t)rows * padded * 4); i++)
-            sets.push_back(problem(&b, rows, vocab, padded));
+        const int count = b.gpu ? bench_sets(&b, (size_t)rows * padded * 4) : 0;
+        for (int i = 0; i < count; i++) sets.push_back(problem(&b, rows, vocab, padded));
         for (int version = 1; version <= 3; version++) {
             char what[32];
             if (!bench_wants(&b, version)) continue;

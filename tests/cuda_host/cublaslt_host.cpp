@@ -1,17 +1,17 @@
-/* cublaslt_host.cpp - cuBLASLt's matrix product on the processor, for what the backend asks of it.
+/* cublaslt_host.cpp - cuBLASLt's matrix product on the CPU, as far as the backend uses it.
  *
  *   D = epilogue(alpha op(A) op(B) + beta C)      column-major, float32 or bf16 in and out, sums in float32
  *
- * Epilogues: BIAS (one value a row of D, added to every column), GELU (tanh approximation), GELU_AUX (keeps the values
- * before GELU), DGELU (multiplies by gelu' of the kept values), BGRADA, BGRADB (sums of A's or B's rows along k), and
- * their documented combinations. Batches with a stride. Alpha and beta on the host.
+ * Epilogues: BIAS (one value per row of D, added to every column), GELU (tanh approximation), GELU_AUX (keeps the
+ * values before GELU), DGELU (multiplies by gelu' of the kept values), BGRADA, BGRADB (sums of A's or B's rows along
+ * k), and their documented combinations. Batches have a stride. Alpha and beta are on the host.
  *
- * It is as strict as the documentation, and says so at once: every operand lies within one allocation of the device; an
- * algorithm is used with the shape, types, epilogue and alignment that the heuristic gave it for; the workspace is as
- * large as promised and is overwritten. An attribute that is not served here is an error. Rows of the sum are added in
- * order, so results repeat bit for bit.
+ * It is as strict as the documentation and fails at once: every operand must be within one allocation of the device; an
+ * algorithm must be used with the shape, types, epilogue and alignment for which the heuristic returned it; the
+ * workspace must be as large as promised, and is overwritten. An unsupported attribute is an error. Terms of a sum are
+ * added in a fixed order, so results repeat bit for bit.
  *
- * CUDA_HOST_NO_EPILOGUE=1: no algorithm is found for fused epilogues, so that a caller's other path is run.
+ * CUDA_HOST_NO_EPILOGUE=1: no algorithm is found for fused epilogues, so that the caller's fallback runs.
  */
 #include "cuda_host.h"
 
@@ -32,13 +32,13 @@ struct Description {
     cublasLtEpilogue_t epilogue;
     void *bias, *aux;
     int64_t aux_ld, bias_stride, aux_stride;
-    int32_t bias_type, aux_type; /* -1: D's */
+    int32_t bias_type, aux_type; /* -1: the type of D */
 };
 struct Preference {
     uint64_t workspace;
     uint32_t align_a, align_b, align_c, align_d;
 };
-/* What an algorithm was found for, within the 64 bytes of cublasLtMatmulAlgo_t. */
+/* The problem for which an algorithm was found, within the 64 bytes of cublasLtMatmulAlgo_t. */
 struct Algorithm {
     uint32_t magic, epilogue;
     uint32_t m, n, k;
@@ -46,7 +46,7 @@ struct Algorithm {
     uint8_t op_a, op_b, align_a, align_b, align_c, align_d;
     uint64_t workspace;
 };
-static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t), "fits");
+static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t), "Algorithm must fit into cublasLtMatmulAlgo_t");
 enum { MAGIC = 0x6c74616c, WORKSPACE = 4096 };
 
 static size_t type_size(cudaDataType_t t) { return t == CUDA_R_16BF ? 2 : 4; }
@@ -68,7 +68,7 @@ static float gelu_slope(float x) {
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * GELU_SCALE * (1 + 3 * 0.044715f * x * x);
 }
 
-/* One product: everything that it needs, taken at the call. */
+/* One product: everything that it needs, copied at the call. */
 struct Product {
     Description d;
     Layout A, B, C, D;
@@ -99,7 +99,7 @@ static void need(const void *p, const Layout &l, const char *what) {
     cuda_host_need_device(p, all, what);
 }
 
-/* op(X) as float32, one row of the sum's index after another: rows[i * k + l]. */
+/* op(X) as float32, with the summed index running fastest: rows[i * k + l]. */
 static std::vector<float> rows_of(const void *x, const Layout &l, bool sum_runs_down, int64_t offset) {
     size_t lines = sum_runs_down ? l.columns : l.rows, k = sum_runs_down ? l.rows : l.columns;
     std::vector<float> rows(lines * k);
@@ -111,7 +111,7 @@ static std::vector<float> rows_of(const void *x, const Layout &l, bool sum_runs_
     return rows;
 }
 
-/* Sixteen partial sums, so that the loop runs in vectors: the order is fixed. */
+/* Sixteen partial sums, so that the loop is vectorised in a fixed order. */
 static float dot(const float *a, const float *b, size_t k) {
     float part[16] = {0}, sum = 0;
     size_t l = 0;
@@ -160,7 +160,9 @@ static void product_batch(const Product &p, int batch) {
 }
 
 static void product_run(const Product &p) {
-    need(p.a, p.A, "cublasLtMatmul: A"), need(p.b, p.B, "cublasLtMatmul: B"), need(p.out, p.D, "cublasLtMatmul: D");
+    need(p.a, p.A, "cublasLtMatmul: A");
+    need(p.b, p.B, "cublasLtMatmul: B");
+    need(p.out, p.D, "cublasLtMatmul: D");
     if (p.beta != 0) need(p.c, p.C, "cublasLtMatmul: C");
     if (has(p.d, CUBLASLT_EPILOGUE_BIAS) || has(p.d, CUBLASLT_EPILOGUE_BGRADA) ||
         has(p.d, CUBLASLT_EPILOGUE_DGELU_BGRAD))
@@ -169,11 +171,13 @@ static void product_run(const Product &p) {
         cuda_host_need_device(p.d.bias, p.D.columns * type_size(bias_type(p)), "cublasLtMatmul: bias");
     if (has(p.d, 128)) {
         Layout aux = p.D;
-        aux.type = aux_type(p), aux.ld = p.d.aux_ld, aux.batches = 1;
+        aux.type = aux_type(p);
+        aux.ld = p.d.aux_ld;
+        aux.batches = 1;
         need(p.d.aux, aux, "cublasLtMatmul: auxiliary matrix");
     }
     if (p.workspace_bytes) memset(p.workspace, 0xff, std::min(p.workspace_bytes, (size_t)WORKSPACE));
-    /* The backend measures its peak on matrices of zeros. */
+    /* a product of zeros takes a shortcut */
     if (p.d.epilogue == CUBLASLT_EPILOGUE_DEFAULT && p.beta == 0 && p.D.batches == 1 && p.D.ld == (int64_t)p.D.rows &&
         is_zero(p.a, extent(p.A, p.A.ld)) && is_zero(p.b, extent(p.B, p.B.ld))) {
         memset(p.out, 0, extent(p.D, p.D.ld));
@@ -203,7 +207,7 @@ static bool epilogue_served(int e) {
     return std::find(std::begin(served), std::end(served), e) != std::end(served);
 }
 
-/* Do the descriptors fit together? */
+/* True if the descriptors are consistent. */
 static bool consistent(const Description &d, const Layout &a, const Layout &b, const Layout &c, const Layout &o) {
     const Layout *all[] = {&a, &b, &c, &o};
     for (const Layout *l : all)
@@ -216,7 +220,8 @@ static bool consistent(const Description &d, const Layout &a, const Layout &b, c
            c.columns == o.columns;
 }
 
-/* The documentation's demands on epilogues: the auxiliary matrix has rows of a multiple of 8 elements, 16-byte aligned. */
+/* The documented requirements of epilogues: the auxiliary matrix has rows of a multiple of 8 elements, 16-byte
+ * aligned. */
 static bool epilogue_possible(const Description &d, const Layout &o) {
     if (d.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return true;
     if (getenv("CUDA_HOST_NO_EPILOGUE") || !epilogue_served(d.epilogue)) return false;
@@ -228,16 +233,23 @@ static Algorithm algorithm_for(const Description &d, const Layout &a, const Layo
                                const Layout &o) {
     Algorithm g;
     memset(&g, 0, sizeof(g));
-    g.magic = MAGIC, g.epilogue = (uint32_t)d.epilogue;
-    g.m = (uint32_t)o.rows, g.n = (uint32_t)o.columns, g.k = (uint32_t)op_columns(a, d.op_a);
-    g.type_a = (uint16_t)a.type, g.type_b = (uint16_t)b.type, g.type_c = (uint16_t)c.type, g.type_d = (uint16_t)o.type;
-    g.op_a = (uint8_t)d.op_a, g.op_b = (uint8_t)d.op_b;
+    g.magic = MAGIC;
+    g.epilogue = (uint32_t)d.epilogue;
+    g.m = (uint32_t)o.rows;
+    g.n = (uint32_t)o.columns;
+    g.k = (uint32_t)op_columns(a, d.op_a);
+    g.type_a = (uint16_t)a.type;
+    g.type_b = (uint16_t)b.type;
+    g.type_c = (uint16_t)c.type;
+    g.type_d = (uint16_t)o.type;
+    g.op_a = (uint8_t)d.op_a;
+    g.op_b = (uint8_t)d.op_b;
     return g;
 }
 
 static void aligned(const void *p, uint8_t log2, const char *what) {
     if ((uintptr_t)p & (((uintptr_t)1 << log2) - 1))
-        cuda_host_fail("cublasLtMatmul: %s = %p is less aligned than what the heuristic was told (%u bytes)", what, p,
+        cuda_host_fail("cublasLtMatmul: %s = %p is less aligned than the heuristic was told (%u bytes)", what, p,
                        1u << log2);
 }
 
@@ -279,7 +291,8 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l, cublas
     case CUBLASLT_MATRIX_LAYOUT_LD: return take(&layout(l)->ld, buffer, size);
     case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT: return take(&layout(l)->batches, buffer, size);
     case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET: return take(&layout(l)->stride, buffer, size);
-    default: cuda_host_fail("cublasLtMatrixLayoutSetAttribute: attribute %d is not served", (int)which);
+    default:
+        cuda_host_fail("cublasLtMatrixLayoutSetAttribute: attribute %d is not supported by the harness", (int)which);
     }
 }
 
@@ -307,7 +320,7 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasL
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return take(&d->aux_ld, buffer, size);
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE: return take(&d->aux_type, buffer, size);
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE: return take(&d->aux_stride, buffer, size);
-    default: cuda_host_fail("cublasLtMatmulDescSetAttribute: attribute %d is not served", (int)which);
+    default: cuda_host_fail("cublasLtMatmulDescSetAttribute: attribute %d is not supported by the harness", (int)which);
     }
 }
 
@@ -329,8 +342,11 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES: return take(&preference(p)->align_b, buffer, size);
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES: return take(&preference(p)->align_c, buffer, size);
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES: return take(&preference(p)->align_d, buffer, size);
-    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK: return take(&reductions, buffer, size); /* there is one way here */
-    default: cuda_host_fail("cublasLtMatmulPreferenceSetAttribute: attribute %d is not served", (int)which);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+        return take(&reductions, buffer, size); /* the harness has only one scheme */
+    default:
+        cuda_host_fail("cublasLtMatmulPreferenceSetAttribute: attribute %d is not supported by the harness",
+                       (int)which);
     }
 }
 
@@ -345,12 +361,16 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (asked < 1) return CUBLAS_STATUS_INVALID_VALUE;
     if (!consistent(d, a, b, c, o) || !epilogue_possible(d, o)) return CUBLAS_STATUS_NOT_SUPPORTED;
     Algorithm g = algorithm_for(d, a, b, c, o);
-    g.align_a = (uint8_t)__builtin_ctz(p.align_a), g.align_b = (uint8_t)__builtin_ctz(p.align_b);
-    g.align_c = (uint8_t)__builtin_ctz(p.align_c), g.align_d = (uint8_t)__builtin_ctz(p.align_d);
+    g.align_a = (uint8_t)__builtin_ctz(p.align_a);
+    g.align_b = (uint8_t)__builtin_ctz(p.align_b);
+    g.align_c = (uint8_t)__builtin_ctz(p.align_c);
+    g.align_d = (uint8_t)__builtin_ctz(p.align_d);
     g.workspace = std::min(p.workspace, (uint64_t)WORKSPACE);
     memset(results, 0, sizeof(*results));
     memcpy(&results->algo, &g, sizeof(g));
-    results->workspaceSize = g.workspace, results->state = CUBLAS_STATUS_SUCCESS, results->wavesCount = 1;
+    results->workspaceSize = g.workspace;
+    results->state = CUBLAS_STATUS_SUCCESS;
+    results->wavesCount = 1;
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -367,7 +387,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     if (algorithm) {
         Algorithm given, now = algorithm_for(p.d, p.A, p.B, p.C, p.D);
         memcpy(&given, algorithm, sizeof(given));
-        now.align_a = given.align_a, now.align_b = given.align_b, now.align_c = given.align_c,
+        now.align_a = given.align_a;
+        now.align_b = given.align_b;
+        now.align_c = given.align_c;
         now.align_d = given.align_d;
         now.workspace = given.workspace;
         if (memcmp(&given, &now, sizeof(now)))
@@ -375,7 +397,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                 "cublasLtMatmul: an algorithm found for (%u x %u x %u, epilogue %u) is used for (%u x %u x %u, "
                 "epilogue %u) or other types",
                 given.m, given.n, given.k, given.epilogue, now.m, now.n, now.k, now.epilogue);
-        aligned(a, given.align_a, "A"), aligned(b, given.align_b, "B"), aligned(out, given.align_d, "D");
+        aligned(a, given.align_a, "A");
+        aligned(b, given.align_b, "B");
+        aligned(out, given.align_d, "D");
         if (p.beta != 0) aligned(c, given.align_c, "C");
         if (workspace_bytes < given.workspace) return CUBLAS_STATUS_INVALID_VALUE;
     }

@@ -1,13 +1,15 @@
 /* cuda_api.cpp - the CUDA run-time API of the harness: memory, streams, events, graphs.
  *
- * Device memory is host memory that is known by its range: copies say where they lead and are held to it. A stream is a
- * queue of functions; each carries what it has to wait for: another stream's first n entries. With seed 0 a function
- * runs when it is queued; else it waits in the queue until a call has to wait for it, and the queues are then served in
- * random order. So a missing synchronise, or a missing event between two streams, gives a wrong result under some seed.
+ * Device memory is host memory with a registered range; copies must match the direction and stay within an allocation.
+ * A stream is a queue of functions. Each entry records what it has to wait for: the first n entries of another stream.
+ * With seed 0 a function runs when it is queued. With other seeds it stays in the queue until some call has to wait for
+ * it, and the queues are then served in random order. So a missing synchronise, or a missing event between two streams,
+ * gives a wrong result under some seed.
  *
- * As on a GPU: copies from pageable memory take it as it is at the call, copies to it wait; pinned memory is read and
- * written when the copy's turn comes. The default stream waits for all blocking streams and they wait for it. A stream
- * under capture collects its work in a graph; what must not be called meanwhile gives cudaErrorStreamCaptureUnsupported.
+ * As on a GPU, a copy from pageable memory reads it at the call, and a copy to pageable memory waits. Pinned memory is
+ * read and written when the copy's turn comes. The default stream waits for all blocking streams, and they wait for it.
+ * A stream under capture collects its work in a graph; calls that are not allowed during capture return
+ * cudaErrorStreamCaptureUnsupported.
  */
 #include "cuda_host.h"
 #include "machine.h"
@@ -80,7 +82,7 @@ static cudaError_t device_alloc(void **p, size_t bytes) {
 }
 static void device_free(void *p, const char *what) {
     auto found = device_memory.find((uintptr_t)p);
-    if (found == device_memory.end()) cuda_host_fail("%s: %p is not what cudaMalloc gave", what, p);
+    if (found == device_memory.end()) cuda_host_fail("%s: %p was not allocated by cudaMalloc", what, p);
     device_used -= found->second;
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(p, (found->second + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
@@ -92,19 +94,19 @@ static void device_free(void *p, const char *what) {
 
 /* ==== Streams ==== */
 
-typedef std::function<bool()> Work; /* false: it has to wait for another process and wants to be called again */
+typedef std::function<bool()> Work; /* false: it waits for another process and must be called again */
 
 struct Stream;
 struct Wait {
     std::shared_ptr<Stream> stream;
-    uint64_t count; /* of its entries that must be done */
+    uint64_t count; /* number of its entries that must be done */
 };
 struct Entry {
     Work work;
     std::vector<Wait> waits;
 };
 struct CUgraph_st {
-    std::vector<Work> nodes; /* in the order of the calls, which is one that the dependences allow */
+    std::vector<Work> nodes; /* in the order of the calls, which the dependencies allow */
 };
 struct CUgraphExec_st {
     CUgraph_st graph;
@@ -112,9 +114,9 @@ struct CUgraphExec_st {
 struct Stream {
     std::deque<Entry> queue;
     uint64_t queued, done;
-    std::vector<Wait> waits; /* of the next entry */
-    bool blocking;           /* with the default stream */
-    CUgraph_st *capture;     /* that it is in */
+    std::vector<Wait> waits; /* for the next entry */
+    bool blocking;           /* synchronises with the default stream */
+    CUgraph_st *capture;     /* the capture in progress, or NULL */
     bool capture_began_here;
 };
 struct CUevent_st {
@@ -135,7 +137,7 @@ static std::shared_ptr<Stream> stream_get(cudaStream_t handle, const char *what)
     if (!default_stream) default_stream = stream_new(true);
     if (!handle || handle == cudaStreamLegacy) return default_stream;
     auto found = streams.find(handle);
-    if (found == streams.end()) cuda_host_fail("%s: no such stream", what);
+    if (found == streams.end()) cuda_host_fail("%s: there is no such stream", what);
     return found->second;
 }
 static std::vector<std::shared_ptr<Stream>> stream_all(void) {
@@ -162,7 +164,7 @@ static bool stream_step(Stream &s) {
     s.done++;
     return true;
 }
-/* Runs entries of any streams, in random order, until `count` of s are done. */
+/* Runs entries of all streams, in random order, until `count` entries of s are done. */
 static void stream_run(const std::shared_ptr<Stream> &s, uint64_t count) {
     int idle = 0;
     while (s->done < count) {
@@ -173,10 +175,10 @@ static void stream_run(const std::shared_ptr<Stream> &s, uint64_t count) {
         if (able.empty()) cuda_host_fail("streams wait for one another");
         if (stream_step(*able[cuda_host_shuffled() ? cuda_host_random() % able.size() : (size_t)idle % able.size()]))
             idle = 0;
-        else if (++idle > 64) usleep(50); /* all of them may wait for other processes */
+        else if (++idle > 64) usleep(50); /* all of them may be waiting for other processes */
     }
 }
-/* One entry of s, or of a stream that it waits for: a loop of queries comes to its end. */
+/* Runs one entry of s, or of a stream that it waits for, so that a polling loop ends. */
 static void stream_nudge(Stream &s) {
     if (stream_runnable(s)) stream_step(s);
     else if (!s.queue.empty())
@@ -189,7 +191,10 @@ void cuda_host_drain(void) {
 }
 
 void cuda_host_enqueue(cudaStream_t stream, const char *what, std::function<void()> work) {
-    cuda_host_enqueue_steps(stream, what, [work] { return work(), true; });
+    cuda_host_enqueue_steps(stream, what, [work] {
+        work();
+        return true;
+    });
 }
 void cuda_host_enqueue_steps(cudaStream_t handle, const char *what, Work work) {
     auto s = stream_get(handle, what);
@@ -282,7 +287,7 @@ cudaError_t cudaFree(void *p) {
     if (p) device_free(p, "cudaFree");
     return cudaSuccess;
 }
-/* Within a capture it would become a node with its own rules for the address, which nothing here needs. */
+/* During capture, CUDA would make this a node with its own rules for the address, which nothing here needs. */
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
     if (stream_get(stream, "cudaMallocAsync")->capture) return fail(cudaErrorStreamCaptureUnsupported);
     return device_alloc(p, bytes);
@@ -307,7 +312,7 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) { return cudaMallocH
 cudaError_t cudaFreeHost(void *p) {
     cuda_host_drain();
     if (p && pinned_memory.erase((uintptr_t)p) == 0)
-        cuda_host_fail("cudaFreeHost: %p is not what cudaMallocHost gave", p);
+        cuda_host_fail("cudaFreeHost: %p was not allocated by cudaMallocHost", p);
     free(p);
     return cudaSuccess;
 }
@@ -355,7 +360,7 @@ cudaError_t cudaMemset(void *d, int byte, size_t bytes) { return cudaMemsetAsync
 /* ==== Streams, events, graphs ==== */
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
-    *stream = (cudaStream_t)malloc(16); /* a name */
+    *stream = (cudaStream_t)malloc(16); /* used only as a unique handle */
     streams[*stream] = stream_new(!(flags & cudaStreamNonBlocking));
     return cudaSuccess;
 }
@@ -364,7 +369,8 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
     return cudaStreamCreateWithFlags(stream, flags);
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
-    *least = 0, *greatest = -5;
+    *least = 0;
+    *greatest = -5;
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -457,7 +463,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     if (!s->capture_began_here) return fail(cudaErrorStreamCaptureUnmatched);
     *graph = s->capture;
     for (auto &t : streams)
-        if (t.second->capture == *graph) t.second->capture = NULL, t.second->capture_began_here = false;
+        if (t.second->capture == *graph) {
+            t.second->capture = NULL;
+            t.second->capture_began_here = false;
+        }
     return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
@@ -493,24 +502,29 @@ cudaError_t cudaGetDevice(int *device) {
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : fail(cudaErrorInvalidDevice); }
-/* Compute capability times ten, from CUDA_HOST_CAPABILITY: what the backend does may depend on it. */
+/* Compute capability times ten, from CUDA_HOST_CAPABILITY. The backend's choices may depend on it. */
 static int capability(void) {
     const char *text = getenv("CUDA_HOST_CAPABILITY");
     return text ? atoi(text) : 80;
 }
 static size_t shared_most(void) { return capability() >= 90 ? SHARED_MOST_SM90 : SHARED_MOST_SM80; }
-/* The figures of an A100, or of an H100 from 90 on, where a launch may depend on them. */
+/* The properties of an A100, or of an H100 if the capability is 90 or more, as far as a launch may depend on them. */
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     if (device != 0) return fail(cudaErrorInvalidDevice);
     memset(p, 0, sizeof(*p));
-    snprintf(p->name, sizeof(p->name), "processor in a GPU's place");
-    p->major = capability() / 10, p->minor = capability() % 10;
-    p->multiProcessorCount = 4; /* few, so that small tests reach the paths of many blocks per multiprocessor */
+    snprintf(p->name, sizeof(p->name), "CPU simulating a GPU");
+    p->major = capability() / 10;
+    p->minor = capability() % 10;
+    p->multiProcessorCount = 4; /* few, so that small tests reach the code for many blocks per multiprocessor */
     p->totalGlobalMem = device_total();
-    p->sharedMemPerBlock = SHARED_DEFAULT, p->sharedMemPerBlockOptin = shared_most();
+    p->sharedMemPerBlock = SHARED_DEFAULT;
+    p->sharedMemPerBlockOptin = shared_most();
     p->sharedMemPerMultiprocessor = shared_most() + 1024;
-    p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048;
-    p->regsPerBlock = 65536, p->regsPerMultiprocessor = 65536;
+    p->warpSize = 32;
+    p->maxThreadsPerBlock = 1024;
+    p->maxThreadsPerMultiProcessor = 2048;
+    p->regsPerBlock = 65536;
+    p->regsPerMultiprocessor = 65536;
     p->l2CacheSize = 40 << 20;
     p->memoryBusWidth = 5120;
     return cudaSuccess;
@@ -530,7 +544,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrClockRate: *value = 1410000; return cudaSuccess;
     case cudaDevAttrMemoryClockRate: *value = 1215000; return cudaSuccess;
     case cudaDevAttrGlobalMemoryBusWidth: *value = p.memoryBusWidth; return cudaSuccess;
-    default: cuda_host_fail("cudaDeviceGetAttribute: attribute %d is not known", (int)attribute);
+    default: cuda_host_fail("cudaDeviceGetAttribute: attribute %d is not supported by the harness", (int)attribute);
     }
 }
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
@@ -542,7 +556,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel) {
     memset(a, 0, sizeof(*a));
     auto limit = dynamic_limit.find(kernel);
-    a->maxThreadsPerBlock = 1024, a->numRegs = 32;
+    a->maxThreadsPerBlock = 1024;
+    a->numRegs = 32;
     a->maxDynamicSharedSizeBytes = limit == dynamic_limit.end() ? SHARED_DEFAULT : limit->second;
     a->binaryVersion = a->ptxVersion = capability();
     return cudaSuccess;

@@ -1,8 +1,8 @@
 /* cuda_host.cpp - the machine of cuda_host.h: fibers, barriers, warps, shared memory, pending copies.
  *
- * A launch runs its blocks one after another. Threads of a block are started when first chosen; one that has to wait
- * hands over to a ready one, drawn at random under a seed. A thread that ends hands its stack to the next to start, so
- * that kernels without barriers need a single stack. When no thread is ready and some wait, that is a deadlock.
+ * A launch runs its blocks one after another. A thread of a block is started when it is first chosen. A thread that has
+ * to wait switches to a ready one, drawn at random under a seed. A thread that ends passes its stack to the next one to
+ * start, so that kernels without barriers need a single stack. If no thread is ready and some wait, that is a deadlock.
  *
  * What a GPU leaves undefined is an error here: see cuda_host.h.
  */
@@ -41,24 +41,25 @@ size_t cuda_host_dynamic_size;
 
 enum { NEW, READY, AT_BARRIER, AT_COLLECTIVE, ENDED };
 
-/* Lanes that wait for one another. A warp may have several: some of its lanes among themselves, others for all. */
+/* Lanes that wait for one another. A warp may have several such groups: some of its lanes may wait among themselves,
+ * others for all. */
 struct Meeting {
     uint32_t mask, arrived; /* mask 0: free */
 };
 struct Warp {
     CudaHostCall *calls[32];
-    uint32_t exist, ended; /* lanes */
+    uint32_t exist, ended; /* masks of lanes */
     Meeting meetings[32];
-    int meetings_used; /* all behind are free */
+    int meetings_used; /* all later ones are free */
     uint32_t epoch;
 };
 
-static const CudaHostLaunch *launch; /* that runs */
+static const CudaHostLaunch *launch; /* the running launch */
 static std::vector<CudaHostThread> threads;
 static std::vector<Warp> warps;
 static std::vector<int> ready;
-static std::vector<char *> stacks; /* free ones */
-static size_t live, at_barrier;    /* threads */
+static std::vector<char *> stacks; /* free stacks */
+static size_t live, at_barrier;    /* numbers of threads */
 static int barrier_kind;
 static const char *barrier_site;
 static uint32_t barriers_passed;
@@ -76,8 +77,11 @@ void cuda_host_seed(uint64_t s) {
 }
 static uint64_t current_seed(void) {
     const char *text = getenv("CUDA_HOST_SEED");
-    if (!seeded)
-        seeded = true, seed = text ? strtoull(text, NULL, 0) : 0, random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    if (!seeded) {
+        seeded = true;
+        seed = text ? strtoull(text, NULL, 0) : 0;
+        random_state = seed * 0x9E3779B97F4A7C15ull + 1;
+    }
     return seed;
 }
 bool cuda_host_shuffled(void) { return current_seed() != 0; }
@@ -131,23 +135,23 @@ static std::string demangle(const char *name) {
     return s;
 }
 
-/* The symbol table of the file that this code is in: a program, or a library that was opened. */
+/* Reads the symbol table of the file that contains this code: a program or an opened library. */
 static void shared_find(void) {
     static bool done;
     if (done) return;
     done = true;
     Dl_info self;
-    if (!dladdr((void *)shared_find, &self)) cuda_host_fail("dladdr does not find the harness");
+    if (!dladdr((void *)shared_find, &self)) cuda_host_fail("dladdr cannot find the harness");
     int fd = open(self.dli_fname, O_RDONLY);
     if (fd < 0) fd = open("/proc/self/exe", O_RDONLY);
     struct stat st;
-    if (fd < 0 || fstat(fd, &st)) cuda_host_fail("%s: cannot be read", self.dli_fname);
+    if (fd < 0 || fstat(fd, &st)) cuda_host_fail("%s: cannot read the file to find shared variables", self.dli_fname);
     char *file = (char *)mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     close(fd);
-    if (file == MAP_FAILED) cuda_host_fail("%s: cannot be mapped", self.dli_fname);
+    if (file == MAP_FAILED) cuda_host_fail("%s: cannot map the file to find shared variables", self.dli_fname);
     const Elf64_Ehdr *header = (const Elf64_Ehdr *)file;
     const Elf64_Shdr *section = (const Elf64_Shdr *)(file + header->e_shoff);
-    /* addresses in a program that is not position independent stand as they are */
+    /* symbol addresses in a program that is not position independent are absolute */
     uintptr_t base = header->e_type == ET_EXEC ? 0 : (uintptr_t)self.dli_fbase;
     bool table = false;
     for (int i = 0; i < header->e_shnum; i++) {
@@ -158,12 +162,14 @@ static void shared_find(void) {
         for (size_t n = section[i].sh_size / sizeof(*symbol); n > 0; n--, symbol++) {
             const char *name = names + symbol->st_name;
             if (ELF64_ST_TYPE(symbol->st_info) != STT_OBJECT || !strstr(name, "B14cudahostshared")) continue;
-            if (strncmp(name, "_ZGV", 4) == 0) continue; /* the guard of one whose type has an empty constructor */
+            if (strncmp(name, "_ZGV", 4) == 0)
+                continue; /* the guard of a variable whose type has an empty constructor */
             shared_variables.push_back({base + symbol->st_value, symbol->st_size, demangle(name)});
         }
     }
     munmap(file, (size_t)st.st_size);
-    if (!table) cuda_host_fail("%s has been stripped: shared memory cannot be found", self.dli_fname);
+    if (!table)
+        cuda_host_fail("%s is stripped: shared variables cannot be found; build it with symbols", self.dli_fname);
 }
 
 const std::vector<CudaHostShared> &cuda_host_shared(void) {
@@ -192,7 +198,7 @@ enum { STACK = 256 << 10, PAGE = 4096 };
 #ifndef __x86_64__
 #error "cuda_host.cpp switches stacks on x86-64 only"
 #endif
-/* Saves what a function must keep, stores the stack pointer in *save, and goes on where `to` was left. */
+/* Saves the callee-saved registers, stores the stack pointer in *save, and resumes where `to` was left. */
 extern "C" __attribute__((visibility("hidden"))) void cuda_host_switch(void **save, void *to);
 asm(".text\n.globl cuda_host_switch\n.hidden cuda_host_switch\n.type cuda_host_switch, @function\n"
     "cuda_host_switch:\n"
@@ -213,7 +219,10 @@ static void fiber_entry(void) {
     const void *from;
     size_t size;
     __sanitizer_finish_switch_fiber(NULL, &from, &size);
-    if (!main_stack) main_stack = from, main_stack_size = size;
+    if (!main_stack) {
+        main_stack = from;
+        main_stack_size = size;
+    }
 #endif
     fiber_main();
 }
@@ -228,22 +237,23 @@ static char *stack_new(void) {
     char *memory = (char *)mmap(NULL, STACK + 2 * PAGE, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE)) cuda_host_fail("no memory for stacks");
-    return memory + PAGE + count++ % 31 * 128; /* tops of stacks fall into different cache sets */
+    return memory + PAGE + count++ % 31 * 128; /* spreads the tops of stacks over different cache sets */
 }
 
 static void thread_prepare(CudaHostThread *t, char *stack) {
     t->stack = stack;
 #ifdef WITH_ASAN
-    __asan_unpoison_memory_region(stack, STACK); /* of the frames of a thread that ended on it */
+    __asan_unpoison_memory_region(stack, STACK); /* clears the frames of a thread that ended on it */
 #endif
     void **sp = (void **)(((uintptr_t)stack + STACK) & ~(uintptr_t)15);
     *--sp = NULL;
-    *--sp = (void *)fiber_entry; /* the switch returns into it */
+    *--sp = (void *)fiber_entry; /* the switch returns into this function */
     for (int i = 0; i < 6; i++) *--sp = NULL;
     t->stack_pointer = sp;
 }
 
-/* from NULL: the launch itself; to NULL: back to it. An ending thread's stack is not looked at again. */
+/* Switches threads. from NULL: the launch itself; to NULL: back to it. The stack of an ending thread is not used
+ * again. */
 static void thread_switch(CudaHostThread *from, CudaHostThread *to, bool ending) {
 #ifdef WITH_ASAN
     void *fake = NULL;
@@ -282,7 +292,7 @@ static int ready_take(void) {
     cuda_host_fail("deadlock: %zu of %zu threads wait for one another%s", live, threads.size(), waiting.c_str());
 }
 
-/* The running thread has noted what it waits for: another one runs. */
+/* Switches to another thread. The running thread has recorded what it waits for. */
 static void give_way(void) {
     CudaHostThread *me = cuda_host_thread;
     int next = ready_take();
@@ -295,7 +305,7 @@ static void give_way(void) {
 
 void cuda_host_step_aside(void) {
     if (!cuda_host_thread || ready.empty() || (cuda_host_shuffled() && cuda_host_random() % 4)) return;
-    /* a thread that spins must let the others go first */
+    /* a spinning thread must let the others run first */
     ready.insert(ready.begin(), cuda_host_thread->linear);
     give_way();
 }
@@ -314,7 +324,9 @@ static void barrier_release(void) {
     for (size_t i = threads.size(); i-- > 0;) {
         CudaHostThread &t = threads[i];
         if (t.state != AT_BARRIER) continue;
-        t.state = READY, t.vote = result, t.barriers = barriers_passed;
+        t.state = READY;
+        t.vote = result;
+        t.barriers = barriers_passed;
         ready.push_back((int)i);
     }
     at_barrier = 0;
@@ -326,8 +338,11 @@ int cuda_host_barrier(const char *site, int kind, int predicate) {
         cuda_host_fail("barrier at %s after %zu threads of the block have returned", site, threads.size() - live);
     if (at_barrier && (kind != barrier_kind || strcmp(site, barrier_site)))
         cuda_host_fail("divergent barrier: this thread is at %s, another waits at %s", site, barrier_site);
-    me->state = AT_BARRIER, me->site = site, me->vote = predicate;
-    barrier_kind = kind, barrier_site = site;
+    me->state = AT_BARRIER;
+    me->site = site;
+    me->vote = predicate;
+    barrier_kind = kind;
+    barrier_site = site;
     if (++at_barrier == live) barrier_release();
     give_way();
     return me->vote;
@@ -348,7 +363,8 @@ static Meeting *meeting_find(Warp &w, const CudaHostCall *call, int lane) {
         return m;
     }
     if (!m) m = &w.meetings[w.meetings_used++];
-    m->mask = call->mask, m->arrived = 0;
+    m->mask = call->mask;
+    m->arrived = 0;
     return m;
 }
 
@@ -362,9 +378,11 @@ void cuda_host_collective(CudaHostCall *call, CudaHostOperation *operation) {
     if (call->mask & ~w.exist)
         cuda_host_fail("%s: mask %08x names lanes that the warp lacks (it has %08x)", call->site, call->mask, w.exist);
     Meeting *m = meeting_find(w, call, me->lane);
-    w.calls[me->lane] = call, m->arrived |= 1u << me->lane;
+    w.calls[me->lane] = call;
+    m->arrived |= 1u << me->lane;
     if (m->arrived != m->mask) {
-        me->state = AT_COLLECTIVE, me->site = call->site;
+        me->state = AT_COLLECTIVE;
+        me->site = call->site;
         give_way();
         return;
     }
@@ -391,13 +409,13 @@ uint32_t cuda_host_vote(const char *site, uint32_t mask, bool predicate) {
     return out;
 }
 
-/* A barrier of fewer lanes than the warp has orders only those: it starts no new epoch. */
+/* A barrier of fewer lanes than the warp orders only those lanes, so it does not start a new epoch. */
 static void syncwarp_all(CudaHostCall **, uint32_t lanes) {
     Warp &w = warps[(size_t)cuda_host_thread->warp];
     if (lanes == (w.exist & ~w.ended)) w.epoch++;
 }
 void cuda_host_syncwarp(const char *site, uint32_t mask) {
-    /* the default mask means the whole warp, also where a block has fewer than 32 threads in it */
+    /* the default mask means the whole warp, even if it has fewer than 32 threads */
     const Warp &w = warps[(size_t)cuda_host_thread->warp];
     if (mask == 0xffffffffu) mask = w.exist;
     CudaHostCall call = {NULL, NULL, 0, mask, CUDA_HOST_SYNCWARP, site};
@@ -413,10 +431,10 @@ uint32_t cuda_host_warp_epoch(void) { return warps[(size_t)cuda_host_thread->war
 /* ==== cp.async ==== */
 
 struct Pending {
-    std::deque<std::pair<CudaHostCopy, uint32_t>> copies; /* with the group's number */
-    uint32_t groups;                                      /* committed */
+    std::deque<std::pair<CudaHostCopy, uint32_t>> copies; /* with the number of the group */
+    uint32_t groups;                                      /* number committed */
 };
-static std::vector<Pending> pending; /* per thread of the block */
+static std::vector<Pending> pending; /* one per thread of the block */
 
 bool cuda_host_copy_begin(const CudaHostCopy &copy) {
     Pending &p = pending[(size_t)cuda_host_thread->linear];
@@ -446,14 +464,17 @@ static void fiber_main(void) {
             if (w.meetings[i].mask >> me->lane & 1)
                 cuda_host_fail("thread returns while lanes %08x wait for it at %s", w.meetings[i].arrived,
                                w.calls[__builtin_ctz(w.meetings[i].arrived)]->site);
-        me->state = ENDED, live--, w.ended |= 1u << me->lane;
+        me->state = ENDED;
+        live--;
+        w.ended |= 1u << me->lane;
         char *stack = me->stack;
         me->stack = NULL;
         int next = ready_take();
         if (next < 0 && live) deadlock();
         CudaHostThread *to = next < 0 ? NULL : &threads[(size_t)next];
-        if (to && to->state == NEW) { /* it goes on with this stack */
-            to->state = READY, to->stack = stack;
+        if (to && to->state == NEW) { /* the new thread takes over this stack */
+            to->state = READY;
+            to->stack = stack;
             cuda_host_thread = to;
             continue;
         }
@@ -472,15 +493,20 @@ static void block_run(size_t index) {
         CudaHostThread &thread = threads[t];
         thread = CudaHostThread();
         thread.index = make_uint3((unsigned)(t % b.x), (unsigned)(t / b.x % b.y), (unsigned)(t / b.x / b.y));
-        thread.linear = (int)t, thread.lane = (int)t % 32, thread.warp = (int)t / 32;
-        pending[t].copies.clear(), pending[t].groups = 0;
+        thread.linear = (int)t;
+        thread.lane = (int)t % 32;
+        thread.warp = (int)t / 32;
+        pending[t].copies.clear();
+        pending[t].groups = 0;
     }
     for (size_t w = 0; w < warps.size(); w++) {
         size_t lanes = std::min(threads.size() - w * 32, (size_t)32);
         warps[w] = Warp();
         warps[w].exist = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
     }
-    live = threads.size(), at_barrier = 0, barriers_passed = 0;
+    live = threads.size();
+    at_barrier = 0;
+    barriers_passed = 0;
     ready.clear();
     for (size_t t = threads.size(); t-- > 0;) ready.push_back((int)t);
     shared_poison();
@@ -500,12 +526,14 @@ void cuda_host_run(const CudaHostLaunch &l) {
     threads.resize((size_t)b.x * b.y * b.z);
     pending.resize(threads.size());
     warps.resize((threads.size() + 31) / 32);
-    cuda_host_grid = g, cuda_host_block = b;
+    cuda_host_grid = g;
+    cuda_host_block = b;
     char *dynamic = l.shared ? (char *)aligned_alloc(128, room) : NULL;
 #ifdef WITH_ASAN
     if (dynamic) __asan_poison_memory_region(dynamic + l.shared, room - l.shared);
 #endif
-    cuda_host_dynamic = dynamic, cuda_host_dynamic_size = l.shared;
+    cuda_host_dynamic = dynamic;
+    cuda_host_dynamic_size = l.shared;
     cuda_host_race_launch(l);
     std::vector<size_t> order(blocks);
     for (size_t i = 0; i < blocks; i++) order[i] = i;
@@ -516,12 +544,13 @@ void cuda_host_run(const CudaHostLaunch &l) {
     if (dynamic) __asan_unpoison_memory_region(dynamic, room);
 #endif
     free(dynamic);
-    cuda_host_dynamic = NULL, cuda_host_dynamic_size = 0;
+    cuda_host_dynamic = NULL;
+    cuda_host_dynamic_size = 0;
     launch = NULL;
 }
 const CudaHostLaunch *cuda_host_running(void) { return launch; }
 
-/* What the race detector replaces. */
+/* Defaults that the race detector overrides. */
 __attribute__((weak)) void cuda_host_atomic_access(const void *, size_t) {}
 __attribute__((weak)) void cuda_host_fence(void) {}
 __attribute__((weak)) void cuda_host_race_launch(const CudaHostLaunch &) {}

@@ -1,28 +1,31 @@
-/* cuda_host.h - CUDA on the processor: the project's kernels, unchanged, compiled by g++ or clang++ and run without a GPU.
+/* cuda_host.h - CUDA on the CPU: runs the project's kernels, compiled unchanged by g++ or clang++, without a GPU.
  *
- *   g++ -std=gnu++17 -fno-strict-aliasing -include tests/cuda_host/cuda_host.h -x c++ kernels.cu tests/cuda_host/cuda_*.cpp
+ *   g++ -std=gnu++17 -fno-strict-aliasing -include tests/cuda_host/cuda_host.h -x c++ kernels.cu \
+ *       tests/cuda_host/cuda_*.cpp
  *
  * One OS thread runs everything. Every CUDA thread of a block is a fiber with its own stack, which runs until it waits
- * for others (a barrier, a shuffle, mma.sync) or until an atomic lets it step aside; the blocks of a grid run one after
- * another. What a GPU may do in any order is done here in an order drawn from a seed:
+ * for others (a barrier, a shuffle, mma.sync) or until an atomic lets it step aside. The blocks of a grid run one after
+ * another. Whatever a GPU may do in any order is done here in an order drawn from a seed:
  *
- *   seed 0      threads and blocks in ascending order, streams without delay: the run to debug with
- *   seed != 0   threads and blocks in random order; work on streams is left until somebody waits for it, and streams
- *               overtake one another as far as events allow
+ *   seed 0      threads and blocks in ascending order, streams without delay: the mode for debugging
+ *   seed != 0   threads and blocks in random order; work on streams is deferred until something waits for it, and
+ *               streams overtake one another as far as events allow
  *
- * So code that lacks a barrier computes something else under some seed. Shared memory at the start of a block and memory
- * from cudaMalloc are filled with one of four patterns, chosen by the seed: 0xff (NaN, -1), 0x00, 0x7f (huge), 0x3f
- * (plausible). Found at once, under every seed: divergent barriers, barriers after some threads left, shuffles from lanes
- * that do not take part, misaligned wide accesses and copies, copies outside an allocation, launches that no GPU takes,
- * deadlocks. The address sanitizer finds accesses out of range, race.cpp missing barriers even where no value changes.
+ * So code that lacks a barrier computes a different result under some seed. Shared memory at the start of a block and
+ * memory from cudaMalloc are filled with one of four patterns, chosen by the seed: 0xff (NaN, -1), 0x00, 0x7f (huge),
+ * 0x3f (plausible). These faults are found at once, under every seed: divergent barriers, barriers after some threads
+ * have returned, shuffles from lanes that do not take part, misaligned wide accesses and copies, copies outside an
+ * allocation, launches that no GPU accepts, deadlocks. The address sanitizer finds accesses out of range. race.cpp
+ * finds missing barriers even if no value changes.
  *
- * A failure is one message on standard error (kernel, place of launch, block, thread) and exit status 99.
+ * A failure prints one message to standard error (kernel, place of launch, block, thread) and exits with status 99.
  *
- * Environment: CUDA_HOST_SEED (0), CUDA_HOST_POISON (a byte, instead of the seed's choice), CUDA_HOST_MEMORY (bytes of
- * the pretended GPU, 8 GiB), CUDA_HOST_CAPABILITY (80), CUDA_HOST_NO_EPILOGUE (cublaslt_host.cpp). Not there: blocks that wait for one another, clusters, TMA, wgmma, named barriers, textures.
+ * Environment: CUDA_HOST_SEED (0), CUDA_HOST_POISON (a byte that overrides the seed's pattern), CUDA_HOST_MEMORY
+ * (memory of the simulated GPU in bytes, 8 GiB), CUDA_HOST_CAPABILITY (80), CUDA_HOST_NO_EPILOGUE (cublaslt_host.cpp).
+ * Not supported: blocks that wait for one another, clusters, TMA, wgmma, named barriers, textures.
  *
- * The vector types, bf16 and API declarations come from the CUDA toolkit's own headers where they are on the include
- * path, else from twin/.
+ * The vector types, bf16 and API declarations come from the CUDA toolkit's own headers if they are on the include path,
+ * else from twin/.
  */
 #ifndef CUDA_HOST_H
 #define CUDA_HOST_H
@@ -32,8 +35,9 @@
 #endif
 #define CUDA_HOST 1
 
-/* Before the toolkit's headers, which leave alone what is defined. A shared variable is a static whose mangled name
- * carries a tag, by which the run time finds all of them (address, size) in the symbol table of its own binary. */
+/* These macros precede the toolkit's headers, which do not redefine them. A shared variable is a static whose mangled
+ * name carries a tag. The run time uses the tag to find all of them (address, size) in the symbol table of its own
+ * binary. */
 #define __global__
 #define __device__
 #define __host__
@@ -67,7 +71,7 @@
 #define CUDA_HOST_TEXT_(x) #x
 #define CUDA_HOST_TEXT(x)  CUDA_HOST_TEXT_(x)
 #define CUDA_HOST_SITE     __FILE__ ":" CUDA_HOST_TEXT(__LINE__)
-/* Part of the machine, not of the program that it runs: no sanitizer looks into it. */
+/* Marks functions of the machine, not of the program that it runs: no sanitizer instruments them. */
 #ifdef __clang__
 #define CUDA_HOST_MACHINE __attribute__((noinline, no_sanitize("address", "undefined", "thread")))
 #else
@@ -77,7 +81,7 @@
 
 /* ==== The machine (cuda_host.cpp) ==== */
 
-/* What a lane brings to a warp's common operation. */
+/* A lane's part in a collective operation of its warp. */
 struct CudaHostCall {
     const void *in;
     void *out;
@@ -103,25 +107,26 @@ struct CudaHostThread {
     uint3 index;
     int linear, lane, warp;
     int state;
-    const char *site; /* where it waits */
+    const char *site; /* where the thread waits */
     int vote;
-    uint32_t barriers;  /* passed by the block so far */
-    CudaHostCall *call; /* while it waits for its warp */
+    uint32_t barriers;  /* number passed by the block so far */
+    CudaHostCall *call; /* set while the thread waits for its warp */
 };
 
-/* For all that follows. The one function that a library made of this exports, for tests that open it. */
+/* Sets the seed from here on. This is the only function that a library of this harness exports, for tests that open the
+ * library. */
 extern "C" __attribute__((visibility("default"))) void cuda_host_seed(uint64_t seed);
 
 #pragma GCC visibility push(hidden)
-extern CudaHostThread *cuda_host_thread; /* the one that runs; NULL: host code */
+extern CudaHostThread *cuda_host_thread; /* the running thread; NULL in host code */
 extern uint3 cuda_host_block_index;
 extern dim3 cuda_host_block, cuda_host_grid;
 extern char *cuda_host_dynamic; /* the block's dynamic shared memory */
 extern size_t cuda_host_dynamic_size;
 
-uint64_t cuda_host_random(void); /* from the seed */
+uint64_t cuda_host_random(void); /* drawn from the seed */
 bool cuda_host_shuffled(void);   /* seed != 0 */
-int cuda_host_poison(void);      /* the byte that fresh memory is filled with */
+int cuda_host_poison(void);      /* the byte that new memory is filled with */
 [[noreturn]] void cuda_host_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 struct CudaHostLaunch {
@@ -129,30 +134,30 @@ struct CudaHostLaunch {
     dim3 grid, block;
     size_t shared;
     const void *kernel;
-    std::function<void()> thread; /* what each CUDA thread does */
-    const void *arguments;        /* that it reads them is no access to host memory */
+    std::function<void()> thread; /* the body of each CUDA thread */
+    const void *arguments;        /* reading them does not count as an access to host memory */
     size_t arguments_size;
 };
 void cuda_host_run(const CudaHostLaunch &launch);
-/* Barrier of the block: kind 0 plain, 1 or, 2 and, 3 count. */
+/* Barrier of the block. kind: 0 plain, 1 or, 2 and, 3 count. */
 int cuda_host_barrier(const char *site, int kind, int predicate);
-/* Barrier of the lanes in the mask: the last to come runs the operation for all of them. */
+/* Barrier of the lanes in the mask. The last lane to arrive runs the operation for all of them. */
 void cuda_host_collective(CudaHostCall *call, CudaHostOperation *operation);
-void cuda_host_step_aside(void); /* now and then another thread runs */
+void cuda_host_step_aside(void); /* sometimes lets another thread run */
 uint32_t cuda_host_active(void);
 void cuda_host_fence(void);
 
-/* The API's part (cuda_api.cpp). Work is a function that runs in the stream's order; one that depends on other processes
- * returns false until it is done. */
+/* The run-time API (cuda_api.cpp). Work is a function that runs in the stream's order. Work that depends on other
+ * processes returns false until it is done. */
 void cuda_host_enqueue(cudaStream_t stream, const char *what, std::function<void()> work);
 void cuda_host_enqueue_steps(cudaStream_t stream, const char *what, std::function<bool()> work);
 void cuda_host_launch_on(cudaStream_t stream, const CudaHostLaunch &launch);
-void cuda_host_drain(void); /* runs all that is left on all streams */
-/* Fails unless `bytes` at p lie in one allocation of the device. */
+void cuda_host_drain(void); /* runs all remaining work of all streams */
+/* Fails unless the `bytes` at p are within one allocation of the device. */
 void cuda_host_need_device(const void *p, size_t bytes, const char *what);
 bool cuda_host_is_device(const void *p, size_t bytes);
 
-/* The race detector's (race.cpp); without it they do nothing. */
+/* The race detector (race.cpp). Without it this function does nothing. */
 void cuda_host_atomic_access(const void *p, size_t bytes);
 #pragma GCC visibility pop
 
@@ -165,18 +170,22 @@ void cuda_host_atomic_access(const void *p, size_t bytes);
 
 #define SHARED_DYNAMIC(type, name) type *name = (type *)cuda_host_dynamic
 
-/* As a launch does, arguments are converted and copied once; each thread then gets its own copy. */
+/* As in a real launch, arguments are converted and copied once; each thread then gets its own copy. */
 template <typename... P, typename... A>
 void cuda_host_launch(const char *site, const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                       void (*kernel)(P...), A &&...arguments) {
     static_assert(sizeof...(P) == sizeof...(A), "launch: wrong number of arguments");
     auto copy = std::make_shared<std::tuple<std::decay_t<P>...>>(std::forward<A>(arguments)...);
     CudaHostLaunch launch;
-    launch.site = site, launch.name = name;
-    launch.grid = grid, launch.block = block, launch.shared = shared;
+    launch.site = site;
+    launch.name = name;
+    launch.grid = grid;
+    launch.block = block;
+    launch.shared = shared;
     launch.kernel = (const void *)kernel;
     launch.thread = [kernel, copy] { std::apply(kernel, *copy); };
-    launch.arguments = copy.get(), launch.arguments_size = sizeof(*copy);
+    launch.arguments = copy.get();
+    launch.arguments_size = sizeof(*copy);
     cuda_host_launch_on(stream, launch);
 }
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
@@ -227,7 +236,7 @@ static inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *source, size
 #define __reduce_or_sync(m, v)  cuda_host_reduce<CudaHostOr>(CUDA_HOST_SITE, m, v)
 #define __reduce_xor_sync(m, v) cuda_host_reduce<CudaHostXor>(CUDA_HOST_SITE, m, v)
 
-/* Lowest lane first: for (CUDA_HOST_LANES(l, lanes)) */
+/* Visits the lanes from the lowest on: for (CUDA_HOST_LANES(l, lanes)) */
 #define CUDA_HOST_LANES(l, lanes)                                                                                      \
     uint32_t l##_left = (lanes), l = l##_left ? (uint32_t)__builtin_ctz(l##_left) : 0;                                 \
     l##_left;                                                                                                          \
@@ -321,19 +330,22 @@ template <typename F, typename T> static inline T cuda_host_reduce(const char *s
 
 /* ==== Atomics: nothing runs between the load and the store, but another thread may run before them ==== */
 
-/* The race detector is told; the other sanitizers see the access. */
+/* Reports the access to the race detector; the other sanitizers see it themselves. */
 template <typename T, typename F> __attribute__((noinline, no_sanitize("thread"))) T cuda_host_change(T *p, F change) {
-    if ((uintptr_t)p % sizeof(T)) cuda_host_fail("atomic on %p, which is no multiple of %zu", (void *)p, sizeof(T));
+    if ((uintptr_t)p % sizeof(T)) cuda_host_fail("atomic on %p, which is not a multiple of %zu", (void *)p, sizeof(T));
     cuda_host_step_aside();
     cuda_host_atomic_access(p, sizeof(T));
     T old = *p;
     *p = change(old);
     return old;
 }
-/* The value's type is the target's, as CUDA's overloads have it. */
+/* The value has the type of the target, as in CUDA's overloads. */
 #define CUDA_HOST_ATOMIC(name, expression)                                                                             \
     template <typename T> static inline T name(T *p, std::common_type_t<T> v) {                                        \
-        return cuda_host_change(p, [&](T old) { return (void)old, (T)(expression); });                                 \
+        return cuda_host_change(p, [&](T old) {                                                                        \
+            (void)old;                                                                                                 \
+            return (T)(expression);                                                                                    \
+        });                                                                                                            \
     }
 CUDA_HOST_ATOMIC(atomicAdd, old + v)
 CUDA_HOST_ATOMIC(atomicSub, old - v)
@@ -392,7 +404,7 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {
     return out;
 }
 
-/* The C library declares functions of these names, too. */
+/* The C library also declares functions of these names. */
 #define __expf  expf
 #define __logf  logf
 #define __log2f log2f

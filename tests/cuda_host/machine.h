@@ -1,4 +1,4 @@
-/* machine.h - what the parts of the harness know of one another and kernels do not. */
+/* machine.h - declarations shared by the parts of the harness but not visible to kernels. */
 #ifndef CUDA_HOST_MACHINE_H
 #define CUDA_HOST_MACHINE_H
 
@@ -13,7 +13,7 @@ struct CudaHostShared { /* a variable in shared memory */
 };
 const std::vector<CudaHostShared> &cuda_host_shared(void);
 const CudaHostLaunch *cuda_host_running(void);
-uint32_t cuda_host_warp_epoch(void); /* barriers of the running thread's whole warp so far */
+uint32_t cuda_host_warp_epoch(void); /* whole-warp barriers passed so far by the running thread's warp */
 void cuda_host_fill(void *memory, size_t bytes, int byte);
 
 bool cuda_host_race_detector(void);

@@ -1,13 +1,13 @@
 /* nccl_host.cpp - NCCL between processes of one machine, through shared memory.
  *
- * As on GPUs, a call queues work on its stream and returns; the work goes on whenever its process is inside a CUDA call
- * (a synchronise, a query). Sums are made in the order of the ranks, bf16 rounded at each addition, so every run gives
- * the same bits. Each rank writes down which call it makes, with type and size: a rank that finds others in another call
- * says so and ends with status 99, where NCCL would hang or corrupt. A rank that never comes leaves the others waiting, as
- * NCCL does, until ncclCommAbort().
+ * As on GPUs, a call queues work on its stream and returns. The work progresses whenever its process is inside a CUDA
+ * call (a synchronise, a query). Sums are computed in the order of the ranks, with bf16 rounded at each addition, so
+ * every run gives the same bits. Each rank records which call it makes, with type and size. A rank that finds others in
+ * a different call reports it and exits with status 99, where NCCL would hang or corrupt data. If a rank never calls,
+ * the others wait, as with NCCL, until ncclCommAbort().
  *
- * A unique id names a shared memory object, which rank 0 makes and the last to come unlinks. With NCCL_COMM_ID set, every
- * process may ask for an id and all get the same, as with NCCL.
+ * A unique id names a shared memory object, which rank 0 creates and the last rank to attach unlinks. With NCCL_COMM_ID
+ * set, every process may request an id and all get the same one, as with NCCL.
  */
 #include "cuda_host.h"
 
@@ -31,7 +31,7 @@ struct Signature {
     int kind, op, type, root;
     uint64_t n;
 };
-/* Step s of a rank: it may post when all have taken step s - 1, and take when all have posted step s. */
+/* A rank may post step s when all ranks have taken step s - 1, and take step s when all ranks have posted it. */
 struct Rank {
     std::atomic<uint64_t> posted, taken;
     Signature signature;
@@ -40,11 +40,11 @@ struct Rank {
 struct Mailbox { /* from one rank to another */
     std::atomic<uint64_t> posted, taken;
     int type;
-    uint64_t n, offset, bytes; /* of the message, and of this part */
+    uint64_t n, offset, bytes; /* n: elements of the message; offset, bytes: of this part */
     char data[PAIR];
 };
 struct Segment {
-    std::atomic<int> ready, owner, attached; /* owner: rank 0's process */
+    std::atomic<int> ready, owner, attached; /* owner: process id of rank 0 */
     Rank rank[RANKS];
     Mailbox mail[RANKS][RANKS]; /* [from][to] */
 };
@@ -53,9 +53,9 @@ struct ncclComm {
     Segment *shared;
     int rank, ranks;
     uint64_t step;
-    uint64_t sent[RANKS], received[RANKS]; /* parts, by peer */
+    uint64_t sent[RANKS], received[RANKS]; /* numbers of parts, by peer */
     std::atomic<bool> aborted;
-    cudaEvent_t last; /* the latest operation: they run in the order of their calls, on whatever streams */
+    cudaEvent_t last; /* the latest operation; operations run in the order of the calls, on any stream */
 };
 
 /* ==== Elements ==== */
@@ -71,7 +71,7 @@ static size_t type_size(ncclDataType_t t) {
     case ncclInt64:
     case ncclUint64:
     case ncclFloat64: return 8;
-    default: cuda_host_fail("NCCL: type %d is not served", (int)t);
+    default: cuda_host_fail("NCCL: type %d is not supported by the harness", (int)t);
     }
 }
 template <typename T> static T combine(T a, T b, ncclRedOp_t op) {
@@ -81,10 +81,10 @@ template <typename T> static T combine(T a, T b, ncclRedOp_t op) {
     case ncclProd: return (T)(a * b);
     case ncclMax: return a > b ? a : b;
     case ncclMin: return a < b ? a : b;
-    default: cuda_host_fail("NCCL: operation %d is not served", (int)op);
+    default: cuda_host_fail("NCCL: operation %d is not supported by the harness", (int)op);
     }
 }
-/* to[i] = rank 0's op rank 1's op ..., over n elements that begin at `from` in each rank's chunk */
+/* to[i] = x0 op x1 op ..., with x_r from rank r's chunk, over n elements that begin at `from` in each chunk */
 template <typename T> static void reduce_typed(const ncclComm *c, void *to, size_t from, size_t n, ncclRedOp_t op) {
     for (size_t i = 0; i < n; i++) {
         T sum = ((const T *)c->shared->rank[0].data)[from + i];
@@ -122,8 +122,8 @@ struct Collective {
     Signature signature;
     const char *from;
     char *to;
-    size_t at;   /* elements done, of each rank's block where the call has blocks */
-    bool posted; /* the current chunk */
+    size_t at;   /* elements done; if the call has a block per rank, of each block */
+    bool posted; /* has the current chunk been posted? */
 };
 
 static size_t chunk_elements(const ncclComm *c, const Collective &o) {
@@ -131,7 +131,7 @@ static size_t chunk_elements(const ncclComm *c, const Collective &o) {
     if (o.signature.kind == REDUCE_SCATTER) most /= (size_t)c->ranks;
     return std::min((size_t)o.signature.n - o.at, most);
 }
-/* A reduce-scatter's chunk holds a piece of every rank's block, one after another. */
+/* A chunk of a reduce-scatter contains a piece of every rank's block, one after another. */
 static void chunk_post(ncclComm *c, const Collective &o, size_t n) {
     size_t size = type_size((ncclDataType_t)o.signature.type);
     Rank &mine = c->shared->rank[c->rank];
@@ -171,7 +171,7 @@ static void signatures_compare(const ncclComm *c, const Signature &mine) {
     }
 }
 
-/* Goes as far as it can without waiting. True: done. */
+/* Progresses as far as possible without waiting. Returns true when done. */
 static bool collective_go(ncclComm *c, Collective *o) {
     Rank &mine = c->shared->rank[c->rank];
     while (o->at < o->signature.n) {
@@ -189,7 +189,8 @@ static bool collective_go(ncclComm *c, Collective *o) {
         signatures_compare(c, o->signature);
         chunk_take(c, *o, n);
         mine.taken = ++c->step;
-        o->at += n, o->posted = false;
+        o->at += n;
+        o->posted = false;
     }
     return true;
 }
@@ -211,7 +212,10 @@ static bool message_go(ncclComm *c, Message *m) {
     while (m->at < all) {
         if (m->send) {
             if (box.taken < count) return false;
-            box.type = m->type, box.n = m->n, box.offset = m->at, box.bytes = std::min(all - m->at, (size_t)PAIR);
+            box.type = m->type;
+            box.n = m->n;
+            box.offset = m->at;
+            box.bytes = std::min(all - m->at, (size_t)PAIR);
             memcpy(box.data, m->data + m->at, box.bytes);
             m->at += box.bytes;
             box.posted = ++count;
@@ -246,7 +250,7 @@ struct Call {
 static int group_depth;
 static std::vector<Call> group;
 
-/* In the order of calls on this communicator, whatever the streams. */
+/* Queues work in the order of the calls on this communicator, on any stream. */
 static void queue(ncclComm *c, cudaStream_t stream, const char *what, std::function<bool()> work) {
     if (cudaStreamWaitEvent(stream, c->last, 0) != cudaSuccess) cuda_host_fail("NCCL: the stream cannot wait");
     cuda_host_enqueue_steps(stream, what, work);
@@ -310,17 +314,26 @@ static Segment *segment_make(const char *name) {
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0 || ftruncate(fd, sizeof(Segment))) return NULL;
     Segment *s = segment_map(fd);
-    if (s) s->owner = getpid(), s->ready = 1;
+    if (s) {
+        s->owner = getpid();
+        s->ready = 1;
+    }
     return s;
 }
-/* NULL: not there yet, or left behind by a run that is over. */
+/* NULL: the object does not exist yet, or is left over from a run that has ended. */
 static Segment *segment_find(const char *name) {
     int fd = shm_open(name, O_RDWR, 0600);
     struct stat st;
     if (fd < 0) return NULL;
-    if (fstat(fd, &st) || st.st_size < (off_t)sizeof(Segment)) return close(fd), (Segment *)NULL;
+    if (fstat(fd, &st) || st.st_size < (off_t)sizeof(Segment)) {
+        close(fd);
+        return NULL;
+    }
     Segment *s = segment_map(fd);
-    if (s && (!s->ready || (kill(s->owner, 0) && errno == ESRCH))) munmap(s, sizeof(Segment)), s = NULL;
+    if (s && (!s->ready || (kill(s->owner, 0) && errno == ESRCH))) {
+        munmap(s, sizeof(Segment));
+        s = NULL;
+    }
     return s;
 }
 
@@ -343,7 +356,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
     if (ranks < 1 || ranks > RANKS || rank < 0 || rank >= ranks) return ncclInvalidArgument;
     ncclComm *c = new ncclComm();
-    c->rank = rank, c->ranks = ranks;
+    c->rank = rank;
+    c->ranks = ranks;
     if (rank == 0) c->shared = segment_make(id.internal);
     else
         while (!(c->shared = segment_find(id.internal))) usleep(2000);
@@ -367,7 +381,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t c) {
     delete c;
     return ncclSuccess;
 }
-/* Work under way ends when it is next looked at; the communicator stays, for that. */
+/* Work in progress ends when it is next polled. The communicator is kept for that. */
 ncclResult_t ncclCommAbort(ncclComm_t c) {
     c->aborted = true;
     return ncclSuccess;

@@ -1,7 +1,8 @@
-/* ptx_host.h - llmc/ptx.cuh's instructions for the host compiler, written down from the PTX ISA's description of each.
+/* ptx_host.h - the instructions of llmc/ptx.cuh for the host compiler, written from their description in the PTX ISA.
  *
- * Included at the end of cuda_host.h. The instructions of a whole warp are collectives: the last lane to come computes for all. cp.async copies when the
- * thread that issued it waits for its group, never earlier, so that a missing wait reads what was there before.
+ * Included at the end of cuda_host.h. Instructions of a whole warp are collectives: the last lane to arrive computes
+ * for all lanes. cp.async copies when the thread that issued it waits for its group, so that after a missing wait the
+ * kernel reads the old contents.
  */
 #ifndef CUDA_HOST_PTX_H
 #define CUDA_HOST_PTX_H
@@ -35,7 +36,9 @@ static inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], cons
                                      const float (&c)[4]) {
     CudaHostMma m;
     float out[4];
-    memcpy(m.a, a, sizeof(a)), memcpy(m.b, b, sizeof(b)), memcpy(m.c, c, sizeof(c));
+    memcpy(m.a, a, sizeof(a));
+    memcpy(m.b, b, sizeof(b));
+    memcpy(m.c, c, sizeof(c));
     CudaHostCall call = {&m, out, 0, 0xffffffffu, CUDA_HOST_MMA, "mma_m16n8k16_bf16"};
     cuda_host_collective(&call, cuda_host_mma_all);
     memcpy(d, out, sizeof(out));
@@ -56,12 +59,12 @@ CUDA_HOST_MACHINE inline void cuda_host_ldmatrix_all(CudaHostCall **calls, uint3
             ((uint32_t *)calls[l]->out)[i] = pair;
         }
 }
-/* The eight elements that a lane's address names are read by that lane: the sanitizers and the race detector see them
- * here, in code that is compiled with the kernel. */
+/* Each lane reads the eight elements at its address itself, in code compiled with the kernel, so that the sanitizers
+ * and the race detector see the accesses. */
 template <int TILES, bool TRANS> static inline void cuda_host_ldmatrix(uint32_t *r, const void *row, const char *name) {
     uint16_t elements[8] = {0};
     if (cuda_host_thread->lane < 8 * TILES) {
-        if ((uintptr_t)row % 16) cuda_host_fail("%s: the address %p is no multiple of 16", name, row);
+        if ((uintptr_t)row % 16) cuda_host_fail("%s: the address %p is not a multiple of 16", name, row);
         for (int i = 0; i < 8; i++) elements[i] = ((const uint16_t *)row)[i];
     }
     CudaHostCall call = {elements, r, 0, 0xffffffffu, CUDA_HOST_LDMATRIX, name};
@@ -80,16 +83,16 @@ static inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) {
     cuda_host_ldmatrix<2, true>(r, row, "ldmatrix_x2_trans");
 }
 
-/* cp.async.cg.shared.global 16: it may land at any time between its issue and the end of the wait for its group. Each
- * copy is made at the wait; drawn from the seed, some are made at their issue as well. */
+/* cp.async.cg.shared.global 16: the copy may land at any time between its issue and the end of the wait for its group.
+ * Each copy is made at the wait; some, drawn from the seed, are made at their issue as well. */
 struct CudaHostCopy {
     void *shared;
     const void *global; /* NULL: zeros */
 };
-/* True: make the copy now, too. */
+/* Returns true if the copy must be made now, too. */
 bool cuda_host_copy_begin(const CudaHostCopy &copy);
 void cuda_host_copy_commit(void);
-/* The next copy of all but the newest `left` groups, false when there is none. */
+/* Returns the next copy of all but the newest `left` groups; false if there is none. */
 bool cuda_host_copy_next(int left, CudaHostCopy *copy);
 
 static inline void cuda_host_copy_make(const CudaHostCopy &copy) {
@@ -97,7 +100,7 @@ static inline void cuda_host_copy_make(const CudaHostCopy &copy) {
 }
 static inline void cp_async_16_zfill(void *shared, const void *global, bool valid) {
     if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16))
-        cuda_host_fail("cp.async: %p or %p is no multiple of 16", shared, global);
+        cuda_host_fail("cp.async: %p or %p is not a multiple of 16", shared, global);
     CudaHostCopy copy = {shared, valid ? global : NULL};
     if (cuda_host_copy_begin(copy)) cuda_host_copy_make(copy);
 }
@@ -111,6 +114,7 @@ template <int N> static inline void cp_async_wait() {
 static inline float fast_exp2(float x) { return exp2f(x); }
 
 #define PTX_CHECK_WIDE(p)                                                                                              \
-    ((uintptr_t)(p) % 16 ? cuda_host_fail("wide access to %p, which is no multiple of 16", (const void *)(p)) : (void)0)
+    ((uintptr_t)(p) % 16 ? cuda_host_fail("wide access to %p, which is not a multiple of 16", (const void *)(p))       \
+                         : (void)0)
 
 #endif

@@ -1,18 +1,19 @@
-/* race.cpp - the race detector: which accesses of which threads nothing orders.
+/* race.cpp - the race detector: reports pairs of accesses by different threads that nothing orders.
  *
- * Kernels are compiled with -fsanitize=thread and linked with the functions below in place of that sanitizer's run time,
- * so that every load and store of a kernel comes through here. Each granule of two bytes of device or shared memory
- * remembers its last write and up to three reads. Two accesses, one of them a write, by different threads race unless
+ * Kernels are compiled with -fsanitize=thread and linked with the functions below in place of that sanitizer's run
+ * time, so that every load and store of a kernel passes through here. Each granule of two bytes of device or shared
+ * memory remembers its last write and up to three reads. Two accesses by different threads, one of them a write, race
+ * unless
  *
  *   - both are atomic, or
- *   - the threads are of one block and passed a __syncthreads in between, or of one warp and passed a __syncwarp of
- *     the whole warp in between (a shuffle orders nothing: the programming guide promises it only for __syncwarp), or
+ *   - the threads are in one block and passed a __syncthreads in between, or in one warp and passed a __syncwarp of
+ *     the whole warp in between (a shuffle orders nothing: the programming guide guarantees it only for __syncwarp), or
  *   - the blocks differ, the first had passed a fence and then an atomic after its access, and the second an atomic
  *     and then a fence before its own: the pattern of the last block that finishes a sum.
  *
  * Launches are ordered by their stream. cp.async writes both when it is issued and when it has been waited for.
  *
- * At the end of the program the count goes to standard error, and the exit status is 98 if it is not 0.
+ * At the end of the program the number of races is printed to standard error, and the exit status is 98 if it is not 0.
  */
 #include "cuda_host.h"
 #include "machine.h"
@@ -27,15 +28,15 @@
 enum { NOTHING, PLAIN, ATOMIC };
 
 struct Access {
-    uint64_t block; /* number of the block among all that ever ran */
+    uint64_t block; /* number of the block among all blocks run so far */
     uint32_t barriers, epoch;
-    uint32_t fences; /* of the block before it */
+    uint32_t fences; /* passed by the block before this access */
     uint16_t thread;
     uint8_t kind;
     const void *pc;
 };
 struct Granule {
-    Access write, reads[3]; /* reads 0 and 1 by threads of one warp, 2 of another */
+    Access write, reads[3]; /* reads 0 and 1: threads of one warp; 2: another warp */
 };
 enum { GRANULE = 2 };
 
@@ -47,25 +48,25 @@ struct Range {
 };
 
 static std::map<uintptr_t, Range> ranges;
-static Range *latest;                    /* found; NULL after a change of the ranges */
+static Range *latest;                    /* latest range found; NULL after the ranges changed */
 static uint64_t launch_first, block_now; /* numbers of blocks */
 static std::set<std::pair<const void *, const void *>> seen;
 static int races;
 static uintptr_t dynamic_now;
 
-/* A block's fences, and whether an atomic came after the last: what it wrote before is published. */
+/* A block's fences. An atomic after a fence publishes what the block wrote before that fence. */
 struct Published {
-    uint32_t fences;    /* so far */
-    uint32_t published; /* fences that an atomic followed */
+    uint32_t fences;    /* passed so far */
+    uint32_t published; /* fences that were followed by an atomic */
 };
-static std::map<uint64_t, Published> blocks; /* of this launch, those with fences or atomics */
-static uint32_t fences_now;                  /* of the running block */
-static bool acquired, atomic_seen;           /* by the running block: an atomic and a fence after it */
+static std::map<uint64_t, Published> blocks; /* blocks of this launch that used fences or atomics */
+static uint32_t fences_now;                  /* fences passed by the running block */
+static bool acquired, atomic_seen;           /* acquired: the running block passed an atomic and then a fence */
 
 static void add(uintptr_t address, size_t size, bool shared) {
-    size_t bytes = (size / GRANULE + 2) * sizeof(Granule); /* zero pages: taken when touched */
+    size_t bytes = (size / GRANULE + 2) * sizeof(Granule); /* zero pages, allocated on first use */
     void *granules = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (granules == MAP_FAILED) cuda_host_fail("race detector: no memory");
+    if (granules == MAP_FAILED) cuda_host_fail("race detector: out of memory");
     ranges[address] = {address, size, shared, (Granule *)granules};
     latest = NULL;
 }
@@ -101,7 +102,8 @@ void cuda_host_race_launch(const CudaHostLaunch &) {
 }
 void cuda_host_race_block(void) {
     block_now++;
-    acquired = atomic_seen = false, fences_now = 0;
+    acquired = atomic_seen = false;
+    fences_now = 0;
 }
 void cuda_host_fence(void) {
     blocks[block_now].fences = ++fences_now;
@@ -126,7 +128,7 @@ static std::string name_of(const Range &r, uintptr_t a) {
         if (s.address == r.address) name = s.name;
     return name + " + " + std::to_string(a - r.address);
 }
-/* File and line of code, by binutils' addr2line where there is one. */
+/* File and line of code, from binutils' addr2line if it is installed. */
 static std::string place(const void *pc) {
     Dl_info object;
     char command[600], line[512] = "";
@@ -155,10 +157,13 @@ static void reads_add(Granule &g, const Access &now) {
     Access *r = g.reads;
     if (r[0].kind == NOTHING || r[0].block != now.block || r[0].barriers != now.barriers) {
         if (r[0].kind != NOTHING && r[0].block != now.block)
-            r[2] = r[0]; /* another block's, kept as the other warp's */
-        r[0] = now, r[1] = Access();
+            r[2] = r[0]; /* a read of another block is kept in the place of another warp's */
+        r[0] = now;
+        r[1] = Access();
     } else if (r[0].thread / 32 != now.thread / 32) {
-        r[2] = r[0], r[0] = now, r[1] = Access();
+        r[2] = r[0];
+        r[0] = now;
+        r[1] = Access();
     } else if (r[0].thread != now.thread || r[0].epoch != now.epoch) {
         if (r[0].thread != now.thread && r[0].epoch == now.epoch) r[1] = r[0];
         r[0] = now;
@@ -215,18 +220,20 @@ void __tsan_func_exit(void) {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 void *__tsan_memcpy(void *d, const void *s, size_t n) {
-    access(s, n, false, PLAIN, PC), access(d, n, true, PLAIN, PC);
+    access(s, n, false, PLAIN, PC);
+    access(d, n, true, PLAIN, PC);
     return memcpy(d, s, n);
 }
 void *__tsan_memmove(void *d, const void *s, size_t n) {
-    access(s, n, false, PLAIN, PC), access(d, n, true, PLAIN, PC);
+    access(s, n, false, PLAIN, PC);
+    access(d, n, true, PLAIN, PC);
     return memmove(d, s, n);
 }
 void *__tsan_memset(void *d, int byte, size_t n) {
     access(d, n, true, PLAIN, PC);
     return memset(d, byte, n);
 }
-/* guards of statics and counters of shared pointers in host code; one OS thread runs everything */
+/* Used by guards of statics and counters of shared pointers in host code. One OS thread runs everything. */
 char __tsan_atomic8_load(const volatile char *p, int) { return *p; }
 int __tsan_atomic32_load(const volatile int *p, int) { return *p; }
 long __tsan_atomic64_load(const volatile long *p, int) { return *p; }
@@ -238,6 +245,9 @@ long __tsan_atomic64_fetch_add(volatile long *p, long v, int) { return __atomic_
 static struct AtExit {
     ~AtExit() {
         cuda_host_drain();
-        if (races) fprintf(stderr, "race detector: %d races\n", races), _exit(98);
+        if (races) {
+            fprintf(stderr, "race detector: %d races\n", races);
+            _exit(98);
+        }
     }
 } at_exit_report;

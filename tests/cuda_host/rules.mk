@@ -1,11 +1,11 @@
-# rules.mk - the CUDA backend's kernels on the processor (cuda_host.h), included by the Makefile.
+# rules.mk - builds the CUDA kernels for the CPU (cuda_host.h); included by the Makefile.
 #
-#   $(BUILD)/test_cuda_NAME        tests/test_cuda_NAME.cpp with the harness: kernels in C++
+#   $(BUILD)/test_cuda_NAME        tests/test_cuda_NAME.cpp with the harness; kernels compiled as C++
 #   $(BUILD)/asan/test_cuda_NAME   the same under AddressSanitizer and UndefinedBehaviorSanitizer
 #   $(BUILD)/race/test_cuda_NAME   the same under the race detector
-#   $(BUILD)/llmc_cuda_host.so     the whole backend, llmc/cuda.cu, with its ranks, llmc/dist_nccl.cu; likewise in asan/ and race/
+#   $(BUILD)/llmc_cuda_host.so     the whole backend (llmc/cuda.cu, llmc/dist_nccl.cu); also in asan/ and race/
 #
-# CUDA_INCLUDE is the toolkit's headers where there are any, else tests/cuda_host/twin.
+# CUDA_INCLUDE is the toolkit's include folder if it is installed, else tests/cuda_host/twin.
 
 comma       := ,
 CXX          ?= g++
@@ -17,7 +17,7 @@ HARNESS       = tests/cuda_host
 HARNESS_FLAGS = $(ARCH) -std=gnu++17 -g -Wall -Wextra $(WERROR) -Wno-unknown-pragmas -Wno-unused-function \
                 -fno-strict-aliasing -fno-math-errno -fPIC -isystem $(CUDA_INCLUDE) -include $(HARNESS)/cuda_host.h -MMD -MP
 
-# $(1) folder, $(2) flags of everything, $(3) flags of kernels alone, $(4) a source beside the others
+# $(1) folder, $(2) flags for everything, $(3) flags for kernels only, $(4) an additional source
 define HARNESS_RULES
 $(1)/cuda_host/%.o: $(HARNESS)/%.cpp
 	@mkdir -p $(1)/cuda_host
@@ -42,9 +42,9 @@ $(eval $(call HARNESS_RULES,$(BUILD)/race,,-O1 -fsanitize=thread -Wno-tsan,race)
 KERNEL_TESTS = $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
 
 .PHONY: kernels cuda-check
-kernels: $(KERNEL_TESTS) ## the CUDA kernels' tests on the processor: ordinary, under sanitizers, under the race detector
-	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)$(if $(CUDA_HEADER),, (no CUDA toolkit here: the kernels were not compiled for a GPU))"
+kernels: $(KERNEL_TESTS) ## tests of the CUDA kernels on the CPU: plain, with sanitizers, with the race detector
+	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)$(if $(CUDA_HEADER),, (no CUDA toolkit found: the kernels were not compiled for a GPU))"
 	@tests/run.sh $(KERNEL_TESTS)
 
-cuda-check: ## registers, spills and instructions of the CUDA kernels against what was recorded (needs nvcc, no GPU)
+cuda-check: ## compares registers, spills and instructions of the CUDA kernels with the recorded budget (needs nvcc, no GPU)
 	@NVCC="$(NVCC)" BUILD="$(BUILD)" tests/cuda_check.sh

@@ -1,4 +1,4 @@
-/* cublasLt.h - the part of cuBLASLt's interface that cublaslt_host.cpp serves, for machines without the CUDA toolkit. */
+/* cublasLt.h - the part of cuBLASLt's interface that cublaslt_host.cpp implements, for machines without the toolkit. */
 #ifndef CUDA_HOST_TWIN_CUBLASLT_H
 #define CUDA_HOST_TWIN_CUBLASLT_H
 

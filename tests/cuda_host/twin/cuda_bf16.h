@@ -1,7 +1,8 @@
 /* cuda_bf16.h - the part of the CUDA toolkit's bf16 that the project uses, for machines without the toolkit.
  *
  * A bf16 is the upper half of a float32. Conversions round to nearest, ties to even; every NaN becomes 0x7fff.
- * Arithmetic is float32 arithmetic, rounded. tests/test_cuda_host.cpp holds it, and the toolkit's own, to that.
+ * Arithmetic is float32 arithmetic, rounded. tests/test_cuda_host.cpp checks this header and the toolkit's against
+ * these rules.
  */
 #ifndef CUDA_HOST_TWIN_CUDA_BF16_H
 #define CUDA_HOST_TWIN_CUDA_BF16_H

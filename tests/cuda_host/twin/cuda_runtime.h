@@ -1,7 +1,7 @@
 /* cuda_runtime.h - the part of the CUDA toolkit's header that the project uses, for machines without the toolkit.
  *
- * Types, constants (with the toolkit's values) and declarations of the run-time API, as its documentation gives them.
- * Only tests/cuda_host compiles against it; the functions are in cuda_api.cpp.
+ * Types, constants (with the toolkit's values) and declarations of the run-time API follow the toolkit's documentation.
+ * Only tests/cuda_host compiles against this header; the functions are in cuda_api.cpp.
  */
 #ifndef CUDA_HOST_TWIN_CUDA_RUNTIME_H
 #define CUDA_HOST_TWIN_CUDA_RUNTIME_H

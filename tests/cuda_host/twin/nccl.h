@@ -1,4 +1,4 @@
-/* nccl.h - the part of NCCL's interface that nccl_host.cpp serves, for machines without it. */
+/* nccl.h - the part of NCCL's interface that nccl_host.cpp implements, for machines without NCCL. */
 #ifndef CUDA_HOST_TWIN_NCCL_H
 #define CUDA_HOST_TWIN_NCCL_H
 
