@@ -27,9 +27,9 @@ export GOMP_SPINCOUNT ?= 10000
 PROGRAMS = train_sft train_rm train_ppo train_dpo train_grpo generate evaluate
 DATA     = data/make_shard data/make_tasks data/make_prefs data/show
 TESTS    = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
-BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c))
+BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c)) $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
-SOURCES  = $(wildcard *.c llmc/*.h data/*.[ch] dev/*.[ch] tests/*.[ch])
+SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/bench/*.[ch] tests/*.[ch])
 
 # The CPU backend, once per instruction set.
 CPU_LEVELS  = v3 avx512 bf16
@@ -73,7 +73,7 @@ demo: setup ## from nothing to a fine-tuned model to GRPO, in a few minutes
 	@$(MAKE) --no-print-directory all
 	@scripts/demo.sh
 
-$(BUILD)/cpu_%.o: llmc/cpu.c
+$(BUILD)/cpu_%.o: llmc/cpu/cpu.c
 	@mkdir -p $(BUILD)
 	$(CC) $(CFLAGS) $(KERNEL_CFLAGS) $(LEVEL) $(STANDARD) -fPIC -DCPU_BACKEND=backend_cpu_$* -MF $@.d -c $< -o $@
 
@@ -81,15 +81,15 @@ $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(COMPILE) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
-llmc_mpi.so: llmc/dist_mpi.c
+llmc_mpi.so: llmc/dist/mpi.c
 	@mkdir -p $(BUILD)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) $(ARCH) $(STANDARD) -MF $(BUILD)/$@.d -fPIC -shared $< -o $@
 
-llmc_cuda.so: llmc/cuda.cu
+llmc_cuda.so: llmc/cuda/cuda.cu
 	@mkdir -p $(BUILD)
 	$(NVCC_BUILD) -MF $(BUILD)/$@.d -shared -Xcompiler -fPIC,-fvisibility=hidden $< -o $@ -lcublasLt
 
-llmc_nccl.so: llmc/dist_nccl.cu
+llmc_nccl.so: llmc/dist/nccl.cu
 	@mkdir -p $(BUILD)
 	$(NVCC_BUILD) -MF $(BUILD)/$@.d -shared -Xcompiler -fPIC,-fvisibility=hidden $< -o $@ -lnccl
 
@@ -98,9 +98,13 @@ $(BUILD)/test_%: tests/test_%.c $(CPU_OBJECTS)
 	$(COMPILE) -MF $@.d $< $(CPU_OBJECTS) -o $@ -lcmocka $(LDLIBS)
 
 # A benchmark may call single kernels, compiled for the machine that it runs on.
-$(BUILD)/%: dev/%.c $(CPU_OBJECTS)
+$(BUILD)/%: dev/bench/%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(CC) $(CFLAGS) -O3 -march=native $(STANDARD) -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
+
+$(BUILD)/%: dev/%.c $(CPU_OBJECTS)
+	@mkdir -p $(BUILD)
+	$(COMPILE) -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 $(BUILD)/fuzz_%: tests/fuzz_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
@@ -129,8 +133,9 @@ sanitized: $(TESTS)
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
 check: ## formatting, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
+	tests/check_includes.sh
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
-	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu)
+	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
 
 $(BUILD)/clang/%.o: %.c
 	@mkdir -p $(dir $@)
@@ -146,7 +151,7 @@ fuzz: $(FUZZERS) ## fuzz every reader for FUZZ_SECONDS (60) each
 	        $$([ -d $$corpus ] && echo $$corpus) || exit 1; done
 
 # The kernels' own tests for a GPU; on the processor tests/cuda_host/rules.mk builds them.
-$(BUILD)/gpu/%: tests/%.cpp $(wildcard llmc/*.cuh)
+$(BUILD)/gpu/%: tests/%.cpp $(wildcard llmc/cuda/*.cuh)
 	@mkdir -p $(BUILD)/gpu
 	$(NVCC) -std=c++17 -O2 -lineinfo $(NVCC_CODE) -x cu $< -o $@ -L$(CUDA_ROOT)/lib64 -Xlinker -rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcmocka
 
@@ -158,7 +163,7 @@ print-nvcc:
 	@echo $(NVCC)
 
 profile: $(PROGRAMS) ## llmc_cuda.so with NVTX ranges, and how to run nsys and ncu with it
-	@$(MAKE) --no-print-directory -W llmc/cuda.cu NVCC_FLAGS="$(NVCC_FLAGS) -DLLMC_NVTX" llmc_cuda.so
+	@$(MAKE) --no-print-directory -W llmc/cuda/cuda.cu NVCC_FLAGS="$(NVCC_FLAGS) -DLLMC_NVTX" llmc_cuda.so
 	@scripts/profile.sh
 
 bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them beside the peers)

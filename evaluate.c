@@ -14,17 +14,17 @@
  *                 longer than the context are cut, and counted
  *   token shard   windows of the context's length, one after the other: token i of a window is predicted from those before
  *                 it in the window; every token but the first is predicted once, across document boundaries as in llm.c
- *   prompt shard  completions to each prompt, judged by the check of its task (llmc/evaluation.h has the estimators)
- *   preference, unpaired, step shard   the reward model alone, without -c (llmc/evaluation_reward.h has the figures)
+ *   prompt shard  completions to each prompt, judged by the check of its task (llmc/rollout/evaluation.h has the estimators)
+ *   preference, unpaired, step shard   the reward model alone, without -c (llmc/reward/evaluation_reward.h has the figures)
  *
  * loss is the mean of -ln p over the predicted tokens, its error the standard error over records or windows (of a ratio of
  * sums); perplexity is exp(loss). bits_per_byte counts ordinary tokens only: the bits of all of them over their bytes of
  * text, which is comparable between tokenizers. accuracy_low and _high are Wilson's 95 % interval, errors standard errors.
  */
-#include "llmc/evaluation.h"
-#include "llmc/evaluation_reward.h"
-#include "llmc/inference.h"
-#include "llmc/tokens.h"
+#include "llmc/rollout/evaluation.h"
+#include "llmc/reward/evaluation_reward.h"
+#include "llmc/rollout/inference.h"
+#include "llmc/records/tokens.h"
 
 static struct {
     InferenceOptions m;
@@ -50,7 +50,7 @@ static const Option options[] = {
     OPTION_INT("num-samples", 'n', &o.samples, 0, 4096, "samples of each prompt; 0: greedy accuracy only"),
     OPTION_GROUP("Tasks"),
     OPTION_TEXT("reward", 'w', &o.reward, "SPEC",
-                "rewards for best@k, as verify:1,format=hash:0.1; see llmc/rewards.h"),
+                "rewards for best@k, as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
     OPTION_TEXT("reward-cmd", 0, &o.reward_cmd, "PROGRAM", "reads a JSON line a completion, writes a number a line"),
     OPTION_REAL("reward-timeout", 0, &o.reward_timeout, 0.01, 1e6, "seconds that it may take for one prompt's samples"),
     OPTION_GROUP("Reward models"),
@@ -480,8 +480,8 @@ static void evaluate_prompts(const Shard *s) {
     evaluation_summarise(&t.all, outcome, count);
     if (!t.all.prompts && !t.rewarded) {
         char text[256];
-        snprintf(text, sizeof text, "%s: no prompt has a task and an answer that can be checked; see llmc/verify.h",
-                 s->name);
+        snprintf(text, sizeof text,
+                 "%s: no prompt has a task and an answer that can be checked; see llmc/reward/verify.h", s->name);
         fail_tasks(&t, text);
     }
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);

@@ -25,8 +25,8 @@
  * Samples of one file do not depend on --slots: each has its own random stream, by its number in the file.
  */
 #include "data/rows.h"
-#include "llmc/inference.h"
-#include "llmc/sequence.h"
+#include "llmc/rollout/inference.h"
+#include "llmc/rollout/sequence.h"
 
 static struct {
     InferenceOptions m;

@@ -1,8 +1,8 @@
 /* train_dpo.c - learning from preferences directly: DPO, its relatives, and KTO, from shards or from the policy's own answers.
  *
- *   preference shard   --loss-type sigmoid, ipo, ... (llmc/loss_preference.h has them all), several with --loss-weights
- *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss_kto.h)
- *   prompt shard       --online: pairs are drawn from the policy and judged as they are needed (llmc/online_pairs.h)
+ *   preference shard   --loss-type sigmoid, ipo, ... (llmc/loss/preference.h has them all), several with --loss-weights
+ *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss/kto.h)
+ *   prompt shard       --online: pairs are drawn from the policy and judged as they are needed (llmc/train/online_pairs.h)
  *
  * One optimizer step takes --per-device-train-batch-size pairs or answers, packed without padding into micro-batches of
  * --micro-tokens; both answers of a pair hang on one copy of their prompt (--no-prefix-sharing: each has its own). Neither
@@ -16,11 +16,12 @@
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
  */
-#include "llmc/cursor.h"
-#include "llmc/loss_preference.h"
-#include "llmc/online_pairs.h"
-#include "llmc/preference_data.h"
-#include "llmc/reference.h"
+#include "llmc/loss/kto.h"
+#include "llmc/records/cursor.h"
+#include "llmc/loss/preference.h"
+#include "llmc/train/online_pairs.h"
+#include "llmc/records/preference_data.h"
+#include "llmc/train/reference.h"
 
 static struct {
     TrainerOptions t;
@@ -672,6 +673,19 @@ static void open_work(Run *r, int32_t longest, size_t more) {
         die("%s; lower --micro-tokens or raise --recompute", e.text);
 }
 
+/* Warns if the labels of unpaired answers teach nothing, or if they are far from the balance that is advised. */
+static void check_labels(const PreferenceData *d, const KtoConfig *kto) {
+    const long long n = d->count;
+    long long good = 0;
+    for (int64_t i = 0; i < n; i++) good += *d->good[i];
+    const double balance = kto_balance(kto, (double)good, (double)(n - good));
+    if (!good || good == n)
+        warn("%s: all %lld answers are %s: there is nothing to tell apart", d->shard->name, n, good ? "good" : "bad");
+    else if (balance < 1 || balance > 4.0 / 3)
+        warn("%s: %lld good and %lld bad answers: weighted they are as %.2f to 1, 1 to 1.33 is advised", d->shard->name,
+             good, n - good, balance);
+}
+
 /* Pairs or labelled answers from a shard. */
 static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
@@ -683,7 +697,7 @@ static bool train_on_shard(Run *r) {
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
     preference_data_fit(&data, &r->set, o.max_length, (uint64_t)o.t.seed);
-    if (o.unpaired) preference_data_labels(&data, &o.kto);
+    if (o.unpaired) check_labels(&data, &o.kto);
     if (o.g.val) {
         trainer_check_shard(t, val.shard);
         preference_data_fit(&val, &r->set, o.max_length, (uint64_t)o.t.seed);

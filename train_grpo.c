@@ -4,7 +4,7 @@
  *   1. sample   G completions y_i to each of P prompts from the policy                        (rollout.h)
  *   2. score    r_i = sum_k w_k R_k(x, y_i): verifiers, format, length, any program           (rewards.h)
  *   3. compare  A_i = (r_i - mean of the group) / its deviation                               (advantage.h)
- *   4. improve  the policy by the clipped surrogate of A, in one or several optimizer steps   (loss_policy.h)
+ *   4. improve  the policy by the clipped surrogate of A, in one or several optimizer steps   (loss/policy.h)
  *
  * Sampling and training share one set of weights in one process. A group's samples hang on one copy of their prompt, in
  * sampling and in training. Log-probabilities are scored at the temperature that they were sampled at. With one optimizer
@@ -13,9 +13,9 @@
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
-#include "llmc/generation.h"
-#include "llmc/loss_policy.h"
-#include "llmc/reference.h"
+#include "llmc/train/generation.h"
+#include "llmc/loss/policy.h"
+#include "llmc/train/reference.h"
 
 static struct {
     TrainerOptions t;
@@ -41,7 +41,7 @@ static const Option options[] = {
                   "several parts: GRPO's, or GDPO's"),
     OPTION_FLAG("mask-truncated-completions", 0, &o.mask_truncated, "leave completions that were cut out of the loss"),
     OPTION_GROUP("Loss"),
-    OPTION_CHOICE("loss-type", 0, &o.loss, POLICY_LOSS_CHOICES, "objective; see llmc/loss_policy.h"),
+    OPTION_CHOICE("loss-type", 0, &o.loss, POLICY_LOSS_CHOICES, "objective; see llmc/loss/policy.h"),
     OPTION_CHOICE("importance-sampling-level", 0, &o.importance, IMPORTANCE_CHOICES, "the ratio is one number a"),
     OPTION_REAL("epsilon", 0, &o.epsilon, -1, 1e6, "lower clip range; -1: the loss's own default"),
     OPTION_REAL("epsilon-high", 0, &o.epsilon_high, -1, 1e6, "upper clip range; -1: as epsilon, or the loss's default"),

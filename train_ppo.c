@@ -5,7 +5,7 @@
  *   2. score    s_i: a reward model, verifiers, any program, or their sum                           (reward_model.h)
  *   3. reward   r_t = -beta k(log pi / log ref) + s_i at the answer's last token                    (gae.h, kl_control.h)
  *   4. compare  A_t: from a critic's values, or from a baseline, as --algo says                     (gae.h)
- *   5. improve  policy and critic, in several epochs of mini-batches                                (loss_ppo.h)
+ *   5. improve  policy and critic, in several epochs of mini-batches                                (loss/ppo.h)
  *
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V
@@ -21,15 +21,15 @@
  *
  *     ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
-#include "llmc/critic.h"
-#include "llmc/gae.h"
-#include "llmc/generation.h"
-#include "llmc/kl_control.h"
-#include "llmc/loss_policy.h"
-#include "llmc/loss_ppo.h"
-#include "llmc/overoptimisation.h"
-#include "llmc/pretraining.h"
-#include "llmc/reference.h"
+#include "llmc/train/critic.h"
+#include "llmc/loss/gae.h"
+#include "llmc/train/generation.h"
+#include "llmc/loss/kl_control.h"
+#include "llmc/loss/policy.h"
+#include "llmc/loss/ppo.h"
+#include "llmc/report/overoptimisation.h"
+#include "llmc/train/pretraining.h"
+#include "llmc/train/reference.h"
 
 #define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
 typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE } Algo; /* in that order */
@@ -75,11 +75,11 @@ static const Option options[] = {
     OPTION_REAL("penalty-reward-value", 0, &o.penalty_reward, -1e9, 1e9, "that score"),
     OPTION_FLAG("whiten-rewards", 0, &o.whiten_rewards, "divide the rewards of tokens by their deviation"),
     OPTION_TEXT("gold", 0, &o.gold, "FILE", "a second reward model that is measured and not optimised"),
-    OPTION_TEXT("gold-reward", 0, &o.gold_reward, "SPEC", "the same by parts of llmc/rewards.h"),
+    OPTION_TEXT("gold-reward", 0, &o.gold_reward, "SPEC", "the same by parts of llmc/reward/rewards.h"),
     OPTION_TEXT("gold-cmd", 0, &o.gold_cmd, "PROGRAM", "the same by a program, as --reward-cmd"),
     OPTION_GROUP("Leash"),
     OPTION_REAL("kl-coef", 0, &o.kl_coef, 0, 1e6, "beta, the weight of the KL penalty in the reward"),
-    OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "of the divergence of a token; see llmc/kl.h"),
+    OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "of the divergence of a token; see llmc/loss/kl.h"),
     OPTION_CHOICE("kl-controller", 0, &o.controller, KL_CONTROL_CHOICES, "adaptive: beta keeps the KL at its target"),
     OPTION_REAL("kl-target", 0, &o.kl_target, 1e-9, 1e9, "adaptive: nats an answer"),
     OPTION_REAL("kl-horizon", 0, &o.kl_horizon, 1, 1e12, "adaptive: answers in which beta may change by a fifth"),
@@ -298,7 +298,7 @@ static void compare(Run *r) {
 
 /* ---- 5. improve ------------------------------------------------------------------------------------------------ */
 
-/* RLOO's surrogate has one ratio an answer: loss_policy.h has it. */
+/* RLOO's surrogate has one ratio an answer: loss/policy.h has it. */
 static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormaliser *N, PpoStats *stats) {
     Generation *g = &r->g;
     PolicyLossConfig c = policy_loss_config(POLICY_RLOO);

@@ -4,20 +4,20 @@
  *   --kind orm   unpaired shard     L = mean -log sigma(+-s)        is the answer right?  s at its last token
  *   --kind prm   step shard         L = mean -log sigma(+-s_k)      is it right up to step k?  s_k at the step's last token
  *
- * s is a linear head on the final layernorm's output (llmc/loss_reward.h has the losses). One optimizer step takes
+ * s is a linear head on the final layernorm's output (llmc/loss/reward.h has the losses). One optimizer step takes
  * --per-device-train-batch-size pairs or answers, packed without padding into micro-batches of --micro-tokens; both
  * answers of a pair hang on one copy of their prompt (--no-prefix-sharing: each has its own). Neither changes the result
  * but by rounding. At the end s is normalised to mean 0 and variance 1 on a shard; the checkpoint keeps that beside the
- * head (llmc/reward_model.h), and what scores with it later applies it.
+ * head (llmc/reward/reward_model.h), and what scores with it later applies it.
  *
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
-#include "llmc/calibration.h"
-#include "llmc/cursor.h"
-#include "llmc/examples.h"
-#include "llmc/pairs.h"
-#include "llmc/reward_model.h"
-#include "llmc/trainer.h"
+#include "llmc/reward/calibration.h"
+#include "llmc/records/cursor.h"
+#include "llmc/records/examples.h"
+#include "llmc/records/pairs.h"
+#include "llmc/reward/reward_model.h"
+#include "llmc/train/trainer.h"
 
 static struct {
     TrainerOptions t;

@@ -8,10 +8,10 @@
  *
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
-#include "llmc/cursor.h"
-#include "llmc/loss_lm.h"
-#include "llmc/rollout.h"
-#include "llmc/trainer.h"
+#include "llmc/records/cursor.h"
+#include "llmc/loss/lm.h"
+#include "llmc/rollout/rollout.h"
+#include "llmc/train/trainer.h"
 
 static struct {
     TrainerOptions t;

@@ -1,6 +1,6 @@
 /* make_prefs.c - synthetic preferences with a known truth: pairs, labelled answers and solutions by steps, as JSON lines.
  *
- * A hidden rule (llmc/gold.h) scores every answer; the better of two is the one that it scores higher. Labels can be made
+ * A hidden rule (llmc/reward/gold.h) scores every answer; the better of two is the one that it scores higher. Labels can be made
  * noisy: swapped at a rate, or drawn from a Bradley-Terry model of the scores. The same program scores completions by the
  * rule, as a reward program, so that reward models and what policies make of them are measured against the truth.
  *
@@ -15,11 +15,11 @@
  * wrong. With all others a prompt is some letters and a colon ("cab:"), an answer a string of these letters; its length is
  * uniform, each letter too. Record i follows from (seed, i); one prompt in ten is held out, whatever the seed.
  */
-#include "../llmc/gold.h"
-#include "../llmc/io.h"
-#include "../llmc/options.h"
-#include "../llmc/random.h"
-#include "../llmc/text.h"
+#include "../llmc/reward/gold.h"
+#include "../llmc/base/io.h"
+#include "../llmc/base/options.h"
+#include "../llmc/base/random.h"
+#include "../llmc/base/text.h"
 #include <jansson.h>
 #include <signal.h>
 
@@ -53,7 +53,7 @@ static const OptionAbout about = {
     "  make_prefs --rule sum --format step --terms 4 -n 2000 | make_shard -i - -o steps.shard\n"
     "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
     "A rule is a weighted sum of char (how often the answer holds the prompt's first letter), char=x, length, repeats and\n"
-    "sum (1 where the sum is right); see llmc/gold.h."};
+    "sum (1 where the sum is right); see llmc/reward/gold.h."};
 
 static const Option table[] = {
     OPTION_GROUP("Preferences"),

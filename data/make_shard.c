@@ -5,9 +5,10 @@
  * said at the end.
  */
 #include "rows.h"
-#include "../llmc/options.h"
-#include "../llmc/tokens.h"
-#include "../llmc/verify.h"
+#include "../llmc/base/options.h"
+#include "../llmc/records/tokens.h"
+#include "../llmc/reward/verify.h"
+#include "../llmc/text/tokenizer_files.h"
 #include <signal.h>
 
 static struct {

@@ -1,19 +1,19 @@
 /* make_tasks.c - writes problems with checkable answers: JSON lines, or record shards that the trainers read.
  *
  * A record's problem is drawn from (seed, record number) alone. Problems of the other split, and prompts that the file has
- * already, are drawn again, so that a file holds no prompt twice and no two splits share a problem (llmc/task.h). Every
+ * already, are drawn again, so that a file holds no prompt twice and no two splits share a problem (llmc/reward/task.h). Every
  * demonstration is checked by the verifier that will judge the model before it is written.
  *
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt: what train_grpo and evaluate read
  *   --format chat     {"prompt","completion"}                records of kind chat: what train_sft reads
  */
-#include "../llmc/chat.h"
-#include "../llmc/io.h"
-#include "../llmc/options.h"
-#include "../llmc/shard.h"
-#include "../llmc/tasks.h"
-#include "../llmc/tokenizer_files.h"
-#include "../llmc/verify.h"
+#include "../llmc/text/chat.h"
+#include "../llmc/base/io.h"
+#include "../llmc/base/options.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/reward/tasks.h"
+#include "../llmc/text/tokenizer_files.h"
+#include "../llmc/reward/verify.h"
 #include <signal.h>
 
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };

@@ -16,9 +16,9 @@
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
 
-#include "../llmc/chat.h"
-#include "../llmc/jsonl.h"
-#include "../llmc/shard.h"
+#include "../llmc/text/chat.h"
+#include "../llmc/base/jsonl.h"
+#include "../llmc/records/shard.h"
 
 typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;

@@ -3,11 +3,12 @@
  * In a chat the tokens that are trained on stand out: green on a terminal, between ⟦ and ⟧ elsewhere; special tokens
  * are cyan. Whatever the data holds, control characters and broken UTF-8 are written as \x1b and the like.
  */
-#include "../llmc/checkpoint.h"
-#include "../llmc/chat.h"
-#include "../llmc/options.h"
-#include "../llmc/shard.h"
-#include "../llmc/tokens.h"
+#include "../llmc/model/checkpoint.h"
+#include "../llmc/text/chat.h"
+#include "../llmc/base/options.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/records/tokens.h"
+#include "../llmc/text/tokenizer_files.h"
 #include <jansson.h>
 #include <signal.h>
 

@@ -58,7 +58,7 @@ pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
     shift 3
     ours=$(trainer "./train_$method" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 1024 \
         -i "$work/prefs.shard" -d 8 --max-steps 12 "$@")
-    theirs=$(peer "dev/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
+    theirs=$(peer "dev/peers/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
 }
 
 # train_grpo, or train_ppo by RLOO; every sample has the full length, for the shard carries no tokenizer and so no stop
@@ -76,15 +76,15 @@ steps() { # DTYPE PROGRAM [OPTION...]
 make -s all bench >&2
 for topic in "$@"; do
     case $topic in
-    train) rate train "$(build/bench_train 2>/dev/null | tail -n 1)" "$(peer dev/peer_train.py)" ;;
+    train) rate train "$(build/bench_train 2>/dev/null | tail -n 1)" "$(peer dev/peers/peer_train.py)" ;;
     train-bf16) rate train-bf16 "$(build/bench_train --dtype bf16 2>/dev/null | tail -n 1)" \
-        "$(peer dev/peer_train.py --dtype bfloat16)" ;;
-    generate) rate generate "$(build/bench_decode --no-single 2>/dev/null | tail -n 1)" "$(peer dev/peer_generate.py)" ;;
+        "$(peer dev/peers/peer_train.py --dtype bfloat16)" ;;
+    generate) rate generate "$(build/bench_decode --no-single 2>/dev/null | tail -n 1)" "$(peer dev/peers/peer_generate.py)" ;;
     generate-bf16) rate generate-bf16 "$(build/bench_decode --no-single --dtype bf16 2>/dev/null | tail -n 1)" \
-        "$(peer dev/peer_generate.py --dtype bfloat16)" ;;
+        "$(peer dev/peers/peer_generate.py --dtype bfloat16)" ;;
     grpo | grpo-bf16)
         case $topic in *-bf16) ours=$(steps bf16 ./train_grpo) ;; *) ours=$(steps float32 ./train_grpo) ;; esac
-        case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py) ;; esac
+        case $topic in *-bf16) theirs=$(peer dev/peers/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peers/peer_grpo.py) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
     rm | rm-bf16)
@@ -99,10 +99,10 @@ for topic in "$@"; do
     rloo | rloo-bf16)
         case $topic in *-bf16) ours=$(steps bf16 ./train_ppo --algo rloo --temperature 1) ;;
         *) ours=$(steps float32 ./train_ppo --algo rloo --temperature 1) ;; esac
-        case $topic in *-bf16) theirs=$(peer dev/peer_grpo.py --algo rloo --dtype bfloat16) ;; *) theirs=$(peer dev/peer_grpo.py --algo rloo) ;; esac
+        case $topic in *-bf16) theirs=$(peer dev/peers/peer_grpo.py --algo rloo --dtype bfloat16) ;; *) theirs=$(peer dev/peers/peer_grpo.py --algo rloo) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
-    tokenizer) "$venv/bin/python" dev/bench_tokenizer.py ;;
+    tokenizer) "$venv/bin/python" dev/bench/bench_tokenizer.py ;;
     all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
     esac

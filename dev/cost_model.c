@@ -6,7 +6,7 @@
  * cost_model.h has the formulas and what they leave out; dev/COST_MODEL.md reads the tables.
  */
 #include "cost_model.h"
-#include "../llmc/options.h"
+#include "../llmc/base/options.h"
 
 static struct {
     int64_t tokens, micro, per_machine, answer, prompts, group;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # overoptimisation.sh [DIR] [SEED] - reward hacking from nothing, in a minute or two: the shape of Gao et al. 2022.
 #
-# The truth is a hidden rule (llmc/gold.h): letters a are good, a letter after its like is bad. A small reward model sees
+# The truth is a hidden rule (llmc/reward/gold.h): letters a are good, a letter after its like is bad. A small reward model sees
 # 150 pairs of random answers, a fifth of the labels wrong, and learns that letters a are good. PPO against it with no leash
 # first gains in both, then finds that "aaaaaaaaaaaaaaaa" pays: the proxy goes on rising, the gold reward falls far below
 # where it began. A KL penalty, or a controller with a target, holds the policy where the gold reward is high.

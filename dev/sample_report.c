@@ -6,8 +6,8 @@
  * grpo and sft look like runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty holds
  * what must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
  */
-#include "../llmc/metrics.h"
-#include "../llmc/random.h"
+#include "../llmc/report/metrics.h"
+#include "../llmc/base/random.h"
 
 static double noise(Random *r, double size) { return size * random_normal(r); }
 

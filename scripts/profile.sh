@@ -1,6 +1,6 @@
 #!/bin/sh
 # profile.sh - prints how to look into a run with Nsight; `make profile` has built llmc_cuda.so with NVTX ranges, one for
-# each operation of backend.h. Plain `make llmc_cuda.so` after touching llmc/cuda.cu takes them out again.
+# each operation of backend.h. Plain `make llmc_cuda.so` after touching llmc/cuda/cuda.cu takes them out again.
 cat <<'END'
 llmc_cuda.so now marks each operation with an NVTX range.
 

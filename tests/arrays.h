@@ -8,8 +8,8 @@
 #ifndef TESTS_ARRAYS_H
 #define TESTS_ARRAYS_H
 
-#include "../llmc/error.h"
-#include "../llmc/random.h"
+#include "../llmc/base/error.h"
+#include "../llmc/base/random.h"
 #include <math.h>
 
 enum { KEPT = 4000 };

@@ -1,7 +1,7 @@
 #!/bin/bash
 # cuda_check.sh [--record] - compares the compiled CUDA kernels with a recorded budget. Needs nvcc, but no GPU.
 #
-# For each GPU architecture in ARCHS (80 90 100), compiles llmc/cuda.cu with the flags of llmc_cuda.so and checks
+# For each GPU architecture in ARCHS (80 90 100), compiles llmc/cuda/cuda.cu with the flags of llmc_cuda.so and checks
 #
 #   budget   Registers, bytes spilled, stack and static shared memory of each kernel (ptxas -v; the maximum over a template's
 #            instances) must not exceed its line in tests/cuda_budget.txt. A kernel without a line fails as well. Other
@@ -132,7 +132,7 @@ check_code() { # architecture
 for arch in $archs; do
     # recompile only if a source has changed
     if [ ! -e "$build/sm_$arch.cubin" ] || [ -n "$(find llmc \( -name '*.cu' -o -name '*.cuh' \) -newer "$build/sm_$arch.cubin")" ]; then
-        "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$arch" -Xptxas -v llmc/cuda.cu -o "$build/sm_$arch.cubin" >"$build/sm_$arch.log" 2>&1 ||
+        "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$arch" -Xptxas -v llmc/cuda/cuda.cu -o "$build/sm_$arch.cubin" >"$build/sm_$arch.log" 2>&1 ||
             { tail -n 20 "$build/sm_$arch.log" >&2; rm -f "$build/sm_$arch.cubin"; fail "sm_$arch: nvcc failed"; continue; }
     fi
     check_budget "$arch"

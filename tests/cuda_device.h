@@ -1,6 +1,6 @@
 /* cuda_device.h - what tests of the CUDA backend share: the library, memory in its storage type, comparison.
  *
- * The tests run what LLMC_CUDA_LIBRARY names, or build/llmc_cuda_host.so: llmc/cuda.cu compiled for the processor
+ * The tests run what LLMC_CUDA_LIBRARY names, or build/llmc_cuda_host.so: llmc/cuda/cuda.cu compiled for the processor
  * (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs over llmc_cuda.so.
  *
  * A result in storage type T may be off by half a unit in T's last place, and by the float32 sums behind it: n terms in any
@@ -15,8 +15,8 @@
 #include <cmocka.h>
 
 #include "arrays.h"
-#include "../llmc/cuda_loader.h"
-#include "../llmc/random.h"
+#include "../llmc/device.h"
+#include "../llmc/base/random.h"
 
 static const double U = 0x1p-24;
 static const Backend *B;

@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "arrays.h"
-#include "../llmc/cpu.h"
+#include "../llmc/cpu/cpu.h"
 
 static const double U = 0x1p-24;
 static const Backend *B;

@@ -8,7 +8,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/io.h"
+#include "../llmc/base/io.h"
 #include <dirent.h>
 #include <ftw.h>
 #include <signal.h>

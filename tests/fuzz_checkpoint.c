@@ -3,7 +3,7 @@
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/checkpoint/
  */
-#include "../llmc/checkpoint.h"
+#include "../llmc/model/checkpoint.h"
 
 static void require(bool holds) {
     if (!holds) abort();

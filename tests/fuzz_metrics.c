@@ -1,6 +1,6 @@
 /* Arbitrary bytes as the files that a resumed run reads back, and then as a report. A line that begins with 's' is taken as
  * one of samples, any other as one of metrics. */
-#include "../llmc/metrics.h"
+#include "../llmc/report/metrics.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     History h = {0};

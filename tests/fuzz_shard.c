@@ -4,8 +4,8 @@
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_shard.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/shard/
  */
-#include "../llmc/shard.h"
-#include "../llmc/tokens.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/records/tokens.h"
 
 static void require(bool holds) {
     if (!holds) abort();

@@ -7,7 +7,8 @@
  *
  * The first byte says what the others are.
  */
-#include "../llmc/tokenizer.h"
+#include "../llmc/text/tokenizer.h"
+#include "../llmc/text/tokenizer_files.h"
 #include <sys/mman.h>
 
 static void require(bool holds) {

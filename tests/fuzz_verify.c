@@ -4,7 +4,7 @@
  * by NULs, and the completion is also read as a specification. What must hold: a score is 1, 0 or NaN; both verdicts
  * on one input are the same; a final answer that was found is found again in the same text.
  */
-#include "../llmc/rewards.h"
+#include "../llmc/reward/rewards.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 

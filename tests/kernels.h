@@ -18,8 +18,8 @@ extern "C" {
 #include <cmocka.h>
 }
 
-#include "../llmc/cuda_matmul.cuh"
-#include "../llmc/random.h"
+#include "../llmc/cuda/matmul.cuh"
+#include "../llmc/base/random.h"
 
 typedef std::vector<float> Numbers;
 typedef std::vector<double> Doubles;

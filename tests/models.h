@@ -8,12 +8,12 @@
 #define TESTS_MODELS_H
 
 #include "files.h"
-#include "../llmc/cpu.h"
-#include "../llmc/model_file.h"
-#include "../llmc/pack.h"
-#include "../llmc/shard.h"
-#include "../llmc/tokenizer.h"
-#include "../llmc/tokens.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/model/model_file.h"
+#include "../llmc/model/pack.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/text/tokenizer.h"
+#include "../llmc/records/tokens.h"
 
 enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 

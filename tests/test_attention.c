@@ -1,13 +1,13 @@
-/* Attention of the CPU backend against float64 loops written from the formula, and cpu_math.h against libm. */
+/* Attention of the CPU backend against float64 loops written from the formula, and cpu/vector_math.h against libm. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu.h"
-#include "../llmc/cpu_math.h"
-#include "../llmc/random.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/cpu/vector_math.h"
+#include "../llmc/base/random.h"
 #include <math.h>
 #include <omp.h>
 
@@ -500,7 +500,7 @@ static void test_kv_store(void **state) {
     free(kv), free(k), free(v), free(k0), free(v0);
 }
 
-/* ==== cpu_math.h ==== */
+/* ==== cpu/vector_math.h ==== */
 
 /* Error of y in units in the last place of the float nearest to the exact value. */
 static double ulps(float y, double exact) {

@@ -4,7 +4,7 @@
  * Operations that hold no matrix product are checked to give the same bits with any number of threads. Those that do
  * (linear_*, head, logits, sample) leave the order of sums to the library: they are checked to agree within tolerance. */
 #include "device.h"
-#include "../llmc/cpu_gemm.h"
+#include "../llmc/cpu/gemm.h"
 
 /* A new operation changes the size: write its test, then this number. The table is a name, two sizes, 41 operations. */
 _Static_assert(sizeof(Backend) == (3 + 41) * sizeof(void *), "backend.h has an operation that has no test");

@@ -1,6 +1,6 @@
 /* Chat templates: the known ones against their published forms, masks, templates of one's own, bad templates. */
 #include "files.h"
-#include "../llmc/chat.h"
+#include "../llmc/text/chat.h"
 
 static Tokenizer bytes;
 

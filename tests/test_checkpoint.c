@@ -1,7 +1,7 @@
 /* test_checkpoint.c - checkpoint.h: llm.c's format byte by byte, the trailer, pipes and zstd, and damaged files. */
 #include "files.h"
 
-#include "../llmc/checkpoint.h"
+#include "../llmc/model/checkpoint.h"
 
 /* L = 1, H = 1, C = 2, V = 3, Vp = 4, T = 2: 8 + 4 + 2 + 2 + 12 + 6 + 4 + 2 + 2 + 2 + 16 + 8 + 16 + 2 + 2 + 2 weights */
 enum { WEIGHTS = 90, PLAIN_BYTES = 1024 + 4 * WEIGHTS, HALF_BYTES = 1024 + 2 * WEIGHTS };

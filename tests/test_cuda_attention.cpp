@@ -1,7 +1,7 @@
 /* test_cuda_attention.cpp - attention on the GPU against float64 loops from the formula: all kernels, forward and
  * backward. */
 #include "kernels.h"
-#include "../llmc/cuda_attention.cuh"
+#include "../llmc/cuda/attention.cuh"
 #include <algorithm>
 
 /* ==== A problem ==== */

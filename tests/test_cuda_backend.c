@@ -2,8 +2,8 @@
  * states, and the real programs. Without a GPU the CUDA backend is the one that is compiled for the processor
  * (build/llmc_cuda_host.so); LLMC_CUDA_LIBRARY names another. Needs the programs and data/make_shard. */
 #include "run.h"
-#include "../llmc/cuda_loader.h"
-#include "../llmc/rollout.h"
+#include "../llmc/device.h"
+#include "../llmc/rollout/rollout.h"
 
 enum { LAYERS = 2, WIDTH = 32, VOCAB = 40, CONTEXT = 24, ROWS = 48, TARGETS = 18 };
 

@@ -1,7 +1,7 @@
 /* test_cuda_head.cpp - the language-model head and the value head on the GPU against the formulas of backend.h in
  * float64. */
 #include "kernels.h"
-#include "../llmc/cuda_head.cuh"
+#include "../llmc/cuda/head.cuh"
 #include <algorithm>
 
 /* ==== The pass over a chunk of logits ==== */

@@ -19,7 +19,7 @@ extern "C" {
 #include <cublasLt.h>
 #include <nccl.h>
 
-#include "../llmc/ptx.cuh"
+#include "../llmc/cuda/ptx.cuh"
 #include "cuda_host/machine.h"
 
 typedef __nv_bfloat16 bf16;

@@ -1,6 +1,6 @@
 /* test_cuda_sample.cpp - sampling on the GPU against the rule of backend.h in float64, token by token. */
 #include "kernels.h"
-#include "../llmc/cuda_sample.cuh"
+#include "../llmc/cuda/sample.cuh"
 #include <algorithm>
 
 struct How {

@@ -1,11 +1,11 @@
 /* The data programs, run as a user runs them: make_shard for every kind of line and option, show for every kind of
  * file, bad input. JSONL itself is tested here, too. Needs ./data/make_shard and ./data/show. */
 #include "files.h"
-#include "../llmc/checkpoint.h"
-#include "../llmc/chat.h"
-#include "../llmc/jsonl.h"
-#include "../llmc/shard.h"
-#include "../llmc/tokens.h"
+#include "../llmc/model/checkpoint.h"
+#include "../llmc/text/chat.h"
+#include "../llmc/base/jsonl.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/records/tokens.h"
 #include <time.h>
 
 static Tokenizer bytes;

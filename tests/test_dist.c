@@ -3,7 +3,7 @@
  * another, ranks that die, hang or are asked to stop. Needs the trainers and llmc_mpi.so; without mpirun and
  * that library only what needs neither is tested. */
 #include "run.h"
-#include "../llmc/dist_grads.h"
+#include "../llmc/dist/grads.h"
 
 static bool mpi; /* are there mpirun and llmc_mpi.so? */
 

@@ -1,7 +1,7 @@
 /* What a run of ./train_dpo leaves and finds: reference log-probabilities and their file, states to resume from, and what it
  * says to bad input. Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
 #include "dpo.h"
-#include "../llmc/ref_logps.h"
+#include "../llmc/records/ref_logps.h"
 
 /* ---- reference log-probabilities in a file --------------------------------------------------------------------- */
 

@@ -2,7 +2,7 @@
  * solves, losses against a softmax in double over the logits of single records, and every figure of a prompt shard
  * against one computed anew from the completions that were written. Needs ./evaluate. */
 #include "models.h"
-#include "../llmc/evaluation.h"
+#include "../llmc/rollout/evaluation.h"
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
 

@@ -1,15 +1,15 @@
-/* Advantages: golden values written from the papers' equations (dev/golden_ppo.py), published anchors, closed forms. */
+/* Advantages: golden values written from the papers' equations (dev/golden/golden_ppo.py), published anchors, closed forms. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/advantage.h"
-#include "../llmc/gae.h"
-#include "../llmc/kl_control.h"
-#include "../llmc/overoptimisation.h"
-#include "../llmc/random.h"
+#include "../llmc/loss/advantage.h"
+#include "../llmc/loss/gae.h"
+#include "../llmc/loss/kl_control.h"
+#include "../llmc/report/overoptimisation.h"
+#include "../llmc/base/random.h"
 #include "golden.h"
 
 static void assert_near(double x, double expected, double tolerance) {

@@ -1,4 +1,4 @@
-/* The model against PyTorch's GPT2LMHeadModel (golden values: dev/golden_gpt2.py), its own finite differences, and the
+/* The model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), its own finite differences, and the
  * equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,9 +6,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu.h"
-#include "../llmc/model_file.h"
-#include "../llmc/pack.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/model/model_file.h"
+#include "../llmc/model/pack.h"
 #include "golden.h"
 
 static const Backend *B;

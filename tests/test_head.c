@@ -1,6 +1,6 @@
 /* The language-model head and sampling of backend.h against the formulas in float64. */
 #include "device.h"
-#include "../llmc/cpu_head.h"
+#include "../llmc/cpu/head.h"
 
 /* ==== Head ==== */
 

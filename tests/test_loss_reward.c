@@ -1,14 +1,14 @@
-/* test_loss_reward.c - loss_reward.h, calibration.h, gold.h and the ranking of evaluation_reward.h against values from
- * TRL's own code (golden/reward.txt, made by dev/golden_reward.py), finite differences in double, and known answers. */
+/* test_loss_reward.c - loss/reward.h, calibration.h, gold.h and the ranking of evaluation_reward.h against values from
+ * TRL's own code (golden/reward.txt, made by dev/golden/golden_reward.py), finite differences in double, and known answers. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu.h"
-#include "../llmc/evaluation_reward.h"
-#include "../llmc/gold.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/reward/evaluation_reward.h"
+#include "../llmc/reward/gold.h"
 #include "golden.h"
 
 static void near(double got, double want, double tolerance, const char *what) {

@@ -1,16 +1,16 @@
-/* test_losses.c - loss_lm.h, loss_policy.h, advantage.h and kl.h against values from TRL's own code (golden/losses.txt,
- * made by dev/golden_losses.py), finite differences, and numbers that papers and algebra give. */
+/* test_losses.c - loss/lm.h, loss/policy.h, advantage.h and kl.h against values from TRL's own code (golden/losses.txt,
+ * made by dev/golden/golden_losses.py), finite differences, and numbers that papers and algebra give. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/advantage.h"
-#include "../llmc/loss_lm.h"
-#include "../llmc/loss_policy.h"
-#include "../llmc/options.h"
-#include "../llmc/random.h"
+#include "../llmc/loss/advantage.h"
+#include "../llmc/loss/lm.h"
+#include "../llmc/loss/policy.h"
+#include "../llmc/base/options.h"
+#include "../llmc/base/random.h"
 #include "golden.h"
 
 /* -- golden values ------------------------------------------------------------------------------------------------ */

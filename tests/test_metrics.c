@@ -2,8 +2,8 @@
  * structure and escaping, charts, the moving line, and outputs that cannot be written. */
 #include "files.h"
 
-#include "../llmc/metrics.h"
-#include "../llmc/random.h"
+#include "../llmc/report/metrics.h"
+#include "../llmc/base/random.h"
 
 /* ---- helpers ---- */
 
@@ -305,7 +305,7 @@ static char *event_file(const char *folder, char *name, size_t size) {
     return hex;
 }
 
-/* The bytes are those that TensorBoard's own classes write (dev/golden_tensorboard.py). */
+/* The bytes are those that TensorBoard's own classes write (dev/golden/golden_tensorboard.py). */
 static void test_tensorboard_golden(void **state) {
     (void)state;
     TensorBoard t;

@@ -2,9 +2,9 @@
  * are refused with one line that names them. */
 #include "files.h"
 
-#include "../llmc/cpu.h"
-#include "../llmc/model_file.h"
-#include "../llmc/pack.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/model/model_file.h"
+#include "../llmc/model/pack.h"
 #include <sys/resource.h>
 
 static const Backend *B;

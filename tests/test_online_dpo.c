@@ -2,7 +2,7 @@
  * --online with each way of drawing and judging pairs, resumed runs, bad input. Needs train_sft, train_rm, train_dpo,
  * data/make_shard and data/make_prefs. */
 #include "dpo.h"
-#include "../llmc/mixture.h"
+#include "../llmc/rollout/mixture.h"
 
 #define JUDGE  "--reward-cmd 'data/make_prefs --score --rule char=a' "
 #define ONLINE "./train_dpo -c $T/sft.bin -i $T/prompts.shard --online -d 16 -l 2e-3 -g 6 -s 0 "

@@ -8,11 +8,11 @@
  * Every algorithm of train_ppo has the first of them as its optimum.
  */
 #include "models.h"
-#include "../llmc/advantage.h"
-#include "../llmc/gae.h"
-#include "../llmc/loss_policy.h"
-#include "../llmc/loss_ppo.h"
-#include "../llmc/rollout.h"
+#include "../llmc/loss/advantage.h"
+#include "../llmc/loss/gae.h"
+#include "../llmc/loss/policy.h"
+#include "../llmc/loss/ppo.h"
+#include "../llmc/rollout/rollout.h"
 
 enum { V = 12, P = 2, G = 192, STEPS = 240, ROWS = P * (G + 2) };
 

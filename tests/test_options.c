@@ -5,7 +5,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/options.h"
+#include "../llmc/base/options.h"
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,12 +1,12 @@
-/* ./train_ppo: its losses against golden values (dev/golden_ppo.py) and finite differences, and the program as a user runs
+/* ./train_ppo: its losses against golden values (dev/golden/golden_ppo.py) and finite differences, and the program as a user runs
  * it: what each algorithm learns, the critic, the leash, rewards from a model, what is logged, resuming, bad input. Needs
  * all programs. Advantages are in test_gae.c, the exact optimum is in test_optimum.c.
  *
  * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
 #include "run.h"
 #include "golden.h"
-#include "../llmc/loss_policy.h"
-#include "../llmc/loss_ppo.h"
+#include "../llmc/loss/policy.h"
+#include "../llmc/loss/ppo.h"
 
 /* ---- losses ---------------------------------------------------------------------------------------------------- */
 

@@ -1,15 +1,15 @@
-/* test_preference.c - loss_preference.h and loss_kto.h against values from TRL's own code (golden/preference.txt, made by
- * dev/golden_preference.py), finite differences, and numbers that papers and algebra give. */
+/* test_preference.c - loss/preference.h and loss/kto.h against values from TRL's own code (golden/preference.txt, made by
+ * dev/golden/golden_preference.py), finite differences, and numbers that papers and algebra give. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/loss_kto.h"
-#include "../llmc/loss_preference.h"
-#include "../llmc/options.h"
-#include "../llmc/random.h"
+#include "../llmc/loss/kto.h"
+#include "../llmc/loss/preference.h"
+#include "../llmc/base/options.h"
+#include "../llmc/base/random.h"
 #include "golden.h"
 
 static const char *loss_name(PreferenceLoss loss) {

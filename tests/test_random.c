@@ -5,7 +5,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/random.h"
+#include "../llmc/base/random.h"
 #include <string.h>
 
 /* Random123 1.14, tests/kat_vectors, lines "philox4x32 10": counter, key, expected (Salmon et al. 2011). */

@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/rewards.h"
+#include "../llmc/reward/rewards.h"
 #include "golden.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))

@@ -4,10 +4,10 @@
  * train_sft, evaluate, data/make_prefs and data/make_shard. */
 #include "run.h"
 
-#include "../llmc/evaluation_reward.h"
-#include "../llmc/evaluation.h"
-#include "../llmc/gold.h"
-#include "../llmc/pairs.h"
+#include "../llmc/reward/evaluation_reward.h"
+#include "../llmc/rollout/evaluation.h"
+#include "../llmc/reward/gold.h"
+#include "../llmc/records/pairs.h"
 
 #define RULE "--rule char=a:1,length:-0.5"
 #define TINY "--layers 2 --width 32 --heads 2 -t 48 "

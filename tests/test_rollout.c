@@ -5,8 +5,8 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu.h"
-#include "../llmc/rollout.h"
+#include "../llmc/cpu/cpu.h"
+#include "../llmc/rollout/rollout.h"
 
 static const Backend *B;
 static Device *D;

@@ -1,12 +1,12 @@
-/* test_schedule.c - schedule.h against transformers' schedules (golden/schedule.txt, made by dev/golden_schedule.py). */
+/* test_schedule.c - schedule.h against transformers' schedules (golden/schedule.txt, made by dev/golden/golden_schedule.py). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/options.h"
-#include "../llmc/schedule.h"
+#include "../llmc/base/options.h"
+#include "../llmc/model/schedule.h"
 #include "golden.h"
 
 static void test_golden(void **state) {

@@ -1,8 +1,8 @@
 /* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, and damaged files. */
 #include "files.h"
 
-#include "../llmc/shard.h"
-#include "../llmc/tokens.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/records/tokens.h"
 
 static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED};
 enum { KINDS = sizeof kinds / sizeof *kinds };

@@ -6,10 +6,10 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/rewards.h"
-#include "../llmc/shard.h"
-#include "../llmc/tasks.h"
-#include "../llmc/chat.h"
+#include "../llmc/reward/rewards.h"
+#include "../llmc/records/shard.h"
+#include "../llmc/reward/tasks.h"
+#include "../llmc/text/chat.h"
 #include <sys/stat.h>
 
 static const char *const names[TASK_KINDS] = {"add",       "sub",  "mul",      "arithmetic",

@@ -1,8 +1,9 @@
 /* Tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, held against tiktoken's and Hugging
- * Face's own (dev/golden_tokenizer.py); any bytes there and back; blobs; bad files. */
+ * Face's own (dev/golden/golden_tokenizer.py); any bytes there and back; blobs; bad files. */
 #include "files.h"
-#include "../llmc/jsonl.h"
-#include "../llmc/tokenizer.h"
+#include "../llmc/base/jsonl.h"
+#include "../llmc/text/tokenizer.h"
+#include "../llmc/text/tokenizer_files.h"
 #include <time.h>
 
 static Tokenizer gpt2;

@@ -2,15 +2,15 @@
  *
  *   1  AdamW in four kernels: moments, update, decay, rounding to nearest
  *   2  AdamW in one kernel, one parameter per thread, rounding to nearest
- *   3  AdamW in one kernel, eight parameters per thread, stochastic rounding        (llmc/cuda_adamw.cuh)
+ *   3  AdamW in one kernel, eight parameters per thread, stochastic rounding        (llmc/cuda/adamw.cuh)
  *   4  norm: one float atomic per warp; not repeatable, float32 precision
- *   5  norm: in double over fixed parts, added in order                             (llmc/cuda_adamw.cuh)
+ *   5  norm: in double over fixed parts, added in order                             (llmc/cuda/adamw.cuh)
  *
  * Bytes: AdamW reads gradient, master, m and v and writes master, m, v (float32) and the bf16 weight: 30 per parameter.
  * The norm reads the gradient.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_adamw.cuh"
+#include "../../llmc/cuda/adamw.cuh"
 
 struct State {
     bf16 *weights;

@@ -2,21 +2,21 @@
  *
  *   forward    1  one thread per query and head, online softmax, everything from global memory
  *              2  one warp per query and head: lanes share the channels, a key's row is read once per warp
- *              3  strips of 32 queries, tiles in shared memory, float32 arithmetic      (llmc/cuda_attention_plain.cuh)
- *              4  strips of 64 queries on tensor cores, tiles by cp.async               (llmc/cuda_attention_mma.cuh)
- *              5  strips of 128: a warp reads a tile once for 32 queries                (llmc/cuda_attention_mma.cuh)
+ *              3  strips of 32 queries, tiles in shared memory, float32 arithmetic      (llmc/cuda/attention_plain.cuh)
+ *              4  strips of 64 queries on tensor cores, tiles by cp.async               (llmc/cuda/attention_mma.cuh)
+ *              5  strips of 128: a warp reads a tile once for 32 queries                (llmc/cuda/attention_mma.cuh)
  *   backward   1  one thread per query and head; gradients of keys by atomic additions: not repeatable
- *              2  strips, float32 arithmetic, no atomics: scores computed twice         (llmc/cuda_attention_plain.cuh)
- *              3  the same on tensor cores                                              (llmc/cuda_attention_mma.cuh)
+ *              2  strips, float32 arithmetic, no atomics: scores computed twice         (llmc/cuda/attention_plain.cuh)
+ *              3  the same on tensor cores                                              (llmc/cuda/attention_mma.cuh)
  *   decode     1  forward 2 with one query per sequence
  *              2  one block per query and key head, split over the keys, and a combining pass
- *                                                                                      (llmc/cuda_attention_decode.cuh)
+ *                                                                                      (llmc/cuda/attention_decode.cuh)
  *
  * FLOPs count visible pairs of a query and a key: 4 D per pair and head forward, 10 D backward (as in the literature,
  * although versions 2 and 3 compute 14 D). For decode, bytes of keys and values are counted, each once.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_attention.cuh"
+#include "../../llmc/cuda/attention.cuh"
 
 /* ---- forward 1: one thread per query and head ------------------------------------------------------------------- */
 

@@ -13,8 +13,8 @@
 #ifndef DEV_CUDA_BENCH_CUH
 #define DEV_CUDA_BENCH_CUH
 
-#include "../../llmc/cuda_matmul.cuh"
-#include "../../llmc/random.h"
+#include "../../llmc/cuda/matmul.cuh"
+#include "../../llmc/base/random.h"
 #include <algorithm>
 #include <vector>
 

@@ -1,19 +1,19 @@
 /* embed.cu - versions of the embedding, of its gradient, and of GELU.
  *
  *   1  forward: one element per thread
- *   2  forward: 16 bytes per thread                                                     (llmc/cuda_elementwise.cuh)
+ *   2  forward: 16 bytes per thread                                                     (llmc/cuda/elementwise.cuh)
  *   3  backward: float atomics, one element per thread; not repeatable
  *   4  backward: one block per row of the table searches all tokens
- *   5  backward: the block of a token's first row finds the others, in order            (llmc/cuda_elementwise.cuh)
- *   6  GELU forward, one element per thread    7  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
- *   8  GELU backward, one element per thread   9  16 bytes per thread                   (llmc/cuda_elementwise.cuh)
+ *   5  backward: the block of a token's first row finds the others, in order            (llmc/cuda/elementwise.cuh)
+ *   6  GELU forward, one element per thread    7  16 bytes per thread                   (llmc/cuda/elementwise.cuh)
+ *   8  GELU backward, one element per thread   9  16 bytes per thread                   (llmc/cuda/elementwise.cuh)
  *
  * Bytes: the embedding reads two rows and writes one; its gradient reads a row once for each table, and reads and
  * writes a float32 row in each. Tokens are distributed as in text, with a few frequent and most rare; positions are
  * those of sequences of 512. bf16.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_elementwise.cuh"
+#include "../../llmc/cuda/elementwise.cuh"
 
 typedef bf16 T;
 

@@ -3,12 +3,12 @@
  *   1  one warp per row: the maximum, then the sums, then the gradient; three reads
  *   2  one block per row: the same three reads, one element at a time
  *   3  one block per row: maximum and sums in one read (online), 32 bytes at a time; the gradient in a second read,
- *      which finds the row in the cache                                                       (llmc/cuda_head.cuh)
+ *      which finds the row in the cache                                                       (llmc/cuda/head.cuh)
  *
  * Logits are float32, their gradient bf16. Bytes: each logit read once and, with the gradient, written once.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_head.cuh"
+#include "../../llmc/cuda/head.cuh"
 
 /* Maximum and sum over the THREADS threads that process one row. */
 template <int THREADS> __device__ static inline float all_max(float x) {

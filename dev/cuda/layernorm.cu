@@ -3,14 +3,14 @@
  *   1  forward: one thread per row, straight from the formula
  *   2  forward: one block per row, sums over the block in shared memory, three passes over the row
  *   3  forward: one warp per row, sums by shuffles, three passes
- *   4  forward: one warp per row, kept in registers, 16 bytes at a time           (llmc/cuda_norm.cuh)
+ *   4  forward: one warp per row, kept in registers, 16 bytes at a time           (llmc/cuda/norm.cuh)
  *   5  backward: one warp per row, dw and db by float atomics; not repeatable
- *   6  backward: a block owns rows, a thread owns columns, parts added in order   (llmc/cuda_norm.cuh)
+ *   6  backward: a block owns rows, a thread owns columns, parts added in order   (llmc/cuda/norm.cuh)
  *
  * Bytes: forward reads x and delta and writes sum and out; backward reads dout, x and dx and writes dx. bf16.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_norm.cuh"
+#include "../../llmc/cuda/norm.cuh"
 
 typedef bf16 T;
 

@@ -5,11 +5,11 @@
  *   2  tiles of 32 x 32 in shared memory, float32 arithmetic
  *   3  tiles of 64 x 64, tensor cores by mma.sync, operands by cp.async in two stages
  *   4  cuBLASLt, with separate kernels for bias and GELU
- *   5  cuBLASLt, bias in its epilogue, a separate kernel for GELU        (llmc/cuda_matmul.cuh before sm_90)
- *   6  cuBLASLt, bias and GELU in its epilogue                           (llmc/cuda_matmul.cuh from sm_90 on)
- *   7  dw += dout^T x by cuBLASLt, float32 output, and db by columns     (llmc/cuda_matmul.cuh)
+ *   5  cuBLASLt, bias in its epilogue, a separate kernel for GELU        (llmc/cuda/matmul.cuh before sm_90)
+ *   6  cuBLASLt, bias and GELU in its epilogue                           (llmc/cuda/matmul.cuh from sm_90 on)
+ *   7  dw += dout^T x by cuBLASLt, float32 output, and db by columns     (llmc/cuda/matmul.cuh)
  *   8  dx = (dout w) gelu'(pre), with a separate kernel for gelu'
- *   9  dx = (dout w) gelu'(pre) in one product                           (llmc/cuda_matmul.cuh from sm_90 on)
+ *   9  dx = (dout w) gelu'(pre) in one product                           (llmc/cuda/matmul.cuh from sm_90 on)
  *
  * Versions 1 to 3 have neither bias nor GELU. FLOPs: 2 N IC OC.
  */

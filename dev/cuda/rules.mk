@@ -6,7 +6,7 @@
 CUDA_BENCHES = $(patsubst dev/cuda/%.cu,%,$(wildcard dev/cuda/*.cu))
 CUDA_BENCH_ARCH ?= native
 
-$(BUILD)/cuda_%: dev/cuda/%.cu $(wildcard dev/cuda/*.cuh llmc/*.cuh)
+$(BUILD)/cuda_%: dev/cuda/%.cu $(wildcard dev/cuda/*.cuh llmc/cuda/*.cuh)
 	@mkdir -p $(BUILD)
 	$(NVCC) -std=c++17 -O3 -arch=$(CUDA_BENCH_ARCH) -lineinfo $< -o $@ -lcublasLt
 

@@ -2,12 +2,12 @@
  *
  *   1  one thread per row: bisection on the bits of the distance from the maximum finds the kept tokens, 31 reads each
  *   2  one block per row: the same bisection, the row read by all threads, sums over the block
- *   3  one block per row: radix selection, three reads each for top-k and top-p         (llmc/cuda_sample.cuh)
+ *   3  one block per row: radix selection, three reads each for top-k and top-p         (llmc/cuda/sample.cuh)
  *
  * All three invert the same uniform number over the kept tokens in the order of their ids. Bytes: each logit once.
  */
 #include "bench.cuh"
-#include "../../llmc/cuda_sample.cuh"
+#include "../../llmc/cuda/sample.cuh"
 
 static __device__ float row_uniform(const Draw &a, int row) {
     const uint32_t *stream = (const uint32_t *)a.stream + 2 * (size_t)row;

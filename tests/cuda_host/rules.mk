@@ -3,7 +3,7 @@
 #   $(BUILD)/test_cuda_NAME        tests/test_cuda_NAME.cpp with the harness; kernels compiled as C++
 #   $(BUILD)/asan/test_cuda_NAME   the same under AddressSanitizer and UndefinedBehaviorSanitizer
 #   $(BUILD)/race/test_cuda_NAME   the same under the race detector
-#   $(BUILD)/llmc_cuda_host.so     the whole backend (llmc/cuda.cu, llmc/dist_nccl.cu); also in asan/ and race/
+#   $(BUILD)/llmc_cuda_host.so     the whole backend (llmc/cuda/cuda.cu, llmc/dist/nccl.cu); also in asan/ and race/
 #
 # CUDA_INCLUDE is the toolkit's include folder if it is installed, else tests/cuda_host/twin.
 
@@ -22,10 +22,10 @@ define HARNESS_RULES
 $(1)/cuda_host/%.o: $(HARNESS)/%.cpp
 	@mkdir -p $(1)/cuda_host
 	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) -c $$< -o $$@
-$(1)/cuda_host/cuda.o: llmc/cuda.cu
+$(1)/cuda_host/cuda.o: llmc/cuda/cuda.cu
 	@mkdir -p $(1)/cuda_host
 	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) $(3) -x c++ -c $$< -o $$@
-$(1)/cuda_host/dist_nccl.o: llmc/dist_nccl.cu
+$(1)/cuda_host/dist_nccl.o: llmc/dist/nccl.cu
 	@mkdir -p $(1)/cuda_host
 	$$(CXX) $$(HARNESS_FLAGS) -O2 $(2) $(3) -x c++ -c $$< -o $$@
 $(1)/test_cuda_%: tests/test_cuda_%.cpp $(patsubst %,$(1)/cuda_host/%.o,cuda_host cuda_api cublaslt_host nccl_host $(4))

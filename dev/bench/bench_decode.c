@@ -1,0 +1,103 @@
+/* bench_decode - sampling from GPT-2 124M: 32 sequences of 32 prompt and 64 new tokens, then one sequence alone.
+ *
+ *     make build/bench_decode && build/bench_decode [--dtype bf16] [--sequences 32] [--no-single]
+ *
+ * Random weights, random prompts that differ, the rollout engine (llmc/rollout/rollout.h): what dev/peers/peer_generate.py runs in
+ * transformers. Two floors stand beside the speed. Memory: each step reads every weight that takes part once, so a step
+ * takes no less than their bytes over the read bandwidth. Arithmetic: 2 N FLOP a token, prompts too, over the
+ * processor's multiply-adds. Which of them binds depends on the batch. The last line, on standard output, is JSON.
+ */
+#include "../../llmc/base/options.h"
+#include "../../llmc/rollout/rollout.h"
+#include "bench.h"
+
+static struct {
+    int64_t sequences, prompt, fresh, layers, heads, width, vocab, runs;
+    int dtype;
+    bool single;
+} o = {32, 32, 64, 12, 12, 768, 50257, 3, 0, true};
+
+static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic"),
+                                 OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences at once"),
+                                 OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens of a prompt"),
+                                 OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled for each"),
+                                 OPTION_INT("runs", 0, &o.runs, 1, 1000, "runs that are timed, after one that is not"),
+                                 OPTION_FLAG("single", 0, &o.single, "one sequence alone as well"),
+                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "layers"),
+                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "heads"),
+                                 OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
+                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary"),
+                                 OPTION_END};
+static const OptionAbout about = {"[options]", "Times sampling from GPT-2 124M and says where its time goes."};
+
+/* Median seconds of a run of n sequences, all with their own prompts. */
+static double time_rollout(const GPT2 *m, int n, double fma, double bandwidth) {
+    Error e;
+    Rollout r;
+    const int P = (int)o.prompt, G = (int)o.fresh;
+    Sampling how = sampling_default();
+    how.max_new = G;
+    if (!rollout_new(&r, m, n, P, G, &e)) die("%s", e.text);
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
+    Completion *out = (Completion *)xcalloc((size_t)n, sizeof *out);
+    int32_t *prompt = (int32_t *)xmalloc((size_t)(n * P) * sizeof *prompt);
+    Random random = random_start(1, 6);
+    for (int i = 0; i < n * P; i++) prompt[i] = (int32_t)random_below(&random, (uint64_t)o.vocab);
+    for (int i = 0; i < n; i++)
+        q[i] = (RolloutRequest){
+            .prompt = prompt + i * P, .prompt_len = P, .samples = 1, .id = (uint64_t)i, .out = out + i};
+    double *seconds = (double *)xmalloc((size_t)o.runs * sizeof *seconds), total = 0;
+    int64_t steps = 0;
+    for (int64_t run = -1; run < o.runs; run++) {
+        const double start = program_seconds();
+        const int64_t before = r.steps;
+        if (!rollout_run(&r, &how, q, n, NULL, NULL, &e)) die("%s", e.text);
+        const double t = program_seconds() - start;
+        steps = r.steps - before;
+        for (int i = 0; i < n; i++) completion_free(&out[i]);
+        if (run < 0) bench_split_reset();
+        else seconds[run] = t, total += t;
+    }
+    const double median = bench_median(seconds, o.runs);
+    const GPT2Config *c = &m->config;
+    const double weights = (double)(m->parameters - (size_t)c->context * (size_t)c->width);
+    const double body = weights - (double)c->padded_vocab * c->width;
+    const double memory = (double)steps * weights * (o.dtype ? 2 : 4) / bandwidth;
+    const double arithmetic = 2 * n * ((P + G - 1) * body + G * (weights - body)) / fma;
+    fprintf(stderr, "\n%d sequence%s, %d + %d tokens, %lld model calls a run\n\n", n, n > 1 ? "s" : "", P, G,
+            (long long)steps);
+    bench_split(stderr, o.runs * steps, total);
+    fprintf(stderr,
+            "\n%.1f tokens/s, %.2f ms a call; floors: memory %.2f ms (%.0f %% reached), arithmetic %.2f ms (%.0f %%)\n",
+            n * G / median, 1e3 * median / (double)steps, 1e3 * memory / (double)steps, 100 * memory / median,
+            1e3 * arithmetic / (double)steps, 100 * arithmetic / median);
+    free(q), free(out), free(prompt), free(seconds), rollout_free(&r);
+    return median;
+}
+
+int main(int argc, char **argv) {
+    Error e;
+    Device *d;
+    GPT2 m;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (o.prompt + o.fresh > 1024) usage_error("--prompt and --new: together at most 1024");
+    const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
+    fprintf(stderr, "%d threads, %s: %.0f GFLOP/s, %.1f GB/s read\n", omp_get_max_threads(),
+            o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);
+    const Backend *b = bench_backend(backend_cpu());
+    if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
+    const GPT2Config c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, 1024);
+    if (!gpt2_config_check(&c, "model", &e) || !gpt2_new(&m, &c, b, d, false, &e)) die("%s", e.text);
+    gpt2_init(&m, 1);
+    const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth);
+    const size_t peak = program_peak_memory();
+    const double alone = o.single ? time_rollout(&m, 1, fma, bandwidth) : NAN;
+    printf("{\"dtype\": \"%s\", \"threads\": %d, \"sequences\": %lld, \"prompt\": %lld, \"new\": %lld, "
+           "\"parameters\": %zu, \"seconds\": %.3f, \"tokens_per_second\": %.1f, ",
+           o.dtype ? "bf16" : "float32", omp_get_max_threads(), (long long)o.sequences, (long long)o.prompt,
+           (long long)o.fresh, m.parameters, seconds, (double)(o.sequences * o.fresh) / seconds);
+    if (o.single) printf("\"single_tokens_per_second\": %.1f, ", (double)o.fresh / alone);
+    printf("\"peak_rss_mib\": %zu}\n", peak >> 20);
+    gpt2_free(&m), b->close(d);
+    return 0;
+}

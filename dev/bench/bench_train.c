@@ -1,0 +1,99 @@
+/* bench_train - a training step of GPT-2 124M: forward, backward, clipping, AdamW; and where its time goes.
+ *
+ *     make build/bench_train && build/bench_train [--dtype bf16] [--recompute 1] [--steps 5]
+ *
+ * 4 sequences of 256 random tokens packed in one batch, random weights, the median of the steps after the first: what
+ * dev/peers/peer_train.py runs in PyTorch. FLOP are 6 N a token, N all parameters with the padded vocabulary, and attention's
+ * 12 C a layer and visible pair of query and key. Shares refer to ceilings measured in the same run: the processor's
+ * fused multiply-adds (or bfloat16 dot products) on registers, and the best product of two large matrices through the
+ * model's own path. The last line, on standard output, is JSON.
+ */
+#include "../../llmc/model/optimizer.h"
+#include "../../llmc/base/options.h"
+#include "../../llmc/model/pack.h"
+#include "bench.h"
+
+static struct {
+    int64_t batch, length, layers, heads, width, vocab, steps, recompute;
+    int dtype;
+} o = {4, 256, 12, 12, 768, 50257, 5, 0, 0};
+
+static const Option options[] = {
+    OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic"),
+    OPTION_INT("recompute", 'r', &o.recompute, 0, 2, "as the trainers have it"),
+    OPTION_INT("steps", 0, &o.steps, 1, 100000, "steps that are timed, after one that is not"),
+    OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences a step"),
+    OPTION_INT("length", 0, &o.length, 2, 4096, "tokens a sequence"),
+    OPTION_INT("layers", 0, &o.layers, 1, 1024, "layers"),
+    OPTION_INT("heads", 0, &o.heads, 1, 1024, "heads"),
+    OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
+    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary"),
+    OPTION_END};
+static const OptionAbout about = {"[options]", "Times a training step of GPT-2 124M and says where its time goes."};
+
+int main(int argc, char **argv) {
+    Error e;
+    Device *d;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
+    const Backend *b = bench_backend(backend_cpu());
+    if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
+
+    GPT2Config c =
+        gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, o.length > 1024 ? (int)o.length : 1024);
+    GPT2 m;
+    Optimizer optimizer;
+    Workspace w;
+    if (!gpt2_config_check(&c, "model", &e)) die("%s", e.text);
+    const int N = (int)(o.batch * o.length);
+    if (!gpt2_new(&m, &c, b, d, true, &e)) die("%s", e.text);
+    gpt2_init(&m, 1);
+    if (!optimizer_new(&optimizer, &m, &e) || !workspace_new(&w, &m, N, N, (int)o.batch, true, (int)o.recompute, &e))
+        die("%s", e.text);
+    Batch batch = batch_new(N, N, (int)o.batch);
+    Random random = random_start(1, 5);
+    int32_t *tokens = (int32_t *)xmalloc((size_t)o.length * sizeof *tokens);
+    double pairs = 0;
+    for (int s = 0; s < o.batch; s++) {
+        for (int i = 0; i < o.length; i++) tokens[i] = (int32_t)random_below(&random, (uint64_t)o.vocab);
+        batch_sequence(&batch, tokens, NULL, (int)o.length);
+        pairs += 0.5 * (double)o.length * (double)(o.length + 1);
+    }
+    float *dlogp = (float *)xmalloc((size_t)N * sizeof *dlogp), *logp = (float *)xmalloc((size_t)N * sizeof *logp);
+    for (int i = 0; i < batch.targets; i++) dlogp[i] = -1.0f / (float)batch.targets;
+
+    const double flops = 6.0 * (double)m.parameters * N + 12.0 * (double)c.width * (double)c.layers * pairs;
+    double *seconds = (double *)xmalloc((size_t)o.steps * sizeof *seconds), total = 0;
+    for (int64_t step = -1; step < o.steps; step++) {
+        const double start = program_seconds();
+        const GPT2Output out = {.logp = logp};
+        gpt2_forward_backward(&m, &w, &batch, 1, dlogp, &out);
+        const OptimizerResult r = optimizer_step(&optimizer, &m, 1e-4);
+        if (!gpt2_sync(&m, &e)) die("%s", e.text);
+        const double t = program_seconds() - start;
+        double loss = 0;
+        for (int i = 0; i < batch.targets; i++) loss -= (double)logp[i] / batch.targets;
+        fprintf(stderr, "step %lld%s  %.3f s  loss %.4f  norm %.3f\n", (long long)step + 1,
+                step < 0 ? " (not counted)" : "", t, loss, r.grad_norm);
+        if (step < 0) bench_split_reset();
+        else seconds[step] = t, total += t;
+    }
+    fputc('\n', stderr);
+    bench_split(stderr, o.steps, total);
+    const double median = bench_median(seconds, o.steps), rate = flops / median;
+    fprintf(
+        stderr,
+        "\n%.3f s per step, %.0f tokens/s, %.1f GFLOP/s: %.1f %% of the arithmetic peak of %.0f\nmemory: activations %.0f MiB, packed weights and scratch %.0f MiB\n",
+        median, N / median, rate * 1e-9, 100 * rate / fma, fma * 1e-9, (double)w.bytes / 1048576,
+        (double)b->scratch_bytes(d) / 1048576);
+    printf("{\"dtype\": \"%s\", \"threads\": %d, \"batch\": %lld, \"length\": %lld, \"recompute\": %lld, "
+           "\"parameters\": %zu, \"seconds_per_step\": %.4f, \"tokens_per_second\": %.1f, \"gflops\": %.1f, "
+           "\"share_of_peak\": %.3f, \"peak_rss_mib\": %zu}\n",
+           o.dtype ? "bf16" : "float32", omp_get_max_threads(), (long long)o.batch, (long long)o.length,
+           (long long)o.recompute, m.parameters, median, N / median, rate * 1e-9, rate / fma,
+           program_peak_memory() >> 20);
+
+    free(tokens), free(dlogp), free(logp), free(seconds), batch_free(&batch);
+    workspace_free(&w, &m), optimizer_free(&optimizer, &m), gpt2_free(&m), b->close(d);
+    return 0;
+}

@@ -1,0 +1,122 @@
+"""Golden values for tests/test_gae.c and tests/test_ppo.c: writes tests/golden/ppo.txt.
+
+    pip install torch && python dev/golden/golden_ppo.py
+
+No library that is installed today has PPO for language models (TRL dropped its PPOTrainer in 1.16), so the equations of
+the papers are written out here, in float64 and not as the C code has them: advantages as the double sum of Schulman et
+al. 2016 (1506.02438, eq. 16), means over a padded (answers, tokens) matrix with a mask as TRL's PPOTrainer took them,
+gradients by autograd. Inputs are rounded to float32 first. Leave-one-out advantages and the loss of RLOO are in
+tests/golden/losses.txt, made by TRL's own RLOOTrainer.
+
+Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`. Flat arrays hold the tokens of one answer
+after another.
+"""
+
+import itertools
+import os
+
+import torch
+
+torch.set_default_dtype(torch.float64)
+torch.manual_seed(7)
+out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/ppo.txt"), "w")
+print("# written by dev/golden/golden_ppo.py", file=out)
+lengths = [5, 1, 8, 3, 2]  # tokens of the answers
+N, T = len(lengths), max(lengths)
+counts = torch.tensor([1, 1, 1, 0, 1])  # the fourth does not count
+inside = torch.arange(T)[None] < torch.tensor(lengths)[:, None]
+mask = inside & (counts[:, None] == 1)
+
+
+def emit(key, values):
+    values = [float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten()]
+    print(key, len(values), *[f"{v:.12g}" for v in values], file=out)
+
+
+def flat(x):
+    return x[inside]
+
+
+def draw(scale=1.0):
+    return (torch.randn(N, T) * scale).float().double()
+
+
+def masked_mean(x, m):
+    return (x * m).sum() / m.sum()
+
+
+def begin(kind, name):
+    print("case", kind, "ppo", name, file=out)
+    emit("lengths", lengths)
+    emit("counts", counts)
+
+
+# r_t = -beta k_t + s [t = last],  A_t = sum_l (gamma lambda)^l delta_(t+l)
+for number, (kl, gamma, lam) in enumerate(itertools.product(("k1", "k2", "k3"), (1.0, 0.9), (0.0, 0.95, 1.0))):
+    logp, ref, value, beta = draw(), draw(), draw(), 0.05 * (1 + number)
+    score = draw()[:, 0]
+    ratio = ref - logp  # log(ref / pi)
+    k = {"k1": -ratio, "k2": ratio**2 / 2, "k3": torch.exp(ratio) - 1 - ratio}[kl]
+    reward = -beta * k
+    for i, n in enumerate(lengths):
+        reward[i, n - 1] += score[i]
+    advantage, to_go = torch.zeros(N, T), torch.zeros(N, T)
+    for i, n in enumerate(lengths):
+        V = torch.cat([value[i, :n], torch.zeros(1)])
+        delta = reward[i, :n] + gamma * V[1:] - V[:-1]
+        for t in range(n):
+            advantage[i, t] = sum((gamma * lam) ** l * delta[t + l] for l in range(n - t))
+            to_go[i, t] = sum(gamma**l * reward[i, t + l] for l in range(n - t))
+    begin("gae", f"{kl}_{gamma}_{lam}")
+    emit("estimator", ["k1", "k2", "k3"].index(kl))
+    emit("settings", [beta, gamma, lam])
+    for key, x in (("logp", logp), ("ref_logp", ref), ("value", value), ("reward", reward), ("advantage", advantage),
+                   ("to_go", to_go)):
+        emit(key, flat(x))
+    emit("score", score)
+    emit("kl", [k[i, :n].sum() for i, n in enumerate(lengths)])
+    print("end", file=out)
+
+# whitening: (x - mean) / sqrt(var + 1e-8) over what the mask holds, variance with n - 1
+for shift, scale in itertools.product((1, 0), (1.0, 1e-3, 30.0)):
+    x = (draw(scale) + 3).float().double()
+    mean, variance = x[mask].mean(), x[mask].var(unbiased=True)
+    y = (x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift else mean)
+    begin("whiten", f"shift{shift}_{scale}")
+    emit("shift", shift)
+    emit("x", flat(x))
+    emit("y", flat(torch.where(mask, y, torch.zeros(()))))
+    print("end", file=out)
+
+# losses: means over the tokens of the mask, as (loss, metrics), and gradients by autograd
+for clip, high, dual, value_clip, entropy_coef in ((0.2, 0.2, 0, 0.2, 0), (0.1, 0.3, 0, 0.5, 0.01), (0.2, 0.2, 3, 0, 0),
+                                                   (0.2, 0.28, 1.5, 0.05, -0.02)):
+    logp, value, entropy = (draw(0.6).requires_grad_(), draw(0.5).requires_grad_(), draw().abs().requires_grad_())
+    old, old_value, A, G, vf_coef = draw(0.6), draw(0.5), draw(), draw(), 0.1
+    d = logp - old
+    rho = torch.exp(d)
+    losses = torch.max(-A * rho, -A * torch.clamp(rho, 1 - clip, 1 + high))
+    clipped = (-A * torch.clamp(rho, 1 - clip, 1 + high)) > (-A * rho)
+    if dual:
+        losses = torch.where(A < 0, torch.min(losses, -A * dual), losses)
+    policy = masked_mean(losses, mask)
+    bonus = entropy_coef * masked_mean(entropy, mask)
+    held = torch.clamp(value, old_value - value_clip, old_value + value_clip) if value_clip else value
+    free_square, held_square = (value - G) ** 2, (held - G) ** 2
+    value_loss = 0.5 * masked_mean(torch.max(free_square, held_square), mask)
+    loss = policy - bonus + vf_coef * value_loss
+    gradients = torch.autograd.grad(loss, (logp, value, entropy), allow_unused=True)
+    begin("loss", f"clip{clip}_{high}_dual{dual}_value{value_clip}_entropy{entropy_coef}")
+    emit("settings", [clip, high, dual, value_clip, entropy_coef, vf_coef])
+    for key, x in (("logp", logp), ("old_logp", old), ("advantage", A), ("entropy", entropy), ("value", value),
+                   ("old_value", old_value), ("target", G), ("dlogp", gradients[0]), ("dvalue", gradients[1])):
+        emit(key, flat(x.detach()))
+    emit("dentropy", flat(gradients[2] if entropy_coef else torch.zeros(N, T)))
+    emit("loss", loss.detach())
+    emit("policy_loss", policy.detach())
+    emit("value_loss", value_loss.detach())
+    emit("approxkl", 0.5 * masked_mean(d.detach() ** 2, mask))
+    emit("clipfrac", masked_mean(clipped.double(), mask))
+    emit("value_clipfrac", masked_mean((held_square > free_square).double(), mask))
+    emit("ratio", masked_mean(rho.detach(), mask))
+    print("end", file=out)

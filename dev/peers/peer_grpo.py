@@ -1,0 +1,60 @@
+"""TRL's GRPOTrainer beside our train_grpo, or with --algo rloo its RLOOTrainer beside our train_ppo --algo rloo, on the
+CPU: 6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens.
+
+    pip install -r dev/requirements.txt && python dev/peers/peer_grpo.py [--algo rloo] [--threads 2] [--steps 3] [--dtype bfloat16]
+
+TRL's defaults but for what the comparison fixes: float32 unless --dtype bfloat16, TRL's own default, no gradient
+checkpointing (it would only slow TRL down), one optimizer step a batch, and min_new_tokens, so that every sample has the
+full length. The tokenizer is made here, one token a character; nothing is downloaded and nothing is reported. Prints one
+JSON line: optimizer steps/s of the median step (sampling, scoring, update), peak resident memory in MiB.
+"""
+
+import tempfile
+
+import peer
+
+parser = peer.options(__doc__, steps=3)
+parser.add_argument("--algo", choices=["grpo", "rloo"], default="grpo")
+parser.add_argument("--prompts", type=int, default=8)
+parser.add_argument("--samples", type=int, default=8, help="a prompt")
+parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+parser.add_argument("--new", type=int, default=64, help="tokens of a sample")
+parser.add_argument("--beta", type=float, help="weight of the KL; 0: no reference model (default: TRL's, 0 and 0.05)")
+o = peer.start(parser)
+if o.beta is None:
+    o.beta = 0.0 if o.algo == "grpo" else 0.05
+
+import torch
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+Config, Trainer = (trl.GRPOConfig, trl.GRPOTrainer) if o.algo == "grpo" else (trl.RLOOConfig, trl.RLOOTrainer)
+
+characters = {chr(0x100 + i): i for i in range(o.vocab - 2)}
+characters.update({"<pad>": o.vocab - 2, "<eos>": o.vocab - 1})
+backend = Tokenizer(models.WordLevel(characters, unk_token="<pad>"))
+backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+backend.decoder = decoders.Fuse()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+model = GPT2LMHeadModel(GPT2Config(**peer.shape(o), bos_token_id=o.vocab - 1, eos_token_id=o.vocab - 1))
+draw = torch.randint(o.vocab - 2, (o.prompts * (o.steps + 1), o.prompt)).tolist()
+data = Dataset.from_dict({"prompt": ["".join(chr(0x100 + i) for i in ids) for ids in draw]})
+assert len(tokenizer(data[0]["prompt"])["input_ids"]) == o.prompt
+
+
+def reward(completions, completion_ids, **_):
+    assert all(len(ids) == o.new for ids in completion_ids)
+    return [float(len(set(ids))) for ids in completion_ids]
+
+
+with tempfile.TemporaryDirectory() as folder:
+    config = Config(**peer.settings(o, folder), per_device_train_batch_size=o.prompts * o.samples,
+                    num_generations=o.samples, max_completion_length=o.new, generation_kwargs={"min_new_tokens": o.new},
+                    beta=o.beta)
+    model.save_pretrained(folder + "/model")  # TRL loads its reference model from where the model came from
+    model = GPT2LMHeadModel.from_pretrained(folder + "/model")
+    trainer = Trainer(model, reward, config, train_dataset=data, processing_class=tokenizer)
+    peer.measure(trainer, o, tokens=o.prompts * o.samples * o.new, algo=o.algo, prompts=o.prompts, samples=o.samples,
+                 prompt=o.prompt, new=o.new, beta=o.beta)

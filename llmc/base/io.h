@@ -1,0 +1,524 @@
+/* io.h - bytes from and to files, pipes and memory: what every file format of this project is read and written through.
+ *
+ * Reader: "-" is standard input. A zstd stream, on a file or on a pipe, is recognised by its magic and decompressed on
+ * the fly, over any number of frames; never more is decompressed than the caller asks for, and windows above zstd's
+ * own limit of 128 MiB are refused, so that a small file cannot fill the memory. Everything delivered is hashed
+ * (XXH3, 64 bits) on the way, for checksums.
+ *
+ * Writer: "-" is standard output. A regular file is written under a temporary name in its own directory
+ * (NAME.XXXXXX.tmp), and takes its name only in writer_commit(), after fsync: a failure at any moment leaves the
+ * earlier file as it was. A device or fifo (/dev/null, /dev/full) is written straight through. A path that ends in .zst
+ * is compressed, with zstd's content checksum. A signal handler that must leave at once may unlink(w->temporary).
+ *
+ *     Reader r;
+ *     if (!reader_open(&r, path, e)) return false;
+ *     bool ok = reader_read(&r, header, sizeof header, "header", e) && reader_end(&r, e);
+ *     reader_close(&r);
+ *
+ *     Writer w;
+ *     if (!writer_open(&w, path, e)) return false;
+ *     if (writer_write(&w, data, n, e) && writer_commit(&w, e)) return true;
+ *     writer_abort(&w);                                     // harmless after a failure, and after a commit
+ *     return false;
+ *
+ * Programs that write to pipes ignore SIGPIPE; a reader that went away is then reported as a failed write.
+ * Numbers in files are little-endian, as the machines are that this is built for.
+ */
+#ifndef LLMC_BASE_IO_H
+#define LLMC_BASE_IO_H
+
+#define XXH_INLINE_ALL
+
+#include "error.h"
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <zstd.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read and written as little-endian memory");
+
+enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: the buffer; the most that one read or write moves */
+
+/* ---- magic numbers ------------------------------------------------------------------------------------------- */
+
+enum { MAGIC_CHECKPOINT = 20240326, MAGIC_TOKENS = 20240520, MAGIC_RECORDS = 20261124 };
+
+static inline const char *magic_name(int32_t magic) {
+    switch (magic) {
+    case MAGIC_CHECKPOINT: return "a checkpoint";
+    case MAGIC_TOKENS: return "a token shard";
+    case MAGIC_RECORDS: return "a record shard";
+    case 20240328: return "an llm.c tokenizer";
+    case 20240522: return "an llm.c evaluation set";
+    case 20240527: return "an llm.c optimizer state";
+    case 20240801: return "a Llama 3 token shard";
+    default: return NULL;
+    }
+}
+
+/* Is `found`, the first int32 of a file, the magic number of what is expected? */
+static inline bool magic_check(const char *name, int32_t found, int32_t expected, Error *e) {
+    if (found == expected) return true;
+    const char *kind = magic_name(found);
+    if (kind) return error_set(e, "%s: this is %s, expected %s", name, kind, magic_name(expected));
+    return error_set(e, "%s: magic number is %ld, expected %ld of %s", name, (long)found, (long)expected,
+                     magic_name(expected));
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------- */
+
+typedef struct Reader {
+    char *name; /* for messages */
+    int fd;     /* -1: memory */
+    bool close_fd;
+    bool drained; /* the file has no more bytes than those in `in` */
+    bool broken;  /* a read has failed; every later one does */
+    uint8_t *buffer;
+    const uint8_t *in; /* bytes [at, end) came from the file and wait */
+    size_t at, end;
+    int64_t unread; /* bytes that a plain regular file still holds beyond `in`; -1 where not known */
+    ZSTD_DStream *zstd;
+    bool in_frame;     /* the zstd frame that was begun has not ended */
+    uint64_t position; /* bytes delivered */
+    XXH3_state_t *hash;
+} Reader;
+
+static inline void reader_close(Reader *r) {
+    if (r->close_fd) close(r->fd);
+    ZSTD_freeDStream(r->zstd);
+    XXH3_freeState(r->hash);
+    free(r->buffer);
+    free(r->name);
+    *r = (Reader){.fd = -1};
+}
+
+/* read(2), past interruptions and descriptors that do not block. Returns the bytes, 0 at the end, -1 on an error. */
+static inline ssize_t reader_raw(Reader *r, void *dst, size_t n, Error *e) {
+    if (n > IO_PIECE) n = IO_PIECE;
+    for (;;) {
+        const ssize_t got = read(r->fd, dst, n);
+        if (got > 0 && r->unread >= 0) r->unread = r->unread > got ? r->unread - got : 0;
+        if (got == 0) r->drained = true;
+        if (got >= 0) return got;
+        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            struct pollfd wait = {.fd = r->fd, .events = POLLIN};
+            poll(&wait, 1, -1);
+        } else if (errno != EINTR) {
+            error_set(e, "%s: cannot read: %s", r->name, strerror(errno));
+            return -1;
+        }
+    }
+}
+
+/* Looks at the first bytes of a stream that is about to be read; a zstd stream gets its decompressor. */
+static inline bool reader_begin(Reader *r, Error *e) {
+    r->hash = (XXH3_state_t *)checked(XXH3_createState(), sizeof(XXH3_state_t));
+    XXH3_64bits_reset(r->hash);
+    if (r->fd >= 0) {
+        r->buffer = (uint8_t *)xmalloc(IO_BUFFER);
+        r->in = r->buffer;
+        while (r->end < 4 && !r->drained) {
+            const ssize_t got = reader_raw(r, r->buffer + r->end, IO_BUFFER - r->end, e);
+            if (got < 0) return false;
+            r->end += (size_t)got;
+        }
+    }
+    if (r->end < 4) return true;
+    uint32_t magic;
+    memcpy(&magic, r->in, 4);
+    if (magic == ZSTD_MAGICNUMBER || (magic & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START) {
+        r->zstd = (ZSTD_DStream *)checked(ZSTD_createDStream(), sizeof(void *));
+        r->unread = -1;
+    }
+    return true;
+}
+
+/* Opens `path` for reading; "-" is standard input. On failure nothing is left open. */
+static inline bool reader_open(Reader *r, const char *path, Error *e) {
+    const bool standard = !strcmp(path, "-");
+    *r = (Reader){.name = xstrdup(standard ? "standard input" : path), .unread = -1};
+    r->fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    r->close_fd = !standard && r->fd >= 0;
+    struct stat st;
+    if (r->fd < 0 || fstat(r->fd, &st) < 0) error_set(e, "%s: cannot open: %s", r->name, strerror(errno));
+    else if (S_ISDIR(st.st_mode)) error_set(e, "%s: is a directory, expected a file", r->name);
+    else {
+        if (S_ISREG(st.st_mode)) {
+            const off_t start = lseek(r->fd, 0, SEEK_CUR);
+            if (start >= 0) r->unread = st.st_size > start ? st.st_size - start : 0;
+        }
+        if (reader_begin(r, e)) return true;
+    }
+    reader_close(r);
+    return false;
+}
+
+/* Reads from memory, which must outlive the reader, as if it were a file. */
+static inline bool reader_memory(Reader *r, const void *data, size_t n, Error *e) {
+    *r = (Reader){.name = xstrdup("memory"), .fd = -1, .drained = true, .in = (const uint8_t *)data, .end = n};
+    if (reader_begin(r, e)) return true;
+    reader_close(r);
+    return false;
+}
+
+/* Bytes left, where the source is a plain file or memory; -1 where only reading on can tell. */
+static inline int64_t reader_left(const Reader *r) {
+    return r->unread < 0 || r->zstd ? -1 : r->unread + (int64_t)(r->end - r->at);
+}
+
+/* XXH3-64 of all (decompressed) bytes delivered so far. */
+static inline uint64_t reader_hash(const Reader *r) { return XXH3_64bits_digest(r->hash); }
+
+/* Decompresses up to n bytes to dst; 0 at the end. */
+static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    ZSTD_outBuffer out = {dst, n, 0};
+    while (!out.pos) {
+        if (r->at == r->end && !r->drained) {
+            const ssize_t got = reader_raw(r, r->buffer, IO_BUFFER, e);
+            if (got < 0) {
+                *failed = true;
+                return 0;
+            }
+            r->at = 0, r->end = (size_t)got;
+        }
+        const bool starved = r->at == r->end; /* at the file's end: only what zstd still holds can come */
+        if (starved && !r->in_frame) return 0;
+        ZSTD_inBuffer in = {r->in, r->end, r->at};
+        const size_t hint = ZSTD_decompressStream(r->zstd, &out, &in);
+        r->at = in.pos;
+        if (ZSTD_isError(hint)) {
+            *failed = true;
+            error_set(e, "%s: zstd stream is damaged after byte %llu of its content: %s", r->name,
+                      (unsigned long long)r->position, ZSTD_getErrorName(hint));
+            return 0;
+        }
+        r->in_frame = hint != 0;
+        if (starved && !out.pos && r->in_frame) {
+            *failed = true;
+            error_set(e, "%s: zstd stream is truncated after byte %llu of its content", r->name,
+                      (unsigned long long)r->position);
+            return 0;
+        }
+    }
+    return out.pos;
+}
+
+/* Reads between 1 and n bytes, as they come; returns how many, 0 at the end (or when n is 0). On a failure *failed is
+ * set to true and 0 returned; otherwise *failed is left alone. */
+static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    size_t got = 0;
+    bool bad = r->broken;
+    if (bad) error_set(e, "%s: an earlier read failed", r->name);
+    if (!n || bad) {
+    } else if (r->zstd) got = reader_decompress(r, dst, n < IO_PIECE ? n : IO_PIECE, &bad, e);
+    else {
+        const bool direct = n >= IO_BUFFER; /* large pieces need no stop in the buffer */
+        if (r->at == r->end && !r->drained) {
+            const ssize_t raw = reader_raw(r, direct ? dst : r->buffer, direct ? n : IO_BUFFER, e);
+            bad = raw < 0;
+            if (!bad && direct) got = (size_t)raw;
+            if (!bad && !direct) r->at = 0, r->end = (size_t)raw;
+        }
+        if (!got && r->at < r->end) {
+            got = r->end - r->at < n ? r->end - r->at : n;
+            memcpy(dst, r->in + r->at, got);
+            r->at += got;
+        }
+    }
+    if (bad) *failed = r->broken = true;
+    if (got) XXH3_64bits_update(r->hash, dst, got);
+    r->position += got;
+    return got;
+}
+
+/* Reads n bytes, or fewer only where the stream ends (or fails: *failed is set). Returns how many. */
+static inline size_t reader_full(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    size_t done = 0;
+    while (done < n) {
+        const size_t got = reader_some(r, (uint8_t *)dst + done, n - done, failed, e);
+        if (!got) break;
+        done += got;
+    }
+    return done;
+}
+
+static inline bool reader_short(const Reader *r, const char *what, uint64_t needed, uint64_t start, Error *e) {
+    return error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
+                     (unsigned long long)needed, (unsigned long long)start, (unsigned long long)r->position);
+}
+
+/* Reads exactly n bytes; `what` they are stands in the message when there are fewer. */
+static inline bool reader_read(Reader *r, void *dst, size_t n, const char *what, Error *e) {
+    const uint64_t start = r->position;
+    bool failed = false;
+    if (reader_full(r, dst, n, &failed, e) == n) return true;
+    return failed ? false : reader_short(r, what, n, start, e);
+}
+
+/* Reads and drops exactly n bytes. */
+static inline bool reader_skip(Reader *r, uint64_t n, const char *what, Error *e) {
+    uint8_t waste[1 << 14];
+    const uint64_t start = r->position;
+    bool failed = false;
+    for (uint64_t left = n; left;) {
+        const size_t got = reader_some(r, waste, left < sizeof waste ? (size_t)left : sizeof waste, &failed, e);
+        if (!got) return failed ? false : reader_short(r, what, n, start, e);
+        left -= got;
+    }
+    return true;
+}
+
+/* Is this the end? A zstd stream's last checksum is verified here, too. */
+static inline bool reader_end(Reader *r, Error *e) {
+    uint8_t extra;
+    bool failed = false;
+    if (!reader_some(r, &extra, 1, &failed, e)) return !failed;
+    return error_set(e, "%s: more data follows byte %llu, expected the end of the file", r->name,
+                     (unsigned long long)r->position - 1);
+}
+
+/* Exactly n bytes in fresh memory with a closing NUL, or NULL. The memory grows as the bytes arrive where the length of
+ * the source is not known, and is never more than the machine has: n may come from the file itself. */
+static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *e) {
+    const uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), start = r->position;
+    const int64_t left = reader_left(r);
+    if (left >= 0 && n > (uint64_t)left) {
+        error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
+                  (unsigned long long)n, (unsigned long long)start, (unsigned long long)(start + (uint64_t)left));
+        return NULL;
+    }
+    if (n >= memory) {
+        error_set(e, "%s: %s: %llu bytes at byte %llu are more than this machine's memory of %llu", r->name, what,
+                  (unsigned long long)n, (unsigned long long)start, (unsigned long long)memory);
+        return NULL;
+    }
+    size_t capacity = left >= 0 || n < IO_PIECE ? (size_t)n : IO_PIECE, done = 0;
+    uint8_t *blob = (uint8_t *)xmalloc(capacity + 1);
+    bool failed = false;
+    for (;;) {
+        done += reader_full(r, blob + done, capacity - done, &failed, e);
+        if (done < capacity || failed || capacity == n) break;
+        capacity = n / 2 < capacity ? (size_t)n : 2 * capacity;
+        blob = (uint8_t *)xrealloc(blob, capacity + 1, 1);
+    }
+    blob[done] = 0;
+    if (done == n && !failed) return blob;
+    if (!failed) reader_short(r, what, n, start, e);
+    free(blob);
+    return NULL;
+}
+
+/* The whole of a file (or of standard input) in fresh memory with a closing NUL, *n its length; an error where it is
+ * longer than `limit` bytes. */
+static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error *e) {
+    Reader r;
+    if (!reader_open(&r, path, e)) return NULL;
+    const int64_t left = reader_left(&r);
+    size_t capacity = left >= 0 ? (size_t)left + 1 : IO_BUFFER, done = 0;
+    if (capacity > limit) capacity = limit + (limit < SIZE_MAX);
+    char *text = (char *)xmalloc(capacity + (capacity < SIZE_MAX));
+    bool failed = false;
+    for (;;) { /* one byte beyond the limit is asked for, which tells a full file from a long one */
+        done += reader_full(&r, text + done, capacity - done, &failed, e);
+        if (done < capacity || failed || done > limit) break;
+        capacity = limit / 2 < capacity ? limit + (limit < SIZE_MAX) : 2 * capacity;
+        text = (char *)xrealloc(text, capacity + (capacity < SIZE_MAX), 1);
+    }
+    if (!failed && done > limit)
+        failed = !error_set(e, "%s: is longer than %zu bytes, the most that is read here", r.name, limit);
+    reader_close(&r);
+    if (failed) {
+        free(text);
+        return NULL;
+    }
+    text[done] = 0;
+    *n = done;
+    return text;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------- */
+
+typedef struct Writer {
+    char *name;      /* for messages */
+    char *path;      /* the name that the file takes, symbolic links resolved; NULL: no renaming */
+    char *temporary; /* the file that exists meanwhile, or NULL */
+    int fd;          /* -1: closed */
+    uint8_t *buffer;
+    size_t used;
+    ZSTD_CCtx *zstd;
+    uint64_t position; /* bytes taken from the caller */
+    XXH3_state_t *hash;
+} Writer;
+
+/* Gives up: the temporary file is removed, an earlier file stays as it is. Also frees a writer whose open failed. */
+static inline void writer_abort(Writer *w) {
+    if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
+    if (w->temporary) unlink(w->temporary);
+    ZSTD_freeCCtx(w->zstd);
+    XXH3_freeState(w->hash);
+    free(w->buffer);
+    free(w->temporary);
+    free(w->path);
+    free(w->name);
+    *w = (Writer){.fd = -1};
+}
+
+/* Sets the message, removes the temporary file at once, and makes all further calls fail. */
+static inline bool writer_fail(Writer *w, const char *what, int error, Error *e) {
+    error_set(e, "%s: cannot %s: %s", w->name, what, strerror(error));
+    if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
+    w->fd = -1;
+    if (w->temporary) unlink(w->temporary);
+    free(w->temporary);
+    w->temporary = NULL;
+    return false;
+}
+
+static inline bool writer_raw(Writer *w, const void *src, size_t n, Error *e) {
+    const uint8_t *s = (const uint8_t *)src;
+    while (n) {
+        const ssize_t put = write(w->fd, s, n < IO_PIECE ? n : IO_PIECE);
+        if (put >= 0) s += put, n -= (size_t)put;
+        else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            struct pollfd wait = {.fd = w->fd, .events = POLLOUT};
+            poll(&wait, 1, -1);
+        } else if (errno != EINTR) return writer_fail(w, "write", errno, e);
+    }
+    return true;
+}
+
+static inline bool writer_flush(Writer *w, Error *e) {
+    const size_t n = w->used;
+    w->used = 0;
+    return writer_raw(w, w->buffer, n, e);
+}
+
+/* Makes the temporary file beside w->path, with the permissions that the file has or would get. */
+static inline bool writer_temporary(Writer *w, const struct stat *old, Error *e) {
+    const char *slash = strrchr(w->path, '/');
+    const size_t directory = slash ? (size_t)(slash - w->path) + 1 : 0, base = strlen(w->path + directory);
+    const size_t size = directory + base + sizeof ".XXXXXX.tmp";
+    char *name = (char *)xmalloc(size);
+    snprintf(name, size, "%.*s%.*s.XXXXXX.tmp", (int)directory, w->path, base < 200 ? (int)base : 200,
+             w->path + directory); /* 200: what is added must fit into a name of 255 bytes */
+    w->fd = mkostemps(name, 4, O_CLOEXEC);
+    if (w->fd < 0) {
+        const int error = errno;
+        free(name);
+        return error_set(e, "%s: cannot create a temporary file beside it: %s", w->name, strerror(error));
+    }
+    w->temporary = name;
+    const mode_t mask = umask(0);
+    umask(mask);
+    if (fchmod(w->fd, old ? old->st_mode & 0777 : 0666 & ~mask) < 0) return writer_fail(w, "set permissions", errno, e);
+    return true;
+}
+
+static inline bool writer_start(Writer *w, const char *path, Error *e) {
+    struct stat old;
+    const bool exists = !stat(path, &old);
+    if (!exists && errno != ENOENT) return error_set(e, "%s: cannot write: %s", path, strerror(errno));
+    if (!*path) return error_set(e, "the name of an output file is empty");
+    if (exists && S_ISDIR(old.st_mode)) return error_set(e, "%s: is a directory, expected a file", path);
+    if (exists && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS))
+        return error_set(e, "%s: cannot write: %s", path, strerror(errno));
+    if (exists && !S_ISREG(old.st_mode)) {
+        w->fd = open(path, O_WRONLY | O_CLOEXEC);
+        return w->fd >= 0 || error_set(e, "%s: cannot open: %s", path, strerror(errno));
+    }
+    w->path = exists ? realpath(path, NULL) : xstrdup(path);
+    if (!w->path) return error_set(e, "%s: cannot resolve: %s", path, strerror(errno));
+    return writer_temporary(w, exists ? &old : NULL, e);
+}
+
+/* Opens `path` for writing; "-" is standard output. On failure nothing is left behind. */
+static inline bool writer_open(Writer *w, const char *path, Error *e) {
+    const bool standard = !strcmp(path, "-");
+    *w = (Writer){.name = xstrdup(standard ? "standard output" : path), .fd = standard ? STDOUT_FILENO : -1};
+    if (!standard && !writer_start(w, path, e)) {
+        writer_abort(w);
+        return false;
+    }
+    w->hash = (XXH3_state_t *)checked(XXH3_createState(), sizeof(XXH3_state_t));
+    XXH3_64bits_reset(w->hash);
+    w->buffer = (uint8_t *)xmalloc(IO_BUFFER);
+    const size_t length = strlen(path);
+    if (length > 4 && !strcmp(path + length - 4, ".zst")) {
+        w->zstd = (ZSTD_CCtx *)checked(ZSTD_createCCtx(), sizeof(void *));
+        ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_checksumFlag, 1);
+    }
+    return true;
+}
+
+/* Feeds the compressor; `end` closes the frame. */
+static inline bool writer_compress(Writer *w, const void *src, size_t n, ZSTD_EndDirective end, Error *e) {
+    ZSTD_inBuffer in = {src, n, 0};
+    for (;;) {
+        ZSTD_outBuffer out = {w->buffer, IO_BUFFER, w->used};
+        const size_t left = ZSTD_compressStream2(w->zstd, &out, &in, end);
+        if (ZSTD_isError(left)) {
+            error_set(e, "%s: cannot compress: %s", w->name, ZSTD_getErrorName(left));
+            return writer_fail(w, "compress", EIO, NULL);
+        }
+        w->used = out.pos;
+        if (in.pos == n && (end == ZSTD_e_continue || !left)) return true;
+        if (w->used == IO_BUFFER && !writer_flush(w, e)) return false;
+    }
+}
+
+/* Writes n bytes. A full disk or a reader that went away is reported here or by writer_commit(). */
+static inline bool writer_write(Writer *w, const void *src, size_t n, Error *e) {
+    if (w->fd < 0) return error_set(e, "%s: cannot write: an earlier write failed", w->name);
+    if (!n) return true;
+    XXH3_64bits_update(w->hash, src, n);
+    w->position += n;
+    if (w->zstd) return writer_compress(w, src, n, ZSTD_e_continue, e);
+    if (w->used + n > IO_BUFFER && !writer_flush(w, e)) return false;
+    if (n >= IO_BUFFER) return writer_raw(w, src, n, e);
+    memcpy(w->buffer + w->used, src, n);
+    w->used += n;
+    return true;
+}
+
+/* XXH3-64 of all bytes written so far, before compression. */
+static inline uint64_t writer_hash(const Writer *w) { return XXH3_64bits_digest(w->hash); }
+
+/* Makes the directory entry of `path` durable. A file system that cannot is not an error: the file itself is safe. */
+static inline void writer_sync_directory(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *directory = slash ? xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : xstrdup(".");
+    const int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(directory);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
+}
+
+static inline bool writer_finish(Writer *w, Error *e) {
+    if (w->fd < 0) return error_set(e, "%s: cannot write: an earlier write failed", w->name);
+    if (w->zstd && !writer_compress(w, NULL, 0, ZSTD_e_end, e)) return false;
+    if (!writer_flush(w, e)) return false;
+    if (w->temporary && fsync(w->fd) < 0) return writer_fail(w, "write to the disk", errno, e);
+    if (w->fd != STDOUT_FILENO) {
+        const int fd = w->fd;
+        w->fd = -1;
+        if (close(fd) < 0) return writer_fail(w, "close", errno, e);
+    }
+    if (!w->temporary) return true;
+    if (rename(w->temporary, w->path) < 0) return writer_fail(w, "rename the temporary file", errno, e);
+    free(w->temporary);
+    w->temporary = NULL;
+    writer_sync_directory(w->path);
+    return true;
+}
+
+/* Flushes, syncs, gives the file its name. The writer is closed afterwards, whatever the result. */
+static inline bool writer_commit(Writer *w, Error *e) {
+    const bool ok = writer_finish(w, e);
+    writer_abort(w);
+    return ok;
+}
+
+#endif

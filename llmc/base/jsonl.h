@@ -1,0 +1,224 @@
+/* jsonl.h - JSON Lines: one JSON object a line, read over io.h (files, pipes, zstd) with jansson.
+ *
+ * Every message names the file and the line, and the field where one is at fault:
+ *
+ *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
+ *
+ * Lines longer than a limit are refused, blank ones passed over, a byte-order mark at the start too. A key that comes
+ * twice in an object is refused. With `skip_bad` wrong lines are counted in `skipped` instead of ending the reading,
+ * and the first one's message is kept in `first`; what the caller finds wrong goes the same way, through jsonl_skip().
+ *
+ *     Jsonl j;
+ *     json_t *row;                                   // valid until the next call
+ *     int more;
+ *     if (!jsonl_open(&j, path, skip_bad, e)) return false;
+ *     while ((more = jsonl_next(&j, &row, e)) > 0)
+ *         if (!(text = jsonl_text(&j, row, "text", e)) && !jsonl_skip(&j, e)) break;
+ *     jsonl_close(&j);                               // more < 0: e says what is wrong
+ */
+#ifndef LLMC_BASE_JSONL_H
+#define LLMC_BASE_JSONL_H
+
+#include "io.h"
+#include "text.h"
+#include <jansson.h>
+
+enum { JSONL_LINE_MAX = 1 << 26, JSONL_BUFFER = 1 << 16 }; /* bytes */
+
+typedef struct Jsonl {
+    Reader in;
+    const char *name;
+    int64_t line;  /* number of the line that was read last, from 1 */
+    size_t limit;  /* bytes of a line; may be set after jsonl_open() */
+    bool skip_bad; /* count wrong lines and go on */
+    int64_t skipped;
+    Error first; /* what was wrong with the first skipped line */
+    TextBuffer text;
+    json_t *row;
+    char *buffer;
+    size_t at, end; /* bytes of the buffer that wait */
+} Jsonl;
+
+static inline void jsonl_close(Jsonl *j) {
+    json_decref(j->row);
+    text_free(&j->text);
+    free(j->buffer);
+    reader_close(&j->in);
+    *j = (Jsonl){.in = {.fd = -1}};
+}
+
+/* Fills the empty buffer; false at the end, or where reading fails: then *failed is set. */
+static inline bool jsonl_fill(Jsonl *j, bool *failed, Error *e) {
+    if (j->at < j->end) return true;
+    j->at = 0;
+    j->end = reader_some(&j->in, j->buffer, JSONL_BUFFER, failed, e);
+    return j->end > 0;
+}
+
+/* Opens `path`, "-" for standard input, and passes over a byte-order mark. */
+static inline bool jsonl_open(Jsonl *j, const char *path, bool skip_bad, Error *e) {
+    *j = (Jsonl){.in = {.fd = -1}, .limit = JSONL_LINE_MAX, .skip_bad = skip_bad};
+    bool failed = false;
+    if (!reader_open(&j->in, path, e)) return false;
+    j->name = j->in.name;
+    j->buffer = (char *)xmalloc(JSONL_BUFFER);
+    while (j->end < 3) {
+        const size_t got = reader_some(&j->in, j->buffer + j->end, JSONL_BUFFER - j->end, &failed, e);
+        if (!got) break;
+        j->end += got;
+    }
+    if (failed) {
+        jsonl_close(j);
+        return false;
+    }
+    if (j->end >= 3 && !memcmp(j->buffer, "\xEF\xBB\xBF", 3)) j->at = 3;
+    return true;
+}
+
+/* The first byte that waits and is no white space, or -1: tells JSON ('{') from plain text at the start of a file. */
+static inline int jsonl_peek(const Jsonl *j) {
+    for (size_t i = j->at; i < j->end; i++)
+        if (!strchr(" \t\r\n", j->buffer[i]) || !j->buffer[i]) return (unsigned char)j->buffer[i];
+    return -1;
+}
+
+/* Appends all that is left of the file, as it is. */
+static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
+    bool failed = false;
+    for (; jsonl_fill(j, &failed, e); j->at = j->end) text_append(out, j->buffer + j->at, j->end - j->at);
+    return !failed;
+}
+
+/* ---- messages -------------------------------------------------------------------------------------------------- */
+
+/* Says what is wrong with the current line, in `field` where that is not NULL. Returns false. */
+__attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
+                                                                     const char *format, ...) {
+    char what[700];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    if (field) return error_set(e, "%s: line %lld: field '%.80s': %s", j->name, (long long)j->line, field, what);
+    return error_set(e, "%s: line %lld: %s", j->name, (long long)j->line, what);
+}
+
+/* To be asked after `e` has said what is wrong with a line: may the reading go on? */
+static inline bool jsonl_skip(Jsonl *j, const Error *e) {
+    if (!j->skip_bad) return false;
+    if (!j->skipped++) j->first = *e;
+    return true;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------------------------- */
+
+/* Reads a line into j->text, without its newline. 1, 0 at the end, -1 where reading fails; a line beyond the limit is
+ * dropped and *too_long set. */
+static inline int jsonl_line(Jsonl *j, bool *too_long, Error *e) {
+    bool failed = false, any = false;
+    text_clear(&j->text);
+    *too_long = false;
+    while (jsonl_fill(j, &failed, e)) {
+        any = true;
+        const char *start = j->buffer + j->at, *newline = (const char *)memchr(start, '\n', j->end - j->at);
+        const size_t n = newline ? (size_t)(newline - start) : j->end - j->at;
+        if (n > j->limit - j->text.length) *too_long = true;
+        if (!*too_long) text_append(&j->text, start, n);
+        j->at += n + (newline != NULL);
+        if (newline) break;
+    }
+    j->line += any;
+    return failed ? -1 : any;
+}
+
+/* The top-level field of the line whose text is not UTF-8, or NULL: bad bytes are made DEL, and DEL is looked for. */
+static inline const char *jsonl_broken_field(Jsonl *j) {
+    char *text = j->text.text;
+    for (size_t i = 0; i < j->text.length;) {
+        const int length = utf8_length(text + i, j->text.length - i);
+        if (text[i] == 127) text[i] = '?';
+        if (!length) text[i] = 127;
+        i += length ? (size_t)length : 1;
+    }
+    json_decref(j->row);
+    j->row = json_loadb(text, j->text.length, JSON_ALLOW_NUL, NULL);
+    const char *key;
+    json_t *value;
+    json_object_foreach(j->row, key, value) {
+        char *dump = json_dumps(value, JSON_ENCODE_ANY);
+        const bool here = strchr(key, 127) || (dump && strchr(dump, 127));
+        free(dump);
+        if (here) return key;
+    }
+    return NULL;
+}
+
+/* Makes an object of the line in j->text. */
+static inline bool jsonl_parse(Jsonl *j, Error *e) {
+    json_error_t bad;
+    const size_t valid = utf8_valid(j->text.text, j->text.length);
+    if (valid < j->text.length) {
+        const char *field = jsonl_broken_field(j);
+        if (field && strchr(field, 127)) field = NULL;
+        return jsonl_error(j, field, e, "byte %zu of the line is not UTF-8", valid + 1);
+    }
+    json_decref(j->row);
+    j->row = json_loadb(j->text.text, j->text.length, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &bad);
+    if (!j->row) {
+        if (json_error_code(&bad) == json_error_duplicate_key)
+            return jsonl_error(j, NULL, e, "byte %d: %s", bad.position, bad.text);
+        return jsonl_error(j, NULL, e, "is not JSON at byte %d: %s", bad.position, bad.text);
+    }
+    if (!json_is_object(j->row)) return jsonl_error(j, NULL, e, "is not a JSON object; expected {...} on each line");
+    return true;
+}
+
+/* The next line's object, valid until the next call. 1; 0 at the end; -1 where reading fails or a line is wrong that
+ * may not be skipped. */
+static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
+    bool too_long;
+    for (int more; (more = jsonl_line(j, &too_long, e)) != 0;) {
+        if (more < 0) return -1;
+        if (j->text.text[strspn(j->text.text, " \t\r")] == 0 && strlen(j->text.text) == j->text.length && !too_long)
+            continue;
+        const bool ok = too_long ? jsonl_error(j, NULL, e, "is longer than %zu bytes", j->limit) : jsonl_parse(j, e);
+        *row = j->row;
+        if (ok) return 1;
+        if (!jsonl_skip(j, e)) return -1;
+    }
+    return 0;
+}
+
+/* ---- fields ---------------------------------------------------------------------------------------------------- */
+
+static inline const char *jsonl_type(const json_t *value) {
+    if (!value) return "absent";
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "a list";
+    case JSON_STRING: return "a text";
+    case JSON_INTEGER:
+    case JSON_REAL: return "a number";
+    case JSON_TRUE:
+    case JSON_FALSE: return "true or false";
+    default: return "null";
+    }
+}
+
+/* The text of a value that stands in `field`; NULL where it is no text or holds a NUL character. */
+static inline const char *jsonl_value_text(const Jsonl *j, const json_t *value, const char *field, Error *e) {
+    const char *text = json_string_value(value);
+    if (!text) jsonl_error(j, field, e, "is %s, expected a text", jsonl_type(value));
+    else if (strlen(text) != json_string_length(value)) {
+        jsonl_error(j, field, e, "holds the character U+0000, which is not supported");
+        text = NULL;
+    }
+    return text;
+}
+
+/* The text in `field` of an object, or NULL. */
+static inline const char *jsonl_text(const Jsonl *j, const json_t *row, const char *field, Error *e) {
+    return jsonl_value_text(j, json_object_get(row, field), field, e);
+}
+
+#endif

@@ -1,0 +1,245 @@
+/* options.h - command lines: one table a program drives parsing, --help, the defaults and the configuration it prints.
+ *
+ *     static struct { const char *input; int64_t steps; double beta; bool verbose; int loss; } o = {.steps = 100, ...};
+ *     static const Option table[] = {
+ *         OPTION_GROUP("Training"),
+ *         OPTION_TEXT  ("input",   'i', &o.input, "FILE", "shard to train on"),
+ *         OPTION_INT   ("steps",   's', &o.steps, 1, 1e9, "optimizer steps"),
+ *         OPTION_REAL  ("beta",     0,  &o.beta, 0, 1e3, "weight of the KL term"),
+ *         OPTION_CHOICE("loss",     0,  &o.loss, "grpo|bnpo|dr_grpo", "objective"),
+ *         OPTION_FLAG  ("verbose", 'v', &o.verbose, "say more"),
+ *         OPTION_END};
+ *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are the words that are no options
+ *
+ * The value that a variable holds before parsing is the default that --help shows. Numbers must fill their word
+ * ("1e-3x" is refused) and lie in [low, high]; integers also take a suffix k, m or g (powers of 1024). A flag takes
+ * --name and --no-name. A choice stores its index. OPTION_LIST may be given more than once. Options may be abbreviated
+ * and mixed with words, as getopt_long has it. --help prints on standard output and exits 0; a bad command line is one
+ * line on standard error and exit status 2.
+ */
+#ifndef LLMC_BASE_OPTIONS_H
+#define LLMC_BASE_OPTIONS_H
+
+#include "error.h"
+#include <getopt.h>
+#include <math.h>
+
+typedef enum { OPT_END, OPT_GROUP, OPT_FLAG, OPT_INT, OPT_REAL, OPT_TEXT, OPT_CHOICE, OPT_LIST } OptionKind;
+
+typedef struct OptionList {
+    const char **items;
+    int count;
+} OptionList;
+
+typedef struct Option {
+    OptionKind kind;
+    const char *name;
+    char letter;
+    void *value; /* bool, int64_t, double, const char *, int (choice), OptionList */
+    double low, high;
+    const char *argument; /* what --help shows after the name; the choices, divided by | */
+    const char *help;
+} Option;
+
+typedef struct OptionAbout {
+    const char *usage; /* words after the program's name */
+    const char *text;  /* what the program does, a few lines; examples */
+} OptionAbout;
+
+#define OPTION_GROUP(title)                                                                                            \
+    { OPT_GROUP, title, 0, NULL, 0, 0, NULL, NULL }
+#define OPTION_FLAG(name, letter, value, help)                                                                         \
+    { OPT_FLAG, name, letter, value, 0, 0, NULL, help }
+#define OPTION_INT(name, letter, value, low, high, help)                                                               \
+    { OPT_INT, name, letter, value, low, high, "N", help }
+#define OPTION_REAL(name, letter, value, low, high, help)                                                              \
+    { OPT_REAL, name, letter, value, low, high, "X", help }
+#define OPTION_TEXT(name, letter, value, argument, help)                                                               \
+    { OPT_TEXT, name, letter, value, 0, 0, argument, help }
+#define OPTION_CHOICE(name, letter, value, choices, help)                                                              \
+    { OPT_CHOICE, name, letter, value, 0, 0, choices, help }
+#define OPTION_LIST(name, letter, value, argument, help)                                                               \
+    { OPT_LIST, name, letter, value, 0, 0, argument, help }
+#define OPTION_END                                                                                                     \
+    { OPT_END, NULL, 0, NULL, 0, 0, NULL, NULL }
+
+enum { OPTIONS_MAX = 160 };
+
+/* The index of `word` among "a|b|c", or -1. */
+static inline int option_choice_index(const char *choices, const char *word) {
+    const size_t n = strlen(word);
+    int index = 0;
+    for (const char *c = choices;; index++) {
+        const size_t length = strcspn(c, "|");
+        if (length == n && !memcmp(c, word, n)) return index;
+        if (!c[length]) return -1;
+        c += length + 1;
+    }
+}
+
+/* Copies the name of choice `index` into name[size]. */
+static inline void option_choice_name(const char *choices, int index, char *name, size_t size) {
+    const char *c = choices;
+    while (index-- > 0) c += strcspn(c, "|") + 1;
+    snprintf(name, size, "%.*s", (int)strcspn(c, "|"), c);
+}
+
+/* The value as text: "" for an unset text or an empty list. */
+static inline void option_value(const Option *o, char *text, size_t size) {
+    switch (o->kind) {
+    case OPT_FLAG: snprintf(text, size, "%s", *(bool *)o->value ? "true" : "false"); break;
+    case OPT_INT: snprintf(text, size, "%lld", (long long)*(int64_t *)o->value); break;
+    case OPT_REAL: snprintf(text, size, "%.9g", *(double *)o->value); break;
+    case OPT_TEXT: snprintf(text, size, "%s", *(const char **)o->value ? *(const char **)o->value : ""); break;
+    case OPT_CHOICE: option_choice_name(o->argument, *(int *)o->value, text, size); break;
+    case OPT_LIST: {
+        const OptionList *list = (const OptionList *)o->value;
+        size_t used = 0;
+        text[0] = 0;
+        for (int i = 0; i < list->count && used < size; i++)
+            used += (size_t)snprintf(text + used, size - used, "%s%s", i ? " " : "", list->items[i]);
+        break;
+    }
+    default: text[0] = 0;
+    }
+}
+
+static inline void options_help(const Option *table, const OptionAbout *about) {
+    printf("usage: %s %s\n\n%s\n", program_invocation_short_name, about->usage, about->text);
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP) {
+            printf("\n%s:\n", o->name);
+            continue;
+        }
+        char left[96], value[256];
+        const bool negated = o->kind == OPT_FLAG && *(bool *)o->value;
+        const int n =
+            o->letter ? snprintf(left, sizeof left, "  -%c, ", o->letter) : snprintf(left, sizeof left, "      ");
+        snprintf(left + n, sizeof left - (size_t)n, "--%s%s%s%s", negated ? "no-" : "", o->name, o->argument ? " " : "",
+                 o->argument && o->kind != OPT_CHOICE ? o->argument : (o->kind == OPT_CHOICE ? "NAME" : ""));
+        option_value(o, value, sizeof value);
+        printf(strlen(left) > 33 ? "%s\n%35s%s" : "%-34s %s%s", left, "", o->help);
+        if (o->kind == OPT_CHOICE) printf(": %s", o->argument);
+        if (value[0] && o->kind != OPT_FLAG) printf(" (default %s)", value);
+        putchar('\n');
+    }
+    printf("\n  -?, --help                       show this and exit\n");
+}
+
+/* strtoll() and strtod() pass over blanks before a number: here they are refused, as those behind it are. */
+static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
+
+static inline void option_store(const Option *o, const char *word, bool negated) {
+    char name[80];
+    if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
+    else snprintf(name, sizeof name, "--%s", o->name);
+    switch (o->kind) {
+    case OPT_FLAG: *(bool *)o->value = !negated; break;
+    case OPT_TEXT: *(const char **)o->value = word; break;
+    case OPT_CHOICE: {
+        const int index = option_choice_index(o->argument, word);
+        if (index < 0) usage_error("%s: '%s' is not one of %s", name, word, o->argument);
+        *(int *)o->value = index;
+        break;
+    }
+    case OPT_LIST: {
+        OptionList *list = (OptionList *)o->value;
+        list->items = (const char **)xrealloc(list->items, (size_t)list->count + 1, sizeof *list->items);
+        list->items[list->count++] = word;
+        break;
+    }
+    case OPT_INT: {
+        char *end;
+        errno = 0;
+        const long long number = strtoll(word, &end, 10);
+        static const char suffixes[] = "kmg";
+        const char *suffix = *end ? strchr(suffixes, *end | 32) : NULL;
+        if (end == word || option_blank(word) || (suffix ? end[1] : end[0]))
+            usage_error("%s: '%s' is not a whole number", name, word);
+        const double scaled = (double)number * (suffix ? pow(1024.0, (double)(suffix - suffixes + 1)) : 1.0);
+        if (errno == ERANGE || scaled < o->low || scaled > o->high)
+            usage_error("%s: %s is out of range [%.15g, %.15g]", name, word, o->low, o->high);
+        *(int64_t *)o->value = suffix ? (int64_t)scaled : (int64_t)number;
+        break;
+    }
+    case OPT_REAL: {
+        char *end;
+        const double number = strtod(word, &end);
+        if (end == word || *end || option_blank(word) || isnan(number))
+            usage_error("%s: '%s' is not a number", name, word);
+        if (number < o->low || number > o->high)
+            usage_error("%s: %s is out of range [%g, %g]", name, word, o->low, o->high);
+        *(double *)o->value = number;
+        break;
+    }
+    default: break;
+    }
+}
+
+/* Parses argv into the table's variables; returns the index of the first word that is no option (words are moved to the
+ * end of argv). Does not return where --help was asked for or the command line is wrong. */
+static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
+    struct option longs[2 * OPTIONS_MAX + 2];
+    const Option *which[2 * OPTIONS_MAX + 2];
+    char shorts[3 * OPTIONS_MAX + 3] = ":", negations[OPTIONS_MAX][64];
+    int n = 0, flags = 0;
+    size_t s = 1;
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP) continue;
+        which[n] = o;
+        longs[n] = (struct option){o->name, o->kind == OPT_FLAG ? no_argument : required_argument, NULL, 1000 + n};
+        n++;
+        if (o->kind == OPT_FLAG) {
+            snprintf(negations[flags], sizeof negations[flags], "no-%s", o->name);
+            which[n] = NULL; /* the flag before it, negated */
+            longs[n] = (struct option){negations[flags++], no_argument, NULL, 1000 + n};
+            n++;
+        }
+        if (o->letter) {
+            shorts[s++] = o->letter;
+            if (o->kind != OPT_FLAG) shorts[s++] = ':';
+        }
+    }
+    longs[n++] = (struct option){"help", no_argument, NULL, '?' + 256};
+    longs[n] = (struct option){NULL, 0, NULL, 0};
+    shorts[s] = 0;
+    opterr = 0, optind = 0;
+    for (;;) {
+        const int at = optind > 0 ? optind : 1, c = getopt_long(argc, argv, shorts, longs, NULL);
+        if (c == -1) return optind;
+        if (c == '?' + 256 || (c == '?' && optopt == '?')) {
+            options_help(table, about);
+            exit(ferror(stdout) || fflush(stdout) ? 1 : 0);
+        }
+        if (c == ':') usage_error("%s: needs a value", argv[optind - 1 < argc ? optind - 1 : at]);
+        if (c == '?') {
+            const char *word = argv[optind - 1 < argc ? optind - 1 : at];
+            if (optopt && optopt < 256) usage_error("-%c: unknown option", optopt);
+            usage_error("%s: unknown or ambiguous option, or one that takes no value", word);
+        }
+        const Option *o = NULL;
+        bool negated = false;
+        if (c >= 1000) {
+            o = which[c - 1000];
+            if (!o) o = which[c - 1001], negated = true;
+        } else
+            for (const Option *t = table; t->kind != OPT_END; t++)
+                if (t->kind != OPT_GROUP && t->letter == c) o = t;
+        option_store(o, optarg, negated);
+    }
+}
+
+/* The configuration as a table on standard error: every option with its value, changed or not. */
+static inline void options_print(const Option *table) {
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        char value[256];
+        if (o->kind == OPT_GROUP) {
+            fprintf(stderr, "-- %s\n", o->name);
+            continue;
+        }
+        option_value(o, value, sizeof value);
+        fprintf(stderr, "| %-28s | %-40s |\n", o->name, value[0] ? value : "(none)");
+    }
+}
+
+#endif

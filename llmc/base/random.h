@@ -1,0 +1,94 @@
+/* random.h - counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+ * SC 2011).
+ *
+ * A draw is a pure function of (seed, stream, index): no hidden state, so a sample does not depend on batch mates,
+ * slots, threads or ranks, and a run resumes by restoring nothing but counters. Streams in use:
+ *
+ *   rollouts    stream = sequence id,              index = position of the token drawn
+ *   everything  stream = RANDOM_STREAM(name) + n,  index = a counter (a `Random`)
+ *
+ *     float u = random_uniform(seed, sequence_id, position);      // in [0, 1)
+ *     Random r = random_start(seed, RANDOM_SHUFFLE + epoch);
+ *     random_shuffle(&r, order, n);
+ */
+#ifndef LLMC_BASE_RANDOM_H
+#define LLMC_BASE_RANDOM_H
+
+#include <math.h>
+#include <stdint.h>
+
+/* The upper bits keep a program's own streams apart from sequence ids, which are below 2^56. */
+enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_ROLLOUT_, RANDOM_EVAL_, RANDOM_REWARD_ };
+#define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
+#define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + tensor index */
+#define RANDOM_SHUFFLE   RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
+#define RANDOM_NOISE     RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + step */
+#define RANDOM_TASK      RANDOM_STREAM(RANDOM_TASK_)    /* task generators: + record */
+#define RANDOM_ROLLOUT   RANDOM_STREAM(RANDOM_ROLLOUT_) /* training samples: + sequence id */
+#define RANDOM_EVAL      RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */
+#define RANDOM_REWARD    RANDOM_STREAM(RANDOM_REWARD_)  /* random-reward control: + sequence id */
+
+typedef struct Random {
+    uint64_t seed, stream, index;
+} Random;
+
+/* One Philox4x32-10 block: counter c[4], key (k0, k1) -> 4 words of output in c. */
+static inline void philox4x32(uint32_t c[4], uint32_t k0, uint32_t k1) {
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
+        const uint32_t c0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, c2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
+        c[0] = c0, c[1] = (uint32_t)p1, c[2] = c2, c[3] = (uint32_t)p0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+}
+
+/* 64 random bits for (seed, stream, index). */
+static inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
+    philox4x32(c, (uint32_t)seed, (uint32_t)(seed >> 32));
+    return (uint64_t)c[1] << 32 | c[0];
+}
+
+/* Uniform in [0, 1), a multiple of 2^-24. */
+static inline float random_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
+    return (float)(random_bits(seed, stream, index) >> 40) * 0x1p-24f;
+}
+
+static inline Random random_start(uint64_t seed, uint64_t stream) {
+    Random r = {seed, stream, 0};
+    return r;
+}
+
+static inline uint64_t random_next(Random *r) { return random_bits(r->seed, r->stream, r->index++); }
+
+/* Uniform in [0, 1) with 53 bits. */
+static inline double random_real(Random *r) { return (double)(random_next(r) >> 11) * 0x1p-53; }
+
+/* Uniform in {0, ..., n-1} without modulo bias (multiply-shift with rejection: Lemire 2019); n >= 1. */
+static inline uint64_t random_below(Random *r, uint64_t n) {
+    for (;;) {
+        const unsigned __int128 product = (unsigned __int128)random_next(r) * n;
+        if ((uint64_t)product >= -n % n) return (uint64_t)(product >> 64);
+    }
+}
+
+/* Uniform in {low, ..., high}. */
+static inline int64_t random_between(Random *r, int64_t low, int64_t high) {
+    return low + (int64_t)random_below(r, (uint64_t)(high - low) + 1);
+}
+
+/* Standard normal (Box and Muller 1958; the second value is thrown away so that a draw is two counters, always). */
+static inline double random_normal(Random *r) {
+    const double u = 1.0 - random_real(r), v = random_real(r);
+    return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* Fisher-Yates over n indices. */
+static inline void random_shuffle(Random *r, int64_t *items, int64_t n) {
+    for (int64_t i = n - 1; i > 0; i--) {
+        const int64_t j = (int64_t)random_below(r, (uint64_t)i + 1), held = items[i];
+        items[i] = items[j], items[j] = held;
+    }
+}
+
+#endif

@@ -1,0 +1,142 @@
+/* text.h - growing text and token lists, and UTF-8.
+ *
+ * A TextBuffer holds bytes with a NUL beyond them (text may itself hold NULs: `length` counts). A TokenList holds token
+ * ids. Both start as {0} and are appended to; memory that runs out ends the program, as everywhere here.
+ *
+ *     TextBuffer b = {0};
+ *     text_format(&b, "%d of %d", i, n);
+ *     text_free(&b);
+ *
+ * UTF-8 is strict (RFC 3629): no overlong forms, no surrogates, nothing above U+10FFFF.
+ */
+#ifndef LLMC_BASE_TEXT_H
+#define LLMC_BASE_TEXT_H
+
+#include "error.h"
+
+typedef struct TextBuffer {
+    char *text;
+    size_t length, capacity;
+} TextBuffer;
+
+typedef struct TokenList {
+    int32_t *ids;
+    int32_t count, capacity;
+} TokenList;
+
+/* ---- text ------------------------------------------------------------------------------------------------------ */
+
+/* Room for n more bytes and the closing NUL. */
+static inline void text_reserve(TextBuffer *b, size_t n) {
+    if (n >= SIZE_MAX / 4 - b->length) die("out of memory: a text of %zu more bytes was asked for", n);
+    if (b->length + n < b->capacity) return;
+    b->capacity = 2 * b->capacity > b->length + n + 1 ? 2 * b->capacity : b->length + n + 64;
+    b->text = (char *)xrealloc(b->text, b->capacity, 1);
+}
+
+static inline void text_append(TextBuffer *b, const char *bytes, size_t n) {
+    text_reserve(b, n);
+    if (n) memcpy(b->text + b->length, bytes, n);
+    b->length += n;
+    b->text[b->length] = 0;
+}
+
+static inline void text_string(TextBuffer *b, const char *s) { text_append(b, s, strlen(s)); }
+
+PRINTF_LIKE(2, 3) static inline void text_format(TextBuffer *b, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    if (n < 0) return;
+    text_reserve(b, (size_t)n);
+    va_start(args, format);
+    vsnprintf(b->text + b->length, (size_t)n + 1, format, args);
+    va_end(args);
+    b->length += (size_t)n;
+}
+
+/* Empties the buffer and keeps its memory; text is "" afterwards, never NULL. */
+static inline void text_clear(TextBuffer *b) {
+    b->length = 0;
+    text_append(b, "", 0);
+}
+
+static inline void text_free(TextBuffer *b) {
+    free(b->text);
+    *b = (TextBuffer){0};
+}
+
+/* ---- tokens ---------------------------------------------------------------------------------------------------- */
+
+/* Room for n more ids. */
+static inline void token_list_reserve(TokenList *l, size_t n) {
+    if (n > (size_t)(INT32_MAX / 2 - l->count)) die("out of memory: a list of more than 2^30 tokens was asked for");
+    if (l->count + (int32_t)n <= l->capacity) return;
+    l->capacity = 2 * l->capacity > l->count + (int32_t)n ? 2 * l->capacity : l->count + (int32_t)n + 16;
+    l->ids = (int32_t *)xrealloc(l->ids, (size_t)l->capacity, sizeof *l->ids);
+}
+
+static inline void token_list_append(TokenList *l, int32_t id) {
+    token_list_reserve(l, 1);
+    l->ids[l->count++] = id;
+}
+
+static inline void token_list_free(TokenList *l) {
+    free(l->ids);
+    *l = (TokenList){0};
+}
+
+/* ---- UTF-8 ----------------------------------------------------------------------------------------------------- */
+
+/* Bytes of the character at s, of which n are there: 1 to 4, or 0 where no well-formed one begins.
+ * Table 3-7 of the Unicode standard. */
+static inline int utf8_length(const char *s, size_t n) {
+    const unsigned char *u = (const unsigned char *)s;
+    if (!n) return 0;
+    if (u[0] < 0x80) return 1;
+    if (u[0] < 0xC2 || u[0] > 0xF4) return 0;
+    const int length = u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : 4;
+    if (n < (size_t)length) return 0;
+    const unsigned char low = u[0] == 0xE0 ? 0xA0 : u[0] == 0xF0 ? 0x90 : 0x80;
+    const unsigned char high = u[0] == 0xED ? 0x9F : u[0] == 0xF4 ? 0x8F : 0xBF;
+    if (u[1] < low || u[1] > high) return 0;
+    for (int i = 2; i < length; i++)
+        if ((u[i] & 0xC0) != 0x80) return 0;
+    return length;
+}
+
+/* Length in bytes of the longest prefix of s[0..n) that is well formed. */
+static inline size_t utf8_valid(const char *s, size_t n) {
+    size_t i = 0;
+    while (i < n) {
+        uint64_t eight;
+        if (n - i >= 8 && (memcpy(&eight, s + i, 8), !(eight & 0x8080808080808080u))) {
+            i += 8;
+            continue;
+        }
+        const int length = utf8_length(s + i, n - i);
+        if (!length) break;
+        i += (size_t)length;
+    }
+    return i;
+}
+
+/* Writes code point c, which is no surrogate and at most U+10FFFF, to s[4]; returns how many bytes. */
+static inline int utf8_encode(uint32_t c, char s[4]) {
+    if (c < 0x80) return s[0] = (char)c, 1;
+    const int length = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (int i = length - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
+    s[0] = (char)((length == 2 ? 0xC0 : length == 3 ? 0xE0 : 0xF0) | c);
+    return length;
+}
+
+/* The code point of the well-formed character of `length` bytes at s. */
+static inline uint32_t utf8_decode(const char *s, int length) {
+    const unsigned char *u = (const unsigned char *)s;
+    uint32_t c = length == 1 ? u[0] : u[0] & (0x3Fu >> (length - 1));
+    for (int i = 1; i < length; i++) c = c << 6 | (u[i] & 0x3Fu);
+    return c;
+}
+
+#endif

@@ -1,0 +1,241 @@
+/* cpu.c - the CPU backend: fills in the table of backend.h.
+ *
+ *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
+ *   norm.h        row-wise operations
+ *   attention.h   blocked attention over segments with shared prefixes
+ *   head.h        log-probabilities, entropy, sampling
+ *   peak.h        the arithmetic peak that the trainers' shares refer to
+ *
+ * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of its
+ * one public function, and links all of them into every program; cpu.h chooses at run time.
+ *
+ * Storage is float32 throughout (weight_size = act_size = 4): --dtype bf16 only changes the arithmetic of the matrix
+ * products. All cores that OpenMP gives are used; OMP_NUM_THREADS sets their number.
+ */
+#include "cpu.h"
+
+#include "attention.h"
+#include "gemm.h"
+#include "head.h"
+#include "norm.h"
+#include "peak.h"
+#include <unistd.h>
+
+#ifndef CPU_BACKEND
+#define CPU_BACKEND backend_cpu_here /* a benchmark includes this file and is compiled for the machine at hand */
+#endif
+
+static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
+    if (dtype == DTYPE_BF16 && dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_bf16 &&
+        dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx)
+        return error_set(e,
+                         "--dtype bf16: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use float32");
+    Device *d = (Device *)xcalloc(1, sizeof *d);
+    d->dtype = dtype;
+    d->plans = (GemmPlan *)xcalloc(GEMM_PLANS, sizeof *d->plans);
+    if (dnnl_engine_create(&d->engine, dnnl_cpu, 0) != dnnl_success ||
+        dnnl_stream_create(&d->stream, d->engine, dnnl_stream_default_flags) != dnnl_success) {
+        free(d->plans), free(d);
+        return error_set(e, "cpu: oneDNN gives no engine");
+    }
+    *device = d;
+    return true;
+}
+
+static inline void cpu_close(Device *d) {
+    gemm_plans_clear(d);
+    while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
+    dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
+    free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
+    free(d->logits), free(d->partial), free(d->work), free(d);
+}
+
+static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
+
+static inline void *cpu_alloc(Device *d, size_t bytes, const char *what, Error *e) {
+    (void)d;
+    /* the kernel would promise more than there is, and kill the process when it is used */
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    void *memory = bytes > machine ? NULL : aligned_alloc(64, (bytes + 64) / 64 * 64);
+    if (!memory) error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
+    return memory;
+}
+
+static inline void cpu_release(Device *d, void *memory) {
+    (void)d;
+    free(memory);
+}
+
+static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
+
+static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
+    const bool bf16 = d->dtype == DTYPE_BF16;
+    const size_t n = (size_t)gemm_terms(rows > 0 ? rows : 1);
+    const size_t chunk = (size_t)gemm_terms(head_chunk_rows(rows > 0 ? rows : 1, padded_vocab));
+    const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
+    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + weights * sizeof(float) + logits * sizeof(float) +
+           (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
+}
+
+static inline void cpu_zero(Device *d, void *memory, size_t bytes) {
+    (void)d;
+    enum { PART = 1 << 20 };
+#pragma omp parallel for schedule(static) if (bytes > PART)
+    for (size_t at = 0; at < bytes; at += PART) memset((char *)memory + at, 0, bytes - at < PART ? bytes - at : PART);
+}
+
+static inline void cpu_copy(Device *d, void *to, const void *from, size_t bytes) {
+    (void)d;
+    memcpy(to, from, bytes);
+}
+
+static inline void cpu_weights_upload(Device *d, Weights *weights, const float *host, size_t n) {
+    memcpy(weights, host, n * sizeof(float));
+    gemm_weights_changed(d, (const float *)weights, n, false);
+}
+
+static inline void cpu_weights_release(Device *d, Weights *weights, size_t n) {
+    gemm_weights_changed(d, (const float *)weights, n, true);
+    free(weights);
+}
+
+static inline void cpu_weights_changed(Device *d, const Weights *weights, size_t n) {
+    gemm_weights_changed(d, (const float *)weights, n, false);
+}
+
+static inline void cpu_weights_download(Device *d, float *host, const Weights *weights, size_t n) {
+    (void)d;
+    memcpy(host, weights, n * sizeof(float));
+}
+
+static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const Weights *w, const Weights *b, int N,
+                                      int IC, int OC) {
+    gemm_nt(d, (float *)out, (const float *)x, (const float *)w, (const float *)b, N, OC, IC);
+}
+
+static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
+                                       const Weights *w, int N, int IC, int OC) {
+    if (dx) gemm_nn(d, (float *)dx, (const float *)dout, (const float *)w, N, IC, OC);
+    gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC, dx != NULL);
+    if (db) cpu_column_sums(d, (float *)db, (const float *)dout, N, OC);
+}
+
+static inline void cpu_linear_gelu_forward(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w,
+                                           const Weights *b, int N, int IC, int OC) {
+    cpu_linear_forward(d, pre, x, w, b, N, IC, OC);
+    cpu_gelu_forward(d, out, pre, (size_t)N * (size_t)OC);
+}
+
+static inline void cpu_value_forward(Device *d, Floats *value, const Acts *h_, const Weights *w_, const Weights *b,
+                                     int R, int C) {
+    (void)d;
+    const float *h = (const float *)h_, *w = (const float *)w_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
+    for (int r = 0; r < R; r++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < C; c++) sum += h[(size_t)r * (size_t)C + (size_t)c] * w[c];
+        ((float *)value)[r] = sum + *(const float *)b;
+    }
+}
+
+static inline void cpu_value_backward(Device *d, Acts *dh_, Floats *dw_, Floats *db, const Floats *dvalue_,
+                                      const Acts *h_, const Weights *w_, int R, int C) {
+    (void)d;
+    float *dh = (float *)dh_, *dw = (float *)dw_;
+    const float *dvalue = (const float *)dvalue_, *h = (const float *)h_, *w = (const float *)w_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
+    for (int block = 0; block < C; block += COLUMN_BLOCK)
+        for (int r = 0; r < R; r++)
+            for (int c = block; c < C && c < block + COLUMN_BLOCK; c++) {
+                const size_t at = (size_t)r * (size_t)C + (size_t)c;
+                dh[at] += dvalue[r] * w[c];
+                dw[c] += dvalue[r] * h[at];
+            }
+    for (int r = 0; r < R; r++) *(float *)db += dvalue[r];
+}
+
+/* In fixed parts of 64 Ki elements, added in order: the same whatever the number of threads. */
+static inline double cpu_square_sum(Device *d, const Floats *x_, size_t n) {
+    enum { PART = 1 << 16 };
+    const float *x = (const float *)x_;
+    const size_t parts = (n + PART - 1) / PART;
+    d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, 2 * parts, sizeof(float));
+    double *sums = (double *)d->partial, total = 0;
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (size_t part = 0; part < parts; part++) {
+        const size_t first = part * PART, last = first + PART < n ? first + PART : n;
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t i = first; i < last; i++) sum += (double)x[i] * (double)x[i];
+        sums[part] = sum;
+    }
+    for (size_t part = 0; part < parts; part++) total += sums[part];
+    return total;
+}
+
+static inline void cpu_adamw(Device *d, const AdamW *a) {
+    float *restrict p = (float *)a->weights, *restrict m = (float *)a->m, *restrict v = (float *)a->v;
+    const float *restrict grad = (const float *)a->grad;
+    const float b1 = a->beta1, b2 = a->beta2, eps = a->eps, scale = a->grad_scale;
+    const float step_size = (float)((double)a->lr / (1.0 - pow((double)b1, (double)a->step)));
+    const float correction = (float)(1.0 / sqrt(1.0 - pow((double)b2, (double)a->step)));
+    const float keep = 1.0f - a->lr * a->weight_decay;
+#pragma omp parallel for schedule(static) if (cpu_worth(a->n))
+    for (size_t block = 0; block < a->n; block += CPU_BLOCK) {
+        const size_t end = a->n - block < CPU_BLOCK ? a->n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) {
+            const float g = grad[i] * scale;
+            m[i] = b1 * m[i] + (1.0f - b1) * g;
+            v[i] = b2 * v[i] + (1.0f - b2) * g * g;
+            p[i] = p[i] * keep - step_size * m[i] / (sqrtf(v[i]) * correction + eps);
+        }
+    }
+    gemm_weights_changed(d, p, a->n, false);
+}
+
+const Backend *CPU_BACKEND(void) {
+    static const Backend table = {.name = "cpu",
+                                  .weight_size = sizeof(float),
+                                  .act_size = sizeof(float),
+                                  .open = cpu_open,
+                                  .close = cpu_close,
+                                  .sync = cpu_sync,
+                                  .alloc = cpu_alloc,
+                                  .release = cpu_release,
+                                  .scratch_bytes = cpu_scratch_bytes,
+                                  .scratch_predict = cpu_scratch_predict,
+                                  .gemm_peak = cpu_peak,
+                                  .zero = cpu_zero,
+                                  .upload = cpu_copy,
+                                  .download = cpu_copy,
+                                  .weights_upload = cpu_weights_upload,
+                                  .weights_download = cpu_weights_download,
+                                  .weights_release = cpu_weights_release,
+                                  .weights_changed = cpu_weights_changed,
+                                  .embed_forward = cpu_embed_forward,
+                                  .embed_backward = cpu_embed_backward,
+                                  .noise_add = cpu_noise_add,
+                                  .layernorm_forward = cpu_layernorm_forward,
+                                  .residual_layernorm_forward = cpu_residual_layernorm_forward,
+                                  .layernorm_backward = cpu_layernorm_backward,
+                                  .linear_forward = cpu_linear_forward,
+                                  .linear_backward = cpu_linear_backward,
+                                  .linear_gelu_forward = cpu_linear_gelu_forward,
+                                  .gelu_forward = cpu_gelu_forward,
+                                  .gelu_backward = cpu_gelu_backward,
+                                  .attention_forward = cpu_attention_forward,
+                                  .attention_backward = cpu_attention_backward,
+                                  .kv_store = cpu_kv_store,
+                                  .gather_rows = cpu_gather_rows,
+                                  .scatter_rows = cpu_scatter_rows,
+                                  .head = cpu_head,
+                                  .logits = cpu_logits,
+                                  .sample = cpu_sample,
+                                  .value_forward = cpu_value_forward,
+                                  .value_backward = cpu_value_backward,
+                                  .square_sum = cpu_square_sum,
+                                  .adamw = cpu_adamw};
+    return &table;
+}

@@ -1,0 +1,326 @@
+/* gemm.h - matrix products on the processor: oneDNN's C API, float32, or bfloat16 operands with float32 sums.
+ *
+ *   gemm_nt   out[N,M]  = x[N,K] w[M,K]^T + b[M]     a linear layer forward
+ *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
+ *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
+ *
+ * Weights are packed into oneDNN's own blocked layout once per update and kept: `packs` finds them by address, and
+ * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are
+ * rounded on their way in; sums, outputs and all else stay float32, so no other operation knows of bfloat16.
+ * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm, which
+ * packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
+ *
+ * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are made in
+ * blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), terms of a sum are padded.
+ * Scratch memory of the primitives is one buffer of the device, so that it is counted.
+ */
+#ifndef LLMC_CPU_GEMM_H
+#define LLMC_CPU_GEMM_H
+
+#include "../model/backend.h"
+#include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
+
+typedef enum { GEMM_NT, GEMM_NN, GEMM_TN } GemmKind;
+
+typedef struct GemmPlan {
+    GemmKind kind;
+    int N, M, K;
+    bool bias, used;
+    dnnl_primitive_t primitive;
+    dnnl_memory_t x, w, b, out, scratchpad; /* handles are set at each call */
+    dnnl_memory_desc_t weights;
+    size_t scratchpad_bytes;
+} GemmPlan;
+
+typedef struct GemmPack {
+    const float *from;
+    size_t count; /* floats there */
+    GemmKind kind;
+    dnnl_memory_desc_t layout;
+    dnnl_memory_t memory;
+    size_t bytes;
+    bool fresh;
+} GemmPack;
+
+enum { GEMM_PLANS = 2048 };
+
+struct Device {
+    Dtype dtype;
+    Error error; /* the first failure; sticky */
+    bool failed;
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    GemmPlan *plans; /* open-addressed by shape */
+    int plan_count;
+    GemmPack *packs;
+    int pack_count;
+    uint8_t *scratchpad; /* of oneDNN's primitives */
+    size_t scratchpad_count;
+    uint16_t *half[2]; /* operands rounded to bfloat16 */
+    size_t half_count[2];
+    float *logits; /* the head's chunk of logits */
+    size_t logits_count;
+    float *partial; /* sums of parts, added in a fixed order */
+    size_t partial_count;
+    float *work; /* sampling: two rows of the vocabulary a thread */
+    size_t work_count;
+    size_t alive; /* bytes of packs and scratch */
+};
+
+static inline void cpu_fail(Device *d, const char *what, int status) {
+    if (!d->failed) error_set(&d->error, "cpu: oneDNN %s failed with status %d", what, status);
+    d->failed = true;
+}
+
+#define DNNL_TRY(d, call)                                                                                              \
+    do {                                                                                                               \
+        const dnnl_status_t status_ = (call);                                                                          \
+        if (status_ != dnnl_success) {                                                                                 \
+            cpu_fail(d, #call, (int)status_);                                                                          \
+            return;                                                                                                    \
+        }                                                                                                              \
+    } while (0)
+
+/* Grows a scratch buffer of the device; contents are lost. Sizes settle in the first step. */
+static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t wanted, size_t size) {
+    if (wanted <= *count) return buffer;
+    free(buffer);
+    d->alive += (wanted - *count) * size;
+    *count = wanted;
+    return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
+}
+
+/* Is a pass over so many elements worth waking the other threads for? It takes some microseconds, and on a machine whose
+ * cores are busy a time slice. */
+static inline bool cpu_worth(size_t elements) { return elements > 16384; }
+
+/* Passes over single elements go by blocks of this size: a thread's share then begins where a vector does, and which
+ * elements are left over for the scalar code, whose sums may be contracted differently, does not depend on the threads. */
+enum { CPU_BLOCK = 4096 };
+
+/* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
+static inline void cpu_round_bf16(uint16_t *restrict out, const float *restrict in, size_t n) {
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
+    for (size_t i = 0; i < n; i++) {
+        union {
+            float f;
+            uint32_t u;
+        } x = {in[i]};
+        const uint32_t rounded = (x.u + 0x7fffu + (x.u >> 16 & 1)) >> 16, quiet = x.u >> 16 | 0x40;
+        out[i] = (uint16_t)((x.u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+}
+
+static inline void gemm_plan_make(Device *d, GemmPlan *p) {
+    const bool bf16 = d->dtype == DTYPE_BF16;
+    const dnnl_data_type_t type = bf16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_dims_t xs = {p->N, p->K}, ws = {p->K, p->M}, os = {p->N, p->M}, bs = {1, p->M};
+    dnnl_memory_desc_t x, w, b, out;
+    if (p->kind == GEMM_TN) { /* out[M,K] += y[N,M]^T x[N,K] */
+        xs[0] = p->M, xs[1] = p->N, ws[0] = p->N, ws[1] = p->K, os[0] = p->M, os[1] = p->K;
+    }
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&x, 2, xs, type, p->kind == GEMM_TN ? dnnl_ba : dnnl_ab));
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&w, 2, ws, type, p->kind == GEMM_TN ? dnnl_ab : dnnl_format_tag_any));
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&out, 2, os, dnnl_f32, dnnl_ab));
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&b, 2, bs, dnnl_f32, dnnl_ab));
+    dnnl_primitive_attr_t attr;
+    DNNL_TRY(d, dnnl_primitive_attr_create(&attr));
+    DNNL_TRY(d, dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user));
+    if (p->kind == GEMM_TN) {
+        dnnl_post_ops_t ops;
+        DNNL_TRY(d, dnnl_post_ops_create(&ops));
+        DNNL_TRY(d, dnnl_post_ops_append_sum(ops, 1.0f));
+        DNNL_TRY(d, dnnl_primitive_attr_set_post_ops(attr, ops));
+        dnnl_post_ops_destroy(ops);
+    }
+    dnnl_matmul_desc_t matmul;
+    dnnl_primitive_desc_t description;
+    DNNL_TRY(d, dnnl_matmul_desc_init(&matmul, &x, &w, p->bias ? &b : NULL, &out));
+    DNNL_TRY(d, dnnl_primitive_desc_create(&description, &matmul, attr, d->engine, NULL));
+    p->weights = *dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0);
+    const dnnl_memory_desc_t scratchpad = *dnnl_primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0);
+    p->scratchpad_bytes = dnnl_memory_desc_get_size(&scratchpad);
+    DNNL_TRY(d, dnnl_primitive_create(&p->primitive, description));
+    dnnl_primitive_desc_destroy(description);
+    dnnl_primitive_attr_destroy(attr);
+    DNNL_TRY(d, dnnl_memory_create(&p->x, &x, d->engine, DNNL_MEMORY_NONE));
+    DNNL_TRY(d, dnnl_memory_create(&p->w, &p->weights, d->engine, DNNL_MEMORY_NONE));
+    DNNL_TRY(d, dnnl_memory_create(&p->b, &b, d->engine, DNNL_MEMORY_NONE));
+    DNNL_TRY(d, dnnl_memory_create(&p->out, &out, d->engine, DNNL_MEMORY_NONE));
+    DNNL_TRY(d, dnnl_memory_create(&p->scratchpad, &scratchpad, d->engine, DNNL_MEMORY_NONE));
+}
+
+static inline void gemm_plans_clear(Device *d) {
+    for (int i = 0; i < GEMM_PLANS; i++) {
+        GemmPlan *p = &d->plans[i];
+        if (!p->used) continue;
+        dnnl_primitive_destroy(p->primitive);
+        dnnl_memory_destroy(p->x), dnnl_memory_destroy(p->w), dnnl_memory_destroy(p->b), dnnl_memory_destroy(p->out);
+        dnnl_memory_destroy(p->scratchpad);
+    }
+    memset(d->plans, 0, GEMM_PLANS * sizeof *d->plans);
+    d->plan_count = 0;
+}
+
+static inline GemmPlan *gemm_plan(Device *d, GemmKind kind, int N, int M, int K, bool bias) {
+    if (d->plan_count > GEMM_PLANS / 2) gemm_plans_clear(d);
+    uint64_t hash = (uint64_t)kind * 2 + bias;
+    hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)N;
+    hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)M;
+    hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)K;
+    hash *= 0x9E3779B97F4A7C15u;
+    for (uint32_t i = (uint32_t)(hash >> 40);; i++) {
+        GemmPlan *p = &d->plans[i % GEMM_PLANS];
+        if (p->used && p->kind == kind && p->N == N && p->M == M && p->K == K && p->bias == bias) return p;
+        if (p->used) continue;
+        *p = (GemmPlan){.kind = kind, .N = N, .M = M, .K = K, .bias = bias, .used = true};
+        d->plan_count++;
+        gemm_plan_make(d, p);
+        return p;
+    }
+}
+
+/* The weights w, [M,K] for NT and [K,M] for NN, in the plan's layout. */
+static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
+    GemmPack *pack = NULL;
+    for (int i = 0; i < d->pack_count && !pack; i++)
+        if (d->packs[i].from == w && d->packs[i].kind == p->kind &&
+            dnnl_memory_desc_equal(&d->packs[i].layout, &p->weights))
+            pack = &d->packs[i];
+    if (!pack) {
+        d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
+        pack = &d->packs[d->pack_count++];
+        *pack = (GemmPack){.from = w, .count = (size_t)p->M * (size_t)p->K, .kind = p->kind, .layout = p->weights};
+        pack->bytes = dnnl_memory_desc_get_size(&p->weights);
+        void *memory = checked(aligned_alloc(64, (pack->bytes + 63) / 64 * 64), pack->bytes);
+        d->alive += pack->bytes;
+        if (dnnl_memory_create(&pack->memory, &p->weights, d->engine, memory)) cpu_fail(d, "memory", 0);
+    }
+    if (!pack->fresh) {
+        dnnl_dims_t dims = {p->K, p->M};
+        dnnl_memory_desc_t plain;
+        dnnl_memory_t from;
+        dnnl_primitive_desc_t description;
+        dnnl_primitive_t reorder;
+        dnnl_status_t s =
+            dnnl_memory_desc_init_by_tag(&plain, 2, dims, dnnl_f32, p->kind == GEMM_NT ? dnnl_ba : dnnl_ab);
+        if (!s) s = dnnl_memory_create(&from, &plain, d->engine, (void *)(uintptr_t)w);
+        if (!s) s = dnnl_reorder_primitive_desc_create(&description, &plain, d->engine, &p->weights, d->engine, NULL);
+        if (!s) s = dnnl_primitive_create(&reorder, description);
+        if (s) {
+            cpu_fail(d, "reorder of weights", (int)s);
+            return NULL;
+        }
+        const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, pack->memory}};
+        s = dnnl_primitive_execute(reorder, d->stream, 2, args);
+        if (s) cpu_fail(d, "reorder of weights", (int)s);
+        dnnl_stream_wait(d->stream);
+        dnnl_primitive_destroy(reorder), dnnl_primitive_desc_destroy(description), dnnl_memory_destroy(from);
+        pack->fresh = true;
+    }
+    void *handle = NULL;
+    dnnl_memory_get_data_handle(pack->memory, &handle);
+    return handle;
+}
+
+/* The n floats at w have new values (or their memory is given back: drop): every pack that holds some of them is stale. */
+static inline void gemm_weights_changed(Device *d, const float *w, size_t n, bool drop) {
+    for (int i = d->pack_count - 1; i >= 0; i--) {
+        GemmPack *pack = &d->packs[i];
+        if (pack->from + pack->count <= w || pack->from >= w + n) continue;
+        pack->fresh = false;
+        if (!drop) continue;
+        void *handle;
+        dnnl_memory_get_data_handle(pack->memory, &handle);
+        dnnl_memory_destroy(pack->memory);
+        free(handle);
+        d->alive -= pack->bytes;
+        *pack = d->packs[--d->pack_count];
+    }
+}
+
+/* Rows that a product is made with: 4, 8 or whole multiples of ROW_ALIGN. In the decode of a few sequences, weights then
+ * come in as fast as memory gives them; 16 rows are already bound by arithmetic. */
+static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
+
+/* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks of
+ * 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads weights once. */
+static inline int gemm_block(int N, int rows_left) {
+    if (N <= 256 || rows_left <= 128) return rows_left;
+    return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
+}
+
+/* Terms of a sum over rows, rounded up to an eighth of a power of two, 64 at least; zeros are added to the sum. */
+static inline int gemm_terms(int N) {
+    int step = 64;
+    while (step * 16 < N) step *= 2;
+    return (N + step - 1) / step * step;
+}
+
+/* x in the arithmetic's type: itself, or n floats rounded into half[which] with `padding` zeros after them. */
+static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
+    if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
+    d->half[which] =
+        (uint16_t *)cpu_scratch(d, d->half[which], &d->half_count[which], n + padding, sizeof *d->half[which]);
+    cpu_round_bf16(d->half[which], x, n);
+    memset(d->half[which] + n, 0, padding * sizeof *d->half[which]);
+    return d->half[which];
+}
+
+static inline void gemm_run(Device *d, GemmPlan *p, void *x, void *w, const float *b, float *out) {
+    if (d->failed) return;
+    dnnl_memory_set_data_handle(p->x, x);
+    dnnl_memory_set_data_handle(p->w, w);
+    dnnl_memory_set_data_handle(p->out, out);
+    if (b) dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b);
+    d->scratchpad = (uint8_t *)cpu_scratch(d, d->scratchpad, &d->scratchpad_count, p->scratchpad_bytes, 1);
+    dnnl_memory_set_data_handle(p->scratchpad, d->scratchpad);
+    const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->x},
+                                    {DNNL_ARG_WEIGHTS, p->w},
+                                    {DNNL_ARG_DST, p->out},
+                                    {DNNL_ARG_SCRATCHPAD, p->scratchpad},
+                                    {DNNL_ARG_BIAS, p->b}};
+    DNNL_TRY(d, dnnl_primitive_execute(p->primitive, d->stream, b ? 5 : 4, args));
+    DNNL_TRY(d, dnnl_stream_wait(d->stream));
+}
+
+/* out[N,M] = x[N,K] w + b in blocks of rows, w [M,K] (NT) or [K,M] (NN). In bfloat16 all of x is rounded first. */
+static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, const float *x, const float *w,
+                                        const float *b, int N, int M, int K) {
+    const bool bf16 = d->dtype == DTYPE_BF16;
+    const size_t width = (size_t)K, padding = bf16 ? (size_t)(gemm_terms(N) - N) * width : 0;
+    uint8_t *operand = (uint8_t *)gemm_operand(d, 0, x, (size_t)N * width, padding);
+    const size_t row_bytes = width * (bf16 ? sizeof(uint16_t) : sizeof(float));
+    for (int first = 0, rows; first < N; first += rows) {
+        rows = gemm_block(N, N - first);
+        GemmPlan *p = gemm_plan(d, kind, gemm_rows(rows), M, K, b != NULL);
+        if (d->failed) return;
+        gemm_run(d, p, operand + (size_t)first * row_bytes, gemm_packed(d, p, w), b, out + (size_t)first * (size_t)M);
+    }
+}
+
+static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
+    gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
+}
+
+static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
+    if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
+    else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
+}
+
+/* rounded: gemm_nn() of the same y came just before, so that half[0] holds it already. */
+static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
+    if (d->dtype != DTYPE_BF16) {
+        DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
+        return;
+    }
+    GemmPlan *p = gemm_plan(d, GEMM_TN, gemm_terms(N), M, K, false);
+    if (d->failed) return;
+    const size_t excess = (size_t)(p->N - N);
+    void *left = rounded ? d->half[0] : gemm_operand(d, 0, y, (size_t)N * (size_t)M, excess * (size_t)M);
+    void *right = gemm_operand(d, 1, x, (size_t)N * (size_t)K, excess * (size_t)K);
+    gemm_run(d, p, left, right, NULL, out);
+}
+
+#endif

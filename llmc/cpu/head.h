@@ -1,0 +1,266 @@
+/* head.h - the processor's language-model head: log-probabilities, entropy, their gradient, and sampling.
+ *
+ * Logits exist only for a chunk of rows at a time (HEAD_CHUNK floats at most), whatever the batch's size. A chunk is one
+ * GEMM, then one pass a row that leaves the gradient of the logits where the logits were, then two GEMMs.
+ */
+#ifndef LLMC_CPU_HEAD_H
+#define LLMC_CPU_HEAD_H
+
+#include "norm.h"
+
+#define HEAD_CHUNK ((size_t)26 << 20)
+
+/* Rows that a chunk of logits may have: all if they fit, otherwise as many as fit, in whole blocks of the products. */
+static inline int head_chunk_rows(int rows, int padded_vocab) {
+    const int fit = (int)(HEAD_CHUNK / (size_t)padded_vocab), block = fit >= 256 ? 256 : ROW_ALIGN;
+    const int most = fit < ROW_ALIGN ? ROW_ALIGN : fit / block * block;
+    return gemm_rows(rows < most ? rows : most);
+}
+
+static inline float *head_logits(Device *d, int rows, int padded_vocab) {
+    d->logits =
+        (float *)cpu_scratch(d, d->logits, &d->logits_count, (size_t)rows * (size_t)padded_vocab, sizeof(float));
+    return d->logits;
+}
+
+/* What a row of logits says: the largest, where it is, log sum exp, and sum_v p_v z_v (for the entropy). */
+typedef struct HeadRow {
+    float max, log_sum, mean;
+    int argmax;
+} HeadRow;
+
+/* The largest of n numbers; NaN is passed over. In lanes, since clang makes no vector code of a maximum's reduction
+ * unless NaN is ruled out. */
+static inline float head_max(const float *z, int n) {
+    enum { LANES = 32 };
+    float lane[LANES], max = -INFINITY;
+    for (int k = 0; k < LANES; k++) lane[k] = -INFINITY;
+    int v = 0;
+    for (; v + LANES <= n; v += LANES)
+        for (int k = 0; k < LANES; k++) lane[k] = z[v + k] > lane[k] ? z[v + k] : lane[k];
+    for (; v < n; v++) max = z[v] > max ? z[v] : max;
+    for (int k = 0; k < LANES; k++) max = lane[k] > max ? lane[k] : max;
+    return max;
+}
+
+static inline HeadRow head_row(const float *restrict z, int V, float inverse_temperature) {
+    const float max = head_max(z, V);
+    HeadRow row = {.max = max, .argmax = -1};
+    double sum = 0, weighted = 0;
+    for (int start = 0; start < V; start += 4096) { /* float sums over blocks, double over the row */
+        const int end = V - start < 4096 ? V : start + 4096;
+        float s = 0, t = 0;
+#pragma omp simd reduction(+ : s, t)
+        for (int v = start; v < end; v++) {
+            const float y = (z[v] - max) * inverse_temperature, e = cpu_exp(y);
+            s += e, t += e * (e > 0.0f ? y : 0.0f);
+        }
+        sum += s, weighted += t;
+    }
+    row.log_sum = (float)log(sum); /* of exp((z - max) / temperature) */
+    row.mean = (float)(weighted / sum);
+    return row;
+}
+
+static inline int head_argmax(const float *z, int V, float max) {
+    for (int v = 0; v < V; v++)
+        if (z[v] == max) return v;
+    return 0; /* NaN everywhere */
+}
+
+/* z becomes dloss/dz (backend.h), including the 1 / temperature. */
+static inline void head_row_backward(float *restrict z, const HeadRow *row, int V, int Vp, int target,
+                                     float inverse_temperature, float dlogp, float dentropy) {
+    const float max = row->max, log_sum = row->log_sum, entropy = row->log_sum - row->mean;
+    const float a = dlogp * inverse_temperature, b = dentropy * inverse_temperature;
+#pragma omp simd
+    for (int v = 0; v < V; v++) {
+        const float logp = (z[v] - max) * inverse_temperature - log_sum, p = cpu_exp(logp);
+        z[v] = -a * p - (p > 0.0f ? b * p * (logp + entropy) : 0.0f);
+    }
+    z[target] += a;
+    for (int v = V; v < Vp; v++) z[v] = 0;
+}
+
+static inline void cpu_head(Device *d, const Head *a) {
+    if (a->rows == 0) return;
+    const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
+    const float inverse_temperature = 1.0f / a->temperature;
+    const float *wte = (const float *)a->wte, *h = (const float *)a->h;
+    const int32_t *target = (const int32_t *)a->target;
+    const float *dlogp = (const float *)a->dlogp, *dentropy = (const float *)a->dentropy;
+    float *logp = (float *)a->logp, *entropy = (float *)a->entropy, *logits = head_logits(d, chunk, Vp);
+    int32_t *argmax = (int32_t *)a->argmax;
+    for (int first = 0; first < a->rows; first += chunk) {
+        const int n = a->rows - first < chunk ? a->rows - first : chunk;
+        const float *hc = h + (size_t)first * (size_t)C;
+        gemm_nt(d, logits, hc, wte, NULL, n, Vp, C);
+        if (d->failed) return;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
+        for (int i = 0; i < n; i++) {
+            const int r = first + i;
+            float *z = logits + (size_t)i * (size_t)Vp;
+            HeadRow row = head_row(z, V, inverse_temperature);
+            logp[r] = (z[target[r]] - row.max) * inverse_temperature - row.log_sum;
+            if (entropy) entropy[r] = row.log_sum - row.mean;
+            if (argmax) argmax[r] = head_argmax(z, V, row.max);
+            if (dlogp)
+                head_row_backward(z, &row, V, Vp, target[r], inverse_temperature, dlogp[r], dentropy ? dentropy[r] : 0);
+        }
+        if (!dlogp) continue;
+        gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, wte, n, C, Vp);
+        if (a->dwte) gemm_tn(d, (float *)a->dwte, logits, hc, n, Vp, C, true);
+    }
+}
+
+static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *wte, int R, int C, int V, int Vp) {
+    const int chunk = head_chunk_rows(R, Vp);
+    float *logits = head_logits(d, chunk, Vp);
+    for (int first = 0; first < R; first += chunk) {
+        const int n = R - first < chunk ? R - first : chunk;
+        gemm_nt(d, logits, (const float *)h + (size_t)first * (size_t)C, (const float *)wte, NULL, n, Vp, C);
+        for (int i = 0; i < n; i++)
+            memcpy((float *)out + (size_t)(first + i) * (size_t)V, logits + (size_t)i * (size_t)Vp,
+                   (size_t)V * sizeof(float));
+    }
+}
+
+/* The k-th largest of n values, 1 <= k <= n; reorders them (Hoare 1961, "Find"). */
+static inline float sample_kth_largest(float *z, int n, int k) {
+    int low = 0, high = n - 1;
+    const int want = k - 1;
+    while (low < high) {
+        const float pivot = z[low + (high - low) / 2];
+        int i = low, j = high;
+        while (i <= j) {
+            while (z[i] > pivot) i++;
+            while (z[j] < pivot) j--;
+            if (i > j) break;
+            const float held = z[i];
+            z[i++] = z[j], z[j--] = held;
+        }
+        if (want <= j) high = j;
+        else if (want >= i) low = i;
+        else break;
+    }
+    return z[want];
+}
+
+static inline int sample_descending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+enum { SAMPLE_BLOCK = 1024 };
+
+/* sum of exp(z - max) over z >= cut; block: (ceil(V / SAMPLE_BLOCK)) the sums of which it is made, or NULL. */
+static inline double sample_mass(const float *z, int V, float max, float cut, float *block) {
+    double total = 0;
+    for (int start = 0; start < V; start += SAMPLE_BLOCK) {
+        const int end = V - start < SAMPLE_BLOCK ? V : start + SAMPLE_BLOCK;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int v = start; v < end; v++) sum += z[v] >= cut ? cpu_exp(z[v] - max) : 0.0f;
+        if (block) block[start / SAMPLE_BLOCK] = sum;
+        total += (double)sum;
+    }
+    return total;
+}
+
+/* The smallest logit that top-k, top-p and min-p leave in; ties with it stay. z: scaled logits; copy: scratch (V). */
+static inline float sample_cut(const Draw *a, const float *z, float max, float *copy) {
+    const int V = a->vocab;
+    float cut = -INFINITY;
+    if (a->top_k > 0 && a->top_k < V) {
+        memcpy(copy, z, (size_t)V * sizeof *z);
+        cut = sample_kth_largest(copy, V, a->top_k);
+    }
+    if (a->top_p < 1) {
+        /* tokens whose probability is below (1 - top_p) / V weigh less than 1 - top_p together: none of them is kept,
+         * so only the others are sorted */
+        const double sum = sample_mass(z, V, max, cut, NULL);
+        const float negligible = max + logf(0.5f * (1.0f - a->top_p) * (float)(sum / V));
+        int n = 0;
+        for (int v = 0; v < V; v++)
+            if (z[v] >= cut && z[v] >= negligible) copy[n++] = z[v];
+        qsort(copy, (size_t)n, sizeof *copy, sample_descending);
+        double running = 0;
+        int count = 0;
+        while (count < n && running < (double)a->top_p * sum) running += (double)cpu_exp(copy[count++] - max);
+        cut = copy[count ? count - 1 : 0];
+    }
+    if (a->min_p > 0) cut = fmaxf(cut, max + logf(a->min_p));
+    return cut;
+}
+
+/* Inverts the uniform number u over the kept tokens in the order of their ids: whole blocks first, then one by one.
+ * block: scratch (ceil(V / SAMPLE_BLOCK)). */
+static inline int32_t sample_invert(const float *z, int V, float max, float cut, float u, float *block,
+                                    float *kept_logp) {
+    const double sum = sample_mass(z, V, max, cut, block), wanted = (double)u * sum;
+    double running = 0;
+    int start = 0;
+    for (; start + SAMPLE_BLOCK < V && running + (double)block[start / SAMPLE_BLOCK] <= wanted; start += SAMPLE_BLOCK)
+        running += (double)block[start / SAMPLE_BLOCK];
+    int32_t chosen = -1;
+    for (int v = start; v < V; v++) {
+        if (!(z[v] >= cut)) continue;
+        chosen = v;
+        running += (double)cpu_exp(z[v] - max);
+        if (running > wanted) break;
+    }
+    /* where rounding leaves running short of the sum: the last kept one */
+    for (int v = start - 1; v >= 0 && chosen < 0; v--)
+        if (z[v] >= cut) chosen = v;
+    chosen = chosen < 0 ? 0 : chosen;
+    *kept_logp = z[chosen] - max - (float)log(sum);
+    return chosen;
+}
+
+/* One row; z: raw logits; work: scratch (2V). */
+static inline void sample_row(const Draw *a, int r, const float *z, float *work) {
+    const int V = a->vocab;
+    const bool greedy = a->temperature == 0;
+    const float inverse_temperature = greedy ? 1.0f : 1.0f / a->temperature;
+    const HeadRow full = head_row(z, V, inverse_temperature);
+    float *y = work, kept_logp = 0;
+    for (int v = 0; v < V; v++) y[v] = z[v] * inverse_temperature;
+    if (a->history && a->repetition_penalty != 1.0f) {
+        const int32_t *seen = (const int32_t *)a->history + (size_t)r * (size_t)a->history_stride;
+        for (int k = 0; k < ((const int32_t *)a->history_len)[r]; k++) {
+            const float raw = z[seen[k]] * inverse_temperature; /* of the raw logit: a token seen twice counts once */
+            y[seen[k]] = raw > 0 ? raw / a->repetition_penalty : raw * a->repetition_penalty;
+        }
+    }
+    const float max = head_max(y, V);
+    int32_t token;
+    if (greedy) token = head_argmax(y, V, max);
+    else {
+        const uint32_t *stream = (const uint32_t *)a->stream + 2 * (size_t)r;
+        const float u =
+            random_uniform(a->seed, (uint64_t)stream[1] << 32 | stream[0], (uint64_t)((const int32_t *)a->index)[r]);
+        token = sample_invert(y, V, max, sample_cut(a, y, max, work + V), u, work + V, &kept_logp);
+    }
+    ((int32_t *)a->token)[r] = token;
+    ((float *)a->logp)[r] = (z[token] - full.max) * inverse_temperature - full.log_sum;
+    if (a->kept_logp) ((float *)a->kept_logp)[r] = kept_logp;
+}
+
+static inline void cpu_sample(Device *d, const Draw *a) {
+    if (a->rows == 0) return;
+    const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
+    float *logits = head_logits(d, chunk, Vp);
+    const size_t threads = (size_t)omp_get_max_threads();
+    d->work = (float *)cpu_scratch(d, d->work, &d->work_count, threads * 2 * (size_t)V, sizeof(float));
+    for (int first = 0; first < a->rows; first += chunk) {
+        const int n = a->rows - first < chunk ? a->rows - first : chunk;
+        gemm_nt(d, logits, (const float *)a->h + (size_t)first * (size_t)C, (const float *)a->wte, NULL, n, Vp, C);
+        if (d->failed) return;
+#pragma omp parallel for schedule(dynamic) if (cpu_worth((size_t)n * (size_t)V))
+        for (int i = 0; i < n; i++)
+            sample_row(a, first + i, logits + (size_t)i * (size_t)Vp,
+                       d->work + (size_t)omp_get_thread_num() * 2 * (size_t)V);
+    }
+}
+
+#endif

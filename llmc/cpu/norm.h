@@ -1,0 +1,231 @@
+/* norm.h - the processor's row-wise operations: embedding, layernorm, residual, GELU, gather and scatter, noise.
+ *
+ * All are bound by memory: each reads and writes a row once, fused with its neighbour where that saves a pass. Sums over
+ * rows are made either by a thread that owns the columns and walks the rows in order, or in NORM_PARTS fixed parts that
+ * are added in order: so results do not depend on the number of threads.
+ */
+#ifndef LLMC_CPU_NORM_H
+#define LLMC_CPU_NORM_H
+
+#include "gemm.h"
+#include "vector_math.h"
+#include "../base/random.h"
+
+enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
+#define LAYERNORM_EPS 1e-5f
+
+static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_,
+                                     const Ints *token_, const Ints *position_, int N, int C) {
+    (void)d;
+    float *out = (float *)out_;
+    const float *wte = (const float *)wte_, *wpe = (const float *)wpe_;
+    const int32_t *token = (const int32_t *)token_, *position = (const int32_t *)position_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int i = 0; i < N; i++) {
+        const float *t = wte + (size_t)token[i] * (size_t)C, *p = wpe + (size_t)position[i] * (size_t)C;
+        float *o = out + (size_t)i * (size_t)C;
+#pragma omp simd
+        for (int c = 0; c < C; c++) o[c] = t[c] + p[c];
+    }
+}
+
+/* to[row[i]] += from[i] for i in order; threads own blocks of columns. */
+static inline void cpu_scatter(float *to, const float *from, const int32_t *row, int N, int C) {
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int block = 0; block < C; block += COLUMN_BLOCK) {
+        const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
+        for (int i = 0; i < N; i++) {
+            float *t = to + (size_t)row[i] * (size_t)C + block;
+            const float *f = from + (size_t)i * (size_t)C + block;
+#pragma omp simd
+            for (int c = 0; c < width; c++) t[c] += f[c];
+        }
+    }
+}
+
+static inline void cpu_embed_backward(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
+                                      const Ints *position, int N, int C) {
+    (void)d;
+    cpu_scatter((float *)dwte, (const float *)dout, (const int32_t *)token, N, C);
+    cpu_scatter((float *)dwpe, (const float *)dout, (const int32_t *)position, N, C);
+}
+
+static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int N, int C, uint64_t seed,
+                                 uint64_t stream) {
+    (void)d;
+    float *x = (float *)x_;
+    const float *scale = (const float *)scale_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < C; c++) {
+            const size_t at = (size_t)i * (size_t)C + (size_t)c;
+            x[at] += scale[i] * (2.0f * random_uniform(seed, stream, at) - 1.0f);
+        }
+}
+
+/* One row: mean, 1 / standard deviation, and the normalised, scaled and shifted row. */
+static inline void layernorm_row(float *restrict out, float *mean, float *rstd, const float *restrict x,
+                                 const float *restrict w, const float *restrict b, int C) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += x[c];
+    const float m = sum / (float)C;
+#pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
+    const float s = 1.0f / sqrtf(squares / (float)C + LAYERNORM_EPS);
+#pragma omp simd
+    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * w[c] + b[c];
+    *mean = m, *rstd = s;
+}
+
+static inline void cpu_layernorm_forward(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
+                                         const Weights *w, const Weights *b, int N, int C) {
+    (void)d;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int i = 0; i < N; i++)
+        layernorm_row((float *)out + (size_t)i * (size_t)C, (float *)mean + i, (float *)rstd + i,
+                      (const float *)x + (size_t)i * (size_t)C, (const float *)w, (const float *)b, C);
+}
+
+static inline void cpu_residual_layernorm_forward(Device *d, Acts *sum, Acts *out, Floats *mean, Floats *rstd,
+                                                  const Acts *x, const Acts *delta, const Weights *w, const Weights *b,
+                                                  int N, int C) {
+    (void)d;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int i = 0; i < N; i++) {
+        const size_t at = (size_t)i * (size_t)C;
+        float *s = (float *)sum + at;
+        const float *xi = (const float *)x + at, *di = (const float *)delta + at;
+#pragma omp simd
+        for (int c = 0; c < C; c++) s[c] = xi[c] + di[c];
+        layernorm_row((float *)out + at, (float *)mean + i, (float *)rstd + i, s, (const float *)w, (const float *)b,
+                      C);
+    }
+}
+
+/* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout. */
+static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Floats *db_, const Acts *dout_,
+                                          const Acts *x_, const Floats *mean_, const Floats *rstd_, const Weights *w_,
+                                          int N, int C) {
+    float *dx = (float *)dx_, *dw = (float *)dw_, *db = (float *)db_;
+    const float *dout = (const float *)dout_, *x = (const float *)x_, *w = (const float *)w_;
+    const float *mean = (const float *)mean_, *rstd = (const float *)rstd_;
+    d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, 2u * NORM_PARTS * (size_t)C, sizeof(float));
+    float *partial = d->partial; /* (parts, 2, C) */
+#pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
+    {
+#pragma omp for schedule(static)
+        for (int part = 0; part < NORM_PARTS; part++) {
+            float *restrict pw = partial + (size_t)part * 2 * (size_t)C, *restrict pb = pw + C;
+            memset(pw, 0, 2 * (size_t)C * sizeof *pw);
+            const int first = (int)((int64_t)N * part / NORM_PARTS), last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
+            for (int i = first; i < last; i++) {
+                const size_t at = (size_t)i * (size_t)C;
+                const float *restrict doi = dout + at, *restrict xi = x + at;
+                float *restrict dxi = dx + at;
+                const float m = mean[i], s = rstd[i];
+                float g_sum = 0, gn_sum = 0;
+#pragma omp simd reduction(+ : g_sum, gn_sum)
+                for (int c = 0; c < C; c++) {
+                    const float n = (xi[c] - m) * s, g = doi[c] * w[c];
+                    g_sum += g, gn_sum += g * n;
+                    pw[c] += doi[c] * n, pb[c] += doi[c];
+                }
+                g_sum /= (float)C, gn_sum /= (float)C;
+#pragma omp simd
+                for (int c = 0; c < C; c++) {
+                    const float n = (xi[c] - m) * s;
+                    dxi[c] += s * (doi[c] * w[c] - g_sum - n * gn_sum);
+                }
+            }
+        }
+#pragma omp for schedule(static)
+        for (int c = 0; c < C; c++)
+            for (int part = 0; part < NORM_PARTS; part++) {
+                const float *p = partial + (size_t)part * 2 * (size_t)C;
+                dw[c] += p[c], db[c] += p[C + c];
+            }
+    }
+}
+
+/* db[c] += sum of column c */
+static inline void cpu_column_sums(Device *d, float *db, const float *x, int N, int C) {
+    d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, (size_t)NORM_PARTS * (size_t)C, sizeof(float));
+    float *partial = d->partial; /* (parts, C) */
+#pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
+    {
+#pragma omp for schedule(static)
+        for (int part = 0; part < NORM_PARTS; part++) {
+            float *restrict sum = partial + (size_t)part * (size_t)C;
+            memset(sum, 0, (size_t)C * sizeof *sum);
+            const int last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
+            int i = (int)((int64_t)N * part / NORM_PARTS);
+            for (; i + 4 <= last; i += 4) {
+                const float *restrict r = x + (size_t)i * (size_t)C;
+#pragma omp simd
+                for (int c = 0; c < C; c++) sum[c] += (r[c] + r[C + c]) + (r[2 * C + c] + r[3 * C + c]);
+            }
+            for (; i < last; i++) {
+                const float *restrict r = x + (size_t)i * (size_t)C;
+#pragma omp simd
+                for (int c = 0; c < C; c++) sum[c] += r[c];
+            }
+        }
+#pragma omp for schedule(static)
+        for (int c = 0; c < C; c++)
+            for (int part = 0; part < NORM_PARTS; part++) db[c] += partial[(size_t)part * (size_t)C + (size_t)c];
+    }
+}
+
+/* gelu(x) = x/2 (1 + tanh(u)) = x sigmoid(2u),  u = sqrt(2/pi) (x + 0.044715 x^3) */
+#define GELU_SCALE 0.7978845608028654f
+#define GELU_CUBIC 0.044715f
+
+static inline float gelu_sigmoid(float x) {
+    return 1.0f / (1.0f + cpu_exp(-2.0f * GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+}
+
+static inline void cpu_gelu_forward(Device *d, Acts *out_, const Acts *pre_, size_t n) {
+    (void)d;
+    float *out = (float *)out_;
+    const float *pre = (const float *)pre_;
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t block = 0; block < n; block += CPU_BLOCK) {
+        const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) out[i] = pre[i] * gelu_sigmoid(pre[i]);
+    }
+}
+
+/* gelu'(x) = s + 2 x s (1 - s) u'(x),  s = sigmoid(2u) */
+static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_, size_t n) {
+    (void)d;
+    float *dinout = (float *)dinout_;
+    const float *pre = (const float *)pre_;
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t block = 0; block < n; block += CPU_BLOCK) {
+        const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
+#pragma omp simd
+        for (size_t i = block; i < end; i++) {
+            const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+            const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
+            dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
+        }
+    }
+}
+
+static inline void cpu_gather_rows(Device *d, Acts *out, const Acts *x, const Ints *row_, int R, int C) {
+    (void)d;
+    const int32_t *row = (const int32_t *)row_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
+    for (int r = 0; r < R; r++)
+        memcpy((float *)out + (size_t)r * (size_t)C, (const float *)x + (size_t)row[r] * (size_t)C,
+               (size_t)C * sizeof(float));
+}
+
+static inline void cpu_scatter_rows(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C) {
+    (void)d;
+    cpu_scatter((float *)x, (const float *)in, (const int32_t *)row, R, C);
+}
+
+#endif

@@ -1,0 +1,64 @@
+/* vector_math.h - exp and tanh as straight-line arithmetic that compilers vectorise.
+ *
+ * libm's expf is a call, and a loop with a call in it runs one element at a time. These have no branch, table or call,
+ * so `#pragma omp simd` loops over them become vector code in gcc and clang (-fopt-info-vec, -Rpass=loop-vectorize).
+ * They need neither -ffast-math nor its parts: NaN comes out as NaN, overflow as infinity, underflow gradually as 0.
+ * Largest errors over all floats, measured by tests/test_attention.c: exp 1 ulp, tanh 2 ulp.
+ *
+ *     #pragma omp simd
+ *     for (int i = 0; i < n; i++) y[i] = cpu_exp(x[i] - max);
+ */
+#ifndef LLMC_CPU_VECTOR_MATH_H
+#define LLMC_CPU_VECTOR_MATH_H
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t cpu_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float cpu_from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* e^x. x = n ln 2 + r with |r| <= ln(2)/2, e^x = 2^n e^r (Cody and Waite 1980); e^r = 1 + r + r^2 P(r) with P the
+ * minimax polynomial of degree 4 for the relative error of e^r, 2^-28.3. Below -104 the result is 0, above 88.73 inf. */
+static inline float cpu_exp(float x) {
+    const float rounder = 0x1.8p23f; /* adding it leaves the nearest integer in the low bits of the mantissa */
+    x = x > 89.0f ? 89.0f : x;       /* keeps 2^n inside two factors that are normal numbers; NaN passes */
+    x = x < -104.0f ? -104.0f : x;
+    const float shifted = x * 0x1.715476p+0f + rounder, n = shifted - rounder;
+    const float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts; n times the first is exact */
+    float p = 0x1.6a2352p-10f;
+    p = p * r + 0x1.123a6cp-7f;
+    p = p * r + 0x1.5558f4p-5f;
+    p = p * r + 0x1.555490p-3f;
+    p = p * r + 0x1.fffffcp-2f;
+    p = p * (r * r) + r;
+    p = p + 1.0f;
+    const int32_t exponent = (int32_t)(cpu_bits(shifted) - cpu_bits(rounder)), half = exponent >> 1;
+    const float scale1 = cpu_from_bits((uint32_t)(half + 127) << 23);
+    const float scale2 = cpu_from_bits((uint32_t)(exponent - half + 127) << 23);
+    return p * scale1 * scale2;
+}
+
+/* tanh x = sign(x) tanh z, z = |x|: z + z^3 P(z^2) (minimax, relative error 2^-27.7) below 0.625, from there
+ * 1 - 2 / (e^{2z} + 1). */
+static inline float cpu_tanh(float x) {
+    const uint32_t sign = cpu_bits(x) & 0x80000000u;
+    const float z = cpu_from_bits(cpu_bits(x) ^ sign), s = z * z;
+    float p = -0.00569738374f;
+    p = p * s + 0.02063254604f;
+    p = p * s + -0.05373779793f;
+    p = p * s + 0.1333142038f;
+    p = p * s + -0.3333328118f;
+    const float near = z + z * (s * p), far = 1.0f - 2.0f / (cpu_exp(2.0f * z) + 1.0f);
+    return cpu_from_bits(cpu_bits(z < 0.625f ? near : far) | sign); /* NaN: `far`, which is NaN */
+}
+
+#endif

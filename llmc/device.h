@@ -1,0 +1,81 @@
+/* device.h - opens the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
+ *
+ * The library is looked for beside the executable, then where the system's loader looks (LD_LIBRARY_PATH, /usr/lib);
+ * LLMC_CUDA_LIBRARY names another one, which tests use: the same backend, compiled for the CPU. A program that is never
+ * asked for --device cuda neither needs the library nor loads it.
+ *
+ *     const Backend *b;  Device *d;
+ *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);
+ *
+ * DEVICE_OPTIONS are --device and --dtype of every program that runs a model.
+ */
+#ifndef LLMC_DEVICE_H
+#define LLMC_DEVICE_H
+
+#include "model/backend.h"
+#include <dlfcn.h>
+#include <unistd.h>
+
+typedef enum DeviceKind { DEVICE_CPU, DEVICE_CUDA } DeviceKind;
+#define DEVICE_CHOICES "cpu|cuda"
+
+/* A Dtype, or DTYPE_AUTO: what is right for the device. */
+#define DTYPE_CHOICES "float32|bf16|auto"
+enum { DTYPE_AUTO = 2 };
+
+#define DEVICE_OPTIONS(o)                                                                                              \
+    OPTION_CHOICE("device", 0, &(o).device, DEVICE_CHOICES, "where the model runs"),                                   \
+        OPTION_CHOICE("dtype", 0, &(o).dtype, DTYPE_CHOICES,                                                           \
+                      "cpu: arithmetic of matrix products, auto is float32; cuda: also storage, auto is bf16")
+
+/* The dtype that a choice stands for. */
+static inline Dtype device_dtype(DeviceKind kind, int choice) {
+    if (choice == DTYPE_AUTO) return kind == DEVICE_CUDA ? DTYPE_BF16 : DTYPE_FLOAT32;
+    return (Dtype)choice;
+}
+
+/* The library's one symbol: the table for this dtype, or NULL where it was built for a table of another size. */
+typedef const Backend *(*CudaBackend)(size_t table_bytes, int dtype);
+#define CUDA_BACKEND_SYMBOL "llmc_cuda_backend"
+#define CUDA_LIBRARY        "llmc_cuda.so"
+
+/* The library beside the executable, in path[size]; false where there is none. */
+static inline bool cuda_library_beside(char *path, size_t size) {
+    const ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    if (n <= 0) return false;
+    path[n] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash || (size_t)(slash - path) + 2 + strlen(CUDA_LIBRARY) > size) return false;
+    strcpy(slash + 1, CUDA_LIBRARY);
+    return access(path, R_OK) == 0;
+}
+
+/* The CUDA backend's table, or NULL with a message. The library stays loaded. */
+static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
+    char beside[4096];
+    const char *named = getenv("LLMC_CUDA_LIBRARY");
+    const char *path = named && *named ? named : cuda_library_beside(beside, sizeof beside) ? beside : CUDA_LIBRARY;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        const char *why = dlerror();
+        error_set(e, "--device cuda: %s (make cuda builds " CUDA_LIBRARY "); use --device cpu", why ? why : path);
+        return NULL;
+    }
+    CudaBackend table;
+    *(void **)&table = dlsym(library, CUDA_BACKEND_SYMBOL);
+    const Backend *b = table ? table(sizeof(Backend), (int)dtype) : NULL;
+    if (!b) error_set(e, "--device cuda: %s is of another version than this program; run make", path);
+    return b;
+}
+
+#ifndef __cplusplus
+#include "cpu/cpu.h"
+
+/* The table and an open device of it. */
+static inline bool backend_open(DeviceKind kind, Dtype dtype, const Backend **b, Device **d, Error *e) {
+    *b = kind == DEVICE_CUDA ? backend_cuda(dtype, e) : backend_cpu();
+    return *b && (*b)->open(d, dtype, e);
+}
+#endif
+
+#endif

@@ -1,0 +1,357 @@
+/* dist.h - one run on many ranks: processes that each hold the model and do a part of every step.
+ *
+ * How a run is started is the launcher's affair (launch.h says which are known): mpirun, srun, or a torchrun-style set of
+ * variables. Nothing here starts processes. On processors the ranks speak MPI, on GPUs NCCL, through one table
+ * (link.h) that a library beside the program fills in; it is opened only where there is more than one rank, so a
+ * program by itself neither needs MPI nor waits for it:
+ *
+ *   device  started by        llmc_mpi.so            llmc_nccl.so
+ *   cpu     mpirun, srun      everything             -
+ *   cuda    mpirun, srun      what the host says     gradients, weights; NCCL's id comes through MPI
+ *   cuda    RANK, WORLD_SIZE  -                      everything; NCCL meets at MASTER_ADDR:MASTER_PORT by itself
+ *   cpu     RANK, WORLD_SIZE  refused: processors have no NCCL, and MPI wants its own launcher
+ *
+ * LLMC_MPI_LIBRARY and LLMC_NCCL_LIBRARY name other libraries than those beside the program.
+ *
+ * What a step does, on W ranks:
+ *
+ *   share      Every rank knows the whole batch and gives each part of it (a record, a pair, a group) to one rank, by
+ *              dist_share(): the longest first, each to the rank with the fewest tokens so far. So all ranks agree without
+ *              a word. Normalisers are those of the whole batch, and the loss of a rank is a summand of the step's.
+ *   backward   The gradients of layer l are summed over the ranks while layer l-1 is still at work, in buckets of a
+ *              million floats and more, in the last micro-batch of the step (grads.h). The embeddings come last.
+ *   update     zero 0: everyone has all gradients and does the same update.
+ *              zero 1: everyone has the gradients of its slices of the tensors, their moments, and updates those; then the
+ *                      weights go round. The same bytes, moments (8 bytes a parameter) divided by W.
+ *              zero 2: the gradients, too: two layers' and the embeddings' stand whole, of the rest a rank keeps its
+ *                      slices. Every micro-batch is summed, so more bytes move.
+ *   the rest   sums of metrics, and whether a signal came, by dist_sum() and dist_any() on the host.
+ *
+ * Sums are made in the order of the ranks: the same run on the same number of ranks gives the same bits. On another number
+ * it gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
+ *
+ * A rank that waits for others looks every ten milliseconds whether those on its own machine still live, and gives up
+ * after `timeout` seconds. Then the lowest rank that is well says so in one line, and all ranks are ended. Files are
+ * written by rank 0 and appear when they are whole, so the last state stays.
+ *
+ *     Dist d;
+ *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
+ *     dist_share(tokens, n, d.ranks, owner);                          // work on those with owner[i] == d.rank
+ *     if (!dist_sum(&d, &loss, 1, &e)) ...;
+ *
+ * Gradients, moments and weights: grads.h. With one rank every call does what one process does, and the collective ones nothing.
+ */
+#ifndef LLMC_DIST_DIST_H
+#define LLMC_DIST_DIST_H
+
+#include "link.h"
+#include "../base/launch.h"
+#include <math.h>
+#include <dlfcn.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Where a rank runs: what the others know of it. */
+typedef struct DistPeer {
+    uint64_t machine; /* equal where process numbers mean the same */
+    int64_t process;
+    char host[48];
+} DistPeer;
+
+/* A library and what it keeps. */
+typedef struct DistLibrary {
+    void *handle;
+    const DistLink *link;
+    DistState *state;
+} DistLibrary;
+
+typedef struct Dist {
+    int rank, ranks, local_rank;
+    double timeout;           /* seconds */
+    DistLibrary device, host; /* what carries device memory, and host memory; one library in both where it does both */
+    DistPeer *peer;           /* (ranks) */
+    uint8_t *lost;            /* (ranks) ended, or did not answer: the run is over */
+    double waited;            /* seconds in this header's calls that wait */
+    /* Sums of gradients have begun that must end before anything else is said; NULL: none. */
+    bool (*settle)(void *context, Error *e);
+    void *settle_context;
+} Dist;
+
+/* ---- opening --------------------------------------------------------------------------------------------------- */
+
+static inline double dist_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A file beside the program. */
+static inline void dist_beside(const char *name, char *path, size_t size) {
+    char self[512];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(self, '/');
+    snprintf(path, size, "%.*s%s", slash ? (int)(slash - self + 1) : 0, self, name);
+}
+
+/* named: where the environment names another one, or NULL. */
+static inline bool dist_library(DistLibrary *l, const char *name, const char *named, const char *needs, Error *e) {
+    char path[640];
+    dist_beside(name, path, sizeof path);
+    if (named) snprintf(path, sizeof path, "%s", named);
+    l->handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL); /* MPI's own parts look for its symbols */
+    if (!l->handle)
+        return error_set(e, "%s: cannot be opened (%s); `make` builds it where there is %s", name, dlerror(), needs);
+    const DistLink *(*table)(void);
+    *(void **)&table = dlsym(l->handle, DIST_LINK_SYMBOL);
+    if (!table) return error_set(e, "%s: it has no %s", path, DIST_LINK_SYMBOL);
+    l->link = table();
+    return true;
+}
+
+/* Process numbers mean the same where machine, boot and pid namespace are the same. */
+static inline DistPeer dist_here(void) {
+    DistPeer p = {.process = getpid()};
+    struct stat about = {0};
+    char boot[64] = "";
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (f && !fgets(boot, sizeof boot, f)) boot[0] = 0;
+    if (f) fclose(f);
+    if (gethostname(p.host, sizeof p.host - 1)) strcpy(p.host, "?");
+    if (stat("/proc/self/ns/pid", &about)) about.st_ino = 0;
+    p.machine = (uint64_t)about.st_ino;
+    for (const char *c = boot; *c; c++) p.machine = p.machine * 1099511628211u + (uint8_t)*c;
+    for (const char *c = p.host; *c; c++) p.machine = p.machine * 1099511628211u + (uint8_t)*c;
+    return p;
+}
+
+static inline bool dist_gone(const DistPeer *here, const DistPeer *there) {
+    return here->machine == there->machine && kill((pid_t)there->process, 0) && errno == ESRCH;
+}
+
+/* DistWatch: has a rank that is waited for ended, or is the time over? */
+static inline bool dist_watch(void *context, double seconds, const uint8_t *missing, Error *e) {
+    Dist *d = (Dist *)context;
+    if (!d->peer)
+        return seconds < d->timeout || error_set(e, "the ranks did not find one another within %g s", d->timeout);
+    for (int r = 0; r < d->ranks; r++) {
+        if (r == d->rank || (missing && !missing[r]) || !dist_gone(&d->peer[d->rank], &d->peer[r])) continue;
+        d->lost[r] = 1;
+        return error_set(e, "rank %d of %d (process %lld on %s) has ended", r, d->ranks, (long long)d->peer[r].process,
+                         d->peer[r].host);
+    }
+    if (seconds < d->timeout) return true;
+    int first = -1, count = 0;
+    for (int r = 0; r < d->ranks; r++) {
+        if (r == d->rank || !missing || !missing[r]) continue;
+        if (first < 0) first = r;
+        d->lost[r] = 1, count++;
+    }
+    if (first < 0) return error_set(e, "the other ranks have not answered for %g s (--dist-timeout)", d->timeout);
+    char more[32] = "";
+    if (count > 1) snprintf(more, sizeof more, " and %d more", count - 1);
+    return error_set(e, "rank %d of %d (process %lld on %s)%s has not answered for %g s (--dist-timeout)", first,
+                     d->ranks, (long long)d->peer[first].process, d->peer[first].host, more, d->timeout);
+}
+
+/* After a call failed: is it for this rank to say so? */
+static inline bool dist_speaks(const Dist *d) {
+    for (int r = 0; r < d->rank; r++)
+        if (!d->lost[r]) return false;
+    return true;
+}
+
+/* Ends all ranks. */
+static inline NORETURN void dist_abort(Dist *d, int status) {
+    fflush(NULL);
+    if (d->host.state) d->host.link->abort(d->host.state, status);
+    _exit(status);
+}
+
+static inline void dist_close(Dist *d) {
+    if (d->device.state && d->device.state != d->host.state) d->device.link->close(d->device.state);
+    if (d->host.state) d->host.link->close(d->host.state);
+    free(d->peer), free(d->lost);
+    *d = (Dist){.ranks = 1};
+}
+
+static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e);
+
+/* Joins the ranks that the launcher started; nothing happens where it started one. b, device: the
+ * model's. timeout: seconds. */
+static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *device, Error *e) {
+    const bool nccl = b->stream != NULL; /* a GPU */
+    const Launch l = launch_of_environment();
+    *d = (Dist){.rank = l.rank, .ranks = l.ranks, .local_rank = l.local_rank, .timeout = timeout};
+    if (l.kind == LAUNCH_ALONE) return true;
+    if (l.kind == LAUNCH_VARIABLES && !nccl)
+        return error_set(e, "RANK and WORLD_SIZE are set: so only ranks on GPUs find one another (--device cuda); "
+                            "start ranks on processors with mpirun or srun");
+    d->lost = (uint8_t *)xcalloc((size_t)d->ranks, 1);
+    DistPlace place = {d->rank, d->ranks, d->local_rank, {dist_watch, d}, b->stream, NULL, NULL};
+    if (l.kind == LAUNCH_MPI) {
+        if (!dist_library(&d->host, "llmc_mpi.so", getenv("LLMC_MPI_LIBRARY"), "mpicc (libopenmpi-dev)", e))
+            return false;
+        if (!d->host.link->open(&d->host.state, &place, device, e)) return false;
+        if (place.ranks != d->ranks || place.rank != d->rank)
+            return error_set(e, "the launcher started %d ranks and MPI sees %d: under Slurm, srun --mpi=pmix", d->ranks,
+                             place.ranks);
+        d->local_rank = place.local_rank, d->device = d->host;
+        place.host = d->host.link, place.host_state = d->host.state;
+    }
+    if (nccl) {
+        d->device = (DistLibrary){0};
+        if (!dist_library(&d->device, "llmc_nccl.so", getenv("LLMC_NCCL_LIBRARY"), "nvcc and nccl.h", e)) return false;
+        if (!d->device.link->open(&d->device.state, &place, device, e)) return false;
+        if (!d->host.state) d->host = d->device;
+    }
+    const DistPeer here = dist_here();
+    DistPeer *peer = (DistPeer *)xcalloc((size_t)d->ranks, sizeof *peer);
+    if (!dist_exchange(d, &here, peer, sizeof here, e)) {
+        free(peer);
+        return false;
+    }
+    d->peer = peer;
+    return true;
+}
+
+/* ---- words between hosts --------------------------------------------------------------------------------------- */
+
+/* all = every rank's bytes[rank] bytes, in the order of ranks. */
+static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e) {
+    if (d->ranks == 1) {
+        if (bytes[0]) memmove(all, mine, bytes[0]);
+        return true;
+    }
+    if (d->settle && !d->settle(d->settle_context, e)) return false;
+    const double start = dist_seconds();
+    const bool ok = d->host.link->exchange(d->host.state, mine, all, bytes, e);
+    d->waited += dist_seconds() - start;
+    return ok;
+}
+
+/* all: (ranks, bytes) */
+static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e) {
+    size_t each[d->ranks];
+    for (int r = 0; r < d->ranks; r++) each[r] = bytes;
+    return dist_exchange_parts(d, mine, all, each, e);
+}
+
+/* Every rank has the right values in its own stretch of an array, which are first[r] ... first[r+1]-1 (elements of `size`
+ * bytes); then all ranks have all. first: (ranks + 1), rising from any number. */
+static inline bool dist_complete(Dist *d, void *array, const int64_t *first, size_t size, Error *e) {
+    if (d->ranks == 1) return true;
+    size_t bytes[d->ranks];
+    for (int r = 0; r < d->ranks; r++) bytes[r] = (size_t)(first[r + 1] - first[r]) * size;
+    char *all = (char *)array + (size_t)first[0] * size;
+    const size_t total = (size_t)(first[d->ranks] - first[0]) * size;
+    char *copy = (char *)xmalloc(total);
+    bool ok = dist_exchange_parts(d, (char *)array + (size_t)first[d->rank] * size, copy, bytes, e);
+    if (ok && total) memcpy(all, copy, total);
+    free(copy);
+    return ok;
+}
+
+/* Each rank brings `count` elements of `size` bytes, any number of them; *all is every rank's, in order, to be freed;
+ * first[r] says where rank r's begin: (ranks + 1). */
+static inline bool dist_collect(Dist *d, const void *mine, int64_t count, size_t size, void **all, int64_t *first,
+                                Error *e) {
+    int64_t counts[d->ranks];
+    size_t bytes[d->ranks];
+    *all = NULL;
+    if (!dist_exchange(d, &count, counts, sizeof count, e)) return false;
+    first[0] = 0;
+    for (int r = 0; r < d->ranks; r++) first[r + 1] = first[r] + counts[r], bytes[r] = (size_t)counts[r] * size;
+    *all = xmalloc((size_t)first[d->ranks] * size);
+    if (dist_exchange_parts(d, mine, *all, bytes, e)) return true;
+    free(*all), *all = NULL;
+    return false;
+}
+
+/* x[n] = sum over the ranks, in their order. */
+static inline bool dist_sum(Dist *d, double *x, int n, Error *e) {
+    if (d->ranks == 1) return true;
+    double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
+    const bool ok = dist_exchange(d, x, all, (size_t)n * sizeof *x, e);
+    for (int i = 0; ok && i < n; i++) {
+        x[i] = 0;
+        for (int r = 0; r < d->ranks; r++) x[i] += all[r * n + i];
+    }
+    free(all);
+    return ok;
+}
+
+/* x[n] = the largest over the ranks; a NaN counts for less than any number. */
+static inline bool dist_max(Dist *d, double *x, int n, Error *e) {
+    if (d->ranks == 1) return true;
+    double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
+    const bool ok = dist_exchange(d, x, all, (size_t)n * sizeof *x, e);
+    for (int i = 0; ok && i < n; i++)
+        for (int r = 0; r < d->ranks; r++) x[i] = r ? fmax(x[i], all[r * n + i]) : all[i];
+    free(all);
+    return ok;
+}
+
+/* *x: is it true on any rank? */
+static inline bool dist_any(Dist *d, bool *x, Error *e) {
+    double one = *x;
+    const bool ok = dist_max(d, &one, 1, e);
+    *x = one > 0;
+    return ok;
+}
+
+/* *rank: the first that has another value than rank 0, or -1. */
+static inline bool dist_same(Dist *d, uint64_t value, int *rank, Error *e) {
+    uint64_t all[d->ranks];
+    *rank = -1;
+    if (!dist_exchange(d, &value, all, sizeof value, e)) return false;
+    for (int r = d->ranks - 1; r > 0; r--)
+        if (all[r] != all[0]) *rank = r;
+    return true;
+}
+
+/* ---- who does what --------------------------------------------------------------------------------------------- */
+
+typedef struct DistItem {
+    double cost;
+    int64_t index;
+} DistItem;
+
+static inline int dist_item_order(const void *a, const void *b) { /* the costliest first, then as they come */
+    const DistItem *x = (const DistItem *)a, *y = (const DistItem *)b;
+    return x->cost != y->cost ? (x->cost < y->cost ? 1 : -1) : x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* Gives n pieces of work to the ranks: the costliest first, each to the rank with the least so far (Graham 1969, LPT: the
+ * busiest rank has at most 4/3 of what it would have at best). owner: (n). The same on all ranks. */
+static inline void dist_share(const double *cost, int64_t n, int ranks, int32_t *owner) {
+    DistItem *item = (DistItem *)xcalloc((size_t)n, sizeof *item);
+    double *load = (double *)xcalloc((size_t)ranks, sizeof *load);
+    for (int64_t i = 0; i < n; i++) item[i] = (DistItem){cost[i], i};
+    qsort(item, (size_t)n, sizeof *item, dist_item_order);
+    for (int64_t i = 0; i < n; i++) {
+        int least = 0;
+        for (int r = 1; r < ranks; r++)
+            if (load[r] < load[least]) least = r;
+        owner[item[i].index] = least;
+        load[least] += item[i].cost;
+    }
+    free(item), free(load);
+}
+
+/* Cuts n pieces of work in their order into one stretch for each rank, of nearly equal cost: rank r has pieces first[r]
+ * ... first[r+1]-1. first: (ranks + 1). */
+static inline void dist_cut(const double *cost, int64_t n, int ranks, int64_t *first) {
+    double total = 0, before = 0;
+    int64_t i = 0;
+    for (int64_t k = 0; k < n; k++) total += cost[k];
+    for (int r = 0; r < ranks; r++) {
+        first[r] = i;
+        const double end = total * (r + 1) / ranks;
+        for (; i < n && before + cost[i] / 2 <= end; i++) before += cost[i];
+    }
+    first[ranks] = n;
+}
+
+#endif

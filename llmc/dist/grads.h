@@ -1,0 +1,257 @@
+/* grads.h - the step of one model on many ranks: gradients summed while they come, and ZeRO (Rajbhandari et al. 2020).
+ *
+ * Binds a model and its optimizer to the ranks of dist.h, whose page says what is summed when. A run that trains two
+ * models (a policy and a value) binds each:
+ *
+ *     DistGrads g;
+ *     dist_grads_open(&g, &d, &model, &optimizer, false);             // model.share said what they hold, before they were made
+ *     for each step {
+ *         dist_grads_begin(&g, micro_batches, &e);             // that this rank will run; may be none
+ *         for each of them: gpt2_backward(&model, ...);        // in the last one the sums begin
+ *         dist_grads_update(&g, lr, &result, &e);              // in the place of optimizer_step()
+ *     }
+ *
+ * With zero 2 a layer's gradients stand in one of two places that the layers take in turn; they are summed over the ranks
+ * after every micro-batch and added to the slices that each rank keeps. So all ranks run as many micro-batches as the one
+ * with the most: the others bring zeros.
+ *
+ * Of two models whose backward passes take turns, one is opened late: its sums begin in dist_grads_update(), whose place
+ * is after the other's, and it needs no dist_grads_begin(). So the order of all that is sent is the same on all ranks.
+ *
+ * One rank alone: the same calls, and nothing but optimizer_step() happens.
+ */
+#ifndef LLMC_DIST_GRADS_H
+#define LLMC_DIST_GRADS_H
+
+#include "dist.h"
+#include "../model/optimizer.h"
+
+enum { DIST_BUCKET = 1 << 20 };  /* floats that are summed at a time, at least */
+enum { DIST_WEIGHTS = 1 << 24 }; /* weights that go round at a time, at least */
+
+/* Pieces first ... first+count-1 are complete when a backward pass has done this layer; -1: when it is over. */
+typedef struct DistBucket {
+    int first, count, layer;
+} DistBucket;
+
+typedef struct DistGrads {
+    Dist *d;
+    GPT2 *model;
+    Optimizer *optimizer;
+    DistPiece *piece; /* gradients, in the order in which they are summed */
+    DistBucket *bucket;
+    int pieces, buckets, next; /* next: the first that is not yet under way in this round */
+    double micros, rounds;     /* micro-batches of this rank in this step, and of the rank with the most */
+    double done;               /* micro-batches behind us */
+    bool late;                 /* the sums begin with the update, not before */
+    bool begun, failed;
+    Error error; /* of a call within a backward pass; comes out of the next */
+} DistGrads;
+
+static inline bool dist_zero2(const DistGrads *g) { return g->optimizer->layer_grads != NULL; }
+
+static inline bool dist_of_layer(const DistGrads *g, int tensor) { return tensor_of_layer(&g->model->tensor[tensor]); }
+
+static inline void dist_piece(DistGrads *g, int tensor, int layer) {
+    const TensorInfo *t = &g->model->tensor[tensor];
+    DistPiece p = {.x = gpt2_g(g->model, tensor, layer), .n = t->rows * t->columns};
+    if (dist_zero2(g) && dist_of_layer(g, tensor))
+        for (int i = 0; i < g->optimizer->slices; i++) {
+            const Slice *s = &g->optimizer->slice[i];
+            if (s->tensor == tensor && s->layer == layer) p.into = floats_at(g->optimizer->layer_grads, s->at);
+        }
+    g->piece[g->pieces++] = p;
+    g->bucket[g->buckets].count++;
+}
+
+static inline void dist_bucket_end(DistGrads *g, int layer) {
+    g->bucket[g->buckets++].layer = layer;
+    g->bucket[g->buckets].first = g->pieces;
+}
+
+/* The order of the backward pass: the last layer first, then all that belongs to no layer. */
+static inline void dist_buckets(DistGrads *g) {
+    const int L = g->model->config.layers;
+    size_t filled = 0;
+    g->piece = (DistPiece *)xcalloc((size_t)(L + 1) * GPT2_TENSOR_COUNT, sizeof *g->piece);
+    g->bucket = (DistBucket *)xcalloc((size_t)L + 2, sizeof *g->bucket);
+    for (int l = L - 1; l >= 0; l--) {
+        for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+            if (dist_of_layer(g, i)) dist_piece(g, i, l), filled += g->piece[g->pieces - 1].n;
+        if (filled < DIST_BUCKET && l > 0 && !dist_zero2(g)) continue;
+        dist_bucket_end(g, l);
+        filled = 0;
+    }
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        if (g->model->tensor[i].size && !dist_of_layer(g, i)) dist_piece(g, i, 0);
+    dist_bucket_end(g, -1);
+}
+
+/* ---- the sums -------------------------------------------------------------------------------------------------- */
+
+static inline bool dist_bucket_start(DistGrads *g, Error *e) {
+    const DistBucket *b = &g->bucket[g->next++];
+    return g->d->device.link->reduce(g->d->device.state, g->piece + b->first, b->count, !g->optimizer->sharded, e);
+}
+
+/* zero 2: the places of a bucket's layer are free for the layer before the last one. */
+static inline void dist_bucket_clear(DistGrads *g, int bucket) {
+    const DistBucket *b = &g->bucket[bucket];
+    for (int i = b->first; i < b->first + b->count; i++)
+        g->model->backend->zero(g->model->device, g->piece[i].x, g->piece[i].n * sizeof(float));
+}
+
+/* zero 2, a layer is done: its sum begins, that of the layer after it ends. */
+static inline bool dist_layer_done(DistGrads *g, int layer, Error *e) {
+    const DistLink *link = g->d->device.link;
+    if (layer >= 0) {
+        if (!dist_bucket_start(g, e) || !link->finish(g->d->device.state, 1, e)) return false;
+        if (g->next > 1) dist_bucket_clear(g, g->next - 2);
+        return true;
+    }
+    if (!link->finish(g->d->device.state, 0, e)) return false;
+    dist_bucket_clear(g, g->next - 1);
+    g->done++;
+    if (g->done == g->rounds) return dist_bucket_start(g, e);
+    g->next = 0;
+    return true;
+}
+
+/* gpt2.h's layer_done. */
+static inline void dist_on_layer(void *context, int layer) {
+    DistGrads *g = (DistGrads *)context;
+    if (g->failed) return;
+    bool ok = g->done < g->micros || error_set(&g->error, "more backward passes than dist_grads_begin() was told of");
+    if (!ok) g->failed = true;
+    else if (dist_zero2(g)) ok = dist_layer_done(g, layer, &g->error);
+    else {
+        if (g->done == g->micros - 1 && g->next < g->buckets && g->bucket[g->next].layer == layer)
+            ok = dist_bucket_start(g, &g->error);
+        if (ok) ok = g->d->device.link->progress(g->d->device.state, &g->error);
+        g->done += layer < 0;
+    }
+    g->failed = !ok;
+}
+
+/* Dist's settle: all sums of the step are begun and over. */
+static inline bool dist_grads_finish(void *context, Error *e) {
+    DistGrads *g = (DistGrads *)context;
+    const double start = dist_seconds();
+    g->d->settle = NULL;
+    if (g->failed) return error_set(e, "%s", g->error.text);
+    while (dist_zero2(g) && g->done < g->rounds) { /* zeros, for those who have more */
+        for (int l = g->model->config.layers - 1; l >= -1; l--)
+            if (!dist_layer_done(g, l, e)) return false;
+    }
+    while (!dist_zero2(g) && g->next < g->buckets)
+        if (!dist_bucket_start(g, e)) return false;
+    const bool ok = g->d->device.link->finish(g->d->device.state, 0, e);
+    g->d->waited += dist_seconds() - start;
+    return ok;
+}
+
+/* ---- states ---------------------------------------------------------------------------------------------------- */
+
+/* optimizer.h's collect: this rank's slice of a layer of a tensor into the place of its gradients, then everyone's. */
+static inline bool dist_grads_collect(void *context, const Floats *array, int tensor, int layer, Error *e) {
+    DistGrads *g = (DistGrads *)context;
+    const GPT2 *m = g->model;
+    const DistPiece p = {.x = gpt2_g(m, tensor, layer), .n = m->tensor[tensor].rows * m->tensor[tensor].columns};
+    for (int i = 0; i < g->optimizer->slices; i++) {
+        const Slice *s = &g->optimizer->slice[i];
+        if (s->tensor != tensor || s->layer != layer) continue;
+        float *host = (float *)xmalloc(s->n * sizeof *host);
+        m->backend->download(m->device, host, floats_at(array, s->at), s->n * sizeof *host);
+        m->backend->upload(m->device, floats_at((const Floats *)p.x, s->first), host, s->n * sizeof *host);
+        free(host);
+    }
+    return g->d->device.link->gather(g->d->device.state, &p, 1, sizeof(float), e) &&
+           g->d->device.link->finish(g->d->device.state, 0, e);
+}
+
+/* ---- the step -------------------------------------------------------------------------------------------------- */
+
+/* m and o: made with m->share, and trained from now on. late: see above; its share is that of one rank alone. */
+static inline void dist_grads_open(DistGrads *g, Dist *d, GPT2 *m, Optimizer *o, bool late) {
+    *g = (DistGrads){.d = d, .model = m, .optimizer = o, .late = late};
+    if (d->ranks == 1) return;
+    dist_buckets(g);
+    if (late) return;
+    m->layer_done = dist_on_layer, m->layer_context = g;
+    o->collect = dist_grads_collect, o->collect_context = g;
+}
+
+static inline void dist_grads_close(DistGrads *g) {
+    if (g->model) g->model->layer_done = NULL;
+    free(g->piece), free(g->bucket);
+    *g = (DistGrads){0};
+}
+
+/* Before the first backward pass of a step. micros: how many this rank will run. */
+static inline bool dist_grads_begin(DistGrads *g, int64_t micros, Error *e) {
+    g->micros = g->rounds = (double)micros, g->done = 0, g->next = 0;
+    g->begun = true, g->failed = false;
+    if (g->d->ranks == 1) return true;
+    if (g->d->settle) return error_set(e, "the step of another model is not over");
+    if (dist_zero2(g) && !dist_max(g->d, &g->rounds, 1, e)) return false;
+    g->d->settle = dist_grads_finish, g->d->settle_context = g;
+    return true;
+}
+
+/* zero 1 and 2: each rank's new weights go to all. */
+static inline bool dist_grads_weights(DistGrads *g, Error *e) {
+    const GPT2 *m = g->model;
+    const Backend *b = m->backend;
+    DistPiece *piece = (DistPiece *)xcalloc((size_t)g->pieces, sizeof *piece);
+    size_t filled = 0;
+    int n = 0;
+    bool ok = true;
+    for (int i = 0; ok && i < GPT2_TENSOR_COUNT; i++)
+        for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
+            piece[n] =
+                (DistPiece){.x = (void *)(uintptr_t)gpt2_w(m, i, l), .n = m->tensor[i].rows * m->tensor[i].columns};
+            filled += piece[n++].n;
+            if (filled < DIST_WEIGHTS) continue;
+            ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
+            filled = 0, n = 0;
+        }
+    if (ok && n) ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
+    ok = ok && g->d->device.link->finish(g->d->device.state, 0, e);
+    if (ok && b->weights_changed) b->weights_changed(m->device, m->weights, m->parameters);
+    free(piece);
+    return ok;
+}
+
+/* The sums, wherever they are. */
+static inline bool dist_grads_settle(DistGrads *g, Error *e) {
+    g->begun = false;
+    if (g->late) g->next = 0;
+    if (g->late && g->d->ranks > 1) return dist_grads_finish(g, e);
+    return !g->d->settle || g->d->settle(g->d->settle_context, e);
+}
+
+/* The step's end without an update: the gradients are zero again. */
+static inline bool dist_grads_discard(DistGrads *g, Error *e) {
+    const GPT2 *m = g->model;
+    if (!dist_grads_settle(g, e)) return false;
+    gpt2_zero_grads(m);
+    if (dist_zero2(g)) m->backend->zero(m->device, g->optimizer->layer_grads, g->optimizer->count * sizeof(float));
+    return true;
+}
+
+/* The step's end: sums, the norm, the update at learning rate lr, the weights. */
+static inline bool dist_grads_update(DistGrads *g, double lr, OptimizerResult *result, Error *e) {
+    Optimizer *o = g->optimizer;
+    if (!dist_grads_settle(g, e)) return false;
+    if (!gpt2_sync(g->model, e)) return false;
+    double square = optimizer_square(o, g->model);
+    if (o->sharded && !dist_sum(g->d, &square, 1, e)) return false;
+    *result = optimizer_update(o, g->model, lr, sqrt(square));
+    if (!o->sharded || result->skipped) return true;
+    const double start = dist_seconds();
+    const bool ok = dist_grads_weights(g, e);
+    g->d->waited += dist_seconds() - start;
+    return ok;
+}
+
+#endif

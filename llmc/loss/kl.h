@@ -1,0 +1,61 @@
+/* kl.h - estimators of KL(pi || ref) from the log-probabilities of sampled tokens (Schulman 2020, "Approximating KL
+ * divergence", http://joschu.net/blog/kl-approx.html).
+ *
+ *   r = log pi(y) - log ref(y),  y drawn from pi
+ *   k1 = r                unbiased, may be negative
+ *   k2 = r^2 / 2          biased, low variance
+ *   k3 = e^-r - 1 + r     unbiased, never negative
+ *
+ * Where the estimate stands decides what its gradient is. In the reward k1 is right, and any of them may stand there:
+ * no gradient flows through a reward. In the loss, on samples of pi:
+ *
+ *   k1      has gradient 0 in expectation: it restrains nothing
+ *   k2      has the gradient of KL(pi || ref)
+ *   k3      has the gradient of KL(ref || pi)
+ *   rho k   with rho = pi / pi_old has the gradient of KL(pi || ref) for k1 and k3 (DeepSeek-V3.2: 2512.02556)
+ *
+ *     kl_from_rewards(KL_K1, logp, ref_logp, offset, sequences, beta, reward);   // r_i -= beta sum_t k1
+ */
+#ifndef LLMC_LOSS_KL_H
+#define LLMC_LOSS_KL_H
+
+#include <math.h>
+#include <stdint.h>
+
+#define KL_CHOICES "k1|k2|k3"
+typedef enum { KL_K1, KL_K2, KL_K3 } KlEstimator; /* in the order of KL_CHOICES */
+
+/* The estimate at r, in nats, and in *derivative its derivative with respect to log pi (NULL: not wanted). */
+static inline double kl_estimate(KlEstimator estimator, double r, double *derivative) {
+    switch (estimator) {
+    case KL_K1:
+        if (derivative) *derivative = 1;
+        return r;
+    case KL_K2:
+        if (derivative) *derivative = r;
+        return r * r / 2;
+    default: {
+        const double minus_1 = expm1(-r); /* keeps its digits near r = 0, where e^-r - 1 + r cancels */
+        if (derivative) *derivative = -minus_1;
+        return minus_1 + r;
+    }
+    }
+}
+
+/* KL in the reward, as RLOO has it (Ahmadian et al. 2024, 2402.14740): reward[i] -= beta sum_t k(log pi_t - log ref_t).
+ * logp, ref_logp: per token, those of sequence i at [offset[i], offset[i+1]); logp is that of the policy that sampled.
+ * Returns the sum over all tokens of k, for the metric `kl`. */
+static inline double kl_from_rewards(KlEstimator estimator, const float *logp, const float *ref_logp,
+                                     const int32_t *offset, int32_t sequences, double beta, float *reward) {
+    double total = 0;
+    for (int32_t i = 0; i < sequences; i++) {
+        double sum = 0;
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++)
+            sum += kl_estimate(estimator, (double)logp[t] - ref_logp[t], NULL);
+        reward[i] = (float)(reward[i] - beta * sum);
+        total += sum;
+    }
+    return total;
+}
+
+#endif

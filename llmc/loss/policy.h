@@ -1,0 +1,492 @@
+/* policy.h - policy-gradient losses as functions of log-probabilities: what train_grpo minimises.
+ *
+ * One function, policy_loss(), takes the log-probabilities of the tokens of sampled answers and an advantage an answer,
+ * and returns the loss with its gradient with respect to each log-probability (and each entropy). It needs no model.
+ *
+ *   rho_t = pi(y_t) / pi_old(y_t)        s_i = (prod_t rho_t)^(1/T_i)       T_i tokens in answer i, A_i its advantage
+ *
+ *   loss      l, the loss of a token                                        weight of a token          paper
+ *   grpo      -min(rho A, clip(rho, 1-eps, 1+eps_high) A)                   1 / (B T_i)                2402.03300 eq. 3
+ *   bnpo      the same                                                      1 / sum T_i                TRL
+ *   dr_grpo   the same                                                      1 / (B max_length)         2503.20783
+ *   dapo      the same                                                      1 / window tokens          2503.14476 eq. 8
+ *   luspo     the same                                                      1 / B                      2602.05261
+ *   gspo      the same with rho = s_i                                       1 / (B T_i)                2507.18071 eq. 5
+ *   cispo     -sg(min(rho, eps_high)) A log pi                              1 / window tokens          2506.13585 eq. 4
+ *   sapo      -4/tau sigmoid(tau (rho - 1)) A, tau by the sign of A         1 / (B T_i)                2511.20347
+ *   vespo     -sg(phi(W_i)) A log pi, W_i = prod_t rho_t,
+ *             phi(W) = W^k e^(lambda (1 - W)), (k, lambda) by A's sign      1 / window tokens          2602.10693
+ *   gmpo      -A (prod_t clip(rho_t))^(1/T_i), one-sided clip in log space  1 / (B T_i)                2507.20673
+ *   rloo      grpo's with rho = prod_t rho_t                                1 / (B T_i)                2402.14740
+ *
+ * sg is stop-gradient. To l are added, in this order: the off-policy mask, the top-entropy mask (both multiply l), the
+ * KL term beta k (not masked, not clipped); and to the loss -entropy_coef times the mean entropy. Formulas and defaults
+ * are those of TRL 1.16 (GRPOTrainer, GMPOTrainer, RLOOTrainer: tests/golden/losses.txt holds values from its own
+ * code), with two exceptions: gspo, luspo and cispo start from the clip range that TRL's documentation recommends for
+ * them (TRL's cispo silently scales every gradient by 0.2 without it), and gmpo's value leaves out masked answers.
+ *
+ * B and the sums of tokens are those of the WHOLE optimizer batch (PolicyNormaliser), so losses and gradients of
+ * micro-batches add up to those of the batch, however it is cut between answers.
+ *
+ *     PolicyLossConfig c = policy_loss_config(POLICY_DAPO);
+ *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
+ *     PolicyStats stats = policy_stats();
+ *     for each micro-batch: loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats), gpt2_backward(dlogp)
+ *     PolicyMetric metric[POLICY_METRICS]; int count = policy_metrics(&c, &stats, metric);
+ */
+#ifndef LLMC_LOSS_POLICY_H
+#define LLMC_LOSS_POLICY_H
+
+#include "../base/error.h"
+#include "kl.h"
+#include <assert.h>
+
+#define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"
+/* in the order of POLICY_LOSS_CHOICES */
+typedef enum {
+    POLICY_GRPO,
+    POLICY_BNPO,
+    POLICY_DR_GRPO,
+    POLICY_DAPO,
+    POLICY_GSPO,
+    POLICY_CISPO,
+    POLICY_SAPO,
+    POLICY_LUSPO,
+    POLICY_VESPO,
+    POLICY_GMPO,
+    POLICY_RLOO
+} PolicyLossKind;
+
+#define IMPORTANCE_CHOICES "token|sequence"
+typedef enum { IMPORTANCE_TOKEN, IMPORTANCE_SEQUENCE } Importance; /* in the order of IMPORTANCE_CHOICES */
+
+typedef struct PolicyLossConfig {
+    PolicyLossKind loss;
+    Importance importance;        /* level of rho; gspo is sequence, gmpo token, rloo its own, whatever stands here */
+    double epsilon, epsilon_high; /* clip range [1 - epsilon, 1 + epsilon_high]; gmpo: [-epsilon, epsilon_high] of
+                                     log rho; cispo: epsilon_high caps rho itself */
+    double delta;                 /* two-sided clip: rho <= delta where A < 0 (INTELLECT-2: 2505.07291); 0: none */
+    double beta;                  /* weight of the KL term; 0: no reference is needed */
+    KlEstimator kl;               /* TRL has k3 */
+    bool kl_bias_correction;      /* the KL term is multiplied by rho (DeepSeek-V3.2: 2512.02556); not gmpo's */
+    double entropy_coef;          /* weight of the entropy bonus */
+    double off_policy_mask; /* answers with A < 0 and mean(log mu - log pi) above this are left out (DeepSeek-V3.2,
+                                eq. 9); 0: none */
+    double max_completion_length; /* dr_grpo's constant */
+    double sapo_temperature_positive, sapo_temperature_negative;
+    double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
+} PolicyLossConfig;
+
+/* The defaults of a loss. */
+static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
+    PolicyLossConfig c = {.loss = loss,
+                          .epsilon = 0.2,
+                          .epsilon_high = 0.2,
+                          .kl = KL_K3,
+                          .kl_bias_correction = true,
+                          .max_completion_length = 512,
+                          .sapo_temperature_positive = 1.0,
+                          .sapo_temperature_negative = 1.05,
+                          .vespo_k_positive = 2,
+                          .vespo_lambda_positive = 3,
+                          .vespo_k_negative = 3,
+                          .vespo_lambda_negative = 2};
+    if (loss == POLICY_GSPO) c.importance = IMPORTANCE_SEQUENCE, c.epsilon = 3e-4, c.epsilon_high = 4e-4;
+    if (loss == POLICY_LUSPO) c.importance = IMPORTANCE_SEQUENCE, c.epsilon = 2e-3, c.epsilon_high = 2.5e-3;
+    if (loss == POLICY_CISPO) c.epsilon_high = 5; /* ScaleRL: Khatri et al. 2025 (2510.13786) */
+    if (loss == POLICY_GMPO) c.epsilon = 0.4, c.epsilon_high = 0.4;
+    return c;
+}
+
+/* A micro-batch of whole answers. Tokens of answer i are [offset[i], offset[i+1]) of every per-token array. */
+typedef struct PolicyBatch {
+    int32_t sequences;
+    const int32_t *offset;  /* (sequences + 1) */
+    const float *advantage; /* (sequences) */
+    const uint8_t *mask;    /* (sequences) 0: the answer is left out (truncated); NULL: all count */
+    const float *logp;      /* log pi(y_t), the policy being trained */
+    const float *old_logp;  /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself, rho exactly 1 */
+    const float *ref_logp;  /* reference, or NULL where beta is 0 */
+    const float *sampler_logp; /* log mu(y_t), as given while sampling; NULL: old_logp */
+    const float *entropy;      /* of pi at each token, or NULL where entropy_coef is 0 */
+    const uint8_t *keep;       /* top-entropy mask from policy_entropy_keep(), or NULL: all */
+} PolicyBatch;
+
+/* Sums over the whole optimizer batch. */
+typedef struct PolicyNormaliser {
+    double sequences;     /* B: answers, those left out among them */
+    double tokens;        /* of answers that count */
+    double window_tokens; /* dapo, cispo, vespo: tokens of all answers sampled together / optimizer steps that they are
+                             used for in one pass; policy_normaliser() sets it to `tokens`, right for one step */
+    double kept_tokens;   /* tokens that count and are kept: of the entropy bonus */
+} PolicyNormaliser;
+
+static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t sequences, const uint8_t *mask,
+                                                 const uint8_t *keep) {
+    PolicyNormaliser n = {.sequences = sequences};
+    for (int32_t i = 0; i < sequences; i++) {
+        if (mask && !mask[i]) continue;
+        n.tokens += offset[i + 1] - offset[i];
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++) n.kept_tokens += keep ? keep[t] != 0 : 1;
+    }
+    n.window_tokens = n.tokens;
+    return n;
+}
+
+/* Sums that add up over micro-batches; policy_metrics() makes means of them. Start from policy_stats(). */
+typedef struct PolicyStats {
+    double sequences, counted, tokens;              /* answers; those not left out; their tokens */
+    double loss, policy_loss, kl, entropy;          /* policy_loss: before the entropy bonus */
+    double low, high, region, low_min, high_max;    /* clipped: tokens, or answers where rho is theirs */
+    double phi;                                     /* vespo */
+    double ratio, ratio_max, ratio_gap, square_log; /* of tokens: rho, max |rho - 1|, (log rho)^2 */
+    double sampled, sampler_gap, sampler_gap_max;   /* |log pi_old - log mu| */
+    bool has_kl, has_entropy;
+} PolicyStats;
+
+static inline PolicyStats policy_stats(void) {
+    PolicyStats s = {.low_min = INFINITY, .high_max = -INFINITY, .ratio_max = -INFINITY};
+    return s;
+}
+
+enum { POLICY_STATS_SUMS = 15, POLICY_STATS_MAXIMA = 7 };
+
+/* The sums and the maxima among them one after another, to be put together with those of other answers. */
+static inline void policy_stats_split(const PolicyStats *s, double *sum, double *most) {
+    const double sums[POLICY_STATS_SUMS] = {s->sequences, s->counted, s->tokens,     s->loss,    s->policy_loss,
+                                            s->kl,        s->entropy, s->low,        s->high,    s->region,
+                                            s->phi,       s->ratio,   s->square_log, s->sampled, s->sampler_gap};
+    const double maxima[POLICY_STATS_MAXIMA] = {-s->low_min,        s->high_max, s->ratio_max,  s->ratio_gap,
+                                                s->sampler_gap_max, s->has_kl,   s->has_entropy};
+    memcpy(sum, sums, sizeof sums), memcpy(most, maxima, sizeof maxima);
+}
+
+static inline PolicyStats policy_stats_join(const double *sum, const double *most) {
+    const PolicyStats s = {.sequences = sum[0],
+                           .counted = sum[1],
+                           .tokens = sum[2],
+                           .loss = sum[3],
+                           .policy_loss = sum[4],
+                           .kl = sum[5],
+                           .entropy = sum[6],
+                           .low = sum[7],
+                           .high = sum[8],
+                           .region = sum[9],
+                           .phi = sum[10],
+                           .ratio = sum[11],
+                           .square_log = sum[12],
+                           .sampled = sum[13],
+                           .sampler_gap = sum[14],
+                           .low_min = -most[0],
+                           .high_max = most[1],
+                           .ratio_max = most[2],
+                           .ratio_gap = most[3],
+                           .sampler_gap_max = most[4],
+                           .has_kl = most[5] > 0,
+                           .has_entropy = most[6] > 0};
+    return s;
+}
+
+/* -- the loss of one token ---------------------------------------------------------------------------------------- */
+
+/* l and its derivatives: with respect to log pi where rho is held, and with respect to rho. */
+typedef struct PolicyTerm {
+    double l, dlogp, drho;
+} PolicyTerm;
+
+/* Unlike fmin and fmax this keeps a NaN, which the trainer's guard must see. */
+static inline double policy_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+/* Clipped surrogate (Schulman et al. 2017, eq. 7), with separate bounds (DAPO) and a bound delta (INTELLECT-2):
+ *   l = -min(min(rho, delta) A, clip(rho, 1 - eps, 1 + eps_high) A) */
+static inline PolicyTerm policy_clip(const PolicyLossConfig *c, double rho, double A) {
+    const double capped = policy_clamp(rho, -INFINITY, c->delta > 0 ? c->delta : INFINITY);
+    const double clipped = policy_clamp(rho, 1 - c->epsilon, 1 + c->epsilon_high);
+    const double least = clipped * A < capped * A ? clipped : capped;
+    return (PolicyTerm){.l = -least * A, .drho = least == rho ? -A : 0};
+}
+
+/* CISPO: l = -sg(min(rho, eps_high)) A log pi; never zero, so every token keeps a gradient. */
+static inline PolicyTerm policy_cispo(const PolicyLossConfig *c, double rho, double A, double logp) {
+    const double weight = policy_clamp(rho, -INFINITY, c->epsilon_high);
+    return (PolicyTerm){.l = -weight * A * logp, .dlogp = -weight * A};
+}
+
+/* SAPO: l = -4/tau sigmoid(tau (rho - 1)) A; slope -A at rho = 1. */
+static inline PolicyTerm policy_sapo(const PolicyLossConfig *c, double rho, double A) {
+    const double tau = A > 0 ? c->sapo_temperature_positive : c->sapo_temperature_negative;
+    const double sigmoid = 1 / (1 + exp(-tau * (rho - 1)));
+    return (PolicyTerm){.l = -4 / tau * sigmoid * A, .drho = -4 * sigmoid * (1 - sigmoid) * A};
+}
+
+/* VESPO: l = -sg(phi) A log pi. */
+static inline PolicyTerm policy_vespo(double phi, double A, double logp) {
+    return (PolicyTerm){.l = -phi * A * logp, .dlogp = -phi * A};
+}
+
+/* Weight of a token of an answer with T tokens. */
+static inline double policy_token_weight(const PolicyLossConfig *c, const PolicyNormaliser *n, int32_t T) {
+    switch (c->loss) {
+    case POLICY_BNPO: return 1 / fmax(n->tokens, 1);
+    case POLICY_DR_GRPO: return 1 / (n->sequences * c->max_completion_length);
+    case POLICY_DAPO:
+    case POLICY_CISPO:
+    case POLICY_VESPO: return 1 / fmax(n->window_tokens, 1);
+    case POLICY_LUSPO: return 1 / n->sequences;
+    default: return 1 / (n->sequences * fmax(T, 1));
+    }
+}
+
+/* -- one answer --------------------------------------------------------------------------------------------------- */
+
+static inline double policy_log_ratio(const PolicyBatch *b, int32_t t) {
+    return b->old_logp ? (double)b->logp[t] - b->old_logp[t] : 0;
+}
+
+/* Is rho one number an answer? */
+static inline bool policy_by_sequence(const PolicyLossConfig *c) {
+    if (c->loss == POLICY_GSPO || c->loss == POLICY_GMPO || c->loss == POLICY_RLOO) return true;
+    return c->importance == IMPORTANCE_SEQUENCE;
+}
+
+/* GMPO's clip of log rho, on the side where the surrogate would gain: A > 0: min(d, eps_high), else max(d, -eps). */
+static inline double policy_gmpo_clip(const PolicyLossConfig *c, double d, double A) {
+    return A > 0 ? (d > c->epsilon_high ? c->epsilon_high : d) : (d < -c->epsilon ? -c->epsilon : d);
+}
+
+/* rho of answer i and, for each of its tokens, d log rho / d log pi_t = share (gmpo: 0 where it is clipped or not kept). */
+static inline double policy_sequence_ratio(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i, double *share) {
+    double sum = 0, count = 0;
+    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
+        const double d = policy_log_ratio(b, t);
+        if (c->loss != POLICY_GMPO) sum += d, count++;
+        else if (!b->keep || b->keep[t]) sum += policy_gmpo_clip(c, d, b->advantage[i]), count++;
+    }
+    *share = c->loss == POLICY_RLOO ? 1 : 1 / fmax(count, 1);
+    return exp(*share * sum);
+}
+
+static inline double policy_share(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i, int32_t t, double share) {
+    if (c->loss != POLICY_GMPO) return share;
+    const double d = policy_log_ratio(b, t);
+    return (!b->keep || b->keep[t]) && policy_gmpo_clip(c, d, b->advantage[i]) == d ? share : 0;
+}
+
+/* phi(W) = W^k e^(lambda (1 - W)) in log space, W clamped to [1e-8, e^20], each log rho_t to [-20, 20]. */
+static inline double policy_vespo_phi(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i) {
+    const bool positive = b->advantage[i] >= 0;
+    const double k = positive ? c->vespo_k_positive : c->vespo_k_negative;
+    const double lambda = fmax(positive ? c->vespo_lambda_positive : c->vespo_lambda_negative, 1e-4);
+    double log_W = 0;
+    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) log_W += policy_clamp(policy_log_ratio(b, t), -20, 20);
+    log_W = policy_clamp(log_W, log(1e-8), 20);
+    return exp(lambda + k * log_W - lambda * exp(log_W));
+}
+
+/* DeepSeek-V3.2's off-policy mask: keep where A >= 0 or mean_t(log mu - log pi) <= threshold. */
+static inline bool policy_off_policy_keeps(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i) {
+    const float *mu = b->sampler_logp ? b->sampler_logp : b->old_logp;
+    if (c->off_policy_mask <= 0 || b->advantage[i] >= 0 || !mu) return true;
+    double sum = 0;
+    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++)
+        if (!isnan(mu[t])) sum += (double)mu[t] - b->logp[t];
+    return sum / fmax(b->offset[i + 1] - b->offset[i], 1) <= c->off_policy_mask;
+}
+
+static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int32_t t) {
+    const double d = policy_log_ratio(b, t), rho = exp(d);
+    s->tokens++;
+    s->ratio += rho, s->square_log += d * d;
+    s->ratio_max = rho > s->ratio_max ? rho : s->ratio_max;
+    s->ratio_gap = fabs(rho - 1) > s->ratio_gap ? fabs(rho - 1) : s->ratio_gap;
+    if (b->entropy) s->entropy += b->entropy[t], s->has_entropy = true;
+    if (b->sampler_logp && !isnan(b->sampler_logp[t])) {
+        const double gap = fabs((double)(b->old_logp ? b->old_logp[t] : b->logp[t]) - b->sampler_logp[t]);
+        s->sampler_gap += gap, s->sampled++;
+        s->sampler_gap_max = gap > s->sampler_gap_max ? gap : s->sampler_gap_max;
+    }
+}
+
+/* Is rho outside the clip range on the side where that removes the gradient? *low, *high: strict, as TRL's metrics. */
+static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
+    const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
+    const double x = gmpo ? log(rho) : policy_clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
+    *low = x < (gmpo ? 0 : 1) - c->epsilon && A < 0 && !cispo;
+    *high = x > (gmpo || cispo ? 0 : 1) + c->epsilon_high && A > 0;
+}
+
+/* -- the loss of a micro-batch ------------------------------------------------------------------------------------ */
+
+/* Adds answer i to the stats and returns its share of the loss; writes dlogp and dentropy of its tokens. */
+static inline double policy_loss_sequence(const PolicyLossConfig *c, const PolicyNormaliser *n, const PolicyBatch *b,
+                                          int32_t i, float *dlogp, float *dentropy, PolicyStats *stats) {
+    const int32_t begin = b->offset[i], end = b->offset[i + 1];
+    const double A = b->advantage[i], w = policy_token_weight(c, n, end - begin);
+    const bool by_sequence = policy_by_sequence(c), gmpo = c->loss == POLICY_GMPO,
+               keeps = policy_off_policy_keeps(c, b, i);
+    const bool metric_by_sequence = by_sequence && !gmpo, corrected = c->kl_bias_correction && !gmpo;
+    const double phi = c->loss == POLICY_VESPO ? policy_vespo_phi(c, b, i) : 0;
+    double share = 0, dloss_drho = 0, policy = 0, bonus = 0, low = 0, high = 0;
+    const double s = by_sequence ? policy_sequence_ratio(c, b, i, &share) : 0;
+    for (int32_t t = begin; t < end; t++) {
+        const double token_rho = exp(policy_log_ratio(b, t)), rho = by_sequence ? s : token_rho;
+        PolicyTerm p;
+        switch (c->loss) {
+        case POLICY_CISPO: p = policy_cispo(c, rho, A, b->logp[t]); break;
+        case POLICY_SAPO: p = policy_sapo(c, rho, A); break;
+        case POLICY_VESPO: p = policy_vespo(phi, A, b->logp[t]); break;
+        case POLICY_GMPO: p = (PolicyTerm){.l = -rho * A, .drho = -A}; break;
+        default: p = policy_clip(c, rho, A);
+        }
+        const bool kept = !b->keep || b->keep[t];
+        if (!keeps || (!kept && !gmpo)) p = (PolicyTerm){0}; /* gmpo: its rho leaves the token out */
+        if (b->ref_logp) {
+            double dk;
+            const double k = kl_estimate(c->kl, (double)b->logp[t] - b->ref_logp[t], &dk);
+            const double factor = corrected ? rho : 1;
+            p.l += c->beta * factor * k, p.dlogp += c->beta * factor * dk;
+            if (corrected) p.drho += c->beta * k;
+            stats->kl += factor * k, stats->has_kl = true;
+        }
+        policy += w * p.l, dloss_drho += w * p.drho;
+        if (dlogp) dlogp[t] = (float)(w * (p.dlogp + (by_sequence ? 0 : p.drho * rho)));
+        if (kept && c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / fmax(n->kept_tokens, 1);
+        if (dentropy) dentropy[t] = kept ? (float)(-c->entropy_coef / fmax(n->kept_tokens, 1)) : 0;
+        bool is_low, is_high;
+        policy_is_clipped(c, metric_by_sequence ? s : token_rho, A, &is_low, &is_high);
+        low += is_low, high += is_high;
+        policy_count_token(stats, b, t);
+    }
+    if (by_sequence && dlogp)
+        for (int32_t t = begin; t < end; t++) dlogp[t] += (float)(dloss_drho * s * policy_share(c, b, i, t, share));
+    const double count = metric_by_sequence && end > begin ? end - begin : 1, length = end - begin;
+    stats->low += low / count, stats->high += high / count, stats->region += (low + high) / count;
+    if (length > 0) stats->low_min = fmin(stats->low_min, low / length);
+    if (length > 0) stats->high_max = fmax(stats->high_max, high / length);
+    stats->counted++, stats->phi += phi;
+    stats->policy_loss += policy;
+    return policy - bonus;
+}
+
+/* The loss of the micro-batch `b` as a share of that of the batch that `n` was computed over, in nats.
+ * dlogp, dentropy: per token as b->logp, written (answers left out: 0); NULL: not wanted. dentropy must be there where
+ * entropy_coef is not 0 and dlogp is wanted. Adds to *stats. NaN in, NaN out. */
+static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormaliser *n, const PolicyBatch *b,
+                                 float *dlogp, float *dentropy, PolicyStats *stats) {
+    assert(c->beta == 0 || b->ref_logp);
+    assert(c->entropy_coef == 0 || (b->entropy && (dentropy || !dlogp)));
+    double loss = 0;
+    for (int32_t i = 0; i < b->sequences; i++) {
+        stats->sequences++;
+        if (!b->mask || b->mask[i]) {
+            loss += policy_loss_sequence(c, n, b, i, dlogp, dentropy, stats);
+            continue;
+        }
+        const int32_t begin = b->offset[i], length = b->offset[i + 1] - begin;
+        if (dlogp && length) memset(dlogp + begin, 0, (size_t)length * sizeof *dlogp);
+        if (dentropy && length) memset(dentropy + begin, 0, (size_t)length * sizeof *dentropy);
+        if (policy_by_sequence(c) && c->loss != POLICY_GMPO) /* TRL counts it, at rho = 1 */
+            stats->low_min = fmin(stats->low_min, 0), stats->high_max = fmax(stats->high_max, 0);
+        stats->phi += 1;
+    }
+    stats->loss += loss;
+    return loss;
+}
+
+/* -- metrics ------------------------------------------------------------------------------------------------------ */
+
+typedef struct PolicyMetric {
+    const char *name;
+    double value;
+} PolicyMetric;
+
+enum { POLICY_METRICS = 20 };
+
+/* Finishes the sums under TRL's names; those that do not apply are left out. Returns their number. Ours beside TRL's:
+ * ratio/mean, ratio/max, onpolicy/max_abs_ratio_minus_1 (of tokens) and policy/approxkl_avg = mean (log rho)^2 / 2. */
+static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, PolicyMetric out[POLICY_METRICS]) {
+    int n = 0;
+    const double tokens = fmax(s->tokens, 1);
+    const bool by_sequence = policy_by_sequence(c) && c->loss != POLICY_GMPO;
+    const double clipped = by_sequence ? fmax(s->sequences, 1) : tokens;
+#define METRIC(name_, value_)                                                                                          \
+    out[n++] = (PolicyMetric) { name_, value_ }
+    if (s->has_kl) METRIC("kl", s->kl / tokens);
+    if (s->has_entropy) METRIC("entropy", s->entropy / tokens);
+    if (c->entropy_coef != 0) METRIC("policy_loss", s->policy_loss);
+    if (c->loss == POLICY_CISPO) METRIC("cispo_clip_ratio", s->high / clipped);
+    else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->phi / fmax(s->sequences, 1));
+    else if (c->loss != POLICY_SAPO) {
+        METRIC("clip_ratio/low_mean", s->low / clipped);
+        METRIC("clip_ratio/low_min", isfinite(s->low_min) ? s->low_min : NAN);
+        METRIC("clip_ratio/high_mean", s->high / clipped);
+        METRIC("clip_ratio/high_max", isfinite(s->high_max) ? s->high_max : NAN);
+        METRIC("clip_ratio/region_mean", s->region / clipped);
+    }
+    METRIC("ratio/mean", s->tokens ? s->ratio / tokens : NAN);
+    METRIC("ratio/max", s->tokens ? s->ratio_max : NAN);
+    METRIC("onpolicy/max_abs_ratio_minus_1", s->ratio_gap);
+    METRIC("policy/approxkl_avg", s->square_log / (2 * tokens));
+    if (s->sampled) {
+        METRIC("sampling/sampling_logp_difference/mean", s->sampler_gap / s->sampled);
+        METRIC("sampling/sampling_logp_difference/max", s->sampler_gap_max);
+    }
+#undef METRIC
+    return n;
+}
+
+/* -- entropy ------------------------------------------------------------------------------------------------------ */
+
+static inline int policy_compare_floats(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939): keep[t] = 1 where the token's entropy is at least
+ * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset, mask: the whole
+ * optimizer batch; entropy, keep: per token. Returns the quantile, NaN where no token counts. */
+static inline double policy_entropy_keep(const float *entropy, const int32_t *offset, int32_t sequences,
+                                         const uint8_t *mask, double rho, uint8_t *keep) {
+    const int32_t first = offset[0], last = offset[sequences];
+    float *sorted = (float *)xmalloc((size_t)(last - first) * sizeof *sorted);
+    size_t n = 0;
+    memset(keep + first, 0, (size_t)(last - first));
+    for (int32_t i = 0; i < sequences; i++)
+        if (!mask || mask[i])
+            for (int32_t t = offset[i]; t < offset[i + 1]; t++) sorted[n++] = entropy[t];
+    qsort(sorted, n, sizeof *sorted, policy_compare_floats);
+    double threshold = NAN;
+    if (n) {
+        const double place = (1 - rho) * (double)(n - 1);
+        const size_t below = (size_t)place, above = below + 1 < n ? below + 1 : below;
+        threshold = sorted[below] + (place - (double)below) * ((double)sorted[above] - sorted[below]);
+    }
+    free(sorted);
+    for (int32_t i = 0; i < sequences; i++)
+        if (!mask || mask[i])
+            for (int32_t t = offset[i]; t < offset[i + 1]; t++) keep[t] = entropy[t] >= threshold;
+    return threshold;
+}
+
+/* Adaptive entropy coefficient (Skywork-OR1: He et al. 2025, 2505.22312): steps of `delta` towards a target;
+ * the bonus acts only while the last step's mean entropy was not above the target. `coef` and `last` are its state. */
+typedef struct EntropyControl {
+    double target, delta, low, high;
+    double coef, last;
+} EntropyControl;
+
+static inline EntropyControl entropy_control(double coef) {
+    EntropyControl e = {.target = 0.2, .delta = 0.005, .low = 0, .high = 1, .coef = coef, .last = INFINITY};
+    return e;
+}
+
+/* The entropy_coef of this optimizer step. */
+static inline double entropy_control_coef(const EntropyControl *e) { return e->last <= e->target ? e->coef : 0; }
+
+/* After the step: `entropy` is the mean over the tokens that were kept. */
+static inline void entropy_control_update(EntropyControl *e, double entropy) {
+    e->coef = entropy <= e->target ? fmin(e->coef + e->delta, e->high) : fmax(e->coef - e->delta, e->low);
+    e->last = entropy;
+}
+
+#endif

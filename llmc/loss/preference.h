@@ -1,0 +1,579 @@
+/* preference.h - losses of preference pairs as functions of log-probabilities: what train_dpo minimises.
+ *
+ * One function, preference_loss(), takes the log-probabilities of the tokens of chosen and rejected answers under the
+ * policy and a reference, and returns the loss with its gradient with respect to each log-probability. It needs no model.
+ *
+ *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the answer's tokens; |w|, |l| its tokens
+ *   f(x) = x (f-divergence: below)   D = f(c) - f(r)   S = sigmoid   ls = log S   b = beta, e = label_smoothing
+ *
+ *   loss          of a pair                                                                      paper
+ *   sigmoid       -(1-e) ls(bD) - e ls(-bD); TRL ignores e here. e > 0: conservative DPO          2305.18290, cDPO
+ *   sigmoid_norm  the same with D = f(c)/|w| - f(r)/|l|                                           2411.15124 (Tulu 3)
+ *   hinge         max(0, 1 - bD)                                                                  2305.10425, 2309.06657
+ *   ipo           (f(c)/|w| - f(r)/|l| - 1/(2b))^2                                                2310.12036 eq. 17
+ *   ipo_sum       (D - 1/(2b))^2: sums, as TRL's OnlineDPO and the paper's text have it           2310.12036 eq. 17
+ *   exo_pair      S(bD) (ls(bD) - log(1-e)) + S(-bD) (ls(-bD) - log e), e > 0                     2402.00856 eq. 16
+ *   nca_pair      -ls(bc) - ls(-bc)/2 - ls(-br)/2                                                 2402.05369
+ *   robust        (-(1-e) ls(bD) + e ls(-bD)) / (1-2e), e < 1/2                                   2403.00409
+ *   bco_pair      -ls(bc) - ls(-br)                                                               2404.04656
+ *   sppo_hard     (c - 1/(2b))^2 + (r + 1/(2b))^2                                                 2405.00675 eq. 4.7
+ *   aot           sort log pi(y_w)/pi(y_l) and ref's over the batch, D = their difference by rank,
+ *                 -(1-e) ls(bD) - e ls(-bD)                                                       2406.05882
+ *   aot_unpaired  sort c and r over the batch, D = their difference by rank, the same             2406.05882
+ *   apo_zero      1 - S(bc) + S(br)                                                               2408.06266 eq. 7
+ *   apo_down      S(bc) + 1 - S(b(c-r))                                                           2408.06266 eq. 8
+ *   discopop      (1-m) (-ls(bD)) + m exp(-bD), m = S(bD/tau)                                     2406.08414 eq. 5
+ *   sft           -mean of log pi over the batch's chosen tokens                                  RPO: 2404.19733
+ *   dpop          -ls(b(c - r - lambda max(0, -c)))                                               2402.13228 eq. 3
+ *   orpo          -mean of log pi over the batch's prompt and chosen tokens - b ls(o_w - o_l),
+ *                 o = a - log(1 - e^a), a = mean log pi of the answer's tokens                    2403.07691 eq. 6
+ *   simpo         -(1-e) ls(b (h(a_w) - h(a_l)) - gamma) - e ls(-...)                             2405.14734 eq. 6
+ *   cpo           -(1-e) ls(b (h(log pi(y_w)) - h(log pi(y_l)))) - e ls(-...) + cpo_alpha sft     2401.08417 eq. 3
+ *
+ * h(x) = (1 - e^(-alpha x)) / alpha, alpha = 0: x (AlphaPO: 2501.03884). f (f-DPO: 2309.16240): reverse_kl x;
+ * forward_kl 1 - e^-x; js_divergence log 2 + ls(x); alpha_divergence (e^((a-1)x) - 1)/(a-1), the exponent at most 80.
+ * LD-DPO (2409.06411): in the sums c, r and logps, tokens past the shorter answer's length weigh ld_alpha. WPO
+ * (2406.11827): the pair's loss, but not sft, is multiplied by w_w w_l, w = exp(mean_t(log pi_t - log sum_v p_v^2)), held
+ * constant.
+ * Several losses may be added with weights: RPO is sigmoid,sft, MPO sigmoid,bco_pair,sft with 0.8, 0.2, 1.
+ *
+ * Formulas and defaults are TRL 1.16's (tests/golden/preference.txt holds values from its own code); simpo is the
+ * paper's, without TRL's cpo_alpha term, which `simpo,sft` brings back. Without a reference (ref_logp NULL) all of its
+ * log-probabilities count as 0: the reference-free form.
+ *
+ * The number of pairs and the sums of tokens are those of the WHOLE optimizer batch (PreferenceNormaliser), so losses and
+ * gradients of micro-batches add up to those of the batch. Those of preference_sorts() need the whole batch in one call.
+ *
+ *     PreferenceConfig c = preference_config();
+ *     preference_add(&c, PREFERENCE_IPO, 1);
+ *     PreferenceNormaliser n = preference_normaliser(offset, pairs);
+ *     PreferenceStats stats = {0};
+ *     for each micro-batch: loss += preference_loss(&c, &n, &batch, dlogp, &stats), gpt2_backward(dlogp)
+ */
+#ifndef LLMC_LOSS_PREFERENCE_H
+#define LLMC_LOSS_PREFERENCE_H
+
+#include "../base/error.h"
+#include <assert.h>
+#include <math.h>
+
+#define PREFERENCE_LOSS_CHOICES                                                                                        \
+    "sigmoid|sigmoid_norm|hinge|ipo|ipo_sum|exo_pair|nca_pair|robust|bco_pair|sppo_hard|aot|aot_unpaired|"             \
+    "apo_zero|apo_down|discopop|sft|dpop|orpo|simpo|cpo"
+/* in the order of PREFERENCE_LOSS_CHOICES */
+typedef enum {
+    PREFERENCE_SIGMOID,
+    PREFERENCE_SIGMOID_NORM,
+    PREFERENCE_HINGE,
+    PREFERENCE_IPO,
+    PREFERENCE_IPO_SUM,
+    PREFERENCE_EXO_PAIR,
+    PREFERENCE_NCA_PAIR,
+    PREFERENCE_ROBUST,
+    PREFERENCE_BCO_PAIR,
+    PREFERENCE_SPPO_HARD,
+    PREFERENCE_AOT,
+    PREFERENCE_AOT_UNPAIRED,
+    PREFERENCE_APO_ZERO,
+    PREFERENCE_APO_DOWN,
+    PREFERENCE_DISCOPOP,
+    PREFERENCE_SFT,
+    PREFERENCE_DPOP,
+    PREFERENCE_ORPO,
+    PREFERENCE_SIMPO,
+    PREFERENCE_CPO,
+    PREFERENCE_LOSSES
+} PreferenceLoss;
+
+#define DIVERGENCE_CHOICES "reverse_kl|forward_kl|js_divergence|alpha_divergence"
+/* in the order of DIVERGENCE_CHOICES */
+typedef enum { DIVERGENCE_REVERSE_KL, DIVERGENCE_FORWARD_KL, DIVERGENCE_JS, DIVERGENCE_ALPHA } Divergence;
+
+typedef struct PreferenceConfig {
+    int losses;
+    PreferenceLoss loss[PREFERENCE_LOSSES];
+    double weight[PREFERENCE_LOSSES];
+    double beta, label_smoothing;
+    Divergence divergence;
+    double divergence_alpha; /* of alpha_divergence */
+    double ld_alpha;         /* 1: every token counts in full */
+    bool use_weighting;      /* WPO */
+    double discopop_tau, dpop_lambda, simpo_gamma, cpo_alpha;
+    double alpha; /* AlphaPO's, of simpo and cpo; 0: none */
+} PreferenceConfig;
+
+/* No loss yet, and the defaults of TRL; dpop_lambda is the paper's. */
+static inline PreferenceConfig preference_config(void) {
+    PreferenceConfig c = {.beta = 0.1,
+                          .divergence_alpha = 0.5,
+                          .ld_alpha = 1,
+                          .discopop_tau = 0.05,
+                          .dpop_lambda = 50,
+                          .simpo_gamma = 0.5,
+                          .cpo_alpha = 1};
+    return c;
+}
+
+static inline bool preference_has(const PreferenceConfig *c, PreferenceLoss loss) {
+    for (int i = 0; i < c->losses; i++)
+        if (c->loss[i] == loss) return true;
+    return false;
+}
+
+/* Adds a loss, or weight to one that is there. */
+static inline void preference_add(PreferenceConfig *c, PreferenceLoss loss, double weight) {
+    int i = 0;
+    while (i < c->losses && c->loss[i] != loss) i++;
+    if (i == c->losses) c->loss[c->losses++] = loss, c->weight[i] = 0;
+    c->weight[i] += weight;
+}
+
+static inline bool preference_uses_reference(PreferenceLoss loss) {
+    return loss != PREFERENCE_SFT && loss != PREFERENCE_ORPO && loss != PREFERENCE_SIMPO && loss != PREFERENCE_CPO;
+}
+
+static inline bool preference_needs_reference(const PreferenceConfig *c) {
+    for (int i = 0; i < c->losses; i++)
+        if (preference_uses_reference(c->loss[i])) return true;
+    return false;
+}
+
+/* Does a loss sort the pairs of the batch? Then a pair has no loss of its own: WPO cannot weight it, and all pairs must be
+ * in one call. */
+static inline bool preference_sorts(const PreferenceConfig *c) {
+    return preference_has(c, PREFERENCE_AOT) || preference_has(c, PREFERENCE_AOT_UNPAIRED);
+}
+
+/* Is the loss a function of the divergence's scores f(c) - f(r) alone? Only there does the unknown normaliser of f-DPO
+ * cancel; the other losses go with reverse_kl (sft has no score). */
+static inline bool preference_takes_divergence(PreferenceLoss loss) {
+    return loss <= PREFERENCE_EXO_PAIR || loss == PREFERENCE_ROBUST || loss == PREFERENCE_DISCOPOP ||
+           loss == PREFERENCE_SFT;
+}
+
+/* A micro-batch of pairs. Of pair i, [offset[3i], offset[3i+1]) are tokens of the prompt (none, but for orpo),
+ * [offset[3i+1], offset[3i+2]) those of the chosen, [offset[3i+2], offset[3i+3]) of the rejected answer, in every array. */
+typedef struct PreferenceBatch {
+    int32_t pairs;
+    const int32_t *offset;   /* (3 pairs + 1) */
+    const float *logp;       /* log pi(y_t) */
+    const float *ref_logp;   /* of the reference, or NULL: reference-free */
+    const float *log_square; /* log sum_v p_v^2 at each token, or NULL where use_weighting is not set */
+    const float *linear;     /* (2 pairs) or NULL: adds linear[2i] log pi(y_w) + linear[2i+1] log pi(y_l) to pair i's
+                                loss (XPO's optimism) */
+} PreferenceBatch;
+
+/* Sums over the whole optimizer batch. */
+typedef struct PreferenceNormaliser {
+    double pairs, chosen_tokens, prompt_tokens;
+} PreferenceNormaliser;
+
+static inline PreferenceNormaliser preference_normaliser(const int32_t *offset, int32_t pairs) {
+    PreferenceNormaliser n = {.pairs = pairs};
+    for (int32_t i = 0; i < pairs; i++) {
+        n.prompt_tokens += offset[3 * i + 1] - offset[3 * i];
+        n.chosen_tokens += offset[3 * i + 2] - offset[3 * i + 1];
+    }
+    return n;
+}
+
+/* Sums that add up over micro-batches; preference_metrics() makes means of them. Start from zero. */
+typedef struct PreferenceStats {
+    double pairs, loss;
+    double chosen, rejected, right;      /* rewards; pairs with chosen > rejected */
+    double chosen_logp, rejected_logp;   /* as the first loss takes them */
+    double chosen_ratio, rejected_ratio; /* c, r, whatever the loss */
+    double nll, nll_tokens;              /* of the tokens that sft, cpo or orpo learn */
+    double log_odds_ratio, log_odds;     /* orpo */
+    double weight;                       /* WPO */
+} PreferenceStats;
+
+/* ---- scalar functions ------------------------------------------------------------------------------------------ */
+
+static inline double preference_sigmoid(double x) { return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); }
+static inline double preference_log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
+
+/* A value and its derivative. */
+typedef struct PreferenceValue {
+    double y, dy;
+} PreferenceValue;
+
+/* f(x), the score of a log-ratio: f'(e^x) of the divergence's generator f (f-DPO, table 1). */
+static inline PreferenceValue preference_divergence(const PreferenceConfig *c, double x) {
+    const double a = c->divergence_alpha - 1;
+    switch (c->divergence) {
+    case DIVERGENCE_FORWARD_KL: return (PreferenceValue){1 - exp(-x), exp(-x)};
+    case DIVERGENCE_JS: return (PreferenceValue){log(2) + preference_log_sigmoid(x), preference_sigmoid(-x)};
+    case DIVERGENCE_ALPHA:
+        if (fabs(a) < 1e-6) break; /* the limit */
+        if (a * x > 80) return (PreferenceValue){(exp(80) - 1) / a, 0};
+        return (PreferenceValue){(exp(a * x) - 1) / a, exp(a * x)};
+    default: break;
+    }
+    return (PreferenceValue){x, 1};
+}
+
+/* AlphaPO's reward of a log-probability. */
+static inline PreferenceValue preference_alpha_reward(const PreferenceConfig *c, double x) {
+    if (c->alpha == 0) return (PreferenceValue){x, 1};
+    return (PreferenceValue){(1 - exp(-c->alpha * x)) / c->alpha, exp(-c->alpha * x)};
+}
+
+/* log p/(1-p) of a mean log-probability a < 0, p = e^a (ORPO, eq. 4). a is kept below 0, where it is infinite. */
+static inline PreferenceValue preference_log_odds(double a) {
+    a = a > -1e-12 ? -1e-12 : a;
+    const double log_rest = a < -M_LN2 ? log1p(-exp(a)) : log(-expm1(a));
+    return (PreferenceValue){a - log_rest, -1 / expm1(a)};
+}
+
+/* -(1-e) ls(u) - e ls(-u) */
+static inline PreferenceValue preference_smoothed(double u, double e) {
+    return (PreferenceValue){-(1 - e) * preference_log_sigmoid(u) - e * preference_log_sigmoid(-u),
+                             -(1 - e) * preference_sigmoid(-u) + e * preference_sigmoid(u)};
+}
+
+/* ---- the loss of one pair -------------------------------------------------------------------------------------- */
+
+/* One answer: logp is the sum that LD-DPO may have weighted, plain the sum of all tokens. */
+typedef struct PreferenceAnswer {
+    double logp, ref, plain, length;
+} PreferenceAnswer;
+
+/* The loss with its derivatives by each answer's logp and plain. */
+typedef struct PreferenceTerm {
+    double l;
+    double dlogp[2], dplain[2];
+} PreferenceTerm;
+
+/* The losses that are functions of u = b (f(c)/n_w - f(r)/n_l). */
+static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, PreferenceLoss loss, double u) {
+    const double e = c->label_smoothing, S = preference_sigmoid(u), ls = preference_log_sigmoid(u);
+    switch (loss) {
+    case PREFERENCE_HINGE: return (PreferenceValue){u >= 1 ? 0 : 1 - u, u >= 1 ? 0 : -1};
+    case PREFERENCE_IPO:
+    case PREFERENCE_IPO_SUM: { /* (u/b - 1/(2b))^2 */
+        const double d = (u - 0.5) / c->beta;
+        return (PreferenceValue){d * d, 2 * d / c->beta};
+    }
+    case PREFERENCE_EXO_PAIR: /* ls(u) - ls(-u) = u */
+        return (PreferenceValue){S * (ls - log1p(-e)) + (1 - S) * (ls - u - log(e)),
+                                 S * preference_sigmoid(-u) * (u - log1p(-e) + log(e))};
+    case PREFERENCE_ROBUST: {
+        const PreferenceValue v = preference_smoothed(u, -e / (1 - 2 * e));
+        return v;
+    }
+    case PREFERENCE_DISCOPOP: {
+        const double m = preference_sigmoid(u / c->discopop_tau), dm = m * (1 - m) / c->discopop_tau;
+        return (PreferenceValue){(1 - m) * -ls + m * exp(-u),
+                                 dm * (exp(-u) + ls) - (1 - m) * preference_sigmoid(-u) - m * exp(-u)};
+    }
+    default: return preference_smoothed(u, e);
+    }
+}
+
+/* The losses of x = bc and y = br. */
+static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, PreferenceLoss loss, double x, double y) {
+    const double Sx = preference_sigmoid(x), Sy = preference_sigmoid(y), half = 0.5;
+    PreferenceTerm t = {0};
+    switch (loss) {
+    case PREFERENCE_NCA_PAIR:
+        t.l = -preference_log_sigmoid(x) - half * (preference_log_sigmoid(-x) + preference_log_sigmoid(-y));
+        t.dlogp[0] = -preference_sigmoid(-x) + half * Sx, t.dlogp[1] = half * Sy;
+        break;
+    case PREFERENCE_BCO_PAIR:
+        t.l = -preference_log_sigmoid(x) - preference_log_sigmoid(-y);
+        t.dlogp[0] = -preference_sigmoid(-x), t.dlogp[1] = Sy;
+        break;
+    case PREFERENCE_SPPO_HARD: { /* in c and r: x / b, y / b */
+        const double w = (x - half) / c->beta, l = (y + half) / c->beta;
+        t.l = w * w + l * l;
+        t.dlogp[0] = 2 * w / c->beta, t.dlogp[1] = 2 * l / c->beta;
+        break;
+    }
+    case PREFERENCE_APO_ZERO:
+        t.l = 1 - Sx + Sy;
+        t.dlogp[0] = -Sx * (1 - Sx), t.dlogp[1] = Sy * (1 - Sy);
+        break;
+    case PREFERENCE_APO_DOWN: {
+        const double S = preference_sigmoid(x - y);
+        t.l = Sx + 1 - S;
+        t.dlogp[0] = Sx * (1 - Sx) - S * (1 - S), t.dlogp[1] = S * (1 - S);
+        break;
+    }
+    default: { /* dpop */
+        const double u = x - y - c->dpop_lambda * (x < 0 ? -x : 0), slope = -preference_sigmoid(-u);
+        t.l = -preference_log_sigmoid(u);
+        t.dlogp[0] = slope * (x < 0 ? 1 + c->dpop_lambda : 1), t.dlogp[1] = -slope;
+    }
+    }
+    for (int k = 0; k < 2; k++) t.dlogp[k] *= c->beta;
+    return t;
+}
+
+/* The loss of a pair; a points to two answers, a[0] chosen and a[1] rejected. Not for aot, aot_unpaired and sft, which are the batch's. */
+static inline PreferenceTerm preference_pair(const PreferenceConfig *c, PreferenceLoss loss,
+                                             const PreferenceAnswer *a) {
+    PreferenceTerm t = {0};
+    switch (loss) {
+    case PREFERENCE_NCA_PAIR:
+    case PREFERENCE_BCO_PAIR:
+    case PREFERENCE_SPPO_HARD:
+    case PREFERENCE_APO_ZERO:
+    case PREFERENCE_APO_DOWN:
+    case PREFERENCE_DPOP:
+        return preference_of_ratios(c, loss, c->beta * (a[0].logp - a[0].ref), c->beta * (a[1].logp - a[1].ref));
+    case PREFERENCE_ORPO: {
+        const PreferenceValue w = preference_log_odds(a[0].plain / a[0].length),
+                              l = preference_log_odds(a[1].plain / a[1].length);
+        t.l = -c->beta * preference_log_sigmoid(w.y - l.y);
+        const double slope = -c->beta * preference_sigmoid(l.y - w.y);
+        t.dplain[0] = slope * w.dy / a[0].length, t.dplain[1] = -slope * l.dy / a[1].length;
+        return t;
+    }
+    case PREFERENCE_SIMPO:
+    case PREFERENCE_CPO: {
+        const bool mean = loss == PREFERENCE_SIMPO;
+        const double n[2] = {mean ? a[0].length : 1, mean ? a[1].length : 1};
+        const PreferenceValue w = preference_alpha_reward(c, a[0].plain / n[0]),
+                              l = preference_alpha_reward(c, a[1].plain / n[1]);
+        const PreferenceValue v =
+            preference_smoothed(c->beta * (w.y - l.y) - (mean ? c->simpo_gamma : 0), c->label_smoothing);
+        t.l = v.y;
+        t.dplain[0] = v.dy * c->beta * w.dy / n[0], t.dplain[1] = -v.dy * c->beta * l.dy / n[1];
+        return t;
+    }
+    default: {
+        const bool mean = loss == PREFERENCE_IPO || loss == PREFERENCE_SIGMOID_NORM;
+        const double n[2] = {mean ? a[0].length : 1, mean ? a[1].length : 1};
+        const PreferenceValue w = preference_divergence(c, a[0].logp - a[0].ref),
+                              l = preference_divergence(c, a[1].logp - a[1].ref);
+        const PreferenceValue v = preference_of_margin(c, loss, c->beta * (w.y / n[0] - l.y / n[1]));
+        t.l = v.y;
+        t.dlogp[0] = v.dy * c->beta * w.dy / n[0], t.dlogp[1] = -v.dy * c->beta * l.dy / n[1];
+        return t;
+    }
+    }
+}
+
+/* ---- the batch ------------------------------------------------------------------------------------------------- */
+
+/* Of one pair while its batch is worked on: the loss's derivative by each answer's sums, and its WPO weight. */
+typedef struct PreferencePair {
+    PreferenceAnswer answer[2];
+    double dlogp[2], dplain[2], weight;
+} PreferencePair;
+
+static inline int32_t preference_begin(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 1 + k]; }
+static inline int32_t preference_end(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 2 + k]; }
+
+/* LD-DPO's weight of token t of an answer (counted from 0) where the shorter of the two has `shared` tokens. */
+static inline double preference_ld(const PreferenceConfig *c, int32_t t, int32_t shared) {
+    return t < shared ? 1 : c->ld_alpha;
+}
+
+static inline int32_t preference_shared(const PreferenceBatch *b, int32_t i) {
+    const int32_t w = preference_end(b, i, 0) - preference_begin(b, i, 0);
+    const int32_t l = preference_end(b, i, 1) - preference_begin(b, i, 1);
+    return w < l ? w : l;
+}
+
+static inline PreferencePair preference_sums(const PreferenceConfig *c, const PreferenceBatch *b, int32_t i) {
+    const int32_t shared = preference_shared(b, i);
+    PreferencePair p = {.weight = 1};
+    double log_weight = 0;
+    for (int k = 0; k < 2; k++) {
+        const int32_t begin = preference_begin(b, i, k), end = preference_end(b, i, k);
+        PreferenceAnswer *a = &p.answer[k];
+        double aligned = 0;
+        for (int32_t t = begin; t < end; t++) {
+            const double w = preference_ld(c, t - begin, shared);
+            a->logp += w * b->logp[t], a->plain += b->logp[t];
+            if (b->ref_logp) a->ref += w * b->ref_logp[t];
+            if (c->use_weighting) aligned += (double)b->logp[t] - b->log_square[t];
+        }
+        a->length = fmax(end - begin, 1);
+        log_weight += aligned / a->length;
+    }
+    if (c->use_weighting) p.weight = exp(log_weight);
+    return p;
+}
+
+typedef struct PreferenceRank {
+    double value;
+    int32_t pair;
+} PreferenceRank;
+
+static inline int preference_by_value(const void *a, const void *b) {
+    const PreferenceRank *x = (const PreferenceRank *)a, *y = (const PreferenceRank *)b;
+    if (x->value != y->value) return x->value < y->value ? -1 : 1;
+    return (x->pair > y->pair) - (x->pair < y->pair);
+}
+
+/* AOT: the k-th smallest of one quantity against the k-th smallest of another. paired: log pi(y_w)/pi(y_l) against the
+ * reference's; else c against r. Returns the batch's sum; weight: what one pair's loss counts. */
+static inline double preference_aot(const PreferenceConfig *c, PreferencePair *pair, int32_t n, bool paired,
+                                    double weight) {
+    PreferenceRank *u = (PreferenceRank *)xmalloc(2 * (size_t)n * sizeof *u), *v = u + n;
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const PreferenceAnswer *w = &pair[i].answer[0], *l = &pair[i].answer[1];
+        u[i] = (PreferenceRank){paired ? w->logp - l->logp : w->logp - w->ref, i};
+        v[i] = (PreferenceRank){paired ? w->ref - l->ref : l->logp - l->ref, i};
+    }
+    qsort(u, (size_t)n, sizeof *u, preference_by_value), qsort(v, (size_t)n, sizeof *v, preference_by_value);
+    for (int32_t k = 0; k < n; k++) {
+        const PreferenceValue l = preference_smoothed(c->beta * (u[k].value - v[k].value), c->label_smoothing);
+        const double slope = weight * c->beta * l.dy;
+        sum += weight * l.y;
+        pair[u[k].pair].dlogp[0] += slope;
+        pair[paired ? u[k].pair : v[k].pair].dlogp[1] -= slope;
+    }
+    free(u);
+    return sum;
+}
+
+/* -weight times the mean of log pi over the batch's tokens [offset[3i + from], offset[3i + 2]). */
+static inline double preference_nll(const PreferenceBatch *b, int from, double tokens, double weight, float *dlogp) {
+    double sum = 0;
+    for (int32_t i = 0; i < b->pairs; i++)
+        for (int32_t t = b->offset[3 * i + from]; t < b->offset[3 * i + 2]; t++) {
+            sum -= weight / tokens * b->logp[t];
+            if (dlogp) dlogp[t] -= (float)(weight / tokens);
+        }
+    return sum;
+}
+
+/* What the first loss calls an answer's reward, and its log-probability. */
+static inline double preference_reward(const PreferenceConfig *c, const PreferenceAnswer *a, double *logp) {
+    const PreferenceLoss loss = c->loss[0];
+    const bool mean = loss == PREFERENCE_ORPO || loss == PREFERENCE_SIMPO;
+    *logp = mean ? a->plain / a->length : loss == PREFERENCE_CPO ? a->plain : a->logp;
+    if (loss == PREFERENCE_ORPO) return c->beta * *logp;
+    if (loss == PREFERENCE_SIMPO || loss == PREFERENCE_CPO) return c->beta * preference_alpha_reward(c, *logp).y;
+    return c->beta * (a->logp - a->ref);
+}
+
+static inline void preference_count(const PreferenceConfig *c, const PreferencePair *p, PreferenceStats *s) {
+    double reward[2], logp[2];
+    for (int k = 0; k < 2; k++) reward[k] = preference_reward(c, &p->answer[k], &logp[k]);
+    s->pairs++;
+    s->chosen += reward[0], s->rejected += reward[1], s->right += reward[0] > reward[1];
+    s->chosen_logp += logp[0], s->rejected_logp += logp[1];
+    s->chosen_ratio += p->answer[0].logp - p->answer[0].ref, s->rejected_ratio += p->answer[1].logp - p->answer[1].ref;
+    s->weight += p->weight;
+    if (!preference_has(c, PREFERENCE_ORPO)) return;
+    const double odds = preference_log_odds(p->answer[0].plain / p->answer[0].length).y -
+                        preference_log_odds(p->answer[1].plain / p->answer[1].length).y;
+    s->log_odds += odds, s->log_odds_ratio += preference_log_sigmoid(odds);
+}
+
+/* The loss of the micro-batch `b` as a share of that of the batch that `n` was computed over, in nats.
+ * dlogp: per token as b->logp, written; NULL: not wanted. Adds to *stats. NaN in, NaN out. */
+static inline double preference_loss(const PreferenceConfig *c, const PreferenceNormaliser *n, const PreferenceBatch *b,
+                                     float *dlogp, PreferenceStats *stats) {
+    assert(c->losses && (!c->use_weighting || b->log_square));
+    assert(!preference_sorts(c) || n->pairs == b->pairs);
+    assert(!c->use_weighting || !preference_sorts(c));
+    PreferencePair *pair = (PreferencePair *)xmalloc(((size_t)b->pairs + 1) * sizeof *pair);
+    double loss = 0;
+    for (int32_t i = 0; i < b->pairs; i++) {
+        pair[i] = preference_sums(c, b, i);
+        preference_count(c, &pair[i], stats);
+        for (int k = 0; b->linear && k < 2; k++) {
+            const double w = b->linear[2 * i + k] / n->pairs;
+            loss += w * pair[i].answer[k].plain, pair[i].dplain[k] += w;
+        }
+    }
+    const int32_t first = b->offset[0], last = b->offset[3 * b->pairs];
+    for (int32_t t = first; dlogp && t < last; t++) dlogp[t] = 0;
+    for (int j = 0; j < c->losses; j++) {
+        const PreferenceLoss kind = c->loss[j];
+        const double share = c->weight[j] / n->pairs;
+        if (kind == PREFERENCE_AOT || kind == PREFERENCE_AOT_UNPAIRED) {
+            loss += preference_aot(c, pair, b->pairs, kind == PREFERENCE_AOT, share);
+            continue;
+        }
+        const double tokens = n->chosen_tokens + (kind == PREFERENCE_ORPO ? n->prompt_tokens : 0);
+        const double learned = kind == PREFERENCE_CPO                              ? c->cpo_alpha
+                               : kind == PREFERENCE_SFT || kind == PREFERENCE_ORPO ? 1
+                                                                                   : 0;
+        const int from = kind == PREFERENCE_ORPO ? 0 : 1;
+        if (learned != 0) loss += preference_nll(b, from, tokens, c->weight[j] * learned, dlogp);
+        for (int32_t i = 0; kind != PREFERENCE_SFT && i < b->pairs; i++) {
+            const PreferenceTerm t = preference_pair(c, kind, pair[i].answer);
+            loss += share * pair[i].weight * t.l;
+            for (int k = 0; k < 2; k++) {
+                pair[i].dlogp[k] += share * pair[i].weight * t.dlogp[k];
+                pair[i].dplain[k] += share * pair[i].weight * t.dplain[k];
+            }
+        }
+    }
+    const int learns_prompt = preference_has(c, PREFERENCE_ORPO) ? 0 : 1;
+    for (int32_t i = 0; i < b->pairs; i++) {
+        const int32_t shared = preference_shared(b, i);
+        for (int k = 0; dlogp && k < 2; k++)
+            for (int32_t t = preference_begin(b, i, k); t < preference_end(b, i, k); t++)
+                dlogp[t] += (float)(pair[i].dlogp[k] * preference_ld(c, t - preference_begin(b, i, k), shared) +
+                                    pair[i].dplain[k]);
+        for (int32_t t = b->offset[3 * i + learns_prompt]; t < b->offset[3 * i + 2]; t++)
+            stats->nll -= b->logp[t], stats->nll_tokens++;
+    }
+    free(pair);
+    stats->loss += loss;
+    return loss;
+}
+
+/* Nash-MD (2312.00886), REINFORCE on the preference over an answer of the mixture, with the KL to the reference, as TRL had
+ * it: sum_t (beta sg(log pi_t/ref_t) - (P - 1/2)) log pi_t. The batch holds one answer a prompt, the policy's own, as the
+ * chosen one; probability: (pairs) P, that it is preferred. The share of `total` answers; dlogp as above. */
+static inline double nash_md_loss(double beta, double total, const PreferenceBatch *b, const float *probability,
+                                  float *dlogp) {
+    double loss = 0;
+    for (int32_t i = 0; i < b->pairs; i++)
+        for (int32_t t = preference_begin(b, i, 0); t < preference_end(b, i, 0); t++) {
+            const double ratio = (double)b->logp[t] - b->ref_logp[t];
+            const double slope = (beta * ratio - ((double)probability[i] - 0.5)) / total;
+            loss += slope * b->logp[t];
+            if (dlogp) dlogp[t] = (float)slope;
+        }
+    return loss;
+}
+
+/* ---- metrics --------------------------------------------------------------------------------------------------- */
+
+typedef struct PreferenceMetric {
+    const char *name;
+    double value;
+} PreferenceMetric;
+
+enum { PREFERENCE_METRICS = 16 };
+
+/* Finishes the sums under TRL's names; those that do not apply are left out. Returns their number. Ours beside TRL's:
+ * logratios/chosen and /rejected (c and r: likelihood displacement shows there), wpo/weight. */
+static inline int preference_metrics(const PreferenceConfig *c, const PreferenceStats *s,
+                                     PreferenceMetric out[PREFERENCE_METRICS]) {
+    int n = 0;
+    const double pairs = fmax(s->pairs, 1);
+#define METRIC(name_, value_) out[n++] = (PreferenceMetric){name_, value_}
+    METRIC("rewards/chosen", s->chosen / pairs);
+    METRIC("rewards/rejected", s->rejected / pairs);
+    METRIC("rewards/accuracies", s->right / pairs);
+    METRIC("rewards/margins", (s->chosen - s->rejected) / pairs);
+    METRIC("logps/chosen", s->chosen_logp / pairs);
+    METRIC("logps/rejected", s->rejected_logp / pairs);
+    if (preference_needs_reference(c)) {
+        METRIC("logratios/chosen", s->chosen_ratio / pairs);
+        METRIC("logratios/rejected", s->rejected_ratio / pairs);
+    }
+    if (preference_has(c, PREFERENCE_SFT) || preference_has(c, PREFERENCE_CPO) || preference_has(c, PREFERENCE_ORPO))
+        METRIC("nll_loss", s->nll / fmax(s->nll_tokens, 1));
+    if (preference_has(c, PREFERENCE_ORPO)) {
+        METRIC("log_odds_ratio", s->log_odds_ratio / pairs);
+        METRIC("log_odds_chosen", s->log_odds / pairs);
+    }
+    if (c->use_weighting) METRIC("wpo/weight", s->weight / pairs);
+#undef METRIC
+    return n;
+}
+
+#endif

@@ -1,0 +1,70 @@
+/* reward.h - what reward models minimise, as functions of scores: the outputs of a linear head at chosen tokens.
+ *
+ *   Bradley-Terry   pairs (c, r) with scores s_c, s_r and margin m:   x = s_c - s_r - m
+ *                     L = mean[ -(1 - e) log sigma(x) - e log sigma(-x) ] + c mean[ (s_c + s_r)^2 ]
+ *   binary          labels y in {0, 1}:   L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ],  t = y (1 - e) + (1 - y) e
+ *
+ * with label smoothing e in [0, 0.5), 0 for none, and the weight c of centering. N, the normaliser, is the number of pairs
+ * or labels of the WHOLE optimizer batch, so that cutting it into micro-batches never changes the loss: losses and
+ * gradients of micro-batches add up. Scores and gradients are float, sums double.
+ *
+ * Binary cross-entropy on one score is the two-class softmax of a token classifier (TRL's PRM trainer) with s = z_1 - z_0:
+ * the loss is the same, and so are the gradients of z_1 (and, with the other sign, z_0).
+ *
+ *     loss += loss_bradley_terry(&config, score, margin, pairs, N, dscore);
+ *     gpt2_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
+ */
+#ifndef LLMC_LOSS_REWARD_H
+#define LLMC_LOSS_REWARD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct RewardLoss {
+    double label_smoothing; /* e: the chance that a label is wrong (Mitchell 2023, cDPO, eq. 3, for preferences) */
+    double center;          /* c (Eisenstein et al. 2023, 2312.09244, eq. 2); 0: none */
+} RewardLoss;
+
+/* log sigma(x) without overflow, and sigma(x). */
+static inline double reward_log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
+static inline double reward_sigmoid(double x) { return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); }
+
+/* Bradley-Terry (Ouyang et al. 2022, eq. 1), margin as in Touvron et al. 2023 (Llama 2, eq. 2); without smoothing TRL's
+ * RewardTrainer.compute_loss.
+ *   dL/ds_c = [ sigma(x) - (1 - e) + 2 c (s_c + s_r) ] / N,   dL/ds_r = [ (1 - e) - sigma(x) + 2 c (s_c + s_r) ] / N
+ * score: (2 pairs) chosen, rejected, chosen, ...; margin: (pairs), NULL: 0; dscore: (2 pairs), written; NULL: not wanted.
+ * Returns this micro-batch's share of L. */
+static inline double loss_bradley_terry(const RewardLoss *o, const float *score, const float *margin, int64_t pairs,
+                                        double normaliser, float *dscore) {
+    const double N = normaliser, e = o->label_smoothing;
+    double sum = 0;
+    for (int64_t i = 0; i < pairs; i++) {
+        const double chosen = score[2 * i], rejected = score[2 * i + 1], both = chosen + rejected;
+        const double x = chosen - rejected - (margin ? margin[i] : 0);
+        const double gap = reward_sigmoid(x) - (1 - e), pull = 2 * o->center * both;
+        sum -= (1 - e) * reward_log_sigmoid(x);
+        if (e > 0) sum -= e * reward_log_sigmoid(-x);
+        sum += o->center * both * both;
+        if (dscore) dscore[2 * i] = (float)((gap + pull) / N), dscore[2 * i + 1] = (float)((pull - gap) / N);
+    }
+    return sum / N;
+}
+
+/* Binary cross-entropy: Cobbe et al. 2021 (an outcome's verifier, section 4.2), Lightman et al. 2023 (steps).
+ *   dL/ds = (sigma(s) - t) / N
+ * score, label: (n); dscore: (n), written; NULL: not wanted. Returns this micro-batch's share of L. */
+static inline double loss_binary(const RewardLoss *o, const float *score, const uint8_t *label, int64_t n,
+                                 double normaliser, float *dscore) {
+    const double N = normaliser, e = o->label_smoothing;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double t = label[i] ? 1 - e : e, s = score[i];
+        if (t > 0) sum -= t * reward_log_sigmoid(s);
+        if (t < 1) sum -= (1 - t) * reward_log_sigmoid(-s);
+        if (dscore) dscore[i] = (float)((reward_sigmoid(s) - t) / N);
+    }
+    return sum / N;
+}
+
+#endif

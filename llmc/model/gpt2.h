@@ -1,0 +1,604 @@
+/* gpt2.h - the model: forward, backward and cached decode, written once over the table of backend.h.
+ *
+ *   layer l:   ln1 = layernorm(x)             qkv = ln1 Wqkv^T + b        atty = attention(qkv)
+ *              x2 = x + atty Wo^T + b         ln2 = layernorm(x2)
+ *              fch = ln2 Wfc^T + b            x' = x2 + gelu(fch) Wproj^T + b
+ *   head:      z = layernorm(x) wte^T         value = layernorm(x) . valuew + valueb   (where there is a value head)
+ *
+ * A batch is packed (batch.h); only its target rows cost a head. Logits never exist for the whole batch. What a method
+ * needs is small and on the host: log-probabilities, entropies and values of R targets, and their gradients back:
+ *
+ *     gpt2_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
+ *     loss = any_objective(out.logp, ..., dlogp);
+ *     gpt2_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);   // adds to the gradients of the parameters
+ *
+ * An objective whose dlogp does not depend on logp (maximum likelihood) takes gpt2_forward_backward(): the head then
+ * makes its logits once instead of twice.
+ *
+ * A Workspace holds the activations of one batch, allocated at once; its size is known before (workspace_bytes). For
+ * training, recompute trades time for memory: 0 keeps all, 1 recomputes layernorm and GELU outputs, 2 recomputes whole
+ * layers from their inputs. A Workspace for inference keeps one layer's activations only.
+ *
+ * Host code here never dereferences a device pointer. Errors of the device are sticky and come out of gpt2_sync().
+ */
+#ifndef LLMC_MODEL_GPT2_H
+#define LLMC_MODEL_GPT2_H
+
+#include "backend.h"
+#include "config.h"
+#include "share.h"
+#include "../base/random.h"
+#include <assert.h>
+
+typedef struct GPT2 {
+    GPT2Config config;
+    const Backend *backend;
+    Device *device; /* the caller's */
+    TensorInfo tensor[GPT2_TENSOR_COUNT];
+    size_t parameters; /* elements of all tensors, in one block, in the table's order */
+    Weights *weights;
+    Floats *grads;      /* NULL: a model that is not trained */
+    size_t grads_count; /* floats in grads: `parameters`, but for the third line below */
+    size_t grads_offset[GPT2_TENSOR_COUNT];
+    /* Several ranks (dist.h). With zero 2 the gradients of a few layers at a time are kept: layer l is at l % grads_layers.
+     * layer_done is called in a backward pass as soon as all gradients of a layer are there, then with layer -1. */
+    Share share;
+    int grads_layers;
+    void (*layer_done)(void *context, int layer);
+    void *layer_context;
+} GPT2;
+
+/* Keys and values of tokens already seen: `rows` of them for each layer, addressed by cache row. */
+typedef struct KVCache {
+    int rows;
+    Acts *k, *v; /* (L, rows, KC) */
+} KVCache;
+
+/* Activations. kept: the highest recompute level at which every layer keeps its own; -1: one for all layers. */
+typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
+/*      name      kind         items                     of       kept  when */
+#define WORKSPACE_ITEMS(A)                                                                                             \
+    A(token, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                           \
+    A(position, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                        \
+    A(noise, SIZE_FLOATS, 1, rows, -1, TRAIN)                                                                          \
+    A(slot, SIZE_INTS, 1, rows, -1, INFER)                                                                             \
+    A(segment, SIZE_INTS, 6, segments, -1, ALWAYS)                                                                     \
+    A(encoded, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                  \
+    A(ln1, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
+    A(mean1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(rstd1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(qkv, SIZE_ACTS, gpt2_qkv_width(c), rows, 1, ALWAYS)                                                              \
+    A(atty, SIZE_ACTS, c->width, rows, 1, ALWAYS)                                                                      \
+    A(lse, SIZE_FLOATS, c->heads, rows, 1, TRAIN)                                                                      \
+    A(x2, SIZE_ACTS, c->width, rows, 1, TRAIN)                                                                         \
+    A(ln2, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
+    A(mean2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(rstd2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
+    A(fch, SIZE_ACTS, c->hidden, rows, 1, ALWAYS)                                                                      \
+    A(gelu, SIZE_ACTS, c->hidden, rows, 0, ALWAYS)                                                                     \
+    A(x3, SIZE_ACTS, c->width, rows, 2, TRAIN)                                                                         \
+    A(delta, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                    \
+    A(lnf, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                      \
+    A(meanf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
+    A(rstdf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
+    A(target_row, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                   \
+    A(target, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
+    A(h, SIZE_ACTS, c->width, targets, -1, ALWAYS)                                                                     \
+    A(logp, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                       \
+    A(entropy, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                    \
+    A(argmax, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
+    A(value, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                      \
+    A(stream, SIZE_INTS, 2, targets, -1, INFER)                                                                        \
+    A(index, SIZE_INTS, 1, targets, -1, INFER)                                                                         \
+    A(seen_count, SIZE_INTS, 1, targets, -1, INFER)                                                                    \
+    A(dlogp, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                       \
+    A(dentropy, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                    \
+    A(dvalue, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                      \
+    A(dh, SIZE_ACTS, c->width, targets, -1, TRAIN)                                                                     \
+    A(dx, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                        \
+    A(dnarrow, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                   \
+    A(dwide, SIZE_ACTS, gpt2_widest(c), rows, -1, TRAIN)
+
+enum {
+#define A(name, kind, items, of, kept, when) WORK_##name,
+    WORKSPACE_ITEMS(A)
+#undef A
+        WORK_COUNT
+};
+
+typedef struct Workspace {
+    int rows, targets, segments; /* capacities */
+    bool train;
+    int recompute;
+    void *arena;
+    size_t bytes;
+    size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride from layer to layer, 0: one for all */
+    /* NEFTune: noise_scale[N] on the host, or NULL: none; the stream names the step */
+    const float *noise_scale;
+    uint64_t noise_seed, noise_stream;
+} Workspace;
+
+/* What a forward pass gives, on the host; NULL: not wanted. */
+typedef struct GPT2Output {
+    float *logp;     /* (R) */
+    float *entropy;  /* (R) nats */
+    int32_t *argmax; /* (R) */
+    float *value;    /* (R) */
+} GPT2Output;
+
+static inline int32_t gpt2_widest(const GPT2Config *c) {
+    return c->hidden > gpt2_qkv_width(c) ? c->hidden : gpt2_qkv_width(c);
+}
+
+/* ---- the model ------------------------------------------------------------------------------------------------- */
+
+static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, bool gradients) {
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    return gpt2_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
+}
+
+enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one is filled while the one before it is summed over the ranks */
+
+/* Where the gradients of each tensor stand; returns how many floats there are. */
+static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT],
+                                       int *layers) {
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    size_t at = 0;
+    gpt2_tensors(c, t);
+    *layers = share.ranks > 1 && share.zero == 2 && c->layers > GPT2_GRADS_LAYERS ? GPT2_GRADS_LAYERS : c->layers;
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        offset[i] = at;
+        at += t[i].layers > (size_t)*layers ? t[i].rows * t[i].columns * (size_t)*layers : t[i].size;
+    }
+    return at;
+}
+
+/* Gradients, zero, for a model that will be trained; its share says which. */
+static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
+    m->grads_count = gpt2_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
+    const size_t bytes = m->grads_count * sizeof(float);
+    m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
+    if (m->grads) m->backend->zero(m->device, m->grads, bytes);
+    return m->grads != NULL;
+}
+
+/* Allocates a model of the given shape; the weights hold nothing yet. */
+static inline bool gpt2_new(GPT2 *m, const GPT2Config *c, const Backend *b, Device *d, bool gradients, Error *e) {
+    *m = (GPT2){.config = *c, .backend = b, .device = d};
+    m->parameters = gpt2_tensors(c, m->tensor);
+    m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
+    return m->weights && (!gradients || gpt2_new_grads(m, e));
+}
+
+static inline void gpt2_free(GPT2 *m) {
+    if (m->weights) m->backend->weights_release(m->device, m->weights, m->parameters);
+    if (m->grads) m->backend->release(m->device, m->grads);
+    *m = (GPT2){0};
+}
+
+/* Initial values of one tensor: N(0, 0.02), residual projections scaled by 1/sqrt(2L) (GPT-2, section 2.3), value head
+ * N(0, 1/(C+1)) (Stiennon et al. 2020), layernorm 1, biases 0; padding rows of wte 0. host: (t->size). */
+static inline void gpt2_init_tensor(const GPT2Config *c, int tensor, const TensorInfo *t, uint64_t seed, float *host) {
+    const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
+                             : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
+                                                      : 0.02;
+    Random random = random_start(seed, RANDOM_INIT + (uint64_t)tensor);
+    const size_t drawn = tensor == GPT2_wte ? (size_t)c->vocab * (size_t)c->width : t->size;
+    for (size_t i = 0; i < t->size; i++)
+        host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
+                  : t->init == INIT_ONE              ? 1.0f
+                                                     : (float)(deviation * random_normal(&random));
+}
+
+/* A new model's weights, from a seed. */
+static inline void gpt2_init(GPT2 *m, uint64_t seed) {
+    size_t largest = 0;
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        if (m->tensor[i].size > largest) largest = m->tensor[i].size;
+    float *host = (float *)xmalloc(largest * sizeof *host);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        const TensorInfo *t = &m->tensor[i];
+        if (!t->size) continue;
+        gpt2_init_tensor(&m->config, i, t, seed, host);
+        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset), host, t->size);
+    }
+    free(host);
+}
+
+/* Gives the model the tokens [V, vocab), whose embeddings take padding rows of wte: vocab <= Vp. */
+static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
+    GPT2Config c = m->config;
+    const TensorInfo *t = &m->tensor[GPT2_wte];
+    const size_t first = (size_t)c.vocab * (size_t)c.width, last = (size_t)vocab * (size_t)c.width;
+    float *host = (float *)xmalloc(t->size * sizeof *host);
+    assert(vocab >= c.vocab && vocab <= c.padded_vocab);
+    c.vocab = vocab;
+    gpt2_init_tensor(&c, GPT2_wte, t, seed, host);
+    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
+                               last - first);
+    m->config.vocab = vocab;
+    free(host);
+}
+
+/* A second model with the same weights, not trained: a reference. */
+static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
+    if (!gpt2_new(to, &from->config, from->backend, from->device, false, e)) return false;
+    float *host = (float *)xmalloc(from->parameters * sizeof *host);
+    from->backend->weights_download(from->device, host, from->weights, from->parameters);
+    to->backend->weights_upload(to->device, to->weights, host, to->parameters);
+    free(host);
+    return true;
+}
+
+static inline void gpt2_zero_grads(const GPT2 *m) {
+    m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
+}
+
+static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
+
+/* Layer l of tensor i. */
+static inline const Weights *gpt2_w(const GPT2 *m, int i, int l) {
+    const TensorInfo *t = &m->tensor[i];
+    return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
+}
+static inline Floats *gpt2_g(const GPT2 *m, int i, int l) {
+    const TensorInfo *t = &m->tensor[i];
+    return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
+}
+
+/* ---- the workspace --------------------------------------------------------------------------------------------- */
+
+/* Fills in sizes and offsets; returns the bytes of the arena. */
+static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const Backend *b) {
+    enum { ALWAYS, TRAIN, INFER };
+    const size_t unit[] = {b->act_size, sizeof(float), sizeof(int32_t)};
+    size_t at = 0;
+    int i = 0;
+#define A(name, kind, items, of, kept, when)                                                                           \
+    {                                                                                                                  \
+        const size_t count = ((size_t)w->of + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;                                  \
+        const bool present = (when) == ALWAYS || ((when) == TRAIN) == w->train;                                        \
+        const bool stacked = w->train && (kept) >= w->recompute;                                                       \
+        const size_t bytes = (count * (size_t)(items)*unit[kind] + 63) / 64 * 64;                                      \
+        w->offset[i] = at, w->stride[i] = stacked ? bytes : 0;                                                         \
+        at += present ? bytes * (stacked ? (size_t)c->layers : 1) : 0;                                                 \
+        i++;                                                                                                           \
+    }
+    WORKSPACE_ITEMS(A)
+#undef A
+    return w->bytes = at;
+}
+
+/* Bytes that workspace_new() would allocate. */
+static inline size_t workspace_bytes(const GPT2Config *c, const Backend *b, int rows, int targets, int segments,
+                                     bool train, int recompute) {
+    Workspace w = {.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
+    return workspace_layout(&w, c, b);
+}
+
+/* rows, targets, segments: the largest batch. recompute: 0, 1, 2 (training only). */
+static inline bool workspace_new(Workspace *w, const GPT2 *m, int rows, int targets, int segments, bool train,
+                                 int recompute, Error *e) {
+    *w = (Workspace){.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
+    workspace_layout(w, &m->config, m->backend);
+    w->arena = m->backend->alloc(m->device, w->bytes, "activations", e);
+    if (w->arena) m->backend->zero(m->device, w->arena, w->bytes);
+    return w->arena != NULL;
+}
+
+static inline void workspace_free(Workspace *w, const GPT2 *m) {
+    if (w->arena) m->backend->release(m->device, w->arena);
+    *w = (Workspace){0};
+}
+
+static inline void *work_item(const Workspace *w, int item, int layer) {
+    return (char *)w->arena + w->offset[item] + w->stride[item] * (size_t)layer;
+}
+#define WORK_A(name, layer) ((Acts *)work_item(w, WORK_##name, layer))
+#define WORK_F(name, layer) ((Floats *)work_item(w, WORK_##name, layer))
+#define WORK_I(name)        ((Ints *)work_item(w, WORK_##name, 0))
+
+/* The residual stream after attention and after the MLP: one buffer where nothing is kept for a backward pass. */
+static inline Acts *work_x2(const Workspace *w, int l) { return w->train ? WORK_A(x2, l) : WORK_A(encoded, 0); }
+static inline Acts *work_x3(const Workspace *w, int l) {
+    return l < 0 || !w->train ? WORK_A(encoded, 0) : WORK_A(x3, l);
+}
+
+/* ---- key/value cache ------------------------------------------------------------------------------------------- */
+
+static inline int32_t gpt2_kv_width(const GPT2Config *c) { return c->kv_heads * (c->width / c->heads); }
+
+static inline size_t kv_bytes(const GPT2Config *c, const Backend *b, int rows) {
+    return 2 * (size_t)c->layers * (size_t)rows * (size_t)gpt2_kv_width(c) * b->act_size;
+}
+
+static inline bool kv_new(KVCache *kv, const GPT2 *m, int rows, Error *e) {
+    const size_t half = kv_bytes(&m->config, m->backend, rows) / 2;
+    kv->rows = rows;
+    kv->k = (Acts *)m->backend->alloc(m->device, 2 * half, "key/value cache", e);
+    if (kv->k) m->backend->zero(m->device, kv->k, 2 * half);
+    kv->v = kv->k ? (Acts *)((char *)kv->k + half) : NULL;
+    return kv->k != NULL;
+}
+
+static inline void kv_free(KVCache *kv, const GPT2 *m) {
+    if (kv->k) m->backend->release(m->device, kv->k);
+    *kv = (KVCache){0};
+}
+
+/* ---- forward --------------------------------------------------------------------------------------------------- */
+
+static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const Batch *batch, int l) {
+    const GPT2Config *c = &m->config;
+    const int D = c->width / c->heads, Q = gpt2_qkv_width(c);
+    Acts *qkv = WORK_A(qkv, l);
+    Attention a = {.rows = batch->rows,
+                   .segments = batch->segments,
+                   .heads = c->heads,
+                   .kv_heads = c->kv_heads,
+                   .head_size = D,
+                   .q_stride = Q,
+                   .kv_stride = Q,
+                   .scale = 1.0f / sqrtf((float)D)};
+    a.segment = WORK_I(segment);
+    a.q = qkv, a.k = acts_at(m->backend, qkv, (size_t)c->width);
+    a.v = acts_at(m->backend, qkv, (size_t)(c->width + gpt2_kv_width(c)));
+    a.out = WORK_A(atty, l);
+    a.lse = w->train ? WORK_F(lse, l) : NULL;
+    return a;
+}
+
+/* ln1 -> gelu: all of a layer but its last product. With a cache, keys and values go through it. */
+static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const GPT2Config *c = &m->config;
+    const int N = batch->rows, C = c->width, F = c->hidden, Q = gpt2_qkv_width(c), KC = gpt2_kv_width(c);
+    b->linear_forward(d, WORK_A(qkv, l), WORK_A(ln1, l), gpt2_w(m, GPT2_qkvw, l), gpt2_w(m, GPT2_qkvb, l), N, C, Q);
+    Attention a = gpt2_attention(m, w, batch, l);
+    if (kv) {
+        const size_t at = (size_t)l * (size_t)kv->rows * (size_t)KC;
+        Acts *k = acts_at(b, kv->k, at), *v = acts_at(b, kv->v, at);
+        b->kv_store(d, k, v, a.k, a.v, Q, WORK_I(slot), N, KC);
+        a.k = k, a.v = v, a.kv_stride = KC;
+    }
+    b->attention_forward(d, &a);
+    b->linear_forward(d, WORK_A(delta, 0), WORK_A(atty, l), gpt2_w(m, GPT2_attprojw, l), gpt2_w(m, GPT2_attprojb, l), N,
+                      C, C);
+    b->residual_layernorm_forward(d, work_x2(w, l), WORK_A(ln2, l), WORK_F(mean2, l), WORK_F(rstd2, l),
+                                  work_x3(w, l - 1), WORK_A(delta, 0), gpt2_w(m, GPT2_ln2w, l), gpt2_w(m, GPT2_ln2b, l),
+                                  N, C);
+    b->linear_gelu_forward(d, WORK_A(fch, l), WORK_A(gelu, l), WORK_A(ln2, l), gpt2_w(m, GPT2_fcw, l),
+                           gpt2_w(m, GPT2_fcb, l), N, C, F);
+}
+
+/* Tokens to the final layernorm's output. The batch is on the device afterwards. */
+static inline void gpt2_trunk(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const GPT2Config *c = &m->config;
+    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden;
+    b->upload(d, WORK_I(token), batch->tokens, (size_t)N * sizeof(int32_t));
+    b->upload(d, WORK_I(position), batch->positions, (size_t)N * sizeof(int32_t));
+    b->upload(d, WORK_I(segment), batch->segment, (size_t)batch->segments * sizeof(Segment));
+    b->embed_forward(d, WORK_A(encoded, 0), gpt2_w(m, GPT2_wte, 0), gpt2_w(m, GPT2_wpe, 0), WORK_I(token),
+                     WORK_I(position), N, C);
+    if (w->noise_scale) {
+        b->upload(d, WORK_F(noise, 0), w->noise_scale, (size_t)N * sizeof(float));
+        b->noise_add(d, WORK_A(encoded, 0), WORK_F(noise, 0), N, C, w->noise_seed, w->noise_stream);
+    }
+    b->layernorm_forward(d, WORK_A(ln1, 0), WORK_F(mean1, 0), WORK_F(rstd1, 0), WORK_A(encoded, 0),
+                         gpt2_w(m, GPT2_ln1w, 0), gpt2_w(m, GPT2_ln1b, 0), N, C);
+    for (int l = 0; l < L; l++) {
+        gpt2_layer(m, w, batch, kv, l);
+        b->linear_forward(d, WORK_A(delta, 0), WORK_A(gelu, l), gpt2_w(m, GPT2_fcprojw, l), gpt2_w(m, GPT2_fcprojb, l),
+                          N, F, C);
+        const bool last = l == L - 1;
+        b->residual_layernorm_forward(d, work_x3(w, l), last ? WORK_A(lnf, 0) : WORK_A(ln1, l + 1),
+                                      last ? WORK_F(meanf, 0) : WORK_F(mean1, l + 1),
+                                      last ? WORK_F(rstdf, 0) : WORK_F(rstd1, l + 1), work_x2(w, l), WORK_A(delta, 0),
+                                      last ? gpt2_w(m, GPT2_lnfw, 0) : gpt2_w(m, GPT2_ln1w, l + 1),
+                                      last ? gpt2_w(m, GPT2_lnfb, 0) : gpt2_w(m, GPT2_ln1b, l + 1), N, C);
+    }
+}
+
+/* The target rows of the final layernorm's output. */
+static inline void gpt2_targets(const GPT2 *m, const Workspace *w, const Batch *batch) {
+    const Backend *b = m->backend;
+    b->upload(m->device, WORK_I(target_row), batch->target_row, (size_t)batch->targets * sizeof(int32_t));
+    b->gather_rows(m->device, WORK_A(h, 0), WORK_A(lnf, 0), WORK_I(target_row), batch->targets, m->config.width);
+}
+
+static inline Head gpt2_head(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature) {
+    const GPT2Config *c = &m->config;
+    Head head = {.rows = batch->targets,
+                 .channels = c->width,
+                 .vocab = c->vocab,
+                 .padded_vocab = c->padded_vocab,
+                 .temperature = temperature,
+                 .h = WORK_A(h, 0),
+                 .wte = gpt2_w(m, GPT2_wte, 0),
+                 .target = WORK_I(target),
+                 .logp = WORK_F(logp, 0)};
+    return head;
+}
+
+/* Log-probabilities (at the given temperature), and on request entropies, most likely tokens and values, of the batch's
+ * targets. dlogp: NULL, or the known gradient of the loss with respect to each log-probability, (R) on the host: then the
+ * head's part of the backward pass is done on the way. */
+static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
+                                      const GPT2Output *out, const float *dlogp) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const size_t R = (size_t)batch->targets;
+    assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);
+    gpt2_trunk(m, w, batch, NULL);
+    gpt2_targets(m, w, batch);
+    b->upload(d, WORK_I(target), batch->target_token, R * sizeof(int32_t));
+    Head head = gpt2_head(m, w, batch, temperature);
+    head.entropy = out->entropy ? WORK_F(entropy, 0) : NULL;
+    head.argmax = out->argmax ? WORK_I(argmax) : NULL;
+    if (dlogp) {
+        b->upload(d, WORK_F(dlogp, 0), dlogp, R * sizeof(float));
+        head.dlogp = WORK_F(dlogp, 0), head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
+    }
+    if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
+    if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
+    if (out->entropy) b->download(d, out->entropy, head.entropy, R * sizeof(float));
+    if (out->argmax) b->download(d, out->argmax, head.argmax, R * sizeof(int32_t));
+    if (out->value) {
+        assert(m->config.value_head);
+        b->value_forward(d, WORK_F(value, 0), WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), gpt2_w(m, GPT2_valueb, 0),
+                         (int)R, m->config.width);
+        b->download(d, out->value, WORK_F(value, 0), R * sizeof(float));
+    }
+}
+
+static inline void gpt2_forward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
+                                const GPT2Output *out) {
+    gpt2_forward_known(m, w, batch, temperature, out, NULL);
+}
+
+/* All logits of the batch's targets, for inspection: logits (R, V) on the host. */
+static inline bool gpt2_logits(const GPT2 *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
+    const GPT2Config *c = &m->config;
+    const size_t bytes = (size_t)batch->targets * (size_t)c->vocab * sizeof(float);
+    Floats *all = (Floats *)m->backend->alloc(m->device, bytes, "logits", e);
+    if (!all) return false;
+    gpt2_trunk(m, w, batch, NULL);
+    gpt2_targets(m, w, batch);
+    m->backend->logits(m->device, all, WORK_A(h, 0), gpt2_w(m, GPT2_wte, 0), batch->targets, c->width, c->vocab,
+                       c->padded_vocab);
+    m->backend->download(m->device, logits, all, bytes);
+    m->backend->release(m->device, all);
+    return gpt2_sync(m, e);
+}
+
+/* ---- backward -------------------------------------------------------------------------------------------------- */
+
+/* dh holds the gradient of the head's input; from there down to the embeddings. */
+static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const Batch *batch) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const GPT2Config *c = &m->config;
+    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden, Q = gpt2_qkv_width(c);
+    Acts *dx = WORK_A(dx, 0), *dnarrow = WORK_A(dnarrow, 0), *dwide = WORK_A(dwide, 0);
+    const size_t narrow_bytes = (size_t)N * (size_t)C * b->act_size;
+    b->zero(d, dnarrow, narrow_bytes);
+    b->zero(d, dx, narrow_bytes);
+    b->scatter_rows(d, dnarrow, WORK_A(dh, 0), WORK_I(target_row), batch->targets, C);
+    b->layernorm_backward(d, dx, gpt2_g(m, GPT2_lnfw, 0), gpt2_g(m, GPT2_lnfb, 0), dnarrow, work_x3(w, L - 1),
+                          WORK_F(meanf, 0), WORK_F(rstdf, 0), gpt2_w(m, GPT2_lnfw, 0), N, C);
+    for (int l = L - 1; l >= 0; l--) {
+        if (w->recompute >= 1)
+            b->layernorm_forward(d, WORK_A(ln1, l), WORK_F(mean1, l), WORK_F(rstd1, l), work_x3(w, l - 1),
+                                 gpt2_w(m, GPT2_ln1w, l), gpt2_w(m, GPT2_ln1b, l), N, C);
+        if (w->recompute == 1) {
+            b->layernorm_forward(d, WORK_A(ln2, l), WORK_F(mean2, l), WORK_F(rstd2, l), WORK_A(x2, l),
+                                 gpt2_w(m, GPT2_ln2w, l), gpt2_w(m, GPT2_ln2b, l), N, C);
+            b->gelu_forward(d, WORK_A(gelu, l), WORK_A(fch, l), (size_t)N * (size_t)F);
+        }
+        if (w->recompute == 2) gpt2_layer(m, w, batch, NULL, l);
+        /* x' = x2 + gelu(fch) Wproj^T + b */
+        b->linear_backward(d, dwide, gpt2_g(m, GPT2_fcprojw, l), gpt2_g(m, GPT2_fcprojb, l), dx, WORK_A(gelu, l),
+                           gpt2_w(m, GPT2_fcprojw, l), N, F, C);
+        b->gelu_backward(d, dwide, WORK_A(fch, l), (size_t)N * (size_t)F);
+        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_fcw, l), gpt2_g(m, GPT2_fcb, l), dwide, WORK_A(ln2, l),
+                           gpt2_w(m, GPT2_fcw, l), N, C, F);
+        b->layernorm_backward(d, dx, gpt2_g(m, GPT2_ln2w, l), gpt2_g(m, GPT2_ln2b, l), dnarrow, WORK_A(x2, l),
+                              WORK_F(mean2, l), WORK_F(rstd2, l), gpt2_w(m, GPT2_ln2w, l), N, C);
+        /* x2 = x + atty Wo^T + b */
+        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_attprojw, l), gpt2_g(m, GPT2_attprojb, l), dx, WORK_A(atty, l),
+                           gpt2_w(m, GPT2_attprojw, l), N, C, C);
+        Attention a = gpt2_attention(m, w, batch, l);
+        a.dout = dnarrow;
+        a.dq = dwide, a.dk = acts_at(b, dwide, (size_t)C), a.dv = acts_at(b, dwide, (size_t)(C + gpt2_kv_width(c)));
+        b->attention_backward(d, &a);
+        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_qkvw, l), gpt2_g(m, GPT2_qkvb, l), dwide, WORK_A(ln1, l),
+                           gpt2_w(m, GPT2_qkvw, l), N, C, Q);
+        b->layernorm_backward(d, dx, gpt2_g(m, GPT2_ln1w, l), gpt2_g(m, GPT2_ln1b, l), dnarrow, work_x3(w, l - 1),
+                              WORK_F(mean1, l), WORK_F(rstd1, l), gpt2_w(m, GPT2_ln1w, l), N, C);
+        if (m->layer_done) m->layer_done(m->layer_context, l);
+    }
+    b->embed_backward(d, gpt2_g(m, GPT2_wte, 0), gpt2_g(m, GPT2_wpe, 0), dx, WORK_I(token), WORK_I(position), N, C);
+    if (m->layer_done) m->layer_done(m->layer_context, -1);
+}
+
+/* After gpt2_forward() on the same batch: adds the gradients of the parameters. dlogp, dentropy, dvalue: (R) on the
+ * host, the loss's derivatives; NULL: none. A loss of values alone (dlogp and dentropy NULL) costs no logits. */
+static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
+                                 const float *dlogp, const float *dentropy, const float *dvalue) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const size_t bytes = (size_t)batch->targets * sizeof(float);
+    if (dlogp || dentropy) {
+        Head head = gpt2_head(m, w, batch, temperature);
+        if (dlogp) b->upload(d, WORK_F(dlogp, 0), dlogp, bytes);
+        else b->zero(d, WORK_F(dlogp, 0), bytes);
+        if (dentropy) b->upload(d, WORK_F(dentropy, 0), dentropy, bytes);
+        head.dlogp = WORK_F(dlogp, 0), head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
+        head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
+        b->head(d, &head);
+    } else b->zero(d, WORK_A(dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
+    if (dvalue) {
+        assert(m->config.value_head);
+        b->upload(d, WORK_F(dvalue, 0), dvalue, bytes);
+        b->value_backward(d, WORK_A(dh, 0), gpt2_g(m, GPT2_valuew, 0), gpt2_g(m, GPT2_valueb, 0), WORK_F(dvalue, 0),
+                          WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), batch->targets, m->config.width);
+    }
+    gpt2_trunk_backward(m, w, batch);
+}
+
+/* Both at once for a loss that is linear in the log-probabilities: dlogp is known before. */
+static inline void gpt2_forward_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
+                                         const float *dlogp, const GPT2Output *out) {
+    gpt2_forward_known(m, w, batch, temperature, out, dlogp);
+    gpt2_trunk_backward(m, w, batch);
+}
+
+/* ---- cached decode --------------------------------------------------------------------------------------------- */
+
+/* Runs the batch's rows (new tokens of any number of sequences; batch.h says how segments name cache rows), stores their
+ * keys and values at cache rows slot[N], and draws a token after each target row by `how` (its device fields are filled
+ * in here). streams: (R, 2), index: (R); history: (R, stride) on the host with counts (R), or NULL. Out, on the host:
+ * token, logp, kept_logp (R); the last may be NULL. */
+typedef struct DecodeStep {
+    const int32_t *slot;
+    const int32_t *stream, *index;
+    const Ints *history; /* (R, history_stride) on the device, or NULL */
+    const int32_t *history_len;
+    int history_stride;
+    int32_t *token;
+    float *logp, *kept_logp;
+} DecodeStep;
+
+static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
+                               const DecodeStep *step) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const GPT2Config *c = &m->config;
+    const size_t R = (size_t)batch->targets;
+    assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);
+    b->upload(d, WORK_I(slot), step->slot, (size_t)batch->rows * sizeof(int32_t));
+    gpt2_trunk(m, w, batch, kv);
+    if (R == 0) return;
+    gpt2_targets(m, w, batch);
+    b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
+    b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
+    how.rows = (int)R, how.channels = c->width, how.vocab = c->vocab, how.padded_vocab = c->padded_vocab;
+    how.h = WORK_A(h, 0), how.wte = gpt2_w(m, GPT2_wte, 0);
+    how.stream = WORK_I(stream), how.index = WORK_I(index);
+    how.history = step->history, how.history_stride = step->history_stride;
+    if (step->history) {
+        b->upload(d, WORK_I(seen_count), step->history_len, R * sizeof(int32_t));
+        how.history_len = WORK_I(seen_count);
+    }
+    how.token = WORK_I(argmax), how.logp = WORK_F(logp, 0);
+    how.kept_logp = step->kept_logp ? WORK_F(entropy, 0) : NULL;
+    b->sample(d, &how);
+    b->download(d, step->token, how.token, R * sizeof(int32_t));
+    b->download(d, step->logp, how.logp, R * sizeof(float));
+    if (step->kept_logp) b->download(d, step->kept_logp, how.kept_logp, R * sizeof(float));
+}
+
+#endif

@@ -1,0 +1,306 @@
+/* model_file.h - models in files: weights, and what travels with them.
+ *
+ * A checkpoint is llm.c's file with a trailer (checkpoint.h). In the trailer: the tokenizer, the chat template, the value
+ * head, what a reward model's scores mean (reward_model.h), and the lineage: a JSON array with an entry for each stage
+ * that the model went through (stage, parent's hash, options). A training state is a checkpoint too, with Adam's moments
+ * and the trainer's counters behind: `generate -c run.state` works, and `--resume run.state` goes on bit for bit. Where
+ * the device keeps bf16 weights and float32 masters of them (--device cuda --dtype bf16), the weights of the file are
+ * those that the model computed with, and a state has the masters as well (MSTR).
+ *
+ *     ModelFile f;
+ *     model_load(&model, &f, "sft.bin", NULL, backend, device, true, seed, NULL, &e);
+ *     model_save(&model, &f, "out.bin", false, NULL, NULL, &e);
+ */
+#ifndef LLMC_MODEL_MODEL_FILE_H
+#define LLMC_MODEL_MODEL_FILE_H
+
+#include "checkpoint.h"
+#include "gpt2.h"
+#include "optimizer.h"
+#include <jansson.h>
+
+typedef struct ModelFile {
+    void *tokenizer; /* blob for tokenizer_load(), or NULL */
+    size_t tokenizer_bytes;
+    char *chat_template; /* or NULL */
+    json_t *lineage;     /* array */
+    char *trainer;       /* a training state's counters as JSON, or NULL */
+    char *reward;        /* of a reward model: kind and normalisation as JSON (reward_model.h), or NULL */
+    bool head;           /* the file that was read has a value head */
+    uint64_t hash;       /* of the file that was read; 0 for a new model */
+} ModelFile;
+
+enum { MODEL_CHUNK = 1 << 20 }; /* elements that pass through the host at a time */
+enum { MODEL_TEXT_LIMIT = 64 << 20 };
+
+static inline void model_file_free(ModelFile *f) {
+    free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
+    *f = (ModelFile){0};
+}
+
+/* Elements [at, at + n) of an array over all parameters, on the host: those that this rank owns go to the device. */
+static inline void model_put_slices(const GPT2 *m, const Optimizer *o, Floats *to, size_t at, const float *host,
+                                    size_t n) {
+    for (int i = 0; i < o->slices; i++) {
+        const Slice *s = &o->slice[i];
+        const size_t offset = slice_offset(m, s), first = offset > at ? offset : at;
+        const size_t last = offset + s->n < at + n ? offset + s->n : at + n;
+        if (first < last)
+            m->backend->upload(m->device, floats_at(to, s->at + first - offset), host + first - at,
+                               (last - first) * sizeof *host);
+    }
+}
+
+/* Moments: from the file to the device. */
+static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, const Optimizer *o, Floats *to,
+                                      uint64_t bytes, Error *e) {
+    if (bytes != m->parameters * sizeof(float))
+        return error_set(e, "%s: optimizer moments of %llu bytes, the model needs %zu", r->in.name,
+                         (unsigned long long)bytes, m->parameters * sizeof(float));
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
+        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
+        ok = checkpoint_payload(r, host, n * sizeof *host, "optimizer moments", e);
+        if (ok) model_put_slices(m, o, to, at, host, n);
+    }
+    free(host);
+    return ok;
+}
+
+/* Weights [at, at + n) to the device, and in full precision to the optimizer's masters where it has them. */
+static inline void model_put_weights(const GPT2 *m, const Optimizer *o, size_t at, const float *host, size_t n) {
+    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+    if (o && o->master) model_put_slices(m, o, o->master, at, host, n);
+}
+
+static inline bool model_read_weights(CheckpointReader *r, const GPT2 *m, const Optimizer *o, Error *e) {
+    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
+        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
+        ok = checkpoint_weights(r, host, n, "weights", e);
+        if (ok) model_put_weights(m, o, at, host, n);
+    }
+    free(host);
+    return ok;
+}
+
+static inline bool model_read_head(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes, Error *e) {
+    const size_t n = (size_t)m->config.width + 1;
+    if (bytes != n * sizeof(float))
+        return error_set(e, "%s: value head of %llu bytes, expected %zu", r->in.name, (unsigned long long)bytes,
+                         n * sizeof(float));
+    float *host = (float *)xmalloc(n * sizeof *host);
+    const bool ok = checkpoint_payload(r, host, n * sizeof *host, "value head", e);
+    if (ok && m->config.value_head) model_put_weights(m, o, m->tensor[GPT2_valuew].offset, host, n);
+    free(host);
+    return ok;
+}
+
+/* Master weights. A device that needs none takes them as its weights. */
+static inline bool model_read_masters(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes,
+                                      Error *e) {
+    if (bytes != m->parameters * sizeof(float))
+        return error_set(e, "%s: master weights of %llu bytes, the model needs %zu", r->in.name,
+                         (unsigned long long)bytes, m->parameters * sizeof(float));
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
+        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
+        ok = checkpoint_payload(r, host, n * sizeof *host, "master weights", e);
+        if (ok && o->master) model_put_slices(m, o, o->master, at, host, n);
+        else if (ok) m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+    }
+    free(host);
+    return ok;
+}
+
+static inline bool model_read_lineage(CheckpointReader *r, ModelFile *f, Error *e) {
+    char *text = (char *)checkpoint_blob(r, MODEL_TEXT_LIMIT, NULL, "lineage", e);
+    if (!text) return false;
+    json_t *lineage = json_loads(text, 0, NULL);
+    free(text);
+    if (!json_is_array(lineage)) {
+        json_decref(lineage);
+        return error_set(e, "%s: lineage: it is not a JSON array", r->in.name);
+    }
+    json_decref(f->lineage);
+    f->lineage = lineage;
+    return true;
+}
+
+/* A section in the place of what was read before. */
+static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n, const char *what, Error *e) {
+    free(before);
+    return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
+}
+
+static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *f, Optimizer *o, bool *head, Error *e) {
+    char tag[5];
+    uint64_t bytes;
+    for (;;) {
+        if (!checkpoint_section(r, tag, &bytes, e)) return false;
+        if (!tag[0]) return true;
+        bool ok = true;
+        if (!strcmp(tag, "TOKN"))
+            ok = (f->tokenizer = model_read_text(r, f->tokenizer, &f->tokenizer_bytes, "tokenizer", e));
+        else if (!strcmp(tag, "CHAT"))
+            ok = (f->chat_template = (char *)model_read_text(r, f->chat_template, NULL, "chat template", e));
+        else if (!strcmp(tag, "TRNS"))
+            ok = (f->trainer = (char *)model_read_text(r, f->trainer, NULL, "trainer state", e));
+        else if (!strcmp(tag, "RNRM"))
+            ok = (f->reward = (char *)model_read_text(r, f->reward, NULL, "reward normalisation", e));
+        else if (!strcmp(tag, "LINE")) ok = model_read_lineage(r, f, e);
+        else if (!strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, o, bytes, e);
+        else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o, o->m, bytes, e);
+        else if (o && !strcmp(tag, "ADM2")) ok = model_read_moments(r, m, o, o->v, bytes, e);
+        else if (o && !strcmp(tag, "MSTR")) ok = model_read_masters(r, m, o, bytes, e);
+        if (!ok) return false;
+    }
+}
+
+/* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
+ * `seed`; with shape, a new model of that shape (spec may then be NULL). A model with value_head asked for by
+ * `value_head` gets a new head where the file has none. gradients: the model will be trained. o: an optimizer to be made
+ * for it and filled from a training state's moments, or NULL. share: what this rank holds of gradients and moments. On
+ * failure nothing is left allocated. */
+static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
+                                    const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o,
+                                    Share share, Error *e) {
+    GPT2Config config;
+    bool ok = true;
+    *f = (ModelFile){.lineage = json_array()};
+    *m = (GPT2){0};
+    if (o) *o = (Optimizer){0};
+    if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
+        if (shape) config = *shape;
+        config.value_head = value_head;
+        ok = ok && gpt2_config_check(&config, shape ? "model shape" : spec, e) && gpt2_new(m, &config, b, d, false, e);
+        m->share = share;
+        if (ok && gradients) ok = gpt2_new_grads(m, e);
+        if (ok) gpt2_init(m, seed);
+        if (ok && o) ok = optimizer_new(o, m, e);
+    } else {
+        CheckpointReader r;
+        bool head = false;
+        if (!checkpoint_open(&r, spec, e)) ok = false;
+        else {
+            config = r.config;
+            config.value_head = value_head;
+            /* memory is used as the file delivers: one that promises more than it holds costs nothing */
+            ok = gpt2_new(m, &config, b, d, false, e);
+            m->share = share;
+            const bool masters =
+                o && b->weight_size < sizeof(float); /* they take what the file has in full precision */
+            ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
+                 (!gradients || gpt2_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
+            if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
+            if (ok && value_head && !head) {
+                float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
+                gpt2_init_tensor(&config, GPT2_valuew, &m->tensor[GPT2_valuew], seed, host);
+                model_put_weights(m, o, m->tensor[GPT2_valuew].offset, host, (size_t)config.width + 1);
+                free(host);
+            }
+            f->hash = reader_hash(&r.in), f->head = head;
+            checkpoint_close(&r);
+        }
+    }
+    if (ok) return true;
+    if (o) optimizer_free(o, m);
+    if (m->backend) gpt2_free(m);
+    model_file_free(f);
+    return false;
+}
+
+/* The same for one process alone. */
+static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
+                              const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
+    const Share alone = {.ranks = 1};
+    return model_load_share(m, f, spec, shape, value_head, b, d, gradients, seed, o, alone, e);
+}
+
+static inline bool model_put_floats(CheckpointWriter *w, const GPT2 *m, const Floats *from, size_t count, Error *e) {
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < count; at += MODEL_CHUNK) {
+        const size_t n = count - at < MODEL_CHUNK ? count - at : MODEL_CHUNK;
+        m->backend->download(m->device, host, floats_at(from, at), n * sizeof *host);
+        ok = checkpoint_put(w, host, n * sizeof *host, e);
+    }
+    free(host);
+    return ok;
+}
+
+/* All of a sharded array: layer by layer it comes together where the gradients stand, which are zero between two steps.
+ * Every rank calls this at the same time; w is NULL where nothing is written. */
+static inline bool model_collect(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const Floats *array,
+                                 Error *e) {
+    bool ok = true;
+    for (int i = 0; ok && i < GPT2_TENSOR_COUNT; i++)
+        for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
+            ok = o->collect(o->collect_context, array, i, l, e);
+            if (ok && w) ok = model_put_floats(w, m, gpt2_g(m, i, l), m->tensor[i].rows * m->tensor[i].columns, e);
+        }
+    gpt2_zero_grads(m);
+    return ok;
+}
+
+/* Adam's moments, m or v; the master weights. */
+static inline bool model_put_moments(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const char *tag,
+                                     const Floats *from, Error *e) {
+    if (!checkpoint_begin_section(w, tag, m->parameters * sizeof(float), e)) return false;
+    if (!o->sharded) return model_put_floats(w, m, from, m->parameters, e);
+    return model_collect(w, m, o, from, e);
+}
+
+static inline bool model_put_text(CheckpointWriter *w, const char *tag, const void *text, size_t bytes, Error *e) {
+    return !text || (checkpoint_begin_section(w, tag, bytes, e) && checkpoint_put(w, text, bytes, e));
+}
+
+/* The part of ranks that do not write in a model_save() of a training state. */
+static inline bool model_save_beside(const GPT2 *m, const Optimizer *o, Error *e) {
+    return !o->sharded || (model_collect(NULL, m, o, o->m, e) && model_collect(NULL, m, o, o->v, e) &&
+                           (!o->master || model_collect(NULL, m, o, o->master, e)));
+}
+
+/* Writes a checkpoint; with an optimizer and the trainer's counters as JSON text, a training state. bf16: llm.c's
+ * version 5. Nothing appears under `path` before all of it is on disk. */
+static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
+                              const char *trainer, Error *e) {
+    CheckpointWriter w;
+    if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
+    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
+    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    bool ok = true;
+    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
+        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
+        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
+        ok = checkpoint_put_weights(&w, host, n, e);
+    }
+    free(host);
+    char *lineage = json_dumps(f->lineage, JSON_COMPACT | JSON_SORT_KEYS);
+    ok = ok && model_put_text(&w, "TOKN", f->tokenizer, f->tokenizer_bytes, e) &&
+         model_put_text(&w, "CHAT", f->chat_template, f->chat_template ? strlen(f->chat_template) : 0, e) &&
+         model_put_text(&w, "LINE", lineage, lineage ? strlen(lineage) : 0, e);
+    free(lineage);
+    if (ok && m->config.value_head) {
+        const size_t n = (size_t)m->config.width + 1;
+        host = (float *)xmalloc(n * sizeof *host);
+        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset),
+                                     n);
+        ok = model_put_text(&w, "HEAD", host, n * sizeof *host, e) &&
+             model_put_text(&w, "RNRM", f->reward, f->reward ? strlen(f->reward) : 0, e);
+        free(host);
+    }
+    if (o)
+        ok = ok && model_put_moments(&w, m, o, "ADM1", o->m, e) && model_put_moments(&w, m, o, "ADM2", o->v, e) &&
+             (!o->master || model_put_moments(&w, m, o, "MSTR", o->master, e));
+    ok = ok && model_put_text(&w, "TRNS", trainer, trainer ? strlen(trainer) : 0, e);
+    if (ok && checkpoint_commit(&w, e)) return true;
+    if (!ok) checkpoint_abort(&w);
+    return false;
+}
+
+#endif

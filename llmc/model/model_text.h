@@ -1,0 +1,56 @@
+/* model_text.h - a model's tokenizer and chat template, out of what its file carries: text to tokens and back.
+ *
+ *     ModelText t;
+ *     model_text_open(&t, &file, "sft.bin", &e);       // t.present is false where the file carries no tokenizer
+ *     char *s = model_text_decode(&t, ids, n, false);  // to be freed
+ */
+#ifndef LLMC_MODEL_MODEL_TEXT_H
+#define LLMC_MODEL_MODEL_TEXT_H
+
+#include "../text/chat.h"
+#include "model_file.h"
+#include "../text/tokenizer.h"
+
+typedef struct ModelText {
+    bool present, has_template;
+    Tokenizer tokenizer;
+    ChatTemplate chat;
+    int32_t stop; /* the token that ends an assistant's turn */
+} ModelText;
+
+static inline void model_text_close(ModelText *t) {
+    if (t->present) tokenizer_free(&t->tokenizer);
+    if (t->has_template) chat_template_free(&t->chat);
+    *t = (ModelText){0};
+}
+
+/* name: the file's, for messages. A model without a template is one of plain text. */
+static inline bool model_text_open(ModelText *t, const ModelFile *f, const char *name, Error *e) {
+    Error inner;
+    *t = (ModelText){.stop = -1};
+    if (!f->tokenizer) return true;
+    if (!tokenizer_load(&t->tokenizer, f->tokenizer, f->tokenizer_bytes, &inner))
+        return error_set(e, "%s: %s", name, inner.text);
+    t->present = true;
+    if (!chat_template_parse(&t->chat, f->chat_template ? f->chat_template : "plain", &inner)) {
+        model_text_close(t);
+        return error_set(e, "%s: %s", name, inner.text);
+    }
+    t->has_template = true;
+    t->stop = chat_stop_token(&t->chat, &t->tokenizer);
+    return true;
+}
+
+/* The tokens as text, or their numbers where there is no tokenizer; to be freed. */
+static inline char *model_text_decode(const ModelText *t, const int32_t *ids, int32_t n, bool specials) {
+    TextBuffer out = {0};
+    if (t->present) {
+        tokenizer_decode(&t->tokenizer, ids, n, specials, &out);
+        return out.text ? out.text : xstrdup("");
+    }
+    char *text = (char *)xcalloc((size_t)n + 1, 12), *at = text;
+    for (int32_t i = 0; i < n; i++) at += sprintf(at, i ? " %d" : "%d", ids[i]);
+    return text;
+}
+
+#endif

@@ -1,0 +1,192 @@
+/* optimizer.h - AdamW over a model's tensors, clipping by global norm, and the guard against NaN and infinity.
+ *
+ *     Optimizer o;  optimizer_new(&o, &model, &e);
+ *     ... backward passes add to model.grads ...
+ *     OptimizerResult r = optimizer_step(&o, &model, lr);       // updates, zeroes the gradients
+ *     if (r.skipped) ...                                        // the gradient was not finite: nothing was changed
+ *
+ * Where several ranks share the optimizer out (the model's share.zero is 1 or 2, see dist.h), each keeps the moments of its
+ * slices of the tensors only, one after another, and updates those; with 2 it also keeps the summed gradients of its
+ * slices of the layers. dist.h then does the step's parts one by one: the norm of all, the update, the weights to everyone.
+ *
+ * Weight decay is decoupled and falls on matrices only (config.h says which). Defaults are TRL's: betas 0.9 and 0.999,
+ * eps 1e-8, decay 0, clipping at 1.
+ */
+#ifndef LLMC_MODEL_OPTIMIZER_H
+#define LLMC_MODEL_OPTIMIZER_H
+
+#include "gpt2.h"
+
+/* A stretch of a tensor that this rank updates: n elements from `first` on of layer `layer`. One rank alone has a slice
+ * for each tensor, all layers in one. */
+typedef struct Slice {
+    int tensor, layer;
+    size_t first, n, at; /* at: where its moments stand */
+} Slice;
+
+typedef struct Optimizer {
+    double beta1, beta2, eps, weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
+    int64_t step;                                          /* updates made so far */
+    size_t count;                                          /* elements of all slices: `parameters` for one rank alone */
+    Floats *m, *v;                                         /* (count) */
+    Floats *master;                                        /* float32 weights where the storage type is narrower */
+    Floats *layer_grads;                                   /* (count) zero 2: sums over ranks; else NULL */
+    Slice *slice;
+    int slices;
+    bool sharded;
+    /* Brings one layer of a tensor of a sharded array (m, v) together, in the place of its gradients. Set by dist.h. */
+    bool (*collect)(void *context, const Floats *array, int tensor, int layer, Error *e);
+    void *collect_context;
+} Optimizer;
+
+typedef struct OptimizerResult {
+    double grad_norm; /* before clipping */
+    bool skipped;
+} OptimizerResult;
+
+static inline bool share_shards(Share share) { return share.ranks > 1 && share.zero > 0; }
+
+/* The slices of a rank; NULL: only counts them. *count: their elements. */
+static inline int optimizer_slices(const GPT2Config *c, Share share, Slice *slice, size_t *count) {
+    TensorInfo t[GPT2_TENSOR_COUNT];
+    int n = 0;
+    *count = 0;
+    gpt2_tensors(c, t);
+    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        const bool cut = share_shards(share);
+        for (int l = 0; l < (cut ? (int)t[i].layers : 1); l++) {
+            Slice s = {.tensor = i, .layer = l, .n = t[i].size, .at = *count};
+            if (cut) share_slice(t[i].rows * t[i].columns, share.rank, share.ranks, &s.first, &s.n);
+            if (!s.n) continue;
+            if (slice) slice[n] = s;
+            n++, *count += s.n;
+        }
+    }
+    return n;
+}
+
+/* Bytes that optimizer_new() takes. */
+static inline size_t optimizer_bytes_share(const GPT2Config *c, const Backend *b, Share share) {
+    size_t count;
+    optimizer_slices(c, share, NULL, &count);
+    const bool layer_grads = share_shards(share) && share.zero == 2;
+    return count * sizeof(float) * (2 + (b->weight_size < sizeof(float)) + layer_grads);
+}
+
+/* The same for one rank alone. */
+static inline size_t optimizer_bytes(const GPT2Config *c, const Backend *b) {
+    const Share alone = {.ranks = 1};
+    return optimizer_bytes_share(c, b, alone);
+}
+
+/* The elements of the whole block of parameters that a slice covers begin here. */
+static inline size_t slice_offset(const GPT2 *m, const Slice *s) {
+    const TensorInfo *t = &m->tensor[s->tensor];
+    return t->offset + (size_t)s->layer * t->rows * t->columns + s->first;
+}
+
+/* Zeroed, or NULL. */
+static inline Floats *optimizer_array(const Optimizer *o, const GPT2 *m, const char *what, Error *e) {
+    Floats *array = (Floats *)m->backend->alloc(m->device, o->count * sizeof(float), what, e);
+    if (array) m->backend->zero(m->device, array, o->count * sizeof(float));
+    return array;
+}
+
+/* Weights [first, first + n) were set from outside: the masters follow. */
+static inline void optimizer_take_weights(const Optimizer *o, const GPT2 *m, size_t first, size_t n) {
+    const Backend *b = m->backend;
+    for (int i = 0; o->master && i < o->slices; i++) {
+        const Slice *s = &o->slice[i];
+        const size_t offset = slice_offset(m, s), from = offset > first ? offset : first;
+        const size_t last = offset + s->n < first + n ? offset + s->n : first + n;
+        if (from >= last) continue;
+        float *host = (float *)xmalloc((last - from) * sizeof *host);
+        b->weights_download(m->device, host, weights_at(b, m->weights, from), last - from);
+        b->upload(m->device, floats_at(o->master, s->at + from - offset), host, (last - from) * sizeof *host);
+        free(host);
+    }
+}
+
+/* Zero moments. Set the fields beta1 ... max_grad_norm after this call where they are not the defaults. */
+static inline bool optimizer_new(Optimizer *o, const GPT2 *m, Error *e) {
+    const Backend *b = m->backend;
+    *o = (Optimizer){.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1.0};
+    o->slices = optimizer_slices(&m->config, m->share, NULL, &o->count);
+    o->slice = (Slice *)xcalloc((size_t)o->slices, sizeof *o->slice);
+    optimizer_slices(&m->config, m->share, o->slice, &o->count);
+    o->sharded = share_shards(m->share);
+    o->m = optimizer_array(o, m, "first moments", e);
+    o->v = o->m ? optimizer_array(o, m, "second moments", e) : NULL;
+    if (!o->v) return false;
+    if (o->sharded && m->share.zero == 2 && !(o->layer_grads = optimizer_array(o, m, "summed gradients", e)))
+        return false;
+    if (b->weight_size == sizeof(float)) return true;
+    if (!(o->master = optimizer_array(o, m, "master weights", e))) return false;
+    optimizer_take_weights(o, m, 0, m->parameters);
+    return true;
+}
+
+static inline void optimizer_free(Optimizer *o, const GPT2 *m) {
+    if (o->m) m->backend->release(m->device, o->m);
+    if (o->v) m->backend->release(m->device, o->v);
+    if (o->master) m->backend->release(m->device, o->master);
+    if (o->layer_grads) m->backend->release(m->device, o->layer_grads);
+    free(o->slice);
+    *o = (Optimizer){0};
+}
+
+/* A slice's gradients. */
+static inline Floats *optimizer_grads(const Optimizer *o, const GPT2 *m, const Slice *s) {
+    if (o->layer_grads && tensor_of_layer(&m->tensor[s->tensor])) return floats_at(o->layer_grads, s->at);
+    return floats_at(gpt2_g(m, s->tensor, s->layer), s->first);
+}
+
+/* Sum of the squares of the gradients of this rank's slices. */
+static inline double optimizer_square(const Optimizer *o, const GPT2 *m) {
+    const Backend *b = m->backend;
+    if (!o->sharded) return b->square_sum(m->device, m->grads, m->grads_count);
+    double sum = 0;
+    for (int i = 0; i < o->slices; i++)
+        sum += b->square_sum(m->device, optimizer_grads(o, m, &o->slice[i]), o->slice[i].n);
+    return sum;
+}
+
+/* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and zeroes the gradients.
+ * The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
+static inline OptimizerResult optimizer_update(Optimizer *o, GPT2 *m, double lr, double norm) {
+    const Backend *b = m->backend;
+    const OptimizerResult result = {.grad_norm = norm, .skipped = !isfinite(norm)};
+    if (!result.skipped) {
+        const double factor = o->max_grad_norm / (norm + 1e-6);
+        o->step++;
+        for (int i = 0; i < o->slices; i++) {
+            const Slice *s = &o->slice[i];
+            const size_t at = slice_offset(m, s);
+            const AdamW update = {.n = s->n,
+                                  .lr = (float)lr,
+                                  .beta1 = (float)o->beta1,
+                                  .beta2 = (float)o->beta2,
+                                  .eps = (float)o->eps,
+                                  .weight_decay = m->tensor[s->tensor].decay ? (float)o->weight_decay : 0.0f,
+                                  .grad_scale = o->max_grad_norm > 0 && factor < 1 ? (float)factor : 1.0f,
+                                  .step = o->step,
+                                  .weights = weights_at(b, m->weights, at),
+                                  .master = o->master ? floats_at(o->master, s->at) : NULL,
+                                  .grad = optimizer_grads(o, m, s),
+                                  .m = floats_at(o->m, s->at),
+                                  .v = floats_at(o->v, s->at),
+                                  .first = at};
+            b->adamw(m->device, &update);
+        }
+    }
+    gpt2_zero_grads(m);
+    if (o->layer_grads) b->zero(m->device, o->layer_grads, o->count * sizeof(float));
+    return result;
+}
+
+/* One update from m->grads, for one rank alone. */
+static inline OptimizerResult optimizer_step(Optimizer *o, GPT2 *m, double lr) {
+    return optimizer_update(o, m, lr, sqrt(optimizer_square(o, m)));
+}
+
+#endif

@@ -1,0 +1,88 @@
+/* pack.h - fills a Batch (batch.h): segments, shared prefixes, targets.
+ *
+ *     Batch b = batch_new(rows, targets, segments);
+ *     int p = batch_segment(&b, prompt, n, 0, -1);                 // a prompt, positions from 0
+ *     int a = batch_segment(&b, answer, k, n, p);                  // an answer that hangs on it, positions from n
+ *     batch_target(&b, batch_last_row(&b, p), answer[0]);          // the prompt's last row predicts its first token
+ *
+ * A micro-batch is a token budget: batch_fits() says whether so much more goes in.
+ */
+#ifndef LLMC_MODEL_PACK_H
+#define LLMC_MODEL_PACK_H
+
+#include "batch.h"
+#include "../base/error.h"
+#include <assert.h>
+
+static inline Batch batch_new(int32_t rows, int32_t targets, int32_t segments) {
+    Batch b = {.rows_max = rows, .targets_max = targets, .segments_max = segments};
+    b.tokens = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
+    b.positions = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
+    b.segment = (Segment *)xcalloc((size_t)segments, sizeof(Segment));
+    b.target_row = (int32_t *)xcalloc((size_t)targets, sizeof(int32_t));
+    b.target_token = (int32_t *)xcalloc((size_t)targets, sizeof(int32_t));
+    return b;
+}
+
+static inline void batch_free(Batch *b) {
+    free(b->tokens), free(b->positions), free(b->segment), free(b->target_row), free(b->target_token);
+    *b = (Batch){0};
+}
+
+static inline void batch_clear(Batch *b) { b->rows = b->targets = b->segments = 0; }
+
+static inline bool batch_fits(const Batch *b, int64_t rows, int64_t targets, int64_t segments) {
+    return b->rows + rows <= b->rows_max && b->targets + targets <= b->targets_max &&
+           b->segments + segments <= b->segments_max;
+}
+
+/* Appends n tokens at positions position, position+1, ...; prefix: an earlier segment's index that the rows attend to in
+ * full, or -1. Returns the segment's index. The caller has checked batch_fits(). */
+static inline int batch_segment(Batch *b, const int32_t *tokens, int32_t n, int32_t position, int prefix) {
+    assert(batch_fits(b, n, 0, 1) && prefix < b->segments);
+    Segment s = {.start = b->rows, .len = n, .key_start = b->rows};
+    if (prefix >= 0) s.prefix_start = b->segment[prefix].start, s.prefix_len = b->segment[prefix].len;
+    for (int32_t i = 0; i < n; i++) {
+        b->tokens[b->rows + i] = tokens[i];
+        b->positions[b->rows + i] = position + i;
+    }
+    b->segment[b->segments] = s;
+    b->rows += n;
+    return b->segments++;
+}
+
+static inline int32_t batch_last_row(const Batch *b, int segment) {
+    return b->segment[segment].start + b->segment[segment].len - 1;
+}
+
+/* Row `row` predicts `token`. */
+static inline void batch_target(Batch *b, int32_t row, int32_t token) {
+    assert(b->targets < b->targets_max);
+    b->target_row[b->targets] = row;
+    b->target_token[b->targets++] = token;
+}
+
+/* A whole sequence in one segment; a target for each i >= 1 whose mask[i] is set (mask NULL: all). Returns the number of
+ * targets. */
+static inline int32_t batch_sequence(Batch *b, const int32_t *tokens, const uint8_t *mask, int32_t n) {
+    const int segment = batch_segment(b, tokens, n, 0, -1);
+    const int32_t before = b->targets;
+    for (int32_t i = 1; i < n; i++)
+        if (!mask || mask[i]) batch_target(b, b->segment[segment].start + i - 1, tokens[i]);
+    return b->targets - before;
+}
+
+/* A completion of n tokens that hangs on the prompt in segment `prompt`; n targets, in order. The last token needs no
+ * row of its own. */
+static inline void batch_completion(Batch *b, int prompt, const int32_t *tokens, int32_t n) {
+    int32_t row = batch_last_row(b, prompt);
+    const int32_t position = b->positions[row] + 1;
+    if (n > 1) {
+        const int segment = batch_segment(b, tokens, n - 1, position, prompt);
+        batch_target(b, row, tokens[0]);
+        row = b->segment[segment].start;
+        for (int32_t i = 1; i < n; i++) batch_target(b, row + i - 1, tokens[i]);
+    } else if (n == 1) batch_target(b, row, tokens[0]);
+}
+
+#endif

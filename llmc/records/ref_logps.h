@@ -1,0 +1,155 @@
+/* ref_logps.h - the reference's log-probabilities, computed once and kept in a file, so that no reference model has to be in
+ * memory while a policy is trained against it.
+ *
+ *   header     64 bytes, little-endian: int32 magic 20261125, int32 version 1, int32 tables (1 or 2), int32 0,
+ *              uint64 model: XXH3-64 of the reference's weights as float32; then 0
+ *   tables     each: uint64 data, uint64 count, then count float32: log ref of each token of each answer, in the order in
+ *              which the trainer holds them
+ *   checksum   XXH3-64 of everything before it; here the file ends
+ *
+ * One table is of the training shard, another may be of the held-out one. `data` is the XXH3-64 of the tokens that the
+ * values belong to (ref_logps_data), so a file goes with a shard and a way of cutting it (--max-length), not with a path;
+ * tokens are kept, not sums, so it serves every loss, LD-DPO and length-normalised ones among them. Nothing in a file is
+ * trusted: its magic, version and sizes are checked before memory is taken, the checksum before a value is used. Refuses
+ * values that are no log-probabilities. zstd and "-" work as io.h has them.
+ *
+ *     RefLogps r;
+ *     if (!ref_logps_read(&r, "ref.logps", &e)) die("%s", e.text);
+ *     if (r.model != model_weights_hash(&reference)) ...;              // it was made with another model
+ *     const float *logp = ref_logps_find(&r, data, count);             // NULL: it was made from other data
+ */
+#ifndef LLMC_RECORDS_REF_LOGPS_H
+#define LLMC_RECORDS_REF_LOGPS_H
+
+#include "../model/gpt2.h"
+#include "../base/io.h"
+
+enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
+
+typedef struct RefTable {
+    uint64_t data, count;
+    float *logp; /* (count) */
+} RefTable;
+
+typedef struct RefLogps {
+    uint64_t model;
+    int tables;
+    RefTable table[REF_LOGPS_TABLES];
+} RefLogps;
+
+static inline void ref_logps_free(RefLogps *r) {
+    for (int i = 0; i < REF_LOGPS_TABLES; i++) free(r->table[i].logp);
+    *r = (RefLogps){0};
+}
+
+/* The hash of a model's weights; a value head does not count. The same for a model and the file that it was saved to. */
+static inline uint64_t model_weights_hash(const GPT2 *m) {
+    enum { CHUNK = 1 << 20 };
+    XXH3_state_t *state = XXH3_createState();
+    float *host = (float *)xmalloc(CHUNK * sizeof *host);
+    const size_t count = m->tensor[GPT2_FILE_TENSORS].offset;
+    checked(state, 0);
+    XXH3_64bits_reset(state);
+    for (size_t at = 0; at < count; at += CHUNK) {
+        const size_t n = count - at < CHUNK ? count - at : CHUNK;
+        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
+        XXH3_64bits_update(state, host, n * sizeof *host);
+    }
+    const uint64_t hash = XXH3_64bits_digest(state);
+    XXH3_freeState(state), free(host);
+    return hash;
+}
+
+/* Adds an answer to the hash of what a table's values belong to; begin with 0. */
+static inline uint64_t ref_logps_data(uint64_t hash, const int32_t *prompt, int32_t prompt_len, const int32_t *answer,
+                                      int32_t answer_len) {
+    const uint64_t part[] = {hash, (uint64_t)prompt_len, (uint64_t)answer_len,
+                             XXH3_64bits(prompt, (size_t)prompt_len * sizeof *prompt),
+                             XXH3_64bits(answer, (size_t)answer_len * sizeof *answer)};
+    return XXH3_64bits(part, sizeof part);
+}
+
+/* The values for this data, or NULL. */
+static inline const float *ref_logps_find(const RefLogps *r, uint64_t data, uint64_t count) {
+    for (int i = 0; i < r->tables; i++)
+        if (r->table[i].data == data && r->table[i].count == count) return r->table[i].logp;
+    return NULL;
+}
+
+/* Adds a table; takes hold of logp. */
+static inline void ref_logps_add(RefLogps *r, uint64_t data, uint64_t count, float *logp) {
+    assert(r->tables < REF_LOGPS_TABLES);
+    r->table[r->tables++] = (RefTable){data, count, logp};
+}
+
+static inline bool ref_logps_read_table(RefTable *t, Reader *r, Error *e) {
+    uint64_t head[2];
+    if (!reader_read(r, head, sizeof head, "table", e)) return false;
+    const int64_t left = reader_left(r);
+    if (head[1] < 1 || head[1] > INT64_MAX / 8 || (left >= 0 && head[1] * sizeof(float) > (uint64_t)left))
+        return error_set(e, "%s: a table of %llu values, the file has no room for them", r->name,
+                         (unsigned long long)head[1]);
+    t->data = head[0], t->count = head[1];
+    t->logp = (float *)reader_blob(r, head[1] * sizeof(float), "log-probabilities", e);
+    return t->logp != NULL;
+}
+
+static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
+    int32_t head[16];
+    uint64_t stored;
+    if (!reader_read(r, head, sizeof head, "header", e)) return false;
+    if (head[0] != REF_LOGPS_MAGIC)
+        return error_set(e, "%s: it is no file of reference log-probabilities (magic %d, expected %d)", r->name,
+                         (int)head[0], REF_LOGPS_MAGIC);
+    if (head[1] != REF_LOGPS_VERSION)
+        return error_set(e, "%s: version %d, expected %d", r->name, (int)head[1], REF_LOGPS_VERSION);
+    if (head[2] < 1 || head[2] > REF_LOGPS_TABLES)
+        return error_set(e, "%s: %d tables, expected 1 to %d", r->name, (int)head[2], REF_LOGPS_TABLES);
+    for (int i = 3; i < 16; i = i == 3 ? 6 : i + 1)
+        if (head[i]) return error_set(e, "%s: header field %d is %d, expected 0", r->name, i, (int)head[i]);
+    memcpy(&l->model, head + 4, sizeof l->model);
+    for (int i = 0; i < head[2]; i++, l->tables++)
+        if (!ref_logps_read_table(&l->table[i], r, e)) return false;
+    const uint64_t hash = reader_hash(r);
+    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
+    if (hash != stored)
+        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
+                         (unsigned long long)hash, (unsigned long long)stored);
+    for (int i = 0; i < l->tables; i++)
+        for (uint64_t k = 0; k < l->table[i].count; k++)
+            if (!(l->table[i].logp[k] <= 1e-3f)) /* 0 but for rounding */
+                return error_set(e, "%s: value %llu is %g, expected a log-probability", r->name, (unsigned long long)k,
+                                 (double)l->table[i].logp[k]);
+    return true;
+}
+
+/* Reads the file `path`. On failure nothing is left allocated. */
+static inline bool ref_logps_read(RefLogps *l, const char *path, Error *e) {
+    Reader r;
+    *l = (RefLogps){0};
+    if (!reader_open(&r, path, e)) return false;
+    const bool ok = ref_logps_body(l, &r, e);
+    reader_close(&r);
+    if (!ok) ref_logps_free(l);
+    return ok;
+}
+
+/* Writes the file `path`; nothing appears there before all of it is on disk. */
+static inline bool ref_logps_write(const RefLogps *l, const char *path, Error *e) {
+    Writer w;
+    int32_t head[16] = {REF_LOGPS_MAGIC, REF_LOGPS_VERSION, l->tables};
+    if (!writer_open(&w, path, e)) return false;
+    memcpy(head + 4, &l->model, sizeof l->model);
+    bool ok = writer_write(&w, head, sizeof head, e);
+    for (int i = 0; ok && i < l->tables; i++) {
+        const RefTable *t = &l->table[i];
+        const uint64_t about[] = {t->data, t->count};
+        ok = writer_write(&w, about, sizeof about, e) && writer_write(&w, t->logp, t->count * sizeof *t->logp, e);
+    }
+    const uint64_t hash = writer_hash(&w);
+    if (ok && writer_write(&w, &hash, sizeof hash, e)) return writer_commit(&w, e);
+    writer_abort(&w);
+    return false;
+}
+
+#endif

@@ -1,0 +1,463 @@
+/* shard.h - record shards: the data that the trainers read. One file holds records of one kind.
+ *
+ *   header     1024 bytes, int32[256], little-endian:
+ *                [0] magic 20261124   [1] version 1   [2] kind   [3] vocabulary V   [4] bytes of a token id, 2 or 4
+ *                [5] tokens of the longest record     [6..7] 0
+ *                and as uint64, at int  [8] records   [10] tokens of all records   [12] bytes of the payload
+ *                [14] bytes of the tokenizer   [16] bytes of the chat template, its NUL included;   [18..255] 0
+ *   index      records x {uint64 offset into the payload, uint32 bytes, uint32 tokens}, without gaps
+ *   payload    the records, one after another
+ *   tokenizer  the blob of tokenizer_store(), or nothing
+ *   template   the chat template's text and a NUL
+ *   checksum   XXH3-64 of everything before it; here the file ends
+ *
+ * A record of T tokens, by kind (ids are 2 bytes where V <= 65536, else 4):
+ *
+ *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 says whether token i is trained on
+ *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
+ *   preference  int32[3] tokens of prompt, chosen, rejected, then float32 margin; T ids
+ *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0
+ *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
+ *
+ * Owns: writing, reading whole into memory, and checking all of it before any record is handed out: magic, version,
+ * every size against the file's length before memory is taken, the index, every length, NUL and token id, and the
+ * checksum. A shard that opened is safe to decode. Refuses: other versions, trailing bytes, unused bits that are set.
+ * A shard of no records opens; it is for the programs to refuse it. zstd and "-" work as io.h has them.
+ *
+ *     Shard s;
+ *     Record r = {0};
+ *     if (!shard_open(&s, "chat.shard", e)) return false;
+ *     for (int64_t i = 0; i < s.count; i++)
+ *         if (shard_record(&s, i, &r, e)) use(r.tokens, r.mask, r.count);
+ *     record_free(&r);
+ *     shard_close(&s);
+ */
+#ifndef LLMC_RECORDS_SHARD_H
+#define LLMC_RECORDS_SHARD_H
+
+#include "../base/io.h"
+#include <assert.h>
+
+enum { SHARD_VERSION = 1, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
+
+typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED } RecordKind;
+
+typedef struct Record {
+    int32_t *tokens, count; /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ chosen ++ rejected;
+                               STEP: prompt ++ solution; UNPAIRED: prompt ++ completion */
+    uint8_t *mask;          /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
+                               label + 1, else 0; other kinds NULL */
+    int32_t prompt, chosen, rejected;          /* tokens of each part (PROMPT: prompt == count; CHAT: 0) */
+    int32_t label;                             /* UNPAIRED: is the completion good? 1, 0 */
+    float margin;                              /* PREFERENCE: how much better the chosen one is, 0 when not known */
+    const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
+                                                  JSON object; "" when absent. They point into the shard */
+    int32_t capacity;                          /* of the buffers that shard_record() fills */
+} Record;
+
+typedef struct ShardIndex {
+    uint64_t offset; /* in the payload */
+    uint32_t bytes, tokens;
+} ShardIndex;
+
+_Static_assert(sizeof(ShardIndex) == 16, "the index is read and written as it lies in memory");
+
+typedef struct Shard {
+    char *name; /* for messages */
+    RecordKind kind;
+    int32_t vocab, token_bytes, longest; /* longest: tokens of the longest record */
+    int64_t count, total_tokens;
+    void *tokenizer; /* (tokenizer_bytes), for tokenizer_load() */
+    size_t tokenizer_bytes;
+    char *chat_template; /* "" where there is none */
+    ShardIndex *index;   /* (count) */
+    uint8_t *payload;
+    size_t payload_bytes;
+} Shard;
+
+static inline const char *record_kind_name(RecordKind kind) {
+    switch (kind) {
+    case RECORD_CHAT: return "chat";
+    case RECORD_PROMPT: return "prompt";
+    case RECORD_PREFERENCE: return "preference";
+    case RECORD_STEP: return "step";
+    case RECORD_UNPAIRED: return "unpaired";
+    }
+    return "unknown";
+}
+
+/* Frees what shard_record() put into r. */
+static inline void record_free(Record *r) {
+    free(r->tokens);
+    free(r->mask);
+    *r = (Record){0};
+}
+
+/* ---- one record ---------------------------------------------------------------------------------------------- */
+
+/* Where the parts of an encoded record lie. */
+typedef struct RecordParts {
+    const uint8_t *ids, *mask;
+    int32_t prompt, chosen, rejected, label;
+    float margin;
+    const char *text[4];
+} RecordParts;
+
+static inline int32_t record_id(const uint8_t *ids, int32_t token_bytes, size_t i) {
+    uint16_t narrow;
+    int32_t wide;
+    if (token_bytes == 4) {
+        memcpy(&wide, ids + 4 * i, 4);
+        return wide;
+    }
+    memcpy(&narrow, ids + 2 * i, 2);
+    return narrow;
+}
+
+/* Takes `size` bytes off the front of what is left of a record; NULL where it holds fewer. */
+static inline const uint8_t *record_take(const uint8_t **p, size_t *left, size_t size) {
+    const uint8_t *part = *p;
+    if (size > *left) return NULL;
+    *p += size, *left -= size;
+    return part;
+}
+
+/* Finds the parts of a record of `bytes` bytes and `tokens` tokens. Returns NULL, or what is wrong with it. Nothing
+ * in it is trusted; the ids themselves are checked by the caller. */
+static inline const char *record_parse(RecordKind kind, int32_t token_bytes, const uint8_t *p, size_t bytes,
+                                       uint32_t tokens, RecordParts *parts) {
+    const uint8_t *head;
+    uint32_t length[4] = {0};
+    *parts = (RecordParts){.text = {"", "", "", ""}};
+    if (tokens < 1 || tokens > INT32_MAX) return "has no tokens, or too many";
+    const size_t head_bytes = kind == RECORD_CHAT ? 0 : kind == RECORD_STEP ? 4 : kind == RECORD_UNPAIRED ? 8 : 16;
+    if (!(head = record_take(&p, &bytes, head_bytes))) return "is too short for its head";
+    if (!(parts->ids = record_take(&p, &bytes, (size_t)tokens * (size_t)token_bytes)))
+        return "is too short for its tokens";
+    switch (kind) {
+    case RECORD_CHAT:
+        if (!(parts->mask = record_take(&p, &bytes, ((size_t)tokens + 7) / 8))) return "is too short for its mask";
+        if (tokens % 8 && parts->mask[tokens / 8] >> tokens % 8) return "has mask bits beyond its last token";
+        break;
+    case RECORD_PROMPT:
+        parts->prompt = (int32_t)tokens;
+        memcpy(length, head, sizeof length);
+        for (int i = 0; i < 4; i++) {
+            parts->text[i] = (const char *)record_take(&p, &bytes, (size_t)length[i] + 1);
+            if (!parts->text[i]) return "is too short for its texts";
+            if (strnlen(parts->text[i], (size_t)length[i] + 1) != length[i]) return "has a text of another length";
+        }
+        break;
+    case RECORD_PREFERENCE:
+        memcpy(&parts->prompt, head, 4);
+        memcpy(&parts->chosen, head + 4, 4);
+        memcpy(&parts->rejected, head + 8, 4);
+        memcpy(&parts->margin, head + 12, 4);
+        if (parts->prompt < 0 || parts->chosen < 1 || parts->rejected < 1 ||
+            (int64_t)parts->prompt + parts->chosen + parts->rejected != tokens)
+            return "has lengths of prompt, chosen and rejected that do not add up to its tokens";
+        break;
+    case RECORD_STEP:
+        memcpy(&parts->prompt, head, 4);
+        if (parts->prompt < 0 || (uint32_t)parts->prompt > tokens) return "has a prompt longer than its tokens";
+        if (!(parts->mask = record_take(&p, &bytes, tokens))) return "is too short for its labels";
+        break;
+    case RECORD_UNPAIRED:
+        memcpy(&parts->prompt, head, 4);
+        memcpy(&parts->label, head + 4, 4);
+        if (parts->prompt < 0 || (uint32_t)parts->prompt >= tokens) return "has no token after its prompt";
+        if (parts->label < 0 || parts->label > 1) return "has a label that is neither 0 nor 1";
+        break;
+    }
+    return bytes ? "has bytes left over" : NULL;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------- */
+
+static inline void shard_close(Shard *s) {
+    free(s->name);
+    free(s->tokenizer);
+    free(s->chat_template);
+    free(s->index);
+    free(s->payload);
+    *s = (Shard){0};
+}
+
+/* Reads and checks the header; sizes: bytes of index, payload, tokenizer and template. */
+static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e) {
+    int32_t h[SHARD_HEADER];
+    uint64_t count, total;
+    if (!reader_read(r, h, sizeof h, "header", e) || !magic_check(r->name, h[0], MAGIC_RECORDS, e)) return false;
+    if (h[1] != SHARD_VERSION)
+        return error_set(e, "%s: record shard of version %d, expected %d", r->name, (int)h[1], SHARD_VERSION);
+    if (h[2] < RECORD_CHAT || h[2] > RECORD_UNPAIRED)
+        return error_set(e, "%s: kind of record is %d, expected 1 to 5", r->name, (int)h[2]);
+    if (h[3] < 1 || h[3] > SHARD_VOCAB_MAX)
+        return error_set(e, "%s: vocabulary is %d, expected 1 to %d", r->name, (int)h[3], SHARD_VOCAB_MAX);
+    if (h[4] != (h[3] > 65536 ? 4 : 2))
+        return error_set(e, "%s: token ids have %d bytes, expected %d for a vocabulary of %d", r->name, (int)h[4],
+                         h[3] > 65536 ? 4 : 2, (int)h[3]);
+    for (int i = 6; i < SHARD_HEADER; i = i == 7 ? 18 : i + 1)
+        if (h[i]) return error_set(e, "%s: header field %d is %d, expected 0", r->name, i, (int)h[i]);
+    memcpy(&count, h + 8, 8);
+    memcpy(&total, h + 10, 8);
+    memcpy(sizes + 1, h + 12, 3 * sizeof *sizes);
+    uint64_t end = sizeof h + 8; /* where the file ends, if the header is right */
+    bool fits = count <= INT64_MAX / sizeof(ShardIndex) && total <= INT64_MAX;
+    sizes[0] = fits ? count * sizeof(ShardIndex) : 0;
+    for (int i = 0; fits && i < 4; i++) fits = !__builtin_add_overflow(end, sizes[i], &end) && end <= INT64_MAX;
+    if (!fits || !sizes[3]) return error_set(e, "%s: sizes in the header are no sizes of a file", r->name);
+    const int64_t left = reader_left(r);
+    if (left >= 0 && (uint64_t)left != end - sizeof h)
+        return error_set(e, "%s: file ends at byte %lld, header (%llu records, %llu bytes of payload) needs %llu",
+                         r->name, (long long)(sizeof h + (size_t)left), (unsigned long long)count,
+                         (unsigned long long)sizes[1], (unsigned long long)end);
+    s->kind = (RecordKind)h[2];
+    s->vocab = h[3], s->token_bytes = h[4], s->longest = h[5];
+    s->count = (int64_t)count, s->total_tokens = (int64_t)total;
+    s->payload_bytes = (size_t)sizes[1], s->tokenizer_bytes = (size_t)sizes[2];
+    return true;
+}
+
+/* Are the records of the index laid end to end, and do their bytes and tokens add up to what the header says? */
+static inline bool shard_check_index(const Shard *s, const char *name, Error *e) {
+    uint64_t offset = 0, total = 0;
+    uint32_t longest = 0;
+    for (int64_t i = 0; i < s->count; i++) {
+        const ShardIndex *x = &s->index[i];
+        if (x->offset != offset || x->bytes > s->payload_bytes - offset)
+            return error_set(e, "%s: record %lld at byte %llu of the payload has %u bytes, expected it at %llu of %zu",
+                             name, (long long)i, (unsigned long long)x->offset, (unsigned)x->bytes,
+                             (unsigned long long)offset, s->payload_bytes);
+        offset += x->bytes, total += x->tokens;
+        if (x->tokens > longest) longest = x->tokens;
+    }
+    if (offset != s->payload_bytes)
+        return error_set(e, "%s: records take %llu bytes of the payload, header says %zu", name,
+                         (unsigned long long)offset, s->payload_bytes);
+    if (total != (uint64_t)s->total_tokens || (int64_t)longest != s->longest)
+        return error_set(e, "%s: records hold %llu tokens, the longest %u; header says %lld and %d", name,
+                         (unsigned long long)total, (unsigned)longest, (long long)s->total_tokens, (int)s->longest);
+    return true;
+}
+
+static inline bool shard_check_records(const Shard *s, const char *name, Error *e) {
+    for (int64_t i = 0; i < s->count; i++) {
+        const ShardIndex *x = &s->index[i];
+        RecordParts parts;
+        const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
+        if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)i, wrong);
+        for (uint32_t k = 0; k < x->tokens; k++) {
+            const int32_t id = record_id(parts.ids, s->token_bytes, k);
+            if (id < 0 || id >= s->vocab)
+                return error_set(e, "%s: record %lld: token %u is %d, expected below the vocabulary of %d", name,
+                                 (long long)i, (unsigned)k, (int)id, (int)s->vocab);
+        }
+    }
+    return true;
+}
+
+/* The parts are read in file order, each checked before memory is taken for the next. */
+static inline bool shard_body(Shard *s, Reader *r, Error *e) {
+    uint64_t sizes[4], stored;
+    if (!shard_header(s, r, sizes, e)) return false;
+    if (!(s->index = (ShardIndex *)reader_blob(r, sizes[0], "index", e)) || !shard_check_index(s, r->name, e))
+        return false;
+    if (!(s->payload = (uint8_t *)reader_blob(r, sizes[1], "records", e))) return false;
+    if (!(s->tokenizer = reader_blob(r, sizes[2], "tokenizer", e))) return false;
+    if (!(s->chat_template = (char *)reader_blob(r, sizes[3], "chat template", e))) return false;
+    const uint64_t hash = reader_hash(r);
+    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
+    if (hash != stored)
+        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
+                         (unsigned long long)hash, (unsigned long long)stored);
+    if (strlen(s->chat_template) + 1 != sizes[3])
+        return error_set(e, "%s: chat template of %zu bytes, header says %llu", r->name, strlen(s->chat_template) + 1,
+                         (unsigned long long)sizes[3]);
+    return shard_check_records(s, r->name, e);
+}
+
+/* Reads a whole record shard from an open reader, to its end. */
+static inline bool shard_read(Shard *s, Reader *r, Error *e) {
+    *s = (Shard){.name = xstrdup(r->name)};
+    if (shard_body(s, r, e)) return true;
+    shard_close(s);
+    return false;
+}
+
+/* Reads the shard `path` whole into memory and checks all of it. */
+static inline bool shard_open(Shard *s, const char *path, Error *e) {
+    Reader r;
+    *s = (Shard){0};
+    if (!reader_open(&r, path, e)) return false;
+    const bool ok = shard_read(s, &r, e);
+    reader_close(&r);
+    return ok;
+}
+
+/* Decodes record i into r, whose buffers are reused: start from {0}, end with record_free(). The texts of r live as
+ * long as the shard. */
+static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) {
+    if (i < 0 || i >= s->count)
+        return error_set(e, "%s: record %lld was asked for, it holds %lld", s->name, (long long)i, (long long)s->count);
+    const ShardIndex *x = &s->index[i];
+    RecordParts parts;
+    const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
+    if (wrong) return error_set(e, "%s: record %lld %s", s->name, (long long)i, wrong);
+    if (x->tokens > (uint32_t)r->capacity || !r->tokens) {
+        r->capacity = s->longest; /* once for the whole shard */
+        r->tokens = (int32_t *)xrealloc(r->tokens, (size_t)r->capacity, sizeof *r->tokens);
+        free(r->mask);
+        r->mask = NULL;
+    }
+    if (parts.mask && !r->mask) r->mask = (uint8_t *)xmalloc((size_t)r->capacity);
+    if (!parts.mask) {
+        free(r->mask);
+        r->mask = NULL;
+    }
+    r->count = (int32_t)x->tokens;
+    for (int32_t k = 0; k < r->count; k++) r->tokens[k] = record_id(parts.ids, s->token_bytes, (size_t)k);
+    if (s->kind == RECORD_CHAT)
+        for (int32_t k = 0; k < r->count; k++) r->mask[k] = parts.mask[k / 8] >> k % 8 & 1;
+    if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);
+    r->prompt = parts.prompt, r->chosen = parts.chosen, r->rejected = parts.rejected;
+    r->label = parts.label, r->margin = parts.margin;
+    r->text = parts.text[0], r->task = parts.text[1], r->answer = parts.text[2], r->fields = parts.text[3];
+    return true;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------- */
+
+/* The header comes first in the file and counts the records, so they wait in memory until shard_commit(). */
+typedef struct ShardWriter {
+    Writer out;
+    RecordKind kind;
+    int32_t vocab, token_bytes, longest;
+    int64_t count, index_capacity;
+    uint64_t total_tokens;
+    ShardIndex *index;
+    uint8_t *payload;
+    size_t payload_bytes, payload_capacity;
+    void *tokenizer;
+    size_t tokenizer_bytes;
+    char *chat_template;
+} ShardWriter;
+
+/* Gives up; also frees what is left after a failure. Harmless after shard_commit(). */
+static inline void shard_abort(ShardWriter *w) {
+    writer_abort(&w->out);
+    free(w->index);
+    free(w->payload);
+    free(w->tokenizer);
+    free(w->chat_template);
+    *w = (ShardWriter){.out.fd = -1};
+}
+
+/* Begins a shard of records of one kind, with ids below `vocab`. tokenizer: (tokenizer_bytes), may be NULL with 0;
+ * chat_template: its text, may be NULL. Both are copied. */
+static inline bool shard_create(ShardWriter *w, const char *path, RecordKind kind, int32_t vocab, const void *tokenizer,
+                                size_t tokenizer_bytes, const char *chat_template, Error *e) {
+    assert(kind >= RECORD_CHAT && kind <= RECORD_UNPAIRED);
+    *w = (ShardWriter){.out.fd = -1, .kind = kind, .vocab = vocab, .token_bytes = vocab > 65536 ? 4 : 2};
+    if (vocab < 1 || vocab > SHARD_VOCAB_MAX)
+        return error_set(e, "%s: vocabulary is %d, expected 1 to %d", path, (int)vocab, SHARD_VOCAB_MAX);
+    if (!writer_open(&w->out, path, e)) return false;
+    w->tokenizer = xmalloc(tokenizer_bytes);
+    if (tokenizer_bytes) memcpy(w->tokenizer, tokenizer, tokenizer_bytes);
+    w->tokenizer_bytes = tokenizer_bytes;
+    w->chat_template = xstrdup(chat_template ? chat_template : "");
+    return true;
+}
+
+/* What is wrong with a record that is to be added, or NULL. */
+static inline const char *record_refused(RecordKind kind, const Record *r) {
+    if (r->count < 1) return "has no tokens";
+    if ((kind == RECORD_CHAT || kind == RECORD_STEP) && !r->mask) return "has no mask";
+    if (kind == RECORD_STEP && (r->prompt < 0 || r->prompt > r->count)) return "has a prompt longer than its tokens";
+    if (kind == RECORD_UNPAIRED && (r->prompt < 0 || r->prompt >= r->count)) return "has no token after its prompt";
+    if (kind == RECORD_UNPAIRED && r->label != 0 && r->label != 1) return "has a label that is neither 0 nor 1";
+    if (kind != RECORD_PREFERENCE) return NULL;
+    if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "lacks a chosen or a rejected answer";
+    if ((int64_t)r->prompt + r->chosen + r->rejected != r->count) return "has lengths that do not add up";
+    return NULL;
+}
+
+/* Appends n bytes to the payload, which shard_add() has made large enough. */
+static inline void shard_append(ShardWriter *w, const void *src, size_t n) {
+    if (n) memcpy(w->payload + w->payload_bytes, src, n);
+    w->payload_bytes += n;
+}
+
+/* Adds a record; the fields that its kind lacks are ignored, and texts may be NULL for "". */
+static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
+    const char *name = w->out.name, *wrong = record_refused(w->kind, r);
+    if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)w->count, wrong);
+    for (int32_t i = 0; i < r->count; i++)
+        if (r->tokens[i] < 0 || r->tokens[i] >= w->vocab)
+            return error_set(e, "%s: record %lld: token %d is %d, expected below the vocabulary of %d", name,
+                             (long long)w->count, (int)i, (int)r->tokens[i], (int)w->vocab);
+    const char *text[4] = {r->text, r->task, r->answer, r->fields};
+    uint32_t length[4] = {0};
+    size_t bytes = 16 + (size_t)r->count * ((size_t)w->token_bytes + 1); /* the most that a head, ids and mask take */
+    for (int i = 0; i < 4 && w->kind == RECORD_PROMPT; i++) {
+        const size_t n = text[i] ? strlen(text[i]) : 0;
+        length[i] = (uint32_t)n;
+        bytes += n + 1;
+    }
+    if (bytes > UINT32_MAX)
+        return error_set(e, "%s: record %lld takes %zu bytes, the most is 4294967295", name, (long long)w->count,
+                         bytes);
+    if (w->payload_capacity - w->payload_bytes < bytes) {
+        w->payload_capacity = 2 * w->payload_capacity + bytes;
+        w->payload = (uint8_t *)xrealloc(w->payload, w->payload_capacity, 1);
+    }
+    if (w->count == w->index_capacity) {
+        w->index_capacity = 2 * w->index_capacity + 64;
+        w->index = (ShardIndex *)xrealloc(w->index, (size_t)w->index_capacity, sizeof *w->index);
+    }
+    const size_t start = w->payload_bytes;
+    if (w->kind == RECORD_PROMPT) shard_append(w, length, sizeof length);
+    if (w->kind == RECORD_PREFERENCE || w->kind == RECORD_STEP || w->kind == RECORD_UNPAIRED)
+        shard_append(w, &r->prompt, 4);
+    if (w->kind == RECORD_UNPAIRED) shard_append(w, &r->label, 4);
+    if (w->kind == RECORD_PREFERENCE) {
+        shard_append(w, &r->chosen, 4);
+        shard_append(w, &r->rejected, 4);
+        shard_append(w, &r->margin, 4);
+    }
+    for (int32_t i = 0; i < r->count; i++) shard_append(w, &r->tokens[i], (size_t)w->token_bytes); /* low bytes first */
+    if (w->kind == RECORD_CHAT)
+        for (int32_t i = 0; i < r->count; i += 8) {
+            uint8_t bits = 0;
+            for (int32_t k = i; k < i + 8 && k < r->count; k++) bits |= (uint8_t)((r->mask[k] != 0) << (k - i));
+            shard_append(w, &bits, 1);
+        }
+    if (w->kind == RECORD_STEP) shard_append(w, r->mask, (size_t)r->count);
+    for (int i = 0; i < 4 && w->kind == RECORD_PROMPT; i++) shard_append(w, text[i] ? text[i] : "", length[i] + 1);
+    w->index[w->count++] = (ShardIndex){start, (uint32_t)(w->payload_bytes - start), (uint32_t)r->count};
+    w->total_tokens += (uint32_t)r->count;
+    if (r->count > w->longest) w->longest = r->count;
+    return true;
+}
+
+/* Writes the shard and closes the writer, whatever the result. */
+static inline bool shard_commit(ShardWriter *w, Error *e) {
+    int32_t h[SHARD_HEADER] = {MAGIC_RECORDS, SHARD_VERSION, (int32_t)w->kind, w->vocab, w->token_bytes, w->longest};
+    const uint64_t template_bytes = strlen(w->chat_template) + 1;
+    const uint64_t wide[5] = {(uint64_t)w->count, w->total_tokens, w->payload_bytes, w->tokenizer_bytes,
+                              template_bytes};
+    memcpy(h + 8, wide, sizeof wide);
+    Writer *out = &w->out;
+    bool ok =
+        writer_write(out, h, sizeof h, e) && writer_write(out, w->index, (size_t)w->count * sizeof *w->index, e) &&
+        writer_write(out, w->payload, w->payload_bytes, e) && writer_write(out, w->tokenizer, w->tokenizer_bytes, e) &&
+        writer_write(out, w->chat_template, (size_t)template_bytes, e);
+    if (ok) {
+        const uint64_t hash = writer_hash(out);
+        ok = writer_write(out, &hash, sizeof hash, e) && writer_commit(out, e);
+    }
+    shard_abort(w);
+    return ok;
+}
+
+#endif

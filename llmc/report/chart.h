@@ -1,0 +1,424 @@
+/* chart.h - a curve as SVG, small enough to stand among many.
+ *
+ * Owns: scales, ticks, smoothing, thinning of long series, gaps, direct labels. Refuses nothing: one point, no finite
+ * point, equal values and a million steps all give a drawing. Colours come from the page's CSS classes (grid, tick, raw,
+ * line, band, dot, end, with a0 for the first and a1 for the second curve), so that light and dark need one drawing.
+ *
+ *     Chart c = {.lines = {{.mid = history_find(&h, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
+ *     chart_svg(f, &c);        // <svg>...</svg>
+ *     chart_data(f, &c);       // the same points as JSON, for the page's tooltips
+ *
+ * Long series are thinned as M4 does it (Jugel et al., "M4: a visualization-oriented time series data aggregation", VLDB
+ * 2014): the first, lowest, highest and last point of every pixel column, which draws what all points would draw.
+ */
+#ifndef LLMC_REPORT_CHART_H
+#define LLMC_REPORT_CHART_H
+
+#include "history.h"
+
+typedef struct ChartLine {
+    const Series *mid, *low,
+        *high;        /* low and high (NULL or as many points as mid) are the edges of a band around mid */
+    const char *name; /* of our own: "train"; NULL where there is one curve */
+} ChartLine;
+
+typedef struct Chart {
+    ChartLine lines[2];
+    int count;
+    const char *unit; /* along the y axis */
+    bool share;       /* values in [0, 1], shown as percentages; the axis begins at 0 */
+    bool zero;        /* the axis begins at 0 where no value is negative */
+    bool log;    /* a logarithmic axis where positive values span three decades, or those of a band a factor of 20 */
+    bool smooth; /* noisy: raw values faint, a moving average over them */
+    bool wide;
+    double x0, x1; /* first and last step of the run */
+} Chart;
+
+typedef struct ChartScale {
+    double left, right, top, bottom; /* of the plot, in the drawing's units */
+    double x0, x1, y0, y1;           /* y0, y1 are exponents of ten when log */
+    double tick;                     /* between two labelled values of y */
+    bool log;
+} ChartScale;
+
+static inline bool chart_smoothed(const Chart *c, const Series *s) { return c->smooth && s->count >= 25; }
+
+/* ---- numbers as text ---- */
+
+/* A number for people: four digits at most, 12.3k, 4.56M, 1.2e-5; a share as 87.5%. text holds at least 32 bytes. */
+static inline void chart_value(double v, bool share, char *text) {
+    const double a = fabs(share ? v *= 100 : v);
+    char exponent[32];
+    if (!isfinite(v)) strcpy(text, "\xE2\x80\x93"); /* an en dash */
+    else if (a == 0) strcpy(text, share ? "0%" : "0");
+    else if (share && a < 5e-4)
+        strcpy(text, "\xE2\x89\x88"
+                     "0%");
+    else if (share) snprintf(text, 32, "%.*f%%", a >= 99.95 ? 0 : a >= 0.95 ? 1 : a >= 0.01 ? 2 : 3, v);
+    else if (a >= 1e15 || a < 1e-3) {
+        snprintf(exponent, sizeof exponent, "%.2e", v); /* 1.20e-05 -> 1.2e-5 */
+        char *e = strchr(exponent, 'e'), *digits = e;
+        while (digits[-1] == '0') digits--;
+        if (digits[-1] == '.') digits--;
+        snprintf(text, 32, "%.*se%d", (int)(digits - exponent), exponent, atoi(e + 1));
+    } else if (a >= 9999.5) {
+        const char *unit = "kMGT";
+        double scaled = v / 1e3;
+        while (fabs(scaled) >= 999.5 && unit[1]) scaled /= 1e3, unit++;
+        snprintf(text, 32, "%.*f%c", fabs(scaled) < 9.995 ? 2 : fabs(scaled) < 99.95 ? 1 : 0, scaled, *unit);
+    } else if (v == floor(v)) snprintf(text, 32, "%.0f", v);
+    else snprintf(text, 32, "%.*f", a >= 1000 ? 0 : a >= 100 ? 1 : a >= 10 ? 2 : a >= 0.1 ? 3 : 4, v);
+}
+
+/* A tick's label: as many decimals as the distance between ticks needs. */
+static inline void chart_tick(double v, double tick, bool share, char *text) {
+    if (share) v *= 100, tick *= 100;
+    const double a = fabs(v);
+    if (a < tick * 1e-6) strcpy(text, share ? "0%" : "0");
+    else if (!share && tick < 9e-5) chart_value(v, false, text);
+    else if (!share && a >= 1e4 && a < 1e15) {
+        const int power = a >= 1e12 ? 12 : a >= 1e9 ? 9 : a >= 1e6 ? 6 : 3;
+        const int decimals = (int)ceil(power - log10(tick) - 1e-9);
+        snprintf(text, 32, "%.*f%c",
+                 decimals < 0   ? 0
+                 : decimals > 5 ? 5
+                                : decimals,
+                 v / pow(10, power), "kMGT"[power / 3 - 1]);
+    } else if (!share && a >= 1e15) chart_value(v, false, text);
+    else {
+        const int decimals = (int)ceil(-log10(tick) - 1e-9);
+        snprintf(text, 32, "%.*f%s", decimals < 0 ? 0 : decimals, v, share ? "%" : "");
+    }
+}
+
+/* ---- scales ---- */
+
+/* The round distance (1, 2 or 5 times a power of ten) that cuts `range` into at most about `most` pieces. */
+static inline double chart_round(double range, int most) {
+    const double raw = range / most, power = pow(10, floor(log10(raw))), digit = raw / power;
+    return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
+}
+
+static inline double chart_x(const ChartScale *s, double x) {
+    return s->left + (s->right - s->left) * (x - s->x0) / (s->x1 - s->x0);
+}
+
+static inline double chart_y(const ChartScale *s, double y) {
+    if (s->log) y = y > 0 ? log10(y) : s->y0;
+    return s->bottom - (s->bottom - s->top) * (y - s->y0) / (s->y1 - s->y0);
+}
+
+/* The least and greatest finite value of a series; returns how many are finite. */
+static inline size_t chart_range(const Series *s, double *low, double *high) {
+    size_t finite = 0;
+    for (size_t i = 0; s && i < s->count; i++)
+        if (isfinite(s->values[i])) {
+            if (s->values[i] < *low) *low = s->values[i];
+            if (s->values[i] > *high) *high = s->values[i];
+            finite++;
+        }
+    return finite;
+}
+
+/* Values past +-1e150 would overflow the arithmetic of the axis; they are drawn at its edge. */
+static inline double chart_clamp(double v) { return v > 1e150 ? 1e150 : v < -1e150 ? -1e150 : v; }
+
+/* Lays out the drawing; false when there is no finite value to draw. */
+static inline bool chart_scale(const Chart *c, ChartScale *s) {
+    double low = INFINITY, high = -INFINITY;
+    size_t finite = 0;
+    for (int i = 0; i < c->count; i++) {
+        finite += chart_range(c->lines[i].mid, &low, &high);
+        chart_range(c->lines[i].low, &low, &high);
+        chart_range(c->lines[i].high, &low, &high);
+    }
+    *s = (ChartScale){.left = 40,
+                      .right = (c->wide ? 760 : 360) - (c->count > 1 ? 58 : 44),
+                      .top = 22,
+                      .bottom = c->wide ? 216 : 156,
+                      .x0 = c->x0,
+                      .x1 = c->x1,
+                      .y1 = 1};
+    if (!(s->x1 > s->x0)) s->x0 -= 1, s->x1 = s->x0 + 2; /* one step: in the middle */
+    if (!finite) return false;
+    low = chart_clamp(low), high = chart_clamp(high);
+    s->log = c->log && low > 0 && high / low >= (c->lines[0].low || c->lines[0].high ? 20 : 1000);
+    const int most = c->wide ? 6 : 5;
+    if (s->log) {
+        s->y0 = floor(log10(low) + 1e-9), s->y1 = ceil(log10(high) - 1e-9);
+        s->tick = ceil((s->y1 - s->y0) / most);
+        return true;
+    }
+    if ((c->share || c->zero) && low > 0) low = 0;
+    if (c->share && high > 0.5 && high < 1) high = 1;
+    if (!(high > low)) {
+        const double pad = low ? fabs(low) / 2 : 0.5;
+        high += pad;
+        if (low) low -= pad;
+    }
+    s->tick = chart_round(high - low, most);
+    s->y0 = floor(low / s->tick + 1e-6) * s->tick, s->y1 = ceil(high / s->tick - 1e-6) * s->tick;
+    return true;
+}
+
+/* ---- smoothing ---- */
+
+/* One pass of a centred moving average of half-width r over n values. Towards the ends it shrinks so that it stays
+ * centred, but looks back at least half as far, or one last value would bend the curve's end. Values that are not finite
+ * are left out, and stay so. */
+static inline void chart_average(const double *v, double *out, size_t n, size_t r) {
+    double *sum = (double *)xcalloc(n + 1, sizeof *sum), *count = (double *)xcalloc(n + 1, sizeof *count);
+    for (size_t i = 0; i < n; i++) {
+        const bool good = isfinite(v[i]);
+        sum[i + 1] = sum[i] + (good ? v[i] : 0);
+        count[i + 1] = count[i] + good;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const size_t edge = i < n - 1 - i ? i : n - 1 - i, h = edge > r ? r : edge < (r + 1) / 2 ? (r + 1) / 2 : edge;
+        const size_t from = i > h ? i - h : 0, to = i + h + 1 < n ? i + h + 1 : n;
+        out[i] = isfinite(v[i]) ? (sum[to] - sum[from]) / (count[to] - count[from]) : NAN;
+    }
+    free(sum);
+    free(count);
+}
+
+/* The smoothed values of s, to be freed: two passes, each over a twentieth of the points. */
+static inline double *chart_smooth(const Series *s) {
+    double *once = (double *)xcalloc(s->count, sizeof *once), *twice = (double *)xcalloc(s->count, sizeof *twice);
+    const size_t r = s->count / 40 + 1;
+    chart_average(s->values, once, s->count, r);
+    chart_average(once, twice, s->count, r);
+    free(once);
+    return twice;
+}
+
+/* ---- drawing ---- */
+
+typedef struct ChartPen {
+    FILE *f;
+    const ChartScale *scale;
+    const Series *series;
+    const double *values;
+    size_t first, low, high, last; /* points of the pixel column at hand */
+    bool any, down;                /* there are such points; the pen is on the paper */
+} ChartPen;
+
+/* Draws the points of the column at hand, in their order. */
+static inline void chart_pen_flush(ChartPen *p) {
+    if (!p->any) return;
+    const size_t inner[2] = {p->low < p->high ? p->low : p->high, p->low < p->high ? p->high : p->low};
+    const size_t order[4] = {p->first, inner[0], inner[1], p->last};
+    for (int i = 0; i < 4; i++) {
+        if (i && order[i] == order[i - 1]) continue;
+        fprintf(p->f, "%c%.1f %.1f", p->down ? 'L' : 'M', chart_x(p->scale, (double)p->series->steps[order[i]]),
+                chart_y(p->scale, chart_clamp(p->values[order[i]])));
+        p->down = true;
+    }
+    p->any = false;
+}
+
+/* Writes a path through values[i] at the steps of s. A gap of values that are not finite breaks it where it is wide enough
+ * to be seen; a point that stands alone is a dot (a line of no length with round ends). */
+static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
+                              const char *class, int curve) {
+    ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};
+    fprintf(f, "<path class='%s%s a%d' d='", class, s->count > 1500 ? " dense" : "", curve);
+    bool gap = false, alone = true;
+    double previous = 0;
+    for (size_t i = 0; i < s->count; i++) {
+        if (!isfinite(values[i])) {
+            gap = true;
+            continue;
+        }
+        const double x = chart_x(scale, (double)s->steps[i]);
+        if ((p.any || p.down) && gap && x - previous > 1.5) {
+            chart_pen_flush(&p);
+            if (alone) fputs("h0", f);
+            p.down = false, alone = true;
+        } else if (p.any || p.down) alone = false;
+        if (p.any && floor(x) != floor(previous)) chart_pen_flush(&p);
+        if (!p.any) p.first = p.low = p.high = i, p.any = true;
+        if (values[i] < values[p.low]) p.low = i;
+        if (values[i] > values[p.high]) p.high = i;
+        p.last = i;
+        previous = x, gap = false;
+    }
+    chart_pen_flush(&p);
+    if (p.down && alone) fputs("h0", f);
+    fputs("'/>", f);
+}
+
+/* The area between a line's low and high series, one polygon for each stretch without a gap. */
+static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine *line, int curve) {
+    const Series *low = line->low ? line->low : line->mid, *high = line->high ? line->high : line->mid;
+    if (low == high || low->count != high->count) return;
+    fprintf(f, "<path class='band a%d' d='", curve);
+    for (size_t i = 0; i < low->count;) {
+        size_t end = i; /* columns of a pixel: where each begins, its lowest low and highest high */
+        double *x = (double *)xcalloc(low->count - i, 3 * sizeof *x), *y = x + (low->count - i),
+               *z = y + (low->count - i);
+        size_t n = 0;
+        for (; end < low->count && isfinite(low->values[end]) && isfinite(high->values[end]); end++) {
+            const double at = chart_x(scale, (double)low->steps[end]);
+            const double down = chart_y(scale, chart_clamp(low->values[end])),
+                         up = chart_y(scale, chart_clamp(high->values[end]));
+            if (n && floor(at) == floor(x[n - 1])) {
+                if (down > y[n - 1]) y[n - 1] = down;
+                if (up < z[n - 1]) z[n - 1] = up;
+            } else x[n] = at, y[n] = down, z[n++] = up;
+        }
+        for (size_t k = 0; k < n; k++) fprintf(f, "%c%.1f %.1f", k ? 'L' : 'M', x[k], y[k]);
+        for (size_t k = n; k-- > 0;) fprintf(f, "L%.1f %.1f", x[k], z[k]);
+        if (n) fputc('z', f);
+        free(x);
+        while (end < low->count && !(isfinite(low->values[end]) && isfinite(high->values[end]))) end++;
+        i = end;
+    }
+    fputs("'/>", f);
+}
+
+static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
+    char text[32];
+    for (int i = 0;; i++) {
+        const double v = s->y0 + i * s->tick;
+        if (v > s->y1 + s->tick * 1e-6 || i > 20) break;
+        const double value = s->log ? pow(10, v) : v, y = chart_y(s, value);
+        if (s->log)
+            snprintf(text, sizeof text, value < 1e-3 || value > 1e4 ? "1e%.0f" : "%g",
+                     value < 1e-3 || value > 1e4 ? v : value);
+        else chart_tick(v, s->tick, c->share, text);
+        fprintf(f, "<path class='grid%s' d='M%.0f %.1fH%.0f'/>", i ? "" : " base", s->left, y, s->right);
+        fprintf(f, "<text class='tick' x='%.0f' y='%.1f' text-anchor='end'>%s</text>", s->left - 5, y + 3.2, text);
+    }
+    double tick = chart_round(s->x1 - s->x0, c->wide ? 8 : 4);
+    if (tick < 1) tick = 1; /* steps are whole */
+    for (double v = ceil(s->x0 / tick) * tick; v <= s->x1 + tick * 1e-6; v += tick) {
+        const double x = chart_x(s, v);
+        chart_tick(v, tick, false, text);
+        fprintf(f, "<path class='grid base' d='M%.1f %.0fv3'/>", x, s->bottom);
+        fprintf(f, "<text class='tick' x='%.1f' y='%.0f' text-anchor='middle'>%s</text>", x, s->bottom + 14, text);
+    }
+    fprintf(f, "<text class='axis' x='%.0f' y='%.0f'>step</text>", s->right + 16, s->bottom + 14);
+    fprintf(f, "<text class='axis' x='%.0f' y='12'>%s%s</text>", s->left - 5, c->unit, s->log ? ", logarithmic" : "");
+}
+
+/* The last finite point of a series, or -1. */
+static inline ptrdiff_t chart_last(const Series *s) {
+    for (ptrdiff_t i = (ptrdiff_t)s->count - 1; i >= 0; i--)
+        if (isfinite(s->values[i])) return i;
+    return -1;
+}
+
+/* Marks where each curve ends, with its name and last value beside it, apart from each other. */
+static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
+    double at[2] = {0, 0}, label[2] = {0, 0};
+    ptrdiff_t last[2] = {-1, -1};
+    for (int i = 0; i < c->count; i++) {
+        last[i] = chart_last(c->lines[i].mid);
+        if (last[i] >= 0) label[i] = at[i] = chart_y(s, chart_clamp(c->lines[i].mid->values[last[i]]));
+    }
+    const double apart = 25, half = c->count > 1 ? 12 : 0; /* a label with a name is two lines high */
+    for (int i = 0; i < c->count; i++) label[i] = fmin(fmax(label[i], s->top + half), s->bottom - half);
+    if (last[0] >= 0 && last[1] >= 0 && fabs(label[0] - label[1]) < apart) {
+        const int upper = label[0] <= label[1] ? 0 : 1;
+        const double middle = (label[0] + label[1]) / 2, lowest = s->bottom - half - apart / 2,
+                     highest = s->top + half + apart / 2;
+        const double held = fmin(fmax(middle, highest), lowest);
+        label[upper] = held - apart / 2, label[!upper] = held + apart / 2;
+    }
+    for (int i = 0; i < c->count; i++) {
+        if (last[i] < 0) continue;
+        const Series *series = c->lines[i].mid;
+        char text[32];
+        chart_value(series->values[last[i]], c->share, text);
+        fprintf(f, "<circle class='end a%d' cx='%.1f' cy='%.1f' r='2.6'/>", i,
+                chart_x(s, (double)series->steps[last[i]]), at[i]);
+        const double x = s->right + 7, y = label[i];
+        if (c->lines[i].name)
+            fprintf(f, "<text class='name a%d' x='%.0f' y='%.1f'>%s</text>", i, x, y - 2.5, c->lines[i].name);
+        fprintf(f, "<text class='last a%d' x='%.0f' y='%.1f'>%s</text>", i, x, y + (c->lines[i].name ? 9 : 3.8), text);
+    }
+}
+
+static inline void chart_svg(FILE *f, const Chart *c) {
+    ChartScale s;
+    const bool any = chart_scale(c, &s);
+    fprintf(f, "<svg viewBox='0 0 %d %d' aria-hidden='true'>", c->wide ? 760 : 360, c->wide ? 236 : 176);
+    if (!any)
+        fprintf(f, "<text class='axis' x='%.0f' y='%.0f' text-anchor='middle'>no finite value</text>",
+                (s.left + s.right) / 2, (s.top + s.bottom) / 2);
+    else {
+        chart_axes(f, c, &s);
+        for (int i = c->count - 1; i >= 0; i--) {
+            const ChartLine *line = &c->lines[i];
+            if (line->low || line->high) chart_band(f, &s, line, i);
+            if (chart_smoothed(c, line->mid)) {
+                double *smooth = chart_smooth(line->mid);
+                chart_path(f, &s, line->mid, line->mid->values, "raw", i);
+                chart_path(f, &s, line->mid, smooth, "line", i);
+                free(smooth);
+            } else chart_path(f, &s, line->mid, line->mid->values, "line", i);
+            if (line->mid->count <= 40)
+                for (size_t k = 0; k < line->mid->count; k++)
+                    if (isfinite(line->mid->values[k]))
+                        fprintf(f, "<circle class='dot a%d' cx='%.1f' cy='%.1f' r='1.7'/>", i,
+                                chart_x(&s, (double)line->mid->steps[k]),
+                                chart_y(&s, chart_clamp(line->mid->values[k])));
+        }
+        chart_ends(f, c, &s);
+    }
+    fputs("</svg>", f);
+}
+
+/* ---- the points, for tooltips ---- */
+
+static inline void chart_json_number(FILE *f, double v) {
+    if (isfinite(v)) fprintf(f, "%.5g", v);
+    else fputs("null", f);
+}
+
+/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]}:
+ * steps, values and smoothed values (only where there are) of at most 240 points a curve, the last of each stretch. */
+static inline void chart_data(FILE *f, const Chart *c) {
+    ChartScale s;
+    if (!chart_scale(c, &s)) {
+        fputs("null", f);
+        return;
+    }
+    fprintf(f,
+            "{\"box\":[%.0f,%.0f,%.0f,%.0f],\"x\":[%.17g,%.17g],\"y\":[%.9g,%.9g],\"log\":%d,\"share\":%d,\"lines\":[",
+            s.left, s.right, s.top, s.bottom, s.x0, s.x1, s.y0, s.y1, s.log, c->share);
+    for (int i = 0; i < c->count; i++) {
+        enum { MOST = 240 };
+        const Series *series = c->lines[i].mid;
+        size_t kept[MOST], n = 0;
+        for (size_t k = 0; k < series->count; k++) {
+            if (!isfinite(series->values[k])) continue;
+            const double stretch = floor(((double)series->steps[k] - s.x0) / (s.x1 - s.x0) * (MOST - 1));
+            if (n && stretch <= floor(((double)series->steps[kept[n - 1]] - s.x0) / (s.x1 - s.x0) * (MOST - 1))) n--;
+            if (n < MOST) kept[n++] = k;
+        }
+        fprintf(f, "%s{\"x\":[", i ? "," : "");
+        for (size_t k = 0; k < n; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)series->steps[kept[k]]);
+        fputs("],\"r\":[", f);
+        for (size_t k = 0; k < n; k++) {
+            if (k) fputc(',', f);
+            chart_json_number(f, series->values[kept[k]]);
+        }
+        fputc(']', f);
+        if (chart_smoothed(c, series)) {
+            double *smooth = chart_smooth(series);
+            fputs(",\"s\":[", f);
+            for (size_t k = 0; k < n; k++) {
+                if (k) fputc(',', f);
+                chart_json_number(f, smooth[kept[k]]);
+            }
+            fputc(']', f);
+            free(smooth);
+        }
+        fputc('}', f);
+    }
+    fputs("]}", f);
+}
+
+#endif

@@ -1,0 +1,220 @@
+/* history.h - what a run leaves behind for people: its curves, sample completions, configuration and final numbers.
+ *
+ * A History is plain data in memory. metrics.h fills it while the run goes on, and reads it back from metrics.jsonl when
+ * a run is resumed; report.h turns it into a page. Text that comes in is made valid UTF-8 here, once: a model's bytes
+ * need not be (each byte that belongs to no character becomes U+FFFD).
+ *
+ *     History h = {0};
+ *     history_value(&h, "reward", 1, 0.25);          // series appear in the order of their first value
+ *     history_value(&h, "reward", 2, NAN);           // a gap in the curve
+ *     history_sample(&h, 0, "before", "2+3=", "6", "5", 0.0);
+ *     history_free(&h);
+ */
+#ifndef LLMC_REPORT_HISTORY_H
+#define LLMC_REPORT_HISTORY_H
+
+#include "../base/error.h"
+#include <jansson.h>
+#include <math.h>
+
+typedef struct Series {
+    char *key;      /* the metric's name */
+    int64_t *steps; /* (count) as they were logged: rising, but not always by one */
+    double *values; /* (count) NaN where nothing finite was measured */
+    size_t count, capacity;
+} Series;
+
+typedef struct Sample {
+    char *when; /* "before", "after", "step 20", ... */
+    char *prompt, *completion, *answer;
+    double reward; /* NaN when unscored */
+    int64_t step;
+} Sample;
+
+typedef struct HistoryRow { /* configuration: name, value; final numbers: name, before, after. NULL where not given */
+    char *name, *value, *after;
+} HistoryRow;
+
+typedef struct HistoryRows {
+    HistoryRow *rows;
+    size_t count;
+} HistoryRows;
+
+typedef struct History {
+    char *program;
+    Series *series;
+    size_t series_count;
+    Sample *samples;
+    size_t sample_count;
+    HistoryRows header, config, final; /* header: the lines are the names */
+    int64_t first_step, last_step;
+    size_t lines;       /* steps logged, in all parts of a resumed run */
+    double seconds;     /* of running, without the pauses between the parts of a resumed run */
+    double finished_at; /* unix time of the last line; 0 before the first */
+} History;
+
+/* ---- text ---- */
+
+/* Bytes of the well-formed UTF-8 character at s, 0 where there is none (Unicode 15, table 3-7); n >= 1 bytes can be
+ * read. */
+static inline size_t utf8_character(const unsigned char *s, size_t n) {
+    if (s[0] < 0x80) return 1;
+    const size_t length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    if (!length || length > n) return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF0 && s[1] < 0x90) ||
+        (s[0] == 0xF4 && s[1] > 0x8F))
+        return 0; /* over-long, a surrogate, or past U+10FFFF */
+    return length;
+}
+
+/* A copy of text in which every byte that belongs to no character is U+FFFD; NULL stays NULL. */
+static inline char *utf8_copy(const char *text) {
+    if (!text) return NULL;
+    const size_t n = strlen(text);
+    size_t m = 0, good;
+    if (n > SIZE_MAX / 3 - 1) die("a text of %zu bytes is too long", n);
+    char *copy = (char *)xmalloc(3 * n + 1);
+    for (size_t i = 0; i < n; i += good ? good : 1) {
+        good = utf8_character((const unsigned char *)text + i, n - i);
+        memcpy(copy + m, good ? text + i : "\xEF\xBF\xBD", good ? good : 3);
+        m += good ? good : 3;
+    }
+    copy[m] = 0;
+    return (char *)xrealloc(copy, m + 1, 1);
+}
+
+/* ---- filling in ---- */
+
+/* The series of that name, or NULL. */
+static inline const Series *history_find(const History *h, const char *key) {
+    for (size_t i = 0; i < h->series_count; i++)
+        if (!strcmp(h->series[i].key, key)) return &h->series[i];
+    return NULL;
+}
+
+/* Appends a value to the series `key`, which is begun when it is new. Values that are not finite are stored as NaN. */
+static inline void history_value(History *h, const char *key, int64_t step, double value) {
+    Series *s = (Series *)history_find(h, key);
+    if (!s) {
+        h->series = (Series *)xrealloc(h->series, h->series_count + 1, sizeof *h->series);
+        s = &h->series[h->series_count++];
+        *s = (Series){.key = utf8_copy(key)};
+    }
+    if (s->count == s->capacity) {
+        s->capacity = s->capacity ? 2 * s->capacity : 64;
+        s->steps = (int64_t *)xrealloc(s->steps, s->capacity, sizeof *s->steps);
+        s->values = (double *)xrealloc(s->values, s->capacity, sizeof *s->values);
+    }
+    s->steps[s->count] = step;
+    s->values[s->count++] = isfinite(value) ? value : NAN;
+}
+
+/* Notes that a line was logged for `step` at that unix time. */
+static inline void history_line(History *h, int64_t step, double time) {
+    if (!h->lines++) h->first_step = step;
+    h->last_step = step;
+    h->finished_at = time;
+}
+
+static inline void history_sample(History *h, int64_t step, const char *when, const char *prompt,
+                                  const char *completion, const char *answer, double reward) {
+    h->samples = (Sample *)xrealloc(h->samples, h->sample_count + 1, sizeof *h->samples);
+    h->samples[h->sample_count++] = (Sample){utf8_copy(when ? when : ""),
+                                             utf8_copy(prompt ? prompt : ""),
+                                             utf8_copy(completion ? completion : ""),
+                                             utf8_copy(answer ? answer : ""),
+                                             reward,
+                                             step};
+}
+
+static inline void history_row(HistoryRows *rows, const char *name, const char *value, const char *after) {
+    rows->rows = (HistoryRow *)xrealloc(rows->rows, rows->count + 1, sizeof *rows->rows);
+    rows->rows[rows->count++] = (HistoryRow){utf8_copy(name ? name : ""), utf8_copy(value), utf8_copy(after)};
+}
+
+static inline void history_free(History *h) {
+    for (size_t i = 0; i < h->series_count; i++) {
+        free(h->series[i].key);
+        free(h->series[i].steps);
+        free(h->series[i].values);
+    }
+    for (size_t i = 0; i < h->sample_count; i++) {
+        free(h->samples[i].when);
+        free(h->samples[i].prompt);
+        free(h->samples[i].completion);
+        free(h->samples[i].answer);
+    }
+    const HistoryRows *all[] = {&h->header, &h->config, &h->final};
+    for (size_t k = 0; k < 3; k++) {
+        for (size_t i = 0; i < all[k]->count; i++) {
+            free(all[k]->rows[i].name);
+            free(all[k]->rows[i].value);
+            free(all[k]->rows[i].after);
+        }
+        free(all[k]->rows);
+    }
+    free(h->series);
+    free(h->samples);
+    free(h->program);
+    *h = (History){0};
+}
+
+/* ---- reading back what metrics.h wrote ---- */
+
+typedef enum { LINE_KEPT, LINE_LATER, LINE_BROKEN } HistoryLine;
+
+/* Takes in one line of metrics.jsonl: LINE_LATER leaves h as it was because the line's step is past `last`; LINE_BROKEN
+ * says that this is no object with an integer "step" and explains itself in e. Values that are no numbers are gaps. */
+static inline HistoryLine history_read_line(History *h, const char *line, size_t n, int64_t last, Error *e) {
+    json_error_t why;
+    json_t *object = json_loadb(line, n, 0, &why);
+    const json_t *step = json_object_get(object, "step");
+    if (!json_is_integer(step)) {
+        if (object) error_set(e, "a line without an integer \"step\", expected an object with one");
+        else error_set(e, "not JSON: %s, expected an object with a \"step\"", why.text);
+        json_decref(object);
+        return LINE_BROKEN;
+    }
+    const int64_t at = json_integer_value(step);
+    if (at > last) {
+        json_decref(object);
+        return LINE_LATER;
+    }
+    const double before = h->finished_at, time = json_number_value(json_object_get(object, "time"));
+    if (h->lines && time > before) h->seconds += time - before;
+    history_line(h, at, time);
+    const char *key;
+    json_t *value;
+    json_object_foreach(object, key, value) {
+        if (strcmp(key, "step") && strcmp(key, "time"))
+            history_value(h, key, at, json_is_number(value) ? json_number_value(value) : NAN);
+    }
+    json_decref(object);
+    return LINE_KEPT;
+}
+
+/* Takes in one line of the samples' file, as history_read_line does. */
+static inline HistoryLine history_read_sample(History *h, const char *line, size_t n, int64_t last, Error *e) {
+    json_error_t why;
+    json_int_t step = 0;
+    json_t *reward = NULL, *object = json_loadb(line, n, 0, &why);
+    const char *when, *prompt, *completion, *answer;
+    HistoryLine result = LINE_BROKEN;
+    if (!object) error_set(e, "not JSON: %s, expected a sample", why.text);
+    else if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:s, s:s, s:o}", "step", &step, "when", &when, "prompt",
+                            &prompt, "completion", &completion, "answer", &answer, "reward", &reward))
+        error_set(e, "not a sample: %s", why.text);
+    else {
+        result = step > last || !strcmp(when, "after") ? LINE_LATER
+                                                       : LINE_KEPT; /* the end of an earlier part is not the end */
+        if (result == LINE_KEPT)
+            history_sample(h, step, when, prompt, completion, answer,
+                           json_is_number(reward) ? json_number_value(reward) : NAN);
+    }
+    json_decref(object);
+    return result;
+}
+
+#endif

@@ -1,0 +1,41 @@
+/* html.h - text into a page.
+ *
+ * html_text() is the only way by which text that is not our own (a model's words, an option's value, a metric's name)
+ * reaches a page. What comes out is safe between tags and inside quoted attributes. Control characters, which HTML has
+ * no way to show, are written as \x1b; newline and tab stay. The text must be UTF-8
+ * (history.h has seen to that).
+ *
+ *     fputs("<td title='", f);  html_text(f, name);  fputs("'>", f);
+ */
+#ifndef LLMC_REPORT_HTML_H
+#define LLMC_REPORT_HTML_H
+
+#include <stdio.h>
+#include <string.h>
+
+/* Writes the first n bytes of text, escaped. */
+static inline void html_bytes(FILE *f, const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        switch (c) {
+        case '&': fputs("&amp;", f); break;
+        case '<': fputs("&lt;", f); break;
+        case '>': fputs("&gt;", f); break;
+        case '"': fputs("&quot;", f); break;
+        case '\'': fputs("&#39;", f); break;
+        case '\n':
+        case '\t': fputc(c, f); break;
+        case 0xC2: /* U+0080 to U+009F are controls, too */
+            if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fprintf(f, "\\x%02x", (unsigned char)text[++i]);
+            else fputc(c, f);
+            break;
+        default:
+            if (c < 0x20 || c == 0x7F) fprintf(f, "\\x%02x", c);
+            else fputc(c, f);
+        }
+    }
+}
+
+static inline void html_text(FILE *f, const char *text) { html_bytes(f, text, strlen(text)); }
+
+#endif

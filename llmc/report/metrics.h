@@ -1,0 +1,415 @@
+/* metrics.h - what a run tells people while it goes on and after it: numbers, samples, a moving line, a report.
+ *
+ *     Metrics m;
+ *     if (!metrics_open(&m, "train_grpo", "run/metrics.jsonl", "run/tb", "run/report.html", -1, &e)) die("%s", e.text);
+ *     metrics_header(&m, "6 layers, width 384, 10.9M parameters");
+ *     metrics_config(&m, "beta", "0.04");
+ *     metrics_sample(&m, "before", "2+3=", "6", "5", 0);
+ *     for (step = 1; step <= steps; step++) {
+ *         metrics_set(&m, "loss", loss);
+ *         metrics_set(&m, "reward", reward);
+ *         if (!metrics_step(&m, step, &e)) die("%s", e.text);
+ *         metrics_line(&m, "step %lld | loss %.4f", step, loss);       // a line above the moving one
+ *         metrics_progress(&m, step, steps, "reward 0.71");
+ *     }
+ *     metrics_sample(&m, "after", "2+3=", "5", "5", 1);
+ *     metrics_final(&m, "Held-out greedy accuracy", "31.2 %", "87.5 %");
+ *     if (!metrics_close(&m, &e)) die("%s", e.text);
+ *
+ * metrics.jsonl     one line a step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds since
+ *                   1970. Numbers have the fewest digits that give the same double when read; what is not finite is null.
+ *                   "-" writes to standard output.
+ * metrics.samples.jsonl   beside it when there are samples: {"step":0,"when":"before","prompt":...,"completion":...,
+ *                   "answer":...,"reward":0}. (The name is the metrics' own, with .samples before .jsonl.)
+ * TensorBoard       event files, see tensorboard.h. They hold what metrics.jsonl holds.
+ * report            one HTML page, see report.h; written at the end, and every minute while the run goes on.
+ *
+ * Resuming: with resume_step >= 0 both JSON files are cut back, atomically, to the lines up to that step, and what they
+ * hold becomes the beginning of the report's curves. A last line that a kill left unfinished is dropped; any other line
+ * that cannot be read is an error and leaves the file as it was. A new run (resume_step -1) starts both files afresh, but
+ * only when it writes its first line: a run that fails before that leaves the earlier ones alone.
+ *
+ * A full disk or a path that cannot be written gives one Error; metrics_sample has none to return, so the next
+ * metrics_step or metrics_close reports what it met.
+ */
+#ifndef LLMC_REPORT_METRICS_H
+#define LLMC_REPORT_METRICS_H
+
+#include "history.h"
+#include "../base/io.h"
+#include "report.h"
+#include "tensorboard.h"
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct Metrics {
+    History history;
+    char *jsonl_path, *samples_path, *report_path; /* NULL when not asked for */
+    FILE *jsonl, *samples;
+    TensorBoard board;
+    bool begun; /* the files are ours: cut back or emptied */
+    bool resumed, samples_kept;
+    Error failed; /* text is "" while all is well */
+    char **names; /* (count) of the step being built */
+    double *values;
+    size_t count, capacity;
+    double clock, reported, carried; /* monotonic: of opening, of the last report; seconds run in earlier parts */
+    bool quiet;                      /* print nothing: a rank that is not the first */
+    /* the moving line */
+    bool terminal, shown;
+    double interval; /* seconds between two drawings of the progress line, 0.1 unless set after metrics_open */
+    double drawn, step_clock, step_seconds, step_weight;
+    int64_t progress_step;
+} Metrics;
+
+static inline double metrics_clock(clockid_t id) {
+    struct timespec now;
+    clock_gettime(id, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- the JSON lines ---- */
+
+/* The number with the fewest digits that reads back as the same double, or null; text holds at least 32 bytes. */
+static inline void metrics_number(double value, char *text) {
+    if (!isfinite(value)) {
+        strcpy(text, "null");
+        return;
+    }
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) return;
+    }
+}
+
+/* Writes `"key":` or a text value, escaped by jansson. */
+static inline void metrics_json_text(FILE *f, const char *text) {
+    json_t *string = json_string(text);
+    char *json = string ? json_dumps(string, JSON_ENCODE_ANY) : NULL;
+    fputs((const char *)checked(json, strlen(text)), f);
+    free(json);
+    json_decref(string);
+}
+
+/* "run/metrics.jsonl" -> "run/metrics.samples.jsonl" */
+static inline char *metrics_samples_path(const char *jsonl) {
+    const char *end = ".jsonl";
+    size_t n = strlen(jsonl);
+    if (n >= strlen(end) && !strcmp(jsonl + n - strlen(end), end)) n -= strlen(end);
+    char *path = (char *)xmalloc(n + 32);
+    snprintf(path, n + 32, "%.*s.samples.jsonl", (int)n, jsonl);
+    return path;
+}
+
+/* Reads the lines of `path` into the history, and rewrites the file without those past `last`. A missing file is empty. */
+static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
+                               HistoryLine (*read)(History *, const char *, size_t, int64_t, Error *), Error *e) {
+    FILE *f = fopen(path, "re");
+    if (!f) return errno == ENOENT || error_set(e, "%s: cannot read: %s", path, strerror(errno));
+    struct stat about;
+    if (fstat(fileno(f), &about) || !S_ISREG(about.st_mode)) {
+        fclose(f);
+        return true; /* a pipe or device holds no earlier lines */
+    }
+    Writer w;
+    if (!writer_open(&w, path, e)) {
+        fclose(f);
+        return false;
+    }
+    char *line = NULL;
+    size_t size = 0;
+    bool ok = true, dropped = false;
+    ssize_t n;
+    errno = 0;
+    for (int64_t number = 1; ok && (n = getline(&line, &size, f)) > 0; number++) {
+        Error why;
+        const bool whole = line[n - 1] == '\n';
+        const HistoryLine kind = read(&m->history, line, (size_t)n, last, &why);
+        dropped |= kind != LINE_KEPT || !whole;
+        if (kind == LINE_KEPT) ok = writer_write(&w, line, (size_t)n, e) && (whole || writer_write(&w, "\n", 1, e));
+        else if (kind == LINE_BROKEN && whole)
+            ok = error_set(e, "%s: line %lld: %s", path, (long long)number, why.text);
+    }
+    if (ok && ferror(f)) ok = error_set(e, "%s: cannot read: %s", path, strerror(errno));
+    free(line);
+    fclose(f);
+    if (ok && dropped) return writer_commit(&w, e);
+    writer_abort(&w);
+    return ok;
+}
+
+/* Opens for appending without touching what is there. */
+static inline FILE *metrics_append(const char *path, Error *e) {
+    const int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "a");
+    if (!f) {
+        error_set(e, "%s: cannot write: %s", path, strerror(errno));
+        if (fd >= 0) close(fd);
+    }
+    return f;
+}
+
+/* Before the first line of a new run: empties what an earlier one left. */
+static inline bool metrics_begin(Metrics *m, Error *e) {
+    if (m->begun || !m->jsonl) return true;
+    m->begun = true;
+    struct stat about;
+    if (m->resumed || fstat(fileno(m->jsonl), &about) || !S_ISREG(about.st_mode)) return true;
+    if (ftruncate(fileno(m->jsonl), 0)) return error_set(e, "%s: cannot empty: %s", m->jsonl_path, strerror(errno));
+    if (m->samples_path && unlink(m->samples_path) && errno != ENOENT)
+        return error_set(e, "%s: cannot remove: %s", m->samples_path, strerror(errno));
+    return true;
+}
+
+static inline bool metrics_flush(FILE *f, const char *path, Error *e) {
+    return (!fflush(f) && !ferror(f)) || error_set(e, "%s: cannot write: %s", path, strerror(errno));
+}
+
+/* ---- opening ---- */
+
+static inline void metrics_free(Metrics *m) {
+    if (m->jsonl && m->jsonl != stdout) fclose(m->jsonl);
+    if (m->samples) fclose(m->samples);
+    tensorboard_close(&m->board, NULL);
+    for (size_t i = 0; i < m->count; i++) free(m->names[i]);
+    free(m->names);
+    free(m->values);
+    free(m->jsonl_path);
+    free(m->samples_path);
+    free(m->report_path);
+    history_free(&m->history);
+    *m = (Metrics){0};
+}
+
+/* Begins to record a run of `program`. Each of jsonl (a path or "-"), tensorboard_dir and report is NULL when not
+ * wanted. resume_step: -1 for a new run; else the last step of the part of the run that goes on. On failure m is freed. */
+static inline bool metrics_open(Metrics *m, const char *program, const char *jsonl, const char *tensorboard_dir,
+                                const char *report, int64_t resume_step, Error *e) {
+    *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = isatty(STDERR_FILENO)};
+    const char *kind = getenv("TERM");
+    if (!kind || !strcmp(kind, "dumb")) m->terminal = false;
+    m->clock = m->reported = metrics_clock(CLOCK_MONOTONIC);
+    m->progress_step = -1;
+    m->history.program = utf8_copy(program);
+    m->history.first_step = m->history.last_step = m->resumed ? resume_step : 0;
+    if (report) m->report_path = xstrdup(report);
+    bool ok = true;
+    if (jsonl && !strcmp(jsonl, "-")) m->jsonl_path = xstrdup("standard output"), m->jsonl = stdout;
+    else if (jsonl) {
+        m->jsonl_path = xstrdup(jsonl);
+        m->samples_path = metrics_samples_path(jsonl);
+        if (m->resumed)
+            ok = metrics_cut(m, m->jsonl_path, resume_step, history_read_line, e) &&
+                 metrics_cut(m, m->samples_path, resume_step, history_read_sample, e);
+        m->samples_kept = m->history.sample_count > 0;
+        m->carried = m->history.seconds;
+        ok = ok && (m->jsonl = metrics_append(jsonl, e));
+    }
+    if (ok && tensorboard_dir)
+        ok = tensorboard_open(&m->board, tensorboard_dir, metrics_clock(CLOCK_REALTIME), resume_step, e);
+    if (ok && report) ok = report_check(report, e);
+    if (!ok) metrics_free(m);
+    return ok;
+}
+
+/* A line of text for the head of the report: what the model is, the machine, the command. */
+static inline void metrics_header(Metrics *m, const char *text) { history_row(&m->history.header, text, NULL, NULL); }
+
+/* A row of the report's table of options; a NULL value makes `name` the title of the rows that follow. */
+static inline void metrics_config(Metrics *m, const char *name, const char *value) {
+    history_row(&m->history.config, name, value, NULL);
+}
+
+/* A row of the report's final numbers. before may be NULL. Both are shown as they are; where both begin with a number
+ * and end alike ("31.2 %", "87.5 %"), the change is shown too. */
+static inline void metrics_final(Metrics *m, const char *name, const char *before, const char *after) {
+    history_row(&m->history.final, name, before, after);
+}
+
+/* ---- a step ---- */
+
+/* Sets a value of the step being built; setting a key twice keeps the later value. NaN and infinity are null. */
+static inline void metrics_set(Metrics *m, const char *key, double value) {
+    for (size_t i = 0; i < m->count; i++)
+        if (!strcmp(m->names[i], key)) {
+            m->values[i] = value;
+            return;
+        }
+    if (m->count == m->capacity) {
+        m->capacity = m->capacity ? 2 * m->capacity : 64;
+        m->names = (char **)xrealloc(m->names, m->capacity, sizeof *m->names);
+        m->values = (double *)xrealloc(m->values, m->capacity, sizeof *m->values);
+    }
+    m->names[m->count] = utf8_copy(key);
+    m->values[m->count++] = value;
+}
+
+static inline bool metrics_report(Metrics *m, bool running, Error *e) {
+    const double now = metrics_clock(CLOCK_MONOTONIC);
+    m->reported = now;
+    m->history.seconds = m->carried + now - m->clock;
+    return !m->report_path || report_write(&m->history, m->report_path, running, e);
+}
+
+/* Writes the values set since the last step, as one line and one event, and forgets them. */
+static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
+    if (m->failed.text[0]) return error_set(e, "%s", m->failed.text);
+    if (!metrics_begin(m, e)) return false;
+    const double time = metrics_clock(CLOCK_REALTIME);
+    history_line(&m->history, step, time);
+    bool ok = true;
+    if (m->jsonl) {
+        char number[32];
+        fprintf(m->jsonl, "{\"step\":%lld,\"time\":%.3f", (long long)step, time);
+        for (size_t i = 0; i < m->count; i++) {
+            fputc(',', m->jsonl);
+            metrics_json_text(m->jsonl, m->names[i]);
+            metrics_number(m->values[i], number);
+            fprintf(m->jsonl, ":%s", number);
+        }
+        fputs("}\n", m->jsonl);
+        ok = metrics_flush(m->jsonl, m->jsonl_path, e);
+    }
+    if (ok && m->board.file)
+        ok = tensorboard_step(&m->board, time, step, (const char *const *)m->names, m->values, m->count, e);
+    for (size_t i = 0; i < m->count; i++) {
+        history_value(&m->history, m->names[i], step, m->values[i]);
+        free(m->names[i]);
+    }
+    m->count = 0;
+    const bool live = m->report_path && strcmp(m->report_path, "-");
+    if (ok && live && metrics_clock(CLOCK_MONOTONIC) - m->reported > 60) ok = metrics_report(m, true, e);
+    return ok;
+}
+
+/* Keeps a completion for the report and the samples' file. when: "before", "after" or "step 20"; samples of one prompt
+ * are shown side by side. answer may be NULL; reward is NaN when the completion was not scored. */
+static inline void metrics_sample(Metrics *m, const char *when, const char *prompt, const char *completion,
+                                  const char *answer, double reward) {
+    if (m->samples_kept && !strcmp(when, "before")) return; /* the first part of this run took them */
+    long long step = (long long)m->history.last_step;
+    sscanf(when, "step %lld", &step);
+    history_sample(&m->history, step, when, prompt, completion, answer, reward);
+    if (!m->samples_path || m->failed.text[0] || !metrics_begin(m, &m->failed)) return;
+    if (!m->samples && !(m->samples = metrics_append(m->samples_path, &m->failed))) return;
+    const Sample *s = &m->history.samples[m->history.sample_count - 1];
+    const char *part[][2] = {
+        {"when", s->when}, {"prompt", s->prompt}, {"completion", s->completion}, {"answer", s->answer}};
+    fprintf(m->samples, "{\"step\":%lld", step);
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        fprintf(m->samples, ",\"%s\":", part[i][0]);
+        metrics_json_text(m->samples, part[i][1]);
+    }
+    char number[32];
+    metrics_number(reward, number);
+    fprintf(m->samples, ",\"reward\":%s}\n", number);
+    metrics_flush(m->samples, m->samples_path, &m->failed);
+}
+
+/* ---- the moving line ---- */
+
+/* Removes the moving line, so that something else can be printed. */
+static inline void metrics_clear(Metrics *m) {
+    if (m->shown) fputs("\r\033[K", stderr);
+    m->shown = false;
+}
+
+/* Prints a line on standard error, above the moving one. */
+PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format, ...) {
+    va_list args;
+    if (m->quiet) return;
+    va_start(args, format);
+    metrics_clear(m);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
+/* 75 -> "1:15", 3700 -> "1:01:40", 200000 -> "2d 07:33" */
+static inline void metrics_duration(double seconds, char *text, size_t size) {
+    const long long s = seconds < 0 ? 0 : seconds > 1e9 ? 1000000000 : (long long)(seconds + 0.5);
+    if (s < 3600) snprintf(text, size, "%lld:%02lld", s / 60, s % 60);
+    else if (s < 86400) snprintf(text, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text, size, "%lldd %02lld:%02lld", s / 86400, s / 3600 % 24, s / 60 % 60);
+}
+
+/* Puts the moving line together in line[size], at most `width` characters wide:
+ *     [=========>          ]  120/2000   6%  1.23 steps/s  25:28 left  reward 0.71
+ * rate is in steps a second, 0 when not yet known; steps is 0 when the end is not known. */
+static inline void metrics_draw(char *line, size_t size, int width, int64_t step, int64_t steps, double rate,
+                                const char *text) {
+    enum { BAR = 20 };
+    char left[32] = "", bar[BAR + 3] = "", count[64], speed[32] = "";
+    if (steps > 0) {
+        const double part = step >= steps ? 1 : step < 0 ? 0 : (double)step / (double)steps;
+        const int full = (int)(part * BAR);
+        bar[0] = '[';
+        for (int i = 0; i < BAR; i++) bar[1 + i] = i < full ? '=' : i == full ? '>' : ' ';
+        bar[BAR + 1] = ']';
+        snprintf(count, sizeof count, " %lld/%lld %3d%%", (long long)step, (long long)steps, (int)(100 * part));
+        if (rate > 0) {
+            metrics_duration((double)(steps > step ? steps - step : 0) / rate, left, sizeof left);
+            strcat(left, " left");
+        }
+    } else snprintf(count, sizeof count, "step %lld", (long long)step);
+    if (rate >= 1) snprintf(speed, sizeof speed, "  %.*f steps/s", rate < 10 ? 2 : 1, rate);
+    else if (rate > 0) snprintf(speed, sizeof speed, "  %.*f s/step", rate > 0.1 ? 2 : 1, 1 / rate);
+    snprintf(line, size, "%s%s%s%s%s%s%s", bar, count, speed, left[0] ? "  " : "", left, text && *text ? "  " : "",
+             text ? text : "");
+    size_t bytes = 0;
+    const size_t n = strlen(line);
+    for (int column = 0; bytes < n && column < width; column++) { /* cut at the width, between characters */
+        const size_t character = utf8_character((const unsigned char *)line + bytes, n - bytes);
+        bytes += character ? character : 1;
+    }
+    line[bytes] = 0;
+}
+
+/* Shows how far the run is, on one line of standard error that moves; nothing where that is no terminal. The rate is an
+ * average that weighs the last fifty steps most. May be called at any time, also within a step: at most ten times a second
+ * it draws. text (what is going on, or the last numbers) may be NULL. steps is 0 when the end is not known. */
+static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, const char *text) {
+    if (!m->terminal || m->quiet) return;
+    const double now = metrics_clock(CLOCK_MONOTONIC), decay = 0.98;
+    const int64_t passed = step - m->progress_step;
+    if (m->progress_step < 0 || passed < 0) m->progress_step = step, m->step_clock = now;
+    else if (passed > 0) {
+        const double keep = pow(decay, (double)passed);
+        m->step_seconds = keep * m->step_seconds + (1 - keep) * (now - m->step_clock) / (double)passed;
+        m->step_weight = keep * m->step_weight + (1 - keep);
+        m->progress_step = step, m->step_clock = now;
+    }
+    if (m->shown && now - m->drawn < m->interval && step != steps) return;
+    struct winsize window;
+    const int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) || window.ws_col < 2 ? 80 : window.ws_col;
+    const double seconds = m->step_weight > 0 ? m->step_seconds / m->step_weight : 0;
+    char line[1024];
+    metrics_draw(line, sizeof line, width - 1, step, steps, seconds > 0 ? 1 / seconds : 0, text);
+    fprintf(stderr, "\r%s\033[K", line);
+    fflush(stderr);
+    m->shown = true, m->drawn = now;
+}
+
+/* ---- the end ---- */
+
+/* Ends the record: writes the report, closes the files and frees m, also when something failed. */
+static inline bool metrics_close(Metrics *m, Error *e) {
+    metrics_clear(m);
+    bool ok = !m->failed.text[0] || error_set(e, "%s", m->failed.text);
+    ok = ok && metrics_begin(m, e) && metrics_report(m, false, e);
+    if (m->jsonl == stdout) ok = ok && metrics_flush(stdout, m->jsonl_path, e);
+    else if (m->jsonl && fclose(m->jsonl) && ok)
+        ok = error_set(e, "%s: cannot write: %s", m->jsonl_path, strerror(errno));
+    m->jsonl = NULL;
+    if (m->samples && fclose(m->samples) && ok)
+        ok = error_set(e, "%s: cannot write: %s", m->samples_path, strerror(errno));
+    m->samples = NULL;
+    if (!tensorboard_close(&m->board, ok ? e : NULL)) ok = false;
+    metrics_free(m);
+    return ok;
+}
+
+#endif

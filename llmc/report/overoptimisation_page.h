@@ -1,0 +1,93 @@
+/* overoptimisation_page.h - the section of a report that draws proxy and gold reward against sqrt(KL).
+ *
+ * Each step is a point, each reward has Gao et al.'s curve through its points (overoptimisation.h) where one can be
+ * fitted. Draws nothing for a run that has no objective/gold.
+ *
+ *     report_overoptimisation(f, &history);
+ */
+#ifndef LLMC_REPORT_OVEROPTIMISATION_PAGE_H
+#define LLMC_REPORT_OVEROPTIMISATION_PAGE_H
+
+#include "chart.h"
+#include "overoptimisation.h"
+
+/* The points and the curve of one reward, as curve number `which`. */
+static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const double *d, const double *R, size_t n,
+                                         const GaoFit *fit, int which, const char *name) {
+    enum { POINTS = 96 };
+    for (size_t i = 0; i < n; i++)
+        fprintf(f, "<circle class='a%d' cx='%.1f' cy='%.1f' r='2' opacity='.35'/>", which, chart_x(s, d[i]),
+                chart_y(s, R[i]));
+    double end = n ? R[n - 1] : 0;
+    if (fit->good) {
+        fprintf(f, "<path class='line a%d' d='", which);
+        for (int i = 0; i <= POINTS; i++) {
+            const double x = fit->farthest * i / POINTS;
+            fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', chart_x(s, x), chart_y(s, gao_reward(fit, x)));
+        }
+        fputs("'/>", f);
+        end = gao_reward(fit, fit->farthest);
+    }
+    fprintf(f, "<text class='name a%d' x='%.1f' y='%.1f'>%s</text>\n", which, s->right + 6, chart_y(s, end) + 3, name);
+}
+
+static inline void overoptimisation_axes(FILE *f, const ChartScale *s) {
+    char text[32];
+    for (double y = ceil(s->y0 / s->tick) * s->tick; y <= s->y1 + 1e-9; y += s->tick) {
+        chart_tick(y, s->tick, false, text);
+        fprintf(f, "<path class='grid' d='M%.1f %.1fH%.1f'/><text x='%.1f' y='%.1f' text-anchor='end'>%s</text>",
+                s->left, chart_y(s, y), s->right, s->left - 6, chart_y(s, y) + 3, text);
+    }
+    const double step = chart_round(s->x1 - s->x0, 8);
+    for (double x = 0; x <= s->x1 + 1e-9; x += step) {
+        chart_tick(x, step, false, text);
+        fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>%s</text>", chart_x(s, x), s->bottom + 14, text);
+    }
+    fprintf(f, "<text class='axis' x='%.1f' y='%.1f' text-anchor='end'>sqrt(KL), nats an answer</text>\n", s->right,
+            s->bottom + 28);
+}
+
+static inline void overoptimisation_words(FILE *f, const GaoFit *fit, const char *name, int which) {
+    if (!fit->good) {
+        fprintf(f, "<p class='stats'><i class='a%d'>%s</i><span>no curve fits these points</span></p>", which, name);
+        return;
+    }
+    fprintf(f,
+            "<p class='stats'><i class='a%d'>%s</i><span>R0 <b>%.3g</b></span><span>alpha <b>%.3g</b></span>"
+            "<span>beta <b>%.3g</b></span><span>R&#178; <b>%.2f</b></span><span>highest <b>%.3g</b> at KL <b>%.3g</b>"
+            "</span></p>",
+            which, name, fit->R0, fit->alpha, fit->beta, fit->r2, fit->value, fit->peak * fit->peak);
+}
+
+static inline void report_overoptimisation(FILE *f, const History *h) {
+    static const char *const key[] = {"objective/scores", "objective/gold"}, *const name[] = {"proxy", "gold"};
+    double *d[2], *R[2];
+    size_t n[2];
+    GaoFit fit[2];
+    ChartScale s = {.left = 52, .right = 560, .top = 12, .bottom = 250, .y0 = INFINITY, .y1 = -INFINITY};
+    for (int k = 0; k < 2; k++) {
+        n[k] = overoptimisation_points(h, key[k], &d[k], &R[k]), fit[k] = gao_fit(d[k], R[k], n[k]);
+        for (size_t i = 0; i < n[k]; i++) {
+            s.x1 = fmax(s.x1, d[k][i]);
+            s.y0 = fmin(s.y0, R[k][i]), s.y1 = fmax(s.y1, R[k][i]);
+        }
+    }
+    if (n[0] > 1 && n[1] > 1 && s.x1 > 0) {
+        if (s.y1 - s.y0 < 1e-9) s.y0 -= 1, s.y1 += 1;
+        const double margin = 0.05 * (s.y1 - s.y0);
+        s.y0 -= margin, s.y1 += margin, s.tick = chart_round(s.y1 - s.y0, 6);
+        fputs(
+            "<section><h2>Proxy and gold</h2>\n<p class='note'>What is optimised and what is wanted, against the "
+            "distance from the start. Curves: R(d) = R0 + d (alpha - beta log d), d = sqrt(KL), after Gao et al. "
+            "2022.</p>\n<div class='scroll'><svg viewBox='0 0 620 290' style='width:100%;max-width:860px' role='img'>",
+            f);
+        overoptimisation_axes(f, &s);
+        for (int k = 0; k < 2; k++) overoptimisation_draw(f, &s, d[k], R[k], n[k], &fit[k], k, name[k]);
+        fputs("</svg></div>\n", f);
+        for (int k = 0; k < 2; k++) overoptimisation_words(f, &fit[k], name[k], k);
+        fputs("</section>\n", f);
+    }
+    for (int k = 0; k < 2; k++) free(d[k]), free(R[k]);
+}
+
+#endif

@@ -1,0 +1,187 @@
+/* tensorboard.h - scalars as a TensorBoard event file.
+ *
+ * An event file is a row of TFRecords, each
+ *
+ *     u64 length, u32 mask(crc32c(length)), bytes[length], u32 mask(crc32c(bytes))         little-endian
+ *     mask(c) = rotate_right(c, 15) + 0xa282ead8
+ *
+ * and each record an Event in the protocol buffers' wire format (tensorflow/core/util/event.proto, summary.proto):
+ *
+ *     Event   1: double wall_time   2: int64 step   3: string file_version ("brain.Event:2", in the first record)
+ *             5: Summary            7: SessionLog {1: status, START = 1}
+ *     Summary 1: repeated Value {1: string tag, 2: float simple_value}
+ *
+ * Tags are those that the Hugging Face trainers write: "train/" before a metric's name, and eval_loss becomes
+ * "eval/loss". A resumed run begins a new file in the same folder; its SessionLog record tells TensorBoard to forget
+ * what the earlier files hold from that step on. Values that are not finite are left out.
+ *
+ *     TensorBoard t;
+ *     if (!tensorboard_open(&t, "runs/a", now, -1, &e)) die("%s", e.text);
+ *     tensorboard_step(&t, now, 12, keys, values, 2, &e);       tensorboard_close(&t, &e);
+ */
+#ifndef LLMC_REPORT_TENSORBOARD_H
+#define LLMC_REPORT_TENSORBOARD_H
+
+#include "../base/error.h"
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct TensorBoard {
+    FILE *file; /* NULL when closed */
+    char *path;
+} TensorBoard;
+
+/* ---- records ---- */
+
+/* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of n bytes; records are short, so it is taken bit by bit. */
+static inline uint32_t tensorboard_crc32c(const void *data, size_t n) {
+    const unsigned char *p = (const unsigned char *)data;
+    uint32_t crc = ~0u;
+    while (n--) {
+        crc ^= *p++;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (0x82f63b78u & -(crc & 1));
+    }
+    return ~crc;
+}
+
+static inline uint32_t tensorboard_masked(const void *data, size_t n) {
+    const uint32_t crc = tensorboard_crc32c(data, n);
+    return (crc >> 15 | crc << 17) + 0xa282ead8u;
+}
+
+static inline void tensorboard_varint(FILE *f, uint64_t value) {
+    for (; value >= 0x80; value >>= 7) fputc((int)(value & 0x7f) | 0x80, f);
+    fputc((int)value, f);
+}
+
+/* A field's key: wire type 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes. */
+static inline void tensorboard_field(FILE *f, int field, int wire) { fputc(field << 3 | wire, f); }
+
+static inline void tensorboard_bytes(FILE *f, int field, const void *data, size_t n) {
+    tensorboard_field(f, field, 2);
+    tensorboard_varint(f, n);
+    fwrite(data, 1, n, f);
+}
+
+/* What every event begins with: wall is its time in seconds since 1970. */
+static inline void tensorboard_event_head(FILE *f, double wall, int64_t step) {
+    tensorboard_field(f, 1, 1);
+    fwrite(&wall, sizeof wall, 1, f);
+    tensorboard_field(f, 2, 0);
+    tensorboard_varint(f, (uint64_t)step);
+}
+
+static inline FILE *tensorboard_memory(char **data, size_t *n) {
+    return (FILE *)checked(open_memstream(data, n), BUFSIZ);
+}
+
+/* Writes the n bytes as one record and frees them. */
+static inline bool tensorboard_record(TensorBoard *t, char *data, size_t n, Error *e) {
+    const uint64_t length = n;
+    const uint32_t head = tensorboard_masked(&length, sizeof length), tail = tensorboard_masked(data, n);
+    fwrite(&length, sizeof length, 1, t->file);
+    fwrite(&head, sizeof head, 1, t->file);
+    fwrite(data, 1, n, t->file);
+    fwrite(&tail, sizeof tail, 1, t->file);
+    free(data);
+    if (fflush(t->file) || ferror(t->file)) return error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
+    return true;
+}
+
+/* ---- files ---- */
+
+/* Makes the folder and those above it that are missing. */
+static inline bool tensorboard_folder(const char *dir, Error *e) {
+    char *path = xstrdup(dir);
+    bool ok = true;
+    for (char *c = path + 1; ok && *path; c++) {
+        const char held = *c;
+        if (held && held != '/') continue;
+        *c = 0;
+        if (mkdir(path, 0777) && errno != EEXIST)
+            ok = error_set(e, "%s: the folder %s cannot be made: %s", dir, path, strerror(errno));
+        *c = held;
+        if (!held) break;
+    }
+    free(path);
+    return ok;
+}
+
+/* Closes the file; false when the last bytes could not be written. */
+static inline bool tensorboard_close(TensorBoard *t, Error *e) {
+    const bool ok = !t->file || !fclose(t->file) || error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
+    free(t->path);
+    *t = (TensorBoard){0};
+    return ok;
+}
+
+/* Begins a new event file in dir, which is made when it is missing. wall: now, in seconds since 1970. resume_step: -1, or
+ * the last step to be kept of the files that are there. On failure t is left closed. */
+static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall, int64_t resume_step, Error *e) {
+    *t = (TensorBoard){0};
+    if (!tensorboard_folder(dir, e)) return false;
+    char host[65] = "host";
+    gethostname(host, sizeof host - 1);
+    const size_t size = strlen(dir) + strlen(host) + 100;
+    t->path = (char *)xmalloc(size);
+    for (int n = 0; !t->file; n++) { /* two runs of one second and process id do not share a file */
+        snprintf(t->path, size, "%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)wall, host, getpid(), n);
+        t->file = fopen(t->path, "wxe");
+        if (!t->file && (errno != EEXIST || n == 1000)) {
+            error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
+            tensorboard_close(t, NULL);
+            return false;
+        }
+    }
+    char *data;
+    size_t n;
+    FILE *f = tensorboard_memory(&data, &n);
+    tensorboard_event_head(f, wall, resume_step + 1);
+    tensorboard_bytes(f, 3, "brain.Event:2", 13);
+    fclose(f);
+    bool ok = tensorboard_record(t, data, n, e);
+    if (ok && resume_step >= 0) {
+        f = tensorboard_memory(&data, &n);
+        tensorboard_event_head(f, wall, resume_step + 1);
+        tensorboard_bytes(f, 7, "\x08\x01", 2); /* SessionLog.status = START */
+        fclose(f);
+        ok = tensorboard_record(t, data, n, e);
+    }
+    if (!ok) tensorboard_close(t, NULL);
+    return ok;
+}
+
+/* Writes the finite ones of `count` scalars as one event, and flushes, so that a viewer sees them at once. */
+static inline bool tensorboard_step(TensorBoard *t, double wall, int64_t step, const char *const *keys,
+                                    const double *values, size_t count, Error *e) {
+    char *summary, *data;
+    size_t summary_bytes, n;
+    FILE *s = tensorboard_memory(&summary, &summary_bytes);
+    for (size_t i = 0; i < count; i++) {
+        const float value = (float)values[i];
+        if (!isfinite(value)) continue;
+        const bool eval = !strncmp(keys[i], "eval_", 5);
+        const char *prefix = eval ? "eval/" : "train/", *key = keys[i] + (eval ? 5 : 0);
+        char *one;
+        size_t one_bytes;
+        FILE *v = tensorboard_memory(&one, &one_bytes);
+        tensorboard_field(v, 1, 2);
+        tensorboard_varint(v, strlen(prefix) + strlen(key));
+        fprintf(v, "%s%s", prefix, key);
+        tensorboard_field(v, 2, 5);
+        fwrite(&value, sizeof value, 1, v);
+        fclose(v);
+        tensorboard_bytes(s, 1, one, one_bytes);
+        free(one);
+    }
+    fclose(s);
+    FILE *f = tensorboard_memory(&data, &n);
+    tensorboard_event_head(f, wall, step);
+    tensorboard_bytes(f, 5, summary, summary_bytes);
+    fclose(f);
+    free(summary);
+    return tensorboard_record(t, data, n, e);
+}
+
+#endif

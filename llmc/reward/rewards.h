@@ -1,0 +1,367 @@
+/* rewards.h - what a completion is worth: a weighted sum of named parts.
+ *
+ * A specification is a list of parts, `name[=argument][:weight]`, divided by commas; a weight is 1 unless given.
+ *
+ *     verify                                   the check of the record's own task (verify.h): 1 or 0
+ *     verify:1,format=hash:0.1                 plus a tenth for the form
+ *     regex=/^\d+$/:0.5,regex=/sorry/i:-1      several patterns; \/ stands for a slash; flags i m s x after the second
+ *     verify,overlong=20/100,repetition=3/-1   numbers of an argument are divided by slashes
+ *
+ *   part                     argument                      value (tokens = length of the completion)
+ *   verify                   -                             by the record's task: see the table in verify.h
+ *   exact numeric hash       -                             that check, whatever the task; hash = number after `####`
+ *   countdown sort brackets  -                             the same
+ *   regex                    /pattern/flags, or none       1 where found; none: the record's pattern
+ *   format                   think|hash|boxed|answer       1 where the completion has the form (default think = TRL's)
+ *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT     TRL get_cosine_scaled_reward; correctness by
+ *                                                          the task's check; default -1 -0.5 0.5 1
+ *   overlong                 CACHE/MAX                     TRL get_soft_overlong_punishment (DAPO eq. 13); default MAX / 5
+ *   repetition               N/PENALTY                     TRL get_repetition_penalty_reward over token ids; default 3, -1
+ *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697); ALPHA 0.0003
+ *   random                   P                             control: 1 with probability P (0.5), by (seed, id) alone
+ *   command                  -                             the program of --reward-cmd (reward_command.h)
+ *
+ * MAX defaults to the limit that completions are sampled under. A NaN part is "cannot be scored": the sum goes over the
+ * others (TRL's nansum), and is NaN where no part has a value; a trainer leaves such completions out.
+ *
+ *     Rewards r;
+ *     if (!rewards_open(&r, "verify:1,format=hash:0.1", NULL, 60, seed, max_tokens, &e)) die("%s", e.text);
+ *     rewards_score(&r, inputs, n, parts, totals, &e);      // parts (n, r.count), totals (n)
+ */
+#ifndef LLMC_REWARD_REWARDS_H
+#define LLMC_REWARD_REWARDS_H
+
+#include "../base/options.h"
+#include "../base/random.h"
+#include "reward_command.h"
+#include "verify.h"
+
+enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
+
+typedef enum {
+    REWARD_VERIFY,
+    REWARD_CHECK,
+    REWARD_REGEX,
+    REWARD_FORMAT,
+    REWARD_COSINE,
+    REWARD_OVERLONG,
+    REWARD_REPETITION,
+    REWARD_LENGTH,
+    REWARD_RANDOM,
+    REWARD_COMMAND
+} RewardKind;
+
+typedef struct RewardPart {
+    RewardKind kind;
+    VerifyKind check;               /* REWARD_CHECK */
+    double value[REWARD_ARGUMENTS]; /* numbers of the argument, defaults filled in */
+    VerifyRegex regex;              /* REWARD_FORMAT, REWARD_REGEX with a pattern */
+} RewardPart;
+
+typedef struct Rewards {
+    int count;
+    char *name[REWARDS_MAX]; /* for metrics; a second part of the same name gets _2 */
+    double weight[REWARDS_MAX];
+    RewardPart part[REWARDS_MAX];
+    RewardCommand command; /* pid 0 when there is none */
+    char *program;
+    uint64_t seed;
+} Rewards;
+
+/* ---- the parts ------------------------------------------------------------------------------------------------- */
+
+/* R(y) = v_min + (v_max - v_min)(1 + cos(pi min(|y| / L_max, 1))) / 2; for a wrong answer the bounds change places, so that
+ * a short wrong one costs more (arXiv 2502.03373, C.1; TRL get_cosine_scaled_reward). v: L_max, then wrong short, wrong
+ * long, right long, right short. */
+static inline double reward_cosine(bool right, int32_t tokens, const double v[5]) {
+    const double progress = fmin((double)tokens / v[0], 1.0);
+    const double low = right ? v[3] : v[2], high = right ? v[4] : v[1];
+    return low + 0.5 * (high - low) * (1.0 + cos(progress * M_PI));
+}
+
+/* 0 up to max - cache, then down a line, -1 beyond max (DAPO, arXiv 2503.14476, eq. 13; TRL get_soft_overlong_punishment). */
+static inline double reward_overlong(int32_t tokens, double max, double cache) {
+    if (tokens <= max - cache) return 0;
+    return tokens <= max ? (max - cache - tokens) / cache : -1;
+}
+
+static inline int reward_compare(const void *a, const void *b, void *bytes) {
+    return memcmp(*(const unsigned char *const *)a, *(const unsigned char *const *)b, *(const size_t *)bytes);
+}
+
+/* penalty (1 - distinct n-grams / n-grams), 0 when shorter than n (arXiv 2502.03373, C.2; TRL get_repetition_penalty_reward).
+ * Items of `size` bytes. */
+static inline double reward_repetition(const void *items, size_t count, size_t size, size_t n, double penalty) {
+    if (count < n) return 0;
+    const size_t grams = count - n + 1;
+    size_t bytes = n * size, distinct = 1;
+    const unsigned char **gram = (const unsigned char **)xcalloc(grams, sizeof *gram);
+    for (size_t i = 0; i < grams; i++) gram[i] = (const unsigned char *)items + i * size;
+    qsort_r(gram, grams, sizeof *gram, reward_compare, &bytes);
+    for (size_t i = 1; i < grams; i++) distinct += memcmp(gram[i - 1], gram[i], bytes) != 0;
+    free(gram);
+    return distinct == grams ? 0 : penalty * (1.0 - (double)distinct / (double)grams);
+}
+
+#define REWARD_FORMATS "think|hash|boxed|answer" /* of format=, in the order of their patterns */
+
+static inline const char *reward_format_pattern(int format) {
+    switch (format) {
+    case 0: return "^<think>(?!.*<think>)(.*?)</think>.*$"; /* TRL think_format_reward */
+    case 1: return "\\A.*#### *[-+]?\\$?\\.?\\d[\\d,]*(\\.\\d+)?\\s*\\z";
+    case 2: return "\\A.*\\\\boxed\\{[^{}]+(\\{[^{}]*\\}[^{}]*)*\\}[^{}]*\\z";
+    default: return "\\A\\s*<think>(?!.*<think>).*?</think>\\s*<answer>(?!.*<answer>).*?</answer>\\s*\\z";
+    }
+}
+
+/* ---- the specification ----------------------------------------------------------------------------------------- */
+
+/* Reads up to `most` numbers divided by slashes; what is not given keeps its value. */
+static inline bool reward_numbers(const char *name, const char *text, size_t n, double *value, int most, Error *e) {
+    char *word = xstrndup(text, n), *at = word, *end;
+    bool good = n > 0;
+    for (int i = 0; good && *at; i++) {
+        const double number = strtod(at, &end);
+        good = i < most && end != at && isfinite(number) && (*end == 0 || (*end == '/' && end[1]));
+        if (good) value[i] = number, at = *end ? end + 1 : end;
+    }
+    if (!good)
+        error_set(e, "reward %s=%s: must be up to %d number%s divided by '/'", name, word, most, most == 1 ? "" : "s");
+    free(word);
+    return good;
+}
+
+/* Compiles /pattern/flags; *end is where it ends. */
+static inline bool reward_pattern(RewardPart *p, const char *text, const char **end, Error *e) {
+    char *pattern = xstrdup(text), *to = pattern;
+    const char *at = text + (*text == '/');
+    uint32_t options = 0;
+    for (; *at && *at != '/'; at++) {
+        if (*at == '\\' && at[1] == '/') at++;
+        else if (*at == '\\' && at[1]) *to++ = *at++;
+        *to++ = *at;
+    }
+    *to = 0;
+    bool good = (*text == '/' && *at == '/' && to != pattern) ||
+                error_set(e, "reward regex=%.200s: must be /pattern/flags", text);
+    for (at += good; good && *at && strchr("imsx", *at); at++)
+        options |= *at == 'i'   ? PCRE2_CASELESS
+                   : *at == 'm' ? PCRE2_MULTILINE
+                   : *at == 's' ? PCRE2_DOTALL
+                                : PCRE2_EXTENDED;
+    *end = at;
+    good = good && verify_regex_compile(&p->regex, pattern, options, e);
+    free(pattern);
+    return good;
+}
+
+/* Checks and completes the numbers of a part whose argument is text[0..n). */
+static inline bool reward_argument(RewardPart *p, const char *name, const char *text, size_t n, int32_t max_tokens,
+                                   Error *e) {
+    double *v = p->value;
+    switch (p->kind) {
+    case REWARD_FORMAT: {
+        char *word = xstrndup(text, n);
+        const int format = n ? option_choice_index(REWARD_FORMATS, word) : 0;
+        free(word);
+        if (format < 0) return error_set(e, "reward format=%.*s: must be one of %s", (int)n, text, REWARD_FORMATS);
+        const uint32_t options = PCRE2_DOTALL | (format == 0 ? PCRE2_ANCHORED | PCRE2_MULTILINE : 0);
+        return verify_regex_compile(&p->regex, reward_format_pattern(format), options, e);
+    }
+    case REWARD_COSINE:
+        v[0] = max_tokens, v[1] = -1, v[2] = -0.5, v[3] = 0.5, v[4] = 1;
+        if (n && !reward_numbers(name, text, n, v, 5, e)) return false;
+        return v[0] > 0 || error_set(e, "reward cosine: the longest length is %g, must be positive", v[0]);
+    case REWARD_OVERLONG: {
+        v[0] = NAN, v[1] = max_tokens;
+        if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
+        if (isnan(v[0])) v[0] = floor(v[1] / 5);
+        if (v[1] > 0 && v[0] >= 0 && v[0] <= v[1]) return true;
+        return error_set(e, "reward overlong=%g/%g: must have 0 <= cache <= longest length, above 0", v[0], v[1]);
+    }
+    case REWARD_REPETITION:
+        v[0] = 3, v[1] = -1;
+        if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
+        if (v[0] >= 1 && v[0] <= 1e6 && v[0] == floor(v[0]) && v[1] <= 0) return true;
+        return error_set(e, "reward repetition=%g/%g: must be a whole n from 1 on and a penalty not above 0", v[0],
+                         v[1]);
+    case REWARD_LENGTH:
+        v[0] = -1, v[1] = 0.0003;
+        if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
+        return v[0] >= 0 || error_set(e, "reward length: needs its target, as in length=40 or length=40/0.01");
+    case REWARD_RANDOM:
+        v[0] = 0.5;
+        if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
+        return (v[0] >= 0 && v[0] <= 1) || error_set(e, "reward random=%g: must be a probability", v[0]);
+    default: return !n || error_set(e, "reward %s=%.*s: takes no argument", name, (int)n, text);
+    }
+}
+
+static inline bool reward_kind(const char *name, RewardPart *p) {
+    static const struct {
+        const char *name;
+        RewardKind kind;
+        VerifyKind check;
+    } kinds[] = {{"verify", REWARD_VERIFY, 0},
+                 {"exact", REWARD_CHECK, VERIFY_EXACT},
+                 {"numeric", REWARD_CHECK, VERIFY_NUMERIC},
+                 {"hash", REWARD_CHECK, VERIFY_HASH},
+                 {"countdown", REWARD_CHECK, VERIFY_COUNTDOWN},
+                 {"sort", REWARD_CHECK, VERIFY_SORT},
+                 {"brackets", REWARD_CHECK, VERIFY_BRACKETS},
+                 {"regex", REWARD_REGEX, VERIFY_REGEX},
+                 {"format", REWARD_FORMAT, 0},
+                 {"cosine", REWARD_COSINE, 0},
+                 {"overlong", REWARD_OVERLONG, 0},
+                 {"repetition", REWARD_REPETITION, 0},
+                 {"length", REWARD_LENGTH, 0},
+                 {"random", REWARD_RANDOM, 0},
+                 {"command", REWARD_COMMAND, 0}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (!strcmp(name, kinds[i].name)) {
+            p->kind = kinds[i].kind, p->check = kinds[i].check;
+            return true;
+        }
+    return false;
+}
+
+/* Adds the part at *spec and moves *spec to what follows it. */
+static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens, Error *e) {
+    const char *at = *spec, *argument = "";
+    size_t n = strcspn(at, "=:,");
+    char name[40];
+    double weight = 1;
+    if (r->count == REWARDS_MAX) return error_set(e, "rewards: more than %d parts", REWARDS_MAX);
+    RewardPart *p = &r->part[r->count];
+    *p = (RewardPart){0};
+    snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), at);
+    if (!reward_kind(name, p))
+        return error_set(
+            e,
+            "reward '%s': unknown, must be verify, exact, numeric, hash, countdown, sort, brackets, regex, "
+            "format, cosine, overlong, repetition, length, random or command",
+            name);
+    at += n, n = 0;
+    if (*at == '=') {
+        argument = ++at;
+        if (p->kind == REWARD_REGEX) {
+            if (!reward_pattern(p, at, &at, e)) return false;
+        } else at += n = strcspn(at, ":,");
+        if (!n && p->kind != REWARD_REGEX) return error_set(e, "reward %s: nothing after '='", name);
+    }
+    r->count++; /* from here on rewards_close() frees it */
+    if (!reward_argument(p, name, argument, n, max_tokens, e)) return false;
+    if (*at == ':') {
+        char *end;
+        weight = strtod(at + 1, &end);
+        if (end == at + 1 || !isfinite(weight) || (*end && *end != ','))
+            return error_set(e, "reward %s: weight '%.40s' is not a number", name, at + 1);
+        at = end;
+    }
+    if (*at && *at != ',')
+        return error_set(e, "reward %s: '%.40s' is left over, must be name[=argument][:weight],...", name, at);
+    if (*at && !at[1]) return error_set(e, "rewards: nothing after the last comma");
+    int same = 1;
+    for (int i = 0; i < r->count - 1; i++) same += r->part[i].kind == p->kind && r->part[i].check == p->check;
+    if (same > 1) snprintf(name + strlen(name), sizeof name - strlen(name), "_%d", same);
+    r->name[r->count - 1] = xstrdup(name), r->weight[r->count - 1] = weight;
+    *spec = *at ? at + 1 : at;
+    return true;
+}
+
+static inline void rewards_close(Rewards *r) {
+    if (r->program) reward_command_close(&r->command);
+    for (int i = 0; i < r->count; i++) {
+        verify_regex_free(&r->part[i].regex);
+        free(r->name[i]);
+    }
+    free(r->program);
+    *r = (Rewards){0};
+}
+
+/* Reads a specification (NULL or "": `verify`, or `command` alone where a program is given) and starts the program
+ * (NULL: none; it becomes a part `command` of weight 1 unless the specification has one). timeout: seconds a batch;
+ * max_tokens: the limit that completions are sampled under. */
+static inline bool rewards_open(Rewards *r, const char *spec, const char *command, double timeout, uint64_t seed,
+                                int32_t max_tokens, Error *e) {
+    bool listed = false;
+    *r = (Rewards){.seed = seed};
+    if (!spec || !*spec) spec = command ? "command" : "verify";
+    while (*spec)
+        if (!reward_add(r, &spec, max_tokens, e)) goto failed;
+    for (int i = 0; i < r->count; i++) listed |= r->part[i].kind == REWARD_COMMAND;
+    if (listed && !command) {
+        error_set(e, "reward command: no program is given");
+        goto failed;
+    }
+    if (command && !listed) {
+        spec = "command";
+        if (!reward_add(r, &spec, max_tokens, e)) goto failed;
+    }
+    if (!command) return true;
+    r->program = xstrdup(command);
+    if (reward_command_open(&r->command, r->program, timeout, e)) return true;
+failed:
+    rewards_close(r);
+    return false;
+}
+
+/* ---- scoring --------------------------------------------------------------------------------------------------- */
+
+/* One part's value of one completion (not `command`); false: its task is unknown. */
+static inline bool reward_part(const Rewards *r, const RewardPart *p, const RewardInput *in, float *value) {
+    const double *v = p->value;
+    switch (p->kind) {
+    case REWARD_VERIFY: return rewards_verify(in, value);
+    case REWARD_CHECK: *value = verify_score(in, p->check); return true;
+    case REWARD_REGEX:
+        if (!p->regex.code) {
+            *value = verify_score(in, VERIFY_REGEX);
+            return true;
+        } /* fall through */
+    case REWARD_FORMAT: *value = verify_regex_match(&p->regex, in->completion ? in->completion : ""); return true;
+    case REWARD_COSINE:
+        if (!rewards_verify(in, value)) return false;
+        if (!isnan(*value)) *value = (float)reward_cosine(*value > 0, in->tokens, v);
+        return true;
+    case REWARD_OVERLONG: *value = (float)reward_overlong(in->tokens, v[1], v[0]); return true;
+    case REWARD_REPETITION: {
+        const VerifySpan text = verify_span(in->completion);
+        *value = (float)(in->ids ? reward_repetition(in->ids, (size_t)in->tokens, sizeof *in->ids, (size_t)v[0], v[1])
+                                 : reward_repetition(text.s, text.n, 1, (size_t)v[0], v[1]));
+        return true;
+    }
+    case REWARD_LENGTH: *value = (float)(-v[1] * fabs(v[0] - in->tokens)); return true;
+    default: *value = random_uniform(r->seed, RANDOM_REWARD + in->id, 0) < v[0] ? 1 : 0; return true;
+    }
+}
+
+/* Scores n completions: parts (n, count), NaN = cannot be scored; total (n), the weighted sum over the parts that have a
+ * value, NaN where none has. Fails on an unknown task and on a failure of the program. */
+static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float *parts, float *total, Error *e) {
+    for (int k = 0; k < r->count; k++) {
+        if (r->part[k].kind == REWARD_COMMAND) {
+            if (!reward_command_score(&r->command, in, n, parts + k, r->count, e)) return false;
+            continue;
+        }
+        for (int i = 0; i < n; i++)
+            if (!reward_part(r, &r->part[k], &in[i], &parts[(size_t)i * (size_t)r->count + (size_t)k]))
+                return error_set(
+                    e,
+                    "reward %s: task '%.80s' has no verifier, must be add, sub, mul, arithmetic, numeric, word, "
+                    "gsm8k, countdown, sort, brackets, exact, regex or empty",
+                    r->name[k], in[i].task ? in[i].task : "");
+    }
+    for (int i = 0; i < n; i++) {
+        double sum = 0;
+        bool any = false;
+        for (int k = 0; k < r->count; k++) {
+            const double value = parts[(size_t)i * (size_t)r->count + (size_t)k];
+            if (!isnan(value)) sum += r->weight[k] * value, any = true;
+        }
+        total[i] = any ? (float)sum : NAN;
+    }
+    return true;
+}
+
+#endif

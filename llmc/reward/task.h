@@ -1,0 +1,108 @@
+/* task.h - what the generators of verifiable problems share: a problem, its difficulty, and the two splits.
+ *
+ * A problem has a prompt, an answer that a verifier (verify.h) can check, fields for that verifier, a demonstration, and
+ * a key: its canonical form, which is the same for problems that are the same problem (12+34 and 34+12, a list in any
+ * order, a story with other names). Whether a problem is held out is a property of its key alone: the hash of one key in
+ * ten ends in 0, whatever the seed, level or file. So a training file and a held-out file never share a problem.
+ */
+#ifndef LLMC_REWARD_TASK_H
+#define LLMC_REWARD_TASK_H
+
+#define XXH_INLINE_ALL
+
+#include "../base/error.h"
+#include "../base/random.h"
+#include "../base/text.h"
+#include <jansson.h>
+#include <xxhash.h>
+
+#define TASK_NAMES  "add|sub|mul|arithmetic|countdown|sort|brackets|word"
+#define TASK_STYLES "auto|direct|reversed|scratchpad"
+
+typedef enum {
+    TASK_ADD,
+    TASK_SUB,
+    TASK_MUL,
+    TASK_ARITHMETIC,
+    TASK_COUNTDOWN,
+    TASK_SORT,
+    TASK_BRACKETS,
+    TASK_WORD,
+    TASK_KINDS
+} TaskKind;
+
+typedef enum { TASK_AUTO, TASK_DIRECT, TASK_REVERSED, TASK_SCRATCHPAD } TaskStyle;
+
+enum { TASK_VALUES = 64 };
+
+/* How hard; 0 leaves a knob to the level. */
+typedef struct TaskOptions {
+    int level;              /* 1 to 5 */
+    int digits, min_digits; /* arithmetic: digits of an operand, from min_digits (1) on */
+    int items;              /* operands, given numbers, list items, brackets shown, steps of a story */
+    int64_t largest;        /* countdown, sort, word: the largest number */
+    TaskStyle style;        /* of the demonstration */
+} TaskOptions;
+
+typedef struct Task {
+    TaskKind kind;
+    TextBuffer prompt, answer, key, completion;
+    json_t *fields;
+    int count;                  /* of the values */
+    int64_t value[TASK_VALUES]; /* operands, given numbers, items, or a story's numbers */
+    char op[TASK_VALUES];       /* arithmetic, word: what stands before value[i] */
+    int64_t result;             /* the answer as a number, where it is one */
+} Task;
+
+static inline void task_clear(Task *t) {
+    text_clear(&t->prompt), text_clear(&t->answer), text_clear(&t->key), text_clear(&t->completion);
+    json_decref(t->fields);
+    t->fields = json_object();
+    t->count = 0;
+}
+
+static inline void task_free(Task *t) {
+    text_free(&t->prompt), text_free(&t->answer), text_free(&t->key), text_free(&t->completion);
+    json_decref(t->fields);
+    *t = (Task){0};
+}
+
+/* Held out, or for training: by the problem's key alone. */
+static inline bool task_held_out(const Task *t) { return XXH3_64bits(t->key.text, t->key.length) % 10 == 0; }
+
+/* The knob, or what its level stands for. */
+static inline int64_t task_knob(int64_t knob, int level, const int64_t by_level[5]) {
+    return knob ? knob : by_level[level - 1];
+}
+
+static inline int task_compare(const void *a, const void *b) {
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Values with one space between. */
+static inline void task_list(TextBuffer *b, const int64_t *value, int count) {
+    for (int i = 0; i < count; i++) text_format(b, i ? " %lld" : "%lld", (long long)value[i]);
+}
+
+/* A number's digits; reversed: least significant first, after the sign. */
+static inline void task_number(TextBuffer *b, int64_t value, bool reversed) {
+    char digits[24];
+    const int n = snprintf(digits, sizeof digits, "%lld", value < 0 ? -(long long)value : (long long)value);
+    if (value < 0) text_string(b, "-");
+    for (int i = 0; i < n; i++) text_append(b, &digits[reversed ? n - 1 - i : i], 1);
+}
+
+/* `value` with one digit replaced: a wrong number of the same length. */
+static inline int64_t task_wrong_number(int64_t value, Random *r) {
+    char digits[24];
+    const int n = snprintf(digits, sizeof digits, "%lld", value < 0 ? -(long long)value : (long long)value);
+    const int at = (int)random_below(r, (uint64_t)n), lowest = at == 0 && (n > 1 || value < 0) ? 1 : 0;
+    char digit = digits[at];
+    while (digit == digits[at]) digit = (char)('0' + random_between(r, lowest, 9));
+    digits[at] = digit;
+    const int64_t wrong = strtoll(digits, NULL, 10);
+    return value < 0 ? -wrong : wrong;
+}
+
+#endif

@@ -1,0 +1,72 @@
+/* tasks.h - generators of verifiable problems: all tasks under one function. What each looks like, and what its levels
+ * are, stands in task_arithmetic.h, task_puzzles.h and task_word.h; keys and splits in task.h.
+ *
+ *     Task t = {0};
+ *     const TaskOptions o = {.level = 2, .min_digits = 1};
+ *     Random r = random_start(seed, RANDOM_TASK + record);
+ *     task_problem(&t, TASK_ADD, &o, &r);                   // t.prompt, t.answer, t.key, t.fields
+ *     if (!task_held_out(&t)) task_solve(&t, &o, false, &r);                        // t.completion
+ *     task_free(&t);
+ */
+#ifndef LLMC_REWARD_TASKS_H
+#define LLMC_REWARD_TASKS_H
+
+#include "task_arithmetic.h"
+#include "task_puzzles.h"
+#include "task_word.h"
+
+/* What TASK_AUTO stands for: work before the answer for word problems, the answer alone otherwise. */
+static inline TaskStyle task_style(TaskKind kind, TaskStyle style) {
+    return style != TASK_AUTO ? style : kind == TASK_WORD ? TASK_SCRATCHPAD : TASK_DIRECT;
+}
+
+/* Whether this task can be made so: one sentence where not. */
+static inline bool task_check(TaskKind kind, const char *name, const TaskOptions *o, Error *e) {
+    static const int most[TASK_KINDS] = {2, 2, 2, 8, COUNTDOWN_NUMBERS, TASK_VALUES, TASK_VALUES, 12};
+    static const int least[TASK_KINDS] = {2, 2, 2, 2, 2, 2, 1, 1};
+    const int digits = kind == TASK_MUL ? 9 : kind == TASK_ARITHMETIC ? 9 : 18;
+    if (o->style == TASK_REVERSED && kind > TASK_ARITHMETIC)
+        return error_set(e, "style reversed: %s has no number to reverse, only add, sub, mul and arithmetic do", name);
+    if (kind <= TASK_ARITHMETIC && o->digits > digits)
+        return error_set(e, "digits: %d is too many for %s, the most is %d", o->digits, name, digits);
+    if (o->min_digits > 1 && o->digits < o->min_digits)
+        return error_set(e, "min-digits: %d needs --digits of at least as many", o->min_digits);
+    if (kind > TASK_ARITHMETIC && o->digits)
+        return error_set(e, "digits: %s has none, see --items and --largest", name);
+    if (kind <= TASK_ARITHMETIC && o->largest) return error_set(e, "largest: %s takes --digits instead", name);
+    if (kind == TASK_BRACKETS && o->largest) return error_set(e, "largest: %s has no numbers", name);
+    if (o->items && (o->items < least[kind] || o->items > most[kind]))
+        return error_set(e, "items: %d is out of range [%d, %d] for %s", o->items, least[kind], most[kind], name);
+    return true;
+}
+
+/* Draws a problem: prompt, answer, key and fields. The options have passed task_check(). */
+static inline void task_problem(Task *t, TaskKind kind, const TaskOptions *o, Random *r) {
+    task_clear(t);
+    t->kind = kind;
+    if (!o->digits && !o->items && !o->largest) json_object_set_new(t->fields, "level", json_integer(o->level));
+    switch (kind) {
+    case TASK_COUNTDOWN: task_countdown_problem(o, r, t); break;
+    case TASK_SORT: task_sort_problem(o, r, t); break;
+    case TASK_BRACKETS: task_brackets_problem(o, r, t); break;
+    case TASK_WORD: task_word_problem(o, r, t); break;
+    default: task_arithmetic_problem(o, r, t);
+    }
+    const TaskStyle style = task_style(kind, o->style);
+    if (style == TASK_REVERSED) json_object_set_new(t->fields, "style", json_string("reversed"));
+    if (style == TASK_SCRATCHPAD) json_object_set_new(t->fields, "style", json_string("scratchpad"));
+}
+
+/* Writes the demonstration of the problem just drawn; `wrong`: one whose answer is wrong, of the same shape. */
+static inline void task_solve(Task *t, const TaskOptions *o, bool wrong, Random *r) {
+    const TaskStyle style = task_style(t->kind, o->style);
+    switch (t->kind) {
+    case TASK_COUNTDOWN: task_countdown_solve(style, wrong, r, t); break;
+    case TASK_SORT: task_sort_solve(style, wrong, r, t); break;
+    case TASK_BRACKETS: task_brackets_solve(style, wrong, r, t); break;
+    case TASK_WORD: task_word_solve(style, wrong, r, t); break;
+    default: task_arithmetic_solve(style, wrong, r, t);
+    }
+}
+
+#endif

@@ -1,0 +1,325 @@
+/* evaluation.h - how good a model is at tasks that can be checked: greedy accuracy, pass@k, majority@k, best-of-n.
+ *
+ * Of each prompt n samples are drawn; the task's own check says which are right. Each figure is a mean over prompts, with
+ * the standard error of that mean (over prompts: the samples of one prompt are not independent of one another).
+ *
+ *   pass@k       the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k) with c right of n, the unbiased
+ *                estimator of Chen et al. 2021, eq. 1
+ *   majority@k   is the most frequent final answer of k samples right (self-consistency: Wang et al. 2022)? The mean over
+ *                the n / k disjoint runs of k samples; where answers tie, their mean
+ *   best@k       is the sample right that the rewards value most among k? The mean over all subsets of k of the n samples,
+ *                and over ties
+ *   weighted@k   as majority@k, but a reward model weighs the votes: the final answer with the largest sum of
+ *                probabilities (reward_model_probability) wins (Li et al. 2023, DIVERSE, section 3.2)
+ *
+ * Rewards are named parts (rewards.h), or those of a reward model (reward_model.h) in Evaluation.judge.
+ *
+ * A prompt whose task has no check, or lacks what the check needs, is counted and left out of every mean.
+ *
+ *     Evaluation v = {.samples = 8};
+ *     evaluate_tasks(&v, &engine, &sampling, &prompts, 0, prompts.count, &text, &rewards, NULL, NULL, &e);
+ *
+ * Figures of a part of the prompts (a task) are those of a part of the outcomes:
+ *
+ *     v.outcome = (Outcome *)xcalloc(prompts.count, sizeof(Outcome));     // before: they are kept there
+ *     evaluation_summarise(&of_a_task, some_of_the_outcomes, n);
+ */
+#ifndef LLMC_ROLLOUT_EVALUATION_H
+#define LLMC_ROLLOUT_EVALUATION_H
+
+#include "prompts.h"
+#include "../reward/reward_model.h"
+
+enum { EVALUATION_KS = 16 };
+
+/* What became of one prompt. */
+typedef struct Outcome {
+    bool scorable, finished; /* finished, tokens: of the greedy completion */
+    double greedy, tokens;
+    double pass[EVALUATION_KS], majority[EVALUATION_KS], best[EVALUATION_KS], weighted[EVALUATION_KS];
+    double reward; /* mean over the samples that have one; NaN: none has */
+} Outcome;
+
+typedef struct Evaluation {
+    int samples;        /* n; 0: greedy only */
+    Outcome *outcome;   /* (count of prompts) the caller's, or NULL: not kept */
+    RewardModel *judge; /* scores the samples; NULL: rewards do, or nothing does */
+    /* results, means over the scorable prompts */
+    int64_t prompts, unscorable;
+    double greedy, greedy_error;
+    double tokens, finished;  /* greedy completions of all prompts: mean length, share that ended by themselves */
+    int ks, k[EVALUATION_KS]; /* 1, 2, 4, ... and n */
+    double pass[EVALUATION_KS], pass_error[EVALUATION_KS];
+    double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
+    double best[EVALUATION_KS], best_error[EVALUATION_KS];         /* NaN without rewards */
+    double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without a judge */
+    double reward, reward_error; /* of the samples, all prompts; NaN without rewards */
+} Evaluation;
+
+/* ---- estimators ------------------------------------------------------------------------------------------------ */
+
+/* C(m, k) / C(n, k): the share of the subsets of k of n that lie within m given ones. A product that neither overflows
+ * nor cancels. */
+static inline double subset_share(int n, int m, int k) {
+    if (m < k) return 0;
+    double share = 1;
+    for (int i = m + 1; i <= n; i++) share *= 1.0 - (double)k / i;
+    return share;
+}
+
+/* 1 - C(n-c, k) / C(n, k) with c right of n samples, 1 <= k <= n. */
+static inline double pass_at_k(int n, int c, int k) { return 1 - subset_share(n, n - c, k); }
+
+/* Is the answer with the most votes of k right? Where several have, their mean. An answer that is missing ("") votes for
+ * nothing, and no votes are wrong. Samples of one answer may differ in rightness, where the check sees more than the
+ * answer: then the larger part says. answers, right: (k); weight: (k) of the votes, >= 0; NULL: 1 each. */
+static inline double weighted_right(char *const *answers, const double *right, const double *weight, int k) {
+    int winners = 0;
+    double most = 0, sum = 0;
+    for (int i = 0; i < k; i++) {
+        int first = i;
+        double votes = 0, good = 0;
+        if (!answers[i][0]) continue;
+        for (int j = 0; j < k; j++)
+            if (!strcmp(answers[i], answers[j])) {
+                const double w = weight ? weight[j] : 1;
+                votes += w, good += w * right[j];
+                if (j < first) first = j;
+            }
+        if (first < i || !(votes > 0)) continue; /* counted already, or worth nothing */
+        if (votes > most) most = votes, winners = 0, sum = 0;
+        if (votes == most) winners++, sum += good / votes > 0.5;
+    }
+    return winners ? sum / winners : 0;
+}
+
+/* Is the most frequent of k answers right? */
+static inline double majority_right(char *const *answers, const double *right, int k) {
+    return weighted_right(answers, right, NULL, k);
+}
+
+/* The mean of the above over the n / k disjoint runs of k samples. */
+static inline double weighted_at_k(char *const *answers, const double *right, const double *weight, int n, int k) {
+    double sum = 0;
+    for (int i = 0; i + k <= n; i += k) sum += weighted_right(answers + i, right + i, weight ? weight + i : NULL, k);
+    return sum / (n / k);
+}
+static inline double majority_at_k(char *const *answers, const double *right, int n, int k) {
+    return weighted_at_k(answers, right, NULL, n, k);
+}
+
+/* The chance that the sample of the largest reward among k of n is right: samples of equal reward form a group, which
+ * holds the largest with chance [C(not above it, k) - C(below it, k)] / C(n, k). A NaN reward is below all others. */
+static inline double best_at_k(const float *reward, const double *right, int n, int k) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        int below = 0, same = 0, first = i;
+        double good = 0;
+        for (int j = 0; j < n; j++) {
+            const float a = isnan(reward[i]) ? -INFINITY : reward[i], b = isnan(reward[j]) ? -INFINITY : reward[j];
+            below += b < a;
+            if (a != b) continue;
+            same++, good += right[j];
+            if (j < first) first = j;
+        }
+        if (first == i) sum += (subset_share(n, below + same, k) - subset_share(n, below, k)) * good / same;
+    }
+    return sum;
+}
+
+/* Wilson's 95 % interval of a share p of n (Wilson 1927). */
+static inline void wilson_interval(double p, double n, double *low, double *high) {
+    const double z = 1.959963984540054, shrink = 1 + z * z / n, middle = p + z * z / (2 * n);
+    const double half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+    *low = n > 0 ? (p > 0 ? (middle - half) / shrink : 0) : NAN;
+    *high = n > 0 ? (p < 1 ? (middle + half) / shrink : 1) : NAN;
+}
+
+/* ---- summaries ------------------------------------------------------------------------------------------------- */
+
+/* Mean of a field of the outcomes, and its standard error; NaN values are left out. offset: the field's, in bytes. */
+static inline void outcome_mean(const Outcome *o, int64_t n, bool scorable_only, size_t offset, double *mean,
+                                double *error) {
+    double sum = 0, squares = 0, count = 0;
+    for (int pass = 0; pass < 2; pass++) /* the second one's squares are those of differences */
+        for (int64_t i = 0; i < n; i++) {
+            const double x = *(const double *)((const char *)&o[i] + offset);
+            if (isnan(x) || (scorable_only && !o[i].scorable)) continue;
+            if (!pass) sum += x, count++;
+            else squares += (x - sum / count) * (x - sum / count);
+        }
+    *mean = count ? sum / count : NAN;
+    *error = count > 1 ? sqrt(squares / (count - 1) / count) : NAN;
+}
+
+/* 1, 2, 4, ... and n itself. */
+static inline void evaluation_ks(Evaluation *v) {
+    v->ks = 0;
+    for (int k = 1; k < v->samples && v->ks < EVALUATION_KS - 1; k *= 2) v->k[v->ks++] = k;
+    if (v->samples > 0) v->k[v->ks++] = v->samples;
+}
+
+/* Fills in v's results from n outcomes; v->samples says how many samples they are of. */
+static inline void evaluation_summarise(Evaluation *v, const Outcome *o, int64_t n) {
+    double unused;
+    evaluation_ks(v);
+    v->prompts = 0, v->finished = 0;
+    for (int64_t i = 0; i < n; i++) v->prompts += o[i].scorable, v->finished += o[i].finished;
+    v->unscorable = n - v->prompts, v->finished /= (double)n;
+    outcome_mean(o, n, false, offsetof(Outcome, tokens), &v->tokens, &unused);
+    outcome_mean(o, n, true, offsetof(Outcome, greedy), &v->greedy, &unused);
+    v->greedy_error = sqrt(v->greedy * (1 - v->greedy) / (double)v->prompts);
+    for (int k = 0; k < v->ks; k++) {
+        const size_t at = (size_t)k * sizeof(double);
+        outcome_mean(o, n, true, offsetof(Outcome, pass) + at, &v->pass[k], &v->pass_error[k]);
+        outcome_mean(o, n, true, offsetof(Outcome, majority) + at, &v->majority[k], &v->majority_error[k]);
+        outcome_mean(o, n, true, offsetof(Outcome, best) + at, &v->best[k], &v->best_error[k]);
+        outcome_mean(o, n, true, offsetof(Outcome, weighted) + at, &v->weighted[k], &v->weighted_error[k]);
+    }
+    outcome_mean(o, n, false, offsetof(Outcome, reward), &v->reward, &v->reward_error);
+}
+
+/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+
+/* 1 right, 0 wrong, NaN: the record cannot be checked. */
+static inline double evaluation_check(const RewardInput *in) {
+    float score;
+    return rewards_verify(in, &score) && !isnan(score) ? score > 0.5 : NAN;
+}
+
+/* The completion's final answer, "" where it has none; to be freed. */
+static inline char *evaluation_answer(const RewardInput *in) {
+    const size_t size = strlen(in->completion) + VERIFY_NUMBER_SIZE;
+    char *answer = (char *)xmalloc(size);
+    if (!rewards_answer(in, answer, size)) answer[0] = 0;
+    return answer;
+}
+
+/* One completion, as it is handed to a watcher. */
+typedef struct EvaluationSample {
+    int64_t prompt;
+    int sample; /* -1: the greedy one */
+    const char *text;
+    double right;  /* 1, 0, NaN: cannot be checked */
+    double reward; /* NaN: none */
+    const Completion *completion;
+} EvaluationSample;
+
+/* Called for each completion: all greedy ones in the order of prompts, then all samples. */
+typedef void (*EvaluationWatch)(void *context, const EvaluationSample *s);
+
+/* What a prompt's completions are judged by. */
+typedef struct EvaluationPrompt {
+    char **said, **answers; /* (n) */
+    RewardInput *in;        /* (n) */
+    double *right, *weight; /* (n) */
+    RewardItem *item;       /* (n) */
+    float *reward, *parts;  /* (n), (n, parts) */
+} EvaluationPrompt;
+
+/* Scores the samples by the rewards or by the judge; false with *e where that fails. */
+static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, Rewards *rewards, Error *e) {
+    if (!v->judge) return !rewards || rewards_score(rewards, j->in, v->samples, j->parts, j->reward, e);
+    if (!reward_model_score(v->judge, j->item, v->samples, j->reward, e)) return false;
+    for (int i = 0; i < v->samples; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
+    return true;
+}
+
+/* The samples of one prompt: pass, majority, best, weighted, reward. */
+static inline bool evaluation_samples(const Evaluation *v, Outcome *o, EvaluationPrompt *j, Rewards *rewards,
+                                      Error *e) {
+    const int n = v->samples;
+    int correct = 0, rewarded = 0;
+    double sum = 0;
+    for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
+    for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* a check that gave up found nothing right */
+    if (!evaluation_rewards(v, j, rewards, e)) return false;
+    for (int i = 0; i < n; i++)
+        if (!isnan(j->reward[i])) sum += j->reward[i], rewarded++;
+    o->reward = rewarded ? sum / rewarded : NAN;
+    for (int k = 0; k < v->ks; k++) {
+        o->pass[k] = pass_at_k(n, correct, v->k[k]);
+        o->majority[k] = majority_at_k(j->answers, j->right, n, v->k[k]);
+        o->best[k] = rewards || v->judge ? best_at_k(j->reward, j->right, n, v->k[k]) : NAN;
+        o->weighted[k] = v->judge ? weighted_at_k(j->answers, j->right, j->weight, n, v->k[k]) : NAN;
+    }
+    return true;
+}
+
+/* Judges the completions of one prompt: the greedy one (pass 0), or the n samples. */
+static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationPrompt *j, const RolloutRequest *q,
+                                    const Prompts *p, int64_t prompt, int max_new, bool sampled, const ModelText *text,
+                                    Rewards *rewards, EvaluationWatch watch, void *context, Error *e) {
+    bool ok = true;
+    for (int k = 0; k < q->samples; k++) {
+        const Completion *c = &q->out[k];
+        j->said[k] = model_text_decode(text, c->tokens, c->count, false);
+        j->in[k] = prompts_input(p, prompt, j->said[k], c, q->id + (uint64_t)k, max_new);
+        j->right[k] = evaluation_check(&j->in[k]);
+        j->answers[k] = evaluation_answer(&j->in[k]);
+        j->reward[k] = NAN;
+        j->item[k] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
+    }
+    if (sampled) ok = evaluation_samples(v, o, j, rewards, e);
+    else {
+        o->scorable = !isnan(j->right[0]), o->greedy = j->right[0];
+        o->tokens = q->out[0].count, o->finished = q->out[0].finished;
+        o->reward = NAN;
+    }
+    for (int k = 0; k < q->samples; k++) {
+        const EvaluationSample s = {.prompt = prompt,
+                                    .sample = sampled ? k : -1,
+                                    .text = j->said[k],
+                                    .right = o->scorable ? j->right[k] : NAN,
+                                    .reward = j->reward[k],
+                                    .completion = &q->out[k]};
+        if (ok && watch) watch(context, &s);
+        free(j->said[k]), free(j->answers[k]);
+    }
+    return ok;
+}
+
+/* Evaluates prompts [first, first + count). how: sampling of the n samples (their ids are counted from the prompt's index,
+ * so that a prompt's samples never depend on which prompts are evaluated). rewards: for best@k, or NULL. text: how tokens
+ * become text. */
+static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling *how, const Prompts *p, int64_t first,
+                                  int64_t count, const ModelText *text, Rewards *rewards, EvaluationWatch watch,
+                                  void *context, Error *e) {
+    const int n = v->samples, most = n > 1 ? n : 1;
+    Outcome *outcome = v->outcome ? v->outcome : (Outcome *)xcalloc((size_t)count, sizeof *outcome);
+    Completion *out = (Completion *)xcalloc((size_t)count * (size_t)most, sizeof *out);
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)count, sizeof *q);
+    EvaluationPrompt j = {.said = (char **)xcalloc((size_t)most, sizeof(char *)),
+                          .answers = (char **)xcalloc((size_t)most, sizeof(char *)),
+                          .in = (RewardInput *)xcalloc((size_t)most, sizeof(RewardInput)),
+                          .right = (double *)xcalloc((size_t)most, sizeof(double)),
+                          .weight = (double *)xcalloc((size_t)most, sizeof(double)),
+                          .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
+                          .reward = (float *)xcalloc((size_t)most, sizeof(float))};
+    if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
+    bool ok = true;
+    evaluation_ks(v);
+    for (int pass = 0; ok && pass < (n > 0 ? 2 : 1); pass++) { /* greedy, then samples */
+        const int samples = pass ? n : 1;
+        Sampling s = *how;
+        if (!pass) s.temperature = 0;
+        for (int64_t i = 0; i < count; i++)
+            q[i] = (RolloutRequest){.prompt = prompts_tokens(p, first + i),
+                                    .prompt_len = prompts_length(p, first + i),
+                                    .samples = samples,
+                                    .id = (uint64_t)(first + i) * (uint64_t)most,
+                                    .out = out + i * samples};
+        ok = rollout_run(engine, &s, q, count, NULL, NULL, e);
+        for (int64_t i = 0; ok && i < count; i++)
+            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, s.max_new, pass, text, rewards, watch,
+                                  context, e);
+        for (int64_t i = 0; i < count * samples; i++) completion_free(&out[i]);
+    }
+    if (ok) evaluation_summarise(v, outcome, count);
+    free(out), free(q), free(j.said), free(j.answers), free(j.in), free(j.right), free(j.reward), free(j.parts);
+    free(j.weight), free(j.item);
+    if (!v->outcome) free(outcome);
+    return ok;
+}
+
+#endif

@@ -1,0 +1,145 @@
+/* mixture.h - sampling from the geometric mixture of two models, softmax((1 - c) log pi + c log ref): Nash-MD's opponent.
+ *
+ * Logits are products of the head's input with the token embeddings, so the mixture's are one product, too:
+ *
+ *     (1 - c) z_pi + c z_ref = [h_pi | h_ref] [(1 - c) wte_pi | c wte_ref]^T
+ *
+ * (normalisers add a constant to all tokens, which the softmax drops). The backend draws from it as from any head, of C_pi +
+ * C_ref channels: exactly, with temperature and all else that a Draw knows. Log-probabilities given are the mixture's.
+ *
+ * Owns the reference's activations and cache, and the joined embeddings, which mixture_refresh() renews after the policy
+ * has changed. The models and the engine are the caller's.
+ *
+ *     Rollout engine;  rollout_new(&engine, &policy, slots, prompt_max, new_max, &e);
+ *     Mixture m;  mixture_new(&m, &engine, &reference, 0.5, &e);
+ *     mixture_refresh(&m), rollout_run(&engine, ...);
+ */
+#ifndef LLMC_ROLLOUT_MIXTURE_H
+#define LLMC_ROLLOUT_MIXTURE_H
+
+#include "rollout.h"
+
+typedef struct Mixture {
+    const GPT2 *policy, *reference;
+    double coef; /* c, the reference's share */
+    int channels;
+    Workspace work; /* the reference's */
+    KVCache kv;
+    Acts *h;      /* (targets, channels) */
+    Weights *wte; /* (Vp, channels) */
+    size_t weights;
+} Mixture;
+
+static inline size_t mixture_targets(const Rollout *r) {
+    return ((size_t)r->work.targets + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
+}
+
+/* Bytes that one takes beside its engine. */
+static inline size_t mixture_bytes(const GPT2Config *policy, const GPT2Config *reference, const Backend *b, int slots,
+                                   int prompt_max, int new_max) {
+    const int rows = rollout_rows(slots, prompt_max);
+    const size_t channels = (size_t)(policy->width + reference->width);
+    return rollout_bytes(reference, b, slots, prompt_max, new_max) + (size_t)rows * channels * b->act_size +
+           (size_t)policy->padded_vocab * channels * (b->weight_size + sizeof(float));
+}
+
+/* [(1 - c) wte_pi | c wte_ref], from the weights as they are now. */
+static inline void mixture_refresh(Mixture *m) {
+    const Backend *b = m->policy->backend;
+    const GPT2 *model[] = {m->policy, m->reference};
+    const size_t V = (size_t)m->policy->config.padded_vocab, C = (size_t)m->channels;
+    float *host = (float *)xcalloc(V * C, sizeof *host);
+    for (int k = 0, at = 0; k < 2; at += model[k++]->config.width) {
+        const size_t width = (size_t)model[k]->config.width;
+        const float share = (float)(k ? m->coef : 1 - m->coef);
+        float *wte = (float *)xmalloc(V * width * sizeof *wte);
+        b->weights_download(model[k]->device, wte, gpt2_w(model[k], GPT2_wte, 0), V * width);
+        for (size_t v = 0; v < V; v++)
+            for (size_t c = 0; c < width; c++) host[v * C + (size_t)at + c] = share * wte[v * width + c];
+        free(wte);
+    }
+    b->weights_upload(m->policy->device, m->wte, host, V * C);
+    free(host);
+}
+
+/* The rows of both heads' inputs, side by side; on the host they are only bytes. */
+static inline void mixture_join(const Mixture *m, const Acts *policy, const Acts *reference, size_t R) {
+    const Backend *b = m->policy->backend;
+    Device *d = m->policy->device;
+    const size_t one = (size_t)m->policy->config.width * b->act_size,
+                 two = (size_t)m->reference->config.width * b->act_size;
+    char *x = (char *)xmalloc(R * one), *y = (char *)xmalloc(R * two), *both = (char *)xmalloc(R * (one + two));
+    b->download(d, x, policy, R * one), b->download(d, y, reference, R * two);
+    for (size_t r = 0; r < R; r++) {
+        memcpy(both + r * (one + two), x + r * one, one);
+        memcpy(both + r * (one + two) + one, y + r * two, two);
+    }
+    b->upload(d, m->h, both, R * (one + two));
+    free(x), free(y), free(both);
+}
+
+/* gpt2_decode() with two models over the same rows and the same cache rows; the hook of an engine. */
+static inline void mixture_decode(void *context, const GPT2 *policy, const Workspace *w, const KVCache *kv,
+                                  const Batch *batch, Draw how, const DecodeStep *step) {
+    const Mixture *m = (const Mixture *)context;
+    const Backend *b = policy->backend;
+    Device *d = policy->device;
+    const size_t R = (size_t)batch->targets;
+    b->upload(d, work_item(&m->work, WORK_slot, 0), step->slot, (size_t)batch->rows * sizeof(int32_t));
+    b->upload(d, WORK_I(slot), step->slot, (size_t)batch->rows * sizeof(int32_t));
+    gpt2_trunk(m->reference, &m->work, batch, &m->kv);
+    gpt2_trunk(policy, w, batch, kv);
+    if (R == 0) return;
+    gpt2_targets(m->reference, &m->work, batch);
+    gpt2_targets(policy, w, batch);
+    mixture_join(m, WORK_A(h, 0), (const Acts *)work_item(&m->work, WORK_h, 0), R);
+    b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
+    b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
+    how.rows = (int)R, how.channels = m->channels, how.vocab = policy->config.vocab;
+    how.padded_vocab = policy->config.padded_vocab;
+    how.h = m->h, how.wte = m->wte, how.stream = WORK_I(stream), how.index = WORK_I(index);
+    how.history = step->history, how.history_stride = step->history_stride;
+    if (step->history) {
+        b->upload(d, WORK_I(seen_count), step->history_len, R * sizeof(int32_t));
+        how.history_len = WORK_I(seen_count);
+    }
+    how.token = WORK_I(argmax), how.logp = WORK_F(logp, 0);
+    b->sample(d, &how);
+    b->download(d, step->token, how.token, R * sizeof(int32_t));
+    b->download(d, step->logp, how.logp, R * sizeof(float));
+}
+
+static inline void mixture_free(Mixture *m) {
+    if (!m->policy) return;
+    const Backend *b = m->policy->backend;
+    workspace_free(&m->work, m->reference), kv_free(&m->kv, m->reference);
+    if (m->h) b->release(m->policy->device, m->h);
+    if (m->wte) b->weights_release(m->policy->device, m->wte, m->weights);
+    *m = (Mixture){0};
+}
+
+/* Makes `engine`, whose model is the policy, draw from the mixture. The reference has the policy's vocabulary, or a larger
+ * one, and at least its context. */
+static inline bool mixture_new(Mixture *m, Rollout *engine, const GPT2 *reference, double coef, Error *e) {
+    const GPT2 *policy = engine->model;
+    const Backend *b = policy->backend;
+    *m = (Mixture){.policy = policy, .reference = reference, .coef = coef};
+    m->channels = policy->config.width + reference->config.width;
+    m->weights = (size_t)policy->config.padded_vocab * (size_t)m->channels;
+    assert(reference->config.padded_vocab >= policy->config.padded_vocab);
+    const bool ok = workspace_new(&m->work, reference, engine->work.rows, engine->work.targets, engine->work.segments,
+                                  false, 0, e) &&
+                    kv_new(&m->kv, reference, engine->kv.rows, e);
+    const size_t rows = mixture_targets(engine) * (size_t)m->channels * b->act_size;
+    if (ok) m->h = (Acts *)b->alloc(policy->device, rows, "mixture", e);
+    if (m->h) m->wte = (Weights *)b->alloc(policy->device, m->weights * b->weight_size, "mixture's embeddings", e);
+    if (!m->wte) {
+        mixture_free(m);
+        return false;
+    }
+    b->zero(policy->device, m->h, rows);
+    engine->decode = mixture_decode, engine->decode_context = m;
+    return true;
+}
+
+#endif

@@ -1,0 +1,86 @@
+/* prompts.h - the prompts of a shard, ready for sampling and scoring.
+ *
+ *     Prompts p;  prompts_open(&p, "tasks.shard", model_vocab, prompt_max, &e);
+ *     RolloutRequest q = {.prompt = prompts_tokens(&p, i), .prompt_len = prompts_length(&p, i), ...};
+ *     RewardInput in = prompts_input(&p, i, text, completion, id, max_tokens);
+ */
+#ifndef LLMC_ROLLOUT_PROMPTS_H
+#define LLMC_ROLLOUT_PROMPTS_H
+
+#include "../model/model_text.h"
+#include "../reward/rewards.h"
+#include "rollout.h"
+#include "../records/shard.h"
+
+typedef struct PromptText {
+    const char *text, *task, *answer, *fields; /* they point into the shard */
+} PromptText;
+
+typedef struct Prompts {
+    Shard shard;
+    int64_t count;
+    int32_t longest;
+    int32_t *tokens;  /* of all prompts */
+    int64_t *offset;  /* (count + 1) */
+    PromptText *what; /* (count) */
+    int64_t dropped;  /* longer than the limit */
+} Prompts;
+
+static inline const int32_t *prompts_tokens(const Prompts *p, int64_t i) { return p->tokens + p->offset[i]; }
+static inline int32_t prompts_length(const Prompts *p, int64_t i) { return (int32_t)(p->offset[i + 1] - p->offset[i]); }
+
+static inline void prompts_close(Prompts *p) {
+    free(p->tokens), free(p->offset), free(p->what);
+    shard_close(&p->shard);
+    *p = (Prompts){0};
+}
+
+/* Takes the shard's prompts of 1 to `limit` tokens; longer ones are counted in `dropped`: cutting a prompt would ask
+ * another question. False where the shard is of another kind or no prompt is left. The shard must be open. */
+static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
+    Shard *s = &p->shard;
+    if (s->kind != RECORD_PROMPT)
+        return error_set(e, "%s: a shard of kind %s, expected prompt", s->name, record_kind_name(s->kind));
+    if (!s->count) return error_set(e, "%s: the shard is empty", s->name);
+    p->tokens = (int32_t *)xmalloc((size_t)s->total_tokens * sizeof *p->tokens);
+    p->offset = (int64_t *)xcalloc((size_t)s->count + 1, sizeof *p->offset);
+    p->what = (PromptText *)xcalloc((size_t)s->count, sizeof *p->what);
+    Record r = {0};
+    bool ok = true;
+    for (int64_t i = 0; ok && i < s->count; i++) {
+        ok = shard_record(s, i, &r, e);
+        if (ok && !r.count) ok = error_set(e, "%s: record %lld: the prompt is empty", s->name, (long long)i);
+        if (!ok) break;
+        if (r.count > limit) {
+            p->dropped++;
+            continue;
+        }
+        const int64_t n = p->count++;
+        memcpy(p->tokens + p->offset[n], r.tokens, (size_t)r.count * sizeof *r.tokens);
+        p->offset[n + 1] = p->offset[n] + r.count;
+        p->what[n] = (PromptText){r.text, r.task, r.answer, r.fields};
+        if (r.count > p->longest) p->longest = r.count;
+    }
+    record_free(&r);
+    if (ok && !p->count)
+        ok = error_set(e, "%s: all %lld prompts are longer than %d tokens", s->name, (long long)s->count, limit);
+    return ok;
+}
+
+/* What the rewards see of a completion to prompt i; text: the completion as text. */
+static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, const Completion *c, uint64_t id,
+                                        int32_t max_tokens) {
+    const PromptText *w = &p->what[i];
+    return (RewardInput){.prompt = w->text,
+                         .completion = text,
+                         .task = w->task,
+                         .answer = w->answer,
+                         .fields = w->fields,
+                         .tokens = c->count,
+                         .max_tokens = max_tokens,
+                         .finished = c->finished,
+                         .id = id,
+                         .ids = c->tokens};
+}
+
+#endif

@@ -1,0 +1,211 @@
+/* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016; over bytes as in GPT-2, Radford et al. 2019).
+ *
+ * A piece starts as its bytes' tokens. As long as some neighbours have a merge, the pair of the lowest rank (the
+ * leftmost of equals) becomes one token. Short pieces do so by scanning; longer ones keep the pairs in a heap, so that
+ * a piece of n bytes costs O(n log n) and a megabyte without a space is no trap.
+ *
+ * Merges lie flat in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes are
+ * remembered in a direct-mapped cache of one cache line an entry; it is the only thing that encoding changes, so one
+ * Bpe serves one thread at a time.
+ *
+ *     Bpe b = {0};
+ *     bpe_start(&b, merges, count);               // merges in order of rank; kept by the caller
+ *     memcpy(b.byte_id, ids, sizeof ids);         // token of each byte
+ *     bpe_encode(&b, " hello", 6, &list);
+ */
+#ifndef LLMC_TEXT_BPE_H
+#define LLMC_TEXT_BPE_H
+
+#include "../base/io.h"
+#include "../base/text.h"
+
+typedef struct Merge {
+    int32_t left, right, merged;
+} Merge;
+
+enum {
+    BPE_CACHED = 15,        /* bytes of the longest piece that the cache keeps */
+    BPE_CACHED_TOKENS = 11, /* and the tokens of one */
+    BPE_CACHE_BITS = 15,
+    BPE_SCANNED = 48, /* bytes of the longest piece whose pairs are scanned */
+};
+
+typedef struct BpeSlot {
+    int32_t left, right, rank, merged; /* rank -1: empty */
+} BpeSlot;
+
+typedef struct BpeCached {
+    uint64_t key[2]; /* the piece, zero padded; the last byte is its length, so 0 is an empty entry */
+    int32_t count, ids[BPE_CACHED_TOKENS];
+} BpeCached;
+
+_Static_assert(sizeof(BpeCached) == 64, "an entry of the cache is a cache line");
+
+/* A run of bytes of a long piece that has become one token; a list in text order. */
+typedef struct BpeNode {
+    int32_t id, next, previous; /* id -1: merged into its left neighbour */
+} BpeNode;
+
+typedef struct Bpe {
+    int32_t byte_id[256];
+    BpeSlot *slots;
+    uint32_t mask; /* slots - 1, a power of two less one */
+    BpeCached *cache;
+    BpeNode *nodes; /* scratch for long pieces */
+    uint64_t *heap; /* rank << 32 | node */
+    size_t nodes_capacity;
+} Bpe;
+
+static inline uint32_t bpe_hash(int32_t left, int32_t right) {
+    const uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    return (uint32_t)XXH3_64bits(&key, sizeof key);
+}
+
+/* The merge of (left, right), or NULL. */
+static inline const BpeSlot *bpe_merge(const Bpe *b, int32_t left, int32_t right) {
+    for (uint32_t i = bpe_hash(left, right);; i++) {
+        const BpeSlot *s = &b->slots[i & b->mask];
+        if (s->rank < 0) return NULL;
+        if (s->left == left && s->right == right) return s;
+    }
+}
+
+/* Builds the table; where a pair comes twice its first rank holds. */
+static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
+    size_t slots = 16;
+    while (slots < 2 * (size_t)count) slots *= 2;
+    b->mask = (uint32_t)(slots - 1);
+    b->slots = (BpeSlot *)xrealloc(NULL, slots, sizeof *b->slots);
+    memset(b->slots, 0xFF, slots * sizeof *b->slots);
+    for (int32_t rank = 0; rank < count; rank++) {
+        const Merge *m = &merges[rank];
+        if (bpe_merge(b, m->left, m->right)) continue;
+        uint32_t i = bpe_hash(m->left, m->right);
+        while (b->slots[i & b->mask].rank >= 0) i++;
+        b->slots[i & b->mask] = (BpeSlot){m->left, m->right, rank, m->merged};
+    }
+    const size_t cache = sizeof *b->cache << BPE_CACHE_BITS;
+    b->cache = (BpeCached *)checked(aligned_alloc(sizeof *b->cache, cache), cache);
+    memset(b->cache, 0, cache);
+}
+
+static inline void bpe_free(Bpe *b) {
+    free(b->slots);
+    free(b->cache);
+    free(b->nodes);
+    free(b->heap);
+    *b = (Bpe){0};
+}
+
+/* Scans for the lowest rank, merges, repeats: n - 1 times at most. */
+static inline void bpe_encode_short(const Bpe *b, const unsigned char *piece, int n, TokenList *out) {
+    int32_t id[BPE_SCANNED], rank[BPE_SCANNED], merged[BPE_SCANNED];
+    for (int i = 0; i < n; i++) id[i] = b->byte_id[piece[i]];
+    for (int i = 0; i + 1 < n; i++) {
+        const BpeSlot *s = bpe_merge(b, id[i], id[i + 1]);
+        rank[i] = s ? s->rank : INT32_MAX, merged[i] = s ? s->merged : 0;
+    }
+    while (n > 1) {
+        int best = 0;
+        for (int i = 1; i + 1 < n; i++)
+            if (rank[i] < rank[best]) best = i;
+        if (rank[best] == INT32_MAX) break;
+        id[best] = merged[best];
+        n--;
+        for (int i = best + 1; i < n; i++) id[i] = id[i + 1];
+        for (int i = best; i + 1 < n; i++) rank[i] = rank[i + 1], merged[i] = merged[i + 1];
+        for (int i = best > 0 ? best - 1 : 0; i <= best && i + 1 < n; i++) {
+            const BpeSlot *s = bpe_merge(b, id[i], id[i + 1]);
+            rank[i] = s ? s->rank : INT32_MAX, merged[i] = s ? s->merged : 0;
+        }
+    }
+    token_list_reserve(out, (size_t)n);
+    memcpy(out->ids + out->count, id, (size_t)n * sizeof *id);
+    out->count += n;
+}
+
+static inline void bpe_heap_push(uint64_t *heap, size_t *count, uint64_t key) {
+    size_t i = (*count)++;
+    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = key;
+}
+
+static inline uint64_t bpe_heap_pop(uint64_t *heap, size_t *count) {
+    const uint64_t top = heap[0], last = heap[--*count];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < *count; i = child) {
+        if (child + 1 < *count && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= last) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = last;
+    return top;
+}
+
+/* Pushes the pair that begins at node i, where it has a merge. */
+static inline void bpe_push_pair(Bpe *b, int32_t i, size_t *count) {
+    if (i < 0 || b->nodes[i].next < 0) return;
+    const BpeSlot *s = bpe_merge(b, b->nodes[i].id, b->nodes[b->nodes[i].next].id);
+    if (s) bpe_heap_push(b->heap, count, (uint64_t)(uint32_t)s->rank << 32 | (uint32_t)i);
+}
+
+/* The same with a heap: a popped pair counts only if the pair at its node still has that rank. A merge pushes at most
+ * two pairs and there are at most n - 1, so that 3n entries suffice. */
+static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n, TokenList *out) {
+    if ((size_t)n > b->nodes_capacity) {
+        b->nodes_capacity = (size_t)n;
+        b->nodes = (BpeNode *)xrealloc(b->nodes, b->nodes_capacity, sizeof *b->nodes);
+        b->heap = (uint64_t *)xrealloc(b->heap, b->nodes_capacity, 3 * sizeof *b->heap);
+    }
+    BpeNode *node = b->nodes;
+    size_t count = 0;
+    for (int32_t i = 0; i < n; i++) node[i] = (BpeNode){b->byte_id[piece[i]], i + 1 < n ? i + 1 : -1, i - 1};
+    for (int32_t i = 0; i < n; i++) bpe_push_pair(b, i, &count);
+    while (count) {
+        const uint64_t top = bpe_heap_pop(b->heap, &count);
+        const int32_t i = (int32_t)(uint32_t)top, right = node[i].next;
+        if (node[i].id < 0 || right < 0) continue;
+        const BpeSlot *s = bpe_merge(b, node[i].id, node[right].id);
+        if (!s || (uint32_t)s->rank != top >> 32) continue;
+        node[i].id = s->merged;
+        node[i].next = node[right].next;
+        if (node[right].next >= 0) node[node[right].next].previous = i;
+        node[right].id = -1;
+        bpe_push_pair(b, node[i].previous, &count);
+        bpe_push_pair(b, i, &count);
+    }
+    for (int32_t i = 0; i >= 0; i = node[i].next) token_list_append(out, node[i].id);
+}
+
+/* Appends the tokens of piece[0..n). n is at least 1 and less than 2^30. */
+static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *out) {
+    const unsigned char *bytes = (const unsigned char *)piece;
+    if (n > BPE_SCANNED) {
+        bpe_encode_long(b, bytes, (int32_t)n, out);
+        return;
+    }
+    if (n > BPE_CACHED) {
+        bpe_encode_short(b, bytes, (int)n, out);
+        return;
+    }
+    unsigned char key[16] = {0};
+    uint64_t k[2];
+    memcpy(key, piece, n);
+    key[15] = (unsigned char)n;
+    memcpy(k, key, 16);
+    BpeCached *entry = &b->cache[XXH3_64bits(key, 16) >> (64 - BPE_CACHE_BITS)];
+    if (entry->key[0] == k[0] && entry->key[1] == k[1]) {
+        token_list_reserve(out, BPE_CACHED_TOKENS);
+        memcpy(out->ids + out->count, entry->ids, sizeof entry->ids); /* all: cheaper than a loop over `count` */
+        out->count += entry->count;
+        return;
+    }
+    const int32_t before = out->count;
+    bpe_encode_short(b, bytes, (int)n, out);
+    if (out->count - before > BPE_CACHED_TOKENS) return;
+    entry->key[0] = k[0], entry->key[1] = k[1];
+    entry->count = out->count - before;
+    memcpy(entry->ids, out->ids + before, (size_t)entry->count * sizeof *entry->ids);
+}
+
+#endif

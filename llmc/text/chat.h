@@ -1,0 +1,346 @@
+/* chat.h - conversations to tokens: chat templates, and the mask of the tokens that an assistant is trained on.
+ *
+ * A template is "chatml", "llama", "plain" (also "") or a text of one's own, made of sections. A section begins with a
+ * tag that names whose messages it is for, and says what stands before and after a message's {content}:
+ *
+ *   {begin}TEXT                     once, before the first message
+ *   {user}PREFIX{content}SUFFIX     for the messages of role user; likewise {system}, {assistant} or any other role
+ *   {any}PREFIX{content}SUFFIX      for the roles that have no section of their own
+ *
+ * In a text, {role} is the role's name, {eos} the tokenizer's end-of-text token, \n and \t are newline and tab, and a
+ * backslash makes the next character plain: \{ \< \\. A word in angle brackets, <|im_end|> or </s>, is one special
+ * token, which the tokenizer must have: chat_add_specials() gives it those that it lacks. The known templates, so
+ * written:
+ *
+ *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
+ *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
+ *   plain    {any}{content}{assistant}{content}{eos}
+ *
+ * and one for a model that has only text:  {user}Question: {content}\n{assistant}Answer:{content}\n
+ *
+ * The assistant's turn ends with the first special token of its suffix; where the suffix has none, with all of it,
+ * which must then be one token of the tokenizer. An assistant without a suffix is refused: it would never learn to
+ * stop.
+ *
+ * Contents are taken as they are, spaces at their ends included. The template's texts and the contents are encoded
+ * apart from one another, so that the tokens of a prompt do not depend on what is answered, and special tokens are
+ * recognised in the template only: a user cannot type <|im_end|>. The mask is 1 on every assistant's content and on the
+ * token that ends it, and 0 elsewhere.
+ *
+ *     ChatTemplate c;
+ *     if (!chat_template_parse(&c, "chatml", e) || !chat_add_specials(&c, &tokenizer, e)) return false;
+ *     const ChatMessage m[] = {{"user", "2+3="}, {"assistant", "5"}};
+ *     if (!chat_encode(&c, &tokenizer, m, 2, false, &ids, &mask, e)) ...        // training
+ *     if (!chat_encode(&c, &tokenizer, m, 1, true, &ids, NULL, e)) ...          // a prompt
+ *     chat_template_free(&c);
+ */
+#ifndef LLMC_TEXT_CHAT_H
+#define LLMC_TEXT_CHAT_H
+
+#include "tokenizer.h"
+#include <ctype.h>
+
+#define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"
+#define CHAT_LLAMA  "{begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>"
+#define CHAT_PLAIN  "{any}{content}{assistant}{content}{eos}"
+
+typedef struct ChatMessage {
+    const char *role, *content;
+} ChatMessage;
+
+/* A text of the template: words between special tokens. */
+typedef enum { CHAT_WORDS, CHAT_SPECIAL, CHAT_ROLE, CHAT_EOS } ChatPieceKind;
+
+typedef struct ChatPiece {
+    ChatPieceKind kind;
+    char *text; /* CHAT_WORDS, CHAT_SPECIAL */
+} ChatPiece;
+
+typedef struct ChatText {
+    ChatPiece *pieces;
+    int count;
+} ChatText;
+
+typedef struct ChatSection {
+    char *role;
+    ChatText prefix, suffix;
+} ChatSection;
+
+typedef struct ChatTemplate {
+    char *spec; /* what it was parsed from: this travels in shards and checkpoints */
+    char *stop; /* text that ends the assistant's turn; "" where that is the tokenizer's end of text */
+    ChatText begin;
+    ChatSection *sections;
+    int count;
+} ChatTemplate;
+
+/* ---- parsing --------------------------------------------------------------------------------------------------- */
+
+static inline void chat_text_free(ChatText *t) {
+    for (int i = 0; i < t->count; i++) free(t->pieces[i].text);
+    free(t->pieces);
+    *t = (ChatText){0};
+}
+
+static inline void chat_template_free(ChatTemplate *c) {
+    for (int i = 0; i < c->count; i++) {
+        free(c->sections[i].role);
+        chat_text_free(&c->sections[i].prefix);
+        chat_text_free(&c->sections[i].suffix);
+    }
+    chat_text_free(&c->begin);
+    free(c->sections);
+    free(c->spec);
+    free(c->stop);
+    *c = (ChatTemplate){0};
+}
+
+/* Adds a piece; words join the words before them. */
+static inline void chat_piece(ChatText *t, ChatPieceKind kind, const char *text, size_t n) {
+    ChatPiece *last = t->count ? &t->pieces[t->count - 1] : NULL;
+    if (kind == CHAT_WORDS && last && last->kind == CHAT_WORDS) {
+        const size_t length = strlen(last->text);
+        last->text = (char *)xrealloc(last->text, length + n + 1, 1);
+        memcpy(last->text + length, text, n);
+        last->text[length + n] = 0;
+        return;
+    }
+    t->pieces = (ChatPiece *)xrealloc(t->pieces, (size_t)t->count + 1, sizeof *t->pieces);
+    t->pieces[t->count++] = (ChatPiece){kind, text ? xstrndup(text, n) : NULL};
+}
+
+/* Bytes of the special token <...> at s, or 0. */
+static inline size_t chat_special_length(const char *s) {
+    if (s[0] != '<') return 0;
+    size_t n = 1;
+    while (s[n] && (isalnum((unsigned char)s[n]) || strchr("|/_-:", s[n]))) n++;
+    return n > 1 && s[n] == '>' ? n + 1 : 0;
+}
+
+/* The name in the tag {name} at s, and its length with the braces; 0 where there is none. */
+static inline size_t chat_tag(const char *s, char name[32]) {
+    size_t n = 1;
+    if (s[0] != '{') return 0;
+    while (s[n] && (isalnum((unsigned char)s[n]) || strchr("_-", s[n]))) n++;
+    if (s[n] != '}' || n < 2 || n > 31) return 0;
+    memcpy(name, s + 1, n - 1);
+    name[n - 1] = 0;
+    return n + 1;
+}
+
+static inline const ChatSection *chat_section(const ChatTemplate *c, const char *role) {
+    const ChatSection *any = NULL;
+    for (int i = 0; i < c->count; i++) {
+        if (!strcmp(c->sections[i].role, role)) return &c->sections[i];
+        if (!strcmp(c->sections[i].role, "any")) any = &c->sections[i];
+    }
+    return any;
+}
+
+/* Begins the section that the tag `name` opens; *text is where its pieces go. */
+static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText **text, Error *e) {
+    if (!strcmp(name, "begin")) {
+        *text = &c->begin;
+        return !c->begin.count || error_set(e, "chat template: has {begin} twice");
+    }
+    for (int i = 0; i < c->count; i++)
+        if (!strcmp(c->sections[i].role, name)) return error_set(e, "chat template: has {%s} twice", name);
+    c->sections = (ChatSection *)xrealloc(c->sections, (size_t)c->count + 1, sizeof *c->sections);
+    c->sections[c->count] = (ChatSection){.role = xstrdup(name)};
+    *text = &c->sections[c->count++].prefix;
+    return true;
+}
+
+/* A tag: {role} and {eos} are pieces, {content} goes on to the suffix, others open a section. */
+static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **text, bool *open, Error *e) {
+    ChatSection *section = c->count ? &c->sections[c->count - 1] : NULL;
+    const bool in_prefix = section && *text == &section->prefix;
+    if (*text && !strcmp(name, "eos")) chat_piece(*text, CHAT_EOS, NULL, 0);
+    else if (*text && *text != &c->begin && !strcmp(name, "role")) chat_piece(*text, CHAT_ROLE, NULL, 0);
+    else if (in_prefix && !strcmp(name, "content")) *text = &section->suffix, *open = false;
+    else if (!strcmp(name, "role") || !strcmp(name, "content") || !strcmp(name, "eos"))
+        return error_set(e, "chat template: {%s} stands where none is expected", name);
+    else if (*open) return error_set(e, "chat template: section {%s} has no {content}", section->role);
+    else {
+        if (!chat_open_section(c, name, text, e)) return false;
+        *open = *text != &c->begin;
+    }
+    return true;
+}
+
+static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e) {
+    ChatText *text = NULL;
+    bool open = false; /* a section whose {content} is still to come */
+    while (*s) {
+        char name[32];
+        const size_t tag = chat_tag(s, name), special = chat_special_length(s);
+        size_t step = tag ? tag : special ? special : s[0] == '\\' && s[1] ? 2 : 1;
+        if (tag) {
+            if (!chat_parse_tag(c, name, &text, &open, e)) return false;
+        } else if (!text)
+            return error_set(e,
+                             "chat template '%.60s': expected chatml, llama, plain, or a text that begins with "
+                             "{user}, {any} or another role",
+                             c->spec);
+        else if (special) chat_piece(text, CHAT_SPECIAL, s, special);
+        else if (step == 2) chat_piece(text, CHAT_WORDS, s[1] == 'n' ? "\n" : s[1] == 't' ? "\t" : s + 1, 1);
+        else if (*s == '{') return error_set(e, "chat template: '%.20s' is no tag; a plain brace is \\{", s);
+        else chat_piece(text, CHAT_WORDS, s, 1);
+        s += step;
+    }
+    if (open) return error_set(e, "chat template: section {%s} has no {content}", c->sections[c->count - 1].role);
+    return true;
+}
+
+/* Finds what ends the assistant's turn. */
+static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
+    const ChatSection *assistant = chat_section(c, "assistant");
+    if (!assistant) return error_set(e, "chat template: has no section {assistant} or {any}");
+    const ChatText *suffix = &assistant->suffix;
+    for (int i = 0; i < suffix->count && !c->stop; i++) {
+        if (suffix->pieces[i].kind == CHAT_SPECIAL) c->stop = xstrdup(suffix->pieces[i].text);
+        if (suffix->pieces[i].kind == CHAT_EOS) c->stop = xstrdup("");
+    }
+    if (!c->stop && suffix->count == 1 && suffix->pieces[0].kind == CHAT_WORDS)
+        c->stop = xstrdup(suffix->pieces[0].text);
+    return c->stop || error_set(e, "chat template: nothing after the assistant's {content} ends its turn; "
+                                   "expected a special token, such as {eos}");
+}
+
+/* Parses "chatml", "llama", "plain" or a template of one's own. */
+static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
+    *c = (ChatTemplate){.spec = xstrdup(spec)};
+    const char *text = !strcmp(spec, "chatml")            ? CHAT_CHATML
+                       : !strcmp(spec, "llama")           ? CHAT_LLAMA
+                       : !strcmp(spec, "plain") || !*spec ? CHAT_PLAIN
+                                                          : spec;
+    if (chat_parse_sections(c, text, e) && chat_find_stop(c, e)) return true;
+    chat_template_free(c);
+    return false;
+}
+
+/* ---- encoding -------------------------------------------------------------------------------------------------- */
+
+static inline bool chat_add_text_specials(const ChatText *text, Tokenizer *t, Error *e) {
+    for (int i = 0; i < text->count; i++)
+        if (text->pieces[i].kind == CHAT_SPECIAL && !tokenizer_add_special(t, text->pieces[i].text, e)) return false;
+    return true;
+}
+
+/* Gives the tokenizer the template's special tokens that it lacks, in the order in which they stand there. */
+static inline bool chat_add_specials(const ChatTemplate *c, Tokenizer *t, Error *e) {
+    if (!chat_add_text_specials(&c->begin, t, e)) return false;
+    for (int i = 0; i < c->count; i++)
+        if (!chat_add_text_specials(&c->sections[i].prefix, t, e) ||
+            !chat_add_text_specials(&c->sections[i].suffix, t, e))
+            return false;
+    return true;
+}
+
+/* Appends a text of the template. */
+static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, const char *role, TokenList *out,
+                                    Error *e) {
+    for (int i = 0; i < text->count; i++) {
+        const ChatPiece *p = &text->pieces[i];
+        if (p->kind == CHAT_EOS) token_list_append(out, t->eos);
+        else if (p->kind == CHAT_SPECIAL) {
+            const int32_t id = tokenizer_special(t, p->text);
+            if (id < 0) return error_set(e, "chat template: the tokenizer has no special token %s", p->text);
+            token_list_append(out, id);
+        } else {
+            /* words around {role} are one text */
+            TextBuffer words = {0};
+            for (; i < text->count && (text->pieces[i].kind == CHAT_WORDS || text->pieces[i].kind == CHAT_ROLE); i++)
+                text_string(&words, text->pieces[i].kind == CHAT_ROLE ? role : text->pieces[i].text);
+            i--;
+            const bool ok = tokenizer_encode(t, words.text, words.length, false, out, e);
+            text_free(&words);
+            if (!ok) return false;
+        }
+    }
+    return true;
+}
+
+/* The id of the token that ends an assistant's turn, or -1 where it is no single token of this tokenizer. */
+static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t) {
+    if (!*c->stop) return t->eos;
+    const int32_t special = tokenizer_special(t, c->stop);
+    if (special >= 0 || chat_special_length(c->stop)) return special;
+    TokenList ids = {0};
+    const bool one = tokenizer_encode(t, c->stop, strlen(c->stop), false, &ids, NULL) && ids.count == 1;
+    const int32_t id = one ? ids.ids[0] : -1;
+    token_list_free(&ids);
+    return id;
+}
+
+/* Finds a message's section; a role is a word, as it goes into the text of the template. */
+static inline const ChatSection *chat_find_section(const ChatTemplate *c, const char *role, Error *e) {
+    const ChatSection *section = chat_section(c, role);
+    bool word = *role != 0;
+    for (const char *s = role; *s; s++) word = word && (isalnum((unsigned char)*s) || strchr("_-", *s));
+    if (word && section) return section;
+    error_set(e, "chat template: has no section for role '%.40s'", role);
+    return NULL;
+}
+
+/* Appends `count` messages to `out`. With generation_prompt, what stands before an assistant's content follows. The
+ * mask, where it is not NULL, is grown to out->count entries: 1 on the content of assistants and on the tokens that end
+ * them, 0 on the others; entries for ids that stood in `out` before are kept. */
+static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
+                               bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
+    const int32_t stop = chat_stop_token(c, t);
+    if (stop < 0)
+        return error_set(
+            e, "chat template: the assistant's turn ends with '%s', which is not one token of the tokenizer", c->stop);
+    int32_t done = out->count; /* mask entries */
+    if (!chat_encode_text(&c->begin, t, "", out, e)) return false;
+    for (int i = 0; i <= count; i++) {
+        if (i == count && !generation_prompt) break;
+        const char *role = i < count ? messages[i].role : "assistant";
+        const ChatSection *section = chat_find_section(c, role, e);
+        if (!section || !chat_encode_text(&section->prefix, t, role, out, e)) return false;
+        if (i == count) break;
+        const int32_t content = out->count;
+        if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), false, out, e)) return false;
+        int32_t end = out->count;
+        if (!chat_encode_text(&section->suffix, t, role, out, e)) return false;
+        if (!mask) continue;
+        const bool trained = !strcmp(role, "assistant");
+        while (end < out->count && out->ids[end] != stop) end++; /* past the stop token, if it is there */
+        end += end < out->count;
+        *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
+        for (; done < out->count; done++) (*mask)[done] = trained && done >= content && done < end;
+    }
+    if (!mask) return true;
+    *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
+    for (; done < out->count; done++) (*mask)[done] = 0;
+    return true;
+}
+
+/* ---- as text --------------------------------------------------------------------------------------------------- */
+
+static inline void chat_render_text(const ChatText *text, const Tokenizer *t, const char *role, TextBuffer *out) {
+    for (int i = 0; i < text->count; i++) {
+        const ChatPiece *p = &text->pieces[i];
+        if (p->kind == CHAT_EOS) tokenizer_decode(t, &t->eos, 1, true, out);
+        else text_string(out, p->kind == CHAT_ROLE ? role : p->text);
+    }
+}
+
+/* Appends the messages as the text that chat_encode() makes tokens of. */
+static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
+                               bool generation_prompt, TextBuffer *out, Error *e) {
+    chat_render_text(&c->begin, t, "", out);
+    for (int i = 0; i < count + generation_prompt; i++) {
+        const char *role = i < count ? messages[i].role : "assistant";
+        const ChatSection *section = chat_find_section(c, role, e);
+        if (!section) return false;
+        chat_render_text(&section->prefix, t, role, out);
+        if (i == count) break;
+        text_string(out, messages[i].content);
+        chat_render_text(&section->suffix, t, role, out);
+    }
+    return true;
+}
+
+#endif

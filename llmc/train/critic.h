@@ -1,0 +1,142 @@
+/* critic.h - a value function of its own: a second model with a value head, its optimizer, its file beside the state.
+ *
+ * It starts from any checkpoint of the policy's vocabulary: the SFT model with a head that is 0, or a reward model, whose
+ * head is then scaled so that the critic begins with the normalised scores ("The N+ Implementation Details of RLHF with
+ * PPO", 2403.17031, detail 7: the value network is initialised from the reward model).
+ *
+ * A training state at PATH has its critic in PATH.critic-STEP, written before the state: a state never names a critic that
+ * is not there. The one before it goes when the next state is complete.
+ *
+ *     Critic c;
+ *     critic_open(&c, &trainer, "rm.bin", longest, rows, rate);      // ends the program on an error, as trainer.h does
+ *     gpt2_forward(&c.model, &c.work, &batch, 1.0f, &(GPT2Output){.value = value});
+ *     gpt2_backward(&c.model, &c.work, &batch, 1.0f, NULL, NULL, dvalue);
+ *     critic_step(&c, loss);
+ */
+#ifndef LLMC_TRAIN_CRITIC_H
+#define LLMC_TRAIN_CRITIC_H
+
+#include "../reward/reward_model.h"
+#include "trainer.h"
+
+typedef struct Critic {
+    Trainer *t;
+    GPT2 model;
+    ModelFile file;
+    Optimizer optimizer;
+    DistGrads grads;
+    Workspace work;
+    double learning_rate; /* peak; 0: the policy's */
+    OptimizerResult update;
+    char *written, *stale; /* files of the last state and the one before */
+} Critic;
+
+/* Multiplies the value head by `scale` and sets its bias to (bias + shift) scale. */
+static inline void value_head_scale(GPT2 *m, double scale, double shift) {
+    const size_t C = (size_t)m->config.width;
+    float *host = (float *)xmalloc((C + 1) * sizeof *host);
+    Weights *head = weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset);
+    m->backend->weights_download(m->device, host, head, C + 1);
+    host[C] = (float)(host[C] + shift);
+    for (size_t i = 0; i <= C; i++) host[i] = (float)(host[i] * scale);
+    m->backend->weights_upload(m->device, head, host, C + 1);
+    free(host);
+}
+
+/* What a value function starts from: a new head is 0 (Ziegler et al. 2019), a reward model's gives its normalised scores. */
+static inline void value_head_start(GPT2 *m, const ModelFile *f, const char *path) {
+    Error e;
+    RewardModelNote note;
+    if (!f->head) value_head_scale(m, 0, 0);
+    else if (!reward_model_note_read(&note, f->reward, path, &e)) die("%s", e.text);
+    else value_head_scale(m, 1 / note.deviation, -note.mean);
+}
+
+static inline char *critic_path(const char *state, int64_t step) {
+    const size_t size = strlen(state) + 40;
+    char *path = (char *)xmalloc(size);
+    snprintf(path, size, "%s.critic-%lld", state, (long long)step);
+    return path;
+}
+
+/* The trainer's hook: before a state is written. */
+static inline void critic_save_state(void *critic, const char *state) {
+    Critic *c = (Critic *)critic;
+    Error e;
+    char counters[128];
+    free(c->stale);
+    c->stale = c->written, c->written = critic_path(state, c->t->step);
+    snprintf(counters, sizeof counters, "{\"stage\":\"critic\",\"step\":%lld,\"optimizer_step\":%lld}",
+             (long long)c->t->step, (long long)c->optimizer.step);
+    if (c->t->dist.rank) return;
+    if (!model_save(&c->model, &c->file, c->written, false, &c->optimizer, counters, &e)) die("%s", e.text);
+}
+
+/* After the state is there: the critic of the state before it is not needed any more. */
+static inline void critic_forget_stale(Critic *c) {
+    if (c->stale && strcmp(c->stale, c->written) && !c->t->dist.rank) unlink(c->stale);
+    free(c->stale);
+    c->stale = NULL;
+}
+
+static inline void critic_counters(Critic *c, const char *path) {
+    json_t *s = c->file.trainer ? json_loads(c->file.trainer, 0, NULL) : NULL;
+    const char *stage = json_string_value(json_object_get(s, "stage"));
+    if (!stage || strcmp(stage, "critic") || state_int(s, "step") != c->t->step)
+        die("%s: it is not the critic of the state at step %lld", path, (long long)c->t->step);
+    c->optimizer.step = state_int(s, "optimizer_step");
+    json_decref(s);
+}
+
+/* path: where it starts from; a resumed run takes the file beside its state. longest: prompt and completion; rows: the
+ * largest micro-batch; rate: peak learning rate, 0: the policy's. After trainer_open(). */
+static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
+    Error e;
+    *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o.learning_rate};
+    char *beside = t->o.resume ? critic_path(t->o.resume, t->step) : NULL;
+    if (beside) path = beside;
+    if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o.seed,
+                    &c->optimizer, &e))
+        die("%s", e.text);
+    if (c->model.config.vocab < t->model.config.vocab)
+        die("%s: its vocabulary of %d does not fit the model's %d", path, c->model.config.vocab, t->model.config.vocab);
+    if (c->model.config.context < longest)
+        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", path,
+            c->model.config.context, longest);
+    if (beside) critic_counters(c, path);
+    else {
+        value_head_start(&c->model, &c->file, path);
+        t->backend->zero(t->device, c->optimizer.m, c->optimizer.count * sizeof(float));
+        t->backend->zero(t->device, c->optimizer.v, c->optimizer.count * sizeof(float));
+    }
+    free(c->file.reward);
+    c->file.reward = NULL; /* its head gives values now */
+    c->optimizer.beta1 = t->o.beta1, c->optimizer.beta2 = t->o.beta2, c->optimizer.eps = t->o.eps;
+    c->optimizer.weight_decay = t->o.weight_decay, c->optimizer.max_grad_norm = t->o.max_grad_norm;
+    if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o.recompute, &e)) die("%s", e.text);
+    dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
+    t->save_beside = critic_save_state, t->beside = c;
+    c->written = beside;
+}
+
+/* One step at the schedule's place of `step`; after that of the trainer's model. loss: of all ranks. One that is not finite
+ * changes nothing. Collective. */
+static inline void critic_step(Critic *c, double loss, int64_t step) {
+    Error e;
+    const double rate = c->learning_rate * schedule_at(&c->t->schedule, step);
+    c->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
+    if (!gpt2_sync(&c->model, &e)) die("%s", e.text);
+    if (isfinite(loss) ? !dist_grads_update(&c->grads, rate, &c->update, &e) : !dist_grads_discard(&c->grads, &e))
+        trainer_lost(c->t, &e);
+}
+
+static inline void critic_close(Critic *c) {
+    if (!c->t) return;
+    dist_grads_close(&c->grads);
+    workspace_free(&c->work, &c->model), optimizer_free(&c->optimizer, &c->model);
+    gpt2_free(&c->model), model_file_free(&c->file);
+    free(c->written), free(c->stale);
+    *c = (Critic){0};
+}
+
+#endif

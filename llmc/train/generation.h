@@ -1,0 +1,601 @@
+/* generation.h - what trainers that learn from their own samples share: prompts, sampling, scoring, and what is shown of it.
+ *
+ * One generation is P prompts with G answers each, side by side, drawn from the model that is trained and scored. Its
+ * tokens lie flat, one answer after another: those of answer i are [offset[i], offset[i+1]) of every per-token array.
+ * A group's answers hang on one copy of their prompt, in sampling and in training; a micro-batch is cut between answers.
+ *
+ * On many ranks (dist.h) a group is drawn, scored and trained on whole, by one rank. Prompts are shared out for sampling by
+ * their length; when the lengths of the answers are known, the groups of each mini-batch are shared out anew for all that
+ * comes after. Every rank has all answers and all their numbers: after generation_sample() and generation_score(), and
+ * after generation_forward(), what each rank found goes to all. So what is made of them (advantages, normalisers, metrics)
+ * is the same everywhere and needs no further word; only a backward pass is of a rank's own answers, generation_mine().
+ *
+ * Owns: the prompt shards, the order of the prompts, the sampling engine, the verifiers, the answers and their arrays.
+ * The model, its workspace, the metrics are the trainer's. What is not open to a program is an error and ends it, as in
+ * trainer.h. In the order of use:
+ *
+ *     generation_open_data(&g, &o, &trainer);                  // rewards and shards, before trainer_open(..., &g.train.shard)
+ *     generation_open_prompts(&g);                             // after it: the prompts
+ *     trainer_announce(t, options, g.rows, generation_bytes(&g)), generation_open(&g);
+ *     for (...) {
+ *         generation_sample(&g, 0, P), generation_score(&g, 0, P);     // draw; r_i = sum_k w_k R_k(x, y_i)
+ *         generation_flatten(&g);                              // groups in a random order, the flat arrays
+ *         generation_forward(&g, &model, &work, 0, g.answers, &out);   // log-probabilities of all tokens
+ *         for (int32_t i = 0, next; i < g.answers; i = next) next = generation_pack(&g, i, g.answers), ...;
+ *         generation_log(&g), generation_forget(&g, 0), generation_save(&g);
+ *     }
+ */
+#ifndef LLMC_TRAIN_GENERATION_H
+#define LLMC_TRAIN_GENERATION_H
+
+#include "../loss/advantage.h"
+#include "../records/cursor.h"
+#include "../rollout/evaluation.h"
+#include "trainer.h"
+
+typedef struct GenerationOptions {
+    const char *input, *val, *reward, *reward_cmd;
+    int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
+    int64_t eval_steps, eval_prompts, eval_samples, sample_count;
+    double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
+} GenerationOptions;
+
+static inline GenerationOptions generation_defaults(void) {
+    GenerationOptions o = {.max_prompt = 512, .epochs = 1, .prompts = 8, .generations = 8, .max_completion = 512};
+    o.temperature = 1, o.top_p = 1, o.repetition_penalty = 1, o.slots = 64, o.reward_timeout = 60;
+    o.eval_steps = 50, o.sample_count = 3;
+    return o;
+}
+
+#define GENERATION_DATA_OPTIONS(o)                                                                                     \
+    OPTION_GROUP("Data"),                                                                                              \
+        OPTION_TEXT("input", 'i', &(o).input, "FILE", "prompt shard to train on (data/make_tasks, data/make_shard)"),  \
+        OPTION_TEXT("val", 'j', &(o).val, "FILE", "held-out prompt shard"),                                            \
+        OPTION_INT("max-prompt-length", 0, &(o).max_prompt, 1, 1 << 20, "leave out prompts of more tokens"),           \
+        OPTION_REAL("num-train-epochs", 'e', &(o).epochs, 0.001, 1e6, "passes over the prompts")
+
+/* least: the fewest completions of a prompt that the method can do with. */
+#define GENERATION_SAMPLING_OPTIONS(o, least)                                                                          \
+    OPTION_GROUP("Sampling"), OPTION_INT("num-prompts", 'p', &(o).prompts, 1, 65536, "prompts of one generation"),     \
+        OPTION_INT("num-generations", 'G', &(o).generations, least, 4096, "completions of each prompt: the group"),    \
+        OPTION_INT("max-completion-length", 'g', &(o).max_completion, 1, 1 << 20, "most tokens of a completion"),      \
+        OPTION_REAL("temperature", 0, &(o).temperature, 0.01, 100, "of sampling and of scoring"),                      \
+        OPTION_INT("top-k", 0, &(o).top_k, 0, 1 << 22, "sample among the k likeliest tokens; 0: all"),                 \
+        OPTION_REAL("top-p", 0, &(o).top_p, 0.001, 1, "sample among the likeliest that weigh this much together"),     \
+        OPTION_REAL("min-p", 0, &(o).min_p, 0, 1, "leave out tokens less likely than this share of the likeliest"),    \
+        OPTION_REAL("repetition-penalty", 0, &(o).repetition_penalty, 0.01, 100, "on tokens already seen; 1: none"),   \
+        OPTION_INT("slots", 0, &(o).slots, 1, 65536, "completions that are sampled at once")
+
+#define GENERATION_REWARD_OPTIONS(o)                                                                                   \
+    OPTION_TEXT(                                                                                                       \
+        "reward", 'w', &(o).reward, "SPEC",                                                                            \
+        "parts and weights, as verify:1,format=hash:0.1; see llmc/reward/rewards.h (default verify, or the program)"), \
+        OPTION_TEXT("reward-cmd", 0, &(o).reward_cmd, "PROGRAM",                                                       \
+                    "reads a JSON line a completion, writes a number a line"),                                         \
+        OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6, "seconds that it may take for one batch")
+
+#define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
+    OPTION_GROUP("Evaluation"),                                                                                        \
+        OPTION_INT("eval-steps", 'v', &(o).eval_steps, 1, 1e9,                                                         \
+                   "held-out accuracy every so many generations, and at the ends"),                                    \
+        OPTION_INT("eval-prompts", 'm', &(o).eval_prompts, 0, 1e9, "how many held-out prompts; 0: all"),               \
+        OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                      \
+                   "samples a prompt for pass@k; 0: greedy accuracy only"),                                            \
+        OPTION_INT("sample-count", 's', &(o).sample_count, 0, 256, "completions to show before and after")
+
+/* One completion with all that is known of it. */
+typedef struct Answer {
+    Completion completion;
+    char *text;
+    int64_t prompt; /* index */
+    uint64_t id;
+    float reward, parts[REWARDS_MAX];
+} Answer;
+
+typedef struct Generation {
+    GenerationOptions o;
+    Trainer *t;
+    Prompts train, val;
+    Rewards rewards; /* no parts: something else scores */
+    Rollout engine;
+    Sampling sampling;
+    Batch batch;      /* a micro-batch of answers */
+    int rows;         /* its rows */
+    Cursor cursor;    /* of the training prompts */
+    uint64_t next_id; /* of the next completion to be sampled */
+    /* the answers: P groups of G side by side */
+    int32_t answers;
+    Answer *answer;
+    float *reward;   /* (answers) */
+    uint8_t *counts; /* (answers) 0: left out of the loss */
+    int32_t *offset; /* (answers + 1) */
+    float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
+    double gen_seconds, reward_seconds;
+    /* ranks */
+    int32_t parts;  /* mini-batches that a generation is cut into, each shared out by itself; 1 unless set */
+    int64_t *cut;   /* (parts, ranks + 1) rank r has answers cut[r] ... cut[r+1]-1 of a part */
+    int32_t *owner; /* (groups) the rank that draws it */
+    double *cost;   /* (groups) tokens */
+} Generation;
+
+/* ---- opening --------------------------------------------------------------------------------------------------- */
+
+/* Opens the verifiers and the training shard. verify: whether the rewards of --reward and --reward-cmd are wanted at all. */
+static inline void generation_open_data(Generation *g, const GenerationOptions *o, Trainer *t, uint64_t seed,
+                                        bool verify) {
+    Error e;
+    *g = (Generation){.o = *o, .t = t, .parts = 1};
+    if (verify &&
+        !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
+        usage_error("%s", e.text);
+    if (!shard_open(&g->train.shard, o->input, &e)) die("%s", e.text);
+}
+
+static inline int generation_longest_prompt(const Generation *g) {
+    return g->train.longest > g->val.longest ? g->train.longest : g->val.longest;
+}
+
+/* Reads the prompts of both shards and fixes the size of a micro-batch. The trainer is open. */
+static inline void generation_open_prompts(Generation *g) {
+    Error e;
+    const GenerationOptions *o = &g->o;
+    const int32_t context = g->t->model.config.context;
+    const int32_t limit = o->max_prompt < context - 1 ? (int32_t)o->max_prompt : context - 1;
+    if (!prompts_read(&g->train, limit, &e)) die("%s", e.text);
+    if (g->train.dropped)
+        warn("%s: %lld prompts are longer than %d tokens and are left out", o->input, (long long)g->train.dropped,
+             limit);
+    if (o->val) {
+        if (!shard_open(&g->val.shard, o->val, &e)) die("%s", e.text);
+        trainer_check_shard(g->t, &g->val.shard);
+        if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
+    }
+    if (g->t->text.stop < 0) warn("the model carries no tokenizer: completions end at --max-completion-length only");
+    const int need = generation_longest_prompt(g) + (int)o->max_completion;
+    g->rows = g->t->o.micro_tokens > need ? (int)g->t->o.micro_tokens : need;
+}
+
+/* Bytes of the sampling engine, for trainer_announce(). */
+static inline size_t generation_bytes(const Generation *g) {
+    return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o.slots, generation_longest_prompt(g),
+                         (int)g->o.max_completion);
+}
+
+static inline float **generation_token_arrays(Generation *g, int i) {
+    float **const arrays[] = {&g->logp,    &g->old_logp, &g->ref_logp, &g->sampler_logp,
+                              &g->entropy, &g->dlogp,    &g->dentropy};
+    return i < (int)(sizeof arrays / sizeof *arrays) ? arrays[i] : NULL;
+}
+
+/* The most tokens that a generation can have. */
+static inline size_t generation_tokens_max(const Generation *g) {
+    return (size_t)(g->o.prompts * g->o.generations) * (size_t)g->o.max_completion;
+}
+
+/* Does one group of samples fit into the engine? Before trainer_announce(), so that it is said at once. */
+static inline void generation_check_group(const Generation *g) {
+    const int64_t group = g->o.generations > g->o.eval_samples ? g->o.generations : g->o.eval_samples;
+    const int slots = (int)g->o.slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
+    if (group > most)
+        die("--num-generations: %lld completions of one prompt, at most %d can be drawn at once", (long long)group,
+            most);
+}
+
+/* The engine and the arrays; goes on from the counters of the trainer's state. */
+static inline void generation_open(Generation *g) {
+    Error e;
+    const GenerationOptions *o = &g->o;
+    const json_t *s = g->t->state;
+    const size_t n = (size_t)(o->prompts * o->generations), tokens = generation_tokens_max(g);
+    if (!rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
+        die("%s; lower --slots", e.text);
+    g->batch = batch_new(g->rows, g->rows, g->rows);
+    g->answer = (Answer *)xcalloc(n, sizeof *g->answer);
+    g->reward = (float *)xcalloc(n, sizeof(float)), g->counts = (uint8_t *)xcalloc(n, 1);
+    g->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
+    for (int i = 0; generation_token_arrays(g, i); i++)
+        *generation_token_arrays(g, i) = (float *)xcalloc(tokens, sizeof(float));
+    g->sampling = (Sampling){.temperature = (float)o->temperature,
+                             .top_p = (float)o->top_p,
+                             .min_p = (float)o->min_p,
+                             .top_k = (int)o->top_k,
+                             .repetition_penalty = (float)o->repetition_penalty,
+                             .max_new = (int)o->max_completion,
+                             .seed = (uint64_t)g->t->o.seed,
+                             .stream = RANDOM_ROLLOUT};
+    if (g->t->text.stop >= 0) g->sampling.stop[g->sampling.stops++] = g->t->text.stop;
+    g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
+    g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
+    g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
+    g->cursor = cursor_new(g->train.count, (uint64_t)g->t->o.seed);
+    if (!cursor_resume(&g->cursor, s)) die("%s: the state was made with another --max-prompt-length", g->t->o.resume);
+    g->next_id = (uint64_t)state_int(s, "next_id");
+}
+
+/* Puts the counters into the trainer's state. */
+static inline void generation_save(Generation *g) {
+    cursor_save(&g->cursor, g->t->state);
+    json_object_set_new(g->t->state, "next_id", json_integer((json_int_t)g->next_id));
+}
+
+/* Frees answers `first` and those after it. */
+static inline void generation_forget(Generation *g, int32_t first) {
+    for (int32_t i = first; i < g->answers; i++) {
+        completion_free(&g->answer[i].completion);
+        free(g->answer[i].text);
+        g->answer[i] = (Answer){0};
+    }
+}
+
+/* Closes all but the prompts, whose shard the trainer may still name. */
+static inline void generation_close(Generation *g) {
+    generation_forget(g, 0);
+    for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
+    free(g->answer), free(g->reward), free(g->counts), free(g->offset), cursor_free(&g->cursor);
+    free(g->cut), free(g->owner), free(g->cost);
+    rewards_close(&g->rewards), rollout_free(&g->engine), batch_free(&g->batch);
+    prompts_close(&g->train);
+    if (g->o.val) prompts_close(&g->val);
+}
+
+/* ---- drawing and scoring --------------------------------------------------------------------------------------- */
+
+/* The completions of this rank's groups go to all, and theirs come. answer: of n groups, with owners. */
+static inline void generation_spread(Generation *g, Answer *answer, const int32_t *owner, int32_t n) {
+    Dist *d = &g->t->dist;
+    Error e;
+    const int32_t G = (int32_t)g->o.generations;
+    const size_t most = (size_t)g->o.max_completion;
+    if (d->ranks == 1) return;
+    int32_t *mine = (int32_t *)xmalloc((size_t)(n * G) * (2 + 2 * most) * sizeof *mine);
+    int64_t at = 0, first[d->ranks + 1];
+    for (int32_t i = 0; i < n * G; i++) { /* count, finished, tokens, log-probabilities */
+        const Completion *c = &answer[i].completion;
+        if (owner[i / G] != d->rank) continue;
+        mine[at++] = c->count, mine[at++] = c->finished;
+        memcpy(mine + at, c->tokens, (size_t)c->count * sizeof *mine), at += c->count;
+        memcpy(mine + at, c->logp, (size_t)c->count * sizeof *mine), at += c->count;
+    }
+    void *all;
+    if (!dist_collect(d, mine, at, sizeof *mine, &all, first, &e)) trainer_lost(g->t, &e);
+    const int32_t *from = (const int32_t *)all;
+    for (int32_t i = 0; i < n * G; i++) {
+        Completion *c = &answer[i].completion;
+        int64_t *next = &first[owner[i / G]];
+        const int32_t *x = from + *next;
+        const size_t bytes = (size_t)x[0] * sizeof *x;
+        *next += 2 + 2 * (int64_t)x[0];
+        if (owner[i / G] == d->rank) continue;
+        *c = (Completion){(int32_t *)xmalloc(bytes), (float *)xmalloc(bytes), x[0], x[1] != 0};
+        memcpy(c->tokens, x + 2, bytes), memcpy(c->logp, x + 2 + x[0], bytes);
+    }
+    free(all), free(mine);
+}
+
+/* Draws G completions to each of the next n prompts, into groups first ... first+n-1. */
+static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
+    Error e;
+    const int32_t G = (int32_t)g->o.generations;
+    int32_t *owner = g->owner + first, own = 0;
+    Answer *answer = g->answer + first * G;
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
+    Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
+    for (int32_t i = 0; i < n; i++) {
+        const int64_t prompt = cursor_next(&g->cursor);
+        for (int32_t k = 0; k < G; k++) answer[i * G + k] = (Answer){.prompt = prompt, .id = g->next_id++};
+        g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o.max_completion;
+    }
+    trainer_share(g->t, g->cost + first, n, owner);
+    for (int32_t i = 0; i < n; i++)
+        if (owner[i] == g->t->dist.rank)
+            q[own++] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i * G].prompt),
+                                        .prompt_len = prompts_length(&g->train, answer[i * G].prompt),
+                                        .samples = G,
+                                        .id = answer[i * G].id,
+                                        .out = out + i * G};
+    if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o.input, e.text);
+    for (int32_t i = 0; i < n * G; i++) answer[i].completion = out[i];
+    generation_spread(g, answer, owner, n);
+    g->answers = (first + n) * G;
+    free(q), free(out);
+}
+
+/* The text of answers [0, count) and, where there are verifiers, their rewards; else the reward is 0. */
+static inline void generation_score_answers(Generation *g, Answer *answer, int32_t count) {
+    Error e;
+    const size_t K = (size_t)g->rewards.count;
+    RewardInput *in = (RewardInput *)xcalloc((size_t)count, sizeof *in);
+    float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
+    for (int32_t i = 0; i < count; i++) {
+        const Completion *c = &answer[i].completion;
+        answer[i].text = model_text_decode(&g->t->text, c->tokens, c->count, false);
+        in[i] =
+            prompts_input(&g->train, answer[i].prompt, answer[i].text, c, answer[i].id, (int32_t)g->o.max_completion);
+    }
+    if (K && !rewards_score(&g->rewards, in, count, parts, total, &e)) die("%s", e.text);
+    for (int32_t i = 0; i < count; i++) {
+        answer[i].reward = total[i];
+        memcpy(answer[i].parts, parts + (size_t)i * K, K * sizeof *parts);
+    }
+    free(in), free(parts);
+}
+
+/* Scores groups first ... first+n-1: each rank those that it drew, then all have all. */
+static inline void generation_score(Generation *g, int32_t first, int32_t n) {
+    Dist *d = &g->t->dist;
+    Error e;
+    const int32_t G = (int32_t)g->o.generations;
+    const size_t K = (size_t)g->rewards.count;
+    Answer *answer = g->answer + first * G, *mine = (Answer *)xcalloc((size_t)(n * G), sizeof *mine);
+    const int32_t *owner = g->owner + first;
+    float *scores = (float *)xcalloc((size_t)(n * G) * (K + 1), sizeof *scores);
+    int32_t own = 0;
+    for (int32_t i = 0; i < n * G; i++)
+        if (owner[i / G] == d->rank) mine[own++] = answer[i];
+    generation_score_answers(g, mine, own);
+    for (int32_t i = 0; i < own; i++) {
+        scores[(size_t)i * (K + 1)] = mine[i].reward;
+        memcpy(scores + (size_t)i * (K + 1) + 1, mine[i].parts, K * sizeof *scores);
+    }
+    void *all;
+    int64_t next[d->ranks + 1];
+    if (!dist_collect(d, scores, own, (K + 1) * sizeof *scores, &all, next, &e)) trainer_lost(g->t, &e);
+    for (int32_t i = 0, k = 0; i < n * G; i++) {
+        const float *x = (const float *)all + (size_t)next[owner[i / G]]++ * (K + 1);
+        const Completion *c = &answer[i].completion;
+        answer[i].reward = x[0];
+        memcpy(answer[i].parts, x + 1, K * sizeof *x);
+        answer[i].text =
+            owner[i / G] == d->rank ? mine[k++].text : model_text_decode(&g->t->text, c->tokens, c->count, false);
+    }
+    free(all), free(mine), free(scores);
+}
+
+static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
+    const int32_t G = (int32_t)g->o.generations;
+    for (int32_t k = 0; k < G; k++) {
+        const Answer held = g->answer[a * G + k];
+        g->answer[a * G + k] = g->answer[b * G + k], g->answer[b * G + k] = held;
+    }
+}
+
+/* The tokens that a group takes in training. */
+static inline double generation_group_tokens(const Generation *g, int32_t group) {
+    const int32_t G = (int32_t)g->o.generations;
+    double tokens = prompts_length(&g->train, g->answer[group * G].prompt);
+    for (int32_t k = 0; k < G; k++) tokens += g->answer[group * G + k].completion.count;
+    return tokens;
+}
+
+/* Shares out the n groups of a part, from `first` on, by their tokens: in each part those of rank 0 come first. */
+static inline void generation_arrange(Generation *g, int32_t first, int32_t n, int64_t *cut) {
+    const int ranks = g->t->dist.ranks;
+    const int32_t G = (int32_t)g->o.generations;
+    int32_t at = first;
+    for (int32_t i = 0; i < n; i++) g->cost[i] = generation_group_tokens(g, first + i);
+    trainer_share(g->t, g->cost, n, g->owner);
+    for (int r = 0; r < ranks; r++) {
+        cut[r] = (int64_t)at * G;
+        for (int32_t i = at; i < first + n; i++) {
+            if (g->owner[i - first] != r) continue;
+            for (int32_t k = i; k > at; k--) { /* the others keep their order */
+                generation_swap_groups(g, k, k - 1);
+                const int32_t held = g->owner[k - first];
+                g->owner[k - first] = g->owner[k - 1 - first], g->owner[k - 1 - first] = held;
+            }
+            at++;
+        }
+    }
+    cut[ranks] = (int64_t)at * G;
+}
+
+/* Groups in a random order (mini-batches are cut from it), then the flat arrays. mask_truncated: answers that were cut do
+ * not count. */
+static inline void generation_flatten(Generation *g, bool mask_truncated) {
+    const int32_t G = (int32_t)g->o.generations, P = g->answers / G;
+    Random random = random_start((uint64_t)g->t->o.seed, RANDOM_SHUFFLE + (1ull << 48) + (uint64_t)g->t->step);
+    for (int32_t i = P - 1; i > 0; i--) generation_swap_groups(g, i, (int32_t)random_below(&random, (uint64_t)i + 1));
+    for (int32_t part = 0, n = P / g->parts; part < g->parts; part++)
+        generation_arrange(g, part * n, n, g->cut + part * (g->t->dist.ranks + 1));
+    g->offset[0] = 0;
+    for (int32_t i = 0; i < g->answers; i++) {
+        const Completion *c = &g->answer[i].completion;
+        g->offset[i + 1] = g->offset[i] + c->count;
+        g->counts[i] = c->finished || !mask_truncated;
+        g->reward[i] = g->answer[i].reward;
+        memcpy(g->sampler_logp + g->offset[i], c->logp, (size_t)c->count * sizeof(float));
+    }
+}
+
+/* ---- micro-batches --------------------------------------------------------------------------------------------- */
+
+/* Packs answers from `first` on, before `end`, into the batch, each group on one copy of its prompt. Returns one past the
+ * last that went in. */
+static inline int32_t generation_pack(Generation *g, int32_t first, int32_t end) {
+    Batch *b = &g->batch;
+    int64_t prompt = -1;
+    int segment = -1;
+    batch_clear(b);
+    for (int32_t i = first; i < end; i++) {
+        const Answer *a = &g->answer[i];
+        const bool same = a->prompt == prompt && i % g->o.generations;
+        const int32_t n = prompts_length(&g->train, a->prompt), count = a->completion.count;
+        if (!batch_fits(b, count - 1 + (same ? 0 : n), count, 2)) return i;
+        if (!same) segment = batch_segment(b, prompts_tokens(&g->train, a->prompt), n, 0, -1);
+        prompt = a->prompt;
+        batch_completion(b, segment, a->completion.tokens, count);
+    }
+    return end;
+}
+
+/* This rank's answers among [first, end), which lie within one part: [*mine, *last). */
+static inline void generation_mine(const Generation *g, int32_t first, int32_t end, int32_t *mine, int32_t *last) {
+    const int64_t *cut = g->cut + first / (g->answers / g->parts) * (g->t->dist.ranks + 1) + g->t->dist.rank;
+    *mine = cut[0] > first ? (int32_t)cut[0] : first;
+    *last = cut[1] < end ? (int32_t)cut[1] : end;
+    if (*last < *mine) *last = *mine;
+}
+
+/* How many micro-batches answers [first, end) take. */
+static inline int64_t generation_micros(Generation *g, int32_t first, int32_t end) {
+    int64_t n = 0;
+    for (; first < end; n++) first = generation_pack(g, first, end);
+    return n;
+}
+
+static inline double generation_batch_flops(const Generation *g, const GPT2 *m) {
+    return gpt2_flops(&m->config, g->batch.rows, g->batch.targets, batch_pairs(&g->batch));
+}
+
+/* Values of all tokens of a part's answers [first, end), 4 bytes each: every rank has its own right, then all have all. */
+static inline void generation_complete(Generation *g, void *array, int32_t first, int32_t end) {
+    const int ranks = g->t->dist.ranks;
+    const int64_t *cut = g->cut + first / (g->answers / g->parts) * (ranks + 1);
+    int64_t at[ranks + 1];
+    for (int r = 0; r <= ranks; r++) {
+        const int64_t answer = cut[r] < first ? first : cut[r] > end ? end : cut[r];
+        at[r] = g->offset[answer];
+    }
+    if (array) trainer_complete(g->t, array, at, 4);
+}
+
+/* What `out` asks for, of all tokens of answers [first, end) under a model; out's arrays are flat, of the whole
+ * generation. Each rank computes those of its own answers. Collective. */
+static inline void generation_forward(Generation *g, const GPT2 *m, const Workspace *w, int32_t first, int32_t end,
+                                      const GPT2Output *out) {
+    const int32_t size = g->answers / g->parts;
+    for (int32_t part = first, mine, last; part < end; part = (part / size + 1) * size) {
+        const int32_t part_end = (part / size + 1) * size < end ? (part / size + 1) * size : end;
+        generation_mine(g, part, part_end, &mine, &last);
+        for (int32_t i = mine, next; i < last; i = next) {
+            next = generation_pack(g, i, last);
+            const int32_t at = g->offset[i];
+            const GPT2Output some = {.logp = out->logp ? out->logp + at : NULL,
+                                     .entropy = out->entropy ? out->entropy + at : NULL,
+                                     .argmax = out->argmax ? out->argmax + at : NULL,
+                                     .value = out->value ? out->value + at : NULL};
+            gpt2_forward(m, w, &g->batch, (float)g->o.temperature, &some);
+            g->t->flops += generation_batch_flops(g, m);
+        }
+        generation_complete(g, out->logp, part, part_end), generation_complete(g, out->entropy, part, part_end);
+        generation_complete(g, out->argmax, part, part_end), generation_complete(g, out->value, part, part_end);
+    }
+}
+
+/* ---- what is shown --------------------------------------------------------------------------------------------- */
+
+/* Held-out figures; they are logged, and printed as a line. */
+static inline Evaluation generation_evaluate(Generation *g, const char *when) {
+    Error e;
+    Evaluation v = {.samples = (int)g->o.eval_samples};
+    Sampling how = g->sampling;
+    how.stream = RANDOM_EVAL;
+    const double start = program_seconds();
+    const int64_t count = g->o.eval_prompts && g->o.eval_prompts < g->val.count ? g->o.eval_prompts : g->val.count;
+    const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
+    double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
+    Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
+    int64_t cut[ranks + 1];
+    for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o.max_completion;
+    dist_cut(cost, count, ranks, cut);
+    v.outcome = outcome + cut[rank];
+    if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
+                        NULL, &e))
+        die("%s: %s", g->o.val, e.text);
+    trainer_complete(g->t, outcome, cut, sizeof *outcome);
+    evaluation_summarise(&v, outcome, count);
+    v.outcome = NULL;
+    free(cost), free(outcome);
+    Metrics *m = &g->t->metrics;
+    char line[256] = "", key[32];
+    metrics_set(m, "eval_accuracy", v.greedy);
+    metrics_set(m, "eval_completions/mean_length", v.tokens);
+    for (int k = 0; k < v.ks; k++) {
+        snprintf(key, sizeof key, "eval_pass@%d", v.k[k]);
+        metrics_set(m, key, v.pass[k]);
+        snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
+    }
+    metrics_line(m, "eval  %s | greedy accuracy %.1f%%%s | %lld prompts | %.1f s", when, 100 * v.greedy, line,
+                 (long long)v.prompts, program_seconds() - start);
+    return v;
+}
+
+/* What the run changed, as lines and in the report. */
+static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
+    Metrics *m = &g->t->metrics;
+    char a[32], b[32];
+    if (!before->prompts) return;
+    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy), snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
+    metrics_final(m, "Held-out greedy accuracy", a, b);
+    metrics_line(m, "held-out greedy accuracy: %s before, %s after", a, b);
+    for (int k = 0; k < after->ks; k++) {
+        char name[32];
+        snprintf(name, sizeof name, "Held-out pass@%d", after->k[k]);
+        snprintf(a, sizeof a, "%.1f %%", 100 * before->pass[k]);
+        snprintf(b, sizeof b, "%.1f %%", 100 * after->pass[k]);
+        metrics_final(m, name, a, b);
+    }
+}
+
+/* Greedy completions of the first held-out (or training) prompts. */
+static inline void generation_show(Generation *g, const char *when) {
+    Error e;
+    const Prompts *p = g->o.val ? &g->val : &g->train;
+    Sampling how = g->sampling;
+    how.temperature = 0;
+    if (g->t->dist.rank) return;
+    for (int64_t i = 0; i < p->count && i < g->o.sample_count; i++) {
+        Completion c;
+        RolloutRequest q = {
+            .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
+        if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
+        char *text = model_text_decode(&g->t->text, c.tokens, c.count, false);
+        const RewardInput in = prompts_input(p, i, text, &c, 0, how.max_new);
+        const double right = evaluation_check(&in);
+        metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
+                     isnan(right)  ? ""
+                     : right > 0.5 ? "  (right)"
+                                   : "  (wrong)");
+        metrics_sample(&g->t->metrics, when, p->what[i].text, text, p->what[i].answer, right);
+        free(text), completion_free(&c);
+    }
+}
+
+/* TRL's metrics of the answers' rewards, part by part, and lengths. Warns where no answer ended. */
+static inline void generation_log(Generation *g) {
+    Metrics *m = &g->t->metrics;
+    char key[128];
+    float *part = (float *)xmalloc((size_t)g->answers * sizeof *part);
+    for (int k = 0; k < g->rewards.count; k++) {
+        for (int32_t i = 0; i < g->answers; i++) part[i] = g->answer[i].parts[k];
+        const Spread s = spread_of(part, g->answers, 1);
+        snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
+        metrics_set(m, key, s.mean);
+        snprintf(key, sizeof key, "rewards/%s/std", g->rewards.name[k]);
+        metrics_set(m, key, s.std);
+    }
+    free(part);
+    double sum[2] = {0}, least[2] = {INFINITY, INFINITY}, most[2] = {-INFINITY, -INFINITY}, count[2] = {0};
+    for (int32_t i = 0; i < g->answers; i++)
+        for (int ended = 0; ended < 2; ended++) {
+            const Completion *c = &g->answer[i].completion;
+            if (ended && !c->finished) continue;
+            sum[ended] += c->count, count[ended]++;
+            least[ended] = fmin(least[ended], c->count), most[ended] = fmax(most[ended], c->count);
+        }
+    metrics_set(m, "completions/mean_length", sum[0] / count[0]);
+    metrics_set(m, "completions/min_length", least[0]);
+    metrics_set(m, "completions/max_length", most[0]);
+    metrics_set(m, "completions/clipped_ratio", 1 - count[1] / count[0]);
+    metrics_set(m, "completions/mean_terminated_length", count[1] ? sum[1] / count[1] : 0);
+    metrics_set(m, "completions/min_terminated_length", count[1] ? least[1] : 0);
+    metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
+    metrics_set(m, "timing_s/gen", g->gen_seconds);
+    metrics_set(m, "timing_s/reward", g->reward_seconds);
+    metrics_set(m, "epoch", cursor_epochs(&g->cursor));
+    if (count[1] == 0)
+        metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
+                     (long long)g->o.max_completion);
+}
+
+#endif

@@ -1,0 +1,57 @@
+/* reference.h - the frozen model beside the one that is trained: what KL terms and preference losses measure against.
+ *
+ * It is the model that the run began with, or any other of the same vocabulary (--reference FILE). A resumed run must
+ * name the file again; the state remembers its hash and refuses another.
+ *
+ *     Reference r;
+ *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
+ *     gpt2_forward(&r.model, &r.work, &batch, temperature, &out);
+ *     reference_close(&r);
+ */
+#ifndef LLMC_TRAIN_REFERENCE_H
+#define LLMC_TRAIN_REFERENCE_H
+
+#include "trainer.h"
+
+typedef struct Reference {
+    GPT2 model;
+    ModelFile file;
+    Workspace work;
+} Reference;
+
+/* Bytes that one takes, for trainer_announce(); rows: the largest micro-batch. */
+static inline size_t reference_bytes(const GPT2Config *c, const Backend *b, int rows) {
+    return gpt2_model_bytes(c, b, false) * 2 + workspace_bytes(c, b, rows, rows, rows, false, 0);
+}
+
+/* path: a model, or NULL for the one of -c; why: what needs it, for the message when none can be had. After
+ * trainer_open(), before the first step. Ends the program on an error, as the trainer's functions do. */
+static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
+    Error e;
+    *r = (Reference){0};
+    const bool load = path || t->o.resume;
+    if (!path) path = t->o.checkpoint;
+    if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
+    if (load) {
+        if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o.seed, NULL,
+                        &e))
+            die("%s", e.text);
+        if (r->model.config.vocab < t->model.config.vocab)
+            die("%s: its vocabulary of %d does not fit the model's %d", path, r->model.config.vocab,
+                t->model.config.vocab);
+    } else if (!gpt2_copy(&r->model, &t->model, &e)) die("%s", e.text);
+    char name[20];
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)(load ? r->file.hash : t->file.hash));
+    const char *before = json_string_value(json_object_get(t->state, "reference"));
+    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
+    json_object_set_new(t->state, "reference", json_string(name));
+    if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+}
+
+static inline void reference_close(Reference *r) {
+    workspace_free(&r->work, &r->model);
+    gpt2_free(&r->model);
+    model_file_free(&r->file);
+}
+
+#endif

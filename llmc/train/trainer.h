@@ -1,0 +1,568 @@
+/* trainer.h - what all trainers have around their method: options, the model and its optimizer, logging, state.
+ *
+ * A trainer's file shows its own loop; this holds what the loops share, in the order in which it happens:
+ *
+ *     trainer_open()      the device, the model (from -c, or resumed from --resume), the optimizer, metrics
+ *     trainer_announce()  the configuration table and the predicted memory, before anything large is allocated
+ *     trainer_update()    one optimizer step: schedule, clipping, the guard against NaN
+ *     trainer_log()       a line and a record a step
+ *     trainer_save()      the checkpoint, the best one, the state to resume from; trainer_close()
+ *
+ * A trainer runs on many ranks (dist.h) where it shares its batch out. Rank 0 prints and writes; of the functions here
+ * those that say so are collective: every rank calls them at the same place. In a step:
+ *
+ *     trainer_share()     who does which part of the batch; t->dist.rank is this one
+ *     trainer_micros()    how many backward passes this rank will make; then it makes them
+ *     trainer_total()     sums over the ranks: the loss, counts; then trainer_update()
+ *
+ * Counters that a resumed run needs are kept as a JSON object in the state; each trainer adds its own (t->state).
+ */
+#ifndef LLMC_TRAIN_TRAINER_H
+#define LLMC_TRAIN_TRAINER_H
+
+#include "../device.h"
+#include "../dist/grads.h"
+#include "../report/metrics.h"
+#include "../model/model_file.h"
+#include "../model/model_text.h"
+#include "../base/options.h"
+#include "../base/program.h"
+#include "../model/schedule.h"
+#include "../records/shard.h"
+
+typedef struct TrainerOptions {
+    const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
+    int64_t layers, heads, width, vocab, context;
+    int64_t seed, recompute, micro_tokens, steps, save_steps, logging_steps, max_bad_steps;
+    int device, dtype, output_dtype, schedule, decay_kind;
+    double learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, warmup, min_lr_rate, decay;
+    int64_t zero;
+    double dist_timeout;
+} TrainerOptions;
+
+static inline TrainerOptions trainer_defaults(double learning_rate) {
+    TrainerOptions o = {.dtype = DTYPE_AUTO, .seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
+    o.learning_rate = learning_rate, o.beta1 = 0.9, o.beta2 = 0.999, o.eps = 1e-8, o.max_grad_norm = 1;
+    o.schedule = SCHEDULE_LINEAR, o.decay = 0.1, o.dist_timeout = 600;
+    return o;
+}
+
+/* recompute_letter: 'r' as llm.c has it, or 0 where a program has another use for it. */
+#define TRAINER_MODEL_OPTIONS(o) TRAINER_MODEL_OPTIONS_WITH(o, 'r')
+#define TRAINER_MODEL_OPTIONS_WITH(o, recompute_letter)                                                                \
+    OPTION_GROUP("Model"),                                                                                             \
+        OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                        \
+                    "model to start from: a checkpoint, - or d12 (random)"),                                           \
+        OPTION_INT("layers", 0, &(o).layers, 0, 1024, "a new model of this many layers, with the four below"),         \
+        OPTION_INT("heads", 0, &(o).heads, 0, 1024, "attention heads; 0: one per 64 channels"),                        \
+        OPTION_INT("width", 0, &(o).width, 0, 65536, "channels; 0: 64 a layer"),                                       \
+        OPTION_INT("vocab", 0, &(o).vocab, 0, 4194176, "vocabulary of a new model; 0: the data's"),                    \
+        OPTION_INT("context", 't', &(o).context, 0, 1048576, "most positions of a new model; 0: 1024"),                \
+        DEVICE_OPTIONS(o),                                                                                             \
+        OPTION_INT("recompute", recompute_letter, &(o).recompute, 0, 2,                                                \
+                   "to save memory, recompute 0 nothing, 1 layernorm and GELU, 2 whole layers"),                       \
+        OPTION_INT("micro-tokens", 'b', &(o).micro_tokens, 16, 1 << 24,                                                \
+                   "token budget of a micro-batch: memory depends on it, results only by rounding"),                   \
+        OPTION_INT("seed", 0, &(o).seed, 0, 9007199254740992.0, "of all that is random")
+
+#define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
+    OPTION_GROUP("Optimizer"),                                                                                         \
+        OPTION_REAL("learning-rate", 'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                   \
+        OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule, SCHEDULE_CHOICES, "learning-rate schedule"),            \
+        OPTION_REAL("warmup-steps", 'u', &(o).warmup, 0, 1e9, "linear warm-up; below 1: a share of all steps"),        \
+        OPTION_REAL("min-lr-rate", 'q', &(o).min_lr_rate, 0, 1, "least rate, as a share of the peak"),                 \
+        OPTION_REAL("decay-steps", 0, &(o).decay, 0, 1e9, "wsd: length of the decay; below 1: a share"),               \
+        OPTION_CHOICE("decay-type", 0, &(o).decay_kind, DECAY_CHOICES, "wsd: shape of the decay"),                     \
+        OPTION_REAL("weight-decay", 0, &(o).weight_decay, 0, 10, "decoupled, on matrices only"),                       \
+        OPTION_REAL("adam-beta1", 0, &(o).beta1, 0, 0.999999, "decay of the first moment"),                            \
+        OPTION_REAL("adam-beta2", 0, &(o).beta2, 0, 0.9999999, "decay of the second moment"),                          \
+        OPTION_REAL("adam-epsilon", 0, &(o).eps, 1e-20, 1, "added to the root of the second moment"),                  \
+        OPTION_REAL("max-grad-norm", 0, &(o).max_grad_norm, 0, 1e9, "clip the global gradient norm; 0: do not"),       \
+        OPTION_INT("max-bad-steps", 0, &(o).max_bad_steps, 0, 1e9,                                                     \
+                   "stop after more steps than this were skipped for NaN or infinity"),                                \
+        OPTION_GROUP("Ranks"),                                                                                         \
+        OPTION_INT("zero", 'z', &(o).zero, 0, 2,                                                                       \
+                   "share out among the ranks: 1 the optimizer's state, 2 also gradients"),                            \
+        OPTION_REAL("dist-timeout", 0, &(o).dist_timeout, 0.1, 1e6,                                                    \
+                    "seconds that a rank may keep the others waiting before the run ends")
+
+#define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
+    OPTION_GROUP("Output"),                                                                                            \
+        OPTION_TEXT("output", 'o', &(o).output, "FILE", "trained model; - is standard output, .zst is compressed"),    \
+        OPTION_CHOICE("output-dtype", 0, &(o).output_dtype, "float32|bf16", "llm.c's version 3 or 5"),                 \
+        OPTION_TEXT("state", 0, &(o).state, "FILE", "state to resume from (default: OUTPUT.state)"),                   \
+        OPTION_INT("save-steps", 'n', &(o).save_steps, 0, 1e9, "write the state every so many steps; 0: on a signal"), \
+        OPTION_TEXT("resume", 'y', &(o).resume, "FILE", "go on from a state, bit for bit; other options as before"),   \
+        OPTION_TEXT("metrics", 0, &(o).metrics, "FILE", "a JSON line a step"),                                         \
+        OPTION_TEXT("tensorboard", 0, &(o).tensorboard, "DIR", "TensorBoard event files"),                             \
+        OPTION_TEXT("report", 0, &(o).report, "FILE", "self-contained HTML report"),                                   \
+        OPTION_INT("logging-steps", 0, &(o).logging_steps, 1, 1e9, "print a line every so many steps")
+
+typedef struct Trainer {
+    TrainerOptions o;
+    const char *program; /* train_sft, ...: the stage's name in the lineage */
+    Device *device;
+    const Backend *backend;
+    GPT2 model;
+    ModelFile file;
+    Optimizer optimizer;
+    Dist dist;
+    DistGrads grads;
+    ModelText text;
+    Schedule schedule;
+    Metrics metrics;
+    json_t *state;       /* the trainer's own counters, saved and resumed */
+    int64_t step;        /* optimizer steps, skipped ones among them */
+    int64_t bad_steps;   /* skipped for NaN or infinity */
+    int64_t tokens;      /* trained on so far */
+    double flops;        /* of this step, for the share of the peak */
+    double gemm_peak;    /* FLOP/s */
+    double nominal_peak; /* the maker's figure, 0: not known */
+    size_t predicted;    /* bytes */
+    double step_start;   /* seconds */
+    bool last_bad;
+    OptimizerResult update;
+    double learning_rate;                                /* of the last step */
+    void (*save_beside)(void *beside, const char *path); /* writes what a state at `path` needs beside it; or NULL */
+    void *beside;
+} Trainer;
+
+/* FLOPs of a forward pass: 2 a multiply-add; attention counted over the pairs that are computed. Backward is twice that. */
+static inline double gpt2_flops(const GPT2Config *c, double rows, double targets, double pairs) {
+    const double C = c->width, Q = gpt2_qkv_width(c), F = c->hidden;
+    return 2 *
+           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
+}
+
+/* Pairs of query and key in a batch. */
+static inline double batch_pairs(const Batch *b) {
+    double pairs = 0;
+    for (int i = 0; i < b->segments; i++) {
+        const Segment *s = &b->segment[i];
+        pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
+    }
+    return pairs;
+}
+
+static inline int64_t state_int(const json_t *state, const char *key) {
+    return json_integer_value(json_object_get(state, key));
+}
+static inline double state_real(const json_t *state, const char *key) {
+    return json_number_value(json_object_get(state, key));
+}
+
+/* The shape that --layers and its companions ask for, or NULL where they do not. */
+static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t data_vocab, GPT2Config *c) {
+    if (!o->layers) {
+        if (o->heads || o->width) usage_error("--heads and --width go with --layers");
+        return NULL;
+    }
+    const int64_t width = o->width ? o->width : 64 * o->layers;
+    const int64_t heads = o->heads ? o->heads : width >= 64 ? width / 64 : 1;
+    *c = gpt2_config((int32_t)o->layers, (int32_t)heads, (int32_t)width, (int32_t)(o->vocab ? o->vocab : data_vocab),
+                     (int32_t)(o->context ? o->context : 1024));
+    return c;
+}
+
+/* Refuses a command line with two streams on standard output or input, and an output that cannot be written: now, not
+ * when the run is over. best: a file of the trainer's own, or NULL. */
+static inline void trainer_check_files(const TrainerOptions *o, const char *const inputs[], int count,
+                                       const char *best) {
+    Error e;
+    Writer w;
+    struct stat about;
+    const char *outputs[] = {o->output, o->state, best, o->metrics, o->report};
+    int in = 0, out = 0;
+    for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
+    for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
+    const Launch launch = launch_of_environment();
+    if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
+    if (in > 1) usage_error("-: standard input can be one file only");
+    if (out > 1) usage_error("-: standard output can be one file only");
+    for (int i = 0; i < 3 && !launch.rank; i++) {
+        if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
+        if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
+            continue; /* a fifo's reader would take this for the end */
+        if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
+        writer_abort(&w);
+    }
+}
+
+/* ---- ranks ----------------------------------------------------------------------------------------------------- */
+
+static inline char *trainer_state_path(const Trainer *t);
+
+/* After a collective call failed: one rank says why, all end. */
+static inline NORETURN void trainer_lost(Trainer *t, const Error *e) {
+    const struct timespec grace = {.tv_sec = 5};
+    if (!dist_speaks(&t->dist) && nanosleep(&grace, NULL)) _exit(1); /* a signal: whoever spoke ends this rank, too */
+    metrics_clear(&t->metrics);
+    char *state = trainer_state_path(t);
+    const bool there = state && !access(state, R_OK);
+    fprintf(stderr, "%s: %s; the run ends in step %lld%s%s\n", program_invocation_short_name, e->text,
+            (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "");
+    dist_abort(&t->dist, 1);
+}
+
+/* Sums over the ranks; x: (n). Collective, as the two that follow. */
+static inline void trainer_sums(Trainer *t, double *x, int n) {
+    Error e;
+    if (!dist_sum(&t->dist, x, n, &e)) trainer_lost(t, &e);
+}
+
+static inline double trainer_total(Trainer *t, double x) {
+    trainer_sums(t, &x, 1);
+    return x;
+}
+
+static inline void trainer_maxima(Trainer *t, double *x, int n) {
+    Error e;
+    if (!dist_max(&t->dist, x, n, &e)) trainer_lost(t, &e);
+}
+
+/* Every rank has its own stretch of an array right (see dist_complete); then all have all. Collective. */
+static inline void trainer_complete(Trainer *t, void *array, const int64_t *first, size_t size) {
+    Error e;
+    if (!dist_complete(&t->dist, array, first, size, &e)) trainer_lost(t, &e);
+}
+
+/* Ends the run where a rank has another value than rank 0: of what, and of which file or option. Collective. */
+static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
+    Error e;
+    int rank;
+    if (!dist_same(&t->dist, value, &rank, &e)) trainer_lost(t, &e);
+    if (rank >= 0 && t->dist.rank == 0) die("%s: rank %d has another one than rank 0", what, rank);
+    if (rank >= 0) pause(); /* until the launcher ends this rank */
+}
+
+/* Who does which of n parts of the batch: owner[i]; cost: tokens. */
+static inline void trainer_share(const Trainer *t, const double *cost, int64_t n, int32_t *owner) {
+    dist_share(cost, n, t->dist.ranks, owner);
+}
+
+/* Before the backward passes of a step: how many this rank will make. Collective. */
+static inline void trainer_micros(Trainer *t, int64_t micros) {
+    Error e;
+    if (!dist_grads_begin(&t->grads, micros, &e)) trainer_lost(t, &e);
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------- */
+
+/* Does the shard hold tokens of this model? */
+static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
+    if (s->vocab > t->model.config.vocab)
+        die("%s: its vocabulary of %d does not fit the model's %d", s->name, s->vocab, t->model.config.vocab);
+    if (s->tokenizer_bytes && t->file.tokenizer &&
+        (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
+        die("%s: it was made with another tokenizer than the model's; make the shard with the model's tokenizer",
+            s->name);
+}
+
+/* What a state remembers its training shard by. */
+static inline json_t *trainer_shard_name(const Shard *s) {
+    char name[64];
+    snprintf(name, sizeof name, "%lld records %016llx", (long long)s->count,
+             (unsigned long long)XXH3_64bits(s->payload, s->payload_bytes));
+    return json_string(name);
+}
+
+/* Takes the counters from the state that was loaded; refuses one of another trainer or another shard. */
+static inline void trainer_resume(Trainer *t, const Shard *data) {
+    json_t *s = t->file.trainer ? json_loads(t->file.trainer, 0, NULL) : NULL, *shard = trainer_shard_name(data);
+    if (!json_is_object(s)) die("%s: it is a model, not a training state", t->o.resume);
+    const char *stage = json_string_value(json_object_get(s, "stage"));
+    if (!stage || strcmp(stage, t->program))
+        die("%s: it is a state of %s, not of %s", t->o.resume, stage ? stage : "another program", t->program);
+    if (!json_equal(shard, json_object_get(s, "shard")))
+        die("%s: the state was made with another shard than %s", t->o.resume, data->name);
+    json_decref(shard), json_decref(t->state);
+    t->state = s;
+    t->step = state_int(s, "step"), t->bad_steps = state_int(s, "bad_steps"), t->tokens = state_int(s, "tokens");
+    t->optimizer.step = state_int(s, "optimizer_step");
+    if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
+        die("%s: the state's counters make no sense", t->o.resume);
+}
+
+/* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */
+static inline void trainer_open(Trainer *t, const char *program, TrainerOptions *o, const Shard *data,
+                                bool value_head) {
+    Error e;
+    o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
+    *t = (Trainer){.o = *o, .program = program, .state = json_object()};
+    if (!o->checkpoint && !o->layers && !o->resume) usage_error("-c/--checkpoint: which model?");
+    if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give one of them");
+    if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &t->backend, &t->device, &e)) die("%s", e.text);
+    GPT2Config shape, descriptor;
+    bool ok = true;
+    const GPT2Config *new_shape = trainer_shape(o, data->vocab, &shape);
+    if (!o->resume && !new_shape && gpt2_config_descriptor(o->checkpoint, &descriptor, &ok, &e) && ok) {
+        shape = gpt2_config(descriptor.layers, descriptor.heads, descriptor.width,
+                            (int32_t)(o->vocab ? o->vocab : data->vocab), (int32_t)(o->context ? o->context : 1024));
+        new_shape = &shape;
+    }
+    const char *from = o->resume ? o->resume : o->checkpoint;
+    if (!dist_open(&t->dist, o->dist_timeout, t->backend, t->device, &e)) die("%s", e.text);
+    const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
+    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device,
+                          true, (uint64_t)o->seed, &t->optimizer, share, &e))
+        die("%s", e.text);
+    dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
+    if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
+        data->vocab <= t->model.config.padded_vocab) {
+        warn("%s: %d tokens are new to the model, special ones of a chat template as a rule; they take padding rows",
+             data->name, data->vocab - t->model.config.vocab);
+        const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
+        gpt2_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
+        optimizer_take_weights(&t->optimizer, &t->model, before * C, ((size_t)data->vocab - before) * C);
+    }
+    trainer_check_shard(t, data);
+    if (!t->file.tokenizer && data->tokenizer_bytes) {
+        t->file.tokenizer = xmalloc(data->tokenizer_bytes);
+        memcpy(t->file.tokenizer, data->tokenizer, t->file.tokenizer_bytes = data->tokenizer_bytes);
+    }
+    if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
+    if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
+    t->optimizer.beta1 = o->beta1, t->optimizer.beta2 = o->beta2, t->optimizer.eps = o->eps;
+    t->optimizer.weight_decay = o->weight_decay, t->optimizer.max_grad_norm = o->max_grad_norm;
+    if (o->resume) trainer_resume(t, data);
+    else if (t->file.trainer) { /* a state taken as a model: the optimizer begins anew */
+        t->backend->zero(t->device, t->optimizer.m, t->optimizer.count * sizeof(float));
+        t->backend->zero(t->device, t->optimizer.v, t->optimizer.count * sizeof(float));
+    }
+    json_object_set_new(t->state, "shard", trainer_shard_name(data));
+    const bool speaks = t->dist.rank == 0;
+    if (!metrics_open(&t->metrics, program, speaks ? o->metrics : NULL, speaks ? o->tensorboard : NULL,
+                      speaks ? o->report : NULL, o->resume ? t->step : -1, &e))
+        die("%s", e.text);
+    t->metrics.quiet = !speaks;
+    trainer_agree(t, t->file.hash, from ? from : "model");
+    trainer_agree(t, XXH3_64bits(data->payload, data->payload_bytes), data->name);
+}
+
+/* Options that say where and how, not what: they change no result. */
+static inline bool trainer_place(const char *option) {
+    static const char *const places[] = {"output",      "state",  "best",         "resume",    "metrics",
+                                         "tensorboard", "report", "micro-tokens", "recompute", "logging-steps",
+                                         "save-steps",  "zero",   "dist-timeout"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        if (!strcmp(option, places[i])) return true;
+    return false;
+}
+
+/* The lineage gets an entry for this stage: its options and the parent's hash. A resumed run has it from its state, and
+ * options that were not given again stay; so the file that comes out does not tell where the run was interrupted. */
+static inline void trainer_lineage(Trainer *t, const Option *table) {
+    json_t *options = json_object(), *entry = json_object();
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        char value[256];
+        if (o->kind == OPT_GROUP || trainer_place(o->name)) continue;
+        option_value(o, value, sizeof value);
+        if (value[0]) json_object_set_new(options, o->name, json_string(value));
+    }
+    if (t->o.resume) {
+        json_t *last = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
+        json_object_update(json_object_get(last, "options"), options);
+        json_decref(options), json_decref(entry);
+        return;
+    }
+    char hash[20];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->file.hash);
+    json_object_set_new(entry, "stage", json_string(t->program));
+    json_object_set_new(entry, "parent", t->file.hash ? json_string(hash) : json_null());
+    json_object_set_new(entry, "options", options);
+    json_array_append_new(t->file.lineage, entry);
+}
+
+static inline uint64_t trainer_options_hash(const Option *table) {
+    uint64_t hash = 0;
+    char value[512];
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && trainer_place(o->name)))
+            continue; /* ranks may differ in where */
+        option_value(o, value, sizeof value);
+        hash = XXH3_64bits_withSeed(value, strlen(value), hash);
+    }
+    return hash;
+}
+
+/* The configuration, the model, and the memory that it will take: rows, the micro-batch's; more: bytes of what else the
+ * trainer allocates (a reference, rollouts). */
+static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
+    const GPT2Config *c = &t->model.config;
+    const Backend *b = t->backend;
+    const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
+                 moments = optimizer_bytes_share(c, b, t->model.share);
+    const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o.recompute);
+    const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, gpt2_widest(c), c->padded_vocab);
+    t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
+    t->gemm_peak = trainer_total(t, b->gemm_peak(t->device));
+    t->nominal_peak = b->nominal_peak ? trainer_total(t, b->nominal_peak(t->device)) : 0;
+    char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
+    trainer_agree(t, trainer_options_hash(table), "options");
+    if (t->dist.rank == 0) options_print(table);
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        option_value(o, text, sizeof text);
+        metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
+    }
+    snprintf(text, sizeof text, "%d layers, %d heads, width %d, vocabulary %d, context %d: %.3g M parameters",
+             c->layers, c->heads, c->width, c->vocab, c->context, (double)t->model.parameters * 1e-6);
+    metrics_line(&t->metrics, "model   %s", text);
+    metrics_header(&t->metrics, text);
+    metrics_line(&t->metrics,
+                 "memory  weights and gradients %s, optimizer %s, activations %s, scratch %s, rest %s; peak about %s",
+                 program_bytes(a, model), program_bytes(d, moments), program_bytes(f, work), program_bytes(g, scratch),
+                 program_bytes(h, more), program_bytes(i, t->predicted));
+    char ranks[32] = "";
+    if (t->dist.ranks > 1) snprintf(ranks, sizeof ranks, "%d ranks of ", t->dist.ranks);
+    snprintf(text, sizeof text, "%s, %s%d threads, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
+             t->o.dtype ? "bf16" : "float32", t->gemm_peak * 1e-9);
+    metrics_line(&t->metrics, "device  %s", text);
+    metrics_header(&t->metrics, text);
+    trainer_lineage(t, table);
+}
+
+/* Sets up the schedule for a run of so many steps. */
+static inline void trainer_schedule(Trainer *t, int64_t steps) {
+    t->o.steps = steps;
+    t->schedule = (Schedule){.kind = (ScheduleKind)t->o.schedule,
+                             .steps = steps,
+                             .min = t->o.min_lr_rate,
+                             .warmup = schedule_steps(t->o.warmup, steps),
+                             .decay = schedule_steps(t->o.decay, steps),
+                             .decay_kind = (DecayKind)t->o.decay_kind};
+}
+
+static inline void trainer_begin_step(Trainer *t) {
+    t->step_start = program_seconds();
+    t->flops = 0;
+}
+
+/* One optimizer step from the gradients that backward passes left, of all ranks; loss: of all, too. A loss or gradient that
+ * is not finite changes nothing and is counted; too many end the run. Collective. */
+static inline void trainer_update(Trainer *t, double loss) {
+    Error e;
+    if (t->dist.ranks > 1 && !t->grads.begun) die("it does not know how to share its work among ranks; start one");
+    if (!gpt2_sync(&t->model, &e)) die("%s", e.text);
+    t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
+    t->last_bad = !isfinite(loss);
+    if (t->last_bad) {
+        if (!dist_grads_discard(&t->grads, &e)) trainer_lost(t, &e);
+        t->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
+    } else if (!dist_grads_update(&t->grads, t->learning_rate, &t->update, &e)) trainer_lost(t, &e);
+    t->step++;
+    if (!t->update.skipped) return;
+    t->bad_steps++;
+    metrics_line(&t->metrics, "%s: warning: step %lld: %s is not finite; the step was skipped (%lld so far)",
+                 t->program, (long long)t->step, t->last_bad ? "the loss" : "the gradient", (long long)t->bad_steps);
+    if (t->bad_steps > t->o.max_bad_steps)
+        die("step %lld: %lld steps were skipped for NaN or infinity, --max-bad-steps allows %lld", (long long)t->step,
+            (long long)t->bad_steps, (long long)t->o.max_bad_steps);
+}
+
+/* Ends the step: common metrics, the record, the line (`text` holds the method's own part) and the moving line.
+ * Collective. */
+PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const char *format, ...) {
+    Error e;
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    const double flops = trainer_total(t, t->flops);
+    const double seconds = program_seconds() - t->step_start, peak = flops / seconds / t->gemm_peak;
+    Metrics *m = &t->metrics;
+    metrics_set(m, "loss", loss);
+    metrics_set(m, "grad_norm", t->update.grad_norm);
+    metrics_set(m, "learning_rate", t->learning_rate);
+    metrics_set(m, "num_tokens", (double)t->tokens);
+    metrics_set(m, "step_time", seconds);
+    metrics_set(m, "perf/gemm_peak", peak);
+    char mfu[24] = "";
+    if (t->nominal_peak > 0) {
+        metrics_set(m, "perf/mfu", flops / seconds / t->nominal_peak);
+        snprintf(mfu, sizeof mfu, ", MFU %.1f%%", 100 * flops / seconds / t->nominal_peak);
+    }
+    if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
+    if (!metrics_step(m, t->step, &e)) die("%s", e.text);
+    if (t->step % t->o.logging_steps == 0 || t->step == t->o.steps)
+        metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of GEMM peak%s",
+                     (long long)t->step, (long long)t->o.steps, loss, text, t->update.grad_norm, t->learning_rate,
+                     1e3 * seconds, 100 * peak, mfu);
+    metrics_progress(m, t->step, t->o.steps, text);
+}
+
+/* The state's path: --state, or the output's with .state behind. NULL where neither is a file. */
+static inline char *trainer_state_path(const Trainer *t) {
+    if (t->o.state) return xstrdup(t->o.state);
+    if (!t->o.output || !strcmp(t->o.output, "-")) return NULL;
+    char *path = (char *)xmalloc(strlen(t->o.output) + 7);
+    sprintf(path, "%s.state", t->o.output);
+    return path;
+}
+
+/* Writes the training state to `path`: with it, --resume goes on as if nothing had happened, on any number of ranks.
+ * Collective. */
+static inline void trainer_save_state(Trainer *t, const char *path) {
+    Error e;
+    if (t->save_beside) t->save_beside(t->beside, path);
+    json_object_set_new(t->state, "stage", json_string(t->program));
+    json_object_set_new(t->state, "step", json_integer(t->step));
+    json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
+    json_object_set_new(t->state, "tokens", json_integer(t->tokens));
+    json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
+    if (t->dist.rank) {
+        if (!model_save_beside(&t->model, &t->optimizer, &e)) trainer_lost(t, &e);
+        return;
+    }
+    char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
+    metrics_line(&t->metrics, "state written to %s", path);
+    free(text);
+}
+
+/* Where a run may be resumed, `steps` after the last such place: writes the state when it is time to, or when a signal
+ * asked any rank to stop; true: stop. Collective. */
+static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
+    Error e;
+    bool stopping = program_stopping();
+    if (!dist_any(&t->dist, &stopping, &e)) trainer_lost(t, &e);
+    const int64_t every = t->o.save_steps;
+    if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
+    char *path = trainer_state_path(t);
+    if (path) trainer_save_state(t, path);
+    else warn("no state is written: give --state FILE");
+    if (stopping)
+        metrics_line(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
+                     path ? "; go on with --resume" : "");
+    free(path);
+    return stopping;
+}
+
+static inline void trainer_save_model(Trainer *t, const char *path) {
+    Error e;
+    if (t->dist.rank) return;
+    if (!model_save(&t->model, &t->file, path, t->o.output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
+}
+
+/* Ends the run. stopped: by a signal; then no model is written, only the state was. */
+static inline void trainer_close(Trainer *t, bool stopped) {
+    Error e;
+    char a[16], b[16];
+    if (!stopped && t->o.output) trainer_save_model(t, t->o.output);
+    const bool apart = t->backend->memory_peak != NULL;
+    metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
+                 program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
+                 program_bytes(b, t->predicted));
+    if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
+    trainer_total(t, 0); /* nobody leaves before all is written */
+    dist_grads_close(&t->grads);
+    optimizer_free(&t->optimizer, &t->model);
+    gpt2_free(&t->model);
+    model_text_close(&t->text);
+    model_file_free(&t->file);
+    json_decref(t->state);
+    dist_close(&t->dist);
+    t->backend->close(t->device);
+}
+
+#endif
