@@ -236,7 +236,7 @@ static void assert_full(const char *path) {
     assert_true(checkpoint_payload(&c, text, 3, "a part", &e)); /* the rest is skipped */
     assert_memory_equal(text, "012", 3);
     assert_null(checkpoint_blob(&c, 6, &n, "tokenizer", &e));
-    files_assert_error(&e, "tokenizer: has 7 bytes, the most is 6");
+    files_assert_error(&e, "tokenizer: has 7 bytes, the maximum is 6");
     assert_true(checkpoint_section(&c, tag, &bytes, &e));
     assert_string_equal(tag, "XYZ!");
     char *blob = checkpoint_blob(&c, 7, &n, "unknown", &e);
@@ -387,7 +387,7 @@ static void wrong_headers(void **state) {
         {7, INT32_MAX, "padded vocabulary is 2147483647"},
         {7, 1 << 22, "parameter data ends at byte 1384"},
         {8, 2, "trailer of version 2, expected 1"},
-        {8, 1, "file ends at byte 1384 after the parameters, header says that a trailer follows"},
+        {8, 1, "file ends at byte 1384 after the parameters, but its header declares a trailer"},
         {9, 2, "key/value heads is 2"},
         {9, -1, "key/value heads is -1"},
         {10, -8, "hidden width is -8"},
@@ -429,13 +429,13 @@ static void wrong_trailers(void **state) {
     copy[n] = 0;
     assert_refused(copy, n + 1, "more data follows byte");
     copy[tail] = 'X';
-    assert_refused(copy, n, "unknown data follows the parameters at byte 1384, expected a trailer or the end");
+    assert_refused(copy, n, "unknown data after the parameters at byte 1384, expected a trailer or the end");
     memcpy(copy, file, n);
     copy[tail + 8] = 2;
     assert_refused(copy, n, "trailer of version 2, expected 1");
     memcpy(copy, file, n);
     copy[chat] = '\n';
-    assert_refused(copy, n, "no section begins at byte 1396, where one is expected");
+    assert_refused(copy, n, "no section begins at byte 1396, expected one");
     memcpy(copy, file, n);
     copy[chat + 4] = 1;
     assert_refused(copy, n, "no section begins at byte 1396");
@@ -451,7 +451,7 @@ static void wrong_trailers(void **state) {
     memcpy(copy, file, n);
     memcpy(copy + head, "HEAR", 4);
     seal(copy, n);
-    assert_refused(copy, n, "header says that there is a value head, the trailer has none");
+    assert_refused(copy, n, "header declares a value head, but the trailer has none");
     memcpy(copy, file, n);
     copy[14 * 4] = 0; /* a HEAD section alone sets value_head */
     copy[8 * 4] = 0;  /* and a trailer is found that was not announced */

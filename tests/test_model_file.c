@@ -384,7 +384,7 @@ static void test_bad_sections(void **state) {
     static const char *const lines[] = {"", "{", "{}", "3", "null", "\"x\"", "[1,2", "[] []", "[\"\xff\"]"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         refused(with_section("line.bin", "LINE", lines[i], strlen(lines[i])), false, false,
-                "lineage: it is not a JSON array");
+                "lineage is not a JSON array");
     char deep[5000];
     memset(deep, '[', sizeof deep);
     refused(with_section("deep.bin", "LINE", deep, sizeof deep), false, false, "lineage");

@@ -2,25 +2,29 @@
  *
  * Owns attention_forward, attention_backward and kv_store of backend.h. On this device Acts and Floats are float arrays
  * and Ints int32 arrays. Softmax is computed online over blocks of keys (Milakov and Gimelshein 2018; FlashAttention:
- * Dao et al. 2022), so no array grows with the square of the length, and nothing is allocated: all scratch is on the
- * stack of the thread, 0.4 MB at most.
+ * Dao et al. 2022), so no array grows with the square of the length. Nothing is allocated: all scratch memory is on the
+ * thread's stack, at most 0.4 MB.
  *
- * The unit of work is a strip: up to LANES queries that read one key head. A query is a `lane`: the arrays of a strip
- * keep the lane as the last index, so softmax, its statistics and the products S^T = K Q^T and O^T += V^T P^T are
- * vectors over queries that read the rows of K and V where they lie. Lanes of a strip are the rows of one segment, or
- * all rows of consecutive short segments with the same prefix (the answers of a GRPO group, in training and in decode),
- * each with all the query heads that share the key head: what they share is read once.
- * Where a segment has very few lanes (decode: one) its own keys are taken by another path, as dot products along the
- * channels, which runs at the speed of memory.
+ * The unit of work is a strip: up to LANES queries that read one key head. Each query is a `lane`, and the lane is the
+ * last index of a strip's arrays. Softmax, its statistics and the products S^T = K Q^T and O^T += V^T P^T are therefore
+ * vectorised over queries and read the rows of K and V in place. The lanes of a strip are the rows of one segment, or
+ * all rows of consecutive short segments with the same prefix (the completions of a GRPO group, in training and in
+ * decode), each with all the query heads that share the key head. Keys and values that they share are read once.
  *
- * How a query's keys are cut into blocks, and which path takes them, follows from its own segment alone. So a result
- * does not depend, to the last bit, on the other segments of the batch, on its place in it or on the number of threads.
+ * If a segment has very few lanes (one in decode), its own keys are processed differently: as dot products along the
+ * channels, which run at the speed of memory.
  *
- * Refuses (assert): heads of more than 1024 channels; in the backward pass keys that are not the batch's own rows, and a
- * prefix outside the segment's family.
- * The backward pass runs one thread a family and key head, so that no two threads add to one gradient.
- * To reach the processor's speed, compile with -O3 -ffp-contract=fast (gcc makes no fused multiply-add in -std=c11
- * without it).
+ * The division of a query's keys into blocks and the choice of path depend on the query's own segment alone. A result
+ * therefore does not depend, to the last bit, on the other segments of the batch, on its place in the batch or on the
+ * number of threads.
+ *
+ * The backward pass runs one thread per family and key head, so that no two threads add to the same gradient.
+ *
+ * Refuses (assert): heads of more than 1024 channels; in the backward pass also keys that are not rows of the batch,
+ * and a prefix outside the segment's family.
+ *
+ * To reach the processor's speed, compile with -O3 -ffp-contract=fast (without it, gcc generates no fused multiply-add
+ * in -std=c11).
  */
 #ifndef LLMC_CPU_ATTENTION_H
 #define LLMC_CPU_ATTENTION_H
@@ -39,22 +43,22 @@
 enum {
     CPU_LANES = 64,       /* queries in a strip */
     CPU_HEAD_MAX = 1024,  /* channels in a head */
-    CPU_STRIP = 64 * 256, /* lanes * channels, at most */
-    CPU_KEYS = 64,        /* keys in a block that all lanes see */
+    CPU_STRIP = 64 * 256, /* maximum of lanes * channels */
+    CPU_KEYS = 64,        /* keys in a block that is visible to all lanes */
     CPU_KEYS_EDGE = 16,   /* keys in a block on the causal edge */
-    CPU_FEW = 8,          /* lanes up to which a segment's own keys are taken along the channels */
-    CPU_ROW_RUN = 256,    /* channels of a key that are then read in one go, at least */
-    CPU_AHEAD = 32,       /* keys by which they are then asked for ahead of their use */
+    CPU_FEW = 8,          /* maximum number of lanes for which a segment's own keys are processed along the channels */
+    CPU_ROW_RUN = 256,    /* on that path: minimum number of channels of a key that one task reads */
+    CPU_AHEAD = 32,       /* on that path: distance of the prefetch, in keys */
 };
 
-/* Rows r0 .. r1-1 of segment s0, or all rows of segments s0 .. s1-1, which then share a prefix. */
+/* Rows r0 .. r1-1 of segment s0 if s1 = s0+1. Otherwise all rows of segments s0 .. s1-1, which share a prefix. */
 typedef struct CpuStrip {
     int s0, s1, r0, r1;
 } CpuStrip;
 
 typedef struct CpuStrips {
     const Segment *segment;
-    int segments, rows_max; /* of a strip */
+    int segments, rows_max; /* rows_max: maximum rows of a strip */
     CpuStrip at;
 } CpuStrips;
 
@@ -65,27 +69,27 @@ typedef struct CpuPiece {
 } CpuPiece;
 
 typedef struct CpuLanes {
-    int count, padded; /* queries; rounded up to whole vectors */
+    int count, padded; /* number of queries; the same rounded up to whole vectors */
     int pieces;
     CpuPiece piece[CPU_LANES];
     int row[CPU_LANES], head[CPU_LANES];
-    int own[CPU_LANES];  /* how many of its segment's own keys the lane sees; rises within a piece */
-    int seen[CPU_LANES]; /* how many of the keys at hand */
+    int own[CPU_LANES];  /* number of its segment's own keys that are visible to the lane; increases within a piece */
+    int seen[CPU_LANES]; /* number of the current keys that are visible to the lane */
 } CpuLanes;
 
 static inline const Segment *cpu_segments(const Attention *a) { return (const Segment *)(const void *)a->segment; }
 
-/* Lanes of a strip: 64, fewer for very wide heads. */
+/* Maximum number of lanes in a strip: 64, fewer for very wide heads. */
 static inline int cpu_lanes_max(int head_size) { return head_size <= 256 ? 64 : head_size <= 512 ? 32 : 16; }
 
-/* Query heads that share a key head, and how many of them a strip takes: usually all. */
+/* Number of query heads that share a key head, and how many of them fit in a strip: usually all. */
 static inline int cpu_heads_shared(const Attention *a) { return a->heads / a->kv_heads; }
 static inline int cpu_heads_strip(const Attention *a) {
     const int shared = cpu_heads_shared(a), most = cpu_lanes_max(a->head_size);
     return shared < most ? shared : most;
 }
 
-/* A part: query heads h0 .. h1-1, which share a key head and fit a strip. Parts are numbered in the order of heads. */
+/* A part: query heads h0 .. h1-1, which share a key head and fit in a strip. Parts are numbered by head. */
 typedef struct CpuPart {
     int h0, h1;
 } CpuPart;
@@ -101,7 +105,7 @@ static inline CpuPart cpu_part(const Attention *a, int u) {
     return (CpuPart){h0, h0 + heads < end ? h0 + heads : end};
 }
 
-/* Do so many rows of a segment go the way of few lanes? */
+/* Does a segment of this many rows use the path for few lanes? */
 static inline bool cpu_few(const Attention *a, int rows) { return rows * cpu_heads_strip(a) <= CPU_FEW; }
 
 static inline CpuStrips cpu_strips(const Attention *a, int first, int end) {
@@ -110,11 +114,12 @@ static inline CpuStrips cpu_strips(const Attention *a, int first, int end) {
     return w;
 }
 
-/* Moves to the next strip, long ones of a segment first. False at the end. */
+/* Moves to the next strip; false at the end. Within a segment, strips with more keys come first. */
 static inline bool cpu_strips_next(CpuStrips *w) {
     CpuStrip *p = &w->at;
     if (p->s1 == p->s0 + 1 && p->r0 > 0) {
-        p->r1 = p->r0, p->r0 -= w->rows_max;
+        p->r1 = p->r0;
+        p->r0 -= w->rows_max;
         return true;
     }
     int s = p->s1;
@@ -125,21 +130,24 @@ static inline bool cpu_strips_next(CpuStrips *w) {
     p->r1 = first->len;
     p->r0 = (first->len - 1) / w->rows_max * w->rows_max;
     int rows = first->len;
-    while (first->prefix_len > 0 && s < w->segments && w->segment[s].prefix_start == first->prefix_start &&
-           w->segment[s].prefix_len == first->prefix_len && rows + w->segment[s].len <= w->rows_max)
-        rows += w->segment[s++].len;
+    if (first->prefix_len > 0)
+        while (s < w->segments && w->segment[s].prefix_start == first->prefix_start &&
+               w->segment[s].prefix_len == first->prefix_len && rows + w->segment[s].len <= w->rows_max)
+            rows += w->segment[s++].len;
     p->s1 = s;
     return true;
 }
 
-/* Rows of segment s that are in the strip: r0 .. r1-1. */
+/* Sets the rows of segment s that are in the strip: r0 .. r1-1. */
 static inline void cpu_strip_rows(const CpuStrip *p, const Segment *segment, int s, int *r0, int *r1) {
     const bool whole = p->s1 > p->s0 + 1;
-    *r0 = whole ? 0 : p->r0, *r1 = whole ? segment[s].len : p->r1;
+    *r0 = whole ? 0 : p->r0;
+    *r1 = whole ? segment[s].len : p->r1;
 }
 
-/* Into how many tasks the forward pass cuts a strip: one a part; but rows with few lanes are read by many heads at once,
- * 1 KB of a key, or 4 KB if there are plenty of tasks. (The cut has no influence on the numbers.) */
+/* Number of tasks into which the forward pass divides a strip. It is one task per part, but if the strip has rows with
+ * few lanes, a task has enough parts to read 1 KB of a key, or 4 KB if there are plenty of tasks. The division does not
+ * change the results. */
 static inline int cpu_strip_tasks(const Attention *a, const CpuStrip *p) {
     const int parts = cpu_parts(a), channels = a->segments < 8 ? CPU_ROW_RUN : 4 * CPU_ROW_RUN;
     const int wide = (channels + a->head_size - 1) / a->head_size;
@@ -152,7 +160,7 @@ static inline int cpu_strip_tasks(const Attention *a, const CpuStrip *p) {
     return parts;
 }
 
-/* Lays out a part of a strip: segment by segment, row by row, head by head. */
+/* Assigns lanes to a part of a strip: segment by segment, row by row, head by head. */
 static inline void cpu_lanes_fill(CpuLanes *l, const Attention *a, const CpuStrip *p, CpuPart part) {
     const Segment *segment = cpu_segments(a);
     int n = 0;
@@ -163,14 +171,17 @@ static inline void cpu_lanes_fill(CpuLanes *l, const Attention *a, const CpuStri
         if (r0 >= r1) continue;
         l->piece[l->pieces++] = (CpuPiece){s, n, n + (r1 - r0) * (part.h1 - part.h0), cpu_few(a, r1 - r0)};
         for (int r = r0; r < r1; r++)
-            for (int h = part.h0; h < part.h1; h++, n++)
-                l->row[n] = segment[s].start + r, l->head[n] = h, l->own[n] = segment[s].past + r + 1;
+            for (int h = part.h0; h < part.h1; h++, n++) {
+                l->row[n] = segment[s].start + r;
+                l->head[n] = h;
+                l->own[n] = segment[s].past + r + 1;
+            }
     }
     l->count = n;
     l->padded = (n + CPU_VEC - 1) / CPU_VEC * CPU_VEC;
 }
 
-/* to[D, ld] = scale * the lanes' rows of x; lanes beyond the last are 0. */
+/* to[D, ld] = scale * the lanes' rows of x. Padding lanes are set to 0. */
 static inline void cpu_lanes_load(float *to, size_t ld, const CpuLanes *l, const float *x, size_t stride, int D,
                                   float scale) {
     static const float zeros[CPU_HEAD_MAX];
@@ -182,7 +193,7 @@ static inline void cpu_lanes_load(float *to, size_t ld, const CpuLanes *l, const
     }
 }
 
-/* The lanes' rows of x = from[D, ld] * scale[lane] */
+/* The lanes' rows of x = from[D, ld] * scale[lane]. */
 static inline void cpu_lanes_store(float *x, size_t stride, const CpuLanes *l, const float *from, size_t ld, int D,
                                    const float *scale) {
     for (int lane = 0; lane < l->count; lane += 4) {
@@ -193,30 +204,30 @@ static inline void cpu_lanes_store(float *x, size_t stride, const CpuLanes *l, c
     }
 }
 
-/* One block of keys: which lanes (whole vectors) see any of them, and whether some must be masked. */
+/* One block of keys, the lanes (whole vectors) to which any of them is visible, and whether some must be masked. */
 typedef struct CpuBlock {
     int key, keys, first, last; /* keys key .. key+keys-1; lanes first .. last-1 */
     bool masked;
 } CpuBlock;
 
-/* Goes through the first `keys` keys for lanes lane0 .. lane1-1, of which l->seen tells how many each sees. Start with
- * key = keys = 0. The cut depends on nothing but what these lanes see. */
+/* Moves to the next block of the first `keys` keys for lanes lane0 .. lane1-1, of which l->seen[lane] are visible to
+ * each. Start with a zeroed block; false at the end. The division depends only on l->seen of these lanes. */
 static inline bool cpu_block_next(CpuBlock *b, const CpuLanes *l, int lane0, int lane1, int keys) {
     b->key += b->keys;
     if (b->key >= keys) return false;
-    const int all = l->seen[lane0]; /* the lane that sees least */
+    const int all = l->seen[lane0]; /* visible to all of these lanes */
     const int step = all >= keys || b->key + CPU_KEYS <= all ? CPU_KEYS : CPU_KEYS_EDGE;
     b->keys = step < keys - b->key ? step : keys - b->key;
     b->first = lane0 / CPU_VEC * CPU_VEC;
     b->last = (lane1 + CPU_VEC - 1) / CPU_VEC * CPU_VEC;
-    for (; b->first + CPU_VEC < b->last; b->first += CPU_VEC) /* the causal edge: lanes that see none of them */
+    for (; b->first + CPU_VEC < b->last; b->first += CPU_VEC) /* causal edge: skip lanes to which none is visible */
         if (l->seen[b->first + CPU_VEC - 1] > b->key) break;
     b->masked = false;
     for (int lane = b->first; lane < b->last; lane++) b->masked |= l->seen[lane] < b->key + b->keys;
     return true;
 }
 
-/* Sets l->seen for the own keys of one segment: the lanes of others see none. */
+/* Sets l->seen for the own keys of one segment, which are not visible to the lanes of other segments. */
 static inline void cpu_lanes_own(CpuLanes *l, CpuPiece p) {
     for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = lane >= p.first && lane < p.last ? l->own[lane] : 0;
 }
@@ -225,17 +236,18 @@ static inline void cpu_lanes_all(CpuLanes *l, int keys) {
     for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = keys;
 }
 
-/* Visible pairs of a query and a key, over all heads: tells whether threads are worth waking. */
+/* Number of visible pairs of a query and a key over all heads, to decide whether threads pay off. */
 static inline double cpu_attention_pairs(const Attention *a) {
     double pairs = 0;
     const Segment *s = cpu_segments(a);
     for (int i = 0; i < a->segments; i++) pairs += (double)s[i].len * (s[i].prefix_len + s[i].past + 0.5 * s[i].len);
     return pairs * a->heads;
 }
-enum { CPU_PAIRS_THREADED = 4096 }; /* some 10 microseconds' work with 64 channels */
+enum { CPU_PAIRS_THREADED = 4096 }; /* about 10 microseconds with 64 channels */
 
-/* Zeros `columns` columns of the rows that are in no segment: the gaps where segments come in the order of their rows,
- * else (never met in our batches) all rows, before anything is written. */
+/* Zeros `columns` columns of the rows that are in no segment, before anything else is written. These are the gaps
+ * between segments if segments are in the order of their rows. Otherwise (no batch here is like that) all rows are
+ * zeroed. */
 static inline void cpu_zero_outside(const Attention *a, float *x, size_t stride, size_t columns) {
     const Segment *s = cpu_segments(a);
     bool ordered = true;
@@ -252,13 +264,13 @@ static inline void cpu_zero_outside(const Attention *a, float *x, size_t stride,
 
 typedef struct CpuForward {
     CpuLanes lanes;
-    float m[CPU_LANES], sum[CPU_LANES], alpha[CPU_LANES]; /* running maximum, denominator; factor of the last change */
+    float m[CPU_LANES], sum[CPU_LANES], alpha[CPU_LANES]; /* running maximum and denominator; last rescaling factor */
     float q[CPU_STRIP] __attribute__((aligned(64)));      /* scaled, (D, LANES) */
     float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
     float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
 } CpuForward;
 
-/* Scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
+/* Converts the scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
  *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
 static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld) {
     for (int at = b->first; at < b->last; at += CPU_VEC) {
@@ -288,24 +300,27 @@ static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld
                 total[i] += s[i];
             }
         }
-        for (int i = 0; i < CPU_VEC; i++) f->m[at + i] = next[i], f->sum[at + i] = total[i];
+        for (int i = 0; i < CPU_VEC; i++) {
+            f->m[at + i] = next[i];
+            f->sum[at + i] = total[i];
+        }
     }
 }
 
-/* Asks for D floats at x, into the second cache: a head's part of a row is too short for the processor to see a stream
- * in rows that are far apart. Worth a quarter to a half of decode's time. */
+/* Prefetches D floats at x into the second-level cache. A head's part of a row is short and the rows are far apart, so
+ * the hardware prefetcher detects no stream. Saves a quarter to a half of the time of decode. */
 static inline void cpu_prefetch(const float *x, int D) {
     for (int d = 0; d < D; d += 16) __builtin_prefetch(x + d, 0, 2);
 }
 
-/* Lanes lane0 .. lane1-1 attend to `keys` rows of k and v, as far as lanes.seen allows. */
+/* Lanes lane0 .. lane1-1 attend to the first `keys` rows of k and v, masked by lanes.seen. */
 static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k, const float *v, int keys, int lane0,
                               int lane1) {
     const int D = a->head_size;
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride;
     for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
         const int n = b.last - b.first;
-        if (f->lanes.count <= CPU_VEC) /* little work a key: the memory sets the pace */
+        if (f->lanes.count <= CPU_VEC) /* little work per key: memory is the bottleneck */
             for (int i = b.key; i < b.key + b.keys; i++) {
                 cpu_prefetch(v + i * stride, D);
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
@@ -317,7 +332,7 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k,
     }
 }
 
-/* s[i] = scale q . k_i for 4 keys, stride apart */
+/* s[i] = scale q . k_i for 4 keys that are `stride` apart */
 static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t stride, int D, float scale) {
     CpuVec sum[4] = {{0}};
     int d = 0;
@@ -340,10 +355,10 @@ static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t 
     *(CpuQuad *)s = total * scale;
 }
 
-/* The same softmax for one query row and its heads h0 .. h1-1 over `keys` keys, along the channels: rows of k and v are
- * read from end to end, as memory likes it. The row of `out` holds what came before (weighted values not yet divided by
- * the denominator; m and sum, one a head, belong to it) and then the result. The first next_keys rows of k from
- * next_start on are asked for meanwhile: they are the next row's. */
+/* The same softmax for heads h0 .. h1-1 of one query row over `keys` keys, along the channels: rows of k and v are read
+ * from end to end, which is the fastest order for memory. On entry the row of `out` holds the weighted values of the
+ * prefix, not yet divided by the denominator, with m and sum per head; on return it holds the result. Meanwhile the
+ * first next_keys rows of k from next_start on are prefetched for the next query row. */
 static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, size_t key_start, int keys, float *m,
                                   float *sum, size_t next_start, int next_keys) {
     const int D = a->head_size, shared = cpu_heads_shared(a), from = h0 / shared * D, end = (h1 - 1) / shared * D + D;
@@ -364,7 +379,7 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
                 }
                 if (i + 4 <= n) cpu_dots4(p[h - h0] + i, q + (size_t)h * D, from, stride, D, a->scale);
                 else
-                    for (int j = 0; j < n - i; j++) { /* 4 times the same key: sums in the same order */
+                    for (int j = 0; j < n - i; j++) { /* 4 times the same key, to sum in the same order */
                         float same[4];
                         cpu_dots4(same, q + (size_t)h * D, from + j * stride, 0, D, a->scale);
                         p[h - h0][i + j] = same[0];
@@ -407,8 +422,9 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
     }
 }
 
-/* Query heads h0 .. h1-1, which share a key head, of a strip's prefix and of its pieces with many lanes. What is done
- * goes to `out` divided by the denominator; few lanes' share goes there as it is, for cpu_attend_row(). */
+/* Attends to a strip's prefix and, for pieces with many lanes, to their own keys, for the query heads of f->lanes,
+ * which begin at h0 and share a key head. Finished lanes are stored to `out` divided by the denominator. Pieces with
+ * few lanes are stored undivided, for cpu_attend_row(). */
 static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefix_start, int prefix, int h0) {
     CpuLanes *l = &f->lanes;
     const Segment *segment = cpu_segments(a);
@@ -416,7 +432,11 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, from = (size_t)(h0 / cpu_heads_shared(a)) * D;
     const float *k = (const float *)a->k + from, *v = (const float *)a->v + from;
     float scale[CPU_LANES], *lse = (float *)a->lse;
-    for (int lane = 0; lane < l->padded; lane++) f->m[lane] = -3e38f, f->sum[lane] = 0, scale[lane] = 1;
+    for (int lane = 0; lane < l->padded; lane++) {
+        f->m[lane] = -3e38f;
+        f->sum[lane] = 0;
+        scale[lane] = 1;
+    }
     cpu_lanes_load(f->q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
     cpu_lanes_all(l, prefix);
@@ -435,21 +455,23 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     cpu_lanes_store((float *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
 }
 
-/* Parts u0 .. u1-1 of a strip (see CpuPart): first all that goes by lanes, then the rows with few lanes. */
+/* Parts u0 .. u1-1 of a strip (see CpuPart): first everything processed by lanes, then the rows with few lanes. */
 static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
     CpuForward f;
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
     const int prefix = segment[p->s0].prefix_len, first = cpu_part(a, u0).h0;
-    float m[CPU_LANES][CPU_LANES], sum[CPU_LANES][CPU_LANES]; /* of rows with few lanes, by row of the strip and head */
+    float m[CPU_LANES][CPU_LANES], sum[CPU_LANES][CPU_LANES]; /* for rows with few lanes: row of the strip, head */
     for (int u = u0; u < u1; u++) {
         const CpuPart part = cpu_part(a, u);
         cpu_lanes_fill(l, a, p, part);
         const bool many = prefix > 0 || !l->piece[0].few;
         if (many) cpu_attend_lanes(&f, a, segment[p->s0].prefix_start, prefix, part.h0);
         for (int lane = 0, row = 0; lane < l->count; row++)
-            for (int h = part.h0 - first; h < part.h1 - first; h++, lane++)
-                m[row][h] = many ? f.m[lane] : -3e38f, sum[row][h] = many ? f.sum[lane] : 0;
+            for (int h = part.h0 - first; h < part.h1 - first; h++, lane++) {
+                m[row][h] = many ? f.m[lane] : -3e38f;
+                sum[row][h] = many ? f.sum[lane] : 0;
+            }
     }
     const int end = cpu_part(a, u1 - 1).h1, heads = cpu_heads_strip(a);
     for (int i = 0; i < l->pieces; i++) {
@@ -467,7 +489,7 @@ static inline void cpu_attention_forward_strip(const Attention *a, const CpuStri
     }
 }
 
-/* out and lse of every row; see Attention in backend.h. */
+/* Computes out and lse of every row; see Attention in backend.h. */
 static inline void cpu_attention_forward(Device *device, const Attention *a) {
     (void)device;
     assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
@@ -477,7 +499,7 @@ static inline void cpu_attention_forward(Device *device, const Attention *a) {
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
     {
-        /* A task is some parts of a strip. Each thread walks through the strips and stops where its ticket is. */
+        /* A task is a range of parts of a strip. Each thread goes through the strips up to the task of its ticket. */
         CpuStrips w = cpu_strips(a, 0, a->segments);
         int64_t passed = 0, ticket;
         for (bool more = cpu_strips_next(&w); more;) {
@@ -511,12 +533,15 @@ typedef struct CpuBackward {
     float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
 } CpuBackward;
 
-/* P = e^(S - lse), dS = P (dP - delta), with P = 0 where a lane does not see the key */
+/* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane */
 static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, size_t ld) {
     for (int at = b->first; at < b->last; at += CPU_VEC) {
         float lse[CPU_VEC], delta[CPU_VEC];
         const int *seen = f->lanes.seen + at;
-        for (int i = 0; i < CPU_VEC; i++) lse[i] = f->lse[at + i], delta[i] = f->delta[at + i];
+        for (int i = 0; i < CPU_VEC; i++) {
+            lse[i] = f->lse[at + i];
+            delta[i] = f->delta[at + i];
+        }
         for (int k = 0; k < b->keys; k++) {
             float *p = f->p + k * ld + at, *ds = f->ds + k * ld + at;
             if (b->masked) {
@@ -533,7 +558,7 @@ static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b,
     }
 }
 
-/* Lanes lane0 .. lane1-1 against `keys` rows of k and v, as far as lanes.seen allows (Dao et al. 2022, alg. 4):
+/* Lanes lane0 .. lane1-1 and the first `keys` rows of k and v, masked by lanes.seen (Dao et al. 2022, alg. 4):
  *   dV += P^T dO,  dP = dO V^T,  dK += dS^T Q,  dQ += dS K */
 static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t row, int kv, int keys, int lane0,
                                      int lane1) {
@@ -566,7 +591,10 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
     cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
     for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
-    for (int lane = 0; lane < l->padded; lane++) f.lse[lane] = f.delta[lane] = 0, scale[lane] = a->scale;
+    for (int lane = 0; lane < l->padded; lane++) {
+        f.lse[lane] = f.delta[lane] = 0;
+        scale[lane] = a->scale;
+    }
     for (int lane = 0; lane < l->count; lane++) {
         const size_t row = l->row[lane], at = row * out_stride + (size_t)l->head[lane] * D;
         const float *q = (const float *)a->q + row * a->q_stride + (size_t)l->head[lane] * D;
@@ -590,8 +618,9 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     cpu_lanes_store((float *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
 }
 
-/* A family: a segment without a prefix and those after it that have one (batch.h). Its rows get gradients from its own
- * queries alone. Families come by size, halving: those of more than half the largest cost first. */
+/* Iterator over families: segments s0 .. s1-1, one without a prefix and the following ones that have one (batch.h). The
+ * rows of a family get gradients from its own queries alone. Families come roughly by decreasing cost: first those of
+ * more than half the largest cost, then those of more than a quarter, and so on. */
 typedef struct CpuFamilies {
     const Segment *segment;
     int segments, s0, s1, halvings;
@@ -600,7 +629,7 @@ typedef struct CpuFamilies {
 
 enum { CPU_HALVINGS = 4 };
 
-/* The family that starts at s0: sets s1, returns its cost. */
+/* Sets s1 to the end of the family that starts at s0 and returns its cost. */
 static inline double cpu_family(CpuFamilies *w) {
     double cost = 0;
     int s = w->s0;
@@ -630,7 +659,7 @@ static inline bool cpu_families_next(CpuFamilies *w) {
     }
 }
 
-/* All of a family's gradients that belong to key head `kv`. */
+/* Computes all of a family's gradients that belong to key head `kv`. */
 static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv) {
     const Segment *segment = cpu_segments(a);
     const int D = a->head_size;
@@ -648,7 +677,7 @@ static inline void cpu_attention_backward_family(const Attention *a, const CpuFa
         for (int u = kv * parts; u < (kv + 1) * parts; u++) cpu_attention_backward_strip(a, &w.at, kv, cpu_part(a, u));
 }
 
-/* dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */
+/* Computes dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */
 static inline void cpu_attention_backward(Device *device, const Attention *a) {
     (void)device;
     assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
@@ -672,7 +701,8 @@ static inline void cpu_attention_backward(Device *device, const Attention *a) {
 
 /* ==== Cache ==== */
 
-/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels; slot -1: the row is not stored. Slots differ. */
+/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels. Rows whose slot is -1 are not stored. All other
+ * slots are different. */
 static inline void cpu_kv_store(Device *device, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                                 const Ints *slot, int N, int KC) {
     (void)device;

@@ -1,7 +1,7 @@
 /* head.h - the processor's language-model head: log-probabilities, entropy, their gradient, and sampling.
  *
- * Logits exist only for a chunk of rows at a time (HEAD_CHUNK floats at most), whatever the batch's size. A chunk is one
- * GEMM, then one pass a row that leaves the gradient of the logits where the logits were, then two GEMMs.
+ * Logits exist only for a chunk of rows at a time (at most HEAD_CHUNK floats), regardless of the batch size. A chunk
+ * takes one matrix product, one pass per row that overwrites the logits with their gradient, and two more products.
  */
 #ifndef LLMC_CPU_HEAD_H
 #define LLMC_CPU_HEAD_H
@@ -23,13 +23,14 @@ static inline float *head_logits(Device *d, int rows, int padded_vocab) {
     return d->logits;
 }
 
-/* What a row of logits says: the largest, where it is, log sum exp, and sum_v p_v z_v (for the entropy). */
+/* Statistics of a row of logits, with y = (z - max) / temperature: the maximum and its token, log sum_v exp(y_v), and
+ * sum_v p_v y_v (for the entropy). */
 typedef struct HeadRow {
     float max, log_sum, mean;
     int argmax;
 } HeadRow;
 
-/* The largest of n numbers; NaN is passed over. In lanes, since clang makes no vector code of a maximum's reduction
+/* The largest of n numbers, ignoring NaN. Computed in lanes, because clang does not vectorise a maximum reduction
  * unless NaN is ruled out. */
 static inline float head_max(const float *z, int n) {
     enum { LANES = 32 };
@@ -47,17 +48,19 @@ static inline HeadRow head_row(const float *restrict z, int V, float inverse_tem
     const float max = head_max(z, V);
     HeadRow row = {.max = max, .argmax = -1};
     double sum = 0, weighted = 0;
-    for (int start = 0; start < V; start += 4096) { /* float sums over blocks, double over the row */
+    for (int start = 0; start < V; start += 4096) { /* sums in float over a block and in double over the row */
         const int end = V - start < 4096 ? V : start + 4096;
         float s = 0, t = 0;
 #pragma omp simd reduction(+ : s, t)
         for (int v = start; v < end; v++) {
             const float y = (z[v] - max) * inverse_temperature, e = cpu_exp(y);
-            s += e, t += e * (e > 0.0f ? y : 0.0f);
+            s += e;
+            t += e * (e > 0.0f ? y : 0.0f);
         }
-        sum += s, weighted += t;
+        sum += s;
+        weighted += t;
     }
-    row.log_sum = (float)log(sum); /* of exp((z - max) / temperature) */
+    row.log_sum = (float)log(sum);
     row.mean = (float)(weighted / sum);
     return row;
 }
@@ -65,10 +68,10 @@ static inline HeadRow head_row(const float *restrict z, int V, float inverse_tem
 static inline int head_argmax(const float *z, int V, float max) {
     for (int v = 0; v < V; v++)
         if (z[v] == max) return v;
-    return 0; /* NaN everywhere */
+    return 0; /* all are NaN */
 }
 
-/* z becomes dloss/dz (backend.h), including the 1 / temperature. */
+/* Replaces z by dloss/dz (backend.h), including the factor 1 / temperature. */
 static inline void head_row_backward(float *restrict z, const HeadRow *row, int V, int Vp, int target,
                                      float inverse_temperature, float dlogp, float dentropy) {
     const float max = row->max, log_sum = row->log_sum, entropy = row->log_sum - row->mean;
@@ -137,7 +140,8 @@ static inline float sample_kth_largest(float *z, int n, int k) {
             while (z[j] < pivot) j--;
             if (i > j) break;
             const float held = z[i];
-            z[i++] = z[j], z[j--] = held;
+            z[i++] = z[j];
+            z[j--] = held;
         }
         if (want <= j) high = j;
         else if (want >= i) low = i;
@@ -153,7 +157,7 @@ static inline int sample_descending(const void *a, const void *b) {
 
 enum { SAMPLE_BLOCK = 1024 };
 
-/* sum of exp(z - max) over z >= cut; block: (ceil(V / SAMPLE_BLOCK)) the sums of which it is made, or NULL. */
+/* Sum of exp(z - max) over z >= cut. block: (ceil(V / SAMPLE_BLOCK)) receives the sums of the blocks, or NULL. */
 static inline double sample_mass(const float *z, int V, float max, float cut, float *block) {
     double total = 0;
     for (int start = 0; start < V; start += SAMPLE_BLOCK) {
@@ -167,7 +171,7 @@ static inline double sample_mass(const float *z, int V, float max, float cut, fl
     return total;
 }
 
-/* The smallest logit that top-k, top-p and min-p leave in; ties with it stay. z: scaled logits; copy: scratch (V). */
+/* The smallest logit that top-k, top-p and min-p keep; ties with it are kept. z: scaled logits; copy: scratch (V). */
 static inline float sample_cut(const Draw *a, const float *z, float max, float *copy) {
     const int V = a->vocab;
     float cut = -INFINITY;
@@ -176,8 +180,8 @@ static inline float sample_cut(const Draw *a, const float *z, float max, float *
         cut = sample_kth_largest(copy, V, a->top_k);
     }
     if (a->top_p < 1) {
-        /* tokens whose probability is below (1 - top_p) / V weigh less than 1 - top_p together: none of them is kept,
-         * so only the others are sorted */
+        /* Tokens with probability below (1 - top_p) / V have less than 1 - top_p in total, so none of them is kept and
+         * only the others are sorted. */
         const double sum = sample_mass(z, V, max, cut, NULL);
         const float negligible = max + logf(0.5f * (1.0f - a->top_p) * (float)(sum / V));
         int n = 0;
@@ -193,8 +197,8 @@ static inline float sample_cut(const Draw *a, const float *z, float max, float *
     return cut;
 }
 
-/* Inverts the uniform number u over the kept tokens in the order of their ids: whole blocks first, then one by one.
- * block: scratch (ceil(V / SAMPLE_BLOCK)). */
+/* Inverts the cumulative distribution over the kept tokens, in the order of their ids, at the uniform number u: first
+ * by whole blocks, then token by token. block: scratch (ceil(V / SAMPLE_BLOCK)). */
 static inline int32_t sample_invert(const float *z, int V, float max, float cut, float u, float *block,
                                     float *kept_logp) {
     const double sum = sample_mass(z, V, max, cut, block), wanted = (double)u * sum;
@@ -209,7 +213,7 @@ static inline int32_t sample_invert(const float *z, int V, float max, float cut,
         running += (double)cpu_exp(z[v] - max);
         if (running > wanted) break;
     }
-    /* where rounding leaves running short of the sum: the last kept one */
+    /* if rounding leaves `running` short of the sum: the last kept token */
     for (int v = start - 1; v >= 0 && chosen < 0; v--)
         if (z[v] >= cut) chosen = v;
     chosen = chosen < 0 ? 0 : chosen;
@@ -217,7 +221,7 @@ static inline int32_t sample_invert(const float *z, int V, float max, float cut,
     return chosen;
 }
 
-/* One row; z: raw logits; work: scratch (2V). */
+/* Draws the token of one row. z: raw logits; work: scratch (2V). */
 static inline void sample_row(const Draw *a, int r, const float *z, float *work) {
     const int V = a->vocab;
     const bool greedy = a->temperature == 0;
@@ -228,7 +232,7 @@ static inline void sample_row(const Draw *a, int r, const float *z, float *work)
     if (a->history && a->repetition_penalty != 1.0f) {
         const int32_t *seen = (const int32_t *)a->history + (size_t)r * (size_t)a->history_stride;
         for (int k = 0; k < ((const int32_t *)a->history_len)[r]; k++) {
-            const float raw = z[seen[k]] * inverse_temperature; /* of the raw logit: a token seen twice counts once */
+            const float raw = z[seen[k]] * inverse_temperature; /* from z, not y: a repeated token counts once */
             y[seen[k]] = raw > 0 ? raw / a->repetition_penalty : raw * a->repetition_penalty;
         }
     }

@@ -1,8 +1,8 @@
 /* norm.h - the processor's row-wise operations: embedding, layernorm, residual, GELU, gather and scatter, noise.
  *
- * All are bound by memory: each reads and writes a row once, fused with its neighbour where that saves a pass. Sums over
- * rows are made either by a thread that owns the columns and walks the rows in order, or in NORM_PARTS fixed parts that
- * are added in order: so results do not depend on the number of threads.
+ * All are bound by memory: each reads and writes a row once, and operations are fused if that saves a pass. A sum over
+ * rows is computed by threads that own columns and add the rows in order, or in NORM_PARTS fixed parts that are added
+ * in order. Results therefore do not depend on the number of threads.
  */
 #ifndef LLMC_CPU_NORM_H
 #define LLMC_CPU_NORM_H
@@ -29,7 +29,7 @@ static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_,
     }
 }
 
-/* to[row[i]] += from[i] for i in order; threads own blocks of columns. */
+/* to[row[i]] += from[i], in the order of i. Threads own blocks of columns. */
 static inline void cpu_scatter(float *to, const float *from, const int32_t *row, int N, int C) {
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK) {
@@ -63,7 +63,7 @@ static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int 
         }
 }
 
-/* One row: mean, 1 / standard deviation, and the normalised, scaled and shifted row. */
+/* Computes the mean, 1 / standard deviation, and the normalised, scaled and shifted row. */
 static inline void layernorm_row(float *restrict out, float *mean, float *rstd, const float *restrict x,
                                  const float *restrict w, const float *restrict b, int C) {
     float sum = 0, squares = 0;
@@ -75,7 +75,8 @@ static inline void layernorm_row(float *restrict out, float *mean, float *rstd, 
     const float s = 1.0f / sqrtf(squares / (float)C + LAYERNORM_EPS);
 #pragma omp simd
     for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * w[c] + b[c];
-    *mean = m, *rstd = s;
+    *mean = m;
+    *rstd = s;
 }
 
 static inline void cpu_layernorm_forward(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
@@ -128,10 +129,13 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
 #pragma omp simd reduction(+ : g_sum, gn_sum)
                 for (int c = 0; c < C; c++) {
                     const float n = (xi[c] - m) * s, g = doi[c] * w[c];
-                    g_sum += g, gn_sum += g * n;
-                    pw[c] += doi[c] * n, pb[c] += doi[c];
+                    g_sum += g;
+                    gn_sum += g * n;
+                    pw[c] += doi[c] * n;
+                    pb[c] += doi[c];
                 }
-                g_sum /= (float)C, gn_sum /= (float)C;
+                g_sum /= (float)C;
+                gn_sum /= (float)C;
 #pragma omp simd
                 for (int c = 0; c < C; c++) {
                     const float n = (xi[c] - m) * s;
@@ -143,12 +147,13 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
         for (int c = 0; c < C; c++)
             for (int part = 0; part < NORM_PARTS; part++) {
                 const float *p = partial + (size_t)part * 2 * (size_t)C;
-                dw[c] += p[c], db[c] += p[C + c];
+                dw[c] += p[c];
+                db[c] += p[C + c];
             }
     }
 }
 
-/* db[c] += sum of column c */
+/* db[c] += sum of column c of x */
 static inline void cpu_column_sums(Device *d, float *db, const float *x, int N, int C) {
     d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, (size_t)NORM_PARTS * (size_t)C, sizeof(float));
     float *partial = d->partial; /* (parts, C) */
@@ -208,7 +213,7 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
 #pragma omp simd
         for (size_t i = block; i < end; i++) {
             const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
-            const float steep = s * (1.0f - s); /* 0 far out, where x * x may overflow */
+            const float steep = s * (1.0f - s); /* 0 for large |x|, where x * x may overflow */
             dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
         }
     }

@@ -1,10 +1,10 @@
-/* product.h - products of small float32 matrices that lie in the caches, and transposition on the way into them.
+/* product.h - products and transposition of small float32 matrices that are in the caches.
  *
- * For blocks of some 16 to 128 rows and columns inside another operation (attention.h), where a call into a library
- * and the packing it does would cost as much as the product. Large products are oneDNN's. The left matrix is read one
- * number at a time and may have any strides, so that a transposed one costs nothing; rows of the right matrix and of
- * the result are contiguous and are read as vectors. Every sum runs over its terms in order, whatever the sizes: the
- * place of an element in a block has no influence on its bits.
+ * These serve blocks of about 16 to 128 rows and columns inside another operation (attention.h), for which a
+ * library call and its packing would cost as much as the product. oneDNN computes large products. The left matrix is
+ * read one number at a time and may have any strides, so a transposed one costs nothing. Rows of the right matrix and
+ * of the result are contiguous and are read as vectors. Every sum adds its terms in order, whatever the sizes, so the
+ * bits of an element do not depend on its place in a block.
  *
  *     cpu_product_set(m, n, depth, a, lda, 1, b, ldb, c, ldc);      C = A B
  *     cpu_product_add(m, n, depth, a, 1, lda, b, ldb, c, ldc);      C += A^T B
@@ -14,8 +14,8 @@
 
 #include <stddef.h>
 
-/* Vectors of the compiler (gcc, clang), as wide as the processor's. A tile of MR rows by NV vectors of sums fills its
- * registers: 6 x 4 of 32, or 6 x 2 of 16; more rows where the vectors are few, to cover the latency of an addition. */
+/* Compiler vectors (gcc, clang), as wide as the processor's. A tile of MR rows by NV vectors of sums fills the
+ * registers: 6 x 4 of 32, or 6 x 2 of 16. Tiles of fewer vectors have more rows to cover the latency of additions. */
 #if defined __AVX512F__
 enum { CPU_VEC = 16, CPU_NV = 4 };
 #elif defined __AVX__
@@ -31,14 +31,15 @@ typedef float CpuQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define CPU_INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define CPU_UNROLL /* it does so by itself */
+#define CPU_UNROLL /* clang unrolls without it */
 #else
 #define CPU_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 typedef enum { CPU_SET, CPU_ADD, CPU_RESCALE } CpuProductMode;
 
-/* C[mr, nv] = (mode's share of C) + A[mr, depth] B[depth, nv]: the sums stay in registers, nv counts vectors of VEC. */
+/* C[mr, nv] = initial + A[mr, depth] B[depth, nv], with nv in vectors. The initial value is 0, C or C * rescale,
+ * depending on the mode. The sums stay in registers. */
 #define CPU_PRODUCT_TILE(name, Vec)                                                                                    \
     CPU_INLINE void name(const int mr, const int nv, const CpuProductMode mode, int depth, const float *a, size_t row, \
                          size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {      \
@@ -66,7 +67,7 @@ CPU_PRODUCT_TILE(cpu_product_tile, CpuVec)
 CPU_PRODUCT_TILE(cpu_product_tile_quad, CpuQuad)
 #undef CPU_PRODUCT_TILE
 
-/* The same over nv vectors for m rows. */
+/* The same for m rows of nv vectors. */
 CPU_INLINE void cpu_product_rows(const int nv, const CpuProductMode mode, int m, int depth, const float *a, size_t row,
                                  size_t column, const float *b, size_t ldb, float *c, size_t ldc,
                                  const float *rescale) {
@@ -80,7 +81,7 @@ CPU_INLINE void cpu_product_rows(const int nv, const CpuProductMode mode, int m,
         cpu_product_tile(1, nv, mode, depth, a + i * row, row, column, b, ldb, c + i * ldc, ldc, rescale);
 }
 
-/* The same for any n: panels of NV vectors, what is left in fewer vectors, then in fours, then one by one. */
+/* The same for any n: panels of NV vectors, then fewer vectors, then four columns at a time, then single columns. */
 CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, const float *a, size_t row,
                             size_t column, const float *b, size_t ldb, float *c, size_t ldc, const float *rescale) {
     int j = 0;
@@ -108,8 +109,8 @@ CPU_INLINE void cpu_product(const CpuProductMode mode, int m, int n, int depth, 
         }
 }
 
-/* C[m,n] = A[m,depth] B[depth,n]. A(i,k) is at a[i row + k column]; rows of B and C are contiguous, ldb and ldc apart.
- * Each sum runs over k in order. */
+/* C[m,n] = A[m,depth] B[depth,n]. A(i,k) is at a[i * row + k * column]; rows of B and C are contiguous, ldb and ldc
+ * apart. Each sum adds its terms in the order of k. */
 static inline void cpu_product_set(int m, int n, int depth, const float *a, size_t row, size_t column, const float *b,
                                    size_t ldb, float *c, size_t ldc) {
     cpu_product(CPU_SET, m, n, depth, a, row, column, b, ldb, c, ldc, NULL);
@@ -147,7 +148,7 @@ CPU_INLINE void cpu_transpose4(CpuQuad to[4], const CpuQuad from[4]) {
     to[3] = CPU_PICK(c, d, 2, 3, 6, 7);
 }
 
-/* Four rows of n at source[0..3], times scale, become columns 0..3 of the n rows at `to`, ld apart. */
+/* Copies four rows of n at source[0..3], times scale, to columns 0..3 of the n rows at `to`, which are ld apart. */
 static inline void cpu_transpose_in(float *to, size_t ld, const float *const source[4], int n, float scale) {
     int d = 0;
     for (; d + 4 <= n; d += 4) {
@@ -160,7 +161,7 @@ static inline void cpu_transpose_in(float *to, size_t ld, const float *const sou
         for (int i = 0; i < 4; i++) to[d * ld + i] = source[i][d] * scale;
 }
 
-/* The way back: columns 0..3 of n rows, each times its scale, become four rows; a row may be NULL (not wanted). */
+/* The inverse: copies columns 0..3 of n rows, each times its scale, to four rows. A NULL row is not written. */
 static inline void cpu_transpose_out(float *const to[4], const float *from, size_t ld, int n, const float scale[4]) {
     const CpuQuad s = *(const CpuQuad *)scale;
     int d = 0;

@@ -1,24 +1,26 @@
 /* backend.h - the contract between the model and a device: a table of tensor operations.
  *
- * gpt2.h, rollout.h and optimizer.h are written once over this table; cpu.h fills it in for the processor, and a CUDA
- * backend can without touching them. An operation is what one fused kernel could be, never `add` or `multiply`.
+ * gpt2.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and cuda.cu
+ * for CUDA. An operation is what one fused kernel can do, never `add` or `multiply`.
  *
- * Device memory is typed by what it holds, with types that are never completed: host code cannot dereference them.
+ * Pointers to device memory have types for what the memory holds. These types are never completed, so host code cannot
+ * dereference them.
  *
  *   Weights   parameters in the backend's storage type      (weight_size bytes each)
  *   Acts      activations and their gradients               (act_size bytes each)
  *   Floats    float32: statistics, log-probabilities, gradients of parameters, optimizer moments
  *   Ints      int32: tokens, positions, rows, segments
  *
- * Shapes stand in brackets, row-major, last index fastest. N rows of a packed batch, C channels, V vocabulary, Vp
- * padded vocabulary, R target rows, S segments, H heads, D = channels per head. Buffers of activations hold whole
- * multiples of ROW_ALIGN rows: rows past N (or R) up to the next multiple may be read and overwritten, and mean nothing.
- * Gradients of parameters are added to what is there (+=); everything else is overwritten (=) unless it says +=.
+ * Shapes are given in brackets, row-major, last index fastest: N rows of a packed batch, C channels, V vocabulary, Vp
+ * padded vocabulary, R target rows, S segments, H heads, D channels per head. Buffers of activations hold whole
+ * multiples of ROW_ALIGN rows. Operations may read and overwrite the rows past N (or R) up to the next multiple; their
+ * contents are undefined. Gradients of parameters are accumulated (+=); all other outputs are overwritten (=) unless
+ * marked +=.
  *
- * Operations are queued in order on one stream; sync() waits for them. An operation returns nothing: a failure is
- * sticky and sync() reports it. Results do not depend on the number of threads beyond the GEMM's own rounding.
+ * Operations are queued in order on one stream; sync() waits for them. An operation returns nothing: errors are sticky
+ * and sync() reports them. Results do not depend on the number of threads, except for the rounding of matrix products.
  *
- * This header is seen by nvcc: it stays in the common subset of C and C++.
+ * nvcc compiles this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_MODEL_BACKEND_H
 #define LLMC_MODEL_BACKEND_H
@@ -38,23 +40,23 @@ typedef struct Ints Ints;
 
 enum { ROW_ALIGN = 16 };
 
-typedef enum Dtype { DTYPE_FLOAT32 = 0, DTYPE_BF16 = 1 } Dtype; /* arithmetic of the matrix products */
+typedef enum Dtype { DTYPE_FLOAT32 = 0, DTYPE_BF16 = 1 } Dtype; /* precision of the inputs of matrix products */
 
-/* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i of q starts at q + i * q_stride
- * elements, of k and v at + i * kv_stride; query head h reads key head h * kv_heads / heads. out has stride H * D. */
+/* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
+ * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
 typedef struct Attention {
     int rows, segments, heads, kv_heads, head_size, q_stride, kv_stride;
     float scale;         /* 1 / sqrt(D) */
     const Ints *segment; /* (S, 6) as struct Segment */
     const Acts *q, *k, *v;
     Acts *out;   /* (N, H*D); rows in no segment are set to 0 */
-    Floats *lse; /* (N, H) log of the softmax's denominator, for the backward pass; NULL: not wanted */
+    Floats *lse; /* (N, H) log of the softmax's denominator, for the backward pass; NULL: not computed */
     /* backward only */
     const Acts *dout;   /* (N, H*D) */
-    Acts *dq, *dk, *dv; /* strides as q, k, v; every row written: rows in no segment are set to 0 */
+    Acts *dq, *dk, *dv; /* same strides as q, k, v; rows in no segment are set to 0 */
 } Attention;
 
-/* The language-model head over R rows, in chunks, never with all logits at once:
+/* The language-model head over R rows, in chunks, so that all logits never exist at once:
  *   z = h wte^T / temperature,  logp = z[target] - logsumexp(z),  entropy = -sum_v p_v log p_v,  over v < V.
  * With dlogp (and dentropy) it also computes the gradient in the same pass:
  *   dz_v = dlogp (1{v = target} - p_v) - dentropy p_v (log p_v + entropy),  dh = dz wte / temperature,
@@ -71,13 +73,15 @@ typedef struct Head {
     const Floats *dlogp;    /* (R) or NULL: no gradient */
     const Floats *dentropy; /* (R) or NULL */
     Acts *dh;               /* (R, C) */
-    Floats *dwte;           /* (Vp, C) or NULL: not wanted */
+    Floats *dwte;           /* (Vp, C) or NULL: not computed */
 } Head;
 
-/* Draws one token a row from softmax(z / temperature) after, in this order (as transformers does): repetition penalty
- * (z/penalty if z > 0 else z*penalty, for each token in the row's history), temperature, top-k, top-p, min-p.
- * temperature 0 is greedy. The uniform number is random_uniform(seed, stream, index) (random.h), inverted over the
- * kept tokens in the order of their ids. */
+/* Draws one token per row from softmax(z / temperature). Applied before, in the order of transformers: repetition
+ * penalty (z/penalty if z > 0 else z*penalty, for each token in the row's history), temperature, top-k, top-p, min-p.
+ * Temperature 0 is greedy. The draw inverts the cumulative distribution over the kept tokens, in the order of their
+ * ids, at the uniform number random_uniform(seed, stream, index) (random.h).
+ * logp is computed under softmax(z / temperature) over the whole vocabulary, as in the trainer's forward pass, and at
+ * temperature 1 when greedy. kept_logp is computed under the distribution that was sampled from. */
 typedef struct Draw {
     int rows, channels, vocab, padded_vocab;
     float temperature, top_p, min_p, repetition_penalty; /* neutral: 1, 1, 0, 1 */
@@ -86,62 +90,61 @@ typedef struct Draw {
     uint64_t seed;
     const Acts *h;           /* (R, C) */
     const Weights *wte;      /* (Vp, C) */
-    const Ints *stream;      /* (R, 2) low and high word */
+    const Ints *stream;      /* (R, 2) low and high words */
     const Ints *index;       /* (R) */
     const Ints *history;     /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
     const Ints *history_len; /* (R) */
     Ints *token;             /* (R) */
-    Floats *logp;            /* (R) log-probability of the token under softmax(z / temperature) over the whole
-                          vocabulary, which is what the trainer's forward pass gives; greedy: at 1 */
-    Floats *kept_logp;       /* (R) the same under the distribution that was sampled from, or NULL */
+    Floats *logp;            /* (R) log-probability of the token */
+    Floats *kept_logp;       /* (R) or NULL */
 } Draw;
 
-/* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), one fused pass over n parameters:
+/* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), in one fused pass over n parameters:
  *   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
  *   p -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + weight_decay p)
- * With a master copy, p is the master, and the weight is p rounded stochastically to the storage type. */
+ * With a master copy, p is the master, and the weight is p stochastically rounded to the storage type. */
 typedef struct AdamW {
     size_t n;
     float lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step; /* t >= 1 */
     Weights *weights;
-    Floats *master; /* float32 copy of the weights, or NULL where weight_size is 4 */
+    Floats *master; /* float32 copy of the weights, or NULL if weight_size is 4 */
     const Floats *grad;
     Floats *m, *v;
-    size_t first; /* index of weights[0] among the model's parameters: names the random bits of stochastic rounding */
+    size_t first; /* index of weights[0] among the model's parameters; selects the random bits of stochastic rounding */
 } AdamW;
 
 typedef struct Backend {
     const char *name;
     size_t weight_size, act_size;
 
-    /* Opens the device. False, with a message, where it or the dtype is not to be had. */
+    /* Opens the device. Fails, with a message, if the device or the dtype is not available. */
     bool (*open)(Device **d, Dtype dtype, Error *e);
     void (*close)(Device *d);
     bool (*sync)(Device *d, Error *e);
-    /* Memory, 64-byte aligned; NULL, with a message naming `what` and the size, when there is none. */
+    /* Allocates memory aligned to 64 bytes. On failure returns NULL, with a message that names `what` and the size. */
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
-    /* Device memory that operations hold beside what alloc() gave; and a prediction of it, for a model of that many
-     * weights run over batches of that many rows, the widest activation and the padded vocabulary given. */
+    /* Device memory that operations hold in addition to what alloc() returned. scratch_predict() predicts it from the
+     * number of weights, the rows of a batch, the widest activation and the padded vocabulary. */
     size_t (*scratch_bytes)(Device *d);
     size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
-    /* Measured speed of this device's matrix products, FLOP/s: what the trainers' shares of the peak refer to. */
+    /* Measured speed of this device's matrix products, FLOP/s. The trainers report utilisation relative to it. */
     double (*gemm_peak)(Device *d);
-    /* The maker's figure for them, dense, FLOP/s; 0 where it is not known. NULL: it never is. */
+    /* Vendor peak for dense matrix products, FLOP/s; 0 if unknown. NULL: always unknown. */
     double (*nominal_peak)(Device *d);
-    /* The most device memory in use so far, in bytes. NULL: device memory is the process's own. */
+    /* Peak device memory so far, in bytes. NULL: device memory is the process's own memory. */
     size_t (*memory_peak)(Device *d);
-    /* For a library that works on device memory beside this table: starts all operations that are queued, and returns
-     * the stream (cudaStream_t) that they run on. NULL: operations are done when they return. */
+    /* For libraries that use device memory without this table: starts all queued operations and returns the stream
+     * (cudaStream_t) that they run on. NULL: operations are complete when they return. */
     void *(*stream)(Device *d);
     void (*zero)(Device *d, void *memory, size_t bytes);
     void (*upload)(Device *d, void *device, const void *host, size_t bytes);
-    void (*download)(Device *d, void *host, const void *device, size_t bytes); /* waits */
+    void (*download)(Device *d, void *host, const void *device, size_t bytes); /* synchronous */
     void (*weights_upload)(Device *d, Weights *weights, const float *host, size_t n);
     void (*weights_download)(Device *d, float *host, const Weights *weights, size_t n);
     void (*weights_release)(Device *d, Weights *weights, size_t n);
-    /* Something else (dist.h) wrote these n weights. NULL: the backend keeps nothing that depends on them. */
+    /* Called after code outside this table (dist.h) has written these n weights. NULL: nothing depends on them. */
     void (*weights_changed)(Device *d, const Weights *weights, size_t n);
 
     /* out[N,C] = wte[token] + wpe[position] */
@@ -152,13 +155,13 @@ typedef struct Backend {
     /* x[i,c] += scale[i] * u, u uniform in (-1, 1) drawn at (seed, stream, i * C + c)  (NEFTune: Jain et al. 2023) */
     void (*noise_add)(Device *d, Acts *x, const Floats *scale, int N, int C, uint64_t seed, uint64_t stream);
 
-    /* out = (x - mean) * rstd * w + b, eps 1e-5; mean, rstd (N), kept for the backward pass */
+    /* out = (x - mean) * rstd * w + b, eps 1e-5; mean and rstd (N) are kept for the backward pass */
     void (*layernorm_forward)(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x, const Weights *w,
                               const Weights *b, int N, int C);
-    /* sum = x + delta, then as above on sum; sum may be x */
+    /* sum = x + delta, then layernorm_forward of sum; sum may be x */
     void (*residual_layernorm_forward)(Device *d, Acts *sum, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
                                        const Acts *delta, const Weights *w, const Weights *b, int N, int C);
-    /* dx += */
+    /* dx is accumulated too (+=) */
     void (*layernorm_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                const Floats *mean, const Floats *rstd, const Weights *w, int N, int C);
     /* out[N,OC] = x[N,IC] w[OC,IC]^T + b[OC]; b may be NULL */
@@ -167,16 +170,16 @@ typedef struct Backend {
     /* dx = dout w (dx NULL: skipped), dw += dout^T x, db += sum of rows of dout (db NULL: skipped) */
     void (*linear_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                             const Weights *w, int N, int IC, int OC);
-    /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as GPT-2 has it) */
+    /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as in GPT-2) */
     void (*linear_gelu_forward)(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w, const Weights *b,
                                 int N, int IC, int OC);
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);
-    /* d = d * gelu'(pre), in place */
+    /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);
 
     void (*attention_forward)(Device *d, const Attention *a);
     void (*attention_backward)(Device *d, const Attention *a);
-    /* cache row slot[i] = k, v of row i (row i at + i * stride elements); slot -1: the row is not stored */
+    /* cache row slot[i] = k, v of row i (at element i * stride); rows whose slot is -1 are not stored */
     void (*kv_store)(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                      const Ints *slot, int N, int KC);
 
@@ -193,7 +196,7 @@ typedef struct Backend {
     void (*value_backward)(Device *d, Acts *dh, Floats *dw, Floats *db, const Floats *dvalue, const Acts *h,
                            const Weights *w, int R, int C);
 
-    /* Sum of squares in double, fixed order; waits. */
+    /* Sum of squares in double, in a fixed order; synchronous. */
     double (*square_sum)(Device *d, const Floats *x, size_t n);
     void (*adamw)(Device *d, const AdamW *a);
 } Backend;

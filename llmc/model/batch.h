@@ -1,20 +1,21 @@
-/* batch.h - a packed batch: one row of tokens cut into segments. There is no padding and no batch dimension.
+/* batch.h - a packed batch: one sequence of token rows, divided into segments, without padding or a batch dimension.
  *
- * A row attends causally inside its own segment and fully to its segment's prefix. With prefix_len = 0 that is packing
- * with document boundaries; with a prefix, the two answers of a preference pair or the samples of a GRPO group share
- * ONE copy of their prompt. Positions are per row, as if each sequence stood alone.
+ * A row attends causally within its own segment and fully to its segment's prefix. With prefix_len = 0 that is packing
+ * with document boundaries. With a prefix, the two completions of a preference pair or of a GRPO group share ONE copy
+ * of their prompt. Each row has its position in its own sequence.
  *
- *   rows       0 1 2 3 | 4 5 6 | 7 8        (a prompt of 4 tokens, two answers of 3 and 2)
+ *   rows       0 1 2 3 | 4 5 6 | 7 8        (a prompt of 4 tokens, two completions of 3 and 2)
  *   segments   {0,4,0,0}  {4,3,0,4}  {7,2,0,4}
  *   positions  0 1 2 3   4 5 6   4 5
  *
- * Targets are (row, token) pairs: the log-probability of `token` coming after `row`. Several targets may share a row:
- * the prompt's last row predicts the first token of every answer. Rows without a target cost no head.
+ * A target is a pair (row, token) and asks for the log-probability of `token` after `row`. Several targets may share a
+ * row: the prompt's last row predicts the first token of every completion. The head is not computed for other rows.
  *
- * A segment with a prefix comes after the segment that it points into and before the next segment without a prefix:
- * so a prompt and all that hangs on it are contiguous ("a family"), and families are independent of one another.
+ * A segment with a prefix comes after the segment that contains the prefix and before the next segment without a
+ * prefix. A prompt and its completions are therefore contiguous (a "family"), and families are independent of one
+ * another.
  *
- * This header is seen by nvcc: it stays in the common subset of C and C++.
+ * nvcc compiles this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_MODEL_BATCH_H
 #define LLMC_MODEL_BATCH_H
@@ -23,7 +24,7 @@
 
 /* Queries are rows start .. start+len-1. Query start+i attends to key rows prefix_start .. prefix_start+prefix_len-1
  * and key_start .. key_start+past+i. In training the keys are the batch's own rows: key_start = start, past = 0. In
- * decode the keys are rows of a KV cache, of which `past` came before this call. */
+ * decode the keys are rows of a KV cache, and `past` of them were stored before this call. */
 typedef struct Segment {
     int32_t start, len;
     int32_t prefix_start, prefix_len;
@@ -31,13 +32,13 @@ typedef struct Segment {
 } Segment;
 
 typedef struct Batch {
-    int32_t rows, targets, segments; /* N, R, S in use */
-    int32_t rows_max, targets_max, segments_max;
-    int32_t *tokens;       /* (N) */
-    int32_t *positions;    /* (N) */
-    Segment *segment;      /* (S) */
-    int32_t *target_row;   /* (R) row whose output predicts ... */
-    int32_t *target_token; /* (R) ... this token */
+    int32_t rows, targets, segments;             /* N, R, S in use */
+    int32_t rows_max, targets_max, segments_max; /* capacities */
+    int32_t *tokens;                             /* (N) */
+    int32_t *positions;                          /* (N) */
+    Segment *segment;                            /* (S) */
+    int32_t *target_row;                         /* (R) row whose output predicts ... */
+    int32_t *target_token;                       /* (R) ... this token */
 } Batch;
 
 #endif

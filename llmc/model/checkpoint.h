@@ -1,32 +1,38 @@
-/* checkpoint.h - model files: llm.c's GPT-2 checkpoint, byte for byte, and a tagged trailer that llm.c does not read.
+/* checkpoint.h - model files: llm.c's GPT-2 checkpoint, byte for byte, followed by a trailer that llm.c does not read.
  *
  *   header    1024 bytes, int32[256]: [0] magic 20240326   [1] version: 3 = float32, 5 = bf16   [2] context T
  *               [3] vocabulary V   [4] layers L   [5] heads H   [6] width C   [7] padded vocabulary Vp
- *             llm.c writes 0 from here on and never reads it; for us 0 means GPT-2's:
+ *             From here on llm.c writes 0 and reads nothing. 0 means GPT-2's value:
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
  *               [12] position   [13] mlp   [14] 1: the trailer holds a value head
- *   weights   the tensors of config.h's list up to lnfb, in that order, stacked over layers, the padding rows of wte
- *             included: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
+ *   weights   the tensors of config.h's table up to lnfb, in that order, stacked over layers, with the padding rows of
+ *             wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
  *   trailer   8 bytes "LLMCTAIL", uint32 version 1, then sections, each
  *               {4 bytes tag, uint32 0, uint64 n, n bytes}
- *             the last of them "SUM ": 8 bytes, the XXH3-64 of all bytes before these 8; here the file ends
+ *             The last section is "SUM ": 8 bytes, the XXH3-64 of all bytes before these 8. The file ends there.
  *
  * Tags: "TOKN" tokenizer blob; "CHAT" chat template, text; "HEAD" value head, float32 valuew (C) then valueb (1);
- * "RNRM" what a reward model's scores mean, JSON (reward_model.h); "LINE" lineage, JSON; "ADM1", "ADM2" Adam's moments,
- * float32; "TRNS" the trainer's state, JSON. A reader skips tags that it does not know.
+ * "RNRM" kind and normalisation of a reward model, JSON (reward_model.h); "LINE" lineage, JSON; "ADM1", "ADM2" Adam's
+ * moments, float32; "MSTR" master weights, float32; "TRNS" the trainer's state, JSON. A reader skips unknown tags.
  *
- * A file that ends after the weights is llm.c's own and is read as well. Where there is a trailer, any flipped bit is
- * found at the latest at SUM, which a reader reaches by asking for sections until the tag is empty. All is read and
- * written in one pass from front to back, so pipes and zstd work (io.h). Sizes are checked against the length of the
- * file where that is known, before anything is allocated; weights are read into memory that the caller has.
+ * A file that ends after the weights is an llm.c file and is also read. If there is a trailer, SUM detects any flipped
+ * bit that was not detected earlier. A reader reaches SUM by requesting sections until the tag is empty. Files are read
+ * and written in one pass from front to back, so pipes and zstd work (io.h). Sizes are checked against the length of
+ * the file, if it is known, before anything is allocated. Weights are read into memory provided by the caller.
  *
  *     CheckpointReader c;
  *     char tag[5];
  *     uint64_t bytes;
  *     if (!checkpoint_open(&c, path, e)) return false;
  *     bool ok = checkpoint_weights(&c, weights, gpt2_file_elements(&c.config), "parameters", e);
- *     while (ok && (ok = checkpoint_section(&c, tag, &bytes, e)) && *tag)
- *         if (!strcmp(tag, "CHAT")) ok = (chat = checkpoint_blob(&c, 1 << 20, NULL, "chat template", e));
+ *     while (ok) {
+ *         ok = checkpoint_section(&c, tag, &bytes, e);
+ *         if (!ok || !*tag) break;                           // at the end the tag is empty; the checksum was right
+ *         if (!strcmp(tag, "CHAT")) {
+ *             chat = checkpoint_blob(&c, 1 << 20, NULL, "chat template", e);
+ *             ok = chat != NULL;
+ *         }
+ *     }
  *     checkpoint_close(&c);
  *
  *     CheckpointWriter w;
@@ -54,7 +60,7 @@ static inline float checkpoint_from_bf16(uint16_t x) {
     return value;
 }
 
-/* Rounds to nearest, ties to even; a NaN stays one. */
+/* Rounds to nearest, ties to even. NaN stays NaN. */
 static inline uint16_t checkpoint_to_bf16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -66,19 +72,19 @@ static inline uint16_t checkpoint_to_bf16(float x) {
 
 typedef struct CheckpointReader {
     Reader in;
-    GPT2Config config; /* value_head: the file has a HEAD section, whose two tensors are not among the weights */
-    bool bf16;         /* the weights are stored so; they are delivered as float32 */
+    GPT2Config config; /* value_head: the file has a HEAD section; its two tensors are not among the weights */
+    bool bf16;         /* weights are stored as bf16; they are returned as float32 */
     /* private */
-    bool announced;        /* the header says that a trailer follows */
-    bool started, ended;   /* the trailer's head has been read; the last section has */
-    bool head_seen;        /* the HEAD section has been met */
+    bool announced;        /* the header declares a trailer */
+    bool started, ended;   /* the start of the trailer has been read; its last section has been read */
+    bool head_seen;        /* the HEAD section has been read */
     size_t weights_left;   /* elements */
     uint64_t section_left; /* bytes of the current section */
 } CheckpointReader;
 
 static inline void checkpoint_close(CheckpointReader *c) { reader_close(&c->in); }
 
-/* "parameter data ends at byte 1048576, header (12 layers, 768 channels) needs 497904640" */
+/* Error: "parameter data ends at byte 1048576, header (12 layers, 768 channels) needs 497904640". */
 static inline bool checkpoint_short(const CheckpointReader *c, const char *what, uint64_t end, Error *e) {
     const uint64_t needed =
         CHECKPOINT_HEADER * sizeof(int32_t) + (uint64_t)gpt2_file_elements(&c->config) * (c->bf16 ? 2 : 4);
@@ -120,7 +126,7 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
     return true;
 }
 
-/* Opens the checkpoint `path` ("-": standard input; zstd as well); on success config and bf16 are set. */
+/* Opens the checkpoint `path` ("-": standard input; may be zstd). On success config and bf16 are set. */
 static inline bool checkpoint_open(CheckpointReader *c, const char *path, Error *e) {
     if (!reader_open(&c->in, path, e)) return false;
     if (checkpoint_start(c, e)) return true;
@@ -128,7 +134,7 @@ static inline bool checkpoint_open(CheckpointReader *c, const char *path, Error 
     return false;
 }
 
-/* The next n weights, in file order, as float32; `what` they are stands in the message where the file ends in them. */
+/* Reads the next n weights, in file order, as float32. `what` names them in the message if the file ends among them. */
 static inline bool checkpoint_weights(CheckpointReader *c, float *dst, size_t n, const char *what, Error *e) {
     uint16_t half[CHECKPOINT_CHUNK];
     assert(n <= c->weights_left);
@@ -143,31 +149,33 @@ static inline bool checkpoint_weights(CheckpointReader *c, float *dst, size_t n,
         if (reader_full(&c->in, half, some * 2, &failed, e) < some * 2)
             return failed ? false : checkpoint_short(c, what, c->in.position, e);
         for (size_t i = 0; i < some; i++) dst[i] = checkpoint_from_bf16(half[i]);
-        dst += some, n -= some;
+        dst += some;
+        n -= some;
     }
     return true;
 }
 
-/* Passes over the weights that were not asked for, then reads the trailer's head, if there is a trailer. */
+/* Skips the weights that were not read, then reads the start of the trailer, if there is one. */
 static inline bool checkpoint_trailer(CheckpointReader *c, Error *e) {
     char magic[8];
     uint32_t version;
     bool failed = false;
     const char *name = c->in.name;
-    for (float waste[CHECKPOINT_CHUNK]; c->weights_left;)
-        if (!checkpoint_weights(c, waste, c->weights_left < CHECKPOINT_CHUNK ? c->weights_left : CHECKPOINT_CHUNK,
-                                "parameters", e))
-            return false;
+    float waste[CHECKPOINT_CHUNK];
+    while (c->weights_left) {
+        const size_t n = c->weights_left < CHECKPOINT_CHUNK ? c->weights_left : CHECKPOINT_CHUNK;
+        if (!checkpoint_weights(c, waste, n, "parameters", e)) return false;
+    }
     c->started = true;
     const uint64_t start = c->in.position;
     const size_t got = reader_full(&c->in, magic, sizeof magic, &failed, e);
     if (failed) return false;
-    if (!got && !c->announced) return c->ended = true; /* llm.c's own file */
+    if (!got && !c->announced) return c->ended = true; /* an llm.c file */
     if (!got)
-        return error_set(e, "%s: file ends at byte %llu after the parameters, header says that a trailer follows", name,
+        return error_set(e, "%s: file ends at byte %llu after the parameters, but its header declares a trailer", name,
                          (unsigned long long)start);
     if (got < sizeof magic || memcmp(magic, "LLMCTAIL", sizeof magic))
-        return error_set(e, "%s: unknown data follows the parameters at byte %llu, expected a trailer or the end", name,
+        return error_set(e, "%s: unknown data after the parameters at byte %llu, expected a trailer or the end", name,
                          (unsigned long long)start);
     if (!reader_read(&c->in, &version, sizeof version, "trailer", e)) return false;
     if (version != CHECKPOINT_TRAILER)
@@ -175,7 +183,7 @@ static inline bool checkpoint_trailer(CheckpointReader *c, Error *e) {
     return true;
 }
 
-/* The section SUM: its checksum, and the end of the file. */
+/* Reads the section SUM, checks the checksum and expects the end of the file. */
 static inline bool checkpoint_sum(CheckpointReader *c, Error *e) {
     const uint64_t hash = reader_hash(&c->in);
     uint64_t stored;
@@ -184,12 +192,12 @@ static inline bool checkpoint_sum(CheckpointReader *c, Error *e) {
         return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", c->in.name,
                          (unsigned long long)hash, (unsigned long long)stored);
     if (c->config.value_head && !c->head_seen)
-        return error_set(e, "%s: header says that there is a value head, the trailer has none", c->in.name);
+        return error_set(e, "%s: header declares a value head, but the trailer has none", c->in.name);
     return c->ended = true;
 }
 
-/* Goes to the next section: its tag, or "" at the end, and its size. What is left of the weights or of the section
- * before is skipped. The end of a file with a trailer is reached only past a checksum that is right. */
+/* Advances to the next section and returns its tag, or "" at the end, and its size. Skips the rest of the weights or of
+ * the current section. The end of a file with a trailer is reached only if its checksum is right. */
 static inline bool checkpoint_section(CheckpointReader *c, char tag[5], uint64_t *bytes, Error *e) {
     struct {
         char tag[4];
@@ -206,7 +214,7 @@ static inline bool checkpoint_section(CheckpointReader *c, char tag[5], uint64_t
     const char *name = c->in.name;
     for (int i = 0; i < 4; i++)
         if (head.tag[i] < ' ' || head.tag[i] > '~' || head.zero)
-            return error_set(e, "%s: no section begins at byte %llu, where one is expected", name,
+            return error_set(e, "%s: no section begins at byte %llu, expected one", name,
                              (unsigned long long)(c->in.position - sizeof head));
     const int64_t left = reader_left(&c->in);
     if (left >= 0 && head.bytes > (uint64_t)left)
@@ -225,7 +233,7 @@ static inline bool checkpoint_section(CheckpointReader *c, char tag[5], uint64_t
     return true;
 }
 
-/* The next n bytes of the current section. */
+/* Reads the next n bytes of the current section. */
 static inline bool checkpoint_payload(CheckpointReader *c, void *dst, size_t n, const char *what, Error *e) {
     if (n > c->section_left)
         return error_set(e, "%s: %s: needs %zu bytes at byte %llu, its section ends after %llu", c->in.name, what, n,
@@ -234,12 +242,12 @@ static inline bool checkpoint_payload(CheckpointReader *c, void *dst, size_t n, 
     return reader_read(&c->in, dst, n, what, e);
 }
 
-/* What is left of the current section, in fresh memory with a closing NUL; *n, unless NULL, is its length. NULL and an
- * error where it is longer than `limit` bytes. */
+/* Returns the rest of the current section in new memory with a closing NUL. *n is set to its length unless n is NULL.
+ * Fails if it is longer than `limit` bytes. */
 static inline void *checkpoint_blob(CheckpointReader *c, size_t limit, size_t *n, const char *what, Error *e) {
     if (c->section_left > limit) {
-        error_set(e, "%s: %s: has %llu bytes, the most is %zu", c->in.name, what, (unsigned long long)c->section_left,
-                  limit);
+        error_set(e, "%s: %s: has %llu bytes, the maximum is %zu", c->in.name, what,
+                  (unsigned long long)c->section_left, limit);
         return NULL;
     }
     if (n) *n = (size_t)c->section_left;
@@ -248,7 +256,7 @@ static inline void *checkpoint_blob(CheckpointReader *c, size_t limit, size_t *n
     return blob;
 }
 
-/* Passes over all that is left and verifies the checksum. */
+/* Skips the rest of the file and verifies the checksum. */
 static inline bool checkpoint_finish(CheckpointReader *c, Error *e) {
     char tag[5];
     uint64_t bytes;
@@ -269,10 +277,10 @@ typedef struct CheckpointWriter {
     uint64_t section_left; /* bytes of the current section */
 } CheckpointWriter;
 
-/* Gives up: no file is left, an earlier one stays. Harmless after checkpoint_commit(). */
+/* Discards the file; an earlier file of that name stays. Harmless after checkpoint_commit(). */
 static inline void checkpoint_abort(CheckpointWriter *c) { writer_abort(&c->out); }
 
-/* Begins a checkpoint of a model of this configuration; weights are stored as bf16 or float32. */
+/* Begins a checkpoint of a model of this configuration, with weights stored as bf16 or float32. */
 static inline bool checkpoint_create(CheckpointWriter *c, const char *path, const GPT2Config *config, bool bf16,
                                      Error *e) {
     const GPT2Config *m = config;
@@ -300,7 +308,7 @@ static inline bool checkpoint_create(CheckpointWriter *c, const char *path, cons
     return false;
 }
 
-/* The next n weights, in file order: the tensors of config.h's list up to lnfb. */
+/* Writes the next n weights in file order: the tensors of config.h's table up to lnfb. */
 static inline bool checkpoint_put_weights(CheckpointWriter *c, const float *src, size_t n, Error *e) {
     uint16_t half[CHECKPOINT_CHUNK];
     assert(n <= c->weights_left);
@@ -310,12 +318,13 @@ static inline bool checkpoint_put_weights(CheckpointWriter *c, const float *src,
         const size_t some = n < CHECKPOINT_CHUNK ? n : CHECKPOINT_CHUNK;
         for (size_t i = 0; i < some; i++) half[i] = checkpoint_to_bf16(src[i]);
         if (!writer_write(&c->out, half, some * 2, e)) return false;
-        src += some, n -= some;
+        src += some;
+        n -= some;
     }
     return true;
 }
 
-/* Begins a section of exactly `bytes` bytes; the weights and the section before must be complete. */
+/* Begins a section of exactly `bytes` bytes. The weights and the previous section must be complete. */
 static inline bool checkpoint_begin_section(CheckpointWriter *c, const char *tag, uint64_t bytes, Error *e) {
     const uint32_t version = CHECKPOINT_TRAILER, zero = 0;
     assert(strlen(tag) == 4 && !c->weights_left && !c->section_left);
@@ -331,19 +340,19 @@ static inline bool checkpoint_begin_section(CheckpointWriter *c, const char *tag
            writer_write(&c->out, &bytes, 8, e);
 }
 
-/* The next n bytes of the current section. */
+/* Writes the next n bytes of the current section. */
 static inline bool checkpoint_put(CheckpointWriter *c, const void *src, size_t n, Error *e) {
     assert(n <= c->section_left);
     c->section_left -= n;
     return writer_write(&c->out, src, n, e);
 }
 
-/* A whole section at once. */
+/* Writes a whole section. */
 static inline bool checkpoint_put_section(CheckpointWriter *c, const char *tag, const void *src, size_t n, Error *e) {
     return checkpoint_begin_section(c, tag, n, e) && checkpoint_put(c, src, n, e);
 }
 
-/* Writes the checksum and gives the file its name. The writer is closed afterwards, whatever the result. */
+/* Writes the checksum and renames the file to its path. The writer is closed in any case. */
 static inline bool checkpoint_commit(CheckpointWriter *c, Error *e) {
     assert(c->head_written == (c->config.value_head != 0));
     bool ok = checkpoint_begin_section(c, "SUM ", 8, e);

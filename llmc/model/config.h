@@ -1,8 +1,8 @@
-/* config.h - what a model is: its configuration and the one list of its tensors.
+/* config.h - model configuration and the table of a model's tensors.
  *
- * The list drives sizes, checkpoint order, initial values, weight decay, names and printing. Tensors of a kind are
- * stacked over layers, each row-major (out, in), in llm.c's file order; those of the head come last and travel in the
- * checkpoint's trailer, where llm.c's reader does not look.
+ * The table drives sizes, checkpoint order, initial values, weight decay, names and printing. Its order is that of
+ * llm.c's file. A tensor holds all its layers one after another, each row-major (out, in). The tensors of the value
+ * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
  */
 #ifndef LLMC_MODEL_CONFIG_H
 #define LLMC_MODEL_CONFIG_H
@@ -10,20 +10,20 @@
 #include "../base/error.h"
 #include <math.h>
 
-/* The parts in which model families differ. GPT-2's are the first of each; a file that asks for another is refused. */
+/* The parts in which model families differ. The first value of each is GPT-2's; a file with any other is refused. */
 typedef enum { NORM_LAYER } NormKind;
 typedef enum { POSITION_LEARNED } PositionKind;
 typedef enum { MLP_GELU } MlpKind;
 
 typedef struct GPT2Config {
-    int32_t context;      /* T: most positions */
+    int32_t context;      /* T: maximum number of positions */
     int32_t vocab;        /* V */
-    int32_t padded_vocab; /* Vp: V rounded up to a multiple of 128, as llm.c has it */
+    int32_t padded_vocab; /* Vp: V rounded up to a multiple of 128, as in llm.c */
     int32_t layers;       /* L */
     int32_t heads;        /* H */
-    int32_t kv_heads;     /* heads of keys and values; H in GPT-2 */
+    int32_t kv_heads;     /* key/value heads; H in GPT-2 */
     int32_t width;        /* C */
-    int32_t hidden;       /* F: width of the MLP; 4C in GPT-2 */
+    int32_t hidden;       /* F: hidden width of the MLP; 4C in GPT-2 */
     NormKind norm;
     PositionKind position;
     MlpKind mlp;
@@ -32,26 +32,28 @@ typedef struct GPT2Config {
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
-/*      name      rows                   columns            layers init           decay  Hugging Face's name */
-#define GPT2_TENSORS(T)                                                                                                \
-    T(wte, c->padded_vocab, c->width, 1, INIT_NORMAL, 1, "wte.weight")                                                 \
-    T(wpe, c->context, c->width, 1, INIT_NORMAL, 1, "wpe.weight")                                                      \
-    T(ln1w, 1, c->width, c->layers, INIT_ONE, 0, "h.%d.ln_1.weight")                                                   \
-    T(ln1b, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.ln_1.bias")                                                    \
-    T(qkvw, gpt2_qkv_width(c), c->width, c->layers, INIT_NORMAL, 1, "h.%d.attn.c_attn.weight")                         \
-    T(qkvb, 1, gpt2_qkv_width(c), c->layers, INIT_ZERO, 0, "h.%d.attn.c_attn.bias")                                    \
-    T(attprojw, c->width, c->width, c->layers, INIT_RESIDUAL, 1, "h.%d.attn.c_proj.weight")                            \
-    T(attprojb, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.attn.c_proj.bias")                                         \
-    T(ln2w, 1, c->width, c->layers, INIT_ONE, 0, "h.%d.ln_2.weight")                                                   \
-    T(ln2b, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.ln_2.bias")                                                    \
-    T(fcw, c->hidden, c->width, c->layers, INIT_NORMAL, 1, "h.%d.mlp.c_fc.weight")                                     \
-    T(fcb, 1, c->hidden, c->layers, INIT_ZERO, 0, "h.%d.mlp.c_fc.bias")                                                \
-    T(fcprojw, c->width, c->hidden, c->layers, INIT_RESIDUAL, 1, "h.%d.mlp.c_proj.weight")                             \
-    T(fcprojb, 1, c->width, c->layers, INIT_ZERO, 0, "h.%d.mlp.c_proj.bias")                                           \
-    T(lnfw, 1, c->width, 1, INIT_ONE, 0, "ln_f.weight")                                                                \
-    T(lnfb, 1, c->width, 1, INIT_ZERO, 0, "ln_f.bias")                                                                 \
-    T(valuew, c->value_head, c->width, 1, INIT_HEAD, 1, "score.weight")                                                \
-    T(valueb, c->value_head, 1, 1, INIT_ZERO, 0, "score.bias")
+// clang-format off
+/*    name      rows               columns            layers     init           decay Hugging Face name */
+#define GPT2_TENSORS(T)                                                                                          \
+    T(wte,      c->padded_vocab,   c->width,          1,         INIT_NORMAL,   1,    "wte.weight")              \
+    T(wpe,      c->context,        c->width,          1,         INIT_NORMAL,   1,    "wpe.weight")              \
+    T(ln1w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_1.weight")        \
+    T(ln1b,     1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.ln_1.bias")          \
+    T(qkvw,     gpt2_qkv_width(c), c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.attn.c_attn.weight") \
+    T(qkvb,     1,                 gpt2_qkv_width(c), c->layers, INIT_ZERO,     0,    "h.%d.attn.c_attn.bias")   \
+    T(attprojw, c->width,          c->width,          c->layers, INIT_RESIDUAL, 1,    "h.%d.attn.c_proj.weight") \
+    T(attprojb, 1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.attn.c_proj.bias")   \
+    T(ln2w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_2.weight")        \
+    T(ln2b,     1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.ln_2.bias")          \
+    T(fcw,      c->hidden,         c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.mlp.c_fc.weight")    \
+    T(fcb,      1,                 c->hidden,         c->layers, INIT_ZERO,     0,    "h.%d.mlp.c_fc.bias")      \
+    T(fcprojw,  c->width,          c->hidden,         c->layers, INIT_RESIDUAL, 1,    "h.%d.mlp.c_proj.weight")  \
+    T(fcprojb,  1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.mlp.c_proj.bias")    \
+    T(lnfw,     1,                 c->width,          1,         INIT_ONE,      0,    "ln_f.weight")             \
+    T(lnfb,     1,                 c->width,          1,         INIT_ZERO,     0,    "ln_f.bias")               \
+    T(valuew,   c->value_head,     c->width,          1,         INIT_HEAD,     1,    "score.weight")            \
+    T(valueb,   c->value_head,     1,                 1,         INIT_ZERO,     0,    "score.bias")
+// clang-format on
 
 enum {
 #define T(name, rows, columns, layers, init, decay, hf) GPT2_##name,
@@ -59,23 +61,23 @@ enum {
 #undef T
         GPT2_TENSOR_COUNT
 };
-enum { GPT2_FILE_TENSORS = GPT2_valuew }; /* those that stand in llm.c's part of the file */
+enum { GPT2_FILE_TENSORS = GPT2_valuew }; /* number of tensors in llm.c's part of the file */
 
 typedef struct TensorInfo {
     const char *name, *hf_name;
-    size_t rows, columns, layers; /* of one layer; layers is 1 where the tensor is not per layer */
-    size_t offset, size;          /* in elements, all layers; size is 0 for a head that the model lacks */
+    size_t rows, columns, layers; /* rows and columns of one layer; layers is 1 if the tensor is not per layer */
+    size_t offset, size;          /* in elements, over all layers; size is 0 for a head that the model lacks */
     InitKind init;
     bool decay;
 } TensorInfo;
 
-/* Is there one of it in each layer? */
+/* Does each layer have one? */
 static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && strchr(t->hf_name, '%'); }
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
 static inline int32_t gpt2_qkv_width(const GPT2Config *c) { return c->width + 2 * c->kv_heads * (c->width / c->heads); }
 
-/* Fills in the table and returns the number of elements of all tensors. */
+/* Fills in t and returns the number of elements of all tensors. */
 static inline size_t gpt2_tensors(const GPT2Config *c, TensorInfo t[GPT2_TENSOR_COUNT]) {
     int i = 0;
     size_t offset = 0;
@@ -89,7 +91,7 @@ static inline size_t gpt2_tensors(const GPT2Config *c, TensorInfo t[GPT2_TENSOR_
     return offset;
 }
 
-/* Elements that stand in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */
+/* Elements in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */
 static inline size_t gpt2_file_elements(const GPT2Config *c) {
     TensorInfo t[GPT2_TENSOR_COUNT];
     gpt2_tensors(c, t);
@@ -111,8 +113,8 @@ static inline GPT2Config gpt2_config(int32_t layers, int32_t heads, int32_t widt
     return c;
 }
 
-/* Is this a model that can be built? `what` (a file or option) begins the message. Every size that comes from a file
- * passes here before anything is allocated; the bounds keep all products of two of them inside 62 bits. */
+/* Is this a model that can be built? `what` (a file or option) begins the message. Every size read from a file is
+ * checked here before anything is allocated; the bounds keep all products of two sizes within 62 bits. */
 static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Error *e) {
     const struct {
         const char *name;
@@ -136,15 +138,15 @@ static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Erro
     if (c->width % c->heads)
         return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
     if (c->width / c->heads > 1024)
-        return error_set(e, "%s: heads of %d channels (width %d, %d heads), at most 1024 are expected", what,
+        return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected at most 1024", what,
                          c->width / c->heads, c->width, c->heads);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);
     return true;
 }
 
-/* llm.c's descriptors: d12, gpt2:d48 (depth, GPT-2's widths) or gpt2:c768 (channels). Returns false where `text` is no
- * descriptor; *ok says whether it is one that can be built. */
+/* llm.c's descriptors: d12 or gpt2:d48 (depth, with GPT-2's width) or gpt2:c768 (channels). Returns false if `text` is
+ * not a descriptor. Otherwise *ok is set to whether its model can be built. */
 static inline bool gpt2_config_descriptor(const char *text, GPT2Config *c, bool *ok, Error *e) {
     static const int known[][3] = {/* depth, channels, heads: train_gpt2.cu, gpt2_set_hyperparameters */
                                    {6, 384, 6},    {12, 768, 12},  {24, 1024, 16},
@@ -161,10 +163,10 @@ static inline bool gpt2_config_descriptor(const char *text, GPT2Config *c, bool 
             return true;
         }
     if (s[0] == 'c' || number < 1 || number > 1024) {
-        *ok = error_set(e, "%s: no GPT-2 of that size is known; depths 1 to 1024 are, as d12", text);
+        *ok = error_set(e, "%s: no GPT-2 of that size is known; use a depth of 1 to 1024, such as d12", text);
         return true;
     }
-    /* other depths: 64 channels a layer, heads of 64, which is the line that 6 and 12 lie on */
+    /* other depths: 64 channels per layer and heads of 64 channels, as at depths 6 and 12 */
     *c = gpt2_config((int32_t)number, (int32_t)number, 64 * (int32_t)number, 50257, 1024);
     return true;
 }

@@ -3,23 +3,24 @@
  *   layer l:   ln1 = layernorm(x)             qkv = ln1 Wqkv^T + b        atty = attention(qkv)
  *              x2 = x + atty Wo^T + b         ln2 = layernorm(x2)
  *              fch = ln2 Wfc^T + b            x' = x2 + gelu(fch) Wproj^T + b
- *   head:      z = layernorm(x) wte^T         value = layernorm(x) . valuew + valueb   (where there is a value head)
+ *   head:      z = layernorm(x) wte^T         value = layernorm(x) . valuew + valueb   (if there is a value head)
  *
- * A batch is packed (batch.h); only its target rows cost a head. Logits never exist for the whole batch. What a method
- * needs is small and on the host: log-probabilities, entropies and values of R targets, and their gradients back:
+ * A batch is packed (batch.h). The head runs only on its target rows, and logits never exist for the whole batch. A
+ * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
+ * targets and returns their gradients.
  *
  *     gpt2_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
- *     loss = any_objective(out.logp, ..., dlogp);
+ *     loss = objective(out.logp, batch.targets, dlogp);        // any objective
  *     gpt2_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);   // adds to the gradients of the parameters
  *
- * An objective whose dlogp does not depend on logp (maximum likelihood) takes gpt2_forward_backward(): the head then
- * makes its logits once instead of twice.
+ * An objective whose dlogp does not depend on logp (maximum likelihood) uses gpt2_forward_backward(), which computes
+ * the head's logits once instead of twice.
  *
- * A Workspace holds the activations of one batch, allocated at once; its size is known before (workspace_bytes). For
- * training, recompute trades time for memory: 0 keeps all, 1 recomputes layernorm and GELU outputs, 2 recomputes whole
- * layers from their inputs. A Workspace for inference keeps one layer's activations only.
+ * A Workspace holds the activations of one batch in one allocation, whose size workspace_bytes() predicts. In training,
+ * recompute trades time for memory: 0 keeps all activations, 1 recomputes the outputs of layernorm and GELU, and 2
+ * recomputes whole layers from their inputs. A Workspace for inference keeps the activations of one layer only.
  *
- * Host code here never dereferences a device pointer. Errors of the device are sticky and come out of gpt2_sync().
+ * Host code here never dereferences a device pointer. Device errors are sticky; gpt2_sync() reports them.
  */
 #ifndef LLMC_MODEL_GPT2_H
 #define LLMC_MODEL_GPT2_H
@@ -33,71 +34,75 @@
 typedef struct GPT2 {
     GPT2Config config;
     const Backend *backend;
-    Device *device; /* the caller's */
+    Device *device; /* owned by the caller */
     TensorInfo tensor[GPT2_TENSOR_COUNT];
-    size_t parameters; /* elements of all tensors, in one block, in the table's order */
+    size_t parameters; /* elements of all tensors; one block in the order of the table */
     Weights *weights;
-    Floats *grads;      /* NULL: a model that is not trained */
-    size_t grads_count; /* floats in grads: `parameters`, but for the third line below */
+    Floats *grads;      /* NULL if the model is not trained */
+    size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[GPT2_TENSOR_COUNT];
-    /* Several ranks (dist.h). With zero 2 the gradients of a few layers at a time are kept: layer l is at l % grads_layers.
-     * layer_done is called in a backward pass as soon as all gradients of a layer are there, then with layer -1. */
+    /* Several ranks (dist.h). With zero 2 the gradients of only grads_layers layers are kept at a time, those of layer
+     * l in slot l % grads_layers. A backward pass calls layer_done as soon as all gradients of a layer are complete,
+     * and at its end with layer -1. */
     Share share;
     int grads_layers;
     void (*layer_done)(void *context, int layer);
     void *layer_context;
 } GPT2;
 
-/* Keys and values of tokens already seen: `rows` of them for each layer, addressed by cache row. */
+/* Keys and values of earlier tokens: `rows` cache rows per layer. */
 typedef struct KVCache {
     int rows;
     Acts *k, *v; /* (L, rows, KC) */
 } KVCache;
 
-/* Activations. kept: the highest recompute level at which every layer keeps its own; -1: one for all layers. */
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
-/*      name      kind         items                     of       kept  when */
-#define WORKSPACE_ITEMS(A)                                                                                             \
-    A(token, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                           \
-    A(position, SIZE_INTS, 1, rows, -1, ALWAYS)                                                                        \
-    A(noise, SIZE_FLOATS, 1, rows, -1, TRAIN)                                                                          \
-    A(slot, SIZE_INTS, 1, rows, -1, INFER)                                                                             \
-    A(segment, SIZE_INTS, 6, segments, -1, ALWAYS)                                                                     \
-    A(encoded, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                  \
-    A(ln1, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
-    A(mean1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
-    A(rstd1, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
-    A(qkv, SIZE_ACTS, gpt2_qkv_width(c), rows, 1, ALWAYS)                                                              \
-    A(atty, SIZE_ACTS, c->width, rows, 1, ALWAYS)                                                                      \
-    A(lse, SIZE_FLOATS, c->heads, rows, 1, TRAIN)                                                                      \
-    A(x2, SIZE_ACTS, c->width, rows, 1, TRAIN)                                                                         \
-    A(ln2, SIZE_ACTS, c->width, rows, 0, ALWAYS)                                                                       \
-    A(mean2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
-    A(rstd2, SIZE_FLOATS, 1, rows, 1, ALWAYS)                                                                          \
-    A(fch, SIZE_ACTS, c->hidden, rows, 1, ALWAYS)                                                                      \
-    A(gelu, SIZE_ACTS, c->hidden, rows, 0, ALWAYS)                                                                     \
-    A(x3, SIZE_ACTS, c->width, rows, 2, TRAIN)                                                                         \
-    A(delta, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                    \
-    A(lnf, SIZE_ACTS, c->width, rows, -1, ALWAYS)                                                                      \
-    A(meanf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
-    A(rstdf, SIZE_FLOATS, 1, rows, -1, ALWAYS)                                                                         \
-    A(target_row, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                   \
-    A(target, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
-    A(h, SIZE_ACTS, c->width, targets, -1, ALWAYS)                                                                     \
-    A(logp, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                       \
-    A(entropy, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                    \
-    A(argmax, SIZE_INTS, 1, targets, -1, ALWAYS)                                                                       \
-    A(value, SIZE_FLOATS, 1, targets, -1, ALWAYS)                                                                      \
-    A(stream, SIZE_INTS, 2, targets, -1, INFER)                                                                        \
-    A(index, SIZE_INTS, 1, targets, -1, INFER)                                                                         \
-    A(seen_count, SIZE_INTS, 1, targets, -1, INFER)                                                                    \
-    A(dlogp, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                       \
-    A(dentropy, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                    \
-    A(dvalue, SIZE_FLOATS, 1, targets, -1, TRAIN)                                                                      \
-    A(dh, SIZE_ACTS, c->width, targets, -1, TRAIN)                                                                     \
-    A(dx, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                        \
-    A(dnarrow, SIZE_ACTS, c->width, rows, -1, TRAIN)                                                                   \
-    A(dwide, SIZE_ACTS, gpt2_widest(c), rows, -1, TRAIN)
+/* The activations. An item has `items` elements of its kind per row, target or segment of the batch (`of`). In training
+ * each layer has its own copy at recompute levels up to `kept`; otherwise all layers share one. */
+// clang-format off
+/*    name        kind         items              of        kept when */
+#define WORKSPACE_ITEMS(A)                                               \
+    A(token,      SIZE_INTS,   1,                 rows,     -1,  ALWAYS) \
+    A(position,   SIZE_INTS,   1,                 rows,     -1,  ALWAYS) \
+    A(noise,      SIZE_FLOATS, 1,                 rows,     -1,  TRAIN)  \
+    A(slot,       SIZE_INTS,   1,                 rows,     -1,  INFER)  \
+    A(segment,    SIZE_INTS,   6,                 segments, -1,  ALWAYS) \
+    A(encoded,    SIZE_ACTS,   c->width,          rows,     -1,  ALWAYS) \
+    A(ln1,        SIZE_ACTS,   c->width,          rows,     0,   ALWAYS) \
+    A(mean1,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
+    A(rstd1,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
+    A(qkv,        SIZE_ACTS,   gpt2_qkv_width(c), rows,     1,   ALWAYS) \
+    A(atty,       SIZE_ACTS,   c->width,          rows,     1,   ALWAYS) \
+    A(lse,        SIZE_FLOATS, c->heads,          rows,     1,   TRAIN)  \
+    A(x2,         SIZE_ACTS,   c->width,          rows,     1,   TRAIN)  \
+    A(ln2,        SIZE_ACTS,   c->width,          rows,     0,   ALWAYS) \
+    A(mean2,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
+    A(rstd2,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
+    A(fch,        SIZE_ACTS,   c->hidden,         rows,     1,   ALWAYS) \
+    A(gelu,       SIZE_ACTS,   c->hidden,         rows,     0,   ALWAYS) \
+    A(x3,         SIZE_ACTS,   c->width,          rows,     2,   TRAIN)  \
+    A(delta,      SIZE_ACTS,   c->width,          rows,     -1,  ALWAYS) \
+    A(lnf,        SIZE_ACTS,   c->width,          rows,     -1,  ALWAYS) \
+    A(meanf,      SIZE_FLOATS, 1,                 rows,     -1,  ALWAYS) \
+    A(rstdf,      SIZE_FLOATS, 1,                 rows,     -1,  ALWAYS) \
+    A(target_row, SIZE_INTS,   1,                 targets,  -1,  ALWAYS) \
+    A(target,     SIZE_INTS,   1,                 targets,  -1,  ALWAYS) \
+    A(h,          SIZE_ACTS,   c->width,          targets,  -1,  ALWAYS) \
+    A(logp,       SIZE_FLOATS, 1,                 targets,  -1,  ALWAYS) \
+    A(entropy,    SIZE_FLOATS, 1,                 targets,  -1,  ALWAYS) \
+    A(argmax,     SIZE_INTS,   1,                 targets,  -1,  ALWAYS) \
+    A(value,      SIZE_FLOATS, 1,                 targets,  -1,  ALWAYS) \
+    A(stream,     SIZE_INTS,   2,                 targets,  -1,  INFER)  \
+    A(index,      SIZE_INTS,   1,                 targets,  -1,  INFER)  \
+    A(seen_count, SIZE_INTS,   1,                 targets,  -1,  INFER)  \
+    A(dlogp,      SIZE_FLOATS, 1,                 targets,  -1,  TRAIN)  \
+    A(dentropy,   SIZE_FLOATS, 1,                 targets,  -1,  TRAIN)  \
+    A(dvalue,     SIZE_FLOATS, 1,                 targets,  -1,  TRAIN)  \
+    A(dh,         SIZE_ACTS,   c->width,          targets,  -1,  TRAIN)  \
+    A(dx,         SIZE_ACTS,   c->width,          rows,     -1,  TRAIN)  \
+    A(dnarrow,    SIZE_ACTS,   c->width,          rows,     -1,  TRAIN)  \
+    A(dwide,      SIZE_ACTS,   gpt2_widest(c),    rows,     -1,  TRAIN)
+// clang-format on
 
 enum {
 #define A(name, kind, items, of, kept, when) WORK_##name,
@@ -112,13 +117,13 @@ typedef struct Workspace {
     int recompute;
     void *arena;
     size_t bytes;
-    size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride from layer to layer, 0: one for all */
-    /* NEFTune: noise_scale[N] on the host, or NULL: none; the stream names the step */
+    size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride from layer to layer, 0 if all layers share one */
+    /* NEFTune: noise_scale[N] on the host, or NULL for no noise; noise_stream identifies the step */
     const float *noise_scale;
     uint64_t noise_seed, noise_stream;
 } Workspace;
 
-/* What a forward pass gives, on the host; NULL: not wanted. */
+/* Results of a forward pass, in host memory. NULL: not computed. */
 typedef struct GPT2Output {
     float *logp;     /* (R) */
     float *entropy;  /* (R) nats */
@@ -137,9 +142,9 @@ static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, boo
     return gpt2_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
 }
 
-enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one is filled while the one before it is summed over the ranks */
+enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
 
-/* Where the gradients of each tensor stand; returns how many floats there are. */
+/* Sets the offset of each tensor's gradients and the number of layers kept. Returns the number of floats. */
 static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT],
                                        int *layers) {
     TensorInfo t[GPT2_TENSOR_COUNT];
@@ -153,7 +158,7 @@ static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t 
     return at;
 }
 
-/* Gradients, zero, for a model that will be trained; its share says which. */
+/* Allocates zeroed gradients for a model that will be trained, according to m->share. */
 static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
     m->grads_count = gpt2_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
     const size_t bytes = m->grads_count * sizeof(float);
@@ -162,7 +167,7 @@ static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
     return m->grads != NULL;
 }
 
-/* Allocates a model of the given shape; the weights hold nothing yet. */
+/* Allocates a model of the given shape. Its weights are uninitialised. */
 static inline bool gpt2_new(GPT2 *m, const GPT2Config *c, const Backend *b, Device *d, bool gradients, Error *e) {
     *m = (GPT2){.config = *c, .backend = b, .device = d};
     m->parameters = gpt2_tensors(c, m->tensor);
@@ -176,8 +181,9 @@ static inline void gpt2_free(GPT2 *m) {
     *m = (GPT2){0};
 }
 
-/* Initial values of one tensor: N(0, 0.02), residual projections scaled by 1/sqrt(2L) (GPT-2, section 2.3), value head
- * N(0, 1/(C+1)) (Stiennon et al. 2020), layernorm 1, biases 0; padding rows of wte 0. host: (t->size). */
+/* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
+ * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); layernorm weights are 1, biases 0 and the
+ * padding rows of wte 0. */
 static inline void gpt2_init_tensor(const GPT2Config *c, int tensor, const TensorInfo *t, uint64_t seed, float *host) {
     const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
                              : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
@@ -190,7 +196,7 @@ static inline void gpt2_init_tensor(const GPT2Config *c, int tensor, const Tenso
                                                      : (float)(deviation * random_normal(&random));
 }
 
-/* A new model's weights, from a seed. */
+/* Initialises the weights of a new model from a seed. */
 static inline void gpt2_init(GPT2 *m, uint64_t seed) {
     size_t largest = 0;
     for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
@@ -205,7 +211,7 @@ static inline void gpt2_init(GPT2 *m, uint64_t seed) {
     free(host);
 }
 
-/* Gives the model the tokens [V, vocab), whose embeddings take padding rows of wte: vocab <= Vp. */
+/* Adds the tokens [V, vocab), whose embeddings use the padding rows of wte: vocab <= Vp. */
 static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
     GPT2Config c = m->config;
     const TensorInfo *t = &m->tensor[GPT2_wte];
@@ -220,7 +226,7 @@ static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
     free(host);
 }
 
-/* A second model with the same weights, not trained: a reference. */
+/* Copies a model without gradients, to serve as a reference. */
 static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
     if (!gpt2_new(to, &from->config, from->backend, from->device, false, e)) return false;
     float *host = (float *)xmalloc(from->parameters * sizeof *host);
@@ -236,7 +242,7 @@ static inline void gpt2_zero_grads(const GPT2 *m) {
 
 static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
 
-/* Layer l of tensor i. */
+/* Weights and gradients of layer l of tensor i. */
 static inline const Weights *gpt2_w(const GPT2 *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
@@ -248,7 +254,7 @@ static inline Floats *gpt2_g(const GPT2 *m, int i, int l) {
 
 /* ---- the workspace --------------------------------------------------------------------------------------------- */
 
-/* Fills in sizes and offsets; returns the bytes of the arena. */
+/* Fills in sizes and offsets; returns the size of the arena in bytes. */
 static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const Backend *b) {
     enum { ALWAYS, TRAIN, INFER };
     const size_t unit[] = {b->act_size, sizeof(float), sizeof(int32_t)};
@@ -260,7 +266,8 @@ static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const B
         const bool present = (when) == ALWAYS || ((when) == TRAIN) == w->train;                                        \
         const bool stacked = w->train && (kept) >= w->recompute;                                                       \
         const size_t bytes = (count * (size_t)(items)*unit[kind] + 63) / 64 * 64;                                      \
-        w->offset[i] = at, w->stride[i] = stacked ? bytes : 0;                                                         \
+        w->offset[i] = at;                                                                                             \
+        w->stride[i] = stacked ? bytes : 0;                                                                            \
         at += present ? bytes * (stacked ? (size_t)c->layers : 1) : 0;                                                 \
         i++;                                                                                                           \
     }
@@ -276,7 +283,7 @@ static inline size_t workspace_bytes(const GPT2Config *c, const Backend *b, int 
     return workspace_layout(&w, c, b);
 }
 
-/* rows, targets, segments: the largest batch. recompute: 0, 1, 2 (training only). */
+/* rows, targets, segments: capacities, the sizes of the largest batch. recompute: 0, 1 or 2 (training only). */
 static inline bool workspace_new(Workspace *w, const GPT2 *m, int rows, int targets, int segments, bool train,
                                  int recompute, Error *e) {
     *w = (Workspace){.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
@@ -298,7 +305,7 @@ static inline void *work_item(const Workspace *w, int item, int layer) {
 #define WORK_F(name, layer) ((Floats *)work_item(w, WORK_##name, layer))
 #define WORK_I(name)        ((Ints *)work_item(w, WORK_##name, 0))
 
-/* The residual stream after attention and after the MLP: one buffer where nothing is kept for a backward pass. */
+/* The residual stream after attention and after the MLP. Inference uses one buffer for both. */
 static inline Acts *work_x2(const Workspace *w, int l) { return w->train ? WORK_A(x2, l) : WORK_A(encoded, 0); }
 static inline Acts *work_x3(const Workspace *w, int l) {
     return l < 0 || !w->train ? WORK_A(encoded, 0) : WORK_A(x3, l);
@@ -341,14 +348,16 @@ static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const 
                    .kv_stride = Q,
                    .scale = 1.0f / sqrtf((float)D)};
     a.segment = WORK_I(segment);
-    a.q = qkv, a.k = acts_at(m->backend, qkv, (size_t)c->width);
+    a.q = qkv;
+    a.k = acts_at(m->backend, qkv, (size_t)c->width);
     a.v = acts_at(m->backend, qkv, (size_t)(c->width + gpt2_kv_width(c)));
     a.out = WORK_A(atty, l);
     a.lse = w->train ? WORK_F(lse, l) : NULL;
     return a;
 }
 
-/* ln1 -> gelu: all of a layer but its last product. With a cache, keys and values go through it. */
+/* A layer from ln1 to gelu: everything except its last product. With a cache, keys and values are stored in it and read
+ * from it. */
 static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -360,7 +369,9 @@ static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *ba
         const size_t at = (size_t)l * (size_t)kv->rows * (size_t)KC;
         Acts *k = acts_at(b, kv->k, at), *v = acts_at(b, kv->v, at);
         b->kv_store(d, k, v, a.k, a.v, Q, WORK_I(slot), N, KC);
-        a.k = k, a.v = v, a.kv_stride = KC;
+        a.k = k;
+        a.v = v;
+        a.kv_stride = KC;
     }
     b->attention_forward(d, &a);
     b->linear_forward(d, WORK_A(delta, 0), WORK_A(atty, l), gpt2_w(m, GPT2_attprojw, l), gpt2_w(m, GPT2_attprojb, l), N,
@@ -372,7 +383,7 @@ static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *ba
                            gpt2_w(m, GPT2_fcb, l), N, C, F);
 }
 
-/* Tokens to the final layernorm's output. The batch is on the device afterwards. */
+/* Uploads the batch and runs the model from the tokens to the output of the final layernorm. */
 static inline void gpt2_trunk(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -402,7 +413,7 @@ static inline void gpt2_trunk(const GPT2 *m, const Workspace *w, const Batch *ba
     }
 }
 
-/* The target rows of the final layernorm's output. */
+/* Gathers the target rows of the final layernorm's output into h. */
 static inline void gpt2_targets(const GPT2 *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     b->upload(m->device, WORK_I(target_row), batch->target_row, (size_t)batch->targets * sizeof(int32_t));
@@ -423,9 +434,9 @@ static inline Head gpt2_head(const GPT2 *m, const Workspace *w, const Batch *bat
     return head;
 }
 
-/* Log-probabilities (at the given temperature), and on request entropies, most likely tokens and values, of the batch's
- * targets. dlogp: NULL, or the known gradient of the loss with respect to each log-probability, (R) on the host: then the
- * head's part of the backward pass is done on the way. */
+/* Computes what `out` requests for the batch's targets: log-probabilities (at the given temperature), entropies, most
+ * likely tokens and values. dlogp: NULL, or the gradient of the loss with respect to each log-probability, (R) on the
+ * host, if it is known in advance; the head's part of the backward pass is then done in the same pass. */
 static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
                                       const GPT2Output *out, const float *dlogp) {
     const Backend *b = m->backend;
@@ -440,7 +451,9 @@ static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const B
     head.argmax = out->argmax ? WORK_I(argmax) : NULL;
     if (dlogp) {
         b->upload(d, WORK_F(dlogp, 0), dlogp, R * sizeof(float));
-        head.dlogp = WORK_F(dlogp, 0), head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
+        head.dlogp = WORK_F(dlogp, 0);
+        head.dh = WORK_A(dh, 0);
+        head.dwte = gpt2_g(m, GPT2_wte, 0);
     }
     if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
@@ -459,7 +472,7 @@ static inline void gpt2_forward(const GPT2 *m, const Workspace *w, const Batch *
     gpt2_forward_known(m, w, batch, temperature, out, NULL);
 }
 
-/* All logits of the batch's targets, for inspection: logits (R, V) on the host. */
+/* Computes all logits of the batch's targets, for inspection: logits (R, V) on the host. */
 static inline bool gpt2_logits(const GPT2 *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
     const GPT2Config *c = &m->config;
     const size_t bytes = (size_t)batch->targets * (size_t)c->vocab * sizeof(float);
@@ -476,7 +489,7 @@ static inline bool gpt2_logits(const GPT2 *m, const Workspace *w, const Batch *b
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
-/* dh holds the gradient of the head's input; from there down to the embeddings. */
+/* Backward pass from the head's input, whose gradient is in dh, to the embeddings. */
 static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -512,7 +525,9 @@ static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const 
                            gpt2_w(m, GPT2_attprojw, l), N, C, C);
         Attention a = gpt2_attention(m, w, batch, l);
         a.dout = dnarrow;
-        a.dq = dwide, a.dk = acts_at(b, dwide, (size_t)C), a.dv = acts_at(b, dwide, (size_t)(C + gpt2_kv_width(c)));
+        a.dq = dwide;
+        a.dk = acts_at(b, dwide, (size_t)C);
+        a.dv = acts_at(b, dwide, (size_t)(C + gpt2_kv_width(c)));
         b->attention_backward(d, &a);
         b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_qkvw, l), gpt2_g(m, GPT2_qkvb, l), dwide, WORK_A(ln1, l),
                            gpt2_w(m, GPT2_qkvw, l), N, C, Q);
@@ -524,8 +539,8 @@ static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const 
     if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 
-/* After gpt2_forward() on the same batch: adds the gradients of the parameters. dlogp, dentropy, dvalue: (R) on the
- * host, the loss's derivatives; NULL: none. A loss of values alone (dlogp and dentropy NULL) costs no logits. */
+/* Adds the gradients of the parameters, after gpt2_forward() on the same batch. dlogp, dentropy, dvalue: derivatives of
+ * the loss, (R) on the host; NULL for 0. A loss of values alone (dlogp and dentropy NULL) computes no logits. */
 static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
                                  const float *dlogp, const float *dentropy, const float *dvalue) {
     const Backend *b = m->backend;
@@ -536,8 +551,10 @@ static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch 
         if (dlogp) b->upload(d, WORK_F(dlogp, 0), dlogp, bytes);
         else b->zero(d, WORK_F(dlogp, 0), bytes);
         if (dentropy) b->upload(d, WORK_F(dentropy, 0), dentropy, bytes);
-        head.dlogp = WORK_F(dlogp, 0), head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
-        head.dh = WORK_A(dh, 0), head.dwte = gpt2_g(m, GPT2_wte, 0);
+        head.dlogp = WORK_F(dlogp, 0);
+        head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
+        head.dh = WORK_A(dh, 0);
+        head.dwte = gpt2_g(m, GPT2_wte, 0);
         b->head(d, &head);
     } else b->zero(d, WORK_A(dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {
@@ -549,7 +566,7 @@ static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch 
     gpt2_trunk_backward(m, w, batch);
 }
 
-/* Both at once for a loss that is linear in the log-probabilities: dlogp is known before. */
+/* Forward and backward pass in one, for a loss that is linear in the log-probabilities: dlogp is known in advance. */
 static inline void gpt2_forward_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
                                          const float *dlogp, const GPT2Output *out) {
     gpt2_forward_known(m, w, batch, temperature, out, dlogp);
@@ -558,20 +575,22 @@ static inline void gpt2_forward_backward(const GPT2 *m, const Workspace *w, cons
 
 /* ---- cached decode --------------------------------------------------------------------------------------------- */
 
-/* Runs the batch's rows (new tokens of any number of sequences; batch.h says how segments name cache rows), stores their
- * keys and values at cache rows slot[N], and draws a token after each target row by `how` (its device fields are filled
- * in here). streams: (R, 2), index: (R); history: (R, stride) on the host with counts (R), or NULL. Out, on the host:
- * token, logp, kept_logp (R); the last may be NULL. */
+/* Arrays of a decode step; all but `history` are on the host. N rows, R targets. */
 typedef struct DecodeStep {
-    const int32_t *slot;
-    const int32_t *stream, *index;
-    const Ints *history; /* (R, history_stride) on the device, or NULL */
-    const int32_t *history_len;
+    const int32_t *slot;        /* (N) cache row for the keys and values of each row */
+    const int32_t *stream;      /* (R, 2) */
+    const int32_t *index;       /* (R) */
+    const Ints *history;        /* (R, history_stride) on the device, or NULL */
+    const int32_t *history_len; /* (R) */
     int history_stride;
-    int32_t *token;
-    float *logp, *kept_logp;
+    int32_t *token;   /* (R) result */
+    float *logp;      /* (R) result */
+    float *kept_logp; /* (R) result, or NULL */
 } DecodeStep;
 
+/* Runs the batch's rows, which are new tokens of any number of sequences (batch.h describes how segments refer to cache
+ * rows). Stores their keys and values in the cache and draws a token after each target row with the settings of `how`,
+ * whose other fields are filled in here. */
 static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                                const DecodeStep *step) {
     const Backend *b = m->backend;
@@ -585,15 +604,22 @@ static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache 
     gpt2_targets(m, w, batch);
     b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
     b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
-    how.rows = (int)R, how.channels = c->width, how.vocab = c->vocab, how.padded_vocab = c->padded_vocab;
-    how.h = WORK_A(h, 0), how.wte = gpt2_w(m, GPT2_wte, 0);
-    how.stream = WORK_I(stream), how.index = WORK_I(index);
-    how.history = step->history, how.history_stride = step->history_stride;
+    how.rows = (int)R;
+    how.channels = c->width;
+    how.vocab = c->vocab;
+    how.padded_vocab = c->padded_vocab;
+    how.h = WORK_A(h, 0);
+    how.wte = gpt2_w(m, GPT2_wte, 0);
+    how.stream = WORK_I(stream);
+    how.index = WORK_I(index);
+    how.history = step->history;
+    how.history_stride = step->history_stride;
     if (step->history) {
         b->upload(d, WORK_I(seen_count), step->history_len, R * sizeof(int32_t));
         how.history_len = WORK_I(seen_count);
     }
-    how.token = WORK_I(argmax), how.logp = WORK_F(logp, 0);
+    how.token = WORK_I(argmax);
+    how.logp = WORK_F(logp, 0);
     how.kept_logp = step->kept_logp ? WORK_F(entropy, 0) : NULL;
     b->sample(d, &how);
     b->download(d, step->token, how.token, R * sizeof(int32_t));

@@ -1,14 +1,14 @@
-/* model_file.h - models in files: weights, and what travels with them.
+/* model_file.h - loading and saving models: weights, tokenizer, chat template, lineage and training state.
  *
- * A checkpoint is llm.c's file with a trailer (checkpoint.h). In the trailer: the tokenizer, the chat template, the value
- * head, what a reward model's scores mean (reward_model.h), and the lineage: a JSON array with an entry for each stage
- * that the model went through (stage, parent's hash, options). A training state is a checkpoint too, with Adam's moments
- * and the trainer's counters behind: `generate -c run.state` works, and `--resume run.state` goes on bit for bit. Where
- * the device keeps bf16 weights and float32 masters of them (--device cuda --dtype bf16), the weights of the file are
- * those that the model computed with, and a state has the masters as well (MSTR).
+ * A checkpoint is llm.c's file with a trailer (checkpoint.h). The trailer holds the tokenizer, the chat template, the
+ * value head, the kind and normalisation of a reward model (reward_model.h), and the lineage: a JSON array with one
+ * entry per training stage of the model (stage, parent's hash, options). A training state is a checkpoint that also
+ * holds Adam's moments and the trainer's counters: `generate -c run.state` works, and `--resume run.state` continues
+ * bit for bit. If the device keeps bf16 weights and float32 master weights (--device cuda --dtype bf16), the weights in
+ * the file are those that the model computed with, and a training state also holds the masters (MSTR).
  *
  *     ModelFile f;
- *     model_load(&model, &f, "sft.bin", NULL, backend, device, true, seed, NULL, &e);
+ *     model_load(&model, &f, "sft.bin", NULL, false, backend, device, true, seed, NULL, &e);
  *     model_save(&model, &f, "out.bin", false, NULL, NULL, &e);
  */
 #ifndef LLMC_MODEL_MODEL_FILE_H
@@ -25,20 +25,20 @@ typedef struct ModelFile {
     char *chat_template; /* or NULL */
     json_t *lineage;     /* array */
     char *trainer;       /* a training state's counters as JSON, or NULL */
-    char *reward;        /* of a reward model: kind and normalisation as JSON (reward_model.h), or NULL */
+    char *reward;        /* kind and normalisation of a reward model as JSON (reward_model.h), or NULL */
     bool head;           /* the file that was read has a value head */
-    uint64_t hash;       /* of the file that was read; 0 for a new model */
+    uint64_t hash;       /* hash of the file that was read; 0 for a new model */
 } ModelFile;
 
-enum { MODEL_CHUNK = 1 << 20 }; /* elements that pass through the host at a time */
-enum { MODEL_TEXT_LIMIT = 64 << 20 };
+enum { MODEL_CHUNK = 1 << 20 };       /* elements copied through the host at a time */
+enum { MODEL_TEXT_LIMIT = 64 << 20 }; /* bytes of a text section */
 
 static inline void model_file_free(ModelFile *f) {
     free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
     *f = (ModelFile){0};
 }
 
-/* Elements [at, at + n) of an array over all parameters, on the host: those that this rank owns go to the device. */
+/* Uploads elements [at, at + n) of an array over all parameters, as far as they are in this rank's slices. */
 static inline void model_put_slices(const GPT2 *m, const Optimizer *o, Floats *to, size_t at, const float *host,
                                     size_t n) {
     for (int i = 0; i < o->slices; i++) {
@@ -51,7 +51,7 @@ static inline void model_put_slices(const GPT2 *m, const Optimizer *o, Floats *t
     }
 }
 
-/* Moments: from the file to the device. */
+/* Reads moments from the file to the device. */
 static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, const Optimizer *o, Floats *to,
                                       uint64_t bytes, Error *e) {
     if (bytes != m->parameters * sizeof(float))
@@ -68,7 +68,7 @@ static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, const 
     return ok;
 }
 
-/* Weights [at, at + n) to the device, and in full precision to the optimizer's masters where it has them. */
+/* Uploads weights [at, at + n), also in full precision to the optimizer's masters if it has any. */
 static inline void model_put_weights(const GPT2 *m, const Optimizer *o, size_t at, const float *host, size_t n) {
     m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
     if (o && o->master) model_put_slices(m, o, o->master, at, host, n);
@@ -99,7 +99,7 @@ static inline bool model_read_head(CheckpointReader *r, const GPT2 *m, const Opt
     return ok;
 }
 
-/* Master weights. A device that needs none takes them as its weights. */
+/* Reads master weights. A device without masters uses them as its weights. */
 static inline bool model_read_masters(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes,
                                       Error *e) {
     if (bytes != m->parameters * sizeof(float))
@@ -124,14 +124,14 @@ static inline bool model_read_lineage(CheckpointReader *r, ModelFile *f, Error *
     free(text);
     if (!json_is_array(lineage)) {
         json_decref(lineage);
-        return error_set(e, "%s: lineage: it is not a JSON array", r->in.name);
+        return error_set(e, "%s: lineage is not a JSON array", r->in.name);
     }
     json_decref(f->lineage);
     f->lineage = lineage;
     return true;
 }
 
-/* A section in the place of what was read before. */
+/* Reads a text section, which replaces an earlier one with the same tag. */
 static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n, const char *what, Error *e) {
     free(before);
     return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
@@ -162,10 +162,10 @@ static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *
 }
 
 /* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
- * `seed`; with shape, a new model of that shape (spec may then be NULL). A model with value_head asked for by
- * `value_head` gets a new head where the file has none. gradients: the model will be trained. o: an optimizer to be made
- * for it and filled from a training state's moments, or NULL. share: what this rank holds of gradients and moments. On
- * failure nothing is left allocated. */
+ * `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be NULL). value_head:
+ * whether the model has a value head; it gets a new one if the file has none. gradients: the model will be trained. o:
+ * an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's share of the
+ * gradients and moments. On failure nothing is left allocated. */
 static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
                                     const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o,
                                     Share share, Error *e) {
@@ -189,11 +189,11 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
         else {
             config = r.config;
             config.value_head = value_head;
-            /* memory is used as the file delivers: one that promises more than it holds costs nothing */
+            /* memory is allocated as the file is read: a truncated file fails before the rest is allocated */
             ok = gpt2_new(m, &config, b, d, false, e);
             m->share = share;
-            const bool masters =
-                o && b->weight_size < sizeof(float); /* they take what the file has in full precision */
+            /* masters get the weights in full precision, so they are created before the weights are read */
+            const bool masters = o && b->weight_size < sizeof(float);
             ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
                  (!gradients || gpt2_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
             if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
@@ -203,7 +203,8 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
                 model_put_weights(m, o, m->tensor[GPT2_valuew].offset, host, (size_t)config.width + 1);
                 free(host);
             }
-            f->hash = reader_hash(&r.in), f->head = head;
+            f->hash = reader_hash(&r.in);
+            f->head = head;
             checkpoint_close(&r);
         }
     }
@@ -214,7 +215,7 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
     return false;
 }
 
-/* The same for one process alone. */
+/* The same for a single rank. */
 static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
                               const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
     const Share alone = {.ranks = 1};
@@ -233,8 +234,8 @@ static inline bool model_put_floats(CheckpointWriter *w, const GPT2 *m, const Fl
     return ok;
 }
 
-/* All of a sharded array: layer by layer it comes together where the gradients stand, which are zero between two steps.
- * Every rank calls this at the same time; w is NULL where nothing is written. */
+/* Writes a whole sharded array. Each layer in turn is gathered into the memory of its gradients, which are zero between
+ * steps. All ranks call this at the same time; w is NULL on ranks that do not write. */
 static inline bool model_collect(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const Floats *array,
                                  Error *e) {
     bool ok = true;
@@ -247,7 +248,7 @@ static inline bool model_collect(CheckpointWriter *w, const GPT2 *m, const Optim
     return ok;
 }
 
-/* Adam's moments, m or v; the master weights. */
+/* Writes m, v or the master weights. */
 static inline bool model_put_moments(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const char *tag,
                                      const Floats *from, Error *e) {
     if (!checkpoint_begin_section(w, tag, m->parameters * sizeof(float), e)) return false;
@@ -259,14 +260,14 @@ static inline bool model_put_text(CheckpointWriter *w, const char *tag, const vo
     return !text || (checkpoint_begin_section(w, tag, bytes, e) && checkpoint_put(w, text, bytes, e));
 }
 
-/* The part of ranks that do not write in a model_save() of a training state. */
+/* Takes part in the model_save() of a training state, on ranks that do not write. */
 static inline bool model_save_beside(const GPT2 *m, const Optimizer *o, Error *e) {
     return !o->sharded || (model_collect(NULL, m, o, o->m, e) && model_collect(NULL, m, o, o->v, e) &&
                            (!o->master || model_collect(NULL, m, o, o->master, e)));
 }
 
-/* Writes a checkpoint; with an optimizer and the trainer's counters as JSON text, a training state. bf16: llm.c's
- * version 5. Nothing appears under `path` before all of it is on disk. */
+/* Writes a checkpoint, or a training state if an optimizer and the trainer's counters (JSON text) are given. bf16:
+ * writes llm.c's version 5. The file appears under `path` only when all of it is on disk. */
 static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
                               const char *trainer, Error *e) {
     CheckpointWriter w;

@@ -1,8 +1,8 @@
-/* model_text.h - a model's tokenizer and chat template, out of what its file carries: text to tokens and back.
+/* model_text.h - a model's tokenizer and chat template, read from its file, to convert text to tokens and back.
  *
  *     ModelText t;
- *     model_text_open(&t, &file, "sft.bin", &e);       // t.present is false where the file carries no tokenizer
- *     char *s = model_text_decode(&t, ids, n, false);  // to be freed
+ *     model_text_open(&t, &file, "sft.bin", &e);       // t.present is false if the file has no tokenizer
+ *     char *s = model_text_decode(&t, ids, n, false);  // the caller frees it
  */
 #ifndef LLMC_MODEL_MODEL_TEXT_H
 #define LLMC_MODEL_MODEL_TEXT_H
@@ -24,7 +24,7 @@ static inline void model_text_close(ModelText *t) {
     *t = (ModelText){0};
 }
 
-/* name: the file's, for messages. A model without a template is one of plain text. */
+/* name: file name, for messages. A file with a tokenizer but no chat template gets the template "plain". */
 static inline bool model_text_open(ModelText *t, const ModelFile *f, const char *name, Error *e) {
     Error inner;
     *t = (ModelText){.stop = -1};
@@ -41,7 +41,7 @@ static inline bool model_text_open(ModelText *t, const ModelFile *f, const char 
     return true;
 }
 
-/* The tokens as text, or their numbers where there is no tokenizer; to be freed. */
+/* The tokens as text, or their numbers if there is no tokenizer. The caller frees the result. */
 static inline char *model_text_decode(const ModelText *t, const int32_t *ids, int32_t n, bool specials) {
     TextBuffer out = {0};
     if (t->present) {

@@ -1,40 +1,42 @@
-/* optimizer.h - AdamW over a model's tensors, clipping by global norm, and the guard against NaN and infinity.
+/* optimizer.h - AdamW over a model's tensors, with clipping by global norm and a guard against NaN and infinity.
  *
- *     Optimizer o;  optimizer_new(&o, &model, &e);
- *     ... backward passes add to model.grads ...
- *     OptimizerResult r = optimizer_step(&o, &model, lr);       // updates, zeroes the gradients
- *     if (r.skipped) ...                                        // the gradient was not finite: nothing was changed
+ *     Optimizer o;
+ *     optimizer_new(&o, &model, &e);
+ *     // backward passes add to model.grads
+ *     OptimizerResult r = optimizer_step(&o, &model, lr);       // updates the weights and zeroes the gradients
+ *     if (r.skipped) skipped++;                                 // the gradient was not finite: no weight was changed
  *
- * Where several ranks share the optimizer out (the model's share.zero is 1 or 2, see dist.h), each keeps the moments of its
- * slices of the tensors only, one after another, and updates those; with 2 it also keeps the summed gradients of its
- * slices of the layers. dist.h then does the step's parts one by one: the norm of all, the update, the weights to everyone.
+ * Several ranks can distribute the optimizer state (the model's share.zero is 1 or 2, see dist.h). Each rank then
+ * updates only its slices of the tensors and keeps only their moments, one slice after another. With 2 it also keeps
+ * the summed gradients of its slices of the layers. dist.h then performs a step in parts: it computes the norm over all
+ * ranks, updates the slices and sends the weights to all ranks.
  *
- * Weight decay is decoupled and falls on matrices only (config.h says which). Defaults are TRL's: betas 0.9 and 0.999,
- * eps 1e-8, decay 0, clipping at 1.
+ * Weight decay is decoupled and applies to matrices only (column `decay` in config.h). Defaults are TRL's: betas 0.9
+ * and 0.999, eps 1e-8, decay 0, clipping at 1.
  */
 #ifndef LLMC_MODEL_OPTIMIZER_H
 #define LLMC_MODEL_OPTIMIZER_H
 
 #include "gpt2.h"
 
-/* A stretch of a tensor that this rank updates: n elements from `first` on of layer `layer`. One rank alone has a slice
- * for each tensor, all layers in one. */
+/* A part of a tensor that this rank updates: elements first .. first+n-1 of layer `layer`. A single rank has one slice
+ * per tensor, which covers all layers. */
 typedef struct Slice {
     int tensor, layer;
-    size_t first, n, at; /* at: where its moments stand */
+    size_t first, n, at; /* at: offset of its moments in m and v */
 } Slice;
 
 typedef struct Optimizer {
-    double beta1, beta2, eps, weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
+    double beta1, beta2, eps, weight_decay, max_grad_norm; /* max_grad_norm 0 disables clipping */
     int64_t step;                                          /* updates made so far */
-    size_t count;                                          /* elements of all slices: `parameters` for one rank alone */
+    size_t count;                                          /* elements of all slices; `parameters` for a single rank */
     Floats *m, *v;                                         /* (count) */
-    Floats *master;                                        /* float32 weights where the storage type is narrower */
-    Floats *layer_grads;                                   /* (count) zero 2: sums over ranks; else NULL */
+    Floats *master;      /* (count) float32 weights if the storage type is narrower; else NULL */
+    Floats *layer_grads; /* (count) zero 2: sums over ranks; else NULL */
     Slice *slice;
     int slices;
     bool sharded;
-    /* Brings one layer of a tensor of a sharded array (m, v) together, in the place of its gradients. Set by dist.h. */
+    /* Gathers one layer of a tensor of a sharded array (m, v) into the memory of its gradients. Set by dist.h. */
     bool (*collect)(void *context, const Floats *array, int tensor, int layer, Error *e);
     void *collect_context;
 } Optimizer;
@@ -46,7 +48,7 @@ typedef struct OptimizerResult {
 
 static inline bool share_shards(Share share) { return share.ranks > 1 && share.zero > 0; }
 
-/* The slices of a rank; NULL: only counts them. *count: their elements. */
+/* Writes the slices of a rank to `slice` unless it is NULL. Returns their number; *count is set to their elements. */
 static inline int optimizer_slices(const GPT2Config *c, Share share, Slice *slice, size_t *count) {
     TensorInfo t[GPT2_TENSOR_COUNT];
     int n = 0;
@@ -59,13 +61,14 @@ static inline int optimizer_slices(const GPT2Config *c, Share share, Slice *slic
             if (cut) share_slice(t[i].rows * t[i].columns, share.rank, share.ranks, &s.first, &s.n);
             if (!s.n) continue;
             if (slice) slice[n] = s;
-            n++, *count += s.n;
+            n++;
+            *count += s.n;
         }
     }
     return n;
 }
 
-/* Bytes that optimizer_new() takes. */
+/* Bytes that optimizer_new() allocates on the device. */
 static inline size_t optimizer_bytes_share(const GPT2Config *c, const Backend *b, Share share) {
     size_t count;
     optimizer_slices(c, share, NULL, &count);
@@ -73,29 +76,30 @@ static inline size_t optimizer_bytes_share(const GPT2Config *c, const Backend *b
     return count * sizeof(float) * (2 + (b->weight_size < sizeof(float)) + layer_grads);
 }
 
-/* The same for one rank alone. */
+/* The same for a single rank. */
 static inline size_t optimizer_bytes(const GPT2Config *c, const Backend *b) {
     const Share alone = {.ranks = 1};
     return optimizer_bytes_share(c, b, alone);
 }
 
-/* The elements of the whole block of parameters that a slice covers begin here. */
+/* Offset of a slice in the model's block of parameters. */
 static inline size_t slice_offset(const GPT2 *m, const Slice *s) {
     const TensorInfo *t = &m->tensor[s->tensor];
     return t->offset + (size_t)s->layer * t->rows * t->columns + s->first;
 }
 
-/* Zeroed, or NULL. */
+/* Allocates a zeroed array over the slices; NULL on failure. */
 static inline Floats *optimizer_array(const Optimizer *o, const GPT2 *m, const char *what, Error *e) {
     Floats *array = (Floats *)m->backend->alloc(m->device, o->count * sizeof(float), what, e);
     if (array) m->backend->zero(m->device, array, o->count * sizeof(float));
     return array;
 }
 
-/* Weights [first, first + n) were set from outside: the masters follow. */
+/* Copies weights [first, first + n), which were set from outside, to the masters. */
 static inline void optimizer_take_weights(const Optimizer *o, const GPT2 *m, size_t first, size_t n) {
     const Backend *b = m->backend;
-    for (int i = 0; o->master && i < o->slices; i++) {
+    if (!o->master) return;
+    for (int i = 0; i < o->slices; i++) {
         const Slice *s = &o->slice[i];
         const size_t offset = slice_offset(m, s), from = offset > first ? offset : first;
         const size_t last = offset + s->n < first + n ? offset + s->n : first + n;
@@ -107,7 +111,8 @@ static inline void optimizer_take_weights(const Optimizer *o, const GPT2 *m, siz
     }
 }
 
-/* Zero moments. Set the fields beta1 ... max_grad_norm after this call where they are not the defaults. */
+/* Allocates the state with zero moments and the default settings; change the fields beta1 ... max_grad_norm
+ * afterwards. */
 static inline bool optimizer_new(Optimizer *o, const GPT2 *m, Error *e) {
     const Backend *b = m->backend;
     *o = (Optimizer){.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1.0};
@@ -118,10 +123,13 @@ static inline bool optimizer_new(Optimizer *o, const GPT2 *m, Error *e) {
     o->m = optimizer_array(o, m, "first moments", e);
     o->v = o->m ? optimizer_array(o, m, "second moments", e) : NULL;
     if (!o->v) return false;
-    if (o->sharded && m->share.zero == 2 && !(o->layer_grads = optimizer_array(o, m, "summed gradients", e)))
-        return false;
+    if (o->sharded && m->share.zero == 2) {
+        o->layer_grads = optimizer_array(o, m, "summed gradients", e);
+        if (!o->layer_grads) return false;
+    }
     if (b->weight_size == sizeof(float)) return true;
-    if (!(o->master = optimizer_array(o, m, "master weights", e))) return false;
+    o->master = optimizer_array(o, m, "master weights", e);
+    if (!o->master) return false;
     optimizer_take_weights(o, m, 0, m->parameters);
     return true;
 }
@@ -135,7 +143,6 @@ static inline void optimizer_free(Optimizer *o, const GPT2 *m) {
     *o = (Optimizer){0};
 }
 
-/* A slice's gradients. */
 static inline Floats *optimizer_grads(const Optimizer *o, const GPT2 *m, const Slice *s) {
     if (o->layer_grads && tensor_of_layer(&m->tensor[s->tensor])) return floats_at(o->layer_grads, s->at);
     return floats_at(gpt2_g(m, s->tensor, s->layer), s->first);
@@ -151,8 +158,8 @@ static inline double optimizer_square(const Optimizer *o, const GPT2 *m) {
     return sum;
 }
 
-/* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and zeroes the gradients.
- * The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
+/* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and zeroes the
+ * gradients. The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
 static inline OptimizerResult optimizer_update(Optimizer *o, GPT2 *m, double lr, double norm) {
     const Backend *b = m->backend;
     const OptimizerResult result = {.grad_norm = norm, .skipped = !isfinite(norm)};
@@ -184,7 +191,7 @@ static inline OptimizerResult optimizer_update(Optimizer *o, GPT2 *m, double lr,
     return result;
 }
 
-/* One update from m->grads, for one rank alone. */
+/* One update from m->grads, for a single rank. */
 static inline OptimizerResult optimizer_step(Optimizer *o, GPT2 *m, double lr) {
     return optimizer_update(o, m, lr, sqrt(optimizer_square(o, m)));
 }

@@ -1,11 +1,11 @@
-/* pack.h - fills a Batch (batch.h): segments, shared prefixes, targets.
+/* pack.h - functions that fill a Batch (batch.h) with segments, shared prefixes and targets.
  *
  *     Batch b = batch_new(rows, targets, segments);
  *     int p = batch_segment(&b, prompt, n, 0, -1);                 // a prompt, positions from 0
- *     int a = batch_segment(&b, answer, k, n, p);                  // an answer that hangs on it, positions from n
- *     batch_target(&b, batch_last_row(&b, p), answer[0]);          // the prompt's last row predicts its first token
+ *     int c = batch_segment(&b, completion, k, n, p);              // a completion of it, positions from n
+ *     batch_target(&b, batch_last_row(&b, p), completion[0]);      // the prompt's last row predicts its first token
  *
- * A micro-batch is a token budget: batch_fits() says whether so much more goes in.
+ * A micro-batch is a budget of tokens: batch_fits() tells whether that many more rows, targets and segments fit.
  */
 #ifndef LLMC_MODEL_PACK_H
 #define LLMC_MODEL_PACK_H
@@ -36,12 +36,15 @@ static inline bool batch_fits(const Batch *b, int64_t rows, int64_t targets, int
            b->segments + segments <= b->segments_max;
 }
 
-/* Appends n tokens at positions position, position+1, ...; prefix: an earlier segment's index that the rows attend to in
- * full, or -1. Returns the segment's index. The caller has checked batch_fits(). */
+/* Appends a segment of n tokens at positions position, position+1, ... and returns its index. prefix: index of an
+ * earlier segment that its rows attend to in full, or -1. The caller has checked batch_fits(). */
 static inline int batch_segment(Batch *b, const int32_t *tokens, int32_t n, int32_t position, int prefix) {
     assert(batch_fits(b, n, 0, 1) && prefix < b->segments);
     Segment s = {.start = b->rows, .len = n, .key_start = b->rows};
-    if (prefix >= 0) s.prefix_start = b->segment[prefix].start, s.prefix_len = b->segment[prefix].len;
+    if (prefix >= 0) {
+        s.prefix_start = b->segment[prefix].start;
+        s.prefix_len = b->segment[prefix].len;
+    }
     for (int32_t i = 0; i < n; i++) {
         b->tokens[b->rows + i] = tokens[i];
         b->positions[b->rows + i] = position + i;
@@ -55,15 +58,15 @@ static inline int32_t batch_last_row(const Batch *b, int segment) {
     return b->segment[segment].start + b->segment[segment].len - 1;
 }
 
-/* Row `row` predicts `token`. */
+/* Adds a target: row `row` predicts `token`. */
 static inline void batch_target(Batch *b, int32_t row, int32_t token) {
     assert(b->targets < b->targets_max);
     b->target_row[b->targets] = row;
     b->target_token[b->targets++] = token;
 }
 
-/* A whole sequence in one segment; a target for each i >= 1 whose mask[i] is set (mask NULL: all). Returns the number of
- * targets. */
+/* Appends a whole sequence as one segment, with a target for each i >= 1 whose mask[i] is set (all if mask is NULL).
+ * Returns the number of targets. */
 static inline int32_t batch_sequence(Batch *b, const int32_t *tokens, const uint8_t *mask, int32_t n) {
     const int segment = batch_segment(b, tokens, n, 0, -1);
     const int32_t before = b->targets;
@@ -72,7 +75,7 @@ static inline int32_t batch_sequence(Batch *b, const int32_t *tokens, const uint
     return b->targets - before;
 }
 
-/* A completion of n tokens that hangs on the prompt in segment `prompt`; n targets, in order. The last token needs no
+/* Appends a completion of n tokens of the prompt in segment `prompt`, with n targets in order. The last token needs no
  * row of its own. */
 static inline void batch_completion(Batch *b, int prompt, const int32_t *tokens, int32_t n) {
     int32_t row = batch_last_row(b, prompt);
