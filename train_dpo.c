@@ -1,17 +1,19 @@
-/* train_dpo.c - learning from preferences directly: DPO, its relatives, and KTO, from shards or from the policy's own answers.
+/* train_dpo.c - direct preference optimization: DPO, its variants and KTO, on shards or on the policy's own samples.
  *
- *   preference shard   --loss-type sigmoid, ipo, ... (llmc/loss/preference.h has them all), several with --loss-weights
+ *   preference shard   --loss-type sigmoid, ipo, ... (listed in llmc/loss/preference.h), several with --loss-weights
  *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss/kto.h)
- *   prompt shard       --online: pairs are drawn from the policy and judged as they are needed (llmc/train/online_pairs.h)
+ *   prompt shard       --online: pairs are sampled from the policy and scored in each step (llmc/train/online_pairs.h)
  *
- * One optimizer step takes --per-device-train-batch-size pairs or answers, packed without padding into micro-batches of
- * --micro-tokens; both answers of a pair hang on one copy of their prompt (--no-prefix-sharing: each has its own). Neither
- * changes the result but by rounding: normalisers are those of the whole step, and so are the losses that couple pairs.
+ * One optimizer step takes --per-device-train-batch-size pairs or completions, packed without padding into
+ * micro-batches of --micro-tokens. The two completions of a pair share one copy of their prompt, unless
+ * --no-prefix-sharing is given. Packing and sharing change the result only by rounding: the normalisers, and the losses
+ * that couple pairs, are computed over the whole step.
  *
- *   1. reference   log ref of every answer: a frozen model beside the policy, or computed once and kept (ref_logps.h)
- *   2. forward     log pi of every answer; KTO first, of the mismatched answers of the whole step: its reference point z
- *   3. loss        a function of these alone, with its gradient
- *   4. backward    micro-batch by micro-batch; where the loss sorts the step's pairs (aot), 2 is done for all of them first
+ *   1. reference   log ref of every completion, from a frozen model or precomputed (ref_logps.h)
+ *   2. forward     log pi of every completion; before that, for KTO, log pi of the step's mismatched completions, which
+ *                  give its reference point z
+ *   3. loss        a function of these log-probabilities alone, with its gradient
+ *   4. backward    one micro-batch at a time; if the loss sorts the step's pairs (aot), 2 is done for all of them first
  *
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
@@ -38,73 +40,106 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input", 'i', &o.g.input, "FILE", "preference shard; kto: unpaired shard; --online: prompt shard"),
-    OPTION_TEXT("val", 'j', &o.g.val, "FILE", "held-out shard of the same kind: loss, accuracy, margin"),
-    OPTION_INT("per-device-train-batch-size", 'd', &o.batch, 1, 1 << 24,
-               "pairs, answers or prompts of one optimizer step"),
-    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20,
-               "most tokens of a prompt with an answer, which is cut at its end; 0: the model's context"),
-    OPTION_REAL("num-train-epochs", 'e', &o.g.epochs, 0.001, 1e6, "passes over the shard"),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
-    OPTION_FLAG("prefix-sharing", 0, &o.sharing, "give each answer of a pair a prompt of its own"),
+    OPTION_TEXT("input",                       'i', &o.g.input,    "FILE",
+                "preference shard; kto: unpaired shard; --online: prompt shard"),
+    OPTION_TEXT("val",                         'j', &o.g.val,      "FILE",
+                "held-out shard of the same kind, for loss, accuracy and margin"),
+    OPTION_INT ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
+                "pairs, completions or prompts per optimizer step"),
+    OPTION_INT ("max-length",                  0,   &o.max_length, 0, 1 << 20,
+                "truncate completions to this many tokens with their prompt; 0 uses the model's context"),
+    OPTION_REAL("num-train-epochs",            'e', &o.g.epochs,   0.001, 1e6, "passes over the shard"),
+    OPTION_INT ("max-steps",                   'x', &o.t.steps,    0, 1e9,
+                "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_FLAG("prefix-sharing",              0,   &o.sharing,
+                "process the prompt of a pair once for both completions"),
     OPTION_GROUP("Loss"),
-    OPTION_TEXT("loss-type", 0, &o.losses, "LIST", PREFERENCE_LOSS_CHOICES "; or kto|apo_zero_unpaired"),
-    OPTION_TEXT("loss-weights", 0, &o.weights, "LIST", "a weight for each of them (default: 1)"),
-    OPTION_REAL("beta", 0, &o.pair.beta, 1e-9, 1e6, "how dear it is to leave the reference"),
-    OPTION_REAL("label-smoothing", 0, &o.pair.label_smoothing, 0, 0.499,
-                "the chance that a label is wrong; with sigmoid: conservative DPO"),
-    OPTION_CHOICE("f-divergence-type", 0, &o.divergence, DIVERGENCE_CHOICES, "what keeps to the reference"),
-    OPTION_REAL("f-alpha-divergence-coef", 0, &o.pair.divergence_alpha, -100, 100, "alpha of alpha_divergence"),
-    OPTION_REAL("ld-alpha", 0, &o.pair.ld_alpha, 0, 1,
-                "LD-DPO: weight of tokens past the shorter answer's length; 1: as others"),
-    OPTION_FLAG("use-weighting", 0, &o.pair.use_weighting, "WPO: weight pairs by how likely the policy finds them"),
-    OPTION_REAL("rpo-alpha", 0, &o.rpo_alpha, 0, 1e6, "add so much of sft"),
-    OPTION_REAL("discopop-tau", 0, &o.pair.discopop_tau, 1e-6, 1e6, "temperature of discopop's mixture"),
-    OPTION_REAL("dpop-lambda", 0, &o.pair.dpop_lambda, 0, 1e6, "dpop: price of a less likely chosen answer"),
-    OPTION_REAL("simpo-gamma", 0, &o.pair.simpo_gamma, -1e6, 1e6, "simpo: margin that is wanted"),
-    OPTION_REAL("cpo-alpha", 0, &o.pair.cpo_alpha, 0, 1e6, "cpo: weight of sft in it"),
-    OPTION_REAL("alpha", 0, &o.pair.alpha, -100, 100, "simpo, cpo: AlphaPO's shape of the reward; 0: log-probability"),
-    OPTION_REAL("desirable-weight", 0, &o.kto.desirable_weight, 0, 1e6, "kto: of good answers"),
-    OPTION_REAL("undesirable-weight", 0, &o.kto.undesirable_weight, 0, 1e6, "kto: of bad answers"),
+    OPTION_TEXT  ("loss-type",               0, &o.losses,                 "LIST",
+                  PREFERENCE_LOSS_CHOICES "; or kto|apo_zero_unpaired"),
+    OPTION_TEXT  ("loss-weights",            0, &o.weights,                "LIST",
+                  "weight of each loss in the list; 1 each if not given"),
+    OPTION_REAL  ("beta",                    0, &o.pair.beta,              1e-9, 1e6,
+                  "strength of the KL penalty; larger stays closer to the reference"),
+    OPTION_REAL  ("label-smoothing",         0, &o.pair.label_smoothing,   0, 0.499,
+                  "probability that a label is wrong; with sigmoid this is conservative DPO"),
+    OPTION_CHOICE("f-divergence-type",       0, &o.divergence,             DIVERGENCE_CHOICES,
+                  "divergence that penalises leaving the reference"),
+    OPTION_REAL  ("f-alpha-divergence-coef", 0, &o.pair.divergence_alpha,  -100, 100, "alpha of alpha_divergence"),
+    OPTION_REAL  ("ld-alpha",                0, &o.pair.ld_alpha,          0, 1,
+                  "LD-DPO: weight of tokens past the shorter completion's length; 1 disables it"),
+    OPTION_FLAG  ("use-weighting",           0, &o.pair.use_weighting,
+                  "WPO: weight pairs by their likelihood under the policy"),
+    OPTION_REAL  ("rpo-alpha",               0, &o.rpo_alpha,              0, 1e6, "add the SFT loss with this weight"),
+    OPTION_REAL  ("discopop-tau",            0, &o.pair.discopop_tau,      1e-6, 1e6,
+                  "discopop: temperature of the mixture"),
+    OPTION_REAL  ("dpop-lambda",             0, &o.pair.dpop_lambda,       0, 1e6,
+                  "dpop: penalty on a chosen completion less likely than under the reference"),
+    OPTION_REAL  ("simpo-gamma",             0, &o.pair.simpo_gamma,       -1e6, 1e6, "simpo: target reward margin"),
+    OPTION_REAL  ("cpo-alpha",               0, &o.pair.cpo_alpha,         0, 1e6, "cpo: weight of the SFT term"),
+    OPTION_REAL  ("alpha",                   0, &o.pair.alpha,             -100, 100,
+                  "simpo, cpo: AlphaPO's shape of the reward; 0 uses the log-probability"),
+    OPTION_REAL  ("desirable-weight",        0, &o.kto.desirable_weight,   0, 1e6, "kto: weight of good completions"),
+    OPTION_REAL  ("undesirable-weight",      0, &o.kto.undesirable_weight, 0, 1e6, "kto: weight of bad completions"),
     OPTION_GROUP("Reference"),
-    OPTION_TEXT("reference", 0, &o.reference, "FILE", "reference model (default: the one of -c)"),
-    OPTION_FLAG("reference-free", 0, &o.reference_free, "do without: all its log-probabilities count as 0"),
-    OPTION_FLAG("precompute-ref-log-probs", 0, &o.precompute, "compute them once, then drop the reference"),
-    OPTION_TEXT("ref-log-probs", 0, &o.ref_logps, "FILE", "the same, kept in this file; it is used where it is there"),
-    OPTION_FLAG("sync-ref-model", 0, &o.sync, "TR-DPO: let the reference follow the policy"),
-    OPTION_REAL("ref-model-mixup-alpha", 0, &o.sync_alpha, 0, 1, "reference = alpha policy + (1 - alpha) reference"),
-    OPTION_INT("ref-model-sync-steps", 0, &o.sync_steps, 1, 1e9, "every so many steps"),
+    OPTION_TEXT("reference",                0, &o.reference,      "FILE",
+                "reference model; the model of -c if not given"),
+    OPTION_FLAG("reference-free",           0, &o.reference_free, "use no reference: its log-probabilities count as 0"),
+    OPTION_FLAG("precompute-ref-log-probs", 0, &o.precompute,
+                "compute the reference's log-probabilities once, then free it"),
+    OPTION_TEXT("ref-log-probs",            0, &o.ref_logps,      "FILE",
+                "precompute them into this file, or read them from it if it exists"),
+    OPTION_FLAG("sync-ref-model",           0, &o.sync,
+                "TR-DPO: move the reference towards the policy during training"),
+    OPTION_REAL("ref-model-mixup-alpha",    0, &o.sync_alpha,     0, 1,
+                "reference = alpha policy + (1 - alpha) reference"),
+    OPTION_INT ("ref-model-sync-steps",     0, &o.sync_steps,     1, 1e9, "update the reference every N steps"),
     OPTION_GROUP("Online"),
-    OPTION_FLAG("online", 0, &o.online, "draw pairs from the policy and let a reward model or verifiers judge"),
-    OPTION_CHOICE("online-loss", 0, &o.online_kind, ONLINE_CHOICES, "who answers, and what is learnt of it"),
-    OPTION_TEXT("reward-model", 'r', &o.reward_model, "FILE", "judge: a checkpoint that train_rm wrote"),
+    OPTION_FLAG  ("online",       0,   &o.online,
+                  "sample pairs from the policy; a reward model or verifiers score them"),
+    OPTION_CHOICE("online-loss",  0,   &o.online_kind,  ONLINE_CHOICES,
+                  "which models generate each pair, and with which loss"),
+    OPTION_TEXT  ("reward-model", 'r', &o.reward_model, "FILE",
+                  "reward model that scores the pairs (a checkpoint from train_rm)"),
     GENERATION_REWARD_OPTIONS(o.g),
-    OPTION_REAL("missing-eos-penalty", 0, &o.missing_eos_penalty, 0, 1e9,
-                "taken from the score of a completion that did not end"),
-    OPTION_FLAG("drop-ties", 0, &o.drop_ties, "leave out pairs of equal scores; else the first answer wins"),
-    OPTION_REAL("xpo-alpha", 0, &o.xpo_alpha, 0, 1e6, "xpo: weight of its optimism"),
-    OPTION_REAL("mixture-coef", 0, &o.mixture_coef, 0, 1, "nash_md: the reference's share in the mixture"),
-    OPTION_INT("max-prompt-length", 0, &o.g.max_prompt, 1, 1 << 20, "leave out prompts of more tokens"),
-    OPTION_INT("max-completion-length", 'g', &o.g.max_completion, 1, 1 << 20, "most tokens of a completion"),
-    OPTION_REAL("temperature", 0, &o.g.temperature, 0.01, 100, "of sampling"),
-    OPTION_INT("top-k", 0, &o.g.top_k, 0, 1 << 22, "sample among the k likeliest tokens; 0: all"),
-    OPTION_REAL("top-p", 0, &o.g.top_p, 0.001, 1, "sample among the likeliest that weigh this much together"),
-    OPTION_REAL("min-p", 0, &o.g.min_p, 0, 1, "leave out tokens less likely than this share of the likeliest"),
-    OPTION_REAL("repetition-penalty", 0, &o.g.repetition_penalty, 0.01, 100, "on tokens already seen; 1: none"),
-    OPTION_INT("slots", 0, &o.g.slots, 1, 65536, "completions that are sampled at once"),
+    OPTION_REAL("missing-eos-penalty",   0,   &o.missing_eos_penalty,  0, 1e9,
+                "penalty on the score of a completion without a stop token"),
+    OPTION_FLAG("drop-ties",             0,   &o.drop_ties,
+                "leave out pairs with equal scores; otherwise the first completion is the chosen one"),
+    OPTION_REAL("xpo-alpha",             0,   &o.xpo_alpha,            0, 1e6, "xpo: weight of the optimism term"),
+    OPTION_REAL("mixture-coef",          0,   &o.mixture_coef,         0, 1,
+                "nash_md: weight of the reference in the mixture"),
+    OPTION_INT ("max-prompt-length",     0,   &o.g.max_prompt,         1, 1 << 20,
+                "leave out prompts with more tokens"),
+    OPTION_INT ("max-completion-length", 'g', &o.g.max_completion,     1, 1 << 20, "maximum tokens per completion"),
+    OPTION_REAL("temperature",           0,   &o.g.temperature,        0.01, 100, "sampling temperature"),
+    OPTION_INT ("top-k",                 0,   &o.g.top_k,              0, 1 << 22,
+                "sample from the k most likely tokens; 0 uses all"),
+    OPTION_REAL("top-p",                 0,   &o.g.top_p,              0.001, 1,
+                "sample from the most likely tokens with this total probability"),
+    OPTION_REAL("min-p",                 0,   &o.g.min_p,              0, 1,
+                "leave out tokens below this fraction of the highest probability"),
+    OPTION_REAL("repetition-penalty",    0,   &o.g.repetition_penalty, 0.01, 100,
+                "penalty on tokens already seen; 1 disables"),
+    OPTION_INT ("slots",                 0,   &o.g.slots,              1, 65536,
+                "number of completions sampled at once"),
     TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps", 'v', &o.g.eval_steps, 1, 1e9, "held-out figures every so many steps, and at both ends"),
-    OPTION_INT("eval-prompts", 'm', &o.g.eval_prompts, 0, 1e9, "--online: how many held-out prompts; 0: all"),
-    OPTION_INT("sample-count", 's', &o.g.sample_count, 0, 256, "--online: completions to show before and after"),
-    OPTION_END};
+    OPTION_INT("eval-steps",   'v', &o.g.eval_steps,   1, 1e9,
+               "evaluate on --val every N steps, and before and after training"),
+    OPTION_INT("eval-prompts", 'm', &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
+    OPTION_INT("sample-count", 's', &o.g.sample_count, 0, 256,
+               "--online: number of completions to print before and after training"),
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
-    "Trains a model on preferences: DPO and its relatives on pairs, KTO on answers that are good or bad.\n\n"
+    "Trains a model on preferences: DPO and its variants on pairs, KTO on completions labelled good or bad.\n\n"
     "  ./data/make_shard -i prefs.jsonl -o prefs.shard -f 0.1 -v held_out.shard\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o rpo.bin --loss-type sigmoid,sft --loss-weights 1,0.2\n"
@@ -124,26 +159,26 @@ typedef struct Run {
     AnswerSet set, mismatch;
     ReferenceKind kind;
     Reference reference;
-    char *written, *stale; /* files of a reference that follows the policy: of the last state and of the one before */
-    double *cost;          /* of sharing a step among ranks */
-    int32_t *owner;
+    char *written, *stale; /* --sync-ref-model: reference files of the last state and of the state before it */
+    double *cost;          /* (records of a step) tokens of each record */
+    int32_t *owner;        /* (records of a step) rank of each record */
     OnlinePairs online;
     float *linear, *probability; /* (2 prompts), (prompts): xpo's optimism, nash_md's preferences */
 } Run;
 
-/* What a pass found, over all ranks; sums until sums_finish(). */
+/* Statistics of a pass, summed over its records and over all ranks. */
 typedef struct Sums {
     PreferenceStats pair;
     KtoStats kto;
     double loss, entropy, tokens, right, chosen_tokens, records;
-    double z; /* kto: not a sum */
+    double z; /* kto: the reference point; not a sum */
 } Sums;
 
 static void count_flops(Run *r, const GPT2 *m, double passes) {
     r->t.flops += passes * gpt2_flops(&m->config, r->batch.rows, r->batch.targets, batch_pairs(&r->batch));
 }
 
-/* One forward pass over the families in r->batch, which begin with `first`: log-probabilities and what is shown of them. */
+/* One forward pass over the families in r->batch, which begin with `first`: log-probabilities, entropy and argmax. */
 static void set_forward(Run *r, AnswerSet *s, int32_t first) {
     const int32_t at = s->offset[3 * first];
     const GPT2Output out = {.logp = s->logp + at, .entropy = s->entropy + at, .argmax = s->argmax + at};
@@ -159,7 +194,7 @@ static void set_forward_all(Run *r, AnswerSet *s) {
     }
 }
 
-/* Entropy and accuracy of the answers' tokens of families [first, next), whose targets are in r->batch. */
+/* Adds entropy and accuracy of the completion tokens of families [first, next), whose targets are in r->batch. */
 static void set_count(Run *r, const AnswerSet *s, int32_t first, int32_t next, Sums *sums) {
     const int32_t base = s->offset[3 * first];
     for (int32_t i = first; i < next; i++) {
@@ -174,7 +209,7 @@ static void set_count(Run *r, const AnswerSet *s, int32_t first, int32_t next, S
 
 /* ---- the reference --------------------------------------------------------------------------------------------- */
 
-/* log ref of all tokens of the set by a model. */
+/* Computes log ref of all tokens of the set with a model. */
 static void reference_run(Run *r, AnswerSet *s, const GPT2 *m, const Workspace *w) {
     for (int32_t i = 0, next; i < s->count; i = next) {
         next = answer_set_pack(s, &r->batch, i);
@@ -183,16 +218,18 @@ static void reference_run(Run *r, AnswerSet *s, const GPT2 *m, const Workspace *
     }
 }
 
-/* log ref of the set, records of d. */
+/* Fills in log ref of the set, from the reference model or from the table of d. mismatch: a set of mismatched
+ * completions. */
 static void reference_of(Run *r, const PreferenceData *d, AnswerSet *s, bool mismatch) {
     if (r->kind == REFERENCE_LIVE) reference_run(r, s, &r->reference.model, &r->reference.work);
-    for (int32_t i = 0; r->kind == REFERENCE_TABLE && i < s->count; i++) {
+    if (r->kind != REFERENCE_TABLE) return;
+    for (int32_t i = 0; i < s->count; i++) {
         const int64_t k = s->record[i] + (mismatch ? d->count : 0);
         memcpy(s->ref + s->offset[3 * i + 1], d->ref + d->at[k], (size_t)(d->at[k + 1] - d->at[k]) * sizeof *s->ref);
     }
 }
 
-/* Computes log ref of all answers of d. */
+/* Computes log ref of all completions of d. */
 static void reference_compute(Run *r, PreferenceData *d, const GPT2 *m, const Workspace *w) {
     enum { CHUNK = 256 };
     AnswerSet s = {.shared = o.sharing};
@@ -208,19 +245,19 @@ static void reference_compute(Run *r, PreferenceData *d, const GPT2 *m, const Wo
     answer_set_free(&s);
 }
 
-/* Takes the values from the file, or says that they are of something else. */
+/* Takes log ref of d from the file. Ends the program if the file was computed for other data. */
 static void reference_take(RefLogps *l, PreferenceData *d) {
     const int64_t tokens = d->at[d->items];
     const float *logp = ref_logps_find(l, d->fingerprint, (uint64_t)tokens);
     if (!logp)
-        die("%s: it was made for other records than those of %s, or with another --max-length%s; remove it to make it "
-            "anew",
+        die("%s: it was computed for other records than those of %s, or with a different --max-length%s; remove it to "
+            "recompute it",
             o.ref_logps, d->shard->name, o.unpaired ? " or --seed" : "");
     d->ref = (float *)xmalloc((size_t)tokens * sizeof *d->ref);
     memcpy(d->ref, logp, (size_t)tokens * sizeof *d->ref);
 }
 
-/* Log-probabilities that are computed once: from the file where it is there, else by the reference, which goes then. */
+/* Precomputes log ref: reads the file if it exists; otherwise runs the reference, which is freed afterwards. */
 static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     Error e;
     RefLogps l = {0};
@@ -237,9 +274,9 @@ static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     const char *before = json_string_value(json_object_get(t->state, "ref_logps"));
     snprintf(name, sizeof name, "%016llx", (unsigned long long)(model ? model : l.model));
     if (before && strcmp(before, name))
-        die("%s: it is not of the reference that the run began with", there ? o.ref_logps : "--reference");
+        die("%s: the reference is not the one that the run began with", there ? o.ref_logps : "--reference");
     if (there && model && l.model != model)
-        die("%s: it was made with another model than the reference; remove it to make it anew", o.ref_logps);
+        die("%s: it was computed with a different model than the reference; remove it to recompute it", o.ref_logps);
     json_object_set_new(t->state, "ref_logps", json_string(name));
     for (int i = 0; i < count; i++) {
         if (there) reference_take(&l, data[i]);
@@ -260,7 +297,7 @@ static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     if (!ref_logps_write(&l, o.ref_logps, &e)) die("%s", e.text);
 }
 
-/* A reference that follows the policy is in a file beside the state that needs it. */
+/* The file of a reference that follows the policy, next to the state that needs it. */
 static char *reference_path(const char *state, int64_t step) {
     const size_t size = strlen(state) + 40;
     char *path = (char *)xmalloc(size);
@@ -268,18 +305,19 @@ static char *reference_path(const char *state, int64_t step) {
     return path;
 }
 
-/* The trainer's hook: before a state is written. */
+/* The trainer's save_beside(): writes the reference before a state is written. */
 static void reference_save(void *run, const char *state) {
     Run *r = (Run *)run;
     Error e;
     free(r->stale);
-    r->stale = r->written, r->written = reference_path(state, r->t.step);
-    json_object_del(r->t.state, "reference"); /* its file is found by its name */
+    r->stale = r->written;
+    r->written = reference_path(state, r->t.step);
+    json_object_del(r->t.state, "reference"); /* the reference's file is found by its name */
     if (r->t.dist.rank) return;
     if (!model_save(&r->reference.model, &r->t.file, r->written, false, NULL, NULL, &e)) die("%s", e.text);
 }
 
-/* After the state is there: the reference of the one before is not needed any more. */
+/* Removes the reference of the previous state. Call it after the new state is written. */
 static void reference_forget_stale(Run *r) {
     if (r->stale && strcmp(r->stale, r->written) && !r->t.dist.rank) unlink(r->stale);
     free(r->stale);
@@ -305,7 +343,7 @@ static void reference_follow(Run *r) {
     free(x);
 }
 
-/* Does any model stand beside the policy? */
+/* Whether the run needs a reference. */
 static bool needs_reference(void) {
     if (o.online && o.online_kind != ONLINE_DPO) return true;
     return !o.reference_free && (o.unpaired || preference_needs_reference(&o.pair));
@@ -321,8 +359,11 @@ static void open_reference(Run *r, PreferenceData *data[], int count) {
     r->written = o.sync && r->t.o.resume ? reference_path(r->t.o.resume, r->t.step) : NULL;
     reference_open(&r->reference, &r->t, r->written ? r->written : o.reference, r->rows, "--loss-type");
     if (o.sync && r->reference.model.parameters != r->t.model.parameters)
-        die("--sync-ref-model: the reference has another shape than the model");
-    if (o.sync) r->t.save_beside = reference_save, r->t.beside = r;
+        die("--sync-ref-model: the reference must have the shape of the model");
+    if (o.sync) {
+        r->t.save_beside = reference_save;
+        r->t.beside = r;
+    }
 }
 
 /* ---- losses of a step ------------------------------------------------------------------------------------------ */
@@ -336,10 +377,10 @@ static PreferenceBatch pair_batch(const Run *r, const AnswerSet *s, int32_t firs
                              .linear = r->linear ? r->linear + 2 * first : NULL};
 }
 
-/* The pairs of the set: their loss, and the gradients of the model when `train`. N: of the whole step. */
+/* Runs the pairs of the set: their loss, and the model's gradient if `train`. N: the normaliser of the whole step. */
 static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool train, Sums *sums) {
     const bool sorts = preference_sorts(&o.pair), at_once = answer_set_micros(s, &r->batch) == 1;
-    const bool first_all = sorts && !at_once; /* no gradient is known before all log-probabilities are */
+    const bool first_all = sorts && !at_once; /* the gradient needs the log-probabilities of all pairs */
     if (first_all) {
         set_forward_all(r, s);
         const PreferenceBatch all = pair_batch(r, s, 0, s->count);
@@ -361,11 +402,15 @@ static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool 
     }
 }
 
-/* The same of answers with labels. z: of the whole step. */
+/* Runs labelled completions in the same way. z, total: the reference point and number of completions of the whole
+ * step. */
 static void run_answers(Run *r, const PreferenceData *d, AnswerSet *s, double z, double total, bool train, Sums *sums) {
     int32_t *offset = (int32_t *)xmalloc(((size_t)s->count + 1) * sizeof *offset);
     uint8_t *good = (uint8_t *)xmalloc((size_t)s->count + 1);
-    for (int32_t i = 0; i < s->count; i++) offset[i] = s->offset[3 * i], good[i] = *d->good[s->record[i]];
+    for (int32_t i = 0; i < s->count; i++) {
+        offset[i] = s->offset[3 * i];
+        good[i] = *d->good[s->record[i]];
+    }
     offset[s->count] = answer_set_tokens(s);
     for (int32_t i = 0, next; i < s->count; i = next) {
         next = answer_set_pack(s, &r->batch, i);
@@ -381,7 +426,7 @@ static void run_answers(Run *r, const PreferenceData *d, AnswerSet *s, double z,
     free(offset), free(good);
 }
 
-/* z of the whole step: the mean log-ratio of its mismatched answers. */
+/* z of the whole step: the mean log-ratio of its mismatched completions. */
 static double reference_point(Run *r, const PreferenceData *d, double total) {
     AnswerSet *s = &r->mismatch;
     double sum = 0;
@@ -393,19 +438,21 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
     return kto_clamp(trainer_total(&r->t, sum) / total);
 }
 
-/* Runs records records[0..n), or all of them in order (NULL), each on one of the ranks. */
+/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. */
 static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train) {
     Trainer *t = &r->t;
     AnswerSet *s = &r->set;
     Sums sums = {0};
     PreferenceNormaliser N = {.pairs = (double)n};
-    answer_set_clear(s), answer_set_clear(&r->mismatch);
+    answer_set_clear(s);
+    answer_set_clear(&r->mismatch);
     for (int64_t i = 0; i < n; i++) r->cost[i] = answer_set_rows(s, &d->pair[records ? records[i] : i]);
     trainer_share(t, r->cost, n, r->owner);
     for (int64_t i = 0; i < n; i++) {
         const int64_t record = records ? records[i] : i;
         const Pair *p = &d->pair[record];
-        N.chosen_tokens += p->chosen_len, N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
+        N.chosen_tokens += p->chosen_len;
+        N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
         if (train) t->tokens += answer_set_rows(s, p);
         if (r->owner[i] != t->dist.rank) continue;
         answer_set_add(s, p, record);
@@ -423,7 +470,8 @@ static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records,
 
 /* ---- online ---------------------------------------------------------------------------------------------------- */
 
-/* The judged answers of a step as pairs; nash_md: the policy's own, with the probability that each is preferred. */
+/* Makes pairs of the scored completions of a step. nash_md: takes the policy's completions only, with the probability
+ * that each is preferred. */
 static void online_set(Run *r) {
     const OnlinePairs *p = &r->online;
     AnswerSet *s = &r->set;
@@ -440,13 +488,13 @@ static void online_set(Run *r) {
                            .rejected = l->tokens,
                            .rejected_len = nash ? 0 : l->count};
         r->probability[s->count] = (float)preference_sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
-        for (int k = 0; k < 2; k++) /* the reference's answer gets the optimism */
+        for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
             r->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)o.xpo_alpha : 0;
         answer_set_add(s, &pair, i);
     }
 }
 
-/* Nash-MD's step on the policy's answers. */
+/* Nash-MD's step on the policy's completions. */
 static void run_nash(Run *r, AnswerSet *s, Sums *sums) {
     for (int32_t i = 0, next; i < s->count; i = next) {
         next = answer_set_pack(s, &r->batch, i);
@@ -463,7 +511,7 @@ static void run_nash(Run *r, AnswerSet *s, Sums *sums) {
     }
 }
 
-/* One step on answers of its own. */
+/* One step on completions that the policy samples. */
 static Sums run_online(Run *r) {
     AnswerSet *s = &r->set;
     Sums sums = {0};
@@ -481,12 +529,12 @@ static Sums run_online(Run *r) {
 
 /* ---- metrics --------------------------------------------------------------------------------------------------- */
 
-/* Nash-MD learns from single answers: what compares two has no meaning there. */
+/* Whether a metric compares two completions. It has no meaning for Nash-MD, which learns from single completions. */
 static bool compares(const char *name) {
     return strstr(name, "rejected") || !strcmp(name, "rewards/accuracies") || !strcmp(name, "rewards/margins");
 }
 
-/* TRL's names, with a prefix. */
+/* Sets the metrics under TRL's names, with a prefix. */
 static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
     PreferenceMetric metric[PREFERENCE_METRICS];
     const int n =
@@ -501,7 +549,8 @@ static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
     }
 }
 
-/* The share of pairs whose chosen answer has the higher reward; kto: the margin, for it has no pairs. */
+/* The fraction of pairs whose chosen completion has the higher reward; for kto, which has no pairs, the reward
+ * margin. */
 static double headline(const Sums *s) {
     if (!o.unpaired) return s->pair.right / fmax(s->pair.pairs, 1);
     return s->kto.reward[1] / s->kto.count[1] - s->kto.reward[0] / s->kto.count[0];
@@ -514,7 +563,7 @@ static void headline_text(char text[64], const Sums *s) {
                  (s->pair.chosen - s->pair.rejected) / fmax(s->pair.pairs, 1));
 }
 
-/* TRL's names of what OnlineDPOTrainer logs. */
+/* Sets the metrics of TRL's OnlineDPOTrainer, under its names. */
 static void log_online(Run *r, const OnlineSummary *w, const Sums *s) {
     Metrics *m = &r->t.metrics;
     const bool nash = o.online_kind == ONLINE_NASH_MD;
@@ -552,7 +601,7 @@ static Sums validate(Run *r, const PreferenceData *val) {
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* The next word of a comma list, or false at its end. */
+/* Reads the next word of a comma-separated list. Returns false at its end. */
 static bool next_word(const char **list, char *word, size_t size) {
     const size_t n = strcspn(*list, ",");
     if (!**list) return false;
@@ -577,20 +626,24 @@ static void parse_losses(void) {
             if (end == number || *end || !(weight >= 0 && weight <= 1e6))
                 usage_error("--loss-weights: a number from 0 to 1e6 is needed for %s", word);
         }
-        if (unpaired >= 0) o.unpaired = true, o.kto.loss = (KtoLoss)unpaired;
-        else preference_add(&o.pair, (PreferenceLoss)loss, weight);
+        if (unpaired >= 0) {
+            o.unpaired = true;
+            o.kto.loss = (KtoLoss)unpaired;
+        } else preference_add(&o.pair, (PreferenceLoss)loss, weight);
         words++;
     }
-    if (!words) usage_error("--loss-type: it is empty");
+    if (!words) usage_error("--loss-type: the list is empty");
     if (*weights) usage_error("--loss-weights: more weights than losses");
-    if (o.unpaired && (words > 1 || o.weights)) usage_error("--loss-type: kto and apo_zero_unpaired stand alone");
+    if (o.unpaired && (words > 1 || o.weights))
+        usage_error("--loss-type: kto and apo_zero_unpaired cannot be combined with other losses or weighted");
     if (o.rpo_alpha > 0) preference_add(&o.pair, PREFERENCE_SFT, o.rpo_alpha);
-    o.kto.beta = o.pair.beta, o.pair.divergence = (Divergence)o.divergence;
+    o.kto.beta = o.pair.beta;
+    o.pair.divergence = (Divergence)o.divergence;
 }
 
-/* Refuses an option that no loss of the list heeds. */
+/* Rejects an option that none of the selected losses uses. */
 static void goes_with(bool given, const char *option, bool heeded, const char *losses) {
-    if (given && !heeded) usage_error("%s: goes with --loss-type %s", option, losses);
+    if (given && !heeded) usage_error("%s: used only with %s", option, losses);
 }
 
 static bool smooths(void) {
@@ -612,29 +665,31 @@ static void check_options(void) {
     const PreferenceConfig *c = &o.pair, d = preference_config();
     const bool pairs = !o.unpaired, needs = o.unpaired || preference_needs_reference(c);
     const bool alpha = preference_has(c, PREFERENCE_SIMPO) || preference_has(c, PREFERENCE_CPO);
-    if (!o.g.input) usage_error("-i/--input: which shard?");
-    if (!o.t.output) usage_error("-o/--output: where to?");
-    goes_with(o.rpo_alpha > 0, "--rpo-alpha", pairs, "of pairs");
+    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.t.output) usage_error("-o/--output is required");
+    goes_with(o.rpo_alpha > 0, "--rpo-alpha", pairs, "losses on pairs");
     goes_with(c->label_smoothing > 0, "--label-smoothing", smooths(),
-              "sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo");
-    goes_with(c->discopop_tau != d.discopop_tau, "--discopop-tau", preference_has(c, PREFERENCE_DISCOPOP), "discopop");
-    goes_with(c->dpop_lambda != d.dpop_lambda, "--dpop-lambda", preference_has(c, PREFERENCE_DPOP), "dpop");
-    goes_with(c->simpo_gamma != d.simpo_gamma, "--simpo-gamma", preference_has(c, PREFERENCE_SIMPO), "simpo");
-    goes_with(c->cpo_alpha != d.cpo_alpha, "--cpo-alpha", preference_has(c, PREFERENCE_CPO), "cpo");
-    goes_with(c->alpha != 0, "--alpha", alpha, "simpo or cpo");
+              "--loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo");
+    goes_with(c->discopop_tau != d.discopop_tau, "--discopop-tau", preference_has(c, PREFERENCE_DISCOPOP),
+              "--loss-type discopop");
+    goes_with(c->dpop_lambda != d.dpop_lambda, "--dpop-lambda", preference_has(c, PREFERENCE_DPOP), "--loss-type dpop");
+    goes_with(c->simpo_gamma != d.simpo_gamma, "--simpo-gamma", preference_has(c, PREFERENCE_SIMPO),
+              "--loss-type simpo");
+    goes_with(c->cpo_alpha != d.cpo_alpha, "--cpo-alpha", preference_has(c, PREFERENCE_CPO), "--loss-type cpo");
+    goes_with(c->alpha != 0, "--alpha", alpha, "--loss-type simpo or cpo");
     goes_with(o.kto.desirable_weight != 1 || o.kto.undesirable_weight != 1, "--desirable-weight, --undesirable-weight",
-              o.unpaired, KTO_LOSS_CHOICES);
-    goes_with(c->ld_alpha != 1, "--ld-alpha", pairs && needs, "of pairs and a reference");
-    goes_with(c->use_weighting, "--use-weighting", pairs && !preference_sorts(c), "of pairs, but for aot");
+              o.unpaired, "--loss-type " KTO_LOSS_CHOICES);
+    goes_with(c->ld_alpha != 1, "--ld-alpha", pairs && needs, "losses on pairs that use a reference");
+    goes_with(c->use_weighting, "--use-weighting", pairs && !preference_sorts(c), "losses on pairs other than aot");
     if (preference_has(c, PREFERENCE_EXO_PAIR) && !(c->label_smoothing > 0))
-        usage_error("--loss-type exo_pair: needs --label-smoothing above 0; its paper has 1e-3");
+        usage_error("--loss-type exo_pair: needs --label-smoothing above 0; its paper uses 1e-3");
     for (int i = 0; i < c->losses; i++)
         goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type",
                   preference_takes_divergence(c->loss[i]),
-                  "sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, exo_pair, robust, discopop, sft alone");
-    goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type", pairs, "of pairs");
+                  "--loss-type sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, exo_pair, robust, discopop, sft");
+    goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type", pairs, "losses on pairs");
     if (c->divergence_alpha != d.divergence_alpha && c->divergence != DIVERGENCE_ALPHA)
-        usage_error("--f-alpha-divergence-coef: goes with --f-divergence-type alpha_divergence");
+        usage_error("--f-alpha-divergence-coef: used only with --f-divergence-type alpha_divergence");
     if (o.ref_logps) o.precompute = true;
     if (o.reference_free && o.unpaired) usage_error("--reference-free: kto needs a reference");
     if ((o.reference_free || !needs) && (o.precompute || o.reference || o.sync))
@@ -644,24 +699,26 @@ static void check_options(void) {
                                 : "--precompute-ref-log-probs",
                     o.reference_free ? " with --reference-free" : " by --loss-type");
     if (o.reference_free && !needs) usage_error("--reference-free: no reference is used by --loss-type");
-    if (o.online && o.unpaired) usage_error("--online: makes pairs; --loss-type kto wants answers without");
+    if (o.online && o.unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
     if (o.online && o.precompute)
-        usage_error("--online: its answers are not known before: no --precompute-ref-log-probs");
+        usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");
     if (o.online && !o.reward_model && !o.g.reward && !o.g.reward_cmd)
-        usage_error("--online: who judges? -r/--reward-model, --reward or --reward-cmd");
+        usage_error("--online: give -r/--reward-model, --reward or --reward-cmd to score the pairs");
     if (o.online && o.online_kind != ONLINE_DPO && o.reference_free)
-        usage_error("--reference-free: --online-loss xpo and nash_md draw from the reference");
+        usage_error("--reference-free: --online-loss xpo and nash_md sample from the reference");
     if (!o.online && (o.reward_model || o.g.reward || o.g.reward_cmd || o.online_kind || o.drop_ties))
-        usage_error("--reward-model, --reward, --reward-cmd, --online-loss, --drop-ties: go with --online");
+        usage_error("--reward-model, --reward, --reward-cmd, --online-loss, --drop-ties: used only with --online");
     if (o.online_kind == ONLINE_NASH_MD && (strcmp(o.losses, "sigmoid") || o.rpo_alpha > 0 || o.drop_ties))
-        usage_error("--online-loss nash_md: it has a loss of its own and no pairs");
-    if (o.sync && o.precompute) usage_error("--sync-ref-model: goes without --precompute-ref-log-probs");
-    if (o.ref_logps && !strcmp(o.ref_logps, "-")) usage_error("--ref-log-probs: a file is needed");
+        usage_error(
+            "--online-loss nash_md has its own loss and no pairs; omit --loss-type, --rpo-alpha and --drop-ties");
+    if (o.sync && o.precompute) usage_error("--sync-ref-model: cannot be used with --precompute-ref-log-probs");
+    if (o.ref_logps && !strcmp(o.ref_logps, "-")) usage_error("--ref-log-probs: must be a file");
 }
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
-/* The activations of the policy and a batch, for micro-batches that hold at least the longest record. */
+/* Allocates the policy's activations and the batch. A micro-batch must hold the longest record. more: bytes that the
+ * online run allocates in addition. */
 static void open_work(Run *r, int32_t longest, size_t more) {
     Trainer *t = &r->t;
     Error e;
@@ -673,27 +730,29 @@ static void open_work(Run *r, int32_t longest, size_t more) {
         die("%s; lower --micro-tokens or raise --recompute", e.text);
 }
 
-/* Warns if the labels of unpaired answers teach nothing, or if they are far from the balance that is advised. */
+/* Warns if all labels are equal, or if their weighted ratio is outside the recommended range. */
 static void check_labels(const PreferenceData *d, const KtoConfig *kto) {
     const long long n = d->count;
     long long good = 0;
     for (int64_t i = 0; i < n; i++) good += *d->good[i];
     const double balance = kto_balance(kto, (double)good, (double)(n - good));
     if (!good || good == n)
-        warn("%s: all %lld answers are %s: there is nothing to tell apart", d->shard->name, n, good ? "good" : "bad");
+        warn("%s: all %lld completions are %s: there is nothing to distinguish", d->shard->name, n,
+             good ? "good" : "bad");
     else if (balance < 1 || balance > 4.0 / 3)
-        warn("%s: %lld good and %lld bad answers: weighted they are as %.2f to 1, 1 to 1.33 is advised", d->shard->name,
-             good, n - good, balance);
+        warn("%s: %lld good and %lld bad completions: their weighted ratio is %.2f, recommended is 1 to 1.33",
+             d->shard->name, good, n - good, balance);
 }
 
-/* Pairs or labelled answers from a shard. */
+/* Trains on pairs or labelled completions from a shard. Returns true if a signal stopped the run. */
 static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
     PreferenceData data, val = {0}, *both[] = {&data, &val};
     preference_data_open(&data, o.g.input, o.unpaired);
     if (o.g.val) preference_data_open(&val, o.g.val, o.unpaired);
     trainer_open(t, "train_dpo", &o.t, data.shard, false);
-    if (t->dist.ranks > 1 && preference_sorts(&o.pair)) die("--loss-type aot: it sorts the whole step; start one rank");
+    if (t->dist.ranks > 1 && preference_sorts(&o.pair))
+        die("--loss-type aot: sorts the pairs of the whole step, which works on one rank only; start one rank");
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
     preference_data_fit(&data, &r->set, o.max_length, (uint64_t)o.t.seed);
@@ -708,7 +767,7 @@ static bool train_on_shard(Run *r) {
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
     open_reference(r, both, o.g.val ? 2 : 1);
 
-    /* the run: so many records, in steps of --per-device-train-batch-size */
+    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.g.epochs * (double)data.count);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
@@ -737,8 +796,8 @@ static bool train_on_shard(Run *r) {
             char a[32], b[32];
             const char *form = o.unpaired ? "%.3f" : "%.1f %%";
             const double scale = o.unpaired ? 1 : 100;
-            snprintf(b, sizeof b, form, scale * headline(&before)),
-                snprintf(a, sizeof a, form, scale * headline(&after));
+            snprintf(b, sizeof b, form, scale * headline(&before));
+            snprintf(a, sizeof a, form, scale * headline(&after));
             if (last)
                 metrics_final(&t->metrics, o.unpaired ? "held-out margin" : "held-out accuracy",
                               before.records > 0 ? b : NULL, a);
@@ -757,17 +816,18 @@ static bool train_on_shard(Run *r) {
     return stopped;
 }
 
-/* Pairs that are drawn and judged, step by step. */
+/* Trains on pairs that are sampled and scored in each step. Returns true if a signal stopped the run. */
 static bool train_online(Run *r) {
     Trainer *t = &r->t;
     OnlinePairs *p = &r->online;
     Generation *g = &p->g;
     o.g.prompts = o.batch;
     *p = (OnlinePairs){.kind = (OnlineKind)o.online_kind, .reward_model = o.reward_model};
-    p->missing_eos_penalty = o.missing_eos_penalty, p->mixture_coef = o.mixture_coef;
+    p->missing_eos_penalty = o.missing_eos_penalty;
+    p->mixture_coef = o.mixture_coef;
     online_open_data(p, &o.g, t, (uint64_t)o.t.seed);
     trainer_open(t, "train_dpo", &o.t, &g->train.shard, false);
-    if (t->dist.ranks > 1) die("--online: it does not know how to share its work among ranks; start one");
+    if (t->dist.ranks > 1) die("--online: cannot distribute its work over ranks; start one rank");
     online_open_prompts(p);
     open_work(r, generation_longest_prompt(g) * (o.sharing ? 1 : 2) + 2 * (int)o.g.max_completion, online_bytes(p));
     open_reference(r, NULL, 0);
@@ -815,10 +875,22 @@ static bool train_online(Run *r) {
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
-    o.t = trainer_defaults(1e-6), o.g = generation_defaults(), o.pair = preference_config(), o.kto = kto_config();
-    o.batch = 8, o.g.epochs = 3, o.max_length = 1024, o.g.eval_steps = 100, o.losses = "sigmoid", o.sharing = true;
-    o.sync_alpha = 0.6, o.sync_steps = 512;
-    o.g.max_completion = 64, o.g.temperature = 0.9, o.xpo_alpha = 1e-5, o.mixture_coef = 0.5;
+    o.t = trainer_defaults(1e-6);
+    o.g = generation_defaults();
+    o.pair = preference_config();
+    o.kto = kto_config();
+    o.batch = 8;
+    o.g.epochs = 3;
+    o.max_length = 1024;
+    o.g.eval_steps = 100;
+    o.losses = "sigmoid";
+    o.sharing = true;
+    o.sync_alpha = 0.6;
+    o.sync_steps = 512;
+    o.g.max_completion = 64;
+    o.g.temperature = 0.9;
+    o.xpo_alpha = 1e-5;
+    o.mixture_coef = 0.5;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     parse_losses();
     check_options();

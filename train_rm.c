@@ -1,14 +1,14 @@
-/* train_rm.c - reward models: a score for an answer, learnt from preferences, from outcomes or from steps.
+/* train_rm.c - reward models: a score of a completion, learnt from preferences, outcomes or steps.
  *
  *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin) + c mean (s_chosen + s_rejected)^2
- *   --kind orm   unpaired shard     L = mean -log sigma(+-s)        is the answer right?  s at its last token
- *   --kind prm   step shard         L = mean -log sigma(+-s_k)      is it right up to step k?  s_k at the step's last token
+ *   --kind orm   unpaired shard     L = mean -log sigma(+-s)      s at the last token: is the completion right?
+ *   --kind prm   step shard         L = mean -log sigma(+-s_k)    s_k at the last token of step k: is it right so far?
  *
- * s is a linear head on the final layernorm's output (llmc/loss/reward.h has the losses). One optimizer step takes
- * --per-device-train-batch-size pairs or answers, packed without padding into micro-batches of --micro-tokens; both
- * answers of a pair hang on one copy of their prompt (--no-prefix-sharing: each has its own). Neither changes the result
- * but by rounding. At the end s is normalised to mean 0 and variance 1 on a shard; the checkpoint keeps that beside the
- * head (llmc/reward/reward_model.h), and what scores with it later applies it.
+ * s is a linear head on the output of the final layernorm (losses: llmc/loss/reward.h). One optimizer step takes
+ * --per-device-train-batch-size pairs or completions, packed without padding into micro-batches of --micro-tokens. The
+ * two completions of a pair share one copy of their prompt, unless --no-prefix-sharing is given. Packing and sharing
+ * change the result only by rounding. At the end, the mean and the variance of s on a shard are stored in the
+ * checkpoint (llmc/reward/reward_model.h); programs that score with it normalise s to mean 0 and variance 1.
  *
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
@@ -30,35 +30,47 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input", 'i', &o.input, "FILE", "preference, unpaired or step shard, by --kind (data/make_shard)"),
-    OPTION_TEXT("val", 'j', &o.val, "FILE", "held-out shard: accuracy, margin, calibration"),
-    OPTION_CHOICE("kind", 0, &o.kind, REWARD_MODEL_CHOICES,
-                  "Bradley-Terry on pairs, outcome (labelled answers), process (labelled steps)"),
-    OPTION_INT("per-device-train-batch-size", 'd', &o.batch, 1, 1 << 24, "pairs or answers of one optimizer step"),
-    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20,
-               "longer records are left out (prm: lose their last steps); 0: the model's context"),
-    OPTION_REAL("num-train-epochs", 'e', &o.epochs, 0.001, 1e6, "passes over the shard"),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
-    OPTION_FLAG("prefix-sharing", 0, &o.sharing, "give each answer of a pair a prompt of its own"),
+    OPTION_TEXT  ("input",                       'i', &o.input,      "FILE",
+                  "preference, unpaired or step shard, depending on --kind (data/make_shard)"),
+    OPTION_TEXT  ("val",                         'j', &o.val,        "FILE",
+                  "held-out shard of the same kind, for accuracy, margin and calibration"),
+    OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
+                  "Bradley-Terry on pairs, outcome (labelled completions), process (labelled steps)"),
+    OPTION_INT   ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
+                  "pairs or completions per optimizer step"),
+    OPTION_INT   ("max-length",                  0,   &o.max_length, 0, 1 << 20,
+                  "leave out longer records (prm: drop their last steps); 0 uses the model's context"),
+    OPTION_REAL  ("num-train-epochs",            'e', &o.epochs,     0.001, 1e6, "passes over the shard"),
+    OPTION_INT   ("max-steps",                   'x', &o.t.steps,    0, 1e9,
+                  "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_FLAG  ("prefix-sharing",              0,   &o.sharing,
+                  "process the prompt of a pair once for both completions"),
     OPTION_GROUP("Loss"),
-    OPTION_FLAG("use-margin", 0, &o.margin, "bt: ignore the margins of the pairs"),
-    OPTION_REAL("label-smoothing", 0, &o.loss.label_smoothing, 0, 0.499, "the chance that a label is wrong"),
-    OPTION_REAL("center-rewards-coefficient", 0, &o.loss.center, 0, 1e6,
-                "bt: pull a pair's scores to mean 0; 0.01 is usual, 0: do not"),
-    OPTION_FLAG("train-on-last-step-only", 0, &o.last_step, "prm: only the last step of a solution counts"),
-    OPTION_TEXT("normalize", 0, &o.normalize, "FILE",
-                "bt, orm: shard on which scores get mean 0 and variance 1 (default: --val, else --input), or none"),
+    OPTION_FLAG("use-margin",                 0, &o.margin,
+                "bt: subtract each pair's margin from its score difference"),
+    OPTION_REAL("label-smoothing",            0, &o.loss.label_smoothing, 0, 0.499,
+                "probability that a label is wrong"),
+    OPTION_REAL("center-rewards-coefficient", 0, &o.loss.center,          0, 1e6,
+                "bt: weight of the penalty that centres a pair's scores on 0 (0.01 is usual); 0 disables"),
+    OPTION_FLAG("train-on-last-step-only",    0, &o.last_step,
+                "prm: train on the last step of each solution only"),
+    OPTION_TEXT("normalize",                  0, &o.normalize,            "FILE",
+                "bt, orm: shard to normalise scores on, or none; --val, else --input if not given"),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps", 'v', &o.eval_steps, 1, 1e9, "held-out figures every so many steps, and at both ends"),
-    OPTION_END};
+    OPTION_INT("eval-steps", 'v', &o.eval_steps, 1, 1e9,
+               "evaluate on --val every N steps, and before and after training"),
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
-    "Trains a reward model: on preferences, on labelled answers, or on labelled steps.\n\n"
+    "Trains a reward model on preferences, on labelled completions or on labelled steps.\n\n"
     "  ./data/make_shard -i prefs.jsonl -o prefs.shard -f 0.1 -v held_out.shard\n"
     "  ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin\n"
     "  ./train_rm -c sft.bin -i steps.shard -o prm.bin --kind prm\n"
@@ -67,7 +79,7 @@ static const OptionAbout about = {
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
-/* The records of a shard: pairs, or answers with labels. */
+/* The records of a shard: pairs, or completions with labels. */
 typedef struct Data {
     Pairs pairs;
     Examples examples;
@@ -92,7 +104,8 @@ static void data_close(Data *d) {
     else examples_close(&d->examples);
 }
 
-/* Leaves out the pairs of which an answer does not fit under --max-length, as TRL does: what is cut is another answer. */
+/* Leaves out pairs with a completion that does not fit in --max-length, as TRL does: a truncated completion would be a
+ * different one. */
 static void fit_pairs(Data *d) {
     Pairs *p = &d->pairs;
     for (int64_t i = 0; i < p->count; i++) {
@@ -107,7 +120,7 @@ static void fit_pairs(Data *d) {
     p->count = d->count;
 }
 
-/* Leaves out answers that do not fit under --max-length; of solutions, the steps that do not. */
+/* Leaves out completions that do not fit in --max-length, and the steps of a solution that do not fit. */
 static void fit_examples(Data *d) {
     Examples *x = &d->examples;
     for (int64_t i = 0; i < x->count; i++) {
@@ -118,7 +131,7 @@ static void fit_examples(Data *d) {
         while (q.labels && q.at[q.labels - 1] >= room) q.labels--;
         if (!q.labels) continue;
         d->cut += q.labels < steps;
-        q.completion_len = q.at[q.labels - 1] + 1; /* nothing is read behind the last label */
+        q.completion_len = q.at[q.labels - 1] + 1; /* nothing is read after the last label */
         x->example[d->count++] = q;
         if (q.prompt_len + q.completion_len > d->longest) d->longest = q.prompt_len + q.completion_len;
     }
@@ -126,7 +139,7 @@ static void fit_examples(Data *d) {
     x->count = d->count;
 }
 
-/* Once --max-length is known: leaves out what does not fit, and says so. */
+/* Leaves out what does not fit in --max-length and warns about it. Call it once --max-length is known. */
 static void data_fit(Data *d) {
     const char *name = d->shard->name;
     const long long max = o.max_length;
@@ -134,31 +147,34 @@ static void data_fit(Data *d) {
     else fit_examples(d);
     if (!d->count) die("%s: no record is left: all %lld are longer than %lld tokens", name, (long long)d->dropped, max);
     if (d->dropped)
-        warn("%s: %lld of %lld records are left out: they have no answer, or are longer than %lld tokens", name,
+        warn("%s: %lld of %lld records are left out: they have no completion, or are longer than %lld tokens", name,
              (long long)d->dropped, (long long)d->shard->count, max);
     if (d->cut)
         warn("%s: %lld solutions are longer than %lld tokens and lose their last steps", name, (long long)d->cut, max);
 }
 
-/* Labels that are all alike teach nothing but their frequency. */
+/* Warns if all labels are equal: the model would learn only their frequency. */
 static void check_labels(const Data *d) {
     int64_t good = 0, labels = 0;
-    for (int64_t i = 0; i < d->count && o.kind != REWARD_MODEL_BT; i++)
+    if (o.kind == REWARD_MODEL_BT) return;
+    for (int64_t i = 0; i < d->count; i++)
         for (int32_t k = 0; k < d->examples.example[i].labels; k++, labels++) good += d->examples.example[i].label[k];
     if (labels && (!good || good == labels))
-        warn("%s: all %lld labels are %s: there is nothing to tell apart", d->shard->name, (long long)labels,
+        warn("%s: all %lld labels are %s: there is nothing to distinguish", d->shard->name, (long long)labels,
              good ? "good" : "bad");
 }
 
-/* Only the last step of each solution keeps its label. */
+/* Keeps only the label of the last step of each solution. */
 static void keep_last_steps(Data *d) {
     for (int64_t i = 0; i < d->count; i++) {
         Example *q = &d->examples.example[i];
-        q->at += q->labels - 1, q->label += q->labels - 1, q->labels = 1;
+        q->at += q->labels - 1;
+        q->label += q->labels - 1;
+        q->labels = 1;
     }
 }
 
-/* The token that every step ends in, or -1: how steps are found in answers without labels. */
+/* The token that every step ends with, or -1. It delimits the steps of completions without labels. */
 static int32_t step_token(const Data *d) {
     int32_t token = -1;
     for (int64_t i = 0; i < d->count; i++) {
@@ -174,11 +190,11 @@ static int32_t step_token(const Data *d) {
 
 /* ---- a pass over records --------------------------------------------------------------------------------------- */
 
-/* What a pass found, over all records of it. All doubles: ranks add them up. */
+/* Statistics of a pass over records. All fields are doubles, so that the ranks can sum them as an array. */
 typedef struct Sums {
-    double loss, right, units;                  /* units: pairs or labels; right: those that are told apart */
+    double loss, right, units;                  /* units: pairs or labels; right: correctly ranked or classified ones */
     double margin;                              /* bt: sum of s_chosen - s_rejected */
-    double scores, total, squares, least, most; /* of the scores: how many, sum, sum of squares, extremes */
+    double scores, total, squares, least, most; /* number of scores, their sum, sum of squares, minimum, maximum */
     Calibration calibration;
 } Sums;
 
@@ -188,28 +204,35 @@ typedef struct Work {
     float *score, *dscore, *margin; /* (targets), (targets), (pairs) */
     uint8_t *label;                 /* (targets) */
     int64_t pairs;                  /* in the batch */
-    double *cost;                   /* (records of a pass) tokens */
-    int32_t *owner;                 /* their ranks */
+    double *cost;                   /* (records of a pass) tokens of each record */
+    int32_t *owner;                 /* (records of a pass) rank of each record */
 } Work;
 
 static void add_batch(const Work *w, Sums *s) {
     const int32_t n = w->batch.targets;
     for (int32_t i = 0; i < n; i++) {
         const double score = w->score[i];
-        s->scores++, s->total += score, s->squares += score * score;
-        s->least = fmin(s->least, score), s->most = fmax(s->most, score);
+        s->scores++;
+        s->total += score;
+        s->squares += score * score;
+        s->least = fmin(s->least, score);
+        s->most = fmax(s->most, score);
         if (o.kind != REWARD_MODEL_BT) {
-            s->right += (score > 0) == w->label[i], s->units++;
+            s->right += (score > 0) == w->label[i];
+            s->units++;
             calibration_add_label(&s->calibration, score, w->label[i]);
         } else if (i % 2 == 0) {
             const double difference = score - w->score[i + 1];
-            s->margin += difference, s->right += difference > 0, s->units++;
+            s->margin += difference;
+            s->right += difference > 0;
+            s->units++;
             calibration_add_pair(&s->calibration, difference);
         }
     }
 }
 
-/* One micro-batch: its share of the loss, and the gradient when `train`. N: pairs or labels of the whole step. */
+/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole
+ * step. */
 static void micro_batch(Trainer *t, Work *w, bool train, double N, Sums *s) {
     const Batch *b = &w->batch;
     gpt2_forward(&t->model, &w->space, b, 1.0f, &(GPT2Output){.value = w->score});
@@ -220,7 +243,7 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, Sums *s) {
     add_batch(w, s);
 }
 
-/* Rows and scores of record i. */
+/* The number of rows that record i takes in a batch. */
 static int32_t record_rows(const Data *d, int64_t i) {
     if (o.kind != REWARD_MODEL_BT) {
         const Example *p = examples_get(&d->examples, i);
@@ -230,6 +253,7 @@ static int32_t record_rows(const Data *d, int64_t i) {
     return (o.sharing ? 1 : 2) * p->prompt_len + p->chosen_len + p->rejected_len;
 }
 
+/* The number of pairs or labels of record i. */
 static int32_t record_units(const Data *d, int64_t i) {
     return o.kind == REWARD_MODEL_BT ? 1 : examples_get(&d->examples, i)->labels;
 }
@@ -251,17 +275,19 @@ static void record_pack(Work *w, const Data *d, int64_t i) {
     example_pack_scores(&w->batch, p);
 }
 
-/* Packs this rank's records into micro-batches and runs them, or only counts them (N is 0). Returns how many. */
+/* Packs this rank's records into micro-batches and runs them; if N is 0, only counts them. Returns their number. */
 static int64_t run_own(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train, double N,
                        Sums *s) {
     int64_t micro = 0;
-    batch_clear(&w->batch), w->pairs = 0;
+    batch_clear(&w->batch);
+    w->pairs = 0;
     for (int64_t i = 0; i <= n; i++) {
         const int64_t record = i == n ? -1 : records ? records[i] : i;
         if (i < n && w->owner[i] != t->dist.rank) continue;
         if (i == n ? w->batch.targets > 0 : !record_fits(w, d, record)) {
             if (N > 0) micro_batch(t, w, train, N, s);
-            batch_clear(&w->batch), w->pairs = 0;
+            batch_clear(&w->batch);
+            w->pairs = 0;
             micro++;
         }
         if (i < n) record_pack(w, d, record);
@@ -269,15 +295,16 @@ static int64_t run_own(Trainer *t, Work *w, const Data *d, const int64_t *record
     return micro;
 }
 
-/* Runs records records[0..n), or all of them in order (NULL), each on one of the ranks. The loss, right and margin are
- * means afterwards. */
+/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. In the result, `right` and
+ * `margin` are means. */
 static Sums run_records(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train) {
     const double low = o.kind == REWARD_MODEL_BT ? 0.5 : 0;
     Sums s = {.least = INFINITY, .most = -INFINITY, .calibration = calibration_new(low)};
     double N = 0;
     for (int64_t i = 0; i < n; i++) {
         const int64_t record = records ? records[i] : i;
-        w->cost[i] = record_rows(d, record), N += record_units(d, record);
+        w->cost[i] = record_rows(d, record);
+        N += record_units(d, record);
         if (train) t->tokens += record_rows(d, record);
     }
     trainer_share(t, w->cost, n, w->owner);
@@ -286,12 +313,15 @@ static Sums run_records(Trainer *t, Work *w, const Data *d, const int64_t *recor
     double extremes[] = {-s.least, s.most};
     trainer_maxima(t, extremes, 2);
     trainer_sums(t, (double *)&s, sizeof s / sizeof(double));
-    s.least = -extremes[0], s.most = extremes[1], s.calibration.low = low;
-    s.right /= s.units, s.margin /= s.units;
+    s.least = -extremes[0];
+    s.most = extremes[1];
+    s.calibration.low = low;
+    s.right /= s.units;
+    s.margin /= s.units;
     return s;
 }
 
-/* TRL's names, with a prefix. */
+/* Sets the metrics under TRL's names, with a prefix. */
 static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
     const struct {
         const char *name;
@@ -322,17 +352,19 @@ static Sums validate(Trainer *t, Work *w, const Data *val) {
 
 /* ---- the score's scale ----------------------------------------------------------------------------------------- */
 
-/* Puts into the model's file what its scores mean; d: the shard on which they get mean 0 and variance 1, or NULL. */
+/* Stores the kind of the model and the normalisation of its scores in the model's file. d: the shard on which scores
+ * get mean 0 and variance 1, or NULL for no normalisation. step: the token that ends a step, or -1. */
 static void set_note(Trainer *t, Work *w, const Data *d, int32_t step) {
     RewardModelNote note = {.kind = (RewardModelKind)o.kind, .deviation = 1, .step_token = step};
     if (d) {
         const Sums s = run_records(t, w, d, NULL, d->count, false);
         const double mean = s.total / s.scores, variance = s.squares / s.scores - mean * mean;
         if (isfinite(mean) && variance > 1e-12 * mean * mean) {
-            note.mean = mean, note.deviation = sqrt(variance);
-            metrics_line(&t->metrics, "scores have mean %.4f and deviation %.4f on %s: normalised to 0 and 1", mean,
-                         note.deviation, d->shard->name);
-        } else warn("%s: all answers have one score there: it is not normalised", d->shard->name);
+            note.mean = mean;
+            note.deviation = sqrt(variance);
+            metrics_line(&t->metrics, "scores have mean %.4f and standard deviation %.4f on %s: normalised to 0 and 1",
+                         mean, note.deviation, d->shard->name);
+        } else warn("%s: all scores are equal or not finite: they are not normalised", d->shard->name);
     }
     free(t->file.reward);
     t->file.reward = reward_model_note_write(&note);
@@ -341,26 +373,31 @@ static void set_note(Trainer *t, Work *w, const Data *d, int32_t step) {
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_options(void) {
-    if (!o.input) usage_error("-i/--input: which shard?");
-    if (!o.t.output) usage_error("-o/--output: where to?");
+    if (!o.input) usage_error("-i/--input is required");
+    if (!o.t.output) usage_error("-o/--output is required");
     if (o.kind != REWARD_MODEL_BT && o.loss.center > 0)
-        usage_error("--center-rewards-coefficient: goes with --kind bt");
-    if (o.kind != REWARD_MODEL_BT && !o.margin) usage_error("--no-use-margin: goes with --kind bt");
-    if (o.kind != REWARD_MODEL_BT && !o.sharing) usage_error("--no-prefix-sharing: goes with --kind bt");
-    if (o.kind != REWARD_MODEL_PRM && o.last_step) usage_error("--train-on-last-step-only: goes with --kind prm");
+        usage_error("--center-rewards-coefficient: used only with --kind bt");
+    if (o.kind != REWARD_MODEL_BT && !o.margin) usage_error("--no-use-margin: used only with --kind bt");
+    if (o.kind != REWARD_MODEL_BT && !o.sharing) usage_error("--no-prefix-sharing: used only with --kind bt");
+    if (o.kind != REWARD_MODEL_PRM && o.last_step) usage_error("--train-on-last-step-only: used only with --kind prm");
     if (o.kind == REWARD_MODEL_PRM && o.normalize)
-        usage_error("--normalize: a process model's scores are probabilities; goes with --kind bt or orm");
+        usage_error("--normalize: a process model's scores are probabilities; used only with --kind bt or orm");
 }
 
 static bool none(const char *text) { return text && !strcmp(text, "none"); }
 
 int main(int argc, char **argv) {
     o.t = trainer_defaults(1e-4);
-    o.batch = 8, o.epochs = 3, o.max_length = 1024, o.eval_steps = 100, o.margin = o.sharing = true;
+    o.batch = 8;
+    o.epochs = 3;
+    o.max_length = 1024;
+    o.eval_steps = 100;
+    o.margin = true;
+    o.sharing = true;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     check_options();
     program_start();
-    const bool own = o.normalize && !none(o.normalize); /* a shard of its own to normalise on */
+    const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */
     const char *inputs[] = {o.input, o.val, own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 5, NULL);
 
@@ -374,15 +411,21 @@ int main(int argc, char **argv) {
     const int32_t context = t.model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
     data_fit(&data);
-    if (o.val) trainer_check_shard(&t, val.shard), data_fit(&val);
-    if (own) trainer_check_shard(&t, third.shard), data_fit(&third);
+    if (o.val) {
+        trainer_check_shard(&t, val.shard);
+        data_fit(&val);
+    }
+    if (own) {
+        trainer_check_shard(&t, third.shard);
+        data_fit(&third);
+    }
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)
-        warn("%s: steps end in different tokens: an answer that is scored later will count as one step", o.input);
+        warn("%s: steps end in different tokens: a completion that is scored later will count as one step", o.input);
     if (o.last_step) keep_last_steps(&data);
 
-    /* memory: a micro-batch holds at least the longest record */
+    /* Memory: a micro-batch must hold the longest record. */
     int32_t longest = data.longest > val.longest ? data.longest : val.longest;
     if (third.longest > longest) longest = third.longest;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
@@ -391,16 +434,17 @@ int main(int argc, char **argv) {
     if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
         die("%s; lower --micro-tokens or raise --recompute", e.text);
     w.score = (float *)xcalloc(3 * (size_t)rows, sizeof *w.score);
-    w.dscore = w.score + rows, w.margin = w.score + 2 * rows;
+    w.dscore = w.score + rows;
+    w.margin = w.score + 2 * rows;
     w.label = (uint8_t *)xcalloc((size_t)rows, sizeof *w.label);
     int64_t most = data.count > o.batch ? data.count : o.batch; /* records of a pass */
     if (val.count > most) most = val.count;
     if (third.count > most) most = third.count;
     w.cost = (double *)xcalloc((size_t)most, sizeof *w.cost);
     w.owner = (int32_t *)xcalloc((size_t)most, sizeof *w.owner);
-    set_note(&t, &w, NULL, step); /* a state taken as a model has one, too */
+    set_note(&t, &w, NULL, step); /* for states, which can be used as models */
 
-    /* the run: so many records, in steps of --per-device-train-batch-size */
+    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
     trainer_schedule(&t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
@@ -426,7 +470,8 @@ int main(int argc, char **argv) {
         if (o.val && (last || t.step % o.eval_steps == 0)) {
             const Sums after = validate(&t, &w, &val);
             char a[16], b[16];
-            snprintf(b, sizeof b, "%.1f %%", 100 * before.right), snprintf(a, sizeof a, "%.1f %%", 100 * after.right);
+            snprintf(b, sizeof b, "%.1f %%", 100 * before.right);
+            snprintf(a, sizeof a, "%.1f %%", 100 * after.right);
             if (last) metrics_final(&t.metrics, "held-out accuracy", before.units > 0 ? b : NULL, a);
         }
         const bool pairs = o.kind == REWARD_MODEL_BT;

@@ -1,10 +1,10 @@
-/* train_sft.c - supervised fine-tuning: maximum likelihood of the answers in a shard of conversations.
+/* train_sft.c - supervised fine-tuning: maximum likelihood of the completions in a shard of conversations.
  *
- *   L = - sum_r w_r log pi(y_r | what came before) / sum_r w_r        over the targets r of one optimizer step
+ *   L = - sum_r w_r log pi(y_r | y_<r) / sum_r w_r        over the targets r of one optimizer step
  *
- * w_r is 1 on the assistant's tokens (or on all with --no-completion-only-loss). One optimizer step takes records worth
- * --batch-tokens tokens, packed without padding into micro-batches of --micro-tokens; the normaliser is that of the whole
- * step, so the cut into micro-batches changes nothing but memory.
+ * w_r is 1 on the assistant's tokens, or on all tokens with --no-completion-only-loss. One optimizer step takes records
+ * with at least --batch-tokens tokens in total, packed without padding into micro-batches of --micro-tokens. The
+ * normaliser is that of the whole step, so the size of the micro-batches affects only memory.
  *
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
@@ -23,27 +23,35 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input", 'i', &o.input, "FILE", "chat shard to train on (data/make_shard)"),
-    OPTION_TEXT("val", 'j', &o.val, "FILE", "chat shard for the validation loss"),
-    OPTION_INT("batch-tokens", 'd', &o.batch_tokens, 1, 1 << 30, "tokens of one optimizer step, at least"),
-    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20, "cut records to this many tokens; 0: the model's context"),
-    OPTION_REAL("num-train-epochs", 'e', &o.epochs, 0.001, 1e6, "passes over the shard"),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
+    OPTION_TEXT("input",            'i', &o.input,        "FILE", "chat shard to train on (data/make_shard)"),
+    OPTION_TEXT("val",              'j', &o.val,          "FILE", "chat shard for the validation loss"),
+    OPTION_INT ("batch-tokens",     'd', &o.batch_tokens, 1, 1 << 30, "minimum number of tokens per optimizer step"),
+    OPTION_INT ("max-length",       0,   &o.max_length,   0, 1 << 20,
+                "truncate records to this many tokens; 0 uses the model's context"),
+    OPTION_REAL("num-train-epochs", 'e', &o.epochs,       0.001, 1e6, "passes over the shard"),
+    OPTION_INT ("max-steps",        'x', &o.t.steps,      0, 1e9,
+                "number of optimizer steps; 0 follows --num-train-epochs"),
     OPTION_GROUP("Loss"),
-    OPTION_FLAG("completion-only-loss", 0, &o.completion_only, "train on all tokens, not on the masked ones only"),
-    OPTION_CHOICE("loss-type", 0, &o.loss, LM_LOSS_CHOICES, "nll, or dynamic fine-tuning"),
-    OPTION_REAL("neftune-noise-alpha", 0, &o.neftune, 0, 1000, "noise on embeddings, 5 is usual; 0: none"),
+    OPTION_FLAG  ("completion-only-loss", 0, &o.completion_only, "train on the assistant's tokens only"),
+    OPTION_CHOICE("loss-type",            0, &o.loss,            LM_LOSS_CHOICES,
+                  "negative log-likelihood, or dynamic fine-tuning"),
+    OPTION_REAL  ("neftune-noise-alpha",  0, &o.neftune,         0, 1000,
+                  "scale of the noise on embeddings (5 is usual); 0 disables NEFTune"),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
-    OPTION_TEXT("best", 0, &o.best, "FILE", "also keep the model of the least validation loss here"),
+    OPTION_TEXT("best", 0, &o.best, "FILE", "also write the model with the lowest validation loss here"),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps", 'v', &o.eval_steps, 1, 1e9, "validation loss every so many steps, and at the end"),
-    OPTION_INT("sample-steps", 's', &o.sample_steps, 0, 1e9, "print samples every so many steps; 0: none"),
-    OPTION_INT("sample-count", 0, &o.sample_count, 1, 256, "how many, from the first validation records"),
-    OPTION_INT("sample-tokens", 'g', &o.sample_tokens, 1, 65536, "most tokens of a sample"),
-    OPTION_END};
+    OPTION_INT("eval-steps",    'v', &o.eval_steps,    1, 1e9,
+               "compute the validation loss every N steps and at the end"),
+    OPTION_INT("sample-steps",  's', &o.sample_steps,  0, 1e9, "print samples every N steps; 0 disables"),
+    OPTION_INT("sample-count",  0,   &o.sample_count,  1, 256, "number of samples, from the first validation records"),
+    OPTION_INT("sample-tokens", 'g', &o.sample_tokens, 1, 65536, "maximum tokens per sample"),
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL -i chat.shard -o OUT [options]",
@@ -56,7 +64,8 @@ static int32_t record_length(const Shard *s, int64_t i) {
     return (int64_t)s->index[i].tokens < o.max_length ? (int32_t)s->index[i].tokens : (int32_t)o.max_length;
 }
 
-/* The records of the next step: enough for --batch-tokens, as many as the run's last records at most. */
+/* Takes the records of the next step: enough for --batch-tokens, but no more than the run has left. Returns their
+ * number. */
 static int64_t cursor_step(Cursor *c, const Shard *s, int64_t left, int64_t *records, int64_t most) {
     int64_t n = 0, tokens = 0;
     while (n < left && n < most && tokens < o.batch_tokens) {
@@ -69,12 +78,15 @@ static int64_t cursor_step(Cursor *c, const Shard *s, int64_t left, int64_t *rec
 static int64_t steps_of_run(const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
     Cursor c = cursor_new(s->count, (uint64_t)o.t.seed);
     int64_t steps = 0;
-    while (records > 0) records -= cursor_step(&c, s, records, scratch, most), steps++;
+    while (records > 0) {
+        records -= cursor_step(&c, s, records, scratch, most);
+        steps++;
+    }
     cursor_free(&c);
     return steps;
 }
 
-/* Record i, cut to --max-length; returns the number of its targets. */
+/* Reads record i, truncated to --max-length. Returns its number of targets. */
 static int32_t read_record(const Shard *s, int64_t i, Record *r) {
     Error e;
     if (!shard_record(s, i, r, &e)) die("%s", e.text);
@@ -91,14 +103,16 @@ static void open_chat(Shard *s, const char *path) {
     if (!s->count) die("%s: the shard is empty", path);
 }
 
-/* What is wrong with the data: nothing to train on, answers cut off, answers that never stop. */
+/* Warns about records without targets, truncated records and completions without a stop token. */
 static void check_data(const Shard *s, int32_t stop) {
     Record r = {0};
     int64_t empty = 0, cut = 0, endless = 0, cut_empty = 0;
     for (int64_t i = 0; i < s->count; i++) {
         const int32_t targets = read_record(s, i, &r);
         const bool is_cut = (int64_t)s->index[i].tokens > o.max_length;
-        empty += !targets, cut += is_cut, cut_empty += is_cut && !targets;
+        empty += !targets;
+        cut += is_cut;
+        cut_empty += is_cut && !targets;
         bool stops = false;
         for (int32_t k = 0; k < r.count && !stops; k++) stops = r.mask[k] && r.tokens[k] == stop;
         endless += stop >= 0 && targets && !stops;
@@ -107,17 +121,19 @@ static void check_data(const Shard *s, int32_t stop) {
     record_free(&r);
     if (empty == s->count)
         die("%s: no record has a token to train on%s", s->name, cut_empty ? " within --max-length" : "");
-    if (empty) warn("%s: %lld of %lld records have nothing to train on", s->name, (long long)empty, n);
+    if (empty) warn("%s: %lld of %lld records have no token to train on", s->name, (long long)empty, n);
     if (cut)
-        warn("%s: %lld of %lld records are longer than %lld tokens and are cut", s->name, (long long)cut, n,
+        warn("%s: %lld of %lld records are longer than %lld tokens and were truncated", s->name, (long long)cut, n,
              (long long)o.max_length);
     if (endless == s->count - empty && stop >= 0)
-        warn("%s: no answer that is trained on ends in the stop token: the model will not learn to stop", s->name);
+        warn("%s: no completion that is trained on ends with the stop token: the model will not learn to stop",
+             s->name);
     else if (endless)
-        warn("%s: %lld of %lld records have no stop token among what is trained on", s->name, (long long)endless, n);
+        warn("%s: %lld of %lld records have no stop token among the tokens that are trained on", s->name,
+             (long long)endless, n);
 }
 
-/* NEFTune (Jain et al. 2023, alg. 1): noise of alpha / sqrt(length * width) on each token's embedding. */
+/* NEFTune (Jain et al. 2023, alg. 1): noise of scale alpha / sqrt(length * width) on each token's embedding. */
 static void neftune_scales(const Batch *b, int32_t width, float *scale) {
     for (int i = 0; i < b->segments; i++)
         for (int32_t k = 0; k < b->segment[i].len; k++)
@@ -131,13 +147,13 @@ typedef struct Sums {
 typedef struct Work {
     Workspace space;
     Batch batch;
-    double *cost;   /* (records of a step) tokens */
-    int32_t *owner; /* their ranks */
+    double *cost;   /* (records of a step) tokens of each record */
+    int32_t *owner; /* (records of a step) rank of each record */
     float *logp, *entropy, *dlogp, *noise;
     int32_t *argmax;
 } Work;
 
-/* One micro-batch: the loss's share, with its gradient when `train`. N: the step's normaliser. */
+/* Adds one micro-batch's part of the loss to *sums; if `train`, also its gradient. N: the step's normaliser. */
 static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micro, Sums *sums) {
     const Batch *b = &w->batch;
     const GPT2Output out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
@@ -145,7 +161,8 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micr
     w->space.noise_scale = NULL;
     if (train && o.neftune > 0) {
         neftune_scales(b, t->model.config.width, w->noise);
-        w->space.noise_scale = w->noise, w->space.noise_seed = (uint64_t)o.t.seed;
+        w->space.noise_scale = w->noise;
+        w->space.noise_seed = (uint64_t)o.t.seed;
         w->space.noise_stream = RANDOM_NOISE + ((uint64_t)t->step << 20) + micro * (uint64_t)t->dist.ranks;
         w->space.noise_stream += (uint64_t)t->dist.rank;
     }
@@ -163,7 +180,7 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micr
     sums->targets += b->targets;
 }
 
-/* Packs this rank's records into micro-batches and runs them, or only counts them (N is 0). Returns how many. */
+/* Packs this rank's records into micro-batches and runs them; if N is 0, only counts them. Returns their number. */
 static int64_t run_own(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train, double N,
                        Sums *sums) {
     Record r = {0};
@@ -187,14 +204,15 @@ static int64_t run_own(Trainer *t, Work *w, const Shard *s, const int64_t *recor
     return micro;
 }
 
-/* The records, each on one of the ranks. Returns the loss and the means over all targets. */
+/* Runs the records, each on one of the ranks. Returns the loss and the means over all targets. */
 static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train) {
     Record r = {0};
     Sums sums = {0};
     double N = 0;
     for (int64_t i = 0; i < n; i++) {
         const int32_t targets = read_record(s, records[i], &r);
-        w->cost[i] = targets ? r.count : 0, N += targets;
+        w->cost[i] = targets ? r.count : 0;
+        N += targets;
         if (train && targets) t->tokens += r.count;
     }
     record_free(&r);
@@ -202,7 +220,8 @@ static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *reco
     if (train) trainer_micros(t, run_own(t, w, s, records, n, true, 0, NULL));
     run_own(t, w, s, records, n, train, N, &sums);
     trainer_sums(t, (double *)&sums, sizeof sums / sizeof(double));
-    sums.entropy /= fmax(sums.targets, 1), sums.right /= fmax(sums.targets, 1);
+    sums.entropy /= fmax(sums.targets, 1);
+    sums.right /= fmax(sums.targets, 1);
     return sums;
 }
 
@@ -220,12 +239,13 @@ static double validate(Trainer *t, Work *w, const Shard *val) {
     return sums.loss;
 }
 
-/* Greedy answers to the first records' prompts (what comes before the first token that is trained on). */
+/* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. */
 static void print_samples(Trainer *t, Rollout *engine, const Shard *s, const char *when) {
     Error e;
     Record r = {0};
     Sampling how = sampling_default();
-    how.temperature = 0, how.max_new = (int)o.sample_tokens;
+    how.temperature = 0;
+    how.max_new = (int)o.sample_tokens;
     if (t->text.stop >= 0) how.stop[how.stops++] = t->text.stop;
     for (int64_t i = 0, shown = 0; i < s->count && shown < o.sample_count; i++) {
         read_record(s, i, &r);
@@ -251,12 +271,16 @@ static void print_samples(Trainer *t, Rollout *engine, const Shard *s, const cha
 
 int main(int argc, char **argv) {
     o.t = trainer_defaults(2e-5);
-    o.batch_tokens = 8192, o.epochs = 3, o.eval_steps = 100, o.sample_count = 3, o.sample_tokens = 64;
+    o.batch_tokens = 8192;
+    o.epochs = 3;
     o.completion_only = true;
+    o.eval_steps = 100;
+    o.sample_count = 3;
+    o.sample_tokens = 64;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    if (!o.input) usage_error("-i/--input: which shard?");
-    if (!o.t.output) usage_error("-o/--output: where to?");
-    if (o.best && !o.val) usage_error("--best: needs a validation shard (-j/--val)");
+    if (!o.input) usage_error("-i/--input is required");
+    if (!o.t.output) usage_error("-o/--output is required");
+    if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");
     program_start();
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 4, o.best);
@@ -272,7 +296,7 @@ int main(int argc, char **argv) {
     if (!o.max_length || o.max_length > context) o.max_length = context;
     check_data(&data, t.text.stop);
 
-    /* memory: a micro-batch holds at least the longest record */
+    /* Memory: a micro-batch must hold the longest record. */
     int32_t longest = data.longest > val.longest ? data.longest : val.longest;
     if (longest > o.max_length) longest = (int32_t)o.max_length;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1;
@@ -283,22 +307,26 @@ int main(int argc, char **argv) {
     if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
         die("%s; lower --micro-tokens or raise --recompute", e.text);
     float *arrays = (float *)xcalloc(4 * (size_t)rows, sizeof *arrays);
-    w.logp = arrays, w.entropy = arrays + rows, w.dlogp = arrays + 2 * rows;
-    w.noise = arrays + 3 * rows, w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
+    w.logp = arrays;
+    w.entropy = arrays + rows;
+    w.dlogp = arrays + 2 * rows;
+    w.noise = arrays + 3 * rows;
+    w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
     Rollout engine = {0};
     if (o.sample_steps && !rollout_new(&engine, &t.model, slots, prompt_max, new_max, &e)) die("%s", e.text);
 
-    /* the run: so many records, in steps of --batch-tokens */
+    /* The run takes `left` records, in steps of --batch-tokens. */
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count;
     int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
     const size_t widest = (size_t)(most > val.count ? most : val.count);
-    w.cost = (double *)xcalloc(widest, sizeof *w.cost), w.owner = (int32_t *)xcalloc(widest, sizeof *w.owner);
+    w.cost = (double *)xcalloc(widest, sizeof *w.cost);
+    w.owner = (int32_t *)xcalloc(widest, sizeof *w.owner);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
     trainer_schedule(&t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
     Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
     if (!cursor_resume(&cursor, t.state)) die("%s: the state was made with more records", o.t.resume);
     left -= cursor_taken(&cursor);
-    const json_t *least = json_object_get(t.state, "best"); /* null until the first validation */
+    const json_t *least = json_object_get(t.state, "best"); /* null before the first validation */
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
     bool stopped = false;

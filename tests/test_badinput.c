@@ -197,13 +197,13 @@ static void vocabularies_tokenizers_and_lengths(void **state) {
             "./train_grpo " ANSWERS "-c $T/m.bin -o $T/kept -i $T/tasks.shard -j $T/largetasks.shard");
     refuses(1, true, "does not fit the model's 260", "./evaluate -c $T/m.bin -i $T/large.shard");
     /* a vocabulary that is large enough, but other tokens */
-    refuses(1, true, "another tokenizer than the model's",
+    refuses(1, true, "a different tokenizer than the model's",
             "./train_sft -c $T/small.bin -o $T/kept -x 1 -i $T/chat.shard");
-    refuses(1, true, "another tokenizer than the model's",
+    refuses(1, true, "a different tokenizer than the model's",
             "./train_sft -c $T/small.bin -o $T/kept -x 1 -i $T/other.shard -j $T/chat.shard");
-    refuses(1, true, "another tokenizer than the model's",
+    refuses(1, true, "a different tokenizer than the model's",
             "./train_grpo " ANSWERS "-c $T/small.bin -o $T/kept -i $T/tasks.shard");
-    refuses(1, true, "another tokenizer than the model's",
+    refuses(1, true, "a different tokenizer than the model's",
             "./train_grpo " ANSWERS "-c $T/small.bin -o $T/kept -i $T/othertasks.shard -j $T/tasks.shard");
     refuses(1, true, "another tokenizer than the model's", "./evaluate -c $T/small.bin -i $T/tasks.shard");
     /* prompts that do not fit the context */
@@ -275,20 +275,20 @@ static void command_lines(void **state) {
         refuses(2, true, "'x' is not one of ", "%s --loss-type x", p);
         refuses(2, true, "needs a value", "%s --report", p);
         refuses(2, true, "-c/--checkpoint and --layers", "%s --layers 2", p);
-        refuses(2, true, "--heads and --width go with --layers", "%s --width 2", p);
+        refuses(2, true, "--heads and --width require --layers", "%s --width 2", p);
     }
-    refuses(2, true, "-c/--checkpoint: which model?", "./train_sft -i $T/chat.shard -o $T/kept");
-    refuses(2, true, "-i/--input: which shard?", "./train_sft -c $T/m.bin -o $T/kept");
-    refuses(2, true, "-o/--output: where to?", "./train_sft -c $T/m.bin -i $T/chat.shard");
-    refuses(2, true, "--best: needs a validation shard", "%s --best $T/x", good[0]);
-    refuses(2, true, "-c/--checkpoint: which model?", "./train_grpo -i $T/tasks.shard -o $T/kept");
+    refuses(2, true, "-c/--checkpoint is required", "./train_sft -i $T/chat.shard -o $T/kept");
+    refuses(2, true, "-i/--input is required", "./train_sft -c $T/m.bin -o $T/kept");
+    refuses(2, true, "-o/--output is required", "./train_sft -c $T/m.bin -i $T/chat.shard");
+    refuses(2, true, "--best needs a validation shard", "%s --best $T/x", good[0]);
+    refuses(2, true, "-c/--checkpoint is required", "./train_grpo -i $T/tasks.shard -o $T/kept");
     refuses(2, true, "-i/--input: which shard?", "./train_grpo -c $T/m.bin -o $T/kept");
     refuses(2, true, "-o/--output: where to?", "./train_grpo -c $T/m.bin -i $T/tasks.shard");
     refuses(2, true, "--num-generations: 1 is out of range", "%s -G 1", good[1]);
     refuses(2, true, "weight 'heavy' is not a number", "%s -w verify:heavy", good[1]);
     refuses(2, true, "nonsense", "%s --reward nonsense", good[1]);
     refuses(2, true, "command", "%s --reward command", good[1]);
-    refuses(1, true, "at most 512 can be drawn at once", "%s -G 4096", good[1]);
+    refuses(1, true, "at most 512 can be sampled at once", "%s -G 4096", good[1]);
     /* models that cannot be */
     refuses(1, true, "width 10 is not a multiple of 3 heads",
             "./train_sft --layers 1 --width 10 --heads 3 -i $T/chat.shard -o $T/kept");

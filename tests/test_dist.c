@@ -417,7 +417,7 @@ static void what_cannot_be_is_said_once(void **state) {
             "start ranks on processors");
     /* ranks that were told different things */
     run(1, "mpirun --oversubscribe --bind-to none -n 1 " SFT "-o $T/x.bin -x 4 : -n 1 " SFT "-o $T/x.bin -x 5");
-    assert_holds(said, "train_sft: options: rank 1 has another one than rank 0\n");
+    assert_holds(said, "train_sft: options: rank 1 differs from rank 0\n");
 }
 
 int main(void) {

@@ -39,10 +39,11 @@ static void a_file_stands_for_the_reference(void **state) {
         const char *command, *part;
     } bad[] = {
         {"./train_dpo -c $T/sft.bin -i $T/held.shard -j $T/prefs.shard --max-length 6 ",
-         "it was made for other records"},
-        {"./train_dpo -c $T/other.bin -i $T/prefs.shard ", "it was made with another model"},
-        {"./train_dpo -c $T/sft.bin -i $T/prefs.shard --reference $T/other.bin ", "it was made with another model"},
-        {"./train_dpo -c $T/sft.bin -i $T/labels.shard --loss-type kto ", "it was made for other records"},
+         "it was computed for other records"},
+        {"./train_dpo -c $T/other.bin -i $T/prefs.shard ", "it was computed with a different model"},
+        {"./train_dpo -c $T/sft.bin -i $T/prefs.shard --reference $T/other.bin ",
+         "it was computed with a different model"},
+        {"./train_dpo -c $T/sft.bin -i $T/labels.shard --loss-type kto ", "it was computed for other records"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char command[400];
@@ -149,34 +150,34 @@ static void bad_command_lines(void **state) {
         const char *options, *part;
     } bad[] = {
         {"--loss-type dpo", "--loss-type: 'dpo' is not one of sigmoid|"},
-        {"--loss-type ''", "--loss-type: it is empty"},
-        {"--loss-type sigmoid,kto", "stand alone"},
+        {"--loss-type ''", "--loss-type: the list is empty"},
+        {"--loss-type sigmoid,kto", "cannot be combined with other losses"},
         {"--loss-type sigmoid,sft --loss-weights 1", "--loss-weights: a number from 0 to 1e6 is needed for sft"},
         {"--loss-type sigmoid,sft --loss-weights 1,x", "--loss-weights: a number"},
         {"--loss-type sigmoid --loss-weights 1,2", "more weights than losses"},
         {"--loss-type sigmoid --loss-weights -1", "--loss-weights: a number"},
         {"--loss-type exo_pair", "needs --label-smoothing above 0"},
-        {"--loss-type hinge --label-smoothing 0.1", "--label-smoothing: goes with --loss-type sigmoid,"},
+        {"--loss-type hinge --label-smoothing 0.1", "--label-smoothing: used only with --loss-type sigmoid,"},
         {"--label-smoothing 0.5", "out of range"},
-        {"--loss-type nca_pair --f-divergence-type forward_kl", "--f-divergence-type: goes with --loss-type"},
-        {"--f-alpha-divergence-coef 0.7", "goes with --f-divergence-type alpha_divergence"},
-        {"--loss-type simpo --ld-alpha 0.5", "--ld-alpha: goes with"},
-        {"--loss-type aot --use-weighting", "--use-weighting: goes with"},
-        {"--loss-type kto --rpo-alpha 1", "--rpo-alpha: goes with"},
-        {"--desirable-weight 2", "goes with --loss-type kto|apo_zero_unpaired"},
-        {"--simpo-gamma 1", "--simpo-gamma: goes with --loss-type simpo"},
-        {"--cpo-alpha 0", "--cpo-alpha: goes with --loss-type cpo"},
-        {"--alpha 1", "--alpha: goes with --loss-type simpo or cpo"},
-        {"--dpop-lambda 1", "--dpop-lambda: goes with --loss-type dpop"},
-        {"--discopop-tau 1", "--discopop-tau: goes with --loss-type discopop"},
+        {"--loss-type nca_pair --f-divergence-type forward_kl", "--f-divergence-type: used only with --loss-type"},
+        {"--f-alpha-divergence-coef 0.7", "used only with --f-divergence-type alpha_divergence"},
+        {"--loss-type simpo --ld-alpha 0.5", "--ld-alpha: used only with"},
+        {"--loss-type aot --use-weighting", "--use-weighting: used only with"},
+        {"--loss-type kto --rpo-alpha 1", "--rpo-alpha: used only with"},
+        {"--desirable-weight 2", "used only with --loss-type kto|apo_zero_unpaired"},
+        {"--simpo-gamma 1", "--simpo-gamma: used only with --loss-type simpo"},
+        {"--cpo-alpha 0", "--cpo-alpha: used only with --loss-type cpo"},
+        {"--alpha 1", "--alpha: used only with --loss-type simpo or cpo"},
+        {"--dpop-lambda 1", "--dpop-lambda: used only with --loss-type dpop"},
+        {"--discopop-tau 1", "--discopop-tau: used only with --loss-type discopop"},
         {"--beta 0", "out of range"},
         {"--reference-free --reference $T/sft.bin", "--reference: no reference is used with --reference-free"},
         {"--loss-type orpo --ref-log-probs $T/x", "no reference is used by --loss-type"},
         {"--loss-type simpo --sync-ref-model", "no reference is used by --loss-type"},
         {"--loss-type simpo --reference-free", "--reference-free: no reference is used by --loss-type"},
         {"--loss-type kto --reference-free", "kto needs a reference"},
-        {"--sync-ref-model --precompute-ref-log-probs", "goes without --precompute-ref-log-probs"},
-        {"--ref-log-probs -", "--ref-log-probs: a file is needed"},
+        {"--sync-ref-model --precompute-ref-log-probs", "cannot be used with --precompute-ref-log-probs"},
+        {"--ref-log-probs -", "--ref-log-probs: must be a file"},
         {"-d 0", "out of range"},
         {"word", "unexpected word"},
     };
@@ -185,8 +186,8 @@ static void bad_command_lines(void **state) {
         snprintf(command, sizeof command, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept %s", bad[i].options);
         refused(2, command, bad[i].part);
     }
-    refused(2, "./train_dpo -c $T/sft.bin -o $T/kept", "-i/--input: which shard?");
-    refused(2, "./train_dpo -c $T/sft.bin -i $T/prefs.shard", "-o/--output: where to?");
+    refused(2, "./train_dpo -c $T/sft.bin -o $T/kept", "-i/--input is required");
+    refused(2, "./train_dpo -c $T/sft.bin -i $T/prefs.shard", "-o/--output is required");
 }
 
 static void bad_data(void **state) {
@@ -207,8 +208,8 @@ static void bad_data(void **state) {
     sh("data/make_shard -q -i $T/alike.jsonl -o $T/alike.shard");
     sh("./train_dpo -c $T/sft.bin -i $T/alike.shard -o $T/a.bin -x 1 --max-length 6");
     assert_holds(said, "1 of 3 records are left out");
-    assert_holds(said, "2 answers are longer than 6 tokens allow and are cut");
-    assert_holds(said, "1 of 2 pairs have two equal answers");
+    assert_holds(said, "2 completions exceed 6 tokens with their prompt and were truncated");
+    assert_holds(said, "1 of 2 pairs have two equal completions");
     put("one.jsonl", "{\"prompt\":\"a:\",\"completion\":\"b\",\"label\":true}\n");
     sh("data/make_shard -q -i $T/one.jsonl -o $T/one.shard");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/one.shard -o $T/kept --loss-type kto", "");
@@ -218,10 +219,10 @@ static void bad_data(void **state) {
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --reference $T/other.bin");
     assert_holds(said, "it is not the reference that the run began with");
     run(1, "./train_dpo -c $T/sft.bin -i $T/held.shard -x 4 -o $T/b.bin --resume $T/mid.state");
-    assert_holds(said, "another shard");
+    assert_holds(said, "a different shard");
     sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state -n 2 --precompute-ref-log-probs");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --precompute-ref-log-probs --reference $T/other.bin");
-    assert_holds(said, "it is not of the reference that the run began with");
+    assert_holds(said, "the reference is not the one that the run began with");
 }
 
 int main(void) {

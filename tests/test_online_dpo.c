@@ -134,15 +134,15 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, ONLINE "-o $T/kept", "--online: who judges?");
-    refused(2, ONLINE JUDGE "-o $T/kept --loss-type kto", "--online: makes pairs");
-    refused(2, ONLINE JUDGE "-o $T/kept --precompute-ref-log-probs", "its answers are not known before");
-    refused(2, ONLINE JUDGE "-o $T/kept --online-loss xpo --reference-free", "draw from the reference");
-    refused(2, ONLINE JUDGE "-o $T/kept --online-loss nash_md --loss-type ipo", "it has a loss of its own");
+    refused(2, ONLINE "-o $T/kept", "--online: give -r/--reward-model, --reward or --reward-cmd");
+    refused(2, ONLINE JUDGE "-o $T/kept --loss-type kto", "--online generates pairs");
+    refused(2, ONLINE JUDGE "-o $T/kept --precompute-ref-log-probs", "--online samples its completions during the run");
+    refused(2, ONLINE JUDGE "-o $T/kept --online-loss xpo --reference-free", "sample from the reference");
+    refused(2, ONLINE JUDGE "-o $T/kept --online-loss nash_md --loss-type ipo", "has its own loss");
     refused(2, ONLINE JUDGE "-o $T/kept --temperature 0", "out of range");
     refused(2, ONLINE "-o $T/kept --reward nonsense", "nonsense");
-    refused(2, DPO "-o $T/kept -r $T/rm.bin", "go with --online");
-    refused(2, DPO "-o $T/kept --online-loss xpo", "go with --online");
+    refused(2, DPO "-o $T/kept -r $T/rm.bin", "used only with --online");
+    refused(2, DPO "-o $T/kept --online-loss xpo", "used only with --online");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard --online " JUDGE "-g 6 -o $T/kept", "expected prompt");
     refused(1, ONLINE "-r $T/sft.bin -o $T/kept", "it has no score head");
     refused(1, ONLINE "-r $T/none -o $T/kept", "none");

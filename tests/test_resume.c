@@ -187,7 +187,7 @@ static void states_that_do_not_fit(void **state) {
     refused(1, SFT "-x 4 -o $T/kept --resume $T/grpo.state", "it is a state of train_grpo, not of train_sft");
     refused(1, GRPO "-x 4 -o $T/kept --resume $T/sft.state", "it is a state of train_sft, not of train_grpo");
     refused(1, SFT "-x 4 -i $T/other.shard -o $T/kept --resume $T/sft.state",
-            "the state was made with another shard than");
+            "the state was made with a different shard than");
     sh("head -c 60000 $T/sft.state > $T/short.state");
     refused(1, SFT "-x 4 -o $T/kept --resume $T/short.state", "short.state: ");
     /* the reference of a resumed run must be the one that it began with */

@@ -525,20 +525,20 @@ static void bad_input(void **state) {
     (void)state;
     Error e;
 #define RM "./train_rm -c $T/start.bin -o $T/kept -x 1 "
-    refused(2, "./train_rm -c $T/start.bin -o $T/kept", "-i/--input: which shard?");
-    refused(2, "./train_rm -c $T/start.bin -i $T/pairs.shard", "-o/--output: where to?");
-    refused(2, "./train_rm -i $T/pairs.shard -o $T/kept", "-c/--checkpoint: which model?");
+    refused(2, "./train_rm -c $T/start.bin -o $T/kept", "-i/--input is required");
+    refused(2, "./train_rm -c $T/start.bin -i $T/pairs.shard", "-o/--output is required");
+    refused(2, "./train_rm -i $T/pairs.shard -o $T/kept", "-c/--checkpoint is required");
     refused(2, RM "-i $T/pairs.shard word", "word: unexpected word");
     refused(2, RM "-i $T/pairs.shard --kind gm", "is not one of bt|orm|prm");
     refused(2, RM "-i $T/pairs.shard --label-smoothing 0.5", "label-smoothing");
     refused(2, RM "-i $T/pairs.shard -d 0", "per-device-train-batch-size");
     refused(2, RM "-i $T/pairs.shard --center-rewards-coefficient -1", "center-rewards-coefficient");
-    refused(2, RM "-i $T/pairs.shard --train-on-last-step-only", "goes with --kind prm");
-    refused(2, RM "-i $T/answers.shard --kind orm --center-rewards-coefficient 0.1", "goes with --kind bt");
-    refused(2, RM "-i $T/answers.shard --kind orm --no-use-margin", "goes with --kind bt");
-    refused(2, RM "-i $T/answers.shard --kind orm --no-prefix-sharing", "goes with --kind bt");
+    refused(2, RM "-i $T/pairs.shard --train-on-last-step-only", "used only with --kind prm");
+    refused(2, RM "-i $T/answers.shard --kind orm --center-rewards-coefficient 0.1", "used only with --kind bt");
+    refused(2, RM "-i $T/answers.shard --kind orm --no-use-margin", "used only with --kind bt");
+    refused(2, RM "-i $T/answers.shard --kind orm --no-prefix-sharing", "used only with --kind bt");
     refused(2, RM "-i $T/steps.shard --kind prm --normalize none", "--normalize: a process model's scores");
-    refused(2, RM "-i - -j - < /dev/null", "standard input can be one file only");
+    refused(2, RM "-i - -j - < /dev/null", "only one input can be standard input");
     refused(1, RM "-i $T/answers.shard", "answers.shard: it holds unpaired records, expected preference records");
     refused(1, RM "-i $T/chat.shard --kind orm", "chat.shard: it holds chat records, expected unpaired records");
     refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: it holds preference records, expected step records");

@@ -143,8 +143,8 @@ static void the_chain_through_pipes_and_zstd(void **state) {
     /* metrics may have standard output, then the model has not */
     sh(SFT NEW "-o $T/a.bin -x 3 --metrics - 2>/dev/null");
     assert_int_equal(lines_of(out), 3);
-    refused(2, SFT NEW "-o - -x 3 --metrics -", "standard output can be one file only");
-    refused(2, "./train_grpo -c - -i - -o $T/kept", "standard input can be one file only");
+    refused(2, SFT NEW "-o - -x 3 --metrics -", "only one output can be standard output");
+    refused(2, "./train_grpo -c - -i - -o $T/kept", "only one input can be standard input");
 }
 
 /* ---- train_sft ------------------------------------------------------------------------------------------------- */

@@ -1,12 +1,12 @@
-/* preference_data.h - the records of a shard as train_dpo learns from them: pairs, or answers with labels.
+/* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
- * Owns: what is kept of a shard under a greatest length (an answer that is too long is cut at its end, a prompt that leaves
- * no room for one is left out, both are said), KTO's mismatched answers, and where each answer's tokens stand in a table of
- * the reference's log-probabilities (ref_logps.h). What is wrong with a shard ends the program, as in trainer.h.
+ * Applies --max-length: truncates completions, leaves out prompts that leave no room for a completion, and warns about
+ * both. Owns the records, KTO's mismatched completions, and the offsets of each record's tokens in a table of the
+ * reference's log-probabilities (ref_logps.h). Errors in a shard end the program (see trainer.h).
  *
  *     PreferenceData d;
- *     preference_data_open(&d, "prefs.shard", false);          // before the model: the shard names its vocabulary
- *     preference_data_fit(&d, &shape, 1024, seed);             // after it: d.pair[0 .. d.count)
+ *     preference_data_open(&d, "prefs.shard", false);          // before trainer_open(), which takes d.shard
+ *     preference_data_fit(&d, &shape, 1024, seed);             // after trainer_open(); fills d.pair[0 .. d.count)
  *     preference_data_close(&d);
  */
 #ifndef LLMC_RECORDS_PREFERENCE_DATA_H
@@ -16,25 +16,26 @@
 #include "examples.h"
 #include "ref_logps.h"
 
-/* A shard's records as they are trained on. Answers of unpaired shards stand as pairs without a rejected answer. */
+/* The records of a shard in the form used for training. A record of an unpaired shard is a pair without a rejected
+ * completion. */
 typedef struct PreferenceData {
-    bool unpaired;      /* KTO's answers with labels */
-    int64_t max_length; /* most tokens of a prompt with an answer */
+    bool unpaired;      /* completions with labels, for KTO */
+    int64_t max_length; /* maximum tokens of prompt and completion */
     Pairs pairs;
     Examples examples;
     const Shard *shard;
-    int64_t count, dropped, cut, alike; /* records; left out; answers cut; pairs of equal answers */
+    int64_t count, dropped, cut, alike; /* records; left out; truncated completions; pairs of equal ones */
     int32_t longest;                    /* rows of the longest record */
-    Pair *pair, *mismatch;              /* (count) mismatch, kto's: the prompt with an answer to another one */
+    Pair *pair, *mismatch;              /* (count) mismatch, kto's: the prompt with a completion of another prompt */
     const uint8_t **good;               /* (count) kto's labels */
-    /* log ref of all answers, then of all mismatched ones, where they are computed once; those of pair i begin at at[i] */
+    /* Precomputed log ref of all completions, then of all mismatched ones, or NULL; item i begins at at[i]. */
     float *ref;
-    int64_t items;        /* answers, or pairs, with values: count, or twice as many where there are mismatched ones */
+    int64_t items;        /* count, or 2 count with mismatched completions */
     int64_t *at;          /* (items + 1) */
-    uint64_t fingerprint; /* of what they belong to */
+    uint64_t fingerprint; /* hash of the tokens that they belong to */
 } PreferenceData;
 
-/* unpaired: a shard of answers with labels, else of pairs. */
+/* unpaired: the shard holds completions with labels; otherwise pairs. */
 static inline void preference_data_open(PreferenceData *d, const char *path, bool unpaired) {
     Error e;
     *d = (PreferenceData){.unpaired = unpaired};
@@ -50,19 +51,21 @@ static inline void preference_data_close(PreferenceData *d) {
     free(d->pair), free(d->mismatch), free(d->good), free(d->ref), free(d->at);
 }
 
-/* Record i, its answers cut under --max-length. False where that leaves none. */
+/* Reads record i, with its completions truncated to --max-length. Returns false if that leaves no room for them. */
 static inline bool preference_data_record(PreferenceData *d, int64_t i, Pair *p) {
     if (d->unpaired) {
         const Example *x = examples_get(&d->examples, i);
         *p = (Pair){.prompt = x->prompt, .chosen = x->completion};
-        p->prompt_len = x->prompt_len, p->chosen_len = x->completion_len;
+        p->prompt_len = x->prompt_len;
+        p->chosen_len = x->completion_len;
     } else *p = *pairs_get(&d->pairs, i);
     const int64_t room = d->max_length - p->prompt_len;
     int32_t *length[] = {&p->chosen_len, &p->rejected_len};
     if (room < 1) return false;
     for (int k = 0; k < 2; k++) {
         if (*length[k] <= room) continue;
-        d->cut++, *length[k] = (int32_t)room;
+        d->cut++;
+        *length[k] = (int32_t)room;
     }
     return true;
 }
@@ -71,8 +74,9 @@ static inline bool preference_same_tokens(const int32_t *a, int32_t a_len, const
     return a_len == b_len && !memcmp(a, b, (size_t)a_len * sizeof *a);
 }
 
-/* KTO's mismatched answers: each prompt gets the answer of the record before it in a random order of the shard, of the
- * first such record that has another prompt. TRL rotates the answers by one within what it preprocesses at a time. */
+/* KTO's mismatched completions: each prompt gets the completion of the nearest record before it, in a random order of
+ * the shard, that has a different prompt. (TRL rotates the completions by one within each batch that it
+ * preprocesses.) */
 static inline void preference_data_mismatch(PreferenceData *d, uint64_t seed) {
     enum { LOOK = 64 };
     Random random = random_start(seed, RANDOM_SHUFFLE + (1ull << 49));
@@ -95,7 +99,7 @@ static inline void preference_data_mismatch(PreferenceData *d, uint64_t seed) {
     free(order);
 }
 
-/* Finds where the answers' tokens stand in a table of log-probabilities, and what it is of. */
+/* Computes the offsets of the completions' tokens in a table of log-probabilities, and the fingerprint of the data. */
 static inline void preference_data_places(PreferenceData *d) {
     const int64_t n = d->count, items = d->unpaired ? 2 * n : n;
     d->at = (int64_t *)xcalloc((size_t)items + 1, sizeof *d->at);
@@ -109,8 +113,9 @@ static inline void preference_data_places(PreferenceData *d) {
     d->items = items;
 }
 
-/* Once max_length is known, the most tokens of a prompt with an answer: takes the records, and says what was left out or
- * cut. shape: whether pairs share their prompt; seed: of the mismatched answers. */
+/* Takes the records and warns about those that are left out or truncated. Call it once max_length is known. max_length:
+ * maximum tokens of prompt and completion; shape: whether pairs share their prompt; seed: for the mismatched
+ * completions. */
 static inline void preference_data_fit(PreferenceData *d, const AnswerSet *shape, int64_t max_length, uint64_t seed) {
     const char *name = d->shard->name;
     const int64_t records = d->unpaired ? d->examples.count : d->pairs.count;
@@ -128,14 +133,17 @@ static inline void preference_data_fit(PreferenceData *d, const AnswerSet *shape
     }
     d->dropped = d->shard->count - d->count;
     const long long n = d->count, max = max_length;
-    if (!n) die("%s: no record is left: no prompt leaves room for an answer within %lld tokens", name, max);
+    if (!n) die("%s: no record is left: no prompt leaves room for a completion within %lld tokens", name, max);
     if (d->dropped)
         warn("%s: %lld of %lld records are left out: their prompt is empty or leaves no room within %lld tokens", name,
              (long long)d->dropped, (long long)d->shard->count, max);
-    if (d->cut) warn("%s: %lld answers are longer than %lld tokens allow and are cut", name, (long long)d->cut, max);
+    if (d->cut)
+        warn("%s: %lld completions exceed %lld tokens with their prompt and were truncated", name, (long long)d->cut,
+             max);
     if (d->alike)
-        warn("%s: %lld of %lld pairs have two equal answers: they teach nothing", name, (long long)d->alike, n);
-    if (d->unpaired && n < 2) die("%s: one record: KTO compares each prompt with an answer to another one", name);
+        warn("%s: %lld of %lld pairs have two equal completions and give no gradient", name, (long long)d->alike, n);
+    if (d->unpaired && n < 2)
+        die("%s: only one record: KTO needs at least two, to pair each prompt with another prompt's completion", name);
     if (d->unpaired) preference_data_mismatch(d, seed);
     preference_data_places(d);
 }

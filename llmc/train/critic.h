@@ -1,17 +1,19 @@
-/* critic.h - a value function of its own: a second model with a value head, its optimizer, its file beside the state.
+/* critic.h - separate value function for PPO: a second model with a value head, an optimizer and a file of its own.
  *
- * It starts from any checkpoint of the policy's vocabulary: the SFT model with a head that is 0, or a reward model, whose
- * head is then scaled so that the critic begins with the normalised scores ("The N+ Implementation Details of RLHF with
- * PPO", 2403.17031, detail 7: the value network is initialised from the reward model).
+ * The critic starts from any checkpoint with the policy's vocabulary: the SFT model with a zero value head, or a reward
+ * model, whose head is scaled so that the critic's initial values are the normalised scores ("The N+ Implementation
+ * Details of RLHF with PPO", 2403.17031, detail 7: the value network is initialised from the reward model).
  *
- * A training state at PATH has its critic in PATH.critic-STEP, written before the state: a state never names a critic that
- * is not there. The one before it goes when the next state is complete.
+ * The critic of a training state at PATH is stored in PATH.critic-STEP. It is written before the state, so a state's
+ * critic always exists; the previous critic is removed once the new state is complete. Errors end the program (see
+ * trainer.h).
  *
  *     Critic c;
- *     critic_open(&c, &trainer, "rm.bin", longest, rows, rate);      // ends the program on an error, as trainer.h does
+ *     critic_open(&c, &trainer, "rm.bin", longest, rows, rate);
  *     gpt2_forward(&c.model, &c.work, &batch, 1.0f, &(GPT2Output){.value = value});
  *     gpt2_backward(&c.model, &c.work, &batch, 1.0f, NULL, NULL, dvalue);
- *     critic_step(&c, loss);
+ *     critic_step(&c, loss, step);
+ *     critic_close(&c);
  */
 #ifndef LLMC_TRAIN_CRITIC_H
 #define LLMC_TRAIN_CRITIC_H
@@ -26,9 +28,9 @@ typedef struct Critic {
     Optimizer optimizer;
     DistGrads grads;
     Workspace work;
-    double learning_rate; /* peak; 0: the policy's */
+    double learning_rate; /* peak */
     OptimizerResult update;
-    char *written, *stale; /* files of the last state and the one before */
+    char *written, *stale; /* critic files of the last state and of the state before it */
 } Critic;
 
 /* Multiplies the value head by `scale` and sets its bias to (bias + shift) scale. */
@@ -43,7 +45,8 @@ static inline void value_head_scale(GPT2 *m, double scale, double shift) {
     free(host);
 }
 
-/* What a value function starts from: a new head is 0 (Ziegler et al. 2019), a reward model's gives its normalised scores. */
+/* Initialises the value head: a new head is 0 (Ziegler et al. 2019); a reward model's head gives its normalised
+ * scores. */
 static inline void value_head_start(GPT2 *m, const ModelFile *f, const char *path) {
     Error e;
     RewardModelNote note;
@@ -59,26 +62,29 @@ static inline char *critic_path(const char *state, int64_t step) {
     return path;
 }
 
-/* The trainer's hook: before a state is written. */
+/* The trainer's save_beside(): writes the critic before a state is written. */
 static inline void critic_save_state(void *critic, const char *state) {
     Critic *c = (Critic *)critic;
     Error e;
     char counters[128];
     free(c->stale);
-    c->stale = c->written, c->written = critic_path(state, c->t->step);
+    c->stale = c->written;
+    c->written = critic_path(state, c->t->step);
     snprintf(counters, sizeof counters, "{\"stage\":\"critic\",\"step\":%lld,\"optimizer_step\":%lld}",
              (long long)c->t->step, (long long)c->optimizer.step);
     if (c->t->dist.rank) return;
     if (!model_save(&c->model, &c->file, c->written, false, &c->optimizer, counters, &e)) die("%s", e.text);
 }
 
-/* After the state is there: the critic of the state before it is not needed any more. */
+/* Removes the critic of the previous state. Call it after the new state is written. */
 static inline void critic_forget_stale(Critic *c) {
     if (c->stale && strcmp(c->stale, c->written) && !c->t->dist.rank) unlink(c->stale);
     free(c->stale);
     c->stale = NULL;
 }
 
+/* Takes the optimizer's counter from a resumed critic. Ends the program if it is not the critic of the resumed
+ * state. */
 static inline void critic_counters(Critic *c, const char *path) {
     json_t *s = c->file.trainer ? json_loads(c->file.trainer, 0, NULL) : NULL;
     const char *stage = json_string_value(json_object_get(s, "stage"));
@@ -88,8 +94,9 @@ static inline void critic_counters(Critic *c, const char *path) {
     json_decref(s);
 }
 
-/* path: where it starts from; a resumed run takes the file beside its state. longest: prompt and completion; rows: the
- * largest micro-batch; rate: peak learning rate, 0: the policy's. After trainer_open(). */
+/* Opens the critic. Call it after trainer_open(). path: the checkpoint to start from; a resumed run uses the critic
+ * file of its state instead. longest: maximum tokens of prompt and completion; rows: of the largest micro-batch; rate:
+ * peak learning rate, 0 for the policy's. */
 static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
     Error e;
     *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o.learning_rate};
@@ -110,17 +117,21 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
         t->backend->zero(t->device, c->optimizer.v, c->optimizer.count * sizeof(float));
     }
     free(c->file.reward);
-    c->file.reward = NULL; /* its head gives values now */
-    c->optimizer.beta1 = t->o.beta1, c->optimizer.beta2 = t->o.beta2, c->optimizer.eps = t->o.eps;
-    c->optimizer.weight_decay = t->o.weight_decay, c->optimizer.max_grad_norm = t->o.max_grad_norm;
+    c->file.reward = NULL; /* the head computes values, not scores */
+    c->optimizer.beta1 = t->o.beta1;
+    c->optimizer.beta2 = t->o.beta2;
+    c->optimizer.eps = t->o.eps;
+    c->optimizer.weight_decay = t->o.weight_decay;
+    c->optimizer.max_grad_norm = t->o.max_grad_norm;
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o.recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
-    t->save_beside = critic_save_state, t->beside = c;
+    t->save_beside = critic_save_state;
+    t->beside = c;
     c->written = beside;
 }
 
-/* One step at the schedule's place of `step`; after that of the trainer's model. loss: of all ranks. One that is not finite
- * changes nothing. Collective. */
+/* One optimizer step, with the schedule's rate at `step`. Call it after trainer_update(). loss: the sum over all ranks;
+ * if it is not finite, the step is skipped. Collective. */
 static inline void critic_step(Critic *c, double loss, int64_t step) {
     Error e;
     const double rate = c->learning_rate * schedule_at(&c->t->schedule, step);
@@ -133,8 +144,10 @@ static inline void critic_step(Critic *c, double loss, int64_t step) {
 static inline void critic_close(Critic *c) {
     if (!c->t) return;
     dist_grads_close(&c->grads);
-    workspace_free(&c->work, &c->model), optimizer_free(&c->optimizer, &c->model);
-    gpt2_free(&c->model), model_file_free(&c->file);
+    workspace_free(&c->work, &c->model);
+    optimizer_free(&c->optimizer, &c->model);
+    gpt2_free(&c->model);
+    model_file_free(&c->file);
     free(c->written), free(c->stale);
     *c = (Critic){0};
 }

@@ -1,29 +1,40 @@
-/* generation.h - what trainers that learn from their own samples share: prompts, sampling, scoring, and what is shown of it.
+/* generation.h - sampling, scoring and logging shared by the trainers that learn from their own completions.
  *
- * One generation is P prompts with G answers each, side by side, drawn from the model that is trained and scored. Its
- * tokens lie flat, one answer after another: those of answer i are [offset[i], offset[i+1]) of every per-token array.
- * A group's answers hang on one copy of their prompt, in sampling and in training; a micro-batch is cut between answers.
+ * A generation is P prompts with G completions each, sampled from the model in training and scored. The completions of
+ * a prompt are adjacent and form a group. Tokens are stored flat, one completion after another: completion i has the
+ * range [offset[i], offset[i+1]) of every per-token array. The completions of a group share one copy of their prompt,
+ * in sampling and in training; micro-batches are split between completions.
  *
- * On many ranks (dist.h) a group is drawn, scored and trained on whole, by one rank. Prompts are shared out for sampling by
- * their length; when the lengths of the answers are known, the groups of each mini-batch are shared out anew for all that
- * comes after. Every rank has all answers and all their numbers: after generation_sample() and generation_score(), and
- * after generation_forward(), what each rank found goes to all. So what is made of them (advantages, normalisers, metrics)
- * is the same everywhere and needs no further word; only a backward pass is of a rank's own answers, generation_mine().
+ * On several ranks (dist.h) each group is sampled, scored and trained on by a single rank. For sampling, prompts are
+ * distributed over the ranks by their length. Once the lengths of the completions are known, the groups of each
+ * mini-batch are distributed again for all that follows. After generation_sample(), generation_score() and
+ * generation_forward() every rank holds every completion and its per-token values (all-gather), so advantages,
+ * normalisers and metrics are computed locally and agree. Only the backward pass is limited to the rank's own
+ * completions, generation_mine().
  *
- * Owns: the prompt shards, the order of the prompts, the sampling engine, the verifiers, the answers and their arrays.
- * The model, its workspace, the metrics are the trainer's. What is not open to a program is an error and ends it, as in
- * trainer.h. In the order of use:
+ * Owns: the prompt shards, the order of the prompts, the sampling engine, the verifiers, the completions and their
+ * arrays. The trainer owns the model, its workspace and the metrics. Errors end the program (see trainer.h). In the
+ * order of use:
  *
- *     generation_open_data(&g, &o, &trainer);                  // rewards and shards, before trainer_open(..., &g.train.shard)
- *     generation_open_prompts(&g);                             // after it: the prompts
- *     trainer_announce(t, options, g.rows, generation_bytes(&g)), generation_open(&g);
+ *     generation_open_data(&g, &options, &trainer, seed, true);          // rewards and training shard
+ *     trainer_open(&trainer, "train_grpo", &trainer_options, &g.train.shard, false);
+ *     generation_open_prompts(&g);
+ *     trainer_announce(&trainer, table, g.rows, generation_bytes(&g));
+ *     generation_open(&g);
  *     for (...) {
- *         generation_sample(&g, 0, P), generation_score(&g, 0, P);     // draw; r_i = sum_k w_k R_k(x, y_i)
- *         generation_flatten(&g);                              // groups in a random order, the flat arrays
- *         generation_forward(&g, &model, &work, 0, g.answers, &out);   // log-probabilities of all tokens
- *         for (int32_t i = 0, next; i < g.answers; i = next) next = generation_pack(&g, i, g.answers), ...;
- *         generation_log(&g), generation_forget(&g, 0), generation_save(&g);
+ *         generation_sample(&g, 0, P);
+ *         generation_score(&g, 0, P);                                    // r_i = sum_k w_k R_k(x, y_i)
+ *         generation_flatten(&g, false);                                 // random order of the groups, flat arrays
+ *         generation_forward(&g, &model, &work, 0, g.answers, &out);     // log-probabilities of all tokens
+ *         for (int32_t i = 0, next; i < g.answers; i = next) {
+ *             next = generation_pack(&g, i, g.answers);
+ *             ...
+ *         }
+ *         generation_log(&g);
+ *         generation_forget(&g, 0);
+ *         generation_save(&g);
  *     }
+ *     generation_close(&g);
  */
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
@@ -42,52 +53,68 @@ typedef struct GenerationOptions {
 
 static inline GenerationOptions generation_defaults(void) {
     GenerationOptions o = {.max_prompt = 512, .epochs = 1, .prompts = 8, .generations = 8, .max_completion = 512};
-    o.temperature = 1, o.top_p = 1, o.repetition_penalty = 1, o.slots = 64, o.reward_timeout = 60;
-    o.eval_steps = 50, o.sample_count = 3;
+    o.temperature = 1;
+    o.top_p = 1;
+    o.repetition_penalty = 1;
+    o.slots = 64;
+    o.reward_timeout = 60;
+    o.eval_steps = 50;
+    o.sample_count = 3;
     return o;
 }
 
+// clang-format off
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
-        OPTION_TEXT("input", 'i', &(o).input, "FILE", "prompt shard to train on (data/make_tasks, data/make_shard)"),  \
-        OPTION_TEXT("val", 'j', &(o).val, "FILE", "held-out prompt shard"),                                            \
-        OPTION_INT("max-prompt-length", 0, &(o).max_prompt, 1, 1 << 20, "leave out prompts of more tokens"),           \
-        OPTION_REAL("num-train-epochs", 'e', &(o).epochs, 0.001, 1e6, "passes over the prompts")
+    OPTION_TEXT("input",             'i', &(o).input,      "FILE",                                                     \
+                "prompt shard to train on (data/make_tasks, data/make_shard)"),                                        \
+    OPTION_TEXT("val",               'j', &(o).val,        "FILE", "held-out prompt shard"),                           \
+    OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
+    OPTION_REAL("num-train-epochs",  'e', &(o).epochs,     0.001, 1e6, "passes over the prompts")
 
-/* least: the fewest completions of a prompt that the method can do with. */
 #define GENERATION_SAMPLING_OPTIONS(o, least)                                                                          \
-    OPTION_GROUP("Sampling"), OPTION_INT("num-prompts", 'p', &(o).prompts, 1, 65536, "prompts of one generation"),     \
-        OPTION_INT("num-generations", 'G', &(o).generations, least, 4096, "completions of each prompt: the group"),    \
-        OPTION_INT("max-completion-length", 'g', &(o).max_completion, 1, 1 << 20, "most tokens of a completion"),      \
-        OPTION_REAL("temperature", 0, &(o).temperature, 0.01, 100, "of sampling and of scoring"),                      \
-        OPTION_INT("top-k", 0, &(o).top_k, 0, 1 << 22, "sample among the k likeliest tokens; 0: all"),                 \
-        OPTION_REAL("top-p", 0, &(o).top_p, 0.001, 1, "sample among the likeliest that weigh this much together"),     \
-        OPTION_REAL("min-p", 0, &(o).min_p, 0, 1, "leave out tokens less likely than this share of the likeliest"),    \
-        OPTION_REAL("repetition-penalty", 0, &(o).repetition_penalty, 0.01, 100, "on tokens already seen; 1: none"),   \
-        OPTION_INT("slots", 0, &(o).slots, 1, 65536, "completions that are sampled at once")
+    OPTION_GROUP("Sampling"),                                                                                          \
+    OPTION_INT ("num-prompts",           'p', &(o).prompts,            1, 65536, "prompts per generation"),            \
+    OPTION_INT ("num-generations",       'G', &(o).generations,        least, 4096,                                    \
+                "completions per prompt (the size of a group)"),                                                       \
+    OPTION_INT ("max-completion-length", 'g', &(o).max_completion,     1, 1 << 20, "maximum tokens per completion"),   \
+    OPTION_REAL("temperature",           0,   &(o).temperature,        0.01, 100,                                      \
+                "temperature of sampling and of log-probabilities"),                                                   \
+    OPTION_INT ("top-k",                 0,   &(o).top_k,              0, 1 << 22,                                     \
+                "sample from the k most likely tokens; 0 uses all"),                                                   \
+    OPTION_REAL("top-p",                 0,   &(o).top_p,              0.001, 1,                                       \
+                "sample from the most likely tokens with this total probability"),                                     \
+    OPTION_REAL("min-p",                 0,   &(o).min_p,              0, 1,                                           \
+                "leave out tokens below this fraction of the highest probability"),                                    \
+    OPTION_REAL("repetition-penalty",    0,   &(o).repetition_penalty, 0.01, 100,                                      \
+                "penalty on tokens already seen; 1 disables"),                                                         \
+    OPTION_INT ("slots",                 0,   &(o).slots,              1, 65536,                                       \
+                "number of completions sampled at once")
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
-    OPTION_TEXT(                                                                                                       \
-        "reward", 'w', &(o).reward, "SPEC",                                                                            \
-        "parts and weights, as verify:1,format=hash:0.1; see llmc/reward/rewards.h (default verify, or the program)"), \
-        OPTION_TEXT("reward-cmd", 0, &(o).reward_cmd, "PROGRAM",                                                       \
-                    "reads a JSON line a completion, writes a number a line"),                                         \
-        OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6, "seconds that it may take for one batch")
+    OPTION_TEXT("reward",         'w', &(o).reward,         "SPEC",                                                    \
+                "weighted rewards, as verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"),        \
+    OPTION_TEXT("reward-cmd",     0,   &(o).reward_cmd,     "PROGRAM",                                                 \
+                "reward program: reads one JSON line per completion, prints one number per line"),                     \
+    OPTION_REAL("reward-timeout", 0,   &(o).reward_timeout, 0.01, 1e6,                                                 \
+                "seconds that --reward-cmd may take for one batch")
 
 #define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
     OPTION_GROUP("Evaluation"),                                                                                        \
-        OPTION_INT("eval-steps", 'v', &(o).eval_steps, 1, 1e9,                                                         \
-                   "held-out accuracy every so many generations, and at the ends"),                                    \
-        OPTION_INT("eval-prompts", 'm', &(o).eval_prompts, 0, 1e9, "how many held-out prompts; 0: all"),               \
-        OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                      \
-                   "samples a prompt for pass@k; 0: greedy accuracy only"),                                            \
-        OPTION_INT("sample-count", 's', &(o).sample_count, 0, 256, "completions to show before and after")
+    OPTION_INT("eval-steps",   'v', &(o).eval_steps,   1, 1e9,                                                         \
+               "evaluate on --val every N generations, and before and after training"),                                \
+    OPTION_INT("eval-prompts", 'm', &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),              \
+    OPTION_INT("eval-samples", 0,   &(o).eval_samples, 0, 1024,                                                        \
+               "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
+    OPTION_INT("sample-count", 's', &(o).sample_count, 0, 256,                                                         \
+               "number of completions to print before and after training")
+// clang-format on
 
-/* One completion with all that is known of it. */
+/* One completion with its prompt and its rewards. */
 typedef struct Answer {
     Completion completion;
     char *text;
-    int64_t prompt; /* index */
+    int64_t prompt; /* its index */
     uint64_t id;
     float reward, parts[REWARDS_MAX];
 } Answer;
@@ -96,14 +123,14 @@ typedef struct Generation {
     GenerationOptions o;
     Trainer *t;
     Prompts train, val;
-    Rewards rewards; /* no parts: something else scores */
+    Rewards rewards; /* empty if the trainer scores in another way */
     Rollout engine;
     Sampling sampling;
-    Batch batch;      /* a micro-batch of answers */
-    int rows;         /* its rows */
-    Cursor cursor;    /* of the training prompts */
-    uint64_t next_id; /* of the next completion to be sampled */
-    /* the answers: P groups of G side by side */
+    Batch batch;      /* a micro-batch of completions */
+    int rows;         /* its capacity */
+    Cursor cursor;    /* position in the training prompts */
+    uint64_t next_id; /* id of the next completion to be sampled */
+    /* completions: P groups of G adjacent ones */
     int32_t answers;
     Answer *answer;
     float *reward;   /* (answers) */
@@ -112,15 +139,15 @@ typedef struct Generation {
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
     double gen_seconds, reward_seconds;
     /* ranks */
-    int32_t parts;  /* mini-batches that a generation is cut into, each shared out by itself; 1 unless set */
-    int64_t *cut;   /* (parts, ranks + 1) rank r has answers cut[r] ... cut[r+1]-1 of a part */
-    int32_t *owner; /* (groups) the rank that draws it */
+    int32_t parts;  /* mini-batches of a generation, each distributed over the ranks; 1 unless set */
+    int64_t *cut;   /* (parts, ranks + 1) rank r has completions cut[r] ... cut[r+1]-1 of a part */
+    int32_t *owner; /* (groups) the rank that samples it */
     double *cost;   /* (groups) tokens */
 } Generation;
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-/* Opens the verifiers and the training shard. verify: whether the rewards of --reward and --reward-cmd are wanted at all. */
+/* Opens the training shard and, if `verify`, the rewards of --reward and --reward-cmd. */
 static inline void generation_open_data(Generation *g, const GenerationOptions *o, Trainer *t, uint64_t seed,
                                         bool verify) {
     Error e;
@@ -135,7 +162,7 @@ static inline int generation_longest_prompt(const Generation *g) {
     return g->train.longest > g->val.longest ? g->train.longest : g->val.longest;
 }
 
-/* Reads the prompts of both shards and fixes the size of a micro-batch. The trainer is open. */
+/* Reads the prompts of both shards and sets the size of a micro-batch. Call it after trainer_open(). */
 static inline void generation_open_prompts(Generation *g) {
     Error e;
     const GenerationOptions *o = &g->o;
@@ -155,7 +182,7 @@ static inline void generation_open_prompts(Generation *g) {
     g->rows = g->t->o.micro_tokens > need ? (int)g->t->o.micro_tokens : need;
 }
 
-/* Bytes of the sampling engine, for trainer_announce(). */
+/* Size of the sampling engine in bytes, for trainer_announce(). */
 static inline size_t generation_bytes(const Generation *g) {
     return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o.slots, generation_longest_prompt(g),
                          (int)g->o.max_completion);
@@ -167,21 +194,21 @@ static inline float **generation_token_arrays(Generation *g, int i) {
     return i < (int)(sizeof arrays / sizeof *arrays) ? arrays[i] : NULL;
 }
 
-/* The most tokens that a generation can have. */
+/* The maximum number of tokens of a generation. */
 static inline size_t generation_tokens_max(const Generation *g) {
     return (size_t)(g->o.prompts * g->o.generations) * (size_t)g->o.max_completion;
 }
 
-/* Does one group of samples fit into the engine? Before trainer_announce(), so that it is said at once. */
+/* Checks that a group of completions fits into the engine. Call it before trainer_announce(), to fail early. */
 static inline void generation_check_group(const Generation *g) {
     const int64_t group = g->o.generations > g->o.eval_samples ? g->o.generations : g->o.eval_samples;
     const int slots = (int)g->o.slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
     if (group > most)
-        die("--num-generations: %lld completions of one prompt, at most %d can be drawn at once", (long long)group,
+        die("--num-generations: %lld completions of one prompt, at most %d can be sampled at once", (long long)group,
             most);
 }
 
-/* The engine and the arrays; goes on from the counters of the trainer's state. */
+/* Allocates the engine and the arrays, and continues from the counters of the trainer's state. */
 static inline void generation_open(Generation *g) {
     Error e;
     const GenerationOptions *o = &g->o;
@@ -191,7 +218,8 @@ static inline void generation_open(Generation *g) {
         die("%s; lower --slots", e.text);
     g->batch = batch_new(g->rows, g->rows, g->rows);
     g->answer = (Answer *)xcalloc(n, sizeof *g->answer);
-    g->reward = (float *)xcalloc(n, sizeof(float)), g->counts = (uint8_t *)xcalloc(n, 1);
+    g->reward = (float *)xcalloc(n, sizeof(float));
+    g->counts = (uint8_t *)xcalloc(n, 1);
     g->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     for (int i = 0; generation_token_arrays(g, i); i++)
         *generation_token_arrays(g, i) = (float *)xcalloc(tokens, sizeof(float));
@@ -212,13 +240,13 @@ static inline void generation_open(Generation *g) {
     g->next_id = (uint64_t)state_int(s, "next_id");
 }
 
-/* Puts the counters into the trainer's state. */
+/* Stores the counters in the trainer's state. */
 static inline void generation_save(Generation *g) {
     cursor_save(&g->cursor, g->t->state);
     json_object_set_new(g->t->state, "next_id", json_integer((json_int_t)g->next_id));
 }
 
-/* Frees answers `first` and those after it. */
+/* Frees the completions from `first` on. */
 static inline void generation_forget(Generation *g, int32_t first) {
     for (int32_t i = first; i < g->answers; i++) {
         completion_free(&g->answer[i].completion);
@@ -227,20 +255,22 @@ static inline void generation_forget(Generation *g, int32_t first) {
     }
 }
 
-/* Closes all but the prompts, whose shard the trainer may still name. */
 static inline void generation_close(Generation *g) {
     generation_forget(g, 0);
     for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
-    free(g->answer), free(g->reward), free(g->counts), free(g->offset), cursor_free(&g->cursor);
+    free(g->answer), free(g->reward), free(g->counts), free(g->offset);
     free(g->cut), free(g->owner), free(g->cost);
-    rewards_close(&g->rewards), rollout_free(&g->engine), batch_free(&g->batch);
+    cursor_free(&g->cursor);
+    rewards_close(&g->rewards);
+    rollout_free(&g->engine);
+    batch_free(&g->batch);
     prompts_close(&g->train);
     if (g->o.val) prompts_close(&g->val);
 }
 
-/* ---- drawing and scoring --------------------------------------------------------------------------------------- */
+/* ---- sampling and scoring -------------------------------------------------------------------------------------- */
 
-/* The completions of this rank's groups go to all, and theirs come. answer: of n groups, with owners. */
+/* All-gather of the completions of n groups: sends those of this rank's groups and receives the others. Collective. */
 static inline void generation_spread(Generation *g, Answer *answer, const int32_t *owner, int32_t n) {
     Dist *d = &g->t->dist;
     Error e;
@@ -252,9 +282,12 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
     for (int32_t i = 0; i < n * G; i++) { /* count, finished, tokens, log-probabilities */
         const Completion *c = &answer[i].completion;
         if (owner[i / G] != d->rank) continue;
-        mine[at++] = c->count, mine[at++] = c->finished;
-        memcpy(mine + at, c->tokens, (size_t)c->count * sizeof *mine), at += c->count;
-        memcpy(mine + at, c->logp, (size_t)c->count * sizeof *mine), at += c->count;
+        mine[at++] = c->count;
+        mine[at++] = c->finished;
+        memcpy(mine + at, c->tokens, (size_t)c->count * sizeof *mine);
+        at += c->count;
+        memcpy(mine + at, c->logp, (size_t)c->count * sizeof *mine);
+        at += c->count;
     }
     void *all;
     if (!dist_collect(d, mine, at, sizeof *mine, &all, first, &e)) trainer_lost(g->t, &e);
@@ -267,12 +300,13 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
         *next += 2 + 2 * (int64_t)x[0];
         if (owner[i / G] == d->rank) continue;
         *c = (Completion){(int32_t *)xmalloc(bytes), (float *)xmalloc(bytes), x[0], x[1] != 0};
-        memcpy(c->tokens, x + 2, bytes), memcpy(c->logp, x + 2 + x[0], bytes);
+        memcpy(c->tokens, x + 2, bytes);
+        memcpy(c->logp, x + 2 + x[0], bytes);
     }
     free(all), free(mine);
 }
 
-/* Draws G completions to each of the next n prompts, into groups first ... first+n-1. */
+/* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
     const int32_t G = (int32_t)g->o.generations;
@@ -300,7 +334,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     free(q), free(out);
 }
 
-/* The text of answers [0, count) and, where there are verifiers, their rewards; else the reward is 0. */
+/* Decodes completions [0, count) and computes their rewards, which are 0 if there are no verifiers. */
 static inline void generation_score_answers(Generation *g, Answer *answer, int32_t count) {
     Error e;
     const size_t K = (size_t)g->rewards.count;
@@ -320,7 +354,7 @@ static inline void generation_score_answers(Generation *g, Answer *answer, int32
     free(in), free(parts);
 }
 
-/* Scores groups first ... first+n-1: each rank those that it drew, then all have all. */
+/* Scores groups first ... first+n-1, each on the rank that sampled it, followed by an all-gather. Collective. */
 static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     Dist *d = &g->t->dist;
     Error e;
@@ -355,11 +389,12 @@ static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
     const int32_t G = (int32_t)g->o.generations;
     for (int32_t k = 0; k < G; k++) {
         const Answer held = g->answer[a * G + k];
-        g->answer[a * G + k] = g->answer[b * G + k], g->answer[b * G + k] = held;
+        g->answer[a * G + k] = g->answer[b * G + k];
+        g->answer[b * G + k] = held;
     }
 }
 
-/* The tokens that a group takes in training. */
+/* The number of tokens of a group in training. */
 static inline double generation_group_tokens(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o.generations;
     double tokens = prompts_length(&g->train, g->answer[group * G].prompt);
@@ -367,7 +402,7 @@ static inline double generation_group_tokens(const Generation *g, int32_t group)
     return tokens;
 }
 
-/* Shares out the n groups of a part, from `first` on, by their tokens: in each part those of rank 0 come first. */
+/* Distributes the n groups of a part, from `first` on, over the ranks by their tokens, and sorts them by rank. */
 static inline void generation_arrange(Generation *g, int32_t first, int32_t n, int64_t *cut) {
     const int ranks = g->t->dist.ranks;
     const int32_t G = (int32_t)g->o.generations;
@@ -381,7 +416,8 @@ static inline void generation_arrange(Generation *g, int32_t first, int32_t n, i
             for (int32_t k = i; k > at; k--) { /* the others keep their order */
                 generation_swap_groups(g, k, k - 1);
                 const int32_t held = g->owner[k - first];
-                g->owner[k - first] = g->owner[k - 1 - first], g->owner[k - 1 - first] = held;
+                g->owner[k - first] = g->owner[k - 1 - first];
+                g->owner[k - 1 - first] = held;
             }
             at++;
         }
@@ -389,8 +425,8 @@ static inline void generation_arrange(Generation *g, int32_t first, int32_t n, i
     cut[ranks] = (int64_t)at * G;
 }
 
-/* Groups in a random order (mini-batches are cut from it), then the flat arrays. mask_truncated: answers that were cut do
- * not count. */
+/* Shuffles the groups, distributes each mini-batch over the ranks and fills in the flat arrays. mask_truncated:
+ * truncated completions do not count in the loss. */
 static inline void generation_flatten(Generation *g, bool mask_truncated) {
     const int32_t G = (int32_t)g->o.generations, P = g->answers / G;
     Random random = random_start((uint64_t)g->t->o.seed, RANDOM_SHUFFLE + (1ull << 48) + (uint64_t)g->t->step);
@@ -409,8 +445,8 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
 
 /* ---- micro-batches --------------------------------------------------------------------------------------------- */
 
-/* Packs answers from `first` on, before `end`, into the batch, each group on one copy of its prompt. Returns one past the
- * last that went in. */
+/* Packs completions [first, end) into the batch, as many as fit; those of a group share one copy of their prompt.
+ * Returns one past the last one packed. */
 static inline int32_t generation_pack(Generation *g, int32_t first, int32_t end) {
     Batch *b = &g->batch;
     int64_t prompt = -1;
@@ -428,7 +464,7 @@ static inline int32_t generation_pack(Generation *g, int32_t first, int32_t end)
     return end;
 }
 
-/* This rank's answers among [first, end), which lie within one part: [*mine, *last). */
+/* This rank's completions among [first, end), which must be within one part: [*mine, *last). */
 static inline void generation_mine(const Generation *g, int32_t first, int32_t end, int32_t *mine, int32_t *last) {
     const int64_t *cut = g->cut + first / (g->answers / g->parts) * (g->t->dist.ranks + 1) + g->t->dist.rank;
     *mine = cut[0] > first ? (int32_t)cut[0] : first;
@@ -436,7 +472,7 @@ static inline void generation_mine(const Generation *g, int32_t first, int32_t e
     if (*last < *mine) *last = *mine;
 }
 
-/* How many micro-batches answers [first, end) take. */
+/* The number of micro-batches that completions [first, end) take. */
 static inline int64_t generation_micros(Generation *g, int32_t first, int32_t end) {
     int64_t n = 0;
     for (; first < end; n++) first = generation_pack(g, first, end);
@@ -447,7 +483,8 @@ static inline double generation_batch_flops(const Generation *g, const GPT2 *m) 
     return gpt2_flops(&m->config, g->batch.rows, g->batch.targets, batch_pairs(&g->batch));
 }
 
-/* Values of all tokens of a part's answers [first, end), 4 bytes each: every rank has its own right, then all have all. */
+/* All-gather of the per-token values of completions [first, end) of a part, 4 bytes each; each rank has filled in those
+ * of its own completions. Collective. */
 static inline void generation_complete(Generation *g, void *array, int32_t first, int32_t end) {
     const int ranks = g->t->dist.ranks;
     const int64_t *cut = g->cut + first / (g->answers / g->parts) * (ranks + 1);
@@ -459,8 +496,8 @@ static inline void generation_complete(Generation *g, void *array, int32_t first
     if (array) trainer_complete(g->t, array, at, 4);
 }
 
-/* What `out` asks for, of all tokens of answers [first, end) under a model; out's arrays are flat, of the whole
- * generation. Each rank computes those of its own answers. Collective. */
+/* Computes the outputs requested in `out` for all tokens of completions [first, end) under a model. The arrays of `out`
+ * are flat, of the whole generation. Each rank computes its own completions, followed by an all-gather. Collective. */
 static inline void generation_forward(Generation *g, const GPT2 *m, const Workspace *w, int32_t first, int32_t end,
                                       const GPT2Output *out) {
     const int32_t size = g->answers / g->parts;
@@ -477,14 +514,16 @@ static inline void generation_forward(Generation *g, const GPT2 *m, const Worksp
             gpt2_forward(m, w, &g->batch, (float)g->o.temperature, &some);
             g->t->flops += generation_batch_flops(g, m);
         }
-        generation_complete(g, out->logp, part, part_end), generation_complete(g, out->entropy, part, part_end);
-        generation_complete(g, out->argmax, part, part_end), generation_complete(g, out->value, part, part_end);
+        generation_complete(g, out->logp, part, part_end);
+        generation_complete(g, out->entropy, part, part_end);
+        generation_complete(g, out->argmax, part, part_end);
+        generation_complete(g, out->value, part, part_end);
     }
 }
 
-/* ---- what is shown --------------------------------------------------------------------------------------------- */
+/* ---- evaluation and logging ------------------------------------------------------------------------------------ */
 
-/* Held-out figures; they are logged, and printed as a line. */
+/* Evaluates the model on held-out prompts; logs the results and prints a line. Collective. */
 static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     Evaluation v = {.samples = (int)g->o.eval_samples};
@@ -520,12 +559,13 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     return v;
 }
 
-/* What the run changed, as lines and in the report. */
+/* Prints the evaluation before and after the run, and adds it to the report. */
 static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
     Metrics *m = &g->t->metrics;
     char a[32], b[32];
     if (!before->prompts) return;
-    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy), snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
+    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy);
+    snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
     metrics_final(m, "Held-out greedy accuracy", a, b);
     metrics_line(m, "held-out greedy accuracy: %s before, %s after", a, b);
     for (int k = 0; k < after->ks; k++) {
@@ -537,7 +577,7 @@ static inline void generation_compare(Generation *g, const Evaluation *before, c
     }
 }
 
-/* Greedy completions of the first held-out (or training) prompts. */
+/* Prints greedy completions of the first held-out prompts, or of the first training prompts if there are none. */
 static inline void generation_show(Generation *g, const char *when) {
     Error e;
     const Prompts *p = g->o.val ? &g->val : &g->train;
@@ -557,11 +597,12 @@ static inline void generation_show(Generation *g, const char *when) {
                      : right > 0.5 ? "  (right)"
                                    : "  (wrong)");
         metrics_sample(&g->t->metrics, when, p->what[i].text, text, p->what[i].answer, right);
-        free(text), completion_free(&c);
+        free(text);
+        completion_free(&c);
     }
 }
 
-/* TRL's metrics of the answers' rewards, part by part, and lengths. Warns where no answer ended. */
+/* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
 static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
     char key[128];
@@ -580,8 +621,10 @@ static inline void generation_log(Generation *g) {
         for (int ended = 0; ended < 2; ended++) {
             const Completion *c = &g->answer[i].completion;
             if (ended && !c->finished) continue;
-            sum[ended] += c->count, count[ended]++;
-            least[ended] = fmin(least[ended], c->count), most[ended] = fmax(most[ended], c->count);
+            sum[ended] += c->count;
+            count[ended]++;
+            least[ended] = fmin(least[ended], c->count);
+            most[ended] = fmax(most[ended], c->count);
         }
     metrics_set(m, "completions/mean_length", sum[0] / count[0]);
     metrics_set(m, "completions/min_length", least[0]);

@@ -1,15 +1,21 @@
-/* online_pairs.h - pairs that the policy makes itself: two answers to each prompt, judged by a reward model or verifiers.
+/* online_pairs.h - preference pairs sampled during training, scored by a reward model or verifiers.
  *
  *   online_dpo   both from the policy                                       OAIF: Guo et al. 2024 (2402.04792)
  *   xpo          one from the policy, one from the reference                Xie et al. 2024 (2405.21046)
  *   nash_md      one from the policy, one from the geometric mixture of     Munos et al. 2023 (2312.00886)
  *                policy and reference (mixture.h)
  *
- * Owns the prompts, the sampling engines, the judges and the answers of one step (generation.h does the policy's part). The
- * score of an answer is what the reward model says plus the verifiers' reward, less missing_eos_penalty where it was cut.
- * An answer that could not be scored takes its pair with it. What is not open to a program ends it, as in trainer.h.
+ * Owns the prompts, the sampling engines, the reward model and the completions of one step (generation.h has the
+ * policy's part). The score of a completion is the reward model's score plus the verifiers' reward, minus
+ * missing_eos_penalty if the completion was truncated. A pair is left out if one of its completions could not be
+ * scored. Errors end the program (see trainer.h).
  *
- *     online_open_data(&p, &options, &trainer), trainer_open(..., &p.g.train.shard), online_open(&p, &reference, ...);
+ *     OnlinePairs p = {.kind = ONLINE_DPO, .reward_model = "rm.bin"};
+ *     online_open_data(&p, &options, &trainer, seed);
+ *     trainer_open(&trainer, "train_dpo", &trainer_options, &p.g.train.shard, false);
+ *     online_open_prompts(&p);
+ *     trainer_announce(&trainer, table, rows, online_bytes(&p));
+ *     online_open(&p, &reference.model);
  *     for (...) {
  *         online_draw(&p);
  *         for (int32_t i = 0; i < p.count; i++) use(online_answer(&p, i, 0), online_answer(&p, i, 1));
@@ -28,11 +34,11 @@ typedef enum { ONLINE_DPO, ONLINE_XPO, ONLINE_NASH_MD } OnlineKind; /* in the or
 
 typedef struct OnlinePairs {
     OnlineKind kind;
-    Generation g;   /* the policy's answers: two a prompt for online_dpo, else one */
-    Answer *second; /* (prompts) the other model's */
+    Generation g;   /* the policy's completions: two per prompt for online_dpo, else one */
+    Answer *second; /* (prompts) completions of the other model; not for online_dpo */
     Rollout other;
     Mixture mixture;
-    const char *reward_model; /* its path, or NULL */
+    const char *reward_model; /* path, or NULL */
     RewardModel judge;
     double missing_eos_penalty, mixture_coef;
     int32_t count; /* prompts of this step */
@@ -43,13 +49,13 @@ static inline Answer *online_answer(const OnlinePairs *p, int32_t i, int k) {
     return k ? &p->second[i] : &p->g.answer[i];
 }
 
-/* Opens verifiers and prompts; before trainer_open(). */
+/* Opens the verifiers and the training shard. Call it before trainer_open(). */
 static inline void online_open_data(OnlinePairs *p, GenerationOptions *o, Trainer *t, uint64_t seed) {
     o->generations = p->kind == ONLINE_DPO ? 2 : 1;
     generation_open_data(&p->g, o, t, seed, o->reward != NULL || o->reward_cmd != NULL);
 }
 
-/* Bytes that sampling and judging take, for trainer_announce(); the judge is open by then. */
+/* Memory of the sampling engines in bytes, for trainer_announce(). The reward model is open by then. */
 static inline size_t online_bytes(const OnlinePairs *p) {
     const Generation *g = &p->g;
     const GPT2Config *c = &g->t->model.config;
@@ -60,7 +66,7 @@ static inline size_t online_bytes(const OnlinePairs *p) {
     return bytes;
 }
 
-/* After trainer_open(): the prompts and the judge. */
+/* Reads the prompts and opens the reward model. Call it after trainer_open(). */
 static inline void online_open_prompts(OnlinePairs *p) {
     Error e;
     Trainer *t = p->g.t;
@@ -76,7 +82,7 @@ static inline void online_open_prompts(OnlinePairs *p) {
             p->judge.model.config.context, need);
 }
 
-/* After trainer_announce(): the engines. reference: the other model of xpo and nash_md. */
+/* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */
 static inline void online_open(OnlinePairs *p, const GPT2 *reference) {
     Error e;
     Generation *g = &p->g;
@@ -84,7 +90,7 @@ static inline void online_open(OnlinePairs *p, const GPT2 *reference) {
     generation_open(g);
     if (p->kind == ONLINE_DPO) return;
     if (reference->config.context < g->t->model.config.context)
-        die("the reference has a context of %d, the model of %d", reference->config.context,
+        die("the reference's context of %d is shorter than the model's %d", reference->config.context,
             g->t->model.config.context);
     p->second = (Answer *)xcalloc((size_t)g->o.prompts, sizeof *p->second);
     const GPT2 *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
@@ -93,7 +99,7 @@ static inline void online_open(OnlinePairs *p, const GPT2 *reference) {
         die("%s; lower --slots", e.text);
 }
 
-/* An answer of the other model to each prompt of this step. */
+/* Samples one completion of each prompt of this step from the other model. */
 static inline void online_draw_second(OnlinePairs *p) {
     Error e;
     Generation *g = &p->g;
@@ -112,7 +118,7 @@ static inline void online_draw_second(OnlinePairs *p) {
     free(q);
 }
 
-/* Adds the reward model's score and takes the penalty. */
+/* Adds the reward model's scores and subtracts the penalty. */
 static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
     Error e;
     const Prompts *prompts = &p->g.train;
@@ -131,7 +137,7 @@ static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
     free(item), free(score);
 }
 
-/* Two scored answers to each prompt of a step. */
+/* Samples and scores two completions of each prompt of a step. */
 static inline void online_draw(OnlinePairs *p) {
     Generation *g = &p->g;
     const double start = program_seconds();
@@ -145,22 +151,27 @@ static inline void online_draw(OnlinePairs *p) {
         generation_score_answers(g, p->second, p->count);
         online_judge(p, p->second, p->count);
     }
-    g->gen_seconds = judging - start, g->reward_seconds = program_seconds() - judging;
+    g->gen_seconds = judging - start;
+    g->reward_seconds = program_seconds() - judging;
 }
 
+/* Frees the completions of the step. */
 static inline void online_forget(OnlinePairs *p) {
-    for (int32_t i = 0; p->second && i < p->count; i++) {
-        completion_free(&p->second[i].completion);
-        free(p->second[i].text);
-        p->second[i] = (Answer){0};
+    if (p->second) {
+        for (int32_t i = 0; i < p->count; i++) {
+            completion_free(&p->second[i].completion);
+            free(p->second[i].text);
+            p->second[i] = (Answer){0};
+        }
     }
     generation_forget(&p->g, 0);
 }
 
-/* What the judge saw, for the metrics: means over the step. */
+/* Means over a step, for the metrics. */
 typedef struct OnlineSummary {
-    double score, margin, ended, length; /* of all answers; of pairs, better less worse; shares and tokens */
-    int32_t pairs, ties;                 /* with two scores; equal ones */
+    double score, margin; /* score of all completions; higher minus lower score of each pair */
+    double ended, length; /* fraction with a stop token; tokens */
+    int32_t pairs, ties;  /* pairs with two scores; those with equal scores */
 } OnlineSummary;
 
 static inline OnlineSummary online_summary(const OnlinePairs *p) {
@@ -170,18 +181,23 @@ static inline OnlineSummary online_summary(const OnlinePairs *p) {
         s.ended += a->completion.finished + b->completion.finished;
         s.length += a->completion.count + b->completion.count;
         if (isnan(a->reward) || isnan(b->reward)) continue;
-        s.pairs++, s.ties += a->reward == b->reward;
-        s.score += a->reward + b->reward, s.margin += fabs((double)a->reward - b->reward);
+        s.pairs++;
+        s.ties += a->reward == b->reward;
+        s.score += a->reward + b->reward;
+        s.margin += fabs((double)a->reward - b->reward);
     }
-    s.ended /= 2 * p->count, s.length /= 2 * p->count;
-    s.score /= 2 * fmax(s.pairs, 1), s.margin /= fmax(s.pairs, 1);
+    s.ended /= 2 * p->count;
+    s.length /= 2 * p->count;
+    s.score /= 2 * fmax(s.pairs, 1);
+    s.margin /= fmax(s.pairs, 1);
     return s;
 }
 
 static inline void online_close(OnlinePairs *p) {
     online_forget(p);
     if (p->reward_model) reward_model_close(&p->judge);
-    mixture_free(&p->mixture), rollout_free(&p->other);
+    mixture_free(&p->mixture);
+    rollout_free(&p->other);
     free(p->second);
     generation_close(&p->g);
 }

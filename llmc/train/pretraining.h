@@ -1,14 +1,15 @@
-/* pretraining.h - PPO-ptx: the language-modelling loss on pretraining text, beside the policy's (InstructGPT: Ouyang et al.
- * 2022, 2203.02155, eq. 2). It holds what the reward does not ask for.
+/* pretraining.h - PPO-ptx: language-modelling loss on pretraining text, added to the policy's loss (InstructGPT: Ouyang
+ * et al. 2022, 2203.02155, eq. 2). It preserves abilities that the reward does not measure.
  *
- *   loss = -coef / N sum log pi(x_t | x_<t)        over N tokens of the shard a step, at temperature 1
+ *   loss = -coef / N sum log pi(x_t | x_<t)        over N tokens of the shard per step, at temperature 1
  *
- * The text is an llm.c token shard (tokens.h), read from its start to its end and again, in windows as long as the model's
- * context. `position` is the state.
+ * The text is an llm.c token shard (tokens.h). It is read from start to end, repeatedly, in windows as long as the
+ * model's context. A training state needs only `position`.
  *
  *     Pretraining p;
- *     pretraining_open(&p, "text.bin", &config, rows, &e);
+ *     if (!pretraining_open(&p, "text.bin", &config, rows, &e)) die("%s", e.text);
  *     loss += pretraining_loss(&p, &trainer, &work, &batch, 27.8, 1024);     // forward and backward
+ *     pretraining_close(&p);
  */
 #ifndef LLMC_TRAIN_PRETRAINING_H
 #define LLMC_TRAIN_PRETRAINING_H
@@ -21,7 +22,7 @@ typedef struct Pretraining {
     TokenShard shard;
     int32_t window;      /* tokens */
     int64_t position;    /* of the next window's first token */
-    double loss;         /* nats a token, of the last step */
+    double loss;         /* nats per token, of the last step */
     int32_t *tokens;     /* (window) */
     float *logp, *dlogp; /* (rows) */
 } Pretraining;
@@ -48,7 +49,7 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const GPT2
     return true;
 }
 
-/* The batch forward and backward; returns the sum of -log pi. */
+/* Runs the batch forward and backward and empties it. Returns the sum of -log pi. */
 static inline double pretraining_batch(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double weight) {
     double sum = 0;
     for (int32_t i = 0; i < b->targets; i++) p->dlogp[i] = (float)-weight;
@@ -60,8 +61,9 @@ static inline double pretraining_batch(Pretraining *p, Trainer *t, const Workspa
     return sum;
 }
 
-/* N targets of the text from `position` on, window by window, each on one of the ranks. Returns this rank's number of
- * micro-batches; *sum: of -log pi; NULL: they are only counted, and `position` stays. */
+/* Runs N targets of the text from `position` on, in windows, each on one of the ranks. Adds -log pi of this rank's
+ * targets to *sum; if sum is NULL, only counts and leaves `position` unchanged. Returns this rank's number of
+ * micro-batches. */
 static inline int64_t pretraining_pass(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double weight,
                                        int64_t N, double *sum) {
     const TokenShard *s = &p->shard;
@@ -73,7 +75,8 @@ static inline int64_t pretraining_pass(Pretraining *p, Trainer *t, const Workspa
         int64_t n = s->count - p->position < p->window ? s->count - p->position : p->window;
         if (n > left + 1) n = left + 1;
         for (int64_t i = 0; i < n; i++) p->tokens[i] = s->tokens[p->position + i];
-        left -= n - 1, p->position += n - 1;
+        left -= n - 1;
+        p->position += n - 1;
         if (window % t->dist.ranks != t->dist.rank) continue;
         if (!batch_fits(b, n, n - 1, 1)) {
             if (sum) *sum += pretraining_batch(p, t, w, b, weight);
@@ -88,12 +91,13 @@ static inline int64_t pretraining_pass(Pretraining *p, Trainer *t, const Workspa
     return micros;
 }
 
+/* This rank's number of micro-batches for N targets, for trainer_micros(). */
 static inline int64_t pretraining_micros(Pretraining *p, Trainer *t, Batch *b, int64_t N) {
     return pretraining_pass(p, t, NULL, b, 0, N, NULL);
 }
 
-/* N targets of the text: adds their gradients, returns coef times their mean loss, of all ranks. b: a batch of the
- * trainer's, emptied. The last backward passes of the step. Collective. */
+/* Runs N targets of the text: adds their gradients and returns coef times their mean loss over all ranks. These must be
+ * the last backward passes of the step. b: the trainer's batch, which is overwritten. Collective. */
 static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double coef,
                                       int64_t N) {
     double sum = 0;

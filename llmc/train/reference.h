@@ -1,7 +1,7 @@
-/* reference.h - the frozen model beside the one that is trained: what KL terms and preference losses measure against.
+/* reference.h - frozen reference model of KL terms and preference losses.
  *
- * It is the model that the run began with, or any other of the same vocabulary (--reference FILE). A resumed run must
- * name the file again; the state remembers its hash and refuses another.
+ * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). A
+ * resumed run must name the file again; the state contains the model's hash, and any other model is rejected.
  *
  *     Reference r;
  *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
@@ -19,13 +19,13 @@ typedef struct Reference {
     Workspace work;
 } Reference;
 
-/* Bytes that one takes, for trainer_announce(); rows: the largest micro-batch. */
+/* Memory of a reference in bytes, for trainer_announce(). rows: of the largest micro-batch. */
 static inline size_t reference_bytes(const GPT2Config *c, const Backend *b, int rows) {
     return gpt2_model_bytes(c, b, false) * 2 + workspace_bytes(c, b, rows, rows, rows, false, 0);
 }
 
-/* path: a model, or NULL for the one of -c; why: what needs it, for the message when none can be had. After
- * trainer_open(), before the first step. Ends the program on an error, as the trainer's functions do. */
+/* Opens the reference. Call it after trainer_open() and before the first step. path: a model, or NULL for the model of
+ * -c; why: the option that needs a reference, for the error message. Errors end the program (see trainer.h). */
 static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
     Error e;
     *r = (Reference){0};

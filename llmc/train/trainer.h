@@ -1,21 +1,26 @@
-/* trainer.h - what all trainers have around their method: options, the model and its optimizer, logging, state.
+/* trainer.h - shared trainer scaffolding: options, the model and its optimizer, logging, training state.
  *
- * A trainer's file shows its own loop; this holds what the loops share, in the order in which it happens:
+ * A trainer's own file contains its training loop. This header contains the parts that the loops share, here in the
+ * order of use:
  *
- *     trainer_open()      the device, the model (from -c, or resumed from --resume), the optimizer, metrics
- *     trainer_announce()  the configuration table and the predicted memory, before anything large is allocated
- *     trainer_update()    one optimizer step: schedule, clipping, the guard against NaN
- *     trainer_log()       a line and a record a step
- *     trainer_save()      the checkpoint, the best one, the state to resume from; trainer_close()
+ *     trainer_open()         opens the device, the model (from -c, or from --resume), the optimizer and the metrics
+ *     trainer_announce()     prints the configuration and the predicted memory, before anything large is allocated
+ *     trainer_schedule()     sets the length of the run
+ *     trainer_begin_step()   starts the clock of a step
+ *     trainer_update()       one optimizer step: schedule, clipping, the guard against NaN
+ *     trainer_log()          prints one line and writes one record per step
+ *     trainer_should_stop()  writes the training state when it is due, or when a signal asks the run to stop
+ *     trainer_close()        writes the model and frees everything
  *
- * A trainer runs on many ranks (dist.h) where it shares its batch out. Rank 0 prints and writes; of the functions here
- * those that say so are collective: every rank calls them at the same place. In a step:
+ * A trainer that distributes its batch can run on several ranks (dist.h). Rank 0 prints and writes files. Every rank
+ * must call the functions marked "Collective" at the same point. Within a step:
  *
- *     trainer_share()     who does which part of the batch; t->dist.rank is this one
- *     trainer_micros()    how many backward passes this rank will make; then it makes them
- *     trainer_total()     sums over the ranks: the loss, counts; then trainer_update()
+ *     trainer_share()        assigns the parts of the batch to ranks; t->dist.rank is this rank
+ *     trainer_micros()       announces the number of backward passes that this rank is about to make
+ *     trainer_total()        sums the loss and the counts over the ranks, before trainer_update()
  *
- * Counters that a resumed run needs are kept as a JSON object in the state; each trainer adds its own (t->state).
+ * The counters that a resumed run needs are a JSON object in the state; each trainer adds its own to t->state. An error
+ * ends the program with one line on standard error.
  */
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
@@ -42,65 +47,82 @@ typedef struct TrainerOptions {
 
 static inline TrainerOptions trainer_defaults(double learning_rate) {
     TrainerOptions o = {.dtype = DTYPE_AUTO, .seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
-    o.learning_rate = learning_rate, o.beta1 = 0.9, o.beta2 = 0.999, o.eps = 1e-8, o.max_grad_norm = 1;
-    o.schedule = SCHEDULE_LINEAR, o.decay = 0.1, o.dist_timeout = 600;
+    o.learning_rate = learning_rate;
+    o.beta1 = 0.9;
+    o.beta2 = 0.999;
+    o.eps = 1e-8;
+    o.max_grad_norm = 1;
+    o.schedule = SCHEDULE_LINEAR;
+    o.decay = 0.1;
+    o.dist_timeout = 600;
     return o;
 }
 
-/* recompute_letter: 'r' as llm.c has it, or 0 where a program has another use for it. */
+/* recompute_letter: 'r' as in llm.c, or 0 if the program uses -r for something else. */
 #define TRAINER_MODEL_OPTIONS(o) TRAINER_MODEL_OPTIONS_WITH(o, 'r')
+// clang-format off
 #define TRAINER_MODEL_OPTIONS_WITH(o, recompute_letter)                                                                \
     OPTION_GROUP("Model"),                                                                                             \
-        OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                        \
-                    "model to start from: a checkpoint, - or d12 (random)"),                                           \
-        OPTION_INT("layers", 0, &(o).layers, 0, 1024, "a new model of this many layers, with the four below"),         \
-        OPTION_INT("heads", 0, &(o).heads, 0, 1024, "attention heads; 0: one per 64 channels"),                        \
-        OPTION_INT("width", 0, &(o).width, 0, 65536, "channels; 0: 64 a layer"),                                       \
-        OPTION_INT("vocab", 0, &(o).vocab, 0, 4194176, "vocabulary of a new model; 0: the data's"),                    \
-        OPTION_INT("context", 't', &(o).context, 0, 1048576, "most positions of a new model; 0: 1024"),                \
-        DEVICE_OPTIONS(o),                                                                                             \
-        OPTION_INT("recompute", recompute_letter, &(o).recompute, 0, 2,                                                \
-                   "to save memory, recompute 0 nothing, 1 layernorm and GELU, 2 whole layers"),                       \
-        OPTION_INT("micro-tokens", 'b', &(o).micro_tokens, 16, 1 << 24,                                                \
-                   "token budget of a micro-batch: memory depends on it, results only by rounding"),                   \
-        OPTION_INT("seed", 0, &(o).seed, 0, 9007199254740992.0, "of all that is random")
+    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "model to start from: a checkpoint, - or d12 (random)"),   \
+    OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
+    OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
+                "attention heads of a new model; 0 uses one per 64 channels"),                                         \
+    OPTION_INT ("width",      0,   &(o).width,      0, 65536, "channels of a new model; 0 uses 64 per layer"),         \
+    OPTION_INT ("vocab",      0,   &(o).vocab,      0, 4194176, "vocabulary of a new model; 0 uses the data's"),       \
+    OPTION_INT ("context",    't', &(o).context,    0, 1048576, "maximum positions of a new model; 0 uses 1024"),      \
+    DEVICE_OPTIONS(o),                                                                                                 \
+    OPTION_INT("recompute",    recompute_letter, &(o).recompute,    0, 2,                                              \
+               "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
+    OPTION_INT("micro-tokens", 'b',              &(o).micro_tokens, 16, 1 << 24,                                       \
+               "token budget of a micro-batch; affects memory, and results only by rounding"),                         \
+    OPTION_INT("seed",         0,                &(o).seed,         0, 9007199254740992.0, "random seed")
 
 #define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
     OPTION_GROUP("Optimizer"),                                                                                         \
-        OPTION_REAL("learning-rate", 'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                   \
-        OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule, SCHEDULE_CHOICES, "learning-rate schedule"),            \
-        OPTION_REAL("warmup-steps", 'u', &(o).warmup, 0, 1e9, "linear warm-up; below 1: a share of all steps"),        \
-        OPTION_REAL("min-lr-rate", 'q', &(o).min_lr_rate, 0, 1, "least rate, as a share of the peak"),                 \
-        OPTION_REAL("decay-steps", 0, &(o).decay, 0, 1e9, "wsd: length of the decay; below 1: a share"),               \
-        OPTION_CHOICE("decay-type", 0, &(o).decay_kind, DECAY_CHOICES, "wsd: shape of the decay"),                     \
-        OPTION_REAL("weight-decay", 0, &(o).weight_decay, 0, 10, "decoupled, on matrices only"),                       \
-        OPTION_REAL("adam-beta1", 0, &(o).beta1, 0, 0.999999, "decay of the first moment"),                            \
-        OPTION_REAL("adam-beta2", 0, &(o).beta2, 0, 0.9999999, "decay of the second moment"),                          \
-        OPTION_REAL("adam-epsilon", 0, &(o).eps, 1e-20, 1, "added to the root of the second moment"),                  \
-        OPTION_REAL("max-grad-norm", 0, &(o).max_grad_norm, 0, 1e9, "clip the global gradient norm; 0: do not"),       \
-        OPTION_INT("max-bad-steps", 0, &(o).max_bad_steps, 0, 1e9,                                                     \
-                   "stop after more steps than this were skipped for NaN or infinity"),                                \
-        OPTION_GROUP("Ranks"),                                                                                         \
-        OPTION_INT("zero", 'z', &(o).zero, 0, 2,                                                                       \
-                   "share out among the ranks: 1 the optimizer's state, 2 also gradients"),                            \
-        OPTION_REAL("dist-timeout", 0, &(o).dist_timeout, 0.1, 1e6,                                                    \
-                    "seconds that a rank may keep the others waiting before the run ends")
+    OPTION_REAL  ("learning-rate",     'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                 \
+    OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule,      SCHEDULE_CHOICES, "learning-rate schedule"),           \
+    OPTION_REAL  ("warmup-steps",      'u', &(o).warmup,        0, 1e9,                                                \
+                  "length of the linear warm-up; below 1, a fraction of all steps"),                                   \
+    OPTION_REAL  ("min-lr-rate",       'q', &(o).min_lr_rate,   0, 1,                                                  \
+                  "final learning rate, as a fraction of the peak"),                                                   \
+    OPTION_REAL  ("decay-steps",       0,   &(o).decay,         0, 1e9,                                                \
+                  "wsd: length of the decay; below 1, a fraction of all steps"),                                       \
+    OPTION_CHOICE("decay-type",        0,   &(o).decay_kind,    DECAY_CHOICES, "wsd: shape of the decay"),             \
+    OPTION_REAL  ("weight-decay",      0,   &(o).weight_decay,  0, 10, "decoupled weight decay, on matrices only"),    \
+    OPTION_REAL  ("adam-beta1",        0,   &(o).beta1,         0, 0.999999, "decay rate of the first moment"),        \
+    OPTION_REAL  ("adam-beta2",        0,   &(o).beta2,         0, 0.9999999, "decay rate of the second moment"),      \
+    OPTION_REAL  ("adam-epsilon",      0,   &(o).eps,           1e-20, 1,                                              \
+                  "term added to the square root of the second moment"),                                               \
+    OPTION_REAL  ("max-grad-norm",     0,   &(o).max_grad_norm, 0, 1e9,                                                \
+                  "clip the global gradient norm to this; 0 disables"),                                                \
+    OPTION_INT   ("max-bad-steps",     0,   &(o).max_bad_steps, 0, 1e9,                                                \
+                  "stop once more than this many steps were skipped for NaN or infinity"),                             \
+    OPTION_GROUP("Ranks"),                                                                                             \
+    OPTION_INT ("zero",         'z', &(o).zero,         0, 2,                                                          \
+                "distribute over the ranks: 1 the optimizer's state, 2 also the gradients"),                           \
+    OPTION_REAL("dist-timeout", 0,   &(o).dist_timeout, 0.1, 1e6, "seconds that a rank may keep the others waiting")
 
 #define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
     OPTION_GROUP("Output"),                                                                                            \
-        OPTION_TEXT("output", 'o', &(o).output, "FILE", "trained model; - is standard output, .zst is compressed"),    \
-        OPTION_CHOICE("output-dtype", 0, &(o).output_dtype, "float32|bf16", "llm.c's version 3 or 5"),                 \
-        OPTION_TEXT("state", 0, &(o).state, "FILE", "state to resume from (default: OUTPUT.state)"),                   \
-        OPTION_INT("save-steps", 'n', &(o).save_steps, 0, 1e9, "write the state every so many steps; 0: on a signal"), \
-        OPTION_TEXT("resume", 'y', &(o).resume, "FILE", "go on from a state, bit for bit; other options as before"),   \
-        OPTION_TEXT("metrics", 0, &(o).metrics, "FILE", "a JSON line a step"),                                         \
-        OPTION_TEXT("tensorboard", 0, &(o).tensorboard, "DIR", "TensorBoard event files"),                             \
-        OPTION_TEXT("report", 0, &(o).report, "FILE", "self-contained HTML report"),                                   \
-        OPTION_INT("logging-steps", 0, &(o).logging_steps, 1, 1e9, "print a line every so many steps")
+    OPTION_TEXT  ("output",        'o', &(o).output,        "FILE",                                                    \
+                  "trained model; - writes to standard output, .zst compresses"),                                      \
+    OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16",                                            \
+                  "number format of the output (llm.c's file version 3 or 5)"),                                        \
+    OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
+                  "training state to write; OUTPUT.state if not given"),                                               \
+    OPTION_INT   ("save-steps",    'n', &(o).save_steps,    0, 1e9,                                                    \
+                  "write the state every N steps; 0 writes it only on a signal"),                                      \
+    OPTION_TEXT  ("resume",        'y', &(o).resume,        "FILE",                                                    \
+                  "continue bit for bit from a state; repeat the other options"),                                      \
+    OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
+    OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
+    OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
+    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps")
+// clang-format on
 
 typedef struct Trainer {
     TrainerOptions o;
-    const char *program; /* train_sft, ...: the stage's name in the lineage */
+    const char *program; /* train_sft, ...: name of the stage in the lineage */
     Device *device;
     const Backend *backend;
     GPT2 model;
@@ -111,30 +133,32 @@ typedef struct Trainer {
     ModelText text;
     Schedule schedule;
     Metrics metrics;
-    json_t *state;       /* the trainer's own counters, saved and resumed */
-    int64_t step;        /* optimizer steps, skipped ones among them */
-    int64_t bad_steps;   /* skipped for NaN or infinity */
-    int64_t tokens;      /* trained on so far */
-    double flops;        /* of this step, for the share of the peak */
-    double gemm_peak;    /* FLOP/s */
-    double nominal_peak; /* the maker's figure, 0: not known */
+    json_t *state;       /* the trainer's counters, saved and resumed */
+    int64_t step;        /* optimizer steps, including skipped ones */
+    int64_t bad_steps;   /* steps skipped for NaN or infinity */
+    int64_t tokens;      /* tokens trained on so far */
+    double flops;        /* FLOPs of this step */
+    double gemm_peak;    /* measured, FLOP/s */
+    double nominal_peak; /* vendor figure, FLOP/s; 0 if unknown */
     size_t predicted;    /* bytes */
     double step_start;   /* seconds */
-    bool last_bad;
+    bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate;                                /* of the last step */
-    void (*save_beside)(void *beside, const char *path); /* writes what a state at `path` needs beside it; or NULL */
+    double learning_rate; /* of the last step */
+    /* Writes the files that go with the state at `path`, or NULL; `beside` is its first argument. */
+    void (*save_beside)(void *beside, const char *path);
     void *beside;
 } Trainer;
 
-/* FLOPs of a forward pass: 2 a multiply-add; attention counted over the pairs that are computed. Backward is twice that. */
+/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
+ * that. */
 static inline double gpt2_flops(const GPT2Config *c, double rows, double targets, double pairs) {
     const double C = c->width, Q = gpt2_qkv_width(c), F = c->hidden;
     return 2 *
            (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
 }
 
-/* Pairs of query and key in a batch. */
+/* Number of query-key pairs in a batch. */
 static inline double batch_pairs(const Batch *b) {
     double pairs = 0;
     for (int i = 0; i < b->segments; i++) {
@@ -151,10 +175,10 @@ static inline double state_real(const json_t *state, const char *key) {
     return json_number_value(json_object_get(state, key));
 }
 
-/* The shape that --layers and its companions ask for, or NULL where they do not. */
+/* The shape of a new model from --layers and the related options, or NULL if --layers is not given. */
 static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t data_vocab, GPT2Config *c) {
     if (!o->layers) {
-        if (o->heads || o->width) usage_error("--heads and --width go with --layers");
+        if (o->heads || o->width) usage_error("--heads and --width require --layers");
         return NULL;
     }
     const int64_t width = o->width ? o->width : 64 * o->layers;
@@ -164,8 +188,8 @@ static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t d
     return c;
 }
 
-/* Refuses a command line with two streams on standard output or input, and an output that cannot be written: now, not
- * when the run is over. best: a file of the trainer's own, or NULL. */
+/* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
+ * the run starts. best: one more output file of the trainer, or NULL. */
 static inline void trainer_check_files(const TrainerOptions *o, const char *const inputs[], int count,
                                        const char *best) {
     Error e;
@@ -177,12 +201,13 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
     const Launch launch = launch_of_environment();
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
-    if (in > 1) usage_error("-: standard input can be one file only");
-    if (out > 1) usage_error("-: standard output can be one file only");
-    for (int i = 0; i < 3 && !launch.rank; i++) {
+    if (in > 1) usage_error("-: only one input can be standard input");
+    if (out > 1) usage_error("-: only one output can be standard output");
+    if (launch.rank) return;
+    for (int i = 0; i < 3; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
         if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
-            continue; /* a fifo's reader would take this for the end */
+            continue; /* the reader of a FIFO would take this for the end of the file */
         if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
         writer_abort(&w);
     }
@@ -192,10 +217,11 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
 
 static inline char *trainer_state_path(const Trainer *t);
 
-/* After a collective call failed: one rank says why, all end. */
+/* Ends the run after a failed collective call; one rank prints the reason. */
 static inline NORETURN void trainer_lost(Trainer *t, const Error *e) {
     const struct timespec grace = {.tv_sec = 5};
-    if (!dist_speaks(&t->dist) && nanosleep(&grace, NULL)) _exit(1); /* a signal: whoever spoke ends this rank, too */
+    if (!dist_speaks(&t->dist) && nanosleep(&grace, NULL))
+        _exit(1); /* interrupted: the rank that printed ends this one, too */
     metrics_clear(&t->metrics);
     char *state = trainer_state_path(t);
     const bool there = state && !access(state, R_OK);
@@ -204,43 +230,47 @@ static inline NORETURN void trainer_lost(Trainer *t, const Error *e) {
     dist_abort(&t->dist, 1);
 }
 
-/* Sums over the ranks; x: (n). Collective, as the two that follow. */
+/* Sums x over the ranks; x: (n). Collective. */
 static inline void trainer_sums(Trainer *t, double *x, int n) {
     Error e;
     if (!dist_sum(&t->dist, x, n, &e)) trainer_lost(t, &e);
 }
 
+/* The sum of x over the ranks. Collective. */
 static inline double trainer_total(Trainer *t, double x) {
     trainer_sums(t, &x, 1);
     return x;
 }
 
+/* Maxima of x over the ranks; x: (n). Collective. */
 static inline void trainer_maxima(Trainer *t, double *x, int n) {
     Error e;
     if (!dist_max(&t->dist, x, n, &e)) trainer_lost(t, &e);
 }
 
-/* Every rank has its own stretch of an array right (see dist_complete); then all have all. Collective. */
+/* All-gather: each rank has filled its own range of the array (see dist_complete), and gets the others' ranges.
+ * Collective. */
 static inline void trainer_complete(Trainer *t, void *array, const int64_t *first, size_t size) {
     Error e;
     if (!dist_complete(&t->dist, array, first, size, &e)) trainer_lost(t, &e);
 }
 
-/* Ends the run where a rank has another value than rank 0: of what, and of which file or option. Collective. */
+/* Ends the run if a rank's value differs from that of rank 0. what: the file or options that it belongs to.
+ * Collective. */
 static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
     Error e;
     int rank;
     if (!dist_same(&t->dist, value, &rank, &e)) trainer_lost(t, &e);
-    if (rank >= 0 && t->dist.rank == 0) die("%s: rank %d has another one than rank 0", what, rank);
-    if (rank >= 0) pause(); /* until the launcher ends this rank */
+    if (rank >= 0 && t->dist.rank == 0) die("%s: rank %d differs from rank 0", what, rank);
+    if (rank >= 0) pause(); /* the launcher ends this rank */
 }
 
-/* Who does which of n parts of the batch: owner[i]; cost: tokens. */
+/* Assigns the n parts of the batch to ranks: owner[i] is the rank of part i, cost[i] its tokens. */
 static inline void trainer_share(const Trainer *t, const double *cost, int64_t n, int32_t *owner) {
     dist_share(cost, n, t->dist.ranks, owner);
 }
 
-/* Before the backward passes of a step: how many this rank will make. Collective. */
+/* Announces how many backward passes this rank will make in this step. Call it before them. Collective. */
 static inline void trainer_micros(Trainer *t, int64_t micros) {
     Error e;
     if (!dist_grads_begin(&t->grads, micros, &e)) trainer_lost(t, &e);
@@ -248,17 +278,17 @@ static inline void trainer_micros(Trainer *t, int64_t micros) {
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-/* Does the shard hold tokens of this model? */
+/* Checks that the shard's vocabulary and tokenizer fit the model. */
 static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
     if (s->vocab > t->model.config.vocab)
         die("%s: its vocabulary of %d does not fit the model's %d", s->name, s->vocab, t->model.config.vocab);
     if (s->tokenizer_bytes && t->file.tokenizer &&
         (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
-        die("%s: it was made with another tokenizer than the model's; make the shard with the model's tokenizer",
+        die("%s: it was made with a different tokenizer than the model's; make the shard with the model's tokenizer",
             s->name);
 }
 
-/* What a state remembers its training shard by. */
+/* The identity of the training shard, as stored in a state: its number of records and the hash of its payload. */
 static inline json_t *trainer_shard_name(const Shard *s) {
     char name[64];
     snprintf(name, sizeof name, "%lld records %016llx", (long long)s->count,
@@ -266,7 +296,7 @@ static inline json_t *trainer_shard_name(const Shard *s) {
     return json_string(name);
 }
 
-/* Takes the counters from the state that was loaded; refuses one of another trainer or another shard. */
+/* Takes the counters from the loaded state. Rejects a state of another trainer or another shard. */
 static inline void trainer_resume(Trainer *t, const Shard *data) {
     json_t *s = t->file.trainer ? json_loads(t->file.trainer, 0, NULL) : NULL, *shard = trainer_shard_name(data);
     if (!json_is_object(s)) die("%s: it is a model, not a training state", t->o.resume);
@@ -274,23 +304,26 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     if (!stage || strcmp(stage, t->program))
         die("%s: it is a state of %s, not of %s", t->o.resume, stage ? stage : "another program", t->program);
     if (!json_equal(shard, json_object_get(s, "shard")))
-        die("%s: the state was made with another shard than %s", t->o.resume, data->name);
+        die("%s: the state was made with a different shard than %s", t->o.resume, data->name);
     json_decref(shard), json_decref(t->state);
     t->state = s;
-    t->step = state_int(s, "step"), t->bad_steps = state_int(s, "bad_steps"), t->tokens = state_int(s, "tokens");
+    t->step = state_int(s, "step");
+    t->bad_steps = state_int(s, "bad_steps");
+    t->tokens = state_int(s, "tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
-        die("%s: the state's counters make no sense", t->o.resume);
+        die("%s: the state has invalid counters (step, epoch or position out of range)", t->o.resume);
 }
 
-/* Loads or makes the model. data: the training shard's, whose vocabulary and tokenizer a new model takes. */
+/* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */
 static inline void trainer_open(Trainer *t, const char *program, TrainerOptions *o, const Shard *data,
                                 bool value_head) {
     Error e;
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
     *t = (Trainer){.o = *o, .program = program, .state = json_object()};
-    if (!o->checkpoint && !o->layers && !o->resume) usage_error("-c/--checkpoint: which model?");
-    if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give one of them");
+    if (!o->checkpoint && !o->layers && !o->resume)
+        usage_error("-c/--checkpoint is required (or --layers, or --resume)");
+    if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give only one of them");
     if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &t->backend, &t->device, &e)) die("%s", e.text);
     GPT2Config shape, descriptor;
     bool ok = true;
@@ -309,7 +342,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
-        warn("%s: %d tokens are new to the model, special ones of a chat template as a rule; they take padding rows",
+        warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows",
              data->name, data->vocab - t->model.config.vocab);
         const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
         gpt2_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
@@ -318,14 +351,18 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
         t->file.tokenizer = xmalloc(data->tokenizer_bytes);
-        memcpy(t->file.tokenizer, data->tokenizer, t->file.tokenizer_bytes = data->tokenizer_bytes);
+        t->file.tokenizer_bytes = data->tokenizer_bytes;
+        memcpy(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes);
     }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
-    t->optimizer.beta1 = o->beta1, t->optimizer.beta2 = o->beta2, t->optimizer.eps = o->eps;
-    t->optimizer.weight_decay = o->weight_decay, t->optimizer.max_grad_norm = o->max_grad_norm;
+    t->optimizer.beta1 = o->beta1;
+    t->optimizer.beta2 = o->beta2;
+    t->optimizer.eps = o->eps;
+    t->optimizer.weight_decay = o->weight_decay;
+    t->optimizer.max_grad_norm = o->max_grad_norm;
     if (o->resume) trainer_resume(t, data);
-    else if (t->file.trainer) { /* a state taken as a model: the optimizer begins anew */
+    else if (t->file.trainer) { /* a state used as a model: the optimizer starts afresh */
         t->backend->zero(t->device, t->optimizer.m, t->optimizer.count * sizeof(float));
         t->backend->zero(t->device, t->optimizer.v, t->optimizer.count * sizeof(float));
     }
@@ -339,7 +376,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     trainer_agree(t, XXH3_64bits(data->payload, data->payload_bytes), data->name);
 }
 
-/* Options that say where and how, not what: they change no result. */
+/* Whether an option cannot change the result: paths, memory, logging, ranks. */
 static inline bool trainer_place(const char *option) {
     static const char *const places[] = {"output",      "state",  "best",         "resume",    "metrics",
                                          "tensorboard", "report", "micro-tokens", "recompute", "logging-steps",
@@ -349,8 +386,8 @@ static inline bool trainer_place(const char *option) {
     return false;
 }
 
-/* The lineage gets an entry for this stage: its options and the parent's hash. A resumed run has it from its state, and
- * options that were not given again stay; so the file that comes out does not tell where the run was interrupted. */
+/* Adds an entry for this stage to the lineage: its options and the parent's hash. A resumed run has the entry from its
+ * state and updates only the options; so the output does not depend on where the run was interrupted. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
     json_t *options = json_object(), *entry = json_object();
     for (const Option *o = table; o->kind != OPT_END; o++) {
@@ -378,15 +415,15 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     char value[512];
     for (const Option *o = table; o->kind != OPT_END; o++) {
         if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && trainer_place(o->name)))
-            continue; /* ranks may differ in where */
+            continue; /* paths may differ between ranks */
         option_value(o, value, sizeof value);
         hash = XXH3_64bits_withSeed(value, strlen(value), hash);
     }
     return hash;
 }
 
-/* The configuration, the model, and the memory that it will take: rows, the micro-batch's; more: bytes of what else the
- * trainer allocates (a reference, rollouts). */
+/* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; more: bytes that the
+ * trainer allocates in addition (a reference, rollouts). Collective. */
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
     const GPT2Config *c = &t->model.config;
     const Backend *b = t->backend;
@@ -421,7 +458,7 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     trainer_lineage(t, table);
 }
 
-/* Sets up the schedule for a run of so many steps. */
+/* Sets up the learning-rate schedule for a run of this many steps. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
     t->o.steps = steps;
     t->schedule = (Schedule){.kind = (ScheduleKind)t->o.schedule,
@@ -437,11 +474,11 @@ static inline void trainer_begin_step(Trainer *t) {
     t->flops = 0;
 }
 
-/* One optimizer step from the gradients that backward passes left, of all ranks; loss: of all, too. A loss or gradient that
- * is not finite changes nothing and is counted; too many end the run. Collective. */
+/* One optimizer step with the gradients accumulated on all ranks. loss: the sum over all ranks. If the loss or the
+ * gradient is not finite, the step is skipped and counted; too many skipped steps end the run. Collective. */
 static inline void trainer_update(Trainer *t, double loss) {
     Error e;
-    if (t->dist.ranks > 1 && !t->grads.begun) die("it does not know how to share its work among ranks; start one");
+    if (t->dist.ranks > 1 && !t->grads.begun) die("this trainer cannot distribute its work over ranks; start one rank");
     if (!gpt2_sync(&t->model, &e)) die("%s", e.text);
     t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
@@ -459,8 +496,8 @@ static inline void trainer_update(Trainer *t, double loss) {
             (long long)t->bad_steps, (long long)t->o.max_bad_steps);
 }
 
-/* Ends the step: common metrics, the record, the line (`text` holds the method's own part) and the moving line.
- * Collective. */
+/* Ends the step: sets the common metrics, writes the record, prints the line (format: the method's own part of it) and
+ * updates the progress line. Collective. */
 PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const char *format, ...) {
     Error e;
     char text[512];
@@ -491,7 +528,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->o.steps, text);
 }
 
-/* The state's path: --state, or the output's with .state behind. NULL where neither is a file. */
+/* The path of the state: --state, or the output's path with .state appended. NULL if neither is a file. */
 static inline char *trainer_state_path(const Trainer *t) {
     if (t->o.state) return xstrdup(t->o.state);
     if (!t->o.output || !strcmp(t->o.output, "-")) return NULL;
@@ -500,8 +537,8 @@ static inline char *trainer_state_path(const Trainer *t) {
     return path;
 }
 
-/* Writes the training state to `path`: with it, --resume goes on as if nothing had happened, on any number of ranks.
- * Collective. */
+/* Writes the training state to `path`. --resume continues from it as if the run had not been interrupted, on any number
+ * of ranks. Collective. */
 static inline void trainer_save_state(Trainer *t, const char *path) {
     Error e;
     if (t->save_beside) t->save_beside(t->beside, path);
@@ -520,8 +557,8 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
     free(text);
 }
 
-/* Where a run may be resumed, `steps` after the last such place: writes the state when it is time to, or when a signal
- * asked any rank to stop; true: stop. Collective. */
+/* Call it wherever a run may be resumed; steps: optimizer steps since the last call. Writes the state when --save-steps
+ * is due, or when a signal asked any rank to stop. Returns true if the run must stop. Collective. */
 static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     Error e;
     bool stopping = program_stopping();
@@ -544,7 +581,7 @@ static inline void trainer_save_model(Trainer *t, const char *path) {
     if (!model_save(&t->model, &t->file, path, t->o.output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
 }
 
-/* Ends the run. stopped: by a signal; then no model is written, only the state was. */
+/* Ends the run and writes the model. stopped: a signal ended the run; then no model is written. Collective. */
 static inline void trainer_close(Trainer *t, bool stopped) {
     Error e;
     char a[16], b[16];
@@ -554,7 +591,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
                  program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
                  program_bytes(b, t->predicted));
     if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
-    trainer_total(t, 0); /* nobody leaves before all is written */
+    trainer_total(t, 0); /* no rank leaves before everything is written */
     dist_grads_close(&t->grads);
     optimizer_free(&t->optimizer, &t->model);
     gpt2_free(&t->model);
