@@ -256,14 +256,16 @@ static void test_help(void **state) {
                                            "\nMore:\n",
                                            "  -i, --input FILE ",
                                            "  -s, --steps N ",
-                                           "optimizer steps (default ",
+                                           "optimizer steps (default: ",
                                            "--beta X ",
-                                           "(default 0.04)",
-                                           "(default out.bin)",
+                                           "(default: 0.04)",
+                                           "(default: out.bin)",
                                            "--loss NAME ",
-                                           "objective: grpo|bnpo|dr_grpo (default bnpo)",
-                                           "  -v, --verbose ",
-                                           "      --no-on ",
+                                           "objective: grpo|bnpo|dr_grpo (default: bnpo)",
+                                           "  -v, --[no-]verbose ",
+                                           "say more (default: no)",
+                                           "      --[no-]on ",
+                                           "is on unless switched off (default: yes)",
                                            "--help"};
         for (size_t k = 0; k < sizeof part / sizeof *part; k++)
             if (!strstr(r.out, part[k])) fail_msg("help does not hold \"%s\":\n%s", part[k], r.out);

@@ -1,21 +1,23 @@
-/* options.h - command lines: one table a program drives parsing, --help, the defaults and the configuration it prints.
+/* options.h - command-line options: one table per program drives parsing, --help, defaults and the printed configuration.
  *
- *     static struct { const char *input; int64_t steps; double beta; bool verbose; int loss; } o = {.steps = 100, ...};
+ *     static struct { const char *input; int64_t steps; double beta; bool verbose; int loss; } o = {.steps = 100};
  *     static const Option table[] = {
  *         OPTION_GROUP("Training"),
  *         OPTION_TEXT  ("input",   'i', &o.input, "FILE", "shard to train on"),
  *         OPTION_INT   ("steps",   's', &o.steps, 1, 1e9, "optimizer steps"),
- *         OPTION_REAL  ("beta",     0,  &o.beta, 0, 1e3, "weight of the KL term"),
+ *         OPTION_REAL  ("beta",     0,  &o.beta, 0, 1e3, "strength of the KL penalty"),
  *         OPTION_CHOICE("loss",     0,  &o.loss, "grpo|bnpo|dr_grpo", "objective"),
- *         OPTION_FLAG  ("verbose", 'v', &o.verbose, "say more"),
+ *         OPTION_FLAG  ("verbose", 'v', &o.verbose, "print the configuration"),
  *         OPTION_END};
- *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are the words that are no options
+ *     static const OptionAbout about = {"[options]", "Trains a model."};
+ *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are not options
  *
- * The value that a variable holds before parsing is the default that --help shows. Numbers must fill their word
- * ("1e-3x" is refused) and lie in [low, high]; integers also take a suffix k, m or g (powers of 1024). A flag takes
- * --name and --no-name. A choice stores its index. OPTION_LIST may be given more than once. Options may be abbreviated
- * and mixed with words, as getopt_long has it. --help prints on standard output and exits 0; a bad command line is one
- * line on standard error and exit status 2.
+ * The value of a variable before parsing is the default that --help shows. A number must use up its whole argument
+ * ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A flag accepts
+ * --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores its index. An
+ * OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other arguments. --help
+ * prints to standard output and exits with status 0. A bad command line prints one line to standard error and exits with
+ * status 2.
  */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
@@ -37,13 +39,13 @@ typedef struct Option {
     char letter;
     void *value; /* bool, int64_t, double, const char *, int (choice), OptionList */
     double low, high;
-    const char *argument; /* what --help shows after the name; the choices, divided by | */
+    const char *argument; /* shown after the name by --help; for a choice, the names separated by | */
     const char *help;
 } Option;
 
 typedef struct OptionAbout {
-    const char *usage; /* words after the program's name */
-    const char *text;  /* what the program does, a few lines; examples */
+    const char *usage; /* arguments, shown after the program's name */
+    const char *text;  /* what the program does, in a few lines, and examples */
 } OptionAbout;
 
 #define OPTION_GROUP(title)                                                                                            \
@@ -84,7 +86,7 @@ static inline void option_choice_name(const char *choices, int index, char *name
     snprintf(name, size, "%.*s", (int)strcspn(c, "|"), c);
 }
 
-/* The value as text: "" for an unset text or an empty list. */
+/* Formats the value as text: "" for an unset text or an empty list. */
 static inline void option_value(const Option *o, char *text, size_t size) {
     switch (o->kind) {
     case OPT_FLAG: snprintf(text, size, "%s", *(bool *)o->value ? "true" : "false"); break;
@@ -112,21 +114,22 @@ static inline void options_help(const Option *table, const OptionAbout *about) {
             continue;
         }
         char left[96], value[256];
-        const bool negated = o->kind == OPT_FLAG && *(bool *)o->value;
         const int n =
             o->letter ? snprintf(left, sizeof left, "  -%c, ", o->letter) : snprintf(left, sizeof left, "      ");
-        snprintf(left + n, sizeof left - (size_t)n, "--%s%s%s%s", negated ? "no-" : "", o->name, o->argument ? " " : "",
+        snprintf(left + n, sizeof left - (size_t)n, "--%s%s%s%s", o->kind == OPT_FLAG ? "[no-]" : "", o->name,
+                 o->argument ? " " : "",
                  o->argument && o->kind != OPT_CHOICE ? o->argument : (o->kind == OPT_CHOICE ? "NAME" : ""));
         option_value(o, value, sizeof value);
         printf(strlen(left) > 33 ? "%s\n%35s%s" : "%-34s %s%s", left, "", o->help);
         if (o->kind == OPT_CHOICE) printf(": %s", o->argument);
-        if (value[0] && o->kind != OPT_FLAG) printf(" (default %s)", value);
+        if (o->kind == OPT_FLAG) printf(" (default: %s)", *(bool *)o->value ? "yes" : "no");
+        else if (value[0]) printf(" (default: %s)", value);
         putchar('\n');
     }
-    printf("\n  -?, --help                       show this and exit\n");
+    printf("\n  -?, --help                       show this help and exit\n");
 }
 
-/* strtoll() and strtod() pass over blanks before a number: here they are refused, as those behind it are. */
+/* strtoll() and strtod() skip blanks before a number. They are rejected here, like blanks after it. */
 static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
 
 static inline void option_store(const Option *o, const char *word, bool negated) {
@@ -176,8 +179,8 @@ static inline void option_store(const Option *o, const char *word, bool negated)
     }
 }
 
-/* Parses argv into the table's variables; returns the index of the first word that is no option (words are moved to the
- * end of argv). Does not return where --help was asked for or the command line is wrong. */
+/* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments are
+ * moved to the end of argv. Does not return after --help or a bad command line. */
 static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
     struct option longs[2 * OPTIONS_MAX + 2];
     const Option *which[2 * OPTIONS_MAX + 2];
@@ -191,7 +194,7 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
         n++;
         if (o->kind == OPT_FLAG) {
             snprintf(negations[flags], sizeof negations[flags], "no-%s", o->name);
-            which[n] = NULL; /* the flag before it, negated */
+            which[n] = NULL; /* negates the preceding flag */
             longs[n] = (struct option){negations[flags++], no_argument, NULL, 1000 + n};
             n++;
         }
@@ -203,7 +206,8 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
     longs[n++] = (struct option){"help", no_argument, NULL, '?' + 256};
     longs[n] = (struct option){NULL, 0, NULL, 0};
     shorts[s] = 0;
-    opterr = 0, optind = 0;
+    opterr = 0;
+    optind = 0;
     for (;;) {
         const int at = optind > 0 ? optind : 1, c = getopt_long(argc, argv, shorts, longs, NULL);
         if (c == -1) return optind;
@@ -221,7 +225,10 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
         bool negated = false;
         if (c >= 1000) {
             o = which[c - 1000];
-            if (!o) o = which[c - 1001], negated = true;
+            if (!o) {
+                o = which[c - 1001];
+                negated = true;
+            }
         } else
             for (const Option *t = table; t->kind != OPT_END; t++)
                 if (t->kind != OPT_GROUP && t->letter == c) o = t;
@@ -229,7 +236,7 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
     }
 }
 
-/* The configuration as a table on standard error: every option with its value, changed or not. */
+/* Prints the configuration to standard error: a table of all options with their values, including defaults. */
 static inline void options_print(const Option *table) {
     for (const Option *o = table; o->kind != OPT_END; o++) {
         char value[256];
