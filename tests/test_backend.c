@@ -91,7 +91,7 @@ static void test_failure(void **state) {
 static void test_peak(void **state) {
     (void)state;
     const size_t before = B->scratch_bytes(D);
-    const double peak = B->gemm_peak(D);
+    const double peak = B->peak(D);
     assert_true(peak > 1e8 && peak < 1e16);
     assert_true(B->scratch_bytes(D) == before);
 }

@@ -353,7 +353,7 @@ static void test_train_sft(void **state) {
         assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
         assert_near(metric("half.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 0.05);
         assert_near(metric("gpu.jsonl", i, "grad_norm"), metric("cpu.jsonl", i, "grad_norm"), 1e-3);
-        assert_true(metric("gpu.jsonl", i, "perf/gemm_peak") > 0);
+        assert_true(metric("gpu.jsonl", i, "perf/share_of_peak") > 0);
     }
     assert_true(weights_gap("cpu.bin", "gpu.bin") < 2e-3);
     /* interrupted where the state is written, and resumed: the same bytes */

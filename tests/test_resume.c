@@ -22,7 +22,7 @@ static int setup(void **state) {
 
 /* Two files of metrics are equal but for times and speeds. */
 static void assert_same_metrics(const char *a, const char *b) {
-    static const char *const clocks[] = {"time",         "step_time",       "perf/gemm_peak",
+    static const char *const clocks[] = {"time",         "step_time",       "perf/share_of_peak",
                                          "timing_s/gen", "timing_s/reward", "timing_s/update"};
     char *x = text_of(files_path(a)), *y = text_of(files_path(b));
     assert_int_equal(lines_of(x), lines_of(y));

@@ -25,7 +25,7 @@ static inline double bench_peak(Dtype dtype) {
     Device *d;
     const Backend *b = backend_cpu();
     if (!b->open(&d, dtype, &e)) die("%s", e.text);
-    const double peak = 1e-9 * b->gemm_peak(d);
+    const double peak = 1e-9 * b->peak(d);
     b->close(d);
     return peak;
 }

@@ -206,7 +206,7 @@ const Backend *CPU_BACKEND(void) {
                                   .release = cpu_release,
                                   .scratch_bytes = cpu_scratch_bytes,
                                   .scratch_predict = cpu_scratch_predict,
-                                  .gemm_peak = cpu_peak,
+                                  .peak = cpu_peak,
                                   .zero = cpu_zero,
                                   .upload = cpu_copy,
                                   .download = cpu_copy,

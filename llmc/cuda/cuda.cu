@@ -188,7 +188,7 @@ static double device_nominal_peak(Device *d) {
     return 0;
 }
 
-template <typename T> static double device_gemm_peak(Device *d) {
+template <typename T> static double device_peak(Device *d) {
     queue_wait(d);
     if (d->peak == 0 && !d->failed) d->peak = matmul_peak<T>(d);
     return d->peak;
@@ -289,7 +289,7 @@ template <typename T> static Backend backend_table() {
     b.release = device_release;
     b.scratch_bytes = device_scratch_bytes;
     b.scratch_predict = device_scratch_predict<T>;
-    b.gemm_peak = device_gemm_peak<T>;
+    b.peak = device_peak<T>;
     b.nominal_peak = device_nominal_peak;
     b.memory_peak = device_memory_peak;
     b.stream = device_stream;

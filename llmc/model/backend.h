@@ -129,8 +129,9 @@ typedef struct Backend {
      * number of weights, the rows of a batch, the widest activation and the padded vocabulary. */
     size_t (*scratch_bytes)(Device *d);
     size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
-    /* Measured speed of this device's matrix products, FLOP/s. The trainers report utilisation relative to it. */
-    double (*gemm_peak)(Device *d);
+    /* The device's measured peak in its dtype, FLOP/s, which the trainers' share of the peak refers to. On a CPU it is that
+     * of the arithmetic units, on a GPU that of large matrix products. */
+    double (*peak)(Device *d);
     /* Vendor peak for dense matrix products, FLOP/s; 0 if unknown. NULL: always unknown. */
     double (*nominal_peak)(Device *d);
     /* Peak device memory so far, in bytes. NULL: device memory is the process's own memory. */

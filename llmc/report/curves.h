@@ -117,7 +117,7 @@ static inline const CurveInfo *curve_info(const char *key, int *rank) {
         {"step_time", CURVES_SPEED, "Time a step", "", "seconds", S | Z},
         {"*tokens_per_second*", CURVES_SPEED, "Speed", "", "tokens/s", S | Z},
         {"*per_second*", CURVES_SPEED, NULL, "", "per second", S | Z},
-        {"*gemm*", CURVES_SPEED, "Fraction of the GEMM peak", "of what the machine can multiply", "share", P | S},
+        {"*share_of_peak*", CURVES_SPEED, "Share of the peak", "of the peak measured on this machine", "share", P | S},
         {"*mfu*", CURVES_SPEED, "Fraction of peak", "of what the machine can multiply", "share", P | S},
         {"tim*/*", CURVES_SPEED, NULL, "", "seconds", S | Z},
         {"*_time", CURVES_SPEED, NULL, "", "seconds", S | Z},
