@@ -123,10 +123,10 @@ static double token_bytes(int32_t id) {
 static void run_batch(Work *w, Loss *l) {
     Error e;
     const Batch *b = &w->batch;
-    const GPT2Output out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
+    const ModelOutput out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
     if (!b->targets) return;
-    gpt2_forward(&model.model, &w->space, b, 1.0f, &out);
-    if (!gpt2_sync(&model.model, &e)) die("%s", e.text);
+    model_forward(&model.model, &w->space, b, 1.0f, &out);
+    if (!model_sync(&model.model, &e)) die("%s", e.text);
     memset(l->unit_nats, 0, (size_t)l->unit_of_batch * sizeof(double));
     memset(l->unit_targets, 0, (size_t)l->unit_of_batch * sizeof(double));
     for (int32_t r = 0; r < b->targets; r++) {

@@ -174,15 +174,15 @@ typedef struct Sums {
     double z; /* kto: the reference point; not a sum */
 } Sums;
 
-static void count_flops(Run *r, const GPT2 *m, double passes) {
-    r->t.flops += passes * gpt2_flops(&m->config, r->batch.rows, r->batch.targets, batch_pairs(&r->batch));
+static void count_flops(Run *r, const Model *m, double passes) {
+    r->t.flops += passes * model_flops(&m->config, r->batch.rows, r->batch.targets, batch_pairs(&r->batch));
 }
 
 /* One forward pass over the families in r->batch, which begin with `first`: log-probabilities, entropy and argmax. */
 static void set_forward(Run *r, AnswerSet *s, int32_t first) {
     const int32_t at = s->offset[3 * first];
-    const GPT2Output out = {.logp = s->logp + at, .entropy = s->entropy + at, .argmax = s->argmax + at};
-    gpt2_forward(&r->t.model, &r->work, &r->batch, 1.0f, &out);
+    const ModelOutput out = {.logp = s->logp + at, .entropy = s->entropy + at, .argmax = s->argmax + at};
+    model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &out);
     if (o.pair.use_weighting) answer_log_square(&r->t.model, &r->work, &r->batch, out.logp, s->square + at);
     count_flops(r, &r->t.model, 1);
 }
@@ -210,10 +210,10 @@ static void set_count(Run *r, const AnswerSet *s, int32_t first, int32_t next, S
 /* ---- the reference --------------------------------------------------------------------------------------------- */
 
 /* Computes log ref of all tokens of the set with a model. */
-static void reference_run(Run *r, AnswerSet *s, const GPT2 *m, const Workspace *w) {
+static void reference_run(Run *r, AnswerSet *s, const Model *m, const Workspace *w) {
     for (int32_t i = 0, next; i < s->count; i = next) {
         next = answer_set_pack(s, &r->batch, i);
-        gpt2_forward(m, w, &r->batch, 1.0f, &(GPT2Output){.logp = s->ref + s->offset[3 * i]});
+        model_forward(m, w, &r->batch, 1.0f, &(ModelOutput){.logp = s->ref + s->offset[3 * i]});
         count_flops(r, m, 1);
     }
 }
@@ -230,7 +230,7 @@ static void reference_of(Run *r, const PreferenceData *d, AnswerSet *s, bool mis
 }
 
 /* Computes log ref of all completions of d. */
-static void reference_compute(Run *r, PreferenceData *d, const GPT2 *m, const Workspace *w) {
+static void reference_compute(Run *r, PreferenceData *d, const Model *m, const Workspace *w) {
     enum { CHUNK = 256 };
     AnswerSet s = {.shared = o.sharing};
     d->ref = (float *)xmalloc((size_t)d->at[d->items] * sizeof *d->ref);
@@ -285,7 +285,7 @@ static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     }
     if (r->reference.model.backend) reference_close(&r->reference);
     ref_logps_free(&l);
-    if (!there && !gpt2_sync(&t->model, &e)) die("%s", e.text);
+    if (!there && !model_sync(&t->model, &e)) die("%s", e.text);
     if (!there && !t->dist.rank)
         fprintf(stderr, "reference log-probabilities computed in %.1f s\n", program_seconds() - start);
     if (!o.ref_logps || there || t->dist.rank) return;
@@ -327,8 +327,8 @@ static void reference_forget_stale(Run *r) {
 /* TR-DPO (2404.09656), soft update: ref = alpha pi + (1 - alpha) ref. */
 static void reference_follow(Run *r) {
     enum { CHUNK = 1 << 20 };
-    GPT2 *ref = &r->reference.model;
-    const GPT2 *policy = &r->t.model;
+    Model *ref = &r->reference.model;
+    const Model *policy = &r->t.model;
     const Backend *b = policy->backend;
     const float alpha = (float)o.sync_alpha;
     const size_t all = policy->tensor[GPT2_FILE_TENSORS].offset;
@@ -396,8 +396,8 @@ static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool 
         set_count(r, s, i, next, sums);
         if (!train) continue;
         const float *dlogp = s->dlogp + s->offset[3 * i];
-        if (first_all) gpt2_forward_backward(&r->t.model, &r->work, &r->batch, 1.0f, dlogp, &(GPT2Output){0});
-        else gpt2_backward(&r->t.model, &r->work, &r->batch, 1.0f, dlogp, NULL, NULL);
+        if (first_all) model_forward_backward(&r->t.model, &r->work, &r->batch, 1.0f, dlogp, &(ModelOutput){0});
+        else model_backward(&r->t.model, &r->work, &r->batch, 1.0f, dlogp, NULL, NULL);
         count_flops(r, &r->t.model, first_all ? 3 : 2);
     }
 }
@@ -420,7 +420,7 @@ static void run_answers(Run *r, const PreferenceData *d, AnswerSet *s, double z,
         sums->loss += kto_loss(&o.kto, z, total, &b, s->dlogp, &sums->kto);
         set_count(r, s, i, next, sums);
         if (!train) continue;
-        gpt2_backward(&r->t.model, &r->work, &r->batch, 1.0f, s->dlogp + offset[i], NULL, NULL);
+        model_backward(&r->t.model, &r->work, &r->batch, 1.0f, s->dlogp + offset[i], NULL, NULL);
         count_flops(r, &r->t.model, 2);
     }
     free(offset), free(good);
@@ -502,7 +502,7 @@ static void run_nash(Run *r, AnswerSet *s, Sums *sums) {
         const PreferenceBatch b = pair_batch(r, s, i, next);
         sums->loss += nash_md_loss(o.pair.beta, s->count, &b, r->probability + i, s->dlogp);
         set_count(r, s, i, next, sums);
-        gpt2_backward(&r->t.model, &r->work, &r->batch, 1.0f, s->dlogp + s->offset[3 * i], NULL, NULL);
+        model_backward(&r->t.model, &r->work, &r->batch, 1.0f, s->dlogp + s->offset[3 * i], NULL, NULL);
         count_flops(r, &r->t.model, 2);
         for (int32_t k = i; k < next; k++) {
             const PreferencePair pair = preference_sums(&o.pair, &b, k - i);

@@ -152,7 +152,7 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
     if (o.adaptive_entropy) c.entropy_coef = entropy_control_coef(&r->entropy);
     const uint8_t *keep = NULL;
     if (o.top_entropy < 1) {
-        const GPT2Output all = {.logp = g->logp, .entropy = g->entropy};
+        const ModelOutput all = {.logp = g->logp, .entropy = g->entropy};
         generation_forward(g, &t->model, &r->work, first, end, &all);
         policy_entropy_keep(g->entropy, g->offset + first, end - first, g->counts + first, o.top_entropy, r->keep);
         keep = r->keep;
@@ -166,8 +166,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
     trainer_micros(t, generation_micros(g, mine, last));
     for (int32_t i = mine, next; i < last; i = next) {
         next = generation_pack(g, i, last);
-        const GPT2Output out = {.logp = g->logp + g->offset[i], .entropy = g->entropy + g->offset[i]};
-        gpt2_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
+        const ModelOutput out = {.logp = g->logp + g->offset[i], .entropy = g->entropy + g->offset[i]};
+        model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
         const PolicyBatch b = {.sequences = next - i,
                                .offset = g->offset + i,
                                .advantage = r->advantage + i,
@@ -179,8 +179,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
                                .entropy = g->entropy,
                                .keep = keep};
         loss += policy_loss(&c, &n, &b, g->dlogp, g->dentropy, stats);
-        gpt2_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, g->dlogp + g->offset[i],
-                      c.entropy_coef != 0 ? g->dentropy + g->offset[i] : NULL, NULL);
+        model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, g->dlogp + g->offset[i],
+                       c.entropy_coef != 0 ? g->dentropy + g->offset[i] : NULL, NULL);
         t->flops += 3 * generation_batch_flops(g, &t->model);
         tokens += g->batch.rows;
     }
@@ -305,7 +305,7 @@ int main(int argc, char **argv) {
         generation_flatten(g, o.mask_truncated);
         const int32_t n = g->answers;
         const bool on_policy = steps == 1;
-        const GPT2Output old = {.logp = g->old_logp}, at_reference = {.logp = g->ref_logp};
+        const ModelOutput old = {.logp = g->old_logp}, at_reference = {.logp = g->ref_logp};
         if (!on_policy) generation_forward(g, &t->model, &r->work, 0, n, &old);
         if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &at_reference);
         if (o.beta > 0 && o.kl_in) {

@@ -170,7 +170,7 @@ static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32
     trainer_complete(&r->t, score, cut, sizeof *score);
     free(cost);
     for (int32_t i = 0; i < n; i++) sum[i] += score[i];
-    r->t.flops += gpt2_flops(&m->model.config, (double)(m->rows - before), 0, 0);
+    r->t.flops += model_flops(&m->model.config, (double)(m->rows - before), 0, 0);
     free(item), free(score);
 }
 
@@ -248,10 +248,10 @@ static void generate(Run *r) {
 static void look(Run *r) {
     Generation *g = &r->g;
     const bool head = has_critic() && !o.critic;
-    const GPT2Output policy = {.logp = on_policy() ? NULL : g->old_logp, .value = head ? r->old_value : NULL};
+    const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = head ? r->old_value : NULL};
     if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->answers, &policy);
     if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->answers] * sizeof(float));
-    const GPT2Output critic = {.value = r->old_value}, reference = {.logp = g->ref_logp};
+    const ModelOutput critic = {.value = r->old_value}, reference = {.logp = g->ref_logp};
     if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->answers, &critic);
     if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->answers, &reference);
 }
@@ -348,8 +348,9 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
     for (int32_t i = mine, next; i < last; i = next) {
         next = generation_pack(g, i, last);
         const int32_t at = g->offset[i];
-        const GPT2Output out = {.logp = g->logp + at, .entropy = g->entropy + at, .value = head ? r->value + at : NULL};
-        const GPT2Output critic = {.value = r->value + at};
+        const ModelOutput out = {
+            .logp = g->logp + at, .entropy = g->entropy + at, .value = head ? r->value + at : NULL};
+        const ModelOutput critic = {.value = r->value + at};
         const PpoBatch b = {.answers = next - i,
                             .offset = g->offset + i,
                             .counts = g->counts + i,
@@ -361,18 +362,18 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
                             .old_value = r->old_value,
                             .target = r->target,
                             .sampler_logp = g->sampler_logp};
-        if (!warming) gpt2_forward(&t->model, &r->work, &g->batch, T, &out);
-        if (o.critic) gpt2_forward(&r->critic.model, &r->critic.work, &g->batch, T, &critic);
+        if (!warming) model_forward(&t->model, &r->work, &g->batch, T, &out);
+        if (o.critic) model_forward(&r->critic.model, &r->critic.work, &g->batch, T, &critic);
         if (!warming)
             loss += o.algo == RLOO ? rloo_loss(r, i, next, &N, &part)
                                    : ppo_policy_loss(&r->loss, tokens, &b, g->dlogp, g->dentropy, &part);
         if (has_critic()) value_loss += ppo_value_loss(&r->loss, tokens, &b, r->dvalue, &part);
         if (!warming)
-            gpt2_backward(&t->model, &r->work, &g->batch, T, g->dlogp + at,
-                          o.entropy_coef != 0 ? g->dentropy + at : NULL, head ? r->dvalue + at : NULL);
-        if (o.critic) gpt2_backward(&r->critic.model, &r->critic.work, &g->batch, T, NULL, NULL, r->dvalue + at);
+            model_backward(&t->model, &r->work, &g->batch, T, g->dlogp + at,
+                           o.entropy_coef != 0 ? g->dentropy + at : NULL, head ? r->dvalue + at : NULL);
+        if (o.critic) model_backward(&r->critic.model, &r->critic.work, &g->batch, T, NULL, NULL, r->dvalue + at);
         if (!warming) t->flops += 3 * generation_batch_flops(g, &t->model), t->tokens += g->batch.rows;
-        if (o.critic) t->flops += 3 * gpt2_flops(&r->critic.model.config, g->batch.rows, 0, batch_pairs(&g->batch));
+        if (o.critic) t->flops += 3 * model_flops(&r->critic.model.config, g->batch.rows, 0, batch_pairs(&g->batch));
     }
     double text = 0;
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef, o.ptx_tokens);

@@ -235,11 +235,11 @@ static void add_batch(const Work *w, Sums *s) {
  * step. */
 static void micro_batch(Trainer *t, Work *w, bool train, double N, Sums *s) {
     const Batch *b = &w->batch;
-    gpt2_forward(&t->model, &w->space, b, 1.0f, &(GPT2Output){.value = w->score});
+    model_forward(&t->model, &w->space, b, 1.0f, &(ModelOutput){.value = w->score});
     s->loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, w->score, w->margin, w->pairs, N, w->dscore)
                                          : loss_binary(&o.loss, w->score, w->label, b->targets, N, w->dscore);
-    if (train) gpt2_backward(&t->model, &w->space, b, 1.0f, NULL, NULL, w->dscore);
-    t->flops += gpt2_flops(&t->model.config, b->rows, 0, batch_pairs(b)) * (train ? 3 : 1);
+    if (train) model_backward(&t->model, &w->space, b, 1.0f, NULL, NULL, w->dscore);
+    t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b)) * (train ? 3 : 1);
     add_batch(w, s);
 }
 

@@ -156,8 +156,8 @@ typedef struct Work {
 /* Adds one micro-batch's part of the loss to *sums; if `train`, also its gradient. N: the step's normaliser. */
 static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micro, Sums *sums) {
     const Batch *b = &w->batch;
-    const GPT2Output out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
-    const double flops = gpt2_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
+    const ModelOutput out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
+    const double flops = model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
     w->space.noise_scale = NULL;
     if (train && o.neftune > 0) {
         neftune_scales(b, t->model.config.width, w->noise);
@@ -168,10 +168,10 @@ static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micr
     }
     if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
         for (int32_t r = 0; r < b->targets; r++) w->dlogp[r] = (float)(-1.0 / N);
-        gpt2_forward_backward(&t->model, &w->space, b, 1.0f, w->dlogp, &out);
-    } else gpt2_forward(&t->model, &w->space, b, 1.0f, &out);
+        model_forward_backward(&t->model, &w->space, b, 1.0f, w->dlogp, &out);
+    } else model_forward(&t->model, &w->space, b, 1.0f, &out);
     sums->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, w->logp, NULL, b->targets, N, w->dlogp);
-    if (train && o.loss != LM_NLL) gpt2_backward(&t->model, &w->space, b, 1.0f, w->dlogp, NULL, NULL);
+    if (train && o.loss != LM_NLL) model_backward(&t->model, &w->space, b, 1.0f, w->dlogp, NULL, NULL);
     t->flops += flops * (train ? 3 : 1);
     for (int32_t r = 0; r < b->targets; r++) {
         sums->entropy += w->entropy[r];

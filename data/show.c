@@ -484,10 +484,10 @@ static void show_tokens(Reader *in) {
 /* Reads the weights through, tensor by tensor. */
 static void show_weights(CheckpointReader *c) {
     Error e;
-    TensorInfo info[GPT2_TENSOR_COUNT];
+    TensorInfo info[TENSOR_COUNT];
     float piece[4096];
     size_t strange = 0, total = 0;
-    gpt2_tensors(&c->config, info);
+    model_tensors(&c->config, info);
     for (int k = 0; k < GPT2_FILE_TENSORS; k++) {
         double squares = 0, largest = 0;
         for (size_t left = info[k].size, n; left; left -= n) {
@@ -532,7 +532,7 @@ static void show_checkpoint(Reader *in) {
     uint64_t bytes;
     if (o.json) usage_error("-j/--json: a checkpoint has no records");
     if (!checkpoint_start(&c, &e)) die("%s", e.text);
-    const GPT2Config *g = &c.config;
+    const ModelConfig *g = &c.config;
     print_title("%s: checkpoint", c.in.name);
     printf("layers %d, width %d, heads %d (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
            g->layers, g->width, g->heads, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);

@@ -76,7 +76,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
         for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
             const int ranks = sizes[k];
-            const GPT2Config c = gpt2_config(models[i].layers, models[i].heads, models[i].width, models[i].vocab, 1024);
+            const ModelConfig c =
+                gpt2_config(models[i].layers, models[i].heads, models[i].width, models[i].vocab, 1024);
             int zero = 0;
             CostRun r;
             CostMachine m;

@@ -39,10 +39,10 @@ typedef struct CostStep {
     double bytes; /* that a rank sends */
 } CostStep;
 
-static inline CostRun cost_run(const GPT2Config *c, double tokens, double micros, int ranks, int zero) {
-    TensorInfo t[GPT2_TENSOR_COUNT];
-    CostRun r = {.parameters = (double)gpt2_tensors(c, t), .layers = c->layers, .width = c->width};
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+static inline CostRun cost_run(const ModelConfig *c, double tokens, double micros, int ranks, int zero) {
+    TensorInfo t[TENSOR_COUNT];
+    CostRun r = {.parameters = (double)model_tensors(c, t), .layers = c->layers, .width = c->width};
+    for (int i = 0; i < TENSOR_COUNT; i++)
         if (tensor_of_layer(&t[i])) r.layer_parameters += (double)t[i].rows * (double)t[i].columns;
     r.tokens = tokens, r.micros = micros, r.ranks = ranks, r.zero = zero;
     return r;

@@ -35,9 +35,9 @@ typedef struct Truth {
     double logp, square, prompt, length, prompt_length;
 } Truth;
 
-static inline GPT2 load(const char *name) {
+static inline Model load(const char *name) {
     Error e;
-    GPT2 m;
+    Model m;
     ModelFile f;
     if (!model_load(&m, &f, files_path(name), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
         fail_msg("%s", e.text);
@@ -45,7 +45,7 @@ static inline GPT2 load(const char *name) {
     return m;
 }
 
-static inline Truth truth_of(const GPT2 *m, const int32_t *prompt, int n, const int32_t *answer, int k) {
+static inline Truth truth_of(const Model *m, const int32_t *prompt, int n, const int32_t *answer, int k) {
     int32_t ids[64];
     Truth t = {.length = k, .prompt_length = n - 1};
     memcpy(ids, prompt, (size_t)n * sizeof *ids), memcpy(ids + n, answer, (size_t)k * sizeof *ids);

@@ -39,25 +39,25 @@ static int models_teardown(void **state) {
 
 /* ---- models ---------------------------------------------------------------------------------------------------- */
 
-static inline GPT2 models_new(int layers, int width, int context) {
+static inline Model models_new(int layers, int width, int context) {
     Error e;
-    GPT2 m;
-    const GPT2Config c = gpt2_config(layers, 2, width, MODELS_VOCAB, context);
-    if (!gpt2_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
-    gpt2_init(&m, 7);
+    Model m;
+    const ModelConfig c = gpt2_config(layers, 2, width, MODELS_VOCAB, context);
+    if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
+    model_init(&m, 7);
     return m;
 }
 
-static inline GPT2 models_random(int context) {
-    GPT2 m = models_new(2, 32, context);
+static inline Model models_random(int context) {
+    Model m = models_new(2, 32, context);
     float *w = (float *)xmalloc(m.parameters * sizeof *w);
     m.backend->weights_download(m.device, w, m.weights, m.parameters);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         for (size_t k = 0; k < m.tensor[i].size; k++) {
             float *x = &w[m.tensor[i].offset + k];
             if (m.tensor[i].init == INIT_NORMAL || m.tensor[i].init == INIT_RESIDUAL) *x *= 8;
             const size_t token = k / m.tensor[i].columns;
-            if (i == GPT2_wte && (token < 32 || token > 126)) *x = 0;
+            if (i == TENSOR_wte && (token < 32 || token > 126)) *x = 0;
         }
     m.backend->weights_upload(m.device, m.weights, w, m.parameters);
     free(w);
@@ -65,10 +65,10 @@ static inline GPT2 models_random(int context) {
 }
 
 /* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], those beyond n by the end of text. */
-static inline GPT2 models_scripted(int context, const int32_t *a, const int32_t *b, int n) {
-    GPT2 m = models_new(1, 128, context);
-    float *w = (float *)xcalloc(m.parameters, sizeof *w), *wte = w + m.tensor[GPT2_wte].offset,
-          *wpe = w + m.tensor[GPT2_wpe].offset;
+static inline Model models_scripted(int context, const int32_t *a, const int32_t *b, int n) {
+    Model m = models_new(1, 128, context);
+    float *w = (float *)xcalloc(m.parameters, sizeof *w), *wte = w + m.tensor[TENSOR_wte].offset,
+          *wpe = w + m.tensor[TENSOR_wpe].offset;
     const int C = m.config.width;
     uint32_t x = 1;
     for (int i = 0; i < MODELS_VOCAB * C; i++) {
@@ -82,16 +82,16 @@ static inline GPT2 models_scripted(int context, const int32_t *a, const int32_t 
         }
     for (int l = 0; l < m.config.layers; l++)
         for (int c = 0; c < C; c++)
-            w[m.tensor[GPT2_ln1w].offset + (size_t)(l * C + c)] = w[m.tensor[GPT2_ln2w].offset + (size_t)(l * C + c)] =
-                1;
-    for (int c = 0; c < C; c++) w[m.tensor[GPT2_lnfw].offset + (size_t)c] = 1;
+            w[m.tensor[TENSOR_ln1w].offset + (size_t)(l * C + c)] =
+                w[m.tensor[TENSOR_ln2w].offset + (size_t)(l * C + c)] = 1;
+    for (int c = 0; c < C; c++) w[m.tensor[TENSOR_lnfw].offset + (size_t)c] = 1;
     m.backend->weights_upload(m.device, m.weights, w, m.parameters);
     free(w);
     return m;
 }
 
 /* With the tokenizer of bytes, unless bare, and a chat template or none. */
-static inline void models_save(const GPT2 *m, const char *name, bool bare, const char *template) {
+static inline void models_save(const Model *m, const char *name, bool bare, const char *template) {
     Error e;
     ModelFile f = {.lineage = json_array()};
     if (!bare && !tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
@@ -101,7 +101,7 @@ static inline void models_save(const GPT2 *m, const char *name, bool bare, const
 }
 
 /* Logits of all n positions by one forward pass without a cache: (n, V). */
-static inline float *models_logits(const GPT2 *m, const int32_t *ids, int n) {
+static inline float *models_logits(const Model *m, const int32_t *ids, int n) {
     Error e;
     Workspace w;
     Batch b = batch_new(n, n, 1);
@@ -109,7 +109,7 @@ static inline float *models_logits(const GPT2 *m, const int32_t *ids, int n) {
     if (!workspace_new(&w, m, n, n, 1, false, 0, &e)) fail_msg("%s", e.text);
     batch_segment(&b, ids, n, 0, -1);
     for (int i = 0; i < n; i++) batch_target(&b, i, 0);
-    if (!gpt2_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
+    if (!model_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
     workspace_free(&w, m), batch_free(&b);
     return logits;
 }

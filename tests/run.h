@@ -106,14 +106,14 @@ static inline void assert_same_file(const char *a, const char *b) {
 /* All weights of a model's file in memory; to be freed. */
 static inline float *weights_of(const char *name, size_t *n) {
     Error e;
-    GPT2 m;
+    Model m;
     ModelFile f;
     if (!model_load(&m, &f, files_path(name), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
         fail_msg("%s", e.text);
     float *w = (float *)xmalloc(m.parameters * sizeof *w);
     m.backend->weights_download(m.device, w, m.weights, m.parameters);
     *n = m.parameters;
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
     return w;
 }
 

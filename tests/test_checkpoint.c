@@ -9,8 +9,8 @@ enum { WEIGHTS = 90, PLAIN_BYTES = 1024 + 4 * WEIGHTS, HALF_BYTES = 1024 + 2 * W
 static const uint8_t header_float32[32] = {0xC6, 0xD7, 0x34, 0x01, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0,
                                            1,    0,    0,    0,    1, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0};
 
-static GPT2Config tiny(void) {
-    GPT2Config c = gpt2_config(1, 1, 2, 3, 2);
+static ModelConfig tiny(void) {
+    ModelConfig c = gpt2_config(1, 1, 2, 3, 2);
     c.padded_vocab = 4;
     return c;
 }
@@ -69,7 +69,7 @@ static bool drain_path(const char *path, Error *e) {
 static void put_full(CheckpointWriter *w, const char *path, bool bf16) {
     Error e;
     float weights[WEIGHTS], head[3] = {0.5f, -1, 2};
-    GPT2Config config = tiny();
+    ModelConfig config = tiny();
     config.value_head = 1;
     for (int i = 0; i < WEIGHTS; i++) weights[i] = weight(i);
     bool ok = checkpoint_create(w, path, &config, bf16, &e) && checkpoint_put_weights(w, weights, 8, &e) &&
@@ -151,7 +151,7 @@ static void assert_plain(const char *path, bool bf16) {
     char tag[5] = "????";
     uint64_t bytes;
     if (!checkpoint_open(&c, path, &e)) fail_msg("%s", e.text);
-    const GPT2Config expected = tiny();
+    const ModelConfig expected = tiny();
     assert_memory_equal(&c.config, &expected, sizeof expected);
     assert_int_equal(c.bf16, bf16);
     assert_true(checkpoint_weights(&c, weights, WEIGHTS, "parameters", &e));
@@ -297,7 +297,7 @@ static void other_shapes(void **state) {
     Error e;
     CheckpointWriter w;
     CheckpointReader c;
-    GPT2Config config = gpt2_config(2, 4, 8, 300, 16);
+    ModelConfig config = gpt2_config(2, 4, 8, 300, 16);
     config.kv_heads = 2, config.hidden = 20;
     const size_t n = gpt2_file_elements(&config);
     /* wte, wpe; per layer: two layernorms, qkv (8 + 2 * 2 * 2 rows), attproj, fc, fcproj; the last layernorm */
@@ -550,7 +550,7 @@ static void failed_writes(void **state) {
     assert_false(checkpoint_commit(&w, &e));
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
     checkpoint_abort(&w);
-    GPT2Config config = tiny();
+    ModelConfig config = tiny();
     assert_false(checkpoint_create(&w, files_path("absent/x.bin"), &config, false, &e));
     files_assert_error(&e, "absent/x.bin: cannot create a temporary file beside it: No such file or directory");
     config.heads = 7;

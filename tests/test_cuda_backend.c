@@ -43,20 +43,20 @@ static int teardown(void **state) {
 
 /* ==== One model on two devices ==== */
 
-static GPT2 model_on(const Backend *b, Device *d, const float *w) {
+static Model model_on(const Backend *b, Device *d, const float *w) {
     Error e;
-    GPT2 m;
-    GPT2Config c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
+    Model m;
+    ModelConfig c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
     c.value_head = 1;
-    if (!gpt2_new(&m, &c, b, d, true, &e)) fail_msg("%s", e.text);
-    gpt2_init(&m, 3);
+    if (!model_new(&m, &c, b, d, true, &e)) fail_msg("%s", e.text);
+    model_init(&m, 3);
     if (w) b->weights_upload(d, m.weights, w, m.parameters);
     return m;
 }
 
 /* Initial weights, made larger so that attention is not flat, with biases, and rounded to bf16: all devices hold the same. */
 static float *model_weights(size_t *n) {
-    GPT2 m = model_on(backend_cpu(), models_device, NULL);
+    Model m = model_on(backend_cpu(), models_device, NULL);
     float *w = (float *)xmalloc((*n = m.parameters) * sizeof *w);
     m.backend->weights_download(m.device, w, m.weights, *n);
     Random r = random_start(4, 0);
@@ -67,7 +67,7 @@ static float *model_weights(size_t *n) {
         bits = (bits + 0x8000u) & 0xffff0000u;
         memcpy(&w[i], &bits, sizeof bits);
     }
-    gpt2_free(&m);
+    model_free(&m);
     return w;
 }
 
@@ -95,7 +95,7 @@ typedef struct Answer {
 /* Forward and backward, the gradients twice over (they accumulate). */
 static Answer answer_of(const Backend *b, Device *d, const float *weights, int recompute, float temperature) {
     Error e;
-    GPT2 m = model_on(b, d, weights);
+    Model m = model_on(b, d, weights);
     Batch batch = model_batch();
     Workspace w;
     Answer a;
@@ -105,15 +105,15 @@ static Answer answer_of(const Backend *b, Device *d, const float *weights, int r
         dlogp[i] = (float)random_normal(&r), dentropy[i] = 0.3f * (float)random_normal(&r),
         dvalue[i] = (float)random_normal(&r);
     if (!workspace_new(&w, &m, ROWS, TARGETS, 6, true, recompute, &e)) fail_msg("%s", e.text);
-    const GPT2Output out = {a.logp, a.entropy, a.argmax, a.value};
+    const ModelOutput out = {a.logp, a.entropy, a.argmax, a.value};
     for (int pass = 0; pass < 2; pass++) {
-        gpt2_forward(&m, &w, &batch, temperature, &out);
-        gpt2_backward(&m, &w, &batch, temperature, dlogp, dentropy, dvalue);
+        model_forward(&m, &w, &batch, temperature, &out);
+        model_backward(&m, &w, &batch, temperature, dlogp, dentropy, dvalue);
     }
     a.grads = (float *)xmalloc(m.parameters * sizeof *a.grads);
     b->download(d, a.grads, m.grads, m.parameters * sizeof *a.grads);
-    if (!gpt2_sync(&m, &e)) fail_msg("%s", e.text);
-    workspace_free(&w, &m), batch_free(&batch), gpt2_free(&m);
+    if (!model_sync(&m, &e)) fail_msg("%s", e.text);
+    workspace_free(&w, &m), batch_free(&batch), model_free(&m);
     return a;
 }
 
@@ -125,11 +125,11 @@ static void close_to(const char *what, const float *got, const float *want, int 
 
 /* The gradients of each tensor, as a whole: |difference| <= tolerance |the CPU's|. */
 static void gradients_close(const Answer *got, const Answer *want, double tolerance) {
-    GPT2Config c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
-    TensorInfo t[GPT2_TENSOR_COUNT];
+    ModelConfig c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
+    TensorInfo t[TENSOR_COUNT];
     c.value_head = 1;
-    gpt2_tensors(&c, t);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    model_tensors(&c, t);
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         double gap = 0, norm = 0;
         for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++)
             gap += pow((double)got->grads[k] - want->grads[k], 2), norm += pow(want->grads[k], 2);
@@ -173,7 +173,7 @@ static void test_model(void **state) {
 /* ==== Steps of the optimizer, states ==== */
 
 /* One step of maximum likelihood on the batch. */
-static double learn(GPT2 *m, Optimizer *o, double lr) {
+static double learn(Model *m, Optimizer *o, double lr) {
     Error e;
     Batch batch = model_batch();
     Workspace w;
@@ -181,11 +181,11 @@ static double learn(GPT2 *m, Optimizer *o, double lr) {
     double loss = 0;
     for (int i = 0; i < TARGETS; i++) dlogp[i] = -1.0f / TARGETS;
     if (!workspace_new(&w, m, ROWS, TARGETS, 6, true, 0, &e)) fail_msg("%s", e.text);
-    gpt2_forward_backward(m, &w, &batch, 1, dlogp, &(GPT2Output){.logp = logp});
+    model_forward_backward(m, &w, &batch, 1, dlogp, &(ModelOutput){.logp = logp});
     const OptimizerResult result = optimizer_step(o, m, lr);
     assert_false(result.skipped);
     for (int i = 0; i < batch.targets; i++) loss -= logp[i] / batch.targets;
-    if (!gpt2_sync(m, &e)) fail_msg("%s", e.text);
+    if (!model_sync(m, &e)) fail_msg("%s", e.text);
     workspace_free(&w, m), batch_free(&batch);
     return loss;
 }
@@ -196,7 +196,7 @@ static void test_steps(void **state) {
     size_t n;
     float *weights = model_weights(&n);
     for (int type = 0; type < 2; type++) {
-        GPT2 m[2] = {model_on(backend_cpu(), models_device, weights), model_on(cuda[type], device[type], weights)};
+        Model m[2] = {model_on(backend_cpu(), models_device, weights), model_on(cuda[type], device[type], weights)};
         Optimizer o[2];
         double loss[2] = {0}, begin = 0;
         for (int k = 0; k < 2; k++) assert_true(optimizer_new(&o[k], &m[k], &e));
@@ -206,7 +206,7 @@ static void test_steps(void **state) {
             if (step == 0) begin = loss[0];
         }
         assert_true(loss[1] < begin - 0.3);
-        for (int k = 0; k < 2; k++) optimizer_free(&o[k], &m[k]), gpt2_free(&m[k]);
+        for (int k = 0; k < 2; k++) optimizer_free(&o[k], &m[k]), model_free(&m[k]);
     }
     free(weights);
 }
@@ -218,7 +218,7 @@ static void test_masters_and_states(void **state) {
     Error e;
     size_t n;
     float *weights = model_weights(&n);
-    GPT2 m = model_on(cuda[DTYPE_BF16], device[DTYPE_BF16], weights), again, wide;
+    Model m = model_on(cuda[DTYPE_BF16], device[DTYPE_BF16], weights), again, wide;
     Optimizer o, o2, o3;
     ModelFile f = {.lineage = json_array()}, f2, f3;
     assert_true(optimizer_new(&o, &m, &e));
@@ -251,7 +251,7 @@ static void test_masters_and_states(void **state) {
     again.backend->weights_download(again.device, other, again.weights, n);
     assert_memory_equal(other, now, n * sizeof *other);
     /* a float32 checkpoint gives the masters all its digits */
-    GPT2 from;
+    Model from;
     Optimizer o4;
     ModelFile f4;
     if (!model_save(&wide, &f, files_path("m.bin"), false, NULL, NULL, &e) ||
@@ -260,7 +260,7 @@ static void test_masters_and_states(void **state) {
     from.backend->download(from.device, other, o4.master, n * sizeof *other);
     assert_memory_equal(other, master, n * sizeof *other);
     optimizer_free(&o, &m), optimizer_free(&o2, &again), optimizer_free(&o3, &wide), optimizer_free(&o4, &from);
-    gpt2_free(&m), gpt2_free(&again), gpt2_free(&wide), gpt2_free(&from);
+    model_free(&m), model_free(&again), model_free(&wide), model_free(&from);
     model_file_free(&f), model_file_free(&f2), model_file_free(&f3), model_file_free(&f4);
     free(master), free(now), free(other), free(weights);
 }
@@ -275,7 +275,7 @@ typedef struct Drawn {
 
 static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slots, float penalty) {
     Error e;
-    GPT2 m = model_on(b, d, weights);
+    Model m = model_on(b, d, weights);
     Rollout r;
     RolloutRequest q[PROMPTS];
     Completion c[PROMPTS * SAMPLES];
@@ -301,7 +301,7 @@ static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slot
                 completion_free(&q[i].out[k]);
             }
     }
-    rollout_free(&r), gpt2_free(&m);
+    rollout_free(&r), model_free(&m);
     return drawn;
 }
 
@@ -323,7 +323,7 @@ static void test_sampling(void **state) {
     /* bf16: what the sampler reports is what the trainer's forward pass gives, up to that type's rounding */
     const Drawn got = draw_on(cuda[1], device[1], weights, 5, 1);
     Error e;
-    GPT2 m = model_on(cuda[1], device[1], weights);
+    Model m = model_on(cuda[1], device[1], weights);
     Workspace w;
     Batch b = batch_new(32, NEW, 2);
     static const int32_t prompt[] = {3, 1};
@@ -331,9 +331,9 @@ static void test_sampling(void **state) {
     const int p = batch_segment(&b, prompt, 2, 0, -1);
     batch_completion(&b, p, got.tokens[1], got.count[1]);
     if (!workspace_new(&w, &m, 32, NEW, 2, false, 0, &e)) fail_msg("%s", e.text);
-    gpt2_forward(&m, &w, &b, 1, &(GPT2Output){.logp = logp});
+    model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = logp});
     close_to("logp", got.logp[1], logp, got.count[1], 0.04);
-    workspace_free(&w, &m), batch_free(&b), gpt2_free(&m);
+    workspace_free(&w, &m), batch_free(&b), model_free(&m);
     free(weights);
 }
 

@@ -744,7 +744,7 @@ static void test_show_checkpoint(void **state) {
     (void)state;
     Error e;
     CheckpointWriter w;
-    GPT2Config g = gpt2_config(2, 2, 8, 260, 16);
+    ModelConfig g = gpt2_config(2, 2, 8, 260, 16);
     const size_t n = gpt2_file_elements(&g);
     float *weights = xcalloc(n, sizeof *weights);
     weights[5] = 3, weights[n - 1] = INFINITY;

@@ -166,11 +166,11 @@ static void one_rank_is_no_rank(void **state) {
 
 static void memory_is_shared_out(void **state) {
     (void)state;
-    const GPT2Config c = gpt2_config(12, 12, 768, 50257, 1024);
+    const ModelConfig c = gpt2_config(12, 12, 768, 50257, 1024);
     const Backend *b = backend_cpu();
-    size_t offset[GPT2_TENSOR_COUNT], moments = 0, n;
+    size_t offset[TENSOR_COUNT], moments = 0, n;
     int layers;
-    const size_t all = gpt2_tensors(&c, (TensorInfo[GPT2_TENSOR_COUNT]){{0}});
+    const size_t all = model_tensors(&c, (TensorInfo[TENSOR_COUNT]){{0}});
     for (int r = 0; r < 4; r++) {
         const Share share = {r, 4, 1};
         moments += optimizer_bytes_share(&c, b, share);
@@ -178,9 +178,9 @@ static void memory_is_shared_out(void **state) {
         assert_true(n > all / 4 - all / 50 && n < all / 4 + all / 50);
     }
     assert_int_equal(moments, optimizer_bytes(&c, b)); /* nothing twice, nothing forgotten */
-    assert_int_equal(gpt2_grads_layout(&c, (Share){0, 4, 1}, offset, &layers), all);
+    assert_int_equal(model_grads_layout(&c, (Share){0, 4, 1}, offset, &layers), all);
     const size_t layer = 12 * 768 * 768 + 13 * 768;
-    assert_int_equal(gpt2_grads_layout(&c, (Share){0, 4, 2}, offset, &layers), all - 10 * layer);
+    assert_int_equal(model_grads_layout(&c, (Share){0, 4, 2}, offset, &layers), all - 10 * layer);
     assert_int_equal(layers, 2);
 }
 

@@ -5,7 +5,7 @@
 static double log_sigmoid(double x) { return -log1p(exp(-x)); }
 
 /* The mean over all records of held.shard of the loss that `what` names, by the definitions. */
-static double pair_truth(const char *what, const GPT2 *policy, const GPT2 *reference) {
+static double pair_truth(const char *what, const Model *policy, const Model *reference) {
     Error e;
     Shard s;
     Record r = {0};
@@ -39,7 +39,7 @@ static double pair_truth(const char *what, const GPT2 *policy, const GPT2 *refer
 
 static void the_losses_are_those_of_single_sequences(void **state) {
     (void)state;
-    GPT2 policy = load("sft.bin"), reference = load("other.bin");
+    Model policy = load("sft.bin"), reference = load("other.bin");
     static const struct {
         const char *what, *options;
     } cases[] = {{"sigmoid", "--loss-type sigmoid --reference $T/other.bin"},
@@ -56,7 +56,7 @@ static void the_losses_are_those_of_single_sequences(void **state) {
             fail_msg("%s: %.9g, expected %.9g", cases[i].options, metric("a.jsonl", -1, "eval_loss"), want);
         unlink(files_path("a.jsonl"));
     }
-    gpt2_free(&policy), gpt2_free(&reference);
+    model_free(&policy), model_free(&reference);
 }
 
 /* The policy against itself: every log-ratio is 0, so the losses are known. */

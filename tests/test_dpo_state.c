@@ -23,7 +23,7 @@ static void a_file_stands_for_the_reference(void **state) {
     RefLogps l;
     Shard s;
     Record r = {0};
-    GPT2 m = load("sft.bin");
+    Model m = load("sft.bin");
     assert_true(ref_logps_read(&l, files_path("ref.logps"), &e));
     assert_int_equal(l.tables, 2);
     assert_true(l.model == model_weights_hash(&m));
@@ -31,7 +31,7 @@ static void a_file_stands_for_the_reference(void **state) {
     double sum = 0;
     for (int i = 0; i < r.chosen; i++) sum += l.table[0].logp[i];
     assert_near(sum, truth_of(&m, r.tokens, r.prompt, r.tokens + r.prompt, r.chosen).logp, 1e-4);
-    ref_logps_free(&l), record_free(&r), shard_close(&s), gpt2_free(&m);
+    ref_logps_free(&l), record_free(&r), shard_close(&s), model_free(&m);
 
     /* of other things it is refused, by name, and stays as it is */
     sh("cp $T/ref.logps $T/kept2");

@@ -84,7 +84,7 @@ static void wilson(void **state) {
 
 /* ---- loss ------------------------------------------------------------------------------------------------------ */
 
-static GPT2 chance;
+static Model chance;
 
 /* Sums in double over the targets of one text; unit by unit for the error. */
 typedef struct Sums {
@@ -221,9 +221,9 @@ static void save_guesser(void) {
         a[p] = p % 2 ? '5' : '1' + p / 2 % 4;
         b[p] = p % 2 ? '0' + p / 2 % 5 : MODELS_EOS;
     }
-    GPT2 m = models_scripted(CONTEXT, a, b, CONTEXT);
+    Model m = models_scripted(CONTEXT, a, b, CONTEXT);
     models_save(&m, "guess.bin", false, NULL);
-    gpt2_free(&m);
+    model_free(&m);
 }
 
 enum { PROMPTS = 24, SAMPLES = 6 };
@@ -411,21 +411,21 @@ static int setup(void **state) {
     chance = models_random(CONTEXT);
     models_save(&chance, "random.bin", false, NULL);
     models_save(&chance, "bare.bin", true, NULL);
-    GPT2 small;
-    const GPT2Config c = gpt2_config(1, 1, 16, 100, 32);
-    assert_true(gpt2_new(&small, &c, backend_cpu(), models_device, false, &e));
-    gpt2_init(&small, 1);
+    Model small;
+    const ModelConfig c = gpt2_config(1, 1, 16, 100, 32);
+    assert_true(model_new(&small, &c, backend_cpu(), models_device, false, &e));
+    model_init(&small, 1);
     models_save(&small, "small.bin", true, NULL);
-    gpt2_free(&small);
+    model_free(&small);
     ModelFile f = {.lineage = json_array()};
     Tokenizer other;
     assert_true(tokenizer_bytes(&other, &e) && tokenizer_add_special(&other, "<|more|>", &e));
-    const GPT2Config wider = gpt2_config(1, 1, 16, 300, 32);
-    assert_true(gpt2_new(&small, &wider, backend_cpu(), models_device, false, &e));
-    gpt2_init(&small, 1);
+    const ModelConfig wider = gpt2_config(1, 1, 16, 300, 32);
+    assert_true(model_new(&small, &wider, backend_cpu(), models_device, false, &e));
+    model_init(&small, 1);
     assert_true(tokenizer_store(&other, &f.tokenizer, &f.tokenizer_bytes, &e));
     assert_true(model_save(&small, &f, files_path("other.bin"), false, NULL, NULL, &e));
-    model_file_free(&f), tokenizer_free(&other), gpt2_free(&small);
+    model_file_free(&f), tokenizer_free(&other), model_free(&small);
 
     ShardWriter w = models_shard("empty.shard", RECORD_PROMPT, "plain");
     models_commit(&w);
@@ -448,7 +448,7 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-    gpt2_free(&chance);
+    model_free(&chance);
     return models_teardown(state);
 }
 

@@ -3,12 +3,12 @@
 #include "models.h"
 #include <time.h>
 
-static GPT2 chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a tokenizer */
+static Model chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a tokenizer */
 
 /* ---- one prompt ------------------------------------------------------------------------------------------------ */
 
 /* Greedy continuation by a forward pass over the whole text for each token; returns how many tokens, without a stop. */
-static int uncached(const GPT2 *m, int32_t *ids, int n, int most, int32_t stop) {
+static int uncached(const Model *m, int32_t *ids, int n, int most, int32_t stop) {
     const int start = n;
     while (n - start < most && n < m->config.context) {
         float *z = models_logits(m, ids, n);
@@ -151,9 +151,9 @@ static void save_script(const char *name, int context, int prompt, const char *t
     const int n = (int)strlen(text);
     for (int i = 0; i < n; i++) script[prompt - 1 + i] = (unsigned char)text[i];
     script[prompt - 1 + n] = end;
-    GPT2 m = models_scripted(context, script, NULL, prompt + n);
+    Model m = models_scripted(context, script, NULL, prompt + n);
     models_save(&m, name, false, template);
-    gpt2_free(&m), free(script);
+    model_free(&m), free(script);
 }
 
 /* Characters come out whole, one write each; bytes that belong to none become U+FFFD. */
@@ -523,12 +523,12 @@ static int setup(void **state) {
     models_save(&chance, "chat.bin", false, "chatml");
     models_save(&chance, "bare.bin", true, NULL);
     Error e;
-    GPT2 small;
-    const GPT2Config c = gpt2_config(1, 1, 16, 100, 32);
-    assert_true(gpt2_new(&small, &c, backend_cpu(), models_device, false, &e));
-    gpt2_init(&small, 1);
+    Model small;
+    const ModelConfig c = gpt2_config(1, 1, 16, 100, 32);
+    assert_true(model_new(&small, &c, backend_cpu(), models_device, false, &e));
+    model_init(&small, 1);
     models_save(&small, "small.bin", true, NULL);
-    gpt2_free(&small);
+    model_free(&small);
     ShardWriter w = models_shard("empty.shard", RECORD_PROMPT, "plain");
     models_commit(&w);
     w = models_shard("chat.shard", RECORD_CHAT, "plain");
@@ -540,7 +540,7 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-    gpt2_free(&chance);
+    model_free(&chance);
     return models_teardown(state);
 }
 

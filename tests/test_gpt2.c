@@ -16,27 +16,27 @@ static Device *D;
 
 /* ==== What the tests share ==== */
 
-static GPT2 random_model(GPT2Config c, uint64_t seed, double amplitude) {
+static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     Error e;
-    GPT2 m;
-    if (!gpt2_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
+    Model m;
+    if (!model_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(amplitude * random_normal(&r));
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) /* layernorms around 1 */
+    for (int i = 0; i < TENSOR_COUNT; i++) /* layernorms around 1 */
         for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
     return m;
 }
 
-static GPT2Config small_config(int kv_heads, int value_head) {
-    GPT2Config c = gpt2_config(2, 4, 24, 37, 20);
+static ModelConfig small_config(int kv_heads, int value_head) {
+    ModelConfig c = gpt2_config(2, 4, 24, 37, 20);
     c.kv_heads = kv_heads, c.value_head = value_head;
     return c;
 }
 
-static float *gradients(const GPT2 *m) {
+static float *gradients(const Model *m) {
     float *g = xmalloc(m->parameters * sizeof *g);
     B->download(D, g, m->grads, m->parameters * sizeof *g);
     return g;
@@ -86,7 +86,7 @@ static Problem mixed_problem(uint64_t seed, int vocab) {
     return p;
 }
 
-static Workspace train_workspace(const GPT2 *m, const Batch *b, int recompute) {
+static Workspace train_workspace(const Model *m, const Batch *b, int recompute) {
     Error e;
     Workspace w;
     if (!workspace_new(&w, m, b->rows_max, b->targets_max, b->segments_max, true, recompute, &e))
@@ -95,11 +95,11 @@ static Workspace train_workspace(const GPT2 *m, const Batch *b, int recompute) {
 }
 
 /* The loss, in double over what the model gives. */
-static double loss_of(const GPT2 *m, const Workspace *w, const Problem *p) {
+static double loss_of(const Model *m, const Workspace *w, const Problem *p) {
     const size_t n = (size_t)p->batch.targets;
     float *logp = xcalloc(n, sizeof(float)), *entropy = xcalloc(n, sizeof(float)), *value = xcalloc(n, sizeof(float));
-    const GPT2Output out = {.logp = logp, .entropy = entropy, .value = m->config.value_head ? value : NULL};
-    gpt2_forward(m, w, &p->batch, p->temperature, &out);
+    const ModelOutput out = {.logp = logp, .entropy = entropy, .value = m->config.value_head ? value : NULL};
+    model_forward(m, w, &p->batch, p->temperature, &out);
     double loss = 0;
     for (size_t i = 0; i < n; i++)
         loss += (double)p->w[i] * logp[i] + (double)p->u[i] * entropy[i] + (double)p->q[i] * value[i];
@@ -107,15 +107,15 @@ static double loss_of(const GPT2 *m, const Workspace *w, const Problem *p) {
     return loss;
 }
 
-static double loss_and_gradient(GPT2 *m, const Workspace *w, const Problem *p) {
+static double loss_and_gradient(Model *m, const Workspace *w, const Problem *p) {
     const double loss = loss_of(m, w, p);
-    gpt2_backward(m, w, &p->batch, p->temperature, p->w, p->u, m->config.value_head ? p->q : NULL);
+    model_backward(m, w, &p->batch, p->temperature, p->w, p->u, m->config.value_head ? p->q : NULL);
     return loss;
 }
 
 /* Each tensor of `got` within `relative` of `want`, relative to the tensor's largest. */
-static void check_gradients(const GPT2 *m, const float *got, const float *want, double relative, const char *what) {
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+static void check_gradients(const Model *m, const float *got, const float *want, double relative, const char *what) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
         for (size_t l = 0; l < t->layers && t->size; l++) {
             const size_t n = t->rows * t->columns, at = t->offset + l * n;
@@ -133,7 +133,7 @@ static void check_gradients(const GPT2 *m, const float *got, const float *want, 
 /* ==== Golden values ==== */
 
 typedef struct GoldenModel {
-    GPT2 m;
+    Model m;
     ModelFile file;
     Golden forward, adamw;
     Batch batch; /* all sequences as segments of one batch, a target for each row */
@@ -163,7 +163,7 @@ static GoldenModel golden_model(void) {
 }
 
 static void golden_model_free(GoldenModel *g) {
-    gpt2_free(&g->m), model_file_free(&g->file), golden_free(&g->forward), golden_free(&g->adamw),
+    model_free(&g->m), model_file_free(&g->file), golden_free(&g->forward), golden_free(&g->adamw),
         batch_free(&g->batch);
 }
 
@@ -177,7 +177,7 @@ static void test_golden_forward(void **state) {
     (void)state;
     Error e;
     GoldenModel g = golden_model();
-    const GPT2Config *c = &g.m.config;
+    const ModelConfig *c = &g.m.config;
     assert_true(c->layers == 3 && c->heads == 4 && c->width == 32 && c->vocab == 67 && c->context == 24 &&
                 c->padded_vocab == 128);
     const int V = c->vocab, R = g.rows, first = (int)golden(&g.forward, "length")[0];
@@ -186,16 +186,16 @@ static void test_golden_forward(void **state) {
     for (int train = 0; train < 2; train++) { /* activations kept, and one layer's for all */
         Workspace w;
         assert_true(workspace_new(&w, &g.m, R, R, 8, train, 0, &e));
-        const GPT2Output out = {.logp = logp, .entropy = entropy, .argmax = argmax};
-        gpt2_forward(&g.m, &w, &g.batch, 1, &out);
+        const ModelOutput out = {.logp = logp, .entropy = entropy, .argmax = argmax};
+        model_forward(&g.m, &w, &g.batch, 1, &out);
         check_close("logp", logp, golden(&g.forward, "logp"), R, 1e-5);
         check_close("entropy", entropy, golden(&g.forward, "entropy"), R, 1e-5);
-        assert_true(gpt2_logits(&g.m, &w, &g.batch, logits, &e));
+        assert_true(model_logits(&g.m, &w, &g.batch, logits, &e));
         assert_int_equal(golden_count(&g.forward, "logits"), first * V);
         check_close("logits", logits, golden(&g.forward, "logits"), first * V, 1e-5);
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) assert_true(logits[r * V + v] <= logits[r * V + argmax[r]]);
-        gpt2_forward(&g.m, &w, &g.batch, (float)golden(&g.forward, "temperature")[0], &out);
+        model_forward(&g.m, &w, &g.batch, (float)golden(&g.forward, "temperature")[0], &out);
         check_close("logp_t", logp, golden(&g.forward, "logp_t"), R, 1e-5);
         check_close("entropy_t", entropy, golden(&g.forward, "entropy_t"), R, 1e-5);
         workspace_free(&w, &g.m);
@@ -217,7 +217,7 @@ static void test_golden_gradient(void **state) {
     p.q = xcalloc((size_t)g.rows, sizeof(float));
     for (int recompute = 0; recompute < 3; recompute++) {
         Workspace w = train_workspace(&g.m, &g.batch, recompute);
-        gpt2_zero_grads(&g.m);
+        model_zero_grads(&g.m);
         const double loss = loss_and_gradient(&g.m, &w, &p), golden_loss = golden(&g.forward, "loss")[0];
         assert_true(fabs(loss - golden_loss) < 1e-5 * g.rows);
         float *got = gradients(&g.m);
@@ -232,12 +232,12 @@ static void test_golden_gradient(void **state) {
 }
 
 /* The sum of the absolute biases of all keys. */
-static double key_biases(const GPT2 *m) {
+static double key_biases(const Model *m) {
     const int width = m->config.width;
     double sum = 0;
     float *bias = xmalloc(3 * (size_t)width * sizeof *bias);
     for (int l = 0; l < m->config.layers; l++) {
-        B->weights_download(D, bias, gpt2_w(m, GPT2_qkvb, l), 3 * (size_t)width);
+        B->weights_download(D, bias, model_weight(m, TENSOR_qkvb, l), 3 * (size_t)width);
         for (int c = width; c < 2 * width; c++) sum += fabs((double)bias[c]);
     }
     free(bias);
@@ -264,8 +264,8 @@ static void test_golden_adamw(void **state) {
     for (int i = 0; i < g.rows; i++) dlogp[i] = -1.0f / (float)n;
     for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) at += (int)length[s], dlogp[at - 1] = 0;
     for (int step = 0; step <= 10; step++) {
-        const GPT2Output out = {.logp = logp};
-        gpt2_forward_backward(&g.m, &w, &g.batch, 1, dlogp, &out);
+        const ModelOutput out = {.logp = logp};
+        model_forward_backward(&g.m, &w, &g.batch, 1, dlogp, &out);
         double loss = 0;
         for (int i = 0; i < g.rows; i++) loss += (double)dlogp[i] * logp[i];
         if (!(fabs(loss - golden(&g.adamw, "loss")[step]) < 2e-5))
@@ -288,7 +288,7 @@ static void test_golden_adamw(void **state) {
 /* ==== Finite differences ==== */
 
 /* d loss / dh at weights + h direction of tensor t, layer l, by a central difference of fourth order. */
-static double slope_along(GPT2 *m, const Workspace *w, const Problem *p, const float *weights, const float *direction,
+static double slope_along(Model *m, const Workspace *w, const Problem *p, const float *weights, const float *direction,
                           size_t at, size_t n, double h) {
     static const double place[4] = {1, -1, 2, -2}, share[4] = {8, -8, -1, 1};
     float *moved = xmalloc(n * sizeof *moved);
@@ -304,8 +304,8 @@ static double slope_along(GPT2 *m, const Workspace *w, const Problem *p, const f
 }
 
 /* Every tensor of every layer, along its gradient and along random directions. */
-static void check_differences(GPT2Config c, int recompute, uint64_t seed) {
-    GPT2 m = random_model(c, seed, 0.2);
+static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
+    Model m = random_model(c, seed, 0.2);
     Problem p = mixed_problem(seed, c.vocab);
     Workspace w = train_workspace(&m, &p.batch, recompute);
     float *weights = xmalloc(m.parameters * sizeof *weights);
@@ -313,10 +313,10 @@ static void check_differences(GPT2Config c, int recompute, uint64_t seed) {
     loss_and_gradient(&m, &w, &p);
     float *g = gradients(&m), *direction = xmalloc(m.parameters * sizeof *direction);
     Random r = random_start(seed, 5);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m.tensor[i];
         if (!t->size) continue;
-        const size_t n = t->rows * t->columns, used = i == GPT2_wte ? (size_t)(c.vocab * c.width) : n;
+        const size_t n = t->rows * t->columns, used = i == TENSOR_wte ? (size_t)(c.vocab * c.width) : n;
         for (size_t l = 0; l < t->layers; l++)
             for (int way = 0; way < 3; way++) {
                 const size_t at = t->offset + l * n;
@@ -336,9 +336,10 @@ static void check_differences(GPT2Config c, int recompute, uint64_t seed) {
                              way ? "random" : "along the gradient", slope, expected, sqrt(g_norm));
             }
     }
-    for (size_t k = (size_t)(c.vocab * c.width); k < m.tensor[GPT2_wte].size; k++) assert_true(g[k] == 0); /* padding */
+    for (size_t k = (size_t)(c.vocab * c.width); k < m.tensor[TENSOR_wte].size; k++)
+        assert_true(g[k] == 0); /* padding */
     free(weights), free(g), free(direction);
-    problem_free(&p), workspace_free(&w, &m), gpt2_free(&m);
+    problem_free(&p), workspace_free(&w, &m), model_free(&m);
 }
 
 static void test_differences(void **state) {
@@ -348,7 +349,7 @@ static void test_differences(void **state) {
 
 static void test_differences_grouped(void **state) {
     (void)state;
-    GPT2Config c = small_config(2, 1);
+    ModelConfig c = small_config(2, 1);
     c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
     check_differences(c, 1, 32);
     c = small_config(1, 0);
@@ -360,13 +361,13 @@ static void test_differences_grouped(void **state) {
 
 static void test_recompute(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(2, 1), 41, 0.2);
+    Model m = random_model(small_config(2, 1), 41, 0.2);
     Problem p = mixed_problem(41, m.config.vocab);
     float *want = NULL;
     double loss = 0;
     for (int recompute = 0; recompute < 3; recompute++) {
         Workspace w = train_workspace(&m, &p.batch, recompute);
-        gpt2_zero_grads(&m);
+        model_zero_grads(&m);
         const double this = loss_and_gradient(&m, &w, &p);
         float *g = gradients(&m);
         if (!want) want = g, loss = this;
@@ -377,14 +378,14 @@ static void test_recompute(void **state) {
         }
         workspace_free(&w, &m);
     }
-    free(want), problem_free(&p), gpt2_free(&m);
+    free(want), problem_free(&p), model_free(&m);
 }
 
 /* Each sequence alone in a batch gives what it gave among others. */
 static void test_packed_alone(void **state) {
     (void)state;
     enum { SEQUENCES = 6 };
-    GPT2 m = random_model(small_config(4, 1), 42, 0.2);
+    Model m = random_model(small_config(4, 1), 42, 0.2);
     Problem p = {.batch = batch_new(150, 150, SEQUENCES), .temperature = 1};
     Random r = random_start(42, 0);
     int32_t token[SEQUENCES][20];
@@ -396,14 +397,14 @@ static void test_packed_alone(void **state) {
     problem_weights(&p, 42);
     Workspace w = train_workspace(&m, &p.batch, 0);
     float logp[150], value[150], alone_logp[20], alone_value[20];
-    gpt2_forward(&m, &w, &p.batch, 1, &(GPT2Output){.logp = logp, .value = value});
+    model_forward(&m, &w, &p.batch, 1, &(ModelOutput){.logp = logp, .value = value});
     loss_and_gradient(&m, &w, &p);
     float *together = gradients(&m);
-    gpt2_zero_grads(&m);
+    model_zero_grads(&m);
     for (int s = 0, at = 0; s < SEQUENCES; at += length[s++] - 1) {
         Problem one = {.batch = batch_new(20, 20, 1), .w = p.w + at, .u = p.u + at, .q = p.q + at, .temperature = 1};
         batch_sequence(&one.batch, token[s], NULL, length[s]);
-        gpt2_forward(&m, &w, &one.batch, 1, &(GPT2Output){.logp = alone_logp, .value = alone_value});
+        model_forward(&m, &w, &one.batch, 1, &(ModelOutput){.logp = alone_logp, .value = alone_value});
         for (int i = 0; i < length[s] - 1; i++)
             assert_true(fabs(alone_logp[i] - logp[at + i]) < 4e-6 && fabs(alone_value[i] - value[at + i]) < 4e-6);
         loss_and_gradient(&m, &w, &one); /* micro-batches add up */
@@ -412,14 +413,14 @@ static void test_packed_alone(void **state) {
     float *apart = gradients(&m);
     check_gradients(&m, apart, together, 1e-5, "micro-batches");
     free(together), free(apart);
-    problem_free(&p), workspace_free(&w, &m), gpt2_free(&m);
+    problem_free(&p), workspace_free(&w, &m), model_free(&m);
 }
 
 /* A prompt shared by its answers against a full copy for each of them: outputs and gradients. */
 static void test_shared_prefix(void **state) {
     (void)state;
     enum { PROMPT = 9, ANSWERS = 5, FAMILIES = 2 };
-    GPT2 m = random_model(small_config(2, 1), 43, 0.2);
+    Model m = random_model(small_config(2, 1), 43, 0.2);
     Problem shared = {.batch = batch_new(200, 100, 40), .temperature = 1.3f}, copies = shared;
     copies.batch = batch_new(300, 100, 40);
     Random r = random_start(43, 0);
@@ -440,10 +441,10 @@ static void test_shared_prefix(void **state) {
     problem_weights(&shared, 43), problem_weights(&copies, 43);
     Workspace ws = train_workspace(&m, &shared.batch, 0), wc = train_workspace(&m, &copies.batch, 0);
     float logp[2][100], entropy[2][100], value[2][100];
-    gpt2_forward(&m, &ws, &shared.batch, 1.3f,
-                 &(GPT2Output){.logp = logp[0], .entropy = entropy[0], .value = value[0]});
-    gpt2_forward(&m, &wc, &copies.batch, 1.3f,
-                 &(GPT2Output){.logp = logp[1], .entropy = entropy[1], .value = value[1]});
+    model_forward(&m, &ws, &shared.batch, 1.3f,
+                  &(ModelOutput){.logp = logp[0], .entropy = entropy[0], .value = value[0]});
+    model_forward(&m, &wc, &copies.batch, 1.3f,
+                  &(ModelOutput){.logp = logp[1], .entropy = entropy[1], .value = value[1]});
     for (int i = 0; i < shared.batch.targets; i++) {
         assert_true(fabs(logp[0][i] - logp[1][i]) < 4e-6);
         assert_true(fabs(entropy[0][i] - entropy[1][i]) < 4e-6);
@@ -451,66 +452,66 @@ static void test_shared_prefix(void **state) {
     }
     loss_and_gradient(&m, &ws, &shared);
     float *g = gradients(&m);
-    gpt2_zero_grads(&m);
+    model_zero_grads(&m);
     loss_and_gradient(&m, &wc, &copies);
     float *want = gradients(&m);
     check_gradients(&m, g, want, 2e-5, "shared prefix");
     free(g), free(want);
-    workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), gpt2_free(&m);
+    workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), model_free(&m);
 }
 
 /* Each of dlogp, dentropy and dvalue alone: the three add up to all together, and a value alone runs no head. */
 static void test_gradients_alone(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(2, 1), 47, 0.3);
+    Model m = random_model(small_config(2, 1), 47, 0.3);
     Problem p = mixed_problem(47, m.config.vocab);
     Workspace w = train_workspace(&m, &p.batch, 0);
     const int n = p.batch.targets;
     float value[200], same[200];
     loss_and_gradient(&m, &w, &p);
     float *want = gradients(&m);
-    gpt2_zero_grads(&m);
-    gpt2_forward(&m, &w, &p.batch, p.temperature, &(GPT2Output){.value = value});
-    gpt2_backward(&m, &w, &p.batch, p.temperature, NULL, NULL, p.q);
-    gpt2_backward(&m, &w, &p.batch, p.temperature, p.w, NULL, NULL);
-    gpt2_backward(&m, &w, &p.batch, p.temperature, NULL, p.u, NULL);
+    model_zero_grads(&m);
+    model_forward(&m, &w, &p.batch, p.temperature, &(ModelOutput){.value = value});
+    model_backward(&m, &w, &p.batch, p.temperature, NULL, NULL, p.q);
+    model_backward(&m, &w, &p.batch, p.temperature, p.w, NULL, NULL);
+    model_backward(&m, &w, &p.batch, p.temperature, NULL, p.u, NULL);
     float *got = gradients(&m), logp[200];
     check_gradients(&m, got, want, 2e-5, "one at a time");
-    gpt2_forward(&m, &w, &p.batch, p.temperature, &(GPT2Output){.value = same, .logp = logp});
+    model_forward(&m, &w, &p.batch, p.temperature, &(ModelOutput){.value = same, .logp = logp});
     assert_memory_equal(value, same, (size_t)n * sizeof *value);
     free(got), free(want);
-    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+    workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-/* gpt2_forward_backward() is both; twice adds twice as much. */
+/* model_forward_backward() is both; twice adds twice as much. */
 static void test_forward_backward(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(4, 0), 44, 0.2);
+    Model m = random_model(small_config(4, 0), 44, 0.2);
     Problem p = mixed_problem(44, m.config.vocab);
     Workspace w = train_workspace(&m, &p.batch, 0);
     const size_t n = (size_t)p.batch.targets;
     float *logp = xmalloc(n * 4), *again = xmalloc(n * 4), *entropy = xmalloc(n * 4);
-    gpt2_forward(&m, &w, &p.batch, 0.8f, &(GPT2Output){.logp = logp});
-    gpt2_backward(&m, &w, &p.batch, 0.8f, p.w, NULL, NULL);
+    model_forward(&m, &w, &p.batch, 0.8f, &(ModelOutput){.logp = logp});
+    model_backward(&m, &w, &p.batch, 0.8f, p.w, NULL, NULL);
     float *apart = gradients(&m);
-    gpt2_zero_grads(&m);
-    gpt2_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(GPT2Output){.logp = again, .entropy = entropy});
+    model_zero_grads(&m);
+    model_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(ModelOutput){.logp = again, .entropy = entropy});
     assert_memory_equal(again, logp, n * 4);
     for (size_t i = 0; i < n; i++) assert_true(entropy[i] > 0 && entropy[i] <= logf((float)m.config.vocab) + 1e-5f);
     float *both = gradients(&m);
     check_gradients(&m, both, apart, 1e-6, "forward_backward");
-    gpt2_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(GPT2Output){.logp = again});
+    model_forward_backward(&m, &w, &p.batch, 0.8f, p.w, &(ModelOutput){.logp = again});
     float *twice = gradients(&m);
     for (size_t i = 0; i < m.parameters; i++) both[i] *= 2;
     check_gradients(&m, twice, both, 1e-5, "twice");
     free(logp), free(again), free(entropy), free(apart), free(both), free(twice);
-    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+    workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
 /* A workspace that has held larger batches gives the same as a fresh one. */
 static void test_workspace_reuse(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(2, 1), 45, 0.2);
+    Model m = random_model(small_config(2, 1), 45, 0.2);
     Problem large = mixed_problem(45, m.config.vocab), p = {.batch = batch_new(200, 200, 40), .temperature = 1};
     int32_t t[5] = {1, 2, 3, 4, 5};
     batch_sequence(&p.batch, t, NULL, 5);
@@ -519,10 +520,10 @@ static void test_workspace_reuse(void **state) {
         Workspace used = train_workspace(&m, &large.batch, recompute),
                   fresh = train_workspace(&m, &large.batch, recompute);
         loss_and_gradient(&m, &used, &large);
-        gpt2_zero_grads(&m);
+        model_zero_grads(&m);
         const double a = loss_and_gradient(&m, &used, &p);
         float *g = gradients(&m);
-        gpt2_zero_grads(&m);
+        model_zero_grads(&m);
         const double b = loss_and_gradient(&m, &fresh, &p);
         float *want = gradients(&m);
         assert_true(a == b);
@@ -530,29 +531,29 @@ static void test_workspace_reuse(void **state) {
         free(g), free(want);
         workspace_free(&used, &m), workspace_free(&fresh, &m);
     }
-    problem_free(&large), problem_free(&p), gpt2_free(&m);
+    problem_free(&large), problem_free(&p), model_free(&m);
 }
 
 /* Rows without a target cost no head and no loss; a batch without any gives a zero gradient. */
 static void test_no_targets(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(4, 0), 46, 0.2);
+    Model m = random_model(small_config(4, 0), 46, 0.2);
     Batch b = batch_new(32, 4, 2);
     int32_t t[7] = {0, 1, 2, 3, 4, 5, 6};
     batch_segment(&b, t, 7, 0, -1);
     Workspace w = train_workspace(&m, &b, 0);
     float none[1] = {0};
-    gpt2_forward(&m, &w, &b, 1, &(GPT2Output){.logp = none, .entropy = none});
-    gpt2_backward(&m, &w, &b, 1, none, none, NULL);
+    model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = none, .entropy = none});
+    model_backward(&m, &w, &b, 1, none, none, NULL);
     assert_true(B->square_sum(D, m.grads, m.parameters) == 0);
-    workspace_free(&w, &m), batch_free(&b), gpt2_free(&m);
+    workspace_free(&w, &m), batch_free(&b), model_free(&m);
 }
 
 /* ==== NEFTune ==== */
 
 static void test_neftune(void **state) {
     (void)state;
-    GPT2 m = random_model(small_config(4, 0), 47, 0.2);
+    Model m = random_model(small_config(4, 0), 47, 0.2);
     Problem p = mixed_problem(47, m.config.vocab);
     Workspace w = train_workspace(&m, &p.batch, 2);
     float *scale = xcalloc((size_t)p.batch.rows, sizeof *scale);
@@ -571,7 +572,7 @@ static void test_neftune(void **state) {
     B->weights_download(D, weights, m.weights, m.parameters);
     loss_and_gradient(&m, &w, &p);
     float *g = gradients(&m);
-    const TensorInfo *t = &m.tensor[GPT2_wpe];
+    const TensorInfo *t = &m.tensor[TENSOR_wpe];
     double norm = 0;
     for (size_t i = 0; i < t->size; i++) norm += (double)g[t->offset + i] * g[t->offset + i];
     float *direction = xmalloc(t->size * sizeof *direction);
@@ -579,7 +580,7 @@ static void test_neftune(void **state) {
     const double slope = slope_along(&m, &w, &p, weights, direction, t->offset, t->size, 0.02);
     assert_true(fabs(slope / sqrt(norm) - 1) < 2e-3);
     free(scale), free(weights), free(g), free(direction);
-    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+    workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
 /* ==== bfloat16 ==== */
@@ -593,13 +594,13 @@ static void test_bf16(void **state) {
         print_message("             skipped: %s\n", e.text);
         skip();
     }
-    GPT2 m = random_model(small_config(2, 1), 48, 0.2);
+    Model m = random_model(small_config(2, 1), 48, 0.2);
     Problem p = mixed_problem(48, m.config.vocab);
     Workspace w = train_workspace(&m, &p.batch, 0);
     const double loss = loss_and_gradient(&m, &w, &p);
     float *want = gradients(&m);
-    gpt2_zero_grads(&m);
-    GPT2 other = m; /* the same weights in another arithmetic */
+    model_zero_grads(&m);
+    Model other = m; /* the same weights in another arithmetic */
     other.device = half;
     const double loss_half = loss_and_gradient(&other, &w, &p);
     float *g = gradients(&m);
@@ -607,10 +608,10 @@ static void test_bf16(void **state) {
     double difference = 0, norm = 0;
     for (size_t i = 0; i < m.parameters; i++) difference += pow((double)g[i] - want[i], 2), norm += pow(want[i], 2);
     assert_true(sqrt(difference / norm) < 0.02);
-    assert_true(gpt2_sync(&other, &e));
+    assert_true(model_sync(&other, &e));
     free(want), free(g);
     B->close(half);
-    workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+    workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
 /* ==== Memory ==== */
@@ -636,16 +637,16 @@ static void test_memory(void **state) {
     Error e;
     Backend counting = *backend_cpu();
     counting.alloc = counting_alloc;
-    GPT2Config c = small_config(2, 1);
+    ModelConfig c = small_config(2, 1);
     counted = 0;
-    GPT2 m;
-    assert_true(gpt2_new(&m, &c, &counting, D, true, &e));
-    assert_int_equal(counted, gpt2_model_bytes(&c, &counting, true));
+    Model m;
+    assert_true(model_new(&m, &c, &counting, D, true, &e));
+    assert_int_equal(counted, model_bytes(&c, &counting, true));
     counted = 0;
-    GPT2 copy;
-    gpt2_init(&m, 1);
-    assert_true(gpt2_copy(&copy, &m, &e));
-    assert_int_equal(counted, gpt2_model_bytes(&c, &counting, false));
+    Model copy;
+    model_init(&m, 1);
+    assert_true(model_copy(&copy, &m, &e));
+    assert_int_equal(counted, model_bytes(&c, &counting, false));
     counted = 0;
     Optimizer o;
     assert_true(optimizer_new(&o, &m, &e));
@@ -665,7 +666,7 @@ static void test_memory(void **state) {
         before = counted;
         workspace_free(&w, &m);
     }
-    optimizer_free(&o, &m), gpt2_free(&m), gpt2_free(&copy);
+    optimizer_free(&o, &m), model_free(&m), model_free(&copy);
 }
 
 /* Wherever memory runs out there is a message, and nothing is lost or freed twice. */
@@ -673,10 +674,10 @@ static void test_out_of_memory(void **state) {
     (void)state;
     Backend failing = *backend_cpu();
     failing.alloc = failing_alloc;
-    GPT2Config c = small_config(4, 0);
+    ModelConfig c = small_config(4, 0);
     for (size_t at = 0; at < 4; at++) {
         Error e = {""};
-        GPT2 m;
+        Model m;
         ModelFile f;
         Optimizer o;
         counted = at;
@@ -686,14 +687,14 @@ static void test_out_of_memory(void **state) {
         assert_false(model_load(&m, &f, "tests/golden/gpt2_tiny.bin", NULL, false, &failing, D, true, 1, &o, &e));
     }
     Error e = {""};
-    GPT2 m = random_model(c, 1, 1);
+    Model m = random_model(c, 1, 1);
     m.backend = &failing, counted = 0;
     Workspace w;
     KVCache kv;
-    GPT2 copy;
-    assert_false(workspace_new(&w, &m, 10, 10, 1, true, 0, &e) || kv_new(&kv, &m, 3, &e) || gpt2_copy(&copy, &m, &e));
+    Model copy;
+    assert_false(workspace_new(&w, &m, 10, 10, 1, true, 0, &e) || kv_new(&kv, &m, 3, &e) || model_copy(&copy, &m, &e));
     m.backend = B;
-    gpt2_free(&m);
+    model_free(&m);
 }
 
 /* ==== Configuration ==== */
@@ -701,7 +702,7 @@ static void test_out_of_memory(void **state) {
 static void test_descriptors(void **state) {
     (void)state;
     Error e = {""};
-    GPT2Config c;
+    ModelConfig c;
     bool ok;
     static const struct {
         const char *text;
@@ -721,7 +722,7 @@ static void test_descriptors(void **state) {
         assert_true(gpt2_config_descriptor(known[i].text, &c, &ok, &e) && ok);
         assert_true(c.layers == known[i].layers && c.heads == known[i].heads && c.width == known[i].width);
         assert_true(c.vocab == 50257 && c.padded_vocab == 50304 && c.context == 1024 && c.hidden == 4 * c.width);
-        assert_true(c.kv_heads == c.heads && !c.value_head && gpt2_config_check(&c, "d", &e));
+        assert_true(c.kv_heads == c.heads && !c.value_head && model_config_check(&c, "d", &e));
         if (known[i].elements) assert_int_equal(gpt2_file_elements(&c), known[i].elements);
     }
     static const char *const bad[] = {"d0", "gpt2:d0", "d99999", "gpt2:c100", "d99999999999999999999", "gpt2:c0"};
@@ -738,37 +739,37 @@ static void test_descriptors(void **state) {
 
 static void test_config_check(void **state) {
     (void)state;
-    const GPT2Config good = gpt2_config(2, 4, 24, 37, 20);
+    const ModelConfig good = gpt2_config(2, 4, 24, 37, 20);
     Error e = {""};
-    assert_true(gpt2_config_check(&good, "x", &e));
+    assert_true(model_config_check(&good, "x", &e));
     static const struct {
         size_t field;
         int32_t value;
         const char *message;
-    } bad[] = {{offsetof(GPT2Config, context), 0, "context length is 0"},
-               {offsetof(GPT2Config, context), INT32_MAX, "context length is 2147483647"},
-               {offsetof(GPT2Config, vocab), -1, "vocabulary is -1"},
-               {offsetof(GPT2Config, padded_vocab), 36, "padded vocabulary is 36, expected 37 to"},
-               {offsetof(GPT2Config, padded_vocab), INT32_MAX, "padded vocabulary"},
-               {offsetof(GPT2Config, layers), 0, "layers is 0"},
-               {offsetof(GPT2Config, layers), INT32_MIN, "layers is -2147483648"},
-               {offsetof(GPT2Config, heads), 0, "heads is 0"},
-               {offsetof(GPT2Config, heads), 5, "width 24 is not a multiple of 5 heads"},
-               {offsetof(GPT2Config, kv_heads), 0, "key/value heads is 0"},
-               {offsetof(GPT2Config, kv_heads), 3, "4 heads are not a multiple of 3 key/value heads"},
-               {offsetof(GPT2Config, kv_heads), 8, "key/value heads is 8, expected 1 to 4"},
-               {offsetof(GPT2Config, width), 0, "width is 0"},
-               {offsetof(GPT2Config, width), 1 << 20, "width is 1048576"},
-               {offsetof(GPT2Config, width), 8192, "heads of 2048 channels"},
-               {offsetof(GPT2Config, hidden), 0, "hidden width is 0"},
-               {offsetof(GPT2Config, norm), 1, "norm is 1"},
-               {offsetof(GPT2Config, position), -1, "position is -1"},
-               {offsetof(GPT2Config, mlp), 7, "mlp is 7"},
-               {offsetof(GPT2Config, value_head), 2, "value head is 2"}};
+    } bad[] = {{offsetof(ModelConfig, context), 0, "context length is 0"},
+               {offsetof(ModelConfig, context), INT32_MAX, "context length is 2147483647"},
+               {offsetof(ModelConfig, vocab), -1, "vocabulary is -1"},
+               {offsetof(ModelConfig, padded_vocab), 36, "padded vocabulary is 36, expected 37 to"},
+               {offsetof(ModelConfig, padded_vocab), INT32_MAX, "padded vocabulary"},
+               {offsetof(ModelConfig, layers), 0, "layers is 0"},
+               {offsetof(ModelConfig, layers), INT32_MIN, "layers is -2147483648"},
+               {offsetof(ModelConfig, heads), 0, "heads is 0"},
+               {offsetof(ModelConfig, heads), 5, "width 24 is not a multiple of 5 heads"},
+               {offsetof(ModelConfig, kv_heads), 0, "key/value heads is 0"},
+               {offsetof(ModelConfig, kv_heads), 3, "4 heads are not a multiple of 3 key/value heads"},
+               {offsetof(ModelConfig, kv_heads), 8, "key/value heads is 8, expected 1 to 4"},
+               {offsetof(ModelConfig, width), 0, "width is 0"},
+               {offsetof(ModelConfig, width), 1 << 20, "width is 1048576"},
+               {offsetof(ModelConfig, width), 8192, "heads of 2048 channels"},
+               {offsetof(ModelConfig, hidden), 0, "hidden width is 0"},
+               {offsetof(ModelConfig, norm), 1, "norm is 1"},
+               {offsetof(ModelConfig, position), -1, "position is -1"},
+               {offsetof(ModelConfig, mlp), 7, "mlp is 7"},
+               {offsetof(ModelConfig, value_head), 2, "value head is 2"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        GPT2Config c = good;
+        ModelConfig c = good;
         memcpy((char *)&c + bad[i].field, &bad[i].value, 4);
-        assert_false(gpt2_config_check(&c, "file.bin", &e));
+        assert_false(model_config_check(&c, "file.bin", &e));
         if (!strstr(e.text, bad[i].message) || strncmp(e.text, "file.bin: ", 10))
             fail_msg("\"%s\", expected \"%s\"", e.text, bad[i].message);
     }
@@ -777,12 +778,12 @@ static void test_config_check(void **state) {
 /* The table of tensors: no gaps, no overlaps; the head last; decay on matrices alone. */
 static void test_tensors(void **state) {
     (void)state;
-    TensorInfo t[GPT2_TENSOR_COUNT];
+    TensorInfo t[TENSOR_COUNT];
     for (int value = 0; value < 2; value++) {
-        const GPT2Config c = small_config(2, value);
-        const size_t all = gpt2_tensors(&c, t);
+        const ModelConfig c = small_config(2, value);
+        const size_t all = model_tensors(&c, t);
         size_t at = 0;
-        for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+        for (int i = 0; i < TENSOR_COUNT; i++) {
             assert_int_equal(t[i].offset, at);
             assert_int_equal(t[i].size, t[i].rows * t[i].columns * t[i].layers);
             at += t[i].size;
@@ -800,26 +801,26 @@ static void test_tensors(void **state) {
 static void test_init(void **state) {
     (void)state;
     Error e;
-    GPT2Config c = gpt2_config(3, 4, 96, 300, 64);
+    ModelConfig c = gpt2_config(3, 4, 96, 300, 64);
     c.value_head = 1;
-    GPT2 a, b;
-    assert_true(gpt2_new(&a, &c, B, D, false, &e) && gpt2_new(&b, &c, B, D, false, &e));
+    Model a, b;
+    assert_true(model_new(&a, &c, B, D, false, &e) && model_new(&b, &c, B, D, false, &e));
     assert_null(a.grads);
-    gpt2_init(&a, 7), gpt2_init(&b, 7);
+    model_init(&a, 7), model_init(&b, 7);
     float *x = xmalloc(a.parameters * sizeof *x), *y = xmalloc(a.parameters * sizeof *y);
     B->weights_download(D, x, a.weights, a.parameters), B->weights_download(D, y, b.weights, a.parameters);
     assert_memory_equal(x, y, a.parameters * sizeof *x);
-    gpt2_init(&b, 8);
+    model_init(&b, 8);
     B->weights_download(D, y, b.weights, a.parameters);
     assert_memory_not_equal(x, y, a.parameters * sizeof *x);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &a.tensor[i];
         double deviation = t->init == INIT_NORMAL     ? 0.02
                            : t->init == INIT_RESIDUAL ? 0.02 / sqrt(6)
                                                       : 0,
                sum = 0, squares = 0;
-        if (i == GPT2_valuew) deviation = 1 / sqrt(97);
-        const size_t n = i == GPT2_wte ? 300 * 96 : t->size;
+        if (i == TENSOR_valuew) deviation = 1 / sqrt(97);
+        const size_t n = i == TENSOR_wte ? 300 * 96 : t->size;
         for (size_t k = 0; k < t->size; k++) {
             const double v = x[t->offset + k] - (t->init == INIT_ONE);
             sum += v, squares += v * v;
@@ -828,7 +829,7 @@ static void test_init(void **state) {
         assert_true(fabs(sum / n) <= 5 * deviation / sqrt(n));
         assert_true(fabs(squares / n - deviation * deviation) <= 5 * deviation * deviation * sqrt(2.0 / n));
     }
-    free(x), free(y), gpt2_free(&a), gpt2_free(&b);
+    free(x), free(y), model_free(&a), model_free(&b);
 }
 
 /* ==== Optimizer ==== */
@@ -836,7 +837,7 @@ static void test_init(void **state) {
 static void test_optimizer(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(small_config(4, 1), 51, 0.2);
+    Model m = random_model(small_config(4, 1), 51, 0.2);
     Optimizer o;
     assert_true(optimizer_new(&o, &m, &e));
     const size_t n = m.parameters;
@@ -855,11 +856,11 @@ static void test_optimizer(void **state) {
     o.weight_decay = 0.5; /* no gradient: decay alone, on matrices */
     assert_true(optimizer_step(&o, &m, 0.1).grad_norm == 0);
     B->weights_download(D, after, m.weights, n);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         for (size_t k = m.tensor[i].offset; k < m.tensor[i].offset + m.tensor[i].size; k++)
             assert_true(fabs(after[k] - before[k] * (m.tensor[i].decay ? 0.95 : 1)) <= 1e-7 * fabs(before[k]));
-    assert_true(!m.tensor[GPT2_ln1w].decay && !m.tensor[GPT2_qkvb].decay && m.tensor[GPT2_wpe].decay &&
-                m.tensor[GPT2_fcw].decay);
+    assert_true(!m.tensor[TENSOR_ln1w].decay && !m.tensor[TENSOR_qkvb].decay && m.tensor[TENSOR_wpe].decay &&
+                m.tensor[TENSOR_fcw].decay);
     /* clipping: the first moment of a fresh optimizer is (1 - beta1) times the clipped gradient */
     static const double limit[] = {1, 0, 1e9};
     for (int k = 0; k < 3; k++) {
@@ -877,17 +878,17 @@ static void test_optimizer(void **state) {
                         1e-6 * fabs(moment[i]) + 1e-12);
     }
     free(before), free(after), free(g), free(moment);
-    optimizer_free(&o, &m), gpt2_free(&m);
+    optimizer_free(&o, &m), model_free(&m);
 }
 
 /* A reference is a copy: it stays where it was while the model moves. */
 static void test_copy(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(small_config(4, 0), 52, 0.2), copy;
+    Model m = random_model(small_config(4, 0), 52, 0.2), copy;
     Problem p = mixed_problem(52, m.config.vocab);
     Workspace w = train_workspace(&m, &p.batch, 0);
-    assert_true(gpt2_copy(&copy, &m, &e));
+    assert_true(model_copy(&copy, &m, &e));
     const double loss = loss_of(&m, &w, &p);
     assert_true(loss_of(&copy, &w, &p) == loss && copy.grads == NULL);
     Optimizer o;
@@ -896,9 +897,9 @@ static void test_copy(void **state) {
     optimizer_step(&o, &m, 0.01);
     const double moved = loss_of(&m, &w, &p); /* weights packed for products have followed */
     assert_true(moved < loss - 1e-3 && loss_of(&copy, &w, &p) == loss);
-    gpt2_free(&copy);
+    model_free(&copy);
     assert_true(loss_of(&m, &w, &p) == moved);
-    optimizer_free(&o, &m), workspace_free(&w, &m), problem_free(&p), gpt2_free(&m);
+    optimizer_free(&o, &m), workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
 static int open_device(void **state) {

@@ -10,8 +10,8 @@
 static const Backend *B;
 static Device *D;
 
-static GPT2Config config(int kv_heads, int value_head) {
-    GPT2Config c = gpt2_config(2, 4, 16, 21, 12);
+static ModelConfig config(int kv_heads, int value_head) {
+    ModelConfig c = gpt2_config(2, 4, 16, 21, 12);
     c.kv_heads = kv_heads, c.value_head = value_head;
     if (kv_heads != 4) c.hidden = 40;
     return c;
@@ -24,10 +24,10 @@ static float *floats_of(const void *device, size_t n) {
 }
 
 /* A model with every weight drawn, and a file's worth of company. */
-static GPT2 sample_model(GPT2Config c, ModelFile *f, uint64_t seed) {
+static Model sample_model(ModelConfig c, ModelFile *f, uint64_t seed) {
     Error e;
-    GPT2 m;
-    assert_true(gpt2_new(&m, &c, B, D, true, &e));
+    Model m;
+    assert_true(model_new(&m, &c, B, D, true, &e));
     float *host = xmalloc(m.parameters * sizeof *host);
     Random r = random_start(seed, 0);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)random_normal(&r);
@@ -42,15 +42,15 @@ static GPT2 sample_model(GPT2Config c, ModelFile *f, uint64_t seed) {
     return m;
 }
 
-static void save(const GPT2 *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
+static void save(const Model *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
                  const char *trainer) {
     Error e;
     if (!model_save(m, f, path, bf16, o, trainer, &e)) fail_msg("%s", e.text);
 }
 
-static GPT2 load(const char *path, ModelFile *f, bool value_head, Optimizer *o) {
+static Model load(const char *path, ModelFile *f, bool value_head, Optimizer *o) {
     Error e;
-    GPT2 m;
+    Model m;
     if (!model_load(&m, f, path, NULL, value_head, B, D, true, 5, o, &e)) fail_msg("%s", e.text);
     return m;
 }
@@ -58,7 +58,7 @@ static GPT2 load(const char *path, ModelFile *f, bool value_head, Optimizer *o) 
 /* It does not load; one line says so, names the file and holds `part`. Nothing is left allocated (seen by ASan). */
 static void refused(const char *path, bool value_head, bool training, const char *part) {
     Error e = {""};
-    GPT2 m;
+    Model m;
     ModelFile f;
     Optimizer o;
     assert_false(model_load(&m, &f, path, NULL, value_head, B, D, true, 5, training ? &o : NULL, &e));
@@ -67,7 +67,7 @@ static void refused(const char *path, bool value_head, bool training, const char
     assert_true(m.weights == NULL && f.lineage == NULL && f.tokenizer == NULL);
 }
 
-static void assert_same_weights(const GPT2 *a, const GPT2 *b, size_t n) {
+static void assert_same_weights(const Model *a, const Model *b, size_t n) {
     float *x = floats_of(a->weights, n), *y = floats_of(b->weights, n);
     assert_memory_equal(x, y, n * sizeof *x);
     free(x), free(y);
@@ -89,10 +89,10 @@ static void test_round_trip(void **state) {
     for (int k = 0; k < 4; k++) {
         ModelFile f, g;
         const int head = k >= 2;
-        GPT2 m = sample_model(config(k % 2 ? 2 : 4, head), &f, (uint64_t)k);
+        Model m = sample_model(config(k % 2 ? 2 : 4, head), &f, (uint64_t)k);
         const char *path = files_path(name[k]);
         save(&m, &f, path, false, NULL, NULL);
-        GPT2 n = load(path, &g, head, NULL);
+        Model n = load(path, &g, head, NULL);
         assert_memory_equal(&n.config, &m.config, sizeof m.config);
         assert_same_weights(&m, &n, m.parameters);
         assert_same_company(&f, &g);
@@ -107,7 +107,7 @@ static void test_round_trip(void **state) {
             assert_true(g.hash == XXH3_64bits(bytes, size)); /* the hash names the parent in a lineage */
             free(bytes);
         }
-        gpt2_free(&m), gpt2_free(&n), model_file_free(&f), model_file_free(&g);
+        model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
     }
 }
 
@@ -116,10 +116,10 @@ static void test_special_numbers(void **state) {
     static const float special[] = {NAN, INFINITY, -INFINITY, -0.0f, 1e-45f, -3.4e38f, 0x1.fffffep127f, 0x1.ff7p100f};
     for (int bf16 = 0; bf16 < 2; bf16++) {
         ModelFile f, g;
-        GPT2 m = sample_model(config(4, 0), &f, 9);
+        Model m = sample_model(config(4, 0), &f, 9);
         B->weights_upload(D, m.weights, special, sizeof special / sizeof *special);
         save(&m, &f, files_path("special.bin"), bf16, NULL, NULL);
-        GPT2 n = load(files_path("special.bin"), &g, false, NULL);
+        Model n = load(files_path("special.bin"), &g, false, NULL);
         if (!bf16) assert_same_weights(&m, &n, m.parameters);
         else {
             float *x = floats_of(n.weights, 8);
@@ -128,16 +128,16 @@ static void test_special_numbers(void **state) {
             assert_true(x[5] < -3.3e38f && x[6] == INFINITY);
             free(x);
         }
-        gpt2_free(&m), gpt2_free(&n), model_file_free(&f), model_file_free(&g);
+        model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
     }
 }
 
 static void test_bf16(void **state) {
     (void)state;
     ModelFile f, g, h;
-    GPT2 m = sample_model(config(2, 1), &f, 3);
+    Model m = sample_model(config(2, 1), &f, 3);
     save(&m, &f, files_path("half.bin"), true, NULL, NULL);
-    GPT2 n = load(files_path("half.bin"), &g, true, NULL);
+    Model n = load(files_path("half.bin"), &g, true, NULL);
     float *x = floats_of(m.weights, m.parameters), *y = floats_of(n.weights, n.parameters);
     for (size_t i = 0; i < m.parameters; i++) {
         int exponent;
@@ -148,10 +148,10 @@ static void test_bf16(void **state) {
     }
     assert_same_company(&f, &g);
     save(&n, &g, files_path("half2.bin"), true, NULL, NULL); /* rounding again changes nothing */
-    GPT2 o = load(files_path("half2.bin"), &h, true, NULL);
+    Model o = load(files_path("half2.bin"), &h, true, NULL);
     assert_same_weights(&n, &o, n.parameters);
     assert_true(g.hash == h.hash);
-    free(x), free(y), gpt2_free(&m), gpt2_free(&n), gpt2_free(&o);
+    free(x), free(y), model_free(&m), model_free(&n), model_free(&o);
     model_file_free(&f), model_file_free(&g), model_file_free(&h);
 }
 
@@ -159,14 +159,14 @@ static void test_bf16(void **state) {
 static void test_bare(void **state) {
     (void)state;
     ModelFile f, g;
-    GPT2 m = sample_model(config(4, 0), &f, 4);
+    Model m = sample_model(config(4, 0), &f, 4);
     model_file_free(&f);
     save(&m, &f, files_path("bare.bin"), false, NULL, NULL);
-    GPT2 n = load(files_path("bare.bin"), &g, false, NULL);
+    Model n = load(files_path("bare.bin"), &g, false, NULL);
     assert_same_weights(&m, &n, m.parameters);
     assert_true(g.tokenizer == NULL && g.chat_template == NULL && json_array_size(g.lineage) == 0 &&
                 json_is_array(g.lineage));
-    gpt2_free(&m), gpt2_free(&n), model_file_free(&g);
+    model_free(&m), model_free(&n), model_file_free(&g);
 }
 
 /* llm.c's own file, which ends after the weights. */
@@ -176,20 +176,20 @@ static void test_without_trailer(void **state) {
     Optimizer o;
     size_t size;
     uint8_t *bytes = files_get("tests/golden/gpt2_tiny.bin", &size);
-    GPT2 m = load("tests/golden/gpt2_tiny.bin", &f, false, &o);
+    Model m = load("tests/golden/gpt2_tiny.bin", &f, false, &o);
     float *x = floats_of(m.weights, m.parameters);
     assert_int_equal(size, 1024 + m.parameters * sizeof *x);
     assert_memory_equal(bytes + 1024, x, m.parameters * sizeof *x);
     assert_true(f.hash == XXH3_64bits(bytes, size));
     assert_true(B->square_sum(D, o.m, m.parameters) == 0 && B->square_sum(D, o.v, m.parameters) == 0);
-    free(x), free(bytes), optimizer_free(&o, &m), gpt2_free(&m), model_file_free(&f);
+    free(x), free(bytes), optimizer_free(&o, &m), model_free(&m), model_file_free(&f);
 }
 
 static void test_streams(void **state) {
     (void)state;
     ModelFile f, g;
     size_t size;
-    GPT2 m = sample_model(config(2, 1), &f, 5);
+    Model m = sample_model(config(2, 1), &f, 5);
     files_catch_stdout(files_path("out.bin"));
     Error e;
     const bool ok = model_save(&m, &f, "-", false, NULL, NULL, &e);
@@ -197,11 +197,11 @@ static void test_streams(void **state) {
     assert_true(ok);
     uint8_t *bytes = files_get(files_path("out.bin"), &size);
     files_feed_stdin(bytes, size, 999);
-    GPT2 n = load("-", &g, true, NULL);
+    Model n = load("-", &g, true, NULL);
     files_restore(0);
     assert_same_weights(&m, &n, m.parameters);
     assert_same_company(&f, &g);
-    free(bytes), gpt2_free(&m), gpt2_free(&n), model_file_free(&f), model_file_free(&g);
+    free(bytes), model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
 }
 
 /* ==== The value head ==== */
@@ -209,29 +209,29 @@ static void test_streams(void **state) {
 static void test_value_head(void **state) {
     (void)state;
     ModelFile f, g;
-    GPT2 m = sample_model(config(4, 1), &f, 6);
+    Model m = sample_model(config(4, 1), &f, 6);
     const size_t file = m.tensor[GPT2_FILE_TENSORS].offset;
     save(&m, &f, files_path("head.bin"), false, NULL, NULL);
-    GPT2 n = load(files_path("head.bin"), &g, false, NULL); /* not asked for: left out */
+    Model n = load(files_path("head.bin"), &g, false, NULL); /* not asked for: left out */
     assert_true(n.config.value_head == 0 && n.parameters == file);
     assert_same_weights(&m, &n, file);
     save(&n, &f, files_path("headless.bin"), false, NULL, NULL);
     model_file_free(&g);
-    GPT2 a = load(files_path("headless.bin"), &g, true, NULL); /* asked for and not there: a new one */
+    Model a = load(files_path("headless.bin"), &g, true, NULL); /* asked for and not there: a new one */
     assert_true(a.config.value_head == 1 && a.parameters == file + 17);
     assert_same_weights(&m, &a, file);
     float *x = floats_of(a.weights, a.parameters), squares = 0;
     for (size_t i = file; i < a.parameters - 1; i++) squares += x[i] * x[i];
     assert_true(squares > 0.1f && squares < 4 && x[a.parameters - 1] == 0);
     model_file_free(&g);
-    GPT2 b = load(files_path("headless.bin"), &g, true, NULL); /* from the seed */
+    Model b = load(files_path("headless.bin"), &g, true, NULL); /* from the seed */
     assert_same_weights(&a, &b, a.parameters);
-    free(x), gpt2_free(&m), gpt2_free(&n), gpt2_free(&a), gpt2_free(&b), model_file_free(&f), model_file_free(&g);
+    free(x), model_free(&m), model_free(&n), model_free(&a), model_free(&b), model_file_free(&f), model_file_free(&g);
 }
 
 /* ==== Training states ==== */
 
-static void train(GPT2 *m, Optimizer *o, int from, int to) {
+static void train(Model *m, Optimizer *o, int from, int to) {
     Error e;
     Workspace w;
     Batch b = batch_new(24, 24, 4);
@@ -246,8 +246,8 @@ static void train(GPT2 *m, Optimizer *o, int from, int to) {
             batch_sequence(&b, t, NULL, 12);
         }
         for (int i = 0; i < b.targets; i++) dlogp[i] = -1.0f / (float)b.targets, dvalue[i] = 0.1f;
-        gpt2_forward(m, &w, &b, 1, &(GPT2Output){.logp = logp, .value = value});
-        gpt2_backward(m, &w, &b, 1, dlogp, NULL, dvalue);
+        model_forward(m, &w, &b, 1, &(ModelOutput){.logp = logp, .value = value});
+        model_backward(m, &w, &b, 1, dlogp, NULL, dvalue);
         assert_false(optimizer_step(o, m, 0.01).skipped);
     }
     workspace_free(&w, m), batch_free(&b);
@@ -258,14 +258,14 @@ static void test_resume(void **state) {
     Error e;
     ModelFile f, g;
     Optimizer o, p;
-    GPT2 m = sample_model(config(2, 1), &f, 7);
+    Model m = sample_model(config(2, 1), &f, 7);
     assert_true(optimizer_new(&o, &m, &e));
     train(&m, &o, 0, 3);
     const char *path = files_path("run.state");
     save(&m, &f, path, false, &o, "{\"step\":3}");
     float *m1 = floats_of(o.m, m.parameters), *v1 = floats_of(o.v, m.parameters);
     train(&m, &o, 3, 6);
-    GPT2 n = load(path, &g, true, &p);
+    Model n = load(path, &g, true, &p);
     assert_string_equal(g.trainer, "{\"step\":3}");
     assert_same_company(&f, &g);
     float *m2 = floats_of(p.m, m.parameters), *v2 = floats_of(p.v, m.parameters);
@@ -276,10 +276,10 @@ static void test_resume(void **state) {
     train(&n, &p, 3, 6);
     assert_same_weights(&m, &n, m.parameters); /* bit for bit as if it had never stopped */
     ModelFile h;
-    GPT2 q = load(path, &h, false, NULL); /* a state is a checkpoint too */
+    Model q = load(path, &h, false, NULL); /* a state is a checkpoint too */
     assert_string_equal(h.trainer, "{\"step\":3}");
     free(m1), free(v1), free(m2), free(v2);
-    optimizer_free(&o, &m), optimizer_free(&p, &n), gpt2_free(&m), gpt2_free(&n), gpt2_free(&q);
+    optimizer_free(&o, &m), optimizer_free(&p, &n), model_free(&m), model_free(&n), model_free(&q);
     model_file_free(&f), model_file_free(&g), model_file_free(&h);
     refused(path, false, true, "optimizer moments of"); /* moments with a head for a model without */
 }
@@ -289,18 +289,18 @@ static void test_resume(void **state) {
 static void test_new_models(void **state) {
     (void)state;
     Error e = {""};
-    GPT2 m, n;
+    Model m, n;
     ModelFile f, g;
     Optimizer o;
-    GPT2Config c = config(2, 0);
+    ModelConfig c = config(2, 0);
     assert_true(model_load(&m, &f, NULL, &c, true, B, D, true, 3, &o, &e)); /* a shape */
     assert_true(m.config.value_head == 1 && m.config.kv_heads == 2 && f.hash == 0 && json_array_size(f.lineage) == 0);
     assert_true(model_load(&n, &g, NULL, &c, true, B, D, false, 3, NULL, &e));
     assert_same_weights(&m, &n, m.parameters);
-    optimizer_free(&o, &m), gpt2_free(&m), gpt2_free(&n), model_file_free(&f), model_file_free(&g);
+    optimizer_free(&o, &m), model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
     assert_true(model_load(&m, &f, "d1", NULL, false, B, D, false, 3, NULL, &e)); /* a descriptor */
     assert_true(m.config.layers == 1 && m.config.width == 64 && m.config.vocab == 50257);
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
     refused("d0", false, false, "no GPT-2 of that size");
     refused("gpt2:c77", false, true, "no GPT-2 of that size");
     c.heads = 3;
@@ -315,11 +315,11 @@ static uint8_t *whole_state(size_t *size) {
     Error e;
     ModelFile f;
     Optimizer o;
-    GPT2 m = sample_model(config(2, 1), &f, 8);
+    Model m = sample_model(config(2, 1), &f, 8);
     assert_true(optimizer_new(&o, &m, &e));
     train(&m, &o, 0, 1);
     save(&m, &f, files_path("whole.state"), false, &o, "{\"step\":1}");
-    optimizer_free(&o, &m), gpt2_free(&m), model_file_free(&f);
+    optimizer_free(&o, &m), model_free(&m), model_file_free(&f);
     return files_get(files_path("whole.state"), size);
 }
 
@@ -361,8 +361,8 @@ static void test_flipped(void **state) {
     files_put(path, bytes, size);
     ModelFile f;
     Optimizer o;
-    GPT2 m = load(path, &f, true, &o);
-    optimizer_free(&o, &m), gpt2_free(&m), model_file_free(&f), free(bytes);
+    Model m = load(path, &f, true, &o);
+    optimizer_free(&o, &m), model_free(&m), model_file_free(&f), free(bytes);
 }
 
 /* A checkpoint with sections of the test's own choice. */
@@ -371,11 +371,11 @@ static const char *with_section(const char *name, const char *tag, const void *d
     ModelFile f;
     CheckpointWriter w;
     const char *path = files_path(name);
-    GPT2 m = sample_model(config(4, 0), &f, 10);
+    Model m = sample_model(config(4, 0), &f, 10);
     float *x = floats_of(m.weights, m.parameters);
     assert_true(checkpoint_create(&w, path, &m.config, false, &e) && checkpoint_put_weights(&w, x, m.parameters, &e));
     assert_true(checkpoint_put_section(&w, tag, data, n, &e) && checkpoint_commit(&w, &e));
-    free(x), gpt2_free(&m), model_file_free(&f);
+    free(x), model_free(&m), model_file_free(&f);
     return path;
 }
 
@@ -395,21 +395,21 @@ static void test_bad_sections(void **state) {
     refused(files_path("missing.bin"), false, true, "No such file");
     refused(files_directory, false, false, "");
     ModelFile f;
-    GPT2 m =
+    Model m =
         load(with_section("moments.bin", "ADM1", deep, 100), &f, false, NULL); /* not looked at where none trains */
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
     m = load(with_section("future.bin", "ZZZZ", deep, 100), &f, false, NULL); /* a tag of a later version */
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
     m = load(with_section("empty.bin", "TOKN", deep, 0), &f, false, NULL);
     assert_true(f.tokenizer && f.tokenizer_bytes == 0);
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
 }
 
 static void test_unwritable(void **state) {
     (void)state;
     ModelFile f;
     Error e = {""};
-    GPT2 m = sample_model(config(4, 1), &f, 11);
+    Model m = sample_model(config(4, 1), &f, 11);
     const char *path = files_path("kept.bin");
     files_put(path, "earlier", 7);
     const int before = files_count();
@@ -428,7 +428,7 @@ static void test_unwritable(void **state) {
     files_assert_error(&e, "kept.bin");
     files_assert_content(path, "earlier", 7);
     assert_int_equal(files_count(), before); /* nothing half-written is left */
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
 }
 
 static int open_all(void **state) {

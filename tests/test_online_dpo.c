@@ -28,7 +28,7 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
     (void)state;
     enum { CONTEXT = 24, SLOTS = 3, REQUESTS = 4, SAMPLES = 2, NEW = 9 };
     Error e;
-    GPT2 policy = models_random(CONTEXT), reference = models_new(1, 48, CONTEXT + 8); /* another shape */
+    Model policy = models_random(CONTEXT), reference = models_new(1, 48, CONTEXT + 8); /* another shape */
     Rollout engine;
     Mixture m;
     if (!rollout_new(&engine, &policy, SLOTS, 6, NEW, &e)) fail_msg("%s", e.text);
@@ -68,7 +68,7 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
             }
     }
     mixture_free(&m), rollout_free(&engine);
-    gpt2_free(&policy), gpt2_free(&reference);
+    model_free(&policy), model_free(&reference);
 }
 
 /* ---- learning -------------------------------------------------------------------------------------------------- */

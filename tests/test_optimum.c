@@ -28,16 +28,16 @@ typedef struct Method {
     int iterations;
 } Method;
 
-static GPT2 new_model(bool value_head) {
+static Model new_model(bool value_head) {
     Error e;
-    GPT2 m;
-    GPT2Config c = gpt2_config(1, 2, 16, V, 4);
+    Model m;
+    ModelConfig c = gpt2_config(1, 2, 16, V, 4);
     c.value_head = value_head;
-    if (!gpt2_new(&m, &c, backend_cpu(), models_device, true, &e)) fail_msg("%s", e.text);
-    gpt2_init(&m, 5);
+    if (!model_new(&m, &c, backend_cpu(), models_device, true, &e)) fail_msg("%s", e.text);
+    model_init(&m, 5);
     float *w = (float *)xmalloc(m.parameters * sizeof *w); /* larger weights: a reference that is not uniform */
     m.backend->weights_download(m.device, w, m.weights, m.parameters);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         for (size_t k = 0; k < m.tensor[i].size; k++)
             if (m.tensor[i].init == INIT_NORMAL) w[m.tensor[i].offset + k] *= 12;
     m.backend->weights_upload(m.device, m.weights, w, m.parameters);
@@ -46,14 +46,14 @@ static GPT2 new_model(bool value_head) {
 }
 
 /* pi(. | each prompt). */
-static void policy_of(const GPT2 *m, double pi[P][V]) {
+static void policy_of(const Model *m, double pi[P][V]) {
     Error e;
     Workspace w = {0};
     float logits[P * V];
     Batch b = batch_new(P, P, P);
     if (!workspace_new(&w, m, P, P, P, false, 0, &e)) fail_msg("%s", e.text);
     for (int p = 0; p < P; p++) batch_target(&b, batch_last_row(&b, batch_segment(&b, &prompt[p], 1, 0, -1)), 0);
-    if (!gpt2_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
+    if (!model_logits(m, &w, &b, logits, &e)) fail_msg("%s", e.text);
     for (int p = 0; p < P; p++)
         for (int v = 0; v < V; v++) {
             double sum = 0;
@@ -101,7 +101,7 @@ static void pack_answers(Batch *b, const Completion *answer) {
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
     Error e;
-    GPT2 m = new_model(false), reference = {0};
+    Model m = new_model(false), reference = {0};
     Workspace w = {0};
     Optimizer o = {0};
     Rollout engine = {0};
@@ -109,7 +109,7 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     static float logp[N], old[N], ref_logp[N], sampler[N], entropy[N], dlogp[N], dentropy[N], r[N], advantage[N];
     static int32_t offset[N + 1];
     static Completion answer[N];
-    if (!gpt2_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
+    if (!model_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
         !optimizer_new(&o, &m, &e) || !rollout_new(&engine, &m, 64, 1, 1, &e))
         fail_msg("%s", e.text);
     policy_of(&m, ref);
@@ -125,9 +125,9 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
             q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
         if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
         pack_answers(&b, answer);
-        const GPT2Output at_reference = {.logp = ref_logp}, at_old = {.logp = old};
-        gpt2_forward(&reference, &w, &b, 1.0f, &at_reference);
-        gpt2_forward(&m, &w, &b, 1.0f, &at_old);
+        const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old};
+        model_forward(&reference, &w, &b, 1.0f, &at_reference);
+        model_forward(&m, &w, &b, 1.0f, &at_old);
         for (int i = 0; i < N; i++) r[i] = (float)reward[i / G][answer[i].tokens[0]], sampler[i] = answer[i].logp[0];
         if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r);
         AdvantageStats stats;
@@ -135,8 +135,8 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
         else advantage_group(r, P, G, SCALE_NONE, advantage, &stats);
         for (int i = 0; i < how->iterations; i++) {
             PolicyStats sums = policy_stats();
-            const GPT2Output now = {.logp = logp, .entropy = entropy};
-            gpt2_forward(&m, &w, &b, 1.0f, &now);
+            const ModelOutput now = {.logp = logp, .entropy = entropy};
+            model_forward(&m, &w, &b, 1.0f, &now);
             const PolicyBatch batch = {.sequences = N,
                                        .offset = offset,
                                        .advantage = advantage,
@@ -147,14 +147,14 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
                                        .entropy = entropy};
             const PolicyNormaliser n = policy_normaliser(offset, N, NULL, NULL);
             policy_loss(&c, &n, &batch, dlogp, dentropy, &sums);
-            gpt2_backward(&m, &w, &b, 1.0f, dlogp, c.entropy_coef != 0 ? dentropy : NULL, NULL);
+            model_backward(&m, &w, &b, 1.0f, dlogp, c.entropy_coef != 0 ? dentropy : NULL, NULL);
             optimizer_step(&o, &m, 0.02 * (1 - (double)step / STEPS) / how->iterations);
         }
         for (int i = 0; i < N; i++) completion_free(&answer[i]);
     }
     policy_of(&m, pi);
     rollout_free(&engine), optimizer_free(&o, &m), workspace_free(&w, &m), batch_free(&b);
-    gpt2_free(&reference), gpt2_free(&m);
+    model_free(&reference), model_free(&m);
 }
 
 /* ---- train_ppo's algorithms ------------------------------------------------------------------------------------ */
@@ -195,7 +195,7 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
     Error e;
     const bool critic = algo == PPO || algo == A2C;
     const int epochs = algo == PPO ? 2 : 1;
-    GPT2 m = new_model(critic), reference = {0};
+    Model m = new_model(critic), reference = {0};
     Workspace w = {0};
     Optimizer o = {0};
     Rollout engine = {0};
@@ -205,7 +205,7 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
     static int32_t offset[N + 1];
     static uint8_t counts[N];
     static Completion answer[N];
-    if (!gpt2_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
+    if (!model_copy(&reference, &m, &e) || !workspace_new(&w, &m, ROWS, N, ROWS, true, 0, &e) ||
         !optimizer_new(&o, &m, &e) || !rollout_new(&engine, &m, 64, 1, 1, &e))
         fail_msg("%s", e.text);
     policy_of(&m, ref);
@@ -221,9 +221,9 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
             q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
         if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
         pack_answers(&b, answer);
-        const GPT2Output at_reference = {.logp = ref_logp}, at_old = {.logp = old, .value = critic ? old_value : NULL};
-        gpt2_forward(&reference, &w, &b, 1.0f, &at_reference);
-        gpt2_forward(&m, &w, &b, 1.0f, &at_old);
+        const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old, .value = critic ? old_value : NULL};
+        model_forward(&reference, &w, &b, 1.0f, &at_reference);
+        model_forward(&m, &w, &b, 1.0f, &at_old);
         for (int i = 0; i < N; i++)
             token_rewards(KL_K1, old + i, ref_logp + i, 1, beta, reward[i / G][answer[i].tokens[0]], r + i);
         if (algo == REMAX) policy_of(&m, pi);
@@ -231,8 +231,8 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
         for (int i = 0; i < N; i++) target[i] = r[i];
         for (int i = 0; i < epochs; i++) {
             PpoStats sums = {0};
-            const GPT2Output now = {.logp = logp, .value = critic ? value : NULL};
-            gpt2_forward(&m, &w, &b, 1.0f, &now);
+            const ModelOutput now = {.logp = logp, .value = critic ? value : NULL};
+            model_forward(&m, &w, &b, 1.0f, &now);
             const PpoBatch batch = {.answers = N,
                                     .offset = offset,
                                     .counts = counts,
@@ -244,14 +244,14 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
                                     .target = target};
             ppo_policy_loss(&c, N, &batch, dlogp, NULL, &sums);
             if (critic) ppo_value_loss(&c, N, &batch, dvalue, &sums);
-            gpt2_backward(&m, &w, &b, 1.0f, dlogp, NULL, critic ? dvalue : NULL);
+            model_backward(&m, &w, &b, 1.0f, dlogp, NULL, critic ? dvalue : NULL);
             optimizer_step(&o, &m, 0.02 * (1 - (double)step / STEPS) / epochs);
         }
         for (int i = 0; i < N; i++) completion_free(&answer[i]);
     }
     policy_of(&m, pi);
     rollout_free(&engine), optimizer_free(&o, &m), workspace_free(&w, &m), batch_free(&b);
-    gpt2_free(&reference), gpt2_free(&m);
+    model_free(&reference), model_free(&m);
 }
 
 static void assert_optimum(const char *name, const double pi[V], const double best[V], double limit) {

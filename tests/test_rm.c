@@ -35,7 +35,7 @@ static int setup(void **state) {
 /* ---- the loss is the formula's --------------------------------------------------------------------------------- */
 
 typedef struct Scorer {
-    GPT2 model;
+    Model model;
     ModelFile file;
     Workspace work;
     Batch batch;
@@ -53,7 +53,7 @@ static Scorer scorer_open(const char *name) {
 
 static void scorer_close(Scorer *s) {
     workspace_free(&s->work, &s->model), batch_free(&s->batch);
-    gpt2_free(&s->model), model_file_free(&s->file);
+    model_free(&s->model), model_file_free(&s->file);
 }
 
 /* The head's output at token `at` of a prompt with its answer, alone in one segment. */
@@ -64,7 +64,7 @@ static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *an
     batch_clear(&s->batch);
     batch_segment(&s->batch, all, n + m, 0, -1);
     batch_target(&s->batch, at, 0);
-    gpt2_forward(&s->model, &s->work, &s->batch, 1.0f, &(GPT2Output){.value = &value});
+    model_forward(&s->model, &s->work, &s->batch, 1.0f, &(ModelOutput){.value = &value});
     return value;
 }
 
@@ -443,7 +443,7 @@ static void pipes(void **state) {
     sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 -d 8 && ./evaluate -r $T/x.bin.zst -i - "
        "< $T/held.shard");
     /* a model without its note is one of Bradley-Terry, not normalised */
-    GPT2 m;
+    Model m;
     ModelFile f;
     Error e;
     assert_true(
@@ -456,7 +456,7 @@ static void pipes(void **state) {
     f.reward = xstrdup("{\"kind\":\"bt\"}");
     assert_true(model_save(&m, &f, files_path("bad.bin"), false, NULL, NULL, &e));
     refused(1, "./evaluate -r $T/bad.bin -i $T/held.shard", "bad.bin: reward normalisation: it makes no sense");
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
 }
 
 /* ---- labelled answers, packed ---------------------------------------------------------------------------------- */

@@ -14,15 +14,15 @@ static Device *D;
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 
 /* Weights so large that the model is sure of some tokens and torn between others. */
-static GPT2 random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
+static Model random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
     Error e;
-    GPT2 m;
-    GPT2Config c = gpt2_config(layers, 4, 32, vocab, CONTEXT);
+    Model m;
+    ModelConfig c = gpt2_config(layers, 4, 32, vocab, CONTEXT);
     c.kv_heads = kv_heads;
-    if (!gpt2_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
+    if (!model_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         for (size_t k = m.tensor[i].offset; k < m.tensor[i].offset + m.tensor[i].size; k++)
             host[k] = (float)(amplitude * random_normal(&r)) + (m.tensor[i].init == INIT_ONE);
     B->weights_upload(D, m.weights, host, m.parameters);
@@ -56,7 +56,7 @@ static void work_clear(Work *w) {
 }
 static void work_free(Work *w) { work_clear(w), free(w); }
 
-static void run(const GPT2 *m, int slots, const Sampling *s, Work *w) {
+static void run(const Model *m, int slots, const Sampling *s, Work *w) {
     Error e;
     Rollout r;
     if (!rollout_new(&r, m, slots, PROMPT, NEW, &e)) fail_msg("%s", e.text);
@@ -78,13 +78,13 @@ static void assert_same(const Work *a, const Work *b, double tolerance) {
 }
 
 /* Log-probabilities (V) after a sequence, by an uncached forward pass of it alone. */
-static void next_distribution(const GPT2 *m, const Workspace *w, Batch *b, const int32_t *tokens, int n,
+static void next_distribution(const Model *m, const Workspace *w, Batch *b, const int32_t *tokens, int n,
                               float *logits) {
     Error e;
     batch_clear(b);
     batch_segment(b, tokens, n, 0, -1);
     batch_target(b, n - 1, 0);
-    assert_true(gpt2_logits(m, w, b, logits, &e));
+    assert_true(model_logits(m, w, b, logits, &e));
 }
 
 static Sampling sampling(float temperature) {
@@ -107,7 +107,7 @@ static int greedy_token(const float *logits, const int32_t *seen, int n, float p
 }
 
 /* Greedy: token for token the argmax of an uncached forward pass over all that came before. */
-static void check_uncached(const GPT2 *m, const Work *work, float penalty) {
+static void check_uncached(const Model *m, const Work *work, float penalty) {
     Error e;
     Workspace w;
     Batch b = batch_new(REQUESTS * CONTEXT, REQUESTS, REQUESTS);
@@ -124,7 +124,7 @@ static void check_uncached(const GPT2 *m, const Work *work, float penalty) {
         batch_clear(&b); /* each sequence so far, whole, in a segment of its own */
         for (int i = 0; i < work->n; i++)
             if (!over[i]) batch_target(&b, batch_last_row(&b, batch_segment(&b, seen[i], n[i], 0, -1)), 0);
-        assert_true(gpt2_logits(m, &w, &b, logits, &e));
+        assert_true(model_logits(m, &w, &b, logits, &e));
         const float *z = logits;
         for (int i = 0; i < work->n; i++) {
             if (over[i]) continue;
@@ -149,7 +149,7 @@ static void check_uncached(const GPT2 *m, const Work *work, float penalty) {
     workspace_free(&w, m), batch_free(&b);
 }
 
-static void check_greedy(const GPT2 *m, float penalty) {
+static void check_greedy(const Model *m, float penalty) {
     Sampling s = sampling(0);
     s.repetition_penalty = penalty, s.stop[0] = 3, s.stop[1] = 11, s.stops = 2;
     static const int slots[] = {1, 2, 5, 16, 64};
@@ -167,20 +167,20 @@ static void check_greedy(const GPT2 *m, float penalty) {
 
 static void test_greedy(void **state) {
     (void)state;
-    GPT2 m = random_model(2, VOCAB, 4, 0.3, 1);
+    Model m = random_model(2, VOCAB, 4, 0.3, 1);
     check_greedy(&m, 1);
     check_greedy(&m, 1.7f);
-    gpt2_free(&m);
+    model_free(&m);
     m = random_model(3, VOCAB, 1, 0.3, 2);
     check_greedy(&m, 1);
-    gpt2_free(&m);
+    model_free(&m);
 }
 
 /* The sampler's log-probabilities are the trainer's, at the temperature of sampling, over shared prompts. */
 static void test_logp(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(2, VOCAB, 2, 0.3, 3);
+    Model m = random_model(2, VOCAB, 2, 0.3, 3);
     static const float temperature[] = {1, 0.6f, 1.5f};
     for (int k = 0; k < 3; k++) {
         Sampling s = sampling(temperature[k]);
@@ -196,7 +196,7 @@ static void test_logp(void **state) {
         Workspace w;
         assert_true(workspace_new(&w, &m, 4000, 4000, 400, true, 1, &e));
         float *logp = xmalloc(4000 * sizeof *logp);
-        gpt2_forward(&m, &w, &b, temperature[k], &(GPT2Output){.logp = logp});
+        model_forward(&m, &w, &b, temperature[k], &(ModelOutput){.logp = logp});
         int at = 0;
         for (int i = 0; i < work->samples; i++)
             for (int c = 0; c < work->out[i].count; c++, at++)
@@ -205,7 +205,7 @@ static void test_logp(void **state) {
         assert_int_equal(at, b.targets);
         free(logp), workspace_free(&w, &m), batch_free(&b), work_free(work);
     }
-    gpt2_free(&m);
+    model_free(&m);
 }
 
 /* ==== What a sample depends on ==== */
@@ -213,7 +213,7 @@ static void test_logp(void **state) {
 static void test_independence(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(2, VOCAB, 4, 0.3, 4);
+    Model m = random_model(2, VOCAB, 4, 0.3, 4);
     Sampling s = sampling(1);
     s.top_p = 0.9f, s.stop[0] = 5, s.stops = 1;
     Work *a = work_new(3, REQUESTS, VOCAB, 6), *b = work_new(3, REQUESTS, VOCAB, 6);
@@ -272,14 +272,14 @@ static void test_independence(void **state) {
                       memcmp(q->out[k].tokens, q->out[0].tokens, (size_t)q->out[0].count * 4);
     }
     assert_true(differ > (a->samples - REQUESTS) / 2);
-    work_free(a), work_free(b), gpt2_free(&m);
+    work_free(a), work_free(b), model_free(&m);
 }
 
 /* An engine whose model is trained between runs samples from the new weights. */
 static void test_new_weights(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(2, VOCAB, 4, 0.3, 5), other = random_model(2, VOCAB, 4, 0.3, 6);
+    Model m = random_model(2, VOCAB, 4, 0.3, 5), other = random_model(2, VOCAB, 4, 0.3, 6);
     Sampling s = sampling(1);
     Work *a = work_new(4, 10, VOCAB, 3), *b = work_new(4, 10, VOCAB, 3);
     run(&other, 4, &s, a);
@@ -292,7 +292,7 @@ static void test_new_weights(void **state) {
     B->weights_upload(D, m.weights, host, m.parameters);
     assert_true(rollout_run(&r, &s, b->request, b->n, NULL, NULL, &e));
     assert_same(a, b, 0);
-    free(host), rollout_free(&r), work_free(a), work_free(b), gpt2_free(&m), gpt2_free(&other);
+    free(host), rollout_free(&r), work_free(a), work_free(b), model_free(&m), model_free(&other);
 }
 
 /* ==== Frequencies ==== */
@@ -344,7 +344,7 @@ static void test_frequencies(void **state) {
     (void)state;
     Error e;
     enum { V = 11, EACH = 500, RUNS = 40, N = EACH * RUNS };
-    GPT2 m = random_model(1, V, 4, 0.15, 7);
+    Model m = random_model(1, V, 4, 0.15, 7);
     static const struct {
         float temperature, top_p, min_p, penalty;
         int top_k;
@@ -390,7 +390,7 @@ static void test_frequencies(void **state) {
                 fail_msg("setting %zu: second token after %d, chi-square is %g deviations off", k, v, z2);
         }
     }
-    free(out), rollout_free(&r), workspace_free(&w, &m), batch_free(&b), gpt2_free(&m);
+    free(out), rollout_free(&r), workspace_free(&w, &m), batch_free(&b), model_free(&m);
 }
 
 /* ==== Ends and limits ==== */
@@ -411,7 +411,7 @@ static void watch(void *context, int64_t request, int32_t sample, int32_t token)
 static void test_stop_and_watch(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(2, VOCAB, 4, 0.2, 8);
+    Model m = random_model(2, VOCAB, 4, 0.2, 8);
     Sampling s = sampling(1);
     for (int i = 0; i < 4; i++) s.stop[s.stops++] = 3 * i + 1;
     Work *w = work_new(5, REQUESTS, VOCAB, 5);
@@ -436,14 +436,14 @@ static void test_stop_and_watch(void **state) {
     }
     assert_true(finished > 10 && finished < w->samples);
     assert_int_equal(seen->n, r.tokens);
-    free(seen), work_free(w), rollout_free(&r), gpt2_free(&m);
+    free(seen), work_free(w), rollout_free(&r), model_free(&m);
 }
 
 /* max_new, the engine's new_max and the context's end each cut a completion. */
 static void test_limits(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(2, VOCAB, 4, 0.2, 9);
+    Model m = random_model(2, VOCAB, 4, 0.2, 9);
     Rollout r;
     assert_true(rollout_new(&r, &m, 3, CONTEXT + 5, NEW, &e));
     int32_t prompt[CONTEXT + 5] = {0};
@@ -480,12 +480,12 @@ static void test_limits(void **state) {
     assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_true(out[0].finished && out[0].count == 1);
     completion_free(&out[0]);
-    rollout_free(&r), gpt2_free(&m);
+    rollout_free(&r), model_free(&m);
 }
 
 static void test_errors(void **state) {
     (void)state;
-    GPT2 m = random_model(1, VOCAB, 4, 0.2, 10);
+    Model m = random_model(1, VOCAB, 4, 0.2, 10);
     Error e = {""};
     Rollout r;
     assert_true(rollout_new(&r, &m, 2, 10, NEW, &e));
@@ -520,13 +520,13 @@ static void test_errors(void **state) {
     q.prompt_len = CONTEXT;
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_non_null(strstr(e.text, "it has 48 tokens, at most 47 fit (context 48)"));
-    rollout_free(&r), gpt2_free(&m);
+    rollout_free(&r), model_free(&m);
 }
 
 /* Requests for no samples leave the others' prompts alone. */
 static void test_no_samples(void **state) {
     (void)state;
-    GPT2 m = random_model(2, VOCAB, 4, 0.3, 11);
+    Model m = random_model(2, VOCAB, 4, 0.3, 11);
     Sampling s = sampling(1);
     Work *a = work_new(6, 12, VOCAB, 3), *b = work_new(6, 12, VOCAB, 3);
     for (int i = 0; i < 12; i += 3) a->request[i].samples = b->request[i].samples = 0;
@@ -537,14 +537,14 @@ static void test_no_samples(void **state) {
     RolloutRequest none = {a->prompt[0], 1, 0, 0, NULL};
     assert_true(rollout_new(&r, &m, 2, PROMPT, NEW, &e) && rollout_run(&r, &s, &none, 1, NULL, NULL, &e));
     assert_int_equal(r.steps, 0);
-    rollout_free(&r), work_free(a), work_free(b), gpt2_free(&m);
+    rollout_free(&r), work_free(a), work_free(b), model_free(&m);
 }
 
 /* As many samples of one prompt as an engine takes, with few slots: they wait in line. */
 static void test_large_group(void **state) {
     (void)state;
     Error e;
-    GPT2 m = random_model(1, VOCAB, 4, 0.3, 12);
+    Model m = random_model(1, VOCAB, 4, 0.3, 12);
     enum { MANY = 512 };
     Completion *a = xcalloc(MANY, sizeof *a), *b = xcalloc(MANY, sizeof *b);
     const int32_t prompt[] = {1, 2, 3};
@@ -560,7 +560,7 @@ static void test_large_group(void **state) {
         assert_memory_equal(a[i].tokens, b[i].tokens, 4 * sizeof(int32_t));
         completion_free(&a[i]), completion_free(&b[i]);
     }
-    free(a), free(b), rollout_free(&few), rollout_free(&many), gpt2_free(&m);
+    free(a), free(b), rollout_free(&few), rollout_free(&many), model_free(&m);
 }
 
 /* ==== Memory ==== */
@@ -579,7 +579,7 @@ static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e)
 static void test_memory(void **state) {
     (void)state;
     Error e = {""};
-    GPT2 m = random_model(2, VOCAB, 2, 0.3, 13);
+    Model m = random_model(2, VOCAB, 2, 0.3, 13);
     Backend counting = *backend_cpu();
     counting.alloc = counting_alloc;
     m.backend = &counting;
@@ -610,7 +610,7 @@ static void test_memory(void **state) {
     assert_true(rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e));
     rollout_free(&r), work_free(w);
     m.backend = B;
-    gpt2_free(&m);
+    model_free(&m);
 }
 
 static int open_device(void **state) {

@@ -97,7 +97,7 @@ static void the_chain_through_files(void **state) {
 static void the_lineage_names_the_parents(void **state) {
     (void)state;
     Error e;
-    GPT2 m;
+    Model m;
     ModelFile f;
     size_t n;
     sh(GRPO "-o $T/child.bin -x 1");
@@ -115,7 +115,7 @@ static void the_lineage_names_the_parents(void **state) {
     assert_string_equal(json_text_of(grpo, "parent"), hash);
     assert_string_equal(json_text_of(json_object_get(grpo, "options"), "num-generations"), "16");
     assert_null(json_object_get(json_object_get(grpo, "options"), "output"));
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
 }
 
 static void the_chain_through_pipes_and_zstd(void **state) {
@@ -442,14 +442,14 @@ static void grpo_reward_program(void **state) {
 static void a_nan_is_guarded_against(void **state) {
     (void)state;
     Error e;
-    GPT2 m;
+    Model m;
     ModelFile f;
     if (!model_load(&m, &f, files_path("sft.bin"), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
         fail_msg("%s", e.text);
     const float nan = NAN;
-    m.backend->weights_upload(m.device, weights_at(m.backend, m.weights, m.tensor[GPT2_lnfb].offset), &nan, 1);
+    m.backend->weights_upload(m.device, weights_at(m.backend, m.weights, m.tensor[TENSOR_lnfb].offset), &nan, 1);
     if (!model_save(&m, &f, files_path("nan.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
-    gpt2_free(&m), model_file_free(&f);
+    model_free(&m), model_file_free(&f);
     put("kept", "earlier");
     const char *program[] = {"./train_sft -i $T/chat.shard -b 256 -d 240",
                              "./train_grpo -i $T/tasks.shard -g 4 -p 6 -G 4 --reward random -s 0"};

@@ -31,7 +31,7 @@ static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf
 static const OptionAbout about = {"[options]", "Times sampling from GPT-2 124M and says where its time goes."};
 
 /* Median seconds of a run of n sequences, all with their own prompts. */
-static double time_rollout(const GPT2 *m, int n, double fma, double bandwidth) {
+static double time_rollout(const Model *m, int n, double fma, double bandwidth) {
     Error e;
     Rollout r;
     const int P = (int)o.prompt, G = (int)o.fresh;
@@ -59,7 +59,7 @@ static double time_rollout(const GPT2 *m, int n, double fma, double bandwidth) {
         else seconds[run] = t, total += t;
     }
     const double median = bench_median(seconds, o.runs);
-    const GPT2Config *c = &m->config;
+    const ModelConfig *c = &m->config;
     const double weights = (double)(m->parameters - (size_t)c->context * (size_t)c->width);
     const double body = weights - (double)c->padded_vocab * c->width;
     const double memory = (double)steps * weights * (o.dtype ? 2 : 4) / bandwidth;
@@ -78,7 +78,7 @@ static double time_rollout(const GPT2 *m, int n, double fma, double bandwidth) {
 int main(int argc, char **argv) {
     Error e;
     Device *d;
-    GPT2 m;
+    Model m;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     if (o.prompt + o.fresh > 1024) usage_error("--prompt and --new: together at most 1024");
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
@@ -86,9 +86,9 @@ int main(int argc, char **argv) {
             o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
-    const GPT2Config c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, 1024);
-    if (!gpt2_config_check(&c, "model", &e) || !gpt2_new(&m, &c, b, d, false, &e)) die("%s", e.text);
-    gpt2_init(&m, 1);
+    const ModelConfig c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, 1024);
+    if (!model_config_check(&c, "model", &e) || !model_new(&m, &c, b, d, false, &e)) die("%s", e.text);
+    model_init(&m, 1);
     const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth);
     const size_t peak = program_peak_memory();
     const double alone = o.single ? time_rollout(&m, 1, fma, bandwidth) : NAN;
@@ -98,6 +98,6 @@ int main(int argc, char **argv) {
            (long long)o.fresh, m.parameters, seconds, (double)(o.sequences * o.fresh) / seconds);
     if (o.single) printf("\"single_tokens_per_second\": %.1f, ", (double)o.fresh / alone);
     printf("\"peak_rss_mib\": %zu}\n", peak >> 20);
-    gpt2_free(&m), b->close(d);
+    model_free(&m), b->close(d);
     return 0;
 }

@@ -86,16 +86,16 @@ int main(int argc, char **argv) {
     if (!b->open(&device, DTYPE_FLOAT32, &e) || !dist_open(&d, 60, b, device, &e)) die("%s", e.text);
     if (d.ranks > 1) measure_link(&d, device, &machine);
 
-    const GPT2Config c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, (int)o.length);
-    GPT2 m;
+    const ModelConfig c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, (int)o.length);
+    Model m;
     Optimizer optimizer;
     Workspace w;
     DistGrads g;
     const int mine = (int)((o.batch + d.ranks - 1 - d.rank) / d.ranks), N = mine * (int)o.length;
-    if (!gpt2_config_check(&c, "model", &e) || !gpt2_new(&m, &c, b, device, false, &e)) die("%s", e.text);
+    if (!model_config_check(&c, "model", &e) || !model_new(&m, &c, b, device, false, &e)) die("%s", e.text);
     m.share = (Share){d.rank, d.ranks, (int)o.zero};
-    if (!mine || !gpt2_new_grads(&m, &e)) die("%s", mine ? e.text : "--batch: less than one sequence a rank");
-    gpt2_init(&m, 1);
+    if (!mine || !model_new_grads(&m, &e)) die("%s", mine ? e.text : "--batch: less than one sequence a rank");
+    model_init(&m, 1);
     if (!optimizer_new(&optimizer, &m, &e) || !workspace_new(&w, &m, N, N, mine, true, 0, &e)) die("%s", e.text);
     dist_grads_open(&g, &d, &m, &optimizer, false);
     Batch batch = batch_new(N, N, mine);
@@ -117,7 +117,7 @@ int main(int argc, char **argv) {
         const double start = program_seconds();
         if (step == 0) waited = d.waited, sent = d.ranks > 1 ? d.device.link->bytes_sent(d.device.state) : 0;
         if (!dist_grads_begin(&g, 1, &e)) lost(&d, &e);
-        gpt2_forward_backward(&m, &w, &batch, 1, dlogp, &(GPT2Output){0});
+        model_forward_backward(&m, &w, &batch, 1, dlogp, &(ModelOutput){0});
         if (!dist_grads_update(&g, 1e-4, &r, &e)) lost(&d, &e);
         if (step >= 0) seconds[step] = program_seconds() - start;
     }
@@ -145,7 +145,7 @@ int main(int argc, char **argv) {
             machine.bandwidth, o.flops > 0 ? whole.step : 0, o.flops > 0 ? turns.step : 0);
     }
     free(tokens), free(dlogp), free(seconds), batch_free(&batch);
-    dist_grads_close(&g), workspace_free(&w, &m), optimizer_free(&optimizer, &m), gpt2_free(&m);
+    dist_grads_close(&g), workspace_free(&w, &m), optimizer_free(&optimizer, &m), model_free(&m);
     dist_close(&d), b->close(device);
     return 0;
 }

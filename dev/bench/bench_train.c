@@ -39,15 +39,15 @@ int main(int argc, char **argv) {
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
 
-    GPT2Config c =
+    ModelConfig c =
         gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, o.length > 1024 ? (int)o.length : 1024);
-    GPT2 m;
+    Model m;
     Optimizer optimizer;
     Workspace w;
-    if (!gpt2_config_check(&c, "model", &e)) die("%s", e.text);
+    if (!model_config_check(&c, "model", &e)) die("%s", e.text);
     const int N = (int)(o.batch * o.length);
-    if (!gpt2_new(&m, &c, b, d, true, &e)) die("%s", e.text);
-    gpt2_init(&m, 1);
+    if (!model_new(&m, &c, b, d, true, &e)) die("%s", e.text);
+    model_init(&m, 1);
     if (!optimizer_new(&optimizer, &m, &e) || !workspace_new(&w, &m, N, N, (int)o.batch, true, (int)o.recompute, &e))
         die("%s", e.text);
     Batch batch = batch_new(N, N, (int)o.batch);
@@ -66,10 +66,10 @@ int main(int argc, char **argv) {
     double *seconds = (double *)xmalloc((size_t)o.steps * sizeof *seconds), total = 0;
     for (int64_t step = -1; step < o.steps; step++) {
         const double start = program_seconds();
-        const GPT2Output out = {.logp = logp};
-        gpt2_forward_backward(&m, &w, &batch, 1, dlogp, &out);
+        const ModelOutput out = {.logp = logp};
+        model_forward_backward(&m, &w, &batch, 1, dlogp, &out);
         const OptimizerResult r = optimizer_step(&optimizer, &m, 1e-4);
-        if (!gpt2_sync(&m, &e)) die("%s", e.text);
+        if (!model_sync(&m, &e)) die("%s", e.text);
         const double t = program_seconds() - start;
         double loss = 0;
         for (int i = 0; i < batch.targets; i++) loss -= (double)logp[i] / batch.targets;
@@ -94,6 +94,6 @@ int main(int argc, char **argv) {
            program_peak_memory() >> 20);
 
     free(tokens), free(dlogp), free(logp), free(seconds), batch_free(&batch);
-    workspace_free(&w, &m), optimizer_free(&optimizer, &m), gpt2_free(&m), b->close(d);
+    workspace_free(&w, &m), optimizer_free(&optimizer, &m), model_free(&m), b->close(d);
     return 0;
 }

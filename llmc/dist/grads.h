@@ -7,7 +7,7 @@
  *     dist_grads_open(&g, &d, &model, &optimizer, false);             // model.share said what they hold, before they were made
  *     for each step {
  *         dist_grads_begin(&g, micro_batches, &e);             // that this rank will run; may be none
- *         for each of them: gpt2_backward(&model, ...);        // in the last one the sums begin
+ *         for each of them: model_backward(&model, ...);        // in the last one the sums begin
  *         dist_grads_update(&g, lr, &result, &e);              // in the place of optimizer_step()
  *     }
  *
@@ -36,7 +36,7 @@ typedef struct DistBucket {
 
 typedef struct DistGrads {
     Dist *d;
-    GPT2 *model;
+    Model *model;
     Optimizer *optimizer;
     DistPiece *piece; /* gradients, in the order in which they are summed */
     DistBucket *bucket;
@@ -54,7 +54,7 @@ static inline bool dist_of_layer(const DistGrads *g, int tensor) { return tensor
 
 static inline void dist_piece(DistGrads *g, int tensor, int layer) {
     const TensorInfo *t = &g->model->tensor[tensor];
-    DistPiece p = {.x = gpt2_g(g->model, tensor, layer), .n = t->rows * t->columns};
+    DistPiece p = {.x = model_grad(g->model, tensor, layer), .n = t->rows * t->columns};
     if (dist_zero2(g) && dist_of_layer(g, tensor))
         for (int i = 0; i < g->optimizer->slices; i++) {
             const Slice *s = &g->optimizer->slice[i];
@@ -73,16 +73,16 @@ static inline void dist_bucket_end(DistGrads *g, int layer) {
 static inline void dist_buckets(DistGrads *g) {
     const int L = g->model->config.layers;
     size_t filled = 0;
-    g->piece = (DistPiece *)xcalloc((size_t)(L + 1) * GPT2_TENSOR_COUNT, sizeof *g->piece);
+    g->piece = (DistPiece *)xcalloc((size_t)(L + 1) * TENSOR_COUNT, sizeof *g->piece);
     g->bucket = (DistBucket *)xcalloc((size_t)L + 2, sizeof *g->bucket);
     for (int l = L - 1; l >= 0; l--) {
-        for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+        for (int i = 0; i < TENSOR_COUNT; i++)
             if (dist_of_layer(g, i)) dist_piece(g, i, l), filled += g->piece[g->pieces - 1].n;
         if (filled < DIST_BUCKET && l > 0 && !dist_zero2(g)) continue;
         dist_bucket_end(g, l);
         filled = 0;
     }
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         if (g->model->tensor[i].size && !dist_of_layer(g, i)) dist_piece(g, i, 0);
     dist_bucket_end(g, -1);
 }
@@ -155,8 +155,8 @@ static inline bool dist_grads_finish(void *context, Error *e) {
 /* optimizer.h's collect: this rank's slice of a layer of a tensor into the place of its gradients, then everyone's. */
 static inline bool dist_grads_collect(void *context, const Floats *array, int tensor, int layer, Error *e) {
     DistGrads *g = (DistGrads *)context;
-    const GPT2 *m = g->model;
-    const DistPiece p = {.x = gpt2_g(m, tensor, layer), .n = m->tensor[tensor].rows * m->tensor[tensor].columns};
+    const Model *m = g->model;
+    const DistPiece p = {.x = model_grad(m, tensor, layer), .n = m->tensor[tensor].rows * m->tensor[tensor].columns};
     for (int i = 0; i < g->optimizer->slices; i++) {
         const Slice *s = &g->optimizer->slice[i];
         if (s->tensor != tensor || s->layer != layer) continue;
@@ -172,7 +172,7 @@ static inline bool dist_grads_collect(void *context, const Floats *array, int te
 /* ---- the step -------------------------------------------------------------------------------------------------- */
 
 /* m and o: made with m->share, and trained from now on. late: see above; its share is that of one rank alone. */
-static inline void dist_grads_open(DistGrads *g, Dist *d, GPT2 *m, Optimizer *o, bool late) {
+static inline void dist_grads_open(DistGrads *g, Dist *d, Model *m, Optimizer *o, bool late) {
     *g = (DistGrads){.d = d, .model = m, .optimizer = o, .late = late};
     if (d->ranks == 1) return;
     dist_buckets(g);
@@ -200,16 +200,16 @@ static inline bool dist_grads_begin(DistGrads *g, int64_t micros, Error *e) {
 
 /* zero 1 and 2: each rank's new weights go to all. */
 static inline bool dist_grads_weights(DistGrads *g, Error *e) {
-    const GPT2 *m = g->model;
+    const Model *m = g->model;
     const Backend *b = m->backend;
     DistPiece *piece = (DistPiece *)xcalloc((size_t)g->pieces, sizeof *piece);
     size_t filled = 0;
     int n = 0;
     bool ok = true;
-    for (int i = 0; ok && i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; ok && i < TENSOR_COUNT; i++)
         for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
-            piece[n] =
-                (DistPiece){.x = (void *)(uintptr_t)gpt2_w(m, i, l), .n = m->tensor[i].rows * m->tensor[i].columns};
+            piece[n] = (DistPiece){.x = (void *)(uintptr_t)model_weight(m, i, l),
+                                   .n = m->tensor[i].rows * m->tensor[i].columns};
             filled += piece[n++].n;
             if (filled < DIST_WEIGHTS) continue;
             ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
@@ -232,9 +232,9 @@ static inline bool dist_grads_settle(DistGrads *g, Error *e) {
 
 /* The step's end without an update: the gradients are zero again. */
 static inline bool dist_grads_discard(DistGrads *g, Error *e) {
-    const GPT2 *m = g->model;
+    const Model *m = g->model;
     if (!dist_grads_settle(g, e)) return false;
-    gpt2_zero_grads(m);
+    model_zero_grads(m);
     if (dist_zero2(g)) m->backend->zero(m->device, g->optimizer->layer_grads, g->optimizer->count * sizeof(float));
     return true;
 }
@@ -243,7 +243,7 @@ static inline bool dist_grads_discard(DistGrads *g, Error *e) {
 static inline bool dist_grads_update(DistGrads *g, double lr, OptimizerResult *result, Error *e) {
     Optimizer *o = g->optimizer;
     if (!dist_grads_settle(g, e)) return false;
-    if (!gpt2_sync(g->model, e)) return false;
+    if (!model_sync(g->model, e)) return false;
     double square = optimizer_square(o, g->model);
     if (o->sharded && !dist_sum(g->d, &square, 1, e)) return false;
     *result = optimizer_update(o, g->model, lr, sqrt(square));

@@ -13,7 +13,7 @@
  *
  *     KtoConfig c = kto_config();
  *     double z = kto_reference_point(offset, logp, ref_logp, n);                  // of the mismatched answers
- *     for each micro-batch: loss += kto_loss(&c, z, n, &batch, dlogp, &stats), gpt2_backward(dlogp)
+ *     for each micro-batch: loss += kto_loss(&c, z, n, &batch, dlogp, &stats), model_backward(dlogp)
  */
 #ifndef LLMC_LOSS_KTO_H
 #define LLMC_LOSS_KTO_H

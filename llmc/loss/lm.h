@@ -6,7 +6,7 @@
  * micro-batches add up. It is taken as at least 1, so a batch without targets has loss 0.
  *
  *     N = lm_weight_sum(weight of the global batch);
- *     for each micro-batch: loss += loss_nll(out.logp, weight, R, N, dlogp), gpt2_backward(dlogp)
+ *     for each micro-batch: loss += loss_nll(out.logp, weight, R, N, dlogp), model_backward(dlogp)
  */
 #ifndef LLMC_LOSS_LM_H
 #define LLMC_LOSS_LM_H

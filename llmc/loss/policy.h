@@ -31,7 +31,7 @@
  *     PolicyLossConfig c = policy_loss_config(POLICY_DAPO);
  *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
  *     PolicyStats stats = policy_stats();
- *     for each micro-batch: loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats), gpt2_backward(dlogp)
+ *     for each micro-batch: loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats), model_backward(dlogp)
  *     PolicyMetric metric[POLICY_METRICS]; int count = policy_metrics(&c, &stats, metric);
  */
 #ifndef LLMC_LOSS_POLICY_H

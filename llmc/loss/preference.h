@@ -48,7 +48,7 @@
  *     preference_add(&c, PREFERENCE_IPO, 1);
  *     PreferenceNormaliser n = preference_normaliser(offset, pairs);
  *     PreferenceStats stats = {0};
- *     for each micro-batch: loss += preference_loss(&c, &n, &batch, dlogp, &stats), gpt2_backward(dlogp)
+ *     for each micro-batch: loss += preference_loss(&c, &n, &batch, dlogp, &stats), model_backward(dlogp)
  */
 #ifndef LLMC_LOSS_PREFERENCE_H
 #define LLMC_LOSS_PREFERENCE_H

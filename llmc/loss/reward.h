@@ -12,7 +12,7 @@
  * the loss is the same, and so are the gradients of z_1 (and, with the other sign, z_0).
  *
  *     loss += loss_bradley_terry(&config, score, margin, pairs, N, dscore);
- *     gpt2_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
+ *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
  */
 #ifndef LLMC_LOSS_REWARD_H
 #define LLMC_LOSS_REWARD_H

@@ -72,8 +72,8 @@ static inline uint16_t checkpoint_to_bf16(float x) {
 
 typedef struct CheckpointReader {
     Reader in;
-    GPT2Config config; /* value_head: the file has a HEAD section; its two tensors are not among the weights */
-    bool bf16;         /* weights are stored as bf16; they are returned as float32 */
+    ModelConfig config; /* value_head: the file has a HEAD section; its two tensors are not among the weights */
+    bool bf16;          /* weights are stored as bf16; they are returned as float32 */
     /* private */
     bool announced;        /* the header declares a trailer */
     bool started, ended;   /* the start of the trailer has been read; its last section has been read */
@@ -106,19 +106,19 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
     c->bf16 = h[1] == CHECKPOINT_BF16;
     c->announced = h[8] != 0;
     const int32_t hidden = h[6] > 0 && h[6] <= INT32_MAX / 4 ? 4 * h[6] : h[6];
-    c->config = (GPT2Config){.context = h[2],
-                             .vocab = h[3],
-                             .layers = h[4],
-                             .heads = h[5],
-                             .width = h[6],
-                             .padded_vocab = h[7],
-                             .kv_heads = h[9] ? h[9] : h[5],
-                             .hidden = h[10] ? h[10] : hidden,
-                             .norm = (NormKind)h[11],
-                             .position = (PositionKind)h[12],
-                             .mlp = (MlpKind)h[13],
-                             .value_head = h[14]};
-    if (!gpt2_config_check(&c->config, name, e)) return false;
+    c->config = (ModelConfig){.context = h[2],
+                              .vocab = h[3],
+                              .layers = h[4],
+                              .heads = h[5],
+                              .width = h[6],
+                              .padded_vocab = h[7],
+                              .kv_heads = h[9] ? h[9] : h[5],
+                              .hidden = h[10] ? h[10] : hidden,
+                              .norm = (NormKind)h[11],
+                              .position = (PositionKind)h[12],
+                              .mlp = (MlpKind)h[13],
+                              .value_head = h[14]};
+    if (!model_config_check(&c->config, name, e)) return false;
     c->weights_left = gpt2_file_elements(&c->config);
     const int64_t left = reader_left(&c->in);
     if (left >= 0 && (uint64_t)left / (c->bf16 ? 2 : 4) < c->weights_left)
@@ -270,7 +270,7 @@ static inline bool checkpoint_finish(CheckpointReader *c, Error *e) {
 
 typedef struct CheckpointWriter {
     Writer out;
-    GPT2Config config;
+    ModelConfig config;
     bool bf16;
     bool trailer, head_written;
     size_t weights_left;   /* elements */
@@ -281,11 +281,11 @@ typedef struct CheckpointWriter {
 static inline void checkpoint_abort(CheckpointWriter *c) { writer_abort(&c->out); }
 
 /* Begins a checkpoint of a model of this configuration, with weights stored as bf16 or float32. */
-static inline bool checkpoint_create(CheckpointWriter *c, const char *path, const GPT2Config *config, bool bf16,
+static inline bool checkpoint_create(CheckpointWriter *c, const char *path, const ModelConfig *config, bool bf16,
                                      Error *e) {
-    const GPT2Config *m = config;
+    const ModelConfig *m = config;
     *c = (CheckpointWriter){.out.fd = -1, .config = *config, .bf16 = bf16};
-    if (!gpt2_config_check(config, path, e)) return false;
+    if (!model_config_check(config, path, e)) return false;
     c->weights_left = gpt2_file_elements(config);
     const int32_t h[CHECKPOINT_HEADER] = {MAGIC_CHECKPOINT,
                                           bf16 ? CHECKPOINT_BF16 : CHECKPOINT_FLOAT32,

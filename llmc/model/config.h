@@ -15,7 +15,7 @@ typedef enum { NORM_LAYER } NormKind;
 typedef enum { POSITION_LEARNED } PositionKind;
 typedef enum { MLP_GELU } MlpKind;
 
-typedef struct GPT2Config {
+typedef struct ModelConfig {
     int32_t context;      /* T: maximum number of positions */
     int32_t vocab;        /* V */
     int32_t padded_vocab; /* Vp: V rounded up to a multiple of 128, as in llm.c */
@@ -28,19 +28,19 @@ typedef struct GPT2Config {
     PositionKind position;
     MlpKind mlp;
     int32_t value_head; /* 1: a linear head (C -> 1) on the final layernorm, for rewards and values */
-} GPT2Config;
+} ModelConfig;
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
 // clang-format off
 /*    name      rows               columns            layers     init           decay Hugging Face name */
-#define GPT2_TENSORS(T)                                                                                          \
+#define MODEL_TENSORS(T)                                                                                          \
     T(wte,      c->padded_vocab,   c->width,          1,         INIT_NORMAL,   1,    "wte.weight")              \
     T(wpe,      c->context,        c->width,          1,         INIT_NORMAL,   1,    "wpe.weight")              \
     T(ln1w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_1.weight")        \
     T(ln1b,     1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.ln_1.bias")          \
-    T(qkvw,     gpt2_qkv_width(c), c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.attn.c_attn.weight") \
-    T(qkvb,     1,                 gpt2_qkv_width(c), c->layers, INIT_ZERO,     0,    "h.%d.attn.c_attn.bias")   \
+    T(qkvw,     model_qkv_width(c), c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.attn.c_attn.weight") \
+    T(qkvb,     1,                 model_qkv_width(c), c->layers, INIT_ZERO,     0,    "h.%d.attn.c_attn.bias")   \
     T(attprojw, c->width,          c->width,          c->layers, INIT_RESIDUAL, 1,    "h.%d.attn.c_proj.weight") \
     T(attprojb, 1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.attn.c_proj.bias")   \
     T(ln2w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_2.weight")        \
@@ -56,12 +56,12 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
 // clang-format on
 
 enum {
-#define T(name, rows, columns, layers, init, decay, hf) GPT2_##name,
-    GPT2_TENSORS(T)
+#define T(name, rows, columns, layers, init, decay, hf) TENSOR_##name,
+    MODEL_TENSORS(T)
 #undef T
-        GPT2_TENSOR_COUNT
+        TENSOR_COUNT
 };
-enum { GPT2_FILE_TENSORS = GPT2_valuew }; /* number of tensors in llm.c's part of the file */
+enum { GPT2_FILE_TENSORS = TENSOR_valuew }; /* number of tensors in llm.c's part of the file */
 
 typedef struct TensorInfo {
     const char *name, *hf_name;
@@ -75,10 +75,12 @@ typedef struct TensorInfo {
 static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && strchr(t->hf_name, '%'); }
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
-static inline int32_t gpt2_qkv_width(const GPT2Config *c) { return c->width + 2 * c->kv_heads * (c->width / c->heads); }
+static inline int32_t model_qkv_width(const ModelConfig *c) {
+    return c->width + 2 * c->kv_heads * (c->width / c->heads);
+}
 
 /* Fills in t and returns the number of elements of all tensors. */
-static inline size_t gpt2_tensors(const GPT2Config *c, TensorInfo t[GPT2_TENSOR_COUNT]) {
+static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COUNT]) {
     int i = 0;
     size_t offset = 0;
 #define T(name_, rows_, columns_, layers_, init_, decay_, hf_)                                                         \
@@ -86,36 +88,36 @@ static inline size_t gpt2_tensors(const GPT2Config *c, TensorInfo t[GPT2_TENSOR_
         (TensorInfo){#name_, hf_, (size_t)(rows_), (size_t)(columns_), (size_t)(layers_), offset, 0, init_, decay_};   \
     t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \
     offset += t[i++].size;
-    GPT2_TENSORS(T)
+    MODEL_TENSORS(T)
 #undef T
     return offset;
 }
 
 /* Elements in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */
-static inline size_t gpt2_file_elements(const GPT2Config *c) {
-    TensorInfo t[GPT2_TENSOR_COUNT];
-    gpt2_tensors(c, t);
+static inline size_t gpt2_file_elements(const ModelConfig *c) {
+    TensorInfo t[TENSOR_COUNT];
+    model_tensors(c, t);
     return t[GPT2_FILE_TENSORS].offset;
 }
 
 static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 128 * 128; }
 
 /* GPT-2 of the given shape, without a value head. */
-static inline GPT2Config gpt2_config(int32_t layers, int32_t heads, int32_t width, int32_t vocab, int32_t context) {
-    GPT2Config c = {.context = context,
-                    .vocab = vocab,
-                    .padded_vocab = gpt2_padded_vocab(vocab),
-                    .layers = layers,
-                    .heads = heads,
-                    .kv_heads = heads,
-                    .width = width,
-                    .hidden = 4 * width};
+static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t width, int32_t vocab, int32_t context) {
+    ModelConfig c = {.context = context,
+                     .vocab = vocab,
+                     .padded_vocab = gpt2_padded_vocab(vocab),
+                     .layers = layers,
+                     .heads = heads,
+                     .kv_heads = heads,
+                     .width = width,
+                     .hidden = 4 * width};
     return c;
 }
 
 /* Is this a model that can be built? `what` (a file or option) begins the message. Every size read from a file is
  * checked here before anything is allocated; the bounds keep all products of two sizes within 62 bits. */
-static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Error *e) {
+static inline bool model_config_check(const ModelConfig *c, const char *what, Error *e) {
     const struct {
         const char *name;
         int64_t value, low, high;
@@ -147,7 +149,7 @@ static inline bool gpt2_config_check(const GPT2Config *c, const char *what, Erro
 
 /* llm.c's descriptors: d12 or gpt2:d48 (depth, with GPT-2's width) or gpt2:c768 (channels). Returns false if `text` is
  * not a descriptor. Otherwise *ok is set to whether its model can be built. */
-static inline bool gpt2_config_descriptor(const char *text, GPT2Config *c, bool *ok, Error *e) {
+static inline bool gpt2_config_descriptor(const char *text, ModelConfig *c, bool *ok, Error *e) {
     static const int known[][3] = {/* depth, channels, heads: train_gpt2.cu, gpt2_set_hyperparameters */
                                    {6, 384, 6},    {12, 768, 12},  {24, 1024, 16},
                                    {36, 1280, 20}, {48, 1600, 25}, {60, 1920, 30}};

@@ -9,18 +9,18 @@
  * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
  * targets and returns their gradients.
  *
- *     gpt2_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
+ *     model_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
  *     loss = objective(out.logp, batch.targets, dlogp);        // any objective
- *     gpt2_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);   // adds to the gradients of the parameters
+ *     model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);   // adds to the gradients of the parameters
  *
- * An objective whose dlogp does not depend on logp (maximum likelihood) uses gpt2_forward_backward(), which computes
+ * An objective whose dlogp does not depend on logp (maximum likelihood) uses model_forward_backward(), which computes
  * the head's logits once instead of twice.
  *
  * A Workspace holds the activations of one batch in one allocation, whose size workspace_bytes() predicts. In training,
  * recompute trades time for memory: 0 keeps all activations, 1 recomputes the outputs of layernorm and GELU, and 2
  * recomputes whole layers from their inputs. A Workspace for inference keeps the activations of one layer only.
  *
- * Host code here never dereferences a device pointer. Device errors are sticky; gpt2_sync() reports them.
+ * Host code here never dereferences a device pointer. Device errors are sticky; model_sync() reports them.
  */
 #ifndef LLMC_MODEL_GPT2_H
 #define LLMC_MODEL_GPT2_H
@@ -31,16 +31,16 @@
 #include "../base/random.h"
 #include <assert.h>
 
-typedef struct GPT2 {
-    GPT2Config config;
+typedef struct Model {
+    ModelConfig config;
     const Backend *backend;
     Device *device; /* owned by the caller */
-    TensorInfo tensor[GPT2_TENSOR_COUNT];
+    TensorInfo tensor[TENSOR_COUNT];
     size_t parameters; /* elements of all tensors; one block in the order of the table */
     Weights *weights;
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
-    size_t grads_offset[GPT2_TENSOR_COUNT];
+    size_t grads_offset[TENSOR_COUNT];
     /* Several ranks (dist.h). With zero 2 the gradients of only grads_layers layers are kept at a time, those of layer
      * l in slot l % grads_layers. A backward pass calls layer_done as soon as all gradients of a layer are complete,
      * and at its end with layer -1. */
@@ -48,7 +48,7 @@ typedef struct GPT2 {
     int grads_layers;
     void (*layer_done)(void *context, int layer);
     void *layer_context;
-} GPT2;
+} Model;
 
 /* Keys and values of earlier tokens: `rows` cache rows per layer. */
 typedef struct KVCache {
@@ -71,7 +71,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(ln1,        SIZE_ACTS,   c->width,          rows,     0,   ALWAYS) \
     A(mean1,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
     A(rstd1,      SIZE_FLOATS, 1,                 rows,     1,   ALWAYS) \
-    A(qkv,        SIZE_ACTS,   gpt2_qkv_width(c), rows,     1,   ALWAYS) \
+    A(qkv,        SIZE_ACTS,   model_qkv_width(c), rows,     1,   ALWAYS) \
     A(atty,       SIZE_ACTS,   c->width,          rows,     1,   ALWAYS) \
     A(lse,        SIZE_FLOATS, c->heads,          rows,     1,   TRAIN)  \
     A(x2,         SIZE_ACTS,   c->width,          rows,     1,   TRAIN)  \
@@ -101,7 +101,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(dh,         SIZE_ACTS,   c->width,          targets,  -1,  TRAIN)  \
     A(dx,         SIZE_ACTS,   c->width,          rows,     -1,  TRAIN)  \
     A(dnarrow,    SIZE_ACTS,   c->width,          rows,     -1,  TRAIN)  \
-    A(dwide,      SIZE_ACTS,   gpt2_widest(c),    rows,     -1,  TRAIN)
+    A(dwide,      SIZE_ACTS,   model_widest(c),    rows,     -1,  TRAIN)
 // clang-format on
 
 enum {
@@ -124,34 +124,33 @@ typedef struct Workspace {
 } Workspace;
 
 /* Results of a forward pass, in host memory. NULL: not computed. */
-typedef struct GPT2Output {
+typedef struct ModelOutput {
     float *logp;     /* (R) */
     float *entropy;  /* (R) nats */
     int32_t *argmax; /* (R) */
     float *value;    /* (R) */
-} GPT2Output;
+} ModelOutput;
 
-static inline int32_t gpt2_widest(const GPT2Config *c) {
-    return c->hidden > gpt2_qkv_width(c) ? c->hidden : gpt2_qkv_width(c);
+static inline int32_t model_widest(const ModelConfig *c) {
+    return c->hidden > model_qkv_width(c) ? c->hidden : model_qkv_width(c);
 }
 
 /* ---- the model ------------------------------------------------------------------------------------------------- */
 
-static inline size_t gpt2_model_bytes(const GPT2Config *c, const Backend *b, bool gradients) {
-    TensorInfo t[GPT2_TENSOR_COUNT];
-    return gpt2_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
+static inline size_t model_bytes(const ModelConfig *c, const Backend *b, bool gradients) {
+    TensorInfo t[TENSOR_COUNT];
+    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
 }
 
-enum { GPT2_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
+enum { MODEL_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
 
 /* Sets the offset of each tensor's gradients and the number of layers kept. Returns the number of floats. */
-static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t offset[GPT2_TENSOR_COUNT],
-                                       int *layers) {
-    TensorInfo t[GPT2_TENSOR_COUNT];
+static inline size_t model_grads_layout(const ModelConfig *c, Share share, size_t offset[TENSOR_COUNT], int *layers) {
+    TensorInfo t[TENSOR_COUNT];
     size_t at = 0;
-    gpt2_tensors(c, t);
-    *layers = share.ranks > 1 && share.zero == 2 && c->layers > GPT2_GRADS_LAYERS ? GPT2_GRADS_LAYERS : c->layers;
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    model_tensors(c, t);
+    *layers = share.ranks > 1 && share.zero == 2 && c->layers > MODEL_GRADS_LAYERS ? MODEL_GRADS_LAYERS : c->layers;
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         offset[i] = at;
         at += t[i].layers > (size_t)*layers ? t[i].rows * t[i].columns * (size_t)*layers : t[i].size;
     }
@@ -159,8 +158,8 @@ static inline size_t gpt2_grads_layout(const GPT2Config *c, Share share, size_t 
 }
 
 /* Allocates zeroed gradients for a model that will be trained, according to m->share. */
-static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
-    m->grads_count = gpt2_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
+static inline bool model_new_grads(Model *m, Error *e) {
+    m->grads_count = model_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
     const size_t bytes = m->grads_count * sizeof(float);
     m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
     if (m->grads) m->backend->zero(m->device, m->grads, bytes);
@@ -168,28 +167,29 @@ static inline bool gpt2_new_grads(GPT2 *m, Error *e) {
 }
 
 /* Allocates a model of the given shape. Its weights are uninitialised. */
-static inline bool gpt2_new(GPT2 *m, const GPT2Config *c, const Backend *b, Device *d, bool gradients, Error *e) {
-    *m = (GPT2){.config = *c, .backend = b, .device = d};
-    m->parameters = gpt2_tensors(c, m->tensor);
+static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, Device *d, bool gradients, Error *e) {
+    *m = (Model){.config = *c, .backend = b, .device = d};
+    m->parameters = model_tensors(c, m->tensor);
     m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
-    return m->weights && (!gradients || gpt2_new_grads(m, e));
+    return m->weights && (!gradients || model_new_grads(m, e));
 }
 
-static inline void gpt2_free(GPT2 *m) {
+static inline void model_free(Model *m) {
     if (m->weights) m->backend->weights_release(m->device, m->weights, m->parameters);
     if (m->grads) m->backend->release(m->device, m->grads);
-    *m = (GPT2){0};
+    *m = (Model){0};
 }
 
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
  * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); layernorm weights are 1, biases 0 and the
  * padding rows of wte 0. */
-static inline void gpt2_init_tensor(const GPT2Config *c, int tensor, const TensorInfo *t, uint64_t seed, float *host) {
+static inline void model_init_tensor(const ModelConfig *c, int tensor, const TensorInfo *t, uint64_t seed,
+                                     float *host) {
     const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
                              : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
                                                       : 0.02;
     Random random = random_start(seed, RANDOM_INIT + (uint64_t)tensor);
-    const size_t drawn = tensor == GPT2_wte ? (size_t)c->vocab * (size_t)c->width : t->size;
+    const size_t drawn = tensor == TENSOR_wte ? (size_t)c->vocab * (size_t)c->width : t->size;
     for (size_t i = 0; i < t->size; i++)
         host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
                   : t->init == INIT_ONE              ? 1.0f
@@ -197,29 +197,29 @@ static inline void gpt2_init_tensor(const GPT2Config *c, int tensor, const Tenso
 }
 
 /* Initialises the weights of a new model from a seed. */
-static inline void gpt2_init(GPT2 *m, uint64_t seed) {
+static inline void model_init(Model *m, uint64_t seed) {
     size_t largest = 0;
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         if (m->tensor[i].size > largest) largest = m->tensor[i].size;
     float *host = (float *)xmalloc(largest * sizeof *host);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
         if (!t->size) continue;
-        gpt2_init_tensor(&m->config, i, t, seed, host);
+        model_init_tensor(&m->config, i, t, seed, host);
         m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset), host, t->size);
     }
     free(host);
 }
 
 /* Adds the tokens [V, vocab), whose embeddings use the padding rows of wte: vocab <= Vp. */
-static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
-    GPT2Config c = m->config;
-    const TensorInfo *t = &m->tensor[GPT2_wte];
+static inline void model_grow_vocab(Model *m, int32_t vocab, uint64_t seed) {
+    ModelConfig c = m->config;
+    const TensorInfo *t = &m->tensor[TENSOR_wte];
     const size_t first = (size_t)c.vocab * (size_t)c.width, last = (size_t)vocab * (size_t)c.width;
     float *host = (float *)xmalloc(t->size * sizeof *host);
     assert(vocab >= c.vocab && vocab <= c.padded_vocab);
     c.vocab = vocab;
-    gpt2_init_tensor(&c, GPT2_wte, t, seed, host);
+    model_init_tensor(&c, TENSOR_wte, t, seed, host);
     m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
                                last - first);
     m->config.vocab = vocab;
@@ -227,8 +227,8 @@ static inline void gpt2_grow_vocab(GPT2 *m, int32_t vocab, uint64_t seed) {
 }
 
 /* Copies a model without gradients, to serve as a reference. */
-static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
-    if (!gpt2_new(to, &from->config, from->backend, from->device, false, e)) return false;
+static inline bool model_copy(Model *to, const Model *from, Error *e) {
+    if (!model_new(to, &from->config, from->backend, from->device, false, e)) return false;
     float *host = (float *)xmalloc(from->parameters * sizeof *host);
     from->backend->weights_download(from->device, host, from->weights, from->parameters);
     to->backend->weights_upload(to->device, to->weights, host, to->parameters);
@@ -236,18 +236,18 @@ static inline bool gpt2_copy(GPT2 *to, const GPT2 *from, Error *e) {
     return true;
 }
 
-static inline void gpt2_zero_grads(const GPT2 *m) {
+static inline void model_zero_grads(const Model *m) {
     m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
 }
 
-static inline bool gpt2_sync(const GPT2 *m, Error *e) { return m->backend->sync(m->device, e); }
+static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
 
 /* Weights and gradients of layer l of tensor i. */
-static inline const Weights *gpt2_w(const GPT2 *m, int i, int l) {
+static inline const Weights *model_weight(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
 }
-static inline Floats *gpt2_g(const GPT2 *m, int i, int l) {
+static inline Floats *model_grad(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
 }
@@ -255,7 +255,7 @@ static inline Floats *gpt2_g(const GPT2 *m, int i, int l) {
 /* ---- the workspace --------------------------------------------------------------------------------------------- */
 
 /* Fills in sizes and offsets; returns the size of the arena in bytes. */
-static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const Backend *b) {
+static inline size_t workspace_layout(Workspace *w, const ModelConfig *c, const Backend *b) {
     enum { ALWAYS, TRAIN, INFER };
     const size_t unit[] = {b->act_size, sizeof(float), sizeof(int32_t)};
     size_t at = 0;
@@ -277,14 +277,14 @@ static inline size_t workspace_layout(Workspace *w, const GPT2Config *c, const B
 }
 
 /* Bytes that workspace_new() would allocate. */
-static inline size_t workspace_bytes(const GPT2Config *c, const Backend *b, int rows, int targets, int segments,
+static inline size_t workspace_bytes(const ModelConfig *c, const Backend *b, int rows, int targets, int segments,
                                      bool train, int recompute) {
     Workspace w = {.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
     return workspace_layout(&w, c, b);
 }
 
 /* rows, targets, segments: capacities, the sizes of the largest batch. recompute: 0, 1 or 2 (training only). */
-static inline bool workspace_new(Workspace *w, const GPT2 *m, int rows, int targets, int segments, bool train,
+static inline bool workspace_new(Workspace *w, const Model *m, int rows, int targets, int segments, bool train,
                                  int recompute, Error *e) {
     *w = (Workspace){.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
     workspace_layout(w, &m->config, m->backend);
@@ -293,7 +293,7 @@ static inline bool workspace_new(Workspace *w, const GPT2 *m, int rows, int targ
     return w->arena != NULL;
 }
 
-static inline void workspace_free(Workspace *w, const GPT2 *m) {
+static inline void workspace_free(Workspace *w, const Model *m) {
     if (w->arena) m->backend->release(m->device, w->arena);
     *w = (Workspace){0};
 }
@@ -313,13 +313,13 @@ static inline Acts *work_x3(const Workspace *w, int l) {
 
 /* ---- key/value cache ------------------------------------------------------------------------------------------- */
 
-static inline int32_t gpt2_kv_width(const GPT2Config *c) { return c->kv_heads * (c->width / c->heads); }
+static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads * (c->width / c->heads); }
 
-static inline size_t kv_bytes(const GPT2Config *c, const Backend *b, int rows) {
-    return 2 * (size_t)c->layers * (size_t)rows * (size_t)gpt2_kv_width(c) * b->act_size;
+static inline size_t kv_bytes(const ModelConfig *c, const Backend *b, int rows) {
+    return 2 * (size_t)c->layers * (size_t)rows * (size_t)model_kv_width(c) * b->act_size;
 }
 
-static inline bool kv_new(KVCache *kv, const GPT2 *m, int rows, Error *e) {
+static inline bool kv_new(KVCache *kv, const Model *m, int rows, Error *e) {
     const size_t half = kv_bytes(&m->config, m->backend, rows) / 2;
     kv->rows = rows;
     kv->k = (Acts *)m->backend->alloc(m->device, 2 * half, "key/value cache", e);
@@ -328,16 +328,16 @@ static inline bool kv_new(KVCache *kv, const GPT2 *m, int rows, Error *e) {
     return kv->k != NULL;
 }
 
-static inline void kv_free(KVCache *kv, const GPT2 *m) {
+static inline void kv_free(KVCache *kv, const Model *m) {
     if (kv->k) m->backend->release(m->device, kv->k);
     *kv = (KVCache){0};
 }
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
-static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const Batch *batch, int l) {
-    const GPT2Config *c = &m->config;
-    const int D = c->width / c->heads, Q = gpt2_qkv_width(c);
+static inline Attention model_attention(const Model *m, const Workspace *w, const Batch *batch, int l) {
+    const ModelConfig *c = &m->config;
+    const int D = c->width / c->heads, Q = model_qkv_width(c);
     Acts *qkv = WORK_A(qkv, l);
     Attention a = {.rows = batch->rows,
                    .segments = batch->segments,
@@ -350,7 +350,7 @@ static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const 
     a.segment = WORK_I(segment);
     a.q = qkv;
     a.k = acts_at(m->backend, qkv, (size_t)c->width);
-    a.v = acts_at(m->backend, qkv, (size_t)(c->width + gpt2_kv_width(c)));
+    a.v = acts_at(m->backend, qkv, (size_t)(c->width + model_kv_width(c)));
     a.out = WORK_A(atty, l);
     a.lse = w->train ? WORK_F(lse, l) : NULL;
     return a;
@@ -358,13 +358,14 @@ static inline Attention gpt2_attention(const GPT2 *m, const Workspace *w, const 
 
 /* A layer from ln1 to gelu: everything except its last product. With a cache, keys and values are stored in it and read
  * from it. */
-static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
+static inline void model_layer(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
     const Backend *b = m->backend;
     Device *d = m->device;
-    const GPT2Config *c = &m->config;
-    const int N = batch->rows, C = c->width, F = c->hidden, Q = gpt2_qkv_width(c), KC = gpt2_kv_width(c);
-    b->linear_forward(d, WORK_A(qkv, l), WORK_A(ln1, l), gpt2_w(m, GPT2_qkvw, l), gpt2_w(m, GPT2_qkvb, l), N, C, Q);
-    Attention a = gpt2_attention(m, w, batch, l);
+    const ModelConfig *c = &m->config;
+    const int N = batch->rows, C = c->width, F = c->hidden, Q = model_qkv_width(c), KC = model_kv_width(c);
+    b->linear_forward(d, WORK_A(qkv, l), WORK_A(ln1, l), model_weight(m, TENSOR_qkvw, l),
+                      model_weight(m, TENSOR_qkvb, l), N, C, Q);
+    Attention a = model_attention(m, w, batch, l);
     if (kv) {
         const size_t at = (size_t)l * (size_t)kv->rows * (size_t)KC;
         Acts *k = acts_at(b, kv->k, at), *v = acts_at(b, kv->v, at);
@@ -374,61 +375,62 @@ static inline void gpt2_layer(const GPT2 *m, const Workspace *w, const Batch *ba
         a.kv_stride = KC;
     }
     b->attention_forward(d, &a);
-    b->linear_forward(d, WORK_A(delta, 0), WORK_A(atty, l), gpt2_w(m, GPT2_attprojw, l), gpt2_w(m, GPT2_attprojb, l), N,
-                      C, C);
+    b->linear_forward(d, WORK_A(delta, 0), WORK_A(atty, l), model_weight(m, TENSOR_attprojw, l),
+                      model_weight(m, TENSOR_attprojb, l), N, C, C);
     b->residual_layernorm_forward(d, work_x2(w, l), WORK_A(ln2, l), WORK_F(mean2, l), WORK_F(rstd2, l),
-                                  work_x3(w, l - 1), WORK_A(delta, 0), gpt2_w(m, GPT2_ln2w, l), gpt2_w(m, GPT2_ln2b, l),
-                                  N, C);
-    b->linear_gelu_forward(d, WORK_A(fch, l), WORK_A(gelu, l), WORK_A(ln2, l), gpt2_w(m, GPT2_fcw, l),
-                           gpt2_w(m, GPT2_fcb, l), N, C, F);
+                                  work_x3(w, l - 1), WORK_A(delta, 0), model_weight(m, TENSOR_ln2w, l),
+                                  model_weight(m, TENSOR_ln2b, l), N, C);
+    b->linear_gelu_forward(d, WORK_A(fch, l), WORK_A(gelu, l), WORK_A(ln2, l), model_weight(m, TENSOR_fcw, l),
+                           model_weight(m, TENSOR_fcb, l), N, C, F);
 }
 
 /* Uploads the batch and runs the model from the tokens to the output of the final layernorm. */
-static inline void gpt2_trunk(const GPT2 *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
+static inline void model_trunk(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
     const Backend *b = m->backend;
     Device *d = m->device;
-    const GPT2Config *c = &m->config;
+    const ModelConfig *c = &m->config;
     const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden;
     b->upload(d, WORK_I(token), batch->tokens, (size_t)N * sizeof(int32_t));
     b->upload(d, WORK_I(position), batch->positions, (size_t)N * sizeof(int32_t));
     b->upload(d, WORK_I(segment), batch->segment, (size_t)batch->segments * sizeof(Segment));
-    b->embed_forward(d, WORK_A(encoded, 0), gpt2_w(m, GPT2_wte, 0), gpt2_w(m, GPT2_wpe, 0), WORK_I(token),
-                     WORK_I(position), N, C);
+    b->embed_forward(d, WORK_A(encoded, 0), model_weight(m, TENSOR_wte, 0), model_weight(m, TENSOR_wpe, 0),
+                     WORK_I(token), WORK_I(position), N, C);
     if (w->noise_scale) {
         b->upload(d, WORK_F(noise, 0), w->noise_scale, (size_t)N * sizeof(float));
         b->noise_add(d, WORK_A(encoded, 0), WORK_F(noise, 0), N, C, w->noise_seed, w->noise_stream);
     }
     b->layernorm_forward(d, WORK_A(ln1, 0), WORK_F(mean1, 0), WORK_F(rstd1, 0), WORK_A(encoded, 0),
-                         gpt2_w(m, GPT2_ln1w, 0), gpt2_w(m, GPT2_ln1b, 0), N, C);
+                         model_weight(m, TENSOR_ln1w, 0), model_weight(m, TENSOR_ln1b, 0), N, C);
     for (int l = 0; l < L; l++) {
-        gpt2_layer(m, w, batch, kv, l);
-        b->linear_forward(d, WORK_A(delta, 0), WORK_A(gelu, l), gpt2_w(m, GPT2_fcprojw, l), gpt2_w(m, GPT2_fcprojb, l),
-                          N, F, C);
+        model_layer(m, w, batch, kv, l);
+        b->linear_forward(d, WORK_A(delta, 0), WORK_A(gelu, l), model_weight(m, TENSOR_fcprojw, l),
+                          model_weight(m, TENSOR_fcprojb, l), N, F, C);
         const bool last = l == L - 1;
         b->residual_layernorm_forward(d, work_x3(w, l), last ? WORK_A(lnf, 0) : WORK_A(ln1, l + 1),
                                       last ? WORK_F(meanf, 0) : WORK_F(mean1, l + 1),
                                       last ? WORK_F(rstdf, 0) : WORK_F(rstd1, l + 1), work_x2(w, l), WORK_A(delta, 0),
-                                      last ? gpt2_w(m, GPT2_lnfw, 0) : gpt2_w(m, GPT2_ln1w, l + 1),
-                                      last ? gpt2_w(m, GPT2_lnfb, 0) : gpt2_w(m, GPT2_ln1b, l + 1), N, C);
+                                      last ? model_weight(m, TENSOR_lnfw, 0) : model_weight(m, TENSOR_ln1w, l + 1),
+                                      last ? model_weight(m, TENSOR_lnfb, 0) : model_weight(m, TENSOR_ln1b, l + 1), N,
+                                      C);
     }
 }
 
 /* Gathers the target rows of the final layernorm's output into h. */
-static inline void gpt2_targets(const GPT2 *m, const Workspace *w, const Batch *batch) {
+static inline void model_targets(const Model *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     b->upload(m->device, WORK_I(target_row), batch->target_row, (size_t)batch->targets * sizeof(int32_t));
     b->gather_rows(m->device, WORK_A(h, 0), WORK_A(lnf, 0), WORK_I(target_row), batch->targets, m->config.width);
 }
 
-static inline Head gpt2_head(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature) {
-    const GPT2Config *c = &m->config;
+static inline Head model_head(const Model *m, const Workspace *w, const Batch *batch, float temperature) {
+    const ModelConfig *c = &m->config;
     Head head = {.rows = batch->targets,
                  .channels = c->width,
                  .vocab = c->vocab,
                  .padded_vocab = c->padded_vocab,
                  .temperature = temperature,
                  .h = WORK_A(h, 0),
-                 .wte = gpt2_w(m, GPT2_wte, 0),
+                 .wte = model_weight(m, TENSOR_wte, 0),
                  .target = WORK_I(target),
                  .logp = WORK_F(logp, 0)};
     return head;
@@ -437,23 +439,23 @@ static inline Head gpt2_head(const GPT2 *m, const Workspace *w, const Batch *bat
 /* Computes what `out` requests for the batch's targets: log-probabilities (at the given temperature), entropies, most
  * likely tokens and values. dlogp: NULL, or the gradient of the loss with respect to each log-probability, (R) on the
  * host, if it is known in advance; the head's part of the backward pass is then done in the same pass. */
-static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
-                                      const GPT2Output *out, const float *dlogp) {
+static inline void model_forward_known(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                       const ModelOutput *out, const float *dlogp) {
     const Backend *b = m->backend;
     Device *d = m->device;
     const size_t R = (size_t)batch->targets;
     assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);
-    gpt2_trunk(m, w, batch, NULL);
-    gpt2_targets(m, w, batch);
+    model_trunk(m, w, batch, NULL);
+    model_targets(m, w, batch);
     b->upload(d, WORK_I(target), batch->target_token, R * sizeof(int32_t));
-    Head head = gpt2_head(m, w, batch, temperature);
+    Head head = model_head(m, w, batch, temperature);
     head.entropy = out->entropy ? WORK_F(entropy, 0) : NULL;
     head.argmax = out->argmax ? WORK_I(argmax) : NULL;
     if (dlogp) {
         b->upload(d, WORK_F(dlogp, 0), dlogp, R * sizeof(float));
         head.dlogp = WORK_F(dlogp, 0);
         head.dh = WORK_A(dh, 0);
-        head.dwte = gpt2_g(m, GPT2_wte, 0);
+        head.dwte = model_grad(m, TENSOR_wte, 0);
     }
     if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
@@ -461,116 +463,119 @@ static inline void gpt2_forward_known(const GPT2 *m, const Workspace *w, const B
     if (out->argmax) b->download(d, out->argmax, head.argmax, R * sizeof(int32_t));
     if (out->value) {
         assert(m->config.value_head);
-        b->value_forward(d, WORK_F(value, 0), WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), gpt2_w(m, GPT2_valueb, 0),
-                         (int)R, m->config.width);
+        b->value_forward(d, WORK_F(value, 0), WORK_A(h, 0), model_weight(m, TENSOR_valuew, 0),
+                         model_weight(m, TENSOR_valueb, 0), (int)R, m->config.width);
         b->download(d, out->value, WORK_F(value, 0), R * sizeof(float));
     }
 }
 
-static inline void gpt2_forward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
-                                const GPT2Output *out) {
-    gpt2_forward_known(m, w, batch, temperature, out, NULL);
+static inline void model_forward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                 const ModelOutput *out) {
+    model_forward_known(m, w, batch, temperature, out, NULL);
 }
 
 /* Computes all logits of the batch's targets, for inspection: logits (R, V) on the host. */
-static inline bool gpt2_logits(const GPT2 *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
-    const GPT2Config *c = &m->config;
+static inline bool model_logits(const Model *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
+    const ModelConfig *c = &m->config;
     const size_t bytes = (size_t)batch->targets * (size_t)c->vocab * sizeof(float);
     Floats *all = (Floats *)m->backend->alloc(m->device, bytes, "logits", e);
     if (!all) return false;
-    gpt2_trunk(m, w, batch, NULL);
-    gpt2_targets(m, w, batch);
-    m->backend->logits(m->device, all, WORK_A(h, 0), gpt2_w(m, GPT2_wte, 0), batch->targets, c->width, c->vocab,
+    model_trunk(m, w, batch, NULL);
+    model_targets(m, w, batch);
+    m->backend->logits(m->device, all, WORK_A(h, 0), model_weight(m, TENSOR_wte, 0), batch->targets, c->width, c->vocab,
                        c->padded_vocab);
     m->backend->download(m->device, logits, all, bytes);
     m->backend->release(m->device, all);
-    return gpt2_sync(m, e);
+    return model_sync(m, e);
 }
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
 /* Backward pass from the head's input, whose gradient is in dh, to the embeddings. */
-static inline void gpt2_trunk_backward(const GPT2 *m, const Workspace *w, const Batch *batch) {
+static inline void model_trunk_backward(const Model *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     Device *d = m->device;
-    const GPT2Config *c = &m->config;
-    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden, Q = gpt2_qkv_width(c);
+    const ModelConfig *c = &m->config;
+    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden, Q = model_qkv_width(c);
     Acts *dx = WORK_A(dx, 0), *dnarrow = WORK_A(dnarrow, 0), *dwide = WORK_A(dwide, 0);
     const size_t narrow_bytes = (size_t)N * (size_t)C * b->act_size;
     b->zero(d, dnarrow, narrow_bytes);
     b->zero(d, dx, narrow_bytes);
     b->scatter_rows(d, dnarrow, WORK_A(dh, 0), WORK_I(target_row), batch->targets, C);
-    b->layernorm_backward(d, dx, gpt2_g(m, GPT2_lnfw, 0), gpt2_g(m, GPT2_lnfb, 0), dnarrow, work_x3(w, L - 1),
-                          WORK_F(meanf, 0), WORK_F(rstdf, 0), gpt2_w(m, GPT2_lnfw, 0), N, C);
+    b->layernorm_backward(d, dx, model_grad(m, TENSOR_lnfw, 0), model_grad(m, TENSOR_lnfb, 0), dnarrow,
+                          work_x3(w, L - 1), WORK_F(meanf, 0), WORK_F(rstdf, 0), model_weight(m, TENSOR_lnfw, 0), N, C);
     for (int l = L - 1; l >= 0; l--) {
         if (w->recompute >= 1)
             b->layernorm_forward(d, WORK_A(ln1, l), WORK_F(mean1, l), WORK_F(rstd1, l), work_x3(w, l - 1),
-                                 gpt2_w(m, GPT2_ln1w, l), gpt2_w(m, GPT2_ln1b, l), N, C);
+                                 model_weight(m, TENSOR_ln1w, l), model_weight(m, TENSOR_ln1b, l), N, C);
         if (w->recompute == 1) {
             b->layernorm_forward(d, WORK_A(ln2, l), WORK_F(mean2, l), WORK_F(rstd2, l), WORK_A(x2, l),
-                                 gpt2_w(m, GPT2_ln2w, l), gpt2_w(m, GPT2_ln2b, l), N, C);
+                                 model_weight(m, TENSOR_ln2w, l), model_weight(m, TENSOR_ln2b, l), N, C);
             b->gelu_forward(d, WORK_A(gelu, l), WORK_A(fch, l), (size_t)N * (size_t)F);
         }
-        if (w->recompute == 2) gpt2_layer(m, w, batch, NULL, l);
+        if (w->recompute == 2) model_layer(m, w, batch, NULL, l);
         /* x' = x2 + gelu(fch) Wproj^T + b */
-        b->linear_backward(d, dwide, gpt2_g(m, GPT2_fcprojw, l), gpt2_g(m, GPT2_fcprojb, l), dx, WORK_A(gelu, l),
-                           gpt2_w(m, GPT2_fcprojw, l), N, F, C);
+        b->linear_backward(d, dwide, model_grad(m, TENSOR_fcprojw, l), model_grad(m, TENSOR_fcprojb, l), dx,
+                           WORK_A(gelu, l), model_weight(m, TENSOR_fcprojw, l), N, F, C);
         b->gelu_backward(d, dwide, WORK_A(fch, l), (size_t)N * (size_t)F);
-        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_fcw, l), gpt2_g(m, GPT2_fcb, l), dwide, WORK_A(ln2, l),
-                           gpt2_w(m, GPT2_fcw, l), N, C, F);
-        b->layernorm_backward(d, dx, gpt2_g(m, GPT2_ln2w, l), gpt2_g(m, GPT2_ln2b, l), dnarrow, WORK_A(x2, l),
-                              WORK_F(mean2, l), WORK_F(rstd2, l), gpt2_w(m, GPT2_ln2w, l), N, C);
+        b->linear_backward(d, dnarrow, model_grad(m, TENSOR_fcw, l), model_grad(m, TENSOR_fcb, l), dwide,
+                           WORK_A(ln2, l), model_weight(m, TENSOR_fcw, l), N, C, F);
+        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln2w, l), model_grad(m, TENSOR_ln2b, l), dnarrow,
+                              WORK_A(x2, l), WORK_F(mean2, l), WORK_F(rstd2, l), model_weight(m, TENSOR_ln2w, l), N, C);
         /* x2 = x + atty Wo^T + b */
-        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_attprojw, l), gpt2_g(m, GPT2_attprojb, l), dx, WORK_A(atty, l),
-                           gpt2_w(m, GPT2_attprojw, l), N, C, C);
-        Attention a = gpt2_attention(m, w, batch, l);
+        b->linear_backward(d, dnarrow, model_grad(m, TENSOR_attprojw, l), model_grad(m, TENSOR_attprojb, l), dx,
+                           WORK_A(atty, l), model_weight(m, TENSOR_attprojw, l), N, C, C);
+        Attention a = model_attention(m, w, batch, l);
         a.dout = dnarrow;
         a.dq = dwide;
         a.dk = acts_at(b, dwide, (size_t)C);
-        a.dv = acts_at(b, dwide, (size_t)(C + gpt2_kv_width(c)));
+        a.dv = acts_at(b, dwide, (size_t)(C + model_kv_width(c)));
         b->attention_backward(d, &a);
-        b->linear_backward(d, dnarrow, gpt2_g(m, GPT2_qkvw, l), gpt2_g(m, GPT2_qkvb, l), dwide, WORK_A(ln1, l),
-                           gpt2_w(m, GPT2_qkvw, l), N, C, Q);
-        b->layernorm_backward(d, dx, gpt2_g(m, GPT2_ln1w, l), gpt2_g(m, GPT2_ln1b, l), dnarrow, work_x3(w, l - 1),
-                              WORK_F(mean1, l), WORK_F(rstd1, l), gpt2_w(m, GPT2_ln1w, l), N, C);
+        b->linear_backward(d, dnarrow, model_grad(m, TENSOR_qkvw, l), model_grad(m, TENSOR_qkvb, l), dwide,
+                           WORK_A(ln1, l), model_weight(m, TENSOR_qkvw, l), N, C, Q);
+        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln1w, l), model_grad(m, TENSOR_ln1b, l), dnarrow,
+                              work_x3(w, l - 1), WORK_F(mean1, l), WORK_F(rstd1, l), model_weight(m, TENSOR_ln1w, l), N,
+                              C);
         if (m->layer_done) m->layer_done(m->layer_context, l);
     }
-    b->embed_backward(d, gpt2_g(m, GPT2_wte, 0), gpt2_g(m, GPT2_wpe, 0), dx, WORK_I(token), WORK_I(position), N, C);
+    b->embed_backward(d, model_grad(m, TENSOR_wte, 0), model_grad(m, TENSOR_wpe, 0), dx, WORK_I(token),
+                      WORK_I(position), N, C);
     if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 
-/* Adds the gradients of the parameters, after gpt2_forward() on the same batch. dlogp, dentropy, dvalue: derivatives of
+/* Adds the gradients of the parameters, after model_forward() on the same batch. dlogp, dentropy, dvalue: derivatives of
  * the loss, (R) on the host; NULL for 0. A loss of values alone (dlogp and dentropy NULL) computes no logits. */
-static inline void gpt2_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
-                                 const float *dlogp, const float *dentropy, const float *dvalue) {
+static inline void model_backward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                  const float *dlogp, const float *dentropy, const float *dvalue) {
     const Backend *b = m->backend;
     Device *d = m->device;
     const size_t bytes = (size_t)batch->targets * sizeof(float);
     if (dlogp || dentropy) {
-        Head head = gpt2_head(m, w, batch, temperature);
+        Head head = model_head(m, w, batch, temperature);
         if (dlogp) b->upload(d, WORK_F(dlogp, 0), dlogp, bytes);
         else b->zero(d, WORK_F(dlogp, 0), bytes);
         if (dentropy) b->upload(d, WORK_F(dentropy, 0), dentropy, bytes);
         head.dlogp = WORK_F(dlogp, 0);
         head.dentropy = dentropy ? WORK_F(dentropy, 0) : NULL;
         head.dh = WORK_A(dh, 0);
-        head.dwte = gpt2_g(m, GPT2_wte, 0);
+        head.dwte = model_grad(m, TENSOR_wte, 0);
         b->head(d, &head);
     } else b->zero(d, WORK_A(dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {
         assert(m->config.value_head);
         b->upload(d, WORK_F(dvalue, 0), dvalue, bytes);
-        b->value_backward(d, WORK_A(dh, 0), gpt2_g(m, GPT2_valuew, 0), gpt2_g(m, GPT2_valueb, 0), WORK_F(dvalue, 0),
-                          WORK_A(h, 0), gpt2_w(m, GPT2_valuew, 0), batch->targets, m->config.width);
+        b->value_backward(d, WORK_A(dh, 0), model_grad(m, TENSOR_valuew, 0), model_grad(m, TENSOR_valueb, 0),
+                          WORK_F(dvalue, 0), WORK_A(h, 0), model_weight(m, TENSOR_valuew, 0), batch->targets,
+                          m->config.width);
     }
-    gpt2_trunk_backward(m, w, batch);
+    model_trunk_backward(m, w, batch);
 }
 
 /* Forward and backward pass in one, for a loss that is linear in the log-probabilities: dlogp is known in advance. */
-static inline void gpt2_forward_backward(const GPT2 *m, const Workspace *w, const Batch *batch, float temperature,
-                                         const float *dlogp, const GPT2Output *out) {
-    gpt2_forward_known(m, w, batch, temperature, out, dlogp);
-    gpt2_trunk_backward(m, w, batch);
+static inline void model_forward_backward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                          const float *dlogp, const ModelOutput *out) {
+    model_forward_known(m, w, batch, temperature, out, dlogp);
+    model_trunk_backward(m, w, batch);
 }
 
 /* ---- cached decode --------------------------------------------------------------------------------------------- */
@@ -591,17 +596,17 @@ typedef struct DecodeStep {
 /* Runs the batch's rows, which are new tokens of any number of sequences (batch.h describes how segments refer to cache
  * rows). Stores their keys and values in the cache and draws a token after each target row with the settings of `how`,
  * whose other fields are filled in here. */
-static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
-                               const DecodeStep *step) {
+static inline void model_decode(const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
+                                const DecodeStep *step) {
     const Backend *b = m->backend;
     Device *d = m->device;
-    const GPT2Config *c = &m->config;
+    const ModelConfig *c = &m->config;
     const size_t R = (size_t)batch->targets;
     assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);
     b->upload(d, WORK_I(slot), step->slot, (size_t)batch->rows * sizeof(int32_t));
-    gpt2_trunk(m, w, batch, kv);
+    model_trunk(m, w, batch, kv);
     if (R == 0) return;
-    gpt2_targets(m, w, batch);
+    model_targets(m, w, batch);
     b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
     b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
     how.rows = (int)R;
@@ -609,7 +614,7 @@ static inline void gpt2_decode(const GPT2 *m, const Workspace *w, const KVCache 
     how.vocab = c->vocab;
     how.padded_vocab = c->padded_vocab;
     how.h = WORK_A(h, 0);
-    how.wte = gpt2_w(m, GPT2_wte, 0);
+    how.wte = model_weight(m, TENSOR_wte, 0);
     how.stream = WORK_I(stream);
     how.index = WORK_I(index);
     how.history = step->history;

@@ -39,7 +39,7 @@ static inline void model_file_free(ModelFile *f) {
 }
 
 /* Uploads elements [at, at + n) of an array over all parameters, as far as they are in this rank's slices. */
-static inline void model_put_slices(const GPT2 *m, const Optimizer *o, Floats *to, size_t at, const float *host,
+static inline void model_put_slices(const Model *m, const Optimizer *o, Floats *to, size_t at, const float *host,
                                     size_t n) {
     for (int i = 0; i < o->slices; i++) {
         const Slice *s = &o->slice[i];
@@ -52,7 +52,7 @@ static inline void model_put_slices(const GPT2 *m, const Optimizer *o, Floats *t
 }
 
 /* Reads moments from the file to the device. */
-static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, const Optimizer *o, Floats *to,
+static inline bool model_read_moments(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to,
                                       uint64_t bytes, Error *e) {
     if (bytes != m->parameters * sizeof(float))
         return error_set(e, "%s: optimizer moments of %llu bytes, the model needs %zu", r->in.name,
@@ -69,12 +69,12 @@ static inline bool model_read_moments(CheckpointReader *r, const GPT2 *m, const 
 }
 
 /* Uploads weights [at, at + n), also in full precision to the optimizer's masters if it has any. */
-static inline void model_put_weights(const GPT2 *m, const Optimizer *o, size_t at, const float *host, size_t n) {
+static inline void model_put_weights(const Model *m, const Optimizer *o, size_t at, const float *host, size_t n) {
     m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
     if (o && o->master) model_put_slices(m, o, o->master, at, host, n);
 }
 
-static inline bool model_read_weights(CheckpointReader *r, const GPT2 *m, const Optimizer *o, Error *e) {
+static inline bool model_read_weights(CheckpointReader *r, const Model *m, const Optimizer *o, Error *e) {
     const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
     float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
     bool ok = true;
@@ -87,20 +87,20 @@ static inline bool model_read_weights(CheckpointReader *r, const GPT2 *m, const 
     return ok;
 }
 
-static inline bool model_read_head(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes, Error *e) {
+static inline bool model_read_head(CheckpointReader *r, const Model *m, const Optimizer *o, uint64_t bytes, Error *e) {
     const size_t n = (size_t)m->config.width + 1;
     if (bytes != n * sizeof(float))
         return error_set(e, "%s: value head of %llu bytes, expected %zu", r->in.name, (unsigned long long)bytes,
                          n * sizeof(float));
     float *host = (float *)xmalloc(n * sizeof *host);
     const bool ok = checkpoint_payload(r, host, n * sizeof *host, "value head", e);
-    if (ok && m->config.value_head) model_put_weights(m, o, m->tensor[GPT2_valuew].offset, host, n);
+    if (ok && m->config.value_head) model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, n);
     free(host);
     return ok;
 }
 
 /* Reads master weights. A device without masters uses them as its weights. */
-static inline bool model_read_masters(CheckpointReader *r, const GPT2 *m, const Optimizer *o, uint64_t bytes,
+static inline bool model_read_masters(CheckpointReader *r, const Model *m, const Optimizer *o, uint64_t bytes,
                                       Error *e) {
     if (bytes != m->parameters * sizeof(float))
         return error_set(e, "%s: master weights of %llu bytes, the model needs %zu", r->in.name,
@@ -137,7 +137,8 @@ static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n
     return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
 }
 
-static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *f, Optimizer *o, bool *head, Error *e) {
+static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile *f, Optimizer *o, bool *head,
+                                       Error *e) {
     char tag[5];
     uint64_t bytes;
     for (;;) {
@@ -166,21 +167,22 @@ static inline bool model_read_sections(CheckpointReader *r, GPT2 *m, ModelFile *
  * whether the model has a value head; it gets a new one if the file has none. gradients: the model will be trained. o:
  * an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's share of the
  * gradients and moments. On failure nothing is left allocated. */
-static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
+static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
                                     const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o,
                                     Share share, Error *e) {
-    GPT2Config config;
+    ModelConfig config;
     bool ok = true;
     *f = (ModelFile){.lineage = json_array()};
-    *m = (GPT2){0};
+    *m = (Model){0};
     if (o) *o = (Optimizer){0};
     if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
         if (shape) config = *shape;
         config.value_head = value_head;
-        ok = ok && gpt2_config_check(&config, shape ? "model shape" : spec, e) && gpt2_new(m, &config, b, d, false, e);
+        ok =
+            ok && model_config_check(&config, shape ? "model shape" : spec, e) && model_new(m, &config, b, d, false, e);
         m->share = share;
-        if (ok && gradients) ok = gpt2_new_grads(m, e);
-        if (ok) gpt2_init(m, seed);
+        if (ok && gradients) ok = model_new_grads(m, e);
+        if (ok) model_init(m, seed);
         if (ok && o) ok = optimizer_new(o, m, e);
     } else {
         CheckpointReader r;
@@ -190,17 +192,17 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
             config = r.config;
             config.value_head = value_head;
             /* memory is allocated as the file is read: a truncated file fails before the rest is allocated */
-            ok = gpt2_new(m, &config, b, d, false, e);
+            ok = model_new(m, &config, b, d, false, e);
             m->share = share;
             /* masters get the weights in full precision, so they are created before the weights are read */
             const bool masters = o && b->weight_size < sizeof(float);
             ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
-                 (!gradients || gpt2_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
+                 (!gradients || model_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
             if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
             if (ok && value_head && !head) {
                 float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
-                gpt2_init_tensor(&config, GPT2_valuew, &m->tensor[GPT2_valuew], seed, host);
-                model_put_weights(m, o, m->tensor[GPT2_valuew].offset, host, (size_t)config.width + 1);
+                model_init_tensor(&config, TENSOR_valuew, &m->tensor[TENSOR_valuew], seed, host);
+                model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, (size_t)config.width + 1);
                 free(host);
             }
             f->hash = reader_hash(&r.in);
@@ -210,19 +212,19 @@ static inline bool model_load_share(GPT2 *m, ModelFile *f, const char *spec, con
     }
     if (ok) return true;
     if (o) optimizer_free(o, m);
-    if (m->backend) gpt2_free(m);
+    if (m->backend) model_free(m);
     model_file_free(f);
     return false;
 }
 
 /* The same for a single rank. */
-static inline bool model_load(GPT2 *m, ModelFile *f, const char *spec, const GPT2Config *shape, bool value_head,
+static inline bool model_load(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
                               const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
     const Share alone = {.ranks = 1};
     return model_load_share(m, f, spec, shape, value_head, b, d, gradients, seed, o, alone, e);
 }
 
-static inline bool model_put_floats(CheckpointWriter *w, const GPT2 *m, const Floats *from, size_t count, Error *e) {
+static inline bool model_put_floats(CheckpointWriter *w, const Model *m, const Floats *from, size_t count, Error *e) {
     float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
     bool ok = true;
     for (size_t at = 0; ok && at < count; at += MODEL_CHUNK) {
@@ -236,20 +238,20 @@ static inline bool model_put_floats(CheckpointWriter *w, const GPT2 *m, const Fl
 
 /* Writes a whole sharded array. Each layer in turn is gathered into the memory of its gradients, which are zero between
  * steps. All ranks call this at the same time; w is NULL on ranks that do not write. */
-static inline bool model_collect(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const Floats *array,
+static inline bool model_collect(CheckpointWriter *w, const Model *m, const Optimizer *o, const Floats *array,
                                  Error *e) {
     bool ok = true;
-    for (int i = 0; ok && i < GPT2_TENSOR_COUNT; i++)
+    for (int i = 0; ok && i < TENSOR_COUNT; i++)
         for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
             ok = o->collect(o->collect_context, array, i, l, e);
-            if (ok && w) ok = model_put_floats(w, m, gpt2_g(m, i, l), m->tensor[i].rows * m->tensor[i].columns, e);
+            if (ok && w) ok = model_put_floats(w, m, model_grad(m, i, l), m->tensor[i].rows * m->tensor[i].columns, e);
         }
-    gpt2_zero_grads(m);
+    model_zero_grads(m);
     return ok;
 }
 
 /* Writes m, v or the master weights. */
-static inline bool model_put_moments(CheckpointWriter *w, const GPT2 *m, const Optimizer *o, const char *tag,
+static inline bool model_put_moments(CheckpointWriter *w, const Model *m, const Optimizer *o, const char *tag,
                                      const Floats *from, Error *e) {
     if (!checkpoint_begin_section(w, tag, m->parameters * sizeof(float), e)) return false;
     if (!o->sharded) return model_put_floats(w, m, from, m->parameters, e);
@@ -261,14 +263,14 @@ static inline bool model_put_text(CheckpointWriter *w, const char *tag, const vo
 }
 
 /* Takes part in the model_save() of a training state, on ranks that do not write. */
-static inline bool model_save_beside(const GPT2 *m, const Optimizer *o, Error *e) {
+static inline bool model_save_beside(const Model *m, const Optimizer *o, Error *e) {
     return !o->sharded || (model_collect(NULL, m, o, o->m, e) && model_collect(NULL, m, o, o->v, e) &&
                            (!o->master || model_collect(NULL, m, o, o->master, e)));
 }
 
 /* Writes a checkpoint, or a training state if an optimizer and the trainer's counters (JSON text) are given. bf16:
  * writes llm.c's version 5. The file appears under `path` only when all of it is on disk. */
-static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
+static inline bool model_save(const Model *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
                               const char *trainer, Error *e) {
     CheckpointWriter w;
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
@@ -289,8 +291,8 @@ static inline bool model_save(const GPT2 *m, const ModelFile *f, const char *pat
     if (ok && m->config.value_head) {
         const size_t n = (size_t)m->config.width + 1;
         host = (float *)xmalloc(n * sizeof *host);
-        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset),
-                                     n);
+        m->backend->weights_download(m->device, host,
+                                     weights_at(m->backend, m->weights, m->tensor[TENSOR_valuew].offset), n);
         ok = model_put_text(&w, "HEAD", host, n * sizeof *host, e) &&
              model_put_text(&w, "RNRM", f->reward, f->reward ? strlen(f->reward) : 0, e);
         free(host);

@@ -49,12 +49,12 @@ typedef struct OptimizerResult {
 static inline bool share_shards(Share share) { return share.ranks > 1 && share.zero > 0; }
 
 /* Writes the slices of a rank to `slice` unless it is NULL. Returns their number; *count is set to their elements. */
-static inline int optimizer_slices(const GPT2Config *c, Share share, Slice *slice, size_t *count) {
-    TensorInfo t[GPT2_TENSOR_COUNT];
+static inline int optimizer_slices(const ModelConfig *c, Share share, Slice *slice, size_t *count) {
+    TensorInfo t[TENSOR_COUNT];
     int n = 0;
     *count = 0;
-    gpt2_tensors(c, t);
-    for (int i = 0; i < GPT2_TENSOR_COUNT; i++) {
+    model_tensors(c, t);
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         const bool cut = share_shards(share);
         for (int l = 0; l < (cut ? (int)t[i].layers : 1); l++) {
             Slice s = {.tensor = i, .layer = l, .n = t[i].size, .at = *count};
@@ -69,7 +69,7 @@ static inline int optimizer_slices(const GPT2Config *c, Share share, Slice *slic
 }
 
 /* Bytes that optimizer_new() allocates on the device. */
-static inline size_t optimizer_bytes_share(const GPT2Config *c, const Backend *b, Share share) {
+static inline size_t optimizer_bytes_share(const ModelConfig *c, const Backend *b, Share share) {
     size_t count;
     optimizer_slices(c, share, NULL, &count);
     const bool layer_grads = share_shards(share) && share.zero == 2;
@@ -77,26 +77,26 @@ static inline size_t optimizer_bytes_share(const GPT2Config *c, const Backend *b
 }
 
 /* The same for a single rank. */
-static inline size_t optimizer_bytes(const GPT2Config *c, const Backend *b) {
+static inline size_t optimizer_bytes(const ModelConfig *c, const Backend *b) {
     const Share alone = {.ranks = 1};
     return optimizer_bytes_share(c, b, alone);
 }
 
 /* Offset of a slice in the model's block of parameters. */
-static inline size_t slice_offset(const GPT2 *m, const Slice *s) {
+static inline size_t slice_offset(const Model *m, const Slice *s) {
     const TensorInfo *t = &m->tensor[s->tensor];
     return t->offset + (size_t)s->layer * t->rows * t->columns + s->first;
 }
 
 /* Allocates a zeroed array over the slices; NULL on failure. */
-static inline Floats *optimizer_array(const Optimizer *o, const GPT2 *m, const char *what, Error *e) {
+static inline Floats *optimizer_array(const Optimizer *o, const Model *m, const char *what, Error *e) {
     Floats *array = (Floats *)m->backend->alloc(m->device, o->count * sizeof(float), what, e);
     if (array) m->backend->zero(m->device, array, o->count * sizeof(float));
     return array;
 }
 
 /* Copies weights [first, first + n), which were set from outside, to the masters. */
-static inline void optimizer_take_weights(const Optimizer *o, const GPT2 *m, size_t first, size_t n) {
+static inline void optimizer_take_weights(const Optimizer *o, const Model *m, size_t first, size_t n) {
     const Backend *b = m->backend;
     if (!o->master) return;
     for (int i = 0; i < o->slices; i++) {
@@ -113,7 +113,7 @@ static inline void optimizer_take_weights(const Optimizer *o, const GPT2 *m, siz
 
 /* Allocates the state with zero moments and the default settings; change the fields beta1 ... max_grad_norm
  * afterwards. */
-static inline bool optimizer_new(Optimizer *o, const GPT2 *m, Error *e) {
+static inline bool optimizer_new(Optimizer *o, const Model *m, Error *e) {
     const Backend *b = m->backend;
     *o = (Optimizer){.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1.0};
     o->slices = optimizer_slices(&m->config, m->share, NULL, &o->count);
@@ -134,7 +134,7 @@ static inline bool optimizer_new(Optimizer *o, const GPT2 *m, Error *e) {
     return true;
 }
 
-static inline void optimizer_free(Optimizer *o, const GPT2 *m) {
+static inline void optimizer_free(Optimizer *o, const Model *m) {
     if (o->m) m->backend->release(m->device, o->m);
     if (o->v) m->backend->release(m->device, o->v);
     if (o->master) m->backend->release(m->device, o->master);
@@ -143,13 +143,13 @@ static inline void optimizer_free(Optimizer *o, const GPT2 *m) {
     *o = (Optimizer){0};
 }
 
-static inline Floats *optimizer_grads(const Optimizer *o, const GPT2 *m, const Slice *s) {
+static inline Floats *optimizer_grads(const Optimizer *o, const Model *m, const Slice *s) {
     if (o->layer_grads && tensor_of_layer(&m->tensor[s->tensor])) return floats_at(o->layer_grads, s->at);
-    return floats_at(gpt2_g(m, s->tensor, s->layer), s->first);
+    return floats_at(model_grad(m, s->tensor, s->layer), s->first);
 }
 
 /* Sum of the squares of the gradients of this rank's slices. */
-static inline double optimizer_square(const Optimizer *o, const GPT2 *m) {
+static inline double optimizer_square(const Optimizer *o, const Model *m) {
     const Backend *b = m->backend;
     if (!o->sharded) return b->square_sum(m->device, m->grads, m->grads_count);
     double sum = 0;
@@ -160,7 +160,7 @@ static inline double optimizer_square(const Optimizer *o, const GPT2 *m) {
 
 /* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and zeroes the
  * gradients. The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
-static inline OptimizerResult optimizer_update(Optimizer *o, GPT2 *m, double lr, double norm) {
+static inline OptimizerResult optimizer_update(Optimizer *o, Model *m, double lr, double norm) {
     const Backend *b = m->backend;
     const OptimizerResult result = {.grad_norm = norm, .skipped = !isfinite(norm)};
     if (!result.skipped) {
@@ -186,13 +186,13 @@ static inline OptimizerResult optimizer_update(Optimizer *o, GPT2 *m, double lr,
             b->adamw(m->device, &update);
         }
     }
-    gpt2_zero_grads(m);
+    model_zero_grads(m);
     if (o->layer_grads) b->zero(m->device, o->layer_grads, o->count * sizeof(float));
     return result;
 }
 
 /* One update from m->grads, for a single rank. */
-static inline OptimizerResult optimizer_step(Optimizer *o, GPT2 *m, double lr) {
+static inline OptimizerResult optimizer_step(Optimizer *o, Model *m, double lr) {
     return optimizer_update(o, m, lr, sqrt(optimizer_square(o, m)));
 }
 

@@ -13,7 +13,7 @@
  *     answer_set_clear(&s), answer_set_add(&s, pair, record), ...;
  *     for (int32_t i = 0, next; i < s.count; i = next) {
  *         next = answer_set_pack(&s, &batch, i);
- *         gpt2_forward(&model, &work, &batch, 1.0f, &(GPT2Output){.logp = s.logp + s.offset[3 * i]});
+ *         model_forward(&model, &work, &batch, 1.0f, &(ModelOutput){.logp = s.logp + s.offset[3 * i]});
  *     }
  */
 #ifndef LLMC_RECORDS_ANSWER_SET_H
@@ -97,10 +97,10 @@ static inline int32_t answer_set_micros(const AnswerSet *s, Batch *b) {
 }
 
 /* log sum_v p_v^2 at each target, for WPO: two times logp minus the log-probability at temperature 1/2, which has the same
- * logit doubled and the normaliser sum_v e^(2 z_v). After gpt2_forward() on the batch, whose logp is given. */
-static inline void answer_log_square(const GPT2 *m, const Workspace *w, const Batch *b, const float *logp,
+ * logit doubled and the normaliser sum_v e^(2 z_v). After model_forward() on the batch, whose logp is given. */
+static inline void answer_log_square(const Model *m, const Workspace *w, const Batch *b, const float *logp,
                                      float *square) {
-    const Head head = gpt2_head(m, w, b, 0.5f);
+    const Head head = model_head(m, w, b, 0.5f);
     m->backend->head(m->device, &head);
     m->backend->download(m->device, square, head.logp, (size_t)b->targets * sizeof *square);
     for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];

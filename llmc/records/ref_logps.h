@@ -43,7 +43,7 @@ static inline void ref_logps_free(RefLogps *r) {
 }
 
 /* The hash of a model's weights; a value head does not count. The same for a model and the file that it was saved to. */
-static inline uint64_t model_weights_hash(const GPT2 *m) {
+static inline uint64_t model_weights_hash(const Model *m) {
     enum { CHUNK = 1 << 20 };
     XXH3_state_t *state = XXH3_createState();
     float *host = (float *)xmalloc(CHUNK * sizeof *host);

@@ -140,8 +140,8 @@ static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32
                                Error *e) {
     RewardModel *r = t->model;
     if (!solutions) return true;
-    gpt2_forward(&r->model, &r->work, &r->batch, 1.0f, &(GPT2Output){.value = r->value});
-    if (!gpt2_sync(&r->model, e)) return false;
+    model_forward(&r->model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->value});
+    if (!model_sync(&r->model, e)) return false;
     for (int64_t i = 0, k = 0; i < solutions; i++) {
         double total = 1;
         bool right = true;

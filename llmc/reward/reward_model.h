@@ -51,7 +51,7 @@ typedef struct RewardItem {
 
 typedef struct RewardModel {
     char *name; /* the file's, for messages */
-    GPT2 model;
+    Model model;
     ModelFile file;
     ModelText text;
     RewardModelNote note;
@@ -101,7 +101,7 @@ static inline bool reward_model_note_read(RewardModelNote *n, const char *text, 
 static inline void reward_model_close(RewardModel *r) {
     if (!r->model.backend) return;
     workspace_free(&r->work, &r->model), batch_free(&r->batch);
-    gpt2_free(&r->model), model_text_close(&r->text), model_file_free(&r->file);
+    model_free(&r->model), model_text_close(&r->text), model_file_free(&r->file);
     free(r->value), free(r->owner), free(r->steps), free(r->name);
     *r = (RewardModel){0};
 }
@@ -182,8 +182,8 @@ static inline bool reward_model_run(RewardModel *r, float *score, Error *e) {
     const RewardModelNote *note = &r->note;
     const Batch *b = &r->batch;
     if (!b->targets) return true;
-    gpt2_forward(&r->model, &r->work, b, 1.0f, &(GPT2Output){.value = r->value});
-    if (!gpt2_sync(&r->model, e)) return false;
+    model_forward(&r->model, &r->work, b, 1.0f, &(ModelOutput){.value = r->value});
+    if (!model_sync(&r->model, e)) return false;
     for (int32_t t = 0; t < b->targets;) {
         const int64_t item = r->owner[t];
         double total = 1;

@@ -61,7 +61,7 @@ typedef struct Inference {
     const char *name; /* of the model, for messages */
     const Backend *backend;
     Device *device;
-    GPT2 model;
+    Model model;
     ModelFile file;
     ModelText text;
 } Inference;
@@ -118,13 +118,13 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
 /* For so many sequences at a time: no more threads than there is work for, which is one for each 8 MB of weights and 16
  * sequences. A small model is as fast with one, and does not wait for a processor that other programs keep busy. */
 static inline void inference_few_threads(const Inference *x, int sequences) {
-    const double bytes = (double)gpt2_model_bytes(&x->model.config, x->backend, false);
+    const double bytes = (double)model_bytes(&x->model.config, x->backend, false);
     const double useful = 1 + bytes / (8 << 20) * (1 + sequences / 16.0);
     if (useful < omp_get_max_threads()) omp_set_num_threads((int)useful);
 }
 
 static inline void inference_close(Inference *x) {
-    gpt2_free(&x->model);
+    model_free(&x->model);
     model_text_close(&x->text);
     model_file_free(&x->file);
     x->backend->close(x->device);

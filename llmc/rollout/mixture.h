@@ -20,7 +20,7 @@
 #include "rollout.h"
 
 typedef struct Mixture {
-    const GPT2 *policy, *reference;
+    const Model *policy, *reference;
     double coef; /* c, the reference's share */
     int channels;
     Workspace work; /* the reference's */
@@ -35,7 +35,7 @@ static inline size_t mixture_targets(const Rollout *r) {
 }
 
 /* Bytes that one takes beside its engine. */
-static inline size_t mixture_bytes(const GPT2Config *policy, const GPT2Config *reference, const Backend *b, int slots,
+static inline size_t mixture_bytes(const ModelConfig *policy, const ModelConfig *reference, const Backend *b, int slots,
                                    int prompt_max, int new_max) {
     const int rows = rollout_rows(slots, prompt_max);
     const size_t channels = (size_t)(policy->width + reference->width);
@@ -46,14 +46,14 @@ static inline size_t mixture_bytes(const GPT2Config *policy, const GPT2Config *r
 /* [(1 - c) wte_pi | c wte_ref], from the weights as they are now. */
 static inline void mixture_refresh(Mixture *m) {
     const Backend *b = m->policy->backend;
-    const GPT2 *model[] = {m->policy, m->reference};
+    const Model *model[] = {m->policy, m->reference};
     const size_t V = (size_t)m->policy->config.padded_vocab, C = (size_t)m->channels;
     float *host = (float *)xcalloc(V * C, sizeof *host);
     for (int k = 0, at = 0; k < 2; at += model[k++]->config.width) {
         const size_t width = (size_t)model[k]->config.width;
         const float share = (float)(k ? m->coef : 1 - m->coef);
         float *wte = (float *)xmalloc(V * width * sizeof *wte);
-        b->weights_download(model[k]->device, wte, gpt2_w(model[k], GPT2_wte, 0), V * width);
+        b->weights_download(model[k]->device, wte, model_weight(model[k], TENSOR_wte, 0), V * width);
         for (size_t v = 0; v < V; v++)
             for (size_t c = 0; c < width; c++) host[v * C + (size_t)at + c] = share * wte[v * width + c];
         free(wte);
@@ -78,8 +78,8 @@ static inline void mixture_join(const Mixture *m, const Acts *policy, const Acts
     free(x), free(y), free(both);
 }
 
-/* gpt2_decode() with two models over the same rows and the same cache rows; the hook of an engine. */
-static inline void mixture_decode(void *context, const GPT2 *policy, const Workspace *w, const KVCache *kv,
+/* model_decode() with two models over the same rows and the same cache rows; the hook of an engine. */
+static inline void mixture_decode(void *context, const Model *policy, const Workspace *w, const KVCache *kv,
                                   const Batch *batch, Draw how, const DecodeStep *step) {
     const Mixture *m = (const Mixture *)context;
     const Backend *b = policy->backend;
@@ -87,11 +87,11 @@ static inline void mixture_decode(void *context, const GPT2 *policy, const Works
     const size_t R = (size_t)batch->targets;
     b->upload(d, work_item(&m->work, WORK_slot, 0), step->slot, (size_t)batch->rows * sizeof(int32_t));
     b->upload(d, WORK_I(slot), step->slot, (size_t)batch->rows * sizeof(int32_t));
-    gpt2_trunk(m->reference, &m->work, batch, &m->kv);
-    gpt2_trunk(policy, w, batch, kv);
+    model_trunk(m->reference, &m->work, batch, &m->kv);
+    model_trunk(policy, w, batch, kv);
     if (R == 0) return;
-    gpt2_targets(m->reference, &m->work, batch);
-    gpt2_targets(policy, w, batch);
+    model_targets(m->reference, &m->work, batch);
+    model_targets(policy, w, batch);
     mixture_join(m, WORK_A(h, 0), (const Acts *)work_item(&m->work, WORK_h, 0), R);
     b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
     b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
@@ -120,8 +120,8 @@ static inline void mixture_free(Mixture *m) {
 
 /* Makes `engine`, whose model is the policy, draw from the mixture. The reference has the policy's vocabulary, or a larger
  * one, and at least its context. */
-static inline bool mixture_new(Mixture *m, Rollout *engine, const GPT2 *reference, double coef, Error *e) {
-    const GPT2 *policy = engine->model;
+static inline bool mixture_new(Mixture *m, Rollout *engine, const Model *reference, double coef, Error *e) {
+    const Model *policy = engine->model;
     const Backend *b = policy->backend;
     *m = (Mixture){.policy = policy, .reference = reference, .coef = coef};
     m->channels = policy->config.width + reference->config.width;

@@ -70,7 +70,7 @@ typedef struct RolloutWaiting {
 } RolloutWaiting;
 
 typedef struct Rollout {
-    const GPT2 *model;
+    const Model *model;
     int slots, prompt_max, new_max;
     Workspace work;
     KVCache kv;
@@ -87,8 +87,8 @@ typedef struct Rollout {
     Ints *history;       /* on the device, (targets, prompt_max + new_max); NULL until a penalty asks for it */
     int32_t *history_host, *history_len;
     int64_t steps, tokens; /* model calls and tokens drawn so far */
-    /* Draws instead of gpt2_decode(), with its arguments, where tokens come from more than one model (mixture.h); or NULL. */
-    void (*decode)(void *context, const GPT2 *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
+    /* Draws instead of model_decode(), with its arguments, where tokens come from more than one model (mixture.h); or NULL. */
+    void (*decode)(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                    const DecodeStep *step);
     void *decode_context;
 } Rollout;
@@ -101,7 +101,7 @@ static inline void completion_free(Completion *c) {
 static inline int rollout_rows(int slots, int prompt_max) { return slots + (prompt_max > 512 ? prompt_max : 512); }
 
 /* Bytes that rollout_new() takes on the device. */
-static inline size_t rollout_bytes(const GPT2Config *c, const Backend *b, int slots, int prompt_max, int new_max) {
+static inline size_t rollout_bytes(const ModelConfig *c, const Backend *b, int slots, int prompt_max, int new_max) {
     const int rows = rollout_rows(slots, prompt_max);
     return workspace_bytes(c, b, rows, rows, rows, false, 0) + kv_bytes(c, b, slots * (prompt_max + new_max));
 }
@@ -116,7 +116,7 @@ static inline void rollout_free(Rollout *r) {
 }
 
 /* slots: samples that run at once; prompt_max, new_max: the longest prompt and completion, in tokens. */
-static inline bool rollout_new(Rollout *r, const GPT2 *m, int slots, int prompt_max, int new_max, Error *e) {
+static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
     const int rows = rollout_rows(slots, prompt_max);
     *r = (Rollout){.model = m, .slots = slots, .prompt_max = prompt_max, .new_max = new_max};
     r->slot = (RolloutSlot *)xcalloc((size_t)slots, sizeof *r->slot);
@@ -293,8 +293,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
         if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
         if (r->decode) r->decode(r->decode_context, r->model, &r->work, &r->kv, &r->batch, how, &step);
-        else gpt2_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
-        if (!gpt2_sync(r->model, e)) return false;
+        else model_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
+        if (!model_sync(r->model, e)) return false;
         r->steps++, r->tokens += r->batch.targets;
         for (int t = 0; t < r->batch.targets; t++) {
             const RolloutSlot who = r->target[t];

@@ -21,7 +21,7 @@
 enum { SEQUENCE_ROWS = 256 }; /* rows that go through the model at once */
 
 typedef struct Sequence {
-    const GPT2 *model;
+    const Model *model;
     int32_t capacity; /* most tokens, at most the model's context */
     int32_t count;    /* tokens that it holds */
     int32_t cached;   /* of these, the first whose keys and values are in the cache */
@@ -42,7 +42,7 @@ static inline void sequence_free(Sequence *s) {
 }
 
 /* capacity: the most tokens, prompt and all; more than the model's context is cut down to it. */
-static inline bool sequence_new(Sequence *s, const GPT2 *m, int64_t capacity, Error *e) {
+static inline bool sequence_new(Sequence *s, const Model *m, int64_t capacity, Error *e) {
     const int32_t context = m->config.context, n = capacity < context ? (int32_t)capacity : context;
     const int rows = n < SEQUENCE_ROWS ? n : SEQUENCE_ROWS;
     *s = (Sequence){.model = m, .capacity = n};
@@ -92,10 +92,10 @@ static inline bool sequence_draw(Sequence *s, const Sampling *how, uint64_t id, 
         s->batch.segment[0].key_start = 0, s->batch.segment[0].past = s->cached;
         if (n == left) batch_target(&s->batch, n - 1, 0);
         step.slot = s->row + s->cached;
-        gpt2_decode(s->model, &s->work, &s->kv, &s->batch, draw, &step);
+        model_decode(s->model, &s->work, &s->kv, &s->batch, draw, &step);
         s->cached += n;
     }
-    if (!gpt2_sync(s->model, e)) return false;
+    if (!model_sync(s->model, e)) return false;
     s->tokens[s->count++] = *token;
     return true;
 }

@@ -10,8 +10,8 @@
  *
  *     Critic c;
  *     critic_open(&c, &trainer, "rm.bin", longest, rows, rate);
- *     gpt2_forward(&c.model, &c.work, &batch, 1.0f, &(GPT2Output){.value = value});
- *     gpt2_backward(&c.model, &c.work, &batch, 1.0f, NULL, NULL, dvalue);
+ *     model_forward(&c.model, &c.work, &batch, 1.0f, &(ModelOutput){.value = value});
+ *     model_backward(&c.model, &c.work, &batch, 1.0f, NULL, NULL, dvalue);
  *     critic_step(&c, loss, step);
  *     critic_close(&c);
  */
@@ -23,7 +23,7 @@
 
 typedef struct Critic {
     Trainer *t;
-    GPT2 model;
+    Model model;
     ModelFile file;
     Optimizer optimizer;
     DistGrads grads;
@@ -34,10 +34,10 @@ typedef struct Critic {
 } Critic;
 
 /* Multiplies the value head by `scale` and sets its bias to (bias + shift) scale. */
-static inline void value_head_scale(GPT2 *m, double scale, double shift) {
+static inline void value_head_scale(Model *m, double scale, double shift) {
     const size_t C = (size_t)m->config.width;
     float *host = (float *)xmalloc((C + 1) * sizeof *host);
-    Weights *head = weights_at(m->backend, m->weights, m->tensor[GPT2_valuew].offset);
+    Weights *head = weights_at(m->backend, m->weights, m->tensor[TENSOR_valuew].offset);
     m->backend->weights_download(m->device, host, head, C + 1);
     host[C] = (float)(host[C] + shift);
     for (size_t i = 0; i <= C; i++) host[i] = (float)(host[i] * scale);
@@ -47,7 +47,7 @@ static inline void value_head_scale(GPT2 *m, double scale, double shift) {
 
 /* Initialises the value head: a new head is 0 (Ziegler et al. 2019); a reward model's head gives its normalised
  * scores. */
-static inline void value_head_start(GPT2 *m, const ModelFile *f, const char *path) {
+static inline void value_head_start(Model *m, const ModelFile *f, const char *path) {
     Error e;
     RewardModelNote note;
     if (!f->head) value_head_scale(m, 0, 0);
@@ -136,7 +136,7 @@ static inline void critic_step(Critic *c, double loss, int64_t step) {
     Error e;
     const double rate = c->learning_rate * schedule_at(&c->t->schedule, step);
     c->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
-    if (!gpt2_sync(&c->model, &e)) die("%s", e.text);
+    if (!model_sync(&c->model, &e)) die("%s", e.text);
     if (isfinite(loss) ? !dist_grads_update(&c->grads, rate, &c->update, &e) : !dist_grads_discard(&c->grads, &e))
         trainer_lost(c->t, &e);
 }
@@ -146,7 +146,7 @@ static inline void critic_close(Critic *c) {
     dist_grads_close(&c->grads);
     workspace_free(&c->work, &c->model);
     optimizer_free(&c->optimizer, &c->model);
-    gpt2_free(&c->model);
+    model_free(&c->model);
     model_file_free(&c->file);
     free(c->written), free(c->stale);
     *c = (Critic){0};

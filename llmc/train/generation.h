@@ -479,8 +479,8 @@ static inline int64_t generation_micros(Generation *g, int32_t first, int32_t en
     return n;
 }
 
-static inline double generation_batch_flops(const Generation *g, const GPT2 *m) {
-    return gpt2_flops(&m->config, g->batch.rows, g->batch.targets, batch_pairs(&g->batch));
+static inline double generation_batch_flops(const Generation *g, const Model *m) {
+    return model_flops(&m->config, g->batch.rows, g->batch.targets, batch_pairs(&g->batch));
 }
 
 /* All-gather of the per-token values of completions [first, end) of a part, 4 bytes each; each rank has filled in those
@@ -498,8 +498,8 @@ static inline void generation_complete(Generation *g, void *array, int32_t first
 
 /* Computes the outputs requested in `out` for all tokens of completions [first, end) under a model. The arrays of `out`
  * are flat, of the whole generation. Each rank computes its own completions, followed by an all-gather. Collective. */
-static inline void generation_forward(Generation *g, const GPT2 *m, const Workspace *w, int32_t first, int32_t end,
-                                      const GPT2Output *out) {
+static inline void generation_forward(Generation *g, const Model *m, const Workspace *w, int32_t first, int32_t end,
+                                      const ModelOutput *out) {
     const int32_t size = g->answers / g->parts;
     for (int32_t part = first, mine, last; part < end; part = (part / size + 1) * size) {
         const int32_t part_end = (part / size + 1) * size < end ? (part / size + 1) * size : end;
@@ -507,11 +507,11 @@ static inline void generation_forward(Generation *g, const GPT2 *m, const Worksp
         for (int32_t i = mine, next; i < last; i = next) {
             next = generation_pack(g, i, last);
             const int32_t at = g->offset[i];
-            const GPT2Output some = {.logp = out->logp ? out->logp + at : NULL,
-                                     .entropy = out->entropy ? out->entropy + at : NULL,
-                                     .argmax = out->argmax ? out->argmax + at : NULL,
-                                     .value = out->value ? out->value + at : NULL};
-            gpt2_forward(m, w, &g->batch, (float)g->o.temperature, &some);
+            const ModelOutput some = {.logp = out->logp ? out->logp + at : NULL,
+                                      .entropy = out->entropy ? out->entropy + at : NULL,
+                                      .argmax = out->argmax ? out->argmax + at : NULL,
+                                      .value = out->value ? out->value + at : NULL};
+            model_forward(m, w, &g->batch, (float)g->o.temperature, &some);
             g->t->flops += generation_batch_flops(g, m);
         }
         generation_complete(g, out->logp, part, part_end);

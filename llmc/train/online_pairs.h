@@ -58,7 +58,7 @@ static inline void online_open_data(OnlinePairs *p, GenerationOptions *o, Traine
 /* Memory of the sampling engines in bytes, for trainer_announce(). The reward model is open by then. */
 static inline size_t online_bytes(const OnlinePairs *p) {
     const Generation *g = &p->g;
-    const GPT2Config *c = &g->t->model.config;
+    const ModelConfig *c = &g->t->model.config;
     const int prompt = generation_longest_prompt(g), most = (int)g->o.max_completion, slots = (int)g->o.slots;
     size_t bytes = generation_bytes(g);
     if (p->kind != ONLINE_DPO) bytes += rollout_bytes(c, g->t->backend, slots, prompt, most);
@@ -83,7 +83,7 @@ static inline void online_open_prompts(OnlinePairs *p) {
 }
 
 /* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */
-static inline void online_open(OnlinePairs *p, const GPT2 *reference) {
+static inline void online_open(OnlinePairs *p, const Model *reference) {
     Error e;
     Generation *g = &p->g;
     const int prompt = generation_longest_prompt(g), most = (int)g->o.max_completion;
@@ -93,7 +93,7 @@ static inline void online_open(OnlinePairs *p, const GPT2 *reference) {
         die("the reference's context of %d is shorter than the model's %d", reference->config.context,
             g->t->model.config.context);
     p->second = (Answer *)xcalloc((size_t)g->o.prompts, sizeof *p->second);
-    const GPT2 *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
+    const Model *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
     if (!rollout_new(&p->other, from, (int)g->o.slots, prompt, most, &e) ||
         (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->mixture_coef, &e)))
         die("%s; lower --slots", e.text);

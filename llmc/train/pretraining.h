@@ -34,7 +34,7 @@ static inline void pretraining_close(Pretraining *p) {
 }
 
 /* rows: of the largest micro-batch. */
-static inline bool pretraining_open(Pretraining *p, const char *path, const GPT2Config *c, int rows, Error *e) {
+static inline bool pretraining_open(Pretraining *p, const char *path, const ModelConfig *c, int rows, Error *e) {
     *p = (Pretraining){0};
     if (!tokens_open(&p->shard, path, c->vocab, e)) return false;
     if (p->shard.count < 2) {
@@ -53,9 +53,9 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const GPT2
 static inline double pretraining_batch(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double weight) {
     double sum = 0;
     for (int32_t i = 0; i < b->targets; i++) p->dlogp[i] = (float)-weight;
-    gpt2_forward_backward(&t->model, w, b, 1.0f, p->dlogp, &(GPT2Output){.logp = p->logp});
+    model_forward_backward(&t->model, w, b, 1.0f, p->dlogp, &(ModelOutput){.logp = p->logp});
     for (int32_t i = 0; i < b->targets; i++) sum -= p->logp[i];
-    t->flops += 3 * gpt2_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
+    t->flops += 3 * model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
     t->tokens += b->rows;
     batch_clear(b);
     return sum;

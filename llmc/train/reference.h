@@ -5,7 +5,7 @@
  *
  *     Reference r;
  *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
- *     gpt2_forward(&r.model, &r.work, &batch, temperature, &out);
+ *     model_forward(&r.model, &r.work, &batch, temperature, &out);
  *     reference_close(&r);
  */
 #ifndef LLMC_TRAIN_REFERENCE_H
@@ -14,14 +14,14 @@
 #include "trainer.h"
 
 typedef struct Reference {
-    GPT2 model;
+    Model model;
     ModelFile file;
     Workspace work;
 } Reference;
 
 /* Memory of a reference in bytes, for trainer_announce(). rows: of the largest micro-batch. */
-static inline size_t reference_bytes(const GPT2Config *c, const Backend *b, int rows) {
-    return gpt2_model_bytes(c, b, false) * 2 + workspace_bytes(c, b, rows, rows, rows, false, 0);
+static inline size_t reference_bytes(const ModelConfig *c, const Backend *b, int rows) {
+    return model_bytes(c, b, false) * 2 + workspace_bytes(c, b, rows, rows, rows, false, 0);
 }
 
 /* Opens the reference. Call it after trainer_open() and before the first step. path: a model, or NULL for the model of
@@ -39,7 +39,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         if (r->model.config.vocab < t->model.config.vocab)
             die("%s: its vocabulary of %d does not fit the model's %d", path, r->model.config.vocab,
                 t->model.config.vocab);
-    } else if (!gpt2_copy(&r->model, &t->model, &e)) die("%s", e.text);
+    } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
     char name[20];
     snprintf(name, sizeof name, "%016llx", (unsigned long long)(load ? r->file.hash : t->file.hash));
     const char *before = json_string_value(json_object_get(t->state, "reference"));
@@ -50,7 +50,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
 
 static inline void reference_close(Reference *r) {
     workspace_free(&r->work, &r->model);
-    gpt2_free(&r->model);
+    model_free(&r->model);
     model_file_free(&r->file);
 }
 

@@ -125,7 +125,7 @@ typedef struct Trainer {
     const char *program; /* train_sft, ...: name of the stage in the lineage */
     Device *device;
     const Backend *backend;
-    GPT2 model;
+    Model model;
     ModelFile file;
     Optimizer optimizer;
     Dist dist;
@@ -152,8 +152,8 @@ typedef struct Trainer {
 
 /* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
  * that. */
-static inline double gpt2_flops(const GPT2Config *c, double rows, double targets, double pairs) {
-    const double C = c->width, Q = gpt2_qkv_width(c), F = c->hidden;
+static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
+    const double C = c->width, Q = model_qkv_width(c), F = c->hidden;
     return 2 *
            (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
 }
@@ -176,7 +176,7 @@ static inline double state_real(const json_t *state, const char *key) {
 }
 
 /* The shape of a new model from --layers and the related options, or NULL if --layers is not given. */
-static inline const GPT2Config *trainer_shape(const TrainerOptions *o, int32_t data_vocab, GPT2Config *c) {
+static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t data_vocab, ModelConfig *c) {
     if (!o->layers) {
         if (o->heads || o->width) usage_error("--heads and --width require --layers");
         return NULL;
@@ -325,9 +325,9 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         usage_error("-c/--checkpoint is required (or --layers, or --resume)");
     if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give only one of them");
     if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &t->backend, &t->device, &e)) die("%s", e.text);
-    GPT2Config shape, descriptor;
+    ModelConfig shape, descriptor;
     bool ok = true;
-    const GPT2Config *new_shape = trainer_shape(o, data->vocab, &shape);
+    const ModelConfig *new_shape = trainer_shape(o, data->vocab, &shape);
     if (!o->resume && !new_shape && gpt2_config_descriptor(o->checkpoint, &descriptor, &ok, &e) && ok) {
         shape = gpt2_config(descriptor.layers, descriptor.heads, descriptor.width,
                             (int32_t)(o->vocab ? o->vocab : data->vocab), (int32_t)(o->context ? o->context : 1024));
@@ -345,7 +345,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows",
              data->name, data->vocab - t->model.config.vocab);
         const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
-        gpt2_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
+        model_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
         optimizer_take_weights(&t->optimizer, &t->model, before * C, ((size_t)data->vocab - before) * C);
     }
     trainer_check_shard(t, data);
@@ -425,12 +425,12 @@ static inline uint64_t trainer_options_hash(const Option *table) {
 /* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; more: bytes that the
  * trainer allocates in addition (a reference, rollouts). Collective. */
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
-    const GPT2Config *c = &t->model.config;
+    const ModelConfig *c = &t->model.config;
     const Backend *b = t->backend;
     const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o.recompute);
-    const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, gpt2_widest(c), c->padded_vocab);
+    const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab);
     t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
     t->peak = trainer_total(t, b->peak(t->device));
     t->nominal_peak = b->nominal_peak ? trainer_total(t, b->nominal_peak(t->device)) : 0;
@@ -479,7 +479,7 @@ static inline void trainer_begin_step(Trainer *t) {
 static inline void trainer_update(Trainer *t, double loss) {
     Error e;
     if (t->dist.ranks > 1 && !t->grads.begun) die("this trainer cannot distribute its work over ranks; start one rank");
-    if (!gpt2_sync(&t->model, &e)) die("%s", e.text);
+    if (!model_sync(&t->model, &e)) die("%s", e.text);
     t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
     if (t->last_bad) {
@@ -596,7 +596,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     trainer_total(t, 0); /* no rank leaves before everything is written */
     dist_grads_close(&t->grads);
     optimizer_free(&t->optimizer, &t->model);
-    gpt2_free(&t->model);
+    model_free(&t->model);
     model_text_close(&t->text);
     model_file_free(&t->file);
     json_decref(t->state);
