@@ -17,7 +17,7 @@
 #ifndef LLMC_COST_MODEL_H
 #define LLMC_COST_MODEL_H
 
-#include "../llmc/model/config.h"
+#include "../llmc/model/tensors.h"
 
 typedef struct CostMachine {
     double flops;        /* FLOP/s of one rank in training */

@@ -10,6 +10,7 @@
 #include "files.h"
 #include "../llmc/cpu/cpu.h"
 #include "../llmc/model/model_file.h"
+#include "../llmc/model/transformer.h"
 #include "../llmc/model/pack.h"
 #include "../llmc/records/shard.h"
 #include "../llmc/text/tokenizer.h"

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "../llmc/cpu/cpu.h"
+#include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include "golden.h"

@@ -3,6 +3,7 @@
 #include "files.h"
 
 #include "../llmc/cpu/cpu.h"
+#include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include <sys/resource.h>

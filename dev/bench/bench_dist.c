@@ -9,6 +9,7 @@
  */
 #include "../../llmc/dist/grads.h"
 #include "../../llmc/base/options.h"
+#include "../../llmc/model/decode.h"
 #include "../../llmc/model/pack.h"
 #include "bench.h"
 #include "../cost_model.h"

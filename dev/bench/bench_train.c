@@ -8,6 +8,7 @@
  * fused multiply-adds (or bfloat16 dot products) on registers, and the best product of two large matrices through the
  * model's own path. The last line, on standard output, is JSON.
  */
+#include "../../llmc/model/decode.h"
 #include "../../llmc/model/optimizer.h"
 #include "../../llmc/base/options.h"
 #include "../../llmc/model/pack.h"

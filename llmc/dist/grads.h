@@ -117,7 +117,7 @@ static inline bool dist_layer_done(DistGrads *g, int layer, Error *e) {
     return true;
 }
 
-/* gpt2.h's layer_done. */
+/* model.h's layer_done. */
 static inline void dist_on_layer(void *context, int layer) {
     DistGrads *g = (DistGrads *)context;
     if (g->failed) return;

@@ -1,6 +1,6 @@
 /* backend.h - the contract between the model and a device: a table of tensor operations.
  *
- * gpt2.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and cuda.cu
+ * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and cuda.cu
  * for CUDA. An operation is what one fused kernel can do, never `add` or `multiply`.
  *
  * Pointers to device memory have types for what the memory holds. These types are never completed, so host code cannot

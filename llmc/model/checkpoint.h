@@ -44,7 +44,7 @@
 #ifndef LLMC_MODEL_CHECKPOINT_H
 #define LLMC_MODEL_CHECKPOINT_H
 
-#include "config.h"
+#include "tensors.h"
 #include "../base/io.h"
 #include <assert.h>
 

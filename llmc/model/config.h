@@ -1,8 +1,7 @@
-/* config.h - model configuration and the table of a model's tensors.
+/* config.h - the shape of a model: its sizes, what follows from them, and the checks of a shape that comes from a file.
  *
- * The table drives sizes, checkpoint order, initial values, weight decay, names and printing. Its order is that of
- * llm.c's file. A tensor holds all its layers one after another, each row-major (out, in). The tensors of the value
- * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
+ *     ModelConfig c = gpt2_config(12, 12, 768, 50257, 1024);
+ *     if (!model_config_check(&c, "model", &e)) return false;
  */
 #ifndef LLMC_MODEL_CONFIG_H
 #define LLMC_MODEL_CONFIG_H
@@ -30,74 +29,18 @@ typedef struct ModelConfig {
     int32_t value_head; /* 1: a linear head (C -> 1) on the final layernorm, for rewards and values */
 } ModelConfig;
 
-typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
+/* Channels of one attention head. */
+static inline int32_t model_head_size(const ModelConfig *c) { return c->width / c->heads; }
 
-// clang-format off
-/*    name      rows               columns            layers     init           decay Hugging Face name */
-#define MODEL_TENSORS(T)                                                                                          \
-    T(wte,      c->padded_vocab,   c->width,          1,         INIT_NORMAL,   1,    "wte.weight")              \
-    T(wpe,      c->context,        c->width,          1,         INIT_NORMAL,   1,    "wpe.weight")              \
-    T(ln1w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_1.weight")        \
-    T(ln1b,     1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.ln_1.bias")          \
-    T(qkvw,     model_qkv_width(c), c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.attn.c_attn.weight") \
-    T(qkvb,     1,                 model_qkv_width(c), c->layers, INIT_ZERO,     0,    "h.%d.attn.c_attn.bias")   \
-    T(attprojw, c->width,          c->width,          c->layers, INIT_RESIDUAL, 1,    "h.%d.attn.c_proj.weight") \
-    T(attprojb, 1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.attn.c_proj.bias")   \
-    T(ln2w,     1,                 c->width,          c->layers, INIT_ONE,      0,    "h.%d.ln_2.weight")        \
-    T(ln2b,     1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.ln_2.bias")          \
-    T(fcw,      c->hidden,         c->width,          c->layers, INIT_NORMAL,   1,    "h.%d.mlp.c_fc.weight")    \
-    T(fcb,      1,                 c->hidden,         c->layers, INIT_ZERO,     0,    "h.%d.mlp.c_fc.bias")      \
-    T(fcprojw,  c->width,          c->hidden,         c->layers, INIT_RESIDUAL, 1,    "h.%d.mlp.c_proj.weight")  \
-    T(fcprojb,  1,                 c->width,          c->layers, INIT_ZERO,     0,    "h.%d.mlp.c_proj.bias")    \
-    T(lnfw,     1,                 c->width,          1,         INIT_ONE,      0,    "ln_f.weight")             \
-    T(lnfb,     1,                 c->width,          1,         INIT_ZERO,     0,    "ln_f.bias")               \
-    T(valuew,   c->value_head,     c->width,          1,         INIT_HEAD,     1,    "score.weight")            \
-    T(valueb,   c->value_head,     1,                 1,         INIT_ZERO,     0,    "score.bias")
-// clang-format on
-
-enum {
-#define T(name, rows, columns, layers, init, decay, hf) TENSOR_##name,
-    MODEL_TENSORS(T)
-#undef T
-        TENSOR_COUNT
-};
-enum { GPT2_FILE_TENSORS = TENSOR_valuew }; /* number of tensors in llm.c's part of the file */
-
-typedef struct TensorInfo {
-    const char *name, *hf_name;
-    size_t rows, columns, layers; /* rows and columns of one layer; layers is 1 if the tensor is not per layer */
-    size_t offset, size;          /* in elements, over all layers; size is 0 for a head that the model lacks */
-    InitKind init;
-    bool decay;
-} TensorInfo;
-
-/* Does each layer have one? */
-static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && strchr(t->hf_name, '%'); }
+/* Channels of the keys of a token, and of its values: C in GPT-2. */
+static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads * model_head_size(c); }
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
-static inline int32_t model_qkv_width(const ModelConfig *c) {
-    return c->width + 2 * c->kv_heads * (c->width / c->heads);
-}
+static inline int32_t model_qkv_width(const ModelConfig *c) { return c->width + 2 * model_kv_width(c); }
 
-/* Fills in t and returns the number of elements of all tensors. */
-static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COUNT]) {
-    int i = 0;
-    size_t offset = 0;
-#define T(name_, rows_, columns_, layers_, init_, decay_, hf_)                                                         \
-    t[i] =                                                                                                             \
-        (TensorInfo){#name_, hf_, (size_t)(rows_), (size_t)(columns_), (size_t)(layers_), offset, 0, init_, decay_};   \
-    t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \
-    offset += t[i++].size;
-    MODEL_TENSORS(T)
-#undef T
-    return offset;
-}
-
-/* Elements in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */
-static inline size_t gpt2_file_elements(const ModelConfig *c) {
-    TensorInfo t[TENSOR_COUNT];
-    model_tensors(c, t);
-    return t[GPT2_FILE_TENSORS].offset;
+/* Channels of the widest activation of a layer. */
+static inline int32_t model_widest(const ModelConfig *c) {
+    return c->hidden > model_qkv_width(c) ? c->hidden : model_qkv_width(c);
 }
 
 static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 128 * 128; }
@@ -139,9 +82,9 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                              (long long)field[i].low, (long long)field[i].high);
     if (c->width % c->heads)
         return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
-    if (c->width / c->heads > 1024)
+    if (model_head_size(c) > 1024)
         return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected at most 1024", what,
-                         c->width / c->heads, c->width, c->heads);
+                         model_head_size(c), c->width, c->heads);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);
     return true;

@@ -15,7 +15,7 @@
 #define LLMC_MODEL_MODEL_FILE_H
 
 #include "checkpoint.h"
-#include "gpt2.h"
+#include "model.h"
 #include "optimizer.h"
 #include <jansson.h>
 

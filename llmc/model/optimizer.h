@@ -17,7 +17,7 @@
 #ifndef LLMC_MODEL_OPTIMIZER_H
 #define LLMC_MODEL_OPTIMIZER_H
 
-#include "gpt2.h"
+#include "model.h"
 
 /* A part of a tensor that this rank updates: elements first .. first+n-1 of layer `layer`. A single rank has one slice
  * per tensor, which covers all layers. */

@@ -19,7 +19,7 @@
 #ifndef LLMC_RECORDS_ANSWER_SET_H
 #define LLMC_RECORDS_ANSWER_SET_H
 
-#include "../model/gpt2.h"
+#include "../model/model.h"
 #include "pairs.h"
 
 typedef struct AnswerSet {

@@ -21,7 +21,7 @@
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H
 
-#include "../model/gpt2.h"
+#include "../model/model.h"
 #include "../base/io.h"
 
 enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };

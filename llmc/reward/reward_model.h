@@ -27,6 +27,7 @@
 #define LLMC_REWARD_REWARD_MODEL_H
 
 #include "../loss/reward.h"
+#include "../model/transformer.h"
 #include "../model/model_text.h"
 #include "../model/pack.h"
 

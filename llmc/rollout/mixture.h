@@ -82,31 +82,12 @@ static inline void mixture_join(const Mixture *m, const Acts *policy, const Acts
 static inline void mixture_decode(void *context, const Model *policy, const Workspace *w, const KVCache *kv,
                                   const Batch *batch, Draw how, const DecodeStep *step) {
     const Mixture *m = (const Mixture *)context;
-    const Backend *b = policy->backend;
-    Device *d = policy->device;
     const size_t R = (size_t)batch->targets;
-    b->upload(d, work_item(&m->work, WORK_slot, 0), step->slot, (size_t)batch->rows * sizeof(int32_t));
-    b->upload(d, WORK_I(slot), step->slot, (size_t)batch->rows * sizeof(int32_t));
-    model_trunk(m->reference, &m->work, batch, &m->kv);
-    model_trunk(policy, w, batch, kv);
+    decode_rows(m->reference, &m->work, &m->kv, batch, step);
+    decode_rows(policy, w, kv, batch, step);
     if (R == 0) return;
-    model_targets(m->reference, &m->work, batch);
-    model_targets(policy, w, batch);
-    mixture_join(m, WORK_A(h, 0), (const Acts *)work_item(&m->work, WORK_h, 0), R);
-    b->upload(d, WORK_I(stream), step->stream, 2 * R * sizeof(int32_t));
-    b->upload(d, WORK_I(index), step->index, R * sizeof(int32_t));
-    how.rows = (int)R, how.channels = m->channels, how.vocab = policy->config.vocab;
-    how.padded_vocab = policy->config.padded_vocab;
-    how.h = m->h, how.wte = m->wte, how.stream = WORK_I(stream), how.index = WORK_I(index);
-    how.history = step->history, how.history_stride = step->history_stride;
-    if (step->history) {
-        b->upload(d, WORK_I(seen_count), step->history_len, R * sizeof(int32_t));
-        how.history_len = WORK_I(seen_count);
-    }
-    how.token = WORK_I(argmax), how.logp = WORK_F(logp, 0);
-    b->sample(d, &how);
-    b->download(d, step->token, how.token, R * sizeof(int32_t));
-    b->download(d, step->logp, how.logp, R * sizeof(float));
+    mixture_join(m, work_acts(w, WORK_h, 0), work_acts(&m->work, WORK_h, 0), R);
+    decode_draw(policy, w, how, step, m->h, m->wte, m->channels, R);
 }
 
 static inline void mixture_free(Mixture *m) {

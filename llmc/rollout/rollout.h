@@ -19,7 +19,7 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
-#include "../model/gpt2.h"
+#include "../model/decode.h"
 #include "../model/pack.h"
 
 enum { ROLLOUT_STOPS = 8 };

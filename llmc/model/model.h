@@ -1,0 +1,154 @@
+/* model.h - a model: its configuration, weights and gradients on a device.
+ *
+ *     Model m;
+ *     if (!model_new(&m, &config, backend, device, true, &e)) return false;     with gradients
+ *     model_init(&m, seed);
+ *     const Weights *w = model_weight(&m, TENSOR_qkvw, layer);
+ *     model_free(&m);
+ *
+ * Host code here never dereferences a device pointer. Device errors are sticky; model_sync() reports them.
+ */
+#ifndef LLMC_MODEL_MODEL_H
+#define LLMC_MODEL_MODEL_H
+
+#include "backend.h"
+#include "share.h"
+#include "tensors.h"
+#include "../base/random.h"
+#include <assert.h>
+
+typedef struct Model {
+    ModelConfig config;
+    const Backend *backend;
+    Device *device; /* owned by the caller */
+    TensorInfo tensor[TENSOR_COUNT];
+    size_t parameters; /* elements of all tensors; one block in the order of the table */
+    Weights *weights;
+    Floats *grads;      /* NULL if the model is not trained */
+    size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
+    size_t grads_offset[TENSOR_COUNT];
+    /* Several ranks (dist.h). With zero 2 the gradients of only grads_layers layers are kept at a time, those of layer
+     * l in slot l % grads_layers. A backward pass calls layer_done as soon as all gradients of a layer are complete,
+     * and at its end with layer -1. */
+    Share share;
+    int grads_layers;
+    void (*layer_done)(void *context, int layer);
+    void *layer_context;
+} Model;
+
+static inline size_t model_bytes(const ModelConfig *c, const Backend *b, bool gradients) {
+    TensorInfo t[TENSOR_COUNT];
+    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
+}
+
+enum { MODEL_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
+
+/* Sets the offset of each tensor's gradients and the number of layers kept. Returns the number of floats. */
+static inline size_t model_grads_layout(const ModelConfig *c, Share share, size_t offset[TENSOR_COUNT], int *layers) {
+    TensorInfo t[TENSOR_COUNT];
+    size_t at = 0;
+    model_tensors(c, t);
+    *layers = share.ranks > 1 && share.zero == 2 && c->layers > MODEL_GRADS_LAYERS ? MODEL_GRADS_LAYERS : c->layers;
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        offset[i] = at;
+        at += t[i].layers > (size_t)*layers ? t[i].rows * t[i].columns * (size_t)*layers : t[i].size;
+    }
+    return at;
+}
+
+/* Allocates zeroed gradients for a model that will be trained, according to m->share. */
+static inline bool model_new_grads(Model *m, Error *e) {
+    m->grads_count = model_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
+    const size_t bytes = m->grads_count * sizeof(float);
+    m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
+    if (m->grads) m->backend->zero(m->device, m->grads, bytes);
+    return m->grads != NULL;
+}
+
+/* Allocates a model of the given shape. Its weights are uninitialised. */
+static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, Device *d, bool gradients, Error *e) {
+    *m = (Model){.config = *c, .backend = b, .device = d};
+    m->parameters = model_tensors(c, m->tensor);
+    m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
+    return m->weights && (!gradients || model_new_grads(m, e));
+}
+
+static inline void model_free(Model *m) {
+    if (m->weights) m->backend->weights_release(m->device, m->weights, m->parameters);
+    if (m->grads) m->backend->release(m->device, m->grads);
+    *m = (Model){0};
+}
+
+/* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
+ * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); layernorm weights are 1, biases 0 and the
+ * padding rows of wte 0. */
+static inline void model_init_tensor(const ModelConfig *c, int tensor, const TensorInfo *t, uint64_t seed,
+                                     float *host) {
+    const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
+                             : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
+                                                      : 0.02;
+    Random random = random_start(seed, RANDOM_INIT + (uint64_t)tensor);
+    const size_t drawn = tensor == TENSOR_wte ? (size_t)c->vocab * (size_t)c->width : t->size;
+    for (size_t i = 0; i < t->size; i++)
+        host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
+                  : t->init == INIT_ONE              ? 1.0f
+                                                     : (float)(deviation * random_normal(&random));
+}
+
+/* Initialises the weights of a new model from a seed. */
+static inline void model_init(Model *m, uint64_t seed) {
+    size_t largest = 0;
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        if (m->tensor[i].size > largest) largest = m->tensor[i].size;
+    float *host = (float *)xmalloc(largest * sizeof *host);
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        const TensorInfo *t = &m->tensor[i];
+        if (!t->size) continue;
+        model_init_tensor(&m->config, i, t, seed, host);
+        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset), host, t->size);
+    }
+    free(host);
+}
+
+/* Adds the tokens [V, vocab), whose embeddings use the padding rows of wte: vocab <= Vp. */
+static inline void model_grow_vocab(Model *m, int32_t vocab, uint64_t seed) {
+    ModelConfig c = m->config;
+    const TensorInfo *t = &m->tensor[TENSOR_wte];
+    const size_t first = (size_t)c.vocab * (size_t)c.width, last = (size_t)vocab * (size_t)c.width;
+    float *host = (float *)xmalloc(t->size * sizeof *host);
+    assert(vocab >= c.vocab && vocab <= c.padded_vocab);
+    c.vocab = vocab;
+    model_init_tensor(&c, TENSOR_wte, t, seed, host);
+    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
+                               last - first);
+    m->config.vocab = vocab;
+    free(host);
+}
+
+/* Copies a model without gradients, to serve as a reference. */
+static inline bool model_copy(Model *to, const Model *from, Error *e) {
+    if (!model_new(to, &from->config, from->backend, from->device, false, e)) return false;
+    float *host = (float *)xmalloc(from->parameters * sizeof *host);
+    from->backend->weights_download(from->device, host, from->weights, from->parameters);
+    to->backend->weights_upload(to->device, to->weights, host, to->parameters);
+    free(host);
+    return true;
+}
+
+static inline void model_zero_grads(const Model *m) {
+    m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
+}
+
+static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
+
+/* Weights and gradients of layer l of tensor i. */
+static inline const Weights *model_weight(const Model *m, int i, int l) {
+    const TensorInfo *t = &m->tensor[i];
+    return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
+}
+static inline Floats *model_grad(const Model *m, int i, int l) {
+    const TensorInfo *t = &m->tensor[i];
+    return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
+}
+
+#endif

@@ -1,0 +1,89 @@
+/* tensors.h - the table of a model's tensors.
+ *
+ * The table drives sizes, checkpoint order, initial values, weight decay, names and printing. Its order is that of
+ * llm.c's file. A tensor holds all its layers one after another, each row-major (out, in). The tensors of the value
+ * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
+ *
+ * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it.
+ *
+ *     TensorInfo t[TENSOR_COUNT];
+ *     size_t parameters = model_tensors(&config, t);       t[TENSOR_qkvw].offset, ...
+ */
+#ifndef LLMC_MODEL_TENSORS_H
+#define LLMC_MODEL_TENSORS_H
+
+#include "config.h" /* ModelConfig, model_qkv_width() */
+
+typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
+
+// clang-format off
+/*    name      rows                columns             per    initial values decay */
+#define MODEL_TENSORS(T, c)                                                       \
+    T(wte,      (c)->padded_vocab,  (c)->width,         MODEL, INIT_NORMAL,   1)  \
+    T(wpe,      (c)->context,       (c)->width,         MODEL, INIT_NORMAL,   1)  \
+    T(ln1w,     1,                  (c)->width,         LAYER, INIT_ONE,      0)  \
+    T(ln1b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
+    T(qkvw,     model_qkv_width(c), (c)->width,         LAYER, INIT_NORMAL,   1)  \
+    T(qkvb,     1,                  model_qkv_width(c), LAYER, INIT_ZERO,     0)  \
+    T(attprojw, (c)->width,         (c)->width,         LAYER, INIT_RESIDUAL, 1)  \
+    T(attprojb, 1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
+    T(ln2w,     1,                  (c)->width,         LAYER, INIT_ONE,      0)  \
+    T(ln2b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
+    T(fcw,      (c)->hidden,        (c)->width,         LAYER, INIT_NORMAL,   1)  \
+    T(fcb,      1,                  (c)->hidden,        LAYER, INIT_ZERO,     0)  \
+    T(fcprojw,  (c)->width,         (c)->hidden,        LAYER, INIT_RESIDUAL, 1)  \
+    T(fcprojb,  1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
+    T(lnfw,     1,                  (c)->width,         MODEL, INIT_ONE,      0)  \
+    T(lnfb,     1,                  (c)->width,         MODEL, INIT_ZERO,     0)  \
+    T(valuew,   (c)->value_head,    (c)->width,         MODEL, INIT_HEAD,     1)  \
+    T(valueb,   (c)->value_head,    1,                  MODEL, INIT_ZERO,     0)
+// clang-format on
+
+enum {
+#define T(name, rows, columns, per, init, decay) TENSOR_##name,
+    MODEL_TENSORS(T, )
+#undef T
+        TENSOR_COUNT
+};
+enum { GPT2_FILE_TENSORS = TENSOR_valuew }; /* number of tensors in llm.c's part of the file */
+
+typedef struct TensorInfo {
+    const char *name;
+    size_t rows, columns, layers; /* rows and columns of one layer; layers is 1 if the tensor is not per layer */
+    size_t offset, size;          /* in elements, over all layers; size is 0 for a tensor that the model lacks */
+    InitKind init;
+    bool decay;
+    bool per_layer;
+} TensorInfo;
+
+static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && t->per_layer; }
+
+/* Fills in t and returns the number of elements of all tensors. */
+static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COUNT]) {
+    enum { MODEL, LAYER };
+    int i = 0;
+    size_t offset = 0;
+#define T(name_, rows_, columns_, per_, init_, decay_)                                                                 \
+    t[i] = (TensorInfo){.name = #name_,                                                                                \
+                        .rows = (size_t)(rows_),                                                                       \
+                        .columns = (size_t)(columns_),                                                                 \
+                        .layers = (per_) == LAYER ? (size_t)c->layers : 1,                                             \
+                        .offset = offset,                                                                              \
+                        .init = init_,                                                                                 \
+                        .decay = decay_,                                                                               \
+                        .per_layer = (per_) == LAYER};                                                                 \
+    t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \
+    offset += t[i++].size;
+    MODEL_TENSORS(T, c)
+#undef T
+    return offset;
+}
+
+/* Elements in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */
+static inline size_t gpt2_file_elements(const ModelConfig *c) {
+    TensorInfo t[TENSOR_COUNT];
+    model_tensors(c, t);
+    return t[GPT2_FILE_TENSORS].offset;
+}
+
+#endif

@@ -1,0 +1,328 @@
+/* transformer.h - the forward and the backward pass, written once over the table of backend.h.
+ *
+ *   layer l:   ln1 = layernorm(x)             qkv = ln1 Wqkv^T + b        atty = attention(qkv)
+ *              x2 = x + atty Wo^T + b         ln2 = layernorm(x2)
+ *              fch = ln2 Wfc^T + b            x' = x2 + gelu(fch) Wproj^T + b
+ *   head:      z = layernorm(x) wte^T         value = layernorm(x) . valuew + valueb   (if there is a value head)
+ *
+ * A batch is packed (batch.h). The head runs only on its target rows, and logits never exist for the whole batch. A
+ * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
+ * targets and returns their gradients.
+ *
+ *     model_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
+ *     loss = objective(out.logp, batch.targets, dlogp);        // any objective
+ *     model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);   // adds to the gradients of the parameters
+ *
+ * An objective whose dlogp does not depend on logp (maximum likelihood) uses model_forward_backward(), which computes
+ * the head's logits once instead of twice.
+ *
+ * The four linear layers of a layer are a table, MODEL_LINEARS; forward and backward go through it.
+ */
+#ifndef LLMC_MODEL_TRANSFORMER_H
+#define LLMC_MODEL_TRANSFORMER_H
+
+#include "workspace.h"
+
+// clang-format off
+/*    linear    weight    bias      input  output */
+#define MODEL_LINEARS(L)                           \
+    L(qkv,      qkvw,     qkvb,     ln1,   qkv)    \
+    L(attproj,  attprojw, attprojb, atty,  delta)  \
+    L(fc,       fcw,      fcb,      ln2,   fch)    \
+    L(fcproj,   fcprojw,  fcprojb,  gelu,  delta)
+// clang-format on
+
+enum {
+#define L(name, weight, bias, input, output) LINEAR_##name,
+    MODEL_LINEARS(L)
+#undef L
+        LINEAR_COUNT
+};
+
+/* The tensors and the activations of a linear layer: output = input weight^T + bias. */
+typedef struct LinearInfo {
+    int weight, bias, input, output;
+} LinearInfo;
+
+static inline const LinearInfo *model_linear(int linear) {
+    static const LinearInfo info[LINEAR_COUNT] = {
+#define L(name, weight, bias, input, output) {TENSOR_##weight, TENSOR_##bias, WORK_##input, WORK_##output},
+        MODEL_LINEARS(L)
+#undef L
+    };
+    return &info[linear];
+}
+
+/* Linear layer `linear` of layer l over N rows. */
+static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
+    const LinearInfo *i = model_linear(linear);
+    const TensorInfo *t = &m->tensor[i->weight];
+    m->backend->linear_forward(m->device, work_acts(w, i->output, l), work_acts(w, i->input, l),
+                               model_weight(m, i->weight, l), model_weight(m, i->bias, l), N, (int)t->columns,
+                               (int)t->rows);
+}
+
+/* Its backward pass: dinput = doutput weight, and the gradients of weight and bias. */
+static inline void linear_backward(const Model *m, const Workspace *w, int linear, int l, int N, Acts *dinput,
+                                   const Acts *doutput) {
+    const LinearInfo *i = model_linear(linear);
+    const TensorInfo *t = &m->tensor[i->weight];
+    m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
+                                work_acts(w, i->input, l), model_weight(m, i->weight, l), N, (int)t->columns,
+                                (int)t->rows);
+}
+
+/* ---- forward --------------------------------------------------------------------------------------------------- */
+
+/* Results of a forward pass, in host memory. NULL: not computed. */
+typedef struct ModelOutput {
+    float *logp;     /* (R) */
+    float *entropy;  /* (R) nats */
+    int32_t *argmax; /* (R) */
+    float *value;    /* (R) */
+} ModelOutput;
+
+static inline Attention model_attention(const Model *m, const Workspace *w, const Batch *batch, int l) {
+    const ModelConfig *c = &m->config;
+    const int D = model_head_size(c), Q = model_qkv_width(c);
+    Acts *qkv = work_acts(w, WORK_qkv, l);
+    Attention a = {.rows = batch->rows,
+                   .segments = batch->segments,
+                   .heads = c->heads,
+                   .kv_heads = c->kv_heads,
+                   .head_size = D,
+                   .q_stride = Q,
+                   .kv_stride = Q,
+                   .scale = 1.0f / sqrtf((float)D)};
+    a.segment = work_ints(w, WORK_segment);
+    a.q = qkv;
+    a.k = acts_at(m->backend, qkv, (size_t)c->width);
+    a.v = acts_at(m->backend, qkv, (size_t)(c->width + model_kv_width(c)));
+    a.out = work_acts(w, WORK_atty, l);
+    a.lse = w->train ? work_floats(w, WORK_lse, l) : NULL;
+    return a;
+}
+
+/* A layer from ln1 to gelu: everything except its last product. With a cache, keys and values are stored in it and read
+ * from it. */
+static inline void model_layer(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const ModelConfig *c = &m->config;
+    const int N = batch->rows, C = c->width, F = c->hidden, Q = model_qkv_width(c), KC = model_kv_width(c);
+    linear_forward(m, w, LINEAR_qkv, l, N);
+    Attention a = model_attention(m, w, batch, l);
+    if (kv) {
+        const size_t at = (size_t)l * (size_t)kv->rows * (size_t)KC;
+        Acts *k = acts_at(b, kv->k, at), *v = acts_at(b, kv->v, at);
+        b->kv_store(d, k, v, a.k, a.v, Q, work_ints(w, WORK_slot), N, KC);
+        a.k = k;
+        a.v = v;
+        a.kv_stride = KC;
+    }
+    b->attention_forward(d, &a);
+    linear_forward(m, w, LINEAR_attproj, l, N);
+    b->residual_layernorm_forward(d, work_x2(w, l), work_acts(w, WORK_ln2, l), work_floats(w, WORK_mean2, l),
+                                  work_floats(w, WORK_rstd2, l), work_x3(w, l - 1), work_acts(w, WORK_delta, 0),
+                                  model_weight(m, TENSOR_ln2w, l), model_weight(m, TENSOR_ln2b, l), N, C);
+    b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_gelu, l), work_acts(w, WORK_ln2, l),
+                           model_weight(m, TENSOR_fcw, l), model_weight(m, TENSOR_fcb, l), N, C, F);
+}
+
+/* Uploads the batch and runs the model from the tokens to the output of the final layernorm. */
+static inline void model_trunk(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const ModelConfig *c = &m->config;
+    const int N = batch->rows, C = c->width, L = c->layers;
+    b->upload(d, work_ints(w, WORK_token), batch->tokens, (size_t)N * sizeof(int32_t));
+    b->upload(d, work_ints(w, WORK_position), batch->positions, (size_t)N * sizeof(int32_t));
+    b->upload(d, work_ints(w, WORK_segment), batch->segment, (size_t)batch->segments * sizeof(Segment));
+    b->embed_forward(d, work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_wte, 0), model_weight(m, TENSOR_wpe, 0),
+                     work_ints(w, WORK_token), work_ints(w, WORK_position), N, C);
+    if (w->noise_scale) {
+        b->upload(d, work_floats(w, WORK_noise, 0), w->noise_scale, (size_t)N * sizeof(float));
+        b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), N, C, w->noise_seed,
+                     w->noise_stream);
+    }
+    b->layernorm_forward(d, work_acts(w, WORK_ln1, 0), work_floats(w, WORK_mean1, 0), work_floats(w, WORK_rstd1, 0),
+                         work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_ln1w, 0),
+                         model_weight(m, TENSOR_ln1b, 0), N, C);
+    for (int l = 0; l < L; l++) {
+        model_layer(m, w, batch, kv, l);
+        linear_forward(m, w, LINEAR_fcproj, l, N);
+        const bool last = l == L - 1;
+        b->residual_layernorm_forward(
+            d, work_x3(w, l), last ? work_acts(w, WORK_lnf, 0) : work_acts(w, WORK_ln1, l + 1),
+            last ? work_floats(w, WORK_meanf, 0) : work_floats(w, WORK_mean1, l + 1),
+            last ? work_floats(w, WORK_rstdf, 0) : work_floats(w, WORK_rstd1, l + 1), work_x2(w, l),
+            work_acts(w, WORK_delta, 0), last ? model_weight(m, TENSOR_lnfw, 0) : model_weight(m, TENSOR_ln1w, l + 1),
+            last ? model_weight(m, TENSOR_lnfb, 0) : model_weight(m, TENSOR_ln1b, l + 1), N, C);
+    }
+}
+
+/* Gathers the target rows of the final layernorm's output into h. */
+static inline void model_targets(const Model *m, const Workspace *w, const Batch *batch) {
+    const Backend *b = m->backend;
+    b->upload(m->device, work_ints(w, WORK_target_row), batch->target_row, (size_t)batch->targets * sizeof(int32_t));
+    b->gather_rows(m->device, work_acts(w, WORK_h, 0), work_acts(w, WORK_lnf, 0), work_ints(w, WORK_target_row),
+                   batch->targets, m->config.width);
+}
+
+static inline Head model_head(const Model *m, const Workspace *w, const Batch *batch, float temperature) {
+    const ModelConfig *c = &m->config;
+    Head head = {.rows = batch->targets,
+                 .channels = c->width,
+                 .vocab = c->vocab,
+                 .padded_vocab = c->padded_vocab,
+                 .temperature = temperature,
+                 .h = work_acts(w, WORK_h, 0),
+                 .wte = model_weight(m, TENSOR_wte, 0),
+                 .target = work_ints(w, WORK_target),
+                 .logp = work_floats(w, WORK_logp, 0)};
+    return head;
+}
+
+/* Computes what `out` requests for the batch's targets: log-probabilities (at the given temperature), entropies, most
+ * likely tokens and values. dlogp: NULL, or the gradient of the loss with respect to each log-probability, (R) on the
+ * host, if it is known in advance; the head's part of the backward pass is then done in the same pass. */
+static inline void model_forward_known(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                       const ModelOutput *out, const float *dlogp) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const size_t R = (size_t)batch->targets;
+    assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);
+    model_trunk(m, w, batch, NULL);
+    model_targets(m, w, batch);
+    b->upload(d, work_ints(w, WORK_target), batch->target_token, R * sizeof(int32_t));
+    Head head = model_head(m, w, batch, temperature);
+    head.entropy = out->entropy ? work_floats(w, WORK_entropy, 0) : NULL;
+    head.argmax = out->argmax ? work_ints(w, WORK_argmax) : NULL;
+    if (dlogp) {
+        b->upload(d, work_floats(w, WORK_dlogp, 0), dlogp, R * sizeof(float));
+        head.dlogp = work_floats(w, WORK_dlogp, 0);
+        head.dh = work_acts(w, WORK_dh, 0);
+        head.dwte = model_grad(m, TENSOR_wte, 0);
+    }
+    if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
+    if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
+    if (out->entropy) b->download(d, out->entropy, head.entropy, R * sizeof(float));
+    if (out->argmax) b->download(d, out->argmax, head.argmax, R * sizeof(int32_t));
+    if (out->value) {
+        assert(m->config.value_head);
+        b->value_forward(d, work_floats(w, WORK_value, 0), work_acts(w, WORK_h, 0), model_weight(m, TENSOR_valuew, 0),
+                         model_weight(m, TENSOR_valueb, 0), (int)R, m->config.width);
+        b->download(d, out->value, work_floats(w, WORK_value, 0), R * sizeof(float));
+    }
+}
+
+static inline void model_forward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                 const ModelOutput *out) {
+    model_forward_known(m, w, batch, temperature, out, NULL);
+}
+
+/* Computes all logits of the batch's targets, for inspection: logits (R, V) on the host. */
+static inline bool model_logits(const Model *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
+    const ModelConfig *c = &m->config;
+    const size_t bytes = (size_t)batch->targets * (size_t)c->vocab * sizeof(float);
+    Floats *all = (Floats *)m->backend->alloc(m->device, bytes, "logits", e);
+    if (!all) return false;
+    model_trunk(m, w, batch, NULL);
+    model_targets(m, w, batch);
+    m->backend->logits(m->device, all, work_acts(w, WORK_h, 0), model_weight(m, TENSOR_wte, 0), batch->targets,
+                       c->width, c->vocab, c->padded_vocab);
+    m->backend->download(m->device, logits, all, bytes);
+    m->backend->release(m->device, all);
+    return model_sync(m, e);
+}
+
+/* ---- backward -------------------------------------------------------------------------------------------------- */
+
+/* Backward pass from the head's input, whose gradient is in dh, to the embeddings. */
+static inline void model_trunk_backward(const Model *m, const Workspace *w, const Batch *batch) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const ModelConfig *c = &m->config;
+    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden;
+    Acts *dx = work_acts(w, WORK_dx, 0), *dnarrow = work_acts(w, WORK_dnarrow, 0), *dwide = work_acts(w, WORK_dwide, 0);
+    const size_t narrow_bytes = (size_t)N * (size_t)C * b->act_size;
+    b->zero(d, dnarrow, narrow_bytes);
+    b->zero(d, dx, narrow_bytes);
+    b->scatter_rows(d, dnarrow, work_acts(w, WORK_dh, 0), work_ints(w, WORK_target_row), batch->targets, C);
+    b->layernorm_backward(d, dx, model_grad(m, TENSOR_lnfw, 0), model_grad(m, TENSOR_lnfb, 0), dnarrow,
+                          work_x3(w, L - 1), work_floats(w, WORK_meanf, 0), work_floats(w, WORK_rstdf, 0),
+                          model_weight(m, TENSOR_lnfw, 0), N, C);
+    for (int l = L - 1; l >= 0; l--) {
+        if (w->recompute >= 1)
+            b->layernorm_forward(d, work_acts(w, WORK_ln1, l), work_floats(w, WORK_mean1, l),
+                                 work_floats(w, WORK_rstd1, l), work_x3(w, l - 1), model_weight(m, TENSOR_ln1w, l),
+                                 model_weight(m, TENSOR_ln1b, l), N, C);
+        if (w->recompute == 1) {
+            b->layernorm_forward(d, work_acts(w, WORK_ln2, l), work_floats(w, WORK_mean2, l),
+                                 work_floats(w, WORK_rstd2, l), work_acts(w, WORK_x2, l),
+                                 model_weight(m, TENSOR_ln2w, l), model_weight(m, TENSOR_ln2b, l), N, C);
+            b->gelu_forward(d, work_acts(w, WORK_gelu, l), work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
+        }
+        if (w->recompute == 2) model_layer(m, w, batch, NULL, l);
+        /* x' = x2 + gelu(fch) Wproj^T + b */
+        linear_backward(m, w, LINEAR_fcproj, l, N, dwide, dx);
+        b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
+        linear_backward(m, w, LINEAR_fc, l, N, dnarrow, dwide);
+        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln2w, l), model_grad(m, TENSOR_ln2b, l), dnarrow,
+                              work_acts(w, WORK_x2, l), work_floats(w, WORK_mean2, l), work_floats(w, WORK_rstd2, l),
+                              model_weight(m, TENSOR_ln2w, l), N, C);
+        /* x2 = x + atty Wo^T + b */
+        linear_backward(m, w, LINEAR_attproj, l, N, dnarrow, dx);
+        Attention a = model_attention(m, w, batch, l);
+        a.dout = dnarrow;
+        a.dq = dwide;
+        a.dk = acts_at(b, dwide, (size_t)C);
+        a.dv = acts_at(b, dwide, (size_t)(C + model_kv_width(c)));
+        b->attention_backward(d, &a);
+        linear_backward(m, w, LINEAR_qkv, l, N, dnarrow, dwide);
+        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln1w, l), model_grad(m, TENSOR_ln1b, l), dnarrow,
+                              work_x3(w, l - 1), work_floats(w, WORK_mean1, l), work_floats(w, WORK_rstd1, l),
+                              model_weight(m, TENSOR_ln1w, l), N, C);
+        if (m->layer_done) m->layer_done(m->layer_context, l);
+    }
+    b->embed_backward(d, model_grad(m, TENSOR_wte, 0), model_grad(m, TENSOR_wpe, 0), dx, work_ints(w, WORK_token),
+                      work_ints(w, WORK_position), N, C);
+    if (m->layer_done) m->layer_done(m->layer_context, -1);
+}
+
+/* Adds the gradients of the parameters, after model_forward() on the same batch. dlogp, dentropy, dvalue: derivatives of
+ * the loss, (R) on the host; NULL for 0. A loss of values alone (dlogp and dentropy NULL) computes no logits. */
+static inline void model_backward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                  const float *dlogp, const float *dentropy, const float *dvalue) {
+    const Backend *b = m->backend;
+    Device *d = m->device;
+    const size_t bytes = (size_t)batch->targets * sizeof(float);
+    if (dlogp || dentropy) {
+        Head head = model_head(m, w, batch, temperature);
+        if (dlogp) b->upload(d, work_floats(w, WORK_dlogp, 0), dlogp, bytes);
+        else b->zero(d, work_floats(w, WORK_dlogp, 0), bytes);
+        if (dentropy) b->upload(d, work_floats(w, WORK_dentropy, 0), dentropy, bytes);
+        head.dlogp = work_floats(w, WORK_dlogp, 0);
+        head.dentropy = dentropy ? work_floats(w, WORK_dentropy, 0) : NULL;
+        head.dh = work_acts(w, WORK_dh, 0);
+        head.dwte = model_grad(m, TENSOR_wte, 0);
+        b->head(d, &head);
+    } else b->zero(d, work_acts(w, WORK_dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
+    if (dvalue) {
+        assert(m->config.value_head);
+        b->upload(d, work_floats(w, WORK_dvalue, 0), dvalue, bytes);
+        b->value_backward(d, work_acts(w, WORK_dh, 0), model_grad(m, TENSOR_valuew, 0), model_grad(m, TENSOR_valueb, 0),
+                          work_floats(w, WORK_dvalue, 0), work_acts(w, WORK_h, 0), model_weight(m, TENSOR_valuew, 0),
+                          batch->targets, m->config.width);
+    }
+    model_trunk_backward(m, w, batch);
+}
+
+/* Forward and backward pass in one, for a loss that is linear in the log-probabilities: dlogp is known in advance. */
+static inline void model_forward_backward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
+                                          const float *dlogp, const ModelOutput *out) {
+    model_forward_known(m, w, batch, temperature, out, dlogp);
+    model_trunk_backward(m, w, batch);
+}
+
+#endif
