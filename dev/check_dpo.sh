@@ -1,11 +1,11 @@
 #!/bin/sh
-# check_dpo.sh - what train_dpo learns, over three seeds, from shards to answers that are judged: a few minutes.
+# check_dpo.sh - end-to-end check of what train_dpo learns, over three seeds: a few minutes.
 #
-#   every loss     win rate of its samples over the SFT model's by the rule that made the labels, ties half; reward
-#                  accuracy and log-ratios on held-out pairs
-#   ipo, sigmoid   margin of log-ratios over time on eight pairs without noise: ipo's stays at 1 / (2 beta)
-#   kto            the same win rate from answers that are good or bad, not in pairs
-#   online         the same win rate, and the mean score of the policy's own answers, first and last
+#   every loss     win rate of its samples against the SFT model's by the rule that made the labels, where ties count half;
+#                  reward accuracy and log-ratios on held-out pairs
+#   ipo, sigmoid   margin of log-ratios over time on eight pairs without noise: that of ipo stays at 1 / (2 beta)
+#   kto            the same win rate after training on unpaired completions
+#   online         the same win rate, and the mean score of the policy's own completions in the first and the last step
 #
 #     dev/check_dpo.sh [SEED...]
 set -eu
@@ -14,20 +14,20 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2
 
-# answers of one length, so that no loss can win by length alone; the more a the better
+# Completions have one length, so that no loss can win by length alone. The rule rewards the letter a.
 prefs() { data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null; }
 quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
 value() { tail -n 1 "$work/m.jsonl" | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
-scores() { # MODEL: the score of each of 256 answers
+scores() { # MODEL: prints the score of each of 256 completions
     printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
     quiet ./generate -c "$1" -i "$work/ask.jsonl" -n 64 -g 6 --temperature 1 -o "$work/said.jsonl"
     data/make_prefs --score --rule char=a <"$work/said.jsonl" 2>/dev/null
 }
-win_rate() { # MODEL
+win_rate() { # MODEL: prints its win rate against the SFT model in percent
     scores "$1" >"$work/mine"
     paste "$work/mine" "$work/sft.scores" | awk '{ w += $1 > $2 ? 1 : $1 == $2 ? 0.5 : 0 } END { printf "%.1f", 100 * w / NR }'
 }
-train() { # LOSS OPTIONS...: its win rate, held-out accuracy, log-ratios of chosen and rejected
+train() { # LOSS OPTIONS...: writes $work/out.bin and $work/m.jsonl
     loss=$1
     shift
     rm -f "$work/m.jsonl"
@@ -70,7 +70,7 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
         rm -f "$work/m.jsonl"
         quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/prompts.shard" --online --online-loss $way \
             --reward-cmd 'data/make_prefs --score --rule char=a' -d 16 -x 60 -l 1e-3 -g 6 -s 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
-        printf '%4s %-36s %8s   score: %.2f at first, %.2f at last\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
+        printf '%4s %-36s %8s   score: first %.2f, last %.2f\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
             "$(head -n 1 "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
             "$(value objective/scores)"
     done

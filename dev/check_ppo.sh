@@ -1,8 +1,9 @@
 #!/bin/sh
-# check_ppo.sh [SEED...] - every algorithm of train_ppo, end to end on sums of two one-digit numbers, for three seeds: two minutes.
+# check_ppo.sh [SEED...] - end-to-end check of every algorithm of train_ppo on one-digit sums, three seeds: two minutes.
 #
-# A model of two layers learns from demonstrations of which 30 % are wrong; then each --algo improves it by the verifier
-# alone. Prints greedy accuracy on the prompts before and after; exits 1 where one of them does not gain.
+# A model of two layers is trained on demonstrations of which 30 % are wrong; then each --algo improves it with the verifier's
+# reward only. Prints the greedy accuracy on the prompts before and after, and exits with 1 if an algorithm does not improve
+# it.
 set -eu
 cd "$(dirname "$0")/.."
 make -s train_sft train_ppo data/make_tasks >&2
@@ -27,7 +28,7 @@ for seed; do
             { tail -n 1 "$work/log" >&2; exit 1; }
         line=$(grep '^held-out' "$work/log")
         echo "seed $seed  $algo: ${line#held-out }"
-        echo "$line" | awk '{ exit !($7 > $4) }' || { echo "check_ppo.sh: seed $seed: $algo gained nothing" >&2; status=1; }
+        echo "$line" | awk '{ exit !($7 > $4) }' || { echo "check_ppo.sh: seed $seed: $algo did not improve the accuracy" >&2; status=1; }
     done
 done
 exit $status

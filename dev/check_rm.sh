@@ -1,10 +1,10 @@
 #!/bin/sh
-# check_rm.sh - do reward models learn what they should? Four tables on standard output, in about two minutes:
+# check_rm.sh - end-to-end check of what reward models learn: four tables on standard output, in about two minutes.
 #
-#   1  a known rule, over three seeds: held-out accuracy, margin, calibration     (fails where accuracy is 90 % or less)
-#   2  accuracy against the share of labels that are turned around: on labels that are right, and on labels as noisy as
-#      those trained on, of which no model can get more than 1 - rate
-#   3  accuracy against the number of pairs
+#   1  a known rule, over three seeds: held-out accuracy, margin, calibration     (fails if the accuracy is 90 % or less)
+#   2  accuracy by the fraction of flipped labels: on correct labels, and on labels as noisy as those of the training data,
+#      where no model can exceed 1 - rate
+#   3  accuracy by the number of pairs
 #   4  sums worked out step by step: outcome and process reward models choose among samples of a policy that is wrong more
 #      often than right
 set -eu
@@ -21,7 +21,7 @@ shard() { # NAME OPTIONS OF make_prefs
     data/make_prefs "$@" 2>/dev/null | data/make_shard -q -i - -o "$work/$name"
 }
 
-# Trains on $work/train; prints figures of evaluate on the shards named: KEY SHARD...
+# Trains $work/rm on $work/train.
 train() { # SEED OPTIONS
     seed=$1
     shift
@@ -29,6 +29,7 @@ train() { # SEED OPTIONS
         "$@" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
 }
 
+# Prints a value of evaluate's JSON on a shard.
 figure() { # KEY SHARD [OPTIONS]
     key=$1 name=$2
     shift 2
@@ -49,7 +50,7 @@ for seed in 1 2 3; do
 done
 
 echo
-echo "| labels turned around | accuracy, true labels | accuracy, noisy labels | possible |"
+echo "| labels flipped       | accuracy, true labels | accuracy, noisy labels | maximum  |"
 echo "|----------------------|-----------------------|------------------------|----------|"
 for rate in 0 0.1 0.2 0.3 0.4 0.5; do
     shard train $rule -n 600 --flip $rate

@@ -1,17 +1,18 @@
 #!/bin/sh
-# compare.sh TOPIC... - our programs beside their peers, one after the other, on an otherwise idle machine.
+# compare.sh TOPIC... - benchmarks of this project's programs and their peers, in turn, on an otherwise idle machine.
 #
-#   train, train-bf16         a step of GPT-2 124M, B=4 T=256: PyTorch, eager (bf16: autocast, float32 weights as ours)
+#   train, train-bf16         a step of GPT-2 124M, B=4 T=256: PyTorch, eager (bf16: autocast, float32 weights on both sides)
 #   generate, generate-bf16   GPT-2 124M, 32 sequences, 32 + 64 tokens: transformers' generate with its cache
 #   grpo, grpo-bf16           6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens: TRL's GRPOTrainer
-#   rm, rm-bf16               6 layers, width 384, 8 pairs, prompts of 256, answers of 16 to 96 tokens: TRL's RewardTrainer
+#   rm, rm-bf16               6 layers, width 384, 8 pairs, prompts of 256, completions of 16 to 96 tokens: TRL's RewardTrainer
 #   dpo, dpo-bf16             the same pairs, a reference model on both sides: TRL's DPOTrainer
 #   rloo, rloo-bf16           the same model and samples with a reference model: TRL's RLOOTrainer
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
-# The peers come from PyPI (dev/requirements.txt) into a virtual environment, made when it is missing: PEERS_VENV,
-# ~/.cache/llmc-peers unless set. Prints a line a side and the ratio. Ours is built by make first.
+# The peers are installed from PyPI (dev/requirements.txt) into a virtual environment, which is created if it is missing:
+# PEERS_VENV, or ~/.cache/llmc-peers if that is not set. The script runs make first. It prints one line per topic with the
+# results of both sides and their ratio.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${PEERS_VENV:-$HOME/.cache/llmc-peers}
@@ -21,7 +22,7 @@ threads=${OMP_NUM_THREADS:-$(nproc)}
 
 peer() {
     if [ ! -x "$venv/bin/python" ]; then
-        echo "compare.sh: making $venv from dev/requirements.txt" >&2
+        echo "compare.sh: creating $venv from dev/requirements.txt" >&2
         python3 -m venv "$venv" && "$venv/bin/pip" install -q -r dev/requirements.txt >&2
     fi
     "$venv/bin/python" "$@" --threads "$threads" 2>"$work/peer.log" | tail -n 1 || { cat "$work/peer.log" >&2; exit 1; }
@@ -35,12 +36,12 @@ row() {
         printf "%-14s ours %9.2f %s (%s MiB)   peer %9.2f %s (%s MiB)   %.2f times\n", t, a, u, m, b, u, n, a / b }'
 }
 
-rate() { # TOPIC OURS PEER: both a JSON line with tokens_per_second and peak_rss_mib
+rate() { # TOPIC OURS PEER: each side is a JSON line with tokens_per_second and peak_rss_mib
     row "$1" tokens/s "$(field "$2" tokens_per_second)" "$(field "$3" tokens_per_second)" \
         "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)"
 }
 
-# A trainer's run: leaves its peak memory in MiB in $work/rss, prints the steps/s of the median step after the first two.
+# Runs a trainer: writes its peak memory in MiB to $work/rss and prints the steps/s of the median step after the first two.
 trainer() { # PROGRAM OPTIONS...
     "$@" -o /dev/null --metrics "$work/m.jsonl" 2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
     awk '/^peak memory/ { scale["kB"] = 1e3; scale["MB"] = 1e6; scale["GB"] = 1e9; sub(",", "", $4)
@@ -61,8 +62,7 @@ pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
     theirs=$(peer "dev/peers/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
 }
 
-# train_grpo, or train_ppo by RLOO; every sample has the full length, for the shard carries no tokenizer and so no stop
-# token.
+# Runs train_grpo or train_ppo with RLOO. The shard has no tokenizer and so no stop token: every sample has the full length.
 steps() { # DTYPE PROGRAM [OPTION...]
     dtype=$1
     shift
@@ -104,6 +104,6 @@ for topic in "$@"; do
             "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) "$venv/bin/python" dev/bench/bench_tokenizer.py ;;
     all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 tokenizer ;;
-    *) echo "compare.sh: $topic: unknown topic; run it without words for the list" >&2 && exit 2 ;;
+    *) echo "compare.sh: $topic: unknown topic; run compare.sh without arguments for the list" >&2 && exit 2 ;;
     esac
 done

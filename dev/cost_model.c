@@ -1,9 +1,9 @@
-/* cost_model.c - step time and memory of a rank for models of 124 M to 8 B parameters on 1 to 1024 H100s.
+/* cost_model.c - predicted step time and memory per rank for models of 124 M to 8 B parameters on 1 to 1024 H100s.
  *
- *     build/cost_model                      the tables of dev/COST_MODEL.md, for H100s in machines of eight
- *     build/cost_model --tokens 2097152     of a step, on all ranks
+ *     build/cost_model                      the table of dev/COST_MODEL.md, for H100s in machines of eight
+ *     build/cost_model --tokens 2097152     the same with another number of tokens per step
  *
- * cost_model.h has the formulas and what they leave out; dev/COST_MODEL.md reads the tables.
+ * The formulas are in cost_model.h; dev/COST_MODEL.md interprets the table.
  */
 #include "cost_model.h"
 #include "../llmc/base/options.h"
@@ -15,21 +15,21 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Step"),
-    OPTION_INT("tokens", 'd', &o.tokens, 1, 1LL << 40, "trained on in a step, on all ranks"),
-    OPTION_INT("micro-tokens", 'b', &o.micro, 1, 1 << 24, "of a micro-batch of one rank"),
+    OPTION_INT("tokens", 'd', &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
+    OPTION_INT("micro-tokens", 'b', &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
     OPTION_GROUP("Rollouts"),
-    OPTION_INT("answer", 'g', &o.answer, 1, 1 << 20, "tokens of the longest answer"),
-    OPTION_INT("prompts", 'p', &o.prompts, 1, 1 << 20, "prompts of a generation"),
-    OPTION_INT("group", 'G', &o.group, 1, 4096, "answers of a prompt"),
+    OPTION_INT("answer", 'g', &o.answer, 1, 1 << 20, "tokens of the longest completion"),
+    OPTION_INT("prompts", 'p', &o.prompts, 1, 1 << 20, "prompts per generation"),
+    OPTION_INT("group", 'G', &o.group, 1, 4096, "completions per prompt"),
     OPTION_GROUP("GPU and network"),
-    OPTION_REAL("flops", 0, &o.flops, 1, 1e6, "dense bf16 TFLOP/s of a GPU, its maker's figure"),
-    OPTION_REAL("share", 0, &o.share, 0.01, 1, "of it that training reaches"),
-    OPTION_REAL("read", 0, &o.read, 0.001, 1e3, "TB/s that decode reads memory at"),
-    OPTION_INT("gpus", 0, &o.per_machine, 1, 64, "of a machine"),
-    OPTION_REAL("inside", 0, &o.inside, 0.001, 1e5, "GB/s of a rank in a sum within a machine (NCCL's bus bandwidth)"),
-    OPTION_REAL("between", 0, &o.between, 0.001, 1e5, "and between machines"),
-    OPTION_REAL("overlap", 0, &o.overlap, 0, 1, "of sums with the backward pass"),
-    OPTION_REAL("memory", 0, &o.memory, 1, 1e4, "GB of a GPU"),
+    OPTION_REAL("flops", 0, &o.flops, 1, 1e6, "vendor peak of a GPU, dense bf16 TFLOP/s"),
+    OPTION_REAL("share", 0, &o.share, 0.01, 1, "fraction of the peak that training reaches"),
+    OPTION_REAL("read", 0, &o.read, 0.001, 1e3, "memory read bandwidth of decode, TB/s"),
+    OPTION_INT("gpus", 0, &o.per_machine, 1, 64, "GPUs per machine"),
+    OPTION_REAL("inside", 0, &o.inside, 0.001, 1e5, "GB/s per rank in a sum within a machine (NCCL's bus bandwidth)"),
+    OPTION_REAL("between", 0, &o.between, 0.001, 1e5, "GB/s per rank in a sum between machines"),
+    OPTION_REAL("overlap", 0, &o.overlap, 0, 1, "fraction of the sums that overlaps with the backward pass"),
+    OPTION_REAL("memory", 0, &o.memory, 1, 1e4, "memory of a GPU, GB"),
     OPTION_END};
 
 static const OptionAbout about = {"[options]", "Predicts step time and memory per rank; see dev/COST_MODEL.md."};
@@ -40,7 +40,8 @@ static const struct {
 } models[] = {{"124M", 12, 12, 768, 50257},  {"350M", 24, 16, 1024, 50257}, {"774M", 36, 20, 1280, 50257},
               {"1.6B", 48, 25, 1600, 50257}, {"3B", 32, 32, 2560, 50257},   {"8B", 32, 32, 4544, 50257}};
 
-/* A ring passes every rank, a tree does not: NCCL takes trees for AllReduce, rings for ReduceScatter and AllGather. */
+/* NCCL uses trees for AllReduce and rings for ReduceScatter and AllGather; a ring's latency grows with the number of
+ * machines, a tree's with its logarithm. */
 static CostMachine machine_of(int ranks, int zero) {
     const bool alone = ranks <= o.per_machine;
     const double machines = (double)ranks / (double)o.per_machine;
@@ -53,25 +54,36 @@ static CostMachine machine_of(int ranks, int zero) {
                          .weight_bytes = 2};
 }
 
-/* Sampling: every step of a batch reads the weights once and every running answer's keys and values; prompts and scores
- * are compute. The longest answer sets the number of steps, however many ranks there are. */
+/* Seconds of sampling: every decode step reads the weights once and the keys and values of every running completion. The
+ * longest completion sets the number of steps, whatever the number of ranks. */
 static double rollout_seconds(const CostRun *r, const CostMachine *m) {
     const double answers = ceil((double)o.prompts / r->ranks) * (double)o.group, read = o.read * 1e12;
-    const double cache =
-        answers * 0.5 * (double)o.answer * 2 * r->layers * r->width * 2; /* bytes, half full on average */
+    /* bytes, half full on average */
+    const double cache = answers * 0.5 * (double)o.answer * 2 * r->layers * r->width * 2;
     const double reading = (2 * r->parameters + cache) / read, computing = 2 * r->parameters * answers / m->flops;
     return (double)o.answer * (reading > computing ? reading : computing);
 }
 
-/* What the micro-batch leaves for the backward pass: recompute 1 keeps about 26 C bytes a token and layer in bf16. */
+/* Bytes of activations of a micro-batch: recompute 1 keeps about 26 C bytes per token and layer in bf16. */
 static double activations(const CostRun *r) { return (double)o.micro * (26 * r->width * r->layers + 12 * r->width); }
 
 int main(int argc, char **argv) {
-    o.tokens = 1 << 20, o.micro = 8192, o.answer = 1024, o.prompts = 512, o.group = 8, o.flops = 989, o.share = 0.45;
-    o.read = 2.7, o.per_machine = 8, o.inside = 360, o.between = 320, o.overlap = 0.8, o.memory = 80;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    printf("| model | ranks | zero | GB a rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
-           " sampling s | its share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    o.tokens = 1 << 20;
+    o.micro = 8192;
+    o.answer = 1024;
+    o.prompts = 512;
+    o.group = 8;
+    o.flops = 989;
+    o.share = 0.45;
+    o.read = 2.7;
+    o.per_machine = 8;
+    o.inside = 360;
+    o.between = 320;
+    o.overlap = 0.8;
+    o.memory = 80;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    printf("| model | ranks | zero | GB per rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
+           " sampling s | sampling share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     static const int sizes[] = {1, 8, 64, 256, 1024};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
         for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
@@ -83,8 +95,9 @@ int main(int argc, char **argv) {
             CostMachine m;
             double bytes;
             const double micros = fmax(1, ceil((double)o.tokens / ranks / (double)o.micro));
-            do { /* the least that fits */
-                r = cost_run(&c, (double)o.tokens, micros, ranks, zero), m = machine_of(ranks, zero);
+            do { /* the lowest level that fits */
+                r = cost_run(&c, (double)o.tokens, micros, ranks, zero);
+                m = machine_of(ranks, zero);
                 bytes = cost_memory(&m, &r) + activations(&r);
             } while (bytes > o.memory * 0.92e9 && ranks > 1 && zero++ < 2);
             const bool fits = bytes <= o.memory * 0.92e9;

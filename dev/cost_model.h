@@ -1,18 +1,18 @@
-/* cost_model.h - what a step on W ranks should cost: the formulas. cost_model.c prints them for GPUs, bench_dist.c holds
- * them against what it measures.
+/* cost_model.h - predicted time and memory of a training step on W ranks.
  *
- * P parameters, N tokens of a step on all ranks, W ranks; all times in seconds.
+ * cost_model.c evaluates the formulas for GPUs; bench_dist.c compares them with measurements. P: parameters, N: tokens per
+ * step on all ranks, W: ranks; all times in seconds.
  *
- *   compute   6 P N / (W F)                     F: FLOP/s that a rank reaches in training (attention is in its share)
- *   sums      zero 0:  2 (W-1)/W 4P / B + K lat    gradients are float32; B: bytes/s of a rank into the network;
- *             zero 1:  (W-1)/W (4P + w P) / B      w: bytes of a weight that goes round; K: operations; lat: latency of
- *             zero 2:  (W-1)/W (4P m + w P) / B    one; m: micro-batches of a step, each of which is summed
- *   hidden    of the sums of the layers' gradients (not of the embeddings', which come last): as much as the backward pass
- *             of the last micro-batch takes (2/3 of its compute), times `overlap`
+ *   compute   6 P N / (W F)                           F: FLOP/s of a rank in training, attention included
+ *   sums      zero 0:  2 (W-1)/W 4P / B + K lat       gradients are float32; B: bytes/s of a rank into the network;
+ *             zero 1:  (W-1)/W (4P + w P) / B + K lat    w: bytes per gathered weight; K: operations; lat: latency of
+ *             zero 2:  (W-1)/W (4P m + w P) / B + K lat  one; m: micro-batches per step, each of which is summed
+ *   hidden    the sums of the layers' gradients (not of the embeddings', which come last), but at most the backward pass
+ *             of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
  *   step      compute + sums - hidden
  *
- * Memory of a rank: w P weights, gradients 4P (zero 2: those of two layers and the embeddings, 4P/W of the rest), moments
- * 8P and master weights 4P, both / W from zero 1 on, activations per token of a micro-batch.
+ * Memory of a rank: weights w P; gradients 4P (zero 2: those of two layers and the embeddings, and 4P/W); moments 8P and
+ * master weights 4P, both divided by W from zero 1 on; activations per token of a micro-batch.
  */
 #ifndef LLMC_COST_MODEL_H
 #define LLMC_COST_MODEL_H
@@ -23,20 +23,20 @@ typedef struct CostMachine {
     double flops;        /* FLOP/s of one rank in training */
     double bandwidth;    /* bytes/s of one rank into the network */
     double latency;      /* seconds of one operation */
-    double overlap;      /* 0: sums and compute take turns; 1: sums cost the compute nothing */
-    double weight_bytes; /* 2: bf16, with float32 masters; 4 */
+    double overlap;      /* 0: sums and compute run in turn; 1: sums do not slow compute down */
+    double weight_bytes; /* 2: bf16 with float32 master weights; 4: float32 */
 } CostMachine;
 
 typedef struct CostRun {
-    double parameters, layer_parameters; /* of all; of one layer */
+    double parameters, layer_parameters; /* total; of one layer */
     double layers, width;
-    double tokens, micros; /* of a step on all ranks; micro-batches of a rank */
+    double tokens, micros; /* tokens per step on all ranks; micro-batches per step and rank */
     int ranks, zero;
 } CostRun;
 
 typedef struct CostStep {
     double compute, sums, exposed, step;
-    double bytes; /* that a rank sends */
+    double bytes; /* sent per rank */
 } CostStep;
 
 static inline CostRun cost_run(const ModelConfig *c, double tokens, double micros, int ranks, int zero) {
@@ -44,14 +44,17 @@ static inline CostRun cost_run(const ModelConfig *c, double tokens, double micro
     CostRun r = {.parameters = (double)model_tensors(c, t), .layers = c->layers, .width = c->width};
     for (int i = 0; i < TENSOR_COUNT; i++)
         if (tensor_of_layer(&t[i])) r.layer_parameters += (double)t[i].rows * (double)t[i].columns;
-    r.tokens = tokens, r.micros = micros, r.ranks = ranks, r.zero = zero;
+    r.tokens = tokens;
+    r.micros = micros;
+    r.ranks = ranks;
+    r.zero = zero;
     return r;
 }
 
 static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
     const double W = r->ranks, others = (W - 1) / W, layers = r->layers * r->layer_parameters;
     const double rest = r->parameters - layers, times = r->zero == 2 ? r->micros : 1;
-    const double half = r->zero == 0 ? 2 : 1; /* zero 0: the sums go round as well */
+    const double half = r->zero == 0 ? 2 : 1; /* zero 0: an all-reduce sends the sums back as well */
     const double weights = r->zero == 0 ? 0 : m->weight_bytes * r->parameters;
     CostStep s = {.compute = 6 * r->parameters * r->tokens / (W * m->flops)};
     if (r->ranks == 1) {
@@ -62,15 +65,15 @@ static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
     const double of_layers = others * half * 4 * layers * times / m->bandwidth + r->layers * times * m->latency;
     s.bytes = others * (half * 4 * (layers * times + rest) + weights);
     s.sums = s.bytes / m->bandwidth + operations * m->latency;
-    const double beside =
-        r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros; /* backward passes with sums */
+    /* backward passes that sums overlap with */
+    const double beside = r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros;
     const double hidden = m->overlap * (of_layers < beside ? of_layers : beside);
     s.exposed = s.sums - hidden;
     s.step = s.compute + s.exposed;
     return s;
 }
 
-/* Bytes of a rank, without activations. */
+/* Memory of a rank in bytes, without activations. */
 static inline double cost_memory(const CostMachine *m, const CostRun *r) {
     const double P = r->parameters, W = r->ranks, embeddings = P - r->layers * r->layer_parameters;
     const bool cut = r->ranks > 1 && r->zero > 0;

@@ -1,12 +1,14 @@
 #!/bin/sh
-# overoptimisation.sh [DIR] [SEED] - reward hacking from nothing, in a minute or two: the shape of Gao et al. 2022.
+# overoptimisation.sh [DIR] [SEED] - reward overoptimisation (Gao et al. 2022), reproduced in a minute or two.
 #
-# The truth is a hidden rule (llmc/reward/gold.h): letters a are good, a letter after its like is bad. A small reward model sees
-# 150 pairs of random answers, a fifth of the labels wrong, and learns that letters a are good. PPO against it with no leash
-# first gains in both, then finds that "aaaaaaaaaaaaaaaa" pays: the proxy goes on rising, the gold reward falls far below
-# where it began. A KL penalty, or a controller with a target, holds the policy where the gold reward is high.
+# The gold reward is a hidden rule (llmc/reward/gold.h): letters a are good, repeated letters are bad. A small reward model trains
+# on 150 pairs of random completions, a fifth of the labels wrong, and learns that letters a are good. PPO without a KL
+# penalty first improves both rewards, then learns "aaaaaaaaaaaaaaaa": the proxy reward keeps rising while the gold reward
+# falls far below its initial value. A KL penalty, or a controller with a KL target, keeps the policy where the gold reward
+# is high.
 #
-# Prints a line a leash; DIR (default: overoptimisation) gets metrics and a report of each with the two curves.
+# Prints one line per KL penalty; DIR (default: overoptimisation) receives the metrics and a report of each run with the two
+# curves.
 set -eu
 cd "$(dirname "$0")/.."
 dir=${1:-overoptimisation} seed=${2:-1} rule=char=a:1,repeats:-1.5
@@ -24,7 +26,7 @@ shard=$dir/heldout.shard prefs -n 300 --split heldout
 ./train_rm -i "$dir/pairs.shard" -j "$dir/heldout.shard" -o "$dir/rm.bin" --layers 2 --width 32 --heads 2 -t 32 -x 60 \
     -l 3e-3 -d 16 --seed "$seed" 2>&1 | say '^eval'
 
-# leash NAME OPTIONS...
+# leash NAME OPTIONS...: trains with the given KL penalty and prints a summary
 leash() {
     name=$1 && shift
     ./train_ppo -c "$dir/sft.bin" -r "$dir/rm.bin" --gold-cmd "data/make_prefs --score --rule $rule" \
@@ -37,7 +39,7 @@ leash() {
         match($0, /"objective\/kl":[-0-9.e]+/); k = substr($0, RSTART + 15, RLENGTH - 15)
         if (NR == 1) { g0 = g; s0 = s; top = g }
         if (g + 0 > top + 0) { top = g; at = k }
-    } END { printf "%-12s proxy %6.2f -> %5.2f   gold %6.2f -> %6.2f (highest %5.2f at KL %5.2f)   KL at the end %6.2f\n",
+    } END { printf "%-12s proxy %6.2f -> %5.2f   gold %6.2f -> %6.2f (maximum %5.2f at KL %5.2f)   final KL %6.2f\n",
         name, s0, s, g0, g, top, at, k }' "$dir/$name.jsonl"
     sed -n 's/^gold reward R/             R/p' "$dir/$name.log"
 }

@@ -1,10 +1,10 @@
-/* sample_report - writes a report from invented numbers, to look at its layout without a run.
+/* sample_report.c - reports from invented numbers, for inspecting the layout without a run.
  *
  *     cc -O2 -std=c11 -D_GNU_SOURCE dev/sample_report.c -o build/sample_report -lzstd -ljansson -lxxhash -lm
  *     build/sample_report grpo|sft|long|one|empty|nasty DIRECTORY
  *
- * grpo and sft look like runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty holds
- * what must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
+ * grpo and sft resemble runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty contains
+ * input that must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
  */
 #include "../llmc/report/metrics.h"
 #include "../llmc/base/random.h"
@@ -180,7 +180,7 @@ static void nasty(Metrics *m) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) usage_error("expected a kind and a directory");
+    if (argc != 3) usage_error("expected a kind (grpo, sft, long, one, empty, nasty) and a directory");
     Metrics m;
     Error e;
     const char *kind = argv[1];

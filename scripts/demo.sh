@@ -1,12 +1,12 @@
 #!/bin/sh
-# demo.sh [SEED] - from nothing to a fine-tuned model to GRPO, on the CPU, in a few minutes.
+# demo.sh [SEED] - demonstration: SFT from random weights, then GRPO, on the CPU, in a few minutes.
 #
-# The task: put six digits in order. A transformer of 0.8 M parameters starts from random weights, is shown some worked
-# examples (train_sft) and stops while it still makes many mistakes; then it practises on problems whose answers are
-# only checked, never shown (train_grpo). Held-out problems are in neither set: data/make_tasks splits by a hash.
-# Writes everything under demo/: the models, the metrics, and the report demo/report.html.
+# The task is to sort six digits. A transformer of 0.8 M parameters starts from random weights and is trained on worked
+# examples (train_sft), but stopped while it still makes many mistakes. Then it trains on problems whose answers are only
+# verified, not shown (train_grpo). Held-out problems are in neither set: data/make_tasks splits by a hash. All output is
+# written to demo/ (or $DEMO_OUT): the models, the metrics and the report demo/report.html.
 #
-#   DEMO_REWARD=random scripts/demo.sh     the control: rewards by coin toss teach nothing
+#   DEMO_REWARD=random scripts/demo.sh     control experiment: with random rewards nothing is learned
 set -eu
 cd "$(dirname "$0")/.."
 seed=${1:-1}

@@ -1,11 +1,13 @@
 #!/bin/bash
-# gpu.sh [--sanitize] [--seconds N] - everything that wants a real GPU, in one go and within 8 minutes: the tests of the
-# CUDA backend over llmc_cuda.so, the kernels' own tests, the benchmarks of dev/cuda, a short training run; at the end a
-# table. --sanitize adds compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the tests of operations.
-# --seconds: for all of it (480); what does not fit any more is named in the table and not run.
+# gpu.sh [--sanitize] [--seconds N] - all tests and benchmarks that need a real GPU, within 8 minutes.
 #
-# It builds for this GPU alone. Where there is no nvcc it runs what was built elsewhere and brought along. Output of each
-# part: build/gpu/NAME.log.
+# It runs the tests of the CUDA backend with llmc_cuda.so, the tests of the kernels, the benchmarks of dev/cuda and a short
+# training run, and prints a table. --sanitize also runs the tests of operations under compute-sanitizer's memcheck,
+# racecheck, initcheck and synccheck. --seconds limits the total time (480); parts for which no time is left are listed in
+# the table but not run.
+#
+# It builds for this GPU only. Without nvcc it runs binaries that were built elsewhere and copied here. The output of each
+# part is written to build/gpu/NAME.log.
 cd "$(dirname "$0")/.." || exit 1
 sanitize=0 limit=480
 while [ $# -gt 0 ]; do
@@ -17,7 +19,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 if ! nvidia-smi -L >/dev/null 2>&1; then
-    echo "gpu.sh: no GPU here (nvidia-smi finds none)" >&2
+    echo "gpu.sh: nvidia-smi finds no GPU" >&2
     exit 1
 fi
 nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv,noheader | head -n 1
@@ -27,7 +29,7 @@ mkdir -p $logs
 table=()
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')
 
-# part NAME SECONDS COMMAND...: runs it, at most so long and no longer than there is time, and notes how it went.
+# part NAME SECONDS COMMAND...: runs the command for at most SECONDS and the time left, and adds the result to the table.
 part() {
     local name=$1 most=$2 left=$((limit - (SECONDS - begin))) start=$SECONDS verdict
     shift 2
@@ -84,8 +86,8 @@ echo
 printf '%s\n' "${table[@]}"
 for bench in $benches; do [ -s $logs/bench-"$bench".log ] && echo && cat $logs/bench-"$bench".log; done
 for dtype in bf16 float32; do
-    [ -s $logs/train-$dtype.jsonl ] && echo && echo "GPT-2 124M, $dtype, 16384 tokens a micro-batch, last step:" && tail -n 1 $logs/train-$dtype.jsonl
+    [ -s $logs/train-$dtype.jsonl ] && echo && echo "GPT-2 124M, $dtype, 16384 tokens per micro-batch, last step:" && tail -n 1 $logs/train-$dtype.jsonl
 done
 echo
-echo "$((SECONDS - begin)) s in all"
+echo "$((SECONDS - begin)) s in total"
 exit $failed

@@ -1,14 +1,14 @@
 #!/bin/sh
-# setup.sh - installs the Debian packages that the build needs and this machine lacks.
+# setup.sh - installs the missing Debian packages that the build needs.
 #
-#   scripts/setup.sh          what `make`, `make demo` and `make test` need
-#   scripts/setup.sh --dev    also what `make check` and `make fuzz` need: clang, clang-format, sanitizers; and, where there
-#                             is an nvcc without them, cuobjdump and nvdisasm from PyPI into build/cuda_tools, for
-#                             `make cuda-check` (which does with less where that fails)
+#   scripts/setup.sh          packages for `make`, `make demo` and `make test`
+#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; and, if nvcc is
+#                             installed without cuobjdump and nvdisasm, these two from PyPI into build/cuda_tools, for
+#                             `make cuda-check` (which skips some checks without them)
 #
-# Says nothing when nothing is missing, never asks, and changes nothing but the packages it names. It acts as root, or
-# through sudo where that needs no password; otherwise it prints the one command to run and exits 1. On a system without
-# Debian's package tools it tries the libraries with the compiler and names what it cannot find.
+# It prints nothing if nothing is missing, asks nothing, and installs only the packages it names. It runs as root, or with
+# sudo if that needs no password; otherwise it prints the command to run and exits with 1. On a system without Debian's
+# package tools it checks for the libraries with the compiler and lists the missing ones.
 set -eu
 
 packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev libpcre2-dev libjansson-dev libxxhash-dev libcmocka-dev libopenmpi-dev openmpi-bin"
@@ -18,7 +18,7 @@ case "${1-}" in
 --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;
 *) echo "setup.sh: $1: unknown option, expected --dev or nothing" >&2 && exit 2 ;;
 esac
-if [ $# -gt 1 ]; then echo "setup.sh: $2: unexpected, at most one option is taken" >&2 && exit 2; fi
+if [ $# -gt 1 ]; then echo "setup.sh: $2: unexpected argument, expected at most one option" >&2 && exit 2; fi
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     absent=
@@ -27,8 +27,8 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
             ${CC:-cc} -fopenmp -fsyntax-only -xc - 2>/dev/null || absent="$absent $header"
     done
     [ -z "$absent" ] && exit 0
-    echo "setup.sh: this is not a Debian system, so nothing was installed; the compiler does not find:$absent" >&2
-    echo "setup.sh: the packages of these names in Debian are: $packages" >&2
+    echo "setup.sh: this is not a Debian system, so nothing was installed; the compiler cannot find:$absent" >&2
+    echo "setup.sh: install these libraries; in Debian the packages are: $packages" >&2
     exit 1
 fi
 
@@ -36,7 +36,7 @@ cuda=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/nul
 if [ "${1-}" = --dev ] && [ -n "$cuda" ] && ! command -v cuobjdump >/dev/null && [ ! -x "$(dirname "$cuda")/cuobjdump" ] &&
     [ ! -d "$(dirname "$0")/../build/cuda_tools" ]; then
     python3 -m pip install -q --retries 1 --timeout 10 --root-user-action=ignore --disable-pip-version-check --no-deps --target "$(dirname "$0")/../build/cuda_tools" nvidia-cuda-cuobjdump \
-        nvidia-cuda-nvdisasm >&2 || echo "setup.sh: no cuobjdump from PyPI: make cuda-check will not look at instructions" >&2
+        nvidia-cuda-nvdisasm >&2 || echo "setup.sh: cannot install cuobjdump from PyPI; make cuda-check will not check instructions" >&2
 fi
 
 missing=
@@ -53,7 +53,7 @@ if [ "$(id -u)" = 0 ]; then
 elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
     as_root="sudo -n env"
 else
-    echo "setup.sh: packages are missing and installing them needs root; run this, then try again:" >&2
+    echo "setup.sh: installing the missing packages needs root; run this command, then try again:" >&2
     echo "    sudo apt-get install --no-install-recommends$missing" >&2
     exit 1
 fi
@@ -61,14 +61,14 @@ fi
 apt() { $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >&2 </dev/null; }
 
 echo "setup.sh: installing$missing" >&2
-# The lists of packages are fetched only where they do not know a name, or are too old to name a file that still exists.
+# The package lists are updated only if a package is unknown or its listed file no longer exists.
 # shellcheck disable=SC2086
 apt-cache show $missing >/dev/null 2>&1 || apt update || true
 # shellcheck disable=SC2086
 if ! apt install --no-install-recommends $missing; then
     apt update || true
     if ! apt install --no-install-recommends $missing; then
-        echo "setup.sh: apt-get could not install$missing; its own words are above" >&2
+        echo "setup.sh: apt-get could not install$missing; see its messages above" >&2
         exit 1
     fi
 fi

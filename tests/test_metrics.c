@@ -256,7 +256,7 @@ static void test_unwritable(void **state) {
     files_assert_error(&e, "no/such/file: cannot");
     files_put(files_path("file"), "x", 1);
     assert_false(metrics_open(&m, "p", NULL, files_path("file/tb"), NULL, -1, &e));
-    files_assert_error(&e, "file/tb: the folder");
+    files_assert_error(&e, "file/tb: cannot create the folder");
 
     /* a full disk */
     assert_true(metrics_open(&m, "p", "/dev/full", NULL, NULL, -1, &e));
@@ -498,7 +498,7 @@ static void test_report_samples(void **state) {
     page = page_of(&h, false);
     assert_int_equal(occurrences(page, "<article"), REPORT_PROMPTS);
     assert_non_null(strstr(page, "and 44000 bytes more"));
-    assert_non_null(strstr(page, "136 further prompts are left out"));
+    assert_non_null(strstr(page, "136 further prompts are not shown"));
     assert_true(strlen(page) < 1000000);
     free(page);
     free(longest);

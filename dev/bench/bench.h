@@ -1,14 +1,14 @@
-/* bench.h - what the benchmarks share: ceilings of this machine, a clock for every operation of a backend, memory.
+/* bench.h - shared parts of the benchmarks: machine ceilings, a clock for every backend operation, medians.
  *
  * The ceilings are measured, never looked up: the arithmetic peak of the backend (llmc/cpu/peak.h), and the bandwidth of
  * reading and of copying an array far larger than the caches.
  *
- * bench_backend() is another backend's table with a clock around each operation: the code that runs is the same, and
- * nothing in llmc/ knows that it is timed.
+ * bench_backend() returns a copy of a backend's table with a clock around each operation. The same code runs, and llmc/
+ * needs no change for it.
  *
  *     const Backend *b = bench_backend(backend_cpu());
- *     ... run a model over it ...
- *     bench_split(stderr, steps);
+ *     // run a model on b
+ *     bench_split(stderr, steps, seconds);
  */
 #ifndef LLMC_BENCH_H
 #define LLMC_BENCH_H
@@ -32,7 +32,7 @@ static inline double bench_peak(Dtype dtype) {
 
 enum { BENCH_ARRAY = 64 << 20 }; /* floats */
 
-/* Sum of a large array, all threads: GB/s. */
+/* Read bandwidth in GB/s: all threads sum a large array. */
 static inline double bench_read_bandwidth(void) {
     float *x = (float *)xmalloc(BENCH_ARRAY * sizeof *x);
 #pragma omp parallel for schedule(static)
@@ -55,12 +55,15 @@ static inline double bench_read_bandwidth(void) {
     return best;
 }
 
-/* y = 2 x over large arrays with ordinary stores, all threads: GB/s of what is read and written. The processor reads y
- * as well before it writes it; that is not counted. */
+/* Copy bandwidth in GB/s: all threads compute y = 2 x on large arrays with ordinary stores. Bytes read and written both
+ * count. The processor also reads y before it writes it, which does not count. */
 static inline double bench_copy_bandwidth(void) {
     float *x = (float *)xmalloc(BENCH_ARRAY * sizeof *x), *y = (float *)xmalloc(BENCH_ARRAY * sizeof *y);
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < BENCH_ARRAY; i++) x[i] = 1, y[i] = 0;
+    for (size_t i = 0; i < BENCH_ARRAY; i++) {
+        x[i] = 1;
+        y[i] = 0;
+    }
     double best = 0;
     for (int repeat = 0; repeat < 5; repeat++) {
         const double start = program_seconds();
@@ -150,7 +153,8 @@ static inline BenchClock *bench_clock(void) {
 
 static inline void bench_count(int op, double start) {
     BenchOp *o = &bench_clock()->op[op];
-    o->seconds += program_seconds() - start, o->calls++;
+    o->seconds += program_seconds() - start;
+    o->calls++;
 }
 
 #define X(op_, parameters, arguments)                                                                                  \
@@ -171,30 +175,37 @@ static inline double bench_timed_square_sum(Device *d, const Floats *x, size_t n
 static inline const Backend *bench_backend(const Backend *real) {
     BenchClock *c = bench_clock();
     *c = (BenchClock){.real = real, .timed = *real};
-#define X(op_, parameters, arguments) c->timed.op_ = bench_timed_##op_, c->op[BENCH_##op_].name = #op_;
+#define X(op_, parameters, arguments)                                                                                  \
+    c->timed.op_ = bench_timed_##op_;                                                                                  \
+    c->op[BENCH_##op_].name = #op_;
     BENCH_OPS(X)
 #undef X
-    c->timed.square_sum = bench_timed_square_sum, c->op[BENCH_square_sum].name = "square_sum";
+    c->timed.square_sum = bench_timed_square_sum;
+    c->op[BENCH_square_sum].name = "square_sum";
     return &c->timed;
 }
 
 static inline void bench_split_reset(void) {
     BenchClock *c = bench_clock();
-    for (int i = 0; i < BENCH_OP_COUNT; i++) c->op[i].seconds = 0, c->op[i].calls = 0;
+    for (int i = 0; i < BENCH_OP_COUNT; i++) {
+        c->op[i].seconds = 0;
+        c->op[i].calls = 0;
+    }
 }
 
-/* Where the time of `steps` steps, `seconds` in all, went: a line an operation, the costliest first. */
+/* Prints how the time of `steps` steps, `seconds` in all, divides into operations: one line each, the costliest first. */
 static inline void bench_split(FILE *f, int64_t steps, double seconds) {
     BenchOp op[BENCH_OP_COUNT];
     memcpy(op, bench_clock()->op, sizeof op);
     double sum = 0;
-    fprintf(f, "%-28s %8s %10s %7s\n", "operation", "calls", "ms a step", "share");
+    fprintf(f, "%-28s %8s %10s %7s\n", "operation", "calls", "ms/step", "share");
     for (int i = 0; i < BENCH_OP_COUNT; i++) {
         int most = i;
         for (int j = i + 1; j < BENCH_OP_COUNT; j++)
             if (op[j].seconds > op[most].seconds) most = j;
         const BenchOp held = op[i];
-        op[i] = op[most], op[most] = held;
+        op[i] = op[most];
+        op[most] = held;
         sum += op[i].seconds;
         if (op[i].calls)
             fprintf(f, "%-28s %8.1f %10.3f %6.1f%%\n", op[i].name, (double)op[i].calls / (double)steps,
@@ -204,20 +215,20 @@ static inline void bench_split(FILE *f, int64_t steps, double seconds) {
             100 * (seconds - sum) / seconds);
 }
 
-/* ---- odds and ends --------------------------------------------------------------------------------------------- */
+/* ---- medians and random data ----------------------------------------------------------------------------------- */
 
 static inline int bench_by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-/* Sorts the n values. */
+/* Returns the median of n values, which are sorted in place. */
 static inline double bench_median(double *value, int64_t n) {
     qsort(value, (size_t)n, sizeof *value, bench_by_value);
     return n % 2 ? value[n / 2] : 0.5 * (value[n / 2 - 1] + value[n / 2]);
 }
 
-/* n floats, uniform in (-scale, scale). */
+/* Returns n floats, uniform in (-scale, scale). */
 static inline float *bench_floats(size_t n, float scale, uint64_t stream) {
     float *x = (float *)checked(aligned_alloc(64, (n * sizeof *x + 127) / 64 * 64), n * sizeof *x);
 #pragma omp parallel for schedule(static)

@@ -1,15 +1,16 @@
-/* bench_attention - speed of the CPU's attention, shape by shape, against what this machine can do.
+/* bench_attention.c - benchmark of the CPU's attention by shape, relative to the ceilings of this machine.
  *
- *     make build/bench_attention && build/bench_attention [seconds a shape [part of its name]]
- *     (OMP_NUM_THREADS sets the threads)
+ *     make build/bench_attention && build/bench_attention [SECONDS [NAME]]
  *
- * Training shapes: GFLOP/s of forward (4 D a visible query-key pair and head) and backward (10 D: five products, the
- * scores are recomputed), as percentages of the fused multiply-add peak measured first. Decode shapes: GB/s of distinct
- * keys and values, as a percentage of the read bandwidth measured first; they walk through several layers' caches so
- * that nothing stays in the processor's. */
+ * Each shape whose name contains NAME runs for SECONDS seconds. OMP_NUM_THREADS sets the number of threads.
+ *
+ * Training shapes: GFLOP/s of the forward pass (4 D per visible query-key pair and head) and of the backward pass (10 D:
+ * five products, with recomputed scores), also as percentages of the measured fused multiply-add peak. Decode shapes: GB/s
+ * of distinct keys and values, also as a percentage of the measured read bandwidth. They cycle through the KV caches of
+ * several layers, so that the data does not stay in the processor's caches. */
 #include "bench.h"
 
-/* Calls `run` until `seconds` are over, at least 3 times; returns the shortest call. */
+/* Calls `run` for `seconds` seconds, at least 3 times, and returns the shortest time per layer. */
 static double shortest(void (*run)(Device *, const Attention *), Attention *a, int layers, size_t layer,
                        double seconds) {
     double best = INFINITY;
@@ -41,10 +42,12 @@ static void bench_training(const Shape *s, double peak, double seconds) {
     for (int f = 0; f < s->families; f++) {
         const int prompt = rows;
         segment[n++] = (Segment){rows, s->prompt, 0, 0, rows, 0};
-        rows += s->prompt, pairs += 0.5 * s->prompt * (s->prompt + 1);
+        rows += s->prompt;
+        pairs += 0.5 * s->prompt * (s->prompt + 1);
         for (int i = 0; i < s->answers; i++) {
             segment[n++] = (Segment){rows, s->answer, prompt, s->prompt, rows, 0};
-            rows += s->answer, pairs += (double)s->answer * s->prompt + 0.5 * s->answer * (s->answer + 1);
+            rows += s->answer;
+            pairs += (double)s->answer * s->prompt + 0.5 * s->answer * (s->answer + 1);
         }
     }
     pairs *= s->heads;
@@ -79,7 +82,7 @@ static void bench_training(const Shape *s, double peak, double seconds) {
     free(qkv), free(dqkv), free(dout), free(out), free(lse);
 }
 
-/* families * answers sequences, one token each; prompt keys shared by the answers of a family, answer keys of their own */
+/* Decodes one token for each of families * answers sequences. The sequences of a family share the keys of their prompt. */
 static void bench_decode(const Shape *s, double bandwidth, double seconds) {
     static Segment segment[4096];
     int n = 0, keys = 0;
@@ -149,7 +152,7 @@ int main(int argc, char **argv) {
         {"32 sequences, 300 keys, grouped heads", 32, 0, 1, 300, 9, 3, 64},
         {"64 sequences, 60 keys, narrow heads", 64, 0, 1, 60, 4, 4, 32},
     };
-    fprintf(stderr, "\n%-44s %6s %7s %4s %12s\n", "decode", "rows", "heads", "size", "a layer");
+    fprintf(stderr, "\n%-44s %6s %7s %4s %12s\n", "decode", "rows", "heads", "size", "per layer");
     for (size_t i = 0; i < sizeof decode / sizeof *decode; i++)
         if (strstr(decode[i].what, part)) bench_decode(&decode[i], bandwidth, seconds);
     return 0;

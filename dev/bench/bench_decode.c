@@ -1,11 +1,11 @@
-/* bench_decode - sampling from GPT-2 124M: 32 sequences of 32 prompt and 64 new tokens, then one sequence alone.
+/* bench_decode.c - benchmark of sampling from GPT-2 124M: 32 sequences of 32 prompt and 64 new tokens, then one alone.
  *
  *     make build/bench_decode && build/bench_decode [--dtype bf16] [--sequences 32] [--no-single]
  *
- * Random weights, random prompts that differ, the rollout engine (llmc/rollout/rollout.h): what dev/peers/peer_generate.py runs in
- * transformers. Two floors stand beside the speed. Memory: each step reads every weight that takes part once, so a step
- * takes no less than their bytes over the read bandwidth. Arithmetic: 2 N FLOP a token, prompts too, over the
- * processor's multiply-adds. Which of them binds depends on the batch. The last line, on standard output, is JSON.
+ * It runs random weights and different random prompts through the rollout engine (llmc/rollout/rollout.h); dev/peers/peer_generate.py
+ * does the same in transformers. The speed is compared with two lower bounds of the time. Memory: each step reads every
+ * weight it uses once, at the read bandwidth. Arithmetic: 2 N FLOP per token, prompts included, at the rate of the
+ * processor's multiply-adds. The batch size decides which bound is tighter. The last line, on standard output, is JSON.
  */
 #include "../../llmc/base/options.h"
 #include "../../llmc/rollout/rollout.h"
@@ -17,20 +17,20 @@ static struct {
     bool single;
 } o = {32, 32, 64, 12, 12, 768, 50257, 3, 0, true};
 
-static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic"),
-                                 OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences at once"),
-                                 OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens of a prompt"),
-                                 OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled for each"),
-                                 OPTION_INT("runs", 0, &o.runs, 1, 1000, "runs that are timed, after one that is not"),
-                                 OPTION_FLAG("single", 0, &o.single, "one sequence alone as well"),
-                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "layers"),
-                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "heads"),
+static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+                                 OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences in parallel"),
+                                 OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens per prompt"),
+                                 OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled per sequence"),
+                                 OPTION_INT("runs", 0, &o.runs, 1, 1000, "timed runs, after one untimed run"),
+                                 OPTION_FLAG("single", 0, &o.single, "also time a single sequence"),
+                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
+                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
                                  OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary"),
+                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
                                  OPTION_END};
-static const OptionAbout about = {"[options]", "Times sampling from GPT-2 124M and says where its time goes."};
+static const OptionAbout about = {"[options]", "Times sampling from GPT-2 124M, in total and by operation."};
 
-/* Median seconds of a run of n sequences, all with their own prompts. */
+/* Returns the median time of a run of n sequences with different prompts, in seconds. */
 static double time_rollout(const Model *m, int n, double fma, double bandwidth) {
     Error e;
     Rollout r;
@@ -56,7 +56,10 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
         steps = r.steps - before;
         for (int i = 0; i < n; i++) completion_free(&out[i]);
         if (run < 0) bench_split_reset();
-        else seconds[run] = t, total += t;
+        else {
+            seconds[run] = t;
+            total += t;
+        }
     }
     const double median = bench_median(seconds, o.runs);
     const ModelConfig *c = &m->config;
@@ -64,13 +67,14 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     const double body = weights - (double)c->padded_vocab * c->width;
     const double memory = (double)steps * weights * (o.dtype ? 2 : 4) / bandwidth;
     const double arithmetic = 2 * n * ((P + G - 1) * body + G * (weights - body)) / fma;
-    fprintf(stderr, "\n%d sequence%s, %d + %d tokens, %lld model calls a run\n\n", n, n > 1 ? "s" : "", P, G,
+    fprintf(stderr, "\n%d sequence%s, %d + %d tokens, %lld model calls per run\n\n", n, n > 1 ? "s" : "", P, G,
             (long long)steps);
     bench_split(stderr, o.runs * steps, total);
-    fprintf(stderr,
-            "\n%.1f tokens/s, %.2f ms a call; floors: memory %.2f ms (%.0f %% reached), arithmetic %.2f ms (%.0f %%)\n",
-            n * G / median, 1e3 * median / (double)steps, 1e3 * memory / (double)steps, 100 * memory / median,
-            1e3 * arithmetic / (double)steps, 100 * arithmetic / median);
+    fprintf(
+        stderr,
+        "\n%.1f tokens/s, %.2f ms per call; lower bounds: memory %.2f ms (%.0f %% of the time), arithmetic %.2f ms (%.0f %%)\n",
+        n * G / median, 1e3 * median / (double)steps, 1e3 * memory / (double)steps, 100 * memory / median,
+        1e3 * arithmetic / (double)steps, 100 * arithmetic / median);
     free(q), free(out), free(prompt), free(seconds), rollout_free(&r);
     return median;
 }
@@ -79,8 +83,8 @@ int main(int argc, char **argv) {
     Error e;
     Device *d;
     Model m;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    if (o.prompt + o.fresh > 1024) usage_error("--prompt and --new: together at most 1024");
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    if (o.prompt + o.fresh > 1024) usage_error("--prompt plus --new must be at most 1024");
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
     fprintf(stderr, "%d threads, %s: %.0f GFLOP/s, %.1f GB/s read\n", omp_get_max_threads(),
             o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);

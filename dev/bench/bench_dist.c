@@ -1,11 +1,12 @@
-/* bench_dist.c - what ranks cost: sums of gradients by size, a training step on W ranks, and what cost_model.h says of it.
+/* bench_dist.c - benchmark of data-parallel training: gradient sums by size, and a step on W ranks with its predicted cost.
  *
  *     make llmc_mpi.so build/bench_dist
  *     export OMP_NUM_THREADS=1 LLMC_MPI_LIBRARY=./llmc_mpi.so
  *     build/bench_dist                                             one rank: the reference
- *     mpirun -n 2 build/bench_dist --flops 60 [--zero 1]           --flops: the GFLOP/s that the line above gave
+ *     mpirun -n 2 build/bench_dist --flops 60 [--zero 1]           --flops: the GFLOP/s printed by the first command
  *
- * The step is strong scaling: --batch sequences in all, shared out. A line of JSON goes to standard output.
+ * The step measures strong scaling: --batch sequences are distributed over the ranks. One line of JSON goes to standard
+ * output. The prediction is that of cost_model.h.
  */
 #include "../../llmc/dist/grads.h"
 #include "../../llmc/base/options.h"
@@ -21,27 +22,26 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Model"),
-    OPTION_INT("layers", 'L', &o.layers, 1, 1024, "layers"),
-    OPTION_INT("heads", 0, &o.heads, 1, 1024, "heads"),
+    OPTION_INT("layers", 'L', &o.layers, 1, 1024, "number of layers"),
+    OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
     OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 22, "vocabulary"),
+    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 22, "vocabulary size"),
     OPTION_GROUP("Step"),
-    OPTION_INT("batch", 'b', &o.batch, 1, 65536, "sequences of a step, on all ranks together"),
-    OPTION_INT("length", 't', &o.length, 2, 1 << 20, "tokens of a sequence"),
-    OPTION_INT("steps", 'x', &o.steps, 1, 10000, "steps that are timed"),
-    OPTION_INT("zero", 'z', &o.zero, 0, 2, "share out the optimizer's state (1), also the gradients (2)"),
-    OPTION_REAL("flops", 0, &o.flops, 0, 1e9, "GFLOP/s of one rank alone, for the prediction; 0: none is made"),
+    OPTION_INT("batch", 'b', &o.batch, 1, 65536, "sequences per step, on all ranks together"),
+    OPTION_INT("length", 't', &o.length, 2, 1 << 20, "tokens per sequence"),
+    OPTION_INT("steps", 'x', &o.steps, 1, 10000, "timed steps"),
+    OPTION_INT("zero", 'z', &o.zero, 0, 2, "ZeRO level: distribute the optimizer state (1), also the gradients (2)"),
+    OPTION_REAL("flops", 0, &o.flops, 0, 1e9, "GFLOP/s of a single rank, for the prediction; 0 disables it"),
     OPTION_END};
 
-static const OptionAbout about = {"[options]",
-                                  "Times sums over ranks, and training steps on them; see the file's head."};
+static const OptionAbout about = {"[options]", "Times sums over ranks and data-parallel training steps."};
 
 static NORETURN void lost(Dist *d, const Error *e) {
     if (dist_speaks(d)) fprintf(stderr, "bench_dist: %s\n", e->text);
     dist_abort(d, 1);
 }
 
-/* Seconds of one all-reduce of n floats, the best of some. */
+/* Returns the shortest time of several all-reduces of n floats, in seconds. */
 static double time_sum(Dist *d, Device *device, size_t n) {
     Error e;
     const Backend *b = backend_cpu();
@@ -51,7 +51,7 @@ static double time_sum(Dist *d, Device *device, size_t n) {
     b->zero(device, piece.x, n * sizeof(float));
     for (int i = 0; i < 6; i++) {
         bool any = false;
-        if (!dist_any(d, &any, &e)) lost(d, &e); /* all begin together */
+        if (!dist_any(d, &any, &e)) lost(d, &e); /* a barrier */
         const double start = program_seconds();
         if (!d->device.link->reduce(d->device.state, &piece, 1, true, &e) ||
             !d->device.link->finish(d->device.state, 0, &e))
@@ -63,22 +63,28 @@ static double time_sum(Dist *d, Device *device, size_t n) {
     return best;
 }
 
-/* Bytes/s that a rank sends in large sums, and the seconds that a small one takes. */
+/* Measures the bytes/s that a rank sends in large sums and the latency of a small sum. */
 static void measure_link(Dist *d, Device *device, CostMachine *m) {
     for (size_t n = 1 << 8; n <= 1 << 24; n *= 16) {
         const double seconds = time_sum(d, device, n);
         const double bytes = 2.0 * (d->ranks - 1) / d->ranks * (double)n * sizeof(float);
         if (n == 1 << 8) m->latency = seconds;
-        m->bandwidth = bytes / seconds; /* of the largest: that of gradients */
+        m->bandwidth = bytes / seconds; /* the largest sum counts: gradients are large */
         if (d->rank == 0)
-            fprintf(stderr, "sum of %8zu floats   %9.3f ms   %6.2f GB/s sent by a rank\n", n, 1e3 * seconds,
+            fprintf(stderr, "sum of %8zu floats   %9.3f ms   %6.2f GB/s sent per rank\n", n, 1e3 * seconds,
                     bytes / seconds * 1e-9);
     }
 }
 
 int main(int argc, char **argv) {
-    o.layers = 6, o.heads = 8, o.width = 512, o.vocab = 8192, o.batch = 16, o.length = 64, o.steps = 8;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    o.layers = 6;
+    o.heads = 8;
+    o.width = 512;
+    o.vocab = 8192;
+    o.batch = 16;
+    o.length = 64;
+    o.steps = 8;
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
     Error e;
     Device *device;
     const Backend *b = backend_cpu();
@@ -95,7 +101,7 @@ int main(int argc, char **argv) {
     const int mine = (int)((o.batch + d.ranks - 1 - d.rank) / d.ranks), N = mine * (int)o.length;
     if (!model_config_check(&c, "model", &e) || !model_new(&m, &c, b, device, false, &e)) die("%s", e.text);
     m.share = (Share){d.rank, d.ranks, (int)o.zero};
-    if (!mine || !model_new_grads(&m, &e)) die("%s", mine ? e.text : "--batch: less than one sequence a rank");
+    if (!mine || !model_new_grads(&m, &e)) die("%s", mine ? e.text : "--batch must be at least the number of ranks");
     model_init(&m, 1);
     if (!optimizer_new(&optimizer, &m, &e) || !workspace_new(&w, &m, N, N, mine, true, 0, &e)) die("%s", e.text);
     dist_grads_open(&g, &d, &m, &optimizer, false);
@@ -116,7 +122,10 @@ int main(int argc, char **argv) {
         bool any = false;
         if (!dist_any(&d, &any, &e)) lost(&d, &e);
         const double start = program_seconds();
-        if (step == 0) waited = d.waited, sent = d.ranks > 1 ? d.device.link->bytes_sent(d.device.state) : 0;
+        if (step == 0) {
+            waited = d.waited;
+            sent = d.ranks > 1 ? d.device.link->bytes_sent(d.device.state) : 0;
+        }
         if (!dist_grads_begin(&g, 1, &e)) lost(&d, &e);
         model_forward_backward(&m, &w, &batch, 1, dlogp, &(ModelOutput){0});
         if (!dist_grads_update(&g, 1e-4, &r, &e)) lost(&d, &e);
@@ -127,16 +136,18 @@ int main(int argc, char **argv) {
     const double median = bench_median(seconds, o.steps), all = (double)(o.batch * o.length);
     const double rate = 6 * (double)m.parameters * all / median * 1e-9;
     if (d.rank == 0) {
-        fprintf(stderr, "%d ranks, zero %lld, %.1f M parameters: %.1f ms a step, %.0f tokens/s, %.1f GFLOP/s\n",
+        fprintf(stderr, "%d ranks, zero %lld, %.1f M parameters: %.1f ms per step, %.0f tokens/s, %.1f GFLOP/s\n",
                 d.ranks, (long long)o.zero, (double)m.parameters * 1e-6, 1e3 * median, all / median, rate);
-        fprintf(stderr, "waited for others %.1f ms a step; sent %.1f MB\n", 1e3 * waited, (double)sent * 1e-6);
+        fprintf(stderr, "per step: %.1f ms of waiting for other ranks, %.1f MB sent\n", 1e3 * waited,
+                (double)sent * 1e-6);
         machine.flops = o.flops * 1e9;
         const CostRun run = cost_run(&c, all, 1, d.ranks, (int)o.zero);
         const CostStep whole = cost_step(&machine, &run);
         machine.overlap = 0;
         const CostStep turns = cost_step(&machine, &run);
         if (o.flops > 0 && d.ranks > 1)
-            fprintf(stderr, "predicted: %.1f ms with all sums of layers hidden, %.1f ms with none; sent %.1f MB\n",
+            fprintf(stderr,
+                    "predicted per step: %.1f ms if all sums of layers are hidden, %.1f ms if none is; %.1f MB sent\n",
                     1e3 * whole.step, 1e3 * turns.step, whole.bytes * 1e-6);
         printf(
             "{\"ranks\": %d, \"zero\": %lld, \"parameters\": %zu, \"seconds_per_step\": %.4f, \"tokens_per_second\": %.0f, "

@@ -1,12 +1,12 @@
-/* bench_gemm - the matrix products that a model makes, through llmc/cpu/gemm.h, against what the processor can do.
+/* bench_gemm.c - benchmark of a model's matrix products (llmc/cpu/gemm.h), relative to the processor's peak.
  *
  *     make build/bench_gemm && build/bench_gemm [--dtype bf16] [--seconds 0.2] [--match decode]
- *     (OMP_NUM_THREADS sets the threads)
+ *     (OMP_NUM_THREADS sets the number of threads)
  *
- * A line a shape: GFLOP/s of the path that the model takes (weights packed once per update, as in training and decode,
- * and what that packing costs), its share of the fused multiply-adds (bfloat16 dot products) on registers, and beside it
- * plain sgemm, which packs at each call. Weights are rotated through, so that those of a decode step come from memory as
- * they do in a model; GB/s counts their bytes. The table goes to standard output.
+ * Each shape gives one line: the time and GFLOP/s of the model's own path, in which weights are packed once per update as
+ * in training and decode; its share of the peak of fused multiply-adds (or bfloat16 dot products) on registers; GB/s of
+ * weights; the time of packing; and, for comparison, plain sgemm, which packs in every call. Decode shapes cycle through
+ * several copies of the weights, so that these come from memory as they do in a model. The table goes to standard output.
  */
 #include "../../llmc/base/options.h"
 #include "bench.h"
@@ -17,13 +17,13 @@ static struct {
     const char *match;
 } o = {0.2, 0, ""};
 
-static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic"),
+static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
                                  OPTION_REAL("seconds", 0, &o.seconds, 0.001, 100, "time for each shape"),
-                                 OPTION_TEXT("match", 0, &o.match, "TEXT", "only shapes with this in their names"),
+                                 OPTION_TEXT("match", 0, &o.match, "TEXT", "only shapes whose name contains TEXT"),
                                  OPTION_END};
 static const OptionAbout about = {"[options]", "Times the matrix products of a model."};
 
-/* Each function's own shape (cpu/gemm.h): NT out[N,M] = x[N,K] w[M,K]^T, NN out[N,M] = x[N,K] w[K,M], TN out[M,K] +=
+/* Sizes as in cpu/gemm.h: NT out[N,M] = x[N,K] w[M,K]^T, NN out[N,M] = x[N,K] w[K,M], TN out[M,K] +=
  * y[N,M]^T x[N,K]. */
 typedef struct Shape {
     const char *name;
@@ -88,7 +88,7 @@ static void plain(Device *d, const Shape *s, float *out, const float *x, float *
     if (s->kind == GEMM_TN) dnnl_sgemm('T', 'N', M, K, N, 1, x, M, out, K, 1, w, K);
 }
 
-/* Seconds of one product, the shortest pass over all copies of the weights. */
+/* Returns the seconds of one product, in the shortest pass over all copies of the weights. */
 static double shortest(void (*product)(Device *, const Shape *, float *, const float *, float *), Device *d,
                        const Shape *s, float *out, const float *x, float *w, int copies) {
     const size_t weights = (size_t)s->M * (size_t)s->K;
@@ -107,7 +107,7 @@ static double shortest(void (*product)(Device *, const Shape *, float *, const f
 int main(int argc, char **argv) {
     Error e;
     Device *d = NULL;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
     const double peak = bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     if (!cpu_open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
     printf("%d threads, %s: %.0f GFLOP/s on registers, %.1f GB/s read\n\n", omp_get_max_threads(),
@@ -120,7 +120,7 @@ int main(int argc, char **argv) {
         const size_t N = (size_t)gemm_rows(s->N), M = (size_t)s->M, K = (size_t)s->K;
         const bool decode = strstr(s->name, "decode");
         const int copies = decode && M * K < (16u << 20) ? (int)((24u << 20) / (M * K)) + 1 : 1;
-        /* NT: x (N,K), out (N,M); NN: the same; TN: x is y (N,M), out is x (N,K) */
+        /* NT, NN: x (N,K), out (N,M); TN: `x` holds y (N,M) and `out` holds x (N,K) */
         float *x = bench_floats(N * (s->kind == GEMM_TN ? M : K), 1, 1);
         float *out = bench_floats(N * (s->kind == GEMM_TN ? K : M), 1, 2);
         float *w = bench_floats(M * K * (size_t)copies, 0.02f, 3);

@@ -1,11 +1,11 @@
-/* bench_ops - the operations that memory bounds, one by one, against the bandwidth of this machine.
+/* bench_ops.c - benchmark of the memory-bound operations, relative to the bandwidth of this machine.
  *
  *     make build/bench_ops && build/bench_ops [--rows 4096] [--width 768] [--seconds 0.2] [--match gelu]
- *     (OMP_NUM_THREADS sets the threads)
+ *     (OMP_NUM_THREADS sets the number of threads)
  *
- * GB/s counts what an operation must read and write, each once. The ceiling is a copy with ordinary stores (llmc has no
- * others), or reading alone where little is written; both are measured first. A share above 100 % means that part of the
- * data lay in the processor's caches. The table goes to standard output.
+ * GB/s counts the bytes that an operation must read and write, each once. The ceiling is a copy with ordinary stores,
+ * which are the only ones in llmc, or a read if little is written; both are measured first. A share above 100 % means that
+ * part of the data was in the processor's caches. The table goes to standard output.
  */
 #include "../../llmc/base/options.h"
 #include "bench.h"
@@ -19,15 +19,15 @@ static struct {
 static const Option options[] = {OPTION_INT("rows", 0, &o.rows, 16, 1 << 20, "rows of the batch"),
                                  OPTION_INT("width", 0, &o.width, 128, 65536, "channels"),
                                  OPTION_REAL("seconds", 0, &o.seconds, 0.001, 100, "time for each operation"),
-                                 OPTION_TEXT("match", 0, &o.match, "TEXT", "only operations with this in their names"),
+                                 OPTION_TEXT("match", 0, &o.match, "TEXT", "only operations whose name contains TEXT"),
                                  OPTION_END};
-static const OptionAbout about = {"[options]", "Times the operations that memory bounds."};
+static const OptionAbout about = {"[options]", "Times the memory-bound operations."};
 
 enum { V = 50257, PARAMETERS = 16 << 20, HEAD_ROWS = 128 };
 
 static double copy_bandwidth, read_bandwidth;
 
-/* What the head does with a chunk of logits (HEAD_ROWS, V), as cpu_head() has it. */
+/* The passes of cpu_head() over a chunk of logits (HEAD_ROWS, V). */
 static void head_softmax(const float *logits, HeadRow *rows) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < HEAD_ROWS; r++) rows[r] = head_row(logits + (size_t)r * V, V, 1);
@@ -38,7 +38,7 @@ static void head_gradient(float *logits, const HeadRow *rows) {
     for (int r = 0; r < HEAD_ROWS; r++) head_row_backward(logits + (size_t)r * V, &rows[r], V, V, 1, 1, 1e-3f, 0);
 }
 
-/* Runs `statement`, which moves `bytes`, again and again; `ceiling` in GB/s. */
+/* Repeats `statement`, which moves `bytes`, and prints its best time; `ceiling` in GB/s. */
 #define BENCH(name, bytes, ceiling, statement)                                                                         \
     if (strstr(name, o.match)) {                                                                                       \
         double best = INFINITY;                                                                                        \
@@ -62,15 +62,16 @@ static void head_gradient(float *logits, const HeadRow *rows) {
 int main(int argc, char **argv) {
     Error e;
     Device *d = NULL;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
     const Backend *b = backend_cpu();
     if (!b->open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
-    copy_bandwidth = bench_copy_bandwidth(), read_bandwidth = bench_read_bandwidth();
+    copy_bandwidth = bench_copy_bandwidth();
+    read_bandwidth = bench_read_bandwidth();
     printf("%d threads, %lld rows, %lld channels: copy %.1f GB/s, read %.1f GB/s\n\n", omp_get_max_threads(),
            (long long)o.rows, (long long)o.width, copy_bandwidth, read_bandwidth);
     const int N = (int)o.rows, C = (int)o.width;
     const size_t n = (size_t)N * (size_t)C;
-    const double row = 4.0 * (double)n; /* bytes of a batch's activations of one width */
+    const double row = 4.0 * (double)n; /* bytes of one array of activations (N, C) */
     float *x = bench_floats(n, 1, 1), *y = bench_floats(n, 1, 2), *z = bench_floats(n, 1, 3),
           *u = bench_floats(n, 1, 4);
     float *mean = bench_floats((size_t)N, 1, 5), *rstd = bench_floats((size_t)N, 1, 6);
@@ -83,7 +84,10 @@ int main(int argc, char **argv) {
     int32_t *token = (int32_t *)xmalloc((size_t)N * sizeof *token),
             *order = (int32_t *)xmalloc((size_t)N * sizeof *order);
     Random random = random_start(1, 17);
-    for (int i = 0; i < N; i++) token[i] = (int32_t)random_below(&random, V), order[i] = i;
+    for (int i = 0; i < N; i++) {
+        token[i] = (int32_t)random_below(&random, V);
+        order[i] = i;
+    }
 
     BENCH("embed_forward", 3 * row, copy_bandwidth, b->embed_forward(d, A(x), W(wte), W(wpe), I(token), I(order), N, C))
     BENCH("embed_backward", 6 * row, copy_bandwidth,
@@ -121,7 +125,7 @@ int main(int argc, char **argv) {
     BENCH("adamw", 7 * block, copy_bandwidth, b->adamw(d, &step))
     BENCH("square_sum", block, read_bandwidth, sum += b->square_sum(d, F(g), PARAMETERS))
     BENCH("zero", block, copy_bandwidth, b->zero(d, g, (size_t)block))
-    float *logits = wte; /* the passes of the head over rows of the vocabulary */
+    float *logits = wte; /* reused for the passes of the head */
     HeadRow rows[HEAD_ROWS];
     BENCH("softmax of the head", 4.0 * HEAD_ROWS * V, read_bandwidth, head_softmax(logits, rows))
     BENCH("gradient of the head", 8.0 * HEAD_ROWS * V, copy_bandwidth, head_gradient(logits, rows))

@@ -1,7 +1,9 @@
 #!/bin/sh
-# bench_prefix.sh dpo|rm [LENGTH...] - what sharing a prompt between the two answers of a pair is worth: train_dpo or train_rm
-# with and without it, on prompts of growing length and answers of 32 to 96 tokens. A row a length: ms a step of 8 pairs (rm:
-# 4), and rows a step, both ways. On an otherwise idle machine.
+# bench_prefix.sh dpo|rm [LENGTH...] - benchmark of sharing a prompt between the two completions of a pair.
+#
+# It runs train_dpo or train_rm with and without --prefix-sharing on prompts of increasing length and completions of 32 to 96
+# tokens. One row per prompt length: ms per step of 8 pairs (rm: 4) and rows per step, without and with sharing. The machine
+# should be otherwise idle.
 set -eu
 cd "$(dirname "$0")/../.."
 case ${1-} in
@@ -15,7 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s "$program" data/make_prefs data/make_shard >&2
 
-# median ms and mean tokens of the steps after the first two
+# Prints the median ms, without the first two steps, and the mean number of tokens of a step.
 figures() {
     # shellcheck disable=SC2086
     "./$program" --layers 6 --heads 6 --width 384 --context 2048 --max-length 2048 -i "$work/p.shard" -o /dev/null $set_up \

@@ -1,5 +1,6 @@
-/* bench_prompts - a prompt shard of random tokens, without a tokenizer: completions to it end at the limit alone, so that
- * every sample of a benchmark has the full length.
+/* bench_prompts.c - generator of prompt shards of random tokens.
+ *
+ * The shard has no tokenizer and so no stop token: every sample of a benchmark reaches the maximum length.
  *
  *     build/bench_prompts -o prompts.shard [--count 64] [--length 32] [--vocab 260]
  */
@@ -13,18 +14,18 @@ static struct {
 } o = {NULL, 64, 32, 260, 1};
 
 static const Option options[] = {OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write"),
-                                 OPTION_INT("count", 'n', &o.count, 1, 1e6, "prompts"),
-                                 OPTION_INT("length", 0, &o.length, 1, 4096, "tokens of each"),
-                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary that they are drawn from"),
-                                 OPTION_INT("seed", 0, &o.seed, 0, 1e9, "of the tokens"),
+                                 OPTION_INT("count", 'n', &o.count, 1, 1e6, "number of prompts"),
+                                 OPTION_INT("length", 0, &o.length, 1, 4096, "tokens per prompt"),
+                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
+                                 OPTION_INT("seed", 0, &o.seed, 0, 1e9, "random seed"),
                                  OPTION_END};
 static const OptionAbout about = {"-o FILE [options]", "Writes a prompt shard of random tokens, without a tokenizer."};
 
 int main(int argc, char **argv) {
     Error e;
     ShardWriter w;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
-    if (!o.output) usage_error("-o/--output: where to?");
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    if (!o.output) usage_error("-o/--output is required");
     Random random = random_start((uint64_t)o.seed, 0);
     int32_t *tokens = (int32_t *)xmalloc((size_t)o.length * sizeof *tokens);
     if (!shard_create(&w, o.output, RECORD_PROMPT, (int32_t)o.vocab, NULL, 0, "", &e)) die("%s", e.text);

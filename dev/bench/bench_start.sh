@@ -1,8 +1,8 @@
 #!/bin/sh
-# bench_start.sh [RUNS] - how long ./generate takes from its start to one token and back, on a small model.
+# bench_start.sh [RUNS] - benchmark of the start-up time of ./generate on a small model.
 #
-# The model has 4 layers of width 128 and a byte tokenizer; its file is in the page cache. Prints the shortest, median
-# and longest of RUNS (default 50) in milliseconds, and the same for a program that does nothing.
+# The model has 4 layers of width 128 and a byte tokenizer; its file is in the page cache. Prints the shortest, median and
+# longest time from start to exit in RUNS runs (default 50), in milliseconds, also for a program that does nothing.
 set -eu
 cd "$(dirname "$0")/../.."
 runs=${1:-50}
@@ -10,7 +10,7 @@ make --no-print-directory -s train_sft generate data/make_tasks >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-unset GOMP_SPINCOUNT # make's setting for shared machines
+unset GOMP_SPINCOUNT # set by make for shared machines
 ./data/make_tasks --task add --digits 2 --count 64 --format chat -o "$work/sft.shard" 2>/dev/null
 ./train_sft --layers 4 --width 128 --heads 4 --context 64 --max-steps 1 -i "$work/sft.shard" -o "$work/model.bin" \
     2>/dev/null

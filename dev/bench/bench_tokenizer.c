@@ -1,9 +1,10 @@
-/* bench_tokenizer - speed of encoding and decoding in MB/s of text, one thread.
+/* bench_tokenizer.c - benchmark of tokenizer encoding and decoding in one thread.
  *
  *     build/bench_tokenizer SPEC FILE [SECONDS [IDS]]
  *
- * SPEC as in make_shard --tokenizer, FILE any text. Prints one line of JSON: MB/s of the best pass of so many seconds
- * (default 1), bytes and tokens. The ids go to the file IDS as int32, where dev/bench/bench_tokenizer.py compares them.
+ * SPEC is as in make_shard --tokenizer, FILE any text. Passes run for SECONDS seconds (default 1). Prints one line of JSON:
+ * MB/s of text in the best pass, bytes and tokens. The ids are written to the file IDS as int32, where
+ * dev/bench/bench_tokenizer.py compares them.
  */
 #include "../../llmc/base/options.h"
 #include "../../llmc/text/tokenizer.h"
@@ -41,7 +42,7 @@ int main(int argc, char **argv) {
         if (b - a < encode) encode = b - a;
         if (c - b < decode) decode = c - b;
     } while (now() - start < limit);
-    if (back.length != n || memcmp(back.text, text, n)) die("%s: decoding does not give the text back", argv[2]);
+    if (back.length != n || memcmp(back.text, text, n)) die("%s: decoding does not reproduce the text", argv[2]);
     printf("{\"encode_mb_s\":%.1f,\"decode_mb_s\":%.1f,\"open_ms\":%.1f,\"bytes\":%zu,\"tokens\":%d}\n",
            1e-6 * (double)n / encode, 1e-6 * (double)n / decode, open_ms, n, ids.count);
     Writer w;

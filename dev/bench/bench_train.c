@@ -1,12 +1,11 @@
-/* bench_train - a training step of GPT-2 124M: forward, backward, clipping, AdamW; and where its time goes.
+/* bench_train.c - benchmark of a training step of GPT-2 124M: forward, backward, clipping, AdamW.
  *
  *     make build/bench_train && build/bench_train [--dtype bf16] [--recompute 1] [--steps 5]
  *
- * 4 sequences of 256 random tokens packed in one batch, random weights, the median of the steps after the first: what
- * dev/peers/peer_train.py runs in PyTorch. FLOP are 6 N a token, N all parameters with the padded vocabulary, and attention's
- * 12 C a layer and visible pair of query and key. Shares refer to ceilings measured in the same run: the processor's
- * fused multiply-adds (or bfloat16 dot products) on registers, and the best product of two large matrices through the
- * model's own path. The last line, on standard output, is JSON.
+ * It packs 4 sequences of 256 random tokens in one batch, trains random weights and reports the median of the steps after
+ * the first, and the time of each operation; dev/peers/peer_train.py does the same in PyTorch. FLOP are 6 N per token, where N
+ * counts all parameters with the padded vocabulary, plus attention's 12 C per layer and visible query-key pair. The
+ * share refers to the arithmetic peak of the processor (llmc/cpu/peak.h). The last line, on standard output, is JSON.
  */
 #include "../../llmc/model/decode.h"
 #include "../../llmc/model/optimizer.h"
@@ -19,23 +18,23 @@ static struct {
     int dtype;
 } o = {4, 256, 12, 12, 768, 50257, 5, 0, 0};
 
-static const Option options[] = {
-    OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic"),
-    OPTION_INT("recompute", 'r', &o.recompute, 0, 2, "as the trainers have it"),
-    OPTION_INT("steps", 0, &o.steps, 1, 100000, "steps that are timed, after one that is not"),
-    OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences a step"),
-    OPTION_INT("length", 0, &o.length, 2, 4096, "tokens a sequence"),
-    OPTION_INT("layers", 0, &o.layers, 1, 1024, "layers"),
-    OPTION_INT("heads", 0, &o.heads, 1, 1024, "heads"),
-    OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary"),
-    OPTION_END};
-static const OptionAbout about = {"[options]", "Times a training step of GPT-2 124M and says where its time goes."};
+static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+                                 OPTION_INT("recompute", 'r', &o.recompute, 0, 2,
+                                            "recomputation level: 1 layernorm and GELU outputs, 2 whole layers"),
+                                 OPTION_INT("steps", 0, &o.steps, 1, 100000, "timed steps, after one untimed step"),
+                                 OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences per step"),
+                                 OPTION_INT("length", 0, &o.length, 2, 4096, "tokens per sequence"),
+                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
+                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
+                                 OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
+                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
+                                 OPTION_END};
+static const OptionAbout about = {"[options]", "Times a training step of GPT-2 124M, in total and by operation."};
 
 int main(int argc, char **argv) {
     Error e;
     Device *d;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
@@ -77,7 +76,10 @@ int main(int argc, char **argv) {
         fprintf(stderr, "step %lld%s  %.3f s  loss %.4f  norm %.3f\n", (long long)step + 1,
                 step < 0 ? " (not counted)" : "", t, loss, r.grad_norm);
         if (step < 0) bench_split_reset();
-        else seconds[step] = t, total += t;
+        else {
+            seconds[step] = t;
+            total += t;
+        }
     }
     fputc('\n', stderr);
     bench_split(stderr, o.steps, total);

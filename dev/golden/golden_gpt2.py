@@ -1,4 +1,4 @@
-"""Golden values of the GPT-2 core, computed by transformers' GPT2LMHeadModel in float64 on float32 weights.
+"""Golden values of the GPT-2 model, computed by transformers' GPT2LMHeadModel in float64 on float32 weights.
 
     pip install torch transformers && python dev/golden/golden_gpt2.py
 
@@ -6,14 +6,14 @@ Writes to tests/golden:
     gpt2_tiny.bin       the weights, llm.c's checkpoint format version 3 (Conv1D weights transposed to (out, in), the
                         padding rows of wte 0)
     gpt2_tiny_grad.bin  the gradient of `loss` for every tensor, float32, same order and shapes, no header
-    gpt2_tiny.txt       for tests/golden.h, one case each:
-        forward   length   tokens of each sequence; they are not packed or padded here: each runs alone
+    gpt2_tiny.txt       in the format of tests/golden.h, with one case of each kind:
+        forward   length   tokens of each sequence; each runs alone, neither packed nor padded
                   token    all tokens, sequence by sequence
-                  target   the token after each; the last one's is 0
+                  target   the token after each token; 0 after the last one
                   logits   (tokens, vocab) of the first sequence
-                  logp     log-probability of each target;  entropy  of the distribution that it is drawn from
+                  logp     log-probability of each target;  entropy  of the distribution of that token
                   w, u     weights; loss = sum_r w_r logp_r + u_r entropy_r  (the last row of a sequence has w = u = 0)
-                  norm     of the gradient, L2 over all tensors
+                  norm     L2 norm of the gradient over all tensors
                   temperature, logp_t, entropy_t    the same with logits / temperature
         adamw     mean next-token loss of the same tokens before each of 10 steps and after them, the gradient's norm
                   before clipping at `clip` (torch.nn.utils.clip_grad_norm_), and the L2 norm of the weights after each
@@ -34,7 +34,7 @@ torch.manual_seed(3)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
                                    resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="eager",
                                    bos_token_id=None, eos_token_id=None))
-with torch.no_grad():  # larger than GPT-2's own initial values, so that nothing is nearly linear or uniform
+with torch.no_grad():  # larger than GPT-2's initial values, so that no activation is nearly linear and no distribution nearly uniform
     for name, p in model.named_parameters():
         p.add_(0.15 * torch.randn_like(p))
 model = model.double().train()
@@ -49,7 +49,7 @@ TENSORS = [("wte.weight", False), ("wpe.weight", False), ("ln_1.weight", True), 
 
 
 def file_order(value):
-    """Tensors as the file has them: stacked over layers, (out, in), wte padded."""
+    """Tensors in the order and layout of the file: stacked over layers, (out, in), wte padded."""
     for name, per_layer in TENSORS:
         for i in range(LAYERS if per_layer else 1):
             x = value(parameters[f"h.{i}.{name}" if per_layer else name]).detach()
@@ -80,7 +80,7 @@ sequences = [torch.randint(VOCAB, (n,)) for n in lengths]
 
 
 def forward(temperature=1.0):
-    """logits, logp, entropy, target of every row, sequence by sequence."""
+    """Returns logits, logp, entropy and target of every row, sequence by sequence."""
     rows = []
     for tokens in sequences:
         logits = model(tokens[None]).logits[0]
@@ -97,13 +97,21 @@ w[ends] = u[ends] = 0
 loss = (w * logp + u * entropy).sum()
 loss.backward()
 print("case gpt2 forward -", file=out)
-emit("length", lengths), emit("token", torch.cat(sequences)), emit("target", target)
-emit("logits", logits[: lengths[0]].detach()), emit("logp", logp.detach()), emit("entropy", entropy.detach())
-emit("w", w), emit("u", u), emit("loss", loss.detach())
+emit("length", lengths)
+emit("token", torch.cat(sequences))
+emit("target", target)
+emit("logits", logits[: lengths[0]].detach())
+emit("logp", logp.detach())
+emit("entropy", entropy.detach())
+emit("w", w)
+emit("u", u)
+emit("loss", loss.detach())
 emit("norm", sum(p.grad.square().sum() for p in parameters.values()).sqrt())
 with torch.no_grad():
     _, logp_t, entropy_t, _ = forward(0.7)
-emit("temperature", 0.7), emit("logp_t", logp_t), emit("entropy_t", entropy_t)
+emit("temperature", 0.7)
+emit("logp_t", logp_t)
+emit("entropy_t", entropy_t)
 print("end", file=out)
 with open(os.path.join(folder, "gpt2_tiny_grad.bin"), "wb") as f:
     for x in file_order(lambda p: p.grad):
@@ -131,5 +139,7 @@ for step in range(11):
 print("case gpt2 adamw -", file=out)
 for key, value in adamw.items():
     emit(key, value)
-emit("loss", losses), emit("grad_norm", norms), emit("weight_norm", sizes)
+emit("loss", losses)
+emit("grad_norm", norms)
+emit("weight_norm", sizes)
 print("end", file=out)

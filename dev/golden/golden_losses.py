@@ -2,13 +2,13 @@
 
     pip install trl==1.16 && python dev/golden/golden_losses.py
 
-Policy losses: GRPOTrainer._compute_loss (GMPOTrainer's, RLOOTrainer's) runs unchanged on a trainer that was never
-constructed: only the attributes that it reads are set, and the model's log-probabilities and entropies are leaf
-tensors, so that autograd gives the gradient with respect to them. Advantages: _generate_and_score_completions runs
-unchanged with the generation and the reward functions replaced by given numbers. DFT: the line of SFTTrainer's loss.
-All in float64 on inputs that were rounded to float32.
+Policy losses: _compute_loss of GRPOTrainer, GMPOTrainer and RLOOTrainer runs unchanged on a trainer that is not
+constructed: only the attributes that it reads are set, and the model's log-probabilities and entropies are leaf tensors, so
+that autograd gives the gradient with respect to them. Advantages: _generate_and_score_completions runs unchanged, with
+given numbers in place of the generation and the reward functions. DFT: the line of SFTTrainer's loss. All values are
+computed in float64 on inputs rounded to float32.
 
-Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. nan is an answer without a reward.
+Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. nan is the reward of a completion that has none.
 """
 
 import inspect
@@ -54,7 +54,7 @@ class Accelerator:
 
 
 def trainer(cls, **settings):
-    """A trainer with the attributes that its loss reads; the settings are GRPOConfig's."""
+    """Returns a trainer with the attributes that its loss reads; the settings are those of GRPOConfig."""
     t = object.__new__(cls)
     args = SimpleNamespace(**{k: f.default for k, f in GRPOConfig.__dataclass_fields__.items()})
     args.__dict__.update(settings, steps_per_generation=1)
@@ -162,7 +162,7 @@ def policy_cases():
 
 
 def entropy_control_case():
-    """The adaptive coefficient over 8 optimizer steps of given mean entropies."""
+    """Writes the adaptive coefficient over 8 optimizer steps with given mean entropies."""
     t = trainer(GRPOTrainer, loss_type="dapo", use_adaptive_entropy=True, entropy_coef=0.012)
     t._last_world_entropy, t._entropy_window_stats = float("inf"), None
     means = torch.tensor([0.5, 0.15, 0.1, 0.2, 0.21, 0.3, 0.4, 0.05])
@@ -177,7 +177,10 @@ def entropy_control_case():
         applied.append(-torch.autograd.grad(loss, entropy)[0].sum())
         coefs.append(t.entropy_coef)
     print("case entropy_control - -", file=out)
-    emit("coef", 0.012), emit("means", means), emit("applied", torch.stack(applied)), emit("after", coefs)
+    emit("coef", 0.012)
+    emit("means", means)
+    emit("applied", torch.stack(applied))
+    emit("after", coefs)
     print("end", file=out)
 
 
@@ -223,7 +226,8 @@ def advantage_case(name, rewards, G, weights=(1.0,), cls=GRPOTrainer, kl=None, *
     emit("weight", weights)
     emit("reward", rewards)
     if kl is not None:
-        emit("kl", kl), emit("beta", t.beta)
+        emit("kl", kl)
+        emit("beta", t.beta)
     emit("advantage", result["advantages"])
     for key in ["reward", "reward_std", "frac_reward_zero_std"]:
         emit("metric:" + key, t._metrics["train"][key][-1])
@@ -269,8 +273,11 @@ def lm_cases():
             per_token_loss = eval(dft)
         loss = per_token_loss.sum() / torch.as_tensor(70).clamp(min=1)
         print("case", "lm", kind, "-", file=out)
-        emit("logp", logp), emit("weight", valid), emit("normaliser", 70)
-        emit("loss", loss.detach(), 12), emit("dlogp", torch.autograd.grad(loss, x)[0])
+        emit("logp", logp)
+        emit("weight", valid)
+        emit("normaliser", 70)
+        emit("loss", loss.detach(), 12)
+        emit("dlogp", torch.autograd.grad(loss, x)[0])
         print("end", file=out)
 
 

@@ -2,13 +2,13 @@
 
     pip install torch && python dev/golden/golden_ppo.py
 
-No library that is installed today has PPO for language models (TRL dropped its PPOTrainer in 1.16), so the equations of
-the papers are written out here, in float64 and not as the C code has them: advantages as the double sum of Schulman et
-al. 2016 (1506.02438, eq. 16), means over a padded (answers, tokens) matrix with a mask as TRL's PPOTrainer took them,
-gradients by autograd. Inputs are rounded to float32 first. Leave-one-out advantages and the loss of RLOO are in
-tests/golden/losses.txt, made by TRL's own RLOOTrainer.
+No current library has PPO for language models (TRL removed its PPOTrainer in 1.16), so this script evaluates the equations
+of the papers in float64, in a different form than the C code: advantages as the double sum of Schulman et al. 2016
+(1506.02438, eq. 16), means over a padded (completions, tokens) matrix with a mask as in TRL's PPOTrainer, gradients by
+autograd. Inputs are rounded to float32 first. Leave-one-out advantages and the loss of RLOO are in
+tests/golden/losses.txt, computed by TRL's own RLOOTrainer.
 
-Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`. Flat arrays hold the tokens of one answer
+Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`. Flat arrays hold the tokens of one completion
 after another.
 """
 
@@ -21,9 +21,9 @@ torch.set_default_dtype(torch.float64)
 torch.manual_seed(7)
 out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/ppo.txt"), "w")
 print("# written by dev/golden/golden_ppo.py", file=out)
-lengths = [5, 1, 8, 3, 2]  # tokens of the answers
+lengths = [5, 1, 8, 3, 2]  # tokens of the completions
 N, T = len(lengths), max(lengths)
-counts = torch.tensor([1, 1, 1, 0, 1])  # the fourth does not count
+counts = torch.tensor([1, 1, 1, 0, 1])  # the fourth is masked out
 inside = torch.arange(T)[None] < torch.tensor(lengths)[:, None]
 mask = inside & (counts[:, None] == 1)
 
@@ -77,7 +77,7 @@ for number, (kl, gamma, lam) in enumerate(itertools.product(("k1", "k2", "k3"), 
     emit("kl", [k[i, :n].sum() for i, n in enumerate(lengths)])
     print("end", file=out)
 
-# whitening: (x - mean) / sqrt(var + 1e-8) over what the mask holds, variance with n - 1
+# whitening: (x - mean) / sqrt(var + 1e-8) over the unmasked tokens, variance with n - 1
 for shift, scale in itertools.product((1, 0), (1.0, 1e-3, 30.0)):
     x = (draw(scale) + 3).float().double()
     mean, variance = x[mask].mean(), x[mask].var(unbiased=True)
@@ -88,7 +88,7 @@ for shift, scale in itertools.product((1, 0), (1.0, 1e-3, 30.0)):
     emit("y", flat(torch.where(mask, y, torch.zeros(()))))
     print("end", file=out)
 
-# losses: means over the tokens of the mask, as (loss, metrics), and gradients by autograd
+# losses and metrics: means over the unmasked tokens; gradients by autograd
 for clip, high, dual, value_clip, entropy_coef in ((0.2, 0.2, 0, 0.2, 0), (0.1, 0.3, 0, 0.5, 0.01), (0.2, 0.2, 3, 0, 0),
                                                    (0.2, 0.28, 1.5, 0.05, -0.02)):
     logp, value, entropy = (draw(0.6).requires_grad_(), draw(0.5).requires_grad_(), draw().abs().requires_grad_())

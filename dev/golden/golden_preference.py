@@ -3,14 +3,14 @@
     pip install trl==1.16 && python dev/golden/golden_preference.py
 
 DPOTrainer._compute_loss, KTOTrainer._compute_loss, ORPOTrainer's and CPOTrainer's get_batch_loss_metrics run unchanged on
-trainers that were never constructed: only the attributes that they read are set. For DPO and KTO the model's outputs are
-made up and its log-probabilities are leaf tensors, so that autograd gives the gradient with respect to them; ORPO and CPO
-want logits, and get log-softmaxed leaves of a small vocabulary, whose gradient at the labels is the one that is written
-(the other entries have none). OnlineDPOTrainer's lines for the loss are evaluated as they stand. All in float64 on inputs
-that were rounded to float32, but for alpha_divergence, which TRL has in float32 only (`single`).
+trainers that are not constructed: only the attributes that they read are set. For DPO and KTO the model's outputs are given
+and its log-probabilities are leaf tensors, so that autograd gives the gradient with respect to them. ORPO and CPO need
+logits: they are built over a small vocabulary from leaf log-probabilities of the labels, whose gradient is written.
+OnlineDPOTrainer's lines for the loss are evaluated unchanged. All values are computed in float64 on inputs rounded to
+float32, except for alpha_divergence, which TRL supports in float32 only (`single`).
 
-Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. Per-token values stand pair by pair: the prompt
-(orpo only), the chosen, the rejected answer.
+Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. Per-token values are stored pair by pair: the prompt
+(orpo only), the chosen and the rejected completion.
 """
 
 import inspect
@@ -55,7 +55,7 @@ class Accelerator:
 
 
 class Model:
-    """Gives prepared outputs, whatever it is asked."""
+    """Returns prepared outputs, whatever its inputs are."""
 
     def __init__(self, *answers, training=True):
         self.answers, self.training, self.is_gradient_checkpointing = list(answers), training, False
@@ -70,7 +70,7 @@ def outputs(logp, square=None):
 
 
 def by_pair(chosen_lengths, rejected_lengths, x):
-    """The answers' tokens out of (2B, T), pair by pair."""
+    """Takes the completions' tokens from (2B, T), pair by pair."""
     B = len(chosen_lengths)
     return torch.cat([torch.cat([x[i, :c], x[B + i, :r]]) for i, (c, r) in enumerate(zip(chosen_lengths, rejected_lengths))])
 
@@ -94,7 +94,7 @@ CHOSEN, REJECTED = [5, 1, 3, 4, 2], [2, 4, 3, 1, 6]
 
 
 def made_up(scale, spread):
-    """Completion masks over one prompt token and T answer tokens, log-probabilities of policy and reference."""
+    """Completion masks over one prompt token and T completion tokens, log-probabilities of policy and reference."""
     B, T = len(CHOSEN), 6
     lengths = torch.tensor(CHOSEN + REJECTED)
     active = torch.arange(T) < lengths[:, None]
@@ -107,7 +107,7 @@ def made_up(scale, spread):
 
 def dpo_case(name, loss_types, weights=None, **o):
     mask, active, logp, ref, square = made_up(o.get("scale", 3), o.get("spread", 0.5))
-    single = o.get("f") == "alpha_divergence"  # TRL's clamp knows no float64
+    single = o.get("f") == "alpha_divergence"  # TRL's clamp does not support float64
     if single:
         logp, ref, square = logp.detach().float().requires_grad_(), ref.float(), square.float()
     weights = weights or [1.0] * len(loss_types)
@@ -125,11 +125,15 @@ def dpo_case(name, loss_types, weights=None, **o):
     print("case", "pair", loss_types[0], name, file=out)
     config(loss_types, weights, {**o, "index": INDEX})
     emit("single", single)
-    emit("prompt", [0] * len(CHOSEN)), emit("chosen", CHOSEN), emit("rejected", REJECTED)
-    emit("logp", by_pair(CHOSEN, REJECTED, logp.detach())), emit("ref", by_pair(CHOSEN, REJECTED, ref))
+    emit("prompt", [0] * len(CHOSEN))
+    emit("chosen", CHOSEN)
+    emit("rejected", REJECTED)
+    emit("logp", by_pair(CHOSEN, REJECTED, logp.detach()))
+    emit("ref", by_pair(CHOSEN, REJECTED, ref))
     if o.get("wpo"):
         emit("square", by_pair(CHOSEN, REJECTED, square))
-    emit("loss", loss.detach(), 12), emit("dlogp", by_pair(CHOSEN, REJECTED, gradient))
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", by_pair(CHOSEN, REJECTED, gradient))
     for key in ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
                 "logps/rejected"]:
         emit("metric:" + key, t._metrics["train"][key][-1])
@@ -146,7 +150,7 @@ def dpo_cases():
         dpo_case("ld", [loss], beta=0.7, ld_alpha=0.4, **e)
         if loss in ["exo_pair", "robust", "aot", "aot_unpaired"]:
             dpo_case("smoothed", [loss], beta=0.8, label_smoothing=0.15)
-        if not loss.startswith("aot") and loss not in ["hinge", "sft"]:  # there TRL's own WPO fails: it works in place
+        if not loss.startswith("aot") and loss not in ["hinge", "sft"]:  # TRL's WPO fails with these: it works in place
             dpo_case("wpo", [loss], beta=0.6, wpo=True, **e)
             dpo_case("wpo-ld", [loss], beta=0.6, wpo=True, ld_alpha=0.7, **e)
         if loss in ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"]:
@@ -162,7 +166,7 @@ def dpo_cases():
 
 
 def cpo_case(name, cls, loss_type, ours, weights=(1.0,), prompts=None, **o):
-    """prompts: tokens of each prompt after the first, which are learned (orpo)."""
+    """prompts: number of tokens after the first of each prompt; orpo trains on them."""
     B, V, T = len(CHOSEN), 7, 12
     prompts = prompts or [1] * B
     t = object.__new__(cls)
@@ -181,7 +185,7 @@ def cpo_case(name, cls, loss_type, ours, weights=(1.0,), prompts=None, **o):
     whole = t.concatenated_inputs(batch, is_encoder_decoder=False, padding_value=0, device=torch.device("cpu"))
     ids = whole["concatenated_input_ids"]
     chosen_logp = float32(-2.5 * torch.rand(2 * B, ids.size(1) - 1) - 0.05).requires_grad_()
-    # rows of logits whose label has exactly the log-probability that was chosen, the rest evenly shared
+    # rows of logits whose label has exactly the given log-probability; the other entries share the rest evenly
     rest = torch.log(-torch.expm1(chosen_logp) / (V - 1))
     onehot = F.one_hot(ids[:, 1:], V).bool()
     logits = torch.where(onehot, chosen_logp[..., None], rest[..., None])
@@ -199,9 +203,12 @@ def cpo_case(name, cls, loss_type, ours, weights=(1.0,), prompts=None, **o):
 
     print("case", "pair", ours[0], name, file=out)
     config(ours, weights, {**o, "index": INDEX})
-    emit("prompt", prompts if learned else [0] * B), emit("chosen", CHOSEN), emit("rejected", REJECTED)
+    emit("prompt", prompts if learned else [0] * B)
+    emit("chosen", CHOSEN)
+    emit("rejected", REJECTED)
     emit("logp", spans(chosen_logp.detach()))
-    emit("loss", loss.detach(), 12), emit("dlogp", spans(gradient))
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", spans(gradient))
     wanted = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
               "logps/rejected"]
     if learned or "sft" in ours or ours[0] == "cpo" and o.get("cpo_alpha", 1):
@@ -227,7 +234,7 @@ def cpo_cases():
 
 
 def online_cases():
-    """The lines of OnlineDPOTrainer.training_step from `logits = ` to `loss = `."""
+    """Evaluates the lines of OnlineDPOTrainer.training_step from `pi_logratios = ` to `loss = `."""
     source = inspect.getsource(online_dpo_trainer.OnlineDPOTrainer.training_step)
     lines = re.search(r"( *pi_logratios = .*?loss = losses\.mean\(\)\n)", source, re.S).group(1)
     indent = re.match(" *", lines).group(0)
@@ -244,9 +251,13 @@ def online_cases():
         ours = {"sigmoid": "sigmoid", "ipo": "ipo_sum"}[loss_type]
         print("case", "pair", ours, f"online-{beta}", file=out)
         config([ours], [1.0], dict(beta=beta, index=INDEX))
-        emit("prompt", [0] * B), emit("chosen", CHOSEN), emit("rejected", REJECTED)
-        emit("logp", by_pair(CHOSEN, REJECTED, logp.detach())), emit("ref", by_pair(CHOSEN, REJECTED, ref))
-        emit("loss", scope["loss"].detach(), 12), emit("dlogp", by_pair(CHOSEN, REJECTED, gradient))
+        emit("prompt", [0] * B)
+        emit("chosen", CHOSEN)
+        emit("rejected", REJECTED)
+        emit("logp", by_pair(CHOSEN, REJECTED, logp.detach()))
+        emit("ref", by_pair(CHOSEN, REJECTED, ref))
+        emit("loss", scope["loss"].detach(), 12)
+        emit("dlogp", by_pair(CHOSEN, REJECTED, gradient))
         print("end", file=out)
 
 
@@ -279,10 +290,16 @@ def kto_case(name, loss_type, good, drift=0.0, **o):
     loss = t._compute_loss(model, inputs, False)
     (gradient,) = torch.autograd.grad(loss, logp)
     print("case", "kto", loss_type, name, file=out)
-    emit("config", [t.beta, t.desirable_weight, t.undesirable_weight]), emit("good", good)
-    emit("length", lengths), emit("logp", logp.detach()[active]), emit("ref", ref[active])
-    emit("kl_length", kl_lengths), emit("kl_logp", kl_logp[kl_active]), emit("kl_ref", kl_ref[kl_active])
-    emit("loss", loss.detach(), 12), emit("dlogp", gradient[active])
+    emit("config", [t.beta, t.desirable_weight, t.undesirable_weight])
+    emit("good", good)
+    emit("length", lengths)
+    emit("logp", logp.detach()[active])
+    emit("ref", ref[active])
+    emit("kl_length", kl_lengths)
+    emit("kl_logp", kl_logp[kl_active])
+    emit("kl_ref", kl_ref[kl_active])
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", gradient[active])
     for key, values in t._metrics["train"].items():
         if key.split("/")[0] in ["kl", "rewards", "logps"]:
             emit("metric:" + key, values[-1])

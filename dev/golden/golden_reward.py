@@ -2,12 +2,12 @@
 
     pip install trl==1.16 && python dev/golden/golden_reward.py
 
-Bradley-Terry: RewardTrainer.compute_loss runs unchanged on a trainer that was never constructed: only the attributes that
-it reads are set, and the model's scores are a leaf tensor, so that autograd gives the gradient. Its metrics are kept,
-too. Steps: the loss of transformers' token classifiers, which TRL's PRM trainer minimises, over two logits a token, -100
-where there is no label; it computes in float32. Outcomes, and label smoothing: torch's binary_cross_entropy_with_logits
-with soft targets. Ranking: scikit-learn's roc_auc_score where it is installed, else the definition over all pairs. All in
-float64 on inputs that were rounded to float32.
+Bradley-Terry: RewardTrainer.compute_loss runs unchanged on a trainer that is not constructed: only the attributes that it
+reads are set, and the model's scores are a leaf tensor, so that autograd gives the gradient. Its metrics are written too.
+Steps: the loss of transformers' token classifiers, which TRL's PRM trainer minimises, over two logits per token, with -100
+for tokens without a label; it computes in float32. Outcomes and label smoothing: torch's binary_cross_entropy_with_logits
+with soft targets. Ranking: scikit-learn's roc_auc_score if it is installed, else the definition over all pairs. All other
+values are computed in float64 on inputs rounded to float32.
 
 Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
@@ -53,7 +53,7 @@ def pairs_case(name, pairs, scale, margin=None, center=None):
         inputs["margin"] = margin
     loss = t.compute_loss(lambda **_: SimpleNamespace(logits=score), inputs)
     loss.backward()
-    ours = lambda x: torch.stack(x.flatten().chunk(2), 1)  # ours: chosen, rejected, chosen, ...
+    ours = lambda x: torch.stack(x.flatten().chunk(2), 1)  # the C code's order: chosen, rejected, chosen, ...
     print("case", "pairs", "reward", name, file=out)
     emit("config", [0, center or 0])
     emit("score", ours(score.detach()))
@@ -93,9 +93,9 @@ def outcome_case(name, n, scale, epsilon):
 
 
 def steps_case(name, rows, tokens, scale):
-    """Two logits z_0, z_1 a token; ours is the one score z_1 - z_0 at each labelled token."""
+    """TRL has two logits z_0, z_1 per token; the C code has one score z_1 - z_0 per labelled token."""
     z = normal(rows, tokens, 2, scale=scale)
-    z[..., 0] = (z[..., 1] - (z[..., 1] - z[..., 0]).float().double())  # the difference is a float32
+    z[..., 0] = (z[..., 1] - (z[..., 1] - z[..., 0]).float().double())  # makes the difference exact in float32
     z.requires_grad_()
     label = torch.where(torch.rand(rows, tokens) < 0.4, (torch.rand(rows, tokens) < 0.6).long(), -100)
     loss = ForTokenClassification(z, label, SimpleNamespace(num_labels=2))
@@ -113,7 +113,7 @@ def steps_case(name, rows, tokens, scale):
 
 
 def auc_case(name, n, levels):
-    """levels: scores are multiples of 1/levels, so that there are ties."""
+    """levels: scores are multiples of 1/levels, which gives ties."""
     label = (torch.rand(n) < 0.3).double()
     score = torch.round((torch.rand(n) + 0.3 * label) * levels) / levels
     score = score.float().double()

@@ -2,8 +2,8 @@
 
     pip install trl==1.16 && python dev/golden/golden_rewards.py
 
-The functions of trl.rewards run unchanged; only the correctness that get_cosine_scaled_reward takes from math_verify is
-given. Format: tests/golden.h. Texts are written as their bytes.
+The functions of trl.rewards run unchanged; only the correctness, which get_cosine_scaled_reward takes from math_verify, is
+given. The format is that of tests/golden.h. Texts are written as their bytes.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Learning-rate factors of transformers' schedules: writes tests/golden/schedule.txt, for tests/test_schedule.c.
+"""Golden values for tests/test_schedule.c, computed by transformers' schedules: writes tests/golden/schedule.txt.
 
     pip install torch transformers && python dev/golden/golden_schedule.py
 """

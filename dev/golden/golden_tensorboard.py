@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden bytes for tests/test_metrics.c: event records as TensorBoard's own classes write them.
+"""Golden values for tests/test_metrics.c: event records written by TensorBoard's own classes.
 
     pip install tensorboard 'setuptools<81'
     dev/golden/golden_tensorboard.py > tests/golden/tensorboard.txt

@@ -1,7 +1,7 @@
-"""What the scripts that run TRL beside our trainers share: options, TRL's settings, the clock, the line that is printed.
+"""Shared parts of the scripts that benchmark TRL's trainers: options, TRL's settings, timing and the JSON line.
 
     parser = peer.options(__doc__, steps=4)
-    o = peer.start(parser)                          # before torch and its kin are imported
+    o = peer.start(parser)                          # call it before importing torch or transformers
     model = GPT2LMHeadModel(GPT2Config(**peer.shape(o), ...))
     trainer = DPOTrainer(model, args=DPOConfig(**peer.settings(o, folder), ...), ...)
     peer.measure(trainer, o, batch=o.batch)         # trains, prints one JSON line
@@ -23,12 +23,12 @@ def options(doc, steps):
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--vocab", type=int, default=260)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
-    parser.add_argument("--steps", type=int, default=steps, help="steps that are timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=steps, help="timed steps, after one untimed step")
     return parser
 
 
 def start(parser):
-    """Parses the command line and sets up the libraries: offline, so many threads, a fixed seed."""
+    """Parses the command line and sets up the libraries: offline, with --threads threads and a fixed seed."""
     o = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", WANDB_MODE="disabled",
                       OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
@@ -41,20 +41,20 @@ def start(parser):
 
 
 def shape(o):
-    """The model, for GPT2Config; no dropout."""
+    """The arguments of GPT2Config; no dropout."""
     return dict(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads, n_positions=1024, resid_pdrop=0,
                 embd_pdrop=0, attn_pdrop=0)
 
 
 def settings(o, folder):
-    """TRL's configuration, but for what is a method's own. Without gradient checkpointing, which would only slow it down."""
+    """TRL's settings that all methods share. Gradient checkpointing is off, as it would only slow TRL down."""
     return dict(output_dir=folder, use_cpu=True, bf16=o.dtype == "bfloat16", gradient_checkpointing=False,
                 report_to="none", max_steps=o.steps + 1, save_strategy="no", logging_steps=1, disable_tqdm=True,
                 dataloader_pin_memory=False)
 
 
 def measure(trainer, o, tokens=0, **facts):
-    """Trains; prints optimizer steps/s of the median step, peak memory, and `facts`. tokens: of a step, for tokens/s."""
+    """Trains and prints optimizer steps/s of the median step, peak memory and `facts`. tokens: tokens per step, for tokens/s."""
     import torch
     import transformers
     import trl

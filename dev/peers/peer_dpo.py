@@ -1,13 +1,13 @@
-"""TRL's DPOTrainer beside our train_dpo, on the CPU: 6 layers, width 384, 8 pairs a step, a live reference.
+"""Benchmark of TRL's DPOTrainer on the CPU, the peer of train_dpo: 6 layers, width 384, 8 pairs per step, live reference.
 
     pip install -r dev/requirements.txt
     data/make_prefs -n 200 --prompt-length 256 --min-length 16 --max-length 96 -o prefs.jsonl
     python dev/peers/peer_dpo.py --data prefs.jsonl [--threads 2] [--steps 4] [--dtype bfloat16]
 
-Both train on the same pairs, a token a byte and one for the end; TRL pads the answers of a step to the longest and runs the
-prompt twice. TRL's defaults but for what the comparison fixes: float32 unless --dtype bfloat16, TRL's own default, and no
-gradient checkpointing (it would only slow TRL down). Nothing is downloaded and nothing is reported. Prints one JSON line:
-optimizer steps/s of the median step, peak resident memory in MiB.
+Both programs train on the same pairs, with one token per byte and an end token. TRL pads the completions of a step to the
+longest and runs each prompt twice. TRL's defaults apply except for what the comparison fixes: float32 unless --dtype
+bfloat16 (which is TRL's default), and no gradient checkpointing (it would only slow TRL down). Nothing is downloaded and
+nothing is reported. Prints one JSON line: optimizer steps/s of the median step, peak resident memory in MiB.
 """
 
 import json
@@ -17,7 +17,7 @@ import peer
 
 parser = peer.options(__doc__, steps=4)
 parser.add_argument("--data", required=True, help="JSON lines with prompt, chosen, rejected")
-parser.add_argument("--batch", type=int, default=8, help="pairs a step")
+parser.add_argument("--batch", type=int, default=8, help="pairs per step")
 o = peer.start(parser)
 
 from datasets import Dataset
@@ -37,7 +37,7 @@ assert tokenizer("ab:<eos>")["input_ids"] == [97, 98, 58, EOS]
 model = GPT2LMHeadModel(GPT2Config(
     **peer.shape(o), pad_token_id=PAD, bos_token_id=EOS, eos_token_id=EOS))
 with tempfile.TemporaryDirectory() as folder:
-    model.save_pretrained(folder + "/model")  # TRL loads its reference model from where the model came from
+    model.save_pretrained(folder + "/model")  # TRL loads its reference model from the model's path
     model = GPT2LMHeadModel.from_pretrained(folder + "/model")
     config = DPOConfig(**peer.settings(o, folder), per_device_train_batch_size=o.batch)
     trainer = DPOTrainer(model, args=config, train_dataset=data, processing_class=tokenizer)

@@ -1,8 +1,8 @@
-"""transformers' generate beside our rollout: GPT-2 124M, 32 sequences of 32 prompt tokens, 64 new tokens each, sampled.
+"""Benchmark of transformers' generate, the peer of bench_decode: GPT-2 124M, 32 sequences, 32 + 64 tokens, sampled.
 
     pip install -r dev/requirements.txt && python dev/peers/peer_generate.py [--dtype float32|bfloat16] [--threads 2]
 
-Random weights, random prompts, key/value cache on, no end token, so every sequence runs to the full length.
+Random weights, random prompts, with KV cache and without an end token, so every sequence has the full length.
 Prints one JSON line: new tokens/s of the median run, peak resident memory in MiB.
 """
 
@@ -14,17 +14,17 @@ import statistics
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--sequences", type=int, default=32)
-parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
-parser.add_argument("--new", type=int, default=64, help="tokens sampled for each")
+parser.add_argument("--prompt", type=int, default=32, help="tokens per prompt")
+parser.add_argument("--new", type=int, default=64, help="tokens sampled per sequence")
 parser.add_argument("--layers", type=int, default=12)
 parser.add_argument("--heads", type=int, default=12)
 parser.add_argument("--width", type=int, default=768)
 parser.add_argument("--vocab", type=int, default=50257)
 parser.add_argument("--greedy", action="store_true")
-parser.add_argument("--runs", type=int, default=2, help="runs that are timed, after a short one that is not")
+parser.add_argument("--runs", type=int, default=2, help="timed runs, after a short untimed run")
 o = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false")
 

@@ -1,12 +1,13 @@
-"""TRL's GRPOTrainer beside our train_grpo, or with --algo rloo its RLOOTrainer beside our train_ppo --algo rloo, on the
-CPU: 6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens.
+"""Benchmark of TRL's GRPOTrainer on the CPU, the peer of train_grpo; with --algo rloo of its RLOOTrainer, the peer of
+train_ppo --algo rloo: 6 layers, width 384, 8 prompts x 8 samples, 32 + 64 tokens.
 
     pip install -r dev/requirements.txt && python dev/peers/peer_grpo.py [--algo rloo] [--threads 2] [--steps 3] [--dtype bfloat16]
 
-TRL's defaults but for what the comparison fixes: float32 unless --dtype bfloat16, TRL's own default, no gradient
-checkpointing (it would only slow TRL down), one optimizer step a batch, and min_new_tokens, so that every sample has the
-full length. The tokenizer is made here, one token a character; nothing is downloaded and nothing is reported. Prints one
-JSON line: optimizer steps/s of the median step (sampling, scoring, update), peak resident memory in MiB.
+TRL's defaults apply except for what the comparison fixes: float32 unless --dtype bfloat16 (which is TRL's default), no
+gradient checkpointing (it would only slow TRL down), one optimizer step per batch, and min_new_tokens, so that every sample
+has the full length. The tokenizer is built here, with one token per character; nothing is downloaded and nothing is
+reported. Prints one JSON line: optimizer steps/s of the median step (sampling, scoring, update), peak resident memory in
+MiB.
 """
 
 import tempfile
@@ -16,10 +17,10 @@ import peer
 parser = peer.options(__doc__, steps=3)
 parser.add_argument("--algo", choices=["grpo", "rloo"], default="grpo")
 parser.add_argument("--prompts", type=int, default=8)
-parser.add_argument("--samples", type=int, default=8, help="a prompt")
-parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
-parser.add_argument("--new", type=int, default=64, help="tokens of a sample")
-parser.add_argument("--beta", type=float, help="weight of the KL; 0: no reference model (default: TRL's, 0 and 0.05)")
+parser.add_argument("--samples", type=int, default=8, help="samples per prompt")
+parser.add_argument("--prompt", type=int, default=32, help="tokens per prompt")
+parser.add_argument("--new", type=int, default=64, help="tokens per sample")
+parser.add_argument("--beta", type=float, help="strength of the KL penalty; 0 uses no reference model (default as in TRL: 0; rloo: 0.05)")
 o = peer.start(parser)
 if o.beta is None:
     o.beta = 0.0 if o.algo == "grpo" else 0.05
@@ -53,7 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
     config = Config(**peer.settings(o, folder), per_device_train_batch_size=o.prompts * o.samples,
                     num_generations=o.samples, max_completion_length=o.new, generation_kwargs={"min_new_tokens": o.new},
                     beta=o.beta)
-    model.save_pretrained(folder + "/model")  # TRL loads its reference model from where the model came from
+    model.save_pretrained(folder + "/model")  # TRL loads its reference model from the model's path
     model = GPT2LMHeadModel.from_pretrained(folder + "/model")
     trainer = Trainer(model, reward, config, train_dataset=data, processing_class=tokenizer)
     peer.measure(trainer, o, tokens=o.prompts * o.samples * o.new, algo=o.algo, prompts=o.prompts, samples=o.samples,

@@ -1,13 +1,13 @@
-"""TRL's RewardTrainer beside our train_rm, on the CPU: 6 layers, width 384, 8 pairs a step.
+"""Benchmark of TRL's RewardTrainer on the CPU, the peer of train_rm: 6 layers, width 384, 8 pairs per step.
 
     pip install -r dev/requirements.txt
     data/make_prefs -n 200 --prompt-length 256 --min-length 16 --max-length 96 -o prefs.jsonl
     python dev/peers/peer_rm.py --data prefs.jsonl [--threads 2] [--steps 4] [--dtype bfloat16]
 
-Both train on the same pairs, a token a byte and one for the end; TRL pads the answers of a step to the longest and runs the
-prompt twice. TRL's defaults but for what the comparison fixes: float32 unless --dtype bfloat16, TRL's own default, and no
-gradient checkpointing (it would only slow TRL down). Nothing is downloaded and nothing is reported. Prints one JSON line:
-optimizer steps/s of the median step, peak resident memory in MiB.
+Both programs train on the same pairs, with one token per byte and an end token. TRL pads the completions of a step to the
+longest and runs each prompt twice. TRL's defaults apply except for what the comparison fixes: float32 unless --dtype
+bfloat16 (which is TRL's default), and no gradient checkpointing (it would only slow TRL down). Nothing is downloaded and
+nothing is reported. Prints one JSON line: optimizer steps/s of the median step, peak resident memory in MiB.
 """
 
 import json
@@ -17,7 +17,7 @@ import peer
 
 parser = peer.options(__doc__, steps=4)
 parser.add_argument("--data", required=True, help="JSON lines with prompt, chosen, rejected")
-parser.add_argument("--batch", type=int, default=8, help="pairs a step")
+parser.add_argument("--batch", type=int, default=8, help="pairs per step")
 o = peer.start(parser)
 
 from datasets import Dataset

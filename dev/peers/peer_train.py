@@ -1,9 +1,9 @@
-"""PyTorch eager beside our trainer: GPT-2 124M, forward + backward + gradient clipping + AdamW.
+"""Benchmark of a training step in eager PyTorch, the peer of bench_train: GPT-2 124M, forward, backward, clipping, AdamW.
 
     pip install -r dev/requirements.txt && python dev/peers/peer_train.py [--dtype float32|bfloat16] [--threads 2]
 
-transformers' GPT2LMHeadModel with random weights and random tokens, no dropout, scaled_dot_product_attention, fused
-AdamW (PyTorch's fastest). bfloat16 is torch.autocast over float32 weights, PyTorch's recipe for mixed precision.
+It runs transformers' GPT2LMHeadModel with random weights and random tokens, no dropout, scaled_dot_product_attention and
+fused AdamW (PyTorch's fastest). bfloat16 is torch.autocast with float32 weights, PyTorch's recipe for mixed precision.
 Prints one JSON line: tokens/s of the median step, peak resident memory in MiB.
 """
 
@@ -17,13 +17,13 @@ import time
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
 parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--batch", type=int, default=4, help="sequences a step")
-parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
+parser.add_argument("--batch", type=int, default=4, help="sequences per step")
+parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
 parser.add_argument("--layers", type=int, default=12)
 parser.add_argument("--heads", type=int, default=12)
 parser.add_argument("--width", type=int, default=768)
 parser.add_argument("--vocab", type=int, default=50257)
-parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
+parser.add_argument("--steps", type=int, default=3, help="timed steps, after one untimed step")
 o = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(o.threads), TOKENIZERS_PARALLELISM="false")
 

@@ -1,45 +1,48 @@
-/* dist.h - one run on many ranks: processes that each hold the model and do a part of every step.
+/* dist.h - data-parallel training on several ranks.
  *
- * How a run is started is the launcher's affair (launch.h says which are known): mpirun, srun, or a torchrun-style set of
- * variables. Nothing here starts processes. On processors the ranks speak MPI, on GPUs NCCL, through one table
- * (link.h) that a library beside the program fills in; it is opened only where there is more than one rank, so a
- * program by itself neither needs MPI nor waits for it:
+ * Each rank is a process that holds the model and computes a part of every step. A launcher starts the ranks (launch.h
+ * lists the supported ones): mpirun, srun, or a torchrun-style set of variables. Nothing here starts processes. Ranks
+ * communicate over MPI on CPUs and over NCCL on GPUs, through one table (link.h) that a library next to the program
+ * fills in. The library is opened only if there is more than one rank, so a single process does not need MPI:
  *
- *   device  started by        llmc_mpi.so            llmc_nccl.so
- *   cpu     mpirun, srun      everything             -
- *   cuda    mpirun, srun      what the host says     gradients, weights; NCCL's id comes through MPI
- *   cuda    RANK, WORLD_SIZE  -                      everything; NCCL meets at MASTER_ADDR:MASTER_PORT by itself
- *   cpu     RANK, WORLD_SIZE  refused: processors have no NCCL, and MPI wants its own launcher
+ *   device  started by        llmc_mpi.so              llmc_nccl.so
+ *   cpu     mpirun, srun      everything               -
+ *   cuda    mpirun, srun      host-memory collectives  gradients, weights; NCCL's unique id comes through MPI
+ *   cuda    RANK, WORLD_SIZE  -                        everything; NCCL meets at MASTER_ADDR:MASTER_PORT by itself
+ *   cpu     RANK, WORLD_SIZE  rejected: NCCL does not support CPUs, and MPI needs its own launcher
  *
- * LLMC_MPI_LIBRARY and LLMC_NCCL_LIBRARY name other libraries than those beside the program.
+ * LLMC_MPI_LIBRARY and LLMC_NCCL_LIBRARY override the paths of these libraries.
  *
- * What a step does, on W ranks:
+ * A step on W ranks:
  *
- *   share      Every rank knows the whole batch and gives each part of it (a record, a pair, a group) to one rank, by
- *              dist_share(): the longest first, each to the rank with the fewest tokens so far. So all ranks agree without
- *              a word. Normalisers are those of the whole batch, and the loss of a rank is a summand of the step's.
- *   backward   The gradients of layer l are summed over the ranks while layer l-1 is still at work, in buckets of a
- *              million floats and more, in the last micro-batch of the step (grads.h). The embeddings come last.
- *   update     zero 0: everyone has all gradients and does the same update.
- *              zero 1: everyone has the gradients of its slices of the tensors, their moments, and updates those; then the
- *                      weights go round. The same bytes, moments (8 bytes a parameter) divided by W.
- *              zero 2: the gradients, too: two layers' and the embeddings' stand whole, of the rest a rank keeps its
- *                      slices. Every micro-batch is summed, so more bytes move.
- *   the rest   sums of metrics, and whether a signal came, by dist_sum() and dist_any() on the host.
+ *   share      Every rank knows the whole batch and assigns each part of it (a record, a pair, a group) to one rank with
+ *              dist_share(): the longest first, each to the rank with the fewest tokens so far. The result is the same on
+ *              all ranks, without communication. Normalisers are those of the whole batch, so the step's loss is the sum
+ *              of the ranks' losses.
+ *   backward   The gradients of layer l are summed over the ranks during the backward pass of layer l-1, in buckets of at
+ *              least a million floats, in the last micro-batch of the step (grads.h). The embeddings come last.
+ *   update     zero 0: every rank has all gradients and computes the same update.
+ *              zero 1: every rank has the gradients and moments of its slices of the tensors and updates those slices;
+ *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes per
+ *                      parameter) are divided by W.
+ *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the others
+ *                      a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
+ *   the rest   Sums of metrics and the check for signals go through dist_sum() and dist_any() on the host.
  *
- * Sums are made in the order of the ranks: the same run on the same number of ranks gives the same bits. On another number
- * it gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
+ * Sums are made in the order of the ranks, so the same run on the same number of ranks gives the same bits. A different
+ * number gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
  *
- * A rank that waits for others looks every ten milliseconds whether those on its own machine still live, and gives up
- * after `timeout` seconds. Then the lowest rank that is well says so in one line, and all ranks are ended. Files are
- * written by rank 0 and appear when they are whole, so the last state stays.
+ * A waiting rank checks every ten milliseconds whether the ranks on its own machine are alive, and gives up after
+ * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are written
+ * by rank 0 and appear only when complete, so the last state remains.
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
  *     dist_share(tokens, n, d.ranks, owner);                          // work on those with owner[i] == d.rank
- *     if (!dist_sum(&d, &loss, 1, &e)) ...;
+ *     if (!dist_sum(&d, &loss, 1, &e)) die("%s", e.text);
  *
- * Gradients, moments and weights: grads.h. With one rank every call does what one process does, and the collective ones nothing.
+ * Gradients, moments and weights: grads.h. With one rank dist_share() assigns everything to it, and the collective
+ * calls do nothing.
  */
 #ifndef LLMC_DIST_DIST_H
 #define LLMC_DIST_DIST_H
@@ -52,14 +55,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Where a rank runs: what the others know of it. */
+/* A rank's process and host. */
 typedef struct DistPeer {
-    uint64_t machine; /* equal where process numbers mean the same */
+    uint64_t machine; /* equal if process numbers are comparable, see dist_here() */
     int64_t process;
     char host[48];
 } DistPeer;
 
-/* A library and what it keeps. */
+/* An opened library and its state. */
 typedef struct DistLibrary {
     void *handle;
     const DistLink *link;
@@ -69,11 +72,11 @@ typedef struct DistLibrary {
 typedef struct Dist {
     int rank, ranks, local_rank;
     double timeout;           /* seconds */
-    DistLibrary device, host; /* what carries device memory, and host memory; one library in both where it does both */
+    DistLibrary device, host; /* transfers device and host memory; both may be the same library */
     DistPeer *peer;           /* (ranks) */
-    uint8_t *lost;            /* (ranks) ended, or did not answer: the run is over */
-    double waited;            /* seconds in this header's calls that wait */
-    /* Sums of gradients have begun that must end before anything else is said; NULL: none. */
+    uint8_t *lost;            /* (ranks) 1 if the rank ended or did not answer: the run is over */
+    double waited;            /* seconds spent waiting in this header's calls */
+    /* Finishes the sums of gradients that are in progress, before any other communication; NULL if there are none. */
     bool (*settle)(void *context, Error *e);
     void *settle_context;
 } Dist;
@@ -86,7 +89,7 @@ static inline double dist_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A file beside the program. */
+/* Path of the file `name` in the program's directory. */
 static inline void dist_beside(const char *name, char *path, size_t size) {
     char self[512];
     const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -95,22 +98,23 @@ static inline void dist_beside(const char *name, char *path, size_t size) {
     snprintf(path, size, "%.*s%s", slash ? (int)(slash - self + 1) : 0, self, name);
 }
 
-/* named: where the environment names another one, or NULL. */
+/* Opens the library `name`, or the path `named` (from the environment) unless it is NULL. needs: what `make` needs to build
+ * it. */
 static inline bool dist_library(DistLibrary *l, const char *name, const char *named, const char *needs, Error *e) {
     char path[640];
     dist_beside(name, path, sizeof path);
     if (named) snprintf(path, sizeof path, "%s", named);
-    l->handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL); /* MPI's own parts look for its symbols */
+    l->handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL); /* global: MPI's plugins use its symbols */
     if (!l->handle)
-        return error_set(e, "%s: cannot be opened (%s); `make` builds it where there is %s", name, dlerror(), needs);
+        return error_set(e, "%s: cannot be opened (%s); `make` builds it if %s is installed", name, dlerror(), needs);
     const DistLink *(*table)(void);
     *(void **)&table = dlsym(l->handle, DIST_LINK_SYMBOL);
-    if (!table) return error_set(e, "%s: it has no %s", path, DIST_LINK_SYMBOL);
+    if (!table) return error_set(e, "%s: has no symbol %s", path, DIST_LINK_SYMBOL);
     l->link = table();
     return true;
 }
 
-/* Process numbers mean the same where machine, boot and pid namespace are the same. */
+/* Describes this process. Process numbers are comparable if machine, boot and pid namespace are equal. */
 static inline DistPeer dist_here(void) {
     DistPeer p = {.process = getpid()};
     struct stat about = {0};
@@ -130,7 +134,7 @@ static inline bool dist_gone(const DistPeer *here, const DistPeer *there) {
     return here->machine == there->machine && kill((pid_t)there->process, 0) && errno == ESRCH;
 }
 
-/* DistWatch: has a rank that is waited for ended, or is the time over? */
+/* DistWatch: fails if a missing rank has ended or the time is over. */
 static inline bool dist_watch(void *context, double seconds, const uint8_t *missing, Error *e) {
     Dist *d = (Dist *)context;
     if (!d->peer)
@@ -146,7 +150,8 @@ static inline bool dist_watch(void *context, double seconds, const uint8_t *miss
     for (int r = 0; r < d->ranks; r++) {
         if (r == d->rank || !missing || !missing[r]) continue;
         if (first < 0) first = r;
-        d->lost[r] = 1, count++;
+        d->lost[r] = 1;
+        count++;
     }
     if (first < 0) return error_set(e, "the other ranks have not answered for %g s (--dist-timeout)", d->timeout);
     char more[32] = "";
@@ -155,7 +160,7 @@ static inline bool dist_watch(void *context, double seconds, const uint8_t *miss
                      d->ranks, (long long)d->peer[first].process, d->peer[first].host, more, d->timeout);
 }
 
-/* After a call failed: is it for this rank to say so? */
+/* True if this rank prints the error after a failed call: it is the lowest that is not lost. */
 static inline bool dist_speaks(const Dist *d) {
     for (int r = 0; r < d->rank; r++)
         if (!d->lost[r]) return false;
@@ -178,15 +183,14 @@ static inline void dist_close(Dist *d) {
 
 static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e);
 
-/* Joins the ranks that the launcher started; nothing happens where it started one. b, device: the
- * model's. timeout: seconds. */
+/* Joins the ranks that the launcher started, if there are several. b, device: those of the model. timeout: seconds. */
 static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *device, Error *e) {
     const bool nccl = b->stream != NULL; /* a GPU */
     const Launch l = launch_of_environment();
     *d = (Dist){.rank = l.rank, .ranks = l.ranks, .local_rank = l.local_rank, .timeout = timeout};
     if (l.kind == LAUNCH_ALONE) return true;
     if (l.kind == LAUNCH_VARIABLES && !nccl)
-        return error_set(e, "RANK and WORLD_SIZE are set: so only ranks on GPUs find one another (--device cuda); "
+        return error_set(e, "RANK and WORLD_SIZE are set, which works only on GPUs (--device cuda); "
                             "start ranks on processors with mpirun or srun");
     d->lost = (uint8_t *)xcalloc((size_t)d->ranks, 1);
     DistPlace place = {d->rank, d->ranks, d->local_rank, {dist_watch, d}, b->stream, NULL, NULL};
@@ -195,10 +199,12 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
             return false;
         if (!d->host.link->open(&d->host.state, &place, device, e)) return false;
         if (place.ranks != d->ranks || place.rank != d->rank)
-            return error_set(e, "the launcher started %d ranks and MPI sees %d: under Slurm, srun --mpi=pmix", d->ranks,
-                             place.ranks);
-        d->local_rank = place.local_rank, d->device = d->host;
-        place.host = d->host.link, place.host_state = d->host.state;
+            return error_set(e, "the launcher started %d ranks but MPI sees %d; under Slurm use srun --mpi=pmix",
+                             d->ranks, place.ranks);
+        d->local_rank = place.local_rank;
+        d->device = d->host;
+        place.host = d->host.link;
+        place.host_state = d->host.state;
     }
     if (nccl) {
         d->device = (DistLibrary){0};
@@ -216,9 +222,9 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     return true;
 }
 
-/* ---- words between hosts --------------------------------------------------------------------------------------- */
+/* ---- collectives on host memory -------------------------------------------------------------------------------- */
 
-/* all = every rank's bytes[rank] bytes, in the order of ranks. */
+/* All-gather: all = bytes[r] bytes of every rank r, in the order of ranks. */
 static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e) {
     if (d->ranks == 1) {
         if (bytes[0]) memmove(all, mine, bytes[0]);
@@ -231,15 +237,15 @@ static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, con
     return ok;
 }
 
-/* all: (ranks, bytes) */
+/* All-gather of equal parts. all: (ranks, bytes) */
 static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e) {
     size_t each[d->ranks];
     for (int r = 0; r < d->ranks; r++) each[r] = bytes;
     return dist_exchange_parts(d, mine, all, each, e);
 }
 
-/* Every rank has the right values in its own stretch of an array, which are first[r] ... first[r+1]-1 (elements of `size`
- * bytes); then all ranks have all. first: (ranks + 1), rising from any number. */
+/* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards every
+ * rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
 static inline bool dist_complete(Dist *d, void *array, const int64_t *first, size_t size, Error *e) {
     if (d->ranks == 1) return true;
     size_t bytes[d->ranks];
@@ -253,8 +259,8 @@ static inline bool dist_complete(Dist *d, void *array, const int64_t *first, siz
     return ok;
 }
 
-/* Each rank brings `count` elements of `size` bytes, any number of them; *all is every rank's, in order, to be freed;
- * first[r] says where rank r's begin: (ranks + 1). */
+/* All-gather of any `count` elements of `size` bytes per rank. *all: the elements of all ranks, in order; the caller frees
+ * it. first: (ranks + 1), rank r's elements are first[r] ... first[r+1]-1. */
 static inline bool dist_collect(Dist *d, const void *mine, int64_t count, size_t size, void **all, int64_t *first,
                                 Error *e) {
     int64_t counts[d->ranks];
@@ -262,14 +268,18 @@ static inline bool dist_collect(Dist *d, const void *mine, int64_t count, size_t
     *all = NULL;
     if (!dist_exchange(d, &count, counts, sizeof count, e)) return false;
     first[0] = 0;
-    for (int r = 0; r < d->ranks; r++) first[r + 1] = first[r] + counts[r], bytes[r] = (size_t)counts[r] * size;
+    for (int r = 0; r < d->ranks; r++) {
+        first[r + 1] = first[r] + counts[r];
+        bytes[r] = (size_t)counts[r] * size;
+    }
     *all = xmalloc((size_t)first[d->ranks] * size);
     if (dist_exchange_parts(d, mine, *all, bytes, e)) return true;
-    free(*all), *all = NULL;
+    free(*all);
+    *all = NULL;
     return false;
 }
 
-/* x[n] = sum over the ranks, in their order. */
+/* x[n] = sum over the ranks, in the order of ranks. */
 static inline bool dist_sum(Dist *d, double *x, int n, Error *e) {
     if (d->ranks == 1) return true;
     double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
@@ -282,7 +292,7 @@ static inline bool dist_sum(Dist *d, double *x, int n, Error *e) {
     return ok;
 }
 
-/* x[n] = the largest over the ranks; a NaN counts for less than any number. */
+/* x[n] = maximum over the ranks; NaN is less than any number. */
 static inline bool dist_max(Dist *d, double *x, int n, Error *e) {
     if (d->ranks == 1) return true;
     double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
@@ -293,7 +303,7 @@ static inline bool dist_max(Dist *d, double *x, int n, Error *e) {
     return ok;
 }
 
-/* *x: is it true on any rank? */
+/* *x = whether it is true on any rank. */
 static inline bool dist_any(Dist *d, bool *x, Error *e) {
     double one = *x;
     const bool ok = dist_max(d, &one, 1, e);
@@ -301,7 +311,7 @@ static inline bool dist_any(Dist *d, bool *x, Error *e) {
     return ok;
 }
 
-/* *rank: the first that has another value than rank 0, or -1. */
+/* *rank: the first rank whose value differs from rank 0's, or -1. */
 static inline bool dist_same(Dist *d, uint64_t value, int *rank, Error *e) {
     uint64_t all[d->ranks];
     *rank = -1;
@@ -311,20 +321,20 @@ static inline bool dist_same(Dist *d, uint64_t value, int *rank, Error *e) {
     return true;
 }
 
-/* ---- who does what --------------------------------------------------------------------------------------------- */
+/* ---- distribution of work -------------------------------------------------------------------------------------- */
 
 typedef struct DistItem {
     double cost;
     int64_t index;
 } DistItem;
 
-static inline int dist_item_order(const void *a, const void *b) { /* the costliest first, then as they come */
+static inline int dist_item_order(const void *a, const void *b) { /* by decreasing cost, then by index */
     const DistItem *x = (const DistItem *)a, *y = (const DistItem *)b;
     return x->cost != y->cost ? (x->cost < y->cost ? 1 : -1) : x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Gives n pieces of work to the ranks: the costliest first, each to the rank with the least so far (Graham 1969, LPT: the
- * busiest rank has at most 4/3 of what it would have at best). owner: (n). The same on all ranks. */
+/* Distributes n pieces of work over the ranks: the costliest first, each to the rank with the lowest load so far (Graham
+ * 1969, LPT: the maximum load is at most 4/3 of the optimum). owner: (n), the same on all ranks. */
 static inline void dist_share(const double *cost, int64_t n, int ranks, int32_t *owner) {
     DistItem *item = (DistItem *)xcalloc((size_t)n, sizeof *item);
     double *load = (double *)xcalloc((size_t)ranks, sizeof *load);
@@ -340,8 +350,8 @@ static inline void dist_share(const double *cost, int64_t n, int ranks, int32_t 
     free(item), free(load);
 }
 
-/* Cuts n pieces of work in their order into one stretch for each rank, of nearly equal cost: rank r has pieces first[r]
- * ... first[r+1]-1. first: (ranks + 1). */
+/* Splits n pieces of work, in their order, into one contiguous range of nearly equal cost per rank: rank r has pieces
+ * first[r] ... first[r+1]-1. first: (ranks + 1). */
 static inline void dist_cut(const double *cost, int64_t n, int ranks, int64_t *first) {
     double total = 0, before = 0;
     int64_t i = 0;

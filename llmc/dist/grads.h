@@ -1,24 +1,28 @@
-/* grads.h - the step of one model on many ranks: gradients summed while they come, and ZeRO (Rajbhandari et al. 2020).
+/* grads.h - data-parallel optimizer step with overlapped gradient sums and ZeRO (Rajbhandari et al. 2020).
  *
- * Binds a model and its optimizer to the ranks of dist.h, whose page says what is summed when. A run that trains two
- * models (a policy and a value) binds each:
+ * Binds a model and its optimizer to the ranks of dist.h, whose head comment describes which sums are made when. A run
+ * that trains two models (a policy and a critic) binds each:
  *
  *     DistGrads g;
- *     dist_grads_open(&g, &d, &model, &optimizer, false);             // model.share said what they hold, before they were made
- *     for each step {
- *         dist_grads_begin(&g, micro_batches, &e);             // that this rank will run; may be none
- *         for each of them: model_backward(&model, ...);        // in the last one the sums begin
- *         dist_grads_update(&g, lr, &result, &e);              // in the place of optimizer_step()
+ *     dist_grads_open(&g, &d, &model, &optimizer, false);      // both were created with model.share
+ *     for (int64_t step = 1; step <= steps; step++) {
+ *         // micros: micro-batches of this rank; may be 0
+ *         if (!dist_grads_begin(&g, micros, &e)) die("%s", e.text);
+ *         for (int64_t i = 0; i < micros; i++)                 // the sums begin in the last backward pass
+ *             model_backward(&model, &work, &batch[i], 1.0f, dlogp[i], NULL, NULL);
+ *         // replaces optimizer_step()
+ *         if (!dist_grads_update(&g, lr, &result, &e)) die("%s", e.text);
  *     }
  *
- * With zero 2 a layer's gradients stand in one of two places that the layers take in turn; they are summed over the ranks
- * after every micro-batch and added to the slices that each rank keeps. So all ranks run as many micro-batches as the one
- * with the most: the others bring zeros.
+ * With zero 2 the gradients of a layer are stored in one of two buffers that the layers use alternately. After every
+ * micro-batch they are summed over the ranks and added to the slices that each rank keeps. All ranks therefore take part
+ * in as many rounds as the rank with the most micro-batches has; the others contribute zeros.
  *
- * Of two models whose backward passes take turns, one is opened late: its sums begin in dist_grads_update(), whose place
- * is after the other's, and it needs no dist_grads_begin(). So the order of all that is sent is the same on all ranks.
+ * If the backward passes of two models alternate, one of them is opened late: its sums begin in dist_grads_update(), which
+ * is called after the other model's, and it needs no dist_grads_begin(). The order of all messages is then the same on all
+ * ranks.
  *
- * One rank alone: the same calls, and nothing but optimizer_step() happens.
+ * With one rank the same calls do no more than optimizer_step().
  */
 #ifndef LLMC_DIST_GRADS_H
 #define LLMC_DIST_GRADS_H
@@ -26,10 +30,10 @@
 #include "dist.h"
 #include "../model/optimizer.h"
 
-enum { DIST_BUCKET = 1 << 20 };  /* floats that are summed at a time, at least */
-enum { DIST_WEIGHTS = 1 << 24 }; /* weights that go round at a time, at least */
+enum { DIST_BUCKET = 1 << 20 };  /* minimum number of floats in one sum */
+enum { DIST_WEIGHTS = 1 << 24 }; /* minimum number of weights in one all-gather */
 
-/* Pieces first ... first+count-1 are complete when a backward pass has done this layer; -1: when it is over. */
+/* Pieces first ... first+count-1 are complete when a backward pass has finished this layer, or all of it (-1). */
 typedef struct DistBucket {
     int first, count, layer;
 } DistBucket;
@@ -40,12 +44,12 @@ typedef struct DistGrads {
     Optimizer *optimizer;
     DistPiece *piece; /* gradients, in the order in which they are summed */
     DistBucket *bucket;
-    int pieces, buckets, next; /* next: the first that is not yet under way in this round */
-    double micros, rounds;     /* micro-batches of this rank in this step, and of the rank with the most */
-    double done;               /* micro-batches behind us */
-    bool late;                 /* the sums begin with the update, not before */
+    int pieces, buckets, next; /* next: the first bucket of this round whose sum has not begun */
+    double micros, rounds;     /* micro-batches in this step: of this rank, the maximum over all ranks */
+    double done;               /* micro-batches done in this step */
+    bool late;                 /* the sums begin in dist_grads_update() */
     bool begun, failed;
-    Error error; /* of a call within a backward pass; comes out of the next */
+    Error error; /* of a call within a backward pass; reported by the next call */
 } DistGrads;
 
 static inline bool dist_zero2(const DistGrads *g) { return g->optimizer->layer_grads != NULL; }
@@ -69,7 +73,7 @@ static inline void dist_bucket_end(DistGrads *g, int layer) {
     g->bucket[g->buckets].first = g->pieces;
 }
 
-/* The order of the backward pass: the last layer first, then all that belongs to no layer. */
+/* Makes the buckets in the order of the backward pass: from the last layer to the first, then the tensors outside layers. */
 static inline void dist_buckets(DistGrads *g) {
     const int L = g->model->config.layers;
     size_t filled = 0;
@@ -77,7 +81,10 @@ static inline void dist_buckets(DistGrads *g) {
     g->bucket = (DistBucket *)xcalloc((size_t)L + 2, sizeof *g->bucket);
     for (int l = L - 1; l >= 0; l--) {
         for (int i = 0; i < TENSOR_COUNT; i++)
-            if (dist_of_layer(g, i)) dist_piece(g, i, l), filled += g->piece[g->pieces - 1].n;
+            if (dist_of_layer(g, i)) {
+                dist_piece(g, i, l);
+                filled += g->piece[g->pieces - 1].n;
+            }
         if (filled < DIST_BUCKET && l > 0 && !dist_zero2(g)) continue;
         dist_bucket_end(g, l);
         filled = 0;
@@ -94,14 +101,14 @@ static inline bool dist_bucket_start(DistGrads *g, Error *e) {
     return g->d->device.link->reduce(g->d->device.state, g->piece + b->first, b->count, !g->optimizer->sharded, e);
 }
 
-/* zero 2: the places of a bucket's layer are free for the layer before the last one. */
+/* zero 2: clears the buffer of a bucket's layer for the layer that uses it next. */
 static inline void dist_bucket_clear(DistGrads *g, int bucket) {
     const DistBucket *b = &g->bucket[bucket];
     for (int i = b->first; i < b->first + b->count; i++)
         g->model->backend->zero(g->model->device, g->piece[i].x, g->piece[i].n * sizeof(float));
 }
 
-/* zero 2, a layer is done: its sum begins, that of the layer after it ends. */
+/* zero 2, after the backward pass of a layer: begins its sum and finishes the sum of the layer above. */
 static inline bool dist_layer_done(DistGrads *g, int layer, Error *e) {
     const DistLink *link = g->d->device.link;
     if (layer >= 0) {
@@ -121,7 +128,8 @@ static inline bool dist_layer_done(DistGrads *g, int layer, Error *e) {
 static inline void dist_on_layer(void *context, int layer) {
     DistGrads *g = (DistGrads *)context;
     if (g->failed) return;
-    bool ok = g->done < g->micros || error_set(&g->error, "more backward passes than dist_grads_begin() was told of");
+    bool ok =
+        g->done < g->micros || error_set(&g->error, "more backward passes than the number given to dist_grads_begin()");
     if (!ok) g->failed = true;
     else if (dist_zero2(g)) ok = dist_layer_done(g, layer, &g->error);
     else {
@@ -133,13 +141,14 @@ static inline void dist_on_layer(void *context, int layer) {
     g->failed = !ok;
 }
 
-/* Dist's settle: all sums of the step are begun and over. */
+/* Dist's callback settle: begins the remaining sums of the step and waits for all of them. */
 static inline bool dist_grads_finish(void *context, Error *e) {
     DistGrads *g = (DistGrads *)context;
     const double start = dist_seconds();
     g->d->settle = NULL;
     if (g->failed) return error_set(e, "%s", g->error.text);
-    while (dist_zero2(g) && g->done < g->rounds) { /* zeros, for those who have more */
+    while (dist_zero2(g) &&
+           g->done < g->rounds) { /* contributes zeros to the rounds of ranks with more micro-batches */
         for (int l = g->model->config.layers - 1; l >= -1; l--)
             if (!dist_layer_done(g, l, e)) return false;
     }
@@ -152,7 +161,8 @@ static inline bool dist_grads_finish(void *context, Error *e) {
 
 /* ---- states ---------------------------------------------------------------------------------------------------- */
 
-/* optimizer.h's collect: this rank's slice of a layer of a tensor into the place of its gradients, then everyone's. */
+/* optimizer.h's callback collect: copies this rank's slice of a layer of a tensor to the memory of its gradients, then
+ * all-gathers the slices. */
 static inline bool dist_grads_collect(void *context, const Floats *array, int tensor, int layer, Error *e) {
     DistGrads *g = (DistGrads *)context;
     const Model *m = g->model;
@@ -171,14 +181,17 @@ static inline bool dist_grads_collect(void *context, const Floats *array, int te
 
 /* ---- the step -------------------------------------------------------------------------------------------------- */
 
-/* m and o: made with m->share, and trained from now on. late: see above; its share is that of one rank alone. */
+/* m, o: created with m->share; dist_grads_update() trains them from now on. late: see above; its share is that of a single
+ * rank. */
 static inline void dist_grads_open(DistGrads *g, Dist *d, Model *m, Optimizer *o, bool late) {
     *g = (DistGrads){.d = d, .model = m, .optimizer = o, .late = late};
     if (d->ranks == 1) return;
     dist_buckets(g);
     if (late) return;
-    m->layer_done = dist_on_layer, m->layer_context = g;
-    o->collect = dist_grads_collect, o->collect_context = g;
+    m->layer_done = dist_on_layer;
+    m->layer_context = g;
+    o->collect = dist_grads_collect;
+    o->collect_context = g;
 }
 
 static inline void dist_grads_close(DistGrads *g) {
@@ -187,18 +200,22 @@ static inline void dist_grads_close(DistGrads *g) {
     *g = (DistGrads){0};
 }
 
-/* Before the first backward pass of a step. micros: how many this rank will run. */
+/* Call before the first backward pass of a step. micros: number of backward passes that this rank will run. */
 static inline bool dist_grads_begin(DistGrads *g, int64_t micros, Error *e) {
-    g->micros = g->rounds = (double)micros, g->done = 0, g->next = 0;
-    g->begun = true, g->failed = false;
+    g->micros = g->rounds = (double)micros;
+    g->done = 0;
+    g->next = 0;
+    g->begun = true;
+    g->failed = false;
     if (g->d->ranks == 1) return true;
     if (g->d->settle) return error_set(e, "the step of another model is not over");
     if (dist_zero2(g) && !dist_max(g->d, &g->rounds, 1, e)) return false;
-    g->d->settle = dist_grads_finish, g->d->settle_context = g;
+    g->d->settle = dist_grads_finish;
+    g->d->settle_context = g;
     return true;
 }
 
-/* zero 1 and 2: each rank's new weights go to all. */
+/* zero 1 and 2: all-gathers the new weights of each rank. */
 static inline bool dist_grads_weights(DistGrads *g, Error *e) {
     const Model *m = g->model;
     const Backend *b = m->backend;
@@ -213,7 +230,8 @@ static inline bool dist_grads_weights(DistGrads *g, Error *e) {
             filled += piece[n++].n;
             if (filled < DIST_WEIGHTS) continue;
             ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
-            filled = 0, n = 0;
+            filled = 0;
+            n = 0;
         }
     if (ok && n) ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
     ok = ok && g->d->device.link->finish(g->d->device.state, 0, e);
@@ -222,7 +240,7 @@ static inline bool dist_grads_weights(DistGrads *g, Error *e) {
     return ok;
 }
 
-/* The sums, wherever they are. */
+/* Finishes the step's sums; a late model's begin here. */
 static inline bool dist_grads_settle(DistGrads *g, Error *e) {
     g->begun = false;
     if (g->late) g->next = 0;
@@ -230,7 +248,7 @@ static inline bool dist_grads_settle(DistGrads *g, Error *e) {
     return !g->d->settle || g->d->settle(g->d->settle_context, e);
 }
 
-/* The step's end without an update: the gradients are zero again. */
+/* Ends the step without an update and zeroes the gradients. */
 static inline bool dist_grads_discard(DistGrads *g, Error *e) {
     const Model *m = g->model;
     if (!dist_grads_settle(g, e)) return false;
@@ -239,7 +257,7 @@ static inline bool dist_grads_discard(DistGrads *g, Error *e) {
     return true;
 }
 
-/* The step's end: sums, the norm, the update at learning rate lr, the weights. */
+/* Ends the step: the sums, the gradient norm, the update at learning rate lr, the all-gather of the weights. */
 static inline bool dist_grads_update(DistGrads *g, double lr, OptimizerResult *result, Error *e) {
     Optimizer *o = g->optimizer;
     if (!dist_grads_settle(g, e)) return false;

@@ -1,15 +1,15 @@
-/* link.h - the contract between dist.h and a library that carries data between ranks: llmc_mpi.so, llmc_nccl.so.
+/* link.h - interface between dist.h and the communication libraries llmc_mpi.so and llmc_nccl.so.
  *
  * Ranks are processes that run the same program on the same data, each with a part of the work. A library fills in one
  * table, DistLink, and exports it under DIST_LINK_SYMBOL. Its operations are collective: every rank starts the same ones
- * in the same order. reduce() and gather() only start; they go on while the caller computes, and finish() waits.
+ * in the same order. reduce() and gather() are asynchronous: they return at once, and finish() waits for them.
  *
  * How an array is distributed over the ranks is the rule of share_slice() (../model/share.h).
  *
- * Sums over ranks are made in the order of the ranks where the library can (MPI: always; NCCL: as its own algorithm does,
- * the same at every run on the same machines).
+ * MPI sums over ranks in the order of the ranks. NCCL sums in the order of its own algorithm, which is the same in every
+ * run on the same machines.
  *
- * This header is seen by nvcc: it stays in the common subset of C and C++.
+ * nvcc compiles this header too: it stays in the common subset of C and C++.
  */
 #ifndef LLMC_DIST_LINK_H
 #define LLMC_DIST_LINK_H
@@ -21,15 +21,15 @@
 extern "C" {
 #endif
 
-/* A stretch of n elements of device memory that takes part in an operation. */
+/* A contiguous array of n elements of device memory that takes part in an operation. */
 typedef struct DistPiece {
     void *x;
     size_t n;
-    Floats *into; /* reduce: this rank's slice of the sum is added here; NULL: it takes the place of the slice in x */
+    Floats *into; /* reduce: this rank's slice of the sum is added to it; NULL: the sum replaces the slice in x */
 } DistPiece;
 
-/* Asked about every ten milliseconds of waiting. seconds: how long so far; missing[ranks]: 1 for each rank whose part has
- * not come, or NULL where the library cannot tell. False, with a message: the wait is given up. */
+/* Called about every ten milliseconds during a wait. seconds: duration of the wait so far. missing[ranks]: 1 for each rank
+ * whose part has not arrived, or NULL if the library cannot tell. Returns false, with a message, to end the wait. */
 typedef struct DistWatch {
     bool (*check)(void *context, double seconds, const uint8_t *missing, Error *e);
     void *context;
@@ -39,32 +39,34 @@ typedef struct DistState DistState;
 struct DistLink;
 
 typedef struct DistPlace {
-    int rank, ranks, local_rank; /* local: among those on the same machine */
+    int rank, ranks, local_rank; /* local: among the ranks of the same machine */
     DistWatch watch;
-    void *(*stream)(Device *d);  /* backend.h's: starts what is queued on the device, returns its stream; or NULL */
-    const struct DistLink *host; /* another library that carries host memory between these ranks, or NULL */
+    void *(*stream)(
+        Device *d); /* backend.h's: launches the queued work of the device and returns its stream; or NULL */
+    const struct DistLink *host; /* another library that transfers host memory between these ranks, or NULL */
     DistState *host_state;
 } DistPlace;
 
 typedef struct DistLink {
     const char *name;
-    /* Joins the other ranks. place: as the environment has it; the library may correct the numbers. device: the one that
-     * x of the pieces is memory of. */
+    /* Joins the other ranks. place: as given by the environment; the library may correct the numbers. device: holds the
+     * memory of the pieces. */
     bool (*open)(DistState **s, DistPlace *place, Device *device, Error *e);
-    /* all = what each rank brought, one after another in the order of ranks; rank r brings bytes[r]. Host memory; waits. */
+    /* All-gather of host memory: all = the concatenation of every rank's `mine`, of bytes[r] bytes for rank r, in the order
+     * of ranks. Waits for completion. */
     bool (*exchange)(DistState *s, const void *mine, void *all, const size_t *bytes, Error *e);
-    /* Starts to sum float32 pieces over the ranks. Each rank gets its slice of the sum (see DistPiece); everywhere: all
-     * ranks get all of it, in x. x must not be touched before finish(). */
+    /* Starts a sum of float32 pieces over the ranks. Reduce-scatter: each rank gets its slice of the sum (see DistPiece);
+     * everywhere: all-reduce, each rank gets the whole sum in x. x must not be accessed before finish(). */
     bool (*reduce)(DistState *s, const DistPiece *piece, int pieces, bool everywhere, Error *e);
-    /* Starts to give everyone's own slices of the pieces to all. element: bytes of one. */
+    /* Starts an all-gather of every rank's own slices of the pieces. element: size of an element in bytes. */
     bool (*gather)(DistState *s, const DistPiece *piece, int pieces, size_t element, Error *e);
-    /* Moves what is under way, without waiting. */
+    /* Advances the operations in progress, without waiting. */
     bool (*progress)(DistState *s, Error *e);
-    /* Waits until at most `left` of the started operations, the latest, are under way. */
+    /* Waits until all started operations but the latest `left` are complete. */
     bool (*finish)(DistState *s, int left, Error *e);
     uint64_t (*bytes_sent)(const DistState *s);
     void (*close)(DistState *s);
-    /* Ends all ranks of the run, this one too. */
+    /* Ends all ranks of the run, including this one. */
     void (*abort)(DistState *s, int status);
 } DistLink;
 

@@ -1,18 +1,21 @@
-/* mpi.c - ranks on processors: link.h over MPI. Built as llmc_mpi.so where there is an mpicc, opened by dist.h
- * where a program was started by mpirun or srun, so that the programs themselves do not depend on MPI.
+/* mpi.c - link.h over MPI, for ranks on CPUs.
  *
- * Only messages from one rank to another are MPI's; sums are made here, in the order of the ranks, so that they are the
- * same at every run whatever comes first:
+ * It is built as llmc_mpi.so if there is an mpicc. dist.h opens it in programs that mpirun or srun started, so the
+ * programs themselves do not depend on MPI.
  *
- *   reduce   rank r sends everyone its contribution to their slices, and adds up what it gets for its own:
- *            ((x_0 + x_1) + x_2) + ...; everywhere: each then sends its slice of the sum to all
- *   gather   the second half of that alone
+ * MPI only carries messages from one rank to another. Sums are computed here, in the order of the ranks, so they are the
+ * same in every run, in whatever order the messages arrive:
  *
- * All pieces of an operation that go to one rank travel as one message: per rank and operation 2 (W-1) messages, and
- * 4 n (W-1)/W bytes for n floats (twice that where everywhere), which is the least that a sum takes.
+ *   reduce   Each rank sends every other rank its contribution to that rank's slices, and sums the contributions to its
+ *            own: ((x_0 + x_1) + x_2) + ... With everywhere, each rank then sends its slice of the sum to all others.
+ *   gather   Each rank sends its own slices to all others.
  *
- * MPI moves large messages only inside its own calls: progress() is called between the layers of a backward pass. Waiting
- * looks often at first and sleeps between looks after, so that ranks that share a core do not starve one another.
+ * All pieces of an operation that go to one rank are packed into one message. Per rank and operation there are 2 (W-1)
+ * messages, and 4 n (W-1)/W bytes for n floats (twice that with everywhere), which is the minimum for a sum.
+ *
+ * MPI advances large messages only inside its own calls, so progress() is called between the layers of a backward pass.
+ * A wait polls continuously at first and later sleeps between polls, so that ranks on the same core do not starve each
+ * other.
  */
 #include "link.h"
 #include <mpi.h>
@@ -21,7 +24,7 @@
 
 typedef enum { OP_REDUCE, OP_GATHER, OP_EXCHANGE } OpKind;
 
-/* Buffers go from operation to operation: fresh ones of many megabytes would cost more than the copy into them. */
+/* Buffers are reused: allocating many fresh megabytes would cost more than the copy into them. */
 typedef struct Buffer {
     char *data;
     size_t size;
@@ -33,8 +36,8 @@ typedef struct Op {
     int tag, pieces;
     DistPiece *piece;      /* (pieces) */
     size_t element;        /* bytes */
-    MPI_Request *request;  /* (2 ranks): receptions, then sends */
-    Buffer *receive, send; /* (ranks) by sender; one of all that is sent */
+    MPI_Request *request;  /* (2 ranks): receives, then sends */
+    Buffer *receive, send; /* (ranks) one per sender; one for all sends */
     struct Op *next;
 } Op;
 
@@ -42,16 +45,16 @@ struct DistState {
     int rank, ranks;
     MPI_Comm comm;
     DistWatch watch;
-    Op *first, *last; /* under way, in the order of their start */
+    Op *first, *last; /* operations in progress, in the order of their start */
     int under_way, tag;
     uint64_t sent;
     uint8_t *missing; /* (ranks) */
-    Buffer *spare;    /* not in use */
+    Buffer *spare;    /* unused buffers */
     int spares, spares_max;
 };
 
-enum { TAGS = 16384 };      /* MPI promises 32767 */
-enum { MESSAGE = 1 << 30 }; /* bytes; MPI counts in int */
+enum { TAGS = 16384 };      /* MPI guarantees at least 32767 */
+enum { MESSAGE = 1 << 30 }; /* maximum bytes; MPI counts in int */
 
 static bool mpi_check(int status, const char *call, Error *e) {
     if (status == MPI_SUCCESS) return true;
@@ -63,7 +66,7 @@ static bool mpi_check(int status, const char *call, Error *e) {
 
 /* ---- buffers --------------------------------------------------------------------------------------------------- */
 
-/* The smallest that is not in use and large enough, at most twice as large; or a new one. */
+/* Returns the smallest unused buffer that is large enough, but at most about twice as large, or a new one. */
 static Buffer buffer_take(DistState *s, size_t bytes) {
     int best = -1;
     for (int i = 0; i < s->spares; i++)
@@ -86,7 +89,7 @@ static void buffer_give(DistState *s, Buffer *b) {
     *b = (Buffer){0};
 }
 
-/* ---- operations under way -------------------------------------------------------------------------------------- */
+/* ---- operations in progress ------------------------------------------------------------------------------------ */
 
 static size_t slice_bytes(const DistState *s, const Op *o, int rank) {
     size_t total = 0, first, count;
@@ -132,7 +135,8 @@ static Op *op_new(DistState *s, OpKind kind, const DistPiece *piece, int pieces,
     o->receive = (Buffer *)xcalloc((size_t)s->ranks, sizeof *o->receive);
     if (s->last) s->last->next = o;
     else s->first = o;
-    s->last = o, s->under_way++;
+    s->last = o;
+    s->under_way++;
     return o;
 }
 
@@ -141,20 +145,22 @@ static void op_buffers_free(DistState *s, Op *o) {
     buffer_give(s, &o->send);
 }
 
-static void op_free(DistState *s, Op *o) { /* the first */
-    s->first = o->next, s->under_way--;
+/* Removes the first operation of the list. */
+static void op_free(DistState *s, Op *o) {
+    s->first = o->next;
+    s->under_way--;
     if (!s->first) s->last = NULL;
     op_buffers_free(s, o);
     free(o->receive), free(o->request), free(o->piece), free(o);
 }
 
-/* This rank's contribution to everyone's slices goes out, theirs to its own come in. */
+/* Starts to send this rank's contributions to the other ranks' slices and to receive theirs to its own. */
 static bool reduce_start(DistState *s, Op *o, Error *e) {
     const size_t mine = slice_bytes(s, o, s->rank);
     size_t total = 0, at = 0;
     for (int r = 0; r < s->ranks; r++) total += r == s->rank ? 0 : slice_bytes(s, o, r);
     if (mine > MESSAGE || total > (size_t)MESSAGE * (size_t)s->ranks)
-        return error_set(e, "mpi: a bucket of %zu bytes a rank, at most %d go into one message", mine, MESSAGE);
+        return error_set(e, "mpi: a bucket has %zu bytes per rank, but a message holds at most %d", mine, MESSAGE);
     o->send = buffer_take(s, total);
     for (int r = 0; r < s->ranks; r++)
         if (r != s->rank && !mpi_receive(s, o, r, mine, e)) return false;
@@ -168,7 +174,7 @@ static bool reduce_start(DistState *s, Op *o, Error *e) {
     return true;
 }
 
-/* x = x_0 + x_1 + ... in the order of ranks, over this rank's slices. */
+/* x = x_0 + x_1 + ... in the order of ranks, for this rank's slices. */
 static void reduce_sum(DistState *s, Op *o) {
     size_t at = 0;
     for (int i = 0; i < o->pieces; i++) {
@@ -193,7 +199,7 @@ static void reduce_sum(DistState *s, Op *o) {
     }
 }
 
-/* This rank's slices go to all. */
+/* Starts to send this rank's slices to all others and to receive theirs. */
 static bool gather_start(DistState *s, Op *o, Error *e) {
     const size_t mine = slice_bytes(s, o, s->rank);
     o->send = buffer_take(s, mine);
@@ -201,7 +207,7 @@ static bool gather_start(DistState *s, Op *o, Error *e) {
     for (int r = 0; r < s->ranks; r++) {
         const size_t bytes = slice_bytes(s, o, r);
         if (bytes > MESSAGE)
-            return error_set(e, "mpi: %zu bytes a rank, at most %d go into one message", bytes, MESSAGE);
+            return error_set(e, "mpi: %zu bytes per rank, but a message holds at most %d", bytes, MESSAGE);
         if (r != s->rank && !mpi_receive(s, o, r, bytes, e)) return false;
     }
     for (int k = 1; k < s->ranks; k++)
@@ -209,7 +215,7 @@ static bool gather_start(DistState *s, Op *o, Error *e) {
     return true;
 }
 
-/* Moves the first operation on; *over: it is done. */
+/* Advances the first operation. *over: it is complete. */
 static bool op_test(DistState *s, Op *o, bool *over, Error *e) {
     int done = 0;
     *over = false;
@@ -217,7 +223,7 @@ static bool op_test(DistState *s, Op *o, bool *over, Error *e) {
     if (!done) return true;
     if (o->kind == OP_REDUCE) {
         reduce_sum(s, o);
-        if (o->everywhere) { /* the second half */
+        if (o->everywhere) { /* the all-gather follows */
             op_buffers_free(s, o);
             o->kind = OP_GATHER;
             return gather_start(s, o, e);
@@ -229,7 +235,7 @@ static bool op_test(DistState *s, Op *o, bool *over, Error *e) {
     return true;
 }
 
-/* Moves the operations in the order of their start; those that are done are forgotten. */
+/* Advances the operations in the order of their start and frees those that are complete. */
 static bool mpi_progress(DistState *s, Error *e) {
     for (bool over = true; s->first && over;) {
         if (!op_test(s, s->first, &over, e)) return false;
@@ -244,7 +250,7 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Between two looks of a wait that began at `start`. */
+/* Pauses between two polls of a wait that began at `start`. */
 static bool mpi_pause(DistState *s, const Op *o, double start, double *asked, int *looks, Error *e) {
     if (++*looks < 200) return true;
     const double now = seconds_now();
@@ -288,14 +294,14 @@ static bool mpi_gather(DistState *s, const DistPiece *piece, int pieces, size_t 
     return gather_start(s, op_new(s, OP_GATHER, piece, pieces, element), e);
 }
 
-/* Waits for what was started before, too. */
+/* Also waits for the operations that were started before. */
 static bool mpi_exchange(DistState *s, const void *mine, void *all, const size_t *bytes, Error *e) {
     if (!mpi_finish(s, 0, e)) return false;
     Op *o = op_new(s, OP_EXCHANGE, NULL, 0, 1);
     size_t at = 0;
     for (int r = 0; r < s->ranks; r++) {
         if (bytes[r] > MESSAGE)
-            return error_set(e, "mpi: %zu bytes of rank %d, at most %d go into one message", bytes[r], r, MESSAGE);
+            return error_set(e, "mpi: %zu bytes from rank %d, but a message holds at most %d", bytes[r], r, MESSAGE);
         if (r != s->rank && !mpi_receive(s, o, r, bytes[r], e)) return false;
     }
     for (int k = 1; k < s->ranks; k++)
@@ -328,17 +334,21 @@ static void mpi_abort(DistState *s, int status) {
 }
 
 static bool mpi_open(DistState **state, DistPlace *place, Device *device, Error *e) {
-    (void)device; /* the processor: its memory is the host's */
+    (void)device; /* the CPU's memory is host memory */
     int provided;
     if (!mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread", e)) return false;
     DistState *s = (DistState *)xcalloc(1, sizeof *s);
     MPI_Comm local;
     if (!mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &s->comm), "MPI_Comm_dup", e)) return false;
     MPI_Comm_set_errhandler(s->comm, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(s->comm, &s->rank), MPI_Comm_size(s->comm, &s->ranks);
+    MPI_Comm_rank(s->comm, &s->rank);
+    MPI_Comm_size(s->comm, &s->ranks);
     MPI_Comm_split_type(s->comm, MPI_COMM_TYPE_SHARED, s->rank, MPI_INFO_NULL, &local);
-    MPI_Comm_rank(local, &place->local_rank), MPI_Comm_free(&local);
-    place->rank = s->rank, place->ranks = s->ranks, s->watch = place->watch;
+    MPI_Comm_rank(local, &place->local_rank);
+    MPI_Comm_free(&local);
+    place->rank = s->rank;
+    place->ranks = s->ranks;
+    s->watch = place->watch;
     s->missing = (uint8_t *)xcalloc((size_t)s->ranks, 1);
     *state = s;
     return true;

@@ -1,19 +1,22 @@
-/* nccl.cu - ranks on GPUs: link.h over NCCL. Built as llmc_nccl.so where there are nvcc and nccl.h, opened by
- * dist.h on --device cuda with more than one rank; one GPU needs none of it.
+/* nccl.cu - link.h over NCCL, for ranks on GPUs.
  *
- * Sums and weights go by NCCL's own collectives on a stream of their own, beside the backward pass: an event says when the
- * gradients of a bucket are there, another when their sum is. A slice of equal size for every rank is what ReduceScatter
- * and AllGather want; the rest of a tensor, less than 16 elements a rank, goes by Reduce and Broadcast to the last one.
+ * It is built as llmc_nccl.so if there are nvcc and nccl.h. dist.h opens it with --device cuda and more than one rank; a
+ * single GPU does not need it.
  *
- *   reduce    AllReduce where everyone wants all; else ReduceScatter in place (and, zero 2, added to the slices kept)
+ * NCCL's collectives run on a stream of their own, concurrently with the backward pass: one event marks that the gradients
+ * of a bucket are ready, another that their sum is. ReduceScatter and AllGather require slices of equal size, so the rest
+ * of a tensor, less than 16 elements per rank, belongs to the last rank and uses Reduce and Broadcast.
+ *
+ *   reduce    AllReduce with everywhere; else ReduceScatter in place (with zero 2 the result is added to the kept slices)
  *   gather    AllGather in place
- *   exchange  the host's own library (MPI) where it brought one, else Broadcasts through a small buffer on the GPU
+ *   exchange  the host library (MPI) if there is one, else Broadcasts through a small buffer on the GPU
  *
- * Ranks find one another through NCCL itself: its unique id comes from rank 0 through the host's library, or all ranks meet
- * at MASTER_ADDR:MASTER_PORT, which NCCL takes as NCCL_COMM_ID.
+ * Ranks join through NCCL: its unique id comes from rank 0 through the host library, or all ranks meet at
+ * MASTER_ADDR:MASTER_PORT, which is passed to NCCL as NCCL_COMM_ID.
  *
- * Waiting asks the event, the communicator for errors and dist.h's watch in turn, so a rank that died or hangs ends the
- * run. NCCL's sums do not run in the order of ranks: they repeat on the same machines with the same NCCL and settings.
+ * A wait checks the event, the communicator's errors and dist.h's watch in turn, so a rank that dies or hangs ends the
+ * run. NCCL does not sum in the order of ranks: its sums are reproducible on the same machines with the same NCCL and
+ * settings.
  */
 #include "../cuda/common.cuh"
 #include "link.h"
@@ -25,12 +28,12 @@
 struct DistState {
     int rank, ranks;
     Device *device;
-    void *(*compute)(Device *d); /* starts what is queued on the device; its stream */
+    void *(*compute)(Device *d); /* launches the queued work of the device and returns its stream */
     ncclComm_t comm;
     cudaStream_t stream;
-    cudaEvent_t ready;               /* the compute stream has come as far as an operation needs */
-    std::deque<cudaEvent_t> started; /* one for each operation under way, recorded behind it */
-    char *buffer;                    /* of exchange(), on the GPU */
+    cudaEvent_t ready;               /* the compute stream has produced the input of an operation */
+    std::deque<cudaEvent_t> started; /* one per operation in progress, recorded after it */
+    char *buffer;                    /* GPU memory for exchange() */
     size_t buffer_bytes;
     uint64_t sent;
     DistWatch watch;
@@ -70,7 +73,7 @@ static bool nccl_cuda_check(Error *e, cudaError_t status, const char *call, cons
 
 /* ---- streams and events ---------------------------------------------------------------------------------------- */
 
-/* What is queued on the compute stream comes before the next operation. */
+/* Makes the next operation wait for the work queued on the compute stream. */
 static bool after_compute(DistState *s, Error *e) {
     return CUDA_TRY(e, cudaEventRecord(s->ready, (cudaStream_t)s->compute(s->device)), "rank %d", s->rank) &&
            CUDA_TRY(e, cudaStreamWaitEvent(s->stream, s->ready, 0), "rank %d", s->rank);
@@ -89,7 +92,7 @@ static double nccl_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Until all that is queued on the stream of the collectives is done. */
+/* Waits until all work queued on the stream of the collectives is done. */
 static bool wait_for_stream(DistState *s, Error *e) {
     const double start = nccl_seconds();
     double asked = start;
@@ -125,7 +128,7 @@ static bool nccl_reduce_piece(DistState *s, const DistPiece *p, bool everywhere,
         return NCCL_TRY(e, ncclAllReduce(x, x, p->n, ncclFloat32, ncclSum, s->comm, s->stream), "%zu floats", p->n);
     if (each && !NCCL_TRY(e,
                           ncclReduceScatter(x, x + (size_t)s->rank * each, each, ncclFloat32, ncclSum, s->comm, s->stream),
-                          "%zu floats a rank", each))
+                          "%zu floats per rank", each))
         return false;
     return p->n == even || NCCL_TRY(e,
                                     ncclReduce(x + even, x + even, p->n - even, ncclFloat32, ncclSum, s->ranks - 1,
@@ -156,7 +159,7 @@ static bool nccl_gather(DistState *s, const DistPiece *piece, int pieces, size_t
         char *x = (char *)piece[i].x;
         s->sent += n * element / (size_t)s->ranks * (size_t)(s->ranks - 1);
         if (each && !NCCL_TRY(e, ncclAllGather(x + (size_t)s->rank * each, x, each, ncclUint8, s->comm, s->stream),
-                              "%zu bytes a rank", each))
+                              "%zu bytes per rank", each))
             return false;
         if (rest && !NCCL_TRY(e, ncclBroadcast(x + even, x + even, rest, ncclUint8, s->ranks - 1, s->comm, s->stream),
                               "%zu bytes", rest))
@@ -165,12 +168,14 @@ static bool nccl_gather(DistState *s, const DistPiece *piece, int pieces, size_t
     return NCCL_TRY(e, ncclGroupEnd(), "%d pieces", pieces) && operation_ends(s, e);
 }
 
-static bool nccl_progress(DistState *s, Error *e) { /* the GPU needs no help */
-    (void)s, (void)e;
+/* The GPU advances its streams by itself. */
+static bool nccl_progress(DistState *s, Error *e) {
+    (void)s;
+    (void)e;
     return true;
 }
 
-/* With some left the compute stream waits, not the host. */
+/* left > 0: the compute stream waits instead of the host. */
 static bool nccl_finish(DistState *s, int left, Error *e) {
     if (left == 0 && !s->started.empty() && !wait_for_stream(s, e)) return false;
     while ((int)s->started.size() > left) {
@@ -187,11 +192,15 @@ static bool nccl_exchange(DistState *s, const void *mine, void *all, const size_
     if (s->host) return s->host->exchange(s->host_state, mine, all, bytes, e);
     size_t total = 0, at = 0;
     if (!nccl_finish(s, 0, e)) return false;
-    for (int r = 0; r < s->ranks; r++) at += r < s->rank ? bytes[r] : 0, total += bytes[r];
+    for (int r = 0; r < s->ranks; r++) {
+        if (r < s->rank) at += bytes[r];
+        total += bytes[r];
+    }
     if (total > s->buffer_bytes) {
         if (s->buffer) cudaFree(s->buffer);
-        s->buffer = NULL, s->buffer_bytes = 0;
-        if (!CUDA_TRY(e, cudaMalloc((void **)&s->buffer, total), "%zu bytes for words between ranks", total)) return false;
+        s->buffer = NULL;
+        s->buffer_bytes = 0;
+        if (!CUDA_TRY(e, cudaMalloc((void **)&s->buffer, total), "%zu bytes for host data between ranks", total)) return false;
         s->buffer_bytes = total;
     }
     if (bytes[s->rank] &&
@@ -219,7 +228,8 @@ static void nccl_close(DistState *s) {
     for (cudaEvent_t event : s->started) cudaEventDestroy(event);
     ncclCommDestroy(s->comm);
     if (s->buffer) cudaFree(s->buffer);
-    cudaEventDestroy(s->ready), cudaStreamDestroy(s->stream);
+    cudaEventDestroy(s->ready);
+    cudaStreamDestroy(s->stream);
     delete s;
 }
 
@@ -228,7 +238,7 @@ static void nccl_abort(DistState *s, int status) {
     _exit(status);
 }
 
-/* The id that all ranks join under. */
+/* Gets the unique id that all ranks join with. */
 static bool nccl_meet(const DistPlace *place, ncclUniqueId *id, Error *e) {
     if (place->host) {
         ncclUniqueId mine;
@@ -241,7 +251,7 @@ static bool nccl_meet(const DistPlace *place, ncclUniqueId *id, Error *e) {
     char where[300];
     if (!getenv("NCCL_COMM_ID")) {
         if (!host || !port)
-            return error_set(e, "RANK and WORLD_SIZE are set, MASTER_ADDR and MASTER_PORT are not: where do ranks meet?");
+            return error_set(e, "RANK and WORLD_SIZE are set, but MASTER_ADDR and MASTER_PORT are not; set them to the address of rank 0");
         snprintf(where, sizeof where, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
         setenv("NCCL_COMM_ID", where, 1);
     }
@@ -251,9 +261,13 @@ static bool nccl_meet(const DistPlace *place, ncclUniqueId *id, Error *e) {
 static bool nccl_open(DistState **state, DistPlace *place, Device *device, Error *e) {
     ncclUniqueId id;
     DistState *s = new DistState();
-    s->rank = place->rank, s->ranks = place->ranks, s->device = device, s->watch = place->watch;
+    s->rank = place->rank;
+    s->ranks = place->ranks;
+    s->device = device;
+    s->watch = place->watch;
     s->compute = place->stream;
-    s->host = place->host, s->host_state = place->host_state;
+    s->host = place->host;
+    s->host_state = place->host_state;
     if (!CUDA_TRY(e, cudaSetDevice(device->index), "device %d", device->index) || !nccl_meet(place, &id, e) ||
         !NCCL_TRY(e, ncclCommInitRank(&s->comm, s->ranks, id, s->rank), "rank %d of %d", s->rank, s->ranks) ||
         !CUDA_TRY(e, cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "rank %d", s->rank) ||

@@ -1,15 +1,15 @@
-/* chart.h - a curve as SVG, small enough to stand among many.
+/* chart.h - small SVG charts of a run's curves.
  *
- * Owns: scales, ticks, smoothing, thinning of long series, gaps, direct labels. Refuses nothing: one point, no finite
- * point, equal values and a million steps all give a drawing. Colours come from the page's CSS classes (grid, tick, raw,
- * line, band, dot, end, with a0 for the first and a1 for the second curve), so that light and dark need one drawing.
+ * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing: one
+ * point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw, line,
+ * band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark themes.
  *
  *     Chart c = {.lines = {{.mid = history_find(&h, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
  *     chart_svg(f, &c);        // <svg>...</svg>
  *     chart_data(f, &c);       // the same points as JSON, for the page's tooltips
  *
- * Long series are thinned as M4 does it (Jugel et al., "M4: a visualization-oriented time series data aggregation", VLDB
- * 2014): the first, lowest, highest and last point of every pixel column, which draws what all points would draw.
+ * Long series are downsampled with M4 (Jugel et al., "M4: a visualization-oriented time series data aggregation", VLDB
+ * 2014): the first, lowest, highest and last point of every pixel column give the same picture as all points.
  */
 #ifndef LLMC_REPORT_CHART_H
 #define LLMC_REPORT_CHART_H
@@ -17,9 +17,9 @@
 #include "history.h"
 
 typedef struct ChartLine {
-    const Series *mid, *low,
-        *high;        /* low and high (NULL or as many points as mid) are the edges of a band around mid */
-    const char *name; /* of our own: "train"; NULL where there is one curve */
+    const Series *mid;
+    const Series *low, *high; /* edges of a band around mid: NULL, or with the same steps as mid */
+    const char *name;         /* label, not escaped: "training"; NULL if the chart has one curve */
 } ChartLine;
 
 typedef struct Chart {
@@ -27,17 +27,17 @@ typedef struct Chart {
     int count;
     const char *unit; /* along the y axis */
     bool share;       /* values in [0, 1], shown as percentages; the axis begins at 0 */
-    bool zero;        /* the axis begins at 0 where no value is negative */
-    bool log;    /* a logarithmic axis where positive values span three decades, or those of a band a factor of 20 */
-    bool smooth; /* noisy: raw values faint, a moving average over them */
+    bool zero;        /* the axis begins at 0 if no value is negative */
+    bool log;    /* logarithmic axis if the values are positive and span three decades, or a factor of 20 with a band */
+    bool smooth; /* noisy data: raw values are faint, with a moving average over them */
     bool wide;
     double x0, x1; /* first and last step of the run */
 } Chart;
 
 typedef struct ChartScale {
-    double left, right, top, bottom; /* of the plot, in the drawing's units */
+    double left, right, top, bottom; /* plot area, in units of the drawing */
     double x0, x1, y0, y1;           /* y0, y1 are exponents of ten when log */
-    double tick;                     /* between two labelled values of y */
+    double tick;                     /* distance between two labelled values of y */
     bool log;
 } ChartScale;
 
@@ -45,7 +45,7 @@ static inline bool chart_smoothed(const Chart *c, const Series *s) { return c->s
 
 /* ---- numbers as text ---- */
 
-/* A number for people: four digits at most, 12.3k, 4.56M, 1.2e-5; a share as 87.5%. text holds at least 32 bytes. */
+/* Formats a number with at most four digits: 12.3k, 4.56M, 1.2e-5; a share as 87.5%. text holds at least 32 bytes. */
 static inline void chart_value(double v, bool share, char *text) {
     const double a = fabs(share ? v *= 100 : v);
     char exponent[32];
@@ -64,15 +64,21 @@ static inline void chart_value(double v, bool share, char *text) {
     } else if (a >= 9999.5) {
         const char *unit = "kMGT";
         double scaled = v / 1e3;
-        while (fabs(scaled) >= 999.5 && unit[1]) scaled /= 1e3, unit++;
+        while (fabs(scaled) >= 999.5 && unit[1]) {
+            scaled /= 1e3;
+            unit++;
+        }
         snprintf(text, 32, "%.*f%c", fabs(scaled) < 9.995 ? 2 : fabs(scaled) < 99.95 ? 1 : 0, scaled, *unit);
     } else if (v == floor(v)) snprintf(text, 32, "%.0f", v);
     else snprintf(text, 32, "%.*f", a >= 1000 ? 0 : a >= 100 ? 1 : a >= 10 ? 2 : a >= 0.1 ? 3 : 4, v);
 }
 
-/* A tick's label: as many decimals as the distance between ticks needs. */
+/* Formats a tick's label with the number of decimals that the distance between ticks requires. */
 static inline void chart_tick(double v, double tick, bool share, char *text) {
-    if (share) v *= 100, tick *= 100;
+    if (share) {
+        v *= 100;
+        tick *= 100;
+    }
     const double a = fabs(v);
     if (a < tick * 1e-6) strcpy(text, share ? "0%" : "0");
     else if (!share && tick < 9e-5) chart_value(v, false, text);
@@ -93,7 +99,7 @@ static inline void chart_tick(double v, double tick, bool share, char *text) {
 
 /* ---- scales ---- */
 
-/* The round distance (1, 2 or 5 times a power of ten) that cuts `range` into at most about `most` pieces. */
+/* The round distance (1, 2 or 5 times a power of ten) that divides `range` into at most about `most` intervals. */
 static inline double chart_round(double range, int most) {
     const double raw = range / most, power = pow(10, floor(log10(raw))), digit = raw / power;
     return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
@@ -108,10 +114,11 @@ static inline double chart_y(const ChartScale *s, double y) {
     return s->bottom - (s->bottom - s->top) * (y - s->y0) / (s->y1 - s->y0);
 }
 
-/* The least and greatest finite value of a series; returns how many are finite. */
+/* Extends [*low, *high] by the finite values of a series; returns their number. */
 static inline size_t chart_range(const Series *s, double *low, double *high) {
     size_t finite = 0;
-    for (size_t i = 0; s && i < s->count; i++)
+    if (!s) return 0;
+    for (size_t i = 0; i < s->count; i++)
         if (isfinite(s->values[i])) {
             if (s->values[i] < *low) *low = s->values[i];
             if (s->values[i] > *high) *high = s->values[i];
@@ -120,10 +127,10 @@ static inline size_t chart_range(const Series *s, double *low, double *high) {
     return finite;
 }
 
-/* Values past +-1e150 would overflow the arithmetic of the axis; they are drawn at its edge. */
+/* Values beyond +-1e150 would overflow the arithmetic of the axis; they are drawn at its edge. */
 static inline double chart_clamp(double v) { return v > 1e150 ? 1e150 : v < -1e150 ? -1e150 : v; }
 
-/* Lays out the drawing; false when there is no finite value to draw. */
+/* Computes the layout and the scales; false if there is no finite value to draw. */
 static inline bool chart_scale(const Chart *c, ChartScale *s) {
     double low = INFINITY, high = -INFINITY;
     size_t finite = 0;
@@ -139,13 +146,18 @@ static inline bool chart_scale(const Chart *c, ChartScale *s) {
                       .x0 = c->x0,
                       .x1 = c->x1,
                       .y1 = 1};
-    if (!(s->x1 > s->x0)) s->x0 -= 1, s->x1 = s->x0 + 2; /* one step: in the middle */
+    if (!(s->x1 > s->x0)) { /* a single step: centre it */
+        s->x0 -= 1;
+        s->x1 = s->x0 + 2;
+    }
     if (!finite) return false;
-    low = chart_clamp(low), high = chart_clamp(high);
+    low = chart_clamp(low);
+    high = chart_clamp(high);
     s->log = c->log && low > 0 && high / low >= (c->lines[0].low || c->lines[0].high ? 20 : 1000);
     const int most = c->wide ? 6 : 5;
     if (s->log) {
-        s->y0 = floor(log10(low) + 1e-9), s->y1 = ceil(log10(high) - 1e-9);
+        s->y0 = floor(log10(low) + 1e-9);
+        s->y1 = ceil(log10(high) - 1e-9);
         s->tick = ceil((s->y1 - s->y0) / most);
         return true;
     }
@@ -157,15 +169,16 @@ static inline bool chart_scale(const Chart *c, ChartScale *s) {
         if (low) low -= pad;
     }
     s->tick = chart_round(high - low, most);
-    s->y0 = floor(low / s->tick + 1e-6) * s->tick, s->y1 = ceil(high / s->tick - 1e-6) * s->tick;
+    s->y0 = floor(low / s->tick + 1e-6) * s->tick;
+    s->y1 = ceil(high / s->tick - 1e-6) * s->tick;
     return true;
 }
 
 /* ---- smoothing ---- */
 
-/* One pass of a centred moving average of half-width r over n values. Towards the ends it shrinks so that it stays
- * centred, but looks back at least half as far, or one last value would bend the curve's end. Values that are not finite
- * are left out, and stay so. */
+/* One pass of a centred moving average of half-width r over n values. Near the ends the window shrinks to stay centred,
+ * but to no less than half the width, so that a single last value does not bend the end of the curve. Non-finite values
+ * are excluded from the average and stay NaN. */
 static inline void chart_average(const double *v, double *out, size_t n, size_t r) {
     double *sum = (double *)xcalloc(n + 1, sizeof *sum), *count = (double *)xcalloc(n + 1, sizeof *count);
     for (size_t i = 0; i < n; i++) {
@@ -182,7 +195,7 @@ static inline void chart_average(const double *v, double *out, size_t n, size_t 
     free(count);
 }
 
-/* The smoothed values of s, to be freed: two passes, each over a twentieth of the points. */
+/* Returns the smoothed values of s: two passes, each over a twentieth of the points. The caller frees them. */
 static inline double *chart_smooth(const Series *s) {
     double *once = (double *)xcalloc(s->count, sizeof *once), *twice = (double *)xcalloc(s->count, sizeof *twice);
     const size_t r = s->count / 40 + 1;
@@ -199,11 +212,11 @@ typedef struct ChartPen {
     const ChartScale *scale;
     const Series *series;
     const double *values;
-    size_t first, low, high, last; /* points of the pixel column at hand */
-    bool any, down;                /* there are such points; the pen is on the paper */
+    size_t first, low, high, last; /* points of the current pixel column */
+    bool any, down;                /* the column has points; the path has begun */
 } ChartPen;
 
-/* Draws the points of the column at hand, in their order. */
+/* Draws the points of the current pixel column, in their order. */
 static inline void chart_pen_flush(ChartPen *p) {
     if (!p->any) return;
     const size_t inner[2] = {p->low < p->high ? p->low : p->high, p->low < p->high ? p->high : p->low};
@@ -217,8 +230,8 @@ static inline void chart_pen_flush(ChartPen *p) {
     p->any = false;
 }
 
-/* Writes a path through values[i] at the steps of s. A gap of values that are not finite breaks it where it is wide enough
- * to be seen; a point that stands alone is a dot (a line of no length with round ends). */
+/* Writes a path through values[i] at the steps of s. A gap of non-finite values breaks the path if it is wide enough to be
+ * visible. An isolated point is drawn as a dot (a line of length 0 with round ends). */
 static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
                               const char *class, int curve) {
     ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};
@@ -234,27 +247,33 @@ static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s,
         if ((p.any || p.down) && gap && x - previous > 1.5) {
             chart_pen_flush(&p);
             if (alone) fputs("h0", f);
-            p.down = false, alone = true;
+            p.down = false;
+            alone = true;
         } else if (p.any || p.down) alone = false;
         if (p.any && floor(x) != floor(previous)) chart_pen_flush(&p);
-        if (!p.any) p.first = p.low = p.high = i, p.any = true;
+        if (!p.any) {
+            p.first = p.low = p.high = i;
+            p.any = true;
+        }
         if (values[i] < values[p.low]) p.low = i;
         if (values[i] > values[p.high]) p.high = i;
         p.last = i;
-        previous = x, gap = false;
+        previous = x;
+        gap = false;
     }
     chart_pen_flush(&p);
     if (p.down && alone) fputs("h0", f);
     fputs("'/>", f);
 }
 
-/* The area between a line's low and high series, one polygon for each stretch without a gap. */
+/* Draws the area between a line's low and high series, one polygon for each run of finite points. */
 static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine *line, int curve) {
     const Series *low = line->low ? line->low : line->mid, *high = line->high ? line->high : line->mid;
     if (low == high || low->count != high->count) return;
     fprintf(f, "<path class='band a%d' d='", curve);
     for (size_t i = 0; i < low->count;) {
-        size_t end = i; /* columns of a pixel: where each begins, its lowest low and highest high */
+        size_t end = i;
+        /* for each pixel column: x, the lowest low, the highest high */
         double *x = (double *)xcalloc(low->count - i, 3 * sizeof *x), *y = x + (low->count - i),
                *z = y + (low->count - i);
         size_t n = 0;
@@ -265,7 +284,11 @@ static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine 
             if (n && floor(at) == floor(x[n - 1])) {
                 if (down > y[n - 1]) y[n - 1] = down;
                 if (up < z[n - 1]) z[n - 1] = up;
-            } else x[n] = at, y[n] = down, z[n++] = up;
+            } else {
+                x[n] = at;
+                y[n] = down;
+                z[n++] = up;
+            }
         }
         for (size_t k = 0; k < n; k++) fprintf(f, "%c%.1f %.1f", k ? 'L' : 'M', x[k], y[k]);
         for (size_t k = n; k-- > 0;) fprintf(f, "L%.1f %.1f", x[k], z[k]);
@@ -291,7 +314,7 @@ static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
         fprintf(f, "<text class='tick' x='%.0f' y='%.1f' text-anchor='end'>%s</text>", s->left - 5, y + 3.2, text);
     }
     double tick = chart_round(s->x1 - s->x0, c->wide ? 8 : 4);
-    if (tick < 1) tick = 1; /* steps are whole */
+    if (tick < 1) tick = 1; /* steps are integers */
     for (double v = ceil(s->x0 / tick) * tick; v <= s->x1 + tick * 1e-6; v += tick) {
         const double x = chart_x(s, v);
         chart_tick(v, tick, false, text);
@@ -302,14 +325,14 @@ static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     fprintf(f, "<text class='axis' x='%.0f' y='12'>%s%s</text>", s->left - 5, c->unit, s->log ? ", logarithmic" : "");
 }
 
-/* The last finite point of a series, or -1. */
+/* Index of the last finite point of a series, or -1. */
 static inline ptrdiff_t chart_last(const Series *s) {
     for (ptrdiff_t i = (ptrdiff_t)s->count - 1; i >= 0; i--)
         if (isfinite(s->values[i])) return i;
     return -1;
 }
 
-/* Marks where each curve ends, with its name and last value beside it, apart from each other. */
+/* Marks the end of each curve, with its name and last value next to it; labels do not overlap. */
 static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
     double at[2] = {0, 0}, label[2] = {0, 0};
     ptrdiff_t last[2] = {-1, -1};
@@ -324,7 +347,8 @@ static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
         const double middle = (label[0] + label[1]) / 2, lowest = s->bottom - half - apart / 2,
                      highest = s->top + half + apart / 2;
         const double held = fmin(fmax(middle, highest), lowest);
-        label[upper] = held - apart / 2, label[!upper] = held + apart / 2;
+        label[upper] = held - apart / 2;
+        label[!upper] = held + apart / 2;
     }
     for (int i = 0; i < c->count; i++) {
         if (last[i] < 0) continue;
@@ -378,7 +402,8 @@ static inline void chart_json_number(FILE *f, double v) {
 }
 
 /* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]}:
- * steps, values and smoothed values (only where there are) of at most 240 points a curve, the last of each stretch. */
+ * steps, raw values and, if the curve is smoothed, smoothed values. Of each curve at most 240 points are written: the last
+ * one of each of 240 equal intervals of steps. */
 static inline void chart_data(FILE *f, const Chart *c) {
     ChartScale s;
     if (!chart_scale(c, &s)) {

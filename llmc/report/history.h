@@ -1,8 +1,8 @@
-/* history.h - what a run leaves behind for people: its curves, sample completions, configuration and final numbers.
+/* history.h - a run's history in memory: curves, sample completions, configuration and final numbers.
  *
- * A History is plain data in memory. metrics.h fills it while the run goes on, and reads it back from metrics.jsonl when
- * a run is resumed; report.h turns it into a page. Text that comes in is made valid UTF-8 here, once: a model's bytes
- * need not be (each byte that belongs to no character becomes U+FFFD).
+ * A History is plain data. metrics.h fills it during the run and reads it back from metrics.jsonl when a run is resumed;
+ * report.h turns it into a page. All text is made valid UTF-8 when it is added, because a model's output need not be:
+ * each byte that belongs to no character becomes U+FFFD.
  *
  *     History h = {0};
  *     history_value(&h, "reward", 1, 0.25);          // series appear in the order of their first value
@@ -19,19 +19,19 @@
 
 typedef struct Series {
     char *key;      /* the metric's name */
-    int64_t *steps; /* (count) as they were logged: rising, but not always by one */
-    double *values; /* (count) NaN where nothing finite was measured */
+    int64_t *steps; /* (count) as logged: increasing, not always by one */
+    double *values; /* (count) NaN if the value was not finite */
     size_t count, capacity;
 } Series;
 
 typedef struct Sample {
     char *when; /* "before", "after", "step 20", ... */
     char *prompt, *completion, *answer;
-    double reward; /* NaN when unscored */
+    double reward; /* NaN if unscored */
     int64_t step;
 } Sample;
 
-typedef struct HistoryRow { /* configuration: name, value; final numbers: name, before, after. NULL where not given */
+typedef struct HistoryRow { /* configuration: name, value; final numbers: name, before, after. NULL if not given */
     char *name, *value, *after;
 } HistoryRow;
 
@@ -46,17 +46,17 @@ typedef struct History {
     size_t series_count;
     Sample *samples;
     size_t sample_count;
-    HistoryRows header, config, final; /* header: the lines are the names */
+    HistoryRows header, config, final; /* header: each line is a name without values */
     int64_t first_step, last_step;
-    size_t lines;       /* steps logged, in all parts of a resumed run */
-    double seconds;     /* of running, without the pauses between the parts of a resumed run */
-    double finished_at; /* unix time of the last line; 0 before the first */
+    size_t lines;       /* steps logged, including those before resuming */
+    double seconds;     /* running time, without the pauses between the parts of a resumed run */
+    double finished_at; /* Unix time of the last line; 0 before the first */
 } History;
 
 /* ---- text ---- */
 
-/* Bytes of the well-formed UTF-8 character at s, 0 where there is none (Unicode 15, table 3-7); n >= 1 bytes can be
- * read. */
+/* Length in bytes of the well-formed UTF-8 character at s, or 0 if there is none (Unicode 15, table 3-7). s has n >= 1
+ * bytes. */
 static inline size_t utf8_character(const unsigned char *s, size_t n) {
     if (s[0] < 0x80) return 1;
     const size_t length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
@@ -69,7 +69,7 @@ static inline size_t utf8_character(const unsigned char *s, size_t n) {
     return length;
 }
 
-/* A copy of text in which every byte that belongs to no character is U+FFFD; NULL stays NULL. */
+/* Returns a copy of text with U+FFFD for every byte that belongs to no character; NULL for NULL. */
 static inline char *utf8_copy(const char *text) {
     if (!text) return NULL;
     const size_t n = strlen(text);
@@ -87,14 +87,14 @@ static inline char *utf8_copy(const char *text) {
 
 /* ---- filling in ---- */
 
-/* The series of that name, or NULL. */
+/* Returns the series named `key`, or NULL. */
 static inline const Series *history_find(const History *h, const char *key) {
     for (size_t i = 0; i < h->series_count; i++)
         if (!strcmp(h->series[i].key, key)) return &h->series[i];
     return NULL;
 }
 
-/* Appends a value to the series `key`, which is begun when it is new. Values that are not finite are stored as NaN. */
+/* Appends a value to the series `key`, which is created if necessary. Non-finite values are stored as NaN. */
 static inline void history_value(History *h, const char *key, int64_t step, double value) {
     Series *s = (Series *)history_find(h, key);
     if (!s) {
@@ -111,7 +111,7 @@ static inline void history_value(History *h, const char *key, int64_t step, doub
     s->values[s->count++] = isfinite(value) ? value : NAN;
 }
 
-/* Notes that a line was logged for `step` at that unix time. */
+/* Records that a line was logged for `step` at that Unix time. */
 static inline void history_line(History *h, int64_t step, double time) {
     if (!h->lines++) h->first_step = step;
     h->last_step = step;
@@ -161,12 +161,12 @@ static inline void history_free(History *h) {
     *h = (History){0};
 }
 
-/* ---- reading back what metrics.h wrote ---- */
+/* ---- reading files written by metrics.h ---- */
 
 typedef enum { LINE_KEPT, LINE_LATER, LINE_BROKEN } HistoryLine;
 
-/* Takes in one line of metrics.jsonl: LINE_LATER leaves h as it was because the line's step is past `last`; LINE_BROKEN
- * says that this is no object with an integer "step" and explains itself in e. Values that are no numbers are gaps. */
+/* Adds one line of metrics.jsonl to h. LINE_LATER: the line's step is after `last`, and h is unchanged. LINE_BROKEN: the
+ * line is not an object with an integer "step", and e has the reason. Values that are not numbers become gaps. */
 static inline HistoryLine history_read_line(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
     json_t *object = json_loadb(line, n, 0, &why);
@@ -195,7 +195,7 @@ static inline HistoryLine history_read_line(History *h, const char *line, size_t
     return LINE_KEPT;
 }
 
-/* Takes in one line of the samples' file, as history_read_line does. */
+/* Adds one line of the samples file to h, in the same way as history_read_line(). */
 static inline HistoryLine history_read_sample(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
     json_int_t step = 0;
@@ -207,8 +207,8 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
                             &prompt, "completion", &completion, "answer", &answer, "reward", &reward))
         error_set(e, "not a sample: %s", why.text);
     else {
-        result = step > last || !strcmp(when, "after") ? LINE_LATER
-                                                       : LINE_KEPT; /* the end of an earlier part is not the end */
+        /* an "after" sample was taken at the end of an earlier part, which is not the end of the run */
+        result = step > last || !strcmp(when, "after") ? LINE_LATER : LINE_KEPT;
         if (result == LINE_KEPT)
             history_sample(h, step, when, prompt, completion, answer,
                            json_is_number(reward) ? json_number_value(reward) : NAN);

@@ -1,11 +1,12 @@
-/* html.h - text into a page.
+/* html.h - escaping of text for HTML.
  *
- * html_text() is the only way by which text that is not our own (a model's words, an option's value, a metric's name)
- * reaches a page. What comes out is safe between tags and inside quoted attributes. Control characters, which HTML has
- * no way to show, are written as \x1b; newline and tab stay. The text must be UTF-8
- * (history.h has seen to that).
+ * All text that is not part of the program (a model's output, an option's value, a metric's name) reaches a page through
+ * html_text(). Its output is safe between tags and inside quoted attributes. Control characters, which HTML cannot
+ * display, are written as \x1b; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
  *
- *     fputs("<td title='", f);  html_text(f, name);  fputs("'>", f);
+ *     fputs("<td title='", f);
+ *     html_text(f, name);
+ *     fputs("'>", f);
  */
 #ifndef LLMC_REPORT_HTML_H
 #define LLMC_REPORT_HTML_H
@@ -25,7 +26,7 @@ static inline void html_bytes(FILE *f, const char *text, size_t n) {
         case '\'': fputs("&#39;", f); break;
         case '\n':
         case '\t': fputc(c, f); break;
-        case 0xC2: /* U+0080 to U+009F are controls, too */
+        case 0xC2: /* U+0080 to U+009F are control characters too */
             if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fprintf(f, "\\x%02x", (unsigned char)text[++i]);
             else fputc(c, f);
             break;

@@ -1,4 +1,4 @@
-/* metrics.h - what a run tells people while it goes on and after it: numbers, samples, a moving line, a report.
+/* metrics.h - the record of a run: metrics, samples, a progress line and a report.
  *
  *     Metrics m;
  *     if (!metrics_open(&m, "train_grpo", "run/metrics.jsonl", "run/tb", "run/report.html", -1, &e)) die("%s", e.text);
@@ -9,28 +9,28 @@
  *         metrics_set(&m, "loss", loss);
  *         metrics_set(&m, "reward", reward);
  *         if (!metrics_step(&m, step, &e)) die("%s", e.text);
- *         metrics_line(&m, "step %lld | loss %.4f", step, loss);       // a line above the moving one
+ *         metrics_line(&m, "step %lld | loss %.4f", step, loss);       // printed above the progress line
  *         metrics_progress(&m, step, steps, "reward 0.71");
  *     }
  *     metrics_sample(&m, "after", "2+3=", "5", "5", 1);
  *     metrics_final(&m, "Held-out greedy accuracy", "31.2 %", "87.5 %");
  *     if (!metrics_close(&m, &e)) die("%s", e.text);
  *
- * metrics.jsonl     one line a step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds since
- *                   1970. Numbers have the fewest digits that give the same double when read; what is not finite is null.
+ * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds since
+ *                   1970. Numbers have the fewest digits that read back as the same double; non-finite values are null.
  *                   "-" writes to standard output.
- * metrics.samples.jsonl   beside it when there are samples: {"step":0,"when":"before","prompt":...,"completion":...,
- *                   "answer":...,"reward":0}. (The name is the metrics' own, with .samples before .jsonl.)
- * TensorBoard       event files, see tensorboard.h. They hold what metrics.jsonl holds.
- * report            one HTML page, see report.h; written at the end, and every minute while the run goes on.
+ * metrics.samples.jsonl   the samples, if there are any: {"step":0,"when":"before","prompt":...,"completion":...,
+ *                   "answer":...,"reward":0}. Its name is that of the metrics file with .samples before .jsonl.
+ * TensorBoard       event files with the same values as metrics.jsonl, see tensorboard.h.
+ * report            one HTML page, see report.h; written every minute during the run and at its end.
  *
- * Resuming: with resume_step >= 0 both JSON files are cut back, atomically, to the lines up to that step, and what they
- * hold becomes the beginning of the report's curves. A last line that a kill left unfinished is dropped; any other line
- * that cannot be read is an error and leaves the file as it was. A new run (resume_step -1) starts both files afresh, but
- * only when it writes its first line: a run that fails before that leaves the earlier ones alone.
+ * Resuming: with resume_step >= 0 both JSON files are truncated, atomically, to the lines up to that step. These lines
+ * become the beginning of the report's curves. A last line that a kill left unfinished is dropped; any other unreadable
+ * line is an error and leaves the file unchanged. A new run (resume_step -1) empties both files, but only when it writes
+ * its first line: a run that fails earlier does not touch them.
  *
- * A full disk or a path that cannot be written gives one Error; metrics_sample has none to return, so the next
- * metrics_step or metrics_close reports what it met.
+ * A full disk or an unwritable path gives one Error. metrics_sample() returns no error, so the next metrics_step() or
+ * metrics_close() reports its failure.
  */
 #ifndef LLMC_REPORT_METRICS_H
 #define LLMC_REPORT_METRICS_H
@@ -50,17 +50,17 @@ typedef struct Metrics {
     char *jsonl_path, *samples_path, *report_path; /* NULL when not asked for */
     FILE *jsonl, *samples;
     TensorBoard board;
-    bool begun; /* the files are ours: cut back or emptied */
+    bool begun; /* the files have been truncated for this run */
     bool resumed, samples_kept;
-    Error failed; /* text is "" while all is well */
-    char **names; /* (count) of the step being built */
+    Error failed; /* text is "" while nothing has failed */
+    char **names; /* (count) metrics of the current step */
     double *values;
     size_t count, capacity;
-    double clock, reported, carried; /* monotonic: of opening, of the last report; seconds run in earlier parts */
-    bool quiet;                      /* print nothing: a rank that is not the first */
-    /* the moving line */
+    double clock, reported, carried; /* time of opening, of the last report (monotonic); seconds run before resuming */
+    bool quiet;                      /* print nothing: set on every rank but the first */
+    /* the progress line */
     bool terminal, shown;
-    double interval; /* seconds between two drawings of the progress line, 0.1 unless set after metrics_open */
+    double interval; /* seconds between two updates, 0.1 unless set after metrics_open() */
     double drawn, step_clock, step_seconds, step_weight;
     int64_t progress_step;
 } Metrics;
@@ -85,7 +85,7 @@ static inline void metrics_number(double value, char *text) {
     }
 }
 
-/* Writes `"key":` or a text value, escaped by jansson. */
+/* Writes text as a JSON string. */
 static inline void metrics_json_text(FILE *f, const char *text) {
     json_t *string = json_string(text);
     char *json = string ? json_dumps(string, JSON_ENCODE_ANY) : NULL;
@@ -104,7 +104,8 @@ static inline char *metrics_samples_path(const char *jsonl) {
     return path;
 }
 
-/* Reads the lines of `path` into the history, and rewrites the file without those past `last`. A missing file is empty. */
+/* Reads the lines of `path` into the history and rewrites the file without those after step `last`. A missing file counts
+ * as empty. */
 static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
                                HistoryLine (*read)(History *, const char *, size_t, int64_t, Error *), Error *e) {
     FILE *f = fopen(path, "re");
@@ -112,7 +113,7 @@ static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
     struct stat about;
     if (fstat(fileno(f), &about) || !S_ISREG(about.st_mode)) {
         fclose(f);
-        return true; /* a pipe or device holds no earlier lines */
+        return true; /* a pipe or device has no earlier lines */
     }
     Writer w;
     if (!writer_open(&w, path, e)) {
@@ -141,7 +142,7 @@ static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
     return ok;
 }
 
-/* Opens for appending without touching what is there. */
+/* Opens a file for appending and keeps its contents. */
 static inline FILE *metrics_append(const char *path, Error *e) {
     const int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a");
@@ -152,7 +153,7 @@ static inline FILE *metrics_append(const char *path, Error *e) {
     return f;
 }
 
-/* Before the first line of a new run: empties what an earlier one left. */
+/* Empties the files of an earlier run before the first line of a new one is written. */
 static inline bool metrics_begin(Metrics *m, Error *e) {
     if (m->begun || !m->jsonl) return true;
     m->begun = true;
@@ -184,8 +185,8 @@ static inline void metrics_free(Metrics *m) {
     *m = (Metrics){0};
 }
 
-/* Begins to record a run of `program`. Each of jsonl (a path or "-"), tensorboard_dir and report is NULL when not
- * wanted. resume_step: -1 for a new run; else the last step of the part of the run that goes on. On failure m is freed. */
+/* Begins the record of a run of `program`. jsonl (a path or "-"), tensorboard_dir and report may each be NULL.
+ * resume_step: -1 for a new run, or the last step of the run that is resumed. On failure m is freed. */
 static inline bool metrics_open(Metrics *m, const char *program, const char *jsonl, const char *tensorboard_dir,
                                 const char *report, int64_t resume_step, Error *e) {
     *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = isatty(STDERR_FILENO)};
@@ -197,8 +198,10 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
     m->history.first_step = m->history.last_step = m->resumed ? resume_step : 0;
     if (report) m->report_path = xstrdup(report);
     bool ok = true;
-    if (jsonl && !strcmp(jsonl, "-")) m->jsonl_path = xstrdup("standard output"), m->jsonl = stdout;
-    else if (jsonl) {
+    if (jsonl && !strcmp(jsonl, "-")) {
+        m->jsonl_path = xstrdup("standard output");
+        m->jsonl = stdout;
+    } else if (jsonl) {
         m->jsonl_path = xstrdup(jsonl);
         m->samples_path = metrics_samples_path(jsonl);
         if (m->resumed)
@@ -215,23 +218,23 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
     return ok;
 }
 
-/* A line of text for the head of the report: what the model is, the machine, the command. */
+/* Adds a line to the head of the report: the model, the machine or the command. */
 static inline void metrics_header(Metrics *m, const char *text) { history_row(&m->history.header, text, NULL, NULL); }
 
-/* A row of the report's table of options; a NULL value makes `name` the title of the rows that follow. */
+/* Adds a row to the report's table of options; with a NULL value, `name` is the title of the rows that follow. */
 static inline void metrics_config(Metrics *m, const char *name, const char *value) {
     history_row(&m->history.config, name, value, NULL);
 }
 
-/* A row of the report's final numbers. before may be NULL. Both are shown as they are; where both begin with a number
- * and end alike ("31.2 %", "87.5 %"), the change is shown too. */
+/* Adds a row to the report's final numbers. before may be NULL. Both are shown verbatim; if both begin with a number and
+ * end in the same unit ("31.2 %", "87.5 %"), the change is shown too. */
 static inline void metrics_final(Metrics *m, const char *name, const char *before, const char *after) {
     history_row(&m->history.final, name, before, after);
 }
 
 /* ---- a step ---- */
 
-/* Sets a value of the step being built; setting a key twice keeps the later value. NaN and infinity are null. */
+/* Sets a metric of the current step. If a key is set twice, the later value counts. NaN and infinity are written as null. */
 static inline void metrics_set(Metrics *m, const char *key, double value) {
     for (size_t i = 0; i < m->count; i++)
         if (!strcmp(m->names[i], key)) {
@@ -254,7 +257,7 @@ static inline bool metrics_report(Metrics *m, bool running, Error *e) {
     return !m->report_path || report_write(&m->history, m->report_path, running, e);
 }
 
-/* Writes the values set since the last step, as one line and one event, and forgets them. */
+/* Writes the metrics set since the last step, as one line and one event, and clears them. */
 static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     if (m->failed.text[0]) return error_set(e, "%s", m->failed.text);
     if (!metrics_begin(m, e)) return false;
@@ -285,11 +288,11 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     return ok;
 }
 
-/* Keeps a completion for the report and the samples' file. when: "before", "after" or "step 20"; samples of one prompt
- * are shown side by side. answer may be NULL; reward is NaN when the completion was not scored. */
+/* Adds a completion to the report and to the samples file. when: "before", "after" or "step 20"; samples of one prompt
+ * are shown side by side. answer may be NULL; reward is NaN if the completion was not scored. */
 static inline void metrics_sample(Metrics *m, const char *when, const char *prompt, const char *completion,
                                   const char *answer, double reward) {
-    if (m->samples_kept && !strcmp(when, "before")) return; /* the first part of this run took them */
+    if (m->samples_kept && !strcmp(when, "before")) return; /* recorded before resuming */
     long long step = (long long)m->history.last_step;
     sscanf(when, "step %lld", &step);
     history_sample(&m->history, step, when, prompt, completion, answer, reward);
@@ -309,15 +312,15 @@ static inline void metrics_sample(Metrics *m, const char *when, const char *prom
     metrics_flush(m->samples, m->samples_path, &m->failed);
 }
 
-/* ---- the moving line ---- */
+/* ---- the progress line ---- */
 
-/* Removes the moving line, so that something else can be printed. */
+/* Removes the progress line so that other output can be printed. */
 static inline void metrics_clear(Metrics *m) {
     if (m->shown) fputs("\r\033[K", stderr);
     m->shown = false;
 }
 
-/* Prints a line on standard error, above the moving one. */
+/* Prints a line to standard error, above the progress line. */
 PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format, ...) {
     va_list args;
     if (m->quiet) return;
@@ -336,9 +339,9 @@ static inline void metrics_duration(double seconds, char *text, size_t size) {
     else snprintf(text, size, "%lldd %02lld:%02lld", s / 86400, s / 3600 % 24, s / 60 % 60);
 }
 
-/* Puts the moving line together in line[size], at most `width` characters wide:
+/* Formats the progress line in line[size], at most `width` characters wide:
  *     [=========>          ]  120/2000   6%  1.23 steps/s  25:28 left  reward 0.71
- * rate is in steps a second, 0 when not yet known; steps is 0 when the end is not known. */
+ * rate: steps per second, 0 if not yet known. steps: 0 if the total is unknown. */
 static inline void metrics_draw(char *line, size_t size, int width, int64_t step, int64_t steps, double rate,
                                 const char *text) {
     enum { BAR = 20 };
@@ -361,26 +364,30 @@ static inline void metrics_draw(char *line, size_t size, int width, int64_t step
              text ? text : "");
     size_t bytes = 0;
     const size_t n = strlen(line);
-    for (int column = 0; bytes < n && column < width; column++) { /* cut at the width, between characters */
+    for (int column = 0; bytes < n && column < width; column++) { /* truncate at the width, between characters */
         const size_t character = utf8_character((const unsigned char *)line + bytes, n - bytes);
         bytes += character ? character : 1;
     }
     line[bytes] = 0;
 }
 
-/* Shows how far the run is, on one line of standard error that moves; nothing where that is no terminal. The rate is an
- * average that weighs the last fifty steps most. May be called at any time, also within a step: at most ten times a second
- * it draws. text (what is going on, or the last numbers) may be NULL. steps is 0 when the end is not known. */
+/* Shows the run's progress on one line of standard error that is overwritten in place, if standard error is a terminal.
+ * The rate is an exponential average over about fifty steps. May be called at any time, also within a step; the line is
+ * redrawn at most once per m->interval. text (the current activity, or the latest numbers) may be NULL. steps: 0 if the
+ * total is unknown. */
 static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, const char *text) {
     if (!m->terminal || m->quiet) return;
     const double now = metrics_clock(CLOCK_MONOTONIC), decay = 0.98;
     const int64_t passed = step - m->progress_step;
-    if (m->progress_step < 0 || passed < 0) m->progress_step = step, m->step_clock = now;
-    else if (passed > 0) {
+    if (m->progress_step < 0 || passed < 0) {
+        m->progress_step = step;
+        m->step_clock = now;
+    } else if (passed > 0) {
         const double keep = pow(decay, (double)passed);
         m->step_seconds = keep * m->step_seconds + (1 - keep) * (now - m->step_clock) / (double)passed;
         m->step_weight = keep * m->step_weight + (1 - keep);
-        m->progress_step = step, m->step_clock = now;
+        m->progress_step = step;
+        m->step_clock = now;
     }
     if (m->shown && now - m->drawn < m->interval && step != steps) return;
     struct winsize window;
@@ -390,12 +397,13 @@ static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, con
     metrics_draw(line, sizeof line, width - 1, step, steps, seconds > 0 ? 1 / seconds : 0, text);
     fprintf(stderr, "\r%s\033[K", line);
     fflush(stderr);
-    m->shown = true, m->drawn = now;
+    m->shown = true;
+    m->drawn = now;
 }
 
 /* ---- the end ---- */
 
-/* Ends the record: writes the report, closes the files and frees m, also when something failed. */
+/* Ends the record: writes the report, closes the files and frees m, even after a failure. */
 static inline bool metrics_close(Metrics *m, Error *e) {
     metrics_clear(m);
     bool ok = !m->failed.text[0] || error_set(e, "%s", m->failed.text);

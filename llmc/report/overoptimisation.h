@@ -1,14 +1,15 @@
-/* overoptimisation.h - what a run bought with its distance from the start: proxy and gold reward against sqrt(KL).
+/* overoptimisation.h - fit of proxy and gold reward as functions of sqrt(KL).
  *
- * A policy that is optimised against a proxy of what is wanted first gains in both; then the proxy goes on rising and the
- * gold reward, which nothing optimises, falls. For reinforcement learning Gao et al. 2022 (2210.10760), eq. 1, found
+ * A policy that is optimised against a proxy of the actual goal first improves both rewards. Later the proxy reward keeps
+ * rising while the gold reward, which is not optimised, falls. For reinforcement learning Gao et al. 2022 (2210.10760),
+ * eq. 1, found
  *
  *   R(d) = d (alpha - beta log d),   d = sqrt(KL(pi || start))
  *
- * with its highest point at d = exp(alpha / beta - 1). Here the reward of the start, R0, is fitted with them by least
- * squares, for it is measured with noise like every other point.
+ * with its maximum at d = exp(alpha / beta - 1). Here the reward at the start, R0, is fitted together with alpha and beta
+ * by least squares, because it is measured with noise like every other point.
  *
- * Needs the metrics objective/kl, objective/scores and objective/gold, at least eight points of them, and a KL that moves.
+ * Requires the metrics objective/kl, objective/scores and objective/gold, at least eight points, and a KL that varies.
  *
  *     GaoFit f = overoptimisation_fit(&history, "objective/gold");
  *     if (f.good) printf("highest at a KL of %g\n", f.peak * f.peak);
@@ -21,16 +22,16 @@
 typedef struct GaoFit {
     bool good; /* false: too few points, or all at one distance */
     double R0, alpha, beta;
-    double r2;          /* share of the variance that the curve explains */
+    double r2;          /* fraction of the variance explained by the curve */
     double farthest;    /* largest d */
-    double peak, value; /* d of the highest point within [0, farthest], and R there */
+    double peak, value; /* d of the maximum within [0, farthest], and R(d) there */
 } GaoFit;
 
 static inline double gao_reward(const GaoFit *f, double d) {
     return f->R0 + (d > 0 ? d * (f->alpha - f->beta * log(d)) : 0);
 }
 
-/* Solves the 3 x 3 system A x = b, symmetric and positive; false where it is singular. */
+/* Solves A x = b for a symmetric positive definite 3 x 3 matrix A; false if A is singular. */
 static inline bool gao_solve(double A[3][3], double b[3], double x[3]) {
     for (int k = 0; k < 3; k++) {
         if (!(A[k][k] > 1e-9)) return false;
@@ -48,7 +49,7 @@ static inline bool gao_solve(double A[3][3], double b[3], double x[3]) {
     return true;
 }
 
-/* d, R: n points; those that are not finite are left out. */
+/* Fits the curve to n points (d, R); non-finite points are ignored. */
 static inline GaoFit gao_fit(const double *d, const double *R, size_t n) {
     GaoFit f = {0};
     double A[3][3] = {{0}}, b[3] = {0}, x[3], points = 0, mean = 0, total = 0, rest = 0;
@@ -59,10 +60,15 @@ static inline GaoFit gao_fit(const double *d, const double *R, size_t n) {
             for (int k = 0; k < 3; k++) A[j][k] += basis[j] * basis[k];
             b[j] += basis[j] * R[i];
         }
-        points++, mean += R[i], f.farthest = fmax(f.farthest, d[i]);
+        points++;
+        mean += R[i];
+        f.farthest = fmax(f.farthest, d[i]);
     }
     if (points < 8 || !gao_solve(A, b, x)) return f;
-    f.R0 = x[0], f.alpha = x[1], f.beta = x[2], f.good = true;
+    f.R0 = x[0];
+    f.alpha = x[1];
+    f.beta = x[2];
+    f.good = true;
     for (size_t i = 0; i < n; i++) {
         if (!isfinite(d[i]) || !isfinite(R[i]) || d[i] < 0) continue;
         total += (R[i] - mean / points) * (R[i] - mean / points);
@@ -76,18 +82,21 @@ static inline GaoFit gao_fit(const double *d, const double *R, size_t n) {
     return f;
 }
 
-/* The points of a run: d and a reward at the steps that have both. Returns their number; d and R are to be freed. */
+/* Collects the points of a run: d and the reward `key` at the steps that have both. Returns their number. The caller frees
+ * d and R. */
 static inline size_t overoptimisation_points(const History *h, const char *key, double **d, double **R) {
     const Series *kl = history_find(h, "objective/kl"), *y = history_find(h, key);
     size_t n = 0;
     *d = *R = NULL;
     if (!kl || !y) return 0;
-    *d = (double *)xcalloc(kl->count + 1, sizeof **d), *R = (double *)xcalloc(kl->count + 1, sizeof **R);
+    *d = (double *)xcalloc(kl->count + 1, sizeof **d);
+    *R = (double *)xcalloc(kl->count + 1, sizeof **R);
     for (size_t i = 0, k = 0; i < kl->count; i++) {
         while (k < y->count && y->steps[k] < kl->steps[i]) k++;
         if (k == y->count || y->steps[k] != kl->steps[i] || !isfinite(kl->values[i]) || !isfinite(y->values[k]))
             continue;
-        (*d)[n] = sqrt(fmax(kl->values[i], 0)), (*R)[n++] = y->values[k];
+        (*d)[n] = sqrt(fmax(kl->values[i], 0));
+        (*R)[n++] = y->values[k];
     }
     return n;
 }

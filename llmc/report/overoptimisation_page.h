@@ -1,7 +1,7 @@
-/* overoptimisation_page.h - the section of a report that draws proxy and gold reward against sqrt(KL).
+/* overoptimisation_page.h - report section that plots proxy and gold reward against sqrt(KL).
  *
- * Each step is a point, each reward has Gao et al.'s curve through its points (overoptimisation.h) where one can be
- * fitted. Draws nothing for a run that has no objective/gold.
+ * Each step is a point. The curve of Gao et al. (overoptimisation.h) is drawn through the points of each reward if the fit
+ * succeeds. The section is omitted if the run has no objective/gold.
  *
  *     report_overoptimisation(f, &history);
  */
@@ -11,7 +11,7 @@
 #include "chart.h"
 #include "overoptimisation.h"
 
-/* The points and the curve of one reward, as curve number `which`. */
+/* Draws the points and the curve of one reward in the colour of curve `which`. */
 static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const double *d, const double *R, size_t n,
                                          const GaoFit *fit, int which, const char *name) {
     enum { POINTS = 96 };
@@ -43,13 +43,13 @@ static inline void overoptimisation_axes(FILE *f, const ChartScale *s) {
         chart_tick(x, step, false, text);
         fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>%s</text>", chart_x(s, x), s->bottom + 14, text);
     }
-    fprintf(f, "<text class='axis' x='%.1f' y='%.1f' text-anchor='end'>sqrt(KL), nats an answer</text>\n", s->right,
-            s->bottom + 28);
+    fprintf(f, "<text class='axis' x='%.1f' y='%.1f' text-anchor='end'>sqrt(KL), KL in nats per completion</text>\n",
+            s->right, s->bottom + 28);
 }
 
 static inline void overoptimisation_words(FILE *f, const GaoFit *fit, const char *name, int which) {
     if (!fit->good) {
-        fprintf(f, "<p class='stats'><i class='a%d'>%s</i><span>no curve fits these points</span></p>", which, name);
+        fprintf(f, "<p class='stats'><i class='a%d'>%s</i><span>no curve could be fitted</span></p>", which, name);
         return;
     }
     fprintf(f,
@@ -66,20 +66,28 @@ static inline void report_overoptimisation(FILE *f, const History *h) {
     GaoFit fit[2];
     ChartScale s = {.left = 52, .right = 560, .top = 12, .bottom = 250, .y0 = INFINITY, .y1 = -INFINITY};
     for (int k = 0; k < 2; k++) {
-        n[k] = overoptimisation_points(h, key[k], &d[k], &R[k]), fit[k] = gao_fit(d[k], R[k], n[k]);
+        n[k] = overoptimisation_points(h, key[k], &d[k], &R[k]);
+        fit[k] = gao_fit(d[k], R[k], n[k]);
         for (size_t i = 0; i < n[k]; i++) {
             s.x1 = fmax(s.x1, d[k][i]);
-            s.y0 = fmin(s.y0, R[k][i]), s.y1 = fmax(s.y1, R[k][i]);
+            s.y0 = fmin(s.y0, R[k][i]);
+            s.y1 = fmax(s.y1, R[k][i]);
         }
     }
     if (n[0] > 1 && n[1] > 1 && s.x1 > 0) {
-        if (s.y1 - s.y0 < 1e-9) s.y0 -= 1, s.y1 += 1;
+        if (s.y1 - s.y0 < 1e-9) {
+            s.y0 -= 1;
+            s.y1 += 1;
+        }
         const double margin = 0.05 * (s.y1 - s.y0);
-        s.y0 -= margin, s.y1 += margin, s.tick = chart_round(s.y1 - s.y0, 6);
+        s.y0 -= margin;
+        s.y1 += margin;
+        s.tick = chart_round(s.y1 - s.y0, 6);
         fputs(
-            "<section><h2>Proxy and gold</h2>\n<p class='note'>What is optimised and what is wanted, against the "
-            "distance from the start. Curves: R(d) = R0 + d (alpha - beta log d), d = sqrt(KL), after Gao et al. "
-            "2022.</p>\n<div class='scroll'><svg viewBox='0 0 620 290' style='width:100%;max-width:860px' role='img'>",
+            "<section><h2>Proxy and gold</h2>\n<p class='note'>The proxy reward is optimised; the gold reward measures the "
+            "actual goal. Both are plotted against the policy's distance from the start. Curves: R(d) = R0 + d (alpha - "
+            "beta log d), d = sqrt(KL), after Gao et al. 2022.</p>\n"
+            "<div class='scroll'><svg viewBox='0 0 620 290' style='width:100%;max-width:860px' role='img'>",
             f);
         overoptimisation_axes(f, &s);
         for (int k = 0; k < 2; k++) overoptimisation_draw(f, &s, d[k], R[k], n[k], &fit[k], k, name[k]);

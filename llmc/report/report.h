@@ -1,14 +1,14 @@
-/* report.h - a run as one HTML page that needs nothing else: no network, no other file.
+/* report.h - self-contained HTML report of a run.
  *
- * From top to bottom: what ran and how long; the final numbers, before and after; the curves in groups; completions of
- * the same prompts side by side, before on the left and after on the right, with what they earned; the configuration;
- * all metrics as a table. Curves are SVG drawn here; a script of a few lines adds the values under the pointer, and the
- * page reads the same without it. Light and dark follow the reader's system.
+ * The page uses neither the network nor other files. It shows, from top to bottom: program, run time and model; the final
+ * numbers, before and after; the curves in groups; completions of the same prompts side by side, before on the left and
+ * after on the right, with their rewards; the configuration; all metrics as a table. Curves are SVG. A short script adds
+ * the values under the pointer; without it the page is complete. Light or dark follows the reader's system.
  *
  *     if (!report_write(&history, "run/report.html", false, &e)) die("%s", e.text);
  *
- * Refuses nothing that a History can hold: no steps, no samples, broken text, a single point. Text from outside goes
- * through html_text(). A completion counts as right from a reward of 0.9 and as wrong below 0.5.
+ * Every History can be written, also one without steps or samples or with a single point. All text that is not part of
+ * the program goes through html_text(). A completion counts as right at a reward of 0.9 or more and as wrong below 0.5.
  */
 #ifndef LLMC_REPORT_REPORT_H
 #define LLMC_REPORT_REPORT_H
@@ -20,7 +20,11 @@
 #include "overoptimisation_page.h"
 #include <time.h>
 
-enum { REPORT_SHOWN = 8, REPORT_PROMPTS = 64, REPORT_TEXT = 6000 }; /* prompts at once, in all; bytes of a completion */
+enum {
+    REPORT_SHOWN = 8,
+    REPORT_PROMPTS = 64,
+    REPORT_TEXT = 6000
+}; /* prompts shown open, in all; bytes of a completion */
 
 /* ---- style and script ---- */
 
@@ -95,7 +99,7 @@ static inline const char *report_css(void) {
            "@media print{.take pre,.ask pre{max-height:none}main{max-width:none;padding:0}figure,.prompt{break-inside:avoid}}\n";
 }
 
-/* Under the pointer: a hairline through all charts at the same step, and the values there. */
+/* Script that shows, under the pointer, a hairline through all charts at the same step and the values at that step. */
 static inline const char *report_script(void) {
     return "(function(){var N='http://www.w3.org/2000/svg',charts=[];\n"
            "function make(svg,tag,cls){var e=document.createElementNS(N,tag);e.setAttribute('class',cls);svg.appendChild(e);return e}\n"
@@ -178,7 +182,7 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
         const double per_step = h->seconds / (double)h->lines;
         if (per_step > 0) {
             chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
-            fprintf(f, "<span><b>%s %s</b> a step</span>", text, per_step < 1 ? "ms" : "s");
+            fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
         }
         const time_t at = (time_t)h->finished_at;
         struct tm local;
@@ -191,7 +195,7 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
 
 /* ---- final numbers ---- */
 
-/* Splits "31.2 %" into its number, the decimals it is written with, and what follows; false when it is no number. */
+/* Splits "31.2 %" into its number, its count of decimals and its unit; false if it does not begin with a number. */
 static inline bool report_number(const char *text, double *number, int *decimals, const char **unit) {
     char *end;
     if (!text || !strchr("+-.0123456789", text[0]) || !text[0]) return false;
@@ -203,7 +207,7 @@ static inline bool report_number(const char *text, double *number, int *decimals
     return true;
 }
 
-/* A bar from 0 to 100 % with an open dot before and a full one after. */
+/* Draws a bar from 0 to 100 % with an open dot at `before` and a filled one at `after`. */
 static inline void report_bar(FILE *f, double before, double after) {
     const double x = 7 + 146 * before / 100, z = 7 + 146 * after / 100;
     fprintf(f,
@@ -239,7 +243,7 @@ static inline void report_final_row(FILE *f, const char *name, const char *befor
     fputs("</td></tr>\n", f);
 }
 
-/* The rows given by metrics_final; without any, where the first charts began and ended. */
+/* Writes the rows given to metrics_final(); if there are none, the first and last values of the headline curves. */
 static inline void report_final(FILE *f, const History *h, const CurveList *curves) {
     if (!h->final.count && !curves->count) return;
     fprintf(f,
@@ -249,7 +253,8 @@ static inline void report_final(FILE *f, const History *h, const CurveList *curv
             h->final.count ? "after" : "last step");
     for (size_t i = 0; i < h->final.count; i++)
         report_final_row(f, h->final.rows[i].name, h->final.rows[i].value, h->final.rows[i].after, i == 0);
-    for (size_t i = 0, shown = 0; !h->final.count && i < curves->count && shown < 5; i++) {
+    const size_t charts = h->final.count ? 0 : curves->count;
+    for (size_t i = 0, shown = 0; i < charts && shown < 5; i++) {
         const Curve *c = &curves->curves[i];
         if (!(c->info->flags & CURVE_HEADLINE)) continue;
         const Series *s = c->chart.lines[c->chart.count - 1].mid;
@@ -271,8 +276,8 @@ static inline void report_final(FILE *f, const History *h, const CurveList *curv
 static inline void report_curves(FILE *f, const CurveList *curves) {
     if (!curves->count) return;
     fputs(
-        "<section id='curves'><h2>Curves</h2><p class='note'>Faint: as measured. Strong: a moving average. The number at "
-        "a curve's end is its last value.</p>\n",
+        "<section id='curves'><h2>Curves</h2><p class='note'>Faint line: raw values. Strong line: moving average. The number "
+        "at a curve's end is its last value.</p>\n",
         f);
     for (size_t i = 0; i < curves->count; i++) {
         const CurveGroup group = curves->curves[i].group;
@@ -290,7 +295,7 @@ static inline const char *report_class(double reward) {
     return !isfinite(reward) ? "" : reward >= 0.9 ? "ok" : reward < 0.5 ? "bad" : "mid";
 }
 
-/* A completion; where it is not wrong, the last occurrence of the answer is marked. */
+/* Writes a completion; unless it is wrong, the last occurrence of the answer is marked. */
 static inline void report_completion(FILE *f, const Sample *s) {
     const size_t all = strlen(s->completion);
     size_t n = all;
@@ -301,7 +306,7 @@ static inline void report_completion(FILE *f, const Sample *s) {
         for (const char *c = s->completion; (c = strstr(c, s->answer)); c++)
             if ((size_t)(c - s->completion) + strlen(s->answer) <= n) found = c;
     fputs("<pre>", f);
-    if (!all) fputs("<span class='none'>nothing</span>", f);
+    if (!all) fputs("<span class='none'>empty</span>", f);
     if (found) {
         const size_t at = (size_t)(found - s->completion), length = strlen(s->answer);
         html_bytes(f, s->completion, at);
@@ -325,7 +330,7 @@ static inline void report_take(FILE *f, const Sample *s, bool scored) {
     else {
         const char *verdict = *class == 'o'   ? "\xE2\x9C\x93 right"
                               : *class == 'b' ? "\xE2\x9C\x97 wrong"
-                                              : "\xE2\x89\x88 in part";
+                                              : "\xE2\x89\x88 partly right";
         fprintf(f, "%s, reward %s", verdict, text);
     }
     fputs("</div>", f);
@@ -333,16 +338,16 @@ static inline void report_take(FILE *f, const Sample *s, bool scored) {
     fputs("</div>", f);
 }
 
-/* Samples in the order of their prompts; the tags in the order of appearance, with "before" first and "after" last. */
+/* The samples' distinct prompts, in order of appearance, and distinct tags, with "before" first and "after" last. */
 typedef struct ReportSamples {
     const char **prompts, **tags; /* (prompt_count), (tag_count) distinct */
     size_t prompt_count, tag_count;
-    size_t *prompt_of, *tag_of; /* (samples) */
-    bool scored;                /* at least one has a reward */
+    size_t *prompt_of, *tag_of; /* (samples) indices into prompts and tags */
+    bool scored;                /* at least one sample has a reward */
 } ReportSamples;
 
 static inline size_t report_intern(const char ***list, size_t *count, const char *text) {
-    for (size_t i = *count; i-- > 0;) /* samples of one prompt or tag mostly follow each other */
+    for (size_t i = *count; i-- > 0;) /* backwards: equal texts are usually adjacent */
         if (!strcmp((*list)[i], text)) return i;
     *list = (const char **)xrealloc(*list, *count + 1, sizeof **list);
     (*list)[*count] = text;
@@ -354,24 +359,28 @@ static inline ReportSamples report_samples_sort(const History *h) {
     r.prompt_of = (size_t *)xcalloc(h->sample_count, sizeof *r.prompt_of);
     r.tag_of = (size_t *)xcalloc(h->sample_count, sizeof *r.tag_of);
     static const char *const ends[2] = {"before", "after"};
-    for (int pass = 0; pass < 3; pass++) /* before, the ones between, after */
+    for (int pass = 0; pass < 3; pass++) /* before; in between; after */
         for (size_t i = 0; i < h->sample_count; i++) {
             const char *when = h->samples[i].when;
             const int turn = !strcmp(when, ends[0]) ? 0 : !strcmp(when, ends[1]) ? 2 : 1;
             if (turn == pass) r.tag_of[i] = report_intern(&r.tags, &r.tag_count, when);
         }
-    for (size_t i = 0; i < h->sample_count; i++)
-        r.prompt_of[i] = report_intern(&r.prompts, &r.prompt_count, h->samples[i].prompt),
+    for (size_t i = 0; i < h->sample_count; i++) {
+        r.prompt_of[i] = report_intern(&r.prompts, &r.prompt_count, h->samples[i].prompt);
         r.scored |= isfinite(h->samples[i].reward);
+    }
     return r;
 }
 
-/* All samples of one prompt and tag. */
+/* Writes all samples of one prompt and tag. */
 static inline void report_takes(FILE *f, const History *h, const ReportSamples *r, size_t prompt, size_t tag) {
     fputs("<div class='takes'>", f);
     bool any = false;
     for (size_t i = 0; i < h->sample_count; i++)
-        if (r->prompt_of[i] == prompt && r->tag_of[i] == tag) report_take(f, &h->samples[i], r->scored), any = true;
+        if (r->prompt_of[i] == prompt && r->tag_of[i] == tag) {
+            report_take(f, &h->samples[i], r->scored);
+            any = true;
+        }
     if (!any) {
         fputs("<div class='take'><div class='got'><span>", f);
         html_text(f, r->tags[tag]);
@@ -409,11 +418,14 @@ static inline void report_prompt(FILE *f, const History *h, const ReportSamples 
     fputs("</div></article>\n", f);
 }
 
-/* A row of squares, one for each sample of a tag: how many were right, and a way to each. */
+/* Writes how many samples of a tag are right, and one square for each, which links to its prompt. */
 static inline void report_tally(FILE *f, const History *h, const ReportSamples *r, size_t tag) {
     size_t right = 0, all = 0;
     for (size_t i = 0; i < h->sample_count; i++)
-        if (r->tag_of[i] == tag && isfinite(h->samples[i].reward)) all++, right += h->samples[i].reward >= 0.9;
+        if (r->tag_of[i] == tag && isfinite(h->samples[i].reward)) {
+            all++;
+            right += h->samples[i].reward >= 0.9;
+        }
     if (!all) return;
     fputs("<span>", f);
     html_text(f, r->tags[tag]);
@@ -432,20 +444,20 @@ static inline void report_samples(FILE *f, const History *h) {
     fputs("<section id='samples'><h2>Samples</h2><p class='note'>Completions of the same prompts", f);
     if (r.tag_count > 1) fputs(", side by side", f);
     fprintf(f, ".%s</p>\n<div class='tally'>",
-            r.scored ? " Right is a reward of 0.9 or more, wrong one below 0.5. The expected answer is "
-                       "underlined where a right completion holds it."
+            r.scored ? " A completion is right at a reward of 0.9 or more and wrong below 0.5. The expected answer is "
+                       "underlined in completions that are not wrong."
                      : "");
     report_tally(f, h, &r, 0);
     if (r.tag_count > 1) report_tally(f, h, &r, r.tag_count - 1);
     fputs("</div>\n", f);
     const size_t shown = r.prompt_count < REPORT_PROMPTS ? r.prompt_count : REPORT_PROMPTS;
     for (size_t i = 0; i < shown; i++) {
-        if (i == REPORT_SHOWN) fprintf(f, "<details><summary>%zu prompts more</summary>\n", shown - i);
+        if (i == REPORT_SHOWN) fprintf(f, "<details><summary>%zu more prompts</summary>\n", shown - i);
         report_prompt(f, h, &r, i);
     }
     if (shown > REPORT_SHOWN) fputs("</details>", f);
     if (shown < r.prompt_count)
-        fprintf(f, "<p class='note'>%zu further prompts are left out.</p>", r.prompt_count - shown);
+        fprintf(f, "<p class='note'>%zu further prompts are not shown.</p>", r.prompt_count - shown);
     fputs("</section>\n", f);
     free(r.prompts);
     free(r.tags);
@@ -480,7 +492,7 @@ static inline void report_config(FILE *f, const History *h) {
 static inline void report_all(FILE *f, const History *h) {
     if (!h->series_count) return;
     fputs(
-        "<section><h2>All metrics</h2><details><summary>first, last, least and greatest value of each</summary>"
+        "<section><h2>All metrics</h2><details><summary>first, last, minimum and maximum of each</summary>"
         "<div class='scroll'><table class='all'><thead><tr><th>name</th><th>first</th><th>last</th><th>min</th><th>max</th>"
         "<th>values</th></tr></thead><tbody>\n",
         f);
@@ -509,7 +521,7 @@ static inline void report_all(FILE *f, const History *h) {
 
 /* ---- the page ---- */
 
-/* Writes the page; running says that more steps are to come. */
+/* Writes the page. running: the run has not ended. */
 static inline void report_page(FILE *f, const History *h, bool running) {
     CurveList curves = curve_list(h);
     report_head(f, h, &curves, running);
@@ -523,7 +535,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     free(curves.curves);
 }
 
-/* Writes the page to a file, which is replaced only when all is written; "-" is standard output. */
+/* Writes the page to a file, which is replaced only when the page is complete; "-" is standard output. */
 static inline bool report_write(const History *h, const char *path, bool running, Error *e) {
     char *page;
     size_t n;
@@ -540,7 +552,7 @@ static inline bool report_write(const History *h, const char *path, bool running
     return ok;
 }
 
-/* Could a report be written there? Leaves what is there alone. */
+/* Checks that a report can be written to `path`, without changing an existing file. */
 static inline bool report_check(const char *path, Error *e) {
     Writer w;
     if (!writer_open(&w, path, e)) return false;

@@ -1,6 +1,6 @@
-/* tensorboard.h - scalars as a TensorBoard event file.
+/* tensorboard.h - TensorBoard event files of scalars.
  *
- * An event file is a row of TFRecords, each
+ * An event file is a sequence of TFRecords, each
  *
  *     u64 length, u32 mask(crc32c(length)), bytes[length], u32 mask(crc32c(bytes))         little-endian
  *     mask(c) = rotate_right(c, 15) + 0xa282ead8
@@ -11,13 +11,14 @@
  *             5: Summary            7: SessionLog {1: status, START = 1}
  *     Summary 1: repeated Value {1: string tag, 2: float simple_value}
  *
- * Tags are those that the Hugging Face trainers write: "train/" before a metric's name, and eval_loss becomes
- * "eval/loss". A resumed run begins a new file in the same folder; its SessionLog record tells TensorBoard to forget
- * what the earlier files hold from that step on. Values that are not finite are left out.
+ * Tags are named as in Hugging Face's trainers: "train/" before a metric's name, and eval_loss becomes "eval/loss". A
+ * resumed run begins a new file in the same folder; its SessionLog record makes TensorBoard discard the values of earlier
+ * files from that step on. Non-finite values are omitted.
  *
  *     TensorBoard t;
  *     if (!tensorboard_open(&t, "runs/a", now, -1, &e)) die("%s", e.text);
- *     tensorboard_step(&t, now, 12, keys, values, 2, &e);       tensorboard_close(&t, &e);
+ *     tensorboard_step(&t, now, 12, keys, values, 2, &e);
+ *     tensorboard_close(&t, &e);
  */
 #ifndef LLMC_REPORT_TENSORBOARD_H
 #define LLMC_REPORT_TENSORBOARD_H
@@ -34,7 +35,7 @@ typedef struct TensorBoard {
 
 /* ---- records ---- */
 
-/* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of n bytes; records are short, so it is taken bit by bit. */
+/* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) of n bytes; bit by bit, as records are short. */
 static inline uint32_t tensorboard_crc32c(const void *data, size_t n) {
     const unsigned char *p = (const unsigned char *)data;
     uint32_t crc = ~0u;
@@ -64,7 +65,7 @@ static inline void tensorboard_bytes(FILE *f, int field, const void *data, size_
     fwrite(data, 1, n, f);
 }
 
-/* What every event begins with: wall is its time in seconds since 1970. */
+/* Writes the fields that begin every event. wall: its time in seconds since 1970. */
 static inline void tensorboard_event_head(FILE *f, double wall, int64_t step) {
     tensorboard_field(f, 1, 1);
     fwrite(&wall, sizeof wall, 1, f);
@@ -91,7 +92,7 @@ static inline bool tensorboard_record(TensorBoard *t, char *data, size_t n, Erro
 
 /* ---- files ---- */
 
-/* Makes the folder and those above it that are missing. */
+/* Creates the folder and its missing parents. */
 static inline bool tensorboard_folder(const char *dir, Error *e) {
     char *path = xstrdup(dir);
     bool ok = true;
@@ -100,7 +101,7 @@ static inline bool tensorboard_folder(const char *dir, Error *e) {
         if (held && held != '/') continue;
         *c = 0;
         if (mkdir(path, 0777) && errno != EEXIST)
-            ok = error_set(e, "%s: the folder %s cannot be made: %s", dir, path, strerror(errno));
+            ok = error_set(e, "%s: cannot create the folder %s: %s", dir, path, strerror(errno));
         *c = held;
         if (!held) break;
     }
@@ -108,7 +109,7 @@ static inline bool tensorboard_folder(const char *dir, Error *e) {
     return ok;
 }
 
-/* Closes the file; false when the last bytes could not be written. */
+/* Closes the file; false if the last bytes could not be written. */
 static inline bool tensorboard_close(TensorBoard *t, Error *e) {
     const bool ok = !t->file || !fclose(t->file) || error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
     free(t->path);
@@ -116,8 +117,8 @@ static inline bool tensorboard_close(TensorBoard *t, Error *e) {
     return ok;
 }
 
-/* Begins a new event file in dir, which is made when it is missing. wall: now, in seconds since 1970. resume_step: -1, or
- * the last step to be kept of the files that are there. On failure t is left closed. */
+/* Creates a new event file in dir, which is created if it is missing. wall: the current time in seconds since 1970.
+ * resume_step: -1, or the last step to keep of the existing files. On failure t is left closed. */
 static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall, int64_t resume_step, Error *e) {
     *t = (TensorBoard){0};
     if (!tensorboard_folder(dir, e)) return false;
@@ -125,7 +126,7 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall
     gethostname(host, sizeof host - 1);
     const size_t size = strlen(dir) + strlen(host) + 100;
     t->path = (char *)xmalloc(size);
-    for (int n = 0; !t->file; n++) { /* two runs of one second and process id do not share a file */
+    for (int n = 0; !t->file; n++) { /* two files opened by one process in the same second need different names */
         snprintf(t->path, size, "%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)wall, host, getpid(), n);
         t->file = fopen(t->path, "wxe");
         if (!t->file && (errno != EEXIST || n == 1000)) {
@@ -152,7 +153,7 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall
     return ok;
 }
 
-/* Writes the finite ones of `count` scalars as one event, and flushes, so that a viewer sees them at once. */
+/* Writes the finite ones of `count` scalars as one event and flushes it, so that a viewer shows them at once. */
 static inline bool tensorboard_step(TensorBoard *t, double wall, int64_t step, const char *const *keys,
                                     const double *values, size_t count, Error *e) {
     char *summary, *data;
