@@ -1,25 +1,26 @@
-/* evaluate.c - how good a model is: its loss on text, its answers to tasks that can be checked, its scores of answers.
+/* evaluate.c - evaluation of a model: its loss on text, its accuracy on verifiable tasks, its scores as a reward model.
  *
  *     ./evaluate -c sft.bin  -i val.shard                    loss, perplexity, bits per byte, token accuracy
  *     ./evaluate -c gpt2_124M.bin -i tiny_shakespeare_val.bin --tokenizer gpt2/
  *     ./evaluate -c grpo.bin -i tasks.shard -n 16            greedy accuracy, pass@k, majority@k
- *     ./evaluate -c grpo.bin -i tasks.shard -n 16 --reward verify:1,format=hash:0.1     and best@k by these rewards
+ *     ./evaluate -c grpo.bin -i tasks.shard -n 16 --reward verify:1,format=hash:0.1     also best@k by these rewards
  *     ./evaluate -c sft.bin -r rm.bin -i tasks.shard -n 16   best@k and weighted majority by a reward model
  *     ./evaluate -r rm.bin -i held_out.shard                 a reward model's accuracy, margin, calibration
  *
- * A table goes to standard error, one JSON object with sorted keys and all digits to standard output; null stands for what
- * does not exist. The kind of the data is seen from the file:
+ * A table is printed to standard error, and one JSON object with sorted keys and full precision to standard output;
+ * undefined figures are null. The kind of the data is detected from the file:
  *
- *   chat shard    each record by itself, on the tokens that are trained on (--no-completion-only-loss: on all); records
- *                 longer than the context are cut, and counted
- *   token shard   windows of the context's length, one after the other: token i of a window is predicted from those before
- *                 it in the window; every token but the first is predicted once, across document boundaries as in llm.c
- *   prompt shard  completions to each prompt, judged by the check of its task (llmc/rollout/evaluation.h has the estimators)
- *   preference, unpaired, step shard   the reward model alone, without -c (llmc/reward/evaluation_reward.h has the figures)
+ *   chat shard    each record separately, on the tokens in the loss mask (--no-completion-only-loss: on all tokens);
+ *                 records longer than the context are truncated, and counted
+ *   token shard   consecutive windows of the context's length: each token is predicted from the tokens before it in its
+ *                 window; every token but the first is predicted once, across document boundaries as in llm.c
+ *   prompt shard  completions to each prompt, judged by the verifier of its task (llmc/rollout/evaluation.h has the estimators)
+ *   preference, unpaired, step shard   a reward model, without -c (llmc/reward/evaluation_reward.h has the figures)
  *
- * loss is the mean of -ln p over the predicted tokens, its error the standard error over records or windows (of a ratio of
- * sums); perplexity is exp(loss). bits_per_byte counts ordinary tokens only: the bits of all of them over their bytes of
- * text, which is comparable between tokenizers. accuracy_low and _high are Wilson's 95 % interval, errors standard errors.
+ * loss is the mean of -ln p over the predicted tokens; its error is the standard error over records or windows (of a
+ * ratio of sums); perplexity is exp(loss). bits_per_byte is the bits of all ordinary tokens divided by their bytes of
+ * text; it can be compared between tokenizers. accuracy_low and accuracy_high are Wilson's 95 % interval; keys that end
+ * in _error are standard errors.
  */
 #include "llmc/rollout/evaluation.h"
 #include "llmc/reward/evaluation_reward.h"
@@ -37,34 +38,45 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     INFERENCE_MODEL_OPTIONS(o.m),
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input", 'i', &o.input, "FILE",
-                "a chat, prompt, preference, unpaired or step shard, or a token shard; -: standard input"),
-    OPTION_INT("max-prompts", 'm', &o.most, 0, 1e12, "evaluate the first so many prompts, records or windows; 0: all"),
+    OPTION_TEXT("input",                'i', &o.input,        "FILE",
+                "chat, prompt, preference, unpaired, step or token shard; - is standard input"),
+    OPTION_INT ("max-prompts",          'm', &o.most,         0, 1e12,
+                "evaluate only the first N prompts, records or windows; 0 uses all"),
     OPTION_GROUP("Loss"),
-    OPTION_FLAG("completion-only-loss", 0, &o.completion_only, "on all tokens of a chat, not on the masked ones only"),
-    OPTION_INT("max-length", 0, &o.max_length, 0, 1 << 20, "tokens of a record or window; 0: the model's context"),
-    OPTION_INT("micro-tokens", 'b', &o.micro_tokens, 1, 1 << 24, "tokens that go through the model at once: memory"),
+    OPTION_FLAG("completion-only-loss", 0,   &o.completion_only,
+                "for a chat shard, compute the loss only on tokens in the loss mask"),
+    OPTION_INT ("max-length",           0,   &o.max_length,   0, 1 << 20,
+                "maximum tokens of a record or window; 0 uses the model's context"),
+    OPTION_INT ("micro-tokens",         'b', &o.micro_tokens, 1, 1 << 24,
+                "token budget of a micro-batch; affects memory, and results only by rounding"),
     SAMPLING_OPTIONS(o.s),
-    OPTION_INT("num-samples", 'n', &o.samples, 0, 4096, "samples of each prompt; 0: greedy accuracy only"),
+    OPTION_INT ("num-samples",          'n', &o.samples,      0, 4096,
+                "samples per prompt; 0 computes the greedy accuracy only"),
     OPTION_GROUP("Tasks"),
-    OPTION_TEXT("reward", 'w', &o.reward, "SPEC",
-                "rewards for best@k, as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
-    OPTION_TEXT("reward-cmd", 0, &o.reward_cmd, "PROGRAM", "reads a JSON line a completion, writes a number a line"),
-    OPTION_REAL("reward-timeout", 0, &o.reward_timeout, 0.01, 1e6, "seconds that it may take for one prompt's samples"),
+    OPTION_TEXT("reward",               'w', &o.reward,         "SPEC",
+                "weighted rewards for best@k, as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
+    OPTION_TEXT("reward-cmd",           0,   &o.reward_cmd,     "PROGRAM",
+                "reward program: reads one JSON line per completion, prints one number per line"),
+    OPTION_REAL("reward-timeout",       0,   &o.reward_timeout, 0.01, 1e6,
+                "seconds that --reward-cmd may take for the samples of one prompt"),
     OPTION_GROUP("Reward models"),
-    OPTION_TEXT("reward-model", 'r', &o.reward_model, "FILE",
-                "scores a preference, unpaired or step shard; a prompt shard's samples, for best@k and weighted@k"),
-    OPTION_CHOICE("prm-aggregation", 0, &o.aggregation, PRM_AGGREGATION_CHOICES,
-                  "what a process model makes of the probabilities of an answer's steps"),
+    OPTION_TEXT  ("reward-model",       'r', &o.reward_model,   "FILE",
+                  "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
+    OPTION_CHOICE("prm-aggregation",    0,   &o.aggregation,    PRM_AGGREGATION_CHOICES,
+                  "how a process reward model combines the step probabilities of a completion"),
     OPTION_GROUP("Output"),
-    OPTION_TEXT("completions", 0, &o.completions, "FILE", "write all completions as JSON lines; .zst is compressed"),
-    OPTION_END};
+    OPTION_TEXT("completions",          0,   &o.completions,    "FILE",
+                "write all completions to this file as JSON lines; .zst is compressed"),
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {"-c MODEL -i SHARD [options]",
-                                  "Evaluates a model: loss on a chat or token shard, accuracy on a prompt shard. A\n"
-                                  "reward model: accuracy and calibration on a preference, unpaired or step shard.\n\n"
+                                  "Evaluates a model (loss on a chat or token shard, accuracy on a prompt shard) or a\n"
+                                  "reward model (accuracy, calibration on a preference, unpaired or step shard).\n\n"
                                   "  ./evaluate -c sft.bin -i val.shard\n"
                                   "  ./evaluate -c grpo.bin -i tasks.shard -n 16 --completions samples.jsonl\n"
                                   "  ./evaluate -c grpo.bin -i tasks.shard -n 0 | jq .accuracy\n"
@@ -82,7 +94,7 @@ static void set_count(json_t *object, const char *key, int64_t value) {
     json_object_set_new(object, key, json_integer(value));
 }
 
-/* The line that shows how far it has come, on a terminal. done == all: wipes it. */
+/* Updates the progress line if standard error is a terminal. done == all clears it. */
 static void progress(int64_t done, int64_t all, const char *what, double start) {
     const double seconds = program_seconds() - start;
     if (!isatty(STDERR_FILENO)) return;
@@ -94,13 +106,13 @@ static void progress(int64_t done, int64_t all, const char *what, double start) 
 
 /* ---- loss ------------------------------------------------------------------------------------------------------ */
 
-/* Sums over the targets, and over records or windows for the standard error. */
+/* Sums over the targets; sums over units (records or windows) for the standard error. */
 typedef struct Loss {
     double nats, right, entropy, targets;
-    double text_nats, bytes;          /* of ordinary tokens, where a tokenizer is known */
+    double text_nats, bytes;          /* of ordinary tokens, if there is a tokenizer */
     double squares[3];                /* sums over units of nats^2, nats * targets, targets^2 */
-    int64_t units, cut, rows;         /* units: records or windows with a target */
-    int32_t *unit, unit_of_batch;     /* (targets of the batch) the unit of each */
+    int64_t units, cut, rows;         /* units with a target; truncated records; tokens processed */
+    int32_t *unit, unit_of_batch;     /* (targets of the batch) unit of each; number of units in the batch */
     double *unit_nats, *unit_targets; /* (units of the batch) */
 } Loss;
 
@@ -111,7 +123,7 @@ typedef struct Work {
     int32_t *argmax;
 } Work;
 
-/* Bytes of text that a token stands for; 0 for special tokens. */
+/* Bytes of text of a token; 0 for special tokens. */
 static double token_bytes(int32_t id) {
     const Tokenizer *t = &model.text.tokenizer;
     size_t n = 0;
@@ -119,7 +131,7 @@ static double token_bytes(int32_t id) {
     return (double)n;
 }
 
-/* Runs the batch and adds it up. */
+/* Runs the batch, adds its results to the sums and clears it. */
 static void run_batch(Work *w, Loss *l) {
     Error e;
     const Batch *b = &w->batch;
@@ -131,25 +143,33 @@ static void run_batch(Work *w, Loss *l) {
     memset(l->unit_targets, 0, (size_t)l->unit_of_batch * sizeof(double));
     for (int32_t r = 0; r < b->targets; r++) {
         const double nats = -(double)w->logp[r], bytes = token_bytes(b->target_token[r]);
-        l->nats += nats, l->entropy += w->entropy[r], l->right += w->argmax[r] == b->target_token[r];
-        l->bytes += bytes, l->text_nats += bytes > 0 ? nats : 0;
-        l->unit_nats[l->unit[r]] += nats, l->unit_targets[l->unit[r]]++;
+        l->nats += nats;
+        l->entropy += w->entropy[r];
+        l->right += w->argmax[r] == b->target_token[r];
+        l->bytes += bytes;
+        l->text_nats += bytes > 0 ? nats : 0;
+        l->unit_nats[l->unit[r]] += nats;
+        l->unit_targets[l->unit[r]]++;
     }
     for (int32_t u = 0; u < l->unit_of_batch; u++) {
         const double x = l->unit_nats[u], n = l->unit_targets[u];
-        l->squares[0] += x * x, l->squares[1] += x * n, l->squares[2] += n * n;
+        l->squares[0] += x * x;
+        l->squares[1] += x * n;
+        l->squares[2] += n * n;
     }
-    l->targets += b->targets, l->units += l->unit_of_batch, l->rows += b->rows;
+    l->targets += b->targets;
+    l->units += l->unit_of_batch;
+    l->rows += b->rows;
     l->unit_of_batch = 0;
     batch_clear(&w->batch);
 }
 
-/* Room for a unit of so many rows and targets: runs the batch where it is full. */
+/* Makes room in the batch for a unit of this many rows and targets; runs the batch first if it is full. */
 static void make_room(Work *w, Loss *l, int32_t rows, int32_t targets) {
     if (!batch_fits(&w->batch, rows, targets, 1)) run_batch(w, l);
 }
 
-/* The targets added since `before` are a unit. */
+/* Marks the targets added since `before` as one unit. */
 static void end_unit(const Work *w, Loss *l, int32_t before) {
     for (int32_t r = before; r < w->batch.targets; r++) l->unit[r] = l->unit_of_batch;
     l->unit_of_batch += w->batch.targets > before;
@@ -174,7 +194,7 @@ static void loss_close(Work *w, Loss *l) {
     free(w->logp), free(w->entropy), free(w->argmax), free(l->unit), free(l->unit_nats), free(l->unit_targets);
 }
 
-/* Every record of a chat shard. */
+/* Accumulates the loss on the records of a chat shard. */
 static void chat_loss(Work *w, Loss *l, const Shard *s, int64_t count, int32_t limit) {
     Error e;
     Record r = {0};
@@ -194,7 +214,7 @@ static void chat_loss(Work *w, Loss *l, const Shard *s, int64_t count, int32_t l
     record_free(&r);
 }
 
-/* Windows of T tokens and the one that follows: the last of a window is the first of the next. */
+/* Accumulates the loss on windows of T tokens. The last target of a window is the first token of the next window. */
 static void token_loss(Work *w, Loss *l, const TokenShard *t, int64_t windows, int32_t T) {
     int32_t *ids = (int32_t *)xmalloc((size_t)T * sizeof *ids);
     const double start = program_seconds();
@@ -215,7 +235,7 @@ static void token_loss(Work *w, Loss *l, const TokenShard *t, int64_t windows, i
     free(ids);
 }
 
-/* What loss is, and with what error: the standard error of a ratio of sums over units. */
+/* Reports the loss and the other figures. The error is the standard error of a ratio of sums over units. */
 static void report_loss(const Loss *l, const char *units, double seconds) {
     const double N = l->targets, U = (double)l->units, loss = l->nats / N;
     const double spread = l->squares[0] - 2 * loss * l->squares[1] + loss * loss * l->squares[2];
@@ -228,16 +248,20 @@ static void report_loss(const Loss *l, const char *units, double seconds) {
     if (isfinite(bits)) fprintf(stderr, "| %-16s | %14.5f |            |\n", "bits per byte", bits);
     fprintf(stderr, "| %-16s | %12.2f %% |            |\n", "token accuracy", 100 * l->right / N);
     fprintf(stderr, "| %-16s | %14.5f |            |\n", "entropy", l->entropy / N);
-    fprintf(stderr, "%lld %s, %.0f tokens predicted, %lld run in %.2f s, %.0f tok/s\n", (long long)l->units, units, N,
-            (long long)l->rows, seconds, (double)l->rows / seconds);
-    set_number(result, "loss", loss), set_number(result, "loss_error", error);
-    set_number(result, "perplexity", exp(loss)), set_number(result, "bits_per_byte", bits);
-    set_number(result, "token_accuracy", l->right / N), set_number(result, "entropy", l->entropy / N);
-    set_count(result, "tokens", (int64_t)N), set_count(result, units, l->units);
+    fprintf(stderr, "%lld %s, %.0f tokens predicted, %lld processed in %.2f s, %.0f tok/s\n", (long long)l->units,
+            units, N, (long long)l->rows, seconds, (double)l->rows / seconds);
+    set_number(result, "loss", loss);
+    set_number(result, "loss_error", error);
+    set_number(result, "perplexity", exp(loss));
+    set_number(result, "bits_per_byte", bits);
+    set_number(result, "token_accuracy", l->right / N);
+    set_number(result, "entropy", l->entropy / N);
+    set_count(result, "tokens", (int64_t)N);
+    set_count(result, units, l->units);
     json_object_set_new(result, "bytes", model.text.present ? json_integer((json_int_t)l->bytes) : json_null());
 }
 
-/* Loss on a chat shard (chat) or a token shard. */
+/* Evaluates the loss on a chat shard, or on a token shard if chat is NULL. */
 static void evaluate_loss(const DataFile *f, const Shard *chat) {
     Error e;
     Work w;
@@ -246,8 +270,9 @@ static void evaluate_loss(const DataFile *f, const Shard *chat) {
     const int32_t context = model.model.config.context;
     const int32_t T = o.max_length && o.max_length < context ? (int32_t)o.max_length : context;
     int64_t units;
-    if (chat) units = chat->count;
-    else {
+    if (chat) {
+        units = chat->count;
+    } else {
         Reader r;
         if (!data_file_reader(f, &r, &e) || !tokens_read(&t, &r, model.model.config.vocab, &e)) die("%s", e.text);
         reader_close(&r);
@@ -262,7 +287,7 @@ static void evaluate_loss(const DataFile *f, const Shard *chat) {
     else token_loss(&w, &l, &t, units, T);
     if (!l.targets) die("%s: no record has a token to predict%s", f->name, l.cut ? " within the model's context" : "");
     if (l.cut)
-        warn("%s: %lld of %lld records are longer than %d tokens and are cut", f->name, (long long)l.cut,
+        warn("%s: %lld of %lld records are longer than %d tokens and were truncated", f->name, (long long)l.cut,
              (long long)units, T);
     if (chat) set_count(result, "cut", l.cut);
     report_loss(&l, chat ? "records" : "windows", program_seconds() - start);
@@ -280,11 +305,11 @@ typedef struct Tasks {
     RewardModel judge;
     bool rewarded; /* by rewards or by the judge */
     Writer out;    /* --completions */
-    Error error;   /* of the first line that could not be written */
+    Error error;   /* of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 
-/* Writes a completion, for --completions. */
+/* Writes a completion to the file of --completions. */
 static void write_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
     const Completion *c = s->completion;
@@ -314,16 +339,20 @@ static void write_completion(void *context, const EvaluationSample *s) {
     json_decref(row);
 }
 
-/* The figures as JSON. */
+/* Adds the figures to a JSON object. */
 static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
     const bool judged = v->judge;
     double low, high;
     char key[32];
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
-    set_number(object, "accuracy", v->greedy), set_number(object, "accuracy_error", v->greedy_error);
-    set_number(object, "accuracy_low", low), set_number(object, "accuracy_high", high);
-    set_number(object, "mean_length", v->tokens), set_number(object, "finished", v->finished);
-    set_count(object, "prompts", v->prompts), set_count(object, "unscorable", v->unscorable);
+    set_number(object, "accuracy", v->greedy);
+    set_number(object, "accuracy_error", v->greedy_error);
+    set_number(object, "accuracy_low", low);
+    set_number(object, "accuracy_high", high);
+    set_number(object, "mean_length", v->tokens);
+    set_number(object, "finished", v->finished);
+    set_count(object, "prompts", v->prompts);
+    set_count(object, "unscorable", v->unscorable);
     for (int k = 0; k < v->ks; k++) {
         const struct {
             const char *name;
@@ -339,10 +368,13 @@ static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
             set_number(object, key, rows[i].error);
         }
     }
-    if (rewarded) set_number(object, "reward", v->reward), set_number(object, "reward_error", v->reward_error);
+    if (rewarded) {
+        set_number(object, "reward", v->reward);
+        set_number(object, "reward_error", v->reward_error);
+    }
 }
 
-/* A column of the table: "81.2 +- 1.3", or "-". */
+/* Prints a cell of the table: "81.2 +- 1.3", or "-" if it is undefined. */
 static void cell(double value, double error) {
     if (isnan(value)) fprintf(stderr, " %13s |", "-");
     else if (isnan(error)) fprintf(stderr, " %5.1f        |", 100 * value);
@@ -353,18 +385,19 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     double low, high;
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
     fprintf(stderr, "%s: %lld prompts", name, (long long)v->prompts);
-    if (v->unscorable) fprintf(stderr, " and %lld that cannot be checked", (long long)v->unscorable);
+    if (v->unscorable) fprintf(stderr, " and %lld that cannot be verified", (long long)v->unscorable);
     if (v->prompts)
         fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
                 100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
-    else fprintf(stderr, "\n  greedy answers: %.1f tokens, %.1f %% finished\n", v->tokens, 100 * v->finished);
+    else fprintf(stderr, "\n  greedy completions: %.1f tokens, %.1f %% finished\n", v->tokens, 100 * v->finished);
     if (rewarded) fprintf(stderr, "  reward of the samples %.4f +- %.4f\n", v->reward, v->reward_error);
     if (!v->ks || !v->prompts) return;
     fprintf(stderr, "  |    k |        pass@k |    majority@k |%s%s\n", rewarded ? "        best@k |" : "",
             v->judge ? "    weighted@k |" : "");
     for (int k = 0; k < v->ks; k++) {
         fprintf(stderr, "  | %4d |", v->k[k]);
-        cell(v->pass[k], v->pass_error[k]), cell(v->majority[k], v->majority_error[k]);
+        cell(v->pass[k], v->pass_error[k]);
+        cell(v->majority[k], v->majority_error[k]);
         if (rewarded) cell(v->best[k], v->best_error[k]);
         if (v->judge) cell(v->weighted[k], v->weighted_error[k]);
         fputc('\n', stderr);
@@ -378,7 +411,7 @@ static int by_task(const void *a, const void *b, void *prompts) {
     return order ? order : (i > j) - (i < j);
 }
 
-/* The same figures for each task, where the shard mixes several. */
+/* Reports the same figures for each task of the shard; prints tables only if there are several tasks. */
 static void report_tasks(Tasks *t, int64_t done) {
     int64_t *order = (int64_t *)xmalloc((size_t)done * sizeof *order);
     Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
@@ -406,7 +439,7 @@ static void open_reward_model(RewardModel *r, const Backend *b, Device *d) {
     if (!reward_model_open(r, o.reward_model, b, d, (int)o.micro_tokens, &e)) die("%s", e.text);
     r->aggregation = (PrmAggregation)o.aggregation;
     if (o.aggregation != PRM_MIN && r->note.kind != REWARD_MODEL_PRM)
-        usage_error("--prm-aggregation: %s is no process reward model", r->name);
+        usage_error("--prm-aggregation: %s is not a process reward model", r->name);
 }
 
 static void open_tasks(Tasks *t, const Shard *s) {
@@ -415,7 +448,7 @@ static void open_tasks(Tasks *t, const Shard *s) {
     t->prompts.shard = *s;
     if (!prompts_read(&t->prompts, limit, &e)) die("%s", e.text);
     if (t->prompts.dropped)
-        warn("%s: %lld prompts are longer than %d tokens and are left out", s->name, (long long)t->prompts.dropped,
+        warn("%s: %lld prompts are longer than %d tokens and were left out", s->name, (long long)t->prompts.dropped,
              limit);
     if (o.reward_model) {
         open_reward_model(&t->judge, model.backend, model.device);
@@ -428,7 +461,7 @@ static void open_tasks(Tasks *t, const Shard *s) {
         usage_error("%s", e.text);
 }
 
-/* Ends the program; a file of completions that was begun goes. */
+/* Ends the program and removes the unfinished file of completions. */
 static void fail_tasks(Tasks *t, const char *text) {
     if (o.completions) writer_abort(&t->out);
     die("%s", text);
@@ -440,13 +473,12 @@ static void evaluate_prompts(const Shard *s) {
     Rollout engine;
     Sampling how = inference_sampling(&model, &o.s);
     how.stream = RANDOM_EVAL;
-    if (o.samples && how.temperature == 0) usage_error("--temperature 0: greedy samples are all alike; give -n 0");
+    if (o.samples && how.temperature == 0) usage_error("--temperature 0: greedy samples are identical; give -n 0");
     if (t.rewarded && !o.samples)
-        usage_error("--reward%s: there are no samples to choose from with -n 0", o.reward_model ? "-model" : "");
+        usage_error("--reward%s: with -n 0 there are no samples to choose from", o.reward_model ? "-model" : "");
     if (!s->count) die("%s: the shard is empty", s->name);
     open_tasks(&t, s);
-    if (model.text.stop < 0 && !how.stops)
-        warn("the model carries no tokenizer: completions end at --max-new-tokens only");
+    if (model.text.stop < 0 && !how.stops) warn("the model has no tokenizer: completions end only at --max-new-tokens");
     const int64_t count = o.most && o.most < t.prompts.count ? o.most : t.prompts.count;
     const int64_t most = o.samples > 1 ? o.samples : 1, all = count * most;
     const int32_t context = model.model.config.context;
@@ -455,7 +487,7 @@ static void evaluate_prompts(const Shard *s) {
     const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     const int64_t drawable = rollout_rows(slots, t.prompts.longest) - slots;
     if (o.samples > drawable)
-        usage_error("-n/--num-samples: %lld of one prompt, at most %lld can be drawn at once with --slots %d",
+        usage_error("-n/--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
@@ -481,13 +513,15 @@ static void evaluate_prompts(const Shard *s) {
     if (!t.all.prompts && !t.rewarded) {
         char text[256];
         snprintf(text, sizeof text,
-                 "%s: no prompt has a task and an answer that can be checked; see llmc/reward/verify.h", s->name);
+                 "%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
         fail_tasks(&t, text);
     }
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     report_json(result, &t.all, t.rewarded);
-    set_count(result, "samples", o.samples), set_count(result, "seed", o.s.seed);
-    set_count(result, "dropped", t.prompts.dropped), set_number(result, "temperature", o.s.temperature);
+    set_count(result, "samples", o.samples);
+    set_count(result, "seed", o.s.seed);
+    set_count(result, "dropped", t.prompts.dropped);
+    set_number(result, "temperature", o.s.temperature);
     report_tasks(&t, count);
     report_table("all", &t.all, t.rewarded);
     fprintf(stderr, "%lld tokens in %.2f s, %.0f tok/s\n", (long long)engine.tokens, seconds,
@@ -495,7 +529,7 @@ static void evaluate_prompts(const Shard *s) {
     if (o.reward_model) reward_model_close(&t.judge);
     else if (t.rewarded) rewards_close(&t.rewards);
     free(outcome), rollout_free(&engine);
-    t.prompts.shard = (Shard){0}; /* the caller's */
+    t.prompts.shard = (Shard){0}; /* the caller owns it */
     prompts_close(&t.prompts);
 }
 
@@ -522,7 +556,8 @@ static json_t *calibration_json(const Calibration *c) {
     json_t *table = json_array();
     for (int i = 0; i < CALIBRATION_BINS; i++) {
         json_t *row = json_object();
-        set_number(row, "low", calibration_edge(c, i)), set_number(row, "high", calibration_edge(c, i + 1));
+        set_number(row, "low", calibration_edge(c, i));
+        set_number(row, "high", calibration_edge(c, i + 1));
         set_number(row, "count", c->bin[i].count);
         set_number(row, "predicted", c->bin[i].predicted / c->bin[i].count);
         set_number(row, "true", c->bin[i].right / c->bin[i].count);
@@ -540,27 +575,35 @@ static void report_rewards(const RewardEvaluation *v, const RewardModel *r, cons
             units);
     if (isfinite(v->accuracy))
         fprintf(stderr, "  accuracy %.2f %%, 95 %% interval %.2f to %.2f\n", 100 * v->accuracy, 100 * low, 100 * high);
-    if (isfinite(v->auc)) fprintf(stderr, "  good above bad in %.2f %% (auc)\n", 100 * v->auc);
-    if (isfinite(v->solutions)) fprintf(stderr, "  whole solutions told right %.2f %%\n", 100 * v->solutions);
+    if (isfinite(v->auc)) fprintf(stderr, "  good scores above bad in %.2f %% (AUC)\n", 100 * v->auc);
+    if (isfinite(v->solutions)) fprintf(stderr, "  solutions classified correctly %.2f %%\n", 100 * v->solutions);
     if (isfinite(v->margin)) fprintf(stderr, "  margin %.4f\n", v->margin);
-    fprintf(stderr, "  score from %.4f to %.4f, mean %.4f, deviation %.4f\n", v->least, v->most, v->mean, v->deviation);
+    fprintf(stderr, "  score from %.4f to %.4f, mean %.4f, standard deviation %.4f\n", v->least, v->most, v->mean,
+            v->deviation);
     if (isfinite(v->ece)) {
         fprintf(stderr, "  log loss %.4f, expected calibration error %.2f %%\n", v->log_loss, 100 * v->ece);
         print_calibration(&v->calibration);
     }
     fprintf(stderr, "%.2f s, %.0f records/s\n", seconds, (double)v->records / seconds);
-    set_number(result, "accuracy", v->accuracy), set_number(result, "accuracy_low", low);
-    set_number(result, "accuracy_high", high), set_number(result, "auc", v->auc);
-    set_number(result, "solution_accuracy", v->solutions), set_number(result, "margin", v->margin);
-    set_number(result, "min_reward", v->least), set_number(result, "max_reward", v->most);
-    set_number(result, "mean_reward", v->mean), set_number(result, "reward_deviation", v->deviation);
-    set_number(result, "log_loss", v->log_loss), set_number(result, "ece", v->ece);
-    set_count(result, "records", v->records), set_count(result, "dropped", v->dropped);
+    set_number(result, "accuracy", v->accuracy);
+    set_number(result, "accuracy_low", low);
+    set_number(result, "accuracy_high", high);
+    set_number(result, "auc", v->auc);
+    set_number(result, "solution_accuracy", v->solutions);
+    set_number(result, "margin", v->margin);
+    set_number(result, "min_reward", v->least);
+    set_number(result, "max_reward", v->most);
+    set_number(result, "mean_reward", v->mean);
+    set_number(result, "reward_deviation", v->deviation);
+    set_number(result, "log_loss", v->log_loss);
+    set_number(result, "ece", v->ece);
+    set_count(result, "records", v->records);
+    set_count(result, "dropped", v->dropped);
     set_count(result, units, (int64_t)v->units);
     json_object_set_new(result, "calibration", isfinite(v->ece) ? calibration_json(&v->calibration) : json_null());
 }
 
-/* A reward model on a preference, unpaired or step shard. */
+/* Evaluates a reward model on a preference, unpaired or step shard. */
 static void evaluate_reward_model(const Shard *s) {
     Error e;
     const Backend *backend;
@@ -578,8 +621,7 @@ static void evaluate_reward_model(const Shard *s) {
     if (!evaluate_rewards(&v, &r, s, count, scoring_progress, &e)) die("%s", e.text);
     if (program_stopping()) die("stopped by a signal before the end of %s", s->name);
     if (v.dropped)
-        warn("%s: %lld of %lld records have no answer or no label, or are longer than the context of %d; they are left "
-             "out",
+        warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
              s->name, (long long)v.dropped, (long long)count, r.model.config.context);
     json_object_set_new(result, "model", json_string(r.name));
     report_rewards(&v, &r, s, program_seconds() - scoring_start);
@@ -593,30 +635,34 @@ static void check_usage(void) {
     const char *const files[] = {o.m.checkpoint, o.input, o.reward_model};
     int pipes = 0;
     for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
-    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint: which model?");
-    if (!o.input) usage_error("-i/--input: which shard?");
-    if (pipes > 1) usage_error("-c, -i, -r: standard input can be one of them");
-    if (o.completions && !strcmp(o.completions, "-")) usage_error("--completions: standard output holds the result");
-    if (o.reward_model && (o.reward || o.reward_cmd))
-        usage_error("--reward-model, --reward: samples are chosen by one of them");
-    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation: goes with -r/--reward-model");
+    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint is required (or -r/--reward-model)");
+    if (!o.input) usage_error("-i/--input is required");
+    if (pipes > 1) usage_error("-c, -i, -r: only one of them can be standard input");
+    if (o.completions && !strcmp(o.completions, "-"))
+        usage_error("--completions: must be a file, because standard output receives the result");
+    if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
+    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation requires -r/--reward-model");
 }
 
-/* What the options ask of this kind of data; scored: by a reward model alone. */
+/* Checks the options against the kind of the data. scored: data that only a reward model can score. */
 static void check_kind(const Shard *s, const char *kind, bool scored) {
     if (scored && !o.reward_model)
         die("%s: a shard of kind %s, expected chat or prompt; a reward model (-r) can score it", s->name, kind);
-    if (scored && o.m.checkpoint) usage_error("-c/--checkpoint: a shard of kind %s is scored by -r alone", kind);
-    if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
+    if (scored && o.m.checkpoint)
+        usage_error("-c/--checkpoint: a shard of kind %s is scored by -r only; leave -c out", kind);
+    if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
     if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
-        usage_error("-r/--reward-model: it scores preference, unpaired, step and prompt shards, not %s", kind);
+        usage_error("-r/--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
 }
 
 int main(int argc, char **argv) {
     Error e;
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(1, 256);
-    o.samples = 8, o.micro_tokens = 4096, o.completion_only = true, o.reward_timeout = 60;
+    o.samples = 8;
+    o.micro_tokens = 4096;
+    o.completion_only = true;
+    o.reward_timeout = 60;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     check_usage();
     program_start();
@@ -628,7 +674,7 @@ int main(int argc, char **argv) {
     if (!records && file.magic != MAGIC_TOKENS)
         die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", file.name,
             magic_name(file.magic) ? magic_name(file.magic)
-            : file.n               ? "no shard"
+            : file.n               ? "not a shard"
                                    : "an empty file");
     if (records && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
     const char *kind = records ? record_kind_name(shard.kind) : "tokens";

@@ -1,28 +1,29 @@
-/* generate.c - text from a model: the answer to a prompt, to a file of prompts, or a chat.
+/* generate.c - text generation: completes a prompt or a file of prompts, or holds a chat.
  *
- *     ./generate -c grpo.bin "2+3="                          the answer, as it is drawn, and a newline
- *     echo "2+3=" | ./generate -c grpo.bin -                 the prompt from standard input
- *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     every prompt of a file, a JSON line a completion
- *     ./generate -c sft.bin --chat                           a conversation
+ *     ./generate -c grpo.bin "2+3="                          prints the completion as it is sampled, and a newline
+ *     echo "2+3=" | ./generate -c grpo.bin -                 reads the prompt from standard input
+ *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     completes a file of prompts; one JSON line per completion
+ *     ./generate -c sft.bin --chat                           holds a conversation
  *
- * A prompt is what a user says: the model's chat template is put around it, as in training. With --raw it is taken as it
- * stands, special tokens in it recognised; so a base model goes on with a text. An empty raw prompt begins a document.
- * Standard output holds the completion only (--echo: after the prompt), always well-formed UTF-8: a character is printed
- * when all of its bytes are there, and bytes that belong to none become U+FFFD. On a terminal, control characters are
- * shown as \x1b and the like. Generation ends at the token that ends an assistant's turn, at the end of text, at a --stop
- * or after --max-new-tokens.
+ * A prompt is a user message: the model's chat template is applied to it, as in training. With --raw there is no
+ * template and the names of special tokens are recognised; use it to let a base model continue a text. An empty raw
+ * prompt starts a document. Standard output receives only the completion (with --echo, the prompt and the completion),
+ * always as well-formed UTF-8: a character is printed once all its bytes have been sampled, and invalid bytes become
+ * U+FFFD. On a terminal, control characters are shown as \x1b and the like. Generation ends at the token that ends an
+ * assistant's turn, at the end-of-text token, at a --stop token or after --max-new-tokens.
  *
- * A file of prompts is a prompt shard, JSON Lines ("prompt": a text or messages; or "messages", of which a last answer is
- * left out), or text with a prompt a line; which of them is seen from its contents. A line of the output is the line of
- * the input (of a shard: prompt, task, answer, fields) with these added, in the order of the input:
+ * A file of prompts is a prompt shard, JSON Lines (with "prompt", a text or messages, or with "messages", whose final
+ * assistant message is ignored), or a text file with one prompt per line; the format is detected from the contents.
+ * Each output line is the input line (for a shard: prompt, task, answer, fields) with these fields added, in the order
+ * of the input:
  *
- *     sample       0 ... n-1, where --num-samples is more than 1
- *     completion   the text, without the token that stopped it
- *     tokens       the token ids, with that one
- *     finished     false: cut at the limit
- *     logprob      sum of the tokens' log-probabilities at the temperature (greedy: at 1)
+ *     sample       0 ... n-1, if --num-samples is more than 1
+ *     completion   the text, without the stop token
+ *     tokens       the token ids, including the stop token
+ *     finished     false if truncated at the limit
+ *     logprob      sum of the tokens' log-probabilities at the sampling temperature (greedy: at temperature 1)
  *
- * Samples of one file do not depend on --slots: each has its own random stream, by its number in the file.
+ * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
 #include "data/rows.h"
 #include "llmc/rollout/inference.h"
@@ -37,25 +38,30 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     INFERENCE_MODEL_OPTIONS(o.m),
     OPTION_GROUP("Prompts"),
-    OPTION_TEXT("input", 'i', &o.input, "FILE", "prompts: a prompt shard, JSON Lines or a text, a prompt a line"),
-    OPTION_FLAG("chat", 0, &o.chat, "a conversation: a line is a message, /reset begins anew, Ctrl-C stops an answer"),
-    OPTION_TEXT("system", 0, &o.system, "TEXT", "system message before the prompt or the conversation"),
-    OPTION_FLAG("raw", 0, &o.raw, "no chat template: the prompt is taken as it stands"),
+    OPTION_TEXT("input",       'i', &o.input,   "FILE",
+                "prompts: a prompt shard, JSON Lines, or text with one prompt per line"),
+    OPTION_FLAG("chat",        0,   &o.chat,
+                "hold a conversation; /reset starts a new one, Ctrl-C stops a completion"),
+    OPTION_TEXT("system",      0,   &o.system,  "TEXT", "system message before the prompt or the conversation"),
+    OPTION_FLAG("raw",         0,   &o.raw,     "use the prompt without a chat template"),
     SAMPLING_OPTIONS(o.s),
-    OPTION_INT("num-samples", 'n', &o.samples, 1, 4096, "completions of each prompt; more than 1 are written as JSON"),
+    OPTION_INT ("num-samples", 'n', &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
     OPTION_GROUP("Output"),
-    OPTION_TEXT("output", 'o', &o.output, "FILE", "JSON lines into this file; .zst is compressed"),
-    OPTION_FLAG("json", 0, &o.json, "a JSON line for a single prompt, too"),
-    OPTION_FLAG("echo", 0, &o.echo, "print the prompt before its completion"),
-    OPTION_FLAG("verbose", 'v', &o.verbose, "say how long the parts took"),
-    OPTION_END};
+    OPTION_TEXT("output",      'o', &o.output,  "FILE", "write JSON lines to this file; .zst is compressed"),
+    OPTION_FLAG("json",        0,   &o.json,    "print a single prompt's completion as a JSON line, too"),
+    OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
+    OPTION_FLAG("verbose",     'v', &o.verbose, "print timings"),
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL [options] PROMPT... | - | -i FILE | --chat",
-    "Answers a prompt, a file of prompts, or holds a conversation. Words are joined by spaces; - reads the prompt from\n"
-    "standard input, without its last newline.\n\n"
+    "Completes a prompt or a file of prompts, or holds a conversation. The words of a prompt are joined by spaces.\n"
+    "- reads the prompt from standard input, without its last newline.\n\n"
     "  ./generate -c grpo.bin \"2+3=\"\n"
     "  ./generate -c grpo.bin -i tasks.shard -n 8 -o samples.jsonl\n"
     "  ./generate -c gpt2_124M.bin --tokenizer gpt2/ --raw \"Once upon a time\"\n"
@@ -64,15 +70,15 @@ static const OptionAbout about = {
 static Inference model;
 static Sampling sampling;
 
-/* ---- text to a person or a pipe -------------------------------------------------------------------------------- */
+/* ---- printing -------------------------------------------------------------------------------------------------- */
 
-/* What was drawn but cannot be printed yet: the beginning of a character. */
+/* Prints sampled text, character by character. */
 typedef struct Printer {
-    TextBuffer waiting;
-    bool terminal; /* control characters are shown, not sent */
+    TextBuffer waiting; /* not printed yet: the first bytes of a character */
+    bool terminal;      /* escape control characters */
 } Printer;
 
-/* Is s[0..n) the beginning of a character whose other bytes are still to come? */
+/* Whether s[0..n) is the beginning of a character whose remaining bytes may still follow. */
 static bool begins_character(const char *s, size_t n) {
     const unsigned char lead = (unsigned char)s[0];
     const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
@@ -89,7 +95,7 @@ static void put_character(const Printer *p, const char *s, int length) {
     else fwrite(s, 1, (size_t)length, stdout);
 }
 
-/* Prints what waits; with `all`, also the beginning of a character that never came. */
+/* Prints the waiting text; with `all`, an incomplete character at its end as well. */
 static void printer_flush(Printer *p, bool all) {
     const char *s = p->waiting.text;
     const size_t n = p->waiting.length;
@@ -113,24 +119,25 @@ static void printer_tokens(Printer *p, const int32_t *ids, int32_t n, bool speci
 
 /* ---- prompts to tokens ----------------------------------------------------------------------------------------- */
 
-/* Appends a prompt's tokens: messages in the model's template, or with --raw the text. name: for messages. */
+/* Appends a prompt's tokens: the messages in the model's template, or with --raw their text. */
 static bool encode(const ChatMessage *messages, int count, TokenList *ids, Error *e) {
     const ModelText *t = &model.text;
     if (!o.raw) {
         if (!chat_encode(&t->chat, &t->tokenizer, messages, count, true, ids, NULL, e)) return false;
-    } else
+    } else {
         for (int i = 0; i < count; i++)
             if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), true, ids, e))
                 return false;
+    }
     if (!ids->count) token_list_append(ids, t->tokenizer.eos);
     return true;
 }
 
-/* A text that a user typed: it must be UTF-8 without NUL characters. */
+/* Checks a text from the user: it must be UTF-8 without NUL characters. */
 static bool check_text(const char *text, size_t n, Error *e) {
     const size_t valid = utf8_valid(text, n), length = strlen(text);
     if (valid < n) return error_set(e, "byte %zu is not UTF-8", valid + 1);
-    return length == n || error_set(e, "byte %zu is NUL, expected a text", length + 1);
+    return length == n || error_set(e, "byte %zu is NUL, expected text", length + 1);
 }
 
 static bool encode_text(const char *text, size_t n, TokenList *ids, Error *e) {
@@ -152,8 +159,8 @@ static bool is_stop(int32_t token) {
     return false;
 }
 
-/* Draws and prints what follows the sequence. Ends at a stop, at the limit, or when a signal asks; returns the number of
- * tokens drawn, *finished: by a stop. What was said is appended to `said`, where that is not NULL. */
+/* Samples and prints the completion of the sequence, up to a stop token, the limit or a signal. Returns the number of
+ * tokens sampled. *finished: it ended with a stop token. said: the text is appended to it; may be NULL. */
 static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bool *finished) {
     Error e;
     int64_t n = 0;
@@ -187,16 +194,16 @@ static void one_prompt(const TokenList *ids, double start) {
     printer_flush(&p, true);
     if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)n);
     if (o.verbose)
-        fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new ones in %.1f ms, %.0f tok/s; %s\n",
+        fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new tokens in %.1f ms, %.0f tok/s; %s\n",
                 1e3 * (loaded - start), ids->count, (long long)n, 1e3 * (end - loaded), (double)n / (end - loaded),
-                finished ? "finished" : "cut");
+                finished ? "finished" : "truncated");
     text_free(&p.waiting);
     sequence_free(&s);
 }
 
 /* ---- many prompts ---------------------------------------------------------------------------------------------- */
 
-/* Prompts as tokens, and for each the object that its output lines begin with. */
+/* Prompts as tokens, each with the JSON object that its output lines extend. */
 typedef struct Items {
     int64_t count, capacity;
     int64_t *start; /* (count + 1) into ids */
@@ -205,7 +212,7 @@ typedef struct Items {
     int32_t longest;
 } Items;
 
-/* The tokens appended to items->ids since the last call are a prompt; row is taken over. */
+/* Adds a prompt: the tokens appended to items->ids since the last call. Takes ownership of row. */
 static bool items_add(Items *items, json_t *row, Error *e) {
     const int64_t n = items->count;
     if (n + 2 > items->capacity) {
@@ -214,7 +221,9 @@ static bool items_add(Items *items, json_t *row, Error *e) {
         items->row = (json_t **)xrealloc(items->row, (size_t)items->capacity, sizeof *items->row);
         if (!n) items->start[0] = 0;
     }
-    items->row[n] = row, items->start[n + 1] = items->ids.count, items->count++;
+    items->row[n] = row;
+    items->start[n + 1] = items->ids.count;
+    items->count++;
     const int64_t length = items->ids.count - items->start[n];
     if (length > items->longest) items->longest = (int32_t)length;
     return check_length(length, e);
@@ -243,7 +252,7 @@ static void add_shard(Items *items, const Shard *s) {
     record_free(&r);
 }
 
-/* One line of JSON: a prompt, or messages up to the last answer. */
+/* Adds one line of JSON: a prompt, or messages up to the final assistant message. */
 static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
     const Rows fields = {.prompt = "prompt", .messages = "messages", .system = o.system};
     Error inner;
@@ -254,7 +263,8 @@ static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
         return jsonl_error(j, "messages", e, "is %s, expected a list of messages", jsonl_type(messages));
     bool ok = row_prompt(&fields, j, messages ? messages : prompt, messages ? "messages" : "prompt", &m, e);
     const int count = m.count - (messages && m.count && !strcmp(m.items[m.count - 1].role, "assistant"));
-    if (ok && count <= (o.system != NULL)) ok = jsonl_error(j, "messages", e, "has nothing before the answer");
+    if (ok && count <= (o.system != NULL))
+        ok = jsonl_error(j, "messages", e, "has nothing before the final assistant message");
     if (ok && !encode(m.items, count, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
     if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
     row_messages_free(&m);
@@ -296,12 +306,15 @@ static void add_file(Items *items, DataFile *f, const Shard *shard) {
         add_shard(items, shard);
     } else {
         inference_need_tokenizer(&model);
-        if (f->n >= 3 && !memcmp(f->bytes, "\xEF\xBB\xBF", 3)) memmove(f->bytes, f->bytes + 3, (f->n -= 3) + 1);
+        if (f->n >= 3 && !memcmp(f->bytes, "\xEF\xBB\xBF", 3)) { /* a byte-order mark */
+            f->n -= 3;
+            memmove(f->bytes, f->bytes + 3, f->n + 1);
+        }
         const size_t blank = strspn(f->bytes, " \t\r\n");
         if (f->bytes[blank] == '{') add_jsonl(items, f);
         else add_lines(items, f);
     }
-    if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it holds no prompts");
+    if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it contains no prompts");
 }
 
 static bool write_completion(Writer *w, json_t *item, int64_t sample, const Completion *c, Error *e) {
@@ -340,21 +353,22 @@ static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t fir
         completion_free(&out[i]);
     }
     free(q), free(out);
-    return ok && (w->zstd || w->temporary || writer_flush(w, e)); /* a pipe gets its lines at once */
+    return ok && (w->zstd || w->temporary || writer_flush(w, e)); /* flush a pipe after each chunk */
 }
 
 static void many_prompts(const Items *items) {
     Error e;
     Writer w;
     Rollout engine;
-    const int64_t all = items->count * o.samples, most = o.samples > o.s.slots ? o.samples : o.s.slots;
+    const int64_t all = items->count * o.samples;
+    const int64_t most = o.samples > o.s.slots ? o.samples : o.s.slots;
     const int32_t context = model.model.config.context;
     const int slots = (int)(all < o.s.slots ? all : o.s.slots);
     inference_few_threads(&model, slots);
     const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     const int64_t drawable = rollout_rows(slots, items->longest) - slots;
     if (o.samples > drawable)
-        usage_error("-n/--num-samples: %lld of one prompt, at most %lld can be drawn at once with --slots %d",
+        usage_error("-n/--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
@@ -390,9 +404,9 @@ static void many_prompts(const Items *items) {
 /* ---- chat ------------------------------------------------------------------------------------------------------ */
 
 typedef struct Chat {
-    ChatMessage *messages; /* contents are owned */
+    ChatMessage *messages; /* (count); owns the contents */
     int count, capacity;
-    int kept; /* the system message stays: 0 or 1 */
+    int kept; /* 1 if there is a system message, which is never removed */
 } Chat;
 
 static void chat_add(Chat *c, const char *role, const char *content) {
@@ -403,15 +417,15 @@ static void chat_add(Chat *c, const char *role, const char *content) {
     c->messages[c->count++] = (ChatMessage){role, xstrdup(content)};
 }
 
-/* Removes n messages, from `first` on. */
+/* Removes n messages, starting at `first`. */
 static void chat_remove(Chat *c, int first, int n) {
     for (int i = first; i < first + n; i++) free((char *)c->messages[i].content);
     memmove(c->messages + first, c->messages + first + n, (size_t)(c->count - first - n) * sizeof *c->messages);
     c->count -= n;
 }
 
-/* The conversation as tokens, without its oldest turns where it would leave too little room for an answer. False: the
- * last message alone is too long. */
+/* Encodes the conversation. Removes its oldest turns if it leaves too little room for a completion. Fails if the last
+ * message alone is too long. */
 static bool chat_tokens(Chat *c, int32_t context, TokenList *ids, Error *e) {
     const int64_t room = o.s.max_new < context / 4 ? o.s.max_new : context / 4;
     int dropped = 0;
@@ -419,32 +433,33 @@ static bool chat_tokens(Chat *c, int32_t context, TokenList *ids, Error *e) {
         ids->count = 0;
         if (!encode(c->messages, c->count, ids, e)) return false;
         if (ids->count + (room > 1 ? room : 1) <= context) break;
-        if (c->count - c->kept < 3) { /* one message: it goes with as much room as it leaves */
+        if (c->count - c->kept < 3) { /* a single message: any room is enough */
             if (!check_length(ids->count, e)) return false;
             break;
         }
-        chat_remove(c, c->kept, 2), dropped += 2;
+        chat_remove(c, c->kept, 2);
+        dropped += 2;
     }
     if (dropped)
-        fprintf(stderr,
-                "[the conversation is longer than the context of %d tokens: the oldest %d messages are forgotten]\n",
+        fprintf(stderr, "[the conversation exceeds the context of %d tokens: the oldest %d messages were removed]\n",
                 context, dropped);
     return true;
 }
 
-/* While the program waits for a line a signal ends the wait; else it only asks the answer to stop. */
+/* A signal ends the wait for a line; at other times it only requests that generation stop. */
 static void chat_signals(bool waiting) {
     struct sigaction stop = {.sa_handler = program_on_signal, .sa_flags = waiting ? 0 : SA_RESTART};
     sigemptyset(&stop.sa_mask);
-    sigaction(SIGINT, &stop, NULL), sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
 }
 
-/* Reads a line without its newline; -1 at the end of the input or where a signal asked to end. Ctrl-C begins a new
+/* Reads a line, without its newline. Returns -1 at the end of the input or after a signal to end. Ctrl-C starts a new
  * line. */
 static ssize_t chat_read(char **line, size_t *size) {
     const bool terminal = isatty(STDIN_FILENO);
     for (;;) {
-        if (*program_signal() == SIGINT) *program_signal() = 0; /* it came when the answer was over */
+        if (*program_signal() == SIGINT) *program_signal() = 0; /* it arrived after the completion had ended */
         if (program_stopping()) return -1;
         if (terminal) fputs("> ", stderr);
         chat_signals(true);
@@ -469,7 +484,7 @@ static ssize_t chat_read(char **line, size_t *size) {
     }
 }
 
-/* The answer to the conversation, printed and added to it. */
+/* Samples the reply to the conversation, prints it and adds it to the conversation. */
 static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
     Error e;
     Printer p = {.terminal = isatty(STDOUT_FILENO)};
@@ -489,7 +504,7 @@ static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
         *program_signal() = 0;
         fputs("[stopped]\n", stderr);
     } else if (!finished && !program_stopping())
-        fprintf(stderr, "[cut after %lld tokens: %s]\n", (long long)n,
+        fprintf(stderr, "[truncated after %lld tokens: %s]\n", (long long)n,
                 n < sampling.max_new ? "the context is full" : "--max-new-tokens");
     chat_add(c, "assistant", said.text);
     text_free(&said), text_free(&p.waiting);
@@ -511,9 +526,10 @@ static void chat(void) {
         if (!n) continue;
         if (!strcmp(line, "/reset")) {
             chat_remove(&c, c.kept, c.count - c.kept);
-            fputs("[the conversation is forgotten]\n", stderr);
-        } else if (!check_text(line, (size_t)n, &e)) fprintf(stderr, "[%s]\n", e.text);
-        else {
+            fputs("[the conversation was reset]\n", stderr);
+        } else if (!check_text(line, (size_t)n, &e)) {
+            fprintf(stderr, "[%s]\n", e.text);
+        } else {
             chat_add(&c, "user", line);
             chat_turn(&c, &s, &ids, turn++);
         }
@@ -525,7 +541,7 @@ static void chat(void) {
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
-/* The words of the command line, or standard input, as one text. */
+/* Reads the prompt as one text, from the words of the command line or from standard input. */
 static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
     Error e;
     text_clear(text);
@@ -535,24 +551,25 @@ static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
         if (!input) die("%s", e.text);
         text_append(text, input, n && input[n - 1] == '\n' ? n - 1 : n);
         free(input);
-    } else
+    } else {
         for (int i = first; i < argc; i++) text_format(text, i > first ? " %s" : "%s", argv[i]);
+    }
 }
 
 static void check_usage(int argc, char **argv, int first) {
     const bool words = first < argc, standard = argc == first + 1 && !strcmp(argv[first], "-");
-    if (!o.m.checkpoint) usage_error("-c/--checkpoint: which model?");
-    if (words + o.chat + (o.input != NULL) > 1) usage_error("a prompt, -i/--input and --chat: give one of them");
-    if (!words && !o.chat && !o.input) usage_error("which prompt? give words, -, -i/--input FILE or --chat");
+    if (!o.m.checkpoint) usage_error("-c/--checkpoint is required");
+    if (words + o.chat + (o.input != NULL) > 1) usage_error("a prompt, -i/--input and --chat: give only one of them");
+    if (!words && !o.chat && !o.input) usage_error("a prompt is required: give words, -, -i/--input FILE or --chat");
     if (!strcmp(o.m.checkpoint, "-") && (standard || o.chat || (o.input && !strcmp(o.input, "-"))))
-        usage_error("-c -: standard input holds the model and cannot hold prompts as well");
-    if (o.chat && o.raw) usage_error("--chat and --raw: give one of them");
+        usage_error("-c -: standard input contains the model, so it cannot contain prompts");
+    if (o.chat && o.raw) usage_error("--chat and --raw: give only one of them");
     if (o.chat && (o.output || o.json || o.echo || o.samples > 1))
-        usage_error("--chat: takes none of -o, --json, --echo and -n");
+        usage_error("--chat: cannot be used with -o, --json, --echo or -n");
     if (o.echo && (o.input || o.output || o.json || o.samples > 1))
-        usage_error("--echo: JSON lines hold the prompt already");
-    if (o.system && o.raw) usage_error("--system and --raw: give one of them");
-    if (o.system && utf8_valid(o.system, strlen(o.system)) < strlen(o.system)) usage_error("--system: it is not UTF-8");
+        usage_error("--echo: JSON lines already contain the prompt");
+    if (o.system && o.raw) usage_error("--system and --raw: give only one of them");
+    if (o.system && utf8_valid(o.system, strlen(o.system)) < strlen(o.system)) usage_error("--system: not UTF-8");
 }
 
 int main(int argc, char **argv) {
@@ -574,7 +591,8 @@ int main(int argc, char **argv) {
         if (!is_shard && magic_name(file.magic))
             die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, magic_name(file.magic));
         if (is_shard && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
-        if (is_shard && (o.system || o.raw)) usage_error("--system and --raw: a shard's prompts are tokens already");
+        if (is_shard && (o.system || o.raw))
+            usage_error("--system and --raw: cannot be used with a shard, whose prompts are already tokens");
     }
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
     if (!is_shard) inference_need_tokenizer(&model);
@@ -583,12 +601,14 @@ int main(int argc, char **argv) {
 
     const bool many = o.input || o.output || o.json || o.samples > 1;
     if (!many) inference_few_threads(&model, 1);
-    if (o.chat) chat();
-    else {
+    if (o.chat) {
+        chat();
+    } else {
         Items items = {0};
         TextBuffer text = {0};
-        if (o.input) add_file(&items, &file, is_shard ? &shard : NULL);
-        else {
+        if (o.input) {
+            add_file(&items, &file, is_shard ? &shard : NULL);
+        } else {
             read_prompt(argc, argv, first, &text);
             if (!encode_text(text.text, text.length, &items.ids, &e) ||
                 !items_add(&items, json_pack("{s:s}", "prompt", text.text), &e))

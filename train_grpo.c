@@ -1,15 +1,16 @@
-/* train_grpo.c - group-relative policy optimisation: reinforcement learning from verifiable rewards.
+/* train_grpo.c - group-relative policy optimisation (GRPO): reinforcement learning from verifiable rewards.
  *
  * One generation:
- *   1. sample   G completions y_i to each of P prompts from the policy                        (rollout.h)
+ *   1. sample   G completions y_i for each of P prompts from the policy                       (rollout.h)
  *   2. score    r_i = sum_k w_k R_k(x, y_i): verifiers, format, length, any program           (rewards.h)
- *   3. compare  A_i = (r_i - mean of the group) / its deviation                               (advantage.h)
+ *   3. compare  A_i = (r_i - mean of the group) / standard deviation of the group             (advantage.h)
  *   4. improve  the policy by the clipped surrogate of A, in one or several optimizer steps   (loss/policy.h)
  *
- * Sampling and training share one set of weights in one process. A group's samples hang on one copy of their prompt, in
- * sampling and in training. Log-probabilities are scored at the temperature that they were sampled at. With one optimizer
- * step a generation the policy is that which sampled: the ratio is exactly 1, and what the sampler's log-probabilities
- * differ by is rounding, logged as sampling/sampling_logp_difference. With several, pi_old is scored before the first.
+ * Sampling and training share one set of weights in one process. The completions of a group share one copy of their
+ * prompt, in sampling and in training. Log-probabilities are computed at the sampling temperature. With one optimizer
+ * step per generation, the policy in training is the policy that sampled: the ratio is exactly 1, and differences from
+ * the sampler's log-probabilities are rounding, logged as sampling/sampling_logp_difference. With several steps, the
+ * log-probabilities of pi_old are computed before the first one.
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
@@ -28,47 +29,64 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     GENERATION_DATA_OPTIONS(o.g),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
+    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps; 0 follows --num-train-epochs"),
     GENERATION_SAMPLING_OPTIONS(o.g, 2),
     OPTION_FLAG("dynamic-sampling", 0, &o.dynamic_sampling,
-                "replace groups whose rewards are all equal by new prompts (DAPO)"),
-    OPTION_INT("max-resamples", 0, &o.resample, 1, 1000, "dynamic sampling: rounds of new prompts at most"),
+                "DAPO: replace groups whose rewards are all equal with groups of new prompts"),
+    OPTION_INT ("max-resamples",    0, &o.resample, 1, 1000, "maximum rounds of new prompts per generation (DAPO)"),
     OPTION_GROUP("Reward"),
     GENERATION_REWARD_OPTIONS(o.g),
-    OPTION_CHOICE("scale-rewards", 0, &o.scale, SCALE_REWARDS_CHOICES, "divide advantages by the deviation of"),
+    OPTION_CHOICE("scale-rewards",               0, &o.scale,       SCALE_REWARDS_CHOICES,
+                  "normalise advantages by the standard deviation of the"),
     OPTION_CHOICE("multi-objective-aggregation", 0, &o.aggregation, "sum_then_normalize|normalize_then_sum",
-                  "several parts: GRPO's, or GDPO's"),
-    OPTION_FLAG("mask-truncated-completions", 0, &o.mask_truncated, "leave completions that were cut out of the loss"),
+                  "how to combine several rewards: as in GRPO, or as in GDPO"),
+    OPTION_FLAG  ("mask-truncated-completions",  0, &o.mask_truncated,
+                  "exclude truncated completions from the loss"),
     OPTION_GROUP("Loss"),
-    OPTION_CHOICE("loss-type", 0, &o.loss, POLICY_LOSS_CHOICES, "objective; see llmc/loss/policy.h"),
-    OPTION_CHOICE("importance-sampling-level", 0, &o.importance, IMPORTANCE_CHOICES, "the ratio is one number a"),
-    OPTION_REAL("epsilon", 0, &o.epsilon, -1, 1e6, "lower clip range; -1: the loss's own default"),
-    OPTION_REAL("epsilon-high", 0, &o.epsilon_high, -1, 1e6, "upper clip range; -1: as epsilon, or the loss's default"),
-    OPTION_REAL("delta", 0, &o.delta, 0, 1e6, "upper bound of the ratio where the advantage is negative; 0: none"),
-    OPTION_REAL("beta", 0, &o.beta, 0, 1e6, "weight of the KL to the reference; 0 loads none"),
-    OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "k3 is GRPO's"),
-    OPTION_CHOICE("kl-in", 0, &o.kl_in, "loss|reward", "where the KL term stands"),
-    OPTION_FLAG("use-bias-correction-kl", 0, &o.kl_bias_correction, "do not multiply the KL in the loss by the ratio"),
-    OPTION_TEXT("reference", 0, &o.reference, "FILE", "reference model (default: the one of -c)"),
-    OPTION_INT("num-iterations", 0, &o.iterations, 1, 1000, "passes over each generation (mu)"),
-    OPTION_INT("steps-per-generation", 0, &o.steps_per_generation, 1, 65536, "optimizer steps a pass: mini-batches"),
-    OPTION_REAL("entropy-coef", 0, &o.entropy_coef, -10, 10, "weight of the entropy bonus"),
-    OPTION_FLAG("use-adaptive-entropy", 0, &o.adaptive_entropy, "steer that weight towards --entropy-target"),
-    OPTION_REAL("entropy-target", 0, &o.entropy_target, 0, 100, "nats a token"),
-    OPTION_REAL("top-entropy-quantile", 0, &o.top_entropy, 0.001, 1,
-                "train on this share of tokens, the most uncertain"),
-    OPTION_REAL("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
-                "leave out bad answers that drifted further than this; 0: none"),
+    OPTION_CHOICE("loss-type",                 0, &o.loss,            POLICY_LOSS_CHOICES,
+                  "objective; see llmc/loss/policy.h"),
+    OPTION_CHOICE("importance-sampling-level", 0, &o.importance,      IMPORTANCE_CHOICES,
+                  "compute the importance ratio per"),
+    OPTION_REAL  ("epsilon",                   0, &o.epsilon,         -1, 1e6,
+                  "lower clip range; -1 uses the default of --loss-type"),
+    OPTION_REAL  ("epsilon-high",              0, &o.epsilon_high,    -1, 1e6,
+                  "upper clip range; -1 uses --epsilon if given, or the default of --loss-type"),
+    OPTION_REAL  ("delta",                     0, &o.delta,           0, 1e6,
+                  "upper bound of the ratio if the advantage is negative; 0 disables"),
+    OPTION_REAL  ("beta",                      0, &o.beta,            0, 1e6,
+                  "strength of the KL penalty; larger stays closer to the reference, 0 loads no reference"),
+    OPTION_CHOICE("kl-estimator",              0, &o.kl,              KL_CHOICES,
+                  "estimator of the KL divergence; GRPO uses k3"),
+    OPTION_CHOICE("kl-in",                     0, &o.kl_in,           "loss|reward",
+                  "where to apply the KL penalty"),
+    OPTION_FLAG  ("use-bias-correction-kl",    0, &o.kl_bias_correction,
+                  "multiply the KL term of the loss by the importance ratio"),
+    OPTION_TEXT  ("reference",                 0, &o.reference,       "FILE",
+                  "reference model; the model of -c if not given"),
+    OPTION_INT   ("num-iterations",            0, &o.iterations,      1, 1000, "passes over each generation (mu)"),
+    OPTION_INT   ("steps-per-generation",      0, &o.steps_per_generation, 1, 65536,
+                  "optimizer steps (mini-batches) per pass"),
+    OPTION_REAL  ("entropy-coef",              0, &o.entropy_coef,    -10, 10, "weight of the entropy bonus"),
+    OPTION_FLAG  ("use-adaptive-entropy",      0, &o.adaptive_entropy,
+                  "adapt the weight of the entropy bonus to reach --entropy-target"),
+    OPTION_REAL  ("entropy-target",            0, &o.entropy_target,  0, 100, "target entropy, in nats per token"),
+    OPTION_REAL  ("top-entropy-quantile",      0, &o.top_entropy,     0.001, 1,
+                  "train on this fraction of the tokens, those with the highest entropy"),
+    OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
+                  "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     GENERATION_EVALUATION_OPTIONS(o.g),
-    OPTION_END};
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL -i tasks.shard -o OUT [options]",
-    "Improves a model on tasks whose answers can be checked, by GRPO and its refinements.\n\n"
+    "Trains a model on tasks with verifiable answers, by GRPO and its variants.\n\n"
     "  ./data/make_tasks --task add --digits 2 -o tasks.shard\n"
     "  ./train_grpo -c sft.bin -i tasks.shard -o grpo.bin\n"
     "  ./train_grpo -c sft.bin -i tasks.shard -o grpo.bin --loss-type dapo --epsilon-high 0.28 --dynamic-sampling"};
@@ -81,8 +99,8 @@ typedef struct Run {
     PolicyLossConfig loss;
     EntropyControl entropy;
     float *advantage;  /* (answers) */
-    uint8_t *keep;     /* (tokens) the top-entropy mask */
-    int64_t resampled; /* groups thrown away by dynamic sampling */
+    uint8_t *keep;     /* (tokens) top-entropy mask */
+    int64_t resampled; /* groups discarded by dynamic sampling */
 } Run;
 
 /* ---- 1. sample, 2. score --------------------------------------------------------------------------------------- */
@@ -94,13 +112,14 @@ static bool group_differs(const Generation *g, int32_t group) {
     return advantage_group_differs(reward, G);
 }
 
-/* P groups of scored answers. Dynamic sampling (DAPO, sec. 3.2) replaces those whose rewards do not differ, for they have
- * no gradient; those of the last round stay. */
+/* Samples and scores P groups of completions. Dynamic sampling (DAPO, sec. 3.2) replaces groups whose rewards are all
+ * equal, because they have no gradient; such groups of the last round are kept. */
 static void generate(Run *r) {
     Generation *g = &r->g;
     const int32_t P = (int32_t)o.g.prompts, G = (int32_t)o.g.generations;
     const double start = program_seconds();
-    g->reward_seconds = 0, r->resampled = 0;
+    g->reward_seconds = 0;
+    r->resampled = 0;
     for (int32_t kept = 0, round = 0;; round++) {
         generation_sample(g, kept, P - kept);
         const double scoring = program_seconds();
@@ -135,20 +154,21 @@ static AdvantageStats compare(Run *r) {
 
 /* ---- 4. improve ------------------------------------------------------------------------------------------------ */
 
-/* Those of all ranks. */
+/* Reduces *stats over all ranks. Collective. */
 static void all_stats(Trainer *t, PolicyStats *stats) {
     double sum[POLICY_STATS_SUMS], most[POLICY_STATS_MAXIMA];
     policy_stats_split(stats, sum, most);
-    trainer_sums(t, sum, POLICY_STATS_SUMS), trainer_maxima(t, most, POLICY_STATS_MAXIMA);
+    trainer_sums(t, sum, POLICY_STATS_SUMS);
+    trainer_maxima(t, most, POLICY_STATS_MAXIMA);
     *stats = policy_stats_join(sum, most);
 }
 
-/* One optimizer step on answers [first, end). */
+/* One optimizer step on completions [first, end). Returns the loss. Collective. */
 static double improve(Run *r, int32_t first, int32_t end, bool on_policy, PolicyStats *stats) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     PolicyLossConfig c = r->loss;
-    if (o.kl_in) c.beta = 0; /* it is in the reward */
+    if (o.kl_in) c.beta = 0; /* the KL penalty is in the reward */
     if (o.adaptive_entropy) c.entropy_coef = entropy_control_coef(&r->entropy);
     const uint8_t *keep = NULL;
     if (o.top_entropy < 1) {
@@ -184,7 +204,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
         t->flops += 3 * generation_batch_flops(g, &t->model);
         tokens += g->batch.rows;
     }
-    loss = trainer_total(t, loss), t->tokens += (int64_t)trainer_total(t, tokens);
+    loss = trainer_total(t, loss);
+    t->tokens += (int64_t)trainer_total(t, tokens);
     all_stats(t, stats);
     trainer_update(t, loss);
     if (o.adaptive_entropy && stats->tokens > 0) entropy_control_update(&r->entropy, stats->entropy / stats->tokens);
@@ -193,7 +214,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
 
 /* ---- logging --------------------------------------------------------------------------------------------------- */
 
-/* TRL's metrics of a generation. Guard rails are said each time, for each of them means that nothing can be learned. */
+/* Logs the metrics of a generation under TRL's names. Warnings repeat every generation: each means that it teaches
+ * nothing. */
 static void log_rewards(Run *r, const AdvantageStats *a) {
     Metrics *m = &r->t.metrics;
     metrics_set(m, "reward", a->reward);
@@ -211,7 +233,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
-    /* with truncated sampling or a penalty the sampler's own distribution differs by design, not its logp */
+    /* Truncated sampling and repetition penalties change which tokens are drawn, but not their logp. */
     const double limit = o.t.dtype ? 0.5 : 0.01;
     if (stats->sampler_gap_max > limit && o.steps_per_generation * o.iterations == 1)
         metrics_line(&r->t.metrics, "train_grpo: warning: sampler and trainer disagree by %.3g nats on a token",
@@ -220,7 +242,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
-/* The loss's own defaults, where the command line does not say otherwise. */
+/* The defaults of the loss, overridden by the command line. */
 static PolicyLossConfig loss_options(void) {
     PolicyLossConfig c = policy_loss_config((PolicyLossKind)o.loss);
     if (o.importance == IMPORTANCE_SEQUENCE) c.importance = IMPORTANCE_SEQUENCE;
@@ -229,8 +251,12 @@ static PolicyLossConfig loss_options(void) {
         if (o.loss != POLICY_CISPO) c.epsilon_high = o.epsilon;
     }
     if (o.epsilon_high >= 0) c.epsilon_high = o.epsilon_high;
-    c.delta = o.delta, c.beta = o.beta, c.kl = (KlEstimator)o.kl, c.kl_bias_correction = o.kl_bias_correction;
-    c.entropy_coef = o.entropy_coef, c.off_policy_mask = o.off_policy_mask;
+    c.delta = o.delta;
+    c.beta = o.beta;
+    c.kl = (KlEstimator)o.kl;
+    c.kl_bias_correction = o.kl_bias_correction;
+    c.entropy_coef = o.entropy_coef;
+    c.off_policy_mask = o.off_policy_mask;
     c.max_completion_length = (double)o.g.max_completion;
     return c;
 }
@@ -254,17 +280,24 @@ int main(int argc, char **argv) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     Error e;
-    o.t = trainer_defaults(1e-6), o.g = generation_defaults();
-    o.resample = 10, o.epsilon = o.epsilon_high = -1, o.loss = POLICY_DAPO, o.kl = KL_K3, o.kl_bias_correction = true;
-    o.iterations = o.steps_per_generation = 1, o.entropy_target = 0.2, o.top_entropy = 1;
+    o.t = trainer_defaults(1e-6);
+    o.g = generation_defaults();
+    o.resample = 10;
+    o.epsilon = o.epsilon_high = -1;
+    o.loss = POLICY_DAPO;
+    o.kl = KL_K3;
+    o.kl_bias_correction = true;
+    o.iterations = o.steps_per_generation = 1;
+    o.entropy_target = 0.2;
+    o.top_entropy = 1;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     if (!o.g.reward) o.g.reward = o.g.reward_cmd ? "command" : "verify";
-    if (!o.g.input) usage_error("-i/--input: which shard?");
-    if (!o.t.output) usage_error("-o/--output: where to?");
+    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.t.output) usage_error("-o/--output is required");
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
-    if (o.kl_in && o.beta == 0) usage_error("--kl-in reward: --beta is 0");
+    if (o.kl_in && o.beta == 0) usage_error("--kl-in reward: --beta is 0; set --beta");
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference};
     trainer_check_files(&o.t, inputs, 5, NULL);
@@ -287,7 +320,7 @@ int main(int argc, char **argv) {
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     load_counters(r);
 
-    /* the run: optimizer steps, in generations of iterations * steps_per_generation of them */
+    /* Each generation gives iterations * steps_per_generation optimizer steps. */
     const int64_t steps = o.iterations * o.steps_per_generation;
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
@@ -315,7 +348,8 @@ int main(int argc, char **argv) {
         }
         const AdvantageStats advantages = compare(r);
         for (int64_t i = 0; i < steps && t->step < t->o.steps; i++) {
-            const int32_t size = n / (int32_t)o.steps_per_generation, at = (int32_t)(i % o.steps_per_generation) * size;
+            const int32_t size = n / (int32_t)o.steps_per_generation;
+            const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
             if (i) trainer_begin_step(t);
             const double start = program_seconds();

@@ -1,23 +1,23 @@
-/* train_ppo.c - reinforcement learning from a reward: PPO as RLHF uses it, and its relatives.
+/* train_ppo.c - reinforcement learning from a reward: PPO as used in RLHF, and related algorithms.
  *
  * One generation:
- *   1. sample   G completions y_i to each of P prompts from the policy                              (generation.h)
- *   2. score    s_i: a reward model, verifiers, any program, or their sum                           (reward_model.h)
- *   3. reward   r_t = -beta k(log pi / log ref) + s_i at the answer's last token                    (gae.h, kl_control.h)
- *   4. compare  A_t: from a critic's values, or from a baseline, as --algo says                     (gae.h)
- *   5. improve  policy and critic, in several epochs of mini-batches                                (loss/ppo.h)
+ *   1. sample   G completions y_i for each of P prompts from the policy                       (generation.h)
+ *   2. score    s_i: a reward model, verifiers, any program, or their sum                     (reward_model.h)
+ *   3. reward   r_t = -beta k(log pi / log ref) + s_i at the last token of the completion     (gae.h, kl_control.h)
+ *   4. compare  A_t: from a critic's values or from a baseline, depending on --algo           (gae.h)
+ *   5. improve  policy and critic, in several epochs of mini-batches                          (loss/ppo.h)
  *
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V
  *   a2c                   yes      GAE with lambda 1                      1        V
  *   reinforce             -        return to go                           1        mean of the others' returns
- *   rloo                  -        return of the answer                   1        mean of the others in its group
- *   remax                 -        return to go                           1        score of the greedy answer
- *   reinforce++           -        return to go, whitened                 1        the batch's mean
+ *   rloo                  -        return of the completion               1        mean of the others in its group
+ *   remax                 -        return to go                           1        score of the greedy completion
+ *   reinforce++           -        return to go, whitened                 1        mean of the batch
  *   reinforce++-baseline  -        return to go, whitened                 1        mean of its group
  *
- * All of them have the same optimum, pi = ref exp(s / beta) / Z, and share all but step 4. The score stands on the
- * answer's last token, its end-of-text token where it ended; no value and no reward lies behind it.
+ * All of them have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. The score is the reward of
+ * the completion's last token, which is the stop token if the completion is finished; no value or reward follows it.
  *
  *     ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
@@ -32,20 +32,27 @@
 #include "llmc/train/reference.h"
 
 #define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
-typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE } Algo; /* in that order */
+/* The algorithms, in the order of ALGO_CHOICES. */
+typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE } Algo;
 
-/* What an algorithm is where the command line does not say otherwise. */
+/* The properties of each algorithm and its defaults. least, group: minimum and default completions per prompt; epochs:
+ * default passes over a generation. */
 static const struct {
     bool critic, plain, whiten;
-    int least, group, epochs; /* completions of a prompt: the fewest, the default; passes */
+    int least, group, epochs;
     double lambda;
-} algos[] = {[PPO] = {true, false, true, 1, 1, 4, 0.95},
-             [A2C] = {true, true, false, 1, 1, 1, 1},
-             [REINFORCE] = {false, true, false, 1, 1, 1, 1},
-             [RLOO] = {false, false, false, 2, 2, 1, 1},
-             [REMAX] = {false, false, false, 1, 1, 1, 1},
-             [REINFORCE_PP] = {false, false, true, 1, 1, 1, 1},
-             [REINFORCE_PP_BASELINE] = {false, false, true, 2, 4, 1, 1}};
+} algos[] = {
+    // clang-format off
+    /*                          critic plain  whiten least group epochs lambda */
+    [PPO]                   = { true,  false, true,  1,    1,    4,     0.95 },
+    [A2C]                   = { true,  true,  false, 1,    1,    1,     1    },
+    [REINFORCE]             = { false, true,  false, 1,    1,    1,     1    },
+    [RLOO]                  = { false, false, false, 2,    2,    1,     1    },
+    [REMAX]                 = { false, false, false, 1,    1,    1,     1    },
+    [REINFORCE_PP]          = { false, false, true,  1,    1,    1,     1    },
+    [REINFORCE_PP_BASELINE] = { false, false, true,  2,    4,    1,     1    },
+    // clang-format on
+};
 
 static struct {
     TrainerOptions t;
@@ -61,65 +68,88 @@ static struct {
 } o;
 
 static const Option options[] = {
+    // clang-format off
     GENERATION_DATA_OPTIONS(o.g),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "optimizer steps; 0: as many as the epochs take"),
-    OPTION_TEXT("ptx", 'I', &o.ptx, "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
+    OPTION_INT ("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_TEXT("ptx",       'I', &o.ptx,     "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
     GENERATION_SAMPLING_OPTIONS(o.g, 0),
     OPTION_GROUP("Reward"),
-    OPTION_TEXT("reward-model", 'r', &o.reward_model, "FILE", "checkpoint that train_rm wrote"),
+    OPTION_TEXT("reward-model",         'r', &o.reward_model,        "FILE",
+                "reward model that scores the completions (a checkpoint from train_rm)"),
     GENERATION_REWARD_OPTIONS(o.g),
-    OPTION_REAL("reward-clip", 0, &o.reward_clip, 0, 1e9, "hold scores within this distance of 0; 0: do not"),
-    OPTION_REAL("missing-eos-penalty", 0, &o.missing_eos_penalty, 0, 1e9,
-                "taken from the score of a completion that did not end"),
-    OPTION_FLAG("non-eos-penalty", 0, &o.non_eos_penalty, "its score is --penalty-reward-value instead"),
-    OPTION_REAL("penalty-reward-value", 0, &o.penalty_reward, -1e9, 1e9, "that score"),
-    OPTION_FLAG("whiten-rewards", 0, &o.whiten_rewards, "divide the rewards of tokens by their deviation"),
-    OPTION_TEXT("gold", 0, &o.gold, "FILE", "a second reward model that is measured and not optimised"),
-    OPTION_TEXT("gold-reward", 0, &o.gold_reward, "SPEC", "the same by parts of llmc/reward/rewards.h"),
-    OPTION_TEXT("gold-cmd", 0, &o.gold_cmd, "PROGRAM", "the same by a program, as --reward-cmd"),
-    OPTION_GROUP("Leash"),
-    OPTION_REAL("kl-coef", 0, &o.kl_coef, 0, 1e6, "beta, the weight of the KL penalty in the reward"),
-    OPTION_CHOICE("kl-estimator", 0, &o.kl, KL_CHOICES, "of the divergence of a token; see llmc/loss/kl.h"),
-    OPTION_CHOICE("kl-controller", 0, &o.controller, KL_CONTROL_CHOICES, "adaptive: beta keeps the KL at its target"),
-    OPTION_REAL("kl-target", 0, &o.kl_target, 1e-9, 1e9, "adaptive: nats an answer"),
-    OPTION_REAL("kl-horizon", 0, &o.kl_horizon, 1, 1e12, "adaptive: answers in which beta may change by a fifth"),
-    OPTION_TEXT("reference", 0, &o.reference, "FILE", "what the KL is to (default: the model of -c)"),
+    OPTION_REAL("reward-clip",          0,   &o.reward_clip,         0, 1e9, "clip scores to [-X, X]; 0 disables"),
+    OPTION_REAL("missing-eos-penalty",  0,   &o.missing_eos_penalty, 0, 1e9,
+                "penalty on the score of a completion without a stop token"),
+    OPTION_FLAG("non-eos-penalty",      0,   &o.non_eos_penalty,
+                "replace the score of a completion without a stop token by --penalty-reward-value"),
+    OPTION_REAL("penalty-reward-value", 0,   &o.penalty_reward,      -1e9, 1e9, "score used by --non-eos-penalty"),
+    OPTION_FLAG("whiten-rewards",       0,   &o.whiten_rewards,
+                "divide the per-token rewards by their standard deviation"),
+    OPTION_TEXT("gold",                 0,   &o.gold,                "FILE",
+                "gold reward model: logged, but not optimised"),
+    OPTION_TEXT("gold-reward",          0,   &o.gold_reward,         "SPEC",
+                "gold reward from verifiers; same syntax as --reward"),
+    OPTION_TEXT("gold-cmd",             0,   &o.gold_cmd,            "PROGRAM",
+                "gold reward from a program; same protocol as --reward-cmd"),
+    OPTION_GROUP("KL penalty"),
+    OPTION_REAL  ("kl-coef",       0, &o.kl_coef,    0, 1e6,
+                  "beta, the strength of the KL penalty in the reward; larger stays closer to the reference"),
+    OPTION_CHOICE("kl-estimator",  0, &o.kl,         KL_CHOICES,
+                  "estimator of the per-token KL divergence; see llmc/loss/kl.h"),
+    OPTION_CHOICE("kl-controller", 0, &o.controller, KL_CONTROL_CHOICES,
+                  "keep beta fixed, or adapt it to hold the KL at --kl-target"),
+    OPTION_REAL  ("kl-target",     0, &o.kl_target,  1e-9, 1e9, "adaptive: target KL, in nats per completion"),
+    OPTION_REAL  ("kl-horizon",    0, &o.kl_horizon, 1, 1e12,
+                  "adaptive: number of completions in which beta may change by at most a fifth"),
+    OPTION_TEXT  ("reference",     0, &o.reference,  "FILE", "reference model; the model of -c if not given"),
     OPTION_GROUP("Advantages"),
-    OPTION_CHOICE("algo", 'a', &o.algo, ALGO_CHOICES, "see the table at the top of train_ppo.c"),
-    OPTION_REAL("gamma", 0, &o.gamma, 0, 1, "discount of later rewards"),
-    OPTION_REAL("lam", 0, &o.lambda, -1, 1, "lambda of GAE; -1: the algorithm's own (ppo 0.95, a2c 1)"),
-    OPTION_REAL("lam-critic", 0, &o.lambda_critic, -1, 1, "lambda of the critic's target; -1: as --lam (VC-PPO: 1)"),
-    OPTION_REAL("lam-length", 0, &o.length_lambda, 0, 1e6,
-                "alpha of the policy's lambda = 1 - 1 / (alpha length); 0: --lam (VAPO: 0.05)"),
-    OPTION_CHOICE("whiten-advantages", 0, &o.whiten_advantages, "auto|no|yes",
-                  "mean 0, variance 1; auto: ppo and reinforce++ do"),
-    OPTION_TEXT("critic", 0, &o.critic, "FILE",
-                "a model of its own for the values, from this checkpoint or reward model (default: a head)"),
-    OPTION_REAL("critic-learning-rate", 0, &o.critic_rate, 0, 10, "peak rate of that critic; 0: as the policy"),
-    OPTION_INT("critic-warmup", 0, &o.critic_warmup, 0, 1e9, "optimizer steps in which that critic alone learns"),
-    OPTION_TEXT("critic-output", 0, &o.critic_output, "FILE", "where that critic is written at the end"),
+    OPTION_CHOICE("algo",                 'a', &o.algo,              ALGO_CHOICES,
+                  "algorithm; see the table at the top of train_ppo.c"),
+    OPTION_REAL  ("gamma",                0,   &o.gamma,             0, 1, "discount factor of later rewards"),
+    OPTION_REAL  ("lam",                  0,   &o.lambda,            -1, 1,
+                  "lambda of GAE; -1 uses the default of --algo (ppo 0.95, a2c 1)"),
+    OPTION_REAL  ("lam-critic",           0,   &o.lambda_critic,     -1, 1,
+                  "lambda of the critic's target; -1 uses --lam (VC-PPO: 1)"),
+    OPTION_REAL  ("lam-length",           0,   &o.length_lambda,     0, 1e6,
+                  "alpha of the policy's lambda = 1 - 1 / (alpha length); 0 uses --lam (VAPO: 0.05)"),
+    OPTION_CHOICE("whiten-advantages",    0,   &o.whiten_advantages, "auto|no|yes",
+                  "normalise advantages to mean 0 and variance 1; auto: yes for ppo and reinforce++"),
+    OPTION_TEXT  ("critic",               0,   &o.critic,            "FILE",
+                  "start a separate critic from this checkpoint; if not given, the policy has a value head"),
+    OPTION_REAL  ("critic-learning-rate", 0,   &o.critic_rate,       0, 10,
+                  "peak learning rate of the separate critic; 0 uses --learning-rate"),
+    OPTION_INT   ("critic-warmup",        0,   &o.critic_warmup,     0, 1e9,
+                  "number of initial optimizer steps that train only the separate critic"),
+    OPTION_TEXT  ("critic-output",        0,   &o.critic_output,     "FILE", "output file of the separate critic"),
     OPTION_GROUP("Loss"),
-    OPTION_INT("num-ppo-epochs", 0, &o.epochs, 0, 1000, "passes over a generation; 0: the algorithm's own (ppo 4)"),
-    OPTION_INT("num-mini-batches", 0, &o.mini_batches, 1, 65536, "optimizer steps a pass"),
-    OPTION_REAL("cliprange", 0, &o.cliprange, 0, 1e6, "the ratio counts within 1 -+ this"),
-    OPTION_REAL("cliprange-high", 0, &o.cliprange_high, 0, 1e6, "upper range; 0: as --cliprange"),
-    OPTION_REAL("dual-clip", 0, &o.dual_clip, 0, 1e6, "bound of the loss where the advantage is negative; 0: none"),
-    OPTION_REAL("cliprange-value", 0, &o.cliprange_value, 0, 1e6, "a value counts within this of the old one; 0: all"),
-    OPTION_REAL("vf-coef", 0, &o.vf_coef, 0, 1e6, "weight of the value loss"),
-    OPTION_REAL("entropy-coef", 0, &o.entropy_coef, -100, 100, "weight of the entropy bonus"),
-    OPTION_REAL("target-kl", 0, &o.target_kl, 0, 1e6,
-                "no more passes over a generation once policy/approxkl_avg exceeds this; 0: all"),
-    OPTION_REAL("ptx-coef", 0, &o.ptx_coef, 0, 1e6, "weight of the pretraining loss (InstructGPT: 27.8)"),
-    OPTION_INT("ptx-tokens", 0, &o.ptx_tokens, 2, 1 << 24, "tokens of pretraining text an optimizer step"),
+    OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          0, 1000,
+                "passes over each generation; 0 uses the default of --algo (ppo 4, others 1)"),
+    OPTION_INT ("num-mini-batches", 0, &o.mini_batches,    1, 65536, "optimizer steps per pass"),
+    OPTION_REAL("cliprange",        0, &o.cliprange,       0, 1e6, "clip the ratio to [1 - X, 1 + X]"),
+    OPTION_REAL("cliprange-high",   0, &o.cliprange_high,  0, 1e6, "upper clip range; 0 uses --cliprange"),
+    OPTION_REAL("dual-clip",        0, &o.dual_clip,       0, 1e6,
+                "bound of the loss if the advantage is negative; 0 disables"),
+    OPTION_REAL("cliprange-value",  0, &o.cliprange_value, 0, 1e6,
+                "clip values to within X of the old values; 0 disables"),
+    OPTION_REAL("vf-coef",          0, &o.vf_coef,         0, 1e6, "weight of the value loss"),
+    OPTION_REAL("entropy-coef",     0, &o.entropy_coef,    -100, 100, "weight of the entropy bonus"),
+    OPTION_REAL("target-kl",        0, &o.target_kl,       0, 1e6,
+                "end the passes over a generation once policy/approxkl_avg exceeds this; 0 disables"),
+    OPTION_REAL("ptx-coef",         0, &o.ptx_coef,        0, 1e6,
+                "weight of the pretraining loss (InstructGPT: 27.8)"),
+    OPTION_INT ("ptx-tokens",       0, &o.ptx_tokens,      2, 1 << 24,
+                "tokens of pretraining text per optimizer step"),
     TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     GENERATION_EVALUATION_OPTIONS(o.g),
-    OPTION_END};
+    OPTION_END
+    // clang-format on
+};
 
 static const OptionAbout about = {
     "-c MODEL -r RM -i prompts.shard -o OUT [options]",
-    "Improves a model by a reward that its own samples earn: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++.\n\n"
+    "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++.\n\n"
     "  ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin\n"
     "  ./train_ppo -c sft.bin -r rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 --report hacked.html\n"
     "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o rloo.bin --algo rloo -G 4"};
@@ -135,8 +165,8 @@ typedef struct Run {
     Pretraining ptx;
     KlControl beta;
     PpoConfig loss;
-    int64_t generation; /* so far */
-    /* of a generation, (answers): score, its KL and entropy in nats, gold; greedy is the greedy answer's score */
+    int64_t generation; /* number of generations so far */
+    /* (answers) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
     float *score, *kl, *gold_score, *greedy, *R, *baseline, *answer_advantage;
     float *reward, *advantage, *value, *old_value, *target, *dvalue; /* (tokens) */
 } Run;
@@ -148,7 +178,7 @@ static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 
 /* ---- 2. score -------------------------------------------------------------------------------------------------- */
 
-/* Adds what a reward model says of answers [0, n) to sum. */
+/* Adds the reward model's scores of completions [0, n) to sum. Collective. */
 static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32_t n, float *sum) {
     Error e;
     const Prompts *p = &r->g.train;
@@ -162,7 +192,7 @@ static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32
                                .completion_len = answer[i].completion.count};
     const int ranks = r->t.dist.ranks, rank = r->t.dist.rank;
     double *cost = (double *)xcalloc((size_t)n, sizeof *cost);
-    int64_t cut[ranks + 1]; /* each rank scores a stretch of them */
+    int64_t cut[ranks + 1]; /* rank r scores [cut[r], cut[r+1]) */
     for (int32_t i = 0; i < n; i++) cost[i] = (double)item[i].prompt_len + item[i].completion_len;
     dist_cut(cost, n, ranks, cut);
     if (!reward_model_score(m, item + cut[rank], (int32_t)(cut[rank + 1] - cut[rank]), score + cut[rank], &e))
@@ -174,7 +204,8 @@ static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32
     free(item), free(score);
 }
 
-/* The score that is optimised: verifiers (in answer.reward) and reward model, clipped; what an unfinished answer loses. */
+/* The score that is optimised: the verifiers' (in answer.reward) plus the reward model's, clipped; unfinished
+ * completions are penalised. */
 static void score_answers(Run *r, const Answer *answer, int32_t n, float *score) {
     for (int32_t i = 0; i < n; i++) score[i] = answer[i].reward;
     if (o.reward_model) add_model_scores(r, &r->reward_model, answer, n, score);
@@ -203,7 +234,7 @@ static void score_gold(Run *r) {
     if (o.gold) add_model_scores(r, &r->gold, g->answer, n, r->gold_score);
 }
 
-/* ReMax's baseline: the score of the greedy answer to each prompt, for every answer of its group. */
+/* ReMax's baseline: the score of the greedy completion to each prompt, copied to every completion of its group. */
 static void score_greedy(Run *r) {
     Error e;
     Generation *g = &r->g;
@@ -213,7 +244,8 @@ static void score_greedy(Run *r) {
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)P, sizeof *q);
     how.temperature = 0;
     for (int32_t i = 0; i < P; i++) {
-        answer[i].prompt = g->answer[i * G].prompt, answer[i].id = g->answer[i * G].id;
+        answer[i].prompt = g->answer[i * G].prompt;
+        answer[i].id = g->answer[i * G].id;
         q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i].prompt),
                                 .prompt_len = prompts_length(&g->train, answer[i].prompt),
                                 .samples = 1,
@@ -224,11 +256,14 @@ static void score_greedy(Run *r) {
     score_answers(r, answer, P, r->greedy);
     for (int32_t i = P - 1; i >= 0; i--)
         for (int32_t k = G - 1; k >= 0; k--) r->greedy[i * G + k] = r->greedy[i];
-    for (int32_t i = 0; i < P; i++) completion_free(&answer[i].completion), free(answer[i].text);
+    for (int32_t i = 0; i < P; i++) {
+        completion_free(&answer[i].completion);
+        free(answer[i].text);
+    }
     free(answer), free(q);
 }
 
-/* ---- 1. sample, and what is known before the first update ------------------------------------------------------ */
+/* ---- 1. sample; log-probabilities and values before the first update ------------------------------------------- */
 
 static void generate(Run *r) {
     Generation *g = &r->g;
@@ -244,14 +279,16 @@ static void generate(Run *r) {
     for (int32_t i = 0; i < g->answers; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
 }
 
-/* log pi_old, the values, log ref. Where each generation gives one step the sampler's log-probabilities are pi_old's. */
+/* Computes log pi_old, the old values and log ref. If a generation gives only one step, the sampler's log-probabilities
+ * are used as log pi_old. */
 static void look(Run *r) {
     Generation *g = &r->g;
     const bool head = has_critic() && !o.critic;
     const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = head ? r->old_value : NULL};
     if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->answers, &policy);
     if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->answers] * sizeof(float));
-    const ModelOutput critic = {.value = r->old_value}, reference = {.logp = g->ref_logp};
+    const ModelOutput critic = {.value = r->old_value};
+    const ModelOutput reference = {.logp = g->ref_logp};
     if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->answers, &critic);
     if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->answers, &reference);
 }
@@ -283,26 +320,31 @@ static void compare(Run *r) {
     if (o.algo == REINFORCE) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
     if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
     if (o.algo == REMAX) memcpy(r->baseline, r->greedy, (size_t)n * sizeof *r->baseline);
-    if (o.algo == REINFORCE || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX)
+    if (o.algo == REINFORCE || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX) {
         for (int32_t i = 0; i < n; i++) {
             const int32_t at = g->offset[i];
             subtract_baseline(r->advantage + at, g->offset[i + 1] - at, r->baseline[i], r->advantage + at);
         }
+    }
     if (o.algo == RLOO) {
         AdvantageStats unused;
         for (int32_t i = 0; i < n; i++)
             if (!g->counts[i]) r->R[i] = NAN;
         advantage_rloo(r->R, n / G, G, o.whiten_advantages, r->answer_advantage, &unused);
-    } else if (o.whiten_advantages) whiten(r->advantage, g->offset, n, g->counts, true);
+    } else if (o.whiten_advantages) {
+        whiten(r->advantage, g->offset, n, g->counts, true);
+    }
 }
 
 /* ---- 5. improve ------------------------------------------------------------------------------------------------ */
 
-/* RLOO's surrogate has one ratio an answer: loss/policy.h has it. */
+/* RLOO's surrogate, with one ratio per completion, from loss/policy.h. */
 static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormaliser *N, PpoStats *stats) {
     Generation *g = &r->g;
     PolicyLossConfig c = policy_loss_config(POLICY_RLOO);
-    c.epsilon = r->loss.cliprange, c.epsilon_high = r->loss.cliprange_high, c.entropy_coef = o.entropy_coef;
+    c.epsilon = r->loss.cliprange;
+    c.epsilon_high = r->loss.cliprange_high;
+    c.entropy_coef = o.entropy_coef;
     const PolicyBatch b = {.sequences = next - first,
                            .offset = g->offset + first,
                            .advantage = r->answer_advantage + first,
@@ -313,7 +355,10 @@ static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormali
                            .entropy = g->entropy};
     PolicyStats s = policy_stats();
     const double loss = policy_loss(&c, N, &b, g->dlogp, g->dentropy, &s);
-    stats->tokens += s.tokens, stats->ratio += s.ratio, stats->square_log += s.square_log, stats->entropy += s.entropy;
+    stats->tokens += s.tokens;
+    stats->ratio += s.ratio;
+    stats->square_log += s.square_log;
+    stats->entropy += s.entropy;
     for (int32_t t = g->offset[first]; t < g->offset[next]; t++)
         stats->ratio_square += on_policy() ? 1 : exp(2 * ((double)g->logp[t] - g->old_logp[t]));
     stats->clipped += s.sequences > 0 ? s.region / s.sequences * s.tokens : 0;
@@ -322,14 +367,17 @@ static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormali
     return loss;
 }
 
-/* Those of all ranks. */
+/* Reduces *s over all ranks. Collective. */
 static void all_stats(Trainer *t, PpoStats *s) {
     double most[] = {s->sampler_gap_max, s->ratio_gap};
-    trainer_maxima(t, most, 2), trainer_sums(t, (double *)s, sizeof *s / sizeof(double));
-    s->sampler_gap_max = most[0], s->ratio_gap = most[1];
+    trainer_maxima(t, most, 2);
+    trainer_sums(t, (double *)s, sizeof *s / sizeof(double));
+    s->sampler_gap_max = most[0];
+    s->ratio_gap = most[1];
 }
 
-/* One optimizer step on answers [first, end). warming: the critic's alone. */
+/* One optimizer step on completions [first, end). warming: train only the separate critic. Returns the loss.
+ * Collective. */
 static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
@@ -364,31 +412,42 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
                             .sampler_logp = g->sampler_logp};
         if (!warming) model_forward(&t->model, &r->work, &g->batch, T, &out);
         if (o.critic) model_forward(&r->critic.model, &r->critic.work, &g->batch, T, &critic);
-        if (!warming)
+        if (!warming) {
             loss += o.algo == RLOO ? rloo_loss(r, i, next, &N, &part)
                                    : ppo_policy_loss(&r->loss, tokens, &b, g->dlogp, g->dentropy, &part);
+        }
         if (has_critic()) value_loss += ppo_value_loss(&r->loss, tokens, &b, r->dvalue, &part);
-        if (!warming)
+        if (!warming) {
             model_backward(&t->model, &r->work, &g->batch, T, g->dlogp + at,
                            o.entropy_coef != 0 ? g->dentropy + at : NULL, head ? r->dvalue + at : NULL);
+        }
         if (o.critic) model_backward(&r->critic.model, &r->critic.work, &g->batch, T, NULL, NULL, r->dvalue + at);
-        if (!warming) t->flops += 3 * generation_batch_flops(g, &t->model), t->tokens += g->batch.rows;
+        if (!warming) {
+            t->flops += 3 * generation_batch_flops(g, &t->model);
+            t->tokens += g->batch.rows;
+        }
         if (o.critic) t->flops += 3 * model_flops(&r->critic.model.config, g->batch.rows, 0, batch_pairs(&g->batch));
     }
     double text = 0;
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef, o.ptx_tokens);
-    value_loss = trainer_total(t, value_loss), loss = trainer_total(t, loss) + value_loss + text;
+    value_loss = trainer_total(t, value_loss);
+    loss = trainer_total(t, loss) + value_loss + text;
     t->tokens = before + (int64_t)trainer_total(t, (double)(t->tokens - before));
     all_stats(t, &part);
-    ppo_stats_add(stats, &part), stats->updates++;
+    ppo_stats_add(stats, &part);
+    stats->updates++;
     const int64_t step = t->step;
-    if (warming) t->step++, t->learning_rate = 0;
-    else trainer_update(t, loss);
+    if (warming) {
+        t->step++;
+        t->learning_rate = 0;
+    } else {
+        trainer_update(t, loss);
+    }
     if (o.critic) critic_step(&r->critic, value_loss, step);
     return loss;
 }
 
-/* All passes over a generation; returns the mean loss of its steps. */
+/* Makes all passes over a generation. Returns the mean loss of the steps. */
 static double improve_all(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
     const int32_t size = r->g.answers / (int32_t)o.mini_batches;
@@ -409,24 +468,27 @@ typedef struct Objective {
     double score, score_std, kl, entropy, gold;
 } Objective;
 
-/* Means over the answers that count. */
+/* Means over the completions that count. */
 static Objective objective_of(const Run *r) {
     const Generation *g = &r->g;
     Objective m = {0};
     double n = 0;
     for (int32_t i = 0; i < g->answers; i++) {
         if (!g->counts[i]) continue;
-        n++, m.kl += r->kl[i];
+        n++;
+        m.kl += r->kl[i];
         for (int32_t t = g->offset[i]; t < g->offset[i + 1]; t++) m.entropy -= g->old_logp[t];
     }
     const Spread scores = spread_of(r->score, g->answers, 1);
-    m.score = scores.mean, m.score_std = scores.std;
-    m.gold = spread_of(r->gold_score, g->answers, 1).mean; /* of those that it can score */
-    m.kl /= n, m.entropy /= n;
+    m.score = scores.mean;
+    m.score_std = scores.std;
+    m.gold = spread_of(r->gold_score, g->answers, 1).mean; /* over the completions with a gold score */
+    m.kl /= n;
+    m.entropy /= n;
     return m;
 }
 
-/* Under TRL's names; the means go over tokens that exist, not over padding. */
+/* Logs the metrics of a generation under TRL's names. There is no padding in the means over tokens. */
 static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     const Generation *g = &r->g;
     Metrics *to = &r->t.metrics;
@@ -466,14 +528,15 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     metrics_set(to, "episode", (double)r->g.next_id);
     metrics_set(to, "eps", (double)g->answers / seconds);
     generation_log(&r->g);
-    if (m->score_std < 1e-8) metrics_line(to, "train_ppo: warning: all scores are equal: nothing to learn from");
+    if (m->score_std < 1e-8)
+        metrics_line(to, "train_ppo: warning: all scores are equal: there is nothing to learn from");
     if (isnan(m->score)) metrics_line(to, "train_ppo: warning: no completion could be scored");
     if (s->sampler_gap_max > (o.t.dtype ? 0.5 : 0.01) && on_policy())
         metrics_line(to, "train_ppo: warning: sampler and trainer disagree by %.3g nats on a token",
                      s->sampler_gap_max);
 }
 
-/* What the gold reward did with the distance from the start. */
+/* Prints Gao et al.'s fit of the gold reward to the distance from the initial policy. */
 static void say_overoptimisation(Trainer *t) {
     const GaoFit f = overoptimisation_fit(&t->metrics.history, "objective/gold");
     if (!f.good) return;
@@ -486,7 +549,7 @@ static void say_overoptimisation(Trainer *t) {
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
-/* What the command line leaves to the algorithm, and what does not go together. */
+/* Fills in the defaults of the algorithm and rejects options that contradict each other. */
 static void check_options(void) {
     const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
     const char *name = algo[o.algo];
@@ -498,25 +561,26 @@ static void check_options(void) {
     o.whiten_advantages = o.whiten_advantages == 0 ? algos[o.algo].whiten : o.whiten_advantages == 2;
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
-    if (!o.g.input) usage_error("-i/--input: which shard?");
-    if (!o.t.output) usage_error("-o/--output: where to?");
+    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.t.output) usage_error("-o/--output is required");
     if (o.g.generations < algos[o.algo].least)
-        usage_error("--num-generations: --algo %s compares completions of one prompt: at least %d", name,
+        usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
                     algos[o.algo].least);
-    if (o.g.prompts * o.g.generations < 2) usage_error("--num-prompts: at least two completions a generation");
+    if (o.g.prompts * o.g.generations < 2) usage_error("--num-prompts: a generation needs at least two completions");
     if (o.g.prompts % o.mini_batches)
         usage_error("--num-mini-batches: %lld does not divide the %lld prompts of a generation",
                     (long long)o.mini_batches, (long long)o.g.prompts);
     if (algos[o.algo].plain && !on_policy())
-        usage_error("--algo %s knows no ratio, so it takes one pass and one mini-batch", name);
+        usage_error("--algo %s has no importance ratio; give one pass and one mini-batch", name);
     if (!has_critic() && (o.critic || o.critic_output || o.critic_warmup))
-        usage_error("--critic and its companions: --algo %s has no critic", name);
+        usage_error("--critic and the other --critic-* options: --algo %s has no critic", name);
     if (!o.critic && (o.critic_output || o.critic_warmup || o.critic_rate > 0))
-        usage_error("--critic-learning-rate, -warmup and -output go with --critic");
-    if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("-I/--ptx and --ptx-coef go together");
-    if (o.controller == KL_ADAPTIVE && o.kl_coef == 0) usage_error("--kl-controller adaptive: --kl-coef is 0");
+        usage_error("--critic-learning-rate, --critic-warmup and --critic-output require --critic");
+    if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("-I/--ptx and --ptx-coef require each other");
+    if (o.controller == KL_ADAPTIVE && o.kl_coef == 0)
+        usage_error("--kl-controller adaptive: --kl-coef is 0; set --kl-coef");
     if (o.non_eos_penalty && o.missing_eos_penalty > 0)
-        usage_error("--non-eos-penalty and --missing-eos-penalty: give one of them");
+        usage_error("--non-eos-penalty and --missing-eos-penalty: give only one of them");
 }
 
 static void open_reward_model(Run *r, RewardModel *m, const char *path) {
@@ -542,7 +606,8 @@ static void close_run(Run *r, bool stopped) {
     if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
         !model_save(&r->critic.model, &r->critic.file, o.critic_output, o.t.output_dtype == 1, NULL, NULL, &e))
         die("%s", e.text);
-    critic_close(&r->critic), pretraining_close(&r->ptx);
+    critic_close(&r->critic);
+    pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
     if (o.gold) reward_model_close(&r->gold);
     rewards_close(&r->gold_reward);
@@ -569,11 +634,24 @@ int main(int argc, char **argv) {
     Generation *g = &r->g;
     Error e;
     r->loss = ppo_config();
-    o.t = trainer_defaults(3e-6), o.g = generation_defaults();
-    o.g.prompts = 64, o.g.generations = 0, o.g.max_completion = 53, o.g.temperature = 0.7;
-    o.kl_coef = 0.05, o.kl = KL_K1, o.kl_target = 6, o.kl_horizon = 10000, o.penalty_reward = -1;
-    o.gamma = 1, o.lambda = o.lambda_critic = -1, o.mini_batches = 1, o.ptx_tokens = 1024;
-    o.cliprange = r->loss.cliprange, o.cliprange_value = r->loss.cliprange_value, o.vf_coef = r->loss.vf_coef;
+    o.t = trainer_defaults(3e-6);
+    o.g = generation_defaults();
+    o.g.prompts = 64;
+    o.g.generations = 0;
+    o.g.max_completion = 53;
+    o.g.temperature = 0.7;
+    o.kl_coef = 0.05;
+    o.kl = KL_K1;
+    o.kl_target = 6;
+    o.kl_horizon = 10000;
+    o.penalty_reward = -1;
+    o.gamma = 1;
+    o.lambda = o.lambda_critic = -1;
+    o.mini_batches = 1;
+    o.ptx_tokens = 1024;
+    o.cliprange = r->loss.cliprange;
+    o.cliprange_value = r->loss.cliprange_value;
+    o.vf_coef = r->loss.vf_coef;
     if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
     check_options();
     program_start();
@@ -605,15 +683,20 @@ int main(int argc, char **argv) {
     if (has_reference()) reference_open(&r->reference, t, o.reference, g->rows, "--kl-coef is not 0");
     open_arrays(r);
     r->loss.plain = algos[o.algo].plain;
-    r->loss.cliprange = o.cliprange, r->loss.cliprange_high = o.cliprange_high, r->loss.dual_clip = o.dual_clip;
-    r->loss.cliprange_value = o.cliprange_value, r->loss.vf_coef = o.vf_coef, r->loss.entropy_coef = o.entropy_coef;
+    r->loss.cliprange = o.cliprange;
+    r->loss.cliprange_high = o.cliprange_high;
+    r->loss.dual_clip = o.dual_clip;
+    r->loss.cliprange_value = o.cliprange_value;
+    r->loss.vf_coef = o.vf_coef;
+    r->loss.entropy_coef = o.entropy_coef;
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
     if (t->step) {
         r->beta.coef = state_real(t->state, "kl_coef");
-        r->generation = state_int(t->state, "generation"), r->ptx.position = state_int(t->state, "ptx_position");
+        r->generation = state_int(t->state, "generation");
+        r->ptx.position = state_int(t->state, "ptx_position");
     }
 
-    /* the run: optimizer steps, at most epochs * mini_batches of them a generation */
+    /* Each generation gives at most epochs * mini_batches optimizer steps. */
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
     const bool checks = o.g.val && g->rewards.count;

@@ -205,7 +205,7 @@ static void vocabularies_tokenizers_and_lengths(void **state) {
             "./train_grpo " ANSWERS "-c $T/small.bin -o $T/kept -i $T/tasks.shard");
     refuses(1, true, "a different tokenizer than the model's",
             "./train_grpo " ANSWERS "-c $T/small.bin -o $T/kept -i $T/othertasks.shard -j $T/tasks.shard");
-    refuses(1, true, "another tokenizer than the model's", "./evaluate -c $T/small.bin -i $T/tasks.shard");
+    refuses(1, true, "a different tokenizer than the model's", "./evaluate -c $T/small.bin -i $T/tasks.shard");
     /* prompts that do not fit the context */
     refuses(1, true, "all 1 prompts are longer than 15 tokens",
             "./train_grpo " ANSWERS "-c $T/m.bin -o $T/kept -i $T/long.shard");
@@ -282,8 +282,8 @@ static void command_lines(void **state) {
     refuses(2, true, "-o/--output is required", "./train_sft -c $T/m.bin -i $T/chat.shard");
     refuses(2, true, "--best needs a validation shard", "%s --best $T/x", good[0]);
     refuses(2, true, "-c/--checkpoint is required", "./train_grpo -i $T/tasks.shard -o $T/kept");
-    refuses(2, true, "-i/--input: which shard?", "./train_grpo -c $T/m.bin -o $T/kept");
-    refuses(2, true, "-o/--output: where to?", "./train_grpo -c $T/m.bin -i $T/tasks.shard");
+    refuses(2, true, "-i/--input is required", "./train_grpo -c $T/m.bin -o $T/kept");
+    refuses(2, true, "-o/--output is required", "./train_grpo -c $T/m.bin -i $T/tasks.shard");
     refuses(2, true, "--num-generations: 1 is out of range", "%s -G 1", good[1]);
     refuses(2, true, "weight 'heavy' is not a number", "%s -w verify:heavy", good[1]);
     refuses(2, true, "nonsense", "%s --reward nonsense", good[1]);

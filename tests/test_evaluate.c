@@ -166,7 +166,7 @@ static void loss_of_chats(void **state) {
     assert_holds(out, "\"cut\":1");
     assert_holds(out, "\"kind\":\"chat\"");
     assert_holds(out, "\"records\":11");
-    assert_holds(said, "1 of 12 records are longer than 40 tokens and are cut");
+    assert_holds(said, "1 of 12 records are longer than 40 tokens and were truncated");
     assert_holds(said, "| perplexity");
     char *once = xstrdup(out);
     run(0, "./evaluate -c $T/random.bin -i $T/chat.shard -b 1"); /* one record a batch: the same numbers */
@@ -360,20 +360,20 @@ static void figures_of_tasks(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, "./evaluate -i x", "-c/--checkpoint: which model?");
-    refused(2, "./evaluate -c $T/random.bin", "-i/--input: which shard?");
+    refused(2, "./evaluate -i x", "-c/--checkpoint is required");
+    refused(2, "./evaluate -c $T/random.bin", "-i/--input is required");
     refused(2, "./evaluate -c $T/random.bin -i x y", "y: unexpected word");
-    refused(2, "./evaluate -c - -i - < /dev/null", "standard input can be one of them");
+    refused(2, "./evaluate -c - -i - < /dev/null", "only one of them can be standard input");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --reward nonsense", "reward 'nonsense': unknown");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 0 --reward verify", "no samples to choose from");
-    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --temperature 0", "greedy samples are all alike");
-    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions -", "standard output holds the result");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --temperature 0", "greedy samples are identical");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions -", "standard output receives the result");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions $T/kept -n 4096", "at most");
     refused(1, "./evaluate -c $T/random.bin -i $T/none", "none: cannot open");
     refused(1, "./evaluate -c $T/none -i $T/tasks.shard", "none: cannot open");
     refused(1, "./evaluate -c $T/random.bin -i $T/random.bin", "this is a checkpoint, expected a record shard");
     refused(1, "./evaluate -c $T/random.bin -i /dev/null", "this is an empty file");
-    refused(1, "echo hello | ./evaluate -c $T/random.bin -i -", "standard input: this is no shard");
+    refused(1, "echo hello | ./evaluate -c $T/random.bin -i -", "standard input: this is not a shard");
     refused(1, "./evaluate -c $T/random.bin -i $T/pairs.shard", "a shard of kind preference, expected chat or prompt");
     refused(1, "./evaluate -c $T/random.bin -i $T/empty.shard", "the shard is empty");
     refused(1, "./evaluate -c $T/random.bin -i $T/nothing.bin", "the shard is empty");
@@ -382,8 +382,8 @@ static void bad_input(void **state) {
     refused(1, "./evaluate -c $T/small.bin -i $T/text.bin", "expected below the vocabulary of 100");
     refused(1, "head -c 1100 $T/tasks.shard | ./evaluate -c $T/random.bin -i -", "standard input: ");
     refused(1, "head -c 1100 $T/text.bin | ./evaluate -c $T/random.bin -i -", "standard input: ");
-    refused(1, "./evaluate -c $T/other.bin -i $T/tasks.shard", "made with another tokenizer than the model's");
-    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept", "that can be checked");
+    refused(1, "./evaluate -c $T/other.bin -i $T/tasks.shard", "made with a different tokenizer than the model's");
+    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept", "that can be verified");
     refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept --reward verify",
             "task 'strange' has no verifier");
     refused(1, "./evaluate -c $T/random.bin -i $T/long.shard", "all 1 prompts are longer than 39 tokens");

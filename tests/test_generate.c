@@ -51,7 +51,7 @@ static void greedy_is_an_uncached_forward(void **state) {
     run(0, "./generate -c $T/random.bin --temperature 0 -v - < $T/long.txt");
     assert_int_equal(strlen(out), 21);
     for (int k = 0; k < 20; k++) assert_int_equal((unsigned char)out[k], ids[300 + k]);
-    assert_holds(said, "300 prompt tokens, 20 new ones");
+    assert_holds(said, "300 prompt tokens, 20 new tokens");
 }
 
 /* Tokens of an output line; returns how many. */
@@ -351,8 +351,8 @@ static void chat_is_the_conversation(void **state) {
     assert_int_equal(lines_of(out), 3);
     answer = strchr(strchr(out, '\n') + 1, '\n') + 1;
     assert_memory_equal(answer, out, strlen(answer));
-    assert_holds(said, "forgotten");
-    assert_holds(said, "[cut after 12 tokens: --max-new-tokens]");
+    assert_holds(said, "the conversation was reset");
+    assert_holds(said, "[truncated after 12 tokens: --max-new-tokens]");
     run(0, "printf 'hi\\n/reset\\nhi\\n' | ./generate -c $T/chat.bin --chat --temperature 1 -g 12");
     answer = strchr(out, '\n') + 1;
     assert_memory_not_equal(answer, out, strlen(answer));
@@ -364,7 +364,7 @@ static void chat_overflows(void **state) {
     run(0, "for i in 1 2 3 4 5 6 7 8; do echo \"this is message number $i of many of them\"; done | "
            "./generate -c $T/chat.bin --chat --temperature 0 -g 30 --system 'Be brief.'");
     assert_int_equal(lines_of(out), 8);
-    assert_holds(said, "the oldest 2 messages are forgotten");
+    assert_holds(said, "the oldest 2 messages were removed");
     /* what remains is answered as a new conversation of those turns: the last one alone */
     run(0, "(echo hi; head -c 250 /dev/zero | tr '\\0' a; echo; head -c 400 /dev/zero | tr '\\0' b; echo; echo hi) | "
            "./generate -c $T/chat.bin --chat --temperature 0 -g 30");
@@ -462,14 +462,14 @@ static void signals(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, "./generate hi", "-c/--checkpoint: which model?");
-    refused(2, "./generate -c $T/random.bin", "which prompt?");
-    refused(2, "./generate -c $T/random.bin --chat hi", "give one of them");
-    refused(2, "./generate -c $T/random.bin -i x hi", "give one of them");
-    refused(2, "./generate -c - - < /dev/null", "standard input holds the model");
-    refused(2, "./generate -c $T/random.bin --chat -n 2", "--chat: takes none of");
-    refused(2, "./generate -c $T/random.bin --chat --raw", "give one of them");
-    refused(2, "./generate -c $T/random.bin --system a --raw b", "give one of them");
+    refused(2, "./generate hi", "-c/--checkpoint is required");
+    refused(2, "./generate -c $T/random.bin", "a prompt is required");
+    refused(2, "./generate -c $T/random.bin --chat hi", "give only one of them");
+    refused(2, "./generate -c $T/random.bin -i x hi", "give only one of them");
+    refused(2, "./generate -c - - < /dev/null", "standard input contains the model");
+    refused(2, "./generate -c $T/random.bin --chat -n 2", "--chat: cannot be used with");
+    refused(2, "./generate -c $T/random.bin --chat --raw", "give only one of them");
+    refused(2, "./generate -c $T/random.bin --system a --raw b", "give only one of them");
     refused(2, "./generate -c $T/random.bin --echo --json b", "--echo");
     refused(2, "./generate -c $T/random.bin --temperature -1 b", "out of range");
     refused(2, "./generate -c $T/random.bin --temperature 0.001 b", "--temperature: 0.001");
@@ -480,7 +480,7 @@ static void bad_input(void **state) {
     refused(1, "./generate -c $T/tasks.shard b", "this is a record shard, expected a checkpoint");
     refused(1, "head -c 5000 $T/random.bin > $T/kept.cut; ./generate -c $T/kept.cut b; s=$?; rm $T/kept.cut; exit $s",
             "parameter data ends at byte 5000");
-    refused(1, "./generate -c $T/bare.bin b", "carries no tokenizer");
+    refused(1, "./generate -c $T/bare.bin b", "has no tokenizer");
     refused(1, "./generate -c $T/bare.bin --tokenizer $T/none b", "no such tokenizer");
     refused(1, "./generate -c $T/small.bin --tokenizer bytes b", "a tokenizer of 260 tokens does not fit");
     refused(1, "./generate -c $T/random.bin $(printf 'a\\377')", "byte 2 is not UTF-8");
@@ -489,7 +489,7 @@ static void bad_input(void **state) {
             "the prompt has 320 tokens, at most 319 fit");
     refused(1, "./generate -c $T/random.bin -i $T/none", "none: cannot open");
     refused(1, "./generate -c $T/random.bin -i $T/random.bin", "this is a checkpoint");
-    refused(1, "./generate -c $T/random.bin -i /dev/null", "it holds no prompts");
+    refused(1, "./generate -c $T/random.bin -i /dev/null", "it contains no prompts");
     refused(1, "printf 'a\\nb\\nc\\377\\n' | ./generate -c $T/random.bin -i -",
             "standard input: line 3: byte 2 is not UTF-8");
     refused(1, "(echo ok; head -c 400 /dev/zero | tr '\\0' a) | ./generate -c $T/random.bin -i - -o $T/kept",
@@ -499,12 +499,12 @@ static void bad_input(void **state) {
     refused(1, "echo '{\"prompt\": ' | ./generate -c $T/random.bin -i -", "line 1: is not JSON");
     refused(1,
             "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' | ./generate -c $T/random.bin -i -",
-            "nothing before the answer");
+            "nothing before the final assistant message");
     refused(1, "./generate -c $T/random.bin -i $T/chat.shard", "a shard of kind chat, expected prompt");
     refused(1, "./generate -c $T/random.bin -i $T/empty.shard", "the shard is empty");
     refused(1, "./generate -c $T/small.bin -i $T/tasks.shard", "its vocabulary of 260 does not fit the model's 100");
     refused(1, "head -c 1300 $T/tasks.shard | ./generate -c $T/random.bin -i -", "standard input: ");
-    refused(2, "./generate -c $T/random.bin -i $T/tasks.shard --system a", "tokens already");
+    refused(2, "./generate -c $T/random.bin -i $T/tasks.shard --system a", "already tokens");
     refused(1, "./generate -c $T/random.bin -o $T/no/such/file b", "no/such/file");
     refused(1, "./generate -c $T/random.bin -g 3 b > /dev/full", "standard output: cannot write: No space left");
     refused(1, "./generate -c $T/random.bin -g 3 --json b > /dev/full", "standard output: cannot write: No space left");

@@ -244,7 +244,7 @@ static void notes(void **state) {
     assert_true(reward_model_note_read(&n, NULL, "x", &e) && n.kind == REWARD_MODEL_BT && n.deviation == 1);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         if (reward_model_note_read(&n, wrong[i], "rm.bin", &e)) fail_msg("%s was taken for a note", wrong[i]);
-        assert_non_null(strstr(e.text, "rm.bin: reward normalisation"));
+        assert_non_null(strstr(e.text, "rm.bin: invalid reward normalisation"));
     }
 }
 

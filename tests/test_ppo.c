@@ -398,19 +398,19 @@ static void resumes_bit_for_bit(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, PPO "-o $T/kept --algo a2c --num-ppo-epochs 2", "knows no ratio");
+    refused(2, PPO "-o $T/kept --algo a2c --num-ppo-epochs 2", "has no importance ratio");
     refused(2, PPO "-o $T/kept --algo rloo -G 1", "at least 2");
     refused(2, PPO "-o $T/kept --algo rloo --critic $T/sft.bin", "has no critic");
-    refused(2, PPO "-o $T/kept --critic-warmup 3", "go with --critic");
+    refused(2, PPO "-o $T/kept --critic-warmup 3", "require --critic");
     refused(2, PPO "-o $T/kept --num-mini-batches 5", "does not divide the 12 prompts");
     refused(2, PPO "-o $T/kept --kl-controller adaptive --kl-coef 0", "--kl-coef is 0");
-    refused(2, PPO "-o $T/kept --ptx-coef 1", "go together");
+    refused(2, PPO "-o $T/kept --ptx-coef 1", "require each other");
     refused(2, PPO "-o $T/kept --gold-reward nonsense", "--gold-reward, --gold-cmd: reward 'nonsense'");
     refused(2, PPO "-o $T/kept --lam 1.5", "--lam");
     refused(2, PPO "-o $T/kept -p 1", "at least two completions");
     refused(2, "./train_ppo -c $T/sft.bin -o $T/kept", "-i/--input");
-    refused(1, PPO "-o $T/kept -r $T/sft.bin", "no reward model");
-    refused(1, PPO "-o $T/kept --gold $T/sft.bin", "no reward model");
+    refused(1, PPO "-o $T/kept -r $T/sft.bin", "not a reward model");
+    refused(1, PPO "-o $T/kept --gold $T/sft.bin", "not a reward model");
     refused(1, PPO "-o $T/kept -r $T/none.bin", "none.bin");
     refused(1, PPO "-o $T/kept -i $T/chat.shard", "a shard of kind chat, expected prompt");
     refused(1, PPO "-o $T/kept -I $T/chat.shard --ptx-coef 1", "chat.shard");

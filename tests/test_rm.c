@@ -310,16 +310,16 @@ static void scores_of_items(void **state) {
     static int32_t many[46];
     item[0] = (RewardItem){prompt[0], many, 3, 46};
     assert_false(reward_model_score(&rm, item, 1, score, &e));
-    assert_holds(e.text, "val.bin: an answer of 46 tokens to a prompt of 3 does not fit its context of 48");
+    assert_holds(e.text, "val.bin: a completion of 46 tokens after a prompt of 3 does not fit its context of 48");
     item[0].completion_len = 45;
     assert_true(reward_model_score(&rm, item, 1, score, &e));
     many[7] = MODELS_VOCAB;
     assert_false(reward_model_score(&rm, item, 1, score, &e));
-    assert_holds(e.text, "token 260 is beyond its vocabulary of 260");
+    assert_holds(e.text, "token 260 is outside its vocabulary of 260");
     assert_false(reward_model_check(&rm, 261, NULL, 0, "policy", &e));
     assert_holds(e.text, "its vocabulary of 260 does not fit policy's of 261");
     assert_false(reward_model_check(&rm, 260, "other", 5, "policy", &e));
-    assert_holds(e.text, "another tokenizer than policy");
+    assert_holds(e.text, "a different tokenizer than policy");
     assert_true(reward_model_check(&rm, 260, rm.file.tokenizer, rm.file.tokenizer_bytes, "policy", &e));
     reward_model_close(&rm), scorer_close(&s);
 }
@@ -455,7 +455,7 @@ static void pipes(void **state) {
     json_decref(bare);
     f.reward = xstrdup("{\"kind\":\"bt\"}");
     assert_true(model_save(&m, &f, files_path("bad.bin"), false, NULL, NULL, &e));
-    refused(1, "./evaluate -r $T/bad.bin -i $T/held.shard", "bad.bin: reward normalisation: it makes no sense");
+    refused(1, "./evaluate -r $T/bad.bin -i $T/held.shard", "bad.bin: invalid reward normalisation");
     model_free(&m), model_file_free(&f);
 }
 
@@ -562,15 +562,15 @@ static void bad_input(void **state) {
     refused(1, "./evaluate -r $T/guess.bin -i $T/held.shard", "guess.bin: it has no score head");
     refused(1, "./evaluate -r $T/val.bin -i $T/empty.shard", "the shard is empty");
     refused(1, "./evaluate -c $T/guess.bin -i $T/held.shard", "expected chat or prompt; a reward model (-r) can score");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/held.shard", "is scored by -r alone");
-    refused(2, "./evaluate -r $T/val.bin -i $T/tasks.shard", "-c/--checkpoint: which model?");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/held.shard", "is scored by -r only");
+    refused(2, "./evaluate -r $T/val.bin -i $T/tasks.shard", "-c/--checkpoint is required");
     refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/chat.shard", "not chat");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin --reward verify -i $T/tasks.shard", "by one of them");
-    refused(2, "./evaluate -r $T/val.bin --prm-aggregation last -i $T/held.shard", "is no process reward model");
-    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "goes with -r/--reward-model");
+    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin --reward verify -i $T/tasks.shard", "give only one of them");
+    refused(2, "./evaluate -r $T/val.bin --prm-aggregation last -i $T/held.shard", "is not a process reward model");
+    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "requires -r/--reward-model");
     refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -n 0 -i $T/tasks.shard", "no samples to choose from");
     /* make_prefs */
-    refused(2, "data/make_prefs --rule colour", "it is not one of char");
+    refused(2, "data/make_prefs --rule colour", "expected char, char=x");
     refused(2, "data/make_prefs --min-length 5 --max-length 4", "it is above --max-length");
     refused(2, "data/make_prefs -f step", "give --rule sum");
     refused(2, "data/make_prefs -f chat --flip 0.1", "there are no labels");

@@ -498,8 +498,8 @@ static void test_errors(void **state) {
                {{prompt, -1, 1, 0, &untouched}, "prompt 2: it is empty"},
                {{prompt, 11, 1, 0, &untouched}, "prompt 2: it has 11 tokens, at most 10 fit (context 48)"},
                {{prompt, 1, 100000, 0, &untouched}, "prompt 2: 100000 samples, at most "},
-               {{foreign, 3, 1, 0, &untouched}, "prompt 2: token 29, the model has 29"},
-               {{negative, 1, 1, 0, &untouched}, "prompt 2: token -1, the model has 29"}};
+               {{foreign, 3, 1, 0, &untouched}, "prompt 2: token 29 is outside the vocabulary of 29"},
+               {{negative, 1, 1, 0, &untouched}, "prompt 2: token -1 is outside the vocabulary of 29"}};
     Sampling s = sampling(1);
     for (size_t k = 0; k < sizeof bad / sizeof *bad; k++) {
         RolloutRequest q[2] = {{prompt, 3, 2, 0, good}, bad[k].q};

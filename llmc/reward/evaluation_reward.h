@@ -1,16 +1,17 @@
-/* evaluation_reward.h - how good a reward model is on data with labels: accuracy, margin, ranking, calibration.
+/* evaluation_reward.h - evaluation of a reward model on labelled data: accuracy, margin, ranking, calibration.
  *
- *   shard        question                              accuracy                           calibration (calibration.h)
- *   preference   is the chosen answer scored higher?   share of pairs; a tie is wrong     of sigma(s_chosen - s_rejected)
- *   unpaired     is the answer good?                   at probability 1/2 (orm, prm)      of its probability
- *   step         is the solution right up to here?     the same, over steps (prm)         of the steps' probabilities
+ *   shard        question                             accuracy                         calibration (calibration.h)
+ *   preference   does the chosen one score higher?    share of pairs; a tie is wrong   of sigma(s_chosen - s_rejected)
+ *   unpaired     is the completion good?              at probability 1/2 (orm, prm)    of its probability
+ *   step         is the solution correct up to here?  the same, over steps (prm)       of the steps' probabilities
  *
- * Scores are the model's normalised ones; calibration and log loss are of the head's own output, which is a logit. auc is
- * the chance that a good answer (or step) scores above a bad one, ties half (Mann and Whitney 1947); it needs no threshold,
- * so it is what a Bradley-Terry model, whose scores have no zero, is judged by on an unpaired shard. solutions: share of
- * the solutions of which the aggregated score says right whether all steps are right.
+ * Scores are normalised as the model specifies; calibration and log loss use the head's raw output, which is a logit.
+ * auc is the probability that a good completion (or step) scores above a bad one, counting ties as half (Mann and
+ * Whitney 1947). It needs no threshold, so it also applies to a Bradley-Terry model on an unpaired shard, whose scores
+ * have no zero. solutions is the share of solutions for which the aggregated score predicts correctly whether all steps
+ * are correct.
  *
- * Records that are longer than the model's context are left out and counted.
+ * Records longer than the model's context are left out and counted.
  *
  *     RewardEvaluation v;
  *     if (!evaluate_rewards(&v, &rm, &shard, shard.count, NULL, &e)) die("%s", e.text);
@@ -23,24 +24,25 @@
 #include "reward_model.h"
 #include "../records/shard.h"
 
-enum { EVALUATION_REWARD_CHUNK = 256 }; /* records that are scored in one go */
+enum { EVALUATION_REWARD_CHUNK = 256 }; /* records scored at once */
 
 typedef struct RewardEvaluation {
     int64_t records, dropped;
-    double units;                        /* pairs, answers or steps */
-    double accuracy;                     /* NaN: the model has no threshold */
-    double margin;                       /* preference: mean of score chosen - score rejected; else NaN */
-    double auc;                          /* NaN for a preference shard, or where all labels are alike */
-    double solutions;                    /* step: see above; else NaN */
-    double least, mean, deviation, most; /* of the scores; steps: of their probabilities */
-    double log_loss, ece;                /* NaN where calibration means nothing */
+    double units;     /* number of pairs, completions or steps */
+    double accuracy;  /* NaN: the model has no threshold */
+    double margin;    /* preference: mean of chosen score - rejected score; else NaN */
+    double auc;       /* NaN for a preference shard, or if all labels are equal */
+    double solutions; /* step: see above; else NaN */
+    /* of the scores, or of the step probabilities: minimum, mean, standard deviation, maximum */
+    double least, mean, deviation, most;
+    double log_loss, ece; /* NaN if the model gives no probability for these labels */
     Calibration calibration;
 } RewardEvaluation;
 
-/* Called after each chunk; false: stop. */
+/* Called after each chunk; returns false to stop. */
 typedef bool (*RewardWatch)(int64_t done, int64_t all);
 
-/* A score and what it should say. */
+/* A score and its label. */
 typedef struct RankedScore {
     double score;
     int label;
@@ -55,16 +57,17 @@ static inline int ranked_compare(const void *a, const void *b) {
 static inline double rank_auc(RankedScore *s, int64_t n) {
     double ranks = 0, good = 0;
     qsort(s, (size_t)n, sizeof *s, ranked_compare);
-    for (int64_t i = 0, end; i < n; i = end) { /* equal scores share the mean of their ranks */
+    for (int64_t i = 0, end; i < n; i = end) { /* equal scores get their mean rank */
         double here = 0;
         for (end = i; end < n && s[end].score == s[i].score; end++) here += s[end].label;
-        ranks += here * 0.5 * (double)(i + 1 + end), good += here;
+        ranks += here * 0.5 * (double)(i + 1 + end);
+        good += here;
     }
     const double bad = (double)n - good;
     return good > 0 && bad > 0 ? (ranks - 0.5 * good * (good + 1)) / (good * bad) : NAN;
 }
 
-/* What is counted on the way; margins and accuracies are sums until the end. */
+/* Running sums of an evaluation. The margin and the accuracy in *v are sums until tally_end(). */
 typedef struct RewardTally {
     RewardModel *model;
     RewardEvaluation *v;
@@ -74,32 +77,39 @@ typedef struct RewardTally {
 } RewardTally;
 
 static inline void tally_score(RewardTally *t, double score) {
-    t->scores++, t->total += score, t->squares += score * score;
-    t->v->least = fmin(t->v->least, score), t->v->most = fmax(t->v->most, score);
+    t->scores++;
+    t->total += score;
+    t->squares += score * score;
+    t->v->least = fmin(t->v->least, score);
+    t->v->most = fmax(t->v->most, score);
 }
 
-/* An answer or a step; logit: of the head. */
+/* Adds a completion or a step. logit: the raw output of the head. */
 static inline void tally_label(RewardTally *t, double score, double logit, int label) {
     if (t->n == t->capacity) {
         t->capacity = 2 * t->capacity + 1024;
         t->ranked = (RankedScore *)xrealloc(t->ranked, (size_t)t->capacity, sizeof *t->ranked);
     }
     t->ranked[t->n++] = (RankedScore){score, label};
-    t->v->units++, t->v->accuracy += (logit > 0) == label;
+    t->v->units++;
+    t->v->accuracy += (logit > 0) == label;
     calibration_add_label(&t->v->calibration, logit, label);
     tally_score(t, score);
 }
 
-/* Scores of a chunk: pairs, or answers with a label. */
+/* Adds the scores of a chunk: of pairs, or of completions with a label. */
 static inline void tally_chunk(RewardTally *t, const float *score, const uint8_t *label, int64_t n, bool pairs) {
     const RewardModelNote *note = &t->model->note;
     for (int64_t i = 0; i < n; i += 1 + pairs) {
         if (pairs) {
             const double difference = (double)score[i] - score[i + 1];
-            t->v->units++, t->v->accuracy += difference > 0, t->v->margin += difference;
+            t->v->units++;
+            t->v->accuracy += difference > 0;
+            t->v->margin += difference;
             const bool process = note->kind == REWARD_MODEL_PRM;
             calibration_add_pair(&t->v->calibration, process ? NAN : note->deviation * difference);
-            tally_score(t, score[i]), tally_score(t, score[i + 1]);
+            tally_score(t, score[i]);
+            tally_score(t, score[i + 1]);
         } else {
             const double p = reward_model_probability(t->model, score[i]);
             const double logit =
@@ -109,7 +119,8 @@ static inline void tally_chunk(RewardTally *t, const float *score, const uint8_t
     }
 }
 
-/* Scores records [first, end) of a preference or unpaired shard. item, score, label: (2 chunk); tokens: for a chunk. */
+/* Scores records [first, end) of a preference or unpaired shard. Scratch: item, score, label: (2 chunk); tokens: of a
+ * chunk. */
 static inline bool tally_answers(RewardTally *t, const Shard *s, int64_t first, int64_t end, Record *r,
                                  RewardItem *item, int32_t *tokens, float *score, uint8_t *label, Error *e) {
     const bool pairs = s->kind == RECORD_PREFERENCE;
@@ -118,7 +129,7 @@ static inline bool tally_answers(RewardTally *t, const Shard *s, int64_t first, 
         if (!shard_record(s, i, r, e)) return false;
         const int32_t answer = pairs ? r->chosen : r->count - r->prompt;
         const int32_t longer = pairs && r->rejected > answer ? r->rejected : answer;
-        /* a process model may add the end of a step */
+        /* A process model may append a step token. */
         const int32_t room = t->model->model.config.context - (t->model->note.step_token >= 0);
         if (r->prompt < 1 || (int64_t)r->prompt + longer > room) {
             t->v->dropped++;
@@ -128,14 +139,15 @@ static inline bool tally_answers(RewardTally *t, const Shard *s, int64_t first, 
         label[n] = (uint8_t)r->label;
         item[n++] = (RewardItem){tokens, tokens + r->prompt, r->prompt, answer};
         if (pairs) item[n++] = (RewardItem){tokens, tokens + r->prompt + answer, r->prompt, r->rejected};
-        tokens += r->count, t->v->records++;
+        tokens += r->count;
+        t->v->records++;
     }
     if (!reward_model_score(t->model, item, n, score, e)) return false;
     tally_chunk(t, score, label, n, pairs);
     return true;
 }
 
-/* Values of the steps in the model's batch, whose solutions say in `solution` how many steps each has. */
+/* Scores the steps in the model's batch. solution: (solutions) number of steps of each solution. */
 static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32_t *solution, int64_t solutions,
                                Error *e) {
     RewardModel *r = t->model;
@@ -147,7 +159,8 @@ static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32
         bool right = true;
         for (int64_t end = k + solution[i]; k < end; k++) {
             const double p = reward_sigmoid(r->value[k]);
-            total = reward_model_aggregate(r->aggregation, total, p), right = right && label[k];
+            total = reward_model_aggregate(r->aggregation, total, p);
+            right = right && label[k];
             tally_label(t, p, r->value[k], label[k]);
         }
         t->solutions += (total > 0.5) == right;
@@ -156,7 +169,7 @@ static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32
     return true;
 }
 
-/* Records [first, end) of a step shard; label, solution: (rows of the model's batch). */
+/* Scores records [first, end) of a step shard. Scratch: label, solution: (rows of the model's batch). */
 static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first, int64_t end, Record *r,
                                    uint8_t *label, int32_t *solution, Error *e) {
     Batch *b = &t->model->batch;
@@ -166,7 +179,8 @@ static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first
     bool ok = true;
     batch_clear(b);
     for (int64_t i = first; ok && i < end; i++) {
-        if (!(ok = shard_record(s, i, r, e))) break;
+        ok = shard_record(s, i, r, e);
+        if (!ok) break;
         Example x = {.prompt = r->tokens, .completion = r->tokens + r->prompt, .prompt_len = r->prompt};
         x.completion_len = r->count - r->prompt;
         if (!example_labels(&x, RECORD_STEP, r, at, own)) {
@@ -178,18 +192,22 @@ static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first
             t->v->dropped++;
             continue;
         }
-        if (!example_fits(b, &x)) ok = tally_steps(t, label, solution, n, e), n = 0;
+        if (!example_fits(b, &x)) {
+            ok = tally_steps(t, label, solution, n, e);
+            n = 0;
+        }
         if (!ok) break;
         memcpy(label + b->targets, own, (size_t)x.labels);
         example_pack_scores(b, &x);
-        solution[n++] = x.labels, t->v->records++;
+        solution[n++] = x.labels;
+        t->v->records++;
     }
     ok = ok && tally_steps(t, label, solution, n, e);
     free(at), free(own);
     return ok;
 }
 
-/* The most tokens that a chunk of the first `count` records holds. */
+/* Maximum number of tokens in a chunk of the first `count` records. */
 static inline size_t tally_tokens(const Shard *s, int64_t count) {
     size_t most = 0, here = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -199,7 +217,7 @@ static inline size_t tally_tokens(const Shard *s, int64_t count) {
     return most;
 }
 
-/* Sums to means; what means nothing becomes NaN. */
+/* Turns the sums into means; undefined figures become NaN. */
 static inline void tally_end(RewardTally *t, RecordKind kind) {
     RewardEvaluation *v = t->v;
     const RewardModelKind model = t->model->note.kind;
@@ -208,14 +226,16 @@ static inline void tally_end(RewardTally *t, RecordKind kind) {
     v->margin = kind == RECORD_PREFERENCE ? v->margin / v->units : NAN;
     v->auc = kind == RECORD_PREFERENCE ? NAN : rank_auc(t->ranked, t->n);
     v->solutions = kind == RECORD_STEP ? t->solutions / (double)v->records : NAN;
-    v->mean = t->total / t->scores, v->deviation = sqrt(fmax(t->squares / t->scores - v->mean * v->mean, 0));
+    v->mean = t->total / t->scores;
+    v->deviation = sqrt(fmax(t->squares / t->scores - v->mean * v->mean, 0));
     v->log_loss = calibrated ? v->calibration.log_loss / v->calibration.count : NAN;
     v->ece = calibrated ? calibration_error(&v->calibration) : NAN;
     if (!calibrated) v->calibration = calibration_new(v->calibration.low);
 }
 
-/* Scores the first `count` records of a preference, unpaired or step shard. watch: may stop it early (then what was scored
- * counts), or NULL. Errors: a step shard for a model of another kind, a shard of which no record fits. */
+/* Evaluates the model on the first `count` records of a preference, unpaired or step shard. watch: may stop it early,
+ * in which case the results cover the records scored so far; or NULL. Fails on a step shard unless the model is a
+ * process model, and if no record fits. */
 static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, const Shard *s, int64_t count,
                                     RewardWatch watch, Error *e) {
     const int64_t chunk = EVALUATION_REWARD_CHUNK;
@@ -223,7 +243,8 @@ static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, con
     *v = (RewardEvaluation){.least = INFINITY, .most = -INFINITY};
     v->calibration = calibration_new(s->kind == RECORD_PREFERENCE ? 0.5 : 0);
     if (s->kind == RECORD_STEP && model->note.kind != REWARD_MODEL_PRM)
-        return error_set(e, "%s: steps are scored by a process reward model, %s is none; see train_rm --kind prm",
+        return error_set(e,
+                         "%s: steps are scored by a process reward model, and %s is not one; see train_rm --kind prm",
                          s->name, model->name);
     RewardTally t = {.model = model, .v = v};
     Record r = {0};

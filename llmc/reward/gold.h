@@ -1,16 +1,16 @@
-/* gold.h - hidden rules that say how good an answer is: the known truth behind synthetic preferences.
+/* gold.h - gold rewards by rule: the known ground truth behind synthetic preferences.
  *
- * A rule is a weighted sum of parts, `name[=argument][:weight]` divided by commas; a weight is 1 unless given.
+ * A rule is a weighted sum of parts, `name[=argument][:weight]`, separated by commas; the default weight is 1.
  *
- *     char                   how often the answer holds the character that the prompt begins with
- *     char=x                 how often it holds x
- *     length                 its length in bytes; length:-1 prefers short answers
- *     repeats                how often a character stands after its like; repeats:-1 prefers variety
- *     sum                    1 where the last number of the answer is the sum that the prompt asks for, as 12+34=; else 0
+ *     char                   how often the completion contains the first character of the prompt
+ *     char=x                 how often it contains x
+ *     length                 its length in bytes; length:-1 prefers short completions
+ *     repeats                number of characters equal to the one before them; repeats:-1 prefers variety
+ *     sum                    1 if its last number is the sum that the prompt asks for, as in 12+34=; else 0
  *
- * data/make_prefs makes pairs whose better answer is the one of the higher score, and scores completions by the same rule
- * as a reward program (--score), so that what a reward model learnt, and what a policy made of it, can be held against
- * the truth.
+ * data/make_prefs generates pairs in which the better completion is the one with the higher score. As a reward program
+ * (--score) it scores completions by the same rule, so that reward models and policies can be compared with the ground
+ * truth.
  *
  *     Gold g;
  *     if (!gold_parse(&g, "char:1,length:-0.5", &e)) die("%s", e.text);
@@ -30,17 +30,17 @@ typedef struct Gold {
     int count;
     struct {
         GoldKind kind;
-        char character; /* GOLD_CHAR: 0 is the prompt's first */
+        char character; /* GOLD_CHAR: 0 means the prompt's first character */
         double weight;
     } part[GOLD_PARTS];
 } Gold;
 
-/* Does `name`, n bytes at text, stand there whole? */
+/* Whether the n bytes at text are `name`. */
 static inline bool gold_named(const char *text, size_t n, const char *name) {
     return strlen(name) == n && !memcmp(text, name, n);
 }
 
-/* One part from the front of text; returns what follows it, or NULL. */
+/* Parses the first part of text. Returns the rest of text, or NULL on an error. */
 static inline const char *gold_parse_part(Gold *g, const char *text, Error *e) {
     const size_t n = strcspn(text, "=:,");
     const char *at = text + n;
@@ -54,7 +54,10 @@ static inline const char *gold_parse_part(Gold *g, const char *text, Error *e) {
     else ok = ok && gold_named(text, n, "char");
     if (ok && *at == '=') {
         ok = kind == GOLD_CHAR && at[1];
-        if (ok) character = at[1], at += 2;
+        if (ok) {
+            character = at[1];
+            at += 2;
+        }
     }
     if (ok && *at == ':') {
         weight = strtod(at + 1, &end);
@@ -62,15 +65,17 @@ static inline const char *gold_parse_part(Gold *g, const char *text, Error *e) {
         at = end;
     }
     if (!ok || (*at && (*at != ',' || !at[1]))) {
-        error_set(e, "rule '%.100s': it is not one of char, char=x, length, repeats, sum with a weight, as char:2",
+        error_set(e, "rule '%.100s': expected char, char=x, length, repeats or sum, with an optional weight, as char:2",
                   text);
         return NULL;
     }
-    g->part[g->count].kind = kind, g->part[g->count].character = character, g->part[g->count++].weight = weight;
+    g->part[g->count].kind = kind;
+    g->part[g->count].character = character;
+    g->part[g->count++].weight = weight;
     return *at ? at + 1 : at;
 }
 
-/* Errors: a part of no known name, with an argument that it does not take, or more than GOLD_PARTS. */
+/* Parses a rule. Fails on an unknown part, an argument that a part does not take, or more than GOLD_PARTS parts. */
 static inline bool gold_parse(Gold *g, const char *spec, Error *e) {
     *g = (Gold){0};
     do spec = gold_parse_part(g, spec, e);
@@ -78,14 +83,14 @@ static inline bool gold_parse(Gold *g, const char *spec, Error *e) {
     return spec != NULL;
 }
 
-/* Reads the digits at *s into value and moves past them; false: there are none, or too many. */
+/* Reads the digits at *s into value and moves past them; false if there are none or too many. */
 static inline bool gold_number(const char **s, long long *value) {
     const char *start = *s;
     for (*value = 0; **s >= '0' && **s <= '9' && *s - start < 18; ++*s) *value = 10 * *value + (**s - '0');
     return *s > start && !(**s >= '0' && **s <= '9');
 }
 
-/* The sum that "a+b+c=" asks for; false: it asks for none. */
+/* The sum that a prompt of the form "a+b+c=" asks for; false for any other prompt. */
 static inline bool gold_sum(const char *prompt, long long *sum) {
     long long value;
     for (*sum = 0;; prompt++) {
@@ -95,7 +100,7 @@ static inline bool gold_sum(const char *prompt, long long *sum) {
     }
 }
 
-/* Is the last number of the answer the sum? */
+/* Whether the last number of the answer is the sum. */
 static inline bool gold_right(const char *prompt, const char *answer) {
     long long sum, last = -1;
     if (!gold_sum(prompt, &sum)) return false;
@@ -106,7 +111,7 @@ static inline bool gold_right(const char *prompt, const char *answer) {
     return last == sum;
 }
 
-/* The answer's score under the rule. */
+/* The score of the answer under the rule. */
 static inline double gold_score(const Gold *g, const char *prompt, const char *answer) {
     double score = 0;
     for (int i = 0; i < g->count; i++) {

@@ -1,26 +1,28 @@
-/* reward_model.h - a trained reward model at work: it opens the checkpoint that train_rm wrote and scores answers.
+/* reward_model.h - inference with a trained reward model: opens a checkpoint of train_rm and scores completions.
  *
- *   bt    Bradley-Terry, from preferences   score = (s - mean) / deviation, s the head's output at the answer's last token
- *   orm   outcome, from labelled answers    the same; sigma(s) is the chance that the answer is right
- *   prm   process, from labelled steps      p_k = sigma(s) at the end of step k; score = min p_k, product p_k or last p_k
- *                                           (Lightman et al. 2023, section 2.4; min: Wang et al. 2024, Math-Shepherd)
+ *   bt    Bradley-Terry, from preferences       score = (s - mean) / deviation, s the head's output at the last token
+ *   orm   outcome, from labelled completions    the same; sigma(s) is the probability that the completion is correct
+ *   prm   process, from labelled steps          p_k = sigma(s) at the end of step k; score = min p_k, product p_k or
+ *                                               last p_k (Lightman et al. 2023, section 2.4; min: Wang et al. 2024,
+ *                                               Math-Shepherd)
  *
- * mean and deviation are those of s on a shard, so that a score has mean 0 and variance 1 there; a process model has 0
- * and 1. They stand in the checkpoint's section RNRM as JSON, {"kind","mean","deviation","step_token"}; a model with a
- * value head and no such section counts as bt, mean 0, deviation 1.
+ * mean and deviation are the mean and the standard deviation of s on a shard, so that scores have mean 0 and variance 1
+ * there; a process model has 0 and 1. They are stored in the checkpoint's section RNRM as JSON,
+ * {"kind","mean","deviation","step_token"}. A model with a value head but without that section is treated as bt with
+ * mean 0 and deviation 1.
  *
- * Where steps end: at the token that all steps of the training shard ended in (make_shard's --step-separator), the last
- * one where several stand in a row. An answer that goes on after its last step, but for the stop token, has one more,
- * which the token is appended to. Without such a token an answer is one step.
+ * A step ends at the token that ended all steps of the training shard (make_shard's --step-separator); in a run of
+ * several such tokens, at the last one. If a completion continues after its last step with more than the stop token,
+ * the rest is one more step and the step token is appended to it. Without a step token a completion is a single step.
  *
- * Owns the model, its activations and a batch. Items are packed without padding; consecutive ones of the same prompt share
- * it. An item longer than the model's context is refused: a cut answer is another answer.
+ * Owns the model, its activations and a batch. Items are packed without padding, and consecutive items with the same
+ * prompt share it. An item longer than the model's context is an error: a truncated completion is a different one.
  *
  *     RewardModel rm;
  *     if (!reward_model_open(&rm, "rm.bin", backend, device, 4096, &e)) die("%s", e.text);
  *     if (!reward_model_check(&rm, vocab, tokenizer, bytes, "sft.bin", &e)) die("%s", e.text);
- *     const RewardItem item[] = {{prompt, answer, prompt_len, answer_len}, ...};
- *     if (!reward_model_score(&rm, item, n, score, &e)) die("%s", e.text);
+ *     const RewardItem items[] = {{prompt, completion, prompt_len, completion_len}, ...};
+ *     if (!reward_model_score(&rm, items, n, score, &e)) die("%s", e.text);
  *     reward_model_close(&rm);
  */
 #ifndef LLMC_REWARD_REWARD_MODEL_H
@@ -32,19 +34,19 @@
 #include "../model/pack.h"
 
 #define REWARD_MODEL_CHOICES "bt|orm|prm"
-typedef enum { REWARD_MODEL_BT, REWARD_MODEL_ORM, REWARD_MODEL_PRM } RewardModelKind; /* in that order */
+typedef enum { REWARD_MODEL_BT, REWARD_MODEL_ORM, REWARD_MODEL_PRM } RewardModelKind; /* in this order */
 
 #define PRM_AGGREGATION_CHOICES "min|product|last"
 typedef enum { PRM_MIN, PRM_PRODUCT, PRM_LAST } PrmAggregation;
 
-/* What a reward model's head means: the section RNRM. */
+/* The meaning of a reward model's head; stored in the section RNRM. */
 typedef struct RewardModelNote {
     RewardModelKind kind;
     double mean, deviation;
-    int32_t step_token; /* prm: -1 where the steps had no token in common at their ends */
+    int32_t step_token; /* prm: the token that ends a step; -1: none */
 } RewardModelNote;
 
-/* An answer to a prompt, as tokens; the answer with its stop token where it has one. prompt_len >= 1. */
+/* A prompt, prompt_len >= 1, and a completion with its stop token, if it has one. */
 typedef struct RewardItem {
     const int32_t *prompt, *completion;
     int32_t prompt_len, completion_len;
@@ -56,18 +58,18 @@ typedef struct RewardModel {
     ModelFile file;
     ModelText text;
     RewardModelNote note;
-    PrmAggregation aggregation; /* the caller may set it; min after reward_model_open() */
+    PrmAggregation aggregation; /* PRM_MIN after reward_model_open(); the caller may change it */
     Workspace work;
     Batch batch;
     float *value;   /* (targets) */
-    int64_t *owner; /* (targets) the item that a target's score belongs to */
-    int32_t *steps; /* an item's tokens with its steps marked off: (rows) */
-    int64_t rows;   /* that went through the model so far */
+    int64_t *owner; /* (targets) the item of each target */
+    int32_t *steps; /* (rows) a completion with a step token appended */
+    int64_t rows;   /* number of tokens processed so far */
 } RewardModel;
 
 /* ---- the note -------------------------------------------------------------------------------------------------- */
 
-/* As text for ModelFile.reward; to be freed. */
+/* Formats the note as text for ModelFile.reward. The caller frees it. */
 static inline char *reward_model_note_write(const RewardModelNote *n) {
     static const char *const kinds[] = {"bt", "orm", "prm"};
     json_t *o = json_pack("{s:s, s:f, s:f, s:i}", "kind", kinds[n->kind], "mean", n->mean, "deviation", n->deviation,
@@ -77,7 +79,7 @@ static inline char *reward_model_note_write(const RewardModelNote *n) {
     return (char *)checked(text, 0);
 }
 
-/* text NULL: what a model without the section counts as. name: the file's. */
+/* Reads the note from text; NULL gives the note of a model without the section. name: of the file, for errors. */
 static inline bool reward_model_note_read(RewardModelNote *n, const char *text, const char *name, Error *e) {
     *n = (RewardModelNote){.deviation = 1, .step_token = -1};
     if (!text) return true;
@@ -94,29 +96,32 @@ static inline bool reward_model_note_read(RewardModelNote *n, const char *text, 
     const bool ok = kind && (n->kind != REWARD_MODEL_BT || !strcmp(kind, "bt")) && isfinite(n->mean) &&
                     n->deviation > 0 && isfinite(n->deviation);
     json_decref(o);
-    return ok || error_set(e, "%s: reward normalisation: it makes no sense: %.100s", name, text);
+    return ok || error_set(e, "%s: invalid reward normalisation: %.100s", name, text);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
 static inline void reward_model_close(RewardModel *r) {
     if (!r->model.backend) return;
-    workspace_free(&r->work, &r->model), batch_free(&r->batch);
-    model_free(&r->model), model_text_close(&r->text), model_file_free(&r->file);
+    workspace_free(&r->work, &r->model);
+    batch_free(&r->batch);
+    model_free(&r->model);
+    model_text_close(&r->text);
+    model_file_free(&r->file);
     free(r->value), free(r->owner), free(r->steps), free(r->name);
     *r = (RewardModel){0};
 }
 
-/* Opens the checkpoint `path` ("-": standard input). rows: tokens that go through the model at once; raised to its context.
- * Errors: no checkpoint, no value head, a damaged note. On failure nothing is left allocated. */
+/* Opens the checkpoint `path` ("-": standard input). rows: token budget of a batch, raised to the model's context.
+ * Fails on a file that is not a checkpoint, has no value head or has an invalid note; frees everything on failure. */
 static inline bool reward_model_open(RewardModel *r, const char *path, const Backend *b, Device *d, int rows,
                                      Error *e) {
     *r = (RewardModel){0};
     if (!model_load(&r->model, &r->file, path, NULL, true, b, d, false, 0, NULL, e)) return false;
     r->name = xstrdup(strcmp(path, "-") ? path : "standard input");
-    const int context = r->model.config.context, n = rows > context ? rows : context; /* the longest answer fits */
+    const int context = r->model.config.context, n = rows > context ? rows : context; /* the longest item fits */
     bool ok = r->file.head ||
-              error_set(e, "%s: it has no score head, so it is no reward model; train_rm makes them", r->name);
+              error_set(e, "%s: it has no score head, so it is not a reward model; train one with train_rm", r->name);
     ok = ok && reward_model_note_read(&r->note, r->file.reward, r->name, e) &&
          model_text_open(&r->text, &r->file, r->name, e) && workspace_new(&r->work, &r->model, n, n, n, false, 0, e);
     r->batch = batch_new(n, n, n);
@@ -127,7 +132,7 @@ static inline bool reward_model_open(RewardModel *r, const char *path, const Bac
     return ok;
 }
 
-/* Does it read the tokens of `name`, which has this vocabulary and tokenizer (NULL: none)? */
+/* Checks that the model accepts the tokens of `name`, which has this vocabulary and tokenizer (NULL: none). */
 static inline bool reward_model_check(const RewardModel *r, int32_t vocab, const void *tokenizer, size_t bytes,
                                       const char *name, Error *e) {
     if (vocab > r->model.config.vocab)
@@ -135,21 +140,21 @@ static inline bool reward_model_check(const RewardModel *r, int32_t vocab, const
                          vocab);
     if (tokenizer && r->file.tokenizer &&
         (bytes != r->file.tokenizer_bytes || memcmp(tokenizer, r->file.tokenizer, bytes)))
-        return error_set(e, "%s: it has another tokenizer than %s", r->name, name);
+        return error_set(e, "%s: it has a different tokenizer than %s", r->name, name);
     return true;
 }
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
-/* A score as a weight or probability in [0, 1]: that of being right (orm, prm); bt: of being better than an answer of
- * mean score. */
+/* Converts a score to a probability in [0, 1]: of being correct (orm, prm), or of being better than a completion of
+ * mean score (bt). */
 static inline double reward_model_probability(const RewardModel *r, double score) {
     if (r->note.kind == REWARD_MODEL_PRM) return score;
     return reward_sigmoid(r->note.kind == REWARD_MODEL_ORM ? r->note.mean + r->note.deviation * score : score);
 }
 
-/* The item's answer as it is scored: a process model's without the stop token and with an end to its last step. Returns
- * its length; *tokens are the item's own or r->steps. */
+/* The item's completion as it is scored. For a process model the stop token is removed and the last step is ended by a
+ * step token. Returns its length. *tokens: the item's completion, or r->steps. */
 static inline int32_t reward_model_answer(RewardModel *r, const RewardItem *item, const int32_t **tokens) {
     const int32_t stop = r->text.stop, step = r->note.step_token;
     int32_t n = item->completion_len;
@@ -157,23 +162,25 @@ static inline int32_t reward_model_answer(RewardModel *r, const RewardItem *item
     if (r->note.kind != REWARD_MODEL_PRM || step < 0) return n;
     if (n && stop >= 0 && stop != step && item->completion[n - 1] == stop) n--;
     if (n && item->completion[n - 1] == step) return n;
-    if (n >= r->batch.rows_max) return n + 1; /* more than it can take, which the caller finds */
+    if (n >= r->batch.rows_max) return n + 1; /* too long, as the caller detects */
     if (n) memcpy(r->steps, item->completion, (size_t)n * sizeof *r->steps);
-    r->steps[n++] = step, *tokens = r->steps;
+    r->steps[n++] = step;
+    *tokens = r->steps;
     return n;
 }
 
-/* Adds the targets of an answer: its last token, or the ends of its steps. segment: its own, or its prompt's where it is
- * empty. */
+/* Adds the targets of a completion: its last token, or the ends of its steps. segment: of the completion, or of the
+ * prompt if the completion is empty. */
 static inline void reward_model_targets(RewardModel *r, int segment, const int32_t *tokens, int32_t n, int64_t item) {
     const int32_t before = r->batch.targets, start = r->batch.segment[segment].start, step = r->note.step_token;
-    for (int32_t i = 0; r->note.kind == REWARD_MODEL_PRM && step >= 0 && i < n; i++)
-        if (tokens[i] == step && (i + 1 == n || tokens[i + 1] != step)) batch_target(&r->batch, start + i, 0);
+    if (r->note.kind == REWARD_MODEL_PRM && step >= 0)
+        for (int32_t i = 0; i < n; i++)
+            if (tokens[i] == step && (i + 1 == n || tokens[i + 1] != step)) batch_target(&r->batch, start + i, 0);
     if (r->batch.targets == before) batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
     for (int32_t t = before; t < r->batch.targets; t++) r->owner[t] = item;
 }
 
-/* What is made of a solution's steps, one after another: before the first, total is 1; p: the next one's probability. */
+/* Adds the probability p of the next step to the aggregate of a solution's steps, which starts at 1. */
 static inline double reward_model_aggregate(PrmAggregation how, double total, double p) {
     return how == PRM_LAST ? p : how == PRM_MIN ? fmin(total, p) : total * p;
 }
@@ -206,24 +213,24 @@ static inline bool reward_model_same_prompt(const RewardItem *a, const RewardIte
            (a->prompt == b->prompt || !memcmp(a->prompt, b->prompt, (size_t)a->prompt_len * sizeof *a->prompt));
 }
 
-/* score: (count), written. An empty answer is scored at its prompt's last token. Errors: an item longer than the model's
- * context, or of tokens that it does not know. */
+/* Scores the items. score: (count), written. An empty completion is scored at the prompt's last token. Fails if an item
+ * is longer than the model's context or contains a token outside its vocabulary. */
 static inline bool reward_model_score(RewardModel *r, const RewardItem *items, int64_t count, float *score, Error *e) {
     Batch *b = &r->batch;
     const int32_t context = r->model.config.context, vocab = r->model.config.vocab;
-    int prompt = -1; /* the segment of the last item's prompt */
+    int prompt = -1; /* segment of the previous item's prompt */
     batch_clear(b);
     for (int64_t i = 0; i < count; i++) {
         const RewardItem *x = &items[i];
         const int32_t *tokens, n = reward_model_answer(r, x, &tokens);
         assert(x->prompt_len >= 1);
         if ((int64_t)x->prompt_len + n > context)
-            return error_set(e, "%s: an answer of %d tokens to a prompt of %d does not fit its context of %d", r->name,
-                             n, x->prompt_len, context);
+            return error_set(e, "%s: a completion of %d tokens after a prompt of %d does not fit its context of %d",
+                             r->name, n, x->prompt_len, context);
         for (int32_t k = 0; k < x->prompt_len + n; k++) {
             const int32_t id = k < x->prompt_len ? x->prompt[k] : tokens[k - x->prompt_len];
             if (id < 0 || id >= vocab)
-                return error_set(e, "%s: token %d is beyond its vocabulary of %d", r->name, id, vocab);
+                return error_set(e, "%s: token %d is outside its vocabulary of %d", r->name, id, vocab);
         }
         bool shared = prompt >= 0 && reward_model_same_prompt(&items[i - 1], x);
         if (!batch_fits(b, n + (shared ? 0 : x->prompt_len), n + 1, 2)) {

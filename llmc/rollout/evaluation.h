@@ -1,28 +1,29 @@
-/* evaluation.h - how good a model is at tasks that can be checked: greedy accuracy, pass@k, majority@k, best-of-n.
+/* evaluation.h - accuracy on verifiable tasks: greedy accuracy, pass@k, majority@k, best-of-n.
  *
- * Of each prompt n samples are drawn; the task's own check says which are right. Each figure is a mean over prompts, with
- * the standard error of that mean (over prompts: the samples of one prompt are not independent of one another).
+ * For each prompt n samples are drawn, and the verifier of its task decides which are correct. Each figure is a mean
+ * over prompts. Its error is the standard error over prompts, because the samples of one prompt are not independent.
  *
- *   pass@k       the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k) with c right of n, the unbiased
- *                estimator of Chen et al. 2021, eq. 1
- *   majority@k   is the most frequent final answer of k samples right (self-consistency: Wang et al. 2022)? The mean over
- *                the n / k disjoint runs of k samples; where answers tie, their mean
- *   best@k       is the sample right that the rewards value most among k? The mean over all subsets of k of the n samples,
- *                and over ties
- *   weighted@k   as majority@k, but a reward model weighs the votes: the final answer with the largest sum of
+ *   pass@k       probability that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k) with c of n correct,
+ *                the unbiased estimator of Chen et al. 2021, eq. 1
+ *   majority@k   whether the most frequent final answer of k samples is correct (self-consistency: Wang et al. 2022);
+ *                the mean over the n / k disjoint runs of k samples, and over tied answers
+ *   best@k       whether the sample with the highest reward among k is correct; the mean over all subsets of k of the n
+ *                samples, and over ties
+ *   weighted@k   like majority@k with votes weighted by a reward model: the final answer with the largest sum of
  *                probabilities (reward_model_probability) wins (Li et al. 2023, DIVERSE, section 3.2)
  *
- * Rewards are named parts (rewards.h), or those of a reward model (reward_model.h) in Evaluation.judge.
+ * Rewards are either named parts (rewards.h) or the scores of a reward model (reward_model.h) in Evaluation.judge.
  *
- * A prompt whose task has no check, or lacks what the check needs, is counted and left out of every mean.
+ * Prompts whose task has no verifier, or that lack what the verifier needs, are counted and left out of the means.
  *
  *     Evaluation v = {.samples = 8};
  *     evaluate_tasks(&v, &engine, &sampling, &prompts, 0, prompts.count, &text, &rewards, NULL, NULL, &e);
  *
- * Figures of a part of the prompts (a task) are those of a part of the outcomes:
+ * To summarise a subset of the prompts, such as one task, keep the outcomes and summarise a subset of them:
  *
- *     v.outcome = (Outcome *)xcalloc(prompts.count, sizeof(Outcome));     // before: they are kept there
- *     evaluation_summarise(&of_a_task, some_of_the_outcomes, n);
+ *     v.outcome = (Outcome *)xcalloc((size_t)prompts.count, sizeof(Outcome));     // before evaluate_tasks()
+ *     Evaluation part = {.samples = v.samples, .judge = v.judge};
+ *     evaluation_summarise(&part, v.outcome, n);                                  // the first n prompts
  */
 #ifndef LLMC_ROLLOUT_EVALUATION_H
 #define LLMC_ROLLOUT_EVALUATION_H
@@ -32,22 +33,22 @@
 
 enum { EVALUATION_KS = 16 };
 
-/* What became of one prompt. */
+/* The outcome of one prompt. */
 typedef struct Outcome {
-    bool scorable, finished; /* finished, tokens: of the greedy completion */
+    bool scorable, finished; /* finished, tokens, greedy: of the greedy completion */
     double greedy, tokens;
     double pass[EVALUATION_KS], majority[EVALUATION_KS], best[EVALUATION_KS], weighted[EVALUATION_KS];
-    double reward; /* mean over the samples that have one; NaN: none has */
+    double reward; /* mean over the samples with a reward; NaN if there are none */
 } Outcome;
 
 typedef struct Evaluation {
     int samples;        /* n; 0: greedy only */
-    Outcome *outcome;   /* (count of prompts) the caller's, or NULL: not kept */
-    RewardModel *judge; /* scores the samples; NULL: rewards do, or nothing does */
-    /* results, means over the scorable prompts */
+    Outcome *outcome;   /* (prompts) owned by the caller; NULL: outcomes are not kept */
+    RewardModel *judge; /* scores the samples; NULL: rewards score them, or they have no score */
+    /* results: means over the scorable prompts */
     int64_t prompts, unscorable;
     double greedy, greedy_error;
-    double tokens, finished;  /* greedy completions of all prompts: mean length, share that ended by themselves */
+    double tokens, finished;  /* greedy completions of all prompts: mean length, fraction not truncated */
     int ks, k[EVALUATION_KS]; /* 1, 2, 4, ... and n */
     double pass[EVALUATION_KS], pass_error[EVALUATION_KS];
     double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
@@ -58,8 +59,8 @@ typedef struct Evaluation {
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
 
-/* C(m, k) / C(n, k): the share of the subsets of k of n that lie within m given ones. A product that neither overflows
- * nor cancels. */
+/* C(m, k) / C(n, k): the fraction of the k-subsets of n items that contain only m given items. Computed as a product
+ * that neither overflows nor cancels. */
 static inline double subset_share(int n, int m, int k) {
     if (m < k) return 0;
     double share = 1;
@@ -67,12 +68,13 @@ static inline double subset_share(int n, int m, int k) {
     return share;
 }
 
-/* 1 - C(n-c, k) / C(n, k) with c right of n samples, 1 <= k <= n. */
+/* 1 - C(n-c, k) / C(n, k) with c of n samples correct, 1 <= k <= n. */
 static inline double pass_at_k(int n, int c, int k) { return 1 - subset_share(n, n - c, k); }
 
-/* Is the answer with the most votes of k right? Where several have, their mean. An answer that is missing ("") votes for
- * nothing, and no votes are wrong. Samples of one answer may differ in rightness, where the check sees more than the
- * answer: then the larger part says. answers, right: (k); weight: (k) of the votes, >= 0; NULL: 1 each. */
+/* 1 if the final answer with the most votes is correct, else 0; tied answers are averaged. A missing answer ("") casts
+ * no vote; without any vote the result is 0. If samples with the same answer differ in correctness, because the
+ * verifier uses more than the answer, their weighted majority decides. answers, right: (k); weight: (k) of the votes,
+ * >= 0, or NULL for 1 each. */
 static inline double weighted_right(char *const *answers, const double *right, const double *weight, int k) {
     int winners = 0;
     double most = 0, sum = 0;
@@ -83,22 +85,30 @@ static inline double weighted_right(char *const *answers, const double *right, c
         for (int j = 0; j < k; j++)
             if (!strcmp(answers[i], answers[j])) {
                 const double w = weight ? weight[j] : 1;
-                votes += w, good += w * right[j];
+                votes += w;
+                good += w * right[j];
                 if (j < first) first = j;
             }
-        if (first < i || !(votes > 0)) continue; /* counted already, or worth nothing */
-        if (votes > most) most = votes, winners = 0, sum = 0;
-        if (votes == most) winners++, sum += good / votes > 0.5;
+        if (first < i || !(votes > 0)) continue; /* already counted, or without weight */
+        if (votes > most) {
+            most = votes;
+            winners = 0;
+            sum = 0;
+        }
+        if (votes == most) {
+            winners++;
+            sum += good / votes > 0.5;
+        }
     }
     return winners ? sum / winners : 0;
 }
 
-/* Is the most frequent of k answers right? */
+/* weighted_right() with one vote per sample. */
 static inline double majority_right(char *const *answers, const double *right, int k) {
     return weighted_right(answers, right, NULL, k);
 }
 
-/* The mean of the above over the n / k disjoint runs of k samples. */
+/* The mean of weighted_right() over the n / k disjoint runs of k samples. */
 static inline double weighted_at_k(char *const *answers, const double *right, const double *weight, int n, int k) {
     double sum = 0;
     for (int i = 0; i + k <= n; i += k) sum += weighted_right(answers + i, right + i, weight ? weight + i : NULL, k);
@@ -108,8 +118,9 @@ static inline double majority_at_k(char *const *answers, const double *right, in
     return weighted_at_k(answers, right, NULL, n, k);
 }
 
-/* The chance that the sample of the largest reward among k of n is right: samples of equal reward form a group, which
- * holds the largest with chance [C(not above it, k) - C(below it, k)] / C(n, k). A NaN reward is below all others. */
+/* The probability that the sample with the highest reward among k of n is correct. Samples with equal rewards form a
+ * group, which contains the highest with probability [C(not above it, k) - C(below it, k)] / C(n, k). A NaN reward is
+ * below all others. */
 static inline double best_at_k(const float *reward, const double *right, int n, int k) {
     double sum = 0;
     for (int i = 0; i < n; i++) {
@@ -119,7 +130,8 @@ static inline double best_at_k(const float *reward, const double *right, int n, 
             const float a = isnan(reward[i]) ? -INFINITY : reward[i], b = isnan(reward[j]) ? -INFINITY : reward[j];
             below += b < a;
             if (a != b) continue;
-            same++, good += right[j];
+            same++;
+            good += right[j];
             if (j < first) first = j;
         }
         if (first == i) sum += (subset_share(n, below + same, k) - subset_share(n, below, k)) * good / same;
@@ -127,7 +139,7 @@ static inline double best_at_k(const float *reward, const double *right, int n, 
     return sum;
 }
 
-/* Wilson's 95 % interval of a share p of n (Wilson 1927). */
+/* Wilson's 95 % confidence interval of a fraction p of n (Wilson 1927). */
 static inline void wilson_interval(double p, double n, double *low, double *high) {
     const double z = 1.959963984540054, shrink = 1 + z * z / n, middle = p + z * z / (2 * n);
     const double half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n));
@@ -137,35 +149,45 @@ static inline void wilson_interval(double p, double n, double *low, double *high
 
 /* ---- summaries ------------------------------------------------------------------------------------------------- */
 
-/* Mean of a field of the outcomes, and its standard error; NaN values are left out. offset: the field's, in bytes. */
+/* The mean of a field of the outcomes and its standard error, without NaN values. offset: of the field, in bytes. */
 static inline void outcome_mean(const Outcome *o, int64_t n, bool scorable_only, size_t offset, double *mean,
                                 double *error) {
     double sum = 0, squares = 0, count = 0;
-    for (int pass = 0; pass < 2; pass++) /* the second one's squares are those of differences */
+    for (int pass = 0; pass < 2; pass++) { /* the second pass sums squared differences from the mean */
         for (int64_t i = 0; i < n; i++) {
             const double x = *(const double *)((const char *)&o[i] + offset);
             if (isnan(x) || (scorable_only && !o[i].scorable)) continue;
-            if (!pass) sum += x, count++;
-            else squares += (x - sum / count) * (x - sum / count);
+            if (!pass) {
+                sum += x;
+                count++;
+            } else {
+                squares += (x - sum / count) * (x - sum / count);
+            }
         }
+    }
     *mean = count ? sum / count : NAN;
     *error = count > 1 ? sqrt(squares / (count - 1) / count) : NAN;
 }
 
-/* 1, 2, 4, ... and n itself. */
+/* Sets v->k to 1, 2, 4, ... and n. */
 static inline void evaluation_ks(Evaluation *v) {
     v->ks = 0;
     for (int k = 1; k < v->samples && v->ks < EVALUATION_KS - 1; k *= 2) v->k[v->ks++] = k;
     if (v->samples > 0) v->k[v->ks++] = v->samples;
 }
 
-/* Fills in v's results from n outcomes; v->samples says how many samples they are of. */
+/* Fills in v's results from n outcomes with v->samples samples each. */
 static inline void evaluation_summarise(Evaluation *v, const Outcome *o, int64_t n) {
     double unused;
     evaluation_ks(v);
-    v->prompts = 0, v->finished = 0;
-    for (int64_t i = 0; i < n; i++) v->prompts += o[i].scorable, v->finished += o[i].finished;
-    v->unscorable = n - v->prompts, v->finished /= (double)n;
+    v->prompts = 0;
+    v->finished = 0;
+    for (int64_t i = 0; i < n; i++) {
+        v->prompts += o[i].scorable;
+        v->finished += o[i].finished;
+    }
+    v->unscorable = n - v->prompts;
+    v->finished /= (double)n;
     outcome_mean(o, n, false, offsetof(Outcome, tokens), &v->tokens, &unused);
     outcome_mean(o, n, true, offsetof(Outcome, greedy), &v->greedy, &unused);
     v->greedy_error = sqrt(v->greedy * (1 - v->greedy) / (double)v->prompts);
@@ -181,13 +203,13 @@ static inline void evaluation_summarise(Evaluation *v, const Outcome *o, int64_t
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
-/* 1 right, 0 wrong, NaN: the record cannot be checked. */
+/* 1: correct, 0: wrong, NaN: the record cannot be verified. */
 static inline double evaluation_check(const RewardInput *in) {
     float score;
     return rewards_verify(in, &score) && !isnan(score) ? score > 0.5 : NAN;
 }
 
-/* The completion's final answer, "" where it has none; to be freed. */
+/* The completion's final answer, or "" if it has none. The caller frees it. */
 static inline char *evaluation_answer(const RewardInput *in) {
     const size_t size = strlen(in->completion) + VERIFY_NUMBER_SIZE;
     char *answer = (char *)xmalloc(size);
@@ -195,20 +217,20 @@ static inline char *evaluation_answer(const RewardInput *in) {
     return answer;
 }
 
-/* One completion, as it is handed to a watcher. */
+/* One completion, as passed to an EvaluationWatch. */
 typedef struct EvaluationSample {
     int64_t prompt;
-    int sample; /* -1: the greedy one */
+    int sample; /* -1: the greedy completion */
     const char *text;
-    double right;  /* 1, 0, NaN: cannot be checked */
-    double reward; /* NaN: none */
+    double right;  /* 1: correct, 0: wrong, NaN: cannot be verified */
+    double reward; /* NaN: no reward */
     const Completion *completion;
 } EvaluationSample;
 
-/* Called for each completion: all greedy ones in the order of prompts, then all samples. */
+/* Called for each completion: first for the greedy ones in the order of prompts, then for the samples. */
 typedef void (*EvaluationWatch)(void *context, const EvaluationSample *s);
 
-/* What a prompt's completions are judged by. */
+/* Scratch arrays for the completions of one prompt. */
 typedef struct EvaluationPrompt {
     char **said, **answers; /* (n) */
     RewardInput *in;        /* (n) */
@@ -217,7 +239,7 @@ typedef struct EvaluationPrompt {
     float *reward, *parts;  /* (n), (n, parts) */
 } EvaluationPrompt;
 
-/* Scores the samples by the rewards or by the judge; false with *e where that fails. */
+/* Scores the samples by the rewards or by the judge. */
 static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, Rewards *rewards, Error *e) {
     if (!v->judge) return !rewards || rewards_score(rewards, j->in, v->samples, j->parts, j->reward, e);
     if (!reward_model_score(v->judge, j->item, v->samples, j->reward, e)) return false;
@@ -225,17 +247,20 @@ static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, 
     return true;
 }
 
-/* The samples of one prompt: pass, majority, best, weighted, reward. */
+/* Computes pass, majority, best, weighted and reward from the samples of one prompt. */
 static inline bool evaluation_samples(const Evaluation *v, Outcome *o, EvaluationPrompt *j, Rewards *rewards,
                                       Error *e) {
     const int n = v->samples;
     int correct = 0, rewarded = 0;
     double sum = 0;
     for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
-    for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* a check that gave up found nothing right */
+    for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* NaN counts as wrong */
     if (!evaluation_rewards(v, j, rewards, e)) return false;
-    for (int i = 0; i < n; i++)
-        if (!isnan(j->reward[i])) sum += j->reward[i], rewarded++;
+    for (int i = 0; i < n; i++) {
+        if (isnan(j->reward[i])) continue;
+        sum += j->reward[i];
+        rewarded++;
+    }
     o->reward = rewarded ? sum / rewarded : NAN;
     for (int k = 0; k < v->ks; k++) {
         o->pass[k] = pass_at_k(n, correct, v->k[k]);
@@ -246,7 +271,7 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     return true;
 }
 
-/* Judges the completions of one prompt: the greedy one (pass 0), or the n samples. */
+/* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. */
 static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationPrompt *j, const RolloutRequest *q,
                                     const Prompts *p, int64_t prompt, int max_new, bool sampled, const ModelText *text,
                                     Rewards *rewards, EvaluationWatch watch, void *context, Error *e) {
@@ -260,10 +285,13 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
         j->reward[k] = NAN;
         j->item[k] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
-    if (sampled) ok = evaluation_samples(v, o, j, rewards, e);
-    else {
-        o->scorable = !isnan(j->right[0]), o->greedy = j->right[0];
-        o->tokens = q->out[0].count, o->finished = q->out[0].finished;
+    if (sampled) {
+        ok = evaluation_samples(v, o, j, rewards, e);
+    } else {
+        o->scorable = !isnan(j->right[0]);
+        o->greedy = j->right[0];
+        o->tokens = q->out[0].count;
+        o->finished = q->out[0].finished;
         o->reward = NAN;
     }
     for (int k = 0; k < q->samples; k++) {
@@ -279,9 +307,9 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
     return ok;
 }
 
-/* Evaluates prompts [first, first + count). how: sampling of the n samples (their ids are counted from the prompt's index,
- * so that a prompt's samples never depend on which prompts are evaluated). rewards: for best@k, or NULL. text: how tokens
- * become text. */
+/* Evaluates prompts [first, first + count). how: sampling settings of the n samples; their ids are derived from the
+ * prompt's index, so that they do not depend on which other prompts are evaluated. text: decodes tokens. rewards: for
+ * best@k, or NULL. watch: may be NULL. */
 static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling *how, const Prompts *p, int64_t first,
                                   int64_t count, const ModelText *text, Rewards *rewards, EvaluationWatch watch,
                                   void *context, Error *e) {

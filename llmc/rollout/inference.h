@@ -1,14 +1,15 @@
-/* inference.h - what the programs that run a model without training it share: options, the model with its tokenizer, how
- * to sample from it, and a data file whose kind is told by what is in it.
+/* inference.h - options, model, tokenizer, sampling settings and data files of the programs that do not train.
  *
  *     static struct { InferenceOptions m; SamplingOptions s; } o;
  *     static const Option options[] = {INFERENCE_MODEL_OPTIONS(o.m), SAMPLING_OPTIONS(o.s), OPTION_END};
  *     Inference x;
- *     inference_open(&x, &o.m, o.s.seed, NULL, NULL);      // or a line on standard error and exit status 1
+ *     inference_open(&x, &o.m, o.s.seed, NULL);
  *     Sampling how = inference_sampling(&x, &o.s);
+ *     inference_close(&x);
  *
- * A model's tokenizer and chat template come from --tokenizer and --chat-template, else from its file, else from the
- * shard that it is run on. A tokenizer that does not fit the model or the shard is refused.
+ * A model's tokenizer and chat template come from --tokenizer and --chat-template, else from the model file, else from
+ * the shard that the model is run on. A tokenizer that does not fit the model or the shard is an error. Errors in
+ * opening end the program with one line on standard error.
  */
 #ifndef LLMC_ROLLOUT_INFERENCE_H
 #define LLMC_ROLLOUT_INFERENCE_H
@@ -32,25 +33,35 @@ typedef struct SamplingOptions {
     OptionList stop;
 } SamplingOptions;
 
+// clang-format off
 #define INFERENCE_MODEL_OPTIONS(o)                                                                                     \
-    OPTION_GROUP("Model"), OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "the model; - is standard input"),  \
-        OPTION_TEXT("tokenizer", 0, &(o).tokenizer, "SPEC",                                                            \
-                    "for a model that carries none: bytes, tokenizer.json, vocab.json:merges.txt or their directory"), \
-        OPTION_TEXT("chat-template", 0, &(o).chat_template, "SPEC",                                                    \
-                    "instead of the model's: chatml, llama, plain or a text; see llmc/text/chat.h"),                   \
-        DEVICE_OPTIONS(o)
+    OPTION_GROUP("Model"),                                                                                             \
+    OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model; - is standard input"),                   \
+    OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
+                "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
+    OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
+                "instead of the model's: chatml, llama, plain or a template; see llmc/text/chat.h"),                        \
+    DEVICE_OPTIONS(o)
 
 #define SAMPLING_OPTIONS(o)                                                                                            \
     OPTION_GROUP("Sampling"),                                                                                          \
-        OPTION_INT("max-new-tokens", 'g', &(o).max_new, 1, 1 << 20, "most tokens of a completion"),                    \
-        OPTION_REAL("temperature", 0, &(o).temperature, 0, 100, "0 takes the likeliest token"),                        \
-        OPTION_INT("top-k", 0, &(o).top_k, 0, 1 << 22, "sample among the k likeliest tokens; 0: all"),                 \
-        OPTION_REAL("top-p", 0, &(o).top_p, 0.001, 1, "sample among the likeliest that weigh this much together"),     \
-        OPTION_REAL("min-p", 0, &(o).min_p, 0, 1, "leave out tokens less likely than this share of the likeliest"),    \
-        OPTION_REAL("repetition-penalty", 0, &(o).repetition_penalty, 0.01, 100, "on tokens already seen; 1: none"),   \
-        OPTION_LIST("stop", 0, &(o).stop, "TEXT", "stop also after this token; may be given more than once"),          \
-        OPTION_INT("seed", 0, &(o).seed, 0, 9007199254740992.0, "of all that is random"),                              \
-        OPTION_INT("slots", 0, &(o).slots, 1, 65536, "completions that are sampled at once: speed and memory")
+    OPTION_INT ("max-new-tokens",     'g', &(o).max_new,            1, 1 << 20, "maximum tokens per completion"),      \
+    OPTION_REAL("temperature",        0,   &(o).temperature,        0, 100,                                            \
+                "sampling temperature; 0 is greedy"),                                                                  \
+    OPTION_INT ("top-k",              0,   &(o).top_k,              0, 1 << 22,                                        \
+                "sample from the k most likely tokens; 0 uses all"),                                                   \
+    OPTION_REAL("top-p",              0,   &(o).top_p,              0.001, 1,                                          \
+                "sample from the most likely tokens with this total probability"),                                     \
+    OPTION_REAL("min-p",              0,   &(o).min_p,              0, 1,                                              \
+                "leave out tokens below this fraction of the highest probability"),                                    \
+    OPTION_REAL("repetition-penalty", 0,   &(o).repetition_penalty, 0.01, 100,                                         \
+                "penalty on tokens already seen; 1 disables"),                                                         \
+    OPTION_LIST("stop",               0,   &(o).stop,               "TEXT",                                            \
+                "additional stop token; may be repeated"),                                                             \
+    OPTION_INT ("seed",               0,   &(o).seed,               0, 9007199254740992.0, "random seed"),             \
+    OPTION_INT ("slots",              0,   &(o).slots,              1, 65536,                                          \
+                "number of completions sampled at once; affects speed and memory")
+// clang-format on
 
 static inline SamplingOptions sampling_options(double temperature, int64_t max_new) {
     return (SamplingOptions){
@@ -58,7 +69,7 @@ static inline SamplingOptions sampling_options(double temperature, int64_t max_n
 }
 
 typedef struct Inference {
-    const char *name; /* of the model, for messages */
+    const char *name; /* the model's, for messages */
     const Backend *backend;
     Device *device;
     Model model;
@@ -66,7 +77,8 @@ typedef struct Inference {
     ModelText text;
 } Inference;
 
-/* The tokenizer and the template that the options or the data name take the place of what the file has. */
+/* Opens the tokenizer and the chat template. Those of the options replace the model's; those of the data are used if
+ * the model has none. */
 static inline void inference_text(Inference *x, const InferenceOptions *o, const Shard *data) {
     Error e;
     if (o->chat_template) {
@@ -84,10 +96,11 @@ static inline void inference_text(Inference *x, const InferenceOptions *o, const
     if (data && data->tokenizer_bytes) {
         const size_t n = data->tokenizer_bytes;
         if (!x->file.tokenizer) {
-            x->file.tokenizer = xmalloc(n), x->file.tokenizer_bytes = n;
+            x->file.tokenizer = xmalloc(n);
+            x->file.tokenizer_bytes = n;
             memcpy(x->file.tokenizer, data->tokenizer, n);
         } else if (x->file.tokenizer_bytes != n || memcmp(x->file.tokenizer, data->tokenizer, n))
-            die("%s: it was made with another tokenizer than the model's; make the shard with --tokenizer %s",
+            die("%s: it was made with a different tokenizer than the model's; make the shard with --tokenizer %s",
                 data->name, x->name);
     }
     if (o->chat_template || (data && data->chat_template[0] && !x->file.chat_template)) {
@@ -100,8 +113,8 @@ static inline void inference_text(Inference *x, const InferenceOptions *o, const
             o->tokenizer ? o->tokenizer : x->name, x->text.tokenizer.vocab, x->model.config.vocab);
 }
 
-/* Loads the model. seed: of the weights where the model is a descriptor such as d12. data: the record shard that it will
- * be run on, or NULL. Ends the program where something is wrong. */
+/* Loads the model. seed: of the random weights if the model is a descriptor such as d12. data: the record shard that it
+ * will be run on, or NULL. Errors end the program. */
 static inline void inference_open(Inference *x, InferenceOptions *o, int64_t seed, const Shard *data) {
     Error e;
     *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input"};
@@ -115,8 +128,8 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     inference_text(x, o, data);
 }
 
-/* For so many sequences at a time: no more threads than there is work for, which is one for each 8 MB of weights and 16
- * sequences. A small model is as fast with one, and does not wait for a processor that other programs keep busy. */
+/* Limits the number of threads to the amount of work for this many sequences at once: 1 + (weights / 8 MB) (1 +
+ * sequences / 16). A small model is as fast on one thread, and then does not wait for a busy core. */
 static inline void inference_few_threads(const Inference *x, int sequences) {
     const double bytes = (double)model_bytes(&x->model.config, x->backend, false);
     const double useful = 1 + bytes / (8 << 20) * (1 + sequences / 16.0);
@@ -130,35 +143,36 @@ static inline void inference_close(Inference *x) {
     x->backend->close(x->device);
 }
 
-/* Ends the program where the model has no tokenizer. */
+/* Ends the program if the model has no tokenizer. */
 static inline void inference_need_tokenizer(const Inference *x) {
-    if (!x->text.present) die("%s: the model carries no tokenizer; name one with --tokenizer", x->name);
+    if (!x->text.present) die("%s: the model has no tokenizer; give one with --tokenizer", x->name);
 }
 
 static inline void sampling_add_stop(Sampling *s, int32_t token) {
     for (int i = 0; i < s->stops; i++)
         if (s->stop[i] == token) return;
-    if (s->stops == ROLLOUT_STOPS) usage_error("--stop: more than %d tokens that stop", ROLLOUT_STOPS);
+    if (s->stops == ROLLOUT_STOPS) usage_error("--stop: more than %d stop tokens", ROLLOUT_STOPS);
     s->stop[s->stops++] = token;
 }
 
-/* The token that a --stop names: a special token, or a text that is one token. */
+/* The token of a --stop option: a special token, or a text that is encoded as a single token. */
 static inline int32_t inference_stop(const Inference *x, const char *text) {
     Error e;
     const int32_t special = tokenizer_special(&x->text.tokenizer, text);
     if (special >= 0) return special;
     TokenList ids = {0};
     if (!tokenizer_encode(&x->text.tokenizer, text, strlen(text), false, &ids, &e)) die("--stop: %s", e.text);
-    if (ids.count != 1) usage_error("--stop '%.40s': it is %d tokens of the model's, expected one", text, ids.count);
+    if (ids.count != 1)
+        usage_error("--stop '%.40s': it is %d tokens in the model's tokenizer, expected one", text, ids.count);
     const int32_t id = ids.ids[0];
     token_list_free(&ids);
     return id;
 }
 
-/* How to sample: the options, and as stops the token that ends an assistant's turn and those of --stop. */
+/* The sampling settings of the options. Stop tokens are the one that ends an assistant's turn and those of --stop. */
 static inline Sampling inference_sampling(const Inference *x, const SamplingOptions *o) {
     if (o->temperature > 0 && o->temperature < 0.01)
-        usage_error("--temperature: %g is neither 0 (the likeliest token) nor in [0.01, 100]", o->temperature);
+        usage_error("--temperature: %g is neither 0 (greedy) nor in [0.01, 100]", o->temperature);
     Sampling s = {.temperature = (float)o->temperature,
                   .top_p = (float)o->top_p,
                   .min_p = (float)o->min_p,
@@ -175,12 +189,12 @@ static inline Sampling inference_sampling(const Inference *x, const SamplingOpti
 
 /* ---- data files ------------------------------------------------------------------------------------------------ */
 
-/* A file whole in memory, decompressed. */
+/* A whole file in memory, decompressed. */
 typedef struct DataFile {
     const char *name; /* for messages */
-    char *bytes;      /* (n), and a NUL */
+    char *bytes;      /* (n), followed by a NUL */
     size_t n;
-    int32_t magic; /* its first four bytes */
+    int32_t magic; /* the first four bytes */
 } DataFile;
 
 static inline bool data_file_open(DataFile *f, const char *path, Error *e) {
@@ -195,7 +209,7 @@ static inline void data_file_close(DataFile *f) {
     *f = (DataFile){0};
 }
 
-/* A reader of the file's bytes, under the file's name. */
+/* Opens a reader of the file's bytes with the file's name. */
 static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
     if (!reader_memory(r, f->bytes, f->n, e)) return false;
     free(r->name);
@@ -203,7 +217,7 @@ static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
     return true;
 }
 
-/* The record shard in the file. */
+/* Reads the record shard in the file. */
 static inline bool data_file_shard(const DataFile *f, Shard *s, Error *e) {
     Reader r;
     if (!data_file_reader(f, &r, e)) return false;
@@ -214,21 +228,27 @@ static inline bool data_file_shard(const DataFile *f, Shard *s, Error *e) {
 
 /* ---- text as JSON ---------------------------------------------------------------------------------------------- */
 
-/* Appends text[0..n) with U+FFFD in place of bytes that are no UTF-8. */
+/* Appends text[0..n), with each byte that is not valid UTF-8 replaced by U+FFFD. */
 static inline void text_clean(TextBuffer *out, const char *text, size_t n) {
     for (size_t i = 0; i < n;) {
         const size_t valid = utf8_valid(text + i, n - i);
         text_append(out, text + i, valid);
-        if ((i += valid) < n) text_string(out, "\xEF\xBF\xBD"), i++;
+        i += valid;
+        if (i < n) {
+            text_string(out, "\xEF\xBF\xBD");
+            i++;
+        }
     }
 }
 
-/* A completion's tokens as a JSON string; their numbers where there is no tokenizer. */
+/* The text of the tokens as a JSON string; their ids if there is no tokenizer. */
 static inline json_t *inference_json_text(const Inference *x, const int32_t *ids, int32_t n, bool specials) {
     TextBuffer raw = {0}, clean = {0};
-    if (x->text.present) tokenizer_decode(&x->text.tokenizer, ids, n, specials, &raw);
-    else
+    if (x->text.present) {
+        tokenizer_decode(&x->text.tokenizer, ids, n, specials, &raw);
+    } else {
         for (int32_t i = 0; i < n; i++) text_format(&raw, i ? " %d" : "%d", ids[i]);
+    }
     text_clear(&clean);
     text_clean(&clean, raw.text, raw.length);
     json_t *value = json_stringn(clean.text, clean.length);
@@ -236,7 +256,7 @@ static inline json_t *inference_json_text(const Inference *x, const int32_t *ids
     return value;
 }
 
-/* One JSON object as a line. */
+/* Writes a JSON object as one line. */
 static inline bool json_line(Writer *w, const json_t *row, Error *e) {
     char *line = json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17));
     if (!line) return error_set(e, "%s: a line cannot be written as JSON", w->name);

@@ -1,18 +1,25 @@
-/* mixture.h - sampling from the geometric mixture of two models, softmax((1 - c) log pi + c log ref): Nash-MD's opponent.
+/* mixture.h - sampling from the geometric mixture of two models, the opponent of Nash-MD.
  *
- * Logits are products of the head's input with the token embeddings, so the mixture's are one product, too:
+ *     softmax((1 - c) log pi + c log ref)
+ *
+ * Logits are the product of the head's input and the token embeddings, so the mixture's are a single product, too:
  *
  *     (1 - c) z_pi + c z_ref = [h_pi | h_ref] [(1 - c) wte_pi | c wte_ref]^T
  *
- * (normalisers add a constant to all tokens, which the softmax drops). The backend draws from it as from any head, of C_pi +
- * C_ref channels: exactly, with temperature and all else that a Draw knows. Log-probabilities given are the mixture's.
+ * The normalisers add the same constant to all tokens, which the softmax cancels. The backend samples from it as from
+ * any head, here with C_pi + C_ref channels: exactly, with temperature and all other settings of Draw. The
+ * log-probabilities returned are those of the mixture.
  *
- * Owns the reference's activations and cache, and the joined embeddings, which mixture_refresh() renews after the policy
- * has changed. The models and the engine are the caller's.
+ * Owns the reference's activations and cache, and the joined embeddings, which mixture_refresh() updates after a change
+ * of the policy. The caller owns the models and the engine.
  *
- *     Rollout engine;  rollout_new(&engine, &policy, slots, prompt_max, new_max, &e);
- *     Mixture m;  mixture_new(&m, &engine, &reference, 0.5, &e);
- *     mixture_refresh(&m), rollout_run(&engine, ...);
+ *     Rollout engine;
+ *     Mixture m;
+ *     rollout_new(&engine, &policy, slots, prompt_max, new_max, &e);
+ *     mixture_new(&m, &engine, &reference, 0.5, &e);
+ *     mixture_refresh(&m);
+ *     rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e);
+ *     mixture_free(&m);
  */
 #ifndef LLMC_ROLLOUT_MIXTURE_H
 #define LLMC_ROLLOUT_MIXTURE_H
@@ -21,7 +28,7 @@
 
 typedef struct Mixture {
     const Model *policy, *reference;
-    double coef; /* c, the reference's share */
+    double coef; /* c, the weight of the reference */
     int channels;
     Workspace work; /* the reference's */
     KVCache kv;
@@ -34,7 +41,7 @@ static inline size_t mixture_targets(const Rollout *r) {
     return ((size_t)r->work.targets + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
 }
 
-/* Bytes that one takes beside its engine. */
+/* Bytes that a Mixture allocates in addition to its engine. */
 static inline size_t mixture_bytes(const ModelConfig *policy, const ModelConfig *reference, const Backend *b, int slots,
                                    int prompt_max, int new_max) {
     const int rows = rollout_rows(slots, prompt_max);
@@ -43,7 +50,7 @@ static inline size_t mixture_bytes(const ModelConfig *policy, const ModelConfig 
            (size_t)policy->padded_vocab * channels * (b->weight_size + sizeof(float));
 }
 
-/* [(1 - c) wte_pi | c wte_ref], from the weights as they are now. */
+/* Computes [(1 - c) wte_pi | c wte_ref] from the current weights. */
 static inline void mixture_refresh(Mixture *m) {
     const Backend *b = m->policy->backend;
     const Model *model[] = {m->policy, m->reference};
@@ -62,14 +69,15 @@ static inline void mixture_refresh(Mixture *m) {
     free(host);
 }
 
-/* The rows of both heads' inputs, side by side; on the host they are only bytes. */
+/* Concatenates the rows of both heads' inputs. On the host they are bytes of an unknown type. */
 static inline void mixture_join(const Mixture *m, const Acts *policy, const Acts *reference, size_t R) {
     const Backend *b = m->policy->backend;
     Device *d = m->policy->device;
-    const size_t one = (size_t)m->policy->config.width * b->act_size,
-                 two = (size_t)m->reference->config.width * b->act_size;
+    const size_t one = (size_t)m->policy->config.width * b->act_size;
+    const size_t two = (size_t)m->reference->config.width * b->act_size;
     char *x = (char *)xmalloc(R * one), *y = (char *)xmalloc(R * two), *both = (char *)xmalloc(R * (one + two));
-    b->download(d, x, policy, R * one), b->download(d, y, reference, R * two);
+    b->download(d, x, policy, R * one);
+    b->download(d, y, reference, R * two);
     for (size_t r = 0; r < R; r++) {
         memcpy(both + r * (one + two), x + r * one, one);
         memcpy(both + r * (one + two) + one, y + r * two, two);
@@ -78,7 +86,7 @@ static inline void mixture_join(const Mixture *m, const Acts *policy, const Acts
     free(x), free(y), free(both);
 }
 
-/* model_decode() with two models over the same rows and the same cache rows; the hook of an engine. */
+/* Like model_decode(), for two models with the same rows and the same cache rows. Used as Rollout.decode. */
 static inline void mixture_decode(void *context, const Model *policy, const Workspace *w, const KVCache *kv,
                                   const Batch *batch, Draw how, const DecodeStep *step) {
     const Mixture *m = (const Mixture *)context;
@@ -93,14 +101,15 @@ static inline void mixture_decode(void *context, const Model *policy, const Work
 static inline void mixture_free(Mixture *m) {
     if (!m->policy) return;
     const Backend *b = m->policy->backend;
-    workspace_free(&m->work, m->reference), kv_free(&m->kv, m->reference);
+    workspace_free(&m->work, m->reference);
+    kv_free(&m->kv, m->reference);
     if (m->h) b->release(m->policy->device, m->h);
     if (m->wte) b->weights_release(m->policy->device, m->wte, m->weights);
     *m = (Mixture){0};
 }
 
-/* Makes `engine`, whose model is the policy, draw from the mixture. The reference has the policy's vocabulary, or a larger
- * one, and at least its context. */
+/* Makes `engine`, whose model is the policy, sample from the mixture. The vocabulary and the context of the reference
+ * must be at least the policy's. */
 static inline bool mixture_new(Mixture *m, Rollout *engine, const Model *reference, double coef, Error *e) {
     const Model *policy = engine->model;
     const Backend *b = policy->backend;
@@ -119,7 +128,8 @@ static inline bool mixture_new(Mixture *m, Rollout *engine, const Model *referen
         return false;
     }
     b->zero(policy->device, m->h, rows);
-    engine->decode = mixture_decode, engine->decode_context = m;
+    engine->decode = mixture_decode;
+    engine->decode_context = m;
     return true;
 }
 

@@ -1,8 +1,10 @@
-/* prompts.h - the prompts of a shard, ready for sampling and scoring.
+/* prompts.h - prompts of a shard, as tokens and as text.
  *
- *     Prompts p;  prompts_open(&p, "tasks.shard", model_vocab, prompt_max, &e);
- *     RolloutRequest q = {.prompt = prompts_tokens(&p, i), .prompt_len = prompts_length(&p, i), ...};
- *     RewardInput in = prompts_input(&p, i, text, completion, id, max_tokens);
+ *     Prompts p = {0};
+ *     if (!shard_open(&p.shard, "tasks.shard", &e) || !prompts_read(&p, prompt_max, &e)) die("%s", e.text);
+ *     RolloutRequest q = {.prompt = prompts_tokens(&p, i), .prompt_len = prompts_length(&p, i), .samples = 1};
+ *     RewardInput in = prompts_input(&p, i, text, &c, id, max_tokens);
+ *     prompts_close(&p);
  */
 #ifndef LLMC_ROLLOUT_PROMPTS_H
 #define LLMC_ROLLOUT_PROMPTS_H
@@ -13,7 +15,7 @@
 #include "../records/shard.h"
 
 typedef struct PromptText {
-    const char *text, *task, *answer, *fields; /* they point into the shard */
+    const char *text, *task, *answer, *fields; /* point into the shard */
 } PromptText;
 
 typedef struct Prompts {
@@ -23,7 +25,7 @@ typedef struct Prompts {
     int32_t *tokens;  /* of all prompts */
     int64_t *offset;  /* (count + 1) */
     PromptText *what; /* (count) */
-    int64_t dropped;  /* longer than the limit */
+    int64_t dropped;  /* prompts longer than the limit */
 } Prompts;
 
 static inline const int32_t *prompts_tokens(const Prompts *p, int64_t i) { return p->tokens + p->offset[i]; }
@@ -35,8 +37,9 @@ static inline void prompts_close(Prompts *p) {
     *p = (Prompts){0};
 }
 
-/* Takes the shard's prompts of 1 to `limit` tokens; longer ones are counted in `dropped`: cutting a prompt would ask
- * another question. False where the shard is of another kind or no prompt is left. The shard must be open. */
+/* Reads the prompts of the shard, which must be open. Prompts of more than `limit` tokens are left out and counted in
+ * `dropped`; they are not truncated, because a truncated prompt is a different question. Fails if the shard is not a
+ * prompt shard or no prompt is left. */
 static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
     Shard *s = &p->shard;
     if (s->kind != RECORD_PROMPT)
@@ -67,7 +70,7 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
     return ok;
 }
 
-/* What the rewards see of a completion to prompt i; text: the completion as text. */
+/* The reward input of a completion c to prompt i. text: the completion as text. */
 static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, const Completion *c, uint64_t id,
                                         int32_t max_tokens) {
     const PromptText *w = &p->what[i];

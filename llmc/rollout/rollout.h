@@ -1,20 +1,23 @@
-/* rollout.h - sampling: batched decode over slots with a key/value cache, continuous refill, and shared prompts.
+/* rollout.h - sampling engine: batched decoding with a key/value cache, continuous refill of slots, shared prompts.
  *
- * A request is a prompt and how many samples to draw after it. A prompt is run once, whatever the number of its samples:
- * its keys and values lie in an area of the cache that all of them attend to. A sample that ends gives its slot to the
- * next one at once; new prompts and running samples go through the model in the same packed batch.
+ * A request is a prompt and the number of samples to draw for it. Each prompt is processed once, whatever its number of
+ * samples: its keys and values are stored in an area of the cache that all its samples attend to. When a sample ends,
+ * the next one takes its slot at once. New prompts and running samples go through the model in the same packed batch.
  *
- *   cache rows:  slots x [ prompt area: prompt_max, filled up to its end | sample area: new_max ]
+ *   cache rows:  slots x [ prompt area: prompt_max, right-aligned | sample area: new_max ]
  *
- * A prompt's only sample runs in the slot of its prompt's area, so that both lie side by side and are read as one.
+ * The only sample of a prompt runs in the slot of its prompt's area, so that both are adjacent and read as one segment.
  *
- * The uniform number behind each token is random_uniform(seed, stream + id, position): id names the sample, position the
- * place of the token in its sequence. So a sample depends on nothing but the weights, its prompt and its id: not on slots,
- * batch mates, order or threads, up to the rounding of the matrix products.
+ * Each token is drawn with the uniform number random_uniform(seed, stream + id, position), where id identifies the
+ * sample and position is the token's index in the sequence. So a sample depends only on the weights, its prompt and its
+ * id, not on slots, batch composition, order or threads, up to the rounding of the matrix products.
  *
- *     Rollout r;  rollout_new(&r, &model, slots, prompt_max, new_max, &e);
+ *     Rollout r;
+ *     if (!rollout_new(&r, &model, slots, prompt_max, new_max, &e)) die("%s", e.text);
  *     RolloutRequest q = {.prompt = ids, .prompt_len = n, .samples = 8, .id = first_id, .out = completions};
- *     rollout_run(&r, &sampling, &q, 1, NULL, NULL, &e);          // completions[0..7] hold tokens and log-probabilities
+ *     rollout_run(&r, &sampling, &q, 1, NULL, NULL, &e);          // fills in completions[0..7]
+ *     for (int i = 0; i < 8; i++) completion_free(&completions[i]);
+ *     rollout_free(&r);
  */
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
@@ -27,8 +30,8 @@ enum { ROLLOUT_STOPS = 8 };
 typedef struct Sampling {
     float temperature, top_p, min_p, repetition_penalty; /* temperature 0: greedy */
     int top_k;                                           /* 0: all */
-    int max_new;                                         /* most tokens of a completion, at most the engine's new_max */
-    int32_t stop[ROLLOUT_STOPS];                         /* tokens that end a completion; they belong to it */
+    int max_new;                                         /* maximum tokens per completion, <= the engine's new_max */
+    int32_t stop[ROLLOUT_STOPS];                         /* tokens that end a completion and are part of it */
     int stops;
     uint64_t seed, stream;
 } Sampling;
@@ -39,28 +42,28 @@ static inline Sampling sampling_default(void) {
 
 typedef struct Completion {
     int32_t *tokens; /* (count), room for new_max */
-    float *logp;     /* (count) log-probability of each under softmax(logits / temperature), whole vocabulary */
+    float *logp;     /* (count) log-probability of each token under softmax(logits / temperature), whole vocabulary */
     int32_t count;
-    bool finished; /* ended by a stop token, which is its last; else cut at the limit */
+    bool finished; /* ended by a stop token, which is the last token; false: truncated at the limit */
 } Completion;
 
 typedef struct RolloutRequest {
     const int32_t *prompt;
     int32_t prompt_len; /* 1 ... prompt_max */
     int32_t samples;
-    uint64_t id;     /* of the first sample; the others follow */
-    Completion *out; /* (samples); tokens and logp are allocated here, see completion_free */
+    uint64_t id;     /* of the first sample; the other ids follow it */
+    Completion *out; /* (samples) written; free each with completion_free() */
 } RolloutRequest;
 
-/* Called for each token drawn, in the order in which they are drawn. */
+/* Called for each token, in the order of sampling. */
 typedef void (*RolloutWatch)(void *context, int64_t request, int32_t sample, int32_t token);
 
-/* A sample on its way; prompt_area -1: a free slot. */
+/* A sample in progress; prompt_area -1: the slot is free. */
 typedef struct RolloutSlot {
     int prompt_area;
     int64_t request;
     int32_t sample;
-    int slot; /* where it runs; -1: it waits for one */
+    int slot; /* the slot that it runs in; -1: it waits for one */
 } RolloutSlot;
 
 typedef struct RolloutWaiting {
@@ -76,18 +79,18 @@ typedef struct Rollout {
     KVCache kv;
     Batch batch;
     RolloutSlot *slot;       /* (slots) */
-    int *area_users;         /* (slots) samples that still need the prompt area */
-    RolloutWaiting *waiting; /* drawn their first token, wait for a slot: a queue */
+    int *area_users;         /* (slots) number of samples that still need the prompt area */
+    RolloutWaiting *waiting; /* queue of samples that have their first token and wait for a slot */
     int waiting_first, waiting_count, waiting_capacity;
     int32_t *cache_row;      /* (rows) */
     int32_t *stream, *index; /* (targets, 2), (targets) */
     int32_t *token;          /* (targets) */
     float *logp;
-    RolloutSlot *target; /* (targets) whose token it is */
-    Ints *history;       /* on the device, (targets, prompt_max + new_max); NULL until a penalty asks for it */
+    RolloutSlot *target; /* (targets) the sample of each target */
+    Ints *history;       /* (targets, prompt_max + new_max) on the device; NULL until a repetition penalty needs it */
     int32_t *history_host, *history_len;
     int64_t steps, tokens; /* model calls and tokens drawn so far */
-    /* Draws instead of model_decode(), with its arguments, where tokens come from more than one model (mixture.h); or NULL. */
+    /* Replaces model_decode() for sampling from several models (mixture.h); NULL: not replaced. */
     void (*decode)(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                    const DecodeStep *step);
     void *decode_context;
@@ -100,7 +103,7 @@ static inline void completion_free(Completion *c) {
 
 static inline int rollout_rows(int slots, int prompt_max) { return slots + (prompt_max > 512 ? prompt_max : 512); }
 
-/* Bytes that rollout_new() takes on the device. */
+/* Bytes that rollout_new() allocates on the device. */
 static inline size_t rollout_bytes(const ModelConfig *c, const Backend *b, int slots, int prompt_max, int new_max) {
     const int rows = rollout_rows(slots, prompt_max);
     return workspace_bytes(c, b, rows, rows, rows, false, 0) + kv_bytes(c, b, slots * (prompt_max + new_max));
@@ -108,14 +111,16 @@ static inline size_t rollout_bytes(const ModelConfig *c, const Backend *b, int s
 
 static inline void rollout_free(Rollout *r) {
     if (!r->model) return;
-    workspace_free(&r->work, r->model), kv_free(&r->kv, r->model), batch_free(&r->batch);
+    workspace_free(&r->work, r->model);
+    kv_free(&r->kv, r->model);
+    batch_free(&r->batch);
     if (r->history) r->model->backend->release(r->model->device, r->history);
     free(r->slot), free(r->area_users), free(r->waiting), free(r->cache_row), free(r->stream), free(r->index);
     free(r->token), free(r->logp), free(r->target), free(r->history_host), free(r->history_len);
     *r = (Rollout){0};
 }
 
-/* slots: samples that run at once; prompt_max, new_max: the longest prompt and completion, in tokens. */
+/* slots: number of samples that run at once; prompt_max, new_max: maximum tokens of a prompt and of a completion. */
 static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
     const int rows = rollout_rows(slots, prompt_max);
     *r = (Rollout){.model = m, .slots = slots, .prompt_max = prompt_max, .new_max = new_max};
@@ -135,31 +140,37 @@ static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt
     return false;
 }
 
+/* Maximum tokens of a completion to a prompt of this length. */
 static inline int rollout_limit(const Rollout *r, const Sampling *s, int32_t prompt_len) {
-    const int room = r->model->config.context - prompt_len, most = s->max_new < r->new_max ? s->max_new : r->new_max;
+    const int room = r->model->config.context - prompt_len;
+    const int most = s->max_new < r->new_max ? s->max_new : r->new_max;
     return room < most ? room : most;
 }
 
+/* Appends a sample to the queue. */
 static inline void rollout_wait(Rollout *r, int64_t request, int32_t sample, int area) {
     if (r->waiting_count == r->waiting_capacity) {
         RolloutWaiting *grown = (RolloutWaiting *)xcalloc(2 * (size_t)r->waiting_capacity + 64, sizeof *grown);
         for (int i = 0; i < r->waiting_count; i++) grown[i] = r->waiting[(r->waiting_first + i) % r->waiting_capacity];
         free(r->waiting);
-        r->waiting = grown, r->waiting_first = 0, r->waiting_capacity = 2 * r->waiting_capacity + 64;
+        r->waiting = grown;
+        r->waiting_first = 0;
+        r->waiting_capacity = 2 * r->waiting_capacity + 64;
     }
     r->waiting[(r->waiting_first + r->waiting_count++) % r->waiting_capacity] = (RolloutWaiting){request, sample, area};
 }
 
-/* The target just added to the batch draws the next token of this sample. */
+/* Makes the target just added to the batch draw the next token of this sample. */
 static inline void rollout_aim(Rollout *r, const Sampling *s, const RolloutRequest *q, RolloutSlot who) {
     const int t = r->batch.targets - 1;
     const uint64_t stream = s->stream + q->id + (uint64_t)who.sample;
-    r->stream[2 * t] = (int32_t)(uint32_t)stream, r->stream[2 * t + 1] = (int32_t)(uint32_t)(stream >> 32);
+    r->stream[2 * t] = (int32_t)(uint32_t)stream;
+    r->stream[2 * t + 1] = (int32_t)(uint32_t)(stream >> 32);
     r->index[t] = q->prompt_len + q->out[who.sample].count;
     r->target[t] = who;
 }
 
-/* Tokens seen so far by each target, for the repetition penalty. */
+/* Uploads the tokens that precede each target, for the repetition penalty. */
 static inline bool rollout_history(Rollout *r, const RolloutRequest *requests, DecodeStep *step, Error *e) {
     const int stride = r->prompt_max + r->new_max;
     const size_t count = (size_t)r->batch.targets_max * (size_t)stride;
@@ -180,24 +191,26 @@ static inline bool rollout_history(Rollout *r, const RolloutRequest *requests, D
     }
     b->upload(r->model->device, r->history, r->history_host,
               (size_t)r->batch.targets * (size_t)stride * sizeof(int32_t));
-    step->history = r->history, step->history_len = r->history_len, step->history_stride = stride;
+    step->history = r->history;
+    step->history_len = r->history_len;
+    step->history_stride = stride;
     return true;
 }
 
-/* Cache row of a slot's first new token; the prompt in this area ends there. */
+/* Cache row of a slot's first new token, just after the end of its prompt area. */
 static inline int rollout_new_row(const Rollout *r, int area) {
     return area * (r->prompt_max + r->new_max) + r->prompt_max;
 }
 
-/* Adds prompts to the batch while there are slots that will want them: one segment, a target for each sample. A request
- * for no samples is passed over. */
+/* Adds prompts to the batch while there are free slots for their samples: one segment per prompt, one target per
+ * sample. Skips requests for no samples. */
 static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n,
                                        int64_t *next, int free_slots) {
     for (; *next < n && free_slots > r->waiting_count; ++*next) {
         RolloutRequest *q = &requests[*next];
         if (q->samples < 1) continue;
         int area = 0;
-        const bool alone = q->samples == 1; /* takes the slot at once */
+        const bool alone = q->samples == 1; /* its sample takes the slot at once */
         while (area < r->slots && (r->area_users[area] || (alone && r->slot[area].prompt_area >= 0))) area++;
         if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
         const int segment = batch_segment(&r->batch, q->prompt, q->prompt_len, 0, -1);
@@ -214,35 +227,40 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
     }
 }
 
-/* A running sample's last token: one row that attends to its prompt and its own tokens. */
+/* Adds the last token of a running sample: one row that attends to its prompt and to its own tokens. */
 static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequest *requests, int slot) {
     const RolloutSlot who = r->slot[slot];
     RolloutRequest *q = &requests[who.request];
     const Completion *c = &q->out[who.sample];
-    const int first = rollout_new_row(r, slot), prompt = rollout_new_row(r, who.prompt_area) - q->prompt_len;
+    const int first = rollout_new_row(r, slot);
+    const int prompt = rollout_new_row(r, who.prompt_area) - q->prompt_len;
     const int g = batch_segment(&r->batch, &c->tokens[c->count - 1], 1, q->prompt_len + c->count - 1, -1);
     Segment *segment = &r->batch.segment[g];
-    if (q->samples == 1) segment->key_start = prompt, segment->past = q->prompt_len + c->count - 1;
-    else {
-        segment->prefix_start = prompt, segment->prefix_len = q->prompt_len;
-        segment->key_start = first, segment->past = c->count - 1;
+    if (q->samples == 1) {
+        segment->key_start = prompt;
+        segment->past = q->prompt_len + c->count - 1;
+    } else {
+        segment->prefix_start = prompt;
+        segment->prefix_len = q->prompt_len;
+        segment->key_start = first;
+        segment->past = c->count - 1;
     }
     r->cache_row[segment->start] = first + c->count - 1;
     batch_target(&r->batch, segment->start, 0);
     rollout_aim(r, s, q, who);
 }
 
-/* Appends the drawn token; true where the completion is over. */
+/* Appends a token; returns whether the completion has ended. */
 static inline bool rollout_append(const Rollout *r, const Sampling *s, const RolloutRequest *q, Completion *c,
                                   int32_t token, float logp) {
-    c->tokens[c->count] = token, c->logp[c->count++] = logp;
+    c->tokens[c->count] = token;
+    c->logp[c->count++] = logp;
     for (int i = 0; i < s->stops; i++) c->finished |= token == s->stop[i];
     return c->finished || c->count >= rollout_limit(r, s, q->prompt_len);
 }
 
-/* Draws all samples of n requests; each out[] is filled in. watch may be NULL. Fails where a prompt is empty, longer than
- * prompt_max, leaves no room in the context or holds a token that the model does not know, naming the request; nothing
- * has been drawn then. */
+/* Draws all samples of n requests and fills in each out[]. watch may be NULL. Fails before sampling if a prompt is
+ * empty, is longer than prompt_max, leaves no room in the context or contains a token outside the vocabulary. */
 static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
                                void *context, Error *e) {
     const int T = r->model->config.context, V = r->model->config.vocab;
@@ -254,11 +272,12 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             return error_set(e, "prompt %lld: it has %d tokens, at most %d fit (context %d)", (long long)i + 1,
                              q->prompt_len, r->prompt_max < T ? r->prompt_max : T - 1, T);
         if (q->samples > r->batch.targets_max - r->slots)
-            return error_set(e, "prompt %lld: %d samples, at most %d can be drawn at once", (long long)i + 1,
+            return error_set(e, "prompt %lld: %d samples, at most %d can be sampled at once", (long long)i + 1,
                              q->samples, r->batch.targets_max - r->slots);
         for (int32_t k = 0; k < q->prompt_len; k++)
             if (q->prompt[k] < 0 || q->prompt[k] >= V)
-                return error_set(e, "prompt %lld: token %d, the model has %d", (long long)i + 1, q->prompt[k], V);
+                return error_set(e, "prompt %lld: token %d is outside the vocabulary of %d", (long long)i + 1,
+                                 q->prompt[k], V);
     }
     for (int64_t i = 0; i < n; i++)
         for (int32_t k = 0; k < requests[i].samples; k++) {
@@ -266,7 +285,10 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             requests[i].out[k] = (Completion){.tokens = (int32_t *)xmalloc(room * sizeof(int32_t)),
                                               .logp = (float *)xmalloc(room * sizeof(float))};
         }
-    for (int i = 0; i < r->slots; i++) r->slot[i].prompt_area = -1, r->area_users[i] = 0;
+    for (int i = 0; i < r->slots; i++) {
+        r->slot[i].prompt_area = -1;
+        r->area_users[i] = 0;
+    }
     r->waiting_count = 0;
     Draw how = {.temperature = s->temperature,
                 .top_p = s->top_p,
@@ -279,7 +301,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         for (int i = 0; i < r->slots; i++) { /* refill */
             if (r->slot[i].prompt_area < 0 && r->waiting_count) {
                 const RolloutWaiting w = r->waiting[r->waiting_first];
-                r->waiting_first = (r->waiting_first + 1) % r->waiting_capacity, r->waiting_count--;
+                r->waiting_first = (r->waiting_first + 1) % r->waiting_capacity;
+                r->waiting_count--;
                 r->slot[i] = (RolloutSlot){w.prompt_area, w.request, w.sample, i};
             }
             free_slots += r->slot[i].prompt_area < 0;
@@ -295,7 +318,8 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         if (r->decode) r->decode(r->decode_context, r->model, &r->work, &r->kv, &r->batch, how, &step);
         else model_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
         if (!model_sync(r->model, e)) return false;
-        r->steps++, r->tokens += r->batch.targets;
+        r->steps++;
+        r->tokens += r->batch.targets;
         for (int t = 0; t < r->batch.targets; t++) {
             const RolloutSlot who = r->target[t];
             const RolloutRequest *q = &requests[who.request];
