@@ -1,19 +1,21 @@
-/* make_prefs.c - synthetic preferences with a known truth: pairs, labelled answers and solutions by steps, as JSON lines.
+/* make_prefs.c - synthetic preferences with a known ground truth: pairs, labelled completions and stepwise solutions.
  *
- * A hidden rule (llmc/reward/gold.h) scores every answer; the better of two is the one that it scores higher. Labels can be made
- * noisy: swapped at a rate, or drawn from a Bradley-Terry model of the scores. The same program scores completions by the
- * rule, as a reward program, so that reward models and what policies make of them are measured against the truth.
+ * A hidden rule (llmc/reward/gold.h) scores each completion, and the one with the higher score is preferred. Labels can be
+ * made noisy: flipped at a given rate, or drawn from a Bradley-Terry model of the scores. With --score the same program
+ * is a reward program that scores completions by the rule, so reward models and the policies trained on them can be
+ * measured against the ground truth.
  *
- *   --format     a line
- *   preference   {"prompt","chosen","rejected"} and with --margin "margin": the scores' difference
- *   unpaired     {"prompt","completion","label"}    good: above the median score (rule sum: right)
- *   step         {"prompt","completions","labels"}  a sum worked out step by step; after a wrong step all are wrong
- *   chat         {"prompt","completion"}            answers as they are drawn, for a policy to start from
- *   prompt       {"prompt"}, rule sum with "answer" and "task"
+ *   --format     one JSON object per line
+ *   preference   {"prompt","chosen","rejected"}; --margin adds "margin", the difference of the scores
+ *   unpaired     {"prompt","completion","label"}    label: true above the median score (rule sum: if the sum is right)
+ *   step         {"prompt","completions","labels"}  a sum worked out step by step; all steps after a wrong one are wrong
+ *   chat         {"prompt","completion"}            unfiltered completions, to train an initial policy
+ *   prompt       {"prompt"}; rule sum adds "answer" and "task"
  *
- * With the rule `sum` prompts are sums and answers numbers, or with --steps solutions, a step a line; every second one is
- * wrong. With all others a prompt is some letters and a colon ("cab:"), an answer a string of these letters; its length is
- * uniform, each letter too. Record i follows from (seed, i); one prompt in ten is held out, whatever the seed.
+ * With the rule `sum` a prompt is a sum and a completion a number or, with --steps, a solution with one step per line;
+ * half of the completions are wrong. With every other rule a prompt is a few letters and a colon ("cab:") and a
+ * completion is a string of letters; its length and each letter are drawn uniformly. Record i is a function of (seed,
+ * i). One prompt in ten is held out, whatever the seed.
  */
 #include "../llmc/reward/gold.h"
 #include "../llmc/base/io.h"
@@ -46,47 +48,49 @@ static struct {
 
 static const OptionAbout about = {
     "[options]",
-    "Writes preferences whose truth is known, as JSON lines for make_shard.\n\n"
+    "Writes synthetic preferences with a known ground truth, as JSON lines for make_shard.\n\n"
     "  make_prefs -n 2000 --rule char | make_shard -i - -o prefs.shard\n"
     "  make_prefs -n 200 --rule char --split heldout | make_shard -i - -o heldout.shard\n"
     "  make_prefs -n 2000 --rule char:1,length:-0.5 --flip 0.2 --margin\n"
     "  make_prefs --rule sum --format step --terms 4 -n 2000 | make_shard -i - -o steps.shard\n"
     "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
-    "A rule is a weighted sum of char (how often the answer holds the prompt's first letter), char=x, length, repeats and\n"
-    "sum (1 where the sum is right); see llmc/reward/gold.h."};
+    "A rule is a weighted sum of char (number of times the prompt's first letter occurs in the completion), char=x,\n"
+    "length, repeats and sum (1 if the sum is right); see llmc/reward/gold.h."};
 
 static const Option table[] = {
     OPTION_GROUP("Preferences"),
-    OPTION_TEXT("rule", 'r', &o.rule, "SPEC", "what makes an answer good, as char:1,length:-0.5"),
-    OPTION_CHOICE("format", 'f', &o.format, "preference|unpaired|step|chat|prompt", "what a line is"),
-    OPTION_REAL("flip", 0, &o.flip, 0, 1, "share of the labels that are turned around"),
+    OPTION_TEXT("rule", 'r', &o.rule, "SPEC", "rule that scores completions, such as char:1,length:-0.5"),
+    OPTION_CHOICE("format", 'f', &o.format, "preference|unpaired|step|chat|prompt", "contents of a line"),
+    OPTION_REAL("flip", 0, &o.flip, 0, 1, "fraction of the labels to flip"),
     OPTION_REAL("temperature", 0, &o.temperature, 0, 1e6,
-                "prefer by chance sigma(difference / temperature); 0: always the higher score"),
-    OPTION_FLAG("margin", 0, &o.margin, "write the difference of the scores as the margin of a pair"),
-    OPTION_FLAG("steps", 0, &o.steps, "rule sum: answers are worked out, a step a line"),
-    OPTION_FLAG("score", 0, &o.score, "score completions: a JSON line in, a number out, as --reward-cmd has it"),
-    OPTION_INT("count", 'n', &o.count, 1, 1e9, "lines"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "the same seed and options give the same bytes"),
-    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all", "one prompt in ten is held out, whatever the seed"),
-    OPTION_GROUP("Prompts and answers"),
-    OPTION_INT("letters", 0, &o.letters, 2, 26, "size of the alphabet, from a on"),
-    OPTION_INT("prompt-length", 0, &o.prompt_length, 2, ANSWER_MAX, "characters of a prompt, its colon one of them"),
-    OPTION_INT("min-length", 0, &o.min_length, 1, ANSWER_MAX, "least characters of an answer"),
-    OPTION_INT("max-length", 0, &o.max_length, 1, ANSWER_MAX, "most characters of an answer"),
-    OPTION_INT("digits", 'd', &o.digits, 1, 9, "rule sum: most digits of an operand"),
-    OPTION_INT("terms", 0, &o.terms, 2, STEPS_MAX, "rule sum: operands"),
+                "prefer with probability sigmoid(difference of scores / X); 0: prefer the higher score"),
+    OPTION_FLAG("margin", 0, &o.margin, "write the difference of the scores as the margin of each pair"),
+    OPTION_FLAG("steps", 0, &o.steps, "rule sum: write solutions with one step per line"),
+    OPTION_FLAG("score", 0, &o.score,
+                "act as a program for --reward-cmd: read one JSON object and print one score per line"),
+    OPTION_INT("count", 'n', &o.count, 1, 1e9, "number of lines"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
+    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all",
+                  "split to draw from; one prompt in ten is held out, whatever the seed"),
+    OPTION_GROUP("Prompts and completions"),
+    OPTION_INT("letters", 0, &o.letters, 2, 26, "size of the alphabet, starting at a"),
+    OPTION_INT("prompt-length", 0, &o.prompt_length, 2, ANSWER_MAX, "characters of a prompt, including its colon"),
+    OPTION_INT("min-length", 0, &o.min_length, 1, ANSWER_MAX, "minimum characters of a completion"),
+    OPTION_INT("max-length", 0, &o.max_length, 1, ANSWER_MAX, "maximum characters of a completion"),
+    OPTION_INT("digits", 'd', &o.digits, 1, 9, "rule sum: maximum digits of an operand"),
+    OPTION_INT("terms", 0, &o.terms, 2, STEPS_MAX, "rule sum: number of operands"),
     OPTION_GROUP("Output"),
-    OPTION_TEXT("output", 'o', &o.output, "FILE", "- is standard output; .zst is compressed"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
     OPTION_END};
 
 static Gold gold;
-static bool sums; /* the rule has a part `sum`: prompts are sums */
+static bool sums; /* the rule contains `sum`: prompts are sums */
 
-/* ---- prompts and answers --------------------------------------------------------------------------------------- */
+/* ---- prompts and completions ------------------------------------------------------------------------------------ */
 
 typedef struct Prompt {
     char text[ANSWER_MAX + 1];
-    int64_t term[STEPS_MAX]; /* sums */
+    int64_t term[STEPS_MAX]; /* operands, if it is a sum */
 } Prompt;
 
 static int64_t operand(Random *r) {
@@ -104,11 +108,13 @@ static void draw_prompt(Prompt *p, Random *r) {
         strcpy(at, ":");
         return;
     }
-    for (int64_t i = 0; i < o.terms; i++)
-        at += sprintf(at, "%lld%c", (long long)(p->term[i] = operand(r)), i + 1 < o.terms ? '+' : '=');
+    for (int64_t i = 0; i < o.terms; i++) {
+        p->term[i] = operand(r);
+        at += sprintf(at, "%lld%c", (long long)p->term[i], i + 1 < o.terms ? '+' : '=');
+    }
 }
 
-/* A prompt of the split. */
+/* Draws a prompt of the split; false if DRAWS_MAX draws gave none. */
 static bool draw(Prompt *p, Random *r) {
     for (int i = 0; i < DRAWS_MAX; i++) {
         draw_prompt(p, r);
@@ -118,7 +124,7 @@ static bool draw(Prompt *p, Random *r) {
     return false;
 }
 
-/* A number near the right one that is not it: off by up to ten, or by a multiple of ten. */
+/* Draws a wrong number near the right one: off by up to ten, or by a multiple of ten up to a hundred. */
 static int64_t wrong_number(int64_t right, Random *r) {
     for (;;) {
         const int64_t off = random_between(r, -10, 10) * (random_below(r, 4) ? 1 : 10);
@@ -132,22 +138,25 @@ static int64_t sum_of(const Prompt *p) {
     return sum;
 }
 
-/* Step i of a solution whose first wrong step is `wrong`: total plus the next term, as "8+5=13". */
+/* Writes step i of a solution whose first wrong step is `wrong`: total plus the next term, as "8+5=13". */
 static void draw_step(const Prompt *p, int64_t i, int64_t wrong, int64_t *total, char *step, Random *r) {
     const int64_t right = *total + p->term[i], said = i == wrong ? wrong_number(right, r) : right;
     sprintf(step, "%lld+%lld=%lld", (long long)*total, (long long)p->term[i], (long long)said);
     *total = said;
 }
 
-/* The first wrong step; every second solution has none. */
+/* Draws the index of the first wrong step; with probability 1/2 there is none, and it is the number of terms. */
 static int64_t draw_wrong_step(Random *r) { return random_below(r, 2) ? random_between(r, 1, o.terms - 1) : o.terms; }
 
-/* A solution as one text, a step a line; every second one goes wrong. */
+/* Draws a solution as one text with one step per line; it is wrong with probability 1/2. */
 static void draw_steps(const Prompt *p, char *answer, Random *r) {
     const int64_t wrong = draw_wrong_step(r);
     int64_t total = p->term[0];
     answer[0] = 0;
-    for (int64_t i = 1; i < o.terms; i++, strcat(answer, "\n")) draw_step(p, i, wrong, &total, strchr(answer, 0), r);
+    for (int64_t i = 1; i < o.terms; i++) {
+        draw_step(p, i, wrong, &total, strchr(answer, 0), r);
+        strcat(answer, "\n");
+    }
 }
 
 static void draw_answer(const Prompt *p, char *answer, Random *r) {
@@ -166,7 +175,7 @@ static void draw_answer(const Prompt *p, char *answer, Random *r) {
 
 static bool flipped(Random *r) { return random_real(r) < o.flip; }
 
-/* Is an answer that scores `difference` more preferred? */
+/* Whether a completion that scores `difference` more is preferred. */
 static bool preferred(double difference, Random *r) {
     const double u = random_real(r);
     return o.temperature > 0 ? u < 1 / (1 + exp(-difference / o.temperature)) : difference > 0;
@@ -177,8 +186,8 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* What an answer must score more than to be good: the median of answers to prompts of all splits, or, where none scores
- * more, the next score below (with the rule sum: 0, as right answers score 1). */
+/* Threshold that the score of a good completion exceeds: the median score of completions over prompts of all splits. If
+ * no score exceeds the median, it is the next lower score (for the rule sum: 0, because right answers score 1). */
 static double threshold_score(void) {
     static double score[MEDIAN_DRAWS];
     char answer[ANSWER_MAX + 1];
@@ -202,7 +211,7 @@ typedef struct Tally {
     int64_t flips, good, labels;
 } Tally;
 
-/* A pair of answers that the rule can tell apart; NULL: the rule finds all alike. */
+/* Draws a pair of completions with different scores; NULL if all scores are equal. */
 static json_t *preference_line(const Prompt *p, Random *r, Tally *t) {
     char answer[2][ANSWER_MAX + 1];
     double difference = 0;
@@ -226,7 +235,9 @@ static json_t *unpaired_line(const Prompt *p, double threshold, Random *r, Tally
     const double score = gold_score(&gold, p->text, answer);
     bool good = preferred(score - threshold, r);
     if (flipped(r)) good = !good;
-    t->flips += good != (score > threshold), t->good += good, t->labels++;
+    t->flips += good != (score > threshold);
+    t->good += good;
+    t->labels++;
     return json_pack("{s:s, s:s, s:b}", "prompt", p->text, "completion", answer, "label", good);
 }
 
@@ -240,7 +251,9 @@ static json_t *step_line(const Prompt *p, Random *r, Tally *t) {
         const bool turn = flipped(r), good = (i < wrong) != turn;
         json_array_append_new(steps, json_string(step));
         json_array_append_new(labels, json_boolean(good));
-        t->flips += turn, t->good += good, t->labels++;
+        t->flips += turn;
+        t->good += good;
+        t->labels++;
     }
     return json_pack("{s:s, s:o, s:o}", "prompt", p->text, "completions", steps, "labels", labels);
 }
@@ -281,8 +294,8 @@ static void write_lines(void) {
         char *text = line ? checked(json_dumps(line, JSON_COMPACT), 0) : NULL;
         const bool ok = text ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
                              : error_set(&e,
-                                         "record %lld: in %d draws none of the split, or no answers that --rule tells "
-                                         "apart; raise the lengths",
+                                         "record %lld: %d draws gave no prompt of the split or no two completions that "
+                                         "--rule scores differently; raise the lengths",
                                          (long long)i, DRAWS_MAX);
         free(text), json_decref(line);
         if (ok) continue;
@@ -298,7 +311,7 @@ static void write_lines(void) {
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
-/* Completions on standard input, one JSON object a line; a score a line on standard output. */
+/* Reads one JSON object with a completion per line of standard input; prints one score per line. */
 static void score_lines(void) {
     char *line = NULL;
     size_t size = 0;
@@ -307,7 +320,7 @@ static void score_lines(void) {
         const char *prompt = json_string_value(json_object_get(row, "prompt"));
         const char *completion = json_string_value(json_object_get(row, "completion"));
         if (prompt && completion) printf("%.17g\n", gold_score(&gold, prompt, completion));
-        else puts("null"); /* cannot be scored */
+        else puts("null"); /* not a completion: no score */
         json_decref(row);
         if (fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
     }
@@ -317,17 +330,17 @@ static void score_lines(void) {
 int main(int argc, char **argv) {
     Error e;
     const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: takes no words beside its options", argv[first]);
+    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
     if (!gold_parse(&gold, o.rule, &e)) usage_error("--%s", e.text);
     for (int i = 0; i < gold.count; i++) sums |= gold.part[i].kind == GOLD_SUM;
-    if (o.min_length > o.max_length) usage_error("--min-length: it is above --max-length");
-    if (o.format == FORMAT_STEP && !sums) usage_error("--format step: steps are those of sums; give --rule sum");
-    if (o.margin && o.format != FORMAT_PREFERENCE) usage_error("--margin: goes with --format preference");
+    if (o.min_length > o.max_length) usage_error("--min-length is above --max-length");
+    if (o.format == FORMAT_STEP && !sums) usage_error("--format step: only sums have steps; give --rule sum");
+    if (o.margin && o.format != FORMAT_PREFERENCE) usage_error("--margin requires --format preference");
     if (o.format > FORMAT_STEP && (o.flip > 0 || o.temperature > 0))
-        usage_error("--flip and --temperature: there are no labels with --format chat or prompt");
-    if (o.steps && !sums) usage_error("--steps: goes with --rule sum");
+        usage_error("--flip and --temperature: --format chat and prompt have no labels");
+    if (o.steps && !sums) usage_error("--steps requires --rule sum");
     if (o.format == FORMAT_STEP && o.temperature > 0)
-        usage_error("--temperature: steps are right or wrong; see --flip");
+        usage_error("--temperature: steps are either right or wrong; use --flip");
     signal(SIGPIPE, SIG_IGN);
     if (o.score) score_lines();
     else write_lines();

@@ -1,8 +1,8 @@
-/* make_shard - JSONL or plain text to the shards that the trainers read: see rows.h for what each line may hold.
+/* make_shard.c - converter from JSONL or plain text to shards for the trainers; rows.h lists the line formats.
  *
- * Reads the inputs line by line, makes a record of each, puts it on the training or the validation side, and writes
- * both shards at the end: nothing is left behind where anything goes wrong. What is odd about the data is counted and
- * said at the end.
+ * Reads the inputs line by line, converts each line to a record, assigns it to the training or the validation split,
+ * and writes both shards at the end. After a failure no file is left behind. Unusual properties of the data are counted
+ * and reported at the end.
  */
 #include "rows.h"
 #include "../llmc/base/options.h"
@@ -36,65 +36,66 @@ static Rows rows = {.messages = "messages",
 
 static const Option options[] = {
     OPTION_GROUP("Input and output"),
-    OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text, - for standard input; may come again"),
-    OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write, - for standard output, .zst to compress"),
+    OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text; - is standard input; may be repeated"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write; - is standard output, .zst compresses"),
     OPTION_CHOICE("kind", 'k', &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
-                  "what to make; auto asks the first line"),
-    OPTION_REAL("val-fraction", 'f', &o.val_fraction, 0, 1, "part of the records that goes to --val-output"),
-    OPTION_TEXT("val-output", 'v', &o.val_output, "FILE", "shard of held-out records; equal prompts stay together"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9007199254740992, "of the split"),
-    OPTION_INT("limit", 'n', &o.limit, 0, 1e15, "stop after so many records; 0: take all"),
-    OPTION_FLAG("skip-bad", 'b', &o.skip_bad, "count wrong lines and go on, instead of stopping at the first"),
-    OPTION_FLAG("quiet", 'q', &o.quiet, "no summary; warnings still come"),
+                  "kind of shard; auto decides by the first line"),
+    OPTION_REAL("val-fraction", 'f', &o.val_fraction, 0, 1, "fraction of the records written to --val-output"),
+    OPTION_TEXT("val-output", 'v', &o.val_output, "FILE",
+                "shard for held-out records; records with equal prompts stay together"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9007199254740992, "random seed of the split"),
+    OPTION_INT("limit", 'n', &o.limit, 0, 1e15, "maximum number of records; 0: no limit"),
+    OPTION_FLAG("skip-bad", 'b', &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
+    OPTION_FLAG("quiet", 'q', &o.quiet, "print no summary, only warnings"),
     OPTION_GROUP("Tokens"),
     OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
     OPTION_TEXT("template", 'c', &o.template, "SPEC",
-                "chatml, llama, plain or your own, see above; auto: chatml for messages"),
+                "chatml, llama, plain or a custom template (see above); auto: chatml for messages, else plain"),
     OPTION_TEXT("system", 0, &rows.system, "TEXT", "system message for conversations without one"),
-    OPTION_INT("max-tokens", 'm', &o.max_tokens, 0, 1 << 30, "longest record; 0: no limit"),
+    OPTION_INT("max-tokens", 'm', &o.max_tokens, 0, 1 << 30, "maximum tokens of a record; 0: no limit"),
     OPTION_CHOICE("truncation", 0, &o.truncation, "end|drop|error",
-                  "longer records lose their end, are dropped, or stop the program"),
+                  "truncate longer records at the end, drop them, or stop with an error"),
     OPTION_GROUP("Fields of a line (a name, or a path such as reward.answer or turns.0.text)"),
     OPTION_TEXT("messages-field", 0, &rows.messages, "NAME", "list of {role, content}"),
     OPTION_TEXT("prompt-field", 0, &rows.prompt, "NAME", "text or list of messages"),
     OPTION_TEXT("completion-field", 0, &rows.completion, "NAME", "text or list of messages"),
-    OPTION_TEXT("answer-field", 0, &rows.answer, "NAME", "what a verifier compares with"),
-    OPTION_TEXT("task-field", 0, &rows.task, "NAME", "the verifier's name"),
-    OPTION_TEXT("chosen-field", 0, &rows.chosen, "NAME", "the better answer"),
-    OPTION_TEXT("rejected-field", 0, &rows.rejected, "NAME", "the worse answer"),
-    OPTION_TEXT("margin-field", 0, &rows.margin, "NAME", "how much better, a number"),
+    OPTION_TEXT("answer-field", 0, &rows.answer, "NAME", "reference answer for the verifier"),
+    OPTION_TEXT("task-field", 0, &rows.task, "NAME", "name of the verifier"),
+    OPTION_TEXT("chosen-field", 0, &rows.chosen, "NAME", "preferred completion"),
+    OPTION_TEXT("rejected-field", 0, &rows.rejected, "NAME", "other completion"),
+    OPTION_TEXT("margin-field", 0, &rows.margin, "NAME", "number: how much better the chosen completion is"),
     OPTION_TEXT("completions-field", 0, &rows.completions, "NAME", "list of steps"),
-    OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one for each step"),
-    OPTION_TEXT("label-field", 0, &rows.label, "NAME", "is the completion good? true or false"),
-    OPTION_TEXT("text-field", 0, &rows.text, "NAME", "a document"),
+    OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one per step"),
+    OPTION_TEXT("label-field", 0, &rows.label, "NAME", "true if the completion is good, else false"),
+    OPTION_TEXT("text-field", 0, &rows.text, "NAME", "text of a document"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
-    OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier of lines without a task, such as gsm8k or exact"),
+    OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier for lines without a task, such as gsm8k or exact"),
     OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
-                "keep of an answer what follows the last TEXT, such as ####"),
+                "keep only the part of an answer after the last TEXT, such as ####"),
     OPTION_TEXT("prompt-end", 0, &rows.prompt_end, "TEXT",
-                "where a prompt ends that chosen and rejected only begin with (default \\n\\nAssistant:)"),
-    OPTION_TEXT("step-separator", 0, &rows.step_separator, "TEXT", "follows each step"),
+                "end of the prompt in chosen and rejected of lines without one; if unset, \\n\\nAssistant:"),
+    OPTION_TEXT("step-separator", 0, &rows.step_separator, "TEXT", "text appended to each step"),
     OPTION_TEXT("separator", 0, &o.separator, "TEXT",
-                "divides the documents of plain text; none: a file is one document"),
+                "text that ends each document of a plain text file; if unset, a file is one document"),
     OPTION_END};
 
 static const OptionAbout about = {
     "[options] -i FILE -o FILE",
-    "Makes a shard of JSONL or plain text. A line of JSONL is one of\n"
+    "Converts JSONL or plain text to a shard. A line of JSONL is one of\n"
     "\n"
     "  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   chat        for train_sft\n"
     "  {\"prompt\": \"...\", \"completion\": \"...\"}                    chat\n"
     "  {\"prompt\": \"...\", \"answer\": \"...\", \"task\": \"...\", ...}    prompt      for train_grpo, evaluate\n"
     "  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}     preference  for train_rm, train_dpo\n"
     "  {\"prompt\": \"...\", \"completions\": [...], \"labels\": [...]}  step        for train_rm --kind prm\n"
-    "  {\"prompt\": \"...\", \"completion\": \"...\", \"label\": true}   unpaired    for train_rm --kind orm, KTO\n"
-    "  {\"text\": \"...\"}                                           text        a token shard as llm.c has them\n"
+    "  {\"prompt\": \"...\", \"completion\": \"...\", \"label\": true}     unpaired    for train_rm --kind orm, KTO\n"
+    "  {\"text\": \"...\"}                                           text        a token shard in llm.c's format\n"
     "\n"
-    "A prompt or an answer may also be a list of messages. A preference without a prompt gets what its answers have\n"
-    "in common. Plain text, which does not begin with {, becomes a token shard, too. The assistant's messages and the\n"
-    "token that ends each are what a model is trained on.\n"
+    "A prompt or a completion may also be a list of messages. If a preference has no prompt, the common beginning of\n"
+    "chosen and rejected is used. Plain text, which does not begin with {, also becomes a token shard. Models are\n"
+    "trained on the assistant's messages and on the token that ends each of them.\n"
     "\n"
-    "A template of one's own says what stands around the {content} of {user}, {assistant}, {system} or {any} messages;\n"
+    "A custom template gives the text around the {content} of {user}, {assistant}, {system} or {any} messages;\n"
     "{eos} is the end of text, <|...|> a special token:\n"
     "\n"
     "  --template '{any}<|im_start|>{role}\\n{content}<|im_end|>\\n'                   (this is chatml)\n"
@@ -107,13 +108,13 @@ static const OptionAbout about = {
     "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard -t gpt2/\n"
     "  make_shard -i book.txt -o book.bin -t vocab.json:merges.txt"};
 
-/* ---- the two sides of the split -------------------------------------------------------------------------------- */
+/* ---- training and validation split ------------------------------------------------------------------------------ */
 
 typedef struct Side {
     const char *path;
-    bool open, fresh; /* fresh: there was no file of that name */
+    bool open, fresh; /* fresh: no file of that name existed */
     ShardWriter shard;
-    TokenList text; /* kind text: all documents */
+    TokenList text; /* kind text: tokens of all documents */
     int64_t records, tokens, trained;
     int32_t longest;
 } Side;
@@ -130,14 +131,14 @@ NORETURN static void fail(const Error *e) {
     die("%s", e->text);
 }
 
-/* Interrupted: the temporary files go, by calls that a signal handler may make. */
+/* Removes the temporary files, using only async-signal-safe calls. */
 static void on_signal(int number) {
     for (int i = 0; i < 2; i++)
         if (sides[i].open && sides[i].shard.out.temporary) unlink(sides[i].shard.out.temporary);
     _exit(128 + number);
 }
 
-/* Holds signals back, or lets them through again: while files get or change their names. */
+/* Blocks or unblocks signals; they are blocked while files are created or renamed. */
 static void hold_signals(bool hold) {
     sigset_t set;
     sigemptyset(&set);
@@ -151,11 +152,13 @@ static void open_sides(void) {
     Error e;
     void *blob = NULL;
     size_t n = 0;
-    sides[0].path = o.output, sides[1].path = o.val_output;
+    sides[0].path = o.output;
+    sides[1].path = o.val_output;
     for (int i = 0; i < 2; i++) sides[i].fresh = sides[i].path && access(sides[i].path, F_OK);
     if (rows.kind == ROW_TEXT) {
         if (rows.tokenizer.vocab > 65536)
-            die("%s: a token shard has ids of 16 bits, the tokenizer has %d", o.tokenizer, rows.tokenizer.vocab);
+            die("%s: a token shard stores 16-bit ids, but the tokenizer has %d tokens", o.tokenizer,
+                rows.tokenizer.vocab);
         return;
     }
     if (!tokenizer_store(&rows.tokenizer, &blob, &n, &e)) die("%s", e.text);
@@ -171,7 +174,7 @@ static void open_sides(void) {
     free(blob);
 }
 
-/* The side of the record that was made last: the same for equal prompts, whatever stands around them. */
+/* Returns the split of the current record, a function of the seed and the prompt: equal prompts share a split. */
 static Side *choose_side(void) {
     if (!o.val_output) return &sides[0];
     const uint64_t hash = XXH3_64bits_withSeed(rows.key.text, rows.key.length, (uint64_t)o.seed);
@@ -207,7 +210,7 @@ static bool write_text(const Side *side, Error *e) {
 static void commit(void) {
     Error e;
     hold_signals(true);
-    for (int i = 1; i >= 0; i--) { /* the training shard last: where it is, all is */
+    for (int i = 1; i >= 0; i--) { /* the training shard last: if it exists, the output is complete */
         Side *s = &sides[i];
         if (!s->path) continue;
         s->open = false;
@@ -219,7 +222,7 @@ static void commit(void) {
 
 /* ---- reading --------------------------------------------------------------------------------------------------- */
 
-/* Settles what the first line decides: the kind and the template. */
+/* Determines the kind and the template from the first line. */
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
     char names[200] = "";
@@ -231,8 +234,8 @@ static void settle(const Jsonl *j, json_t *row) {
             const size_t n = strlen(names);
             snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", key);
         }
-        die("%s: line %lld: has the fields %s; expected messages, prompt, chosen and rejected, or text: name yours with "
-            "--prompt-field and the like",
+        die("%s: line %lld: has the fields %s; expected messages, prompt, chosen and rejected, or text; set the "
+            "names of your fields with --prompt-field and the other --...-field options",
             j->name, (long long)j->line, names[0] ? names : "of an empty object");
     }
     json_t *prompt = row ? row_get(row, rows.prompt) : NULL, *chosen = row ? row_get(row, rows.chosen) : NULL;
@@ -246,7 +249,7 @@ static void settle(const Jsonl *j, json_t *row) {
         size_t n;
         const char *token = tokenizer_token(&rows.tokenizer, id, &n);
         if (!o.quiet)
-            fprintf(stderr, "%s: the template's %.*s is new to the tokenizer: token %d\n",
+            fprintf(stderr, "%s: added the template's %.*s to the tokenizer as token %d\n",
                     program_invocation_short_name, (int)n, token, id);
     }
     rows.stop = chat_stop_token(&rows.chat, &rows.tokenizer);
@@ -272,7 +275,7 @@ static void read_lines(Jsonl *j) {
     }
 }
 
-/* Plain text: every document follows the end-of-text token, as in llm.c's own shards. */
+/* Reads plain text. The end-of-text token precedes each document, as in llm.c's shards. */
 static void read_text(Jsonl *j) {
     Error e;
     TextBuffer all = {0};
@@ -292,7 +295,8 @@ static void read_text(Jsonl *j) {
     }
     for (size_t at = 0; at < all.length && !enough();) {
         const char *found = mark ? memmem(all.text + at, all.length - at, o.separator, mark) : NULL;
-        const size_t end = found ? (size_t)(found - all.text) + mark : all.length; /* it stays with what it ends */
+        const size_t end =
+            found ? (size_t)(found - all.text) + mark : all.length; /* the separator stays in the document before it */
         rows.ids.count = 0;
         token_list_append(&rows.ids, rows.tokenizer.eos);
         if (!tokenizer_encode(&rows.tokenizer, all.text + at, end - at, false, &rows.ids, &e)) fail(&e);
@@ -311,9 +315,9 @@ static void complain(const RowCount *c, const char *what) {
 }
 
 static void summarize(int64_t skipped, const Error *first) {
-    for (int i = 0; i < 2 && !o.quiet; i++) {
+    for (int i = 0; i < 2; i++) {
         const Side *s = &sides[i];
-        if (!s->path) continue;
+        if (o.quiet || !s->path) continue;
         fprintf(stderr, "%s: %s: %s, %lld %s, %lld tokens", program_invocation_short_name, s->path,
                 rows.kind == ROW_TEXT ? "text" : record_kind_name((RecordKind)rows.kind), (long long)s->records,
                 rows.kind == ROW_TEXT ? "documents" : "records", (long long)s->tokens);
@@ -322,26 +326,24 @@ static void summarize(int64_t skipped, const Error *first) {
             fprintf(stderr, ", %.1f %% of them trained on", 100.0 * (double)s->trained / (double)s->tokens);
         fputc('\n', stderr);
     }
-    if (skipped) warn("lines skipped as wrong: %lld (first: %s)", (long long)skipped, first->text);
+    if (skipped) warn("invalid lines skipped: %lld (first: %s)", (long long)skipped, first->text);
     complain(&rows.too_long, "records dropped because they are longer than --max-tokens");
-    complain(&rows.truncated, rows.kind == ROW_STEP
-                                  ? "records that lost their last steps to --max-tokens"
-                                  : "records that lost their end to --max-tokens, and with it the stop token");
-    complain(&rows.no_mask, "records with an empty mask, for lack of a message of the assistant");
+    complain(&rows.truncated, rows.kind == ROW_STEP ? "records truncated to --max-tokens, without their last steps"
+                                                    : "records truncated to --max-tokens, without their stop token");
+    complain(&rows.no_mask, "records with an empty mask, because they have no assistant message");
     complain(&rows.equal, "records dropped because chosen and rejected are the same");
-    complain(&rows.no_answer, "records with neither answer nor task to verify by");
-    complain(&rows.special_text, "texts that hold the name of a special token, which stays plain text");
-    complain(&rows.stop_text, "answers that hold the text that ends the assistant's turn");
+    complain(&rows.no_answer, "records with neither an answer nor a task for a verifier");
+    complain(&rows.special_text, "texts that contain the name of a special token, which is encoded as plain text");
+    complain(&rows.stop_text, "completions that contain the text that ends the assistant's turn");
     complain(&rows.space_before,
-             "prompts that end in a space, which GPT-2's tokens have at the start of the next word");
+             "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word");
     if (!sides[0].records) warn("%s: is empty", o.output);
-    if (o.val_output && !sides[1].records)
-        warn("%s: is empty: no record fell on the side of --val-output", o.val_output);
+    if (o.val_output && !sides[1].records) warn("%s: is empty: no record was assigned to --val-output", o.val_output);
 }
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* \n, \t and \\ as written on a command line. */
+/* Replaces the escapes \n, \t and \\ of a command-line argument. */
 static const char *unescape(const char *text) {
     if (!text) return NULL;
     char *copy = xstrdup(text), *to = copy;
@@ -356,11 +358,11 @@ static const char *unescape(const char *text) {
 
 static void check_options(void) {
     static const char *const standard_input = "-";
-    if (!o.output) usage_error("-o/--output is needed");
-    if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is needed");
+    if (!o.output) usage_error("-o/--output is required");
+    if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
     if (!o.inputs.count) o.inputs = (OptionList){(const char **)&standard_input, 1};
-    if (o.val_output && o.val_fraction <= 0) usage_error("-v/--val-output needs --val-fraction above 0");
-    if (!o.val_output && o.val_fraction > 0) usage_error("-f/--val-fraction needs --val-output");
+    if (o.val_output && o.val_fraction <= 0) usage_error("-v/--val-output requires --val-fraction above 0");
+    if (!o.val_output && o.val_fraction > 0) usage_error("-f/--val-fraction requires --val-output");
     if (o.val_output && !strcmp(o.val_output, o.output)) usage_error("-v/--val-output: is the same file as --output");
     rows.answer_after = unescape(rows.answer_after);
     rows.prompt_end = unescape(rows.prompt_end);
@@ -371,10 +373,11 @@ static void check_options(void) {
     rows.truncation = (RowTruncation)o.truncation;
     rows.max_tokens = o.max_tokens;
     if (rows.task_name && verify_kind(rows.task_name) < 0)
-        warn("--task %s: no verifier of that name is built in; a reward program must know it", rows.task_name);
+        warn("--task %s: no verifier of that name is built in; only a reward program can score these records",
+             rows.task_name);
 }
 
-/* A file that calls itself JSONL is not taken for text because of what its first line holds. */
+/* Whether the name ends in .jsonl or .json (or these and .zst): such a file is never read as plain text. */
 static bool named_jsonl(const char *path) {
     const char *zst = strstr(path, ".zst"), *end = zst && !zst[4] ? zst : path + strlen(path);
     return (end - path > 6 && !memcmp(end - 6, ".jsonl", 6)) || (end - path > 5 && !memcmp(end - 5, ".json", 5));
@@ -384,7 +387,7 @@ int main(int argc, char **argv) {
     Error e, first = {{0}};
     int64_t skipped = 0;
     if (options_parse(options, &about, argc, argv) < argc)
-        usage_error("%s: unexpected word; inputs go after -i", argv[argc - 1]);
+        usage_error("%s: unexpected argument; give inputs with -i", argv[argc - 1]);
     check_options();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGINT, on_signal);
@@ -403,7 +406,7 @@ int main(int argc, char **argv) {
         jsonl_close(&j);
     }
     if (!rows.chat.spec)
-        die("%s: holds no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
+        die("%s: contains no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
     commit();
     summarize(skipped, &first);
     rows_free(&rows);

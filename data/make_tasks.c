@@ -1,11 +1,11 @@
-/* make_tasks.c - writes problems with checkable answers: JSON lines, or record shards that the trainers read.
+/* make_tasks.c - generator of problems with checkable answers, as JSON lines or as record shards for the trainers.
  *
- * A record's problem is drawn from (seed, record number) alone. Problems of the other split, and prompts that the file has
- * already, are drawn again, so that a file holds no prompt twice and no two splits share a problem (llmc/reward/task.h). Every
- * demonstration is checked by the verifier that will judge the model before it is written.
+ * A record's problem is a function of (seed, record number). A problem that belongs to the other split, or whose prompt
+ * is already in the file, is drawn again: no file contains a prompt twice, and splits share no problem (llmc/reward/task.h).
+ * Each demonstration is checked, before it is written, by the verifier that will score the model.
  *
- *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt: what train_grpo and evaluate read
- *   --format chat     {"prompt","completion"}                records of kind chat: what train_sft reads
+ *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
+ *   --format chat     {"prompt","completion"}                records of kind chat, for train_sft
  */
 #include "../llmc/text/chat.h"
 #include "../llmc/base/io.h"
@@ -19,7 +19,7 @@
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };
 enum { FORMAT_PROMPT, FORMAT_CHAT };
 enum { AS_AUTO, AS_JSONL, AS_SHARD };
-enum { DRAWS_MAX = 200000 }; /* draws for one record until its task counts as used up */
+enum { DRAWS_MAX = 200000 }; /* draws for one record before its task counts as exhausted */
 
 static struct {
     const char *task, *output, *tokenizer, *template;
@@ -45,30 +45,33 @@ static const OptionAbout about = {
 
 static const Option table[] = {
     OPTION_GROUP("Problems"),
-    OPTION_TEXT("task", 't', &o.task, "NAME[:WEIGHT],...", "tasks, drawn by weight: " TASK_NAMES),
+    OPTION_TEXT("task", 't', &o.task, "NAME[:WEIGHT],...", "tasks with sampling weights: " TASK_NAMES),
     OPTION_INT("level", 'l', &o.level, 1, 5, "difficulty"),
-    OPTION_INT("digits", 'd', &o.digits, 0, 18, "most digits of an operand, 0: by level"),
-    OPTION_INT("min-digits", 0, &o.min_digits, 1, 18, "least digits of an operand"),
+    OPTION_INT("digits", 'd', &o.digits, 0, 18, "maximum digits of an operand; 0: set by --level"),
+    OPTION_INT("min-digits", 0, &o.min_digits, 1, 18, "minimum digits of an operand"),
     OPTION_INT("items", 0, &o.items, 0, TASK_VALUES,
-               "operands (arithmetic), given numbers, list items, most brackets or story steps, 0: by level"),
-    OPTION_INT("largest", 0, &o.largest, 0, 9999, "largest number (countdown, sort, word), 0: by level"),
-    OPTION_INT("count", 'n', &o.count, 1, 1e9, "records"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "the same seed and options give the same bytes"),
-    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all", "one problem in ten is held out, whatever the seed"),
+               "size: operands, given numbers, list items, story steps or maximum brackets; 0: set by --level"),
+    OPTION_INT("largest", 0, &o.largest, 0, 9999, "largest number (countdown, sort, word); 0: set by --level"),
+    OPTION_INT("count", 'n', &o.count, 1, 1e9, "number of records"),
+    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
+    OPTION_CHOICE("split", 0, &o.split, "train|heldout|all",
+                  "split to draw from; one problem in ten is held out, whatever the seed"),
     OPTION_GROUP("Demonstrations"),
     OPTION_CHOICE("style", 0, &o.style, TASK_STYLES,
-                  "answer alone, digits reversed, or work first; auto: work for word problems, else direct"),
-    OPTION_REAL("noise", 0, &o.noise, 0, 1, "share of demonstrations whose answer is wrong"),
+                  "answer alone, its digits reversed, or the work first; auto: scratchpad for word, else direct"),
+    OPTION_REAL("noise", 0, &o.noise, 0, 1, "fraction of demonstrations with a wrong answer"),
     OPTION_GROUP("Output"),
-    OPTION_TEXT("output", 'o', &o.output, "FILE", "- is standard output; .zst is compressed"),
-    OPTION_CHOICE("format", 'f', &o.format, "prompt|chat", "prompts with answers, or prompts with demonstrations"),
-    OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard", "auto: a shard where FILE ends in .shard or .shard.zst"),
+    OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
+    OPTION_CHOICE("format", 'f', &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
+    OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard",
+                  "output format; auto writes a shard if FILE ends in .shard or .shard.zst"),
     OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
-                "of a shard: bytes, VOCAB:MERGES, a tokenizer.json or a directory"),
-    OPTION_TEXT("template", 0, &o.template, "SPEC", "of a shard: plain, chatml, llama or a template of your own"),
+                "tokenizer of a shard: bytes, VOCAB:MERGES, a tokenizer.json or a directory"),
+    OPTION_TEXT("template", 0, &o.template, "SPEC",
+                "chat template of a shard: plain, chatml, llama or a custom template"),
     OPTION_END};
 
-/* ---- which task a record is of --------------------------------------------------------------------------------- */
+/* ---- choice of the task ---------------------------------------------------------------------------------------- */
 
 typedef struct Mix {
     int count;
@@ -87,7 +90,7 @@ static Mix mix_parse(const char *spec, const TaskOptions *options) {
         const int kind = option_choice_index(TASK_NAMES, name);
         if (kind < 0) usage_error("-t/--task: '%s' is not one of %s", name, TASK_NAMES);
         for (int i = 0; i < mix.count; i++)
-            if ((int)mix.kind[i] == kind) usage_error("-t/--task: %s stands there twice", name);
+            if ((int)mix.kind[i] == kind) usage_error("-t/--task: %s is given twice", name);
         if (!task_check((TaskKind)kind, name, options, &e)) usage_error("--%s", e.text);
         double weight = 1;
         at += n;
@@ -97,7 +100,9 @@ static Mix mix_parse(const char *spec, const TaskOptions *options) {
                 usage_error("-t/--task: the weight of %s must be a number above 0", name);
             at = end;
         }
-        mix.kind[mix.count] = (TaskKind)kind, mix.weight[mix.count++] = weight, mix.total += weight;
+        mix.kind[mix.count] = (TaskKind)kind;
+        mix.weight[mix.count++] = weight;
+        mix.total += weight;
         if (!*at) return mix;
         at++;
     }
@@ -110,15 +115,15 @@ static int mix_draw(const Mix *mix, Random *r) {
     return i;
 }
 
-/* ---- which prompts the file has --------------------------------------------------------------------------------- */
+/* ---- prompts already written ----------------------------------------------------------------------------------- */
 
-/* A set of 64-bit hashes, open addressing; 0 stands for an empty place. */
+/* A set of 64-bit hashes with open addressing; 0 marks an empty slot. */
 typedef struct Seen {
     uint64_t *slot;
     size_t size, count;
 } Seen;
 
-/* Adds `hash`; false: it was there. */
+/* Adds `hash`; false if it was already present. */
 static bool seen_add(Seen *s, uint64_t hash) {
     if (2 * (s->count + 1) > s->size) {
         Seen larger = {.size = s->size ? 2 * s->size : 1024};
@@ -132,7 +137,8 @@ static bool seen_add(Seen *s, uint64_t hash) {
     size_t i = hash & (s->size - 1);
     for (; s->slot[i]; i = (i + 1) & (s->size - 1))
         if (s->slot[i] == hash) return false;
-    s->slot[i] = hash, s->count++;
+    s->slot[i] = hash;
+    s->count++;
     return true;
 }
 
@@ -200,7 +206,8 @@ static bool output_record(Output *out, const Task *t, const char *name, const ch
     if (!chat_encode(&out->template, &out->tokenizer, messages, chat ? 2 : 1, !chat, &out->ids, chat ? &r.mask : NULL,
                      e))
         return false;
-    r.tokens = out->ids.ids, r.count = r.prompt = out->ids.count;
+    r.tokens = out->ids.ids;
+    r.count = r.prompt = out->ids.count;
     const bool good = shard_add(&out->records, &r, e);
     free(r.mask);
     return good;
@@ -208,7 +215,7 @@ static bool output_record(Output *out, const Task *t, const char *name, const ch
 
 /* ---- the records ----------------------------------------------------------------------------------------------- */
 
-/* Draws a problem of the split that this file has not seen; false: none was found. */
+/* Draws a problem of the split that is not in this file yet; false if DRAWS_MAX draws gave none. */
 static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, Seen *seen) {
     for (int i = 0; i < DRAWS_MAX; i++) {
         task_problem(t, kind, options, r);
@@ -221,11 +228,11 @@ static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, 
 int main(int argc, char **argv) {
     Error e;
     const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: takes no words beside its options", argv[first]);
+    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
     const TaskOptions options = {(int)o.level, (int)o.digits, (int)o.min_digits,
                                  (int)o.items, o.largest,     (TaskStyle)o.style};
     Mix mix = mix_parse(o.task, &options);
-    if (o.noise > 0 && o.format != FORMAT_CHAT) usage_error("--noise: only demonstrations have any, see --format chat");
+    if (o.noise > 0 && o.format != FORMAT_CHAT) usage_error("--noise applies to demonstrations; give --format chat");
     signal(SIGPIPE, SIG_IGN);
     Output out;
     Seen seen = {0};
@@ -241,9 +248,8 @@ int main(int argc, char **argv) {
         option_choice_name(TASK_NAMES, (int)mix.kind[which], name, sizeof name);
         if (!draw(&t, mix.kind[which], &options, &r, &seen)) {
             output_abort(&out);
-            die("%s: after %lld records no new problem in %d draws: these settings hold no more; lower --count or raise "
-                "the difficulty",
-                name, (long long)mix.records[which], DRAWS_MAX);
+            die("%s: no new problem in %d draws after %lld records; lower --count or raise the difficulty", name,
+                DRAWS_MAX, (long long)mix.records[which]);
         }
         task_solve(&t, &options, wrong, &r);
         char *fields = checked(json_dumps(t.fields, JSON_COMPACT), 0);
@@ -253,7 +259,7 @@ int main(int argc, char **argv) {
             &score);
         if (score != (wrong ? 0 : 1)) {
             output_abort(&out);
-            die("%s: '%s' answered by '%s' is judged %g: generator and verifier disagree", name, t.prompt.text,
+            die("%s: '%s' with completion '%s' is scored %g: generator and verifier disagree", name, t.prompt.text,
                 t.completion.text, (double)score);
         }
         if (out.shard ? !output_record(&out, &t, name, fields, &e) : !output_line(&out, &t, name, &e)) {
@@ -261,7 +267,8 @@ int main(int argc, char **argv) {
             die("%s", e.text);
         }
         free(fields);
-        mix.records[which]++, wrong_count += wrong;
+        mix.records[which]++;
+        wrong_count += wrong;
         if (t.prompt.length + t.completion.length > longest) longest = t.prompt.length + t.completion.length;
     }
     if (out.shard ? !shard_commit(&out.records, &e) : !writer_commit(&out.lines, &e)) {
@@ -274,7 +281,7 @@ int main(int argc, char **argv) {
         option_choice_name(TASK_NAMES, (int)mix.kind[i], name, sizeof name);
         fprintf(stderr, "%s %lld %s", i ? "," : " |", (long long)mix.records[i], name);
     }
-    if (o.format == FORMAT_CHAT) fprintf(stderr, " | %lld wrong on purpose", (long long)wrong_count);
+    if (o.format == FORMAT_CHAT) fprintf(stderr, " | %lld deliberately wrong", (long long)wrong_count);
     fprintf(stderr, " | prompt and demonstration up to %zu bytes\n", longest);
     task_free(&t);
     free(seen.slot);

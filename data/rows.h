@@ -1,17 +1,18 @@
-/* rows.h - what make_shard makes of one line of JSONL: a record of a shard.
+/* rows.h - conversion of a line of JSONL to a record of a shard, for make_shard.
  *
  *   kind         fields of the line                            record
- *   chat         messages                                      the conversation, mask on the assistant's turns
- *                prompt + completion                           the same, of two turns
- *   prompt       prompt (+ answer, task, anything else)        the prompt, up to where the answer begins
- *   preference   prompt + chosen + rejected (+ margin)         the prompt and both answers
- *                chosen + rejected                             the same; the prompt is what both begin with
- *   step         prompt + completions[] + labels[]             a solution by steps, labels at each step's last token
- *   unpaired     prompt + completion + label                   an answer that is good (true, 1) or bad (false, 0)
+ *   chat         messages                                      the conversation, masked to the assistant's turns
+ *                prompt + completion                           the same, with two turns
+ *   prompt       prompt (+ answer, task, anything else)        the prompt, up to the start of the completion
+ *   preference   prompt + chosen + rejected (+ margin)         the prompt and both completions
+ *                chosen + rejected                             the same; the prompt is their common beginning
+ *   step         prompt + completions[] + labels[]             a step-by-step solution, a label at each step's last token
+ *   unpaired     prompt + completion + label                   a completion that is good (true, 1) or bad (false, 0)
  *   text         text                                          a document
  *
- * A prompt, completion, chosen or rejected is a text or a list of messages; a message is {role, content} (or ShareGPT's
- * {from, value}), its content a text or a list of {type: "text", text}. A field's name may be a path, "a.b.0".
+ * A prompt, completion, chosen or rejected is a text or a list of messages. A message is {role, content} or ShareGPT's
+ * {from, value}; its content is a text or a list of {type: "text", text}. A field's name may be a path, such as
+ * "a.b.0".
  */
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
@@ -23,7 +24,7 @@
 typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
 
-/* Things about the data that a person must hear of: how often, and where first. */
+/* A warning about the data: number of occurrences and location of the first. */
 typedef struct RowCount {
     int64_t count;
     char first[128]; /* file and line */
@@ -32,7 +33,7 @@ typedef struct RowCount {
 typedef struct Rows {
     const char *messages, *prompt, *completion, *answer, *task, *chosen, *rejected, *margin, *completions, *labels,
         *label, *text;                                               /* names of fields */
-    const char *task_name;                                           /* where a line has none, or NULL */
+    const char *task_name;                                           /* for lines without a task, or NULL */
     const char *answer_after, *system, *prompt_end, *step_separator; /* NULL: none */
     int64_t max_tokens;                                              /* 0: no limit */
     RowTruncation truncation;
@@ -42,10 +43,10 @@ typedef struct Rows {
     int32_t stop;
     RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer;
 
-    /* the record that was made last; its buffers are reused */
+    /* the current record; its buffers are reused */
     TokenList ids;
     uint8_t *mask;
-    TextBuffer key; /* what decides on which side of a split it falls */
+    TextBuffer key; /* hashed to choose the training or validation split */
     TextBuffer text_of_prompt, text_of_answer;
     char *fields;
     Record record;
@@ -68,7 +69,8 @@ static inline void rows_note(RowCount *c, const Jsonl *j) {
 
 /* ---- fields ---------------------------------------------------------------------------------------------------- */
 
-/* The value of a field: by its name, else by a path of names and list indices divided by dots. NULL also for null. */
+/* Returns the value of a field, looked up by name, else as a path of names and list indices separated by dots. NULL if
+ * it is absent or null. */
 static inline json_t *row_get(json_t *row, const char *name) {
     json_t *value = json_object_get(row, name);
     if (!value && strchr(name, '.')) {
@@ -85,20 +87,21 @@ static inline json_t *row_get(json_t *row, const char *name) {
     return json_is_null(value) ? NULL : value;
 }
 
-/* The conversation of a line: also under ShareGPT's name, where no other was asked for. */
+/* Returns the conversation of a line. Unless the user chose a field name, ShareGPT's "conversations" is also
+ * accepted. */
 static inline json_t *row_get_messages(const Rows *r, json_t *row) {
     json_t *messages = row_get(row, r->messages);
     return messages || strcmp(r->messages, "messages") ? messages : row_get(row, "conversations");
 }
 
-/* A label: true, false or a whole number from 0 to `most`; -1 for anything else. */
+/* Returns the value of a label (true, false or an integer from 0 to `most`), or -1 for anything else. */
 static inline int row_label(const json_t *label, int most) {
     if (json_is_boolean(label)) return json_is_true(label);
     const json_int_t value = json_is_integer(label) ? json_integer_value(label) : -1;
     return value >= 0 && value <= most ? (int)value : -1;
 }
 
-/* What a line is, by the fields that it has. */
+/* Infers the kind of a line from its fields. */
 static inline RowKind row_kind(const Rows *r, json_t *row) {
     if (row_get_messages(r, row)) return ROW_CHAT;
     if (row_get(row, r->chosen) && row_get(row, r->rejected)) return ROW_PREFERENCE;
@@ -110,7 +113,7 @@ static inline RowKind row_kind(const Rows *r, json_t *row) {
     return row_get(row, r->text) ? ROW_TEXT : ROW_AUTO;
 }
 
-/* A text, or a number, true, false, list or object written as JSON, appended to `out`. */
+/* Appends a value to `out`: a text as it is, any other value as JSON. */
 static inline bool row_scalar(const Jsonl *j, json_t *value, const char *field, TextBuffer *out, Error *e) {
     if (json_is_string(value)) {
         const char *text = jsonl_value_text(j, value, field, e);
@@ -137,13 +140,13 @@ static inline void row_messages_free(RowMessages *m) {
     *m = (RowMessages){0};
 }
 
-/* Adds a message; its role must outlive the list, its content is taken over. */
+/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. */
 static inline void row_message(RowMessages *m, const char *role, char *content) {
     m->items = (ChatMessage *)xrealloc(m->items, (size_t)m->count + 1, sizeof *m->items);
     m->items[m->count++] = (ChatMessage){role, content};
 }
 
-/* A message's content: a text or a list of {type: "text", text}. */
+/* Reads a message's content into `out`: a text or a list of {type: "text", text}. */
 static inline bool row_content(const Jsonl *j, json_t *content, const char *field, TextBuffer *out, Error *e) {
     size_t i;
     json_t *part;
@@ -164,13 +167,13 @@ static inline bool row_content(const Jsonl *j, json_t *content, const char *fiel
     return true;
 }
 
-/* ShareGPT's names of roles, and the usual ones. */
+/* Maps ShareGPT's role names to the usual ones. */
 static inline const char *row_role(const char *role) {
     if (!strcmp(role, "human")) return "user";
     return !strcmp(role, "gpt") || !strcmp(role, "model") ? "assistant" : role;
 }
 
-/* Appends the messages of `value`: a list of messages, or a text, which is one message of `role`. */
+/* Appends the messages of `value`: a list of messages, or a text, which becomes one message of `role`. */
 static inline bool row_messages(const Jsonl *j, json_t *value, const char *field, const char *role, RowMessages *m,
                                 Error *e) {
     TextBuffer content = {0};
@@ -186,7 +189,7 @@ static inline bool row_messages(const Jsonl *j, json_t *value, const char *field
         snprintf(where, sizeof where, "%.100s[%zu].content", field, i);
         named = named ? named : json_object_get(message, "from");
         if (!json_is_string(named)) {
-            ok = jsonl_error(j, field, e, "message %zu has no text in 'role'", i);
+            ok = jsonl_error(j, field, e, "message %zu has no string in 'role'", i);
             break;
         }
         const char *speaker = jsonl_value_text(j, named, field, e);
@@ -203,7 +206,8 @@ static inline bool row_messages(const Jsonl *j, json_t *value, const char *field
     return ok;
 }
 
-/* The messages that come before an answer: the system's, where there is one and the line has none, and the prompt's. */
+/* Appends the messages before a completion: those of the prompt, after the --system message if they have none of their
+ * own. */
 static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, const char *field, RowMessages *m,
                               Error *e) {
     const bool own = json_is_array(prompt) && json_array_size(prompt) &&
@@ -213,9 +217,9 @@ static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, con
     return row_messages(j, prompt, field, "user", m, e);
 }
 
-/* Notes what in the contents may mislead the model. */
+/* Notes contents that are likely mistakes and would mislead the model. */
 static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages *m) {
-    /* an answer that follows its prompt without a text between: GPT-2's words begin with their space */
+    /* a template without text between prompt and completion; GPT-2's tokens include the space before a word */
     const bool adjoining = r->tokenizer.merge_count && !chat_section(&r->chat, "assistant")->prefix.count;
     for (int i = 0; i < m->count; i++) {
         size_t at = 0;
@@ -231,7 +235,7 @@ static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages
     }
 }
 
-/* The split's key of a conversation: all that comes before the first answer. */
+/* Sets the split key of a conversation: all messages before the first completion. */
 static inline void row_key(Rows *r, const RowMessages *m) {
     for (int i = 0; i < m->count && strcmp(m->items[i].role, "assistant"); i++) {
         text_append(&r->key, m->items[i].role, strlen(m->items[i].role) + 1);
@@ -243,7 +247,7 @@ static inline void row_key(Rows *r, const RowMessages *m) {
 
 typedef enum { ROW_BAD, ROW_DROPPED, ROW_MADE } RowResult;
 
-/* What becomes of a record whose prompt alone, or which under this policy, is longer than the limit. */
+/* Rejects or drops a record that is longer than the limit and may not or cannot be truncated. */
 static inline RowResult row_too_long(Rows *r, const Jsonl *j, int64_t tokens, const char *what, Error *e) {
     if (r->truncation == TRUNCATE_ERROR) {
         jsonl_error(j, NULL, e, "%s has %lld tokens, --max-tokens is %lld", what, (long long)tokens,
@@ -294,7 +298,7 @@ static inline RowResult row_chat_line(Rows *r, const Jsonl *j, json_t *row, Erro
     return result;
 }
 
-/* Encodes what comes before the answer. */
+/* Encodes the messages before the completion. */
 static inline bool row_encode_prompt(Rows *r, const Jsonl *j, const RowMessages *m, Error *e) {
     Error inner;
     if (!chat_encode(&r->chat, &r->tokenizer, m->items, m->count, true, &r->ids, NULL, &inner))
@@ -304,7 +308,7 @@ static inline bool row_encode_prompt(Rows *r, const Jsonl *j, const RowMessages 
     return r->ids.count > 0 || jsonl_error(j, r->prompt, e, "is empty");
 }
 
-/* The answer, cut to what follows the last --answer-after. */
+/* Reads the reference answer; with --answer-after, only the part after its last occurrence. */
 static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     json_t *answer = row_get(row, r->answer);
     text_clear(&r->text_of_answer);
@@ -314,7 +318,7 @@ static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     const char *found = NULL, *text = r->text_of_answer.text;
     for (const char *s = text; (s = strstr(s, r->answer_after)); s += strlen(r->answer_after))
         found = s + strlen(r->answer_after);
-    if (!found) return jsonl_error(j, r->answer, e, "does not hold '%.60s'", r->answer_after);
+    if (!found) return jsonl_error(j, r->answer, e, "does not contain '%.60s'", r->answer_after);
     found += strspn(found, " \t\r\n");
     size_t n = strlen(found);
     while (n && strchr(" \t\r\n", found[n - 1])) n--;
@@ -324,7 +328,7 @@ static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     return true;
 }
 
-/* The other fields of the line as a JSON object, or "". */
+/* Returns the remaining fields of the line as a JSON object, or "". */
 static inline const char *row_fields(Rows *r, json_t *row) {
     const char *known[] = {r->prompt, r->answer, r->task}, *key;
     json_t *others = json_copy(row), *value;
@@ -343,7 +347,10 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     json_t *prompt = row_get(row, r->prompt), *named = row_get(row, r->task);
     const char *task = r->task_name ? r->task_name : "";
     bool ok = row_prompt(r, j, prompt, r->prompt, &m, e) && row_encode_prompt(r, j, &m, e) && row_answer(r, j, row, e);
-    if (ok && named) ok = (task = jsonl_value_text(j, named, r->task, e)) != NULL;
+    if (ok && named) {
+        task = jsonl_value_text(j, named, r->task, e);
+        ok = task != NULL;
+    }
     text_clear(&r->text_of_prompt);
     if (ok && json_is_string(prompt)) text_string(&r->text_of_prompt, json_string_value(prompt));
     else if (ok) ok = chat_render(&r->chat, &r->tokenizer, m.items, m.count, true, &r->text_of_prompt, e);
@@ -363,9 +370,9 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
 
 /* ---- preferences ----------------------------------------------------------------------------------------------- */
 
-/* Bytes of the prompt that two texts begin with. Where their common beginning holds `marker` (default
- * "\n\nAssistant:"), the prompt ends with the last one; else it is the common beginning up to the last white space in
- * it, so that no word or character is divided. */
+/* Returns the length in bytes of the prompt that two texts share. If their common beginning contains `marker` (default
+ * "\n\nAssistant:"), the prompt ends after the last occurrence. Otherwise it ends before the last white space of the
+ * common beginning, so that no word or character is split. */
 static inline size_t row_common_prefix(const char *a, const char *b, const char *marker) {
     size_t n = 0;
     while (a[n] && a[n] == b[n]) n++;
@@ -373,11 +380,12 @@ static inline size_t row_common_prefix(const char *a, const char *b, const char 
     for (size_t i = n + 1; i-- > length;)
         if (!memcmp(a + i - length, marker, length)) return i;
     while (n && !strchr(" \t\r\n", a[n - 1])) n--;
-    while (n && strchr(" \t\r\n", a[n - 1])) n--; /* the white space belongs to the answers */
+    while (n && strchr(" \t\r\n", a[n - 1])) n--; /* the white space belongs to the completions */
     return n;
 }
 
-/* Splits chosen and rejected of a line without a prompt of their form into the prompt's messages and the answers'. */
+/* Splits chosen and rejected of a line without a usable prompt field into the messages of the prompt and of the
+ * completions. */
 static inline bool row_implicit(const Rows *r, const Jsonl *j, json_t *chosen, json_t *rejected, RowMessages *prompt,
                                 RowMessages answer[2], Error *e) {
     if (json_is_array(chosen) && json_is_array(rejected)) {
@@ -411,7 +419,8 @@ static inline bool row_implicit(const Rows *r, const Jsonl *j, json_t *chosen, j
     return true;
 }
 
-/* Appends the tokens of an answer to `prompt` (already encoded to `before` tokens) up to its stop token. */
+/* Appends the tokens of a completion, up to its stop token, to the prompt, which is already encoded to `before`
+ * tokens. */
 static inline bool row_append_answer(Rows *r, const Jsonl *j, const RowMessages *prompt, const RowMessages *answer,
                                      int32_t before, int32_t *length, Error *e) {
     RowMessages all = {0};
@@ -427,7 +436,7 @@ static inline bool row_append_answer(Rows *r, const Jsonl *j, const RowMessages 
     int32_t end = ids.count;
     while (end > before && ok && !mask[end - 1]) end--;
     *length = end - before;
-    if (ok && *length < 1) ok = jsonl_error(j, NULL, e, "has an answer without a message of the assistant");
+    if (ok && *length < 1) ok = jsonl_error(j, NULL, e, "has a completion without an assistant message");
     for (int32_t i = before; ok && i < end; i++) token_list_append(&r->ids, ids.ids[i]);
     row_messages_free(&all);
     token_list_free(&ids);
@@ -435,12 +444,12 @@ static inline bool row_append_answer(Rows *r, const Jsonl *j, const RowMessages 
     return ok;
 }
 
-/* Cuts both answers to what the limit leaves beside the prompt. */
+/* Truncates both completions to the room that the limit leaves after the prompt. */
 static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Error *e) {
     const int64_t longest = p->prompt + (int64_t)(p->chosen > p->rejected ? p->chosen : p->rejected);
     if (!r->max_tokens || longest <= r->max_tokens) return ROW_MADE;
     if (r->truncation != TRUNCATE_END || p->prompt >= r->max_tokens)
-        return row_too_long(r, j, longest, "the prompt with an answer", e);
+        return row_too_long(r, j, longest, "the prompt with a completion", e);
     rows_note(&r->truncated, j);
     const int32_t room = (int32_t)r->max_tokens - p->prompt, was = p->chosen;
     if (p->chosen > room) p->chosen = room;
@@ -481,7 +490,7 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
     bool ok = true;
     if (margin && !json_is_number(margin))
         ok = jsonl_error(j, r->margin, e, "is %s, expected a number", jsonl_type(margin));
-    /* a text as prompt beside whole conversations repeats what they begin with */
+    /* if chosen and rejected are whole conversations, a prompt that is a text only repeats their beginning */
     else if (!before || (lists && !json_is_array(before)))
         ok = row_implicit(r, j, chosen, rejected, &prompt, answer, e);
     else
@@ -497,7 +506,7 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
 
-/* Encodes the steps after the prompt; those that no longer fit are left out, with those that follow. */
+/* Encodes the steps after the prompt, up to the first step that exceeds the limit. */
 static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, const json_t *labels, Error *e) {
     const int32_t prompt = r->ids.count;
     Error inner;
@@ -557,10 +566,11 @@ static inline RowResult row_unpaired(Rows *r, const Jsonl *j, const RowMessages 
     Record p = {.prompt = r->ids.count, .label = label};
     row_check_messages(r, j, answer);
     if (!row_append_answer(r, j, prompt, answer, p.prompt, &length, e)) return ROW_BAD;
-    p.tokens = r->ids.ids, p.count = r->ids.count;
+    p.tokens = r->ids.ids;
+    p.count = r->ids.count;
     if (r->max_tokens && p.count > r->max_tokens) {
         if (r->truncation != TRUNCATE_END || p.prompt >= r->max_tokens)
-            return row_too_long(r, j, p.count, "the prompt with its answer", e);
+            return row_too_long(r, j, p.count, "the prompt with its completion", e);
         rows_note(&r->truncated, j);
         p.count = (int32_t)r->max_tokens;
     }
@@ -592,7 +602,8 @@ static inline RowResult row_text_line(Rows *r, const Jsonl *j, json_t *row, Erro
     return tokenizer_encode(&r->tokenizer, text, strlen(text), false, &r->ids, e) ? ROW_MADE : ROW_BAD;
 }
 
-/* Makes r->record (text: r->ids, with the end of text in front) and r->key of a line. ROW_BAD: e says why. */
+/* Converts a line to r->record and r->key; a line of kind text to r->ids, after the end-of-text token. Sets *e on
+ * ROW_BAD. */
 static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     r->ids.count = 0;
     text_clear(&r->key);

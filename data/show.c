@@ -1,7 +1,7 @@
-/* show - prints what is in a shard or a checkpoint: its header, some records readably, and figures about all of them.
+/* show.c - viewer of shards and checkpoints: header, readable records, and statistics of all records.
  *
- * In a chat the tokens that are trained on stand out: green on a terminal, between ⟦ and ⟧ elsewhere; special tokens
- * are cyan. Whatever the data holds, control characters and broken UTF-8 are written as \x1b and the like.
+ * Trained tokens are green on a terminal and enclosed in ⟦ and ⟧ elsewhere; special tokens are cyan. Control characters
+ * and invalid UTF-8 in the data are printed as escapes such as \x1b.
  */
 #include "../llmc/model/checkpoint.h"
 #include "../llmc/text/chat.h"
@@ -21,23 +21,25 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Records"),
-    OPTION_INT("records", 'n', &o.records, 0, 1e15, "print so many"),
-    OPTION_INT("start", 's', &o.start, 0, 1e15, "beginning with this one, from 0"),
-    OPTION_FLAG("all", 'a', &o.all, "print all of them"),
-    OPTION_FLAG("tokens", 't', &o.tokens, "token by token: place, id, mask, text"),
-    OPTION_FLAG("json", 'j', &o.json, "as JSON lines, and nothing else"),
-    OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "auto: on a terminal"),
-    OPTION_GROUP("The rest"),
-    OPTION_FLAG("stats", 0, &o.stats, "no figures about all records"),
-    OPTION_FLAG("tensors", 0, &o.tensors, "of a checkpoint: shape and size of every tensor's values"),
-    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC", "for files that carry none; as make_shard has it"),
+    OPTION_INT("records", 'n', &o.records, 0, 1e15, "number of records to print"),
+    OPTION_INT("start", 's', &o.start, 0, 1e15, "index of the first record to print, counted from 0"),
+    OPTION_FLAG("all", 'a', &o.all, "print all records"),
+    OPTION_FLAG("tokens", 't', &o.tokens, "print one token per line: position, id, mask, text"),
+    OPTION_FLAG("json", 'j', &o.json, "print only the records, as JSON lines"),
+    OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "color the output; auto colors it on a terminal"),
+    OPTION_GROUP("Other options"),
+    OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
+    OPTION_FLAG("tensors", 0, &o.tensors,
+                "print shape, root mean square and largest value of each tensor of a checkpoint"),
+    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+                "tokenizer for files without one; same syntax as make_shard --tokenizer"),
     OPTION_END};
 
 static const OptionAbout about = {
-    "[options] FILE", "Shows a record shard, a token shard or a checkpoint (- for standard input; zstd as well).\n"
+    "[options] FILE", "Shows a record shard, a token shard or a checkpoint (- for standard input; may be zstd).\n"
                       "\n"
                       "examples:\n"
-                      "  show chat.shard                     header, three records with the mask visible, figures\n"
+                      "  show chat.shard                     header, three records with their masks, statistics\n"
                       "  show -n 1 -s 41 --tokens chat.shard\n"
                       "  show --all --json tasks.shard | jq .answer\n"
                       "  show --tokenizer gpt2/ book.bin\n"
@@ -58,7 +60,8 @@ static const char *look_code(Look look) {
 
 static const char *look_end(Look look) { return color && look != LOOK_PLAIN ? "\033[0m" : ""; }
 
-/* Writes text so that a terminal takes it as text. `newlines` as they are, or as \n. */
+/* Prints text with control characters escaped. With `newlines`, newlines and tabs are printed as they are, else as \n
+ * and \t. */
 static void print_text(const char *text, size_t n, bool newlines) {
     for (size_t i = 0; i < n;) {
         const int length = utf8_length(text + i, n - i);
@@ -74,7 +77,7 @@ static void print_text(const char *text, size_t n, bool newlines) {
 
 static bool is_special(int32_t id) { return has_tokenizer && id >= 0 && id < tokenizer.vocab && tokenizer.special[id]; }
 
-/* The tokens' text; their numbers where there is no tokenizer. */
+/* Prints the tokens' text, or their ids if there is no tokenizer. */
 static void print_ids(const int32_t *ids, int32_t n, Look look) {
     TextBuffer text = {0};
     for (int32_t i = 0; i < n;) {
@@ -93,7 +96,7 @@ static void print_ids(const int32_t *ids, int32_t n, Look look) {
     text_free(&text);
 }
 
-/* Tokens with those that are trained on made visible. */
+/* Prints tokens and highlights the trained ones. */
 static void print_masked(const int32_t *ids, const uint8_t *mask, int32_t n) {
     for (int32_t i = 0; i < n;) {
         int32_t end = i + 1;
@@ -105,7 +108,7 @@ static void print_masked(const int32_t *ids, const uint8_t *mask, int32_t n) {
     }
 }
 
-/* Tokens of a solution with the label after each step. */
+/* Prints the tokens of a solution with the label after each step. */
 static void print_steps(const int32_t *ids, const uint8_t *labels, int32_t n) {
     for (int32_t i = 0; i < n;) {
         int32_t end = i;
@@ -177,11 +180,12 @@ static void print_record(const Shard *s, int64_t i, const Record *r) {
         const char *names[] = {"prompt", "chosen", "rejected"};
         const int32_t lengths[] = {r->prompt, r->chosen, r->rejected}, *ids = r->tokens;
         print_title("-- record %lld: %d tokens, margin %g", (long long)i, r->count, (double)r->margin);
-        for (int part = 0; part < 3; ids += lengths[part++]) {
+        for (int part = 0; part < 3; part++) {
             print_title("%s (%d tokens):", names[part], lengths[part]);
             if (o.tokens) print_table(ids, NULL, lengths[part]);
             else print_ids(ids, lengths[part], LOOK_PLAIN);
             if (part < 2) putchar('\n');
+            ids += lengths[part];
         }
         break;
     }
@@ -212,7 +216,7 @@ static json_t *json_ids(const int32_t *ids, int32_t n) {
     return list;
 }
 
-/* The tokens' text as a JSON string, U+FFFD in place of what is not UTF-8. */
+/* Returns the tokens' text as a JSON string, with U+FFFD in place of invalid UTF-8. */
 static json_t *json_text(const int32_t *ids, int32_t n) {
     TextBuffer text = {0}, clean = {0};
     text_clear(&clean);
@@ -260,7 +264,7 @@ static void print_json(const Shard *s, const Record *r) {
     json_decref(row);
 }
 
-/* ---- figures --------------------------------------------------------------------------------------------------- */
+/* ---- statistics ------------------------------------------------------------------------------------------------ */
 
 static int by_value(const void *a, const void *b) {
     const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
@@ -276,7 +280,7 @@ static void print_lengths(const char *what, int32_t *lengths, int64_t n) {
            sum / (double)n, lengths[0], lengths[n / 2], lengths[n * 9 / 10], lengths[n * 99 / 100], lengths[n - 1]);
 }
 
-/* Counts of names; they live as long as the shard. */
+/* Counts of names. */
 typedef struct Tally {
     json_t *counts;
 } Tally;
@@ -306,7 +310,8 @@ static void shard_stats(const Shard *s, Record *r) {
     for (int64_t i = 0; i < s->count; i++) {
         if (!shard_record(s, i, r, &e)) die("%s", e.text);
         lengths[i] = s->kind == RECORD_PREFERENCE ? r->prompt : r->count;
-        second[i] = r->chosen, third[i] = r->rejected;
+        second[i] = r->chosen;
+        third[i] = r->rejected;
         if (s->kind == RECORD_CHAT) {
             int32_t last = r->count;
             while (last > 0 && !r->mask[last - 1]) last--;
@@ -316,8 +321,14 @@ static void shard_stats(const Shard *s, Record *r) {
         }
         longer += r->chosen > r->rejected;
         good += r->label;
-        if (s->kind == RECORD_UNPAIRED) lengths[i] = r->prompt, second[i] = r->count - r->prompt;
-        if (s->kind == RECORD_PROMPT) tally(&tasks, r->task), answers += *r->answer != 0;
+        if (s->kind == RECORD_UNPAIRED) {
+            lengths[i] = r->prompt;
+            second[i] = r->count - r->prompt;
+        }
+        if (s->kind == RECORD_PROMPT) {
+            tally(&tasks, r->task);
+            answers += *r->answer != 0;
+        }
         if (s->kind == RECORD_STEP)
             for (int32_t k = 0; k < r->count; k++)
                 if (r->mask[k]) {
@@ -352,7 +363,7 @@ static void shard_stats(const Shard *s, Record *r) {
     }
     if (s->kind == RECORD_STEP && s->count) {
         print_tally(&labels, "labels");
-        printf("steps: %.1f in a record\n", (double)steps / (double)s->count);
+        printf("steps: %.1f per record\n", (double)steps / (double)s->count);
     }
     free(lengths);
 }
@@ -372,7 +383,7 @@ static void use_tokenizer(const void *blob, size_t n, const char *name) {
 
 static void print_tokenizer(void) {
     if (!has_tokenizer) {
-        puts("tokenizer: none; --tokenizer names one");
+        puts("tokenizer: none; give one with --tokenizer");
         return;
     }
     printf("tokenizer: %d tokens, %d merges, special:", tokenizer.vocab, tokenizer.merge_count);
@@ -410,11 +421,12 @@ static void show_shard(Reader *in) {
     Record r = {0};
     if (!shard_read(&s, in, &e)) die("%s", e.text);
     if (o.start > s.count)
-        die("%s: --start is %lld, it holds %lld records", s.name, (long long)o.start, (long long)s.count);
+        die("%s: --start is %lld, expected at most %lld, the number of records", s.name, (long long)o.start,
+            (long long)s.count);
     use_tokenizer(s.tokenizer, s.tokenizer_bytes, s.name);
     if (!o.json) {
         print_title("%s: record shard, kind %s", s.name, record_kind_name(s.kind));
-        printf("records: %lld, tokens: %lld, vocabulary: %d (%d bytes a token)\n", (long long)s.count,
+        printf("records: %lld, tokens: %lld, vocabulary: %d (%d bytes per token)\n", (long long)s.count,
                (long long)s.total_tokens, s.vocab, s.token_bytes);
         print_tokenizer();
         print_template(s.chat_template);
@@ -430,7 +442,7 @@ static void show_shard(Reader *in) {
     shard_close(&s);
 }
 
-/* The end of the document that begins at token i: the next end of text. */
+/* Returns the end of the document that begins at token i: the position of the next end-of-text token. */
 static int64_t document_end(const TokenShard *t, int64_t i) {
     int64_t end = i + 1;
     while (end < t->count && !(has_tokenizer && t->tokens[end] == tokenizer.eos)) end++;
@@ -481,7 +493,7 @@ static void show_tokens(Reader *in) {
     tokens_close(&t);
 }
 
-/* Reads the weights through, tensor by tensor. */
+/* Reads all weights, tensor by tensor, and prints statistics. */
 static void show_weights(CheckpointReader *c) {
     Error e;
     TensorInfo info[TENSOR_COUNT];
@@ -547,7 +559,7 @@ static void show_checkpoint(Reader *in) {
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* The first number of a file, looked at without reading the file. */
+/* Reads the first number of the file or memory block. */
 static int32_t magic_of(const char *path, const char *memory, size_t n) {
     Error e;
     Reader r;
@@ -563,13 +575,14 @@ int main(int argc, char **argv) {
     Reader in;
     struct stat st;
     const int first = options_parse(options, &about, argc, argv);
-    if (first + 1 != argc) usage_error(first < argc ? "one file is shown at a time" : "the name of a file is needed");
+    if (first + 1 != argc)
+        usage_error(first < argc ? "expected one FILE argument, got several" : "a FILE argument is required");
     signal(SIGPIPE, SIG_DFL);
     color = o.color == 1 || (o.color == 0 && isatty(STDOUT_FILENO));
     const char *path = argv[first];
     char *memory = NULL;
     size_t n = 0;
-    /* what cannot be read twice is kept */
+    /* a source that cannot be read twice is kept in memory */
     if (!strcmp(path, "-") || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
         if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
     const int32_t magic = magic_of(path, memory, n);

@@ -164,14 +164,14 @@ static void test_bad_templates(void **state) {
         {"{any}{content}{role}", "nothing after the assistant's {content}"},
         {"{any}x{eos}", "section {any} has no {content}"},
         {"{user}x{assistant}{content}{eos}", "section {user} has no {content}"},
-        {"{any}{content}{content}{eos}", "{content} stands where"},
-        {"{begin}{content}{any}{content}{eos}", "{content} stands where"},
-        {"{begin}{role}{any}{content}{eos}", "{role} stands where"},
-        {"{eos}{any}{content}{eos}", "{eos} stands where"},
+        {"{any}{content}{content}{eos}", "{content} is not allowed"},
+        {"{begin}{content}{any}{content}{eos}", "{content} is not allowed"},
+        {"{begin}{role}{any}{content}{eos}", "{role} is not allowed"},
+        {"{eos}{any}{content}{eos}", "{eos} is not allowed"},
         {"{any}{content}{eos}{any}{content}{eos}", "{any} twice"},
         {"{begin}a{begin}b{any}{content}{eos}", "{begin} twice"},
-        {"{any}{content}{", "'{' is no tag"},
-        {"{any}{con tent}{eos}", "'{con tent}{eos}' is no tag"},
+        {"{any}{content}{", "'{' is not a tag"},
+        {"{any}{con tent}{eos}", "'{con tent}{eos}' is not a tag"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Error e;

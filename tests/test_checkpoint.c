@@ -552,7 +552,7 @@ static void failed_writes(void **state) {
     checkpoint_abort(&w);
     ModelConfig config = tiny();
     assert_false(checkpoint_create(&w, files_path("absent/x.bin"), &config, false, &e));
-    files_assert_error(&e, "absent/x.bin: cannot create a temporary file beside it: No such file or directory");
+    files_assert_error(&e, "absent/x.bin: cannot create a temporary file in its directory: No such file or directory");
     config.heads = 7;
     assert_false(checkpoint_create(&w, path, &config, false, &e));
     files_assert_error(&e, "kept.bin: width 2 is not a multiple of 7 heads");

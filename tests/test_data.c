@@ -164,7 +164,7 @@ static void test_chat_limits(void **state) {
                    "{\"prompt\":\"1\",\"completion\":\"2\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 8");
     assert_holds(said, "warning: records dropped because they are longer than --max-tokens: 1 (first: ");
-    assert_holds(said, "warning: records that lost their end to --max-tokens, and with it the stop token: 1 (first: ");
+    assert_holds(said, "warning: records truncated to --max-tokens, without their stop token: 1 (first: ");
     Shard s = open_shard("a.shard", RECORD_CHAT, 2);
     assert_record(&s, 0, "1[1234567]");
     assert_record(&s, 1, "1[2<|endoftext|>]");
@@ -185,11 +185,11 @@ static void test_chat_warnings(void **state) {
     (void)state;
     put("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
-    assert_holds(said, "warning: records with an empty mask, for lack of a message of the assistant: 1 ");
+    assert_holds(said, "warning: records with an empty mask, because they have no assistant message: 1 ");
     put("a.jsonl", "{\"prompt\":\"<|im_end|>\",\"completion\":\"a\\nb\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -c '{any}{content}\\n'");
-    assert_holds(said, "texts that hold the name of a special token, which stays plain text: 1 ");
-    assert_holds(said, "answers that hold the text that ends the assistant's turn: 1 ");
+    assert_holds(said, "texts that contain the name of a special token, which is encoded as plain text: 1 ");
+    assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
     /* GPT-2's words begin with their space; the tokenizer of bytes does not care */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard -t tests/golden/tokenizer_small.json");
@@ -199,7 +199,7 @@ static void test_chat_warnings(void **state) {
     run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard");
     assert_null(strstr(said, "warning"));
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -c '{any}{content}<|im_done|>'");
-    assert_holds(said, "<|im_done|> is new to the tokenizer: token 260");
+    assert_holds(said, "added the template's <|im_done|> to the tokenizer as token 260");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{any}{content}END'", "'END', which is not one token");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{any}{content}'", "nothing after the assistant's");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{user}{content}{assistant}{content}{eos}' --system S",
@@ -253,7 +253,7 @@ static void test_prompts(void **state) {
     s = open_shard("b.shard", RECORD_CHAT, 1);
     shard_close(&s);
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --answer-field none --kind prompt");
-    assert_holds(said, "warning: records with neither answer nor task to verify by: 1 ");
+    assert_holds(said, "warning: records with neither an answer nor a task for a verifier: 1 ");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --task mine");
     assert_holds(said, "--task mine: no verifier of that name");
     put("b.jsonl",
@@ -276,7 +276,7 @@ static void test_prompts(void **state) {
     put("b.jsonl", "{\"prompt\":\"\",\"answer\":\"1\"}\n");
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard", "line 1: field 'prompt': is empty");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --answer-after '####'",
-            "line 1: field 'answer': does not hold '####'");
+            "line 1: field 'answer': does not contain '####'");
 }
 
 /* ---- preferences ----------------------------------------------------------------------------------------------- */
@@ -334,7 +334,7 @@ static void test_preferences(void **state) {
     s = open_shard("c.shard", RECORD_PREFERENCE, 1);
     shard_close(&s);
     put("c.jsonl", "{\"prompt\":\"1\",\"chosen\":\"a\",\"rejected\":\"b\",\"margin\":\"x\"}\n");
-    refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", "field 'margin': is a text, expected a number");
+    refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", "field 'margin': is a string, expected a number");
     put("c.jsonl", "{\"chosen\":\"a\",\"rejected\":\"b\"}\n");
     refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard",
             "field 'chosen': and 'rejected' have no common beginning");
@@ -353,7 +353,7 @@ static void test_steps(void **state) {
     assert_record(&s, 0, "Qab[\n]1cd[\n]0e[\n]2");
     shard_close(&s);
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --step-separator '' --max-tokens 5");
-    assert_holds(said, "records that lost their last steps to --max-tokens: 1 ");
+    assert_holds(said, "records truncated to --max-tokens, without their last steps: 1 ");
     s = open_shard("a.shard", RECORD_STEP, 1);
     assert_record(&s, 0, "Qa[b]1c[d]0");
     shard_close(&s);
@@ -365,7 +365,7 @@ static void test_steps(void **state) {
     const struct {
         const char *line, *message;
     } bad[] = {
-        {"{\"prompt\":\"Q\",\"completions\":\"a\",\"labels\":[1]}", "field 'completions': is a text"},
+        {"{\"prompt\":\"Q\",\"completions\":\"a\",\"labels\":[1]}", "field 'completions': is a string"},
         {"{\"prompt\":\"Q\",\"completions\":[],\"labels\":[]}", "field 'completions': is an empty list"},
         {"{\"prompt\":\"Q\",\"completions\":[\"a\",\"b\"],\"labels\":[1]}", "field 'labels': is not a list of 2"},
         {"{\"prompt\":\"Q\",\"completions\":[\"a\"],\"labels\":[-1]}", "field 'labels': label 0 is neither"},
@@ -408,7 +408,7 @@ static void test_unpaired(void **state) {
     assert_holds(out, "{\"prompt\":\"2+3=\",\"completion\":\"four<|endoftext|>\",\"label\":false,\"prompt_tokens\":4,");
     /* the limit takes the end of an answer, or the record */
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6");
-    assert_holds(said, "lost their end to --max-tokens, and with it the stop token: 1 ");
+    assert_holds(said, "truncated to --max-tokens, without their stop token: 1 ");
     s = open_shard("a.shard", RECORD_UNPAIRED, 2);
     assert_record(&s, 1, "2+3=fo");
     shard_close(&s);
@@ -430,7 +430,7 @@ static void test_unpaired(void **state) {
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard");
     s = open_shard("b.shard", RECORD_CHAT, 1);
     shard_close(&s);
-    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is a text, expected true");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is a string, expected true");
     put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is absent");
     put("b.jsonl", "{\"prompt\":\"q\",\"label\":1}\n");
@@ -473,7 +473,7 @@ static void test_text(void **state) {
     files_put(files_path("a.txt"), "ok\nb\xFFx", 6);
     refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard", "a.txt: line 2: byte 5 of the file is not UTF-8");
     run(0, "data/make_shard -i $T/a.txt -o $T/a.bin -b");
-    assert_holds(said, "lines skipped as wrong: 1 ");
+    assert_holds(said, "invalid lines skipped: 1 ");
     refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard -k chat", "line 1: is not JSON");
     put("a.txt", "{not JSON}\n");
     refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard", "a.txt: line 1: is not JSON at byte 4");
@@ -524,8 +524,8 @@ static void test_split(void **state) {
     put("a.jsonl", "{\"prompt\":\"p\",\"answer\":\"1\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -f 0.000001 -v $T/v.shard");
     assert_holds(said, "v.shard: is empty");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5", "needs --val-output");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -v $T/v.shard", "needs --val-fraction");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5", "requires --val-output");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -v $T/v.shard", "requires --val-fraction");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5 -v $T/x.shard", "is the same file");
 }
 
@@ -548,20 +548,20 @@ static void test_bad_lines(void **state) {
         {"[1,2]", "line 2: is not a JSON object"},
         {"7", "line 2: is not JSON"},
         {"{\"prompt\":\"a\",\"prompt\":\"b\"}", "line 2: byte"},
-        {"{\"prompt\":\"a\"}", "line 2: field 'completion': is absent, expected a text"},
-        {"{\"prompt\":7,\"completion\":\"b\"}", "line 2: field 'prompt': is a number, expected a text"},
+        {"{\"prompt\":\"a\"}", "line 2: field 'completion': is absent, expected a string"},
+        {"{\"prompt\":7,\"completion\":\"b\"}", "line 2: field 'prompt': is a number, expected a string"},
         {"{\"prompt\":\"a\",\"completion\":null}", "line 2: field 'completion': is absent"},
-        {"{\"prompt\":\"a\\u0000\",\"completion\":\"b\"}", "line 2: field 'prompt': holds the character U+0000"},
+        {"{\"prompt\":\"a\\u0000\",\"completion\":\"b\"}", "line 2: field 'prompt': contains the character U+0000"},
         {"{\"prompt\":[],\"completion\":\"b\"}", "line 2: field 'prompt': is an empty list"},
         {"{\"prompt\":[{\"content\":\"a\"}],\"completion\":\"b\"}",
-         "line 2: field 'prompt': message 0 has no text in 'role'"},
-        {"{\"prompt\":[7],\"completion\":\"b\"}", "message 0 has no text in 'role'"},
+         "line 2: field 'prompt': message 0 has no string in 'role'"},
+        {"{\"prompt\":[7],\"completion\":\"b\"}", "message 0 has no string in 'role'"},
         {"{\"prompt\":[{\"role\":\"user\"}],\"completion\":\"b\"}", "line 2: field 'prompt[0].content': is absent"},
         {"{\"prompt\":[{\"role\":\"u s\",\"content\":\"a\"}],\"completion\":\"b\"}",
          "line 2: chat template: has no section"},
         {"{\"prompt\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}],\"completion\":\"b\"}",
          "part 0 is of type 'image'"},
-        {"{\"messages\":\"a\"}", "line 2: field 'messages': is a text, expected a list of messages"},
+        {"{\"messages\":\"a\"}", "line 2: field 'messages': is a string, expected a list of messages"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         TextBuffer text = {0};
@@ -569,7 +569,7 @@ static void test_bad_lines(void **state) {
         files_put(files_path("a.jsonl"), text.text, text.length);
         refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5 -v $T/y.shard", cases[i].message);
         run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -b");
-        assert_holds(said, "warning: lines skipped as wrong: 1 (first: ");
+        assert_holds(said, "warning: invalid lines skipped: 1 (first: ");
         assert_holds(said, cases[i].message);
         Shard s = open_shard("a.shard", RECORD_CHAT, 2);
         shard_close(&s);
@@ -581,14 +581,14 @@ static void test_bad_lines(void **state) {
     put("a.jsonl", "{}\n");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard", "of an empty object");
     put("a.jsonl", "{x}\n");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -b", "holds no record");
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -b", "contains no record");
 }
 
 static void test_bad_files_and_options(void **state) {
     (void)state;
     put("a.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\"}\n");
-    refused(2, "data/make_shard -i $T/a.jsonl", "-o/--output is needed");
-    refused(2, "data/make_shard $T/a.jsonl -o $T/x.shard", "inputs go after -i");
+    refused(2, "data/make_shard -i $T/a.jsonl", "-o/--output is required");
+    refused(2, "data/make_shard $T/a.jsonl -o $T/x.shard", "give inputs with -i");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --kind story", "'story' is not one of");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --max-tokens -1", "out of range");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --nonsense", "unknown");
@@ -682,7 +682,7 @@ static void test_show(void **state) {
     put("a.jsonl", "{\"prompt\":\"q\\u001b[31m\",\"completion\":\"a\"}\n{\"prompt\":\"r\",\"completion\":\"b\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard.zst");
     run(0, "data/show $T/a.shard.zst");
-    assert_holds(out, "record shard, kind chat\nrecords: 2, tokens: 11, vocabulary: 260 (2 bytes a token)\n");
+    assert_holds(out, "record shard, kind chat\nrecords: 2, tokens: 11, vocabulary: 260 (2 bytes per token)\n");
     assert_holds(out, "chat template: plain; an assistant's turn ends with token 256 <|endoftext|>\n");
     assert_holds(out, "-- record 0: 8 tokens, 2 of them trained on\nq\\x1b[31m⟦a<|endoftext|>⟧\n");
     assert_holds(out, "-- record 1: 3 tokens, 2 of them trained on\nr⟦b<|endoftext|>⟧\n");
@@ -726,7 +726,7 @@ static void test_show(void **state) {
     put("b.jsonl", "{\"prompt\":\"q\",\"completions\":[\"a\",\"b\"],\"labels\":[true,false]}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard && data/show $T/b.shard");
     assert_holds(out, "solution of 4 in 2 steps\nqa\n⟦1⟧b\n⟦0⟧\n");
-    assert_holds(out, "labels: 1 1 0 1\nsteps: 2.0 in a record\n");
+    assert_holds(out, "labels: 1 1 0 1\nsteps: 2.0 per record\n");
     run(0, "data/show --json $T/b.shard");
     assert_holds(out, "\"labels\":[0,0,2,0,1]");
 
@@ -779,8 +779,8 @@ static void test_show_checkpoint(void **state) {
 
 static void test_show_bad(void **state) {
     (void)state;
-    refused(2, "data/show", "the name of a file is needed");
-    refused(2, "data/show a b", "one file is shown at a time");
+    refused(2, "data/show", "a FILE argument is required");
+    refused(2, "data/show a b", "expected one FILE argument, got several");
     refused(1, "data/show $T/none", "none: cannot open");
     put("bad", "abc");
     refused(1, "data/show $T/bad", "needs 4 bytes");
@@ -789,7 +789,7 @@ static void test_show_bad(void **state) {
     refused(1, "printf abcdefgh | data/show -", "expected that of a record shard");
     put("a.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
-    refused(1, "data/show --start 2 $T/a.shard", "--start is 2, it holds 1 records");
+    refused(1, "data/show --start 2 $T/a.shard", "--start is 2, expected at most 1, the number of records");
     refused(1, "data/show --tokenizer $T/none $T/a.shard", "no such tokenizer");
     run(0, "head -c 1100 $T/a.shard > $T/cut.shard");
     refused(1, "data/show $T/cut.shard", "cut.shard");

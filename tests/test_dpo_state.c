@@ -72,7 +72,7 @@ static void a_file_stands_for_the_reference(void **state) {
     memcpy(broken, data, n), memset(broken + 72, 0x7f, 7);
     files_put(files_path("broken"), broken, n);
     assert_false(ref_logps_read(&l, files_path("broken"), &e));
-    assert_holds(e.text, "no room");
+    assert_holds(e.text, "do not fit into the file");
     run(1, DPO "-x 1 -o $T/a.bin --ref-log-probs $T/broken");
     assert_holds(said, "broken");
     free(data), free(broken);
@@ -192,11 +192,11 @@ static void bad_command_lines(void **state) {
 
 static void bad_data(void **state) {
     (void)state;
-    refused(1, "./train_dpo -c $T/sft.bin -i $T/chat.shard -o $T/kept", "it holds chat records, expected preference");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/chat.shard -o $T/kept", "contains chat records, expected preference");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/labels.shard -o $T/kept",
-            "it holds unpaired records, expected preference");
+            "contains unpaired records, expected preference");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept --loss-type kto", "expected unpaired records");
-    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -j $T/chat.shard -o $T/kept", "chat.shard: it holds chat");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -j $T/chat.shard -o $T/kept", "chat.shard: contains chat");
     refused(1, "./train_dpo -c $T/none -i $T/prefs.shard -o $T/kept", "none");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/none -o $T/kept", "none");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/none/x", "none/x");

@@ -490,7 +490,8 @@ static void unwritable(void **state) {
     assert_false(writer_open(&w, files_directory, &e));
     files_assert_error(&e, "is a directory, expected a file");
     assert_false(writer_open(&w, files_path("absent/model.bin"), &e));
-    files_assert_error(&e, "absent/model.bin: cannot create a temporary file beside it: No such file or directory");
+    files_assert_error(&e,
+                       "absent/model.bin: cannot create a temporary file in its directory: No such file or directory");
     assert_false(writer_open(&w, "", &e));
     files_assert_error(&e, "name of an output file is empty");
     assert_int_equal(files_count(), files);
@@ -510,7 +511,7 @@ static void unwritable(void **state) {
     if (getuid() == 0) assert_int_equal(seteuid(0), 0);
     chmod(directory, 0755);
     assert_false(opened);
-    files_assert_error(&e, "locked/model.bin: cannot create a temporary file beside it: Permission denied");
+    files_assert_error(&e, "locked/model.bin: cannot create a temporary file in its directory: Permission denied");
     assert_false(opened_guarded);
     files_assert_error(&second, "guarded: cannot write: Permission denied");
     files_assert_content(inside, "earlier", 7);

@@ -492,10 +492,10 @@ static void examples(void **state) {
     assert_true(x.cut > 0);
     examples_close(&x);
     assert_false(examples_open(&x, files_path("few.shard"), RECORD_STEP, 5, &e));
-    assert_holds(e.text, "it holds unpaired records, expected step records");
+    assert_holds(e.text, "contains unpaired records, expected step records");
     assert_false(examples_open(&x, files_path("few.shard"), RECORD_UNPAIRED, 1, &e));
     assert_holds(e.text,
-                 "no record is left to train on: 3 records, 3 dropped (no labelled answer fits under 1 tokens)");
+                 "no record is left to train on: 3 records, 3 dropped (no labelled completion fits under 1 tokens)");
 }
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
@@ -539,11 +539,11 @@ static void bad_input(void **state) {
     refused(2, RM "-i $T/answers.shard --kind orm --no-prefix-sharing", "used only with --kind bt");
     refused(2, RM "-i $T/steps.shard --kind prm --normalize none", "--normalize: a process model's scores");
     refused(2, RM "-i - -j - < /dev/null", "only one input can be standard input");
-    refused(1, RM "-i $T/answers.shard", "answers.shard: it holds unpaired records, expected preference records");
-    refused(1, RM "-i $T/chat.shard --kind orm", "chat.shard: it holds chat records, expected unpaired records");
-    refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: it holds preference records, expected step records");
-    refused(1, RM "-i $T/pairs.shard -j $T/answers.shard", "it holds unpaired records, expected preference records");
-    refused(1, RM "-i $T/pairs.shard --normalize $T/steps.shard", "it holds step records");
+    refused(1, RM "-i $T/answers.shard", "answers.shard: contains unpaired records, expected preference records");
+    refused(1, RM "-i $T/chat.shard --kind orm", "chat.shard: contains chat records, expected unpaired records");
+    refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: contains preference records, expected step records");
+    refused(1, RM "-i $T/pairs.shard -j $T/answers.shard", "contains unpaired records, expected preference records");
+    refused(1, RM "-i $T/pairs.shard --normalize $T/steps.shard", "contains step records");
     refused(1, RM "-i $T/none", "none: cannot open");
     refused(1, RM "-i $T/start.bin", "this is a checkpoint, expected a record shard");
     refused(1, "head -c 2000 $T/pairs.shard | " RM "-i -", "standard input: ");
@@ -571,12 +571,12 @@ static void bad_input(void **state) {
     refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -n 0 -i $T/tasks.shard", "no samples to choose from");
     /* make_prefs */
     refused(2, "data/make_prefs --rule colour", "expected char, char=x");
-    refused(2, "data/make_prefs --min-length 5 --max-length 4", "it is above --max-length");
+    refused(2, "data/make_prefs --min-length 5 --max-length 4", "--min-length is above --max-length");
     refused(2, "data/make_prefs -f step", "give --rule sum");
-    refused(2, "data/make_prefs -f chat --flip 0.1", "there are no labels");
-    refused(2, "data/make_prefs -f unpaired --margin", "goes with --format preference");
-    refused(2, "data/make_prefs --steps", "--steps: goes with --rule sum");
-    refused(1, "data/make_prefs --rule repeats --max-length 1 -o $T/kept", "record 0: in 10000 draws");
+    refused(2, "data/make_prefs -f chat --flip 0.1", "--format chat and prompt have no labels");
+    refused(2, "data/make_prefs -f unpaired --margin", "--margin requires --format preference");
+    refused(2, "data/make_prefs --steps", "--steps requires --rule sum");
+    refused(1, "data/make_prefs --rule repeats --max-length 1 -o $T/kept", "record 0: 10000 draws gave no");
 }
 
 /* ---- data/make_prefs ------------------------------------------------------------------------------------------- */

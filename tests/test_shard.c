@@ -77,7 +77,7 @@ static void assert_shard(const char *path, RecordKind kind, int32_t vocab, int r
     assert_int_equal(s.total_tokens, total);
     assert_int_equal(s.longest, longest);
     assert_false(shard_record(&s, records, &r, &e));
-    files_assert_error(&e, "was asked for, it holds");
+    files_assert_error(&e, "is out of range, the shard has");
     assert_false(shard_record(&s, -1, &r, &e));
     record_free(&r);
     shard_close(&s);
@@ -259,35 +259,35 @@ static void wrong_fields(void **state) {
         {RECORD_CHAT, 12, 4, INT32_MAX, "vocabulary is 2147483647"},
         {RECORD_CHAT, 12, 4, 299, "record 0: token 0 is 299, expected below the vocabulary of 299"},
         {RECORD_CHAT, 16, 4, 4, "token ids have 4 bytes, expected 2 for a vocabulary of 300"},
-        {RECORD_CHAT, 20, 4, 9, "records hold 11 tokens, the longest 8; header says 11 and 9"},
-        {RECORD_CHAT, 20, 4, UINT32_MAX, "header says 11 and -1"},
+        {RECORD_CHAT, 20, 4, 9, "records have 11 tokens, the longest 8; the header has 11 and 9"},
+        {RECORD_CHAT, 20, 4, UINT32_MAX, "header has 11 and -1"},
         {RECORD_CHAT, 24, 4, 1, "header field 6 is 1, expected 0"},
         {RECORD_CHAT, 72, 4, 1, "header field 18 is 1, expected 0"},
         {RECORD_CHAT, 1020, 4, 1, "header field 255 is 1, expected 0"},
         {RECORD_CHAT, 32, 8, 3, "header (3 records, "},
         {RECORD_CHAT, 32, 8, 1, "header (1 records, "},
-        {RECORD_CHAT, 32, 8, UINT64_MAX, "sizes in the header are no sizes of a file"},
-        {RECORD_CHAT, 32, 8, (uint64_t)1 << 60, "sizes in the header are no sizes of a file"}, /* times 16: 0 */
-        {RECORD_CHAT, 40, 8, 12, "header says 12 and 8"},
-        {RECORD_CHAT, 40, 8, UINT64_MAX, "sizes in the header are no sizes of a file"},
-        {RECORD_CHAT, 48, 8, INT64_MAX, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, 32, 8, UINT64_MAX, "sizes in the header are impossible for a file"},
+        {RECORD_CHAT, 32, 8, (uint64_t)1 << 60, "sizes in the header are impossible for a file"}, /* times 16: 0 */
+        {RECORD_CHAT, 40, 8, 12, "header has 12 and 8"},
+        {RECORD_CHAT, 40, 8, UINT64_MAX, "sizes in the header are impossible for a file"},
+        {RECORD_CHAT, 48, 8, INT64_MAX, "sizes in the header are impossible for a file"},
         {RECORD_CHAT, 48, 8, (uint64_t)1 << 40, "1099511627776 bytes of payload) needs"},
         {RECORD_CHAT, 56, 8, (uint64_t)1 << 31, "file ends at byte"},
-        {RECORD_CHAT, 64, 8, 0, "sizes in the header are no sizes of a file"},
+        {RECORD_CHAT, 64, 8, 0, "sizes in the header are impossible for a file"},
         {RECORD_CHAT, INDEX, 8, 1, "record 0 at byte 1 of the payload"},
         {RECORD_CHAT, INDEX + 8, 4, 8, "record 1 at byte 7 of the payload"},
         {RECORD_CHAT, INDEX + 16, 8, 0, "record 1 at byte 0 of the payload"},
         {RECORD_CHAT, INDEX + 16, 8, UINT64_MAX, "record 1 at byte 18446744073709551615 of the payload"},
         {RECORD_CHAT, INDEX + 24, 4, UINT32_MAX, "record 1 at byte 7 of the payload has 4294967295 bytes"},
-        {RECORD_CHAT, INDEX + 24, 4, 16, "records take 23 bytes of the payload, header says 24"},
-        {RECORD_CHAT, INDEX + 12, 4, UINT32_MAX, "records hold 4294967303 tokens"},
+        {RECORD_CHAT, INDEX + 24, 4, 16, "records take 23 bytes of the payload, the header has 24"},
+        {RECORD_CHAT, INDEX + 12, 4, UINT32_MAX, "records have 4294967303 tokens"},
         {RECORD_CHAT, RECORDS, 2, 300, "record 0: token 0 is 300, expected below the vocabulary of 300"},
         {RECORD_CHAT, RECORDS + 6, 1, 8, "record 0 has mask bits beyond its last token"},
-        {RECORD_PROMPT, RECORDS, 4, 3, "record 0 has a text of another length"},
+        {RECORD_PROMPT, RECORDS, 4, 3, "record 0 has a text whose length does not match"},
         {RECORD_PROMPT, RECORDS, 4, UINT32_MAX, "record 0 is too short for its texts"},
         {RECORD_PROMPT, RECORDS + 12, 4, 1000, "record 0 is too short for its texts"},
-        {RECORD_PROMPT, RECORDS + 12, 4, 11, "record 0 has a text of another length"},
-        {RECORD_PROMPT, RECORDS + 23, 1, 0, "record 0 has a text of another length"},
+        {RECORD_PROMPT, RECORDS + 12, 4, 11, "record 0 has a text whose length does not match"},
+        {RECORD_PROMPT, RECORDS + 23, 1, 0, "record 0 has a text whose length does not match"},
         {RECORD_PREFERENCE, RECORDS, 4, 0, "record 0 has lengths of prompt, chosen and rejected that do not add up"},
         {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt, chosen and rejected"},
         {RECORD_PREFERENCE, RECORDS + 4, 4, 0, "record 0 has lengths of prompt, chosen and rejected"},
@@ -327,7 +327,7 @@ static void wrong_fields(void **state) {
     file = files_get(files_path("wrong.shard"), &n);
     patch(file, n, n - 12, 0, 1); /* a NUL inside the template */
     assert_false(open_memory(file, n, &e));
-    files_assert_error(&e, "chat template of 5 bytes, header says 8");
+    files_assert_error(&e, "chat template has 5 bytes, the header has 8");
     free(file);
     put_shard(files_path("wrong.shard"), RECORD_CHAT, 300, 2);
     file = files_get(files_path("wrong.shard"), &n);
@@ -371,7 +371,7 @@ static void refused_records(void **state) {
             if (fault == 2) r.tokens[1] = -1, part = "record 0: token 1 is -1, expected below the vocabulary of 300";
             if (fault == 3 && r.mask) r.mask = NULL, part = "record 0 has no mask";
             if (fault == 4 && kinds[k] == RECORD_PREFERENCE)
-                r.rejected = 0, part = "lacks a chosen or a rejected answer";
+                r.rejected = 0, part = "has no chosen or no rejected completion";
             if (fault == 5 && kinds[k] == RECORD_PREFERENCE) r.prompt++, part = "has lengths that do not add up";
             if (fault == 5 && kinds[k] == RECORD_STEP) r.prompt = 99, part = "has a prompt longer than its tokens";
             if (fault == 4 && kinds[k] == RECORD_UNPAIRED) r.label = 2, part = "has a label that is neither 0 nor 1";
@@ -388,7 +388,7 @@ static void refused_records(void **state) {
     assert_false(shard_create(&w, path, RECORD_CHAT, 0, NULL, 0, NULL, &e));
     files_assert_error(&e, "kept.shard: vocabulary is 0, expected 1 to 4194304");
     assert_false(shard_create(&w, files_path("absent/x"), RECORD_CHAT, 300, NULL, 0, NULL, &e));
-    files_assert_error(&e, "absent/x: cannot create a temporary file beside it: No such file or directory");
+    files_assert_error(&e, "absent/x: cannot create a temporary file in its directory: No such file or directory");
     shard_abort(&w);
     assert_true(shard_create(&w, "/dev/full", RECORD_CHAT, 300, NULL, 0, NULL, &e));
     assert_false(shard_commit(&w, &e));
@@ -463,7 +463,7 @@ static void token_shards(void **state) {
     assert_int_equal(t.count, 0);
     tokens_close(&t);
     assert_false(tokens_write(path, tokens, (size_t)1 << 31, &e));
-    files_assert_error(&e, "2147483648 tokens do not fit a token shard");
+    files_assert_error(&e, "2147483648 tokens, expected at most 2147483647");
     assert_false(tokens_write("/dev/full", tokens, 100000, &e));
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
 }

@@ -438,7 +438,7 @@ static void test_splits(void **state) {
     size_t n;
     assert_int_equal(run("-d 1 -n 100 --split heldout"), 1);
     char *err = content("err", &n);
-    assert_int_equal(sscanf(err, "make_tasks: add: after %d records no new problem", &found), 1);
+    assert_int_equal(sscanf(err, "make_tasks: add: no new problem in 200000 draws after %d records", &found), 1);
     free(err);
     assert_int_equal(run("-d 1 -n %d --split heldout", found), 0);
     assert_int_equal(run("-d 1 -n %d --split train", 101 - found), 1);
@@ -446,7 +446,7 @@ static void test_splits(void **state) {
     assert_int_equal(run("-d 1 -n 100 --split all"), 0);
     assert_int_equal(run("-d 1 -n 101 --split all"), 1);
     err = content("err", &n);
-    assert_non_null(strstr(err, "add: after 100 records no new problem"));
+    assert_non_null(strstr(err, "add: no new problem in 200000 draws after 100 records"));
     free(err);
     assert_true(found > 2 && found < 25);
 }
@@ -492,7 +492,7 @@ static void test_mixture_and_noise(void **state) {
     }
     assert_true(abs(adds - 1500) < 100);
     assert_true(abs(wrong - 500) < 100);
-    snprintf(stated, sizeof stated, "%d add, %d sub | %d wrong on purpose", adds, 2000 - adds, wrong);
+    snprintf(stated, sizeof stated, "%d add, %d sub | %d deliberately wrong", adds, 2000 - adds, wrong);
     assert_non_null(strstr(err, stated));
     free(text), free(err);
 }
@@ -560,16 +560,16 @@ static void test_bad_command_lines(void **state) {
                  {"-t add:0", 2, "weight of add must be a number above 0"},
                  {"-t add:x", 2, "weight of add"},
                  {"-t add,", 2, "'' is not one of"},
-                 {"-t add,add", 2, "add stands there twice"},
+                 {"-t add,add", 2, "add is given twice"},
                  {"-l 6", 2, "out of range"},
                  {"-n 0", 2, "out of range"},
                  {"--style upside-down", 2, "is not one of"},
                  {"--style reversed -t sort", 2, "--style reversed: sort has no number"},
                  {"-t sort -d 2", 2, "--digits: sort has none"},
                  {"-t add --items 3", 2, "--items: 3 is out of range [2, 2] for add"},
-                 {"--noise 0.5", 2, "--noise: only demonstrations have any"},
+                 {"--noise 0.5", 2, "--noise applies to demonstrations"},
                  {"--noise 2 -f chat", 2, "out of range"},
-                 {"words", 2, "words: takes no words"},
+                 {"words", 2, "words: unexpected argument"},
                  {"--no-such", 2, "unknown"},
                  {"-o /no/such/place", 1, "/no/such/place"},
                  {"-o /dev/full", 1, "/dev/full"},

@@ -373,7 +373,7 @@ static void test_directories(void **state) {
     Error e;
     assert_refused(files_path("none"), "no such tokenizer");
     assert_int_equal(mkdir(files_path("dir"), 0755), 0);
-    assert_refused(files_path("dir"), "holds neither");
+    assert_refused(files_path("dir"), "contains neither");
     assert_int_equal(symlink(vocab_json, files_path("dir/encoder.json")), 0);
     assert_int_equal(symlink(merges_txt, files_path("dir/vocab.bpe")), 0);
     assert_true(tokenizer_open(&t, files_path("dir"), &e));
@@ -404,7 +404,7 @@ static void test_bad_vocab(void **state) {
         {"{\"a\":0,\"b\":0}", "", "have the same id 0"},
         {"{\"a\":0,\"a\":1}", "", "duplicate"},
         {"{\"a\":0}", "", "byte 0x00 has no token"},
-        {"{\"\\u2581the\":0}", "", "U+2581 stands for no byte"},
+        {"{\"\\u2581the\":0}", "", "U+2581 represents no byte"},
         {"{\"a\":0}", "#version: 0.2\nab\n", "line 2: 'ab'"},
         {"{\"a\":0}", "a  b\n", "expected two tokens"},
         {"{\"a\":0}", "a b\n", "token 'b' is not in the vocabulary"},
@@ -432,8 +432,8 @@ static void test_bad_tokenizer_json(void **state) {
         {"model", "dropout", "0.1", "model.dropout is set"},
         {"model", "end_of_word_suffix", "\"</w>\"", "end_of_word_suffix is set"},
         {"model", "merges", "7", "merges is not a list"},
-        {"model", "merges", "[7]", "expected a text or a pair"},
-        {"model", "merges", "[[\"a\",\"b\",\"c\"]]", "expected a text or a pair"},
+        {"model", "merges", "[7]", "expected a string or a pair"},
+        {"model", "merges", "[[\"a\",\"b\",\"c\"]]", "expected a string or a pair"},
         {"model", "vocab", "[]", "vocab is not an object"},
         {NULL, "normalizer", "{\"type\":\"NFC\"}", "has a normalizer (NFC)"},
         {NULL, "pre_tokenizer", "null", "pre_tokenizer is of no type"},
@@ -448,7 +448,7 @@ static void test_bad_tokenizer_json(void **state) {
          "\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
          "pattern '(a'"},
         {NULL, "added_tokens", "[{\"id\":1,\"content\":\"<x>\"}]", "has the id 1"},
-        {NULL, "added_tokens", "[{\"id\":900}]", "no text in 'content'"},
+        {NULL, "added_tokens", "[{\"id\":900}]", "no string in 'content'"},
         {NULL, "model", "null", "has no 'model'"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -1,17 +1,19 @@
-/* error.h - how this project reports what went wrong.
+/* error.h - error reporting.
  *
  * A library function that can fail takes an `Error *` and returns false (or NULL) after error_set() has written one
- * full sentence into it; it never prints and never exits. Only the programs' main files call die() or usage_error().
- * A message reads `object: what was found, what was expected[; what to do]`, one line, lower case; die() puts the
- * program's name before it.
+ * full sentence into it. It does not print and does not exit. Only the programs and the scaffolding of the trainers
+ * (trainer.h, generation.h, inference.h and the headers built on them) call die() or usage_error(). A message has the
+ * form `object: what was found, what was expected[; what to do]`, on one line, in lower case; die() prefixes the
+ * program's name.
  *
  *     Error e;
  *     if (!shard_open(&shard, path, &e)) die("%s", e.text);
  *
- * Exit status: 0 all is well, 1 a failure, 2 the command line was wrong. Running out of host memory is always fatal.
+ * Exit status: 0 success, 1 failure, 2 bad command line. Running out of host memory is always fatal.
  *
- * Where several ranks run (dist.h), they mostly fail of the same cause: rank 0 speaks for all. Another rank keeps warnings
- * and wrong command lines to itself, and speaks of a failure, with its number, if it is still there five seconds later.
+ * With several ranks (dist.h), usually all ranks fail for the same reason, so only rank 0 prints. The other ranks print
+ * no warnings and no usage errors. They print a failure, with the rank's number, only if they are still running five
+ * seconds later.
  */
 #ifndef LLMC_BASE_ERROR_H
 #define LLMC_BASE_ERROR_H
@@ -42,12 +44,12 @@ PRINTF_LIKE(2, 3) static inline bool error_set(Error *e, const char *format, ...
     vsnprintf(e->text, sizeof e->text, format, args);
     va_end(args);
     for (char *c = e->text; *c; c++)
-        if (*c == '\n') *c = ' '; /* one line, whatever a library's own message holds */
+        if (*c == '\n') *c = ' '; /* one line, even if a library's message has several */
     return false;
 }
 
-/* One line on standard error: the program's name, `kind`, the message, `tail`. Line ends inside the message (a user's own
- * words may hold them) become spaces. */
+/* Prints one line to standard error: the program's name, `kind`, the message, `tail`. Newlines inside the message, for
+ * example from a user's argument, become spaces. */
 static inline void error_print(const char *kind, const char *tail, const char *format, va_list args) {
     Error e;
     vsnprintf(e.text, sizeof e.text, format, args);
@@ -70,8 +72,9 @@ PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
     char rank[32] = "";
     const Launch l = launch_of_environment();
     if (l.rank) {
-        const struct timespec grace = {.tv_sec = 5, .tv_nsec = 0}; /* mpirun ends the others within two */
-        if (nanosleep(&grace, NULL)) exit(1); /* a signal: the launcher ends the run, rank 0 has spoken */
+        const struct timespec grace = {.tv_sec = 5, .tv_nsec = 0}; /* mpirun ends the other ranks within two */
+        if (nanosleep(&grace, NULL))
+            exit(1); /* interrupted by a signal: the launcher is ending the run, rank 0 has printed */
         snprintf(rank, sizeof rank, "rank %d: ", l.rank);
     }
     va_start(args, format);
@@ -91,29 +94,29 @@ PRINTF_LIKE(1, 2) static inline NORETURN void usage_error(const char *format, ..
     exit(2);
 }
 
-/* a * b, or false when the product does not fit: sizes that come from a file or an option are multiplied only so. */
+/* Computes a * b; false on overflow. Sizes from a file or an option are always multiplied with this. */
 static inline bool size_multiply(size_t a, size_t b, size_t *product) { return !__builtin_mul_overflow(a, b, product); }
 
 static inline void *checked(void *memory, size_t bytes) {
-    if (!memory) die("out of memory: %zu bytes were asked for", bytes);
+    if (!memory) die("out of memory: cannot allocate %zu bytes", bytes);
     return memory;
 }
 
-/* count * size bytes, zeroed. */
+/* Allocates count * size zeroed bytes. */
 static inline void *xcalloc(size_t count, size_t size) {
     return checked(calloc(count ? count : 1, size ? size : 1), count * size);
 }
 
 static inline void *xmalloc(size_t bytes) { return checked(malloc(bytes ? bytes : 1), bytes); }
 
-/* Grows or shrinks to count * size bytes. */
+/* Resizes to count * size bytes. */
 static inline void *xrealloc(void *memory, size_t count, size_t size) {
     size_t bytes;
-    if (!size_multiply(count, size, &bytes)) die("out of memory: %zu times %zu bytes were asked for", count, size);
+    if (!size_multiply(count, size, &bytes)) die("out of memory: cannot allocate %zu times %zu bytes", count, size);
     return checked(realloc(memory, bytes ? bytes : 1), bytes);
 }
 
-/* The first n bytes of s with a closing NUL. */
+/* Copies the first n bytes of s and appends a NUL. */
 static inline char *xstrndup(const char *s, size_t n) {
     char *copy = (char *)xmalloc(n + 1);
     memcpy(copy, s, n);

@@ -1,14 +1,14 @@
-/* io.h - bytes from and to files, pipes and memory: what every file format of this project is read and written through.
+/* io.h - reader and writer of files, pipes and memory, used for all file formats of this project.
  *
- * Reader: "-" is standard input. A zstd stream, on a file or on a pipe, is recognised by its magic and decompressed on
- * the fly, over any number of frames; never more is decompressed than the caller asks for, and windows above zstd's
- * own limit of 128 MiB are refused, so that a small file cannot fill the memory. Everything delivered is hashed
- * (XXH3, 64 bits) on the way, for checksums.
+ * Reader: "-" is standard input. A zstd stream from a file or a pipe is recognised by its magic number and decompressed
+ * on the fly, over any number of frames. No more is decompressed than the caller requests, and windows above zstd's
+ * limit of 128 MiB are rejected, so a small file cannot fill the memory. All bytes delivered are hashed (XXH3, 64 bits)
+ * for checksums.
  *
- * Writer: "-" is standard output. A regular file is written under a temporary name in its own directory
- * (NAME.XXXXXX.tmp), and takes its name only in writer_commit(), after fsync: a failure at any moment leaves the
- * earlier file as it was. A device or fifo (/dev/null, /dev/full) is written straight through. A path that ends in .zst
- * is compressed, with zstd's content checksum. A signal handler that must leave at once may unlink(w->temporary).
+ * Writer: "-" is standard output. A regular file is written under a temporary name in the same directory
+ * (NAME.XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
+ * file unchanged. A device or fifo (/dev/null, /dev/full) is written directly. A file whose path ends in .zst is
+ * compressed, with zstd's content checksum. A signal handler that exits immediately may unlink(w->temporary).
  *
  *     Reader r;
  *     if (!reader_open(&r, path, e)) return false;
@@ -18,11 +18,11 @@
  *     Writer w;
  *     if (!writer_open(&w, path, e)) return false;
  *     if (writer_write(&w, data, n, e) && writer_commit(&w, e)) return true;
- *     writer_abort(&w);                                     // harmless after a failure, and after a commit
+ *     writer_abort(&w);                                     // also safe after a failure or a commit
  *     return false;
  *
- * Programs that write to pipes ignore SIGPIPE; a reader that went away is then reported as a failed write.
- * Numbers in files are little-endian, as the machines are that this is built for.
+ * Programs that write to pipes ignore SIGPIPE; a closed pipe is then reported as a failed write. Numbers in files are
+ * little-endian, like the machines this is built for.
  */
 #ifndef LLMC_BASE_IO_H
 #define LLMC_BASE_IO_H
@@ -39,7 +39,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read and written as little-endian memory");
 
-enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: the buffer; the most that one read or write moves */
+enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: size of the buffer; maximum of one read or write call */
 
 /* ---- magic numbers ------------------------------------------------------------------------------------------- */
 
@@ -58,7 +58,7 @@ static inline const char *magic_name(int32_t magic) {
     }
 }
 
-/* Is `found`, the first int32 of a file, the magic number of what is expected? */
+/* Checks that `found`, the first int32 of a file, is the expected magic number. */
 static inline bool magic_check(const char *name, int32_t found, int32_t expected, Error *e) {
     if (found == expected) return true;
     const char *kind = magic_name(found);
@@ -74,13 +74,13 @@ typedef struct Reader {
     int fd;     /* -1: memory */
     bool close_fd;
     bool drained; /* the file has no more bytes than those in `in` */
-    bool broken;  /* a read has failed; every later one does */
+    bool broken;  /* a read has failed; every later read fails too */
     uint8_t *buffer;
-    const uint8_t *in; /* bytes [at, end) came from the file and wait */
+    const uint8_t *in; /* bytes [at, end) are read from the file but not yet delivered */
     size_t at, end;
-    int64_t unread; /* bytes that a plain regular file still holds beyond `in`; -1 where not known */
+    int64_t unread; /* bytes left in an uncompressed regular file after those in `in`; -1 if unknown */
     ZSTD_DStream *zstd;
-    bool in_frame;     /* the zstd frame that was begun has not ended */
+    bool in_frame;     /* inside a zstd frame */
     uint64_t position; /* bytes delivered */
     XXH3_state_t *hash;
 } Reader;
@@ -94,7 +94,8 @@ static inline void reader_close(Reader *r) {
     *r = (Reader){.fd = -1};
 }
 
-/* read(2), past interruptions and descriptors that do not block. Returns the bytes, 0 at the end, -1 on an error. */
+/* read(2) that retries after signals and waits on non-blocking descriptors. Returns the number of bytes, 0 at the end,
+ * -1 on an error. */
 static inline ssize_t reader_raw(Reader *r, void *dst, size_t n, Error *e) {
     if (n > IO_PIECE) n = IO_PIECE;
     for (;;) {
@@ -112,7 +113,7 @@ static inline ssize_t reader_raw(Reader *r, void *dst, size_t n, Error *e) {
     }
 }
 
-/* Looks at the first bytes of a stream that is about to be read; a zstd stream gets its decompressor. */
+/* Inspects the first bytes of a new stream and sets up the decompressor of a zstd stream. */
 static inline bool reader_begin(Reader *r, Error *e) {
     r->hash = (XXH3_state_t *)checked(XXH3_createState(), sizeof(XXH3_state_t));
     XXH3_64bits_reset(r->hash);
@@ -135,7 +136,7 @@ static inline bool reader_begin(Reader *r, Error *e) {
     return true;
 }
 
-/* Opens `path` for reading; "-" is standard input. On failure nothing is left open. */
+/* Opens `path` for reading; "-" is standard input. On failure nothing stays open. */
 static inline bool reader_open(Reader *r, const char *path, Error *e) {
     const bool standard = !strcmp(path, "-");
     *r = (Reader){.name = xstrdup(standard ? "standard input" : path), .unread = -1};
@@ -163,7 +164,7 @@ static inline bool reader_memory(Reader *r, const void *data, size_t n, Error *e
     return false;
 }
 
-/* Bytes left, where the source is a plain file or memory; -1 where only reading on can tell. */
+/* Returns the number of bytes left if the source is an uncompressed regular file or memory, else -1. */
 static inline int64_t reader_left(const Reader *r) {
     return r->unread < 0 || r->zstd ? -1 : r->unread + (int64_t)(r->end - r->at);
 }
@@ -171,7 +172,7 @@ static inline int64_t reader_left(const Reader *r) {
 /* XXH3-64 of all (decompressed) bytes delivered so far. */
 static inline uint64_t reader_hash(const Reader *r) { return XXH3_64bits_digest(r->hash); }
 
-/* Decompresses up to n bytes to dst; 0 at the end. */
+/* Decompresses up to n bytes to dst. Returns the number of bytes, 0 at the end. */
 static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     ZSTD_outBuffer out = {dst, n, 0};
     while (!out.pos) {
@@ -181,9 +182,10 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
                 *failed = true;
                 return 0;
             }
-            r->at = 0, r->end = (size_t)got;
+            r->at = 0;
+            r->end = (size_t)got;
         }
-        const bool starved = r->at == r->end; /* at the file's end: only what zstd still holds can come */
+        const bool starved = r->at == r->end; /* end of the file: only zstd's internal buffer is left */
         if (starved && !r->in_frame) return 0;
         ZSTD_inBuffer in = {r->in, r->end, r->at};
         const size_t hint = ZSTD_decompressStream(r->zstd, &out, &in);
@@ -205,8 +207,8 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
     return out.pos;
 }
 
-/* Reads between 1 and n bytes, as they come; returns how many, 0 at the end (or when n is 0). On a failure *failed is
- * set to true and 0 returned; otherwise *failed is left alone. */
+/* Reads between 1 and n bytes, as many as are available. Returns the number, 0 at the end or if n is 0. On failure,
+ * sets *failed to true and returns 0; otherwise leaves *failed unchanged. */
 static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     size_t got = 0;
     bool bad = r->broken;
@@ -214,12 +216,15 @@ static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, E
     if (!n || bad) {
     } else if (r->zstd) got = reader_decompress(r, dst, n < IO_PIECE ? n : IO_PIECE, &bad, e);
     else {
-        const bool direct = n >= IO_BUFFER; /* large pieces need no stop in the buffer */
+        const bool direct = n >= IO_BUFFER; /* large reads bypass the buffer */
         if (r->at == r->end && !r->drained) {
             const ssize_t raw = reader_raw(r, direct ? dst : r->buffer, direct ? n : IO_BUFFER, e);
             bad = raw < 0;
             if (!bad && direct) got = (size_t)raw;
-            if (!bad && !direct) r->at = 0, r->end = (size_t)raw;
+            if (!bad && !direct) {
+                r->at = 0;
+                r->end = (size_t)raw;
+            }
         }
         if (!got && r->at < r->end) {
             got = r->end - r->at < n ? r->end - r->at : n;
@@ -233,7 +238,7 @@ static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, E
     return got;
 }
 
-/* Reads n bytes, or fewer only where the stream ends (or fails: *failed is set). Returns how many. */
+/* Reads n bytes, or fewer if the stream ends or fails; a failure sets *failed. Returns the number of bytes. */
 static inline size_t reader_full(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     size_t done = 0;
     while (done < n) {
@@ -249,7 +254,7 @@ static inline bool reader_short(const Reader *r, const char *what, uint64_t need
                      (unsigned long long)needed, (unsigned long long)start, (unsigned long long)r->position);
 }
 
-/* Reads exactly n bytes; `what` they are stands in the message when there are fewer. */
+/* Reads exactly n bytes; `what` describes them in the error message if there are fewer. */
 static inline bool reader_read(Reader *r, void *dst, size_t n, const char *what, Error *e) {
     const uint64_t start = r->position;
     bool failed = false;
@@ -257,7 +262,7 @@ static inline bool reader_read(Reader *r, void *dst, size_t n, const char *what,
     return failed ? false : reader_short(r, what, n, start, e);
 }
 
-/* Reads and drops exactly n bytes. */
+/* Reads and discards exactly n bytes. */
 static inline bool reader_skip(Reader *r, uint64_t n, const char *what, Error *e) {
     uint8_t waste[1 << 14];
     const uint64_t start = r->position;
@@ -270,7 +275,7 @@ static inline bool reader_skip(Reader *r, uint64_t n, const char *what, Error *e
     return true;
 }
 
-/* Is this the end? A zstd stream's last checksum is verified here, too. */
+/* Checks that the stream ends here. This also verifies the last checksum of a zstd stream. */
 static inline bool reader_end(Reader *r, Error *e) {
     uint8_t extra;
     bool failed = false;
@@ -279,8 +284,9 @@ static inline bool reader_end(Reader *r, Error *e) {
                      (unsigned long long)r->position - 1);
 }
 
-/* Exactly n bytes in fresh memory with a closing NUL, or NULL. The memory grows as the bytes arrive where the length of
- * the source is not known, and is never more than the machine has: n may come from the file itself. */
+/* Reads exactly n bytes into new memory and appends a NUL; NULL on failure. As n may come from an untrusted file, it is
+ * checked against the length of the source and the machine's memory. If the length of the source is unknown, the memory
+ * grows as bytes arrive. */
 static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *e) {
     const uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), start = r->position;
     const int64_t left = reader_left(r);
@@ -310,8 +316,8 @@ static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *
     return NULL;
 }
 
-/* The whole of a file (or of standard input) in fresh memory with a closing NUL, *n its length; an error where it is
- * longer than `limit` bytes. */
+/* Reads a whole file or standard input into new memory, appends a NUL and sets *n to the length. Fails if it is longer
+ * than `limit` bytes. */
 static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error *e) {
     Reader r;
     if (!reader_open(&r, path, e)) return NULL;
@@ -320,14 +326,14 @@ static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error 
     if (capacity > limit) capacity = limit + (limit < SIZE_MAX);
     char *text = (char *)xmalloc(capacity + (capacity < SIZE_MAX));
     bool failed = false;
-    for (;;) { /* one byte beyond the limit is asked for, which tells a full file from a long one */
+    for (;;) { /* requests one byte more than the limit to detect a longer file */
         done += reader_full(&r, text + done, capacity - done, &failed, e);
         if (done < capacity || failed || done > limit) break;
         capacity = limit / 2 < capacity ? limit + (limit < SIZE_MAX) : 2 * capacity;
         text = (char *)xrealloc(text, capacity + (capacity < SIZE_MAX), 1);
     }
     if (!failed && done > limit)
-        failed = !error_set(e, "%s: is longer than %zu bytes, the most that is read here", r.name, limit);
+        failed = !error_set(e, "%s: is longer than %zu bytes, the limit for this file", r.name, limit);
     reader_close(&r);
     if (failed) {
         free(text);
@@ -342,8 +348,8 @@ static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error 
 
 typedef struct Writer {
     char *name;      /* for messages */
-    char *path;      /* the name that the file takes, symbolic links resolved; NULL: no renaming */
-    char *temporary; /* the file that exists meanwhile, or NULL */
+    char *path;      /* final name of the file, symbolic links resolved; NULL: no renaming */
+    char *temporary; /* name of the temporary file, or NULL */
     int fd;          /* -1: closed */
     uint8_t *buffer;
     size_t used;
@@ -352,7 +358,8 @@ typedef struct Writer {
     XXH3_state_t *hash;
 } Writer;
 
-/* Gives up: the temporary file is removed, an earlier file stays as it is. Also frees a writer whose open failed. */
+/* Discards the output: removes the temporary file and leaves an existing file unchanged. Also frees a writer whose open
+ * failed. */
 static inline void writer_abort(Writer *w) {
     if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
     if (w->temporary) unlink(w->temporary);
@@ -365,7 +372,7 @@ static inline void writer_abort(Writer *w) {
     *w = (Writer){.fd = -1};
 }
 
-/* Sets the message, removes the temporary file at once, and makes all further calls fail. */
+/* Sets the message, removes the temporary file and makes all further calls fail. */
 static inline bool writer_fail(Writer *w, const char *what, int error, Error *e) {
     error_set(e, "%s: cannot %s: %s", w->name, what, strerror(error));
     if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
@@ -380,8 +387,10 @@ static inline bool writer_raw(Writer *w, const void *src, size_t n, Error *e) {
     const uint8_t *s = (const uint8_t *)src;
     while (n) {
         const ssize_t put = write(w->fd, s, n < IO_PIECE ? n : IO_PIECE);
-        if (put >= 0) s += put, n -= (size_t)put;
-        else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        if (put >= 0) {
+            s += put;
+            n -= (size_t)put;
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             struct pollfd wait = {.fd = w->fd, .events = POLLOUT};
             poll(&wait, 1, -1);
         } else if (errno != EINTR) return writer_fail(w, "write", errno, e);
@@ -395,19 +404,19 @@ static inline bool writer_flush(Writer *w, Error *e) {
     return writer_raw(w, w->buffer, n, e);
 }
 
-/* Makes the temporary file beside w->path, with the permissions that the file has or would get. */
+/* Creates the temporary file in the directory of w->path, with the permissions that the file has or would get. */
 static inline bool writer_temporary(Writer *w, const struct stat *old, Error *e) {
     const char *slash = strrchr(w->path, '/');
     const size_t directory = slash ? (size_t)(slash - w->path) + 1 : 0, base = strlen(w->path + directory);
     const size_t size = directory + base + sizeof ".XXXXXX.tmp";
     char *name = (char *)xmalloc(size);
     snprintf(name, size, "%.*s%.*s.XXXXXX.tmp", (int)directory, w->path, base < 200 ? (int)base : 200,
-             w->path + directory); /* 200: what is added must fit into a name of 255 bytes */
+             w->path + directory); /* 200: with the suffix, the name must fit into 255 bytes */
     w->fd = mkostemps(name, 4, O_CLOEXEC);
     if (w->fd < 0) {
         const int error = errno;
         free(name);
-        return error_set(e, "%s: cannot create a temporary file beside it: %s", w->name, strerror(error));
+        return error_set(e, "%s: cannot create a temporary file in its directory: %s", w->name, strerror(error));
     }
     w->temporary = name;
     const mode_t mask = umask(0);
@@ -433,7 +442,7 @@ static inline bool writer_start(Writer *w, const char *path, Error *e) {
     return writer_temporary(w, exists ? &old : NULL, e);
 }
 
-/* Opens `path` for writing; "-" is standard output. On failure nothing is left behind. */
+/* Opens `path` for writing; "-" is standard output. On failure no file is left behind. */
 static inline bool writer_open(Writer *w, const char *path, Error *e) {
     const bool standard = !strcmp(path, "-");
     *w = (Writer){.name = xstrdup(standard ? "standard output" : path), .fd = standard ? STDOUT_FILENO : -1};
@@ -452,7 +461,7 @@ static inline bool writer_open(Writer *w, const char *path, Error *e) {
     return true;
 }
 
-/* Feeds the compressor; `end` closes the frame. */
+/* Compresses n bytes; `end` may close the frame. */
 static inline bool writer_compress(Writer *w, const void *src, size_t n, ZSTD_EndDirective end, Error *e) {
     ZSTD_inBuffer in = {src, n, 0};
     for (;;) {
@@ -468,7 +477,7 @@ static inline bool writer_compress(Writer *w, const void *src, size_t n, ZSTD_En
     }
 }
 
-/* Writes n bytes. A full disk or a reader that went away is reported here or by writer_commit(). */
+/* Writes n bytes. A full disk or a closed pipe is reported here or by writer_commit(). */
 static inline bool writer_write(Writer *w, const void *src, size_t n, Error *e) {
     if (w->fd < 0) return error_set(e, "%s: cannot write: an earlier write failed", w->name);
     if (!n) return true;
@@ -485,7 +494,7 @@ static inline bool writer_write(Writer *w, const void *src, size_t n, Error *e) 
 /* XXH3-64 of all bytes written so far, before compression. */
 static inline uint64_t writer_hash(const Writer *w) { return XXH3_64bits_digest(w->hash); }
 
-/* Makes the directory entry of `path` durable. A file system that cannot is not an error: the file itself is safe. */
+/* Makes the directory entry of `path` durable. Failure is not an error, because the file itself is safe. */
 static inline void writer_sync_directory(const char *path) {
     const char *slash = strrchr(path, '/');
     char *directory = slash ? xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : xstrdup(".");
@@ -514,7 +523,7 @@ static inline bool writer_finish(Writer *w, Error *e) {
     return true;
 }
 
-/* Flushes, syncs, gives the file its name. The writer is closed afterwards, whatever the result. */
+/* Flushes, syncs and renames the file. The writer is closed afterwards, whatever the result. */
 static inline bool writer_commit(Writer *w, Error *e) {
     const bool ok = writer_finish(w, e);
     writer_abort(w);

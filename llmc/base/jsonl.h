@@ -1,20 +1,22 @@
-/* jsonl.h - JSON Lines: one JSON object a line, read over io.h (files, pipes, zstd) with jansson.
+/* jsonl.h - reader of JSON Lines: one JSON object per line, read through io.h (files, pipes, zstd) and jansson.
  *
- * Every message names the file and the line, and the field where one is at fault:
+ * Every message names the file, the line and, if applicable, the field:
  *
  *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
  *
- * Lines longer than a limit are refused, blank ones passed over, a byte-order mark at the start too. A key that comes
- * twice in an object is refused. With `skip_bad` wrong lines are counted in `skipped` instead of ending the reading,
- * and the first one's message is kept in `first`; what the caller finds wrong goes the same way, through jsonl_skip().
+ * Lines longer than a limit and objects with duplicate keys are rejected. Blank lines and a byte-order mark at the
+ * start are skipped. With `skip_bad`, invalid lines are counted in `skipped` instead of ending the reading, and the
+ * message of the first one is kept in `first`. The caller reports lines that it rejects itself through jsonl_skip().
  *
  *     Jsonl j;
  *     json_t *row;                                   // valid until the next call
  *     int more;
  *     if (!jsonl_open(&j, path, skip_bad, e)) return false;
- *     while ((more = jsonl_next(&j, &row, e)) > 0)
- *         if (!(text = jsonl_text(&j, row, "text", e)) && !jsonl_skip(&j, e)) break;
- *     jsonl_close(&j);                               // more < 0: e says what is wrong
+ *     while ((more = jsonl_next(&j, &row, e)) > 0) {
+ *         const char *text = jsonl_text(&j, row, "text", e);
+ *         if (!text && !jsonl_skip(&j, e)) break;
+ *     }
+ *     jsonl_close(&j);                               // more < 0: reading failed, see e
  */
 #ifndef LLMC_BASE_JSONL_H
 #define LLMC_BASE_JSONL_H
@@ -28,15 +30,15 @@ enum { JSONL_LINE_MAX = 1 << 26, JSONL_BUFFER = 1 << 16 }; /* bytes */
 typedef struct Jsonl {
     Reader in;
     const char *name;
-    int64_t line;  /* number of the line that was read last, from 1 */
-    size_t limit;  /* bytes of a line; may be set after jsonl_open() */
-    bool skip_bad; /* count wrong lines and go on */
+    int64_t line;  /* number of the last line read, from 1 */
+    size_t limit;  /* maximum bytes of a line; may be set after jsonl_open() */
+    bool skip_bad; /* count and skip invalid lines */
     int64_t skipped;
-    Error first; /* what was wrong with the first skipped line */
+    Error first; /* message of the first skipped line */
     TextBuffer text;
     json_t *row;
     char *buffer;
-    size_t at, end; /* bytes of the buffer that wait */
+    size_t at, end; /* bytes [at, end) of the buffer are not yet consumed */
 } Jsonl;
 
 static inline void jsonl_close(Jsonl *j) {
@@ -47,7 +49,7 @@ static inline void jsonl_close(Jsonl *j) {
     *j = (Jsonl){.in = {.fd = -1}};
 }
 
-/* Fills the empty buffer; false at the end, or where reading fails: then *failed is set. */
+/* Fills the buffer if it is empty. False at the end or on failure, which sets *failed. */
 static inline bool jsonl_fill(Jsonl *j, bool *failed, Error *e) {
     if (j->at < j->end) return true;
     j->at = 0;
@@ -55,7 +57,7 @@ static inline bool jsonl_fill(Jsonl *j, bool *failed, Error *e) {
     return j->end > 0;
 }
 
-/* Opens `path`, "-" for standard input, and passes over a byte-order mark. */
+/* Opens `path` ("-": standard input) and skips a byte-order mark. */
 static inline bool jsonl_open(Jsonl *j, const char *path, bool skip_bad, Error *e) {
     *j = (Jsonl){.in = {.fd = -1}, .limit = JSONL_LINE_MAX, .skip_bad = skip_bad};
     bool failed = false;
@@ -75,14 +77,15 @@ static inline bool jsonl_open(Jsonl *j, const char *path, bool skip_bad, Error *
     return true;
 }
 
-/* The first byte that waits and is no white space, or -1: tells JSON ('{') from plain text at the start of a file. */
+/* Returns the first buffered byte that is not white space, or -1. At the start of a file it distinguishes JSON ('{')
+ * from plain text. */
 static inline int jsonl_peek(const Jsonl *j) {
     for (size_t i = j->at; i < j->end; i++)
         if (!strchr(" \t\r\n", j->buffer[i]) || !j->buffer[i]) return (unsigned char)j->buffer[i];
     return -1;
 }
 
-/* Appends all that is left of the file, as it is. */
+/* Appends the rest of the file unchanged. */
 static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
     bool failed = false;
     for (; jsonl_fill(j, &failed, e); j->at = j->end) text_append(out, j->buffer + j->at, j->end - j->at);
@@ -91,7 +94,7 @@ static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
 
 /* ---- messages -------------------------------------------------------------------------------------------------- */
 
-/* Says what is wrong with the current line, in `field` where that is not NULL. Returns false. */
+/* Sets the error for the current line and, unless it is NULL, `field`. Returns false. */
 __attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
                                                                      const char *format, ...) {
     char what[700];
@@ -103,7 +106,7 @@ __attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl
     return error_set(e, "%s: line %lld: %s", j->name, (long long)j->line, what);
 }
 
-/* To be asked after `e` has said what is wrong with a line: may the reading go on? */
+/* Counts an invalid line, whose error is in `e`. Returns whether reading may continue. */
 static inline bool jsonl_skip(Jsonl *j, const Error *e) {
     if (!j->skip_bad) return false;
     if (!j->skipped++) j->first = *e;
@@ -112,8 +115,8 @@ static inline bool jsonl_skip(Jsonl *j, const Error *e) {
 
 /* ---- lines ----------------------------------------------------------------------------------------------------- */
 
-/* Reads a line into j->text, without its newline. 1, 0 at the end, -1 where reading fails; a line beyond the limit is
- * dropped and *too_long set. */
+/* Reads a line into j->text, without its newline. Returns 1, 0 at the end, -1 on failure. A line over the limit is
+ * discarded and sets *too_long. */
 static inline int jsonl_line(Jsonl *j, bool *too_long, Error *e) {
     bool failed = false, any = false;
     text_clear(&j->text);
@@ -131,7 +134,8 @@ static inline int jsonl_line(Jsonl *j, bool *too_long, Error *e) {
     return failed ? -1 : any;
 }
 
-/* The top-level field of the line whose text is not UTF-8, or NULL: bad bytes are made DEL, and DEL is looked for. */
+/* Returns the top-level field that contains invalid UTF-8, or NULL. Replaces the invalid bytes with DEL, parses the
+ * line and searches for DEL. */
 static inline const char *jsonl_broken_field(Jsonl *j) {
     char *text = j->text.text;
     for (size_t i = 0; i < j->text.length;) {
@@ -153,7 +157,7 @@ static inline const char *jsonl_broken_field(Jsonl *j) {
     return NULL;
 }
 
-/* Makes an object of the line in j->text. */
+/* Parses the line in j->text into j->row. */
 static inline bool jsonl_parse(Jsonl *j, Error *e) {
     json_error_t bad;
     const size_t valid = utf8_valid(j->text.text, j->text.length);
@@ -173,8 +177,8 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
     return true;
 }
 
-/* The next line's object, valid until the next call. 1; 0 at the end; -1 where reading fails or a line is wrong that
- * may not be skipped. */
+/* Reads the next object, valid until the next call. Returns 1, 0 at the end, -1 if reading fails or a line is invalid
+ * and may not be skipped. */
 static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     bool too_long;
     for (int more; (more = jsonl_line(j, &too_long, e)) != 0;) {
@@ -196,7 +200,7 @@ static inline const char *jsonl_type(const json_t *value) {
     switch (json_typeof(value)) {
     case JSON_OBJECT: return "an object";
     case JSON_ARRAY: return "a list";
-    case JSON_STRING: return "a text";
+    case JSON_STRING: return "a string";
     case JSON_INTEGER:
     case JSON_REAL: return "a number";
     case JSON_TRUE:
@@ -205,18 +209,18 @@ static inline const char *jsonl_type(const json_t *value) {
     }
 }
 
-/* The text of a value that stands in `field`; NULL where it is no text or holds a NUL character. */
+/* Returns the text of a value of `field`, or NULL if it is not a text or contains a NUL character. */
 static inline const char *jsonl_value_text(const Jsonl *j, const json_t *value, const char *field, Error *e) {
     const char *text = json_string_value(value);
-    if (!text) jsonl_error(j, field, e, "is %s, expected a text", jsonl_type(value));
+    if (!text) jsonl_error(j, field, e, "is %s, expected a string", jsonl_type(value));
     else if (strlen(text) != json_string_length(value)) {
-        jsonl_error(j, field, e, "holds the character U+0000, which is not supported");
+        jsonl_error(j, field, e, "contains the character U+0000, which is not supported");
         text = NULL;
     }
     return text;
 }
 
-/* The text in `field` of an object, or NULL. */
+/* Returns the text in `field` of an object, or NULL. */
 static inline const char *jsonl_text(const Jsonl *j, const json_t *row, const char *field, Error *e) {
     return jsonl_value_text(j, json_object_get(row, field), field, e);
 }

@@ -1,10 +1,10 @@
-/* launch.h - who started this process: nobody in particular, an MPI launcher, or torchrun-style variables.
+/* launch.h - detection of the launcher: none, MPI, or torchrun-style environment variables.
  *
- *   mpirun, mpiexec   OMPI_COMM_WORLD_RANK/SIZE (Open MPI), PMI_RANK/SIZE (MPICH and its relatives)
- *   srun              SLURM_PROCID, SLURM_STEP_NUM_TASKS; the ranks find one another by MPI (srun --mpi=pmix)
- *   torchrun          RANK, WORLD_SIZE, LOCAL_RANK; they find one another at MASTER_ADDR:MASTER_PORT
+ *   mpirun, mpiexec   OMPI_COMM_WORLD_RANK/SIZE (Open MPI), PMI_RANK/SIZE (MPICH and derivatives)
+ *   srun              SLURM_PROCID, SLURM_STEP_NUM_TASKS; the ranks connect through MPI (srun --mpi=pmix)
+ *   torchrun          RANK, WORLD_SIZE, LOCAL_RANK; the ranks connect through MASTER_ADDR:MASTER_PORT
  *
- * Only the environment is read here; dist.h makes something of it.
+ * This header only reads the environment; dist.h connects the ranks.
  */
 #ifndef LLMC_BASE_LAUNCH_H
 #define LLMC_BASE_LAUNCH_H
@@ -18,7 +18,7 @@ typedef struct Launch {
     int rank, ranks, local_rank;
 } Launch;
 
-/* A variable's value as a number; `otherwise` where it is not set. */
+/* Returns an environment variable as a number, or `otherwise` if it is not set. */
 static inline int launch_variable(const char *name, int otherwise) {
     const char *value = getenv(name);
     return value && *value ? atoi(value) : otherwise;

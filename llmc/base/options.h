@@ -16,8 +16,8 @@
  * ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A flag accepts
  * --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores its index. An
  * OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other arguments. --help
- * prints to standard output and exits with status 0. A bad command line prints one line to standard error and exits with
- * status 2.
+ * prints to standard output and exits with status 0. A bad command line prints one line to standard error and exits
+ * with status 2.
  */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
@@ -179,8 +179,8 @@ static inline void option_store(const Option *o, const char *word, bool negated)
     }
 }
 
-/* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments are
- * moved to the end of argv. Does not return after --help or a bad command line. */
+/* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments
+ * are moved to the end of argv. Does not return after --help or a bad command line. */
 static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
     struct option longs[2 * OPTIONS_MAX + 2];
     const Option *which[2 * OPTIONS_MAX + 2];

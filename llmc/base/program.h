@@ -1,8 +1,8 @@
-/* program.h - what every program does around its work: signals, time, memory, the tables it prints at start.
+/* program.h - process utilities for all programs: signals, time and peak memory.
  *
- * program_start() makes a broken pipe an error of write() instead of a silent death, and SIGINT and SIGTERM a request: the
- * loop asks program_stopping() once a step, saves its state and ends with status 0. A second signal, a second or more
- * later, ends at once.
+ * program_start() turns a broken pipe into an error of write() and SIGINT and SIGTERM into a request to stop: the
+ * training loop checks program_stopping() once per step, saves its state and exits with status 0. A second signal, one
+ * second or more later, exits immediately.
  */
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Seconds on a clock that only runs forward. */
+/* Seconds on a monotonic clock. */
 static inline double program_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -38,32 +38,35 @@ static inline void program_on_signal(int number) {
     *received = number;
 }
 
-/* The handler has a stack of its own: a signal's frame on the stack of oneDNN's generated code, which seems to keep values
- * beyond the stack pointer, left a damaged heap behind in one interrupted run of ten. */
+/* The handler runs on its own stack. With the frame of a signal on the stack of oneDNN's generated code, which seems to
+ * keep values beyond the stack pointer, one interrupted run in ten ended with a corrupted heap. */
 static inline void program_start(void) {
     static char aside[1 << 16];
     const stack_t stack = {.ss_sp = aside, .ss_size = sizeof aside};
     sigaltstack(&stack, NULL);
     struct sigaction stop = {.sa_handler = program_on_signal}, ignore = {.sa_handler = SIG_IGN};
     stop.sa_flags = SA_RESTART | SA_ONSTACK;
-    sigemptyset(&stop.sa_mask), sigemptyset(&ignore.sa_mask);
-    sigaction(SIGINT, &stop, NULL), sigaction(SIGTERM, &stop, NULL), sigaction(SIGPIPE, &ignore, NULL);
+    sigemptyset(&stop.sa_mask);
+    sigemptyset(&ignore.sa_mask);
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL);
 }
 
 static inline bool program_stopping(void) { return *program_signal() != 0; }
 
-/* The most memory this process has had resident, in bytes. */
+/* Peak resident memory of this process in bytes. */
 static inline size_t program_peak_memory(void) {
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) ? 0 : (size_t)usage.ru_maxrss * 1024;
 }
 
-/* "1.6 GB" */
+/* Formats a size, such as "1.6 GB". */
 static inline const char *program_bytes(char text[16], size_t bytes) {
     const char *unit[] = {"B", "kB", "MB", "GB", "TB"};
     double value = (double)bytes;
     int u = 0;
-    while (value >= 1000 && u < 4) value /= 1000, u++;
+    for (; value >= 1000 && u < 4; u++) value /= 1000;
     snprintf(text, 16, u ? "%.1f %s" : "%.0f %s", value, unit[u]);
     return text;
 }

@@ -1,11 +1,11 @@
 /* random.h - counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
  * SC 2011).
  *
- * A draw is a pure function of (seed, stream, index): no hidden state, so a sample does not depend on batch mates,
- * slots, threads or ranks, and a run resumes by restoring nothing but counters. Streams in use:
+ * A draw is a pure function of (seed, stream, index), without hidden state. A sample therefore does not depend on the
+ * rest of the batch, on slots, threads or ranks, and a run resumes by restoring counters alone. Streams in use:
  *
- *   rollouts    stream = sequence id,              index = position of the token drawn
- *   everything  stream = RANDOM_STREAM(name) + n,  index = a counter (a `Random`)
+ *   rollouts         stream = sequence id,              index = position of the sampled token
+ *   everything else  stream = RANDOM_STREAM(name) + n,  index = a counter (a `Random`)
  *
  *     float u = random_uniform(seed, sequence_id, position);      // in [0, 1)
  *     Random r = random_start(seed, RANDOM_SHUFFLE + epoch);
@@ -17,7 +17,7 @@
 #include <math.h>
 #include <stdint.h>
 
-/* The upper bits keep a program's own streams apart from sequence ids, which are below 2^56. */
+/* The upper bits separate the named streams from sequence ids, which are below 2^56. */
 enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_ROLLOUT_, RANDOM_EVAL_, RANDOM_REWARD_ };
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
 #define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + tensor index */
@@ -32,17 +32,21 @@ typedef struct Random {
     uint64_t seed, stream, index;
 } Random;
 
-/* One Philox4x32-10 block: counter c[4], key (k0, k1) -> 4 words of output in c. */
+/* Computes one Philox4x32-10 block: counter c[4] and key (k0, k1) -> 4 words of output in c. */
 static inline void philox4x32(uint32_t c[4], uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; round++) {
         const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
         const uint32_t c0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, c2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
-        c[0] = c0, c[1] = (uint32_t)p1, c[2] = c2, c[3] = (uint32_t)p0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        c[0] = c0;
+        c[1] = (uint32_t)p1;
+        c[2] = c2;
+        c[3] = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
 }
 
-/* 64 random bits for (seed, stream, index). */
+/* Returns 64 random bits for (seed, stream, index). */
 static inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
     philox4x32(c, (uint32_t)seed, (uint32_t)(seed >> 32));
@@ -77,17 +81,18 @@ static inline int64_t random_between(Random *r, int64_t low, int64_t high) {
     return low + (int64_t)random_below(r, (uint64_t)(high - low) + 1);
 }
 
-/* Standard normal (Box and Muller 1958; the second value is thrown away so that a draw is two counters, always). */
+/* Standard normal (Box and Muller 1958). The second value is discarded, so each draw uses exactly two counters. */
 static inline double random_normal(Random *r) {
     const double u = 1.0 - random_real(r), v = random_real(r);
     return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
 }
 
-/* Fisher-Yates over n indices. */
+/* Fisher-Yates shuffle of n indices. */
 static inline void random_shuffle(Random *r, int64_t *items, int64_t n) {
     for (int64_t i = n - 1; i > 0; i--) {
         const int64_t j = (int64_t)random_below(r, (uint64_t)i + 1), held = items[i];
-        items[i] = items[j], items[j] = held;
+        items[i] = items[j];
+        items[j] = held;
     }
 }
 

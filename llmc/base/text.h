@@ -1,7 +1,7 @@
-/* text.h - growing text and token lists, and UTF-8.
+/* text.h - growable text and token lists, and UTF-8.
  *
- * A TextBuffer holds bytes with a NUL beyond them (text may itself hold NULs: `length` counts). A TokenList holds token
- * ids. Both start as {0} and are appended to; memory that runs out ends the program, as everywhere here.
+ * A TextBuffer holds `length` bytes followed by a NUL; the text itself may contain NULs. A TokenList holds token ids.
+ * Both start as {0} and grow as they are appended to. Running out of memory ends the program.
  *
  *     TextBuffer b = {0};
  *     text_format(&b, "%d of %d", i, n);
@@ -26,9 +26,9 @@ typedef struct TokenList {
 
 /* ---- text ------------------------------------------------------------------------------------------------------ */
 
-/* Room for n more bytes and the closing NUL. */
+/* Makes room for n more bytes and the terminating NUL. */
 static inline void text_reserve(TextBuffer *b, size_t n) {
-    if (n >= SIZE_MAX / 4 - b->length) die("out of memory: a text of %zu more bytes was asked for", n);
+    if (n >= SIZE_MAX / 4 - b->length) die("out of memory: cannot extend a text by %zu bytes", n);
     if (b->length + n < b->capacity) return;
     b->capacity = 2 * b->capacity > b->length + n + 1 ? 2 * b->capacity : b->length + n + 64;
     b->text = (char *)xrealloc(b->text, b->capacity, 1);
@@ -56,7 +56,7 @@ PRINTF_LIKE(2, 3) static inline void text_format(TextBuffer *b, const char *form
     b->length += (size_t)n;
 }
 
-/* Empties the buffer and keeps its memory; text is "" afterwards, never NULL. */
+/* Empties the buffer but keeps its memory. Afterwards `text` is "", never NULL. */
 static inline void text_clear(TextBuffer *b) {
     b->length = 0;
     text_append(b, "", 0);
@@ -69,9 +69,9 @@ static inline void text_free(TextBuffer *b) {
 
 /* ---- tokens ---------------------------------------------------------------------------------------------------- */
 
-/* Room for n more ids. */
+/* Makes room for n more ids. */
 static inline void token_list_reserve(TokenList *l, size_t n) {
-    if (n > (size_t)(INT32_MAX / 2 - l->count)) die("out of memory: a list of more than 2^30 tokens was asked for");
+    if (n > (size_t)(INT32_MAX / 2 - l->count)) die("out of memory: a list cannot hold more than 2^30 tokens");
     if (l->count + (int32_t)n <= l->capacity) return;
     l->capacity = 2 * l->capacity > l->count + (int32_t)n ? 2 * l->capacity : l->count + (int32_t)n + 16;
     l->ids = (int32_t *)xrealloc(l->ids, (size_t)l->capacity, sizeof *l->ids);
@@ -89,8 +89,8 @@ static inline void token_list_free(TokenList *l) {
 
 /* ---- UTF-8 ----------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the character at s, of which n are there: 1 to 4, or 0 where no well-formed one begins.
- * Table 3-7 of the Unicode standard. */
+/* Returns the length of the character at s, which has n bytes: 1 to 4, or 0 if no well-formed character begins there.
+ * See table 3-7 of the Unicode standard. */
 static inline int utf8_length(const char *s, size_t n) {
     const unsigned char *u = (const unsigned char *)s;
     if (!n) return 0;
@@ -106,12 +106,13 @@ static inline int utf8_length(const char *s, size_t n) {
     return length;
 }
 
-/* Length in bytes of the longest prefix of s[0..n) that is well formed. */
+/* Returns the length in bytes of the longest well-formed prefix of s[0..n). */
 static inline size_t utf8_valid(const char *s, size_t n) {
     size_t i = 0;
     while (i < n) {
-        uint64_t eight;
-        if (n - i >= 8 && (memcpy(&eight, s + i, 8), !(eight & 0x8080808080808080u))) {
+        uint64_t eight = ~(uint64_t)0;
+        if (n - i >= 8) memcpy(&eight, s + i, 8);
+        if (!(eight & 0x8080808080808080u)) { /* eight ASCII characters */
             i += 8;
             continue;
         }
@@ -122,16 +123,19 @@ static inline size_t utf8_valid(const char *s, size_t n) {
     return i;
 }
 
-/* Writes code point c, which is no surrogate and at most U+10FFFF, to s[4]; returns how many bytes. */
+/* Writes code point c, which must not be a surrogate or above U+10FFFF, to s[4]. Returns the number of bytes. */
 static inline int utf8_encode(uint32_t c, char s[4]) {
-    if (c < 0x80) return s[0] = (char)c, 1;
+    if (c < 0x80) {
+        s[0] = (char)c;
+        return 1;
+    }
     const int length = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     for (int i = length - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
     s[0] = (char)((length == 2 ? 0xC0 : length == 3 ? 0xE0 : 0xF0) | c);
     return length;
 }
 
-/* The code point of the well-formed character of `length` bytes at s. */
+/* Returns the code point of the well-formed character of `length` bytes at s. */
 static inline uint32_t utf8_decode(const char *s, int length) {
     const unsigned char *u = (const unsigned char *)s;
     uint32_t c = length == 1 ? u[0] : u[0] & (0x3Fu >> (length - 1));

@@ -1,9 +1,10 @@
-/* cursor.h - the records of a shard in the order of training: a new permutation each epoch, a function of the seed and the
- * epoch alone, so a place in it is two numbers, which a training state keeps.
+/* cursor.h - order of the training records: a new permutation per epoch.
+ *
+ * The permutation is a function of the seed and the epoch alone, so a training state stores a position as two numbers.
  *
  *     Cursor c = cursor_new(shard.count, seed);
- *     if (!cursor_resume(&c, trainer.state)) die("the state was made with other records");    // a new run: the beginning
- *     record = cursor_next(&c);
+ *     if (!cursor_resume(&c, trainer.state)) die("the state was made with other records");    // a new run starts at 0
+ *     int64_t record = cursor_next(&c);
  *     cursor_save(&c, trainer.state);
  *     cursor_free(&c);
  */
@@ -16,18 +17,19 @@
 
 typedef struct Cursor {
     uint64_t seed;
-    int64_t count, epoch, position; /* records; the epoch, and how many of its records were taken */
-    int64_t *order;                 /* (count) of `epoch` */
+    int64_t count, epoch, position; /* number of records; current epoch and number of its records used */
+    int64_t *order;                 /* (count) permutation of `epoch` */
 } Cursor;
 
 static inline void cursor_epoch(Cursor *c, int64_t epoch) {
     Random random = random_start(c->seed, RANDOM_SHUFFLE + (uint64_t)epoch);
     for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
     random_shuffle(&random, c->order, c->count);
-    c->epoch = epoch, c->position = 0;
+    c->epoch = epoch;
+    c->position = 0;
 }
 
-/* At the beginning of the first epoch of `count` records, at least one. */
+/* Starts at the beginning of the first epoch of `count` >= 1 records. */
 static inline Cursor cursor_new(int64_t count, uint64_t seed) {
     Cursor c = {.seed = seed, .count = count, .order = (int64_t *)xmalloc((size_t)count * sizeof(int64_t))};
     cursor_epoch(&c, 0);
@@ -44,7 +46,7 @@ static inline int64_t cursor_next(Cursor *c) {
     return c->order[c->position++];
 }
 
-/* Records taken since the beginning, and the same in epochs. */
+/* Number of records used since the beginning, also in epochs. */
 static inline int64_t cursor_taken(const Cursor *c) { return c->epoch * c->count + c->position; }
 static inline double cursor_epochs(const Cursor *c) {
     return (double)c->epoch + (double)c->position / (double)c->count;
@@ -55,8 +57,8 @@ static inline void cursor_save(const Cursor *c, json_t *state) {
     json_object_set_new(state, "position", json_integer(c->position));
 }
 
-/* Goes to the place that a state names, or stays at the beginning where it names none. False where there is no such place:
- * the state's run had more records. */
+/* Moves to the position in a state, or to the beginning if the state has none. False if the position does not exist
+ * because the state's run had more records. */
 static inline bool cursor_resume(Cursor *c, const json_t *state) {
     const int64_t position = json_integer_value(json_object_get(state, "position"));
     if (position < 0 || position > c->count) return false;

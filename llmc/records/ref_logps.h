@@ -1,22 +1,21 @@
-/* ref_logps.h - the reference's log-probabilities, computed once and kept in a file, so that no reference model has to be in
- * memory while a policy is trained against it.
+/* ref_logps.h - files of precomputed reference log-probabilities, so that training needs no reference model in memory.
  *
  *   header     64 bytes, little-endian: int32 magic 20261125, int32 version 1, int32 tables (1 or 2), int32 0,
- *              uint64 model: XXH3-64 of the reference's weights as float32; then 0
- *   tables     each: uint64 data, uint64 count, then count float32: log ref of each token of each answer, in the order in
- *              which the trainer holds them
+ *              uint64 model: XXH3-64 of the reference's weights as float32; rest 0
+ *   tables     each: uint64 data, uint64 count, then count float32: log ref of each token of each completion, in the
+ *              trainer's order
  *   checksum   XXH3-64 of everything before it; here the file ends
  *
- * One table is of the training shard, another may be of the held-out one. `data` is the XXH3-64 of the tokens that the
- * values belong to (ref_logps_data), so a file goes with a shard and a way of cutting it (--max-length), not with a path;
- * tokens are kept, not sums, so it serves every loss, LD-DPO and length-normalised ones among them. Nothing in a file is
- * trusted: its magic, version and sizes are checked before memory is taken, the checksum before a value is used. Refuses
- * values that are no log-probabilities. zstd and "-" work as io.h has them.
+ * One table belongs to the training shard; a second may belong to the held-out shard. `data` is a hash of the tokens to
+ * which the values belong (ref_logps_data), so a file is tied to a shard's contents and --max-length, not to a path.
+ * The values are per token, not summed, so a file serves every loss, including LD-DPO and length-normalised ones. The
+ * file is not trusted: magic number, version and sizes are checked before memory is allocated, and the checksum before
+ * a value is used. Values that are not log-probabilities are rejected. zstd and "-" are supported as in io.h.
  *
  *     RefLogps r;
  *     if (!ref_logps_read(&r, "ref.logps", &e)) die("%s", e.text);
- *     if (r.model != model_weights_hash(&reference)) ...;              // it was made with another model
- *     const float *logp = ref_logps_find(&r, data, count);             // NULL: it was made from other data
+ *     if (r.model != model_weights_hash(&reference)) die("made with another model");
+ *     const float *logp = ref_logps_find(&r, data, count);             // NULL: made from other data
  */
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H
@@ -42,7 +41,8 @@ static inline void ref_logps_free(RefLogps *r) {
     *r = (RefLogps){0};
 }
 
-/* The hash of a model's weights; a value head does not count. The same for a model and the file that it was saved to. */
+/* Returns the hash of a model's weights without a value head. A model and the file it was saved to have the same
+ * hash. */
 static inline uint64_t model_weights_hash(const Model *m) {
     enum { CHUNK = 1 << 20 };
     XXH3_state_t *state = XXH3_createState();
@@ -60,7 +60,7 @@ static inline uint64_t model_weights_hash(const Model *m) {
     return hash;
 }
 
-/* Adds an answer to the hash of what a table's values belong to; begin with 0. */
+/* Adds a completion to the hash of a table's data; begin with 0. */
 static inline uint64_t ref_logps_data(uint64_t hash, const int32_t *prompt, int32_t prompt_len, const int32_t *answer,
                                       int32_t answer_len) {
     const uint64_t part[] = {hash, (uint64_t)prompt_len, (uint64_t)answer_len,
@@ -69,14 +69,14 @@ static inline uint64_t ref_logps_data(uint64_t hash, const int32_t *prompt, int3
     return XXH3_64bits(part, sizeof part);
 }
 
-/* The values for this data, or NULL. */
+/* Returns the values for this data, or NULL. */
 static inline const float *ref_logps_find(const RefLogps *r, uint64_t data, uint64_t count) {
     for (int i = 0; i < r->tables; i++)
         if (r->table[i].data == data && r->table[i].count == count) return r->table[i].logp;
     return NULL;
 }
 
-/* Adds a table; takes hold of logp. */
+/* Adds a table and takes ownership of logp. */
 static inline void ref_logps_add(RefLogps *r, uint64_t data, uint64_t count, float *logp) {
     assert(r->tables < REF_LOGPS_TABLES);
     r->table[r->tables++] = (RefTable){data, count, logp};
@@ -87,9 +87,10 @@ static inline bool ref_logps_read_table(RefTable *t, Reader *r, Error *e) {
     if (!reader_read(r, head, sizeof head, "table", e)) return false;
     const int64_t left = reader_left(r);
     if (head[1] < 1 || head[1] > INT64_MAX / 8 || (left >= 0 && head[1] * sizeof(float) > (uint64_t)left))
-        return error_set(e, "%s: a table of %llu values, the file has no room for them", r->name,
+        return error_set(e, "%s: a table has %llu values, which do not fit into the file", r->name,
                          (unsigned long long)head[1]);
-    t->data = head[0], t->count = head[1];
+    t->data = head[0];
+    t->count = head[1];
     t->logp = (float *)reader_blob(r, head[1] * sizeof(float), "log-probabilities", e);
     return t->logp != NULL;
 }
@@ -99,12 +100,12 @@ static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
     uint64_t stored;
     if (!reader_read(r, head, sizeof head, "header", e)) return false;
     if (head[0] != REF_LOGPS_MAGIC)
-        return error_set(e, "%s: it is no file of reference log-probabilities (magic %d, expected %d)", r->name,
-                         (int)head[0], REF_LOGPS_MAGIC);
+        return error_set(e, "%s: is not a file of reference log-probabilities: magic number is %d, expected %d",
+                         r->name, (int)head[0], REF_LOGPS_MAGIC);
     if (head[1] != REF_LOGPS_VERSION)
-        return error_set(e, "%s: version %d, expected %d", r->name, (int)head[1], REF_LOGPS_VERSION);
+        return error_set(e, "%s: version is %d, expected %d", r->name, (int)head[1], REF_LOGPS_VERSION);
     if (head[2] < 1 || head[2] > REF_LOGPS_TABLES)
-        return error_set(e, "%s: %d tables, expected 1 to %d", r->name, (int)head[2], REF_LOGPS_TABLES);
+        return error_set(e, "%s: has %d tables, expected 1 to %d", r->name, (int)head[2], REF_LOGPS_TABLES);
     for (int i = 3; i < 16; i = i == 3 ? 6 : i + 1)
         if (head[i]) return error_set(e, "%s: header field %d is %d, expected 0", r->name, i, (int)head[i]);
     memcpy(&l->model, head + 4, sizeof l->model);
@@ -117,13 +118,13 @@ static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
                          (unsigned long long)hash, (unsigned long long)stored);
     for (int i = 0; i < l->tables; i++)
         for (uint64_t k = 0; k < l->table[i].count; k++)
-            if (!(l->table[i].logp[k] <= 1e-3f)) /* 0 but for rounding */
+            if (!(l->table[i].logp[k] <= 1e-3f)) /* at most 0, up to rounding */
                 return error_set(e, "%s: value %llu is %g, expected a log-probability", r->name, (unsigned long long)k,
                                  (double)l->table[i].logp[k]);
     return true;
 }
 
-/* Reads the file `path`. On failure nothing is left allocated. */
+/* Reads the file `path`. On failure no memory stays allocated. */
 static inline bool ref_logps_read(RefLogps *l, const char *path, Error *e) {
     Reader r;
     *l = (RefLogps){0};
@@ -134,7 +135,7 @@ static inline bool ref_logps_read(RefLogps *l, const char *path, Error *e) {
     return ok;
 }
 
-/* Writes the file `path`; nothing appears there before all of it is on disk. */
+/* Writes the file `path`, which appears only when all of it is on disk. */
 static inline bool ref_logps_write(const RefLogps *l, const char *path, Error *e) {
     Writer w;
     int32_t head[16] = {REF_LOGPS_MAGIC, REF_LOGPS_VERSION, l->tables};

@@ -1,28 +1,28 @@
-/* shard.h - record shards: the data that the trainers read. One file holds records of one kind.
+/* shard.h - record shards: training data files, each with records of one kind.
  *
  *   header     1024 bytes, int32[256], little-endian:
- *                [0] magic 20261124   [1] version 1   [2] kind   [3] vocabulary V   [4] bytes of a token id, 2 or 4
+ *                [0] magic 20261124   [1] version 1   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
  *                [5] tokens of the longest record     [6..7] 0
- *                and as uint64, at int  [8] records   [10] tokens of all records   [12] bytes of the payload
- *                [14] bytes of the tokenizer   [16] bytes of the chat template, its NUL included;   [18..255] 0
+ *                as uint64, at int      [8] records   [10] tokens of all records   [12] bytes of the payload
+ *                [14] bytes of the tokenizer   [16] bytes of the chat template, including its NUL;   [18..255] 0
  *   index      records x {uint64 offset into the payload, uint32 bytes, uint32 tokens}, without gaps
  *   payload    the records, one after another
- *   tokenizer  the blob of tokenizer_store(), or nothing
+ *   tokenizer  the blob of tokenizer_store(), or empty
  *   template   the chat template's text and a NUL
  *   checksum   XXH3-64 of everything before it; here the file ends
  *
- * A record of T tokens, by kind (ids are 2 bytes where V <= 65536, else 4):
+ * A record of T tokens, by kind (ids have 2 bytes if V <= 65536, else 4):
  *
- *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 says whether token i is trained on
+ *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 is 1 if token i is trained on
  *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
  *   preference  int32[3] tokens of prompt, chosen, rejected, then float32 margin; T ids
  *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
  *
- * Owns: writing, reading whole into memory, and checking all of it before any record is handed out: magic, version,
- * every size against the file's length before memory is taken, the index, every length, NUL and token id, and the
- * checksum. A shard that opened is safe to decode. Refuses: other versions, trailing bytes, unused bits that are set.
- * A shard of no records opens; it is for the programs to refuse it. zstd and "-" work as io.h has them.
+ * A shard is read into memory as a whole and checked before any record is returned: magic number, version, all sizes
+ * against the file's length before memory is allocated, the index, every length, NUL and token id, and the checksum. A
+ * shard that has been opened is safe to decode. Other versions, trailing bytes and unused bits that are set are
+ * rejected. An empty shard can be opened; rejecting it is up to the program. zstd and "-" are supported as in io.h.
  *
  *     Shard s;
  *     Record r = {0};
@@ -46,12 +46,12 @@ typedef struct Record {
     int32_t *tokens, count; /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ chosen ++ rejected;
                                STEP: prompt ++ solution; UNPAIRED: prompt ++ completion */
     uint8_t *mask;          /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
-                               label + 1, else 0; other kinds NULL */
+                               label + 1, else 0; other kinds: NULL */
     int32_t prompt, chosen, rejected;          /* tokens of each part (PROMPT: prompt == count; CHAT: 0) */
-    int32_t label;                             /* UNPAIRED: is the completion good? 1, 0 */
-    float margin;                              /* PREFERENCE: how much better the chosen one is, 0 when not known */
+    int32_t label;                             /* UNPAIRED: 1 if the completion is good, else 0 */
+    float margin;                              /* PREFERENCE: how much better chosen is; 0: unknown */
     const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
-                                                  JSON object; "" when absent. They point into the shard */
+                                                  JSON object; "" if absent. They point into the shard */
     int32_t capacity;                          /* of the buffers that shard_record() fills */
 } Record;
 
@@ -60,7 +60,7 @@ typedef struct ShardIndex {
     uint32_t bytes, tokens;
 } ShardIndex;
 
-_Static_assert(sizeof(ShardIndex) == 16, "the index is read and written as it lies in memory");
+_Static_assert(sizeof(ShardIndex) == 16, "the index has the same layout in memory and in the file");
 
 typedef struct Shard {
     char *name; /* for messages */
@@ -69,7 +69,7 @@ typedef struct Shard {
     int64_t count, total_tokens;
     void *tokenizer; /* (tokenizer_bytes), for tokenizer_load() */
     size_t tokenizer_bytes;
-    char *chat_template; /* "" where there is none */
+    char *chat_template; /* "" if there is none */
     ShardIndex *index;   /* (count) */
     uint8_t *payload;
     size_t payload_bytes;
@@ -86,7 +86,7 @@ static inline const char *record_kind_name(RecordKind kind) {
     return "unknown";
 }
 
-/* Frees what shard_record() put into r. */
+/* Frees the buffers that shard_record() allocated in r. */
 static inline void record_free(Record *r) {
     free(r->tokens);
     free(r->mask);
@@ -95,7 +95,7 @@ static inline void record_free(Record *r) {
 
 /* ---- one record ---------------------------------------------------------------------------------------------- */
 
-/* Where the parts of an encoded record lie. */
+/* The parts of an encoded record. */
 typedef struct RecordParts {
     const uint8_t *ids, *mask;
     int32_t prompt, chosen, rejected, label;
@@ -114,16 +114,17 @@ static inline int32_t record_id(const uint8_t *ids, int32_t token_bytes, size_t 
     return narrow;
 }
 
-/* Takes `size` bytes off the front of what is left of a record; NULL where it holds fewer. */
+/* Removes `size` bytes from the front of the rest of a record; NULL if fewer are left. */
 static inline const uint8_t *record_take(const uint8_t **p, size_t *left, size_t size) {
     const uint8_t *part = *p;
     if (size > *left) return NULL;
-    *p += size, *left -= size;
+    *p += size;
+    *left -= size;
     return part;
 }
 
-/* Finds the parts of a record of `bytes` bytes and `tokens` tokens. Returns NULL, or what is wrong with it. Nothing
- * in it is trusted; the ids themselves are checked by the caller. */
+/* Finds the parts of a record of `bytes` bytes and `tokens` tokens. Returns NULL, or a description of the error. The
+ * record is not trusted; the caller checks the ids. */
 static inline const char *record_parse(RecordKind kind, int32_t token_bytes, const uint8_t *p, size_t bytes,
                                        uint32_t tokens, RecordParts *parts) {
     const uint8_t *head;
@@ -145,7 +146,8 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
         for (int i = 0; i < 4; i++) {
             parts->text[i] = (const char *)record_take(&p, &bytes, (size_t)length[i] + 1);
             if (!parts->text[i]) return "is too short for its texts";
-            if (strnlen(parts->text[i], (size_t)length[i] + 1) != length[i]) return "has a text of another length";
+            if (strnlen(parts->text[i], (size_t)length[i] + 1) != length[i])
+                return "has a text whose length does not match";
         }
         break;
     case RECORD_PREFERENCE:
@@ -183,7 +185,7 @@ static inline void shard_close(Shard *s) {
     *s = (Shard){0};
 }
 
-/* Reads and checks the header; sizes: bytes of index, payload, tokenizer and template. */
+/* Reads and checks the header. sizes: bytes of index, payload, tokenizer and template. */
 static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e) {
     int32_t h[SHARD_HEADER];
     uint64_t count, total;
@@ -202,24 +204,29 @@ static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e
     memcpy(&count, h + 8, 8);
     memcpy(&total, h + 10, 8);
     memcpy(sizes + 1, h + 12, 3 * sizeof *sizes);
-    uint64_t end = sizeof h + 8; /* where the file ends, if the header is right */
+    uint64_t end = sizeof h + 8; /* length of the file according to the header */
     bool fits = count <= INT64_MAX / sizeof(ShardIndex) && total <= INT64_MAX;
     sizes[0] = fits ? count * sizeof(ShardIndex) : 0;
     for (int i = 0; fits && i < 4; i++) fits = !__builtin_add_overflow(end, sizes[i], &end) && end <= INT64_MAX;
-    if (!fits || !sizes[3]) return error_set(e, "%s: sizes in the header are no sizes of a file", r->name);
+    if (!fits || !sizes[3]) return error_set(e, "%s: sizes in the header are impossible for a file", r->name);
     const int64_t left = reader_left(r);
     if (left >= 0 && (uint64_t)left != end - sizeof h)
         return error_set(e, "%s: file ends at byte %lld, header (%llu records, %llu bytes of payload) needs %llu",
                          r->name, (long long)(sizeof h + (size_t)left), (unsigned long long)count,
                          (unsigned long long)sizes[1], (unsigned long long)end);
     s->kind = (RecordKind)h[2];
-    s->vocab = h[3], s->token_bytes = h[4], s->longest = h[5];
-    s->count = (int64_t)count, s->total_tokens = (int64_t)total;
-    s->payload_bytes = (size_t)sizes[1], s->tokenizer_bytes = (size_t)sizes[2];
+    s->vocab = h[3];
+    s->token_bytes = h[4];
+    s->longest = h[5];
+    s->count = (int64_t)count;
+    s->total_tokens = (int64_t)total;
+    s->payload_bytes = (size_t)sizes[1];
+    s->tokenizer_bytes = (size_t)sizes[2];
     return true;
 }
 
-/* Are the records of the index laid end to end, and do their bytes and tokens add up to what the header says? */
+/* Checks that the records of the index are contiguous and that their bytes and tokens add up to the totals in the
+ * header. */
 static inline bool shard_check_index(const Shard *s, const char *name, Error *e) {
     uint64_t offset = 0, total = 0;
     uint32_t longest = 0;
@@ -229,14 +236,15 @@ static inline bool shard_check_index(const Shard *s, const char *name, Error *e)
             return error_set(e, "%s: record %lld at byte %llu of the payload has %u bytes, expected it at %llu of %zu",
                              name, (long long)i, (unsigned long long)x->offset, (unsigned)x->bytes,
                              (unsigned long long)offset, s->payload_bytes);
-        offset += x->bytes, total += x->tokens;
+        offset += x->bytes;
+        total += x->tokens;
         if (x->tokens > longest) longest = x->tokens;
     }
     if (offset != s->payload_bytes)
-        return error_set(e, "%s: records take %llu bytes of the payload, header says %zu", name,
+        return error_set(e, "%s: records take %llu bytes of the payload, the header has %zu", name,
                          (unsigned long long)offset, s->payload_bytes);
     if (total != (uint64_t)s->total_tokens || (int64_t)longest != s->longest)
-        return error_set(e, "%s: records hold %llu tokens, the longest %u; header says %lld and %d", name,
+        return error_set(e, "%s: records have %llu tokens, the longest %u; the header has %lld and %d", name,
                          (unsigned long long)total, (unsigned)longest, (long long)s->total_tokens, (int)s->longest);
     return true;
 }
@@ -257,7 +265,7 @@ static inline bool shard_check_records(const Shard *s, const char *name, Error *
     return true;
 }
 
-/* The parts are read in file order, each checked before memory is taken for the next. */
+/* Reads the parts in file order. Each is checked before memory is allocated for the next. */
 static inline bool shard_body(Shard *s, Reader *r, Error *e) {
     uint64_t sizes[4], stored;
     if (!shard_header(s, r, sizes, e)) return false;
@@ -272,12 +280,12 @@ static inline bool shard_body(Shard *s, Reader *r, Error *e) {
         return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
                          (unsigned long long)hash, (unsigned long long)stored);
     if (strlen(s->chat_template) + 1 != sizes[3])
-        return error_set(e, "%s: chat template of %zu bytes, header says %llu", r->name, strlen(s->chat_template) + 1,
-                         (unsigned long long)sizes[3]);
+        return error_set(e, "%s: chat template has %zu bytes, the header has %llu", r->name,
+                         strlen(s->chat_template) + 1, (unsigned long long)sizes[3]);
     return shard_check_records(s, r->name, e);
 }
 
-/* Reads a whole record shard from an open reader, to its end. */
+/* Reads a whole record shard from an open reader, up to its end. */
 static inline bool shard_read(Shard *s, Reader *r, Error *e) {
     *s = (Shard){.name = xstrdup(r->name)};
     if (shard_body(s, r, e)) return true;
@@ -285,7 +293,7 @@ static inline bool shard_read(Shard *s, Reader *r, Error *e) {
     return false;
 }
 
-/* Reads the shard `path` whole into memory and checks all of it. */
+/* Reads the whole shard `path` into memory and checks it. */
 static inline bool shard_open(Shard *s, const char *path, Error *e) {
     Reader r;
     *s = (Shard){0};
@@ -295,11 +303,12 @@ static inline bool shard_open(Shard *s, const char *path, Error *e) {
     return ok;
 }
 
-/* Decodes record i into r, whose buffers are reused: start from {0}, end with record_free(). The texts of r live as
- * long as the shard. */
+/* Decodes record i into r and reuses r's buffers. Initialise r with {0} and free it with record_free(). The texts of r
+ * are valid as long as the shard. */
 static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) {
     if (i < 0 || i >= s->count)
-        return error_set(e, "%s: record %lld was asked for, it holds %lld", s->name, (long long)i, (long long)s->count);
+        return error_set(e, "%s: record %lld is out of range, the shard has %lld", s->name, (long long)i,
+                         (long long)s->count);
     const ShardIndex *x = &s->index[i];
     RecordParts parts;
     const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
@@ -320,15 +329,21 @@ static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) 
     if (s->kind == RECORD_CHAT)
         for (int32_t k = 0; k < r->count; k++) r->mask[k] = parts.mask[k / 8] >> k % 8 & 1;
     if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);
-    r->prompt = parts.prompt, r->chosen = parts.chosen, r->rejected = parts.rejected;
-    r->label = parts.label, r->margin = parts.margin;
-    r->text = parts.text[0], r->task = parts.text[1], r->answer = parts.text[2], r->fields = parts.text[3];
+    r->prompt = parts.prompt;
+    r->chosen = parts.chosen;
+    r->rejected = parts.rejected;
+    r->label = parts.label;
+    r->margin = parts.margin;
+    r->text = parts.text[0];
+    r->task = parts.text[1];
+    r->answer = parts.text[2];
+    r->fields = parts.text[3];
     return true;
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
-/* The header comes first in the file and counts the records, so they wait in memory until shard_commit(). */
+/* The header precedes the records and contains their count, so records are kept in memory until shard_commit(). */
 typedef struct ShardWriter {
     Writer out;
     RecordKind kind;
@@ -343,7 +358,7 @@ typedef struct ShardWriter {
     char *chat_template;
 } ShardWriter;
 
-/* Gives up; also frees what is left after a failure. Harmless after shard_commit(). */
+/* Discards the shard and frees the writer, also after a failure. Safe after shard_commit(). */
 static inline void shard_abort(ShardWriter *w) {
     writer_abort(&w->out);
     free(w->index);
@@ -353,8 +368,8 @@ static inline void shard_abort(ShardWriter *w) {
     *w = (ShardWriter){.out.fd = -1};
 }
 
-/* Begins a shard of records of one kind, with ids below `vocab`. tokenizer: (tokenizer_bytes), may be NULL with 0;
- * chat_template: its text, may be NULL. Both are copied. */
+/* Begins a shard of records of one kind, with ids below `vocab`. tokenizer: (tokenizer_bytes), may be NULL if that is
+ * 0; chat_template: its text, may be NULL. Both are copied. */
 static inline bool shard_create(ShardWriter *w, const char *path, RecordKind kind, int32_t vocab, const void *tokenizer,
                                 size_t tokenizer_bytes, const char *chat_template, Error *e) {
     assert(kind >= RECORD_CHAT && kind <= RECORD_UNPAIRED);
@@ -369,7 +384,7 @@ static inline bool shard_create(ShardWriter *w, const char *path, RecordKind kin
     return true;
 }
 
-/* What is wrong with a record that is to be added, or NULL. */
+/* Returns a description of the error in a record to be added, or NULL. */
 static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (r->count < 1) return "has no tokens";
     if ((kind == RECORD_CHAT || kind == RECORD_STEP) && !r->mask) return "has no mask";
@@ -377,18 +392,18 @@ static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (kind == RECORD_UNPAIRED && (r->prompt < 0 || r->prompt >= r->count)) return "has no token after its prompt";
     if (kind == RECORD_UNPAIRED && r->label != 0 && r->label != 1) return "has a label that is neither 0 nor 1";
     if (kind != RECORD_PREFERENCE) return NULL;
-    if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "lacks a chosen or a rejected answer";
+    if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "has no chosen or no rejected completion";
     if ((int64_t)r->prompt + r->chosen + r->rejected != r->count) return "has lengths that do not add up";
     return NULL;
 }
 
-/* Appends n bytes to the payload, which shard_add() has made large enough. */
+/* Appends n bytes to the payload; shard_add() has made room. */
 static inline void shard_append(ShardWriter *w, const void *src, size_t n) {
     if (n) memcpy(w->payload + w->payload_bytes, src, n);
     w->payload_bytes += n;
 }
 
-/* Adds a record; the fields that its kind lacks are ignored, and texts may be NULL for "". */
+/* Adds a record. Fields that its kind does not have are ignored; a text may be NULL for "". */
 static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     const char *name = w->out.name, *wrong = record_refused(w->kind, r);
     if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)w->count, wrong);
@@ -398,14 +413,15 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
                              (long long)w->count, (int)i, (int)r->tokens[i], (int)w->vocab);
     const char *text[4] = {r->text, r->task, r->answer, r->fields};
     uint32_t length[4] = {0};
-    size_t bytes = 16 + (size_t)r->count * ((size_t)w->token_bytes + 1); /* the most that a head, ids and mask take */
-    for (int i = 0; i < 4 && w->kind == RECORD_PROMPT; i++) {
-        const size_t n = text[i] ? strlen(text[i]) : 0;
-        length[i] = (uint32_t)n;
-        bytes += n + 1;
-    }
+    size_t bytes = 16 + (size_t)r->count * ((size_t)w->token_bytes + 1); /* maximum size of head, ids and mask */
+    if (w->kind == RECORD_PROMPT)
+        for (int i = 0; i < 4; i++) {
+            const size_t n = text[i] ? strlen(text[i]) : 0;
+            length[i] = (uint32_t)n;
+            bytes += n + 1;
+        }
     if (bytes > UINT32_MAX)
-        return error_set(e, "%s: record %lld takes %zu bytes, the most is 4294967295", name, (long long)w->count,
+        return error_set(e, "%s: record %lld has %zu bytes, expected at most 4294967295", name, (long long)w->count,
                          bytes);
     if (w->payload_capacity - w->payload_bytes < bytes) {
         w->payload_capacity = 2 * w->payload_capacity + bytes;
@@ -425,7 +441,8 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
         shard_append(w, &r->rejected, 4);
         shard_append(w, &r->margin, 4);
     }
-    for (int32_t i = 0; i < r->count; i++) shard_append(w, &r->tokens[i], (size_t)w->token_bytes); /* low bytes first */
+    for (int32_t i = 0; i < r->count; i++)
+        shard_append(w, &r->tokens[i], (size_t)w->token_bytes); /* little-endian: the low bytes */
     if (w->kind == RECORD_CHAT)
         for (int32_t i = 0; i < r->count; i += 8) {
             uint8_t bits = 0;
@@ -433,7 +450,8 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
             shard_append(w, &bits, 1);
         }
     if (w->kind == RECORD_STEP) shard_append(w, r->mask, (size_t)r->count);
-    for (int i = 0; i < 4 && w->kind == RECORD_PROMPT; i++) shard_append(w, text[i] ? text[i] : "", length[i] + 1);
+    if (w->kind == RECORD_PROMPT)
+        for (int i = 0; i < 4; i++) shard_append(w, text[i] ? text[i] : "", length[i] + 1);
     w->index[w->count++] = (ShardIndex){start, (uint32_t)(w->payload_bytes - start), (uint32_t)r->count};
     w->total_tokens += (uint32_t)r->count;
     if (r->count > w->longest) w->longest = r->count;

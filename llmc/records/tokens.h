@@ -1,14 +1,14 @@
-/* tokens.h - llm.c's token shards: plain text as token ids, for training on whole documents and for perplexity.
+/* tokens.h - llm.c's token shards: documents as token ids, for training on plain text and for perplexity.
  *
  *   header   1024 bytes, int32[256]: [0] magic 20240520, [1] version 1, [2] number of tokens n (< 2^31), rest 0
  *   tokens   n uint16
  *
- * The file ends there, to the byte: llm.c's loader demands it, so nothing of ours is appended, and a file of another
- * length is refused. Documents begin with the end-of-text token. There is no checksum in the format; zstd adds one.
+ * The file must end exactly there, as llm.c's loader requires: nothing is appended, and a file of another length is
+ * rejected. Documents begin with the end-of-text token. The format has no checksum; zstd adds one.
  *
  *     TokenShard t;
  *     if (!tokens_open(&t, "tiny_shakespeare_val.bin", model_vocab, e)) return false;
- *     ... t.tokens[0 .. t.count - 1] ...
+ *     for (int64_t i = 0; i < t.count; i++) use(t.tokens[i]);
  *     tokens_close(&t);
  */
 #ifndef LLMC_RECORDS_TOKENS_H
@@ -28,7 +28,7 @@ static inline void tokens_close(TokenShard *t) {
     *t = (TokenShard){0};
 }
 
-/* Reads a token shard from an open reader, to its end. */
+/* Reads a token shard from an open reader, up to its end. */
 static inline bool tokens_read(TokenShard *t, Reader *r, int32_t vocab_limit, Error *e) {
     int32_t header[TOKENS_HEADER];
     *t = (TokenShard){0};
@@ -46,15 +46,16 @@ static inline bool tokens_read(TokenShard *t, Reader *r, int32_t vocab_limit, Er
     uint16_t *tokens = (uint16_t *)reader_blob(r, 2 * (uint64_t)count, "tokens", e);
     *t = (TokenShard){tokens, count};
     bool ok = tokens && reader_end(r, e);
-    for (int64_t i = 0; ok && vocab_limit > 0 && i < count; i++)
-        if (tokens[i] >= vocab_limit)
+    const int32_t limit = vocab_limit > 0 ? vocab_limit : INT32_MAX;
+    for (int64_t i = 0; ok && i < count; i++)
+        if (tokens[i] >= limit)
             ok = error_set(e, "%s: token %lld is %d, expected below the vocabulary of %d", r->name, (long long)i,
                            (int)tokens[i], (int)vocab_limit);
     if (!ok) tokens_close(t);
     return ok;
 }
 
-/* Reads the token shard `path` ("-": standard input; zstd as well). Ids must be below vocab_limit, where that is not 0. */
+/* Reads the token shard `path` ("-": standard input; may be zstd). Ids must be below vocab_limit, unless that is 0. */
 static inline bool tokens_open(TokenShard *t, const char *path, int32_t vocab_limit, Error *e) {
     Reader r;
     *t = (TokenShard){0};
@@ -64,10 +65,9 @@ static inline bool tokens_open(TokenShard *t, const char *path, int32_t vocab_li
     return ok;
 }
 
-/* Writes n tokens as a shard that llm.c reads. */
+/* Writes n tokens as a shard in llm.c's format. */
 static inline bool tokens_write(const char *path, const uint16_t *tokens, size_t n, Error *e) {
-    if (n > INT32_MAX)
-        return error_set(e, "%s: %zu tokens do not fit a token shard, which holds at most 2147483647", path, n);
+    if (n > INT32_MAX) return error_set(e, "%s: %zu tokens, expected at most 2147483647 in a token shard", path, n);
     const int32_t header[TOKENS_HEADER] = {MAGIC_TOKENS, TOKENS_VERSION, (int32_t)n};
     Writer w;
     if (!writer_open(&w, path, e)) return false;

@@ -1,16 +1,16 @@
 /* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016; over bytes as in GPT-2, Radford et al. 2019).
  *
- * A piece starts as its bytes' tokens. As long as some neighbours have a merge, the pair of the lowest rank (the
- * leftmost of equals) becomes one token. Short pieces do so by scanning; longer ones keep the pairs in a heap, so that
- * a piece of n bytes costs O(n log n) and a megabyte without a space is no trap.
+ * A piece starts as the tokens of its bytes. While any adjacent tokens have a merge, the pair with the lowest rank (the
+ * leftmost if several are equal) becomes one token. Short pieces are scanned for that pair. Longer pieces keep the
+ * pairs in a heap, so a piece of n bytes costs O(n log n), even a megabyte without a space.
  *
- * Merges lie flat in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes are
- * remembered in a direct-mapped cache of one cache line an entry; it is the only thing that encoding changes, so one
- * Bpe serves one thread at a time.
+ * Merges are stored in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes
+ * are cached in a direct-mapped cache with one cache line per entry. Encoding changes the cache and scratch memory, so
+ * a Bpe may be used by only one thread at a time.
  *
  *     Bpe b = {0};
- *     bpe_start(&b, merges, count);               // merges in order of rank; kept by the caller
- *     memcpy(b.byte_id, ids, sizeof ids);         // token of each byte
+ *     bpe_start(&b, merges, count);               // merges in order of rank; owned by the caller
+ *     memcpy(b.byte_id, ids, sizeof ids);         // token id of each byte
  *     bpe_encode(&b, " hello", 6, &list);
  */
 #ifndef LLMC_TEXT_BPE_H
@@ -24,10 +24,10 @@ typedef struct Merge {
 } Merge;
 
 enum {
-    BPE_CACHED = 15,        /* bytes of the longest piece that the cache keeps */
-    BPE_CACHED_TOKENS = 11, /* and the tokens of one */
+    BPE_CACHED = 15,        /* maximum bytes of a cached piece */
+    BPE_CACHED_TOKENS = 11, /* maximum tokens of a cached piece */
     BPE_CACHE_BITS = 15,
-    BPE_SCANNED = 48, /* bytes of the longest piece whose pairs are scanned */
+    BPE_SCANNED = 48, /* maximum bytes of a piece whose pairs are scanned */
 };
 
 typedef struct BpeSlot {
@@ -35,13 +35,13 @@ typedef struct BpeSlot {
 } BpeSlot;
 
 typedef struct BpeCached {
-    uint64_t key[2]; /* the piece, zero padded; the last byte is its length, so 0 is an empty entry */
+    uint64_t key[2]; /* the piece, zero padded; the last byte is its length; all 0: empty entry */
     int32_t count, ids[BPE_CACHED_TOKENS];
 } BpeCached;
 
 _Static_assert(sizeof(BpeCached) == 64, "an entry of the cache is a cache line");
 
-/* A run of bytes of a long piece that has become one token; a list in text order. */
+/* A token of a long piece, in a linked list in text order. */
 typedef struct BpeNode {
     int32_t id, next, previous; /* id -1: merged into its left neighbour */
 } BpeNode;
@@ -49,7 +49,7 @@ typedef struct BpeNode {
 typedef struct Bpe {
     int32_t byte_id[256];
     BpeSlot *slots;
-    uint32_t mask; /* slots - 1, a power of two less one */
+    uint32_t mask; /* number of slots - 1; the number is a power of two */
     BpeCached *cache;
     BpeNode *nodes; /* scratch for long pieces */
     uint64_t *heap; /* rank << 32 | node */
@@ -61,7 +61,7 @@ static inline uint32_t bpe_hash(int32_t left, int32_t right) {
     return (uint32_t)XXH3_64bits(&key, sizeof key);
 }
 
-/* The merge of (left, right), or NULL. */
+/* Returns the merge of (left, right), or NULL. */
 static inline const BpeSlot *bpe_merge(const Bpe *b, int32_t left, int32_t right) {
     for (uint32_t i = bpe_hash(left, right);; i++) {
         const BpeSlot *s = &b->slots[i & b->mask];
@@ -70,7 +70,7 @@ static inline const BpeSlot *bpe_merge(const Bpe *b, int32_t left, int32_t right
     }
 }
 
-/* Builds the table; where a pair comes twice its first rank holds. */
+/* Builds the table. If a pair occurs twice, its first rank counts. */
 static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
     size_t slots = 16;
     while (slots < 2 * (size_t)count) slots *= 2;
@@ -97,13 +97,14 @@ static inline void bpe_free(Bpe *b) {
     *b = (Bpe){0};
 }
 
-/* Scans for the lowest rank, merges, repeats: n - 1 times at most. */
+/* Repeatedly scans for the pair with the lowest rank and merges it, at most n - 1 times. */
 static inline void bpe_encode_short(const Bpe *b, const unsigned char *piece, int n, TokenList *out) {
     int32_t id[BPE_SCANNED], rank[BPE_SCANNED], merged[BPE_SCANNED];
     for (int i = 0; i < n; i++) id[i] = b->byte_id[piece[i]];
     for (int i = 0; i + 1 < n; i++) {
         const BpeSlot *s = bpe_merge(b, id[i], id[i + 1]);
-        rank[i] = s ? s->rank : INT32_MAX, merged[i] = s ? s->merged : 0;
+        rank[i] = s ? s->rank : INT32_MAX;
+        merged[i] = s ? s->merged : 0;
     }
     while (n > 1) {
         int best = 0;
@@ -113,10 +114,14 @@ static inline void bpe_encode_short(const Bpe *b, const unsigned char *piece, in
         id[best] = merged[best];
         n--;
         for (int i = best + 1; i < n; i++) id[i] = id[i + 1];
-        for (int i = best; i + 1 < n; i++) rank[i] = rank[i + 1], merged[i] = merged[i + 1];
+        for (int i = best; i + 1 < n; i++) {
+            rank[i] = rank[i + 1];
+            merged[i] = merged[i + 1];
+        }
         for (int i = best > 0 ? best - 1 : 0; i <= best && i + 1 < n; i++) {
             const BpeSlot *s = bpe_merge(b, id[i], id[i + 1]);
-            rank[i] = s ? s->rank : INT32_MAX, merged[i] = s ? s->merged : 0;
+            rank[i] = s ? s->rank : INT32_MAX;
+            merged[i] = s ? s->merged : 0;
         }
     }
     token_list_reserve(out, (size_t)n);
@@ -142,15 +147,15 @@ static inline uint64_t bpe_heap_pop(uint64_t *heap, size_t *count) {
     return top;
 }
 
-/* Pushes the pair that begins at node i, where it has a merge. */
+/* Pushes the pair that begins at node i if it has a merge. */
 static inline void bpe_push_pair(Bpe *b, int32_t i, size_t *count) {
     if (i < 0 || b->nodes[i].next < 0) return;
     const BpeSlot *s = bpe_merge(b, b->nodes[i].id, b->nodes[b->nodes[i].next].id);
     if (s) bpe_heap_push(b->heap, count, (uint64_t)(uint32_t)s->rank << 32 | (uint32_t)i);
 }
 
-/* The same with a heap: a popped pair counts only if the pair at its node still has that rank. A merge pushes at most
- * two pairs and there are at most n - 1, so that 3n entries suffice. */
+/* Merges with a heap. A popped pair is used only if the pair at its node still has that rank. The start pushes n - 1
+ * pairs and each of at most n - 1 merges pushes two, so 3n entries suffice. */
 static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n, TokenList *out) {
     if ((size_t)n > b->nodes_capacity) {
         b->nodes_capacity = (size_t)n;
@@ -196,14 +201,16 @@ static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *ou
     BpeCached *entry = &b->cache[XXH3_64bits(key, 16) >> (64 - BPE_CACHE_BITS)];
     if (entry->key[0] == k[0] && entry->key[1] == k[1]) {
         token_list_reserve(out, BPE_CACHED_TOKENS);
-        memcpy(out->ids + out->count, entry->ids, sizeof entry->ids); /* all: cheaper than a loop over `count` */
+        memcpy(out->ids + out->count, entry->ids,
+               sizeof entry->ids); /* all of them: cheaper than a loop over `count` */
         out->count += entry->count;
         return;
     }
     const int32_t before = out->count;
     bpe_encode_short(b, bytes, (int)n, out);
     if (out->count - before > BPE_CACHED_TOKENS) return;
-    entry->key[0] = k[0], entry->key[1] = k[1];
+    entry->key[0] = k[0];
+    entry->key[1] = k[1];
     entry->count = out->count - before;
     memcpy(entry->ids, out->ids + before, (size_t)entry->count * sizeof *entry->ids);
 }

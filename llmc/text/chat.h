@@ -1,37 +1,38 @@
-/* chat.h - conversations to tokens: chat templates, and the mask of the tokens that an assistant is trained on.
+/* chat.h - chat templates: encoding of conversations, and the mask of the assistant's trained tokens.
  *
- * A template is "chatml", "llama", "plain" (also "") or a text of one's own, made of sections. A section begins with a
- * tag that names whose messages it is for, and says what stands before and after a message's {content}:
+ * A template is "chatml", "llama", "plain" (or "") or a custom text that consists of sections. A section begins with a
+ * tag for the role of its messages and gives the text before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
- *   {user}PREFIX{content}SUFFIX     for the messages of role user; likewise {system}, {assistant} or any other role
- *   {any}PREFIX{content}SUFFIX      for the roles that have no section of their own
+ *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
+ *   {any}PREFIX{content}SUFFIX      for roles without their own section
  *
- * In a text, {role} is the role's name, {eos} the tokenizer's end-of-text token, \n and \t are newline and tab, and a
- * backslash makes the next character plain: \{ \< \\. A word in angle brackets, <|im_end|> or </s>, is one special
- * token, which the tokenizer must have: chat_add_specials() gives it those that it lacks. The known templates, so
- * written:
+ * In these texts, {role} is the role's name, {eos} is the tokenizer's end-of-text token, \n and \t are newline and tab,
+ * and a backslash makes the next character literal: \{ \< \\. A word in angle brackets, such as <|im_end|> or </s>, is
+ * one special token, which the tokenizer must have; chat_add_specials() adds missing ones. The built-in templates:
  *
  *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
  *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
  *   plain    {any}{content}{assistant}{content}{eos}
  *
- * and one for a model that has only text:  {user}Question: {content}\n{assistant}Answer:{content}\n
+ * A template without special tokens:  {user}Question: {content}\n{assistant}Answer:{content}\n
  *
- * The assistant's turn ends with the first special token of its suffix; where the suffix has none, with all of it,
- * which must then be one token of the tokenizer. An assistant without a suffix is refused: it would never learn to
- * stop.
+ * The assistant's turn ends with the first special token of its suffix. If the suffix has no special token, the turn
+ * ends with the whole suffix, which must then be one token of the tokenizer. An assistant section without a suffix is
+ * rejected, because the model would never learn to stop.
  *
- * Contents are taken as they are, spaces at their ends included. The template's texts and the contents are encoded
- * apart from one another, so that the tokens of a prompt do not depend on what is answered, and special tokens are
- * recognised in the template only: a user cannot type <|im_end|>. The mask is 1 on every assistant's content and on the
- * token that ends it, and 0 elsewhere.
+ * Contents are used unchanged, including leading and trailing spaces. Template texts and contents are encoded
+ * separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in the
+ * template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the token
+ * that ends it, and 0 elsewhere.
  *
  *     ChatTemplate c;
+ *     TokenList ids = {0};
+ *     uint8_t *mask = NULL;
  *     if (!chat_template_parse(&c, "chatml", e) || !chat_add_specials(&c, &tokenizer, e)) return false;
  *     const ChatMessage m[] = {{"user", "2+3="}, {"assistant", "5"}};
- *     if (!chat_encode(&c, &tokenizer, m, 2, false, &ids, &mask, e)) ...        // training
- *     if (!chat_encode(&c, &tokenizer, m, 1, true, &ids, NULL, e)) ...          // a prompt
+ *     if (!chat_encode(&c, &tokenizer, m, 2, false, &ids, &mask, e)) return false;        // for training
+ *     if (!chat_encode(&c, &tokenizer, m, 1, true, &ids, NULL, e)) return false;          // a prompt
  *     chat_template_free(&c);
  */
 #ifndef LLMC_TEXT_CHAT_H
@@ -48,7 +49,7 @@ typedef struct ChatMessage {
     const char *role, *content;
 } ChatMessage;
 
-/* A text of the template: words between special tokens. */
+/* A piece of a template text. */
 typedef enum { CHAT_WORDS, CHAT_SPECIAL, CHAT_ROLE, CHAT_EOS } ChatPieceKind;
 
 typedef struct ChatPiece {
@@ -67,8 +68,8 @@ typedef struct ChatSection {
 } ChatSection;
 
 typedef struct ChatTemplate {
-    char *spec; /* what it was parsed from: this travels in shards and checkpoints */
-    char *stop; /* text that ends the assistant's turn; "" where that is the tokenizer's end of text */
+    char *spec; /* its source, which is stored in shards and checkpoints */
+    char *stop; /* text that ends the assistant's turn; "" for the tokenizer's end of text */
     ChatText begin;
     ChatSection *sections;
     int count;
@@ -95,7 +96,7 @@ static inline void chat_template_free(ChatTemplate *c) {
     *c = (ChatTemplate){0};
 }
 
-/* Adds a piece; words join the words before them. */
+/* Adds a piece; words are appended to preceding words. */
 static inline void chat_piece(ChatText *t, ChatPieceKind kind, const char *text, size_t n) {
     ChatPiece *last = t->count ? &t->pieces[t->count - 1] : NULL;
     if (kind == CHAT_WORDS && last && last->kind == CHAT_WORDS) {
@@ -109,7 +110,7 @@ static inline void chat_piece(ChatText *t, ChatPieceKind kind, const char *text,
     t->pieces[t->count++] = (ChatPiece){kind, text ? xstrndup(text, n) : NULL};
 }
 
-/* Bytes of the special token <...> at s, or 0. */
+/* Returns the length of the special token <...> at s, or 0. */
 static inline size_t chat_special_length(const char *s) {
     if (s[0] != '<') return 0;
     size_t n = 1;
@@ -117,7 +118,7 @@ static inline size_t chat_special_length(const char *s) {
     return n > 1 && s[n] == '>' ? n + 1 : 0;
 }
 
-/* The name in the tag {name} at s, and its length with the braces; 0 where there is none. */
+/* Copies the name of the tag {name} at s. Returns the length of the tag, or 0 if there is none. */
 static inline size_t chat_tag(const char *s, char name[32]) {
     size_t n = 1;
     if (s[0] != '{') return 0;
@@ -137,7 +138,7 @@ static inline const ChatSection *chat_section(const ChatTemplate *c, const char 
     return any;
 }
 
-/* Begins the section that the tag `name` opens; *text is where its pieces go. */
+/* Begins the section of the tag `name` and sets *text to its prefix. */
 static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText **text, Error *e) {
     if (!strcmp(name, "begin")) {
         *text = &c->begin;
@@ -151,15 +152,17 @@ static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText
     return true;
 }
 
-/* A tag: {role} and {eos} are pieces, {content} goes on to the suffix, others open a section. */
+/* Handles a tag: {role} and {eos} are pieces, {content} switches to the suffix, any other tag opens a section. */
 static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **text, bool *open, Error *e) {
     ChatSection *section = c->count ? &c->sections[c->count - 1] : NULL;
     const bool in_prefix = section && *text == &section->prefix;
     if (*text && !strcmp(name, "eos")) chat_piece(*text, CHAT_EOS, NULL, 0);
     else if (*text && *text != &c->begin && !strcmp(name, "role")) chat_piece(*text, CHAT_ROLE, NULL, 0);
-    else if (in_prefix && !strcmp(name, "content")) *text = &section->suffix, *open = false;
-    else if (!strcmp(name, "role") || !strcmp(name, "content") || !strcmp(name, "eos"))
-        return error_set(e, "chat template: {%s} stands where none is expected", name);
+    else if (in_prefix && !strcmp(name, "content")) {
+        *text = &section->suffix;
+        *open = false;
+    } else if (!strcmp(name, "role") || !strcmp(name, "content") || !strcmp(name, "eos"))
+        return error_set(e, "chat template: {%s} is not allowed at this place", name);
     else if (*open) return error_set(e, "chat template: section {%s} has no {content}", section->role);
     else {
         if (!chat_open_section(c, name, text, e)) return false;
@@ -170,7 +173,7 @@ static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **
 
 static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e) {
     ChatText *text = NULL;
-    bool open = false; /* a section whose {content} is still to come */
+    bool open = false; /* the current section has no {content} yet */
     while (*s) {
         char name[32];
         const size_t tag = chat_tag(s, name), special = chat_special_length(s);
@@ -184,7 +187,7 @@ static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e)
                              c->spec);
         else if (special) chat_piece(text, CHAT_SPECIAL, s, special);
         else if (step == 2) chat_piece(text, CHAT_WORDS, s[1] == 'n' ? "\n" : s[1] == 't' ? "\t" : s + 1, 1);
-        else if (*s == '{') return error_set(e, "chat template: '%.20s' is no tag; a plain brace is \\{", s);
+        else if (*s == '{') return error_set(e, "chat template: '%.20s' is not a tag; write a literal brace as \\{", s);
         else chat_piece(text, CHAT_WORDS, s, 1);
         s += step;
     }
@@ -192,7 +195,7 @@ static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e)
     return true;
 }
 
-/* Finds what ends the assistant's turn. */
+/* Determines the text that ends the assistant's turn. */
 static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
     const ChatSection *assistant = chat_section(c, "assistant");
     if (!assistant) return error_set(e, "chat template: has no section {assistant} or {any}");
@@ -207,7 +210,7 @@ static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
                                    "expected a special token, such as {eos}");
 }
 
-/* Parses "chatml", "llama", "plain" or a template of one's own. */
+/* Parses "chatml", "llama", "plain" or a custom template. */
 static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
     *c = (ChatTemplate){.spec = xstrdup(spec)};
     const char *text = !strcmp(spec, "chatml")            ? CHAT_CHATML
@@ -227,7 +230,7 @@ static inline bool chat_add_text_specials(const ChatText *text, Tokenizer *t, Er
     return true;
 }
 
-/* Gives the tokenizer the template's special tokens that it lacks, in the order in which they stand there. */
+/* Adds the template's missing special tokens to the tokenizer, in the template's order. */
 static inline bool chat_add_specials(const ChatTemplate *c, Tokenizer *t, Error *e) {
     if (!chat_add_text_specials(&c->begin, t, e)) return false;
     for (int i = 0; i < c->count; i++)
@@ -237,7 +240,7 @@ static inline bool chat_add_specials(const ChatTemplate *c, Tokenizer *t, Error 
     return true;
 }
 
-/* Appends a text of the template. */
+/* Appends the tokens of a template text. */
 static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, const char *role, TokenList *out,
                                     Error *e) {
     for (int i = 0; i < text->count; i++) {
@@ -248,7 +251,7 @@ static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, co
             if (id < 0) return error_set(e, "chat template: the tokenizer has no special token %s", p->text);
             token_list_append(out, id);
         } else {
-            /* words around {role} are one text */
+            /* words around {role} are encoded as one text */
             TextBuffer words = {0};
             for (; i < text->count && (text->pieces[i].kind == CHAT_WORDS || text->pieces[i].kind == CHAT_ROLE); i++)
                 text_string(&words, text->pieces[i].kind == CHAT_ROLE ? role : text->pieces[i].text);
@@ -261,7 +264,7 @@ static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, co
     return true;
 }
 
-/* The id of the token that ends an assistant's turn, or -1 where it is no single token of this tokenizer. */
+/* Returns the id of the token that ends the assistant's turn, or -1 if it is not a single token of this tokenizer. */
 static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t) {
     if (!*c->stop) return t->eos;
     const int32_t special = tokenizer_special(t, c->stop);
@@ -273,7 +276,7 @@ static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t)
     return id;
 }
 
-/* Finds a message's section; a role is a word, as it goes into the text of the template. */
+/* Finds the section of a role. A role must be a single word, because it becomes part of the template's text. */
 static inline const ChatSection *chat_find_section(const ChatTemplate *c, const char *role, Error *e) {
     const ChatSection *section = chat_section(c, role);
     bool word = *role != 0;
@@ -283,9 +286,9 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
     return NULL;
 }
 
-/* Appends `count` messages to `out`. With generation_prompt, what stands before an assistant's content follows. The
- * mask, where it is not NULL, is grown to out->count entries: 1 on the content of assistants and on the tokens that end
- * them, 0 on the others; entries for ids that stood in `out` before are kept. */
+/* Appends the tokens of `count` messages to `out`. With generation_prompt, the text before an assistant's content
+ * follows. If `mask` is not NULL, *mask is extended to out->count entries: 1 on assistant contents and on the tokens
+ * that end them, else 0. Entries for ids that were already in `out` are kept. */
 static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
     const int32_t stop = chat_stop_token(c, t);
@@ -306,7 +309,7 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
         if (!chat_encode_text(&section->suffix, t, role, out, e)) return false;
         if (!mask) continue;
         const bool trained = !strcmp(role, "assistant");
-        while (end < out->count && out->ids[end] != stop) end++; /* past the stop token, if it is there */
+        while (end < out->count && out->ids[end] != stop) end++; /* include the stop token, if present */
         end += end < out->count;
         *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
         for (; done < out->count; done++) (*mask)[done] = trained && done >= content && done < end;
@@ -317,7 +320,7 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
     return true;
 }
 
-/* ---- as text --------------------------------------------------------------------------------------------------- */
+/* ---- rendering ------------------------------------------------------------------------------------------------- */
 
 static inline void chat_render_text(const ChatText *text, const Tokenizer *t, const char *role, TextBuffer *out) {
     for (int i = 0; i < text->count; i++) {
@@ -327,7 +330,7 @@ static inline void chat_render_text(const ChatText *text, const Tokenizer *t, co
     }
 }
 
-/* Appends the messages as the text that chat_encode() makes tokens of. */
+/* Appends the messages as the text that chat_encode() encodes. */
 static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TextBuffer *out, Error *e) {
     chat_render_text(&c->begin, t, "", out);

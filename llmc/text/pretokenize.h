@@ -1,17 +1,18 @@
-/* pretokenize.h - cutting text into the pieces that byte-pair merges never cross, by a regular expression (PCRE2, JIT).
+/* pretokenize.h - splitting of text into pieces that merges do not cross, with a regular expression (PCRE2, JIT).
  *
- * GPT-2's pattern and those that tokenizer.json files carry are written for Unicode 16 and the White_Space property,
- * which tiktoken and Hugging Face's tokenizers share. PCRE2's classes differ in two ways, found by asking both about
- * every code point: its letters and numbers are those of the Unicode version it was built with (Debian 12's 10.42: 14),
- * and its \s takes U+180E, which has not been white space since Unicode 6.3. So before it is compiled, a pattern's \s,
- * \S, \p{L} and \p{N} are rewritten: \s into its 25 characters, the other two with what Unicode 15 and 16 added. A
- * PCRE2 of Unicode 17 or later knows more letters than these tools do; there the newest scripts may be cut differently.
+ * GPT-2's pattern and the patterns in tokenizer.json files assume Unicode 16 and the White_Space property, as tiktoken
+ * and Hugging Face's tokenizers implement them. PCRE2's classes differ in two ways, as a comparison of all code points
+ * shows. Its letters and numbers are those of the Unicode version it was built with (14 for Debian 12's 10.42). Its \s
+ * matches U+180E, which has not been white space since Unicode 6.3. Therefore \s, \S, \p{L} and \p{N} in a pattern are
+ * rewritten before it is compiled: \s as its 25 characters, \p{L} and \p{N} with the additions of Unicode 15 and 16. A
+ * PCRE2 of Unicode 17 or later has more letters than these tools, so it may split the newest scripts differently.
  *
- * The text between two matches, if any, is a piece too, and an empty match is none: so pieces always cover the text.
+ * Text between two matches is also a piece, and empty matches are ignored, so the pieces always cover the text.
  *
  *     Pretokenizer p;
  *     if (!pretokenizer_open(&p, PRETOKENIZER_GPT2, e)) return false;
- *     for (size_t at = 0; at < n; at = end) if (!pretokenizer_next(&p, text, n, at, &end, e)) return false;
+ *     for (size_t at = 0, end; at < n; at = end)
+ *         if (!pretokenizer_next(&p, text, n, at, &end, e)) return false;
  */
 #ifndef LLMC_TEXT_PRETOKENIZE_H
 #define LLMC_TEXT_PRETOKENIZE_H
@@ -23,14 +24,14 @@
 
 /* Radford et al. 2019, encoder.py. */
 #define PRETOKENIZER_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-/* The same after each digit has been cut off for itself (a `Digits` pre-tokenizer before `ByteLevel`, as in SmolLM2): a
- * digit takes no space before it, and a run of spaces sees it as the end of the text. */
+/* GPT-2's pattern after a split into single digits (a `Digits` pre-tokenizer before `ByteLevel`, as in SmolLM2): a
+ * digit includes no preceding space, and it ends a run of spaces like the end of the text. */
 #define PRETOKENIZER_GPT2_DIGITS                                                                                       \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?![^\\s\\p{N}])|\\s+"
 
 #define PRETOKENIZER_SPACES                                                                                            \
     "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-/* General categories L and N of Unicode 16 less those of Unicode 14. */
+/* General categories L and N, with the additions of Unicode 15 and 16. */
 #define PRETOKENIZER_LETTERS                                                                                           \
     "\\p{L}\\x{1C89}\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}\\x{10D4A}-\\x{10D65}"         \
     "\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}\\x{11240}\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}"          \
@@ -42,14 +43,14 @@
     "\\p{N}\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}\\x{16130}-\\x{16139}"  \
     "\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{1E5FA}"
 
-enum { PRETOKENIZER_MATCH_LIMIT = 1 << 24 }; /* steps of one match, against patterns that run away */
+enum { PRETOKENIZER_MATCH_LIMIT = 1 << 24 }; /* limit on the steps of one match, against catastrophic backtracking */
 
 typedef struct Pretokenizer {
     pcre2_code *code; /* NULL: the whole text is one piece */
     pcre2_match_data *match;
     pcre2_match_context *context;
     bool jit;
-    size_t from, to; /* the match found beyond the piece that was delivered last; from == to: none */
+    size_t from, to; /* match found after the last piece delivered; from == to: none */
 } Pretokenizer;
 
 static inline void pretokenizer_close(Pretokenizer *p) {
@@ -59,12 +60,12 @@ static inline void pretokenizer_close(Pretokenizer *p) {
     *p = (Pretokenizer){0};
 }
 
-/* Appends `pattern` with the classes written out as said above. */
+/* Appends `pattern` with its classes rewritten as described above. */
 static inline void pretokenizer_rewrite(const char *pattern, TextBuffer *out) {
     static const struct {
         const char *name, *members;
     } class[] = {{"\\s", PRETOKENIZER_SPACES}, {"\\p{L}", PRETOKENIZER_LETTERS}, {"\\p{N}", PRETOKENIZER_NUMBERS}};
-    bool inside = false; /* a bracketed class */
+    bool inside = false; /* in a bracketed class */
     for (const char *s = pattern; *s;) {
         size_t step = 0;
         for (size_t i = 0; i < sizeof class / sizeof *class && !step; i++)
@@ -84,7 +85,7 @@ static inline void pretokenizer_rewrite(const char *pattern, TextBuffer *out) {
         if (step == 1 && s[0] == '[' && !inside) {
             inside = true;
             step += s[1] == '^';
-            step += s[step] == ']'; /* a bracket that comes first stands for itself */
+            step += s[step] == ']'; /* a bracket in first position is literal */
         } else if (step == 1 && s[0] == ']') inside = false;
         text_append(out, s, step);
         s += step;
@@ -108,16 +109,17 @@ static inline bool pretokenizer_open(Pretokenizer *p, const char *pattern, Error
     p->match = (pcre2_match_data *)checked(pcre2_match_data_create(1, NULL), 64);
     p->context = (pcre2_match_context *)checked(pcre2_match_context_create(NULL), 64);
     pcre2_set_match_limit(p->context, PRETOKENIZER_MATCH_LIMIT);
-    p->jit = pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE) == 0; /* not everywhere; matching works without it */
+    p->jit =
+        pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE) == 0; /* not available everywhere; matching works without it */
     return true;
 }
 
-/* The end of the piece that begins at byte `at` < n of the well-formed UTF-8 text. Calls go from 0 to n in order, each
- * at the end of the piece before. */
+/* Sets *end to the end of the piece that begins at byte `at` < n of well-formed UTF-8 text. Calls must be in order from
+ * 0 to n, each at the end of the previous piece. */
 static inline bool pretokenizer_next(Pretokenizer *p, const char *text, size_t n, size_t at, size_t *end, Error *e) {
     *end = n;
     if (!p->code) return true;
-    if (at && p->from == at && p->to > at) { /* the match behind the gap that was delivered */
+    if (at && p->from == at && p->to > at) { /* the match after the gap just delivered */
         *end = p->to;
         return true;
     }
@@ -132,7 +134,8 @@ static inline bool pretokenizer_next(Pretokenizer *p, const char *text, size_t n
     }
     const PCRE2_SIZE *span = pcre2_get_ovector_pointer(p->match);
     if (span[0] > span[1] || span[0] < at) return error_set(e, "pre-tokenizer's pattern moves backwards with \\K");
-    p->from = span[0], p->to = span[1];
+    p->from = span[0];
+    p->to = span[1];
     *end = p->from > at ? p->from : p->to;
     return true;
 }

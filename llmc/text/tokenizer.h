@@ -1,38 +1,39 @@
-/* tokenizer.h - text to token ids and back: GPT-2's byte-level BPE, and a tokenizer of bytes.
+/* tokenizer.h - tokenizers: GPT-2's byte-level BPE, and one token per byte.
  *
- * Encoding: the text is cut into pieces by a pattern (pretokenize.h), each piece becomes its bytes' tokens, and these
- * are merged (bpe.h). The ids are those of tiktoken and of Hugging Face's tokenizers for every string that those
- * accept.
+ * Encoding splits the text into pieces with a pattern (pretokenize.h), turns each piece into the tokens of its bytes,
+ * and merges these (bpe.h). The ids equal those of tiktoken and of Hugging Face's tokenizers for every string that
+ * those accept.
  *
- * Bytes that are no UTF-8 are not refused and not replaced: a run of bytes that belong to no well-formed character is a
- * piece of its own, and the text before it is cut as if it ended there. So decode(encode(x)) == x for any bytes x, NULs
- * too. (tiktoken takes only well-formed strings; it and `tokenizers` put U+FFFD where a string was broken.)
+ * Invalid UTF-8 is neither rejected nor replaced. A run of bytes outside well-formed characters is a separate piece,
+ * and the text before it is split as if it ended there. Therefore decode(encode(x)) == x for any bytes x, including
+ * NULs. (tiktoken accepts only well-formed strings; it and `tokenizers` replace invalid bytes with U+FFFD.)
  *
- * Special tokens, such as <|endoftext|>, are never made from text unless encoding is asked to recognise them: what a
- * user typed cannot end a turn. Where recognised, the leftmost counts, and the longest of those that begin there.
+ * Special tokens, such as <|endoftext|>, are recognised in text only if the caller of the encoder requests it, so user
+ * input cannot end a turn. The leftmost special token is recognised first, and the longest of several that begin at one
+ * place.
  *
- * The tokenizer of bytes: ids 0 to 255 are the bytes, then <|endoftext|> 256, <|im_start|> 257, <|im_end|> 258, <|pad|>
- * 259. For models trained from nothing.
+ * The byte tokenizer, for models trained from scratch: ids 0 to 255 are the bytes, followed by <|endoftext|> 256,
+ * <|im_start|> 257, <|im_end|> 258 and <|pad|> 259.
  *
- * Blob, as it travels in checkpoints and shards, little-endian; the same tokenizer has the same bytes:
+ * Blob format in checkpoints and shards, little-endian; equal tokenizers have equal blobs:
  *
  *   0   char[8]   "LLMCTOKN"
  *   8   uint32[8] version 1, vocab V, end-of-text id, flags (1: a piece that is a token is not merged), merges M,
  *                 specials S, bytes P of the pattern, bytes B of all tokens
- *   40  pattern   P bytes of UTF-8; none: text is not cut
+ *   40  pattern   P bytes of UTF-8; P = 0: text is not split
  *       lengths   uint16[V], 0 for an id without a token
- *       tokens    B bytes: the tokens' bytes one after the other
+ *       tokens    B bytes: the bytes of all tokens, concatenated
  *       specials  uint32[S], ascending ids
- *       merges    {uint32 left, right, merged}[M], lowest rank first; merged's bytes are left's and right's
+ *       merges    {uint32 left, right, merged}[M], lowest rank first; merged is the concatenation of left and right
  *
  *     Tokenizer t;
  *     TokenList ids = {0};
  *     if (!tokenizer_open(&t, "gpt2/vocab.json:gpt2/merges.txt", e)) return false;      // tokenizer_files.h
- *     if (!tokenizer_encode(&t, text, strlen(text), false, &ids, e)) ...
+ *     if (!tokenizer_encode(&t, text, strlen(text), false, &ids, e)) return false;
  *     tokenizer_decode(&t, ids.ids, ids.count, true, &buffer);
  *     tokenizer_free(&t);
  *
- * One tokenizer encodes in one thread at a time (it has a cache); decoding is free of that.
+ * Because of a cache, a tokenizer may encode in only one thread at a time; decoding has no such limit.
  */
 #ifndef LLMC_TEXT_TOKENIZER_H
 #define LLMC_TEXT_TOKENIZER_H
@@ -41,31 +42,31 @@
 #include "pretokenize.h"
 
 enum {
-    TOKENIZER_VOCAB_MAX = (1 << 22) - 128, /* as config.h has it */
-    TOKENIZER_TOKEN_MAX = 65535,           /* bytes of a token */
-    TOKENIZER_TEXT_MAX = 1 << 30,          /* bytes that are encoded at once */
-    TOKENIZER_WHOLE = 1,                   /* the blob's flag */
+    TOKENIZER_VOCAB_MAX = (1 << 22) - 128, /* the same limit as in config.h */
+    TOKENIZER_TOKEN_MAX = 65535,           /* maximum bytes of a token */
+    TOKENIZER_TEXT_MAX = 1 << 30,          /* maximum bytes of one call of the encoder */
+    TOKENIZER_WHOLE = 1,                   /* flag of the blob */
 };
 
 typedef struct Tokenizer {
     int32_t vocab; /* ids are 0 .. vocab-1 */
     int32_t eos;   /* the end of text, a special token */
 
-    char *bytes;                      /* all tokens' bytes */
+    char *bytes;                      /* bytes of all tokens */
     uint32_t *start;                  /* (vocab + 1) token i is bytes[start[i] .. start[i+1]) */
-    uint8_t *special;                 /* (vocab) */
-    int32_t *specials, special_count; /* their ids, longest first */
-    bool special_first[256];          /* bytes that a special token begins with */
+    uint8_t *special;                 /* (vocab) 1 for special tokens */
+    int32_t *specials, special_count; /* ids of the special tokens, longest first */
+    bool special_first[256];          /* whether a special token begins with this byte */
     Merge *merges;                    /* (merge_count) in order of rank */
     int32_t merge_count;
-    bool whole;     /* a piece that is a token is that token, whatever the merges say ("ignore_merges") */
+    bool whole;     /* a piece that is a token is encoded as that token, without merges ("ignore_merges") */
     char *pattern;  /* NULL: text is one piece */
     int32_t *index; /* whole: open-addressed table of ids by bytes, -1 empty */
     uint32_t index_mask;
     struct TokenizerScratch {
         Bpe bpe;
         Pretokenizer pieces;
-    } * scratch; /* what encoding changes; NULL before tokenizer_start() */
+    } * scratch; /* changed by encoding; NULL before tokenizer_start() */
 } Tokenizer;
 
 /* ---- building -------------------------------------------------------------------------------------------------- */
@@ -91,7 +92,7 @@ static inline void tokenizer_free(Tokenizer *t) {
     *t = (Tokenizer){0};
 }
 
-/* The id of the special token `name`, or -1. */
+/* Returns the id of the special token `name`, or -1. */
 static inline int32_t tokenizer_special(const Tokenizer *t, const char *name) {
     const size_t length = strlen(name);
     for (int32_t i = 0; i < t->special_count; i++) {
@@ -102,7 +103,8 @@ static inline int32_t tokenizer_special(const Tokenizer *t, const char *name) {
     return -1;
 }
 
-/* The id of the ordinary token of these bytes, or -1. Looks at every token unless the tokenizer has an index. */
+/* Returns the id of the ordinary token with these bytes, or -1. Searches all tokens unless the tokenizer has an
+ * index. */
 static inline int32_t tokenizer_find(const Tokenizer *t, const char *bytes, size_t length) {
     size_t n;
     if (!t->index) {
@@ -161,7 +163,7 @@ static inline void tokenizer_list_specials(Tokenizer *t) {
     qsort_r(t->specials, (size_t)at, sizeof *t->specials, tokenizer_longer_first, t);
 }
 
-/* Checks a tokenizer whose tables are filled in and makes it ready to encode. `name` begins the messages. */
+/* Checks a tokenizer whose tables are filled in and prepares it for encoding. Error messages begin with `name`. */
 static inline bool tokenizer_start(Tokenizer *t, const char *name, Error *e) {
     struct TokenizerScratch *s = t->scratch = (struct TokenizerScratch *)xcalloc(1, sizeof *s);
     if (t->eos < 0 || t->eos >= t->vocab || !t->special[t->eos])
@@ -185,7 +187,7 @@ static inline bool tokenizer_start(Tokenizer *t, const char *name, Error *e) {
         size_t left, right;
         if (m.left < 0 || m.left >= t->vocab || m.right < 0 || m.right >= t->vocab || m.merged < 0 ||
             m.merged >= t->vocab)
-            return error_set(e, "%s: merge %d names a token beyond the vocabulary of %d", name, i, t->vocab);
+            return error_set(e, "%s: merge %d has a token id outside the vocabulary of %d", name, i, t->vocab);
         const char *a = tokenizer_token(t, m.left, &left), *b = tokenizer_token(t, m.right, &right),
                    *c = tokenizer_token(t, m.merged, &n);
         if (!left || !right || n != left + right || memcmp(c, a, left) || memcmp(c + left, b, right))
@@ -198,7 +200,7 @@ static inline bool tokenizer_start(Tokenizer *t, const char *name, Error *e) {
     return !t->pattern || pretokenizer_open(&s->pieces, t->pattern, e);
 }
 
-/* Appends a token of n bytes; its id is vocab - 1 then. */
+/* Appends a token of n bytes, with the next id. */
 static inline void tokenizer_append(Tokenizer *t, const char *token, size_t n, bool special) {
     const uint32_t at = t->vocab ? t->start[t->vocab] : 0;
     t->bytes = (char *)xrealloc(t->bytes, at + n + 1, 1);
@@ -210,7 +212,7 @@ static inline void tokenizer_append(Tokenizer *t, const char *token, size_t n, b
     t->start[t->vocab] = at + (uint32_t)n;
 }
 
-/* Gives the special token `name` the next id, unless there is one of that name. */
+/* Adds the special token `name` with the next id, unless it exists. */
 static inline bool tokenizer_add_special(Tokenizer *t, const char *name, Error *e) {
     const size_t n = strlen(name);
     if (tokenizer_special(t, name) >= 0) return true;
@@ -225,7 +227,7 @@ static inline bool tokenizer_add_special(Tokenizer *t, const char *name, Error *
     return true;
 }
 
-/* The tokenizer of bytes. */
+/* Creates the byte tokenizer. */
 static inline bool tokenizer_bytes(Tokenizer *t, Error *e) {
     static const char *const special[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"};
     *t = (Tokenizer){.eos = 256};
@@ -248,7 +250,7 @@ static inline void tokenizer_piece(const Tokenizer *t, const char *piece, size_t
     }
 }
 
-/* Encodes text in which no special token is looked for. */
+/* Encodes text without recognising special tokens. */
 static inline bool tokenizer_ordinary(const Tokenizer *t, const char *text, size_t n, TokenList *out, Error *e) {
     if (!t->pattern) {
         if (n) tokenizer_piece(t, text, n, out);
@@ -263,12 +265,13 @@ static inline bool tokenizer_ordinary(const Tokenizer *t, const char *text, size
         size_t broken = valid;
         while (broken < n && !utf8_length(text + broken, n - broken)) broken++;
         if (broken > valid) tokenizer_piece(t, text + valid, broken - valid, out);
-        text += broken, n -= broken;
+        text += broken;
+        n -= broken;
     }
     return true;
 }
 
-/* Finds the first special token in text[at..n): returns its id and its place, or -1. */
+/* Finds the first special token in text[*at..n). Returns its id and sets *at to its position, or returns -1. */
 static inline int32_t tokenizer_find_special(const Tokenizer *t, const char *text, size_t n, size_t *at) {
     for (size_t i = *at; i < n; i++) {
         if (!t->special_first[(unsigned char)text[i]]) continue;
@@ -284,8 +287,8 @@ static inline int32_t tokenizer_find_special(const Tokenizer *t, const char *tex
     return -1;
 }
 
-/* Appends the ids of text[0..n), any bytes. With `specials`, special tokens in the text are recognised. Fails on more
- * than a GiB of text, and where a tokenizer.json's own pattern runs away. */
+/* Appends the ids of text[0..n), which may be any bytes. With `specials`, special tokens in the text are recognised.
+ * Fails on more than 1 GiB of text, or if a pattern from a tokenizer.json exceeds the match limit. */
 static inline bool tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool specials, TokenList *out,
                                     Error *e) {
     if (n > (size_t)(TOKENIZER_TEXT_MAX - 1) - (size_t)out->count)
@@ -302,8 +305,8 @@ static inline bool tokenizer_encode(const Tokenizer *t, const char *text, size_t
     }
 }
 
-/* Appends the tokens' bytes, which may end inside a character. Special tokens are left out, or printed by their names
- * with `specials`. An id beyond the vocabulary shows as U+FFFD. */
+/* Appends the bytes of the tokens, which may end inside a character. Special tokens are omitted unless `specials` is
+ * set. An id outside the vocabulary becomes U+FFFD. */
 static inline void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int32_t n, bool specials, TextBuffer *out) {
     text_append(out, "", 0);
     for (int32_t i = 0; i < n; i++) {
@@ -321,7 +324,7 @@ static inline void tokenizer_decode(const Tokenizer *t, const int32_t *ids, int3
 
 enum { TOKENIZER_HEADER = 40 };
 
-/* The blob in fresh memory: *blob, *n bytes. */
+/* Stores the tokenizer as a blob of *n bytes in new memory. */
 static inline bool tokenizer_store(const Tokenizer *t, void **blob, size_t *n, Error *e) {
     const size_t pattern = t->pattern ? strlen(t->pattern) : 0, bytes = t->start[t->vocab];
     if (bytes > INT32_MAX || pattern > INT32_MAX) return error_set(e, "tokenizer: is too large to be stored");
@@ -345,25 +348,28 @@ static inline bool tokenizer_store(const Tokenizer *t, void **blob, size_t *n, E
     for (int32_t id = 0; id < t->vocab; id++)
         if (t->special[id]) text_append(&b, (const char *)&id, sizeof id);
     text_append(&b, (const char *)t->merges, (size_t)t->merge_count * sizeof *t->merges);
-    *blob = b.text, *n = b.length;
+    *blob = b.text;
+    *n = b.length;
     return true;
 }
 
-/* Fills in the tables from the blob, whose parts have been measured. */
+/* Fills in the tables from the blob, whose size has been checked against the header. */
 static inline bool tokenizer_load_tables(Tokenizer *t, const uint32_t header[8], const uint8_t *in, Error *e) {
     const size_t pattern = header[6], bytes = header[7];
     t->eos = (int32_t)header[2];
     t->whole = header[3] & TOKENIZER_WHOLE;
     t->merge_count = (int32_t)header[4];
     if (pattern) t->pattern = xstrndup((const char *)in, pattern);
-    if (pattern && strlen(t->pattern) != pattern) return error_set(e, "tokenizer: pattern holds a NUL");
+    if (pattern && strlen(t->pattern) != pattern) return error_set(e, "tokenizer: pattern contains a NUL");
     in += pattern;
     const int32_t vocab = (int32_t)header[1];
     t->start = (uint32_t *)xcalloc((size_t)vocab + 1, sizeof *t->start);
     t->special = (uint8_t *)xcalloc((size_t)vocab, 1);
     uint64_t end = 0;
-    for (int32_t id = 0; id < vocab && end <= bytes; id++, in += 2)
-        t->start[id + 1] = (uint32_t)(end += in[0] + 256u * in[1]);
+    for (int32_t id = 0; id < vocab && end <= bytes; id++, in += 2) {
+        end += in[0] + 256u * in[1];
+        t->start[id + 1] = (uint32_t)end;
+    }
     if (end != bytes) return error_set(e, "tokenizer: the tokens' lengths do not add up to their %zu bytes", bytes);
     t->vocab = vocab;
     t->bytes = (char *)xmalloc(bytes + 1);
@@ -374,7 +380,7 @@ static inline bool tokenizer_load_tables(Tokenizer *t, const uint32_t header[8],
         uint32_t id;
         memcpy(&id, in, 4);
         if (id >= (uint32_t)vocab || (int64_t)id <= last)
-            return error_set(e, "tokenizer: special token %u is out of order or beyond the vocabulary of %d", id,
+            return error_set(e, "tokenizer: special token %u is out of order or outside the vocabulary of %d", id,
                              vocab);
         t->special[id] = 1;
         last = id;
@@ -407,7 +413,7 @@ static inline bool tokenizer_load(Tokenizer *t, const void *blob, size_t n, Erro
     return false;
 }
 
-/* XXH3-64 of the blob: two tokenizers of the same hash encode alike. */
+/* XXH3-64 of the blob; tokenizers with equal hashes encode identically. */
 static inline uint64_t tokenizer_hash(const Tokenizer *t) {
     void *blob;
     size_t n;

@@ -1,17 +1,17 @@
-/* tokenizer_files.h - the vocabularies that others publish: vocab.json + merges.txt and tokenizer.json. (Part of
- * tokenizer.h, which includes it.)
+/* tokenizer_files.h - readers of published vocabularies: vocab.json + merges.txt and tokenizer.json. (Included by
+ * tokenizer.h.)
  *
- * vocab.json (OpenAI: encoder.json) maps tokens to ids, merges.txt (vocab.bpe) has one merge a line, lowest rank first,
- * after a line `#version`. Both write bytes as printable characters: "Ġ" is a space (GPT-2's bytes_to_unicode). An
- * entry <...> that is no byte and that no merge makes is a special token.
+ * vocab.json (OpenAI: encoder.json) maps tokens to ids. merges.txt (vocab.bpe) has one merge per line, lowest rank
+ * first, after a line `#version`. Both write bytes as printable characters: "Ġ" is a space (GPT-2's bytes_to_unicode).
+ * An entry <...> that is not a byte and not the result of a merge is a special token.
  *
- * tokenizer.json holds the same and says how text is cut. Taken are byte-level BPE models with one of the
- * pre-tokenizers ByteLevel, Digits (individual) + ByteLevel, and Split (by a regular expression) + ByteLevel; its
- * added_tokens become special tokens. Refused, each with its reason: other models, normalizers, byte_fallback, dropout,
- * prefixes and suffixes of subwords, add_prefix_space. Post-processors are ignored: encoding never adds a token.
+ * tokenizer.json contains the same tables and the pre-tokenizer. Supported are byte-level BPE models with one of the
+ * pre-tokenizers ByteLevel, Digits (individual) + ByteLevel, and Split (by a regular expression) + ByteLevel. Its
+ * added_tokens become special tokens. Other models, normalizers, byte_fallback, dropout, subword prefixes and suffixes
+ * and add_prefix_space are rejected, each with its own message. Post-processors are ignored: encoding adds no tokens.
  *
- * The end of text is <|endoftext|>, else <|end_of_text|>, </s> or <eos>; a vocabulary with none of these gets
- * <|endoftext|> as its next id.
+ * The end of text is <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these,
+ * <|endoftext|> is added as the next id.
  */
 #ifndef LLMC_TEXT_TOKENIZER_FILES_H
 #define LLMC_TEXT_TOKENIZER_FILES_H
@@ -19,12 +19,12 @@
 #include "tokenizer.h"
 #include <jansson.h>
 
-enum { TOKENIZER_FILE_MAX = 1 << 28 }; /* bytes of a file */
+enum { TOKENIZER_FILE_MAX = 1 << 28 }; /* maximum bytes of a file */
 
-/* ---- characters for bytes -------------------------------------------------------------------------------------- */
+/* ---- byte alphabet --------------------------------------------------------------------------------------------- */
 
-/* byte[c] for characters c < 512 that stand for bytes, -1 for the others. GPT-2, encoder.py: bytes that print in
- * Latin-1 stand for themselves, the others, in order, for U+0100 and on. */
+/* Sets byte[c] to the byte that character c < 512 represents, or -1. As in GPT-2's encoder.py, printable Latin-1
+ * characters represent themselves, and U+0100 onwards represent the other bytes in order. */
 static inline void tokenizer_alphabet(int16_t byte[512]) {
     int next = 256;
     memset(byte, 0xFF, 512 * sizeof *byte);
@@ -34,7 +34,7 @@ static inline void tokenizer_alphabet(int16_t byte[512]) {
     }
 }
 
-/* Appends the bytes that `token` stands for; false where a character stands for none. */
+/* Appends the bytes that `token` represents. Returns false and sets *strange if a character represents no byte. */
 static inline bool tokenizer_unprint(const int16_t byte[512], const char *token, TextBuffer *out, uint32_t *strange) {
     for (size_t n = strlen(token); n;) {
         const int length = utf8_length(token, n);
@@ -44,7 +44,8 @@ static inline bool tokenizer_unprint(const int16_t byte[512], const char *token,
             return false;
         }
         text_append(out, (const char[]){(char)byte[c]}, 1);
-        token += length, n -= (size_t)length;
+        token += length;
+        n -= (size_t)length;
     }
     return true;
 }
@@ -55,7 +56,7 @@ typedef struct TokenizerSource {
     const char *file;   /* for messages */
     json_t *vocab;      /* token -> id */
     const char **token; /* (count) by id, as written; NULL: no such id */
-    bool *added;        /* (count) `token` is raw text and special */
+    bool *added;        /* (count) `token` is a special token, as raw text */
     int32_t count;
 } TokenizerSource;
 
@@ -93,7 +94,7 @@ static inline bool tokenizer_source_open(TokenizerSource *s, json_t *added, Erro
     json_t *entry;
     json_array_foreach(added, i, entry) {
         if (!json_is_string(json_object_get(entry, "content")))
-            return error_set(e, "%s: added_tokens[%zu]: has no text in 'content'", s->file, i);
+            return error_set(e, "%s: added_tokens[%zu]: has no string in 'content'", s->file, i);
         id = json_object_get(entry, "id");
         if (!tokenizer_source_id(s, json_string_value(json_object_get(entry, "content")), id, e)) return false;
         if (json_integer_value(id) >= s->count) s->count = (int32_t)json_integer_value(id) + 1;
@@ -119,8 +120,8 @@ static inline bool tokenizer_source_open(TokenizerSource *s, json_t *added, Erro
     return true;
 }
 
-/* Fills in the tokenizer's tokens. Special are the added ones and, where there is no list of those, what looks like
- * <...> and is neither a byte nor made by a merge. */
+/* Fills in the tokenizer's tokens. Added tokens are special. With `guess`, for files without a list of added tokens, so
+ * is every token <...> that is neither a byte nor the result of a merge. */
 static inline bool tokenizer_source_tokens(const TokenizerSource *s, bool guess, Tokenizer *t, Error *e) {
     int16_t byte[512];
     tokenizer_alphabet(byte);
@@ -138,7 +139,7 @@ static inline bool tokenizer_source_tokens(const TokenizerSource *s, bool guess,
         t->special[id] = s->added[id] || (guess && !made[id] && n > 2 && token[0] == '<' && token[n - 1] == '>');
         if (t->special[id]) text_append(&bytes, token, n);
         else if (!tokenizer_unprint(byte, token, &bytes, &strange))
-            ok = error_set(e, "%s: token '%.60s': character U+%04X stands for no byte; expected byte-level BPE",
+            ok = error_set(e, "%s: token '%.60s': character U+%04X represents no byte; expected byte-level BPE",
                            s->file, token, strange);
         if (ok && (bytes.length - t->start[id] > TOKENIZER_TOKEN_MAX || bytes.length > INT32_MAX))
             ok = error_set(e, "%s: token %d is longer than %d bytes", s->file, id, TOKENIZER_TOKEN_MAX);
@@ -176,17 +177,17 @@ static inline bool tokenizer_merge_text(const TokenizerSource *s, const char *wh
                                         Merge *m, Error *e) {
     char *space = strchr(text, ' ');
     if (!space || space == text || !space[1] || strchr(space + 1, ' '))
-        return error_set(e, "%s %zu: '%.60s': expected two tokens divided by one space", where, number, text);
+        return error_set(e, "%s %zu: '%.60s': expected two tokens separated by one space", where, number, text);
     *space = 0;
     return tokenizer_merge(s, where, number, text, space + 1, m, e);
 }
 
-/* The lines of merges.txt. */
+/* Reads the merges from the lines of merges.txt. */
 static inline bool tokenizer_merge_lines(const TokenizerSource *s, const char *path, Tokenizer *t, Error *e) {
     size_t n, number = 0, capacity = 0;
     char *text = file_slurp(path, TOKENIZER_FILE_MAX, &n, e), *rest = text, *line;
     if (!text) return false;
-    bool ok = strlen(text) == n || error_set(e, "%s: holds a NUL byte, expected text", path);
+    bool ok = strlen(text) == n || error_set(e, "%s: contains a NUL byte, expected text", path);
     TextBuffer where = {0};
     text_format(&where, "%s: line", path);
     while (ok && (line = strsep(&rest, "\n"))) {
@@ -205,7 +206,7 @@ static inline bool tokenizer_merge_lines(const TokenizerSource *s, const char *p
     return ok;
 }
 
-/* tokenizer.json's list: "left right", or ["left", "right"]. */
+/* Reads the merges from the list in tokenizer.json: "left right" or ["left", "right"]. */
 static inline bool tokenizer_merge_array(const TokenizerSource *s, const json_t *merges, Tokenizer *t, Error *e) {
     TextBuffer where = {0};
     text_format(&where, "%s: model.merges", s->file);
@@ -223,7 +224,7 @@ static inline bool tokenizer_merge_array(const TokenizerSource *s, const json_t 
             free(copy);
         } else if (left && right && json_array_size(entry) == 2)
             ok = tokenizer_merge(s, where.text, i, left, right, m, e);
-        else ok = error_set(e, "%s %zu: expected a text or a pair of texts", where.text, i);
+        else ok = error_set(e, "%s %zu: expected a string or a pair of strings", where.text, i);
         if (!ok) break;
         t->merge_count++;
     }
@@ -238,7 +239,7 @@ static inline const char *tokenizer_type(const json_t *part) {
     return type ? type : "of no type";
 }
 
-/* The pattern that text is cut by, or NULL. */
+/* Returns the pattern that splits text, or NULL on an error. */
 static inline const char *tokenizer_json_pattern(const char *path, const json_t *part, Error *e) {
     const json_t *list = json_object_get(part, "pretokenizers"), *first = NULL, *last = part;
     if (!strcmp(tokenizer_type(part), "Sequence")) {
@@ -270,14 +271,14 @@ static inline const char *tokenizer_json_pattern(const char *path, const json_t 
     return NULL;
 }
 
-/* Is `field` absent, null, false, "" or 0? */
+/* Checks that `field` is absent, null, false, "" or 0. */
 static inline bool tokenizer_json_unset(const char *path, const json_t *model, const char *field, Error *e) {
     const json_t *value = json_object_get(model, field);
     const char *text = json_string_value(value);
     if (!value || json_is_null(value) || json_is_false(value) || (text && !*text) ||
         (json_is_number(value) && json_number_value(value) == 0))
         return true;
-    return error_set(e, "%s: model.%s is set, which byte-level BPE does without", path, field);
+    return error_set(e, "%s: model.%s is set, expected none for byte-level BPE", path, field);
 }
 
 static inline bool tokenizer_json_check(const char *path, const json_t *root, Error *e) {
@@ -298,7 +299,7 @@ static inline bool tokenizer_json_check(const char *path, const json_t *root, Er
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-/* The end of text is found or added, and the tables are checked. */
+/* Finds or adds the end of text and checks the tables. */
 static inline bool tokenizer_finish(Tokenizer *t, const char *name, Error *e) {
     static const char *const ends[] = {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"};
     tokenizer_list_specials(t);
@@ -311,7 +312,7 @@ static inline bool tokenizer_finish(Tokenizer *t, const char *name, Error *e) {
     return tokenizer_start(t, name, e);
 }
 
-/* From vocab.json (json) and merges.txt, or from tokenizer.json (json, merges NULL). */
+/* Opens vocab.json (json) and merges.txt, or tokenizer.json (json, with merges NULL). */
 static inline bool tokenizer_open_files(Tokenizer *t, const char *json, const char *merges, Error *e) {
     json_t *root = tokenizer_json(json, e);
     if (!root) return false;
@@ -336,7 +337,7 @@ static inline bool tokenizer_open_files(Tokenizer *t, const char *json, const ch
     return ok;
 }
 
-/* A file that holds a blob, compressed or not. False with *is_blob set: it is damaged. */
+/* Opens a file that contains a blob, compressed or not. If it fails with *is_blob set, the blob is damaged. */
 static inline bool tokenizer_open_blob(Tokenizer *t, const char *path, bool *is_blob, Error *e) {
     Reader r;
     char magic[8];
@@ -358,7 +359,7 @@ static inline char *tokenizer_path(const char *directory, const char *file) {
     return b.text;
 }
 
-/* A directory that holds tokenizer.json, vocab.json and merges.txt, or encoder.json and vocab.bpe. */
+/* Opens a directory that contains tokenizer.json, vocab.json and merges.txt, or encoder.json and vocab.bpe. */
 static inline bool tokenizer_open_directory(Tokenizer *t, const char *path, Error *e) {
     static const char *const files[][2] = {
         {"tokenizer.json", NULL}, {"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}};
@@ -371,7 +372,7 @@ static inline bool tokenizer_open_directory(Tokenizer *t, const char *path, Erro
         free(merges);
         if (here) return ok;
     }
-    return error_set(e, "%s: holds neither tokenizer.json nor vocab.json and merges.txt", path);
+    return error_set(e, "%s: contains neither tokenizer.json nor vocab.json and merges.txt", path);
 }
 
 static inline bool tokenizer_open_spec(Tokenizer *t, const char *spec, Error *e) {
@@ -392,8 +393,8 @@ static inline bool tokenizer_open_spec(Tokenizer *t, const char *spec, Error *e)
                      spec);
 }
 
-/* Opens what a user names: "bytes"; VOCAB.JSON:MERGES.TXT; a tokenizer.json; a file that holds a blob; or a directory
- * that holds one of the published pairs. */
+/* Opens the tokenizer that a user names: "bytes", VOCAB.JSON:MERGES.TXT, a tokenizer.json, a file that contains a blob,
+ * or a directory with published files. */
 static inline bool tokenizer_open(Tokenizer *t, const char *spec, Error *e) {
     if (!strcmp(spec, "bytes")) return tokenizer_bytes(t, e);
     *t = (Tokenizer){0};
