@@ -460,13 +460,13 @@ static void test_specification(void **state) {
                {"random=x", "must be up to 1 number "},
                {"random=0.1/2", "must be up to 1 number "},
                {"overlong=5/", "must be up to 2 numbers"},
-               {"overlong=101", "must have 0 <= cache <= longest length"},
+               {"overlong=101", "must have 0 <= cache <= maximum length"},
                {"overlong=", "nothing after"},
                {"cosine=0", "must be positive"},
-               {"repetition=0", "whole n"},
-               {"repetition=2.5", "whole n"},
-               {"repetition=2/1", "penalty not above 0"},
-               {"length", "needs its target"},
+               {"repetition=0", "integer n"},
+               {"repetition=2.5", "integer n"},
+               {"repetition=2/1", "penalty <= 0"},
+               {"length", "needs a target"},
                {"length=x", "must be"},
                {"format=xml", "must be one of think|hash|boxed|answer"},
                {"regex=abc", "must be /pattern/flags"},
@@ -475,7 +475,7 @@ static void test_specification(void **state) {
                {"regex=", "must be /pattern/flags"},
                {"verify,regex=,exact", "must be /pattern/flags"},
                {"regex=/(/", "missing closing parenthesis"},
-               {"regex=/a/q", "'q' is left over"},
+               {"regex=/a/q", "'q' is unexpected"},
                {"regex=/(/,verify", "missing closing parenthesis"},
                {"command", "no program is given"},
                {"verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,verify,"
@@ -557,11 +557,11 @@ static void test_command_faults(void **state) {
     run_program("read x; echo 1; read x; echo 0.5 0.5; sleep 100", 20, 3, "answer 2 of 3 is '0.5 0.5'");
     run_program("while read x; do echo inf; done", 20, 3, "'inf'");
     run_program("while read x; do echo 1e99; done", 20, 3, "'1e99'");
-    run_program("read x; yes 1 | tr -d '\\n'", 20, 3, "has no end after 4095 bytes");
-    run_program("read x; printf '1\\n1\\n'; sleep 100", 20, 1, "an answer more than");
+    run_program("read x; yes 1 | tr -d '\\n'", 20, 3, "has no newline after 4095 bytes");
+    run_program("read x; printf '1\\n1\\n'; sleep 100", 20, 1, "one answer more than");
     run_program("read x; printf '1\\n1'; sleep 100", 20, 1, "after its last answer");
-    run_program("exec <&-; sleep 100", 20, 5000, "closed its input after 0 of 5000 answers, but runs on");
-    run_program("exec >&-; sleep 100", 20, 3, "closed its output after 0 of 3 answers, but runs on");
+    run_program("exec <&-; sleep 100", 20, 5000, "closed its input after 0 of 5000 answers but is still running");
+    run_program("exec >&-; sleep 100", 20, 3, "closed its output after 0 of 3 answers but is still running");
     run_program("while read x; do echo ' null '; done", 20, 3, NULL);
     run_program("sleep 1000 & while read x; do echo 1; done", 20, 3, NULL); /* a grandchild, killed on close */
 }

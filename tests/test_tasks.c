@@ -303,10 +303,10 @@ static void test_check(void **state) {
         TaskOptions o;
         const char *message;
     } bad[] = {{TASK_SORT, {.level = 1, .min_digits = 1, .style = TASK_REVERSED}, "has no number to reverse"},
-               {TASK_MUL, {.level = 1, .min_digits = 1, .digits = 10}, "the most is 9"},
+               {TASK_MUL, {.level = 1, .min_digits = 1, .digits = 10}, "the maximum is 9"},
                {TASK_ADD, {.level = 1, .min_digits = 3, .digits = 2}, "needs --digits"},
                {TASK_ADD, {.level = 1, .min_digits = 2}, "needs --digits"},
-               {TASK_SORT, {.level = 1, .min_digits = 1, .digits = 2}, "has none"},
+               {TASK_SORT, {.level = 1, .min_digits = 1, .digits = 2}, "does not apply to sort"},
                {TASK_ADD, {.level = 1, .min_digits = 1, .largest = 9}, "takes --digits"},
                {TASK_BRACKETS, {.level = 1, .min_digits = 1, .largest = 9}, "has no numbers"},
                {TASK_ADD, {.level = 1, .min_digits = 1, .items = 3}, "out of range [2, 2]"},
@@ -565,7 +565,7 @@ static void test_bad_command_lines(void **state) {
                  {"-n 0", 2, "out of range"},
                  {"--style upside-down", 2, "is not one of"},
                  {"--style reversed -t sort", 2, "--style reversed: sort has no number"},
-                 {"-t sort -d 2", 2, "--digits: sort has none"},
+                 {"-t sort -d 2", 2, "--digits: does not apply to sort"},
                  {"-t add --items 3", 2, "--items: 3 is out of range [2, 2] for add"},
                  {"--noise 0.5", 2, "--noise applies to demonstrations"},
                  {"--noise 2 -f chat", 2, "out of range"},

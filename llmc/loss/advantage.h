@@ -1,11 +1,11 @@
-/* advantage.h - advantages relative to a group: from the rewards of G answers to one prompt to A_i.
+/* advantage.h - group-relative advantages A_i from the rewards of G completions per prompt.
  *
- * Rewards are groups * G floats, the answers of a group side by side. NaN is an answer that could not be scored: it is
- * left out of every mean and deviation, and its advantage is 0. So is that of an answer which is alone in its group
- * with a reward, for nothing can be said about it. Means and deviations are in double; deviations have ddof 1 (divide
- * by n - 1). Equal rewards give advantages of exactly 0.
+ * Rewards are groups * G floats; the completions of a group are adjacent. NaN marks a completion that could not be
+ * scored: it is excluded from every mean and standard deviation, and its advantage is 0. The advantage of the only
+ * scored completion of a group is also 0. Means and standard deviations are computed in double; standard deviations
+ * divide by n - 1 (ddof 1). Equal rewards give advantages of exactly 0.
  *
- * The formulas are those of TRL 1.16 (grpo_trainer.py, rloo_trainer.py), EPS being its 1e-4:
+ * The formulas are those of TRL 1.16 (grpo_trainer.py, rloo_trainer.py) with its EPS = 1e-4:
  *
  *   group   A_i = (r_i - mean_group) / (std_group + EPS)   GRPO: Shao et al. 2024 (2402.03300), sec. 4.1.2
  *   batch   A_i = (r_i - mean_group) / (std_batch + EPS)   Lite PPO: Liu et al. 2025 (2508.08221)
@@ -15,7 +15,7 @@
  *   rloo    A_i = r_i - mean of the others in the group    RLOO: Ahmadian et al. 2024 (2402.14740)
  *
  *     AdvantageStats stats;
- *     advantage_group(reward, 8, 16, SCALE_GROUP, advantage, &stats);    // 8 prompts, 16 answers each
+ *     advantage_group(reward, 8, 16, SCALE_GROUP, advantage, &stats);    // 8 prompts, 16 completions each
  */
 #ifndef LLMC_LOSS_ADVANTAGE_H
 #define LLMC_LOSS_ADVANTAGE_H
@@ -28,15 +28,15 @@
 #define SCALE_REWARDS_CHOICES "group|batch|none"
 typedef enum { SCALE_GROUP, SCALE_BATCH, SCALE_NONE } ScaleRewards; /* in the order of SCALE_REWARDS_CHOICES */
 
-/* TRL's metrics of the same names. */
+/* Metrics with TRL's names. */
 typedef struct AdvantageStats {
-    double reward, reward_std;   /* over the batch; NaN where fewer than 1 or 2 answers have a reward */
-    double frac_reward_zero_std; /* share of answers whose deviation (the one they are scaled by) is 0 */
+    double reward, reward_std;   /* over the batch; NaN if fewer than 1 or 2 completions have a reward */
+    double frac_reward_zero_std; /* fraction of completions whose standard deviation (the divisor) is 0 */
 } AdvantageStats;
 
-/* Mean and deviation of those of x[0], x[stride], ... (n of them) that are not NaN. */
+/* Mean and standard deviation over the values of x[0], x[stride], ... (n of them) that are not NaN. */
 typedef struct Spread {
-    double mean, std; /* NaN where none, or fewer than two, are numbers */
+    double mean, std; /* mean: NaN if count is 0; std: NaN if count < 2 */
     int64_t count;
 } Spread;
 
@@ -44,7 +44,10 @@ static inline Spread spread_of(const float *x, int64_t n, int64_t stride) {
     Spread s = {0};
     double squares = 0;
     for (int64_t i = 0; i < n; i++)
-        if (!isnan(x[i * stride])) s.mean += x[i * stride], s.count++;
+        if (!isnan(x[i * stride])) {
+            s.mean += x[i * stride];
+            s.count++;
+        }
     s.mean = s.count ? s.mean / (double)s.count : NAN;
     for (int64_t i = 0; i < n; i++)
         if (!isnan(x[i * stride])) squares += (x[i * stride] - s.mean) * (x[i * stride] - s.mean);
@@ -65,10 +68,11 @@ static inline float advantage_or_zero(double a) { return isfinite(a) ? (float)a 
 
 static inline void advantage_batch_stats(const float *reward, int64_t n, AdvantageStats *stats) {
     const Spread all = spread_of(reward, n, 1);
-    stats->reward = all.mean, stats->reward_std = all.std;
+    stats->reward = all.mean;
+    stats->reward_std = all.std;
 }
 
-/* reward, advantage: (groups, G). The deviation of a group of one (G = 1, or a batch of one) is taken as 0. */
+/* reward, advantage: (groups, G). The standard deviation of a group of one (or a batch of one) is taken as 0. */
 static inline void advantage_group(const float *reward, int64_t groups, int64_t G, ScaleRewards scale, float *advantage,
                                    AdvantageStats *stats) {
     int64_t zero = 0;
@@ -85,8 +89,8 @@ static inline void advantage_group(const float *reward, int64_t groups, int64_t 
     stats->frac_reward_zero_std = (double)zero / (double)(groups * G);
 }
 
-/* Rewards normalised one by one, then summed ("normalize_then_sum").
- * parts: (groups * G, K) as rewards_score() gives them, NaN where a part has no score; weight: (K). */
+/* Normalises each reward part, then sums them ("normalize_then_sum").
+ * parts: (groups * G, K), as written by rewards_score(), NaN if a part has no score; weight: (K). */
 static inline void advantage_gdpo(const float *parts, const double *weight, int64_t groups, int64_t G, int64_t K,
                                   float *advantage, AdvantageStats *stats) {
     const int64_t n = groups * G;
@@ -94,7 +98,10 @@ static inline void advantage_gdpo(const float *parts, const double *weight, int6
         double sum = 0;
         int64_t scored = 0;
         for (int64_t k = 0; k < K; k++)
-            if (!isnan(parts[i * K + k])) sum += weight[k] * parts[i * K + k], scored++;
+            if (!isnan(parts[i * K + k])) {
+                sum += weight[k] * parts[i * K + k];
+                scored++;
+            }
         advantage[i] = scored ? (float)sum : NAN;
     }
     advantage_batch_stats(advantage, n, stats);
@@ -117,7 +124,7 @@ static inline void advantage_gdpo(const float *parts, const double *weight, int6
     stats->frac_reward_zero_std = spread_is_zero(std);
 }
 
-/* The leave-one-out baseline. With `normalise` the advantages are whitened over the batch, which makes it
+/* The leave-one-out baseline. With `normalise` the advantages are whitened over the batch, as in
  * REINFORCE++-baseline (Hu et al. 2025, 2501.03262). */
 static inline void advantage_rloo(const float *reward, int64_t groups, int64_t G, bool normalise, float *advantage,
                                   AdvantageStats *stats) {

@@ -1,26 +1,26 @@
-/* gae.h - advantages a token: what each token of an answer did better than was to be expected.
+/* gae.h - per-token rewards, returns and advantages.
  *
- * An answer of n tokens is an episode. V_t is the value of the state that token t is chosen in (read on the row before it),
- * r_t what is earned by choosing it, and after the last token there is nothing: V_n = 0. The score s of the whole answer is
- * earned by its LAST token, the end-of-text token where it has one - never by padding behind it - and each token pays for
- * its distance from the reference:
+ * A completion of n tokens is an episode. V_t is the value of the state in which token t is chosen (read on the row
+ * before it), r_t is the reward of choosing it, and the state after the last token has value V_n = 0. The score s of
+ * the whole completion is added to the reward of its LAST token (the end-of-text token if there is one; never padding
+ * after it), and every token has a KL penalty:
  *
  *   r_t = -beta k_t + s [t = n-1]         k_t = kl_estimate(log pi(y_t) - log ref(y_t))     Ziegler et al. 2019 (1909.08593)
  *   G_t = sum_(l >= t) gamma^(l-t) r_l    R = G_0
  *
  *   ppo, a2c             A_t = sum_l (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t
  *                                                       Schulman et al. 2016 (1506.02438), eq. 16; A2C: Mnih et al. 2016
- *   reinforce            A_t = G_t - mean of R over the OTHER answers of the batch             Williams 1992
+ *   reinforce            A_t = G_t - mean of R over the OTHER completions of the batch         Williams 1992
  *   rloo                 A_t = R - mean of R over the others of the group                      2402.14740 (advantage.h)
- *   remax                A_t = G_t - score of the greedy answer to the same prompt             Li et al. 2023 (2310.10505)
+ *   remax                A_t = G_t - score of the greedy completion of the same prompt         Li et al. 2023 (2310.10505)
  *   reinforce++          A_t = whiten(G_t)                                                     Hu 2025 (2501.03262)
  *   reinforce++-baseline A_t = whiten(G_t - mean of R over the group)                          the same
  *
- * The critic's target is A_t + V_t. With lambda = 1 it is G_t; a critic may have a lambda of its own (VC-PPO: Yuan et al.
- * 2025, 2503.01491), and the policy's may grow with the answer: lambda = 1 - 1 / (alpha n) (VAPO: 2504.05118).
+ * The critic's target is A_t + V_t. With lambda = 1 it is G_t. The critic may use a different lambda (VC-PPO: Yuan et
+ * al. 2025, 2503.01491), and the policy's may grow with the length: lambda = 1 - 1 / (alpha n) (VAPO: 2504.05118).
  *
- * Arrays are flat: tokens of answer i at [offset[i], offset[i+1]); counts[i] = 0 leaves an answer out of every mean, and
- * its own advantages are 0. Floats in and out, double sums.
+ * Arrays are flat: tokens of completion i are at [offset[i], offset[i+1]). counts[i] = 0 excludes a completion from
+ * every mean and sets its advantages to 0. Inputs and outputs are float, sums are double.
  *
  *     token_rewards(KL_K1, logp, ref_logp, n, beta, score, reward);
  *     gae(reward, value, n, 1.0, 0.95, advantage);
@@ -32,7 +32,8 @@
 #include "kl.h"
 #include <stdbool.h>
 
-/* One answer of n tokens. ref_logp NULL: no penalty. Returns the sum of k over its tokens, in nats. */
+/* Writes r_t of one completion of n tokens. ref_logp NULL: no penalty. Returns the sum of k over its tokens, in
+ * nats. */
 static inline double token_rewards(KlEstimator kind, const float *logp, const float *ref_logp, int32_t n, double beta,
                                    double score, float *reward) {
     double sum = 0;
@@ -44,7 +45,7 @@ static inline double token_rewards(KlEstimator kind, const float *logp, const fl
     return sum;
 }
 
-/* G_t of one answer; returns R = G_0. */
+/* Writes G_t of one completion; returns R = G_0. */
 static inline double returns_to_go(const float *reward, int32_t n, double gamma, float *G) {
     double sum = 0;
     for (int32_t t = n - 1; t >= 0; t--) {
@@ -54,7 +55,7 @@ static inline double returns_to_go(const float *reward, int32_t n, double gamma,
     return sum;
 }
 
-/* A_t of one answer. */
+/* Writes A_t of one completion. */
 static inline void gae(const float *reward, const float *value, int32_t n, double gamma, double lambda,
                        float *advantage) {
     double A = 0, next = 0;
@@ -66,7 +67,7 @@ static inline void gae(const float *reward, const float *value, int32_t n, doubl
     }
 }
 
-/* lambda of an answer of n tokens: 1 - 1 / (alpha n), at least 0; alpha 0: the one that is given. */
+/* lambda for a completion of n tokens: 1 - 1 / (alpha n), at least 0; `lambda` itself if alpha is 0. */
 static inline double gae_length_lambda(double lambda, double alpha, int32_t n) {
     return alpha > 0 ? fmax(0, 1 - 1 / (alpha * n)) : lambda;
 }
@@ -76,20 +77,24 @@ static inline void subtract_baseline(const float *G, int32_t n, double b, float 
     for (int32_t t = 0; t < n; t++) advantage[t] = (float)(G[t] - b);
 }
 
-/* baseline[i]: the mean of R over the other answers that count, among all `answers` (groups = 1) or among the group's G
- * with itself or without. An answer that is alone has a baseline of its own R: it teaches nothing. R, baseline: (answers) */
+/* baseline[i] is the mean of R over the completions of i's group of G that count, with or without i itself (G =
+ * answers: one group of all). If i does not count or no other does, the baseline is R[i], so the advantage is 0. R,
+ * baseline: (answers). */
 static inline void mean_baseline(const float *R, const uint8_t *counts, int32_t answers, int32_t G, bool with_itself,
                                  float *baseline) {
     for (int32_t g = 0; g < answers; g += G) {
         double sum = 0, n = 0;
         for (int32_t i = g; i < g + G; i++)
-            if (counts[i]) sum += R[i], n++;
+            if (counts[i]) {
+                sum += R[i];
+                n++;
+            }
         for (int32_t i = g; i < g + G; i++)
             baseline[i] = !counts[i] || n < 2 ? R[i] : (float)(with_itself ? sum / n : (sum - R[i]) / (n - 1));
     }
 }
 
-/* Mean and variance (divided by n - 1) of the tokens of answers that count. */
+/* Mean and variance (divided by n - 1) over the tokens of the completions that count. */
 typedef struct Moments {
     double mean, variance, count;
 } Moments;
@@ -97,17 +102,24 @@ typedef struct Moments {
 static inline Moments moments_of(const float *x, const int32_t *offset, int32_t answers, const uint8_t *counts) {
     Moments m = {0};
     double squares = 0;
-    for (int32_t i = 0; i < answers; i++)
-        for (int32_t t = offset[i]; t < offset[i + 1] && counts[i]; t++) m.mean += x[t], m.count++;
+    for (int32_t i = 0; i < answers; i++) {
+        if (!counts[i]) continue;
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
+            m.mean += x[t];
+            m.count++;
+        }
+    }
     m.mean /= fmax(m.count, 1);
-    for (int32_t i = 0; i < answers; i++)
-        for (int32_t t = offset[i]; t < offset[i + 1] && counts[i]; t++) squares += (x[t] - m.mean) * (x[t] - m.mean);
+    for (int32_t i = 0; i < answers; i++) {
+        if (!counts[i]) continue;
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++) squares += (x[t] - m.mean) * (x[t] - m.mean);
+    }
     m.variance = m.count > 1 ? squares / (m.count - 1) : 0;
     return m;
 }
 
-/* x <- (x - mean) / sqrt(variance + 1e-8), plus the mean again unless shift_mean: rewards keep theirs. Tokens of answers
- * that do not count become 0. TRL's masked_whiten: Ziegler et al.'s code, with the variance of a sample. */
+/* x <- (x - mean) / sqrt(variance + 1e-8); the mean is added back unless shift_mean (rewards keep their mean). Tokens
+ * of completions that do not count become 0. This is TRL's masked_whiten (Ziegler et al.'s code, sample variance). */
 static inline void whiten(float *x, const int32_t *offset, int32_t answers, const uint8_t *counts, bool shift_mean) {
     const Moments m = moments_of(x, offset, answers, counts);
     const double scale = 1 / sqrt(m.variance + 1e-8);
@@ -116,18 +128,27 @@ static inline void whiten(float *x, const int32_t *offset, int32_t answers, cons
             x[t] = counts[i] ? (float)((x[t] - m.mean) * scale + (shift_mean ? 0 : m.mean)) : 0;
 }
 
-/* 1 - Var(G - V) / Var(G): 1 is a critic that knows the returns, 0 one that knows their mean, NaN where they are equal. */
+/* 1 - Var(G - V) / Var(G): 1 if the critic predicts every return, 0 if it predicts only their mean, NaN if all returns
+ * are equal. */
 static inline double explained_variance(const float *value, const float *target, const int32_t *offset, int32_t answers,
                                         const uint8_t *counts) {
     double mean = 0, gap = 0, total = 0, rest = 0, n = 0;
-    for (int32_t i = 0; i < answers; i++)
-        for (int32_t t = offset[i]; t < offset[i + 1] && counts[i]; t++)
-            mean += target[t], gap += (double)target[t] - value[t], n++;
-    for (int32_t i = 0; i < answers; i++)
-        for (int32_t t = offset[i]; t < offset[i + 1] && counts[i]; t++) {
-            const double a = target[t] - mean / n, b = (double)target[t] - value[t] - gap / n;
-            total += a * a, rest += b * b;
+    for (int32_t i = 0; i < answers; i++) {
+        if (!counts[i]) continue;
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
+            mean += target[t];
+            gap += (double)target[t] - value[t];
+            n++;
         }
+    }
+    for (int32_t i = 0; i < answers; i++) {
+        if (!counts[i]) continue;
+        for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
+            const double a = target[t] - mean / n, b = (double)target[t] - value[t] - gap / n;
+            total += a * a;
+            rest += b * b;
+        }
+    }
     return total > 0 ? 1 - rest / total : NAN;
 }
 

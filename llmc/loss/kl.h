@@ -6,10 +6,10 @@
  *   k2 = r^2 / 2          biased, low variance
  *   k3 = e^-r - 1 + r     unbiased, never negative
  *
- * Where the estimate stands decides what its gradient is. In the reward k1 is right, and any of them may stand there:
- * no gradient flows through a reward. In the loss, on samples of pi:
+ * In the reward no gradient flows through the estimate: k1 is unbiased there, and any estimator can be used. In the
+ * loss, on samples of pi, the gradient of the estimate matters:
  *
- *   k1      has gradient 0 in expectation: it restrains nothing
+ *   k1      has gradient 0 in expectation and therefore no effect
  *   k2      has the gradient of KL(pi || ref)
  *   k3      has the gradient of KL(ref || pi)
  *   rho k   with rho = pi / pi_old has the gradient of KL(pi || ref) for k1 and k3 (DeepSeek-V3.2: 2512.02556)
@@ -25,7 +25,7 @@
 #define KL_CHOICES "k1|k2|k3"
 typedef enum { KL_K1, KL_K2, KL_K3 } KlEstimator; /* in the order of KL_CHOICES */
 
-/* The estimate at r, in nats, and in *derivative its derivative with respect to log pi (NULL: not wanted). */
+/* Returns the estimate at r, in nats. *derivative is its derivative with respect to log pi; NULL skips it. */
 static inline double kl_estimate(KlEstimator estimator, double r, double *derivative) {
     switch (estimator) {
     case KL_K1:
@@ -35,16 +35,16 @@ static inline double kl_estimate(KlEstimator estimator, double r, double *deriva
         if (derivative) *derivative = r;
         return r * r / 2;
     default: {
-        const double minus_1 = expm1(-r); /* keeps its digits near r = 0, where e^-r - 1 + r cancels */
+        const double minus_1 = expm1(-r); /* accurate near r = 0, where e^-r - 1 + r cancels */
         if (derivative) *derivative = -minus_1;
         return minus_1 + r;
     }
     }
 }
 
-/* KL in the reward, as RLOO has it (Ahmadian et al. 2024, 2402.14740): reward[i] -= beta sum_t k(log pi_t - log ref_t).
- * logp, ref_logp: per token, those of sequence i at [offset[i], offset[i+1]); logp is that of the policy that sampled.
- * Returns the sum over all tokens of k, for the metric `kl`. */
+/* KL in the reward, as in RLOO (Ahmadian et al. 2024, 2402.14740): reward[i] -= beta sum_t k(log pi_t - log ref_t).
+ * logp and ref_logp are per token; completion i is at [offset[i], offset[i+1]). logp is that of the sampling policy.
+ * Returns the sum of k over all tokens, for the metric `kl`. */
 static inline double kl_from_rewards(KlEstimator estimator, const float *logp, const float *ref_logp,
                                      const int32_t *offset, int32_t sequences, double beta, float *reward) {
     double total = 0;

@@ -1,19 +1,23 @@
-/* kto.h - losses of single answers with a label: good or bad (KTO and its relatives).
+/* kto.h - losses on single completions labelled good or bad (KTO and variants).
  *
- *   x_i = log pi(y_i|x_i)/ref(y_i|x_i), summed over the answer's tokens     S = sigmoid, b = beta
- *   z   = max(0, mean_i log pi(y'_i|x_i)/ref(y'_i|x_i)), y'_i an answer to another prompt; held constant
+ *   x_i = log pi(y_i|x_i)/ref(y_i|x_i), summed over the completion's tokens     S = sigmoid, b = beta
+ *   z   = max(0, mean_i log pi(y'_i|x_i)/ref(y'_i|x_i)), y'_i a completion of another prompt; no gradient
  *
- *   loss                good answers                    bad answers                       paper
+ *   loss                good completions                bad completions                   paper
  *   kto                 w_D (1 - S(b (x - z)))          w_U (1 - S(b (z - x)))            2402.01306 eq. 7
  *   apo_zero_unpaired   w_D (1 - S(b x))                w_U S(b x)                        2408.06266 eq. 7
  *
- * The loss is the mean over the batch's answers; w_D, w_U are desirable_weight and undesirable_weight. The paper advises
- * w_D n_D / (w_U n_U) between 1 and 4/3, n the numbers of good and bad answers: kto_balance(). Formulas are TRL 1.16's
- * (KTOTrainer: tests/golden/preference.txt).
+ * The loss is the mean over the batch's completions. w_D and w_U are desirable_weight and undesirable_weight. The paper
+ * recommends w_D n_D / (w_U n_U) between 1 and 4/3, where n_D and n_U are the numbers of good and bad completions
+ * (kto_balance()). Formulas are those of TRL 1.16 (KTOTrainer: tests/golden/preference.txt).
  *
  *     KtoConfig c = kto_config();
- *     double z = kto_reference_point(offset, logp, ref_logp, n);                  // of the mismatched answers
- *     for each micro-batch: loss += kto_loss(&c, z, n, &batch, dlogp, &stats), model_backward(dlogp)
+ *     KtoStats stats = {0};
+ *     double z = kto_reference_point(offset, logp, ref_logp, n);          // over the mismatched completions
+ *     for (each micro-batch) {
+ *         loss += kto_loss(&c, z, n, &batch, dlogp, &stats);
+ *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *     }
  */
 #ifndef LLMC_LOSS_KTO_H
 #define LLMC_LOSS_KTO_H
@@ -32,7 +36,7 @@ static inline KtoConfig kto_config(void) {
     return (KtoConfig){.beta = 0.1, .desirable_weight = 1, .undesirable_weight = 1};
 }
 
-/* A micro-batch of answers; tokens of answer i are [offset[i], offset[i+1]) of every per-token array. */
+/* A micro-batch of completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct KtoBatch {
     int32_t answers;
     const int32_t *offset;
@@ -40,7 +44,7 @@ typedef struct KtoBatch {
     const float *logp, *ref_logp;
 } KtoBatch;
 
-/* Sums that add up over micro-batches; index 1: good answers, 0: bad ones. */
+/* Sums over micro-batches. Index 1: good completions, 0: bad ones. */
 typedef struct KtoStats {
     double loss, count[2], reward[2], logp[2];
 } KtoStats;
@@ -50,23 +54,23 @@ static inline double kto_balance(const KtoConfig *c, double good, double bad) {
     return c->desirable_weight * good / (c->undesirable_weight * bad);
 }
 
-/* The log-ratio of answer i. */
+/* The log-ratio of completion i. */
 static inline double kto_ratio(const int32_t *offset, const float *logp, const float *ref_logp, int32_t i) {
     double sum = 0;
     for (int32_t t = offset[i]; t < offset[i + 1]; t++) sum += (double)logp[t] - ref_logp[t];
     return sum;
 }
 
-static inline double kto_clamp(double mean) { return mean < 0 ? 0 : mean; } /* NaN stays */
+static inline double kto_clamp(double mean) { return mean < 0 ? 0 : mean; } /* propagates NaN */
 
-/* z over n mismatched answers of the whole optimizer batch. */
+/* z over the n mismatched completions of the whole optimizer batch. */
 static inline double kto_reference_point(const int32_t *offset, const float *logp, const float *ref_logp, int32_t n) {
     double sum = 0;
     for (int32_t i = 0; i < n; i++) sum += kto_ratio(offset, logp, ref_logp, i);
     return kto_clamp(sum / fmax(n, 1));
 }
 
-/* The loss of one answer with log-ratio x; its derivative by x. */
+/* The loss of one completion with log-ratio x, and its derivative with respect to x. */
 static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good, double x) {
     const double w = good ? c->desirable_weight : c->undesirable_weight;
     const double u = c->beta * (x - (c->loss == KTO_KTO ? z : 0)), S = preference_sigmoid(u);
@@ -74,8 +78,8 @@ static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good
                 : (PreferenceValue){w * S, w * c->beta * S * (1 - S)};
 }
 
-/* The loss of the micro-batch as a share of that of the `total` answers of the whole batch. dlogp: per token as b->logp,
- * written; NULL: not wanted. Adds to *stats. NaN in, NaN out. */
+/* Returns the micro-batch's contribution to the mean over the `total` completions of the whole batch. Adds to *stats.
+ * dlogp is written per token, like b->logp; NULL skips it. NaN in, NaN out. */
 static inline double kto_loss(const KtoConfig *c, double z, double total, const KtoBatch *b, float *dlogp,
                               KtoStats *stats) {
     double loss = 0;
@@ -84,7 +88,8 @@ static inline double kto_loss(const KtoConfig *c, double z, double total, const 
         const PreferenceValue l = kto_answer(c, z, b->good[i], x);
         const int k = b->good[i] != 0;
         loss += l.y / total;
-        stats->count[k]++, stats->reward[k] += c->beta * x;
+        stats->count[k]++;
+        stats->reward[k] += c->beta * x;
         for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
             stats->logp[k] += b->logp[t];
             if (dlogp) dlogp[t] = (float)(l.dy / total);
@@ -96,7 +101,8 @@ static inline double kto_loss(const KtoConfig *c, double z, double total, const 
 
 enum { KTO_METRICS = 8 };
 
-/* Finishes the sums under TRL's names; those of a class that the batch does not hold are left out. */
+/* Computes the metrics under TRL's names and returns their number. Metrics of a label that the batch lacks are
+ * omitted. */
 static inline int kto_metrics(const KtoConfig *c, const KtoStats *s, double z, PreferenceMetric out[KTO_METRICS]) {
     int n = 0;
 #define METRIC(name_, value_) out[n++] = (PreferenceMetric){name_, value_}

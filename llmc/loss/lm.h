@@ -1,12 +1,15 @@
-/* lm.h - language modelling as functions of log-probabilities: what supervised fine-tuning minimises.
+/* lm.h - language-modelling losses of supervised fine-tuning, as functions of log-probabilities.
  *
- * logp[r] is log pi(target_r | what came before it), weight[r] is the target's weight in the loss (mask: 1 = trained
- * on, 0 = not; NULL = all 1). N, the normaliser, is the sum of the weights over the WHOLE optimizer batch, all
- * micro-batches and ranks, so that cutting the batch differently never changes the loss: the losses and gradients of
- * micro-batches add up. It is taken as at least 1, so a batch without targets has loss 0.
+ * logp[r] is log pi(target_r | context), weight[r] is the target's weight in the loss (a mask has 1 for targets that are
+ * trained on, else 0; NULL: all 1). N, the normaliser, is the sum of the weights over the WHOLE optimizer batch, all
+ * micro-batches and ranks. The losses and gradients of micro-batches therefore add up to those of the batch, however it
+ * is split. N is taken as at least 1, so a batch without targets has loss 0.
  *
- *     N = lm_weight_sum(weight of the global batch);
- *     for each micro-batch: loss += loss_nll(out.logp, weight, R, N, dlogp), model_backward(dlogp)
+ *     double N = lm_weight_sum(weight, n);          // the global batch
+ *     for (each micro-batch) {
+ *         loss += loss_nll(out.logp, weight, R, N, dlogp);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);
+ *     }
  */
 #ifndef LLMC_LOSS_LM_H
 #define LLMC_LOSS_LM_H
@@ -17,7 +20,7 @@
 #define LM_LOSS_CHOICES "nll|dft"
 typedef enum { LM_NLL, LM_DFT } LmLoss; /* in the order of LM_LOSS_CHOICES */
 
-/* Sum of the weights of n targets; n where weight is NULL. */
+/* Sum of the weights of n targets; n if weight is NULL. */
 static inline double lm_weight_sum(const float *weight, int64_t n) {
     double sum = 0;
     for (int64_t r = 0; r < n; r++) sum += weight ? weight[r] : 1;
@@ -25,13 +28,13 @@ static inline double lm_weight_sum(const float *weight, int64_t n) {
 }
 
 /* Negative log-likelihood:  L = - sum_r w_r log p_r / N,  dL/dlogp_r = - w_r / N.
- * dlogp: (n), written; NULL: not wanted. Returns this micro-batch's share of L, in nats. */
+ * Writes dlogp (n); NULL skips it. Returns this micro-batch's contribution to L, in nats. */
 static inline double loss_nll(const float *logp, const float *weight, int64_t n, double normaliser, float *dlogp) {
     const double N = fmax(normaliser, 1);
     double sum = 0;
     for (int64_t r = 0; r < n; r++) {
         const double w = weight ? weight[r] : 1;
-        if (w != 0) sum -= w * logp[r]; /* a target outside the loss may be -inf */
+        if (w != 0) sum -= w * logp[r]; /* logp of a target without weight may be -inf */
         if (dlogp) dlogp[r] = (float)(-w / N);
     }
     return sum / N;

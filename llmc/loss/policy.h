@@ -1,11 +1,12 @@
-/* policy.h - policy-gradient losses as functions of log-probabilities: what train_grpo minimises.
+/* policy.h - policy-gradient losses of train_grpo, as functions of log-probabilities.
  *
- * One function, policy_loss(), takes the log-probabilities of the tokens of sampled answers and an advantage an answer,
- * and returns the loss with its gradient with respect to each log-probability (and each entropy). It needs no model.
+ * One function, policy_loss(), takes the per-token log-probabilities of sampled completions and one advantage per
+ * completion. It returns the loss and its gradient with respect to each log-probability (and each entropy). It needs no
+ * model.
  *
- *   rho_t = pi(y_t) / pi_old(y_t)        s_i = (prod_t rho_t)^(1/T_i)       T_i tokens in answer i, A_i its advantage
+ *   rho_t = pi(y_t) / pi_old(y_t)     s_i = (prod_t rho_t)^(1/T_i)     completion i has T_i tokens and advantage A_i
  *
- *   loss      l, the loss of a token                                        weight of a token          paper
+ *   loss      l, the per-token loss                                         weight of a token          paper
  *   grpo      -min(rho A, clip(rho, 1-eps, 1+eps_high) A)                   1 / (B T_i)                2402.03300 eq. 3
  *   bnpo      the same                                                      1 / sum T_i                TRL
  *   dr_grpo   the same                                                      1 / (B max_length)         2503.20783
@@ -13,26 +14,31 @@
  *   luspo     the same                                                      1 / B                      2602.05261
  *   gspo      the same with rho = s_i                                       1 / (B T_i)                2507.18071 eq. 5
  *   cispo     -sg(min(rho, eps_high)) A log pi                              1 / window tokens          2506.13585 eq. 4
- *   sapo      -4/tau sigmoid(tau (rho - 1)) A, tau by the sign of A         1 / (B T_i)                2511.20347
+ *   sapo      -4/tau sigmoid(tau (rho - 1)) A, tau depends on A's sign      1 / (B T_i)                2511.20347
  *   vespo     -sg(phi(W_i)) A log pi, W_i = prod_t rho_t,
  *             phi(W) = W^k e^(lambda (1 - W)), (k, lambda) by A's sign      1 / window tokens          2602.10693
  *   gmpo      -A (prod_t clip(rho_t))^(1/T_i), one-sided clip in log space  1 / (B T_i)                2507.20673
- *   rloo      grpo's with rho = prod_t rho_t                                1 / (B T_i)                2402.14740
+ *   rloo      the same with rho = prod_t rho_t                              1 / (B T_i)                2402.14740
  *
- * sg is stop-gradient. To l are added, in this order: the off-policy mask, the top-entropy mask (both multiply l), the
- * KL term beta k (not masked, not clipped); and to the loss -entropy_coef times the mean entropy. Formulas and defaults
- * are those of TRL 1.16 (GRPOTrainer, GMPOTrainer, RLOOTrainer: tests/golden/losses.txt holds values from its own
- * code), with two exceptions: gspo, luspo and cispo start from the clip range that TRL's documentation recommends for
- * them (TRL's cispo silently scales every gradient by 0.2 without it), and gmpo's value leaves out masked answers.
+ * "The same" refers to grpo; sg is stop-gradient. First l is multiplied by the off-policy mask and the top-entropy
+ * mask. Then the KL term beta k is added; it is neither masked nor clipped. Finally, entropy_coef times the mean
+ * entropy is subtracted from the loss. Formulas and defaults are those of TRL 1.16 (GRPOTrainer, GMPOTrainer,
+ * RLOOTrainer; tests/golden/losses.txt holds values computed by TRL's code), with two exceptions. The default clip
+ * ranges of gspo, luspo and cispo are those that TRL's documentation recommends (without them, TRL's cispo silently
+ * scales every gradient by 0.2). The value of gmpo excludes masked completions.
  *
- * B and the sums of tokens are those of the WHOLE optimizer batch (PolicyNormaliser), so losses and gradients of
- * micro-batches add up to those of the batch, however it is cut between answers.
+ * B and the token counts are those of the WHOLE optimizer batch (PolicyNormaliser). The losses and gradients of
+ * micro-batches therefore add up to those of the batch, wherever it is split between completions.
  *
  *     PolicyLossConfig c = policy_loss_config(POLICY_DAPO);
  *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
  *     PolicyStats stats = policy_stats();
- *     for each micro-batch: loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats), model_backward(dlogp)
- *     PolicyMetric metric[POLICY_METRICS]; int count = policy_metrics(&c, &stats, metric);
+ *     for (each micro-batch) {
+ *         loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats);
+ *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *     }
+ *     PolicyMetric metric[POLICY_METRICS];
+ *     int count = policy_metrics(&c, &stats, metric);
  */
 #ifndef LLMC_LOSS_POLICY_H
 #define LLMC_LOSS_POLICY_H
@@ -62,22 +68,22 @@ typedef enum { IMPORTANCE_TOKEN, IMPORTANCE_SEQUENCE } Importance; /* in the ord
 
 typedef struct PolicyLossConfig {
     PolicyLossKind loss;
-    Importance importance;        /* level of rho; gspo is sequence, gmpo token, rloo its own, whatever stands here */
+    Importance importance;        /* level of rho; ignored by gspo (sequence), gmpo (token) and rloo (product) */
     double epsilon, epsilon_high; /* clip range [1 - epsilon, 1 + epsilon_high]; gmpo: [-epsilon, epsilon_high] of
                                      log rho; cispo: epsilon_high caps rho itself */
-    double delta;                 /* two-sided clip: rho <= delta where A < 0 (INTELLECT-2: 2505.07291); 0: none */
-    double beta;                  /* weight of the KL term; 0: no reference is needed */
-    KlEstimator kl;               /* TRL has k3 */
-    bool kl_bias_correction;      /* the KL term is multiplied by rho (DeepSeek-V3.2: 2512.02556); not gmpo's */
+    double delta;                 /* two-sided clip: rho <= delta if A < 0 (INTELLECT-2: 2505.07291); 0: none */
+    double beta;                  /* weight of the KL term; with 0 no reference is needed */
+    KlEstimator kl;               /* TRL uses k3 */
+    bool kl_bias_correction;      /* multiplies the KL term by rho (DeepSeek-V3.2: 2512.02556); ignored by gmpo */
     double entropy_coef;          /* weight of the entropy bonus */
-    double off_policy_mask; /* answers with A < 0 and mean(log mu - log pi) above this are left out (DeepSeek-V3.2,
-                                eq. 9); 0: none */
-    double max_completion_length; /* dr_grpo's constant */
+    double off_policy_mask;       /* completions with A < 0 and mean(log mu - log pi) above this are excluded
+                                (DeepSeek-V3.2, eq. 9); 0: none */
+    double max_completion_length; /* constant of dr_grpo */
     double sapo_temperature_positive, sapo_temperature_negative;
     double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
 } PolicyLossConfig;
 
-/* The defaults of a loss. */
+/* Returns the default configuration of a loss. */
 static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
     PolicyLossConfig c = {.loss = loss,
                           .epsilon = 0.2,
@@ -91,34 +97,45 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
                           .vespo_lambda_positive = 3,
                           .vespo_k_negative = 3,
                           .vespo_lambda_negative = 2};
-    if (loss == POLICY_GSPO) c.importance = IMPORTANCE_SEQUENCE, c.epsilon = 3e-4, c.epsilon_high = 4e-4;
-    if (loss == POLICY_LUSPO) c.importance = IMPORTANCE_SEQUENCE, c.epsilon = 2e-3, c.epsilon_high = 2.5e-3;
+    if (loss == POLICY_GSPO) {
+        c.importance = IMPORTANCE_SEQUENCE;
+        c.epsilon = 3e-4;
+        c.epsilon_high = 4e-4;
+    }
+    if (loss == POLICY_LUSPO) {
+        c.importance = IMPORTANCE_SEQUENCE;
+        c.epsilon = 2e-3;
+        c.epsilon_high = 2.5e-3;
+    }
     if (loss == POLICY_CISPO) c.epsilon_high = 5; /* ScaleRL: Khatri et al. 2025 (2510.13786) */
-    if (loss == POLICY_GMPO) c.epsilon = 0.4, c.epsilon_high = 0.4;
+    if (loss == POLICY_GMPO) {
+        c.epsilon = 0.4;
+        c.epsilon_high = 0.4;
+    }
     return c;
 }
 
-/* A micro-batch of whole answers. Tokens of answer i are [offset[i], offset[i+1]) of every per-token array. */
+/* A micro-batch of whole completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct PolicyBatch {
     int32_t sequences;
-    const int32_t *offset;  /* (sequences + 1) */
-    const float *advantage; /* (sequences) */
-    const uint8_t *mask;    /* (sequences) 0: the answer is left out (truncated); NULL: all count */
-    const float *logp;      /* log pi(y_t), the policy being trained */
-    const float *old_logp;  /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself, rho exactly 1 */
-    const float *ref_logp;  /* reference, or NULL where beta is 0 */
-    const float *sampler_logp; /* log mu(y_t), as given while sampling; NULL: old_logp */
-    const float *entropy;      /* of pi at each token, or NULL where entropy_coef is 0 */
-    const uint8_t *keep;       /* top-entropy mask from policy_entropy_keep(), or NULL: all */
+    const int32_t *offset;     /* (sequences + 1) */
+    const float *advantage;    /* (sequences) */
+    const uint8_t *mask;       /* (sequences) 0 excludes the completion (truncated); NULL: all count */
+    const float *logp;         /* log pi(y_t), the policy being trained */
+    const float *old_logp;     /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself (rho = 1) */
+    const float *ref_logp;     /* log-probabilities of the reference, or NULL if beta is 0 */
+    const float *sampler_logp; /* log mu(y_t), recorded while sampling; NULL: old_logp */
+    const float *entropy;      /* of pi at each token, or NULL if entropy_coef is 0 */
+    const uint8_t *keep;       /* top-entropy mask from policy_entropy_keep(); NULL: keeps all */
 } PolicyBatch;
 
 /* Sums over the whole optimizer batch. */
 typedef struct PolicyNormaliser {
-    double sequences;     /* B: answers, those left out among them */
-    double tokens;        /* of answers that count */
-    double window_tokens; /* dapo, cispo, vespo: tokens of all answers sampled together / optimizer steps that they are
-                             used for in one pass; policy_normaliser() sets it to `tokens`, right for one step */
-    double kept_tokens;   /* tokens that count and are kept: of the entropy bonus */
+    double sequences;     /* B: all completions, excluded ones too */
+    double tokens;        /* tokens of the completions that count */
+    double window_tokens; /* dapo, cispo, vespo: tokens of all completions sampled together / optimizer steps per pass
+                             over them; policy_normaliser() sets it to `tokens`, which is right for one step */
+    double kept_tokens;   /* tokens that count and are kept; normaliser of the entropy bonus */
 } PolicyNormaliser;
 
 static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t sequences, const uint8_t *mask,
@@ -133,13 +150,13 @@ static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t 
     return n;
 }
 
-/* Sums that add up over micro-batches; policy_metrics() makes means of them. Start from policy_stats(). */
+/* Sums over micro-batches, starting from policy_stats(); policy_metrics() turns them into means. */
 typedef struct PolicyStats {
-    double sequences, counted, tokens;              /* answers; those not left out; their tokens */
+    double sequences, counted, tokens;              /* completions; those that count; their tokens */
     double loss, policy_loss, kl, entropy;          /* policy_loss: before the entropy bonus */
-    double low, high, region, low_min, high_max;    /* clipped: tokens, or answers where rho is theirs */
+    double low, high, region, low_min, high_max;    /* clipped tokens; completions if rho is per completion */
     double phi;                                     /* vespo */
-    double ratio, ratio_max, ratio_gap, square_log; /* of tokens: rho, max |rho - 1|, (log rho)^2 */
+    double ratio, ratio_max, ratio_gap, square_log; /* per token: rho, max |rho - 1|, (log rho)^2 */
     double sampled, sampler_gap, sampler_gap_max;   /* |log pi_old - log mu| */
     bool has_kl, has_entropy;
 } PolicyStats;
@@ -151,16 +168,18 @@ static inline PolicyStats policy_stats(void) {
 
 enum { POLICY_STATS_SUMS = 15, POLICY_STATS_MAXIMA = 7 };
 
-/* The sums and the maxima among them one after another, to be put together with those of other answers. */
+/* Writes the sums and the maxima to two arrays, so that they can be reduced over ranks. */
 static inline void policy_stats_split(const PolicyStats *s, double *sum, double *most) {
     const double sums[POLICY_STATS_SUMS] = {s->sequences, s->counted, s->tokens,     s->loss,    s->policy_loss,
                                             s->kl,        s->entropy, s->low,        s->high,    s->region,
                                             s->phi,       s->ratio,   s->square_log, s->sampled, s->sampler_gap};
     const double maxima[POLICY_STATS_MAXIMA] = {-s->low_min,        s->high_max, s->ratio_max,  s->ratio_gap,
                                                 s->sampler_gap_max, s->has_kl,   s->has_entropy};
-    memcpy(sum, sums, sizeof sums), memcpy(most, maxima, sizeof maxima);
+    memcpy(sum, sums, sizeof sums);
+    memcpy(most, maxima, sizeof maxima);
 }
 
+/* The inverse of policy_stats_split(). */
 static inline PolicyStats policy_stats_join(const double *sum, const double *most) {
     const PolicyStats s = {.sequences = sum[0],
                            .counted = sum[1],
@@ -187,17 +206,17 @@ static inline PolicyStats policy_stats_join(const double *sum, const double *mos
     return s;
 }
 
-/* -- the loss of one token ---------------------------------------------------------------------------------------- */
+/* -- loss of one token -------------------------------------------------------------------------------------------- */
 
-/* l and its derivatives: with respect to log pi where rho is held, and with respect to rho. */
+/* l and its derivatives with respect to log pi (rho held constant) and with respect to rho. */
 typedef struct PolicyTerm {
     double l, dlogp, drho;
 } PolicyTerm;
 
-/* Unlike fmin and fmax this keeps a NaN, which the trainer's guard must see. */
+/* Unlike fmin and fmax, this propagates NaN, which the trainer must detect. */
 static inline double policy_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-/* Clipped surrogate (Schulman et al. 2017, eq. 7), with separate bounds (DAPO) and a bound delta (INTELLECT-2):
+/* Clipped surrogate (Schulman et al. 2017, eq. 7) with separate bounds (DAPO) and an upper bound delta (INTELLECT-2):
  *   l = -min(min(rho, delta) A, clip(rho, 1 - eps, 1 + eps_high) A) */
 static inline PolicyTerm policy_clip(const PolicyLossConfig *c, double rho, double A) {
     const double capped = policy_clamp(rho, -INFINITY, c->delta > 0 ? c->delta : INFINITY);
@@ -206,13 +225,13 @@ static inline PolicyTerm policy_clip(const PolicyLossConfig *c, double rho, doub
     return (PolicyTerm){.l = -least * A, .drho = least == rho ? -A : 0};
 }
 
-/* CISPO: l = -sg(min(rho, eps_high)) A log pi; never zero, so every token keeps a gradient. */
+/* CISPO: l = -sg(min(rho, eps_high)) A log pi; the weight is never 0, so every token keeps a gradient. */
 static inline PolicyTerm policy_cispo(const PolicyLossConfig *c, double rho, double A, double logp) {
     const double weight = policy_clamp(rho, -INFINITY, c->epsilon_high);
     return (PolicyTerm){.l = -weight * A * logp, .dlogp = -weight * A};
 }
 
-/* SAPO: l = -4/tau sigmoid(tau (rho - 1)) A; slope -A at rho = 1. */
+/* SAPO: l = -4/tau sigmoid(tau (rho - 1)) A; the slope is -A at rho = 1. */
 static inline PolicyTerm policy_sapo(const PolicyLossConfig *c, double rho, double A) {
     const double tau = A > 0 ? c->sapo_temperature_positive : c->sapo_temperature_negative;
     const double sigmoid = 1 / (1 + exp(-tau * (rho - 1)));
@@ -224,7 +243,7 @@ static inline PolicyTerm policy_vespo(double phi, double A, double logp) {
     return (PolicyTerm){.l = -phi * A * logp, .dlogp = -phi * A};
 }
 
-/* Weight of a token of an answer with T tokens. */
+/* Weight of one token of a completion of T tokens. */
 static inline double policy_token_weight(const PolicyLossConfig *c, const PolicyNormaliser *n, int32_t T) {
     switch (c->loss) {
     case POLICY_BNPO: return 1 / fmax(n->tokens, 1);
@@ -237,30 +256,36 @@ static inline double policy_token_weight(const PolicyLossConfig *c, const Policy
     }
 }
 
-/* -- one answer --------------------------------------------------------------------------------------------------- */
+/* -- one completion ----------------------------------------------------------------------------------------------- */
 
 static inline double policy_log_ratio(const PolicyBatch *b, int32_t t) {
     return b->old_logp ? (double)b->logp[t] - b->old_logp[t] : 0;
 }
 
-/* Is rho one number an answer? */
+/* Is there one rho per completion? */
 static inline bool policy_by_sequence(const PolicyLossConfig *c) {
     if (c->loss == POLICY_GSPO || c->loss == POLICY_GMPO || c->loss == POLICY_RLOO) return true;
     return c->importance == IMPORTANCE_SEQUENCE;
 }
 
-/* GMPO's clip of log rho, on the side where the surrogate would gain: A > 0: min(d, eps_high), else max(d, -eps). */
+/* GMPO's one-sided clip of log rho: min(d, eps_high) if A > 0, else max(d, -eps). */
 static inline double policy_gmpo_clip(const PolicyLossConfig *c, double d, double A) {
     return A > 0 ? (d > c->epsilon_high ? c->epsilon_high : d) : (d < -c->epsilon ? -c->epsilon : d);
 }
 
-/* rho of answer i and, for each of its tokens, d log rho / d log pi_t = share (gmpo: 0 where it is clipped or not kept). */
+/* Returns rho of completion i. *share is d log rho / d log pi_t, the same for all its tokens (in gmpo 0 for tokens that
+ * are clipped or not kept: policy_share()). */
 static inline double policy_sequence_ratio(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i, double *share) {
     double sum = 0, count = 0;
     for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
         const double d = policy_log_ratio(b, t);
-        if (c->loss != POLICY_GMPO) sum += d, count++;
-        else if (!b->keep || b->keep[t]) sum += policy_gmpo_clip(c, d, b->advantage[i]), count++;
+        if (c->loss != POLICY_GMPO) {
+            sum += d;
+            count++;
+        } else if (!b->keep || b->keep[t]) {
+            sum += policy_gmpo_clip(c, d, b->advantage[i]);
+            count++;
+        }
     }
     *share = c->loss == POLICY_RLOO ? 1 : 1 / fmax(count, 1);
     return exp(*share * sum);
@@ -272,7 +297,7 @@ static inline double policy_share(const PolicyLossConfig *c, const PolicyBatch *
     return (!b->keep || b->keep[t]) && policy_gmpo_clip(c, d, b->advantage[i]) == d ? share : 0;
 }
 
-/* phi(W) = W^k e^(lambda (1 - W)) in log space, W clamped to [1e-8, e^20], each log rho_t to [-20, 20]. */
+/* phi(W) = W^k e^(lambda (1 - W)) in log space; W is clamped to [1e-8, e^20], each log rho_t to [-20, 20]. */
 static inline double policy_vespo_phi(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i) {
     const bool positive = b->advantage[i] >= 0;
     const double k = positive ? c->vespo_k_positive : c->vespo_k_negative;
@@ -283,7 +308,7 @@ static inline double policy_vespo_phi(const PolicyLossConfig *c, const PolicyBat
     return exp(lambda + k * log_W - lambda * exp(log_W));
 }
 
-/* DeepSeek-V3.2's off-policy mask: keep where A >= 0 or mean_t(log mu - log pi) <= threshold. */
+/* DeepSeek-V3.2's off-policy mask keeps a completion if A >= 0 or mean_t(log mu - log pi) <= threshold. */
 static inline bool policy_off_policy_keeps(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i) {
     const float *mu = b->sampler_logp ? b->sampler_logp : b->old_logp;
     if (c->off_policy_mask <= 0 || b->advantage[i] >= 0 || !mu) return true;
@@ -296,18 +321,24 @@ static inline bool policy_off_policy_keeps(const PolicyLossConfig *c, const Poli
 static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int32_t t) {
     const double d = policy_log_ratio(b, t), rho = exp(d);
     s->tokens++;
-    s->ratio += rho, s->square_log += d * d;
+    s->ratio += rho;
+    s->square_log += d * d;
     s->ratio_max = rho > s->ratio_max ? rho : s->ratio_max;
     s->ratio_gap = fabs(rho - 1) > s->ratio_gap ? fabs(rho - 1) : s->ratio_gap;
-    if (b->entropy) s->entropy += b->entropy[t], s->has_entropy = true;
+    if (b->entropy) {
+        s->entropy += b->entropy[t];
+        s->has_entropy = true;
+    }
     if (b->sampler_logp && !isnan(b->sampler_logp[t])) {
         const double gap = fabs((double)(b->old_logp ? b->old_logp[t] : b->logp[t]) - b->sampler_logp[t]);
-        s->sampler_gap += gap, s->sampled++;
+        s->sampler_gap += gap;
+        s->sampled++;
         s->sampler_gap_max = gap > s->sampler_gap_max ? gap : s->sampler_gap_max;
     }
 }
 
-/* Is rho outside the clip range on the side where that removes the gradient? *low, *high: strict, as TRL's metrics. */
+/* Is rho outside the clip range on the side that removes the gradient? *low and *high use strict comparisons, as TRL's
+ * metrics do. */
 static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
     const double x = gmpo ? log(rho) : policy_clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
@@ -315,9 +346,9 @@ static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, doub
     *high = x > (gmpo || cispo ? 0 : 1) + c->epsilon_high && A > 0;
 }
 
-/* -- the loss of a micro-batch ------------------------------------------------------------------------------------ */
+/* -- loss of a micro-batch ---------------------------------------------------------------------------------------- */
 
-/* Adds answer i to the stats and returns its share of the loss; writes dlogp and dentropy of its tokens. */
+/* Adds completion i to the stats, writes dlogp and dentropy of its tokens, and returns its contribution to the loss. */
 static inline double policy_loss_sequence(const PolicyLossConfig *c, const PolicyNormaliser *n, const PolicyBatch *b,
                                           int32_t i, float *dlogp, float *dentropy, PolicyStats *stats) {
     const int32_t begin = b->offset[i], end = b->offset[i + 1];
@@ -339,38 +370,45 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
         default: p = policy_clip(c, rho, A);
         }
         const bool kept = !b->keep || b->keep[t];
-        if (!keeps || (!kept && !gmpo)) p = (PolicyTerm){0}; /* gmpo: its rho leaves the token out */
+        if (!keeps || (!kept && !gmpo)) p = (PolicyTerm){0}; /* gmpo excludes the token from rho */
         if (b->ref_logp) {
             double dk;
             const double k = kl_estimate(c->kl, (double)b->logp[t] - b->ref_logp[t], &dk);
             const double factor = corrected ? rho : 1;
-            p.l += c->beta * factor * k, p.dlogp += c->beta * factor * dk;
+            p.l += c->beta * factor * k;
+            p.dlogp += c->beta * factor * dk;
             if (corrected) p.drho += c->beta * k;
-            stats->kl += factor * k, stats->has_kl = true;
+            stats->kl += factor * k;
+            stats->has_kl = true;
         }
-        policy += w * p.l, dloss_drho += w * p.drho;
+        policy += w * p.l;
+        dloss_drho += w * p.drho;
         if (dlogp) dlogp[t] = (float)(w * (p.dlogp + (by_sequence ? 0 : p.drho * rho)));
         if (kept && c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / fmax(n->kept_tokens, 1);
         if (dentropy) dentropy[t] = kept ? (float)(-c->entropy_coef / fmax(n->kept_tokens, 1)) : 0;
         bool is_low, is_high;
         policy_is_clipped(c, metric_by_sequence ? s : token_rho, A, &is_low, &is_high);
-        low += is_low, high += is_high;
+        low += is_low;
+        high += is_high;
         policy_count_token(stats, b, t);
     }
     if (by_sequence && dlogp)
         for (int32_t t = begin; t < end; t++) dlogp[t] += (float)(dloss_drho * s * policy_share(c, b, i, t, share));
     const double count = metric_by_sequence && end > begin ? end - begin : 1, length = end - begin;
-    stats->low += low / count, stats->high += high / count, stats->region += (low + high) / count;
+    stats->low += low / count;
+    stats->high += high / count;
+    stats->region += (low + high) / count;
     if (length > 0) stats->low_min = fmin(stats->low_min, low / length);
     if (length > 0) stats->high_max = fmax(stats->high_max, high / length);
-    stats->counted++, stats->phi += phi;
+    stats->counted++;
+    stats->phi += phi;
     stats->policy_loss += policy;
     return policy - bonus;
 }
 
-/* The loss of the micro-batch `b` as a share of that of the batch that `n` was computed over, in nats.
- * dlogp, dentropy: per token as b->logp, written (answers left out: 0); NULL: not wanted. dentropy must be there where
- * entropy_coef is not 0 and dlogp is wanted. Adds to *stats. NaN in, NaN out. */
+/* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
+ * dlogp and dentropy are written per token, like b->logp (0 for excluded completions); NULL skips them. dentropy is
+ * required if entropy_coef is not 0 and dlogp is given. NaN in, NaN out. */
 static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormaliser *n, const PolicyBatch *b,
                                  float *dlogp, float *dentropy, PolicyStats *stats) {
     assert(c->beta == 0 || b->ref_logp);
@@ -385,8 +423,10 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
         const int32_t begin = b->offset[i], length = b->offset[i + 1] - begin;
         if (dlogp && length) memset(dlogp + begin, 0, (size_t)length * sizeof *dlogp);
         if (dentropy && length) memset(dentropy + begin, 0, (size_t)length * sizeof *dentropy);
-        if (policy_by_sequence(c) && c->loss != POLICY_GMPO) /* TRL counts it, at rho = 1 */
-            stats->low_min = fmin(stats->low_min, 0), stats->high_max = fmax(stats->high_max, 0);
+        if (policy_by_sequence(c) && c->loss != POLICY_GMPO) { /* TRL counts it, with rho = 1 */
+            stats->low_min = fmin(stats->low_min, 0);
+            stats->high_max = fmax(stats->high_max, 0);
+        }
         stats->phi += 1;
     }
     stats->loss += loss;
@@ -402,8 +442,8 @@ typedef struct PolicyMetric {
 
 enum { POLICY_METRICS = 20 };
 
-/* Finishes the sums under TRL's names; those that do not apply are left out. Returns their number. Ours beside TRL's:
- * ratio/mean, ratio/max, onpolicy/max_abs_ratio_minus_1 (of tokens) and policy/approxkl_avg = mean (log rho)^2 / 2. */
+/* Computes the metrics that apply, under TRL's names, and returns their number. Not in TRL: ratio/mean, ratio/max,
+ * onpolicy/max_abs_ratio_minus_1 (all per token) and policy/approxkl_avg = mean (log rho)^2 / 2. */
 static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, PolicyMetric out[POLICY_METRICS]) {
     int n = 0;
     const double tokens = fmax(s->tokens, 1);
@@ -442,9 +482,9 @@ static inline int policy_compare_floats(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939): keep[t] = 1 where the token's entropy is at least
- * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset, mask: the whole
- * optimizer batch; entropy, keep: per token. Returns the quantile, NaN where no token counts. */
+/* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939): keep[t] = 1 if the token's entropy is at least
+ * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset and mask describe the
+ * whole optimizer batch; entropy and keep are per token. Returns the quantile, or NaN if no token counts. */
 static inline double policy_entropy_keep(const float *entropy, const int32_t *offset, int32_t sequences,
                                          const uint8_t *mask, double rho, uint8_t *keep) {
     const int32_t first = offset[0], last = offset[sequences];
@@ -468,8 +508,9 @@ static inline double policy_entropy_keep(const float *entropy, const int32_t *of
     return threshold;
 }
 
-/* Adaptive entropy coefficient (Skywork-OR1: He et al. 2025, 2505.22312): steps of `delta` towards a target;
- * the bonus acts only while the last step's mean entropy was not above the target. `coef` and `last` are its state. */
+/* Adaptive entropy coefficient (Skywork-OR1: He et al. 2025, 2505.22312). It moves in steps of `delta` towards a
+ * target entropy. The bonus is applied only if the last step's mean entropy was not above the target. `coef` and `last`
+ * are its state. */
 typedef struct EntropyControl {
     double target, delta, low, high;
     double coef, last;
@@ -480,10 +521,10 @@ static inline EntropyControl entropy_control(double coef) {
     return e;
 }
 
-/* The entropy_coef of this optimizer step. */
+/* Returns the entropy_coef of this optimizer step. */
 static inline double entropy_control_coef(const EntropyControl *e) { return e->last <= e->target ? e->coef : 0; }
 
-/* After the step: `entropy` is the mean over the tokens that were kept. */
+/* Called after the step; `entropy` is the mean over the kept tokens. */
 static inline void entropy_control_update(EntropyControl *e, double entropy) {
     e->coef = entropy <= e->target ? fmin(e->coef + e->delta, e->high) : fmax(e->coef - e->delta, e->low);
     e->last = entropy;

@@ -1,23 +1,25 @@
-/* ppo.h - PPO's losses as functions of log-probabilities and values: what train_ppo minimises.
+/* ppo.h - losses of train_ppo, as functions of log-probabilities and values.
  *
  *   policy   mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - eps, 1 + eps_high))       rho_t = pi(y_t) / pi_old(y_t)
- *            where A_t < 0 and c > 0, at most -A_t c: dual clip
+ *            dual clip: if A_t < 0 and c > 0, at most -A_t c
  *   plain    mean_t -A_t log pi(y_t)                                               A2C, REINFORCE: no ratio
  *   value    1/2 mean_t max((V_t - G_t)^2, (clip(V_t, V_old - eps_v, V_old + eps_v) - G_t)^2)
  *   loss     policy - entropy_coef mean_t H_t + vf_coef value
  *
- * Schulman et al. 2017 (1707.06347), eq. 7 and 9; the clipped value loss and the means over tokens are those of Ziegler et
- * al.'s code and of TRL's PPOTrainer; dual clip: Ye et al. 2020 (1912.09729), eq. 5. With rho = 1 the gradients of the
- * clipped and the plain loss are the same: A2C is PPO with one pass (Huang et al. 2022, 2205.09123).
+ * Schulman et al. 2017 (1707.06347), eq. 7 and 9. The clipped value loss and the means over tokens follow Ziegler et
+ * al.'s code and TRL's PPOTrainer. Dual clip: Ye et al. 2020 (1912.09729), eq. 5. With rho = 1 the clipped and the
+ * plain loss have the same gradient: A2C is PPO with one pass (Huang et al. 2022, 2205.09123).
  *
- * Means go over the tokens of the answers that count in the WHOLE optimizer batch (`tokens`), so the losses and gradients
- * of micro-batches add up to the batch's, however it is cut. That is a difference from TRL, whose policy means go over the
- * tokens of a micro-batch and whose value means count one position behind each answer.
+ * Means are over the tokens of the completions that count in the WHOLE optimizer batch (`tokens`), so the losses and
+ * gradients of micro-batches add up to those of the batch, however it is split. TRL differs: its policy means are over
+ * the tokens of a micro-batch, and its value means include one position after each completion.
  *
+ *     PpoConfig c = ppo_config();
  *     double tokens = ppo_tokens(offset, answers, counts);
  *     PpoStats stats = {0};
- *     for each micro-batch: loss += ppo_policy_loss(&c, tokens, &b, dlogp, dentropy, &stats)
- *                                 + ppo_value_loss(&c, tokens, &b, dvalue, &stats)
+ *     for (each micro-batch)
+ *         loss += ppo_policy_loss(&c, tokens, &b, dlogp, dentropy, &stats) +
+ *                 ppo_value_loss(&c, tokens, &b, dvalue, &stats);
  *     stats.updates++;
  */
 #ifndef LLMC_LOSS_PPO_H
@@ -41,40 +43,47 @@ static inline PpoConfig ppo_config(void) {
     return (PpoConfig){.cliprange = 0.2, .cliprange_high = 0.2, .cliprange_value = 0.2, .vf_coef = 0.1};
 }
 
-/* A micro-batch of whole answers: tokens of answer i at [offset[i], offset[i+1]) of every array. */
+/* A micro-batch of whole completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct PpoBatch {
     int32_t answers;
     const int32_t *offset;
-    const uint8_t *counts; /* 0: left out */
+    const uint8_t *counts; /* 0: excluded */
     const float *logp;
     const float *old_logp; /* NULL: rho is exactly 1 */
     const float *advantage;
-    const float *entropy; /* NULL: not known; needed for a bonus */
+    const float *entropy; /* needed if entropy_coef is not 0; else may be NULL */
     const float *value;
     const float *old_value;    /* NULL: no clip */
     const float *target;       /* G_t */
     const float *sampler_logp; /* NULL: not compared */
 } PpoBatch;
 
-/* Sums over tokens, and over updates where it says so. */
+/* Sums over tokens; policy_loss and value_loss are sums over updates. */
 typedef struct PpoStats {
     double updates;
     double tokens, ratio, ratio_square, square_log, clipped, entropy;
     double value_tokens, value_clipped;
-    double policy_loss, value_loss; /* of the updates */
+    double policy_loss, value_loss; /* per update */
     double sampler_gap_max, ratio_gap;
 } PpoStats;
 
-/* Adds what other answers gave; `updates` stays. */
+/* Adds the sums of other completions; `updates` is unchanged. */
 static inline void ppo_stats_add(PpoStats *s, const PpoStats *more) {
-    s->tokens += more->tokens, s->ratio += more->ratio, s->ratio_square += more->ratio_square;
-    s->square_log += more->square_log, s->clipped += more->clipped, s->entropy += more->entropy;
-    s->value_tokens += more->value_tokens, s->value_clipped += more->value_clipped;
-    s->policy_loss += more->policy_loss, s->value_loss += more->value_loss;
+    s->tokens += more->tokens;
+    s->ratio += more->ratio;
+    s->ratio_square += more->ratio_square;
+    s->square_log += more->square_log;
+    s->clipped += more->clipped;
+    s->entropy += more->entropy;
+    s->value_tokens += more->value_tokens;
+    s->value_clipped += more->value_clipped;
+    s->policy_loss += more->policy_loss;
+    s->value_loss += more->value_loss;
     s->sampler_gap_max = fmax(s->sampler_gap_max, more->sampler_gap_max);
     s->ratio_gap = fmax(s->ratio_gap, more->ratio_gap);
 }
 
+/* The number of tokens of the completions that count; at least 1. */
 static inline double ppo_tokens(const int32_t *offset, int32_t answers, const uint8_t *counts) {
     double n = 0;
     for (int32_t i = 0; i < answers; i++)
@@ -84,7 +93,8 @@ static inline double ppo_tokens(const int32_t *offset, int32_t answers, const ui
 
 static inline double ppo_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-/* The loss of a token and its derivative with respect to log pi. clipped: the clip holds it (TRL: strictly larger). */
+/* The loss of one token and its derivative with respect to log pi. *clipped: the clipped loss is strictly larger, as in
+ * TRL. */
 static inline double ppo_token(const PpoConfig *c, double log_ratio, double logp, double A, double *dlogp,
                                bool *clipped) {
     *clipped = false;
@@ -102,8 +112,8 @@ static inline double ppo_token(const PpoConfig *c, double log_ratio, double logp
     return -A * c->dual_clip;
 }
 
-/* The policy's share of the loss, entropy bonus included. dlogp, dentropy: written, 0 where an answer does not count;
- * NULL: not wanted. */
+/* Returns the policy loss minus the entropy bonus. Writes dlogp and dentropy (0 for completions that do not count);
+ * NULL skips them. */
 static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const PpoBatch *b, float *dlogp,
                                      float *dentropy, PpoStats *s) {
     double policy = 0, bonus = 0;
@@ -121,8 +131,11 @@ static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const Pp
             if (c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / tokens;
             if (dentropy) dentropy[t] = (float)(-c->entropy_coef / tokens);
             const double rho = exp(d);
-            s->tokens++, s->clipped += clipped;
-            s->ratio += rho, s->ratio_square += rho * rho, s->square_log += d * d;
+            s->tokens++;
+            s->clipped += clipped;
+            s->ratio += rho;
+            s->ratio_square += rho * rho;
+            s->square_log += d * d;
             s->ratio_gap = fmax(s->ratio_gap, fabs(rho - 1));
             if (b->entropy) s->entropy += b->entropy[t];
             if (b->sampler_logp) {
@@ -134,16 +147,16 @@ static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const Pp
     return policy - bonus;
 }
 
-/* 1/2 max of the free and the held square, and its derivative with respect to V. */
+/* Half the maximum of the unclipped and the clipped squared error, and its derivative with respect to V. */
 static inline double ppo_value_token(double V, double old, double G, double range, double *dvalue, bool *clipped) {
     const double held = range > 0 ? ppo_clamp(V, old - range, old + range) : V;
     const double a = (V - G) * (V - G), b = (held - G) * (held - G);
     *clipped = b > a;
-    *dvalue = *clipped ? 0 : V - G; /* a square that the clip makes larger is that of a constant */
+    *dvalue = *clipped ? 0 : V - G; /* the clipped V is a constant */
     return 0.5 * fmax(a, b);
 }
 
-/* vf_coef times the value loss. dvalue: written, 0 where an answer does not count; NULL: not wanted. */
+/* Returns vf_coef times the value loss. Writes dvalue (0 for completions that do not count); NULL skips it. */
 static inline double ppo_value_loss(const PpoConfig *c, double tokens, const PpoBatch *b, float *dvalue, PpoStats *s) {
     double loss = 0;
     for (int32_t i = 0; i < b->answers; i++)
@@ -156,7 +169,8 @@ static inline double ppo_value_loss(const PpoConfig *c, double tokens, const Ppo
                                     b->old_value ? c->cliprange_value : 0, &derivative, &clipped) /
                     tokens;
             if (dvalue) dvalue[t] = (float)(c->vf_coef * derivative / tokens);
-            s->value_tokens++, s->value_clipped += clipped;
+            s->value_tokens++;
+            s->value_clipped += clipped;
         }
     s->value_loss += loss;
     return c->vf_coef * loss;

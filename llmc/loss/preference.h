@@ -1,17 +1,17 @@
-/* preference.h - losses of preference pairs as functions of log-probabilities: what train_dpo minimises.
+/* preference.h - losses of train_dpo on preference pairs, as functions of log-probabilities.
  *
- * One function, preference_loss(), takes the log-probabilities of the tokens of chosen and rejected answers under the
- * policy and a reference, and returns the loss with its gradient with respect to each log-probability. It needs no model.
+ * One function, preference_loss(), takes the per-token log-probabilities of chosen and rejected completions under the
+ * policy and a reference. It returns the loss and its gradient with respect to each log-probability. It needs no model.
  *
- *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the answer's tokens; |w|, |l| its tokens
+ *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the completion's tokens; |w|, |l| their number
  *   f(x) = x (f-divergence: below)   D = f(c) - f(r)   S = sigmoid   ls = log S   b = beta, e = label_smoothing
  *
- *   loss          of a pair                                                                      paper
+ *   loss          per pair                                                                       paper
  *   sigmoid       -(1-e) ls(bD) - e ls(-bD); TRL ignores e here. e > 0: conservative DPO          2305.18290, cDPO
  *   sigmoid_norm  the same with D = f(c)/|w| - f(r)/|l|                                           2411.15124 (Tulu 3)
  *   hinge         max(0, 1 - bD)                                                                  2305.10425, 2309.06657
  *   ipo           (f(c)/|w| - f(r)/|l| - 1/(2b))^2                                                2310.12036 eq. 17
- *   ipo_sum       (D - 1/(2b))^2: sums, as TRL's OnlineDPO and the paper's text have it           2310.12036 eq. 17
+ *   ipo_sum       (D - 1/(2b))^2: sums, as in TRL's OnlineDPO and the paper's text                2310.12036 eq. 17
  *   exo_pair      S(bD) (ls(bD) - log(1-e)) + S(-bD) (ls(-bD) - log e), e > 0                     2402.00856 eq. 16
  *   nca_pair      -ls(bc) - ls(-bc)/2 - ls(-br)/2                                                 2402.05369
  *   robust        (-(1-e) ls(bD) + e ls(-bD)) / (1-2e), e < 1/2                                   2403.00409
@@ -26,29 +26,34 @@
  *   sft           -mean of log pi over the batch's chosen tokens                                  RPO: 2404.19733
  *   dpop          -ls(b(c - r - lambda max(0, -c)))                                               2402.13228 eq. 3
  *   orpo          -mean of log pi over the batch's prompt and chosen tokens - b ls(o_w - o_l),
- *                 o = a - log(1 - e^a), a = mean log pi of the answer's tokens                    2403.07691 eq. 6
+ *                 o = a - log(1 - e^a), a = mean log pi of the completion's tokens                2403.07691 eq. 6
  *   simpo         -(1-e) ls(b (h(a_w) - h(a_l)) - gamma) - e ls(-...)                             2405.14734 eq. 6
  *   cpo           -(1-e) ls(b (h(log pi(y_w)) - h(log pi(y_l)))) - e ls(-...) + cpo_alpha sft     2401.08417 eq. 3
  *
  * h(x) = (1 - e^(-alpha x)) / alpha, alpha = 0: x (AlphaPO: 2501.03884). f (f-DPO: 2309.16240): reverse_kl x;
  * forward_kl 1 - e^-x; js_divergence log 2 + ls(x); alpha_divergence (e^((a-1)x) - 1)/(a-1), the exponent at most 80.
- * LD-DPO (2409.06411): in the sums c, r and logps, tokens past the shorter answer's length weigh ld_alpha. WPO
- * (2406.11827): the pair's loss, but not sft, is multiplied by w_w w_l, w = exp(mean_t(log pi_t - log sum_v p_v^2)), held
- * constant.
- * Several losses may be added with weights: RPO is sigmoid,sft, MPO sigmoid,bco_pair,sft with 0.8, 0.2, 1.
+ * LD-DPO (2409.06411): in the sums c, r and logps, tokens past the length of the shorter completion have weight
+ * ld_alpha.
+ * WPO (2406.11827): the pair's loss, except sft, is multiplied by w_w w_l, with
+ * w = exp(mean_t(log pi_t - log sum_v p_v^2)); no gradient flows through these weights.
+ * Weighted sums of losses are allowed: RPO is sigmoid,sft; MPO is sigmoid,bco_pair,sft with weights 0.8, 0.2, 1.
  *
- * Formulas and defaults are TRL 1.16's (tests/golden/preference.txt holds values from its own code); simpo is the
- * paper's, without TRL's cpo_alpha term, which `simpo,sft` brings back. Without a reference (ref_logp NULL) all of its
- * log-probabilities count as 0: the reference-free form.
+ * Formulas and defaults are those of TRL 1.16 (tests/golden/preference.txt holds values computed by TRL's code). simpo
+ * is the paper's, without TRL's cpo_alpha term; `simpo,sft` adds that term. Without a reference (ref_logp NULL) its
+ * log-probabilities are taken as 0: the reference-free form.
  *
- * The number of pairs and the sums of tokens are those of the WHOLE optimizer batch (PreferenceNormaliser), so losses and
- * gradients of micro-batches add up to those of the batch. Those of preference_sorts() need the whole batch in one call.
+ * The number of pairs and the token counts are those of the WHOLE optimizer batch (PreferenceNormaliser), so losses and
+ * gradients of micro-batches add up to those of the batch. Losses that sort (preference_sorts()) need the whole batch
+ * in one call.
  *
  *     PreferenceConfig c = preference_config();
  *     preference_add(&c, PREFERENCE_IPO, 1);
  *     PreferenceNormaliser n = preference_normaliser(offset, pairs);
  *     PreferenceStats stats = {0};
- *     for each micro-batch: loss += preference_loss(&c, &n, &batch, dlogp, &stats), model_backward(dlogp)
+ *     for (each micro-batch) {
+ *         loss += preference_loss(&c, &n, &batch, dlogp, &stats);
+ *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *     }
  */
 #ifndef LLMC_LOSS_PREFERENCE_H
 #define LLMC_LOSS_PREFERENCE_H
@@ -95,14 +100,14 @@ typedef struct PreferenceConfig {
     double weight[PREFERENCE_LOSSES];
     double beta, label_smoothing;
     Divergence divergence;
-    double divergence_alpha; /* of alpha_divergence */
+    double divergence_alpha; /* alpha of alpha_divergence */
     double ld_alpha;         /* 1: every token counts in full */
     bool use_weighting;      /* WPO */
     double discopop_tau, dpop_lambda, simpo_gamma, cpo_alpha;
-    double alpha; /* AlphaPO's, of simpo and cpo; 0: none */
+    double alpha; /* AlphaPO's alpha, for simpo and cpo; 0: none */
 } PreferenceConfig;
 
-/* No loss yet, and the defaults of TRL; dpop_lambda is the paper's. */
+/* An empty list of losses with TRL's defaults; dpop_lambda is the paper's. */
 static inline PreferenceConfig preference_config(void) {
     PreferenceConfig c = {.beta = 0.1,
                           .divergence_alpha = 0.5,
@@ -120,11 +125,14 @@ static inline bool preference_has(const PreferenceConfig *c, PreferenceLoss loss
     return false;
 }
 
-/* Adds a loss, or weight to one that is there. */
+/* Adds a loss to the list, or weight to a loss that the list already holds. */
 static inline void preference_add(PreferenceConfig *c, PreferenceLoss loss, double weight) {
     int i = 0;
     while (i < c->losses && c->loss[i] != loss) i++;
-    if (i == c->losses) c->loss[c->losses++] = loss, c->weight[i] = 0;
+    if (i == c->losses) {
+        c->loss[c->losses++] = loss;
+        c->weight[i] = 0;
+    }
     c->weight[i] += weight;
 }
 
@@ -138,27 +146,28 @@ static inline bool preference_needs_reference(const PreferenceConfig *c) {
     return false;
 }
 
-/* Does a loss sort the pairs of the batch? Then a pair has no loss of its own: WPO cannot weight it, and all pairs must be
- * in one call. */
+/* Does a loss sort the pairs of the batch? If so, single pairs have no loss of their own: WPO cannot weight them, and
+ * one call must hold all pairs. */
 static inline bool preference_sorts(const PreferenceConfig *c) {
     return preference_has(c, PREFERENCE_AOT) || preference_has(c, PREFERENCE_AOT_UNPAIRED);
 }
 
-/* Is the loss a function of the divergence's scores f(c) - f(r) alone? Only there does the unknown normaliser of f-DPO
- * cancel; the other losses go with reverse_kl (sft has no score). */
+/* Does the loss depend only on the difference of scores f(c) - f(r)? Only then does the unknown normaliser of f-DPO
+ * cancel; the other losses require reverse_kl (sft has no score). */
 static inline bool preference_takes_divergence(PreferenceLoss loss) {
     return loss <= PREFERENCE_EXO_PAIR || loss == PREFERENCE_ROBUST || loss == PREFERENCE_DISCOPOP ||
            loss == PREFERENCE_SFT;
 }
 
-/* A micro-batch of pairs. Of pair i, [offset[3i], offset[3i+1]) are tokens of the prompt (none, but for orpo),
- * [offset[3i+1], offset[3i+2]) those of the chosen, [offset[3i+2], offset[3i+3]) of the rejected answer, in every array. */
+/* A micro-batch of pairs. In every per-token array, the tokens of pair i are [offset[3i], offset[3i+1]) for the prompt
+ * (empty except for orpo), [offset[3i+1], offset[3i+2]) for the chosen completion and [offset[3i+2], offset[3i+3]) for
+ * the rejected one. */
 typedef struct PreferenceBatch {
     int32_t pairs;
     const int32_t *offset;   /* (3 pairs + 1) */
     const float *logp;       /* log pi(y_t) */
-    const float *ref_logp;   /* of the reference, or NULL: reference-free */
-    const float *log_square; /* log sum_v p_v^2 at each token, or NULL where use_weighting is not set */
+    const float *ref_logp;   /* log ref(y_t); NULL: reference-free */
+    const float *log_square; /* log sum_v p_v^2 at each token, or NULL if use_weighting is not set */
     const float *linear;     /* (2 pairs) or NULL: adds linear[2i] log pi(y_w) + linear[2i+1] log pi(y_l) to pair i's
                                 loss (XPO's optimism) */
 } PreferenceBatch;
@@ -177,13 +186,13 @@ static inline PreferenceNormaliser preference_normaliser(const int32_t *offset, 
     return n;
 }
 
-/* Sums that add up over micro-batches; preference_metrics() makes means of them. Start from zero. */
+/* Sums over micro-batches, starting from zero; preference_metrics() turns them into means. */
 typedef struct PreferenceStats {
     double pairs, loss;
     double chosen, rejected, right;      /* rewards; pairs with chosen > rejected */
-    double chosen_logp, rejected_logp;   /* as the first loss takes them */
-    double chosen_ratio, rejected_ratio; /* c, r, whatever the loss */
-    double nll, nll_tokens;              /* of the tokens that sft, cpo or orpo learn */
+    double chosen_logp, rejected_logp;   /* as defined by the first loss */
+    double chosen_ratio, rejected_ratio; /* c and r, independent of the loss */
+    double nll, nll_tokens;              /* over the tokens that sft, cpo or orpo train on */
     double log_odds_ratio, log_odds;     /* orpo */
     double weight;                       /* WPO */
 } PreferenceStats;
@@ -198,7 +207,7 @@ typedef struct PreferenceValue {
     double y, dy;
 } PreferenceValue;
 
-/* f(x), the score of a log-ratio: f'(e^x) of the divergence's generator f (f-DPO, table 1). */
+/* The score of a log-ratio x: f'(e^x) for the divergence's generator f (f-DPO, table 1). */
 static inline PreferenceValue preference_divergence(const PreferenceConfig *c, double x) {
     const double a = c->divergence_alpha - 1;
     switch (c->divergence) {
@@ -213,13 +222,14 @@ static inline PreferenceValue preference_divergence(const PreferenceConfig *c, d
     return (PreferenceValue){x, 1};
 }
 
-/* AlphaPO's reward of a log-probability. */
+/* AlphaPO's reward h(x) of a log-probability x. */
 static inline PreferenceValue preference_alpha_reward(const PreferenceConfig *c, double x) {
     if (c->alpha == 0) return (PreferenceValue){x, 1};
     return (PreferenceValue){(1 - exp(-c->alpha * x)) / c->alpha, exp(-c->alpha * x)};
 }
 
-/* log p/(1-p) of a mean log-probability a < 0, p = e^a (ORPO, eq. 4). a is kept below 0, where it is infinite. */
+/* log p/(1-p) of a mean log-probability a < 0, p = e^a (ORPO, eq. 4). a is kept below 0, where the log-odds are
+ * infinite. */
 static inline PreferenceValue preference_log_odds(double a) {
     a = a > -1e-12 ? -1e-12 : a;
     const double log_rest = a < -M_LN2 ? log1p(-exp(a)) : log(-expm1(a));
@@ -232,20 +242,20 @@ static inline PreferenceValue preference_smoothed(double u, double e) {
                              -(1 - e) * preference_sigmoid(-u) + e * preference_sigmoid(u)};
 }
 
-/* ---- the loss of one pair -------------------------------------------------------------------------------------- */
+/* ---- loss of one pair ------------------------------------------------------------------------------------------ */
 
-/* One answer: logp is the sum that LD-DPO may have weighted, plain the sum of all tokens. */
+/* One completion. logp and ref are sums weighted by LD-DPO, plain is the unweighted sum of log pi. */
 typedef struct PreferenceAnswer {
     double logp, ref, plain, length;
 } PreferenceAnswer;
 
-/* The loss with its derivatives by each answer's logp and plain. */
+/* The loss and its derivatives with respect to logp and plain of each completion. */
 typedef struct PreferenceTerm {
     double l;
     double dlogp[2], dplain[2];
 } PreferenceTerm;
 
-/* The losses that are functions of u = b (f(c)/n_w - f(r)/n_l). */
+/* Losses that are functions of u = b (f(c)/n_w - f(r)/n_l). */
 static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, PreferenceLoss loss, double u) {
     const double e = c->label_smoothing, S = preference_sigmoid(u), ls = preference_log_sigmoid(u);
     switch (loss) {
@@ -271,46 +281,53 @@ static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, Pr
     }
 }
 
-/* The losses of x = bc and y = br. */
+/* Losses that are functions of x = bc and y = br. */
 static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, PreferenceLoss loss, double x, double y) {
     const double Sx = preference_sigmoid(x), Sy = preference_sigmoid(y), half = 0.5;
     PreferenceTerm t = {0};
     switch (loss) {
     case PREFERENCE_NCA_PAIR:
         t.l = -preference_log_sigmoid(x) - half * (preference_log_sigmoid(-x) + preference_log_sigmoid(-y));
-        t.dlogp[0] = -preference_sigmoid(-x) + half * Sx, t.dlogp[1] = half * Sy;
+        t.dlogp[0] = -preference_sigmoid(-x) + half * Sx;
+        t.dlogp[1] = half * Sy;
         break;
     case PREFERENCE_BCO_PAIR:
         t.l = -preference_log_sigmoid(x) - preference_log_sigmoid(-y);
-        t.dlogp[0] = -preference_sigmoid(-x), t.dlogp[1] = Sy;
+        t.dlogp[0] = -preference_sigmoid(-x);
+        t.dlogp[1] = Sy;
         break;
     case PREFERENCE_SPPO_HARD: { /* in c and r: x / b, y / b */
         const double w = (x - half) / c->beta, l = (y + half) / c->beta;
         t.l = w * w + l * l;
-        t.dlogp[0] = 2 * w / c->beta, t.dlogp[1] = 2 * l / c->beta;
+        t.dlogp[0] = 2 * w / c->beta;
+        t.dlogp[1] = 2 * l / c->beta;
         break;
     }
     case PREFERENCE_APO_ZERO:
         t.l = 1 - Sx + Sy;
-        t.dlogp[0] = -Sx * (1 - Sx), t.dlogp[1] = Sy * (1 - Sy);
+        t.dlogp[0] = -Sx * (1 - Sx);
+        t.dlogp[1] = Sy * (1 - Sy);
         break;
     case PREFERENCE_APO_DOWN: {
         const double S = preference_sigmoid(x - y);
         t.l = Sx + 1 - S;
-        t.dlogp[0] = Sx * (1 - Sx) - S * (1 - S), t.dlogp[1] = S * (1 - S);
+        t.dlogp[0] = Sx * (1 - Sx) - S * (1 - S);
+        t.dlogp[1] = S * (1 - S);
         break;
     }
     default: { /* dpop */
         const double u = x - y - c->dpop_lambda * (x < 0 ? -x : 0), slope = -preference_sigmoid(-u);
         t.l = -preference_log_sigmoid(u);
-        t.dlogp[0] = slope * (x < 0 ? 1 + c->dpop_lambda : 1), t.dlogp[1] = -slope;
+        t.dlogp[0] = slope * (x < 0 ? 1 + c->dpop_lambda : 1);
+        t.dlogp[1] = -slope;
     }
     }
     for (int k = 0; k < 2; k++) t.dlogp[k] *= c->beta;
     return t;
 }
 
-/* The loss of a pair; a points to two answers, a[0] chosen and a[1] rejected. Not for aot, aot_unpaired and sft, which are the batch's. */
+/* The loss of a pair: a[0] is chosen, a[1] rejected. aot, aot_unpaired and sft are losses of the batch and not handled
+ * here. */
 static inline PreferenceTerm preference_pair(const PreferenceConfig *c, PreferenceLoss loss,
                                              const PreferenceAnswer *a) {
     PreferenceTerm t = {0};
@@ -327,7 +344,8 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
                               l = preference_log_odds(a[1].plain / a[1].length);
         t.l = -c->beta * preference_log_sigmoid(w.y - l.y);
         const double slope = -c->beta * preference_sigmoid(l.y - w.y);
-        t.dplain[0] = slope * w.dy / a[0].length, t.dplain[1] = -slope * l.dy / a[1].length;
+        t.dplain[0] = slope * w.dy / a[0].length;
+        t.dplain[1] = -slope * l.dy / a[1].length;
         return t;
     }
     case PREFERENCE_SIMPO:
@@ -339,7 +357,8 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
         const PreferenceValue v =
             preference_smoothed(c->beta * (w.y - l.y) - (mean ? c->simpo_gamma : 0), c->label_smoothing);
         t.l = v.y;
-        t.dplain[0] = v.dy * c->beta * w.dy / n[0], t.dplain[1] = -v.dy * c->beta * l.dy / n[1];
+        t.dplain[0] = v.dy * c->beta * w.dy / n[0];
+        t.dplain[1] = -v.dy * c->beta * l.dy / n[1];
         return t;
     }
     default: {
@@ -349,15 +368,17 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
                               l = preference_divergence(c, a[1].logp - a[1].ref);
         const PreferenceValue v = preference_of_margin(c, loss, c->beta * (w.y / n[0] - l.y / n[1]));
         t.l = v.y;
-        t.dlogp[0] = v.dy * c->beta * w.dy / n[0], t.dlogp[1] = -v.dy * c->beta * l.dy / n[1];
+        t.dlogp[0] = v.dy * c->beta * w.dy / n[0];
+        t.dlogp[1] = -v.dy * c->beta * l.dy / n[1];
         return t;
     }
     }
 }
 
-/* ---- the batch ------------------------------------------------------------------------------------------------- */
+/* ---- batch ----------------------------------------------------------------------------------------------------- */
 
-/* Of one pair while its batch is worked on: the loss's derivative by each answer's sums, and its WPO weight. */
+/* Intermediate values of one pair: the derivatives of the loss with respect to each completion's sums, and the WPO
+ * weight. */
 typedef struct PreferencePair {
     PreferenceAnswer answer[2];
     double dlogp[2], dplain[2], weight;
@@ -366,7 +387,7 @@ typedef struct PreferencePair {
 static inline int32_t preference_begin(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 1 + k]; }
 static inline int32_t preference_end(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 2 + k]; }
 
-/* LD-DPO's weight of token t of an answer (counted from 0) where the shorter of the two has `shared` tokens. */
+/* LD-DPO's weight of token t (from 0) of a completion; the shorter completion of the pair has `shared` tokens. */
 static inline double preference_ld(const PreferenceConfig *c, int32_t t, int32_t shared) {
     return t < shared ? 1 : c->ld_alpha;
 }
@@ -387,7 +408,8 @@ static inline PreferencePair preference_sums(const PreferenceConfig *c, const Pr
         double aligned = 0;
         for (int32_t t = begin; t < end; t++) {
             const double w = preference_ld(c, t - begin, shared);
-            a->logp += w * b->logp[t], a->plain += b->logp[t];
+            a->logp += w * b->logp[t];
+            a->plain += b->logp[t];
             if (b->ref_logp) a->ref += w * b->ref_logp[t];
             if (c->use_weighting) aligned += (double)b->logp[t] - b->log_square[t];
         }
@@ -409,8 +431,8 @@ static inline int preference_by_value(const void *a, const void *b) {
     return (x->pair > y->pair) - (x->pair < y->pair);
 }
 
-/* AOT: the k-th smallest of one quantity against the k-th smallest of another. paired: log pi(y_w)/pi(y_l) against the
- * reference's; else c against r. Returns the batch's sum; weight: what one pair's loss counts. */
+/* AOT compares the k-th smallest of one quantity with the k-th smallest of another: log pi(y_w)/pi(y_l) with the
+ * reference's if `paired`, else c with r. `weight` is the weight of one pair. Returns the sum over the batch. */
 static inline double preference_aot(const PreferenceConfig *c, PreferencePair *pair, int32_t n, bool paired,
                                     double weight) {
     PreferenceRank *u = (PreferenceRank *)xmalloc(2 * (size_t)n * sizeof *u), *v = u + n;
@@ -420,7 +442,8 @@ static inline double preference_aot(const PreferenceConfig *c, PreferencePair *p
         u[i] = (PreferenceRank){paired ? w->logp - l->logp : w->logp - w->ref, i};
         v[i] = (PreferenceRank){paired ? w->ref - l->ref : l->logp - l->ref, i};
     }
-    qsort(u, (size_t)n, sizeof *u, preference_by_value), qsort(v, (size_t)n, sizeof *v, preference_by_value);
+    qsort(u, (size_t)n, sizeof *u, preference_by_value);
+    qsort(v, (size_t)n, sizeof *v, preference_by_value);
     for (int32_t k = 0; k < n; k++) {
         const PreferenceValue l = preference_smoothed(c->beta * (u[k].value - v[k].value), c->label_smoothing);
         const double slope = weight * c->beta * l.dy;
@@ -443,7 +466,7 @@ static inline double preference_nll(const PreferenceBatch *b, int from, double t
     return sum;
 }
 
-/* What the first loss calls an answer's reward, and its log-probability. */
+/* The reward and the log-probability of a completion, as defined by the first loss. */
 static inline double preference_reward(const PreferenceConfig *c, const PreferenceAnswer *a, double *logp) {
     const PreferenceLoss loss = c->loss[0];
     const bool mean = loss == PREFERENCE_ORPO || loss == PREFERENCE_SIMPO;
@@ -457,18 +480,23 @@ static inline void preference_count(const PreferenceConfig *c, const PreferenceP
     double reward[2], logp[2];
     for (int k = 0; k < 2; k++) reward[k] = preference_reward(c, &p->answer[k], &logp[k]);
     s->pairs++;
-    s->chosen += reward[0], s->rejected += reward[1], s->right += reward[0] > reward[1];
-    s->chosen_logp += logp[0], s->rejected_logp += logp[1];
-    s->chosen_ratio += p->answer[0].logp - p->answer[0].ref, s->rejected_ratio += p->answer[1].logp - p->answer[1].ref;
+    s->chosen += reward[0];
+    s->rejected += reward[1];
+    s->right += reward[0] > reward[1];
+    s->chosen_logp += logp[0];
+    s->rejected_logp += logp[1];
+    s->chosen_ratio += p->answer[0].logp - p->answer[0].ref;
+    s->rejected_ratio += p->answer[1].logp - p->answer[1].ref;
     s->weight += p->weight;
     if (!preference_has(c, PREFERENCE_ORPO)) return;
     const double odds = preference_log_odds(p->answer[0].plain / p->answer[0].length).y -
                         preference_log_odds(p->answer[1].plain / p->answer[1].length).y;
-    s->log_odds += odds, s->log_odds_ratio += preference_log_sigmoid(odds);
+    s->log_odds += odds;
+    s->log_odds_ratio += preference_log_sigmoid(odds);
 }
 
-/* The loss of the micro-batch `b` as a share of that of the batch that `n` was computed over, in nats.
- * dlogp: per token as b->logp, written; NULL: not wanted. Adds to *stats. NaN in, NaN out. */
+/* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
+ * dlogp is written per token, like b->logp; NULL skips it. NaN in, NaN out. */
 static inline double preference_loss(const PreferenceConfig *c, const PreferenceNormaliser *n, const PreferenceBatch *b,
                                      float *dlogp, PreferenceStats *stats) {
     assert(c->losses && (!c->use_weighting || b->log_square));
@@ -479,13 +507,16 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
     for (int32_t i = 0; i < b->pairs; i++) {
         pair[i] = preference_sums(c, b, i);
         preference_count(c, &pair[i], stats);
-        for (int k = 0; b->linear && k < 2; k++) {
-            const double w = b->linear[2 * i + k] / n->pairs;
-            loss += w * pair[i].answer[k].plain, pair[i].dplain[k] += w;
-        }
+        if (b->linear)
+            for (int k = 0; k < 2; k++) {
+                const double w = b->linear[2 * i + k] / n->pairs;
+                loss += w * pair[i].answer[k].plain;
+                pair[i].dplain[k] += w;
+            }
     }
     const int32_t first = b->offset[0], last = b->offset[3 * b->pairs];
-    for (int32_t t = first; dlogp && t < last; t++) dlogp[t] = 0;
+    if (dlogp)
+        for (int32_t t = first; t < last; t++) dlogp[t] = 0;
     for (int j = 0; j < c->losses; j++) {
         const PreferenceLoss kind = c->loss[j];
         const double share = c->weight[j] / n->pairs;
@@ -499,7 +530,8 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
                                                                                    : 0;
         const int from = kind == PREFERENCE_ORPO ? 0 : 1;
         if (learned != 0) loss += preference_nll(b, from, tokens, c->weight[j] * learned, dlogp);
-        for (int32_t i = 0; kind != PREFERENCE_SFT && i < b->pairs; i++) {
+        if (kind == PREFERENCE_SFT) continue;
+        for (int32_t i = 0; i < b->pairs; i++) {
             const PreferenceTerm t = preference_pair(c, kind, pair[i].answer);
             loss += share * pair[i].weight * t.l;
             for (int k = 0; k < 2; k++) {
@@ -511,21 +543,25 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
     const int learns_prompt = preference_has(c, PREFERENCE_ORPO) ? 0 : 1;
     for (int32_t i = 0; i < b->pairs; i++) {
         const int32_t shared = preference_shared(b, i);
-        for (int k = 0; dlogp && k < 2; k++)
-            for (int32_t t = preference_begin(b, i, k); t < preference_end(b, i, k); t++)
-                dlogp[t] += (float)(pair[i].dlogp[k] * preference_ld(c, t - preference_begin(b, i, k), shared) +
-                                    pair[i].dplain[k]);
-        for (int32_t t = b->offset[3 * i + learns_prompt]; t < b->offset[3 * i + 2]; t++)
-            stats->nll -= b->logp[t], stats->nll_tokens++;
+        if (dlogp)
+            for (int k = 0; k < 2; k++)
+                for (int32_t t = preference_begin(b, i, k); t < preference_end(b, i, k); t++)
+                    dlogp[t] += (float)(pair[i].dlogp[k] * preference_ld(c, t - preference_begin(b, i, k), shared) +
+                                        pair[i].dplain[k]);
+        for (int32_t t = b->offset[3 * i + learns_prompt]; t < b->offset[3 * i + 2]; t++) {
+            stats->nll -= b->logp[t];
+            stats->nll_tokens++;
+        }
     }
     free(pair);
     stats->loss += loss;
     return loss;
 }
 
-/* Nash-MD (2312.00886), REINFORCE on the preference over an answer of the mixture, with the KL to the reference, as TRL had
- * it: sum_t (beta sg(log pi_t/ref_t) - (P - 1/2)) log pi_t. The batch holds one answer a prompt, the policy's own, as the
- * chosen one; probability: (pairs) P, that it is preferred. The share of `total` answers; dlogp as above. */
+/* Nash-MD (2312.00886): REINFORCE on the probability P of being preferred to a completion of the mixture policy, with a
+ * KL penalty towards the reference, in TRL's form: sum_t (beta sg(log pi_t/ref_t) - (P - 1/2)) log pi_t. The batch
+ * holds one completion per prompt, sampled from the policy, in the place of the chosen one; probability: (pairs) P.
+ * Returns the contribution to the mean over `total` completions; dlogp as above. */
 static inline double nash_md_loss(double beta, double total, const PreferenceBatch *b, const float *probability,
                                   float *dlogp) {
     double loss = 0;
@@ -548,8 +584,8 @@ typedef struct PreferenceMetric {
 
 enum { PREFERENCE_METRICS = 16 };
 
-/* Finishes the sums under TRL's names; those that do not apply are left out. Returns their number. Ours beside TRL's:
- * logratios/chosen and /rejected (c and r: likelihood displacement shows there), wpo/weight. */
+/* Computes the metrics that apply, under TRL's names, and returns their number. Not in TRL: logratios/chosen and
+ * logratios/rejected (c and r, which show likelihood displacement) and wpo/weight. */
 static inline int preference_metrics(const PreferenceConfig *c, const PreferenceStats *s,
                                      PreferenceMetric out[PREFERENCE_METRICS]) {
     int n = 0;

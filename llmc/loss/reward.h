@@ -1,16 +1,17 @@
-/* reward.h - what reward models minimise, as functions of scores: the outputs of a linear head at chosen tokens.
+/* reward.h - losses of reward models, as functions of scores (the outputs of a linear head at selected tokens).
  *
  *   Bradley-Terry   pairs (c, r) with scores s_c, s_r and margin m:   x = s_c - s_r - m
  *                     L = mean[ -(1 - e) log sigma(x) - e log sigma(-x) ] + c mean[ (s_c + s_r)^2 ]
  *   binary          labels y in {0, 1}:   L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ],  t = y (1 - e) + (1 - y) e
  *
- * with label smoothing e in [0, 0.5), 0 for none, and the weight c of centering. N, the normaliser, is the number of pairs
- * or labels of the WHOLE optimizer batch, so that cutting it into micro-batches never changes the loss: losses and
- * gradients of micro-batches add up. Scores and gradients are float, sums double.
+ * Label smoothing e is in [0, 0.5), 0 for none; c is the weight of the centering term. N, the normaliser, is the number
+ * of pairs or labels of the WHOLE optimizer batch, so the losses and gradients of micro-batches add up to those of the
+ * batch. Scores and gradients are float, sums are double.
  *
- * Binary cross-entropy on one score is the two-class softmax of a token classifier (TRL's PRM trainer) with s = z_1 - z_0:
- * the loss is the same, and so are the gradients of z_1 (and, with the other sign, z_0).
+ * Binary cross-entropy on one score equals the two-class softmax of a token classifier (TRL's PRM trainer) with
+ * s = z_1 - z_0: the loss and the gradient of z_1 are the same; the gradient of z_0 has the opposite sign.
  *
+ *     RewardLoss config = {.label_smoothing = 0, .center = 0.01};
  *     loss += loss_bradley_terry(&config, score, margin, pairs, N, dscore);
  *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
  */
@@ -22,7 +23,7 @@
 #include <stdint.h>
 
 typedef struct RewardLoss {
-    double label_smoothing; /* e: the chance that a label is wrong (Mitchell 2023, cDPO, eq. 3, for preferences) */
+    double label_smoothing; /* e: the probability that a label is wrong (Mitchell 2023, cDPO, eq. 3, for preferences) */
     double center;          /* c (Eisenstein et al. 2023, 2312.09244, eq. 2); 0: none */
 } RewardLoss;
 
@@ -30,11 +31,11 @@ typedef struct RewardLoss {
 static inline double reward_log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
 static inline double reward_sigmoid(double x) { return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); }
 
-/* Bradley-Terry (Ouyang et al. 2022, eq. 1), margin as in Touvron et al. 2023 (Llama 2, eq. 2); without smoothing TRL's
- * RewardTrainer.compute_loss.
+/* Bradley-Terry (Ouyang et al. 2022, eq. 1), with the margin of Touvron et al. 2023 (Llama 2, eq. 2). Without smoothing
+ * this is TRL's RewardTrainer.compute_loss.
  *   dL/ds_c = [ sigma(x) - (1 - e) + 2 c (s_c + s_r) ] / N,   dL/ds_r = [ (1 - e) - sigma(x) + 2 c (s_c + s_r) ] / N
- * score: (2 pairs) chosen, rejected, chosen, ...; margin: (pairs), NULL: 0; dscore: (2 pairs), written; NULL: not wanted.
- * Returns this micro-batch's share of L. */
+ * score: (2 pairs) chosen, rejected, chosen, ...; margin: (pairs), NULL means 0; dscore: (2 pairs) is written, NULL
+ * skips it. Returns this micro-batch's contribution to L. */
 static inline double loss_bradley_terry(const RewardLoss *o, const float *score, const float *margin, int64_t pairs,
                                         double normaliser, float *dscore) {
     const double N = normaliser, e = o->label_smoothing;
@@ -46,14 +47,17 @@ static inline double loss_bradley_terry(const RewardLoss *o, const float *score,
         sum -= (1 - e) * reward_log_sigmoid(x);
         if (e > 0) sum -= e * reward_log_sigmoid(-x);
         sum += o->center * both * both;
-        if (dscore) dscore[2 * i] = (float)((gap + pull) / N), dscore[2 * i + 1] = (float)((pull - gap) / N);
+        if (dscore) {
+            dscore[2 * i] = (float)((gap + pull) / N);
+            dscore[2 * i + 1] = (float)((pull - gap) / N);
+        }
     }
     return sum / N;
 }
 
-/* Binary cross-entropy: Cobbe et al. 2021 (an outcome's verifier, section 4.2), Lightman et al. 2023 (steps).
+/* Binary cross-entropy: Cobbe et al. 2021 (outcome verifiers, section 4.2), Lightman et al. 2023 (step labels).
  *   dL/ds = (sigma(s) - t) / N
- * score, label: (n); dscore: (n), written; NULL: not wanted. Returns this micro-batch's share of L. */
+ * score, label: (n); dscore: (n) is written, NULL skips it. Returns this micro-batch's contribution to L. */
 static inline double loss_binary(const RewardLoss *o, const float *score, const uint8_t *label, int64_t n,
                                  double normaliser, float *dscore) {
     const double N = normaliser, e = o->label_smoothing;

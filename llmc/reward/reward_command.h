@@ -1,14 +1,14 @@
-/* reward_command.h - a reward computed by a program of the user's, in any language.
+/* reward_command.h - rewards computed by a user's program, in any language.
  *
- * The program is started once by `sh -c` and lives as long as the trainer. For every completion it gets one line of JSON
- * on its standard input and owes one line on its standard output, in the same order: a finite number, or
- * null / none / nan where it cannot score this one. What it writes on standard error goes to the trainer's.
+ * The program is started once by `sh -c` and runs as long as the trainer. For every completion it reads one line of
+ * JSON on its standard input and must write one line on its standard output, in the same order: a finite number, or
+ * null / none / nan if it cannot score the completion. Its standard error is the trainer's.
  *
  *     {"prompt":"12+34=","completion":"46","answer":"46","task":"add","level":2}      ->      1.0
  *
- * "prompt", "completion", "answer" and "task" are always there; the record's other fields follow. Bytes of a completion
- * that are no UTF-8 arrive as U+FFFD. The program must flush its output (python: print(..., flush=True)) and should end
- * at the end of its input.
+ * "prompt", "completion", "answer" and "task" are always present; the record's other fields follow. Bytes that are not
+ * valid UTF-8 are replaced by U+FFFD. The program must flush its output (python: print(..., flush=True)) and should
+ * exit at the end of its input.
  *
  *     import json, sys
  *     for line in sys.stdin:
@@ -16,10 +16,10 @@
  *         print(float(r["answer"] in r["completion"]), flush=True)
  *
  * Owns: the child, its pipes, the protocol. Both pipes are non-blocking and served by one poll loop, so the program may
- * answer at once, in blocks, or after it has read all. Refuses, with the child killed and one sentence in Error: its
- * death (exit status or signal), silence past the timeout of a batch, a line that is no number, more lines than asked.
- * The child is the head of its own process group; on close it sees the end of its input, and what is left of the group
- * half a second later is killed. It does not see the terminal's Ctrl-C, so that a trainer can finish its step.
+ * answer line by line, in blocks, or after reading all its input. If the child ends (exit status or signal), exceeds
+ * the timeout of a batch, or writes a line that is not a number or too many lines, it is killed and the call fails with
+ * an Error. The child leads its own process group. On close its input ends, and processes of the group that still run
+ * half a second later are killed. The terminal's Ctrl-C does not reach it, so a trainer can finish its step.
  */
 #ifndef LLMC_REWARD_REWARD_COMMAND_H
 #define LLMC_REWARD_REWARD_COMMAND_H
@@ -39,12 +39,12 @@ enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
 
 typedef struct RewardCommand {
     const char *program;
-    double timeout; /* seconds a batch */
+    double timeout; /* seconds per batch */
     pid_t pid;      /* 0: not running */
-    int in, out;    /* our ends of its standard input and output */
+    int in, out;    /* pipe ends connected to its standard input and output */
     char *line;     /* the JSON line being sent */
     size_t length, sent;
-    char answer[REWARD_LINE_MAX]; /* output not yet made into numbers */
+    char answer[REWARD_LINE_MAX]; /* output not yet parsed */
     size_t answer_length;
 } RewardCommand;
 
@@ -54,7 +54,7 @@ static inline double reward_clock(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A pipe whose ends are closed on exec and clear of 0, 1 and 2. */
+/* Opens a pipe whose ends are closed on exec and have file descriptors above 2. */
 static inline bool reward_pipe(int end[2], Error *e) {
     int raw[2];
     if (pipe2(raw, O_CLOEXEC)) return error_set(e, "reward command: pipe: %s", strerror(errno));
@@ -79,7 +79,8 @@ static inline bool reward_command_ended(const RewardCommand *c, double seconds) 
     }
 }
 
-/* Kills the whole process group and reaps the child; safe to call twice. Its status, or -1 when it was not running. */
+/* Kills the whole process group and reaps the child; safe to call twice. Returns its status, or -1 if it was not
+ * running. */
 static inline int reward_command_end(RewardCommand *c) {
     if (c->in >= 0) close(c->in);
     if (c->out >= 0) close(c->out);
@@ -88,13 +89,13 @@ static inline int reward_command_end(RewardCommand *c) {
     c->line = NULL;
     if (!c->pid) return -1;
     int status = -1;
-    kill(-c->pid, SIGKILL); /* the child is not reaped yet, so the group's number is still ours */
+    kill(-c->pid, SIGKILL); /* the child is not reaped yet, so the group id is not reused */
     while (waitpid(c->pid, &status, 0) < 0 && errno == EINTR) {}
     c->pid = 0;
     return status;
 }
 
-/* Ends it in good order: its input is closed, it has half a second, then it is killed. */
+/* Ends the child: closes its input, waits up to half a second, then kills its process group. */
 static inline void reward_command_close(RewardCommand *c) {
     if (c->in >= 0) close(c->in);
     c->in = -1;
@@ -102,7 +103,7 @@ static inline void reward_command_close(RewardCommand *c) {
     reward_command_end(c);
 }
 
-/* Starts `program`; `timeout` > 0 seconds is the most that a batch may take. */
+/* Starts `program`; `timeout` > 0 is the maximum time of a batch in seconds. */
 static inline bool reward_command_open(RewardCommand *c, const char *program, double timeout, Error *e) {
     *c = (RewardCommand){.program = program, .timeout = timeout, .in = -1, .out = -1};
     int down[2] = {-1, -1}, up[2] = {-1, -1};
@@ -114,9 +115,13 @@ static inline bool reward_command_open(RewardCommand *c, const char *program, do
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, defaults;
-    sigemptyset(&none), sigemptyset(&defaults);
-    sigaddset(&defaults, SIGPIPE), sigaddset(&defaults, SIGINT), sigaddset(&defaults, SIGTERM);
-    posix_spawn_file_actions_init(&actions), posix_spawnattr_init(&attributes);
+    sigemptyset(&none);
+    sigemptyset(&defaults);
+    sigaddset(&defaults, SIGPIPE);
+    sigaddset(&defaults, SIGINT);
+    sigaddset(&defaults, SIGTERM);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
     posix_spawn_file_actions_adddup2(&actions, down[0], 0);
     posix_spawn_file_actions_adddup2(&actions, up[1], 1);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
@@ -125,17 +130,20 @@ static inline bool reward_command_open(RewardCommand *c, const char *program, do
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     char *const words[] = {(char *)"sh", (char *)"-c", (char *)program, NULL};
     const int failure = posix_spawn(&c->pid, "/bin/sh", &actions, &attributes, words, environ);
-    posix_spawn_file_actions_destroy(&actions), posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
     close(down[0]), close(up[1]);
-    c->in = down[1], c->out = up[0];
-    fcntl(c->in, F_SETFL, O_NONBLOCK), fcntl(c->out, F_SETFL, O_NONBLOCK);
+    c->in = down[1];
+    c->out = up[0];
+    fcntl(c->in, F_SETFL, O_NONBLOCK);
+    fcntl(c->out, F_SETFL, O_NONBLOCK);
     if (!failure) return true;
     c->pid = 0;
     reward_command_end(c);
-    return error_set(e, "reward command '%s': cannot be started: %s", program, strerror(failure));
+    return error_set(e, "reward command '%s': cannot start: %s", program, strerror(failure));
 }
 
-/* Ends the child and says why: `what` is what was found. */
+/* Kills the child and sets the error to the formatted reason. */
 PRINTF_LIKE(3, 4)
 static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *format, ...) {
     char what[600];
@@ -147,21 +155,21 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
     return error_set(e, "reward command '%.300s': %s", c->program, what);
 }
 
-/* The child closed a pipe: reports how it ended, or that it goes on without it. */
+/* The child closed a pipe: reports how it ended, or that it is still running. */
 static inline bool reward_command_lost(RewardCommand *c, const char *pipe, int answers, int n, Error *e) {
     if (!reward_command_ended(c, 1.0))
-        return reward_command_fail(c, e, "closed its %s after %d of %d answers, but runs on", pipe, answers, n);
+        return reward_command_fail(c, e, "closed its %s after %d of %d answers but is still running", pipe, answers, n);
     const int status = reward_command_end(c);
     if (WIFSIGNALED(status))
         return reward_command_fail(c, e, "killed by signal %d (%s) after %d of %d answers", WTERMSIG(status),
                                    strsignal(WTERMSIG(status)), answers, n);
     const int code = WEXITSTATUS(status);
-    return reward_command_fail(c, e,
-                               "ended with exit status %d%s after %d of %d answers, must go on to the end of its input",
-                               code, code == 127 ? " (command not found)" : "", answers, n);
+    return reward_command_fail(
+        c, e, "ended with exit status %d%s after %d of %d answers, must run until the end of its input", code,
+        code == 127 ? " (command not found)" : "", answers, n);
 }
 
-/* A JSON string of the text; every byte that belongs to no UTF-8 character becomes U+FFFD. */
+/* The text as a JSON string; every byte that is not part of a valid UTF-8 character becomes U+FFFD. */
 static inline json_t *reward_string(const char *text) {
     json_t *string = json_string(text ? text : "");
     if (string) return string;
@@ -170,7 +178,9 @@ static inline json_t *reward_string(const char *text) {
     while (left) {
         const size_t n = (size_t)utf8_length(text, left);
         memcpy(to, n ? text : "\xEF\xBF\xBD", n ? n : 3);
-        to += n ? n : 3, text += n ? n : 1, left -= n ? n : 1;
+        to += n ? n : 3;
+        text += n ? n : 1;
+        left -= n ? n : 1;
     }
     *to = 0;
     string = json_string(clean);
@@ -178,7 +188,7 @@ static inline json_t *reward_string(const char *text) {
     return string;
 }
 
-/* The line for one completion, malloc'ed, with its newline. */
+/* The JSON line of one completion, with its newline; allocated with malloc(). */
 static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_t *line = json_object(), *fields = verify_fields(in);
     json_object_set_new(line, "prompt", reward_string(in->prompt));
@@ -188,17 +198,19 @@ static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_object_update_missing(line, fields);
     char *text = json_dumps(line, JSON_COMPACT);
     json_decref(line), json_decref(fields);
-    if (!text) die("out of memory: a line for the reward command");
+    if (!text) die("out of memory: JSON line for the reward command");
     *length = strlen(text);
     text = (char *)xrealloc(text, *length + 2, 1);
-    text[(*length)++] = '\n', text[*length] = 0;
+    text[(*length)++] = '\n';
+    text[*length] = 0;
     return text;
 }
 
-/* write() that returns EPIPE without the signal, whatever the program does with SIGPIPE. */
+/* write() that fails with EPIPE without raising SIGPIPE, however the trainer handles that signal. */
 static inline ssize_t reward_write(int file, const void *data, size_t n) {
     sigset_t pipe, before, pending;
-    sigemptyset(&pipe), sigaddset(&pipe, SIGPIPE);
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
     sigpending(&pending);
     const bool was_pending = sigismember(&pending, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
@@ -213,7 +225,7 @@ static inline ssize_t reward_write(int file, const void *data, size_t n) {
     return written;
 }
 
-/* One answer line (NUL-terminated, no newline): a finite number, or null / none / nan for NaN. */
+/* Parses one answer line (NUL-terminated, no newline): a finite number, or null / none / nan for NaN. */
 static inline bool reward_parse(const char *text, float *score) {
     char *end;
     while (verify_space(*text)) text++;
@@ -229,7 +241,7 @@ static inline bool reward_parse(const char *text, float *score) {
     return n && end == text + n && isfinite(*score);
 }
 
-/* Takes whole lines out of c->answer; false: one is no number, or one too many. */
+/* Parses the complete lines in c->answer; false if a line is not a number or there is one too many. */
 static inline bool reward_command_take(RewardCommand *c, float *scores, int stride, int *answers, int sent, int n,
                                        Error *e) {
     size_t from = 0;
@@ -237,7 +249,7 @@ static inline bool reward_command_take(RewardCommand *c, float *scores, int stri
          from = (size_t)(end - c->answer) + 1) {
         *end = 0;
         if (*answers == sent)
-            return reward_command_fail(c, e, "wrote '%.100s', an answer more than the %d completion%s it was given",
+            return reward_command_fail(c, e, "wrote '%.100s', one answer more than the %d completion%s it was given",
                                        c->answer + from, sent, sent == 1 ? "" : "s");
         if (!reward_parse(c->answer + from, &scores[(size_t)*answers * (size_t)stride]))
             return reward_command_fail(c, e, "answer %d of %d is '%.100s', must be a number or null", *answers + 1, n,
@@ -248,20 +260,23 @@ static inline bool reward_command_take(RewardCommand *c, float *scores, int stri
     memmove(c->answer, c->answer + from, c->answer_length);
     if (c->answer_length < sizeof c->answer - 1) return true;
     c->answer[80] = 0;
-    return reward_command_fail(c, e,
-                               "answer %d of %d begins '%s' and has no end after %d bytes, must be a number or null",
-                               *answers + 1, n, c->answer, REWARD_LINE_MAX - 1);
+    return reward_command_fail(
+        c, e, "answer %d of %d starts with '%s' and has no newline after %d bytes, must be a number or null",
+        *answers + 1, n, c->answer, REWARD_LINE_MAX - 1);
 }
 
-/* Scores n completions; scores[i * stride] is written, NaN = unscorable. After a failure the child is gone and every
- * further call fails. */
+/* Scores n completions; writes scores[i * stride], NaN = could not be scored. After a failure the child has ended and
+ * every further call fails. */
 static inline bool reward_command_score(RewardCommand *c, const RewardInput *in, int n, float *scores, int stride,
                                         Error *e) {
     const double until = reward_clock() + c->timeout;
-    int sent = 0, answers = 0; /* completions whose line is out; numbers that are back */
+    int sent = 0, answers = 0; /* lines written; answers read */
     if (!c->pid) return error_set(e, "reward command '%.300s': has ended", c->program);
     while (answers < n) {
-        if (sent < n && !c->line) c->line = reward_command_line(&in[sent], &c->length), c->sent = 0;
+        if (sent < n && !c->line) {
+            c->line = reward_command_line(&in[sent], &c->length);
+            c->sent = 0;
+        }
         struct pollfd files[2] = {{.fd = c->out, .events = POLLIN}, {.fd = sent < n ? c->in : -1, .events = POLLOUT}};
         const double left = until - reward_clock();
         const int ready = left > 0 ? poll(files, 2, (int)fmin(ceil(1e3 * left), 1e9)) : 0;
@@ -276,7 +291,7 @@ static inline bool reward_command_score(RewardCommand *c, const RewardInput *in,
                 answers, n, c->timeout, partial ? ", then '" : "", partial ? partial : "",
                 partial ? "' without a newline" : "");
         }
-        if (files[0].revents) { /* before writing, so that a line too many is never taken for the next answer */
+        if (files[0].revents) { /* before writing, so that a superfluous line is never taken for the next answer */
             const ssize_t got = read(c->out, c->answer + c->answer_length, sizeof c->answer - 1 - c->answer_length);
             if (got == 0) return reward_command_lost(c, "output", answers, n, e);
             if (got < 0 && errno != EAGAIN && errno != EINTR)
@@ -290,7 +305,11 @@ static inline bool reward_command_score(RewardCommand *c, const RewardInput *in,
             if (written < 0 && errno != EAGAIN && errno != EINTR)
                 return reward_command_fail(c, e, "write: %s", strerror(errno));
             if (written > 0) c->sent += (size_t)written;
-            if (c->sent == c->length) free(c->line), c->line = NULL, sent++;
+            if (c->sent == c->length) {
+                free(c->line);
+                c->line = NULL;
+                sent++;
+            }
         }
     }
     if (!c->answer_length) return true;

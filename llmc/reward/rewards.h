@@ -1,28 +1,28 @@
-/* rewards.h - what a completion is worth: a weighted sum of named parts.
+/* rewards.h - rewards of completions, as weighted sums of named parts.
  *
- * A specification is a list of parts, `name[=argument][:weight]`, divided by commas; a weight is 1 unless given.
+ * A specification is a comma-separated list of parts, `name[=argument][:weight]`; the default weight is 1.
  *
- *     verify                                   the check of the record's own task (verify.h): 1 or 0
- *     verify:1,format=hash:0.1                 plus a tenth for the form
- *     regex=/^\d+$/:0.5,regex=/sorry/i:-1      several patterns; \/ stands for a slash; flags i m s x after the second
- *     verify,overlong=20/100,repetition=3/-1   numbers of an argument are divided by slashes
+ *     verify                                   the check of the record's task (verify.h): 1 or 0
+ *     verify:1,format=hash:0.1                 plus 0.1 for the format
+ *     regex=/^\d+$/:0.5,regex=/sorry/i:-1      several patterns; \/ is a slash; flags i m s x after the second slash
+ *     verify,overlong=20/100,repetition=3/-1   the numbers of an argument are separated by slashes
  *
  *   part                     argument                      value (tokens = length of the completion)
- *   verify                   -                             by the record's task: see the table in verify.h
- *   exact numeric hash       -                             that check, whatever the task; hash = number after `####`
+ *   verify                   -                             the check of the record's task: see the table in verify.h
+ *   exact numeric hash       -                             this check, for any task; hash = number after `####`
  *   countdown sort brackets  -                             the same
- *   regex                    /pattern/flags, or none       1 where found; none: the record's pattern
- *   format                   think|hash|boxed|answer       1 where the completion has the form (default think = TRL's)
+ *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
+ *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as in TRL)
  *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT     TRL get_cosine_scaled_reward; correctness by
  *                                                          the task's check; default -1 -0.5 0.5 1
  *   overlong                 CACHE/MAX                     TRL get_soft_overlong_punishment (DAPO eq. 13); default MAX / 5
  *   repetition               N/PENALTY                     TRL get_repetition_penalty_reward over token ids; default 3, -1
  *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697); ALPHA 0.0003
- *   random                   P                             control: 1 with probability P (0.5), by (seed, id) alone
+ *   random                   P                             control: 1 with probability P (0.5), depends only on (seed, id)
  *   command                  -                             the program of --reward-cmd (reward_command.h)
  *
- * MAX defaults to the limit that completions are sampled under. A NaN part is "cannot be scored": the sum goes over the
- * others (TRL's nansum), and is NaN where no part has a value; a trainer leaves such completions out.
+ * MAX defaults to the maximum length of sampled completions. A NaN part could not be scored: the sum is over the others
+ * (TRL's nansum) and is NaN if no part has a value; trainers exclude such completions.
  *
  *     Rewards r;
  *     if (!rewards_open(&r, "verify:1,format=hash:0.1", NULL, 60, seed, max_tokens, &e)) die("%s", e.text);
@@ -54,32 +54,32 @@ typedef enum {
 typedef struct RewardPart {
     RewardKind kind;
     VerifyKind check;               /* REWARD_CHECK */
-    double value[REWARD_ARGUMENTS]; /* numbers of the argument, defaults filled in */
+    double value[REWARD_ARGUMENTS]; /* numbers of the argument, with defaults filled in */
     VerifyRegex regex;              /* REWARD_FORMAT, REWARD_REGEX with a pattern */
 } RewardPart;
 
 typedef struct Rewards {
     int count;
-    char *name[REWARDS_MAX]; /* for metrics; a second part of the same name gets _2 */
+    char *name[REWARDS_MAX]; /* name in metrics; a second part of the same kind gets _2 */
     double weight[REWARDS_MAX];
     RewardPart part[REWARDS_MAX];
-    RewardCommand command; /* pid 0 when there is none */
+    RewardCommand command; /* pid is 0 if there is none */
     char *program;
     uint64_t seed;
 } Rewards;
 
-/* ---- the parts ------------------------------------------------------------------------------------------------- */
+/* ---- parts ----------------------------------------------------------------------------------------------------- */
 
-/* R(y) = v_min + (v_max - v_min)(1 + cos(pi min(|y| / L_max, 1))) / 2; for a wrong answer the bounds change places, so that
- * a short wrong one costs more (arXiv 2502.03373, C.1; TRL get_cosine_scaled_reward). v: L_max, then wrong short, wrong
- * long, right long, right short. */
+/* R(y) = v_min + (v_max - v_min)(1 + cos(pi min(|y| / L_max, 1))) / 2; for a wrong answer the bounds are swapped, so
+ * that a short wrong answer has the lower reward (arXiv 2502.03373, C.1; TRL get_cosine_scaled_reward). v: L_max, wrong
+ * short, wrong long, right long, right short. */
 static inline double reward_cosine(bool right, int32_t tokens, const double v[5]) {
     const double progress = fmin((double)tokens / v[0], 1.0);
     const double low = right ? v[3] : v[2], high = right ? v[4] : v[1];
     return low + 0.5 * (high - low) * (1.0 + cos(progress * M_PI));
 }
 
-/* 0 up to max - cache, then down a line, -1 beyond max (DAPO, arXiv 2503.14476, eq. 13; TRL get_soft_overlong_punishment). */
+/* 0 up to max - cache, then linear, -1 above max (DAPO, arXiv 2503.14476, eq. 13; TRL get_soft_overlong_punishment). */
 static inline double reward_overlong(int32_t tokens, double max, double cache) {
     if (tokens <= max - cache) return 0;
     return tokens <= max ? (max - cache - tokens) / cache : -1;
@@ -89,8 +89,8 @@ static inline int reward_compare(const void *a, const void *b, void *bytes) {
     return memcmp(*(const unsigned char *const *)a, *(const unsigned char *const *)b, *(const size_t *)bytes);
 }
 
-/* penalty (1 - distinct n-grams / n-grams), 0 when shorter than n (arXiv 2502.03373, C.2; TRL get_repetition_penalty_reward).
- * Items of `size` bytes. */
+/* penalty (1 - distinct n-grams / n-grams), 0 if shorter than n (arXiv 2502.03373, C.2; TRL
+ * get_repetition_penalty_reward). Each item has `size` bytes. */
 static inline double reward_repetition(const void *items, size_t count, size_t size, size_t n, double penalty) {
     if (count < n) return 0;
     const size_t grams = count - n + 1;
@@ -103,7 +103,7 @@ static inline double reward_repetition(const void *items, size_t count, size_t s
     return distinct == grams ? 0 : penalty * (1.0 - (double)distinct / (double)grams);
 }
 
-#define REWARD_FORMATS "think|hash|boxed|answer" /* of format=, in the order of their patterns */
+#define REWARD_FORMATS "think|hash|boxed|answer" /* in the order of reward_format_pattern() */
 
 static inline const char *reward_format_pattern(int format) {
     switch (format) {
@@ -114,24 +114,28 @@ static inline const char *reward_format_pattern(int format) {
     }
 }
 
-/* ---- the specification ----------------------------------------------------------------------------------------- */
+/* ---- specification --------------------------------------------------------------------------------------------- */
 
-/* Reads up to `most` numbers divided by slashes; what is not given keeps its value. */
+/* Reads up to `most` numbers separated by slashes; values that are not given are unchanged. */
 static inline bool reward_numbers(const char *name, const char *text, size_t n, double *value, int most, Error *e) {
     char *word = xstrndup(text, n), *at = word, *end;
     bool good = n > 0;
     for (int i = 0; good && *at; i++) {
         const double number = strtod(at, &end);
         good = i < most && end != at && isfinite(number) && (*end == 0 || (*end == '/' && end[1]));
-        if (good) value[i] = number, at = *end ? end + 1 : end;
+        if (good) {
+            value[i] = number;
+            at = *end ? end + 1 : end;
+        }
     }
     if (!good)
-        error_set(e, "reward %s=%s: must be up to %d number%s divided by '/'", name, word, most, most == 1 ? "" : "s");
+        error_set(e, "reward %s=%s: must be up to %d number%s separated by '/'", name, word, most,
+                  most == 1 ? "" : "s");
     free(word);
     return good;
 }
 
-/* Compiles /pattern/flags; *end is where it ends. */
+/* Compiles /pattern/flags; *end is set to the text after it. */
 static inline bool reward_pattern(RewardPart *p, const char *text, const char **end, Error *e) {
     char *pattern = xstrdup(text), *to = pattern;
     const char *at = text + (*text == '/');
@@ -144,18 +148,19 @@ static inline bool reward_pattern(RewardPart *p, const char *text, const char **
     *to = 0;
     bool good = (*text == '/' && *at == '/' && to != pattern) ||
                 error_set(e, "reward regex=%.200s: must be /pattern/flags", text);
-    for (at += good; good && *at && strchr("imsx", *at); at++)
-        options |= *at == 'i'   ? PCRE2_CASELESS
-                   : *at == 'm' ? PCRE2_MULTILINE
-                   : *at == 's' ? PCRE2_DOTALL
-                                : PCRE2_EXTENDED;
+    if (good)
+        for (at++; *at && strchr("imsx", *at); at++)
+            options |= *at == 'i'   ? PCRE2_CASELESS
+                       : *at == 'm' ? PCRE2_MULTILINE
+                       : *at == 's' ? PCRE2_DOTALL
+                                    : PCRE2_EXTENDED;
     *end = at;
     good = good && verify_regex_compile(&p->regex, pattern, options, e);
     free(pattern);
     return good;
 }
 
-/* Checks and completes the numbers of a part whose argument is text[0..n). */
+/* Reads the argument text[0..n) of a part: fills in defaults and checks the numbers. */
 static inline bool reward_argument(RewardPart *p, const char *name, const char *text, size_t n, int32_t max_tokens,
                                    Error *e) {
     double *v = p->value;
@@ -169,26 +174,34 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         return verify_regex_compile(&p->regex, reward_format_pattern(format), options, e);
     }
     case REWARD_COSINE:
-        v[0] = max_tokens, v[1] = -1, v[2] = -0.5, v[3] = 0.5, v[4] = 1;
+        v[0] = max_tokens;
+        v[1] = -1;
+        v[2] = -0.5;
+        v[3] = 0.5;
+        v[4] = 1;
         if (n && !reward_numbers(name, text, n, v, 5, e)) return false;
-        return v[0] > 0 || error_set(e, "reward cosine: the longest length is %g, must be positive", v[0]);
+        return v[0] > 0 || error_set(e, "reward cosine: maximum length is %g, must be positive", v[0]);
     case REWARD_OVERLONG: {
-        v[0] = NAN, v[1] = max_tokens;
+        v[0] = NAN;
+        v[1] = max_tokens;
         if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
         if (isnan(v[0])) v[0] = floor(v[1] / 5);
         if (v[1] > 0 && v[0] >= 0 && v[0] <= v[1]) return true;
-        return error_set(e, "reward overlong=%g/%g: must have 0 <= cache <= longest length, above 0", v[0], v[1]);
+        return error_set(e, "reward overlong=%g/%g: must have 0 <= cache <= maximum length and maximum length > 0",
+                         v[0], v[1]);
     }
     case REWARD_REPETITION:
-        v[0] = 3, v[1] = -1;
+        v[0] = 3;
+        v[1] = -1;
         if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
         if (v[0] >= 1 && v[0] <= 1e6 && v[0] == floor(v[0]) && v[1] <= 0) return true;
-        return error_set(e, "reward repetition=%g/%g: must be a whole n from 1 on and a penalty not above 0", v[0],
+        return error_set(e, "reward repetition=%g/%g: must be an integer n from 1 to 1e6 and a penalty <= 0", v[0],
                          v[1]);
     case REWARD_LENGTH:
-        v[0] = -1, v[1] = 0.0003;
+        v[0] = -1;
+        v[1] = 0.0003;
         if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
-        return v[0] >= 0 || error_set(e, "reward length: needs its target, as in length=40 or length=40/0.01");
+        return v[0] >= 0 || error_set(e, "reward length: needs a target >= 0, as in length=40 or length=40/0.01");
     case REWARD_RANDOM:
         v[0] = 0.5;
         if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
@@ -219,13 +232,14 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"command", REWARD_COMMAND, 0}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(name, kinds[i].name)) {
-            p->kind = kinds[i].kind, p->check = kinds[i].check;
+            p->kind = kinds[i].kind;
+            p->check = kinds[i].check;
             return true;
         }
     return false;
 }
 
-/* Adds the part at *spec and moves *spec to what follows it. */
+/* Adds the part at *spec and moves *spec to the text after it. */
 static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens, Error *e) {
     const char *at = *spec, *argument = "";
     size_t n = strcspn(at, "=:,");
@@ -241,15 +255,19 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
             "reward '%s': unknown, must be verify, exact, numeric, hash, countdown, sort, brackets, regex, "
             "format, cosine, overlong, repetition, length, random or command",
             name);
-    at += n, n = 0;
+    at += n;
+    n = 0;
     if (*at == '=') {
         argument = ++at;
         if (p->kind == REWARD_REGEX) {
             if (!reward_pattern(p, at, &at, e)) return false;
-        } else at += n = strcspn(at, ":,");
+        } else {
+            n = strcspn(at, ":,");
+            at += n;
+        }
         if (!n && p->kind != REWARD_REGEX) return error_set(e, "reward %s: nothing after '='", name);
     }
-    r->count++; /* from here on rewards_close() frees it */
+    r->count++; /* from here on, rewards_close() frees it */
     if (!reward_argument(p, name, argument, n, max_tokens, e)) return false;
     if (*at == ':') {
         char *end;
@@ -259,12 +277,13 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         at = end;
     }
     if (*at && *at != ',')
-        return error_set(e, "reward %s: '%.40s' is left over, must be name[=argument][:weight],...", name, at);
+        return error_set(e, "reward %s: '%.40s' is unexpected, must be name[=argument][:weight],...", name, at);
     if (*at && !at[1]) return error_set(e, "rewards: nothing after the last comma");
     int same = 1;
     for (int i = 0; i < r->count - 1; i++) same += r->part[i].kind == p->kind && r->part[i].check == p->check;
     if (same > 1) snprintf(name + strlen(name), sizeof name - strlen(name), "_%d", same);
-    r->name[r->count - 1] = xstrdup(name), r->weight[r->count - 1] = weight;
+    r->name[r->count - 1] = xstrdup(name);
+    r->weight[r->count - 1] = weight;
     *spec = *at ? at + 1 : at;
     return true;
 }
@@ -279,9 +298,9 @@ static inline void rewards_close(Rewards *r) {
     *r = (Rewards){0};
 }
 
-/* Reads a specification (NULL or "": `verify`, or `command` alone where a program is given) and starts the program
- * (NULL: none; it becomes a part `command` of weight 1 unless the specification has one). timeout: seconds a batch;
- * max_tokens: the limit that completions are sampled under. */
+/* Reads a specification and starts the program `command` (NULL: none). A spec of NULL or "" means `command` if there is
+ * a program, else `verify`. A program that the specification does not mention is added as a part `command` of weight 1.
+ * timeout: seconds per batch; max_tokens: maximum length of sampled completions. */
 static inline bool rewards_open(Rewards *r, const char *spec, const char *command, double timeout, uint64_t seed,
                                 int32_t max_tokens, Error *e) {
     bool listed = false;
@@ -308,7 +327,7 @@ failed:
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
-/* One part's value of one completion (not `command`); false: its task is unknown. */
+/* Computes the value of one part (except `command`) for one completion; false if the record's task is unknown. */
 static inline bool reward_part(const Rewards *r, const RewardPart *p, const RewardInput *in, float *value) {
     const double *v = p->value;
     switch (p->kind) {
@@ -336,8 +355,8 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
     }
 }
 
-/* Scores n completions: parts (n, count), NaN = cannot be scored; total (n), the weighted sum over the parts that have a
- * value, NaN where none has. Fails on an unknown task and on a failure of the program. */
+/* Scores n completions. parts: (n, count), NaN = could not be scored; total: (n), the weighted sum over the parts that
+ * have a value, NaN if none has. Fails if a task is unknown or the program fails. */
 static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float *parts, float *total, Error *e) {
     for (int k = 0; k < r->count; k++) {
         if (r->part[k].kind == REWARD_COMMAND) {
@@ -357,7 +376,10 @@ static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float
         bool any = false;
         for (int k = 0; k < r->count; k++) {
             const double value = parts[(size_t)i * (size_t)r->count + (size_t)k];
-            if (!isnan(value)) sum += r->weight[k] * value, any = true;
+            if (!isnan(value)) {
+                sum += r->weight[k] * value;
+                any = true;
+            }
         }
         total[i] = any ? (float)sum : NAN;
     }

@@ -1,9 +1,9 @@
-/* task.h - what the generators of verifiable problems share: a problem, its difficulty, and the two splits.
+/* task.h - shared parts of the generators of verifiable problems: the problem, its difficulty, the held-out split.
  *
- * A problem has a prompt, an answer that a verifier (verify.h) can check, fields for that verifier, a demonstration, and
- * a key: its canonical form, which is the same for problems that are the same problem (12+34 and 34+12, a list in any
- * order, a story with other names). Whether a problem is held out is a property of its key alone: the hash of one key in
- * ten ends in 0, whatever the seed, level or file. So a training file and a held-out file never share a problem.
+ * A problem has a prompt, an answer that a verifier (verify.h) can check, fields for that verifier, a demonstration,
+ * and a key: a canonical form that equivalent problems share (12+34 and 34+12, a list in any order, a story with other
+ * names). Only the key decides whether a problem is held out: one key in ten has a hash divisible by 10, for any seed,
+ * level or file. A training file and a held-out file therefore never share a problem.
  */
 #ifndef LLMC_REWARD_TASK_H
 #define LLMC_REWARD_TASK_H
@@ -35,27 +35,30 @@ typedef enum { TASK_AUTO, TASK_DIRECT, TASK_REVERSED, TASK_SCRATCHPAD } TaskStyl
 
 enum { TASK_VALUES = 64 };
 
-/* How hard; 0 leaves a knob to the level. */
+/* Difficulty; a setting of 0 is chosen by the level. */
 typedef struct TaskOptions {
     int level;              /* 1 to 5 */
-    int digits, min_digits; /* arithmetic: digits of an operand, from min_digits (1) on */
-    int items;              /* operands, given numbers, list items, brackets shown, steps of a story */
+    int digits, min_digits; /* arithmetic: maximum and minimum digits of an operand */
+    int items;              /* number of operands, given numbers, list items, brackets shown, steps of a story */
     int64_t largest;        /* countdown, sort, word: the largest number */
-    TaskStyle style;        /* of the demonstration */
+    TaskStyle style;        /* style of the demonstration */
 } TaskOptions;
 
 typedef struct Task {
     TaskKind kind;
     TextBuffer prompt, answer, key, completion;
     json_t *fields;
-    int count;                  /* of the values */
+    int count;                  /* number of values */
     int64_t value[TASK_VALUES]; /* operands, given numbers, items, or a story's numbers */
-    char op[TASK_VALUES];       /* arithmetic, word: what stands before value[i] */
-    int64_t result;             /* the answer as a number, where it is one */
+    char op[TASK_VALUES];       /* arithmetic, word: operator before value[i] */
+    int64_t result;             /* the answer, if it is a number */
 } Task;
 
 static inline void task_clear(Task *t) {
-    text_clear(&t->prompt), text_clear(&t->answer), text_clear(&t->key), text_clear(&t->completion);
+    text_clear(&t->prompt);
+    text_clear(&t->answer);
+    text_clear(&t->key);
+    text_clear(&t->completion);
     json_decref(t->fields);
     t->fields = json_object();
     t->count = 0;
@@ -67,10 +70,10 @@ static inline void task_free(Task *t) {
     *t = (Task){0};
 }
 
-/* Held out, or for training: by the problem's key alone. */
+/* Is the problem held out? Only its key decides. */
 static inline bool task_held_out(const Task *t) { return XXH3_64bits(t->key.text, t->key.length) % 10 == 0; }
 
-/* The knob, or what its level stands for. */
+/* The setting, or the level's value if it is 0. */
 static inline int64_t task_knob(int64_t knob, int level, const int64_t by_level[5]) {
     return knob ? knob : by_level[level - 1];
 }
@@ -80,12 +83,12 @@ static inline int task_compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Values with one space between. */
+/* Writes values separated by one space. */
 static inline void task_list(TextBuffer *b, const int64_t *value, int count) {
     for (int i = 0; i < count; i++) text_format(b, i ? " %lld" : "%lld", (long long)value[i]);
 }
 
-/* A number's digits; reversed: least significant first, after the sign. */
+/* Writes a number; if reversed, its digits are least significant first, after the sign. */
 static inline void task_number(TextBuffer *b, int64_t value, bool reversed) {
     char digits[24];
     const int n = snprintf(digits, sizeof digits, "%lld", value < 0 ? -(long long)value : (long long)value);

@@ -1,24 +1,25 @@
-/* task_arithmetic.h - sums, differences, products and short chains of them.
+/* task_arithmetic.h - problems of addition, subtraction, multiplication and short chains of them.
  *
  *   task         prompt      answer   direct   reversed   scratchpad
  *   add          57+68=      125      125      521        7+8=15 / 5+6+1=12 / #### 125          (columns, with carries)
  *   sub          52-38=      14       14       41         12-8=4 / 5-3-1=1 / #### 14            (columns, with borrowing)
  *   mul          57*68=      3876     3876     6783       57*8=456 / 57*60=3420 / 456+3420=3876 / #### 3876
- *   arithmetic   2+3*4=      14       14       41         3*4=12 / 2+12=14 / #### 14            (/ stands for a newline)
+ *   arithmetic   2+3*4=      14       14       41         3*4=12 / 2+12=14 / #### 14            (/ is a newline)
  *
  *   level        1          2               3               4                5
  *   add, sub     1 digit    2               3               4                5
  *   mul          1 x 1      2 x 1           2 x 2           3 x 2            3 x 3
- *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2        (operands of digits; * from 2 on)
+ *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2        (operands of digits; * from level 2)
  *
- * Operands are uniform over all numbers of the allowed digits. The key is the sum with its factors and terms in order, so
- * that 2+3*4 and 4*3+2 are one problem, for every task. A product inside a chain has one factor below 10.
+ * Operands are uniform over all numbers with the allowed digits. The key is the expression with sorted factors and
+ * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. A product inside a chain has one factor below 10.
  */
 #ifndef LLMC_REWARD_TASK_ARITHMETIC_H
 #define LLMC_REWARD_TASK_ARITHMETIC_H
 
 #include "task.h"
 
+/* 10^digits */
 static inline int64_t task_power(int digits) {
     int64_t power = 1;
     while (digits-- > 0) power *= 10;
@@ -52,7 +53,7 @@ static inline int64_t task_evaluate(const Task *t) {
 
 static inline int task_compare_text(const void *a, const void *b) { return strcmp((const char *)a, (const char *)b); }
 
-/* Signed products, each with its factors ascending, in the order of their texts. */
+/* Writes the signed products, each with ascending factors, sorted as text. */
 static inline void task_arithmetic_key(const Task *t, TextBuffer *key) {
     char term[8][128];
     int terms = 0;
@@ -97,7 +98,7 @@ static inline void task_arithmetic_problem(const TaskOptions *o, Random *r, Task
     task_arithmetic_key(t, &t->key);
 }
 
-/* Column addition or, for b <= a, subtraction: one line a digit, least significant first. */
+/* Column addition, or subtraction with y <= x: one line per digit, least significant first. */
 static inline void task_columns(TextBuffer *b, int64_t x, int64_t y, char op) {
     for (int carry = 0, first = 1; first || x || y; first = 0) {
         const int p = (int)(x % 10), q = (int)(y % 10);
@@ -107,11 +108,12 @@ static inline void task_columns(TextBuffer *b, int64_t x, int64_t y, char op) {
         if (carry) text_format(b, "%c1", op);
         text_format(b, "=%d\n", raw + borrow);
         carry = op == '+' ? raw / 10 : borrow / 10;
-        x /= 10, y /= 10;
+        x /= 10;
+        y /= 10;
     }
 }
 
-/* a times each digit of b, summed as they come. */
+/* x times each digit of y, with a running sum. */
 static inline void task_partial_products(TextBuffer *b, int64_t x, int64_t y) {
     int64_t sum = 0, place = 1;
     bool first = true;
@@ -121,7 +123,8 @@ static inline void task_partial_products(TextBuffer *b, int64_t x, int64_t y) {
         text_format(b, "%lld*%lld=%lld\n", (long long)x, (long long)part, (long long)(x * part));
         if (!first)
             text_format(b, "%lld+%lld=%lld\n", (long long)sum, (long long)(x * part), (long long)(sum + x * part));
-        sum += x * part, first = false;
+        sum += x * part;
+        first = false;
     }
 }
 

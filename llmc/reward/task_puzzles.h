@@ -1,18 +1,18 @@
-/* task_puzzles.h - countdown, sorting, bracket matching.
+/* task_puzzles.h - problems of countdown, sorting and bracket matching.
  *
- *   task        prompt            answer   direct      scratchpad                                (/ stands for a newline)
+ *   task        prompt            answer   direct      scratchpad                                (/ is a newline)
  *   countdown   3 4 5 -> 35:      35       (3+4)*5     3+4=7 / 7*5=35 / #### (3+4)*5
  *   sort        sort 5 3 9:       3 5 9    3 5 9       5 / 3 5 / 3 5 9 / #### 3 5 9              (insertion)
- *   brackets    close ([{}:       ])       ])          ( / ([ / ([{ / ([ / #### ])               (what is open)
+ *   brackets    close ([{}:       ])       ])          ( / ([ / ([{ / ([ / #### ])               (open brackets)
  *
  *   level       1            2            3            4            5
- *   countdown   3 to 9       3 to 20      4 to 25      4 to 50      5 to 99      (numbers to the largest; target to 10 times it)
- *   sort        3 to 9       4 to 99      6 to 99      8 to 999     10 to 999    (items to the largest)
- *   brackets    6 of 2       10 of 3      16 of 3      24 of 3      40 of 3      (most shown, of kinds)
+ *   countdown   3 to 9       3 to 20      4 to 25      4 to 50      5 to 99      (numbers up to the largest; target up to 10 times it)
+ *   sort        3 to 9       4 to 99      6 to 99      8 to 999     10 to 999    (items up to the largest)
+ *   brackets    6 of 2       10 of 3      16 of 3      24 of 3      40 of 3      (maximum shown, of kinds)
  *
- * A countdown problem is made by combining its numbers at random, so that it has a solution whose steps are all positive
- * whole numbers; the demonstration is a shortest one of these, found by search. The target is none of the numbers.
- * Keys: numbers in order and the target; the items in order; the brackets shown.
+ * A countdown problem is made by combining its numbers at random, so it has a solution in which every step gives a
+ * positive whole number. The demonstration is a shortest such solution, found by search. The target is not one of the
+ * numbers. Keys: the sorted numbers and the target; the sorted items; the brackets shown.
  */
 #ifndef LLMC_REWARD_TASK_PUZZLES_H
 #define LLMC_REWARD_TASK_PUZZLES_H
@@ -30,11 +30,11 @@ typedef struct CountdownNode {
 } CountdownNode;
 
 typedef struct Countdown {
-    CountdownNode node[2 * COUNTDOWN_NUMBERS]; /* given numbers, then what was made of them; the last is the result */
+    CountdownNode node[2 * COUNTDOWN_NUMBERS]; /* given numbers, then intermediate results; the last is the result */
     int count;
 } Countdown;
 
-/* a op b for a >= b > 0 by the rules of the game, or 0 where the step is not allowed or leads nowhere. */
+/* Computes a op b for a >= b > 0, or 0 if the rules do not allow the step or it is useless. */
 static inline int64_t countdown_step(int64_t a, char op, int64_t b) {
     int64_t value = 0;
     switch (op) {
@@ -46,7 +46,8 @@ static inline int64_t countdown_step(int64_t a, char op, int64_t b) {
     return value <= COUNTDOWN_LIMIT ? value : 0;
 }
 
-/* Makes a node of two live ones (the larger on the left), which stop being live; false where the step is not allowed. */
+/* Joins two live nodes into a new one, the larger on the left, and writes the live nodes after that to `rest`; false if
+ * the step is not allowed. */
 static inline bool countdown_join(Countdown *c, const int *live, int n, int i, int j, char op, int *rest) {
     const bool swap = c->node[live[i]].value < c->node[live[j]].value;
     const int left = live[swap ? j : i], right = live[swap ? i : j];
@@ -60,7 +61,7 @@ static inline bool countdown_join(Countdown *c, const int *live, int n, int i, i
     return true;
 }
 
-/* Depth-first: exactly `steps` more joins, the last of which makes the target. */
+/* Depth-first search for exactly `steps` more joins, the last of which gives the target. */
 static inline bool countdown_search(Countdown *c, const int *live, int n, int steps, int64_t target) {
     int rest[COUNTDOWN_NUMBERS];
     for (int i = 0; i < n; i++)
@@ -77,10 +78,13 @@ static inline bool countdown_search(Countdown *c, const int *live, int n, int st
 
 static inline void countdown_begin(Countdown *c, const int64_t *number, int n, int *live) {
     c->count = n;
-    for (int i = 0; i < n; i++) c->node[i] = (CountdownNode){number[i], 0, 0, 0}, live[i] = i;
+    for (int i = 0; i < n; i++) {
+        c->node[i] = (CountdownNode){number[i], 0, 0, 0};
+        live[i] = i;
+    }
 }
 
-/* A solution with the fewest steps, 1 to n - 1 of them; false: there is none with positive whole steps. */
+/* Finds a solution with the fewest steps (1 to n - 1); false if there is none with positive whole steps. */
 static inline bool countdown_solve(Countdown *c, const int64_t *number, int n, int64_t target) {
     int live[COUNTDOWN_NUMBERS];
     countdown_begin(c, number, n, live);
@@ -89,7 +93,7 @@ static inline bool countdown_solve(Countdown *c, const int64_t *number, int n, i
     return false;
 }
 
-/* Joins all numbers at random; the result's value. */
+/* Joins all numbers at random; returns the result. */
 static inline int64_t countdown_wander(Countdown *c, const int64_t *number, int n, Random *r) {
     int live[COUNTDOWN_NUMBERS], rest[COUNTDOWN_NUMBERS];
     countdown_begin(c, number, n, live);
@@ -102,7 +106,8 @@ static inline int64_t countdown_wander(Countdown *c, const int64_t *number, int 
     return c->node[c->count - 1].value;
 }
 
-/* The expression, with the parentheses that it needs. `above`: the operator around it, 0 for none. */
+/* Writes the expression with the parentheses it needs. `above`: the enclosing operator, 0 for none; `right`: the node
+ * is its right operand. */
 static inline void countdown_print(const Countdown *c, int node, char above, bool right, TextBuffer *b) {
     const CountdownNode *x = &c->node[node];
     const bool sum = x->op == '+' || x->op == '-', product = above == '*' || above == '/';
@@ -134,7 +139,10 @@ static inline void task_countdown_problem(const TaskOptions *o, Random *r, Task 
     task_number(&t->answer, t->result, false);
     int64_t sorted[COUNTDOWN_NUMBERS];
     json_t *array = json_array();
-    for (int i = 0; i < n; i++) sorted[i] = t->value[i], json_array_append_new(array, json_integer(t->value[i]));
+    for (int i = 0; i < n; i++) {
+        sorted[i] = t->value[i];
+        json_array_append_new(array, json_integer(t->value[i]));
+    }
     json_object_set_new(t->fields, "numbers", array);
     json_object_set_new(t->fields, "target", json_integer(t->result));
     qsort(sorted, (size_t)n, sizeof *sorted, task_compare);
@@ -143,7 +151,7 @@ static inline void task_countdown_problem(const TaskOptions *o, Random *r, Task 
     text_format(&t->key, " -> %lld", (long long)t->result);
 }
 
-/* A wrong demonstration is a right one with its last operator replaced. */
+/* A wrong demonstration is a correct one with its last operator replaced. */
 static inline void task_countdown_solve(TaskStyle style, bool wrong, Random *r, Task *t) {
     Countdown c;
     if (!countdown_solve(&c, t->value, t->count, t->result)) die("countdown: no solution of '%s'", t->prompt.text);
@@ -153,7 +161,9 @@ static inline void task_countdown_solve(TaskStyle style, bool wrong, Random *r, 
         const char op = "+-*"[random_below(r, 3)];
         const int64_t value = op == '+' ? a + b : op == '-' ? a - b : a * b;
         if (value == t->result) continue;
-        last->op = op, last->value = value, wrong = false;
+        last->op = op;
+        last->value = value;
+        wrong = false;
     }
     if (style == TASK_SCRATCHPAD) {
         for (int i = t->count; i < c.count; i++)
@@ -182,7 +192,7 @@ static inline void task_sort_problem(const TaskOptions *o, Random *r, Task *t) {
     text_format(&t->key, "sort %s", t->answer.text);
 }
 
-/* A wrong demonstration has two neighbours that differ the wrong way round. */
+/* A wrong demonstration has two different neighbours swapped. */
 static inline void task_sort_solve(TaskStyle style, bool wrong, Random *r, Task *t) {
     int64_t sorted[TASK_VALUES];
     for (int n = 1; n <= t->count; n++) {
@@ -196,7 +206,9 @@ static inline void task_sort_solve(TaskStyle style, bool wrong, Random *r, Task 
         const int i = (int)random_below(r, (uint64_t)t->count - 1);
         const int64_t held = sorted[i];
         if (held == sorted[i + 1]) continue;
-        sorted[i] = sorted[i + 1], sorted[i + 1] = held, wrong = false;
+        sorted[i] = sorted[i + 1];
+        sorted[i + 1] = held;
+        wrong = false;
     }
     if (style == TASK_SCRATCHPAD) text_string(&t->completion, "#### ");
     task_list(&t->completion, sorted, t->count);
@@ -210,7 +222,8 @@ static inline void task_brackets_problem(const TaskOptions *o, Random *r, Task *
     char open[TASK_VALUES], text[TASK_VALUES + 1];
     int n, depth;
     do {
-        n = (int)random_between(r, (most + 1) / 2, most), depth = 0;
+        n = (int)random_between(r, (most + 1) / 2, most);
+        depth = 0;
         for (int i = 0; i < n; i++) {
             if (depth && random_below(r, 5) < 2) text[i] = open[--depth] == '(' ? ')' : open[depth] == '[' ? ']' : '}';
             else text[i] = open[depth++] = "([{"[random_below(r, (uint64_t)kinds)];
@@ -223,7 +236,7 @@ static inline void task_brackets_problem(const TaskOptions *o, Random *r, Task *
     while (depth--) text_string(&t->answer, open[depth] == '(' ? ")" : open[depth] == '[' ? "]" : "}");
 }
 
-/* A wrong demonstration has one closer of another kind. */
+/* A wrong demonstration has one closer replaced by another kind. */
 static inline void task_brackets_solve(TaskStyle style, bool wrong, Random *r, Task *t) {
     if (style == TASK_SCRATCHPAD) {
         char open[TASK_VALUES];
@@ -241,7 +254,9 @@ static inline void task_brackets_solve(TaskStyle style, bool wrong, Random *r, T
     while (wrong) {
         char *at = &said[random_below(r, t->answer.length)];
         const char closer = ")]}"[random_below(r, 3)];
-        if (closer != *at) *at = closer, wrong = false;
+        if (closer == *at) continue;
+        *at = closer;
+        wrong = false;
     }
 }
 

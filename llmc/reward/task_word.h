@@ -1,14 +1,14 @@
-/* task_word.h - word problems: a story of a few steps about somebody's things, whose solution ends in `#### n`.
+/* task_word.h - word problems: a story of a few arithmetic steps, whose solution ends in `#### n`.
  *
  *     Mia has 12 apples. She buys 3 boxes with 4 apples in each. She gives 5 to a friend.
  *     How many apples does Mia have now?
  *
  *   direct        #### 19
- *   scratchpad    3*4=12 / 12+12=24 / 24-5=19 / #### 19           (the default; / stands for a newline)
+ *   scratchpad    3*4=12 / 12+12=24 / 24-5=19 / #### 19           (the default; / is a newline)
  *
- *   level         1 to 5: as many steps, with numbers up to 10, 20, 50, 100, 100
+ *   level         1 to 5: 1 to 5 steps, with numbers up to 10, 20, 50, 100, 100
  *
- * The key holds the numbers and what is done with them, not the names or things.
+ * The key holds the numbers and operations, but not the names and things.
  */
 #ifndef LLMC_REWARD_TASK_WORD_H
 #define LLMC_REWARD_TASK_WORD_H
@@ -17,7 +17,8 @@
 
 enum { WORD_LIMIT = 1000000 };
 
-/* Steps, by t->op: + finds more, - gives away, x boxes (uses two values), * times as many, / keeps one of equal piles. */
+/* Adds a random step; false if it is not possible. Steps, by t->op: + finds more, - gives away, x buys boxes (uses two
+ * values), * times as many, / keeps one of equal piles. */
 static inline bool task_word_step(Task *t, int64_t most, Random *r) {
     const char op = "+-x*/"[random_below(r, 5)];
     const int i = t->count;
@@ -26,17 +27,23 @@ static inline bool task_word_step(Task *t, int64_t most, Random *r) {
     case '+': have += k; break;
     case '-': have -= k; break;
     case 'x':
-        t->value[i + 1] = random_between(r, 2, most < 12 ? most : 12), t->op[i + 1] = 0;
+        t->value[i + 1] = random_between(r, 2, most < 12 ? most : 12);
+        t->op[i + 1] = 0;
         have += k * t->value[i + 1];
         break;
-    case '*': have *= k = random_between(r, 2, 3); break;
+    case '*':
+        k = random_between(r, 2, 3);
+        have *= k;
+        break;
     default:
         k = random_between(r, 2, 5);
         if (have % k) return false;
         have /= k;
     }
     if (have < 1 || have > WORD_LIMIT) return false;
-    t->value[i] = k, t->op[i] = op, t->result = have;
+    t->value[i] = k;
+    t->op[i] = op;
+    t->result = have;
     t->count += op == 'x' ? 2 : 1;
     return true;
 }
@@ -53,7 +60,9 @@ static inline void task_word_problem(const TaskOptions *o, Random *r, Task *t) {
     const int who = (int)random_below(r, sizeof people / sizeof *people);
     const char *name = people[who].name, *pronoun = people[who].pronoun;
     const char *thing = things[random_below(r, sizeof things / sizeof *things)];
-    t->value[0] = t->result = random_between(r, 2, most), t->op[0] = 0, t->count = 1;
+    t->value[0] = t->result = random_between(r, 2, most);
+    t->op[0] = 0;
+    t->count = 1;
     for (int done = 0; done < steps;) done += task_word_step(t, most, r);
     text_format(&t->prompt, "%s has %lld %s.", name, (long long)t->value[0], thing);
     text_format(&t->key, "word %lld", (long long)t->value[0]);
@@ -65,7 +74,7 @@ static inline void task_word_problem(const TaskOptions *o, Random *r, Task *t) {
         case 'x': text_format(&t->prompt, " %s buys %lld boxes with %lld %s in each.", pronoun, k, each, thing); break;
         case '*': text_format(&t->prompt, " By magic there are now %lld times as many.", k); break;
         case '/': text_format(&t->prompt, " %s makes %lld equal piles and keeps one of them.", pronoun, k); break;
-        default: break; /* how many in each box */
+        default: break; /* the number of items per box, the second value of 'x' */
         }
         if (t->op[i]) text_format(&t->key, " %c%lld", t->op[i] == 'x' ? '+' : t->op[i], k);
         else text_format(&t->key, "x%lld", k);
@@ -77,12 +86,14 @@ static inline void task_word_problem(const TaskOptions *o, Random *r, Task *t) {
 static inline void task_word_solve(TaskStyle style, bool wrong, Random *r, Task *t) {
     long long have = t->value[0];
     TextBuffer *b = &t->completion;
-    for (int i = 1; i < t->count && style == TASK_SCRATCHPAD; i++) {
+    const int count = style == TASK_SCRATCHPAD ? t->count : 0;
+    for (int i = 1; i < count; i++) {
         long long k = t->value[i], before = have;
         char op = t->op[i];
         if (op == 'x') {
             text_format(b, "%lld*%lld=%lld\n", k, (long long)t->value[i + 1], k * (long long)t->value[i + 1]);
-            k *= t->value[++i], op = '+';
+            k *= t->value[++i];
+            op = '+';
         }
         have = op == '+' ? have + k : op == '-' ? have - k : op == '*' ? have * k : have / k;
         text_format(b, "%lld%c%lld=%lld\n", before, op, k, have);

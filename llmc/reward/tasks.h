@@ -1,5 +1,5 @@
-/* tasks.h - generators of verifiable problems: all tasks under one function. What each looks like, and what its levels
- * are, stands in task_arithmetic.h, task_puzzles.h and task_word.h; keys and splits in task.h.
+/* tasks.h - one interface to all generators of verifiable problems. The formats and levels of the tasks are described
+ * in task_arithmetic.h, task_puzzles.h and task_word.h; keys and the held-out split in task.h.
  *
  *     Task t = {0};
  *     const TaskOptions o = {.level = 2, .min_digits = 1};
@@ -15,24 +15,25 @@
 #include "task_puzzles.h"
 #include "task_word.h"
 
-/* What TASK_AUTO stands for: work before the answer for word problems, the answer alone otherwise. */
+/* Resolves TASK_AUTO: scratchpad for word problems, direct otherwise. */
 static inline TaskStyle task_style(TaskKind kind, TaskStyle style) {
     return style != TASK_AUTO ? style : kind == TASK_WORD ? TASK_SCRATCHPAD : TASK_DIRECT;
 }
 
-/* Whether this task can be made so: one sentence where not. */
+/* Checks that the options fit the task. */
 static inline bool task_check(TaskKind kind, const char *name, const TaskOptions *o, Error *e) {
     static const int most[TASK_KINDS] = {2, 2, 2, 8, COUNTDOWN_NUMBERS, TASK_VALUES, TASK_VALUES, 12};
     static const int least[TASK_KINDS] = {2, 2, 2, 2, 2, 2, 1, 1};
     const int digits = kind == TASK_MUL ? 9 : kind == TASK_ARITHMETIC ? 9 : 18;
     if (o->style == TASK_REVERSED && kind > TASK_ARITHMETIC)
-        return error_set(e, "style reversed: %s has no number to reverse, only add, sub, mul and arithmetic do", name);
+        return error_set(e, "style reversed: %s has no number to reverse, only add, sub, mul and arithmetic have one",
+                         name);
     if (kind <= TASK_ARITHMETIC && o->digits > digits)
-        return error_set(e, "digits: %d is too many for %s, the most is %d", o->digits, name, digits);
+        return error_set(e, "digits: %d is too many for %s, the maximum is %d", o->digits, name, digits);
     if (o->min_digits > 1 && o->digits < o->min_digits)
-        return error_set(e, "min-digits: %d needs --digits of at least as many", o->min_digits);
+        return error_set(e, "min-digits: %d needs --digits of at least %d", o->min_digits, o->min_digits);
     if (kind > TASK_ARITHMETIC && o->digits)
-        return error_set(e, "digits: %s has none, see --items and --largest", name);
+        return error_set(e, "digits: does not apply to %s, use --items or --largest", name);
     if (kind <= TASK_ARITHMETIC && o->largest) return error_set(e, "largest: %s takes --digits instead", name);
     if (kind == TASK_BRACKETS && o->largest) return error_set(e, "largest: %s has no numbers", name);
     if (o->items && (o->items < least[kind] || o->items > most[kind]))
@@ -40,7 +41,7 @@ static inline bool task_check(TaskKind kind, const char *name, const TaskOptions
     return true;
 }
 
-/* Draws a problem: prompt, answer, key and fields. The options have passed task_check(). */
+/* Draws a problem: prompt, answer, key and fields. The options must have passed task_check(). */
 static inline void task_problem(Task *t, TaskKind kind, const TaskOptions *o, Random *r) {
     task_clear(t);
     t->kind = kind;
@@ -57,7 +58,7 @@ static inline void task_problem(Task *t, TaskKind kind, const TaskOptions *o, Ra
     if (style == TASK_SCRATCHPAD) json_object_set_new(t->fields, "style", json_string("scratchpad"));
 }
 
-/* Writes the demonstration of the problem just drawn; `wrong`: one whose answer is wrong, of the same shape. */
+/* Writes the demonstration of the problem that was drawn; `wrong`: one of the same form with a wrong answer. */
 static inline void task_solve(Task *t, const TaskOptions *o, bool wrong, Random *r) {
     const TaskStyle style = task_style(t->kind, o->style);
     switch (t->kind) {

@@ -1,11 +1,11 @@
-/* verify.h - checks a completion against a record's answer: the verifiers behind verifiable rewards.
+/* verify.h - verifiers for verifiable rewards: check a completion against a record's answer.
  *
- * Owns: finding the final answer in a text, exact comparison of numbers, the countdown expression parser, list, bracket
- * and pattern checks. A score is 1 (right), 0 (wrong) or NaN (cannot be scored, because the record itself lacks what
- * the check needs or a pattern ran into its limit). Nothing here allocates per nesting level, recurses deeper than 100
- * levels, or takes more than about linear time in the text, whatever the text holds.
+ * Owns: finding the final answer in a text, exact comparison of numbers, the parser of countdown expressions, and the
+ * checks of lists, brackets and patterns. A score is 1 (right), 0 (wrong) or NaN (cannot be scored, because the record
+ * lacks what the check needs or a pattern hit its match limit). For any text, nothing here allocates per nesting level,
+ * recurses deeper than 100 levels, or takes much more than linear time.
  *
- *   task                       check                       answer                        fields it looks at
+ *   task                       check                       answer                        fields used
  *   add sub mul arithmetic     number                      the result                    style
  *   numeric                    number                      a number, or a GSM8K solution style
  *   word gsm8k                 number after `####` only    a number, or a GSM8K solution -
@@ -14,25 +14,26 @@
  *   brackets                   closers                     the missing closers           open
  *   exact                      text, trimmed               the text                      -
  *   regex                      PCRE2 search                the pattern, or               pattern
- *   (none)                     number where the answer is one, else exact
+ *   (none)                     number if the answer is a number, else exact
  *
- * Where the final answer is. Text up to the last `</think>` is ignored. Of the rest: the last `<answer>...</answer>`
- * if there is one, else what follows the last `####` on its line, else the content of the last `\boxed{}`, else all of
- * it. "Last" always: what a model says at the end is its answer, so that listing many guesses earns nothing. A number
- * is the first one after `####` and the last one elsewhere. Countdown, sort and brackets read the last line that is not
- * empty, from its last colon on.
+ * The final answer. Text up to the last `</think>` is ignored. In the rest, the final answer is the content of the last
+ * `<answer>...</answer>`, else the text after the last `####` on its line, else the content of the last `\boxed{}`,
+ * else all of it. The last one always counts, so listing many guesses earns nothing. A number is the first one after
+ * `####` and the last one elsewhere. Countdown, sort and brackets read the last line that is not empty, after its last
+ * colon.
  *
  * Numbers are compared exactly, as decimals of up to 1,000 digits or as fractions of up to 38: `1,234.50` = `1234.5`,
- * `\frac{1}{2}` = `1/2` = `0.5`, `$5` = `5`, `50%` = `50`, `-0` = `0`, `1e3` = `1000`. A minus that touches a digit,
- * letter or closing parenthesis on its left is an operator (`5-3` holds 5 and 3). A fraction is never accepted for a
- * whole number (`84/2` for 42 is an unfinished division, not an answer).
+ * `\frac{1}{2}` = `1/2` = `0.5`, `$5` = `5`, `50%` = `50`, `-0` = `0`, `1e3` = `1000`. A minus directly after a digit,
+ * letter or closing parenthesis is an operator (`5-3` contains 5 and 3). A fraction is never accepted for a whole
+ * number (`84/2` for 42 is an unfinished division, not an answer).
  *
- * The field `style`: `reversed` = the digits stand least significant first, after the sign (125 is written 521);
+ * The field `style`: `reversed` = digits are written least significant first, after the sign (125 is written 521);
  * `scratchpad` = work comes first, only a number after `####` counts.
  *
- * Countdown: + - * / (also the signs for minus, times and division from Unicode), parentheses, unary minus, whole
- * numbers; evaluated in reduced 64-bit fractions, any overflow or division by zero is wrong; every number at most as
- * often as it is given. `expression = number` is accepted when the number is the expression's value.
+ * Countdown: + - * / (also Unicode's minus, multiplication and division signs), parentheses, unary minus, whole
+ * numbers. Expressions are evaluated in reduced 64-bit fractions; overflow and division by zero are wrong. Each number
+ * may be used at most as often as it is given. `expression = number` is accepted if the number is the expression's
+ * value.
  */
 #ifndef LLMC_REWARD_VERIFY_H
 #define LLMC_REWARD_VERIFY_H
@@ -47,18 +48,18 @@
 
 enum {
     VERIFY_NUMBER_SIZE = 1040, /* bytes of a canonical number with its NUL */
-    VERIFY_DIGITS = 1000,      /* most digits of a number */
-    VERIFY_DEPTH = 100,        /* deepest nesting of an expression */
-    VERIFY_OPERANDS = 64,      /* most numbers in an expression */
+    VERIFY_DIGITS = 1000,      /* maximum number of digits */
+    VERIFY_DEPTH = 100,        /* maximum nesting of an expression */
+    VERIFY_OPERANDS = 64,      /* maximum number of numbers in an expression */
 };
 
-/* What a completion is judged by. Any text may be NULL (= empty). */
+/* A completion and the record that it is scored against. Any text may be NULL (= empty). */
 typedef struct RewardInput {
     const char *prompt, *completion;
-    const char *task, *answer, *fields; /* the record's; fields: a JSON object as text */
-    int32_t tokens, max_tokens;         /* length of the completion; limit it was sampled under (0: not known) */
+    const char *task, *answer, *fields; /* of the record; fields is a JSON object as text */
+    int32_t tokens, max_tokens;         /* length of the completion; sampling limit (0: unknown) */
     bool finished;                      /* ended by its stop token, not by the limit */
-    uint64_t id;                        /* sequence id, keys the random control */
+    uint64_t id;                        /* sequence id, key of the random control */
     const int32_t *ids;                 /* (tokens) the completion's token ids, or NULL */
 } RewardInput;
 
@@ -78,7 +79,7 @@ typedef enum {
     VERIFY_AUTO
 } VerifyKind;
 
-/* The check that a task name stands for, or -1. */
+/* The check for a task name, or -1 if the name is unknown. */
 static inline int verify_kind(const char *task) {
     static const struct {
         const char *name;
@@ -105,7 +106,10 @@ static inline VerifySpan verify_span(const char *text) {
 }
 
 static inline VerifySpan verify_trim(VerifySpan t) {
-    while (t.n && verify_space(t.s[0])) t.s++, t.n--;
+    while (t.n && verify_space(t.s[0])) {
+        t.s++;
+        t.n--;
+    }
     while (t.n && verify_space(t.s[t.n - 1])) t.n--;
     return t;
 }
@@ -117,7 +121,7 @@ static inline bool verify_starts(VerifySpan t, size_t at, const char *word) {
     return at <= t.n && t.n - at >= n && !memcmp(t.s + at, word, n);
 }
 
-/* Cuts `t` to what follows the last `word`; false (and t as it was) where it does not occur. */
+/* Reduces `t` to the text after the last `word`; false, with t unchanged, if `word` does not occur. */
 static inline bool verify_after_last(VerifySpan *t, const char *word) {
     const size_t n = strlen(word);
     const char *last = NULL, *end = t->s + t->n;
@@ -127,7 +131,7 @@ static inline bool verify_after_last(VerifySpan *t, const char *word) {
     return true;
 }
 
-/* Cuts `t` to what comes before the first `word`, where it occurs. */
+/* Reduces `t` to the text before the first `word`, if it occurs. */
 static inline void verify_before(VerifySpan *t, const char *word) {
     const char *p = (const char *)memmem(t->s, t->n, word, strlen(word));
     if (p) t->n = (size_t)(p - t->s);
@@ -142,11 +146,13 @@ static inline VerifySpan verify_final(const char *completion, VerifyMark *mark) 
     t = all;
     if (verify_after_last(&t, "<answer>")) {
         verify_before(&t, "</answer>");
-        return *mark = VERIFY_TAGGED, verify_trim(t);
+        *mark = VERIFY_TAGGED;
+        return verify_trim(t);
     }
     if (verify_after_last(&t, "####")) {
         verify_before(&t, "\n");
-        return *mark = VERIFY_HASHED, verify_trim(t);
+        *mark = VERIFY_HASHED;
+        return verify_trim(t);
     }
     if (verify_after_last(&t, "\\boxed{")) {
         int open = 1;
@@ -154,14 +160,16 @@ static inline VerifySpan verify_final(const char *completion, VerifyMark *mark) 
             open += (t.s[i] == '{') - (t.s[i] == '}');
             if (!open) {
                 t.n = i;
-                return *mark = VERIFY_BOXED, verify_trim(t);
+                *mark = VERIFY_BOXED;
+                return verify_trim(t);
             }
         }
     }
-    return *mark = VERIFY_UNMARKED, verify_trim(all);
+    *mark = VERIFY_UNMARKED;
+    return verify_trim(all);
 }
 
-/* The last line that is not empty, from its last colon on, without a closing full stop. */
+/* The last line that is not empty, after its last colon, without a final full stop. */
 static inline VerifySpan verify_last_line(VerifySpan t) {
     t = verify_trim(t);
     verify_after_last(&t, "\n");
@@ -171,7 +179,7 @@ static inline VerifySpan verify_last_line(VerifySpan t) {
     return verify_trim(t);
 }
 
-/* Copies into out[size]; false where it does not fit. */
+/* Copies to out[size]; false if it does not fit. */
 static inline bool verify_copy(VerifySpan t, char *out, size_t size) {
     if (t.n >= size) return false;
     memcpy(out, t.s, t.n);
@@ -179,21 +187,24 @@ static inline bool verify_copy(VerifySpan t, char *out, size_t size) {
     return true;
 }
 
-/* The record's fields, or NULL where they are absent or no JSON object; json_decref() when done. */
+/* The record's fields, to be freed with json_decref(); NULL if they are absent or not a JSON object. */
 static inline json_t *verify_fields(const RewardInput *in) {
     if (!in->fields || !in->fields[0]) return NULL;
     json_t *fields = json_loads(in->fields, 0, NULL);
-    if (fields && !json_is_object(fields)) json_decref(fields), fields = NULL;
+    if (fields && !json_is_object(fields)) {
+        json_decref(fields);
+        fields = NULL;
+    }
     return fields;
 }
 
 /* ---- numbers --------------------------------------------------------------------------------------------------- */
 
 typedef struct VerifyNumber {
-    size_t begin, end;                       /* where it stands, sign included */
-    VerifySpan whole, decimals, denominator; /* digits (whole: perhaps with commas); empty when absent */
+    size_t begin, end;                       /* position, sign included */
+    VerifySpan whole, decimals, denominator; /* digits (whole may contain commas); empty if absent */
     bool negative;
-    int exponent; /* of ten */
+    int exponent; /* power of ten */
 } VerifyNumber;
 
 static inline size_t verify_digits_end(VerifySpan t, size_t i) {
@@ -201,13 +212,13 @@ static inline size_t verify_digits_end(VerifySpan t, size_t i) {
     return i;
 }
 
-/* The bytes of a thousands separator and its group at i ("," or LaTeX's "{,}" and exactly 3 digits), or 0. */
+/* The length of a thousands separator and its group at i ("," or LaTeX's "{,}" and exactly 3 digits), or 0. */
 static inline size_t verify_group(VerifySpan t, size_t i) {
     const size_t comma = verify_starts(t, i, ",") ? 1 : verify_starts(t, i, "{,}") ? 3 : 0;
     return comma && verify_digits_end(t, i + comma) == i + comma + 3 ? comma + 3 : 0;
 }
 
-/* \frac{a}{b}, \dfrac, \tfrac at i, where t.s[i] is the backslash. */
+/* Reads \frac{a}{b}, \dfrac or \tfrac at i; t.s[i] is the backslash. */
 static inline bool verify_latex_fraction(VerifySpan t, size_t i, VerifyNumber *v) {
     i++;
     if (i < t.n && (t.s[i] == 'd' || t.s[i] == 't')) i++;
@@ -216,10 +227,13 @@ static inline bool verify_latex_fraction(VerifySpan t, size_t i, VerifyNumber *v
     if (a_end == a || !verify_starts(t, a_end, "}{")) return false;
     const size_t b_end = verify_digits_end(t, b);
     if (b_end == b || !verify_starts(t, b_end, "}")) return false;
-    v->whole = (VerifySpan){t.s + a, a_end - a}, v->denominator = (VerifySpan){t.s + b, b_end - b}, v->end = b_end + 1;
+    v->whole = (VerifySpan){t.s + a, a_end - a};
+    v->denominator = (VerifySpan){t.s + b, b_end - b};
+    v->end = b_end + 1;
     return true;
 }
 
+/* Reads a decimal at i, with its exponent or denominator. */
 static inline void verify_decimal(VerifySpan t, size_t i, bool list, VerifyNumber *v) {
     size_t j = verify_digits_end(t, i), k;
     if (!list && j - i >= 1 && j - i <= 3)
@@ -247,13 +261,16 @@ static inline void verify_decimal(VerifySpan t, size_t i, bool list, VerifyNumbe
             k++;
             if (verify_starts(t, k, " ")) k++;
             const size_t end = verify_digits_end(t, k);
-            if (end > k) v->denominator = (VerifySpan){t.s + k, end - k}, j = end;
+            if (end > k) {
+                v->denominator = (VerifySpan){t.s + k, end - k};
+                j = end;
+            }
         }
     }
     v->end = j;
 }
 
-/* A sign, and before or after it a dollar sign, to the left of the number. */
+/* Extends the number to the left by a sign, which may have a dollar sign before or after it. */
 static inline void verify_sign(VerifySpan t, VerifyNumber *v) {
     size_t i = v->begin, width;
     for (int dollar = 0; dollar < 2; dollar++) {
@@ -268,7 +285,7 @@ static inline void verify_sign(VerifySpan t, VerifyNumber *v) {
     v->begin = i;
 }
 
-/* The next number at or after `from`; in a list commas divide and a slash is no fraction. */
+/* Finds the next number at or after `from`. In a list, commas separate numbers and a slash does not make a fraction. */
 static inline bool verify_number(VerifySpan t, size_t from, bool list, VerifyNumber *v) {
     for (size_t i = from; i < t.n; i++) {
         *v = (VerifyNumber){.begin = i};
@@ -281,10 +298,16 @@ static inline bool verify_number(VerifySpan t, size_t from, bool list, VerifyNum
     return false;
 }
 
-/* digits x 10^scale as text: no zeros that carry nothing. The caller has seen to it that it fits. */
+/* Writes digits x 10^scale without redundant zeros. The caller makes sure that it fits. */
 static inline void verify_print(bool negative, const char *digits, int n, int scale, char *out) {
-    while (n && *digits == '0') digits++, n--;
-    while (n && digits[n - 1] == '0') n--, scale++;
+    while (n && *digits == '0') {
+        digits++;
+        n--;
+    }
+    while (n && digits[n - 1] == '0') {
+        n--;
+        scale++;
+    }
     if (!n) {
         memcpy(out, "0", 2);
         return;
@@ -292,7 +315,8 @@ static inline void verify_print(bool negative, const char *digits, int n, int sc
     if (negative) *out++ = '-';
     const int point = n + scale;
     if (point <= 0) {
-        *out++ = '0', *out++ = '.';
+        *out++ = '0';
+        *out++ = '.';
         for (int i = point; i < 0; i++) *out++ = '0';
     }
     for (int i = 0; i < n; i++) {
@@ -303,7 +327,7 @@ static inline void verify_print(bool negative, const char *digits, int n, int sc
     *out = 0;
 }
 
-/* Decimal text of x at the end of buffer[40]; returns where it starts. */
+/* Writes x in decimal to the end of buffer[40]; returns the start of the text. */
 static inline char *verify_u128(unsigned __int128 x, char buffer[40]) {
     char *p = buffer + 39;
     *p = 0;
@@ -315,7 +339,8 @@ static inline char *verify_u128(unsigned __int128 x, char buffer[40]) {
 static inline unsigned __int128 verify_gcd(unsigned __int128 a, unsigned __int128 b) {
     while (b) {
         const unsigned __int128 r = a % b;
-        a = b, b = r;
+        a = b;
+        b = r;
     }
     return a;
 }
@@ -329,23 +354,31 @@ static inline bool verify_parse_u128(VerifySpan t, unsigned __int128 *x) {
     return true;
 }
 
-/* p / q in lowest terms: a decimal where it has an end, else "p/q". False: q is 0, or more than 38 digits. */
+/* Writes p / q as a finite decimal if there is one, else as "p/q" in lowest terms. False if q is 0 or the result has
+ * more than 38 digits. */
 static inline bool verify_print_fraction(bool negative, unsigned __int128 p, unsigned __int128 q, char *out) {
     char top[40], bottom[40];
     if (!q) return false;
     const unsigned __int128 g = verify_gcd(p, q);
-    p /= g, q /= g;
+    p /= g;
+    q /= g;
     int twos = 0, fives = 0;
     unsigned __int128 rest = q;
-    while (!(rest & 1)) rest >>= 1, twos++;
-    while (rest % 5 == 0) rest /= 5, fives++;
+    while (!(rest & 1)) {
+        rest >>= 1;
+        twos++;
+    }
+    while (rest % 5 == 0) {
+        rest /= 5;
+        fives++;
+    }
     if (rest != 1) {
         const char *a = verify_u128(p, top), *b = verify_u128(q, bottom);
         snprintf(out, VERIFY_NUMBER_SIZE, "%s%s/%s", negative ? "-" : "", a, b);
         return true;
     }
-    const int scale =
-        twos > fives ? twos : fives; /* p / (2^twos 5^fives) = p 2^(scale-twos) 5^(scale-fives) / 10^scale */
+    /* p / (2^twos 5^fives) = p 2^(scale-twos) 5^(scale-fives) / 10^scale */
+    const int scale = twos > fives ? twos : fives;
     for (int i = twos; i < scale; i++)
         if (__builtin_mul_overflow(p, (unsigned __int128)2, &p)) return false;
     for (int i = fives; i < scale; i++)
@@ -355,8 +388,9 @@ static inline bool verify_print_fraction(bool negative, unsigned __int128 p, uns
     return true;
 }
 
-/* The one text of the number's value, out[VERIFY_NUMBER_SIZE]. `reversed`: the digits stand the other way round; then
- * only plain whole numbers count. False: no such number, or past the limits above. */
+/* Writes the canonical text of the number's value to out[VERIFY_NUMBER_SIZE]. `reversed`: the digits are written least
+ * significant first; only plain whole numbers are then allowed. False if there is no such number or it exceeds the
+ * limits above. */
 static inline bool verify_canonical(const VerifyNumber *v, bool reversed, char *out) {
     if (v->denominator.n) {
         unsigned __int128 p, q;
@@ -372,7 +406,10 @@ static inline bool verify_canonical(const VerifyNumber *v, bool reversed, char *
         if (verify_digit(c)) digits[n++] = c;
         else if (reversed) return false;
     }
-    if (v->decimals.n) memcpy(digits + n, v->decimals.s, v->decimals.n), n += (int)v->decimals.n;
+    if (v->decimals.n) {
+        memcpy(digits + n, v->decimals.s, v->decimals.n);
+        n += (int)v->decimals.n;
+    }
     if (n + scale > VERIFY_DIGITS || scale < -VERIFY_DIGITS) return false;
     verify_print(v->negative, digits, n, scale, out);
     return true;
@@ -380,7 +417,8 @@ static inline bool verify_canonical(const VerifyNumber *v, bool reversed, char *
 
 static inline bool verify_is_whole(const char *canonical) { return !strpbrk(canonical, "./"); }
 
-/* The final number of a text in its canonical form, out[VERIFY_NUMBER_SIZE]; *fraction: it was written as one. */
+/* Writes the final number of a text in canonical form to out[VERIFY_NUMBER_SIZE]; *fraction: it was written as a
+ * fraction. */
 static inline bool verify_final_number(const char *text, bool hash_only, bool reversed, char *out, bool *fraction) {
     VerifyMark mark;
     const VerifySpan t = verify_final(text, &mark);
@@ -393,7 +431,7 @@ static inline bool verify_final_number(const char *text, bool hash_only, bool re
     return verify_canonical(&v, reversed, out);
 }
 
-/* The text is one number and nothing else, or a GSM8K solution. */
+/* Is the text one number and nothing else, or a GSM8K solution? */
 static inline bool verify_is_number(const char *text) {
     VerifyMark mark;
     VerifyNumber v;
@@ -401,7 +439,8 @@ static inline bool verify_is_number(const char *text) {
     return verify_number(t, 0, false, &v) && (mark == VERIFY_HASHED || (v.begin == 0 && v.end == t.n));
 }
 
-/* A list of numbers and nothing else in the last line: canonical numbers with one space between, out[size]. */
+/* Reads the last line as a list of numbers and nothing else; writes them to out[size], canonical and separated by one
+ * space. */
 static inline bool verify_final_list(const char *text, char *out, size_t size) {
     VerifyMark mark;
     const VerifySpan t = verify_last_line(verify_final(text, &mark));
@@ -431,20 +470,24 @@ typedef struct VerifyExpression {
     VerifySpan text;
     size_t at;
     int depth, count;
-    int64_t operands[VERIFY_OPERANDS]; /* the numbers read, in order */
+    int64_t operands[VERIFY_OPERANDS]; /* the numbers read so far, in order */
 } VerifyExpression;
 
 static inline bool verify_rational(__int128 p, __int128 q, VerifyRational *r) {
     if (!q) return false;
-    if (q < 0) p = -p, q = -q;
+    if (q < 0) {
+        p = -p;
+        q = -q;
+    }
     const __int128 g = (__int128)verify_gcd((unsigned __int128)(p < 0 ? -p : p), (unsigned __int128)q);
-    p /= g, q /= g;
+    p /= g;
+    q /= g;
     if (p > INT64_MAX || p < -INT64_MAX || q > INT64_MAX) return false;
     *r = (VerifyRational){(int64_t)p, (int64_t)q};
     return true;
 }
 
-/* a op b; false where it overflows or divides by zero. |p| and q are below 2^63, so no step here leaves 128 bits. */
+/* Computes a op b; false on overflow or division by zero. |p| and q are below 2^63, so no step exceeds 128 bits. */
 static inline bool verify_operate(VerifyRational a, char op, VerifyRational b, VerifyRational *r) {
     const __int128 ap = a.p, aq = a.q, bp = b.p, bq = b.q;
     switch (op) {
@@ -455,7 +498,7 @@ static inline bool verify_operate(VerifyRational a, char op, VerifyRational b, V
     }
 }
 
-/* The operator at the reading point as one of + - * / ( ) =, 0 where there is none; *width: its bytes. */
+/* The operator at e->at as one of + - * / ( ) =, or 0 if there is none; *width is its length in bytes. */
 static inline char verify_operator(VerifyExpression *e, size_t *width) {
     static const struct {
         const char *sign, op;
@@ -477,11 +520,15 @@ static inline bool verify_factor(VerifyExpression *e, VerifyRational *value) {
     size_t width;
     bool negative = false;
     char op;
-    while ((op = verify_operator(e, &width)) == '-') e->at += width, negative = !negative;
+    while ((op = verify_operator(e, &width)) == '-') {
+        e->at += width;
+        negative = !negative;
+    }
     if (op == '(') {
         e->at += width;
         if (++e->depth > VERIFY_DEPTH || !verify_sum(e, value) || verify_operator(e, &width) != ')') return false;
-        e->at += width, e->depth--;
+        e->at += width;
+        e->depth--;
     } else {
         const size_t end = verify_digits_end(e->text, e->at);
         int64_t number = 0;
@@ -521,7 +568,7 @@ static inline bool verify_sum(VerifyExpression *e, VerifyRational *value) {
     return true;
 }
 
-/* Reads all of `text` as an expression, perhaps followed by "= value"; e->operands are those of the expression. */
+/* Parses all of `text` as an expression, optionally followed by "= value"; e->operands are those of the expression. */
 static inline bool verify_expression(VerifySpan text, VerifyExpression *e, VerifyRational *value) {
     size_t width;
     *e = (VerifyExpression){.text = text};
@@ -570,7 +617,7 @@ static inline float verify_countdown(const RewardInput *in, const json_t *fields
 
 /* ---- brackets -------------------------------------------------------------------------------------------------- */
 
-/* The last line of the completion without blanks, out[size]. */
+/* Writes the last line of the completion to out[size], without white space. */
 static inline bool verify_final_closers(const char *completion, char *out, size_t size) {
     VerifyMark mark;
     const VerifySpan t = verify_last_line(verify_final(completion, &mark));
@@ -588,8 +635,8 @@ static inline char verify_closer(char open) {
     return open == '(' ? ')' : open == '[' ? ']' : open == '{' ? '}' : open == '<' ? '>' : 0;
 }
 
-/* Writes the closers that balance `open` (brackets only, NUL-terminated) to out[strlen(open) + 1]; false: it is not the
- * beginning of any balanced string. A stack of what is expected, held in `out`. */
+/* Writes the closers that balance `open` (brackets only, NUL-terminated) to out[strlen(open) + 1]; false if no balanced
+ * string starts with `open`. `out` also holds the stack of expected closers. */
 static inline bool verify_close(const char *open, char *out) {
     size_t depth = 0;
     for (; *open; open++) {
@@ -600,12 +647,13 @@ static inline bool verify_close(const char *open, char *out) {
     out[depth] = 0;
     for (size_t i = 0; i < depth / 2; i++) {
         const char c = out[i];
-        out[i] = out[depth - 1 - i], out[depth - 1 - i] = c;
+        out[i] = out[depth - 1 - i];
+        out[depth - 1 - i] = c;
     }
     return true;
 }
 
-/* Right when `open` and the completion together are balanced and the completion opens nothing new. */
+/* Right if `open` followed by the completion is balanced and the completion opens no new bracket. */
 static inline float verify_brackets(const RewardInput *in, const json_t *fields) {
     const char *open = json_string_value(json_object_get(fields, "open"));
     VerifySpan wanted = verify_trim(verify_span(in->answer));
@@ -641,7 +689,8 @@ static inline void verify_regex_free(VerifyRegex *r) {
     *r = (VerifyRegex){NULL, NULL, NULL};
 }
 
-/* Compiles a PCRE2 pattern (UTF-8; invalid UTF-8 in a subject matches nothing but is no error). `options` are PCRE2's. */
+/* Compiles a PCRE2 pattern (UTF-8; invalid UTF-8 in a subject matches nothing but is not an error). `options` are
+ * PCRE2's. */
 static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uint32_t options, Error *e) {
     int code;
     PCRE2_SIZE at;
@@ -655,13 +704,13 @@ static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uin
     }
     r->data = pcre2_match_data_create(1, NULL);
     r->context = pcre2_match_context_create(NULL);
-    if (!r->data || !r->context) die("out of memory: a pattern's match data");
+    if (!r->data || !r->context) die("out of memory: PCRE2 match data");
     pcre2_set_heap_limit(r->context, 16384); /* KiB */
     return true;
 }
 
-/* 1 where the pattern is found, 0 where not, NaN where the search ran into its limit. PCRE2 counts backtracks anew from
- * every starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a second) in all. */
+/* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. PCRE2 restarts the count of backtracks at every
+ * starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a second) in total. */
 static inline float verify_regex_match(const VerifyRegex *r, const char *text) {
     const size_t n = strlen(text);
     const size_t limit = 10000000 / (n + 1);
@@ -680,7 +729,7 @@ static inline float verify_regex(const RewardInput *in, const json_t *fields) {
     return score;
 }
 
-/* ---- all of them ----------------------------------------------------------------------------------------------- */
+/* ---- all checks ------------------------------------------------------------------------------------------------ */
 
 static inline float verify_exact(const RewardInput *in) {
     VerifyMark mark;
@@ -711,7 +760,7 @@ static inline float verify_sort(const RewardInput *in) {
     return score;
 }
 
-/* 1, 0 or NaN by one kind of check, whatever the record's task. */
+/* The score (1, 0 or NaN) of one kind of check, independent of the record's task. */
 static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     if (kind == VERIFY_AUTO) kind = verify_is_number(in->answer) ? VERIFY_NUMERIC : VERIFY_EXACT;
     json_t *fields = verify_fields(in);
@@ -729,7 +778,7 @@ static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     return score;
 }
 
-/* The check of the record's own task: *score is 1, 0 or NaN. False: the task's name is not known. */
+/* Scores by the check of the record's task: *score is 1, 0 or NaN. False if the task's name is unknown. */
 static inline bool rewards_verify(const RewardInput *in, float *score) {
     const int kind = verify_kind(in->task);
     if (kind < 0) return false;
@@ -737,9 +786,9 @@ static inline bool rewards_verify(const RewardInput *in, float *score) {
     return true;
 }
 
-/* The completion's final answer in canonical form, answer[size]: two completions that answer the same give the same text
- * (a number, a sorted list, an expression's value, closers; otherwise the trimmed text). Takes the record's style into
- * account. False: it has none, or it does not fit. */
+/* Writes the completion's final answer in canonical form to answer[size]: completions with the same answer give the
+ * same text (a number, a list, the value of an expression, closers; otherwise the trimmed text). Respects the record's
+ * style. False if there is no final answer or it does not fit. */
 static inline bool rewards_answer(const RewardInput *in, char *answer, size_t size) {
     char number[VERIFY_NUMBER_SIZE];
     bool fraction;
@@ -774,7 +823,7 @@ static inline bool rewards_answer(const RewardInput *in, char *answer, size_t si
     return t.n && verify_copy(t, answer, size);
 }
 
-/* The same without a record: numbers are read as they stand (no style). */
+/* The same without a record, and therefore without a style: numbers are read as written. */
 static inline bool reward_final_answer(const char *completion, const char *task, char *answer, size_t size) {
     const RewardInput in = {.completion = completion, .task = task};
     return rewards_answer(&in, answer, size);
