@@ -17,7 +17,7 @@ LDLIBS    = -ldnnl -lzstd -lpcre2-8 -ljansson -lxxhash -lm
 PREFIX  ?= /usr/local
 
 # All cores, unless the command line says otherwise.
-ifeq (,$(filter -j% --jobs%,$(MAKEFLAGS)))
+ifeq ($(MAKELEVEL)$(filter -j% --jobs%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 
