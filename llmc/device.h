@@ -1,13 +1,13 @@
-/* device.h - opens the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
+/* device.h - opening the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
  *
- * The library is looked for beside the executable, then where the system's loader looks (LD_LIBRARY_PATH, /usr/lib);
- * LLMC_CUDA_LIBRARY names another one, which tests use: the same backend, compiled for the CPU. A program that is never
- * asked for --device cuda neither needs the library nor loads it.
+ * The library is searched for in the directory of the executable, then where the system's loader searches (LD_LIBRARY_PATH,
+ * /usr/lib). LLMC_CUDA_LIBRARY names another file; the tests use it for the same backend compiled for the CPU. Without
+ * --device cuda the library is neither needed nor loaded.
  *
  *     const Backend *b;  Device *d;
  *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);
  *
- * DEVICE_OPTIONS are --device and --dtype of every program that runs a model.
+ * DEVICE_OPTIONS are the options --device and --dtype of every program that runs a model.
  */
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
@@ -19,28 +19,28 @@
 typedef enum DeviceKind { DEVICE_CPU, DEVICE_CUDA } DeviceKind;
 #define DEVICE_CHOICES "cpu|cuda"
 
-/* A Dtype, or DTYPE_AUTO: what is right for the device. */
+/* A Dtype, or DTYPE_AUTO for the device's default. */
 #define DTYPE_CHOICES "float32|bf16|auto"
 enum { DTYPE_AUTO = 2 };
 
 #define DEVICE_OPTIONS(o)                                                                                              \
-    OPTION_CHOICE("device", 0, &(o).device, DEVICE_CHOICES, "where the model runs"),                                   \
+    OPTION_CHOICE("device", 0, &(o).device, DEVICE_CHOICES, "device that runs the model"),                             \
         OPTION_CHOICE("dtype", 0, &(o).dtype, DTYPE_CHOICES,                                                           \
-                      "cpu: arithmetic of matrix products, auto is float32; cuda: also storage, auto is bf16")
+                      "arithmetic of matrix products (on cuda also storage); auto is float32 on cpu and bf16 on cuda")
 
-/* The dtype that a choice stands for. */
+/* The dtype of a choice of --dtype. */
 static inline Dtype device_dtype(DeviceKind kind, int choice) {
     if (choice == DTYPE_AUTO) return kind == DEVICE_CUDA ? DTYPE_BF16 : DTYPE_FLOAT32;
     return (Dtype)choice;
 }
 
-/* The library's one symbol: the table for this dtype, or NULL where it was built for a table of another size. */
+/* The library's only symbol. Returns the table for this dtype, or NULL if it was built for a table of another size. */
 typedef const Backend *(*CudaBackend)(size_t table_bytes, int dtype);
 #define CUDA_BACKEND_SYMBOL "llmc_cuda_backend"
 #define CUDA_LIBRARY        "llmc_cuda.so"
 
-/* The library beside the executable, in path[size]; false where there is none. */
-static inline bool cuda_library_beside(char *path, size_t size) {
+/* Finds the library in the directory of the executable; its path goes into path[size]. Returns false if it is not there. */
+static inline bool cuda_library_local(char *path, size_t size) {
     const ssize_t n = readlink("/proc/self/exe", path, size - 1);
     if (n <= 0) return false;
     path[n] = 0;
@@ -50,11 +50,11 @@ static inline bool cuda_library_beside(char *path, size_t size) {
     return access(path, R_OK) == 0;
 }
 
-/* The CUDA backend's table, or NULL with a message. The library stays loaded. */
+/* Returns the CUDA backend's table, or NULL with a message. The library stays loaded. */
 static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
-    char beside[4096];
+    char local[4096];
     const char *named = getenv("LLMC_CUDA_LIBRARY");
-    const char *path = named && *named ? named : cuda_library_beside(beside, sizeof beside) ? beside : CUDA_LIBRARY;
+    const char *path = named && *named ? named : cuda_library_local(local, sizeof local) ? local : CUDA_LIBRARY;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         const char *why = dlerror();
@@ -71,7 +71,7 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
 #ifndef __cplusplus
 #include "cpu/cpu.h"
 
-/* The table and an open device of it. */
+/* Opens the device and returns its table in *b. */
 static inline bool backend_open(DeviceKind kind, Dtype dtype, const Backend **b, Device **d, Error *e) {
     *b = kind == DEVICE_CUDA ? backend_cuda(dtype, e) : backend_cpu();
     return *b && (*b)->open(d, dtype, e);

@@ -22,7 +22,8 @@
 #include <unistd.h>
 
 #ifndef CPU_BACKEND
-#define CPU_BACKEND backend_cpu_here /* a benchmark includes this file and is compiled for the machine at hand */
+#define CPU_BACKEND                                                                                                    \
+    backend_cpu_here /* for a benchmark, which includes this file and is compiled for the machine that it runs on */
 #endif
 
 static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {

@@ -4,9 +4,9 @@
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
- * Weights are packed into oneDNN's own blocked layout once per update and kept: `packs` finds them by address, and
- * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are
- * rounded on their way in; sums, outputs and all else stay float32, so no other operation knows of bfloat16.
+ * Weights are packed into oneDNN's own blocked layout once per update and kept. `packs` finds them by address, and
+ * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are rounded
+ * before each product. Sums, outputs and everything else stay float32, so no other operation is aware of bfloat16.
  * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm, which
  * packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
@@ -82,7 +82,7 @@ static inline void cpu_fail(Device *d, const char *what, int status) {
         }                                                                                                              \
     } while (0)
 
-/* Grows a scratch buffer of the device; contents are lost. Sizes settle in the first step. */
+/* Grows a scratch buffer of the device; its contents are lost. Sizes do not change after the first step. */
 static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t wanted, size_t size) {
     if (wanted <= *count) return buffer;
     free(buffer);
@@ -91,12 +91,12 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
     return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
 }
 
-/* Is a pass over so many elements worth waking the other threads for? It takes some microseconds, and on a machine whose
- * cores are busy a time slice. */
+/* Is a pass over this many elements worth waking the other threads? Waking them takes a few microseconds, and on a machine
+ * whose cores are busy a time slice. */
 static inline bool cpu_worth(size_t elements) { return elements > 16384; }
 
-/* Passes over single elements go by blocks of this size: a thread's share then begins where a vector does, and which
- * elements are left over for the scalar code, whose sums may be contracted differently, does not depend on the threads. */
+/* Elementwise passes use blocks of this size. A thread's part then begins at a vector boundary, and the number of threads has
+ * no influence on which elements are left to scalar code, whose sums may be contracted differently. */
 enum { CPU_BLOCK = 4096 };
 
 /* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
@@ -224,7 +224,8 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     return handle;
 }
 
-/* The n floats at w have new values (or their memory is given back: drop): every pack that holds some of them is stale. */
+/* Marks every pack that holds some of the n floats at w as stale, because they have new values. drop: also frees those packs,
+ * because the memory of the weights is released. */
 static inline void gemm_weights_changed(Device *d, const float *w, size_t n, bool drop) {
     for (int i = d->pack_count - 1; i >= 0; i--) {
         GemmPack *pack = &d->packs[i];
@@ -240,8 +241,8 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
     }
 }
 
-/* Rows that a product is made with: 4, 8 or whole multiples of ROW_ALIGN. In the decode of a few sequences, weights then
- * come in as fast as memory gives them; 16 rows are already bound by arithmetic. */
+/* Rows of the plan for N rows: 4, 8 or a multiple of ROW_ALIGN. With 4 and 8 rows the decode of a few sequences is bound by
+ * memory bandwidth; 16 rows are already bound by arithmetic. */
 static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
 /* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks of
@@ -258,7 +259,7 @@ static inline int gemm_terms(int N) {
     return (N + step - 1) / step * step;
 }
 
-/* x in the arithmetic's type: itself, or n floats rounded into half[which] with `padding` zeros after them. */
+/* Returns x in the type of the arithmetic: x itself, or n floats rounded into half[which], followed by `padding` zeros. */
 static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
     if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
     d->half[which] =
@@ -309,7 +310,7 @@ static inline void gemm_nn(Device *d, float *out, const float *x, const float *w
     else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
 }
 
-/* rounded: gemm_nn() of the same y came just before, so that half[0] holds it already. */
+/* rounded: the preceding call was gemm_nn() of the same y, so half[0] already holds it. */
 static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
     if (d->dtype != DTYPE_BF16) {
         DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
