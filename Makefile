@@ -21,7 +21,7 @@ ifeq ($(MAKELEVEL)$(filter -j% --jobs%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 
-# A test or a run beside another should not spin while it waits for a core that it does not have.
+# A test that runs next to another program should not spin while it waits for a core.
 export GOMP_SPINCOUNT ?= 10000
 
 PROGRAMS = train_sft train_rm train_ppo train_dpo train_grpo generate evaluate
@@ -38,12 +38,12 @@ $(BUILD)/cpu_v3.o:     LEVEL = -march=x86-64-v3
 $(BUILD)/cpu_avx512.o: LEVEL = -march=x86-64-v4 -mprefer-vector-width=512
 $(BUILD)/cpu_bf16.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16
 
-# Libraries that the programs open when they are asked to, where what they are built from is there.
+# Libraries that the programs open on request, built if the tools that they need are installed.
 MPICC     ?= mpicc
 LIBRARIES += $(if $(shell command -v $(MPICC)),llmc_mpi.so)
 
-# CUDA: nvcc of CUDA_HOME, of the PATH or of /usr/local/cuda. NVCC_ARCHS: which GPUs there is code for; the last of them
-# that this nvcc knows also as PTX, for GPUs to come.
+# CUDA: nvcc from CUDA_HOME, the PATH or /usr/local/cuda. NVCC_ARCHS: the GPUs that code is generated for; the last one that
+# this nvcc supports is also kept as PTX, for later GPUs.
 NVCC       ?= $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME))) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 NVCC_ARCHS ?= 80 90 100
 NVCC_FLAGS ?=

@@ -118,7 +118,12 @@ static inline void gemm_plan_make(Device *d, GemmPlan *p) {
     dnnl_dims_t xs = {p->N, p->K}, ws = {p->K, p->M}, os = {p->N, p->M}, bs = {1, p->M};
     dnnl_memory_desc_t x, w, b, out;
     if (p->kind == GEMM_TN) { /* out[M,K] += y[N,M]^T x[N,K] */
-        xs[0] = p->M, xs[1] = p->N, ws[0] = p->N, ws[1] = p->K, os[0] = p->M, os[1] = p->K;
+        xs[0] = p->M;
+        xs[1] = p->N;
+        ws[0] = p->N;
+        ws[1] = p->K;
+        os[0] = p->M;
+        os[1] = p->K;
     }
     DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&x, 2, xs, type, p->kind == GEMM_TN ? dnnl_ba : dnnl_ab));
     DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&w, 2, ws, type, p->kind == GEMM_TN ? dnnl_ab : dnnl_format_tag_any));
