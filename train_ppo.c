@@ -652,7 +652,7 @@ int main(int argc, char **argv) {
     o.cliprange = r->loss.cliprange;
     o.cliprange_value = r->loss.cliprange_value;
     o.vf_coef = r->loss.vf_coef;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected word", argv[argc - 1]);
+    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
     check_options();
     program_start();
     const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,

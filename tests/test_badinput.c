@@ -265,7 +265,7 @@ static void command_lines(void **state) {
         const char *p = good[i];
         refuses(2, true, "--no-such-option", "%s --no-such-option", p);
         refuses(2, true, "-Z: unknown option", "%s -Z", p);
-        refuses(2, true, "more: unexpected word", "%s more", p);
+        refuses(2, true, "more: unexpected argument", "%s more", p);
         refuses(2, true, "--learning-rate: -1 is out of range [0, 10]", "%s --learning-rate -1", p);
         refuses(2, true, "'fast' is not a number", "%s -l fast", p);
         refuses(2, true, "'nan' is not a number", "%s -l nan", p);

@@ -179,7 +179,7 @@ static void bad_command_lines(void **state) {
         {"--sync-ref-model --precompute-ref-log-probs", "cannot be used with --precompute-ref-log-probs"},
         {"--ref-log-probs -", "--ref-log-probs: must be a file"},
         {"-d 0", "out of range"},
-        {"word", "unexpected word"},
+        {"word", "unexpected argument"},
     };
     char command[400];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

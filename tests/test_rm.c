@@ -528,7 +528,7 @@ static void bad_input(void **state) {
     refused(2, "./train_rm -c $T/start.bin -o $T/kept", "-i/--input is required");
     refused(2, "./train_rm -c $T/start.bin -i $T/pairs.shard", "-o/--output is required");
     refused(2, "./train_rm -i $T/pairs.shard -o $T/kept", "-c/--checkpoint is required");
-    refused(2, RM "-i $T/pairs.shard word", "word: unexpected word");
+    refused(2, RM "-i $T/pairs.shard word", "word: unexpected argument");
     refused(2, RM "-i $T/pairs.shard --kind gm", "is not one of bt|orm|prm");
     refused(2, RM "-i $T/pairs.shard --label-smoothing 0.5", "label-smoothing");
     refused(2, RM "-i $T/pairs.shard -d 0", "per-device-train-batch-size");
