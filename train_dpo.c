@@ -262,7 +262,7 @@ static void reference_precompute(Run *r, PreferenceData *data[], int count) {
     Error e;
     RefLogps l = {0};
     Trainer *t = &r->t;
-    const bool there = o.ref_logps && !access(o.ref_logps, F_OK), own = !o.reference && !t->o.resume;
+    const bool there = o.ref_logps && !access(o.ref_logps, F_OK), own = !o.reference && !t->o->resume;
     const double start = program_seconds();
     uint64_t model = own ? model_weights_hash(&t->model) : 0;
     if (there && !ref_logps_read(&l, o.ref_logps, &e)) die("%s", e.text);
@@ -356,7 +356,7 @@ static void open_reference(Run *r, PreferenceData *data[], int count) {
         reference_precompute(r, data, count);
         return;
     }
-    r->written = o.sync && r->t.o.resume ? reference_path(r->t.o.resume, r->t.step) : NULL;
+    r->written = o.sync && r->t.o->resume ? reference_path(r->t.o->resume, r->t.step) : NULL;
     reference_open(&r->reference, &r->t, r->written ? r->written : o.reference, r->rows, "--loss-type");
     if (o.sync && r->reference.model.parameters != r->t.model.parameters)
         die("--sync-ref-model: the reference must have the shape of the model");
@@ -777,7 +777,7 @@ static bool train_on_shard(Run *r) {
 
     bool stopped = false;
     const Sums before = o.g.val && !t->step ? validate(r, &val) : (Sums){0};
-    while (t->step < t->o.steps && !stopped) {
+    while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
         while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
@@ -790,7 +790,7 @@ static bool train_on_shard(Run *r) {
         const double seconds = program_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
         set_metrics(&t->metrics, "", &sums);
-        const bool last = t->step == t->o.steps;
+        const bool last = t->step == t->steps;
         if (o.g.val && (last || t->step % o.g.eval_steps == 0)) {
             const Sums after = validate(r, &val);
             char a[32], b[32];
@@ -842,7 +842,7 @@ static bool train_online(Run *r) {
         if (o.g.val) before = generation_evaluate(g, "before");
     }
     bool stopped = false;
-    while (t->step < t->o.steps && !stopped) {
+    while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
         const Sums sums = run_online(r);
         const OnlineSummary judged = online_summary(p);
@@ -851,7 +851,7 @@ static bool train_online(Run *r) {
 
         if (sums.records > 0) set_metrics(&t->metrics, "", &sums);
         log_online(r, &judged, &sums);
-        if (o.g.val && (t->step == t->o.steps || t->step % o.g.eval_steps == 0)) {
+        if (o.g.val && (t->step == t->steps || t->step % o.g.eval_steps == 0)) {
             char when[32];
             snprintf(when, sizeof when, "step %lld", (long long)t->step);
             after = generation_evaluate(g, when);

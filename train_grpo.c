@@ -106,7 +106,7 @@ typedef struct Run {
 /* ---- 1. sample, 2. score --------------------------------------------------------------------------------------- */
 
 static bool group_differs(const Generation *g, int32_t group) {
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     float reward[G];
     for (int32_t k = 0; k < G; k++) reward[k] = g->answer[group * G + k].reward;
     return advantage_group_differs(reward, G);
@@ -331,7 +331,7 @@ int main(int argc, char **argv) {
     }
 
     bool stopped = false;
-    for (int64_t generation = t->step / steps; t->step < t->o.steps && !stopped; generation++) {
+    for (int64_t generation = t->step / steps; t->step < t->steps && !stopped; generation++) {
         const int64_t first = t->step;
         trainer_begin_step(t);
         generate(r);
@@ -347,7 +347,7 @@ int main(int argc, char **argv) {
             metrics_set(&t->metrics, "kl", kl / g->offset[n]);
         }
         const AdvantageStats advantages = compare(r);
-        for (int64_t i = 0; i < steps && t->step < t->o.steps; i++) {
+        for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
             const int32_t size = n / (int32_t)o.steps_per_generation;
             const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
@@ -357,7 +357,7 @@ int main(int argc, char **argv) {
             metrics_set(&t->metrics, "timing_s/update", program_seconds() - start);
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
-            const bool last = t->step == t->o.steps;
+            const bool last = t->step == t->steps;
             if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0))) {
                 char when[32];
                 snprintf(when, sizeof when, "step %lld", (long long)t->step);

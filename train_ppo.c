@@ -452,9 +452,9 @@ static double improve_all(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
     const int32_t size = r->g.answers / (int32_t)o.mini_batches;
     double loss = 0;
-    for (int64_t epoch = 0; epoch < o.epochs && t->step < t->o.steps; epoch++) {
+    for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
-        for (int32_t m = 0; m < o.mini_batches && t->step < t->o.steps; m++)
+        for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
             loss += improve(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
         const double tokens = fmax(stats->tokens - before.tokens, 1);
         if (o.target_kl > 0 && (stats->square_log - before.square_log) / (2 * tokens) > o.target_kl) break;
@@ -707,7 +707,7 @@ int main(int argc, char **argv) {
     }
 
     bool stopped = false;
-    while (t->step < t->o.steps && !stopped) {
+    while (t->step < t->steps && !stopped) {
         const int64_t first = t->step;
         PpoStats stats = {0};
         trainer_begin_step(t);
@@ -722,7 +722,7 @@ int main(int argc, char **argv) {
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->answers);
         r->generation++;
-        if (checks && (t->step == t->o.steps || r->generation % o.g.eval_steps == 0)) {
+        if (checks && (t->step == t->steps || r->generation % o.g.eval_steps == 0)) {
             char when[32];
             snprintf(when, sizeof when, "step %lld", (long long)t->step);
             after = generation_evaluate(g, when);

@@ -454,7 +454,7 @@ int main(int argc, char **argv) {
 
     bool stopped = false;
     const Sums before = o.val && !t.step ? validate(&t, &w, &val) : (Sums){0};
-    while (t.step < t.o.steps && !stopped) {
+    while (t.step < t.steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(&t);
         while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
@@ -466,7 +466,7 @@ int main(int argc, char **argv) {
         const double seconds = program_seconds() - t.step_start;
         metrics_set(&t.metrics, "epoch", epoch);
         set_metrics(&t.metrics, "", &sums);
-        const bool last = t.step == t.o.steps;
+        const bool last = t.step == t.steps;
         if (o.val && (last || t.step % o.eval_steps == 0)) {
             const Sums after = validate(&t, &w, &val);
             char a[16], b[16];

@@ -332,7 +332,7 @@ int main(int argc, char **argv) {
     bool stopped = false;
     const bool shows = o.sample_steps && t.dist.rank == 0;
     if (!t.step && shows) print_samples(&t, &engine, o.val ? &val : &data, "before");
-    while (t.step < t.o.steps && !stopped) {
+    while (t.step < t.steps && !stopped) {
         trainer_begin_step(&t);
         const int64_t n = cursor_step(&cursor, &data, left, records, most);
         left -= n;
@@ -344,7 +344,7 @@ int main(int argc, char **argv) {
         metrics_set(&t.metrics, "epoch", epoch);
         metrics_set(&t.metrics, "entropy", sums.entropy);
         metrics_set(&t.metrics, "mean_token_accuracy", sums.right);
-        const bool last = t.step == t.o.steps;
+        const bool last = t.step == t.steps;
         if (o.val && (last || t.step % o.eval_steps == 0)) {
             const double loss = validate(&t, &w, &val);
             if (loss < best) {

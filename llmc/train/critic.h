@@ -99,10 +99,10 @@ static inline void critic_counters(Critic *c, const char *path) {
  * peak learning rate, 0 for the policy's. */
 static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
     Error e;
-    *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o.learning_rate};
-    char *beside = t->o.resume ? critic_path(t->o.resume, t->step) : NULL;
+    *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o->learning_rate};
+    char *beside = t->o->resume ? critic_path(t->o->resume, t->step) : NULL;
     if (beside) path = beside;
-    if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o.seed,
+    if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o->seed,
                     &c->optimizer, &e))
         die("%s", e.text);
     if (c->model.config.vocab < t->model.config.vocab)
@@ -118,12 +118,12 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     }
     free(c->file.reward);
     c->file.reward = NULL; /* the head computes values, not scores */
-    c->optimizer.beta1 = t->o.beta1;
-    c->optimizer.beta2 = t->o.beta2;
-    c->optimizer.eps = t->o.eps;
-    c->optimizer.weight_decay = t->o.weight_decay;
-    c->optimizer.max_grad_norm = t->o.max_grad_norm;
-    if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o.recompute, &e)) die("%s", e.text);
+    c->optimizer.beta1 = t->o->beta1;
+    c->optimizer.beta2 = t->o->beta2;
+    c->optimizer.eps = t->o->eps;
+    c->optimizer.weight_decay = t->o->weight_decay;
+    c->optimizer.max_grad_norm = t->o->max_grad_norm;
+    if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
     t->save_beside = critic_save_state;
     t->beside = c;

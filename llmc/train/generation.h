@@ -120,7 +120,7 @@ typedef struct Answer {
 } Answer;
 
 typedef struct Generation {
-    GenerationOptions o;
+    const GenerationOptions *o; /* the command line */
     Trainer *t;
     Prompts train, val;
     Rewards rewards; /* empty if the trainer scores in another way */
@@ -151,7 +151,7 @@ typedef struct Generation {
 static inline void generation_open_data(Generation *g, const GenerationOptions *o, Trainer *t, uint64_t seed,
                                         bool verify) {
     Error e;
-    *g = (Generation){.o = *o, .t = t, .parts = 1};
+    *g = (Generation){.o = o, .t = t, .parts = 1};
     if (verify &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
@@ -165,7 +165,7 @@ static inline int generation_longest_prompt(const Generation *g) {
 /* Reads the prompts of both shards and sets the size of a micro-batch. Call it after trainer_open(). */
 static inline void generation_open_prompts(Generation *g) {
     Error e;
-    const GenerationOptions *o = &g->o;
+    const GenerationOptions *o = g->o;
     const int32_t context = g->t->model.config.context;
     const int32_t limit = o->max_prompt < context - 1 ? (int32_t)o->max_prompt : context - 1;
     if (!prompts_read(&g->train, limit, &e)) die("%s", e.text);
@@ -179,13 +179,13 @@ static inline void generation_open_prompts(Generation *g) {
     }
     if (g->t->text.stop < 0) warn("the model carries no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
-    g->rows = g->t->o.micro_tokens > need ? (int)g->t->o.micro_tokens : need;
+    g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
 }
 
 /* Size of the sampling engine in bytes, for trainer_announce(). */
 static inline size_t generation_bytes(const Generation *g) {
-    return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o.slots, generation_longest_prompt(g),
-                         (int)g->o.max_completion);
+    return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_longest_prompt(g),
+                         (int)g->o->max_completion);
 }
 
 static inline float **generation_token_arrays(Generation *g, int i) {
@@ -196,13 +196,13 @@ static inline float **generation_token_arrays(Generation *g, int i) {
 
 /* The maximum number of tokens of a generation. */
 static inline size_t generation_tokens_max(const Generation *g) {
-    return (size_t)(g->o.prompts * g->o.generations) * (size_t)g->o.max_completion;
+    return (size_t)(g->o->prompts * g->o->generations) * (size_t)g->o->max_completion;
 }
 
 /* Checks that a group of completions fits into the engine. Call it before trainer_announce(), to fail early. */
 static inline void generation_check_group(const Generation *g) {
-    const int64_t group = g->o.generations > g->o.eval_samples ? g->o.generations : g->o.eval_samples;
-    const int slots = (int)g->o.slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
+    const int64_t group = g->o->generations > g->o->eval_samples ? g->o->generations : g->o->eval_samples;
+    const int slots = (int)g->o->slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
     if (group > most)
         die("--num-generations: %lld completions of one prompt, at most %d can be sampled at once", (long long)group,
             most);
@@ -211,7 +211,7 @@ static inline void generation_check_group(const Generation *g) {
 /* Allocates the engine and the arrays, and continues from the counters of the trainer's state. */
 static inline void generation_open(Generation *g) {
     Error e;
-    const GenerationOptions *o = &g->o;
+    const GenerationOptions *o = g->o;
     const json_t *s = g->t->state;
     const size_t n = (size_t)(o->prompts * o->generations), tokens = generation_tokens_max(g);
     if (!rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
@@ -229,14 +229,14 @@ static inline void generation_open(Generation *g) {
                              .top_k = (int)o->top_k,
                              .repetition_penalty = (float)o->repetition_penalty,
                              .max_new = (int)o->max_completion,
-                             .seed = (uint64_t)g->t->o.seed,
+                             .seed = (uint64_t)g->t->o->seed,
                              .stream = RANDOM_ROLLOUT};
     if (g->t->text.stop >= 0) g->sampling.stop[g->sampling.stops++] = g->t->text.stop;
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
-    g->cursor = cursor_new(g->train.count, (uint64_t)g->t->o.seed);
-    if (!cursor_resume(&g->cursor, s)) die("%s: the state was made with another --max-prompt-length", g->t->o.resume);
+    g->cursor = cursor_new(g->train.count, (uint64_t)g->t->o->seed);
+    if (!cursor_resume(&g->cursor, s)) die("%s: the state was made with another --max-prompt-length", g->t->o->resume);
     g->next_id = (uint64_t)state_int(s, "next_id");
 }
 
@@ -265,7 +265,7 @@ static inline void generation_close(Generation *g) {
     rollout_free(&g->engine);
     batch_free(&g->batch);
     prompts_close(&g->train);
-    if (g->o.val) prompts_close(&g->val);
+    if (g->o->val) prompts_close(&g->val);
 }
 
 /* ---- sampling and scoring -------------------------------------------------------------------------------------- */
@@ -274,8 +274,8 @@ static inline void generation_close(Generation *g) {
 static inline void generation_spread(Generation *g, Answer *answer, const int32_t *owner, int32_t n) {
     Dist *d = &g->t->dist;
     Error e;
-    const int32_t G = (int32_t)g->o.generations;
-    const size_t most = (size_t)g->o.max_completion;
+    const int32_t G = (int32_t)g->o->generations;
+    const size_t most = (size_t)g->o->max_completion;
     if (d->ranks == 1) return;
     int32_t *mine = (int32_t *)xmalloc((size_t)(n * G) * (2 + 2 * most) * sizeof *mine);
     int64_t at = 0, first[d->ranks + 1];
@@ -309,7 +309,7 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
 /* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     int32_t *owner = g->owner + first, own = 0;
     Answer *answer = g->answer + first * G;
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
@@ -317,7 +317,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         const int64_t prompt = cursor_next(&g->cursor);
         for (int32_t k = 0; k < G; k++) answer[i * G + k] = (Answer){.prompt = prompt, .id = g->next_id++};
-        g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o.max_completion;
+        g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }
     trainer_share(g->t, g->cost + first, n, owner);
     for (int32_t i = 0; i < n; i++)
@@ -327,7 +327,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
                                         .samples = G,
                                         .id = answer[i * G].id,
                                         .out = out + i * G};
-    if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o.input, e.text);
+    if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
     for (int32_t i = 0; i < n * G; i++) answer[i].completion = out[i];
     generation_spread(g, answer, owner, n);
     g->answers = (first + n) * G;
@@ -344,7 +344,7 @@ static inline void generation_score_answers(Generation *g, Answer *answer, int32
         const Completion *c = &answer[i].completion;
         answer[i].text = model_text_decode(&g->t->text, c->tokens, c->count, false);
         in[i] =
-            prompts_input(&g->train, answer[i].prompt, answer[i].text, c, answer[i].id, (int32_t)g->o.max_completion);
+            prompts_input(&g->train, answer[i].prompt, answer[i].text, c, answer[i].id, (int32_t)g->o->max_completion);
     }
     if (K && !rewards_score(&g->rewards, in, count, parts, total, &e)) die("%s", e.text);
     for (int32_t i = 0; i < count; i++) {
@@ -358,7 +358,7 @@ static inline void generation_score_answers(Generation *g, Answer *answer, int32
 static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     Dist *d = &g->t->dist;
     Error e;
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     const size_t K = (size_t)g->rewards.count;
     Answer *answer = g->answer + first * G, *mine = (Answer *)xcalloc((size_t)(n * G), sizeof *mine);
     const int32_t *owner = g->owner + first;
@@ -386,7 +386,7 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
 }
 
 static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     for (int32_t k = 0; k < G; k++) {
         const Answer held = g->answer[a * G + k];
         g->answer[a * G + k] = g->answer[b * G + k];
@@ -396,7 +396,7 @@ static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
 
 /* The number of tokens of a group in training. */
 static inline double generation_group_tokens(const Generation *g, int32_t group) {
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     double tokens = prompts_length(&g->train, g->answer[group * G].prompt);
     for (int32_t k = 0; k < G; k++) tokens += g->answer[group * G + k].completion.count;
     return tokens;
@@ -405,7 +405,7 @@ static inline double generation_group_tokens(const Generation *g, int32_t group)
 /* Distributes the n groups of a part, from `first` on, over the ranks by their tokens, and sorts them by rank. */
 static inline void generation_arrange(Generation *g, int32_t first, int32_t n, int64_t *cut) {
     const int ranks = g->t->dist.ranks;
-    const int32_t G = (int32_t)g->o.generations;
+    const int32_t G = (int32_t)g->o->generations;
     int32_t at = first;
     for (int32_t i = 0; i < n; i++) g->cost[i] = generation_group_tokens(g, first + i);
     trainer_share(g->t, g->cost, n, g->owner);
@@ -428,8 +428,8 @@ static inline void generation_arrange(Generation *g, int32_t first, int32_t n, i
 /* Shuffles the groups, distributes each mini-batch over the ranks and fills in the flat arrays. mask_truncated:
  * truncated completions do not count in the loss. */
 static inline void generation_flatten(Generation *g, bool mask_truncated) {
-    const int32_t G = (int32_t)g->o.generations, P = g->answers / G;
-    Random random = random_start((uint64_t)g->t->o.seed, RANDOM_SHUFFLE + (1ull << 48) + (uint64_t)g->t->step);
+    const int32_t G = (int32_t)g->o->generations, P = g->answers / G;
+    Random random = random_start((uint64_t)g->t->o->seed, RANDOM_SHUFFLE + (1ull << 48) + (uint64_t)g->t->step);
     for (int32_t i = P - 1; i > 0; i--) generation_swap_groups(g, i, (int32_t)random_below(&random, (uint64_t)i + 1));
     for (int32_t part = 0, n = P / g->parts; part < g->parts; part++)
         generation_arrange(g, part * n, n, g->cut + part * (g->t->dist.ranks + 1));
@@ -454,7 +454,7 @@ static inline int32_t generation_pack(Generation *g, int32_t first, int32_t end)
     batch_clear(b);
     for (int32_t i = first; i < end; i++) {
         const Answer *a = &g->answer[i];
-        const bool same = a->prompt == prompt && i % g->o.generations;
+        const bool same = a->prompt == prompt && i % g->o->generations;
         const int32_t n = prompts_length(&g->train, a->prompt), count = a->completion.count;
         if (!batch_fits(b, count - 1 + (same ? 0 : n), count, 2)) return i;
         if (!same) segment = batch_segment(b, prompts_tokens(&g->train, a->prompt), n, 0, -1);
@@ -511,7 +511,7 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
                                       .entropy = out->entropy ? out->entropy + at : NULL,
                                       .argmax = out->argmax ? out->argmax + at : NULL,
                                       .value = out->value ? out->value + at : NULL};
-            model_forward(m, w, &g->batch, (float)g->o.temperature, &some);
+            model_forward(m, w, &g->batch, (float)g->o->temperature, &some);
             g->t->flops += generation_batch_flops(g, m);
         }
         generation_complete(g, out->logp, part, part_end);
@@ -526,21 +526,21 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
 /* Evaluates the model on held-out prompts; logs the results and prints a line. Collective. */
 static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
-    Evaluation v = {.samples = (int)g->o.eval_samples};
+    Evaluation v = {.samples = (int)g->o->eval_samples};
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
     const double start = program_seconds();
-    const int64_t count = g->o.eval_prompts && g->o.eval_prompts < g->val.count ? g->o.eval_prompts : g->val.count;
+    const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     int64_t cut[ranks + 1];
-    for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o.max_completion;
+    for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o->max_completion;
     dist_cut(cost, count, ranks, cut);
     v.outcome = outcome + cut[rank];
     if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
                         NULL, &e))
-        die("%s: %s", g->o.val, e.text);
+        die("%s: %s", g->o->val, e.text);
     trainer_complete(g->t, outcome, cut, sizeof *outcome);
     evaluation_summarise(&v, outcome, count);
     v.outcome = NULL;
@@ -580,11 +580,11 @@ static inline void generation_compare(Generation *g, const Evaluation *before, c
 /* Prints greedy completions of the first held-out prompts, or of the first training prompts if there are none. */
 static inline void generation_show(Generation *g, const char *when) {
     Error e;
-    const Prompts *p = g->o.val ? &g->val : &g->train;
+    const Prompts *p = g->o->val ? &g->val : &g->train;
     Sampling how = g->sampling;
     how.temperature = 0;
     if (g->t->dist.rank) return;
-    for (int64_t i = 0; i < p->count && i < g->o.sample_count; i++) {
+    for (int64_t i = 0; i < p->count && i < g->o->sample_count; i++) {
         Completion c;
         RolloutRequest q = {
             .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
@@ -638,7 +638,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "epoch", cursor_epochs(&g->cursor));
     if (count[1] == 0)
         metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
-                     (long long)g->o.max_completion);
+                     (long long)g->o->max_completion);
 }
 
 #endif

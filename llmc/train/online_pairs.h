@@ -59,7 +59,7 @@ static inline void online_open_data(OnlinePairs *p, GenerationOptions *o, Traine
 static inline size_t online_bytes(const OnlinePairs *p) {
     const Generation *g = &p->g;
     const ModelConfig *c = &g->t->model.config;
-    const int prompt = generation_longest_prompt(g), most = (int)g->o.max_completion, slots = (int)g->o.slots;
+    const int prompt = generation_longest_prompt(g), most = (int)g->o->max_completion, slots = (int)g->o->slots;
     size_t bytes = generation_bytes(g);
     if (p->kind != ONLINE_DPO) bytes += rollout_bytes(c, g->t->backend, slots, prompt, most);
     if (p->kind == ONLINE_NASH_MD) bytes += mixture_bytes(c, c, g->t->backend, slots, prompt, most);
@@ -72,11 +72,11 @@ static inline void online_open_prompts(OnlinePairs *p) {
     Trainer *t = p->g.t;
     generation_open_prompts(&p->g);
     if (!p->reward_model) return;
-    if (!reward_model_open(&p->judge, p->reward_model, t->backend, t->device, (int)t->o.micro_tokens, &e) ||
+    if (!reward_model_open(&p->judge, p->reward_model, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
         !reward_model_check(&p->judge, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model",
                             &e))
         die("%s", e.text);
-    const int need = generation_longest_prompt(&p->g) + (int)p->g.o.max_completion;
+    const int need = generation_longest_prompt(&p->g) + (int)p->g.o->max_completion;
     if (p->judge.model.config.context < need)
         die("%s: its context of %d is shorter than the longest prompt with its completion, %d", p->reward_model,
             p->judge.model.config.context, need);
@@ -86,15 +86,15 @@ static inline void online_open_prompts(OnlinePairs *p) {
 static inline void online_open(OnlinePairs *p, const Model *reference) {
     Error e;
     Generation *g = &p->g;
-    const int prompt = generation_longest_prompt(g), most = (int)g->o.max_completion;
+    const int prompt = generation_longest_prompt(g), most = (int)g->o->max_completion;
     generation_open(g);
     if (p->kind == ONLINE_DPO) return;
     if (reference->config.context < g->t->model.config.context)
         die("the reference's context of %d is shorter than the model's %d", reference->config.context,
             g->t->model.config.context);
-    p->second = (Answer *)xcalloc((size_t)g->o.prompts, sizeof *p->second);
+    p->second = (Answer *)xcalloc((size_t)g->o->prompts, sizeof *p->second);
     const Model *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
-    if (!rollout_new(&p->other, from, (int)g->o.slots, prompt, most, &e) ||
+    if (!rollout_new(&p->other, from, (int)g->o->slots, prompt, most, &e) ||
         (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->mixture_coef, &e)))
         die("%s; lower --slots", e.text);
 }
@@ -114,7 +114,7 @@ static inline void online_draw_second(OnlinePairs *p) {
                                 .id = p->second[i].id,
                                 .out = &p->second[i].completion};
     }
-    if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->o.input, e.text);
+    if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
     free(q);
 }
 
@@ -141,7 +141,7 @@ static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
 static inline void online_draw(OnlinePairs *p) {
     Generation *g = &p->g;
     const double start = program_seconds();
-    p->count = (int32_t)g->o.prompts;
+    p->count = (int32_t)g->o->prompts;
     generation_sample(g, 0, p->count);
     if (p->kind != ONLINE_DPO) online_draw_second(p);
     const double judging = program_seconds();

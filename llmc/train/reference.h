@@ -29,12 +29,12 @@ static inline size_t reference_bytes(const ModelConfig *c, const Backend *b, int
 static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
     Error e;
     *r = (Reference){0};
-    const bool load = path || t->o.resume;
-    if (!path) path = t->o.checkpoint;
+    const bool load = path || t->o->resume;
+    if (!path) path = t->o->checkpoint;
     if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
     if (load) {
-        if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o.seed, NULL,
-                        &e))
+        if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o->seed,
+                        NULL, &e))
             die("%s", e.text);
         if (r->model.config.vocab < t->model.config.vocab)
             die("%s: its vocabulary of %d does not fit the model's %d", path, r->model.config.vocab,

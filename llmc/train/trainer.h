@@ -121,8 +121,9 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
 // clang-format on
 
 typedef struct Trainer {
-    TrainerOptions o;
-    const char *program; /* train_sft, ...: name of the stage in the lineage */
+    const TrainerOptions *o; /* the command line */
+    int64_t steps;           /* length of this run in optimizer steps: --max-steps, or what the epochs amount to */
+    const char *program;     /* train_sft, ...: name of the stage in the lineage */
     Device *device;
     const Backend *backend;
     Model model;
@@ -299,12 +300,12 @@ static inline json_t *trainer_shard_name(const Shard *s) {
 /* Takes the counters from the loaded state. Rejects a state of another trainer or another shard. */
 static inline void trainer_resume(Trainer *t, const Shard *data) {
     json_t *s = t->file.trainer ? json_loads(t->file.trainer, 0, NULL) : NULL, *shard = trainer_shard_name(data);
-    if (!json_is_object(s)) die("%s: it is a model, not a training state", t->o.resume);
+    if (!json_is_object(s)) die("%s: it is a model, not a training state", t->o->resume);
     const char *stage = json_string_value(json_object_get(s, "stage"));
     if (!stage || strcmp(stage, t->program))
-        die("%s: it is a state of %s, not of %s", t->o.resume, stage ? stage : "another program", t->program);
+        die("%s: it is a state of %s, not of %s", t->o->resume, stage ? stage : "another program", t->program);
     if (!json_equal(shard, json_object_get(s, "shard")))
-        die("%s: the state was made with a different shard than %s", t->o.resume, data->name);
+        die("%s: the state was made with a different shard than %s", t->o->resume, data->name);
     json_decref(shard), json_decref(t->state);
     t->state = s;
     t->step = state_int(s, "step");
@@ -312,7 +313,7 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     t->tokens = state_int(s, "tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
-        die("%s: the state has invalid counters (step, epoch or position out of range)", t->o.resume);
+        die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
 
 /* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */
@@ -320,7 +321,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
                                 bool value_head) {
     Error e;
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
-    *t = (Trainer){.o = *o, .program = program, .state = json_object()};
+    *t = (Trainer){.o = o, .program = program, .state = json_object()};
     if (!o->checkpoint && !o->layers && !o->resume)
         usage_error("-c/--checkpoint is required (or --layers, or --resume)");
     if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give only one of them");
@@ -396,7 +397,7 @@ static inline void trainer_lineage(Trainer *t, const Option *table) {
         option_value(o, value, sizeof value);
         if (value[0]) json_object_set_new(options, o->name, json_string(value));
     }
-    if (t->o.resume) {
+    if (t->o->resume) {
         json_t *last = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
         json_object_update(json_object_get(last, "options"), options);
         json_decref(options), json_decref(entry);
@@ -429,7 +430,7 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     const Backend *b = t->backend;
     const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
-    const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o.recompute);
+    const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
     const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab);
     t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
     t->peak = trainer_total(t, b->peak(t->device));
@@ -452,7 +453,7 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     char ranks[32] = "";
     if (t->dist.ranks > 1) snprintf(ranks, sizeof ranks, "%d ranks of ", t->dist.ranks);
     snprintf(text, sizeof text, "%s, %s%d threads, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
-             t->o.dtype ? "bf16" : "float32", t->peak * 1e-9);
+             t->o->dtype ? "bf16" : "float32", t->peak * 1e-9);
     metrics_line(&t->metrics, "device  %s", text);
     metrics_header(&t->metrics, text);
     trainer_lineage(t, table);
@@ -460,13 +461,13 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
 
 /* Sets up the learning-rate schedule for a run of this many steps. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
-    t->o.steps = steps;
-    t->schedule = (Schedule){.kind = (ScheduleKind)t->o.schedule,
+    t->steps = steps;
+    t->schedule = (Schedule){.kind = (ScheduleKind)t->o->schedule,
                              .steps = steps,
-                             .min = t->o.min_lr_rate,
-                             .warmup = schedule_steps(t->o.warmup, steps),
-                             .decay = schedule_steps(t->o.decay, steps),
-                             .decay_kind = (DecayKind)t->o.decay_kind};
+                             .min = t->o->min_lr_rate,
+                             .warmup = schedule_steps(t->o->warmup, steps),
+                             .decay = schedule_steps(t->o->decay, steps),
+                             .decay_kind = (DecayKind)t->o->decay_kind};
 }
 
 static inline void trainer_begin_step(Trainer *t) {
@@ -480,7 +481,7 @@ static inline void trainer_update(Trainer *t, double loss) {
     Error e;
     if (t->dist.ranks > 1 && !t->grads.begun) die("this trainer cannot distribute its work over ranks; start one rank");
     if (!model_sync(&t->model, &e)) die("%s", e.text);
-    t->learning_rate = t->o.learning_rate * schedule_at(&t->schedule, t->step);
+    t->learning_rate = t->o->learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
     if (t->last_bad) {
         if (!dist_grads_discard(&t->grads, &e)) trainer_lost(t, &e);
@@ -491,9 +492,9 @@ static inline void trainer_update(Trainer *t, double loss) {
     t->bad_steps++;
     metrics_line(&t->metrics, "%s: warning: step %lld: %s is not finite; the step was skipped (%lld so far)",
                  t->program, (long long)t->step, t->last_bad ? "the loss" : "the gradient", (long long)t->bad_steps);
-    if (t->bad_steps > t->o.max_bad_steps)
+    if (t->bad_steps > t->o->max_bad_steps)
         die("step %lld: %lld steps were skipped for NaN or infinity, --max-bad-steps allows %lld", (long long)t->step,
-            (long long)t->bad_steps, (long long)t->o.max_bad_steps);
+            (long long)t->bad_steps, (long long)t->o->max_bad_steps);
 }
 
 /* Ends the step: sets the common metrics, writes the record, prints the line (format: the method's own part of it) and
@@ -523,19 +524,19 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     }
     if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
     if (!metrics_step(m, t->step, &e)) die("%s", e.text);
-    if (t->step % t->o.logging_steps == 0 || t->step == t->o.steps)
+    if (t->step % t->o->logging_steps == 0 || t->step == t->steps)
         metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
-                     (long long)t->step, (long long)t->o.steps, loss, text, t->update.grad_norm, t->learning_rate,
+                     (long long)t->step, (long long)t->steps, loss, text, t->update.grad_norm, t->learning_rate,
                      1e3 * seconds, 100 * peak, mfu);
-    metrics_progress(m, t->step, t->o.steps, text);
+    metrics_progress(m, t->step, t->steps, text);
 }
 
 /* The path of the state: --state, or the output's path with .state appended. NULL if neither is a file. */
 static inline char *trainer_state_path(const Trainer *t) {
-    if (t->o.state) return xstrdup(t->o.state);
-    if (!t->o.output || !strcmp(t->o.output, "-")) return NULL;
-    char *path = (char *)xmalloc(strlen(t->o.output) + 7);
-    sprintf(path, "%s.state", t->o.output);
+    if (t->o->state) return xstrdup(t->o->state);
+    if (!t->o->output || !strcmp(t->o->output, "-")) return NULL;
+    char *path = (char *)xmalloc(strlen(t->o->output) + 7);
+    sprintf(path, "%s.state", t->o->output);
     return path;
 }
 
@@ -565,7 +566,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     Error e;
     bool stopping = program_stopping();
     if (!dist_any(&t->dist, &stopping, &e)) trainer_lost(t, &e);
-    const int64_t every = t->o.save_steps;
+    const int64_t every = t->o->save_steps;
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t);
     if (path) trainer_save_state(t, path);
@@ -580,14 +581,14 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
 static inline void trainer_save_model(Trainer *t, const char *path) {
     Error e;
     if (t->dist.rank) return;
-    if (!model_save(&t->model, &t->file, path, t->o.output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
+    if (!model_save(&t->model, &t->file, path, t->o->output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
 }
 
 /* Ends the run and writes the model. stopped: a signal ended the run; then no model is written. Collective. */
 static inline void trainer_close(Trainer *t, bool stopped) {
     Error e;
     char a[16], b[16];
-    if (!stopped && t->o.output) trainer_save_model(t, t->o.output);
+    if (!stopped && t->o->output) trainer_save_model(t, t->o->output);
     const bool apart = t->backend->memory_peak != NULL;
     metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
                  program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
