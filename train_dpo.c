@@ -487,7 +487,7 @@ static void online_set(Run *r) {
                            .chosen_len = w->count,
                            .rejected = l->tokens,
                            .rejected_len = nash ? 0 : l->count};
-        r->probability[s->count] = (float)preference_sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
+        r->probability[s->count] = (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
         for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
             r->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)o.xpo_alpha : 0;
         answer_set_add(s, &pair, i);
@@ -536,7 +536,7 @@ static bool compares(const char *name) {
 
 /* Sets the metrics under TRL's names, with a prefix. */
 static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
-    PreferenceMetric metric[PREFERENCE_METRICS];
+    LossMetric metric[PREFERENCE_METRICS];
     const int n =
         o.unpaired ? kto_metrics(&o.kto, &s->kto, s->z, metric) : preference_metrics(&o.pair, &s->pair, metric);
     char name[64];

@@ -229,7 +229,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
 }
 
 static void log_policy(Run *r, const PolicyStats *stats) {
-    PolicyMetric metric[POLICY_METRICS];
+    LossMetric metric[POLICY_METRICS];
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);

@@ -210,7 +210,7 @@ static void score_answers(Run *r, const Answer *answer, int32_t n, float *score)
     for (int32_t i = 0; i < n; i++) score[i] = answer[i].reward;
     if (o.reward_model) add_model_scores(r, &r->reward_model, answer, n, score);
     for (int32_t i = 0; i < n; i++) {
-        if (o.reward_clip > 0) score[i] = (float)ppo_clamp(score[i], -o.reward_clip, o.reward_clip);
+        if (o.reward_clip > 0) score[i] = (float)clamp(score[i], -o.reward_clip, o.reward_clip);
         if (answer[i].completion.finished || isnan(score[i])) continue;
         score[i] = (float)(o.non_eos_penalty ? o.penalty_reward : score[i] - o.missing_eos_penalty);
     }

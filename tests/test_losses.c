@@ -82,7 +82,7 @@ static void test_policy_golden(void **state) {
             check_near(dlogp[t], expected[t], largest(expected, p.tokens) * 0.1, 1e-6, what);
             check_near(dentropy[t], entropy ? entropy[t] : 0, 0, 1e-6, what);
         }
-        PolicyMetric metric[POLICY_METRICS];
+        LossMetric metric[POLICY_METRICS];
         const int metrics = policy_metrics(&p.config, &stats, metric);
         for (int i = 0; i < g.fields; i++) {
             if (strncmp(g.field[i].key, "metric:", 7) || !strcmp(g.field[i].key, "metric:entropy_coef")) continue;
@@ -315,7 +315,7 @@ static void test_micro_batches(void **state) {
         check_near(loss_sum, expected, 1e-3, 1e-12, "loss");
         assert_memory_equal(whole, part, sizeof whole);
         assert_memory_equal(whole_h, part_h, sizeof whole_h);
-        PolicyMetric a[POLICY_METRICS], d[POLICY_METRICS];
+        LossMetric a[POLICY_METRICS], d[POLICY_METRICS];
         const int count = policy_metrics(&c, &one, a);
         assert_int_equal(count, policy_metrics(&c, &sum, d));
         for (int k = 0; k < count; k++) check_near(a[k].value, d[k].value, 1e-3, 1e-12, a[k].name);

@@ -76,7 +76,7 @@ static void test_pairs_golden(void **state) {
             snprintf(what, sizeof what, "%s %s: dlogp[%d]", g.family, g.name, t);
             check_near(dlogp[t], expected[t], scale, tolerance, what);
         }
-        PreferenceMetric metric[PREFERENCE_METRICS];
+        LossMetric metric[PREFERENCE_METRICS];
         const int metrics = preference_metrics(&p.config, &stats, metric);
         for (int i = 0; i < g.fields; i++) {
             if (strncmp(g.field[i].key, "metric:", 7)) continue;
@@ -121,7 +121,7 @@ static void test_kto_golden(void **state) {
         const double z = kto_reference_point(kl_offset, kl_logp, kl_ref, n);
         check_near(kto_loss(&c, z, n, &b, dlogp, &stats), *golden(&g, "loss"), 1e-3, 1e-6, g.name);
         for (int t = 0; t < offset[n]; t++) check_near(dlogp[t], golden(&g, "dlogp")[t], 1e-4, 1e-6, g.name);
-        PreferenceMetric metric[KTO_METRICS];
+        LossMetric metric[KTO_METRICS];
         const int metrics = kto_metrics(&c, &stats, z, metric);
         int expected = 0;
         for (int i = 0; i < g.fields; i++) {
@@ -383,7 +383,7 @@ static void test_micro_batches_add_up(void **state) {
         }
         check_near(sum, total, 0, 1e-12, loss_name((PreferenceLoss)loss));
         for (int t = 0; t < b.offset[3 * FD_PAIRS]; t++) assert_true(part[t] == whole[t]);
-        PreferenceMetric x[PREFERENCE_METRICS], y[PREFERENCE_METRICS];
+        LossMetric x[PREFERENCE_METRICS], y[PREFERENCE_METRICS];
         const int count = preference_metrics(&c, &all, x);
         assert_int_equal(count, preference_metrics(&c, &parts, y));
         for (int k = 0; k < count; k++) check_near(x[k].value, y[k].value, 1e-6, 1e-12, x[k].name);

@@ -73,7 +73,7 @@ static inline double kto_reference_point(const int32_t *offset, const float *log
 /* The loss of one completion with log-ratio x, and its derivative with respect to x. */
 static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good, double x) {
     const double w = good ? c->desirable_weight : c->undesirable_weight;
-    const double u = c->beta * (x - (c->loss == KTO_KTO ? z : 0)), S = preference_sigmoid(u);
+    const double u = c->beta * (x - (c->loss == KTO_KTO ? z : 0)), S = sigmoid(u);
     return good ? (PreferenceValue){w * (1 - S), -w * c->beta * S * (1 - S)}
                 : (PreferenceValue){w * S, w * c->beta * S * (1 - S)};
 }
@@ -103,9 +103,8 @@ enum { KTO_METRICS = 8 };
 
 /* Computes the metrics under TRL's names and returns their number. Metrics of a label that the batch lacks are
  * omitted. */
-static inline int kto_metrics(const KtoConfig *c, const KtoStats *s, double z, PreferenceMetric out[KTO_METRICS]) {
+static inline int kto_metrics(const KtoConfig *c, const KtoStats *s, double z, LossMetric out[KTO_METRICS]) {
     int n = 0;
-#define METRIC(name_, value_) out[n++] = (PreferenceMetric){name_, value_}
     METRIC("kl", c->loss == KTO_KTO ? z : 0);
     if (s->count[1]) {
         METRIC("rewards/chosen", s->reward[1] / s->count[1]);
@@ -116,7 +115,6 @@ static inline int kto_metrics(const KtoConfig *c, const KtoStats *s, double z, P
         METRIC("logps/rejected", s->logp[0] / s->count[0]);
     }
     if (s->count[0] && s->count[1]) METRIC("rewards/margins", s->reward[1] / s->count[1] - s->reward[0] / s->count[0]);
-#undef METRIC
     return n;
 }
 

@@ -37,7 +37,7 @@
  *         loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats);
  *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
  *     }
- *     PolicyMetric metric[POLICY_METRICS];
+ *     LossMetric metric[POLICY_METRICS];
  *     int count = policy_metrics(&c, &stats, metric);
  */
 #ifndef LLMC_LOSS_POLICY_H
@@ -45,6 +45,7 @@
 
 #include "../base/error.h"
 #include "kl.h"
+#include "scalar.h"
 #include <assert.h>
 
 #define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"
@@ -213,21 +214,18 @@ typedef struct PolicyTerm {
     double l, dlogp, drho;
 } PolicyTerm;
 
-/* Unlike fmin and fmax, this propagates NaN, which the trainer must detect. */
-static inline double policy_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
-
 /* Clipped surrogate (Schulman et al. 2017, eq. 7) with separate bounds (DAPO) and an upper bound delta (INTELLECT-2):
  *   l = -min(min(rho, delta) A, clip(rho, 1 - eps, 1 + eps_high) A) */
 static inline PolicyTerm policy_clip(const PolicyLossConfig *c, double rho, double A) {
-    const double capped = policy_clamp(rho, -INFINITY, c->delta > 0 ? c->delta : INFINITY);
-    const double clipped = policy_clamp(rho, 1 - c->epsilon, 1 + c->epsilon_high);
+    const double capped = clamp(rho, -INFINITY, c->delta > 0 ? c->delta : INFINITY);
+    const double clipped = clamp(rho, 1 - c->epsilon, 1 + c->epsilon_high);
     const double least = clipped * A < capped * A ? clipped : capped;
     return (PolicyTerm){.l = -least * A, .drho = least == rho ? -A : 0};
 }
 
 /* CISPO: l = -sg(min(rho, eps_high)) A log pi; the weight is never 0, so every token keeps a gradient. */
 static inline PolicyTerm policy_cispo(const PolicyLossConfig *c, double rho, double A, double logp) {
-    const double weight = policy_clamp(rho, -INFINITY, c->epsilon_high);
+    const double weight = clamp(rho, -INFINITY, c->epsilon_high);
     return (PolicyTerm){.l = -weight * A * logp, .dlogp = -weight * A};
 }
 
@@ -303,8 +301,8 @@ static inline double policy_vespo_phi(const PolicyLossConfig *c, const PolicyBat
     const double k = positive ? c->vespo_k_positive : c->vespo_k_negative;
     const double lambda = fmax(positive ? c->vespo_lambda_positive : c->vespo_lambda_negative, 1e-4);
     double log_W = 0;
-    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) log_W += policy_clamp(policy_log_ratio(b, t), -20, 20);
-    log_W = policy_clamp(log_W, log(1e-8), 20);
+    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) log_W += clamp(policy_log_ratio(b, t), -20, 20);
+    log_W = clamp(log_W, log(1e-8), 20);
     return exp(lambda + k * log_W - lambda * exp(log_W));
 }
 
@@ -341,7 +339,7 @@ static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int3
  * metrics do. */
 static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
-    const double x = gmpo ? log(rho) : policy_clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
+    const double x = gmpo ? log(rho) : clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
     *low = x < (gmpo ? 0 : 1) - c->epsilon && A < 0 && !cispo;
     *high = x > (gmpo || cispo ? 0 : 1) + c->epsilon_high && A > 0;
 }
@@ -435,22 +433,15 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
 
 /* -- metrics ------------------------------------------------------------------------------------------------------ */
 
-typedef struct PolicyMetric {
-    const char *name;
-    double value;
-} PolicyMetric;
-
 enum { POLICY_METRICS = 20 };
 
 /* Computes the metrics that apply, under TRL's names, and returns their number. Not in TRL: ratio/mean, ratio/max,
  * onpolicy/max_abs_ratio_minus_1 (all per token) and policy/approxkl_avg = mean (log rho)^2 / 2. */
-static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, PolicyMetric out[POLICY_METRICS]) {
+static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, LossMetric out[POLICY_METRICS]) {
     int n = 0;
     const double tokens = fmax(s->tokens, 1);
     const bool by_sequence = policy_by_sequence(c) && c->loss != POLICY_GMPO;
     const double clipped = by_sequence ? fmax(s->sequences, 1) : tokens;
-#define METRIC(name_, value_)                                                                                          \
-    out[n++] = (PolicyMetric) { name_, value_ }
     if (s->has_kl) METRIC("kl", s->kl / tokens);
     if (s->has_entropy) METRIC("entropy", s->entropy / tokens);
     if (c->entropy_coef != 0) METRIC("policy_loss", s->policy_loss);
@@ -471,7 +462,6 @@ static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s
         METRIC("sampling/sampling_logp_difference/mean", s->sampler_gap / s->sampled);
         METRIC("sampling/sampling_logp_difference/max", s->sampler_gap_max);
     }
-#undef METRIC
     return n;
 }
 

@@ -25,8 +25,8 @@
 #ifndef LLMC_LOSS_PPO_H
 #define LLMC_LOSS_PPO_H
 
+#include "scalar.h"
 #include <assert.h>
-#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -91,8 +91,6 @@ static inline double ppo_tokens(const int32_t *offset, int32_t answers, const ui
     return fmax(n, 1);
 }
 
-static inline double ppo_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
-
 /* The loss of one token and its derivative with respect to log pi. *clipped: the clipped loss is strictly larger, as in
  * TRL. */
 static inline double ppo_token(const PpoConfig *c, double log_ratio, double logp, double A, double *dlogp,
@@ -103,7 +101,7 @@ static inline double ppo_token(const PpoConfig *c, double log_ratio, double logp
         return -A * logp;
     }
     const double rho = exp(log_ratio);
-    const double free_loss = -A * rho, held = -A * ppo_clamp(rho, 1 - c->cliprange, 1 + c->cliprange_high);
+    const double free_loss = -A * rho, held = -A * clamp(rho, 1 - c->cliprange, 1 + c->cliprange_high);
     *clipped = held > free_loss;
     *dlogp = *clipped ? 0 : -A * rho;
     const double loss = *clipped ? held : free_loss;
@@ -149,7 +147,7 @@ static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const Pp
 
 /* Half the maximum of the unclipped and the clipped squared error, and its derivative with respect to V. */
 static inline double ppo_value_token(double V, double old, double G, double range, double *dvalue, bool *clipped) {
-    const double held = range > 0 ? ppo_clamp(V, old - range, old + range) : V;
+    const double held = range > 0 ? clamp(V, old - range, old + range) : V;
     const double a = (V - G) * (V - G), b = (held - G) * (held - G);
     *clipped = b > a;
     *dvalue = *clipped ? 0 : V - G; /* the clipped V is a constant */

@@ -59,6 +59,7 @@
 #define LLMC_LOSS_PREFERENCE_H
 
 #include "../base/error.h"
+#include "scalar.h"
 #include <assert.h>
 #include <math.h>
 
@@ -199,9 +200,6 @@ typedef struct PreferenceStats {
 
 /* ---- scalar functions ------------------------------------------------------------------------------------------ */
 
-static inline double preference_sigmoid(double x) { return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); }
-static inline double preference_log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
-
 /* A value and its derivative. */
 typedef struct PreferenceValue {
     double y, dy;
@@ -212,7 +210,7 @@ static inline PreferenceValue preference_divergence(const PreferenceConfig *c, d
     const double a = c->divergence_alpha - 1;
     switch (c->divergence) {
     case DIVERGENCE_FORWARD_KL: return (PreferenceValue){1 - exp(-x), exp(-x)};
-    case DIVERGENCE_JS: return (PreferenceValue){log(2) + preference_log_sigmoid(x), preference_sigmoid(-x)};
+    case DIVERGENCE_JS: return (PreferenceValue){log(2) + log_sigmoid(x), sigmoid(-x)};
     case DIVERGENCE_ALPHA:
         if (fabs(a) < 1e-6) break; /* the limit */
         if (a * x > 80) return (PreferenceValue){(exp(80) - 1) / a, 0};
@@ -238,8 +236,7 @@ static inline PreferenceValue preference_log_odds(double a) {
 
 /* -(1-e) ls(u) - e ls(-u) */
 static inline PreferenceValue preference_smoothed(double u, double e) {
-    return (PreferenceValue){-(1 - e) * preference_log_sigmoid(u) - e * preference_log_sigmoid(-u),
-                             -(1 - e) * preference_sigmoid(-u) + e * preference_sigmoid(u)};
+    return (PreferenceValue){-(1 - e) * log_sigmoid(u) - e * log_sigmoid(-u), -(1 - e) * sigmoid(-u) + e * sigmoid(u)};
 }
 
 /* ---- loss of one pair ------------------------------------------------------------------------------------------ */
@@ -257,7 +254,7 @@ typedef struct PreferenceTerm {
 
 /* Losses that are functions of u = b (f(c)/n_w - f(r)/n_l). */
 static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, PreferenceLoss loss, double u) {
-    const double e = c->label_smoothing, S = preference_sigmoid(u), ls = preference_log_sigmoid(u);
+    const double e = c->label_smoothing, S = sigmoid(u), ls = log_sigmoid(u);
     switch (loss) {
     case PREFERENCE_HINGE: return (PreferenceValue){u >= 1 ? 0 : 1 - u, u >= 1 ? 0 : -1};
     case PREFERENCE_IPO:
@@ -267,15 +264,15 @@ static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, Pr
     }
     case PREFERENCE_EXO_PAIR: /* ls(u) - ls(-u) = u */
         return (PreferenceValue){S * (ls - log1p(-e)) + (1 - S) * (ls - u - log(e)),
-                                 S * preference_sigmoid(-u) * (u - log1p(-e) + log(e))};
+                                 S * sigmoid(-u) * (u - log1p(-e) + log(e))};
     case PREFERENCE_ROBUST: {
         const PreferenceValue v = preference_smoothed(u, -e / (1 - 2 * e));
         return v;
     }
     case PREFERENCE_DISCOPOP: {
-        const double m = preference_sigmoid(u / c->discopop_tau), dm = m * (1 - m) / c->discopop_tau;
+        const double m = sigmoid(u / c->discopop_tau), dm = m * (1 - m) / c->discopop_tau;
         return (PreferenceValue){(1 - m) * -ls + m * exp(-u),
-                                 dm * (exp(-u) + ls) - (1 - m) * preference_sigmoid(-u) - m * exp(-u)};
+                                 dm * (exp(-u) + ls) - (1 - m) * sigmoid(-u) - m * exp(-u)};
     }
     default: return preference_smoothed(u, e);
     }
@@ -283,17 +280,17 @@ static inline PreferenceValue preference_of_margin(const PreferenceConfig *c, Pr
 
 /* Losses that are functions of x = bc and y = br. */
 static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, PreferenceLoss loss, double x, double y) {
-    const double Sx = preference_sigmoid(x), Sy = preference_sigmoid(y), half = 0.5;
+    const double Sx = sigmoid(x), Sy = sigmoid(y), half = 0.5;
     PreferenceTerm t = {0};
     switch (loss) {
     case PREFERENCE_NCA_PAIR:
-        t.l = -preference_log_sigmoid(x) - half * (preference_log_sigmoid(-x) + preference_log_sigmoid(-y));
-        t.dlogp[0] = -preference_sigmoid(-x) + half * Sx;
+        t.l = -log_sigmoid(x) - half * (log_sigmoid(-x) + log_sigmoid(-y));
+        t.dlogp[0] = -sigmoid(-x) + half * Sx;
         t.dlogp[1] = half * Sy;
         break;
     case PREFERENCE_BCO_PAIR:
-        t.l = -preference_log_sigmoid(x) - preference_log_sigmoid(-y);
-        t.dlogp[0] = -preference_sigmoid(-x);
+        t.l = -log_sigmoid(x) - log_sigmoid(-y);
+        t.dlogp[0] = -sigmoid(-x);
         t.dlogp[1] = Sy;
         break;
     case PREFERENCE_SPPO_HARD: { /* in c and r: x / b, y / b */
@@ -309,15 +306,15 @@ static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, Pre
         t.dlogp[1] = Sy * (1 - Sy);
         break;
     case PREFERENCE_APO_DOWN: {
-        const double S = preference_sigmoid(x - y);
+        const double S = sigmoid(x - y);
         t.l = Sx + 1 - S;
         t.dlogp[0] = Sx * (1 - Sx) - S * (1 - S);
         t.dlogp[1] = S * (1 - S);
         break;
     }
     default: { /* dpop */
-        const double u = x - y - c->dpop_lambda * (x < 0 ? -x : 0), slope = -preference_sigmoid(-u);
-        t.l = -preference_log_sigmoid(u);
+        const double u = x - y - c->dpop_lambda * (x < 0 ? -x : 0), slope = -sigmoid(-u);
+        t.l = -log_sigmoid(u);
         t.dlogp[0] = slope * (x < 0 ? 1 + c->dpop_lambda : 1);
         t.dlogp[1] = -slope;
     }
@@ -342,8 +339,8 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
     case PREFERENCE_ORPO: {
         const PreferenceValue w = preference_log_odds(a[0].plain / a[0].length),
                               l = preference_log_odds(a[1].plain / a[1].length);
-        t.l = -c->beta * preference_log_sigmoid(w.y - l.y);
-        const double slope = -c->beta * preference_sigmoid(l.y - w.y);
+        t.l = -c->beta * log_sigmoid(w.y - l.y);
+        const double slope = -c->beta * sigmoid(l.y - w.y);
         t.dplain[0] = slope * w.dy / a[0].length;
         t.dplain[1] = -slope * l.dy / a[1].length;
         return t;
@@ -492,7 +489,7 @@ static inline void preference_count(const PreferenceConfig *c, const PreferenceP
     const double odds = preference_log_odds(p->answer[0].plain / p->answer[0].length).y -
                         preference_log_odds(p->answer[1].plain / p->answer[1].length).y;
     s->log_odds += odds;
-    s->log_odds_ratio += preference_log_sigmoid(odds);
+    s->log_odds_ratio += log_sigmoid(odds);
 }
 
 /* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
@@ -577,20 +574,14 @@ static inline double nash_md_loss(double beta, double total, const PreferenceBat
 
 /* ---- metrics --------------------------------------------------------------------------------------------------- */
 
-typedef struct PreferenceMetric {
-    const char *name;
-    double value;
-} PreferenceMetric;
-
 enum { PREFERENCE_METRICS = 16 };
 
 /* Computes the metrics that apply, under TRL's names, and returns their number. Not in TRL: logratios/chosen and
  * logratios/rejected (c and r, which show likelihood displacement) and wpo/weight. */
 static inline int preference_metrics(const PreferenceConfig *c, const PreferenceStats *s,
-                                     PreferenceMetric out[PREFERENCE_METRICS]) {
+                                     LossMetric out[PREFERENCE_METRICS]) {
     int n = 0;
     const double pairs = fmax(s->pairs, 1);
-#define METRIC(name_, value_) out[n++] = (PreferenceMetric){name_, value_}
     METRIC("rewards/chosen", s->chosen / pairs);
     METRIC("rewards/rejected", s->rejected / pairs);
     METRIC("rewards/accuracies", s->right / pairs);
@@ -608,7 +599,6 @@ static inline int preference_metrics(const PreferenceConfig *c, const Preference
         METRIC("log_odds_chosen", s->log_odds / pairs);
     }
     if (c->use_weighting) METRIC("wpo/weight", s->weight / pairs);
-#undef METRIC
     return n;
 }
 

@@ -18,7 +18,7 @@
 #ifndef LLMC_LOSS_REWARD_H
 #define LLMC_LOSS_REWARD_H
 
-#include <math.h>
+#include "scalar.h"
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,10 +26,6 @@ typedef struct RewardLoss {
     double label_smoothing; /* e: the probability that a label is wrong (Mitchell 2023, cDPO, eq. 3, for preferences) */
     double center;          /* c (Eisenstein et al. 2023, 2312.09244, eq. 2); 0: none */
 } RewardLoss;
-
-/* log sigma(x) without overflow, and sigma(x). */
-static inline double reward_log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
-static inline double reward_sigmoid(double x) { return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); }
 
 /* Bradley-Terry (Ouyang et al. 2022, eq. 1), with the margin of Touvron et al. 2023 (Llama 2, eq. 2). Without smoothing
  * this is TRL's RewardTrainer.compute_loss.
@@ -43,9 +39,9 @@ static inline double loss_bradley_terry(const RewardLoss *o, const float *score,
     for (int64_t i = 0; i < pairs; i++) {
         const double chosen = score[2 * i], rejected = score[2 * i + 1], both = chosen + rejected;
         const double x = chosen - rejected - (margin ? margin[i] : 0);
-        const double gap = reward_sigmoid(x) - (1 - e), pull = 2 * o->center * both;
-        sum -= (1 - e) * reward_log_sigmoid(x);
-        if (e > 0) sum -= e * reward_log_sigmoid(-x);
+        const double gap = sigmoid(x) - (1 - e), pull = 2 * o->center * both;
+        sum -= (1 - e) * log_sigmoid(x);
+        if (e > 0) sum -= e * log_sigmoid(-x);
         sum += o->center * both * both;
         if (dscore) {
             dscore[2 * i] = (float)((gap + pull) / N);
@@ -64,9 +60,9 @@ static inline double loss_binary(const RewardLoss *o, const float *score, const 
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         const double t = label[i] ? 1 - e : e, s = score[i];
-        if (t > 0) sum -= t * reward_log_sigmoid(s);
-        if (t < 1) sum -= (1 - t) * reward_log_sigmoid(-s);
-        if (dscore) dscore[i] = (float)((reward_sigmoid(s) - t) / N);
+        if (t > 0) sum -= t * log_sigmoid(s);
+        if (t < 1) sum -= (1 - t) * log_sigmoid(-s);
+        if (dscore) dscore[i] = (float)((sigmoid(s) - t) / N);
     }
     return sum / N;
 }

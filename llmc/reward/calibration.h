@@ -51,15 +51,15 @@ static inline void calibration_add(Calibration *c, double p, double right) {
 /* Adds a preference. difference: chosen score - rejected score, as a Bradley-Terry logit. NaN is left out. */
 static inline void calibration_add_pair(Calibration *c, double difference) {
     if (isnan(difference)) return;
-    c->log_loss -= reward_log_sigmoid(difference);
-    calibration_add(c, reward_sigmoid(fabs(difference)), difference > 0 ? 1 : difference < 0 ? 0 : 0.5);
+    c->log_loss -= log_sigmoid(difference);
+    calibration_add(c, sigmoid(fabs(difference)), difference > 0 ? 1 : difference < 0 ? 0 : 0.5);
 }
 
 /* Adds a label (1 or 0) predicted with the logit s. NaN is left out. */
 static inline void calibration_add_label(Calibration *c, double s, int label) {
     if (isnan(s)) return;
-    c->log_loss -= reward_log_sigmoid(label ? s : -s);
-    calibration_add(c, reward_sigmoid(s), label);
+    c->log_loss -= log_sigmoid(label ? s : -s);
+    calibration_add(c, sigmoid(s), label);
 }
 
 /* The ECE; NaN if there are no predictions. */

@@ -158,7 +158,7 @@ static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32
         double total = 1;
         bool right = true;
         for (int64_t end = k + solution[i]; k < end; k++) {
-            const double p = reward_sigmoid(r->value[k]);
+            const double p = sigmoid(r->value[k]);
             total = reward_model_aggregate(r->aggregation, total, p);
             right = right && label[k];
             tally_label(t, p, r->value[k], label[k]);

@@ -150,7 +150,7 @@ static inline bool reward_model_check(const RewardModel *r, int32_t vocab, const
  * mean score (bt). */
 static inline double reward_model_probability(const RewardModel *r, double score) {
     if (r->note.kind == REWARD_MODEL_PRM) return score;
-    return reward_sigmoid(r->note.kind == REWARD_MODEL_ORM ? r->note.mean + r->note.deviation * score : score);
+    return sigmoid(r->note.kind == REWARD_MODEL_ORM ? r->note.mean + r->note.deviation * score : score);
 }
 
 /* The item's completion as it is scored. For a process model the stop token is removed and the last step is ended by a
@@ -200,7 +200,7 @@ static inline bool reward_model_run(RewardModel *r, float *score, Error *e) {
             continue;
         }
         for (; t < b->targets && r->owner[t] == item; t++)
-            total = reward_model_aggregate(r->aggregation, total, reward_sigmoid(r->value[t]));
+            total = reward_model_aggregate(r->aggregation, total, sigmoid(r->value[t]));
         score[item] = (float)total;
     }
     r->rows += b->rows;
