@@ -318,12 +318,13 @@ static void loses_a_rank(int signal, int which, int ranks, const char *part) {
     char command[1000];
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
     put("kept", "earlier");
-    /* mpirun itself ends what is left of a run when a rank has died: not before it could speak on a busy machine */
+    /* When a rank has died, mpirun kills the others after a time. On a busy machine they need several seconds to notice the
+     * death and to report it, and must not run into their own time-out before. */
     snprintf(command, sizeof command,
              "mpirun --mca odls_base_sigkill_timeout %d --oversubscribe --bind-to none -n %d " SFT
              "-x 100000 -o $T/kept --state $T/lost.state -n 2 "
-             "--metrics $T/lost.jsonl --dist-timeout 3 --zero 1",
-             signal == SIGKILL ? 4 : 1, ranks);
+             "--metrics $T/lost.jsonl --dist-timeout %d --zero 1",
+             signal == SIGKILL ? 10 : 1, ranks, signal == SIGKILL ? 20 : 3);
     const pid_t launcher = run_start(command);
     run_until(files_path("lost.jsonl"), 5);
     kill(rank_of(launcher, which), signal);
