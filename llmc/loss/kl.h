@@ -20,6 +20,7 @@
 #define LLMC_LOSS_KL_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define KL_CHOICES "k1|k2|k3"

@@ -5,7 +5,7 @@
  *             From here on llm.c writes 0 and reads nothing. 0 means GPT-2's value:
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
  *               [12] position   [13] mlp   [14] 1: the trailer holds a value head
- *   weights   the tensors of config.h's table up to lnfb, in that order, stacked over layers, with the padding rows of
+ *   weights   the tensors of tensors.h's table up to lnfb, in that order, stacked over layers, with the padding rows of
  *             wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
  *   trailer   8 bytes "LLMCTAIL", uint32 version 1, then sections, each
  *               {4 bytes tag, uint32 0, uint64 n, n bytes}
@@ -308,7 +308,7 @@ static inline bool checkpoint_create(CheckpointWriter *c, const char *path, cons
     return false;
 }
 
-/* Writes the next n weights in file order: the tensors of config.h's table up to lnfb. */
+/* Writes the next n weights in file order: the tensors of tensors.h's table up to lnfb. */
 static inline bool checkpoint_put_weights(CheckpointWriter *c, const float *src, size_t n, Error *e) {
     uint16_t half[CHECKPOINT_CHUNK];
     assert(n <= c->weights_left);

@@ -11,7 +11,7 @@
  * the summed gradients of its slices of the layers. dist.h then performs a step in parts: it computes the norm over all
  * ranks, updates the slices and sends the weights to all ranks.
  *
- * Weight decay is decoupled and applies to matrices only (column `decay` in config.h). Defaults are TRL's: betas 0.9
+ * Weight decay is decoupled and applies to matrices only (column `decay` in tensors.h). Defaults are TRL's: betas 0.9
  * and 0.999, eps 1e-8, decay 0, clipping at 1.
  */
 #ifndef LLMC_MODEL_OPTIMIZER_H

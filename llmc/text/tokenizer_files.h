@@ -1,5 +1,4 @@
-/* tokenizer_files.h - readers of published vocabularies: vocab.json + merges.txt and tokenizer.json. (Included by
- * tokenizer.h.)
+/* tokenizer_files.h - readers of published vocabularies: vocab.json + merges.txt and tokenizer.json.
  *
  * vocab.json (OpenAI: encoder.json) maps tokens to ids. merges.txt (vocab.bpe) has one merge per line, lowest rank
  * first, after a line `#version`. Both write bytes as printable characters: "Ġ" is a space (GPT-2's bytes_to_unicode).
