@@ -432,8 +432,14 @@ static void signals(void **state) {
     /* Ctrl-C stops the answer; the next one comes; the end of the input ends the program */
     Session s = chat_start("long.bin");
     chat_say(&s, "go\n");
-    const size_t n = chat_hear(&s, SIGINT);
-    assert_true(n >= 10 && n < LONG);
+    size_t n = chat_hear(&s, SIGINT);
+    for (int again = 0; again < 20 && n > LONG / 2; again++) { /* heard so late that the context has no room for another */
+        chat_end(&s);
+        s = chat_start("long.bin");
+        chat_say(&s, "go\n");
+        n = chat_hear(&s, SIGINT);
+    }
+    assert_true(n >= 10 && n <= LONG / 2);
     chat_say(&s, "again\n");
     assert_true(chat_hear(&s, SIGINT) >= 10);
     assert_int_equal(chat_end(&s), 0);
