@@ -433,7 +433,8 @@ static void signals(void **state) {
     Session s = chat_start("long.bin");
     chat_say(&s, "go\n");
     size_t n = chat_hear(&s, SIGINT);
-    for (int again = 0; again < 20 && n > LONG / 2; again++) { /* heard so late that the context has no room for another */
+    for (int again = 0; again < 20 && n > LONG / 2;
+         again++) { /* heard so late that the context has no room for another */
         chat_end(&s);
         s = chat_start("long.bin");
         chat_say(&s, "go\n");
