@@ -39,7 +39,7 @@ static void the_chain(void **state) {
         run(0, line);
         const double policy = reward("policy.json"), ppo = reward("ppo.json"), dpo = reward("dpo.json");
         print_message("seed %d: reward %.2f fine-tuned, %.2f after PPO, %.2f after DPO\n", seed, policy, ppo, dpo);
-        assert_true(ppo > policy + 0.3 && dpo > ppo + 0.1);
+        assert_true(ppo > policy + 0.5 && dpo > ppo + 0.1);
     }
 }
 

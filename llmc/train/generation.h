@@ -177,7 +177,7 @@ static inline void generation_open_prompts(Generation *g) {
         trainer_check_shard(g->t, &g->val.shard);
         if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
     }
-    if (g->t->text.stop < 0) warn("the model carries no tokenizer: completions end at --max-completion-length only");
+    if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
 }
