@@ -435,7 +435,7 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
     reference_of(r, d, s, true);
     for (int32_t i = 0; i < s->count; i++)
         for (int32_t t = s->offset[3 * i]; t < s->offset[3 * i + 3]; t++) sum += (double)s->logp[t] - s->ref[t];
-    return kto_clamp(trainer_total(&r->t, sum) / total);
+    return kto_clamp(dist_total(&r->t.dist, sum) / total);
 }
 
 /* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. */
@@ -447,7 +447,7 @@ static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records,
     answer_set_clear(s);
     answer_set_clear(&r->mismatch);
     for (int64_t i = 0; i < n; i++) r->cost[i] = answer_set_rows(s, &d->pair[records ? records[i] : i]);
-    trainer_share(t, r->cost, n, r->owner);
+    dist_share(r->cost, n, t->dist.ranks, r->owner);
     for (int64_t i = 0; i < n; i++) {
         const int64_t record = records ? records[i] : i;
         const Pair *p = &d->pair[record];
@@ -460,10 +460,10 @@ static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records,
     }
     reference_of(r, d, s, false);
     const double z = o.unpaired ? reference_point(r, d, (double)n) : 0;
-    if (train) trainer_micros(t, answer_set_micros(s, &r->batch));
+    if (train) dist_grads_begin(&t->grads, answer_set_micros(s, &r->batch));
     if (o.unpaired) run_answers(r, d, s, z, (double)n, train, &sums);
     else run_pairs(r, s, &N, train, &sums);
-    trainer_sums(t, (double *)&sums, sizeof sums / sizeof(double));
+    dist_sum(&t->dist, (double *)&sums, sizeof sums / sizeof(double));
     sums.z = z;
     return sums;
 }
@@ -520,7 +520,7 @@ static Sums run_online(Run *r) {
     for (int32_t i = 0; i < s->count; i++) r->t.tokens += answer_set_rows(s, &s->pair[i]);
     if (r->kind != REFERENCE_NONE) reference_run(r, s, &r->reference.model, &r->reference.work);
     const PreferenceNormaliser N = preference_normaliser(s->offset, s->count);
-    trainer_micros(&r->t, answer_set_micros(s, &r->batch));
+    dist_grads_begin(&r->t.grads, answer_set_micros(s, &r->batch));
     if (!s->count) metrics_line(&r->t.metrics, "train_dpo: warning: no pair of this step has scores that differ");
     else if (o.online_kind == ONLINE_NASH_MD) run_nash(r, s, &sums);
     else run_pairs(r, s, &N, true, &sums);

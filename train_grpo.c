@@ -158,8 +158,8 @@ static AdvantageStats compare(Run *r) {
 static void all_stats(Trainer *t, PolicyStats *stats) {
     double sum[POLICY_STATS_SUMS], most[POLICY_STATS_MAXIMA];
     policy_stats_split(stats, sum, most);
-    trainer_sums(t, sum, POLICY_STATS_SUMS);
-    trainer_maxima(t, most, POLICY_STATS_MAXIMA);
+    dist_sum(&t->dist, sum, POLICY_STATS_SUMS);
+    dist_max(&t->dist, most, POLICY_STATS_MAXIMA);
     *stats = policy_stats_join(sum, most);
 }
 
@@ -183,7 +183,7 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
     double loss = 0, tokens = 0;
     int32_t mine, last;
     generation_mine(g, first, end, &mine, &last);
-    trainer_micros(t, generation_micros(g, mine, last));
+    dist_grads_begin(&t->grads, generation_micros(g, mine, last));
     for (int32_t i = mine, next; i < last; i = next) {
         next = generation_pack(g, i, last);
         const ModelOutput out = {.logp = g->logp + g->offset[i], .entropy = g->entropy + g->offset[i]};
@@ -204,8 +204,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
         t->flops += 3 * generation_batch_flops(g, &t->model);
         tokens += g->batch.rows;
     }
-    loss = trainer_total(t, loss);
-    t->tokens += (int64_t)trainer_total(t, tokens);
+    loss = dist_total(&t->dist, loss);
+    t->tokens += (int64_t)dist_total(&t->dist, tokens);
     all_stats(t, stats);
     trainer_update(t, loss);
     if (o.adaptive_entropy && stats->tokens > 0) entropy_control_update(&r->entropy, stats->entropy / stats->tokens);

@@ -197,7 +197,7 @@ static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32
     dist_cut(cost, n, ranks, cut);
     if (!reward_model_score(m, item + cut[rank], (int32_t)(cut[rank + 1] - cut[rank]), score + cut[rank], &e))
         die("%s", e.text);
-    trainer_complete(&r->t, score, cut, sizeof *score);
+    dist_complete(&r->t.dist, score, cut, sizeof *score);
     free(cost);
     for (int32_t i = 0; i < n; i++) sum[i] += score[i];
     r->t.flops += model_flops(&m->model.config, (double)(m->rows - before), 0, 0);
@@ -370,8 +370,8 @@ static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormali
 /* Reduces *s over all ranks. Collective. */
 static void all_stats(Trainer *t, PpoStats *s) {
     double most[] = {s->sampler_gap_max, s->ratio_gap};
-    trainer_maxima(t, most, 2);
-    trainer_sums(t, (double *)s, sizeof *s / sizeof(double));
+    dist_max(&t->dist, most, 2);
+    dist_sum(&t->dist, (double *)s, sizeof *s / sizeof(double));
     s->sampler_gap_max = most[0];
     s->ratio_gap = most[1];
 }
@@ -392,7 +392,7 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
     generation_mine(g, first, end, &mine, &last);
     int64_t micros = generation_micros(g, mine, last);
     if (o.ptx_coef > 0) micros += pretraining_micros(&r->ptx, t, &g->batch, o.ptx_tokens);
-    if (!warming) trainer_micros(t, micros);
+    if (!warming) dist_grads_begin(&t->grads, micros);
     for (int32_t i = mine, next; i < last; i = next) {
         next = generation_pack(g, i, last);
         const int32_t at = g->offset[i];
@@ -430,9 +430,9 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
     }
     double text = 0;
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef, o.ptx_tokens);
-    value_loss = trainer_total(t, value_loss);
-    loss = trainer_total(t, loss) + value_loss + text;
-    t->tokens = before + (int64_t)trainer_total(t, (double)(t->tokens - before));
+    value_loss = dist_total(&t->dist, value_loss);
+    loss = dist_total(&t->dist, loss) + value_loss + text;
+    t->tokens = before + (int64_t)dist_total(&t->dist, (double)(t->tokens - before));
     all_stats(t, &part);
     ppo_stats_add(stats, &part);
     stats->updates++;

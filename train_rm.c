@@ -307,12 +307,12 @@ static Sums run_records(Trainer *t, Work *w, const Data *d, const int64_t *recor
         N += record_units(d, record);
         if (train) t->tokens += record_rows(d, record);
     }
-    trainer_share(t, w->cost, n, w->owner);
-    if (train) trainer_micros(t, run_own(t, w, d, records, n, true, 0, NULL));
+    dist_share(w->cost, n, t->dist.ranks, w->owner);
+    if (train) dist_grads_begin(&t->grads, run_own(t, w, d, records, n, true, 0, NULL));
     run_own(t, w, d, records, n, train, N, &s);
     double extremes[] = {-s.least, s.most};
-    trainer_maxima(t, extremes, 2);
-    trainer_sums(t, (double *)&s, sizeof s / sizeof(double));
+    dist_max(&t->dist, extremes, 2);
+    dist_sum(&t->dist, (double *)&s, sizeof s / sizeof(double));
     s.least = -extremes[0];
     s.most = extremes[1];
     s.calibration.low = low;

@@ -216,10 +216,10 @@ static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *reco
         if (train && targets) t->tokens += r.count;
     }
     record_free(&r);
-    trainer_share(t, w->cost, n, w->owner);
-    if (train) trainer_micros(t, run_own(t, w, s, records, n, true, 0, NULL));
+    dist_share(w->cost, n, t->dist.ranks, w->owner);
+    if (train) dist_grads_begin(&t->grads, run_own(t, w, s, records, n, true, 0, NULL));
     run_own(t, w, s, records, n, train, N, &sums);
-    trainer_sums(t, (double *)&sums, sizeof sums / sizeof(double));
+    dist_sum(&t->dist, (double *)&sums, sizeof sums / sizeof(double));
     sums.entropy /= fmax(sums.targets, 1);
     sums.right /= fmax(sums.targets, 1);
     return sums;

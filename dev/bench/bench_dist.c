@@ -36,11 +36,6 @@ static const Option options[] = {
 
 static const OptionAbout about = {"[options]", "Times sums over ranks and data-parallel training steps."};
 
-static NORETURN void lost(Dist *d, const Error *e) {
-    if (dist_speaks(d)) fprintf(stderr, "bench_dist: %s\n", e->text);
-    dist_abort(d, 1);
-}
-
 /* Returns the shortest time of several all-reduces of n floats, in seconds. */
 static double time_sum(Dist *d, Device *device, size_t n) {
     Error e;
@@ -50,15 +45,14 @@ static double time_sum(Dist *d, Device *device, size_t n) {
     if (!piece.x) die("%s", e.text);
     b->zero(device, piece.x, n * sizeof(float));
     for (int i = 0; i < 6; i++) {
-        bool any = false;
-        if (!dist_any(d, &any, &e)) lost(d, &e); /* a barrier */
+        dist_any(d, false); /* a barrier */
         const double start = program_seconds();
         if (!d->device.link->reduce(d->device.state, &piece, 1, true, &e) ||
             !d->device.link->finish(d->device.state, 0, &e))
-            lost(d, &e);
+            dist_failed(d, &e);
         best = fmin(best, program_seconds() - start);
     }
-    if (!dist_max(d, &best, 1, &e)) lost(d, &e);
+    dist_max(d, &best, 1);
     b->release(device, piece.x);
     return best;
 }
@@ -118,17 +112,15 @@ int main(int argc, char **argv) {
     double *seconds = (double *)xcalloc((size_t)o.steps, sizeof *seconds), waited = 0;
     uint64_t sent = 0;
     for (int64_t step = -1; step < o.steps; step++) {
-        OptimizerResult r;
-        bool any = false;
-        if (!dist_any(&d, &any, &e)) lost(&d, &e);
+        dist_any(&d, false);
         const double start = program_seconds();
         if (step == 0) {
             waited = d.waited;
             sent = d.ranks > 1 ? d.device.link->bytes_sent(d.device.state) : 0;
         }
-        if (!dist_grads_begin(&g, 1, &e)) lost(&d, &e);
+        dist_grads_begin(&g, 1);
         model_forward_backward(&m, &w, &batch, 1, dlogp, &(ModelOutput){0});
-        if (!dist_grads_update(&g, 1e-4, &r, &e)) lost(&d, &e);
+        dist_grads_update(&g, 1e-4);
         if (step >= 0) seconds[step] = program_seconds() - start;
     }
     waited = (d.waited - waited) / (double)o.steps;

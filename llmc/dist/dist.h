@@ -39,7 +39,10 @@
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
  *     dist_share(tokens, n, d.ranks, owner);                          // work on those with owner[i] == d.rank
- *     if (!dist_sum(&d, &loss, 1, &e)) die("%s", e.text);
+ *     loss = dist_total(&d, loss);
+ *
+ * A collective call that fails cannot be repeated, because the ranks are no longer in step. It therefore returns nothing:
+ * dist_failed() ends the run, in a way that the program can set (`failed`).
  *
  * Gradients, moments and weights: grads.h. With one rank dist_share() assigns everything to it, and the collective
  * calls do nothing.
@@ -79,6 +82,9 @@ typedef struct Dist {
     /* Finishes the sums of gradients that are in progress, before any other communication; NULL if there are none. */
     bool (*settle)(void *context, Error *e);
     void *settle_context;
+    /* Ends the run after a failed collective call, and does not return. If NULL, one rank prints the error. */
+    void (*failed)(void *context, const Error *e);
+    void *failed_context;
 } Dist;
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
@@ -174,6 +180,16 @@ static inline NORETURN void dist_abort(Dist *d, int status) {
     _exit(status);
 }
 
+/* Ends the run after a failed collective call. One rank prints the reason; the others give it time to do so. */
+static inline NORETURN void dist_failed(Dist *d, const Error *e) {
+    const struct timespec grace = {.tv_sec = 5};
+    if (!dist_speaks(d) && nanosleep(&grace, NULL))
+        _exit(1); /* interrupted: the rank that printed ends this one, too */
+    if (d->failed) d->failed(d->failed_context, e);
+    else fprintf(stderr, "%s: %s\n", program_invocation_short_name, e->text);
+    dist_abort(d, 1);
+}
+
 static inline void dist_close(Dist *d) {
     if (d->device.state && d->device.state != d->host.state) d->device.link->close(d->device.state);
     if (d->host.state) d->host.link->close(d->host.state);
@@ -181,7 +197,7 @@ static inline void dist_close(Dist *d) {
     *d = (Dist){.ranks = 1};
 }
 
-static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e);
+static inline bool dist_try_exchange(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e);
 
 /* Joins the ranks that the launcher started, if there are several. b, device: those of the model. timeout: seconds. */
 static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *device, Error *e) {
@@ -214,7 +230,9 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     }
     const DistPeer here = dist_here();
     DistPeer *peer = (DistPeer *)xcalloc((size_t)d->ranks, sizeof *peer);
-    if (!dist_exchange(d, &here, peer, sizeof here, e)) {
+    size_t each[d->ranks];
+    for (int r = 0; r < d->ranks; r++) each[r] = sizeof here;
+    if (!dist_try_exchange(d, &here, peer, each, e)) {
         free(peer);
         return false;
     }
@@ -225,7 +243,7 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
 /* ---- collectives on host memory -------------------------------------------------------------------------------- */
 
 /* All-gather: all = bytes[r] bytes of every rank r, in the order of ranks. */
-static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e) {
+static inline bool dist_try_exchange(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e) {
     if (d->ranks == 1) {
         if (bytes[0]) memmove(all, mine, bytes[0]);
         return true;
@@ -237,88 +255,102 @@ static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, con
     return ok;
 }
 
+/* The same; a failure ends the run, here and in all functions below. */
+static inline void dist_exchange_parts(Dist *d, const void *mine, void *all, const size_t *bytes) {
+    Error e;
+    if (!dist_try_exchange(d, mine, all, bytes, &e)) dist_failed(d, &e);
+}
+
 /* All-gather of equal parts. all: (ranks, bytes) */
-static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t bytes, Error *e) {
+static inline void dist_exchange(Dist *d, const void *mine, void *all, size_t bytes) {
     size_t each[d->ranks];
+    assert(d->ranks >= 1);
     for (int r = 0; r < d->ranks; r++) each[r] = bytes;
-    return dist_exchange_parts(d, mine, all, each, e);
+    dist_exchange_parts(d, mine, all, each);
 }
 
 /* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards every
  * rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
-static inline bool dist_complete(Dist *d, void *array, const int64_t *first, size_t size, Error *e) {
-    if (d->ranks == 1) return true;
+static inline void dist_complete(Dist *d, void *array, const int64_t *first, size_t size) {
+    if (d->ranks == 1) return;
     size_t bytes[d->ranks];
     for (int r = 0; r < d->ranks; r++) bytes[r] = (size_t)(first[r + 1] - first[r]) * size;
     char *all = (char *)array + (size_t)first[0] * size;
     const size_t total = (size_t)(first[d->ranks] - first[0]) * size;
     char *copy = (char *)xmalloc(total);
-    bool ok = dist_exchange_parts(d, (char *)array + (size_t)first[d->rank] * size, copy, bytes, e);
-    if (ok && total) memcpy(all, copy, total);
+    dist_exchange_parts(d, (char *)array + (size_t)first[d->rank] * size, copy, bytes);
+    if (total) memcpy(all, copy, total);
     free(copy);
-    return ok;
 }
 
-/* All-gather of any `count` elements of `size` bytes per rank. *all: the elements of all ranks, in order; the caller frees
- * it. first: (ranks + 1), rank r's elements are first[r] ... first[r+1]-1. */
-static inline bool dist_collect(Dist *d, const void *mine, int64_t count, size_t size, void **all, int64_t *first,
-                                Error *e) {
+/* All-gather of any `count` elements of `size` bytes per rank. Returns the elements of all ranks, in order, which the
+ * caller frees. first: (ranks + 1), rank r's elements are first[r] ... first[r+1]-1. */
+static inline void *dist_collect(Dist *d, const void *mine, int64_t count, size_t size, int64_t *first) {
     int64_t counts[d->ranks];
     size_t bytes[d->ranks];
-    *all = NULL;
-    if (!dist_exchange(d, &count, counts, sizeof count, e)) return false;
+    dist_exchange(d, &count, counts, sizeof count);
     first[0] = 0;
     for (int r = 0; r < d->ranks; r++) {
         first[r + 1] = first[r] + counts[r];
         bytes[r] = (size_t)counts[r] * size;
     }
-    *all = xmalloc((size_t)first[d->ranks] * size);
-    if (dist_exchange_parts(d, mine, *all, bytes, e)) return true;
-    free(*all);
-    *all = NULL;
-    return false;
+    void *all = xmalloc((size_t)first[d->ranks] * size);
+    dist_exchange_parts(d, mine, all, bytes);
+    return all;
 }
 
 /* x[n] = sum over the ranks, in the order of ranks. */
-static inline bool dist_sum(Dist *d, double *x, int n, Error *e) {
-    if (d->ranks == 1) return true;
-    double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
-    const bool ok = dist_exchange(d, x, all, (size_t)n * sizeof *x, e);
-    for (int i = 0; ok && i < n; i++) {
+static inline void dist_sum(Dist *d, double *x, size_t n) {
+    if (d->ranks == 1) return;
+    double *all = (double *)xmalloc((size_t)d->ranks * n * sizeof *all);
+    dist_exchange(d, x, all, n * sizeof *x);
+    for (size_t i = 0; i < n; i++) {
         x[i] = 0;
-        for (int r = 0; r < d->ranks; r++) x[i] += all[r * n + i];
+        for (size_t r = 0; r < (size_t)d->ranks; r++) x[i] += all[r * n + i];
     }
     free(all);
-    return ok;
 }
 
 /* x[n] = maximum over the ranks; NaN is less than any number. */
-static inline bool dist_max(Dist *d, double *x, int n, Error *e) {
-    if (d->ranks == 1) return true;
-    double *all = (double *)xmalloc((size_t)d->ranks * (size_t)n * sizeof *all);
-    const bool ok = dist_exchange(d, x, all, (size_t)n * sizeof *x, e);
-    for (int i = 0; ok && i < n; i++)
-        for (int r = 0; r < d->ranks; r++) x[i] = r ? fmax(x[i], all[r * n + i]) : all[i];
+static inline void dist_max(Dist *d, double *x, size_t n) {
+    if (d->ranks == 1) return;
+    double *all = (double *)xmalloc((size_t)d->ranks * n * sizeof *all);
+    dist_exchange(d, x, all, n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        for (size_t r = 0; r < (size_t)d->ranks; r++) x[i] = r ? fmax(x[i], all[r * n + i]) : all[i];
     free(all);
-    return ok;
 }
 
-/* *x = whether it is true on any rank. */
-static inline bool dist_any(Dist *d, bool *x, Error *e) {
-    double one = *x;
-    const bool ok = dist_max(d, &one, 1, e);
-    *x = one > 0;
-    return ok;
+/* x[n] = minimum over the ranks; NaN is greater than any number. */
+static inline void dist_min(Dist *d, double *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = -x[i];
+    dist_max(d, x, n);
+    for (size_t i = 0; i < n; i++) x[i] = -x[i];
 }
 
-/* *rank: the first rank whose value differs from rank 0's, or -1. */
-static inline bool dist_same(Dist *d, uint64_t value, int *rank, Error *e) {
+/* A struct whose fields are all doubles, as the array and the length that dist_sum(), dist_max() and dist_min() take. */
+#define DIST_FIELDS(x) (double *)&(x), sizeof(x) / sizeof(double)
+
+/* The sum of x over the ranks. */
+static inline double dist_total(Dist *d, double x) {
+    dist_sum(d, &x, 1);
+    return x;
+}
+
+/* Whether x is true on any rank. */
+static inline bool dist_any(Dist *d, bool x) {
+    double one = x;
+    dist_max(d, &one, 1);
+    return one > 0;
+}
+
+/* The first rank whose value differs from rank 0's, or -1. */
+static inline int dist_differs(Dist *d, uint64_t value) {
     uint64_t all[d->ranks];
-    *rank = -1;
-    if (!dist_exchange(d, &value, all, sizeof value, e)) return false;
-    for (int r = d->ranks - 1; r > 0; r--)
-        if (all[r] != all[0]) *rank = r;
-    return true;
+    dist_exchange(d, &value, all, sizeof value);
+    for (int r = 1; r < d->ranks; r++)
+        if (all[r] != all[0]) return r;
+    return -1;
 }
 
 /* ---- distribution of work -------------------------------------------------------------------------------------- */

@@ -7,11 +7,11 @@
  *     dist_grads_open(&g, &d, &model, &optimizer, false);      // both were created with model.share
  *     for (int64_t step = 1; step <= steps; step++) {
  *         // micros: micro-batches of this rank; may be 0
- *         if (!dist_grads_begin(&g, micros, &e)) die("%s", e.text);
+ *         dist_grads_begin(&g, micros);
  *         for (int64_t i = 0; i < micros; i++)                 // the sums begin in the last backward pass
  *             model_backward(&model, &work, &batch[i], 1.0f, dlogp[i], NULL, NULL);
  *         // replaces optimizer_step()
- *         if (!dist_grads_update(&g, lr, &result, &e)) die("%s", e.text);
+ *         OptimizerResult result = dist_grads_update(&g, lr);
  *     }
  *
  * With zero 2 the gradients of a layer are stored in one of two buffers that the layers use alternately. After every
@@ -200,19 +200,18 @@ static inline void dist_grads_close(DistGrads *g) {
     *g = (DistGrads){0};
 }
 
-/* Call before the first backward pass of a step. micros: number of backward passes that this rank will run. */
-static inline bool dist_grads_begin(DistGrads *g, int64_t micros, Error *e) {
+/* Call before the first backward pass of a step. micros: number of backward passes that this rank will run. Collective. */
+static inline void dist_grads_begin(DistGrads *g, int64_t micros) {
     g->micros = g->rounds = (double)micros;
     g->done = 0;
     g->next = 0;
     g->begun = true;
     g->failed = false;
-    if (g->d->ranks == 1) return true;
-    if (g->d->settle) return error_set(e, "the step of another model is not over");
-    if (dist_zero2(g) && !dist_max(g->d, &g->rounds, 1, e)) return false;
+    if (g->d->ranks == 1) return;
+    assert(!g->d->settle); /* the step of another model is over */
+    if (dist_zero2(g)) dist_max(g->d, &g->rounds, 1);
     g->d->settle = dist_grads_finish;
     g->d->settle_context = g;
-    return true;
 }
 
 /* zero 1 and 2: all-gathers the new weights of each rank. */
@@ -241,35 +240,37 @@ static inline bool dist_grads_weights(DistGrads *g, Error *e) {
 }
 
 /* Finishes the step's sums; a late model's begin here. */
-static inline bool dist_grads_settle(DistGrads *g, Error *e) {
+static inline void dist_grads_settle(DistGrads *g) {
+    Error e;
     g->begun = false;
     if (g->late) g->next = 0;
-    if (g->late && g->d->ranks > 1) return dist_grads_finish(g, e);
-    return !g->d->settle || g->d->settle(g->d->settle_context, e);
+    if (g->late && g->d->ranks > 1) {
+        if (!dist_grads_finish(g, &e)) dist_failed(g->d, &e);
+    } else if (g->d->settle && !g->d->settle(g->d->settle_context, &e)) dist_failed(g->d, &e);
 }
 
-/* Ends the step without an update and zeroes the gradients. */
-static inline bool dist_grads_discard(DistGrads *g, Error *e) {
+/* Ends the step without an update and zeroes the gradients. Collective. */
+static inline void dist_grads_discard(DistGrads *g) {
     const Model *m = g->model;
-    if (!dist_grads_settle(g, e)) return false;
+    dist_grads_settle(g);
     model_zero_grads(m);
     if (dist_zero2(g)) m->backend->zero(m->device, g->optimizer->layer_grads, g->optimizer->count * sizeof(float));
-    return true;
 }
 
-/* Ends the step: the sums, the gradient norm, the update at learning rate lr, the all-gather of the weights. */
-static inline bool dist_grads_update(DistGrads *g, double lr, OptimizerResult *result, Error *e) {
+/* Ends the step: the sums, the gradient norm, the update at learning rate lr, the all-gather of the weights. Collective. */
+static inline OptimizerResult dist_grads_update(DistGrads *g, double lr) {
+    Error e;
     Optimizer *o = g->optimizer;
-    if (!dist_grads_settle(g, e)) return false;
-    if (!model_sync(g->model, e)) return false;
+    dist_grads_settle(g);
+    if (!model_sync(g->model, &e)) dist_failed(g->d, &e);
     double square = optimizer_square(o, g->model);
-    if (o->sharded && !dist_sum(g->d, &square, 1, e)) return false;
-    *result = optimizer_update(o, g->model, lr, sqrt(square));
-    if (!o->sharded || result->skipped) return true;
+    if (o->sharded) dist_sum(g->d, &square, 1);
+    const OptimizerResult result = optimizer_update(o, g->model, lr, sqrt(square));
+    if (!o->sharded || result.skipped) return result;
     const double start = dist_seconds();
-    const bool ok = dist_grads_weights(g, e);
+    if (!dist_grads_weights(g, &e)) dist_failed(g->d, &e);
     g->d->waited += dist_seconds() - start;
-    return ok;
+    return result;
 }
 
 #endif

@@ -135,10 +135,13 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
 static inline void critic_step(Critic *c, double loss, int64_t step) {
     Error e;
     const double rate = c->learning_rate * schedule_at(&c->t->schedule, step);
-    c->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
     if (!model_sync(&c->model, &e)) die("%s", e.text);
-    if (isfinite(loss) ? !dist_grads_update(&c->grads, rate, &c->update, &e) : !dist_grads_discard(&c->grads, &e))
-        trainer_lost(c->t, &e);
+    if (isfinite(loss)) {
+        c->update = dist_grads_update(&c->grads, rate);
+    } else {
+        dist_grads_discard(&c->grads);
+        c->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
+    }
 }
 
 static inline void critic_close(Critic *c) {

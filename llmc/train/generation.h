@@ -273,7 +273,6 @@ static inline void generation_close(Generation *g) {
 /* All-gather of the completions of n groups: sends those of this rank's groups and receives the others. Collective. */
 static inline void generation_spread(Generation *g, Answer *answer, const int32_t *owner, int32_t n) {
     Dist *d = &g->t->dist;
-    Error e;
     const int32_t G = (int32_t)g->o->generations;
     const size_t most = (size_t)g->o->max_completion;
     if (d->ranks == 1) return;
@@ -289,13 +288,11 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
         memcpy(mine + at, c->logp, (size_t)c->count * sizeof *mine);
         at += c->count;
     }
-    void *all;
-    if (!dist_collect(d, mine, at, sizeof *mine, &all, first, &e)) trainer_lost(g->t, &e);
-    const int32_t *from = (const int32_t *)all;
+    int32_t *all = (int32_t *)dist_collect(d, mine, at, sizeof *mine, first);
     for (int32_t i = 0; i < n * G; i++) {
         Completion *c = &answer[i].completion;
         int64_t *next = &first[owner[i / G]];
-        const int32_t *x = from + *next;
+        const int32_t *x = all + *next;
         const size_t bytes = (size_t)x[0] * sizeof *x;
         *next += 2 + 2 * (int64_t)x[0];
         if (owner[i / G] == d->rank) continue;
@@ -319,7 +316,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
         for (int32_t k = 0; k < G; k++) answer[i * G + k] = (Answer){.prompt = prompt, .id = g->next_id++};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }
-    trainer_share(g->t, g->cost + first, n, owner);
+    dist_share(g->cost + first, n, g->t->dist.ranks, owner);
     for (int32_t i = 0; i < n; i++)
         if (owner[i] == g->t->dist.rank)
             q[own++] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i * G].prompt),
@@ -357,7 +354,6 @@ static inline void generation_score_answers(Generation *g, Answer *answer, int32
 /* Scores groups first ... first+n-1, each on the rank that sampled it, followed by an all-gather. Collective. */
 static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     Dist *d = &g->t->dist;
-    Error e;
     const int32_t G = (int32_t)g->o->generations;
     const size_t K = (size_t)g->rewards.count;
     Answer *answer = g->answer + first * G, *mine = (Answer *)xcalloc((size_t)(n * G), sizeof *mine);
@@ -371,11 +367,10 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
         scores[(size_t)i * (K + 1)] = mine[i].reward;
         memcpy(scores + (size_t)i * (K + 1) + 1, mine[i].parts, K * sizeof *scores);
     }
-    void *all;
     int64_t next[d->ranks + 1];
-    if (!dist_collect(d, scores, own, (K + 1) * sizeof *scores, &all, next, &e)) trainer_lost(g->t, &e);
+    float *all = (float *)dist_collect(d, scores, own, (K + 1) * sizeof *scores, next);
     for (int32_t i = 0, k = 0; i < n * G; i++) {
-        const float *x = (const float *)all + (size_t)next[owner[i / G]]++ * (K + 1);
+        const float *x = all + (size_t)next[owner[i / G]]++ * (K + 1);
         const Completion *c = &answer[i].completion;
         answer[i].reward = x[0];
         memcpy(answer[i].parts, x + 1, K * sizeof *x);
@@ -408,7 +403,7 @@ static inline void generation_arrange(Generation *g, int32_t first, int32_t n, i
     const int32_t G = (int32_t)g->o->generations;
     int32_t at = first;
     for (int32_t i = 0; i < n; i++) g->cost[i] = generation_group_tokens(g, first + i);
-    trainer_share(g->t, g->cost, n, g->owner);
+    dist_share(g->cost, n, ranks, g->owner);
     for (int r = 0; r < ranks; r++) {
         cut[r] = (int64_t)at * G;
         for (int32_t i = at; i < first + n; i++) {
@@ -493,7 +488,7 @@ static inline void generation_complete(Generation *g, void *array, int32_t first
         const int64_t answer = cut[r] < first ? first : cut[r] > end ? end : cut[r];
         at[r] = g->offset[answer];
     }
-    if (array) trainer_complete(g->t, array, at, 4);
+    if (array) dist_complete(&g->t->dist, array, at, 4);
 }
 
 /* Computes the outputs requested in `out` for all tokens of completions [first, end) under a model. The arrays of `out`
@@ -541,7 +536,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
                         NULL, &e))
         die("%s: %s", g->o->val, e.text);
-    trainer_complete(g->t, outcome, cut, sizeof *outcome);
+    dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
     evaluation_summarise(&v, outcome, count);
     v.outcome = NULL;
     free(cost), free(outcome);

@@ -91,7 +91,7 @@ static inline int64_t pretraining_pass(Pretraining *p, Trainer *t, const Workspa
     return micros;
 }
 
-/* This rank's number of micro-batches for N targets, for trainer_micros(). */
+/* This rank's number of micro-batches for N targets, for dist_grads_begin(). */
 static inline int64_t pretraining_micros(Pretraining *p, Trainer *t, Batch *b, int64_t N) {
     return pretraining_pass(p, t, NULL, b, 0, N, NULL);
 }
@@ -102,7 +102,7 @@ static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspac
                                       int64_t N) {
     double sum = 0;
     pretraining_pass(p, t, w, b, coef / (double)N, N, &sum);
-    p->loss = trainer_total(t, sum) / (double)N;
+    p->loss = dist_total(&t->dist, sum) / (double)N;
     return coef * p->loss;
 }
 

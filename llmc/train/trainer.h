@@ -15,9 +15,9 @@
  * A trainer that distributes its batch can run on several ranks (dist.h). Rank 0 prints and writes files. Every rank
  * must call the functions marked "Collective" at the same point. Within a step:
  *
- *     trainer_share()        assigns the parts of the batch to ranks; t->dist.rank is this rank
- *     trainer_micros()       announces the number of backward passes that this rank is about to make
- *     trainer_total()        sums the loss and the counts over the ranks, before trainer_update()
+ *     dist_share()           assigns the parts of the batch to ranks; t->dist.rank is this rank
+ *     dist_grads_begin()     announces the number of backward passes that this rank is about to make
+ *     dist_sum()             sums the loss and the counts over the ranks, before trainer_update()
  *
  * The counters that a resumed run needs are a JSON object in the state; each trainer adds its own to t->state. An error
  * ends the program with one line on standard error.
@@ -218,63 +218,22 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
 
 static inline char *trainer_state_path(const Trainer *t);
 
-/* Ends the run after a failed collective call; one rank prints the reason. */
-static inline NORETURN void trainer_lost(Trainer *t, const Error *e) {
-    const struct timespec grace = {.tv_sec = 5};
-    if (!dist_speaks(&t->dist) && nanosleep(&grace, NULL))
-        _exit(1); /* interrupted: the rank that printed ends this one, too */
+/* dist.h's `failed`: says in which step the run ends and where its last state is. */
+static inline void trainer_failed(void *trainer, const Error *e) {
+    Trainer *t = (Trainer *)trainer;
     metrics_clear(&t->metrics);
     char *state = trainer_state_path(t);
     const bool there = state && !access(state, R_OK);
     fprintf(stderr, "%s: %s; the run ends in step %lld%s%s\n", program_invocation_short_name, e->text,
             (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "");
-    dist_abort(&t->dist, 1);
-}
-
-/* Sums x over the ranks; x: (n). Collective. */
-static inline void trainer_sums(Trainer *t, double *x, int n) {
-    Error e;
-    if (!dist_sum(&t->dist, x, n, &e)) trainer_lost(t, &e);
-}
-
-/* The sum of x over the ranks. Collective. */
-static inline double trainer_total(Trainer *t, double x) {
-    trainer_sums(t, &x, 1);
-    return x;
-}
-
-/* Maxima of x over the ranks; x: (n). Collective. */
-static inline void trainer_maxima(Trainer *t, double *x, int n) {
-    Error e;
-    if (!dist_max(&t->dist, x, n, &e)) trainer_lost(t, &e);
-}
-
-/* All-gather: each rank has filled its own range of the array (see dist_complete), and gets the others' ranges.
- * Collective. */
-static inline void trainer_complete(Trainer *t, void *array, const int64_t *first, size_t size) {
-    Error e;
-    if (!dist_complete(&t->dist, array, first, size, &e)) trainer_lost(t, &e);
 }
 
 /* Ends the run if a rank's value differs from that of rank 0. what: the file or options that it belongs to.
  * Collective. */
 static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
-    Error e;
-    int rank;
-    if (!dist_same(&t->dist, value, &rank, &e)) trainer_lost(t, &e);
+    const int rank = dist_differs(&t->dist, value);
     if (rank >= 0 && t->dist.rank == 0) die("%s: rank %d differs from rank 0", what, rank);
     if (rank >= 0) pause(); /* the launcher ends this rank */
-}
-
-/* Assigns the n parts of the batch to ranks: owner[i] is the rank of part i, cost[i] its tokens. */
-static inline void trainer_share(const Trainer *t, const double *cost, int64_t n, int32_t *owner) {
-    dist_share(cost, n, t->dist.ranks, owner);
-}
-
-/* Announces how many backward passes this rank will make in this step. Call it before them. Collective. */
-static inline void trainer_micros(Trainer *t, int64_t micros) {
-    Error e;
-    if (!dist_grads_begin(&t->grads, micros, &e)) trainer_lost(t, &e);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
@@ -336,6 +295,8 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     }
     const char *from = o->resume ? o->resume : o->checkpoint;
     if (!dist_open(&t->dist, o->dist_timeout, t->backend, t->device, &e)) die("%s", e.text);
+    t->dist.failed = trainer_failed;
+    t->dist.failed_context = t;
     const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
     if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device,
                           true, (uint64_t)o->seed, &t->optimizer, share, &e))
@@ -433,8 +394,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
     const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab);
     t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
-    t->peak = trainer_total(t, b->peak(t->device));
-    t->nominal_peak = b->nominal_peak ? trainer_total(t, b->nominal_peak(t->device)) : 0;
+    t->peak = dist_total(&t->dist, b->peak(t->device));
+    t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
     trainer_agree(t, trainer_options_hash(table), "options");
     if (t->dist.rank == 0) options_print(table);
@@ -484,9 +445,9 @@ static inline void trainer_update(Trainer *t, double loss) {
     t->learning_rate = t->o->learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
     if (t->last_bad) {
-        if (!dist_grads_discard(&t->grads, &e)) trainer_lost(t, &e);
+        dist_grads_discard(&t->grads);
         t->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
-    } else if (!dist_grads_update(&t->grads, t->learning_rate, &t->update, &e)) trainer_lost(t, &e);
+    } else t->update = dist_grads_update(&t->grads, t->learning_rate);
     t->step++;
     if (!t->update.skipped) return;
     t->bad_steps++;
@@ -506,7 +467,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    const double flops = trainer_total(t, t->flops);
+    const double flops = dist_total(&t->dist, t->flops);
     const double seconds = program_seconds() - t->step_start, speed = flops / seconds;
     if (speed > t->peak) t->peak = speed; /* the machine was slower while the peak was measured */
     const double peak = speed / t->peak;
@@ -551,7 +512,7 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
     json_object_set_new(t->state, "tokens", json_integer(t->tokens));
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
     if (t->dist.rank) {
-        if (!model_save_beside(&t->model, &t->optimizer, &e)) trainer_lost(t, &e);
+        if (!model_save_beside(&t->model, &t->optimizer, &e)) dist_failed(&t->dist, &e);
         return;
     }
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
@@ -563,9 +524,7 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
 /* Call it wherever a run may be resumed; steps: optimizer steps since the last call. Writes the state when --save-steps
  * is due, or when a signal asked any rank to stop. Returns true if the run must stop. Collective. */
 static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
-    Error e;
-    bool stopping = program_stopping();
-    if (!dist_any(&t->dist, &stopping, &e)) trainer_lost(t, &e);
+    const bool stopping = dist_any(&t->dist, program_stopping());
     const int64_t every = t->o->save_steps;
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t);
@@ -594,7 +553,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
                  program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
                  program_bytes(b, t->predicted));
     if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
-    trainer_total(t, 0); /* no rank leaves before everything is written */
+    dist_total(&t->dist, 0); /* no rank leaves before everything is written */
     dist_grads_close(&t->grads);
     optimizer_free(&t->optimizer, &t->model);
     model_free(&t->model);
