@@ -545,7 +545,7 @@ static bool scoring_progress(int64_t done, int64_t all) {
 static void print_calibration(const Calibration *c) {
     fputs("  |   probability |   count | mean |  true |\n", stderr);
     for (int i = 0; i < CALIBRATION_BINS; i++) {
-        const CalibrationBin *b = &c->bin[i];
+        const CalibrationBin *b = &c->sum.bin[i];
         fprintf(stderr, "  | %.2f to %.2f  | %7.0f |", calibration_edge(c, i), calibration_edge(c, i + 1), b->count);
         if (b->count > 0) fprintf(stderr, " %.2f |  %.2f |\n", b->predicted / b->count, b->right / b->count);
         else fputs("    - |     - |\n", stderr);
@@ -558,9 +558,9 @@ static json_t *calibration_json(const Calibration *c) {
         json_t *row = json_object();
         set_number(row, "low", calibration_edge(c, i));
         set_number(row, "high", calibration_edge(c, i + 1));
-        set_number(row, "count", c->bin[i].count);
-        set_number(row, "predicted", c->bin[i].predicted / c->bin[i].count);
-        set_number(row, "true", c->bin[i].right / c->bin[i].count);
+        set_number(row, "count", c->sum.bin[i].count);
+        set_number(row, "predicted", c->sum.bin[i].predicted / c->sum.bin[i].count);
+        set_number(row, "true", c->sum.bin[i].right / c->sum.bin[i].count);
         json_array_append_new(table, row);
     }
     return table;

@@ -463,7 +463,7 @@ static Sums run_records(Run *r, const PreferenceData *d, const int64_t *records,
     if (train) dist_grads_begin(&t->grads, answer_set_micros(s, &r->batch));
     if (o.unpaired) run_answers(r, d, s, z, (double)n, train, &sums);
     else run_pairs(r, s, &N, train, &sums);
-    dist_sum(&t->dist, (double *)&sums, sizeof sums / sizeof(double));
+    dist_sum(&t->dist, DIST_FIELDS(sums));
     sums.z = z;
     return sums;
 }

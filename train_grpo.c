@@ -156,11 +156,9 @@ static AdvantageStats compare(Run *r) {
 
 /* Reduces *stats over all ranks. Collective. */
 static void all_stats(Trainer *t, PolicyStats *stats) {
-    double sum[POLICY_STATS_SUMS], most[POLICY_STATS_MAXIMA];
-    policy_stats_split(stats, sum, most);
-    dist_sum(&t->dist, sum, POLICY_STATS_SUMS);
-    dist_max(&t->dist, most, POLICY_STATS_MAXIMA);
-    *stats = policy_stats_join(sum, most);
+    dist_sum(&t->dist, DIST_FIELDS(stats->sum));
+    dist_max(&t->dist, DIST_FIELDS(stats->max));
+    dist_min(&t->dist, DIST_FIELDS(stats->min));
 }
 
 /* One optimizer step on completions [first, end). Returns the loss. Collective. */
@@ -208,7 +206,8 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
     t->tokens += (int64_t)dist_total(&t->dist, tokens);
     all_stats(t, stats);
     trainer_update(t, loss);
-    if (o.adaptive_entropy && stats->tokens > 0) entropy_control_update(&r->entropy, stats->entropy / stats->tokens);
+    if (o.adaptive_entropy && stats->sum.tokens > 0)
+        entropy_control_update(&r->entropy, stats->sum.entropy / stats->sum.tokens);
     return loss;
 }
 
@@ -235,9 +234,9 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
     /* Truncated sampling and repetition penalties change which tokens are drawn, but not their logp. */
     const double limit = o.t.dtype ? 0.5 : 0.01;
-    if (stats->sampler_gap_max > limit && o.steps_per_generation * o.iterations == 1)
+    if (stats->max.sampler_gap > limit && o.steps_per_generation * o.iterations == 1)
         metrics_line(&r->t.metrics, "train_grpo: warning: sampler and trainer disagree by %.3g nats on a token",
-                     stats->sampler_gap_max);
+                     stats->max.sampler_gap);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
@@ -364,7 +363,8 @@ int main(int argc, char **argv) {
                 after = generation_evaluate(g, when);
             }
             trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
-                        (double)g->offset[n] / n, stats.has_entropy ? stats.entropy / fmax(stats.tokens, 1) : 0,
+                        (double)g->offset[n] / n,
+                        stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
                         g->offset[n] / (g->gen_seconds + 1e-9));
         }
         generation_forget(g, 0);

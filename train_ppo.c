@@ -355,25 +355,22 @@ static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormali
                            .entropy = g->entropy};
     PolicyStats s = policy_stats();
     const double loss = policy_loss(&c, N, &b, g->dlogp, g->dentropy, &s);
-    stats->tokens += s.tokens;
-    stats->ratio += s.ratio;
-    stats->square_log += s.square_log;
-    stats->entropy += s.entropy;
+    stats->sum.tokens += s.sum.tokens;
+    stats->sum.ratio += s.sum.ratio;
+    stats->sum.square_log += s.sum.square_log;
+    stats->sum.entropy += s.sum.entropy;
     for (int32_t t = g->offset[first]; t < g->offset[next]; t++)
-        stats->ratio_square += on_policy() ? 1 : exp(2 * ((double)g->logp[t] - g->old_logp[t]));
-    stats->clipped += s.sequences > 0 ? s.region / s.sequences * s.tokens : 0;
-    stats->policy_loss += s.policy_loss;
-    stats->sampler_gap_max = fmax(stats->sampler_gap_max, s.sampler_gap_max);
+        stats->sum.ratio_square += on_policy() ? 1 : exp(2 * ((double)g->logp[t] - g->old_logp[t]));
+    stats->sum.clipped += s.sum.sequences > 0 ? s.sum.region / s.sum.sequences * s.sum.tokens : 0;
+    stats->sum.policy_loss += s.sum.policy_loss;
+    stats->max.sampler_gap = fmax(stats->max.sampler_gap, s.max.sampler_gap);
     return loss;
 }
 
 /* Reduces *s over all ranks. Collective. */
 static void all_stats(Trainer *t, PpoStats *s) {
-    double most[] = {s->sampler_gap_max, s->ratio_gap};
-    dist_max(&t->dist, most, 2);
-    dist_sum(&t->dist, (double *)s, sizeof *s / sizeof(double));
-    s->sampler_gap_max = most[0];
-    s->ratio_gap = most[1];
+    dist_sum(&t->dist, DIST_FIELDS(s->sum));
+    dist_max(&t->dist, DIST_FIELDS(s->max));
 }
 
 /* One optimizer step on completions [first, end). warming: train only the separate critic. Returns the loss.
@@ -456,8 +453,8 @@ static double improve_all(Run *r, PpoStats *stats) {
         const PpoStats before = *stats;
         for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
             loss += improve(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
-        const double tokens = fmax(stats->tokens - before.tokens, 1);
-        if (o.target_kl > 0 && (stats->square_log - before.square_log) / (2 * tokens) > o.target_kl) break;
+        const double tokens = fmax(stats->sum.tokens - before.sum.tokens, 1);
+        if (o.target_kl > 0 && (stats->sum.square_log - before.sum.square_log) / (2 * tokens) > o.target_kl) break;
     }
     return loss / stats->updates;
 }
@@ -492,7 +489,8 @@ static Objective objective_of(const Run *r) {
 static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     const Generation *g = &r->g;
     Metrics *to = &r->t.metrics;
-    const double tokens = fmax(s->tokens, 1), ratio = s->ratio / tokens, seconds = program_seconds() - r->t.step_start;
+    const double tokens = fmax(s->sum.tokens, 1), ratio = s->sum.ratio / tokens,
+                 seconds = program_seconds() - r->t.step_start;
     double ended = 0;
     for (int32_t i = 0; i < g->answers; i++) ended += g->answer[i].completion.finished;
     metrics_set(to, "objective/scores", m->score);
@@ -505,18 +503,18 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "objective/non_score_reward", -r->beta.coef * m->kl);
         metrics_set(to, "objective/rlhf_reward", m->score - r->beta.coef * m->kl);
     }
-    if (s->tokens > 0) {
-        metrics_set(to, "policy/approxkl_avg", s->square_log / (2 * tokens));
-        metrics_set(to, "policy/clipfrac_avg", s->clipped / tokens);
-        metrics_set(to, "policy/entropy_avg", s->entropy / tokens);
-        metrics_set(to, "loss/policy_avg", s->policy_loss / s->updates);
+    if (s->sum.tokens > 0) {
+        metrics_set(to, "policy/approxkl_avg", s->sum.square_log / (2 * tokens));
+        metrics_set(to, "policy/clipfrac_avg", s->sum.clipped / tokens);
+        metrics_set(to, "policy/entropy_avg", s->sum.entropy / tokens);
+        metrics_set(to, "loss/policy_avg", s->sum.policy_loss / s->updates);
         metrics_set(to, "val/ratio", ratio);
-        metrics_set(to, "val/ratio_var", fmax(s->ratio_square / tokens - ratio * ratio, 0));
-        metrics_set(to, "sampling/sampling_logp_difference/max", s->sampler_gap_max);
+        metrics_set(to, "val/ratio_var", fmax(s->sum.ratio_square / tokens - ratio * ratio, 0));
+        metrics_set(to, "sampling/sampling_logp_difference/max", s->max.sampler_gap);
     }
     if (has_critic()) {
-        metrics_set(to, "loss/value_avg", s->value_loss / s->updates);
-        metrics_set(to, "val/clipfrac_avg", s->value_clipped / fmax(s->value_tokens, 1));
+        metrics_set(to, "loss/value_avg", s->sum.value_loss / s->updates);
+        metrics_set(to, "val/clipfrac_avg", s->sum.value_clipped / fmax(s->sum.value_tokens, 1));
         metrics_set(to, "critic/vf_explained_var",
                     explained_variance(r->old_value, r->target, g->offset, g->answers, g->counts));
         metrics_set(to, "critic/values/mean", moments_of(r->old_value, g->offset, g->answers, g->counts).mean);
@@ -531,9 +529,9 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     if (m->score_std < 1e-8)
         metrics_line(to, "train_ppo: warning: all scores are equal: there is nothing to learn from");
     if (isnan(m->score)) metrics_line(to, "train_ppo: warning: no completion could be scored");
-    if (s->sampler_gap_max > (o.t.dtype ? 0.5 : 0.01) && on_policy())
+    if (s->max.sampler_gap > (o.t.dtype ? 0.5 : 0.01) && on_policy())
         metrics_line(to, "train_ppo: warning: sampler and trainer disagree by %.3g nats on a token",
-                     s->sampler_gap_max);
+                     s->max.sampler_gap);
 }
 
 /* Prints Gao et al.'s fit of the gold reward to the distance from the initial policy. */

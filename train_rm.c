@@ -190,13 +190,23 @@ static int32_t step_token(const Data *d) {
 
 /* ---- a pass over records --------------------------------------------------------------------------------------- */
 
-/* Statistics of a pass over records. All fields are doubles, so that the ranks can sum them as an array. */
-typedef struct Sums {
-    double loss, right, units;                  /* units: pairs or labels; right: correctly ranked or classified ones */
-    double margin;                              /* bt: sum of s_chosen - s_rejected */
-    double scores, total, squares, least, most; /* number of scores, their sum, sum of squares, minimum, maximum */
+/* Totals of a pass over records. The parts contain doubles only, so that ranks can add them and take their maxima and
+ * minima (dist.h). */
+typedef struct Stats {
+    struct {
+        double loss, units, right;     /* units: pairs or labels; right: correctly ranked or classified ones */
+        double margin;                 /* bt: s_chosen - s_rejected */
+        double scores, total, squares; /* number of scores, s, s^2 */
+    } sum;
+    struct {
+        double score;
+    } max, min;
     Calibration calibration;
-} Sums;
+} Stats;
+
+static double accuracy(const Stats *s) { return s->sum.right / s->sum.units; }
+static double mean_margin(const Stats *s) { return s->sum.margin / s->sum.units; }
+static double mean_score(const Stats *s) { return s->sum.total / s->sum.scores; }
 
 typedef struct Work {
     Workspace space;
@@ -208,24 +218,24 @@ typedef struct Work {
     int32_t *owner;                 /* (records of a pass) rank of each record */
 } Work;
 
-static void add_batch(const Work *w, Sums *s) {
+static void add_batch(const Work *w, Stats *s) {
     const int32_t n = w->batch.targets;
     for (int32_t i = 0; i < n; i++) {
         const double score = w->score[i];
-        s->scores++;
-        s->total += score;
-        s->squares += score * score;
-        s->least = fmin(s->least, score);
-        s->most = fmax(s->most, score);
+        s->sum.scores++;
+        s->sum.total += score;
+        s->sum.squares += score * score;
+        s->min.score = fmin(s->min.score, score);
+        s->max.score = fmax(s->max.score, score);
         if (o.kind != REWARD_MODEL_BT) {
-            s->right += (score > 0) == w->label[i];
-            s->units++;
+            s->sum.right += (score > 0) == w->label[i];
+            s->sum.units++;
             calibration_add_label(&s->calibration, score, w->label[i]);
         } else if (i % 2 == 0) {
             const double difference = score - w->score[i + 1];
-            s->margin += difference;
-            s->right += difference > 0;
-            s->units++;
+            s->sum.margin += difference;
+            s->sum.right += difference > 0;
+            s->sum.units++;
             calibration_add_pair(&s->calibration, difference);
         }
     }
@@ -233,11 +243,11 @@ static void add_batch(const Work *w, Sums *s) {
 
 /* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole
  * step. */
-static void micro_batch(Trainer *t, Work *w, bool train, double N, Sums *s) {
+static void micro_batch(Trainer *t, Work *w, bool train, double N, Stats *s) {
     const Batch *b = &w->batch;
     model_forward(&t->model, &w->space, b, 1.0f, &(ModelOutput){.value = w->score});
-    s->loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, w->score, w->margin, w->pairs, N, w->dscore)
-                                         : loss_binary(&o.loss, w->score, w->label, b->targets, N, w->dscore);
+    s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, w->score, w->margin, w->pairs, N, w->dscore)
+                                             : loss_binary(&o.loss, w->score, w->label, b->targets, N, w->dscore);
     if (train) model_backward(&t->model, &w->space, b, 1.0f, NULL, NULL, w->dscore);
     t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b)) * (train ? 3 : 1);
     add_batch(w, s);
@@ -277,7 +287,7 @@ static void record_pack(Work *w, const Data *d, int64_t i) {
 
 /* Packs this rank's records into micro-batches and runs them; if N is 0, only counts them. Returns their number. */
 static int64_t run_own(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train, double N,
-                       Sums *s) {
+                       Stats *s) {
     int64_t micro = 0;
     batch_clear(&w->batch);
     w->pairs = 0;
@@ -295,11 +305,10 @@ static int64_t run_own(Trainer *t, Work *w, const Data *d, const int64_t *record
     return micro;
 }
 
-/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. In the result, `right` and
- * `margin` are means. */
-static Sums run_records(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train) {
-    const double low = o.kind == REWARD_MODEL_BT ? 0.5 : 0;
-    Sums s = {.least = INFINITY, .most = -INFINITY, .calibration = calibration_new(low)};
+/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. */
+static Stats run_records(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train) {
+    Stats s = {
+        .max = {-INFINITY}, .min = {INFINITY}, .calibration = calibration_new(o.kind == REWARD_MODEL_BT ? 0.5 : 0)};
     double N = 0;
     for (int64_t i = 0; i < n; i++) {
         const int64_t record = records ? records[i] : i;
@@ -310,27 +319,23 @@ static Sums run_records(Trainer *t, Work *w, const Data *d, const int64_t *recor
     dist_share(w->cost, n, t->dist.ranks, w->owner);
     if (train) dist_grads_begin(&t->grads, run_own(t, w, d, records, n, true, 0, NULL));
     run_own(t, w, d, records, n, train, N, &s);
-    double extremes[] = {-s.least, s.most};
-    dist_max(&t->dist, extremes, 2);
-    dist_sum(&t->dist, (double *)&s, sizeof s / sizeof(double));
-    s.least = -extremes[0];
-    s.most = extremes[1];
-    s.calibration.low = low;
-    s.right /= s.units;
-    s.margin /= s.units;
+    dist_sum(&t->dist, DIST_FIELDS(s.sum));
+    dist_sum(&t->dist, DIST_FIELDS(s.calibration.sum));
+    dist_max(&t->dist, DIST_FIELDS(s.max));
+    dist_min(&t->dist, DIST_FIELDS(s.min));
     return s;
 }
 
 /* Sets the metrics under TRL's names, with a prefix. */
-static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
+static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
     const struct {
         const char *name;
         double value;
-    } all[] = {{"accuracy", s->right},
-               {"min_reward", s->least},
-               {"mean_reward", s->total / s->scores},
-               {"max_reward", s->most},
-               {"margin", s->margin}};
+    } all[] = {{"accuracy", accuracy(s)},
+               {"min_reward", s->min.score},
+               {"mean_reward", mean_score(s)},
+               {"max_reward", s->max.score},
+               {"margin", mean_margin(s)}};
     char name[64];
     for (size_t i = 0; i < sizeof all / sizeof *all - (o.kind != REWARD_MODEL_BT); i++) {
         snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
@@ -338,15 +343,15 @@ static void set_metrics(Metrics *m, const char *prefix, const Sums *s) {
     }
 }
 
-static Sums validate(Trainer *t, Work *w, const Data *val) {
+static Stats validate(Trainer *t, Work *w, const Data *val) {
     const double start = program_seconds();
-    const Sums s = run_records(t, w, val, NULL, val->count, false);
+    const Stats s = run_records(t, w, val, NULL, val->count, false);
     const double ece = calibration_error(&s.calibration);
-    metrics_set(&t->metrics, "eval_loss", s.loss);
+    metrics_set(&t->metrics, "eval_loss", s.sum.loss);
     set_metrics(&t->metrics, "eval_", &s);
     metrics_set(&t->metrics, "eval_ece", ece);
     metrics_line(&t->metrics, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
-                 (long long)t->step, s.loss, 100 * s.right, 100 * ece, program_seconds() - start);
+                 (long long)t->step, s.sum.loss, 100 * accuracy(&s), 100 * ece, program_seconds() - start);
     return s;
 }
 
@@ -357,8 +362,8 @@ static Sums validate(Trainer *t, Work *w, const Data *val) {
 static void set_note(Trainer *t, Work *w, const Data *d, int32_t step) {
     RewardModelNote note = {.kind = (RewardModelKind)o.kind, .deviation = 1, .step_token = step};
     if (d) {
-        const Sums s = run_records(t, w, d, NULL, d->count, false);
-        const double mean = s.total / s.scores, variance = s.squares / s.scores - mean * mean;
+        const Stats s = run_records(t, w, d, NULL, d->count, false);
+        const double mean = mean_score(&s), variance = s.sum.squares / s.sum.scores - mean * mean;
         if (isfinite(mean) && variance > 1e-12 * mean * mean) {
             note.mean = mean;
             note.deviation = sqrt(variance);
@@ -453,31 +458,31 @@ int main(int argc, char **argv) {
     left -= cursor_taken(&cursor);
 
     bool stopped = false;
-    const Sums before = o.val && !t.step ? validate(&t, &w, &val) : (Sums){0};
+    const Stats before = o.val && !t.step ? validate(&t, &w, &val) : (Stats){0};
     while (t.step < t.steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(&t);
         while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
         left -= n;
-        const Sums sums = run_records(&t, &w, &data, records, n, true);
-        trainer_update(&t, sums.loss);
+        const Stats stats = run_records(&t, &w, &data, records, n, true);
+        trainer_update(&t, stats.sum.loss);
 
         const double epoch = cursor_epochs(&cursor);
         const double seconds = program_seconds() - t.step_start;
         metrics_set(&t.metrics, "epoch", epoch);
-        set_metrics(&t.metrics, "", &sums);
+        set_metrics(&t.metrics, "", &stats);
         const bool last = t.step == t.steps;
         if (o.val && (last || t.step % o.eval_steps == 0)) {
-            const Sums after = validate(&t, &w, &val);
+            const Stats after = validate(&t, &w, &val);
             char a[16], b[16];
-            snprintf(b, sizeof b, "%.1f %%", 100 * before.right);
-            snprintf(a, sizeof a, "%.1f %%", 100 * after.right);
-            if (last) metrics_final(&t.metrics, "held-out accuracy", before.units > 0 ? b : NULL, a);
+            snprintf(b, sizeof b, "%.1f %%", 100 * accuracy(&before));
+            snprintf(a, sizeof a, "%.1f %%", 100 * accuracy(&after));
+            if (last) metrics_final(&t.metrics, "held-out accuracy", before.sum.units > 0 ? b : NULL, a);
         }
         const bool pairs = o.kind == REWARD_MODEL_BT;
-        trainer_log(&t, sums.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s", 100 * sums.right,
-                    pairs ? "margin" : "score", pairs ? sums.margin : sums.total / sums.scores, epoch,
-                    (double)n / seconds);
+        trainer_log(&t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
+                    100 * accuracy(&stats), pairs ? "margin" : "score",
+                    pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
         cursor_save(&cursor, t.state);
         stopped = trainer_should_stop(&t, 1);
     }

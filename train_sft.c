@@ -219,7 +219,7 @@ static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *reco
     dist_share(w->cost, n, t->dist.ranks, w->owner);
     if (train) dist_grads_begin(&t->grads, run_own(t, w, s, records, n, true, 0, NULL));
     run_own(t, w, s, records, n, train, N, &sums);
-    dist_sum(&t->dist, (double *)&sums, sizeof sums / sizeof(double));
+    dist_sum(&t->dist, DIST_FIELDS(sums));
     sums.entropy /= fmax(sums.targets, 1);
     sums.right /= fmax(sums.targets, 1);
     return sums;

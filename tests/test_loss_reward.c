@@ -163,8 +163,8 @@ static void calibration(void **state) {
     for (int i = 0; i < 10; i++) calibration_add_label(&c, log(0.7 / 0.3), i < 7);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.25 / 0.75), i == 0);
     near(calibration_error(&c), 0, 1e-12, "perfect");
-    near(c.log_loss, -7 * log(0.7) - 3 * log(0.3) - log(0.25) - 3 * log(0.75), 1e-12, "log loss");
-    near(c.bin[2].count, 4, 0, "bin");
+    near(c.sum.log_loss, -7 * log(0.7) - 3 * log(0.3) - log(0.25) - 3 * log(0.75), 1e-12, "log loss");
+    near(c.sum.bin[2].count, 4, 0, "bin");
     /* one that says 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
     c = calibration_new(0);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.95 / 0.05), i < 2);
@@ -174,14 +174,14 @@ static void calibration(void **state) {
     c = calibration_new(0.5);
     for (int i = 0; i < 5; i++) calibration_add_pair(&c, i < 4 ? log(0.8 / 0.2) : -log(0.8 / 0.2));
     near(calibration_error(&c), 0, 1e-12, "pairs");
-    near(c.bin[6].count, 5, 0, "pairs' bin"); /* [0.8, 0.85) */
+    near(c.sum.bin[6].count, 5, 0, "pairs' bin"); /* [0.8, 0.85) */
     calibration_add_pair(&c, 0);
     calibration_add_pair(&c, NAN);
-    near(c.bin[0].count, 1, 0, "tie");
-    near(c.count, 6, 0, "count");
+    near(c.sum.bin[0].count, 1, 0, "tie");
+    near(c.sum.count, 6, 0, "count");
     near(calibration_error(&c), 0, 1e-12, "tie");
     calibration_add_pair(&c, 1e6);
-    near(c.bin[9].count, 1, 0, "certain");
+    near(c.sum.bin[9].count, 1, 0, "certain");
     near(calibration_edge(&c, 0), 0.5, 0, "edge"), near(calibration_edge(&c, 10), 1, 1e-15, "edge");
 }
 

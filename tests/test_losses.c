@@ -319,7 +319,7 @@ static void test_micro_batches(void **state) {
         const int count = policy_metrics(&c, &one, a);
         assert_int_equal(count, policy_metrics(&c, &sum, d));
         for (int k = 0; k < count; k++) check_near(a[k].value, d[k].value, 1e-3, 1e-12, a[k].name);
-        check_near(sum.loss, expected, 1e-3, 1e-12, "stats.loss");
+        check_near(sum.sum.loss, expected, 1e-3, 1e-12, "stats.loss");
     }
 }
 
@@ -340,7 +340,8 @@ static void test_on_policy(void **state) {
         PolicyStats stats = policy_stats();
         const PolicyNormaliser n = policy_normaliser(b.offset, FD_SEQUENCES, b.mask, NULL);
         policy_loss(&c, &n, &b.batch, with, NULL, &stats);
-        assert_true(stats.ratio_gap == 0 && stats.ratio_max == 1 && stats.square_log == 0 && stats.region == 0);
+        assert_true(stats.max.ratio_gap == 0 && stats.max.ratio == 1 && stats.sum.square_log == 0 &&
+                    stats.sum.region == 0);
         if (loss == POLICY_GRPO) memcpy(grpo, with, sizeof grpo);
         if (loss == POLICY_GSPO || loss == POLICY_GMPO)
             for (int t = 0; t < FD_TOKENS; t++) check_near(with[t], grpo[t], 1e-3, 1e-6, "gspo = gmpo = grpo");
@@ -483,7 +484,7 @@ static void test_empty_and_broken(void **state) {
         PolicyNormaliser n = policy_normaliser(offset, 3, none, NULL);
         b.mask = none; /* every answer is left out: nothing to learn, and no division by 0 */
         assert_true(policy_loss(&c, &n, &b, dlogp, NULL, &stats) == 0);
-        assert_true(dlogp[0] == 0 && dlogp[1] == 0 && dlogp[2] == 0 && stats.counted == 0);
+        assert_true(dlogp[0] == 0 && dlogp[1] == 0 && dlogp[2] == 0 && stats.sum.counted == 0);
         b.mask = NULL; /* an answer without tokens is allowed */
         n = policy_normaliser(offset, 3, NULL, NULL);
         assert_true(isfinite(policy_loss(&c, &n, &b, dlogp, NULL, &stats)));

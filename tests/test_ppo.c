@@ -59,12 +59,12 @@ static void golden_loss(const Golden *g, bool cut) {
     assert_close(g, "dentropy", dentropy, offset[n]);
     assert_close(g, "dvalue", dvalue, offset[n]);
     const double got[] = {loss,
-                          stats.policy_loss,
-                          stats.value_loss,
-                          stats.square_log / (2 * stats.tokens),
-                          stats.clipped / stats.tokens,
-                          stats.value_clipped / stats.value_tokens,
-                          stats.ratio / stats.tokens};
+                          stats.sum.policy_loss,
+                          stats.sum.value_loss,
+                          stats.sum.square_log / (2 * stats.sum.tokens),
+                          stats.sum.clipped / stats.sum.tokens,
+                          stats.sum.value_clipped / stats.sum.value_tokens,
+                          stats.sum.ratio / stats.sum.tokens};
     const char *name[] = {"loss", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio"};
     for (int i = 0; i < 7; i++)
         if (!(fabs(got[i] - golden(g, name[i])[0]) < 1e-6)) /* clipped values are counted where the mask holds them */

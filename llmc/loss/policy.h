@@ -151,60 +151,30 @@ static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t 
     return n;
 }
 
-/* Sums over micro-batches, starting from policy_stats(); policy_metrics() turns them into means. */
+/* Totals over micro-batches, starting from policy_stats(); policy_metrics() turns them into means. The three parts contain
+ * doubles only, so that ranks can add them and take their maxima and minima (dist.h). */
 typedef struct PolicyStats {
-    double sequences, counted, tokens;              /* completions; those that count; their tokens */
-    double loss, policy_loss, kl, entropy;          /* policy_loss: before the entropy bonus */
-    double low, high, region, low_min, high_max;    /* clipped tokens; completions if rho is per completion */
-    double phi;                                     /* vespo */
-    double ratio, ratio_max, ratio_gap, square_log; /* per token: rho, max |rho - 1|, (log rho)^2 */
-    double sampled, sampler_gap, sampler_gap_max;   /* |log pi_old - log mu| */
-    bool has_kl, has_entropy;
+    struct {
+        double sequences, counted, tokens;     /* completions; those that count; their tokens */
+        double loss, policy_loss, kl, entropy; /* policy_loss: before the entropy bonus */
+        double low, high, region;              /* clipped tokens; completions if rho is per completion */
+        double phi;                            /* vespo */
+        double ratio, square_log;              /* per token: rho, (log rho)^2 */
+        double sampled, sampler_gap;           /* tokens with a log mu; |log pi_old - log mu| */
+    } sum;
+    struct {
+        double high;                /* fraction of the tokens of a completion that are clipped above */
+        double ratio, ratio_gap;    /* rho, |rho - 1| */
+        double sampler_gap;         /* |log pi_old - log mu| */
+        double has_kl, has_entropy; /* 1 if there is one */
+    } max;
+    struct {
+        double low; /* fraction of the tokens of a completion that are clipped below */
+    } min;
 } PolicyStats;
 
 static inline PolicyStats policy_stats(void) {
-    PolicyStats s = {.low_min = INFINITY, .high_max = -INFINITY, .ratio_max = -INFINITY};
-    return s;
-}
-
-enum { POLICY_STATS_SUMS = 15, POLICY_STATS_MAXIMA = 7 };
-
-/* Writes the sums and the maxima to two arrays, so that they can be reduced over ranks. */
-static inline void policy_stats_split(const PolicyStats *s, double *sum, double *most) {
-    const double sums[POLICY_STATS_SUMS] = {s->sequences, s->counted, s->tokens,     s->loss,    s->policy_loss,
-                                            s->kl,        s->entropy, s->low,        s->high,    s->region,
-                                            s->phi,       s->ratio,   s->square_log, s->sampled, s->sampler_gap};
-    const double maxima[POLICY_STATS_MAXIMA] = {-s->low_min,        s->high_max, s->ratio_max,  s->ratio_gap,
-                                                s->sampler_gap_max, s->has_kl,   s->has_entropy};
-    memcpy(sum, sums, sizeof sums);
-    memcpy(most, maxima, sizeof maxima);
-}
-
-/* The inverse of policy_stats_split(). */
-static inline PolicyStats policy_stats_join(const double *sum, const double *most) {
-    const PolicyStats s = {.sequences = sum[0],
-                           .counted = sum[1],
-                           .tokens = sum[2],
-                           .loss = sum[3],
-                           .policy_loss = sum[4],
-                           .kl = sum[5],
-                           .entropy = sum[6],
-                           .low = sum[7],
-                           .high = sum[8],
-                           .region = sum[9],
-                           .phi = sum[10],
-                           .ratio = sum[11],
-                           .square_log = sum[12],
-                           .sampled = sum[13],
-                           .sampler_gap = sum[14],
-                           .low_min = -most[0],
-                           .high_max = most[1],
-                           .ratio_max = most[2],
-                           .ratio_gap = most[3],
-                           .sampler_gap_max = most[4],
-                           .has_kl = most[5] > 0,
-                           .has_entropy = most[6] > 0};
-    return s;
+    return (PolicyStats){.max = {.high = -INFINITY, .ratio = -INFINITY}, .min = {.low = INFINITY}};
 }
 
 /* -- loss of one token -------------------------------------------------------------------------------------------- */
@@ -318,20 +288,20 @@ static inline bool policy_off_policy_keeps(const PolicyLossConfig *c, const Poli
 
 static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int32_t t) {
     const double d = policy_log_ratio(b, t), rho = exp(d);
-    s->tokens++;
-    s->ratio += rho;
-    s->square_log += d * d;
-    s->ratio_max = rho > s->ratio_max ? rho : s->ratio_max;
-    s->ratio_gap = fabs(rho - 1) > s->ratio_gap ? fabs(rho - 1) : s->ratio_gap;
+    s->sum.tokens++;
+    s->sum.ratio += rho;
+    s->sum.square_log += d * d;
+    s->max.ratio = rho > s->max.ratio ? rho : s->max.ratio;
+    s->max.ratio_gap = fabs(rho - 1) > s->max.ratio_gap ? fabs(rho - 1) : s->max.ratio_gap;
     if (b->entropy) {
-        s->entropy += b->entropy[t];
-        s->has_entropy = true;
+        s->sum.entropy += b->entropy[t];
+        s->max.has_entropy = 1;
     }
     if (b->sampler_logp && !isnan(b->sampler_logp[t])) {
         const double gap = fabs((double)(b->old_logp ? b->old_logp[t] : b->logp[t]) - b->sampler_logp[t]);
-        s->sampler_gap += gap;
-        s->sampled++;
-        s->sampler_gap_max = gap > s->sampler_gap_max ? gap : s->sampler_gap_max;
+        s->sum.sampler_gap += gap;
+        s->sum.sampled++;
+        s->max.sampler_gap = gap > s->max.sampler_gap ? gap : s->max.sampler_gap;
     }
 }
 
@@ -376,8 +346,8 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
             p.l += c->beta * factor * k;
             p.dlogp += c->beta * factor * dk;
             if (corrected) p.drho += c->beta * k;
-            stats->kl += factor * k;
-            stats->has_kl = true;
+            stats->sum.kl += factor * k;
+            stats->max.has_kl = 1;
         }
         policy += w * p.l;
         dloss_drho += w * p.drho;
@@ -393,14 +363,14 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
     if (by_sequence && dlogp)
         for (int32_t t = begin; t < end; t++) dlogp[t] += (float)(dloss_drho * s * policy_share(c, b, i, t, share));
     const double count = metric_by_sequence && end > begin ? end - begin : 1, length = end - begin;
-    stats->low += low / count;
-    stats->high += high / count;
-    stats->region += (low + high) / count;
-    if (length > 0) stats->low_min = fmin(stats->low_min, low / length);
-    if (length > 0) stats->high_max = fmax(stats->high_max, high / length);
-    stats->counted++;
-    stats->phi += phi;
-    stats->policy_loss += policy;
+    stats->sum.low += low / count;
+    stats->sum.high += high / count;
+    stats->sum.region += (low + high) / count;
+    if (length > 0) stats->min.low = fmin(stats->min.low, low / length);
+    if (length > 0) stats->max.high = fmax(stats->max.high, high / length);
+    stats->sum.counted++;
+    stats->sum.phi += phi;
+    stats->sum.policy_loss += policy;
     return policy - bonus;
 }
 
@@ -413,7 +383,7 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
     assert(c->entropy_coef == 0 || (b->entropy && (dentropy || !dlogp)));
     double loss = 0;
     for (int32_t i = 0; i < b->sequences; i++) {
-        stats->sequences++;
+        stats->sum.sequences++;
         if (!b->mask || b->mask[i]) {
             loss += policy_loss_sequence(c, n, b, i, dlogp, dentropy, stats);
             continue;
@@ -422,12 +392,12 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
         if (dlogp && length) memset(dlogp + begin, 0, (size_t)length * sizeof *dlogp);
         if (dentropy && length) memset(dentropy + begin, 0, (size_t)length * sizeof *dentropy);
         if (policy_by_sequence(c) && c->loss != POLICY_GMPO) { /* TRL counts it, with rho = 1 */
-            stats->low_min = fmin(stats->low_min, 0);
-            stats->high_max = fmax(stats->high_max, 0);
+            stats->min.low = fmin(stats->min.low, 0);
+            stats->max.high = fmax(stats->max.high, 0);
         }
-        stats->phi += 1;
+        stats->sum.phi += 1;
     }
-    stats->loss += loss;
+    stats->sum.loss += loss;
     return loss;
 }
 
@@ -439,28 +409,28 @@ enum { POLICY_METRICS = 20 };
  * onpolicy/max_abs_ratio_minus_1 (all per token) and policy/approxkl_avg = mean (log rho)^2 / 2. */
 static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, LossMetric out[POLICY_METRICS]) {
     int n = 0;
-    const double tokens = fmax(s->tokens, 1);
+    const double tokens = fmax(s->sum.tokens, 1);
     const bool by_sequence = policy_by_sequence(c) && c->loss != POLICY_GMPO;
-    const double clipped = by_sequence ? fmax(s->sequences, 1) : tokens;
-    if (s->has_kl) METRIC("kl", s->kl / tokens);
-    if (s->has_entropy) METRIC("entropy", s->entropy / tokens);
-    if (c->entropy_coef != 0) METRIC("policy_loss", s->policy_loss);
-    if (c->loss == POLICY_CISPO) METRIC("cispo_clip_ratio", s->high / clipped);
-    else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->phi / fmax(s->sequences, 1));
+    const double clipped = by_sequence ? fmax(s->sum.sequences, 1) : tokens;
+    if (s->max.has_kl) METRIC("kl", s->sum.kl / tokens);
+    if (s->max.has_entropy) METRIC("entropy", s->sum.entropy / tokens);
+    if (c->entropy_coef != 0) METRIC("policy_loss", s->sum.policy_loss);
+    if (c->loss == POLICY_CISPO) METRIC("cispo_clip_ratio", s->sum.high / clipped);
+    else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->sum.phi / fmax(s->sum.sequences, 1));
     else if (c->loss != POLICY_SAPO) {
-        METRIC("clip_ratio/low_mean", s->low / clipped);
-        METRIC("clip_ratio/low_min", isfinite(s->low_min) ? s->low_min : NAN);
-        METRIC("clip_ratio/high_mean", s->high / clipped);
-        METRIC("clip_ratio/high_max", isfinite(s->high_max) ? s->high_max : NAN);
-        METRIC("clip_ratio/region_mean", s->region / clipped);
+        METRIC("clip_ratio/low_mean", s->sum.low / clipped);
+        METRIC("clip_ratio/low_min", isfinite(s->min.low) ? s->min.low : NAN);
+        METRIC("clip_ratio/high_mean", s->sum.high / clipped);
+        METRIC("clip_ratio/high_max", isfinite(s->max.high) ? s->max.high : NAN);
+        METRIC("clip_ratio/region_mean", s->sum.region / clipped);
     }
-    METRIC("ratio/mean", s->tokens ? s->ratio / tokens : NAN);
-    METRIC("ratio/max", s->tokens ? s->ratio_max : NAN);
-    METRIC("onpolicy/max_abs_ratio_minus_1", s->ratio_gap);
-    METRIC("policy/approxkl_avg", s->square_log / (2 * tokens));
-    if (s->sampled) {
-        METRIC("sampling/sampling_logp_difference/mean", s->sampler_gap / s->sampled);
-        METRIC("sampling/sampling_logp_difference/max", s->sampler_gap_max);
+    METRIC("ratio/mean", s->sum.tokens ? s->sum.ratio / tokens : NAN);
+    METRIC("ratio/max", s->sum.tokens ? s->max.ratio : NAN);
+    METRIC("onpolicy/max_abs_ratio_minus_1", s->max.ratio_gap);
+    METRIC("policy/approxkl_avg", s->sum.square_log / (2 * tokens));
+    if (s->sum.sampled) {
+        METRIC("sampling/sampling_logp_difference/mean", s->sum.sampler_gap / s->sum.sampled);
+        METRIC("sampling/sampling_logp_difference/max", s->max.sampler_gap);
     }
     return n;
 }

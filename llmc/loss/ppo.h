@@ -58,29 +58,27 @@ typedef struct PpoBatch {
     const float *sampler_logp; /* NULL: not compared */
 } PpoBatch;
 
-/* Sums over tokens; policy_loss and value_loss are sums over updates. */
+/* Totals over tokens, policy_loss and value_loss over updates. The two parts contain doubles only, so that ranks can add
+ * them and take their maxima (dist.h). */
 typedef struct PpoStats {
     double updates;
-    double tokens, ratio, ratio_square, square_log, clipped, entropy;
-    double value_tokens, value_clipped;
-    double policy_loss, value_loss; /* per update */
-    double sampler_gap_max, ratio_gap;
+    struct {
+        double tokens, ratio, ratio_square, square_log, clipped, entropy;
+        double value_tokens, value_clipped;
+        double policy_loss, value_loss;
+    } sum;
+    struct {
+        double sampler_gap, ratio_gap;
+    } max;
 } PpoStats;
 
-/* Adds the sums of other completions; `updates` is unchanged. */
+/* Adds the totals of other completions; `updates` is unchanged. */
 static inline void ppo_stats_add(PpoStats *s, const PpoStats *more) {
-    s->tokens += more->tokens;
-    s->ratio += more->ratio;
-    s->ratio_square += more->ratio_square;
-    s->square_log += more->square_log;
-    s->clipped += more->clipped;
-    s->entropy += more->entropy;
-    s->value_tokens += more->value_tokens;
-    s->value_clipped += more->value_clipped;
-    s->policy_loss += more->policy_loss;
-    s->value_loss += more->value_loss;
-    s->sampler_gap_max = fmax(s->sampler_gap_max, more->sampler_gap_max);
-    s->ratio_gap = fmax(s->ratio_gap, more->ratio_gap);
+    double *sum = (double *)&s->sum;
+    const double *other = (const double *)&more->sum;
+    for (size_t i = 0; i < sizeof s->sum / sizeof *sum; i++) sum[i] += other[i];
+    s->max.sampler_gap = fmax(s->max.sampler_gap, more->max.sampler_gap);
+    s->max.ratio_gap = fmax(s->max.ratio_gap, more->max.ratio_gap);
 }
 
 /* The number of tokens of the completions that count; at least 1. */
@@ -129,19 +127,19 @@ static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const Pp
             if (c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / tokens;
             if (dentropy) dentropy[t] = (float)(-c->entropy_coef / tokens);
             const double rho = exp(d);
-            s->tokens++;
-            s->clipped += clipped;
-            s->ratio += rho;
-            s->ratio_square += rho * rho;
-            s->square_log += d * d;
-            s->ratio_gap = fmax(s->ratio_gap, fabs(rho - 1));
-            if (b->entropy) s->entropy += b->entropy[t];
+            s->sum.tokens++;
+            s->sum.clipped += clipped;
+            s->sum.ratio += rho;
+            s->sum.ratio_square += rho * rho;
+            s->sum.square_log += d * d;
+            s->max.ratio_gap = fmax(s->max.ratio_gap, fabs(rho - 1));
+            if (b->entropy) s->sum.entropy += b->entropy[t];
             if (b->sampler_logp) {
                 const double trainer = b->old_logp ? b->old_logp[t] : b->logp[t];
-                s->sampler_gap_max = fmax(s->sampler_gap_max, fabs(trainer - b->sampler_logp[t]));
+                s->max.sampler_gap = fmax(s->max.sampler_gap, fabs(trainer - b->sampler_logp[t]));
             }
         }
-    s->policy_loss += policy;
+    s->sum.policy_loss += policy;
     return policy - bonus;
 }
 
@@ -167,10 +165,10 @@ static inline double ppo_value_loss(const PpoConfig *c, double tokens, const Ppo
                                     b->old_value ? c->cliprange_value : 0, &derivative, &clipped) /
                     tokens;
             if (dvalue) dvalue[t] = (float)(c->vf_coef * derivative / tokens);
-            s->value_tokens++;
-            s->value_clipped += clipped;
+            s->sum.value_tokens++;
+            s->sum.value_clipped += clipped;
         }
-    s->value_loss += loss;
+    s->sum.value_loss += loss;
     return c->vf_coef * loss;
 }
 

@@ -25,9 +25,12 @@ typedef struct CalibrationBin {
 } CalibrationBin;
 
 typedef struct Calibration {
-    double low, count;
-    double log_loss; /* sum of -ln of the probability of what came true */
-    CalibrationBin bin[CALIBRATION_BINS];
+    double low;
+    struct {
+        double count;
+        double log_loss; /* -ln of the probability of what came true */
+        CalibrationBin bin[CALIBRATION_BINS];
+    } sum; /* doubles only, so that ranks can add them */
 } Calibration;
 
 static inline Calibration calibration_new(double low) { return (Calibration){.low = low}; }
@@ -42,31 +45,31 @@ static inline void calibration_add(Calibration *c, double p, double right) {
     int i = (int)((p - c->low) / (1 - c->low) * CALIBRATION_BINS);
     if (i < 0) i = 0;
     if (i >= CALIBRATION_BINS) i = CALIBRATION_BINS - 1;
-    c->count++;
-    c->bin[i].count++;
-    c->bin[i].predicted += p;
-    c->bin[i].right += right;
+    c->sum.count++;
+    c->sum.bin[i].count++;
+    c->sum.bin[i].predicted += p;
+    c->sum.bin[i].right += right;
 }
 
 /* Adds a preference. difference: chosen score - rejected score, as a Bradley-Terry logit. NaN is left out. */
 static inline void calibration_add_pair(Calibration *c, double difference) {
     if (isnan(difference)) return;
-    c->log_loss -= log_sigmoid(difference);
+    c->sum.log_loss -= log_sigmoid(difference);
     calibration_add(c, sigmoid(fabs(difference)), difference > 0 ? 1 : difference < 0 ? 0 : 0.5);
 }
 
 /* Adds a label (1 or 0) predicted with the logit s. NaN is left out. */
 static inline void calibration_add_label(Calibration *c, double s, int label) {
     if (isnan(s)) return;
-    c->log_loss -= log_sigmoid(label ? s : -s);
+    c->sum.log_loss -= log_sigmoid(label ? s : -s);
     calibration_add(c, sigmoid(s), label);
 }
 
 /* The ECE; NaN if there are no predictions. */
 static inline double calibration_error(const Calibration *c) {
     double sum = 0;
-    for (int i = 0; i < CALIBRATION_BINS; i++) sum += fabs(c->bin[i].right - c->bin[i].predicted);
-    return c->count > 0 ? sum / c->count : NAN;
+    for (int i = 0; i < CALIBRATION_BINS; i++) sum += fabs(c->sum.bin[i].right - c->sum.bin[i].predicted);
+    return c->sum.count > 0 ? sum / c->sum.count : NAN;
 }
 
 #endif

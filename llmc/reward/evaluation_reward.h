@@ -228,7 +228,7 @@ static inline void tally_end(RewardTally *t, RecordKind kind) {
     v->solutions = kind == RECORD_STEP ? t->solutions / (double)v->records : NAN;
     v->mean = t->total / t->scores;
     v->deviation = sqrt(fmax(t->squares / t->scores - v->mean * v->mean, 0));
-    v->log_loss = calibrated ? v->calibration.log_loss / v->calibration.count : NAN;
+    v->log_loss = calibrated ? v->calibration.sum.log_loss / v->calibration.sum.count : NAN;
     v->ece = calibrated ? calibration_error(&v->calibration) : NAN;
     if (!calibrated) v->calibration = calibration_new(v->calibration.low);
 }
