@@ -732,7 +732,6 @@ int main(int argc, char **argv) {
         generation_forget(g, 0);
         save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
-        if (o.critic) critic_forget_stale(&r->critic);
     }
     if (!stopped) {
         generation_show(g, "after");

@@ -14,8 +14,7 @@
  */
 #include "llmc/reward/calibration.h"
 #include "llmc/records/cursor.h"
-#include "llmc/records/examples.h"
-#include "llmc/records/pairs.h"
+#include "llmc/records/labelled.h"
 #include "llmc/reward/reward_model.h"
 #include "llmc/train/trainer.h"
 
@@ -79,82 +78,21 @@ static const OptionAbout about = {
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
-/* The records of a shard: pairs, or completions with labels. */
-typedef struct Data {
-    Pairs pairs;
-    Examples examples;
-    const Shard *shard;
-    int64_t count, dropped, cut; /* records; left out; solutions that lost steps */
-    int32_t longest;             /* rows of the longest record */
-} Data;
-
-static void data_open(Data *d, const char *path) {
+static void data_open(Labelled *d, const char *path) {
     Error e;
-    *d = (Data){0};
-    const bool ok = o.kind == REWARD_MODEL_BT
-                        ? pairs_open(&d->pairs, path, INT32_MAX, &e)
-                        : examples_open(&d->examples, path, o.kind == REWARD_MODEL_ORM ? RECORD_UNPAIRED : RECORD_STEP,
-                                        INT32_MAX, &e);
-    if (!ok) die("%s", e.text);
-    d->shard = o.kind == REWARD_MODEL_BT ? &d->pairs.shard : &d->examples.shard;
+    const RecordKind kind[] = {RECORD_PREFERENCE, RECORD_UNPAIRED, RECORD_STEP}; /* in the order of --kind */
+    if (!labelled_open(d, path, kind[o.kind], &e)) die("%s", e.text);
 }
 
-static void data_close(Data *d) {
-    if (o.kind == REWARD_MODEL_BT) pairs_close(&d->pairs);
-    else examples_close(&d->examples);
-}
-
-/* Leaves out pairs with a completion that does not fit in --max-length, as TRL does: a truncated completion would be a
- * different one. */
-static void fit_pairs(Data *d) {
-    Pairs *p = &d->pairs;
-    for (int64_t i = 0; i < p->count; i++) {
-        const Pair q = p->pair[i];
-        const int32_t longer = q.chosen_len > q.rejected_len ? q.chosen_len : q.rejected_len,
-                      rows = (o.sharing ? 1 : 2) * q.prompt_len + q.chosen_len + q.rejected_len;
-        if (q.prompt_len + longer > o.max_length) continue;
-        p->pair[d->count++] = q;
-        if (rows > d->longest) d->longest = rows;
-    }
-    d->dropped = p->dropped + p->count - d->count;
-    p->count = d->count;
-}
-
-/* Leaves out completions that do not fit in --max-length, and the steps of a solution that do not fit. */
-static void fit_examples(Data *d) {
-    Examples *x = &d->examples;
-    for (int64_t i = 0; i < x->count; i++) {
-        Example q = x->example[i];
-        const int64_t room = o.max_length - q.prompt_len;
-        const int32_t steps = q.labels;
-        if (q.completion_len > room && o.kind == REWARD_MODEL_ORM) continue;
-        while (q.labels && q.at[q.labels - 1] >= room) q.labels--;
-        if (!q.labels) continue;
-        d->cut += q.labels < steps;
-        q.completion_len = q.at[q.labels - 1] + 1; /* nothing is read after the last label */
-        x->example[d->count++] = q;
-        if (q.prompt_len + q.completion_len > d->longest) d->longest = q.prompt_len + q.completion_len;
-    }
-    d->dropped = x->dropped + x->count - d->count;
-    x->count = d->count;
-}
-
-/* Leaves out what does not fit in --max-length and warns about it. Call it once --max-length is known. */
-static void data_fit(Data *d) {
-    const char *name = d->shard->name;
-    const long long max = o.max_length;
-    if (o.kind == REWARD_MODEL_BT) fit_pairs(d);
-    else fit_examples(d);
-    if (!d->count) die("%s: no record is left: all %lld are longer than %lld tokens", name, (long long)d->dropped, max);
-    if (d->dropped)
-        warn("%s: %lld of %lld records are left out: they have no completion, or are longer than %lld tokens", name,
-             (long long)d->dropped, (long long)d->shard->count, max);
-    if (d->cut)
-        warn("%s: %lld solutions are longer than %lld tokens and lose their last steps", name, (long long)d->cut, max);
+/* Leaves out what is longer than --max-length, as TRL does. Call it once --max-length is known. */
+static void data_fit(const Trainer *t, Labelled *d) {
+    Error e;
+    trainer_check_shard(t, d->shard);
+    if (!labelled_fit(d, o.max_length, FIT_DROP, &e)) die("%s", e.text);
 }
 
 /* Warns if all labels are equal: the model would learn only their frequency. */
-static void check_labels(const Data *d) {
+static void check_labels(const Labelled *d) {
     int64_t good = 0, labels = 0;
     if (o.kind == REWARD_MODEL_BT) return;
     for (int64_t i = 0; i < d->count; i++)
@@ -165,7 +103,7 @@ static void check_labels(const Data *d) {
 }
 
 /* Keeps only the label of the last step of each solution. */
-static void keep_last_steps(Data *d) {
+static void keep_last_steps(Labelled *d) {
     for (int64_t i = 0; i < d->count; i++) {
         Example *q = &d->examples.example[i];
         q->at += q->labels - 1;
@@ -175,7 +113,7 @@ static void keep_last_steps(Data *d) {
 }
 
 /* The token that every step ends with, or -1. It delimits the steps of completions without labels. */
-static int32_t step_token(const Data *d) {
+static int32_t step_token(const Labelled *d) {
     int32_t token = -1;
     for (int64_t i = 0; i < d->count; i++) {
         const Example *q = &d->examples.example[i];
@@ -208,31 +146,34 @@ static double accuracy(const Stats *s) { return s->sum.right / s->sum.units; }
 static double mean_margin(const Stats *s) { return s->sum.margin / s->sum.units; }
 static double mean_score(const Stats *s) { return s->sum.total / s->sum.scores; }
 
-typedef struct Work {
-    Workspace space;
+typedef struct Run {
+    Trainer t;
+    Workspace work;
     Batch batch;
-    float *score, *dscore, *margin; /* (targets), (targets), (pairs) */
-    uint8_t *label;                 /* (targets) */
-    int64_t pairs;                  /* in the batch */
-    double *cost;                   /* (records of a pass) tokens of each record */
-    int32_t *owner;                 /* (records of a pass) rank of each record */
-} Work;
+    MicroPlan plan;
+    float *score, *dscore; /* (targets of a micro-batch) */
+    uint8_t *label;        /* the same */
+    float *margin;         /* (pairs of a micro-batch) */
+    int64_t pairs;         /* number of pairs in the batch */
+    double *cost;          /* (records of a pass) tokens of each record */
+    int32_t *owner;        /* (records of a pass) rank of each record */
+    int64_t *own;          /* (records of a pass) the records of this rank */
+} Run;
 
-static void add_batch(const Work *w, Stats *s) {
-    const int32_t n = w->batch.targets;
-    for (int32_t i = 0; i < n; i++) {
-        const double score = w->score[i];
+static void count_batch(const Run *r, Stats *s) {
+    for (int32_t i = 0; i < r->batch.targets; i++) {
+        const double score = r->score[i];
         s->sum.scores++;
         s->sum.total += score;
         s->sum.squares += score * score;
         s->min.score = fmin(s->min.score, score);
         s->max.score = fmax(s->max.score, score);
         if (o.kind != REWARD_MODEL_BT) {
-            s->sum.right += (score > 0) == w->label[i];
+            s->sum.right += (score > 0) == r->label[i];
             s->sum.units++;
-            calibration_add_label(&s->calibration, score, w->label[i]);
+            calibration_add_label(&s->calibration, score, r->label[i]);
         } else if (i % 2 == 0) {
-            const double difference = score - w->score[i + 1];
+            const double difference = score - r->score[i + 1];
             s->sum.margin += difference;
             s->sum.right += difference > 0;
             s->sum.units++;
@@ -241,88 +182,72 @@ static void add_batch(const Work *w, Stats *s) {
     }
 }
 
-/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole
- * step. */
-static void micro_batch(Trainer *t, Work *w, bool train, double N, Stats *s) {
-    const Batch *b = &w->batch;
-    model_forward(&t->model, &w->space, b, 1.0f, &(ModelOutput){.value = w->score});
-    s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, w->score, w->margin, w->pairs, N, w->dscore)
-                                             : loss_binary(&o.loss, w->score, w->label, b->targets, N, w->dscore);
-    if (train) model_backward(&t->model, &w->space, b, 1.0f, NULL, NULL, w->dscore);
+/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole step. */
+static void micro_batch(Run *r, bool train, double N, Stats *s) {
+    Trainer *t = &r->t;
+    const Batch *b = &r->batch;
+    model_forward(&t->model, &r->work, b, 1.0f, &(ModelOutput){.value = r->score});
+    s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, r->score, r->margin, r->pairs, N, r->dscore)
+                                             : loss_binary(&o.loss, r->score, r->label, b->targets, N, r->dscore);
+    if (train) model_backward(&t->model, &r->work, b, 1.0f, NULL, NULL, r->dscore);
     t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b)) * (train ? 3 : 1);
-    add_batch(w, s);
+    count_batch(r, s);
 }
 
-/* The number of rows that record i takes in a batch. */
-static int32_t record_rows(const Data *d, int64_t i) {
-    if (o.kind != REWARD_MODEL_BT) {
-        const Example *p = examples_get(&d->examples, i);
-        return p->prompt_len + p->completion_len;
+/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of pairs or
+ * labels of all records. */
+static double plan_records(Run *r, const Labelled *d, const int64_t *records, int64_t n) {
+    double N = 0;
+    int64_t own = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t record = records ? records[i] : i;
+        r->cost[i] = labelled_rows(d, record, o.sharing);
+        N += o.kind == REWARD_MODEL_BT ? 1 : d->examples.example[record].labels;
     }
-    const Pair *p = pairs_get(&d->pairs, i);
-    return (o.sharing ? 1 : 2) * p->prompt_len + p->chosen_len + p->rejected_len;
-}
-
-/* The number of pairs or labels of record i. */
-static int32_t record_units(const Data *d, int64_t i) {
-    return o.kind == REWARD_MODEL_BT ? 1 : examples_get(&d->examples, i)->labels;
-}
-
-static bool record_fits(const Work *w, const Data *d, int64_t i) {
-    return o.kind == REWARD_MODEL_BT ? pair_fits(&w->batch, pairs_get(&d->pairs, i), o.sharing)
-                                     : example_fits(&w->batch, examples_get(&d->examples, i));
-}
-
-static void record_pack(Work *w, const Data *d, int64_t i) {
-    if (o.kind == REWARD_MODEL_BT) {
-        const Pair *p = pairs_get(&d->pairs, i);
-        w->margin[w->pairs++] = o.margin ? p->margin : 0;
-        pair_pack_scores(&w->batch, p, o.sharing);
-        return;
+    dist_share(r->cost, n, r->t.dist.ranks, r->owner);
+    micro_plan_begin(&r->plan, &r->batch);
+    for (int64_t i = 0; i < n; i++) {
+        if (r->owner[i] != r->t.dist.rank) continue;
+        const int64_t record = r->own[own++] = records ? records[i] : i;
+        micro_plan_add(&r->plan, o.kind == REWARD_MODEL_BT ? pair_size(&d->pairs.pair[record], o.sharing)
+                                                           : example_size(&d->examples.example[record]));
     }
-    const Example *p = examples_get(&d->examples, i);
-    memcpy(w->label + w->batch.targets, p->label, (size_t)p->labels);
-    example_pack_scores(&w->batch, p);
+    return N;
 }
 
-/* Packs this rank's records into micro-batches and runs them; if N is 0, only counts them. Returns their number. */
-static int64_t run_own(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train, double N,
-                       Stats *s) {
-    int64_t micro = 0;
-    batch_clear(&w->batch);
-    w->pairs = 0;
-    for (int64_t i = 0; i <= n; i++) {
-        const int64_t record = i == n ? -1 : records ? records[i] : i;
-        if (i < n && w->owner[i] != t->dist.rank) continue;
-        if (i == n ? w->batch.targets > 0 : !record_fits(w, d, record)) {
-            if (N > 0) micro_batch(t, w, train, N, s);
-            batch_clear(&w->batch);
-            w->pairs = 0;
-            micro++;
+/* Packs this rank's records first ... end-1 with their margins or labels. */
+static void pack_records(Run *r, const Labelled *d, int32_t first, int32_t end) {
+    batch_clear(&r->batch);
+    r->pairs = 0;
+    for (int32_t i = first; i < end; i++) {
+        if (o.kind == REWARD_MODEL_BT) {
+            const Pair *p = &d->pairs.pair[r->own[i]];
+            r->margin[r->pairs++] = o.margin ? p->margin : 0;
+            pair_pack_scores(&r->batch, p, o.sharing);
+        } else {
+            const Example *x = &d->examples.example[r->own[i]];
+            memcpy(r->label + r->batch.targets, x->label, (size_t)x->labels);
+            example_pack_scores(&r->batch, x);
         }
-        if (i < n) record_pack(w, d, record);
     }
-    return micro;
 }
 
 /* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. */
-static Stats run_records(Trainer *t, Work *w, const Data *d, const int64_t *records, int64_t n, bool train) {
-    Stats s = {
-        .max = {-INFINITY}, .min = {INFINITY}, .calibration = calibration_new(o.kind == REWARD_MODEL_BT ? 0.5 : 0)};
-    double N = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t record = records ? records[i] : i;
-        w->cost[i] = record_rows(d, record);
-        N += record_units(d, record);
-        if (train) t->tokens += record_rows(d, record);
+static Stats run_records(Run *r, const Labelled *d, const int64_t *records, int64_t n, bool train) {
+    Dist *ranks = &r->t.dist;
+    Stats s = {.max = {-INFINITY}, .min = {INFINITY}};
+    s.calibration = calibration_new(o.kind == REWARD_MODEL_BT ? 0.5 : 0);
+    const double N = plan_records(r, d, records, n);
+    const MicroPlan *plan = &r->plan;
+    if (train) dist_grads_begin(&r->t.grads, plan->micros);
+    for (int32_t m = 0; m < plan->micros; m++) {
+        pack_records(r, d, plan->first[m], plan->first[m + 1]);
+        micro_batch(r, train, N, &s);
     }
-    dist_share(w->cost, n, t->dist.ranks, w->owner);
-    if (train) dist_grads_begin(&t->grads, run_own(t, w, d, records, n, true, 0, NULL));
-    run_own(t, w, d, records, n, train, N, &s);
-    dist_sum(&t->dist, DIST_FIELDS(s.sum));
-    dist_sum(&t->dist, DIST_FIELDS(s.calibration.sum));
-    dist_max(&t->dist, DIST_FIELDS(s.max));
-    dist_min(&t->dist, DIST_FIELDS(s.min));
+    dist_sum(ranks, DIST_FIELDS(s.sum));
+    dist_sum(ranks, DIST_FIELDS(s.calibration.sum));
+    dist_max(ranks, DIST_FIELDS(s.max));
+    dist_min(ranks, DIST_FIELDS(s.min));
     return s;
 }
 
@@ -343,15 +268,16 @@ static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
     }
 }
 
-static Stats validate(Trainer *t, Work *w, const Data *val) {
+static Stats validate(Run *r, const Labelled *val) {
+    Metrics *m = &r->t.metrics;
     const double start = program_seconds();
-    const Stats s = run_records(t, w, val, NULL, val->count, false);
+    const Stats s = run_records(r, val, NULL, val->count, false);
     const double ece = calibration_error(&s.calibration);
-    metrics_set(&t->metrics, "eval_loss", s.sum.loss);
-    set_metrics(&t->metrics, "eval_", &s);
-    metrics_set(&t->metrics, "eval_ece", ece);
-    metrics_line(&t->metrics, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
-                 (long long)t->step, s.sum.loss, 100 * accuracy(&s), 100 * ece, program_seconds() - start);
+    metrics_set(m, "eval_loss", s.sum.loss);
+    set_metrics(m, "eval_", &s);
+    metrics_set(m, "eval_ece", ece);
+    metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
+                 (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, program_seconds() - start);
     return s;
 }
 
@@ -359,10 +285,11 @@ static Stats validate(Trainer *t, Work *w, const Data *val) {
 
 /* Stores the kind of the model and the normalisation of its scores in the model's file. d: the shard on which scores
  * get mean 0 and variance 1, or NULL for no normalisation. step: the token that ends a step, or -1. */
-static void set_note(Trainer *t, Work *w, const Data *d, int32_t step) {
+static void set_note(Run *r, const Labelled *d, int32_t step) {
+    Trainer *t = &r->t;
     RewardModelNote note = {.kind = (RewardModelKind)o.kind, .deviation = 1, .step_token = step};
     if (d) {
-        const Stats s = run_records(t, w, d, NULL, d->count, false);
+        const Stats s = run_records(r, d, NULL, d->count, false);
         const double mean = mean_score(&s), variance = s.sum.squares / s.sum.scores - mean * mean;
         if (isfinite(mean) && variance > 1e-12 * mean * mean) {
             note.mean = mean;
@@ -391,7 +318,82 @@ static void check_options(void) {
 
 static bool none(const char *text) { return text && !strcmp(text, "none"); }
 
+/* Allocates the activations, the batch and the arrays. A micro-batch must hold the longest record. longest: rows of a
+ * record; records: maximum number of records of a pass. */
+static void open_work(Run *r, int32_t longest, int64_t records) {
+    Error e;
+    const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
+    trainer_announce(&r->t, options, rows, 0);
+    r->batch = batch_new(rows, rows, rows);
+    if (!workspace_new(&r->work, &r->t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
+        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    r->score = (float *)xcalloc((size_t)rows, sizeof *r->score);
+    r->dscore = (float *)xcalloc((size_t)rows, sizeof *r->dscore);
+    r->margin = (float *)xcalloc((size_t)rows, sizeof *r->margin);
+    r->label = (uint8_t *)xcalloc((size_t)rows, sizeof *r->label);
+    r->cost = (double *)xcalloc((size_t)records, sizeof *r->cost);
+    r->owner = (int32_t *)xcalloc((size_t)records, sizeof *r->owner);
+    r->own = (int64_t *)xcalloc((size_t)records, sizeof *r->own);
+}
+
+static void close_run(Run *r, bool stopped) {
+    workspace_free(&r->work, &r->t.model);
+    batch_free(&r->batch);
+    micro_plan_free(&r->plan);
+    free(r->score), free(r->dscore), free(r->margin), free(r->label), free(r->cost), free(r->owner), free(r->own);
+    trainer_close(&r->t, stopped);
+}
+
+/* Trains on the records of data. Returns true if a signal stopped the run. */
+static bool train(Run *r, const Labelled *data, const Labelled *val) {
+    Trainer *t = &r->t;
+    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
+    int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
+    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
+    trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
+    Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
+    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
+    left -= cursor_taken(&cursor);
+
+    bool stopped = false;
+    const Stats before = o.val && !t->step ? validate(r, val) : (Stats){0};
+    while (t->step < t->steps && !stopped) {
+        int64_t n = 0;
+        trainer_begin_step(t);
+        while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
+        left -= n;
+        const Stats stats = run_records(r, data, records, n, true);
+        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
+        trainer_update(t, stats.sum.loss);
+
+        const double epoch = cursor_epochs(&cursor);
+        const double seconds = program_seconds() - t->step_start;
+        metrics_set(&t->metrics, "epoch", epoch);
+        set_metrics(&t->metrics, "", &stats);
+        const bool last = t->step == t->steps;
+        if (o.val && (last || t->step % o.eval_steps == 0)) {
+            const Stats after = validate(r, val);
+            char a[16], b[16];
+            snprintf(b, sizeof b, "%.1f %%", 100 * accuracy(&before));
+            snprintf(a, sizeof a, "%.1f %%", 100 * accuracy(&after));
+            if (last) metrics_final(&t->metrics, "held-out accuracy", before.sum.units > 0 ? b : NULL, a);
+        }
+        const bool pairs = o.kind == REWARD_MODEL_BT;
+        trainer_log(t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
+                    100 * accuracy(&stats), pairs ? "margin" : "score",
+                    pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
+        cursor_save(&cursor, t->state);
+        stopped = trainer_should_stop(t, 1);
+    }
+    free(records);
+    cursor_free(&cursor);
+    return stopped;
+}
+
 int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    Trainer *t = &r->t;
     o.t = trainer_defaults(1e-4);
     o.batch = 8;
     o.epochs = 3;
@@ -406,95 +408,35 @@ int main(int argc, char **argv) {
     const char *inputs[] = {o.input, o.val, own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 5, NULL);
 
-    Error e;
-    Data data, val = {0}, third = {0};
+    Labelled data, val = {0}, third = {0};
     data_open(&data, o.input);
     if (o.val) data_open(&val, o.val);
     if (own) data_open(&third, o.normalize);
-    Trainer t;
-    trainer_open(&t, "train_rm", &o.t, data.shard, true);
-    const int32_t context = t.model.config.context;
+    trainer_open(t, "train_rm", &o.t, data.shard, true);
+    const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
-    data_fit(&data);
-    if (o.val) {
-        trainer_check_shard(&t, val.shard);
-        data_fit(&val);
-    }
-    if (own) {
-        trainer_check_shard(&t, third.shard);
-        data_fit(&third);
+    int32_t longest = 0;
+    int64_t most = o.batch; /* records of a pass */
+    Labelled *const all[] = {&data, o.val ? &val : NULL, own ? &third : NULL};
+    for (int i = 0; i < 3; i++) {
+        if (!all[i]) continue;
+        data_fit(t, all[i]);
+        const int32_t rows = labelled_longest(all[i], o.sharing);
+        if (rows > longest) longest = rows;
+        if (all[i]->count > most) most = all[i]->count;
     }
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)
         warn("%s: steps end in different tokens: a completion that is scored later will count as one step", o.input);
     if (o.last_step) keep_last_steps(&data);
-
-    /* Memory: a micro-batch must hold the longest record. */
-    int32_t longest = data.longest > val.longest ? data.longest : val.longest;
-    if (third.longest > longest) longest = third.longest;
-    const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
-    trainer_announce(&t, options, rows, 0);
-    Work w = {.batch = batch_new(rows, rows, rows)};
-    if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
-    w.score = (float *)xcalloc(3 * (size_t)rows, sizeof *w.score);
-    w.dscore = w.score + rows;
-    w.margin = w.score + 2 * rows;
-    w.label = (uint8_t *)xcalloc((size_t)rows, sizeof *w.label);
-    int64_t most = data.count > o.batch ? data.count : o.batch; /* records of a pass */
-    if (val.count > most) most = val.count;
-    if (third.count > most) most = third.count;
-    w.cost = (double *)xcalloc((size_t)most, sizeof *w.cost);
-    w.owner = (int32_t *)xcalloc((size_t)most, sizeof *w.owner);
-    set_note(&t, &w, NULL, step); /* for states, which can be used as models */
-
-    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
-    int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
-    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
-    trainer_schedule(&t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
-    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t.state)) die("%s: the state was made with another --max-length", o.t.resume);
-    left -= cursor_taken(&cursor);
-
-    bool stopped = false;
-    const Stats before = o.val && !t.step ? validate(&t, &w, &val) : (Stats){0};
-    while (t.step < t.steps && !stopped) {
-        int64_t n = 0;
-        trainer_begin_step(&t);
-        while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
-        left -= n;
-        const Stats stats = run_records(&t, &w, &data, records, n, true);
-        trainer_update(&t, stats.sum.loss);
-
-        const double epoch = cursor_epochs(&cursor);
-        const double seconds = program_seconds() - t.step_start;
-        metrics_set(&t.metrics, "epoch", epoch);
-        set_metrics(&t.metrics, "", &stats);
-        const bool last = t.step == t.steps;
-        if (o.val && (last || t.step % o.eval_steps == 0)) {
-            const Stats after = validate(&t, &w, &val);
-            char a[16], b[16];
-            snprintf(b, sizeof b, "%.1f %%", 100 * accuracy(&before));
-            snprintf(a, sizeof a, "%.1f %%", 100 * accuracy(&after));
-            if (last) metrics_final(&t.metrics, "held-out accuracy", before.sum.units > 0 ? b : NULL, a);
-        }
-        const bool pairs = o.kind == REWARD_MODEL_BT;
-        trainer_log(&t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
-                    100 * accuracy(&stats), pairs ? "margin" : "score",
-                    pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
-        cursor_save(&cursor, t.state);
-        stopped = trainer_should_stop(&t, 1);
-    }
+    open_work(r, longest, most);
+    set_note(r, NULL, step); /* for states, which can be used as models */
+    const bool stopped = train(r, &data, &val);
     if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
-        set_note(&t, &w, own ? &third : o.val ? &val : &data, step);
-    workspace_free(&w.space, &t.model);
-    batch_free(&w.batch);
-    free(w.score), free(w.label), free(w.cost), free(w.owner), free(records);
-    cursor_free(&cursor);
-    trainer_close(&t, stopped);
-    data_close(&data);
-    if (o.val) data_close(&val);
-    if (own) data_close(&third);
+        set_note(r, own ? &third : o.val ? &val : &data, step);
+    close_run(r, stopped);
+    for (int i = 0; i < 3; i++)
+        if (all[i]) labelled_close(all[i]);
     return 0;
 }

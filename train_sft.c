@@ -10,6 +10,7 @@
  */
 #include "llmc/records/cursor.h"
 #include "llmc/loss/lm.h"
+#include "llmc/model/micro_plan.h"
 #include "llmc/rollout/rollout.h"
 #include "llmc/train/trainer.h"
 
@@ -133,143 +134,197 @@ static void check_data(const Shard *s, int32_t stop) {
              (long long)endless, n);
 }
 
+/* ---- a step ---------------------------------------------------------------------------------------------------- */
+
+typedef struct Run {
+    Trainer t;
+    Workspace work;
+    Batch batch;
+    MicroPlan plan;
+    Rollout engine;                /* of --sample-steps */
+    Record record;                 /* the one that was read last */
+    float *logp, *entropy, *dlogp; /* (targets of a micro-batch) */
+    int32_t *argmax;               /* the same */
+    float *noise;                  /* (rows of a micro-batch) NEFTune's scales */
+    double *cost;                  /* (records of a step) tokens of each record, 0 without a target */
+    int32_t *targets, *owner;      /* (records of a step) number of targets; rank */
+    int64_t *own;                  /* (records of a step) the records of this rank */
+} Run;
+
+/* Totals over the targets of a step. Doubles only, so that ranks can add them. */
+typedef struct Stats {
+    double loss, entropy, right, targets;
+} Stats;
+
+static double accuracy(const Stats *s) { return s->right / fmax(s->targets, 1); }
+static double mean_entropy(const Stats *s) { return s->entropy / fmax(s->targets, 1); }
+
 /* NEFTune (Jain et al. 2023, alg. 1): noise of scale alpha / sqrt(length * width) on each token's embedding. */
-static void neftune_scales(const Batch *b, int32_t width, float *scale) {
+static void neftune(Run *r, uint64_t micro) {
+    const Batch *b = &r->batch;
+    const int32_t width = r->t.model.config.width;
     for (int i = 0; i < b->segments; i++)
         for (int32_t k = 0; k < b->segment[i].len; k++)
-            scale[b->segment[i].start + k] = (float)(o.neftune / sqrt((double)b->segment[i].len * width));
+            r->noise[b->segment[i].start + k] = (float)(o.neftune / sqrt((double)b->segment[i].len * width));
+    r->work.noise_scale = r->noise;
+    r->work.noise_seed = (uint64_t)o.t.seed;
+    r->work.noise_stream = RANDOM_NOISE + ((uint64_t)r->t.step << 20) + micro * (uint64_t)r->t.dist.ranks;
+    r->work.noise_stream += (uint64_t)r->t.dist.rank;
 }
 
-typedef struct Sums {
-    double loss, entropy, right, targets;
-} Sums;
-
-typedef struct Work {
-    Workspace space;
-    Batch batch;
-    double *cost;   /* (records of a step) tokens of each record */
-    int32_t *owner; /* (records of a step) rank of each record */
-    float *logp, *entropy, *dlogp, *noise;
-    int32_t *argmax;
-} Work;
-
-/* Adds one micro-batch's part of the loss to *sums; if `train`, also its gradient. N: the step's normaliser. */
-static void micro_batch(Trainer *t, Work *w, bool train, double N, uint64_t micro, Sums *sums) {
-    const Batch *b = &w->batch;
-    const ModelOutput out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
-    const double flops = model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
-    w->space.noise_scale = NULL;
-    if (train && o.neftune > 0) {
-        neftune_scales(b, t->model.config.width, w->noise);
-        w->space.noise_scale = w->noise;
-        w->space.noise_seed = (uint64_t)o.t.seed;
-        w->space.noise_stream = RANDOM_NOISE + ((uint64_t)t->step << 20) + micro * (uint64_t)t->dist.ranks;
-        w->space.noise_stream += (uint64_t)t->dist.rank;
-    }
+/* Adds one micro-batch's part of the loss to *stats; if `train`, also its gradient. N: the step's normaliser. */
+static void micro_batch(Run *r, bool train, double N, uint64_t micro, Stats *stats) {
+    Trainer *t = &r->t;
+    const Batch *b = &r->batch;
+    const ModelOutput out = {.logp = r->logp, .entropy = r->entropy, .argmax = r->argmax};
+    r->work.noise_scale = NULL;
+    if (train && o.neftune > 0) neftune(r, micro);
     if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
-        for (int32_t r = 0; r < b->targets; r++) w->dlogp[r] = (float)(-1.0 / N);
-        model_forward_backward(&t->model, &w->space, b, 1.0f, w->dlogp, &out);
-    } else model_forward(&t->model, &w->space, b, 1.0f, &out);
-    sums->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, w->logp, NULL, b->targets, N, w->dlogp);
-    if (train && o.loss != LM_NLL) model_backward(&t->model, &w->space, b, 1.0f, w->dlogp, NULL, NULL);
-    t->flops += flops * (train ? 3 : 1);
-    for (int32_t r = 0; r < b->targets; r++) {
-        sums->entropy += w->entropy[r];
-        sums->right += w->argmax[r] == b->target_token[r];
+        for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)(-1.0 / N);
+        model_forward_backward(&t->model, &r->work, b, 1.0f, r->dlogp, &out);
+    } else model_forward(&t->model, &r->work, b, 1.0f, &out);
+    stats->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
+    if (train && o.loss != LM_NLL) model_backward(&t->model, &r->work, b, 1.0f, r->dlogp, NULL, NULL);
+    t->flops += model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b)) * (train ? 3 : 1);
+    for (int32_t i = 0; i < b->targets; i++) {
+        stats->entropy += r->entropy[i];
+        stats->right += r->argmax[i] == b->target_token[i];
     }
-    sums->targets += b->targets;
+    stats->targets += b->targets;
 }
 
-/* Packs this rank's records into micro-batches and runs them; if N is 0, only counts them. Returns their number. */
-static int64_t run_own(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train, double N,
-                       Sums *sums) {
-    Record r = {0};
-    int64_t micro = 0;
-    batch_clear(&w->batch);
-    for (int64_t i = 0; i < n; i++) {
-        const int32_t targets = w->owner[i] == t->dist.rank ? read_record(s, records[i], &r) : 0;
-        if (!targets) continue;
-        if (!batch_fits(&w->batch, r.count, targets, 1)) {
-            if (N > 0) micro_batch(t, w, train, N, (uint64_t)micro, sums);
-            batch_clear(&w->batch);
-            micro++;
-        }
-        batch_sequence(&w->batch, r.tokens, o.completion_only ? r.mask : NULL, r.count);
-    }
-    if (w->batch.targets) {
-        if (N > 0) micro_batch(t, w, train, N, (uint64_t)micro, sums);
-        micro++;
-    }
-    record_free(&r);
-    return micro;
-}
-
-/* Runs the records, each on one of the ranks. Returns the loss and the means over all targets. */
-static Sums run_records(Trainer *t, Work *w, const Shard *s, const int64_t *records, int64_t n, bool train) {
-    Record r = {0};
-    Sums sums = {0};
+/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of targets
+ * of all records. */
+static double plan_records(Run *r, const Shard *s, const int64_t *records, int64_t n) {
     double N = 0;
+    int32_t own = 0;
     for (int64_t i = 0; i < n; i++) {
-        const int32_t targets = read_record(s, records[i], &r);
-        w->cost[i] = targets ? r.count : 0;
-        N += targets;
-        if (train && targets) t->tokens += r.count;
+        r->targets[i] = read_record(s, records[i], &r->record);
+        r->cost[i] = r->targets[i] ? r->record.count : 0;
+        N += r->targets[i];
     }
-    record_free(&r);
-    dist_share(w->cost, n, t->dist.ranks, w->owner);
-    if (train) dist_grads_begin(&t->grads, run_own(t, w, s, records, n, true, 0, NULL));
-    run_own(t, w, s, records, n, train, N, &sums);
-    dist_sum(&t->dist, DIST_FIELDS(sums));
-    sums.entropy /= fmax(sums.targets, 1);
-    sums.right /= fmax(sums.targets, 1);
-    return sums;
+    dist_share(r->cost, n, r->t.dist.ranks, r->owner);
+    micro_plan_begin(&r->plan, &r->batch);
+    for (int64_t i = 0; i < n; i++) {
+        if (r->owner[i] != r->t.dist.rank || !r->targets[i]) continue;
+        r->own[own++] = records[i];
+        micro_plan_add(&r->plan, (BatchSize){(int64_t)r->cost[i], r->targets[i], 1});
+    }
+    return N;
 }
 
-static double validate(Trainer *t, Work *w, const Shard *val) {
+static void pack_records(Run *r, const Shard *s, int32_t first, int32_t end) {
+    batch_clear(&r->batch);
+    for (int32_t i = first; i < end; i++) {
+        read_record(s, r->own[i], &r->record);
+        batch_sequence(&r->batch, r->record.tokens, o.completion_only ? r->record.mask : NULL, r->record.count);
+    }
+}
+
+/* Runs the records, each on one of the ranks. Returns the loss and the totals over all ranks. */
+static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t n, bool train) {
+    Stats stats = {0};
+    const double N = plan_records(r, s, records, n);
+    const MicroPlan *plan = &r->plan;
+    if (train) dist_grads_begin(&r->t.grads, plan->micros);
+    for (int32_t m = 0; m < plan->micros; m++) {
+        pack_records(r, s, plan->first[m], plan->first[m + 1]);
+        micro_batch(r, train, N, (uint64_t)m, &stats);
+    }
+    dist_sum(&r->t.dist, DIST_FIELDS(stats));
+    return stats;
+}
+
+/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+
+static double validate(Run *r, const Shard *val) {
+    Metrics *m = &r->t.metrics;
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
     for (int64_t i = 0; i < val->count; i++) all[i] = i;
     const double start = program_seconds();
-    const Sums sums = run_records(t, w, val, all, val->count, false);
+    const Stats stats = run_records(r, val, all, val->count, false);
     free(all);
-    metrics_set(&t->metrics, "eval_loss", sums.loss);
-    metrics_set(&t->metrics, "eval_mean_token_accuracy", sums.right);
-    metrics_set(&t->metrics, "eval_entropy", sums.entropy);
-    metrics_line(&t->metrics, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)t->step, sums.loss,
-                 100 * sums.right, program_seconds() - start);
-    return sums.loss;
+    metrics_set(m, "eval_loss", stats.loss);
+    metrics_set(m, "eval_mean_token_accuracy", accuracy(&stats));
+    metrics_set(m, "eval_entropy", mean_entropy(&stats));
+    metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
+                 100 * accuracy(&stats), program_seconds() - start);
+    return stats.loss;
 }
 
 /* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. */
-static void print_samples(Trainer *t, Rollout *engine, const Shard *s, const char *when) {
+static void print_samples(Run *run, const Shard *s, const char *when) {
     Error e;
-    Record r = {0};
+    Trainer *t = &run->t;
+    Record *r = &run->record;
     Sampling how = sampling_default();
     how.temperature = 0;
     how.max_new = (int)o.sample_tokens;
     if (t->text.stop >= 0) how.stop[how.stops++] = t->text.stop;
     for (int64_t i = 0, shown = 0; i < s->count && shown < o.sample_count; i++) {
-        read_record(s, i, &r);
+        read_record(s, i, r);
         int32_t prompt = 0;
-        while (prompt < r.count && !r.mask[prompt]) prompt++;
-        if (!prompt || prompt == r.count || prompt > engine->prompt_max || prompt >= t->model.config.context) continue;
+        while (prompt < r->count && !r->mask[prompt]) prompt++;
+        if (!prompt || prompt == r->count || prompt > run->engine.prompt_max || prompt >= t->model.config.context)
+            continue;
         Completion c;
-        RolloutRequest q = {.prompt = r.tokens, .prompt_len = prompt, .samples = 1, .out = &c};
-        if (!rollout_run(engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
+        RolloutRequest q = {.prompt = r->tokens, .prompt_len = prompt, .samples = 1, .out = &c};
+        if (!rollout_run(&run->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
         int32_t end = prompt;
-        while (end < r.count && r.mask[end]) end++;
-        char *asked = model_text_decode(&t->text, r.tokens, prompt, true);
+        while (end < r->count && r->mask[end]) end++;
+        char *asked = model_text_decode(&t->text, r->tokens, prompt, true);
         char *said = model_text_decode(&t->text, c.tokens, c.count, false);
-        char *wanted = model_text_decode(&t->text, r.tokens + prompt, end - prompt, false);
+        char *wanted = model_text_decode(&t->text, r->tokens + prompt, end - prompt, false);
         metrics_line(&t->metrics, "sample %s%s", asked, said);
         metrics_sample(&t->metrics, when, asked, said, wanted, NAN);
         free(asked), free(said), free(wanted);
         completion_free(&c);
         shown++;
     }
-    record_free(&r);
+}
+
+/* ---- the run --------------------------------------------------------------------------------------------------- */
+
+/* Allocates the activations, the batch and the arrays. A micro-batch must hold the longest record. longest: tokens of a
+ * record; records: maximum number of records of a pass. */
+static void open_work(Run *r, int32_t longest, int64_t records) {
+    Error e;
+    Trainer *t = &r->t;
+    if (longest > o.max_length) longest = (int32_t)o.max_length;
+    const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1,
+              new_max = (int)o.sample_tokens;
+    const size_t sampling = rollout_bytes(&t->model.config, t->backend, slots, longest, new_max), n = (size_t)records;
+    trainer_announce(t, options, rows, o.sample_steps ? sampling : 0);
+    r->batch = batch_new(rows, rows, rows);
+    if (!workspace_new(&r->work, &t->model, rows, rows, rows, true, (int)o.t.recompute, &e))
+        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    if (o.sample_steps && !rollout_new(&r->engine, &t->model, slots, longest, new_max, &e)) die("%s", e.text);
+    r->logp = (float *)xcalloc((size_t)rows, sizeof *r->logp);
+    r->entropy = (float *)xcalloc((size_t)rows, sizeof *r->entropy);
+    r->dlogp = (float *)xcalloc((size_t)rows, sizeof *r->dlogp);
+    r->noise = (float *)xcalloc((size_t)rows, sizeof *r->noise);
+    r->argmax = (int32_t *)xcalloc((size_t)rows, sizeof *r->argmax);
+    r->cost = (double *)xcalloc(n, sizeof *r->cost);
+    r->targets = (int32_t *)xcalloc(n, sizeof *r->targets);
+    r->owner = (int32_t *)xcalloc(n, sizeof *r->owner);
+    r->own = (int64_t *)xcalloc(n, sizeof *r->own);
+}
+
+static void close_run(Run *r, bool stopped) {
+    rollout_free(&r->engine);
+    workspace_free(&r->work, &r->t.model);
+    batch_free(&r->batch);
+    micro_plan_free(&r->plan);
+    record_free(&r->record);
+    free(r->logp), free(r->entropy), free(r->dlogp), free(r->noise), free(r->argmax);
+    free(r->cost), free(r->targets), free(r->owner), free(r->own);
+    trainer_close(&r->t, stopped);
 }
 
 int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    Trainer *t = &r->t;
     o.t = trainer_defaults(2e-5);
     o.batch_tokens = 8192;
     o.epochs = 3;
@@ -285,90 +340,65 @@ int main(int argc, char **argv) {
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 4, o.best);
 
-    Error e;
     Shard data, val = {0};
     open_chat(&data, o.input);
     if (o.val) open_chat(&val, o.val);
-    Trainer t;
-    trainer_open(&t, "train_sft", &o.t, &data, false);
-    const int32_t context = t.model.config.context;
-    if (o.val) trainer_check_shard(&t, &val);
+    trainer_open(t, "train_sft", &o.t, &data, false);
+    const int32_t context = t->model.config.context;
+    if (o.val) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;
-    check_data(&data, t.text.stop);
-
-    /* Memory: a micro-batch must hold the longest record. */
-    int32_t longest = data.longest > val.longest ? data.longest : val.longest;
-    if (longest > o.max_length) longest = (int32_t)o.max_length;
-    const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1;
-    const int prompt_max = longest, new_max = (int)o.sample_tokens;
-    trainer_announce(&t, options, rows,
-                     o.sample_steps ? rollout_bytes(&t.model.config, t.backend, slots, prompt_max, new_max) : 0);
-    Work w = {.batch = batch_new(rows, rows, rows)};
-    if (!workspace_new(&w.space, &t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
-    float *arrays = (float *)xcalloc(4 * (size_t)rows, sizeof *arrays);
-    w.logp = arrays;
-    w.entropy = arrays + rows;
-    w.dlogp = arrays + 2 * rows;
-    w.noise = arrays + 3 * rows;
-    w.argmax = (int32_t *)xcalloc((size_t)rows, sizeof *w.argmax);
-    Rollout engine = {0};
-    if (o.sample_steps && !rollout_new(&engine, &t.model, slots, prompt_max, new_max, &e)) die("%s", e.text);
+    check_data(&data, t->text.stop);
+    const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
+    open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
 
     /* The run takes `left` records, in steps of --batch-tokens. */
-    const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count;
     int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
-    const size_t widest = (size_t)(most > val.count ? most : val.count);
-    w.cost = (double *)xcalloc(widest, sizeof *w.cost);
-    w.owner = (int32_t *)xcalloc(widest, sizeof *w.owner);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
-    trainer_schedule(&t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
+    trainer_schedule(t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
     Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t.state)) die("%s: the state was made with more records", o.t.resume);
+    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with more records", o.t.resume);
     left -= cursor_taken(&cursor);
-    const json_t *least = json_object_get(t.state, "best"); /* null before the first validation */
+    const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
     bool stopped = false;
-    const bool shows = o.sample_steps && t.dist.rank == 0;
-    if (!t.step && shows) print_samples(&t, &engine, o.val ? &val : &data, "before");
-    while (t.step < t.steps && !stopped) {
-        trainer_begin_step(&t);
+    const bool shows = o.sample_steps && t->dist.rank == 0;
+    if (!t->step && shows) print_samples(r, o.val ? &val : &data, "before");
+    while (t->step < t->steps && !stopped) {
+        trainer_begin_step(t);
         const int64_t n = cursor_step(&cursor, &data, left, records, most);
         left -= n;
-        const Sums sums = run_records(&t, &w, &data, records, n, true);
-        trainer_update(&t, sums.loss);
+        const Stats stats = run_records(r, &data, records, n, true);
+        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
+        trainer_update(t, stats.loss);
 
         const double epoch = cursor_epochs(&cursor);
-        const double seconds = program_seconds() - t.step_start;
-        metrics_set(&t.metrics, "epoch", epoch);
-        metrics_set(&t.metrics, "entropy", sums.entropy);
-        metrics_set(&t.metrics, "mean_token_accuracy", sums.right);
-        const bool last = t.step == t.steps;
-        if (o.val && (last || t.step % o.eval_steps == 0)) {
-            const double loss = validate(&t, &w, &val);
+        const double seconds = program_seconds() - t->step_start;
+        metrics_set(&t->metrics, "epoch", epoch);
+        metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
+        metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
+        const bool last = t->step == t->steps;
+        if (o.val && (last || t->step % o.eval_steps == 0)) {
+            const double loss = validate(r, &val);
             if (loss < best) {
                 best = loss;
-                if (o.best) trainer_save_model(&t, o.best);
+                if (o.best) trainer_save_model(t, o.best);
             }
         }
-        trainer_log(&t, sums.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * sums.right, epoch,
-                    1e-3 * sums.targets / seconds);
-        if (shows && (last || t.step % o.sample_steps == 0)) {
+        trainer_log(t, stats.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * accuracy(&stats), epoch,
+                    1e-3 * stats.targets / seconds);
+        if (shows && (last || t->step % o.sample_steps == 0)) {
             char when[32] = "after";
-            if (!last) snprintf(when, sizeof when, "step %lld", (long long)t.step);
-            print_samples(&t, &engine, o.val ? &val : &data, when);
+            if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
+            print_samples(r, o.val ? &val : &data, when);
         }
-        cursor_save(&cursor, t.state);
-        json_object_set_new(t.state, "best", isfinite(best) ? json_real(best) : json_null());
-        stopped = trainer_should_stop(&t, 1);
+        cursor_save(&cursor, t->state);
+        json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
+        stopped = trainer_should_stop(t, 1);
     }
-    rollout_free(&engine);
-    workspace_free(&w.space, &t.model);
-    batch_free(&w.batch);
-    free(arrays), free(w.argmax), free(records), free(w.cost), free(w.owner);
+    free(records);
     cursor_free(&cursor);
-    trainer_close(&t, stopped);
+    close_run(r, stopped);
     shard_close(&data);
     if (o.val) shard_close(&val);
     return 0;

@@ -7,7 +7,7 @@
 #include "../llmc/reward/evaluation_reward.h"
 #include "../llmc/rollout/evaluation.h"
 #include "../llmc/reward/gold.h"
-#include "../llmc/records/pairs.h"
+#include "../llmc/records/labelled.h"
 
 #define RULE "--rule char=a:1,length:-0.5"
 #define TINY "--layers 2 --width 32 --heads 2 -t 48 "
@@ -77,9 +77,9 @@ static void pairs_loss(void **state) {
     Pairs p;
     Scorer s = scorer_open("start.bin");
     double plain = 0, full = 0, least = INFINITY, total = 0, right = 0, gap = 0;
-    assert_true(pairs_open(&p, files_path("margins.shard"), 48, &e));
+    assert_true(pairs_open(&p, files_path("margins.shard"), &e));
     for (int64_t i = 0; i < p.count; i++) {
-        const Pair *q = pairs_get(&p, i);
+        const Pair *q = &p.pair[i];
         const int n = q->prompt_len, last = n - 1;
         const double c = head_at(&s, q->prompt, n, q->chosen, q->chosen_len, last + q->chosen_len);
         const double r = head_at(&s, q->prompt, n, q->rejected, q->rejected_len, last + q->rejected_len);
@@ -115,10 +115,10 @@ static void steps_loss(void **state) {
     Examples x;
     Scorer s = scorer_open("start.bin");
     double all = 0, last = 0, right = 0;
-    assert_true(examples_open(&x, files_path("steps.shard"), RECORD_STEP, 48, &e));
+    assert_true(examples_open(&x, files_path("steps.shard"), RECORD_STEP, &e));
     assert_int_equal(x.count, 60);
     for (int64_t i = 0; i < x.count; i++) {
-        const Example *q = examples_get(&x, i);
+        const Example *q = &x.example[i];
         assert_int_equal(q->labels, 2);
         for (int k = 0; k < 2; k++) {
             assert_int_equal(q->completion[q->at[k]], '\n');
@@ -140,9 +140,9 @@ static void steps_loss(void **state) {
     examples_close(&x);
     /* outcomes: one label an answer, at its last token */
     double loss = 0;
-    assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, 48, &e));
+    assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, &e));
     for (int64_t i = 0; i < x.count; i++) {
-        const Example *q = examples_get(&x, i);
+        const Example *q = &x.example[i];
         const double v = head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len,
                                  q->prompt_len + q->completion_len - 1);
         loss += nats(q->label[0] ? v : -v) / 300;
@@ -464,38 +464,47 @@ static void pipes(void **state) {
 static void examples(void **state) {
     (void)state;
     Error e;
-    Examples x;
+    Labelled l;
     put("few.jsonl", "{\"prompt\":\"ab\",\"completion\":\"xyz\",\"label\":true}\n"
                      "{\"prompt\":\"abcdef\",\"completion\":\"x\",\"label\":true}\n"
                      "{\"prompt\":\"a\",\"completion\":\"\",\"label\":false}\n");
     sh("data/make_shard -q -i $T/few.jsonl -o $T/few.shard");
-    if (!examples_open(&x, files_path("few.shard"), RECORD_UNPAIRED, 5, &e)) fail_msg("%s", e.text);
-    assert_true(x.count == 2 && x.dropped == 1 && x.cut == 1 && x.labels == 2 && x.good == 1 && x.longest == 5);
-    const Example *p = examples_get(&x, 0), *q = examples_get(&x, 1);
-    assert_true(p->prompt_len == 2 && p->completion_len == 3 && p->labels == 1 && p->at[0] == 2 && p->label[0] == 1);
+    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, &e)) fail_msg("%s", e.text);
+    if (!labelled_fit(&l, 5, FIT_TRUNCATE, &e)) fail_msg("%s", e.text);
+    assert_true(l.count == 2 && l.dropped == 1 && l.truncated == 1 && labelled_longest(&l, true) == 5);
+    const Example *p = &l.examples.example[0], *q = &l.examples.example[1];
+    assert_true(p->prompt_len == 2 && p->completion_len == 3 && p->labels == 1 && p->label[0] == 1);
     assert_true(q->prompt_len == 1 && q->completion_len == 1 && q->completion[0] == MODELS_EOS && q->label[0] == 0);
     Batch b = batch_new(8, 8, 8);
     example_pack(&b, p); /* the last token needs no row */
     assert_true(b.rows == 4 && b.targets == 3 && b.segments == 2);
     for (int i = 0; i < 3; i++) assert_true(b.target_row[i] == 1 + i && b.target_token[i] == 'x' + i);
-    assert_false(example_fits(&b, p)); /* 5 rows and 4 */
-    batch_clear(&b);
-    example_pack_scores(&b, p), example_pack_scores(&b, q);
-    assert_true(b.rows == 7 && b.targets == 2 && b.target_row[0] == 4 && b.target_row[1] == 6 && b.positions[6] == 1);
-    batch_free(&b), examples_close(&x);
-    if (!examples_open(&x, files_path("steps.shard"), RECORD_STEP, 13, &e)) fail_msg("%s", e.text);
-    for (int64_t i = 0; i < x.count; i++) { /* the steps that fit keep their labels */
-        p = examples_get(&x, i);
+    batch_free(&b), labelled_close(&l);
+    /* left out, not truncated: a truncated completion would deserve another label */
+    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, &e)) fail_msg("%s", e.text);
+    if (!labelled_fit(&l, 5, FIT_DROP, &e)) fail_msg("%s", e.text);
+    assert_true(l.count == 1 && l.dropped == 2 && l.truncated == 0);
+    assert_false(labelled_fit(&l, 1, FIT_DROP, &e));
+    assert_holds(e.text, "few.shard: no record is left: none of 3 fits into 1 tokens");
+    labelled_close(&l);
+    if (!labelled_open(&l, files_path("steps.shard"), RECORD_STEP, &e)) fail_msg("%s", e.text);
+    p = &l.examples.example[0];
+    b = batch_new(64, 8, 8);
+    example_pack_scores(&b, p); /* one target per label, on the row of its token */
+    assert_true(b.rows == p->prompt_len + p->completion_len && b.targets == p->labels && b.segments == 2);
+    for (int32_t k = 0; k < p->labels; k++) assert_true(b.target_row[k] == p->prompt_len + p->at[k]);
+    assert_true(b.positions[b.rows - 1] == b.rows - 1);
+    batch_free(&b);
+    if (!labelled_fit(&l, 13, FIT_DROP, &e)) fail_msg("%s", e.text);
+    for (int64_t i = 0; i < l.count; i++) { /* the steps that fit keep their labels */
+        p = &l.examples.example[i];
         for (int32_t k = 0; k < p->labels; k++) assert_true(p->at[k] < p->completion_len);
         assert_true(p->prompt_len + p->completion_len <= 13);
     }
-    assert_true(x.cut > 0);
-    examples_close(&x);
-    assert_false(examples_open(&x, files_path("few.shard"), RECORD_STEP, 5, &e));
+    assert_true(l.truncated > 0);
+    labelled_close(&l);
+    assert_false(labelled_open(&l, files_path("few.shard"), RECORD_STEP, &e));
     assert_holds(e.text, "contains unpaired records, expected step records");
-    assert_false(examples_open(&x, files_path("few.shard"), RECORD_UNPAIRED, 1, &e));
-    assert_holds(e.text,
-                 "no record is left to train on: 3 records, 3 dropped (no labelled completion fits under 1 tokens)");
 }
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
@@ -509,7 +518,7 @@ static void long_records(void **state) {
     sh("./train_rm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8 --metrics $T/long.jsonl.m");
     assert_holds(said, "1 of 2 records are left out");
     refused(1, "./train_rm -c $T/start.bin -i $T/long.shard -o $T/kept -x 1 --max-length 5",
-            "long.shard: no record is left: all 2 are longer than 5 tokens");
+            "long.shard: no record is left: none of 2 fits into 5 tokens");
     put("long.jsonl", "{\"prompt\":\"1+1=\",\"completions\":[\"1\",\"2222222222\"],\"labels\":[true,false]}\n");
     sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard");
     sh("./train_rm --kind prm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8");

@@ -2,7 +2,8 @@
  *
  * A set is the data of one optimizer step or one evaluation on held-out data: families of a prompt, a chosen and a
  * rejected completion (pairs.h), or of a prompt and one completion (`rejected` empty). The per-token arrays are flat
- * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array:
+ * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array. Code that works
+ * on a micro-batch sees that range alone, as an AnswerSlice whose offsets begin at 0:
  *
  *     offset   3i        3i+1       3i+2         3i+3
  *              | prompt i | chosen i | rejected i | prompt i+1 ...
@@ -13,9 +14,10 @@
  *     AnswerSet s = {.shared = true};
  *     answer_set_clear(&s);
  *     answer_set_add(&s, pair, record);                     // for each pair of the step
- *     for (int32_t i = 0, next; i < s.count; i = next) {
- *         next = answer_set_pack(&s, &batch, i);
- *         model_forward(&model, &work, &batch, 1.0f, &(ModelOutput){.logp = s.logp + s.offset[3 * i]});
+ *     const MicroPlan *plan = answer_set_plan(&s, &batch);
+ *     for (int32_t m = 0; m < plan->micros; m++) {
+ *         const AnswerSlice x = answer_set_pack(&s, &batch, plan->first[m], plan->first[m + 1]);
+ *         model_forward(&model, &work, &batch, 1.0f, &(ModelOutput){.logp = x.logp});
  *     }
  */
 #ifndef LLMC_RECORDS_ANSWER_SET_H
@@ -34,10 +36,21 @@ typedef struct AnswerSet {
     /* (tokens) */
     float *logp, *ref, *square, *entropy, *dlogp;
     int32_t *argmax;
+    MicroPlan plan;        /* of answer_set_plan() */
+    int32_t *slice_offset; /* (3 count + 1) of the last slice */
 } AnswerSet;
 
+/* Families first ... first+count-1 of a set. */
+typedef struct AnswerSlice {
+    int32_t first, count;
+    const int32_t *offset; /* (3 count + 1) as in the set, but from 0; valid until the next slice is made */
+    float *logp, *ref, *square, *entropy, *dlogp; /* (tokens of the slice) */
+    int32_t *argmax;
+} AnswerSlice;
+
 static inline void answer_set_free(AnswerSet *s) {
-    free(s->pair), free(s->record), free(s->offset);
+    free(s->pair), free(s->record), free(s->offset), free(s->slice_offset);
+    micro_plan_free(&s->plan);
     free(s->logp), free(s->ref), free(s->square), free(s->entropy), free(s->dlogp), free(s->argmax);
     *s = (AnswerSet){0};
 }
@@ -51,6 +64,11 @@ static inline int32_t answer_set_rows(const AnswerSet *s, const Pair *p) {
     return (s->shared || !p->rejected_len ? 1 : 2) * p->prompt_len + p->chosen_len + p->rejected_len;
 }
 
+/* Returns the number of targets of family i. */
+static inline int32_t answer_set_targets(const AnswerSet *s, int32_t i) {
+    return s->offset[3 * i + 3] - s->offset[3 * i];
+}
+
 /* Adds a pair, without copying its tokens. The values already in the arrays are kept. */
 static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
     if (s->count == s->capacity) {
@@ -59,6 +77,7 @@ static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
         s->pair = (Pair *)xrealloc(s->pair, n, sizeof *s->pair);
         s->record = (int64_t *)xrealloc(s->record, n, sizeof *s->record);
         s->offset = (int32_t *)xrealloc(s->offset, 3 * n + 1, sizeof *s->offset);
+        s->slice_offset = (int32_t *)xrealloc(s->slice_offset, 3 * n + 1, sizeof *s->slice_offset);
     }
     if (!s->count) s->offset[0] = 0;
     int32_t *at = s->offset + 3 * s->count;
@@ -75,13 +94,36 @@ static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
     s->argmax = (int32_t *)xrealloc(s->argmax, n, sizeof *s->argmax);
 }
 
-/* Packs as many families as fit into the batch, starting at `first`. Returns the index after the last one packed. */
-static inline int32_t answer_set_pack(const AnswerSet *s, Batch *b, int32_t first) {
-    batch_clear(b);
-    for (int32_t i = first; i < s->count; i++) {
+/* Divides the set into micro-batches of b's capacity. */
+static inline const MicroPlan *answer_set_plan(AnswerSet *s, const Batch *b) {
+    micro_plan_begin(&s->plan, b);
+    for (int32_t i = 0; i < s->count; i++) {
         const Pair *p = &s->pair[i];
-        const int32_t rows = answer_set_rows(s, p);
-        if (!batch_fits(b, rows, rows, 4)) return i;
+        const int32_t completions = p->rejected_len ? 2 : 1; /* the last token of each needs no row */
+        micro_plan_add(&s->plan, (BatchSize){answer_set_rows(s, p) - completions, answer_set_targets(s, i), 4});
+    }
+    return &s->plan;
+}
+
+static inline AnswerSlice answer_set_slice(AnswerSet *s, int32_t first, int32_t end) {
+    const int32_t base = s->count ? s->offset[3 * first] : 0;
+    for (int32_t i = 3 * first; i <= 3 * end && s->count; i++) s->slice_offset[i - 3 * first] = s->offset[i] - base;
+    return (AnswerSlice){.first = first,
+                         .count = end - first,
+                         .offset = s->slice_offset,
+                         .logp = s->logp + base,
+                         .ref = s->ref + base,
+                         .square = s->square + base,
+                         .entropy = s->entropy + base,
+                         .dlogp = s->dlogp + base,
+                         .argmax = s->argmax + base};
+}
+
+/* Packs families first ... end-1 into the batch and returns their slice. */
+static inline AnswerSlice answer_set_pack(AnswerSet *s, Batch *b, int32_t first, int32_t end) {
+    batch_clear(b);
+    for (int32_t i = first; i < end; i++) {
+        const Pair *p = &s->pair[i];
         const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
         if (s->prompts)
             for (int32_t k = 1; k < p->prompt_len; k++) batch_target(b, b->segment[prompt].start + k - 1, p->prompt[k]);
@@ -90,14 +132,7 @@ static inline int32_t answer_set_pack(const AnswerSet *s, Batch *b, int32_t firs
         const int again = s->shared ? prompt : batch_segment(b, p->prompt, p->prompt_len, 0, -1);
         batch_completion(b, again, p->rejected, p->rejected_len);
     }
-    return s->count;
-}
-
-/* Returns the number of micro-batches of the set. */
-static inline int32_t answer_set_micros(const AnswerSet *s, Batch *b) {
-    int32_t micros = 0;
-    for (int32_t i = 0; i < s->count; micros++) i = answer_set_pack(s, b, i);
-    return micros;
+    return answer_set_slice(s, first, end);
 }
 
 /* Computes log sum_v p_v^2 at each target, for WPO: 2 logp minus the log-probability at temperature 1/2, which has

@@ -6,23 +6,19 @@
  *     rows   p p p p | c c c c c        a prompt and its completion, a family of two segments (batch.h)
  *     label            .   1   0
  *
- * Examples holds the records as they are trained on. A record whose prompt leaves no room for a completion under
- * max_length is dropped and counted (dropped). A completion that is too long is truncated and counted (cut): an
- * unpaired completion keeps its label; a solution loses the steps that no longer fit and is dropped if none is left.
- * Labels other than 0 and 1 are rejected.
+ * Examples holds the records; one without a prompt, a completion or a label is left out and counted (dropped).
+ * labelled.h fits them to a maximum length. Labels other than 0 and 1 are rejected.
  *
  *     Examples x;
- *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, 1024, &e)) die("%s", e.text);
- *     for (int64_t i = 0; i < x.count; i++) {
- *         const Example *p = examples_get(&x, i);
- *         if (!example_fits(&batch, p)) run(&batch);       // process the batch and clear it
- *         example_pack_scores(&batch, p);                  // one target per label; or example_pack(): one per token
- *     }
+ *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, &e)) die("%s", e.text);
+ *     for (int64_t i = 0; i < x.count; i++) micro_plan_add(&plan, example_size(&x.example[i]));
+ *     for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++)
+ *         example_pack_scores(&batch, &x.example[i]);      // one target per label; or example_pack(): one per token
  */
 #ifndef LLMC_RECORDS_EXAMPLES_H
 #define LLMC_RECORDS_EXAMPLES_H
 
-#include "../model/pack.h"
+#include "../model/micro_plan.h"
 #include "shard.h"
 
 typedef struct Example {
@@ -35,11 +31,8 @@ typedef struct Example {
 
 typedef struct Examples {
     Shard shard;
-    int64_t count;                /* kept records */
-    int64_t labels, good;         /* number of their labels, and of labels that are 1 */
-    int64_t dropped, cut;         /* dropped records; truncated completions */
-    int32_t longest, most_labels; /* maximum rows and maximum labels of a record */
-    int32_t *tokens, *at;         /* of all records, concatenated */
+    int64_t count, dropped; /* examples; records left out */
+    int32_t *tokens, *at;   /* of all examples, concatenated */
     uint8_t *label;
     Example *example; /* (count) */
 } Examples;
@@ -50,10 +43,7 @@ static inline void examples_close(Examples *x) {
     *x = (Examples){0};
 }
 
-static inline const Example *examples_get(const Examples *x, int64_t i) { return &x->example[i]; }
-
-/* Fills in q's labels from record r, whose completion is truncated to q->completion_len. at, label: storage for
- * them. */
+/* Fills in q's labels from record r. at, label: storage for them. Returns false if a label is neither 0 nor 1. */
 static inline bool example_labels(Example *q, RecordKind kind, const Record *r, int32_t *at, uint8_t *label) {
     q->at = at;
     q->label = label;
@@ -73,7 +63,7 @@ static inline bool example_labels(Example *q, RecordKind kind, const Record *r, 
     return true;
 }
 
-static inline bool examples_read(Examples *x, int32_t max_length, Error *e) {
+static inline bool examples_read(Examples *x, Error *e) {
     Record r = {0};
     const Shard *s = &x->shard;
     int32_t *token = x->tokens, *at = x->at;
@@ -81,9 +71,8 @@ static inline bool examples_read(Examples *x, int32_t max_length, Error *e) {
     bool ok = true;
     for (int64_t i = 0; ok && i < s->count; i++) {
         if (!(ok = shard_record(s, i, &r, e))) break;
-        const int32_t whole = r.count - r.prompt, room = max_length - r.prompt;
         Example q = {.prompt = token, .prompt_len = r.prompt, .completion = token + r.prompt};
-        q.completion_len = whole < room ? whole : room;
+        q.completion_len = r.count - r.prompt;
         if (r.prompt >= 1 && q.completion_len >= 1 && !example_labels(&q, s->kind, &r, at, label))
             ok = error_set(e, "%s: record %lld has a label above 1, expected 0 (bad) or 1 (good)", s->name,
                            (long long)i);
@@ -91,27 +80,20 @@ static inline bool examples_read(Examples *x, int32_t max_length, Error *e) {
         if (!q.labels) continue;
         memcpy(token, r.tokens, (size_t)r.count * sizeof *token);
         x->example[x->count++] = q;
-        x->cut += whole > room;
-        x->labels += q.labels;
-        for (int32_t k = 0; k < q.labels; k++) x->good += label[k];
-        if (q.labels > x->most_labels) x->most_labels = q.labels;
-        if (q.prompt_len + q.completion_len > x->longest) x->longest = q.prompt_len + q.completion_len;
         token += r.count;
         at += q.labels;
         label += q.labels;
     }
     record_free(&r);
     if (ok && !x->count)
-        ok = error_set(
-            e,
-            "%s: no record is left to train on: %lld records, %lld dropped (no labelled completion fits under %d tokens)",
-            s->name, (long long)s->count, (long long)x->dropped, max_length);
+        ok = error_set(e, "%s: no record is left to train on: each of the %lld lacks a prompt, a completion or a label",
+                       s->name, (long long)s->count);
     return ok;
 }
 
-/* kind: RECORD_UNPAIRED or RECORD_STEP; max_length: maximum tokens of a prompt with its completion. Fails on a shard of
- * another kind, with other labels, or without a record to train on. */
-static inline bool examples_open(Examples *x, const char *path, RecordKind kind, int32_t max_length, Error *e) {
+/* kind: RECORD_UNPAIRED or RECORD_STEP. Fails on a shard of another kind, with other labels, or without a record to train
+ * on. */
+static inline bool examples_open(Examples *x, const char *path, RecordKind kind, Error *e) {
     *x = (Examples){0};
     if (!shard_open(&x->shard, path, e)) return false;
     const Shard *s = &x->shard;
@@ -124,14 +106,14 @@ static inline bool examples_open(Examples *x, const char *path, RecordKind kind,
     x->at = (int32_t *)xcalloc(tokens, sizeof *x->at);
     x->label = (uint8_t *)xcalloc(tokens, sizeof *x->label);
     x->example = (Example *)xcalloc((size_t)s->count + 1, sizeof *x->example);
-    if (ok && examples_read(x, max_length, e)) return true;
+    if (ok && examples_read(x, e)) return true;
     examples_close(x);
     return false;
 }
 
-/* Whether the whole record fits into the rest of the batch; every token has a row. */
-static inline bool example_fits(const Batch *b, const Example *p) {
-    return batch_fits(b, (int64_t)p->prompt_len + p->completion_len, p->completion_len, 2);
+/* The part of a batch that a record takes; every token has a row. */
+static inline BatchSize example_size(const Example *p) {
+    return (BatchSize){(int64_t)p->prompt_len + p->completion_len, p->completion_len, 2};
 }
 
 /* Packs the record with one target per token of the completion, in order. */

@@ -5,22 +5,19 @@
  * With `shared` false, each completion gets its own copy of the prompt, as in libraries that use padding; results agree
  * up to rounding.
  *
- * Pairs holds the records of a preference shard as they are trained on. A pair whose prompt leaves no room for a
- * completion under max_length is dropped and counted (dropped). A completion that is too long is truncated and counted
- * (cut).
+ * Pairs holds the records of a preference shard; a record without a prompt or without one of the completions is left out
+ * and counted (dropped). labelled.h fits them to a maximum length.
  *
  *     Pairs pairs;
- *     if (!pairs_open(&pairs, "prefs.shard", 1024, &e)) die("%s", e.text);
- *     for (int64_t i = 0; i < pairs.count; i++) {
- *         const Pair *p = pairs_get(&pairs, i);
- *         if (!pair_fits(&batch, p, true)) run(&batch);            // process the batch and clear it
- *         pair_pack_scores(&batch, p, true);                       // targets: the last rows of both completions
- *     }
+ *     if (!pairs_open(&pairs, "prefs.shard", &e)) die("%s", e.text);
+ *     for (int64_t i = 0; i < pairs.count; i++) micro_plan_add(&plan, pair_size(&pairs.pair[i], true));
+ *     for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++)  // targets: the last rows of both completions
+ *         pair_pack_scores(&batch, &pairs.pair[i], true);
  */
 #ifndef LLMC_RECORDS_PAIRS_H
 #define LLMC_RECORDS_PAIRS_H
 
-#include "../model/pack.h"
+#include "../model/micro_plan.h"
 #include "shard.h"
 
 typedef struct Pair {
@@ -31,10 +28,9 @@ typedef struct Pair {
 
 typedef struct Pairs {
     Shard shard;
-    int64_t count;        /* kept pairs */
-    int64_t dropped, cut; /* dropped pairs; truncated completions */
-    int32_t *tokens;      /* of all kept pairs, concatenated */
-    Pair *pair;           /* (count) */
+    int64_t count, dropped; /* pairs; records left out */
+    int32_t *tokens;        /* of all pairs, concatenated */
+    Pair *pair;             /* (count) */
 } Pairs;
 
 static inline void pairs_close(Pairs *p) {
@@ -43,11 +39,8 @@ static inline void pairs_close(Pairs *p) {
     *p = (Pairs){0};
 }
 
-static inline const Pair *pairs_get(const Pairs *p, int64_t i) { return &p->pair[i]; }
-
-/* max_length: maximum tokens of a prompt with a completion. Fails on a shard of another kind or without a pair to train
- * on. */
-static inline bool pairs_open(Pairs *p, const char *path, int32_t max_length, Error *e) {
+/* Fails on a shard of another kind or without a pair to train on. */
+static inline bool pairs_open(Pairs *p, const char *path, Error *e) {
     Record r = {0};
     *p = (Pairs){0};
     if (!shard_open(&p->shard, path, e)) return false;
@@ -63,8 +56,7 @@ static inline bool pairs_open(Pairs *p, const char *path, int32_t max_length, Er
     bool ok = true;
     for (int64_t i = 0; ok && i < s->count; i++) {
         if (!(ok = shard_record(s, i, &r, e))) break;
-        const int32_t room = max_length - r.prompt;
-        if (r.prompt < 1 || r.chosen < 1 || r.rejected < 1 || room < 1) {
+        if (r.prompt < 1 || r.chosen < 1 || r.rejected < 1) {
             p->dropped++;
             continue;
         }
@@ -73,26 +65,24 @@ static inline bool pairs_open(Pairs *p, const char *path, int32_t max_length, Er
         q->prompt = at;
         q->prompt_len = r.prompt;
         q->chosen = at + r.prompt;
-        q->chosen_len = r.chosen < room ? r.chosen : room;
+        q->chosen_len = r.chosen;
         q->rejected = q->chosen + r.chosen;
-        q->rejected_len = r.rejected < room ? r.rejected : room;
+        q->rejected_len = r.rejected;
         q->margin = r.margin;
-        p->cut += (r.chosen > room) + (r.rejected > room);
         at += r.count;
     }
     record_free(&r);
     if (ok && !p->count)
-        ok = error_set(
-            e, "%s: no pair is left to train on: %lld records, %lld dropped (no completion fits under %d tokens)", path,
-            (long long)s->count, (long long)p->dropped, max_length);
+        ok = error_set(e, "%s: no pair is left to train on: each of the %lld records lacks a prompt or a completion",
+                       path, (long long)s->count);
     if (!ok) pairs_close(p);
     return ok;
 }
 
-/* Whether the pair fits into the rest of the batch. Scores need whole completions, so every token has a row. */
-static inline bool pair_fits(const Batch *b, const Pair *p, bool shared) {
-    const int64_t answers = (int64_t)p->chosen_len + p->rejected_len;
-    return batch_fits(b, answers + (shared ? 1 : 2) * (int64_t)p->prompt_len, answers, 4);
+/* The part of a batch that a pair takes. Scores need whole completions, so every token has a row. */
+static inline BatchSize pair_size(const Pair *p, bool shared) {
+    const int64_t completions = (int64_t)p->chosen_len + p->rejected_len;
+    return (BatchSize){completions + (shared ? 1 : 2) * (int64_t)p->prompt_len, completions, 4};
 }
 
 /* Packs the pair with two targets, from which the scores are read: the last rows of the chosen and rejected

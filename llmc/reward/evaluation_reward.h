@@ -192,7 +192,8 @@ static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first
             t->v->dropped++;
             continue;
         }
-        if (!example_fits(b, &x)) {
+        const BatchSize size = example_size(&x);
+        if (!batch_fits(b, size.rows, size.targets, size.segments)) {
             ok = tally_steps(t, label, solution, n, e);
             n = 0;
         }

@@ -4,9 +4,8 @@
  * model, whose head is scaled so that the critic's initial values are the normalised scores ("The N+ Implementation
  * Details of RLHF with PPO", 2403.17031, detail 7: the value network is initialised from the reward model).
  *
- * The critic of a training state at PATH is stored in PATH.critic-STEP. It is written before the state, so a state's
- * critic always exists; the previous critic is removed once the new state is complete. Errors end the program (see
- * trainer.h).
+ * It is written next to every training state, from which a resumed run continues (companion.h). Errors end the program
+ * (see trainer.h).
  *
  *     Critic c;
  *     critic_open(&c, &trainer, "rm.bin", longest, rows, rate);
@@ -30,7 +29,6 @@ typedef struct Critic {
     Workspace work;
     double learning_rate; /* peak */
     OptimizerResult update;
-    char *written, *stale; /* critic files of the last state and of the state before it */
 } Critic;
 
 /* Multiplies the value head by `scale` and sets its bias to (bias + shift) scale. */
@@ -55,32 +53,14 @@ static inline void value_head_start(Model *m, const ModelFile *f, const char *pa
     else value_head_scale(m, 1 / note.deviation, -note.mean);
 }
 
-static inline char *critic_path(const char *state, int64_t step) {
-    const size_t size = strlen(state) + 40;
-    char *path = (char *)xmalloc(size);
-    snprintf(path, size, "%s.critic-%lld", state, (long long)step);
-    return path;
-}
-
-/* The trainer's save_beside(): writes the critic before a state is written. */
-static inline void critic_save_state(void *critic, const char *state) {
-    Critic *c = (Critic *)critic;
+/* The trainer's companion.save(). */
+static inline void critic_save(void *critic, const char *path) {
+    const Critic *c = (const Critic *)critic;
     Error e;
     char counters[128];
-    free(c->stale);
-    c->stale = c->written;
-    c->written = critic_path(state, c->t->step);
     snprintf(counters, sizeof counters, "{\"stage\":\"critic\",\"step\":%lld,\"optimizer_step\":%lld}",
              (long long)c->t->step, (long long)c->optimizer.step);
-    if (c->t->dist.rank) return;
-    if (!model_save(&c->model, &c->file, c->written, false, &c->optimizer, counters, &e)) die("%s", e.text);
-}
-
-/* Removes the critic of the previous state. Call it after the new state is written. */
-static inline void critic_forget_stale(Critic *c) {
-    if (c->stale && strcmp(c->stale, c->written) && !c->t->dist.rank) unlink(c->stale);
-    free(c->stale);
-    c->stale = NULL;
+    if (!model_save(&c->model, &c->file, path, false, &c->optimizer, counters, &e)) die("%s", e.text);
 }
 
 /* Takes the optimizer's counter from a resumed critic. Ends the program if it is not the critic of the resumed
@@ -100,8 +80,8 @@ static inline void critic_counters(Critic *c, const char *path) {
 static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
     Error e;
     *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o->learning_rate};
-    char *beside = t->o->resume ? critic_path(t->o->resume, t->step) : NULL;
-    if (beside) path = beside;
+    const char *resumed = companion_resume(&t->companion, "critic", t->o->resume, t->step);
+    if (resumed) path = resumed;
     if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o->seed,
                     &c->optimizer, &e))
         die("%s", e.text);
@@ -110,7 +90,7 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     if (c->model.config.context < longest)
         die("%s: its context of %d is shorter than the longest prompt with its completion, %d", path,
             c->model.config.context, longest);
-    if (beside) critic_counters(c, path);
+    if (resumed) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);
         t->backend->zero(t->device, c->optimizer.m, c->optimizer.count * sizeof(float));
@@ -125,9 +105,8 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     c->optimizer.max_grad_norm = t->o->max_grad_norm;
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
-    t->save_beside = critic_save_state;
-    t->beside = c;
-    c->written = beside;
+    t->companion.save = critic_save;
+    t->companion.context = c;
 }
 
 /* One optimizer step, with the schedule's rate at `step`. Call it after trainer_update(). loss: the sum over all ranks;
@@ -151,7 +130,6 @@ static inline void critic_close(Critic *c) {
     optimizer_free(&c->optimizer, &c->model);
     model_free(&c->model);
     model_file_free(&c->file);
-    free(c->written), free(c->stale);
     *c = (Critic){0};
 }
 

@@ -10,15 +10,15 @@
  * missing_eos_penalty if the completion was truncated. A pair is left out if one of its completions could not be
  * scored. Errors end the program (see trainer.h).
  *
- *     OnlinePairs p = {.kind = ONLINE_DPO, .reward_model = "rm.bin"};
- *     online_open_data(&p, &options, &trainer, seed);
+ *     OnlinePairs p;
+ *     online_open_data(&p, &o.online, &o.g, &trainer, seed);
  *     trainer_open(&trainer, "train_dpo", &trainer_options, &p.g.train.shard, false);
  *     online_open_prompts(&p);
  *     trainer_announce(&trainer, table, rows, online_bytes(&p));
  *     online_open(&p, &reference.model);
  *     for (...) {
  *         online_draw(&p);
- *         for (int32_t i = 0; i < p.count; i++) use(online_answer(&p, i, 0), online_answer(&p, i, 1));
+ *         online_make_pairs(&p, &set);
  *         online_forget(&p);
  *     }
  */
@@ -26,22 +26,72 @@
 #define LLMC_TRAIN_ONLINE_PAIRS_H
 
 #include "generation.h"
+#include "preference_reference.h"
+#include "preference_options.h"
 #include "../rollout/mixture.h"
 #include "../reward/reward_model.h"
 
 #define ONLINE_CHOICES "online_dpo|xpo|nash_md"
 typedef enum { ONLINE_DPO, ONLINE_XPO, ONLINE_NASH_MD } OnlineKind; /* in the order of ONLINE_CHOICES */
 
+typedef struct OnlineOptions {
+    bool on, drop_ties;
+    int kind;
+    const char *reward_model;
+    double missing_eos_penalty, xpo_alpha, mixture_coef;
+} OnlineOptions;
+
+static inline OnlineOptions online_options(void) { return (OnlineOptions){.xpo_alpha = 1e-5, .mixture_coef = 0.5}; }
+
+// clang-format off
+#define ONLINE_OPTIONS(o)                                                                                              \
+    OPTION_GROUP("Online"),                                                                                            \
+    OPTION_FLAG  ("online",              0,   &(o).on,                                                                        \
+                  "sample pairs from the policy; a reward model or verifiers score them"),                             \
+    OPTION_CHOICE("online-loss",  0,   &(o).kind,  ONLINE_CHOICES,                                                     \
+                  "which models generate each pair, and with which loss"),                                             \
+    OPTION_TEXT  ("reward-model", 'r', &(o).reward_model, "FILE",                                                      \
+                  "reward model that scores the pairs (a checkpoint from train_rm)"),                                  \
+    OPTION_REAL("missing-eos-penalty",   0,   &(o).missing_eos_penalty,  0, 1e9,                                       \
+                "penalty on the score of a completion without a stop token"),                                          \
+    OPTION_FLAG("drop-ties",             0,   &(o).drop_ties,                                                          \
+                "leave out pairs with equal scores; otherwise the first completion is the chosen one"),                \
+    OPTION_REAL("xpo-alpha",             0,   &(o).xpo_alpha,            0, 1e6, "xpo: weight of the optimism term"),  \
+    OPTION_REAL("mixture-coef",          0,   &(o).mixture_coef,         0, 1,                                         \
+                "nash_md: weight of the reference in the mixture")
+// clang-format on
+
+/* Rejects options that contradict each other. l: the losses; r: the reference. */
+static inline void online_check(const OnlineOptions *o, const GenerationOptions *g, const PreferenceOptions *l,
+                                const PreferenceReferenceOptions *r) {
+    if (!o->on) {
+        if (o->reward_model || g->reward || g->reward_cmd || o->kind || o->drop_ties)
+            usage_error("--reward-model, --reward, --reward-cmd, --online-loss, --drop-ties: used only with --online");
+        return;
+    }
+    if (l->unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
+    if (r->precompute)
+        usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");
+    if (!o->reward_model && !g->reward && !g->reward_cmd)
+        usage_error("--online: give --reward-model, --reward or --reward-cmd to score the pairs");
+    if (o->kind != ONLINE_DPO && r->none)
+        usage_error("--reference-free: --online-loss xpo and nash_md sample from the reference");
+    if (o->kind == ONLINE_NASH_MD && (strcmp(l->losses, "sigmoid") || l->rpo_alpha > 0 || o->drop_ties))
+        usage_error(
+            "--online-loss nash_md has its own loss and no pairs; omit --loss-type, --rpo-alpha and --drop-ties");
+}
+
 typedef struct OnlinePairs {
+    const OnlineOptions *o; /* the command line */
     OnlineKind kind;
     Generation g;   /* the policy's completions: two per prompt for online_dpo, else one */
     Answer *second; /* (prompts) completions of the other model; not for online_dpo */
     Rollout other;
     Mixture mixture;
-    const char *reward_model; /* path, or NULL */
     RewardModel judge;
-    double missing_eos_penalty, mixture_coef;
-    int32_t count; /* prompts of this step */
+    int32_t count;      /* prompts of this step */
+    float *linear;      /* (2 pairs of the step) xpo: weight of the optimism term on each completion */
+    float *probability; /* (pairs of the step) probability that the policy's completion is preferred */
 } OnlinePairs;
 
 static inline Answer *online_answer(const OnlinePairs *p, int32_t i, int k) {
@@ -50,9 +100,11 @@ static inline Answer *online_answer(const OnlinePairs *p, int32_t i, int k) {
 }
 
 /* Opens the verifiers and the training shard. Call it before trainer_open(). */
-static inline void online_open_data(OnlinePairs *p, GenerationOptions *o, Trainer *t, uint64_t seed) {
-    o->generations = p->kind == ONLINE_DPO ? 2 : 1;
-    generation_open_data(&p->g, o, t, seed, o->reward != NULL || o->reward_cmd != NULL);
+static inline void online_open_data(OnlinePairs *p, const OnlineOptions *o, GenerationOptions *g, Trainer *t,
+                                    uint64_t seed) {
+    *p = (OnlinePairs){.o = o, .kind = (OnlineKind)o->kind};
+    g->generations = p->kind == ONLINE_DPO ? 2 : 1;
+    generation_open_data(&p->g, g, t, seed, g->reward != NULL || g->reward_cmd != NULL);
 }
 
 /* Memory of the sampling engines in bytes, for trainer_announce(). The reward model is open by then. */
@@ -71,14 +123,14 @@ static inline void online_open_prompts(OnlinePairs *p) {
     Error e;
     Trainer *t = p->g.t;
     generation_open_prompts(&p->g);
-    if (!p->reward_model) return;
-    if (!reward_model_open(&p->judge, p->reward_model, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
+    if (!p->o->reward_model) return;
+    if (!reward_model_open(&p->judge, p->o->reward_model, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
         !reward_model_check(&p->judge, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model",
                             &e))
         die("%s", e.text);
     const int need = generation_longest_prompt(&p->g) + (int)p->g.o->max_completion;
     if (p->judge.model.config.context < need)
-        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", p->reward_model,
+        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", p->o->reward_model,
             p->judge.model.config.context, need);
 }
 
@@ -88,6 +140,8 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
     Generation *g = &p->g;
     const int prompt = generation_longest_prompt(g), most = (int)g->o->max_completion;
     generation_open(g);
+    p->linear = (float *)xcalloc(2 * (size_t)g->o->prompts, sizeof *p->linear);
+    p->probability = (float *)xcalloc((size_t)g->o->prompts, sizeof *p->probability);
     if (p->kind == ONLINE_DPO) return;
     if (reference->config.context < g->t->model.config.context)
         die("the reference's context of %d is shorter than the model's %d", reference->config.context,
@@ -95,7 +149,7 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
     p->second = (Answer *)xcalloc((size_t)g->o->prompts, sizeof *p->second);
     const Model *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
     if (!rollout_new(&p->other, from, (int)g->o->slots, prompt, most, &e) ||
-        (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->mixture_coef, &e)))
+        (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->o->mixture_coef, &e)))
         die("%s; lower --slots", e.text);
 }
 
@@ -129,10 +183,10 @@ static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
                                .prompt_len = prompts_length(prompts, answer[i].prompt),
                                .completion = answer[i].completion.tokens,
                                .completion_len = answer[i].completion.count};
-    if (p->reward_model && !reward_model_score(&p->judge, item, n, score, &e)) die("%s", e.text);
+    if (p->o->reward_model && !reward_model_score(&p->judge, item, n, score, &e)) die("%s", e.text);
     for (int32_t i = 0; i < n; i++) {
         answer[i].reward += score[i];
-        if (!answer[i].completion.finished) answer[i].reward -= (float)p->missing_eos_penalty;
+        if (!answer[i].completion.finished) answer[i].reward -= (float)p->o->missing_eos_penalty;
     }
     free(item), free(score);
 }
@@ -155,6 +209,27 @@ static inline void online_draw(OnlinePairs *p) {
     g->reward_seconds = program_seconds() - judging;
 }
 
+/* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions alone. */
+static inline void online_make_pairs(OnlinePairs *p, AnswerSet *s) {
+    answer_set_clear(s);
+    for (int32_t i = 0; i < p->count; i++) {
+        const Answer *a = online_answer(p, i, 0), *b = online_answer(p, i, 1);
+        if (isnan(a->reward) || isnan(b->reward) || (p->o->drop_ties && a->reward == b->reward)) continue;
+        const bool nash = p->kind == ONLINE_NASH_MD, first = nash || a->reward >= b->reward;
+        const Completion *w = first ? &a->completion : &b->completion, *l = first ? &b->completion : &a->completion;
+        const Pair pair = {.prompt = prompts_tokens(&p->g.train, a->prompt),
+                           .prompt_len = prompts_length(&p->g.train, a->prompt),
+                           .chosen = w->tokens,
+                           .chosen_len = w->count,
+                           .rejected = l->tokens,
+                           .rejected_len = nash ? 0 : l->count};
+        p->probability[s->count] = (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
+        for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
+            p->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)p->o->xpo_alpha : 0;
+        answer_set_add(s, &pair, i);
+    }
+}
+
 /* Frees the completions of the step. */
 static inline void online_forget(OnlinePairs *p) {
     if (p->second) {
@@ -171,6 +246,7 @@ static inline void online_forget(OnlinePairs *p) {
 typedef struct OnlineSummary {
     double score, margin; /* score of all completions; higher minus lower score of each pair */
     double ended, length; /* fraction with a stop token; tokens */
+    double probability;   /* that the policy's completion is preferred */
     int32_t pairs, ties;  /* pairs with two scores; those with equal scores */
 } OnlineSummary;
 
@@ -185,20 +261,43 @@ static inline OnlineSummary online_summary(const OnlinePairs *p) {
         s.ties += a->reward == b->reward;
         s.score += a->reward + b->reward;
         s.margin += fabs((double)a->reward - b->reward);
+        s.probability += (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
     }
     s.ended /= 2 * p->count;
     s.length /= 2 * p->count;
     s.score /= 2 * fmax(s.pairs, 1);
     s.margin /= fmax(s.pairs, 1);
+    s.probability /= fmax(s.pairs, 1);
     return s;
+}
+
+/* Sets the metrics of TRL's OnlineDPOTrainer, under its names. c, s: the loss and its totals over
+ * the step. */
+static inline void online_log(OnlinePairs *p, const OnlineSummary *w, const PreferenceConfig *c,
+                              const PreferenceStats *s) {
+    Metrics *m = &p->g.t->metrics;
+    const bool nash = p->kind == ONLINE_NASH_MD;
+    const double completions = (nash ? 1 : 2) * fmax(s->pairs, 1);
+    const double kl = (s->chosen_ratio + (nash ? 0 : s->rejected_ratio)) / completions;
+    metrics_set(m, "objective/scores", w->score);
+    metrics_set(m, "objective/scores_margin", w->margin);
+    metrics_set(m, "objective/kl", kl);
+    metrics_set(m, "objective/entropy", -(s->chosen_logp + (nash ? 0 : s->rejected_logp)) / completions);
+    metrics_set(m, "objective/non_score_reward", -c->beta * kl);
+    metrics_set(m, "objective/rlhf_reward", w->score - c->beta * kl);
+    metrics_set(m, "val/contain_eos_token", w->ended);
+    metrics_set(m, "beta", c->beta);
+    if (nash) metrics_set(m, "rewards/probabilities", w->probability);
+    metrics_set(m, "ties", (double)w->ties / fmax(w->pairs, 1));
+    generation_log(&p->g);
 }
 
 static inline void online_close(OnlinePairs *p) {
     online_forget(p);
-    if (p->reward_model) reward_model_close(&p->judge);
+    if (p->o->reward_model) reward_model_close(&p->judge);
     mixture_free(&p->mixture);
     rollout_free(&p->other);
-    free(p->second);
+    free(p->second), free(p->linear), free(p->probability);
     generation_close(&p->g);
 }
 

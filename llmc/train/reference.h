@@ -1,7 +1,10 @@
-/* reference.h - frozen reference model of KL terms and preference losses.
+/* reference.h - the reference model of KL terms and preference losses.
  *
- * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). A
- * resumed run must name the file again; the state contains the model's hash, and any other model is rejected.
+ * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). It is
+ * frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is rejected.
+ *
+ * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy. Such a reference is written next to every
+ * training state (companion.h), from which a resumed run continues.
  *
  *     Reference r;
  *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
@@ -14,6 +17,7 @@
 #include "trainer.h"
 
 typedef struct Reference {
+    Trainer *t;
     Model model;
     ModelFile file;
     Workspace work;
@@ -28,7 +32,7 @@ static inline size_t reference_bytes(const ModelConfig *c, const Backend *b, int
  * -c; why: the option that needs a reference, for the error message. Errors end the program (see trainer.h). */
 static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
     Error e;
-    *r = (Reference){0};
+    *r = (Reference){.t = t};
     const bool load = path || t->o->resume;
     if (!path) path = t->o->checkpoint;
     if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
@@ -52,6 +56,44 @@ static inline void reference_close(Reference *r) {
     workspace_free(&r->work, &r->model);
     model_free(&r->model);
     model_file_free(&r->file);
+}
+
+/* ---- a reference that follows the policy ----------------------------------------------------------------------- */
+
+/* The trainer's companion.save(). */
+static inline void reference_save(void *reference, const char *path) {
+    const Reference *r = (const Reference *)reference;
+    Error e;
+    if (!model_save(&r->model, &r->t->file, path, false, NULL, NULL, &e)) die("%s", e.text);
+}
+
+/* Opens a reference that reference_follow() will move; its arguments are those of reference_open(). */
+static inline void reference_open_following(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
+    const char *resumed = companion_resume(&t->companion, "reference", t->o->resume, t->step);
+    reference_open(r, t, resumed ? resumed : path, rows, why);
+    if (r->model.parameters != t->model.parameters) die("%s: the reference must have the shape of the model", why);
+    json_object_del(t->state, "reference"); /* a resumed run finds it by the name of its file */
+    t->companion.save = reference_save;
+    t->companion.context = r;
+}
+
+/* TR-DPO's soft update: ref = alpha pi + (1 - alpha) ref. */
+static inline void reference_follow(Reference *r, double alpha) {
+    enum { CHUNK = 1 << 20 };
+    Model *ref = &r->model;
+    const Model *policy = &r->t->model;
+    const Backend *b = policy->backend;
+    const float new = (float)alpha;
+    const size_t all = policy->tensor[GPT2_FILE_TENSORS].offset;
+    float *x = (float *)xmalloc(CHUNK * sizeof *x), *y = (float *)xmalloc(CHUNK * sizeof *y);
+    for (size_t at = 0; at < all; at += CHUNK) {
+        const size_t n = all - at < CHUNK ? all - at : CHUNK;
+        b->weights_download(ref->device, x, weights_at(b, ref->weights, at), n);
+        b->weights_download(policy->device, y, weights_at(b, policy->weights, at), n);
+        for (size_t i = 0; i < n; i++) x[i] = x[i] * (1 - new) + new *y[i];
+        b->weights_upload(ref->device, weights_at(b, ref->weights, at), x, n);
+    }
+    free(x), free(y);
 }
 
 #endif

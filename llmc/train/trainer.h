@@ -25,6 +25,7 @@
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
 
+#include "companion.h"
 #include "../device.h"
 #include "../dist/grads.h"
 #include "../report/metrics.h"
@@ -146,9 +147,7 @@ typedef struct Trainer {
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
     double learning_rate; /* of the last step */
-    /* Writes the files that go with the state at `path`, or NULL; `beside` is its first argument. */
-    void (*save_beside)(void *beside, const char *path);
-    void *beside;
+    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
 /* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
@@ -167,6 +166,11 @@ static inline double batch_pairs(const Batch *b) {
         pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
     }
     return pairs;
+}
+
+/* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
+static inline void trainer_count_flops(Trainer *t, const Model *m, const Batch *b, double passes) {
+    t->flops += passes * model_flops(&m->config, b->rows, b->targets, batch_pairs(b));
 }
 
 static inline int64_t state_int(const json_t *state, const char *key) {
@@ -505,7 +509,7 @@ static inline char *trainer_state_path(const Trainer *t) {
  * of ranks. Collective. */
 static inline void trainer_save_state(Trainer *t, const char *path) {
     Error e;
-    if (t->save_beside) t->save_beside(t->beside, path);
+    companion_save(&t->companion, path, t->step, !t->dist.rank);
     json_object_set_new(t->state, "stage", json_string(t->program));
     json_object_set_new(t->state, "step", json_integer(t->step));
     json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
@@ -513,12 +517,14 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
     if (t->dist.rank) {
         if (!model_save_beside(&t->model, &t->optimizer, &e)) dist_failed(&t->dist, &e);
+        companion_forget(&t->companion, false);
         return;
     }
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
     metrics_line(&t->metrics, "state written to %s", path);
     free(text);
+    companion_forget(&t->companion, true);
 }
 
 /* Call it wherever a run may be resumed; steps: optimizer steps since the last call. Writes the state when --save-steps
@@ -559,6 +565,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     model_free(&t->model);
     model_text_close(&t->text);
     model_file_free(&t->file);
+    companion_free(&t->companion);
     json_decref(t->state);
     dist_close(&t->dist);
     t->backend->close(t->device);

@@ -1,0 +1,138 @@
+/* labelled.h - the records of a preference, unpaired or step shard, fitted to a maximum length.
+ *
+ * A shard is opened before the model is known, and fitted once the maximum length of a prompt with its completion is. What
+ * happens to a record that is longer depends on what is learnt from it:
+ *
+ *   FIT_DROP       it is left out, because a truncated completion would be another completion and deserve another score;
+ *                  a solution loses only the steps that do not fit, and is left out if none is left
+ *   FIT_TRUNCATE   its completions are truncated, because their tokens are trained on one by one; it is left out only if
+ *                  its prompt leaves no room for a token
+ *
+ * labelled_fit() warns about both.
+ *
+ *     Labelled l;
+ *     if (!labelled_open(&l, "prefs.shard", RECORD_PREFERENCE, &e)) die("%s", e.text);
+ *     if (!labelled_fit(&l, 1024, FIT_DROP, &e)) die("%s", e.text);
+ *     for (int64_t i = 0; i < l.count; i++) rows += labelled_rows(&l, i, true);
+ *     labelled_close(&l);
+ */
+#ifndef LLMC_RECORDS_LABELLED_H
+#define LLMC_RECORDS_LABELLED_H
+
+#include "examples.h"
+#include "pairs.h"
+
+typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
+
+typedef struct Labelled {
+    RecordKind kind;
+    Pairs pairs;       /* of a preference shard */
+    Examples examples; /* of an unpaired or step shard */
+    const Shard *shard;
+    int64_t count;     /* pairs or examples that are left */
+    int64_t dropped;   /* records that are not */
+    int64_t truncated; /* completions that lost tokens; solutions that lost steps */
+} Labelled;
+
+static inline void labelled_close(Labelled *l) {
+    if (l->kind == RECORD_PREFERENCE) pairs_close(&l->pairs);
+    else examples_close(&l->examples);
+}
+
+/* Fails if the shard is of another kind or has no usable record. */
+static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind, Error *e) {
+    *l = (Labelled){.kind = kind};
+    const bool pairs = kind == RECORD_PREFERENCE;
+    if (!(pairs ? pairs_open(&l->pairs, path, e) : examples_open(&l->examples, path, kind, e))) return false;
+    l->shard = pairs ? &l->pairs.shard : &l->examples.shard;
+    l->count = pairs ? l->pairs.count : l->examples.count;
+    return true;
+}
+
+/* The number of rows that record i takes in a batch. shared: both completions of a pair share one copy of the prompt. */
+static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
+    if (l->kind == RECORD_PREFERENCE) return (int32_t)pair_size(&l->pairs.pair[i], shared).rows;
+    return (int32_t)example_size(&l->examples.example[i]).rows;
+}
+
+static inline int32_t labelled_longest(const Labelled *l, bool shared) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < l->count; i++) {
+        const int32_t rows = labelled_rows(l, i, shared);
+        if (rows > most) most = rows;
+    }
+    return most;
+}
+
+static inline void labelled_truncate(Labelled *l, int32_t *length, int64_t room) {
+    if (*length <= room) return;
+    *length = (int32_t)room;
+    l->truncated++;
+}
+
+/* Fits a pair. Returns false if it is left out. */
+static inline bool labelled_fit_pair(Labelled *l, Pair *p, int64_t max_length, FitKind fit) {
+    const int64_t room = max_length - p->prompt_len;
+    const int32_t longer = p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len;
+    if (fit == FIT_DROP) return longer <= room;
+    if (room < 1) return false;
+    labelled_truncate(l, &p->chosen_len, room);
+    labelled_truncate(l, &p->rejected_len, room);
+    return true;
+}
+
+/* Fits a completion with labels. Returns false if it is left out. */
+static inline bool labelled_fit_example(Labelled *l, Example *x, int64_t max_length, FitKind fit) {
+    const int64_t room = max_length - x->prompt_len;
+    if (fit == FIT_TRUNCATE) {
+        if (room < 1) return false;
+        labelled_truncate(l, &x->completion_len, room);
+        return true;
+    }
+    if (l->kind == RECORD_UNPAIRED) return x->completion_len <= room;
+    const int32_t steps = x->labels;
+    while (x->labels && x->at[x->labels - 1] >= room) x->labels--;
+    if (!x->labels) return false;
+    l->truncated += x->labels < steps;
+    x->completion_len = x->at[x->labels - 1] + 1; /* nothing is read after the last label */
+    return true;
+}
+
+static inline void labelled_warn(const Labelled *l, int64_t max_length, FitKind fit) {
+    const char *name = l->shard->name;
+    const long long dropped = l->dropped, all = l->shard->count, truncated = l->truncated, max = max_length;
+    if (dropped && fit == FIT_DROP)
+        warn("%s: %lld of %lld records are left out: they have no completion, or are longer than %lld tokens", name,
+             dropped, all, max);
+    if (dropped && fit == FIT_TRUNCATE)
+        warn("%s: %lld of %lld records are left out: their prompt is empty or leaves no room within %lld tokens", name,
+             dropped, all, max);
+    if (truncated && fit == FIT_DROP)
+        warn("%s: %lld solutions are longer than %lld tokens and lose their last steps", name, truncated, max);
+    if (truncated && fit == FIT_TRUNCATE)
+        warn("%s: %lld completions exceed %lld tokens with their prompt and were truncated", name, truncated, max);
+}
+
+/* Fits all records to max_length tokens of prompt and completion. Fails if none is left. */
+static inline bool labelled_fit(Labelled *l, int64_t max_length, FitKind fit, Error *e) {
+    const bool pairs = l->kind == RECORD_PREFERENCE;
+    int64_t count = 0;
+    for (int64_t i = 0; i < l->count; i++) {
+        if (pairs) {
+            Pair p = l->pairs.pair[i];
+            if (labelled_fit_pair(l, &p, max_length, fit)) l->pairs.pair[count++] = p;
+        } else {
+            Example x = l->examples.example[i];
+            if (labelled_fit_example(l, &x, max_length, fit)) l->examples.example[count++] = x;
+        }
+    }
+    *(pairs ? &l->pairs.count : &l->examples.count) = l->count = count;
+    l->dropped = l->shard->count - count;
+    if (!count)
+        return error_set(e, "%s: no record is left: none of %lld fits into %lld tokens", l->shard->name,
+                         (long long)l->shard->count, (long long)max_length);
+    labelled_warn(l, max_length, fit);
+    return true;
+}
+
+#endif

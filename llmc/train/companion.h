@@ -1,0 +1,66 @@
+/* companion.h - the file of a second model that a training state needs: PPO's critic, or a reference that is trained.
+ *
+ * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so that the companion of
+ * a state always exists; that of the previous state is removed once the new state is complete. The trainer (trainer.h)
+ * writes it together with its states:
+ *
+ *     const char *path = companion_resume(&trainer.companion, "critic", trainer.o->resume, trainer.step);
+ *     ...                                                     // load from path; NULL: the run begins
+ *     trainer.companion.save = critic_save;                   // writes the model to the path that it is given
+ *     trainer.companion.context = &critic;
+ */
+#ifndef LLMC_TRAIN_COMPANION_H
+#define LLMC_TRAIN_COMPANION_H
+
+#include "../base/error.h"
+#include <unistd.h>
+
+typedef struct Companion {
+    const char *kind;                              /* part of the file's name */
+    void (*save)(void *context, const char *path); /* writes the model; NULL: there is no companion */
+    void *context;                                 /* its first argument */
+    char *written, *stale;                         /* files of the last state and of the state before it */
+} Companion;
+
+static inline char *companion_path(const char *kind, const char *state, int64_t step) {
+    const size_t size = strlen(state) + strlen(kind) + 32;
+    char *path = (char *)xmalloc(size);
+    snprintf(path, size, "%s.%s-%lld", state, kind, (long long)step);
+    return path;
+}
+
+/* Names the companion. Returns the path of the one that belongs to the resumed state, or NULL if state is NULL: the run
+ * begins. */
+static inline const char *companion_resume(Companion *c, const char *kind, const char *state, int64_t step) {
+    c->kind = kind;
+    c->written = state ? companion_path(kind, state, step) : NULL;
+    return c->written;
+}
+
+/* Writes the companion of a state that is about to be written. writes: this rank writes files. The companion of a state at
+ * another path, from which the run was resumed, is kept. */
+static inline void companion_save(Companion *c, const char *state, int64_t step, bool writes) {
+    if (!c->save) return;
+    char *before = c->written;
+    c->written = companion_path(c->kind, state, step);
+    const size_t same = strlen(state) + 1 + strlen(c->kind) + 1;
+    const bool replaced = before && !strncmp(before, c->written, same);
+    free(c->stale);
+    c->stale = replaced ? before : NULL;
+    if (!replaced) free(before);
+    if (writes) c->save(c->context, c->written);
+}
+
+/* Removes the companion of the previous state. Call it after the new state is written. */
+static inline void companion_forget(Companion *c, bool writes) {
+    if (writes && c->stale && strcmp(c->stale, c->written)) unlink(c->stale);
+    free(c->stale);
+    c->stale = NULL;
+}
+
+static inline void companion_free(Companion *c) {
+    free(c->written), free(c->stale);
+    *c = (Companion){0};
+}
+
+#endif

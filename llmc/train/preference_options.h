@@ -1,0 +1,176 @@
+/* preference_options.h - options of the losses on preferences, their defaults and checks.
+ *
+ * --loss-type is a list of losses on pairs, each with a weight, or one loss on single completions (kto,
+ * apo_zero_unpaired). A bad list, and an option that none of the selected losses uses, end the program with status 2.
+ *
+ *     static struct { PreferenceOptions l; } o;
+ *     static const Option options[] = {PREFERENCE_OPTIONS(o.l), OPTION_END};
+ *     o.l = preference_options();
+ *     options_parse(options, &about, argc, argv);
+ *     preference_options_parse(&o.l);
+ *     preference_options_check(&o.l);
+ */
+#ifndef LLMC_TRAIN_PREFERENCE_OPTIONS_H
+#define LLMC_TRAIN_PREFERENCE_OPTIONS_H
+
+#include "../base/options.h"
+#include "../base/program.h"
+#include "../loss/kto.h"
+#include "../loss/preference.h"
+
+typedef struct PreferenceOptions {
+    const char *losses, *weights;
+    double rpo_alpha;
+    int divergence;
+    PreferenceConfig pair;
+    KtoConfig kto;
+    bool unpaired; /* the loss is one on single completions */
+} PreferenceOptions;
+
+static inline PreferenceOptions preference_options(void) {
+    return (PreferenceOptions){.losses = "sigmoid", .pair = preference_config(), .kto = kto_config()};
+}
+
+// clang-format off
+#define PREFERENCE_OPTIONS(o)                                                                                          \
+    OPTION_GROUP("Loss"),                                                                                              \
+    OPTION_TEXT  ("loss-type",               0, &(o).losses,                 "LIST",                                   \
+                  PREFERENCE_LOSS_CHOICES "; or " KTO_LOSS_CHOICES),                                                   \
+    OPTION_TEXT  ("loss-weights",            0, &(o).weights,                "LIST",                                   \
+                  "weight of each loss in the list; 1 each if not given"),                                             \
+    OPTION_REAL  ("beta",                    0, &(o).pair.beta,              1e-9, 1e6,                                \
+                  "strength of the KL penalty; larger stays closer to the reference"),                                 \
+    OPTION_REAL  ("label-smoothing",         0, &(o).pair.label_smoothing,   0, 0.499,                                 \
+                  "probability that a label is wrong; with sigmoid this is conservative DPO"),                         \
+    OPTION_CHOICE("f-divergence-type",       0, &(o).divergence,             DIVERGENCE_CHOICES,                       \
+                  "divergence that penalises leaving the reference"),                                                  \
+    OPTION_REAL  ("f-alpha-divergence-coef", 0, &(o).pair.divergence_alpha,  -100, 100, "alpha of alpha_divergence"),  \
+    OPTION_REAL  ("ld-alpha",                0, &(o).pair.ld_alpha,          0, 1,                                     \
+                  "LD-DPO: weight of tokens past the shorter completion's length; 1 disables it"),                     \
+    OPTION_FLAG  ("use-weighting",           0, &(o).pair.use_weighting,                                               \
+                  "WPO: weight pairs by their likelihood under the policy"),                                           \
+    OPTION_REAL  ("rpo-alpha",               0, &(o).rpo_alpha,              0, 1e6, "add the SFT loss with this weight"),\
+    OPTION_REAL  ("discopop-tau",            0, &(o).pair.discopop_tau,      1e-6, 1e6,                                \
+                  "discopop: temperature of the mixture"),                                                             \
+    OPTION_REAL  ("dpop-lambda",             0, &(o).pair.dpop_lambda,       0, 1e6,                                   \
+                  "dpop: penalty on a chosen completion less likely than under the reference"),                        \
+    OPTION_REAL  ("simpo-gamma",             0, &(o).pair.simpo_gamma,       -1e6, 1e6, "simpo: target reward margin"),\
+    OPTION_REAL  ("cpo-alpha",               0, &(o).pair.cpo_alpha,         0, 1e6, "cpo: weight of the SFT term"),   \
+    OPTION_REAL  ("alpha",                   0, &(o).pair.alpha,             -100, 100,                                \
+                  "simpo, cpo: AlphaPO's shape of the reward; 0 uses the log-probability"),                            \
+    OPTION_REAL  ("desirable-weight",        0, &(o).kto.desirable_weight,   0, 1e6, "kto: weight of good completions"),\
+    OPTION_REAL  ("undesirable-weight",      0, &(o).kto.undesirable_weight, 0, 1e6, "kto: weight of bad completions")
+// clang-format on
+
+/* Reads the next word of a comma-separated list. Returns false at its end. */
+static inline bool preference_word(const char **list, char *word, size_t size) {
+    const size_t n = strcspn(*list, ",");
+    if (!**list) return false;
+    snprintf(word, size, "%.*s", (int)(n < size ? n : size - 1), *list);
+    *list += n + ((*list)[n] == ',');
+    return true;
+}
+
+/* Reads --loss-type and --loss-weights. */
+static inline void preference_options_parse(PreferenceOptions *o) {
+    const char *list = o->losses, *weights = o->weights ? o->weights : "";
+    char word[40], number[40];
+    int words = 0;
+    while (preference_word(&list, word, sizeof word)) {
+        const int unpaired = option_choice_index(KTO_LOSS_CHOICES, word),
+                  loss = option_choice_index(PREFERENCE_LOSS_CHOICES, word);
+        double weight = 1;
+        if (unpaired < 0 && loss < 0)
+            usage_error("--loss-type: '%s' is not one of " PREFERENCE_LOSS_CHOICES "|" KTO_LOSS_CHOICES, word);
+        if (o->weights) {
+            char *end = number;
+            if (preference_word(&weights, number, sizeof number)) weight = strtod(number, &end);
+            if (end == number || *end || !(weight >= 0 && weight <= 1e6))
+                usage_error("--loss-weights: a number from 0 to 1e6 is needed for %s", word);
+        }
+        if (unpaired >= 0) {
+            o->unpaired = true;
+            o->kto.loss = (KtoLoss)unpaired;
+        } else preference_add(&o->pair, (PreferenceLoss)loss, weight);
+        words++;
+    }
+    if (!words) usage_error("--loss-type: the list is empty");
+    if (*weights) usage_error("--loss-weights: more weights than losses");
+    if (o->unpaired && (words > 1 || o->weights))
+        usage_error("--loss-type: kto and apo_zero_unpaired cannot be combined with other losses or weighted");
+    if (o->rpo_alpha > 0) preference_add(&o->pair, PREFERENCE_SFT, o->rpo_alpha);
+    o->kto.beta = o->pair.beta;
+    o->pair.divergence = (Divergence)o->divergence;
+}
+
+/* Whether the losses use the log-probabilities of a reference. */
+static inline bool preference_options_reference(const PreferenceOptions *o) {
+    return o->unpaired || preference_needs_reference(&o->pair);
+}
+
+/* Rejects an option that none of the selected losses uses. */
+static inline void option_goes_with(bool given, const char *option, bool used, const char *losses) {
+    if (given && !used) usage_error("%s: used only with %s", option, losses);
+}
+
+/* Whether one of the losses uses --label-smoothing. */
+static inline bool preference_smooths(const PreferenceConfig *c) {
+    for (int i = 0; i < c->losses; i++) switch (c->loss[i]) {
+        case PREFERENCE_SIGMOID:
+        case PREFERENCE_SIGMOID_NORM:
+        case PREFERENCE_EXO_PAIR:
+        case PREFERENCE_ROBUST:
+        case PREFERENCE_AOT:
+        case PREFERENCE_AOT_UNPAIRED:
+        case PREFERENCE_SIMPO:
+        case PREFERENCE_CPO: return true;
+        default: break;
+        }
+    return false;
+}
+
+static inline void preference_options_check(const PreferenceOptions *o) {
+    const PreferenceConfig *c = &o->pair, d = preference_config();
+    const bool pairs = !o->unpaired;
+    const bool alpha = preference_has(c, PREFERENCE_SIMPO) || preference_has(c, PREFERENCE_CPO);
+    option_goes_with(o->rpo_alpha > 0, "--rpo-alpha", pairs, "losses on pairs");
+    option_goes_with(c->label_smoothing > 0, "--label-smoothing", preference_smooths(c),
+                     "--loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo");
+    option_goes_with(c->discopop_tau != d.discopop_tau, "--discopop-tau", preference_has(c, PREFERENCE_DISCOPOP),
+                     "--loss-type discopop");
+    option_goes_with(c->dpop_lambda != d.dpop_lambda, "--dpop-lambda", preference_has(c, PREFERENCE_DPOP),
+                     "--loss-type dpop");
+    option_goes_with(c->simpo_gamma != d.simpo_gamma, "--simpo-gamma", preference_has(c, PREFERENCE_SIMPO),
+                     "--loss-type simpo");
+    option_goes_with(c->cpo_alpha != d.cpo_alpha, "--cpo-alpha", preference_has(c, PREFERENCE_CPO), "--loss-type cpo");
+    option_goes_with(c->alpha != 0, "--alpha", alpha, "--loss-type simpo or cpo");
+    option_goes_with(o->kto.desirable_weight != 1 || o->kto.undesirable_weight != 1,
+                     "--desirable-weight, --undesirable-weight", o->unpaired, "--loss-type " KTO_LOSS_CHOICES);
+    option_goes_with(c->ld_alpha != 1, "--ld-alpha", pairs && preference_needs_reference(c),
+                     "losses on pairs that use a reference");
+    option_goes_with(c->use_weighting, "--use-weighting", pairs && !preference_sorts(c),
+                     "losses on pairs other than aot");
+    if (preference_has(c, PREFERENCE_EXO_PAIR) && !(c->label_smoothing > 0))
+        usage_error("--loss-type exo_pair: needs --label-smoothing above 0; its paper uses 1e-3");
+    for (int i = 0; i < c->losses; i++)
+        option_goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type",
+                         preference_takes_divergence(c->loss[i]),
+                         "--loss-type sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, exo_pair, robust, discopop, sft");
+    option_goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type", pairs, "losses on pairs");
+    if (c->divergence_alpha != d.divergence_alpha && c->divergence != DIVERGENCE_ALPHA)
+        usage_error("--f-alpha-divergence-coef: used only with --f-divergence-type alpha_divergence");
+}
+
+/* Warns if all of n completions have the same label, or if the weighted ratio of good to bad ones is outside the range that
+ * KTO's authors recommend. name: of the shard. */
+static inline void preference_options_balance(const PreferenceOptions *o, const char *name, int64_t good, int64_t n) {
+    const double balance = kto_balance(&o->kto, (double)good, (double)(n - good));
+    if (!good || good == n)
+        warn("%s: all %lld completions are %s: there is nothing to distinguish", name, (long long)n,
+             good ? "good" : "bad");
+    else if (balance < 1 || balance > 4.0 / 3)
+        warn("%s: %lld good and %lld bad completions: their weighted ratio is %.2f, recommended is 1 to 1.33", name,
+             (long long)good, (long long)(n - good), balance);
+}
+
+#endif

@@ -1,0 +1,201 @@
+/* preference_reference.h - the reference of the losses on preferences: a model, or log-probabilities computed beforehand.
+ *
+ * A live reference is a second model in memory (reference.h), which may follow the policy. With --precompute-ref-log-probs
+ * the log-probabilities of all completions in the shards are computed once, by the model of -c or by --reference, which is
+ * freed afterwards, or read from a file (ref_logps.h). A file is tied to the model, to the shards' contents and to
+ * --max-length; any other is rejected. Errors end the program (see trainer.h).
+ *
+ *     PreferenceReference r = {.o = &o.r};
+ *     PreferenceData *shards[] = {&data, &val};
+ *     preference_reference_open(&r, &trainer, &work, &batch, true, shards, 2);
+ *     preference_reference_run(&r, &batch, &data, &set, false);                  // fills set.ref
+ *     preference_reference_close(&r);
+ */
+#ifndef LLMC_TRAIN_PREFERENCE_REFERENCE_H
+#define LLMC_TRAIN_PREFERENCE_REFERENCE_H
+
+#include "../records/answer_set.h"
+#include "../records/preference_data.h"
+#include "reference.h"
+
+typedef struct PreferenceReferenceOptions {
+    const char *reference, *ref_logps;
+    bool none, precompute, sync;
+    double sync_alpha;
+    int64_t sync_steps;
+} PreferenceReferenceOptions;
+
+static inline PreferenceReferenceOptions preference_reference_options(void) {
+    return (PreferenceReferenceOptions){.sync_alpha = 0.6, .sync_steps = 512};
+}
+
+// clang-format off
+#define PREFERENCE_REFERENCE_OPTIONS(o)                                                                                \
+    OPTION_GROUP("Reference"),                                                                                         \
+    OPTION_TEXT("reference",                0, &(o).reference,      "FILE",                                            \
+                "reference model; the model of -c if not given"),                                                      \
+    OPTION_FLAG("reference-free",           0, &(o).none, "use no reference: its log-probabilities count as 0"),       \
+    OPTION_FLAG("precompute-ref-log-probs", 0, &(o).precompute,                                                        \
+                "compute the reference's log-probabilities once, then free it"),                                       \
+    OPTION_TEXT("ref-log-probs",            0, &(o).ref_logps,      "FILE",                                            \
+                "precompute them into this file, or read them from it if it exists"),                                  \
+    OPTION_FLAG("sync-ref-model",           0, &(o).sync,                                                              \
+                "TR-DPO: move the reference towards the policy during training"),                                      \
+    OPTION_REAL("ref-model-mixup-alpha",    0, &(o).sync_alpha,     0, 1,                                              \
+                "reference = alpha policy + (1 - alpha) reference"),                                                   \
+    OPTION_INT ("ref-model-sync-steps",     0, &(o).sync_steps,     1, 1e9, "update the reference every N steps")
+// clang-format on
+
+/* Rejects options that contradict each other. needs: the loss uses a reference; unpaired: it is kto or its variant. */
+static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired) {
+    if (o->ref_logps) o->precompute = true;
+    if (o->none && unpaired) usage_error("--reference-free: kto needs a reference");
+    if ((o->none || !needs) && (o->precompute || o->reference || o->sync))
+        usage_error("%s: no reference is used%s",
+                    o->reference ? "--reference"
+                    : o->sync    ? "--sync-ref-model"
+                                 : "--precompute-ref-log-probs",
+                    o->none ? " with --reference-free" : " by --loss-type");
+    if (o->none && !needs) usage_error("--reference-free: no reference is used by --loss-type");
+    if (o->sync && o->precompute) usage_error("--sync-ref-model: cannot be used with --precompute-ref-log-probs");
+    if (o->ref_logps && !strcmp(o->ref_logps, "-")) usage_error("--ref-log-probs: must be a file");
+}
+
+typedef enum { REFERENCE_NONE, REFERENCE_TABLE, REFERENCE_LIVE } ReferenceKind;
+
+typedef struct PreferenceReference {
+    const PreferenceReferenceOptions *o; /* the command line */
+    ReferenceKind kind;
+    Reference live; /* if kind is REFERENCE_LIVE */
+} PreferenceReference;
+
+/* ---- log-probabilities computed beforehand --------------------------------------------------------------------- */
+
+/* Computes log ref of all tokens of the set with a model. */
+static inline void preference_reference_forward(Trainer *t, const Model *m, const Workspace *w, Batch *b,
+                                                AnswerSet *s) {
+    const MicroPlan *plan = answer_set_plan(s, b);
+    for (int32_t i = 0; i < plan->micros; i++) {
+        const AnswerSlice x = answer_set_pack(s, b, plan->first[i], plan->first[i + 1]);
+        model_forward(m, w, b, 1.0f, &(ModelOutput){.logp = x.ref});
+        trainer_count_flops(t, m, b, 1);
+    }
+}
+
+/* Copies log ref of the set's completions from the table of d. mismatch: a set of mismatched completions. */
+static inline void preference_reference_take(const PreferenceData *d, AnswerSet *s, bool mismatch) {
+    for (int32_t i = 0; i < s->count; i++) {
+        const int64_t k = s->record[i] + (mismatch ? d->count : 0);
+        memcpy(s->ref + s->offset[3 * i + 1], d->ref + d->at[k], (size_t)(d->at[k + 1] - d->at[k]) * sizeof *s->ref);
+    }
+}
+
+/* Computes log ref of all completions of d. */
+static inline void preference_reference_compute(Trainer *t, const Model *m, const Workspace *w, Batch *b, bool shared,
+                                                PreferenceData *d) {
+    enum { CHUNK = 256 };
+    AnswerSet s = {.shared = shared};
+    d->ref = (float *)xmalloc((size_t)d->at[d->items] * sizeof *d->ref);
+    for (int64_t i = 0; i < d->items;) {
+        const int64_t first = i;
+        answer_set_clear(&s);
+        for (; i < d->items && s.count < CHUNK; i++)
+            answer_set_add(&s, i < d->count ? &d->pair[i] : &d->mismatch[i - d->count], i);
+        preference_reference_forward(t, m, w, b, &s);
+        memcpy(d->ref + d->at[first], s.ref, (size_t)(d->at[i] - d->at[first]) * sizeof *d->ref);
+    }
+    answer_set_free(&s);
+}
+
+/* Takes log ref of d from a file. Ends the program if the file was computed for other data. */
+static inline void preference_reference_find(const RefLogps *l, const char *file, PreferenceData *d) {
+    const int64_t tokens = d->at[d->items];
+    const float *logp = ref_logps_find(l, d->fingerprint, (uint64_t)tokens);
+    if (!logp)
+        die("%s: it was computed for other records than those of %s, or with a different --max-length%s; remove it to "
+            "recompute it",
+            file, d->shard->name, d->unpaired ? " or --seed" : "");
+    d->ref = (float *)xmalloc((size_t)tokens * sizeof *d->ref);
+    memcpy(d->ref, logp, (size_t)tokens * sizeof *d->ref);
+}
+
+/* Ends the program unless the reference, whose weights have this hash, is the one that the run began with and that the
+ * file was computed with. */
+static inline void preference_reference_same(Trainer *t, const RefLogps *l, const char *file, uint64_t model) {
+    char name[20];
+    const char *before = json_string_value(json_object_get(t->state, "ref_logps"));
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)(model ? model : l->model));
+    if (before && strcmp(before, name))
+        die("%s: the reference is not the one that the run began with", file ? file : "--reference");
+    if (file && model && l->model != model)
+        die("%s: it was computed with a different model than the reference; remove it to recompute it", file);
+    json_object_set_new(t->state, "ref_logps", json_string(name));
+}
+
+/* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself; reference:
+ * another model, or NULL; file: read if it exists, else written; or NULL. Errors end the program (see trainer.h). */
+static inline void preference_reference_precompute(Trainer *t, const Workspace *work, Batch *b, bool shared,
+                                                   const char *reference, const char *file, PreferenceData *data[],
+                                                   int count) {
+    Error e;
+    RefLogps l = {0};
+    Reference r = {0};
+    const bool there = file && !access(file, F_OK), own = !reference && !t->o->resume;
+    const double start = program_seconds();
+    uint64_t model = own ? model_weights_hash(&t->model) : 0;
+    if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
+    if (!own && (reference || !there)) {
+        reference_open(&r, t, reference, b->rows_max, "--precompute-ref-log-probs");
+        model = model_weights_hash(&r.model);
+    }
+    preference_reference_same(t, &l, there ? file : NULL, model);
+    for (int i = 0; i < count; i++) {
+        if (there) preference_reference_find(&l, file, data[i]);
+        else if (own) preference_reference_compute(t, &t->model, work, b, shared, data[i]);
+        else preference_reference_compute(t, &r.model, &r.work, b, shared, data[i]);
+    }
+    if (r.t) reference_close(&r);
+    ref_logps_free(&l);
+    if (!there && !model_sync(&t->model, &e)) die("%s", e.text);
+    if (there || t->dist.rank) return;
+    fprintf(stderr, "reference log-probabilities computed in %.1f s\n", program_seconds() - start);
+    if (!file) return;
+    l.model = model;
+    for (int i = 0; i < count; i++) {
+        const PreferenceData *d = data[i];
+        ref_logps_add(&l, d->fingerprint, (uint64_t)d->at[d->items], d->ref);
+    }
+    if (!ref_logps_write(&l, file, &e)) die("%s", e.text);
+}
+
+/* ---- both kinds ------------------------------------------------------------------------------------------------ */
+
+/* Opens the reference of a loss that needs one. work, b: the policy's; shared: both completions of a pair share one copy of
+ * their prompt; data: (count) the shards that a table is made for. */
+static inline void preference_reference_open(PreferenceReference *r, Trainer *t, const Workspace *work, Batch *b,
+                                             bool shared, PreferenceData *data[], int count) {
+    const PreferenceReferenceOptions *o = r->o;
+    r->kind = o->precompute ? REFERENCE_TABLE : REFERENCE_LIVE;
+    if (o->precompute) preference_reference_precompute(t, work, b, shared, o->reference, o->ref_logps, data, count);
+    else if (o->sync) reference_open_following(&r->live, t, o->reference, b->rows_max, "--sync-ref-model");
+    else reference_open(&r->live, t, o->reference, b->rows_max, "--loss-type");
+}
+
+/* Fills in log ref of the set. b: the batch to use; d: the set's shard, for a table; mismatch: the set holds mismatched
+ * completions. */
+static inline void preference_reference_run(PreferenceReference *r, Batch *b, const PreferenceData *d, AnswerSet *s,
+                                            bool mismatch) {
+    if (r->kind == REFERENCE_LIVE) preference_reference_forward(r->live.t, &r->live.model, &r->live.work, b, s);
+    if (r->kind == REFERENCE_TABLE) preference_reference_take(d, s, mismatch);
+}
+
+/* --sync-ref-model: moves the reference towards the policy when it is due. Call it after each optimizer step. */
+static inline void preference_reference_sync(PreferenceReference *r) {
+    if (r->o->sync && r->live.t->step % r->o->sync_steps == 0) reference_follow(&r->live, r->o->sync_alpha);
+}
+
+static inline void preference_reference_close(PreferenceReference *r) {
+    if (r->kind == REFERENCE_LIVE) reference_close(&r->live);
+}
+
+#endif
