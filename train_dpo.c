@@ -16,7 +16,7 @@
  *   4. backward    one micro-batch at a time; if the loss sorts the step's pairs (aot), 2 is done for all of them first
  *
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
- *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
+ *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
 #include "llmc/loss/kto.h"
 #include "llmc/records/cursor.h"
@@ -46,11 +46,11 @@ static const Option options[] = {
                 "preference shard; kto: unpaired shard; --online: prompt shard"),
     OPTION_TEXT("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
-    OPTION_INT ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
+    OPTION_INT ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
                 "pairs, completions or prompts per optimizer step"),
     OPTION_INT ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                 "truncate completions to this many tokens with their prompt; 0 uses the model's context"),
-    OPTION_REAL("num-train-epochs",            'e', &o.g.epochs,   0.001, 1e6, "passes over the shard"),
+    OPTION_REAL("num-train-epochs",            0,   &o.g.epochs,   0.001, 1e6, "passes over the shard"),
     OPTION_INT ("max-steps",                   'x', &o.t.steps,    0, 1e9,
                 "number of optimizer steps; 0 follows --num-train-epochs"),
     OPTION_FLAG("prefix-sharing",              0,   &o.sharing,
@@ -96,11 +96,11 @@ static const Option options[] = {
                 "reference = alpha policy + (1 - alpha) reference"),
     OPTION_INT ("ref-model-sync-steps",     0, &o.sync_steps,     1, 1e9, "update the reference every N steps"),
     OPTION_GROUP("Online"),
-    OPTION_FLAG  ("online",       0,   &o.online,
+    OPTION_FLAG  ("online",       0, &o.online,
                   "sample pairs from the policy; a reward model or verifiers score them"),
-    OPTION_CHOICE("online-loss",  0,   &o.online_kind,  ONLINE_CHOICES,
+    OPTION_CHOICE("online-loss",  0, &o.online_kind,  ONLINE_CHOICES,
                   "which models generate each pair, and with which loss"),
-    OPTION_TEXT  ("reward-model", 'r', &o.reward_model, "FILE",
+    OPTION_TEXT  ("reward-model", 0, &o.reward_model, "FILE",
                   "reward model that scores the pairs (a checkpoint from train_rm)"),
     GENERATION_REWARD_OPTIONS(o.g),
     OPTION_REAL("missing-eos-penalty",   0,   &o.missing_eos_penalty,  0, 1e9,
@@ -124,14 +124,14 @@ static const Option options[] = {
                 "penalty on tokens already seen; 1 disables"),
     OPTION_INT ("slots",                 0,   &o.g.slots,              1, 65536,
                 "number of completions sampled at once"),
-    TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
+    TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps",   'v', &o.g.eval_steps,   1, 1e9,
+    OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9,
                "evaluate on --val every N steps, and before and after training"),
-    OPTION_INT("eval-prompts", 'm', &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
-    OPTION_INT("sample-count", 's', &o.g.sample_count, 0, 256,
+    OPTION_INT("eval-prompts", 0, &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
+    OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
     OPTION_END
     // clang-format on
@@ -140,12 +140,12 @@ static const Option options[] = {
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
     "Trains a model on preferences: DPO and its variants on pairs, KTO on completions labelled good or bad.\n\n"
-    "  ./data/make_shard -i prefs.jsonl -o prefs.shard -f 0.1 -v held_out.shard\n"
+    "  ./data/make_shard -i prefs.jsonl -o prefs.shard --val-fraction 0.1 --val-output held_out.shard\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o rpo.bin --loss-type sigmoid,sft --loss-weights 1,0.2\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o simpo.bin --loss-type simpo --beta 2.5 --simpo-gamma 1.375\n"
     "  ./train_dpo -c sft.bin -i labelled.shard -o kto.bin --loss-type kto\n"
-    "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin"};
+    "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin"};
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
@@ -703,7 +703,7 @@ static void check_options(void) {
     if (o.online && o.precompute)
         usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");
     if (o.online && !o.reward_model && !o.g.reward && !o.g.reward_cmd)
-        usage_error("--online: give -r/--reward-model, --reward or --reward-cmd to score the pairs");
+        usage_error("--online: give --reward-model, --reward or --reward-cmd to score the pairs");
     if (o.online && o.online_kind != ONLINE_DPO && o.reference_free)
         usage_error("--reference-free: --online-loss xpo and nash_md sample from the reference");
     if (!o.online && (o.reward_model || o.g.reward || o.g.reward_cmd || o.online_kind || o.drop_ties))

@@ -14,7 +14,7 @@ static struct {
 } o = {NULL, 64, 32, 260, 1};
 
 static const Option options[] = {OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write"),
-                                 OPTION_INT("count", 'n', &o.count, 1, 1e6, "number of prompts"),
+                                 OPTION_INT("count", 0, &o.count, 1, 1e6, "number of prompts"),
                                  OPTION_INT("length", 0, &o.length, 1, 4096, "tokens per prompt"),
                                  OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
                                  OPTION_INT("seed", 0, &o.seed, 0, 1e9, "random seed"),

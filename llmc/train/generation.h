@@ -70,7 +70,7 @@ static inline GenerationOptions generation_defaults(void) {
                 "prompt shard to train on (data/make_tasks, data/make_shard)"),                                        \
     OPTION_TEXT("val",               'j', &(o).val,        "FILE", "held-out prompt shard"),                           \
     OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
-    OPTION_REAL("num-train-epochs",  'e', &(o).epochs,     0.001, 1e6, "passes over the prompts")
+    OPTION_REAL("num-train-epochs",  0,   &(o).epochs,     0.001, 1e6, "passes over the prompts")
 
 #define GENERATION_SAMPLING_OPTIONS(o, least)                                                                          \
     OPTION_GROUP("Sampling"),                                                                                          \
@@ -92,21 +92,21 @@ static inline GenerationOptions generation_defaults(void) {
                 "number of completions sampled at once")
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
-    OPTION_TEXT("reward",         'w', &(o).reward,         "SPEC",                                                    \
+    OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \
                 "weighted rewards, as verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"),        \
-    OPTION_TEXT("reward-cmd",     0,   &(o).reward_cmd,     "PROGRAM",                                                 \
+    OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
-    OPTION_REAL("reward-timeout", 0,   &(o).reward_timeout, 0.01, 1e6,                                                 \
+    OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \
                 "seconds that --reward-cmd may take for one batch")
 
 #define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
     OPTION_GROUP("Evaluation"),                                                                                        \
-    OPTION_INT("eval-steps",   'v', &(o).eval_steps,   1, 1e9,                                                         \
+    OPTION_INT("eval-steps",   0, &(o).eval_steps,   1, 1e9,                                                           \
                "evaluate on --val every N generations, and before and after training"),                                \
-    OPTION_INT("eval-prompts", 'm', &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),              \
-    OPTION_INT("eval-samples", 0,   &(o).eval_samples, 0, 1024,                                                        \
+    OPTION_INT("eval-prompts", 0, &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),                \
+    OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \
                "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
-    OPTION_INT("sample-count", 's', &(o).sample_count, 0, 256,                                                         \
+    OPTION_INT("sample-count", 0, &(o).sample_count, 0, 256,                                                           \
                "number of completions to print before and after training")
 // clang-format on
 

@@ -58,10 +58,8 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
     return o;
 }
 
-/* recompute_letter: 'r' as in llm.c, or 0 if the program uses -r for something else. */
-#define TRAINER_MODEL_OPTIONS(o) TRAINER_MODEL_OPTIONS_WITH(o, 'r')
 // clang-format off
-#define TRAINER_MODEL_OPTIONS_WITH(o, recompute_letter)                                                                \
+#define TRAINER_MODEL_OPTIONS(o)                                                                                       \
     OPTION_GROUP("Model"),                                                                                             \
     OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "model to start from: a checkpoint, - or d12 (random)"),   \
     OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
@@ -69,21 +67,21 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
                 "attention heads of a new model; 0 uses one per 64 channels"),                                         \
     OPTION_INT ("width",      0,   &(o).width,      0, 65536, "channels of a new model; 0 uses 64 per layer"),         \
     OPTION_INT ("vocab",      0,   &(o).vocab,      0, 4194176, "vocabulary of a new model; 0 uses the data's"),       \
-    OPTION_INT ("context",    't', &(o).context,    0, 1048576, "maximum positions of a new model; 0 uses 1024"),      \
+    OPTION_INT ("context",    0,   &(o).context,    0, 1048576, "maximum positions of a new model; 0 uses 1024"),      \
     DEVICE_OPTIONS(o),                                                                                                 \
-    OPTION_INT("recompute",    recompute_letter, &(o).recompute,    0, 2,                                              \
+    OPTION_INT("recompute",    0, &(o).recompute,    0, 2,                                                             \
                "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
-    OPTION_INT("micro-tokens", 'b',              &(o).micro_tokens, 16, 1 << 24,                                       \
+    OPTION_INT("micro-tokens", 0, &(o).micro_tokens, 16, 1 << 24,                                                      \
                "token budget of a micro-batch; affects memory, and results only by rounding"),                         \
-    OPTION_INT("seed",         0,                &(o).seed,         0, 9007199254740992.0, "random seed")
+    OPTION_INT("seed",         0, &(o).seed,         0, 9007199254740992.0, "random seed")
 
 #define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
     OPTION_GROUP("Optimizer"),                                                                                         \
     OPTION_REAL  ("learning-rate",     'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                 \
-    OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule,      SCHEDULE_CHOICES, "learning-rate schedule"),           \
-    OPTION_REAL  ("warmup-steps",      'u', &(o).warmup,        0, 1e9,                                                \
+    OPTION_CHOICE("lr-scheduler-type", 0,   &(o).schedule,      SCHEDULE_CHOICES, "learning-rate schedule"),           \
+    OPTION_REAL  ("warmup-steps",      0,   &(o).warmup,        0, 1e9,                                                \
                   "length of the linear warm-up; below 1, a fraction of all steps"),                                   \
-    OPTION_REAL  ("min-lr-rate",       'q', &(o).min_lr_rate,   0, 1,                                                  \
+    OPTION_REAL  ("min-lr-rate",       0,   &(o).min_lr_rate,   0, 1,                                                  \
                   "final learning rate, as a fraction of the peak"),                                                   \
     OPTION_REAL  ("decay-steps",       0,   &(o).decay,         0, 1e9,                                                \
                   "wsd: length of the decay; below 1, a fraction of all steps"),                                       \
@@ -98,9 +96,9 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
     OPTION_INT   ("max-bad-steps",     0,   &(o).max_bad_steps, 0, 1e9,                                                \
                   "stop once more than this many steps were skipped for NaN or infinity"),                             \
     OPTION_GROUP("Ranks"),                                                                                             \
-    OPTION_INT ("zero",         'z', &(o).zero,         0, 2,                                                          \
+    OPTION_INT ("zero",         0, &(o).zero,         0, 2,                                                            \
                 "distribute over the ranks: 1 the optimizer's state, 2 also the gradients"),                           \
-    OPTION_REAL("dist-timeout", 0,   &(o).dist_timeout, 0.1, 1e6, "seconds that a rank may keep the others waiting")
+    OPTION_REAL("dist-timeout", 0, &(o).dist_timeout, 0.1, 1e6, "seconds that a rank may keep the others waiting")
 
 #define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
     OPTION_GROUP("Output"),                                                                                            \
@@ -110,9 +108,9 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
                   "number format of the output (llm.c's file version 3 or 5)"),                                        \
     OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
                   "training state to write; OUTPUT.state if not given"),                                               \
-    OPTION_INT   ("save-steps",    'n', &(o).save_steps,    0, 1e9,                                                    \
+    OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
                   "write the state every N steps; 0 writes it only on a signal"),                                      \
-    OPTION_TEXT  ("resume",        'y', &(o).resume,        "FILE",                                                    \
+    OPTION_TEXT  ("resume",        0,   &(o).resume,        "FILE",                                                    \
                   "continue bit for bit from a state; repeat the other options"),                                      \
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
