@@ -74,26 +74,15 @@ static inline GenerationOptions generation_defaults(void) {
 
 #define GENERATION_SAMPLING_OPTIONS(o, least)                                                                          \
     OPTION_GROUP("Sampling"),                                                                                          \
-    OPTION_INT ("num-prompts",           'p', &(o).prompts,            1, 65536, "prompts per generation"),            \
-    OPTION_INT ("num-generations",       'G', &(o).generations,        least, 4096,                                    \
-                "completions per prompt (the size of a group)"),                                                       \
-    OPTION_INT ("max-completion-length", 'g', &(o).max_completion,     1, 1 << 20, "maximum tokens per completion"),   \
-    OPTION_REAL("temperature",           0,   &(o).temperature,        0.01, 100,                                      \
-                "temperature of sampling and of log-probabilities"),                                                   \
-    OPTION_INT ("top-k",                 0,   &(o).top_k,              0, 1 << 22,                                     \
-                "sample from the k most likely tokens; 0 uses all"),                                                   \
-    OPTION_REAL("top-p",                 0,   &(o).top_p,              0.001, 1,                                       \
-                "sample from the most likely tokens with this total probability"),                                     \
-    OPTION_REAL("min-p",                 0,   &(o).min_p,              0, 1,                                           \
-                "leave out tokens below this fraction of the highest probability"),                                    \
-    OPTION_REAL("repetition-penalty",    0,   &(o).repetition_penalty, 0.01, 100,                                      \
-                "penalty on tokens already seen; 1 disables"),                                                         \
-    OPTION_INT ("slots",                 0,   &(o).slots,              1, 65536,                                       \
-                "number of completions sampled at once")
+    OPTION_INT("num-prompts",           'p', &(o).prompts,        1, 65536, "prompts per generation"),                 \
+    OPTION_INT("num-generations",       'G', &(o).generations,    least, 4096,                                         \
+               "completions per prompt (the size of a group)"),                                                        \
+    OPTION_INT("max-completion-length", 'g', &(o).max_completion, 1, 1 << 20, "maximum tokens per completion"),        \
+    ROLLOUT_SAMPLING_OPTIONS(o, 0.01, "temperature of sampling and of log-probabilities")
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
     OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \
-                "weighted rewards, as verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"),        \
+                "weighted rewards, as verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"), \
     OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \
