@@ -669,7 +669,7 @@ int main(int argc, char **argv) {
     o.micro_tokens = 4096;
     o.completion_only = true;
     o.reward_timeout = 60;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_usage();
     program_start();
 

@@ -881,7 +881,7 @@ int main(int argc, char **argv) {
     o.g.temperature = 0.9;
     o.xpo_alpha = 1e-5;
     o.mixture_coef = 0.5;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     parse_losses();
     check_options();
     program_start();

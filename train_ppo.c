@@ -653,7 +653,7 @@ int main(int argc, char **argv) {
     o.cliprange = r->loss.cliprange;
     o.cliprange_value = r->loss.cliprange_value;
     o.vf_coef = r->loss.vf_coef;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
     const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,

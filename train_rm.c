@@ -394,7 +394,7 @@ int main(int argc, char **argv) {
     o.eval_steps = 100;
     o.margin = true;
     o.sharing = true;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
     const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */

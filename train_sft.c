@@ -277,7 +277,7 @@ int main(int argc, char **argv) {
     o.eval_steps = 100;
     o.sample_count = 3;
     o.sample_tokens = 64;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (!o.input) usage_error("-i/--input is required");
     if (!o.t.output) usage_error("-o/--output is required");
     if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");

@@ -329,8 +329,7 @@ static void score_lines(void) {
 
 int main(int argc, char **argv) {
     Error e;
-    const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
+    options_parse_all(table, &about, argc, argv);
     if (!gold_parse(&gold, o.rule, &e)) usage_error("--%s", e.text);
     for (int i = 0; i < gold.count; i++) sums |= gold.part[i].kind == GOLD_SUM;
     if (o.min_length > o.max_length) usage_error("--min-length is above --max-length");

@@ -227,8 +227,7 @@ static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, 
 
 int main(int argc, char **argv) {
     Error e;
-    const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
+    options_parse_all(table, &about, argc, argv);
     const TaskOptions options = {(int)o.level, (int)o.digits, (int)o.min_digits,
                                  (int)o.items, o.largest,     (TaskStyle)o.style};
     Mix mix = mix_parse(o.task, &options);

@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     o.between = 320;
     o.overlap = 0.8;
     o.memory = 80;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     printf("| model | ranks | zero | GB per rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
            " sampling s | sampling share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     static const int sizes[] = {1, 8, 64, 256, 1024};

@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
     o.batch = 16;
     o.length = 64;
     o.steps = 8;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     Error e;
     Device *device;
     const Backend *b = backend_cpu();

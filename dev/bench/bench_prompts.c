@@ -24,7 +24,7 @@ static const OptionAbout about = {"-o FILE [options]", "Writes a prompt shard of
 int main(int argc, char **argv) {
     Error e;
     ShardWriter w;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (!o.output) usage_error("-o/--output is required");
     Random random = random_start((uint64_t)o.seed, 0);
     int32_t *tokens = (int32_t *)xmalloc((size_t)o.length * sizeof *tokens);

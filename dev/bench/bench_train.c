@@ -34,7 +34,7 @@ static const OptionAbout about = {"[options]", "Times a training step of GPT-2 1
 int main(int argc, char **argv) {
     Error e;
     Device *d;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);

@@ -11,6 +11,7 @@
  *         OPTION_END};
  *     static const OptionAbout about = {"[options]", "Trains a model."};
  *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are not options
+ *     options_parse_all(table, &about, argc, argv);             // or: every argument must be an option
  *
  * The value of a variable before parsing is the default that --help shows. A number must use up its whole argument
  * ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A flag accepts
@@ -235,6 +236,12 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
                 if (t->kind != OPT_GROUP && t->letter == c) o = t;
         option_store(o, optarg, negated);
     }
+}
+
+/* options_parse() for a program that takes nothing but options: another argument is a bad command line. */
+static inline void options_parse_all(const Option *table, const OptionAbout *about, int argc, char **argv) {
+    const int first = options_parse(table, about, argc, argv);
+    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
 }
 
 /* Prints the configuration to standard error: a table of all options with their values, including defaults. */
