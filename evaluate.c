@@ -1,11 +1,11 @@
 /* evaluate.c - evaluation of a model: its loss on text, its accuracy on verifiable tasks, its scores as a reward model.
  *
- *     ./evaluate -c sft.bin  -i val.shard                    loss, perplexity, bits per byte, token accuracy
+ *     ./evaluate -c sft.bin  -i val.shard                              loss, perplexity, bits per byte, token accuracy
  *     ./evaluate -c gpt2_124M.bin -i tiny_shakespeare_val.bin --tokenizer gpt2/
- *     ./evaluate -c grpo.bin -i tasks.shard -n 16            greedy accuracy, pass@k, majority@k
- *     ./evaluate -c grpo.bin -i tasks.shard -n 16 --reward verify:1,format=hash:0.1     also best@k by these rewards
- *     ./evaluate -c sft.bin -r rm.bin -i tasks.shard -n 16   best@k and weighted majority by a reward model
- *     ./evaluate -r rm.bin -i held_out.shard                 a reward model's accuracy, margin, calibration
+ *     ./evaluate -c grpo.bin -i tasks.shard --num-samples 16           greedy accuracy, pass@k, majority@k
+ *     ./evaluate -c grpo.bin -i tasks.shard --num-samples 16 --reward verify:1,format=hash:0.1    also best@k by these
+ *     ./evaluate -c sft.bin -i tasks.shard --num-samples 16 --reward-model rm.bin    best@k, weighted majority
+ *     ./evaluate -i held_out.shard --reward-model rm.bin               a reward model's accuracy, margin, calibration
  *
  * A table is printed to standard error, and one JSON object with sorted keys and full precision to standard output;
  * undefined figures are null. The kind of the data is detected from the file:
@@ -43,32 +43,32 @@ static const Option options[] = {
     OPTION_GROUP("Data"),
     OPTION_TEXT("input",                'i', &o.input,        "FILE",
                 "chat, prompt, preference, unpaired, step or token shard; - is standard input"),
-    OPTION_INT ("max-prompts",          'm', &o.most,         0, 1e12,
+    OPTION_INT ("max-prompts",          0,   &o.most,         0, 1e12,
                 "evaluate only the first N prompts, records or windows; 0 uses all"),
     OPTION_GROUP("Loss"),
-    OPTION_FLAG("completion-only-loss", 0,   &o.completion_only,
+    OPTION_FLAG("completion-only-loss", 0, &o.completion_only,
                 "for a chat shard, compute the loss only on tokens in the loss mask"),
-    OPTION_INT ("max-length",           0,   &o.max_length,   0, 1 << 20,
+    OPTION_INT ("max-length",           0, &o.max_length,   0, 1 << 20,
                 "maximum tokens of a record or window; 0 uses the model's context"),
-    OPTION_INT ("micro-tokens",         'b', &o.micro_tokens, 1, 1 << 24,
+    OPTION_INT ("micro-tokens",         0, &o.micro_tokens, 1, 1 << 24,
                 "token budget of a micro-batch; affects memory, and results only by rounding"),
     SAMPLING_OPTIONS(o.s),
-    OPTION_INT ("num-samples",          'n', &o.samples,      0, 4096,
+    OPTION_INT ("num-samples",          0, &o.samples,      0, 4096,
                 "samples per prompt; 0 computes the greedy accuracy only"),
     OPTION_GROUP("Tasks"),
-    OPTION_TEXT("reward",               'w', &o.reward,         "SPEC",
+    OPTION_TEXT("reward",               0, &o.reward,         "SPEC",
                 "weighted rewards for best@k, as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
-    OPTION_TEXT("reward-cmd",           0,   &o.reward_cmd,     "PROGRAM",
+    OPTION_TEXT("reward-cmd",           0, &o.reward_cmd,     "PROGRAM",
                 "reward program: reads one JSON line per completion, prints one number per line"),
-    OPTION_REAL("reward-timeout",       0,   &o.reward_timeout, 0.01, 1e6,
+    OPTION_REAL("reward-timeout",       0, &o.reward_timeout, 0.01, 1e6,
                 "seconds that --reward-cmd may take for the samples of one prompt"),
     OPTION_GROUP("Reward models"),
-    OPTION_TEXT  ("reward-model",       'r', &o.reward_model,   "FILE",
+    OPTION_TEXT  ("reward-model",       0, &o.reward_model,   "FILE",
                   "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
-    OPTION_CHOICE("prm-aggregation",    0,   &o.aggregation,    PRM_AGGREGATION_CHOICES,
+    OPTION_CHOICE("prm-aggregation",    0, &o.aggregation,    PRM_AGGREGATION_CHOICES,
                   "how a process reward model combines the step probabilities of a completion"),
     OPTION_GROUP("Output"),
-    OPTION_TEXT("completions",          0,   &o.completions,    "FILE",
+    OPTION_TEXT("completions",          0, &o.completions,    "FILE",
                 "write all completions to this file as JSON lines; .zst is compressed"),
     OPTION_END
     // clang-format on
@@ -78,10 +78,11 @@ static const OptionAbout about = {"-c MODEL -i SHARD [options]",
                                   "Evaluates a model (loss on a chat or token shard, accuracy on a prompt shard) or a\n"
                                   "reward model (accuracy, calibration on a preference, unpaired or step shard).\n\n"
                                   "  ./evaluate -c sft.bin -i val.shard\n"
-                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 16 --completions samples.jsonl\n"
-                                  "  ./evaluate -c grpo.bin -i tasks.shard -n 0 | jq .accuracy\n"
-                                  "  ./evaluate -r rm.bin -i held_out.shard\n"
-                                  "  ./evaluate -c sft.bin -r rm.bin -i tasks.shard -n 16"};
+                                  "  ./evaluate -c grpo.bin -i tasks.shard --num-samples 16 "
+                                  "--completions samples.jsonl\n"
+                                  "  ./evaluate -c grpo.bin -i tasks.shard --num-samples 0 | jq .accuracy\n"
+                                  "  ./evaluate --reward-model rm.bin -i held_out.shard\n"
+                                  "  ./evaluate -c sft.bin --reward-model rm.bin -i tasks.shard --num-samples 16"};
 
 static Inference model;
 static json_t *result;
@@ -473,9 +474,13 @@ static void evaluate_prompts(const Shard *s) {
     Rollout engine;
     Sampling how = inference_sampling(&model, &o.s);
     how.stream = RANDOM_EVAL;
-    if (o.samples && how.temperature == 0) usage_error("--temperature 0: greedy samples are identical; give -n 0");
+    if (o.samples && how.temperature == 0)
+        usage_error("--temperature 0: greedy samples are identical; give "
+                    "--num-samples 0");
     if (t.rewarded && !o.samples)
-        usage_error("--reward%s: with -n 0 there are no samples to choose from", o.reward_model ? "-model" : "");
+        usage_error("--reward%s: with "
+                    "--num-samples 0 there are no samples to choose from",
+                    o.reward_model ? "-model" : "");
     if (!s->count) die("%s: the shard is empty", s->name);
     open_tasks(&t, s);
     if (model.text.stop < 0 && !how.stops) warn("the model has no tokenizer: completions end only at --max-new-tokens");
@@ -487,7 +492,7 @@ static void evaluate_prompts(const Shard *s) {
     const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     const int64_t drawable = rollout_rows(slots, t.prompts.longest) - slots;
     if (o.samples > drawable)
-        usage_error("-n/--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
+        usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
@@ -635,24 +640,25 @@ static void check_usage(void) {
     const char *const files[] = {o.m.checkpoint, o.input, o.reward_model};
     int pipes = 0;
     for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
-    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint is required (or -r/--reward-model)");
+    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint is required (or --reward-model)");
     if (!o.input) usage_error("-i/--input is required");
-    if (pipes > 1) usage_error("-c, -i, -r: only one of them can be standard input");
+    if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
     if (o.completions && !strcmp(o.completions, "-"))
         usage_error("--completions: must be a file, because standard output receives the result");
     if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
-    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation requires -r/--reward-model");
+    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation requires --reward-model");
 }
 
 /* Checks the options against the kind of the data. scored: data that only a reward model can score. */
 static void check_kind(const Shard *s, const char *kind, bool scored) {
     if (scored && !o.reward_model)
-        die("%s: a shard of kind %s, expected chat or prompt; a reward model (-r) can score it", s->name, kind);
+        die("%s: a shard of kind %s, expected chat or prompt; a reward model (--reward-model) can score it", s->name,
+            kind);
     if (scored && o.m.checkpoint)
-        usage_error("-c/--checkpoint: a shard of kind %s is scored by -r only; leave -c out", kind);
+        usage_error("-c/--checkpoint: a shard of kind %s is scored by --reward-model only; leave -c out", kind);
     if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
     if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
-        usage_error("-r/--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
+        usage_error("--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
 }
 
 int main(int argc, char **argv) {
@@ -663,7 +669,7 @@ int main(int argc, char **argv) {
     o.micro_tokens = 4096;
     o.completion_only = true;
     o.reward_timeout = 60;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_usage();
     program_start();
 

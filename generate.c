@@ -48,12 +48,12 @@ static const Option options[] = {
     OPTION_TEXT("system",      0,   &o.system,  "TEXT", "system message before the prompt or the conversation"),
     OPTION_FLAG("raw",         0,   &o.raw,     "use the prompt without a chat template"),
     SAMPLING_OPTIONS(o.s),
-    OPTION_INT ("num-samples", 'n', &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
+    OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output",      'o', &o.output,  "FILE", "write JSON lines to this file; .zst is compressed"),
     OPTION_FLAG("json",        0,   &o.json,    "print a single prompt's completion as a JSON line, too"),
     OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
-    OPTION_FLAG("verbose",     'v', &o.verbose, "print timings"),
+    OPTION_FLAG("verbose",     0,   &o.verbose, "print timings"),
     OPTION_END
     // clang-format on
 };
@@ -63,7 +63,7 @@ static const OptionAbout about = {
     "Completes a prompt or a file of prompts, or holds a conversation. The words of a prompt are joined by spaces.\n"
     "- reads the prompt from standard input, without its last newline.\n\n"
     "  ./generate -c grpo.bin \"2+3=\"\n"
-    "  ./generate -c grpo.bin -i tasks.shard -n 8 -o samples.jsonl\n"
+    "  ./generate -c grpo.bin -i tasks.shard --num-samples 8 -o samples.jsonl\n"
     "  ./generate -c gpt2_124M.bin --tokenizer gpt2/ --raw \"Once upon a time\"\n"
     "  ./generate -c sft.bin --chat --system \"You are terse.\""};
 
@@ -368,7 +368,7 @@ static void many_prompts(const Items *items) {
     const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     const int64_t drawable = rollout_rows(slots, items->longest) - slots;
     if (o.samples > drawable)
-        usage_error("-n/--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
+        usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
@@ -565,7 +565,7 @@ static void check_usage(int argc, char **argv, int first) {
         usage_error("-c -: standard input contains the model, so it cannot contain prompts");
     if (o.chat && o.raw) usage_error("--chat and --raw: give only one of them");
     if (o.chat && (o.output || o.json || o.echo || o.samples > 1))
-        usage_error("--chat: cannot be used with -o, --json, --echo or -n");
+        usage_error("--chat: cannot be used with -o, --json, --echo or --num-samples");
     if (o.echo && (o.input || o.output || o.json || o.samples > 1))
         usage_error("--echo: JSON lines already contain the prompt");
     if (o.system && o.raw) usage_error("--system and --raw: give only one of them");

@@ -16,7 +16,7 @@
  *   4. backward    one micro-batch at a time; if the loss sorts the step's pairs (aot), 2 is done for all of them first
  *
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
- *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin
+ *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
 #include "llmc/records/cursor.h"
 #include "llmc/train/online_pairs.h"
@@ -40,11 +40,11 @@ static const Option options[] = {
                 "preference shard; kto: unpaired shard; --online: prompt shard"),
     OPTION_TEXT("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
-    OPTION_INT ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
+    OPTION_INT ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
                 "pairs, completions or prompts per optimizer step"),
     OPTION_INT ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                 "truncate completions to this many tokens with their prompt; 0 uses the model's context"),
-    OPTION_REAL("num-train-epochs",            'e', &o.g.epochs,   0.001, 1e6, "passes over the shard"),
+    OPTION_REAL("num-train-epochs",            0,   &o.g.epochs,   0.001, 1e6, "passes over the shard"),
     OPTION_INT ("max-steps",                   'x', &o.t.steps,    0, 1e9,
                 "number of optimizer steps; 0 follows --num-train-epochs"),
     OPTION_FLAG("prefix-sharing",              0,   &o.sharing,
@@ -56,25 +56,15 @@ static const Option options[] = {
     OPTION_INT ("max-prompt-length",     0,   &o.g.max_prompt,         1, 1 << 20,
                 "leave out prompts with more tokens"),
     OPTION_INT ("max-completion-length", 'g', &o.g.max_completion,     1, 1 << 20, "maximum tokens per completion"),
-    OPTION_REAL("temperature",           0,   &o.g.temperature,        0.01, 100, "sampling temperature"),
-    OPTION_INT ("top-k",                 0,   &o.g.top_k,              0, 1 << 22,
-                "sample from the k most likely tokens; 0 uses all"),
-    OPTION_REAL("top-p",                 0,   &o.g.top_p,              0.001, 1,
-                "sample from the most likely tokens with this total probability"),
-    OPTION_REAL("min-p",                 0,   &o.g.min_p,              0, 1,
-                "leave out tokens below this fraction of the highest probability"),
-    OPTION_REAL("repetition-penalty",    0,   &o.g.repetition_penalty, 0.01, 100,
-                "penalty on tokens already seen; 1 disables"),
-    OPTION_INT ("slots",                 0,   &o.g.slots,              1, 65536,
-                "number of completions sampled at once"),
-    TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
+    ROLLOUT_SAMPLING_OPTIONS(o.g, 0.01, "sampling temperature"),
+    TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps",   'v', &o.g.eval_steps,   1, 1e9,
+    OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9,
                "evaluate on --val every N steps, and before and after training"),
-    OPTION_INT("eval-prompts", 'm', &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
-    OPTION_INT("sample-count", 's', &o.g.sample_count, 0, 256,
+    OPTION_INT("eval-prompts", 0, &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
+    OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
     OPTION_END
     // clang-format on
@@ -83,12 +73,12 @@ static const Option options[] = {
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
     "Trains a model on preferences: DPO and its variants on pairs, KTO on completions labelled good or bad.\n\n"
-    "  ./data/make_shard -i prefs.jsonl -o prefs.shard -f 0.1 -v held_out.shard\n"
+    "  ./data/make_shard -i prefs.jsonl -o prefs.shard --val-fraction 0.1 --val-output held_out.shard\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o rpo.bin --loss-type sigmoid,sft --loss-weights 1,0.2\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o simpo.bin --loss-type simpo --beta 2.5 --simpo-gamma 1.375\n"
     "  ./train_dpo -c sft.bin -i labelled.shard -o kto.bin --loss-type kto\n"
-    "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online -r rm.bin"};
+    "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin"};
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
@@ -488,7 +478,7 @@ int main(int argc, char **argv) {
     o.sharing = true;
     o.g.max_completion = 64;
     o.g.temperature = 0.9;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
     if (!o.g.input) usage_error("-i/--input is required");
     if (!o.t.output) usage_error("-o/--output is required");

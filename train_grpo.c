@@ -289,7 +289,7 @@ int main(int argc, char **argv) {
     o.iterations = o.steps_per_generation = 1;
     o.entropy_target = 0.2;
     o.top_entropy = 1;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.g.reward_cmd ? "command" : "verify";
     if (!o.g.input) usage_error("-i/--input is required");
     if (!o.t.output) usage_error("-o/--output is required");

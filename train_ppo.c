@@ -19,7 +19,7 @@
  * All of them have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. The score is the reward of
  * the completion's last token, which is the stop token if the completion is finished; no value or reward follows it.
  *
- *     ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
+ *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/train/critic.h"
 #include "llmc/loss/gae.h"
@@ -71,25 +71,25 @@ static const Option options[] = {
     // clang-format off
     GENERATION_DATA_OPTIONS(o.g),
     OPTION_INT ("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps; 0 follows --num-train-epochs"),
-    OPTION_TEXT("ptx",       'I', &o.ptx,     "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
+    OPTION_TEXT("ptx",       0,   &o.ptx,     "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
     GENERATION_SAMPLING_OPTIONS(o.g, 0),
     OPTION_GROUP("Reward"),
-    OPTION_TEXT("reward-model",         'r', &o.reward_model,        "FILE",
+    OPTION_TEXT("reward-model",         0, &o.reward_model,        "FILE",
                 "reward model that scores the completions (a checkpoint from train_rm)"),
     GENERATION_REWARD_OPTIONS(o.g),
-    OPTION_REAL("reward-clip",          0,   &o.reward_clip,         0, 1e9, "clip scores to [-X, X]; 0 disables"),
-    OPTION_REAL("missing-eos-penalty",  0,   &o.missing_eos_penalty, 0, 1e9,
+    OPTION_REAL("reward-clip",          0, &o.reward_clip,         0, 1e9, "clip scores to [-X, X]; 0 disables"),
+    OPTION_REAL("missing-eos-penalty",  0, &o.missing_eos_penalty, 0, 1e9,
                 "penalty on the score of a completion without a stop token"),
-    OPTION_FLAG("non-eos-penalty",      0,   &o.non_eos_penalty,
+    OPTION_FLAG("non-eos-penalty",      0, &o.non_eos_penalty,
                 "replace the score of a completion without a stop token by --penalty-reward-value"),
-    OPTION_REAL("penalty-reward-value", 0,   &o.penalty_reward,      -1e9, 1e9, "score used by --non-eos-penalty"),
-    OPTION_FLAG("whiten-rewards",       0,   &o.whiten_rewards,
+    OPTION_REAL("penalty-reward-value", 0, &o.penalty_reward,      -1e9, 1e9, "score used by --non-eos-penalty"),
+    OPTION_FLAG("whiten-rewards",       0, &o.whiten_rewards,
                 "divide the per-token rewards by their standard deviation"),
-    OPTION_TEXT("gold",                 0,   &o.gold,                "FILE",
+    OPTION_TEXT("gold",                 0, &o.gold,                "FILE",
                 "gold reward model: logged, but not optimised"),
-    OPTION_TEXT("gold-reward",          0,   &o.gold_reward,         "SPEC",
+    OPTION_TEXT("gold-reward",          0, &o.gold_reward,         "SPEC",
                 "gold reward from verifiers; same syntax as --reward"),
-    OPTION_TEXT("gold-cmd",             0,   &o.gold_cmd,            "PROGRAM",
+    OPTION_TEXT("gold-cmd",             0, &o.gold_cmd,            "PROGRAM",
                 "gold reward from a program; same protocol as --reward-cmd"),
     OPTION_GROUP("KL penalty"),
     OPTION_REAL  ("kl-coef",       0, &o.kl_coef,    0, 1e6,
@@ -103,24 +103,24 @@ static const Option options[] = {
                   "adaptive: number of completions in which beta may change by at most a fifth"),
     OPTION_TEXT  ("reference",     0, &o.reference,  "FILE", "reference model; the model of -c if not given"),
     OPTION_GROUP("Advantages"),
-    OPTION_CHOICE("algo",                 'a', &o.algo,              ALGO_CHOICES,
+    OPTION_CHOICE("algo",                 0, &o.algo,              ALGO_CHOICES,
                   "algorithm; see the table at the top of train_ppo.c"),
-    OPTION_REAL  ("gamma",                0,   &o.gamma,             0, 1, "discount factor of later rewards"),
-    OPTION_REAL  ("lam",                  0,   &o.lambda,            -1, 1,
+    OPTION_REAL  ("gamma",                0, &o.gamma,             0, 1, "discount factor of later rewards"),
+    OPTION_REAL  ("lam",                  0, &o.lambda,            -1, 1,
                   "lambda of GAE; -1 uses the default of --algo (ppo 0.95, a2c 1)"),
-    OPTION_REAL  ("lam-critic",           0,   &o.lambda_critic,     -1, 1,
+    OPTION_REAL  ("lam-critic",           0, &o.lambda_critic,     -1, 1,
                   "lambda of the critic's target; -1 uses --lam (VC-PPO: 1)"),
-    OPTION_REAL  ("lam-length",           0,   &o.length_lambda,     0, 1e6,
+    OPTION_REAL  ("lam-length",           0, &o.length_lambda,     0, 1e6,
                   "alpha of the policy's lambda = 1 - 1 / (alpha length); 0 uses --lam (VAPO: 0.05)"),
-    OPTION_CHOICE("whiten-advantages",    0,   &o.whiten_advantages, "auto|no|yes",
+    OPTION_CHOICE("whiten-advantages",    0, &o.whiten_advantages, "auto|no|yes",
                   "normalise advantages to mean 0 and variance 1; auto: yes for ppo and reinforce++"),
-    OPTION_TEXT  ("critic",               0,   &o.critic,            "FILE",
+    OPTION_TEXT  ("critic",               0, &o.critic,            "FILE",
                   "start a separate critic from this checkpoint; if not given, the policy has a value head"),
-    OPTION_REAL  ("critic-learning-rate", 0,   &o.critic_rate,       0, 10,
+    OPTION_REAL  ("critic-learning-rate", 0, &o.critic_rate,       0, 10,
                   "peak learning rate of the separate critic; 0 uses --learning-rate"),
-    OPTION_INT   ("critic-warmup",        0,   &o.critic_warmup,     0, 1e9,
+    OPTION_INT   ("critic-warmup",        0, &o.critic_warmup,     0, 1e9,
                   "number of initial optimizer steps that train only the separate critic"),
-    OPTION_TEXT  ("critic-output",        0,   &o.critic_output,     "FILE", "output file of the separate critic"),
+    OPTION_TEXT  ("critic-output",        0, &o.critic_output,     "FILE", "output file of the separate critic"),
     OPTION_GROUP("Loss"),
     OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          0, 1000,
                 "passes over each generation; 0 uses the default of --algo (ppo 4, others 1)"),
@@ -139,7 +139,7 @@ static const Option options[] = {
                 "weight of the pretraining loss (InstructGPT: 27.8)"),
     OPTION_INT ("ptx-tokens",       0, &o.ptx_tokens,      2, 1 << 24,
                 "tokens of pretraining text per optimizer step"),
-    TRAINER_MODEL_OPTIONS_WITH(o.t, 0),
+    TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     GENERATION_EVALUATION_OPTIONS(o.g),
@@ -148,10 +148,11 @@ static const Option options[] = {
 };
 
 static const OptionAbout about = {
-    "-c MODEL -r RM -i prompts.shard -o OUT [options]",
+    "-c MODEL --reward-model RM -i prompts.shard -o OUT [options]",
     "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++.\n\n"
-    "  ./train_ppo -c sft.bin -r rm.bin -i prompts.shard -o ppo.bin\n"
-    "  ./train_ppo -c sft.bin -r rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 --report hacked.html\n"
+    "  ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin\n"
+    "  ./train_ppo -c sft.bin --reward-model rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 \\\n"
+    "      --report hacked.html\n"
     "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o rloo.bin --algo rloo -G 4"};
 
 typedef struct Run {
@@ -574,7 +575,7 @@ static void check_options(void) {
         usage_error("--critic and the other --critic-* options: --algo %s has no critic", name);
     if (!o.critic && (o.critic_output || o.critic_warmup || o.critic_rate > 0))
         usage_error("--critic-learning-rate, --critic-warmup and --critic-output require --critic");
-    if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("-I/--ptx and --ptx-coef require each other");
+    if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("--ptx and --ptx-coef require each other");
     if (o.controller == KL_ADAPTIVE && o.kl_coef == 0)
         usage_error("--kl-controller adaptive: --kl-coef is 0; set --kl-coef");
     if (o.non_eos_penalty && o.missing_eos_penalty > 0)
@@ -650,7 +651,7 @@ int main(int argc, char **argv) {
     o.cliprange = r->loss.cliprange;
     o.cliprange_value = r->loss.cliprange_value;
     o.vf_coef = r->loss.vf_coef;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
     const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,

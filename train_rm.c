@@ -37,11 +37,11 @@ static const Option options[] = {
                   "held-out shard of the same kind, for accuracy, margin and calibration"),
     OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
                   "Bradley-Terry on pairs, outcome (labelled completions), process (labelled steps)"),
-    OPTION_INT   ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
+    OPTION_INT   ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
                   "pairs or completions per optimizer step"),
     OPTION_INT   ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                   "leave out longer records (prm: drop their last steps); 0 uses the model's context"),
-    OPTION_REAL  ("num-train-epochs",            'e', &o.epochs,     0.001, 1e6, "passes over the shard"),
+    OPTION_REAL  ("num-train-epochs",            0,   &o.epochs,     0.001, 1e6, "passes over the shard"),
     OPTION_INT   ("max-steps",                   'x', &o.t.steps,    0, 1e9,
                   "number of optimizer steps; 0 follows --num-train-epochs"),
     OPTION_FLAG  ("prefix-sharing",              0,   &o.sharing,
@@ -61,7 +61,7 @@ static const Option options[] = {
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps", 'v', &o.eval_steps, 1, 1e9,
+    OPTION_INT("eval-steps", 0, &o.eval_steps, 1, 1e9,
                "evaluate on --val every N steps, and before and after training"),
     OPTION_END
     // clang-format on
@@ -70,11 +70,11 @@ static const Option options[] = {
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
     "Trains a reward model on preferences, on labelled completions or on labelled steps.\n\n"
-    "  ./data/make_shard -i prefs.jsonl -o prefs.shard -f 0.1 -v held_out.shard\n"
+    "  ./data/make_shard -i prefs.jsonl -o prefs.shard --val-fraction 0.1 --val-output held_out.shard\n"
     "  ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin\n"
     "  ./train_rm -c sft.bin -i steps.shard -o prm.bin --kind prm\n"
-    "  ./evaluate -r rm.bin -i held_out.shard               accuracy, margin, calibration\n"
-    "  ./evaluate -c sft.bin -r rm.bin -i tasks.shard       best of n by the reward model"};
+    "  ./evaluate --reward-model rm.bin -i held_out.shard             accuracy, margin, calibration\n"
+    "  ./evaluate -c sft.bin --reward-model rm.bin -i tasks.shard     best of n by the reward model"};
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
@@ -401,7 +401,7 @@ int main(int argc, char **argv) {
     o.eval_steps = 100;
     o.margin = true;
     o.sharing = true;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
     const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */

@@ -28,10 +28,10 @@ static const Option options[] = {
     OPTION_GROUP("Data"),
     OPTION_TEXT("input",            'i', &o.input,        "FILE", "chat shard to train on (data/make_shard)"),
     OPTION_TEXT("val",              'j', &o.val,          "FILE", "chat shard for the validation loss"),
-    OPTION_INT ("batch-tokens",     'd', &o.batch_tokens, 1, 1 << 30, "minimum number of tokens per optimizer step"),
+    OPTION_INT ("batch-tokens",     0,   &o.batch_tokens, 1, 1 << 30, "minimum number of tokens per optimizer step"),
     OPTION_INT ("max-length",       0,   &o.max_length,   0, 1 << 20,
                 "truncate records to this many tokens; 0 uses the model's context"),
-    OPTION_REAL("num-train-epochs", 'e', &o.epochs,       0.001, 1e6, "passes over the shard"),
+    OPTION_REAL("num-train-epochs", 0,   &o.epochs,       0.001, 1e6, "passes over the shard"),
     OPTION_INT ("max-steps",        'x', &o.t.steps,      0, 1e9,
                 "number of optimizer steps; 0 follows --num-train-epochs"),
     OPTION_GROUP("Loss"),
@@ -45,11 +45,11 @@ static const Option options[] = {
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_TEXT("best", 0, &o.best, "FILE", "also write the model with the lowest validation loss here"),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps",    'v', &o.eval_steps,    1, 1e9,
+    OPTION_INT("eval-steps",    0, &o.eval_steps,    1, 1e9,
                "compute the validation loss every N steps and at the end"),
-    OPTION_INT("sample-steps",  's', &o.sample_steps,  0, 1e9, "print samples every N steps; 0 disables"),
-    OPTION_INT("sample-count",  0,   &o.sample_count,  1, 256, "number of samples, from the first validation records"),
-    OPTION_INT("sample-tokens", 'g', &o.sample_tokens, 1, 65536, "maximum tokens per sample"),
+    OPTION_INT("sample-steps",  0, &o.sample_steps,  0, 1e9, "print samples every N steps; 0 disables"),
+    OPTION_INT("sample-count",  0, &o.sample_count,  1, 256, "number of samples, from the first validation records"),
+    OPTION_INT("sample-tokens", 0, &o.sample_tokens, 1, 65536, "maximum tokens per sample"),
     OPTION_END
     // clang-format on
 };
@@ -332,7 +332,7 @@ int main(int argc, char **argv) {
     o.eval_steps = 100;
     o.sample_count = 3;
     o.sample_tokens = 64;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (!o.input) usage_error("-i/--input is required");
     if (!o.t.output) usage_error("-o/--output is required");
     if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");

@@ -49,18 +49,18 @@ static struct {
 static const OptionAbout about = {
     "[options]",
     "Writes synthetic preferences with a known ground truth, as JSON lines for make_shard.\n\n"
-    "  make_prefs -n 2000 --rule char | make_shard -i - -o prefs.shard\n"
-    "  make_prefs -n 200 --rule char --split heldout | make_shard -i - -o heldout.shard\n"
-    "  make_prefs -n 2000 --rule char:1,length:-0.5 --flip 0.2 --margin\n"
-    "  make_prefs --rule sum --format step --terms 4 -n 2000 | make_shard -i - -o steps.shard\n"
+    "  make_prefs --count 2000 --rule char | make_shard -i - -o prefs.shard\n"
+    "  make_prefs --count 200 --rule char --split heldout | make_shard -i - -o heldout.shard\n"
+    "  make_prefs --count 2000 --rule char:1,length:-0.5 --flip 0.2 --margin\n"
+    "  make_prefs --rule sum --format step --terms 4 --count 2000 | make_shard -i - -o steps.shard\n"
     "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
     "A rule is a weighted sum of char (number of times the prompt's first letter occurs in the completion), char=x,\n"
     "length, repeats and sum (1 if the sum is right); see llmc/reward/gold.h."};
 
 static const Option table[] = {
     OPTION_GROUP("Preferences"),
-    OPTION_TEXT("rule", 'r', &o.rule, "SPEC", "rule that scores completions, such as char:1,length:-0.5"),
-    OPTION_CHOICE("format", 'f', &o.format, "preference|unpaired|step|chat|prompt", "contents of a line"),
+    OPTION_TEXT("rule", 0, &o.rule, "SPEC", "rule that scores completions, such as char:1,length:-0.5"),
+    OPTION_CHOICE("format", 0, &o.format, "preference|unpaired|step|chat|prompt", "contents of a line"),
     OPTION_REAL("flip", 0, &o.flip, 0, 1, "fraction of the labels to flip"),
     OPTION_REAL("temperature", 0, &o.temperature, 0, 1e6,
                 "prefer with probability sigmoid(difference of scores / X); 0: prefer the higher score"),
@@ -68,8 +68,8 @@ static const Option table[] = {
     OPTION_FLAG("steps", 0, &o.steps, "rule sum: write solutions with one step per line"),
     OPTION_FLAG("score", 0, &o.score,
                 "act as a program for --reward-cmd: read one JSON object and print one score per line"),
-    OPTION_INT("count", 'n', &o.count, 1, 1e9, "number of lines"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
+    OPTION_INT("count", 0, &o.count, 1, 1e9, "number of lines"),
+    OPTION_INT("seed", 0, &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
     OPTION_CHOICE("split", 0, &o.split, "train|heldout|all",
                   "split to draw from; one prompt in ten is held out, whatever the seed"),
     OPTION_GROUP("Prompts and completions"),
@@ -77,7 +77,7 @@ static const Option table[] = {
     OPTION_INT("prompt-length", 0, &o.prompt_length, 2, ANSWER_MAX, "characters of a prompt, including its colon"),
     OPTION_INT("min-length", 0, &o.min_length, 1, ANSWER_MAX, "minimum characters of a completion"),
     OPTION_INT("max-length", 0, &o.max_length, 1, ANSWER_MAX, "maximum characters of a completion"),
-    OPTION_INT("digits", 'd', &o.digits, 1, 9, "rule sum: maximum digits of an operand"),
+    OPTION_INT("digits", 0, &o.digits, 1, 9, "rule sum: maximum digits of an operand"),
     OPTION_INT("terms", 0, &o.terms, 2, STEPS_MAX, "rule sum: number of operands"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
@@ -329,8 +329,7 @@ static void score_lines(void) {
 
 int main(int argc, char **argv) {
     Error e;
-    const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
+    options_parse_all(table, &about, argc, argv);
     if (!gold_parse(&gold, o.rule, &e)) usage_error("--%s", e.text);
     for (int i = 0; i < gold.count; i++) sums |= gold.part[i].kind == GOLD_SUM;
     if (o.min_length > o.max_length) usage_error("--min-length is above --max-length");

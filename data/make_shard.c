@@ -38,21 +38,21 @@ static const Option options[] = {
     OPTION_GROUP("Input and output"),
     OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text; - is standard input; may be repeated"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write; - is standard output, .zst compresses"),
-    OPTION_CHOICE("kind", 'k', &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
+    OPTION_CHOICE("kind", 0, &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
                   "kind of shard; auto decides by the first line"),
-    OPTION_REAL("val-fraction", 'f', &o.val_fraction, 0, 1, "fraction of the records written to --val-output"),
-    OPTION_TEXT("val-output", 'v', &o.val_output, "FILE",
+    OPTION_REAL("val-fraction", 0, &o.val_fraction, 0, 1, "fraction of the records written to --val-output"),
+    OPTION_TEXT("val-output", 0, &o.val_output, "FILE",
                 "shard for held-out records; records with equal prompts stay together"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9007199254740992, "random seed of the split"),
-    OPTION_INT("limit", 'n', &o.limit, 0, 1e15, "maximum number of records; 0: no limit"),
-    OPTION_FLAG("skip-bad", 'b', &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
-    OPTION_FLAG("quiet", 'q', &o.quiet, "print no summary, only warnings"),
+    OPTION_INT("seed", 0, &o.seed, 0, 9007199254740992, "random seed of the split"),
+    OPTION_INT("limit", 0, &o.limit, 0, 1e15, "maximum number of records; 0: no limit"),
+    OPTION_FLAG("skip-bad", 0, &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
+    OPTION_FLAG("quiet", 0, &o.quiet, "print no summary, only warnings"),
     OPTION_GROUP("Tokens"),
-    OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
-    OPTION_TEXT("template", 'c', &o.template, "SPEC",
+    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
+    OPTION_TEXT("template", 0, &o.template, "SPEC",
                 "chatml, llama, plain or a custom template (see above); auto: chatml for messages, else plain"),
     OPTION_TEXT("system", 0, &rows.system, "TEXT", "system message for conversations without one"),
-    OPTION_INT("max-tokens", 'm', &o.max_tokens, 0, 1 << 30, "maximum tokens of a record; 0: no limit"),
+    OPTION_INT("max-tokens", 0, &o.max_tokens, 0, 1 << 30, "maximum tokens of a record; 0: no limit"),
     OPTION_CHOICE("truncation", 0, &o.truncation, "end|drop|error",
                   "truncate longer records at the end, drop them, or stop with an error"),
     OPTION_GROUP("Fields of a line (a name, or a path such as reward.answer or turns.0.text)"),
@@ -102,11 +102,11 @@ static const OptionAbout about = {
     "  --template '{user}Question: {content}\\n{assistant}Answer: {content}{eos}'\n"
     "\n"
     "examples:\n"
-    "  make_shard -i chats.jsonl -o chats.shard --max-tokens 1024 -f 0.05 -v held_out.shard\n"
+    "  make_shard -i chats.jsonl -o chats.shard --max-tokens 1024 --val-fraction 0.05 --val-output held_out.shard\n"
     "  make_shard -i gsm8k.jsonl -o tasks.shard --prompt-field question --answer-field answer --task gsm8k\n"
     "  make_shard -i gsm8k.jsonl -o sft.shard --prompt-field question --completion-field answer\n"
-    "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard -t gpt2/\n"
-    "  make_shard -i book.txt -o book.bin -t vocab.json:merges.txt"};
+    "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard --tokenizer gpt2/\n"
+    "  make_shard -i book.txt -o book.bin --tokenizer vocab.json:merges.txt"};
 
 /* ---- training and validation split ------------------------------------------------------------------------------ */
 
@@ -242,7 +242,7 @@ static void settle(const Jsonl *j, json_t *row) {
     const bool turns = row && (row_get_messages(&rows, row) || json_is_array(prompt) ||
                                (rows.kind == ROW_PREFERENCE && json_is_array(chosen)));
     const char *spec = strcmp(o.template, "auto") ? o.template : turns ? "chatml" : "plain";
-    if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("-c/--template: %s", e.text);
+    if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
     const int32_t vocab = rows.tokenizer.vocab;
     if (rows.kind != ROW_TEXT && !chat_add_specials(&rows.chat, &rows.tokenizer, &e)) die("%s", e.text);
     for (int32_t id = vocab; id < rows.tokenizer.vocab; id++) {
@@ -361,9 +361,9 @@ static void check_options(void) {
     if (!o.output) usage_error("-o/--output is required");
     if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
     if (!o.inputs.count) o.inputs = (OptionList){(const char **)&standard_input, 1};
-    if (o.val_output && o.val_fraction <= 0) usage_error("-v/--val-output requires --val-fraction above 0");
-    if (!o.val_output && o.val_fraction > 0) usage_error("-f/--val-fraction requires --val-output");
-    if (o.val_output && !strcmp(o.val_output, o.output)) usage_error("-v/--val-output: is the same file as --output");
+    if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
+    if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
+    if (o.val_output && !strcmp(o.val_output, o.output)) usage_error("--val-output: is the same file as --output");
     rows.answer_after = unescape(rows.answer_after);
     rows.prompt_end = unescape(rows.prompt_end);
     rows.step_separator = unescape(rows.step_separator);

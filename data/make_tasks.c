@@ -45,15 +45,15 @@ static const OptionAbout about = {
 
 static const Option table[] = {
     OPTION_GROUP("Problems"),
-    OPTION_TEXT("task", 't', &o.task, "NAME[:WEIGHT],...", "tasks with sampling weights: " TASK_NAMES),
-    OPTION_INT("level", 'l', &o.level, 1, 5, "difficulty"),
-    OPTION_INT("digits", 'd', &o.digits, 0, 18, "maximum digits of an operand; 0: set by --level"),
+    OPTION_TEXT("task", 0, &o.task, "NAME[:WEIGHT],...", "tasks with sampling weights: " TASK_NAMES),
+    OPTION_INT("level", 0, &o.level, 1, 5, "difficulty"),
+    OPTION_INT("digits", 0, &o.digits, 0, 18, "maximum digits of an operand; 0: set by --level"),
     OPTION_INT("min-digits", 0, &o.min_digits, 1, 18, "minimum digits of an operand"),
     OPTION_INT("items", 0, &o.items, 0, TASK_VALUES,
                "size: operands, given numbers, list items, story steps or maximum brackets; 0: set by --level"),
     OPTION_INT("largest", 0, &o.largest, 0, 9999, "largest number (countdown, sort, word); 0: set by --level"),
-    OPTION_INT("count", 'n', &o.count, 1, 1e9, "number of records"),
-    OPTION_INT("seed", 's', &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
+    OPTION_INT("count", 0, &o.count, 1, 1e9, "number of records"),
+    OPTION_INT("seed", 0, &o.seed, 0, 9e15, "random seed; the same seed and options give the same bytes"),
     OPTION_CHOICE("split", 0, &o.split, "train|heldout|all",
                   "split to draw from; one problem in ten is held out, whatever the seed"),
     OPTION_GROUP("Demonstrations"),
@@ -62,7 +62,7 @@ static const Option table[] = {
     OPTION_REAL("noise", 0, &o.noise, 0, 1, "fraction of demonstrations with a wrong answer"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
-    OPTION_CHOICE("format", 'f', &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
+    OPTION_CHOICE("format", 0, &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
     OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard",
                   "output format; auto writes a shard if FILE ends in .shard or .shard.zst"),
     OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
@@ -88,16 +88,16 @@ static Mix mix_parse(const char *spec, const TaskOptions *options) {
         const size_t n = strcspn(at, ":,");
         snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), at);
         const int kind = option_choice_index(TASK_NAMES, name);
-        if (kind < 0) usage_error("-t/--task: '%s' is not one of %s", name, TASK_NAMES);
+        if (kind < 0) usage_error("--task: '%s' is not one of %s", name, TASK_NAMES);
         for (int i = 0; i < mix.count; i++)
-            if ((int)mix.kind[i] == kind) usage_error("-t/--task: %s is given twice", name);
+            if ((int)mix.kind[i] == kind) usage_error("--task: %s is given twice", name);
         if (!task_check((TaskKind)kind, name, options, &e)) usage_error("--%s", e.text);
         double weight = 1;
         at += n;
         if (*at == ':') {
             weight = strtod(at + 1, &end);
             if (end == at + 1 || (*end && *end != ',') || !(weight > 0) || !isfinite(weight))
-                usage_error("-t/--task: the weight of %s must be a number above 0", name);
+                usage_error("--task: the weight of %s must be a number above 0", name);
             at = end;
         }
         mix.kind[mix.count] = (TaskKind)kind;
@@ -227,8 +227,7 @@ static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, 
 
 int main(int argc, char **argv) {
     Error e;
-    const int first = options_parse(table, &about, argc, argv);
-    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
+    options_parse_all(table, &about, argc, argv);
     const TaskOptions options = {(int)o.level, (int)o.digits, (int)o.min_digits,
                                  (int)o.items, o.largest,     (TaskStyle)o.style};
     Mix mix = mix_parse(o.task, &options);

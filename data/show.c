@@ -21,11 +21,11 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Records"),
-    OPTION_INT("records", 'n', &o.records, 0, 1e15, "number of records to print"),
-    OPTION_INT("start", 's', &o.start, 0, 1e15, "index of the first record to print, counted from 0"),
-    OPTION_FLAG("all", 'a', &o.all, "print all records"),
-    OPTION_FLAG("tokens", 't', &o.tokens, "print one token per line: position, id, mask, text"),
-    OPTION_FLAG("json", 'j', &o.json, "print only the records, as JSON lines"),
+    OPTION_INT("records", 0, &o.records, 0, 1e15, "number of records to print"),
+    OPTION_INT("start", 0, &o.start, 0, 1e15, "index of the first record to print, counted from 0"),
+    OPTION_FLAG("all", 0, &o.all, "print all records"),
+    OPTION_FLAG("tokens", 0, &o.tokens, "print one token per line: position, id, mask, text"),
+    OPTION_FLAG("json", 0, &o.json, "print only the records, as JSON lines"),
     OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "color the output; auto colors it on a terminal"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
@@ -40,7 +40,7 @@ static const OptionAbout about = {
                       "\n"
                       "examples:\n"
                       "  show chat.shard                     header, three records with their masks, statistics\n"
-                      "  show -n 1 -s 41 --tokens chat.shard\n"
+                      "  show --records 1 --start 41 --tokens chat.shard\n"
                       "  show --all --json tasks.shard | jq .answer\n"
                       "  show --tokenizer gpt2/ book.bin\n"
                       "  show --tensors model.bin"};
@@ -542,7 +542,7 @@ static void show_checkpoint(Reader *in) {
     CheckpointReader c = {.in = *in};
     char tag[5];
     uint64_t bytes;
-    if (o.json) usage_error("-j/--json: a checkpoint has no records");
+    if (o.json) usage_error("--json: a checkpoint has no records");
     if (!checkpoint_start(&c, &e)) die("%s", e.text);
     const ModelConfig *g = &c.config;
     print_title("%s: checkpoint", c.in.name);

@@ -20,7 +20,7 @@ quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
 value() { tail -n 1 "$work/m.jsonl" | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
 scores() { # MODEL: prints the score of each of 256 completions
     printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
-    quiet ./generate -c "$1" -i "$work/ask.jsonl" -n 64 -g 6 --temperature 1 -o "$work/said.jsonl"
+    quiet ./generate -c "$1" -i "$work/ask.jsonl" --num-samples 64 -g 6 --temperature 1 -o "$work/said.jsonl"
     data/make_prefs --score --rule char=a <"$work/said.jsonl" 2>/dev/null
 }
 win_rate() { # MODEL: prints its win rate against the SFT model in percent
@@ -31,27 +31,27 @@ train() { # LOSS OPTIONS...: writes $work/out.bin and $work/m.jsonl
     loss=$1
     shift
     rm -f "$work/m.jsonl"
-    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 1e-4 -u 10 -d 16 -x 80 -o "$work/out.bin" --loss-type "$loss" \
-        --metrics "$work/m.jsonl" "$@"
+    quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 1e-4 --warmup-steps 10 --per-device-train-batch-size 16 \
+        -x 80 -o "$work/out.bin" --loss-type "$loss" --metrics "$work/m.jsonl" "$@"
 }
 
 printf '%4s %-36s %8s %10s %10s %10s\n' seed loss "wins %" "held-out %" chosen rejected
 for seed in "${@:-1 2 3}"; do for seed in $seed; do
-    prefs -n 600 -s "$seed" --format chat | data/make_shard -q -i - -o "$work/chat.shard"
-    prefs -n 400 -s "$seed" | data/make_shard -q -i - -o "$work/prefs.shard"
-    prefs -n 200 -s "10$seed" | data/make_shard -q -i - -o "$work/held.shard"
-    prefs -n 400 -s "$seed" --format unpaired | data/make_shard -q -i - -o "$work/labels.shard"
-    prefs -n 64 -s "$seed" --format prompt | data/make_shard -q -i - -o "$work/prompts.shard" 2>/dev/null
-    prefs -n 8 -s "$seed" | data/make_shard -q -i - -o "$work/few.shard"
-    quiet ./train_sft --layers 2 --width 64 --heads 2 -t 16 --seed "$seed" -i "$work/chat.shard" -o "$work/sft.bin" \
-        -x 80 -l 3e-3 -d 1024
+    prefs --count 600 --seed "$seed" --format chat | data/make_shard --quiet -i - -o "$work/chat.shard"
+    prefs --count 400 --seed "$seed" | data/make_shard --quiet -i - -o "$work/prefs.shard"
+    prefs --count 200 --seed "10$seed" | data/make_shard --quiet -i - -o "$work/held.shard"
+    prefs --count 400 --seed "$seed" --format unpaired | data/make_shard --quiet -i - -o "$work/labels.shard"
+    prefs --count 64 --seed "$seed" --format prompt | data/make_shard --quiet -i - -o "$work/prompts.shard" 2>/dev/null
+    prefs --count 8 --seed "$seed" | data/make_shard --quiet -i - -o "$work/few.shard"
+    quiet ./train_sft --layers 2 --width 64 --heads 2 --context 16 --seed "$seed" -i "$work/chat.shard" \
+        -o "$work/sft.bin" -x 80 -l 3e-3 --batch-tokens 1024
     scores "$work/sft.bin" >"$work/sft.scores"
     for loss in sigmoid sigmoid_norm hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero \
         apo_down discopop dpop orpo simpo cpo sigmoid,sft; do
         more=
         case $loss in exo_pair) more="--label-smoothing 0.001" ;; robust) more="--label-smoothing 0.1" ;;
         sigmoid_norm | simpo) more="--beta 1" ;; ipo) more="--beta 0.5" ;; esac
-        train "$loss" -i "$work/prefs.shard" -j "$work/held.shard" -v 80 $more
+        train "$loss" -i "$work/prefs.shard" -j "$work/held.shard" --eval-steps 80 $more
         printf '%4s %-36s %8s %10.1f %10.6s %10.6s\n' "$seed" "$loss $more" "$(win_rate "$work/out.bin")" \
             "$(value eval_rewards/accuracies | awk '{ print 100 * $1 }')" "$(value eval_logratios/chosen)" \
             "$(value eval_logratios/rejected)"
@@ -60,8 +60,8 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
     printf '%4s %-36s %8s\n' "$seed" kto "$(win_rate "$work/out.bin")"
     for loss in sigmoid ipo_sum; do
         rm -f "$work/m.jsonl"
-        quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/few.shard" -d 8 -l 2e-3 -k constant --beta 0.5 \
-            -x 200 -o "$work/out.bin" --loss-type $loss --metrics "$work/m.jsonl"
+        quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/few.shard" --per-device-train-batch-size 8 \
+            -l 2e-3 --lr-scheduler-type constant --beta 0.5 -x 200 -o "$work/out.bin" --loss-type $loss --metrics "$work/m.jsonl"
         sed -n 's/.*"rewards\/margins":\([-0-9.eE+]*\).*/\1/p' "$work/m.jsonl" | awk -v s="$seed" -v l="$loss" '
             NR == 50 || NR == 100 || NR == 200 { m = m sprintf(" %7.2f", 2 * $1) }
             END { printf "%4s %-36s margin of log-ratios after 50, 100, 200 steps:%s\n", s, l " on 8 pairs", m }'
@@ -69,7 +69,8 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
     for way in online_dpo xpo nash_md; do
         rm -f "$work/m.jsonl"
         quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/prompts.shard" --online --online-loss $way \
-            --reward-cmd 'data/make_prefs --score --rule char=a' -d 16 -x 60 -l 1e-3 -g 6 -s 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
+            --reward-cmd 'data/make_prefs --score --rule char=a' --per-device-train-batch-size 16 -x 60 -l 1e-3 -g 6 \
+            --sample-count 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
         printf '%4s %-36s %8s   score: first %.2f, last %.2f\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
             "$(head -n 1 "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
             "$(value objective/scores)"

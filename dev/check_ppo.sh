@@ -14,8 +14,8 @@ data/make_tasks --task add --digits 1 --count 80 --format chat --noise 0.3 -o "$
 data/make_tasks --task add --digits 1 --count 80 -o "$work/tasks.shard" 2>/dev/null
 status=0
 for seed; do
-    ./train_sft -i "$work/sft.shard" -o "$work/sft.bin" --layers 2 --width 64 --heads 2 -t 32 -x 400 -l 3e-3 -d 1024 \
-        --seed "$seed" 2>"$work/log"
+    ./train_sft -i "$work/sft.shard" -o "$work/sft.bin" --layers 2 --width 64 --heads 2 --context 32 -x 400 -l 3e-3 \
+        --batch-tokens 1024 --seed "$seed" 2>"$work/log"
     for algo in ppo a2c reinforce rloo remax reinforce++ reinforce++-baseline; do
         case $algo in
         ppo) more="-p 80 -x 800" ;;
@@ -24,7 +24,8 @@ for seed; do
         esac
         # shellcheck disable=SC2086
         ./train_ppo -c "$work/sft.bin" -i "$work/tasks.shard" -j "$work/tasks.shard" -o "$work/out.bin" --algo $algo $more \
-            --temperature 1 -g 8 -l 3e-4 -u 20 --kl-coef 0.01 --eval-steps 1000 --seed "$seed" 2>"$work/log" ||
+            --temperature 1 -g 8 -l 3e-4 --warmup-steps 20 --kl-coef 0.01 --eval-steps 1000 --seed "$seed" \
+            2>"$work/log" ||
             { tail -n 1 "$work/log" >&2; exit 1; }
         line=$(grep '^held-out' "$work/log")
         echo "seed $seed  $algo: ${line#held-out }"

@@ -18,14 +18,15 @@ status=0
 shard() { # NAME OPTIONS OF make_prefs
     name=$1
     shift
-    data/make_prefs "$@" 2>/dev/null | data/make_shard -q -i - -o "$work/$name"
+    data/make_prefs "$@" 2>/dev/null | data/make_shard --quiet -i - -o "$work/$name"
 }
 
 # Trains $work/rm on $work/train.
 train() { # SEED OPTIONS
     seed=$1
     shift
-    ./train_rm --layers 2 --width 32 --heads 2 --context 64 -i "$work/train" -o "$work/rm" -d 32 -l 3e-3 -u 20 --seed "$seed" \
+    ./train_rm --layers 2 --width 32 --heads 2 --context 64 -i "$work/train" -o "$work/rm" \
+        --per-device-train-batch-size 32 -l 3e-3 --warmup-steps 20 --seed "$seed" \
         "$@" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
 }
 
@@ -38,13 +39,13 @@ figure() { # KEY SHARD [OPTIONS]
 
 echo "| seed | held-out accuracy | margin | log loss | calibration error |"
 echo "|------|-------------------|--------|----------|-------------------|"
-shard held $rule -n 1000 --split heldout
-shard train $rule -n 2000
+shard held $rule --count 1000 --split heldout
+shard train $rule --count 2000
 for seed in 1 2 3; do
-    train $seed -e 3
-    accuracy=$(figure accuracy held -r "$work/rm")
-    echo "$seed $accuracy $(figure margin held -r "$work/rm") $(figure log_loss held -r "$work/rm")" \
-        "$(figure ece held -r "$work/rm")" |
+    train $seed --num-train-epochs 3
+    accuracy=$(figure accuracy held --reward-model "$work/rm")
+    echo "$seed $accuracy $(figure margin held --reward-model "$work/rm")" \
+        "$(figure log_loss held --reward-model "$work/rm")" "$(figure ece held --reward-model "$work/rm")" |
         awk '{ printf "| %4d | %15.1f %% | %6.2f | %8.3f | %15.1f %% |\n", $1, 100 * $2, $3, $4, 100 * $5 }'
     [ "$(echo "$accuracy > 0.9" | awk '{ print ($1 > $3) }')" = 1 ] || status=1
 done
@@ -53,11 +54,11 @@ echo
 echo "| labels flipped       | accuracy, true labels | accuracy, noisy labels | maximum  |"
 echo "|----------------------|-----------------------|------------------------|----------|"
 for rate in 0 0.1 0.2 0.3 0.4 0.5; do
-    shard train $rule -n 600 --flip $rate
-    shard noisy $rule -n 1000 --flip $rate --split heldout -s 7
+    shard train $rule --count 600 --flip $rate
+    shard noisy $rule --count 1000 --flip $rate --split heldout --seed 7
     for seed in 1 2 3; do
-        train $seed -e 6
-        echo "$(figure accuracy held -r "$work/rm") $(figure accuracy noisy -r "$work/rm")"
+        train $seed --num-train-epochs 6
+        echo "$(figure accuracy held --reward-model "$work/rm") $(figure accuracy noisy --reward-model "$work/rm")"
     done | awk -v f=$rate '{ a += $1 / 3; b += $2 / 3 } END {
         printf "| %18.0f %% | %19.1f %% | %20.1f %% | %6.1f %% |\n", 100 * f, 100 * a, 100 * b, 100 * (1 - f) }'
 done
@@ -66,28 +67,30 @@ echo
 echo "|  pairs | held-out accuracy |"
 echo "|--------|-------------------|"
 for pairs in 20 60 200 600 2000; do
-    shard train $rule -n $pairs
+    shard train $rule --count $pairs
     for seed in 1 2 3; do
         train $seed -x 200
-        figure accuracy held -r "$work/rm"
+        figure accuracy held --reward-model "$work/rm"
     done | awk -v n=$pairs '{ a += $1 / 3 } END { printf "| %6d | %15.1f %% |\n", n, 100 * a }'
 done
 
 echo
-sums="--rule sum -d 1 --terms 3"
-shard chat $sums -f chat --steps -n 3000
-shard answers $sums -f unpaired --steps -n 6000
-shard steps $sums -f step -n 6000
-shard tasks $sums -f prompt -n 200 --split heldout
-./train_sft --layers 2 --width 64 --heads 2 -t 48 -i "$work/chat" -o "$work/sft" -x 300 -d 2048 -l 5e-3 -u 20 2>/dev/null
+sums="--rule sum --digits 1 --terms 3"
+shard chat $sums --format chat --steps --count 3000
+shard answers $sums --format unpaired --steps --count 6000
+shard steps $sums --format step --count 6000
+shard tasks $sums --format prompt --count 200 --split heldout
+./train_sft --layers 2 --width 64 --heads 2 --context 48 -i "$work/chat" -o "$work/sft" -x 300 --batch-tokens 2048 \
+    -l 5e-3 --warmup-steps 20 2>/dev/null
 for kind in orm:answers prm:steps; do
-    ./train_rm --kind "${kind%:*}" -c "$work/sft" -i "$work/${kind#*:}" -o "$work/${kind%:*}" -x 3000 -d 32 -l 2e-3 -u 20 \
-        2>/dev/null
+    ./train_rm --kind "${kind%:*}" -c "$work/sft" -i "$work/${kind#*:}" -o "$work/${kind%:*}" -x 3000 \
+        --per-device-train-batch-size 32 -l 2e-3 --warmup-steps 20 2>/dev/null
 done
 echo "| samples | any right | majority | best, outcome | weighted, outcome | best, process | weighted, process |"
 echo "|---------|-----------|----------|---------------|-------------------|---------------|-------------------|"
 for kind in orm prm; do
-    ./evaluate -c "$work/sft" -r "$work/$kind" -i "$work/tasks" -n 16 -g 24 2>/dev/null >"$work/$kind.json"
+    ./evaluate -c "$work/sft" --reward-model "$work/$kind" -i "$work/tasks" --num-samples 16 -g 24 2>/dev/null \
+        >"$work/$kind.json"
 done
 value() { sed -n "s/.*\"$1\":\([0-9.eE+-]*\).*/\1/p" "$work/$2.json" | awk '{ printf "%.1f", 100 * $1 }'; }
 for n in 1 2 4 8 16; do

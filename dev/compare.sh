@@ -53,12 +53,12 @@ trainer() { # PROGRAM OPTIONS...
 
 # Both sides train on the same pairs.
 pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
-    data/make_prefs -n 200 --prompt-length 256 --min-length 16 --max-length 96 -o "$work/prefs.jsonl" 2>/dev/null
-    data/make_shard -q -i "$work/prefs.jsonl" -o "$work/prefs.shard"
+    data/make_prefs --count 200 --prompt-length 256 --min-length 16 --max-length 96 -o "$work/prefs.jsonl" 2>/dev/null
+    data/make_shard --quiet -i "$work/prefs.jsonl" -o "$work/prefs.shard"
     method=$1 dtype=$2 peers_dtype=$3
     shift 3
     ours=$(trainer "./train_$method" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 1024 \
-        -i "$work/prefs.shard" -d 8 --max-steps 12 "$@")
+        -i "$work/prefs.shard" --per-device-train-batch-size 8 --max-steps 12 "$@")
     theirs=$(peer "dev/peers/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
 }
 

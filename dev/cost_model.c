@@ -15,12 +15,12 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Step"),
-    OPTION_INT("tokens", 'd', &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
-    OPTION_INT("micro-tokens", 'b', &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
+    OPTION_INT("tokens", 0, &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
+    OPTION_INT("micro-tokens", 0, &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
     OPTION_GROUP("Rollouts"),
-    OPTION_INT("answer", 'g', &o.answer, 1, 1 << 20, "tokens of the longest completion"),
-    OPTION_INT("prompts", 'p', &o.prompts, 1, 1 << 20, "prompts per generation"),
-    OPTION_INT("group", 'G', &o.group, 1, 4096, "completions per prompt"),
+    OPTION_INT("answer", 0, &o.answer, 1, 1 << 20, "tokens of the longest completion"),
+    OPTION_INT("prompts", 0, &o.prompts, 1, 1 << 20, "prompts per generation"),
+    OPTION_INT("group", 0, &o.group, 1, 4096, "completions per prompt"),
     OPTION_GROUP("GPU and network"),
     OPTION_REAL("flops", 0, &o.flops, 1, 1e6, "vendor peak of a GPU, dense bf16 TFLOP/s"),
     OPTION_REAL("share", 0, &o.share, 0.01, 1, "fraction of the peak that training reaches"),
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     o.between = 320;
     o.overlap = 0.8;
     o.memory = 80;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     printf("| model | ranks | zero | GB per rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
            " sampling s | sampling share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     static const int sizes[] = {1, 8, 64, 256, 1024};

@@ -16,22 +16,25 @@ make -s train_sft train_rm train_ppo data/make_prefs data/make_shard >&2
 mkdir -p "$dir"
 say() { tee -a "$dir/log" | grep -E "$1" | tail -n 1 >&2; }
 
-prefs() { data/make_prefs --rule "$rule" --seed "$seed" "$@" 2>>"$dir/log" | data/make_shard -q -i - -o "$shard" 2>>"$dir/log"; }
-shard=$dir/chat.shard prefs -n 2000 --format chat
-shard=$dir/prompts.shard prefs -n 400 --format prompt
-shard=$dir/pairs.shard prefs -n 150 --flip 0.2
-shard=$dir/heldout.shard prefs -n 300 --split heldout
-./train_sft -i "$dir/chat.shard" -o "$dir/sft.bin" --layers 2 --width 64 --heads 2 -t 32 -x 250 -l 3e-3 -d 1024 \
-    --seed "$seed" 2>&1 | say '^step'
-./train_rm -i "$dir/pairs.shard" -j "$dir/heldout.shard" -o "$dir/rm.bin" --layers 2 --width 32 --heads 2 -t 32 -x 60 \
-    -l 3e-3 -d 16 --seed "$seed" 2>&1 | say '^eval'
+prefs() {
+    data/make_prefs --rule "$rule" --seed "$seed" "$@" 2>>"$dir/log" | data/make_shard --quiet -i - -o "$shard" 2>>"$dir/log"
+}
+shard=$dir/chat.shard prefs --count 2000 --format chat
+shard=$dir/prompts.shard prefs --count 400 --format prompt
+shard=$dir/pairs.shard prefs --count 150 --flip 0.2
+shard=$dir/heldout.shard prefs --count 300 --split heldout
+./train_sft -i "$dir/chat.shard" -o "$dir/sft.bin" --layers 2 --width 64 --heads 2 --context 32 -x 250 -l 3e-3 \
+    --batch-tokens 1024 --seed "$seed" 2>&1 | say '^step'
+./train_rm -i "$dir/pairs.shard" -j "$dir/heldout.shard" -o "$dir/rm.bin" --layers 2 --width 32 --heads 2 \
+    --context 32 -x 60 -l 3e-3 --per-device-train-batch-size 16 --seed "$seed" 2>&1 | say '^eval'
 
 # leash NAME OPTIONS...: trains with the given KL penalty and prints a summary
 leash() {
     name=$1 && shift
-    ./train_ppo -c "$dir/sft.bin" -r "$dir/rm.bin" --gold-cmd "data/make_prefs --score --rule $rule" \
+    ./train_ppo -c "$dir/sft.bin" --reward-model "$dir/rm.bin" --gold-cmd "data/make_prefs --score --rule $rule" \
         -i "$dir/prompts.shard" -o "$dir/$name.bin" --metrics "$dir/$name.jsonl" --report "$dir/$name.html" \
-        --temperature 1 -g 16 -p 64 -x 240 -l 1e-3 -u 20 -k constant --seed "$seed" "$@" >"$dir/$name.log" 2>&1 ||
+        --temperature 1 -g 16 -p 64 -x 240 -l 1e-3 --warmup-steps 20 --lr-scheduler-type constant --seed "$seed" "$@" \
+        >"$dir/$name.log" 2>&1 ||
         { tail -n 1 "$dir/$name.log" >&2; exit 1; }
     awk -v name="$name" '{
         match($0, /"objective\/gold":[-0-9.e]+/); g = substr($0, RSTART + 17, RLENGTH - 17)

@@ -75,10 +75,11 @@ for bench in $benches; do part "bench-$bench" 60 build/cuda_"$bench"; done
 # GPT-2 124M from random weights on random text: tokens/s, share of the measured peak, MFU
 if part train-data 30 sh -c 'for i in $(seq 400); do
         printf "{\"prompt\":\"a\",\"completion\":\"%s\"}\n" "$(head -c 1200 /dev/urandom | base64 -w 0 | tr -d /+ | cut -c1-1000)"
-    done >build/gpu/text.jsonl && data/make_shard -q -i build/gpu/text.jsonl -o build/gpu/text.shard'; then
+    done >build/gpu/text.jsonl && data/make_shard --quiet -i build/gpu/text.jsonl -o build/gpu/text.shard'; then
     for dtype in bf16 float32; do
-        part "train-124M-$dtype" 60 ./train_sft --layers 12 --heads 12 --width 768 --vocab 50257 -t 1024 --device cuda --dtype $dtype \
-            -i build/gpu/text.shard -b 16384 -d 65536 -x 12 -o /dev/null --metrics build/gpu/train-$dtype.jsonl
+        part "train-124M-$dtype" 60 ./train_sft --layers 12 --heads 12 --width 768 --vocab 50257 --context 1024 \
+            --device cuda --dtype $dtype -i build/gpu/text.shard --micro-tokens 16384 --batch-tokens 65536 -x 12 \
+            -o /dev/null --metrics build/gpu/train-$dtype.jsonl
     done
 fi
 

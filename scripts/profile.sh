@@ -9,7 +9,8 @@ Time of a step (timeline, and totals for each operation and kernel):
   nsys stats -r nvtx_sum,cuda_gpu_kern_sum,cuda_gpu_mem_time_sum run.nsys-rep
 
 Decode, which uses CUDA graphs (launches per step, gaps between kernels):
-  nsys profile -t cuda,nvtx --cuda-graph-trace=node -o decode ./generate --device cuda -c model.bin -n 64 -g 256 "..."
+  nsys profile -t cuda,nvtx --cuda-graph-trace=node -o decode \
+    ./generate --device cuda -c model.bin --num-samples 64 -g 256 "..."
 
 One kernel family without a model (roofline, stalls, occupancy):
   make build/cuda_attention

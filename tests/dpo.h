@@ -11,20 +11,21 @@
 #include "run.h"
 
 #define RULE  "data/make_prefs --rule char=a --letters 4 --prompt-length 2 --split all --min-length 2 --max-length 5 "
-#define SHARD " 2>/dev/null | data/make_shard -q -i - -o "
-#define DPO   "./train_dpo -c $T/sft.bin -i $T/prefs.shard -l 1e-3 -d 16 "
-#define KTO   "./train_dpo -c $T/sft.bin -i $T/labels.shard -l 1e-3 -d 16 --loss-type kto "
+#define SHARD " 2>/dev/null | data/make_shard --quiet -i - -o "
+#define DPO   "./train_dpo -c $T/sft.bin -i $T/prefs.shard -l 1e-3 --per-device-train-batch-size 16 "
+#define KTO   "./train_dpo -c $T/sft.bin -i $T/labels.shard -l 1e-3 --per-device-train-batch-size 16 --loss-type kto "
 
 static int dpo_setup(void **state) {
     if (models_setup(state)) return 1;
     setenv("GOMP_SPINCOUNT", "1000", 1);
-    sh(RULE "-n 400 --format chat" SHARD "$T/chat.shard");
-    sh(RULE "-n 96 -s 2" SHARD "$T/prefs.shard");
-    sh(RULE "-n 40 -s 3" SHARD "$T/held.shard");
-    sh(RULE "-n 96 -s 2 --format unpaired" SHARD "$T/labels.shard");
-    sh(RULE "-n 40 -s 3 --format unpaired" SHARD "$T/heldlabels.shard");
-    sh("./train_sft --layers 1 --width 32 --heads 2 -t 16 -i $T/chat.shard -o $T/sft.bin -x 40 -l 5e-3 -d 512");
-    sh("./train_sft -c $T/sft.bin -t 16 -i $T/chat.shard -o $T/other.bin -x 20 -l 5e-3 -d 256");
+    sh(RULE "--count 400 --format chat" SHARD "$T/chat.shard");
+    sh(RULE "--count 96 --seed 2" SHARD "$T/prefs.shard");
+    sh(RULE "--count 40 --seed 3" SHARD "$T/held.shard");
+    sh(RULE "--count 96 --seed 2 --format unpaired" SHARD "$T/labels.shard");
+    sh(RULE "--count 40 --seed 3 --format unpaired" SHARD "$T/heldlabels.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 16 -i $T/chat.shard -o $T/sft.bin -x 40 -l 5e-3 "
+       "--batch-tokens 512");
+    sh("./train_sft -c $T/sft.bin --context 16 -i $T/chat.shard -o $T/other.bin -x 20 -l 5e-3 --batch-tokens 256");
     return 0;
 }
 

@@ -3,7 +3,7 @@
  * every way; outputs that cannot be written; command lines; reward programs that die or fall silent. Needs all programs. */
 #include "run.h"
 
-#define ANSWERS "-g 4 -p 2 -G 2 -x 1 -s 0 "
+#define ANSWERS "-g 4 -p 2 -G 2 -x 1 --sample-count 0 "
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
@@ -16,12 +16,13 @@ static int setup(void **state) {
     put("longchat.jsonl", "{\"prompt\":\"a very long prompt, longer than sixteen tokens\",\"completion\":\"1\"}\n");
     put("silent.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}\n");
     const char *shards[] = {"chat", "tasks", "prefs", "long", "longchat", "silent"};
-    for (int i = 0; i < 6; i++) sh("data/make_shard -q -i $T/%s.jsonl -o $T/%s.shard", shards[i], shards[i]);
+    for (int i = 0; i < 6; i++) sh("data/make_shard --quiet -i $T/%s.jsonl -o $T/%s.shard", shards[i], shards[i]);
     /* another tokenizer of the same size, and one that is larger than the model */
-    sh("data/make_shard -q -c llama -i $T/chat.jsonl -o $T/large.shard");
-    sh("data/make_shard -q -c llama -i $T/tasks.jsonl -o $T/largetasks.shard");
-    sh("data/make_shard -q -t tests/golden/tokenizer_small.json -i $T/chat.jsonl -o $T/other.shard");
-    sh("data/make_shard -q -t tests/golden/tokenizer_small.json -i $T/tasks.jsonl -o $T/othertasks.shard");
+    sh("data/make_shard --quiet --template llama -i $T/chat.jsonl -o $T/large.shard");
+    sh("data/make_shard --quiet --template llama -i $T/tasks.jsonl -o $T/largetasks.shard");
+    sh("data/make_shard --quiet --tokenizer tests/golden/tokenizer_small.json -i $T/chat.jsonl -o $T/other.shard");
+    sh("data/make_shard --quiet --tokenizer tests/golden/tokenizer_small.json -i $T/tasks.jsonl "
+       "-o $T/othertasks.shard");
     ShardWriter w = models_shard("empty.shard", RECORD_CHAT, "plain");
     models_commit(&w);
     w = models_shard("emptytasks.shard", RECORD_PROMPT, "plain");
@@ -29,8 +30,9 @@ static int setup(void **state) {
     put("empty", "");
     put("text", "this is no file of ours, but a text that is long enough to hold a header of four bytes and more\n");
     if (mkdir(files_path("dir"), 0755)) return 1;
-    sh("./train_sft --layers 1 --width 16 --heads 2 -t 16 -i $T/chat.shard -o $T/m.bin -x 2 -n 1 --state $T/m.state");
-    sh("./train_sft --layers 1 --width 16 --heads 2 -t 16 -i $T/other.shard -o $T/small.bin -x 1");
+    sh("./train_sft --layers 1 --width 16 --heads 2 --context 16 -i $T/chat.shard -o $T/m.bin -x 2 --save-steps 1 "
+       "--state $T/m.state");
+    sh("./train_sft --layers 1 --width 16 --heads 2 --context 16 -i $T/other.shard -o $T/small.bin -x 1");
     return 0;
 }
 
@@ -217,7 +219,7 @@ static void vocabularies_tokenizers_and_lengths(void **state) {
     refuses(1, false, "m.bin: its vocabulary of 260 does not fit the model's 603",
             "./train_grpo " ANSWERS "-c $T/small.bin -i $T/othertasks.shard -o $T/kept --beta 1 --reference $T/m.bin");
     refuses(1, true, "its vocabulary of 603 does not fit the model's 600",
-            "./train_sft --layers 1 --width 16 -t 16 --vocab 600 -i $T/other.shard -o $T/kept -x 1");
+            "./train_sft --layers 1 --width 16 --context 16 --vocab 600 -i $T/other.shard -o $T/kept -x 1");
 }
 
 /* ---- outputs --------------------------------------------------------------------------------------------------- */
@@ -269,9 +271,9 @@ static void command_lines(void **state) {
         refuses(2, true, "--learning-rate: -1 is out of range [0, 10]", "%s --learning-rate -1", p);
         refuses(2, true, "'fast' is not a number", "%s -l fast", p);
         refuses(2, true, "'nan' is not a number", "%s -l nan", p);
-        refuses(2, true, "--micro-tokens: 1 is out of range", "%s -b 1", p);
+        refuses(2, true, "--micro-tokens: 1 is out of range", "%s --micro-tokens 1", p);
         refuses(2, true, "'1.5' is not a whole number", "%s -x 1.5", p);
-        refuses(2, true, "'square' is not one of constant|linear|cosine|wsd", "%s -k square", p);
+        refuses(2, true, "'square' is not one of constant|linear|cosine|wsd", "%s --lr-scheduler-type square", p);
         refuses(2, true, "'x' is not one of ", "%s --loss-type x", p);
         refuses(2, true, "needs a value", "%s --report", p);
         refuses(2, true, "-c/--checkpoint and --layers", "%s --layers 2", p);
@@ -285,7 +287,7 @@ static void command_lines(void **state) {
     refuses(2, true, "-i/--input is required", "./train_grpo -c $T/m.bin -o $T/kept");
     refuses(2, true, "-o/--output is required", "./train_grpo -c $T/m.bin -i $T/tasks.shard");
     refuses(2, true, "--num-generations: 1 is out of range", "%s -G 1", good[1]);
-    refuses(2, true, "weight 'heavy' is not a number", "%s -w verify:heavy", good[1]);
+    refuses(2, true, "weight 'heavy' is not a number", "%s --reward verify:heavy", good[1]);
     refuses(2, true, "nonsense", "%s --reward nonsense", good[1]);
     refuses(2, true, "command", "%s --reward command", good[1]);
     refuses(1, true, "at most 512 can be sampled at once", "%s -G 4096", good[1]);

@@ -30,8 +30,10 @@ static int setup(void **state) {
         fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, p);
     }
     if (fclose(chat) | fclose(tasks)) return 1;
-    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard && data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
-    sh("./train_sft --layers 2 --heads 2 --width 32 -t 16 -i $T/chat.shard -l 1e-2 -d 16 -b 96 -x 8 -o $T/base.bin");
+    sh("data/make_shard --quiet -i $T/chat.jsonl -o $T/chat.shard && data/make_shard --quiet -i $T/tasks.jsonl "
+       "-o $T/tasks.shard");
+    sh("./train_sft --layers 2 --heads 2 --width 32 --context 16 -i $T/chat.shard -l 1e-2 --batch-tokens 16 "
+       "--micro-tokens 96 -x 8 -o $T/base.bin");
     return 0;
 }
 
@@ -339,9 +341,10 @@ static void test_sampling(void **state) {
 
 /* ==== Programs ==== */
 
-#define SFT "./train_sft -c $T/base.bin -t 16 -i $T/chat.shard -l 3e-3 -d 16 -b 96 "
+#define SFT "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
 #define GRPO                                                                                                           \
-    "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 3 -p 2 -G 4 -b 96 -l 1e-3 -s 1 --beta 0.05 --temperature 1.2 "
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 3 -p 2 -G 4 --micro-tokens 96 -l 1e-3 --sample-count 1 "         \
+    "--beta 0.05 --temperature 1.2 "
 
 static void test_train_sft(void **state) {
     (void)state;
@@ -357,9 +360,9 @@ static void test_train_sft(void **state) {
     }
     assert_true(weights_gap("cpu.bin", "gpu.bin") < 2e-3);
     /* interrupted where the state is written, and resumed: the same bytes */
-    sh(SFT "-x 4 -k constant -o $T/whole.bin --device cuda");
-    sh(SFT "-x 2 -k constant -o $T/part.bin --device cuda -n 2 --state $T/at2.state");
-    sh(SFT "-x 4 -k constant -o $T/part.bin --device cuda --resume $T/at2.state");
+    sh(SFT "-x 4 --lr-scheduler-type constant -o $T/whole.bin --device cuda");
+    sh(SFT "-x 2 --lr-scheduler-type constant -o $T/part.bin --device cuda --save-steps 2 --state $T/at2.state");
+    sh(SFT "-x 4 --lr-scheduler-type constant -o $T/part.bin --device cuda --resume $T/at2.state");
     assert_true(weights_gap("whole.bin", "part.bin") == 0);
 }
 
@@ -383,7 +386,7 @@ static void test_generate_and_evaluate(void **state) {
     char *text = xstrdup(out);
     sh("./generate -c $T/base.bin --temperature 0 -g 4 --device cuda --dtype float32 a=");
     assert_string_equal(out, text);
-    sh("./generate -c $T/base.bin -n 3 --seed 5 -g 4 --device cuda b=");
+    sh("./generate -c $T/base.bin --num-samples 3 --seed 5 -g 4 --device cuda b=");
     assert_int_equal(lines_of(out), 3);
     sh("./evaluate -c $T/base.bin -i $T/chat.shard >$T/a.json && ./evaluate -c $T/base.bin -i $T/chat.shard --device cuda "
        ">$T/b.json");

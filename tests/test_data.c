@@ -122,7 +122,7 @@ static void test_chat(void **state) {
                   "[c<|im_end|>]\n");
     shard_close(&s);
 
-    run(0, "data/make_shard -q -i $T/a.jsonl -o $T/a.shard -c llama -n 1");
+    run(0, "data/make_shard --quiet -i $T/a.jsonl -o $T/a.shard --template llama --limit 1");
     assert_string_equal(said, "");
     s = open_shard("a.shard", RECORD_CHAT, 1);
     assert_int_equal(s.vocab, 264);
@@ -140,7 +140,7 @@ static void test_chat(void **state) {
     assert_record(&s, 1, "[x<|endoftext|>]");
     shard_close(&s);
     put("b.jsonl", "{\"q\":{\"text\":\"2+3=\"},\"a\":[\"no\",\"5\"]}\n");
-    run(0, "data/make_shard -i - -o $T/b.shard.zst --prompt-field q.text --completion-field a.1 -c "
+    run(0, "data/make_shard -i - -o $T/b.shard.zst --prompt-field q.text --completion-field a.1 --template "
            "'{user}Q: {content}\\n{assistant}A: {content}{eos}' < $T/b.jsonl");
     s = open_shard("b.shard.zst", RECORD_CHAT, 1);
     assert_record(&s, 0, "Q: 2+3=\nA: [5<|endoftext|>]");
@@ -152,7 +152,7 @@ static void test_chat(void **state) {
     assert_record(&s, 0, "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n");
     shard_close(&s);
     put("b.jsonl", "{\"turns\":[{\"role\":\"assistant\",\"content\":\"a\"}]}\n");
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --messages-field turns -c plain");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --messages-field turns --template plain");
     s = open_shard("b.shard", RECORD_CHAT, 1);
     assert_record(&s, 0, "[a<|endoftext|>]");
     shard_close(&s);
@@ -187,22 +187,27 @@ static void test_chat_warnings(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
     assert_holds(said, "warning: records with an empty mask, because they have no assistant message: 1 ");
     put("a.jsonl", "{\"prompt\":\"<|im_end|>\",\"completion\":\"a\\nb\"}\n");
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -c '{any}{content}\\n'");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --template '{any}{content}\\n'");
     assert_holds(said, "texts that contain the name of a special token, which is encoded as plain text: 1 ");
     assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
     /* GPT-2's words begin with their space; the tokenizer of bytes does not care */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard -t tests/golden/tokenizer_small.json");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard --tokenizer tests/golden/tokenizer_small.json");
     assert_holds(said, "prompts that end in a space");
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard -t tests/golden/tokenizer_small.json -c chatml");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard --tokenizer tests/golden/tokenizer_small.json "
+           "--template chatml");
     assert_null(strstr(said, "warning"));
     run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard");
     assert_null(strstr(said, "warning"));
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -c '{any}{content}<|im_done|>'");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --template '{any}{content}<|im_done|>'");
     assert_holds(said, "added the template's <|im_done|> to the tokenizer as token 260");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{any}{content}END'", "'END', which is not one token");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{any}{content}'", "nothing after the assistant's");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -c '{user}{content}{assistant}{content}{eos}' --system S",
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --template '{any}{content}END'",
+            "'END', which is not one token");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --template '{any}{content}'",
+            "nothing after the assistant's");
+    refused(1,
+            "data/make_shard -i $T/a.jsonl -o $T/x.shard --template '{user}{content}{assistant}{content}{eos}' "
+            "--system S",
             "line 1: chat template: has no section for role 'system'");
 }
 
@@ -240,7 +245,7 @@ static void test_prompts(void **state) {
     /* a GSM8K line; the template's text of a prompt of messages */
     put("b.jsonl",
         "{\"question\":\"How many?\",\"answer\":\"48/2 = <<48/2=24>>24\\n#### 1\\n#### 7,200 \\n\",\"kind\":\"gsm8k\"}\n");
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --task-field kind -c chatml");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --task-field kind --template chatml");
     s = open_shard("b.shard", RECORD_PROMPT, 1);
     assert_record(&s, 0, "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n");
     assert_prompt(&s, 0, "How many?", "gsm8k", "48/2 = <<48/2=24>>24\n#### 1\n#### 7,200 \n", "");
@@ -269,7 +274,7 @@ static void test_prompts(void **state) {
     shard_close(&s);
 
     /* a prompt is never cut */
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 4 -c plain");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 4 --template plain");
     assert_holds(said, "warning: records dropped because they are longer than --max-tokens: 1 ");
     s = open_shard("a.shard", RECORD_PROMPT, 4);
     shard_close(&s);
@@ -302,7 +307,7 @@ static void test_preferences(void **state) {
     assert_true(r.margin == 1.5f);
     record_free(&r);
     shard_close(&s);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --prompt-end 'a\\n\\n' -c chatml");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --prompt-end 'a\\n\\n' --template chatml");
     s = open_shard("a.shard", RECORD_PREFERENCE, 3);
     assert_record(&s, 0, "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n|yes<|im_end|>|no<|im_end|>");
     assert_record(&s, 1,
@@ -404,15 +409,15 @@ static void test_unpaired(void **state) {
     assert_holds(out, "record 0: prompt of 4 tokens, completion of 2: good\n2+2=⟦4<|endoftext|>⟧\n");
     assert_holds(out, "record 1: prompt of 4 tokens, completion of 5: bad\n");
     assert_holds(out, "good: 1 of 2, 50.0 %");
-    run(0, "data/show -aj $T/a.shard");
+    run(0, "data/show --all --json $T/a.shard");
     assert_holds(out, "{\"prompt\":\"2+3=\",\"completion\":\"four<|endoftext|>\",\"label\":false,\"prompt_tokens\":4,");
     /* the limit takes the end of an answer, or the record */
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 6");
     assert_holds(said, "truncated to --max-tokens, without their stop token: 1 ");
     s = open_shard("a.shard", RECORD_UNPAIRED, 2);
     assert_record(&s, 1, "2+3=fo");
     shard_close(&s);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6 --truncation drop");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 6 --truncation drop");
     s = open_shard("a.shard", RECORD_UNPAIRED, 1);
     shard_close(&s);
     /* messages, and a field of another name; a label that is neither makes a conversation */
@@ -423,18 +428,19 @@ static void test_unpaired(void **state) {
     assert_record(&s, 0, "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>");
     assert_label(&s, 0, 20, 0);
     shard_close(&s);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard -k chat");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard --kind chat");
     s = open_shard("b.shard", RECORD_CHAT, 2);
     shard_close(&s);
     put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\",\"label\":\"news\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard");
     s = open_shard("b.shard", RECORD_CHAT, 1);
     shard_close(&s);
-    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is a string, expected true");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --kind unpaired",
+            "field 'label': is a string, expected true");
     put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
-    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'label': is absent");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --kind unpaired", "field 'label': is absent");
     put("b.jsonl", "{\"prompt\":\"q\",\"label\":1}\n");
-    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard -k unpaired", "field 'completion': is absent");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --kind unpaired", "field 'completion': is absent");
 }
 
 /* ---- text ------------------------------------------------------------------------------------------------------ */
@@ -472,9 +478,9 @@ static void test_text(void **state) {
     assert_holds(said, "a.bin: is empty");
     files_put(files_path("a.txt"), "ok\nb\xFFx", 6);
     refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard", "a.txt: line 2: byte 5 of the file is not UTF-8");
-    run(0, "data/make_shard -i $T/a.txt -o $T/a.bin -b");
+    run(0, "data/make_shard -i $T/a.txt -o $T/a.bin --skip-bad");
     assert_holds(said, "invalid lines skipped: 1 ");
-    refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard -k chat", "line 1: is not JSON");
+    refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard --kind chat", "line 1: is not JSON");
     put("a.txt", "{not JSON}\n");
     refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard", "a.txt: line 1: is not JSON at byte 4");
 }
@@ -498,7 +504,7 @@ static void test_split(void **state) {
     for (int i = 0; i < 1200; i++) text_format(&lines, "{\"prompt\":\"p%d\",\"answer\":\"%d\"}\n", i % 400, i);
     put("a.jsonl", lines.text);
     text_free(&lines);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -f 0.25 -v $T/v.shard");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --val-fraction 0.25 --val-output $T/v.shard");
     Shard a = {0}, v = {0};
     assert_true(shard_open(&a, files_path("a.shard"), &e) && shard_open(&v, files_path("v.shard"), &e));
     assert_int_equal(a.count + v.count, 1200);
@@ -509,12 +515,12 @@ static void test_split(void **state) {
         assert_false(holds_prompt(&a, r.text));
     }
     record_free(&r);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard -f 0.25 -v $T/w.shard");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard --val-fraction 0.25 --val-output $T/w.shard");
     size_t n;
     uint8_t *same = files_get(files_path("v.shard"), &n);
     files_assert_content(files_path("w.shard"), same, n);
     free(same);
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard -f 0.25 -v $T/w.shard --seed 1");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/b.shard --val-fraction 0.25 --val-output $T/w.shard --seed 1");
     Shard w;
     assert_true(shard_open(&w, files_path("w.shard"), &e));
     assert_true(w.count != v.count || w.total_tokens != v.total_tokens);
@@ -522,11 +528,12 @@ static void test_split(void **state) {
     shard_close(&v);
     shard_close(&w);
     put("a.jsonl", "{\"prompt\":\"p\",\"answer\":\"1\"}\n");
-    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -f 0.000001 -v $T/v.shard");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --val-fraction 0.000001 --val-output $T/v.shard");
     assert_holds(said, "v.shard: is empty");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5", "requires --val-output");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -v $T/v.shard", "requires --val-fraction");
-    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5 -v $T/x.shard", "is the same file");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5", "requires --val-output");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-output $T/v.shard", "requires --val-fraction");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output $T/x.shard",
+            "is the same file");
 }
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
@@ -567,8 +574,9 @@ static void test_bad_lines(void **state) {
         TextBuffer text = {0};
         text_format(&text, "%s%s\n%s", good, cases[i].line, good);
         files_put(files_path("a.jsonl"), text.text, text.length);
-        refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5 -v $T/y.shard", cases[i].message);
-        run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -b");
+        refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output $T/y.shard",
+                cases[i].message);
+        run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --skip-bad");
         assert_holds(said, "warning: invalid lines skipped: 1 (first: ");
         assert_holds(said, cases[i].message);
         Shard s = open_shard("a.shard", RECORD_CHAT, 2);
@@ -581,7 +589,7 @@ static void test_bad_lines(void **state) {
     put("a.jsonl", "{}\n");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard", "of an empty object");
     put("a.jsonl", "{x}\n");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -b", "contains no record");
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --skip-bad", "contains no record");
 }
 
 static void test_bad_files_and_options(void **state) {
@@ -596,9 +604,11 @@ static void test_bad_files_and_options(void **state) {
     refused(1, "data/make_shard -i $T -o $T/x.shard", "is a directory");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/no/x.shard", "cannot create a temporary file");
     refused(1, "data/make_shard -i $T/a.jsonl -o /dev/full", "No space left");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -f 0.5 -v /dev/full", "No space left");
-    refused(1, "data/make_shard -i $T/a.jsonl -o /dev/full -f 0.5 -v $T/y.shard", "No space left");
-    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard -t $T/none", "no such tokenizer");
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output /dev/full",
+            "No space left");
+    refused(1, "data/make_shard -i $T/a.jsonl -o /dev/full --val-fraction 0.5 --val-output $T/y.shard",
+            "No space left");
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --tokenizer $T/none", "no such tokenizer");
     refused(1, "data/make_shard -i $T/a.jsonl -i $T/none -o $T/x.shard", "none: cannot open");
     run(0, "data/make_shard --help");
     assert_holds(out, "--answer-after TEXT");
@@ -689,13 +699,13 @@ static void test_show(void **state) {
     assert_holds(out,
                  "trained on: 4 of 11 tokens, 36.4 %\nempty masks: 0; last trained token is not the stop token: 0\n");
     assert_null(strchr(out, 033));
-    run(0, "data/show -n 1 --start 1 --no-stats --color always - < $T/a.shard.zst");
+    run(0, "data/show --records 1 --start 1 --no-stats --color always - < $T/a.shard.zst");
     assert_holds(
         out,
         "\033[1m-- record 1: 3 tokens, 2 of them trained on\033[0m\nr\033[32mb\033[0m\033[32m<|endoftext|>\033[0m\n");
     assert_null(strstr(out, "record 0"));
     assert_null(strstr(out, "trained on:"));
-    run(0, "data/show -n 1 --tokens $T/a.shard.zst");
+    run(0, "data/show --records 1 --tokens $T/a.shard.zst");
     assert_holds(out, "     1      27   0 \"\\x1b\"\n");
     assert_holds(out, "     7     256   1 \"<|endoftext|>\"\n");
     run(0, "data/show --all --json $T/a.shard.zst");
@@ -711,7 +721,7 @@ static void test_show(void **state) {
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard && data/show $T/b.shard");
     assert_holds(out, "-- record 0: prompt of 1 tokens\nq\ntask: add\nanswer: 7\nfields: {\"n\":1}\n");
     assert_holds(out, "tasks: add 1 (none) 1\nwith an answer: 1\n");
-    run(0, "data/show --json -n 1 $T/b.shard");
+    run(0, "data/show --json --records 1 $T/b.shard");
     assert_string_equal(out,
                         "{\"prompt\":\"q\",\"task\":\"add\",\"answer\":\"7\",\"fields\":{\"n\":1},\"tokens\":[113]}\n");
 

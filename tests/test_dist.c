@@ -8,11 +8,11 @@
 static bool mpi; /* are there mpirun and llmc_mpi.so? */
 
 #define SFT                                                                                                            \
-    "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -j $T/chat.shard -v 5 -l 1e-2 -d 256 -b 64 "   \
-    "--weight-decay 0.1 "
+    "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 5 "       \
+    "-l 1e-2 --batch-tokens 256 --micro-tokens 64 --weight-decay 0.1 "
 #define GRPO                                                                                                           \
-    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard -m 9 -v 3 -g 4 -p 6 -G 4 -b 96 -l 1e-3 -s 1 "     \
-    "--eval-samples 4 --reward verify,random:0.3 "
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --eval-prompts 9 --eval-steps 3 -g 4 -p 6 -G 4 "  \
+    "--micro-tokens 96 -l 1e-3 --sample-count 1 --eval-samples 4 --reward verify,random:0.3 "
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
@@ -28,9 +28,10 @@ static int setup(void **state) {
                 (3 * p + 1) % 10);
     }
     if (fclose(chat) | fclose(tasks)) return 1;
-    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard");
-    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
-    sh("./train_sft --layers 1 --width 32 --heads 2 -t 24 -i $T/chat.shard -o $T/base.bin -x 30 -l 0.02 -d 512 -b 512");
+    sh("data/make_shard --quiet -i $T/chat.jsonl -o $T/chat.shard");
+    sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 24 -i $T/chat.shard -o $T/base.bin -x 30 -l 0.02 "
+       "--batch-tokens 512 --micro-tokens 512");
     return 0;
 }
 
@@ -232,9 +233,10 @@ static void sft_is_the_same_on_any_number_of_ranks(void **state) {
     assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     /* more ranks than records in a step: some have nothing to do */
-    sh("./train_sft --layers 2 --width 32 --heads 2 -t 16 -i $T/chat.shard -x 4 -d 8 -l 1e-2 -o $T/one.bin");
-    sh("$RANKS 4 ./train_sft --layers 2 --width 32 --heads 2 -t 16 -i $T/chat.shard -x 4 -d 8 -l 1e-2 -o $T/many.bin "
-       "--zero 2");
+    sh("./train_sft --layers 2 --width 32 --heads 2 --context 16 -i $T/chat.shard -x 4 --batch-tokens 8 -l 1e-2 "
+       "-o $T/one.bin");
+    sh("$RANKS 4 ./train_sft --layers 2 --width 32 --heads 2 --context 16 -i $T/chat.shard -x 4 --batch-tokens 8 "
+       "-l 1e-2 -o $T/many.bin --zero 2");
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
 }
 
@@ -262,16 +264,18 @@ static void other_trainers_know_ranks(void **state) {
     static const struct {
         int ranks;
         const char *command;
-    } cases[] = {{2, "./train_rm -c $T/base.bin -i $T/prefs.shard -j $T/prefs.shard -x 4 -l 1e-3 -b 64 --zero 1"},
-                 {3, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 -l 1e-3 -b 64 --zero 2"},
-                 {2, "./train_ppo -c $T/base.bin --critic $T/rm.bin -r $T/rm.bin --critic-warmup 2 --reward verify "
-                     "-i $T/tasks.shard -g 4 -p 6 -b 96 -l 1e-3 -s 0 -x 8 --num-mini-batches 3 --zero 1"}};
+    } cases[] = {{2, "./train_rm -c $T/base.bin -i $T/prefs.shard -j $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 "
+                     "--zero 1"},
+                 {3, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 --zero 2"},
+                 {2, "./train_ppo -c $T/base.bin --critic $T/rm.bin --reward-model $T/rm.bin --critic-warmup 2 "
+                     "--reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 "
+                     "--num-mini-batches 3 --zero 1"}};
     FILE *prefs = fopen(files_path("prefs.jsonl"), "w");
     for (int p = 0; p < 26; p++)
         fprintf(prefs, "{\"prompt\":\"%.*s%c=\",\"chosen\":\"%d\",\"rejected\":\"%dx\"}\n", p % 4, "abc", 'a' + p,
                 p % 10, (7 * p + 1) % 10);
     assert_int_equal(fclose(prefs), 0);
-    sh("data/make_shard -q -i $T/prefs.jsonl -o $T/prefs.shard");
+    sh("data/make_shard --quiet -i $T/prefs.jsonl -o $T/prefs.shard");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         sh("%s -o $T/%s --metrics $T/one.jsonl", cases[i].command, i ? "one.bin" : "rm.bin");
         sh("$RANKS %d %s -o $T/many.bin --metrics $T/many.jsonl", cases[i].ranks, cases[i].command);
@@ -283,7 +287,7 @@ static void other_trainers_know_ranks(void **state) {
 static void states_go_from_ranks_to_ranks(void **state) {
     NEEDS_MPI();
     sh(SFT "-x 20 -o $T/one.bin");
-    sh("$RANKS 2 " SFT "-x 20 -o $T/two.bin --state $T/mid.state -n 13 --zero 2");
+    sh("$RANKS 2 " SFT "-x 20 -o $T/two.bin --state $T/mid.state --save-steps 13 --zero 2");
     sh("$RANKS 2 " SFT "-x 20 -o $T/b.bin --resume $T/mid.state --zero 2");
     assert_same_file("two.bin", "b.bin"); /* as if nothing had happened */
     sh(SFT "-x 20 -o $T/b.bin --resume $T/mid.state");
@@ -321,7 +325,7 @@ static void loses_a_rank(int signal, int which, int ranks, const char *part) {
      * death and to report it, and must not run into their own time-out before. */
     snprintf(command, sizeof command,
              "mpirun --mca odls_base_sigkill_timeout %d --oversubscribe --bind-to none -n %d " SFT
-             "-x 100000 -o $T/kept --state $T/lost.state -n 2 "
+             "-x 100000 -o $T/kept --state $T/lost.state --save-steps 2 "
              "--metrics $T/lost.jsonl --dist-timeout %d --zero 1",
              signal == SIGKILL ? 10 : 1, ranks, signal == SIGKILL ? 20 : 3);
     const pid_t launcher = run_start(command);
@@ -373,8 +377,8 @@ static void ranks_on_gpus(void **state) {
     if (access(library, R_OK)) skip();
     setenv("LLMC_CUDA_LIBRARY", library, 1), setenv("LLMC_NCCL_LIBRARY", library, 1);
 #define GPU                                                                                                            \
-    "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -l 1e-2 -d 64 -b 32 --device cuda "            \
-    "--dtype float32 -x 3 "
+    "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -l 1e-2 --batch-tokens 64 "             \
+    "--micro-tokens 32 --device cuda --dtype float32 -x 3 "
     sh(GPU "-o $T/one.bin --metrics $T/one.jsonl");
     for (int zero = 0; zero <= 2; zero++) {
         sh("$RANKS 2 " GPU "-o $T/many.bin --metrics $T/many.jsonl --zero %d", zero);
@@ -382,12 +386,13 @@ static void ranks_on_gpus(void **state) {
         assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     }
     /* bf16 weights, whose float32 masters are shared out: a state has all of them */
-    sh("$RANKS 2 " GPU "-o $T/many.bin --dtype bf16 --zero 1 --state $T/gpu.state -n 2");
+    sh("$RANKS 2 " GPU "-o $T/many.bin --dtype bf16 --zero 1 --state $T/gpu.state --save-steps 2");
     sh("$RANKS 2 " GPU "-o $T/again.bin --dtype bf16 --zero 2 --resume $T/gpu.state");
     assert_same_file("many.bin", "again.bin");
     sh("export WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511; "
-       "RANK=1 LOCAL_RANK=1 " GPU "-o $T/many.bin --zero 1 -n 3 & "
-       "RANK=0 LOCAL_RANK=0 " GPU "-o $T/many.bin --zero 1 --metrics $T/many.jsonl --state $T/gpu.state -n 3; wait $!");
+       "RANK=1 LOCAL_RANK=1 " GPU "-o $T/many.bin --zero 1 --save-steps 3 & "
+       "RANK=0 LOCAL_RANK=0 " GPU "-o $T/many.bin --zero 1 --metrics $T/many.jsonl --state $T/gpu.state "
+       "--save-steps 3; wait $!");
     assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     refused(1, "RANK=0 WORLD_SIZE=2 " GPU "-o $T/kept", "MASTER_ADDR and MASTER_PORT are not");

@@ -44,10 +44,10 @@ static void the_losses_are_those_of_single_sequences(void **state) {
         const char *what, *options;
     } cases[] = {{"sigmoid", "--loss-type sigmoid --reference $T/other.bin"},
                  {"sigmoid", "--loss-type sigmoid --reference $T/other.bin --precompute-ref-log-probs"},
-                 {"ipo", "--loss-type ipo --reference $T/other.bin --no-prefix-sharing -b 16"},
+                 {"ipo", "--loss-type ipo --reference $T/other.bin --no-prefix-sharing --micro-tokens 16"},
                  {"free", "--loss-type sigmoid --reference-free"},
                  {"wpo", "--loss-type sigmoid --reference $T/other.bin --use-weighting"},
-                 {"orpo", "--loss-type orpo -b 16"},
+                 {"orpo", "--loss-type orpo --micro-tokens 16"},
                  {"orpo", "--loss-type orpo --no-prefix-sharing"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         sh(DPO "-j $T/held.shard -x 1 -l 0 --beta 0.3 -o $T/a.bin --metrics $T/a.jsonl %s", cases[i].options);
@@ -107,7 +107,7 @@ static void packing_changes_nothing(void **state) {
     (void)state;
     static const char *const losses[] = {"sigmoid,sft --use-weighting --ld-alpha 0.3", "aot,ipo --label-smoothing 0.1",
                                          "orpo,simpo,cpo", "sigmoid --sync-ref-model --ref-model-sync-steps 2"};
-    static const char *const ways[] = {"-b 16", "-b 48 --no-prefix-sharing",
+    static const char *const ways[] = {"--micro-tokens 16", "--micro-tokens 48 --no-prefix-sharing",
                                        "--recompute 2 --precompute-ref-log-probs"};
     for (size_t l = 0; l < sizeof losses / sizeof *losses; l++) {
         const bool fixed = strstr(losses[l], "orpo") || strstr(losses[l], "simpo") || strstr(losses[l], "sync");
@@ -121,10 +121,10 @@ static void packing_changes_nothing(void **state) {
     }
     /* KTO's reference point is that of the whole step */
     const char *base = KTO "-x 5 -o $T/a.bin --reference $T/weak.bin";
-    sh("./train_sft --layers 1 --width 32 --heads 2 -t 16 -i $T/chat.shard -o $T/weak.bin -x 1");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 16 -i $T/chat.shard -o $T/weak.bin -x 1");
     sh("%s --metrics $T/whole.jsonl", base);
     assert_true(metric("whole.jsonl", -1, "kl") > 1); /* for the reference gives all answers a small chance */
-    sh("%s --metrics $T/parts.jsonl -b 16", base);
+    sh("%s --metrics $T/parts.jsonl --micro-tokens 16", base);
     for (int i = 0; i < 5; i++) {
         assert_near(metric("parts.jsonl", i, "kl"), metric("whole.jsonl", i, "kl"), 1e-4);
         assert_near(metric("parts.jsonl", i, "loss"), metric("whole.jsonl", i, "loss"), 1e-6);
@@ -137,16 +137,20 @@ static void the_longest_mismatch_fits(void **state) {
     (void)state;
     put("odd.jsonl", "{\"prompt\":\"a:\",\"completion\":\"abcdabcd\",\"label\":true}\n"
                      "{\"prompt\":\"abcdabcd:\",\"completion\":\"b\",\"label\":false}\n");
-    sh("data/make_shard -q -i $T/odd.jsonl -o $T/odd.shard");
-    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard -j $T/odd.shard -d 2 -x 2 -b 16 --loss-type kto -o $T/a.bin");
-    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard -d 2 -x 2 -b 16 --loss-type kto -o $T/a.bin --precompute-ref-log-probs");
+    sh("data/make_shard --quiet -i $T/odd.jsonl -o $T/odd.shard");
+    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard -j $T/odd.shard --per-device-train-batch-size 2 -x 2 "
+       "--micro-tokens 16 --loss-type kto -o $T/a.bin");
+    sh("./train_dpo -c $T/sft.bin -i $T/odd.shard --per-device-train-batch-size 2 -x 2 --micro-tokens 16 "
+       "--loss-type kto -o $T/a.bin --precompute-ref-log-probs");
 }
 
 /* A step of all pairs does not depend on their order, which the seed decides. */
 static void order_changes_nothing(void **state) {
     (void)state;
     for (int seed = 1; seed <= 2; seed++)
-        sh(DPO "-d 96 -x 3 -o $T/a.bin --metrics $T/%d.jsonl --seed %d --loss-type sigmoid,aot,sft", seed, seed);
+        sh(DPO "--per-device-train-batch-size 96 -x 3 -o $T/a.bin --metrics $T/%d.jsonl --seed %d "
+               "--loss-type sigmoid,aot,sft",
+           seed, seed);
     same_numbers("1.jsonl", "2.jsonl", "order");
     unlink(files_path("1.jsonl")), unlink(files_path("2.jsonl"));
 }
@@ -157,7 +161,7 @@ static void order_changes_nothing(void **state) {
 enum { ASKED = 4 * 40 };
 static void sample(const char *model, int count[ASKED]) {
     put("ask.jsonl", "{\"prompt\":\"a:\"}\n{\"prompt\":\"b:\"}\n{\"prompt\":\"c:\"}\n{\"prompt\":\"d:\"}\n");
-    sh("./generate -c $T/%s -i $T/ask.jsonl -n 40 -g 4 --temperature 1 -o $T/said.jsonl", model);
+    sh("./generate -c $T/%s -i $T/ask.jsonl --num-samples 40 -g 4 --temperature 1 -o $T/said.jsonl", model);
     char *text = text_of(files_path("said.jsonl"));
     assert_int_equal(lines_of(text), ASKED);
     for (int i = 0; i < ASKED; i++) {
@@ -188,8 +192,9 @@ static void dpo_learns_the_rule(void **state) {
 
 static void kto_learns_from_answers_without_pairs(void **state) {
     (void)state;
-    sh(RULE "-n 96 -s 2 --format unpaired --min-length 4" SHARD "$T/few.shard");
-    sh("./train_dpo --loss-type kto -c $T/sft.bin -i $T/few.shard -d 16 -x 60 -l 3e-3 -o $T/kto.bin --desirable-weight 3.5");
+    sh(RULE "--count 96 --seed 2 --format unpaired --min-length 4" SHARD "$T/few.shard");
+    sh("./train_dpo --loss-type kto -c $T/sft.bin -i $T/few.shard --per-device-train-batch-size 16 -x 60 -l 3e-3 "
+       "-o $T/kto.bin --desirable-weight 3.5");
     assert_true(win_rate("kto.bin") > 0.8);
 }
 
@@ -197,8 +202,9 @@ static void kto_learns_from_answers_without_pairs(void **state) {
  * minimum, log-ratios 1/(2 beta) apart. */
 static void ipo_keeps_its_margin_bounded(void **state) {
     (void)state;
-    sh(RULE "-n 8 -s 5 --min-length 4" SHARD "$T/few.shard");
-    const char *base = "./train_dpo -c $T/sft.bin -i $T/few.shard -d 8 -l 3e-3 -k constant --beta 0.5 -o $T/a.bin";
+    sh(RULE "--count 8 --seed 5 --min-length 4" SHARD "$T/few.shard");
+    const char *base = "./train_dpo -c $T/sft.bin -i $T/few.shard --per-device-train-batch-size 8 -l 3e-3 "
+                       "--lr-scheduler-type constant --beta 0.5 -o $T/a.bin";
     sh("%s -x 150 --loss-type sigmoid --metrics $T/dpo.jsonl", base);
     sh("%s -x 150 --loss-type ipo_sum --metrics $T/ipo.jsonl", base);
     /* rewards are beta times log-ratios: the minimum is at a margin of 1/2 */

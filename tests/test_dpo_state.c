@@ -97,7 +97,7 @@ static void kto_from_a_file(void **state) {
 /* A run that stops at step 7 of 12 and goes on, once by --save-steps, ends in the same bytes. */
 static void resumes(const char *command) {
     sh("%s -x 12 -o $T/whole.bin", command);
-    sh("%s -x 12 -o $T/a.bin --state $T/mid.state -n 7", command);
+    sh("%s -x 12 -o $T/a.bin --state $T/mid.state --save-steps 7", command);
     assert_same_file("whole.bin", "a.bin");
     sh("%s -x 12 -o $T/parts.bin --resume $T/mid.state", command);
     assert_same_file("whole.bin", "parts.bin");
@@ -107,8 +107,8 @@ static void resumes(const char *command) {
 static void resumed_runs_end_in_the_same_bytes(void **state) {
     (void)state;
     resumes(DPO);
-    resumes(DPO "-j $T/held.shard -v 4 --loss-type aot -b 32 --weight-decay 0.1");
-    resumes(DPO "--precompute-ref-log-probs -e 2");
+    resumes(DPO "-j $T/held.shard --eval-steps 4 --loss-type aot --micro-tokens 32 --weight-decay 0.1");
+    resumes(DPO "--precompute-ref-log-probs --num-train-epochs 2");
     unlink(files_path("ref.logps"));
     resumes(DPO "--ref-log-probs $T/ref.logps --reference $T/other.bin");
     resumes(DPO "--sync-ref-model --ref-model-sync-steps 3 --ref-model-mixup-alpha 0.4");
@@ -121,7 +121,8 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
 static void a_signal_stops_it(void **state) {
     (void)state;
     static const char command[] =
-        DPO "-x 400 --sync-ref-model --ref-model-sync-steps 5 -j $T/held.shard -v 50 --loss-type sigmoid,aot -b 64 ";
+        DPO "-x 400 --sync-ref-model --ref-model-sync-steps 5 -j $T/held.shard --eval-steps 50 "
+            "--loss-type sigmoid,aot --micro-tokens 64 ";
     sh("%s -o $T/whole.bin", command);
     char text[600];
     for (int i = 0; i < 3; i++) {
@@ -178,7 +179,7 @@ static void bad_command_lines(void **state) {
         {"--loss-type kto --reference-free", "kto needs a reference"},
         {"--sync-ref-model --precompute-ref-log-probs", "cannot be used with --precompute-ref-log-probs"},
         {"--ref-log-probs -", "--ref-log-probs: must be a file"},
-        {"-d 0", "out of range"},
+        {"--per-device-train-batch-size 0", "out of range"},
         {"word", "unexpected argument"},
     };
     char command[400];
@@ -205,22 +206,22 @@ static void bad_data(void **state) {
     put("alike.jsonl", "{\"prompt\":\"a:\",\"chosen\":\"bbbbbbb\",\"rejected\":\"bbbbbbbc\"}\n"
                        "{\"prompt\":\"a:\",\"chosen\":\"bb\",\"rejected\":\"c\"}\n"
                        "{\"prompt\":\"a long prompt:\",\"chosen\":\"b\",\"rejected\":\"c\"}\n");
-    sh("data/make_shard -q -i $T/alike.jsonl -o $T/alike.shard");
+    sh("data/make_shard --quiet -i $T/alike.jsonl -o $T/alike.shard");
     sh("./train_dpo -c $T/sft.bin -i $T/alike.shard -o $T/a.bin -x 1 --max-length 6");
     assert_holds(said, "1 of 3 records are left out");
     assert_holds(said, "2 completions exceed 6 tokens with their prompt and were truncated");
     assert_holds(said, "1 of 2 pairs have two equal completions");
     put("one.jsonl", "{\"prompt\":\"a:\",\"completion\":\"b\",\"label\":true}\n");
-    sh("data/make_shard -q -i $T/one.jsonl -o $T/one.shard");
+    sh("data/make_shard --quiet -i $T/one.jsonl -o $T/one.shard");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/one.shard -o $T/kept --loss-type kto", "");
     assert_holds(said, "one record");
     /* a resumed run keeps to its shard and its reference */
-    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state -n 2");
+    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state --save-steps 2");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --reference $T/other.bin");
     assert_holds(said, "it is not the reference that the run began with");
     run(1, "./train_dpo -c $T/sft.bin -i $T/held.shard -x 4 -o $T/b.bin --resume $T/mid.state");
     assert_holds(said, "a different shard");
-    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state -n 2 --precompute-ref-log-probs");
+    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state --save-steps 2 --precompute-ref-log-probs");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --precompute-ref-log-probs --reference $T/other.bin");
     assert_holds(said, "the reference is not the one that the run began with");
 }

@@ -169,14 +169,14 @@ static void loss_of_chats(void **state) {
     assert_holds(said, "1 of 12 records are longer than 40 tokens and were truncated");
     assert_holds(said, "| perplexity");
     char *once = xstrdup(out);
-    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard -b 1"); /* one record a batch: the same numbers */
+    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard --micro-tokens 1"); /* one record a batch: the same numbers */
     assert_loss(&masked, true);
     run(0, "zstd -q -c $T/chat.shard | ./evaluate -c $T/random.bin -i -");
     assert_holds(out, "\"data\":\"standard input\"");
     assert_loss(&masked, true);
     run(0, "./evaluate -c - -i $T/chat.shard --no-completion-only-loss < $T/random.bin");
     assert_loss(&all, true);
-    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard -m 5");
+    run(0, "./evaluate -c $T/random.bin -i $T/chat.shard --max-prompts 5");
     assert_loss(&first, true);
     free(once);
 }
@@ -203,11 +203,11 @@ static void loss_of_tokens(void **state) {
     }
     Sums s = {0};
     add(&s, ids, ids + 1, NULL, CONTEXT);
-    run(0, "./evaluate -c $T/random.bin -i $T/text.bin -m 1");
+    run(0, "./evaluate -c $T/random.bin -i $T/text.bin --max-prompts 1");
     assert_loss(&s, true);
-    run(0, "./evaluate -c $T/bare.bin -i $T/text.bin -m 1");
+    run(0, "./evaluate -c $T/bare.bin -i $T/text.bin --max-prompts 1");
     assert_loss(&s, false);
-    run(0, "./evaluate -c $T/bare.bin --tokenizer bytes -i $T/text.bin -m 1");
+    run(0, "./evaluate -c $T/bare.bin --tokenizer bytes -i $T/text.bin --max-prompts 1");
     assert_loss(&s, true);
 }
 
@@ -242,7 +242,7 @@ static void figures_of_tasks(void **state) {
     models_commit(&w);
     char command[300];
     snprintf(command, sizeof command,
-             "./evaluate -c $T/guess.bin -i $T/tasks.shard -n %d -g 4 --reward 'length=1:1,regex=/5/:0.5' "
+             "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples %d -g 4 --reward 'length=1:1,regex=/5/:0.5' "
              "--completions $T/said.jsonl --slots 5 --seed 11",
              SAMPLES);
     run(0, command);
@@ -334,10 +334,11 @@ static void figures_of_tasks(void **state) {
 
     /* samples do not depend on slots or on how many prompts are evaluated, and are other ones for another seed */
     char *first = xstrdup(out);
-    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' "
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' "
            "--completions $T/again.jsonl --slots 64 --seed 11");
     assert_string_equal(out, first);
-    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --completions $T/part.jsonl -m 1 --seed 11");
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples 6 -g 4 --completions $T/part.jsonl "
+           "--max-prompts 1 --seed 11");
     char *part = text_of(files_path("part.jsonl"));
     assert_int_equal(lines_of(part), 7);
     for (int i = 1; i < 7; i++) {
@@ -346,15 +347,17 @@ static void figures_of_tasks(void **state) {
         assert_string_equal(json_text_of(a, "completion"), p[0].text[k]);
         json_decref(a);
     }
-    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' --seed 12");
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples 6 -g 4 --reward 'length=1:1,regex=/5/:0.5' "
+           "--seed 12");
     assert_string_not_equal(out, first);
     free(lines), free(first), free(part);
 
     /* greedy only; a reward program */
-    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 0 -g 4");
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples 0 -g 4");
     assert_null(strstr(out, "pass@"));
     assert_holds(said, "greedy accuracy");
-    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard -n 2 -g 4 --reward-cmd 'while read -r l; do echo 1; done'");
+    run(0, "./evaluate -c $T/guess.bin -i $T/tasks.shard --num-samples 2 -g 4 "
+           "--reward-cmd 'while read -r l; do echo 1; done'");
     assert_holds(out, "\"reward\":1.0,");
 }
 
@@ -365,10 +368,11 @@ static void bad_input(void **state) {
     refused(2, "./evaluate -c $T/random.bin -i x y", "y: unexpected argument");
     refused(2, "./evaluate -c - -i - < /dev/null", "only one of them can be standard input");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --reward nonsense", "reward 'nonsense': unknown");
-    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 0 --reward verify", "no samples to choose from");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 0 --reward verify",
+            "no samples to choose from");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --temperature 0", "greedy samples are identical");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions -", "standard output receives the result");
-    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions $T/kept -n 4096", "at most");
+    refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions $T/kept --num-samples 4096", "at most");
     refused(1, "./evaluate -c $T/random.bin -i $T/none", "none: cannot open");
     refused(1, "./evaluate -c $T/none -i $T/tasks.shard", "none: cannot open");
     refused(1, "./evaluate -c $T/random.bin -i $T/random.bin", "this is a checkpoint, expected a record shard");
@@ -387,17 +391,18 @@ static void bad_input(void **state) {
     refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept --reward verify",
             "task 'strange' has no verifier");
     refused(1, "./evaluate -c $T/random.bin -i $T/long.shard", "all 1 prompts are longer than 39 tokens");
-    refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard -n 2 --reward-cmd false --completions $T/kept",
+    refused(1,
+            "./evaluate -c $T/random.bin -i $T/strange.shard --num-samples 2 --reward-cmd false --completions $T/kept",
             "false");
-    refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 2 --completions $T/no/file", "no/file");
-    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 2 --completions /dev/full");
+    refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 2 --completions $T/no/file", "no/file");
+    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 2 --completions /dev/full");
     assert_holds(said, "/dev/full: cannot write: No space left");
     run(1, "./evaluate -c $T/random.bin -i $T/chat.shard > /dev/full");
     assert_holds(said, "standard output: cannot write: No space left");
     /* a signal: one line, nothing on standard output, no file */
     put("kept", "earlier");
     const int before = files_count();
-    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -n 512 --completions $T/kept -g 39 & pid=$!; "
+    run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 512 --completions $T/kept -g 39 & pid=$!; "
            "until ls $T/kept.*.tmp >&2; do sleep 0.01; done; kill -TERM $pid; wait $pid");
     assert_holds(said, "stopped by a signal");
     assert_string_equal(out, "");

@@ -48,7 +48,7 @@ static void greedy_is_an_uncached_forward(void **state) {
     put("long.txt", prompt);
     const int got = uncached(&chance, ids, 300, 100, MODELS_EOS);
     assert_int_equal(got, 20);
-    run(0, "./generate -c $T/random.bin --temperature 0 -v - < $T/long.txt");
+    run(0, "./generate -c $T/random.bin --temperature 0 --verbose - < $T/long.txt");
     assert_int_equal(strlen(out), 21);
     for (int k = 0; k < 20; k++) assert_int_equal((unsigned char)out[k], ids[300 + k]);
     assert_holds(said, "300 prompt tokens, 20 new tokens");
@@ -109,10 +109,10 @@ static void one_text_whatever_the_way(void **state) {
     free(other);
 
     put("three.txt", "hello world\r\n\nsecond\nthird");
-    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i $T/three.txt -n 5 --slots 1");
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i $T/three.txt --num-samples 5 --slots 1");
     char *one = xstrdup(out);
     assert_int_equal(lines_of(one), 15);
-    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i - -n 5 --slots 7 < $T/three.txt");
+    run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -i - --num-samples 5 --slots 7 < $T/three.txt");
     json_t *a, *b;
     for (int i = 0; i < 15; i++) {
         const char *prompts[] = {"hello world", "second", "third"};
@@ -474,7 +474,7 @@ static void bad_input(void **state) {
     refused(2, "./generate -c $T/random.bin --chat hi", "give only one of them");
     refused(2, "./generate -c $T/random.bin -i x hi", "give only one of them");
     refused(2, "./generate -c - - < /dev/null", "standard input contains the model");
-    refused(2, "./generate -c $T/random.bin --chat -n 2", "--chat: cannot be used with");
+    refused(2, "./generate -c $T/random.bin --chat --num-samples 2", "--chat: cannot be used with");
     refused(2, "./generate -c $T/random.bin --chat --raw", "give only one of them");
     refused(2, "./generate -c $T/random.bin --system a --raw b", "give only one of them");
     refused(2, "./generate -c $T/random.bin --echo --json b", "--echo");
@@ -482,7 +482,7 @@ static void bad_input(void **state) {
     refused(2, "./generate -c $T/random.bin --temperature 0.001 b", "--temperature: 0.001");
     refused(2, "./generate -c $T/random.bin --stop abc b", "it is 3 tokens");
     refused(2, "./generate -c $T/random.bin --chat-template '{nobody' b", "--chat-template: ");
-    refused(2, "./generate -c $T/random.bin -n 4096 b", "at most");
+    refused(2, "./generate -c $T/random.bin --num-samples 4096 b", "at most");
     refused(1, "./generate -c $T/nothing.bin b", "nothing.bin: cannot open");
     refused(1, "./generate -c $T/tasks.shard b", "this is a record shard, expected a checkpoint");
     refused(1, "head -c 5000 $T/random.bin > $T/kept.cut; ./generate -c $T/kept.cut b; s=$?; rm $T/kept.cut; exit $s",

@@ -4,13 +4,15 @@
 #include "dpo.h"
 #include "../llmc/rollout/mixture.h"
 
-#define JUDGE  "--reward-cmd 'data/make_prefs --score --rule char=a' "
-#define ONLINE "./train_dpo -c $T/sft.bin -i $T/prompts.shard --online -d 16 -l 2e-3 -g 6 -s 0 "
+#define JUDGE "--reward-cmd 'data/make_prefs --score --rule char=a' "
+#define ONLINE                                                                                                         \
+    "./train_dpo -c $T/sft.bin -i $T/prompts.shard --online --per-device-train-batch-size 16 -l 2e-3 "                 \
+    "-g 6 --sample-count 0 "
 
 static int setup(void **state) {
     if (dpo_setup(state)) return 1;
-    sh(RULE "-n 64 --format prompt" SHARD "$T/prompts.shard");
-    sh("./train_rm -c $T/sft.bin -i $T/prefs.shard -o $T/rm.bin -d 16 -x 40 -l 3e-3");
+    sh(RULE "--count 64 --format prompt" SHARD "$T/prompts.shard");
+    sh("./train_rm -c $T/sft.bin -i $T/prefs.shard -o $T/rm.bin --per-device-train-batch-size 16 -x 40 -l 3e-3");
     return 0;
 }
 
@@ -86,7 +88,7 @@ static void each_way_raises_the_score(void **state) {
     (void)state;
     rises(JUDGE, 1);
     rises(JUDGE "--loss-type ipo_sum --drop-ties --no-prefix-sharing", 0.7);
-    rises("-r $T/rm.bin --missing-eos-penalty 0.5", 0.5);
+    rises("--reward-model $T/rm.bin --missing-eos-penalty 0.5", 0.5);
     rises(JUDGE "--online-loss xpo --xpo-alpha 0.001", 0.4);
     rises(JUDGE "--online-loss nash_md --mixture-coef 0.25", 0.7);
     rises(JUDGE "--loss-type sigmoid,sft --sync-ref-model --ref-model-sync-steps 10", 0.7);
@@ -103,7 +105,8 @@ static void the_start_is_known(void **state) {
     assert_true(ended >= 0 && ended <= 1);
     unlink(files_path("m.jsonl"));
     /* XPO adds alpha log pi of the reference's answers: here the policy's own distribution, so -alpha entropy */
-    sh(ONLINE JUDGE "-x 1 -d 64 -o $T/a.bin --metrics $T/m.jsonl --online-loss xpo --xpo-alpha 0.5");
+    sh(ONLINE JUDGE "-x 1 --per-device-train-batch-size 64 -o $T/a.bin --metrics $T/m.jsonl --online-loss xpo "
+                    "--xpo-alpha 0.5");
     const double bonus = metric("m.jsonl", 0, "loss") - 0.693147181,
                  entropy = metric("m.jsonl", 0, "objective/entropy");
     assert_true(bonus < 0 && fabs(bonus + 0.5 * entropy) < 0.2 * entropy);
@@ -120,10 +123,10 @@ static void the_start_is_known(void **state) {
 
 static void resumed_runs_end_in_the_same_bytes(void **state) {
     (void)state;
-    static const char *const ways[] = {JUDGE, "-r $T/rm.bin --online-loss xpo",
+    static const char *const ways[] = {JUDGE, "--reward-model $T/rm.bin --online-loss xpo",
                                        JUDGE "--online-loss nash_md --sync-ref-model --ref-model-sync-steps 2"};
     for (int i = 0; i < 3; i++) {
-        sh(ONLINE "%s -x 9 -o $T/whole.bin --state $T/mid.state -n 5", ways[i]);
+        sh(ONLINE "%s -x 9 -o $T/whole.bin --state $T/mid.state --save-steps 5", ways[i]);
         sh(ONLINE "%s -x 9 -o $T/parts.bin --resume $T/mid.state", ways[i]);
         assert_same_file("whole.bin", "parts.bin");
         sh("rm -f $T/mid.state*");
@@ -134,18 +137,18 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, ONLINE "-o $T/kept", "--online: give -r/--reward-model, --reward or --reward-cmd");
+    refused(2, ONLINE "-o $T/kept", "--online: give --reward-model, --reward or --reward-cmd");
     refused(2, ONLINE JUDGE "-o $T/kept --loss-type kto", "--online generates pairs");
     refused(2, ONLINE JUDGE "-o $T/kept --precompute-ref-log-probs", "--online samples its completions during the run");
     refused(2, ONLINE JUDGE "-o $T/kept --online-loss xpo --reference-free", "sample from the reference");
     refused(2, ONLINE JUDGE "-o $T/kept --online-loss nash_md --loss-type ipo", "has its own loss");
     refused(2, ONLINE JUDGE "-o $T/kept --temperature 0", "out of range");
     refused(2, ONLINE "-o $T/kept --reward nonsense", "nonsense");
-    refused(2, DPO "-o $T/kept -r $T/rm.bin", "used only with --online");
+    refused(2, DPO "-o $T/kept --reward-model $T/rm.bin", "used only with --online");
     refused(2, DPO "-o $T/kept --online-loss xpo", "used only with --online");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard --online " JUDGE "-g 6 -o $T/kept", "expected prompt");
-    refused(1, ONLINE "-r $T/sft.bin -o $T/kept", "it has no score head");
-    refused(1, ONLINE "-r $T/none -o $T/kept", "none");
+    refused(1, ONLINE "--reward-model $T/sft.bin -o $T/kept", "it has no score head");
+    refused(1, ONLINE "--reward-model $T/none -o $T/kept", "none");
     run(1, ONLINE "--reward-cmd 'exit 3' -o $T/a.bin -x 2");
     assert_holds(said, "exit 3");
 }

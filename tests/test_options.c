@@ -1,4 +1,5 @@
-/* options.h: every kind of option, right and wrong, with exit statuses and streams seen from another process. */
+/* options.h: every kind of option, right and wrong, with exit statuses and streams seen from another process; the letters
+ * of all programs. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -212,6 +213,8 @@ static void test_unknown(void **state) {
     bad(RUN("--frobnicate"), "--frobnicate: unknown");
     bad(RUN("--frobnicate=3"), "--frobnicate=3: unknown");
     bad(RUN("-x"), "-x: unknown option");
+    bad(RUN("-?"), "-?: unknown option");
+    bad(RUN("--help=x"), "--help=x: unknown");
     bad(RUN("-vx"), "-x: unknown option");
     bad(RUN("word", "--nope"), "--nope: unknown");
     bad(RUN("--steps", "3", "--stepsize", "4"), "--stepsize: unknown");
@@ -245,7 +248,7 @@ static void test_words(void **state) {
 
 static void test_help(void **state) {
     (void)state;
-    static const char *const how[] = {"--help", "-?", "--hel"};
+    static const char *const how[] = {"--help", "-h", "--hel"};
     for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
         const Run r = RUN("-s", "44", how[i], "--unknown-behind-it");
         assert_int_equal(r.status, 0);
@@ -271,7 +274,7 @@ static void test_help(void **state) {
             if (!strstr(r.out, part[k])) fail_msg("help does not hold \"%s\":\n%s", part[k], r.out);
     }
     assert_int_equal(run_to("/dev/full", (const char *const[]){"--help", NULL}).status, 1);
-    assert_int_equal(run_to("/dev/full", (const char *const[]){"-?", NULL}).status, 1);
+    assert_int_equal(run_to("/dev/full", (const char *const[]){"-h", NULL}).status, 1);
 }
 
 static void test_print(void **state) {
@@ -298,12 +301,59 @@ static void test_long_values(void **state) {
     bad(RUN("--steps", word), "is not a whole number");
 }
 
+/* ---- the programs ---------------------------------------------------------------------------------------------- */
+
+/* What a letter means, in every program that has it. */
+static const struct {
+    char letter;
+    const char *names[2];
+} letters[] = {{'c', {"checkpoint"}},  {'i', {"input"}},           {'j', {"val"}},
+               {'o', {"output"}},      {'l', {"learning-rate"}},   {'x', {"max-steps"}},
+               {'p', {"num-prompts"}}, {'G', {"num-generations"}}, {'g', {"max-new-tokens", "max-completion-length"}},
+               {'h', {"help"}}};
+enum { LETTERS = sizeof letters / sizeof *letters };
+
+/* The index in letters[] of what a line of --help shows: "  -c, --checkpoint FILE ...". */
+static size_t letter_of(const char *program, const char *line) {
+    const char *name = line + strlen("  -c, --");
+    const size_t length = strcspn(name, " \n");
+    for (size_t k = 0; k < LETTERS; k++)
+        for (int i = 0; i < 2 && letters[k].letter == line[3]; i++) {
+            const char *known = letters[k].names[i];
+            if (known && strlen(known) == length && !memcmp(known, name, length)) return k;
+        }
+    fail_msg("%s --help: no program may have -%c for --%.*s", program, line[3], (int)length, name);
+    return 0;
+}
+
+static void test_letters(void **state) {
+    (void)state;
+    static const char *const programs[] = {"./train_sft",     "./train_rm",      "./train_ppo", "./train_dpo",
+                                           "./train_grpo",    "./generate",      "./evaluate",  "data/make_shard",
+                                           "data/make_tasks", "data/make_prefs", "data/show"};
+    int shown[LETTERS] = {0};
+    for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+        char command[64], line[1024];
+        snprintf(command, sizeof command, "%s --help", programs[i]);
+        FILE *help = popen(command, "r");
+        assert_non_null(help);
+        while (fgets(line, sizeof line, help)) {
+            if (strncmp(line, "  -", 3) || strncmp(line + 4, ", --", 4)) continue;
+            shown[letter_of(programs[i], line)]++;
+        }
+        if (pclose(help)) fail_msg("%s failed", command);
+    }
+    for (size_t k = 0; k + 1 < LETTERS; k++)
+        if (!shown[k]) fail_msg("no program has -%c", letters[k].letter);
+    assert_int_equal(shown[LETTERS - 1], sizeof programs / sizeof *programs);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_kind),  cmocka_unit_test(test_integers),
         cmocka_unit_test(test_reals),         cmocka_unit_test(test_choices),     cmocka_unit_test(test_unknown),
         cmocka_unit_test(test_abbreviations), cmocka_unit_test(test_words),       cmocka_unit_test(test_help),
-        cmocka_unit_test(test_print),         cmocka_unit_test(test_long_values),
+        cmocka_unit_test(test_print),         cmocka_unit_test(test_long_values), cmocka_unit_test(test_letters),
     };
     return cmocka_run_group_tests_name("options", tests, NULL, NULL);
 }

@@ -143,8 +143,9 @@ static void known_losses(void **state) {
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
-#define PPO    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -g 4 -b 512 -s 0 --temperature 1 -p 12 "
-#define LONGER "-p 96 -l 0.005 -u 20 -k constant --kl-coef 0.02 "
+#define PPO                                                                                                            \
+    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -g 4 --micro-tokens 512 --sample-count 0 --temperature 1 -p 12 "
+#define LONGER "-p 96 -l 0.005 --warmup-steps 20 --lr-scheduler-type constant --kl-coef 0.02 "
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
@@ -162,9 +163,11 @@ static int setup(void **state) {
     }
     if (fclose(chat) | fclose(tasks) | fclose(prefs)) return 1;
     sh("sed 's/\"answer\":\"[0-9]\"/\"answer\":\"7\"/' $T/tasks.jsonl > $T/sevens.jsonl");
-    sh("for f in chat tasks sevens prefs; do data/make_shard -q -i $T/$f.jsonl -o $T/$f.shard || exit 1; done");
-    sh("./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard --layers 1 --width 32 --heads 2 -o $T/sft.bin -x 60 -l 0.02");
-    sh("./train_rm --layers 1 --width 32 --heads 2 -t 16 -i $T/prefs.shard -o $T/rm.bin -x 200 -l 3e-3 -u 20 -b 512");
+    sh("for f in chat tasks sevens prefs; do data/make_shard --quiet -i $T/$f.jsonl -o $T/$f.shard || exit 1; done");
+    sh("./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard --layers 1 --width 32 "
+       "--heads 2 -o $T/sft.bin -x 60 -l 0.02");
+    sh("./train_rm --layers 1 --width 32 --heads 2 --context 16 -i $T/prefs.shard -o $T/rm.bin -x 200 -l 3e-3 "
+       "--warmup-steps 20 --micro-tokens 512");
     return 0;
 }
 
@@ -176,8 +179,8 @@ static void each_algorithm_learns(void **state) {
         double start = 0, end = 0;
         for (int seed = 1; seed <= 3; seed++) {
             sh(PPO LONGER "-x %d --algo %s --seed %d %s -o $T/x.bin --metrics $T/m.jsonl", i ? 90 : 120, algo[i], seed,
-               i == 3 || i == 6 ? "-u 0 -p 24 -G 4"
-               : i              ? "-u 0"
+               i == 3 || i == 6 ? "--warmup-steps 0 -p 24 -G 4"
+               : i              ? "--warmup-steps 0"
                                 : "");
             const int n = metric_lines("m.jsonl");
             start += metric("m.jsonl", 0, "objective/scores") / 3;
@@ -205,7 +208,7 @@ static void identities(void **state) {
 
 static void results_do_not_depend_on_memory_options(void **state) {
     (void)state;
-    const char *how[] = {"", "-b 16", "-b 2k", "--recompute 2 -b 40"},
+    const char *how[] = {"", "--micro-tokens 16", "--micro-tokens 2k", "--recompute 2 --micro-tokens 40"},
                *more[] = {"--entropy-coef 0.01 --critic $T/rm.bin", "--algo rloo -G 4 --num-mini-batches 2"};
     for (int k = 0; k < 2; k++)
         for (int i = 0; i < 4; i++) {
@@ -223,7 +226,7 @@ static void results_do_not_depend_on_memory_options(void **state) {
 
 static void what_is_logged(void **state) {
     (void)state;
-    sh(PPO "-j $T/tasks.shard -v 1 -x 8 -l 1e-3 -o $T/x.bin --metrics $T/m.jsonl --report $T/r.html "
+    sh(PPO "-j $T/tasks.shard --eval-steps 1 -x 8 -l 1e-3 -o $T/x.bin --metrics $T/m.jsonl --report $T/r.html "
            "--gold-reward exact --kl-estimator k3");
     assert_int_equal(metric_lines("m.jsonl"), 2); /* one a generation of four steps */
     const char *keys[] = {"objective/scores",
@@ -310,21 +313,21 @@ static void the_leash(void **state) {
 static void rewards_of_every_kind(void **state) {
     (void)state;
     /* a reward model alone: its scores go up */
-    sh(PPO LONGER "-x 120 -r $T/rm.bin --gold-reward verify -o $T/x.bin --metrics $T/m.jsonl");
+    sh(PPO LONGER "-x 120 --reward-model $T/rm.bin --gold-reward verify -o $T/x.bin --metrics $T/m.jsonl");
     const int n = metric_lines("m.jsonl");
     assert_false(has_metric("m.jsonl", 0, "rewards/verify/mean"));
     assert_true(metric("m.jsonl", n - 1, "objective/scores") > metric("m.jsonl", 0, "objective/scores") + 0.3);
     assert_true(metric_mean("m.jsonl", n - 3, n, "objective/gold") >= 0);
     assert_holds(said, "gold reward R(d) =");
     /* the same by a sum: scores are those of the model and of the verifier together */
-    sh(PPO "-x 4 -r $T/rm.bin -o $T/x.bin --metrics $T/a.jsonl");
-    sh(PPO "-x 4 -r $T/rm.bin --reward verify:2 -o $T/x.bin --metrics $T/b.jsonl");
+    sh(PPO "-x 4 --reward-model $T/rm.bin -o $T/x.bin --metrics $T/a.jsonl");
+    sh(PPO "-x 4 --reward-model $T/rm.bin --reward verify:2 -o $T/x.bin --metrics $T/b.jsonl");
     sh(PPO "-x 4 --gold $T/rm.bin --gold-cmd 'while read -r l; do echo 3; done' -o $T/x.bin --metrics $T/c.jsonl");
     const double model = metric("a.jsonl", 0, "objective/scores"), right = metric("c.jsonl", 0, "objective/scores");
     assert_near(metric("b.jsonl", 0, "objective/scores"), model + 2 * right, 1e-6);
     assert_near(metric("c.jsonl", 0, "objective/gold"), model + 3, 1e-6);
     /* clipped; unfinished answers lose */
-    sh(PPO "-x 4 -r $T/rm.bin --reward-clip 0.001 -o $T/x.bin --metrics $T/a.jsonl");
+    sh(PPO "-x 4 --reward-model $T/rm.bin --reward-clip 0.001 -o $T/x.bin --metrics $T/a.jsonl");
     assert_true(fabs(metric("a.jsonl", 0, "objective/scores")) <= 0.00101);
     sh(PPO "-x 4 -g 1 --missing-eos-penalty 5 -o $T/x.bin --metrics $T/a.jsonl");
     assert_near(metric("a.jsonl", 0, "objective/scores"), metric("a.jsonl", 0, "rewards/verify/mean") - 5, 1e-6);
@@ -334,7 +337,7 @@ static void rewards_of_every_kind(void **state) {
 
 static void pretraining_text(void **state) {
     (void)state;
-    sh("data/make_shard -q -i $T/chat.jsonl --format tokens -o $T/text.bin || true");
+    sh("data/make_shard --quiet -i $T/chat.jsonl --format tokens -o $T/text.bin || true");
     /* llm.c's token shard by hand: 400 tokens "a=7" over and over */
     FILE *f = fopen(files_path("text.bin"), "w");
     int32_t header[256] = {20240520, 1, 400};
@@ -344,7 +347,7 @@ static void pretraining_text(void **state) {
         fwrite(&token, sizeof token, 1, f);
     }
     assert_int_equal(fclose(f), 0);
-    sh(PPO "-x 80 -l 0.005 -I $T/text.bin --ptx-coef 1 --ptx-tokens 100 -o $T/x.bin --metrics $T/m.jsonl");
+    sh(PPO "-x 80 -l 0.005 --ptx $T/text.bin --ptx-coef 1 --ptx-tokens 100 -o $T/x.bin --metrics $T/m.jsonl");
     assert_true(metric("m.jsonl", 0, "loss/ptx") > 3);
     assert_true(metric("m.jsonl", -1, "loss/ptx") < 0.2 * metric("m.jsonl", 0, "loss/ptx"));
 }
@@ -377,18 +380,18 @@ static void resumes_bit_for_bit(void **state) {
     (void)state;
     resumes("--kl-controller adaptive --kl-target 0.5 --kl-horizon 500 --target-kl 0.001 --weight-decay 0.1", 1200, 3);
     resumes("--critic $T/sft.bin --critic-warmup 40 --critic-output $T/critic.bin --num-mini-batches 2 "
-            "--whiten-rewards --entropy-coef 0.01 -r $T/rm.bin --gold $T/rm.bin",
+            "--whiten-rewards --entropy-coef 0.01 --reward-model $T/rm.bin --gold $T/rm.bin",
             400, 3);
     sh("cp $T/critic.bin $T/critic_parts.bin");
     sh(PPO "-l 1e-3 -x 400 --critic $T/sft.bin --critic-warmup 40 --critic-output $T/critic.bin --num-mini-batches 2 "
-           "--whiten-rewards --entropy-coef 0.01 -r $T/rm.bin --gold $T/rm.bin -o $T/whole.bin");
+           "--whiten-rewards --entropy-coef 0.01 --reward-model $T/rm.bin --gold $T/rm.bin -o $T/whole.bin");
     assert_same_file("critic.bin", "critic_parts.bin");
-    resumes("--algo remax -I $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
+    resumes("--algo remax --ptx $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
     /* states on the way: each replaces the last, and its critic too */
     sh("rm -f $T/*.critic-*");
-    sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin -n 8 -o $T/a.bin --state $T/a.state");
+    sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin --save-steps 8 -o $T/a.bin --state $T/a.state");
     sh("test $(ls $T/a.state.critic-* | wc -l) = 1 && test -f $T/a.state.critic-40");
-    sh(PPO "-x 60 -l 1e-3 --critic $T/sft.bin -n 20 -o $T/a.bin --resume $T/a.state --state $T/a.state");
+    sh(PPO "-x 60 -l 1e-3 --critic $T/sft.bin --save-steps 20 -o $T/a.bin --resume $T/a.state --state $T/a.state");
     sh("mv $T/a.state.critic-60 $T/b");
     refused(1, PPO "-x 80 -l 1e-3 --critic $T/sft.bin -o $T/kept --resume $T/a.state", "a.state.critic-60");
     sh("cp $T/sft.bin $T/a.state.critic-60");
@@ -411,12 +414,13 @@ static void bad_input(void **state) {
     refused(2, PPO "-o $T/kept --lam 1.5", "--lam");
     refused(2, PPO "-o $T/kept -p 1", "at least two completions");
     refused(2, "./train_ppo -c $T/sft.bin -o $T/kept", "-i/--input");
-    refused(1, PPO "-o $T/kept -r $T/sft.bin", "not a reward model");
+    refused(1, PPO "-o $T/kept --reward-model $T/sft.bin", "not a reward model");
     refused(1, PPO "-o $T/kept --gold $T/sft.bin", "not a reward model");
-    refused(1, PPO "-o $T/kept -r $T/none.bin", "none.bin");
+    refused(1, PPO "-o $T/kept --reward-model $T/none.bin", "none.bin");
     refused(1, PPO "-o $T/kept -i $T/chat.shard", "a shard of kind chat, expected prompt");
-    refused(1, PPO "-o $T/kept -I $T/chat.shard --ptx-coef 1", "chat.shard");
-    sh("./train_sft -i $T/chat.shard -t 3 -b 256 -d 240 --layers 1 --width 32 --heads 2 -o $T/short.bin -x 1");
+    refused(1, PPO "-o $T/kept --ptx $T/chat.shard --ptx-coef 1", "chat.shard");
+    sh("./train_sft -i $T/chat.shard --context 3 --micro-tokens 256 --batch-tokens 240 --layers 1 --width 32 "
+       "--heads 2 -o $T/short.bin -x 1");
     refused(1, PPO "-o $T/kept --critic $T/short.bin", "is shorter than the longest prompt with its completion");
 }
 

@@ -13,10 +13,11 @@ static int setup(void **state) {
         fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, (3 * p + 1) % 10);
     }
     if (fclose(chat) | fclose(tasks)) return 1;
-    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard");
-    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
-    sh("head -n 200 $T/chat.jsonl | data/make_shard -q -i - -o $T/other.shard");
-    sh("./train_sft --layers 1 --width 32 --heads 2 -t 16 -i $T/chat.shard -o $T/base.bin -x 40 -l 0.02 -d 512 -b 512");
+    sh("data/make_shard --quiet -i $T/chat.jsonl -o $T/chat.shard");
+    sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("head -n 200 $T/chat.jsonl | data/make_shard --quiet -i - -o $T/other.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 16 -i $T/chat.shard -o $T/base.bin -x 40 -l 0.02 "
+       "--batch-tokens 512 --micro-tokens 512");
     return 0;
 }
 
@@ -66,15 +67,16 @@ static void resumes_bit_for_bit(const char *command, const int *stops, int count
 }
 
 #define SFT                                                                                                            \
-    "./train_sft -c $T/base.bin -t 16 -i $T/chat.shard -j $T/chat.shard -v 50 -l 1e-3 -d 128 -b 96 -u 5 "              \
-    "--neftune-noise-alpha 2 --weight-decay 0.1 "
+    "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 "               \
+    "--batch-tokens 128 --micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 --weight-decay 0.1 "
 #define GRPO                                                                                                           \
-    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard -m 4 -v 9 -g 3 -p 4 -G 4 -b 96 -l 1e-3 -s 1 "
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --eval-prompts 4 --eval-steps 9 -g 3 -p 4 -G 4 "  \
+    "--micro-tokens 96 -l 1e-3 --sample-count 1 "
 
 static void sft_resumes(void **state) {
     (void)state;
-    resumes_bit_for_bit(SFT "-x 900 -k cosine", (const int[]){3, 200, 500}, 3);
-    resumes_bit_for_bit(SFT "-e 20 --best $T/best.bin --loss-type dft", (const int[]){40}, 1);
+    resumes_bit_for_bit(SFT "-x 900 --lr-scheduler-type cosine", (const int[]){3, 200, 500}, 3);
+    resumes_bit_for_bit(SFT "--num-train-epochs 20 --best $T/best.bin --loss-type dft", (const int[]){40}, 1);
 }
 
 static void grpo_resumes(void **state) {
@@ -91,39 +93,43 @@ static void grpo_resumes(void **state) {
 /* A state written while the run goes on is as good: from any of them the same end is reached. */
 static void states_on_the_way(void **state) {
     (void)state;
-    sh(SFT "-x 30 -o $T/a.bin --state $T/a.state -n 20");
+    sh(SFT "-x 30 -o $T/a.bin --state $T/a.state --save-steps 20");
     sh(SFT "-x 30 -o $T/b.bin --resume $T/a.state");
     assert_same_file("a.bin", "b.bin");
     /* three steps a generation: a state can be had at its end only, and is not forgotten */
-    sh(GRPO "-x 30 --num-iterations 3 -o $T/a.bin --state $T/a.state -n 20");
+    sh(GRPO "-x 30 --num-iterations 3 -o $T/a.bin --state $T/a.state --save-steps 20");
     sh(GRPO "-x 30 --num-iterations 3 -o $T/b.bin --resume $T/a.state --metrics $T/b.jsonl");
     assert_same_file("a.bin", "b.bin");
     assert_near(metric("b.jsonl", 0, "step"), 22, 0);
     /* -c may be left out, and the state is a model too */
-    sh("./train_sft -t 16 -i $T/chat.shard -j $T/chat.shard -v 50 -l 1e-3 -d 128 -b 96 -u 5 --neftune-noise-alpha 2 "
-       "--weight-decay 0.1 -x 30 -o $T/a.bin -c $T/base.bin --state $T/a.state -n 20");
-    sh("./train_sft -t 16 -i $T/chat.shard -j $T/chat.shard -v 50 -l 1e-3 -d 128 -b 96 -u 5 --neftune-noise-alpha 2 "
+    sh("./train_sft --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
+       "--micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 "
+       "--weight-decay 0.1 -x 30 -o $T/a.bin -c $T/base.bin --state $T/a.state --save-steps 20");
+    sh("./train_sft --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
+       "--micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 "
        "--weight-decay 0.1 -x 30 -o $T/b.bin --resume $T/a.state");
     assert_same_file("a.bin", "b.bin");
     sh("./generate -c $T/a.state -g 3 a=");
     /* as a model to start from it brings no moments: the first step is that of the same weights without them */
-    sh(SFT "-x 20 -k constant -o $T/plain.bin --state $T/same.state -n 20");
-    sh("./train_sft -c $T/plain.bin -t 16 -i $T/chat.shard -l 1e-3 -d 128 -b 96 -x 3 -o $T/a.bin");
-    sh("./train_sft -c $T/same.state -t 16 -i $T/chat.shard -l 1e-3 -d 128 -b 96 -x 3 -o $T/b.bin");
+    sh(SFT "-x 20 --lr-scheduler-type constant -o $T/plain.bin --state $T/same.state --save-steps 20");
+    sh("./train_sft -c $T/plain.bin --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 -x 3 "
+       "-o $T/a.bin");
+    sh("./train_sft -c $T/same.state --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 "
+       "-x 3 -o $T/b.bin");
     assert_true(weights_gap("a.bin", "b.bin") == 0);
 }
 
 static void the_best_model_survives_a_stop(void **state) {
     (void)state;
     /* stopped before the first validation: the best is still to come */
-    sh(SFT "-x 10 -o $T/a.bin --best $T/best1.bin -n 10 --state $T/a.state -v 15");
+    sh(SFT "-x 10 -o $T/a.bin --best $T/best1.bin --save-steps 10 --state $T/a.state --eval-steps 15");
     unlink(files_path("best1.bin"));
-    sh(SFT "-x 30 -o $T/a.bin --best $T/best1.bin -n 10 --state $T/a.state -v 15");
+    sh(SFT "-x 30 -o $T/a.bin --best $T/best1.bin --save-steps 10 --state $T/a.state --eval-steps 15");
     assert_int_equal(access(files_path("best1.bin"), R_OK), 0);
-    sh(SFT "-x 20 -o $T/a.bin --state $T/a.state -n 10 -v 30");
+    sh(SFT "-x 20 -o $T/a.bin --state $T/a.state --save-steps 10 --eval-steps 30");
     unlink(files_path("best1.bin"));
     sh("cp $T/a.state $T/b.state");
-    sh(SFT "-x 30 -o $T/a.bin --best $T/best1.bin --resume $T/b.state -v 30");
+    sh(SFT "-x 30 -o $T/a.bin --best $T/best1.bin --resume $T/b.state --eval-steps 30");
     assert_int_equal(access(files_path("best1.bin"), R_OK), 0);
 }
 
@@ -150,10 +156,10 @@ static void a_second_signal_ends_at_once(void **state) {
 static void a_kill_leaves_what_was_there(void **state) {
     (void)state;
     /* the state is written all the time while the axe falls: the file is always whole */
-    sh(SFT "-x 3 -o $T/killed.bin -n 1");
+    sh(SFT "-x 3 -o $T/killed.bin --save-steps 1");
     for (int i = 0; i < 5; i++) {
         unlink(files_path("killed.jsonl"));
-        const pid_t pid = run_start(SFT "-x 100000 -o $T/killed.bin -n 1 --metrics $T/killed.jsonl");
+        const pid_t pid = run_start(SFT "-x 100000 -o $T/killed.bin --save-steps 1 --metrics $T/killed.jsonl");
         run_until(files_path("killed.jsonl"), 2 + 3 * i);
         kill(pid, SIGKILL);
         assert_int_equal(run_wait(pid, 120), 128 + SIGKILL);
@@ -162,8 +168,8 @@ static void a_kill_leaves_what_was_there(void **state) {
     }
     /* a line of metrics that a kill cut in two is dropped when the run goes on */
     sh("printf '{\"step\":99,\"ti' >> $T/killed.jsonl");
-    sh(SFT "-x 100000 -o $T/killed.bin -n 1 --metrics $T/killed.jsonl --resume $T/killed.bin.state & p=$!; sleep 0.5; "
-           "kill $p; wait $p");
+    sh(SFT "-x 100000 -o $T/killed.bin --save-steps 1 --metrics $T/killed.jsonl --resume $T/killed.bin.state "
+           "& p=$!; sleep 0.5; kill $p; wait $p");
     for (int i = 0, n = metric_lines("killed.jsonl"); i < n; i += 50)
         assert_near(metric("killed.jsonl", i, "step"), i + 1, 0);
 }
@@ -181,8 +187,8 @@ static void without_a_place_for_the_state(void **state) {
 
 static void states_that_do_not_fit(void **state) {
     (void)state;
-    sh(SFT "-x 2 -o $T/x.bin -n 1 --state $T/sft.state");
-    sh(GRPO "-x 2 -o $T/x.bin -n 1 --state $T/grpo.state");
+    sh(SFT "-x 2 -o $T/x.bin --save-steps 1 --state $T/sft.state");
+    sh(GRPO "-x 2 -o $T/x.bin --save-steps 1 --state $T/grpo.state");
     refused(1, SFT "-x 4 -o $T/kept --resume $T/base.bin", "base.bin: it is a model, not a training state");
     refused(1, SFT "-x 4 -o $T/kept --resume $T/grpo.state", "it is a state of train_grpo, not of train_sft");
     refused(1, GRPO "-x 4 -o $T/kept --resume $T/sft.state", "it is a state of train_sft, not of train_grpo");
@@ -191,7 +197,7 @@ static void states_that_do_not_fit(void **state) {
     sh("head -c 60000 $T/sft.state > $T/short.state");
     refused(1, SFT "-x 4 -o $T/kept --resume $T/short.state", "short.state: ");
     /* the reference of a resumed run must be the one that it began with */
-    sh(GRPO "-x 2 -o $T/x.bin -n 1 --state $T/kl.state --beta 0.1");
+    sh(GRPO "-x 2 -o $T/x.bin --save-steps 1 --state $T/kl.state --beta 0.1");
     run(1, GRPO "-x 4 -c $T/x.bin -o $T/y.bin --resume $T/kl.state --beta 0.1");
     assert_holds(said, "train_grpo: ");
     assert_holds(said, "x.bin: it is not the reference that the run began with\n");

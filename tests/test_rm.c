@@ -10,24 +10,24 @@
 #include "../llmc/records/labelled.h"
 
 #define RULE "--rule char=a:1,length:-0.5"
-#define TINY "--layers 2 --width 32 --heads 2 -t 48 "
+#define TINY "--layers 2 --width 32 --heads 2 --context 48 "
 
 /* Data of make_prefs as a shard. */
 static void make(const char *name, const char *options) {
-    sh("data/make_prefs %s 2>$T/.made | data/make_shard -q -i - -o $T/%s", options, name);
+    sh("data/make_prefs %s 2>$T/.made | data/make_shard --quiet -i - -o $T/%s", options, name);
 }
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
     setenv("GOMP_SPINCOUNT", "1000", 1);
-    make("pairs.shard", RULE " -n 1500");
-    make("held.shard", RULE " -n 300 --split heldout");
-    make("margins.shard", RULE " -n 40 --margin");
-    make("answers.shard", RULE " -n 1500 -f unpaired");
-    make("held_answers.shard", RULE " -n 300 -f unpaired --split heldout");
-    make("steps.shard", "--rule sum -d 1 --terms 3 -n 60 -f step");
-    make("chat.shard", RULE " -n 500 -f chat");
-    make("prompts.shard", RULE " -n 20 -f prompt");
+    make("pairs.shard", RULE " --count 1500");
+    make("held.shard", RULE " --count 300 --split heldout");
+    make("margins.shard", RULE " --count 40 --margin");
+    make("answers.shard", RULE " --count 1500 --format unpaired");
+    make("held_answers.shard", RULE " --count 300 --format unpaired --split heldout");
+    make("steps.shard", "--rule sum --digits 1 --terms 3 --count 60 --format step");
+    make("chat.shard", RULE " --count 500 --format chat");
+    make("prompts.shard", RULE " --count 20 --format prompt");
     sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with a head, untrained */
     return 0;
 }
@@ -89,9 +89,11 @@ static void pairs_loss(void **state) {
                 (double)p.count;
         least = fmin(least, fmin(c, r)), total += c + r, right += c > r, gap += c - r;
     }
-    const char *const packings[] = {"-b 4096", "-b 64", "-b 64 --no-prefix-sharing", "--no-prefix-sharing --seed 9"};
+    const char *const packings[] = {"--micro-tokens 4096", "--micro-tokens 64", "--micro-tokens 64 --no-prefix-sharing",
+                                    "--no-prefix-sharing --seed 9"};
     for (int k = 0; k < 4; k++) {
-        sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 -d 40 -l 0 --metrics $T/m.jsonl "
+        sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 --per-device-train-batch-size 40 -l 0 "
+           "--metrics $T/m.jsonl "
            "--label-smoothing 0.1 --center-rewards-coefficient 0.3 %s && mv $T/m.jsonl $T/full%d.jsonl",
            packings[k], k);
         char name[32];
@@ -103,8 +105,8 @@ static void pairs_loss(void **state) {
         assert_near(metric(name, 0, "accuracy"), right / (double)p.count, 1e-12);
         assert_near(metric(name, 0, "margin"), gap / (double)p.count, 1e-5);
     }
-    sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 -d 40 -l 0 --metrics $T/plain.jsonl "
-       "--no-use-margin");
+    sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 --per-device-train-batch-size 40 -l 0 "
+       "--metrics $T/plain.jsonl --no-use-margin");
     assert_near(metric("plain.jsonl", 0, "loss"), plain, 1e-5);
     pairs_close(&p), scorer_close(&s);
 }
@@ -128,8 +130,9 @@ static void steps_loss(void **state) {
             if (k) last += nats(q->label[k] ? v : -v) / 60;
         }
     }
-#define STEPS "./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/x.bin -x 1 -d 60 -l 0 "
-    sh(STEPS "--metrics $T/all.jsonl && " STEPS "--metrics $T/small.jsonl -b 64 && " STEPS
+#define STEPS                                                                                                          \
+    "./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/x.bin -x 1 --per-device-train-batch-size 60 -l 0 "
+    sh(STEPS "--metrics $T/all.jsonl && " STEPS "--metrics $T/small.jsonl --micro-tokens 64 && " STEPS
              "--metrics $T/last.jsonl --train-on-last-step-only");
     assert_near(metric("all.jsonl", 0, "loss"), all, 1e-5);
     assert_near(metric("all.jsonl", 0, "accuracy"), right / 120, 1e-12);
@@ -147,8 +150,8 @@ static void steps_loss(void **state) {
                                  q->prompt_len + q->completion_len - 1);
         loss += nats(q->label[0] ? v : -v) / 300;
     }
-    sh("./train_rm --kind orm -c $T/start.bin -i $T/held_answers.shard -o $T/x.bin -x 1 -d 300 -l 0 "
-       "--metrics $T/orm.jsonl -b 100");
+    sh("./train_rm --kind orm -c $T/start.bin -i $T/held_answers.shard -o $T/x.bin -x 1 "
+       "--per-device-train-batch-size 300 -l 0 --metrics $T/orm.jsonl --micro-tokens 100");
     assert_near(metric("orm.jsonl", 0, "loss"), loss, 1e-5);
     examples_close(&x), scorer_close(&s);
 }
@@ -158,8 +161,8 @@ static void steps_loss(void **state) {
 static void learns_a_rule(void **state) {
     (void)state;
     for (int seed = 1; seed <= 3; seed++) {
-        sh("./train_rm " TINY "-i $T/pairs.shard -j $T/held.shard -o $T/rm.bin -x 100 -d 32 -l 3e-3 -u 10 "
-           "--seed %d --metrics $T/learn%d.jsonl",
+        sh("./train_rm " TINY "-i $T/pairs.shard -j $T/held.shard -o $T/rm.bin -x 100 "
+           "--per-device-train-batch-size 32 -l 3e-3 --warmup-steps 10 --seed %d --metrics $T/learn%d.jsonl",
            seed, seed);
         char name[32];
         snprintf(name, sizeof name, "learn%d.jsonl", seed);
@@ -167,8 +170,8 @@ static void learns_a_rule(void **state) {
         assert_true(metric(name, -1, "eval_loss") < 0.25 && metric(name, -1, "eval_margin") > 1);
         assert_near(metric(name, -1, "eval_ece"), 0.05, 0.05);
     }
-    sh("./train_rm --kind orm " TINY "-i $T/answers.shard -j $T/held_answers.shard -o $T/orm.bin -x 120 -d 32 -l 3e-3 "
-       "-u 10 --metrics $T/learn.jsonl");
+    sh("./train_rm --kind orm " TINY "-i $T/answers.shard -j $T/held_answers.shard -o $T/orm.bin -x 120 "
+       "--per-device-train-batch-size 32 -l 3e-3 --warmup-steps 10 --metrics $T/learn.jsonl");
     assert_true(metric("learn.jsonl", -1, "eval_accuracy") > 0.9);
 }
 
@@ -179,10 +182,10 @@ static void noise_costs(void **state) {
     const char *const rates[] = {"0.2", "0.35", "0.5"};
     for (int k = 0; k < 3; k++) {
         char options[128];
-        snprintf(options, sizeof options, RULE " -n 400 --flip %s", rates[k]);
+        snprintf(options, sizeof options, RULE " --count 400 --flip %s", rates[k]);
         make("noisy.shard", options);
-        sh("./train_rm " TINY "-i $T/noisy.shard -j $T/held.shard -o $T/noisy.bin -e 8 -d 32 -l 3e-3 -u 10 "
-           "--metrics $T/noisy.jsonl");
+        sh("./train_rm " TINY "-i $T/noisy.shard -j $T/held.shard -o $T/noisy.bin --num-train-epochs 8 "
+           "--per-device-train-batch-size 32 -l 3e-3 --warmup-steps 10 --metrics $T/noisy.jsonl");
         accuracy[k] = metric("noisy.jsonl", -1, "eval_accuracy");
         unlink(files_path("noisy.jsonl"));
     }
@@ -192,10 +195,11 @@ static void noise_costs(void **state) {
 
 static void packing_changes_nothing(void **state) {
     (void)state;
-#define PACK "./train_rm -c $T/start.bin -i $T/pairs.shard -x 12 -d 16 -l 1e-3 --normalize none "
+#define PACK                                                                                                           \
+    "./train_rm -c $T/start.bin -i $T/pairs.shard -x 12 --per-device-train-batch-size 16 -l 1e-3 --normalize none "
     sh(PACK "-o $T/a.bin --metrics $T/a.jsonl");
-    sh(PACK "-o $T/b.bin --metrics $T/b.jsonl -b 64");
-    sh(PACK "-o $T/c.bin --metrics $T/c.jsonl -b 256 --no-prefix-sharing");
+    sh(PACK "-o $T/b.bin --metrics $T/b.jsonl --micro-tokens 64");
+    sh(PACK "-o $T/c.bin --metrics $T/c.jsonl --micro-tokens 256 --no-prefix-sharing");
     sh(PACK "-o $T/d.bin --metrics $T/d.jsonl --recompute 2");
     for (int i = 0; i < 12; i++)
         for (const char *const *name = (const char *const[]){"b.jsonl", "c.jsonl", "d.jsonl", NULL}; *name; name++)
@@ -238,12 +242,15 @@ static void resumes(const char *command, const int *stops, int count) {
 
 static void resumes_bit_for_bit(void **state) {
     (void)state;
-    resumes("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 800 -d 4 -v 200 -l 1e-3 -u 10 -b 96 "
+    resumes("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 800 --per-device-train-batch-size 4 "
+            "--eval-steps 200 -l 1e-3 --warmup-steps 10 --micro-tokens 96 "
             "--center-rewards-coefficient 0.01 --weight-decay 0.1",
             (const int[]){2, 150, 300}, 3);
-    resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 -d 4 -l 1e-3 -b 64", (const int[]){2}, 1);
+    resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 --per-device-train-batch-size 4 -l 1e-3 "
+            "--micro-tokens 64",
+            (const int[]){2}, 1);
     /* a state is a reward model, too */
-    sh("./evaluate -r $T/parts.bin.state -i $T/steps.shard");
+    sh("./evaluate --reward-model $T/parts.bin.state -i $T/steps.shard");
 }
 
 /* ---- scores ---------------------------------------------------------------------------------------------------- */
@@ -255,14 +262,16 @@ static json_t *evaluated(const char *command) {
 
 static void scores_are_normalised(void **state) {
     (void)state;
-    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 30 -d 32 -l 3e-3 -o $T/val.bin "
-       "--metrics $T/val.jsonl");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -j $T/held.shard -x 30 --per-device-train-batch-size 32 "
+       "-l 3e-3 -o $T/val.bin --metrics $T/val.jsonl");
     assert_holds(said, "held.shard: normalised to 0 and 1");
-    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 -d 32 -l 3e-3 -o $T/own.bin --normalize $T/margins.shard");
-    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 -d 32 -l 3e-3 -o $T/raw.bin --normalize none");
-    json_t *val = evaluated("./evaluate -r $T/val.bin -i $T/held.shard"),
-           *own = evaluated("./evaluate -r $T/own.bin -i $T/margins.shard"),
-           *raw = evaluated("./evaluate -r $T/raw.bin -i $T/held.shard");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 --per-device-train-batch-size 32 -l 3e-3 -o $T/own.bin "
+       "--normalize $T/margins.shard");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -x 30 --per-device-train-batch-size 32 -l 3e-3 -o $T/raw.bin "
+       "--normalize none");
+    json_t *val = evaluated("./evaluate --reward-model $T/val.bin -i $T/held.shard"),
+           *own = evaluated("./evaluate --reward-model $T/own.bin -i $T/margins.shard"),
+           *raw = evaluated("./evaluate --reward-model $T/raw.bin -i $T/held.shard");
     assert_near(json_number_of(val, "mean_reward"), 0, 1e-5);
     assert_near(json_number_of(val, "reward_deviation"), 1, 1e-5);
     assert_near(json_number_of(own, "mean_reward"), 0, 1e-5);
@@ -283,7 +292,7 @@ static void scores_are_normalised(void **state) {
     assert_holds(said, "expected calibration error");
     json_decref(val), json_decref(own), json_decref(raw);
     /* a Bradley-Terry model ranks labelled answers, but knows no threshold */
-    json_t *ranks = evaluated("./evaluate -r $T/val.bin -i $T/held_answers.shard -m 200");
+    json_t *ranks = evaluated("./evaluate --reward-model $T/val.bin -i $T/held_answers.shard --max-prompts 200");
     assert_true(json_number_of(ranks, "auc") > 0.9 && json_is_null(json_object_get(ranks, "accuracy")));
     assert_int_equal(json_number_of(ranks, "records"), 200);
     json_decref(ranks);
@@ -329,7 +338,8 @@ static void scores_of_steps(void **state) {
     (void)state;
     Error e;
     RewardModel rm;
-    sh("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/prm.bin -x 20 -d 20 -l 1e-3");
+    sh("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -o $T/prm.bin -x 20 "
+       "--per-device-train-batch-size 20 -l 1e-3");
     Scorer s = scorer_open("prm.bin");
     static const int32_t prompt[] = {'1', '+', '2', '+', '3', '='};
     static const struct {
@@ -366,11 +376,11 @@ static void scores_of_steps(void **state) {
         }
     }
     reward_model_close(&rm), scorer_close(&s);
-    json_t *figures = evaluated("./evaluate -r $T/prm.bin -i $T/steps.shard --prm-aggregation product");
+    json_t *figures = evaluated("./evaluate --reward-model $T/prm.bin -i $T/steps.shard --prm-aggregation product");
     assert_int_equal(json_number_of(figures, "steps"), 120);
     assert_true(json_is_number(json_object_get(figures, "solution_accuracy")));
     json_decref(figures);
-    refused(1, "./evaluate -r $T/val.bin -i $T/steps.shard", "scored by a process reward model");
+    refused(1, "./evaluate --reward-model $T/val.bin -i $T/steps.shard", "scored by a process reward model");
 }
 
 /* ---- best of n ------------------------------------------------------------------------------------------------- */
@@ -386,10 +396,12 @@ static void best_of_n(void **state) {
     f = fopen(files_path("guess.jsonl"), "w");
     for (int i = 0; i < 300; i++) fprintf(f, "{\"prompt\":\"%d+1=\",\"completion\":\"%d\"}\n", i % 10, i / 10 % 4);
     assert_int_equal(fclose(f), 0);
-    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard && data/make_shard -q -i $T/guess.jsonl -o $T/guess.shard");
-    sh("./train_sft " TINY "-i $T/guess.shard -o $T/guess.bin -x 60 -l 0.01 -d 512");
+    sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard && data/make_shard --quiet -i $T/guess.jsonl "
+       "-o $T/guess.shard");
+    sh("./train_sft " TINY "-i $T/guess.shard -o $T/guess.bin -x 60 -l 0.01 --batch-tokens 512");
     json_t *got =
-        evaluated("./evaluate -c $T/guess.bin -r $T/val.bin -i $T/tasks.shard -n 5 -g 4 --completions $T/said.jsonl");
+        evaluated("./evaluate -c $T/guess.bin --reward-model $T/val.bin -i $T/tasks.shard --num-samples 5 -g 4 "
+                  "--completions $T/said.jsonl");
     Error e;
     RewardModel rm;
     if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 64, &e)) fail_msg("%s", e.text);
@@ -433,15 +445,17 @@ static void best_of_n(void **state) {
     assert_near(weighted_right(answers, right_ones, nothing, 4), 0, 0);
     assert_near(weighted_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
     /* the process model judges samples, too */
-    sh("./evaluate -c $T/guess.bin -r $T/prm.bin --prm-aggregation last -i $T/tasks.shard -n 2 -g 4");
+    sh("./evaluate -c $T/guess.bin --reward-model $T/prm.bin --prm-aggregation last -i $T/tasks.shard "
+       "--num-samples 2 -g 4");
 }
 
 static void pipes(void **state) {
     (void)state;
-    sh("./train_rm -c $T/start.bin -i - -o - -x 3 -d 8 < $T/pairs.shard 2>$T/.log | ./evaluate -r - -i $T/held.shard");
+    sh("./train_rm -c $T/start.bin -i - -o - -x 3 --per-device-train-batch-size 8 < $T/pairs.shard 2>$T/.log "
+       "| ./evaluate --reward-model - -i $T/held.shard");
     assert_holds(out, "\"model\":\"standard input\"");
-    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 -d 8 && ./evaluate -r $T/x.bin.zst -i - "
-       "< $T/held.shard");
+    sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 --per-device-train-batch-size 8 "
+       "&& ./evaluate --reward-model $T/x.bin.zst -i - < $T/held.shard");
     /* a model without its note is one of Bradley-Terry, not normalised */
     Model m;
     ModelFile f;
@@ -450,12 +464,12 @@ static void pipes(void **state) {
         model_load(&m, &f, files_path("val.bin"), NULL, true, backend_cpu(), models_device, false, 0, NULL, &e));
     free(f.reward), f.reward = NULL;
     assert_true(model_save(&m, &f, files_path("bare.bin"), false, NULL, NULL, &e));
-    json_t *bare = evaluated("./evaluate -r $T/bare.bin -i $T/held.shard");
+    json_t *bare = evaluated("./evaluate --reward-model $T/bare.bin -i $T/held.shard");
     assert_near(json_number_of(bare, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
     json_decref(bare);
     f.reward = xstrdup("{\"kind\":\"bt\"}");
     assert_true(model_save(&m, &f, files_path("bad.bin"), false, NULL, NULL, &e));
-    refused(1, "./evaluate -r $T/bad.bin -i $T/held.shard", "bad.bin: invalid reward normalisation");
+    refused(1, "./evaluate --reward-model $T/bad.bin -i $T/held.shard", "bad.bin: invalid reward normalisation");
     model_free(&m), model_file_free(&f);
 }
 
@@ -468,7 +482,7 @@ static void examples(void **state) {
     put("few.jsonl", "{\"prompt\":\"ab\",\"completion\":\"xyz\",\"label\":true}\n"
                      "{\"prompt\":\"abcdef\",\"completion\":\"x\",\"label\":true}\n"
                      "{\"prompt\":\"a\",\"completion\":\"\",\"label\":false}\n");
-    sh("data/make_shard -q -i $T/few.jsonl -o $T/few.shard");
+    sh("data/make_shard --quiet -i $T/few.jsonl -o $T/few.shard");
     if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, &e)) fail_msg("%s", e.text);
     if (!labelled_fit(&l, 5, FIT_TRUNCATE, &e)) fail_msg("%s", e.text);
     assert_true(l.count == 2 && l.dropped == 1 && l.truncated == 1 && labelled_longest(&l, true) == 5);
@@ -514,18 +528,18 @@ static void long_records(void **state) {
     (void)state;
     put("long.jsonl", "{\"prompt\":\"ab:\",\"chosen\":\"aaaaaaaaaa\",\"rejected\":\"b\"}\n"
                       "{\"prompt\":\"ab:\",\"chosen\":\"aa\",\"rejected\":\"b\"}\n");
-    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard");
+    sh("data/make_shard --quiet -i $T/long.jsonl -o $T/long.shard");
     sh("./train_rm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8 --metrics $T/long.jsonl.m");
     assert_holds(said, "1 of 2 records are left out");
     refused(1, "./train_rm -c $T/start.bin -i $T/long.shard -o $T/kept -x 1 --max-length 5",
             "long.shard: no record is left: none of 2 fits into 5 tokens");
     put("long.jsonl", "{\"prompt\":\"1+1=\",\"completions\":[\"1\",\"2222222222\"],\"labels\":[true,false]}\n");
-    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard");
+    sh("data/make_shard --quiet -i $T/long.jsonl -o $T/long.shard");
     sh("./train_rm --kind prm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1 --max-length 8");
     assert_holds(said, "1 solutions are longer than 8 tokens and lose their last steps");
     assert_holds(said, "all 1 labels are good");
     put("long.jsonl", "{\"prompt\":\"1+1=\",\"completions\":[\"1\",\"2\"],\"labels\":[true,false]}\n");
-    sh("data/make_shard -q -i $T/long.jsonl -o $T/long.shard --step-separator ''");
+    sh("data/make_shard --quiet -i $T/long.jsonl -o $T/long.shard --step-separator ''");
     sh("./train_rm --kind prm -c $T/start.bin -i $T/long.shard -o $T/x.bin -x 1");
     assert_holds(said, "steps end in different tokens");
 }
@@ -540,7 +554,7 @@ static void bad_input(void **state) {
     refused(2, RM "-i $T/pairs.shard word", "word: unexpected argument");
     refused(2, RM "-i $T/pairs.shard --kind gm", "is not one of bt|orm|prm");
     refused(2, RM "-i $T/pairs.shard --label-smoothing 0.5", "label-smoothing");
-    refused(2, RM "-i $T/pairs.shard -d 0", "per-device-train-batch-size");
+    refused(2, RM "-i $T/pairs.shard --per-device-train-batch-size 0", "per-device-train-batch-size");
     refused(2, RM "-i $T/pairs.shard --center-rewards-coefficient -1", "center-rewards-coefficient");
     refused(2, RM "-i $T/pairs.shard --train-on-last-step-only", "used only with --kind prm");
     refused(2, RM "-i $T/answers.shard --kind orm --center-rewards-coefficient 0.1", "used only with --kind bt");
@@ -568,22 +582,27 @@ static void bad_input(void **state) {
     models_commit(&w);
     refused(1, RM "-i $T/empty.shard", "empty.shard: no pair is left to train on");
     /* evaluate */
-    refused(1, "./evaluate -r $T/guess.bin -i $T/held.shard", "guess.bin: it has no score head");
-    refused(1, "./evaluate -r $T/val.bin -i $T/empty.shard", "the shard is empty");
-    refused(1, "./evaluate -c $T/guess.bin -i $T/held.shard", "expected chat or prompt; a reward model (-r) can score");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/held.shard", "is scored by -r only");
-    refused(2, "./evaluate -r $T/val.bin -i $T/tasks.shard", "-c/--checkpoint is required");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -i $T/chat.shard", "not chat");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin --reward verify -i $T/tasks.shard", "give only one of them");
-    refused(2, "./evaluate -r $T/val.bin --prm-aggregation last -i $T/held.shard", "is not a process reward model");
-    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "requires -r/--reward-model");
-    refused(2, "./evaluate -c $T/guess.bin -r $T/val.bin -n 0 -i $T/tasks.shard", "no samples to choose from");
+    refused(1, "./evaluate --reward-model $T/guess.bin -i $T/held.shard", "guess.bin: it has no score head");
+    refused(1, "./evaluate --reward-model $T/val.bin -i $T/empty.shard", "the shard is empty");
+    refused(1, "./evaluate -c $T/guess.bin -i $T/held.shard",
+            "expected chat or prompt; a reward model (--reward-model) can score");
+    refused(2, "./evaluate -c $T/guess.bin --reward-model $T/val.bin -i $T/held.shard",
+            "is scored by --reward-model only");
+    refused(2, "./evaluate --reward-model $T/val.bin -i $T/tasks.shard", "-c/--checkpoint is required");
+    refused(2, "./evaluate -c $T/guess.bin --reward-model $T/val.bin -i $T/chat.shard", "not chat");
+    refused(2, "./evaluate -c $T/guess.bin --reward-model $T/val.bin --reward verify -i $T/tasks.shard",
+            "give only one of them");
+    refused(2, "./evaluate --reward-model $T/val.bin --prm-aggregation last -i $T/held.shard",
+            "is not a process reward model");
+    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "requires --reward-model");
+    refused(2, "./evaluate -c $T/guess.bin --reward-model $T/val.bin --num-samples 0 -i $T/tasks.shard",
+            "no samples to choose from");
     /* make_prefs */
     refused(2, "data/make_prefs --rule colour", "expected char, char=x");
     refused(2, "data/make_prefs --min-length 5 --max-length 4", "--min-length is above --max-length");
-    refused(2, "data/make_prefs -f step", "give --rule sum");
-    refused(2, "data/make_prefs -f chat --flip 0.1", "--format chat and prompt have no labels");
-    refused(2, "data/make_prefs -f unpaired --margin", "--margin requires --format preference");
+    refused(2, "data/make_prefs --format step", "give --rule sum");
+    refused(2, "data/make_prefs --format chat --flip 0.1", "--format chat and prompt have no labels");
+    refused(2, "data/make_prefs --format unpaired --margin", "--margin requires --format preference");
     refused(2, "data/make_prefs --steps", "--steps requires --rule sum");
     refused(1, "data/make_prefs --rule repeats --max-length 1 -o $T/kept", "record 0: 10000 draws gave no");
 }
@@ -596,7 +615,7 @@ static void preferences_follow_the_rule(void **state) {
     Error e;
     Gold g;
     assert_true(gold_parse(&g, "char:1,length:-0.5", &e));
-    sh("data/make_prefs --rule char:1,length:-0.5 -n 1000 --flip 0.25 --margin -o $T/p.jsonl");
+    sh("data/make_prefs --rule char:1,length:-0.5 --count 1000 --flip 0.25 --margin -o $T/p.jsonl");
     char *text = text_of(files_path("p.jsonl"));
     double flips = 0;
     for (int i = 0; i < 1000; i++) {
@@ -611,11 +630,12 @@ static void preferences_follow_the_rule(void **state) {
     }
     free(text);
     assert_near(flips / 1000, 0.25, 0.06);
-    sh("data/make_prefs -n 500 -f prompt | sort -u > $T/a && data/make_prefs -n 500 -f prompt --split heldout | sort -u > "
+    sh("data/make_prefs --count 500 --format prompt | sort -u > $T/a && data/make_prefs --count 500 --format prompt "
+       "--split heldout | sort -u > "
        "$T/b && comm -12 $T/a $T/b > $T/both && test -s $T/a && test -s $T/b && test ! -s $T/both");
-    sh("data/make_prefs -n 50 -s 3 -o $T/a && data/make_prefs -n 50 -s 3 -o $T/b && cmp $T/a $T/b && data/make_prefs -n 50 "
-       "-s 4 -o $T/b && ! cmp -s $T/a $T/b");
-    sh("data/make_prefs --rule sum -f chat --steps -n 20 | data/make_prefs --score --rule sum");
+    sh("data/make_prefs --count 50 --seed 3 -o $T/a && data/make_prefs --count 50 --seed 3 -o $T/b && cmp $T/a $T/b "
+       "&& data/make_prefs --count 50 --seed 4 -o $T/b && ! cmp -s $T/a $T/b");
+    sh("data/make_prefs --rule sum --format chat --steps --count 20 | data/make_prefs --score --rule sum");
     assert_int_equal(lines_of(out), 20);
     run(0, "echo '{}' | data/make_prefs --score");
     assert_string_equal(out, "null\n");

@@ -421,10 +421,13 @@ static void test_splits(void **state) {
     (void)state;
     for (int kind = 0; kind < TASK_KINDS; kind++) {
         const int held = kind == TASK_SORT ? 50 : 150, n = 10 * held, level = kind == TASK_SUB ? 3 : 2;
-        assert_int_equal(run("-t %s -l %d -n %d -s 1 --split heldout", names[kind], kind == TASK_MUL ? 4 : level, held),
+        assert_int_equal(run("--task %s --level %d --count %d --seed 1 --split heldout", names[kind],
+                             kind == TASK_MUL ? 4 : level, held),
                          0);
         char **heldout = problems((TaskKind)kind, held);
-        assert_int_equal(run("-t %s -l %d -n %d -s 2 --split train", names[kind], kind == TASK_MUL ? 4 : level, n), 0);
+        assert_int_equal(
+            run("--task %s --level %d --count %d --seed 2 --split train", names[kind], kind == TASK_MUL ? 4 : level, n),
+            0);
         char **train = problems((TaskKind)kind, n);
         for (int i = 0; i < held; i++)
             if (bsearch(&heldout[i], train, (size_t)n, sizeof *train, compare_strings))
@@ -436,15 +439,15 @@ static void test_splits(void **state) {
     /* both splits of a small space together are all of it: 100 sums of digits, of which the file of all has each once */
     int found;
     size_t n;
-    assert_int_equal(run("-d 1 -n 100 --split heldout"), 1);
+    assert_int_equal(run("--digits 1 --count 100 --split heldout"), 1);
     char *err = content("err", &n);
     assert_int_equal(sscanf(err, "make_tasks: add: no new problem in 200000 draws after %d records", &found), 1);
     free(err);
-    assert_int_equal(run("-d 1 -n %d --split heldout", found), 0);
-    assert_int_equal(run("-d 1 -n %d --split train", 101 - found), 1);
-    assert_int_equal(run("-d 1 -n %d --split train", 100 - found), 0);
-    assert_int_equal(run("-d 1 -n 100 --split all"), 0);
-    assert_int_equal(run("-d 1 -n 101 --split all"), 1);
+    assert_int_equal(run("--digits 1 --count %d --split heldout", found), 0);
+    assert_int_equal(run("--digits 1 --count %d --split train", 101 - found), 1);
+    assert_int_equal(run("--digits 1 --count %d --split train", 100 - found), 0);
+    assert_int_equal(run("--digits 1 --count 100 --split all"), 0);
+    assert_int_equal(run("--digits 1 --count 101 --split all"), 1);
     err = content("err", &n);
     assert_non_null(strstr(err, "add: no new problem in 200000 draws after 100 records"));
     free(err);
@@ -453,17 +456,18 @@ static void test_splits(void **state) {
 
 static void test_same_seed(void **state) {
     (void)state;
-    static const char *const words[] = {"-t add:2,countdown,word,sort,brackets -l 3 -n 200 -s 5",
-                                        "-t sub,mul,arithmetic -n 200 -s 5 -f chat --noise 0.3 --style scratchpad",
-                                        "-t add -n 200 -s 5 --as shard",
-                                        "-t word -n 100 -f chat --as shard --template chatml"};
+    static const char *const words[] = {"--task add:2,countdown,word,sort,brackets --level 3 --count 200 --seed 5",
+                                        "--task sub,mul,arithmetic --count 200 --seed 5 --format chat --noise 0.3 "
+                                        "--style scratchpad",
+                                        "--task add --count 200 --seed 5 --as shard",
+                                        "--task word --count 100 --format chat --as shard --template chatml"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         size_t n, m, k;
         assert_int_equal(run("%s", words[i]), 0);
         char *first = content("out", &n);
         assert_int_equal(run("%s", words[i]), 0);
         char *second = content("out", &m);
-        assert_int_equal(run("%s -s 6", words[i]), 0);
+        assert_int_equal(run("%s --seed 6", words[i]), 0);
         char *other = content("out", &k);
         assert_int_equal(n, m);
         assert_memory_equal(first, second, n);
@@ -477,7 +481,7 @@ static void test_mixture_and_noise(void **state) {
     (void)state;
     size_t n;
     int adds = 0, wrong = 0;
-    assert_int_equal(run("-t add:3,sub:1 -d 4 -n 2000 -f chat --noise 0.25 --style reversed"), 0);
+    assert_int_equal(run("--task add:3,sub:1 --digits 4 --count 2000 --format chat --noise 0.25 --style reversed"), 0);
     char *text = content("out", &n), *err = content("err", &n), stated[100];
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         json_t *row = json_loads(line, 0, NULL);
@@ -506,9 +510,9 @@ static void test_shards(void **state) {
     Tokenizer bytes = {0};
     char path[200];
     size_t n;
-    assert_int_equal(run("-t countdown,word -l 3 -n 50"), 0);
+    assert_int_equal(run("--task countdown,word --level 3 --count 50"), 0);
     char *text = content("out", &n), *save = NULL, *line = strtok_r(text, "\n", &save);
-    assert_int_equal(run("-t countdown,word -l 3 -n 50 -o %s/p.shard.zst", directory), 0);
+    assert_int_equal(run("--task countdown,word --level 3 --count 50 -o %s/p.shard.zst", directory), 0);
     snprintf(path, sizeof path, "%s/p.shard.zst", directory);
     if (!shard_open(&s, path, &e)) fail_msg("%s", e.text);
     assert_int_equal(s.kind, RECORD_PROMPT);
@@ -530,7 +534,7 @@ static void test_shards(void **state) {
         json_decref(row), json_decref(fields);
     }
     shard_close(&s), tokenizer_free(&bytes), free(text);
-    assert_int_equal(run("-t add -n 50 -f chat -o %s/c.shard", directory), 0);
+    assert_int_equal(run("--task add --count 50 --format chat -o %s/c.shard", directory), 0);
     snprintf(path, sizeof path, "%s/c.shard", directory);
     if (!shard_open(&s, path, &e)) fail_msg("%s", e.text);
     assert_int_equal(s.kind, RECORD_CHAT);
@@ -556,19 +560,19 @@ static void test_bad_command_lines(void **state) {
         const char *words;
         int status;
         const char *message;
-    } cases[] = {{"-t addd", 2, "-t/--task: 'addd' is not one of add|sub"},
-                 {"-t add:0", 2, "weight of add must be a number above 0"},
-                 {"-t add:x", 2, "weight of add"},
-                 {"-t add,", 2, "'' is not one of"},
-                 {"-t add,add", 2, "add is given twice"},
-                 {"-l 6", 2, "out of range"},
-                 {"-n 0", 2, "out of range"},
+    } cases[] = {{"--task addd", 2, "--task: 'addd' is not one of add|sub"},
+                 {"--task add:0", 2, "weight of add must be a number above 0"},
+                 {"--task add:x", 2, "weight of add"},
+                 {"--task add,", 2, "'' is not one of"},
+                 {"--task add,add", 2, "add is given twice"},
+                 {"--level 6", 2, "out of range"},
+                 {"--count 0", 2, "out of range"},
                  {"--style upside-down", 2, "is not one of"},
-                 {"--style reversed -t sort", 2, "--style reversed: sort has no number"},
-                 {"-t sort -d 2", 2, "--digits: does not apply to sort"},
-                 {"-t add --items 3", 2, "--items: 3 is out of range [2, 2] for add"},
+                 {"--style reversed --task sort", 2, "--style reversed: sort has no number"},
+                 {"--task sort --digits 2", 2, "--digits: does not apply to sort"},
+                 {"--task add --items 3", 2, "--items: 3 is out of range [2, 2] for add"},
                  {"--noise 0.5", 2, "--noise applies to demonstrations"},
-                 {"--noise 2 -f chat", 2, "out of range"},
+                 {"--noise 2 --format chat", 2, "out of range"},
                  {"words", 2, "words: unexpected argument"},
                  {"--no-such", 2, "unknown"},
                  {"-o /no/such/place", 1, "/no/such/place"},
@@ -589,14 +593,14 @@ static void test_bad_command_lines(void **state) {
         assert_int_equal(n, 0);
     }
     /* a run that fails leaves an earlier file as it was, and nothing else */
-    assert_int_equal(run("-n 5 -o %s/kept.jsonl", directory), 0);
+    assert_int_equal(run("--count 5 -o %s/kept.jsonl", directory), 0);
     size_t n, m;
     char *before = content("kept.jsonl", &n);
-    assert_int_equal(run("-d 1 -n 500 -o %s/kept.jsonl", directory), 1);
+    assert_int_equal(run("--digits 1 --count 500 -o %s/kept.jsonl", directory), 1);
     char *after = content("kept.jsonl", &m);
     assert_true(n == m && !memcmp(before, after, n));
     free(before), free(after);
-    assert_int_equal(run("-d 1 -n 500 -o %s/never.shard", directory), 1);
+    assert_int_equal(run("--digits 1 --count 500 -o %s/never.shard", directory), 1);
     assert_false(exists("never.shard"));
     assert_int_equal(run("--help"), 0);
 }

@@ -5,9 +5,11 @@
  * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
 #include "run.h"
 
-#define SFT  "./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard "
-#define NEW  "--layers 1 --width 32 --heads 2 "
-#define GRPO "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 -b 512 -s 0 -k constant "
+#define SFT "./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
+#define NEW "--layers 1 --width 32 --heads 2 "
+#define GRPO                                                                                                           \
+    "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 --micro-tokens 512 --sample-count 0 "                \
+    "--lr-scheduler-type constant "
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
@@ -18,9 +20,10 @@ static int setup(void **state) {
         fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, (3 * p + 1) % 10);
     }
     if (fclose(chat) | fclose(tasks)) return 1;
-    sh("data/make_shard -q -i $T/chat.jsonl -o $T/chat.shard");
-    sh("data/make_shard -q -i $T/tasks.jsonl -o $T/tasks.shard");
-    sh("sed 's/\"answer\":\"[0-9]\"/\"answer\":\"7\"/' $T/tasks.jsonl | data/make_shard -q -i - -o $T/sevens.shard");
+    sh("data/make_shard --quiet -i $T/chat.jsonl -o $T/chat.shard");
+    sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("sed 's/\"answer\":\"[0-9]\"/\"answer\":\"7\"/' $T/tasks.jsonl | data/make_shard --quiet -i - "
+       "-o $T/sevens.shard");
     sh(SFT NEW "-o $T/sft.bin -x 60 -l 0.02 --metrics $T/sft.jsonl -j $T/chat.shard");
     return 0;
 }
@@ -44,11 +47,12 @@ static void assert_events(const char *directory, const char *tag) {
 static void the_chain_through_files(void **state) {
     (void)state;
     sh("data/make_tasks --task add --digits 1 --count 60 --format chat --as jsonl -o - | "
-       "data/make_shard -q -i - -o $T/add.shard");
+       "data/make_shard --quiet -i - -o $T/add.shard");
     sh("data/make_tasks --task add --digits 1 --count 60 -o $T/addtasks.shard");
     sh("data/make_tasks --task add --digits 1 --count 5 --split heldout -o $T/heldout.shard");
     sh("./train_sft " NEW
-       "-t 32 -i $T/add.shard -j $T/add.shard -o $T/add1.bin -x 20 -l 0.01 -b 256 -d 256 -v 10 -s 10 "
+       "--context 32 -i $T/add.shard -j $T/add.shard -o $T/add1.bin -x 20 -l 0.01 --micro-tokens 256 "
+       "--batch-tokens 256 --eval-steps 10 --sample-steps 10 "
        "--metrics $T/add1.jsonl --tensorboard $T/tb1 --report $T/add1.html");
     assert_string_equal(out, "");
     assert_holds(said, "| learning-rate ");
@@ -64,8 +68,8 @@ static void the_chain_through_files(void **state) {
     sh("grep -q '<svg' $T/add1.html && grep -q '</html>' $T/add1.html && ! grep -q 'https\\?://[^w]' $T/add1.html");
 
     sh("./train_grpo -c $T/add1.bin -i $T/addtasks.shard -j $T/heldout.shard -o $T/add2.bin -x 3 -l 1e-3 -g 4 -p 4 -G 4 "
-       "-b 512 -v 2 --eval-samples 4 --reward verify:1,format=hash:0.1 --metrics $T/add2.jsonl --tensorboard $T/tb2 "
-       "--report $T/add2.html");
+       "--micro-tokens 512 --eval-steps 2 --eval-samples 4 --reward verify:1,format=hash:0.1 "
+       "--metrics $T/add2.jsonl --tensorboard $T/tb2 --report $T/add2.html");
     assert_string_equal(out, "");
     assert_holds(said, "held-out greedy accuracy: ");
     assert_keys("add2.jsonl", 2,
@@ -87,7 +91,7 @@ static void the_chain_through_files(void **state) {
 
     sh("./generate -c $T/add2.bin -i $T/addtasks.shard -g 4 -o $T/said.jsonl");
     assert_int_equal(metric_lines("said.jsonl"), 60);
-    sh("./evaluate -c $T/add2.bin -i $T/addtasks.shard -g 4 -n 4");
+    sh("./evaluate -c $T/add2.bin -i $T/addtasks.shard -g 4 --num-samples 4");
     json_t *result = json_line_of(out, 0);
     assert_true(json_number_of(result, "pass@4") >= 0);
     json_decref(result);
@@ -122,22 +126,25 @@ static void the_chain_through_pipes_and_zstd(void **state) {
     (void)state;
     /* a pipe gives what files give; standard output is the model alone */
     sh(SFT NEW "-o $T/a.bin -x 5 -l 0.01");
-    sh("./train_grpo -c $T/a.bin -i $T/tasks.shard -o $T/b.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 -s 0");
-    sh("data/make_shard -q -i - -o - < $T/chat.jsonl | ./train_sft -t 16 -b 256 -d 240 -i - " NEW
+    sh("./train_grpo -c $T/a.bin -i $T/tasks.shard -o $T/b.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 --sample-count 0");
+    sh("data/make_shard --quiet -i - -o - < $T/chat.jsonl | ./train_sft --context 16 --micro-tokens 256 "
+       "--batch-tokens 240 -i - " NEW
        "-o - -x 5 -l 0.01 2>$T/err1 | tee $T/a.pipe | ./train_grpo -c - -i $T/tasks.shard -o - -x 2 -l 1e-3 -g 4 -p 6 "
-       "-G 4 -s 0 2>$T/err2 > $T/b.pipe");
+       "-G 4 --sample-count 0 2>$T/err2 > $T/b.pipe");
     assert_true(weights_gap("a.bin", "a.pipe") == 0);
     assert_true(weights_gap("b.bin", "b.pipe") == 0);
-    sh("cat $T/b.pipe | ./evaluate -c - -i $T/tasks.shard -g 4 -n 2");
+    sh("cat $T/b.pipe | ./evaluate -c - -i $T/tasks.shard -g 4 --num-samples 2");
     assert_int_equal(lines_of(out), 1);
     json_t *row = json_line_of(out, 0);
     json_decref(row);
     /* compressed shards and models, on disk and in a pipe */
     sh("zstd -q $T/chat.shard -o $T/chat.shard.zst && zstd -q $T/tasks.shard -o $T/tasks.shard.zst");
-    sh("./train_sft -t 16 -b 256 -d 240 -i $T/chat.shard.zst " NEW "-o $T/a.bin.zst -x 5 -l 0.01");
+    sh("./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard.zst " NEW "-o $T/a.bin.zst "
+       "-x 5 -l 0.01");
     sh("zstd -dc $T/a.bin.zst > $T/a.unpacked");
     assert_true(weights_gap("a.bin", "a.unpacked") == 0);
-    sh("cat $T/a.bin.zst | ./train_grpo -c - -i $T/tasks.shard.zst -o $T/c.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 -s 0");
+    sh("cat $T/a.bin.zst | ./train_grpo -c - -i $T/tasks.shard.zst -o $T/c.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 "
+       "--sample-count 0");
     assert_true(weights_gap("b.bin", "c.bin") == 0);
     sh("./generate -c $T/a.bin.zst -g 4 a=");
     /* metrics may have standard output, then the model has not */
@@ -173,7 +180,7 @@ static void sft_loss_on_all_tokens(void **state) {
 static void sft_dynamic_fine_tuning(void **state) {
     (void)state;
     /* its loss is -p ln p, which is small where p is; the validation loss is the plain one */
-    sh(SFT NEW "-o $T/x.bin -x 3 -l 0.01 --loss-type dft -j $T/chat.shard -v 1 --metrics $T/dft.jsonl");
+    sh(SFT NEW "-o $T/x.bin -x 3 -l 0.01 --loss-type dft -j $T/chat.shard --eval-steps 1 --metrics $T/dft.jsonl");
     assert_true(metric("dft.jsonl", 0, "loss") < 0.1);
     assert_true(metric("dft.jsonl", 0, "eval_loss") > 3);
     sh(SFT "-c $T/sft.bin -o $T/y.bin -x 1 -l 0 --loss-type dft -j $T/chat.shard --metrics $T/dft.jsonl");
@@ -195,7 +202,8 @@ static void sft_neftune(void **state) {
 
 static void sft_does_not_depend_on_memory_options(void **state) {
     (void)state;
-    const char *options[] = {"", "-b 16", "-b 1k", "-r 1", "-r 2 -b 40"};
+    const char *options[] = {"", "--micro-tokens 16", "--micro-tokens 1k", "--recompute 1",
+                             "--recompute 2 --micro-tokens 40"};
     for (int i = 0; i < 5; i++) {
         sh(SFT NEW "-o $T/m%d.bin -x 4 -l 0.01 --metrics $T/m%d.jsonl %s", i, i, options[i]);
         char name[2][32];
@@ -213,7 +221,9 @@ static void sft_order_by_seed_and_epochs(void **state) {
     const char *seeds[] = {"1", "1", "2"};
     double loss[3];
     for (int i = 0; i < 3; i++) {
-        sh(SFT "-c $T/sft.bin -o $T/x.bin -d 120 -e 1.5 -l 0 --seed %s --metrics $T/o.jsonl", seeds[i]);
+        sh(SFT "-c $T/sft.bin -o $T/x.bin --batch-tokens 120 --num-train-epochs 1.5 -l 0 --seed %s "
+               "--metrics $T/o.jsonl",
+           seeds[i]);
         assert_int_equal(metric_lines("o.jsonl"), 3);
         loss[i] = metric("o.jsonl", 0, "loss");
         assert_near(metric("o.jsonl", 0, "epoch"), 0.5, 1e-9);
@@ -227,12 +237,13 @@ static void sft_order_by_seed_and_epochs(void **state) {
 
 static void sft_schedules_and_clipping(void **state) {
     (void)state;
-    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 -k cosine -u 2 -q 0.1 --metrics $T/s.jsonl");
+    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 --lr-scheduler-type cosine --warmup-steps 2 --min-lr-rate 0.1 "
+               "--metrics $T/s.jsonl");
     assert_near(metric("s.jsonl", 0, "learning_rate"), 0, 1e-12);
     assert_near(metric("s.jsonl", 1, "learning_rate"), 0.005, 1e-12);
     assert_near(metric("s.jsonl", 2, "learning_rate"), 0.01, 1e-12);
     assert_near(metric("s.jsonl", 6, "learning_rate"), 0.01 * (0.1 + 0.9 * 0.5), 1e-12);
-    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 -k wsd --decay-steps 0.2 --metrics $T/s.jsonl");
+    sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 --lr-scheduler-type wsd --decay-steps 0.2 --metrics $T/s.jsonl");
     assert_near(metric("s.jsonl", 7, "learning_rate"), 0.01, 1e-12);
     assert_true(metric("s.jsonl", 9, "learning_rate") < 0.005);
     assert_true(metric("s.jsonl", 0, "grad_norm") > 1); /* it is logged as it was before clipping */
@@ -241,8 +252,8 @@ static void sft_schedules_and_clipping(void **state) {
 static void sft_keeps_the_best(void **state) {
     (void)state;
     /* the rate is made to rise until the loss rises: the best model is not the last */
-    sh(SFT NEW "-o $T/last.bin --best $T/best.bin -x 30 -l 0.5 -k constant -u 30 -v 1 -j $T/chat.shard "
-               "--metrics $T/b.jsonl");
+    sh(SFT NEW "-o $T/last.bin --best $T/best.bin -x 30 -l 0.5 --lr-scheduler-type constant --warmup-steps 30 "
+               "--eval-steps 1 -j $T/chat.shard --metrics $T/b.jsonl");
     double least = INFINITY;
     for (int i = 0; i < 30; i++) least = fmin(least, metric("b.jsonl", i, "eval_loss"));
     assert_true(least < metric("b.jsonl", -1, "eval_loss"));
@@ -264,7 +275,7 @@ static void sft_output_in_bf16(void **state) {
 
 static void grpo_raises_the_reward(void **state) {
     (void)state;
-    sh(GRPO "-i $T/sevens.shard -o $T/g.bin -x 50 -l 3e-3 --metrics $T/g.jsonl -j $T/sevens.shard -v 50");
+    sh(GRPO "-i $T/sevens.shard -o $T/g.bin -x 50 -l 3e-3 --metrics $T/g.jsonl -j $T/sevens.shard --eval-steps 50");
     const double before = metric_mean("g.jsonl", 0, 3, "reward"), after = metric_mean("g.jsonl", 47, 50, "reward");
     if (!(before < 0.25 && after > 0.9)) fail_msg("reward %g before, %g after", before, after);
     assert_true(metric("g.jsonl", -1, "eval_accuracy") == 1);
@@ -412,7 +423,7 @@ static void grpo_sampling_options(void **state) {
     assert_true(metric("s.jsonl", 0, "sampling/sampling_logp_difference/max") < 1e-3);
     /* neither the slots nor the micro-batch change what is drawn and learned */
     sh(GRPO "-o $T/s0.bin -x 3 -l 1e-3 -G 8 --metrics $T/s0.jsonl");
-    sh(GRPO "-o $T/s1.bin -x 3 -l 1e-3 -G 8 --slots 5 -b 16 -r 2 --metrics $T/s1.jsonl");
+    sh(GRPO "-o $T/s1.bin -x 3 -l 1e-3 -G 8 --slots 5 --micro-tokens 16 --recompute 2 --metrics $T/s1.jsonl");
     assert_true(weights_gap("s0.bin", "s1.bin") < 2e-4);
     for (int i = 0; i < 3; i++) assert_near(metric("s0.jsonl", i, "reward"), metric("s1.jsonl", i, "reward"), 1e-6);
 }
@@ -451,8 +462,8 @@ static void a_nan_is_guarded_against(void **state) {
     if (!model_save(&m, &f, files_path("nan.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
     model_free(&m), model_file_free(&f);
     put("kept", "earlier");
-    const char *program[] = {"./train_sft -i $T/chat.shard -b 256 -d 240",
-                             "./train_grpo -i $T/tasks.shard -g 4 -p 6 -G 4 --reward random -s 0"};
+    const char *program[] = {"./train_sft -i $T/chat.shard --micro-tokens 256 --batch-tokens 240",
+                             "./train_grpo -i $T/tasks.shard -g 4 -p 6 -G 4 --reward random --sample-count 0"};
     for (int i = 0; i < 2; i++) {
         char command[300];
         snprintf(command, sizeof command,

@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
     Error e;
     Device *d;
     Model m;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (o.prompt + o.fresh > 1024) usage_error("--prompt plus --new must be at most 1024");
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
     fprintf(stderr, "%d threads, %s: %.0f GFLOP/s, %.1f GB/s read\n", omp_get_max_threads(),

@@ -22,15 +22,15 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Model"),
-    OPTION_INT("layers", 'L', &o.layers, 1, 1024, "number of layers"),
+    OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
     OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
     OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
     OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 22, "vocabulary size"),
     OPTION_GROUP("Step"),
-    OPTION_INT("batch", 'b', &o.batch, 1, 65536, "sequences per step, on all ranks together"),
-    OPTION_INT("length", 't', &o.length, 2, 1 << 20, "tokens per sequence"),
-    OPTION_INT("steps", 'x', &o.steps, 1, 10000, "timed steps"),
-    OPTION_INT("zero", 'z', &o.zero, 0, 2, "ZeRO level: distribute the optimizer state (1), also the gradients (2)"),
+    OPTION_INT("batch", 0, &o.batch, 1, 65536, "sequences per step, on all ranks together"),
+    OPTION_INT("length", 0, &o.length, 2, 1 << 20, "tokens per sequence"),
+    OPTION_INT("steps", 0, &o.steps, 1, 10000, "timed steps"),
+    OPTION_INT("zero", 0, &o.zero, 0, 2, "ZeRO level: distribute the optimizer state (1), also the gradients (2)"),
     OPTION_REAL("flops", 0, &o.flops, 0, 1e9, "GFLOP/s of a single rank, for the prediction; 0 disables it"),
     OPTION_END};
 
@@ -78,7 +78,7 @@ int main(int argc, char **argv) {
     o.batch = 16;
     o.length = 64;
     o.steps = 8;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     Error e;
     Device *device;
     const Backend *b = backend_cpu();

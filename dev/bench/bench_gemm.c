@@ -107,7 +107,7 @@ static double shortest(void (*product)(Device *, const Shape *, float *, const f
 int main(int argc, char **argv) {
     Error e;
     Device *d = NULL;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     const double peak = bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     if (!cpu_open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
     printf("%d threads, %s: %.0f GFLOP/s on registers, %.1f GB/s read\n\n", omp_get_max_threads(),

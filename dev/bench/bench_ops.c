@@ -62,7 +62,7 @@ static void head_gradient(float *logits, const HeadRow *rows) {
 int main(int argc, char **argv) {
     Error e;
     Device *d = NULL;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     const Backend *b = backend_cpu();
     if (!b->open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
     copy_bandwidth = bench_copy_bandwidth();

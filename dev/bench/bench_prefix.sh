@@ -7,8 +7,8 @@
 set -eu
 cd "$(dirname "$0")/../.."
 case ${1-} in
-dpo) set_up="-d 8 --max-steps 8" steps=8 ;;
-rm) set_up="-d 4 --max-steps 6 --normalize none" steps=6 ;;
+dpo) set_up="--per-device-train-batch-size 8 --max-steps 8" steps=8 ;;
+rm) set_up="--per-device-train-batch-size 4 --max-steps 6 --normalize none" steps=6 ;;
 *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 2 ;;
 esac
 program=train_$1
@@ -31,8 +31,8 @@ figures() {
 printf '%8s %12s %12s %10s %10s %8s\n' prompt "apart ms" "shared ms" "rows" "rows" times
 for length in "${@:-16 64 128 256 512 1024}"; do
     for n in $length; do
-        data/make_prefs -n 100 --prompt-length "$n" --min-length 32 --max-length 96 2>/dev/null |
-            data/make_shard -q -i - -o "$work/p.shard"
+        data/make_prefs --count 100 --prompt-length "$n" --min-length 32 --max-length 96 2>/dev/null |
+            data/make_shard --quiet -i - -o "$work/p.shard"
         apart=$(figures --no-prefix-sharing) shared=$(figures)
         echo "$n $apart $shared" | awk '{ printf "%8d %12d %12d %10d %10d %8.2f\n", $1, $2, $4, $3, $5, $2 / $4 }'
     done

@@ -14,7 +14,7 @@ static struct {
 } o = {NULL, 64, 32, 260, 1};
 
 static const Option options[] = {OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write"),
-                                 OPTION_INT("count", 'n', &o.count, 1, 1e6, "number of prompts"),
+                                 OPTION_INT("count", 0, &o.count, 1, 1e6, "number of prompts"),
                                  OPTION_INT("length", 0, &o.length, 1, 4096, "tokens per prompt"),
                                  OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
                                  OPTION_INT("seed", 0, &o.seed, 0, 1e9, "random seed"),
@@ -24,7 +24,7 @@ static const OptionAbout about = {"-o FILE [options]", "Writes a prompt shard of
 int main(int argc, char **argv) {
     Error e;
     ShardWriter w;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     if (!o.output) usage_error("-o/--output is required");
     Random random = random_start((uint64_t)o.seed, 0);
     int32_t *tokens = (int32_t *)xmalloc((size_t)o.length * sizeof *tokens);

@@ -18,23 +18,23 @@ static struct {
     int dtype;
 } o = {4, 256, 12, 12, 768, 50257, 5, 0, 0};
 
-static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
-                                 OPTION_INT("recompute", 'r', &o.recompute, 0, 2,
-                                            "recomputation level: 1 layernorm and GELU outputs, 2 whole layers"),
-                                 OPTION_INT("steps", 0, &o.steps, 1, 100000, "timed steps, after one untimed step"),
-                                 OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences per step"),
-                                 OPTION_INT("length", 0, &o.length, 2, 4096, "tokens per sequence"),
-                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
-                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
-                                 OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
-                                 OPTION_END};
+static const Option options[] = {
+    OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+    OPTION_INT("recompute", 0, &o.recompute, 0, 2, "recomputation level: 1 layernorm and GELU outputs, 2 whole layers"),
+    OPTION_INT("steps", 0, &o.steps, 1, 100000, "timed steps, after one untimed step"),
+    OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences per step"),
+    OPTION_INT("length", 0, &o.length, 2, 4096, "tokens per sequence"),
+    OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
+    OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
+    OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
+    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
+    OPTION_END};
 static const OptionAbout about = {"[options]", "Times a training step of GPT-2 124M, in total and by operation."};
 
 int main(int argc, char **argv) {
     Error e;
     Device *d;
-    if (options_parse(options, &about, argc, argv) < argc) usage_error("%s: unexpected argument", argv[argc - 1]);
+    options_parse_all(options, &about, argc, argv);
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);

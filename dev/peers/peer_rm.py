@@ -1,7 +1,7 @@
 """Benchmark of TRL's RewardTrainer on the CPU, the peer of train_rm: 6 layers, width 384, 8 pairs per step.
 
     pip install -r dev/requirements.txt
-    data/make_prefs -n 200 --prompt-length 256 --min-length 16 --max-length 96 -o prefs.jsonl
+    data/make_prefs --count 200 --prompt-length 256 --min-length 16 --max-length 96 -o prefs.jsonl
     python dev/peers/peer_rm.py --data prefs.jsonl [--threads 2] [--steps 4] [--dtype bfloat16]
 
 Both programs train on the same pairs, with one token per byte and an end token. TRL pads the completions of a step to the

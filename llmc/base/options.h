@@ -4,13 +4,14 @@
  *     static const Option table[] = {
  *         OPTION_GROUP("Training"),
  *         OPTION_TEXT  ("input",   'i', &o.input, "FILE", "shard to train on"),
- *         OPTION_INT   ("steps",   's', &o.steps, 1, 1e9, "optimizer steps"),
+ *         OPTION_INT   ("steps",   'x', &o.steps, 1, 1e9, "optimizer steps"),
  *         OPTION_REAL  ("beta",     0,  &o.beta, 0, 1e3, "strength of the KL penalty"),
  *         OPTION_CHOICE("loss",     0,  &o.loss, "grpo|bnpo|dr_grpo", "objective"),
- *         OPTION_FLAG  ("verbose", 'v', &o.verbose, "print the configuration"),
+ *         OPTION_FLAG  ("verbose", 0,   &o.verbose, "print the configuration"),
  *         OPTION_END};
  *     static const OptionAbout about = {"[options]", "Trains a model."};
  *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are not options
+ *     options_parse_all(table, &about, argc, argv);             // or: every argument must be an option
  *
  * The value of a variable before parsing is the default that --help shows. A number must use up its whole argument
  * ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A flag accepts
@@ -126,7 +127,7 @@ static inline void options_help(const Option *table, const OptionAbout *about) {
         else if (value[0]) printf(" (default: %s)", value);
         putchar('\n');
     }
-    printf("\n  -?, --help                       show this help and exit\n");
+    printf("\n  -h, --help                       show this help and exit\n");
 }
 
 /* strtoll() and strtod() skip blanks before a number. They are rejected here, like blanks after it. */
@@ -203,15 +204,16 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
             if (o->kind != OPT_FLAG) shorts[s++] = ':';
         }
     }
-    longs[n++] = (struct option){"help", no_argument, NULL, '?' + 256};
+    longs[n++] = (struct option){"help", no_argument, NULL, 'h' + 256};
     longs[n] = (struct option){NULL, 0, NULL, 0};
+    shorts[s++] = 'h';
     shorts[s] = 0;
     opterr = 0;
     optind = 0;
     for (;;) {
         const int at = optind > 0 ? optind : 1, c = getopt_long(argc, argv, shorts, longs, NULL);
         if (c == -1) return optind;
-        if (c == '?' + 256 || (c == '?' && optopt == '?')) {
+        if (c == 'h' || c == 'h' + 256) {
             options_help(table, about);
             exit(ferror(stdout) || fflush(stdout) ? 1 : 0);
         }
@@ -234,6 +236,12 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
                 if (t->kind != OPT_GROUP && t->letter == c) o = t;
         option_store(o, optarg, negated);
     }
+}
+
+/* options_parse() for a program that takes nothing but options: another argument is a bad command line. */
+static inline void options_parse_all(const Option *table, const OptionAbout *about, int argc, char **argv) {
+    const int first = options_parse(table, about, argc, argv);
+    if (first < argc) usage_error("%s: unexpected argument", argv[first]);
 }
 
 /* Prints the configuration to standard error: a table of all options with their values, including defaults. */

@@ -40,27 +40,15 @@ typedef struct SamplingOptions {
     OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
-                "instead of the model's: chatml, llama, plain or a template; see llmc/text/chat.h"),                        \
+                "instead of the model's: chatml, llama, plain or a template; see llmc/text/chat.h"),                   \
     DEVICE_OPTIONS(o)
 
 #define SAMPLING_OPTIONS(o)                                                                                            \
     OPTION_GROUP("Sampling"),                                                                                          \
-    OPTION_INT ("max-new-tokens",     'g', &(o).max_new,            1, 1 << 20, "maximum tokens per completion"),      \
-    OPTION_REAL("temperature",        0,   &(o).temperature,        0, 100,                                            \
-                "sampling temperature; 0 is greedy"),                                                                  \
-    OPTION_INT ("top-k",              0,   &(o).top_k,              0, 1 << 22,                                        \
-                "sample from the k most likely tokens; 0 uses all"),                                                   \
-    OPTION_REAL("top-p",              0,   &(o).top_p,              0.001, 1,                                          \
-                "sample from the most likely tokens with this total probability"),                                     \
-    OPTION_REAL("min-p",              0,   &(o).min_p,              0, 1,                                              \
-                "leave out tokens below this fraction of the highest probability"),                                    \
-    OPTION_REAL("repetition-penalty", 0,   &(o).repetition_penalty, 0.01, 100,                                         \
-                "penalty on tokens already seen; 1 disables"),                                                         \
-    OPTION_LIST("stop",               0,   &(o).stop,               "TEXT",                                            \
-                "additional stop token; may be repeated"),                                                             \
-    OPTION_INT ("seed",               0,   &(o).seed,               0, 9007199254740992.0, "random seed"),             \
-    OPTION_INT ("slots",              0,   &(o).slots,              1, 65536,                                          \
-                "number of completions sampled at once; affects speed and memory")
+    OPTION_INT ("max-new-tokens", 'g', &(o).max_new, 1, 1 << 20, "maximum tokens per completion"),                     \
+    ROLLOUT_SAMPLING_OPTIONS(o, 0, "sampling temperature; 0 is greedy"),                                               \
+    OPTION_LIST("stop",           0,   &(o).stop,    "TEXT", "additional stop token; may be repeated"),                \
+    OPTION_INT ("seed",           0,   &(o).seed,    0, 9007199254740992.0, "random seed")
 // clang-format on
 
 static inline SamplingOptions sampling_options(double temperature, int64_t max_new) {

@@ -22,6 +22,7 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
+#include "../base/options.h"
 #include "../model/decode.h"
 #include "../model/pack.h"
 
@@ -39,6 +40,23 @@ typedef struct Sampling {
 static inline Sampling sampling_default(void) {
     return (Sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .stream = RANDOM_ROLLOUT};
 }
+
+/* The options that every sampling program has. o: a struct with the doubles temperature, top_p, min_p and
+ * repetition_penalty and the int64_t top_k and slots. coldest: lowest temperature; 0 if the program can be greedy. */
+// clang-format off
+#define ROLLOUT_SAMPLING_OPTIONS(o, coldest, temperature_help)                                                         \
+    OPTION_REAL("temperature",        0, &(o).temperature,        coldest, 100, temperature_help),                     \
+    OPTION_INT ("top-k",              0, &(o).top_k,              0, 1 << 22,                                          \
+                "sample from the k most likely tokens; 0 uses all"),                                                   \
+    OPTION_REAL("top-p",              0, &(o).top_p,              0.001, 1,                                            \
+                "sample from the most likely tokens with this total probability"),                                     \
+    OPTION_REAL("min-p",              0, &(o).min_p,              0, 1,                                                \
+                "leave out tokens below this fraction of the highest probability"),                                    \
+    OPTION_REAL("repetition-penalty", 0, &(o).repetition_penalty, 0.01, 100,                                           \
+                "penalty on tokens already seen; 1 disables"),                                                         \
+    OPTION_INT ("slots",              0, &(o).slots,              1, 65536,                                            \
+                "number of completions sampled at once; affects speed and memory")
+// clang-format on
 
 typedef struct Completion {
     int32_t *tokens; /* (count), room for new_max */

@@ -42,73 +42,8 @@
 #include "../loss/advantage.h"
 #include "../records/cursor.h"
 #include "../rollout/evaluation.h"
+#include "generation_options.h"
 #include "trainer.h"
-
-typedef struct GenerationOptions {
-    const char *input, *val, *reward, *reward_cmd;
-    int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
-    int64_t eval_steps, eval_prompts, eval_samples, sample_count;
-    double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
-} GenerationOptions;
-
-static inline GenerationOptions generation_defaults(void) {
-    GenerationOptions o = {.max_prompt = 512, .epochs = 1, .prompts = 8, .generations = 8, .max_completion = 512};
-    o.temperature = 1;
-    o.top_p = 1;
-    o.repetition_penalty = 1;
-    o.slots = 64;
-    o.reward_timeout = 60;
-    o.eval_steps = 50;
-    o.sample_count = 3;
-    return o;
-}
-
-// clang-format off
-#define GENERATION_DATA_OPTIONS(o)                                                                                     \
-    OPTION_GROUP("Data"),                                                                                              \
-    OPTION_TEXT("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on (data/make_tasks, data/make_shard)"),                                        \
-    OPTION_TEXT("val",               'j', &(o).val,        "FILE", "held-out prompt shard"),                           \
-    OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
-    OPTION_REAL("num-train-epochs",  'e', &(o).epochs,     0.001, 1e6, "passes over the prompts")
-
-#define GENERATION_SAMPLING_OPTIONS(o, least)                                                                          \
-    OPTION_GROUP("Sampling"),                                                                                          \
-    OPTION_INT ("num-prompts",           'p', &(o).prompts,            1, 65536, "prompts per generation"),            \
-    OPTION_INT ("num-generations",       'G', &(o).generations,        least, 4096,                                    \
-                "completions per prompt (the size of a group)"),                                                       \
-    OPTION_INT ("max-completion-length", 'g', &(o).max_completion,     1, 1 << 20, "maximum tokens per completion"),   \
-    OPTION_REAL("temperature",           0,   &(o).temperature,        0.01, 100,                                      \
-                "temperature of sampling and of log-probabilities"),                                                   \
-    OPTION_INT ("top-k",                 0,   &(o).top_k,              0, 1 << 22,                                     \
-                "sample from the k most likely tokens; 0 uses all"),                                                   \
-    OPTION_REAL("top-p",                 0,   &(o).top_p,              0.001, 1,                                       \
-                "sample from the most likely tokens with this total probability"),                                     \
-    OPTION_REAL("min-p",                 0,   &(o).min_p,              0, 1,                                           \
-                "leave out tokens below this fraction of the highest probability"),                                    \
-    OPTION_REAL("repetition-penalty",    0,   &(o).repetition_penalty, 0.01, 100,                                      \
-                "penalty on tokens already seen; 1 disables"),                                                         \
-    OPTION_INT ("slots",                 0,   &(o).slots,              1, 65536,                                       \
-                "number of completions sampled at once")
-
-#define GENERATION_REWARD_OPTIONS(o)                                                                                   \
-    OPTION_TEXT("reward",         'w', &(o).reward,         "SPEC",                                                    \
-                "weighted rewards, as verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"),        \
-    OPTION_TEXT("reward-cmd",     0,   &(o).reward_cmd,     "PROGRAM",                                                 \
-                "reward program: reads one JSON line per completion, prints one number per line"),                     \
-    OPTION_REAL("reward-timeout", 0,   &(o).reward_timeout, 0.01, 1e6,                                                 \
-                "seconds that --reward-cmd may take for one batch")
-
-#define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
-    OPTION_GROUP("Evaluation"),                                                                                        \
-    OPTION_INT("eval-steps",   'v', &(o).eval_steps,   1, 1e9,                                                         \
-               "evaluate on --val every N generations, and before and after training"),                                \
-    OPTION_INT("eval-prompts", 'm', &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),              \
-    OPTION_INT("eval-samples", 0,   &(o).eval_samples, 0, 1024,                                                        \
-               "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
-    OPTION_INT("sample-count", 's', &(o).sample_count, 0, 256,                                                         \
-               "number of completions to print before and after training")
-// clang-format on
 
 /* One completion with its prompt and its rewards. */
 typedef struct Answer {

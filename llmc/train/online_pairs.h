@@ -50,7 +50,7 @@ static inline OnlineOptions online_options(void) { return (OnlineOptions){.xpo_a
                   "sample pairs from the policy; a reward model or verifiers score them"),                             \
     OPTION_CHOICE("online-loss",  0,   &(o).kind,  ONLINE_CHOICES,                                                     \
                   "which models generate each pair, and with which loss"),                                             \
-    OPTION_TEXT  ("reward-model", 'r', &(o).reward_model, "FILE",                                                      \
+    OPTION_TEXT  ("reward-model",        0,   &(o).reward_model, "FILE",                                                      \
                   "reward model that scores the pairs (a checkpoint from train_rm)"),                                  \
     OPTION_REAL("missing-eos-penalty",   0,   &(o).missing_eos_penalty,  0, 1e9,                                       \
                 "penalty on the score of a completion without a stop token"),                                          \

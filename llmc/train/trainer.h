@@ -1,4 +1,4 @@
-/* trainer.h - shared trainer scaffolding: options, the model and its optimizer, logging, training state.
+/* trainer.h - shared trainer scaffolding: the model and its optimizer, logging, training state.
  *
  * A trainer's own file contains its training loop. This header contains the parts that the loops share, here in the
  * order of use:
@@ -35,91 +35,7 @@
 #include "../base/program.h"
 #include "../model/schedule.h"
 #include "../records/shard.h"
-
-typedef struct TrainerOptions {
-    const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
-    int64_t layers, heads, width, vocab, context;
-    int64_t seed, recompute, micro_tokens, steps, save_steps, logging_steps, max_bad_steps;
-    int device, dtype, output_dtype, schedule, decay_kind;
-    double learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, warmup, min_lr_rate, decay;
-    int64_t zero;
-    double dist_timeout;
-} TrainerOptions;
-
-static inline TrainerOptions trainer_defaults(double learning_rate) {
-    TrainerOptions o = {.dtype = DTYPE_AUTO, .seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
-    o.learning_rate = learning_rate;
-    o.beta1 = 0.9;
-    o.beta2 = 0.999;
-    o.eps = 1e-8;
-    o.max_grad_norm = 1;
-    o.schedule = SCHEDULE_LINEAR;
-    o.decay = 0.1;
-    o.dist_timeout = 600;
-    return o;
-}
-
-/* recompute_letter: 'r' as in llm.c, or 0 if the program uses -r for something else. */
-#define TRAINER_MODEL_OPTIONS(o) TRAINER_MODEL_OPTIONS_WITH(o, 'r')
-// clang-format off
-#define TRAINER_MODEL_OPTIONS_WITH(o, recompute_letter)                                                                \
-    OPTION_GROUP("Model"),                                                                                             \
-    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "model to start from: a checkpoint, - or d12 (random)"),   \
-    OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
-    OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
-                "attention heads of a new model; 0 uses one per 64 channels"),                                         \
-    OPTION_INT ("width",      0,   &(o).width,      0, 65536, "channels of a new model; 0 uses 64 per layer"),         \
-    OPTION_INT ("vocab",      0,   &(o).vocab,      0, 4194176, "vocabulary of a new model; 0 uses the data's"),       \
-    OPTION_INT ("context",    't', &(o).context,    0, 1048576, "maximum positions of a new model; 0 uses 1024"),      \
-    DEVICE_OPTIONS(o),                                                                                                 \
-    OPTION_INT("recompute",    recompute_letter, &(o).recompute,    0, 2,                                              \
-               "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
-    OPTION_INT("micro-tokens", 'b',              &(o).micro_tokens, 16, 1 << 24,                                       \
-               "token budget of a micro-batch; affects memory, and results only by rounding"),                         \
-    OPTION_INT("seed",         0,                &(o).seed,         0, 9007199254740992.0, "random seed")
-
-#define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
-    OPTION_GROUP("Optimizer"),                                                                                         \
-    OPTION_REAL  ("learning-rate",     'l', &(o).learning_rate, 0, 10, "peak learning rate of AdamW"),                 \
-    OPTION_CHOICE("lr-scheduler-type", 'k', &(o).schedule,      SCHEDULE_CHOICES, "learning-rate schedule"),           \
-    OPTION_REAL  ("warmup-steps",      'u', &(o).warmup,        0, 1e9,                                                \
-                  "length of the linear warm-up; below 1, a fraction of all steps"),                                   \
-    OPTION_REAL  ("min-lr-rate",       'q', &(o).min_lr_rate,   0, 1,                                                  \
-                  "final learning rate, as a fraction of the peak"),                                                   \
-    OPTION_REAL  ("decay-steps",       0,   &(o).decay,         0, 1e9,                                                \
-                  "wsd: length of the decay; below 1, a fraction of all steps"),                                       \
-    OPTION_CHOICE("decay-type",        0,   &(o).decay_kind,    DECAY_CHOICES, "wsd: shape of the decay"),             \
-    OPTION_REAL  ("weight-decay",      0,   &(o).weight_decay,  0, 10, "decoupled weight decay, on matrices only"),    \
-    OPTION_REAL  ("adam-beta1",        0,   &(o).beta1,         0, 0.999999, "decay rate of the first moment"),        \
-    OPTION_REAL  ("adam-beta2",        0,   &(o).beta2,         0, 0.9999999, "decay rate of the second moment"),      \
-    OPTION_REAL  ("adam-epsilon",      0,   &(o).eps,           1e-20, 1,                                              \
-                  "term added to the square root of the second moment"),                                               \
-    OPTION_REAL  ("max-grad-norm",     0,   &(o).max_grad_norm, 0, 1e9,                                                \
-                  "clip the global gradient norm to this; 0 disables"),                                                \
-    OPTION_INT   ("max-bad-steps",     0,   &(o).max_bad_steps, 0, 1e9,                                                \
-                  "stop once more than this many steps were skipped for NaN or infinity"),                             \
-    OPTION_GROUP("Ranks"),                                                                                             \
-    OPTION_INT ("zero",         'z', &(o).zero,         0, 2,                                                          \
-                "distribute over the ranks: 1 the optimizer's state, 2 also the gradients"),                           \
-    OPTION_REAL("dist-timeout", 0,   &(o).dist_timeout, 0.1, 1e6, "seconds that a rank may keep the others waiting")
-
-#define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
-    OPTION_GROUP("Output"),                                                                                            \
-    OPTION_TEXT  ("output",        'o', &(o).output,        "FILE",                                                    \
-                  "trained model; - writes to standard output, .zst compresses"),                                      \
-    OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16",                                            \
-                  "number format of the output (llm.c's file version 3 or 5)"),                                        \
-    OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
-                  "training state to write; OUTPUT.state if not given"),                                               \
-    OPTION_INT   ("save-steps",    'n', &(o).save_steps,    0, 1e9,                                                    \
-                  "write the state every N steps; 0 writes it only on a signal"),                                      \
-    OPTION_TEXT  ("resume",        'y', &(o).resume,        "FILE",                                                    \
-                  "continue bit for bit from a state; repeat the other options"),                                      \
-    OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
-    OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
-    OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
-    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps")
-// clang-format on
+#include "trainer_options.h"
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
