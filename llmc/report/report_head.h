@@ -33,6 +33,31 @@ static inline void report_duration(double seconds, char *text, size_t size) {
     else snprintf(text, size, "%lld h %lld min", s / 3600, s / 60 % 60);
 }
 
+/* Writes how many steps the run took, how long, and when it ended. */
+static inline void report_facts(FILE *f, const History *h, bool running) {
+    char text[64];
+    if (!h->lines) {
+        fputs("<span>No step has been logged.</span>", f);
+        return;
+    }
+    if (h->first_step > 1)
+        fprintf(f, "<span>steps <b>%lld to %lld</b></span>", (long long)h->first_step, (long long)h->last_step);
+    else fprintf(f, "<span><b>%lld</b> step%s</span>", (long long)h->last_step, h->last_step == 1 ? "" : "s");
+    report_duration(h->seconds, text, sizeof text);
+    fprintf(f, "<span>%s <b>%s</b></span>", running ? "running for" : "took", text);
+    const double per_step = h->seconds / (double)h->lines;
+    if (per_step > 0) {
+        chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
+        fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
+    }
+    const time_t at = (time_t)h->finished_at;
+    struct tm local;
+    if (h->finished_at > 0 && h->finished_at < 1e11 && localtime_r(&at, &local) &&
+        strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
+        fprintf(f, "<span>%s <b>%s</b></span>", running ? "still running; last step" : "ended", text);
+}
+
+/* Writes the page from its first byte to the end of the header. running: the run has not ended. */
 static inline void report_head(FILE *f, const History *h, const CurveList *curves, bool running) {
     const char *program = h->program ? h->program : "run", *title = report_title(program);
     fputs("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -55,26 +80,8 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
         html_text(f, h->header.rows[i].name);
         fputs("</p>\n", f);
     }
-    char text[64];
     fputs("<p class='facts'>", f);
-    if (!h->lines) fputs("<span>No step has been logged.</span>", f);
-    else {
-        if (h->first_step > 1)
-            fprintf(f, "<span>steps <b>%lld to %lld</b></span>", (long long)h->first_step, (long long)h->last_step);
-        else fprintf(f, "<span><b>%lld</b> step%s</span>", (long long)h->last_step, h->last_step == 1 ? "" : "s");
-        report_duration(h->seconds, text, sizeof text);
-        fprintf(f, "<span>%s <b>%s</b></span>", running ? "running for" : "took", text);
-        const double per_step = h->seconds / (double)h->lines;
-        if (per_step > 0) {
-            chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
-            fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
-        }
-        const time_t at = (time_t)h->finished_at;
-        struct tm local;
-        if (h->finished_at > 0 && h->finished_at < 1e11 && localtime_r(&at, &local) &&
-            strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
-            fprintf(f, "<span>%s <b>%s</b></span>", running ? "still running; last step" : "ended", text);
-    }
+    report_facts(f, h, running);
     fputs("</p></header>\n", f);
 }
 
