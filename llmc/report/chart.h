@@ -41,6 +41,7 @@ typedef struct ChartScale {
     bool log;
 } ChartScale;
 
+/* Whether a moving average is drawn over the raw values: only if there are enough of them. */
 static inline bool chart_smoothed(const Chart *c, const Series *s) { return c->smooth && s->count >= 25; }
 
 /* ---- scales ---- */
@@ -51,6 +52,7 @@ static inline double chart_round(double range, int most) {
     return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
 }
 
+/* The places of a step and of a value, in units of the drawing. */
 static inline double chart_x(const ChartScale *s, double x) {
     return s->left + (s->right - s->left) * (x - s->x0) / (s->x1 - s->x0);
 }
@@ -246,6 +248,7 @@ static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine 
     fputs("'/>", f);
 }
 
+/* Draws the grid, the labels of both axes and the unit. */
 static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     char text[32];
     for (int i = 0;; i++) {
@@ -310,6 +313,7 @@ static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
     }
 }
 
+/* Writes the drawing as an svg element. Without a finite value it says so. */
 static inline void chart_svg(FILE *f, const Chart *c) {
     ChartScale s;
     const bool any = chart_scale(c, &s);

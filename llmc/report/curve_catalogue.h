@@ -33,6 +33,7 @@ typedef struct CurveInfo {
     int flags;
 } CurveInfo;
 
+/* The heading of a group. */
 static inline const char *curve_group_name(CurveGroup g) {
     static const char *const name[CURVE_GROUPS] = {"Accuracy",     "Reward",         "Policy", "Completions",
                                                    "Optimisation", "Speed and data", "Other"};

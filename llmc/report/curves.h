@@ -43,6 +43,7 @@ static inline const Series *curve_sibling(const History *h, const Series *s, con
                                                                                                              : NULL;
 }
 
+/* Orders charts by group, then by row of the catalogue, then by the order of their first values; for qsort(3). */
 static inline int curve_compare(const void *a, const void *b) {
     const Curve *x = (const Curve *)a, *y = (const Curve *)b;
     if (x->group != y->group) return x->group < y->group ? -1 : 1;
@@ -50,6 +51,7 @@ static inline int curve_compare(const void *a, const void *b) {
     return x->order - y->order;
 }
 
+/* A metric's name without "eval_". */
 static inline const char *curve_base(const char *key) { return strncmp(key, "eval_", 5) ? key : key + 5; }
 
 /* Marks the series that are drawn in the chart of another one: the edges of its band, and held-out values. */

@@ -13,6 +13,7 @@
 #include "style.h"
 #include <time.h>
 
+/* The heading of a program's report: what it does, or the program's own name. */
 static inline const char *report_title(const char *program) {
     static const char *const known[][2] = {{"train_sft", "Supervised fine-tuning"},
                                            {"train_rm", "Reward model"},

@@ -19,6 +19,7 @@ enum {
     REPORT_TEXT = 6000   /* bytes shown of a completion */
 };
 
+/* The class of a completion in the style: right, wrong, partly right, or none if it was not scored. */
 static inline const char *report_class(double reward) {
     return !isfinite(reward) ? "" : reward >= 0.9 ? "ok" : reward < 0.5 ? "bad" : "mid";
 }
@@ -47,6 +48,7 @@ static inline void report_completion(FILE *f, const Sample *s) {
     fputs("</pre>", f);
 }
 
+/* Writes one completion with its tag and reward. scored: some sample has a reward, so the lack of one is mentioned. */
 static inline void report_take(FILE *f, const Sample *s, bool scored) {
     const char *class = report_class(s->reward);
     char text[32];
@@ -74,6 +76,7 @@ typedef struct ReportSamples {
     bool scored;                /* at least one sample has a reward */
 } ReportSamples;
 
+/* Returns the index of text in a list of distinct texts, to which it is added if necessary. */
 static inline size_t report_intern(const char ***list, size_t *count, const char *text) {
     for (size_t i = *count; i-- > 0;) /* backwards: equal texts are usually adjacent */
         if (!strcmp((*list)[i], text)) return i;
@@ -82,6 +85,7 @@ static inline size_t report_intern(const char ***list, size_t *count, const char
     return (*count)++;
 }
 
+/* The caller frees the four arrays. */
 static inline ReportSamples report_samples_sort(const History *h) {
     ReportSamples r = {0};
     r.prompt_of = (size_t *)xcalloc(h->sample_count, sizeof *r.prompt_of);
@@ -117,6 +121,7 @@ static inline void report_takes(FILE *f, const History *h, const ReportSamples *
     fputs("</div>", f);
 }
 
+/* Writes a prompt, its expected answer and its completions. */
 static inline void report_prompt(FILE *f, const History *h, const ReportSamples *r, size_t prompt) {
     const char *answer = "";
     bool between = false;
@@ -166,6 +171,7 @@ static inline void report_tally(FILE *f, const History *h, const ReportSamples *
     fputs("</div>", f);
 }
 
+/* Writes the section. */
 static inline void report_samples(FILE *f, const History *h) {
     if (!h->sample_count) return;
     ReportSamples r = report_samples_sort(h);

@@ -36,6 +36,7 @@ static inline void report_bar(FILE *f, double before, double after) {
             x, z, x, z);
 }
 
+/* Writes a row, with the change from before to after if both are numbers of one unit, and a bar for percentages. */
 static inline void report_final_row(FILE *f, const char *name, const char *before, const char *after, bool first) {
     double a = 0, b = 0;
     int a_decimals = 0, b_decimals = 0;
@@ -93,6 +94,7 @@ static inline void report_final(FILE *f, const History *h, const CurveList *curv
 
 /* ---- configuration ---- */
 
+/* Writes the options in groups; a row without a value is the title of those that follow. */
 static inline void report_config(FILE *f, const History *h) {
     if (!h->config.count) return;
     fputs("<section id='configuration'><h2>Configuration</h2><div class='config'>", f);
@@ -117,6 +119,7 @@ static inline void report_config(FILE *f, const History *h) {
 
 /* ---- all metrics ---- */
 
+/* Writes first, last, minimum and maximum of every metric, and how many of its values are finite. */
 static inline void report_all(FILE *f, const History *h) {
     if (!h->series_count) return;
     fputs(
