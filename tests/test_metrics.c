@@ -523,8 +523,8 @@ static void test_report_final(void **state) {
     history_free(&h);
 }
 
-/* Every colour that the style uses has been defined, for light and for dark screens; comments and indentation are left out,
- * and nothing ends the style or the script early. */
+/* Every colour that the style uses is defined for light and for dark screens; comments and indentation are left out, and
+ * nothing ends the style or the script early. */
 static void test_report_style(void **state) {
     (void)state;
     const char *css = report_css(), *js = report_js();

@@ -13,8 +13,8 @@
 
 enum { CHART_DATA_MOST = 240 }; /* points of a curve */
 
-/* Chooses the points of a series that are written: of each of CHART_DATA_MOST equal intervals of steps the last finite one.
- * Stores their indices in kept (CHART_DATA_MOST) and returns their number. */
+/* Chooses the points of a series that are written: the last finite one of each of CHART_DATA_MOST equal intervals of
+ * steps. Stores their indices in kept (CHART_DATA_MOST) and returns their number. */
 static inline size_t chart_data_keep(const ChartScale *scale, const Series *s, size_t *kept) {
     size_t n = 0;
     double interval = 0; /* of the last point in kept */
@@ -57,8 +57,8 @@ static inline void chart_data_line(FILE *f, const Chart *c, const ChartScale *sc
     fputc('}', f);
 }
 
-/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]},
- * or null if no value is finite. */
+/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[...]}, or null if no value is
+ * finite. A line is {"x":[...],"r":[...],"s":[...]}. */
 static inline void chart_data(FILE *f, const Chart *c) {
     ChartScale s;
     if (!chart_scale(c, &s)) {

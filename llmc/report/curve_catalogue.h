@@ -1,7 +1,7 @@
 /* curve_catalogue.h - group, title, description and unit of the metrics that a report knows.
  *
- * It lists the names that TRL's trainers and this project's log. A name without a row of its own is described by the pattern
- * of a whole family, or else shown in the last group under its own name.
+ * It lists the names that TRL's trainers and this project's log. A name without a row of its own is described by the
+ * pattern of a whole family, or else shown in the last group under its own name.
  *
  *     int rank;
  *     const CurveInfo *info = curve_info("grad_norm", &rank);  // "Gradient norm", in CURVES_OPTIMISATION
@@ -40,8 +40,8 @@ static inline const char *curve_group_name(CurveGroup g) {
     return name[g];
 }
 
-/* The first row whose pattern matches counts; the last row matches every name. The rows stand in the order of display within
- * a group. */
+/* The first row whose pattern matches counts; the last row matches every name. Within a group, the rows stand in the order
+ * of display. */
 #define S CURVE_SMOOTH
 #define Z CURVE_ZERO
 #define L CURVE_LOG

@@ -138,7 +138,7 @@ static inline void curve_stats(FILE *f, const Chart *c, int curve) {
     fputs("</p>", f);
 }
 
-/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation stays as it is: "Held-out KL". */
+/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation keeps its capitals. */
 static inline void curve_title(FILE *f, const Curve *curve) {
     const char *title = curve->info->title;
     if (!curve->eval) fputs(title, f);
