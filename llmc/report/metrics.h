@@ -37,6 +37,7 @@
 
 #include "history.h"
 #include "../base/io.h"
+#include "progress.h"
 #include "report.h"
 #include "tensorboard.h"
 #include <fcntl.h>
@@ -331,46 +332,6 @@ PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format
     va_end(args);
 }
 
-/* 75 -> "1:15", 3700 -> "1:01:40", 200000 -> "2d 07:33" */
-static inline void metrics_duration(double seconds, char *text, size_t size) {
-    const long long s = seconds < 0 ? 0 : seconds > 1e9 ? 1000000000 : (long long)(seconds + 0.5);
-    if (s < 3600) snprintf(text, size, "%lld:%02lld", s / 60, s % 60);
-    else if (s < 86400) snprintf(text, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    else snprintf(text, size, "%lldd %02lld:%02lld", s / 86400, s / 3600 % 24, s / 60 % 60);
-}
-
-/* Formats the progress line in line[size], at most `width` characters wide:
- *     [=========>          ]  120/2000   6%  1.23 steps/s  25:28 left  reward 0.71
- * rate: steps per second, 0 if not yet known. steps: 0 if the total is unknown. */
-static inline void metrics_draw(char *line, size_t size, int width, int64_t step, int64_t steps, double rate,
-                                const char *text) {
-    enum { BAR = 20 };
-    char left[32] = "", bar[BAR + 3] = "", count[64], speed[32] = "";
-    if (steps > 0) {
-        const double part = step >= steps ? 1 : step < 0 ? 0 : (double)step / (double)steps;
-        const int full = (int)(part * BAR);
-        bar[0] = '[';
-        for (int i = 0; i < BAR; i++) bar[1 + i] = i < full ? '=' : i == full ? '>' : ' ';
-        bar[BAR + 1] = ']';
-        snprintf(count, sizeof count, " %lld/%lld %3d%%", (long long)step, (long long)steps, (int)(100 * part));
-        if (rate > 0) {
-            metrics_duration((double)(steps > step ? steps - step : 0) / rate, left, sizeof left);
-            strcat(left, " left");
-        }
-    } else snprintf(count, sizeof count, "step %lld", (long long)step);
-    if (rate >= 1) snprintf(speed, sizeof speed, "  %.*f steps/s", rate < 10 ? 2 : 1, rate);
-    else if (rate > 0) snprintf(speed, sizeof speed, "  %.*f s/step", rate > 0.1 ? 2 : 1, 1 / rate);
-    snprintf(line, size, "%s%s%s%s%s%s%s", bar, count, speed, left[0] ? "  " : "", left, text && *text ? "  " : "",
-             text ? text : "");
-    size_t bytes = 0;
-    const size_t n = strlen(line);
-    for (int column = 0; bytes < n && column < width; column++) { /* truncate at the width, between characters */
-        const size_t character = utf8_character((const unsigned char *)line + bytes, n - bytes);
-        bytes += character ? character : 1;
-    }
-    line[bytes] = 0;
-}
-
 /* Shows the run's progress on one line of standard error that is overwritten in place, if standard error is a terminal.
  * The rate is an exponential average over about fifty steps. May be called at any time, also within a step; the line is
  * redrawn at most once per m->interval. text (the current activity, or the latest numbers) may be NULL. steps: 0 if the
@@ -394,7 +355,7 @@ static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, con
     const int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) || window.ws_col < 2 ? 80 : window.ws_col;
     const double seconds = m->step_weight > 0 ? m->step_seconds / m->step_weight : 0;
     char line[1024];
-    metrics_draw(line, sizeof line, width - 1, step, steps, seconds > 0 ? 1 / seconds : 0, text);
+    progress_draw(line, sizeof line, width - 1, step, steps, seconds > 0 ? 1 / seconds : 0, text);
     fprintf(stderr, "\r%s\033[K", line);
     fflush(stderr);
     m->shown = true;

@@ -47,6 +47,7 @@ static inline void overoptimisation_axes(FILE *f, const ChartScale *s) {
             s->right, s->bottom + 28);
 }
 
+/* Writes the coefficients of one reward's curve and its maximum. */
 static inline void overoptimisation_words(FILE *f, const GaoFit *fit, const char *name, int which) {
     if (!fit->good) {
         fprintf(f, "<p class='stats'><i class='a%d'>%s</i><span>no curve could be fitted</span></p>", which, name);
@@ -59,6 +60,7 @@ static inline void overoptimisation_words(FILE *f, const GaoFit *fit, const char
             which, name, fit->R0, fit->alpha, fit->beta, fit->r2, fit->value, fit->peak * fit->peak);
 }
 
+/* Writes the section; nothing if proxy or gold has fewer than two points, or the KL is always zero. */
 static inline void report_overoptimisation(FILE *f, const History *h) {
     static const char *const key[] = {"objective/scores", "objective/gold"}, *const name[] = {"proxy", "gold"};
     double *d[2], *R[2];

@@ -1,0 +1,89 @@
+/* report_head.h - top of a report's page: program, links to the sections, model, steps and running time.
+ *
+ *     report_head(f, &history, &curves, false);
+ *
+ * Writes from the doctype to the end of the page's header, with the style. The body and main elements stay open.
+ */
+#ifndef LLMC_REPORT_REPORT_HEAD_H
+#define LLMC_REPORT_REPORT_HEAD_H
+
+#include "curves.h"
+#include "history.h"
+#include "html.h"
+#include "style.h"
+#include <time.h>
+
+/* The heading of a program's report: what it does, or the program's own name. */
+static inline const char *report_title(const char *program) {
+    static const char *const known[][2] = {{"train_sft", "Supervised fine-tuning"},
+                                           {"train_rm", "Reward model"},
+                                           {"train_ppo", "Proximal policy optimisation"},
+                                           {"train_dpo", "Direct preference optimisation"},
+                                           {"train_grpo", "Group-relative policy optimisation"}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(program, known[i][0])) return known[i][1];
+    return program;
+}
+
+/* 161.3 -> "2 min 41 s" */
+static inline void report_duration(double seconds, char *text, size_t size) {
+    const long long s = seconds < 1e12 ? (long long)(seconds + 0.5) : 0;
+    if (seconds < 9.95) snprintf(text, size, "%.1f s", seconds);
+    else if (s < 60) snprintf(text, size, "%lld s", s);
+    else if (s < 3600) snprintf(text, size, "%lld min %lld s", s / 60, s % 60);
+    else snprintf(text, size, "%lld h %lld min", s / 3600, s / 60 % 60);
+}
+
+/* Writes how many steps the run took, how long, and when it ended. */
+static inline void report_facts(FILE *f, const History *h, bool running) {
+    char text[64];
+    if (!h->lines) {
+        fputs("<span>No step has been logged.</span>", f);
+        return;
+    }
+    if (h->first_step > 1)
+        fprintf(f, "<span>steps <b>%lld to %lld</b></span>", (long long)h->first_step, (long long)h->last_step);
+    else fprintf(f, "<span><b>%lld</b> step%s</span>", (long long)h->last_step, h->last_step == 1 ? "" : "s");
+    report_duration(h->seconds, text, sizeof text);
+    fprintf(f, "<span>%s <b>%s</b></span>", running ? "running for" : "took", text);
+    const double per_step = h->seconds / (double)h->lines;
+    if (per_step > 0) {
+        chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
+        fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
+    }
+    const time_t at = (time_t)h->finished_at;
+    struct tm local;
+    if (h->finished_at > 0 && h->finished_at < 1e11 && localtime_r(&at, &local) &&
+        strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
+        fprintf(f, "<span>%s <b>%s</b></span>", running ? "still running; last step" : "ended", text);
+}
+
+/* Writes the page from its first byte to the end of the header. running: the run has not ended. */
+static inline void report_head(FILE *f, const History *h, const CurveList *curves, bool running) {
+    const char *program = h->program ? h->program : "run", *title = report_title(program);
+    fputs("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+          "<meta name='viewport' content='width=device-width,initial-scale=1'><title>",
+          f);
+    html_text(f, title);
+    fprintf(f, "</title>\n<style>\n%s</style></head>\n<body><main>\n<header><div class='kicker'><span class='mono'>",
+            report_css());
+    html_text(f, program);
+    fputs("</span><nav>", f);
+    if (h->final.count || curves->count) fputs("<a href='#numbers'>Numbers</a>", f);
+    if (curves->count) fputs("<a href='#curves'>Curves</a>", f);
+    if (h->sample_count) fputs("<a href='#samples'>Samples</a>", f);
+    if (h->config.count) fputs("<a href='#configuration'>Configuration</a>", f);
+    fputs("</nav></div>\n<h1>", f);
+    html_text(f, title);
+    fputs("</h1>\n", f);
+    for (size_t i = 0; i < h->header.count; i++) {
+        fputs("<p class='lead'>", f);
+        html_text(f, h->header.rows[i].name);
+        fputs("</p>\n", f);
+    }
+    fputs("<p class='facts'>", f);
+    report_facts(f, h, running);
+    fputs("</p></header>\n", f);
+}
+
+#endif
