@@ -48,9 +48,8 @@ static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uin
         pcre2_get_error_message(code, text, sizeof text);
         return error_set(e, "pattern /%.200s/: %s at byte %zu", pattern, (const char *)text, (size_t)at);
     }
-    r->data = pcre2_match_data_create(1, NULL);
-    r->context = pcre2_match_context_create(NULL);
-    if (!r->data || !r->context) die("out of memory: PCRE2 match data");
+    r->data = (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+    r->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
     pcre2_set_heap_limit(r->context, 16384); /* KiB */
     return true;
 }
