@@ -291,7 +291,7 @@ static void write_lines(void) {
     for (int64_t i = 0; i < o.count; i++) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
         json_t *line = draw(&p, &r) ? any_line(&p, threshold, &r, &t) : NULL;
-        char *text = line ? checked(json_dumps(line, JSON_COMPACT), 0) : NULL;
+        char *text = line ? checked_object(json_dumps(line, JSON_COMPACT), "a line of JSON") : NULL;
         const bool ok = text ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
                              : error_set(&e,
                                          "record %lld: %d draws gave no prompt of the split or no two completions that "

@@ -191,7 +191,7 @@ static bool output_line(Output *out, const Task *t, const char *name, Error *e) 
         json_object_set_new(line, "task", json_string(name));
         json_object_update(line, t->fields);
     }
-    char *text = checked(json_dumps(line, JSON_COMPACT), 0);
+    char *text = checked_object(json_dumps(line, JSON_COMPACT), "a line of JSON");
     const bool good = writer_write(&out->lines, text, strlen(text), e) && writer_write(&out->lines, "\n", 1, e);
     free(text);
     json_decref(line);
@@ -250,8 +250,11 @@ int main(int argc, char **argv) {
             die("%s: no new problem in %d draws after %lld records; lower --count or raise the difficulty", name,
                 DRAWS_MAX, (long long)mix.records[which]);
         }
-        task_solve(&t, &options, wrong, &r);
-        char *fields = checked(json_dumps(t.fields, JSON_COMPACT), 0);
+        if (!task_solve(&t, &options, wrong, &r, &e)) {
+            output_abort(&out);
+            die("%s", e.text);
+        }
+        char *fields = checked_object(json_dumps(t.fields, JSON_COMPACT), "the fields of a record");
         float score = NAN;
         rewards_verify(
             &(RewardInput){.task = name, .completion = t.completion.text, .answer = t.answer.text, .fields = fields},

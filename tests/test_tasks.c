@@ -156,7 +156,7 @@ static void test_answers(void **state) {
                     const bool wrong = i % 3 == 2;
                     Random r = random_start(9, RANDOM_TASK + (uint64_t)(1000 * level + i));
                     task_problem(&t, (TaskKind)kind, &o, &r);
-                    task_solve(&t, &o, wrong, &r);
+                    assert_true(task_solve(&t, &o, wrong, &r, &e));
                     const char *said = strstr(t.completion.text, "#### ");
                     assert_int_equal(said != NULL, style == TASK_SCRATCHPAD || kind == TASK_WORD);
                     said = said ? said + 5 : t.completion.text;
@@ -270,6 +270,15 @@ static void test_countdown_solver(void **state) {
         assert_true(calculate(b.text, 0) == cases[i].target);
         text_free(&b);
     }
+    /* a problem without a solution has no demonstration */
+    Error e;
+    Random r = random_start(1, RANDOM_TASK);
+    const TaskOptions easy = {.level = 1, .min_digits = 1};
+    Task impossible = {.kind = TASK_COUNTDOWN, .count = 2, .value = {2, 3}, .result = 4};
+    text_string(&impossible.prompt, "2 3 -> 4:");
+    assert_false(task_solve(&impossible, &easy, false, &r, &e));
+    assert_string_equal(e.text, "countdown: no solution of '2 3 -> 4:'");
+    task_free(&impossible);
     /* parentheses: all shapes of three operators, printed and calculated, against the tree's own value */
     for (int shape = 0; shape < 4 * 4 * 4 * 5; shape++) {
         const char ops[] = "+-*/";
@@ -339,7 +348,7 @@ static void test_check(void **state) {
             assert_true(task_check(good[i].kind, names[good[i].kind], &o, &e));
             Random r = random_start(3, RANDOM_TASK + k);
             task_problem(&t, good[i].kind, &o, &r);
-            task_solve(&t, &o, k & 1, &r);
+            assert_true(task_solve(&t, &o, k & 1, &r, &e));
             if (good[i].kind <= TASK_ARITHMETIC) compare_numbers(t.prompt.text, t.answer.text);
         }
     task_free(&t);

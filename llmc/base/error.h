@@ -1,15 +1,16 @@
 /* error.h - error reporting.
  *
  * A library function that can fail takes an `Error *` and returns false (or NULL) after error_set() has written one
- * full sentence into it. It does not print and does not exit. Only the programs and the scaffolding of the trainers
- * (trainer.h, generation.h, inference.h and the headers built on them) call die() or usage_error(). A message has the
- * form `object: what was found, what was expected[; what to do]`, on one line, in lower case; die() prefixes the
- * program's name.
+ * full sentence into it. It does not print and does not exit: only the programs, train/, inference.h, options.h and
+ * program.h call die(), usage_error() or exit(), and dist/ ends all ranks after a failed collective. Running out of host
+ * memory is the exception and ends the program from anywhere, through the allocators below. A message has the form
+ * `object: what was found, what was expected[; what to do]`, on one line, in lower case; die() prefixes the program's
+ * name.
  *
  *     Error e;
  *     if (!shard_open(&shard, path, &e)) die("%s", e.text);
  *
- * Exit status: 0 success, 1 failure, 2 bad command line. Running out of host memory is always fatal.
+ * Exit status: 0 success, 1 failure, 2 bad command line.
  *
  * With several ranks (dist.h), usually all ranks fail for the same reason, so only rank 0 prints. The other ranks print
  * no warnings and no usage errors. They print a failure, with the rank's number, only if they are still running five
@@ -100,6 +101,12 @@ static inline bool size_multiply(size_t a, size_t b, size_t *product) { return !
 static inline void *checked(void *memory, size_t bytes) {
     if (!memory) die("out of memory: cannot allocate %zu bytes", bytes);
     return memory;
+}
+
+/* The same for what a library allocates, whose size is unknown. what: a noun with its article. */
+static inline void *checked_object(void *object, const char *what) {
+    if (!object) die("out of memory: cannot allocate %s", what);
+    return object;
 }
 
 /* Allocates count * size zeroed bytes. */

@@ -115,7 +115,7 @@ static inline ssize_t reader_raw(Reader *r, void *dst, size_t n, Error *e) {
 
 /* Inspects the first bytes of a new stream and sets up the decompressor of a zstd stream. */
 static inline bool reader_begin(Reader *r, Error *e) {
-    r->hash = (XXH3_state_t *)checked(XXH3_createState(), sizeof(XXH3_state_t));
+    r->hash = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(r->hash);
     if (r->fd >= 0) {
         r->buffer = (uint8_t *)xmalloc(IO_BUFFER);
@@ -130,7 +130,7 @@ static inline bool reader_begin(Reader *r, Error *e) {
     uint32_t magic;
     memcpy(&magic, r->in, 4);
     if (magic == ZSTD_MAGICNUMBER || (magic & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START) {
-        r->zstd = (ZSTD_DStream *)checked(ZSTD_createDStream(), sizeof(void *));
+        r->zstd = (ZSTD_DStream *)checked_object(ZSTD_createDStream(), "a zstd decompressor");
         r->unread = -1;
     }
     return true;
@@ -450,12 +450,12 @@ static inline bool writer_open(Writer *w, const char *path, Error *e) {
         writer_abort(w);
         return false;
     }
-    w->hash = (XXH3_state_t *)checked(XXH3_createState(), sizeof(XXH3_state_t));
+    w->hash = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(w->hash);
     w->buffer = (uint8_t *)xmalloc(IO_BUFFER);
     const size_t length = strlen(path);
     if (length > 4 && !strcmp(path + length - 4, ".zst")) {
-        w->zstd = (ZSTD_CCtx *)checked(ZSTD_createCCtx(), sizeof(void *));
+        w->zstd = (ZSTD_CCtx *)checked_object(ZSTD_createCCtx(), "a zstd compressor");
         ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_checksumFlag, 1);
     }
     return true;

@@ -45,10 +45,9 @@ static inline void ref_logps_free(RefLogps *r) {
  * hash. */
 static inline uint64_t model_weights_hash(const Model *m) {
     enum { CHUNK = 1 << 20 };
-    XXH3_state_t *state = XXH3_createState();
+    XXH3_state_t *state = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     float *host = (float *)xmalloc(CHUNK * sizeof *host);
     const size_t count = m->tensor[GPT2_FILE_TENSORS].offset;
-    checked(state, 0);
     XXH3_64bits_reset(state);
     for (size_t at = 0; at < count; at += CHUNK) {
         const size_t n = count - at < CHUNK ? count - at : CHUNK;

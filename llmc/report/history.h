@@ -74,7 +74,7 @@ static inline char *utf8_copy(const char *text) {
     if (!text) return NULL;
     const size_t n = strlen(text);
     size_t m = 0, good;
-    if (n > SIZE_MAX / 3 - 1) die("a text of %zu bytes is too long", n);
+    if (n > SIZE_MAX / 3 - 1) die("out of memory: cannot copy a text of %zu bytes", n);
     char *copy = (char *)xmalloc(3 * n + 1);
     for (size_t i = 0; i < n; i += good ? good : 1) {
         good = utf8_character((const unsigned char *)text + i, n - i);

@@ -57,7 +57,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
 static inline bool report_write(const History *h, const char *path, bool running, Error *e) {
     char *page;
     size_t n;
-    FILE *f = (FILE *)checked(open_memstream(&page, &n), BUFSIZ);
+    FILE *f = (FILE *)checked_object(open_memstream(&page, &n), "a stream in memory");
     report_page(f, h, running);
     if (fclose(f)) die("out of memory: the report needs more than %zu bytes", n);
     Writer w;

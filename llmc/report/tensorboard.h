@@ -74,7 +74,7 @@ static inline void tensorboard_event_head(FILE *f, double wall, int64_t step) {
 }
 
 static inline FILE *tensorboard_memory(char **data, size_t *n) {
-    return (FILE *)checked(open_memstream(data, n), BUFSIZ);
+    return (FILE *)checked_object(open_memstream(data, n), "a stream in memory");
 }
 
 /* Writes the n bytes as one record and frees them. */

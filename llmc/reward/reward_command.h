@@ -196,9 +196,8 @@ static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_object_set_new(line, "answer", reward_string(in->answer));
     json_object_set_new(line, "task", reward_string(in->task));
     json_object_update_missing(line, fields);
-    char *text = json_dumps(line, JSON_COMPACT);
+    char *text = (char *)checked_object(json_dumps(line, JSON_COMPACT), "a line for the reward command");
     json_decref(line), json_decref(fields);
-    if (!text) die("out of memory: JSON line for the reward command");
     *length = strlen(text);
     text = (char *)xrealloc(text, *length + 2, 1);
     text[(*length)++] = '\n';

@@ -69,14 +69,14 @@ typedef struct RewardModel {
 
 /* ---- the note -------------------------------------------------------------------------------------------------- */
 
-/* Formats the note as text for ModelFile.reward. The caller frees it. */
+/* Formats the note, whose numbers are finite, as text for ModelFile.reward. The caller frees it. */
 static inline char *reward_model_note_write(const RewardModelNote *n) {
     static const char *const kinds[] = {"bt", "orm", "prm"};
     json_t *o = json_pack("{s:s, s:f, s:f, s:i}", "kind", kinds[n->kind], "mean", n->mean, "deviation", n->deviation,
                           "step_token", (int)n->step_token);
     char *text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     json_decref(o);
-    return (char *)checked(text, 0);
+    return (char *)checked_object(text, "the note of a reward model");
 }
 
 /* Reads the note from text; NULL gives the note of a model without the section. name: of the file, for errors. */

@@ -151,10 +151,11 @@ static inline void task_countdown_problem(const TaskOptions *o, Random *r, Task 
     text_format(&t->key, " -> %lld", (long long)t->result);
 }
 
-/* A wrong demonstration is a correct one with its last operator replaced. */
-static inline void task_countdown_solve(TaskStyle style, bool wrong, Random *r, Task *t) {
+/* A wrong demonstration is a correct one with its last operator replaced. False if the problem has no solution. */
+static inline bool task_countdown_solve(TaskStyle style, bool wrong, Random *r, Task *t, Error *e) {
     Countdown c;
-    if (!countdown_solve(&c, t->value, t->count, t->result)) die("countdown: no solution of '%s'", t->prompt.text);
+    if (!countdown_solve(&c, t->value, t->count, t->result))
+        return error_set(e, "countdown: no solution of '%s'", t->prompt.text);
     CountdownNode *last = &c.node[c.count - 1];
     while (wrong) {
         const int64_t a = c.node[last->left].value, b = c.node[last->right].value;
@@ -172,6 +173,7 @@ static inline void task_countdown_solve(TaskStyle style, bool wrong, Random *r, 
         text_string(&t->completion, "#### ");
     }
     countdown_print(&c, c.count - 1, 0, false, &t->completion);
+    return true;
 }
 
 /* ---- sorting --------------------------------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@
  *     const TaskOptions o = {.level = 2, .min_digits = 1};
  *     Random r = random_start(seed, RANDOM_TASK + record);
  *     task_problem(&t, TASK_ADD, &o, &r);                   // t.prompt, t.answer, t.key, t.fields
- *     if (!task_held_out(&t)) task_solve(&t, &o, false, &r);                        // t.completion
+ *     if (!task_held_out(&t) && !task_solve(&t, &o, false, &r, &e)) die("%s", e.text);        // t.completion
  *     task_free(&t);
  */
 #ifndef LLMC_REWARD_TASKS_H
@@ -58,16 +58,18 @@ static inline void task_problem(Task *t, TaskKind kind, const TaskOptions *o, Ra
     if (style == TASK_SCRATCHPAD) json_object_set_new(t->fields, "style", json_string("scratchpad"));
 }
 
-/* Writes the demonstration of the problem that was drawn; `wrong`: one of the same form with a wrong answer. */
-static inline void task_solve(Task *t, const TaskOptions *o, bool wrong, Random *r) {
+/* Writes the demonstration of the problem that was drawn; `wrong`: one of the same form with a wrong answer. False if
+ * the problem has no solution, which no problem of task_problem() lacks. */
+static inline bool task_solve(Task *t, const TaskOptions *o, bool wrong, Random *r, Error *e) {
     const TaskStyle style = task_style(t->kind, o->style);
     switch (t->kind) {
-    case TASK_COUNTDOWN: task_countdown_solve(style, wrong, r, t); break;
+    case TASK_COUNTDOWN: return task_countdown_solve(style, wrong, r, t, e);
     case TASK_SORT: task_sort_solve(style, wrong, r, t); break;
     case TASK_BRACKETS: task_brackets_solve(style, wrong, r, t); break;
     case TASK_WORD: task_word_solve(style, wrong, r, t); break;
     default: task_arithmetic_solve(style, wrong, r, t);
     }
+    return true;
 }
 
 #endif

@@ -106,8 +106,8 @@ static inline bool pretokenizer_open(Pretokenizer *p, const char *pattern, Error
         pcre2_get_error_message(code, message, sizeof message);
         return error_set(e, "pre-tokenizer's pattern '%.200s': %s", pattern, (char *)message);
     }
-    p->match = (pcre2_match_data *)checked(pcre2_match_data_create(1, NULL), 64);
-    p->context = (pcre2_match_context *)checked(pcre2_match_context_create(NULL), 64);
+    p->match = (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+    p->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
     pcre2_set_match_limit(p->context, PRETOKENIZER_MATCH_LIMIT);
     p->jit =
         pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE) == 0; /* not available everywhere; matching works without it */

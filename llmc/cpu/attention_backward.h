@@ -1,0 +1,202 @@
+/* attention_backward.h - the backward pass of attention: gradients of queries, keys and values.
+ *
+ * Owns attention_backward of backend.h. Probabilities are computed again from the scores and the log of the denominator
+ * that the forward pass kept, block by block (FlashAttention: Dao et al. 2022, alg. 4):
+ *
+ *   P = e^(S - lse),  dP = dO V^T,  dS = P (dP - delta),  delta = sum_d dO O
+ *   dV = P^T dO,      dK = dS^T Q,  dQ = dS K
+ *
+ * One thread computes a family (a prefix with the segments that share it) and key head, so that no two threads add to
+ * the same gradient.
+ */
+#ifndef LLMC_CPU_ATTENTION_BACKWARD_H
+#define LLMC_CPU_ATTENTION_BACKWARD_H
+
+#include "attention_strip.h"
+#include "product.h"
+#include "vector_math.h"
+#include <assert.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+typedef struct CpuBackward {
+    CpuLanes lanes;
+    float lse[CPU_LANES], delta[CPU_LANES];
+    float q[CPU_STRIP] __attribute__((aligned(64)));             /* scaled, (D, LANES) */
+    float dout[CPU_STRIP] __attribute__((aligned(64)));          /* (D, LANES) */
+    float dq[CPU_STRIP] __attribute__((aligned(64)));            /* not yet scaled, (D, LANES) */
+    float q_row[CPU_STRIP] __attribute__((aligned(64)));         /* scaled, (LANES, D) */
+    float dout_row[CPU_STRIP] __attribute__((aligned(64)));      /* (LANES, D) */
+    float p[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));  /* probabilities, (KEYS, LANES) */
+    float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
+} CpuBackward;
+
+/* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane */
+static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, size_t ld) {
+    for (int at = b->first; at < b->last; at += CPU_VEC) {
+        float lse[CPU_VEC], delta[CPU_VEC];
+        const int *seen = f->lanes.seen + at;
+        for (int i = 0; i < CPU_VEC; i++) {
+            lse[i] = f->lse[at + i];
+            delta[i] = f->delta[at + i];
+        }
+        for (int k = 0; k < b->keys; k++) {
+            float *p = f->p + k * ld + at, *ds = f->ds + k * ld + at;
+            if (b->masked) {
+                const int key = b->key + k;
+#pragma omp simd
+                for (int i = 0; i < CPU_VEC; i++) p[i] = key < seen[i] ? p[i] : -INFINITY;
+            }
+#pragma omp simd
+            for (int i = 0; i < CPU_VEC; i++) {
+                p[i] = cpu_exp(p[i] - lse[i]);
+                ds[i] = p[i] * (ds[i] - delta[i]);
+            }
+        }
+    }
+}
+
+/* Lanes lane0 .. lane1-1 and the first `keys` rows of k and v, masked by lanes.seen (Dao et al. 2022, alg. 4):
+ *   dV += P^T dO,  dP = dO V^T,  dK += dS^T Q,  dQ += dS K */
+static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t row, int kv, int keys, int lane0,
+                                     int lane1) {
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, start = row * stride + (size_t)kv * D;
+    const float *k = (const float *)a->k + start, *v = (const float *)a->v + start;
+    float *dk = (float *)a->dk + start, *dv = (float *)a->dv + start;
+    for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
+        const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
+        const size_t at = b.key * stride;
+        float *p = f->p + b.first, *ds = f->ds + b.first;
+        cpu_product_set(b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld);
+        cpu_product_set(b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld);
+        cpu_softmax_backward_block(f, &b, ld);
+        cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride);
+        cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride);
+        cpu_product_add(D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld);
+    }
+}
+
+static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part) {
+    CpuBackward f;
+    CpuLanes *l = &f.lanes;
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size, prefix = segment[p->s0].prefix_len;
+    const size_t ld = cpu_lanes_max(D), out_stride = (size_t)a->heads * D;
+    const float *out = (const float *)a->out, *dout = (const float *)a->dout, *lse = (const float *)a->lse;
+    float scale[CPU_LANES];
+    cpu_lanes_fill(l, a, p, part);
+    cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
+    for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
+    for (int lane = 0; lane < l->padded; lane++) {
+        f.lse[lane] = f.delta[lane] = 0;
+        scale[lane] = a->scale;
+    }
+    for (int lane = 0; lane < l->count; lane++) {
+        const size_t row = l->row[lane], at = row * out_stride + (size_t)l->head[lane] * D;
+        const float *q = (const float *)a->q + row * a->q_stride + (size_t)l->head[lane] * D;
+        float delta = 0;
+#pragma omp simd reduction(+ : delta)
+        for (int d = 0; d < D; d++) {
+            f.q_row[lane * D + d] = q[d] * a->scale;
+            f.dout_row[lane * D + d] = dout[at + d];
+            delta += dout[at + d] * out[at + d];
+        }
+        f.delta[lane] = delta;
+        f.lse[lane] = lse[row * a->heads + l->head[lane]];
+    }
+    cpu_lanes_all(l, prefix);
+    cpu_differentiate(&f, a, segment[p->s0].prefix_start, kv, prefix, 0, l->count);
+    for (int i = 0; i < l->pieces; i++) {
+        const CpuPiece own = l->piece[i];
+        cpu_lanes_own(l, own);
+        cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
+    }
+    cpu_lanes_store((float *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
+}
+
+/* Iterator over families: segments s0 .. s1-1, one without a prefix and the following ones that have one (batch.h). The
+ * rows of a family get gradients from its own queries alone. Families come roughly by decreasing cost: first those of
+ * more than half the largest cost, then those of more than a quarter, and so on. */
+typedef struct CpuFamilies {
+    const Segment *segment;
+    int segments, s0, s1, halvings;
+    double largest;
+} CpuFamilies;
+
+enum { CPU_HALVINGS = 4 };
+
+/* Sets s1 to the end of the family that starts at s0 and returns its cost. */
+static inline double cpu_family(CpuFamilies *w) {
+    double cost = 0;
+    int s = w->s0;
+    do {
+        cost += (double)w->segment[s].len * (w->segment[s].prefix_len + 0.5 * w->segment[s].len);
+    } while (++s < w->segments && w->segment[s].prefix_len > 0);
+    w->s1 = s;
+    return cost;
+}
+
+static inline CpuFamilies cpu_families(const Attention *a) {
+    CpuFamilies w = {.segment = cpu_segments(a), .segments = a->segments};
+    for (; w.s0 < w.segments; w.s0 = w.s1) w.largest = fmax(w.largest, cpu_family(&w));
+    w.s0 = w.s1 = 0;
+    return w;
+}
+
+static inline bool cpu_families_next(CpuFamilies *w) {
+    for (;; w->halvings++, w->s1 = 0) {
+        const double most = w->halvings ? ldexp(w->largest, -w->halvings) : INFINITY;
+        const double least = w->halvings + 1 < CPU_HALVINGS ? ldexp(w->largest, -w->halvings - 1) : -1;
+        for (w->s0 = w->s1; w->s0 < w->segments; w->s0 = w->s1) {
+            const double cost = cpu_family(w);
+            if (cost > least && cost <= most) return true;
+        }
+        if (w->halvings + 1 >= CPU_HALVINGS) return false;
+    }
+}
+
+/* Computes all of a family's gradients that belong to key head `kv`. */
+static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv) {
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size;
+    for (int s = family->s0; s < family->s1; s++) {
+        assert(segment[s].key_start == segment[s].start && segment[s].past == 0);
+        assert(segment[s].prefix_len == 0 || (segment[s].prefix_start >= segment[family->s0].start &&
+                                              segment[s].prefix_start + segment[s].prefix_len <= segment[s].start));
+        for (int row = segment[s].start; row < segment[s].start + segment[s].len; row++) {
+            memset((float *)a->dk + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
+            memset((float *)a->dv + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
+        }
+    }
+    const int parts = cpu_parts_shared(a);
+    for (CpuStrips w = cpu_strips(a, family->s0, family->s1); cpu_strips_next(&w);)
+        for (int u = kv * parts; u < (kv + 1) * parts; u++) cpu_attention_backward_strip(a, &w.at, kv, cpu_part(a, u));
+}
+
+/* Computes dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */
+static inline void cpu_attention_backward(Device *device, const Attention *a) {
+    (void)device;
+    assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
+    const size_t kv_width = (size_t)a->kv_heads * a->head_size;
+    cpu_zero_outside(a, (float *)a->dq, a->q_stride, (size_t)a->heads * a->head_size);
+    cpu_zero_outside(a, (float *)a->dk, a->kv_stride, kv_width);
+    cpu_zero_outside(a, (float *)a->dv, a->kv_stride, kv_width);
+    int64_t tickets = 0;
+#pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
+    {
+        CpuFamilies w = cpu_families(a);
+        int64_t passed = 0, ticket;
+        for (bool more = cpu_families_next(&w); more;) {
+#pragma omp atomic capture
+            ticket = tickets++;
+            for (; more && ticket >= passed + a->kv_heads; passed += a->kv_heads) more = cpu_families_next(&w);
+            if (more) cpu_attention_backward_family(a, &w, (int)(ticket - passed));
+        }
+    }
+}
+
+#endif

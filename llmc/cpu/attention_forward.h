@@ -1,0 +1,281 @@
+/* attention_forward.h - the forward pass of attention: outputs and the log of each softmax's denominator.
+ *
+ * Owns attention_forward of backend.h, in training and in decode. Softmax is computed online over blocks of keys: a
+ * running maximum and denominator for each lane, and outputs that are rescaled when the maximum grows (Milakov and
+ * Gimelshein 2018; FlashAttention: Dao et al. 2022, alg. 1).
+ *
+ * If a segment has very few lanes (one in decode), its own keys are processed differently: as dot products along the
+ * channels, which run at the speed of memory. The choice depends on the segment alone.
+ *
+ * Threads take tasks, which are ranges of a strip's key heads, from a common counter.
+ */
+#ifndef LLMC_CPU_ATTENTION_FORWARD_H
+#define LLMC_CPU_ATTENTION_FORWARD_H
+
+#include "attention_strip.h"
+#include "product.h"
+#include "vector_math.h"
+#include <assert.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+typedef struct CpuForward {
+    CpuLanes lanes;
+    float m[CPU_LANES], sum[CPU_LANES], alpha[CPU_LANES]; /* running maximum and denominator; last rescaling factor */
+    float q[CPU_STRIP] __attribute__((aligned(64)));      /* scaled, (D, LANES) */
+    float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
+    float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
+} CpuForward;
+
+/* Converts the scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
+ *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
+static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld) {
+    for (int at = b->first; at < b->last; at += CPU_VEC) {
+        float next[CPU_VEC], total[CPU_VEC];
+        const int *seen = f->lanes.seen + at;
+        for (int i = 0; i < CPU_VEC; i++) next[i] = f->m[at + i];
+        for (int k = 0; k < b->keys; k++) {
+            float *s = f->s + k * ld + at;
+            if (b->masked) {
+                const int key = b->key + k;
+#pragma omp simd
+                for (int i = 0; i < CPU_VEC; i++) s[i] = key < seen[i] ? s[i] : -INFINITY;
+            }
+#pragma omp simd
+            for (int i = 0; i < CPU_VEC; i++) next[i] = next[i] > s[i] ? next[i] : s[i];
+        }
+#pragma omp simd
+        for (int i = 0; i < CPU_VEC; i++) {
+            f->alpha[at + i] = cpu_exp(f->m[at + i] - next[i]);
+            total[i] = f->sum[at + i] * f->alpha[at + i];
+        }
+        for (int k = 0; k < b->keys; k++) {
+            float *s = f->s + k * ld + at;
+#pragma omp simd
+            for (int i = 0; i < CPU_VEC; i++) {
+                s[i] = cpu_exp(s[i] - next[i]);
+                total[i] += s[i];
+            }
+        }
+        for (int i = 0; i < CPU_VEC; i++) {
+            f->m[at + i] = next[i];
+            f->sum[at + i] = total[i];
+        }
+    }
+}
+
+/* Prefetches D floats at x into the second-level cache. A head's part of a row is short and the rows are far apart, so
+ * the hardware prefetcher detects no stream. Saves a quarter to a half of the time of decode. */
+static inline void cpu_prefetch(const float *x, int D) {
+    for (int d = 0; d < D; d += 16) __builtin_prefetch(x + d, 0, 2);
+}
+
+/* Lanes lane0 .. lane1-1 attend to the first `keys` rows of k and v, masked by lanes.seen. */
+static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k, const float *v, int keys, int lane0,
+                              int lane1) {
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride;
+    for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
+        const int n = b.last - b.first;
+        if (f->lanes.count <= CPU_VEC) /* little work per key: memory is the bottleneck */
+            for (int i = b.key; i < b.key + b.keys; i++) {
+                cpu_prefetch(v + i * stride, D);
+                if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
+            }
+        cpu_product_set(b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld);
+        cpu_softmax_block(f, &b, ld);
+        cpu_product_rescale(D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
+                            f->alpha + b.first);
+    }
+}
+
+/* s[i] = scale q . k_i for 4 keys that are `stride` apart */
+static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t stride, int D, float scale) {
+    CpuVec sum[4] = {{0}};
+    int d = 0;
+    for (; d + CPU_VEC <= D; d += CPU_VEC) {
+        const CpuVec x = *(const CpuVec *)(q + d);
+        CPU_UNROLL for (int i = 0; i < 4; i++) sum[i] = sum[i] + x * *(const CpuVec *)(k + i * stride + d);
+    }
+    CpuQuad part[4];
+    CPU_UNROLL for (int i = 0; i < 4; i++) {
+        CpuQuad quad[CPU_VEC / 4];
+        memcpy(quad, &sum[i], sizeof quad);
+        for (int step = CPU_VEC / 8; step; step /= 2)
+            for (int j = 0; j < step; j++) quad[j] += quad[j + step];
+        part[i] = quad[0];
+    }
+    cpu_transpose4(part, part);
+    CpuQuad total = (part[0] + part[1]) + (part[2] + part[3]);
+    for (; d < D; d++)
+        for (int i = 0; i < 4; i++) total[i] += q[d] * k[i * stride + d];
+    *(CpuQuad *)s = total * scale;
+}
+
+/* The same softmax for heads h0 .. h1-1 of one query row over `keys` keys, along the channels: rows of k and v are read
+ * from end to end, which is the fastest order for memory. On entry the row of `out` holds the weighted values of the
+ * prefix, not yet divided by the denominator, with m and sum per head; on return it holds the result. Meanwhile the
+ * first next_keys rows of k from next_start on are prefetched for the next query row. */
+static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, size_t key_start, int keys, float *m,
+                                  float *sum, size_t next_start, int next_keys) {
+    const int D = a->head_size, shared = cpu_heads_shared(a), from = h0 / shared * D, end = (h1 - 1) / shared * D + D;
+    const size_t stride = a->kv_stride;
+    const float *next_k = (const float *)a->k + next_start * stride + from;
+    const float *k = (const float *)a->k + key_start * stride, *v = (const float *)a->v + key_start * stride;
+    const float *q = (const float *)a->q + (size_t)row * a->q_stride;
+    float *out = (float *)a->out + (size_t)row * a->heads * D;
+    float p[CPU_LANES][CPU_KEYS];
+    for (int key = 0; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
+        const int n = keys - key < CPU_KEYS ? keys - key : CPU_KEYS;
+        for (int i = 0; i < n; i += 4)
+            for (int h = h0; h < h1; h++) {
+                const float *from = k + i * stride + (size_t)(h / shared) * D;
+                for (int j = i; j < i + 4 && j < n; j++) {
+                    cpu_prefetch(v + j * stride + (size_t)(h / shared) * D, D);
+                    if (key + j + CPU_AHEAD < keys) cpu_prefetch(from + (j - i + CPU_AHEAD) * stride, D);
+                }
+                if (i + 4 <= n) cpu_dots4(p[h - h0] + i, q + (size_t)h * D, from, stride, D, a->scale);
+                else
+                    for (int j = 0; j < n - i; j++) { /* 4 times the same key, to sum in the same order */
+                        float same[4];
+                        cpu_dots4(same, q + (size_t)h * D, from + j * stride, 0, D, a->scale);
+                        p[h - h0][i + j] = same[0];
+                    }
+            }
+        for (int h = h0; h < h1; h++) {
+            float *s = p[h - h0], next = m[h - h0], total = 0;
+            for (int i = 0; i < n; i++) next = next > s[i] ? next : s[i];
+#pragma omp simd reduction(+ : total)
+            for (int i = 0; i < n; i++) {
+                s[i] = cpu_exp(s[i] - next);
+                total += s[i];
+            }
+            const float alpha = cpu_exp(m[h - h0] - next);
+            for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= alpha;
+            sum[h - h0] = sum[h - h0] * alpha + total;
+            m[h - h0] = next;
+        }
+        for (int i = 0; i < n; i += i + 4 <= n ? 4 : 1) {
+            if (key + n == keys)
+                for (int j = i; j < (i + 4 <= n ? i + 4 : i + 1) && j < next_keys; j++)
+                    cpu_prefetch(next_k + j * stride, end - from);
+            for (int h = h0; h < h1; h++) {
+                const float *x = v + i * stride + (size_t)(h / shared) * D, *s = p[h - h0] + i;
+                float *o = out + (size_t)h * D;
+                if (i + 4 <= n)
+#pragma omp simd
+                    for (int d = 0; d < D; d++)
+                        o[d] += (s[0] * x[d] + s[1] * x[stride + d]) +
+                                (s[2] * x[2 * stride + d] + s[3] * x[3 * stride + d]);
+                else
+#pragma omp simd
+                    for (int d = 0; d < D; d++) o[d] += s[0] * x[d];
+            }
+        }
+    }
+    for (int h = h0; h < h1; h++) {
+        for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= 1.0f / sum[h - h0];
+        if (a->lse) ((float *)a->lse)[(size_t)row * a->heads + h] = m[h - h0] + logf(sum[h - h0]);
+    }
+}
+
+/* Attends to a strip's prefix and, for pieces with many lanes, to their own keys, for the query heads of f->lanes,
+ * which begin at h0 and share a key head. Finished lanes are stored to `out` divided by the denominator. Pieces with
+ * few lanes are stored undivided, for cpu_attend_row(). */
+static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefix_start, int prefix, int h0) {
+    CpuLanes *l = &f->lanes;
+    const Segment *segment = cpu_segments(a);
+    const int D = a->head_size;
+    const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, from = (size_t)(h0 / cpu_heads_shared(a)) * D;
+    const float *k = (const float *)a->k + from, *v = (const float *)a->v + from;
+    float scale[CPU_LANES], *lse = (float *)a->lse;
+    for (int lane = 0; lane < l->padded; lane++) {
+        f->m[lane] = -3e38f;
+        f->sum[lane] = 0;
+        scale[lane] = 1;
+    }
+    cpu_lanes_load(f->q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
+    cpu_lanes_all(l, prefix);
+    cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);
+    for (int i = 0; i < l->pieces; i++) {
+        const CpuPiece own = l->piece[i];
+        const size_t start = segment[own.segment].key_start * stride;
+        if (own.few) continue;
+        cpu_lanes_own(l, own);
+        cpu_attend(f, a, k + start, v + start, l->own[own.last - 1], own.first, own.last);
+        for (int lane = own.first; lane < own.last; lane++) {
+            scale[lane] = 1.0f / f->sum[lane];
+            if (lse) lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f->m[lane] + logf(f->sum[lane]);
+        }
+    }
+    cpu_lanes_store((float *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
+}
+
+/* Parts u0 .. u1-1 of a strip (see CpuPart): first everything processed by lanes, then the rows with few lanes. */
+static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
+    CpuForward f;
+    CpuLanes *l = &f.lanes;
+    const Segment *segment = cpu_segments(a);
+    const int prefix = segment[p->s0].prefix_len, first = cpu_part(a, u0).h0;
+    float m[CPU_LANES][CPU_LANES], sum[CPU_LANES][CPU_LANES]; /* for rows with few lanes: row of the strip, head */
+    for (int u = u0; u < u1; u++) {
+        const CpuPart part = cpu_part(a, u);
+        cpu_lanes_fill(l, a, p, part);
+        const bool many = prefix > 0 || !l->piece[0].few;
+        if (many) cpu_attend_lanes(&f, a, segment[p->s0].prefix_start, prefix, part.h0);
+        for (int lane = 0, row = 0; lane < l->count; row++)
+            for (int h = part.h0 - first; h < part.h1 - first; h++, lane++) {
+                m[row][h] = many ? f.m[lane] : -3e38f;
+                sum[row][h] = many ? f.sum[lane] : 0;
+            }
+    }
+    const int end = cpu_part(a, u1 - 1).h1, heads = cpu_heads_strip(a);
+    for (int i = 0; i < l->pieces; i++) {
+        if (!l->piece[i].few) continue;
+        for (int lane = l->piece[i].first; lane < l->piece[i].last; lane += heads) {
+            if (prefix <= 0)
+                memset((float *)a->out + ((size_t)l->row[lane] * a->heads + first) * a->head_size, 0,
+                       (size_t)(end - first) * a->head_size * sizeof(float));
+            const bool again = lane + heads < l->piece[i].last, more = i + 1 < l->pieces && l->piece[i + 1].few;
+            cpu_attend_row(a, l->row[lane], first, end, segment[l->piece[i].segment].key_start, l->own[lane],
+                           m[lane / heads], sum[lane / heads],
+                           again || !more ? 0 : segment[l->piece[i + 1].segment].key_start,
+                           again || !more ? 0 : l->own[l->piece[i + 1].first]);
+        }
+    }
+}
+
+/* Computes out and lse of every row; see Attention in backend.h. */
+static inline void cpu_attention_forward(Device *device, const Attention *a) {
+    (void)device;
+    assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
+    cpu_zero_outside(a, (float *)a->out, (size_t)a->heads * a->head_size, (size_t)a->heads * a->head_size);
+    if (a->lse) cpu_zero_outside(a, (float *)a->lse, a->heads, a->heads);
+    const int parts = cpu_parts(a);
+    int64_t tickets = 0;
+#pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
+    {
+        /* A task is a range of parts of a strip. Each thread goes through the strips up to the task of its ticket. */
+        CpuStrips w = cpu_strips(a, 0, a->segments);
+        int64_t passed = 0, ticket;
+        for (bool more = cpu_strips_next(&w); more;) {
+#pragma omp atomic capture
+            ticket = tickets++;
+            int tasks = cpu_strip_tasks(a, &w.at);
+            while (more && ticket >= passed + tasks) {
+                passed += tasks;
+                more = cpu_strips_next(&w);
+                if (more) tasks = cpu_strip_tasks(a, &w.at);
+            }
+            if (!more) break;
+            const int task = (int)(ticket - passed);
+            cpu_attention_forward_strip(a, &w.at, (int)((int64_t)parts * task / tasks),
+                                        (int)((int64_t)parts * (task + 1) / tasks));
+        }
+    }
+}
+
+#endif

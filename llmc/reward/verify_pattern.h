@@ -1,0 +1,78 @@
+/* verify_pattern.h - search for a regular expression in a completion.
+ *
+ * Patterns are PCRE2's (pcre2pattern(3)), in UTF-8 and without `\C`. They are searched for in the whole completion, not
+ * in its final answer alone. Invalid UTF-8 in a completion matches nothing but is not an error. The pattern is the
+ * record's field `pattern`, or else its answer; a record with neither, or with an invalid pattern, cannot be scored.
+ *
+ * Limits: about 10^7 backtracks (a tenth of a second) and 16 MB of memory for a completion. A search that exceeds them
+ * has no result (NaN).
+ *
+ *     VerifyRegex regex;
+ *     if (!verify_regex_compile(&regex, "^(yes|no)$", PCRE2_CASELESS, &e)) die("%s", e.text);
+ *     const float found = verify_regex_match(&regex, "Yes");        // 1
+ *     verify_regex_free(&regex);
+ */
+#ifndef LLMC_REWARD_VERIFY_PATTERN_H
+#define LLMC_REWARD_VERIFY_PATTERN_H
+
+#include "verify_answer.h"
+#include <math.h>
+#ifndef PCRE2_CODE_UNIT_WIDTH
+#define PCRE2_CODE_UNIT_WIDTH 8
+#endif
+#include <pcre2.h>
+
+typedef struct VerifyRegex {
+    pcre2_code *code;
+    pcre2_match_data *data;
+    pcre2_match_context *context;
+} VerifyRegex;
+
+static inline void verify_regex_free(VerifyRegex *r) {
+    pcre2_match_context_free(r->context);
+    pcre2_match_data_free(r->data);
+    pcre2_code_free(r->code);
+    *r = (VerifyRegex){NULL, NULL, NULL};
+}
+
+/* Compiles a PCRE2 pattern (UTF-8; invalid UTF-8 in a subject matches nothing but is not an error). `options` are
+ * PCRE2's. */
+static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uint32_t options, Error *e) {
+    int code;
+    PCRE2_SIZE at;
+    *r = (VerifyRegex){NULL, NULL, NULL};
+    r->code = pcre2_compile((PCRE2_SPTR)pattern, strlen(pattern),
+                            options | PCRE2_UTF | PCRE2_MATCH_INVALID_UTF | PCRE2_NEVER_BACKSLASH_C, &code, &at, NULL);
+    if (!r->code) {
+        PCRE2_UCHAR text[200];
+        pcre2_get_error_message(code, text, sizeof text);
+        return error_set(e, "pattern /%.200s/: %s at byte %zu", pattern, (const char *)text, (size_t)at);
+    }
+    r->data = (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+    r->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
+    pcre2_set_heap_limit(r->context, 16384); /* KiB */
+    return true;
+}
+
+/* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. PCRE2 restarts the count of backtracks at every
+ * starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a second) in total. */
+static inline float verify_regex_match(const VerifyRegex *r, const char *text) {
+    const size_t n = strlen(text);
+    const size_t limit = 10000000 / (n + 1);
+    pcre2_set_match_limit(r->context, limit < 1000 ? 1000 : limit > 1000000 ? 1000000 : (uint32_t)limit);
+    const int rc = pcre2_match(r->code, (PCRE2_SPTR)text, n, 0, 0, r->data, r->context);
+    return rc >= 0 ? 1 : rc == PCRE2_ERROR_NOMATCH ? 0 : NAN;
+}
+
+/* The check: 1, 0, or NaN if the record has no valid pattern or the search hit its limit. */
+static inline float verify_regex(const RewardInput *in, const json_t *fields) {
+    const char *pattern = json_string_value(json_object_get(fields, "pattern"));
+    VerifyRegex r;
+    if (!pattern) pattern = in->answer ? in->answer : "";
+    if (!pattern[0] || !verify_regex_compile(&r, pattern, 0, NULL)) return NAN;
+    const float score = verify_regex_match(&r, in->completion ? in->completion : "");
+    verify_regex_free(&r);
+    return score;
+}
+
+#endif
