@@ -131,9 +131,10 @@ sanitized: $(TESTS)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
-check: ## formatting, both compilers' warnings as errors
+check: ## formatting, includes, the headers' examples, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
 	tests/check_includes.sh
+	CC="$(CC)" BUILD="$(BUILD)" tests/check_examples.sh
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
 	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
 

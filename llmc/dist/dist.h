@@ -38,7 +38,7 @@
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
- *     dist_share(tokens, n, d.ranks, owner);                          // work on those with owner[i] == d.rank
+ *     dist_share(cost, n, d.ranks, owner);                            // work on those with owner[i] == d.rank
  *     if (!dist_sum(&d, &loss, 1, &e)) die("%s", e.text);
  *
  * Gradients, moments and weights: grads.h. With one rank dist_share() assigns everything to it, and the collective

@@ -22,7 +22,7 @@
  * Arrays are flat: tokens of completion i are at [offset[i], offset[i+1]). counts[i] = 0 excludes a completion from
  * every mean and sets its advantages to 0. Inputs and outputs are float, sums are double.
  *
- *     token_rewards(KL_K1, logp, ref_logp, n, beta, score, reward);
+ *     token_rewards(KL_K1, logp, ref_logp, n, beta, 1.0, reward);     // the score of the completion is 1
  *     gae(reward, value, n, 1.0, 0.95, advantage);
  *     whiten(advantage, offset, answers, counts, true);
  */

@@ -34,8 +34,8 @@
  *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
  *     PolicyStats stats = policy_stats();
  *     for (each micro-batch) {
- *         loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats);
- *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *         loss += policy_loss(&c, &n, &b, dlogp, NULL, &stats);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *     }
  *     LossMetric metric[POLICY_METRICS];
  *     int count = policy_metrics(&c, &stats, metric);

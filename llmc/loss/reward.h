@@ -13,7 +13,7 @@
  *
  *     RewardLoss config = {.label_smoothing = 0, .center = 0.01};
  *     loss += loss_bradley_terry(&config, score, margin, pairs, N, dscore);
- *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
+ *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);     // model/transformer.h
  */
 #ifndef LLMC_LOSS_REWARD_H
 #define LLMC_LOSS_REWARD_H

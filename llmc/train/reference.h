@@ -4,13 +4,14 @@
  * resumed run must name the file again; the state contains the model's hash, and any other model is rejected.
  *
  *     Reference r;
- *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
+ *     if (beta > 0) reference_open(&r, &trainer, path, rows, "--beta is not 0");
  *     model_forward(&r.model, &r.work, &batch, temperature, &out);
  *     reference_close(&r);
  */
 #ifndef LLMC_TRAIN_REFERENCE_H
 #define LLMC_TRAIN_REFERENCE_H
 
+#include "../model/transformer.h"
 #include "trainer.h"
 
 typedef struct Reference {

@@ -33,6 +33,7 @@
 #include "../base/options.h"
 #include "../base/program.h"
 #include "../model/schedule.h"
+#include "../model/workspace.h"
 #include "../records/shard.h"
 
 typedef struct TrainerOptions {
