@@ -10,6 +10,7 @@
 
 #include "../llmc/base/io.h"
 #include <dirent.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
 #include <sys/wait.h>
