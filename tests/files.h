@@ -14,6 +14,7 @@
 #include <ftw.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <zstd.h>
 
 static char files_directory[64];
 

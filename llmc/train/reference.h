@@ -5,7 +5,7 @@
  *
  *     Reference r;
  *     if (beta > 0) reference_open(&r, &trainer, path, rows, "--beta is not 0");
- *     model_forward(&r.model, &r.work, &batch, temperature, &out);
+ *     model_forward(&r.model, &r.work, &batch, temperature, &out);     // model/transformer.h
  *     reference_close(&r);
  */
 #ifndef LLMC_TRAIN_REFERENCE_H
