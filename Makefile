@@ -135,6 +135,7 @@ check: ## formatting, includes, the headers' examples, both compilers' warnings 
 	clang-format --dry-run -Werror $(SOURCES)
 	tests/check_includes.sh
 	CC="$(CC)" BUILD="$(BUILD)" tests/check_examples.sh
+	dev/includes.sh --check
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
 	@$(MAKE) --no-print-directory $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
 

@@ -1,14 +1,15 @@
 #!/bin/sh
 # check_examples.sh - compiles the usage examples in the head comments of llmc/.
 #
-# An example is a block of lines in the comment at the top of a header that begins with an indentation of five spaces and has a
-# line that ends with `;`. Each becomes a function in build/examples/FOLDER_NAME.c, which includes only the
-# header itself and the headers that the example names in a comment (`// transformer.h`). What examples use without
-# declaring it (Model model, Batch batch, int64_t i) is in tests/examples.h. Before an example is compiled,
+# An example is a block of lines in the comment at the top of a header that begins with an indentation of five spaces
+# and has a line that ends with `;`. Each becomes a function in build/examples/FOLDER_NAME.c, which includes only the
+# header itself and the headers that the example names in a comment: `// workspace.h` of the same folder, or
+# `// model/transformer.h`. What examples use without declaring it (Model model, Batch batch, int64_t i) is in
+# tests/examples.h. Before an example is compiled,
 #
 #     for (...) and for (each micro-batch)    become for (;;)
 #     ...                                     is removed
-#     e                                       is declared as an Error, or as an Error * if the example never writes &e or e.text
+#     e                                       is declared: an Error if &e or e.text occurs, else an Error *
 #
 # A compiler's message names the line of the header. Prints a line for each header whose example does not compile, or
 # whose comment has a statement outside an example, and exits 1 if there is one.
@@ -31,7 +32,7 @@ extract() {
             } else for (i = 1; i <= lines; i++) if (line[i] ~ CALL) stray(first + i - 1)
             reset()
         }
-        function stray(n) { print FILENAME ":" n ": a statement outside an example (indent it by five spaces)"; bad = 1 }
+        function stray(n) { print FILENAME ":" n ": a statement outside an example (indent it by 5 spaces)"; bad = 1 }
         # Completes the file of the header before.
         function header_end(    i) {
             if (!name) return

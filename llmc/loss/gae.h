@@ -29,7 +29,7 @@
 #ifndef LLMC_LOSS_GAE_H
 #define LLMC_LOSS_GAE_H
 
-#include "kl.h"
+#include "kl.h" /* KlEstimator, kl_estimate */
 #include <stdbool.h>
 
 /* Writes r_t of one completion of n tokens. ref_logp NULL: no penalty. Returns the sum of k over its tokens, in

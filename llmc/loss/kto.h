@@ -24,7 +24,8 @@
 #ifndef LLMC_LOSS_KTO_H
 #define LLMC_LOSS_KTO_H
 
-#include "preference.h"
+#include "preference.h" /* PreferenceValue */
+#include "scalar.h"     /* METRIC, LossMetric, sigmoid */
 
 #define KTO_LOSS_CHOICES "kto|apo_zero_unpaired"
 typedef enum { KTO_KTO, KTO_APO_ZERO } KtoLoss; /* in the order of KTO_LOSS_CHOICES */

@@ -43,9 +43,9 @@
 #ifndef LLMC_LOSS_POLICY_H
 #define LLMC_LOSS_POLICY_H
 
-#include "../base/error.h"
-#include "kl.h"
-#include "scalar.h"
+#include "../base/error.h" /* xmalloc */
+#include "kl.h"            /* KL_K3, KlEstimator, kl_estimate */
+#include "scalar.h"        /* METRIC, clamp, LossMetric */
 #include <assert.h>
 
 #define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"

@@ -58,8 +58,8 @@
 #ifndef LLMC_LOSS_PREFERENCE_H
 #define LLMC_LOSS_PREFERENCE_H
 
-#include "../base/error.h"
-#include "scalar.h"
+#include "../base/error.h" /* xmalloc */
+#include "scalar.h"        /* sigmoid, METRIC, log_sigmoid, LossMetric */
 #include <assert.h>
 #include <math.h>
 

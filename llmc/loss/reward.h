@@ -18,7 +18,7 @@
 #ifndef LLMC_LOSS_REWARD_H
 #define LLMC_LOSS_REWARD_H
 
-#include "scalar.h"
+#include "scalar.h" /* log_sigmoid, sigmoid */
 #include <stddef.h>
 #include <stdint.h>
 
