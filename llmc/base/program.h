@@ -9,6 +9,7 @@
 
 #include "error.h"
 #include <signal.h>
+#include <stdbool.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>

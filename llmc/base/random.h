@@ -7,7 +7,7 @@
  *   rollouts         stream = sequence id,              index = position of the sampled token
  *   everything else  stream = RANDOM_STREAM(name) + n,  index = a counter (a `Random`)
  *
- *     float u = random_uniform(seed, sequence_id, position);      // in [0, 1)
+ *     float u = random_uniform(seed, sequence, i);      // in [0, 1)
  *     Random r = random_start(seed, RANDOM_SHUFFLE + epoch);
  *     random_shuffle(&r, order, n);
  */

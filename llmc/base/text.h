@@ -4,7 +4,7 @@
  * Both start as {0} and grow as they are appended to. Running out of memory ends the program.
  *
  *     TextBuffer b = {0};
- *     text_format(&b, "%d of %d", i, n);
+ *     text_format(&b, "%d of %d", rank, ranks);
  *     text_free(&b);
  *
  * UTF-8 is strict (RFC 3629): no overlong forms, no surrogates, nothing above U+10FFFF.

@@ -14,6 +14,7 @@
 #ifndef LLMC_CPU_PEAK_H
 #define LLMC_CPU_PEAK_H
 
+#include "gemm.h"
 #include "product.h"
 #include <stdio.h>
 #include <sys/stat.h>

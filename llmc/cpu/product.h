@@ -6,8 +6,8 @@
  * of the result are contiguous and are read as vectors. Every sum adds its terms in order, whatever the sizes, so the
  * bits of an element do not depend on its place in a block.
  *
- *     cpu_product_set(m, n, depth, a, lda, 1, b, ldb, c, ldc);      C = A B
- *     cpu_product_add(m, n, depth, a, 1, lda, b, ldb, c, ldc);      C += A^T B
+ *     cpu_product_set(m, n, depth, a, lda, 1, b, ldb, c, ldc);      // C = A B
+ *     cpu_product_add(m, n, depth, a, 1, lda, b, ldb, c, ldc);      // C += A^T B
  */
 #ifndef LLMC_CPU_PRODUCT_H
 #define LLMC_CPU_PRODUCT_H

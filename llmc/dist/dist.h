@@ -38,7 +38,7 @@
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
- *     dist_share(tokens, n, d.ranks, owner);                          // work on those with owner[i] == d.rank
+ *     dist_share(cost, n, d.ranks, owner);                            // work on those with owner[i] == d.rank
  *     loss = dist_total(&d, loss);
  *
  * A collective call that fails cannot be repeated, because the ranks are no longer in step. It therefore returns nothing:

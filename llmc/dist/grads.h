@@ -4,12 +4,12 @@
  * that trains two models (a policy and a critic) binds each:
  *
  *     DistGrads g;
- *     dist_grads_open(&g, &d, &model, &optimizer, false);      // both were created with model.share
+ *     dist_grads_open(&g, &dist, &model, &optimizer, false);      // both were created with model.share
  *     for (int64_t step = 1; step <= steps; step++) {
  *         // micros: micro-batches of this rank; may be 0
  *         dist_grads_begin(&g, micros);
  *         for (int64_t i = 0; i < micros; i++)                 // the sums begin in the last backward pass
- *             model_backward(&model, &work, &batch[i], 1.0f, dlogp[i], NULL, NULL);
+ *             model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *         // replaces optimizer_step()
  *         OptimizerResult result = dist_grads_update(&g, lr);
  *     }

@@ -22,14 +22,14 @@
  * Arrays are flat: tokens of completion i are at [offset[i], offset[i+1]). counts[i] = 0 excludes a completion from
  * every mean and sets its advantages to 0. Inputs and outputs are float, sums are double.
  *
- *     token_rewards(KL_K1, logp, ref_logp, n, beta, score, reward);
+ *     token_rewards(KL_K1, logp, ref_logp, n, beta, 1.0, reward);     // the score of the completion is 1
  *     gae(reward, value, n, 1.0, 0.95, advantage);
  *     whiten(advantage, offset, answers, counts, true);
  */
 #ifndef LLMC_LOSS_GAE_H
 #define LLMC_LOSS_GAE_H
 
-#include "kl.h"
+#include "kl.h" /* KlEstimator, kl_estimate */
 #include <stdbool.h>
 
 /* Writes r_t of one completion of n tokens. ref_logp NULL: no penalty. Returns the sum of k over its tokens, in

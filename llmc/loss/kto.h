@@ -13,16 +13,19 @@
  *
  *     KtoConfig c = kto_config();
  *     KtoStats stats = {0};
- *     double z = kto_reference_point(offset, logp, ref_logp, n);          // over the mismatched completions
+ *     double sum = 0;                                     // over the mismatched completions of the whole batch
+ *     for (int32_t i = 0; i < n; i++) sum += kto_ratio(offset, logp, ref_logp, i);
+ *     double z = kto_clamp(sum / n);
  *     for (each micro-batch) {
- *         loss += kto_loss(&c, z, n, &batch, dlogp, &stats);
- *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *         loss += kto_loss(&c, z, n, &b, dlogp, &stats);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *     }
  */
 #ifndef LLMC_LOSS_KTO_H
 #define LLMC_LOSS_KTO_H
 
-#include "preference.h"
+#include "preference.h" /* PreferenceValue */
+#include "scalar.h"     /* METRIC, LossMetric, sigmoid */
 
 #define KTO_LOSS_CHOICES "kto|apo_zero_unpaired"
 typedef enum { KTO_KTO, KTO_APO_ZERO } KtoLoss; /* in the order of KTO_LOSS_CHOICES */
@@ -61,14 +64,8 @@ static inline double kto_ratio(const int32_t *offset, const float *logp, const f
     return sum;
 }
 
+/* The reference point z, from the mean log-ratio of the mismatched completions of the whole optimizer batch. */
 static inline double kto_clamp(double mean) { return mean < 0 ? 0 : mean; } /* propagates NaN */
-
-/* z over the n mismatched completions of the whole optimizer batch. */
-static inline double kto_reference_point(const int32_t *offset, const float *logp, const float *ref_logp, int32_t n) {
-    double sum = 0;
-    for (int32_t i = 0; i < n; i++) sum += kto_ratio(offset, logp, ref_logp, i);
-    return kto_clamp(sum / fmax(n, 1));
-}
 
 /* The loss of one completion with log-ratio x, and its derivative with respect to x. */
 static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good, double x) {

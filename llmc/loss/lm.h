@@ -5,10 +5,11 @@
  * micro-batches and ranks. The losses and gradients of micro-batches therefore add up to those of the batch, however it
  * is split. N is taken as at least 1, so a batch without targets has loss 0.
  *
- *     double N = lm_weight_sum(weight, n);          // the global batch
+ *     double N = 0;
+ *     for (int64_t r = 0; r < n; r++) N += weight[r];          // the whole batch
  *     for (each micro-batch) {
  *         loss += loss_nll(out.logp, weight, R, N, dlogp);
- *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *     }
  */
 #ifndef LLMC_LOSS_LM_H
@@ -19,13 +20,6 @@
 
 #define LM_LOSS_CHOICES "nll|dft"
 typedef enum { LM_NLL, LM_DFT } LmLoss; /* in the order of LM_LOSS_CHOICES */
-
-/* Sum of the weights of n targets; n if weight is NULL. */
-static inline double lm_weight_sum(const float *weight, int64_t n) {
-    double sum = 0;
-    for (int64_t r = 0; r < n; r++) sum += weight ? weight[r] : 1;
-    return sum;
-}
 
 /* Negative log-likelihood:  L = - sum_r w_r log p_r / N,  dL/dlogp_r = - w_r / N.
  * Writes dlogp (n); NULL skips it. Returns this micro-batch's contribution to L, in nats. */

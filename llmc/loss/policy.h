@@ -34,8 +34,8 @@
  *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
  *     PolicyStats stats = policy_stats();
  *     for (each micro-batch) {
- *         loss += policy_loss(&c, &n, &batch, dlogp, NULL, &stats);
- *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *         loss += policy_loss(&c, &n, &b, dlogp, NULL, &stats);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *     }
  *     LossMetric metric[POLICY_METRICS];
  *     int count = policy_metrics(&c, &stats, metric);
@@ -43,9 +43,9 @@
 #ifndef LLMC_LOSS_POLICY_H
 #define LLMC_LOSS_POLICY_H
 
-#include "../base/error.h"
-#include "kl.h"
-#include "scalar.h"
+#include "../base/error.h" /* xmalloc */
+#include "kl.h"            /* KL_K3, KlEstimator, kl_estimate */
+#include "scalar.h"        /* METRIC, clamp, LossMetric */
 #include <assert.h>
 
 #define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"

@@ -25,7 +25,7 @@
 #ifndef LLMC_LOSS_PPO_H
 #define LLMC_LOSS_PPO_H
 
-#include "scalar.h"
+#include "scalar.h" /* clamp */
 #include <assert.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -51,15 +51,15 @@
  *     PreferenceNormaliser n = preference_normaliser(offset, pairs);
  *     PreferenceStats stats = {0};
  *     for (each micro-batch) {
- *         loss += preference_loss(&c, &n, &batch, dlogp, &stats);
- *         model_backward(&model, &work, &rows, 1.0f, dlogp, NULL, NULL);
+ *         loss += preference_loss(&c, &n, &b, dlogp, &stats);
+ *         model_backward(&model, &work, &batch, 1.0f, dlogp, NULL, NULL);     // model/transformer.h
  *     }
  */
 #ifndef LLMC_LOSS_PREFERENCE_H
 #define LLMC_LOSS_PREFERENCE_H
 
-#include "../base/error.h"
-#include "scalar.h"
+#include "../base/error.h" /* xmalloc */
+#include "scalar.h"        /* sigmoid, METRIC, log_sigmoid, LossMetric */
 #include <assert.h>
 #include <math.h>
 

@@ -13,12 +13,12 @@
  *
  *     RewardLoss config = {.label_smoothing = 0, .center = 0.01};
  *     loss += loss_bradley_terry(&config, score, margin, pairs, N, dscore);
- *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);
+ *     model_backward(&model, &work, &batch, 1.0f, NULL, NULL, dscore);     // model/transformer.h
  */
 #ifndef LLMC_LOSS_REWARD_H
 #define LLMC_LOSS_REWARD_H
 
-#include "scalar.h"
+#include "scalar.h" /* log_sigmoid, sigmoid */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,7 +1,9 @@
 /* scalar.h - the scalar functions that several objectives use, and the name and value of a metric.
  *
- *     double l = -log_sigmoid(beta * margin), slope = -sigmoid(-beta * margin);
- *     METRIC("kl", z);        appends to the array `out` and counts in `n`
+ *     double l = -log_sigmoid(beta * delta), slope = -sigmoid(-beta * delta);
+ *     LossMetric out[8];
+ *     int n = 0;
+ *     METRIC("kl", z);        // appends to the array `out` and counts in `n`
  */
 #ifndef LLMC_LOSS_SCALAR_H
 #define LLMC_LOSS_SCALAR_H

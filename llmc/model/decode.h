@@ -1,6 +1,6 @@
 /* decode.h - a step of cached decoding: new tokens of any number of sequences in, one drawn token after each.
  *
- *     DecodeStep step = {.slot = slot, .stream = stream, .index = index, .token = token, .logp = logp};
+ *     DecodeStep step = {.slot = slot, .stream = stream, .index = position, .token = token, .logp = logp};
  *     model_decode(&model, &work, &kv, &batch, how, &step);
  *
  * A hook that samples from several models runs decode_rows() for each of them and then decode_draw() once.

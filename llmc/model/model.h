@@ -1,7 +1,7 @@
 /* model.h - a model: its configuration, weights and gradients on a device.
  *
  *     Model m;
- *     if (!model_new(&m, &config, backend, device, true, &e)) return false;     with gradients
+ *     if (!model_new(&m, &config, backend, device, true, &e)) return false;     // with gradients
  *     model_init(&m, seed);
  *     const Weights *w = model_weight(&m, TENSOR_qkvw, layer);
  *     model_free(&m);

@@ -4,7 +4,7 @@
  * of SHARE_ALIGN, and the last rank also gets the remainder. An array shorter than that belongs to the last rank alone.
  *
  *     size_t first, count;
- *     share_slice(n, rank, ranks, &first, &count);      this rank owns elements [first, first + count)
+ *     share_slice(n, rank, ranks, &first, &count);      // this rank owns elements [first, first + count)
  *
  * This header is seen by nvcc: it stays in the common subset of C and C++.
  */

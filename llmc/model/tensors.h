@@ -7,7 +7,7 @@
  * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it.
  *
  *     TensorInfo t[TENSOR_COUNT];
- *     size_t parameters = model_tensors(&config, t);       t[TENSOR_qkvw].offset, ...
+ *     size_t parameters = model_tensors(&config, t);       // t[TENSOR_qkvw].offset, ...
  */
 #ifndef LLMC_MODEL_TENSORS_H
 #define LLMC_MODEL_TENSORS_H

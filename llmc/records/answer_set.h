@@ -23,7 +23,7 @@
 #ifndef LLMC_RECORDS_ANSWER_SET_H
 #define LLMC_RECORDS_ANSWER_SET_H
 
-#include "../model/model.h"
+#include "../model/transformer.h"
 #include "pairs.h"
 
 typedef struct AnswerSet {

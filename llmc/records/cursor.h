@@ -2,10 +2,10 @@
  *
  * The permutation is a function of the seed and the epoch alone, so a training state stores a position as two numbers.
  *
- *     Cursor c = cursor_new(shard.count, seed);
- *     if (!cursor_resume(&c, trainer.state)) die("the state was made with other records");    // a new run starts at 0
+ *     Cursor c = cursor_new(count, seed);
+ *     if (!cursor_resume(&c, state)) die("the state was made with other records");    // a new run starts at 0
  *     int64_t record = cursor_next(&c);
- *     cursor_save(&c, trainer.state);
+ *     cursor_save(&c, state);
  *     cursor_free(&c);
  */
 #ifndef LLMC_RECORDS_CURSOR_H

@@ -4,7 +4,7 @@
  * point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw, line,
  * band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark themes.
  *
- *     Chart c = {.lines = {{.mid = history_find(&h, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
+ *     Chart c = {.lines = {{.mid = history_find(&history, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
  *     chart_svg(f, &c);        // <svg>...</svg>
  *
  * Long series are downsampled with M4 (Jugel et al., "M4: a visualization-oriented time series data aggregation", VLDB

@@ -7,7 +7,7 @@
  *     metrics_sample(&m, "before", "2+3=", "6", "5", 0);
  *     for (step = 1; step <= steps; step++) {
  *         metrics_set(&m, "loss", loss);
- *         metrics_set(&m, "reward", reward);
+ *         metrics_set(&m, "reward", mean_reward);
  *         if (!metrics_step(&m, step, &e)) die("%s", e.text);
  *         metrics_line(&m, "step %lld | loss %.4f", step, loss);       // printed above the progress line
  *         metrics_progress(&m, step, steps, "reward 0.71");

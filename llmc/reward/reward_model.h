@@ -20,7 +20,7 @@
  *
  *     RewardModel rm;
  *     if (!reward_model_open(&rm, "rm.bin", backend, device, 4096, &e)) die("%s", e.text);
- *     if (!reward_model_check(&rm, vocab, tokenizer, bytes, "sft.bin", &e)) die("%s", e.text);
+ *     if (!reward_model_check(&rm, vocab, blob, bytes, "sft.bin", &e)) die("%s", e.text);
  *     const RewardItem items[] = {{prompt, completion, prompt_len, completion_len}, ...};
  *     if (!reward_model_score(&rm, items, n, score, &e)) die("%s", e.text);
  *     reward_model_close(&rm);

@@ -17,7 +17,7 @@
  * Prompts whose task has no verifier, or that lack what the verifier needs, are counted and left out of the means.
  *
  *     Evaluation v = {.samples = 8};
- *     evaluate_tasks(&v, &engine, &sampling, &prompts, 0, prompts.count, &text, &rewards, NULL, NULL, &e);
+ *     evaluate_tasks(&v, &engine, &sampling, &prompts, 0, prompts.count, &model_text, &rewards, NULL, NULL, &e);
  *
  * To summarise a subset of the prompts, such as one task, keep the outcomes and summarise a subset of them:
  *

@@ -8,6 +8,8 @@
  * give the same text in both, up to the rounding of the matrix products.
  *
  *     Sequence s;
+ *     int32_t token;
+ *     float logp;
  *     if (!sequence_new(&s, &model, prompt_len + max_new, &e)) return false;
  *     sequence_set(&s, prompt, prompt_len);
  *     while (s.count < s.capacity && sequence_draw(&s, &sampling, id, &token, &logp, &e) && token != stop)

@@ -16,6 +16,7 @@
  * arrays. The trainer owns the model, its workspace and the metrics. Errors end the program (see trainer.h). In the
  * order of use:
  *
+ *     Generation g;
  *     generation_open_data(&g, &options, &trainer, seed, true);          // rewards and training shard
  *     trainer_open(&trainer, "train_grpo", &trainer_options, &g.train.shard, false);
  *     generation_open_prompts(&g);

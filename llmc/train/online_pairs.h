@@ -15,7 +15,7 @@
  *     trainer_open(&trainer, "train_dpo", &trainer_options, &p.g.train.shard, false);
  *     online_open_prompts(&p);
  *     trainer_announce(&trainer, table, rows, online_bytes(&p));
- *     online_open(&p, &reference.model);
+ *     online_open(&p, &reference.model);                                     // reference.h
  *     for (...) {
  *         online_draw(&p);
  *         online_make_pairs(&p, &set);

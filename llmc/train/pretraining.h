@@ -15,6 +15,7 @@
 #define LLMC_TRAIN_PRETRAINING_H
 
 #include "../model/pack.h"
+#include "../model/transformer.h"
 #include "../records/tokens.h"
 #include "trainer.h"
 

@@ -7,13 +7,14 @@
  * training state (companion.h), from which a resumed run continues.
  *
  *     Reference r;
- *     if (beta > 0) reference_open(&r, &trainer, o.reference, rows, "--beta is not 0");
- *     model_forward(&r.model, &r.work, &batch, temperature, &out);
+ *     if (beta > 0) reference_open(&r, &trainer, path, rows, "--beta is not 0");
+ *     model_forward(&r.model, &r.work, &batch, temperature, &out);     // model/transformer.h
  *     reference_close(&r);
  */
 #ifndef LLMC_TRAIN_REFERENCE_H
 #define LLMC_TRAIN_REFERENCE_H
 
+#include "../model/transformer.h"
 #include "trainer.h"
 
 typedef struct Reference {

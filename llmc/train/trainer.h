@@ -34,6 +34,7 @@
 #include "../base/options.h"
 #include "../base/program.h"
 #include "../model/schedule.h"
+#include "../model/workspace.h"
 #include "../records/shard.h"
 #include "trainer_options.h"
 

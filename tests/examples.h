@@ -1,0 +1,151 @@
+/* examples.h - the names that the examples in the head comments of llmc/ use without declaring them.
+ *
+ * check_examples.sh includes this file after the headers of an example. A name has one type everywhere; where two examples
+ * mean different things by it, the later meaning depends on the headers that are included. An example that needs an
+ * address, a size or another type declares the variable itself, which hides the name here.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What is done with a value, in a word: use(x), print(token), run(&batch). Any arguments are good. */
+void use(), print(), run();
+double objective();
+
+/* ---- numbers --------------------------------------------------------------------------------------------------- */
+
+extern int argc, k, layer, longest, max_new, max_tokens, new_max, P, prompt_max, rank, ranks, rows, segments, slots,
+    targets;
+extern int32_t answers, B, completion_len, model_vocab, pairs, prompt_len, sequences, stop, vocab;
+extern int64_t count, i, micros, n, R, record, skipped;
+extern long long step, steps;
+extern size_t bytes, length;
+extern uint64_t hash, epoch, first_id, id, seed, sequence;
+extern float max, temperature;
+extern double beta, delta, loss, lr, mean_kl, mean_reward, N, now, peak, rate, score_chosen, score_rejected, z;
+extern bool skip_bad;
+
+/* ---- arrays ---------------------------------------------------------------------------------------------------- */
+
+extern const char *path, *name, *text, *const *keys;
+extern char *chat, **argv, header[1024];
+extern void *blob, *data;
+extern int32_t completion[], ids[256], *offset, *owner, *position, prompt[], *slot, *stream, *token;
+extern int64_t *order;
+extern uint8_t *counts, *mask;
+extern float *advantage, *dentropy, *dlogp, *dscore, *dvalue, *logp, *margin, *parts, *ref_logp, *reward, *score,
+    *totals;
+extern float *value, *weight, *weights, *x, *y;
+extern double *cost, *values;
+
+/* ---- objects of the headers that are included -------------------------------------------------------------------- */
+
+extern FILE *f;
+#ifdef LLMC_TEXT_BPE_H
+extern Merge merges[];
+extern TokenList list;
+extern TextBuffer buffer;
+#endif
+#ifdef LLMC_TEXT_TOKENIZER_H
+extern Tokenizer tokenizer;
+#endif
+#ifdef LLMC_MODEL_CONFIG_H
+extern ModelConfig config;
+#endif
+#ifdef LLMC_CPU_PRODUCT_H
+extern int depth, lda, ldb, ldc, m;
+extern float *a, *b, *c;
+#endif
+#ifdef LLMC_MODEL_BATCH_H
+extern Batch batch;
+#endif
+#ifdef LLMC_MODEL_BACKEND_H
+extern const Backend *backend;
+extern Device *device;
+extern Draw how;
+#endif
+#ifdef LLMC_MODEL_MODEL_H
+extern Model model, policy;
+#endif
+#ifdef LLMC_MODEL_WORKSPACE_H
+extern Workspace work;
+extern KVCache kv;
+#endif
+#ifdef LLMC_MODEL_TRANSFORMER_H
+extern ModelOutput out;
+#endif
+#ifdef LLMC_MODEL_OPTIMIZER_H
+extern Optimizer optimizer;
+extern OptimizerResult result;
+#endif
+#ifdef LLMC_MODEL_MODEL_FILE_H
+extern ModelFile file;
+#endif
+#ifdef LLMC_MODEL_MODEL_TEXT_H
+extern ModelText model_text;
+#endif
+#ifdef LLMC_RECORDS_SHARD_H
+extern Shard shard;
+#endif
+#ifdef LLMC_RECORDS_CURSOR_H
+extern json_t *state;
+#endif
+#ifdef LLMC_RECORDS_PAIRS_H
+extern const Pair *pair;
+#endif
+#ifdef LLMC_RECORDS_ANSWER_SET_H
+extern AnswerSet shape;
+#endif
+#ifdef LLMC_REPORT_HISTORY_H
+extern History history;
+#endif
+#ifdef LLMC_REWARD_REWARDS_H
+extern Rewards rewards;
+extern RewardInput inputs[];
+#endif
+#ifdef LLMC_REWARD_REWARD_MODEL_H
+extern RewardModel rm;
+#endif
+#ifdef LLMC_ROLLOUT_ROLLOUT_H
+extern Rollout engine;
+extern RolloutRequest requests[];
+extern Sampling sampling;
+extern Completion c, completions[];
+#else
+extern int64_t completions;
+#endif
+#ifdef LLMC_ROLLOUT_PROMPTS_H
+extern Prompts prompts;
+#endif
+#ifdef LLMC_ROLLOUT_EVALUATION_H
+extern Evaluation v;
+#endif
+#ifdef LLMC_DIST_DIST_H
+extern Dist dist;
+#endif
+#ifdef LLMC_TRAIN_TRAINER_H
+extern Trainer trainer;
+extern TrainerOptions trainer_options;
+extern const Option *table;
+#endif
+#ifdef LLMC_TRAIN_GENERATION_H
+extern GenerationOptions options;
+#endif
+#ifdef LLMC_TRAIN_REFERENCE_H
+extern Reference reference;
+#elif defined LLMC_MODEL_MODEL_H
+extern Model reference;
+#endif
+/* One micro-batch, as an objective takes it. */
+#if defined LLMC_LOSS_KTO_H
+extern KtoBatch b;
+#elif defined LLMC_LOSS_PREFERENCE_H
+extern PreferenceBatch b;
+#elif defined LLMC_LOSS_POLICY_H
+extern PolicyBatch b;
+#elif defined LLMC_LOSS_PPO_H
+extern PpoBatch b;
+#endif
