@@ -1,9 +1,10 @@
-/* arrays.h - host memory that lives as long as a test, and sums that carry the size of their terms along: what tests of the
- * backends' operations compare with.
+/* arrays.h - host arrays freed after each test, and sums that record the magnitude of their terms.
  *
- *     float *x = FLOATS(n);                        // zero; freed by arrays_free(), which a teardown calls
+ * Tests of the backends' operations use them for reference values.
+ *
+ *     float *x = FLOATS(n);                        // zero-filled; freed by arrays_free(), which a teardown calls
  *     Sum s = sums(n, NULL);
- *     sum_add(s, i, term);                         // a float32 sum may be off by some share of s.size[i], the sum of |terms|
+ *     sum_add(s, i, term);                         // s.size[i] = sum |terms|, which a float32 sum's error is relative to
  */
 #ifndef TESTS_ARRAYS_H
 #define TESTS_ARRAYS_H

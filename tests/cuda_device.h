@@ -1,10 +1,11 @@
-/* cuda_device.h - what tests of the CUDA backend share: the library, memory in its storage type, comparison.
+/* cuda_device.h - fixtures of the CUDA backend's tests: the library, device memory and comparison.
  *
- * The tests run what LLMC_CUDA_LIBRARY names, or build/llmc_cuda_host.so: llmc/cuda/cuda.cu compiled for the processor
- * (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs over llmc_cuda.so.
+ * The tests use the library that LLMC_CUDA_LIBRARY names, by default build/llmc_cuda_host.so: llmc/cuda/cuda.cu compiled
+ * for the processor (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs with llmc_cuda.so.
  *
- * A result in storage type T may be off by half a unit in T's last place, and by the float32 sums behind it: n terms in any
- * order are off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). */
+ * A result stored as type T may be off by half a unit in T's last place and by the errors of the float32 sums that it
+ * comes from: n terms in any order are off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability of
+ * Numerical Algorithms, 3.1). */
 #ifndef TESTS_CUDA_DEVICE_H
 #define TESTS_CUDA_DEVICE_H
 
@@ -41,7 +42,8 @@ static inline float from_bf16(uint16_t bits) {
     return x;
 }
 
-/* The nearest bfloat16: 8 bits of significand, ties to even. Written with frexp, not with bits. */
+/* Rounds to the nearest bfloat16 (8 bits of significand, ties to even). It uses frexp instead of bit operations, so
+ * that it is independent of the backend. */
 static inline double nearest_bf16(double x) {
     int exponent;
     const double m = frexp(x, &exponent);
@@ -58,7 +60,7 @@ static inline uint16_t to_bf16(float x) {
 /* x as the device stores it. */
 static inline float stored(float x) { return dtype == DTYPE_BF16 ? (float)nearest_bf16((double)x) : x; }
 
-/* bytes on the device: `given` of them from x, then NaN, then a canary. */
+/* Allocates `bytes` on the device: the first `given` come from x, then NaN, then a canary. */
 static inline void *device_bytes(const void *x, size_t given, size_t bytes) {
     Error e;
     unsigned char *all = (unsigned char *)host(bytes + CANARY_BYTES, 1);
@@ -76,7 +78,8 @@ static inline void *device_bytes(const void *x, size_t given, size_t bytes) {
 static inline Floats *floats(const float *x, size_t n) { return (Floats *)device_bytes(x, 4 * n, 4 * n); }
 static inline Ints *ints(const int32_t *x, size_t n) { return (Ints *)device_bytes(x, 4 * n, 4 * n); }
 
-/* n values in the storage type, followed by room for `all` in NaN; x (already what the type can hold) or NULL. */
+/* Allocates n values in the storage type, then NaN up to `all` values. x may be NULL; its values must be exact in the
+ * type. */
 static inline void *narrow(const float *x, size_t n, size_t all) {
     if (dtype == DTYPE_FLOAT32) return device_bytes(x, 4 * n, 4 * all);
     uint16_t *half = (uint16_t *)host(n, 2);
@@ -121,7 +124,7 @@ static inline int check_memory(void **state) {
     return broken;
 }
 
-/* Values that the storage type can hold. */
+/* Random values that the storage type represents exactly. */
 static inline float *noise(Random *r, size_t n, double amplitude) {
     float *x = FLOATS(n);
     for (size_t i = 0; i < n; i++) x[i] = stored((float)(amplitude * random_normal(r)));
@@ -130,7 +133,7 @@ static inline float *noise(Random *r, size_t n, double amplitude) {
 
 /* ==== Comparison ==== */
 
-/* |got - want| <= slack u size, plus for what is stored narrow `roundings` halves of a unit in the last place. */
+/* Checks |got - want| <= slack u size, plus `roundings` half units in the last place for values in the storage type. */
 static inline void check(const char *what, const float *got, const double *want, const double *size, double slack,
                          double roundings, size_t n) {
     const double unit = dtype == DTYPE_BF16 ? roundings * 0x1p-8 : 0;
@@ -148,7 +151,7 @@ static inline const char *cuda_library(void) {
     return getenv("LLMC_CUDA_LIBRARY");
 }
 
-/* The harness's own function that chooses the order of threads and blocks; NULL where a GPU does. */
+/* The harness's function that sets the seed for the order of threads and blocks; NULL if the library runs on a GPU. */
 static inline void find_host_seed(void) {
     void *library = dlopen(cuda_library(), RTLD_NOW | RTLD_NOLOAD);
     if (!library) return;

@@ -1,8 +1,8 @@
-/* device.h - what tests of the backend's operations share: device memory that is padded with NaN, ends in a canary and is
- * freed after each test; host memory likewise; comparison within derived tolerances.
+/* device.h - fixtures for tests of the backend's operations: device memory, host memory and comparison.
  *
- * A float32 sum of n terms in any order is off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability
- * of Numerical Algorithms, 3.1): references carry that size along. */
+ * Device memory is padded with NaN, ends in a canary and is freed after each test; host memory is freed too. Tolerances
+ * are derived: a float32 sum of n terms in any order is off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy
+ * and Stability of Numerical Algorithms, 3.1), so references record the sum of the absolute terms. */
 #ifndef TESTS_DEVICE_H
 #define TESTS_DEVICE_H
 
@@ -29,7 +29,7 @@ static struct {
 } held[HELD];
 static int held_count;
 
-/* n 4-byte words on the device, the first `given` from x, the others NaN. */
+/* Allocates n 4-byte words on the device: the first `given` come from x, the others are NaN. */
 static inline void *device_words(const void *x, size_t given, size_t n, bool weights) {
     Error e;
     float *words = FLOATS(n + CANARY);
@@ -92,7 +92,7 @@ static inline float *noise(Random *r, size_t n, double amplitude) {
 
 /* ==== Comparison ==== */
 
-/* |got - want| <= slack * u * size, for each of n; size NULL: |want|. */
+/* Checks |got - want| <= slack * u * size for each of n values. size NULL: |want|. */
 static inline void check(const char *what, const float *got, const double *want, const double *size, double slack,
                          size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -106,7 +106,7 @@ static inline void sum_check(const char *what, const float *got, Sum s, double t
     check(what, got, s.value, s.size, terms + 8, n);
 }
 
-/* The nearest bfloat16: 8 bits of significand, ties to even. Written with frexp, not with bits. */
+/* Rounds to the nearest bfloat16 (8 bits of significand, ties to even), with frexp instead of bit operations. */
 static inline double bf16(double x) {
     int exponent;
     const double m = frexp(x, &exponent);

@@ -1,9 +1,10 @@
-/* dpo.h - what the tests of ./train_dpo share: small shards of a known preference, and a model to begin with.
+/* dpo.h - small shards with a known preference and an initial model, for the tests of ./train_dpo.
  *
- * Answers are of 2 to 5 letters out of four, after a letter and a colon; the rule: the more of the letter a the better.
+ * A prompt is a letter and a colon. An answer is 2 to 5 letters out of four; the more of them are the letter a, the better.
  *
- *   chat.shard, sft.bin           answers, and a model that learnt to give them; other.bin, a model trained a little more
- *   prefs.shard, held.shard       pairs              labels.shard, heldlabels.shard    answers that are good or bad
+ *   chat.shard, sft.bin               demonstrations, and a model fine-tuned on them; other.bin: trained a little more
+ *   prefs.shard, held.shard           training and held-out pairs
+ *   labels.shard, heldlabels.shard    training and held-out answers that are labelled good or bad
  */
 #ifndef TESTS_DPO_H
 #define TESTS_DPO_H
@@ -28,9 +29,10 @@ static int dpo_setup(void **state) {
     return 0;
 }
 
-/* ---- the truth, sequence by sequence --------------------------------------------------------------------------- */
+/* ---- reference values, one sequence at a time -------------------------------------------------------------------- */
 
-/* Sums over an answer's tokens: log p, log sum_v p_v^2; sum of log p over the prompt's tokens but its first. */
+/* Sums over an answer's tokens of log p and of log sum_v p_v^2, and the sum of log p over the prompt's tokens except
+ * the first. */
 typedef struct Truth {
     double logp, square, prompt, length, prompt_length;
 } Truth;

@@ -1,10 +1,10 @@
-/* golden.h - reads the text files of golden values under tests/golden, which the generators in dev/ write:
+/* golden.h - reader of the golden values under tests/golden, which the generators in dev/golden write as text:
  *
  *     case KIND FAMILY NAME
  *     key count v1 v2 ...
  *     end
  *
- * `#` begins a comment line. Numbers are as strtod() reads them.
+ * A line that begins with `#` is a comment. Numbers have the format of strtod().
  *
  *     FILE *f = golden_open("losses.txt");
  *     Golden g;
@@ -27,7 +27,7 @@ typedef struct Golden {
     } field[GOLDEN_FIELDS];
 } Golden;
 
-/* Tests run in the project's root. */
+/* Opens a file under tests/golden. Tests run in the project's root. */
 static inline FILE *golden_open(const char *name) {
     char path[256];
     snprintf(path, sizeof path, "tests/golden/%s", name);
@@ -64,7 +64,7 @@ static inline int golden_find(const Golden *g, const char *key) {
     return -1;
 }
 
-/* The values under `key`, or NULL; their number. */
+/* Returns the values under `key` and their number, or NULL. */
 static inline const double *golden(const Golden *g, const char *key) {
     const int i = golden_find(g, key);
     return i < 0 ? NULL : g->field[i].values;
@@ -74,7 +74,7 @@ static inline int golden_count(const Golden *g, const char *key) {
     return i < 0 ? 0 : g->field[i].count;
 }
 
-/* The values as floats, malloc'ed, or NULL. */
+/* Returns the values as floats, malloc'ed, or NULL. */
 static inline float *golden_floats(const Golden *g, const char *key) {
     const int i = golden_find(g, key);
     if (i < 0) return NULL;
@@ -87,7 +87,7 @@ static inline void golden_free(Golden *g) {
     for (int i = 0; i < g->fields; i++) free(g->field[i].values);
 }
 
-/* |a - b| <= tolerance * max(|a|, |b|, scale); both NaN also agree */
+/* |a - b| <= tolerance * max(|a|, |b|, scale). Two NaNs also agree. */
 static inline void check_near(double a, double b, double scale, double tolerance, const char *what) {
     if (isnan(a) && isnan(b)) return;
     if (fabs(a - b) <= tolerance * fmax(fmax(fabs(a), fabs(b)), scale)) return;

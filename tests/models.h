@@ -1,8 +1,8 @@
-/* models.h - what the tests of ./generate and ./evaluate share: tiny models made on the spot, and programs run by a shell.
+/* models.h - tiny models and a shell to run programs with, for the tests of the programs.
  *
- *   random     GPT-2's initial weights times 8, and only printable tokens have an embedding: greedy text is ASCII
- *   scripted   the layers are silent and the position alone decides: after position p comes script[p] with a
- *              probability of almost 1, or one of two scripts, each in about half of the samples
+ *   random     GPT-2's initial weights times 8; only printable tokens have an embedding, so greedy text is ASCII
+ *   scripted   the layers contribute nothing, so the position alone decides: position p is followed by script[p] with a
+ *              probability of almost 1, or by one of two scripts, each in about half of the samples
  */
 #ifndef TESTS_MODELS_H
 #define TESTS_MODELS_H
@@ -20,7 +20,7 @@ enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 
 static Device *models_device;
 static Tokenizer models_bytes;
-static char *said, *out; /* standard error and output of the last run */
+static char *said, *out; /* standard error and standard output of the last run */
 
 static int models_setup(void **state) {
     Error e;
@@ -65,7 +65,8 @@ static inline Model models_random(int context) {
     return m;
 }
 
-/* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], those beyond n by the end of text. */
+/* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], positions from n on by the end of
+ * text. */
 static inline Model models_scripted(int context, const int32_t *a, const int32_t *b, int n) {
     Model m = models_new(1, 128, context);
     float *w = (float *)xcalloc(m.parameters, sizeof *w), *wte = w + m.tensor[TENSOR_wte].offset,
@@ -91,7 +92,7 @@ static inline Model models_scripted(int context, const int32_t *a, const int32_t
     return m;
 }
 
-/* With the tokenizer of bytes, unless bare, and a chat template or none. */
+/* Saves the model with the byte tokenizer unless bare, and with a chat template if one is given. */
 static inline void models_save(const Model *m, const char *name, bool bare, const char *template) {
     Error e;
     ModelFile f = {.lineage = json_array()};
@@ -101,7 +102,7 @@ static inline void models_save(const Model *m, const char *name, bool bare, cons
     model_file_free(&f);
 }
 
-/* Logits of all n positions by one forward pass without a cache: (n, V). */
+/* Logits (n, V) of all n positions, from one forward pass without a cache. */
 static inline float *models_logits(const Model *m, const int32_t *ids, int n) {
     Error e;
     Workspace w;
@@ -122,7 +123,7 @@ static inline int models_argmax(const float *z) {
     return best;
 }
 
-/* -ln softmax(z / temperature)[target] in double. */
+/* -ln softmax(z / temperature)[target], in double. */
 static inline double models_nats(const float *z, double temperature, int target) {
     double sum = 0;
     for (int v = 0; v < MODELS_VOCAB; v++) sum += exp((z[v] - z[target]) / temperature);
@@ -174,7 +175,7 @@ static inline char *text_of(const char *path) {
     return text;
 }
 
-/* Runs a shell command, in which $T is the test's directory, and expects its exit status. */
+/* Runs a shell command, in which $T is the test's directory, and checks its exit status. */
 static inline void run(int status, const char *command) {
     char line[2000];
     snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
@@ -190,7 +191,8 @@ static inline void assert_holds(const char *text, const char *part) {
     if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
 }
 
-/* A run that fails with one line that holds `part`, says nothing on standard output, and leaves $T/kept as it was. */
+/* Runs a command that must fail with one line that contains `part`, print nothing on standard output and leave $T/kept
+ * unchanged. */
 static inline void refused(int status, const char *command, const char *part) {
     put("kept", "earlier");
     const int before = files_count();
@@ -204,7 +206,7 @@ static inline void refused(int status, const char *command, const char *part) {
     unlink(files_path("kept"));
 }
 
-/* The n-th line of JSON in a text, from 0; to be freed. */
+/* Parses line n (from 0) of a text of JSON lines. The result must be freed. */
 static inline json_t *json_line_of(const char *text, int n) {
     json_error_t bad;
     while (n-- > 0) {

@@ -1,4 +1,5 @@
-/* Attention of the CPU backend against float64 loops written from the formula, and cpu/vector_math.h against libm. */
+/* test_attention.c - attention of the CPU backend against float64 loops written from the formula, and cpu/vector_math.h
+ * against libm. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,14 +19,14 @@ static Device *D;
 
 enum { SEGMENTS_MAX = 64 };
 
-/* Arrays of one attention: q, k, v are columns of one buffer (training) or k, v are caches of their own (decode). */
+/* The arrays of one attention. In training q, k, v are columns of one buffer; in decoding k, v are separate caches. */
 typedef struct Problem {
     Attention a;
     Segment segment[SEGMENTS_MAX];
     int key_rows;
-    float *q, *k, *v, *out, *lse, *dout, *dq, *dk, *dv; /* q, k, v, dq, dk, dv point into qkv, dqkv in training */
+    float *q, *k, *v, *out, *lse, *dout, *dq, *dk, *dv; /* in training q, k, v, dq, dk, dv point into qkv and dqkv */
     float *memory[8];
-    size_t qkv_floats; /* of dqkv */
+    size_t qkv_floats; /* number of floats in dqkv */
 } Problem;
 
 static float *filled(Random *r, size_t n, float amplitude) {
@@ -34,7 +35,7 @@ static float *filled(Random *r, size_t n, float amplitude) {
     return x;
 }
 
-static float *garbage(size_t n) { /* what a reused buffer may hold: it must be overwritten, not added to */
+static float *garbage(size_t n) { /* contents of a reused buffer: an operation must overwrite them, not add to them */
     float *x = xmalloc(n * sizeof *x);
     for (size_t i = 0; i < n; i++) x[i] = NAN;
     return x;
@@ -72,7 +73,7 @@ static void problem_free(Problem *p) {
     for (int i = 0; i < 8; i++) free(p->memory[i]);
 }
 
-/* Appends a segment after the last one, `gap` rows on; training: its keys are its own rows. */
+/* Appends a segment `gap` rows after the last one. In training its keys are its own rows. */
 static void add(Problem *p, int gap, int len, int prefix_start, int prefix_len) {
     const Segment *last = p->a.segments ? &p->segment[p->a.segments - 1] : NULL;
     const int start = (last ? last->start + last->len : 0) + gap;
@@ -80,7 +81,7 @@ static void add(Problem *p, int gap, int len, int prefix_start, int prefix_len) 
     p->segment[p->a.segments++] = (Segment){start, len, prefix_start, prefix_len, start, 0};
 }
 
-/* The key rows that query row `i` of segment s sees; returns how many. */
+/* Finds the key rows that query row `i` of segment s sees, and returns their number. */
 static int visible(const Segment *s, int i, int *key) {
     int n = 0;
     for (int j = 0; j < s->prefix_len; j++) key[n++] = s->prefix_start + j;
@@ -93,7 +94,7 @@ typedef struct Reference {
     bool *inside;                     /* (N) */
 } Reference;
 
-/* out = softmax(scale q k^T) v, and its derivative by the chain rule, one query at a time, in float64. */
+/* out = softmax(scale q k^T) v and its derivative by the chain rule, one query at a time, in float64. */
 static Reference reference(const Problem *p, bool backward) {
     const Attention *a = &p->a;
     const int D = a->head_size, H = a->heads;
@@ -124,7 +125,7 @@ static Reference reference(const Problem *p, bool backward) {
                     for (int d = 0; d < D; d++) out[d] += w[j] * p->v[(size_t)key[j] * a->kv_stride + kv * D + d];
                 }
                 if (!backward) continue;
-                double mean = 0; /* of dw under w */
+                double mean = 0; /* mean of dw weighted by w */
                 for (int j = 0; j < n; j++) {
                     dw[j] = 0;
                     for (int d = 0; d < D; d++)
@@ -150,8 +151,8 @@ static void reference_free(Reference *r) {
     free(r->out), free(r->lse), free(r->dq), free(r->dk), free(r->dv), free(r->inside);
 }
 
-/* Largest |x - y| over the rows of x (stride apart) and y (contiguous), NaN counting as infinite, over the larger of 1
- * and the largest |y|. */
+/* Largest |x - y| over the rows of x (stride apart) and y (contiguous), relative to max(1, largest |y|). A NaN counts
+ * as infinite. */
 static double error_of(const float *x, size_t stride, const double *y, int rows, size_t width) {
     double worst = 0, size = 1;
     for (int i = 0; i < rows; i++)
@@ -163,7 +164,7 @@ static double error_of(const float *x, size_t stride, const double *y, int rows,
     return worst / size;
 }
 
-/* Runs forward (and in training backward) and compares all that they write. */
+/* Runs the forward pass (in training also the backward pass) and compares all results. */
 static void check(Problem *p, double tolerance, const char *what) {
     const Attention *a = &p->a;
     const bool backward = p->dq != NULL;
@@ -183,7 +184,7 @@ static void check(Problem *p, double tolerance, const char *what) {
         if (!(e[i] <= tolerance))
             fail_msg("%s: %s is off by %g, allowed %g (heads %d/%d, size %d, rows %d, segments %d)", what, name[i],
                      e[i], tolerance, a->heads, a->kv_heads, a->head_size, a->rows, a->segments);
-    for (int row = 0; row < a->rows; row++) /* exactly 0 outside */
+    for (int row = 0; row < a->rows; row++) /* exactly 0 outside the segments */
         for (size_t c = 0; c < width && !r.inside[row]; c++) assert_true(p->out[row * width + c] == 0);
     reference_free(&r);
 }
@@ -240,7 +241,8 @@ static void test_grouped_heads(void **state) {
     }
 }
 
-/* Ragged batches with gaps, families with prefixes (whole prompts, parts of them, prompts and answers), empty segments. */
+/* Ragged batches with gaps and empty segments, and families that share prefixes: whole prompts, parts of them, prompts
+ * with answers. */
 static void test_random_packing(void **state) {
     (void)state;
     static const int sizes[] = {8, 16, 24, 32, 64, 64, 80};
@@ -270,7 +272,7 @@ static void test_random_packing(void **state) {
     }
 }
 
-/* Queries against a cache: single tokens and chunks, past keys, shared prefixes at any row, lone and in groups. */
+/* Queries against a cache: single tokens and chunks, past keys, prefixes shared from any row, alone and in groups. */
 static void test_random_cache(void **state) {
     (void)state;
     static const int sizes[] = {8, 24, 64, 64, 80, 128};
@@ -296,7 +298,7 @@ static void test_random_cache(void **state) {
     }
 }
 
-/* Segments need not be in the order of their rows. */
+/* The order of segments may differ from the order of their rows. */
 static void test_unordered(void **state) {
     (void)state;
     Random r = random_start(22, 6);
@@ -321,8 +323,9 @@ static void test_no_segments(void **state) {
 
 /* ==== Numbers ==== */
 
-/* Scores of +-1e4 and more: softmax is nearly one-hot, nothing overflows. A score of size s is rounded by some s 2^-24
- * at each of D steps: that is the relative error of its probability. */
+/* Scores beyond +-1e4: softmax is nearly one-hot and nothing overflows. A score of size s is rounded by about s 2^-24
+ * at each of its D additions, in all by about sqrt(D) s 2^-24 (D = 64, s = 2e4: 1e-2), which is the relative error of
+ * its probability. The tolerance is twice that. */
 static void test_large_scores(void **state) {
     (void)state;
     Random r = random_start(23, 8);
@@ -332,7 +335,7 @@ static void test_large_scores(void **state) {
             add(&p, 0, 90, 0, 0);
             add(&p, 0, 30, 0, 90);
             add(&p, 0, 1, 0, 90);
-            problem_arrays(&p, &r, 128, 2, 2, 64, cache, 128, 200); /* products of some 200^2 sqrt(64)/3/8 = 1.3e4 */
+            problem_arrays(&p, &r, 128, 2, 2, 64, cache, 128, 200); /* products of about 200^2 sqrt(64)/3/8 = 1.3e4 */
             B->attention_forward(D, &p.a);
             double most = 0;
             for (int i = 0; i < 121 * 2; i++) most = fmax(most, fabs(p.lse[i]));
@@ -342,7 +345,7 @@ static void test_large_scores(void **state) {
         }
 }
 
-/* Scores that all are the same large number, exact in any order of summation: softmax is uniform, whatever the number. */
+/* Equal scores, exact in any order of summation: softmax is uniform, however large the score is. */
 static void test_equal_scores(void **state) {
     (void)state;
     Random r = random_start(23, 9);
@@ -359,7 +362,8 @@ static void test_equal_scores(void **state) {
     }
 }
 
-/* A NaN in a row reaches exactly the queries that see it: guards further up must find it, batch mates must not. */
+/* A NaN in a row reaches exactly the queries that see the row: the trainers' checks must find it, and the other
+ * sequences of the batch must be unaffected. */
 static void test_nan(void **state) {
     (void)state;
     Random r = random_start(23, 10);
@@ -380,7 +384,7 @@ static void test_nan(void **state) {
     problem_free(&p);
 }
 
-/* ==== Reproducibility: to the last bit ==== */
+/* ==== Reproducibility, bit for bit ==== */
 
 static void make_mixed(Problem *p, Random *r, bool cache) {
     add(p, 0, 200, 0, 0);
@@ -414,7 +418,8 @@ static void test_threads(void **state) {
     }
 }
 
-/* A family gives the same bits alone as packed with others, and a member's rows the same without its siblings. */
+/* A family gives the same bits alone and packed with others, and a member's rows give the same bits without its
+ * siblings. */
 static void test_company(void **state) {
     (void)state;
     Random r = random_start(25, 12);
@@ -430,7 +435,7 @@ static void test_company(void **state) {
     memcpy(dqkv, p.dq, p.qkv_floats * sizeof *dqkv);
 
     const int segments = p.a.segments;
-    for (int s = 0; s < segments; s++) { /* forward: one segment, its prefix's rows left as keys */
+    for (int s = 0; s < segments; s++) { /* forward: one segment; the rows of its prefix remain as keys */
         Attention a = p.a;
         a.segments = 1, a.segment = (const Ints *)&p.segment[s];
         B->attention_forward(D, &a);
@@ -452,7 +457,7 @@ static void test_company(void **state) {
     problem_free(&p);
 }
 
-/* A shared prefix agrees to rounding with a sequence that holds a copy of it. */
+/* A shared prefix gives the same as a sequence that contains a copy of it, up to rounding. */
 static void test_prefix_is_copy(void **state) {
     (void)state;
     Random r = random_start(26, 13);
@@ -502,7 +507,7 @@ static void test_kv_store(void **state) {
 
 /* ==== cpu/vector_math.h ==== */
 
-/* Error of y in units in the last place of the float nearest to the exact value. */
+/* Error of y in units in the last place of the float32 nearest to the exact value. */
 static double ulps(float y, double exact) {
     const float nearest = (float)exact;
     if (isnan(exact)) return isnan(y) ? 0 : INFINITY;
@@ -514,7 +519,8 @@ static double ulps(float y, double exact) {
 typedef float Function(float);
 typedef double Exact(double);
 
-/* Every 509th float from the first to the last bit pattern, both signs, in blocks so that the vector code runs. */
+/* Every 509th float between the first and the last bit pattern, of both signs, in blocks so that the vectorised code
+ * runs. */
 static double worst_ulps(void (*function)(float *y, const float *x, int n), Exact exact, float *where) {
     enum { BLOCK = 256 };
     float x[BLOCK], y[BLOCK];

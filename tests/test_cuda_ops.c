@@ -1,6 +1,8 @@
-/* The CUDA backend's operations (norm, elementwise, matmul, AdamW, memory, graphs) against their formulas in float64, in
- * float32 and bf16 storage; without a GPU in several orders of threads and blocks. Attention, head and sampling have their
- * own file. */
+/* test_cuda_ops.c - the CUDA backend's operations (norm, elementwise, matmul, AdamW, memory, graphs) against their
+ * formulas in float64.
+ *
+ * They run in float32 and bf16 storage, without a GPU in several orders of threads and blocks. Attention, the head and
+ * sampling have their own files. */
 #include "cuda_device.h"
 
 enum { SEEDS = 3 };
@@ -15,7 +17,7 @@ static bool reorder(uint64_t seed) {
 
 typedef struct NormProblem {
     int N, C;
-    float *x, *delta, *w, *b, *dout, *dx, *dw, *db; /* the last three: what is there before */
+    float *x, *delta, *w, *b, *dout, *dx, *dw, *db; /* the last three: earlier contents */
 } NormProblem;
 
 static NormProblem norm_problem(Random *r, int N, int C) {
@@ -151,7 +153,8 @@ static void test_embed(void **state) {
             B->embed_forward(D, out, weights(wte, v), weights(wpe, p), tokens, positions, N, C);
             B->embed_backward(D, gte, gpe, gradient, tokens, positions, N, C);
             assert_memory_equal(fetch_narrow(out, n), want, n * sizeof *want);
-            assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te); /* the CPU's order, so its bits */
+            /* added in the CPU's order, so the bits are the CPU's */
+            assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te);
             assert_memory_equal(fetch(gpe, p), want_pe, p * sizeof *want_pe);
         }
     }
@@ -179,7 +182,7 @@ static void test_rows(void **state) {
             assert_memory_equal(fetch_narrow(out, (size_t)(R * C)), gathered, (size_t)(R * C) * sizeof(float));
             B->scatter_rows(D, dx, add, rows, R, C);
             float *got = fetch_narrow(dx, (size_t)(N * C));
-            /* one rounding for each 128 rows that are looked at */
+            /* one rounding per 128 rows examined */
             check("scatter", got, scattered.value, scattered.size, R + (dtype ? 2 * 0x1p15 : 0), 1, (size_t)(N * C));
             if (seed) assert_memory_equal(got, first, (size_t)(N * C) * sizeof(float));
             else first = got;
@@ -250,7 +253,7 @@ static void test_linear_forward(void **state) {
     }
 }
 
-/* linear_backward, alone or followed by the GELU of the layer below, with whatever was in dw and db before. */
+/* linear_backward, alone or followed by the GELU of the layer below, with given earlier contents of dw and db. */
 static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_gelu) {
     const float *dout = noise(r, (size_t)(N * OC), 1), *x = noise(r, (size_t)(N * IC), 1);
     const float *w = noise(r, (size_t)(OC * IC), 1), *pre = noise(r, (size_t)(N * IC), 2);
@@ -275,7 +278,7 @@ static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_ge
           (size_t)(N * IC));
     check("dw", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, N + 16, 0, (size_t)(OC * IC));
     check("db", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
-    B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, once more */
+    B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, a second time */
     for (int i = 0; i < OC * IC; i++) dw_want.value[i] += dw_want.value[i] - dw[i], dw_want.size[i] *= 2;
     check("dw twice", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, 2 * N + 16, 0, (size_t)(OC * IC));
     check("db kept", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
@@ -290,7 +293,7 @@ static void test_linear_backward(void **state) {
     check_linear_backward(&r, 700, 16, 24, true); /* sums of columns in several parts */
 }
 
-/* A bias, weights and activations that stand anywhere: no fused epilogue, and reads of one element at a time. */
+/* A bias, weights and activations at unaligned addresses: no fused epilogue, and elements are read one at a time. */
 static void test_linear_anywhere(void **state) {
     (void)state;
     enum { N = 9, IC = 16, OC = 24 };
@@ -311,7 +314,7 @@ static void test_linear_anywhere(void **state) {
     check("pre", fetch_narrow(pre, N * OC), want.value, want.size, slack, 1, N * OC);
     for (int i = 0; i < N * OC; i++) want.size[i] *= 1.2;
     check("gelu", fetch_narrow(out, N * OC), activated, want.size, slack, 1, N * OC);
-    /* a gelu_backward that has nothing to do with the linear_backward before it */
+    /* a gelu_backward unrelated to the linear_backward before it */
     const float *dout = noise(&r, N * OC, 1), *other = noise(&r, N * IC, 1);
     Acts *gradient = acts(NULL, N, IC), *apart = acts(other, N, IC), *from = acts(dout, N, OC);
     Floats *gw = floats(FLOATS(OC * IC), OC * IC);
@@ -344,7 +347,7 @@ static void test_gelu(void **state) {
         want[i] = x[i] < -1e6 ? 0 : x[i] > 1e6 ? x[i] : gelu(x[i]);
         slope[i] = o[i] * (x[i] < -1e6 ? 0 : x[i] > 1e6 ? 1 : gelu_slope(x[i]));
         size[i] =
-            fabs(want[i]) + fabs(x[i] < 0 && x[i] > -30 ? x[i] : 0); /* 1 + tanh cancels below 0, here and there */
+            fabs(want[i]) + fabs(x[i] < 0 && x[i] > -30 ? x[i] : 0); /* 1 + tanh cancels for some values below 0 */
     }
     Acts *pre = acts(x, 1, N), *out = acts(NULL, 1, N), *d = acts(o, 1, N);
     B->gelu_forward(D, out, pre, N);
@@ -405,7 +408,7 @@ static void test_adamw(void **state) {
         const float *got = masters ? fetch(master, (size_t)n) : fetch(w, (size_t)n);
         check("p", got, want, size_p, 32, 0, (size_t)n);
         if (!masters) continue;
-        /* the weight is one of the two bf16 neighbours of its master, and the same when the slices are others */
+        /* the weight is one of the two bf16 neighbours of its master, and does not depend on how slices are cut */
         const float *weight = fetch_narrow(w, (size_t)n);
         for (int i = 0; i < n; i++) {
             const double gap = fabs((double)weight[i] - got[i]), unit = ldexp(1, ilogb(got[i]) - 7);
@@ -427,7 +430,8 @@ static void test_adamw(void **state) {
     }
 }
 
-/* Rounding up and down happens with the right probabilities: the mean of many weights is that of their masters. */
+/* Stochastic rounding goes up and down with the right probabilities: the mean of many weights is the mean of their
+ * masters. */
 static void test_stochastic_rounding(void **state) {
     (void)state;
     enum { N = 1 << 15, STEPS = 4 };
@@ -453,7 +457,7 @@ static void test_stochastic_rounding(void **state) {
     }
     const double draws = (double)N * STEPS, deviation = sqrt(0.3 * 0.7 / draws);
     assert_true(fabs(away / draws - 0.3) < 5 * deviation);
-    /* another step draws other bits: two agree in 0.3^2 + 0.7^2 of all weights */
+    /* another step draws other bits: two steps agree in 0.3^2 + 0.7^2 of all weights */
     const double pairs = (double)N * (STEPS - 1);
     assert_true(fabs(same / pairs - 0.58) < 5 * sqrt(0.58 * 0.42 / pairs));
 }
@@ -484,12 +488,12 @@ static void test_transfers(void **state) {
     (void)state;
     const size_t n = (5u << 20) + 12345; /* 20 MB: more than the staging buffer holds */
     float *x = (float *)xmalloc(n * sizeof *x), *back = (float *)xmalloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = (float)i * 0.25f; /* no two pieces alike */
+    for (size_t i = 0; i < n; i++) x[i] = (float)i * 0.25f; /* no two pieces are alike */
     Error e;
     void *memory = B->alloc(D, n * sizeof *x, "a test", &e);
-    reorder(1); /* copies are made as late as they may be */
+    reorder(1); /* copies are made as late as the stream's order allows */
     B->upload(D, memory, x, n * sizeof *x);
-    x[0] = 77, x[n - 1] = 77; /* what was uploaded is what was there at the call */
+    x[0] = 77, x[n - 1] = 77; /* the upload has the contents from the time of the call */
     B->download(D, back, memory, n * sizeof *x);
     assert_true(back[0] == 0 && back[n - 1] == (float)(n - 1) * 0.25f);
     x[0] = back[0], x[n - 1] = back[n - 1];
@@ -505,7 +509,7 @@ static void test_transfers(void **state) {
     assert_true(B->memory_peak(D) >= n * 4);
 }
 
-/* A device of its own: what fails must not fail the others. */
+/* A device of its own, so that its failure does not affect the other tests. */
 static void test_out_of_memory(void **state) {
     (void)state;
     Error e;
@@ -519,21 +523,22 @@ static void test_out_of_memory(void **state) {
         assert_non_null(strstr(e.text, cases[i][0])), assert_non_null(strstr(e.text, "free"));
         assert_non_null(strstr(e.text, cases[i][1]));
     }
-    assert_true(B->sync(D, &e)); /* an alloc that failed is the caller's matter, the device goes on */
+    assert_true(B->sync(D, &e)); /* a failed alloc is reported to the caller, and the device continues to work */
     float one = 1, back = 0;
     Floats *x = floats(&one, 1);
     B->download(D, &back, x, 4);
     assert_true(back == 1);
 }
 
-/* A failure inside an operation stays, is told by sync() with what was asked for, and nothing runs after it. */
+/* A failure inside an operation is sticky: sync() reports it with the request that failed, and nothing runs after
+ * it. */
 static void test_sticky_failure(void **state) {
     (void)state;
     Error e;
     Device *d;
     assert_true(B->open(&d, dtype, &e));
     float x[4] = {0};
-    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* nothing to do is no failure */
+    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* an empty operation is no failure */
     assert_true(B->sync(d, &e));
     void *memory = B->alloc(d, 64, "a test", &e);
     B->layernorm_backward(d, (Acts *)memory, (Floats *)memory, (Floats *)memory, (Acts *)memory, (Acts *)memory,
@@ -548,10 +553,10 @@ static void test_sticky_failure(void **state) {
     B->close(d);
 }
 
-/* ==== Steps that repeat ==== */
+/* ==== Repeated steps ==== */
 
-/* A step of a dozen operations on the same buffers with new data each time: run one by one, then captured, then replayed
- * as a graph. Each time it gives what the first operations would give alone. */
+/* A step of a dozen operations on the same buffers with new data each time is run one by one, then captured, then
+ * replayed as a graph. Each time it must give what the operations give when run alone. */
 static void test_repeated_steps(void **state) {
     (void)state;
     enum { N = 6, C = 32, F = 64, V = 20, P = 12, STEPS = 6 };

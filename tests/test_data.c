@@ -1,5 +1,7 @@
-/* The data programs, run as a user runs them: make_shard for every kind of line and option, show for every kind of
- * file, bad input. JSONL itself is tested here, too. Needs ./data/make_shard and ./data/show. */
+/* test_data.c - the data programs as a user runs them: make_shard on every kind of line and option, show on every kind
+ * of file, bad input; and jsonl.h itself.
+ *
+ * Needs ./data/make_shard and ./data/show. */
 #include "files.h"
 #include "../llmc/model/checkpoint.h"
 #include "../llmc/text/chat.h"
@@ -32,7 +34,7 @@ static char *text_of(const char *path) {
     return text;
 }
 
-/* Runs a shell command, in which $T is the test's directory, and expects its exit status. */
+/* Runs a shell command, in which $T is the test's directory, and checks its exit status. */
 static void run(int status, const char *command) {
     char line[2000];
     snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
@@ -51,7 +53,7 @@ static void assert_holds(const char *text, const char *part) {
 
 static void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
 
-/* A run that fails with one line that holds `part`, and leaves $T/x.shard as it was. */
+/* Runs a command that must fail with one line that contains `part` and leave $T/x.shard unchanged. */
 static void refused(int status, const char *command, const char *part) {
     put("x.shard", "earlier");
     const int before = files_count();
@@ -74,7 +76,7 @@ static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
     return s;
 }
 
-/* Record i as text; what is trained on (chat) or the last token of a step (step) stands between [ and ]. */
+/* Record i as text. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
 static void assert_record(const Shard *s, int64_t i, const char *want) {
     Error e;
     Record r = {0};
@@ -131,7 +133,7 @@ static void test_chat(void **state) {
                   "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo<|eot_id|>]");
     shard_close(&s);
 
-    /* prompt and completion, as texts and as messages, under names of one's own */
+    /* prompt and completion, as texts and as messages, under other field names */
     put("b.jsonl", "{\"prompt\":\"2+3=\",\"completion\":\"5\"}\n{\"prompt\":\"\",\"completion\":\"x\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o - > $T/b.shard");
     s = open_shard("b.shard", RECORD_CHAT, 2);
@@ -190,7 +192,7 @@ static void test_chat_warnings(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -c '{any}{content}\\n'");
     assert_holds(said, "texts that contain the name of a special token, which is encoded as plain text: 1 ");
     assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
-    /* GPT-2's words begin with their space; the tokenizer of bytes does not care */
+    /* GPT-2's words begin with their space; the byte tokenizer does not need that */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard -t tests/golden/tokenizer_small.json");
     assert_holds(said, "prompts that end in a space");
@@ -268,7 +270,7 @@ static void test_prompts(void **state) {
     assert_prompt(&s, 0, text, "", "x", "");
     shard_close(&s);
 
-    /* a prompt is never cut */
+    /* a prompt is never truncated */
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 4 -c plain");
     assert_holds(said, "warning: records dropped because they are longer than --max-tokens: 1 ");
     s = open_shard("a.shard", RECORD_PROMPT, 4);
@@ -310,7 +312,7 @@ static void test_preferences(void **state) {
                   "Assistant: b d<|im_end|>");
     shard_close(&s);
 
-    /* lists of messages: with a prompt, without, and beside a text that repeats the prompt */
+    /* lists of messages: with a prompt, without one, and together with a text that repeats the prompt */
     put("b.jsonl",
         "{\"p\":[{\"role\":\"user\",\"content\":\"q\"}],\"c\":[{\"role\":\"assistant\",\"content\":\"y\"}],\"r\":\"n\"}\n"
         "{\"c\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"y\"}],"
@@ -406,7 +408,7 @@ static void test_unpaired(void **state) {
     assert_holds(out, "good: 1 of 2, 50.0 %");
     run(0, "data/show -aj $T/a.shard");
     assert_holds(out, "{\"prompt\":\"2+3=\",\"completion\":\"four<|endoftext|>\",\"label\":false,\"prompt_tokens\":4,");
-    /* the limit takes the end of an answer, or the record */
+    /* the limit truncates the end of an answer, or drops the record */
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6");
     assert_holds(said, "truncated to --max-tokens, without their stop token: 1 ");
     s = open_shard("a.shard", RECORD_UNPAIRED, 2);
@@ -415,7 +417,7 @@ static void test_unpaired(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard -m 6 --truncation drop");
     s = open_shard("a.shard", RECORD_UNPAIRED, 1);
     shard_close(&s);
-    /* messages, and a field of another name; a label that is neither makes a conversation */
+    /* messages, and a label under another name; a label that is neither true nor false makes a conversation */
     put("b.jsonl", "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"completion\":[{\"role\":\"assistant\","
                    "\"content\":\"a\"}],\"good\":false}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --label-field good");
@@ -502,7 +504,7 @@ static void test_split(void **state) {
     Shard a = {0}, v = {0};
     assert_true(shard_open(&a, files_path("a.shard"), &e) && shard_open(&v, files_path("v.shard"), &e));
     assert_int_equal(a.count + v.count, 1200);
-    assert_int_equal(v.count % 3, 0); /* the three of a prompt stay together */
+    assert_int_equal(v.count % 3, 0); /* the three records of a prompt stay in one split */
     assert_true(v.count > 200 && v.count < 400);
     for (int64_t i = 0; i < v.count; i++) {
         assert_true(shard_record(&v, i, &r, &e));
@@ -607,7 +609,7 @@ static void test_bad_files_and_options(void **state) {
     assert_holds(out, "--tokens");
 }
 
-/* Ended by a signal while it waits for more: no file is left. */
+/* Ended by a signal while it waits for input: no file remains. */
 static void test_signal(void **state) {
     (void)state;
     int ends[2];
