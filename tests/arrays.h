@@ -4,7 +4,7 @@
  *
  *     float *x = FLOATS(n);                        // zero-filled; freed by arrays_free(), which a teardown calls
  *     Sum s = sums(n, NULL);
- *     sum_add(s, i, term);                         // s.size[i] = sum |terms|, which a float32 sum's error is relative to
+ *     sum_add(s, i, term);                         // s.size[i]: sum |terms|, the scale of rounding errors
  */
 #ifndef TESTS_ARRAYS_H
 #define TESTS_ARRAYS_H

@@ -1,7 +1,8 @@
 /* cuda_device.h - fixtures of the CUDA backend's tests: the library, device memory and comparison.
  *
- * The tests use the library that LLMC_CUDA_LIBRARY names, by default build/llmc_cuda_host.so: llmc/cuda/cuda.cu compiled
- * for the processor (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs with llmc_cuda.so.
+ * The tests use the library that LLMC_CUDA_LIBRARY names, by default build/llmc_cuda_host.so: llmc/cuda/cuda.cu
+ * compiled for the processor (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs with
+ * llmc_cuda.so.
  *
  * A result stored as type T may be off by half a unit in T's last place and by the errors of the float32 sums that it
  * comes from: n terms in any order are off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability of

@@ -1,6 +1,7 @@
 /* dpo.h - small shards with a known preference and an initial model, for the tests of ./train_dpo.
  *
- * A prompt is a letter and a colon. An answer is 2 to 5 letters out of four; the more of them are the letter a, the better.
+ * A prompt is a letter and a colon. An answer is 2 to 5 letters out of four; the more of them are the letter a, the
+ * better.
  *
  *   chat.shard, sft.bin               demonstrations, and a model fine-tuned on them; other.bin: trained a little more
  *   prefs.shard, held.shard           training and held-out pairs

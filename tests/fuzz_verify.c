@@ -1,8 +1,9 @@
-/* fuzz_verify.c - libFuzzer target: verifiers, final answers, reward specifications and a reward program's output lines.
+/* fuzz_verify.c - libFuzzer target: verifiers, final answers, reward specifications and a reward program's output
+ * lines.
  *
- * The input's first byte selects the task, the second an option of its style. The rest is the completion, the answer and
- * the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is 1, 0 or
- * NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
+ * The input's first byte selects the task, the second an option of its style. The rest is the completion, the answer
+ * and the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is 1, 0
+ * or NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
  */
 #include "../llmc/reward/rewards.h"
 

@@ -1,5 +1,5 @@
-/* The model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), its own finite differences, and the
- * equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
+/* test_gpt2.c - the model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), against finite
+ * differences, and the equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 static const Backend *B;
 static Device *D;
 
-/* ==== What the tests share ==== */
+/* ==== Fixtures ==== */
 
 static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     Error e;
@@ -24,7 +24,7 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(amplitude * random_normal(&r));
-    for (int i = 0; i < TENSOR_COUNT; i++) /* layernorms around 1 */
+    for (int i = 0; i < TENSOR_COUNT; i++) /* layernorm weights around 1 */
         for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
@@ -43,7 +43,7 @@ static float *gradients(const Model *m) {
     return g;
 }
 
-/* A batch, and a loss over it: sum_r w logp + u entropy + q value. */
+/* A batch and a loss over it: sum_r w logp + u entropy + q value. */
 typedef struct Problem {
     Batch batch;
     float *w, *u, *q;
@@ -67,7 +67,7 @@ static void random_tokens(Random *r, int32_t *tokens, int n, int vocab) {
     for (int i = 0; i < n; i++) tokens[i] = (int32_t)random_below(r, (uint64_t)vocab);
 }
 
-/* Lone sequences and families of a prompt with answers, of all lengths; one answer of a single token. */
+/* Single sequences, and families of a prompt with answers, of various lengths; one answer has a single token. */
 static Problem mixed_problem(uint64_t seed, int vocab) {
     Problem p = {.batch = batch_new(200, 200, 40), .temperature = 0.8f};
     Random r = random_start(seed, 1);
@@ -95,7 +95,7 @@ static Workspace train_workspace(const Model *m, const Batch *b, int recompute) 
     return w;
 }
 
-/* The loss, in double over what the model gives. */
+/* The loss, summed in double over the model's outputs. */
 static double loss_of(const Model *m, const Workspace *w, const Problem *p) {
     const size_t n = (size_t)p->batch.targets;
     float *logp = xcalloc(n, sizeof(float)), *entropy = xcalloc(n, sizeof(float)), *value = xcalloc(n, sizeof(float));
@@ -114,7 +114,7 @@ static double loss_and_gradient(Model *m, const Workspace *w, const Problem *p) 
     return loss;
 }
 
-/* Each tensor of `got` within `relative` of `want`, relative to the tensor's largest. */
+/* Checks that each tensor of `got` is within `relative` of `want`, relative to the tensor's largest value. */
 static void check_gradients(const Model *m, const float *got, const float *want, double relative, const char *what) {
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
@@ -137,7 +137,7 @@ typedef struct GoldenModel {
     Model m;
     ModelFile file;
     Golden forward, adamw;
-    Batch batch; /* all sequences as segments of one batch, a target for each row */
+    Batch batch; /* all sequences are segments of one batch, with a target in each row */
     const double *target;
     int rows;
 } GoldenModel;
@@ -184,7 +184,7 @@ static void test_golden_forward(void **state) {
     const int V = c->vocab, R = g.rows, first = (int)golden(&g.forward, "length")[0];
     float *logp = xmalloc((size_t)R * 4), *entropy = xmalloc((size_t)R * 4), *logits = xmalloc((size_t)(R * V) * 4);
     int32_t *argmax = xmalloc((size_t)R * 4);
-    for (int train = 0; train < 2; train++) { /* activations kept, and one layer's for all */
+    for (int train = 0; train < 2; train++) { /* activations kept for all layers, and for one layer at a time */
         Workspace w;
         assert_true(workspace_new(&w, &g.m, R, R, 8, train, 0, &e));
         const ModelOutput out = {.logp = logp, .entropy = entropy, .argmax = argmax};
@@ -245,11 +245,12 @@ static double key_biases(const Model *m) {
     return sum;
 }
 
-/* What may differ from PyTorch's weight norm. Softmax does not see a bias of the keys, so its gradient is 0 and what is
- * computed of it is rounding, which AdamW scales up to steps of the learning rate in a direction of its own on every
- * processor: after t steps two runs may be 2 lr t apart in each key bias b, and their norms W by 2 lr t sum|b| / W. All other
- * gradients agree to about 1e-5 of their size (float32 sums through three layers), steps therefore to 1e-5 lr, and ten of
- * them to 3e-7 per weight, of 0.15 on average: 2e-6 of the norm, with room for gradients smaller than others. */
+/* The tolerance of the weight norm against PyTorch's. Softmax is invariant to a bias of the keys, so the exact gradient
+ * of that bias is 0 and the computed one is rounding error, which AdamW scales up to steps of the learning rate in a
+ * direction that differs between processors: after t steps two runs may be 2 lr t apart in each key bias b, and their
+ * norms W by 2 lr t sum|b| / W. All other gradients agree to about 1e-5 of their size (float32 sums through three
+ * layers), so steps agree to 1e-5 lr, and ten of them to 3e-7 per weight, which is 0.15 on average: 2e-6 of the norm.
+ * The tolerance is larger, because some gradients are smaller than others. */
 static void test_golden_adamw(void **state) {
     (void)state;
     Error e;
@@ -288,7 +289,7 @@ static void test_golden_adamw(void **state) {
 
 /* ==== Finite differences ==== */
 
-/* d loss / dh at weights + h direction of tensor t, layer l, by a central difference of fourth order. */
+/* d loss / dh at weights + h * direction (in tensor t, layer l), by a fourth-order central difference. */
 static double slope_along(Model *m, const Workspace *w, const Problem *p, const float *weights, const float *direction,
                           size_t at, size_t n, double h) {
     static const double place[4] = {1, -1, 2, -2}, share[4] = {8, -8, -1, 1};
@@ -354,7 +355,7 @@ static void test_differences_grouped(void **state) {
     c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
     check_differences(c, 1, 32);
     c = small_config(1, 0);
-    c.layers = 1, c.hidden = 8; /* narrower than q, k and v: the widest activation is theirs */
+    c.layers = 1, c.hidden = 8; /* narrower than q, k and v, so these are the widest activation */
     check_differences(c, 2, 33);
 }
 
@@ -382,7 +383,7 @@ static void test_recompute(void **state) {
     free(want), problem_free(&p), model_free(&m);
 }
 
-/* Each sequence alone in a batch gives what it gave among others. */
+/* Each sequence gives the same results alone in a batch as among others. */
 static void test_packed_alone(void **state) {
     (void)state;
     enum { SEQUENCES = 6 };
@@ -417,7 +418,7 @@ static void test_packed_alone(void **state) {
     problem_free(&p), workspace_free(&w, &m), model_free(&m);
 }
 
-/* A prompt shared by its answers against a full copy for each of them: outputs and gradients. */
+/* A prompt shared by its answers against a copy of the prompt for each answer: outputs and gradients. */
 static void test_shared_prefix(void **state) {
     (void)state;
     enum { PROMPT = 9, ANSWERS = 5, FAMILIES = 2 };
@@ -461,7 +462,8 @@ static void test_shared_prefix(void **state) {
     workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), model_free(&m);
 }
 
-/* Each of dlogp, dentropy and dvalue alone: the three add up to all together, and a value alone runs no head. */
+/* Each of dlogp, dentropy and dvalue alone: the three gradients add up to that of all together, and with dvalue alone
+ * the head is not run. */
 static void test_gradients_alone(void **state) {
     (void)state;
     Model m = random_model(small_config(2, 1), 47, 0.3);
@@ -484,7 +486,7 @@ static void test_gradients_alone(void **state) {
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-/* model_forward_backward() is both; twice adds twice as much. */
+/* model_forward_backward() equals both calls; a second call doubles the gradients. */
 static void test_forward_backward(void **state) {
     (void)state;
     Model m = random_model(small_config(4, 0), 44, 0.2);
@@ -509,7 +511,7 @@ static void test_forward_backward(void **state) {
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-/* A workspace that has held larger batches gives the same as a fresh one. */
+/* A workspace that has held larger batches gives the same results as a new one. */
 static void test_workspace_reuse(void **state) {
     (void)state;
     Model m = random_model(small_config(2, 1), 45, 0.2);
@@ -535,7 +537,7 @@ static void test_workspace_reuse(void **state) {
     problem_free(&large), problem_free(&p), model_free(&m);
 }
 
-/* Rows without a target cost no head and no loss; a batch without any gives a zero gradient. */
+/* Rows without a target add no head computation and no loss; a batch without targets has a zero gradient. */
 static void test_no_targets(void **state) {
     (void)state;
     Model m = random_model(small_config(4, 0), 46, 0.2);
@@ -568,7 +570,7 @@ static void test_neftune(void **state) {
     w.noise_stream++;
     assert_true(loss_of(&m, &w, &p) != noisy);
     w.noise_stream--;
-    /* the gradient is that of the noisy loss: along itself, for the embeddings, which the noise is added to */
+    /* the gradient is that of the noisy loss: along itself, for the embeddings, to which the noise is added */
     float *weights = xmalloc(m.parameters * sizeof *weights);
     B->weights_download(D, weights, m.weights, m.parameters);
     loss_and_gradient(&m, &w, &p);
@@ -586,7 +588,7 @@ static void test_neftune(void **state) {
 
 /* ==== bfloat16 ==== */
 
-/* Products in bfloat16 stay within what 8 bits of significand leave of the float32 result. */
+/* With products in bfloat16 the results stay within the error of an 8-bit significand of the float32 results. */
 static void test_bf16(void **state) {
     (void)state;
     Error e;
@@ -601,7 +603,7 @@ static void test_bf16(void **state) {
     const double loss = loss_and_gradient(&m, &w, &p);
     float *want = gradients(&m);
     model_zero_grads(&m);
-    Model other = m; /* the same weights in another arithmetic */
+    Model other = m; /* the same weights in the other precision */
     other.device = half;
     const double loss_half = loss_and_gradient(&other, &w, &p);
     float *g = gradients(&m);
@@ -632,7 +634,8 @@ static void *failing_alloc(Device *d, size_t bytes, const char *what, Error *e) 
     return backend_cpu()->alloc(d, bytes, what, e);
 }
 
-/* What is predicted is what is asked of the device, and no more of it is touched (the arena ends where it says). */
+/* The predicted memory equals the memory that is requested from the device, and the arena ends where predicted: nothing
+ * beyond it is touched. */
 static void test_memory(void **state) {
     (void)state;
     Error e;
@@ -663,14 +666,14 @@ static void test_memory(void **state) {
         counted = 0;
         assert_true(workspace_new(&w, &m, 100, 50, 9, recompute < 3, recompute % 3, &e));
         assert_int_equal(counted, workspace_bytes(&c, &counting, 100, 50, 9, recompute < 3, recompute % 3));
-        assert_true(counted < before); /* each level takes less */
+        assert_true(counted < before); /* each level needs less memory */
         before = counted;
         workspace_free(&w, &m);
     }
     optimizer_free(&o, &m), model_free(&m), model_free(&copy);
 }
 
-/* Wherever memory runs out there is a message, and nothing is lost or freed twice. */
+/* Wherever an allocation fails there is a message, and nothing is leaked or freed twice. */
 static void test_out_of_memory(void **state) {
     (void)state;
     Backend failing = *backend_cpu();
@@ -708,7 +711,7 @@ static void test_descriptors(void **state) {
     static const struct {
         const char *text;
         int layers, heads, width;
-        size_t elements; /* of the published models: 124,439,808 and so on, and the padding of the vocabulary */
+        size_t elements; /* the published models: 124,439,808 and so on, and the padding of the vocabulary */
     } known[] = {{"d12", 12, 12, 768, 124439808 + 47 * 768},
                  {"gpt2:d12", 12, 12, 768, 124439808 + 47 * 768},
                  {"d24", 24, 16, 1024, 354823168 + 47 * 1024},
@@ -776,7 +779,7 @@ static void test_config_check(void **state) {
     }
 }
 
-/* The table of tensors: no gaps, no overlaps; the head last; decay on matrices alone. */
+/* The table of tensors: no gaps, no overlaps; the head is last; only matrices have weight decay. */
 static void test_tensors(void **state) {
     (void)state;
     TensorInfo t[TENSOR_COUNT];
@@ -854,7 +857,7 @@ static void test_optimizer(void **state) {
         assert_true(o.step == 0 && B->square_sum(D, o.m, n) == 0 && B->square_sum(D, o.v, n) == 0);
         assert_true(B->square_sum(D, m.grads, n) == 0);
     }
-    o.weight_decay = 0.5; /* no gradient: decay alone, on matrices */
+    o.weight_decay = 0.5; /* no gradient: weight decay alone, on matrices */
     assert_true(optimizer_step(&o, &m, 0.1).grad_norm == 0);
     B->weights_download(D, after, m.weights, n);
     for (int i = 0; i < TENSOR_COUNT; i++)
@@ -862,7 +865,7 @@ static void test_optimizer(void **state) {
             assert_true(fabs(after[k] - before[k] * (m.tensor[i].decay ? 0.95 : 1)) <= 1e-7 * fabs(before[k]));
     assert_true(!m.tensor[TENSOR_ln1w].decay && !m.tensor[TENSOR_qkvb].decay && m.tensor[TENSOR_wpe].decay &&
                 m.tensor[TENSOR_fcw].decay);
-    /* clipping: the first moment of a fresh optimizer is (1 - beta1) times the clipped gradient */
+    /* clipping: the first moment of a new optimizer is (1 - beta1) times the clipped gradient */
     static const double limit[] = {1, 0, 1e9};
     for (int k = 0; k < 3; k++) {
         optimizer_free(&o, &m);
@@ -882,7 +885,7 @@ static void test_optimizer(void **state) {
     optimizer_free(&o, &m), model_free(&m);
 }
 
-/* A reference is a copy: it stays where it was while the model moves. */
+/* A reference is a copy, which does not change when the model does. */
 static void test_copy(void **state) {
     (void)state;
     Error e;
@@ -896,7 +899,7 @@ static void test_copy(void **state) {
     assert_true(optimizer_new(&o, &m, &e));
     loss_and_gradient(&m, &w, &p);
     optimizer_step(&o, &m, 0.01);
-    const double moved = loss_of(&m, &w, &p); /* weights packed for products have followed */
+    const double moved = loss_of(&m, &w, &p); /* the packed copies of the weights were updated */
     assert_true(moved < loss - 1e-3 && loss_of(&copy, &w, &p) == loss);
     model_free(&copy);
     assert_true(loss_of(&m, &w, &p) == moved);
@@ -906,7 +909,7 @@ static void test_copy(void **state) {
 static int open_device(void **state) {
     (void)state;
     Error e;
-    omp_set_num_threads(1); /* the models are too small for more, and the machine may be busy */
+    omp_set_num_threads(1); /* the models are too small for more threads, and the machine may be busy */
     B = backend_cpu();
     return !B->open(&D, DTYPE_FLOAT32, &e);
 }

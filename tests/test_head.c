@@ -1,4 +1,4 @@
-/* The language-model head and sampling of backend.h against the formulas in float64. */
+/* test_head.c - the language-model head and sampling of backend.h against the formulas in float64. */
 #include "device.h"
 #include "../llmc/cpu/head.h"
 
@@ -7,7 +7,7 @@
 typedef struct HeadProblem {
     int R, C, V, Vp;
     float temperature;
-    float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: what is there before */
+    float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: its earlier contents */
     int32_t *target;
 } HeadProblem;
 
@@ -20,7 +20,7 @@ static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float te
     return p;
 }
 
-/* All that the head gives, computed from the formula in float64, against the device's. */
+/* Computes all outputs of the head from the formula in float64 and compares the device's. */
 static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack) {
     const int R = p->R, C = p->C, V = p->V;
     const size_t table = (size_t)p->Vp * (size_t)C, used = (size_t)(V * C);
@@ -83,18 +83,18 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.dh = dh, a.dwte = dwte;
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
-                        (size_t)R * sizeof(float)); /* the gradient changes no value */
+                        (size_t)R * sizeof(float)); /* requesting gradients changes no value */
     check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     const float *got = fetch(dwte, table);
     check("dwte", got, sw.value, sw.size, slack * 16 + R, used);
-    for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets none */
+    for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets no gradient */
     for (size_t i = 0; i < used; i++) sw.value[i] += sw.value[i] - p->dwte[i], sw.size[i] *= 2;
-    a.entropy = NULL, a.argmax = NULL; /* again: dh is set, dwte added to */
+    a.entropy = NULL, a.argmax = NULL; /* a second call: dh is set, dwte is added to */
     B->head(d, &a);
     check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
     const float *before = fetch(dwte, table);
-    a.dwte = NULL; /* not wanted */
+    a.dwte = NULL; /* not requested */
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
     Floats *logits = floats(NULL, (size_t)(R * V));
@@ -119,14 +119,14 @@ static void test_head(void **state) {
     for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
         HeadProblem p =
             head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
-        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must count for nothing */
+        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
         check_head(d, &p, s % 2, 4);
     }
     assert_true(B->sync(d, &e));
     B->close(d);
 }
 
-/* Rows beyond one chunk of logits: a padded vocabulary so wide that 50 rows are 4 chunks. */
+/* Rows that need several chunks of logits: the padded vocabulary is so wide that 50 rows are 4 chunks. */
 static void test_head_chunks(void **state) {
     (void)state;
     Random r = random_start(14, 0);
@@ -143,7 +143,7 @@ static void test_head_chunks(void **state) {
     assert_true(B->sync(d, &e));
     B->close(d);
     for (int rows = 1; rows < 40000;
-         rows += 1 + rows / 7) /* chunks hold all rows, are whole blocks, within the limit */
+         rows += 1 + rows / 7) /* the chunks cover all rows, are multiples of the alignment, and are within the limit */
         for (int vp = 128; vp <= 1 << 22; vp *= 2) {
             const int chunk = head_chunk_rows(rows, vp);
             assert_true(chunk > 0 && (chunk % ROW_ALIGN == 0 || (chunk >= rows && chunk < ROW_ALIGN)));
@@ -158,14 +158,15 @@ static void test_head_bf16(void **state) {
     if (!B->open(&d, DTYPE_BF16, &e)) skip();
     Random r = random_start(15, 0);
     HeadProblem p = head_problem(&r, 37, 24, 257, 384, 0.8f, 0.3);
-    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]); /* exact operands: logits are as in float32; */
+    /* exact operands: logits equal the float32 ones */
+    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]);
     for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
     check_head(d, &p, true, 0x1p16 / 16); /* the gradient of the logits is rounded to 8 bits */
     assert_true(B->sync(d, &e));
     B->close(d);
 }
 
-/* Extremes: logits a thousand apart, equal ones, NaN; argmax takes the first of several. */
+/* Extremes: logits that are a thousand apart, equal logits, NaN. argmax returns the first of several. */
 static void test_head_extremes(void **state) {
     (void)state;
     enum { V = 10, VP = 128, R = 4 };
@@ -196,7 +197,7 @@ static void test_head_extremes(void **state) {
     B->head(D, &a);
     const float *lp = fetch(logp, R), *en = fetch(entropy, R), *g;
     const int32_t *most = (const int32_t *)fetch(argmax, R);
-    /* an identity in h cannot keep 0 * NaN out of the other rows: their column 3 is NaN, and so are their logits */
+    /* h is one-hot, but 0 * NaN is NaN: column 3 of the other rows, and therefore their logits, are NaN too */
     assert_true(isnan(lp[3]) && isnan(en[3]));
     for (int i = 0; i < R; i++) assert_in_range(most[i], 0, V - 1);
     for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
@@ -213,8 +214,8 @@ static void test_head_extremes(void **state) {
 
 /* ==== Sampling ==== */
 
-/* The rule of backend.h in float64: which tokens stay, with what probability. y: logits after penalty and temperature.
- * Returns how close the nearest decision is to going the other way, relative. */
+/* The rule of backend.h in float64: the kept tokens and their probabilities. y: logits after penalty and temperature.
+ * Returns the relative margin of the closest decision. */
 static double keep(const Draw *a, const double *y, int V, double *probability) {
     double max = -INFINITY, sum = 0, margin = 1;
     bool kept[512];
@@ -224,14 +225,14 @@ static double keep(const Draw *a, const double *y, int V, double *probability) {
         for (int v = 0; v < V; v++) {
             int above = 0;
             for (int o = 0; o < V; o++) above += y[o] > y[v];
-            kept[v] = above < a->top_k; /* ties with the last one stay */
+            kept[v] = above < a->top_k; /* tokens that tie with the last one are kept */
         }
     if (a->top_p < 1) {
         bool stays[512];
         double all = 0;
         for (int v = 0; v < V; v++) all += kept[v] ? exp(y[v] - max) : 0;
         for (int v = 0; v < V; v++) {
-            double above = 0; /* the mass of all that are likelier: v is needed while that is below top_p */
+            double above = 0; /* total probability of all likelier tokens: v is kept if this is below top_p */
             for (int o = 0; o < V; o++) above += kept[o] && y[o] > y[v] ? exp(y[o] - max) / all : 0;
             stays[v] = kept[v] && (above < (double)a->top_p || y[v] == max);
             if (kept[v] && y[v] != max) margin = fmin(margin, fabs(above - (double)a->top_p));
@@ -271,12 +272,12 @@ static void test_sample(void **state) {
         const double x = 2 * random_normal(&r), step = column < 4 ? 0.5 : column < 6 ? 2 : 0;
         wte[i] = i / COLUMNS >= V ? 50 : (float)(step > 0 ? step * nearbyint(x / step) : x);
     }
-    for (int i = 0; i < R; i++) h[i * COLUMNS + i % COLUMNS] = 1; /* logits of row i are a column of wte, exactly */
+    for (int i = 0; i < R; i++) h[i * COLUMNS + i % COLUMNS] = 1; /* the logits of row i are exactly a column of wte */
     int32_t *stream = INTS(2 * R), *index = picks(&r, R, 1000), *history = picks(&r, R * HISTORY, V),
             *count = picks(&r, R, HISTORY + 1);
     for (int i = 0; i < R; i++) {
         stream[2 * i] = (int32_t)random_next(&r), stream[2 * i + 1] = (int32_t)random_next(&r);
-        if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice: penalised once */
+        if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice, penalised once */
     }
     Acts *dev_h = acts(h, R, COLUMNS);
     Weights *dev_wte = weights(wte, VP * COLUMNS);
@@ -347,7 +348,7 @@ static void test_sample(void **state) {
     B->sample(D, &none);
 }
 
-/* What a row draws does not depend on the rows beside it, nor on chunks. */
+/* A row's draw depends neither on the other rows nor on chunks. */
 static void test_sample_alone(void **state) {
     (void)state;
     Random r = random_start(17, 0);
@@ -383,7 +384,7 @@ static void test_sample_alone(void **state) {
     }
 }
 
-/* The k-th largest by sorting; values with many ties. */
+/* The k-th largest value against sorting, with many ties. */
 static void test_kth_largest(void **state) {
     (void)state;
     Random r = random_start(18, 0);

@@ -1,5 +1,6 @@
 /* test_loss_reward.c - loss/reward.h, calibration.h, gold.h and the ranking of evaluation_reward.h against values from
- * TRL's own code (golden/reward.txt, made by dev/golden/golden_reward.py), finite differences in double, and known answers. */
+ * TRL's code (golden/reward.txt, written by dev/golden/golden_reward.py), finite differences in double, and known
+ * results. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -22,7 +23,7 @@ static void check_gradient(const Golden *g, const float *dscore) {
     for (int i = 0; i < golden_count(g, "gradient"); i++) near(dscore[i], want[i], 2e-7, g->name);
 }
 
-/* The loss and the gradient, whole and as the sum of two micro-batches. */
+/* The loss and the gradient, computed at once and as the sum of two micro-batches. */
 static void check_pairs(const Golden *g) {
     const double *config = golden(g, "config"), *metrics = golden(g, "metrics");
     const RewardLoss o = {.label_smoothing = config[0], .center = config[1]};
@@ -83,7 +84,7 @@ static void golden_values(void **state) {
 
 /* -- finite differences ------------------------------------------------------------------------------------------- */
 
-/* The losses as their definitions have them, in long double: -log(1 / (1 + exp(-x))). */
+/* The losses by their definitions, in long double: -log(1 / (1 + exp(-x))). */
 static long double minus_log_sigmoid(long double x) { return logl(1 + expl(-x)); }
 
 static long double defined_pairs(const RewardLoss *o, const long double *s, const float *margin, int n) {
@@ -140,7 +141,7 @@ static void finite_differences(void **state) {
     }
 }
 
-/* Nothing overflows; a loss that is not a number stays one, for the trainer's guard to see. */
+/* Nothing overflows. A NaN loss stays NaN, so that the trainer's check detects it. */
 static void extremes(void **state) {
     (void)state;
     const RewardLoss o = {0};
@@ -157,7 +158,7 @@ static void extremes(void **state) {
 
 static void calibration(void **state) {
     (void)state;
-    /* probabilities that hold: of ten with p = 0.7, seven come true; of four with p = 0.25, one */
+    /* calibrated probabilities: of ten with p = 0.7, seven are true; of four with p = 0.25, one */
     Calibration c = calibration_new(0);
     assert_true(isnan(calibration_error(&c)));
     for (int i = 0; i < 10; i++) calibration_add_label(&c, log(0.7 / 0.3), i < 7);
@@ -165,12 +166,12 @@ static void calibration(void **state) {
     near(calibration_error(&c), 0, 1e-12, "perfect");
     near(c.log_loss, -7 * log(0.7) - 3 * log(0.3) - log(0.25) - 3 * log(0.75), 1e-12, "log loss");
     near(c.bin[2].count, 4, 0, "bin");
-    /* one that says 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
+    /* it predicts 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
     c = calibration_new(0);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.95 / 0.05), i < 2);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, 0, i < 2);
     near(calibration_error(&c), 0.225, 1e-12, "overconfident");
-    /* pairs: the probability of the answer that is scored higher; a tie is half right */
+    /* pairs: the probability of the higher-scored answer; a tie is half right */
     c = calibration_new(0.5);
     for (int i = 0; i < 5; i++) calibration_add_pair(&c, i < 4 ? log(0.8 / 0.2) : -log(0.8 / 0.2));
     near(calibration_error(&c), 0, 1e-12, "pairs");
@@ -220,7 +221,7 @@ static void hidden_rules(void **state) {
         if (gold_parse(&g, wrong[i], &e)) fail_msg("'%s' was taken for a rule", wrong[i]);
 }
 
-/* -- the note of a checkpoint ------------------------------------------------------------------------------------- */
+/* -- the notes of a checkpoint ------------------------------------------------------------------------------------ */
 
 static void notes(void **state) {
     (void)state;

@@ -1,11 +1,14 @@
-/* The exact optimum. A vocabulary of twelve tokens, two prompts and answers of one token: all that can be said is
- * enumerated, so the policy that an objective has as its maximum is known in closed form, and training must approach it.
+/* test_optimum.c - training against the exact optimum of the objective.
  *
- *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z                    k3 with bias correction, k2, k1 in the reward
- *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum pi = 1      k3 without the correction
- *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                       the entropy bonus
+ * With a vocabulary of twelve tokens, two prompts and answers of one token, all answers can be enumerated. The policy
+ * that maximises an objective is then known in closed form, and training must approach it.
  *
- * Every algorithm of train_ppo has the first of them as its optimum.
+ *   objective                    maximised by                             estimator
+ *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z               k3 with bias correction, k2, k1 in the reward
+ *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum = 1    k3 without the correction
+ *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                  the entropy bonus
+ *
+ * Every algorithm of train_ppo maximises the first of them.
  */
 #include "models.h"
 #include "../llmc/loss/advantage.h"
@@ -45,7 +48,7 @@ static Model new_model(bool value_head) {
     return m;
 }
 
-/* pi(. | each prompt). */
+/* pi(. | prompt) for each prompt. */
 static void policy_of(const Model *m, double pi[P][V]) {
     Error e;
     Workspace w = {0};
@@ -69,7 +72,7 @@ static void normalise(double x[V]) {
     for (int v = 0; v < V; v++) x[v] /= sum;
 }
 
-/* lambda above the largest reward, where the probabilities sum to one. */
+/* The lambda above the largest reward at which the probabilities sum to one. */
 static void reverse_optimum(const double ref[V], const double r[V], double beta, double best[V]) {
     double low = 1, high = 1 + beta * V;
     for (int i = 0; i < 200; i++) {
@@ -97,7 +100,7 @@ static void pack_answers(Batch *b, const Completion *answer) {
     }
 }
 
-/* Trains a new model by a method; pi: what came out, ref: where it began. */
+/* Trains a new model by a method. pi: the trained policy, ref: the initial one. */
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
     Error e;
@@ -169,7 +172,7 @@ static double greedy_reward(const double pi[V], int p) {
     return reward[p][best];
 }
 
-/* The advantages as train_ppo makes them, for answers of one token. */
+/* The advantages for answers of one token, computed as in train_ppo. */
 static void advantages_of(Algo algo, const float *r, const float *value, const int32_t *offset, const double pi[P][V],
                           float *advantage) {
     enum { N = P * G };
@@ -282,13 +285,13 @@ static void kl_to_the_reference(void **state) {
         for (int p = 0; p < P; p++) {
             for (int v = 0; v < V; v++) best[v] = ref[p][v] * exp(reward[p][v] / method[i].how.beta);
             normalise(best);
-            assert_true(divergence(ref[p], best) > 0.1); /* it had a way to go */
+            assert_true(divergence(ref[p], best) > 0.1); /* the initial policy was far from the optimum */
             assert_optimum(method[i].name, pi[p], best, 0.004);
         }
     }
 }
 
-/* Whatever the baseline: pi = ref exp(r / beta) / Z. */
+/* For every baseline: pi = ref exp(r / beta) / Z. */
 static void every_algorithm(void **state) {
     (void)state;
     static const char *const name[] = {"ppo",   "a2c",         "reinforce",           "rloo",
@@ -304,7 +307,8 @@ static void every_algorithm(void **state) {
     }
 }
 
-/* Without the bias correction the gradient of k3 is that of the reverse divergence (kl.h), which has another optimum. */
+/* Without the bias correction the gradient of k3 is that of the reverse divergence (kl.h), which has a different
+ * optimum. */
 static void reverse_kl(void **state) {
     (void)state;
     const Method how = {POLICY_GRPO, KL_K3, false, false, 0.3, 0, 1};
@@ -331,7 +335,7 @@ static void entropy_bonus(void **state) {
     }
 }
 
-/* No restraint: the best answer takes all. */
+/* No KL penalty: the best answer takes all probability. */
 static void no_restraint(void **state) {
     (void)state;
     const Method how = {POLICY_GRPO, KL_K3, true, false, 0, 0, 1};

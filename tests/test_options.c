@@ -1,4 +1,5 @@
-/* options.h: every kind of option, right and wrong, with exit statuses and streams seen from another process. */
+/* test_options.c - options.h: every kind of option, valid and invalid, with exit statuses and streams of a child
+ * process. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,7 +20,7 @@ typedef struct Values {
     const char *input, *output;
     int loss;
     OptionList sets;
-    /* what options_parse() returned, and the words from there on */
+    /* the result of options_parse(), and the words from there on */
     int words;
     char word[WORDS][32];
 } Values;
@@ -28,7 +29,7 @@ static Values initial(void) {
     return (Values){.on = true, .steps = 100, .beta = 0.04, .rate = 1e-3, .output = "out.bin", .loss = 1};
 }
 
-/* What a run of another process gave. */
+/* The results of a child process. */
 typedef struct Run {
     int status;
     char out[8192], err[4096];
@@ -63,7 +64,7 @@ static void slurp(int fd, char *text, size_t size) {
     close(fd);
 }
 
-/* Runs parse() on the NULL-terminated words in a process of its own, standard output to `to` unless NULL. */
+/* Runs parse() on the NULL-terminated words in a child process, with standard output to `to` unless NULL. */
 static Run run_to(const char *to, const char *const *words) {
     Run r = {0};
     int out[2], err[2], back[2];
@@ -106,14 +107,14 @@ static Run run_to(const char *to, const char *const *words) {
 
 #define RUN(...) run_to(NULL, (const char *const[]){__VA_ARGS__, NULL})
 
-/* Exit status 0, nothing printed. */
+/* Expects exit status 0 and no output. */
 static Run good(Run r) {
     if (r.status) fail_msg("status %d: %s", r.status, r.err);
     assert_string_equal(r.out, "");
     return r;
 }
 
-/* Exit status 2; standard error is one line that names the program, holds `part` and points to --help. */
+/* Expects exit status 2 and one line on standard error that names the program, contains `part` and points to --help. */
 static void bad(Run r, const char *part) {
     if (r.status != 2) fail_msg("status %d, expected 2 (%s): %s", r.status, part, r.err);
     assert_string_equal(r.out, "");
@@ -145,9 +146,9 @@ static void test_every_kind(void **state) {
     r = good(RUN("-ia", "-s9", "-b", "-1"));
     assert_string_equal(r.input, "a");
     assert_true(r.v.steps == 9 && r.v.beta == -1);
-    r = good(RUN("--steps=5", "--steps=6", "--on", "--no-on", "--on")); /* the last one counts */
+    r = good(RUN("--steps=5", "--steps=6", "--on", "--no-on", "--on")); /* the last value counts */
     assert_true(r.v.steps == 6 && r.v.on);
-    r = good(RUN("--input", "")); /* an empty text is a text */
+    r = good(RUN("--input", "")); /* an empty text is a valid text */
     assert_string_equal(r.input, "");
     r = good(RUN("--input", "-", "--output=--steps"));
     assert_string_equal(r.input, "-");
@@ -161,8 +162,7 @@ static void test_integers(void **state) {
     assert_true(good(RUN("-s", "2k")).v.steps == 2048);
     assert_true(good(RUN("-s", "3M")).v.steps == 3 << 20);
     assert_true(good(RUN("--seed", "1g")).v.seed == 1 << 30);
-    assert_true(good(RUN("--seed", "9007199254740991")).v.seed ==
-                9007199254740991); /* not through a double's rounding */
+    assert_true(good(RUN("--seed", "9007199254740991")).v.seed == 9007199254740991); /* not rounded through a double */
     assert_true(good(RUN("--seed", "+5")).v.seed == 5);
     bad(RUN("-s", "0"), "-s/--steps: 0 is out of range [1, 1000000000]");
     bad(RUN("-s", "1000000001"), "out of range");
@@ -200,8 +200,9 @@ static void test_choices(void **state) {
     assert_int_equal(option_choice_index("a|bc|d", "bc"), 1);
     assert_int_equal(option_choice_index("a|bc|d", "c"), -1);
     char name[3];
-    volatile size_t size = sizeof name; /* out of the compiler's sight, which would warn of what is tested here */
-    option_choice_name("a|bcd|e", 1, name, size); /* cut, not overrun */
+    /* hidden from the compiler, which would warn about the overflow that is tested */
+    volatile size_t size = sizeof name;
+    option_choice_name("a|bcd|e", 1, name, size); /* truncated without an overflow */
     assert_string_equal(name, "bc");
     option_choice_name("a|bcd|e", 2, name, size);
     assert_string_equal(name, "e");
@@ -288,7 +289,7 @@ static void test_print(void **state) {
         if (!strstr(r.err, part[k])) fail_msg("the table does not hold \"%s\":\n%s", part[k], r.err);
 }
 
-/* A value longer than the table's column is cut, not overrun. */
+/* A value longer than the table's column is truncated without an overflow. */
 static void test_long_values(void **state) {
     (void)state;
     char word[280];

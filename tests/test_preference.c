@@ -1,5 +1,5 @@
-/* test_preference.c - loss/preference.h and loss/kto.h against values from TRL's own code (golden/preference.txt, made by
- * dev/golden/golden_preference.py), finite differences, and numbers that papers and algebra give. */
+/* test_preference.c - loss/preference.h and loss/kto.h against values from TRL's code (golden/preference.txt, written
+ * by dev/golden/golden_preference.py), finite differences, and numbers from papers and algebra. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -132,7 +132,7 @@ static void test_kto_golden(void **state) {
             check_near(metric[k].value, g.field[i].values[0], 0.01, 1e-6, g.field[i].key);
             expected++;
         }
-        assert_int_equal(metrics, expected); /* and none of a class that is not there */
+        assert_int_equal(metrics, expected); /* and none for a class without answers */
         free(logp), free(ref), free(kl_logp), free(kl_ref);
         cases++;
     }
@@ -142,8 +142,8 @@ static void test_kto_golden(void **state) {
 
 /* ---- finite differences ---------------------------------------------------------------------------------------- */
 
-/* A random batch whose log-probabilities are multiples of 2^-12, so that adding a multiple of it is exact in float:
- * differences of the loss, which is computed in double, are then good to many digits. */
+/* A random batch whose log-probabilities are multiples of 2^-12, so that adding a multiple of 2^-12 is exact in float.
+ * The loss is computed in double, so its differences are accurate to many digits. */
 enum { FD_PAIRS = 5, FD_TOKENS = 45 };
 typedef struct FdBatch {
     int32_t offset[3 * FD_PAIRS + 1];
@@ -204,7 +204,7 @@ static void fd_check(const PreferenceConfig *c, uint64_t seed, bool linear, bool
         snprintf(what, sizeof what, "%s, seed %d: dlogp[%d]", loss_name(c->loss[0]), (int)seed, t);
         check_near(dlogp[t], fd_slope(c, &b, t, 1 / 4096.0f), most, 3e-6, what);
     }
-    assert_true(dlogp[FD_TOKENS - 1] == 99); /* nothing is written past the batch */
+    assert_true(dlogp[FD_TOKENS - 1] == 99); /* nothing is written beyond the batch */
 }
 
 static void test_finite_differences(void **state) {
@@ -230,7 +230,7 @@ static void test_finite_differences(void **state) {
     fd_check(&c, 8, true, false);
 }
 
-/* WPO's weights are held constant: the gradient is the weight times that of the pair. */
+/* WPO's weights are constants: the gradient is the pair's gradient times its weight. */
 static void test_weighting_is_held(void **state) {
     (void)state;
     FdBatch b;
@@ -265,7 +265,7 @@ static void test_kto_finite_differences(void **state) {
             }
 }
 
-/* Nash-MD: REINFORCE with P - 1/2 - beta log-ratio as the reward, the log-ratio of each token held. */
+/* Nash-MD: REINFORCE with the reward P - 1/2 - beta log-ratio, in which each token's log-ratio is a constant. */
 static void test_nash_md(void **state) {
     (void)state;
     const int32_t offset[] = {0, 0, 3, 3, 3, 5, 5};
@@ -294,36 +294,36 @@ static PreferenceTerm term(PreferenceConfig *c, PreferenceLoss loss, double chos
 static void test_known_values(void **state) {
     (void)state;
     PreferenceConfig c = preference_config();
-    /* DPO: dL/dD at beta 0.1, D 1.7; log 2 at the start; the same push on both answers */
+    /* DPO: dL/dD at beta 0.1, D 1.7; log 2 at the start; gradients of the two answers are opposite */
     PreferenceTerm t = term(&c, PREFERENCE_SIGMOID, 1.7, 0);
     check_near(t.dlogp[0], -0.04576021, 0, 1e-6, "dpo");
     check_near(t.dlogp[1], 0.04576021, 0, 1e-6, "dpo");
     check_near(term(&c, PREFERENCE_SIGMOID, 0, 0).l, log(2), 0, 1e-12, "dpo at the start");
-    /* hinge: 1 at the start, flat past the margin; IPO: its minimum at D = 1/(2 beta), which DPO does not have */
+    /* hinge: 1 at the start, flat beyond the margin; IPO: its minimum is at D = 1/(2 beta), while DPO has none */
     assert_true(term(&c, PREFERENCE_HINGE, 0, 0).l == 1);
     assert_true(term(&c, PREFERENCE_HINGE, 11, 0).dlogp[0] == 0);
     assert_true(term(&c, PREFERENCE_IPO_SUM, 5, 0).l == 0 && term(&c, PREFERENCE_IPO_SUM, 6, 0).dlogp[0] > 0);
     assert_true(term(&c, PREFERENCE_SIGMOID, 1e3, 0).dlogp[0] < 0);
-    /* conservative DPO has its minimum where sigma(beta D) = 1 - e; robust DPO's loss is unbiased under flips */
+    /* conservative DPO has its minimum at sigma(beta D) = 1 - e; robust DPO's loss is unbiased under flipped labels */
     c.label_smoothing = 0.1;
     check_near(term(&c, PREFERENCE_SIGMOID, log(9) / 0.1, 0).dlogp[0], 0, 1, 1e-12, "cdpo");
     const double flipped = 0.9 * term(&c, PREFERENCE_ROBUST, 3, 1).l + 0.1 * term(&c, PREFERENCE_ROBUST, 1, 3).l;
     c.label_smoothing = 0;
     check_near(flipped, term(&c, PREFERENCE_SIGMOID, 3, 1).l, 0, 1e-12, "robust");
-    /* exo: the KL between (1-e, e) and the policy's, 0 where they agree */
+    /* exo: the KL between (1-e, e) and the policy's distribution, 0 if they agree */
     c.label_smoothing = 0.2;
     check_near(term(&c, PREFERENCE_EXO_PAIR, log(4) / 0.1, 0).l, 0, 1, 1e-12, "exo");
     c.label_smoothing = 0;
-    /* dpop is DPO as long as the chosen answer does not become less likely */
+    /* dpop equals DPO unless the chosen answer becomes less likely */
     check_near(term(&c, PREFERENCE_DPOP, 2, -1).l, term(&c, PREFERENCE_SIGMOID, 2, -1).l, 0, 1e-12, "dpop");
     assert_true(term(&c, PREFERENCE_DPOP, -0.1, -1).l > term(&c, PREFERENCE_SIGMOID, -0.1, -1).l + 0.1);
     /* sppo: zero at +-1/(2 beta) */
     assert_true(term(&c, PREFERENCE_SPPO_HARD, 5, -5).l == 0);
-    /* one answer's odds: p = 1/4 has 1/3 */
+    /* odds of one answer: p = 1/4 has 1/3 */
     check_near(preference_log_odds(log(0.25)).y, log(1.0 / 3), 0, 1e-12, "odds");
     assert_true(isfinite(preference_log_odds(0).y) && isfinite(preference_log_odds(-800).y));
     assert_true(isfinite(term(&c, PREFERENCE_ORPO, 0, -3).dplain[0]));
-    /* far out nothing overflows */
+    /* extreme values do not overflow */
     for (int loss = 0; loss < PREFERENCE_LOSSES; loss++)
         for (int s = 0; s < 4; s++) {
             if (loss == PREFERENCE_AOT || loss == PREFERENCE_AOT_UNPAIRED || loss == PREFERENCE_SFT) continue;
@@ -334,8 +334,8 @@ static void test_known_values(void **state) {
         }
 }
 
-/* One pair's aot is sigmoid; with equal sorting orders aot is the mean of sigmoids; its value does not depend on the order
- * of the pairs. */
+/* One pair's aot is sigmoid. With equal sorting orders aot is the mean of sigmoids. Its value does not depend on the
+ * order of the pairs. */
 static void test_aot(void **state) {
     (void)state;
     FdBatch b;

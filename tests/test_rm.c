@@ -1,7 +1,8 @@
-/* Runs of ./train_rm and of ./evaluate with reward models: they learn a known rule, and less of it from noisy labels; the
- * loss is the formula's on scores that are made one answer at a time; packing, prefix sharing and interruptions change
- * nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input. Needs train_rm,
- * train_sft, evaluate, data/make_prefs and data/make_shard. */
+/* test_rm.c - ./train_rm, and ./evaluate with reward models: they learn a known rule, and learn less of it from noisy
+ * labels; the loss is the formula's on scores computed one answer at a time; packing, prefix sharing and interruptions
+ * change nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input.
+ *
+ * Needs train_rm, train_sft, evaluate, data/make_prefs and data/make_shard. */
 #include "run.h"
 
 #include "../llmc/reward/evaluation_reward.h"
@@ -28,11 +29,11 @@ static int setup(void **state) {
     make("steps.shard", "--rule sum -d 1 --terms 3 -n 60 -f step");
     make("chat.shard", RULE " -n 500 -f chat");
     make("prompts.shard", RULE " -n 20 -f prompt");
-    sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with a head, untrained */
+    sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with an untrained head */
     return 0;
 }
 
-/* ---- the loss is the formula's --------------------------------------------------------------------------------- */
+/* ---- the loss by the formula ------------------------------------------------------------------------------------ */
 
 typedef struct Scorer {
     Model model;
@@ -56,7 +57,7 @@ static void scorer_close(Scorer *s) {
     model_free(&s->model), model_file_free(&s->file);
 }
 
-/* The head's output at token `at` of a prompt with its answer, alone in one segment. */
+/* The head's output at token `at` of a prompt with its answer, in a segment of its own. */
 static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *answer, int m, int at) {
     float value;
     int32_t all[64];
@@ -138,7 +139,7 @@ static void steps_loss(void **state) {
     assert_near(metric("last.jsonl", 0, "loss"), last, 1e-5);
     assert_false(has_metric("all.jsonl", 0, "margin"));
     examples_close(&x);
-    /* outcomes: one label an answer, at its last token */
+    /* outcomes: one label per answer, at its last token */
     double loss = 0;
     assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, 48, &e));
     for (int64_t i = 0; i < x.count; i++) {
@@ -153,7 +154,7 @@ static void steps_loss(void **state) {
     examples_close(&x), scorer_close(&s);
 }
 
-/* ---- it learns, and packing changes nothing -------------------------------------------------------------------- */
+/* ---- learning, independence of packing -------------------------------------------------------------------------- */
 
 static void learns_a_rule(void **state) {
     (void)state;
@@ -172,7 +173,7 @@ static void learns_a_rule(void **state) {
     assert_true(metric("learn.jsonl", -1, "eval_accuracy") > 0.9);
 }
 
-/* Trained on labels of which a share is turned around, judged by labels that are right. */
+/* Trained on labels of which a fraction is flipped, evaluated on correct labels. */
 static void noise_costs(void **state) {
     (void)state;
     double accuracy[3];
@@ -205,10 +206,10 @@ static void packing_changes_nothing(void **state) {
     assert_true(metric("c.jsonl", -1, "num_tokens") > 1.2 * metric("a.jsonl", -1, "num_tokens")); /* prompts twice */
 }
 
-/* ---- interrupted ----------------------------------------------------------------------------------------------- */
+/* ---- interruptions ---------------------------------------------------------------------------------------------- */
 
-/* Runs `command` in one go, then stopped by a signal after about each of so many lines of metrics and resumed. The run may be
- * over before a later signal reaches it. */
+/* Runs `command` without interruption, then with a signal after about each of these numbers of metrics lines, resuming
+ * each time. The run may end before a later signal arrives. */
 static void resumes(const char *command, const int *stops, int count) {
     char text[1200];
     bool over = false;
@@ -219,7 +220,7 @@ static void resumes(const char *command, const int *stops, int count) {
         snprintf(text, sizeof text, "%s -o $T/parts.bin --metrics $T/parts.jsonl %s", command,
                  i ? "--resume $T/parts.bin.state" : "");
         const pid_t pid = run_start(text);
-        if (i < count) { /* a line of its own says that it has begun */
+        if (i < count) { /* a message of its own shows that it has started */
             run_until(files_path("parts.jsonl"), stops[i] > lines ? stops[i] : lines + 1);
             kill(pid, i % 2 ? SIGINT : SIGTERM);
         }
@@ -242,7 +243,7 @@ static void resumes_bit_for_bit(void **state) {
             "--center-rewards-coefficient 0.01 --weight-decay 0.1",
             (const int[]){2, 150, 300}, 3);
     resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 -d 4 -l 1e-3 -b 64", (const int[]){2}, 1);
-    /* a state is a reward model, too */
+    /* a state is also a reward model */
     sh("./evaluate -r $T/parts.bin.state -i $T/steps.shard");
 }
 
@@ -269,7 +270,7 @@ static void scores_are_normalised(void **state) {
     assert_near(json_number_of(own, "reward_deviation"), 1, 1e-5);
     assert_near(json_number_of(raw, "mean_reward"), metric("val.jsonl", -1, "eval_mean_reward"), 1e-5);
     assert_true(fabs(json_number_of(raw, "reward_deviation") - 1) > 1e-3);
-    /* the trainer and evaluate agree; normalisation changes no accuracy, no probability */
+    /* the trainer and evaluate agree; normalisation changes neither accuracy nor probabilities */
     assert_near(json_number_of(val, "accuracy"), metric("val.jsonl", -1, "eval_accuracy"), 1e-12);
     assert_near(json_number_of(raw, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
     assert_near(json_number_of(val, "ece"), metric("val.jsonl", -1, "eval_ece"), 1e-4);
@@ -282,7 +283,7 @@ static void scores_are_normalised(void **state) {
     assert_near(pairs, 300, 0);
     assert_holds(said, "expected calibration error");
     json_decref(val), json_decref(own), json_decref(raw);
-    /* a Bradley-Terry model ranks labelled answers, but knows no threshold */
+    /* a Bradley-Terry model ranks labelled answers, but has no threshold */
     json_t *ranks = evaluated("./evaluate -r $T/val.bin -i $T/held_answers.shard -m 200");
     assert_true(json_number_of(ranks, "auc") > 0.9 && json_is_null(json_object_get(ranks, "accuracy")));
     assert_int_equal(json_number_of(ranks, "records"), 200);
@@ -299,14 +300,14 @@ static void scores_of_items(void **state) {
     static const int32_t prompt[3][3] = {{'a', 'b', ':'}, {'c', 'd', ':'}, {'a', 'b', ':'}};
     static const int32_t answer[] = {'a', 'b', 'c', 'a', 'd', 'a', 'e', MODELS_EOS};
     if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 16, &e)) fail_msg("%s", e.text);
-    assert_int_equal(rm.batch.rows_max, 48); /* the context, as that is more than 16 */
+    assert_int_equal(rm.batch.rows_max, 48); /* the context, because it is more than 16 */
     for (int i = 0; i < 30; i++) item[i] = (RewardItem){prompt[i / 10], answer, 3, i % 9};
     if (!reward_model_score(&rm, item, 30, score, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 30; i++) {
         const double raw = head_at(&s, item[i].prompt, 3, answer, item[i].completion_len, 2 + item[i].completion_len);
         assert_near(score[i], (raw - rm.note.mean) / rm.note.deviation, 1e-4);
     }
-    assert_true(rm.rows < 30 * 3 + 120); /* of ten answers to a prompt, those in one batch share it */
+    assert_true(rm.rows < 30 * 3 + 120); /* answers to one prompt in one batch share it */
     static int32_t many[46];
     item[0] = (RewardItem){prompt[0], many, 3, 46};
     assert_false(reward_model_score(&rm, item, 1, score, &e));
@@ -324,7 +325,7 @@ static void scores_of_items(void **state) {
     reward_model_close(&rm), scorer_close(&s);
 }
 
-/* The steps of an answer are found again, and their probabilities put together. */
+/* The steps of an answer are located, and their probabilities are aggregated. */
 static void scores_of_steps(void **state) {
     (void)state;
     Error e;
@@ -334,11 +335,11 @@ static void scores_of_steps(void **state) {
     static const int32_t prompt[] = {'1', '+', '2', '+', '3', '='};
     static const struct {
         const char *text;
-        int ends[4]; /* where steps end in the answer that is scored; -1: no more */
+        int ends[4]; /* the positions at which steps end in the scored answer; -1: no more */
         bool stops;
     } cases[] = {{"1+2=3\n3+3=6\n", {5, 11, -1}, false},
-                 {"1+2=3\n3+3=6\n", {5, 11, -1}, true},      /* the stop token is no step */
-                 {"1+2=3\n3+3=6", {5, 11, -1}, true},        /* the last step gets its end */
+                 {"1+2=3\n3+3=6\n", {5, 11, -1}, true},      /* the stop token is not a step */
+                 {"1+2=3\n3+3=6", {5, 11, -1}, true},        /* an end is appended to the last step */
                  {"1+2=3\n\n\n3+3=6\n", {7, 13, -1}, false}, /* one end, not three */
                  {"6", {1, -1}, true},
                  {"", {0, -1}, true},
@@ -375,7 +376,7 @@ static void scores_of_steps(void **state) {
 
 /* ---- best of n ------------------------------------------------------------------------------------------------- */
 
-/* Of the samples, the one with the largest reward is right as often as best@n says; weighted@n weighs the votes. */
+/* The sample with the largest reward is right as often as best@n reports; weighted@n weighs the votes. */
 static void best_of_n(void **state) {
     (void)state;
     enum { PROMPTS = 30, SAMPLES = 5 };
@@ -425,14 +426,14 @@ static void best_of_n(void **state) {
     assert_near(json_number_of(got, "weighted@1"), json_number_of(got, "pass@1"), 1e-9);
     assert_holds(said, "weighted@k");
     free(text), json_decref(got), reward_model_close(&rm);
-    /* right where the weights of the votes are, though the votes are not */
+    /* right if the votes are weighted, wrong if they are not */
     char *const answers[] = {"5", "5", "6", ""};
     const double right_ones[] = {0, 0, 1, 1}, heavy[] = {0.1, 0.2, 0.5, 1}, nothing[] = {0, 0, 0, 0};
     assert_near(weighted_right(answers, right_ones, NULL, 4), 0, 0);
     assert_near(weighted_right(answers, right_ones, heavy, 4), 1, 0);
     assert_near(weighted_right(answers, right_ones, nothing, 4), 0, 0);
     assert_near(weighted_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
-    /* the process model judges samples, too */
+    /* the process model can score samples, too */
     sh("./evaluate -c $T/guess.bin -r $T/prm.bin --prm-aggregation last -i $T/tasks.shard -n 2 -g 4");
 }
 
@@ -442,7 +443,7 @@ static void pipes(void **state) {
     assert_holds(out, "\"model\":\"standard input\"");
     sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 -d 8 && ./evaluate -r $T/x.bin.zst -i - "
        "< $T/held.shard");
-    /* a model without its note is one of Bradley-Terry, not normalised */
+    /* a model without the notes counts as a Bradley-Terry model that is not normalised */
     Model m;
     ModelFile f;
     Error e;
@@ -500,7 +501,7 @@ static void examples(void **state) {
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
 
-/* What is too long is left out of pairs and answers; a solution loses its last steps. */
+/* Pairs and answers that are too long are dropped; a solution loses its last steps. */
 static void long_records(void **state) {
     (void)state;
     put("long.jsonl", "{\"prompt\":\"ab:\",\"chosen\":\"aaaaaaaaaa\",\"rejected\":\"b\"}\n"
@@ -581,7 +582,7 @@ static void bad_input(void **state) {
 
 /* ---- data/make_prefs ------------------------------------------------------------------------------------------- */
 
-/* The chosen answer scores higher, but for the share that was turned around; no prompt is in both splits. */
+/* The chosen answer scores higher, except for the flipped fraction; no prompt is in both splits. */
 static void preferences_follow_the_rule(void **state) {
     (void)state;
     Error e;

@@ -1,4 +1,5 @@
-/* Rollouts against uncached forward passes of the same model, and against the exact distributions of a small one. */
+/* test_rollout.c - rollouts against uncached forward passes of the same model, and against the exact distributions of a
+ * small one. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -13,7 +14,7 @@ static Device *D;
 
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 
-/* Weights so large that the model is sure of some tokens and torn between others. */
+/* Weights so large that some tokens are nearly certain and others are ambiguous. */
 static Model random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
     Error e;
     Model m;
@@ -63,7 +64,7 @@ static void run(const Model *m, int slots, const Sampling *s, Work *w) {
     if (!rollout_run(&r, s, w->request, w->n, NULL, NULL, &e)) fail_msg("%s", e.text);
     int64_t drawn = 0;
     for (int i = 0; i < w->samples; i++) drawn += w->out[i].count;
-    assert_int_equal(r.tokens, drawn); /* none is drawn in vain */
+    assert_int_equal(r.tokens, drawn); /* no draw is wasted */
     rollout_free(&r);
 }
 
@@ -77,7 +78,7 @@ static void assert_same(const Work *a, const Work *b, double tolerance) {
     }
 }
 
-/* Log-probabilities (V) after a sequence, by an uncached forward pass of it alone. */
+/* Log-probabilities (V) after a sequence, from an uncached forward pass of it alone. */
 static void next_distribution(const Model *m, const Workspace *w, Batch *b, const int32_t *tokens, int n,
                               float *logits) {
     Error e;
@@ -95,7 +96,7 @@ static Sampling sampling(float temperature) {
 
 /* ==== Against uncached passes ==== */
 
-/* The next token of one request by the rule of greedy decoding, from the logits of an uncached pass. */
+/* The next token of one request by greedy decoding, from the logits of an uncached pass. */
 static int greedy_token(const float *logits, const int32_t *seen, int n, float penalty) {
     double adjusted[VOCAB];
     int best = 0;
@@ -106,7 +107,7 @@ static int greedy_token(const float *logits, const int32_t *seen, int n, float p
     return best;
 }
 
-/* Greedy: token for token the argmax of an uncached forward pass over all that came before. */
+/* Greedy sampling: each token is the argmax of an uncached forward pass over everything before it. */
 static void check_uncached(const Model *m, const Work *work, float penalty) {
     Error e;
     Workspace w;
@@ -145,7 +146,7 @@ static void check_uncached(const Model *m, const Work *work, float penalty) {
             seen[i][n[i]++] = best, z += VOCAB;
         }
     }
-    assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both ends were met */
+    assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both kinds of end occurred */
     workspace_free(&w, m), batch_free(&b);
 }
 
@@ -176,7 +177,7 @@ static void test_greedy(void **state) {
     model_free(&m);
 }
 
-/* The sampler's log-probabilities are the trainer's, at the temperature of sampling, over shared prompts. */
+/* The sampler's log-probabilities equal the trainer's, at the sampling temperature, over shared prompts. */
 static void test_logp(void **state) {
     (void)state;
     Error e;
@@ -184,7 +185,7 @@ static void test_logp(void **state) {
     static const float temperature[] = {1, 0.6f, 1.5f};
     for (int k = 0; k < 3; k++) {
         Sampling s = sampling(temperature[k]);
-        s.top_k = 20, s.top_p = 0.95f; /* the log-probability is that of the whole vocabulary even so */
+        s.top_k = 20, s.top_p = 0.95f; /* the log-probability is normalised over the whole vocabulary all the same */
         Work *work = work_new(2, REQUESTS, VOCAB, 7);
         run(&m, 9, &s, work);
         Batch b = batch_new(4000, 4000, 400);
@@ -208,7 +209,7 @@ static void test_logp(void **state) {
     model_free(&m);
 }
 
-/* ==== What a sample depends on ==== */
+/* ==== Reproducibility of samples ==== */
 
 static void test_independence(void **state) {
     (void)state;
@@ -230,14 +231,14 @@ static void test_independence(void **state) {
     omp_set_num_threads(threads);
     assert_same(a, b, 2e-5);
     work_clear(b);
-    for (int i = 0; i < REQUESTS / 2; i++) { /* order: backwards */
+    for (int i = 0; i < REQUESTS / 2; i++) { /* reversed order */
         const RolloutRequest q = b->request[i];
         b->request[i] = b->request[REQUESTS - 1 - i], b->request[REQUESTS - 1 - i] = q;
     }
     run(&m, 5, &s, b);
     assert_same(a, b, 2e-5);
     work_clear(b);
-    Rollout r; /* batch mates: one request after the other, in an engine that is used again; samples one by one */
+    Rollout r; /* batch mates: one request after the other, in a reused engine; samples one by one */
     assert_true(rollout_new(&r, &m, 4, PROMPT, NEW, &e));
     for (int i = 0; i < REQUESTS; i++)
         for (int k = 0; k < b->request[i].samples; k++) {
@@ -249,7 +250,7 @@ static void test_independence(void **state) {
     rollout_free(&r);
     work_clear(b);
     int differ = 0;
-    s.seed++; /* another seed, another stream, other samples */
+    s.seed++; /* another seed or stream gives other samples */
     run(&m, 7, &s, b);
     for (int i = 0; i < a->samples; i++)
         differ += a->out[i].count != b->out[i].count ||
@@ -297,7 +298,7 @@ static void test_new_weights(void **state) {
 
 /* ==== Frequencies ==== */
 
-/* The distribution that is sampled from, by the rule of backend.h, in float64. */
+/* The sampling distribution by the rule of backend.h, in float64. */
 static void kept_distribution(const Sampling *s, const float *logits, const int32_t *seen, int n, int V, double *p) {
     double y[VOCAB], max = -INFINITY, all = 0, sum = 0;
     bool kept[VOCAB];
@@ -323,7 +324,7 @@ static void kept_distribution(const Sampling *s, const float *logits, const int3
     for (int v = 0; v < V; v++) p[v] /= sum;
 }
 
-/* (chi2 - df) / sqrt(2 df), cells that expect less than 5 put together; tokens of probability 0 must not occur. */
+/* (chi2 - df) / sqrt(2 df), with cells that expect fewer than 5 merged. Tokens of probability 0 must not occur. */
 static double chi_square(const int *count, const double *p, int V, int n) {
     double chi = 0, rest = 0;
     int df = -1, rest_count = 0;
@@ -439,7 +440,7 @@ static void test_stop_and_watch(void **state) {
     free(seen), work_free(w), rollout_free(&r), model_free(&m);
 }
 
-/* max_new, the engine's new_max and the context's end each cut a completion. */
+/* max_new, the engine's new_max and the end of the context each truncate a completion. */
 static void test_limits(void **state) {
     (void)state;
     Error e;
@@ -470,7 +471,7 @@ static void test_limits(void **state) {
             completion_free(&out[i]);
         }
     }
-    /* a stop token at the limit has still finished it */
+    /* a stop token at the limit still finishes the completion */
     Sampling s = sampling(1);
     s.max_new = 1, s.stops = 1;
     RolloutRequest q = {prompt, 3, 1, 5, out};
@@ -512,18 +513,18 @@ static void test_errors(void **state) {
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_string_equal(e.text, "completions of at most 0 tokens, expected at least 1");
     s.max_new = 3;
-    assert_true(rollout_run(&r, &s, NULL, 0, NULL, NULL, &e)); /* nothing to do */
-    assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));   /* and the engine works on */
+    assert_true(rollout_run(&r, &s, NULL, 0, NULL, NULL, &e)); /* an empty run */
+    assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));   /* and the engine continues to work */
     completion_free(&good[0]), completion_free(&good[1]);
     rollout_free(&r);
-    assert_true(rollout_new(&r, &m, 2, CONTEXT + 2, NEW, &e)); /* room in the engine, none in the context */
+    assert_true(rollout_new(&r, &m, 2, CONTEXT + 2, NEW, &e)); /* it fits the engine but not the context */
     q.prompt_len = CONTEXT;
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_non_null(strstr(e.text, "it has 48 tokens, at most 47 fit (context 48)"));
     rollout_free(&r), model_free(&m);
 }
 
-/* Requests for no samples leave the others' prompts alone. */
+/* Requests for no samples do not affect the others' prompts. */
 static void test_no_samples(void **state) {
     (void)state;
     Model m = random_model(2, VOCAB, 4, 0.3, 11);
@@ -540,7 +541,7 @@ static void test_no_samples(void **state) {
     rollout_free(&r), work_free(a), work_free(b), model_free(&m);
 }
 
-/* As many samples of one prompt as an engine takes, with few slots: they wait in line. */
+/* The maximum number of samples of one prompt with few slots: samples wait for a slot. */
 static void test_large_group(void **state) {
     (void)state;
     Error e;
@@ -600,7 +601,7 @@ static void test_memory(void **state) {
         assert_non_null(strstr(e.text, part ? "key/value cache" : "activations"));
         rollout_free(&r); /* harmless */
     }
-    counted = 0, limit = all; /* the repetition penalty's history finds no room */
+    counted = 0, limit = all; /* no memory for the history of the repetition penalty */
     assert_true(rollout_new(&r, &m, 8, PROMPT, NEW, &e));
     s.repetition_penalty = 2;
     assert_false(rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e));
@@ -616,7 +617,7 @@ static void test_memory(void **state) {
 static int open_device(void **state) {
     (void)state;
     Error e;
-    omp_set_num_threads(1); /* the models are too small for more, and the machine may be busy */
+    omp_set_num_threads(1); /* the models are too small for more threads, and the machine may be busy */
     B = backend_cpu();
     return !B->open(&D, DTYPE_FLOAT32, &e);
 }
