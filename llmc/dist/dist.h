@@ -15,26 +15,26 @@
  *
  * A step on W ranks:
  *
- *   share      Every rank knows the whole batch and assigns each part of it (a record, a pair, a group) to one rank with
- *              dist_share(): the longest first, each to the rank with the fewest tokens so far. The result is the same on
- *              all ranks, without communication. Normalisers are those of the whole batch, so the step's loss is the sum
- *              of the ranks' losses.
- *   backward   The gradients of layer l are summed over the ranks during the backward pass of layer l-1, in buckets of at
- *              least a million floats, in the last micro-batch of the step (grads.h). The embeddings come last.
+ *   share      Every rank knows the whole batch and assigns each part of it (a record, a pair, a group) to one rank
+ *              with dist_share(): the longest first, each to the rank with the fewest tokens so far. The result is the
+ *              same on all ranks, without communication. Normalisers are those of the whole batch, so the step's loss
+ *              is the sum of the ranks' losses.
+ *   backward   The gradients of layer l are summed over the ranks during the backward pass of layer l-1, in buckets of
+ *              at least a million floats, in the last micro-batch of the step (grads.h). The embeddings come last.
  *   update     zero 0: every rank has all gradients and computes the same update.
  *              zero 1: every rank has the gradients and moments of its slices of the tensors and updates those slices;
- *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes per
- *                      parameter) are divided by W.
- *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the others
- *                      a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
+ *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes
+ *                      per parameter) are divided by W.
+ *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the
+ *                      others a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
  *   the rest   Sums of metrics and the check for signals go through dist_sum() and dist_any() on the host.
  *
  * Sums are made in the order of the ranks, so the same run on the same number of ranks gives the same bits. A different
  * number gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
  *
  * A waiting rank checks every ten milliseconds whether the ranks on its own machine are alive, and gives up after
- * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are written
- * by rank 0 and appear only when complete, so the last state remains.
+ * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
+ * written by rank 0 and appear only when complete, so the last state remains.
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
@@ -98,8 +98,8 @@ static inline void dist_beside(const char *name, char *path, size_t size) {
     snprintf(path, size, "%.*s%s", slash ? (int)(slash - self + 1) : 0, self, name);
 }
 
-/* Opens the library `name`, or the path `named` (from the environment) unless it is NULL. needs: what `make` needs to build
- * it. */
+/* Opens the library `name`, or the path `named` (from the environment) unless it is NULL. needs: what `make` needs to
+ * build it. */
 static inline bool dist_library(DistLibrary *l, const char *name, const char *named, const char *needs, Error *e) {
     char path[640];
     dist_beside(name, path, sizeof path);
@@ -244,8 +244,8 @@ static inline bool dist_exchange(Dist *d, const void *mine, void *all, size_t by
     return dist_exchange_parts(d, mine, all, each, e);
 }
 
-/* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards every
- * rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
+/* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards
+ * every rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
 static inline bool dist_complete(Dist *d, void *array, const int64_t *first, size_t size, Error *e) {
     if (d->ranks == 1) return true;
     size_t bytes[d->ranks];
@@ -259,8 +259,8 @@ static inline bool dist_complete(Dist *d, void *array, const int64_t *first, siz
     return ok;
 }
 
-/* All-gather of any `count` elements of `size` bytes per rank. *all: the elements of all ranks, in order; the caller frees
- * it. first: (ranks + 1), rank r's elements are first[r] ... first[r+1]-1. */
+/* All-gather of any `count` elements of `size` bytes per rank. *all: the elements of all ranks, in order; the caller
+ * frees it. first: (ranks + 1), rank r's elements are first[r] ... first[r+1]-1. */
 static inline bool dist_collect(Dist *d, const void *mine, int64_t count, size_t size, void **all, int64_t *first,
                                 Error *e) {
     int64_t counts[d->ranks];
@@ -333,8 +333,8 @@ static inline int dist_item_order(const void *a, const void *b) { /* by decreasi
     return x->cost != y->cost ? (x->cost < y->cost ? 1 : -1) : x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Distributes n pieces of work over the ranks: the costliest first, each to the rank with the lowest load so far (Graham
- * 1969, LPT: the maximum load is at most 4/3 of the optimum). owner: (n), the same on all ranks. */
+/* Distributes n pieces of work over the ranks: the costliest first, each to the rank with the lowest load so far
+ * (Graham 1969, LPT: the maximum load is at most 4/3 of the optimum). owner: (n), the same on all ranks. */
 static inline void dist_share(const double *cost, int64_t n, int ranks, int32_t *owner) {
     DistItem *item = (DistItem *)xcalloc((size_t)n, sizeof *item);
     double *load = (double *)xcalloc((size_t)ranks, sizeof *load);

@@ -1,8 +1,9 @@
 /* chart.h - small SVG charts of a run's curves.
  *
- * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing: one
- * point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw, line,
- * band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark themes.
+ * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing:
+ * one point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw,
+ * line, band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark
+ * themes.
  *
  *     Chart c = {.lines = {{.mid = history_find(&h, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
  *     chart_svg(f, &c);        // <svg>...</svg>
@@ -230,8 +231,8 @@ static inline void chart_pen_flush(ChartPen *p) {
     p->any = false;
 }
 
-/* Writes a path through values[i] at the steps of s. A gap of non-finite values breaks the path if it is wide enough to be
- * visible. An isolated point is drawn as a dot (a line of length 0 with round ends). */
+/* Writes a path through values[i] at the steps of s. A gap of non-finite values breaks the path if it is wide enough to
+ * be visible. An isolated point is drawn as a dot (a line of length 0 with round ends). */
 static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
                               const char *class, int curve) {
     ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};
@@ -401,9 +402,10 @@ static inline void chart_json_number(FILE *f, double v) {
     else fputs("null", f);
 }
 
-/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]}:
- * steps, raw values and, if the curve is smoothed, smoothed values. Of each curve at most 240 points are written: the last
- * one of each of 240 equal intervals of steps. */
+/* Writes
+ * {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[{"x":[..],"r":[..],"s":[..]}]}:
+ * steps, raw values and, if the curve is smoothed, smoothed values. Of each curve at most 240 points are written: the
+ * last one of each of 240 equal intervals of steps. */
 static inline void chart_data(FILE *f, const Chart *c) {
     ChartScale s;
     if (!chart_scale(c, &s)) {

@@ -1,8 +1,9 @@
 /* curves.h - selection, order and captions of a report's curves.
  *
- * The catalogue below lists the names of metrics that TRL's trainers and this project's log, each with its group, title,
- * description and unit. An unlisted metric is shown under its own name. Related curves share one chart: "eval_loss" is
- * drawn into the chart of "loss", and "completions/min_length" and "max_length" form a band around "mean_length".
+ * The catalogue below lists the names of metrics that TRL's trainers and this project's log, each with its group,
+ * title, description and unit. An unlisted metric is shown under its own name. Related curves share one chart:
+ * "eval_loss" is drawn into the chart of "loss", and "completions/min_length" and "max_length" form a band around
+ * "mean_length".
  *
  *     CurveList list = curve_list(&history);
  *     for (size_t i = 0; i < list.count; i++) curve_figure(f, &list.curves[i], i == 0);
