@@ -66,8 +66,8 @@ static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
     s.bytes = others * (half * 4 * (layers * times + rest) + weights);
     s.sums = s.bytes / m->bandwidth + operations * m->latency;
     /* backward passes that sums overlap with */
-    const double beside = r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros;
-    const double hidden = m->overlap * (of_layers < beside ? of_layers : beside);
+    const double backward = r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros;
+    const double hidden = m->overlap * (of_layers < backward ? of_layers : backward);
     s.exposed = s.sums - hidden;
     s.step = s.compute + s.exposed;
     return s;

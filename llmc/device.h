@@ -65,7 +65,7 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
     CudaBackend table;
     *(void **)&table = dlsym(library, CUDA_BACKEND_SYMBOL);
     const Backend *b = table ? table(sizeof(Backend), (int)dtype) : NULL;
-    if (!b) error_set(e, "--device cuda: %s is of another version than this program; run make", path);
+    if (!b) error_set(e, "--device cuda: %s was built from a different version than this program; run make", path);
     return b;
 }
 

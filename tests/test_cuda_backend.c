@@ -82,7 +82,8 @@ static Batch model_batch(void) {
     Batch b = batch_new(ROWS, TARGETS, 6);
     batch_sequence(&b, ids, NULL, 7);
     const int prompt = batch_segment(&b, ids + 7, 5, 0, -1);
-    batch_completion(&b, prompt, ids + 12, 4), batch_completion(&b, prompt, ids + 16, 1);
+    batch_completion(&b, prompt, ids + 12, 4);
+    batch_completion(&b, prompt, ids + 16, 1);
     batch_completion(&b, prompt, ids + 17, 6);
     batch_sequence(&b, ids + 30, NULL, 2);
     assert_int_equal(b.targets, TARGETS);
@@ -104,9 +105,11 @@ static Answer answer_of(const Backend *b, Device *d, const float *weights, int r
     Answer a;
     float dlogp[TARGETS], dentropy[TARGETS], dvalue[TARGETS];
     Random r = random_start(6, 0);
-    for (int i = 0; i < TARGETS; i++)
-        dlogp[i] = (float)random_normal(&r), dentropy[i] = 0.3f * (float)random_normal(&r),
+    for (int i = 0; i < TARGETS; i++) {
+        dlogp[i] = (float)random_normal(&r);
+        dentropy[i] = 0.3f * (float)random_normal(&r);
         dvalue[i] = (float)random_normal(&r);
+    }
     if (!workspace_new(&w, &m, ROWS, TARGETS, 6, true, recompute, &e)) fail_msg("%s", e.text);
     const ModelOutput out = {a.logp, a.entropy, a.argmax, a.value};
     for (int pass = 0; pass < 2; pass++) {
@@ -134,8 +137,10 @@ static void gradients_close(const Answer *got, const Answer *want, double tolera
     model_tensors(&c, t);
     for (int i = 0; i < TENSOR_COUNT; i++) {
         double gap = 0, norm = 0;
-        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++)
-            gap += pow((double)got->grads[k] - want->grads[k], 2), norm += pow(want->grads[k], 2);
+        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++) {
+            gap += pow((double)got->grads[k] - want->grads[k], 2);
+            norm += pow(want->grads[k], 2);
+        }
         if (!(sqrt(gap) <= tolerance * sqrt(norm)))
             fail_msg("gradient of %s is off by %.3g of its norm", t[i].name, sqrt(gap / norm));
     }
@@ -288,7 +293,12 @@ static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slot
     for (int i = 0; i < PROMPTS; i++)
         q[i] = (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES};
     Sampling s = sampling_default();
-    s.max_new = NEW, s.stop[s.stops++] = 7, s.top_k = 30, s.top_p = 0.98f, s.seed = 11, s.repetition_penalty = penalty;
+    s.max_new = NEW;
+    s.stop[s.stops++] = 7;
+    s.top_k = 30;
+    s.top_p = 0.98f;
+    s.seed = 11;
+    s.repetition_penalty = penalty;
     if (!rollout_new(&r, &m, slots, 8, NEW, &e)) fail_msg("%s", e.text);
     for (int round = 0; round < 2; round++) { /* the second run meets step shapes that are already captured */
         if (!rollout_run(&r, &s, q, PROMPTS, NULL, NULL, &e)) fail_msg("%s", e.text);
@@ -351,7 +361,9 @@ static void test_train_sft(void **state) {
     sh(SFT "-x 5 -o $T/cpu.bin --metrics $T/cpu.jsonl");
     sh(SFT "-x 5 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
     sh(SFT "-x 5 -o $T/half.bin --metrics $T/half.jsonl --device cuda --recompute 2");
-    assert_holds(said, "device  cuda"), assert_holds(said, "bf16"), assert_holds(said, "peak GPU memory");
+    assert_holds(said, "device  cuda");
+    assert_holds(said, "bf16");
+    assert_holds(said, "peak GPU memory");
     for (int i = 0; i < 5; i++) {
         assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
         assert_near(metric("half.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 0.05);
@@ -401,7 +413,7 @@ static void test_refusals(void **state) {
     refused(1, "LLMC_CUDA_LIBRARY=/nowhere/llmc_cuda.so ./generate -c $T/base.bin --device cuda a=",
             "--device cuda: /nowhere/llmc_cuda.so: ");
     refused(1, "LLMC_CUDA_LIBRARY=libm.so.6 ./generate -c $T/base.bin --device cuda a=",
-            "libm.so.6 is of another version than this program; run make");
+            "libm.so.6 was built from a different version than this program; run make");
     refused(2, "./generate -c $T/base.bin --device tpu a=", "--device");
     run(0, "LLMC_CUDA_LIBRARY=/nowhere ./generate -c $T/base.bin -g 2 a="); /* without --device cuda it is not needed */
 }
