@@ -42,9 +42,16 @@ typedef struct Sum {
 
 static inline Sum sums(size_t n, const float *start) {
     Sum s = {DOUBLES(n), DOUBLES(n)};
-    for (size_t i = 0; start && i < n; i++) s.value[i] = start[i], s.size[i] = fabs(start[i]);
+    if (start)
+        for (size_t i = 0; i < n; i++) {
+            s.value[i] = start[i];
+            s.size[i] = fabs(start[i]);
+        }
     return s;
 }
-static inline void sum_add(Sum s, size_t i, double term) { s.value[i] += term, s.size[i] += fabs(term); }
+static inline void sum_add(Sum s, size_t i, double term) {
+    s.value[i] += term;
+    s.size[i] += fabs(term);
+}
 
 #endif

@@ -65,14 +65,16 @@ static inline float stored(float x) { return dtype == DTYPE_BF16 ? (float)neares
 static inline void *device_bytes(const void *x, size_t given, size_t bytes) {
     Error e;
     unsigned char *all = (unsigned char *)host(bytes + CANARY_BYTES, 1);
-    memset(all, 0xff, bytes), memset(all + bytes, 0x5a, CANARY_BYTES);
+    memset(all, 0xff, bytes);
+    memset(all + bytes, 0x5a, CANARY_BYTES);
     if (x) memcpy(all, x, given);
     void *memory = B->alloc(D, bytes + CANARY_BYTES, "a test", &e);
     if (!memory) fail_msg("%s", e.text);
     assert_int_equal((uintptr_t)memory % 64, 0);
     B->upload(D, memory, all, bytes + CANARY_BYTES);
     assert_true(held_count < HELD);
-    held[held_count].device = memory, held[held_count++].bytes = bytes;
+    held[held_count].device = memory;
+    held[held_count++].bytes = bytes;
     return memory;
 }
 
@@ -84,7 +86,8 @@ static inline Ints *ints(const int32_t *x, size_t n) { return (Ints *)device_byt
 static inline void *narrow(const float *x, size_t n, size_t all) {
     if (dtype == DTYPE_FLOAT32) return device_bytes(x, 4 * n, 4 * all);
     uint16_t *half = (uint16_t *)host(n, 2);
-    for (size_t i = 0; x && i < n; i++) half[i] = to_bf16(x[i]);
+    if (x)
+        for (size_t i = 0; i < n; i++) half[i] = to_bf16(x[i]);
     return device_bytes(x ? half : NULL, 2 * n, 2 * all);
 }
 
@@ -113,7 +116,10 @@ static inline int check_memory(void **state) {
     (void)state;
     Error e;
     int broken = 0;
-    if (!B->sync(D, &e)) print_error("%s\n", e.text), broken = 1;
+    if (!B->sync(D, &e)) {
+        print_error("%s\n", e.text);
+        broken = 1;
+    }
     for (int i = 0; i < held_count; i++) {
         unsigned char end[CANARY_BYTES];
         B->download(D, end, (char *)held[i].device + held[i].bytes, sizeof end);

@@ -6,18 +6,10 @@
 #ifndef TESTS_DEVICE_H
 #define TESTS_DEVICE_H
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
+#include "cpu_device.h"
 #include "arrays.h"
-#include "../llmc/cpu/cpu.h"
 
 static const double U = 0x1p-24;
-static const Backend *B;
-static Device *D;
 
 /* ==== Memory that is checked and freed after each test ==== */
 
@@ -40,7 +32,9 @@ static inline void *device_words(const void *x, size_t given, size_t n, bool wei
     assert_int_equal((uintptr_t)memory % 64, 0);
     B->upload(D, memory, words, (n + CANARY) * 4);
     assert_true(held_count < HELD);
-    held[held_count].device = memory, held[held_count].n = n, held[held_count++].weights = weights;
+    held[held_count].device = memory;
+    held[held_count].n = n;
+    held[held_count++].weights = weights;
     return memory;
 }
 
@@ -71,7 +65,10 @@ static inline int check_memory(void **state) {
     Error e;
     const float canary = 12345.0f;
     int broken = 0;
-    if (!B->sync(D, &e)) print_error("%s\n", e.text), broken = 1;
+    if (!B->sync(D, &e)) {
+        print_error("%s\n", e.text);
+        broken = 1;
+    }
     for (int i = 0; i < held_count; i++) {
         float end[CANARY];
         B->download(D, end, (char *)held[i].device + held[i].n * 4, sizeof end);
@@ -123,23 +120,6 @@ static inline Sum linear_reference(const float *x, const float *w, const float *
             if (b) sum_add(s, (size_t)(i * OC + o), b[o]);
         }
     return s;
-}
-
-/* ==== Fixtures ==== */
-
-static inline int open_device(void **state) {
-    (void)state;
-    Error e;
-    B = backend_cpu();
-    if (B->open(&D, DTYPE_FLOAT32, &e)) return 0;
-    print_error("%s\n", e.text);
-    return 1;
-}
-
-static inline int close_device(void **state) {
-    (void)state;
-    B->close(D);
-    return 0;
 }
 
 #define TEST(name) cmocka_unit_test_teardown(name, check_memory)

@@ -51,7 +51,8 @@ static inline Model load(const char *name) {
 static inline Truth truth_of(const Model *m, const int32_t *prompt, int n, const int32_t *answer, int k) {
     int32_t ids[64];
     Truth t = {.length = k, .prompt_length = n - 1};
-    memcpy(ids, prompt, (size_t)n * sizeof *ids), memcpy(ids + n, answer, (size_t)k * sizeof *ids);
+    memcpy(ids, prompt, (size_t)n * sizeof *ids);
+    memcpy(ids + n, answer, (size_t)k * sizeof *ids);
     float *logits = models_logits(m, ids, n + k);
     for (int i = 1; i < n + k; i++) {
         const float *z = logits + (i - 1) * MODELS_VOCAB;
@@ -59,7 +60,10 @@ static inline Truth truth_of(const Model *m, const int32_t *prompt, int n, const
         double squares = 0;
         for (int v = 0; v < MODELS_VOCAB; v++) squares += exp(-2 * models_nats(z, 1, v));
         if (i < n) t.prompt -= nats;
-        else t.logp -= nats, t.square += log(squares);
+        else {
+            t.logp -= nats;
+            t.square += log(squares);
+        }
     }
     free(logits);
     return t;

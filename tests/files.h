@@ -71,6 +71,14 @@ static inline void files_assert_content(const char *path, const void *data, size
     free(content);
 }
 
+/* The whole file as a string, malloc'ed. */
+static inline char *text_of(const char *path) {
+    size_t n;
+    char *text = (char *)files_get(path, &n);
+    text[n] = 0;
+    return text;
+}
+
 /* Counts the entries of the test's directory. A leftover temporary file would be one more. */
 static inline int files_count(void) {
     int count = 0;

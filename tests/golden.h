@@ -52,7 +52,8 @@ static inline bool golden_next(FILE *f, Golden *g) {
         double *v = (double *)xcalloc((size_t)n, sizeof *v);
         for (int i = 0; i < n; i++)
             if (fscanf(f, "%lf", &v[i]) != 1) die("golden file: %s: bad number", g->name);
-        g->field[g->fields].count = n, g->field[g->fields].values = v;
+        g->field[g->fields].count = n;
+        g->field[g->fields].values = v;
     }
     if (!fgets(line, sizeof line, f)) die("golden file: %s: no newline", g->name);
     return true;

@@ -39,7 +39,9 @@ static inline int kernels_open(void **) {
     cudaDeviceProp p;
     D = new Device();
     must(cudaGetDeviceProperties(&p, 0));
-    D->processors = p.multiProcessorCount, D->major = p.major, D->minor = p.minor;
+    D->processors = p.multiProcessorCount;
+    D->major = p.major;
+    D->minor = p.minor;
     D->shared_limit = p.sharedMemPerBlockOptin;
     D->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     must(cudaStreamCreate(&D->stream));

@@ -1,4 +1,4 @@
-/* models.h - tiny models and a shell to run programs with, for the tests of the programs.
+/* models.h - tiny models and readers of JSON output, for the tests of the programs.
  *
  *   random     GPT-2's initial weights times 8; only printable tokens have an embedding, so greedy text is ASCII
  *   scripted   the layers contribute nothing, so the position alone decides: position p is followed by script[p] with a
@@ -7,7 +7,7 @@
 #ifndef TESTS_MODELS_H
 #define TESTS_MODELS_H
 
-#include "files.h"
+#include "shell.h"
 #include "../llmc/cpu/cpu.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/transformer.h"
@@ -20,7 +20,6 @@ enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 
 static Device *models_device;
 static Tokenizer models_bytes;
-static char *said, *out; /* standard error and standard output of the last run */
 
 static int models_setup(void **state) {
     Error e;
@@ -164,46 +163,12 @@ static inline void models_commit(ShardWriter *w) {
     if (!shard_commit(w, &e)) fail_msg("%s", e.text);
 }
 
-/* ---- programs -------------------------------------------------------------------------------------------------- */
-
-static inline void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
-
-static inline char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
-
-/* Runs a shell command, in which $T is the test's directory, and checks its exit status. */
-static inline void run(int status, const char *command) {
-    char line[2000];
-    snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
-    const int got = system(line);
-    free(said), free(out);
-    said = text_of(files_path(".err"));
-    out = text_of(files_path(".out"));
-    if (!WIFEXITED(got) || WEXITSTATUS(got) != status)
-        fail_msg("%s: status %d, expected %d: %s", command, WEXITSTATUS(got), status, said);
-}
-
-static inline void assert_holds(const char *text, const char *part) {
-    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
-}
+/* ---- programs (shell.h runs them) ------------------------------------------------------------------------------ */
 
 /* Runs a command that must fail with one line that contains `part`, print nothing on standard output and leave $T/kept
  * unchanged. */
 static inline void refused(int status, const char *command, const char *part) {
-    put("kept", "earlier");
-    const int before = files_count();
-    run(status, command);
-    assert_holds(said, part);
-    const char *newline = strchr(said, '\n');
-    if (!newline || newline[1]) fail_msg("%s: not one line: %s", command, said);
-    assert_string_equal(out, "");
-    files_assert_content(files_path("kept"), "earlier", 7);
-    assert_int_equal(files_count(), before);
-    unlink(files_path("kept"));
+    refused_output("kept", status, command, part);
 }
 
 /* Parses line n (from 0) of a text of JSON lines. The result must be freed. */

@@ -40,7 +40,8 @@ static inline int run_wait(pid_t pid, double seconds) {
         run_nap();
     }
     free(said), free(out);
-    said = text_of(files_path(".err")), out = text_of(files_path(".out"));
+    said = text_of(files_path(".err"));
+    out = text_of(files_path(".out"));
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

@@ -108,7 +108,8 @@ static void test_scratch(void **state) {
         if (!B->open(&d, (Dtype)dtype, &e)) continue;
         assert_int_equal(B->scratch_bytes(d), 0);
         Weights *wte = B->alloc(d, VP * C * 4, "wte", &e), *w = B->alloc(d, C * C * 4, "w", &e);
-        B->weights_upload(d, wte, noise(&r, VP * C, 1), VP * C), B->weights_upload(d, w, noise(&r, C * C, 1), C * C);
+        B->weights_upload(d, wte, noise(&r, VP * C, 1), VP * C);
+        B->weights_upload(d, w, noise(&r, C * C, 1), C * C);
         Acts *x = acts(noise(&r, N * C, 1), N, C), *y = acts(NULL, N, C);
         Floats *logp = floats(NULL, N), *dlogp = floats(noise(&r, N, 1), N);
         Floats *dwte = floats(FLOATS(VP * C), VP * C), *dw = floats(FLOATS(C * C), C * C);
@@ -198,7 +199,9 @@ static void test_noise(void **state) {
                 assert_true(fabs(u) <= 1);
                 assert_true(fabs(u - (2 * (double)random_uniform(42, RANDOM_NOISE + 7, (uint64_t)(i * C + c)) - 1)) <
                             1e-6);
-                sum += u, squares += u * u, n++;
+                sum += u;
+                squares += u * u;
+                n++;
                 if (c) product += u * (got[i * C + c - 1] / scale[i]);
             }
         }
@@ -247,7 +250,10 @@ static Norm norm_reference(const float *x, int N, int C) {
     Norm r = {DOUBLES((size_t)N), DOUBLES((size_t)N), DOUBLES((size_t)(N * C)), DOUBLES((size_t)N)};
     for (int i = 0; i < N; i++) {
         double sum = 0, variance = 0, size = 0;
-        for (int c = 0; c < C; c++) sum += x[i * C + c], size += fabs(x[i * C + c]) / C;
+        for (int c = 0; c < C; c++) {
+            sum += x[i * C + c];
+            size += fabs(x[i * C + c]) / C;
+        }
         r.mean[i] = sum / C;
         for (int c = 0; c < C; c++) variance += pow(x[i * C + c] - r.mean[i], 2) / C;
         r.rstd[i] = 1 / sqrt(variance + 1e-5);
@@ -285,7 +291,10 @@ static void test_layernorm_forward(void **state) {
         for (int kind = 0; kind < 3; kind++) { /* typical values; far from 0; almost equal ones, where eps matters */
             const int N = norm_shape[s][0], C = norm_shape[s][1];
             float *x = noise(&r, (size_t)(N * C), kind == 2 ? 1e-5 : 1), *delta = noise(&r, (size_t)(N * C), 1);
-            for (int i = 0; i < N * C; i++) x[i] += kind == 1 ? 50.0f : 0, delta[i] *= kind == 2 ? 1e-5f : 1;
+            for (int i = 0; i < N * C; i++) {
+                x[i] += kind == 1 ? 50.0f : 0;
+                delta[i] *= kind == 2 ? 1e-5f : 1;
+            }
             const float *w = noise(&r, (size_t)C, 1), *b = noise(&r, (size_t)C, 1);
             Weights *dw = weights(w, (size_t)C), *db = weights(b, (size_t)C);
             Acts *dx = acts(x, N, C), *dd = acts(delta, N, C), *out = acts(NULL, N, C), *sum = acts(NULL, N, C);
@@ -327,7 +336,9 @@ static void test_layernorm_backward(void **state) {
                 double g_mean = 0, gn_mean = 0, g_size = 0;
                 for (int c = 0; c < C; c++) {
                     const double g = (double)dout[i * C + c] * w[c];
-                    g_mean += g / C, gn_mean += g * ref.n[i * C + c] / C, g_size += fabs(g) / C;
+                    g_mean += g / C;
+                    gn_mean += g * ref.n[i * C + c] / C;
+                    g_size += fabs(g) / C;
                     sum_add(sw, (size_t)c, dout[i * C + c] * ref.n[i * C + c]);
                     sw.size[c] += fabs(dout[i * C + c]) * ref.amplify[i];
                     sum_add(sb, (size_t)c, dout[i * C + c]);
@@ -388,7 +399,10 @@ static void check_linear(Device *d, double (*round)(double)) {
         const float *pre = fetch(y, out);
         sum_check("linear + gelu, before it", pre, ref, IC, out);
         double *want = DOUBLES(out), *want_size = DOUBLES(out);
-        for (size_t i = 0; i < out; i++) want[i] = gelu(pre[i]), want_size[i] = gelu_size(pre[i]);
+        for (size_t i = 0; i < out; i++) {
+            want[i] = gelu(pre[i]);
+            want_size[i] = gelu_size(pre[i]);
+        }
         check("linear + gelu", fetch(g, out), want, want_size, 8, out);
         Floats *dw = floats(w0, size), *db = floats(b0, (size_t)OC);
         Sum sx = sums(in, NULL), sw = sums(size, w0), sb = sums((size_t)OC, b0);
@@ -479,7 +493,8 @@ static void test_gelu(void **state) {
     double *y = DOUBLES(N), *slope = DOUBLES(N), *size = DOUBLES(N), *slope_size = DOUBLES(N);
     for (int i = 0; i < N; i++) {
         const bool far = fabs(x[i]) > 30; /* the result is exactly x or 0 */
-        y[i] = far ? fmax(x[i], 0) : gelu(x[i]), slope[i] = grad[i] * (far ? x[i] > 0 : gelu_slope(x[i]));
+        y[i] = far ? fmax(x[i], 0) : gelu(x[i]);
+        slope[i] = grad[i] * (far ? x[i] > 0 : gelu_slope(x[i]));
         size[i] = far ? fabs(y[i]) : gelu_size(x[i]);
         slope_size[i] = fabs(grad[i]) * (1 + fmin(fabs(x[i]), 8) * (1 + fmin(fabs(gelu_u(x[i])), 10)));
     }
@@ -617,7 +632,8 @@ static void test_attention(void **state) {
                 }
                 lse[row * H + h] = log(total);
                 for (int j = 0; j < n; j++) {
-                    p[j] = exp(p[j]) / total, dp[j] = 0;
+                    p[j] = exp(p[j]) / total;
+                    dp[j] = 0;
                     for (int c = 0; c < S; c++) {
                         const double v = qkv[key[j] * STRIDE + (H + KV + kv) * S + c],
                                      g = dout[row * WIDTH + h * S + c];
@@ -651,10 +667,15 @@ static void test_kv_store(void **state) {
     Acts *v = device_words(v0, ROWS * KC, ROWS * KC, false);
     B->kv_store(D, k, v, acts_at(B, in, 2), acts_at(B, in, 11), STRIDE, ints(slot, N), N, KC);
     float *want_k = FLOATS(ROWS * KC), *want_v = FLOATS(ROWS * KC);
-    memcpy(want_k, k0, ROWS * KC * 4), memcpy(want_v, v0, ROWS * KC * 4);
-    for (int i = 0; i < N; i++)
-        for (int c = 0; c < KC && slot[i] >= 0; c++)
-            want_k[slot[i] * KC + c] = kv[i * STRIDE + 2 + c], want_v[slot[i] * KC + c] = kv[i * STRIDE + 11 + c];
+    memcpy(want_k, k0, ROWS * KC * 4);
+    memcpy(want_v, v0, ROWS * KC * 4);
+    for (int i = 0; i < N; i++) {
+        if (slot[i] < 0) continue;
+        for (int c = 0; c < KC; c++) {
+            want_k[slot[i] * KC + c] = kv[i * STRIDE + 2 + c];
+            want_v[slot[i] * KC + c] = kv[i * STRIDE + 11 + c];
+        }
+    }
     assert_memory_equal(fetch(k, ROWS * KC), want_k, ROWS * KC * 4);
     assert_memory_equal(fetch(v, ROWS * KC), want_v, ROWS * KC * 4);
 }
@@ -748,7 +769,8 @@ static void test_adamw(void **state) {
             B->adamw(D, &a);
             for (int i = 0; i < N; i++) {
                 const double g = grad[i] * how[k].scale;
-                m[i] = b1 * m[i] + (1 - b1) * g, v[i] = b2 * v[i] + (1 - b2) * g * g;
+                m[i] = b1 * m[i] + (1 - b1) * g;
+                v[i] = b2 * v[i] + (1 - b2) * g * g;
                 const double update = m[i] / (1 - pow(b1, step)) / (sqrt(v[i] / (1 - pow(b2, step))) + eps);
                 p[i] -= lr * (update + (float)how[k].decay * p[i]);
                 /* terms of m cancel, so the error is relative to the terms */
@@ -810,7 +832,8 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
     B->value_forward(d, mean, dx, w, w, TN, TC);
     OUTPUT(mean, TN);
     const double squares = B->square_sum(d, dwte, TVP * TC);
-    output[k] = FLOATS(2), length[k] = 2;
+    output[k] = FLOATS(2);
+    length[k] = 2;
     memcpy(output[k++], &squares, sizeof squares);
     const AdamW a = {.n = TVP * TC,
                      .lr = 0.1f,
@@ -867,8 +890,10 @@ static void test_threads(void **state) {
                 fail_msg("output %d is not the same with %d threads as with one", k, t);
         for (int k = exact; k < n; k++) {
             double most = 0, difference = 0;
-            for (size_t i = 0; i < length[k]; i++)
-                most = fmax(most, fabs(one[k][i])), difference = fmax(difference, fabs(one[k][i] - other[k][i]));
+            for (size_t i = 0; i < length[k]; i++) {
+                most = fmax(most, fabs(one[k][i]));
+                difference = fmax(difference, fabs(one[k][i] - other[k][i]));
+            }
             if (!(difference <= 4e-6 * most))
                 fail_msg("output %d differs by %g of %g with %d threads", k, difference, most, t);
         }

@@ -132,7 +132,8 @@ static void damaged_files(void **state) {
             all_readers_refuse(kinds[k], "bad", "bad");
         }
         /* extra bytes after the end */
-        memcpy(bad, data, n), memset(bad + n, 7, 8);
+        memcpy(bad, data, n);
+        memset(bad + n, 7, 8);
         files_put(files_path("bad"), bad, n + 8);
         all_readers_refuse(kinds[k], "bad", "bad");
         /* every header field set to an absurd value: nothing may be allocated for it */

@@ -202,7 +202,8 @@ static void exact_bytes(void **state) {
                                          "XYZ!\0\0\0\0\7\0\0\0\0\0\0\0unknown"
                                          "LINE\0\0\0\0\0\0\0\0\0\0\0\0"
                                          "SUM \0\0\0\0\10\0\0\0\0\0\0\0";
-        expected[8 * 4] = 1, expected[14 * 4] = 1; /* a trailer follows, with a value head: llm.c ignores both */
+        expected[8 * 4] = 1;
+        expected[14 * 4] = 1; /* a trailer follows, with a value head: llm.c ignores both */
         assert_int_equal(n, plain + sizeof trailer - 1 + 8);
         assert_memory_equal(file, expected, plain);
         assert_memory_equal(file + plain, trailer, sizeof trailer - 1);
@@ -300,7 +301,8 @@ static void other_shapes(void **state) {
     CheckpointWriter w;
     CheckpointReader c;
     ModelConfig config = gpt2_config(2, 4, 8, 300, 16);
-    config.kv_heads = 2, config.hidden = 20;
+    config.kv_heads = 2;
+    config.hidden = 20;
     const size_t n = gpt2_file_elements(&config);
     /* wte, wpe; per layer: two layernorms, qkv (8 + 2 * 2 * 2 rows), attproj, fc, fcproj; the last layernorm */
     assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 16 * 9 + 8 * 9 + 20 * 9 + 8 * 21) + 16);

@@ -54,10 +54,12 @@ static void check_norm_forward(const NormProblem *p, bool residual) {
         for (int c = 0; c < C; c++) {
             sum[row + (size_t)c] =
                 residual ? stored(p->x[row + (size_t)c] + p->delta[row + (size_t)c]) : p->x[row + (size_t)c];
-            m += sum[row + (size_t)c] / C, means_size[i] += fabs(sum[row + (size_t)c]) / C;
+            m += sum[row + (size_t)c] / C;
+            means_size[i] += fabs(sum[row + (size_t)c]) / C;
         }
         for (int c = 0; c < C; c++) squares += pow(sum[row + (size_t)c] - m, 2) / C;
-        means[i] = m, rstds[i] = 1 / sqrt(squares + 1e-5);
+        means[i] = m;
+        rstds[i] = 1 / sqrt(squares + 1e-5);
         for (int c = 0; c < C; c++) {
             const double scaled = (sum[row + (size_t)c] - m) * rstds[i] * p->w[c];
             want[row + (size_t)c] = scaled + p->b[c];
@@ -94,12 +96,15 @@ static void test_layernorm_backward(void **state) {
             double m = 0, squares = 0, g_sum = 0, gn_sum = 0, g_size = 0;
             for (int c = 0; c < C; c++) m += p.x[row + (size_t)c] / C;
             for (int c = 0; c < C; c++) squares += pow(p.x[row + (size_t)c] - m, 2) / C;
-            mean_of[i] = (float)m, rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
+            mean_of[i] = (float)m;
+            rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
             for (int c = 0; c < C; c++) {
                 const double o = p.dout[row + (size_t)c], norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
-                g_sum += o * p.w[c] / C, gn_sum += o * p.w[c] * norm / C;
+                g_sum += o * p.w[c] / C;
+                gn_sum += o * p.w[c] * norm / C;
                 g_size += fabs(o * p.w[c]) * (1 + fabs(norm)) / C;
-                sum_add(dw_want, (size_t)c, o * norm), sum_add(db_want, (size_t)c, o);
+                sum_add(dw_want, (size_t)c, o * norm);
+                sum_add(db_want, (size_t)c, o);
             }
             for (int c = 0; c < C; c++) {
                 const double norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
@@ -139,12 +144,14 @@ static void test_embed(void **state) {
         const float *dwte = noise(&r, v, 1), *dwpe = noise(&r, p, 1);
         const int32_t *token = picks(&r, (size_t)N, V), *position = picks(&r, (size_t)N, P);
         float *want = FLOATS(n), *want_te = FLOATS(v), *want_pe = FLOATS(p);
-        memcpy(want_te, dwte, v * sizeof *dwte), memcpy(want_pe, dwpe, p * sizeof *dwpe);
+        memcpy(want_te, dwte, v * sizeof *dwte);
+        memcpy(want_pe, dwpe, p * sizeof *dwpe);
         for (int i = 0; i < N; i++)
             for (int c = 0; c < C; c++) {
                 const size_t at = (size_t)(i * C + c);
                 want[at] = stored(wte[token[i] * C + c] + wpe[position[i] * C + c]);
-                want_te[token[i] * C + c] += dout[at], want_pe[position[i] * C + c] += dout[at];
+                want_te[token[i] * C + c] += dout[at];
+                want_pe[position[i] * C + c] += dout[at];
             }
         IN_EVERY_ORDER(seed) {
             Acts *out = acts(NULL, N, C), *gradient = acts(dout, N, C);
@@ -248,7 +255,10 @@ static void test_linear_forward(void **state) {
         const float *got = fetch_narrow(pre, n);
         check("pre", got, shifted.value, shifted.size, IC + 8 + (dtype ? 0x1p16 : 0), 1, n);
         double *want = DOUBLES(n), *size = DOUBLES(n);
-        for (size_t i = 0; i < n; i++) want[i] = gelu(shifted.value[i]), size[i] = 1.2 * shifted.size[i];
+        for (size_t i = 0; i < n; i++) {
+            want[i] = gelu(shifted.value[i]);
+            size[i] = 1.2 * shifted.size[i];
+        }
         check("gelu", fetch_narrow(out, n), want, size, IC + 16 + (dtype ? 0x1.8p16 : 0), 1, n);
     }
 }
@@ -268,7 +278,10 @@ static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_ge
             }
         }
     if (with_gelu)
-        for (int i = 0; i < N * IC; i++) dx_want.value[i] *= gelu_slope(pre[i]), dx_want.size[i] *= 1.2;
+        for (int i = 0; i < N * IC; i++) {
+            dx_want.value[i] *= gelu_slope(pre[i]);
+            dx_want.size[i] *= 1.2;
+        }
     Acts *ddout = acts(dout, N, OC), *ddx = acts(NULL, N, IC), *dx = acts(x, N, IC), *dpre = acts(pre, N, IC);
     Weights *dweights = weights(w, (size_t)(OC * IC));
     Floats *ddw = floats(dw, (size_t)(OC * IC)), *ddb = floats(db, (size_t)OC);
@@ -279,7 +292,10 @@ static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_ge
     check("dw", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, N + 16, 0, (size_t)(OC * IC));
     check("db", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
     B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, a second time */
-    for (int i = 0; i < OC * IC; i++) dw_want.value[i] += dw_want.value[i] - dw[i], dw_want.size[i] *= 2;
+    for (int i = 0; i < OC * IC; i++) {
+        dw_want.value[i] += dw_want.value[i] - dw[i];
+        dw_want.size[i] *= 2;
+    }
     check("dw twice", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, 2 * N + 16, 0, (size_t)(OC * IC));
     check("db kept", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
 }
@@ -324,8 +340,8 @@ static void test_linear_anywhere(void **state) {
         for (int c = 0; c < IC; c++) {
             for (int o = 0; o < OC; o++)
                 sum_add(plain, (size_t)(i * IC + c), (double)dout[i * OC + o] * w[1 + o * IC + c]);
-            sloped[i * IC + c] = other[i * IC + c] * gelu_slope(x[i * IC + c]),
-                            size[i * IC + c] = fabs(other[i * IC + c]);
+            sloped[i * IC + c] = other[i * IC + c] * gelu_slope(x[i * IC + c]);
+            size[i * IC + c] = fabs(other[i * IC + c]);
         }
     B->linear_backward(D, gradient, gw, NULL, from, dx, weights_at(B, dw, 1), N, IC, OC);
     B->gelu_backward(D, apart, dx, N * IC);
@@ -362,7 +378,8 @@ static void test_gelu(void **state) {
 /* The update in float64. */
 static double adamw_formula(double p, double *m, double *v, double grad, const AdamW *a) {
     const double g = grad * a->grad_scale, b1 = a->beta1, b2 = a->beta2;
-    *m = b1 * *m + (1 - b1) * g, *v = b2 * *v + (1 - b2) * g * g;
+    *m = b1 * *m + (1 - b1) * g;
+    *v = b2 * *v + (1 - b2) * g * g;
     const double mean = *m / (1 - pow(b1, (double)a->step)), square = *v / (1 - pow(b2, (double)a->step));
     return p - a->lr * (mean / (sqrt(square) + a->eps) + a->weight_decay * p);
 }
@@ -389,9 +406,13 @@ static void test_adamw(void **state) {
         double *want = DOUBLES((size_t)n), *want_m = DOUBLES((size_t)n), *want_v = DOUBLES((size_t)n);
         double *size_m = DOUBLES((size_t)n), *size_p = DOUBLES((size_t)n);
         for (int i = 0; i < n; i++) {
-            p[i] = (float)random_normal(&r), grad[i] = (float)random_normal(&r);
-            m[i] = 0.1f * (float)random_normal(&r), v[i] = 0.01f * (float)random_real(&r);
-            want_m[i] = m[i], want_v[i] = v[i], size_m[i] = fabs(m[i]) + fabs(grad[i]);
+            p[i] = (float)random_normal(&r);
+            grad[i] = (float)random_normal(&r);
+            m[i] = 0.1f * (float)random_normal(&r);
+            v[i] = 0.01f * (float)random_real(&r);
+            want_m[i] = m[i];
+            want_v[i] = v[i];
+            size_m[i] = fabs(m[i]) + fabs(grad[i]);
             want[i] = adamw_formula(p[i], &want_m[i], &want_v[i], grad[i], &a);
             size_p[i] = fabs(p[i]) + 1e-3 * size_m[i] / sqrt(want_v[i]) * 30;
         }
@@ -401,7 +422,12 @@ static void test_adamw(void **state) {
         Floats *dg = floats(grad, (size_t)n), *dm = floats(m, (size_t)n), *dv = floats(v, (size_t)n);
         Floats *master = masters ? floats(p, (size_t)n) : NULL;
         Weights *w = weights(rounded, (size_t)n);
-        a.weights = w, a.master = master, a.grad = dg, a.m = dm, a.v = dv, a.first = 8 * 5;
+        a.weights = w;
+        a.master = master;
+        a.grad = dg;
+        a.m = dm;
+        a.v = dv;
+        a.first = 8 * 5;
         B->adamw(D, &a);
         check("m", fetch(dm, (size_t)n), want_m, size_m, 8, 0, (size_t)n);
         check("v", fetch(dv, (size_t)n), want_v, NULL, 16, 0, (size_t)n);
@@ -420,9 +446,13 @@ static void test_adamw(void **state) {
         for (int part = 0; part < 2; part++) {
             const size_t first = part ? (size_t)cut : 0, count = part ? (size_t)(n - cut) : (size_t)cut;
             AdamW half = a;
-            half.n = count, half.first = a.first + first;
-            half.weights = weights_at(B, w2, first), half.master = floats_at(again, first);
-            half.grad = floats_at(dg, first), half.m = floats_at(m2, first), half.v = floats_at(v2, first);
+            half.n = count;
+            half.first = a.first + first;
+            half.weights = weights_at(B, w2, first);
+            half.master = floats_at(again, first);
+            half.grad = floats_at(dg, first);
+            half.m = floats_at(m2, first);
+            half.v = floats_at(v2, first);
             B->adamw(D, &half);
         }
         assert_memory_equal(fetch_narrow(w2, (size_t)n), weight, (size_t)n * sizeof(float));
@@ -443,15 +473,21 @@ static void test_stochastic_rounding(void **state) {
     float *before = NULL;
     for (int step = 1; step <= STEPS; step++) {
         AdamW a = adamw_of(N);
-        a.lr = 0, a.step = step;
+        a.lr = 0;
+        a.step = step;
         Floats *master = floats(p, N);
         Weights *w = weights(zero, N);
-        a.weights = w, a.master = master, a.grad = floats(zero, N), a.m = floats(zero, N), a.v = floats(zero, N);
+        a.weights = w;
+        a.master = master;
+        a.grad = floats(zero, N);
+        a.m = floats(zero, N);
+        a.v = floats(zero, N);
         B->adamw(D, &a);
         float *got = fetch_narrow(w, N);
         for (int i = 0; i < N; i++) {
             assert_true(fabsf(got[i]) == 1.0f || fabsf(got[i]) == 1.0f + 0x1p-7f);
-            away += fabsf(got[i]) > 1.0f, same += before && got[i] == before[i];
+            away += fabsf(got[i]) > 1.0f;
+            same += before && got[i] == before[i];
         }
         before = got;
     }
@@ -470,7 +506,10 @@ static void test_square_sum(void **state) {
         const size_t n = counts[k];
         float *x = FLOATS(n + 1);
         double want = 0;
-        for (size_t i = 0; i < n; i++) x[i] = (float)random_normal(&r), want += (double)x[i] * x[i];
+        for (size_t i = 0; i < n; i++) {
+            x[i] = (float)random_normal(&r);
+            want += (double)x[i] * x[i];
+        }
         Floats *device = floats(x, n + 1), *moved = floats(NULL, n + 2);
         B->upload(D, floats_at(moved, 1), x, n * sizeof *x); /* not aligned to 16 bytes */
         const double got = B->square_sum(D, device, n), again = B->square_sum(D, floats_at(moved, 1), n);
@@ -493,10 +532,12 @@ static void test_transfers(void **state) {
     void *memory = B->alloc(D, n * sizeof *x, "a test", &e);
     reorder(1); /* copies are made as late as the stream's order allows */
     B->upload(D, memory, x, n * sizeof *x);
-    x[0] = 77, x[n - 1] = 77; /* the upload has the contents from the time of the call */
+    x[0] = 77;
+    x[n - 1] = 77; /* the upload has the contents from the time of the call */
     B->download(D, back, memory, n * sizeof *x);
     assert_true(back[0] == 0 && back[n - 1] == (float)(n - 1) * 0.25f);
-    x[0] = back[0], x[n - 1] = back[n - 1];
+    x[0] = back[0];
+    x[n - 1] = back[n - 1];
     assert_memory_equal(back, x, n * sizeof *x);
     B->zero(D, (char *)memory + 4, 8);
     B->download(D, back, memory, 16);
@@ -520,7 +561,8 @@ static void test_out_of_memory(void **state) {
     for (int i = 0; i < 4; i++) {
         assert_null(B->alloc(D, (size_t)1 << 50, cases[i][0], &e));
         assert_non_null(strstr(e.text, "1125899906842624 bytes"));
-        assert_non_null(strstr(e.text, cases[i][0])), assert_non_null(strstr(e.text, "free"));
+        assert_non_null(strstr(e.text, cases[i][0]));
+        assert_non_null(strstr(e.text, "free"));
         assert_non_null(strstr(e.text, cases[i][1]));
     }
     assert_true(B->sync(D, &e)); /* a failed alloc is reported to the caller, and the device continues to work */
@@ -544,7 +586,8 @@ static void test_sticky_failure(void **state) {
     B->layernorm_backward(d, (Acts *)memory, (Floats *)memory, (Floats *)memory, (Acts *)memory, (Acts *)memory,
                           (Floats *)memory, (Floats *)memory, (Weights *)memory, 1 << 30, 1 << 30);
     assert_false(B->sync(d, &e));
-    assert_non_null(strstr(e.text, "out of device memory")), assert_non_null(strstr(e.text, "layernorm"));
+    assert_non_null(strstr(e.text, "out of device memory"));
+    assert_non_null(strstr(e.text, "layernorm"));
     assert_null(strchr(e.text, '\n'));
     B->upload(d, memory, x, sizeof x);
     assert_true(isnan(B->square_sum(d, (Floats *)memory, 1)));
@@ -569,10 +612,17 @@ static void test_repeated_steps(void **state) {
     Floats *mean[2], *rstd[2];
     Ints *token[2], *position[2], *row[2];
     for (int k = 0; k < 2; k++) {
-        x[k] = acts(NULL, N, C), h[k] = acts(NULL, N, C), pre[k] = acts(NULL, N, F), act[k] = acts(NULL, N, F);
-        delta[k] = acts(NULL, N, C), rows[k] = acts(NULL, 2, C);
-        mean[k] = floats(NULL, N), rstd[k] = floats(NULL, N);
-        token[k] = ints(NULL, N), position[k] = ints(NULL, N), row[k] = ints(NULL, 2);
+        x[k] = acts(NULL, N, C);
+        h[k] = acts(NULL, N, C);
+        pre[k] = acts(NULL, N, F);
+        act[k] = acts(NULL, N, F);
+        delta[k] = acts(NULL, N, C);
+        rows[k] = acts(NULL, 2, C);
+        mean[k] = floats(NULL, N);
+        rstd[k] = floats(NULL, N);
+        token[k] = ints(NULL, N);
+        position[k] = ints(NULL, N);
+        row[k] = ints(NULL, 2);
     }
     for (int step = 0; step < STEPS; step++) {
         const int32_t *tokens = picks(&r, N, V), *positions = picks(&r, N, P), *wanted = picks(&r, 2, N);

@@ -2,7 +2,7 @@
  * of file, bad input; and jsonl.h itself.
  *
  * Needs ./data/make_shard and ./data/show. */
-#include "files.h"
+#include "shell.h"
 #include "../llmc/model/checkpoint.h"
 #include "../llmc/text/chat.h"
 #include "../llmc/base/jsonl.h"
@@ -11,8 +11,6 @@
 #include <time.h>
 
 static Tokenizer bytes;
-static char *said; /* standard error of the last run */
-static char *out;  /* its standard output */
 
 static int setup(void **state) {
     Error e;
@@ -21,50 +19,14 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-    free(said);
-    free(out);
+    free(said), free(out);
     tokenizer_free(&bytes);
     return files_teardown(state);
 }
 
-static char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
-
-/* Runs a shell command, in which $T is the test's directory, and checks its exit status. */
-static void run(int status, const char *command) {
-    char line[2000];
-    snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
-    const int got = system(line);
-    free(said);
-    free(out);
-    said = text_of(files_path(".err"));
-    out = text_of(files_path(".out"));
-    if (!WIFEXITED(got) || WEXITSTATUS(got) != status)
-        fail_msg("%s: status %d, expected %d: %s", command, WEXITSTATUS(got), status, said);
-}
-
-static void assert_holds(const char *text, const char *part) {
-    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
-}
-
-static void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
-
 /* Runs a command that must fail with one line that contains `part` and leave $T/x.shard unchanged. */
 static void refused(int status, const char *command, const char *part) {
-    put("x.shard", "earlier");
-    const int before = files_count();
-    run(status, command);
-    assert_holds(said, part);
-    const char *newline = strchr(said, '\n');
-    if (!newline || newline[1]) fail_msg("%s: not one line: %s", command, said);
-    assert_string_equal(out, "");
-    files_assert_content(files_path("x.shard"), "earlier", 7);
-    assert_int_equal(files_count(), before);
-    unlink(files_path("x.shard"));
+    refused_output("x.shard", status, command, part);
 }
 
 static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
@@ -400,7 +362,8 @@ static void test_unpaired(void **state) {
     Shard s = open_shard("a.shard", RECORD_UNPAIRED, 2);
     assert_record(&s, 0, "2+2=4<|endoftext|>");
     assert_record(&s, 1, "2+3=four<|endoftext|>");
-    assert_label(&s, 0, 4, 1), assert_label(&s, 1, 4, 0);
+    assert_label(&s, 0, 4, 1);
+    assert_label(&s, 1, 4, 0);
     shard_close(&s);
     run(0, "data/show $T/a.shard");
     assert_holds(out, "record 0: prompt of 4 tokens, completion of 2: good\n2+2=⟦4<|endoftext|>⟧\n");
@@ -749,7 +712,8 @@ static void test_show_checkpoint(void **state) {
     ModelConfig g = gpt2_config(2, 2, 8, 260, 16);
     const size_t n = gpt2_file_elements(&g);
     float *weights = xcalloc(n, sizeof *weights);
-    weights[5] = 3, weights[n - 1] = INFINITY;
+    weights[5] = 3;
+    weights[n - 1] = INFINITY;
     void *blob = NULL;
     size_t blob_bytes = 0;
     assert_true(tokenizer_store(&bytes, &blob, &blob_bytes, &e));

@@ -19,7 +19,8 @@ static int setup(void **state) {
     if (models_setup(state)) return 1;
     mpi = !access("llmc_mpi.so", R_OK) && !system("command -v mpirun >/dev/null");
     setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1), setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
     setenv("RANKS", "mpirun --oversubscribe --bind-to none -n", 1);
     FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
     for (int p = 0; p < 26; p++) {
@@ -376,7 +377,8 @@ static void ranks_on_gpus(void **state) {
     /* the programs are built without sanitizers, even if this test has them */
     const char *library = "build/llmc_cuda_host.so";
     if (access(library, R_OK)) skip();
-    setenv("LLMC_CUDA_LIBRARY", library, 1), setenv("LLMC_NCCL_LIBRARY", library, 1);
+    setenv("LLMC_CUDA_LIBRARY", library, 1);
+    setenv("LLMC_NCCL_LIBRARY", library, 1);
 #define GPU                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 -t 16 -i $T/chat.shard -l 1e-2 -d 64 -b 32 --device cuda "            \
     "--dtype float32 -x 3 "

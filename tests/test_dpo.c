@@ -21,7 +21,8 @@ static double pair_truth(const char *what, const Model *policy, const Model *ref
         const Truth rw = truth_of(reference, r.tokens, r.prompt, w, r.chosen);
         const Truth rl = truth_of(reference, r.tokens, r.prompt, l, r.rejected);
         const double c = pw.logp - rw.logp, d = pl.logp - rl.logp;
-        nll -= pw.logp + pw.prompt, learned += pw.length + pw.prompt_length;
+        nll -= pw.logp + pw.prompt;
+        learned += pw.length + pw.prompt_length;
         if (!strcmp(what, "sigmoid")) sum -= log_sigmoid(0.3 * (c - d));
         if (!strcmp(what, "ipo")) sum += pow(c / pw.length - d / pl.length - 1 / 0.6, 2);
         if (!strcmp(what, "free")) sum -= log_sigmoid(0.3 * (pw.logp - pl.logp));
@@ -175,7 +176,8 @@ static void sample(const char *model, int count[ASKED]) {
 static double win_rate(const char *model) {
     int mine[ASKED], theirs[ASKED];
     double wins = 0;
-    sample(model, mine), sample("sft.bin", theirs);
+    sample(model, mine);
+    sample("sft.bin", theirs);
     for (int i = 0; i < ASKED; i++) wins += mine[i] > theirs[i] ? 1 : mine[i] == theirs[i] ? 0.5 : 0;
     return wins / ASKED;
 }

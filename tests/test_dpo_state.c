@@ -58,7 +58,8 @@ static void a_file_stands_for_the_reference(void **state) {
     /* a damaged file is refused before any training */
     uint8_t *data = files_get(files_path("ref.logps"), &n), *broken = (uint8_t *)xmalloc(n + 4);
     for (size_t at = 0; at < n; at += at < 100 ? 1 : n / 50) {
-        memcpy(broken, data, n), broken[at] ^= 64;
+        memcpy(broken, data, n);
+        broken[at] ^= 64;
         files_put(files_path("broken"), broken, n);
         assert_false(ref_logps_read(&l, files_path("broken"), &e));
         assert_holds(e.text, "broken");
@@ -67,11 +68,13 @@ static void a_file_stands_for_the_reference(void **state) {
         files_put(files_path("broken"), data, cut);
         assert_false(ref_logps_read(&l, files_path("broken"), &e));
     }
-    memcpy(broken, data, n), memset(broken + n, 0, 4);
+    memcpy(broken, data, n);
+    memset(broken + n, 0, 4);
     files_put(files_path("broken"), broken, n + 4);
     assert_false(ref_logps_read(&l, files_path("broken"), &e));
     /* an impossible count allocates no memory */
-    memcpy(broken, data, n), memset(broken + 72, 0x7f, 7);
+    memcpy(broken, data, n);
+    memset(broken + 72, 0x7f, 7);
     files_put(files_path("broken"), broken, n);
     assert_false(ref_logps_read(&l, files_path("broken"), &e));
     assert_holds(e.text, "do not fit into the file");

@@ -18,12 +18,21 @@ static void enumerate(const float *reward, const double *right, int n, int k, do
             if (!(set >> i & 1)) continue;
             const double r = isnan(reward[i]) ? -1e300 : reward[i];
             if (right[i] > 0.5) hit = 1;
-            if (r > top) top = r, good = ties = 0;
-            if (r == top) good += right[i], ties++;
+            if (r > top) {
+                top = r;
+                good = ties = 0;
+            }
+            if (r == top) {
+                good += right[i];
+                ties++;
+            }
         }
-        any += hit, sum += good / ties, subsets++;
+        any += hit;
+        sum += good / ties;
+        subsets++;
     }
-    *pass = any / subsets, *best = sum / subsets;
+    *pass = any / subsets;
+    *best = sum / subsets;
 }
 
 static void pass_and_best_are_means_over_subsets(void **state) {
@@ -36,7 +45,8 @@ static void pass_and_best_are_means_over_subsets(void **state) {
         const int n = 1 + trial % 9;
         for (int i = 0; i < n; i++) {
             x = x * 1664525 + 1013904223;
-            right[i] = x >> 30 == 0, correct += right[i] > 0.5;
+            right[i] = x >> 30 == 0;
+            correct += right[i] > 0.5;
             reward[i] = x >> 16 & 7 ? (float)(x >> 20 & 3) - 1 : NAN; /* few distinct values: many ties */
         }
         for (int k = 1; k <= n; k++) {
@@ -81,7 +91,8 @@ static void wilson(void **state) {
         }
     double low, high;
     wilson_interval(0.8, 10, &low, &high);
-    assert_near(low, 0.4901625, 1e-6), assert_near(high, 0.9433178, 1e-6);
+    assert_near(low, 0.4901625, 1e-6);
+    assert_near(high, 0.9433178, 1e-6);
 }
 
 /* ---- loss ------------------------------------------------------------------------------------------------------ */
@@ -103,17 +114,25 @@ static void add(Sums *s, const int32_t *ids, const int32_t *next, const uint8_t 
         const float *row = z + (size_t)i * MODELS_VOCAB;
         if (mask && !mask[i]) continue;
         const double nats = models_nats(row, 1, next[i]);
-        x += nats, count++;
+        x += nats;
+        count++;
         s->right += models_argmax(row) == next[i];
-        if (next[i] < 256) s->text_nats += nats, s->bytes++;
+        if (next[i] < 256) {
+            s->text_nats += nats;
+            s->bytes++;
+        }
         for (int v = 0; v < MODELS_VOCAB; v++) {
             const double l = models_nats(row, 1, v);
             s->entropy += exp(-l) * l;
         }
     }
     free(z);
-    s->nats += x, s->targets += count;
-    if (count > 0) s->x[s->units] = x, s->n[s->units++] = count;
+    s->nats += x;
+    s->targets += count;
+    if (count > 0) {
+        s->x[s->units] = x;
+        s->n[s->units++] = count;
+    }
 }
 
 static void assert_loss(const Sums *s, bool bytes) {
@@ -152,7 +171,8 @@ static void loss_of_chats(void **state) {
         const int n = i == 3 ? 50 : 4 + 3 * i; /* the fourth is longer than the context */
         for (int k = 0; k < n; k++) {
             x = x * 1664525 + 1013904223;
-            ids[k] = 32 + (int32_t)(x >> 24) % 95, mask[k] = k >= n / 2;
+            ids[k] = 32 + (int32_t)(x >> 24) % 95;
+            mask[k] = k >= n / 2;
         }
         ids[n - 1] = MODELS_EOS;
         if (i == 5) memset(mask, 0, sizeof mask); /* and the sixth has no token to predict */
@@ -276,10 +296,12 @@ static void figures_of_tasks(void **state) {
             const int k = (int)json_integer_value(sample);
             const double reward = -0.0003 * fabs(1.0 - (double)json_array_size(json_object_get(row, "tokens"))) +
                                   (strchr(text, '5') ? 0.5 : 0);
-            p[at].right[k] = right, p[at].reward[k] = (float)reward;
+            p[at].right[k] = right;
+            p[at].reward[k] = (float)reward;
             assert_near(json_number_of(row, "reward"), reward, 1e-6);
             p[at].reward[k] = (float)json_number_of(row, "reward");
-            strcpy(p[at].text[k], text), p[at].answers[k] = p[at].text[k];
+            strcpy(p[at].text[k], text);
+            p[at].answers[k] = p[at].text[k];
         }
         json_decref(row);
     }
@@ -289,7 +311,10 @@ static void figures_of_tasks(void **state) {
         const int ks[] = {1, 2, 4, SAMPLES};
         double greedy = 0, count = 0;
         for (int i = 0; i < PROMPTS; i++)
-            if (strcmp(p[i].task, "strange") && (!t || !strcmp(p[i].task, tasks[t]))) greedy += p[i].greedy, count++;
+            if (strcmp(p[i].task, "strange") && (!t || !strcmp(p[i].task, tasks[t]))) {
+                greedy += p[i].greedy;
+                count++;
+            }
         assert_int_equal(json_number_of(f, "prompts"), count);
         if (t == 3) {
             assert_true(json_is_null(json_object_get(f, "accuracy")));
@@ -315,11 +340,17 @@ static void figures_of_tasks(void **state) {
                         good[number] = p[i].right[s];
                         if (++votes[number] > most) most = votes[number];
                     }
-                    for (int number = 0; most && number < 100; number++)
-                        if (votes[number] == most) winners++, won += good[number];
+                    for (int number = 0; number < 100; number++)
+                        if (most && votes[number] == most) {
+                            winners++;
+                            won += good[number];
+                        }
                     x[1] += most ? won / winners / (SAMPLES / ks[k]) : 0;
                 }
-                for (int j = 0; j < 3; j++) sum[j] += x[j], square[j] += x[j] * x[j];
+                for (int j = 0; j < 3; j++) {
+                    sum[j] += x[j];
+                    square[j] += x[j] * x[j];
+                }
             }
             const char *const names[] = {"pass", "majority", "best"};
             for (int j = 0; j < 3; j++) {

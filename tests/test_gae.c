@@ -73,8 +73,14 @@ static void golden_values(void **state) {
     int seen = 0;
     FILE *f = golden_open("ppo.txt");
     for (; golden_next(f, &g); golden_free(&g)) {
-        if (!strcmp(g.kind, "gae")) golden_gae(&g), seen++;
-        if (!strcmp(g.kind, "whiten")) golden_whiten(&g), seen++;
+        if (!strcmp(g.kind, "gae")) {
+            golden_gae(&g);
+            seen++;
+        }
+        if (!strcmp(g.kind, "whiten")) {
+            golden_whiten(&g);
+            seen++;
+        }
     }
     fclose(f);
     assert_int_equal(seen, 18 + 6);
@@ -96,7 +102,10 @@ static void closed_forms(void **state) {
     enum { N = 11 };
     Random random = random_start(3, 1);
     float r[N], V[N], A[N], G[N], delta[N];
-    for (int i = 0; i < N; i++) r[i] = (float)random_normal(&random), V[i] = (float)random_normal(&random);
+    for (int i = 0; i < N; i++) {
+        r[i] = (float)random_normal(&random);
+        V[i] = (float)random_normal(&random);
+    }
     gae(r, V, N, 1, 1, A); /* lambda = gamma = 1: the return minus the value */
     const double R = returns_to_go(r, N, 1, G);
     for (int i = 0; i < N; i++) assert_near(A[i], (double)G[i] - V[i], 3e-6);
@@ -121,12 +130,15 @@ static void baselines(void **state) {
     const uint8_t all[] = {1, 1, 1, 1, 1, 1}, some[] = {1, 1, 0, 1, 0, 0};
     float b[6];
     mean_baseline(R, all, 6, 6, false, b);
-    assert_near(b[0], 27.0 / 5, 1e-6), assert_near(b[4], 19.0 / 5, 1e-6);
+    assert_near(b[0], 27.0 / 5, 1e-6);
+    assert_near(b[4], 19.0 / 5, 1e-6);
     mean_baseline(R, all, 6, 3, true, b);
-    assert_near(b[1], 7.0 / 3, 1e-6), assert_near(b[3], 7, 0);
+    assert_near(b[1], 7.0 / 3, 1e-6);
+    assert_near(b[3], 7, 0);
     mean_baseline(R, some, 6, 3, true, b);
-    assert_near(b[0], 1.5, 0), assert_near(b[2], 4, 0); /* a reward that does not count uses its own value */
-    assert_near(b[3], 5, 0);                            /* and so does one that is alone in its group */
+    assert_near(b[0], 1.5, 0);
+    assert_near(b[2], 4, 0); /* a reward that does not count uses its own value */
+    assert_near(b[3], 5, 0); /* and so does one that is alone in its group */
     /* leave-one-out within a group is RLOO's advantage, G / (G - 1) times the difference from the mean */
     float rloo[6];
     AdvantageStats stats;
@@ -183,15 +195,25 @@ static void the_curve_of_overoptimisation(void **state) {
     }
     GaoFit f = gao_fit(d, R, N);
     assert_true(f.good);
-    assert_near(f.R0, 0.5, 1e-9), assert_near(f.alpha, 1.4, 1e-9), assert_near(f.beta, 0.7, 1e-9);
-    assert_near(f.peak, M_E, 1e-6), assert_near(f.value, 0.5 + 0.7 * M_E, 1e-9), assert_near(f.r2, 1, 1e-9);
+    assert_near(f.R0, 0.5, 1e-9);
+    assert_near(f.alpha, 1.4, 1e-9);
+    assert_near(f.beta, 0.7, 1e-9);
+    assert_near(f.peak, M_E, 1e-6);
+    assert_near(f.value, 0.5 + 0.7 * M_E, 1e-9);
+    assert_near(f.r2, 1, 1e-9);
     for (int i = 0; i < N; i++) R[i] += 0.05 * random_normal(&random);
-    R[7] = NAN, d[9] = NAN; /* ignored by the fit */
+    R[7] = NAN;
+    d[9] = NAN; /* ignored by the fit */
     f = gao_fit(d, R, N);
-    assert_near(f.alpha, 1.4, 0.1), assert_near(f.beta, 0.7, 0.05);
-    for (int i = 0; i < N; i++) d[i] = 0.2 * i, R[i] = d[i]; /* no overoptimisation: the peak is the last point */
+    assert_near(f.alpha, 1.4, 0.1);
+    assert_near(f.beta, 0.7, 0.05);
+    for (int i = 0; i < N; i++) { /* no overoptimisation: the peak is the last point */
+        d[i] = 0.2 * i;
+        R[i] = d[i];
+    }
     f = gao_fit(d, R, N);
-    assert_near(f.peak, d[N - 1], 1e-9), assert_near(f.beta, 0, 1e-9);
+    assert_near(f.peak, d[N - 1], 1e-9);
+    assert_near(f.beta, 0, 1e-9);
     for (int i = 0; i < N; i++) d[i] = 1; /* the policy never moved */
     assert_false(gao_fit(d, R, N).good);
     assert_false(gao_fit(d, R, 7).good);

@@ -119,7 +119,8 @@ static void one_text_whatever_the_way(void **state) {
     json_t *a, *b;
     for (int i = 0; i < 15; i++) {
         const char *prompts[] = {"hello world", "second", "third"};
-        a = json_line_of(one, i), b = json_line_of(out, i);
+        a = json_line_of(one, i);
+        b = json_line_of(out, i);
         assert_string_equal(json_text_of(a, "prompt"), prompts[i / 5]);
         assert_int_equal(json_integer_value(json_object_get(a, "sample")), i % 5);
         assert_true(json_equal(json_object_get(a, "tokens"), json_object_get(b, "tokens")));
@@ -136,7 +137,8 @@ static void one_text_whatever_the_way(void **state) {
         snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 %s abc", changes[i]);
         run(0, command);
         assert_string_not_equal(out, plain);
-        free(plain), plain = xstrdup(out);
+        free(plain);
+        plain = xstrdup(out);
         plain[strlen(plain) - 1] = 0;
         snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 --json %s abc",
                  changes[i]);
@@ -302,7 +304,8 @@ static void prompts_of_all_kinds(void **state) {
     models_commit(&w);
     run(0, "./generate -c $T/random.bin --temperature 0 -g 20 2+3=");
     out[strlen(out) - 1] = 0;
-    free(want), want = xstrdup(out);
+    free(want);
+    want = xstrdup(out);
     const char *const models[] = {"random", "bare"}; /* the shard's tokenizer serves a model without one */
     for (int i = 0; i < 2; i++) {
         char command[200];
@@ -394,7 +397,8 @@ static Session chat_start(const char *model) {
     if (!pid) {
         char path[600];
         snprintf(path, sizeof path, "%s/%s", files_directory, model);
-        dup2(in[0], 0), dup2(from[1], 1);
+        dup2(in[0], 0);
+        dup2(from[1], 1);
         const int err = open(files_path(".err"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
         dup2(err, 2);
         close(in[0]), close(in[1]), close(from[0]), close(from[1]), close(err);

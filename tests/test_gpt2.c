@@ -1,19 +1,10 @@
 /* test_gpt2.c - the model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), against finite
  * differences, and the equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
-#include "../llmc/cpu/cpu.h"
+#include "cpu_device.h"
 #include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include "golden.h"
-
-static const Backend *B;
-static Device *D;
 
 /* ==== Fixtures ==== */
 
@@ -25,7 +16,8 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     float *host = xmalloc(m.parameters * sizeof *host);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(amplitude * random_normal(&r));
     for (int i = 0; i < TENSOR_COUNT; i++) /* layernorm weights around 1 */
-        for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
+        if (m.tensor[i].init == INIT_ONE)
+            for (size_t k = 0; k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
     return m;
@@ -33,7 +25,8 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
 
 static ModelConfig small_config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 24, 37, 20);
-    c.kv_heads = kv_heads, c.value_head = value_head;
+    c.kv_heads = kv_heads;
+    c.value_head = value_head;
     return c;
 }
 
@@ -53,7 +46,9 @@ typedef struct Problem {
 static void problem_weights(Problem *p, uint64_t seed) {
     Random r = random_start(seed, 9);
     const size_t n = (size_t)p->batch.targets;
-    p->w = xmalloc(n * sizeof(float)), p->u = xmalloc(n * sizeof(float)), p->q = xmalloc(n * sizeof(float));
+    p->w = xmalloc(n * sizeof(float));
+    p->u = xmalloc(n * sizeof(float));
+    p->q = xmalloc(n * sizeof(float));
     for (size_t i = 0; i < n; i++) {
         p->w[i] = (float)random_normal(&r);
         p->u[i] = (float)(0.5 * random_normal(&r));
@@ -118,12 +113,14 @@ static double loss_and_gradient(Model *m, const Workspace *w, const Problem *p) 
 static void check_gradients(const Model *m, const float *got, const float *want, double relative, const char *what) {
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
-        for (size_t l = 0; l < t->layers && t->size; l++) {
+        if (!t->size) continue;
+        for (size_t l = 0; l < t->layers; l++) {
             const size_t n = t->rows * t->columns, at = t->offset + l * n;
             double most = 0, worst = 0;
             for (size_t k = at; k < at + n; k++) {
                 const double difference = fabs((double)got[k] - want[k]);
-                most = fmax(most, fabs(want[k])), worst = difference <= worst ? worst : difference;
+                most = fmax(most, fabs(want[k]));
+                worst = difference <= worst ? worst : difference;
             }
             if (!(worst <= relative * most + 1e-30) || isnan(worst))
                 fail_msg("%s: gradient of %s, layer %zu, is off by %g of %g", what, t->name, l, worst, most);
@@ -151,7 +148,8 @@ static GoldenModel golden_model(void) {
     assert_true(golden_next(f, &g.forward) && golden_next(f, &g.adamw));
     fclose(f);
     const double *length = golden(&g.forward, "length"), *token = golden(&g.forward, "token");
-    g.rows = golden_count(&g.forward, "token"), g.target = golden(&g.forward, "target");
+    g.rows = golden_count(&g.forward, "token");
+    g.target = golden(&g.forward, "target");
     const int sequences = golden_count(&g.forward, "length");
     g.batch = batch_new(g.rows, g.rows, sequences);
     for (int s = 0, at = 0; s < sequences; s++) {
@@ -258,13 +256,19 @@ static void test_golden_adamw(void **state) {
     Workspace w = train_workspace(&g.m, &g.batch, 0);
     Optimizer o;
     assert_true(optimizer_new(&o, &g.m, &e));
-    o.beta1 = golden(&g.adamw, "beta1")[0], o.beta2 = golden(&g.adamw, "beta2")[0], o.eps = golden(&g.adamw, "eps")[0];
-    o.weight_decay = golden(&g.adamw, "weight_decay")[0], o.max_grad_norm = golden(&g.adamw, "clip")[0];
+    o.beta1 = golden(&g.adamw, "beta1")[0];
+    o.beta2 = golden(&g.adamw, "beta2")[0];
+    o.eps = golden(&g.adamw, "eps")[0];
+    o.weight_decay = golden(&g.adamw, "weight_decay")[0];
+    o.max_grad_norm = golden(&g.adamw, "clip")[0];
     const double *length = golden(&g.forward, "length");
     float *dlogp = xcalloc((size_t)g.rows, sizeof *dlogp), *logp = xcalloc((size_t)g.rows, sizeof *logp);
     int n = g.rows - golden_count(&g.forward, "length");
     for (int i = 0; i < g.rows; i++) dlogp[i] = -1.0f / (float)n;
-    for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) at += (int)length[s], dlogp[at - 1] = 0;
+    for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) {
+        at += (int)length[s];
+        dlogp[at - 1] = 0;
+    }
     for (int step = 0; step <= 10; step++) {
         const ModelOutput out = {.logp = logp};
         model_forward_backward(&g.m, &w, &g.batch, 1, dlogp, &out);
@@ -325,7 +329,8 @@ static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
                 double norm = 0, g_norm = 0, expected = 0;
                 for (size_t k = 0; k < n; k++) {
                     direction[k] = k >= used ? 0 : way ? (float)random_normal(&r) : g[at + k];
-                    norm += (double)direction[k] * direction[k], g_norm += (double)g[at + k] * g[at + k];
+                    norm += (double)direction[k] * direction[k];
+                    g_norm += (double)g[at + k] * g[at + k];
                 }
                 for (size_t k = 0; k < n; k++) {
                     direction[k] = (float)(direction[k] / sqrt(norm));
@@ -355,7 +360,8 @@ static void test_differences_grouped(void **state) {
     c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
     check_differences(c, 1, 32);
     c = small_config(1, 0);
-    c.layers = 1, c.hidden = 8; /* narrower than q, k and v, so these are the widest activation */
+    c.layers = 1;
+    c.hidden = 8; /* narrower than q, k and v, so these are the widest activation */
     check_differences(c, 2, 33);
 }
 
@@ -372,8 +378,10 @@ static void test_recompute(void **state) {
         model_zero_grads(&m);
         const double this = loss_and_gradient(&m, &w, &p);
         float *g = gradients(&m);
-        if (!want) want = g, loss = this;
-        else {
+        if (!want) {
+            want = g;
+            loss = this;
+        } else {
             assert_true(this == loss);
             assert_memory_equal(g, want, m.parameters * sizeof *g); /* the same operations on the same numbers */
             free(g);
@@ -440,7 +448,8 @@ static void test_shared_prefix(void **state) {
         }
     }
     assert_int_equal(shared.batch.targets, copies.batch.targets);
-    problem_weights(&shared, 43), problem_weights(&copies, 43);
+    problem_weights(&shared, 43);
+    problem_weights(&copies, 43);
     Workspace ws = train_workspace(&m, &shared.batch, 0), wc = train_workspace(&m, &copies.batch, 0);
     float logp[2][100], entropy[2][100], value[2][100];
     model_forward(&m, &ws, &shared.batch, 1.3f,
@@ -561,7 +570,9 @@ static void test_neftune(void **state) {
     Workspace w = train_workspace(&m, &p.batch, 2);
     float *scale = xcalloc((size_t)p.batch.rows, sizeof *scale);
     const double plain = loss_of(&m, &w, &p);
-    w.noise_scale = scale, w.noise_seed = 1, w.noise_stream = RANDOM_NOISE;
+    w.noise_scale = scale;
+    w.noise_seed = 1;
+    w.noise_stream = RANDOM_NOISE;
     assert_true(loss_of(&m, &w, &p) == plain); /* scale 0 */
     for (int i = 0; i < p.batch.rows; i++) scale[i] = 0.3f;
     const double noisy = loss_of(&m, &w, &p);
@@ -609,7 +620,10 @@ static void test_bf16(void **state) {
     float *g = gradients(&m);
     assert_true(fabs(loss_half - loss) < 0.02 * p.batch.targets && loss_half != loss);
     double difference = 0, norm = 0;
-    for (size_t i = 0; i < m.parameters; i++) difference += pow((double)g[i] - want[i], 2), norm += pow(want[i], 2);
+    for (size_t i = 0; i < m.parameters; i++) {
+        difference += pow((double)g[i] - want[i], 2);
+        norm += pow(want[i], 2);
+    }
     assert_true(sqrt(difference / norm) < 0.02);
     assert_true(model_sync(&other, &e));
     free(want), free(g);
@@ -692,7 +706,8 @@ static void test_out_of_memory(void **state) {
     }
     Error e = {""};
     Model m = random_model(c, 1, 1);
-    m.backend = &failing, counted = 0;
+    m.backend = &failing;
+    counted = 0;
     Workspace w;
     KVCache kv;
     Model copy;
@@ -810,9 +825,11 @@ static void test_init(void **state) {
     Model a, b;
     assert_true(model_new(&a, &c, B, D, false, &e) && model_new(&b, &c, B, D, false, &e));
     assert_null(a.grads);
-    model_init(&a, 7), model_init(&b, 7);
+    model_init(&a, 7);
+    model_init(&b, 7);
     float *x = xmalloc(a.parameters * sizeof *x), *y = xmalloc(a.parameters * sizeof *y);
-    B->weights_download(D, x, a.weights, a.parameters), B->weights_download(D, y, b.weights, a.parameters);
+    B->weights_download(D, x, a.weights, a.parameters);
+    B->weights_download(D, y, b.weights, a.parameters);
     assert_memory_equal(x, y, a.parameters * sizeof *x);
     model_init(&b, 8);
     B->weights_download(D, y, b.weights, a.parameters);
@@ -827,7 +844,8 @@ static void test_init(void **state) {
         const size_t n = i == TENSOR_wte ? 300 * 96 : t->size;
         for (size_t k = 0; k < t->size; k++) {
             const double v = x[t->offset + k] - (t->init == INIT_ONE);
-            sum += v, squares += v * v;
+            sum += v;
+            squares += v * v;
             if (k >= n || deviation == 0) assert_true(v == 0);
         }
         assert_true(fabs(sum / n) <= 5 * deviation / sqrt(n));
@@ -906,22 +924,6 @@ static void test_copy(void **state) {
     optimizer_free(&o, &m), workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-static int open_device(void **state) {
-    (void)state;
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more threads, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e);
-}
-
-static int close_device(void **state) {
-    (void)state;
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return !ok;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_forward),
@@ -947,5 +949,5 @@ int main(void) {
         cmocka_unit_test(test_optimizer),
         cmocka_unit_test(test_copy),
     };
-    return cmocka_run_group_tests_name("gpt2", tests, open_device, close_device);
+    return cmocka_run_group_tests_name("gpt2", tests, open_device_one_thread, close_device);
 }

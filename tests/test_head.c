@@ -13,9 +13,12 @@ typedef struct HeadProblem {
 
 static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float temperature, double amplitude) {
     HeadProblem p = {.R = R, .C = C, .V = V, .Vp = Vp, .temperature = temperature};
-    p.h = noise(r, (size_t)(R * C), 1), p.wte = noise(r, (size_t)Vp * (size_t)C, amplitude);
-    p.dlogp = noise(r, (size_t)R, 1), p.dentropy = noise(r, (size_t)R, 0.5);
-    p.dwte = FLOATS((size_t)Vp * (size_t)C), p.target = picks(r, (size_t)R, V);
+    p.h = noise(r, (size_t)(R * C), 1);
+    p.wte = noise(r, (size_t)Vp * (size_t)C, amplitude);
+    p.dlogp = noise(r, (size_t)R, 1);
+    p.dentropy = noise(r, (size_t)R, 0.5);
+    p.dwte = FLOATS((size_t)Vp * (size_t)C);
+    p.target = picks(r, (size_t)R, V);
     for (int i = 0; i < V * C; i++) p.dwte[i] = (float)random_normal(r);
     return p;
 }
@@ -53,14 +56,18 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
             z[v] = 0;
             for (int c = 0; c < C; c++) {
                 const double term = (double)p->h[r * C + c] * p->wte[v * C + c];
-                z[v] += term, magnitude += fabs(term);
+                z[v] += term;
+                magnitude += fabs(term);
             }
-            z[v] /= p->temperature, z_size = fmax(z_size, magnitude / p->temperature), max = fmax(max, z[v]);
+            z[v] /= p->temperature;
+            z_size = fmax(z_size, magnitude / p->temperature);
+            max = fmax(max, z[v]);
         }
         for (int v = 0; v < V; v++) sum += exp(z[v] - max);
         const double log_sum = max + log(sum);
         for (int v = 0; v < V; v++) entropy_r -= exp(z[v] - log_sum) * (z[v] - log_sum);
-        want[r] = z[p->target[r]] - log_sum, want_entropy[r] = entropy_r;
+        want[r] = z[p->target[r]] - log_sum;
+        want_entropy[r] = entropy_r;
         size[r] = z_size * (C + 4) + fabs(want[r]) + entropy_r;
         if (!(z[most[r]] >= max - 2 * U * z_size * (C + 4)))
             fail_msg("argmax %d of row %d is not the largest", most[r], r);
@@ -71,16 +78,19 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
                                     fabs(e) * q * (1 + fabs(lp) + entropy_r) * (1 + size[r] / 8)) /
                                    p->temperature;
             for (int c = 0; c < C; c++) {
-                sh.value[r * C + c] += dz[v] * p->wte[v * C + c],
-                    sh.size[r * C + c] += dz_size * fabs(p->wte[v * C + c]);
-                sw.value[v * C + c] += dz[v] * p->h[r * C + c], sw.size[v * C + c] += dz_size * fabs(p->h[r * C + c]);
+                sh.value[r * C + c] += dz[v] * p->wte[v * C + c];
+                sh.size[r * C + c] += dz_size * fabs(p->wte[v * C + c]);
+                sw.value[v * C + c] += dz[v] * p->h[r * C + c];
+                sw.size[v * C + c] += dz_size * fabs(p->h[r * C + c]);
             }
         }
     }
     check("logp", logp_only, want, size, slack, (size_t)R);
     check("entropy", entropy_only, want_entropy, size, slack, (size_t)R);
-    a.dlogp = floats(p->dlogp, (size_t)R), a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
-    a.dh = dh, a.dwte = dwte;
+    a.dlogp = floats(p->dlogp, (size_t)R);
+    a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
+    a.dh = dh;
+    a.dwte = dwte;
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
                         (size_t)R * sizeof(float)); /* requesting gradients changes no value */
@@ -88,8 +98,12 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     const float *got = fetch(dwte, table);
     check("dwte", got, sw.value, sw.size, slack * 16 + R, used);
     for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets no gradient */
-    for (size_t i = 0; i < used; i++) sw.value[i] += sw.value[i] - p->dwte[i], sw.size[i] *= 2;
-    a.entropy = NULL, a.argmax = NULL; /* a second call: dh is set, dwte is added to */
+    for (size_t i = 0; i < used; i++) {
+        sw.value[i] += sw.value[i] - p->dwte[i];
+        sw.size[i] *= 2;
+    }
+    a.entropy = NULL;
+    a.argmax = NULL; /* a second call: dh is set, dwte is added to */
     B->head(d, &a);
     check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
@@ -133,8 +147,11 @@ static void test_head_chunks(void **state) {
     enum { R = 50, C = 2, V = 61, VP = 1 << 20 };
     HeadProblem p = head_problem(&r, R, C, V, 128, 0.9f, 0.7);
     float *wide = FLOATS((size_t)VP * C), *dwide = FLOATS((size_t)VP * C);
-    memcpy(wide, p.wte, V * C * sizeof *wide), memcpy(dwide, p.dwte, V * C * sizeof *wide);
-    p.wte = wide, p.dwte = dwide, p.Vp = VP;
+    memcpy(wide, p.wte, V * C * sizeof *wide);
+    memcpy(dwide, p.dwte, V * C * sizeof *wide);
+    p.wte = wide;
+    p.dwte = dwide;
+    p.Vp = VP;
     assert_true(head_chunk_rows(R, VP) < R / 2);
     Device *d;
     Error e;
@@ -172,7 +189,8 @@ static void test_head_extremes(void **state) {
     enum { V = 10, VP = 128, R = 4 };
     float wte[VP * R] = {0}, h[R * R] = {0};
     for (int i = 0; i < R; i++) h[i * R + i] = 1; /* z[r][v] = wte[v][r] */
-    wte[3 * R] = 1000, wte[4 * R] = -1000;
+    wte[3 * R] = 1000;
+    wte[4 * R] = -1000;
     wte[2 * R + 2] = wte[7 * R + 2] = 5;
     for (int v = 0; v < V; v++) wte[v * R + 3] = v == 6 ? NAN : 1;
     static const int32_t target[R] = {4, 0, 7, 6};
@@ -203,7 +221,10 @@ static void test_head_extremes(void **state) {
     for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
     B->weights_upload(D, (Weights *)(uintptr_t)a.wte, wte, VP * R);
     B->head(D, &a);
-    lp = fetch(logp, R), en = fetch(entropy, R), g = fetch(dh, R * R), most = (const int32_t *)fetch(argmax, R);
+    lp = fetch(logp, R);
+    en = fetch(entropy, R);
+    g = fetch(dh, R * R);
+    most = (const int32_t *)fetch(argmax, R);
     assert_true(lp[0] == -2000 && en[0] == 0);
     assert_true(fabs(lp[1] + log(10)) < 1e-6 && fabs(en[1] - log(10)) < 1e-6);
     assert_true(most[0] == 3 && most[1] == 0 && most[2] == 2 && most[3] == 0);
@@ -220,7 +241,10 @@ static double keep(const Draw *a, const double *y, int V, double *probability) {
     double max = -INFINITY, sum = 0, margin = 1;
     bool kept[512];
     assert_true(V <= 512);
-    for (int v = 0; v < V; v++) max = fmax(max, y[v]), kept[v] = true;
+    for (int v = 0; v < V; v++) {
+        max = fmax(max, y[v]);
+        kept[v] = true;
+    }
     if (a->top_k > 0 && a->top_k < V)
         for (int v = 0; v < V; v++) {
             int above = 0;
@@ -276,7 +300,8 @@ static void test_sample(void **state) {
     int32_t *stream = INTS(2 * R), *index = picks(&r, R, 1000), *history = picks(&r, R * HISTORY, V),
             *count = picks(&r, R, HISTORY + 1);
     for (int i = 0; i < R; i++) {
-        stream[2 * i] = (int32_t)random_next(&r), stream[2 * i + 1] = (int32_t)random_next(&r);
+        stream[2 * i] = (int32_t)random_next(&r);
+        stream[2 * i + 1] = (int32_t)random_next(&r);
         if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice, penalised once */
     }
     Acts *dev_h = acts(h, R, COLUMNS);
@@ -318,7 +343,11 @@ static void test_sample(void **state) {
                     const int v = history[i * HISTORY + s];
                     y[v] = z[v] > 0 ? z[v] / how[k].penalty : z[v] * how[k].penalty;
                 }
-            for (int v = 0; v < V; v++) y[v] /= t, z[v] /= t, sum += exp(z[v]);
+            for (int v = 0; v < V; v++) {
+                y[v] /= t;
+                z[v] /= t;
+                sum += exp(z[v]);
+            }
             int expected = -1;
             if (how[k].temperature == 0) {
                 for (int v = 0; v < V; v++)
@@ -356,7 +385,10 @@ static void test_sample_alone(void **state) {
     float *h = noise(&r, R * C, 1), *wte = FLOATS((size_t)VP * C);
     for (int i = 0; i < V * C; i++) wte[i] = (float)random_normal(&r);
     int32_t *stream = INTS(2 * R), *index = INTS(R), all[R];
-    for (int i = 0; i < R; i++) stream[2 * i] = i, index[i] = 3;
+    for (int i = 0; i < R; i++) {
+        stream[2 * i] = i;
+        index[i] = 3;
+    }
     Weights *dev_wte = weights(wte, (size_t)VP * C);
     Draw a = {.rows = R,
               .channels = C,
@@ -377,7 +409,10 @@ static void test_sample_alone(void **state) {
     B->download(D, all, a.token, sizeof all);
     for (int i = 0; i < R; i += 3) {
         int32_t one;
-        a.rows = 1, a.h = acts(h + i * C, 1, C), a.stream = ints(stream + 2 * i, 2), a.token = ints(NULL, 1);
+        a.rows = 1;
+        a.h = acts(h + i * C, 1, C);
+        a.stream = ints(stream + 2 * i, 2);
+        a.token = ints(NULL, 1);
         B->sample(D, &a);
         B->download(D, &one, a.token, sizeof one);
         assert_int_equal(one, all[i]);

@@ -277,10 +277,14 @@ static void zstd_frames(void **state) {
     uint8_t *data = files_noise(300000), *one = files_zstd(data, 200000, &a),
             *two = files_zstd(data + 200000, 100000, &b);
     uint8_t *all = malloc(2 * (a + b) + 100);
-    memcpy(all, "\x5e\x2a\x4d\x18\x05\0\0\0hello", 13), at = 13; /* a skippable frame first */
-    memcpy(all + at, one, a), at += a;
-    memcpy(all + at, "\x50\x2a\x4d\x18\0\0\0\0", 8), at += 8;
-    memcpy(all + at, two, b), at += b;
+    memcpy(all, "\x5e\x2a\x4d\x18\x05\0\0\0hello", 13);
+    at = 13; /* a skippable frame first */
+    memcpy(all + at, one, a);
+    at += a;
+    memcpy(all + at, "\x50\x2a\x4d\x18\0\0\0\0", 8);
+    at += 8;
+    memcpy(all + at, two, b);
+    at += b;
     files_put(path, all, at);
     assert_reads(path, data, 300000);
     files_feed_stdin(all, at, 1);
@@ -542,7 +546,8 @@ static void names_and_permissions(void **state) {
     files_assert_content(files_path("fresh"), "da", 2);
 
     char longest[256];
-    memset(longest, 'n', 255), longest[255] = 0;
+    memset(longest, 'n', 255);
+    longest[255] = 0;
     assert_true(write_all(files_path(longest), data, 4, &e));
     files_assert_content(files_path(longest), "data", 4);
     assert_int_equal(unlink(files_path(longest)), 0);

@@ -39,8 +39,10 @@ static void check_pairs(const Golden *g) {
     check_gradient(g, dscore);
     if (metrics) {
         double right = 0, gap = 0;
-        for (int i = 0; i < n; i++)
-            right += score[2 * i] > score[2 * i + 1], gap += (double)score[2 * i] - score[2 * i + 1];
+        for (int i = 0; i < n; i++) {
+            right += score[2 * i] > score[2 * i + 1];
+            gap += (double)score[2 * i] - score[2 * i + 1];
+        }
         near(right / n, metrics[0], 1e-6, "accuracy");
         near(gap / n, metrics[1], 1e-8, "margin");
     }
@@ -117,7 +119,8 @@ static void finite_differences(void **state) {
         long double s[2 * N];
         uint8_t label[2 * N];
         for (int i = 0; i < 2 * N; i++) {
-            s[i] = score[i] = (float)(2 * random_normal(&r)), label[i] = (uint8_t)random_below(&r, 2);
+            s[i] = score[i] = (float)(2 * random_normal(&r));
+            label[i] = (uint8_t)random_below(&r, 2);
             if (i < N) margin[i] = (float)random_real(&r);
         }
         near(loss_bradley_terry(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13,
@@ -126,7 +129,9 @@ static void finite_differences(void **state) {
             const long double h = 1e-5L, was = s[i];
             s[i] = was + h;
             long double slope = defined_pairs(&o, s, margin, N);
-            s[i] = was - h, slope = (slope - defined_pairs(&o, s, margin, N)) / (2 * h), s[i] = was;
+            s[i] = was - h;
+            slope = (slope - defined_pairs(&o, s, margin, N)) / (2 * h);
+            s[i] = was;
             near(dscore[i], (double)slope, 3e-7, "slope of pairs");
         }
         near(loss_binary(&o, score, label, 2 * N, 2 * N, dscore), (double)defined_binary(&o, s, label, 2 * N), 1e-13,
@@ -135,7 +140,9 @@ static void finite_differences(void **state) {
             const long double h = 1e-5L, was = s[i];
             s[i] = was + h;
             long double slope = defined_binary(&o, s, label, 2 * N);
-            s[i] = was - h, slope = (slope - defined_binary(&o, s, label, 2 * N)) / (2 * h), s[i] = was;
+            s[i] = was - h;
+            slope = (slope - defined_binary(&o, s, label, 2 * N)) / (2 * h);
+            s[i] = was;
             near(dscore[i], (double)slope, 3e-7, "slope of labels");
         }
     }
@@ -183,7 +190,8 @@ static void calibration(void **state) {
     near(calibration_error(&c), 0, 1e-12, "tie");
     calibration_add_pair(&c, 1e6);
     near(c.bin[9].count, 1, 0, "certain");
-    near(calibration_edge(&c, 0), 0.5, 0, "edge"), near(calibration_edge(&c, 10), 1, 1e-15, "edge");
+    near(calibration_edge(&c, 0), 0.5, 0, "edge");
+    near(calibration_edge(&c, 10), 1, 1e-15, "edge");
 }
 
 /* -- hidden rules ------------------------------------------------------------------------------------------------- */

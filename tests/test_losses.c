@@ -31,9 +31,14 @@ static void policy_case_load(PolicyCase *p, const Golden *g) {
     assert_true(loss >= 0 && n < 64);
     p->config = policy_loss_config((PolicyLossKind)loss);
     p->config.importance = golden(g, "importance")[0] ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
-    p->config.epsilon = config[0], p->config.epsilon_high = config[1], p->config.delta = config[2];
-    p->config.beta = config[3], p->config.kl_bias_correction = config[4] != 0, p->config.entropy_coef = config[5];
-    p->config.off_policy_mask = config[6], p->config.max_completion_length = config[7];
+    p->config.epsilon = config[0];
+    p->config.epsilon_high = config[1];
+    p->config.delta = config[2];
+    p->config.beta = config[3];
+    p->config.kl_bias_correction = config[4] != 0;
+    p->config.entropy_coef = config[5];
+    p->config.off_policy_mask = config[6];
+    p->config.max_completion_length = config[7];
     for (int i = 0; i < n; i++) {
         p->offset[i + 1] = p->offset[i] + (int32_t)length[i];
         p->mask[i] = (uint8_t)mask[i];
@@ -121,9 +126,10 @@ static void test_advantage_golden(void **state) {
         }
         if (!strcmp(g.family, "sum_then_normalize"))
             advantage_group(reward, n / G, G, (ScaleRewards)*golden(&g, "scale"), advantage, &stats);
-        else if (!strcmp(g.family, "normalize_then_sum"))
-            advantage_gdpo(reward, weight, n / G, G, K, advantage, &stats), raw = stats;
-        else advantage_rloo(reward, n / G, G, *golden(&g, "normalise") != 0, advantage, &stats);
+        else if (!strcmp(g.family, "normalize_then_sum")) {
+            advantage_gdpo(reward, weight, n / G, G, K, advantage, &stats);
+            raw = stats;
+        } else advantage_rloo(reward, n / G, G, *golden(&g, "normalise") != 0, advantage, &stats);
         for (int i = 0; i < n; i++) {
             snprintf(what, sizeof what, "%s %s: advantage[%d]", g.family, g.name, i);
             check_near(advantage[i], expected[i], fmax(largest(expected, n), 1e-3), 1e-6, what);
@@ -188,10 +194,16 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
     Random r = random_start(seed, 0);
     memcpy(b->offset, offset, sizeof offset);
     for (int t = 0; t < FD_TOKENS; t++) {
-        b->logp[t] = grid(&r, -3, -0.5), b->old[t] = b->logp[t] + grid(&r, -drift, drift);
-        b->ref[t] = b->logp[t] + grid(&r, -0.5, 0.5), b->entropy[t] = grid(&r, 0, 2), b->keep[t] = 1;
+        b->logp[t] = grid(&r, -3, -0.5);
+        b->old[t] = b->logp[t] + grid(&r, -drift, drift);
+        b->ref[t] = b->logp[t] + grid(&r, -0.5, 0.5);
+        b->entropy[t] = grid(&r, 0, 2);
+        b->keep[t] = 1;
     }
-    for (int i = 0; i < FD_SEQUENCES; i++) b->advantage[i] = grid(&r, -1.5, 1.5), b->mask[i] = i != 3;
+    for (int i = 0; i < FD_SEQUENCES; i++) {
+        b->advantage[i] = grid(&r, -1.5, 1.5);
+        b->mask[i] = i != 3;
+    }
     b->batch = (PolicyBatch){.sequences = FD_SEQUENCES,
                              .offset = b->offset,
                              .advantage = b->advantage,
@@ -253,9 +265,12 @@ static void test_policy_finite_differences(void **state) {
             /* rho is held fixed: old moves with logp */
             const bool stopped = loss == POLICY_CISPO || loss == POLICY_VESPO;
             if (loss != POLICY_GSPO) c.importance = variant & 1 ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
-            c.beta = variant & 2 && !stopped ? 0.2 : 0, c.kl = (KlEstimator)(variant % 3);
-            c.kl_bias_correction = variant & 4, c.delta = variant & 8 ? 1.6 : 0;
-            c.entropy_coef = variant & 16 ? 0.05 : 0, c.epsilon = 0.2,
+            c.beta = variant & 2 && !stopped ? 0.2 : 0;
+            c.kl = (KlEstimator)(variant % 3);
+            c.kl_bias_correction = variant & 4;
+            c.delta = variant & 8 ? 1.6 : 0;
+            c.entropy_coef = variant & 16 ? 0.05 : 0;
+            c.epsilon = 0.2;
             c.epsilon_high = loss == POLICY_CISPO ? 1.2 : 0.28;
             FdBatch b;
             float dlogp[FD_TOKENS], dentropy[FD_TOKENS];
@@ -298,7 +313,10 @@ static void test_micro_batches(void **state) {
     (void)state;
     for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
-        c.beta = 0.1, c.entropy_coef = 0.01, c.delta = 1.7, c.off_policy_mask = 0.2;
+        c.beta = 0.1;
+        c.entropy_coef = 0.01;
+        c.delta = 1.7;
+        c.off_policy_mask = 0.2;
         FdBatch b;
         fd_batch(&b, (uint64_t)loss, 0.5);
         policy_entropy_keep(b.entropy, b.offset, FD_SEQUENCES, b.mask, 0.6, b.keep);
@@ -309,7 +327,10 @@ static void test_micro_batches(void **state) {
         double loss_sum = 0;
         for (int i = 0; i < FD_SEQUENCES;) {
             PolicyBatch m = b.batch;
-            m.sequences = i == 0 ? 2 : 1, m.offset += i, m.advantage += i, m.mask += i;
+            m.sequences = i == 0 ? 2 : 1;
+            m.offset += i;
+            m.advantage += i;
+            m.mask += i;
             loss_sum += policy_loss(&c, &n, &m, part, part_h, &sum);
             i += m.sequences;
         }
@@ -491,7 +512,8 @@ static void test_empty_and_broken(void **state) {
         logp[1] = NAN; /* must be visible, not clipped away */
         b.old_logp = advantage;
         assert_true(isnan(policy_loss(&c, &n, &b, dlogp, NULL, &stats)));
-        logp[1] = -2, b.old_logp = NULL;
+        logp[1] = -2;
+        b.old_logp = NULL;
     }
     float weight[3] = {0, 0, 0}, lm[3] = {-INFINITY, -1, -2};
     assert_true(loss_nll(lm, weight, 3, 0, dlogp) == 0 && dlogp[0] == 0);

@@ -7,13 +7,6 @@
 
 /* ---- fixtures ---- */
 
-static char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
-
 static size_t occurrences(const char *text, const char *part) {
     size_t n = 0;
     for (; (text = strstr(text, part)); text += strlen(part)) n++;
@@ -94,9 +87,12 @@ static void test_numbers_read_back(void **state) {
         assert_memory_equal(&back, &value, sizeof value);
         json_decref(json);
     }
-    metrics_number(1, text), assert_string_equal(text, "1");
-    metrics_number(1e-5, text), assert_string_equal(text, "1e-05");
-    metrics_number(1.0 / 3, text), assert_string_equal(text, "0.3333333333333333");
+    metrics_number(1, text);
+    assert_string_equal(text, "1");
+    metrics_number(1e-5, text);
+    assert_string_equal(text, "1e-05");
+    metrics_number(1.0 / 3, text);
+    assert_string_equal(text, "0.3333333333333333");
 }
 
 static void test_standard_output(void **state) {
@@ -599,12 +595,18 @@ static void test_chart_values(void **state) {
         chart_value(table[i].value, table[i].share, text);
         assert_string_equal(text, table[i].text);
     }
-    chart_tick(0.4, 0.2, true, text), assert_string_equal(text, "40%");
-    chart_tick(0.005, 0.005, true, text), assert_string_equal(text, "0.5%");
-    chart_tick(1, 0.2, false, text), assert_string_equal(text, "1.0");
-    chart_tick(5000, 5000, false, text), assert_string_equal(text, "5000");
-    chart_tick(15000, 5000, false, text), assert_string_equal(text, "15k");
-    chart_tick(2500000, 500000, false, text), assert_string_equal(text, "2.5M");
+    chart_tick(0.4, 0.2, true, text);
+    assert_string_equal(text, "40%");
+    chart_tick(0.005, 0.005, true, text);
+    assert_string_equal(text, "0.5%");
+    chart_tick(1, 0.2, false, text);
+    assert_string_equal(text, "1.0");
+    chart_tick(5000, 5000, false, text);
+    assert_string_equal(text, "5000");
+    chart_tick(15000, 5000, false, text);
+    assert_string_equal(text, "15k");
+    chart_tick(2500000, 500000, false, text);
+    assert_string_equal(text, "2.5M");
     assert_true(chart_round(1, 5) == 0.2);
     assert_true(chart_round(300, 4) == 100);
     assert_true(fabs(chart_round(7e-9, 5) - 2e-9) < 1e-15);
@@ -766,8 +768,10 @@ static void test_draw(void **state) {
     assert_string_equal(line, "[>                   ] 0/10   0%");
     metrics_draw(line, sizeof line, 13, 3, 0, 0, "\xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f more");
     assert_string_equal(line, "step 3  \xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f "); /* truncated between characters */
-    metrics_duration(3700, line, sizeof line), assert_string_equal(line, "1:01:40");
-    metrics_duration(200000, line, sizeof line), assert_string_equal(line, "2d 07:33");
+    metrics_duration(3700, line, sizeof line);
+    assert_string_equal(line, "1:01:40");
+    metrics_duration(200000, line, sizeof line);
+    assert_string_equal(line, "2d 07:33");
     metrics_duration(INFINITY, line, sizeof line);
 }
 

@@ -1,19 +1,17 @@
 /* test_model_file.c - models in files: weights are restored bit for bit, training continues as if it had not stopped,
  * and damaged files are refused with one line that names them. */
+#include "cpu_device.h"
 #include "files.h"
 
-#include "../llmc/cpu/cpu.h"
 #include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include <sys/resource.h>
 
-static const Backend *B;
-static Device *D;
-
 static ModelConfig config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 16, 21, 12);
-    c.kv_heads = kv_heads, c.value_head = value_head;
+    c.kv_heads = kv_heads;
+    c.value_head = value_head;
     if (kv_heads != 4) c.hidden = 40;
     return c;
 }
@@ -36,7 +34,8 @@ static Model sample_model(ModelConfig c, ModelFile *f, uint64_t seed) {
     free(host);
     *f = (ModelFile){
         .lineage = json_loads("[{\"stage\":\"train_sft\",\"parent\":\"00ff\"},{\"stage\":\"train_grpo\"}]", 0, NULL)};
-    f->tokenizer_bytes = 300, f->tokenizer = xmalloc(300);
+    f->tokenizer_bytes = 300;
+    f->tokenizer = xmalloc(300);
     for (int i = 0; i < 300; i++) ((uint8_t *)f->tokenizer)[i] = (uint8_t)(i * 7); /* includes zero bytes */
     f->chat_template = xstrdup("<|{role}|>\n{content}\xe2\x82\xac");
     f->reward = xstrdup("{\"mean\":0.25}"); /* stored with a value head only */
@@ -246,7 +245,10 @@ static void train(Model *m, Optimizer *o, int from, int to) {
             for (int i = 0; i < 12; i++) t[i] = (int32_t)random_below(&r, 21);
             batch_sequence(&b, t, NULL, 12);
         }
-        for (int i = 0; i < b.targets; i++) dlogp[i] = -1.0f / (float)b.targets, dvalue[i] = 0.1f;
+        for (int i = 0; i < b.targets; i++) {
+            dlogp[i] = -1.0f / (float)b.targets;
+            dvalue[i] = 0.1f;
+        }
         model_forward(m, &w, &b, 1, &(ModelOutput){.logp = logp, .value = value});
         model_backward(m, &w, &b, 1, dlogp, NULL, dvalue);
         assert_false(optimizer_step(o, m, 0.01).skipped);
@@ -337,7 +339,8 @@ static void test_truncated(void **state) {
         files_put(path, bytes, n);
         refused(path, k % 2, false, "");
     }
-    bytes = xrealloc(bytes, size + 1, 1), bytes[size] = 0;
+    bytes = xrealloc(bytes, size + 1, 1);
+    bytes[size] = 0;
     files_put(path, bytes, size + 1); /* and with extra bytes after the end */
     refused(path, true, true, "");
     free(bytes);
@@ -422,7 +425,8 @@ static void test_unwritable(void **state) {
     signal(SIGXFSZ, SIG_IGN); /* the disk becomes full half-way */
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
-    small = old, small.rlim_cur = 20000;
+    small = old;
+    small.rlim_cur = 20000;
     setrlimit(RLIMIT_FSIZE, &small);
     const bool saved = model_save(&m, &f, path, false, NULL, NULL, &e);
     setrlimit(RLIMIT_FSIZE, &old);
@@ -433,18 +437,11 @@ static void test_unwritable(void **state) {
     model_free(&m), model_file_free(&f);
 }
 
-static int open_all(void **state) {
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more threads, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e) || files_setup(state);
-}
+static int open_all(void **state) { return open_device_one_thread(state) || files_setup(state); }
 
 static int close_all(void **state) {
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return files_teardown(state) || !ok;
+    const int failed = close_device(state);
+    return files_teardown(state) || failed;
 }
 
 int main(void) {

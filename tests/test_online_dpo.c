@@ -43,7 +43,9 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
         Completion out[REQUESTS][SAMPLES];
         RolloutRequest q[REQUESTS];
         Sampling how = sampling_default();
-        how.max_new = NEW, how.seed = 5 + (uint64_t)k, how.temperature = k == 3 ? 0.7f : 1;
+        how.max_new = NEW;
+        how.seed = 5 + (uint64_t)k;
+        how.temperature = k == 3 ? 0.7f : 1;
         for (int i = 0; i < REQUESTS; i++)
             q[i] = (RolloutRequest){.prompt = prompts[i],
                                     .prompt_len = lengths[i],

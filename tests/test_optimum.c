@@ -100,6 +100,18 @@ static void pack_answers(Batch *b, const Completion *answer) {
     }
 }
 
+/* Samples G answers of one token to each prompt. */
+static void sample_answers(Rollout *engine, int step, Completion answer[P * G]) {
+    Error e;
+    Sampling s = sampling_default();
+    s.max_new = 1;
+    s.seed = 11;
+    RolloutRequest q[P];
+    for (int p = 0; p < P; p++)
+        q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * P * G + p * G), answer + p * G};
+    if (!rollout_run(engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+}
+
 /* Trains a new model by a method. pi: the trained policy, ref: the initial one. */
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
@@ -117,21 +129,22 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
         fail_msg("%s", e.text);
     policy_of(&m, ref);
     PolicyLossConfig c = policy_loss_config(how->loss);
-    c.kl = how->kl, c.kl_bias_correction = how->correction, c.beta = how->in_reward ? 0 : how->beta;
-    c.entropy_coef = how->entropy_coef, c.max_completion_length = 1;
-    Sampling s = sampling_default();
-    s.max_new = 1, s.seed = 11;
+    c.kl = how->kl;
+    c.kl_bias_correction = how->correction;
+    c.beta = how->in_reward ? 0 : how->beta;
+    c.entropy_coef = how->entropy_coef;
+    c.max_completion_length = 1;
     for (int i = 0; i <= N; i++) offset[i] = i;
     for (int step = 0; step < STEPS; step++) {
-        RolloutRequest q[P];
-        for (int p = 0; p < P; p++)
-            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
-        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        sample_answers(&engine, step, answer);
         pack_answers(&b, answer);
         const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old};
         model_forward(&reference, &w, &b, 1.0f, &at_reference);
         model_forward(&m, &w, &b, 1.0f, &at_old);
-        for (int i = 0; i < N; i++) r[i] = (float)reward[i / G][answer[i].tokens[0]], sampler[i] = answer[i].logp[0];
+        for (int i = 0; i < N; i++) {
+            r[i] = (float)reward[i / G][answer[i].tokens[0]];
+            sampler[i] = answer[i].logp[0];
+        }
         if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r);
         AdvantageStats stats;
         if (how->loss == POLICY_RLOO) advantage_rloo(r, P, G, false, advantage, &stats);
@@ -214,15 +227,10 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
     policy_of(&m, ref);
     PpoConfig c = ppo_config();
     c.plain = algo == A2C || algo == REINFORCE;
-    Sampling s = sampling_default();
-    s.max_new = 1, s.seed = 11;
     for (int i = 0; i <= N; i++) offset[i] = i;
     memset(counts, 1, sizeof counts);
     for (int step = 0; step < STEPS; step++) {
-        RolloutRequest q[P];
-        for (int p = 0; p < P; p++)
-            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
-        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        sample_answers(&engine, step, answer);
         pack_answers(&b, answer);
         const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old, .value = critic ? old_value : NULL};
         model_forward(&reference, &w, &b, 1.0f, &at_reference);

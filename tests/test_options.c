@@ -69,7 +69,8 @@ static Run run_to(const char *to, const char *const *words) {
     Run r = {0};
     int out[2], err[2], back[2];
     assert_int_equal(pipe(out) | pipe(err) | pipe(back), 0);
-    fflush(stdout), fflush(stderr);
+    fflush(stdout);
+    fflush(stderr);
     const pid_t child = fork();
     if (!child) {
         char *argv[16] = {"test"}, copy[15][300];
@@ -78,7 +79,8 @@ static Run run_to(const char *to, const char *const *words) {
             snprintf(copy[argc - 1], sizeof copy[0], "%s", words[argc - 1]);
             argv[argc] = copy[argc - 1];
         }
-        dup2(to ? open(to, O_WRONLY) : out[1], 1), dup2(err[1], 2);
+        dup2(to ? open(to, O_WRONLY) : out[1], 1);
+        dup2(err[1], 2);
         close(out[0]), close(err[0]), close(back[0]);
         program_invocation_short_name = "train_test";
         r.v = initial();
@@ -86,19 +88,24 @@ static Run run_to(const char *to, const char *const *words) {
         snprintf(r.input, sizeof r.input, "%s", r.v.input ? r.v.input : "(none)");
         for (int i = 0; i < r.v.sets.count && i < 3; i++)
             snprintf(r.sets[i], sizeof r.sets[i], "%s", r.v.sets.items[i]);
-        fflush(stdout), fflush(stderr);
+        fflush(stdout);
+        fflush(stderr);
         if (write(back[1], &r, sizeof r) != sizeof r) _exit(99);
         _exit(0);
     }
     close(out[1]), close(err[1]), close(back[1]);
     Run told;
-    slurp(out[0], r.out, sizeof r.out), slurp(err[0], r.err, sizeof r.err);
+    slurp(out[0], r.out, sizeof r.out);
+    slurp(err[0], r.err, sizeof r.err);
     size_t n = 0;
     for (ssize_t got; n < sizeof told && (got = read(back[0], (char *)&told + n, sizeof told - n)) > 0;)
         n += (size_t)got;
     close(back[0]);
-    if (n == sizeof told)
-        r.v = told.v, memcpy(r.input, told.input, sizeof r.input), memcpy(r.sets, told.sets, sizeof r.sets);
+    if (n == sizeof told) {
+        r.v = told.v;
+        memcpy(r.input, told.input, sizeof r.input);
+        memcpy(r.sets, told.sets, sizeof r.sets);
+    }
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
     r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
@@ -293,7 +300,8 @@ static void test_print(void **state) {
 static void test_long_values(void **state) {
     (void)state;
     char word[280];
-    memset(word, 'x', sizeof word), word[sizeof word - 1] = 0;
+    memset(word, 'x', sizeof word);
+    word[sizeof word - 1] = 0;
     good(RUN("-v", "--input", word, "--set", word, "--set", word, "--set", word));
     bad(RUN("--loss", word), "is not one of");
     bad(RUN("--steps", word), "is not a whole number");

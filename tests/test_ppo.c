@@ -81,7 +81,11 @@ static void losses_have_golden_values(void **state) {
     int seen = 0;
     FILE *f = golden_open("ppo.txt");
     for (; golden_next(f, &g); golden_free(&g))
-        if (!strcmp(g.kind, "loss")) golden_loss(&g, false), golden_loss(&g, true), seen++;
+        if (!strcmp(g.kind, "loss")) {
+            golden_loss(&g, false);
+            golden_loss(&g, true);
+            seen++;
+        }
     fclose(f);
     assert_int_equal(seen, 4);
 }
@@ -124,7 +128,8 @@ static void known_losses(void **state) {
     /* at ratio 1 the clipped loss has the gradient of the unclipped one: PPO with one pass is A2C */
     const PpoConfig plain = {.plain = true};
     double same;
-    ppo_token(&dual, 0, -1, 0.7, &d, &clipped), ppo_token(&plain, 0, -1, 0.7, &same, &clipped);
+    ppo_token(&dual, 0, -1, 0.7, &d, &clipped);
+    ppo_token(&plain, 0, -1, 0.7, &same, &clipped);
     assert_near(d, same, 0);
     /* tokens of one answer with one advantage: the token mean of grpo's loss in TRL */
     const int32_t offset[] = {0, 3};

@@ -35,9 +35,16 @@ static void pair_case_load(PairCase *p, const Golden *g) {
     PreferenceConfig *c = &p->config;
     for (int i = 0; i < golden_count(g, "losses"); i++)
         preference_add(c, (PreferenceLoss)golden(g, "losses")[i], golden(g, "weights")[i]);
-    c->beta = x[0], c->label_smoothing = x[1], c->divergence = (Divergence)x[2], c->divergence_alpha = x[3];
-    c->ld_alpha = x[4], c->use_weighting = x[5] != 0, c->discopop_tau = x[6], c->simpo_gamma = x[7];
-    c->cpo_alpha = x[8], c->alpha = x[9];
+    c->beta = x[0];
+    c->label_smoothing = x[1];
+    c->divergence = (Divergence)x[2];
+    c->divergence_alpha = x[3];
+    c->ld_alpha = x[4];
+    c->use_weighting = x[5] != 0;
+    c->discopop_tau = x[6];
+    c->simpo_gamma = x[7];
+    c->cpo_alpha = x[8];
+    c->alpha = x[9];
     for (int i = 0; i < n; i++) {
         p->offset[3 * i + 1] = p->offset[3 * i] + (int32_t)prompt[i];
         p->offset[3 * i + 2] = p->offset[3 * i + 1] + (int32_t)chosen[i];
@@ -108,14 +115,17 @@ static void test_kto_golden(void **state) {
         int32_t offset[16] = {0}, kl_offset[16] = {0};
         uint8_t good[16];
         for (int i = 0; i < n; i++) {
-            offset[i + 1] = offset[i] + (int32_t)length[i], kl_offset[i + 1] = kl_offset[i] + (int32_t)kl_length[i];
+            offset[i + 1] = offset[i] + (int32_t)length[i];
+            kl_offset[i + 1] = kl_offset[i] + (int32_t)kl_length[i];
             good[i] = (uint8_t)golden(&g, "good")[i];
         }
         float *logp = golden_floats(&g, "logp"), *ref = golden_floats(&g, "ref"), dlogp[64];
         float *kl_logp = golden_floats(&g, "kl_logp"), *kl_ref = golden_floats(&g, "kl_ref");
         KtoConfig c = kto_config();
         c.loss = (KtoLoss)option_choice_index(KTO_LOSS_CHOICES, g.family);
-        c.beta = x[0], c.desirable_weight = x[1], c.undesirable_weight = x[2];
+        c.beta = x[0];
+        c.desirable_weight = x[1];
+        c.undesirable_weight = x[2];
         const KtoBatch b = {.answers = n, .offset = offset, .good = good, .logp = logp, .ref_logp = ref};
         KtoStats stats = {0};
         const double z = kto_reference_point(kl_offset, kl_logp, kl_ref, n);
@@ -160,7 +170,8 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
     Random r = random_start(seed, 0);
     memcpy(b->offset, offset, sizeof offset);
     for (int t = 0; t < FD_TOKENS; t++) {
-        b->logp[t] = grid(&r, -3, -0.2), b->ref[t] = b->logp[t] + grid(&r, -drift, drift);
+        b->logp[t] = grid(&r, -3, -0.2);
+        b->ref[t] = b->logp[t] + grid(&r, -drift, drift);
         b->square[t] = grid(&r, -2, 0);
     }
     for (int i = 0; i < 2 * FD_PAIRS; i++) b->linear[i] = grid(&r, -1, 1);
@@ -213,10 +224,15 @@ static void test_finite_differences(void **state) {
         for (uint64_t seed = 1; seed <= 3; seed++) {
             PreferenceConfig c = preference_config();
             preference_add(&c, (PreferenceLoss)loss, 0.7);
-            c.beta = 0.3, c.label_smoothing = 0.12, c.discopop_tau = 0.4, c.dpop_lambda = 3, c.simpo_gamma = 0.8;
+            c.beta = 0.3;
+            c.label_smoothing = 0.12;
+            c.discopop_tau = 0.4;
+            c.dpop_lambda = 3;
+            c.simpo_gamma = 0.8;
             fd_check(&c, seed, false, false);
             fd_check(&c, seed, true, true);
-            c.ld_alpha = 0.4, c.alpha = 0.2;
+            c.ld_alpha = 0.4;
+            c.alpha = 0.2;
             fd_check(&c, seed, true, false);
             if (preference_takes_divergence((PreferenceLoss)loss))
                 for (int f = 1; f < 4; f++) {
@@ -225,8 +241,10 @@ static void test_finite_differences(void **state) {
                 }
         }
     PreferenceConfig c = preference_config();
-    preference_add(&c, PREFERENCE_IPO, 0.3), preference_add(&c, PREFERENCE_ORPO, 1.2);
-    preference_add(&c, PREFERENCE_AOT_UNPAIRED, 0.5), preference_add(&c, PREFERENCE_CPO, 0.1);
+    preference_add(&c, PREFERENCE_IPO, 0.3);
+    preference_add(&c, PREFERENCE_ORPO, 1.2);
+    preference_add(&c, PREFERENCE_AOT_UNPAIRED, 0.5);
+    preference_add(&c, PREFERENCE_CPO, 0.1);
     fd_check(&c, 8, true, false);
 }
 
@@ -258,7 +276,10 @@ static void test_kto_finite_differences(void **state) {
         for (int good = 0; good < 2; good++)
             for (double x = -6; x < 6.5; x += 1.5) {
                 KtoConfig c = kto_config();
-                c.loss = (KtoLoss)loss, c.beta = 0.7, c.desirable_weight = 1.3, c.undesirable_weight = 0.6;
+                c.loss = (KtoLoss)loss;
+                c.beta = 0.7;
+                c.desirable_weight = 1.3;
+                c.undesirable_weight = 0.6;
                 const double h = 1e-5,
                              slope = (kto_answer(&c, 0.4, good, x + h).y - kto_answer(&c, 0.4, good, x - h).y);
                 check_near(kto_answer(&c, 0.4, good, x).dy, slope / (2 * h), 1e-3, 1e-6, "kto");
@@ -342,7 +363,8 @@ static void test_aot(void **state) {
     float dlogp[FD_TOKENS], sigmoid[FD_TOKENS];
     fd_batch(&b, 5, 0.6);
     PreferenceConfig aot = preference_config(), dpo = preference_config();
-    preference_add(&aot, PREFERENCE_AOT, 1), preference_add(&dpo, PREFERENCE_SIGMOID, 1);
+    preference_add(&aot, PREFERENCE_AOT, 1);
+    preference_add(&dpo, PREFERENCE_SIGMOID, 1);
     PreferenceStats stats = {0};
     b.batch.pairs = 1;
     const PreferenceNormaliser one = preference_normaliser(b.offset, 1);
@@ -367,7 +389,8 @@ static void test_micro_batches_add_up(void **state) {
         b.batch.linear = b.linear;
         PreferenceConfig c = preference_config();
         preference_add(&c, (PreferenceLoss)loss, 0.9);
-        c.label_smoothing = 0.1, c.ld_alpha = 0.5;
+        c.label_smoothing = 0.1;
+        c.ld_alpha = 0.5;
         if (preference_sorts(&c)) continue;
         c.use_weighting = true;
         const PreferenceNormaliser n = preference_normaliser(b.offset, FD_PAIRS);
@@ -377,7 +400,9 @@ static void test_micro_batches_add_up(void **state) {
         for (int i = 0; i < FD_PAIRS;) {
             const int size = i == 0 ? 2 : i == 2 ? 1 : 2;
             PreferenceBatch m = b.batch;
-            m.pairs = size, m.offset = b.offset + 3 * i, m.linear = b.linear + 2 * i;
+            m.pairs = size;
+            m.offset = b.offset + 3 * i;
+            m.linear = b.linear + 2 * i;
             sum += preference_loss(&c, &n, &m, part, &parts);
             i += size;
         }

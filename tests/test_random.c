@@ -76,7 +76,8 @@ static void test_uniform(void **state) {
         count[(int)(u * CELLS)]++;
         if (i & 1) pair[(int)(before * 10) * 10 + (int)(u * 10)]++; /* adjacent streams are independent */
         before = u;
-        sum += u, squares += (double)u * u;
+        sum += u;
+        squares += (double)u * u;
     }
     assert_true(fabs(chi_square(count, CELLS, N / (double)CELLS)) < 4);
     assert_true(fabs(chi_square(pair, CELLS, N / 2.0 / CELLS)) < 4);
@@ -91,7 +92,8 @@ static void test_real(void **state) {
     for (int i = 0; i < 100000; i++) {
         const double x = random_real(&r);
         assert_true(x >= 0 && x < 1);
-        least = fmin(least, x), most = fmax(most, x);
+        least = fmin(least, x);
+        most = fmax(most, x);
     }
     assert_true(least < 1e-4 && most > 1 - 1e-4);
 }
@@ -158,11 +160,13 @@ static void test_shuffle(void **state) {
     }
     assert_true(fabs(chi_square(count, 24, 2000)) < 4);
     int64_t one[1] = {42}, a[50], b[50];
-    random_shuffle(&r, one, 1), random_shuffle(&r, one, 0);
+    random_shuffle(&r, one, 1);
+    random_shuffle(&r, one, 0);
     assert_true(one[0] == 42);
     for (int i = 0; i < 50; i++) a[i] = b[i] = i;
     Random first = random_start(1, RANDOM_SHUFFLE + 2), second = random_start(1, RANDOM_SHUFFLE + 2);
-    random_shuffle(&first, a, 50), random_shuffle(&second, b, 50);
+    random_shuffle(&first, a, 50);
+    random_shuffle(&second, b, 50);
     assert_memory_equal(a, b, sizeof a);
 }
 

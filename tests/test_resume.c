@@ -29,8 +29,10 @@ static void assert_same_metrics(const char *a, const char *b) {
     assert_int_equal(lines_of(x), lines_of(y));
     for (int i = 0; i < lines_of(x); i++) {
         json_t *row[] = {json_line_of(x, i), json_line_of(y, i)};
-        for (size_t k = 0; k < sizeof clocks / sizeof *clocks; k++)
-            json_object_del(row[0], clocks[k]), json_object_del(row[1], clocks[k]);
+        for (size_t k = 0; k < sizeof clocks / sizeof *clocks; k++) {
+            json_object_del(row[0], clocks[k]);
+            json_object_del(row[1], clocks[k]);
+        }
         if (!json_equal(row[0], row[1])) {
             char *text[] = {json_dumps(row[0], JSON_SORT_KEYS), json_dumps(row[1], JSON_SORT_KEYS)};
             fail_msg("line %d differs:\n%s\n%s", i, text[0], text[1]);

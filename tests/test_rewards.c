@@ -267,7 +267,9 @@ static void test_nasty(void **state) {
                 reward_final_answer(text, tasks[k], answer, 1 << 20);
                 reward_final_answer(text, tasks[k], answer, 5);
             }
-        verify("sort", "1", text, ""), verify("countdown", "1", text, fields[0]), verify("add", "1", text, text);
+        verify("sort", "1", text, "");
+        verify("countdown", "1", text, fields[0]);
+        verify("add", "1", text, text);
         free(text);
     }
     free(answer);
@@ -288,7 +290,8 @@ static void test_nasty(void **state) {
     memset(digits, '7', sizeof digits);
     digits[1000] = 0;
     assert_true(verify("add", digits, digits, "") == 1);
-    digits[1000] = '7', digits[1001] = 0;
+    digits[1000] = '7';
+    digits[1001] = 0;
     assert_true(isnan(verify("add", digits, digits, "")));
     assert_true(verify("add", digits, "7", "") == 0);
 }
@@ -367,7 +370,8 @@ static void test_golden(void **state) {
             const int n = golden_count(&g, "ids");
             int32_t *ids = xcalloc((size_t)n, sizeof *ids);
             for (int i = 0; i < n; i++) ids[i] = (int32_t)golden(&g, "ids")[i];
-            in.tokens = n, in.ids = ids;
+            in.tokens = n;
+            in.ids = ids;
             snprintf(spec, sizeof spec, "repetition=%.17g/%.17g", a[0], a[1]);
             assert_true(fabs(score_one(spec, &in) - value[0]) < 1e-6);
             free(ids);
@@ -411,7 +415,9 @@ static void test_other_parts(void **state) {
     in.completion = "abcabcabc"; /* bytes if no ids are given: abc bca cab abc bca cab abc */
     assert_float_equal(score_one("repetition", &in), (float)(-(1 - 3.0 / 7)), 1e-6f);
 
-    in.completion = "a/b,c:d 12", in.task = "regex", in.fields = "{\"pattern\":\"C\"}";
+    in.completion = "a/b,c:d 12";
+    in.task = "regex";
+    in.fields = "{\"pattern\":\"C\"}";
     assert_float_equal(score_one("regex=/a\\/b,c:d/", &in), 1, 0);
     assert_float_equal(score_one("regex=/A\\/B/i:0.5,regex=/\\d+$/:0.25,regex=/^x/:8", &in), 0.75, 0);
     assert_float_equal(score_one("regex=/\\\\/", &in), 0, 0);
@@ -589,7 +595,9 @@ static void test_command_values(void **state) {
         program, sizeof program,
         "n=0; while read -r x; do printf '%%s\\n' \"$x\" >> %s; n=$((n+1)); case $n in 2) echo null;; 3) echo nan;; *) echo -$n.5;; esac; done",
         path);
-    in[0].completion = "1", in[1].task = "exact", in[2].task = "exact";
+    in[0].completion = "1";
+    in[1].task = "exact";
+    in[2].task = "exact";
     assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
     const pid_t pid = r.command.pid;
     in[0].completion = "tab\t7";

@@ -61,7 +61,8 @@ static void scorer_close(Scorer *s) {
 static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *answer, int m, int at) {
     float value;
     int32_t all[64];
-    memcpy(all, prompt, (size_t)n * sizeof *all), memcpy(all + n, answer, (size_t)m * sizeof *all);
+    memcpy(all, prompt, (size_t)n * sizeof *all);
+    memcpy(all + n, answer, (size_t)m * sizeof *all);
     batch_clear(&s->batch);
     batch_segment(&s->batch, all, n + m, 0, -1);
     batch_target(&s->batch, at, 0);
@@ -88,7 +89,10 @@ static void pairs_loss(void **state) {
         plain += nats(c - r) / (double)p.count;
         full += (0.9 * nats(c - r - q->margin) + 0.1 * nats(-(c - r - q->margin)) + 0.3 * (c + r) * (c + r)) /
                 (double)p.count;
-        least = fmin(least, fmin(c, r)), total += c + r, right += c > r, gap += c - r;
+        least = fmin(least, fmin(c, r));
+        total += c + r;
+        right += c > r;
+        gap += c - r;
     }
     const char *const packings[] = {"-b 4096", "-b 64", "-b 64 --no-prefix-sharing", "--no-prefix-sharing --seed 9"};
     for (int k = 0; k < 4; k++) {
@@ -125,7 +129,8 @@ static void steps_loss(void **state) {
             assert_int_equal(q->completion[q->at[k]], '\n');
             const double v =
                 head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len, q->prompt_len + q->at[k]);
-            all += nats(q->label[k] ? v : -v) / 120, right += (v > 0) == q->label[k];
+            all += nats(q->label[k] ? v : -v) / 120;
+            right += (v > 0) == q->label[k];
             if (k) last += nats(q->label[k] ? v : -v) / 60;
         }
     }
@@ -356,7 +361,9 @@ static void scores_of_steps(void **state) {
         double want[3] = {1, 1, 1};
         for (int k = 0; cases[i].ends[k] >= 0; k++) {
             const double v = head_at(&s, prompt, 6, scored, m, 6 + cases[i].ends[k]), p = 1 / (1 + exp(-v));
-            want[PRM_MIN] = fmin(want[PRM_MIN], p), want[PRM_PRODUCT] *= p, want[PRM_LAST] = p;
+            want[PRM_MIN] = fmin(want[PRM_MIN], p);
+            want[PRM_PRODUCT] *= p;
+            want[PRM_LAST] = p;
         }
         for (int how = PRM_MIN; how <= PRM_LAST; how++) {
             float score;
@@ -402,9 +409,12 @@ static void best_of_n(void **state) {
         const json_t *sample = json_object_get(row, "sample");
         if (json_is_integer(sample)) {
             const int k = (int)json_integer_value(sample);
-            score[k] = json_number_of(row, "reward"), right[k] = json_is_true(json_object_get(row, "right"));
+            score[k] = json_number_of(row, "reward");
+            right[k] = json_is_true(json_object_get(row, "right"));
             number[k] = atoi(json_text_of(row, "completion"));
-            weight[k] = 1 / (1 + exp(-score[k])), reward += score[k] / (PROMPTS * SAMPLES), seen++;
+            weight[k] = 1 / (1 + exp(-score[k]));
+            reward += score[k] / (PROMPTS * SAMPLES);
+            seen++;
             if (k == SAMPLES - 1) {
                 int first = 0;
                 double most = -1, good = 0, votes;
@@ -412,9 +422,13 @@ static void best_of_n(void **state) {
                 for (int j = 0; j < SAMPLES; j++) {
                     votes = 0;
                     for (int h = 0; h < SAMPLES; h++) votes += number[h] == number[j] ? weight[h] : 0;
-                    if (votes > most + 1e-9) most = votes, good = right[j];
+                    if (votes > most + 1e-9) {
+                        most = votes;
+                        good = right[j];
+                    }
                 }
-                best += right[first] / PROMPTS, weighted += good / PROMPTS;
+                best += right[first] / PROMPTS;
+                weighted += good / PROMPTS;
             }
         }
         json_decref(row);
@@ -449,7 +463,8 @@ static void pipes(void **state) {
     Error e;
     assert_true(
         model_load(&m, &f, files_path("val.bin"), NULL, true, backend_cpu(), models_device, false, 0, NULL, &e));
-    free(f.reward), f.reward = NULL;
+    free(f.reward);
+    f.reward = NULL;
     assert_true(model_save(&m, &f, files_path("bare.bin"), false, NULL, NULL, &e));
     json_t *bare = evaluated("./evaluate -r $T/bare.bin -i $T/held.shard");
     assert_near(json_number_of(bare, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
@@ -481,7 +496,8 @@ static void examples(void **state) {
     for (int i = 0; i < 3; i++) assert_true(b.target_row[i] == 1 + i && b.target_token[i] == 'x' + i);
     assert_false(example_fits(&b, p)); /* 5 rows and 4 */
     batch_clear(&b);
-    example_pack_scores(&b, p), example_pack_scores(&b, q);
+    example_pack_scores(&b, p);
+    example_pack_scores(&b, q);
     assert_true(b.rows == 7 && b.targets == 2 && b.target_row[0] == 4 && b.target_row[1] == 6 && b.positions[6] == 1);
     batch_free(&b), examples_close(&x);
     if (!examples_open(&x, files_path("steps.shard"), RECORD_STEP, 13, &e)) fail_msg("%s", e.text);

@@ -1,16 +1,7 @@
 /* test_rollout.c - rollouts against uncached forward passes of the same model, and against the exact distributions of a
  * small one. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
-#include "../llmc/cpu/cpu.h"
+#include "cpu_device.h"
 #include "../llmc/rollout/rollout.h"
-
-static const Backend *B;
-static Device *D;
 
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 
@@ -55,7 +46,10 @@ static Work *work_new(uint64_t seed, int n, int vocab, int most) {
 static void work_clear(Work *w) {
     for (int i = 0; i < w->samples; i++) completion_free(&w->out[i]);
 }
-static void work_free(Work *w) { work_clear(w), free(w); }
+static void work_free(Work *w) {
+    work_clear(w);
+    free(w);
+}
 
 static void run(const Model *m, int slots, const Sampling *s, Work *w) {
     Error e;
@@ -90,7 +84,9 @@ static void next_distribution(const Model *m, const Workspace *w, Batch *b, cons
 
 static Sampling sampling(float temperature) {
     Sampling s = sampling_default();
-    s.temperature = temperature, s.max_new = NEW, s.seed = 77;
+    s.temperature = temperature;
+    s.max_new = NEW;
+    s.seed = 77;
     return s;
 }
 
@@ -101,7 +97,8 @@ static int greedy_token(const float *logits, const int32_t *seen, int n, float p
     double adjusted[VOCAB];
     int best = 0;
     for (int v = 0; v < VOCAB; v++) adjusted[v] = logits[v];
-    for (int i = 0; i < n && penalty != 1; i++)
+    if (penalty == 1) n = 0;
+    for (int i = 0; i < n; i++)
         adjusted[seen[i]] = logits[seen[i]] > 0 ? logits[seen[i]] / penalty : logits[seen[i]] * penalty;
     for (int v = 1; v < VOCAB; v++) best = adjusted[v] > adjusted[best] ? v : best;
     return best;
@@ -142,8 +139,10 @@ static void check_uncached(const Model *m, const Work *work, float penalty) {
                 assert_true(fabs(q->out[k].logp[t] - (z[best] - log(sum))) < 1e-4);
                 if (over[i]) assert_true(q->out[k].count == t + 1 && q->out[k].finished == stop);
             }
-            varied += t > 0 && best != seen[i][n[i] - 1], finished += stop;
-            seen[i][n[i]++] = best, z += VOCAB;
+            varied += t > 0 && best != seen[i][n[i] - 1];
+            finished += stop;
+            seen[i][n[i]++] = best;
+            z += VOCAB;
         }
     }
     assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both kinds of end occurred */
@@ -152,7 +151,10 @@ static void check_uncached(const Model *m, const Work *work, float penalty) {
 
 static void check_greedy(const Model *m, float penalty) {
     Sampling s = sampling(0);
-    s.repetition_penalty = penalty, s.stop[0] = 3, s.stop[1] = 11, s.stops = 2;
+    s.repetition_penalty = penalty;
+    s.stop[0] = 3;
+    s.stop[1] = 11;
+    s.stops = 2;
     static const int slots[] = {1, 2, 5, 16, 64};
     Work *first = work_new(1, REQUESTS, m->config.vocab, 3);
     run(m, slots[0], &s, first);
@@ -185,7 +187,8 @@ static void test_logp(void **state) {
     static const float temperature[] = {1, 0.6f, 1.5f};
     for (int k = 0; k < 3; k++) {
         Sampling s = sampling(temperature[k]);
-        s.top_k = 20, s.top_p = 0.95f; /* the log-probability is normalised over the whole vocabulary all the same */
+        s.top_k = 20;
+        s.top_p = 0.95f; /* the log-probability is normalised over the whole vocabulary all the same */
         Work *work = work_new(2, REQUESTS, VOCAB, 7);
         run(&m, 9, &s, work);
         Batch b = batch_new(4000, 4000, 400);
@@ -216,7 +219,9 @@ static void test_independence(void **state) {
     Error e;
     Model m = random_model(2, VOCAB, 4, 0.3, 4);
     Sampling s = sampling(1);
-    s.top_p = 0.9f, s.stop[0] = 5, s.stops = 1;
+    s.top_p = 0.9f;
+    s.stop[0] = 5;
+    s.stops = 1;
     Work *a = work_new(3, REQUESTS, VOCAB, 6), *b = work_new(3, REQUESTS, VOCAB, 6);
     run(&m, 7, &s, a);
     static const int slots[] = {1, 3, 200};
@@ -233,7 +238,8 @@ static void test_independence(void **state) {
     work_clear(b);
     for (int i = 0; i < REQUESTS / 2; i++) { /* reversed order */
         const RolloutRequest q = b->request[i];
-        b->request[i] = b->request[REQUESTS - 1 - i], b->request[REQUESTS - 1 - i] = q;
+        b->request[i] = b->request[REQUESTS - 1 - i];
+        b->request[REQUESTS - 1 - i] = q;
     }
     run(&m, 5, &s, b);
     assert_same(a, b, 2e-5);
@@ -243,7 +249,9 @@ static void test_independence(void **state) {
     for (int i = 0; i < REQUESTS; i++)
         for (int k = 0; k < b->request[i].samples; k++) {
             RolloutRequest one = b->request[i];
-            one.out += k, one.id += (uint64_t)k, one.samples = 1;
+            one.out += k;
+            one.id += (uint64_t)k;
+            one.samples = 1;
             assert_true(rollout_run(&r, &s, &one, 1, NULL, NULL, &e));
         }
     assert_same(a, b, 2e-5);
@@ -257,7 +265,8 @@ static void test_independence(void **state) {
                   memcmp(a->out[i].tokens, b->out[i].tokens, (size_t)a->out[i].count * 4);
     assert_true(differ > a->samples / 2);
     work_clear(b);
-    s.seed--, s.stream = RANDOM_EVAL;
+    s.seed--;
+    s.stream = RANDOM_EVAL;
     run(&m, 7, &s, b);
     differ = 0;
     for (int i = 0; i < a->samples; i++)
@@ -303,10 +312,14 @@ static void kept_distribution(const Sampling *s, const float *logits, const int3
     double y[VOCAB], max = -INFINITY, all = 0, sum = 0;
     bool kept[VOCAB];
     for (int v = 0; v < V; v++) y[v] = logits[v];
-    for (int i = 0; i < n && s->repetition_penalty != 1; i++)
+    if (s->repetition_penalty == 1) n = 0;
+    for (int i = 0; i < n; i++)
         y[seen[i]] = logits[seen[i]] > 0 ? (double)logits[seen[i]] / s->repetition_penalty
                                          : (double)logits[seen[i]] * s->repetition_penalty;
-    for (int v = 0; v < V; v++) y[v] /= s->temperature, max = fmax(max, y[v]);
+    for (int v = 0; v < V; v++) {
+        y[v] /= s->temperature;
+        max = fmax(max, y[v]);
+    }
     for (int v = 0; v < V; v++) {
         int above = 0;
         for (int o = 0; o < V; o++) above += y[o] > y[v];
@@ -331,13 +344,17 @@ static double chi_square(const int *count, const double *p, int V, int n) {
     for (int v = 0; v < V; v++) {
         if (p[v] == 0 && count[v]) fail_msg("token %d has probability 0 and was drawn %d times", v, count[v]);
         if (p[v] * n < 5) {
-            rest += p[v] * n, rest_count += count[v];
+            rest += p[v] * n;
+            rest_count += count[v];
             continue;
         }
-        chi += (count[v] - p[v] * n) * (count[v] - p[v] * n) / (p[v] * n), df++;
+        chi += (count[v] - p[v] * n) * (count[v] - p[v] * n) / (p[v] * n);
+        df++;
     }
-    if (rest >= 5) chi += (rest_count - rest) * (rest_count - rest) / rest, df++;
-    else assert_true(rest_count < 30);
+    if (rest >= 5) {
+        chi += (rest_count - rest) * (rest_count - rest) / rest;
+        df++;
+    } else assert_true(rest_count < 30);
     return df > 0 ? (chi - df) / sqrt(2.0 * df) : 0;
 }
 
@@ -361,8 +378,12 @@ static void test_frequencies(void **state) {
     Completion *out = xcalloc(N, sizeof *out);
     for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
         Sampling s = sampling(how[k].temperature);
-        s.top_p = how[k].top_p, s.min_p = how[k].min_p, s.top_k = how[k].top_k, s.repetition_penalty = how[k].penalty;
-        s.max_new = 2, s.seed = k;
+        s.top_p = how[k].top_p;
+        s.min_p = how[k].min_p;
+        s.top_k = how[k].top_k;
+        s.repetition_penalty = how[k].penalty;
+        s.max_new = 2;
+        s.seed = k;
         RolloutRequest request[RUNS];
         for (int i = 0; i < RUNS; i++)
             request[i] = (RolloutRequest){prompt, n, EACH, (uint64_t)(i * EACH), out + i * EACH};
@@ -370,7 +391,8 @@ static void test_frequencies(void **state) {
         int first[V] = {0}, second[V][V] = {{0}};
         for (int i = 0; i < N; i++) {
             assert_int_equal(out[i].count, 2);
-            first[out[i].tokens[0]]++, second[out[i].tokens[0]][out[i].tokens[1]]++;
+            first[out[i].tokens[0]]++;
+            second[out[i].tokens[0]][out[i].tokens[1]]++;
             completion_free(&out[i]);
         }
         float logits[V];
@@ -406,7 +428,8 @@ typedef struct Seen {
 static void watch(void *context, int64_t request, int32_t sample, int32_t token) {
     Seen *s = context;
     const int i = (int)(s->work->request[request].out - s->work->out) + sample;
-    s->token[i][s->count[i]++] = token, s->n++;
+    s->token[i][s->count[i]++] = token;
+    s->n++;
 }
 
 static void test_stop_and_watch(void **state) {
@@ -473,7 +496,8 @@ static void test_limits(void **state) {
     }
     /* a stop token at the limit still finishes the completion */
     Sampling s = sampling(1);
-    s.max_new = 1, s.stops = 1;
+    s.max_new = 1;
+    s.stops = 1;
     RolloutRequest q = {prompt, 3, 1, 5, out};
     assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     s.stop[0] = out[0].tokens[0];
@@ -531,7 +555,8 @@ static void test_no_samples(void **state) {
     Sampling s = sampling(1);
     Work *a = work_new(6, 12, VOCAB, 3), *b = work_new(6, 12, VOCAB, 3);
     for (int i = 0; i < 12; i += 3) a->request[i].samples = b->request[i].samples = 0;
-    run(&m, 1, &s, a), run(&m, 50, &s, b);
+    run(&m, 1, &s, a);
+    run(&m, 50, &s, b);
     assert_same(a, b, 2e-5);
     Error e;
     Rollout r;
@@ -596,12 +621,14 @@ static void test_memory(void **state) {
     work_clear(w);
     rollout_free(&r);
     for (size_t part = 0; part < 2; part++) {
-        counted = 0, limit = part ? all - 1 : 100;
+        counted = 0;
+        limit = part ? all - 1 : 100;
         assert_false(rollout_new(&r, &m, 8, PROMPT, NEW, &e));
         assert_non_null(strstr(e.text, part ? "key/value cache" : "activations"));
         rollout_free(&r); /* harmless */
     }
-    counted = 0, limit = all; /* no memory for the history of the repetition penalty */
+    counted = 0;
+    limit = all; /* no memory for the history of the repetition penalty */
     assert_true(rollout_new(&r, &m, 8, PROMPT, NEW, &e));
     s.repetition_penalty = 2;
     assert_false(rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e));
@@ -614,22 +641,6 @@ static void test_memory(void **state) {
     model_free(&m);
 }
 
-static int open_device(void **state) {
-    (void)state;
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more threads, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e);
-}
-
-static int close_device(void **state) {
-    (void)state;
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return !ok;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy),      cmocka_unit_test(test_logp),        cmocka_unit_test(test_independence),
@@ -637,5 +648,5 @@ int main(void) {
         cmocka_unit_test(test_limits),      cmocka_unit_test(test_errors),      cmocka_unit_test(test_no_samples),
         cmocka_unit_test(test_large_group), cmocka_unit_test(test_memory),
     };
-    return cmocka_run_group_tests_name("rollout", tests, open_device, close_device);
+    return cmocka_run_group_tests_name("rollout", tests, open_device_one_thread, close_device);
 }

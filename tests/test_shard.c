@@ -22,12 +22,23 @@ static Record sample(RecordKind kind, int32_t vocab, int i) {
         snprintf(text[0], sizeof text[0], "%d+%d=", i, i);
         snprintf(text[1], sizeof text[1], "%d", 2 * i);
         snprintf(text[2], sizeof text[2], "{\"level\": %d}", i);
-        r.prompt = r.count, r.text = text[0], r.task = i % 2 ? "numeric" : "", r.answer = text[1], r.fields = text[2];
+        r.prompt = r.count;
+        r.text = text[0];
+        r.task = i % 2 ? "numeric" : "";
+        r.answer = text[1];
+        r.fields = text[2];
     }
-    if (kind == RECORD_PREFERENCE)
-        r.chosen = 1, r.rejected = 1 + i % 2, r.prompt = r.count - r.chosen - r.rejected, r.margin = (float)i * 0.5f;
+    if (kind == RECORD_PREFERENCE) {
+        r.chosen = 1;
+        r.rejected = 1 + i % 2;
+        r.prompt = r.count - r.chosen - r.rejected;
+        r.margin = (float)i * 0.5f;
+    }
     if (kind == RECORD_STEP) r.prompt = i % 3;
-    if (kind == RECORD_UNPAIRED) r.prompt = i % 3, r.label = i % 2;
+    if (kind == RECORD_UNPAIRED) {
+        r.prompt = i % 3;
+        r.label = i % 2;
+    }
     return r;
 }
 
@@ -365,17 +376,42 @@ static void refused_records(void **state) {
             int32_t vocab = 300;
             Record r = sample(kinds[k], vocab, 1);
             const char *part = NULL;
-            if (fault == 0) r.count = 0, part = "record 0 has no tokens";
-            if (fault == 1)
-                r.tokens[2] = vocab, part = "record 0: token 2 is 300, expected below the vocabulary of 300";
-            if (fault == 2) r.tokens[1] = -1, part = "record 0: token 1 is -1, expected below the vocabulary of 300";
-            if (fault == 3 && r.mask) r.mask = NULL, part = "record 0 has no mask";
-            if (fault == 4 && kinds[k] == RECORD_PREFERENCE)
-                r.rejected = 0, part = "has no chosen or no rejected completion";
-            if (fault == 5 && kinds[k] == RECORD_PREFERENCE) r.prompt++, part = "has lengths that do not add up";
-            if (fault == 5 && kinds[k] == RECORD_STEP) r.prompt = 99, part = "has a prompt longer than its tokens";
-            if (fault == 4 && kinds[k] == RECORD_UNPAIRED) r.label = 2, part = "has a label that is neither 0 nor 1";
-            if (fault == 5 && kinds[k] == RECORD_UNPAIRED) r.prompt = r.count, part = "has no token after its prompt";
+            if (fault == 0) {
+                r.count = 0;
+                part = "record 0 has no tokens";
+            }
+            if (fault == 1) {
+                r.tokens[2] = vocab;
+                part = "record 0: token 2 is 300, expected below the vocabulary of 300";
+            }
+            if (fault == 2) {
+                r.tokens[1] = -1;
+                part = "record 0: token 1 is -1, expected below the vocabulary of 300";
+            }
+            if (fault == 3 && r.mask) {
+                r.mask = NULL;
+                part = "record 0 has no mask";
+            }
+            if (fault == 4 && kinds[k] == RECORD_PREFERENCE) {
+                r.rejected = 0;
+                part = "has no chosen or no rejected completion";
+            }
+            if (fault == 5 && kinds[k] == RECORD_PREFERENCE) {
+                r.prompt++;
+                part = "has lengths that do not add up";
+            }
+            if (fault == 5 && kinds[k] == RECORD_STEP) {
+                r.prompt = 99;
+                part = "has a prompt longer than its tokens";
+            }
+            if (fault == 4 && kinds[k] == RECORD_UNPAIRED) {
+                r.label = 2;
+                part = "has a label that is neither 0 nor 1";
+            }
+            if (fault == 5 && kinds[k] == RECORD_UNPAIRED) {
+                r.prompt = r.count;
+                part = "has no token after its prompt";
+            }
             if (!part) continue;
             assert_true(shard_create(&w, path, kinds[k], vocab, NULL, 0, NULL, &e));
             assert_false(shard_add(&w, &r, &e));

@@ -110,8 +110,10 @@ static void check_word(const char *prompt, const char *answer) {
         else if (sscanf(s, " %19s gives %lld to", pronoun, &a) == 2) have -= a;
         else if (sscanf(s, " %19s buys %lld boxes with %lld", pronoun, &a, &b) == 3) have += a * b;
         else if (sscanf(s, " By magic there are now %lld times", &a) == 1) have *= a;
-        else if (sscanf(s, " %19s makes %lld equal piles", pronoun, &a) == 2) assert_int_equal(have % a, 0), have /= a;
-        else assert_int_equal(sscanf(s, " How many %19s does", pronoun), 1);
+        else if (sscanf(s, " %19s makes %lld equal piles", pronoun, &a) == 2) {
+            assert_int_equal(have % a, 0);
+            have /= a;
+        } else assert_int_equal(sscanf(s, " How many %19s does", pronoun), 1);
     }
     assert_int_equal(have, atoll(answer));
 }
@@ -529,7 +531,9 @@ static void test_shards(void **state) {
         assert_string_equal(r.task, json_string_value(json_object_get(row, "task")));
         assert_string_equal(r.answer, json_string_value(json_object_get(row, "answer")));
         assert_non_null(fields = json_loads(r.fields, 0, NULL));
-        json_object_del(row, "prompt"), json_object_del(row, "task"), json_object_del(row, "answer");
+        json_object_del(row, "prompt");
+        json_object_del(row, "task");
+        json_object_del(row, "answer");
         assert_true(json_equal(row, fields));
         json_decref(row), json_decref(fields);
     }

@@ -17,7 +17,10 @@ static void gpt2_byte(int k, char utf8[4]) {
     for (int pass = 0; pass < 2; pass++)
         for (int b = 0; b < 256; b++) {
             const bool prints = (b > 32 && b < 127) || (b > 160 && b != 173);
-            if (prints == !pass) order[n++] = b, point[b] = prints ? b : next++;
+            if (prints == !pass) {
+                order[n++] = b;
+                point[b] = prints ? b : next++;
+            }
         }
     utf8_encode((uint32_t)point[order[k]], utf8);
 }

@@ -202,7 +202,8 @@ static void sft_does_not_depend_on_memory_options(void **state) {
     for (int i = 0; i < 5; i++) {
         sh(SFT NEW "-o $T/m%d.bin -x 4 -l 0.01 --metrics $T/m%d.jsonl %s", i, i, options[i]);
         char name[2][32];
-        snprintf(name[0], 32, "m%d.bin", i), snprintf(name[1], 32, "m%d.jsonl", i);
+        snprintf(name[0], 32, "m%d.bin", i);
+        snprintf(name[1], 32, "m%d.jsonl", i);
         const double gap = weights_gap("m0.bin", name[0]);
         if (gap > 2e-4) fail_msg("%s: weights differ by %g", options[i], gap);
         for (int line = 0; line < 4; line++)
