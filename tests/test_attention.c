@@ -194,6 +194,9 @@ static void check(Problem *p, double tolerance, const char *what) {
     reference_free(&r);
 }
 
+/* Relative to max(1, largest result). A result is a sum of up to a few hundred terms; a weight has a relative error of
+ * its score's rounding, which is a sum of up to 128 products of order 1. Together these are some tens of roundings of
+ * 2^-24 = 6e-8, if they accumulate as a random walk: 4e-6 = 67 of them. */
 static const double TOLERANCE = 4e-6;
 
 /* ==== Shapes ==== */

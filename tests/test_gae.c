@@ -1,5 +1,9 @@
 /* test_gae.c - advantages against golden values from the papers' equations (dev/golden/golden_ppo.py), published
- * anchors and closed forms. */
+ * anchors and closed forms.
+ *
+ * Rewards, returns and advantages are sums in double that are stored as float, so they are off by 2^-24 = 6e-8 of their
+ * size, which is at most about 20 here: 1e-6, and 2e-6 or 3e-6 if a result is the difference of two of them. Baselines
+ * are of order 1 to 10: 1e-6. What is computed in double alone agrees to 1e-9 or better. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -130,6 +130,11 @@ static void check_gradients(const Model *m, const float *got, const float *want,
 
 /* ==== Golden values ==== */
 
+/* PyTorch computed the golden values in float64. A float32 forward pass through three layers is a chain of some hundred
+ * sums with a relative error of a few 2^-24 = 6e-8 each: 1e-5 for log-probabilities, entropies and logits of order 1 to
+ * 10. The backward pass doubles the chain, and the largest gradient of a tensor is a sum over all rows with
+ * cancellation: 1e-4 of it. */
+
 typedef struct GoldenModel {
     Model m;
     ModelFile file;
@@ -309,7 +314,11 @@ static double slope_along(Model *m, const Workspace *w, const Problem *p, const 
     return slope;
 }
 
-/* Every tensor of every layer, along its gradient and along random directions. */
+/* Every tensor of every layer, along its gradient and along random directions.
+ *
+ * The quotient multiplies the loss's float32 rounding error (about 3e-6 for all targets together) by 18 / (12 h) = 75
+ * for h = 0.02: 2e-4. Its truncation error is of order h^4 = 2e-7 times a fifth derivative, for which 2e-3 of the
+ * gradient's norm leaves room. */
 static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
     Model m = random_model(c, seed, 0.2);
     Problem p = mixed_problem(seed, c.vocab);
@@ -366,6 +375,9 @@ static void test_differences_grouped(void **state) {
 }
 
 /* ==== Equalities ==== */
+
+/* The same sums in another order differ by float32 rounding: log-probabilities, entropies and values of order 1 to 5 by
+ * up to 4e-6, or 64 roundings of 2^-24; gradients by 1e-5 to 2e-5 of a tensor's largest. */
 
 static void test_recompute(void **state) {
     (void)state;

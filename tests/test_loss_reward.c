@@ -18,6 +18,10 @@ static void near(double got, double want, double tolerance, const char *what) {
 
 /* -- golden values ------------------------------------------------------------------------------------------------ */
 
+/* Losses are double and golden values have 10 digits: 1e-8. Gradients are float, so they are off by 2^-25 = 3e-8 of
+ * their size, and by twice that as a sum of two: 2e-7, and 3e-7 against a difference quotient, whose own error is
+ * 1e-10. */
+
 static void check_gradient(const Golden *g, const float *dscore) {
     const double *want = golden(g, "gradient");
     for (int i = 0; i < golden_count(g, "gradient"); i++) near(dscore[i], want[i], 2e-7, g->name);

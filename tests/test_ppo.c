@@ -226,6 +226,7 @@ static void results_do_not_depend_on_memory_options(void **state) {
             assert_near(metric(name, -1, "loss"), metric("m0.jsonl", -1, "loss"), 1e-5);
             assert_near(metric(name, -1, "val/ratio_var"), metric("m0.jsonl", -1, "val/ratio_var"), 1e-5);
             snprintf(name, sizeof name, "m%d.bin", i);
+            /* other orders of float32 sums; 2e-4 is a fifth of one step, for gradients that are almost 0 */
             assert_true(weights_gap("m0.bin", name) < 2e-4);
         }
 }
