@@ -1,5 +1,6 @@
 /* test_head.c - the language-model head and sampling of backend.h against the formulas in float64. */
 #include "device.h"
+#include "sampling.h"
 #include "../llmc/cpu/head.h"
 
 /* ==== Head ==== */
@@ -277,18 +278,6 @@ static void test_sample(void **state) {
     (void)state;
     Random r = random_start(16, 0);
     enum { COLUMNS = 20, V = 257, VP = 384, R = 150, HISTORY = 9 };
-    static const struct {
-        float temperature, top_p, min_p, penalty;
-        int top_k;
-    } how[] = {{1, 1, 0, 1, 0},       {0.5f, 1, 0, 1, 0},
-               {1, 0.9f, 0, 1, 0},    {1, 0.3f, 0, 1, 0},
-               {1, 1, 0, 1, 5},       {1, 1, 0, 1, 1},
-               {1, 1, 0.1f, 1, 0},    {1.7f, 0.8f, 0.02f, 1, 40},
-               {1, 1, 0, 1.3f, 0},    {0.8f, 0.95f, 0, 1.5f, 50},
-               {0, 1, 0, 1, 0},       {0, 1, 0, 2, 0},
-               {1, 1e-6f, 0, 1, 0},   {1, 1, 1, 1, 0},
-               {1, 0.99f, 0, 1, 256}, {1, 1, 0, 1, 257},
-               {1, 1, 0, 0.7f, 0},    {3, 0.999f, 0, 1, 1000}};
     float *h = FLOATS(R * COLUMNS), *wte = FLOATS(VP * COLUMNS);
     for (int i = 0; i < VP * COLUMNS; i++) {
         const int column = i % COLUMNS;
@@ -307,25 +296,25 @@ static void test_sample(void **state) {
     Acts *dev_h = acts(h, R, COLUMNS);
     Weights *dev_wte = weights(wte, VP * COLUMNS);
     int unclear = 0;
-    for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
+    for (size_t k = 0; k < sizeof HOW / sizeof *HOW; k++) {
         Floats *logp = floats(NULL, R), *kept_logp = floats(NULL, R);
         Ints *token = ints(NULL, R);
         const Draw a = {.rows = R,
                         .channels = COLUMNS,
                         .vocab = V,
                         .padded_vocab = VP,
-                        .temperature = how[k].temperature,
-                        .top_p = how[k].top_p,
-                        .min_p = how[k].min_p,
-                        .repetition_penalty = how[k].penalty,
-                        .top_k = how[k].top_k,
+                        .temperature = HOW[k].temperature,
+                        .top_p = HOW[k].top_p,
+                        .min_p = HOW[k].min_p,
+                        .repetition_penalty = HOW[k].penalty,
+                        .top_k = HOW[k].top_k,
                         .seed = 0x123456789abcdef + k,
                         .h = dev_h,
                         .wte = dev_wte,
                         .stream = ints(stream, 2 * R),
                         .index = ints(index, R),
-                        .history = how[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
-                        .history_len = how[k].penalty != 1 ? ints(count, R) : NULL,
+                        .history = HOW[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
+                        .history_len = HOW[k].penalty != 1 ? ints(count, R) : NULL,
                         .history_stride = HISTORY,
                         .token = token,
                         .logp = logp,
@@ -335,13 +324,13 @@ static void test_sample(void **state) {
         const float *got_logp = fetch(logp, R), *got_kept = fetch(kept_logp, R);
         for (int i = 0; i < R; i++) {
             double y[V], z[V], p[V], sum = 0, running = 0, margin = 1;
-            const double t = how[k].temperature > 0 ? how[k].temperature : 1;
+            const double t = HOW[k].temperature > 0 ? HOW[k].temperature : 1;
             for (int v = 0; v < V; v++) z[v] = wte[v * COLUMNS + i % COLUMNS];
             memcpy(y, z, sizeof y);
             if (a.history)
                 for (int s = 0; s < count[i]; s++) {
                     const int v = history[i * HISTORY + s];
-                    y[v] = z[v] > 0 ? z[v] / how[k].penalty : z[v] * how[k].penalty;
+                    y[v] = z[v] > 0 ? z[v] / HOW[k].penalty : z[v] * HOW[k].penalty;
                 }
             for (int v = 0; v < V; v++) {
                 y[v] /= t;
@@ -349,7 +338,7 @@ static void test_sample(void **state) {
                 sum += exp(z[v]);
             }
             int expected = -1;
-            if (how[k].temperature == 0) {
+            if (HOW[k].temperature == 0) {
                 for (int v = 0; v < V; v++)
                     if (expected < 0 || y[v] > y[expected]) expected = v;
             } else {
@@ -368,7 +357,7 @@ static void test_sample(void **state) {
             }
             if (got[i] != expected) fail_msg("setting %zu, row %d: token %d, expected %d", k, i, got[i], expected);
             assert_true(fabs(got_logp[i] - (z[got[i]] - log(sum))) < 2e-6 * (1 + fabs(z[got[i]])));
-            const double kept = how[k].temperature == 0 ? 0 : log(p[got[i]]);
+            const double kept = HOW[k].temperature == 0 ? 0 : log(p[got[i]]);
             assert_true(fabs(got_kept[i] - kept) < 4e-6 * (1 + fabs(kept)));
         }
     }

@@ -303,7 +303,7 @@ static void the_leash(void **state) {
     sh(PPO LONGER "-x 60 --kl-coef 0.001 -o $T/x.bin --metrics $T/loose.jsonl");
     const double tight = metric_mean("tight.jsonl", 10, 15, "objective/kl"),
                  loose = metric_mean("loose.jsonl", 10, 15, "objective/kl");
-    if (!(tight < 0.25 * loose)) fail_msg("KL %g with a short leash, %g with a long one", tight, loose);
+    if (!(tight < 0.25 * loose)) fail_msg("KL %g with a large coefficient, %g with a small one", tight, loose);
     /* adaptive: beta rises while the KL is above its target, per update by at most a fifth of n / horizon */
     sh(PPO LONGER "-x 40 --kl-controller adaptive --kl-target 0.01 --kl-horizon 200 -o $T/x.bin --metrics $T/m.jsonl");
     assert_near(metric("m.jsonl", 1, "objective/kl_coef"), 0.02 * (1 - 0.2 * 96 / 200), 1e-9); /* KL 0 at first */
