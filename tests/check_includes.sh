@@ -1,10 +1,10 @@
 #!/bin/sh
-# check_includes.sh - holds every include in llmc/ to the table in llmc/README.md, whose rows are
+# check_includes.sh - compares every include in llmc/ with the table in llmc/README.md, whose rows are
 #
 #     | `FOLDER/` | what it holds | the folders it may include |
 #
-# A folder may include itself and the folders that its row lists; `all` lists every folder. A header directly in llmc/ is listed
-# by its name. Prints each include that breaks the rule and exits 1 if there is one.
+# A folder may include itself and the folders that its row lists; `all` lists every folder. A header directly in llmc/
+# is listed by its name. Prints each include that breaks the rule and exits 1 if there is one.
 set -eu
 cd "$(dirname "$0")/.."
 grep -n '^ *# *include *"' llmc/*/* | awk '
