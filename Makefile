@@ -6,7 +6,7 @@ CFLAGS   ?= -O2
 # run time. ARCH=-march=native compiles the programs themselves for this machine only.
 ARCH     ?= -march=x86-64-v3
 KERNEL_CFLAGS ?= -O3
-# A user's build goes on after a warning; `make check` compiles everything with WERROR=-Werror.
+# A user's build continues after a warning; `make check` compiles everything with WERROR=-Werror.
 WERROR   ?=
 BUILD    ?= build
 # No -ffast-math: the guards against NaN must work. clang cannot vectorise every `omp simd` loop and would warn about each.
@@ -185,7 +185,7 @@ profile: $(PROGRAMS) ## llmc_cuda.so with NVTX ranges, and how to run nsys and n
 	@$(MAKE) --no-print-directory -W llmc/cuda/cuda.cu NVCC_FLAGS="$(NVCC_FLAGS) -DLLMC_NVTX" llmc_cuda.so
 	@scripts/profile.sh
 
-bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them beside the peers)
+bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them and the peers)
 
 install: all ## install the programs under PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin

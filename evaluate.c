@@ -14,7 +14,8 @@
  *                 records longer than the context are truncated, and counted
  *   token shard   consecutive windows of the context's length: each token is predicted from the tokens before it in its
  *                 window; every token but the first is predicted once, across document boundaries as in llm.c
- *   prompt shard  completions to each prompt, judged by the verifier of its task (llmc/rollout/evaluation.h has the estimators)
+ *   prompt shard  completions to each prompt, judged by the verifier of its task (estimators:
+ *                 llmc/rollout/evaluation.h)
  *   preference, unpaired, step shard   a reward model, without -c (llmc/reward/evaluation_reward.h has the figures)
  *
  * loss is the mean of -ln p over the predicted tokens; its error is the standard error over records or windows (of a

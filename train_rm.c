@@ -1,6 +1,7 @@
 /* train_rm.c - reward models: a score of a completion, learnt from preferences, outcomes or steps.
  *
- *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin) + c mean (s_chosen + s_rejected)^2
+ *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin)
+ *                                     + c mean (s_chosen + s_rejected)^2
  *   --kind orm   unpaired shard     L = mean -log sigma(+-s)      s at the last token: is the completion right?
  *   --kind prm   step shard         L = mean -log sigma(+-s_k)    s_k at the last token of step k: is it right so far?
  *

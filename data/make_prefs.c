@@ -1,14 +1,14 @@
 /* make_prefs.c - synthetic preferences with a known ground truth: pairs, labelled completions and stepwise solutions.
  *
- * A hidden rule (llmc/reward/gold.h) scores each completion, and the one with the higher score is preferred. Labels can be
- * made noisy: flipped at a given rate, or drawn from a Bradley-Terry model of the scores. With --score the same program
- * is a reward program that scores completions by the rule, so reward models and the policies trained on them can be
- * measured against the ground truth.
+ * A hidden rule (llmc/reward/gold.h) scores each completion, and the one with the higher score is preferred. Labels can
+ * be made noisy: flipped at a given rate, or drawn from a Bradley-Terry model of the scores. With --score the same
+ * program is a reward program that scores completions by the rule, so reward models and the policies trained on them
+ * can be measured against the ground truth.
  *
  *   --format     one JSON object per line
  *   preference   {"prompt","chosen","rejected"}; --margin adds "margin", the difference of the scores
  *   unpaired     {"prompt","completion","label"}    label: true above the median score (rule sum: if the sum is right)
- *   step         {"prompt","completions","labels"}  a sum worked out step by step; all steps after a wrong one are wrong
+ *   step         {"prompt","completions","labels"}  a sum, solved step by step; all steps after a wrong one are wrong
  *   chat         {"prompt","completion"}            unfiltered completions, to train an initial policy
  *   prompt       {"prompt"}; rule sum adds "answer" and "task"
  *

@@ -6,7 +6,7 @@
  *   prompt       prompt (+ answer, task, anything else)        the prompt, up to the start of the completion
  *   preference   prompt + chosen + rejected (+ margin)         the prompt and both completions
  *                chosen + rejected                             the same; the prompt is their common beginning
- *   step         prompt + completions[] + labels[]             a step-by-step solution, a label at each step's last token
+ *   step         prompt + completions[] + labels[]             a step-by-step solution, a label at the end of each step
  *   unpaired     prompt + completion + label                   a completion that is good (true, 1) or bad (false, 0)
  *   text         text                                          a document
  *

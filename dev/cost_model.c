@@ -54,8 +54,8 @@ static CostMachine machine_of(int ranks, int zero) {
                          .weight_bytes = 2};
 }
 
-/* Seconds of sampling: every decode step reads the weights once and the keys and values of every running completion. The
- * longest completion sets the number of steps, whatever the number of ranks. */
+/* Seconds of sampling: every decode step reads the weights once and the keys and values of every running completion.
+ * The longest completion sets the number of steps, whatever the number of ranks. */
 static double rollout_seconds(const CostRun *r, const CostMachine *m) {
     const double answers = ceil((double)o.prompts / r->ranks) * (double)o.group, read = o.read * 1e12;
     /* bytes, half full on average */

@@ -1,18 +1,18 @@
 /* cost_model.h - predicted time and memory of a training step on W ranks.
  *
- * cost_model.c evaluates the formulas for GPUs; bench_dist.c compares them with measurements. P: parameters, N: tokens per
- * step on all ranks, W: ranks; all times in seconds.
+ * cost_model.c evaluates the formulas for GPUs; bench_dist.c compares them with measurements. P: parameters, N: tokens
+ * per step on all ranks, W: ranks; all times in seconds.
  *
  *   compute   6 P N / (W F)                           F: FLOP/s of a rank in training, attention included
  *   sums      zero 0:  2 (W-1)/W 4P / B + K lat       gradients are float32; B: bytes/s of a rank into the network;
  *             zero 1:  (W-1)/W (4P + w P) / B + K lat    w: bytes per gathered weight; K: operations; lat: latency of
  *             zero 2:  (W-1)/W (4P m + w P) / B + K lat  one; m: micro-batches per step, each of which is summed
- *   hidden    the sums of the layers' gradients (not of the embeddings', which come last), but at most the backward pass
- *             of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
+ *   hidden    the sums of the layers' gradients (not of the embeddings', which come last), but at most the backward
+ *             pass of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
  *   step      compute + sums - hidden
  *
- * Memory of a rank: weights w P; gradients 4P (zero 2: those of two layers and the embeddings, and 4P/W); moments 8P and
- * master weights 4P, both divided by W from zero 1 on; activations per token of a micro-batch.
+ * Memory of a rank: weights w P; gradients 4P (zero 2: those of two layers and the embeddings, and 4P/W); moments 8P
+ * and master weights 4P, both divided by W from zero 1 on; activations per token of a micro-batch.
  */
 #ifndef LLMC_COST_MODEL_H
 #define LLMC_COST_MODEL_H
@@ -66,8 +66,8 @@ static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
     s.bytes = others * (half * 4 * (layers * times + rest) + weights);
     s.sums = s.bytes / m->bandwidth + operations * m->latency;
     /* backward passes that sums overlap with */
-    const double beside = r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros;
-    const double hidden = m->overlap * (of_layers < beside ? of_layers : beside);
+    const double backward = r->zero == 2 ? s.compute * 2 / 3 : s.compute * 2 / 3 / r->micros;
+    const double hidden = m->overlap * (of_layers < backward ? of_layers : backward);
     s.exposed = s.sums - hidden;
     s.step = s.compute + s.exposed;
     return s;

@@ -28,8 +28,8 @@ shard=$dir/heldout.shard prefs --count 300 --split heldout
 ./train_rm -i "$dir/pairs.shard" -j "$dir/heldout.shard" -o "$dir/rm.bin" --layers 2 --width 32 --heads 2 \
     --context 32 -x 60 -l 3e-3 --per-device-train-batch-size 16 --seed "$seed" 2>&1 | say '^eval'
 
-# leash NAME OPTIONS...: trains with the given KL penalty and prints a summary
-leash() {
+# policy NAME OPTIONS...: trains a policy with the given KL penalty and prints a summary
+policy() {
     name=$1 && shift
     ./train_ppo -c "$dir/sft.bin" --reward-model "$dir/rm.bin" --gold-cmd "data/make_prefs --score --rule $rule" \
         -i "$dir/prompts.shard" -o "$dir/$name.bin" --metrics "$dir/$name.jsonl" --report "$dir/$name.html" \
@@ -46,7 +46,7 @@ leash() {
         name, s0, s, g0, g, top, at, k }' "$dir/$name.jsonl"
     sed -n 's/^gold reward R/             R/p' "$dir/$name.log"
 }
-leash none --kl-coef 0
-leash kl-0.1 --kl-coef 0.1
-leash kl-0.5 --kl-coef 0.5
-leash target-3 --kl-coef 0.5 --kl-controller adaptive --kl-target 3 --kl-horizon 1000
+policy none --kl-coef 0
+policy kl-0.1 --kl-coef 0.1
+policy kl-0.5 --kl-coef 0.5
+policy target-3 --kl-coef 0.5 --kl-controller adaptive --kl-target 3 --kl-horizon 1000

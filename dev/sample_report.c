@@ -3,8 +3,8 @@
  *     make build/sample_report
  *     build/sample_report grpo|sft|long|one|empty|nasty DIRECTORY
  *
- * grpo and sft resemble runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty contains
- * input that must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
+ * grpo and sft resemble runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty
+ * contains input that must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
  */
 #include "../llmc/report/metrics.h"
 #include "../llmc/base/random.h"

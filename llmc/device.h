@@ -1,8 +1,8 @@
 /* device.h - opening the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
  *
- * The library is searched for in the directory of the executable, then where the system's loader searches (LD_LIBRARY_PATH,
- * /usr/lib). LLMC_CUDA_LIBRARY names another file; the tests use it for the same backend compiled for the CPU. Without
- * --device cuda the library is neither needed nor loaded.
+ * The library is searched for in the directory of the executable, then where the system's loader searches
+ * (LD_LIBRARY_PATH, /usr/lib). LLMC_CUDA_LIBRARY names another file; the tests use it for the same backend compiled for
+ * the CPU. Without --device cuda the library is neither needed nor loaded.
  *
  *     const Backend *b;  Device *d;
  *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);
@@ -39,7 +39,8 @@ typedef const Backend *(*CudaBackend)(size_t table_bytes, int dtype);
 #define CUDA_BACKEND_SYMBOL "llmc_cuda_backend"
 #define CUDA_LIBRARY        "llmc_cuda.so"
 
-/* Finds the library in the directory of the executable; its path goes into path[size]. Returns false if it is not there. */
+/* Finds the library in the directory of the executable; its path goes into path[size]. Returns false if it is not
+ * there. */
 static inline bool cuda_library_local(char *path, size_t size) {
     const ssize_t n = readlink("/proc/self/exe", path, size - 1);
     if (n <= 0) return false;
@@ -64,7 +65,7 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
     CudaBackend table;
     *(void **)&table = dlsym(library, CUDA_BACKEND_SYMBOL);
     const Backend *b = table ? table(sizeof(Backend), (int)dtype) : NULL;
-    if (!b) error_set(e, "--device cuda: %s is of another version than this program; run make", path);
+    if (!b) error_set(e, "--device cuda: %s was built from a different version than this program; run make", path);
     return b;
 }
 

@@ -1,9 +1,10 @@
-/* arrays.h - host memory that lives as long as a test, and sums that carry the size of their terms along: what tests of the
- * backends' operations compare with.
+/* arrays.h - host arrays freed after each test, and sums that record the magnitude of their terms.
  *
- *     float *x = FLOATS(n);                        // zero; freed by arrays_free(), which a teardown calls
+ * Tests of the backends' operations use them for reference values.
+ *
+ *     float *x = FLOATS(n);                        // zero-filled; freed by arrays_free(), which a teardown calls
  *     Sum s = sums(n, NULL);
- *     sum_add(s, i, term);                         // a float32 sum may be off by some share of s.size[i], the sum of |terms|
+ *     sum_add(s, i, term);                         // s.size[i]: sum |terms|, the scale of rounding errors
  */
 #ifndef TESTS_ARRAYS_H
 #define TESTS_ARRAYS_H
@@ -41,9 +42,16 @@ typedef struct Sum {
 
 static inline Sum sums(size_t n, const float *start) {
     Sum s = {DOUBLES(n), DOUBLES(n)};
-    for (size_t i = 0; start && i < n; i++) s.value[i] = start[i], s.size[i] = fabs(start[i]);
+    if (start)
+        for (size_t i = 0; i < n; i++) {
+            s.value[i] = start[i];
+            s.size[i] = fabs(start[i]);
+        }
     return s;
 }
-static inline void sum_add(Sum s, size_t i, double term) { s.value[i] += term, s.size[i] += fabs(term); }
+static inline void sum_add(Sum s, size_t i, double term) {
+    s.value[i] += term;
+    s.size[i] += fabs(term);
+}
 
 #endif

@@ -1,12 +1,12 @@
 #!/bin/sh
-# check_includes.sh - holds llmc/ to two rules of llmc/README.md: which folder includes which, and which may end the program.
+# check_includes.sh - compares llmc/ with two rules of llmc/README.md: which folder includes which, and which may end the program.
 #
 # Includes: the rows of the table of folders are
 #
 #     | `FOLDER/` | what it holds | the folders it may include |
 #
-# A folder may include itself and the folders that its row lists; `all` lists every folder. A header directly in llmc/ is listed
-# by its name.
+# A folder may include itself and the folders that its row lists; `all` lists every folder. A header directly in llmc/
+# is listed by its name.
 #
 # Ends: only the files of `may_end` below call die(), usage_error(), exit() or the like. Other files may call die() with a
 # message that begins "out of memory: ", because running out of host memory ends the program from anywhere. Comments are

@@ -3,12 +3,12 @@
 #
 # For each GPU architecture in ARCHS (80 90 100), compiles llmc/cuda/cuda.cu with the flags of llmc_cuda.so and checks
 #
-#   budget   Registers, bytes spilled, stack and static shared memory of each kernel (ptxas -v; the maximum over a template's
-#            instances) must not exceed its line in tests/cuda_budget.txt. A kernel without a line fails as well. Other
-#            versions of nvcc allocate registers differently: then the comparison is skipped, with a message.
-#   code     The instructions that make a kernel fast must be in its SASS (cuobjdump): tensor cores, wide loads and stores,
-#            asynchronous copies. The table is below. Without cuobjdump (in the toolkit's full install; scripts/setup.sh
-#            --dev installs it from PyPI) this check is skipped, with a message.
+#   budget   Registers, bytes spilled, stack and static shared memory of each kernel (ptxas -v; the maximum over a
+#            template's instances) must not exceed its line in tests/cuda_budget.txt. A kernel without a line fails as
+#            well. Other versions of nvcc allocate registers differently: then the comparison is skipped, with a message.
+#   code     The instructions that make a kernel fast must be in its SASS (cuobjdump): tensor cores, wide loads and
+#            stores, asynchronous copies. The table is below. Without cuobjdump (in the toolkit's full install;
+#            scripts/setup.sh --dev installs it from PyPI) this check is skipped, with a message.
 #
 # --record writes a new budget. Exit status 0, or 1 with one line for each difference.
 cd "$(dirname "$0")/.." || exit 1

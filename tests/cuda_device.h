@@ -1,10 +1,12 @@
-/* cuda_device.h - what tests of the CUDA backend share: the library, memory in its storage type, comparison.
+/* cuda_device.h - fixtures of the CUDA backend's tests: the library, device memory and comparison.
  *
- * The tests run what LLMC_CUDA_LIBRARY names, or build/llmc_cuda_host.so: llmc/cuda/cuda.cu compiled for the processor
- * (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs over llmc_cuda.so.
+ * The tests use the library that LLMC_CUDA_LIBRARY names, by default build/llmc_cuda_host.so: llmc/cuda/cuda.cu
+ * compiled for the processor (tests/cuda_host), which needs no GPU. `make test-gpu` runs the same programs with
+ * llmc_cuda.so.
  *
- * A result in storage type T may be off by half a unit in T's last place, and by the float32 sums behind it: n terms in any
- * order are off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). */
+ * A result stored as type T may be off by half a unit in T's last place and by the errors of the float32 sums that it
+ * comes from: n terms in any order are off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability of
+ * Numerical Algorithms, 3.1). */
 #ifndef TESTS_CUDA_DEVICE_H
 #define TESTS_CUDA_DEVICE_H
 
@@ -41,7 +43,8 @@ static inline float from_bf16(uint16_t bits) {
     return x;
 }
 
-/* The nearest bfloat16: 8 bits of significand, ties to even. Written with frexp, not with bits. */
+/* Rounds to the nearest bfloat16 (8 bits of significand, ties to even). It uses frexp instead of bit operations, so
+ * that it is independent of the backend. */
 static inline double nearest_bf16(double x) {
     int exponent;
     const double m = frexp(x, &exponent);
@@ -58,29 +61,33 @@ static inline uint16_t to_bf16(float x) {
 /* x as the device stores it. */
 static inline float stored(float x) { return dtype == DTYPE_BF16 ? (float)nearest_bf16((double)x) : x; }
 
-/* bytes on the device: `given` of them from x, then NaN, then a canary. */
+/* Allocates `bytes` on the device: the first `given` come from x, then NaN, then a canary. */
 static inline void *device_bytes(const void *x, size_t given, size_t bytes) {
     Error e;
     unsigned char *all = (unsigned char *)host(bytes + CANARY_BYTES, 1);
-    memset(all, 0xff, bytes), memset(all + bytes, 0x5a, CANARY_BYTES);
+    memset(all, 0xff, bytes);
+    memset(all + bytes, 0x5a, CANARY_BYTES);
     if (x) memcpy(all, x, given);
     void *memory = B->alloc(D, bytes + CANARY_BYTES, "a test", &e);
     if (!memory) fail_msg("%s", e.text);
     assert_int_equal((uintptr_t)memory % 64, 0);
     B->upload(D, memory, all, bytes + CANARY_BYTES);
     assert_true(held_count < HELD);
-    held[held_count].device = memory, held[held_count++].bytes = bytes;
+    held[held_count].device = memory;
+    held[held_count++].bytes = bytes;
     return memory;
 }
 
 static inline Floats *floats(const float *x, size_t n) { return (Floats *)device_bytes(x, 4 * n, 4 * n); }
 static inline Ints *ints(const int32_t *x, size_t n) { return (Ints *)device_bytes(x, 4 * n, 4 * n); }
 
-/* n values in the storage type, followed by room for `all` in NaN; x (already what the type can hold) or NULL. */
+/* Allocates n values in the storage type, then NaN up to `all` values. x may be NULL; its values must be exact in the
+ * type. */
 static inline void *narrow(const float *x, size_t n, size_t all) {
     if (dtype == DTYPE_FLOAT32) return device_bytes(x, 4 * n, 4 * all);
     uint16_t *half = (uint16_t *)host(n, 2);
-    for (size_t i = 0; x && i < n; i++) half[i] = to_bf16(x[i]);
+    if (x)
+        for (size_t i = 0; i < n; i++) half[i] = to_bf16(x[i]);
     return device_bytes(x ? half : NULL, 2 * n, 2 * all);
 }
 
@@ -109,7 +116,10 @@ static inline int check_memory(void **state) {
     (void)state;
     Error e;
     int broken = 0;
-    if (!B->sync(D, &e)) print_error("%s\n", e.text), broken = 1;
+    if (!B->sync(D, &e)) {
+        print_error("%s\n", e.text);
+        broken = 1;
+    }
     for (int i = 0; i < held_count; i++) {
         unsigned char end[CANARY_BYTES];
         B->download(D, end, (char *)held[i].device + held[i].bytes, sizeof end);
@@ -121,7 +131,7 @@ static inline int check_memory(void **state) {
     return broken;
 }
 
-/* Values that the storage type can hold. */
+/* Random values that the storage type represents exactly. */
 static inline float *noise(Random *r, size_t n, double amplitude) {
     float *x = FLOATS(n);
     for (size_t i = 0; i < n; i++) x[i] = stored((float)(amplitude * random_normal(r)));
@@ -130,7 +140,7 @@ static inline float *noise(Random *r, size_t n, double amplitude) {
 
 /* ==== Comparison ==== */
 
-/* |got - want| <= slack u size, plus for what is stored narrow `roundings` halves of a unit in the last place. */
+/* Checks |got - want| <= slack u size, plus `roundings` half units in the last place for values in the storage type. */
 static inline void check(const char *what, const float *got, const double *want, const double *size, double slack,
                          double roundings, size_t n) {
     const double unit = dtype == DTYPE_BF16 ? roundings * 0x1p-8 : 0;
@@ -148,7 +158,7 @@ static inline const char *cuda_library(void) {
     return getenv("LLMC_CUDA_LIBRARY");
 }
 
-/* The harness's own function that chooses the order of threads and blocks; NULL where a GPU does. */
+/* The harness's function that sets the seed for the order of threads and blocks; NULL if the library runs on a GPU. */
 static inline void find_host_seed(void) {
     void *library = dlopen(cuda_library(), RTLD_NOW | RTLD_NOLOAD);
     if (!library) return;

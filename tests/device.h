@@ -1,23 +1,15 @@
-/* device.h - what tests of the backend's operations share: device memory that is padded with NaN, ends in a canary and is
- * freed after each test; host memory likewise; comparison within derived tolerances.
+/* device.h - fixtures for tests of the backend's operations: device memory, host memory and comparison.
  *
- * A float32 sum of n terms in any order is off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy and Stability
- * of Numerical Algorithms, 3.1): references carry that size along. */
+ * Device memory is padded with NaN, ends in a canary and is freed after each test; host memory is freed too. Tolerances
+ * are derived: a float32 sum of n terms in any order is off by at most about n u sum|term|, u = 2^-24 (Higham, Accuracy
+ * and Stability of Numerical Algorithms, 3.1), so references record the sum of the absolute terms. */
 #ifndef TESTS_DEVICE_H
 #define TESTS_DEVICE_H
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
+#include "cpu_device.h"
 #include "arrays.h"
-#include "../llmc/cpu/cpu.h"
 
 static const double U = 0x1p-24;
-static const Backend *B;
-static Device *D;
 
 /* ==== Memory that is checked and freed after each test ==== */
 
@@ -29,7 +21,7 @@ static struct {
 } held[HELD];
 static int held_count;
 
-/* n 4-byte words on the device, the first `given` from x, the others NaN. */
+/* Allocates n 4-byte words on the device: the first `given` come from x, the others are NaN. */
 static inline void *device_words(const void *x, size_t given, size_t n, bool weights) {
     Error e;
     float *words = FLOATS(n + CANARY);
@@ -40,7 +32,9 @@ static inline void *device_words(const void *x, size_t given, size_t n, bool wei
     assert_int_equal((uintptr_t)memory % 64, 0);
     B->upload(D, memory, words, (n + CANARY) * 4);
     assert_true(held_count < HELD);
-    held[held_count].device = memory, held[held_count].n = n, held[held_count++].weights = weights;
+    held[held_count].device = memory;
+    held[held_count].n = n;
+    held[held_count++].weights = weights;
     return memory;
 }
 
@@ -71,7 +65,10 @@ static inline int check_memory(void **state) {
     Error e;
     const float canary = 12345.0f;
     int broken = 0;
-    if (!B->sync(D, &e)) print_error("%s\n", e.text), broken = 1;
+    if (!B->sync(D, &e)) {
+        print_error("%s\n", e.text);
+        broken = 1;
+    }
     for (int i = 0; i < held_count; i++) {
         float end[CANARY];
         B->download(D, end, (char *)held[i].device + held[i].n * 4, sizeof end);
@@ -92,7 +89,7 @@ static inline float *noise(Random *r, size_t n, double amplitude) {
 
 /* ==== Comparison ==== */
 
-/* |got - want| <= slack * u * size, for each of n; size NULL: |want|. */
+/* Checks |got - want| <= slack * u * size for each of n values. size NULL: |want|. */
 static inline void check(const char *what, const float *got, const double *want, const double *size, double slack,
                          size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -106,7 +103,7 @@ static inline void sum_check(const char *what, const float *got, Sum s, double t
     check(what, got, s.value, s.size, terms + 8, n);
 }
 
-/* The nearest bfloat16: 8 bits of significand, ties to even. Written with frexp, not with bits. */
+/* Rounds to the nearest bfloat16 (8 bits of significand, ties to even), with frexp instead of bit operations. */
 static inline double bf16(double x) {
     int exponent;
     const double m = frexp(x, &exponent);
@@ -123,23 +120,6 @@ static inline Sum linear_reference(const float *x, const float *w, const float *
             if (b) sum_add(s, (size_t)(i * OC + o), b[o]);
         }
     return s;
-}
-
-/* ==== Fixtures ==== */
-
-static inline int open_device(void **state) {
-    (void)state;
-    Error e;
-    B = backend_cpu();
-    if (B->open(&D, DTYPE_FLOAT32, &e)) return 0;
-    print_error("%s\n", e.text);
-    return 1;
-}
-
-static inline int close_device(void **state) {
-    (void)state;
-    B->close(D);
-    return 0;
 }
 
 #define TEST(name) cmocka_unit_test_teardown(name, check_memory)

@@ -1,9 +1,11 @@
-/* dpo.h - what the tests of ./train_dpo share: small shards of a known preference, and a model to begin with.
+/* dpo.h - small shards with a known preference and an initial model, for the tests of ./train_dpo.
  *
- * Answers are of 2 to 5 letters out of four, after a letter and a colon; the rule: the more of the letter a the better.
+ * A prompt is a letter and a colon. An answer is 2 to 5 letters out of four; the more of them are the letter a, the
+ * better.
  *
- *   chat.shard, sft.bin           answers, and a model that learnt to give them; other.bin, a model trained a little more
- *   prefs.shard, held.shard       pairs              labels.shard, heldlabels.shard    answers that are good or bad
+ *   chat.shard, sft.bin               demonstrations, and a model fine-tuned on them; other.bin: trained a little more
+ *   prefs.shard, held.shard           training and held-out pairs
+ *   labels.shard, heldlabels.shard    training and held-out answers that are labelled good or bad
  */
 #ifndef TESTS_DPO_H
 #define TESTS_DPO_H
@@ -29,9 +31,10 @@ static int dpo_setup(void **state) {
     return 0;
 }
 
-/* ---- the truth, sequence by sequence --------------------------------------------------------------------------- */
+/* ---- reference values, one sequence at a time -------------------------------------------------------------------- */
 
-/* Sums over an answer's tokens: log p, log sum_v p_v^2; sum of log p over the prompt's tokens but its first. */
+/* Sums over an answer's tokens of log p and of log sum_v p_v^2, and the sum of log p over the prompt's tokens except
+ * the first. */
 typedef struct Truth {
     double logp, square, prompt, length, prompt_length;
 } Truth;
@@ -49,7 +52,8 @@ static inline Model load(const char *name) {
 static inline Truth truth_of(const Model *m, const int32_t *prompt, int n, const int32_t *answer, int k) {
     int32_t ids[64];
     Truth t = {.length = k, .prompt_length = n - 1};
-    memcpy(ids, prompt, (size_t)n * sizeof *ids), memcpy(ids + n, answer, (size_t)k * sizeof *ids);
+    memcpy(ids, prompt, (size_t)n * sizeof *ids);
+    memcpy(ids + n, answer, (size_t)k * sizeof *ids);
     float *logits = models_logits(m, ids, n + k);
     for (int i = 1; i < n + k; i++) {
         const float *z = logits + (i - 1) * MODELS_VOCAB;
@@ -57,7 +61,10 @@ static inline Truth truth_of(const Model *m, const int32_t *prompt, int n, const
         double squares = 0;
         for (int v = 0; v < MODELS_VOCAB; v++) squares += exp(-2 * models_nats(z, 1, v));
         if (i < n) t.prompt -= nats;
-        else t.logp -= nats, t.square += log(squares);
+        else {
+            t.logp -= nats;
+            t.square += log(squares);
+        }
     }
     free(logits);
     return t;

@@ -1,4 +1,4 @@
-/* files.h - what tests of files share: a directory that goes away, standard streams led elsewhere, one-line errors. */
+/* files.h - fixtures for tests of files: a temporary directory, redirected standard streams, checks of error lines. */
 #ifndef TESTS_FILES_H
 #define TESTS_FILES_H
 
@@ -35,7 +35,7 @@ static int files_teardown(void **state) {
     return nftw(files_directory, files_remove, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* The path of `name` in the test's directory; good for eight calls more. */
+/* Returns the path of `name` in the test's directory. The string is valid for eight more calls. */
 static inline const char *files_path(const char *name) {
     static char ring[8][512];
     static int turn;
@@ -51,7 +51,7 @@ static inline void files_put(const char *path, const void *data, size_t n) {
     close(fd);
 }
 
-/* The whole file by plain read(2), malloc'ed. */
+/* Reads the whole file by plain read(2). The result is malloc'ed. */
 static inline uint8_t *files_get(const char *path, size_t *n) {
     struct stat st;
     const int fd = open(path, O_RDONLY);
@@ -73,7 +73,15 @@ static inline void files_assert_content(const char *path, const void *data, size
     free(content);
 }
 
-/* Entries of the test's directory: a temporary file left behind would be one more. */
+/* The whole file as a string, malloc'ed. */
+static inline char *text_of(const char *path) {
+    size_t n;
+    char *text = (char *)files_get(path, &n);
+    text[n] = 0;
+    return text;
+}
+
+/* Counts the entries of the test's directory. A leftover temporary file would be one more. */
 static inline int files_count(void) {
     int count = 0;
     DIR *d = opendir(files_directory);
@@ -83,7 +91,7 @@ static inline int files_count(void) {
     return count;
 }
 
-/* One clear line, with `part` in it. */
+/* Checks that the text is one clear line that contains `part`. */
 static inline void files_assert_error(const Error *e, const char *part) {
     assert_true(strlen(e->text) > 10);
     assert_null(strchr(e->text, '\n'));
@@ -102,7 +110,7 @@ static inline void files_restore(int stream) {
     files_child = 0;
 }
 
-/* Standard input becomes a pipe that another process feeds, `piece` bytes at a time. */
+/* Replaces standard input by a pipe that another process fills `piece` bytes at a time. */
 static inline void files_feed_stdin(const void *data, size_t n, size_t piece) {
     int ends[2];
     assert_int_equal(pipe(ends), 0);
@@ -119,7 +127,7 @@ static inline void files_feed_stdin(const void *data, size_t n, size_t piece) {
     close(ends[0]);
 }
 
-/* Standard output becomes a pipe, which another process reads into `path`. */
+/* Replaces standard output by a pipe that another process copies into `path`. */
 static inline void files_catch_stdout(const char *path) {
     int ends[2];
     assert_int_equal(pipe(ends), 0);
@@ -139,7 +147,7 @@ static inline void files_catch_stdout(const char *path) {
     close(ends[1]);
 }
 
-/* Standard output becomes a pipe that nobody reads. */
+/* Replaces standard output by a pipe without a reader. */
 static inline void files_break_stdout(void) {
     int ends[2];
     assert_int_equal(pipe(ends), 0);
@@ -150,7 +158,7 @@ static inline void files_break_stdout(void) {
     close(ends[1]);
 }
 
-/* One zstd frame with a checksum, made by libzstd's one-call interface; malloc'ed. */
+/* Compresses to one zstd frame with a checksum, by libzstd's one-call interface. The result is malloc'ed. */
 static inline uint8_t *files_zstd(const void *data, size_t n, size_t *packed) {
     const size_t bound = ZSTD_compressBound(n);
     uint8_t *out = malloc(bound);
@@ -162,7 +170,7 @@ static inline uint8_t *files_zstd(const void *data, size_t n, size_t *packed) {
     return out;
 }
 
-/* Bytes without a pattern, by a linear congruential generator. */
+/* Bytes without a pattern, from a linear congruential generator. */
 static inline uint8_t *files_noise(size_t n) {
     uint8_t *data = malloc(n + 1);
     uint32_t x = 12345;

@@ -1,4 +1,4 @@
-/* fuzz_checkpoint.c - libFuzzer: any bytes as a checkpoint, as they are and again with a checksum that is right.
+/* fuzz_checkpoint.c - libFuzzer target: arbitrary bytes as a checkpoint, unchanged and with a corrected checksum.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/checkpoint/
@@ -9,7 +9,7 @@ static void require(bool holds) {
     if (!holds) abort();
 }
 
-/* Reads all that the file has, sections by turns whole, in part, and not at all. */
+/* Reads everything in the file. Sections are in turn read whole, read in part and skipped. */
 static void read_file(const uint8_t *data, size_t n) {
     CheckpointReader c;
     Error e = {""};

@@ -1,10 +1,12 @@
-/* fuzz_jsonl.c - libFuzzer: any bytes as JSONL, whose lines become records of every kind, and as a chat template.
+/* fuzz_jsonl.c - libFuzzer target: arbitrary bytes as JSONL lines, made into records of every kind, and as a chat
+ * template.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_jsonl.c \
  *         -lzstd -lpcre2-8 -ljansson -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/jsonl/
  *
- * The first byte chooses kind, limits and how the lines are cut; for 255 the rest is a template.
+ * The first byte selects the kind of record, the limits and how lines are truncated; if it is 255, the rest is a
+ * template.
  */
 #include "../data/rows.h"
 #include <sys/mman.h>

@@ -1,5 +1,7 @@
-/* Arbitrary bytes as the files that a resumed run reads back, and then as a report. A line that begins with 's' is taken as
- * one of samples, any other as one of metrics. */
+/* fuzz_metrics.c - libFuzzer target: arbitrary bytes as the files that a resumed run reads back, then written as a
+ * report.
+ *
+ * A line that begins with 's' is read as a line of samples, any other as a line of metrics. */
 #include "../llmc/report/metrics.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -1,4 +1,4 @@
-/* fuzz_shard.c - libFuzzer: any bytes as a record shard, as they are and again with a checksum that is right, and as a
+/* fuzz_shard.c - libFuzzer target: arbitrary bytes as a record shard, unchanged and with a corrected checksum, and as a
  * token shard.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_shard.c -lzstd -lm
@@ -13,7 +13,7 @@ static void require(bool holds) {
 
 static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
 
-/* A shard that opens must give all its records, each within its bounds; and written again it must be the same. */
+/* A shard that opens must return all its records, each within its bounds, and must be the same when written again. */
 static void read_records(const uint8_t *data, size_t n) {
     Reader in;
     Shard s;

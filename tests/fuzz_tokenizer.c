@@ -1,11 +1,11 @@
-/* fuzz_tokenizer.c - libFuzzer: any bytes as a tokenizer's blob, as a tokenizer.json, as vocab.json and merges.txt, as
- * a pattern, and as text to encode. Whatever opens must give back the text that it encoded.
+/* fuzz_tokenizer.c - libFuzzer target: arbitrary bytes as a tokenizer blob, as tokenizer.json, as vocab.json with
+ * merges.txt, as a pattern and as text to encode. A tokenizer that opens must decode to the text that it encoded.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_tokenizer.c \
  *         -lzstd -lpcre2-8 -ljansson -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/tokenizer/
  *
- * The first byte says what the others are.
+ * The first byte selects what the other bytes are.
  */
 #include "../llmc/text/tokenizer.h"
 #include "../llmc/text/tokenizer_files.h"
@@ -17,7 +17,7 @@ static void require(bool holds) {
 
 static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
 
-/* Encodes and decodes; a pattern from a file may run into its limit, nothing else may fail. */
+/* Encodes and decodes the text. A pattern from a file may exceed its match limit; nothing else may fail. */
 static void round_trip(const Tokenizer *t, const char *text, size_t n) {
     Error e = {""};
     TokenList ids = {0};
@@ -40,7 +40,7 @@ static void round_trip(const Tokenizer *t, const char *text, size_t n) {
     text_free(&back);
 }
 
-/* What opened must encode, and survive its own blob. */
+/* A tokenizer that opened must encode, and must be the same after a round trip through its blob. */
 static void use(Tokenizer *t) {
     static const char text[] = "Hello there,\n\n  it's 123 a\0b \xC3\xA9 \xFF\xF0\x9F <|endoftext|> aaaa";
     Error e = {""};
@@ -59,7 +59,7 @@ static void use(Tokenizer *t) {
     free(again);
 }
 
-/* A file that holds the bytes; its path, to be freed. */
+/* Writes the bytes to a file and returns its path, to be freed. */
 static char *file_of(const uint8_t *data, size_t n, int *fd) {
     char path[64];
     *fd = memfd_create("fuzz", 0);
@@ -96,7 +96,7 @@ static void open_files(const uint8_t *data, size_t n, bool pair) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
-    static Tokenizer small; /* 600 tokens, or bytes where the file is not at hand */
+    static Tokenizer small; /* 600 tokens, or the byte tokenizer if the file is missing */
     static bool ready;
     Error e = {""};
     if (!ready) {

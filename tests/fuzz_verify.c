@@ -1,8 +1,9 @@
-/* fuzz_verify.c - the verifiers, the final answers, the reward specification and a program's answer lines on any bytes.
+/* fuzz_verify.c - libFuzzer target: verifiers, final answers, reward specifications and a reward program's output
+ * lines.
  *
- * The input's first byte chooses the task, the second a bit of style; the rest is completion, answer and fields, divided
- * by NULs, and the completion is also read as a specification. What must hold: a score is 1, 0 or NaN; both verdicts
- * on one input are the same; a final answer that was found is found again in the same text.
+ * The input's first byte selects the task, the second an option of its style. The rest is the completion, the answer
+ * and the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is 1, 0
+ * or NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
  */
 #include "../llmc/reward/rewards.h"
 
@@ -29,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     char first[4096], second[4096];
     const bool found = rewards_answer(&in, first, sizeof first);
     if (found != rewards_answer(&in, second, sizeof second) || (found && strcmp(first, second))) abort();
-    /* a number that is the right one is its own canonical form */
+    /* a number that is correct is its own canonical form */
     if (found && score == 1 && data[0] % 9 == 8 && !strstr(record, "style")) {
         const RewardInput plain = {.completion = first, .task = "numeric", .answer = answer};
         if (rewards_verify(&plain, &again) && again != 1) abort();

@@ -1,10 +1,10 @@
-/* golden.h - reads the text files of golden values under tests/golden, which the generators in dev/ write:
+/* golden.h - reader of the golden values under tests/golden, which the generators in dev/golden write as text:
  *
  *     case KIND FAMILY NAME
  *     key count v1 v2 ...
  *     end
  *
- * `#` begins a comment line. Numbers are as strtod() reads them.
+ * A line that begins with `#` is a comment. Numbers have the format of strtod().
  *
  *     FILE *f = golden_open("losses.txt");
  *     Golden g;
@@ -27,7 +27,7 @@ typedef struct Golden {
     } field[GOLDEN_FIELDS];
 } Golden;
 
-/* Tests run in the project's root. */
+/* Opens a file under tests/golden. Tests run in the project's root. */
 static inline FILE *golden_open(const char *name) {
     char path[256];
     snprintf(path, sizeof path, "tests/golden/%s", name);
@@ -52,7 +52,8 @@ static inline bool golden_next(FILE *f, Golden *g) {
         double *v = (double *)xcalloc((size_t)n, sizeof *v);
         for (int i = 0; i < n; i++)
             if (fscanf(f, "%lf", &v[i]) != 1) die("golden file: %s: bad number", g->name);
-        g->field[g->fields].count = n, g->field[g->fields].values = v;
+        g->field[g->fields].count = n;
+        g->field[g->fields].values = v;
     }
     if (!fgets(line, sizeof line, f)) die("golden file: %s: no newline", g->name);
     return true;
@@ -64,7 +65,7 @@ static inline int golden_find(const Golden *g, const char *key) {
     return -1;
 }
 
-/* The values under `key`, or NULL; their number. */
+/* Returns the values under `key` and their number, or NULL. */
 static inline const double *golden(const Golden *g, const char *key) {
     const int i = golden_find(g, key);
     return i < 0 ? NULL : g->field[i].values;
@@ -74,7 +75,7 @@ static inline int golden_count(const Golden *g, const char *key) {
     return i < 0 ? 0 : g->field[i].count;
 }
 
-/* The values as floats, malloc'ed, or NULL. */
+/* Returns the values as floats, malloc'ed, or NULL. */
 static inline float *golden_floats(const Golden *g, const char *key) {
     const int i = golden_find(g, key);
     if (i < 0) return NULL;
@@ -87,7 +88,11 @@ static inline void golden_free(Golden *g) {
     for (int i = 0; i < g->fields; i++) free(g->field[i].values);
 }
 
-/* |a - b| <= tolerance * max(|a|, |b|, scale); both NaN also agree */
+/* Checks |a - b| <= tolerance * max(|a|, |b|, scale). Two NaNs also agree.
+ *
+ * The losses compute in double from float inputs and return float gradients. A gradient is therefore off by 2^-25 =
+ * 3e-8 of its size, and golden values have 9 digits: a tolerance of 1e-6 covers both. Equalities of two results in
+ * double are off by some hundred roundings of 1e-16 at most, hence 1e-12. */
 static inline void check_near(double a, double b, double scale, double tolerance, const char *what) {
     if (isnan(a) && isnan(b)) return;
     if (fabs(a - b) <= tolerance * fmax(fmax(fabs(a), fabs(b)), scale)) return;

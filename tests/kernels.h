@@ -1,9 +1,10 @@
-/* kernels.h - what tests of CUDA kernels share: a device, memory on it in either storage type, comparison.
+/* kernels.h - fixtures for tests of CUDA kernels: a device, memory in either storage type, comparison.
  *
- * A test is one C++ file. On any machine it is compiled by g++ with tests/cuda_host and runs on the processor, over
- * several seeds: each has its own order of threads and blocks and its own garbage in fresh memory. nvcc compiles the same
- * file for a GPU. References are loops over double that are written from the formula, with operands that are exact in the
- * storage type, and carry the size of what they sum (the sum of the absolute values), of which a tolerance is a part. */
+ * A test is one C++ file. On any machine g++ compiles it with tests/cuda_host, and it runs on the processor with
+ * several seeds, each of which gives another order of threads and blocks and other garbage in new memory. nvcc compiles
+ * the same file for a GPU. References are loops over double, written from the formula. Their operands are exact in the
+ * storage type. They record the sum of the absolute values of their terms, and a tolerance is a fraction of that
+ * sum. */
 #ifndef TESTS_KERNELS_H
 #define TESTS_KERNELS_H
 
@@ -38,7 +39,9 @@ static inline int kernels_open(void **) {
     cudaDeviceProp p;
     D = new Device();
     must(cudaGetDeviceProperties(&p, 0));
-    D->processors = p.multiProcessorCount, D->major = p.major, D->minor = p.minor;
+    D->processors = p.multiProcessorCount;
+    D->major = p.major;
+    D->minor = p.minor;
     D->shared_limit = p.sharedMemPerBlockOptin;
     D->lt_workspace_bytes = LT_WORKSPACE_BYTES;
     must(cudaStreamCreate(&D->stream));
@@ -53,7 +56,7 @@ static inline void device_wait() {
     if (D->failed) fail_msg("%s", D->error.text);
 }
 
-/* After each test: no error is left, and memory is given back. */
+/* After each test: checks that there is no error and that all memory was freed. */
 static inline int kernels_clear(void **) {
     device_wait();
     cuda_scratch_begin(D);
@@ -80,7 +83,7 @@ static inline bf16 to_storage(float x, bf16) { return __float2bfloat16(x); }
 static inline float from_storage(float x) { return x; }
 static inline float from_storage(bf16 x) { return __bfloat162float(x); }
 
-/* x as it is after a trip through the storage type. */
+/* x after a conversion to the storage type and back. */
 template <typename T> static inline void round_to(Numbers &x) {
     for (float &v : x) v = from_storage(to_storage(v, T()));
 }
@@ -92,7 +95,7 @@ template <typename X> static inline X *memory_of(size_t n) {
     return (X *)p;
 }
 
-/* x on the device, as T. */
+/* Copies x to the device as T. */
 template <typename T> static inline T *device_numbers(const Numbers &x) {
     std::vector<T> copy(x.size());
     for (size_t i = 0; i < x.size(); i++) copy[i] = to_storage(x[i], T());
@@ -102,7 +105,7 @@ template <typename T> static inline T *device_numbers(const Numbers &x) {
     return p;
 }
 
-/* n elements of NaN: what is not written shows. */
+/* Allocates n elements of NaN, so that elements which are not written show. */
 template <typename T> static inline T *device_garbage(size_t n) { return device_numbers<T>(Numbers(n, NAN)); }
 
 static inline int32_t *device_indices(const Indices &x) {
@@ -138,7 +141,7 @@ static inline Numbers normals(Random *r, size_t n, double amplitude) {
 
 /* ---- comparison ------------------------------------------------------------------------------------------------ */
 
-/* |got - want| <= tolerance * size */
+/* Checks |got - want| <= tolerance * size. */
 static inline void compare(const char *what, const Numbers &got, const Doubles &want, const Doubles &size,
                            double tolerance) {
     assert_int_equal(got.size(), want.size());
@@ -155,12 +158,12 @@ static inline bool same_bits(const Numbers &a, const Numbers &b) {
 
 #define KERNEL_TEST(name) cmocka_unit_test_teardown(name, kernels_clear)
 
-/* On the processor once for each of `seeds` seeds (under sanitizers for the last one alone), on a GPU once. */
+/* On the processor: once per seed (under sanitizers only with the last one). On a GPU: once. */
 template <size_t N> static inline int kernels_run(const struct CMUnitTest (&tests)[N], int seeds) {
     int failed = 0;
 #ifdef CUDA_HOST
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    const int first = seeds - 1; /* slow: what they find does not hang on the order */
+    const int first = seeds - 1; /* slow, and what they find does not depend on the order */
 #else
     const int first = 0;
 #endif

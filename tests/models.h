@@ -1,13 +1,13 @@
-/* models.h - what the tests of ./generate and ./evaluate share: tiny models made on the spot, and programs run by a shell.
+/* models.h - tiny models and readers of JSON output, for the tests of the programs.
  *
- *   random     GPT-2's initial weights times 8, and only printable tokens have an embedding: greedy text is ASCII
- *   scripted   the layers are silent and the position alone decides: after position p comes script[p] with a
- *              probability of almost 1, or one of two scripts, each in about half of the samples
+ *   random     GPT-2's initial weights times 8; only printable tokens have an embedding, so greedy text is ASCII
+ *   scripted   the layers contribute nothing, so the position alone decides: position p is followed by script[p] with a
+ *              probability of almost 1, or by one of two scripts, each in about half of the samples
  */
 #ifndef TESTS_MODELS_H
 #define TESTS_MODELS_H
 
-#include "files.h"
+#include "shell.h"
 #include "../llmc/cpu/cpu.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/transformer.h"
@@ -20,7 +20,6 @@ enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 
 static Device *models_device;
 static Tokenizer models_bytes;
-static char *said, *out; /* standard error and output of the last run */
 
 static int models_setup(void **state) {
     Error e;
@@ -65,7 +64,8 @@ static inline Model models_random(int context) {
     return m;
 }
 
-/* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], those beyond n by the end of text. */
+/* a, b: n tokens each; b NULL: a alone. Position p is followed by a[p] or b[p], positions from n on by the end of
+ * text. */
 static inline Model models_scripted(int context, const int32_t *a, const int32_t *b, int n) {
     Model m = models_new(1, 128, context);
     float *w = (float *)xcalloc(m.parameters, sizeof *w), *wte = w + m.tensor[TENSOR_wte].offset,
@@ -91,7 +91,7 @@ static inline Model models_scripted(int context, const int32_t *a, const int32_t
     return m;
 }
 
-/* With the tokenizer of bytes, unless bare, and a chat template or none. */
+/* Saves the model with the byte tokenizer unless bare, and with a chat template if one is given. */
 static inline void models_save(const Model *m, const char *name, bool bare, const char *template) {
     Error e;
     ModelFile f = {.lineage = json_array()};
@@ -101,7 +101,7 @@ static inline void models_save(const Model *m, const char *name, bool bare, cons
     model_file_free(&f);
 }
 
-/* Logits of all n positions by one forward pass without a cache: (n, V). */
+/* Logits (n, V) of all n positions, from one forward pass without a cache. */
 static inline float *models_logits(const Model *m, const int32_t *ids, int n) {
     Error e;
     Workspace w;
@@ -122,7 +122,7 @@ static inline int models_argmax(const float *z) {
     return best;
 }
 
-/* -ln softmax(z / temperature)[target] in double. */
+/* -ln softmax(z / temperature)[target], in double. */
 static inline double models_nats(const float *z, double temperature, int target) {
     double sum = 0;
     for (int v = 0; v < MODELS_VOCAB; v++) sum += exp((z[v] - z[target]) / temperature);
@@ -163,48 +163,15 @@ static inline void models_commit(ShardWriter *w) {
     if (!shard_commit(w, &e)) fail_msg("%s", e.text);
 }
 
-/* ---- programs -------------------------------------------------------------------------------------------------- */
+/* ---- programs (shell.h runs them) ------------------------------------------------------------------------------ */
 
-static inline void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
-
-static inline char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
-
-/* Runs a shell command, in which $T is the test's directory, and expects its exit status. */
-static inline void run(int status, const char *command) {
-    char line[2000];
-    snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
-    const int got = system(line);
-    free(said), free(out);
-    said = text_of(files_path(".err"));
-    out = text_of(files_path(".out"));
-    if (!WIFEXITED(got) || WEXITSTATUS(got) != status)
-        fail_msg("%s: status %d, expected %d: %s", command, WEXITSTATUS(got), status, said);
-}
-
-static inline void assert_holds(const char *text, const char *part) {
-    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
-}
-
-/* A run that fails with one line that holds `part`, says nothing on standard output, and leaves $T/kept as it was. */
+/* Runs a command that must fail with one line that contains `part`, print nothing on standard output and leave $T/kept
+ * unchanged. */
 static inline void refused(int status, const char *command, const char *part) {
-    put("kept", "earlier");
-    const int before = files_count();
-    run(status, command);
-    assert_holds(said, part);
-    const char *newline = strchr(said, '\n');
-    if (!newline || newline[1]) fail_msg("%s: not one line: %s", command, said);
-    assert_string_equal(out, "");
-    files_assert_content(files_path("kept"), "earlier", 7);
-    assert_int_equal(files_count(), before);
-    unlink(files_path("kept"));
+    refused_output("kept", status, command, part);
 }
 
-/* The n-th line of JSON in a text, from 0; to be freed. */
+/* Parses line n (from 0) of a text of JSON lines. The result must be freed. */
 static inline json_t *json_line_of(const char *text, int n) {
     json_error_t bad;
     while (n-- > 0) {

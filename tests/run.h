@@ -1,9 +1,11 @@
-/* run.h - programs that a test signals while they run, and the lines that they write; beside models.h, whose run() waits.
+/* run.h - programs that a test signals while they run, and the metrics that they write.
  *
- *     pid_t p = run_start("./train_sft ...");                 // in $T: .out and .err are its standard streams
- *     run_until(p, files_path("metrics.jsonl"), 3);           // three lines are there
+ * models.h has run(), which waits for the program.
+ *
+ *     pid_t p = run_start("./train_sft ...");                 // its standard streams are $T/.out and $T/.err
+ *     run_until(p, files_path("metrics.jsonl"), 3);           // waits for three lines
  *     kill(p, SIGTERM);
- *     assert_int_equal(run_wait(p, 10), 0);                   // status, or 128 + the signal that ended it
+ *     assert_int_equal(run_wait(p, 10), 0);                   // exit status, or 128 + the signal that ended it
  */
 #ifndef TESTS_RUN_H
 #define TESTS_RUN_H
@@ -25,7 +27,7 @@ static inline pid_t run_start(const char *command) {
     return pid;
 }
 
-/* Ends the test, and the program, after so many seconds. */
+/* Waits for the program and returns its status. After this many seconds it kills the program and fails the test. */
 static inline int run_wait(pid_t pid, double seconds) {
     const time_t end = time(NULL) + (time_t)seconds + 1;
     int status;
@@ -38,11 +40,12 @@ static inline int run_wait(pid_t pid, double seconds) {
         run_nap();
     }
     free(said), free(out);
-    said = text_of(files_path(".err")), out = text_of(files_path(".out"));
+    said = text_of(files_path(".err"));
+    out = text_of(files_path(".out"));
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* Waits until a file has n lines, at most two minutes. */
+/* Waits until a file has n lines, for two minutes at most. */
 static inline void run_until(const char *path, int n) {
     const time_t end = time(NULL) + 121;
     for (int lines = -1; lines < n; run_nap()) {
@@ -54,7 +57,7 @@ static inline void run_until(const char *path, int n) {
     }
 }
 
-/* Runs a formatted shell command, in which $T is the test's directory; status 0 is expected. */
+/* Runs a formatted shell command, in which $T is the test's directory, and expects exit status 0. */
 PRINTF_LIKE(1, 2) static inline void sh(const char *format, ...) {
     char command[1800];
     va_list args;
@@ -103,7 +106,7 @@ static inline void assert_same_file(const char *a, const char *b) {
     free(data);
 }
 
-/* All weights of a model's file in memory; to be freed. */
+/* Reads all weights of a model file into memory, to be freed. */
 static inline float *weights_of(const char *name, size_t *n) {
     Error e;
     Model m;
@@ -117,7 +120,7 @@ static inline float *weights_of(const char *name, size_t *n) {
     return w;
 }
 
-/* Largest difference of two models' weights. */
+/* The largest difference between two models' weights. */
 static inline double weights_gap(const char *a, const char *b) {
     size_t n, k;
     float *x = weights_of(a, &n), *y = weights_of(b, &k);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# run.sh TEST... - runs test programs from the project's root, shows the output of those that fail, and counts.
+# run.sh TEST... - runs test programs from the project's root, shows the output of those that fail, and counts tests.
 passed=0 failed=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -1,12 +1,13 @@
-/* Every operation of the table in backend.h against loops in float64 written from the formula; head and sample have
- * test_head.c, attention has test_attention.c as well.
+/* test_backend.c - every operation of the table in backend.h against loops in float64 written from the formula.
  *
- * Operations that hold no matrix product are checked to give the same bits with any number of threads. Those that do
- * (linear_*, head, logits, sample) leave the order of sums to the library: they are checked to agree within tolerance. */
+ * The head and sampling are tested in test_head.c; attention is tested here and in test_attention.c. Operations without
+ * a matrix product must give the same bits with any number of threads. Those with one (linear_*, head, logits, sample)
+ * leave the order of sums to the library and must agree within the tolerance. */
 #include "device.h"
 #include "../llmc/cpu/gemm.h"
 
-/* A new operation changes the size: write its test, then this number. The table is a name, two sizes, 41 operations. */
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 41
+ * operations. */
 _Static_assert(sizeof(Backend) == (3 + 41) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
@@ -19,7 +20,7 @@ static void test_table(void **state) {
         missing += !entries[i];
         assert_true(missing <= 3);
     }
-    /* what only a device with memory and a queue of its own has */
+    /* the members that only a device with its own memory and queue has */
     assert_true(!B->nominal_peak && !B->memory_peak && !B->stream);
     assert_string_equal(B->name, "cpu");
     assert_true(B->weight_size == 4 && B->act_size == 4);
@@ -28,7 +29,7 @@ static void test_table(void **state) {
     assert_true(floats_at((Floats *)64, 3) == (Floats *)76 && ints_at((Ints *)64, 3) == (Ints *)76);
 }
 
-/* Weights that something else wrote: products take the new ones once they are told. */
+/* The weights were changed by other code: after weights_changed() products use the new ones. */
 static void test_weights_changed(void **state) {
     (void)state;
     enum { N = 8, C = 64 };
@@ -50,7 +51,7 @@ static void test_memory(void **state) {
     (void)state;
     Error e;
     Random r = random_start(1, 0);
-    enum { N = 3000001 }; /* several parts of zero() and one byte more */
+    enum { N = 3000001 }; /* several blocks of zero() and one byte more */
     float *x = noise(&r, N, 1);
     Weights *w = weights(x, N);
     float *back = FLOATS(N);
@@ -73,7 +74,7 @@ static void test_memory(void **state) {
     assert_true(B->sync(D, &e));
 }
 
-/* A failure is sticky and comes out of sync(). */
+/* A failure is sticky and is reported by sync(). */
 static void test_failure(void **state) {
     (void)state;
     Error e = {""};
@@ -96,7 +97,7 @@ static void test_peak(void **state) {
     assert_true(B->scratch_bytes(D) == before);
 }
 
-/* What packed weights and scratch take is counted, predicted, and given back with the weights. */
+/* The memory of packed weights and scratch is counted, is predicted, and is freed with the weights. */
 static void test_scratch(void **state) {
     (void)state;
     Error e;
@@ -107,7 +108,8 @@ static void test_scratch(void **state) {
         if (!B->open(&d, (Dtype)dtype, &e)) continue;
         assert_int_equal(B->scratch_bytes(d), 0);
         Weights *wte = B->alloc(d, VP * C * 4, "wte", &e), *w = B->alloc(d, C * C * 4, "w", &e);
-        B->weights_upload(d, wte, noise(&r, VP * C, 1), VP * C), B->weights_upload(d, w, noise(&r, C * C, 1), C * C);
+        B->weights_upload(d, wte, noise(&r, VP * C, 1), VP * C);
+        B->weights_upload(d, w, noise(&r, C * C, 1), C * C);
         Acts *x = acts(noise(&r, N * C, 1), N, C), *y = acts(NULL, N, C);
         Floats *logp = floats(NULL, N), *dlogp = floats(noise(&r, N, 1), N);
         Floats *dwte = floats(FLOATS(VP * C), VP * C), *dw = floats(FLOATS(C * C), C * C);
@@ -174,7 +176,8 @@ static void test_embed(void **state) {
     }
 }
 
-/* x += scale u, u uniform in (-1, 1): range, moments, one draw an element, nothing but (seed, stream, place) in it. */
+/* x += scale u, u uniform in (-1, 1): range, moments, one draw per element, which depends only on (seed, stream,
+ * position). */
 static void test_noise(void **state) {
     (void)state;
     enum { N = 300, C = 77 };
@@ -196,7 +199,9 @@ static void test_noise(void **state) {
                 assert_true(fabs(u) <= 1);
                 assert_true(fabs(u - (2 * (double)random_uniform(42, RANDOM_NOISE + 7, (uint64_t)(i * C + c)) - 1)) <
                             1e-6);
-                sum += u, squares += u * u, n++;
+                sum += u;
+                squares += u * u;
+                n++;
                 if (c) product += u * (got[i * C + c - 1] / scale[i]);
             }
         }
@@ -207,9 +212,9 @@ static void test_noise(void **state) {
     assert_memory_equal(fetch(few, 10 * C), got, 10 * C * sizeof *got);
     B->noise_add(D, other, s, N, C, 42, RANDOM_NOISE + 8);
     assert_memory_not_equal(fetch(other, N * C), got, N * C * sizeof *got);
-    const float *start = noise(&r, C, 1); /* it adds */
+    const float *start = noise(&r, C, 1); /* the operation adds to x */
     Acts *one = acts(start, 1, C);
-    B->noise_add(D, one, s, 1, C, 1, 1); /* at scale 0 */
+    B->noise_add(D, one, s, 1, C, 1, 1); /* scale 0 changes nothing */
     assert_memory_equal(fetch(one, C), start, C * sizeof *start);
 }
 
@@ -227,7 +232,7 @@ static void test_rows(void **state) {
     float *want = FLOATS(N * C);
     memcpy(want, x, N * C * sizeof *x);
     for (int i = 0; i < R; i++)
-        for (int c = 0; c < C; c++) want[row[i] * C + c] += in[i * C + c]; /* in the order of r: the same bits */
+        for (int c = 0; c < C; c++) want[row[i] * C + c] += in[i * C + c]; /* added in the order of r: the same bits */
     B->scatter_rows(D, dx, acts(in, R, C), drow, R, C);
     assert_memory_equal(fetch(dx, N * C), want, N * C * sizeof *x);
     B->gather_rows(D, out, dx, drow, 0, C);
@@ -238,14 +243,17 @@ static void test_rows(void **state) {
 /* ==== Layernorm ==== */
 
 typedef struct Norm {
-    double *mean, *rstd, *n, *amplify; /* amplify: by what an element's rounding counts in n */
+    double *mean, *rstd, *n, *amplify; /* amplify: how much the rounding of an element counts in n */
 } Norm;
 
 static Norm norm_reference(const float *x, int N, int C) {
     Norm r = {DOUBLES((size_t)N), DOUBLES((size_t)N), DOUBLES((size_t)(N * C)), DOUBLES((size_t)N)};
     for (int i = 0; i < N; i++) {
         double sum = 0, variance = 0, size = 0;
-        for (int c = 0; c < C; c++) sum += x[i * C + c], size += fabs(x[i * C + c]) / C;
+        for (int c = 0; c < C; c++) {
+            sum += x[i * C + c];
+            size += fabs(x[i * C + c]) / C;
+        }
         r.mean[i] = sum / C;
         for (int c = 0; c < C; c++) variance += pow(x[i * C + c] - r.mean[i], 2) / C;
         r.rstd[i] = 1 / sqrt(variance + 1e-5);
@@ -280,10 +288,13 @@ static void test_layernorm_forward(void **state) {
     (void)state;
     Random r = random_start(5, 0);
     for (int s = 0; s < NORM_SHAPES; s++)
-        for (int kind = 0; kind < 3; kind++) { /* usual; far from 0; of no spread, where eps decides */
+        for (int kind = 0; kind < 3; kind++) { /* typical values; far from 0; almost equal ones, where eps matters */
             const int N = norm_shape[s][0], C = norm_shape[s][1];
             float *x = noise(&r, (size_t)(N * C), kind == 2 ? 1e-5 : 1), *delta = noise(&r, (size_t)(N * C), 1);
-            for (int i = 0; i < N * C; i++) x[i] += kind == 1 ? 50.0f : 0, delta[i] *= kind == 2 ? 1e-5f : 1;
+            for (int i = 0; i < N * C; i++) {
+                x[i] += kind == 1 ? 50.0f : 0;
+                delta[i] *= kind == 2 ? 1e-5f : 1;
+            }
             const float *w = noise(&r, (size_t)C, 1), *b = noise(&r, (size_t)C, 1);
             Weights *dw = weights(w, (size_t)C), *db = weights(b, (size_t)C);
             Acts *dx = acts(x, N, C), *dd = acts(delta, N, C), *out = acts(NULL, N, C), *sum = acts(NULL, N, C);
@@ -325,7 +336,9 @@ static void test_layernorm_backward(void **state) {
                 double g_mean = 0, gn_mean = 0, g_size = 0;
                 for (int c = 0; c < C; c++) {
                     const double g = (double)dout[i * C + c] * w[c];
-                    g_mean += g / C, gn_mean += g * ref.n[i * C + c] / C, g_size += fabs(g) / C;
+                    g_mean += g / C;
+                    gn_mean += g * ref.n[i * C + c] / C;
+                    g_size += fabs(g) / C;
                     sum_add(sw, (size_t)c, dout[i * C + c] * ref.n[i * C + c]);
                     sw.size[c] += fabs(dout[i * C + c]) * ref.amplify[i];
                     sum_add(sb, (size_t)c, dout[i * C + c]);
@@ -356,14 +369,14 @@ static const int linear_shape[][3] = {/* N, IC, OC */ {1, 24, 72},
                                       {2, 100, 1}};
 enum { LINEAR_SHAPES = sizeof linear_shape / sizeof *linear_shape };
 
-/* gelu(x) = x/2 (1 + tanh u), with (1 + tanh u) / 2 = 1 / (1 + e^-2u), which does not cancel */
+/* gelu(x) = x/2 (1 + tanh u), with (1 + tanh u) / 2 = 1 / (1 + e^-2u), which has no cancellation */
 static double gelu_u(double x) { return sqrt(2 / M_PI) * (x + 0.044715 * x * x * x); }
 static double gelu(double x) { return x / (1 + exp(-2 * gelu_u(x))); }
 static double gelu_slope(double x) {
     const double s = 1 / (1 + exp(-2 * gelu_u(x))), t = 1 / (1 + exp(2 * gelu_u(x)));
     return s + 2 * x * s * t * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
 }
-/* The relative error of e^y is that of y, times y. */
+/* The relative error of e^y is the relative error of y times |y|. */
 static double gelu_size(double x) { return fabs(gelu(x)) * (1 + 2 * fabs(gelu_u(x))); }
 
 static void check_linear(Device *d, double (*round)(double)) {
@@ -386,7 +399,10 @@ static void check_linear(Device *d, double (*round)(double)) {
         const float *pre = fetch(y, out);
         sum_check("linear + gelu, before it", pre, ref, IC, out);
         double *want = DOUBLES(out), *want_size = DOUBLES(out);
-        for (size_t i = 0; i < out; i++) want[i] = gelu(pre[i]), want_size[i] = gelu_size(pre[i]);
+        for (size_t i = 0; i < out; i++) {
+            want[i] = gelu(pre[i]);
+            want_size[i] = gelu_size(pre[i]);
+        }
         check("linear + gelu", fetch(g, out), want, want_size, 8, out);
         Floats *dw = floats(w0, size), *db = floats(b0, (size_t)OC);
         Sum sx = sums(in, NULL), sw = sums(size, w0), sb = sums((size_t)OC, b0);
@@ -394,7 +410,7 @@ static void check_linear(Device *d, double (*round)(double)) {
             for (int o = 0; o < OC; o++)
                 for (int k = 0; k < IC; k++)
                     sum_add(sx, (size_t)(i * IC + k), round(dout[i * OC + o]) * round(w[o * IC + k]));
-        for (int pass = 0; pass < 3; pass++) { /* once, again, and without what may be left out */
+        for (int pass = 0; pass < 3; pass++) { /* first, repeated, and without the optional results */
             B->linear_backward(d, pass < 2 ? dx : NULL, dw, pass < 2 ? db : NULL, dev_dout, dev_x, dev_w, N, IC, OC);
             for (int i = 0; i < N; i++)
                 for (int o = 0; o < OC; o++) {
@@ -406,7 +422,7 @@ static void check_linear(Device *d, double (*round)(double)) {
             sum_check("dw", fetch(dw, size), sw, 3 * N, size);
             sum_check("db", fetch(db, (size_t)OC), sb, 2 * N, (size_t)OC);
         }
-        B->weights_upload(d, dev_w, w0, size); /* the packed copies must follow, forward and backward */
+        B->weights_upload(d, dev_w, w0, size); /* the packed copies must be updated, for forward and backward */
         B->linear_forward(d, y, dev_x, dev_w, dev_b, N, IC, OC);
         sum_check("new weights", fetch(y, out), linear_reference(x, w0, b, N, IC, OC, round), IC, out);
         B->linear_backward(d, dx, dw, NULL, dev_dout, dev_x, dev_w, N, IC, OC);
@@ -421,7 +437,7 @@ static void check_linear(Device *d, double (*round)(double)) {
 
 static void test_linear(void **state) {
     (void)state;
-    Device *d; /* its own: check_linear() leaves packed weights behind */
+    Device *d; /* a device of its own, because check_linear() leaves packed weights */
     Error e;
     assert_true(B->open(&d, DTYPE_FLOAT32, &e));
     check_linear(d, same);
@@ -443,7 +459,7 @@ static void test_linear_bf16(void **state) {
     B->close(d);
 }
 
-/* bfloat16 operands: rounding to nearest even, NaN, infinity, numbers too small to be normal. */
+/* bfloat16 operands: rounding to nearest even, NaN, infinity, subnormal numbers. */
 static void test_bf16_operands(void **state) {
     (void)state;
     Device *d;
@@ -476,8 +492,9 @@ static void test_gelu(void **state) {
     B->gelu_backward(D, d, pre, N);
     double *y = DOUBLES(N), *slope = DOUBLES(N), *size = DOUBLES(N), *slope_size = DOUBLES(N);
     for (int i = 0; i < N; i++) {
-        const bool far = fabs(x[i]) > 30; /* the result is x or 0 to the last bit */
-        y[i] = far ? fmax(x[i], 0) : gelu(x[i]), slope[i] = grad[i] * (far ? x[i] > 0 : gelu_slope(x[i]));
+        const bool far = fabs(x[i]) > 30; /* the result is exactly x or 0 */
+        y[i] = far ? fmax(x[i], 0) : gelu(x[i]);
+        slope[i] = grad[i] * (far ? x[i] > 0 : gelu_slope(x[i]));
         size[i] = far ? fabs(y[i]) : gelu_size(x[i]);
         slope_size[i] = fabs(grad[i]) * (1 + fmin(fabs(x[i]), 8) * (1 + fmin(fabs(gelu_u(x[i])), 10)));
     }
@@ -489,7 +506,7 @@ static void test_gelu(void **state) {
     assert_true(isnan(fetch(out, 1)[0]));
 }
 
-/* The weights change under packed copies in every way that the table has; a part of a tensor too. */
+/* The weights under packed copies are changed in every way that the table offers, also in only a part of a tensor. */
 static void test_stale_weights(void **state) {
     (void)state;
     Random r = random_start(9, 0);
@@ -505,10 +522,10 @@ static void test_stale_weights(void **state) {
         B->weights_upload(d, dev, w, C * M);
         Acts *dev_x = acts(x, N, C), *y = acts(NULL, N, M);
         for (int change = 0; change < 6; change++) {
-            if (change == 1) { /* the last rows only, as a file read in pieces may give them */
+            if (change == 1) { /* only the last rows, as when a file is read in pieces */
                 for (int i = C * M / 2; i < C * M; i++) w[i] += 1;
                 B->weights_upload(d, weights_at(B, dev, C * M / 2), w + C * M / 2, C * M / 2);
-            } else if (change == 2) { /* the first */
+            } else if (change == 2) { /* the first rows */
                 for (int i = 0; i < 5; i++) w[i] -= 1;
                 B->weights_upload(d, dev, w, 5);
             } else if (change == 3 || change == 4) {
@@ -527,7 +544,7 @@ static void test_stale_weights(void **state) {
                                  .v = floats(FLOATS(n), n)};
                 B->adamw(d, &a);
                 B->weights_download(d, w, dev, C * M);
-            } else if (change == 5) { /* other weights at the same address */
+            } else if (change == 5) { /* different weights at the same address */
                 B->weights_release(d, dev, C * M);
                 dev = B->alloc(d, C * M * 4, "weights", &e);
                 w = noise(&r, C * M, 1);
@@ -541,7 +558,7 @@ static void test_stale_weights(void **state) {
     }
 }
 
-/* More shapes than the device keeps plans for: it forgets them all and goes on. */
+/* With more shapes than the device keeps plans for, it discards all plans and continues. */
 static void test_many_shapes(void **state) {
     (void)state;
     Random r = random_start(10, 0);
@@ -554,7 +571,8 @@ static void test_many_shapes(void **state) {
     Weights *dev_w = device_words(w, SIDE * SIDE, SIDE * SIDE, false);
     for (int IC = 1; IC <= SIDE; IC++)
         for (int OC = 1; OC <= SIDE; OC += 3) {
-            if (IC == SIDE / 2) d->plan_count = GEMM_PLANS; /* as if there were so many: making them takes seconds */
+            /* pretends that the table is full: making that many plans would take seconds */
+            if (IC == SIDE / 2) d->plan_count = GEMM_PLANS;
             B->linear_forward(d, y, dev_x, dev_w, NULL, 2, IC, OC);
             assert_true(d->plan_count < SIDE * SIDE);
             sum_check("many shapes", fetch(y, (size_t)(2 * OC)), linear_reference(x, w, NULL, 2, IC, OC, same), IC,
@@ -566,7 +584,8 @@ static void test_many_shapes(void **state) {
 
 /* ==== Attention ==== */
 
-/* A prompt with two answers behind it and a lone segment, grouped heads, rows in no segment; more in test_attention.c. */
+/* A prompt with two answers and a single segment, grouped heads, rows in no segment. test_attention.c has more
+ * cases. */
 static void test_attention(void **state) {
     (void)state;
     Random r = random_start(11, 0);
@@ -613,7 +632,8 @@ static void test_attention(void **state) {
                 }
                 lse[row * H + h] = log(total);
                 for (int j = 0; j < n; j++) {
-                    p[j] = exp(p[j]) / total, dp[j] = 0;
+                    p[j] = exp(p[j]) / total;
+                    dp[j] = 0;
                     for (int c = 0; c < S; c++) {
                         const double v = qkv[key[j] * STRIDE + (H + KV + kv) * S + c],
                                      g = dout[row * WIDTH + h * S + c];
@@ -647,10 +667,15 @@ static void test_kv_store(void **state) {
     Acts *v = device_words(v0, ROWS * KC, ROWS * KC, false);
     B->kv_store(D, k, v, acts_at(B, in, 2), acts_at(B, in, 11), STRIDE, ints(slot, N), N, KC);
     float *want_k = FLOATS(ROWS * KC), *want_v = FLOATS(ROWS * KC);
-    memcpy(want_k, k0, ROWS * KC * 4), memcpy(want_v, v0, ROWS * KC * 4);
-    for (int i = 0; i < N; i++)
-        for (int c = 0; c < KC && slot[i] >= 0; c++)
-            want_k[slot[i] * KC + c] = kv[i * STRIDE + 2 + c], want_v[slot[i] * KC + c] = kv[i * STRIDE + 11 + c];
+    memcpy(want_k, k0, ROWS * KC * 4);
+    memcpy(want_v, v0, ROWS * KC * 4);
+    for (int i = 0; i < N; i++) {
+        if (slot[i] < 0) continue;
+        for (int c = 0; c < KC; c++) {
+            want_k[slot[i] * KC + c] = kv[i * STRIDE + 2 + c];
+            want_v[slot[i] * KC + c] = kv[i * STRIDE + 11 + c];
+        }
+    }
     assert_memory_equal(fetch(k, ROWS * KC), want_k, ROWS * KC * 4);
     assert_memory_equal(fetch(v, ROWS * KC), want_v, ROWS * KC * 4);
 }
@@ -703,7 +728,8 @@ static void test_square_sum(void **state) {
         const double got = B->square_sum(D, floats(x, length[s]), length[s]);
         assert_true(fabs(got - (double)want) <= 1e-12 * (double)want);
     }
-    const float large[3] = {3e30f, 0, 4e30f}, bad[2] = {1, NAN}; /* no overflow inside; NaN comes out */
+    /* the arithmetic must not overflow; NaN must propagate */
+    const float large[3] = {3e30f, 0, 4e30f}, bad[2] = {1, NAN};
     assert_true(fabs(B->square_sum(D, floats(large, 3), 3) / 25e60 - 1) < 1e-6);
     assert_true(isnan(B->square_sum(D, floats(bad, 2), 2)));
 }
@@ -727,7 +753,7 @@ static void test_adamw(void **state) {
         const double b1 = (float)how[k].b1, b2 = (float)how[k].b2, lr = (float)how[k].lr, eps = (float)how[k].eps;
         for (int step = 1; step <= 12; step++) {
             float *grad = noise(&r, N, pow(10, step % 5 - 3));
-            for (int i = 0; i < N; i += 10) grad[i] = 0; /* never a gradient: moved by the decay alone */
+            for (int i = 0; i < N; i += 10) grad[i] = 0; /* never a gradient: changed by weight decay alone */
             const AdamW a = {.n = N,
                              .lr = (float)lr,
                              .beta1 = (float)b1,
@@ -743,10 +769,12 @@ static void test_adamw(void **state) {
             B->adamw(D, &a);
             for (int i = 0; i < N; i++) {
                 const double g = grad[i] * how[k].scale;
-                m[i] = b1 * m[i] + (1 - b1) * g, v[i] = b2 * v[i] + (1 - b2) * g * g;
+                m[i] = b1 * m[i] + (1 - b1) * g;
+                v[i] = b2 * v[i] + (1 - b2) * g * g;
                 const double update = m[i] / (1 - pow(b1, step)) / (sqrt(v[i] / (1 - pow(b2, step))) + eps);
                 p[i] -= lr * (update + (float)how[k].decay * p[i]);
-                size[i] += 4 * fabs(p[i]) + lr * 16 * fmax(1, fabs(update)); /* m cancels: relative to what went in */
+                /* terms of m cancel, so the error is relative to the terms */
+                size[i] += 4 * fabs(p[i]) + lr * 16 * fmax(1, fabs(update));
             }
             check("adamw weights", fetch(w, N), p, size, 2, N);
         }
@@ -758,10 +786,10 @@ static void test_adamw(void **state) {
 
 /* ==== Threads ==== */
 
-enum { TN = 200, TC = 136, TV = 600, TVP = 640, OUTPUTS = 24 }; /* large enough for threads to be woken */
+enum { TN = 200, TC = 136, TV = 600, TVP = 640, OUTPUTS = 24 }; /* large enough that other threads are woken */
 
-/* Runs the table's operations with `threads` threads; what each wrote, concatenated by operation. exact: how many of
- * the outputs come first that hold no matrix product. */
+/* Runs the table's operations with `threads` threads and collects the results of each. exact: the number of outputs,
+ * which come first, of operations without a matrix product. */
 static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], int *exact) {
     omp_set_num_threads(threads);
     Device *d;
@@ -804,7 +832,8 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
     B->value_forward(d, mean, dx, w, w, TN, TC);
     OUTPUT(mean, TN);
     const double squares = B->square_sum(d, dwte, TVP * TC);
-    output[k] = FLOATS(2), length[k] = 2;
+    output[k] = FLOATS(2);
+    length[k] = 2;
     memcpy(output[k++], &squares, sizeof squares);
     const AdamW a = {.n = TVP * TC,
                      .lr = 0.1f,
@@ -861,8 +890,11 @@ static void test_threads(void **state) {
                 fail_msg("output %d is not the same with %d threads as with one", k, t);
         for (int k = exact; k < n; k++) {
             double most = 0, difference = 0;
-            for (size_t i = 0; i < length[k]; i++)
-                most = fmax(most, fabs(one[k][i])), difference = fmax(difference, fabs(one[k][i] - other[k][i]));
+            for (size_t i = 0; i < length[k]; i++) {
+                most = fmax(most, fabs(one[k][i]));
+                difference = fmax(difference, fabs(one[k][i] - other[k][i]));
+            }
+            /* sums of up to 600 terms in another order: some tens of roundings of 2^-24 = 6e-8 */
             if (!(difference <= 4e-6 * most))
                 fail_msg("output %d differs by %g of %g with %d threads", k, difference, most, t);
         }

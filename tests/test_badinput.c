@@ -1,6 +1,9 @@
-/* What the programs say to bad input: one clear line that begins with the program's name, the right exit status, nothing
- * on standard output, and earlier outputs as they were. Every program with every kind of file that it reads, damaged in
- * every way; outputs that cannot be written; command lines; reward programs that die or fall silent. Needs all programs. */
+/* test_badinput.c - the programs' messages about bad input.
+ *
+ * Every failure must print one clear line that begins with the program's name, exit with the right status, print
+ * nothing on standard output and leave earlier outputs unchanged. Every program is run on every kind of file that it
+ * reads, damaged in every way; on outputs that cannot be written; on wrong command lines; and with reward programs that
+ * die or stop answering. Needs all programs. */
 #include "run.h"
 
 #define ANSWERS "-g 4 -p 2 -G 2 -x 1 --sample-count 0 "
@@ -17,7 +20,7 @@ static int setup(void **state) {
     put("silent.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}\n");
     const char *shards[] = {"chat", "tasks", "prefs", "long", "longchat", "silent"};
     for (int i = 0; i < 6; i++) sh("data/make_shard --quiet -i $T/%s.jsonl -o $T/%s.shard", shards[i], shards[i]);
-    /* another tokenizer of the same size, and one that is larger than the model */
+    /* a different tokenizer of the same size, and one that is larger than the model's vocabulary */
     sh("data/make_shard --quiet --template llama -i $T/chat.jsonl -o $T/large.shard");
     sh("data/make_shard --quiet --template llama -i $T/tasks.jsonl -o $T/largetasks.shard");
     sh("data/make_shard --quiet --tokenizer tests/golden/tokenizer_small.json -i $T/chat.jsonl -o $T/other.shard");
@@ -36,10 +39,10 @@ static int setup(void **state) {
     return 0;
 }
 
-/* ---- what is expected ------------------------------------------------------------------------------------------ */
+/* ---- checks ----------------------------------------------------------------------------------------------------- */
 
-/* The last line of standard error is the message; before it only the tables that a trainer begins with, and warnings.
- * early: it is the only line. */
+/* The last line of standard error is the message. It is preceded only by the tables that a trainer prints first, and by
+ * warnings. early: there is no other line. */
 static void fails(int status, bool early, const char *command, const char *part) {
     put("kept", "earlier");
     const int before = files_count();
@@ -77,7 +80,7 @@ static void refuses(int status, bool early, const char *part, const char *format
 
 /* ---- damaged files --------------------------------------------------------------------------------------------- */
 
-/* Each kind of file, and who reads it: %s is its place. */
+/* Each kind of file with the commands that read it; %s is its path. */
 static const struct {
     const char *good, *command;
 } reader[] = {
@@ -98,7 +101,7 @@ static const struct {
     {"m.bin", "data/show %s >/dev/null"},
 };
 
-/* Runs every reader of `good` on the file `bad`; the message names it. */
+/* Runs every reader of `good` on the file `bad`; the message must name the file. */
 static void all_readers_refuse(const char *good, const char *bad, const char *part) {
     for (size_t i = 0; i < sizeof reader / sizeof *reader; i++) {
         char command[500], path[300];
@@ -116,13 +119,13 @@ static void damaged_files(void **state) {
     for (int k = 0; k < 4; k++) {
         size_t n;
         uint8_t *data = files_get(files_path(kinds[k]), &n), *bad = (uint8_t *)xmalloc(n + 8);
-        /* cut anywhere */
+        /* truncated at several lengths */
         const size_t cuts[] = {5, 500, 1024, n / 2, n - 1};
         for (int i = 0; i < 5; i++) {
             files_put(files_path("bad"), data, cuts[i] < n ? cuts[i] : n - 1);
             all_readers_refuse(kinds[k], "bad", "bad");
         }
-        /* a bit flipped in the middle, and in the last byte */
+        /* a bit flipped in the middle and one in the last byte */
         const size_t flips[] = {n / 2, n - 1, n - 20};
         for (int i = 0; i < 3; i++) {
             memcpy(bad, data, n);
@@ -130,11 +133,12 @@ static void damaged_files(void **state) {
             files_put(files_path("bad"), bad, n);
             all_readers_refuse(kinds[k], "bad", "bad");
         }
-        /* something after the end */
-        memcpy(bad, data, n), memset(bad + n, 7, 8);
+        /* extra bytes after the end */
+        memcpy(bad, data, n);
+        memset(bad + n, 7, 8);
         files_put(files_path("bad"), bad, n + 8);
         all_readers_refuse(kinds[k], "bad", "bad");
-        /* every header field with an absurd value: nothing is allocated for it */
+        /* every header field set to an absurd value: nothing may be allocated for it */
         const int32_t absurd[] = {INT32_MAX, INT32_MIN, -1, 1 << 20};
         for (int field = 1; field < 9; field++) {
             memcpy(bad, data, n);
@@ -142,7 +146,7 @@ static void damaged_files(void **state) {
             files_put(files_path("bad"), bad, n);
             all_readers_refuse(kinds[k], "bad", "bad");
         }
-        /* the same, compressed: cut and flipped inside a frame */
+        /* the same, compressed: truncated, and a bit flipped inside a frame */
         size_t packed;
         uint8_t *z = files_zstd(data, n, &packed);
         files_put(files_path("bad"), z, packed - 5);
@@ -198,7 +202,7 @@ static void vocabularies_tokenizers_and_lengths(void **state) {
     refuses(1, true, "vocabulary of 264 does not fit the model's 260",
             "./train_grpo " ANSWERS "-c $T/m.bin -o $T/kept -i $T/tasks.shard -j $T/largetasks.shard");
     refuses(1, true, "does not fit the model's 260", "./evaluate -c $T/m.bin -i $T/large.shard");
-    /* a vocabulary that is large enough, but other tokens */
+    /* a vocabulary that is large enough but has different tokens */
     refuses(1, true, "a different tokenizer than the model's",
             "./train_sft -c $T/small.bin -o $T/kept -x 1 -i $T/chat.shard");
     refuses(1, true, "a different tokenizer than the model's",
@@ -251,7 +255,7 @@ static void outputs_that_cannot_be_written(void **state) {
     }
     refuses(1, true, "No such file or directory",
             "./train_sft -c $T/m.bin -x 1 -i $T/chat.shard -j $T/chat.shard -o $T/kept --best $T/nowhere/x");
-    /* a reader that goes away */
+    /* a reader that closes the pipe early */
     run(0,
         "(./train_sft -c $T/m.bin -x 1 -i $T/chat.shard -o - 2>$T/err; echo $? >$T/status) | true; "
         "while [ ! -s $T/status ]; do sleep 0.01; done; grep -q 'standard output: cannot write: Broken pipe' $T/err && grep -q 1 $T/status");
@@ -291,7 +295,7 @@ static void command_lines(void **state) {
     refuses(2, true, "nonsense", "%s --reward nonsense", good[1]);
     refuses(2, true, "command", "%s --reward command", good[1]);
     refuses(1, true, "at most 512 can be sampled at once", "%s -G 4096", good[1]);
-    /* models that cannot be */
+    /* impossible models */
     refuses(1, true, "width 10 is not a multiple of 3 heads",
             "./train_sft --layers 1 --width 10 --heads 3 -i $T/chat.shard -o $T/kept");
     refuses(1, true, "out of memory: ", "./train_sft --layers 1024 --width 65536 -i $T/chat.shard -o $T/kept");

@@ -1,4 +1,5 @@
-/* Chat templates: the known ones against their published forms, masks, templates of one's own, bad templates. */
+/* test_chat.c - chat templates: the built-in ones against their published forms, masks, custom templates, bad
+ * templates. */
 #include "files.h"
 #include "../llmc/text/chat.h"
 
@@ -17,7 +18,7 @@ static int teardown(void **state) {
 static const ChatMessage talk[] = {
     {"system", "Be brief."}, {"user", "2+3?"}, {"assistant", "5"}, {"user", "<|im_end|>"}, {"assistant", ""}};
 
-/* Encodes and decodes; trained tokens stand between [ and ]. */
+/* Encodes and decodes; trained tokens are enclosed in [ and ]. */
 static char *show(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *m, int count, bool generation) {
     Error e;
     TokenList ids = {0};
@@ -67,7 +68,7 @@ static void test_chatml(void **state) {
     assert_shown("chatml", &bytes, 0, true, "<|im_start|>assistant\n");
     assert_shown("chatml", &bytes, 0, false, "");
 
-    /* a name of a special token in a content stays text */
+    /* the name of a special token in a message stays text */
     Error e;
     ChatTemplate c;
     TokenList ids = {0};
@@ -129,7 +130,7 @@ static void test_own(void **state) {
                  "assistant [5<|endoftext|>]<|endoftext|>");
     assert_shown("{any}\\<|im_end|>{content}<|im_end|>.", &bytes, 1, true, "<|im_end|>Be brief.<|im_end|>.<|im_end|>");
     assert_shown("{any}{content}{assistant}<{content} ok<|pad|>x", &bytes, 3, true, "Be brief.2+3?<[5 ok<|pad|>]x<");
-    /* an end that is one token of this tokenizer only */
+    /* an end that is one token in this tokenizer only */
     assert_true(chat_template_parse(&c, "{any}{content}END", &e));
     assert_int_equal(chat_stop_token(&c, &bytes), -1);
     TokenList ids = {0};

@@ -1,9 +1,11 @@
-/* test_checkpoint.c - checkpoint.h: llm.c's format byte by byte, the trailer, pipes and zstd, and damaged files. */
+/* test_checkpoint.c - checkpoint.h: llm.c's format byte by byte, the trailer, pipes and zstd, damaged files. */
 #include "files.h"
 
 #include "../llmc/model/checkpoint.h"
 
-/* L = 1, H = 1, C = 2, V = 3, Vp = 4, T = 2: 8 + 4 + 2 + 2 + 12 + 6 + 4 + 2 + 2 + 2 + 16 + 8 + 16 + 2 + 2 + 2 weights */
+/* L = 1, H = 1, C = 2, V = 3, Vp = 4, T = 2:
+ *
+ * 8 + 4 + 2 + 2 + 12 + 6 + 4 + 2 + 2 + 2 + 16 + 8 + 16 + 2 + 2 + 2 weights */
 enum { WEIGHTS = 90, PLAIN_BYTES = 1024 + 4 * WEIGHTS, HALF_BYTES = 1024 + 2 * WEIGHTS };
 
 static const uint8_t header_float32[32] = {0xC6, 0xD7, 0x34, 0x01, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0,
@@ -15,10 +17,10 @@ static ModelConfig tiny(void) {
     return c;
 }
 
-/* Values that bf16 holds exactly, so that one set of expectations serves both versions. */
+/* Values that bf16 represents exactly, so that one set of expected values serves both versions. */
 static float weight(int i) { return (float)(i - 40) * 0.25f; }
 
-/* A file as llm.c writes it, made by hand. */
+/* Writes a file in llm.c's format by hand. */
 static size_t plain_file(uint8_t file[PLAIN_BYTES], bool bf16) {
     memset(file, 0, PLAIN_BYTES);
     memcpy(file, header_float32, sizeof header_float32);
@@ -30,7 +32,7 @@ static size_t plain_file(uint8_t file[PLAIN_BYTES], bool bf16) {
     return bf16 ? HALF_BYTES : PLAIN_BYTES;
 }
 
-/* Reads all of the checkpoint that c->in holds, and closes it; the tags met stand in `tags`. */
+/* Reads the whole checkpoint in c->in and closes it. The tags that were read are stored in `tags`. */
 static bool drain_open(CheckpointReader *c, char *tags, Error *e) {
     char tag[5];
     uint64_t bytes;
@@ -81,7 +83,7 @@ static void put_full(CheckpointWriter *w, const char *path, bool bf16) {
     if (!ok) fail_msg("%s", e.text);
 }
 
-/* A file with a trailer: CHAT, HEAD, TOKN, XYZ!, LINE. malloc'ed. */
+/* A file with a trailer: CHAT, HEAD, TOKN, XYZ!, LINE. The result is malloc'ed. */
 static uint8_t *full_file(const char *name, bool bf16, size_t *n) {
     CheckpointWriter w;
     Error e;
@@ -90,7 +92,7 @@ static uint8_t *full_file(const char *name, bool bf16, size_t *n) {
     return files_get(files_path(name), n);
 }
 
-/* Puts the right checksum at the end of a file that a test has changed. */
+/* Writes the right checksum at the end of a file that a test has changed. */
 static void seal(uint8_t *file, size_t n) {
     const uint64_t hash = XXH3_64bits(file, n - 8);
     memcpy(file + n - 8, &hash, 8);
@@ -142,7 +144,7 @@ static void bf16_nearest(void **state) {
     }
 }
 
-/* ---- files that are right ------------------------------------------------------------------------------------ */
+/* ---- valid files --------------------------------------------------------------------------------------------- */
 
 static void assert_plain(const char *path, bool bf16) {
     CheckpointReader c;
@@ -185,7 +187,7 @@ static void llmc_files(void **state) {
     }
 }
 
-/* What is written: llm.c's part to the byte, then the trailer to the byte. */
+/* The written file, byte for byte: llm.c's part, then the trailer. */
 static void exact_bytes(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -200,7 +202,8 @@ static void exact_bytes(void **state) {
                                          "XYZ!\0\0\0\0\7\0\0\0\0\0\0\0unknown"
                                          "LINE\0\0\0\0\0\0\0\0\0\0\0\0"
                                          "SUM \0\0\0\0\10\0\0\0\0\0\0\0";
-        expected[8 * 4] = 1, expected[14 * 4] = 1; /* a trailer follows, with a value head: llm.c does not look there */
+        expected[8 * 4] = 1;
+        expected[14 * 4] = 1; /* a trailer follows, with a value head: llm.c ignores both */
         assert_int_equal(n, plain + sizeof trailer - 1 + 8);
         assert_memory_equal(file, expected, plain);
         assert_memory_equal(file + plain, trailer, sizeof trailer - 1);
@@ -233,7 +236,7 @@ static void assert_full(const char *path) {
     files_assert_error(&e, "more: needs 1 bytes at byte");
     assert_true(checkpoint_section(&c, tag, &bytes, &e));
     assert_string_equal(tag, "TOKN");
-    assert_true(checkpoint_payload(&c, text, 3, "a part", &e)); /* the rest is skipped */
+    assert_true(checkpoint_payload(&c, text, 3, "a part", &e)); /* the remaining bytes are skipped */
     assert_memory_equal(text, "012", 3);
     assert_null(checkpoint_blob(&c, 6, &n, "tokenizer", &e));
     files_assert_error(&e, "tokenizer: has 7 bytes, the maximum is 6");
@@ -249,7 +252,7 @@ static void assert_full(const char *path) {
     assert_int_equal(bytes, 0);
     assert_true(checkpoint_section(&c, tag, &bytes, &e));
     assert_string_equal(tag, "");
-    assert_true(checkpoint_finish(&c, &e)); /* and once more */
+    assert_true(checkpoint_finish(&c, &e)); /* the same a second time */
     checkpoint_close(&c);
 }
 
@@ -286,7 +289,7 @@ static void only_a_section(void **state) {
     size_t n;
     free(full_file("skip.bin", true, &n));
     assert_true(checkpoint_open(&c, files_path("skip.bin"), &e));
-    assert_true(checkpoint_section(&c, tag, &bytes, &e)); /* the weights are passed over */
+    assert_true(checkpoint_section(&c, tag, &bytes, &e)); /* the weights are skipped */
     assert_string_equal(tag, "CHAT");
     assert_true(checkpoint_finish(&c, &e));
     checkpoint_close(&c);
@@ -298,7 +301,8 @@ static void other_shapes(void **state) {
     CheckpointWriter w;
     CheckpointReader c;
     ModelConfig config = gpt2_config(2, 4, 8, 300, 16);
-    config.kv_heads = 2, config.hidden = 20;
+    config.kv_heads = 2;
+    config.hidden = 20;
     const size_t n = gpt2_file_elements(&config);
     /* wte, wpe; per layer: two layernorms, qkv (8 + 2 * 2 * 2 rows), attproj, fc, fcproj; the last layernorm */
     assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 16 * 9 + 8 * 9 + 20 * 9 + 8 * 21) + 16);
@@ -313,7 +317,7 @@ static void other_shapes(void **state) {
     free(weights);
 }
 
-/* ---- files that are wrong ------------------------------------------------------------------------------------ */
+/* ---- invalid files ------------------------------------------------------------------------------------------- */
 
 static void short_message(void **state) {
     (void)state;
@@ -332,7 +336,7 @@ static void short_message(void **state) {
     files_assert_error(&e, "parameter data ends at byte 1024, header (12 layers, 768 channels) needs 248952832");
 
     float weights[100];
-    files_feed_stdin(header, sizeof header, 1024); /* on a pipe the end shows only when it comes */
+    files_feed_stdin(header, sizeof header, 1024); /* the end of a pipe is only known when it is reached */
     const bool opened = checkpoint_open(&c, "-", &e), read = opened && checkpoint_weights(&c, weights, 100, "wte", &e);
     files_restore(0);
     assert_true(opened);
@@ -403,7 +407,7 @@ static void wrong_headers(void **state) {
         assert_false(drain_memory(file, PLAIN_BYTES, &e));
         files_assert_error(&e, wrong[i].part);
     }
-    /* the largest model that a header may ask for: no product overflows, nothing is allocated */
+    /* the largest model that a header can describe: no product overflows, nothing is allocated */
     const int32_t most[8] = {20240326, 3, 1 << 20, (1 << 22) - 128, 1024, 1024, 1 << 16, 1 << 22};
     plain_file(file, false);
     memcpy(file, most, sizeof most);
@@ -454,7 +458,7 @@ static void wrong_trailers(void **state) {
     assert_refused(copy, n, "header declares a value head, but the trailer has none");
     memcpy(copy, file, n);
     copy[14 * 4] = 0; /* a HEAD section alone sets value_head */
-    copy[8 * 4] = 0;  /* and a trailer is found that was not announced */
+    copy[8 * 4] = 0;  /* and a trailer that the header does not announce is found */
     seal(copy, n);
     CheckpointReader c;
     assert_true(reader_memory(&c.in, copy, n, &e) && checkpoint_start(&c, &e));
@@ -468,7 +472,7 @@ static void wrong_trailers(void **state) {
 static void truncated_everywhere(void **state) {
     (void)state;
     Error e;
-    for (int kind = 0; kind < 6; kind++) { /* float32 and bf16; llm.c's, ours, and ours with zstd */
+    for (int kind = 0; kind < 6; kind++) { /* float32 and bf16; llm.c's file, ours, and ours with zstd */
         size_t n;
         uint8_t *file;
         if (kind < 2) {
@@ -511,7 +515,7 @@ static void flipped_everywhere(void **state) {
             }
         free(file);
     }
-    uint8_t plain[PLAIN_BYTES]; /* llm.c's format has no checksum: never a crash is all that can be asked */
+    uint8_t plain[PLAIN_BYTES]; /* llm.c's format has no checksum, so the only requirement is that nothing crashes */
     plain_file(plain, false);
     for (size_t at = 0; at < 1024 * 8; at++) {
         plain[at / 8] ^= (uint8_t)(1 << at % 8);
@@ -546,7 +550,7 @@ static void failed_writes(void **state) {
     checkpoint_abort(&w);
     assert_int_equal(files_count(), files);
     files_assert_content(path, "earlier", 7);
-    put_full(&w, "/dev/full", false); /* waits in the buffer */
+    put_full(&w, "/dev/full", false); /* still in the buffer */
     assert_false(checkpoint_commit(&w, &e));
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
     checkpoint_abort(&w);

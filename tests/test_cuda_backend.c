@@ -1,6 +1,8 @@
-/* The whole `--device cuda` path against the CPU's: a model forward and backward, optimizer steps, sampling from a cache,
- * states, and the real programs. Without a GPU the CUDA backend is the one that is compiled for the processor
- * (build/llmc_cuda_host.so); LLMC_CUDA_LIBRARY names another. Needs the programs and data/make_shard. */
+/* test_cuda_backend.c - the whole `--device cuda` path against the CPU's.
+ *
+ * Covers a model forward and backward, optimizer steps, sampling from a cache, training states, and the programs.
+ * Without a GPU the library is the CUDA backend compiled for the processor (build/llmc_cuda_host.so); LLMC_CUDA_LIBRARY
+ * names another. Needs the programs and data/make_shard. */
 #include "run.h"
 #include "../llmc/device.h"
 #include "../llmc/rollout/rollout.h"
@@ -22,7 +24,7 @@ static int setup(void **state) {
         }
     void *library = dlopen(getenv("LLMC_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
     if (library) *(void **)&host_seed = dlsym(library, "cuda_host_seed");
-    /* programs are not built with the sanitizers that this process may have: they take the ordinary library */
+    /* programs are built without the sanitizers that this process may use, so they load the ordinary library */
     if (host_seed) setenv("LLMC_CUDA_LIBRARY", "build/llmc_cuda_host.so", 1);
     FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
     for (int p = 0; p < 8; p++) {
@@ -56,7 +58,8 @@ static Model model_on(const Backend *b, Device *d, const float *w) {
     return m;
 }
 
-/* Initial weights, made larger so that attention is not flat, with biases, and rounded to bf16: all devices hold the same. */
+/* Initial weights, scaled up so that attention is not uniform, with biases, rounded to bf16 so that all devices hold
+ * the same values. */
 static float *model_weights(size_t *n) {
     Model m = model_on(backend_cpu(), models_device, NULL);
     float *w = (float *)xmalloc((*n = m.parameters) * sizeof *w);
@@ -81,7 +84,8 @@ static Batch model_batch(void) {
     Batch b = batch_new(ROWS, TARGETS, 6);
     batch_sequence(&b, ids, NULL, 7);
     const int prompt = batch_segment(&b, ids + 7, 5, 0, -1);
-    batch_completion(&b, prompt, ids + 12, 4), batch_completion(&b, prompt, ids + 16, 1);
+    batch_completion(&b, prompt, ids + 12, 4);
+    batch_completion(&b, prompt, ids + 16, 1);
     batch_completion(&b, prompt, ids + 17, 6);
     batch_sequence(&b, ids + 30, NULL, 2);
     assert_int_equal(b.targets, TARGETS);
@@ -94,7 +98,7 @@ typedef struct Answer {
     float *grads;
 } Answer;
 
-/* Forward and backward, the gradients twice over (they accumulate). */
+/* Forward and backward; the backward pass runs twice, because gradients accumulate. */
 static Answer answer_of(const Backend *b, Device *d, const float *weights, int recompute, float temperature) {
     Error e;
     Model m = model_on(b, d, weights);
@@ -103,9 +107,11 @@ static Answer answer_of(const Backend *b, Device *d, const float *weights, int r
     Answer a;
     float dlogp[TARGETS], dentropy[TARGETS], dvalue[TARGETS];
     Random r = random_start(6, 0);
-    for (int i = 0; i < TARGETS; i++)
-        dlogp[i] = (float)random_normal(&r), dentropy[i] = 0.3f * (float)random_normal(&r),
+    for (int i = 0; i < TARGETS; i++) {
+        dlogp[i] = (float)random_normal(&r);
+        dentropy[i] = 0.3f * (float)random_normal(&r);
         dvalue[i] = (float)random_normal(&r);
+    }
     if (!workspace_new(&w, &m, ROWS, TARGETS, 6, true, recompute, &e)) fail_msg("%s", e.text);
     const ModelOutput out = {a.logp, a.entropy, a.argmax, a.value};
     for (int pass = 0; pass < 2; pass++) {
@@ -125,7 +131,7 @@ static void close_to(const char *what, const float *got, const float *want, int 
             fail_msg("%s[%d] is %.7g, the CPU has %.7g", what, i, got[i], want[i]);
 }
 
-/* The gradients of each tensor, as a whole: |difference| <= tolerance |the CPU's|. */
+/* Checks the gradients of each tensor as a whole: |difference| <= tolerance |gradient on the CPU|. */
 static void gradients_close(const Answer *got, const Answer *want, double tolerance) {
     ModelConfig c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
     TensorInfo t[TENSOR_COUNT];
@@ -133,8 +139,10 @@ static void gradients_close(const Answer *got, const Answer *want, double tolera
     model_tensors(&c, t);
     for (int i = 0; i < TENSOR_COUNT; i++) {
         double gap = 0, norm = 0;
-        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++)
-            gap += pow((double)got->grads[k] - want->grads[k], 2), norm += pow(want->grads[k], 2);
+        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++) {
+            gap += pow((double)got->grads[k] - want->grads[k], 2);
+            norm += pow(want->grads[k], 2);
+        }
         if (!(sqrt(gap) <= tolerance * sqrt(norm)))
             fail_msg("gradient of %s is off by %.3g of its norm", t[i].name, sqrt(gap / norm));
     }
@@ -148,6 +156,8 @@ static void test_model(void **state) {
         const float temperature = recompute == 1 ? 0.7f : 1.0f;
         const Answer want = answer_of(backend_cpu(), models_device, weights, recompute, temperature);
         for (int type = 0; type < 2; type++) {
+            /* float32: other orders of sums through the layers, some hundred roundings of 2^-24. bf16: every weight and
+             * activation is rounded by up to 2^-9 = 2e-3, some twenty roundings deep */
             const double tolerance = type == DTYPE_BF16 ? 0.04 : 2e-5;
             Answer first = {.grads = NULL};
             for (uint64_t seed = 0; seed < (host_seed ? 2 : 1); seed++) {
@@ -213,8 +223,8 @@ static void test_steps(void **state) {
     free(weights);
 }
 
-/* A tiny learning rate moves masters and not one bf16 weight in most of the steps: they are what adds up. A state brings
- * them back bit for bit; a device that needs none takes them as weights. */
+/* With a tiny learning rate most steps change the master weights and none of the bf16 weights, so the masters must
+ * accumulate. A training state restores them bit for bit; a device that keeps no masters loads them as its weights. */
 static void test_masters_and_states(void **state) {
     (void)state;
     Error e;
@@ -232,7 +242,7 @@ static void test_masters_and_states(void **state) {
     m.backend->weights_download(m.device, now, m.weights, n);
     size_t moved = 0;
     for (size_t i = 0; i < n; i++) {
-        assert_true(fabs((double)master[i] - weights[i]) < 4e-5); /* three steps of at most the learning rate */
+        assert_true(fabs((double)master[i] - weights[i]) < 4e-5); /* three steps, each at most the learning rate */
         assert_true(fabs((double)now[i] - master[i]) <= fabs(master[i]) * 0x1p-7);
         moved += master[i] != weights[i];
     }
@@ -252,7 +262,7 @@ static void test_masters_and_states(void **state) {
     m.backend->weights_download(m.device, now, m.weights, n);
     again.backend->weights_download(again.device, other, again.weights, n);
     assert_memory_equal(other, now, n * sizeof *other);
-    /* a float32 checkpoint gives the masters all its digits */
+    /* a float32 checkpoint gives the masters their full precision */
     Model from;
     Optimizer o4;
     ModelFile f4;
@@ -282,14 +292,19 @@ static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slot
     RolloutRequest q[PROMPTS];
     Completion c[PROMPTS * SAMPLES];
     static const int32_t prompt[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3};
-    static Drawn drawn; /* zero: it is compared as a whole */
+    static Drawn drawn; /* zero-filled: it is compared as a whole */
     memset(&drawn, 0, sizeof drawn);
     for (int i = 0; i < PROMPTS; i++)
         q[i] = (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES};
     Sampling s = sampling_default();
-    s.max_new = NEW, s.stop[s.stops++] = 7, s.top_k = 30, s.top_p = 0.98f, s.seed = 11, s.repetition_penalty = penalty;
+    s.max_new = NEW;
+    s.stop[s.stops++] = 7;
+    s.top_k = 30;
+    s.top_p = 0.98f;
+    s.seed = 11;
+    s.repetition_penalty = penalty;
     if (!rollout_new(&r, &m, slots, 8, NEW, &e)) fail_msg("%s", e.text);
-    for (int round = 0; round < 2; round++) { /* the second one meets steps that are known */
+    for (int round = 0; round < 2; round++) { /* the second run meets step shapes that are already captured */
         if (!rollout_run(&r, &s, q, PROMPTS, NULL, NULL, &e)) fail_msg("%s", e.text);
         for (int i = 0; i < PROMPTS; i++)
             for (int k = 0; k < q[i].samples; k++) {
@@ -322,7 +337,7 @@ static void test_sampling(void **state) {
             close_to("logp", &got.logp[0][0], &want.logp[0][0], PROMPTS * SAMPLES * NEW, 2e-5);
         }
     }
-    /* bf16: what the sampler reports is what the trainer's forward pass gives, up to that type's rounding */
+    /* bf16: the sampler reports what the trainer's forward pass computes, up to bf16 rounding */
     const Drawn got = draw_on(cuda[1], device[1], weights, 5, 1);
     Error e;
     Model m = model_on(cuda[1], device[1], weights);
@@ -351,7 +366,9 @@ static void test_train_sft(void **state) {
     sh(SFT "-x 5 -o $T/cpu.bin --metrics $T/cpu.jsonl");
     sh(SFT "-x 5 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
     sh(SFT "-x 5 -o $T/half.bin --metrics $T/half.jsonl --device cuda --recompute 2");
-    assert_holds(said, "device  cuda"), assert_holds(said, "bf16"), assert_holds(said, "peak GPU memory");
+    assert_holds(said, "device  cuda");
+    assert_holds(said, "bf16");
+    assert_holds(said, "peak GPU memory");
     for (int i = 0; i < 5; i++) {
         assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
         assert_near(metric("half.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 0.05);
@@ -359,14 +376,15 @@ static void test_train_sft(void **state) {
         assert_true(metric("gpu.jsonl", i, "perf/share_of_peak") > 0);
     }
     assert_true(weights_gap("cpu.bin", "gpu.bin") < 2e-3);
-    /* interrupted where the state is written, and resumed: the same bytes */
+    /* interrupted when the state is written, and resumed: the same bytes */
     sh(SFT "-x 4 --lr-scheduler-type constant -o $T/whole.bin --device cuda");
     sh(SFT "-x 2 --lr-scheduler-type constant -o $T/part.bin --device cuda --save-steps 2 --state $T/at2.state");
     sh(SFT "-x 4 --lr-scheduler-type constant -o $T/part.bin --device cuda --resume $T/at2.state");
     assert_true(weights_gap("whole.bin", "part.bin") == 0);
 }
 
-/* The first step of GRPO samples, scores and learns: on both devices the same samples, and the same loss. */
+/* The first step of GRPO samples, scores and trains: both devices must draw the same samples and compute the same
+ * loss. */
 static void test_train_grpo(void **state) {
     (void)state;
     sh(GRPO "-x 3 -o $T/cpu.bin --metrics $T/cpu.jsonl");
@@ -394,15 +412,15 @@ static void test_generate_and_evaluate(void **state) {
     free(text);
 }
 
-/* A machine without the library, with another version of it, or with something else of that name. */
+/* A machine without the library, with another version of it, or with a different library of that name. */
 static void test_refusals(void **state) {
     (void)state;
     refused(1, "LLMC_CUDA_LIBRARY=/nowhere/llmc_cuda.so ./generate -c $T/base.bin --device cuda a=",
             "--device cuda: /nowhere/llmc_cuda.so: ");
     refused(1, "LLMC_CUDA_LIBRARY=libm.so.6 ./generate -c $T/base.bin --device cuda a=",
-            "libm.so.6 is of another version than this program; run make");
+            "libm.so.6 was built from a different version than this program; run make");
     refused(2, "./generate -c $T/base.bin --device tpu a=", "--device");
-    run(0, "LLMC_CUDA_LIBRARY=/nowhere ./generate -c $T/base.bin -g 2 a="); /* who does not ask for it needs none */
+    run(0, "LLMC_CUDA_LIBRARY=/nowhere ./generate -c $T/base.bin -g 2 a="); /* without --device cuda it is not needed */
 }
 
 int main(void) {

@@ -1,6 +1,8 @@
-/* The CUDA backend's operations (norm, elementwise, matmul, AdamW, memory, graphs) against their formulas in float64, in
- * float32 and bf16 storage; without a GPU in several orders of threads and blocks. Attention, head and sampling have their
- * own file. */
+/* test_cuda_ops.c - the CUDA backend's operations (norm, elementwise, matmul, AdamW, memory, graphs) against their
+ * formulas in float64.
+ *
+ * They run in float32 and bf16 storage, without a GPU in several orders of threads and blocks. Attention, the head and
+ * sampling have their own files. */
 #include "cuda_device.h"
 
 enum { SEEDS = 3 };
@@ -15,7 +17,7 @@ static bool reorder(uint64_t seed) {
 
 typedef struct NormProblem {
     int N, C;
-    float *x, *delta, *w, *b, *dout, *dx, *dw, *db; /* the last three: what is there before */
+    float *x, *delta, *w, *b, *dout, *dx, *dw, *db; /* the last three: earlier contents */
 } NormProblem;
 
 static NormProblem norm_problem(Random *r, int N, int C) {
@@ -52,10 +54,12 @@ static void check_norm_forward(const NormProblem *p, bool residual) {
         for (int c = 0; c < C; c++) {
             sum[row + (size_t)c] =
                 residual ? stored(p->x[row + (size_t)c] + p->delta[row + (size_t)c]) : p->x[row + (size_t)c];
-            m += sum[row + (size_t)c] / C, means_size[i] += fabs(sum[row + (size_t)c]) / C;
+            m += sum[row + (size_t)c] / C;
+            means_size[i] += fabs(sum[row + (size_t)c]) / C;
         }
         for (int c = 0; c < C; c++) squares += pow(sum[row + (size_t)c] - m, 2) / C;
-        means[i] = m, rstds[i] = 1 / sqrt(squares + 1e-5);
+        means[i] = m;
+        rstds[i] = 1 / sqrt(squares + 1e-5);
         for (int c = 0; c < C; c++) {
             const double scaled = (sum[row + (size_t)c] - m) * rstds[i] * p->w[c];
             want[row + (size_t)c] = scaled + p->b[c];
@@ -92,12 +96,15 @@ static void test_layernorm_backward(void **state) {
             double m = 0, squares = 0, g_sum = 0, gn_sum = 0, g_size = 0;
             for (int c = 0; c < C; c++) m += p.x[row + (size_t)c] / C;
             for (int c = 0; c < C; c++) squares += pow(p.x[row + (size_t)c] - m, 2) / C;
-            mean_of[i] = (float)m, rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
+            mean_of[i] = (float)m;
+            rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
             for (int c = 0; c < C; c++) {
                 const double o = p.dout[row + (size_t)c], norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
-                g_sum += o * p.w[c] / C, gn_sum += o * p.w[c] * norm / C;
+                g_sum += o * p.w[c] / C;
+                gn_sum += o * p.w[c] * norm / C;
                 g_size += fabs(o * p.w[c]) * (1 + fabs(norm)) / C;
-                sum_add(dw_want, (size_t)c, o * norm), sum_add(db_want, (size_t)c, o);
+                sum_add(dw_want, (size_t)c, o * norm);
+                sum_add(db_want, (size_t)c, o);
             }
             for (int c = 0; c < C; c++) {
                 const double norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
@@ -137,12 +144,14 @@ static void test_embed(void **state) {
         const float *dwte = noise(&r, v, 1), *dwpe = noise(&r, p, 1);
         const int32_t *token = picks(&r, (size_t)N, V), *position = picks(&r, (size_t)N, P);
         float *want = FLOATS(n), *want_te = FLOATS(v), *want_pe = FLOATS(p);
-        memcpy(want_te, dwte, v * sizeof *dwte), memcpy(want_pe, dwpe, p * sizeof *dwpe);
+        memcpy(want_te, dwte, v * sizeof *dwte);
+        memcpy(want_pe, dwpe, p * sizeof *dwpe);
         for (int i = 0; i < N; i++)
             for (int c = 0; c < C; c++) {
                 const size_t at = (size_t)(i * C + c);
                 want[at] = stored(wte[token[i] * C + c] + wpe[position[i] * C + c]);
-                want_te[token[i] * C + c] += dout[at], want_pe[position[i] * C + c] += dout[at];
+                want_te[token[i] * C + c] += dout[at];
+                want_pe[position[i] * C + c] += dout[at];
             }
         IN_EVERY_ORDER(seed) {
             Acts *out = acts(NULL, N, C), *gradient = acts(dout, N, C);
@@ -151,7 +160,8 @@ static void test_embed(void **state) {
             B->embed_forward(D, out, weights(wte, v), weights(wpe, p), tokens, positions, N, C);
             B->embed_backward(D, gte, gpe, gradient, tokens, positions, N, C);
             assert_memory_equal(fetch_narrow(out, n), want, n * sizeof *want);
-            assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te); /* the CPU's order, so its bits */
+            /* added in the CPU's order, so the bits are the CPU's */
+            assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te);
             assert_memory_equal(fetch(gpe, p), want_pe, p * sizeof *want_pe);
         }
     }
@@ -179,7 +189,7 @@ static void test_rows(void **state) {
             assert_memory_equal(fetch_narrow(out, (size_t)(R * C)), gathered, (size_t)(R * C) * sizeof(float));
             B->scatter_rows(D, dx, add, rows, R, C);
             float *got = fetch_narrow(dx, (size_t)(N * C));
-            /* one rounding for each 128 rows that are looked at */
+            /* one rounding per 128 rows examined */
             check("scatter", got, scattered.value, scattered.size, R + (dtype ? 2 * 0x1p15 : 0), 1, (size_t)(N * C));
             if (seed) assert_memory_equal(got, first, (size_t)(N * C) * sizeof(float));
             else first = got;
@@ -245,12 +255,15 @@ static void test_linear_forward(void **state) {
         const float *got = fetch_narrow(pre, n);
         check("pre", got, shifted.value, shifted.size, IC + 8 + (dtype ? 0x1p16 : 0), 1, n);
         double *want = DOUBLES(n), *size = DOUBLES(n);
-        for (size_t i = 0; i < n; i++) want[i] = gelu(shifted.value[i]), size[i] = 1.2 * shifted.size[i];
+        for (size_t i = 0; i < n; i++) {
+            want[i] = gelu(shifted.value[i]);
+            size[i] = 1.2 * shifted.size[i];
+        }
         check("gelu", fetch_narrow(out, n), want, size, IC + 16 + (dtype ? 0x1.8p16 : 0), 1, n);
     }
 }
 
-/* linear_backward, alone or followed by the GELU of the layer below, with whatever was in dw and db before. */
+/* linear_backward, alone or followed by the GELU of the layer below, with given earlier contents of dw and db. */
 static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_gelu) {
     const float *dout = noise(r, (size_t)(N * OC), 1), *x = noise(r, (size_t)(N * IC), 1);
     const float *w = noise(r, (size_t)(OC * IC), 1), *pre = noise(r, (size_t)(N * IC), 2);
@@ -265,7 +278,10 @@ static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_ge
             }
         }
     if (with_gelu)
-        for (int i = 0; i < N * IC; i++) dx_want.value[i] *= gelu_slope(pre[i]), dx_want.size[i] *= 1.2;
+        for (int i = 0; i < N * IC; i++) {
+            dx_want.value[i] *= gelu_slope(pre[i]);
+            dx_want.size[i] *= 1.2;
+        }
     Acts *ddout = acts(dout, N, OC), *ddx = acts(NULL, N, IC), *dx = acts(x, N, IC), *dpre = acts(pre, N, IC);
     Weights *dweights = weights(w, (size_t)(OC * IC));
     Floats *ddw = floats(dw, (size_t)(OC * IC)), *ddb = floats(db, (size_t)OC);
@@ -275,8 +291,11 @@ static void check_linear_backward(Random *r, int N, int IC, int OC, bool with_ge
           (size_t)(N * IC));
     check("dw", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, N + 16, 0, (size_t)(OC * IC));
     check("db", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
-    B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, once more */
-    for (int i = 0; i < OC * IC; i++) dw_want.value[i] += dw_want.value[i] - dw[i], dw_want.size[i] *= 2;
+    B->linear_backward(D, NULL, ddw, NULL, ddout, dx, dweights, N, IC, OC); /* only dw, a second time */
+    for (int i = 0; i < OC * IC; i++) {
+        dw_want.value[i] += dw_want.value[i] - dw[i];
+        dw_want.size[i] *= 2;
+    }
     check("dw twice", fetch(ddw, (size_t)(OC * IC)), dw_want.value, dw_want.size, 2 * N + 16, 0, (size_t)(OC * IC));
     check("db kept", fetch(ddb, (size_t)OC), db_want.value, db_want.size, N + 16, 0, (size_t)OC);
 }
@@ -290,7 +309,7 @@ static void test_linear_backward(void **state) {
     check_linear_backward(&r, 700, 16, 24, true); /* sums of columns in several parts */
 }
 
-/* A bias, weights and activations that stand anywhere: no fused epilogue, and reads of one element at a time. */
+/* A bias, weights and activations at unaligned addresses: no fused epilogue, and elements are read one at a time. */
 static void test_linear_anywhere(void **state) {
     (void)state;
     enum { N = 9, IC = 16, OC = 24 };
@@ -311,7 +330,7 @@ static void test_linear_anywhere(void **state) {
     check("pre", fetch_narrow(pre, N * OC), want.value, want.size, slack, 1, N * OC);
     for (int i = 0; i < N * OC; i++) want.size[i] *= 1.2;
     check("gelu", fetch_narrow(out, N * OC), activated, want.size, slack, 1, N * OC);
-    /* a gelu_backward that has nothing to do with the linear_backward before it */
+    /* a gelu_backward unrelated to the linear_backward before it */
     const float *dout = noise(&r, N * OC, 1), *other = noise(&r, N * IC, 1);
     Acts *gradient = acts(NULL, N, IC), *apart = acts(other, N, IC), *from = acts(dout, N, OC);
     Floats *gw = floats(FLOATS(OC * IC), OC * IC);
@@ -321,8 +340,8 @@ static void test_linear_anywhere(void **state) {
         for (int c = 0; c < IC; c++) {
             for (int o = 0; o < OC; o++)
                 sum_add(plain, (size_t)(i * IC + c), (double)dout[i * OC + o] * w[1 + o * IC + c]);
-            sloped[i * IC + c] = other[i * IC + c] * gelu_slope(x[i * IC + c]),
-                            size[i * IC + c] = fabs(other[i * IC + c]);
+            sloped[i * IC + c] = other[i * IC + c] * gelu_slope(x[i * IC + c]);
+            size[i * IC + c] = fabs(other[i * IC + c]);
         }
     B->linear_backward(D, gradient, gw, NULL, from, dx, weights_at(B, dw, 1), N, IC, OC);
     B->gelu_backward(D, apart, dx, N * IC);
@@ -344,7 +363,7 @@ static void test_gelu(void **state) {
         want[i] = x[i] < -1e6 ? 0 : x[i] > 1e6 ? x[i] : gelu(x[i]);
         slope[i] = o[i] * (x[i] < -1e6 ? 0 : x[i] > 1e6 ? 1 : gelu_slope(x[i]));
         size[i] =
-            fabs(want[i]) + fabs(x[i] < 0 && x[i] > -30 ? x[i] : 0); /* 1 + tanh cancels below 0, here and there */
+            fabs(want[i]) + fabs(x[i] < 0 && x[i] > -30 ? x[i] : 0); /* 1 + tanh cancels for some values below 0 */
     }
     Acts *pre = acts(x, 1, N), *out = acts(NULL, 1, N), *d = acts(o, 1, N);
     B->gelu_forward(D, out, pre, N);
@@ -359,7 +378,8 @@ static void test_gelu(void **state) {
 /* The update in float64. */
 static double adamw_formula(double p, double *m, double *v, double grad, const AdamW *a) {
     const double g = grad * a->grad_scale, b1 = a->beta1, b2 = a->beta2;
-    *m = b1 * *m + (1 - b1) * g, *v = b2 * *v + (1 - b2) * g * g;
+    *m = b1 * *m + (1 - b1) * g;
+    *v = b2 * *v + (1 - b2) * g * g;
     const double mean = *m / (1 - pow(b1, (double)a->step)), square = *v / (1 - pow(b2, (double)a->step));
     return p - a->lr * (mean / (sqrt(square) + a->eps) + a->weight_decay * p);
 }
@@ -386,9 +406,13 @@ static void test_adamw(void **state) {
         double *want = DOUBLES((size_t)n), *want_m = DOUBLES((size_t)n), *want_v = DOUBLES((size_t)n);
         double *size_m = DOUBLES((size_t)n), *size_p = DOUBLES((size_t)n);
         for (int i = 0; i < n; i++) {
-            p[i] = (float)random_normal(&r), grad[i] = (float)random_normal(&r);
-            m[i] = 0.1f * (float)random_normal(&r), v[i] = 0.01f * (float)random_real(&r);
-            want_m[i] = m[i], want_v[i] = v[i], size_m[i] = fabs(m[i]) + fabs(grad[i]);
+            p[i] = (float)random_normal(&r);
+            grad[i] = (float)random_normal(&r);
+            m[i] = 0.1f * (float)random_normal(&r);
+            v[i] = 0.01f * (float)random_real(&r);
+            want_m[i] = m[i];
+            want_v[i] = v[i];
+            size_m[i] = fabs(m[i]) + fabs(grad[i]);
             want[i] = adamw_formula(p[i], &want_m[i], &want_v[i], grad[i], &a);
             size_p[i] = fabs(p[i]) + 1e-3 * size_m[i] / sqrt(want_v[i]) * 30;
         }
@@ -398,14 +422,19 @@ static void test_adamw(void **state) {
         Floats *dg = floats(grad, (size_t)n), *dm = floats(m, (size_t)n), *dv = floats(v, (size_t)n);
         Floats *master = masters ? floats(p, (size_t)n) : NULL;
         Weights *w = weights(rounded, (size_t)n);
-        a.weights = w, a.master = master, a.grad = dg, a.m = dm, a.v = dv, a.first = 8 * 5;
+        a.weights = w;
+        a.master = master;
+        a.grad = dg;
+        a.m = dm;
+        a.v = dv;
+        a.first = 8 * 5;
         B->adamw(D, &a);
         check("m", fetch(dm, (size_t)n), want_m, size_m, 8, 0, (size_t)n);
         check("v", fetch(dv, (size_t)n), want_v, NULL, 16, 0, (size_t)n);
         const float *got = masters ? fetch(master, (size_t)n) : fetch(w, (size_t)n);
         check("p", got, want, size_p, 32, 0, (size_t)n);
         if (!masters) continue;
-        /* the weight is one of the two bf16 neighbours of its master, and the same when the slices are others */
+        /* the weight is one of the two bf16 neighbours of its master, and does not depend on how slices are cut */
         const float *weight = fetch_narrow(w, (size_t)n);
         for (int i = 0; i < n; i++) {
             const double gap = fabs((double)weight[i] - got[i]), unit = ldexp(1, ilogb(got[i]) - 7);
@@ -417,9 +446,13 @@ static void test_adamw(void **state) {
         for (int part = 0; part < 2; part++) {
             const size_t first = part ? (size_t)cut : 0, count = part ? (size_t)(n - cut) : (size_t)cut;
             AdamW half = a;
-            half.n = count, half.first = a.first + first;
-            half.weights = weights_at(B, w2, first), half.master = floats_at(again, first);
-            half.grad = floats_at(dg, first), half.m = floats_at(m2, first), half.v = floats_at(v2, first);
+            half.n = count;
+            half.first = a.first + first;
+            half.weights = weights_at(B, w2, first);
+            half.master = floats_at(again, first);
+            half.grad = floats_at(dg, first);
+            half.m = floats_at(m2, first);
+            half.v = floats_at(v2, first);
             B->adamw(D, &half);
         }
         assert_memory_equal(fetch_narrow(w2, (size_t)n), weight, (size_t)n * sizeof(float));
@@ -427,7 +460,8 @@ static void test_adamw(void **state) {
     }
 }
 
-/* Rounding up and down happens with the right probabilities: the mean of many weights is that of their masters. */
+/* Stochastic rounding goes up and down with the right probabilities: the mean of many weights is the mean of their
+ * masters. */
 static void test_stochastic_rounding(void **state) {
     (void)state;
     enum { N = 1 << 15, STEPS = 4 };
@@ -439,21 +473,27 @@ static void test_stochastic_rounding(void **state) {
     float *before = NULL;
     for (int step = 1; step <= STEPS; step++) {
         AdamW a = adamw_of(N);
-        a.lr = 0, a.step = step;
+        a.lr = 0;
+        a.step = step;
         Floats *master = floats(p, N);
         Weights *w = weights(zero, N);
-        a.weights = w, a.master = master, a.grad = floats(zero, N), a.m = floats(zero, N), a.v = floats(zero, N);
+        a.weights = w;
+        a.master = master;
+        a.grad = floats(zero, N);
+        a.m = floats(zero, N);
+        a.v = floats(zero, N);
         B->adamw(D, &a);
         float *got = fetch_narrow(w, N);
         for (int i = 0; i < N; i++) {
             assert_true(fabsf(got[i]) == 1.0f || fabsf(got[i]) == 1.0f + 0x1p-7f);
-            away += fabsf(got[i]) > 1.0f, same += before && got[i] == before[i];
+            away += fabsf(got[i]) > 1.0f;
+            same += before && got[i] == before[i];
         }
         before = got;
     }
     const double draws = (double)N * STEPS, deviation = sqrt(0.3 * 0.7 / draws);
     assert_true(fabs(away / draws - 0.3) < 5 * deviation);
-    /* another step draws other bits: two agree in 0.3^2 + 0.7^2 of all weights */
+    /* another step draws other bits: two steps agree in 0.3^2 + 0.7^2 of all weights */
     const double pairs = (double)N * (STEPS - 1);
     assert_true(fabs(same / pairs - 0.58) < 5 * sqrt(0.58 * 0.42 / pairs));
 }
@@ -466,7 +506,10 @@ static void test_square_sum(void **state) {
         const size_t n = counts[k];
         float *x = FLOATS(n + 1);
         double want = 0;
-        for (size_t i = 0; i < n; i++) x[i] = (float)random_normal(&r), want += (double)x[i] * x[i];
+        for (size_t i = 0; i < n; i++) {
+            x[i] = (float)random_normal(&r);
+            want += (double)x[i] * x[i];
+        }
         Floats *device = floats(x, n + 1), *moved = floats(NULL, n + 2);
         B->upload(D, floats_at(moved, 1), x, n * sizeof *x); /* not aligned to 16 bytes */
         const double got = B->square_sum(D, device, n), again = B->square_sum(D, floats_at(moved, 1), n);
@@ -484,15 +527,17 @@ static void test_transfers(void **state) {
     (void)state;
     const size_t n = (5u << 20) + 12345; /* 20 MB: more than the staging buffer holds */
     float *x = (float *)xmalloc(n * sizeof *x), *back = (float *)xmalloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = (float)i * 0.25f; /* no two pieces alike */
+    for (size_t i = 0; i < n; i++) x[i] = (float)i * 0.25f; /* no two pieces are alike */
     Error e;
     void *memory = B->alloc(D, n * sizeof *x, "a test", &e);
-    reorder(1); /* copies are made as late as they may be */
+    reorder(1); /* copies are made as late as the stream's order allows */
     B->upload(D, memory, x, n * sizeof *x);
-    x[0] = 77, x[n - 1] = 77; /* what was uploaded is what was there at the call */
+    x[0] = 77;
+    x[n - 1] = 77; /* the upload has the contents from the time of the call */
     B->download(D, back, memory, n * sizeof *x);
     assert_true(back[0] == 0 && back[n - 1] == (float)(n - 1) * 0.25f);
-    x[0] = back[0], x[n - 1] = back[n - 1];
+    x[0] = back[0];
+    x[n - 1] = back[n - 1];
     assert_memory_equal(back, x, n * sizeof *x);
     B->zero(D, (char *)memory + 4, 8);
     B->download(D, back, memory, 16);
@@ -505,7 +550,7 @@ static void test_transfers(void **state) {
     assert_true(B->memory_peak(D) >= n * 4);
 }
 
-/* A device of its own: what fails must not fail the others. */
+/* A device of its own, so that its failure does not affect the other tests. */
 static void test_out_of_memory(void **state) {
     (void)state;
     Error e;
@@ -516,30 +561,33 @@ static void test_out_of_memory(void **state) {
     for (int i = 0; i < 4; i++) {
         assert_null(B->alloc(D, (size_t)1 << 50, cases[i][0], &e));
         assert_non_null(strstr(e.text, "1125899906842624 bytes"));
-        assert_non_null(strstr(e.text, cases[i][0])), assert_non_null(strstr(e.text, "free"));
+        assert_non_null(strstr(e.text, cases[i][0]));
+        assert_non_null(strstr(e.text, "free"));
         assert_non_null(strstr(e.text, cases[i][1]));
     }
-    assert_true(B->sync(D, &e)); /* an alloc that failed is the caller's matter, the device goes on */
+    assert_true(B->sync(D, &e)); /* a failed alloc is reported to the caller, and the device continues to work */
     float one = 1, back = 0;
     Floats *x = floats(&one, 1);
     B->download(D, &back, x, 4);
     assert_true(back == 1);
 }
 
-/* A failure inside an operation stays, is told by sync() with what was asked for, and nothing runs after it. */
+/* A failure inside an operation is sticky: sync() reports it with the request that failed, and nothing runs after
+ * it. */
 static void test_sticky_failure(void **state) {
     (void)state;
     Error e;
     Device *d;
     assert_true(B->open(&d, dtype, &e));
     float x[4] = {0};
-    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* nothing to do is no failure */
+    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* an empty operation is no failure */
     assert_true(B->sync(d, &e));
     void *memory = B->alloc(d, 64, "a test", &e);
     B->layernorm_backward(d, (Acts *)memory, (Floats *)memory, (Floats *)memory, (Acts *)memory, (Acts *)memory,
                           (Floats *)memory, (Floats *)memory, (Weights *)memory, 1 << 30, 1 << 30);
     assert_false(B->sync(d, &e));
-    assert_non_null(strstr(e.text, "out of device memory")), assert_non_null(strstr(e.text, "layernorm"));
+    assert_non_null(strstr(e.text, "out of device memory"));
+    assert_non_null(strstr(e.text, "layernorm"));
     assert_null(strchr(e.text, '\n'));
     B->upload(d, memory, x, sizeof x);
     assert_true(isnan(B->square_sum(d, (Floats *)memory, 1)));
@@ -548,10 +596,10 @@ static void test_sticky_failure(void **state) {
     B->close(d);
 }
 
-/* ==== Steps that repeat ==== */
+/* ==== Repeated steps ==== */
 
-/* A step of a dozen operations on the same buffers with new data each time: run one by one, then captured, then replayed
- * as a graph. Each time it gives what the first operations would give alone. */
+/* A step of a dozen operations on the same buffers with new data each time is run one by one, then captured, then
+ * replayed as a graph. Each time it must give what the operations give when run alone. */
 static void test_repeated_steps(void **state) {
     (void)state;
     enum { N = 6, C = 32, F = 64, V = 20, P = 12, STEPS = 6 };
@@ -564,10 +612,17 @@ static void test_repeated_steps(void **state) {
     Floats *mean[2], *rstd[2];
     Ints *token[2], *position[2], *row[2];
     for (int k = 0; k < 2; k++) {
-        x[k] = acts(NULL, N, C), h[k] = acts(NULL, N, C), pre[k] = acts(NULL, N, F), act[k] = acts(NULL, N, F);
-        delta[k] = acts(NULL, N, C), rows[k] = acts(NULL, 2, C);
-        mean[k] = floats(NULL, N), rstd[k] = floats(NULL, N);
-        token[k] = ints(NULL, N), position[k] = ints(NULL, N), row[k] = ints(NULL, 2);
+        x[k] = acts(NULL, N, C);
+        h[k] = acts(NULL, N, C);
+        pre[k] = acts(NULL, N, F);
+        act[k] = acts(NULL, N, F);
+        delta[k] = acts(NULL, N, C);
+        rows[k] = acts(NULL, 2, C);
+        mean[k] = floats(NULL, N);
+        rstd[k] = floats(NULL, N);
+        token[k] = ints(NULL, N);
+        position[k] = ints(NULL, N);
+        row[k] = ints(NULL, 2);
     }
     for (int step = 0; step < STEPS; step++) {
         const int32_t *tokens = picks(&r, N, V), *positions = picks(&r, N, P), *wanted = picks(&r, 2, N);

@@ -1,12 +1,8 @@
 /* test_cuda_sample.cpp - sampling on the GPU against the rule of backend.h in float64, token by token. */
 #include "kernels.h"
+#include "sampling.h"
 #include "../llmc/cuda/sample.cuh"
 #include <algorithm>
-
-struct How {
-    float temperature, top_p, min_p, penalty;
-    int top_k;
-};
 
 /* Rows of logits with their random streams and histories. */
 struct Rows {
@@ -171,18 +167,9 @@ static int check_draw(const Rows &p, const How &how, const Drawn &got) {
 /* ==== Tests ==== */
 
 static void test_rule(void **) {
-    static const How how[] = {{1, 1, 0, 1, 0},       {0.5f, 1, 0, 1, 0},
-                              {1, 0.9f, 0, 1, 0},    {1, 0.3f, 0, 1, 0},
-                              {1, 1, 0, 1, 5},       {1, 1, 0, 1, 1},
-                              {1, 1, 0.1f, 1, 0},    {1.7f, 0.8f, 0.02f, 1, 40},
-                              {1, 1, 0, 1.3f, 0},    {0.8f, 0.95f, 0, 1.5f, 50},
-                              {0, 1, 0, 1, 0},       {0, 1, 0, 2, 0},
-                              {1, 1e-6f, 0, 1, 0},   {1, 1, 1, 1, 0},
-                              {1, 0.99f, 0, 1, 256}, {1, 1, 0, 1, 257},
-                              {1, 1, 0, 0.7f, 0},    {3, 0.999f, 0, 1, 1000}};
     Random r = random_start(41, 0);
     int unclear = 0, rows = 0;
-    for (const How &h : how) {
+    for (const How &h : HOW) {
         const Rows p = rows_of(&r, 8, 257, 384, 2);
         unclear += check_draw(p, h, draw(p, h));
         rows += p.R;

@@ -1,6 +1,8 @@
-/* The data programs, run as a user runs them: make_shard for every kind of line and option, show for every kind of
- * file, bad input. JSONL itself is tested here, too. Needs ./data/make_shard and ./data/show. */
-#include "files.h"
+/* test_data.c - the data programs as a user runs them: make_shard on every kind of line and option, show on every kind
+ * of file, bad input; and jsonl.h itself.
+ *
+ * Needs ./data/make_shard and ./data/show. */
+#include "shell.h"
 #include "../llmc/model/checkpoint.h"
 #include "../llmc/text/chat.h"
 #include "../llmc/base/jsonl.h"
@@ -9,8 +11,6 @@
 #include <time.h>
 
 static Tokenizer bytes;
-static char *said; /* standard error of the last run */
-static char *out;  /* its standard output */
 
 static int setup(void **state) {
     Error e;
@@ -19,50 +19,14 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-    free(said);
-    free(out);
+    free(said), free(out);
     tokenizer_free(&bytes);
     return files_teardown(state);
 }
 
-static char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
-
-/* Runs a shell command, in which $T is the test's directory, and expects its exit status. */
-static void run(int status, const char *command) {
-    char line[2000];
-    snprintf(line, sizeof line, "(%s) >$T/.out 2>$T/.err", command);
-    const int got = system(line);
-    free(said);
-    free(out);
-    said = text_of(files_path(".err"));
-    out = text_of(files_path(".out"));
-    if (!WIFEXITED(got) || WEXITSTATUS(got) != status)
-        fail_msg("%s: status %d, expected %d: %s", command, WEXITSTATUS(got), status, said);
-}
-
-static void assert_holds(const char *text, const char *part) {
-    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
-}
-
-static void put(const char *name, const char *text) { files_put(files_path(name), text, strlen(text)); }
-
-/* A run that fails with one line that holds `part`, and leaves $T/x.shard as it was. */
+/* Runs a command that must fail with one line that contains `part` and leave $T/x.shard unchanged. */
 static void refused(int status, const char *command, const char *part) {
-    put("x.shard", "earlier");
-    const int before = files_count();
-    run(status, command);
-    assert_holds(said, part);
-    const char *newline = strchr(said, '\n');
-    if (!newline || newline[1]) fail_msg("%s: not one line: %s", command, said);
-    assert_string_equal(out, "");
-    files_assert_content(files_path("x.shard"), "earlier", 7);
-    assert_int_equal(files_count(), before);
-    unlink(files_path("x.shard"));
+    refused_output("x.shard", status, command, part);
 }
 
 static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
@@ -74,7 +38,7 @@ static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
     return s;
 }
 
-/* Record i as text; what is trained on (chat) or the last token of a step (step) stands between [ and ]. */
+/* Record i as text. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
 static void assert_record(const Shard *s, int64_t i, const char *want) {
     Error e;
     Record r = {0};
@@ -131,7 +95,7 @@ static void test_chat(void **state) {
                   "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo<|eot_id|>]");
     shard_close(&s);
 
-    /* prompt and completion, as texts and as messages, under names of one's own */
+    /* prompt and completion, as texts and as messages, under other field names */
     put("b.jsonl", "{\"prompt\":\"2+3=\",\"completion\":\"5\"}\n{\"prompt\":\"\",\"completion\":\"x\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o - > $T/b.shard");
     s = open_shard("b.shard", RECORD_CHAT, 2);
@@ -190,7 +154,7 @@ static void test_chat_warnings(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --template '{any}{content}\\n'");
     assert_holds(said, "texts that contain the name of a special token, which is encoded as plain text: 1 ");
     assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
-    /* GPT-2's words begin with their space; the tokenizer of bytes does not care */
+    /* GPT-2's words begin with their space; the byte tokenizer does not need that */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/a.shard --tokenizer tests/golden/tokenizer_small.json");
     assert_holds(said, "prompts that end in a space");
@@ -273,7 +237,7 @@ static void test_prompts(void **state) {
     assert_prompt(&s, 0, text, "", "x", "");
     shard_close(&s);
 
-    /* a prompt is never cut */
+    /* a prompt is never truncated */
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 4 --template plain");
     assert_holds(said, "warning: records dropped because they are longer than --max-tokens: 1 ");
     s = open_shard("a.shard", RECORD_PROMPT, 4);
@@ -315,7 +279,7 @@ static void test_preferences(void **state) {
                   "Assistant: b d<|im_end|>");
     shard_close(&s);
 
-    /* lists of messages: with a prompt, without, and beside a text that repeats the prompt */
+    /* lists of messages: with a prompt, without one, and together with a text that repeats the prompt */
     put("b.jsonl",
         "{\"p\":[{\"role\":\"user\",\"content\":\"q\"}],\"c\":[{\"role\":\"assistant\",\"content\":\"y\"}],\"r\":\"n\"}\n"
         "{\"c\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"y\"}],"
@@ -403,7 +367,8 @@ static void test_unpaired(void **state) {
     Shard s = open_shard("a.shard", RECORD_UNPAIRED, 2);
     assert_record(&s, 0, "2+2=4<|endoftext|>");
     assert_record(&s, 1, "2+3=four<|endoftext|>");
-    assert_label(&s, 0, 4, 1), assert_label(&s, 1, 4, 0);
+    assert_label(&s, 0, 4, 1);
+    assert_label(&s, 1, 4, 0);
     shard_close(&s);
     run(0, "data/show $T/a.shard");
     assert_holds(out, "record 0: prompt of 4 tokens, completion of 2: good\n2+2=⟦4<|endoftext|>⟧\n");
@@ -411,7 +376,7 @@ static void test_unpaired(void **state) {
     assert_holds(out, "good: 1 of 2, 50.0 %");
     run(0, "data/show --all --json $T/a.shard");
     assert_holds(out, "{\"prompt\":\"2+3=\",\"completion\":\"four<|endoftext|>\",\"label\":false,\"prompt_tokens\":4,");
-    /* the limit takes the end of an answer, or the record */
+    /* the limit truncates the end of an answer, or drops the record */
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 6");
     assert_holds(said, "truncated to --max-tokens, without their stop token: 1 ");
     s = open_shard("a.shard", RECORD_UNPAIRED, 2);
@@ -420,7 +385,7 @@ static void test_unpaired(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 6 --truncation drop");
     s = open_shard("a.shard", RECORD_UNPAIRED, 1);
     shard_close(&s);
-    /* messages, and a field of another name; a label that is neither makes a conversation */
+    /* messages, and a label under another name; a label that is neither true nor false makes a conversation */
     put("b.jsonl", "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"completion\":[{\"role\":\"assistant\","
                    "\"content\":\"a\"}],\"good\":false}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --label-field good");
@@ -508,7 +473,7 @@ static void test_split(void **state) {
     Shard a = {0}, v = {0};
     assert_true(shard_open(&a, files_path("a.shard"), &e) && shard_open(&v, files_path("v.shard"), &e));
     assert_int_equal(a.count + v.count, 1200);
-    assert_int_equal(v.count % 3, 0); /* the three of a prompt stay together */
+    assert_int_equal(v.count % 3, 0); /* the three records of a prompt stay in one split */
     assert_true(v.count > 200 && v.count < 400);
     for (int64_t i = 0; i < v.count; i++) {
         assert_true(shard_record(&v, i, &r, &e));
@@ -617,7 +582,7 @@ static void test_bad_files_and_options(void **state) {
     assert_holds(out, "--tokens");
 }
 
-/* Ended by a signal while it waits for more: no file is left. */
+/* Ended by a signal while it waits for input: no file remains. */
 static void test_signal(void **state) {
     (void)state;
     int ends[2];
@@ -757,7 +722,8 @@ static void test_show_checkpoint(void **state) {
     ModelConfig g = gpt2_config(2, 2, 8, 260, 16);
     const size_t n = gpt2_file_elements(&g);
     float *weights = xcalloc(n, sizeof *weights);
-    weights[5] = 3, weights[n - 1] = INFINITY;
+    weights[5] = 3;
+    weights[n - 1] = INFINITY;
     void *blob = NULL;
     size_t blob_bytes = 0;
     assert_true(tokenizer_store(&bytes, &blob, &blob_bytes, &e));

@@ -1,11 +1,12 @@
-/* Runs on several ranks: who does what, what the launcher says, and the real programs under mpirun: the same samples and
- * losses on 1, 2 and 4 ranks and every --zero, the same bits when repeated, states that go from one number of ranks to
- * another, ranks that die, hang or are asked to stop. Needs the trainers and llmc_mpi.so; without mpirun and
- * that library only what needs neither is tested. */
+/* test_dist.c - runs on several ranks: the distribution of work, launchers, and the programs under mpirun.
+ *
+ * Samples and losses must be the same on 1, 2 and 4 ranks and for every --zero, and repeated runs must give the same
+ * bits. States are resumed on another number of ranks. Ranks die, hang or are asked to stop. Needs the trainers and
+ * llmc_mpi.so; without mpirun or that library only the parts that need neither are tested. */
 #include "run.h"
 #include "../llmc/dist/grads.h"
 
-static bool mpi; /* are there mpirun and llmc_mpi.so? */
+static bool mpi; /* true if mpirun and llmc_mpi.so exist */
 
 #define SFT                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 5 "       \
@@ -18,7 +19,8 @@ static int setup(void **state) {
     if (models_setup(state)) return 1;
     mpi = !access("llmc_mpi.so", R_OK) && !system("command -v mpirun >/dev/null");
     setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1), setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
     setenv("RANKS", "mpirun --oversubscribe --bind-to none -n", 1);
     FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
     for (int p = 0; p < 26; p++) {
@@ -35,7 +37,7 @@ static int setup(void **state) {
     return 0;
 }
 
-/* ---- who does what --------------------------------------------------------------------------------------------- */
+/* ---- distribution of work --------------------------------------------------------------------------------------- */
 
 static void slices_cover_everything_once(void **state) {
     (void)state;
@@ -53,8 +55,8 @@ static void slices_cover_everything_once(void **state) {
         }
 }
 
-/* Of all shares of seven pieces between two ranks none is better than 6/7 of that which is found (Graham's bound for two
- * ranks, 4/3 - 1/6), and every piece has an owner. */
+/* The distribution found is at most 7/6 of the best of all distributions of seven pieces over two ranks (Graham's bound
+ * for two ranks, 4/3 - 1/6), and every piece has an owner. */
 static void work_is_shared_out_evenly(void **state) {
     (void)state;
     enum { N = 7 };
@@ -138,12 +140,12 @@ static void launchers_are_known(void **state) {
     launch_of("SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=1", LAUNCH_MPI, 1, 2, 1);
     launch_of("SLURM_PROCID=0 SLURM_NTASKS=4", LAUNCH_ALONE, 0, 1, 0); /* the batch script itself */
     launch_of("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1", LAUNCH_ALONE, 0, 1, 0);
-    launch_of("RANK=2", LAUNCH_ALONE, 0, 1, 0); /* somebody else's variable */
+    launch_of("RANK=2", LAUNCH_ALONE, 0, 1, 0); /* a variable of another program */
     launch_of("RANK=9 WORLD_SIZE=8", LAUNCH_ALONE, 0, 1, 0);
     launch_of("RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=3", LAUNCH_MPI, 0, 3, 0);
 }
 
-/* One rank alone: the calls do what one process does. */
+/* With one rank the calls behave as in a single process. */
 static void one_rank_is_no_rank(void **state) {
     (void)state;
     Error e;
@@ -177,7 +179,7 @@ static void memory_is_shared_out(void **state) {
         optimizer_slices(&c, share, NULL, &n);
         assert_true(n > all / 4 - all / 50 && n < all / 4 + all / 50);
     }
-    assert_int_equal(moments, optimizer_bytes(&c, b)); /* nothing twice, nothing forgotten */
+    assert_int_equal(moments, optimizer_bytes(&c, b)); /* nothing twice, nothing omitted */
     assert_int_equal(model_grads_layout(&c, (Share){0, 4, 1}, offset, &layers), all);
     const size_t layer = 12 * 768 * 768 + 13 * 768;
     assert_int_equal(model_grads_layout(&c, (Share){0, 4, 2}, offset, &layers), all - 10 * layer);
@@ -186,7 +188,12 @@ static void memory_is_shared_out(void **state) {
 
 /* ---- runs ------------------------------------------------------------------------------------------------------ */
 
-/* The records of two runs are equal but for times, and numbers to within a relative gap. */
+/* The records of two runs are equal except for times; numbers agree to within a relative gap.
+ *
+ * The ranks sum gradients in another order, so these differ by rounding (1e-6 of their size). Steps of AdamW keep that
+ * relative difference, except for gradients near 0, whose steps may differ by the whole rate. Fine-tuning keeps the
+ * difference below 1e-4. Reinforcement learning divides by standard deviations of few rewards, and its KL is a
+ * difference of nearly equal numbers: 2e-3. */
 static void assert_near_metrics(const char *a, const char *b, double gap) {
     char *x = text_of(files_path(a)), *y = text_of(files_path(b));
     assert_int_equal(lines_of(x), lines_of(y));
@@ -232,7 +239,7 @@ static void sft_is_the_same_on_any_number_of_ranks(void **state) {
     assert_holds(said, "4 ranks of 1 threads");
     assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
-    /* more ranks than records in a step: some have nothing to do */
+    /* more ranks than records in a step: some ranks have no work */
     sh("./train_sft --layers 2 --width 32 --heads 2 --context 16 -i $T/chat.shard -x 4 --batch-tokens 8 -l 1e-2 "
        "-o $T/one.bin");
     sh("$RANKS 4 ./train_sft --layers 2 --width 32 --heads 2 --context 16 -i $T/chat.shard -x 4 --batch-tokens 8 "
@@ -253,7 +260,8 @@ static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
             if (has_metric("one.jsonl", line, "completions/mean_length"))
                 assert_true(metric("one.jsonl", line, "completions/mean_length") ==
                             metric("many.jsonl", line, "completions/mean_length"));
-        /* with --kl-in reward, 0.1 times a KL that is the rounding of some 10 log-probabilities is a part of the reward */
+        /* with --kl-in reward, the reward includes 0.1 times a KL that is the rounding error of about 10
+         * log-probabilities */
         assert_near(metric("one.jsonl", 0, "reward"), metric("many.jsonl", 0, "reward"), i == 2 ? 1e-6 : 0);
     }
 }
@@ -289,7 +297,7 @@ static void states_go_from_ranks_to_ranks(void **state) {
     sh(SFT "-x 20 -o $T/one.bin");
     sh("$RANKS 2 " SFT "-x 20 -o $T/two.bin --state $T/mid.state --save-steps 13 --zero 2");
     sh("$RANKS 2 " SFT "-x 20 -o $T/b.bin --resume $T/mid.state --zero 2");
-    assert_same_file("two.bin", "b.bin"); /* as if nothing had happened */
+    assert_same_file("two.bin", "b.bin"); /* as if it had not been interrupted */
     sh(SFT "-x 20 -o $T/b.bin --resume $T/mid.state");
     assert_true(weights_gap("one.bin", "b.bin") < 1e-3);
     sh("$RANKS 4 " SFT "-x 20 -o $T/b.bin --resume $T/mid.state --zero 1");
@@ -302,7 +310,7 @@ static int times_said(const char *text) {
     return n;
 }
 
-/* The n-th rank of a run under mpirun, from 0: its children in the order of their start. */
+/* The n-th rank (from 0) of a run under mpirun: mpirun's children in the order of their start. */
 static pid_t rank_of(pid_t launcher, int n) {
     char path[64], text[256] = "";
     snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)launcher, (int)launcher);
@@ -316,13 +324,13 @@ static pid_t rank_of(pid_t launcher, int n) {
     return (pid_t)atoi(word);
 }
 
-/* A long run whose rank `which` gets a signal after some steps; what it says holds `part`. */
+/* A long run in which rank `which` gets a signal after some steps. The run's messages must contain `part`. */
 static void loses_a_rank(int signal, int which, int ranks, const char *part) {
     char command[1000];
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
     put("kept", "earlier");
-    /* When a rank has died, mpirun kills the others after a time. On a busy machine they need several seconds to notice the
-     * death and to report it, and must not run into their own time-out before. */
+    /* When a rank has died, mpirun kills the others after a while. On a busy machine they need several seconds to
+     * notice the death and to report it, and must not reach their own time-out before that. */
     snprintf(command, sizeof command,
              "mpirun --mca odls_base_sigkill_timeout %d --oversubscribe --bind-to none -n %d " SFT
              "-x 100000 -o $T/kept --state $T/lost.state --save-steps 2 "
@@ -334,14 +342,14 @@ static void loses_a_rank(int signal, int which, int ranks, const char *part) {
     const time_t then = time(NULL);
     assert_true(run_wait(launcher, 120) != 0);
     assert_true(time(NULL) - then < 100);
-    /* one of the ranks says it, once; where the machine is so busy that it is late, another does as well */
+    /* one rank reports it, once; on a busy machine another rank may report it instead */
     assert_in_range(times_said("train_sft: "), 1, (uintmax_t)ranks - 1);
     assert_holds(said, part);
     assert_holds(said, "; the run ends in step ");
     assert_holds(said, ", the last state is ");
     files_assert_content(files_path("kept"), "earlier", 7);
     unlink(files_path("kept"));
-    /* the last good state is whole */
+    /* the last good state is complete */
     sh(SFT "-x 20 -o $T/after.bin --resume $T/lost.state --max-bad-steps 0 --best $T/best.bin");
 }
 
@@ -369,13 +377,16 @@ static void a_signal_on_any_rank_stops_all(void **state) {
     assert_int_equal(access(files_path("stop.bin"), F_OK), -1);
 }
 
-/* The GPU's path, compiled for the processor: started by mpirun, and by variables, where ranks meet through NCCL alone. */
+/* The GPU path, compiled for the processor: started by mpirun, and by environment variables, so that ranks meet through
+ * NCCL alone. */
 static void ranks_on_gpus(void **state) {
     NEEDS_MPI();
     if (!getenv("LLMC_CUDA_LIBRARY")) skip();
-    const char *library = "build/llmc_cuda_host.so"; /* the programs are not sanitized, whatever this test is */
+    /* the programs are built without sanitizers, even if this test has them */
+    const char *library = "build/llmc_cuda_host.so";
     if (access(library, R_OK)) skip();
-    setenv("LLMC_CUDA_LIBRARY", library, 1), setenv("LLMC_NCCL_LIBRARY", library, 1);
+    setenv("LLMC_CUDA_LIBRARY", library, 1);
+    setenv("LLMC_NCCL_LIBRARY", library, 1);
 #define GPU                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -l 1e-2 --batch-tokens 64 "             \
     "--micro-tokens 32 --device cuda --dtype float32 -x 3 "
@@ -385,7 +396,7 @@ static void ranks_on_gpus(void **state) {
         assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
         assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     }
-    /* bf16 weights, whose float32 masters are shared out: a state has all of them */
+    /* bf16 weights, whose float32 masters are distributed over the ranks: a state contains all of them */
     sh("$RANKS 2 " GPU "-o $T/many.bin --dtype bf16 --zero 1 --state $T/gpu.state --save-steps 2");
     sh("$RANKS 2 " GPU "-o $T/again.bin --dtype bf16 --zero 2 --resume $T/gpu.state");
     assert_same_file("many.bin", "again.bin");
@@ -420,7 +431,7 @@ static void what_cannot_be_is_said_once(void **state) {
     unlink(files_path("kept"));
     refused(1, "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 " SFT "-o $T/kept",
             "start ranks on processors");
-    /* ranks that were told different things */
+    /* ranks with different options */
     run(1, "mpirun --oversubscribe --bind-to none -n 1 " SFT "-o $T/x.bin -x 4 : -n 1 " SFT "-o $T/x.bin -x 5");
     assert_holds(said, "train_sft: options: rank 1 differs from rank 0\n");
 }

@@ -1,10 +1,12 @@
-/* Runs of ./train_dpo from shards: its losses against forward passes of single sequences in double, its independence of how
- * a step is packed, what it learns. Needs train_sft, train_dpo, generate, data/make_shard and data/make_prefs. */
+/* test_dpo.c - runs of ./train_dpo from shards: its losses against forward passes of single sequences in double,
+ * independence of how a step is packed, learning.
+ *
+ * Needs train_sft, train_dpo, generate, data/make_shard and data/make_prefs. */
 #include "dpo.h"
 
 static double log_sigmoid(double x) { return -log1p(exp(-x)); }
 
-/* The mean over all records of held.shard of the loss that `what` names, by the definitions. */
+/* The mean over all records of held.shard of the loss that `what` names, computed from the definitions. */
 static double pair_truth(const char *what, const Model *policy, const Model *reference) {
     Error e;
     Shard s;
@@ -19,7 +21,8 @@ static double pair_truth(const char *what, const Model *policy, const Model *ref
         const Truth rw = truth_of(reference, r.tokens, r.prompt, w, r.chosen);
         const Truth rl = truth_of(reference, r.tokens, r.prompt, l, r.rejected);
         const double c = pw.logp - rw.logp, d = pl.logp - rl.logp;
-        nll -= pw.logp + pw.prompt, learned += pw.length + pw.prompt_length;
+        nll -= pw.logp + pw.prompt;
+        learned += pw.length + pw.prompt_length;
         if (!strcmp(what, "sigmoid")) sum -= log_sigmoid(0.3 * (c - d));
         if (!strcmp(what, "ipo")) sum += pow(c / pw.length - d / pl.length - 1 / 0.6, 2);
         if (!strcmp(what, "free")) sum -= log_sigmoid(0.3 * (pw.logp - pl.logp));
@@ -90,7 +93,8 @@ static void the_start_is_known(void **state) {
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
 
-/* Two files of metrics agree in all that a step computes, to rounding. */
+/* Two metrics files agree, up to rounding, in everything that a step computes. Another packing changes the order of
+ * float32 sums, a relative difference of 1e-6 in a gradient, which four steps of AdamW amplify: 2e-4. */
 static void same_numbers(const char *a, const char *b, const char *what) {
     static const char *const keys[] = {"loss",           "grad_norm",      "rewards/margins", "logps/chosen",
                                        "logps/rejected", "rewards/chosen", "entropy",         "mean_token_accuracy"};
@@ -119,11 +123,11 @@ static void packing_changes_nothing(void **state) {
         }
         unlink(files_path("whole.jsonl"));
     }
-    /* KTO's reference point is that of the whole step */
+    /* KTO's reference point is computed over the whole step */
     const char *base = KTO "-x 5 -o $T/a.bin --reference $T/weak.bin";
     sh("./train_sft --layers 1 --width 32 --heads 2 --context 16 -i $T/chat.shard -o $T/weak.bin -x 1");
     sh("%s --metrics $T/whole.jsonl", base);
-    assert_true(metric("whole.jsonl", -1, "kl") > 1); /* for the reference gives all answers a small chance */
+    assert_true(metric("whole.jsonl", -1, "kl") > 1); /* because the reference gives all answers a small probability */
     sh("%s --metrics $T/parts.jsonl --micro-tokens 16", base);
     for (int i = 0; i < 5; i++) {
         assert_near(metric("parts.jsonl", i, "kl"), metric("whole.jsonl", i, "kl"), 1e-4);
@@ -132,7 +136,7 @@ static void packing_changes_nothing(void **state) {
     unlink(files_path("parts.jsonl")), unlink(files_path("whole.jsonl"));
 }
 
-/* A mismatched answer with its prompt may be longer than any record is: the micro-batch has room for it. */
+/* A prompt with a mismatched answer may be longer than any record; the micro-batch must have room for it. */
 static void the_longest_mismatch_fits(void **state) {
     (void)state;
     put("odd.jsonl", "{\"prompt\":\"a:\",\"completion\":\"abcdabcd\",\"label\":true}\n"
@@ -144,7 +148,7 @@ static void the_longest_mismatch_fits(void **state) {
        "--loss-type kto -o $T/a.bin --precompute-ref-log-probs");
 }
 
-/* A step of all pairs does not depend on their order, which the seed decides. */
+/* A step over all pairs does not depend on their order, which the seed determines. */
 static void order_changes_nothing(void **state) {
     (void)state;
     for (int seed = 1; seed <= 2; seed++)
@@ -155,9 +159,9 @@ static void order_changes_nothing(void **state) {
     unlink(files_path("1.jsonl")), unlink(files_path("2.jsonl"));
 }
 
-/* ---- what it learns -------------------------------------------------------------------------------------------- */
+/* ---- learning -------------------------------------------------------------------------------------------------- */
 
-/* How many of the letter each of the answers to the four prompts holds, by one policy. */
+/* Counts the letter in each answer that one policy gives to the four prompts. */
 enum { ASKED = 4 * 40 };
 static void sample(const char *model, int count[ASKED]) {
     put("ask.jsonl", "{\"prompt\":\"a:\"}\n{\"prompt\":\"b:\"}\n{\"prompt\":\"c:\"}\n{\"prompt\":\"d:\"}\n");
@@ -173,11 +177,12 @@ static void sample(const char *model, int count[ASKED]) {
     free(text);
 }
 
-/* The share of answers that the rule likes better than the SFT model's; ties count half. */
+/* The share of answers that the rule prefers to the SFT model's; a tie counts half. */
 static double win_rate(const char *model) {
     int mine[ASKED], theirs[ASKED];
     double wins = 0;
-    sample(model, mine), sample("sft.bin", theirs);
+    sample(model, mine);
+    sample("sft.bin", theirs);
     for (int i = 0; i < ASKED; i++) wins += mine[i] > theirs[i] ? 1 : mine[i] == theirs[i] ? 0.5 : 0;
     return wins / ASKED;
 }
@@ -198,8 +203,8 @@ static void kto_learns_from_answers_without_pairs(void **state) {
     assert_true(win_rate("kto.bin") > 0.8);
 }
 
-/* Labels without noise, few pairs, many passes: DPO's margin grows on and on, IPO's stays where its loss has its
- * minimum, log-ratios 1/(2 beta) apart. */
+/* Labels without noise, few pairs, many passes: DPO's margin keeps growing, while IPO's stays at the minimum of its
+ * loss, where the log-ratios differ by 1/(2 beta). */
 static void ipo_keeps_its_margin_bounded(void **state) {
     (void)state;
     sh(RULE "--count 8 --seed 5 --min-length 4" SHARD "$T/few.shard");
@@ -207,7 +212,7 @@ static void ipo_keeps_its_margin_bounded(void **state) {
                        "--lr-scheduler-type constant --beta 0.5 -o $T/a.bin";
     sh("%s -x 150 --loss-type sigmoid --metrics $T/dpo.jsonl", base);
     sh("%s -x 150 --loss-type ipo_sum --metrics $T/ipo.jsonl", base);
-    /* rewards are beta times log-ratios: the minimum is at a margin of 1/2 */
+    /* rewards are beta times log-ratios, so the minimum is at a margin of 1/2 */
     const double early = metric_mean("ipo.jsonl", 90, 100, "rewards/margins"),
                  late = metric_mean("ipo.jsonl", 140, 150, "rewards/margins");
     assert_true(fabs(early - 0.5) < 0.2 && fabs(late - 0.5) < 0.2);
@@ -216,10 +221,10 @@ static void ipo_keeps_its_margin_bounded(void **state) {
     unlink(files_path("dpo.jsonl")), unlink(files_path("ipo.jsonl"));
 }
 
-/* A reference that follows the policy is what a new run from there would have. */
+/* After a sync the reference equals the policy, as in a new run that starts there. */
 static void a_synced_reference_is_the_policy(void **state) {
     (void)state;
-    /* alpha 1: after each sync the policy is its own reference, and the loss begins at log 2 again */
+    /* alpha 1: after each sync the policy is its own reference, and the loss starts at log 2 again */
     sh(DPO "-x 6 -o $T/a.bin --sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 1 --metrics $T/m.jsonl");
     for (int i = 0; i < 6; i += 2) assert_near(metric("m.jsonl", i, "loss"), 0.693147181, 1e-6);
     assert_true(fabs(metric("m.jsonl", 1, "loss") - 0.693147181) > 1e-4);

@@ -1,5 +1,6 @@
-/* What a run of ./train_dpo leaves and finds: reference log-probabilities and their file, states to resume from, and what it
- * says to bad input. Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
+/* test_dpo_state.c - files of ./train_dpo: stored reference log-probabilities, resumed states, bad input.
+ *
+ * Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
 #include "dpo.h"
 #include "../llmc/records/ref_logps.h"
 
@@ -7,7 +8,8 @@
 
 static void a_file_stands_for_the_reference(void **state) {
     (void)state;
-    /* made by the first run, used by the second: the same bytes come out; one file for training and held-out pairs */
+    /* computed by the first run, read by the second, with the same resulting bytes; one file covers training and
+     * held-out pairs */
     sh(DPO "-j $T/held.shard -x 12 -o $T/made.bin --ref-log-probs $T/ref.logps --ld-alpha 0.5");
     assert_holds(said, "reference log-probabilities computed");
     sh(DPO "-j $T/held.shard -x 12 -o $T/used.bin --ref-log-probs $T/ref.logps --ld-alpha 0.5");
@@ -16,9 +18,9 @@ static void a_file_stands_for_the_reference(void **state) {
     float *made = weights_of("made.bin", &n), *used = weights_of("used.bin", &n);
     assert_memory_equal(made, used, n * sizeof *made);
     free(made), free(used);
-    /* it holds tokens, so other losses can use it; on its own without the held-out pairs, too */
+    /* it stores values per token, so other losses can use it; it also serves a run without the held-out pairs */
     sh(DPO "-x 2 -o $T/used.bin --ref-log-probs $T/ref.logps --loss-type ipo");
-    /* values: the sum over the first chosen answer is what single sequences give */
+    /* the sum over the first chosen answer equals that of a single sequence's forward pass */
     Error e;
     RefLogps l;
     Shard s;
@@ -33,7 +35,7 @@ static void a_file_stands_for_the_reference(void **state) {
     assert_near(sum, truth_of(&m, r.tokens, r.prompt, r.tokens + r.prompt, r.chosen).logp, 1e-4);
     ref_logps_free(&l), record_free(&r), shard_close(&s), model_free(&m);
 
-    /* of other things it is refused, by name, and stays as it is */
+    /* for other records or another model it is refused with a message that names it, and it stays unchanged */
     sh("cp $T/ref.logps $T/kept2");
     static const struct {
         const char *command, *part;
@@ -53,10 +55,11 @@ static void a_file_stands_for_the_reference(void **state) {
         assert_holds(said, "ref.logps");
         assert_same_file("kept2", "ref.logps");
     }
-    /* damaged in any way it is refused before anything is trained */
+    /* a damaged file is refused before any training */
     uint8_t *data = files_get(files_path("ref.logps"), &n), *broken = (uint8_t *)xmalloc(n + 4);
     for (size_t at = 0; at < n; at += at < 100 ? 1 : n / 50) {
-        memcpy(broken, data, n), broken[at] ^= 64;
+        memcpy(broken, data, n);
+        broken[at] ^= 64;
         files_put(files_path("broken"), broken, n);
         assert_false(ref_logps_read(&l, files_path("broken"), &e));
         assert_holds(e.text, "broken");
@@ -65,11 +68,13 @@ static void a_file_stands_for_the_reference(void **state) {
         files_put(files_path("broken"), data, cut);
         assert_false(ref_logps_read(&l, files_path("broken"), &e));
     }
-    memcpy(broken, data, n), memset(broken + n, 0, 4);
+    memcpy(broken, data, n);
+    memset(broken + n, 0, 4);
     files_put(files_path("broken"), broken, n + 4);
     assert_false(ref_logps_read(&l, files_path("broken"), &e));
-    /* a count that no file could hold takes no memory */
-    memcpy(broken, data, n), memset(broken + 72, 0x7f, 7);
+    /* an impossible count allocates no memory */
+    memcpy(broken, data, n);
+    memset(broken + 72, 0x7f, 7);
     files_put(files_path("broken"), broken, n);
     assert_false(ref_logps_read(&l, files_path("broken"), &e));
     assert_holds(e.text, "do not fit into the file");
@@ -87,14 +92,14 @@ static void kto_from_a_file(void **state) {
         assert_near(metric("made.jsonl", i, "loss"), metric("live.jsonl", i, "loss"), 1e-5);
         assert_near(metric("made.jsonl", i, "kl"), metric("live.jsonl", i, "kl"), 1e-4);
     }
-    run(1, KTO "-x 6 -o $T/a.bin --seed 7 --ref-log-probs $T/kto.logps"); /* other mismatched answers */
+    run(1, KTO "-x 6 -o $T/a.bin --seed 7 --ref-log-probs $T/kto.logps"); /* different mismatched answers */
     assert_holds(said, "or --seed");
     unlink(files_path("live.jsonl")), unlink(files_path("made.jsonl"));
 }
 
 /* ---- resumed runs ---------------------------------------------------------------------------------------------- */
 
-/* A run that stops at step 7 of 12 and goes on, once by --save-steps, ends in the same bytes. */
+/* A run that stops at step 7 of 12 and is resumed, also with --save-steps, ends in the same bytes. */
 static void resumes(const char *command) {
     sh("%s -x 12 -o $T/whole.bin", command);
     sh("%s -x 12 -o $T/a.bin --state $T/mid.state --save-steps 7", command);
@@ -117,7 +122,7 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
     resumes(KTO "--ref-log-probs $T/kto2.logps");
 }
 
-/* Stopped by a signal, whenever it comes; one synced reference is left beside the state. */
+/* Stopped by a signal at any time; one synced reference file is kept next to the state. */
 static void a_signal_stops_it(void **state) {
     (void)state;
     static const char command[] =
@@ -202,7 +207,7 @@ static void bad_data(void **state) {
     refused(1, "./train_dpo -c $T/sft.bin -i $T/none -o $T/kept", "none");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/none/x", "none/x");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept --max-length 2", "no record is left");
-    /* what is cut or equal is said */
+    /* truncated answers and equal pairs are reported */
     put("alike.jsonl", "{\"prompt\":\"a:\",\"chosen\":\"bbbbbbb\",\"rejected\":\"bbbbbbbc\"}\n"
                        "{\"prompt\":\"a:\",\"chosen\":\"bb\",\"rejected\":\"c\"}\n"
                        "{\"prompt\":\"a long prompt:\",\"chosen\":\"b\",\"rejected\":\"c\"}\n");
@@ -215,7 +220,7 @@ static void bad_data(void **state) {
     sh("data/make_shard --quiet -i $T/one.jsonl -o $T/one.shard");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/one.shard -o $T/kept --loss-type kto", "");
     assert_holds(said, "one record");
-    /* a resumed run keeps to its shard and its reference */
+    /* a resumed run must use the same shard and the same reference */
     sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state --save-steps 2");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --reference $T/other.bin");
     assert_holds(said, "it is not the reference that the run began with");

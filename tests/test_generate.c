@@ -1,5 +1,7 @@
-/* ./generate, run as a user runs it, on models made here: greedy text against an uncached forward pass, prompts from all
- * kinds of files, streaming, chat, signals, bad input. Needs ./generate. */
+/* test_generate.c - ./generate as a user runs it: greedy text against an uncached forward pass, prompts from all kinds
+ * of files, streaming, chat, signals, bad input.
+ *
+ * The models are made here. Needs ./generate. */
 #include "models.h"
 #include <time.h>
 
@@ -7,7 +9,8 @@ static Model chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a t
 
 /* ---- one prompt ------------------------------------------------------------------------------------------------ */
 
-/* Greedy continuation by a forward pass over the whole text for each token; returns how many tokens, without a stop. */
+/* Greedy continuation, by a forward pass over the whole text per token. Returns the number of tokens without the stop
+ * token. */
 static int uncached(const Model *m, int32_t *ids, int n, int most, int32_t stop) {
     const int start = n;
     while (n - start < most && n < m->config.context) {
@@ -39,7 +42,7 @@ static void greedy_is_an_uncached_forward(void **state) {
         assert_string_equal(said, "");
         text_free(&text);
     }
-    /* a prompt that goes through the model in several pieces, and fills the context to its end */
+    /* a prompt that is processed in several pieces and fills the context to its end */
     int32_t ids[320];
     for (int k = 0; k < 300; k++) ids[k] = 'a' + k * k % 23;
     char prompt[301];
@@ -54,14 +57,14 @@ static void greedy_is_an_uncached_forward(void **state) {
     assert_holds(said, "300 prompt tokens, 20 new tokens");
 }
 
-/* Tokens of an output line; returns how many. */
+/* Reads the tokens of an output line and returns their number. */
 static int tokens_of(const json_t *row, int32_t *ids) {
     const json_t *list = json_object_get(row, "tokens");
     for (size_t i = 0; i < json_array_size(list); i++) ids[i] = (int32_t)json_integer_value(json_array_get(list, i));
     return (int)json_array_size(list);
 }
 
-/* logprob is the sum of log softmax(logits / temperature), computed in double. */
+/* The sum of log softmax(logits / temperature) over the tokens, in double, which logprob must equal. */
 static void logprobs_are_those_of_a_forward_pass(void **state) {
     (void)state;
     const double temperatures[] = {1, 0.5, 3, 0};
@@ -86,7 +89,7 @@ static void logprobs_are_those_of_a_forward_pass(void **state) {
 
 static void one_text_whatever_the_way(void **state) {
     (void)state;
-    /* the stream, the batch, any number of slots, argv, standard input and a file draw the same */
+    /* the stream, the batch, any number of slots, argv, standard input and a file draw the same samples */
     run(0, "./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 hello world");
     char *streamed = xstrdup(out);
     run(0, "echo hello world | ./generate -c $T/random.bin --temperature 1 --seed 3 -g 25 -");
@@ -116,7 +119,8 @@ static void one_text_whatever_the_way(void **state) {
     json_t *a, *b;
     for (int i = 0; i < 15; i++) {
         const char *prompts[] = {"hello world", "second", "third"};
-        a = json_line_of(one, i), b = json_line_of(out, i);
+        a = json_line_of(one, i);
+        b = json_line_of(out, i);
         assert_string_equal(json_text_of(a, "prompt"), prompts[i / 5]);
         assert_int_equal(json_integer_value(json_object_get(a, "sample")), i % 5);
         assert_true(json_equal(json_object_get(a, "tokens"), json_object_get(b, "tokens")));
@@ -124,7 +128,7 @@ static void one_text_whatever_the_way(void **state) {
     }
     free(one);
     assert_holds(said, "3 prompts, 15 completions");
-    /* options of sampling do something, with the cache of one sequence and in a batch */
+    /* sampling options have an effect, with the cache of one sequence and in a batch */
     const char *changes[] = {"--top-k 3", "--top-p 0.3", "--min-p 0.3", "--repetition-penalty 3", "--temperature 4"};
     for (int i = 0; i < 5; i++) {
         char command[300];
@@ -133,7 +137,8 @@ static void one_text_whatever_the_way(void **state) {
         snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 %s abc", changes[i]);
         run(0, command);
         assert_string_not_equal(out, plain);
-        free(plain), plain = xstrdup(out);
+        free(plain);
+        plain = xstrdup(out);
         plain[strlen(plain) - 1] = 0;
         snprintf(command, sizeof command, "./generate -c $T/random.bin --temperature 1 -g 25 --json %s abc",
                  changes[i]);
@@ -144,7 +149,7 @@ static void one_text_whatever_the_way(void **state) {
     }
 }
 
-/* A model that says these bytes after a prompt of `prompt` tokens, then `end`. */
+/* A model that generates these bytes after a prompt of `prompt` tokens, then `end`. */
 static void save_script(const char *name, int context, int prompt, const char *text, int32_t end,
                         const char *template) {
     int32_t *script = (int32_t *)xcalloc((size_t)context, sizeof *script);
@@ -156,18 +161,18 @@ static void save_script(const char *name, int context, int prompt, const char *t
     model_free(&m), free(script);
 }
 
-/* Characters come out whole, one write each; bytes that belong to none become U+FFFD. */
+/* Each character is written whole, by one write; bytes outside any character become U+FFFD. */
 static void streaming_is_utf8(void **state) {
     (void)state;
     const char *const characters[] = {
         "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xEF\xBF\xBD", "b", "\xEF\xBF\xBD",
-        "\n"}; /* the seventh is \xE2\x82 that ends there */
+        "\n"}; /* the seventh is \xE2\x82, a truncated character */
     save_script("utf8.bin", 64, 2,
                 "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xFF"
                 "b\xE2\x82",
                 MODELS_EOS, NULL);
     int ends[2];
-    assert_int_equal(pipe2(ends, O_DIRECT), 0); /* packets: each read gives what one write wrote */
+    assert_int_equal(pipe2(ends, O_DIRECT), 0); /* packet mode: each read returns exactly one write */
     const pid_t child = fork();
     if (!child) {
         char model[600];
@@ -186,7 +191,7 @@ static void streaming_is_utf8(void **state) {
     }
     TextBuffer rest = {0};
     for (ssize_t n; (n = read(ends[0], packet, sizeof packet)) > 0;) text_append(&rest, packet, (size_t)n);
-    assert_string_equal(rest.text, "\xEF\xBF\xBD\xEF\xBF\xBD\n"); /* each of the two bytes */
+    assert_string_equal(rest.text, "\xEF\xBF\xBD\xEF\xBF\xBD\n"); /* one for each of the two bytes */
     text_free(&rest), close(ends[0]);
     int status;
     waitpid(child, &status, 0);
@@ -220,14 +225,14 @@ static void stops(void **state) {
     assert_int_equal(tokens_of(row, ids), 16);
     assert_int_equal(ids[15], MODELS_EOS);
     json_decref(row);
-    /* the end of an assistant's turn, and a special token by name */
+    /* the end of an assistant's turn, and a special token given by name */
     save_script("end.bin", 64, 3, "good", MODELS_IM_END, "{any}<|im_start|>{content}<|im_end|>");
     run(0, "./generate -c $T/end.bin --temperature 0 --raw 123");
     assert_string_equal(out, "good\n");
     save_script("end.bin", 64, 3, "good", MODELS_IM_END, NULL);
     run(0, "./generate -c $T/end.bin --temperature 0 --stop '<|im_end|>' 123");
     assert_string_equal(out, "good\n");
-    /* a stop that is a plain text of the template is no part of the answer */
+    /* a stop that is plain text of the template is not part of the answer */
     save_script("line.bin", 64, 6, "good", '\n', "{user}Q: {content}\\n{assistant}{content}\\n");
     run(0, "./generate -c $T/line.bin --temperature 0 12");
     assert_string_equal(out, "good\n");
@@ -235,7 +240,8 @@ static void stops(void **state) {
 
 static void raw_prompts(void **state) {
     (void)state;
-    /* "<|im_start|>" is one token where the prompt is raw, and twelve where a user says it; nothing is a document's start */
+    /* "<|im_start|>" is one token in a raw prompt and twelve in a user's message; no start-of-document token is
+     * added */
     save_script("raw.bin", 64, 1, "yes", MODELS_EOS, NULL);
     run(0, "./generate -c $T/raw.bin --temperature 0 --raw '<|im_start|>'");
     assert_string_equal(out, "yes\n");
@@ -245,7 +251,7 @@ static void raw_prompts(void **state) {
     assert_string_equal(out, "yes\n");
     run(0, "./generate -c $T/raw.bin --temperature 0 '<|im_start|>'");
     assert_string_equal(out, "\n");
-    /* the model's template, one named, a model without a tokenizer */
+    /* the model's template, a named one, a model without a tokenizer */
     run(0, "./generate -c $T/random.bin --temperature 0 -g 20 --raw "
            "'<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n'");
     char *want = xstrdup(out);
@@ -298,8 +304,9 @@ static void prompts_of_all_kinds(void **state) {
     models_commit(&w);
     run(0, "./generate -c $T/random.bin --temperature 0 -g 20 2+3=");
     out[strlen(out) - 1] = 0;
-    free(want), want = xstrdup(out);
-    const char *const models[] = {"random", "bare"}; /* the shard has a tokenizer for a model that lacks one */
+    free(want);
+    want = xstrdup(out);
+    const char *const models[] = {"random", "bare"}; /* the shard's tokenizer serves a model without one */
     for (int i = 0; i < 2; i++) {
         char command[200];
         snprintf(command, sizeof command, "./generate -c $T/%s.bin --temperature 0 -g 20 -i $T/tasks.shard", models[i]);
@@ -321,7 +328,8 @@ static void prompts_of_all_kinds(void **state) {
 
 /* ---- chat ------------------------------------------------------------------------------------------------------ */
 
-/* Every turn of a chat, whose cache goes on from turn to turn, answers as the whole conversation given at once. */
+/* Every turn of a chat, whose cache persists from turn to turn, gives the same answer as the whole conversation at
+ * once. */
 static void chat_is_the_conversation(void **state) {
     (void)state;
     const char *const turns[] = {"hi", "and then?", "why"};
@@ -346,7 +354,7 @@ static void chat_is_the_conversation(void **state) {
         json_decref(row);
     }
     free(chat), json_decref(messages);
-    /* after /reset the first answer comes again; turns draw differently where they sample */
+    /* after /reset the first answer is repeated; with sampling, turns draw different tokens */
     run(0, "printf 'hi\\nmore\\n/reset\\nhi\\n' | ./generate -c $T/chat.bin --chat --temperature 0 -g 12");
     assert_int_equal(lines_of(out), 3);
     answer = strchr(strchr(out, '\n') + 1, '\n') + 1;
@@ -358,14 +366,15 @@ static void chat_is_the_conversation(void **state) {
     assert_memory_not_equal(answer, out, strlen(answer));
 }
 
-/* The oldest turns go when the context is full; a message that does not fit at all is refused, and the chat goes on. */
+/* The oldest turns are dropped when the context is full. A message that does not fit at all is refused, and the chat
+ * continues. */
 static void chat_overflows(void **state) {
     (void)state;
     run(0, "for i in 1 2 3 4 5 6 7 8; do echo \"this is message number $i of many of them\"; done | "
            "./generate -c $T/chat.bin --chat --temperature 0 -g 30 --system 'Be brief.'");
     assert_int_equal(lines_of(out), 8);
     assert_holds(said, "the oldest 2 messages were removed");
-    /* what remains is answered as a new conversation of those turns: the last one alone */
+    /* the answer equals that of a new conversation of the remaining turns, here the last one alone */
     run(0, "(echo hi; head -c 250 /dev/zero | tr '\\0' a; echo; head -c 400 /dev/zero | tr '\\0' b; echo; echo hi) | "
            "./generate -c $T/chat.bin --chat --temperature 0 -g 30");
     assert_holds(said, "the prompt has 4");
@@ -388,7 +397,8 @@ static Session chat_start(const char *model) {
     if (!pid) {
         char path[600];
         snprintf(path, sizeof path, "%s/%s", files_directory, model);
-        dup2(in[0], 0), dup2(from[1], 1);
+        dup2(in[0], 0);
+        dup2(from[1], 1);
         const int err = open(files_path(".err"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
         dup2(err, 2);
         close(in[0]), close(in[1]), close(from[0]), close(from[1]), close(err);
@@ -403,7 +413,7 @@ static void chat_say(const Session *s, const char *line) {
     assert_int_equal(write(s->in, line, strlen(line)), strlen(line));
 }
 
-/* Reads an answer to its newline; interrupts it after the first bytes where `signal` is not 0. Returns its length. */
+/* Reads an answer up to its newline. If `signal` is not 0, sends it after the first bytes. Returns the length. */
 static size_t chat_hear(const Session *s, int signal) {
     size_t n = 0;
     char c;
@@ -429,12 +439,12 @@ static void signals(void **state) {
     memset(text, 'z', LONG);
     save_script("long.bin", LONG + 100, 1, text, MODELS_EOS, NULL);
     free(text);
-    /* Ctrl-C stops the answer; the next one comes; the end of the input ends the program */
+    /* Ctrl-C stops the answer, and the next message is answered; the end of the input ends the program */
     Session s = chat_start("long.bin");
     chat_say(&s, "go\n");
     size_t n = chat_hear(&s, SIGINT);
     for (int again = 0; again < 20 && n > LONG / 2;
-         again++) { /* heard so late that the context has no room for another */
+         again++) { /* interrupted so late that the context has no room for a second answer */
         chat_end(&s);
         s = chat_start("long.bin");
         chat_say(&s, "go\n");
@@ -445,7 +455,7 @@ static void signals(void **state) {
     assert_true(chat_hear(&s, SIGINT) >= 10);
     assert_int_equal(chat_end(&s), 0);
     assert_holds(said, "[stopped]\n[stopped]\n");
-    /* SIGTERM ends it, in an answer and while it waits */
+    /* SIGTERM ends the program, during an answer and while it waits */
     s = chat_start("long.bin");
     chat_say(&s, "go\n");
     assert_true(chat_hear(&s, SIGTERM) < LONG);
@@ -454,7 +464,7 @@ static void signals(void **state) {
     chat_say(&s, "go\n");
     chat_hear(&s, SIGINT);
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-    kill(s.pid, SIGINT); /* at the prompt: nothing to stop */
+    kill(s.pid, SIGINT); /* at the prompt there is nothing to stop */
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
     kill(s.pid, SIGTERM);
     assert_int_equal(chat_end(&s), 0);
@@ -517,7 +527,7 @@ static void bad_input(void **state) {
     refused(1, "./generate -c $T/random.bin -g 3 --json b > /dev/full", "standard output: cannot write: No space left");
     refused(1, "./generate -c $T/random.bin -g 3 -o /dev/full b", "/dev/full: cannot write: No space left");
     refused(1, "./generate -c $T/line.bin --system a --chat < /dev/null", "has no section for role 'system'");
-    /* a reader that went away */
+    /* a reader that closes the pipe early */
     run(0, "(./generate -c $T/long.bin --temperature 0 -g 20000 go; echo $? >&2) | head -c 5");
     assert_string_equal(out, "zzzzz");
     assert_holds(said, "standard output: cannot write: Broken pipe\n1\n");

@@ -1,21 +1,12 @@
-/* The model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), its own finite differences, and the
- * equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
-#include "../llmc/cpu/cpu.h"
+/* test_gpt2.c - the model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), against finite
+ * differences, and the equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
+#include "cpu_device.h"
 #include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include "golden.h"
 
-static const Backend *B;
-static Device *D;
-
-/* ==== What the tests share ==== */
+/* ==== Fixtures ==== */
 
 static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     Error e;
@@ -24,8 +15,9 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(amplitude * random_normal(&r));
-    for (int i = 0; i < TENSOR_COUNT; i++) /* layernorms around 1 */
-        for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
+    for (int i = 0; i < TENSOR_COUNT; i++) /* layernorm weights around 1 */
+        if (m.tensor[i].init == INIT_ONE)
+            for (size_t k = 0; k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
     return m;
@@ -33,7 +25,8 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
 
 static ModelConfig small_config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 24, 37, 20);
-    c.kv_heads = kv_heads, c.value_head = value_head;
+    c.kv_heads = kv_heads;
+    c.value_head = value_head;
     return c;
 }
 
@@ -43,7 +36,7 @@ static float *gradients(const Model *m) {
     return g;
 }
 
-/* A batch, and a loss over it: sum_r w logp + u entropy + q value. */
+/* A batch and a loss over it: sum_r w logp + u entropy + q value. */
 typedef struct Problem {
     Batch batch;
     float *w, *u, *q;
@@ -53,7 +46,9 @@ typedef struct Problem {
 static void problem_weights(Problem *p, uint64_t seed) {
     Random r = random_start(seed, 9);
     const size_t n = (size_t)p->batch.targets;
-    p->w = xmalloc(n * sizeof(float)), p->u = xmalloc(n * sizeof(float)), p->q = xmalloc(n * sizeof(float));
+    p->w = xmalloc(n * sizeof(float));
+    p->u = xmalloc(n * sizeof(float));
+    p->q = xmalloc(n * sizeof(float));
     for (size_t i = 0; i < n; i++) {
         p->w[i] = (float)random_normal(&r);
         p->u[i] = (float)(0.5 * random_normal(&r));
@@ -67,7 +62,7 @@ static void random_tokens(Random *r, int32_t *tokens, int n, int vocab) {
     for (int i = 0; i < n; i++) tokens[i] = (int32_t)random_below(r, (uint64_t)vocab);
 }
 
-/* Lone sequences and families of a prompt with answers, of all lengths; one answer of a single token. */
+/* Single sequences, and families of a prompt with answers, of various lengths; one answer has a single token. */
 static Problem mixed_problem(uint64_t seed, int vocab) {
     Problem p = {.batch = batch_new(200, 200, 40), .temperature = 0.8f};
     Random r = random_start(seed, 1);
@@ -95,7 +90,7 @@ static Workspace train_workspace(const Model *m, const Batch *b, int recompute) 
     return w;
 }
 
-/* The loss, in double over what the model gives. */
+/* The loss, summed in double over the model's outputs. */
 static double loss_of(const Model *m, const Workspace *w, const Problem *p) {
     const size_t n = (size_t)p->batch.targets;
     float *logp = xcalloc(n, sizeof(float)), *entropy = xcalloc(n, sizeof(float)), *value = xcalloc(n, sizeof(float));
@@ -114,16 +109,18 @@ static double loss_and_gradient(Model *m, const Workspace *w, const Problem *p) 
     return loss;
 }
 
-/* Each tensor of `got` within `relative` of `want`, relative to the tensor's largest. */
+/* Checks that each tensor of `got` is within `relative` of `want`, relative to the tensor's largest value. */
 static void check_gradients(const Model *m, const float *got, const float *want, double relative, const char *what) {
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
-        for (size_t l = 0; l < t->layers && t->size; l++) {
+        if (!t->size) continue;
+        for (size_t l = 0; l < t->layers; l++) {
             const size_t n = t->rows * t->columns, at = t->offset + l * n;
             double most = 0, worst = 0;
             for (size_t k = at; k < at + n; k++) {
                 const double difference = fabs((double)got[k] - want[k]);
-                most = fmax(most, fabs(want[k])), worst = difference <= worst ? worst : difference;
+                most = fmax(most, fabs(want[k]));
+                worst = difference <= worst ? worst : difference;
             }
             if (!(worst <= relative * most + 1e-30) || isnan(worst))
                 fail_msg("%s: gradient of %s, layer %zu, is off by %g of %g", what, t->name, l, worst, most);
@@ -133,11 +130,16 @@ static void check_gradients(const Model *m, const float *got, const float *want,
 
 /* ==== Golden values ==== */
 
+/* PyTorch computed the golden values in float64. A float32 forward pass through three layers is a chain of some hundred
+ * sums with a relative error of a few 2^-24 = 6e-8 each: 1e-5 for log-probabilities, entropies and logits of order 1 to
+ * 10. The backward pass doubles the chain, and the largest gradient of a tensor is a sum over all rows with
+ * cancellation: 1e-4 of it. */
+
 typedef struct GoldenModel {
     Model m;
     ModelFile file;
     Golden forward, adamw;
-    Batch batch; /* all sequences as segments of one batch, a target for each row */
+    Batch batch; /* all sequences are segments of one batch, with a target in each row */
     const double *target;
     int rows;
 } GoldenModel;
@@ -151,7 +153,8 @@ static GoldenModel golden_model(void) {
     assert_true(golden_next(f, &g.forward) && golden_next(f, &g.adamw));
     fclose(f);
     const double *length = golden(&g.forward, "length"), *token = golden(&g.forward, "token");
-    g.rows = golden_count(&g.forward, "token"), g.target = golden(&g.forward, "target");
+    g.rows = golden_count(&g.forward, "token");
+    g.target = golden(&g.forward, "target");
     const int sequences = golden_count(&g.forward, "length");
     g.batch = batch_new(g.rows, g.rows, sequences);
     for (int s = 0, at = 0; s < sequences; s++) {
@@ -184,7 +187,7 @@ static void test_golden_forward(void **state) {
     const int V = c->vocab, R = g.rows, first = (int)golden(&g.forward, "length")[0];
     float *logp = xmalloc((size_t)R * 4), *entropy = xmalloc((size_t)R * 4), *logits = xmalloc((size_t)(R * V) * 4);
     int32_t *argmax = xmalloc((size_t)R * 4);
-    for (int train = 0; train < 2; train++) { /* activations kept, and one layer's for all */
+    for (int train = 0; train < 2; train++) { /* activations kept for all layers, and for one layer at a time */
         Workspace w;
         assert_true(workspace_new(&w, &g.m, R, R, 8, train, 0, &e));
         const ModelOutput out = {.logp = logp, .entropy = entropy, .argmax = argmax};
@@ -245,11 +248,12 @@ static double key_biases(const Model *m) {
     return sum;
 }
 
-/* What may differ from PyTorch's weight norm. Softmax does not see a bias of the keys, so its gradient is 0 and what is
- * computed of it is rounding, which AdamW scales up to steps of the learning rate in a direction of its own on every
- * processor: after t steps two runs may be 2 lr t apart in each key bias b, and their norms W by 2 lr t sum|b| / W. All other
- * gradients agree to about 1e-5 of their size (float32 sums through three layers), steps therefore to 1e-5 lr, and ten of
- * them to 3e-7 per weight, of 0.15 on average: 2e-6 of the norm, with room for gradients smaller than others. */
+/* The tolerance of the weight norm against PyTorch's. Softmax is invariant to a bias of the keys, so the exact gradient
+ * of that bias is 0 and the computed one is rounding error, which AdamW scales up to steps of the learning rate in a
+ * direction that differs between processors: after t steps two runs may be 2 lr t apart in each key bias b, and their
+ * norms W by 2 lr t sum|b| / W. All other gradients agree to about 1e-5 of their size (float32 sums through three
+ * layers), so steps agree to 1e-5 lr, and ten of them to 3e-7 per weight, which is 0.15 on average: 2e-6 of the norm.
+ * The tolerance is larger, because some gradients are smaller than others. */
 static void test_golden_adamw(void **state) {
     (void)state;
     Error e;
@@ -257,13 +261,19 @@ static void test_golden_adamw(void **state) {
     Workspace w = train_workspace(&g.m, &g.batch, 0);
     Optimizer o;
     assert_true(optimizer_new(&o, &g.m, &e));
-    o.beta1 = golden(&g.adamw, "beta1")[0], o.beta2 = golden(&g.adamw, "beta2")[0], o.eps = golden(&g.adamw, "eps")[0];
-    o.weight_decay = golden(&g.adamw, "weight_decay")[0], o.max_grad_norm = golden(&g.adamw, "clip")[0];
+    o.beta1 = golden(&g.adamw, "beta1")[0];
+    o.beta2 = golden(&g.adamw, "beta2")[0];
+    o.eps = golden(&g.adamw, "eps")[0];
+    o.weight_decay = golden(&g.adamw, "weight_decay")[0];
+    o.max_grad_norm = golden(&g.adamw, "clip")[0];
     const double *length = golden(&g.forward, "length");
     float *dlogp = xcalloc((size_t)g.rows, sizeof *dlogp), *logp = xcalloc((size_t)g.rows, sizeof *logp);
     int n = g.rows - golden_count(&g.forward, "length");
     for (int i = 0; i < g.rows; i++) dlogp[i] = -1.0f / (float)n;
-    for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) at += (int)length[s], dlogp[at - 1] = 0;
+    for (int s = 0, at = 0; s < golden_count(&g.forward, "length"); s++) {
+        at += (int)length[s];
+        dlogp[at - 1] = 0;
+    }
     for (int step = 0; step <= 10; step++) {
         const ModelOutput out = {.logp = logp};
         model_forward_backward(&g.m, &w, &g.batch, 1, dlogp, &out);
@@ -288,7 +298,7 @@ static void test_golden_adamw(void **state) {
 
 /* ==== Finite differences ==== */
 
-/* d loss / dh at weights + h direction of tensor t, layer l, by a central difference of fourth order. */
+/* d loss / dh at weights + h * direction (in tensor t, layer l), by a fourth-order central difference. */
 static double slope_along(Model *m, const Workspace *w, const Problem *p, const float *weights, const float *direction,
                           size_t at, size_t n, double h) {
     static const double place[4] = {1, -1, 2, -2}, share[4] = {8, -8, -1, 1};
@@ -304,7 +314,11 @@ static double slope_along(Model *m, const Workspace *w, const Problem *p, const 
     return slope;
 }
 
-/* Every tensor of every layer, along its gradient and along random directions. */
+/* Every tensor of every layer, along its gradient and along random directions.
+ *
+ * The quotient multiplies the loss's float32 rounding error (about 3e-6 for all targets together) by 18 / (12 h) = 75
+ * for h = 0.02: 2e-4. Its truncation error is of order h^4 = 2e-7 times a fifth derivative, for which 2e-3 of the
+ * gradient's norm leaves room. */
 static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
     Model m = random_model(c, seed, 0.2);
     Problem p = mixed_problem(seed, c.vocab);
@@ -324,7 +338,8 @@ static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
                 double norm = 0, g_norm = 0, expected = 0;
                 for (size_t k = 0; k < n; k++) {
                     direction[k] = k >= used ? 0 : way ? (float)random_normal(&r) : g[at + k];
-                    norm += (double)direction[k] * direction[k], g_norm += (double)g[at + k] * g[at + k];
+                    norm += (double)direction[k] * direction[k];
+                    g_norm += (double)g[at + k] * g[at + k];
                 }
                 for (size_t k = 0; k < n; k++) {
                     direction[k] = (float)(direction[k] / sqrt(norm));
@@ -354,11 +369,15 @@ static void test_differences_grouped(void **state) {
     c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
     check_differences(c, 1, 32);
     c = small_config(1, 0);
-    c.layers = 1, c.hidden = 8; /* narrower than q, k and v: the widest activation is theirs */
+    c.layers = 1;
+    c.hidden = 8; /* narrower than q, k and v, so these are the widest activation */
     check_differences(c, 2, 33);
 }
 
 /* ==== Equalities ==== */
+
+/* The same sums in another order differ by float32 rounding: log-probabilities, entropies and values of order 1 to 5 by
+ * up to 4e-6, or 64 roundings of 2^-24; gradients by 1e-5 to 2e-5 of a tensor's largest. */
 
 static void test_recompute(void **state) {
     (void)state;
@@ -371,8 +390,10 @@ static void test_recompute(void **state) {
         model_zero_grads(&m);
         const double this = loss_and_gradient(&m, &w, &p);
         float *g = gradients(&m);
-        if (!want) want = g, loss = this;
-        else {
+        if (!want) {
+            want = g;
+            loss = this;
+        } else {
             assert_true(this == loss);
             assert_memory_equal(g, want, m.parameters * sizeof *g); /* the same operations on the same numbers */
             free(g);
@@ -382,7 +403,7 @@ static void test_recompute(void **state) {
     free(want), problem_free(&p), model_free(&m);
 }
 
-/* Each sequence alone in a batch gives what it gave among others. */
+/* Each sequence gives the same results alone in a batch as among others. */
 static void test_packed_alone(void **state) {
     (void)state;
     enum { SEQUENCES = 6 };
@@ -417,7 +438,7 @@ static void test_packed_alone(void **state) {
     problem_free(&p), workspace_free(&w, &m), model_free(&m);
 }
 
-/* A prompt shared by its answers against a full copy for each of them: outputs and gradients. */
+/* A prompt shared by its answers against a copy of the prompt for each answer: outputs and gradients. */
 static void test_shared_prefix(void **state) {
     (void)state;
     enum { PROMPT = 9, ANSWERS = 5, FAMILIES = 2 };
@@ -439,7 +460,8 @@ static void test_shared_prefix(void **state) {
         }
     }
     assert_int_equal(shared.batch.targets, copies.batch.targets);
-    problem_weights(&shared, 43), problem_weights(&copies, 43);
+    problem_weights(&shared, 43);
+    problem_weights(&copies, 43);
     Workspace ws = train_workspace(&m, &shared.batch, 0), wc = train_workspace(&m, &copies.batch, 0);
     float logp[2][100], entropy[2][100], value[2][100];
     model_forward(&m, &ws, &shared.batch, 1.3f,
@@ -461,7 +483,8 @@ static void test_shared_prefix(void **state) {
     workspace_free(&ws, &m), workspace_free(&wc, &m), problem_free(&shared), problem_free(&copies), model_free(&m);
 }
 
-/* Each of dlogp, dentropy and dvalue alone: the three add up to all together, and a value alone runs no head. */
+/* Each of dlogp, dentropy and dvalue alone: the three gradients add up to that of all together, and with dvalue alone
+ * the head is not run. */
 static void test_gradients_alone(void **state) {
     (void)state;
     Model m = random_model(small_config(2, 1), 47, 0.3);
@@ -484,7 +507,7 @@ static void test_gradients_alone(void **state) {
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-/* model_forward_backward() is both; twice adds twice as much. */
+/* model_forward_backward() equals both calls; a second call doubles the gradients. */
 static void test_forward_backward(void **state) {
     (void)state;
     Model m = random_model(small_config(4, 0), 44, 0.2);
@@ -509,7 +532,7 @@ static void test_forward_backward(void **state) {
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 
-/* A workspace that has held larger batches gives the same as a fresh one. */
+/* A workspace that has held larger batches gives the same results as a new one. */
 static void test_workspace_reuse(void **state) {
     (void)state;
     Model m = random_model(small_config(2, 1), 45, 0.2);
@@ -535,7 +558,7 @@ static void test_workspace_reuse(void **state) {
     problem_free(&large), problem_free(&p), model_free(&m);
 }
 
-/* Rows without a target cost no head and no loss; a batch without any gives a zero gradient. */
+/* Rows without a target add no head computation and no loss; a batch without targets has a zero gradient. */
 static void test_no_targets(void **state) {
     (void)state;
     Model m = random_model(small_config(4, 0), 46, 0.2);
@@ -559,7 +582,9 @@ static void test_neftune(void **state) {
     Workspace w = train_workspace(&m, &p.batch, 2);
     float *scale = xcalloc((size_t)p.batch.rows, sizeof *scale);
     const double plain = loss_of(&m, &w, &p);
-    w.noise_scale = scale, w.noise_seed = 1, w.noise_stream = RANDOM_NOISE;
+    w.noise_scale = scale;
+    w.noise_seed = 1;
+    w.noise_stream = RANDOM_NOISE;
     assert_true(loss_of(&m, &w, &p) == plain); /* scale 0 */
     for (int i = 0; i < p.batch.rows; i++) scale[i] = 0.3f;
     const double noisy = loss_of(&m, &w, &p);
@@ -568,7 +593,7 @@ static void test_neftune(void **state) {
     w.noise_stream++;
     assert_true(loss_of(&m, &w, &p) != noisy);
     w.noise_stream--;
-    /* the gradient is that of the noisy loss: along itself, for the embeddings, which the noise is added to */
+    /* the gradient is that of the noisy loss: along itself, for the embeddings, to which the noise is added */
     float *weights = xmalloc(m.parameters * sizeof *weights);
     B->weights_download(D, weights, m.weights, m.parameters);
     loss_and_gradient(&m, &w, &p);
@@ -586,7 +611,7 @@ static void test_neftune(void **state) {
 
 /* ==== bfloat16 ==== */
 
-/* Products in bfloat16 stay within what 8 bits of significand leave of the float32 result. */
+/* With products in bfloat16 the results stay within the error of an 8-bit significand of the float32 results. */
 static void test_bf16(void **state) {
     (void)state;
     Error e;
@@ -601,13 +626,16 @@ static void test_bf16(void **state) {
     const double loss = loss_and_gradient(&m, &w, &p);
     float *want = gradients(&m);
     model_zero_grads(&m);
-    Model other = m; /* the same weights in another arithmetic */
+    Model other = m; /* the same weights in the other precision */
     other.device = half;
     const double loss_half = loss_and_gradient(&other, &w, &p);
     float *g = gradients(&m);
     assert_true(fabs(loss_half - loss) < 0.02 * p.batch.targets && loss_half != loss);
     double difference = 0, norm = 0;
-    for (size_t i = 0; i < m.parameters; i++) difference += pow((double)g[i] - want[i], 2), norm += pow(want[i], 2);
+    for (size_t i = 0; i < m.parameters; i++) {
+        difference += pow((double)g[i] - want[i], 2);
+        norm += pow(want[i], 2);
+    }
     assert_true(sqrt(difference / norm) < 0.02);
     assert_true(model_sync(&other, &e));
     free(want), free(g);
@@ -632,7 +660,8 @@ static void *failing_alloc(Device *d, size_t bytes, const char *what, Error *e) 
     return backend_cpu()->alloc(d, bytes, what, e);
 }
 
-/* What is predicted is what is asked of the device, and no more of it is touched (the arena ends where it says). */
+/* The predicted memory equals the memory that is requested from the device, and the arena ends where predicted: nothing
+ * beyond it is touched. */
 static void test_memory(void **state) {
     (void)state;
     Error e;
@@ -663,14 +692,14 @@ static void test_memory(void **state) {
         counted = 0;
         assert_true(workspace_new(&w, &m, 100, 50, 9, recompute < 3, recompute % 3, &e));
         assert_int_equal(counted, workspace_bytes(&c, &counting, 100, 50, 9, recompute < 3, recompute % 3));
-        assert_true(counted < before); /* each level takes less */
+        assert_true(counted < before); /* each level needs less memory */
         before = counted;
         workspace_free(&w, &m);
     }
     optimizer_free(&o, &m), model_free(&m), model_free(&copy);
 }
 
-/* Wherever memory runs out there is a message, and nothing is lost or freed twice. */
+/* Wherever an allocation fails there is a message, and nothing is leaked or freed twice. */
 static void test_out_of_memory(void **state) {
     (void)state;
     Backend failing = *backend_cpu();
@@ -689,7 +718,8 @@ static void test_out_of_memory(void **state) {
     }
     Error e = {""};
     Model m = random_model(c, 1, 1);
-    m.backend = &failing, counted = 0;
+    m.backend = &failing;
+    counted = 0;
     Workspace w;
     KVCache kv;
     Model copy;
@@ -708,7 +738,7 @@ static void test_descriptors(void **state) {
     static const struct {
         const char *text;
         int layers, heads, width;
-        size_t elements; /* of the published models: 124,439,808 and so on, and the padding of the vocabulary */
+        size_t elements; /* the published models: 124,439,808 and so on, and the padding of the vocabulary */
     } known[] = {{"d12", 12, 12, 768, 124439808 + 47 * 768},
                  {"gpt2:d12", 12, 12, 768, 124439808 + 47 * 768},
                  {"d24", 24, 16, 1024, 354823168 + 47 * 1024},
@@ -776,7 +806,7 @@ static void test_config_check(void **state) {
     }
 }
 
-/* The table of tensors: no gaps, no overlaps; the head last; decay on matrices alone. */
+/* The table of tensors: no gaps, no overlaps; the head is last; only matrices have weight decay. */
 static void test_tensors(void **state) {
     (void)state;
     TensorInfo t[TENSOR_COUNT];
@@ -807,9 +837,11 @@ static void test_init(void **state) {
     Model a, b;
     assert_true(model_new(&a, &c, B, D, false, &e) && model_new(&b, &c, B, D, false, &e));
     assert_null(a.grads);
-    model_init(&a, 7), model_init(&b, 7);
+    model_init(&a, 7);
+    model_init(&b, 7);
     float *x = xmalloc(a.parameters * sizeof *x), *y = xmalloc(a.parameters * sizeof *y);
-    B->weights_download(D, x, a.weights, a.parameters), B->weights_download(D, y, b.weights, a.parameters);
+    B->weights_download(D, x, a.weights, a.parameters);
+    B->weights_download(D, y, b.weights, a.parameters);
     assert_memory_equal(x, y, a.parameters * sizeof *x);
     model_init(&b, 8);
     B->weights_download(D, y, b.weights, a.parameters);
@@ -824,7 +856,8 @@ static void test_init(void **state) {
         const size_t n = i == TENSOR_wte ? 300 * 96 : t->size;
         for (size_t k = 0; k < t->size; k++) {
             const double v = x[t->offset + k] - (t->init == INIT_ONE);
-            sum += v, squares += v * v;
+            sum += v;
+            squares += v * v;
             if (k >= n || deviation == 0) assert_true(v == 0);
         }
         assert_true(fabs(sum / n) <= 5 * deviation / sqrt(n));
@@ -854,7 +887,7 @@ static void test_optimizer(void **state) {
         assert_true(o.step == 0 && B->square_sum(D, o.m, n) == 0 && B->square_sum(D, o.v, n) == 0);
         assert_true(B->square_sum(D, m.grads, n) == 0);
     }
-    o.weight_decay = 0.5; /* no gradient: decay alone, on matrices */
+    o.weight_decay = 0.5; /* no gradient: weight decay alone, on matrices */
     assert_true(optimizer_step(&o, &m, 0.1).grad_norm == 0);
     B->weights_download(D, after, m.weights, n);
     for (int i = 0; i < TENSOR_COUNT; i++)
@@ -862,7 +895,7 @@ static void test_optimizer(void **state) {
             assert_true(fabs(after[k] - before[k] * (m.tensor[i].decay ? 0.95 : 1)) <= 1e-7 * fabs(before[k]));
     assert_true(!m.tensor[TENSOR_ln1w].decay && !m.tensor[TENSOR_qkvb].decay && m.tensor[TENSOR_wpe].decay &&
                 m.tensor[TENSOR_fcw].decay);
-    /* clipping: the first moment of a fresh optimizer is (1 - beta1) times the clipped gradient */
+    /* clipping: the first moment of a new optimizer is (1 - beta1) times the clipped gradient */
     static const double limit[] = {1, 0, 1e9};
     for (int k = 0; k < 3; k++) {
         optimizer_free(&o, &m);
@@ -882,7 +915,7 @@ static void test_optimizer(void **state) {
     optimizer_free(&o, &m), model_free(&m);
 }
 
-/* A reference is a copy: it stays where it was while the model moves. */
+/* A reference is a copy, which does not change when the model does. */
 static void test_copy(void **state) {
     (void)state;
     Error e;
@@ -896,27 +929,11 @@ static void test_copy(void **state) {
     assert_true(optimizer_new(&o, &m, &e));
     loss_and_gradient(&m, &w, &p);
     optimizer_step(&o, &m, 0.01);
-    const double moved = loss_of(&m, &w, &p); /* weights packed for products have followed */
+    const double moved = loss_of(&m, &w, &p); /* the packed copies of the weights were updated */
     assert_true(moved < loss - 1e-3 && loss_of(&copy, &w, &p) == loss);
     model_free(&copy);
     assert_true(loss_of(&m, &w, &p) == moved);
     optimizer_free(&o, &m), workspace_free(&w, &m), problem_free(&p), model_free(&m);
-}
-
-static int open_device(void **state) {
-    (void)state;
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e);
-}
-
-static int close_device(void **state) {
-    (void)state;
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return !ok;
 }
 
 int main(void) {
@@ -944,5 +961,5 @@ int main(void) {
         cmocka_unit_test(test_optimizer),
         cmocka_unit_test(test_copy),
     };
-    return cmocka_run_group_tests_name("gpt2", tests, open_device, close_device);
+    return cmocka_run_group_tests_name("gpt2", tests, open_device_one_thread, close_device);
 }

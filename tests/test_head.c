@@ -1,5 +1,6 @@
-/* The language-model head and sampling of backend.h against the formulas in float64. */
+/* test_head.c - the language-model head and sampling of backend.h against the formulas in float64. */
 #include "device.h"
+#include "sampling.h"
 #include "../llmc/cpu/head.h"
 
 /* ==== Head ==== */
@@ -7,20 +8,23 @@
 typedef struct HeadProblem {
     int R, C, V, Vp;
     float temperature;
-    float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: what is there before */
+    float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: its earlier contents */
     int32_t *target;
 } HeadProblem;
 
 static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float temperature, double amplitude) {
     HeadProblem p = {.R = R, .C = C, .V = V, .Vp = Vp, .temperature = temperature};
-    p.h = noise(r, (size_t)(R * C), 1), p.wte = noise(r, (size_t)Vp * (size_t)C, amplitude);
-    p.dlogp = noise(r, (size_t)R, 1), p.dentropy = noise(r, (size_t)R, 0.5);
-    p.dwte = FLOATS((size_t)Vp * (size_t)C), p.target = picks(r, (size_t)R, V);
+    p.h = noise(r, (size_t)(R * C), 1);
+    p.wte = noise(r, (size_t)Vp * (size_t)C, amplitude);
+    p.dlogp = noise(r, (size_t)R, 1);
+    p.dentropy = noise(r, (size_t)R, 0.5);
+    p.dwte = FLOATS((size_t)Vp * (size_t)C);
+    p.target = picks(r, (size_t)R, V);
     for (int i = 0; i < V * C; i++) p.dwte[i] = (float)random_normal(r);
     return p;
 }
 
-/* All that the head gives, computed from the formula in float64, against the device's. */
+/* Computes all outputs of the head from the formula in float64 and compares the device's. */
 static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack) {
     const int R = p->R, C = p->C, V = p->V;
     const size_t table = (size_t)p->Vp * (size_t)C, used = (size_t)(V * C);
@@ -53,14 +57,18 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
             z[v] = 0;
             for (int c = 0; c < C; c++) {
                 const double term = (double)p->h[r * C + c] * p->wte[v * C + c];
-                z[v] += term, magnitude += fabs(term);
+                z[v] += term;
+                magnitude += fabs(term);
             }
-            z[v] /= p->temperature, z_size = fmax(z_size, magnitude / p->temperature), max = fmax(max, z[v]);
+            z[v] /= p->temperature;
+            z_size = fmax(z_size, magnitude / p->temperature);
+            max = fmax(max, z[v]);
         }
         for (int v = 0; v < V; v++) sum += exp(z[v] - max);
         const double log_sum = max + log(sum);
         for (int v = 0; v < V; v++) entropy_r -= exp(z[v] - log_sum) * (z[v] - log_sum);
-        want[r] = z[p->target[r]] - log_sum, want_entropy[r] = entropy_r;
+        want[r] = z[p->target[r]] - log_sum;
+        want_entropy[r] = entropy_r;
         size[r] = z_size * (C + 4) + fabs(want[r]) + entropy_r;
         if (!(z[most[r]] >= max - 2 * U * z_size * (C + 4)))
             fail_msg("argmax %d of row %d is not the largest", most[r], r);
@@ -71,30 +79,37 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
                                     fabs(e) * q * (1 + fabs(lp) + entropy_r) * (1 + size[r] / 8)) /
                                    p->temperature;
             for (int c = 0; c < C; c++) {
-                sh.value[r * C + c] += dz[v] * p->wte[v * C + c],
-                    sh.size[r * C + c] += dz_size * fabs(p->wte[v * C + c]);
-                sw.value[v * C + c] += dz[v] * p->h[r * C + c], sw.size[v * C + c] += dz_size * fabs(p->h[r * C + c]);
+                sh.value[r * C + c] += dz[v] * p->wte[v * C + c];
+                sh.size[r * C + c] += dz_size * fabs(p->wte[v * C + c]);
+                sw.value[v * C + c] += dz[v] * p->h[r * C + c];
+                sw.size[v * C + c] += dz_size * fabs(p->h[r * C + c]);
             }
         }
     }
     check("logp", logp_only, want, size, slack, (size_t)R);
     check("entropy", entropy_only, want_entropy, size, slack, (size_t)R);
-    a.dlogp = floats(p->dlogp, (size_t)R), a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
-    a.dh = dh, a.dwte = dwte;
+    a.dlogp = floats(p->dlogp, (size_t)R);
+    a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
+    a.dh = dh;
+    a.dwte = dwte;
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
-                        (size_t)R * sizeof(float)); /* the gradient changes no value */
+                        (size_t)R * sizeof(float)); /* requesting gradients changes no value */
     check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     const float *got = fetch(dwte, table);
     check("dwte", got, sw.value, sw.size, slack * 16 + R, used);
-    for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets none */
-    for (size_t i = 0; i < used; i++) sw.value[i] += sw.value[i] - p->dwte[i], sw.size[i] *= 2;
-    a.entropy = NULL, a.argmax = NULL; /* again: dh is set, dwte added to */
+    for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets no gradient */
+    for (size_t i = 0; i < used; i++) {
+        sw.value[i] += sw.value[i] - p->dwte[i];
+        sw.size[i] *= 2;
+    }
+    a.entropy = NULL;
+    a.argmax = NULL; /* a second call: dh is set, dwte is added to */
     B->head(d, &a);
     check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
     const float *before = fetch(dwte, table);
-    a.dwte = NULL; /* not wanted */
+    a.dwte = NULL; /* not requested */
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
     Floats *logits = floats(NULL, (size_t)(R * V));
@@ -119,22 +134,25 @@ static void test_head(void **state) {
     for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
         HeadProblem p =
             head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
-        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must count for nothing */
+        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
         check_head(d, &p, s % 2, 4);
     }
     assert_true(B->sync(d, &e));
     B->close(d);
 }
 
-/* Rows beyond one chunk of logits: a padded vocabulary so wide that 50 rows are 4 chunks. */
+/* Rows that need several chunks of logits: the padded vocabulary is so wide that 50 rows are 4 chunks. */
 static void test_head_chunks(void **state) {
     (void)state;
     Random r = random_start(14, 0);
     enum { R = 50, C = 2, V = 61, VP = 1 << 20 };
     HeadProblem p = head_problem(&r, R, C, V, 128, 0.9f, 0.7);
     float *wide = FLOATS((size_t)VP * C), *dwide = FLOATS((size_t)VP * C);
-    memcpy(wide, p.wte, V * C * sizeof *wide), memcpy(dwide, p.dwte, V * C * sizeof *wide);
-    p.wte = wide, p.dwte = dwide, p.Vp = VP;
+    memcpy(wide, p.wte, V * C * sizeof *wide);
+    memcpy(dwide, p.dwte, V * C * sizeof *wide);
+    p.wte = wide;
+    p.dwte = dwide;
+    p.Vp = VP;
     assert_true(head_chunk_rows(R, VP) < R / 2);
     Device *d;
     Error e;
@@ -143,7 +161,7 @@ static void test_head_chunks(void **state) {
     assert_true(B->sync(d, &e));
     B->close(d);
     for (int rows = 1; rows < 40000;
-         rows += 1 + rows / 7) /* chunks hold all rows, are whole blocks, within the limit */
+         rows += 1 + rows / 7) /* the chunks cover all rows, are multiples of the alignment, and are within the limit */
         for (int vp = 128; vp <= 1 << 22; vp *= 2) {
             const int chunk = head_chunk_rows(rows, vp);
             assert_true(chunk > 0 && (chunk % ROW_ALIGN == 0 || (chunk >= rows && chunk < ROW_ALIGN)));
@@ -158,20 +176,22 @@ static void test_head_bf16(void **state) {
     if (!B->open(&d, DTYPE_BF16, &e)) skip();
     Random r = random_start(15, 0);
     HeadProblem p = head_problem(&r, 37, 24, 257, 384, 0.8f, 0.3);
-    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]); /* exact operands: logits are as in float32; */
+    /* exact operands: logits equal the float32 ones */
+    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]);
     for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
     check_head(d, &p, true, 0x1p16 / 16); /* the gradient of the logits is rounded to 8 bits */
     assert_true(B->sync(d, &e));
     B->close(d);
 }
 
-/* Extremes: logits a thousand apart, equal ones, NaN; argmax takes the first of several. */
+/* Extremes: logits that are a thousand apart, equal logits, NaN. argmax returns the first of several. */
 static void test_head_extremes(void **state) {
     (void)state;
     enum { V = 10, VP = 128, R = 4 };
     float wte[VP * R] = {0}, h[R * R] = {0};
     for (int i = 0; i < R; i++) h[i * R + i] = 1; /* z[r][v] = wte[v][r] */
-    wte[3 * R] = 1000, wte[4 * R] = -1000;
+    wte[3 * R] = 1000;
+    wte[4 * R] = -1000;
     wte[2 * R + 2] = wte[7 * R + 2] = 5;
     for (int v = 0; v < V; v++) wte[v * R + 3] = v == 6 ? NAN : 1;
     static const int32_t target[R] = {4, 0, 7, 6};
@@ -196,13 +216,16 @@ static void test_head_extremes(void **state) {
     B->head(D, &a);
     const float *lp = fetch(logp, R), *en = fetch(entropy, R), *g;
     const int32_t *most = (const int32_t *)fetch(argmax, R);
-    /* an identity in h cannot keep 0 * NaN out of the other rows: their column 3 is NaN, and so are their logits */
+    /* h is one-hot, but 0 * NaN is NaN: column 3 of the other rows, and therefore their logits, are NaN too */
     assert_true(isnan(lp[3]) && isnan(en[3]));
     for (int i = 0; i < R; i++) assert_in_range(most[i], 0, V - 1);
     for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
     B->weights_upload(D, (Weights *)(uintptr_t)a.wte, wte, VP * R);
     B->head(D, &a);
-    lp = fetch(logp, R), en = fetch(entropy, R), g = fetch(dh, R * R), most = (const int32_t *)fetch(argmax, R);
+    lp = fetch(logp, R);
+    en = fetch(entropy, R);
+    g = fetch(dh, R * R);
+    most = (const int32_t *)fetch(argmax, R);
     assert_true(lp[0] == -2000 && en[0] == 0);
     assert_true(fabs(lp[1] + log(10)) < 1e-6 && fabs(en[1] - log(10)) < 1e-6);
     assert_true(most[0] == 3 && most[1] == 0 && most[2] == 2 && most[3] == 0);
@@ -213,25 +236,28 @@ static void test_head_extremes(void **state) {
 
 /* ==== Sampling ==== */
 
-/* The rule of backend.h in float64: which tokens stay, with what probability. y: logits after penalty and temperature.
- * Returns how close the nearest decision is to going the other way, relative. */
+/* The rule of backend.h in float64: the kept tokens and their probabilities. y: logits after penalty and temperature.
+ * Returns the relative margin of the closest decision. */
 static double keep(const Draw *a, const double *y, int V, double *probability) {
     double max = -INFINITY, sum = 0, margin = 1;
     bool kept[512];
     assert_true(V <= 512);
-    for (int v = 0; v < V; v++) max = fmax(max, y[v]), kept[v] = true;
+    for (int v = 0; v < V; v++) {
+        max = fmax(max, y[v]);
+        kept[v] = true;
+    }
     if (a->top_k > 0 && a->top_k < V)
         for (int v = 0; v < V; v++) {
             int above = 0;
             for (int o = 0; o < V; o++) above += y[o] > y[v];
-            kept[v] = above < a->top_k; /* ties with the last one stay */
+            kept[v] = above < a->top_k; /* tokens that tie with the last one are kept */
         }
     if (a->top_p < 1) {
         bool stays[512];
         double all = 0;
         for (int v = 0; v < V; v++) all += kept[v] ? exp(y[v] - max) : 0;
         for (int v = 0; v < V; v++) {
-            double above = 0; /* the mass of all that are likelier: v is needed while that is below top_p */
+            double above = 0; /* total probability of all likelier tokens: v is kept if this is below top_p */
             for (int o = 0; o < V; o++) above += kept[o] && y[o] > y[v] ? exp(y[o] - max) / all : 0;
             stays[v] = kept[v] && (above < (double)a->top_p || y[v] == max);
             if (kept[v] && y[v] != max) margin = fmin(margin, fabs(above - (double)a->top_p));
@@ -252,18 +278,6 @@ static void test_sample(void **state) {
     (void)state;
     Random r = random_start(16, 0);
     enum { COLUMNS = 20, V = 257, VP = 384, R = 150, HISTORY = 9 };
-    static const struct {
-        float temperature, top_p, min_p, penalty;
-        int top_k;
-    } how[] = {{1, 1, 0, 1, 0},       {0.5f, 1, 0, 1, 0},
-               {1, 0.9f, 0, 1, 0},    {1, 0.3f, 0, 1, 0},
-               {1, 1, 0, 1, 5},       {1, 1, 0, 1, 1},
-               {1, 1, 0.1f, 1, 0},    {1.7f, 0.8f, 0.02f, 1, 40},
-               {1, 1, 0, 1.3f, 0},    {0.8f, 0.95f, 0, 1.5f, 50},
-               {0, 1, 0, 1, 0},       {0, 1, 0, 2, 0},
-               {1, 1e-6f, 0, 1, 0},   {1, 1, 1, 1, 0},
-               {1, 0.99f, 0, 1, 256}, {1, 1, 0, 1, 257},
-               {1, 1, 0, 0.7f, 0},    {3, 0.999f, 0, 1, 1000}};
     float *h = FLOATS(R * COLUMNS), *wte = FLOATS(VP * COLUMNS);
     for (int i = 0; i < VP * COLUMNS; i++) {
         const int column = i % COLUMNS;
@@ -271,35 +285,36 @@ static void test_sample(void **state) {
         const double x = 2 * random_normal(&r), step = column < 4 ? 0.5 : column < 6 ? 2 : 0;
         wte[i] = i / COLUMNS >= V ? 50 : (float)(step > 0 ? step * nearbyint(x / step) : x);
     }
-    for (int i = 0; i < R; i++) h[i * COLUMNS + i % COLUMNS] = 1; /* logits of row i are a column of wte, exactly */
+    for (int i = 0; i < R; i++) h[i * COLUMNS + i % COLUMNS] = 1; /* the logits of row i are exactly a column of wte */
     int32_t *stream = INTS(2 * R), *index = picks(&r, R, 1000), *history = picks(&r, R * HISTORY, V),
             *count = picks(&r, R, HISTORY + 1);
     for (int i = 0; i < R; i++) {
-        stream[2 * i] = (int32_t)random_next(&r), stream[2 * i + 1] = (int32_t)random_next(&r);
-        if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice: penalised once */
+        stream[2 * i] = (int32_t)random_next(&r);
+        stream[2 * i + 1] = (int32_t)random_next(&r);
+        if (count[i] > 2) history[i * HISTORY + 1] = history[i * HISTORY]; /* seen twice, penalised once */
     }
     Acts *dev_h = acts(h, R, COLUMNS);
     Weights *dev_wte = weights(wte, VP * COLUMNS);
     int unclear = 0;
-    for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
+    for (size_t k = 0; k < sizeof HOW / sizeof *HOW; k++) {
         Floats *logp = floats(NULL, R), *kept_logp = floats(NULL, R);
         Ints *token = ints(NULL, R);
         const Draw a = {.rows = R,
                         .channels = COLUMNS,
                         .vocab = V,
                         .padded_vocab = VP,
-                        .temperature = how[k].temperature,
-                        .top_p = how[k].top_p,
-                        .min_p = how[k].min_p,
-                        .repetition_penalty = how[k].penalty,
-                        .top_k = how[k].top_k,
+                        .temperature = HOW[k].temperature,
+                        .top_p = HOW[k].top_p,
+                        .min_p = HOW[k].min_p,
+                        .repetition_penalty = HOW[k].penalty,
+                        .top_k = HOW[k].top_k,
                         .seed = 0x123456789abcdef + k,
                         .h = dev_h,
                         .wte = dev_wte,
                         .stream = ints(stream, 2 * R),
                         .index = ints(index, R),
-                        .history = how[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
-                        .history_len = how[k].penalty != 1 ? ints(count, R) : NULL,
+                        .history = HOW[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
+                        .history_len = HOW[k].penalty != 1 ? ints(count, R) : NULL,
                         .history_stride = HISTORY,
                         .token = token,
                         .logp = logp,
@@ -309,17 +324,21 @@ static void test_sample(void **state) {
         const float *got_logp = fetch(logp, R), *got_kept = fetch(kept_logp, R);
         for (int i = 0; i < R; i++) {
             double y[V], z[V], p[V], sum = 0, running = 0, margin = 1;
-            const double t = how[k].temperature > 0 ? how[k].temperature : 1;
+            const double t = HOW[k].temperature > 0 ? HOW[k].temperature : 1;
             for (int v = 0; v < V; v++) z[v] = wte[v * COLUMNS + i % COLUMNS];
             memcpy(y, z, sizeof y);
             if (a.history)
                 for (int s = 0; s < count[i]; s++) {
                     const int v = history[i * HISTORY + s];
-                    y[v] = z[v] > 0 ? z[v] / how[k].penalty : z[v] * how[k].penalty;
+                    y[v] = z[v] > 0 ? z[v] / HOW[k].penalty : z[v] * HOW[k].penalty;
                 }
-            for (int v = 0; v < V; v++) y[v] /= t, z[v] /= t, sum += exp(z[v]);
+            for (int v = 0; v < V; v++) {
+                y[v] /= t;
+                z[v] /= t;
+                sum += exp(z[v]);
+            }
             int expected = -1;
-            if (how[k].temperature == 0) {
+            if (HOW[k].temperature == 0) {
                 for (int v = 0; v < V; v++)
                     if (expected < 0 || y[v] > y[expected]) expected = v;
             } else {
@@ -338,7 +357,7 @@ static void test_sample(void **state) {
             }
             if (got[i] != expected) fail_msg("setting %zu, row %d: token %d, expected %d", k, i, got[i], expected);
             assert_true(fabs(got_logp[i] - (z[got[i]] - log(sum))) < 2e-6 * (1 + fabs(z[got[i]])));
-            const double kept = how[k].temperature == 0 ? 0 : log(p[got[i]]);
+            const double kept = HOW[k].temperature == 0 ? 0 : log(p[got[i]]);
             assert_true(fabs(got_kept[i] - kept) < 4e-6 * (1 + fabs(kept)));
         }
     }
@@ -347,7 +366,7 @@ static void test_sample(void **state) {
     B->sample(D, &none);
 }
 
-/* What a row draws does not depend on the rows beside it, nor on chunks. */
+/* A row's draw depends neither on the other rows nor on chunks. */
 static void test_sample_alone(void **state) {
     (void)state;
     Random r = random_start(17, 0);
@@ -355,7 +374,10 @@ static void test_sample_alone(void **state) {
     float *h = noise(&r, R * C, 1), *wte = FLOATS((size_t)VP * C);
     for (int i = 0; i < V * C; i++) wte[i] = (float)random_normal(&r);
     int32_t *stream = INTS(2 * R), *index = INTS(R), all[R];
-    for (int i = 0; i < R; i++) stream[2 * i] = i, index[i] = 3;
+    for (int i = 0; i < R; i++) {
+        stream[2 * i] = i;
+        index[i] = 3;
+    }
     Weights *dev_wte = weights(wte, (size_t)VP * C);
     Draw a = {.rows = R,
               .channels = C,
@@ -376,14 +398,17 @@ static void test_sample_alone(void **state) {
     B->download(D, all, a.token, sizeof all);
     for (int i = 0; i < R; i += 3) {
         int32_t one;
-        a.rows = 1, a.h = acts(h + i * C, 1, C), a.stream = ints(stream + 2 * i, 2), a.token = ints(NULL, 1);
+        a.rows = 1;
+        a.h = acts(h + i * C, 1, C);
+        a.stream = ints(stream + 2 * i, 2);
+        a.token = ints(NULL, 1);
         B->sample(D, &a);
         B->download(D, &one, a.token, sizeof one);
         assert_int_equal(one, all[i]);
     }
 }
 
-/* The k-th largest by sorting; values with many ties. */
+/* The k-th largest value against sorting, with many ties. */
 static void test_kth_largest(void **state) {
     (void)state;
     Random r = random_start(18, 0);

@@ -10,7 +10,7 @@
 #endif
 #endif
 
-/* Reads `path` to its end in pieces of various sizes; malloc'ed, or NULL on a failure. */
+/* Reads `path` to its end in pieces of various sizes. Returns malloc'ed contents, or NULL on failure. */
 static uint8_t *read_all(const char *path, size_t *n, uint64_t *hash, Error *e) {
     static const size_t pieces[] = {1, 7, 4096, IO_BUFFER - 1, IO_BUFFER, 3 * IO_BUFFER + 5};
     Reader r;
@@ -28,7 +28,7 @@ static uint8_t *read_all(const char *path, size_t *n, uint64_t *hash, Error *e) 
         assert_true(*n + 4 * IO_BUFFER < capacity);
     }
     *hash = reader_hash(&r);
-    if (failed) { /* and stays so */
+    if (failed) { /* the state of failure persists */
         bool again = false;
         Error second;
         assert_int_equal(reader_some(&r, data, 1, &again, &second), 0);
@@ -84,7 +84,7 @@ static void round_trips(void **state) {
         Error e;
         size_t packed_bytes, n = sizes[i];
         uint8_t *data = files_noise(n);
-        memset(data, 'a', n / 2); /* half of it compresses */
+        memset(data, 'a', n / 2); /* half of it is compressible */
         const char *plain = files_path("plain"), *packed = files_path("packed.zst");
         assert_true(write_all(plain, data, n, &e));
         files_assert_content(plain, data, n);
@@ -92,7 +92,7 @@ static void round_trips(void **state) {
 
         assert_true(write_all(packed, data, n, &e));
         uint8_t *raw = files_get(packed, &packed_bytes), *unpacked = malloc(n + 1);
-        assert_int_equal(ZSTD_decompress(unpacked, n, raw, packed_bytes), n); /* one frame, as zstd -d would have it */
+        assert_int_equal(ZSTD_decompress(unpacked, n, raw, packed_bytes), n); /* one frame, as zstd -d expects */
         assert_memory_equal(unpacked, data, n);
         assert_true(n < 10000 || packed_bytes < n);
         assert_reads(packed, data, n);
@@ -119,7 +119,8 @@ static void known_hash(void **state) {
     Reader r;
     files_put(files_path("empty"), "", 0);
     assert_true(reader_open(&r, files_path("empty"), &e));
-    assert_true(reader_hash(&r) == 0x2d06800538d394c2); /* XXH3-64 of nothing, seed 0: xxHash's own test vector */
+    /* XXH3-64 of an empty input with seed 0: xxHash's own test vector */
+    assert_true(reader_hash(&r) == 0x2d06800538d394c2);
     reader_close(&r);
 }
 
@@ -147,7 +148,7 @@ static void exact_reads(void **state) {
     files_assert_error(&e, "the file ends at 10");
     reader_close(&r);
 
-    const int fd = open(path, O_RDONLY); /* standard input that is a file, read from where it stands */
+    const int fd = open(path, O_RDONLY); /* standard input is a file, read from its current offset */
     assert_int_equal(lseek(fd, 3, SEEK_SET), 3);
     files_saved[0] = dup(0);
     dup2(fd, 0);
@@ -183,7 +184,7 @@ static void blobs(void **state) {
         assert_memory_equal(blob, data, n - 5);
         assert_int_equal(blob[n - 5], 0);
         free(blob);
-        assert_null(reader_blob(&r, UINT64_MAX, "huge", &e)); /* no memory is taken for what cannot be there */
+        assert_null(reader_blob(&r, UINT64_MAX, "huge", &e)); /* no memory is allocated for bytes that cannot exist */
         files_assert_error(&e, pipe ? "memory" : "the file ends at");
         assert_null(reader_blob(&r, 1 << 30, "large", &e));
         files_assert_error(&e, "large: needs 1073741824 bytes at byte");
@@ -222,7 +223,7 @@ static void slurping(void **state) {
     assert_non_null(text);
     assert_int_equal(n, 0);
     free(text);
-    text = file_slurp("/proc/self/status", 1 << 20, &n, &e); /* says that it has 0 bytes, and has more */
+    text = file_slurp("/proc/self/status", 1 << 20, &n, &e); /* its size is reported as 0 bytes, but it has contents */
     assert_non_null(text);
     assert_true(n > 100);
     free(text);
@@ -272,14 +273,18 @@ static void standard_input_that_waits(void **state) {
 static void zstd_frames(void **state) {
     (void)state;
     size_t a, b, at = 0;
-    const char *path = files_path("frames"); /* recognised by magic, not by name */
+    const char *path = files_path("frames"); /* recognised by magic number, not by name */
     uint8_t *data = files_noise(300000), *one = files_zstd(data, 200000, &a),
             *two = files_zstd(data + 200000, 100000, &b);
     uint8_t *all = malloc(2 * (a + b) + 100);
-    memcpy(all, "\x5e\x2a\x4d\x18\x05\0\0\0hello", 13), at = 13; /* a skippable frame first */
-    memcpy(all + at, one, a), at += a;
-    memcpy(all + at, "\x50\x2a\x4d\x18\0\0\0\0", 8), at += 8;
-    memcpy(all + at, two, b), at += b;
+    memcpy(all, "\x5e\x2a\x4d\x18\x05\0\0\0hello", 13);
+    at = 13; /* a skippable frame first */
+    memcpy(all + at, one, a);
+    at += a;
+    memcpy(all + at, "\x50\x2a\x4d\x18\0\0\0\0", 8);
+    at += 8;
+    memcpy(all + at, two, b);
+    at += b;
     files_put(path, all, at);
     assert_reads(path, data, 300000);
     files_feed_stdin(all, at, 1);
@@ -310,7 +315,7 @@ static void zstd_damage(void **state) {
             files_put(path, packed, n);
             packed[at] ^= (uint8_t)(1 << bit);
             uint8_t *read = read_all(path, &got, &hash, &e);
-            if (read) /* an unused bit of the format, then: never other data */
+            if (read) /* an unused bit of the format; the data must still be right */
                 assert_true(got == 300 && !memcmp(read, data, got));
             else files_assert_error(&e, "zstd stream is");
             free(read);
@@ -318,7 +323,7 @@ static void zstd_damage(void **state) {
     free(packed), free(data);
 }
 
-/* The checksum that follows the content is verified by reader_end() even where the content itself was read whole. */
+/* reader_end() verifies the checksum after the content even if the content itself was read whole. */
 static void zstd_checksum(void **state) {
     (void)state;
     Error e;
@@ -379,7 +384,7 @@ static void atomic_writes(void **state) {
     const int files = files_count();
     assert_true(writer_open(&w, path, &e));
     assert_true(writer_write(&w, "later", 5, &e));
-    files_assert_content(path, "earlier", 7); /* nothing shows before the commit */
+    files_assert_content(path, "earlier", 7); /* nothing is visible before the commit */
     assert_int_equal(files_count(), files + 1);
     assert_int_equal(access(w.temporary, F_OK), 0);
     writer_abort(&w);
@@ -410,7 +415,8 @@ static void full_disk(void **state) {
             files_put(path, "earlier", 7);
             const int files = files_count();
             setrlimit(RLIMIT_FSIZE, &small);
-            const bool ok = write_all(path, data, late ? 110000 : 400000, &e); /* late: all of it waits in the buffer */
+            /* only at the commit, because everything is still in the buffer */
+            const bool ok = write_all(path, data, late ? 110000 : 400000, &e);
             setrlimit(RLIMIT_FSIZE, &old);
             assert_false(ok);
             files_assert_error(&e, packed ? "full.zst: cannot write: File too large" : "full.bin: cannot write: File");
@@ -425,7 +431,7 @@ static void full_disk(void **state) {
     Writer w;
     assert_true(writer_open(&w, "/dev/full", &e));
     assert_false(writer_write(&w, data, 400000, &e));
-    assert_false(writer_write(&w, data, 1, &e)); /* a writer that failed stays so */
+    assert_false(writer_write(&w, data, 1, &e)); /* a failed writer keeps failing */
     files_assert_error(&e, "/dev/full: cannot write: an earlier write failed");
     assert_false(writer_commit(&w, &e));
     struct stat st;
@@ -533,14 +539,15 @@ static void names_and_permissions(void **state) {
     assert_int_equal(stat(files_path("fresh"), &st), 0);
     assert_int_equal(st.st_mode & 0777, 0604);
 
-    assert_int_equal(symlink("fresh", files_path("link")), 0); /* a link stays, its target is replaced */
+    assert_int_equal(symlink("fresh", files_path("link")), 0); /* a symbolic link is kept and its target is replaced */
     assert_true(write_all(files_path("link"), data, 2, &e));
     assert_int_equal(lstat(files_path("link"), &st), 0);
     assert_true(S_ISLNK(st.st_mode));
     files_assert_content(files_path("fresh"), "da", 2);
 
     char longest[256];
-    memset(longest, 'n', 255), longest[255] = 0;
+    memset(longest, 'n', 255);
+    longest[255] = 0;
     assert_true(write_all(files_path(longest), data, 4, &e));
     files_assert_content(files_path(longest), "data", 4);
     assert_int_equal(unlink(files_path(longest)), 0);

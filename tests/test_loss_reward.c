@@ -1,5 +1,6 @@
 /* test_loss_reward.c - loss/reward.h, calibration.h, gold.h and the ranking of evaluation_reward.h against values from
- * TRL's own code (golden/reward.txt, made by dev/golden/golden_reward.py), finite differences in double, and known answers. */
+ * TRL's code (golden/reward.txt, written by dev/golden/golden_reward.py), finite differences in double, and known
+ * results. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,12 +18,16 @@ static void near(double got, double want, double tolerance, const char *what) {
 
 /* -- golden values ------------------------------------------------------------------------------------------------ */
 
+/* Losses are double and golden values have 10 digits: 1e-8. Gradients are float, so they are off by 2^-25 = 3e-8 of
+ * their size, and by twice that as a sum of two: 2e-7, and 3e-7 against a difference quotient, whose own error is
+ * 1e-10. */
+
 static void check_gradient(const Golden *g, const float *dscore) {
     const double *want = golden(g, "gradient");
     for (int i = 0; i < golden_count(g, "gradient"); i++) near(dscore[i], want[i], 2e-7, g->name);
 }
 
-/* The loss and the gradient, whole and as the sum of two micro-batches. */
+/* The loss and the gradient, computed at once and as the sum of two micro-batches. */
 static void check_pairs(const Golden *g) {
     const double *config = golden(g, "config"), *metrics = golden(g, "metrics");
     const RewardLoss o = {.label_smoothing = config[0], .center = config[1]};
@@ -38,8 +43,10 @@ static void check_pairs(const Golden *g) {
     check_gradient(g, dscore);
     if (metrics) {
         double right = 0, gap = 0;
-        for (int i = 0; i < n; i++)
-            right += score[2 * i] > score[2 * i + 1], gap += (double)score[2 * i] - score[2 * i + 1];
+        for (int i = 0; i < n; i++) {
+            right += score[2 * i] > score[2 * i + 1];
+            gap += (double)score[2 * i] - score[2 * i + 1];
+        }
         near(right / n, metrics[0], 1e-6, "accuracy");
         near(gap / n, metrics[1], 1e-8, "margin");
     }
@@ -83,7 +90,7 @@ static void golden_values(void **state) {
 
 /* -- finite differences ------------------------------------------------------------------------------------------- */
 
-/* The losses as their definitions have them, in long double: -log(1 / (1 + exp(-x))). */
+/* The losses by their definitions, in long double: -log(1 / (1 + exp(-x))). */
 static long double minus_log_sigmoid(long double x) { return logl(1 + expl(-x)); }
 
 static long double defined_pairs(const RewardLoss *o, const long double *s, const float *margin, int n) {
@@ -116,7 +123,8 @@ static void finite_differences(void **state) {
         long double s[2 * N];
         uint8_t label[2 * N];
         for (int i = 0; i < 2 * N; i++) {
-            s[i] = score[i] = (float)(2 * random_normal(&r)), label[i] = (uint8_t)random_below(&r, 2);
+            s[i] = score[i] = (float)(2 * random_normal(&r));
+            label[i] = (uint8_t)random_below(&r, 2);
             if (i < N) margin[i] = (float)random_real(&r);
         }
         near(loss_bradley_terry(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13,
@@ -125,7 +133,9 @@ static void finite_differences(void **state) {
             const long double h = 1e-5L, was = s[i];
             s[i] = was + h;
             long double slope = defined_pairs(&o, s, margin, N);
-            s[i] = was - h, slope = (slope - defined_pairs(&o, s, margin, N)) / (2 * h), s[i] = was;
+            s[i] = was - h;
+            slope = (slope - defined_pairs(&o, s, margin, N)) / (2 * h);
+            s[i] = was;
             near(dscore[i], (double)slope, 3e-7, "slope of pairs");
         }
         near(loss_binary(&o, score, label, 2 * N, 2 * N, dscore), (double)defined_binary(&o, s, label, 2 * N), 1e-13,
@@ -134,13 +144,15 @@ static void finite_differences(void **state) {
             const long double h = 1e-5L, was = s[i];
             s[i] = was + h;
             long double slope = defined_binary(&o, s, label, 2 * N);
-            s[i] = was - h, slope = (slope - defined_binary(&o, s, label, 2 * N)) / (2 * h), s[i] = was;
+            s[i] = was - h;
+            slope = (slope - defined_binary(&o, s, label, 2 * N)) / (2 * h);
+            s[i] = was;
             near(dscore[i], (double)slope, 3e-7, "slope of labels");
         }
     }
 }
 
-/* Nothing overflows; a loss that is not a number stays one, for the trainer's guard to see. */
+/* Nothing overflows. A NaN loss stays NaN, so that the trainer's check detects it. */
 static void extremes(void **state) {
     (void)state;
     const RewardLoss o = {0};
@@ -157,7 +169,7 @@ static void extremes(void **state) {
 
 static void calibration(void **state) {
     (void)state;
-    /* probabilities that hold: of ten with p = 0.7, seven come true; of four with p = 0.25, one */
+    /* calibrated probabilities: of ten with p = 0.7, seven are true; of four with p = 0.25, one */
     Calibration c = calibration_new(0);
     assert_true(isnan(calibration_error(&c)));
     for (int i = 0; i < 10; i++) calibration_add_label(&c, log(0.7 / 0.3), i < 7);
@@ -165,12 +177,12 @@ static void calibration(void **state) {
     near(calibration_error(&c), 0, 1e-12, "perfect");
     near(c.sum.log_loss, -7 * log(0.7) - 3 * log(0.3) - log(0.25) - 3 * log(0.75), 1e-12, "log loss");
     near(c.sum.bin[2].count, 4, 0, "bin");
-    /* one that says 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
+    /* it predicts 0.95 and is right half the time: |0.5 - 0.95| on 4 of 8 */
     c = calibration_new(0);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, log(0.95 / 0.05), i < 2);
     for (int i = 0; i < 4; i++) calibration_add_label(&c, 0, i < 2);
     near(calibration_error(&c), 0.225, 1e-12, "overconfident");
-    /* pairs: the probability of the answer that is scored higher; a tie is half right */
+    /* pairs: the probability of the higher-scored answer; a tie is half right */
     c = calibration_new(0.5);
     for (int i = 0; i < 5; i++) calibration_add_pair(&c, i < 4 ? log(0.8 / 0.2) : -log(0.8 / 0.2));
     near(calibration_error(&c), 0, 1e-12, "pairs");
@@ -182,7 +194,8 @@ static void calibration(void **state) {
     near(calibration_error(&c), 0, 1e-12, "tie");
     calibration_add_pair(&c, 1e6);
     near(c.sum.bin[9].count, 1, 0, "certain");
-    near(calibration_edge(&c, 0), 0.5, 0, "edge"), near(calibration_edge(&c, 10), 1, 1e-15, "edge");
+    near(calibration_edge(&c, 0), 0.5, 0, "edge");
+    near(calibration_edge(&c, 10), 1, 1e-15, "edge");
 }
 
 /* -- hidden rules ------------------------------------------------------------------------------------------------- */
@@ -220,7 +233,7 @@ static void hidden_rules(void **state) {
         if (gold_parse(&g, wrong[i], &e)) fail_msg("'%s' was taken for a rule", wrong[i]);
 }
 
-/* -- the note of a checkpoint ------------------------------------------------------------------------------------- */
+/* -- the notes of a checkpoint ------------------------------------------------------------------------------------ */
 
 static void notes(void **state) {
     (void)state;

@@ -1,5 +1,5 @@
-/* test_losses.c - loss/lm.h, loss/policy.h, advantage.h and kl.h against values from TRL's own code (golden/losses.txt,
- * made by dev/golden/golden_losses.py), finite differences, and numbers that papers and algebra give. */
+/* test_losses.c - loss/lm.h, loss/policy.h, advantage.h and kl.h against values from TRL's code (golden/losses.txt,
+ * written by dev/golden/golden_losses.py), finite differences, and numbers from papers and algebra. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,9 +31,14 @@ static void policy_case_load(PolicyCase *p, const Golden *g) {
     assert_true(loss >= 0 && n < 64);
     p->config = policy_loss_config((PolicyLossKind)loss);
     p->config.importance = golden(g, "importance")[0] ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
-    p->config.epsilon = config[0], p->config.epsilon_high = config[1], p->config.delta = config[2];
-    p->config.beta = config[3], p->config.kl_bias_correction = config[4] != 0, p->config.entropy_coef = config[5];
-    p->config.off_policy_mask = config[6], p->config.max_completion_length = config[7];
+    p->config.epsilon = config[0];
+    p->config.epsilon_high = config[1];
+    p->config.delta = config[2];
+    p->config.beta = config[3];
+    p->config.kl_bias_correction = config[4] != 0;
+    p->config.entropy_coef = config[5];
+    p->config.off_policy_mask = config[6];
+    p->config.max_completion_length = config[7];
     for (int i = 0; i < n; i++) {
         p->offset[i + 1] = p->offset[i] + (int32_t)length[i];
         p->mask[i] = (uint8_t)mask[i];
@@ -121,9 +126,10 @@ static void test_advantage_golden(void **state) {
         }
         if (!strcmp(g.family, "sum_then_normalize"))
             advantage_group(reward, n / G, G, (ScaleRewards)*golden(&g, "scale"), advantage, &stats);
-        else if (!strcmp(g.family, "normalize_then_sum"))
-            advantage_gdpo(reward, weight, n / G, G, K, advantage, &stats), raw = stats;
-        else advantage_rloo(reward, n / G, G, *golden(&g, "normalise") != 0, advantage, &stats);
+        else if (!strcmp(g.family, "normalize_then_sum")) {
+            advantage_gdpo(reward, weight, n / G, G, K, advantage, &stats);
+            raw = stats;
+        } else advantage_rloo(reward, n / G, G, *golden(&g, "normalise") != 0, advantage, &stats);
         for (int i = 0; i < n; i++) {
             snprintf(what, sizeof what, "%s %s: advantage[%d]", g.family, g.name, i);
             check_near(advantage[i], expected[i], fmax(largest(expected, n), 1e-3), 1e-6, what);
@@ -169,8 +175,8 @@ static void test_lm_and_entropy_control_golden(void **state) {
 
 /* -- finite differences ------------------------------------------------------------------------------------------- */
 
-/* A random batch whose log-probabilities are multiples of 2^-12 between -8 and 0, so that adding a multiple of it is
- * exact in float: differences of the loss, which is computed in double, are then good to many digits. */
+/* A random batch whose log-probabilities are multiples of 2^-12 between -8 and 0, so that adding a multiple of 2^-12 is
+ * exact in float. The loss is computed in double, so its differences are accurate to many digits. */
 enum { FD_SEQUENCES = 5, FD_TOKENS = 19 };
 typedef struct FdBatch {
     int32_t offset[FD_SEQUENCES + 1];
@@ -188,10 +194,16 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
     Random r = random_start(seed, 0);
     memcpy(b->offset, offset, sizeof offset);
     for (int t = 0; t < FD_TOKENS; t++) {
-        b->logp[t] = grid(&r, -3, -0.5), b->old[t] = b->logp[t] + grid(&r, -drift, drift);
-        b->ref[t] = b->logp[t] + grid(&r, -0.5, 0.5), b->entropy[t] = grid(&r, 0, 2), b->keep[t] = 1;
+        b->logp[t] = grid(&r, -3, -0.5);
+        b->old[t] = b->logp[t] + grid(&r, -drift, drift);
+        b->ref[t] = b->logp[t] + grid(&r, -0.5, 0.5);
+        b->entropy[t] = grid(&r, 0, 2);
+        b->keep[t] = 1;
     }
-    for (int i = 0; i < FD_SEQUENCES; i++) b->advantage[i] = grid(&r, -1.5, 1.5), b->mask[i] = i != 3;
+    for (int i = 0; i < FD_SEQUENCES; i++) {
+        b->advantage[i] = grid(&r, -1.5, 1.5);
+        b->mask[i] = i != 3;
+    }
     b->batch = (PolicyBatch){.sequences = FD_SEQUENCES,
                              .offset = b->offset,
                              .advantage = b->advantage,
@@ -209,7 +221,10 @@ static double fd_loss(const PolicyLossConfig *c, const FdBatch *b, float *dlogp,
     return policy_loss(c, &n, &b->batch, dlogp, dentropy, &stats);
 }
 
-/* Central difference of order h^4 (Richardson) in x[t]; `also`, when given, moves with x, which holds rho fixed. */
+/* Central difference of order h^4 (Richardson) in x[t]. If `also` is given it moves with x, which keeps rho fixed.
+ *
+ * With h = 2^-11 the truncation error is about h^4 = 6e-14 times a fifth derivative, and the rounding error about
+ * 1e-16 / h = 2e-13. Both are far below the gradient's own rounding to float, so the tolerance is that of golden.h. */
 static double fd_slope(const PolicyLossConfig *c, const FdBatch *b, float *x, float *also, int t) {
     double d[2];
     const float x0 = x[t], also0 = also ? also[t] : 0;
@@ -228,7 +243,7 @@ static double fd_slope(const PolicyLossConfig *c, const FdBatch *b, float *x, fl
     return (4 * d[0] - d[1]) / 3;
 }
 
-/* Is a token so near a kink of the clip that the difference would straddle it? */
+/* Tests if a token is so near a kink of the clipping that the difference would straddle it. */
 static bool near_kink(const PolicyLossConfig *c, const FdBatch *b, int i) {
     const double bound[] = {log(1 - c->epsilon), log(1 + c->epsilon_high), c->delta > 0 ? log(c->delta) : 9,
                             c->loss == POLICY_GMPO ? -c->epsilon : 9, c->loss == POLICY_GMPO ? c->epsilon_high : 9};
@@ -250,11 +265,15 @@ static void test_policy_finite_differences(void **state) {
     for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++)
         for (int variant = 0; variant < 24; variant++) {
             PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
-            const bool stopped = loss == POLICY_CISPO || loss == POLICY_VESPO; /* rho is held: old moves with logp */
+            /* rho is held fixed: old moves with logp */
+            const bool stopped = loss == POLICY_CISPO || loss == POLICY_VESPO;
             if (loss != POLICY_GSPO) c.importance = variant & 1 ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
-            c.beta = variant & 2 && !stopped ? 0.2 : 0, c.kl = (KlEstimator)(variant % 3);
-            c.kl_bias_correction = variant & 4, c.delta = variant & 8 ? 1.6 : 0;
-            c.entropy_coef = variant & 16 ? 0.05 : 0, c.epsilon = 0.2,
+            c.beta = variant & 2 && !stopped ? 0.2 : 0;
+            c.kl = (KlEstimator)(variant % 3);
+            c.kl_bias_correction = variant & 4;
+            c.delta = variant & 8 ? 1.6 : 0;
+            c.entropy_coef = variant & 16 ? 0.05 : 0;
+            c.epsilon = 0.2;
             c.epsilon_high = loss == POLICY_CISPO ? 1.2 : 0.28;
             FdBatch b;
             float dlogp[FD_TOKENS], dentropy[FD_TOKENS];
@@ -292,12 +311,15 @@ static void test_kl_finite_differences(void **state) {
 
 /* -- identities and published numbers ----------------------------------------------------------------------------- */
 
-/* Any cut of the batch between answers gives the same loss, gradient and metrics. */
+/* Any division of the batch between answers gives the same loss, gradient and metrics. */
 static void test_micro_batches(void **state) {
     (void)state;
     for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
-        c.beta = 0.1, c.entropy_coef = 0.01, c.delta = 1.7, c.off_policy_mask = 0.2;
+        c.beta = 0.1;
+        c.entropy_coef = 0.01;
+        c.delta = 1.7;
+        c.off_policy_mask = 0.2;
         FdBatch b;
         fd_batch(&b, (uint64_t)loss, 0.5);
         policy_entropy_keep(b.entropy, b.offset, FD_SEQUENCES, b.mask, 0.6, b.keep);
@@ -308,7 +330,10 @@ static void test_micro_batches(void **state) {
         double loss_sum = 0;
         for (int i = 0; i < FD_SEQUENCES;) {
             PolicyBatch m = b.batch;
-            m.sequences = i == 0 ? 2 : 1, m.offset += i, m.advantage += i, m.mask += i;
+            m.sequences = i == 0 ? 2 : 1;
+            m.offset += i;
+            m.advantage += i;
+            m.mask += i;
             loss_sum += policy_loss(&c, &n, &m, part, part_h, &sum);
             i += m.sequences;
         }
@@ -323,7 +348,7 @@ static void test_micro_batches(void **state) {
     }
 }
 
-/* old = NULL is old = logp, bit for bit; there the ratio is 1 and grpo, gspo, gmpo and rloo-per-token agree. */
+/* old = NULL gives the same bits as old = logp. The ratio is then 1, and grpo, gspo, gmpo and rloo-per-token agree. */
 static void test_on_policy(void **state) {
     (void)state;
     float grpo[FD_TOKENS];
@@ -432,7 +457,7 @@ static void test_masks(void **state) {
     assert_true(isnan(policy_entropy_keep(entropy, offset, 3, none, 0.5, keep)));
     assert_memory_equal(keep, nothing, 6);
 
-    /* mean(log mu - log pi) is 0.25, 1 and 0.5: the threshold 0.5 drops the second answer, for its A is negative */
+    /* mean(log mu - log pi) is 0.25, 1 and 0.5: the threshold 0.5 drops the second answer, because its A is negative */
     const float logp[6] = {-1, -1, -1, -2, -1, -1}, mu[6] = {-0.75f, -1, -0.5f, -1, -0.5f, -0.5f};
     const float advantage[3] = {-1, -1, -1}, mixed[3] = {-1, 0, -1};
     PolicyBatch b = {.sequences = 3, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = mu};
@@ -441,7 +466,7 @@ static void test_masks(void **state) {
     assert_true(policy_off_policy_keeps(&c, &b, 0) && !policy_off_policy_keeps(&c, &b, 1));
     assert_true(policy_off_policy_keeps(&c, &b, 2)); /* equal to the threshold */
     b.advantage = mixed;
-    assert_true(policy_off_policy_keeps(&c, &b, 1)); /* A >= 0 always stays */
+    assert_true(policy_off_policy_keeps(&c, &b, 1)); /* A >= 0 is always kept */
 }
 
 static void test_advantage_identities(void **state) {
@@ -457,12 +482,12 @@ static void test_advantage_identities(void **state) {
     reward[8] = NAN;
     assert_true(advantage_group_differs(reward + 8, 8));
     for (int i = 9; i < 15; i++) reward[i] = NAN;
-    assert_false(advantage_group_differs(reward + 8, 8)); /* one answer with a reward has nothing to differ from */
+    assert_false(advantage_group_differs(reward + 8, 8)); /* a single reward has no other to differ from */
     for (int i = 0; i < 16; i++) reward[i] = (float)(i % 5);
     advantage_group(reward, 4, 4, SCALE_NONE, a, &stats);
     advantage_rloo(reward, 4, 4, false, b, &stats); /* RLOO = G / (G - 1) (r - mean) */
     for (int i = 0; i < 16; i++) check_near(b[i], a[i] * 4 / 3, 0, 1e-6, "rloo");
-    for (int G = 2; G <= 16; G *= 2) { /* a binary reward with k of G right: sum of A^2 = G - 1 up to eps */
+    for (int G = 2; G <= 16; G *= 2) { /* a binary reward with k of G correct: sum of A^2 = G - 1 up to eps */
         double squares = 0;
         for (int i = 0; i < G; i++) reward[i] = i == 0;
         advantage_group(reward, 1, G, SCALE_GROUP, a, &stats);
@@ -482,16 +507,17 @@ static void test_empty_and_broken(void **state) {
         const PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         PolicyStats stats = policy_stats();
         PolicyNormaliser n = policy_normaliser(offset, 3, none, NULL);
-        b.mask = none; /* every answer is left out: nothing to learn, and no division by 0 */
+        b.mask = none; /* every answer is excluded: no gradient, and no division by 0 */
         assert_true(policy_loss(&c, &n, &b, dlogp, NULL, &stats) == 0);
         assert_true(dlogp[0] == 0 && dlogp[1] == 0 && dlogp[2] == 0 && stats.sum.counted == 0);
         b.mask = NULL; /* an answer without tokens is allowed */
         n = policy_normaliser(offset, 3, NULL, NULL);
         assert_true(isfinite(policy_loss(&c, &n, &b, dlogp, NULL, &stats)));
-        logp[1] = NAN; /* must be seen, not clipped away */
+        logp[1] = NAN; /* must be visible, not clipped away */
         b.old_logp = advantage;
         assert_true(isnan(policy_loss(&c, &n, &b, dlogp, NULL, &stats)));
-        logp[1] = -2, b.old_logp = NULL;
+        logp[1] = -2;
+        b.old_logp = NULL;
     }
     float weight[3] = {0, 0, 0}, lm[3] = {-INFINITY, -1, -2};
     assert_true(loss_nll(lm, weight, 3, 0, dlogp) == 0 && dlogp[0] == 0);

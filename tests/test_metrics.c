@@ -1,18 +1,11 @@
-/* Metrics: lines and their numbers, resuming, samples, event files against bytes that TensorBoard wrote, the report's
- * structure and escaping, charts, the moving line, and outputs that cannot be written. */
+/* test_metrics.c - metrics: lines and their numbers, resuming, samples, event files against bytes that TensorBoard
+ * wrote, the report's structure and escaping, charts, the progress line, and outputs that cannot be written. */
 #include "files.h"
 
 #include "../llmc/report/metrics.h"
 #include "../llmc/base/random.h"
 
-/* ---- helpers ---- */
-
-static char *text_of(const char *path) {
-    size_t n;
-    char *text = (char *)files_get(path, &n);
-    text[n] = 0;
-    return text;
-}
+/* ---- fixtures ---- */
 
 static size_t occurrences(const char *text, const char *part) {
     size_t n = 0;
@@ -60,7 +53,7 @@ static void test_lines(void **state) {
     metrics_set(&m, "num_tokens", 123456789012);
     Error e;
     assert_true(metrics_step(&m, 7, &e));
-    assert_true(metrics_step(&m, 8, &e)); /* nothing is carried over */
+    assert_true(metrics_step(&m, 8, &e)); /* nothing carries over from the line before */
     finish(&m);
     char *text = text_of(files_path("metrics.jsonl"));
     double time;
@@ -94,9 +87,12 @@ static void test_numbers_read_back(void **state) {
         assert_memory_equal(&back, &value, sizeof value);
         json_decref(json);
     }
-    metrics_number(1, text), assert_string_equal(text, "1");
-    metrics_number(1e-5, text), assert_string_equal(text, "1e-05");
-    metrics_number(1.0 / 3, text), assert_string_equal(text, "0.3333333333333333");
+    metrics_number(1, text);
+    assert_string_equal(text, "1");
+    metrics_number(1e-5, text);
+    assert_string_equal(text, "1e-05");
+    metrics_number(1.0 / 3, text);
+    assert_string_equal(text, "0.3333333333333333");
 }
 
 static void test_standard_output(void **state) {
@@ -134,7 +130,7 @@ static void test_resume(void **state) {
     finish(&m);
 
     char *all = text_of(files_path("metrics.jsonl"));
-    FILE *f = fopen(files_path("metrics.jsonl"), "a"); /* a kill cut the last line short */
+    FILE *f = fopen(files_path("metrics.jsonl"), "a"); /* a kill truncated the last line */
     fputs("{\"step\":11,\"time\":17", f);
     fclose(f);
 
@@ -144,7 +140,7 @@ static void test_resume(void **state) {
         assert_int_equal(m.history.series[0].steps[i], i + 1);
         assert_true(m.history.series[0].values[i] == 1.0 / (i + 1));
     }
-    assert_int_equal(m.history.sample_count, 2); /* before and step 3: step 9 is past 6, and 6 is not the end */
+    assert_int_equal(m.history.sample_count, 2); /* before and at step 3: step 9 is after 6, and 6 is not the end */
     metrics_sample(&m, "before", "2+2=", "again", "4", 0);
     assert_int_equal(m.history.sample_count, 2);
     step(&m, 7, 70);
@@ -153,7 +149,7 @@ static void test_resume(void **state) {
 
     char *text = text_of(files_path("metrics.jsonl"));
     assert_int_equal(occurrences(text, "\n"), 7);
-    char *six = all; /* the first six lines are as they were, byte for byte */
+    char *six = all; /* the first six lines are unchanged, byte for byte */
     for (int i = 0; i < 6; i++) six = strchr(six, '\n') + 1;
     assert_memory_equal(text, all, six - all);
     assert_non_null(strstr(text + (six - all), "{\"step\":7,"));
@@ -214,7 +210,7 @@ static void test_resume_broken(void **state) {
     files_assert_error(&e, "metrics.samples.jsonl: line 1: not a sample");
 }
 
-/* A new run leaves an earlier one's files alone until it has something to say. */
+/* A new run does not touch an earlier run's files before its first output. */
 static void test_new_run(void **state) {
     (void)state;
     clear();
@@ -227,7 +223,7 @@ static void test_new_run(void **state) {
     uint8_t *old = files_get(files_path("metrics.jsonl"), &n);
     start(&m, -1);
     files_assert_content(files_path("metrics.jsonl"), old, n);
-    metrics_free(&m); /* what exit() does */
+    metrics_free(&m); /* as exit() does */
     files_assert_content(files_path("metrics.jsonl"), old, n);
     free(old);
     start(&m, -1);
@@ -268,7 +264,7 @@ static void test_unwritable(void **state) {
     assert_false(metrics_close(&m, &e));
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
 
-    /* samples have no Error of their own: the next step tells */
+    /* samples have no Error of their own: the next step reports it */
     assert_int_equal(mkdir(files_path("metrics.samples.jsonl"), 0755), 0);
     start(&m, 0);
     metrics_sample(&m, "after", "p", "c", NULL, 1);
@@ -283,12 +279,12 @@ static void test_unwritable(void **state) {
 static void test_crc32c(void **state) {
     (void)state;
     const uint8_t zeros[32] = {0};
-    assert_int_equal(tensorboard_crc32c("123456789", 9), 0xe3069283u); /* the check value of the catalogue of CRCs */
+    assert_int_equal(tensorboard_crc32c("123456789", 9), 0xe3069283u); /* the check value in the catalogue of CRCs */
     assert_int_equal(tensorboard_crc32c(zeros, 32), 0x8a9136aau);      /* RFC 3720, B.4 */
     assert_int_equal(tensorboard_crc32c("", 0), 0);
 }
 
-/* The one file in folder, from byte `from` on, as hexadecimal. */
+/* The only file in the folder, from byte `from` on, in hexadecimal. */
 static char *event_file(const char *folder, char *name, size_t size) {
     DIR *d = opendir(folder);
     char path[1024];
@@ -305,7 +301,7 @@ static char *event_file(const char *folder, char *name, size_t size) {
     return hex;
 }
 
-/* The bytes are those that TensorBoard's own classes write (dev/golden/golden_tensorboard.py). */
+/* The bytes must equal those that TensorBoard's own classes write (dev/golden/golden_tensorboard.py). */
 static void test_tensorboard_golden(void **state) {
     (void)state;
     TensorBoard t;
@@ -349,7 +345,7 @@ static void test_tensorboard_run(void **state) {
 
 /* ---- the report ---- */
 
-/* Tags must open and close in order; the text of script and style is skipped. */
+/* Checks that tags open and close in order. The text of script and style elements is skipped. */
 static void assert_balanced(const char *page) {
     static const char *const lone[] = {"!doctype", "meta", "path", "circle", "line", "br"};
     char stack[64][24];
@@ -358,7 +354,7 @@ static void assert_balanced(const char *page) {
         const bool closing = c[1] == '/';
         char name[24];
         const size_t n = strspn(c + 1 + closing, "!abcdefghijklmnopqrstuvwxyz0123456789");
-        assert_true(n > 0 && n < sizeof name); /* a bare < would be text that was not escaped */
+        assert_true(n > 0 && n < sizeof name); /* a bare < would be unescaped text */
         snprintf(name, sizeof name, "%.*s", (int)n, c + 1 + closing);
         for (char quote = 0; *c && (*c != '>' || quote); c++)
             if (*c == '\'' || *c == '"') quote = !quote ? *c : quote == *c ? 0 : quote;
@@ -384,7 +380,7 @@ static void assert_balanced(const char *page) {
     assert_int_equal(depth, 0);
 }
 
-/* What holds for every page: well formed, UTF-8, and nothing is fetched. */
+/* Checks that hold for every page: well formed, UTF-8, and nothing is loaded from elsewhere. */
 static char *page_of(const History *h, bool running) {
     char *page;
     size_t n;
@@ -393,13 +389,13 @@ static char *page_of(const History *h, bool running) {
     fclose(f);
     assert_int_equal(strlen(page), n);
     assert_balanced(page);
-    json_t *utf8 = json_stringn(page, n); /* jansson refuses what is not UTF-8 */
+    json_t *utf8 = json_stringn(page, n); /* jansson rejects text that is not UTF-8 */
     assert_non_null(utf8);
     json_decref(utf8);
     static const char *const fetches[] = {"src=", "<link", "@import", "url(", "<iframe", "<img", "fetch(", "XMLHttp"};
     for (size_t i = 0; i < sizeof fetches / sizeof *fetches; i++) assert_null(strstr(page, fetches[i]));
     assert_int_equal(occurrences(page, "href="), occurrences(page, "href='#"));
-    assert_int_equal(occurrences(page, "http"), 1); /* the name of SVG's namespace, which is no address */
+    assert_int_equal(occurrences(page, "http"), 1); /* the name of the SVG namespace, which is not fetched */
     assert_null(strstr(page, "nan"));
     assert_null(strstr(page, "inf,"));
     return page;
@@ -429,7 +425,7 @@ static void test_report_one_step(void **state) {
     history_value(&h, "reward", 1, 0.5);
     char *page = page_of(&h, false);
     assert_non_null(strstr(page, "<b>1</b> step<"));
-    assert_non_null(strstr(page, "h0'/>")); /* a point that stands alone is drawn */
+    assert_non_null(strstr(page, "h0'/>")); /* an isolated point is drawn */
     free(page);
     history_free(&h);
 }
@@ -464,7 +460,7 @@ static void test_report_samples(void **state) {
     (void)state;
     History h = {0};
     history_line(&h, 1, 1);
-    history_sample(&h, 1, "after", "3+4=", "it is 7, so 7", "7", 1); /* the order of coming does not matter */
+    history_sample(&h, 1, "after", "3+4=", "it is 7, so 7", "7", 1); /* the order of arrival does not matter */
     history_sample(&h, 0, "before", "1+1=", "3", "2", 0);
     history_sample(&h, 0, "before", "3+4=", "8", "7", 0.1);
     history_sample(&h, 1, "step 1", "3+4=", "midway", "7", 0.6);
@@ -640,12 +636,18 @@ static void test_chart_values(void **state) {
         chart_value(table[i].value, table[i].share, text);
         assert_string_equal(text, table[i].text);
     }
-    chart_tick(0.4, 0.2, true, text), assert_string_equal(text, "40%");
-    chart_tick(0.005, 0.005, true, text), assert_string_equal(text, "0.5%");
-    chart_tick(1, 0.2, false, text), assert_string_equal(text, "1.0");
-    chart_tick(5000, 5000, false, text), assert_string_equal(text, "5000");
-    chart_tick(15000, 5000, false, text), assert_string_equal(text, "15k");
-    chart_tick(2500000, 500000, false, text), assert_string_equal(text, "2.5M");
+    chart_tick(0.4, 0.2, true, text);
+    assert_string_equal(text, "40%");
+    chart_tick(0.005, 0.005, true, text);
+    assert_string_equal(text, "0.5%");
+    chart_tick(1, 0.2, false, text);
+    assert_string_equal(text, "1.0");
+    chart_tick(5000, 5000, false, text);
+    assert_string_equal(text, "5000");
+    chart_tick(15000, 5000, false, text);
+    assert_string_equal(text, "15k");
+    chart_tick(2500000, 500000, false, text);
+    assert_string_equal(text, "2.5M");
     assert_true(chart_round(1, 5) == 0.2);
     assert_true(chart_round(300, 4) == 100);
     assert_true(fabs(chart_round(7e-9, 5) - 2e-9) < 1e-15);
@@ -675,7 +677,7 @@ static void test_chart_smoothing(void **state) {
     history_free(&h);
 }
 
-/* A long series is thinned, but its one spike stays; gaps break the line where they can be seen. */
+/* A long series is thinned, but its one spike is kept, and gaps visibly break the line. */
 static void test_chart_paths(void **state) {
     (void)state;
     History h = {0};
@@ -701,12 +703,12 @@ static void test_chart_paths(void **state) {
     s = history_find(&h, "gap");
     chart_path(f, &scale, s, s->values, "line", 0);
     fclose(f);
-    assert_int_equal(occurrences(path, "M"), 2); /* the single one is narrower than a pixel */
+    assert_int_equal(occurrences(path, "M"), 2); /* the single point is narrower than a pixel */
     free(path);
     history_free(&h);
 }
 
-/* The points for tooltips are JSON, few, and at steps that were logged. */
+/* The points for tooltips are JSON, few, and at logged steps. */
 static void test_chart_data(void **state) {
     (void)state;
     History h = {0};
@@ -770,10 +772,10 @@ static void test_utf8(void **state) {
         {"plain", "plain"},
         {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
         {"a\xff", "a\xEF\xBF\xBD"},
-        {"\xc0\xaf", "\xEF\xBF\xBD\xEF\xBF\xBD"},                                   /* over-long */
+        {"\xc0\xaf", "\xEF\xBF\xBD\xEF\xBF\xBD"},                                   /* overlong */
         {"\xed\xa0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},                   /* a surrogate */
         {"\xf4\x90\x80\x80x", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBDx"}, /* past U+10FFFF */
-        {"\xe2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD"}};                                  /* cut off */
+        {"\xe2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD"}};                                  /* truncated */
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         char *copy = utf8_copy(table[i][0]);
         assert_string_equal(copy, table[i][1]);
@@ -792,7 +794,7 @@ static void test_utf8(void **state) {
     }
 }
 
-/* ---- the moving line ---- */
+/* ---- the progress line ---- */
 
 static void test_draw(void **state) {
     (void)state;
@@ -806,13 +808,15 @@ static void test_draw(void **state) {
     progress_draw(line, sizeof line, 200, 0, 10, 0, "");
     assert_string_equal(line, "[>                   ] 0/10   0%");
     progress_draw(line, sizeof line, 13, 3, 0, 0, "\xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f more");
-    assert_string_equal(line, "step 3  \xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f "); /* cut between characters */
-    progress_duration(3700, line, sizeof line), assert_string_equal(line, "1:01:40");
-    progress_duration(200000, line, sizeof line), assert_string_equal(line, "2d 07:33");
+    assert_string_equal(line, "step 3  \xc3\xa4\xc3\xb6\xc3\xbc\xc3\x9f "); /* truncated between characters */
+    progress_duration(3700, line, sizeof line);
+    assert_string_equal(line, "1:01:40");
+    progress_duration(200000, line, sizeof line);
+    assert_string_equal(line, "2d 07:33");
     progress_duration(INFINITY, line, sizeof line);
 }
 
-/* On a terminal there is one line that moves; elsewhere nothing. */
+/* On a terminal one line is updated in place; elsewhere nothing is printed. */
 static void test_progress(void **state) {
     (void)state;
     for (int terminal = 0; terminal < 2; terminal++) {
@@ -827,7 +831,7 @@ static void test_progress(void **state) {
         Metrics m;
         setenv("TERM", "xterm", 1);
         const bool opened = metrics_open(&m, "p", NULL, NULL, NULL, -1, NULL);
-        m.interval = 1e9; /* what is too soon doesn't depend on how busy the machine is */
+        m.interval = 1e9; /* the time limit is set so that a busy machine does not matter */
         metrics_progress(&m, 1, 100, "loss 1");
         metrics_progress(&m, 2, 100, "too soon after the first");
         metrics_line(&m, "step %d", 2);

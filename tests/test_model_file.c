@@ -1,19 +1,17 @@
-/* Models in files: what is written comes back bit for bit, training goes on as if it had not stopped, and damaged files
- * are refused with one line that names them. */
+/* test_model_file.c - models in files: weights are restored bit for bit, training continues as if it had not stopped,
+ * and damaged files are refused with one line that names them. */
+#include "cpu_device.h"
 #include "files.h"
 
-#include "../llmc/cpu/cpu.h"
 #include "../llmc/model/decode.h"
 #include "../llmc/model/model_file.h"
 #include "../llmc/model/pack.h"
 #include <sys/resource.h>
 
-static const Backend *B;
-static Device *D;
-
 static ModelConfig config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 16, 21, 12);
-    c.kv_heads = kv_heads, c.value_head = value_head;
+    c.kv_heads = kv_heads;
+    c.value_head = value_head;
     if (kv_heads != 4) c.hidden = 40;
     return c;
 }
@@ -24,7 +22,7 @@ static float *floats_of(const void *device, size_t n) {
     return x;
 }
 
-/* A model with every weight drawn, and a file's worth of company. */
+/* A model with random weights, and a file with every other section. */
 static Model sample_model(ModelConfig c, ModelFile *f, uint64_t seed) {
     Error e;
     Model m;
@@ -36,10 +34,11 @@ static Model sample_model(ModelConfig c, ModelFile *f, uint64_t seed) {
     free(host);
     *f = (ModelFile){
         .lineage = json_loads("[{\"stage\":\"train_sft\",\"parent\":\"00ff\"},{\"stage\":\"train_grpo\"}]", 0, NULL)};
-    f->tokenizer_bytes = 300, f->tokenizer = xmalloc(300);
-    for (int i = 0; i < 300; i++) ((uint8_t *)f->tokenizer)[i] = (uint8_t)(i * 7); /* zeros inside */
+    f->tokenizer_bytes = 300;
+    f->tokenizer = xmalloc(300);
+    for (int i = 0; i < 300; i++) ((uint8_t *)f->tokenizer)[i] = (uint8_t)(i * 7); /* includes zero bytes */
     f->chat_template = xstrdup("<|{role}|>\n{content}\xe2\x82\xac");
-    f->reward = xstrdup("{\"mean\":0.25}"); /* kept with a value head only */
+    f->reward = xstrdup("{\"mean\":0.25}"); /* stored with a value head only */
     return m;
 }
 
@@ -56,7 +55,7 @@ static Model load(const char *path, ModelFile *f, bool value_head, Optimizer *o)
     return m;
 }
 
-/* It does not load; one line says so, names the file and holds `part`. Nothing is left allocated (seen by ASan). */
+/* The file must not load: one line names the file and contains `part`. Nothing remains allocated (ASan checks this). */
 static void refused(const char *path, bool value_head, bool training, const char *part) {
     Error e = {""};
     Model m;
@@ -99,13 +98,13 @@ static void test_round_trip(void **state) {
         assert_same_company(&f, &g);
         assert_true(g.trainer == NULL && g.hash != 0);
         assert_true(B->square_sum(D, n.grads, n.parameters) == 0);
-        const char *again = files_path("again.bin"); /* what was loaded is saved as the same bytes */
+        const char *again = files_path("again.bin"); /* the loaded model is saved as the same bytes */
         save(&n, &g, again, false, NULL, NULL);
         if (k != 1) {
             size_t size;
             uint8_t *bytes = files_get(path, &size);
             files_assert_content(again, bytes, size);
-            assert_true(g.hash == XXH3_64bits(bytes, size)); /* the hash names the parent in a lineage */
+            assert_true(g.hash == XXH3_64bits(bytes, size)); /* the hash identifies the parent in a lineage */
             free(bytes);
         }
         model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
@@ -142,13 +141,13 @@ static void test_bf16(void **state) {
     float *x = floats_of(m.weights, m.parameters), *y = floats_of(n.weights, n.parameters);
     for (size_t i = 0; i < m.parameters; i++) {
         int exponent;
-        const double fraction = frexp(x[i], &exponent); /* 8 bits, to nearest; the value head is kept whole */
+        const double fraction = frexp(x[i], &exponent); /* 8 bits, to nearest; the value head is stored in full */
         const double want =
             i < m.tensor[GPT2_FILE_TENSORS].offset ? ldexp(nearbyint(fraction * 256), exponent - 8) : x[i];
         assert_true(y[i] == want);
     }
     assert_same_company(&f, &g);
-    save(&n, &g, files_path("half2.bin"), true, NULL, NULL); /* rounding again changes nothing */
+    save(&n, &g, files_path("half2.bin"), true, NULL, NULL); /* rounding a second time changes nothing */
     Model o = load(files_path("half2.bin"), &h, true, NULL);
     assert_same_weights(&n, &o, n.parameters);
     assert_true(g.hash == h.hash);
@@ -156,7 +155,7 @@ static void test_bf16(void **state) {
     model_file_free(&f), model_file_free(&g), model_file_free(&h);
 }
 
-/* Nothing but weights: no tokenizer, no template, no lineage. */
+/* A file with weights only: no tokenizer, no template, no lineage. */
 static void test_bare(void **state) {
     (void)state;
     ModelFile f, g;
@@ -213,12 +212,12 @@ static void test_value_head(void **state) {
     Model m = sample_model(config(4, 1), &f, 6);
     const size_t file = m.tensor[GPT2_FILE_TENSORS].offset;
     save(&m, &f, files_path("head.bin"), false, NULL, NULL);
-    Model n = load(files_path("head.bin"), &g, false, NULL); /* not asked for: left out */
+    Model n = load(files_path("head.bin"), &g, false, NULL); /* not requested: ignored */
     assert_true(n.config.value_head == 0 && n.parameters == file);
     assert_same_weights(&m, &n, file);
     save(&n, &f, files_path("headless.bin"), false, NULL, NULL);
     model_file_free(&g);
-    Model a = load(files_path("headless.bin"), &g, true, NULL); /* asked for and not there: a new one */
+    Model a = load(files_path("headless.bin"), &g, true, NULL); /* requested but absent: a new one */
     assert_true(a.config.value_head == 1 && a.parameters == file + 17);
     assert_same_weights(&m, &a, file);
     float *x = floats_of(a.weights, a.parameters), squares = 0;
@@ -246,7 +245,10 @@ static void train(Model *m, Optimizer *o, int from, int to) {
             for (int i = 0; i < 12; i++) t[i] = (int32_t)random_below(&r, 21);
             batch_sequence(&b, t, NULL, 12);
         }
-        for (int i = 0; i < b.targets; i++) dlogp[i] = -1.0f / (float)b.targets, dvalue[i] = 0.1f;
+        for (int i = 0; i < b.targets; i++) {
+            dlogp[i] = -1.0f / (float)b.targets;
+            dvalue[i] = 0.1f;
+        }
         model_forward(m, &w, &b, 1, &(ModelOutput){.logp = logp, .value = value});
         model_backward(m, &w, &b, 1, dlogp, NULL, dvalue);
         assert_false(optimizer_step(o, m, 0.01).skipped);
@@ -273,16 +275,16 @@ static void test_resume(void **state) {
     assert_memory_equal(m1, m2, m.parameters * sizeof *m1);
     assert_memory_equal(v1, v2, m.parameters * sizeof *v1);
     assert_true(m1[0] != 0 && v1[m.parameters - 1] != 0);
-    p.step = 3; /* a counter, which is the trainer's to keep */
+    p.step = 3; /* a counter that the trainer stores */
     train(&n, &p, 3, 6);
     assert_same_weights(&m, &n, m.parameters); /* bit for bit as if it had never stopped */
     ModelFile h;
-    Model q = load(path, &h, false, NULL); /* a state is a checkpoint too */
+    Model q = load(path, &h, false, NULL); /* a state is also a checkpoint */
     assert_string_equal(h.trainer, "{\"step\":3}");
     free(m1), free(v1), free(m2), free(v2);
     optimizer_free(&o, &m), optimizer_free(&p, &n), model_free(&m), model_free(&n), model_free(&q);
     model_file_free(&f), model_file_free(&g), model_file_free(&h);
-    refused(path, false, true, "optimizer moments of"); /* moments with a head for a model without */
+    refused(path, false, true, "optimizer moments of"); /* moments with a head, for a model without one */
 }
 
 /* ==== New models ==== */
@@ -311,7 +313,7 @@ static void test_new_models(void **state) {
 
 /* ==== Damage ==== */
 
-/* A state with everything in it, as bytes. */
+/* A state with every section, as bytes. */
 static uint8_t *whole_state(size_t *size) {
     Error e;
     ModelFile f;
@@ -337,8 +339,9 @@ static void test_truncated(void **state) {
         files_put(path, bytes, n);
         refused(path, k % 2, false, "");
     }
-    bytes = xrealloc(bytes, size + 1, 1), bytes[size] = 0;
-    files_put(path, bytes, size + 1); /* and with something behind the end */
+    bytes = xrealloc(bytes, size + 1, 1);
+    bytes[size] = 0;
+    files_put(path, bytes, size + 1); /* and with extra bytes after the end */
     refused(path, true, true, "");
     free(bytes);
 }
@@ -349,7 +352,7 @@ static void test_flipped(void **state) {
     uint8_t *bytes = whole_state(&size);
     const char *path = files_path("flipped.state");
     Random r = random_start(1, 2);
-    for (int k = 0; k < 400; k++) { /* the header and the end byte by byte, the rest here and there */
+    for (int k = 0; k < 400; k++) { /* every byte of the header and of the end, and some of the rest */
         const size_t at = k < 128   ? (size_t)k / 2
                           : k < 230 ? size - 1 - (size_t)(k - 128)
                                     : (size_t)random_below(&r, size);
@@ -366,7 +369,7 @@ static void test_flipped(void **state) {
     optimizer_free(&o, &m), model_free(&m), model_file_free(&f), free(bytes);
 }
 
-/* A checkpoint with sections of the test's own choice. */
+/* A checkpoint with sections chosen by the test. */
 static const char *with_section(const char *name, const char *tag, const void *data, size_t n) {
     Error e;
     ModelFile f;
@@ -397,7 +400,8 @@ static void test_bad_sections(void **state) {
     refused(files_directory, false, false, "");
     ModelFile f;
     Model m =
-        load(with_section("moments.bin", "ADM1", deep, 100), &f, false, NULL); /* not looked at where none trains */
+        /* ignored by a run that does not train */
+        load(with_section("moments.bin", "ADM1", deep, 100), &f, false, NULL);
     model_free(&m), model_file_free(&f);
     m = load(with_section("future.bin", "ZZZZ", deep, 100), &f, false, NULL); /* a tag of a later version */
     model_free(&m), model_file_free(&f);
@@ -418,32 +422,26 @@ static void test_unwritable(void **state) {
     files_assert_error(&e, "no/such/directory.bin");
     assert_false(model_save(&m, &f, "/dev/full", false, NULL, NULL, &e));
     files_assert_error(&e, "/dev/full");
-    signal(SIGXFSZ, SIG_IGN); /* a disk that is full half-way */
+    signal(SIGXFSZ, SIG_IGN); /* the disk becomes full half-way */
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
-    small = old, small.rlim_cur = 20000;
+    small = old;
+    small.rlim_cur = 20000;
     setrlimit(RLIMIT_FSIZE, &small);
     const bool saved = model_save(&m, &f, path, false, NULL, NULL, &e);
     setrlimit(RLIMIT_FSIZE, &old);
     assert_false(saved);
     files_assert_error(&e, "kept.bin");
     files_assert_content(path, "earlier", 7);
-    assert_int_equal(files_count(), before); /* nothing half-written is left */
+    assert_int_equal(files_count(), before); /* no partial file remains */
     model_free(&m), model_file_free(&f);
 }
 
-static int open_all(void **state) {
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e) || files_setup(state);
-}
+static int open_all(void **state) { return open_device_one_thread(state) || files_setup(state); }
 
 static int close_all(void **state) {
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return files_teardown(state) || !ok;
+    const int failed = close_device(state);
+    return files_teardown(state) || failed;
 }
 
 int main(void) {

@@ -1,6 +1,7 @@
-/* Online learning from preferences: sampling from the mixture of two models against its definition in double, ./train_dpo
- * --online with each way of drawing and judging pairs, resumed runs, bad input. Needs train_sft, train_rm, train_dpo,
- * data/make_shard and data/make_prefs. */
+/* test_online_dpo.c - online preference learning: sampling from the mixture of two models against its definition in
+ * double, and ./train_dpo --online with each way of drawing and judging pairs, resumed runs, bad input.
+ *
+ * Needs train_sft, train_rm, train_dpo, data/make_shard and data/make_prefs. */
 #include "dpo.h"
 #include "../llmc/rollout/mixture.h"
 
@@ -18,7 +19,7 @@ static int setup(void **state) {
 
 /* ---- the mixture ----------------------------------------------------------------------------------------------- */
 
-/* log of softmax(((1 - c) z_p + c z_r) / temperature)[target]; the two may have any normaliser. */
+/* log of softmax(((1 - c) z_p + c z_r) / temperature)[target]. The two logits may have any normaliser. */
 static double mixed(const float *p, const float *r, double c, double temperature, int target) {
     double top = -INFINITY, sum = 0;
     for (int v = 0; v < MODELS_VOCAB; v++) top = fmax(top, ((1 - c) * p[v] + c * r[v]) / temperature);
@@ -30,7 +31,7 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
     (void)state;
     enum { CONTEXT = 24, SLOTS = 3, REQUESTS = 4, SAMPLES = 2, NEW = 9 };
     Error e;
-    Model policy = models_random(CONTEXT), reference = models_new(1, 48, CONTEXT + 8); /* another shape */
+    Model policy = models_random(CONTEXT), reference = models_new(1, 48, CONTEXT + 8); /* a different shape */
     Rollout engine;
     Mixture m;
     if (!rollout_new(&engine, &policy, SLOTS, 6, NEW, &e)) fail_msg("%s", e.text);
@@ -44,7 +45,9 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
         Completion out[REQUESTS][SAMPLES];
         RolloutRequest q[REQUESTS];
         Sampling how = sampling_default();
-        how.max_new = NEW, how.seed = 5 + (uint64_t)k, how.temperature = k == 3 ? 0.7f : 1;
+        how.max_new = NEW;
+        how.seed = 5 + (uint64_t)k;
+        how.temperature = k == 3 ? 0.7f : 1;
         for (int i = 0; i < REQUESTS; i++)
             q[i] = (RolloutRequest){.prompt = prompts[i],
                                     .prompt_len = lengths[i],
@@ -63,6 +66,7 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
                 float *r = models_logits(&reference, ids, lengths[i] + NEW);
                 for (int t = 0; t < NEW; t++) {
                     const int at = (lengths[i] + t - 1) * MODELS_VOCAB;
+                    /* a mixture adds two float32 logits of order 10, each off by about 1e-5 through the layers */
                     assert_near(c->logp[t], mixed(p + at, r + at, coefs[k], how.temperature, c->tokens[t]), 2e-4);
                 }
                 free(p), free(r);
@@ -75,7 +79,7 @@ static void the_mixture_is_what_it_is_said_to_be(void **state) {
 
 /* ---- learning -------------------------------------------------------------------------------------------------- */
 
-/* The mean score over the last ten steps exceeds that of the first five by so much. */
+/* Checks that the mean score of the last ten steps exceeds that of the first five by at least this much. */
 static void rises(const char *options, double much) {
     sh(ONLINE "-x 30 -o $T/a.bin --metrics $T/m.jsonl %s", options);
     const double before = metric_mean("m.jsonl", 0, 5, "objective/scores"),
@@ -94,7 +98,7 @@ static void each_way_raises_the_score(void **state) {
     rises(JUDGE "--loss-type sigmoid,sft --sync-ref-model --ref-model-sync-steps 10", 0.7);
 }
 
-/* The first step: pairs come from the reference's own model, so losses and divergences are known. */
+/* In the first step the pairs come from the reference's own weights, so losses and divergences are known. */
 static void the_start_is_known(void **state) {
     (void)state;
     sh(ONLINE JUDGE "-x 1 -o $T/a.bin --metrics $T/m.jsonl");
@@ -104,14 +108,15 @@ static void the_start_is_known(void **state) {
     const double ended = metric("m.jsonl", 0, "val/contain_eos_token");
     assert_true(ended >= 0 && ended <= 1);
     unlink(files_path("m.jsonl"));
-    /* XPO adds alpha log pi of the reference's answers: here the policy's own distribution, so -alpha entropy */
+    /* XPO adds alpha log pi of the reference's answers, which here come from the policy's own distribution: -alpha
+     * entropy */
     sh(ONLINE JUDGE "-x 1 --per-device-train-batch-size 64 -o $T/a.bin --metrics $T/m.jsonl --online-loss xpo "
                     "--xpo-alpha 0.5");
     const double bonus = metric("m.jsonl", 0, "loss") - 0.693147181,
                  entropy = metric("m.jsonl", 0, "objective/entropy");
     assert_true(bonus < 0 && fabs(bonus + 0.5 * entropy) < 0.2 * entropy);
     unlink(files_path("m.jsonl"));
-    /* a judge to whom all is alike: every pair a tie, and nothing is learnt from those */
+    /* a judge that scores everything equally: every pair is a tie, and ties have no gradient */
     sh(ONLINE "--reward-cmd 'sed -u s/.*/1/' -x 1 -o $T/a.bin --metrics $T/m.jsonl --drop-ties");
     assert_holds(said, "no pair of this step has scores that differ");
     assert_near(metric("m.jsonl", 0, "ties"), 1, 0);

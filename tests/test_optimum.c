@@ -1,11 +1,14 @@
-/* The exact optimum. A vocabulary of twelve tokens, two prompts and answers of one token: all that can be said is
- * enumerated, so the policy that an objective has as its maximum is known in closed form, and training must approach it.
+/* test_optimum.c - training against the exact optimum of the objective.
  *
- *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z                    k3 with bias correction, k2, k1 in the reward
- *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum pi = 1      k3 without the correction
- *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                       the entropy bonus
+ * With a vocabulary of twelve tokens, two prompts and answers of one token, all answers can be enumerated. The policy
+ * that maximises an objective is then known in closed form, and training must approach it.
  *
- * Every algorithm of train_ppo has the first of them as its optimum.
+ *   objective                    maximised by                             estimator
+ *   E r - beta KL(pi || ref)     pi = ref exp(r / beta) / Z               k3 with bias correction, k2, k1 in the reward
+ *   E r - beta KL(ref || pi)     pi = beta ref / (lambda - r), sum = 1    k3 without the correction
+ *   E r + alpha H(pi)            pi = exp(r / alpha) / Z                  the entropy bonus
+ *
+ * Every algorithm of train_ppo maximises the first of them.
  */
 #include "models.h"
 #include "../llmc/loss/advantage.h"
@@ -45,7 +48,7 @@ static Model new_model(bool value_head) {
     return m;
 }
 
-/* pi(. | each prompt). */
+/* pi(. | prompt) for each prompt. */
 static void policy_of(const Model *m, double pi[P][V]) {
     Error e;
     Workspace w = {0};
@@ -69,7 +72,7 @@ static void normalise(double x[V]) {
     for (int v = 0; v < V; v++) x[v] /= sum;
 }
 
-/* lambda above the largest reward, where the probabilities sum to one. */
+/* The lambda above the largest reward at which the probabilities sum to one. */
 static void reverse_optimum(const double ref[V], const double r[V], double beta, double best[V]) {
     double low = 1, high = 1 + beta * V;
     for (int i = 0; i < 200; i++) {
@@ -97,7 +100,19 @@ static void pack_answers(Batch *b, const Completion *answer) {
     }
 }
 
-/* Trains a new model by a method; pi: what came out, ref: where it began. */
+/* Samples G answers of one token to each prompt. */
+static void sample_answers(Rollout *engine, int step, Completion answer[P * G]) {
+    Error e;
+    Sampling s = sampling_default();
+    s.max_new = 1;
+    s.seed = 11;
+    RolloutRequest q[P];
+    for (int p = 0; p < P; p++)
+        q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * P * G + p * G), answer + p * G};
+    if (!rollout_run(engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+}
+
+/* Trains a new model by a method. pi: the trained policy, ref: the initial one. */
 static void train(const Method *how, double pi[P][V], double ref[P][V]) {
     enum { N = P * G };
     Error e;
@@ -114,21 +129,22 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
         fail_msg("%s", e.text);
     policy_of(&m, ref);
     PolicyLossConfig c = policy_loss_config(how->loss);
-    c.kl = how->kl, c.kl_bias_correction = how->correction, c.beta = how->in_reward ? 0 : how->beta;
-    c.entropy_coef = how->entropy_coef, c.max_completion_length = 1;
-    Sampling s = sampling_default();
-    s.max_new = 1, s.seed = 11;
+    c.kl = how->kl;
+    c.kl_bias_correction = how->correction;
+    c.beta = how->in_reward ? 0 : how->beta;
+    c.entropy_coef = how->entropy_coef;
+    c.max_completion_length = 1;
     for (int i = 0; i <= N; i++) offset[i] = i;
     for (int step = 0; step < STEPS; step++) {
-        RolloutRequest q[P];
-        for (int p = 0; p < P; p++)
-            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
-        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        sample_answers(&engine, step, answer);
         pack_answers(&b, answer);
         const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old};
         model_forward(&reference, &w, &b, 1.0f, &at_reference);
         model_forward(&m, &w, &b, 1.0f, &at_old);
-        for (int i = 0; i < N; i++) r[i] = (float)reward[i / G][answer[i].tokens[0]], sampler[i] = answer[i].logp[0];
+        for (int i = 0; i < N; i++) {
+            r[i] = (float)reward[i / G][answer[i].tokens[0]];
+            sampler[i] = answer[i].logp[0];
+        }
         if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r);
         AdvantageStats stats;
         if (how->loss == POLICY_RLOO) advantage_rloo(r, P, G, false, advantage, &stats);
@@ -169,7 +185,7 @@ static double greedy_reward(const double pi[V], int p) {
     return reward[p][best];
 }
 
-/* The advantages as train_ppo makes them, for answers of one token. */
+/* The advantages for answers of one token, computed as in train_ppo. */
 static void advantages_of(Algo algo, const float *r, const float *value, const int32_t *offset, const double pi[P][V],
                           float *advantage) {
     enum { N = P * G };
@@ -211,15 +227,10 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
     policy_of(&m, ref);
     PpoConfig c = ppo_config();
     c.plain = algo == A2C || algo == REINFORCE;
-    Sampling s = sampling_default();
-    s.max_new = 1, s.seed = 11;
     for (int i = 0; i <= N; i++) offset[i] = i;
     memset(counts, 1, sizeof counts);
     for (int step = 0; step < STEPS; step++) {
-        RolloutRequest q[P];
-        for (int p = 0; p < P; p++)
-            q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * N + p * G), answer + p * G};
-        if (!rollout_run(&engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
+        sample_answers(&engine, step, answer);
         pack_answers(&b, answer);
         const ModelOutput at_reference = {.logp = ref_logp}, at_old = {.logp = old, .value = critic ? old_value : NULL};
         model_forward(&reference, &w, &b, 1.0f, &at_reference);
@@ -282,13 +293,13 @@ static void kl_to_the_reference(void **state) {
         for (int p = 0; p < P; p++) {
             for (int v = 0; v < V; v++) best[v] = ref[p][v] * exp(reward[p][v] / method[i].how.beta);
             normalise(best);
-            assert_true(divergence(ref[p], best) > 0.1); /* it had a way to go */
+            assert_true(divergence(ref[p], best) > 0.1); /* the initial policy was far from the optimum */
             assert_optimum(method[i].name, pi[p], best, 0.004);
         }
     }
 }
 
-/* Whatever the baseline: pi = ref exp(r / beta) / Z. */
+/* For every baseline: pi = ref exp(r / beta) / Z. */
 static void every_algorithm(void **state) {
     (void)state;
     static const char *const name[] = {"ppo",   "a2c",         "reinforce",           "rloo",
@@ -304,7 +315,8 @@ static void every_algorithm(void **state) {
     }
 }
 
-/* Without the bias correction the gradient of k3 is that of the reverse divergence (kl.h), which has another optimum. */
+/* Without the bias correction the gradient of k3 is that of the reverse divergence (kl.h), which has a different
+ * optimum. */
 static void reverse_kl(void **state) {
     (void)state;
     const Method how = {POLICY_GRPO, KL_K3, false, false, 0.3, 0, 1};
@@ -331,7 +343,7 @@ static void entropy_bonus(void **state) {
     }
 }
 
-/* No restraint: the best answer takes all. */
+/* No KL penalty: the best answer takes all probability. */
 static void no_restraint(void **state) {
     (void)state;
     const Method how = {POLICY_GRPO, KL_K3, true, false, 0, 0, 1};

@@ -1,4 +1,5 @@
-/* options.h: every kind of option, right and wrong, with exit statuses and streams seen from another process; the letters
+/* test_options.c - options.h: every kind of option, valid and invalid, with exit statuses and streams of a child
+ * process; the letters
  * of all programs. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,7 +21,7 @@ typedef struct Values {
     const char *input, *output;
     int loss;
     OptionList sets;
-    /* what options_parse() returned, and the words from there on */
+    /* the result of options_parse(), and the words from there on */
     int words;
     char word[WORDS][32];
 } Values;
@@ -29,7 +30,7 @@ static Values initial(void) {
     return (Values){.on = true, .steps = 100, .beta = 0.04, .rate = 1e-3, .output = "out.bin", .loss = 1};
 }
 
-/* What a run of another process gave. */
+/* The results of a child process. */
 typedef struct Run {
     int status;
     char out[8192], err[4096];
@@ -64,12 +65,13 @@ static void slurp(int fd, char *text, size_t size) {
     close(fd);
 }
 
-/* Runs parse() on the NULL-terminated words in a process of its own, standard output to `to` unless NULL. */
+/* Runs parse() on the NULL-terminated words in a child process, with standard output to `to` unless NULL. */
 static Run run_to(const char *to, const char *const *words) {
     Run r = {0};
     int out[2], err[2], back[2];
     assert_int_equal(pipe(out) | pipe(err) | pipe(back), 0);
-    fflush(stdout), fflush(stderr);
+    fflush(stdout);
+    fflush(stderr);
     const pid_t child = fork();
     if (!child) {
         char *argv[16] = {"test"}, copy[15][300];
@@ -78,7 +80,8 @@ static Run run_to(const char *to, const char *const *words) {
             snprintf(copy[argc - 1], sizeof copy[0], "%s", words[argc - 1]);
             argv[argc] = copy[argc - 1];
         }
-        dup2(to ? open(to, O_WRONLY) : out[1], 1), dup2(err[1], 2);
+        dup2(to ? open(to, O_WRONLY) : out[1], 1);
+        dup2(err[1], 2);
         close(out[0]), close(err[0]), close(back[0]);
         program_invocation_short_name = "train_test";
         r.v = initial();
@@ -86,19 +89,24 @@ static Run run_to(const char *to, const char *const *words) {
         snprintf(r.input, sizeof r.input, "%s", r.v.input ? r.v.input : "(none)");
         for (int i = 0; i < r.v.sets.count && i < 3; i++)
             snprintf(r.sets[i], sizeof r.sets[i], "%s", r.v.sets.items[i]);
-        fflush(stdout), fflush(stderr);
+        fflush(stdout);
+        fflush(stderr);
         if (write(back[1], &r, sizeof r) != sizeof r) _exit(99);
         _exit(0);
     }
     close(out[1]), close(err[1]), close(back[1]);
     Run told;
-    slurp(out[0], r.out, sizeof r.out), slurp(err[0], r.err, sizeof r.err);
+    slurp(out[0], r.out, sizeof r.out);
+    slurp(err[0], r.err, sizeof r.err);
     size_t n = 0;
     for (ssize_t got; n < sizeof told && (got = read(back[0], (char *)&told + n, sizeof told - n)) > 0;)
         n += (size_t)got;
     close(back[0]);
-    if (n == sizeof told)
-        r.v = told.v, memcpy(r.input, told.input, sizeof r.input), memcpy(r.sets, told.sets, sizeof r.sets);
+    if (n == sizeof told) {
+        r.v = told.v;
+        memcpy(r.input, told.input, sizeof r.input);
+        memcpy(r.sets, told.sets, sizeof r.sets);
+    }
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
     r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
@@ -107,14 +115,14 @@ static Run run_to(const char *to, const char *const *words) {
 
 #define RUN(...) run_to(NULL, (const char *const[]){__VA_ARGS__, NULL})
 
-/* Exit status 0, nothing printed. */
+/* Expects exit status 0 and no output. */
 static Run good(Run r) {
     if (r.status) fail_msg("status %d: %s", r.status, r.err);
     assert_string_equal(r.out, "");
     return r;
 }
 
-/* Exit status 2; standard error is one line that names the program, holds `part` and points to --help. */
+/* Expects exit status 2 and one line on standard error that names the program, contains `part` and points to --help. */
 static void bad(Run r, const char *part) {
     if (r.status != 2) fail_msg("status %d, expected 2 (%s): %s", r.status, part, r.err);
     assert_string_equal(r.out, "");
@@ -146,9 +154,9 @@ static void test_every_kind(void **state) {
     r = good(RUN("-ia", "-s9", "-b", "-1"));
     assert_string_equal(r.input, "a");
     assert_true(r.v.steps == 9 && r.v.beta == -1);
-    r = good(RUN("--steps=5", "--steps=6", "--on", "--no-on", "--on")); /* the last one counts */
+    r = good(RUN("--steps=5", "--steps=6", "--on", "--no-on", "--on")); /* the last value counts */
     assert_true(r.v.steps == 6 && r.v.on);
-    r = good(RUN("--input", "")); /* an empty text is a text */
+    r = good(RUN("--input", "")); /* an empty text is a valid text */
     assert_string_equal(r.input, "");
     r = good(RUN("--input", "-", "--output=--steps"));
     assert_string_equal(r.input, "-");
@@ -162,8 +170,7 @@ static void test_integers(void **state) {
     assert_true(good(RUN("-s", "2k")).v.steps == 2048);
     assert_true(good(RUN("-s", "3M")).v.steps == 3 << 20);
     assert_true(good(RUN("--seed", "1g")).v.seed == 1 << 30);
-    assert_true(good(RUN("--seed", "9007199254740991")).v.seed ==
-                9007199254740991); /* not through a double's rounding */
+    assert_true(good(RUN("--seed", "9007199254740991")).v.seed == 9007199254740991); /* not rounded through a double */
     assert_true(good(RUN("--seed", "+5")).v.seed == 5);
     bad(RUN("-s", "0"), "-s/--steps: 0 is out of range [1, 1000000000]");
     bad(RUN("-s", "1000000001"), "out of range");
@@ -201,8 +208,9 @@ static void test_choices(void **state) {
     assert_int_equal(option_choice_index("a|bc|d", "bc"), 1);
     assert_int_equal(option_choice_index("a|bc|d", "c"), -1);
     char name[3];
-    volatile size_t size = sizeof name; /* out of the compiler's sight, which would warn of what is tested here */
-    option_choice_name("a|bcd|e", 1, name, size); /* cut, not overrun */
+    /* hidden from the compiler, which would warn about the overflow that is tested */
+    volatile size_t size = sizeof name;
+    option_choice_name("a|bcd|e", 1, name, size); /* truncated without an overflow */
     assert_string_equal(name, "bc");
     option_choice_name("a|bcd|e", 2, name, size);
     assert_string_equal(name, "e");
@@ -291,11 +299,12 @@ static void test_print(void **state) {
         if (!strstr(r.err, part[k])) fail_msg("the table does not hold \"%s\":\n%s", part[k], r.err);
 }
 
-/* A value longer than the table's column is cut, not overrun. */
+/* A value longer than the table's column is truncated without an overflow. */
 static void test_long_values(void **state) {
     (void)state;
     char word[280];
-    memset(word, 'x', sizeof word), word[sizeof word - 1] = 0;
+    memset(word, 'x', sizeof word);
+    word[sizeof word - 1] = 0;
     good(RUN("-v", "--input", word, "--set", word, "--set", word, "--set", word));
     bad(RUN("--loss", word), "is not one of");
     bad(RUN("--steps", word), "is not a whole number");

@@ -1,8 +1,11 @@
-/* ./train_ppo: its losses against golden values (dev/golden/golden_ppo.py) and finite differences, and the program as a user runs
- * it: what each algorithm learns, the critic, the leash, rewards from a model, what is logged, resuming, bad input. Needs
- * all programs. Advantages are in test_gae.c, the exact optimum is in test_optimum.c.
+/* test_ppo.c - ./train_ppo: its losses against golden values (dev/golden/golden_ppo.py) and finite differences, and the
+ * program as a user runs it: learning with each algorithm, the critic, the KL penalty, rewards from a model, metrics,
+ * resuming, bad input.
  *
- * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
+ * Needs all programs. Advantages are tested in test_gae.c, the exact optimum in test_optimum.c.
+ *
+ * The task has six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is
+ * right. */
 #include "run.h"
 #include "golden.h"
 #include "../llmc/loss/policy.h"
@@ -39,7 +42,7 @@ static void golden_loss(const Golden *g, bool cut) {
     PpoStats stats = {0};
     const double tokens = ppo_tokens(offset, n, counts);
     double loss = 0;
-    for (int first = 0; first < n;) { /* whole, and cut into micro-batches */
+    for (int first = 0; first < n;) { /* at once, and divided into micro-batches */
         const int next = cut ? (first + 2 < n ? first + 2 : n) : n;
         const PpoBatch b = {.answers = next - first,
                             .offset = offset + first,
@@ -67,7 +70,7 @@ static void golden_loss(const Golden *g, bool cut) {
                           stats.sum.ratio / stats.sum.tokens};
     const char *name[] = {"loss", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio"};
     for (int i = 0; i < 7; i++)
-        if (!(fabs(got[i] - golden(g, name[i])[0]) < 1e-6)) /* clipped values are counted where the mask holds them */
+        if (!(fabs(got[i] - golden(g, name[i])[0]) < 1e-6)) /* clipped values are counted only inside the mask */
             fail_msg("%s: %s is %.9g, expected %.9g", g->name, name[i], got[i], golden(g, name[i])[0]);
     for (int i = 0; i < 7; i++) free(x[i]);
 }
@@ -78,12 +81,16 @@ static void losses_have_golden_values(void **state) {
     int seen = 0;
     FILE *f = golden_open("ppo.txt");
     for (; golden_next(f, &g); golden_free(&g))
-        if (!strcmp(g.kind, "loss")) golden_loss(&g, false), golden_loss(&g, true), seen++;
+        if (!strcmp(g.kind, "loss")) {
+            golden_loss(&g, false);
+            golden_loss(&g, true);
+            seen++;
+        }
     fclose(f);
     assert_int_equal(seen, 4);
 }
 
-/* Derivatives of a token's losses against differences in float64; A and rho from either side of every clip. */
+/* Derivatives of a token's losses against differences in float64, with A and rho on either side of every clip. */
 static void losses_have_their_gradients(void **state) {
     (void)state;
     const double h = 1e-6;
@@ -118,12 +125,13 @@ static void known_losses(void **state) {
     assert_near(d, 0, 0);
     assert_near(ppo_token(&dual, log(2), -1, 1, &d, &clipped), -1.2, 1e-12);
     assert_true(clipped && d == 0);
-    /* at ratio 1 the clipped loss has the gradient of the plain one: PPO with one pass is A2C */
+    /* at ratio 1 the clipped loss has the gradient of the unclipped one: PPO with one pass is A2C */
     const PpoConfig plain = {.plain = true};
     double same;
-    ppo_token(&dual, 0, -1, 0.7, &d, &clipped), ppo_token(&plain, 0, -1, 0.7, &same, &clipped);
+    ppo_token(&dual, 0, -1, 0.7, &d, &clipped);
+    ppo_token(&plain, 0, -1, 0.7, &same, &clipped);
     assert_near(d, same, 0);
-    /* tokens of one answer with one advantage: TRL's token mean of grpo's loss */
+    /* tokens of one answer with one advantage: the token mean of grpo's loss in TRL */
     const int32_t offset[] = {0, 3};
     const uint8_t counts[] = {1};
     const float logp[] = {-1, -2, -0.5f}, old[] = {-1.1f, -1.5f, -0.6f}, A[] = {0.5f, 0.5f, 0.5f};
@@ -173,7 +181,8 @@ static int setup(void **state) {
 
 static void each_algorithm_learns(void **state) {
     (void)state;
-    /* One answer in ten is right at the start. How far a single seed gets depends on rounding, so the mean of three counts. */
+    /* One answer in ten is right at the start. The progress of a single seed depends on rounding, so the test uses the
+     * mean of three. */
     const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
     for (int i = 0; i < 7; i++) {
         double start = 0, end = 0;
@@ -192,15 +201,15 @@ static void each_algorithm_learns(void **state) {
 
 static void identities(void **state) {
     (void)state;
-    /* one pass of PPO is A2C, whose loss knows no ratio */
+    /* one pass of PPO is A2C, whose loss has no ratio */
     sh(PPO "-x 4 -l 1e-3 --algo a2c -o $T/a.bin");
     sh(PPO "-x 4 -l 1e-3 --algo ppo --num-ppo-epochs 1 --lam 1 --whiten-advantages no -o $T/b.bin");
     assert_true(weights_gap("a.bin", "b.bin") == 0);
-    /* no value loss, lambda 1: the head stays 0, and what is left is the return */
+    /* no value loss, lambda 1: the head stays 0, so the advantage is the return */
     sh(PPO "-x 4 -l 1e-3 --algo a2c --vf-coef 0 --whiten-advantages yes -o $T/a.bin");
     sh(PPO "-x 4 -l 1e-3 --algo reinforce++ -o $T/b.bin");
     assert_true(weights_gap("a.bin", "b.bin") < 1e-6);
-    /* a critic beside the policy that learns nothing is no critic */
+    /* a separate critic that does not train has no effect */
     sh(PPO "-x 4 -l 1e-3 --critic $T/sft.bin --vf-coef 0 --metrics $T/m.jsonl -o $T/a.bin");
     sh(PPO "-x 4 -l 1e-3 --vf-coef 0 -o $T/b.bin");
     assert_near(metric("m.jsonl", 0, "critic/values/mean"), 0, 0);
@@ -220,6 +229,7 @@ static void results_do_not_depend_on_memory_options(void **state) {
             assert_near(metric(name, -1, "loss"), metric("m0.jsonl", -1, "loss"), 1e-5);
             assert_near(metric(name, -1, "val/ratio_var"), metric("m0.jsonl", -1, "val/ratio_var"), 1e-5);
             snprintf(name, sizeof name, "m%d.bin", i);
+            /* other orders of float32 sums; 2e-4 is a fifth of one step, for gradients that are almost 0 */
             assert_true(weights_gap("m0.bin", name) < 2e-4);
         }
 }
@@ -228,7 +238,7 @@ static void what_is_logged(void **state) {
     (void)state;
     sh(PPO "-j $T/tasks.shard --eval-steps 1 -x 8 -l 1e-3 -o $T/x.bin --metrics $T/m.jsonl --report $T/r.html "
            "--gold-reward exact --kl-estimator k3");
-    assert_int_equal(metric_lines("m.jsonl"), 2); /* one a generation of four steps */
+    assert_int_equal(metric_lines("m.jsonl"), 2); /* one per generation of four steps */
     const char *keys[] = {"objective/scores",
                           "objective/kl",
                           "objective/entropy",
@@ -253,7 +263,7 @@ static void what_is_logged(void **state) {
                           "rewards/verify/mean"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!has_metric("m.jsonl", -1, keys[i])) fail_msg("no %s", keys[i]);
-    /* before the first update the policy is the reference and the old policy, and a new head says 0 */
+    /* before the first update the policy equals the reference and the old policy, and a new head returns 0 */
     assert_near(metric("m.jsonl", 0, "objective/kl"), 0, 1e-9);
     assert_near(metric("m.jsonl", 0, "critic/values/mean"), 0, 0);
     assert_near(metric("m.jsonl", 0, "episode"), 12, 0);
@@ -273,19 +283,19 @@ static void what_is_logged(void **state) {
 
 static void the_critic(void **state) {
     (void)state;
-    /* it learns what to expect of a policy that waits: where a 7 was said the answer is right. Half of the variance is
-     * that of the digit, which no critic knows before */
+    /* it learns the expected reward of a policy that does not change: after a 7 the answer is right. Half of the
+     * variance is that of the digit, which no critic can predict */
     sh(PPO LONGER
        "-i $T/sevens.shard -x 120 --critic $T/sft.bin --critic-warmup 120 --critic-learning-rate 0.004 --critic-output $T/critic.bin "
        "--lam-critic 1 -o $T/x.bin --metrics $T/m.jsonl");
-    assert_true(weights_gap("x.bin", "sft.bin") == 0); /* the policy waits */
+    assert_true(weights_gap("x.bin", "sft.bin") == 0); /* the policy does not change */
     assert_true(metric_mean("m.jsonl", 25, 30, "critic/vf_explained_var") > 0.3);
     assert_true(metric_mean("m.jsonl", 25, 30, "loss/value_avg") < 0.7 * metric("m.jsonl", 0, "loss/value_avg"));
     assert_false(has_metric("m.jsonl", 0, "policy/approxkl_avg"));
-    /* written, it is where the next run's critic begins */
+    /* the next run's critic starts from the file */
     sh(PPO LONGER "-i $T/sevens.shard -x 4 --critic $T/critic.bin --lam-critic 1 -o $T/x.bin --metrics $T/n.jsonl");
     assert_true(metric("n.jsonl", 0, "critic/vf_explained_var") > 0.25);
-    /* a reward model's head begins with its normalised scores, not with 0 */
+    /* a critic from a reward model starts with its normalised scores, not with 0 */
     sh(PPO "-x 4 --critic $T/rm.bin -o $T/x.bin --metrics $T/n.jsonl");
     assert_true(fabs(metric("n.jsonl", 0, "critic/values/mean")) > 1e-3);
 }
@@ -296,37 +306,37 @@ static void the_leash(void **state) {
     sh(PPO LONGER "-x 60 --kl-coef 0.001 -o $T/x.bin --metrics $T/loose.jsonl");
     const double tight = metric_mean("tight.jsonl", 10, 15, "objective/kl"),
                  loose = metric_mean("loose.jsonl", 10, 15, "objective/kl");
-    if (!(tight < 0.25 * loose)) fail_msg("KL %g with a short leash, %g with a long one", tight, loose);
-    /* adaptive: beta goes up while the KL is above its target, by a fifth of n / horizon at most */
+    if (!(tight < 0.25 * loose)) fail_msg("KL %g with a large coefficient, %g with a small one", tight, loose);
+    /* adaptive: beta rises while the KL is above its target, per update by at most a fifth of n / horizon */
     sh(PPO LONGER "-x 40 --kl-controller adaptive --kl-target 0.01 --kl-horizon 200 -o $T/x.bin --metrics $T/m.jsonl");
     assert_near(metric("m.jsonl", 1, "objective/kl_coef"), 0.02 * (1 - 0.2 * 96 / 200), 1e-9); /* KL 0 at first */
     const double before = metric("m.jsonl", 8, "objective/kl_coef"), after = metric("m.jsonl", 9, "objective/kl_coef");
     assert_near(after / before, 1 + 0.2 * 96 / 200, 1e-9);
-    /* a target for the step's own KL ends the passes early */
+    /* a KL target for the step ends the passes early */
     sh(PPO LONGER "-x 40 --num-ppo-epochs 10 --target-kl 1e-4 -o $T/x.bin --metrics $T/m.jsonl");
     assert_true(metric_lines("m.jsonl") > 4);
-    /* without a leash no reference is loaded and nothing is said of it */
+    /* without a KL penalty no reference is loaded and no KL is logged */
     sh(PPO "-x 4 --kl-coef 0 -o $T/x.bin --metrics $T/m.jsonl");
     assert_false(has_metric("m.jsonl", 0, "objective/kl"));
 }
 
 static void rewards_of_every_kind(void **state) {
     (void)state;
-    /* a reward model alone: its scores go up */
+    /* a reward model alone: its scores rise */
     sh(PPO LONGER "-x 120 --reward-model $T/rm.bin --gold-reward verify -o $T/x.bin --metrics $T/m.jsonl");
     const int n = metric_lines("m.jsonl");
     assert_false(has_metric("m.jsonl", 0, "rewards/verify/mean"));
     assert_true(metric("m.jsonl", n - 1, "objective/scores") > metric("m.jsonl", 0, "objective/scores") + 0.3);
     assert_true(metric_mean("m.jsonl", n - 3, n, "objective/gold") >= 0);
     assert_holds(said, "gold reward R(d) =");
-    /* the same by a sum: scores are those of the model and of the verifier together */
+    /* the same through a sum: scores add those of the model and of the verifier */
     sh(PPO "-x 4 --reward-model $T/rm.bin -o $T/x.bin --metrics $T/a.jsonl");
     sh(PPO "-x 4 --reward-model $T/rm.bin --reward verify:2 -o $T/x.bin --metrics $T/b.jsonl");
     sh(PPO "-x 4 --gold $T/rm.bin --gold-cmd 'while read -r l; do echo 3; done' -o $T/x.bin --metrics $T/c.jsonl");
     const double model = metric("a.jsonl", 0, "objective/scores"), right = metric("c.jsonl", 0, "objective/scores");
     assert_near(metric("b.jsonl", 0, "objective/scores"), model + 2 * right, 1e-6);
     assert_near(metric("c.jsonl", 0, "objective/gold"), model + 3, 1e-6);
-    /* clipped; unfinished answers lose */
+    /* clipped scores; unfinished answers get the penalty */
     sh(PPO "-x 4 --reward-model $T/rm.bin --reward-clip 0.001 -o $T/x.bin --metrics $T/a.jsonl");
     assert_true(fabs(metric("a.jsonl", 0, "objective/scores")) <= 0.00101);
     sh(PPO "-x 4 -g 1 --missing-eos-penalty 5 -o $T/x.bin --metrics $T/a.jsonl");
@@ -338,7 +348,7 @@ static void rewards_of_every_kind(void **state) {
 static void pretraining_text(void **state) {
     (void)state;
     sh("data/make_shard --quiet -i $T/chat.jsonl --format tokens -o $T/text.bin || true");
-    /* llm.c's token shard by hand: 400 tokens "a=7" over and over */
+    /* an llm.c token shard written by hand: 400 tokens, "a=7" repeated */
     FILE *f = fopen(files_path("text.bin"), "w");
     int32_t header[256] = {20240520, 1, 400};
     fwrite(header, sizeof header, 1, f);
@@ -387,7 +397,7 @@ static void resumes_bit_for_bit(void **state) {
            "--whiten-rewards --entropy-coef 0.01 --reward-model $T/rm.bin --gold $T/rm.bin -o $T/whole.bin");
     assert_same_file("critic.bin", "critic_parts.bin");
     resumes("--algo remax --ptx $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
-    /* states on the way: each replaces the last, and its critic too */
+    /* each periodic state replaces the last one and its critic */
     sh("rm -f $T/*.critic-*");
     sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin --save-steps 8 -o $T/a.bin --state $T/a.state");
     sh("test $(ls $T/a.state.critic-* | wc -l) = 1 && test -f $T/a.state.critic-40");

@@ -1,4 +1,5 @@
-/* random.h against the published known answers of Philox4x32-10, and its distributions against their formulas. */
+/* test_random.c - random.h against the published known answers of Philox4x32-10, and its distributions against their
+ * formulas. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -30,14 +31,14 @@ static void test_known_answers(void **state) {
     }
 }
 
-/* The layout of (seed, stream, index) in key and counter is part of every run's reproducibility: it must not change. */
+/* The layout of (seed, stream, index) in key and counter must not change: every run's reproducibility depends on it. */
 static void test_layout(void **state) {
     (void)state;
     assert_true(random_bits(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88) == 0x94fdccebd16cfe09);
     assert_true(random_bits(0, 0, 0) == 0xe169c58d6627e8d5);
     Random r = random_start(7, RANDOM_TASK + 3);
     for (uint64_t i = 0; i < 5; i++) assert_true(random_next(&r) == random_bits(7, RANDOM_TASK + 3, i));
-    assert_true(r.index == 5); /* a counter is all there is to resume */
+    assert_true(r.index == 5); /* the counter is all that a resumed run needs */
 }
 
 static void test_streams_differ(void **state) {
@@ -56,7 +57,7 @@ static void test_streams_differ(void **state) {
     assert_true(random_bits(1, 2, 3) != random_bits(1, 2, (uint64_t)3 << 32 | 3));
 }
 
-/* (chi2 - df) / sqrt(2 df) of counts against equal expectations: about standard normal. */
+/* (chi2 - df) / sqrt(2 df) of counts against equal expectations: approximately standard normal. */
 static double chi_square(const int *count, int cells, double expected) {
     double chi = 0;
     for (int i = 0; i < cells; i++) chi += (count[i] - expected) * (count[i] - expected) / expected;
@@ -69,13 +70,14 @@ static void test_uniform(void **state) {
     int count[CELLS] = {0}, pair[CELLS] = {0};
     double sum = 0, squares = 0;
     float before = 0;
-    for (int i = 0; i < N; i++) { /* as a rollout draws: neighbouring streams, small indices */
+    for (int i = 0; i < N; i++) { /* as a rollout draws: adjacent streams, small indices */
         const float u = random_uniform(1234, (uint64_t)(i / 50), (uint64_t)(i % 50));
         assert_true(u >= 0 && u < 1 && u * 0x1p24f == floorf(u * 0x1p24f));
         count[(int)(u * CELLS)]++;
-        if (i & 1) pair[(int)(before * 10) * 10 + (int)(u * 10)]++; /* neighbours are independent */
+        if (i & 1) pair[(int)(before * 10) * 10 + (int)(u * 10)]++; /* adjacent streams are independent */
         before = u;
-        sum += u, squares += (double)u * u;
+        sum += u;
+        squares += (double)u * u;
     }
     assert_true(fabs(chi_square(count, CELLS, N / (double)CELLS)) < 4);
     assert_true(fabs(chi_square(pair, CELLS, N / 2.0 / CELLS)) < 4);
@@ -90,7 +92,8 @@ static void test_real(void **state) {
     for (int i = 0; i < 100000; i++) {
         const double x = random_real(&r);
         assert_true(x >= 0 && x < 1);
-        least = fmin(least, x), most = fmax(most, x);
+        least = fmin(least, x);
+        most = fmax(most, x);
     }
     assert_true(least < 1e-4 && most > 1 - 1e-4);
 }
@@ -130,9 +133,9 @@ static void test_normal(void **state) {
         assert_true(isfinite(x));
         for (int k = 1; k < 5; k++) moment[k] += pow(x, k) / N;
         count[(int)fmin(CELLS - 1,
-                        CELLS * 0.5 * erfc(-x / sqrt(2.0)))]++; /* equally likely cells of its distribution */
+                        CELLS * 0.5 * erfc(-x / sqrt(2.0)))]++; /* equally likely cells of the distribution */
     }
-    assert_true(r.index == 2 * N); /* two counters a draw, always */
+    assert_true(r.index == 2 * N); /* always two counters per draw */
     assert_true(fabs(moment[1]) < 5 / sqrt(N) && fabs(moment[2] - 1) < 5 * sqrt(2.0 / N));
     assert_true(fabs(moment[3]) < 5 * sqrt(15.0 / N) && fabs(moment[4] - 3) < 5 * sqrt(96.0 / N));
     assert_true(fabs(chi_square(count, CELLS, N / (double)CELLS)) < 4);
@@ -157,11 +160,13 @@ static void test_shuffle(void **state) {
     }
     assert_true(fabs(chi_square(count, 24, 2000)) < 4);
     int64_t one[1] = {42}, a[50], b[50];
-    random_shuffle(&r, one, 1), random_shuffle(&r, one, 0);
+    random_shuffle(&r, one, 1);
+    random_shuffle(&r, one, 0);
     assert_true(one[0] == 42);
     for (int i = 0; i < 50; i++) a[i] = b[i] = i;
     Random first = random_start(1, RANDOM_SHUFFLE + 2), second = random_start(1, RANDOM_SHUFFLE + 2);
-    random_shuffle(&first, a, 50), random_shuffle(&second, b, 50);
+    random_shuffle(&first, a, 50);
+    random_shuffle(&second, b, 50);
     assert_memory_equal(a, b, sizeof a);
 }
 

@@ -1,8 +1,10 @@
-/* The README's commands, run as they are written there: the tour, and the chain of all stages from fine-tuning through a
- * reward model, PPO and DPO to the evaluation. Needs the programs and data/. */
+/* test_readme.c - the README's commands as they are written: the tour, and the chain of all stages from fine-tuning
+ * through a reward model, PPO and DPO to the evaluation.
+ *
+ * Needs the programs and data/. */
 #include "models.h"
 
-/* A number of what evaluate wrote. */
+/* A number from the JSON that evaluate wrote. */
 static double number(const char *name, const char *key) {
     char *text = text_of(files_path(name));
     json_t *all = json_loads(text, 0, NULL);
@@ -26,8 +28,8 @@ static void script(const char *name, const char *from, const char *to) {
     run(0, line);
 }
 
-/* Every stage must be better than the one before, whatever the seed: in eight runs on AVX2 and AMX the smallest steps were
- * 0.8 and 0.3. */
+/* Every stage must be better than the one before, whatever the seed: in eight runs on AVX2 and AMX the smallest steps
+ * were 0.8 and 0.3. */
 static void the_chain(void **state) {
     (void)state;
     script("chain.sh", "### The whole chain", "### Interrupting");
@@ -43,7 +45,8 @@ static void the_chain(void **state) {
     }
 }
 
-/* The tour: GRPO improves on fine-tuning, the prompt is answered rightly, and a resumed run ends in the same bytes. */
+/* The tour: GRPO improves on fine-tuning, the prompt is answered correctly, and a resumed run ends in the same
+ * bytes. */
 static void the_tour(void **state) {
     (void)state;
     script("tour.sh", "### Data", "### The whole chain");

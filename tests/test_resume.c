@@ -1,6 +1,7 @@
-/* Runs of ./train_sft and ./train_grpo that are interrupted: what comes out after --resume is what an uninterrupted run
- * gives, byte for byte; a second signal ends at once; a kill leaves what was there. Needs both programs and
- * data/make_shard. */
+/* test_resume.c - interrupted runs of ./train_sft and ./train_grpo.
+ *
+ * After --resume the result is that of an uninterrupted run, byte for byte; a second signal ends the program at once; a
+ * kill leaves complete files. Needs both programs and data/make_shard. */
 #include "run.h"
 
 static int setup(void **state) {
@@ -21,7 +22,7 @@ static int setup(void **state) {
     return 0;
 }
 
-/* Two files of metrics are equal but for times and speeds. */
+/* Two metrics files are equal except for times and speeds. */
 static void assert_same_metrics(const char *a, const char *b) {
     static const char *const clocks[] = {"time",         "step_time",       "perf/share_of_peak",
                                          "timing_s/gen", "timing_s/reward", "timing_s/update"};
@@ -29,8 +30,10 @@ static void assert_same_metrics(const char *a, const char *b) {
     assert_int_equal(lines_of(x), lines_of(y));
     for (int i = 0; i < lines_of(x); i++) {
         json_t *row[] = {json_line_of(x, i), json_line_of(y, i)};
-        for (size_t k = 0; k < sizeof clocks / sizeof *clocks; k++)
-            json_object_del(row[0], clocks[k]), json_object_del(row[1], clocks[k]);
+        for (size_t k = 0; k < sizeof clocks / sizeof *clocks; k++) {
+            json_object_del(row[0], clocks[k]);
+            json_object_del(row[1], clocks[k]);
+        }
         if (!json_equal(row[0], row[1])) {
             char *text[] = {json_dumps(row[0], JSON_SORT_KEYS), json_dumps(row[1], JSON_SORT_KEYS)};
             fail_msg("line %d differs:\n%s\n%s", i, text[0], text[1]);
@@ -40,7 +43,8 @@ static void assert_same_metrics(const char *a, const char *b) {
     free(x), free(y);
 }
 
-/* Runs `command` in one go, then stopped by a signal after about each of so many lines of metrics and resumed. */
+/* Runs `command` without interruption, then with a signal after about each of these numbers of metrics lines, resuming
+ * each time. */
 static void resumes_bit_for_bit(const char *command, const int *stops, int count) {
     char text[1200];
     const int signals[] = {SIGTERM, SIGINT};
@@ -90,18 +94,18 @@ static void grpo_resumes(void **state) {
                         (const int[]){60}, 1);
 }
 
-/* A state written while the run goes on is as good: from any of them the same end is reached. */
+/* States that are written during the run are equally good: a run resumed from any of them reaches the same end. */
 static void states_on_the_way(void **state) {
     (void)state;
     sh(SFT "-x 30 -o $T/a.bin --state $T/a.state --save-steps 20");
     sh(SFT "-x 30 -o $T/b.bin --resume $T/a.state");
     assert_same_file("a.bin", "b.bin");
-    /* three steps a generation: a state can be had at its end only, and is not forgotten */
+    /* three steps per generation: a state is written at the end of the next generation, and the request is not lost */
     sh(GRPO "-x 30 --num-iterations 3 -o $T/a.bin --state $T/a.state --save-steps 20");
     sh(GRPO "-x 30 --num-iterations 3 -o $T/b.bin --resume $T/a.state --metrics $T/b.jsonl");
     assert_same_file("a.bin", "b.bin");
     assert_near(metric("b.jsonl", 0, "step"), 22, 0);
-    /* -c may be left out, and the state is a model too */
+    /* -c may be omitted, and the state is also a model */
     sh("./train_sft --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
        "--micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 "
        "--weight-decay 0.1 -x 30 -o $T/a.bin -c $T/base.bin --state $T/a.state --save-steps 20");
@@ -110,7 +114,7 @@ static void states_on_the_way(void **state) {
        "--weight-decay 0.1 -x 30 -o $T/b.bin --resume $T/a.state");
     assert_same_file("a.bin", "b.bin");
     sh("./generate -c $T/a.state -g 3 a=");
-    /* as a model to start from it brings no moments: the first step is that of the same weights without them */
+    /* as an initial model it provides no moments: the first step is that of the same weights without them */
     sh(SFT "-x 20 --lr-scheduler-type constant -o $T/plain.bin --state $T/same.state --save-steps 20");
     sh("./train_sft -c $T/plain.bin --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 -x 3 "
        "-o $T/a.bin");
@@ -121,7 +125,7 @@ static void states_on_the_way(void **state) {
 
 static void the_best_model_survives_a_stop(void **state) {
     (void)state;
-    /* stopped before the first validation: the best is still to come */
+    /* stopped before the first validation: the best model is still to come */
     sh(SFT "-x 10 -o $T/a.bin --best $T/best1.bin --save-steps 10 --state $T/a.state --eval-steps 15");
     unlink(files_path("best1.bin"));
     sh(SFT "-x 30 -o $T/a.bin --best $T/best1.bin --save-steps 10 --state $T/a.state --eval-steps 15");
@@ -135,7 +139,7 @@ static void the_best_model_survives_a_stop(void **state) {
 
 static void a_second_signal_ends_at_once(void **state) {
     (void)state;
-    /* a reward program that does not answer holds the step, so the first signal cannot end the run */
+    /* a reward program that does not answer blocks the step, so the first signal cannot end the run */
     put("kept", "earlier");
     const pid_t pid = run_start(GRPO "-x 900 -o $T/kept --reward command --reward-cmd 'touch $T/asked; sleep 30' "
                                      "--reward-timeout 25");
@@ -155,7 +159,7 @@ static void a_second_signal_ends_at_once(void **state) {
 
 static void a_kill_leaves_what_was_there(void **state) {
     (void)state;
-    /* the state is written all the time while the axe falls: the file is always whole */
+    /* the state is being written all the time, and the kill comes at any moment: the file must always be complete */
     sh(SFT "-x 3 -o $T/killed.bin --save-steps 1");
     for (int i = 0; i < 5; i++) {
         unlink(files_path("killed.jsonl"));
@@ -166,7 +170,7 @@ static void a_kill_leaves_what_was_there(void **state) {
         sh("./evaluate -c $T/killed.bin -i $T/chat.shard && ./evaluate -c $T/killed.bin.state -i $T/chat.shard");
         sh("rm -f $T/*.tmp");
     }
-    /* a line of metrics that a kill cut in two is dropped when the run goes on */
+    /* a metrics line that a kill truncated is dropped when the run is resumed */
     sh("printf '{\"step\":99,\"ti' >> $T/killed.jsonl");
     sh(SFT "-x 100000 -o $T/killed.bin --save-steps 1 --metrics $T/killed.jsonl --resume $T/killed.bin.state "
            "& p=$!; sleep 0.5; kill $p; wait $p");
@@ -196,7 +200,7 @@ static void states_that_do_not_fit(void **state) {
             "the state was made with a different shard than");
     sh("head -c 60000 $T/sft.state > $T/short.state");
     refused(1, SFT "-x 4 -o $T/kept --resume $T/short.state", "short.state: ");
-    /* the reference of a resumed run must be the one that it began with */
+    /* a resumed run must use the reference that the run started with */
     sh(GRPO "-x 2 -o $T/x.bin --save-steps 1 --state $T/kl.state --beta 0.1");
     run(1, GRPO "-x 4 -c $T/x.bin -o $T/y.bin --resume $T/kl.state --beta 0.1");
     assert_holds(said, "train_grpo: ");

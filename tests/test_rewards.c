@@ -1,5 +1,5 @@
-/* test_rewards.c - the verifiers against planted right and wrong answers, the shapers against TRL's values, the
- * specification's grammar, and the protocol of a reward program in all the ways it can go wrong. */
+/* test_rewards.c - the verifiers on constructed right and wrong answers, the shapers against TRL's values, the grammar
+ * of the specification, and every failure of the reward program's protocol. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -87,7 +87,7 @@ static void test_planted(void **state) {
         {"numeric", "so \\boxed{42}. Check: 6*7=43", "42", "", 1},
         {"numeric", "\\boxed{41} no, \\boxed{42}", "42", "", 1},
         {"numeric", "\\boxed{42} no, \\boxed{41}", "42", "", 0},
-        {"numeric", "\\boxed{42", "42", "", 1}, /* never closed: an unmarked text */
+        {"numeric", "\\boxed{42", "42", "", 1}, /* never closed: treated as unmarked text */
         {"numeric", "\\boxed{x=\\text{about }42} 7", "42", "", 1},
         {"numeric", "$1,234.50", "1234.5", "", 1},
         {"numeric", "-$5", "-5", "", 1},
@@ -217,7 +217,7 @@ static void test_planted(void **state) {
         {"regex", "x", "", "", NONE},
         {"regex", "x", "\\C", "", NONE},
         {"regex", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "^(a+)+$", "", NONE},
-        /* without a task: by the look of the answer */
+        /* without a task: the kind of the answer decides */
         {"", "it is 42.0", "42", "", 1},
         {NULL, "it is 42", "42", "", 1},
         {"", "3 Musketeers", "The 3 Musketeers", "", 0},
@@ -245,7 +245,8 @@ static char *repeated(const char *piece, size_t times) {
     return text;
 }
 
-/* Long runs of what could recurse, overflow or take quadratic time, to every verifier: no crash, an answer at once. */
+/* Long inputs that might cause recursion, overflow or quadratic time, for every verifier: it must not crash and must
+ * return at once. */
 static void test_nasty(void **state) {
     (void)state;
     static const char *const pieces[] = {"(",        ")",      "-",      "1",        "1,111",    "((1)",    "1+",
@@ -266,11 +267,13 @@ static void test_nasty(void **state) {
                 reward_final_answer(text, tasks[k], answer, 1 << 20);
                 reward_final_answer(text, tasks[k], answer, 5);
             }
-        verify("sort", "1", text, ""), verify("countdown", "1", text, fields[0]), verify("add", "1", text, text);
+        verify("sort", "1", text, "");
+        verify("countdown", "1", text, fields[0]);
+        verify("add", "1", text, text);
         free(text);
     }
     free(answer);
-    assert_true(reward_clock() - start < 30); /* far above what it takes, far below what a quadratic pass would */
+    assert_true(reward_clock() - start < 30); /* far more than it needs, far less than a quadratic pass would */
     char *open = repeated("(", 1000000), *shut = repeated(")", 1000000), *nest = xmalloc(2000002);
     sprintf(nest, "%s1%s", open, shut);
     assert_true(verify("countdown", nest, "1", "{\"numbers\":[1]}") == 0);
@@ -287,7 +290,8 @@ static void test_nasty(void **state) {
     memset(digits, '7', sizeof digits);
     digits[1000] = 0;
     assert_true(verify("add", digits, digits, "") == 1);
-    digits[1000] = '7', digits[1001] = 0;
+    digits[1000] = '7';
+    digits[1001] = 0;
     assert_true(isnan(verify("add", digits, digits, "")));
     assert_true(verify("add", digits, "7", "") == 0);
 }
@@ -366,7 +370,8 @@ static void test_golden(void **state) {
             const int n = golden_count(&g, "ids");
             int32_t *ids = xcalloc((size_t)n, sizeof *ids);
             for (int i = 0; i < n; i++) ids[i] = (int32_t)golden(&g, "ids")[i];
-            in.tokens = n, in.ids = ids;
+            in.tokens = n;
+            in.ids = ids;
             snprintf(spec, sizeof spec, "repetition=%.17g/%.17g", a[0], a[1]);
             assert_true(fabs(score_one(spec, &in) - value[0]) < 1e-6);
             free(ids);
@@ -407,10 +412,12 @@ static void test_other_parts(void **state) {
     assert_float_equal(score_one("format=boxed", &in), 1, 0);
     in.completion = "<think>a</think>\n<answer>b</answer>\n";
     assert_float_equal(score_one("format=answer", &in), 1, 0);
-    in.completion = "abcabcabc"; /* bytes where no ids are given: abc bca cab abc bca cab abc */
+    in.completion = "abcabcabc"; /* bytes if no ids are given: abc bca cab abc bca cab abc */
     assert_float_equal(score_one("repetition", &in), (float)(-(1 - 3.0 / 7)), 1e-6f);
 
-    in.completion = "a/b,c:d 12", in.task = "regex", in.fields = "{\"pattern\":\"C\"}";
+    in.completion = "a/b,c:d 12";
+    in.task = "regex";
+    in.fields = "{\"pattern\":\"C\"}";
     assert_float_equal(score_one("regex=/a\\/b,c:d/", &in), 1, 0);
     assert_float_equal(score_one("regex=/A\\/B/i:0.5,regex=/\\d+$/:0.25,regex=/^x/:8", &in), 0.75, 0);
     assert_float_equal(score_one("regex=/\\\\/", &in), 0, 0);
@@ -418,13 +425,13 @@ static void test_other_parts(void **state) {
     in.fields = "{\"pattern\":\"c\"}";
     assert_float_equal(score_one("regex", &in), 1, 0);
 
-    /* NaN parts are left out of the sum; all NaN makes NaN */
+    /* NaN parts are left out of the sum; if all parts are NaN the sum is NaN */
     in = (RewardInput){.completion = "5", .answer = "", .task = "add", .tokens = 3};
     assert_true(isnan(score_one("verify", &in)));
     assert_true(isnan(score_one("verify,cosine", &in)));
     assert_float_equal(score_one("verify,length=4/1:2", &in), -2, 0);
 
-    /* the control: by seed and id alone, right on average */
+    /* the control: depends on seed and id alone, right on average */
     Rewards r;
     Error e;
     enum { N = 4000 };
@@ -509,12 +516,14 @@ static int open_files(void) {
     return count;
 }
 
-/* Opens `program`, scores one batch of n, expects `message` (NULL: success); all its processes must be gone afterwards. */
+/* Opens `program`, scores one batch of n and expects `message` (NULL: success). All its processes must have ended
+ * afterwards. */
 static void run_program(const char *program, double timeout, int n, const char *message) {
     Rewards r;
     Error e;
     const int before = open_files();
-    int alive[2]; /* inherited by all processes of the program: reads as ended when the last one is gone */
+    /* all processes of the program inherit this pipe: it reads as closed when the last of them has ended */
+    int alive[2];
     char end;
     assert_int_equal(pipe(alive), 0);
     RewardInput *in = xcalloc((size_t)n, sizeof *in);
@@ -566,7 +575,7 @@ static void test_command_faults(void **state) {
     run_program("sleep 1000 & while read x; do echo 1; done", 20, 3, NULL); /* a grandchild, killed on close */
 }
 
-/* The values come back in order, null is NaN, the process lives on between batches and sees all fields. */
+/* The values are returned in order, null is NaN, the process continues between batches and gets all fields. */
 static void test_command_values(void **state) {
     (void)state;
     Rewards r;
@@ -586,7 +595,9 @@ static void test_command_values(void **state) {
         program, sizeof program,
         "n=0; while read -r x; do printf '%%s\\n' \"$x\" >> %s; n=$((n+1)); case $n in 2) echo null;; 3) echo nan;; *) echo -$n.5;; esac; done",
         path);
-    in[0].completion = "1", in[1].task = "exact", in[2].task = "exact";
+    in[0].completion = "1";
+    in[1].task = "exact";
+    in[2].task = "exact";
     assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
     const pid_t pid = r.command.pid;
     in[0].completion = "tab\t7";
@@ -594,8 +605,8 @@ static void test_command_values(void **state) {
     assert_float_equal(part[1], -1.5, 0);
     assert_true(isnan(part[3]) && isnan(part[5]));
     assert_float_equal(total[0], 7, 0); /* 10 * 1 - 2 * 1.5 */
-    assert_float_equal(total[1], 0, 0); /* the number is wrong, the program has no opinion */
-    assert_true(isnan(total[2]));       /* "nan" is no number to compare with: nothing can be said */
+    assert_float_equal(total[1], 0, 0); /* the number is wrong, and the program returns null */
+    assert_true(isnan(total[2]));       /* "nan" is no number to compare with, so there is no verdict */
     assert_true(rewards_score(&r, in, 1, part, total, &e));
     assert_float_equal(part[1], -4.5, 0);
     assert_int_equal(r.command.pid, pid);
@@ -613,7 +624,7 @@ static void test_command_values(void **state) {
     remove(path);
 }
 
-/* 5,000 lines of 5 kB to a program that answers each at once, in blocks, and only after it has read everything. */
+/* 5,000 lines of 5 kB to a program that answers each line at once, in blocks, or only after it has read everything. */
 static void test_command_large(void **state) {
     (void)state;
     enum { N = 5000 };
@@ -640,7 +651,8 @@ static void test_command_large(void **state) {
     free(in), free(part), free(total), free(text);
 }
 
-/* A write to a dead program must not end this process, whatever SIGPIPE does, and must leave no signal pending. */
+/* A write to a dead program must not end this process, whatever SIGPIPE's action is, and must leave no signal
+ * pending. */
 static void test_command_sigpipe(void **state) {
     (void)state;
     sigset_t pending;

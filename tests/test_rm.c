@@ -1,7 +1,8 @@
-/* Runs of ./train_rm and of ./evaluate with reward models: they learn a known rule, and less of it from noisy labels; the
- * loss is the formula's on scores that are made one answer at a time; packing, prefix sharing and interruptions change
- * nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input. Needs train_rm,
- * train_sft, evaluate, data/make_prefs and data/make_shard. */
+/* test_rm.c - ./train_rm, and ./evaluate with reward models: they learn a known rule, and learn less of it from noisy
+ * labels; the loss is the formula's on scores computed one answer at a time; packing, prefix sharing and interruptions
+ * change nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input.
+ *
+ * Needs train_rm, train_sft, evaluate, data/make_prefs and data/make_shard. */
 #include "run.h"
 
 #include "../llmc/reward/evaluation_reward.h"
@@ -28,11 +29,11 @@ static int setup(void **state) {
     make("steps.shard", "--rule sum --digits 1 --terms 3 --count 60 --format step");
     make("chat.shard", RULE " --count 500 --format chat");
     make("prompts.shard", RULE " --count 20 --format prompt");
-    sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with a head, untrained */
+    sh("./train_rm " TINY "-i $T/margins.shard -o $T/start.bin -x 1 -l 0"); /* a model with an untrained head */
     return 0;
 }
 
-/* ---- the loss is the formula's --------------------------------------------------------------------------------- */
+/* ---- the loss by the formula ------------------------------------------------------------------------------------ */
 
 typedef struct Scorer {
     Model model;
@@ -56,11 +57,12 @@ static void scorer_close(Scorer *s) {
     model_free(&s->model), model_file_free(&s->file);
 }
 
-/* The head's output at token `at` of a prompt with its answer, alone in one segment. */
+/* The head's output at token `at` of a prompt with its answer, in a segment of its own. */
 static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *answer, int m, int at) {
     float value;
     int32_t all[64];
-    memcpy(all, prompt, (size_t)n * sizeof *all), memcpy(all + n, answer, (size_t)m * sizeof *all);
+    memcpy(all, prompt, (size_t)n * sizeof *all);
+    memcpy(all + n, answer, (size_t)m * sizeof *all);
     batch_clear(&s->batch);
     batch_segment(&s->batch, all, n + m, 0, -1);
     batch_target(&s->batch, at, 0);
@@ -87,7 +89,10 @@ static void pairs_loss(void **state) {
         plain += nats(c - r) / (double)p.count;
         full += (0.9 * nats(c - r - q->margin) + 0.1 * nats(-(c - r - q->margin)) + 0.3 * (c + r) * (c + r)) /
                 (double)p.count;
-        least = fmin(least, fmin(c, r)), total += c + r, right += c > r, gap += c - r;
+        least = fmin(least, fmin(c, r));
+        total += c + r;
+        right += c > r;
+        gap += c - r;
     }
     const char *const packings[] = {"--micro-tokens 4096", "--micro-tokens 64", "--micro-tokens 64 --no-prefix-sharing",
                                     "--no-prefix-sharing --seed 9"};
@@ -126,7 +131,8 @@ static void steps_loss(void **state) {
             assert_int_equal(q->completion[q->at[k]], '\n');
             const double v =
                 head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len, q->prompt_len + q->at[k]);
-            all += nats(q->label[k] ? v : -v) / 120, right += (v > 0) == q->label[k];
+            all += nats(q->label[k] ? v : -v) / 120;
+            right += (v > 0) == q->label[k];
             if (k) last += nats(q->label[k] ? v : -v) / 60;
         }
     }
@@ -141,7 +147,7 @@ static void steps_loss(void **state) {
     assert_near(metric("last.jsonl", 0, "loss"), last, 1e-5);
     assert_false(has_metric("all.jsonl", 0, "margin"));
     examples_close(&x);
-    /* outcomes: one label an answer, at its last token */
+    /* outcomes: one label per answer, at its last token */
     double loss = 0;
     assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, &e));
     for (int64_t i = 0; i < x.count; i++) {
@@ -156,7 +162,7 @@ static void steps_loss(void **state) {
     examples_close(&x), scorer_close(&s);
 }
 
-/* ---- it learns, and packing changes nothing -------------------------------------------------------------------- */
+/* ---- learning, independence of packing -------------------------------------------------------------------------- */
 
 static void learns_a_rule(void **state) {
     (void)state;
@@ -175,7 +181,7 @@ static void learns_a_rule(void **state) {
     assert_true(metric("learn.jsonl", -1, "eval_accuracy") > 0.9);
 }
 
-/* Trained on labels of which a share is turned around, judged by labels that are right. */
+/* Trained on labels of which a fraction is flipped, evaluated on correct labels. */
 static void noise_costs(void **state) {
     (void)state;
     double accuracy[3];
@@ -203,16 +209,18 @@ static void packing_changes_nothing(void **state) {
     sh(PACK "-o $T/d.bin --metrics $T/d.jsonl --recompute 2");
     for (int i = 0; i < 12; i++)
         for (const char *const *name = (const char *const[]){"b.jsonl", "c.jsonl", "d.jsonl", NULL}; *name; name++)
+            /* other orders of float32 sums: 1e-6 in a gradient, amplified by the steps before */
             assert_near(metric(*name, i, "loss"), metric("a.jsonl", i, "loss"), 2e-5);
+    /* a weight moves by 1e-3 per step at most; 2e-4 is a fifth of one step, for gradients that are almost 0 */
     assert_true(weights_gap("a.bin", "b.bin") < 2e-4);
     assert_true(weights_gap("a.bin", "c.bin") < 2e-4);
     assert_true(metric("c.jsonl", -1, "num_tokens") > 1.2 * metric("a.jsonl", -1, "num_tokens")); /* prompts twice */
 }
 
-/* ---- interrupted ----------------------------------------------------------------------------------------------- */
+/* ---- interruptions ---------------------------------------------------------------------------------------------- */
 
-/* Runs `command` in one go, then stopped by a signal after about each of so many lines of metrics and resumed. The run may be
- * over before a later signal reaches it. */
+/* Runs `command` without interruption, then with a signal after about each of these numbers of metrics lines, resuming
+ * each time. The run may end before a later signal arrives. */
 static void resumes(const char *command, const int *stops, int count) {
     char text[1200];
     bool over = false;
@@ -223,7 +231,7 @@ static void resumes(const char *command, const int *stops, int count) {
         snprintf(text, sizeof text, "%s -o $T/parts.bin --metrics $T/parts.jsonl %s", command,
                  i ? "--resume $T/parts.bin.state" : "");
         const pid_t pid = run_start(text);
-        if (i < count) { /* a line of its own says that it has begun */
+        if (i < count) { /* a message of its own shows that it has started */
             run_until(files_path("parts.jsonl"), stops[i] > lines ? stops[i] : lines + 1);
             kill(pid, i % 2 ? SIGINT : SIGTERM);
         }
@@ -249,7 +257,7 @@ static void resumes_bit_for_bit(void **state) {
     resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 --per-device-train-batch-size 4 -l 1e-3 "
             "--micro-tokens 64",
             (const int[]){2}, 1);
-    /* a state is a reward model, too */
+    /* a state is also a reward model */
     sh("./evaluate --reward-model $T/parts.bin.state -i $T/steps.shard");
 }
 
@@ -278,7 +286,7 @@ static void scores_are_normalised(void **state) {
     assert_near(json_number_of(own, "reward_deviation"), 1, 1e-5);
     assert_near(json_number_of(raw, "mean_reward"), metric("val.jsonl", -1, "eval_mean_reward"), 1e-5);
     assert_true(fabs(json_number_of(raw, "reward_deviation") - 1) > 1e-3);
-    /* the trainer and evaluate agree; normalisation changes no accuracy, no probability */
+    /* the trainer and evaluate agree; normalisation changes neither accuracy nor probabilities */
     assert_near(json_number_of(val, "accuracy"), metric("val.jsonl", -1, "eval_accuracy"), 1e-12);
     assert_near(json_number_of(raw, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
     assert_near(json_number_of(val, "ece"), metric("val.jsonl", -1, "eval_ece"), 1e-4);
@@ -291,7 +299,7 @@ static void scores_are_normalised(void **state) {
     assert_near(pairs, 300, 0);
     assert_holds(said, "expected calibration error");
     json_decref(val), json_decref(own), json_decref(raw);
-    /* a Bradley-Terry model ranks labelled answers, but knows no threshold */
+    /* a Bradley-Terry model ranks labelled answers, but has no threshold */
     json_t *ranks = evaluated("./evaluate --reward-model $T/val.bin -i $T/held_answers.shard --max-prompts 200");
     assert_true(json_number_of(ranks, "auc") > 0.9 && json_is_null(json_object_get(ranks, "accuracy")));
     assert_int_equal(json_number_of(ranks, "records"), 200);
@@ -308,14 +316,14 @@ static void scores_of_items(void **state) {
     static const int32_t prompt[3][3] = {{'a', 'b', ':'}, {'c', 'd', ':'}, {'a', 'b', ':'}};
     static const int32_t answer[] = {'a', 'b', 'c', 'a', 'd', 'a', 'e', MODELS_EOS};
     if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 16, &e)) fail_msg("%s", e.text);
-    assert_int_equal(rm.batch.rows_max, 48); /* the context, as that is more than 16 */
+    assert_int_equal(rm.batch.rows_max, 48); /* the context, because it is more than 16 */
     for (int i = 0; i < 30; i++) item[i] = (RewardItem){prompt[i / 10], answer, 3, i % 9};
     if (!reward_model_score(&rm, item, 30, score, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 30; i++) {
         const double raw = head_at(&s, item[i].prompt, 3, answer, item[i].completion_len, 2 + item[i].completion_len);
         assert_near(score[i], (raw - rm.note.mean) / rm.note.deviation, 1e-4);
     }
-    assert_true(rm.rows < 30 * 3 + 120); /* of ten answers to a prompt, those in one batch share it */
+    assert_true(rm.rows < 30 * 3 + 120); /* answers to one prompt in one batch share it */
     static int32_t many[46];
     item[0] = (RewardItem){prompt[0], many, 3, 46};
     assert_false(reward_model_score(&rm, item, 1, score, &e));
@@ -333,7 +341,7 @@ static void scores_of_items(void **state) {
     reward_model_close(&rm), scorer_close(&s);
 }
 
-/* The steps of an answer are found again, and their probabilities put together. */
+/* The steps of an answer are located, and their probabilities are aggregated. */
 static void scores_of_steps(void **state) {
     (void)state;
     Error e;
@@ -344,11 +352,11 @@ static void scores_of_steps(void **state) {
     static const int32_t prompt[] = {'1', '+', '2', '+', '3', '='};
     static const struct {
         const char *text;
-        int ends[4]; /* where steps end in the answer that is scored; -1: no more */
+        int ends[4]; /* the positions at which steps end in the scored answer; -1: no more */
         bool stops;
     } cases[] = {{"1+2=3\n3+3=6\n", {5, 11, -1}, false},
-                 {"1+2=3\n3+3=6\n", {5, 11, -1}, true},      /* the stop token is no step */
-                 {"1+2=3\n3+3=6", {5, 11, -1}, true},        /* the last step gets its end */
+                 {"1+2=3\n3+3=6\n", {5, 11, -1}, true},      /* the stop token is not a step */
+                 {"1+2=3\n3+3=6", {5, 11, -1}, true},        /* an end is appended to the last step */
                  {"1+2=3\n\n\n3+3=6\n", {7, 13, -1}, false}, /* one end, not three */
                  {"6", {1, -1}, true},
                  {"", {0, -1}, true},
@@ -365,7 +373,9 @@ static void scores_of_steps(void **state) {
         double want[3] = {1, 1, 1};
         for (int k = 0; cases[i].ends[k] >= 0; k++) {
             const double v = head_at(&s, prompt, 6, scored, m, 6 + cases[i].ends[k]), p = 1 / (1 + exp(-v));
-            want[PRM_MIN] = fmin(want[PRM_MIN], p), want[PRM_PRODUCT] *= p, want[PRM_LAST] = p;
+            want[PRM_MIN] = fmin(want[PRM_MIN], p);
+            want[PRM_PRODUCT] *= p;
+            want[PRM_LAST] = p;
         }
         for (int how = PRM_MIN; how <= PRM_LAST; how++) {
             float score;
@@ -385,7 +395,7 @@ static void scores_of_steps(void **state) {
 
 /* ---- best of n ------------------------------------------------------------------------------------------------- */
 
-/* Of the samples, the one with the largest reward is right as often as best@n says; weighted@n weighs the votes. */
+/* The sample with the largest reward is right as often as best@n reports; weighted@n weighs the votes. */
 static void best_of_n(void **state) {
     (void)state;
     enum { PROMPTS = 30, SAMPLES = 5 };
@@ -413,9 +423,12 @@ static void best_of_n(void **state) {
         const json_t *sample = json_object_get(row, "sample");
         if (json_is_integer(sample)) {
             const int k = (int)json_integer_value(sample);
-            score[k] = json_number_of(row, "reward"), right[k] = json_is_true(json_object_get(row, "right"));
+            score[k] = json_number_of(row, "reward");
+            right[k] = json_is_true(json_object_get(row, "right"));
             number[k] = atoi(json_text_of(row, "completion"));
-            weight[k] = 1 / (1 + exp(-score[k])), reward += score[k] / (PROMPTS * SAMPLES), seen++;
+            weight[k] = 1 / (1 + exp(-score[k]));
+            reward += score[k] / (PROMPTS * SAMPLES);
+            seen++;
             if (k == SAMPLES - 1) {
                 int first = 0;
                 double most = -1, good = 0, votes;
@@ -423,9 +436,13 @@ static void best_of_n(void **state) {
                 for (int j = 0; j < SAMPLES; j++) {
                     votes = 0;
                     for (int h = 0; h < SAMPLES; h++) votes += number[h] == number[j] ? weight[h] : 0;
-                    if (votes > most + 1e-9) most = votes, good = right[j];
+                    if (votes > most + 1e-9) {
+                        most = votes;
+                        good = right[j];
+                    }
                 }
-                best += right[first] / PROMPTS, weighted += good / PROMPTS;
+                best += right[first] / PROMPTS;
+                weighted += good / PROMPTS;
             }
         }
         json_decref(row);
@@ -437,14 +454,14 @@ static void best_of_n(void **state) {
     assert_near(json_number_of(got, "weighted@1"), json_number_of(got, "pass@1"), 1e-9);
     assert_holds(said, "weighted@k");
     free(text), json_decref(got), reward_model_close(&rm);
-    /* right where the weights of the votes are, though the votes are not */
+    /* right if the votes are weighted, wrong if they are not */
     char *const answers[] = {"5", "5", "6", ""};
     const double right_ones[] = {0, 0, 1, 1}, heavy[] = {0.1, 0.2, 0.5, 1}, nothing[] = {0, 0, 0, 0};
     assert_near(weighted_right(answers, right_ones, NULL, 4), 0, 0);
     assert_near(weighted_right(answers, right_ones, heavy, 4), 1, 0);
     assert_near(weighted_right(answers, right_ones, nothing, 4), 0, 0);
     assert_near(weighted_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
-    /* the process model judges samples, too */
+    /* the process model can score samples, too */
     sh("./evaluate -c $T/guess.bin --reward-model $T/prm.bin --prm-aggregation last -i $T/tasks.shard "
        "--num-samples 2 -g 4");
 }
@@ -456,13 +473,14 @@ static void pipes(void **state) {
     assert_holds(out, "\"model\":\"standard input\"");
     sh("./train_rm -c $T/start.bin -i $T/pairs.shard -o $T/x.bin.zst -x 3 --per-device-train-batch-size 8 "
        "&& ./evaluate --reward-model $T/x.bin.zst -i - < $T/held.shard");
-    /* a model without its note is one of Bradley-Terry, not normalised */
+    /* a model without the notes counts as a Bradley-Terry model that is not normalised */
     Model m;
     ModelFile f;
     Error e;
     assert_true(
         model_load(&m, &f, files_path("val.bin"), NULL, true, backend_cpu(), models_device, false, 0, NULL, &e));
-    free(f.reward), f.reward = NULL;
+    free(f.reward);
+    f.reward = NULL;
     assert_true(model_save(&m, &f, files_path("bare.bin"), false, NULL, NULL, &e));
     json_t *bare = evaluated("./evaluate --reward-model $T/bare.bin -i $T/held.shard");
     assert_near(json_number_of(bare, "margin"), metric("val.jsonl", -1, "eval_margin"), 1e-5);
@@ -523,7 +541,7 @@ static void examples(void **state) {
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
 
-/* What is too long is left out of pairs and answers; a solution loses its last steps. */
+/* Pairs and answers that are too long are dropped; a solution loses its last steps. */
 static void long_records(void **state) {
     (void)state;
     put("long.jsonl", "{\"prompt\":\"ab:\",\"chosen\":\"aaaaaaaaaa\",\"rejected\":\"b\"}\n"
@@ -609,7 +627,7 @@ static void bad_input(void **state) {
 
 /* ---- data/make_prefs ------------------------------------------------------------------------------------------- */
 
-/* The chosen answer scores higher, but for the share that was turned around; no prompt is in both splits. */
+/* The chosen answer scores higher, except for the flipped fraction; no prompt is in both splits. */
 static void preferences_follow_the_rule(void **state) {
     (void)state;
     Error e;

@@ -1,19 +1,11 @@
-/* Rollouts against uncached forward passes of the same model, and against the exact distributions of a small one. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
-#include "../llmc/cpu/cpu.h"
+/* test_rollout.c - rollouts against uncached forward passes of the same model, and against the exact distributions of a
+ * small one. */
+#include "cpu_device.h"
 #include "../llmc/rollout/rollout.h"
-
-static const Backend *B;
-static Device *D;
 
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 
-/* Weights so large that the model is sure of some tokens and torn between others. */
+/* Weights so large that some tokens are nearly certain and others are ambiguous. */
 static Model random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
     Error e;
     Model m;
@@ -54,7 +46,10 @@ static Work *work_new(uint64_t seed, int n, int vocab, int most) {
 static void work_clear(Work *w) {
     for (int i = 0; i < w->samples; i++) completion_free(&w->out[i]);
 }
-static void work_free(Work *w) { work_clear(w), free(w); }
+static void work_free(Work *w) {
+    work_clear(w);
+    free(w);
+}
 
 static void run(const Model *m, int slots, const Sampling *s, Work *w) {
     Error e;
@@ -63,10 +58,13 @@ static void run(const Model *m, int slots, const Sampling *s, Work *w) {
     if (!rollout_run(&r, s, w->request, w->n, NULL, NULL, &e)) fail_msg("%s", e.text);
     int64_t drawn = 0;
     for (int i = 0; i < w->samples; i++) drawn += w->out[i].count;
-    assert_int_equal(r.tokens, drawn); /* none is drawn in vain */
+    assert_int_equal(r.tokens, drawn); /* no draw is wasted */
     rollout_free(&r);
 }
 
+/* The same tokens, and the same log-probabilities up to the tolerance. With large weights the log-probabilities are of
+ * order 10, where a unit in the last place is 1e-6; the order of sums depends on how many rows a step has, so two runs
+ * differ by some of these units: 2e-5. Against an uncached pass, whose attention sums in other blocks, 1e-4. */
 static void assert_same(const Work *a, const Work *b, double tolerance) {
     assert_int_equal(a->samples, b->samples);
     for (int i = 0; i < a->samples; i++) {
@@ -77,7 +75,7 @@ static void assert_same(const Work *a, const Work *b, double tolerance) {
     }
 }
 
-/* Log-probabilities (V) after a sequence, by an uncached forward pass of it alone. */
+/* Log-probabilities (V) after a sequence, from an uncached forward pass of it alone. */
 static void next_distribution(const Model *m, const Workspace *w, Batch *b, const int32_t *tokens, int n,
                               float *logits) {
     Error e;
@@ -89,24 +87,27 @@ static void next_distribution(const Model *m, const Workspace *w, Batch *b, cons
 
 static Sampling sampling(float temperature) {
     Sampling s = sampling_default();
-    s.temperature = temperature, s.max_new = NEW, s.seed = 77;
+    s.temperature = temperature;
+    s.max_new = NEW;
+    s.seed = 77;
     return s;
 }
 
 /* ==== Against uncached passes ==== */
 
-/* The next token of one request by the rule of greedy decoding, from the logits of an uncached pass. */
+/* The next token of one request by greedy decoding, from the logits of an uncached pass. */
 static int greedy_token(const float *logits, const int32_t *seen, int n, float penalty) {
     double adjusted[VOCAB];
     int best = 0;
     for (int v = 0; v < VOCAB; v++) adjusted[v] = logits[v];
-    for (int i = 0; i < n && penalty != 1; i++)
+    if (penalty == 1) n = 0;
+    for (int i = 0; i < n; i++)
         adjusted[seen[i]] = logits[seen[i]] > 0 ? logits[seen[i]] / penalty : logits[seen[i]] * penalty;
     for (int v = 1; v < VOCAB; v++) best = adjusted[v] > adjusted[best] ? v : best;
     return best;
 }
 
-/* Greedy: token for token the argmax of an uncached forward pass over all that came before. */
+/* Greedy sampling: each token is the argmax of an uncached forward pass over everything before it. */
 static void check_uncached(const Model *m, const Work *work, float penalty) {
     Error e;
     Workspace w;
@@ -141,17 +142,22 @@ static void check_uncached(const Model *m, const Work *work, float penalty) {
                 assert_true(fabs(q->out[k].logp[t] - (z[best] - log(sum))) < 1e-4);
                 if (over[i]) assert_true(q->out[k].count == t + 1 && q->out[k].finished == stop);
             }
-            varied += t > 0 && best != seen[i][n[i] - 1], finished += stop;
-            seen[i][n[i]++] = best, z += VOCAB;
+            varied += t > 0 && best != seen[i][n[i] - 1];
+            finished += stop;
+            seen[i][n[i]++] = best;
+            z += VOCAB;
         }
     }
-    assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both ends were met */
+    assert_true(finished > 3 && finished < REQUESTS - 3 && varied > REQUESTS); /* both kinds of end occurred */
     workspace_free(&w, m), batch_free(&b);
 }
 
 static void check_greedy(const Model *m, float penalty) {
     Sampling s = sampling(0);
-    s.repetition_penalty = penalty, s.stop[0] = 3, s.stop[1] = 11, s.stops = 2;
+    s.repetition_penalty = penalty;
+    s.stop[0] = 3;
+    s.stop[1] = 11;
+    s.stops = 2;
     static const int slots[] = {1, 2, 5, 16, 64};
     Work *first = work_new(1, REQUESTS, m->config.vocab, 3);
     run(m, slots[0], &s, first);
@@ -176,7 +182,7 @@ static void test_greedy(void **state) {
     model_free(&m);
 }
 
-/* The sampler's log-probabilities are the trainer's, at the temperature of sampling, over shared prompts. */
+/* The sampler's log-probabilities equal the trainer's, at the sampling temperature, over shared prompts. */
 static void test_logp(void **state) {
     (void)state;
     Error e;
@@ -184,7 +190,8 @@ static void test_logp(void **state) {
     static const float temperature[] = {1, 0.6f, 1.5f};
     for (int k = 0; k < 3; k++) {
         Sampling s = sampling(temperature[k]);
-        s.top_k = 20, s.top_p = 0.95f; /* the log-probability is that of the whole vocabulary even so */
+        s.top_k = 20;
+        s.top_p = 0.95f; /* the log-probability is normalised over the whole vocabulary all the same */
         Work *work = work_new(2, REQUESTS, VOCAB, 7);
         run(&m, 9, &s, work);
         Batch b = batch_new(4000, 4000, 400);
@@ -208,14 +215,16 @@ static void test_logp(void **state) {
     model_free(&m);
 }
 
-/* ==== What a sample depends on ==== */
+/* ==== Reproducibility of samples ==== */
 
 static void test_independence(void **state) {
     (void)state;
     Error e;
     Model m = random_model(2, VOCAB, 4, 0.3, 4);
     Sampling s = sampling(1);
-    s.top_p = 0.9f, s.stop[0] = 5, s.stops = 1;
+    s.top_p = 0.9f;
+    s.stop[0] = 5;
+    s.stops = 1;
     Work *a = work_new(3, REQUESTS, VOCAB, 6), *b = work_new(3, REQUESTS, VOCAB, 6);
     run(&m, 7, &s, a);
     static const int slots[] = {1, 3, 200};
@@ -230,33 +239,37 @@ static void test_independence(void **state) {
     omp_set_num_threads(threads);
     assert_same(a, b, 2e-5);
     work_clear(b);
-    for (int i = 0; i < REQUESTS / 2; i++) { /* order: backwards */
+    for (int i = 0; i < REQUESTS / 2; i++) { /* reversed order */
         const RolloutRequest q = b->request[i];
-        b->request[i] = b->request[REQUESTS - 1 - i], b->request[REQUESTS - 1 - i] = q;
+        b->request[i] = b->request[REQUESTS - 1 - i];
+        b->request[REQUESTS - 1 - i] = q;
     }
     run(&m, 5, &s, b);
     assert_same(a, b, 2e-5);
     work_clear(b);
-    Rollout r; /* batch mates: one request after the other, in an engine that is used again; samples one by one */
+    Rollout r; /* batch mates: one request after the other, in a reused engine; samples one by one */
     assert_true(rollout_new(&r, &m, 4, PROMPT, NEW, &e));
     for (int i = 0; i < REQUESTS; i++)
         for (int k = 0; k < b->request[i].samples; k++) {
             RolloutRequest one = b->request[i];
-            one.out += k, one.id += (uint64_t)k, one.samples = 1;
+            one.out += k;
+            one.id += (uint64_t)k;
+            one.samples = 1;
             assert_true(rollout_run(&r, &s, &one, 1, NULL, NULL, &e));
         }
     assert_same(a, b, 2e-5);
     rollout_free(&r);
     work_clear(b);
     int differ = 0;
-    s.seed++; /* another seed, another stream, other samples */
+    s.seed++; /* another seed or stream gives other samples */
     run(&m, 7, &s, b);
     for (int i = 0; i < a->samples; i++)
         differ += a->out[i].count != b->out[i].count ||
                   memcmp(a->out[i].tokens, b->out[i].tokens, (size_t)a->out[i].count * 4);
     assert_true(differ > a->samples / 2);
     work_clear(b);
-    s.seed--, s.stream = RANDOM_EVAL;
+    s.seed--;
+    s.stream = RANDOM_EVAL;
     run(&m, 7, &s, b);
     differ = 0;
     for (int i = 0; i < a->samples; i++)
@@ -297,15 +310,19 @@ static void test_new_weights(void **state) {
 
 /* ==== Frequencies ==== */
 
-/* The distribution that is sampled from, by the rule of backend.h, in float64. */
+/* The sampling distribution by the rule of backend.h, in float64. */
 static void kept_distribution(const Sampling *s, const float *logits, const int32_t *seen, int n, int V, double *p) {
     double y[VOCAB], max = -INFINITY, all = 0, sum = 0;
     bool kept[VOCAB];
     for (int v = 0; v < V; v++) y[v] = logits[v];
-    for (int i = 0; i < n && s->repetition_penalty != 1; i++)
+    if (s->repetition_penalty == 1) n = 0;
+    for (int i = 0; i < n; i++)
         y[seen[i]] = logits[seen[i]] > 0 ? (double)logits[seen[i]] / s->repetition_penalty
                                          : (double)logits[seen[i]] * s->repetition_penalty;
-    for (int v = 0; v < V; v++) y[v] /= s->temperature, max = fmax(max, y[v]);
+    for (int v = 0; v < V; v++) {
+        y[v] /= s->temperature;
+        max = fmax(max, y[v]);
+    }
     for (int v = 0; v < V; v++) {
         int above = 0;
         for (int o = 0; o < V; o++) above += y[o] > y[v];
@@ -323,20 +340,24 @@ static void kept_distribution(const Sampling *s, const float *logits, const int3
     for (int v = 0; v < V; v++) p[v] /= sum;
 }
 
-/* (chi2 - df) / sqrt(2 df), cells that expect less than 5 put together; tokens of probability 0 must not occur. */
+/* (chi2 - df) / sqrt(2 df), with cells that expect fewer than 5 merged. Tokens of probability 0 must not occur. */
 static double chi_square(const int *count, const double *p, int V, int n) {
     double chi = 0, rest = 0;
     int df = -1, rest_count = 0;
     for (int v = 0; v < V; v++) {
         if (p[v] == 0 && count[v]) fail_msg("token %d has probability 0 and was drawn %d times", v, count[v]);
         if (p[v] * n < 5) {
-            rest += p[v] * n, rest_count += count[v];
+            rest += p[v] * n;
+            rest_count += count[v];
             continue;
         }
-        chi += (count[v] - p[v] * n) * (count[v] - p[v] * n) / (p[v] * n), df++;
+        chi += (count[v] - p[v] * n) * (count[v] - p[v] * n) / (p[v] * n);
+        df++;
     }
-    if (rest >= 5) chi += (rest_count - rest) * (rest_count - rest) / rest, df++;
-    else assert_true(rest_count < 30);
+    if (rest >= 5) {
+        chi += (rest_count - rest) * (rest_count - rest) / rest;
+        df++;
+    } else assert_true(rest_count < 30);
     return df > 0 ? (chi - df) / sqrt(2.0 * df) : 0;
 }
 
@@ -360,8 +381,12 @@ static void test_frequencies(void **state) {
     Completion *out = xcalloc(N, sizeof *out);
     for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
         Sampling s = sampling(how[k].temperature);
-        s.top_p = how[k].top_p, s.min_p = how[k].min_p, s.top_k = how[k].top_k, s.repetition_penalty = how[k].penalty;
-        s.max_new = 2, s.seed = k;
+        s.top_p = how[k].top_p;
+        s.min_p = how[k].min_p;
+        s.top_k = how[k].top_k;
+        s.repetition_penalty = how[k].penalty;
+        s.max_new = 2;
+        s.seed = k;
         RolloutRequest request[RUNS];
         for (int i = 0; i < RUNS; i++)
             request[i] = (RolloutRequest){prompt, n, EACH, (uint64_t)(i * EACH), out + i * EACH};
@@ -369,7 +394,8 @@ static void test_frequencies(void **state) {
         int first[V] = {0}, second[V][V] = {{0}};
         for (int i = 0; i < N; i++) {
             assert_int_equal(out[i].count, 2);
-            first[out[i].tokens[0]]++, second[out[i].tokens[0]][out[i].tokens[1]]++;
+            first[out[i].tokens[0]]++;
+            second[out[i].tokens[0]][out[i].tokens[1]]++;
             completion_free(&out[i]);
         }
         float logits[V];
@@ -405,7 +431,8 @@ typedef struct Seen {
 static void watch(void *context, int64_t request, int32_t sample, int32_t token) {
     Seen *s = context;
     const int i = (int)(s->work->request[request].out - s->work->out) + sample;
-    s->token[i][s->count[i]++] = token, s->n++;
+    s->token[i][s->count[i]++] = token;
+    s->n++;
 }
 
 static void test_stop_and_watch(void **state) {
@@ -439,7 +466,7 @@ static void test_stop_and_watch(void **state) {
     free(seen), work_free(w), rollout_free(&r), model_free(&m);
 }
 
-/* max_new, the engine's new_max and the context's end each cut a completion. */
+/* max_new, the engine's new_max and the end of the context each truncate a completion. */
 static void test_limits(void **state) {
     (void)state;
     Error e;
@@ -470,9 +497,10 @@ static void test_limits(void **state) {
             completion_free(&out[i]);
         }
     }
-    /* a stop token at the limit has still finished it */
+    /* a stop token at the limit still finishes the completion */
     Sampling s = sampling(1);
-    s.max_new = 1, s.stops = 1;
+    s.max_new = 1;
+    s.stops = 1;
     RolloutRequest q = {prompt, 3, 1, 5, out};
     assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     s.stop[0] = out[0].tokens[0];
@@ -512,25 +540,26 @@ static void test_errors(void **state) {
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_string_equal(e.text, "completions of at most 0 tokens, expected at least 1");
     s.max_new = 3;
-    assert_true(rollout_run(&r, &s, NULL, 0, NULL, NULL, &e)); /* nothing to do */
-    assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));   /* and the engine works on */
+    assert_true(rollout_run(&r, &s, NULL, 0, NULL, NULL, &e)); /* an empty run */
+    assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));   /* and the engine continues to work */
     completion_free(&good[0]), completion_free(&good[1]);
     rollout_free(&r);
-    assert_true(rollout_new(&r, &m, 2, CONTEXT + 2, NEW, &e)); /* room in the engine, none in the context */
+    assert_true(rollout_new(&r, &m, 2, CONTEXT + 2, NEW, &e)); /* it fits the engine but not the context */
     q.prompt_len = CONTEXT;
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_non_null(strstr(e.text, "it has 48 tokens, at most 47 fit (context 48)"));
     rollout_free(&r), model_free(&m);
 }
 
-/* Requests for no samples leave the others' prompts alone. */
+/* Requests for no samples do not affect the others' prompts. */
 static void test_no_samples(void **state) {
     (void)state;
     Model m = random_model(2, VOCAB, 4, 0.3, 11);
     Sampling s = sampling(1);
     Work *a = work_new(6, 12, VOCAB, 3), *b = work_new(6, 12, VOCAB, 3);
     for (int i = 0; i < 12; i += 3) a->request[i].samples = b->request[i].samples = 0;
-    run(&m, 1, &s, a), run(&m, 50, &s, b);
+    run(&m, 1, &s, a);
+    run(&m, 50, &s, b);
     assert_same(a, b, 2e-5);
     Error e;
     Rollout r;
@@ -540,7 +569,7 @@ static void test_no_samples(void **state) {
     rollout_free(&r), work_free(a), work_free(b), model_free(&m);
 }
 
-/* As many samples of one prompt as an engine takes, with few slots: they wait in line. */
+/* The maximum number of samples of one prompt with few slots: samples wait for a slot. */
 static void test_large_group(void **state) {
     (void)state;
     Error e;
@@ -595,12 +624,14 @@ static void test_memory(void **state) {
     work_clear(w);
     rollout_free(&r);
     for (size_t part = 0; part < 2; part++) {
-        counted = 0, limit = part ? all - 1 : 100;
+        counted = 0;
+        limit = part ? all - 1 : 100;
         assert_false(rollout_new(&r, &m, 8, PROMPT, NEW, &e));
         assert_non_null(strstr(e.text, part ? "key/value cache" : "activations"));
         rollout_free(&r); /* harmless */
     }
-    counted = 0, limit = all; /* the repetition penalty's history finds no room */
+    counted = 0;
+    limit = all; /* no memory for the history of the repetition penalty */
     assert_true(rollout_new(&r, &m, 8, PROMPT, NEW, &e));
     s.repetition_penalty = 2;
     assert_false(rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e));
@@ -613,22 +644,6 @@ static void test_memory(void **state) {
     model_free(&m);
 }
 
-static int open_device(void **state) {
-    (void)state;
-    Error e;
-    omp_set_num_threads(1); /* the models are too small for more, and the machine may be busy */
-    B = backend_cpu();
-    return !B->open(&D, DTYPE_FLOAT32, &e);
-}
-
-static int close_device(void **state) {
-    (void)state;
-    Error e;
-    const bool ok = B->sync(D, &e);
-    B->close(D);
-    return !ok;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy),      cmocka_unit_test(test_logp),        cmocka_unit_test(test_independence),
@@ -636,5 +651,5 @@ int main(void) {
         cmocka_unit_test(test_limits),      cmocka_unit_test(test_errors),      cmocka_unit_test(test_no_samples),
         cmocka_unit_test(test_large_group), cmocka_unit_test(test_memory),
     };
-    return cmocka_run_group_tests_name("rollout", tests, open_device, close_device);
+    return cmocka_run_group_tests_name("rollout", tests, open_device_one_thread, close_device);
 }

@@ -1,4 +1,5 @@
-/* test_schedule.c - schedule.h against transformers' schedules (golden/schedule.txt, made by dev/golden/golden_schedule.py). */
+/* test_schedule.c - schedule.h against transformers' schedules (golden/schedule.txt, written by
+ * dev/golden/golden_schedule.py). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,7 +25,7 @@ static void test_golden(void **state) {
                             .decay_kind = (DecayKind)(decay < 0 ? 0 : decay),
                             .min = config[3]};
         for (int i = 0; i < golden_count(&g, "factor"); i++) {
-            if (i >= s.steps) break; /* past the end they differ: transformers' cosine goes up again */
+            if (i >= s.steps) break; /* they differ beyond the end, where transformers' cosine rises again */
             if (fabs(schedule_at(&s, i) - factor[i]) > 1e-12)
                 fail_msg("%s %s, %g steps, warm-up %g: step %d: %.15g is not %.15g", g.family, g.name, config[0],
                          config[1], i, schedule_at(&s, i), factor[i]);

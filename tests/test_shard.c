@@ -1,4 +1,4 @@
-/* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, and damaged files. */
+/* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, damaged files. */
 #include "files.h"
 
 #include "../llmc/records/shard.h"
@@ -8,7 +8,7 @@ static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static const int32_t vocabs[] = {300, 65536, 65537};
 
-/* Record i of a kind, with values that follow from i alone. The buffers are static. */
+/* Record i of a kind, with values that depend on i alone. The buffers are static. */
 static Record sample(RecordKind kind, int32_t vocab, int i) {
     static int32_t tokens[64];
     static uint8_t mask[64];
@@ -22,12 +22,23 @@ static Record sample(RecordKind kind, int32_t vocab, int i) {
         snprintf(text[0], sizeof text[0], "%d+%d=", i, i);
         snprintf(text[1], sizeof text[1], "%d", 2 * i);
         snprintf(text[2], sizeof text[2], "{\"level\": %d}", i);
-        r.prompt = r.count, r.text = text[0], r.task = i % 2 ? "numeric" : "", r.answer = text[1], r.fields = text[2];
+        r.prompt = r.count;
+        r.text = text[0];
+        r.task = i % 2 ? "numeric" : "";
+        r.answer = text[1];
+        r.fields = text[2];
     }
-    if (kind == RECORD_PREFERENCE)
-        r.chosen = 1, r.rejected = 1 + i % 2, r.prompt = r.count - r.chosen - r.rejected, r.margin = (float)i * 0.5f;
+    if (kind == RECORD_PREFERENCE) {
+        r.chosen = 1;
+        r.rejected = 1 + i % 2;
+        r.prompt = r.count - r.chosen - r.rejected;
+        r.margin = (float)i * 0.5f;
+    }
     if (kind == RECORD_STEP) r.prompt = i % 3;
-    if (kind == RECORD_UNPAIRED) r.prompt = i % 3, r.label = i % 2;
+    if (kind == RECORD_UNPAIRED) {
+        r.prompt = i % 3;
+        r.label = i % 2;
+    }
     return r;
 }
 
@@ -106,7 +117,7 @@ static void round_trips(void **state) {
             }
 }
 
-/* A record that served one shard serves the next, of another kind and length. */
+/* A Record used with one shard can be reused with another, for another kind and length. */
 static void reused_record(void **state) {
     (void)state;
     Error e;
@@ -163,7 +174,7 @@ static void exact_bytes(void **state) {
 
 /* ---- damage -------------------------------------------------------------------------------------------------- */
 
-/* Not inlined: gcc would take the path of files for one that a reader of memory can take. */
+/* Not inlined, because gcc would otherwise warn about the code for files, which a reader of memory never reaches. */
 __attribute__((noinline)) static bool open_memory(const void *file, size_t n, Error *e) {
     Reader r;
     Shard s;
@@ -198,7 +209,7 @@ static void truncated_everywhere(void **state) {
                 files_assert_error(&e, "cut.shard");
                 assert_false(open_memory(file, cut, NULL));
                 if (cut % 97) continue;
-                files_feed_stdin(file, cut, 300); /* here the length is not known before the end */
+                files_feed_stdin(file, cut, 300); /* the length is not known before the end */
                 const bool ok = open_path("-", &e);
                 files_restore(0);
                 assert_false(ok);
@@ -227,14 +238,14 @@ static void flipped_everywhere(void **state) {
     }
 }
 
-/* Overwrites `bytes` bytes at `at` by `value`, and puts the right checksum behind. */
+/* Overwrites `bytes` bytes at `at` by `value`, and appends the right checksum. */
 static void patch(uint8_t *file, size_t n, size_t at, uint64_t value, size_t bytes) {
     memcpy(file + at, &value, bytes);
     const uint64_t hash = XXH3_64bits(file, n - 8);
     memcpy(file + n - 8, &hash, 8);
 }
 
-/* Damage with a checksum that is right: as if a faulty or a hostile program had written the file. */
+/* Damage with a valid checksum, as if a faulty or hostile program had written the file. */
 static void wrong_fields(void **state) {
     (void)state;
     Error e;
@@ -317,7 +328,7 @@ static void wrong_fields(void **state) {
         free(file);
     }
     size_t n;
-    put_shard(files_path("wrong.shard"), RECORD_CHAT, 70000, 2); /* four bytes a token: ids can be negative */
+    put_shard(files_path("wrong.shard"), RECORD_CHAT, 70000, 2); /* four bytes per token: ids can be negative */
     uint8_t *file = files_get(files_path("wrong.shard"), &n);
     patch(file, n, RECORDS, (uint32_t)-1, 4);
     assert_false(open_memory(file, n, &e));
@@ -365,17 +376,42 @@ static void refused_records(void **state) {
             int32_t vocab = 300;
             Record r = sample(kinds[k], vocab, 1);
             const char *part = NULL;
-            if (fault == 0) r.count = 0, part = "record 0 has no tokens";
-            if (fault == 1)
-                r.tokens[2] = vocab, part = "record 0: token 2 is 300, expected below the vocabulary of 300";
-            if (fault == 2) r.tokens[1] = -1, part = "record 0: token 1 is -1, expected below the vocabulary of 300";
-            if (fault == 3 && r.mask) r.mask = NULL, part = "record 0 has no mask";
-            if (fault == 4 && kinds[k] == RECORD_PREFERENCE)
-                r.rejected = 0, part = "has no chosen or no rejected completion";
-            if (fault == 5 && kinds[k] == RECORD_PREFERENCE) r.prompt++, part = "has lengths that do not add up";
-            if (fault == 5 && kinds[k] == RECORD_STEP) r.prompt = 99, part = "has a prompt longer than its tokens";
-            if (fault == 4 && kinds[k] == RECORD_UNPAIRED) r.label = 2, part = "has a label that is neither 0 nor 1";
-            if (fault == 5 && kinds[k] == RECORD_UNPAIRED) r.prompt = r.count, part = "has no token after its prompt";
+            if (fault == 0) {
+                r.count = 0;
+                part = "record 0 has no tokens";
+            }
+            if (fault == 1) {
+                r.tokens[2] = vocab;
+                part = "record 0: token 2 is 300, expected below the vocabulary of 300";
+            }
+            if (fault == 2) {
+                r.tokens[1] = -1;
+                part = "record 0: token 1 is -1, expected below the vocabulary of 300";
+            }
+            if (fault == 3 && r.mask) {
+                r.mask = NULL;
+                part = "record 0 has no mask";
+            }
+            if (fault == 4 && kinds[k] == RECORD_PREFERENCE) {
+                r.rejected = 0;
+                part = "has no chosen or no rejected completion";
+            }
+            if (fault == 5 && kinds[k] == RECORD_PREFERENCE) {
+                r.prompt++;
+                part = "has lengths that do not add up";
+            }
+            if (fault == 5 && kinds[k] == RECORD_STEP) {
+                r.prompt = 99;
+                part = "has a prompt longer than its tokens";
+            }
+            if (fault == 4 && kinds[k] == RECORD_UNPAIRED) {
+                r.label = 2;
+                part = "has a label that is neither 0 nor 1";
+            }
+            if (fault == 5 && kinds[k] == RECORD_UNPAIRED) {
+                r.prompt = r.count;
+                part = "has no token after its prompt";
+            }
             if (!part) continue;
             assert_true(shard_create(&w, path, kinds[k], vocab, NULL, 0, NULL, &e));
             assert_false(shard_add(&w, &r, &e));
@@ -395,7 +431,7 @@ static void refused_records(void **state) {
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
 }
 
-/* A prompt's texts may be absent; a shard may hold no record, no tokenizer, no template. */
+/* A prompt's texts may be absent. A shard may have no record, no tokenizer and no template. */
 static void empty_things(void **state) {
     (void)state;
     Error e;
@@ -440,7 +476,7 @@ static void token_shards(void **state) {
     assert_true(tokens_write(path, tokens, 100000, &e));
     uint8_t *file = files_get(path, &n);
     const uint8_t header[12] = {0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 0xA0, 0x86, 1, 0};
-    assert_int_equal(n, 1024 + 2 * 100000); /* llm.c checks it to the byte */
+    assert_int_equal(n, 1024 + 2 * 100000); /* llm.c checks the exact size */
     assert_memory_equal(file, header, sizeof header);
     for (size_t i = sizeof header; i < 1024; i++) assert_int_equal(file[i], 0);
     assert_memory_equal(file + 1024, tokens, sizeof tokens);

@@ -1,5 +1,7 @@
-/* test_tasks.c - the generators of problems, and data/make_tasks as a program. Answers are checked by ways of their own:
- * a left-to-right calculator in long double, qsort, deletion of bracket pairs, a reader of the stories. */
+/* test_tasks.c - the generators of problems, and data/make_tasks as a program.
+ *
+ * Answers are checked by independent methods: a left-to-right calculator in long double, qsort, deletion of bracket
+ * pairs, a parser of the stories. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,7 +19,7 @@ static const char *const names[TASK_KINDS] = {"add",       "sub",  "mul",      "
 
 /* ---- independent answers --------------------------------------------------------------------------------------- */
 
-/* Shunting-yard over + - * / and parentheses; up to `stop`. */
+/* Shunting-yard over + - * / and parentheses, up to `stop`. */
 static long double calculate(const char *text, char stop) {
     long double value[64];
     char op[64];
@@ -80,7 +82,7 @@ static void check_brackets(const char *prompt, const char *answer) {
     assert_null(strpbrk(answer, "([{"));
 }
 
-/* Every given number at most once, by counting; value by the calculator. */
+/* Checks by counting that every given number is used at most once, and the value by the calculator. */
 static void check_countdown(const char *prompt, const char *expression) {
     int given[8], n = 0, used, target;
     const char *c = prompt;
@@ -108,14 +110,16 @@ static void check_word(const char *prompt, const char *answer) {
         else if (sscanf(s, " %19s gives %lld to", pronoun, &a) == 2) have -= a;
         else if (sscanf(s, " %19s buys %lld boxes with %lld", pronoun, &a, &b) == 3) have += a * b;
         else if (sscanf(s, " By magic there are now %lld times", &a) == 1) have *= a;
-        else if (sscanf(s, " %19s makes %lld equal piles", pronoun, &a) == 2) assert_int_equal(have % a, 0), have /= a;
-        else assert_int_equal(sscanf(s, " How many %19s does", pronoun), 1);
+        else if (sscanf(s, " %19s makes %lld equal piles", pronoun, &a) == 2) {
+            assert_int_equal(have % a, 0);
+            have /= a;
+        } else assert_int_equal(sscanf(s, " How many %19s does", pronoun), 1);
     }
     assert_int_equal(have, atoll(answer));
 }
 
-/* The problems of a story or a chain, whatever the order or names: what two splits must not share. Not the task's own
- * key: made from the prompt. */
+/* Identifies the problem of a story or a chain, independent of order and names; two splits must share none. It is made
+ * from the prompt, not from the task's own key. */
 static void problem_of(TaskKind kind, const char *prompt, char *out) {
     int x[64], n = 0, used;
     const char *c = prompt;
@@ -169,7 +173,7 @@ static void test_answers(void **state) {
                     case TASK_WORD: check_word(t.prompt.text, t.answer.text); break;
                     default: compare_numbers(t.prompt.text, t.answer.text);
                     }
-                    /* the demonstration: right or wrong as asked, of the same length, and the verifier agrees */
+                    /* the demonstration: right or wrong as requested, of the same length, and the verifier agrees */
                     if (kind != TASK_COUNTDOWN && style != TASK_REVERSED)
                         assert_int_equal(strcmp(said, t.answer.text) != 0, wrong);
                     if (kind != TASK_COUNTDOWN) assert_int_equal(strlen(said), strlen(t.answer.text));
@@ -248,7 +252,7 @@ static void test_countdown_solver(void **state) {
         int64_t number[6];
         int n;
         int64_t target;
-        int steps; /* fewest; 0: impossible */
+        int steps; /* smallest count; 0: impossible */
     } cases[] = {{{3, 4, 5}, 3, 35, 2},
                  {{3, 4, 5}, 3, 7, 1},
                  {{1, 1, 1}, 3, 3, 2},
@@ -372,8 +376,8 @@ static int teardown(void **state) {
     return system(command);
 }
 
-/* Runs data/make_tasks with `words` in the test's directory's name for %s; its exit status. What it prints goes to out and
- * err there. */
+/* Runs data/make_tasks with `words`, in which %s is the test's directory, and returns its exit status. Its output goes
+ * to the files out and err in that directory. */
 PRINTF_LIKE(1, 2) static int run(const char *format, ...) {
     char words[600], command[900];
     va_list args;
@@ -402,7 +406,7 @@ static bool exists(const char *name) {
 
 static int compare_strings(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-/* The problems of a JSONL file as sorted texts; the prompts must differ from one another. */
+/* The problems of a JSONL file as sorted texts. The prompts must differ from one another. */
 static char **problems(TaskKind kind, int n) {
     size_t bytes;
     char *text = content("out", &bytes), **problem = xcalloc((size_t)n, sizeof *problem),
@@ -445,7 +449,8 @@ static void test_splits(void **state) {
         for (int i = 0; i < held; i++) free(heldout[i]);
         free(train), free(heldout);
     }
-    /* both splits of a small space together are all of it: 100 sums of digits, of which the file of all has each once */
+    /* the two splits of a small space together contain all of it: 100 sums of digits, each of which the unsplit file
+     * has once */
     int found;
     size_t n;
     assert_int_equal(run("--digits 1 --count 100 --split heldout"), 1);
@@ -485,7 +490,8 @@ static void test_same_seed(void **state) {
     }
 }
 
-/* The mixture has the weights asked for, and the noise its share; the wrong ones are wrong by the calculator too. */
+/* The mixture has the requested weights and the noise its requested fraction. The calculator confirms that the wrong
+ * answers are wrong. */
 static void test_mixture_and_noise(void **state) {
     (void)state;
     size_t n;
@@ -510,7 +516,7 @@ static void test_mixture_and_noise(void **state) {
     free(text), free(err);
 }
 
-/* A shard holds what the JSON lines hold; the mask covers the demonstration and the end of text. */
+/* A shard holds the same as the JSON lines. The mask covers the demonstration and the end of text. */
 static void test_shards(void **state) {
     (void)state;
     Error e;
@@ -538,7 +544,9 @@ static void test_shards(void **state) {
         assert_string_equal(r.task, json_string_value(json_object_get(row, "task")));
         assert_string_equal(r.answer, json_string_value(json_object_get(row, "answer")));
         assert_non_null(fields = json_loads(r.fields, 0, NULL));
-        json_object_del(row, "prompt"), json_object_del(row, "task"), json_object_del(row, "answer");
+        json_object_del(row, "prompt");
+        json_object_del(row, "task");
+        json_object_del(row, "answer");
         assert_true(json_equal(row, fields));
         json_decref(row), json_decref(fields);
     }
@@ -601,7 +609,7 @@ static void test_bad_command_lines(void **state) {
         free(content("out", &n));
         assert_int_equal(n, 0);
     }
-    /* a run that fails leaves an earlier file as it was, and nothing else */
+    /* a run that fails leaves an earlier file unchanged and no other file */
     assert_int_equal(run("--count 5 -o %s/kept.jsonl", directory), 0);
     size_t n, m;
     char *before = content("kept.jsonl", &n);

@@ -1,5 +1,5 @@
-/* Tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, held against tiktoken's and Hugging
- * Face's own (dev/golden/golden_tokenizer.py); any bytes there and back; blobs; bad files. */
+/* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
+ * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
 #include "files.h"
 #include "../llmc/base/jsonl.h"
 #include "../llmc/text/tokenizer.h"
@@ -11,13 +11,16 @@ static char *vocab_json, *merges_txt; /* paths */
 
 /* ---- GPT-2's files, rebuilt from the merges -------------------------------------------------------------------- */
 
-/* bytes_to_unicode() of GPT-2's encoder.py: byte k of its order, as UTF-8. */
+/* bytes_to_unicode() of GPT-2's encoder.py: byte k in its order, as UTF-8. */
 static void gpt2_byte(int k, char utf8[4]) {
     int order[256], point[256], n = 0, next = 256;
     for (int pass = 0; pass < 2; pass++)
         for (int b = 0; b < 256; b++) {
             const bool prints = (b > 32 && b < 127) || (b > 160 && b != 173);
-            if (prints == !pass) order[n++] = b, point[b] = prints ? b : next++;
+            if (prints == !pass) {
+                order[n++] = b;
+                point[b] = prints ? b : next++;
+            }
         }
     utf8_encode((uint32_t)point[order[k]], utf8);
 }
@@ -114,7 +117,7 @@ static void test_gpt2_texts(void **state) {
     jsonl_close(&j);
 }
 
-/* Every code point there is, each between letters, spaces and digits and doubled. */
+/* Every Unicode code point, each between letters, spaces and digits, and doubled. */
 static void test_gpt2_all_planes(void **state) {
     (void)state;
     FILE *f = fopen("tests/golden/tokenizer_gpt2_planes.txt", "r");
@@ -152,7 +155,7 @@ static void test_gpt2_all_planes(void **state) {
     fclose(f);
 }
 
-/* A tokenizer.json as `tokenizers` wrote it, under five pre-tokenizers, with merges obeyed and ignored. */
+/* A tokenizer.json as `tokenizers` wrote it, with five pre-tokenizers, with ignore_merges on and off. */
 static void test_tokenizer_json(void **state) {
     (void)state;
     Error e;
@@ -188,7 +191,7 @@ static void test_tokenizer_json(void **state) {
     json_decref(root);
 }
 
-/* ---- any bytes ------------------------------------------------------------------------------------------------- */
+/* ---- arbitrary bytes ------------------------------------------------------------------------------------------- */
 
 static void test_any_bytes(void **state) {
     (void)state;
@@ -203,11 +206,11 @@ static void test_any_bytes(void **state) {
         assert_round_trip(&gpt2, (const char *)noise, n);
         assert_round_trip(&bytes, (const char *)noise, n);
     }
-    for (size_t i = 0; i < 100000; i++) noise[i] &= noise[i / 2] | 0x5F; /* more of it well formed */
+    for (size_t i = 0; i < 100000; i++) noise[i] &= noise[i / 2] | 0x5F; /* more of it is well formed */
     assert_round_trip(&gpt2, (const char *)noise, 100000);
     free(noise);
 
-    /* broken bytes are a piece of their own: half an emoji keeps its token, and the text around it is not changed */
+    /* invalid bytes are a piece of their own: half an emoji keeps its token, and the text around it is unchanged */
     assert_true(tokenizer_encode(&gpt2, " the\xF0\x9F the", 10, false, &ids, &e));
     assert_int_equal(ids.count, 3);
     assert_int_equal(ids.ids[0], 262);
@@ -225,7 +228,7 @@ static void test_any_bytes(void **state) {
     tokenizer_free(&bytes);
 }
 
-/* A megabyte without a place to cut must cost n log n, not n squared (minutes). */
+/* A megabyte without a place to split must take n log n time, not n squared (minutes). */
 static void test_long_pieces(void **state) {
     (void)state;
     enum { N = 1 << 20 };
@@ -242,7 +245,7 @@ static void test_long_pieces(void **state) {
     free(text);
 }
 
-/* Where memory may not be made executable PCRE2 interprets: the same, slower. */
+/* If memory cannot be made executable, PCRE2 interprets patterns: the same results, slower. */
 static void test_without_jit(void **state) {
     enum { N = 1 << 18 };
     const bool jit = gpt2.scratch->pieces.jit;
@@ -288,7 +291,7 @@ static void test_specials(void **state) {
     tokenizer_decode(&t, (const int32_t[]){-1, 'x', 260, INT32_MAX}, 4, true, &text);
     assert_string_equal(text.text, "\xEF\xBF\xBDx\xEF\xBF\xBD\xEF\xBF\xBD");
 
-    /* new ones take the next ids, once; the longest that begins at a place counts */
+    /* new ones take the next ids, once; the longest one at a position counts */
     assert_true(tokenizer_add_special(&t, "<|im_end|>", &e));
     assert_int_equal(t.vocab, 260);
     assert_true(tokenizer_add_special(&t, "<|im_end|>\n", &e));
@@ -340,7 +343,7 @@ static void test_blob(void **state) {
     assert_true(tokenizer_hash(&gpt2) == tokenizer_hash(&back));
     tokenizer_free(&back);
 
-    /* cut short, and with every bit of the header and some of the rest turned over */
+    /* truncated, and with every bit of the header and some of the rest flipped */
     for (size_t cut = 0; cut < n; cut = 5 * cut / 4 + 1) assert_false(tokenizer_load(&back, blob, cut, &e));
     free(blob);
     free(again);
@@ -357,7 +360,7 @@ static void test_blob(void **state) {
     free(blob);
 }
 
-/* ---- files that are refused ------------------------------------------------------------------------------------ */
+/* ---- invalid files --------------------------------------------------------------------------------------------- */
 
 static void assert_refused(const char *spec, const char *part) {
     Tokenizer t;
@@ -462,7 +465,7 @@ static void test_bad_tokenizer_json(void **state) {
     }
 }
 
-/* A pattern that runs away is stopped. */
+/* A pattern that backtracks without end is stopped. */
 static void test_runaway_pattern(void **state) {
     (void)state;
     Error e;

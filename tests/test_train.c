@@ -1,8 +1,11 @@
-/* ./train_sft and ./train_grpo, run as a user runs them, on models of one layer: the chain of stages through files and
- * pipes, what is learned, what each option does to it. Needs all programs. Resuming is in test_resume.c, bad input in
- * test_badinput.c, the exact optimum in test_optimum.c.
+/* test_train.c - ./train_sft and ./train_grpo as a user runs them, on models of one layer: the chain of stages through
+ * files and pipes, learning, the effect of each option.
  *
- * The task: six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is right. */
+ * Needs all programs. Resuming is tested in test_resume.c, bad input in test_badinput.c, the exact optimum in
+ * test_optimum.c.
+ *
+ * The task has six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is
+ * right. */
 #include "run.h"
 
 #define SFT "./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
@@ -37,7 +40,7 @@ static void assert_keys(const char *name, int line, const char *keys) {
         if (!has_metric(name, line, key)) fail_msg("%s: no %s", name, key);
 }
 
-/* The event file of a directory holds these texts. */
+/* Checks that the event file of a directory contains these texts. */
 static void assert_events(const char *directory, const char *tag) {
     char command[300];
     snprintf(command, sizeof command, "grep -aq -e '%s' $T/%s/events.out.tfevents.*", tag, directory);
@@ -97,7 +100,7 @@ static void the_chain_through_files(void **state) {
     json_decref(result);
 }
 
-/* The lineage tells the stages, and each parent's hash is that of the file's bytes. */
+/* The lineage lists the stages, and each parent's hash is that of the file's bytes. */
 static void the_lineage_names_the_parents(void **state) {
     (void)state;
     Error e;
@@ -124,7 +127,7 @@ static void the_lineage_names_the_parents(void **state) {
 
 static void the_chain_through_pipes_and_zstd(void **state) {
     (void)state;
-    /* a pipe gives what files give; standard output is the model alone */
+    /* a pipe gives the same as files; standard output contains the model alone */
     sh(SFT NEW "-o $T/a.bin -x 5 -l 0.01");
     sh("./train_grpo -c $T/a.bin -i $T/tasks.shard -o $T/b.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 --sample-count 0");
     sh("data/make_shard --quiet -i - -o - < $T/chat.jsonl | ./train_sft --context 16 --micro-tokens 256 "
@@ -147,7 +150,7 @@ static void the_chain_through_pipes_and_zstd(void **state) {
        "--sample-count 0");
     assert_true(weights_gap("b.bin", "c.bin") == 0);
     sh("./generate -c $T/a.bin.zst -g 4 a=");
-    /* metrics may have standard output, then the model has not */
+    /* metrics can use standard output if the model does not */
     sh(SFT NEW "-o $T/a.bin -x 3 --metrics - 2>/dev/null");
     assert_int_equal(lines_of(out), 3);
     refused(2, SFT NEW "-o - -x 3 --metrics -", "only one output can be standard output");
@@ -158,7 +161,7 @@ static void the_chain_through_pipes_and_zstd(void **state) {
 
 static void sft_learns(void **state) {
     (void)state;
-    /* ten equally likely digits, then the end: the least possible loss is ln(10) / 2 a token */
+    /* ten equally likely digits, then the end: the minimum of the loss is ln(10) / 2 per token */
     const double least = log(10) / 2, loss = metric("sft.jsonl", -1, "loss");
     assert_true(metric("sft.jsonl", 0, "loss") > 5);
     if (!(loss > least - 0.02 && loss < least + 0.08)) fail_msg("loss %g, expected %g", loss, least);
@@ -171,7 +174,7 @@ static void sft_learns(void **state) {
 
 static void sft_loss_on_all_tokens(void **state) {
     (void)state;
-    /* of "a=7<eos>" the answer is two targets, all of it three: "=" is learned too */
+    /* in "a=7<eos>" the answer has two targets, and the whole text three: "=" is learned too */
     sh(SFT NEW "-o $T/x.bin -x 60 -l 0.02 --no-completion-only-loss --metrics $T/all.jsonl");
     assert_near(metric("all.jsonl", -1, "loss"), log(10) / 3, 0.08);
     assert_near(metric("all.jsonl", -1, "num_tokens"), metric("sft.jsonl", -1, "num_tokens"), 0);
@@ -179,7 +182,7 @@ static void sft_loss_on_all_tokens(void **state) {
 
 static void sft_dynamic_fine_tuning(void **state) {
     (void)state;
-    /* its loss is -p ln p, which is small where p is; the validation loss is the plain one */
+    /* the loss is -p ln p, which is small if p is small; the validation loss is the ordinary one */
     sh(SFT NEW "-o $T/x.bin -x 3 -l 0.01 --loss-type dft -j $T/chat.shard --eval-steps 1 --metrics $T/dft.jsonl");
     assert_true(metric("dft.jsonl", 0, "loss") < 0.1);
     assert_true(metric("dft.jsonl", 0, "eval_loss") > 3);
@@ -191,7 +194,7 @@ static void sft_dynamic_fine_tuning(void **state) {
 
 static void sft_neftune(void **state) {
     (void)state;
-    /* noise changes the training loss, and neither the evaluation nor another seed's absence of it */
+    /* noise changes the training loss, reproducibly, and does not change the evaluation */
     sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 --neftune-noise-alpha 5 -j $T/chat.shard --metrics $T/n5.jsonl");
     sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 --neftune-noise-alpha 5 -j $T/chat.shard --metrics $T/n5b.jsonl");
     sh(SFT "-c $T/sft.bin -o $T/x.bin -x 1 -l 0 -j $T/chat.shard --metrics $T/n0.jsonl");
@@ -207,8 +210,10 @@ static void sft_does_not_depend_on_memory_options(void **state) {
     for (int i = 0; i < 5; i++) {
         sh(SFT NEW "-o $T/m%d.bin -x 4 -l 0.01 --metrics $T/m%d.jsonl %s", i, i, options[i]);
         char name[2][32];
-        snprintf(name[0], 32, "m%d.bin", i), snprintf(name[1], 32, "m%d.jsonl", i);
+        snprintf(name[0], 32, "m%d.bin", i);
+        snprintf(name[1], 32, "m%d.jsonl", i);
         const double gap = weights_gap("m0.bin", name[0]);
+        /* other orders of float32 sums; 2e-4 is a fiftieth of one step, for gradients that are almost 0 */
         if (gap > 2e-4) fail_msg("%s: weights differ by %g", options[i], gap);
         for (int line = 0; line < 4; line++)
             assert_near(metric(name[1], line, "loss"), metric("m0.jsonl", line, "loss"), 1e-4);
@@ -217,7 +222,7 @@ static void sft_does_not_depend_on_memory_options(void **state) {
 
 static void sft_order_by_seed_and_epochs(void **state) {
     (void)state;
-    /* half an epoch a step: the losses of a model that stands still tell the order */
+    /* half an epoch per step: the losses of a model that does not change show the order */
     const char *seeds[] = {"1", "1", "2"};
     double loss[3];
     for (int i = 0; i < 3; i++) {
@@ -229,7 +234,7 @@ static void sft_order_by_seed_and_epochs(void **state) {
         assert_near(metric("o.jsonl", 0, "epoch"), 0.5, 1e-9);
         assert_near(metric("o.jsonl", -1, "epoch"), 1.5, 1e-9);
         assert_near(metric("o.jsonl", -1, "num_tokens"), 360, 0);
-        /* the two halves of an epoch make its mean, whatever the order */
+        /* the two halves of an epoch average to its mean in any order */
         assert_near(metric_mean("o.jsonl", 0, 2, "loss"), metric("sft.jsonl", -1, "eval_loss"), 1e-4);
     }
     assert_true(loss[0] == loss[1] && loss[0] != loss[2]);
@@ -246,12 +251,12 @@ static void sft_schedules_and_clipping(void **state) {
     sh(SFT NEW "-o $T/x.bin -x 10 -l 0.01 --lr-scheduler-type wsd --decay-steps 0.2 --metrics $T/s.jsonl");
     assert_near(metric("s.jsonl", 7, "learning_rate"), 0.01, 1e-12);
     assert_true(metric("s.jsonl", 9, "learning_rate") < 0.005);
-    assert_true(metric("s.jsonl", 0, "grad_norm") > 1); /* it is logged as it was before clipping */
+    assert_true(metric("s.jsonl", 0, "grad_norm") > 1); /* the value before clipping is logged */
 }
 
 static void sft_keeps_the_best(void **state) {
     (void)state;
-    /* the rate is made to rise until the loss rises: the best model is not the last */
+    /* the learning rate rises until the loss rises: the best model is not the last */
     sh(SFT NEW "-o $T/last.bin --best $T/best.bin -x 30 -l 0.5 --lr-scheduler-type constant --warmup-steps 30 "
                "--eval-steps 1 -j $T/chat.shard --metrics $T/b.jsonl");
     double least = INFINITY;
@@ -280,27 +285,27 @@ static void grpo_raises_the_reward(void **state) {
     if (!(before < 0.25 && after > 0.9)) fail_msg("reward %g before, %g after", before, after);
     assert_true(metric("g.jsonl", -1, "eval_accuracy") == 1);
     assert_holds(said, "100.0 % after");
-    for (int i = 0; i < 50; i++) /* the sampler is the policy that is trained */
+    for (int i = 0; i < 50; i++) /* the sampler equals the policy that is trained */
         assert_true(metric("g.jsonl", i, "sampling/sampling_logp_difference/max") < 1e-3);
     assert_true(metric("g.jsonl", 0, "ratio/mean") == 1);
-    /* control: a random reward teaches nothing about the answers */
+    /* control: with a random reward nothing about the answers can be learned */
     sh(GRPO "-i $T/sevens.shard -o $T/r.bin -x 50 -l 1e-3 --reward random:1,verify:0 --metrics $T/r.jsonl");
     const double chance = metric_mean("r.jsonl", 30, 50, "rewards/verify/mean");
     assert_near(metric_mean("r.jsonl", 0, 50, "rewards/random/mean"), 0.5, 0.05);
     if (!(chance < 0.3)) fail_msg("accuracy %g by a random reward", chance);
 }
 
-/* Where pi = pi_old, the gradient of rho A is A grad log pi for every loss with a ratio; what differs is the weight of a
- * token. All completions here have two tokens (a digit, the end), so the means over answers and over tokens agree. */
+/* At pi = pi_old the gradient of rho A is A grad log pi for every loss with a ratio; the losses differ in the weight of
+ * a token. All completions here have two tokens (a digit, the end), so the means over answers and over tokens agree. */
 static void grpo_losses_agree_on_policy(void **state) {
     (void)state;
     static const struct {
         const char *options;
-        double factor; /* of grpo's gradient; 0: only positive */
+        double factor; /* relative to grpo's gradient; 0: any positive number */
     } loss[] = {{"--loss-type grpo", 1},
                 {"--loss-type bnpo", 1},
                 {"--loss-type dapo", 1},
-                {"--loss-type dr_grpo", 0.5}, /* constant 4 in place of 2 */
+                {"--loss-type dr_grpo", 0.5}, /* constant 4 instead of 2 */
                 {"--loss-type gspo", 1},
                 {"--loss-type gmpo", 1},
                 {"--loss-type cispo", 1},
@@ -316,7 +321,7 @@ static void grpo_losses_agree_on_policy(void **state) {
                 {"--loss-type grpo --scale-rewards none", 0}};
     double first = 0;
     for (size_t i = 0; i < sizeof loss / sizeof *loss; i++) {
-        /* the digits of the first token only: temperature 1 gives the end after them with near certainty */
+        /* only the first token, a digit, is uncertain: at temperature 1 the end follows it with near certainty */
         sh(GRPO "-o $T/x.bin -x 1 -l 0 --metrics $T/l.jsonl %s", loss[i].options);
         const double norm = metric("l.jsonl", 0, "grad_norm");
         if (!i) first = norm;
@@ -336,11 +341,11 @@ static void grpo_kl_to_a_reference(void **state) {
         assert_near(metric("k.jsonl", 0, "kl"), 0, 1e-6);
         assert_true(fabs(metric("k.jsonl", -1, "kl")) > 1e-4);
     }
-    /* a reference of one's own: its KL is not 0 */
+    /* a different reference: its KL is not 0 */
     sh(GRPO "-o $T/moved.bin -x 4 -l 0.02");
     sh(GRPO "-o $T/x.bin -x 1 -l 0.01 --beta 0.5 --reference $T/moved.bin --metrics $T/k.jsonl");
     assert_true(metric("k.jsonl", 0, "kl") > 1e-3);
-    /* in the reward: the first step's is 0, and the policy is held back */
+    /* in the reward: it is 0 in the first step, and it holds the policy back */
     sh(GRPO "-o $T/x.bin -x 10 -l 0.02 --beta 0 --metrics $T/free.jsonl");
     sh(GRPO "-o $T/x.bin -x 10 -l 0.02 --beta 2 --kl-in reward --kl-estimator k1 --metrics $T/k.jsonl");
     assert_near(metric("k.jsonl", 0, "kl"), 0, 1e-6);
@@ -352,7 +357,7 @@ static void grpo_kl_to_a_reference(void **state) {
 static void grpo_several_steps_a_generation(void **state) {
     (void)state;
     sh(GRPO "-o $T/x.bin -x 6 -l 0.02 --num-iterations 3 --metrics $T/i.jsonl");
-    /* lines 0 and 3 are the first of their generations: pi = pi_old there */
+    /* lines 0 and 3 are the first of their generations, where pi = pi_old */
     for (int i = 0; i < 6; i++) {
         const double gap = metric("i.jsonl", i, "onpolicy/max_abs_ratio_minus_1");
         assert_true(i % 3 ? gap > 1e-3 : gap < 1e-4);
@@ -366,14 +371,14 @@ static void grpo_several_steps_a_generation(void **state) {
 
 static void grpo_dynamic_sampling(void **state) {
     (void)state;
-    /* four samples of a tenth: most groups have no right answer, and are replaced */
+    /* four samples with a chance of a tenth each: most groups have no right answer and are replaced */
     sh(GRPO "-o $T/x.bin -x 4 -l 0 -G 4 --metrics $T/d0.jsonl");
     sh(GRPO "-o $T/x.bin -x 4 -l 0 -G 4 --dynamic-sampling --max-resamples 50 --metrics $T/d1.jsonl");
     assert_true(metric_mean("d0.jsonl", 0, 4, "frac_reward_zero_std") > 0.3);
     for (int i = 0; i < 4; i++) assert_true(metric("d1.jsonl", i, "frac_reward_zero_std") == 0);
     assert_true(metric_mean("d1.jsonl", 0, 4, "dynamic_sampling/resampled_groups") >= 2);
     assert_true(metric("d1.jsonl", -1, "epoch") > metric("d0.jsonl", -1, "epoch"));
-    /* at most so many rounds: a reward that never differs ends, with a warning */
+    /* the number of rounds is limited: a reward that never differs ends the run with a warning */
     sh(GRPO "-o $T/x.bin -x 1 -l 0 -G 2 --dynamic-sampling --max-resamples 2 --reward regex=/x/ --metrics $T/d2.jsonl");
     assert_true(metric("d2.jsonl", 0, "dynamic_sampling/resampled_groups") == 12);
     assert_true(metric("d2.jsonl", 0, "frac_reward_zero_std") == 1);
@@ -382,7 +387,7 @@ static void grpo_dynamic_sampling(void **state) {
 
 static void grpo_masks(void **state) {
     (void)state;
-    /* a limit of one token cuts every answer: with the mask nothing is left to learn from */
+    /* a limit of one token truncates every answer: with the mask no token is left to train on */
     sh(GRPO "-o $T/x.bin -x 1 -l 0 -g 1 --metrics $T/t.jsonl");
     assert_true(metric("t.jsonl", 0, "completions/clipped_ratio") == 1 && metric("t.jsonl", 0, "grad_norm") > 0);
     assert_holds(said, "no completion ended within 1 tokens");
@@ -409,7 +414,7 @@ static void grpo_entropy(void **state) {
     }
     if (!(entropy[0] < entropy[1] && entropy[1] < entropy[2]))
         fail_msg("entropies %g, %g, %g", entropy[0], entropy[1], entropy[2]);
-    /* the coefficient climbs by 0.005 a step while the entropy is below its target */
+    /* the coefficient rises by 0.005 per step while the entropy is below its target */
     sh(GRPO "-o $T/x.bin -x 4 -l 0 --use-adaptive-entropy --entropy-target 9 --metrics $T/e.jsonl");
     for (int i = 0; i < 4; i++) assert_near(metric("e.jsonl", i, "entropy_coef"), 0.005 * (i + 1), 1e-12);
 }
@@ -418,10 +423,10 @@ static void grpo_sampling_options(void **state) {
     (void)state;
     sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-k 3 --metrics $T/s.jsonl");
     sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-p 0.5 --min-p 0.01 --repetition-penalty 1.2 --metrics $T/s.jsonl");
-    /* the log-probabilities are those of the temperature, in sampling and in training */
+    /* log-probabilities are at the sampling temperature, in sampling and in training */
     sh(GRPO "-o $T/x.bin -x 2 -l 0 --temperature 0.5 --metrics $T/s.jsonl");
     assert_true(metric("s.jsonl", 0, "sampling/sampling_logp_difference/max") < 1e-3);
-    /* neither the slots nor the micro-batch change what is drawn and learned */
+    /* neither the slots nor the micro-batch size change the samples and the training */
     sh(GRPO "-o $T/s0.bin -x 3 -l 1e-3 -G 8 --metrics $T/s0.jsonl");
     sh(GRPO "-o $T/s1.bin -x 3 -l 1e-3 -G 8 --slots 5 --micro-tokens 16 --recompute 2 --metrics $T/s1.jsonl");
     assert_true(weights_gap("s0.bin", "s1.bin") < 2e-4);
@@ -432,14 +437,15 @@ static void grpo_sampling_options(void **state) {
 
 static void grpo_reward_program(void **state) {
     (void)state;
-    /* it is started once and lives: one line in its log, whatever the steps; 1 where the completion begins with 7 */
+    /* it is started once and stays: one line in its log for any number of steps; 1 if the completion begins with 7 */
     put("seven.sh", "echo $$ >> $T/pids\n"
                     "while read -r line; do case $line in *'\"completion\":\"7'*) echo 1;; *) echo 0;; esac; done\n");
     sh(GRPO "-o $T/x.bin -x 25 -l 0.01 --reward-cmd 'sh $T/seven.sh' --metrics $T/c.jsonl");
     assert_true(metric_mean("c.jsonl", 22, 25, "rewards/command/mean") > 0.8);
     assert_int_equal(metric_lines("pids"), 1);
-    assert_false(has_metric("c.jsonl", 0, "rewards/verify/mean")); /* the program is all, unless --reward says more */
-    /* it may leave an answer out of the sum, and stand beside other parts */
+    /* the program alone is the reward, unless --reward adds more */
+    assert_false(has_metric("c.jsonl", 0, "rewards/verify/mean"));
+    /* it may leave an answer out of the sum, and it combines with other parts */
     put("null.sh",
         "while read -r line; do n=$((n + 1)); if [ $((n % 4)) = 0 ]; then echo null; else echo $((n % 3)); fi; done\n");
     sh(GRPO "-o $T/x.bin -x 2 -l 1e-3 --reward command:0.5,verify --reward-cmd 'sh $T/null.sh' --metrics $T/c.jsonl");
@@ -449,7 +455,7 @@ static void grpo_reward_program(void **state) {
 
 /* ---- not a number ---------------------------------------------------------------------------------------------- */
 
-/* A weight that is not a number: every step is skipped and counted, and too many of them end the run. */
+/* A weight that is NaN: every step is skipped and counted, and too many of them end the run. */
 static void a_nan_is_guarded_against(void **state) {
     (void)state;
     Error e;
@@ -471,13 +477,13 @@ static void a_nan_is_guarded_against(void **state) {
         run(1, command);
         assert_string_equal(out, "");
         files_assert_content(files_path("kept"), "earlier", 7);
-        assert_holds(said, i ? "step 3: the gradient is not finite; the step was skipped (3 so far)" /* a ratio is 1 */
+        assert_holds(said, i ? "step 3: the gradient is not finite; the step was skipped (3 so far)" /* a ratio of 1 */
                              : "step 3: the loss is not finite; the step was skipped (3 so far)");
         assert_holds(said, "4 steps were skipped for NaN or infinity, --max-bad-steps allows 3\n");
         const char *name = i ? "nan1.jsonl" : "nan0.jsonl";
         assert_int_equal(metric_lines(name), 3);
         assert_true(isnan(metric(name, 2, "grad_norm")) && metric(name, 2, "grad/nan_count") == 3);
-        /* within the limit the run ends well, and the weights are as they were */
+        /* within the limit the run ends normally, and the weights are unchanged */
         snprintf(command, sizeof command, "%s -c $T/nan.bin -o $T/nan2.bin -x 2 -l 1e-3 --max-bad-steps 2", program[i]);
         run(0, command);
         size_t n, k;

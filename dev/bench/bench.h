@@ -1,7 +1,7 @@
 /* bench.h - shared parts of the benchmarks: machine ceilings, a clock for every backend operation, medians.
  *
- * The ceilings are measured, never looked up: the arithmetic peak of the backend (llmc/cpu/peak.h), and the bandwidth of
- * reading and of copying an array far larger than the caches.
+ * The ceilings are measured, never looked up: the arithmetic peak of the backend (llmc/cpu/peak.h), and the bandwidth
+ * of reading and of copying an array far larger than the caches.
  *
  * bench_backend() returns a copy of a backend's table with a clock around each operation. The same code runs, and llmc/
  * needs no change for it.
@@ -193,7 +193,8 @@ static inline void bench_split_reset(void) {
     }
 }
 
-/* Prints how the time of `steps` steps, `seconds` in all, divides into operations: one line each, the costliest first. */
+/* Prints how the time of `steps` steps, `seconds` in all, divides into operations: one line each, the costliest
+ * first. */
 static inline void bench_split(FILE *f, int64_t steps, double seconds) {
     BenchOp op[BENCH_OP_COUNT];
     memcpy(op, bench_clock()->op, sizeof op);

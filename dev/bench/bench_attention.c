@@ -4,10 +4,10 @@
  *
  * Each shape whose name contains NAME runs for SECONDS seconds. OMP_NUM_THREADS sets the number of threads.
  *
- * Training shapes: GFLOP/s of the forward pass (4 D per visible query-key pair and head) and of the backward pass (10 D:
- * five products, with recomputed scores), also as percentages of the measured fused multiply-add peak. Decode shapes: GB/s
- * of distinct keys and values, also as a percentage of the measured read bandwidth. They cycle through the KV caches of
- * several layers, so that the data does not stay in the processor's caches. */
+ * Training shapes: GFLOP/s of the forward pass (4 D per visible query-key pair and head) and of the backward pass (10
+ * D: five products, with recomputed scores), also as percentages of the measured fused multiply-add peak. Decode
+ * shapes: GB/s of distinct keys and values, also as a percentage of the measured read bandwidth. They cycle through the
+ * KV caches of several layers, so that the data does not stay in the processor's caches. */
 #include "bench.h"
 
 /* Calls `run` for `seconds` seconds, at least 3 times, and returns the shortest time per layer. */
@@ -82,7 +82,8 @@ static void bench_training(const Shape *s, double peak, double seconds) {
     free(qkv), free(dqkv), free(dout), free(out), free(lse);
 }
 
-/* Decodes one token for each of families * answers sequences. The sequences of a family share the keys of their prompt. */
+/* Decodes one token for each of families * answers sequences. The sequences of a family share the keys of their
+ * prompt. */
 static void bench_decode(const Shape *s, double bandwidth, double seconds) {
     static Segment segment[4096];
     int n = 0, keys = 0;

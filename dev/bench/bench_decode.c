@@ -2,10 +2,11 @@
  *
  *     make build/bench_decode && build/bench_decode [--dtype bf16] [--sequences 32] [--no-single]
  *
- * It runs random weights and different random prompts through the rollout engine (llmc/rollout/rollout.h); dev/peers/peer_generate.py
- * does the same in transformers. The speed is compared with two lower bounds of the time. Memory: each step reads every
- * weight it uses once, at the read bandwidth. Arithmetic: 2 N FLOP per token, prompts included, at the rate of the
- * processor's multiply-adds. The batch size decides which bound is tighter. The last line, on standard output, is JSON.
+ * It runs random weights and different random prompts through the rollout engine (llmc/rollout/rollout.h);
+ * dev/peers/peer_generate.py does the same in transformers. The speed is compared with two lower bounds of the time.
+ * Memory: each step reads every weight it uses once, at the read bandwidth. Arithmetic: 2 N FLOP per token, prompts
+ * included, at the rate of the processor's multiply-adds. The batch size decides which bound is tighter. The last line,
+ * on standard output, is JSON.
  */
 #include "../../llmc/base/options.h"
 #include "../../llmc/rollout/rollout.h"

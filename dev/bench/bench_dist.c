@@ -1,4 +1,5 @@
-/* bench_dist.c - benchmark of data-parallel training: gradient sums by size, and a step on W ranks with its predicted cost.
+/* bench_dist.c - benchmark of data-parallel training: gradient sums by size, and a step on W ranks with its predicted
+ * cost.
  *
  *     make llmc_mpi.so build/bench_dist
  *     export OMP_NUM_THREADS=1 LLMC_MPI_LIBRARY=./llmc_mpi.so

@@ -3,10 +3,11 @@
  *     make build/bench_gemm && build/bench_gemm [--dtype bf16] [--seconds 0.2] [--match decode]
  *     (OMP_NUM_THREADS sets the number of threads)
  *
- * Each shape gives one line: the time and GFLOP/s of the model's own path, in which weights are packed once per update as
- * in training and decode; its share of the peak of fused multiply-adds (or bfloat16 dot products) on registers; GB/s of
- * weights; the time of packing; and, for comparison, plain sgemm, which packs in every call. Decode shapes cycle through
- * several copies of the weights, so that these come from memory as they do in a model. The table goes to standard output.
+ * Each shape gives one line: the time and GFLOP/s of the model's own path, in which weights are packed once per update
+ * as in training and decode; its share of the peak of fused multiply-adds (or bfloat16 dot products) on registers; GB/s
+ * of weights; the time of packing; and, for comparison, plain sgemm, which packs in every call. Decode shapes cycle
+ * through several copies of the weights, so that these come from memory as they do in a model. The table goes to
+ * standard output.
  */
 #include "../../llmc/base/options.h"
 #include "bench.h"

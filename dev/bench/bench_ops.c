@@ -4,8 +4,8 @@
  *     (OMP_NUM_THREADS sets the number of threads)
  *
  * GB/s counts the bytes that an operation must read and write, each once. The ceiling is a copy with ordinary stores,
- * which are the only ones in llmc, or a read if little is written; both are measured first. A share above 100 % means that
- * part of the data was in the processor's caches. The table goes to standard output.
+ * which are the only ones in llmc, or a read if little is written; both are measured first. A share above 100 % means
+ * that part of the data was in the processor's caches. The table goes to standard output.
  */
 #include "../../llmc/base/options.h"
 #include "bench.h"

@@ -2,8 +2,8 @@
  *
  *     build/bench_tokenizer SPEC FILE [SECONDS [IDS]]
  *
- * SPEC is as in make_shard --tokenizer, FILE any text. Passes run for SECONDS seconds (default 1). Prints one line of JSON:
- * MB/s of text in the best pass, bytes and tokens. The ids are written to the file IDS as int32, where
+ * SPEC is as in make_shard --tokenizer, FILE any text. Passes run for SECONDS seconds (default 1). Prints one line of
+ * JSON: MB/s of text in the best pass, bytes and tokens. The ids are written to the file IDS as int32, where
  * dev/bench/bench_tokenizer.py compares them.
  */
 #include "../../llmc/base/options.h"

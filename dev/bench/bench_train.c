@@ -2,10 +2,11 @@
  *
  *     make build/bench_train && build/bench_train [--dtype bf16] [--recompute 1] [--steps 5]
  *
- * It packs 4 sequences of 256 random tokens in one batch, trains random weights and reports the median of the steps after
- * the first, and the time of each operation; dev/peers/peer_train.py does the same in PyTorch. FLOP are 6 N per token, where N
- * counts all parameters with the padded vocabulary, plus attention's 12 C per layer and visible query-key pair. The
- * share refers to the arithmetic peak of the processor (llmc/cpu/peak.h). The last line, on standard output, is JSON.
+ * It packs 4 sequences of 256 random tokens in one batch, trains random weights and reports the median of the steps
+ * after the first, and the time of each operation; dev/peers/peer_train.py does the same in PyTorch. FLOP are 6 N per
+ * token, where N counts all parameters with the padded vocabulary, plus attention's 12 C per layer and visible
+ * query-key pair. The share refers to the arithmetic peak of the processor (llmc/cpu/peak.h). The last line, on
+ * standard output, is JSON.
  */
 #include "../../llmc/model/decode.h"
 #include "../../llmc/model/optimizer.h"

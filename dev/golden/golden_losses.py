@@ -14,43 +14,19 @@ Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. nan is t
 import inspect
 import itertools
 import math
-import os
 import re
 from collections import defaultdict, deque
 from types import SimpleNamespace
 
-os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+import golden
+from golden import Accelerator, emit, float32
 import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 from trl.experimental.gmpo import GMPOTrainer
 from trl.trainer import sft_trainer
 
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(1)
-out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/losses.txt"), "w")
-
-
-def emit(key, values, digits=9):
-    values = [float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten()]
-    print(key, len(values), *[f"{v:.{digits}g}" for v in values], file=out)
-
-
-def float32(x):
-    return x.float().double()
-
-
-class Accelerator:
-    """One process: every collective is the identity."""
-
-    num_processes, process_index, sync_gradients, device = 1, 0, True, torch.device("cpu")
-    gather = gather_for_metrics = staticmethod(lambda x: x)
-
-    def reduce(self, x, reduction):
-        return x
-
-    def pad_across_processes(self, x, dim, pad_index):
-        return x
+out = golden.start("losses.txt", seed=1)
 
 
 def trainer(cls, **settings):

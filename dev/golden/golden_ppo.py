@@ -13,13 +13,12 @@ after another.
 """
 
 import itertools
-import os
 
+import golden
 import torch
+from golden import emit, float32
 
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(7)
-out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/ppo.txt"), "w")
+out = golden.start("ppo.txt", seed=7, digits=12)
 print("# written by dev/golden/golden_ppo.py", file=out)
 lengths = [5, 1, 8, 3, 2]  # tokens of the completions
 N, T = len(lengths), max(lengths)
@@ -28,17 +27,12 @@ inside = torch.arange(T)[None] < torch.tensor(lengths)[:, None]
 mask = inside & (counts[:, None] == 1)
 
 
-def emit(key, values):
-    values = [float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten()]
-    print(key, len(values), *[f"{v:.12g}" for v in values], file=out)
-
-
 def flat(x):
     return x[inside]
 
 
 def draw(scale=1.0):
-    return (torch.randn(N, T) * scale).float().double()
+    return float32(torch.randn(N, T) * scale)
 
 
 def masked_mean(x, m):
@@ -79,7 +73,7 @@ for number, (kl, gamma, lam) in enumerate(itertools.product(("k1", "k2", "k3"), 
 
 # whitening: (x - mean) / sqrt(var + 1e-8) over the unmasked tokens, variance with n - 1
 for shift, scale in itertools.product((1, 0), (1.0, 1e-3, 30.0)):
-    x = (draw(scale) + 3).float().double()
+    x = float32(draw(scale) + 3)
     mean, variance = x[mask].mean(), x[mask].var(unbiased=True)
     y = (x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift else mean)
     begin("whiten", f"shift{shift}_{scale}")

@@ -20,7 +20,8 @@ import re
 from collections import defaultdict
 from types import SimpleNamespace
 
-os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+import golden
+from golden import Accelerator, emit, float32
 import torch
 import torch.nn.functional as F
 import trl
@@ -29,29 +30,8 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 from trl.experimental.online_dpo import online_dpo_trainer
 
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(2)
-out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/preference.txt"), "w")
+out = golden.start("preference.txt", seed=2)
 DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
-
-
-def emit(key, values, digits=9):
-    values = [float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten()]
-    print(key, len(values), *[f"{v:.{digits}g}" for v in values], file=out)
-
-
-def float32(x):
-    return x.float().double()
-
-
-class Accelerator:
-    """One process: every collective is the identity."""
-
-    device = torch.device("cpu")
-    gather = gather_for_metrics = staticmethod(lambda x: x)
-
-    def unwrap_model(self, model):
-        return model
 
 
 class Model:

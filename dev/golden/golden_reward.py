@@ -12,34 +12,21 @@ values are computed in float64 on inputs rounded to float32.
 Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
 
-import os
 from collections import defaultdict
 from types import SimpleNamespace
 
-os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+import golden
+from golden import Accelerator, emit, float32
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from transformers.loss.loss_utils import ForTokenClassification
 from trl import RewardTrainer
 
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(3)
-out = open(os.path.join(os.path.dirname(__file__), "../../tests/golden/reward.txt"), "w")
-
-
-def emit(key, values, digits=10):
-    values = [float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten()]
-    print(key, len(values), *[f"{v:.{digits}g}" for v in values], file=out)
+out = golden.start("reward.txt", seed=3, digits=10)
 
 
 def normal(*shape, scale=1.0):
-    return (scale * torch.randn(*shape)).float().double()
-
-
-class Accelerator:
-    """One process: every collective is the identity."""
-
-    gather = gather_for_metrics = staticmethod(lambda x: x)
+    return float32(scale * torch.randn(*shape))
 
 
 def pairs_case(name, pairs, scale, margin=None, center=None):
@@ -95,7 +82,7 @@ def outcome_case(name, n, scale, epsilon):
 def steps_case(name, rows, tokens, scale):
     """TRL has two logits z_0, z_1 per token; the C code has one score z_1 - z_0 per labelled token."""
     z = normal(rows, tokens, 2, scale=scale)
-    z[..., 0] = (z[..., 1] - (z[..., 1] - z[..., 0]).float().double())  # makes the difference exact in float32
+    z[..., 0] = (z[..., 1] - float32(z[..., 1] - z[..., 0]))  # makes the difference exact in float32
     z.requires_grad_()
     label = torch.where(torch.rand(rows, tokens) < 0.4, (torch.rand(rows, tokens) < 0.6).long(), -100)
     loss = ForTokenClassification(z, label, SimpleNamespace(num_labels=2))
@@ -116,7 +103,7 @@ def auc_case(name, n, levels):
     """levels: scores are multiples of 1/levels, which gives ties."""
     label = (torch.rand(n) < 0.3).double()
     score = torch.round((torch.rand(n) + 0.3 * label) * levels) / levels
-    score = score.float().double()
+    score = float32(score)
     try:
         from sklearn.metrics import roc_auc_score
 

@@ -15,6 +15,15 @@ import statistics
 import time
 
 
+EOS, PAD = 256, 259  # of the tokenizer of bytes
+PAIRS = """
+Both programs train on the same pairs, with one token per byte and an end token. TRL pads the completions of a step to the
+longest and runs each prompt twice. TRL's defaults apply except for what the comparison fixes: float32 unless --dtype
+bfloat16 (which is TRL's default), and no gradient checkpointing (it would only slow TRL down). Nothing is downloaded and
+nothing is reported. Prints one JSON line: optimizer steps/s of the median step, peak resident memory in MiB.
+"""
+
+
 def options(doc, steps):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -25,6 +34,19 @@ def options(doc, steps):
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
     parser.add_argument("--steps", type=int, default=steps, help="timed steps, after one untimed step")
     return parser
+
+
+def pair_options(doc):
+    """The options of the benchmarks that train on pairs of completions."""
+    parser = options(doc + PAIRS, steps=4)
+    parser.add_argument("--data", required=True, help="JSON lines with prompt, chosen, rejected")
+    parser.add_argument("--batch", type=int, default=8, help="pairs per step")
+    return parser
+
+
+def pairs(o):
+    """The rows of --data."""
+    return [json.loads(line) for line in open(o.data)]
 
 
 def start(parser):

@@ -4,29 +4,22 @@
     data/make_prefs --count 200 --prompt-length 256 --min-length 16 --max-length 96 -o prefs.jsonl
     python dev/peers/peer_rm.py --data prefs.jsonl [--threads 2] [--steps 4] [--dtype bfloat16]
 
-Both programs train on the same pairs, with one token per byte and an end token. TRL pads the completions of a step to the
-longest and runs each prompt twice. TRL's defaults apply except for what the comparison fixes: float32 unless --dtype
-bfloat16 (which is TRL's default), and no gradient checkpointing (it would only slow TRL down). Nothing is downloaded and
-nothing is reported. Prints one JSON line: optimizer steps/s of the median step, peak resident memory in MiB.
+peer.PAIRS describes the comparison; --help prints it too.
 """
 
-import json
 import tempfile
 
 import peer
+from peer import EOS, PAD
 
-parser = peer.options(__doc__, steps=4)
-parser.add_argument("--data", required=True, help="JSON lines with prompt, chosen, rejected")
-parser.add_argument("--batch", type=int, default=8, help="pairs per step")
-o = peer.start(parser)
+o = peer.start(peer.pair_options(__doc__))
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
-EOS, PAD = 256, 259
-rows = [json.loads(line) for line in open(o.data)]
+rows = peer.pairs(o)
 tokens = [[list((r["prompt"] + r[side]).encode()) + [EOS] for side in ("chosen", "rejected")] for r in rows]
 data = Dataset.from_dict({"chosen_ids": [t[0] for t in tokens], "rejected_ids": [t[1] for t in tokens]})
 words = {chr(0x100 + i): i for i in range(o.vocab)}

@@ -1,4 +1,5 @@
-/* options.h - command-line options: one table per program drives parsing, --help, defaults and the printed configuration.
+/* options.h - command-line options: one table per program drives parsing, --help, defaults and the printed
+ * configuration.
  *
  *     static struct { const char *input; int64_t steps; double beta; bool verbose; int loss; } o = {.steps = 100};
  *     static const Option table[] = {

@@ -26,8 +26,9 @@ static inline volatile sig_atomic_t *program_signal(void) {
     return &received;
 }
 
-/* A second signal ends the program, but not one within PROGRAM_GRACE seconds of the first: timeout(1) signals its child and
- * then its process group, so that the child gets the same signal twice. The second signal of a person comes later. */
+/* A second signal ends the program, but not one within PROGRAM_GRACE seconds of the first: timeout(1) signals its child
+ * and then its process group, so that the child gets the same signal twice. The second signal of a person comes
+ * later. */
 static const double PROGRAM_GRACE = 1;
 
 static inline void program_on_signal(int number) {

@@ -6,8 +6,8 @@
  *   head.h        log-probabilities, entropy, sampling
  *   peak.h        the arithmetic peak that the trainers' shares refer to
  *
- * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of its
- * one public function, and links all of them into every program; cpu.h chooses at run time.
+ * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
+ * its one public function, and links all of them into every program; cpu.h chooses at run time.
  *
  * Storage is float32 throughout (weight_size = act_size = 4): --dtype bf16 only changes the arithmetic of the matrix
  * products. All cores that OpenMP gives are used; OMP_NUM_THREADS sets their number.

@@ -5,14 +5,14 @@
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
  * Weights are packed into oneDNN's own blocked layout once per update and kept. `packs` finds them by address, and
- * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are rounded
- * before each product. Sums, outputs and everything else stay float32, so no other operation is aware of bfloat16.
- * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm, which
- * packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
+ * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are
+ * rounded before each product. Sums, outputs and everything else stay float32, so no other operation is aware of
+ * bfloat16. Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on,
+ * where sgemm, which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
- * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are made in
- * blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), terms of a sum are padded.
- * Scratch memory of the primitives is one buffer of the device, so that it is counted.
+ * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are
+ * made in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), terms of a sum
+ * are padded. Scratch memory of the primitives is one buffer of the device, so that it is counted.
  */
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
@@ -91,12 +91,12 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
     return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
 }
 
-/* Is a pass over this many elements worth waking the other threads? Waking them takes a few microseconds, and on a machine
- * whose cores are busy a time slice. */
+/* Is a pass over this many elements worth waking the other threads? Waking them takes a few microseconds, and on a
+ * machine whose cores are busy a time slice. */
 static inline bool cpu_worth(size_t elements) { return elements > 16384; }
 
-/* Elementwise passes use blocks of this size. A thread's part then begins at a vector boundary, and the number of threads has
- * no influence on which elements are left to scalar code, whose sums may be contracted differently. */
+/* Elementwise passes use blocks of this size. A thread's part then begins at a vector boundary, and the number of
+ * threads has no influence on which elements are left to scalar code, whose sums may be contracted differently. */
 enum { CPU_BLOCK = 4096 };
 
 /* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
@@ -229,8 +229,8 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     return handle;
 }
 
-/* Marks every pack that holds some of the n floats at w as stale, because they have new values. drop: also frees those packs,
- * because the memory of the weights is released. */
+/* Marks every pack that holds some of the n floats at w as stale, because they have new values. drop: also frees those
+ * packs, because the memory of the weights is released. */
 static inline void gemm_weights_changed(Device *d, const float *w, size_t n, bool drop) {
     for (int i = d->pack_count - 1; i >= 0; i--) {
         GemmPack *pack = &d->packs[i];
@@ -246,12 +246,13 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
     }
 }
 
-/* Rows of the plan for N rows: 4, 8 or a multiple of ROW_ALIGN. With 4 and 8 rows the decode of a few sequences is bound by
- * memory bandwidth; 16 rows are already bound by arithmetic. */
+/* Rows of the plan for N rows: 4, 8 or a multiple of ROW_ALIGN. With 4 and 8 rows the decode of a few sequences is
+ * bound by memory bandwidth; 16 rows are already bound by arithmetic. */
 static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
-/* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks of
- * 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads weights once. */
+/* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks
+ * of 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads weights
+ * once. */
 static inline int gemm_block(int N, int rows_left) {
     if (N <= 256 || rows_left <= 128) return rows_left;
     return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
@@ -264,7 +265,8 @@ static inline int gemm_terms(int N) {
     return (N + step - 1) / step * step;
 }
 
-/* Returns x in the type of the arithmetic: x itself, or n floats rounded into half[which], followed by `padding` zeros. */
+/* Returns x in the type of the arithmetic: x itself, or n floats rounded into half[which], followed by `padding`
+ * zeros. */
 static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
     if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
     d->half[which] =

@@ -1,15 +1,15 @@
 /* peak.h - the arithmetic peak of this processor, measured.
  *
- * A share of the peak is only worth printing if it cannot exceed 100 % and does not depend on how busy the machine was in
- * the milliseconds of one measurement. So the peak is that of the arithmetic itself, on operands that never leave the
- * registers, which no matrix product can exceed:
+ * A share of the peak is only worth printing if it cannot exceed 100 % and does not depend on how busy the machine was
+ * in the milliseconds of one measurement. So the peak is that of the arithmetic itself, on operands that never leave
+ * the registers, which no matrix product can exceed:
  *
  *   float32   fused multiply-adds of this instruction set
  *   bf16      AMX tiles (tdpbf16ps) or, without AMX, dot products of pairs (vdpbf16ps), or the float32 figure if larger
  *
- * It is the best of several short measurements, and of those of earlier runs on the same processor with the same number of
- * threads, which are kept in $XDG_CACHE_HOME/llmc-peak (~/.cache/llmc-peak): one line per setting, "GFLOP/s dtype isa threads
- * processor". A cache that cannot be read or written is as good as none.
+ * It is the best of several short measurements, and of those of earlier runs on the same processor with the same number
+ * of threads, which are kept in $XDG_CACHE_HOME/llmc-peak (~/.cache/llmc-peak): one line per setting, "GFLOP/s dtype
+ * isa threads processor". A cache that cannot be read or written is as good as none.
  */
 #ifndef LLMC_CPU_PEAK_H
 #define LLMC_CPU_PEAK_H

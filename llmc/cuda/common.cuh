@@ -1,7 +1,8 @@
 /* common.cuh - shared parts of all CUDA kernels: the device, checked errors, scratch memory, reductions.
  *
- * Only llmc/cuda/cuda.cu, the kernel tests and dev/cuda include the .cuh files. They are C++17 and compile unchanged with
- * nvcc and, through tests/cuda_host, with g++ and clang++. The differences between the two are confined to ptx.cuh.
+ * Only llmc/cuda/cuda.cu, the kernel tests and dev/cuda include the .cuh files. They are C++17 and compile unchanged
+ * with nvcc and, through tests/cuda_host, with g++ and clang++. The differences between the two are confined to
+ * ptx.cuh.
  *
  * Errors are sticky. A failed call stores one line in the device, with the call, file, line and shape. From then on
  * operations do nothing, and sync() returns the message:

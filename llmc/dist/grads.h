@@ -15,12 +15,12 @@
  *     }
  *
  * With zero 2 the gradients of a layer are stored in one of two buffers that the layers use alternately. After every
- * micro-batch they are summed over the ranks and added to the slices that each rank keeps. All ranks therefore take part
- * in as many rounds as the rank with the most micro-batches has; the others contribute zeros.
+ * micro-batch they are summed over the ranks and added to the slices that each rank keeps. All ranks therefore take
+ * part in as many rounds as the rank with the most micro-batches has; the others contribute zeros.
  *
- * If the backward passes of two models alternate, one of them is opened late: its sums begin in dist_grads_update(), which
- * is called after the other model's, and it needs no dist_grads_begin(). The order of all messages is then the same on all
- * ranks.
+ * If the backward passes of two models alternate, one of them is opened late: its sums begin in dist_grads_update(),
+ * which is called after the other model's, and it needs no dist_grads_begin(). The order of all messages is then the
+ * same on all ranks.
  *
  * With one rank the same calls do no more than optimizer_step().
  */
@@ -73,7 +73,8 @@ static inline void dist_bucket_end(DistGrads *g, int layer) {
     g->bucket[g->buckets].first = g->pieces;
 }
 
-/* Makes the buckets in the order of the backward pass: from the last layer to the first, then the tensors outside layers. */
+/* Makes the buckets in the order of the backward pass: from the last layer to the first, then the tensors outside
+ * layers. */
 static inline void dist_buckets(DistGrads *g) {
     const int L = g->model->config.layers;
     size_t filled = 0;
@@ -181,8 +182,8 @@ static inline bool dist_grads_collect(void *context, const Floats *array, int te
 
 /* ---- the step -------------------------------------------------------------------------------------------------- */
 
-/* m, o: created with m->share; dist_grads_update() trains them from now on. late: see above; its share is that of a single
- * rank. */
+/* m, o: created with m->share; dist_grads_update() trains them from now on. late: see above; its share is that of a
+ * single rank. */
 static inline void dist_grads_open(DistGrads *g, Dist *d, Model *m, Optimizer *o, bool late) {
     *g = (DistGrads){.d = d, .model = m, .optimizer = o, .late = late};
     if (d->ranks == 1) return;

@@ -1,13 +1,13 @@
 /* link.h - interface between dist.h and the communication libraries llmc_mpi.so and llmc_nccl.so.
  *
  * Ranks are processes that run the same program on the same data, each with a part of the work. A library fills in one
- * table, DistLink, and exports it under DIST_LINK_SYMBOL. Its operations are collective: every rank starts the same ones
- * in the same order. reduce() and gather() are asynchronous: they return at once, and finish() waits for them.
+ * table, DistLink, and exports it under DIST_LINK_SYMBOL. Its operations are collective: every rank starts the same
+ * ones in the same order. reduce() and gather() are asynchronous: they return at once, and finish() waits for them.
  *
  * How an array is distributed over the ranks is the rule of share_slice() (../model/share.h).
  *
- * MPI sums over ranks in the order of the ranks. NCCL sums in the order of its own algorithm, which is the same in every
- * run on the same machines.
+ * MPI sums over ranks in the order of the ranks. NCCL sums in the order of its own algorithm, which is the same in
+ * every run on the same machines.
  *
  * nvcc compiles this header too: it stays in the common subset of C and C++.
  */
@@ -28,8 +28,9 @@ typedef struct DistPiece {
     Floats *into; /* reduce: this rank's slice of the sum is added to it; NULL: the sum replaces the slice in x */
 } DistPiece;
 
-/* Called about every ten milliseconds during a wait. seconds: duration of the wait so far. missing[ranks]: 1 for each rank
- * whose part has not arrived, or NULL if the library cannot tell. Returns false, with a message, to end the wait. */
+/* Called about every ten milliseconds during a wait. seconds: duration of the wait so far. missing[ranks]: 1 for each
+ * rank whose part has not arrived, or NULL if the library cannot tell. Returns false, with a message, to end the
+ * wait. */
 typedef struct DistWatch {
     bool (*check)(void *context, double seconds, const uint8_t *missing, Error *e);
     void *context;
@@ -52,11 +53,11 @@ typedef struct DistLink {
     /* Joins the other ranks. place: as given by the environment; the library may correct the numbers. device: holds the
      * memory of the pieces. */
     bool (*open)(DistState **s, DistPlace *place, Device *device, Error *e);
-    /* All-gather of host memory: all = the concatenation of every rank's `mine`, of bytes[r] bytes for rank r, in the order
-     * of ranks. Waits for completion. */
+    /* All-gather of host memory: all = the concatenation of every rank's `mine`, of bytes[r] bytes for rank r, in the
+     * order of ranks. Waits for completion. */
     bool (*exchange)(DistState *s, const void *mine, void *all, const size_t *bytes, Error *e);
-    /* Starts a sum of float32 pieces over the ranks. Reduce-scatter: each rank gets its slice of the sum (see DistPiece);
-     * everywhere: all-reduce, each rank gets the whole sum in x. x must not be accessed before finish(). */
+    /* Starts a sum of float32 pieces over the ranks. Reduce-scatter: each rank gets its slice of the sum (see
+     * DistPiece); everywhere: all-reduce, each rank gets the whole sum in x. x must not be accessed before finish(). */
     bool (*reduce)(DistState *s, const DistPiece *piece, int pieces, bool everywhere, Error *e);
     /* Starts an all-gather of every rank's own slices of the pieces. element: size of an element in bytes. */
     bool (*gather)(DistState *s, const DistPiece *piece, int pieces, size_t element, Error *e);

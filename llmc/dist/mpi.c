@@ -3,8 +3,8 @@
  * It is built as llmc_mpi.so if there is an mpicc. dist.h opens it in programs that mpirun or srun started, so the
  * programs themselves do not depend on MPI.
  *
- * MPI only carries messages from one rank to another. Sums are computed here, in the order of the ranks, so they are the
- * same in every run, in whatever order the messages arrive:
+ * MPI only carries messages from one rank to another. Sums are computed here, in the order of the ranks, so they are
+ * the same in every run, in whatever order the messages arrive:
  *
  *   reduce   Each rank sends every other rank its contribution to that rank's slices, and sums the contributions to its
  *            own: ((x_0 + x_1) + x_2) + ... With everywhere, each rank then sends its slice of the sum to all others.

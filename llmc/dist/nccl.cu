@@ -1,13 +1,14 @@
 /* nccl.cu - link.h over NCCL, for ranks on GPUs.
  *
- * It is built as llmc_nccl.so if there are nvcc and nccl.h. dist.h opens it with --device cuda and more than one rank; a
- * single GPU does not need it.
+ * It is built as llmc_nccl.so if there are nvcc and nccl.h. dist.h opens it with --device cuda and more than one rank;
+ * a single GPU does not need it.
  *
- * NCCL's collectives run on a stream of their own, concurrently with the backward pass: one event marks that the gradients
- * of a bucket are ready, another that their sum is. ReduceScatter and AllGather require slices of equal size, so the rest
- * of a tensor, less than 16 elements per rank, belongs to the last rank and uses Reduce and Broadcast.
+ * NCCL's collectives run on a stream of their own, concurrently with the backward pass: one event marks that the
+ * gradients of a bucket are ready, another that their sum is. ReduceScatter and AllGather require slices of equal size,
+ * so the rest of a tensor, less than 16 elements per rank, belongs to the last rank and uses Reduce and Broadcast.
  *
- *   reduce    AllReduce with everywhere; else ReduceScatter in place (with zero 2 the result is added to the kept slices)
+ *   reduce    AllReduce if every rank needs the sums; else ReduceScatter in place (with zero 2 the result is added to
+ *             the kept slices)
  *   gather    AllGather in place
  *   exchange  the host library (MPI) if there is one, else Broadcasts through a small buffer on the GPU
  *

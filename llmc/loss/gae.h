@@ -5,16 +5,17 @@
  * the whole completion is added to the reward of its LAST token (the end-of-text token if there is one; never padding
  * after it), and every token has a KL penalty:
  *
- *   r_t = -beta k_t + s [t = n-1]         k_t = kl_estimate(log pi(y_t) - log ref(y_t))     Ziegler et al. 2019 (1909.08593)
+ *   r_t = -beta k_t + s [t = n-1]         k_t = kl_estimate(log pi(y_t) - log ref(y_t))
+ *                                                                          Ziegler et al. 2019 (1909.08593)
  *   G_t = sum_(l >= t) gamma^(l-t) r_l    R = G_0
  *
  *   ppo, a2c             A_t = sum_l (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t
- *                                                       Schulman et al. 2016 (1506.02438), eq. 16; A2C: Mnih et al. 2016
- *   reinforce            A_t = G_t - mean of R over the OTHER completions of the batch         Williams 1992
- *   rloo                 A_t = R - mean of R over the others of the group                      2402.14740 (advantage.h)
- *   remax                A_t = G_t - score of the greedy completion of the same prompt         Li et al. 2023 (2310.10505)
- *   reinforce++          A_t = whiten(G_t)                                                     Hu 2025 (2501.03262)
- *   reinforce++-baseline A_t = whiten(G_t - mean of R over the group)                          the same
+ *                                                      Schulman et al. 2016 (1506.02438), eq. 16; A2C: Mnih et al. 2016
+ *   reinforce            A_t = G_t - mean of R over the OTHER completions of the batch      Williams 1992
+ *   rloo                 A_t = R - mean of R over the others of the group                   2402.14740 (advantage.h)
+ *   remax                A_t = G_t - score of the greedy completion of the same prompt      Li et al. 2023 (2310.10505)
+ *   reinforce++          A_t = whiten(G_t)                                                  Hu 2025 (2501.03262)
+ *   reinforce++-baseline A_t = whiten(G_t - mean of R over the group)                       the same
  *
  * The critic's target is A_t + V_t. With lambda = 1 it is G_t. The critic may use a different lambda (VC-PPO: Yuan et
  * al. 2025, 2503.01491), and the policy's may grow with the length: lambda = 1 - 1 / (alpha n) (VAPO: 2504.05118).

@@ -1,9 +1,9 @@
 /* lm.h - language-modelling losses of supervised fine-tuning, as functions of log-probabilities.
  *
- * logp[r] is log pi(target_r | context), weight[r] is the target's weight in the loss (a mask has 1 for targets that are
- * trained on, else 0; NULL: all 1). N, the normaliser, is the sum of the weights over the WHOLE optimizer batch, all
- * micro-batches and ranks. The losses and gradients of micro-batches therefore add up to those of the batch, however it
- * is split. N is taken as at least 1, so a batch without targets has loss 0.
+ * logp[r] is log pi(target_r | context), weight[r] is the target's weight in the loss (a mask has 1 for targets that
+ * are trained on, else 0; NULL: all 1). N, the normaliser, is the sum of the weights over the WHOLE optimizer batch,
+ * all micro-batches and ranks. The losses and gradients of micro-batches therefore add up to those of the batch,
+ * however it is split. N is taken as at least 1, so a batch without targets has loss 0.
  *
  *     double N = 0;
  *     for (int64_t r = 0; r < n; r++) N += weight[r];          // the whole batch

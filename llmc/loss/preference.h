@@ -6,29 +6,29 @@
  *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the completion's tokens; |w|, |l| their number
  *   f(x) = x (f-divergence: below)   D = f(c) - f(r)   S = sigmoid   ls = log S   b = beta, e = label_smoothing
  *
- *   loss          per pair                                                                       paper
- *   sigmoid       -(1-e) ls(bD) - e ls(-bD); TRL ignores e here. e > 0: conservative DPO          2305.18290, cDPO
- *   sigmoid_norm  the same with D = f(c)/|w| - f(r)/|l|                                           2411.15124 (Tulu 3)
- *   hinge         max(0, 1 - bD)                                                                  2305.10425, 2309.06657
- *   ipo           (f(c)/|w| - f(r)/|l| - 1/(2b))^2                                                2310.12036 eq. 17
- *   ipo_sum       (D - 1/(2b))^2: sums, as in TRL's OnlineDPO and the paper's text                2310.12036 eq. 17
- *   exo_pair      S(bD) (ls(bD) - log(1-e)) + S(-bD) (ls(-bD) - log e), e > 0                     2402.00856 eq. 16
- *   nca_pair      -ls(bc) - ls(-bc)/2 - ls(-br)/2                                                 2402.05369
- *   robust        (-(1-e) ls(bD) + e ls(-bD)) / (1-2e), e < 1/2                                   2403.00409
- *   bco_pair      -ls(bc) - ls(-br)                                                               2404.04656
- *   sppo_hard     (c - 1/(2b))^2 + (r + 1/(2b))^2                                                 2405.00675 eq. 4.7
+ *   loss          per pair                                                                     paper
+ *   sigmoid       -(1-e) ls(bD) - e ls(-bD); TRL ignores e here. e > 0: conservative DPO        2305.18290, cDPO
+ *   sigmoid_norm  the same with D = f(c)/|w| - f(r)/|l|                                         2411.15124 (Tulu 3)
+ *   hinge         max(0, 1 - bD)                                                                2305.10425, 2309.06657
+ *   ipo           (f(c)/|w| - f(r)/|l| - 1/(2b))^2                                              2310.12036 eq. 17
+ *   ipo_sum       (D - 1/(2b))^2: sums, as in TRL's OnlineDPO and the paper's text              2310.12036 eq. 17
+ *   exo_pair      S(bD) (ls(bD) - log(1-e)) + S(-bD) (ls(-bD) - log e), e > 0                   2402.00856 eq. 16
+ *   nca_pair      -ls(bc) - ls(-bc)/2 - ls(-br)/2                                               2402.05369
+ *   robust        (-(1-e) ls(bD) + e ls(-bD)) / (1-2e), e < 1/2                                 2403.00409
+ *   bco_pair      -ls(bc) - ls(-br)                                                             2404.04656
+ *   sppo_hard     (c - 1/(2b))^2 + (r + 1/(2b))^2                                               2405.00675 eq. 4.7
  *   aot           sort log pi(y_w)/pi(y_l) and ref's over the batch, D = their difference by rank,
- *                 -(1-e) ls(bD) - e ls(-bD)                                                       2406.05882
- *   aot_unpaired  sort c and r over the batch, D = their difference by rank, the same             2406.05882
- *   apo_zero      1 - S(bc) + S(br)                                                               2408.06266 eq. 7
- *   apo_down      S(bc) + 1 - S(b(c-r))                                                           2408.06266 eq. 8
- *   discopop      (1-m) (-ls(bD)) + m exp(-bD), m = S(bD/tau)                                     2406.08414 eq. 5
- *   sft           -mean of log pi over the batch's chosen tokens                                  RPO: 2404.19733
- *   dpop          -ls(b(c - r - lambda max(0, -c)))                                               2402.13228 eq. 3
+ *                 -(1-e) ls(bD) - e ls(-bD)                                                     2406.05882
+ *   aot_unpaired  sort c and r over the batch, D = their difference by rank, the same           2406.05882
+ *   apo_zero      1 - S(bc) + S(br)                                                             2408.06266 eq. 7
+ *   apo_down      S(bc) + 1 - S(b(c-r))                                                         2408.06266 eq. 8
+ *   discopop      (1-m) (-ls(bD)) + m exp(-bD), m = S(bD/tau)                                   2406.08414 eq. 5
+ *   sft           -mean of log pi over the batch's chosen tokens                                RPO: 2404.19733
+ *   dpop          -ls(b(c - r - lambda max(0, -c)))                                             2402.13228 eq. 3
  *   orpo          -mean of log pi over the batch's prompt and chosen tokens - b ls(o_w - o_l),
- *                 o = a - log(1 - e^a), a = mean log pi of the completion's tokens                2403.07691 eq. 6
- *   simpo         -(1-e) ls(b (h(a_w) - h(a_l)) - gamma) - e ls(-...)                             2405.14734 eq. 6
- *   cpo           -(1-e) ls(b (h(log pi(y_w)) - h(log pi(y_l)))) - e ls(-...) + cpo_alpha sft     2401.08417 eq. 3
+ *                 o = a - log(1 - e^a), a = mean log pi of the completion's tokens              2403.07691 eq. 6
+ *   simpo         -(1-e) ls(b (h(a_w) - h(a_l)) - gamma) - e ls(-...)                           2405.14734 eq. 6
+ *   cpo           -(1-e) ls(b (h(log pi(y_w)) - h(log pi(y_l)))) - e ls(-...) + cpo_alpha sft   2401.08417 eq. 3
  *
  * h(x) = (1 - e^(-alpha x)) / alpha, alpha = 0: x (AlphaPO: 2501.03884). f (f-DPO: 2309.16240): reverse_kl x;
  * forward_kl 1 - e^-x; js_divergence log 2 + ls(x); alpha_divergence (e^((a-1)x) - 1)/(a-1), the exponent at most 80.

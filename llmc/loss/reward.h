@@ -2,7 +2,8 @@
  *
  *   Bradley-Terry   pairs (c, r) with scores s_c, s_r and margin m:   x = s_c - s_r - m
  *                     L = mean[ -(1 - e) log sigma(x) - e log sigma(-x) ] + c mean[ (s_c + s_r)^2 ]
- *   binary          labels y in {0, 1}:   L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ],  t = y (1 - e) + (1 - y) e
+ *   binary          labels y in {0, 1}:   t = y (1 - e) + (1 - y) e
+ *                     L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ]
  *
  * Label smoothing e is in [0, 0.5), 0 for none; c is the weight of the centering term. N, the normaliser, is the number
  * of pairs or labels of the WHOLE optimizer batch, so the losses and gradients of micro-batches add up to those of the

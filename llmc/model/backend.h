@@ -1,7 +1,7 @@
 /* backend.h - the contract between the model and a device: a table of tensor operations.
  *
- * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and cuda.cu
- * for CUDA. An operation is what one fused kernel can do, never `add` or `multiply`.
+ * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and
+ * cuda.cu for CUDA. An operation is what one fused kernel can do, never `add` or `multiply`.
  *
  * Pointers to device memory have types for what the memory holds. These types are never completed, so host code cannot
  * dereference them.
@@ -129,8 +129,8 @@ typedef struct Backend {
      * number of weights, the rows of a batch, the widest activation and the padded vocabulary. */
     size_t (*scratch_bytes)(Device *d);
     size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
-    /* The device's measured peak in its dtype, FLOP/s, which the trainers' share of the peak refers to. On a CPU it is that
-     * of the arithmetic units, on a GPU that of large matrix products. */
+    /* The device's measured peak in its dtype, FLOP/s, which the trainers' share of the peak refers to. On a CPU it is
+     * that of the arithmetic units, on a GPU that of large matrix products. */
     double (*peak)(Device *d);
     /* Vendor peak for dense matrix products, FLOP/s; 0 if unknown. NULL: always unknown. */
     double (*nominal_peak)(Device *d);

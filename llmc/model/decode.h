@@ -23,8 +23,8 @@ typedef struct DecodeStep {
     float *kept_logp; /* (R) result, or NULL */
 } DecodeStep;
 
-/* Runs the batch's rows (batch.h describes how segments refer to cache rows), stores their keys and values in the cache, and
- * gathers the input of the head of each target row. */
+/* Runs the batch's rows (batch.h describes how segments refer to cache rows), stores their keys and values in the
+ * cache, and gathers the input of the head of each target row. */
 static inline void decode_rows(const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
                                const DecodeStep *step) {
     assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);

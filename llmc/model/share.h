@@ -1,7 +1,8 @@
 /* share.h - the part of the training state that one process of several holds.
  *
- * An array is distributed over the ranks by one rule, share_slice(): every rank gets the same number of elements, a multiple
- * of SHARE_ALIGN, and the last rank also gets the remainder. An array shorter than that belongs to the last rank alone.
+ * An array is distributed over the ranks by one rule, share_slice(): every rank gets the same number of elements, a
+ * multiple of SHARE_ALIGN, and the last rank also gets the remainder. An array shorter than that belongs to the last
+ * rank alone.
  *
  *     size_t first, count;
  *     share_slice(n, rank, ranks, &first, &count);      // this rank owns elements [first, first + count)

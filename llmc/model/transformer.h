@@ -290,8 +290,8 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
     if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 
-/* Adds the gradients of the parameters, after model_forward() on the same batch. dlogp, dentropy, dvalue: derivatives of
- * the loss, (R) on the host; NULL for 0. A loss of values alone (dlogp and dentropy NULL) computes no logits. */
+/* Adds the gradients of the parameters, after model_forward() on the same batch. dlogp, dentropy, dvalue: derivatives
+ * of the loss, (R) on the host; NULL for 0. A loss of values alone (dlogp and dentropy NULL) computes no logits. */
 static inline void model_backward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
                                   const float *dlogp, const float *dentropy, const float *dvalue) {
     const Backend *b = m->backend;

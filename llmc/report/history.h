@@ -1,8 +1,8 @@
 /* history.h - a run's history in memory: curves, sample completions, configuration and final numbers.
  *
- * A History is plain data. metrics.h fills it during the run and reads it back from metrics.jsonl when a run is resumed;
- * report.h turns it into a page. All text is made valid UTF-8 when it is added, because a model's output need not be:
- * each byte that belongs to no character becomes U+FFFD.
+ * A History is plain data. metrics.h fills it during the run and reads it back from metrics.jsonl when a run is
+ * resumed; report.h turns it into a page. All text is made valid UTF-8 when it is added, because a model's output need
+ * not be: each byte that belongs to no character becomes U+FFFD.
  *
  *     History h = {0};
  *     history_value(&h, "reward", 1, 0.25);          // series appear in the order of their first value
@@ -165,8 +165,8 @@ static inline void history_free(History *h) {
 
 typedef enum { LINE_KEPT, LINE_LATER, LINE_BROKEN } HistoryLine;
 
-/* Adds one line of metrics.jsonl to h. LINE_LATER: the line's step is after `last`, and h is unchanged. LINE_BROKEN: the
- * line is not an object with an integer "step", and e has the reason. Values that are not numbers become gaps. */
+/* Adds one line of metrics.jsonl to h. LINE_LATER: the line's step is after `last`, and h is unchanged. LINE_BROKEN:
+ * the line is not an object with an integer "step", and e has the reason. Values that are not numbers become gaps. */
 static inline HistoryLine history_read_line(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
     json_t *object = json_loadb(line, n, 0, &why);

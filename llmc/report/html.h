@@ -1,8 +1,8 @@
 /* html.h - escaping of text for HTML.
  *
- * All text that is not part of the program (a model's output, an option's value, a metric's name) reaches a page through
- * html_text(). Its output is safe between tags and inside quoted attributes. Control characters, which HTML cannot
- * display, are written as \x1b; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
+ * All text that is not part of the program (a model's output, an option's value, a metric's name) reaches a page
+ * through html_text(). Its output is safe between tags and inside quoted attributes. Control characters, which HTML
+ * cannot display, are written as \x1b; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
  *
  *     fputs("<td title='", f);
  *     html_text(f, name);

@@ -16,7 +16,8 @@
  *     metrics_final(&m, "Held-out greedy accuracy", "31.2 %", "87.5 %");
  *     if (!metrics_close(&m, &e)) die("%s", e.text);
  *
- * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds since
+ * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds
+ * since
  *                   1970. Numbers have the fewest digits that read back as the same double; non-finite values are null.
  *                   "-" writes to standard output.
  * metrics.samples.jsonl   the samples, if there are any: {"step":0,"when":"before","prompt":...,"completion":...,
@@ -26,8 +27,8 @@
  *
  * Resuming: with resume_step >= 0 both JSON files are truncated, atomically, to the lines up to that step. These lines
  * become the beginning of the report's curves. A last line that a kill left unfinished is dropped; any other unreadable
- * line is an error and leaves the file unchanged. A new run (resume_step -1) empties both files, but only when it writes
- * its first line: a run that fails earlier does not touch them.
+ * line is an error and leaves the file unchanged. A new run (resume_step -1) empties both files, but only when it
+ * writes its first line: a run that fails earlier does not touch them.
  *
  * A full disk or an unwritable path gives one Error. metrics_sample() returns no error, so the next metrics_step() or
  * metrics_close() reports its failure.
@@ -105,8 +106,8 @@ static inline char *metrics_samples_path(const char *jsonl) {
     return path;
 }
 
-/* Reads the lines of `path` into the history and rewrites the file without those after step `last`. A missing file counts
- * as empty. */
+/* Reads the lines of `path` into the history and rewrites the file without those after step `last`. A missing file
+ * counts as empty. */
 static inline bool metrics_cut(Metrics *m, const char *path, int64_t last,
                                HistoryLine (*read)(History *, const char *, size_t, int64_t, Error *), Error *e) {
     FILE *f = fopen(path, "re");
@@ -227,15 +228,16 @@ static inline void metrics_config(Metrics *m, const char *name, const char *valu
     history_row(&m->history.config, name, value, NULL);
 }
 
-/* Adds a row to the report's final numbers. before may be NULL. Both are shown verbatim; if both begin with a number and
- * end in the same unit ("31.2 %", "87.5 %"), the change is shown too. */
+/* Adds a row to the report's final numbers. before may be NULL. Both are shown verbatim; if both begin with a number
+ * and end in the same unit ("31.2 %", "87.5 %"), the change is shown too. */
 static inline void metrics_final(Metrics *m, const char *name, const char *before, const char *after) {
     history_row(&m->history.final, name, before, after);
 }
 
 /* ---- a step ---- */
 
-/* Sets a metric of the current step. If a key is set twice, the later value counts. NaN and infinity are written as null. */
+/* Sets a metric of the current step. If a key is set twice, the later value counts. NaN and infinity are written as
+ * null. */
 static inline void metrics_set(Metrics *m, const char *key, double value) {
     for (size_t i = 0; i < m->count; i++)
         if (!strcmp(m->names[i], key)) {

@@ -1,13 +1,13 @@
 /* overoptimisation.h - fit of proxy and gold reward as functions of sqrt(KL).
  *
- * A policy that is optimised against a proxy of the actual goal first improves both rewards. Later the proxy reward keeps
- * rising while the gold reward, which is not optimised, falls. For reinforcement learning Gao et al. 2022 (2210.10760),
- * eq. 1, found
+ * A policy that is optimised against a proxy of the actual goal first improves both rewards. Later the proxy reward
+ * keeps rising while the gold reward, which is not optimised, falls. For reinforcement learning Gao et al. 2022
+ * (2210.10760), eq. 1, found
  *
  *   R(d) = d (alpha - beta log d),   d = sqrt(KL(pi || start))
  *
- * with its maximum at d = exp(alpha / beta - 1). Here the reward at the start, R0, is fitted together with alpha and beta
- * by least squares, because it is measured with noise like every other point.
+ * with its maximum at d = exp(alpha / beta - 1). Here the reward at the start, R0, is fitted together with alpha and
+ * beta by least squares, because it is measured with noise like every other point.
  *
  * Requires the metrics objective/kl, objective/scores and objective/gold, at least eight points, and a KL that varies.
  *
@@ -82,8 +82,8 @@ static inline GaoFit gao_fit(const double *d, const double *R, size_t n) {
     return f;
 }
 
-/* Collects the points of a run: d and the reward `key` at the steps that have both. Returns their number. The caller frees
- * d and R. */
+/* Collects the points of a run: d and the reward `key` at the steps that have both. Returns their number. The caller
+ * frees d and R. */
 static inline size_t overoptimisation_points(const History *h, const char *key, double **d, double **R) {
     const Series *kl = history_find(h, "objective/kl"), *y = history_find(h, key);
     size_t n = 0;

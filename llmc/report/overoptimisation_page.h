@@ -1,7 +1,7 @@
 /* overoptimisation_page.h - report section that plots proxy and gold reward against sqrt(KL).
  *
- * Each step is a point. The curve of Gao et al. (overoptimisation.h) is drawn through the points of each reward if the fit
- * succeeds. The section is omitted if the run has no objective/gold.
+ * Each step is a point. The curve of Gao et al. (overoptimisation.h) is drawn through the points of each reward if the
+ * fit succeeds. The section is omitted if the run has no objective/gold.
  *
  *     report_overoptimisation(f, &history);
  */

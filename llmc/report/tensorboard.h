@@ -12,8 +12,8 @@
  *     Summary 1: repeated Value {1: string tag, 2: float simple_value}
  *
  * Tags are named as in Hugging Face's trainers: "train/" before a metric's name, and eval_loss becomes "eval/loss". A
- * resumed run begins a new file in the same folder; its SessionLog record makes TensorBoard discard the values of earlier
- * files from that step on. Non-finite values are omitted.
+ * resumed run begins a new file in the same folder; its SessionLog record makes TensorBoard discard the values of
+ * earlier files from that step on. Non-finite values are omitted.
  *
  *     TensorBoard t;
  *     if (!tensorboard_open(&t, "runs/a", now, -1, &e)) die("%s", e.text);

@@ -12,13 +12,18 @@
  *   exact numeric hash       -                             this check, for any task; hash = number after `####`
  *   countdown sort brackets  -                             the same
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
- *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as in TRL)
- *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT     TRL get_cosine_scaled_reward; correctness by
- *                                                          the task's check; default -1 -0.5 0.5 1
- *   overlong                 CACHE/MAX                     TRL get_soft_overlong_punishment (DAPO eq. 13); default MAX / 5
- *   repetition               N/PENALTY                     TRL get_repetition_penalty_reward over token ids; default 3, -1
- *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697); ALPHA 0.0003
- *   random                   P                             control: 1 with probability P (0.5), depends only on (seed, id)
+ *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as TRL)
+ *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT
+ *                                                          TRL get_cosine_scaled_reward; correctness by the task's
+ *                                                          check; default -1 -0.5 0.5 1
+ *   overlong                 CACHE/MAX                     TRL get_soft_overlong_punishment (DAPO eq. 13);
+ *                                                          default MAX / 5
+ *   repetition               N/PENALTY                     TRL get_repetition_penalty_reward over token ids;
+ *                                                          default 3, -1
+ *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697);
+ *                                                          ALPHA 0.0003
+ *   random                   P                             control: 1 with probability P (0.5), which depends only on
+ *                                                          (seed, id)
  *   command                  -                             the program of --reward-cmd (reward_command.h)
  *
  * MAX defaults to the maximum length of sampled completions. A NaN part could not be scored: the sum is over the others

@@ -1,15 +1,15 @@
 /* task_arithmetic.h - problems of addition, subtraction, multiplication and short chains of them.
  *
  *   task         prompt      answer   direct   reversed   scratchpad
- *   add          57+68=      125      125      521        7+8=15 / 5+6+1=12 / #### 125          (columns, with carries)
- *   sub          52-38=      14       14       41         12-8=4 / 5-3-1=1 / #### 14            (columns, with borrowing)
+ *   add          57+68=      125      125      521        7+8=15 / 5+6+1=12 / #### 125         (columns, carries)
+ *   sub          52-38=      14       14       41         12-8=4 / 5-3-1=1 / #### 14           (columns, borrowing)
  *   mul          57*68=      3876     3876     6783       57*8=456 / 57*60=3420 / 456+3420=3876 / #### 3876
- *   arithmetic   2+3*4=      14       14       41         3*4=12 / 2+12=14 / #### 14            (/ is a newline)
+ *   arithmetic   2+3*4=      14       14       41         3*4=12 / 2+12=14 / #### 14           (/ is a newline)
  *
  *   level        1          2               3               4                5
  *   add, sub     1 digit    2               3               4                5
  *   mul          1 x 1      2 x 1           2 x 2           3 x 2            3 x 3
- *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2        (operands of digits; * from level 2)
+ *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2   (operands of digits; * from 2)
  *
  * Operands are uniform over all numbers with the allowed digits. The key is the expression with sorted factors and
  * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. A product inside a chain has one factor below 10.

@@ -455,7 +455,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     else warn("no state is written: give --state FILE");
     if (stopping)
         metrics_line(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
-                     path ? "; go on with --resume" : "");
+                     path ? "; continue with --resume" : "");
     free(path);
     return stopping;
 }

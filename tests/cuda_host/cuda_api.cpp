@@ -241,12 +241,25 @@ void cuda_host_launch_on(cudaStream_t stream, const CudaHostLaunch &l) {
 enum Side { HOST, DEVICE };
 static bool side_of(cudaMemcpyKind kind, Side *to, Side *from, const void *d, const void *s) {
     switch (kind) {
-    case cudaMemcpyHostToHost: *to = HOST, *from = HOST; return true;
-    case cudaMemcpyHostToDevice: *to = DEVICE, *from = HOST; return true;
-    case cudaMemcpyDeviceToHost: *to = HOST, *from = DEVICE; return true;
-    case cudaMemcpyDeviceToDevice: *to = DEVICE, *from = DEVICE; return true;
+    case cudaMemcpyHostToHost:
+        *to = HOST;
+        *from = HOST;
+        return true;
+    case cudaMemcpyHostToDevice:
+        *to = DEVICE;
+        *from = HOST;
+        return true;
+    case cudaMemcpyDeviceToHost:
+        *to = HOST;
+        *from = DEVICE;
+        return true;
+    case cudaMemcpyDeviceToDevice:
+        *to = DEVICE;
+        *from = DEVICE;
+        return true;
     case cudaMemcpyDefault:
-        *to = cuda_host_is_device(d, 1) ? DEVICE : HOST, *from = cuda_host_is_device(s, 1) ? DEVICE : HOST;
+        *to = cuda_host_is_device(d, 1) ? DEVICE : HOST;
+        *from = cuda_host_is_device(s, 1) ? DEVICE : HOST;
         return true;
     default: return false;
     }

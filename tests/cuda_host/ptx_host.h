@@ -1,4 +1,5 @@
-/* ptx_host.h - the instructions of llmc/cuda/ptx.cuh for the host compiler, written from their description in the PTX ISA.
+/* ptx_host.h - the instructions of llmc/cuda/ptx.cuh for the host compiler, written from their description in the PTX
+ * ISA.
  *
  * Included at the end of cuda_host.h. Instructions of a whole warp are collectives: the last lane to arrive computes
  * for all lanes. cp.async copies when the thread that issued it waits for its group, so that after a missing wait the

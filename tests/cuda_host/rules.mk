@@ -46,5 +46,5 @@ kernels: $(KERNEL_TESTS) ## tests of the CUDA kernels on the CPU: plain, with sa
 	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)$(if $(CUDA_HEADER),, (no CUDA toolkit found: the kernels were not compiled for a GPU))"
 	@tests/run.sh $(KERNEL_TESTS)
 
-cuda-check: ## compares registers, spills and instructions of the CUDA kernels with the recorded budget (needs nvcc, no GPU)
+cuda-check: ## compares registers, spills and instructions of the CUDA kernels with the recorded budget (nvcc, no GPU)
 	@NVCC="$(NVCC)" BUILD="$(BUILD)" tests/cuda_check.sh
