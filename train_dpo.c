@@ -444,11 +444,7 @@ static bool train_online(Run *r) {
 
         if (stats.records > 0) set_metrics(&t->metrics, "", &stats, 0);
         online_log(p, &judged, &o.l.pair, &stats.pair);
-        if (o.g.val && (t->step == t->steps || t->step % o.g.eval_steps == 0)) {
-            char when[32];
-            snprintf(when, sizeof when, "step %lld", (long long)t->step);
-            after = generation_evaluate(g, when);
-        }
+        if (o.g.val && (t->step == t->steps || t->step % o.g.eval_steps == 0)) after = generation_evaluate(g, NULL);
         trainer_log(t, stats.loss, "score %7.3f | margin %.3f | length %.1f | %.0f tok/s", judged.score, judged.margin,
                     judged.length, judged.length * 2 * p->count / (g->gen_seconds + 1e-9));
         online_forget(p);

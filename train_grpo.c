@@ -14,7 +14,7 @@
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
-#include "llmc/train/generation.h"
+#include "llmc/train/generation_report.h"
 #include "llmc/loss/policy.h"
 #include "llmc/train/reference.h"
 
@@ -181,25 +181,26 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
     double loss = 0, tokens = 0;
     int32_t mine, last;
     generation_mine(g, first, end, &mine, &last);
-    dist_grads_begin(&t->grads, generation_micros(g, mine, last));
-    for (int32_t i = mine, next; i < last; i = next) {
-        next = generation_pack(g, i, last);
-        const ModelOutput out = {.logp = g->logp + g->offset[i], .entropy = g->entropy + g->offset[i]};
+    const MicroPlan *plan = generation_plan(g, mine, last);
+    dist_grads_begin(&t->grads, plan->micros);
+    for (int32_t m = 0; m < plan->micros; m++) {
+        const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
+        const ModelOutput out = {.logp = x.logp, .entropy = x.entropy};
         model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
-        const PolicyBatch b = {.sequences = next - i,
-                               .offset = g->offset + i,
-                               .advantage = r->advantage + i,
-                               .mask = g->counts + i,
-                               .logp = g->logp,
-                               .old_logp = on_policy ? NULL : g->old_logp,
-                               .ref_logp = c.beta > 0 ? g->ref_logp : NULL,
-                               .sampler_logp = g->sampler_logp,
-                               .entropy = g->entropy,
-                               .keep = keep};
-        loss += policy_loss(&c, &n, &b, g->dlogp, g->dentropy, stats);
-        model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, g->dlogp + g->offset[i],
-                       c.entropy_coef != 0 ? g->dentropy + g->offset[i] : NULL, NULL);
-        t->flops += 3 * generation_batch_flops(g, &t->model);
+        const PolicyBatch b = {.sequences = x.count,
+                               .offset = x.offset,
+                               .advantage = r->advantage + x.first,
+                               .mask = x.counts,
+                               .logp = x.logp,
+                               .old_logp = on_policy ? NULL : x.old_logp,
+                               .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
+                               .sampler_logp = x.sampler_logp,
+                               .entropy = x.entropy,
+                               .keep = keep ? keep + x.at : NULL};
+        loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
+        model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp,
+                       c.entropy_coef != 0 ? x.dentropy : NULL, NULL);
+        trainer_count_flops(t, &t->model, &g->batch, 3);
         tokens += g->batch.rows;
     }
     loss = dist_total(&t->dist, loss);
@@ -232,11 +233,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
-    /* Truncated sampling and repetition penalties change which tokens are drawn, but not their logp. */
-    const double limit = o.t.dtype ? 0.5 : 0.01;
-    if (stats->max.sampler_gap > limit && o.steps_per_generation * o.iterations == 1)
-        metrics_line(&r->t.metrics, "train_grpo: warning: sampler and trainer disagree by %.3g nats on a token",
-                     stats->max.sampler_gap);
+    if (o.steps_per_generation * o.iterations == 1) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
@@ -357,11 +354,8 @@ int main(int argc, char **argv) {
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
             const bool last = t->step == t->steps;
-            if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0))) {
-                char when[32];
-                snprintf(when, sizeof when, "step %lld", (long long)t->step);
-                after = generation_evaluate(g, when);
-            }
+            if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
+                after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
                         (double)g->offset[n] / n,
                         stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,

@@ -1,11 +1,12 @@
 /* train_ppo.c - reinforcement learning from a reward: PPO as used in RLHF, and related algorithms.
  *
  * One generation:
- *   1. sample   G completions y_i for each of P prompts from the policy                       (generation.h)
- *   2. score    s_i: a reward model, verifiers, any program, or their sum                     (reward_model.h)
- *   3. reward   r_t = -beta k(log pi / log ref) + s_i at the last token of the completion     (gae.h, kl_control.h)
- *   4. compare  A_t: from a critic's values or from a baseline, depending on --algo           (gae.h)
- *   5. improve  policy and critic, in several epochs of mini-batches                          (loss/ppo.h)
+ *   1. sample and score   G completions y_i for each of P prompts from the policy; s_i: a reward model, verifiers, any
+ *                         program, or their sum                                           (generation.h, reward_model.h)
+ *   2. old policy         log pi_old, log ref and the critic's values, before the first update
+ *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the completion's last token   (gae.h, kl_control.h)
+ *   4. advantages         A_t: from the critic's values or from a baseline, depending on --algo                    (gae.h)
+ *   5. update             policy and critic, in several epochs of mini-batches                                (loss/ppo.h)
  *
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V
@@ -23,7 +24,7 @@
  */
 #include "llmc/train/critic.h"
 #include "llmc/loss/gae.h"
-#include "llmc/train/generation.h"
+#include "llmc/train/generation_report.h"
 #include "llmc/loss/kl_control.h"
 #include "llmc/loss/policy.h"
 #include "llmc/loss/ppo.h"
@@ -173,11 +174,12 @@ typedef struct Run {
 } Run;
 
 static bool has_critic(void) { return algos[o.algo].critic; }
+static bool has_head(void) { return has_critic() && !o.critic; } /* the policy has a value head */
 static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
 static bool has_reference(void) { return o.kl_coef > 0 || has_gold() || o.reference; }
 static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 
-/* ---- 2. score -------------------------------------------------------------------------------------------------- */
+/* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
 
 /* Adds the reward model's scores of completions [0, n) to sum. Collective. */
 static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32_t n, float *sum) {
@@ -264,9 +266,8 @@ static void score_greedy(Run *r) {
     free(answer), free(q);
 }
 
-/* ---- 1. sample; log-probabilities and values before the first update ------------------------------------------- */
-
-static void generate(Run *r) {
+/* Samples a generation and scores its completions. A completion that could not be scored does not count. */
+static void sample_and_score(Run *r) {
     Generation *g = &r->g;
     const double start = program_seconds();
     generation_sample(g, 0, (int32_t)o.g.prompts);
@@ -280,12 +281,13 @@ static void generate(Run *r) {
     for (int32_t i = 0; i < g->answers; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
 }
 
+/* ---- 2. old policy ----------------------------------------------------------------------------------------------- */
+
 /* Computes log pi_old, the old values and log ref. If a generation gives only one step, the sampler's log-probabilities
  * are used as log pi_old. */
-static void look(Run *r) {
+static void score_old_policy(Run *r) {
     Generation *g = &r->g;
-    const bool head = has_critic() && !o.critic;
-    const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = head ? r->old_value : NULL};
+    const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = has_head() ? r->old_value : NULL};
     if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->answers, &policy);
     if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->answers] * sizeof(float));
     const ModelOutput critic = {.value = r->old_value};
@@ -294,9 +296,9 @@ static void look(Run *r) {
     if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->answers, &reference);
 }
 
-/* ---- 3. reward, 4. compare ------------------------------------------------------------------------------------- */
+/* ---- 3. token rewards -------------------------------------------------------------------------------------------- */
 
-static void reward_tokens(Run *r) {
+static void compute_rewards(Run *r) {
     const Generation *g = &r->g;
     for (int32_t i = 0; i < g->answers; i++) {
         const int32_t at = g->offset[i], n = g->offset[i + 1] - at;
@@ -306,7 +308,9 @@ static void reward_tokens(Run *r) {
     if (o.whiten_rewards) whiten(r->reward, g->offset, g->answers, g->counts, false);
 }
 
-static void compare(Run *r) {
+/* ---- 4. advantages ----------------------------------------------------------------------------------------------- */
+
+static void compute_advantages(Run *r) {
     const Generation *g = &r->g;
     const int32_t n = g->answers, G = (int32_t)o.g.generations;
     for (int32_t i = 0; i < n; i++) {
@@ -337,104 +341,116 @@ static void compare(Run *r) {
     }
 }
 
-/* ---- 5. improve ------------------------------------------------------------------------------------------------ */
+/* ---- 5. update --------------------------------------------------------------------------------------------------- */
 
 /* RLOO's surrogate, with one ratio per completion, from loss/policy.h. */
-static double rloo_loss(Run *r, int32_t first, int32_t next, const PolicyNormaliser *N, PpoStats *stats) {
-    Generation *g = &r->g;
+static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNormaliser *N, PpoStats *stats) {
     PolicyLossConfig c = policy_loss_config(POLICY_RLOO);
     c.epsilon = r->loss.cliprange;
     c.epsilon_high = r->loss.cliprange_high;
     c.entropy_coef = o.entropy_coef;
-    const PolicyBatch b = {.sequences = next - first,
-                           .offset = g->offset + first,
-                           .advantage = r->answer_advantage + first,
-                           .mask = g->counts + first,
-                           .logp = g->logp,
-                           .old_logp = on_policy() ? NULL : g->old_logp,
-                           .sampler_logp = g->sampler_logp,
-                           .entropy = g->entropy};
+    const PolicyBatch b = {.sequences = x->count,
+                           .offset = x->offset,
+                           .advantage = r->answer_advantage + x->first,
+                           .mask = x->counts,
+                           .logp = x->logp,
+                           .old_logp = on_policy() ? NULL : x->old_logp,
+                           .sampler_logp = x->sampler_logp,
+                           .entropy = x->entropy};
     PolicyStats s = policy_stats();
-    const double loss = policy_loss(&c, N, &b, g->dlogp, g->dentropy, &s);
+    const double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s);
     stats->sum.tokens += s.sum.tokens;
     stats->sum.ratio += s.sum.ratio;
     stats->sum.square_log += s.sum.square_log;
     stats->sum.entropy += s.sum.entropy;
-    for (int32_t t = g->offset[first]; t < g->offset[next]; t++)
-        stats->sum.ratio_square += on_policy() ? 1 : exp(2 * ((double)g->logp[t] - g->old_logp[t]));
+    for (int32_t t = 0; t < x->offset[x->count]; t++)
+        stats->sum.ratio_square += on_policy() ? 1 : exp(2 * ((double)x->logp[t] - x->old_logp[t]));
     stats->sum.clipped += s.sum.sequences > 0 ? s.sum.region / s.sum.sequences * s.sum.tokens : 0;
     stats->sum.policy_loss += s.sum.policy_loss;
     stats->max.sampler_gap = fmax(stats->max.sampler_gap, s.max.sampler_gap);
     return loss;
 }
 
-/* Reduces *s over all ranks. Collective. */
-static void all_stats(Trainer *t, PpoStats *s) {
-    dist_sum(&t->dist, DIST_FIELDS(s->sum));
-    dist_max(&t->dist, DIST_FIELDS(s->max));
+/* Runs the policy's part of a micro-batch forward and returns its loss; dlogp and dentropy are written to x. */
+static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, const PolicyNormaliser *N,
+                             PpoStats *stats) {
+    const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .value = has_head() ? r->value + x->at : NULL};
+    model_forward(&r->t.model, &r->work, &r->g.batch, (float)o.g.temperature, &out);
+    if (o.algo == RLOO) return rloo_loss(r, x, N, stats);
+    const PpoBatch b = {.answers = x->count,
+                        .offset = x->offset,
+                        .counts = x->counts,
+                        .logp = x->logp,
+                        .old_logp = on_policy() ? NULL : x->old_logp,
+                        .advantage = r->advantage + x->at,
+                        .entropy = x->entropy,
+                        .sampler_logp = x->sampler_logp};
+    return ppo_policy_loss(&r->loss, tokens, &b, x->dlogp, x->dentropy, stats);
+}
+
+/* Runs a separate critic forward, and returns the loss of the values, those of the policy's head or of the critic; dvalue is
+ * written. */
+static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, PpoStats *stats) {
+    const ModelOutput out = {.value = r->value + x->at};
+    if (!has_critic()) return 0;
+    if (o.critic) model_forward(&r->critic.model, &r->critic.work, &r->g.batch, (float)o.g.temperature, &out);
+    const PpoBatch b = {.answers = x->count,
+                        .offset = x->offset,
+                        .counts = x->counts,
+                        .value = r->value + x->at,
+                        .old_value = r->old_value + x->at,
+                        .target = r->target + x->at};
+    return ppo_value_loss(&r->loss, tokens, &b, r->dvalue + x->at, stats);
+}
+
+/* Adds the gradients of a micro-batch. warming: of the separate critic alone. */
+static void backward(Run *r, const GenerationSlice *x, bool warming) {
+    Trainer *t = &r->t;
+    const Batch *b = &r->g.batch;
+    const float T = (float)o.g.temperature;
+    if (!warming) {
+        model_backward(&t->model, &r->work, b, T, x->dlogp, o.entropy_coef != 0 ? x->dentropy : NULL,
+                       has_head() ? r->dvalue + x->at : NULL);
+        trainer_count_flops(t, &t->model, b, 3);
+        t->tokens += b->rows;
+    }
+    if (o.critic) {
+        model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL, r->dvalue + x->at);
+        t->flops += 3 * model_flops(&r->critic.model.config, b->rows, 0, batch_pairs(b));
+    }
 }
 
 /* One optimizer step on completions [first, end). warming: train only the separate critic. Returns the loss.
  * Collective. */
-static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
+static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
-    const float T = (float)o.g.temperature;
-    const bool head = has_critic() && !o.critic;
     const double tokens = ppo_tokens(g->offset + first, end - first, g->counts + first);
     const PolicyNormaliser N = policy_normaliser(g->offset + first, end - first, g->counts + first, NULL);
-    double loss = 0, value_loss = 0;
+    double loss = 0, value_loss = 0, text = 0;
     PpoStats part = {0};
-    const int64_t before = t->tokens;
+    const int64_t before = t->tokens, step = t->step;
     int32_t mine, last;
     generation_mine(g, first, end, &mine, &last);
-    int64_t micros = generation_micros(g, mine, last);
-    if (o.ptx_coef > 0) micros += pretraining_micros(&r->ptx, t, &g->batch, o.ptx_tokens);
-    if (!warming) dist_grads_begin(&t->grads, micros);
-    for (int32_t i = mine, next; i < last; i = next) {
-        next = generation_pack(g, i, last);
-        const int32_t at = g->offset[i];
-        const ModelOutput out = {
-            .logp = g->logp + at, .entropy = g->entropy + at, .value = head ? r->value + at : NULL};
-        const ModelOutput critic = {.value = r->value + at};
-        const PpoBatch b = {.answers = next - i,
-                            .offset = g->offset + i,
-                            .counts = g->counts + i,
-                            .logp = g->logp,
-                            .old_logp = on_policy() ? NULL : g->old_logp,
-                            .advantage = r->advantage,
-                            .entropy = g->entropy,
-                            .value = r->value,
-                            .old_value = r->old_value,
-                            .target = r->target,
-                            .sampler_logp = g->sampler_logp};
-        if (!warming) model_forward(&t->model, &r->work, &g->batch, T, &out);
-        if (o.critic) model_forward(&r->critic.model, &r->critic.work, &g->batch, T, &critic);
-        if (!warming) {
-            loss += o.algo == RLOO ? rloo_loss(r, i, next, &N, &part)
-                                   : ppo_policy_loss(&r->loss, tokens, &b, g->dlogp, g->dentropy, &part);
-        }
-        if (has_critic()) value_loss += ppo_value_loss(&r->loss, tokens, &b, r->dvalue, &part);
-        if (!warming) {
-            model_backward(&t->model, &r->work, &g->batch, T, g->dlogp + at,
-                           o.entropy_coef != 0 ? g->dentropy + at : NULL, head ? r->dvalue + at : NULL);
-        }
-        if (o.critic) model_backward(&r->critic.model, &r->critic.work, &g->batch, T, NULL, NULL, r->dvalue + at);
-        if (!warming) {
-            t->flops += 3 * generation_batch_flops(g, &t->model);
-            t->tokens += g->batch.rows;
-        }
-        if (o.critic) t->flops += 3 * model_flops(&r->critic.model.config, g->batch.rows, 0, batch_pairs(&g->batch));
+    const MicroPlan *plan = generation_plan(g, mine, last);
+    if (!warming) {
+        const int64_t more = o.ptx_coef > 0 ? pretraining_plan(&r->ptx, t, &g->batch, o.ptx_tokens) : 0;
+        dist_grads_begin(&t->grads, plan->micros + more);
     }
-    double text = 0;
-    if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef, o.ptx_tokens);
+    for (int32_t m = 0; m < plan->micros; m++) {
+        const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
+        if (!warming) loss += policy_loss_of(r, &x, tokens, &N, &part);
+        value_loss += value_loss_of(r, &x, tokens, &part);
+        backward(r, &x, warming);
+    }
+    if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef);
     value_loss = dist_total(&t->dist, value_loss);
     loss = dist_total(&t->dist, loss) + value_loss + text;
     t->tokens = before + (int64_t)dist_total(&t->dist, (double)(t->tokens - before));
-    all_stats(t, &part);
+    dist_sum(&t->dist, DIST_FIELDS(part.sum));
+    dist_max(&t->dist, DIST_FIELDS(part.max));
     ppo_stats_add(stats, &part);
     stats->updates++;
-    const int64_t step = t->step;
     if (warming) {
         t->step++;
         t->learning_rate = 0;
@@ -446,14 +462,14 @@ static double improve(Run *r, int32_t first, int32_t end, bool warming, PpoStats
 }
 
 /* Makes all passes over a generation. Returns the mean loss of the steps. */
-static double improve_all(Run *r, PpoStats *stats) {
+static double update(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
     const int32_t size = r->g.answers / (int32_t)o.mini_batches;
     double loss = 0;
     for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
         for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
-            loss += improve(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
+            loss += update_step(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
         const double tokens = fmax(stats->sum.tokens - before.sum.tokens, 1);
         if (o.target_kl > 0 && (stats->sum.square_log - before.sum.square_log) / (2 * tokens) > o.target_kl) break;
     }
@@ -530,9 +546,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     if (m->score_std < 1e-8)
         metrics_line(to, "train_ppo: warning: all scores are equal: there is nothing to learn from");
     if (isnan(m->score)) metrics_line(to, "train_ppo: warning: no completion could be scored");
-    if (s->max.sampler_gap > (o.t.dtype ? 0.5 : 0.01) && on_policy())
-        metrics_line(to, "train_ppo: warning: sampler and trainer disagree by %.3g nats on a token",
-                     s->max.sampler_gap);
+    if (on_policy()) generation_check_sampler(&r->g, s->max.sampler_gap);
 }
 
 /* Prints Gao et al.'s fit of the gold reward to the distance from the initial policy. */
@@ -662,12 +676,12 @@ int main(int argc, char **argv) {
     if ((o.gold_reward || o.gold_cmd) && !rewards_open(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout,
                                                        (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
         usage_error("--gold-reward, --gold-cmd: %s", e.text);
-    trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_critic() && !o.critic);
+    trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_head());
     g->parts = (int32_t)o.mini_batches;
     generation_open_prompts(g);
     generation_check_group(g);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
-    if (has_critic() && !o.critic && !o.t.resume) value_head_start(&t->model, &t->file, start);
+    if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
     if (o.reward_model) open_reward_model(r, &r->reward_model, o.reward_model);
     if (o.gold) open_reward_model(r, &r->gold, o.gold);
     if (o.critic)
@@ -710,22 +724,19 @@ int main(int argc, char **argv) {
         const int64_t first = t->step;
         PpoStats stats = {0};
         trainer_begin_step(t);
-        generate(r);
-        look(r);
-        reward_tokens(r);
-        compare(r);
+        sample_and_score(r);
+        score_old_policy(r);
+        compute_rewards(r);
+        compute_advantages(r);
         const double updating = program_seconds();
-        const double loss = improve_all(r, &stats);
+        const double loss = update(r, &stats);
         metrics_set(&t->metrics, "timing_s/update", program_seconds() - updating);
         const Objective m = objective_of(r);
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->answers);
         r->generation++;
-        if (checks && (t->step == t->steps || r->generation % o.g.eval_steps == 0)) {
-            char when[32];
-            snprintf(when, sizeof when, "step %lld", (long long)t->step);
-            after = generation_evaluate(g, when);
-        }
+        if (checks && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
+            after = generation_evaluate(g, NULL);
         char gold[40] = "";
         if (has_gold()) snprintf(gold, sizeof gold, " | gold %.3f", m.gold);
         trainer_log(t, loss, "score %.3f%s | kl %.3f | length %.1f | %.0f tok/s", m.score, gold, m.kl,

@@ -206,7 +206,7 @@ static double plan_records(Run *r, const Labelled *d, const int64_t *records, in
         N += o.kind == REWARD_MODEL_BT ? 1 : d->examples.example[record].labels;
     }
     dist_share(r->cost, n, r->t.dist.ranks, r->owner);
-    micro_plan_begin(&r->plan, &r->batch);
+    micro_plan_begin(&r->plan, &r->batch, 0);
     for (int64_t i = 0; i < n; i++) {
         if (r->owner[i] != r->t.dist.rank) continue;
         const int64_t record = r->own[own++] = records ? records[i] : i;

@@ -204,7 +204,7 @@ static double plan_records(Run *r, const Shard *s, const int64_t *records, int64
         N += r->targets[i];
     }
     dist_share(r->cost, n, r->t.dist.ranks, r->owner);
-    micro_plan_begin(&r->plan, &r->batch);
+    micro_plan_begin(&r->plan, &r->batch, 0);
     for (int64_t i = 0; i < n; i++) {
         if (r->owner[i] != r->t.dist.rank || !r->targets[i]) continue;
         r->own[own++] = records[i];

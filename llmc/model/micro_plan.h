@@ -5,7 +5,7 @@
  * order, as many per micro-batch as its capacity allows:
  *
  *     MicroPlan plan = {0};
- *     micro_plan_begin(&plan, &batch);
+ *     micro_plan_begin(&plan, &batch, 0);
  *     for (int32_t i = 0; i < n; i++) micro_plan_add(&plan, (BatchSize){rows[i], targets[i], 1});
  *     for (int32_t m = 0; m < plan.micros; m++) {
  *         batch_clear(&batch);
@@ -36,15 +36,16 @@ static inline void micro_plan_free(MicroPlan *p) {
     *p = (MicroPlan){0};
 }
 
-/* Begins an empty plan for micro-batches of b's capacity. The memory of an earlier plan is used again. */
-static inline void micro_plan_begin(MicroPlan *p, const Batch *b) {
+/* Begins an empty plan for micro-batches of b's capacity. Items are numbered from `start`. The memory of an earlier plan is
+ * used again. */
+static inline void micro_plan_begin(MicroPlan *p, const Batch *b, int32_t start) {
     p->micros = 0;
     p->limit = (BatchSize){b->rows_max, b->targets_max, b->segments_max};
     if (!p->first) {
         p->capacity = 16;
         p->first = (int32_t *)xmalloc((size_t)p->capacity * sizeof *p->first);
     }
-    p->first[0] = 0;
+    p->first[0] = start;
 }
 
 /* True if an item of this size fits into the rest of the last micro-batch. */

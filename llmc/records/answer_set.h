@@ -96,7 +96,7 @@ static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
 
 /* Divides the set into micro-batches of b's capacity. */
 static inline const MicroPlan *answer_set_plan(AnswerSet *s, const Batch *b) {
-    micro_plan_begin(&s->plan, b);
+    micro_plan_begin(&s->plan, b, 0);
     for (int32_t i = 0; i < s->count; i++) {
         const Pair *p = &s->pair[i];
         const int32_t completions = p->rejected_len ? 2 : 1; /* the last token of each needs no row */

@@ -3,7 +3,8 @@
  * A generation is P prompts with G completions each, sampled from the model in training and scored. The completions of
  * a prompt are adjacent and form a group. Tokens are stored flat, one completion after another: completion i has the
  * range [offset[i], offset[i+1]) of every per-token array. The completions of a group share one copy of their prompt,
- * in sampling and in training; micro-batches are split between completions.
+ * in sampling and in training; micro-batches are split between completions. Code that works on a micro-batch sees its
+ * range alone, as a GenerationSlice whose offsets begin at 0.
  *
  * On several ranks (dist.h) each group is sampled, scored and trained on by a single rank. For sampling, prompts are
  * distributed over the ranks by their length. Once the lengths of the completions are known, the groups of each
@@ -27,9 +28,11 @@
  *         generation_score(&g, 0, P);                                    // r_i = sum_k w_k R_k(x, y_i)
  *         generation_flatten(&g, false);                                 // random order of the groups, flat arrays
  *         generation_forward(&g, &model, &work, 0, g.answers, &out);     // log-probabilities of all tokens
- *         for (int32_t i = 0, next; i < g.answers; i = next) {
- *             next = generation_pack(&g, i, g.answers);
- *             ...
+ *         const MicroPlan *plan = generation_plan(&g, 0, g.answers);
+ *         for (int32_t m = 0; m < plan->micros; m++) {
+ *             const GenerationSlice x = generation_pack(&g, plan->first[m], plan->first[m + 1]);
+ *             model_forward(&model, &work, &g.batch, 1.0f, &(ModelOutput){.logp = x.logp});
+ *             model_backward(&model, &work, &g.batch, 1.0f, x.dlogp, NULL, NULL);
  *         }
  *         generation_log(&g);
  *         generation_forget(&g, 0);
@@ -41,6 +44,7 @@
 #define LLMC_TRAIN_GENERATION_H
 
 #include "../loss/advantage.h"
+#include "../model/micro_plan.h"
 #include "../records/cursor.h"
 #include "../rollout/evaluation.h"
 #include "generation_options.h"
@@ -73,6 +77,8 @@ typedef struct Generation {
     uint8_t *counts; /* (answers) 0: left out of the loss */
     int32_t *offset; /* (answers + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
+    MicroPlan plan;                                                                /* of generation_plan() */
+    int32_t *slice_offset;                                                         /* (answers + 1) of the last slice */
     double gen_seconds, reward_seconds;
     /* ranks */
     int32_t parts;  /* mini-batches of a generation, each distributed over the ranks; 1 unless set */
@@ -80,6 +86,15 @@ typedef struct Generation {
     int32_t *owner; /* (groups) the rank that samples it */
     double *cost;   /* (groups) tokens */
 } Generation;
+
+/* Completions first ... first+count-1 of a generation. */
+typedef struct GenerationSlice {
+    int32_t first, count;
+    int32_t at;            /* index of its first token in the arrays of the whole generation */
+    const int32_t *offset; /* (count + 1) as in the generation, but from 0; valid until the next slice is made */
+    const uint8_t *counts; /* (count) */
+    float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens of the slice) */
+} GenerationSlice;
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
@@ -157,6 +172,7 @@ static inline void generation_open(Generation *g) {
     g->reward = (float *)xcalloc(n, sizeof(float));
     g->counts = (uint8_t *)xcalloc(n, 1);
     g->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
+    g->slice_offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     for (int i = 0; generation_token_arrays(g, i); i++)
         *generation_token_arrays(g, i) = (float *)xcalloc(tokens, sizeof(float));
     g->sampling = (Sampling){.temperature = (float)o->temperature,
@@ -194,7 +210,8 @@ static inline void generation_forget(Generation *g, int32_t first) {
 static inline void generation_close(Generation *g) {
     generation_forget(g, 0);
     for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
-    free(g->answer), free(g->reward), free(g->counts), free(g->offset);
+    free(g->answer), free(g->reward), free(g->counts), free(g->offset), free(g->slice_offset);
+    micro_plan_free(&g->plan);
     free(g->cut), free(g->owner), free(g->cost);
     cursor_free(&g->cursor);
     rewards_close(&g->rewards);
@@ -376,23 +393,49 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
 
 /* ---- micro-batches --------------------------------------------------------------------------------------------- */
 
-/* Packs completions [first, end) into the batch, as many as fit; those of a group share one copy of their prompt.
- * Returns one past the last one packed. */
-static inline int32_t generation_pack(Generation *g, int32_t first, int32_t end) {
+/* Divides completions [first, end) into micro-batches. Those of a group that are in one micro-batch share one copy of their
+ * prompt. */
+static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int32_t end) {
+    micro_plan_begin(&g->plan, &g->batch, first);
+    for (int32_t i = first; i < end; i++) {
+        const int32_t count = g->answer[i].completion.count, prompt = prompts_length(&g->train, g->answer[i].prompt);
+        BatchSize size = {count - 1, count, 2};
+        if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
+        micro_plan_add(&g->plan, size);
+    }
+    return &g->plan;
+}
+
+static inline GenerationSlice generation_slice(Generation *g, int32_t first, int32_t end) {
+    const int32_t at = g->offset[first];
+    for (int32_t i = first; i <= end; i++) g->slice_offset[i - first] = g->offset[i] - at;
+    return (GenerationSlice){.first = first,
+                             .count = end - first,
+                             .at = at,
+                             .offset = g->slice_offset,
+                             .counts = g->counts + first,
+                             .logp = g->logp + at,
+                             .old_logp = g->old_logp + at,
+                             .ref_logp = g->ref_logp + at,
+                             .sampler_logp = g->sampler_logp + at,
+                             .entropy = g->entropy + at,
+                             .dlogp = g->dlogp + at,
+                             .dentropy = g->dentropy + at};
+}
+
+/* Packs completions [first, end), a micro-batch of generation_plan(), into the batch and returns their slice. */
+static inline GenerationSlice generation_pack(Generation *g, int32_t first, int32_t end) {
     Batch *b = &g->batch;
-    int64_t prompt = -1;
     int segment = -1;
     batch_clear(b);
     for (int32_t i = first; i < end; i++) {
         const Answer *a = &g->answer[i];
-        const bool same = a->prompt == prompt && i % g->o->generations;
-        const int32_t n = prompts_length(&g->train, a->prompt), count = a->completion.count;
-        if (!batch_fits(b, count - 1 + (same ? 0 : n), count, 2)) return i;
-        if (!same) segment = batch_segment(b, prompts_tokens(&g->train, a->prompt), n, 0, -1);
-        prompt = a->prompt;
-        batch_completion(b, segment, a->completion.tokens, count);
+        if (i == first || i % g->o->generations == 0)
+            segment =
+                batch_segment(b, prompts_tokens(&g->train, a->prompt), prompts_length(&g->train, a->prompt), 0, -1);
+        batch_completion(b, segment, a->completion.tokens, a->completion.count);
     }
-    return end;
+    return generation_slice(g, first, end);
 }
 
 /* This rank's completions among [first, end), which must be within one part: [*mine, *last). */
@@ -401,17 +444,6 @@ static inline void generation_mine(const Generation *g, int32_t first, int32_t e
     *mine = cut[0] > first ? (int32_t)cut[0] : first;
     *last = cut[1] < end ? (int32_t)cut[1] : end;
     if (*last < *mine) *last = *mine;
-}
-
-/* The number of micro-batches that completions [first, end) take. */
-static inline int64_t generation_micros(Generation *g, int32_t first, int32_t end) {
-    int64_t n = 0;
-    for (; first < end; n++) first = generation_pack(g, first, end);
-    return n;
-}
-
-static inline double generation_batch_flops(const Generation *g, const Model *m) {
-    return model_flops(&m->config, g->batch.rows, g->batch.targets, batch_pairs(&g->batch));
 }
 
 /* All-gather of the per-token values of completions [first, end) of a part, 4 bytes each; each rank has filled in those
@@ -435,141 +467,21 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
     for (int32_t part = first, mine, last; part < end; part = (part / size + 1) * size) {
         const int32_t part_end = (part / size + 1) * size < end ? (part / size + 1) * size : end;
         generation_mine(g, part, part_end, &mine, &last);
-        for (int32_t i = mine, next; i < last; i = next) {
-            next = generation_pack(g, i, last);
-            const int32_t at = g->offset[i];
+        const MicroPlan *plan = generation_plan(g, mine, last);
+        for (int32_t i = 0; i < plan->micros; i++) {
+            const int32_t at = generation_pack(g, plan->first[i], plan->first[i + 1]).at;
             const ModelOutput some = {.logp = out->logp ? out->logp + at : NULL,
                                       .entropy = out->entropy ? out->entropy + at : NULL,
                                       .argmax = out->argmax ? out->argmax + at : NULL,
                                       .value = out->value ? out->value + at : NULL};
             model_forward(m, w, &g->batch, (float)g->o->temperature, &some);
-            g->t->flops += generation_batch_flops(g, m);
+            trainer_count_flops(g->t, m, &g->batch, 1);
         }
         generation_complete(g, out->logp, part, part_end);
         generation_complete(g, out->entropy, part, part_end);
         generation_complete(g, out->argmax, part, part_end);
         generation_complete(g, out->value, part, part_end);
     }
-}
-
-/* ---- evaluation and logging ------------------------------------------------------------------------------------ */
-
-/* Evaluates the model on held-out prompts; logs the results and prints a line. Collective. */
-static inline Evaluation generation_evaluate(Generation *g, const char *when) {
-    Error e;
-    Evaluation v = {.samples = (int)g->o->eval_samples};
-    Sampling how = g->sampling;
-    how.stream = RANDOM_EVAL;
-    const double start = program_seconds();
-    const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
-    const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
-    double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
-    Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
-    int64_t cut[ranks + 1];
-    for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o->max_completion;
-    dist_cut(cost, count, ranks, cut);
-    v.outcome = outcome + cut[rank];
-    if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
-                        NULL, &e))
-        die("%s: %s", g->o->val, e.text);
-    dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
-    evaluation_summarise(&v, outcome, count);
-    v.outcome = NULL;
-    free(cost), free(outcome);
-    Metrics *m = &g->t->metrics;
-    char line[256] = "", key[32];
-    metrics_set(m, "eval_accuracy", v.greedy);
-    metrics_set(m, "eval_completions/mean_length", v.tokens);
-    for (int k = 0; k < v.ks; k++) {
-        snprintf(key, sizeof key, "eval_pass@%d", v.k[k]);
-        metrics_set(m, key, v.pass[k]);
-        snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
-    }
-    metrics_line(m, "eval  %s | greedy accuracy %.1f%%%s | %lld prompts | %.1f s", when, 100 * v.greedy, line,
-                 (long long)v.prompts, program_seconds() - start);
-    return v;
-}
-
-/* Prints the evaluation before and after the run, and adds it to the report. */
-static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
-    Metrics *m = &g->t->metrics;
-    char a[32], b[32];
-    if (!before->prompts) return;
-    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy);
-    snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
-    metrics_final(m, "Held-out greedy accuracy", a, b);
-    metrics_line(m, "held-out greedy accuracy: %s before, %s after", a, b);
-    for (int k = 0; k < after->ks; k++) {
-        char name[32];
-        snprintf(name, sizeof name, "Held-out pass@%d", after->k[k]);
-        snprintf(a, sizeof a, "%.1f %%", 100 * before->pass[k]);
-        snprintf(b, sizeof b, "%.1f %%", 100 * after->pass[k]);
-        metrics_final(m, name, a, b);
-    }
-}
-
-/* Prints greedy completions of the first held-out prompts, or of the first training prompts if there are none. */
-static inline void generation_show(Generation *g, const char *when) {
-    Error e;
-    const Prompts *p = g->o->val ? &g->val : &g->train;
-    Sampling how = g->sampling;
-    how.temperature = 0;
-    if (g->t->dist.rank) return;
-    for (int64_t i = 0; i < p->count && i < g->o->sample_count; i++) {
-        Completion c;
-        RolloutRequest q = {
-            .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
-        if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
-        char *text = model_text_decode(&g->t->text, c.tokens, c.count, false);
-        const RewardInput in = prompts_input(p, i, text, &c, 0, how.max_new);
-        const double right = evaluation_check(&in);
-        metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
-                     isnan(right)  ? ""
-                     : right > 0.5 ? "  (right)"
-                                   : "  (wrong)");
-        metrics_sample(&g->t->metrics, when, p->what[i].text, text, p->what[i].answer, right);
-        free(text);
-        completion_free(&c);
-    }
-}
-
-/* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
-static inline void generation_log(Generation *g) {
-    Metrics *m = &g->t->metrics;
-    char key[128];
-    float *part = (float *)xmalloc((size_t)g->answers * sizeof *part);
-    for (int k = 0; k < g->rewards.count; k++) {
-        for (int32_t i = 0; i < g->answers; i++) part[i] = g->answer[i].parts[k];
-        const Spread s = spread_of(part, g->answers, 1);
-        snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
-        metrics_set(m, key, s.mean);
-        snprintf(key, sizeof key, "rewards/%s/std", g->rewards.name[k]);
-        metrics_set(m, key, s.std);
-    }
-    free(part);
-    double sum[2] = {0}, least[2] = {INFINITY, INFINITY}, most[2] = {-INFINITY, -INFINITY}, count[2] = {0};
-    for (int32_t i = 0; i < g->answers; i++)
-        for (int ended = 0; ended < 2; ended++) {
-            const Completion *c = &g->answer[i].completion;
-            if (ended && !c->finished) continue;
-            sum[ended] += c->count;
-            count[ended]++;
-            least[ended] = fmin(least[ended], c->count);
-            most[ended] = fmax(most[ended], c->count);
-        }
-    metrics_set(m, "completions/mean_length", sum[0] / count[0]);
-    metrics_set(m, "completions/min_length", least[0]);
-    metrics_set(m, "completions/max_length", most[0]);
-    metrics_set(m, "completions/clipped_ratio", 1 - count[1] / count[0]);
-    metrics_set(m, "completions/mean_terminated_length", count[1] ? sum[1] / count[1] : 0);
-    metrics_set(m, "completions/min_terminated_length", count[1] ? least[1] : 0);
-    metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
-    metrics_set(m, "timing_s/gen", g->gen_seconds);
-    metrics_set(m, "timing_s/reward", g->reward_seconds);
-    metrics_set(m, "epoch", cursor_epochs(&g->cursor));
-    if (count[1] == 0)
-        metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
-                     (long long)g->o->max_completion);
 }
 
 #endif

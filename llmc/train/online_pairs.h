@@ -25,7 +25,7 @@
 #ifndef LLMC_TRAIN_ONLINE_PAIRS_H
 #define LLMC_TRAIN_ONLINE_PAIRS_H
 
-#include "generation.h"
+#include "generation_report.h"
 #include "preference_reference.h"
 #include "preference_options.h"
 #include "../rollout/mixture.h"

@@ -8,29 +8,40 @@
  *
  *     Pretraining p;
  *     if (!pretraining_open(&p, "text.bin", &config, rows, &e)) die("%s", e.text);
- *     loss += pretraining_loss(&p, &trainer, &work, &batch, 27.8, 1024);     // forward and backward
+ *     int64_t micros = pretraining_plan(&p, &trainer, &batch, 1024);         // micro-batches of this rank in this step
+ *     loss += pretraining_loss(&p, &trainer, &work, &batch, 27.8);           // forward and backward
  *     pretraining_close(&p);
  */
 #ifndef LLMC_TRAIN_PRETRAINING_H
 #define LLMC_TRAIN_PRETRAINING_H
 
-#include "../model/pack.h"
+#include "../model/micro_plan.h"
 #include "../model/transformer.h"
 #include "../records/tokens.h"
 #include "trainer.h"
 
+/* Tokens at ... at+count-1 of the shard. */
+typedef struct PretrainingWindow {
+    int64_t at;
+    int32_t count;
+} PretrainingWindow;
+
 typedef struct Pretraining {
     TokenShard shard;
-    int32_t window;      /* tokens */
-    int64_t position;    /* of the next window's first token */
-    double loss;         /* nats per token, of the last step */
-    int32_t *tokens;     /* (window) */
-    float *logp, *dlogp; /* (rows) */
+    int32_t window;         /* tokens */
+    int64_t position;       /* of the first token of the next step */
+    double loss;            /* nats per token, of the last step */
+    int64_t targets;        /* of this step, on all ranks */
+    MicroPlan plan;         /* of this rank's windows in this step */
+    PretrainingWindow *own; /* (windows of a step) those of this rank */
+    int32_t *tokens;        /* (window) */
+    float *logp, *dlogp;    /* (rows) */
 } Pretraining;
 
 static inline void pretraining_close(Pretraining *p) {
     tokens_close(&p->shard);
-    free(p->tokens), free(p->logp), free(p->dlogp);
+    free(p->own), free(p->tokens), free(p->logp), free(p->dlogp);
+    micro_plan_free(&p->plan);
     *p = (Pretraining){0};
 }
 
@@ -50,60 +61,51 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const Mode
     return true;
 }
 
-/* Runs the batch forward and backward and empties it. Returns the sum of -log pi. */
-static inline double pretraining_batch(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double weight) {
-    double sum = 0;
-    for (int32_t i = 0; i < b->targets; i++) p->dlogp[i] = (float)-weight;
-    model_forward_backward(&t->model, w, b, 1.0f, p->dlogp, &(ModelOutput){.logp = p->logp});
-    for (int32_t i = 0; i < b->targets; i++) sum -= p->logp[i];
-    t->flops += 3 * model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b));
-    t->tokens += b->rows;
-    batch_clear(b);
-    return sum;
-}
-
-/* Runs N targets of the text from `position` on, in windows, each on one of the ranks. Adds -log pi of this rank's
- * targets to *sum; if sum is NULL, only counts and leaves `position` unchanged. Returns this rank's number of
- * micro-batches. */
-static inline int64_t pretraining_pass(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double weight,
-                                       int64_t N, double *sum) {
+/* Takes the next N targets of the text, in windows, each for one of the ranks. Returns this rank's number of micro-batches.
+ * b: the batch that pretraining_loss() will use. */
+static inline int64_t pretraining_plan(Pretraining *p, const Trainer *t, const Batch *b, int64_t N) {
     const TokenShard *s = &p->shard;
-    const int64_t position = p->position;
-    int64_t micros = 0, window = 0;
-    batch_clear(b);
-    for (int64_t left = N; left > 0; window++) {
+    int32_t own = 0;
+    p->targets = N;
+    micro_plan_begin(&p->plan, b, 0);
+    for (int64_t left = N, window = 0; left > 0; window++) {
         if (s->count - p->position < 2) p->position = 0;
         int64_t n = s->count - p->position < p->window ? s->count - p->position : p->window;
         if (n > left + 1) n = left + 1;
-        for (int64_t i = 0; i < n; i++) p->tokens[i] = s->tokens[p->position + i];
+        if (window % t->dist.ranks == t->dist.rank) {
+            p->own = (PretrainingWindow *)xrealloc(p->own, (size_t)own + 1, sizeof *p->own);
+            p->own[own++] = (PretrainingWindow){p->position, (int32_t)n};
+            micro_plan_add(&p->plan, (BatchSize){n, n - 1, 1});
+        }
         left -= n - 1;
         p->position += n - 1;
-        if (window % t->dist.ranks != t->dist.rank) continue;
-        if (!batch_fits(b, n, n - 1, 1)) {
-            if (sum) *sum += pretraining_batch(p, t, w, b, weight);
-            batch_clear(b);
-            micros++;
-        }
-        batch_sequence(b, p->tokens, NULL, (int32_t)n);
     }
-    if (b->targets && sum) *sum += pretraining_batch(p, t, w, b, weight);
-    micros += window > t->dist.rank;
-    if (!sum) p->position = position;
-    return micros;
+    return p->plan.micros;
 }
 
-/* This rank's number of micro-batches for N targets, for dist_grads_begin(). */
-static inline int64_t pretraining_micros(Pretraining *p, Trainer *t, Batch *b, int64_t N) {
-    return pretraining_pass(p, t, NULL, b, 0, N, NULL);
+static inline void pretraining_pack(Pretraining *p, Batch *b, int32_t first, int32_t end) {
+    batch_clear(b);
+    for (int32_t i = first; i < end; i++) {
+        const PretrainingWindow *w = &p->own[i];
+        for (int32_t k = 0; k < w->count; k++) p->tokens[k] = p->shard.tokens[w->at + k];
+        batch_sequence(b, p->tokens, NULL, w->count);
+    }
 }
 
-/* Runs N targets of the text: adds their gradients and returns coef times their mean loss over all ranks. These must be
- * the last backward passes of the step. b: the trainer's batch, which is overwritten. Collective. */
-static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double coef,
-                                      int64_t N) {
+/* Runs the targets of pretraining_plan(): adds their gradients and returns coef times their mean loss over all ranks. These
+ * must be the last backward passes of the step. b: the trainer's batch, which is overwritten. Collective. */
+static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double coef) {
+    const double N = (double)p->targets;
     double sum = 0;
-    pretraining_pass(p, t, w, b, coef / (double)N, N, &sum);
-    p->loss = dist_total(&t->dist, sum) / (double)N;
+    for (int32_t m = 0; m < p->plan.micros; m++) {
+        pretraining_pack(p, b, p->plan.first[m], p->plan.first[m + 1]);
+        for (int32_t i = 0; i < b->targets; i++) p->dlogp[i] = (float)-(coef / N);
+        model_forward_backward(&t->model, w, b, 1.0f, p->dlogp, &(ModelOutput){.logp = p->logp});
+        for (int32_t i = 0; i < b->targets; i++) sum -= p->logp[i];
+        trainer_count_flops(t, &t->model, b, 3);
+        t->tokens += b->rows;
+    }
+    p->loss = dist_total(&t->dist, sum) / N;
     return coef * p->loss;
 }
 

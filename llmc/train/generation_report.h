@@ -1,0 +1,142 @@
+/* generation_report.h - evaluation, samples and metrics of the trainers that learn from their own completions.
+ *
+ *     Evaluation before = generation_evaluate(&g, "before");      // on the held-out prompts of --val
+ *     generation_show(&g, "before");                              // prints --sample-count greedy completions
+ *     generation_log(&g);                                         // metrics of the generation's rewards and lengths
+ *     generation_compare(&g, &before, &after);                    // both evaluations, for the report
+ */
+#ifndef LLMC_TRAIN_GENERATION_REPORT_H
+#define LLMC_TRAIN_GENERATION_REPORT_H
+
+#include "generation.h"
+
+/* Evaluates the model on held-out prompts; logs the results and prints a line. when: a name for this point of the run, or NULL
+ * for the number of the step. Collective. */
+static inline Evaluation generation_evaluate(Generation *g, const char *when) {
+    Error e;
+    char step[32];
+    snprintf(step, sizeof step, "step %lld", (long long)g->t->step);
+    Evaluation v = {.samples = (int)g->o->eval_samples};
+    Sampling how = g->sampling;
+    how.stream = RANDOM_EVAL;
+    const double start = program_seconds();
+    const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
+    const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
+    double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
+    Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
+    int64_t cut[ranks + 1];
+    for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o->max_completion;
+    dist_cut(cost, count, ranks, cut);
+    v.outcome = outcome + cut[rank];
+    if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
+                        NULL, &e))
+        die("%s: %s", g->o->val, e.text);
+    dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
+    evaluation_summarise(&v, outcome, count);
+    v.outcome = NULL;
+    free(cost), free(outcome);
+    Metrics *m = &g->t->metrics;
+    char line[256] = "", key[32];
+    metrics_set(m, "eval_accuracy", v.greedy);
+    metrics_set(m, "eval_completions/mean_length", v.tokens);
+    for (int k = 0; k < v.ks; k++) {
+        snprintf(key, sizeof key, "eval_pass@%d", v.k[k]);
+        metrics_set(m, key, v.pass[k]);
+        snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
+    }
+    metrics_line(m, "eval  %s | greedy accuracy %.1f%%%s | %lld prompts | %.1f s", when ? when : step, 100 * v.greedy,
+                 line, (long long)v.prompts, program_seconds() - start);
+    return v;
+}
+
+/* Prints the evaluation before and after the run, and adds it to the report. */
+static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
+    Metrics *m = &g->t->metrics;
+    char a[32], b[32];
+    if (!before->prompts) return;
+    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy);
+    snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
+    metrics_final(m, "Held-out greedy accuracy", a, b);
+    metrics_line(m, "held-out greedy accuracy: %s before, %s after", a, b);
+    for (int k = 0; k < after->ks; k++) {
+        char name[32];
+        snprintf(name, sizeof name, "Held-out pass@%d", after->k[k]);
+        snprintf(a, sizeof a, "%.1f %%", 100 * before->pass[k]);
+        snprintf(b, sizeof b, "%.1f %%", 100 * after->pass[k]);
+        metrics_final(m, name, a, b);
+    }
+}
+
+/* Prints greedy completions of the first held-out prompts, or of the first training prompts if there are none. */
+static inline void generation_show(Generation *g, const char *when) {
+    Error e;
+    const Prompts *p = g->o->val ? &g->val : &g->train;
+    Sampling how = g->sampling;
+    how.temperature = 0;
+    if (g->t->dist.rank) return;
+    for (int64_t i = 0; i < p->count && i < g->o->sample_count; i++) {
+        Completion c;
+        RolloutRequest q = {
+            .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
+        if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
+        char *text = model_text_decode(&g->t->text, c.tokens, c.count, false);
+        const RewardInput in = prompts_input(p, i, text, &c, 0, how.max_new);
+        const double right = evaluation_check(&in);
+        metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
+                     isnan(right)  ? ""
+                     : right > 0.5 ? "  (right)"
+                                   : "  (wrong)");
+        metrics_sample(&g->t->metrics, when, p->what[i].text, text, p->what[i].answer, right);
+        free(text);
+        completion_free(&c);
+    }
+}
+
+/* Warns if sampler and trainer disagree about a token: gap is the greatest difference of its log-probabilities, in nats. Call
+ * it only if both used the same weights. */
+static inline void generation_check_sampler(Generation *g, double gap) {
+    if (gap > (g->t->o->dtype ? 0.5 : 0.01))
+        metrics_line(&g->t->metrics, "%s: warning: sampler and trainer disagree by %.3g nats on a token", g->t->program,
+                     gap);
+}
+
+/* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
+static inline void generation_log(Generation *g) {
+    Metrics *m = &g->t->metrics;
+    char key[128];
+    float *part = (float *)xmalloc((size_t)g->answers * sizeof *part);
+    for (int k = 0; k < g->rewards.count; k++) {
+        for (int32_t i = 0; i < g->answers; i++) part[i] = g->answer[i].parts[k];
+        const Spread s = spread_of(part, g->answers, 1);
+        snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
+        metrics_set(m, key, s.mean);
+        snprintf(key, sizeof key, "rewards/%s/std", g->rewards.name[k]);
+        metrics_set(m, key, s.std);
+    }
+    free(part);
+    double sum[2] = {0}, least[2] = {INFINITY, INFINITY}, most[2] = {-INFINITY, -INFINITY}, count[2] = {0};
+    for (int32_t i = 0; i < g->answers; i++)
+        for (int ended = 0; ended < 2; ended++) {
+            const Completion *c = &g->answer[i].completion;
+            if (ended && !c->finished) continue;
+            sum[ended] += c->count;
+            count[ended]++;
+            least[ended] = fmin(least[ended], c->count);
+            most[ended] = fmax(most[ended], c->count);
+        }
+    metrics_set(m, "completions/mean_length", sum[0] / count[0]);
+    metrics_set(m, "completions/min_length", least[0]);
+    metrics_set(m, "completions/max_length", most[0]);
+    metrics_set(m, "completions/clipped_ratio", 1 - count[1] / count[0]);
+    metrics_set(m, "completions/mean_terminated_length", count[1] ? sum[1] / count[1] : 0);
+    metrics_set(m, "completions/min_terminated_length", count[1] ? least[1] : 0);
+    metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
+    metrics_set(m, "timing_s/gen", g->gen_seconds);
+    metrics_set(m, "timing_s/reward", g->reward_seconds);
+    metrics_set(m, "epoch", cursor_epochs(&g->cursor));
+    if (count[1] == 0)
+        metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
+                     (long long)g->o->max_completion);
+}
+
+#endif
