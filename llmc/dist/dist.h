@@ -48,6 +48,7 @@
 #define LLMC_DIST_DIST_H
 
 #include "link.h"
+#include "../base/clock.h"
 #include "../base/launch.h"
 #include <math.h>
 #include <dlfcn.h>
@@ -82,12 +83,6 @@ typedef struct Dist {
 } Dist;
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
-
-static inline double dist_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Path of the file `name` in the program's directory. */
 static inline void dist_beside(const char *name, char *path, size_t size) {
@@ -231,9 +226,9 @@ static inline bool dist_exchange_parts(Dist *d, const void *mine, void *all, con
         return true;
     }
     if (d->settle && !d->settle(d->settle_context, e)) return false;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     const bool ok = d->host.link->exchange(d->host.state, mine, all, bytes, e);
-    d->waited += dist_seconds() - start;
+    d->waited += clock_seconds() - start;
     return ok;
 }
 

@@ -144,7 +144,7 @@ static inline void dist_on_layer(void *context, int layer) {
 /* Dist's callback settle: begins the remaining sums of the step and waits for all of them. */
 static inline bool dist_grads_finish(void *context, Error *e) {
     DistGrads *g = (DistGrads *)context;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     g->d->settle = NULL;
     if (g->failed) return error_set(e, "%s", g->error.text);
     while (dist_zero2(g) &&
@@ -155,7 +155,7 @@ static inline bool dist_grads_finish(void *context, Error *e) {
     while (!dist_zero2(g) && g->next < g->buckets)
         if (!dist_bucket_start(g, e)) return false;
     const bool ok = g->d->device.link->finish(g->d->device.state, 0, e);
-    g->d->waited += dist_seconds() - start;
+    g->d->waited += clock_seconds() - start;
     return ok;
 }
 
@@ -266,9 +266,9 @@ static inline bool dist_grads_update(DistGrads *g, double lr, OptimizerResult *r
     if (o->sharded && !dist_sum(g->d, &square, 1, e)) return false;
     *result = optimizer_update(o, g->model, lr, sqrt(square));
     if (!o->sharded || result->skipped) return true;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     const bool ok = dist_grads_weights(g, e);
-    g->d->waited += dist_seconds() - start;
+    g->d->waited += clock_seconds() - start;
     return ok;
 }
 

@@ -24,6 +24,7 @@
 #ifndef LLMC_REWARD_REWARD_COMMAND_H
 #define LLMC_REWARD_REWARD_COMMAND_H
 
+#include "../base/clock.h"
 #include "../base/error.h"
 #include "../base/text.h"
 #include "verify.h"
@@ -32,7 +33,6 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
@@ -47,12 +47,6 @@ typedef struct RewardCommand {
     char answer[REWARD_LINE_MAX]; /* output not yet parsed */
     size_t answer_length;
 } RewardCommand;
-
-static inline double reward_clock(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Opens a pipe whose ends are closed on exec and have file descriptors above 2. */
 static inline bool reward_pipe(int end[2], Error *e) {
@@ -69,11 +63,11 @@ static inline bool reward_pipe(int end[2], Error *e) {
 
 /* Waits up to `seconds` for the child to end, without reaping it. */
 static inline bool reward_command_ended(const RewardCommand *c, double seconds) {
-    const double until = reward_clock() + seconds;
+    const double until = clock_seconds() + seconds;
     for (;;) {
         siginfo_t info = {0};
         if (!waitid(P_PID, (id_t)c->pid, &info, WEXITED | WNOWAIT | WNOHANG) && info.si_pid) return true;
-        if (reward_clock() >= until) return false;
+        if (clock_seconds() >= until) return false;
         const struct timespec pause = {0, 2000000};
         nanosleep(&pause, NULL);
     }
@@ -269,7 +263,7 @@ static inline bool reward_command_take(RewardCommand *c, float *scores, int stri
  * every further call fails. */
 static inline bool reward_command_score(RewardCommand *c, const RewardInput *in, int n, float *scores, int stride,
                                         Error *e) {
-    const double until = reward_clock() + c->timeout;
+    const double until = clock_seconds() + c->timeout;
     int sent = 0, answers = 0; /* lines written; answers read */
     if (!c->pid) return error_set(e, "reward command '%.300s': has ended", c->program);
     while (answers < n) {
@@ -278,7 +272,7 @@ static inline bool reward_command_score(RewardCommand *c, const RewardInput *in,
             c->sent = 0;
         }
         struct pollfd files[2] = {{.fd = c->out, .events = POLLIN}, {.fd = sent < n ? c->in : -1, .events = POLLOUT}};
-        const double left = until - reward_clock();
+        const double left = until - clock_seconds();
         const int ready = left > 0 ? poll(files, 2, (int)fmin(ceil(1e3 * left), 1e9)) : 0;
         if (ready < 0 && errno == EINTR) continue;
         if (ready < 0) return reward_command_fail(c, e, "poll: %s", strerror(errno));
