@@ -527,7 +527,7 @@ static void run_program(const char *program, double timeout, int n, const char *
     if (message) {
         assert_message(&e, message);
         assert_message(&e, "reward command '");
-        assert_int_equal(r.command.pid, 0);
+        assert_int_equal(r.command.process.pid, 0);
         assert_false(rewards_score(&r, in, n, part, total, &e));
         assert_message(&e, "has ended");
     }
@@ -588,7 +588,7 @@ static void test_command_values(void **state) {
         path);
     in[0].completion = "1", in[1].task = "exact", in[2].task = "exact";
     assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
-    const pid_t pid = r.command.pid;
+    const pid_t pid = r.command.process.pid;
     in[0].completion = "tab\t7";
     assert_true(rewards_score(&r, in, 3, part, total, &e));
     assert_float_equal(part[1], -1.5, 0);
@@ -598,7 +598,7 @@ static void test_command_values(void **state) {
     assert_true(isnan(total[2]));       /* "nan" is no number to compare with: nothing can be said */
     assert_true(rewards_score(&r, in, 1, part, total, &e));
     assert_float_equal(part[1], -4.5, 0);
-    assert_int_equal(r.command.pid, pid);
+    assert_int_equal(r.command.process.pid, pid);
     rewards_close(&r);
     FILE *f = fopen(path, "r");
     assert_non_null(fgets(line, sizeof line, f));
