@@ -151,24 +151,6 @@ typedef struct Trainer {
     void *beside;
 } Trainer;
 
-/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
- * that. */
-static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
-    const double C = c->width, Q = model_qkv_width(c), F = c->hidden;
-    return 2 *
-           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
-}
-
-/* Number of query-key pairs in a batch. */
-static inline double batch_pairs(const Batch *b) {
-    double pairs = 0;
-    for (int i = 0; i < b->segments; i++) {
-        const Segment *s = &b->segment[i];
-        pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
-    }
-    return pairs;
-}
-
 static inline int64_t state_int(const json_t *state, const char *key) {
     return json_integer_value(json_object_get(state, key));
 }
