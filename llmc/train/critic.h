@@ -105,11 +105,9 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o->seed,
                     &c->optimizer, &e))
         die("%s", e.text);
-    if (c->model.config.vocab < t->model.config.vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", path, c->model.config.vocab, t->model.config.vocab);
-    if (c->model.config.context < longest)
-        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", path,
-            c->model.config.context, longest);
+    if (!model_fits_vocab(&c->model.config, path, t->model.config.vocab, "the model", &e) ||
+        !model_fits_length(&c->model.config, path, longest, &e))
+        die("%s", e.text);
     if (beside) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);

@@ -77,9 +77,7 @@ static inline void online_open_prompts(OnlinePairs *p) {
                             &e))
         die("%s", e.text);
     const int need = generation_longest_prompt(&p->g) + (int)p->g.o->max_completion;
-    if (p->judge.model.config.context < need)
-        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", p->reward_model,
-            p->judge.model.config.context, need);
+    if (!model_fits_length(&p->judge.model.config, p->reward_model, need, &e)) die("%s", e.text);
 }
 
 /* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */

@@ -36,9 +36,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o->seed,
                         NULL, &e))
             die("%s", e.text);
-        if (r->model.config.vocab < t->model.config.vocab)
-            die("%s: its vocabulary of %d does not fit the model's %d", path, r->model.config.vocab,
-                t->model.config.vocab);
+        if (!model_fits_vocab(&r->model.config, path, t->model.config.vocab, "the model", &e)) die("%s", e.text);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
     char name[20];
     snprintf(name, sizeof name, "%016llx", (unsigned long long)(load ? r->file.hash : t->file.hash));

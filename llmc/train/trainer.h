@@ -263,8 +263,8 @@ static inline void trainer_micros(Trainer *t, int64_t micros) {
 
 /* Checks that the shard's vocabulary and tokenizer fit the model. */
 static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
-    if (s->vocab > t->model.config.vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", s->name, s->vocab, t->model.config.vocab);
+    Error e;
+    if (!model_fits_data(&t->model.config, s->name, s->vocab, &e)) die("%s", e.text);
     if (s->tokenizer_bytes && t->file.tokenizer &&
         (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
         die("%s: it was made with a different tokenizer than the model's; make the shard with the model's tokenizer",
