@@ -111,16 +111,11 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     if (beside) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);
-        t->backend->zero(t->device, c->optimizer.m, c->optimizer.count * sizeof(float));
-        t->backend->zero(t->device, c->optimizer.v, c->optimizer.count * sizeof(float));
+        optimizer_reset(&c->optimizer, &c->model);
     }
     free(c->file.reward);
     c->file.reward = NULL; /* the head computes values, not scores */
-    c->optimizer.beta1 = t->o->beta1;
-    c->optimizer.beta2 = t->o->beta2;
-    c->optimizer.eps = t->o->eps;
-    c->optimizer.weight_decay = t->o->weight_decay;
-    c->optimizer.max_grad_norm = t->o->max_grad_norm;
+    optimizer_configure(&c->optimizer, t->o->beta1, t->o->beta2, t->o->eps, t->o->weight_decay, t->o->max_grad_norm);
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
     t->save_beside = critic_save_state;

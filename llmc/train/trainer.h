@@ -339,16 +339,9 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
-    t->optimizer.beta1 = o->beta1;
-    t->optimizer.beta2 = o->beta2;
-    t->optimizer.eps = o->eps;
-    t->optimizer.weight_decay = o->weight_decay;
-    t->optimizer.max_grad_norm = o->max_grad_norm;
+    optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
     if (o->resume) trainer_resume(t, data);
-    else if (t->file.trainer) { /* a state used as a model: the optimizer starts afresh */
-        t->backend->zero(t->device, t->optimizer.m, t->optimizer.count * sizeof(float));
-        t->backend->zero(t->device, t->optimizer.v, t->optimizer.count * sizeof(float));
-    }
+    else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
     json_object_set_new(t->state, "shard", trainer_shard_name(data));
     const bool speaks = t->dist.rank == 0;
     if (!metrics_open(&t->metrics, program, speaks ? o->metrics : NULL, speaks ? o->tensorboard : NULL,
