@@ -98,7 +98,7 @@ static void set_count(json_t *object, const char *key, int64_t value) {
 
 /* Updates the progress line if standard error is a terminal. done == all clears it. */
 static void progress(int64_t done, int64_t all, const char *what, double start) {
-    const double seconds = program_seconds() - start;
+    const double seconds = clock_seconds() - start;
     if (!isatty(STDERR_FILENO)) return;
     if (done >= all) fputs("\r\033[K", stderr);
     else
@@ -200,7 +200,7 @@ static void loss_close(Work *w, Loss *l) {
 static void chat_loss(Work *w, Loss *l, const Shard *s, int64_t count, int32_t limit) {
     Error e;
     Record r = {0};
-    const double start = program_seconds();
+    const double start = clock_seconds();
     for (int64_t i = 0; i < count && !program_stopping(); i++) {
         if (!shard_record(s, i, &r, &e)) die("%s", e.text);
         l->cut += r.count > limit;
@@ -219,7 +219,7 @@ static void chat_loss(Work *w, Loss *l, const Shard *s, int64_t count, int32_t l
 /* Accumulates the loss on windows of T tokens. The last target of a window is the first token of the next window. */
 static void token_loss(Work *w, Loss *l, const TokenShard *t, int64_t windows, int32_t T) {
     int32_t *ids = (int32_t *)xmalloc((size_t)T * sizeof *ids);
-    const double start = program_seconds();
+    const double start = clock_seconds();
     for (int64_t i = 0; i < windows && !program_stopping(); i++) {
         const uint16_t *from = t->tokens + i * T;
         const int64_t left = t->count - 1 - i * T;
@@ -283,7 +283,7 @@ static void evaluate_loss(const DataFile *f, const Shard *chat) {
     if (!units) die("%s: the shard is empty", f->name);
     if (o.most && o.most < units) units = o.most;
     const int32_t longest = chat && chat->longest < T ? chat->longest : T;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     loss_open(&w, &l, o.micro_tokens > longest ? (int)o.micro_tokens : longest);
     if (chat) chat_loss(&w, &l, chat, units, T);
     else token_loss(&w, &l, &t, units, T);
@@ -292,7 +292,7 @@ static void evaluate_loss(const DataFile *f, const Shard *chat) {
         warn("%s: %lld of %lld records are longer than %d tokens and were truncated", f->name, (long long)l.cut,
              (long long)units, T);
     if (chat) set_count(result, "cut", l.cut);
-    report_loss(&l, chat ? "records" : "windows", program_seconds() - start);
+    report_loss(&l, chat ? "records" : "windows", clock_seconds() - start);
     loss_close(&w, &l);
     tokens_close(&t);
     if (program_stopping()) die("stopped by a signal before the end of %s", f->name);
@@ -500,7 +500,7 @@ static void evaluate_prompts(const Shard *s) {
 
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     const int64_t chunk = 4 * o.s.slots / most + 1;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     int64_t done = 0;
     while (done < count && !program_stopping()) {
         const int64_t n = count - done < chunk ? count - done : chunk;
@@ -512,7 +512,7 @@ static void evaluate_prompts(const Shard *s) {
         done += n;
         progress(done, count, "prompts", start);
     }
-    const double seconds = program_seconds() - start;
+    const double seconds = clock_seconds() - start;
     if (done < count) fail_tasks(&t, "stopped by a signal");
     t.all.outcome = outcome;
     evaluation_summarise(&t.all, outcome, count);
@@ -622,7 +622,7 @@ static void evaluate_reward_model(const Shard *s) {
     if (!reward_model_check(&r, s->vocab, s->tokenizer_bytes ? s->tokenizer : NULL, s->tokenizer_bytes, s->name, &e))
         die("%s", e.text);
     if (!s->count) die("%s: the shard is empty", s->name);
-    scoring_start = program_seconds();
+    scoring_start = clock_seconds();
     const int64_t count = o.most && o.most < s->count ? o.most : s->count;
     if (!evaluate_rewards(&v, &r, s, count, scoring_progress, &e)) die("%s", e.text);
     if (program_stopping()) die("stopped by a signal before the end of %s", s->name);
@@ -630,7 +630,7 @@ static void evaluate_reward_model(const Shard *s) {
         warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
              s->name, (long long)v.dropped, (long long)count, r.model.config.context);
     json_object_set_new(result, "model", json_string(r.name));
-    report_rewards(&v, &r, s, program_seconds() - scoring_start);
+    report_rewards(&v, &r, s, clock_seconds() - scoring_start);
     reward_model_close(&r);
     backend->close(device);
 }

@@ -184,12 +184,12 @@ static void one_prompt(const TokenList *ids, double start) {
     Sequence s;
     Printer p = {.terminal = isatty(STDOUT_FILENO)};
     bool finished;
-    const double loaded = program_seconds();
+    const double loaded = clock_seconds();
     if (!sequence_new(&s, &model.model, ids->count + o.s.max_new, &e)) die("%s", e.text);
     if (o.echo) printer_tokens(&p, ids->ids, ids->count, true);
     sequence_set(&s, ids->ids, ids->count);
     const int64_t n = answer(&s, 0, &p, NULL, &finished);
-    const double end = program_seconds();
+    const double end = clock_seconds();
     text_string(&p.waiting, "\n");
     printer_flush(&p, true);
     if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)n);
@@ -375,7 +375,7 @@ static void many_prompts(const Items *items) {
         writer_abort(&w);
         die("%s; lower --slots", e.text);
     }
-    const double start = program_seconds();
+    const double start = clock_seconds();
     const int64_t chunk = 4 * most / o.samples;
     int64_t done = 0;
     while (done < items->count && !program_stopping()) {
@@ -387,10 +387,10 @@ static void many_prompts(const Items *items) {
         done += n;
         if (isatty(STDERR_FILENO) && o.output)
             fprintf(stderr, "\r%lld of %lld prompts, %.0f tok/s\033[K", (long long)done, (long long)items->count,
-                    (double)engine.tokens / (program_seconds() - start));
+                    (double)engine.tokens / (clock_seconds() - start));
     }
     if (!writer_commit(&w, &e)) die("%s", e.text);
-    const double seconds = program_seconds() - start;
+    const double seconds = clock_seconds() - start;
     if (o.input)
         fprintf(stderr, "%s%lld prompts, %lld completions, %lld tokens in %.2f s, %.0f tok/s\n",
                 isatty(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, (long long)(done * o.samples),
@@ -580,7 +580,7 @@ int main(int argc, char **argv) {
     const int first = options_parse(options, &about, argc, argv);
     check_usage(argc, argv, first);
     program_start();
-    const double start = program_seconds();
+    const double start = clock_seconds();
 
     DataFile file = {0};
     Shard shard = {0};

@@ -110,7 +110,7 @@ static bool needs_reference(void) {
 static void forward(Run *r, const AnswerSlice *x) {
     const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .argmax = x->argmax};
     model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &out);
-    if (o.l.pair.use_weighting) answer_log_square(&r->t.model, &r->work, &r->batch, out.logp, x->square);
+    if (o.l.pair.use_weighting) model_log_square(&r->t.model, &r->work, &r->batch, out.logp, x->square);
     trainer_count_flops(&r->t, &r->t.model, &r->batch, 1);
 }
 
@@ -316,13 +316,13 @@ static Stats validate(Run *r, const PreferenceData *val) {
     Metrics *m = &r->t.metrics;
     char text[64];
     double z;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     const Stats s = run_records(r, val, NULL, val->count, false, &z);
     metrics_set(m, "eval_loss", s.loss);
     set_metrics(m, "eval_", &s, z);
     headline_text(text, &s, z);
     metrics_line(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
-                 program_seconds() - start);
+                 clock_seconds() - start);
     return s;
 }
 
@@ -386,7 +386,7 @@ static bool train_on_shard(Run *r) {
         preference_reference_sync(&r->reference);
 
         const double epoch = cursor_epochs(&cursor);
-        const double seconds = program_seconds() - t->step_start;
+        const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
         set_metrics(&t->metrics, "", &stats, z);
         const bool last = t->step == t->steps;

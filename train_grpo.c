@@ -117,14 +117,14 @@ static bool group_differs(const Generation *g, int32_t group) {
 static void generate(Run *r) {
     Generation *g = &r->g;
     const int32_t P = (int32_t)o.g.prompts, G = (int32_t)o.g.generations;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     g->reward_seconds = 0;
     r->resampled = 0;
     for (int32_t kept = 0, round = 0;; round++) {
         generation_sample(g, kept, P - kept);
-        const double scoring = program_seconds();
+        const double scoring = clock_seconds();
         generation_score(g, kept, P - kept);
-        g->reward_seconds += program_seconds() - scoring;
+        g->reward_seconds += clock_seconds() - scoring;
         if (!o.dynamic_sampling) break;
         for (int32_t i = kept; i < P; i++)
             if (group_differs(g, i)) generation_swap_groups(g, i, kept++);
@@ -132,7 +132,7 @@ static void generate(Run *r) {
         r->resampled += P - kept;
         generation_forget(g, kept * G);
     }
-    g->gen_seconds = program_seconds() - start - g->reward_seconds;
+    g->gen_seconds = clock_seconds() - start - g->reward_seconds;
 }
 
 /* ---- 3. compare ------------------------------------------------------------------------------------------------ */
@@ -348,9 +348,9 @@ int main(int argc, char **argv) {
             const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
             if (i) trainer_begin_step(t);
-            const double start = program_seconds();
+            const double start = clock_seconds();
             const double loss = improve(r, at, at + size, on_policy, &stats);
-            metrics_set(&t->metrics, "timing_s/update", program_seconds() - start);
+            metrics_set(&t->metrics, "timing_s/update", clock_seconds() - start);
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
             const bool last = t->step == t->steps;

@@ -269,15 +269,15 @@ static void score_greedy(Run *r) {
 /* Samples a generation and scores its completions. A completion that could not be scored does not count. */
 static void sample_and_score(Run *r) {
     Generation *g = &r->g;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     generation_sample(g, 0, (int32_t)o.g.prompts);
-    g->gen_seconds = program_seconds() - start;
+    g->gen_seconds = clock_seconds() - start;
     generation_score(g, 0, (int32_t)o.g.prompts);
     generation_flatten(g, false);
     score_answers(r, g->answer, g->answers, r->score);
     if (o.algo == REMAX) score_greedy(r);
     if (has_gold()) score_gold(r);
-    g->reward_seconds = program_seconds() - start - g->gen_seconds;
+    g->reward_seconds = clock_seconds() - start - g->gen_seconds;
     for (int32_t i = 0; i < g->answers; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
 }
 
@@ -507,7 +507,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     const Generation *g = &r->g;
     Metrics *to = &r->t.metrics;
     const double tokens = fmax(s->sum.tokens, 1), ratio = s->sum.ratio / tokens,
-                 seconds = program_seconds() - r->t.step_start;
+                 seconds = clock_seconds() - r->t.step_start;
     double ended = 0;
     for (int32_t i = 0; i < g->answers; i++) ended += g->answer[i].completion.finished;
     metrics_set(to, "objective/scores", m->score);
@@ -728,9 +728,9 @@ int main(int argc, char **argv) {
         score_old_policy(r);
         compute_rewards(r);
         compute_advantages(r);
-        const double updating = program_seconds();
+        const double updating = clock_seconds();
         const double loss = update(r, &stats);
-        metrics_set(&t->metrics, "timing_s/update", program_seconds() - updating);
+        metrics_set(&t->metrics, "timing_s/update", clock_seconds() - updating);
         const Objective m = objective_of(r);
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->answers);

@@ -271,14 +271,14 @@ static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
 
 static Stats validate(Run *r, const Labelled *val) {
     Metrics *m = &r->t.metrics;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     const Stats s = run_records(r, val, NULL, val->count, false);
     const double ece = calibration_error(&s.calibration);
     metrics_set(m, "eval_loss", s.sum.loss);
     set_metrics(m, "eval_", &s);
     metrics_set(m, "eval_ece", ece);
     metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
-                 (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, program_seconds() - start);
+                 (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, clock_seconds() - start);
     return s;
 }
 
@@ -368,7 +368,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         trainer_update(t, stats.sum.loss);
 
         const double epoch = cursor_epochs(&cursor);
-        const double seconds = program_seconds() - t->step_start;
+        const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;

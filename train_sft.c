@@ -241,14 +241,14 @@ static double validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
     for (int64_t i = 0; i < val->count; i++) all[i] = i;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     const Stats stats = run_records(r, val, all, val->count, false);
     free(all);
     metrics_set(m, "eval_loss", stats.loss);
     metrics_set(m, "eval_mean_token_accuracy", accuracy(&stats));
     metrics_set(m, "eval_entropy", mean_entropy(&stats));
     metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
-                 100 * accuracy(&stats), program_seconds() - start);
+                 100 * accuracy(&stats), clock_seconds() - start);
     return stats.loss;
 }
 
@@ -373,7 +373,7 @@ int main(int argc, char **argv) {
         trainer_update(t, stats.loss);
 
         const double epoch = cursor_epochs(&cursor);
-        const double seconds = program_seconds() - t->step_start;
+        const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));

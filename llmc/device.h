@@ -1,8 +1,7 @@
 /* device.h - opening the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
  *
- * The library is searched for in the directory of the executable, then where the system's loader searches
- * (LD_LIBRARY_PATH, /usr/lib). LLMC_CUDA_LIBRARY names another file; the tests use it for the same backend compiled for
- * the CPU. Without --device cuda the library is neither needed nor loaded.
+ * library.h describes where the library is searched for. LLMC_CUDA_LIBRARY names another file; the tests use it for the same
+ * backend compiled for the CPU. Without --device cuda the library is neither needed nor loaded.
  *
  *     const Backend *b;  Device *d;
  *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);
@@ -12,9 +11,8 @@
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
 
+#include "base/library.h"
 #include "model/backend.h"
-#include <dlfcn.h>
-#include <unistd.h>
 
 typedef enum DeviceKind { DEVICE_CPU, DEVICE_CUDA } DeviceKind;
 #define DEVICE_CHOICES "cpu|cuda"
@@ -39,33 +37,18 @@ typedef const Backend *(*CudaBackend)(size_t table_bytes, int dtype);
 #define CUDA_BACKEND_SYMBOL "llmc_cuda_backend"
 #define CUDA_LIBRARY        "llmc_cuda.so"
 
-/* Finds the library in the directory of the executable; its path goes into path[size]. Returns false if it is not
- * there. */
-static inline bool cuda_library_local(char *path, size_t size) {
-    const ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    if (n <= 0) return false;
-    path[n] = 0;
-    char *slash = strrchr(path, '/');
-    if (!slash || (size_t)(slash - path) + 2 + strlen(CUDA_LIBRARY) > size) return false;
-    strcpy(slash + 1, CUDA_LIBRARY);
-    return access(path, R_OK) == 0;
-}
-
 /* Returns the CUDA backend's table, or NULL with a message. The library stays loaded. */
 static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
-    char local[4096];
-    const char *named = getenv("LLMC_CUDA_LIBRARY");
-    const char *path = named && *named ? named : cuda_library_local(local, sizeof local) ? local : CUDA_LIBRARY;
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        const char *why = dlerror();
-        error_set(e, "--device cuda: %s (make cuda builds " CUDA_LIBRARY "); use --device cpu", why ? why : path);
+    Library l;
+    Error why;
+    if (!library_open(&l, CUDA_LIBRARY, "LLMC_CUDA_LIBRARY", RTLD_LOCAL, "make cuda builds " CUDA_LIBRARY, &why)) {
+        error_set(e, "--device cuda: %s; use --device cpu", why.text);
         return NULL;
     }
     CudaBackend table;
-    *(void **)&table = dlsym(library, CUDA_BACKEND_SYMBOL);
+    *(void **)&table = dlsym(l.handle, CUDA_BACKEND_SYMBOL);
     const Backend *b = table ? table(sizeof(Backend), (int)dtype) : NULL;
-    if (!b) error_set(e, "--device cuda: %s was built from a different version than this program; run make", path);
+    if (!b) error_set(e, "--device cuda: %s was built from a different version than this program; run make", l.path);
     return b;
 }
 

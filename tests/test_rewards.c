@@ -257,7 +257,7 @@ static void test_nasty(void **state) {
     static const char *const fields[] = {"{\"numbers\":[1,2],\"target\":3,\"open\":\"((\",\"pattern\":\"(a|1)*Z\"}",
                                          "{\"style\":\"reversed\"}"};
     char *answer = xmalloc(1 << 20);
-    const double start = reward_clock();
+    const double start = clock_seconds();
     for (size_t i = 0; i < COUNT(pieces); i++) {
         char *text = repeated(pieces[i], 20000);
         for (size_t k = 0; k < COUNT(tasks); k++)
@@ -273,7 +273,7 @@ static void test_nasty(void **state) {
         free(text);
     }
     free(answer);
-    assert_true(reward_clock() - start < 30); /* far more than it needs, far less than a quadratic pass would */
+    assert_true(clock_seconds() - start < 30); /* far more than it needs, far less than a quadratic pass would */
     char *open = repeated("(", 1000000), *shut = repeated(")", 1000000), *nest = xmalloc(2000002);
     sprintf(nest, "%s1%s", open, shut);
     assert_true(verify("countdown", nest, "1", "{\"numbers\":[1]}") == 0);
@@ -536,7 +536,7 @@ static void run_program(const char *program, double timeout, int n, const char *
     if (message) {
         assert_message(&e, message);
         assert_message(&e, "reward command '");
-        assert_int_equal(r.command.pid, 0);
+        assert_int_equal(r.command.process.pid, 0);
         assert_false(rewards_score(&r, in, n, part, total, &e));
         assert_message(&e, "has ended");
     }
@@ -599,7 +599,7 @@ static void test_command_values(void **state) {
     in[1].task = "exact";
     in[2].task = "exact";
     assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
-    const pid_t pid = r.command.pid;
+    const pid_t pid = r.command.process.pid;
     in[0].completion = "tab\t7";
     assert_true(rewards_score(&r, in, 3, part, total, &e));
     assert_float_equal(part[1], -1.5, 0);
@@ -609,7 +609,7 @@ static void test_command_values(void **state) {
     assert_true(isnan(total[2]));       /* "nan" is no number to compare with, so there is no verdict */
     assert_true(rewards_score(&r, in, 1, part, total, &e));
     assert_float_equal(part[1], -4.5, 0);
-    assert_int_equal(r.command.pid, pid);
+    assert_int_equal(r.command.process.pid, pid);
     rewards_close(&r);
     FILE *f = fopen(path, "r");
     assert_non_null(fgets(line, sizeof line, f));

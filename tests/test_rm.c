@@ -334,7 +334,7 @@ static void scores_of_items(void **state) {
     assert_false(reward_model_score(&rm, item, 1, score, &e));
     assert_holds(e.text, "token 260 is outside its vocabulary of 260");
     assert_false(reward_model_check(&rm, 261, NULL, 0, "policy", &e));
-    assert_holds(e.text, "its vocabulary of 260 does not fit policy's of 261");
+    assert_holds(e.text, "its vocabulary of 260 does not fit policy's 261");
     assert_false(reward_model_check(&rm, 260, "other", 5, "policy", &e));
     assert_holds(e.text, "a different tokenizer than policy");
     assert_true(reward_model_check(&rm, 260, rm.file.tokenizer, rm.file.tokenizer_bytes, "policy", &e));

@@ -15,15 +15,15 @@ static double shortest(void (*run)(Device *, const Attention *), Attention *a, i
                        double seconds) {
     double best = INFINITY;
     const Attention first = *a;
-    const double end = program_seconds() + seconds;
-    for (int i = 0; i < 3 || program_seconds() < end; i++) {
-        const double start = program_seconds();
+    const double end = clock_seconds() + seconds;
+    for (int i = 0; i < 3 || clock_seconds() < end; i++) {
+        const double start = clock_seconds();
         for (int l = 0; l < layers; l++) {
             run(NULL, a);
             a->k = (const Acts *)((const float *)(const void *)a->k + layer);
             a->v = (const Acts *)((const float *)(const void *)a->v + layer);
         }
-        const double t = (program_seconds() - start) / layers;
+        const double t = (clock_seconds() - start) / layers;
         if (t < best) best = t;
         *a = first;
     }

@@ -50,10 +50,10 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     double *seconds = (double *)xmalloc((size_t)o.runs * sizeof *seconds), total = 0;
     int64_t steps = 0;
     for (int64_t run = -1; run < o.runs; run++) {
-        const double start = program_seconds();
+        const double start = clock_seconds();
         const int64_t before = r.steps;
         if (!rollout_run(&r, &how, q, n, NULL, NULL, &e)) die("%s", e.text);
-        const double t = program_seconds() - start;
+        const double t = clock_seconds() - start;
         steps = r.steps - before;
         for (int i = 0; i < n; i++) completion_free(&out[i]);
         if (run < 0) bench_split_reset();

@@ -42,11 +42,11 @@ static void head_gradient(float *logits, const HeadRow *rows) {
 #define BENCH(name, bytes, ceiling, statement)                                                                         \
     if (strstr(name, o.match)) {                                                                                       \
         double best = INFINITY;                                                                                        \
-        const double end = program_seconds() + o.seconds;                                                              \
-        for (int run = 0; run < 3 || program_seconds() < end; run++) {                                                 \
-            const double start = program_seconds();                                                                    \
+        const double end = clock_seconds() + o.seconds;                                                                \
+        for (int run = 0; run < 3 || clock_seconds() < end; run++) {                                                   \
+            const double start = clock_seconds();                                                                      \
             statement;                                                                                                 \
-            const double t = program_seconds() - start;                                                                \
+            const double t = clock_seconds() - start;                                                                  \
             if (t < best) best = t;                                                                                    \
         }                                                                                                              \
         printf("%-28s %10.1f us %8.1f GB/s %6.0f%%\n", name, 1e6 * best, 1e-9 * (bytes) / best,                        \

@@ -6,16 +6,10 @@
  * JSON: MB/s of text in the best pass, bytes and tokens. The ids are written to the file IDS as int32, where
  * dev/bench/bench_tokenizer.py compares them.
  */
+#include "../../llmc/base/clock.h"
 #include "../../llmc/base/options.h"
 #include "../../llmc/text/tokenizer.h"
 #include "../../llmc/text/tokenizer_files.h"
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 int main(int argc, char **argv) {
     Error e;
@@ -24,24 +18,24 @@ int main(int argc, char **argv) {
     TextBuffer back = {0};
     size_t n;
     if (argc < 3 || argc > 5) usage_error("expected SPEC FILE [SECONDS [IDS]]");
-    const double opened = now(), limit = argc > 3 ? strtod(argv[3], NULL) : 1;
+    const double opened = clock_seconds(), limit = argc > 3 ? strtod(argv[3], NULL) : 1;
     if (!tokenizer_open(&t, argv[1], &e)) die("%s", e.text);
-    const double open_ms = 1e3 * (now() - opened);
+    const double open_ms = 1e3 * (clock_seconds() - opened);
     char *text = file_slurp(argv[2], 1u << 30, &n, &e);
     if (!text) die("%s", e.text);
     double encode = 1e30, decode = 1e30;
-    const double start = now();
+    const double start = clock_seconds();
     do {
         ids.count = 0;
         back.length = 0;
-        const double a = now();
+        const double a = clock_seconds();
         if (!tokenizer_encode(&t, text, n, false, &ids, &e)) die("%s", e.text);
-        const double b = now();
+        const double b = clock_seconds();
         tokenizer_decode(&t, ids.ids, ids.count, true, &back);
-        const double c = now();
+        const double c = clock_seconds();
         if (b - a < encode) encode = b - a;
         if (c - b < decode) decode = c - b;
-    } while (now() - start < limit);
+    } while (clock_seconds() - start < limit);
     if (back.length != n || memcmp(back.text, text, n)) die("%s: decoding does not reproduce the text", argv[2]);
     printf("{\"encode_mb_s\":%.1f,\"decode_mb_s\":%.1f,\"open_ms\":%.1f,\"bytes\":%zu,\"tokens\":%d}\n",
            1e-6 * (double)n / encode, 1e-6 * (double)n / decode, open_ms, n, ids.count);

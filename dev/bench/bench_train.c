@@ -66,12 +66,12 @@ int main(int argc, char **argv) {
     const double flops = 6.0 * (double)m.parameters * N + 12.0 * (double)c.width * (double)c.layers * pairs;
     double *seconds = (double *)xmalloc((size_t)o.steps * sizeof *seconds), total = 0;
     for (int64_t step = -1; step < o.steps; step++) {
-        const double start = program_seconds();
+        const double start = clock_seconds();
         const ModelOutput out = {.logp = logp};
         model_forward_backward(&m, &w, &batch, 1, dlogp, &out);
         const OptimizerResult r = optimizer_step(&optimizer, &m, 1e-4);
         if (!model_sync(&m, &e)) die("%s", e.text);
-        const double t = program_seconds() - start;
+        const double t = clock_seconds() - start;
         double loss = 0;
         for (int i = 0; i < batch.targets; i++) loss -= (double)logp[i] / batch.targets;
         fprintf(stderr, "step %lld%s  %.3f s  loss %.4f  norm %.3f\n", (long long)step + 1,

@@ -1,4 +1,4 @@
-/* program.h - process utilities for all programs: signals, time and peak memory.
+/* program.h - process utilities for all programs: signals and peak memory.
  *
  * program_start() turns a broken pipe into an error of write() and SIGINT and SIGTERM into a request to stop: the
  * training loop checks program_stopping() once per step, saves its state and exits with status 0. A second signal, one
@@ -7,19 +7,12 @@
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
 
+#include "clock.h"
 #include "error.h"
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
-
-/* Seconds on a monotonic clock. */
-static inline double program_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static inline volatile sig_atomic_t *program_signal(void) {
     static volatile sig_atomic_t received;
@@ -34,7 +27,7 @@ static const double PROGRAM_GRACE = 1;
 static inline void program_on_signal(int number) {
     static volatile double first;
     volatile sig_atomic_t *received = program_signal();
-    const double now = program_seconds();
+    const double now = clock_seconds();
     if (*received && now - first >= PROGRAM_GRACE) _exit(128 + number);
     if (!*received) first = now;
     *received = number;

@@ -51,9 +51,11 @@
 #define LLMC_DIST_DIST_H
 
 #include "link.h"
+#include "../base/clock.h"
 #include "../base/launch.h"
+#include "../base/library.h"
+#include <assert.h>
 #include <math.h>
-#include <dlfcn.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,7 +69,6 @@ typedef struct DistPeer {
 
 /* An opened library and its state. */
 typedef struct DistLibrary {
-    void *handle;
     const DistLink *link;
     DistState *state;
 } DistLibrary;
@@ -89,33 +90,14 @@ typedef struct Dist {
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-static inline double dist_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Path of the file `name` in the program's directory. */
-static inline void dist_beside(const char *name, char *path, size_t size) {
-    char self[512];
-    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    self[n > 0 ? n : 0] = 0;
-    char *slash = strrchr(self, '/');
-    snprintf(path, size, "%.*s%s", slash ? (int)(slash - self + 1) : 0, self, name);
-}
-
-/* Opens the library `name`, or the path `named` (from the environment) unless it is NULL. needs: what `make` needs to build
- * it. */
-static inline bool dist_library(DistLibrary *l, const char *name, const char *named, const char *needs, Error *e) {
-    char path[640];
-    dist_beside(name, path, sizeof path);
-    if (named) snprintf(path, sizeof path, "%s", named);
-    l->handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL); /* global: MPI's plugins use its symbols */
-    if (!l->handle)
-        return error_set(e, "%s: cannot be opened (%s); `make` builds it if %s is installed", name, dlerror(), needs);
+/* Opens the library `name`, or the file that the environment variable `variable` names. builds: how to build it. */
+static inline bool dist_library(DistLibrary *l, const char *name, const char *variable, const char *builds, Error *e) {
+    Library library;
+    /* global: MPI's plugins use its symbols */
+    if (!library_open(&library, name, variable, RTLD_GLOBAL, builds, e)) return false;
     const DistLink *(*table)(void);
-    *(void **)&table = dlsym(l->handle, DIST_LINK_SYMBOL);
-    if (!table) return error_set(e, "%s: has no symbol %s", path, DIST_LINK_SYMBOL);
+    *(void **)&table = dlsym(library.handle, DIST_LINK_SYMBOL);
+    if (!table) return error_set(e, "%s: has no symbol %s", library.path, DIST_LINK_SYMBOL);
     l->link = table();
     return true;
 }
@@ -211,7 +193,8 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     d->lost = (uint8_t *)xcalloc((size_t)d->ranks, 1);
     DistPlace place = {d->rank, d->ranks, d->local_rank, {dist_watch, d}, b->stream, NULL, NULL};
     if (l.kind == LAUNCH_MPI) {
-        if (!dist_library(&d->host, "llmc_mpi.so", getenv("LLMC_MPI_LIBRARY"), "mpicc (libopenmpi-dev)", e))
+        if (!dist_library(&d->host, "llmc_mpi.so", "LLMC_MPI_LIBRARY",
+                          "make builds llmc_mpi.so if libopenmpi-dev is installed", e))
             return false;
         if (!d->host.link->open(&d->host.state, &place, device, e)) return false;
         if (place.ranks != d->ranks || place.rank != d->rank)
@@ -224,7 +207,9 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     }
     if (nccl) {
         d->device = (DistLibrary){0};
-        if (!dist_library(&d->device, "llmc_nccl.so", getenv("LLMC_NCCL_LIBRARY"), "nvcc and nccl.h", e)) return false;
+        if (!dist_library(&d->device, "llmc_nccl.so", "LLMC_NCCL_LIBRARY",
+                          "make cuda builds llmc_nccl.so if nccl.h is installed", e))
+            return false;
         if (!d->device.link->open(&d->device.state, &place, device, e)) return false;
         if (!d->host.state) d->host = d->device;
     }
@@ -249,9 +234,9 @@ static inline bool dist_try_exchange(Dist *d, const void *mine, void *all, const
         return true;
     }
     if (d->settle && !d->settle(d->settle_context, e)) return false;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     const bool ok = d->host.link->exchange(d->host.state, mine, all, bytes, e);
-    d->waited += dist_seconds() - start;
+    d->waited += clock_seconds() - start;
     return ok;
 }
 

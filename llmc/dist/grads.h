@@ -145,7 +145,7 @@ static inline void dist_on_layer(void *context, int layer) {
 /* Dist's callback settle: begins the remaining sums of the step and waits for all of them. */
 static inline bool dist_grads_finish(void *context, Error *e) {
     DistGrads *g = (DistGrads *)context;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     g->d->settle = NULL;
     if (g->failed) return error_set(e, "%s", g->error.text);
     while (dist_zero2(g) &&
@@ -156,7 +156,7 @@ static inline bool dist_grads_finish(void *context, Error *e) {
     while (!dist_zero2(g) && g->next < g->buckets)
         if (!dist_bucket_start(g, e)) return false;
     const bool ok = g->d->device.link->finish(g->d->device.state, 0, e);
-    g->d->waited += dist_seconds() - start;
+    g->d->waited += clock_seconds() - start;
     return ok;
 }
 
@@ -268,9 +268,9 @@ static inline OptimizerResult dist_grads_update(DistGrads *g, double lr) {
     if (o->sharded) dist_sum(g->d, &square, 1);
     const OptimizerResult result = optimizer_update(o, g->model, lr, sqrt(square));
     if (!o->sharded || result.skipped) return result;
-    const double start = dist_seconds();
+    const double start = clock_seconds();
     if (!dist_grads_weights(g, &e)) dist_failed(g->d, &e);
-    g->d->waited += dist_seconds() - start;
+    g->d->waited += clock_seconds() - start;
     return result;
 }
 

@@ -18,9 +18,9 @@
  * other.
  */
 #include "link.h"
+#include "../base/clock.h"
 #include <mpi.h>
 #include <sched.h>
-#include <time.h>
 
 typedef enum { OP_REDUCE, OP_GATHER, OP_EXCHANGE } OpKind;
 
@@ -244,16 +244,10 @@ static bool mpi_progress(DistState *s, Error *e) {
     return true;
 }
 
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Pauses between two polls of a wait that began at `start`. */
 static bool mpi_pause(DistState *s, const Op *o, double start, double *asked, int *looks, Error *e) {
     if (++*looks < 200) return true;
-    const double now = seconds_now();
+    const double now = clock_seconds();
     if (now - *asked > 0.01) {
         *asked = now;
         for (int r = 0; r < s->ranks; r++) {
@@ -270,7 +264,7 @@ static bool mpi_pause(DistState *s, const Op *o, double start, double *asked, in
 }
 
 static bool mpi_finish(DistState *s, int left, Error *e) {
-    const double start = seconds_now();
+    const double start = clock_seconds();
     double asked = start;
     int looks = 0;
     while (s->under_way > left) {
@@ -306,7 +300,7 @@ static bool mpi_exchange(DistState *s, const void *mine, void *all, const size_t
     }
     for (int k = 1; k < s->ranks; k++)
         if (!mpi_send(s, o, mine, bytes[s->rank], (s->rank + k) % s->ranks, e)) return false;
-    const double start = seconds_now();
+    const double start = clock_seconds();
     double asked = start;
     int looks = 0;
     for (bool over = false; !over;)

@@ -21,9 +21,9 @@
  */
 #include "../cuda/common.cuh"
 #include "link.h"
+#include "../base/clock.h"
 #include <deque>
 #include <nccl.h>
-#include <time.h>
 #include <unistd.h>
 
 struct DistState {
@@ -87,22 +87,16 @@ static bool operation_ends(DistState *s, Error *e) {
     return CUDA_TRY(e, cudaEventRecord(over, s->stream), "rank %d", s->rank);
 }
 
-static double nccl_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Waits until all work queued on the stream of the collectives is done. */
 static bool wait_for_stream(DistState *s, Error *e) {
-    const double start = nccl_seconds();
+    const double start = clock_seconds();
     double asked = start;
     for (int looks = 0;; looks++) {
         const cudaError_t status = cudaStreamQuery(s->stream);
         if (status == cudaSuccess) return true;
         if (status != cudaErrorNotReady) return CUDA_TRY(e, status, "rank %d", s->rank);
         if (looks < 1000) continue;
-        const double now = nccl_seconds();
+        const double now = clock_seconds();
         if (now - asked > 0.01) {
             ncclResult_t within = ncclSuccess;
             asked = now;

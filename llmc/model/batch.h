@@ -41,4 +41,14 @@ typedef struct Batch {
     int32_t *target_token;                       /* (R) ... this token */
 } Batch;
 
+/* Number of query-key pairs in a batch. */
+static inline double batch_pairs(const Batch *b) {
+    double pairs = 0;
+    for (int i = 0; i < b->segments; i++) {
+        const Segment *s = &b->segment[i];
+        pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
+    }
+    return pairs;
+}
+
 #endif

@@ -125,13 +125,51 @@ static inline void model_grow_vocab(Model *m, int32_t vocab, uint64_t seed) {
     free(host);
 }
 
+/* ---- copies through the host ----------------------------------------------------------------------------------- */
+
+/* Copies weights [at, at + n) from the device to host[n], or from host[n] to the device, as float32. */
+static inline void model_download(const Model *m, size_t at, float *host, size_t n) {
+    m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
+}
+static inline void model_upload(const Model *m, size_t at, const float *host, size_t n) {
+    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+}
+
+enum { MODEL_CHUNK = 1 << 20 }; /* elements copied through the host at a time */
+
+/* A part of an array over all parameters: elements at ... at+n-1, for which there is host[n]. */
+typedef struct ModelChunk {
+    size_t at, n;
+    float *host;
+} ModelChunk;
+
+/* Advances to the next chunk of an array of `count` elements. Returns false after the last one and frees c->host; a loop
+ * that ends earlier frees it itself, which is also allowed after the end.
+ *
+ *     ModelChunk c = {0};
+ *     while (ok && model_each_chunk(&c, m->parameters)) {
+ *         model_download(m, c.at, c.host, c.n);
+ *         ok = checkpoint_put_weights(&w, c.host, c.n, e);
+ *     }
+ *     free(c.host);
+ */
+static inline bool model_each_chunk(ModelChunk *c, size_t count) {
+    c->at += c->n;
+    c->n = count - c->at < MODEL_CHUNK ? count - c->at : MODEL_CHUNK;
+    if (!c->n) {
+        free(c->host);
+        c->host = NULL;
+    } else if (!c->host) c->host = (float *)xmalloc(MODEL_CHUNK * sizeof *c->host);
+    return c->n != 0;
+}
+
 /* Copies a model without gradients, to serve as a reference. */
 static inline bool model_copy(Model *to, const Model *from, Error *e) {
     if (!model_new(to, &from->config, from->backend, from->device, false, e)) return false;
-    float *host = (float *)xmalloc(from->parameters * sizeof *host);
-    from->backend->weights_download(from->device, host, from->weights, from->parameters);
-    to->backend->weights_upload(to->device, to->weights, host, to->parameters);
-    free(host);
+    for (ModelChunk c = {0}; model_each_chunk(&c, from->parameters);) {
+        model_download(from, c.at, c.host, c.n);
+        model_upload(to, c.at, c.host, c.n);
+    }
     return true;
 }
 

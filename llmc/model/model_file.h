@@ -30,7 +30,6 @@ typedef struct ModelFile {
     uint64_t hash;       /* hash of the file that was read; 0 for a new model */
 } ModelFile;
 
-enum { MODEL_CHUNK = 1 << 20 };       /* elements copied through the host at a time */
 enum { MODEL_TEXT_LIMIT = 64 << 20 }; /* bytes of a text section */
 
 static inline void model_file_free(ModelFile *f) {
@@ -51,39 +50,20 @@ static inline void model_put_slices(const Model *m, const Optimizer *o, Floats *
     }
 }
 
-/* Reads moments from the file to the device. */
-static inline bool model_read_moments(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to,
-                                      uint64_t bytes, Error *e) {
-    if (bytes != m->parameters * sizeof(float))
-        return error_set(e, "%s: optimizer moments of %llu bytes, the model needs %zu", r->in.name,
-                         (unsigned long long)bytes, m->parameters * sizeof(float));
-    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
-    bool ok = true;
-    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
-        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
-        ok = checkpoint_payload(r, host, n * sizeof *host, "optimizer moments", e);
-        if (ok) model_put_slices(m, o, to, at, host, n);
-    }
-    free(host);
-    return ok;
-}
-
 /* Uploads weights [at, at + n), also in full precision to the optimizer's masters if it has any. */
 static inline void model_put_weights(const Model *m, const Optimizer *o, size_t at, const float *host, size_t n) {
-    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+    model_upload(m, at, host, n);
     if (o && o->master) model_put_slices(m, o, o->master, at, host, n);
 }
 
 static inline bool model_read_weights(CheckpointReader *r, const Model *m, const Optimizer *o, Error *e) {
-    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
-    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    ModelChunk c = {0};
     bool ok = true;
-    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
-        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
-        ok = checkpoint_weights(r, host, n, "weights", e);
-        if (ok) model_put_weights(m, o, at, host, n);
+    while (ok && model_each_chunk(&c, gpt2_file_elements(&m->config))) {
+        ok = checkpoint_weights(r, c.host, c.n, "weights", e);
+        if (ok) model_put_weights(m, o, c.at, c.host, c.n);
     }
-    free(host);
+    free(c.host);
     return ok;
 }
 
@@ -99,21 +79,21 @@ static inline bool model_read_head(CheckpointReader *r, const Model *m, const Op
     return ok;
 }
 
-/* Reads master weights. A device without masters uses them as its weights. */
-static inline bool model_read_masters(CheckpointReader *r, const Model *m, const Optimizer *o, uint64_t bytes,
-                                      Error *e) {
+/* Reads an array over all parameters from the file to `to`, of which this rank keeps its slices: moments or master weights.
+ * to: NULL for the masters of a device that has none; they become its weights. what: the array's name in messages. */
+static inline bool model_read_array(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to, uint64_t bytes,
+                                    const char *what, Error *e) {
     if (bytes != m->parameters * sizeof(float))
-        return error_set(e, "%s: master weights of %llu bytes, the model needs %zu", r->in.name,
-                         (unsigned long long)bytes, m->parameters * sizeof(float));
-    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+        return error_set(e, "%s: %s of %llu bytes, the model needs %zu", r->in.name, what, (unsigned long long)bytes,
+                         m->parameters * sizeof(float));
+    ModelChunk c = {0};
     bool ok = true;
-    for (size_t at = 0; ok && at < m->parameters; at += MODEL_CHUNK) {
-        const size_t n = m->parameters - at < MODEL_CHUNK ? m->parameters - at : MODEL_CHUNK;
-        ok = checkpoint_payload(r, host, n * sizeof *host, "master weights", e);
-        if (ok && o->master) model_put_slices(m, o, o->master, at, host, n);
-        else if (ok) m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+    while (ok && model_each_chunk(&c, m->parameters)) {
+        ok = checkpoint_payload(r, c.host, c.n * sizeof *c.host, what, e);
+        if (ok && to) model_put_slices(m, o, to, c.at, c.host, c.n);
+        else if (ok) model_upload(m, c.at, c.host, c.n);
     }
-    free(host);
+    free(c.host);
     return ok;
 }
 
@@ -155,9 +135,9 @@ static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile 
             ok = (f->reward = (char *)model_read_text(r, f->reward, NULL, "reward normalisation", e));
         else if (!strcmp(tag, "LINE")) ok = model_read_lineage(r, f, e);
         else if (!strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, o, bytes, e);
-        else if (o && !strcmp(tag, "ADM1")) ok = model_read_moments(r, m, o, o->m, bytes, e);
-        else if (o && !strcmp(tag, "ADM2")) ok = model_read_moments(r, m, o, o->v, bytes, e);
-        else if (o && !strcmp(tag, "MSTR")) ok = model_read_masters(r, m, o, bytes, e);
+        else if (o && !strcmp(tag, "ADM1")) ok = model_read_array(r, m, o, o->m, bytes, "optimizer moments", e);
+        else if (o && !strcmp(tag, "ADM2")) ok = model_read_array(r, m, o, o->v, bytes, "optimizer moments", e);
+        else if (o && !strcmp(tag, "MSTR")) ok = model_read_array(r, m, o, o->master, bytes, "master weights", e);
         if (!ok) return false;
     }
 }
@@ -225,14 +205,13 @@ static inline bool model_load(Model *m, ModelFile *f, const char *spec, const Mo
 }
 
 static inline bool model_put_floats(CheckpointWriter *w, const Model *m, const Floats *from, size_t count, Error *e) {
-    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    ModelChunk c = {0};
     bool ok = true;
-    for (size_t at = 0; ok && at < count; at += MODEL_CHUNK) {
-        const size_t n = count - at < MODEL_CHUNK ? count - at : MODEL_CHUNK;
-        m->backend->download(m->device, host, floats_at(from, at), n * sizeof *host);
-        ok = checkpoint_put(w, host, n * sizeof *host, e);
+    while (ok && model_each_chunk(&c, count)) {
+        m->backend->download(m->device, c.host, floats_at(from, c.at), c.n * sizeof *c.host);
+        ok = checkpoint_put(w, c.host, c.n * sizeof *c.host, e);
     }
-    free(host);
+    free(c.host);
     return ok;
 }
 
@@ -274,15 +253,13 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
                               const char *trainer, Error *e) {
     CheckpointWriter w;
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
-    const size_t file = m->tensor[GPT2_FILE_TENSORS].offset;
-    float *host = (float *)xmalloc(MODEL_CHUNK * sizeof *host);
+    ModelChunk c = {0};
     bool ok = true;
-    for (size_t at = 0; ok && at < file; at += MODEL_CHUNK) {
-        const size_t n = file - at < MODEL_CHUNK ? file - at : MODEL_CHUNK;
-        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
-        ok = checkpoint_put_weights(&w, host, n, e);
+    while (ok && model_each_chunk(&c, gpt2_file_elements(&m->config))) {
+        model_download(m, c.at, c.host, c.n);
+        ok = checkpoint_put_weights(&w, c.host, c.n, e);
     }
-    free(host);
+    free(c.host);
     char *lineage = json_dumps(f->lineage, JSON_COMPACT | JSON_SORT_KEYS);
     ok = ok && model_put_text(&w, "TOKN", f->tokenizer, f->tokenizer_bytes, e) &&
          model_put_text(&w, "CHAT", f->chat_template, f->chat_template ? strlen(f->chat_template) : 0, e) &&
@@ -290,9 +267,8 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     free(lineage);
     if (ok && m->config.value_head) {
         const size_t n = (size_t)m->config.width + 1;
-        host = (float *)xmalloc(n * sizeof *host);
-        m->backend->weights_download(m->device, host,
-                                     weights_at(m->backend, m->weights, m->tensor[TENSOR_valuew].offset), n);
+        float *host = (float *)xmalloc(n * sizeof *host);
+        model_download(m, m->tensor[TENSOR_valuew].offset, host, n);
         ok = model_put_text(&w, "HEAD", host, n * sizeof *host, e) &&
              model_put_text(&w, "RNRM", f->reward, f->reward ? strlen(f->reward) : 0, e);
         free(host);
@@ -304,6 +280,20 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     if (ok && checkpoint_commit(&w, e)) return true;
     if (!ok) checkpoint_abort(&w);
     return false;
+}
+
+/* Returns the hash of a model's weights without a value head: XXH3-64 of their float32 values. A model and the file it was
+ * saved to have the same hash. */
+static inline uint64_t model_weights_hash(const Model *m) {
+    XXH3_state_t *state = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
+    XXH3_64bits_reset(state);
+    for (ModelChunk c = {0}; model_each_chunk(&c, gpt2_file_elements(&m->config));) {
+        model_download(m, c.at, c.host, c.n);
+        XXH3_64bits_update(state, c.host, c.n * sizeof *c.host);
+    }
+    const uint64_t hash = XXH3_64bits_digest(state);
+    XXH3_freeState(state);
+    return hash;
 }
 
 #endif

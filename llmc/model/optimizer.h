@@ -111,8 +111,7 @@ static inline void optimizer_take_weights(const Optimizer *o, const Model *m, si
     }
 }
 
-/* Allocates the state with zero moments and the default settings; change the fields beta1 ... max_grad_norm
- * afterwards. */
+/* Allocates the state with zero moments and the default settings, which optimizer_configure() changes. */
 static inline bool optimizer_new(Optimizer *o, const Model *m, Error *e) {
     const Backend *b = m->backend;
     *o = (Optimizer){.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_grad_norm = 1.0};
@@ -132,6 +131,23 @@ static inline bool optimizer_new(Optimizer *o, const Model *m, Error *e) {
     if (!o->master) return false;
     optimizer_take_weights(o, m, 0, m->parameters);
     return true;
+}
+
+/* Sets AdamW's constants and the norm to which all gradients together are clipped; 0 disables clipping. */
+static inline void optimizer_configure(Optimizer *o, double beta1, double beta2, double eps, double weight_decay,
+                                       double max_grad_norm) {
+    o->beta1 = beta1;
+    o->beta2 = beta2;
+    o->eps = eps;
+    o->weight_decay = weight_decay;
+    o->max_grad_norm = max_grad_norm;
+}
+
+/* Forgets the moments that a training state contained, for a run that only begins with its weights. */
+static inline void optimizer_reset(Optimizer *o, const Model *m) {
+    m->backend->zero(m->device, o->m, o->count * sizeof(float));
+    m->backend->zero(m->device, o->v, o->count * sizeof(float));
+    o->step = 0;
 }
 
 static inline void optimizer_free(Optimizer *o, const Model *m) {

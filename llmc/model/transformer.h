@@ -325,4 +325,23 @@ static inline void model_forward_backward(const Model *m, const Workspace *w, co
     model_trunk_backward(m, w, batch);
 }
 
+/* Computes log sum_v p_v^2 at each target, for WPO: 2 logp minus the log-probability at temperature 1/2, which has
+ * twice the logit and the normaliser sum_v e^(2 z_v). Call it after model_forward() on the batch, with the resulting
+ * logp. */
+static inline void model_log_square(const Model *m, const Workspace *w, const Batch *b, const float *logp,
+                                    float *square) {
+    const Head head = model_head(m, w, b, 0.5f);
+    m->backend->head(m->device, &head);
+    m->backend->download(m->device, square, head.logp, (size_t)b->targets * sizeof *square);
+    for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
+}
+
+/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
+ * that. */
+static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
+    const double C = c->width, Q = model_qkv_width(c), F = c->hidden;
+    return 2 *
+           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
+}
+
 #endif

@@ -135,15 +135,4 @@ static inline AnswerSlice answer_set_pack(AnswerSet *s, Batch *b, int32_t first,
     return answer_set_slice(s, first, end);
 }
 
-/* Computes log sum_v p_v^2 at each target, for WPO: 2 logp minus the log-probability at temperature 1/2, which has
- * twice the logit and the normaliser sum_v e^(2 z_v). Call it after model_forward() on the batch, with the resulting
- * logp. */
-static inline void answer_log_square(const Model *m, const Workspace *w, const Batch *b, const float *logp,
-                                     float *square) {
-    const Head head = model_head(m, w, b, 0.5f);
-    m->backend->head(m->device, &head);
-    m->backend->download(m->device, square, head.logp, (size_t)b->targets * sizeof *square);
-    for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
-}
-
 #endif

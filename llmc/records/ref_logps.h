@@ -14,14 +14,14 @@
  *
  *     RefLogps r;
  *     if (!ref_logps_read(&r, "ref.logps", &e)) die("%s", e.text);
- *     if (r.model != model_weights_hash(&reference)) die("made with another model");
- *     const float *logp = ref_logps_find(&r, hash, count);             // NULL: made from other data
+ *     if (r.model != model_weights_hash(&reference)) die("made with another model");     // model/model_file.h
+ *     const float *logp = ref_logps_find(&r, data, count);             // NULL: made from other data
  */
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H
 
-#include "../model/model.h"
 #include "../base/io.h"
+#include <assert.h>
 
 enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
 
@@ -39,24 +39,6 @@ typedef struct RefLogps {
 static inline void ref_logps_free(RefLogps *r) {
     for (int i = 0; i < REF_LOGPS_TABLES; i++) free(r->table[i].logp);
     *r = (RefLogps){0};
-}
-
-/* Returns the hash of a model's weights without a value head. A model and the file it was saved to have the same
- * hash. */
-static inline uint64_t model_weights_hash(const Model *m) {
-    enum { CHUNK = 1 << 20 };
-    XXH3_state_t *state = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
-    float *host = (float *)xmalloc(CHUNK * sizeof *host);
-    const size_t count = m->tensor[GPT2_FILE_TENSORS].offset;
-    XXH3_64bits_reset(state);
-    for (size_t at = 0; at < count; at += CHUNK) {
-        const size_t n = count - at < CHUNK ? count - at : CHUNK;
-        m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
-        XXH3_64bits_update(state, host, n * sizeof *host);
-    }
-    const uint64_t hash = XXH3_64bits_digest(state);
-    XXH3_freeState(state), free(host);
-    return hash;
 }
 
 /* Adds a completion to the hash of a table's data; begin with 0. */

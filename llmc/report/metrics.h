@@ -37,6 +37,7 @@
 #define LLMC_REPORT_METRICS_H
 
 #include "history.h"
+#include "../base/clock.h"
 #include "../base/io.h"
 #include "progress.h"
 #include "report.h"
@@ -66,12 +67,6 @@ typedef struct Metrics {
     double drawn, step_clock, step_seconds, step_weight;
     int64_t progress_step;
 } Metrics;
-
-static inline double metrics_clock(clockid_t id) {
-    struct timespec now;
-    clock_gettime(id, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- the JSON lines ---- */
 
@@ -194,7 +189,7 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
     *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = isatty(STDERR_FILENO)};
     const char *kind = getenv("TERM");
     if (!kind || !strcmp(kind, "dumb")) m->terminal = false;
-    m->clock = m->reported = metrics_clock(CLOCK_MONOTONIC);
+    m->clock = m->reported = clock_seconds();
     m->progress_step = -1;
     m->history.program = utf8_copy(program);
     m->history.first_step = m->history.last_step = m->resumed ? resume_step : 0;
@@ -213,8 +208,7 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
         m->carried = m->history.seconds;
         ok = ok && (m->jsonl = metrics_append(jsonl, e));
     }
-    if (ok && tensorboard_dir)
-        ok = tensorboard_open(&m->board, tensorboard_dir, metrics_clock(CLOCK_REALTIME), resume_step, e);
+    if (ok && tensorboard_dir) ok = tensorboard_open(&m->board, tensorboard_dir, clock_date(), resume_step, e);
     if (ok && report) ok = report_check(report, e);
     if (!ok) metrics_free(m);
     return ok;
@@ -254,7 +248,7 @@ static inline void metrics_set(Metrics *m, const char *key, double value) {
 }
 
 static inline bool metrics_report(Metrics *m, bool running, Error *e) {
-    const double now = metrics_clock(CLOCK_MONOTONIC);
+    const double now = clock_seconds();
     m->reported = now;
     m->history.seconds = m->carried + now - m->clock;
     return !m->report_path || report_write(&m->history, m->report_path, running, e);
@@ -264,7 +258,7 @@ static inline bool metrics_report(Metrics *m, bool running, Error *e) {
 static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     if (m->failed.text[0]) return error_set(e, "%s", m->failed.text);
     if (!metrics_begin(m, e)) return false;
-    const double time = metrics_clock(CLOCK_REALTIME);
+    const double time = clock_date();
     history_line(&m->history, step, time);
     bool ok = true;
     if (m->jsonl) {
@@ -287,7 +281,7 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     }
     m->count = 0;
     const bool live = m->report_path && strcmp(m->report_path, "-");
-    if (ok && live && metrics_clock(CLOCK_MONOTONIC) - m->reported > 60) ok = metrics_report(m, true, e);
+    if (ok && live && clock_seconds() - m->reported > 60) ok = metrics_report(m, true, e);
     return ok;
 }
 
@@ -340,7 +334,7 @@ PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format
  * total is unknown. */
 static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, const char *text) {
     if (!m->terminal || m->quiet) return;
-    const double now = metrics_clock(CLOCK_MONOTONIC), decay = 0.98;
+    const double now = clock_seconds(), decay = 0.98;
     const int64_t passed = step - m->progress_step;
     if (m->progress_step < 0 || passed < 0) {
         m->progress_step = step;

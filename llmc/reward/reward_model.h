@@ -135,9 +135,7 @@ static inline bool reward_model_open(RewardModel *r, const char *path, const Bac
 /* Checks that the model accepts the tokens of `name`, which has this vocabulary and tokenizer (NULL: none). */
 static inline bool reward_model_check(const RewardModel *r, int32_t vocab, const void *tokenizer, size_t bytes,
                                       const char *name, Error *e) {
-    if (vocab > r->model.config.vocab)
-        return error_set(e, "%s: its vocabulary of %d does not fit %s's of %d", r->name, r->model.config.vocab, name,
-                         vocab);
+    if (!model_fits_vocab(&r->model.config, r->name, vocab, name, e)) return false;
     if (tokenizer && r->file.tokenizer &&
         (bytes != r->file.tokenizer_bytes || memcmp(tokenizer, r->file.tokenizer, bytes)))
         return error_set(e, "%s: it has a different tokenizer than %s", r->name, name);

@@ -68,7 +68,7 @@ typedef struct Rewards {
     char *name[REWARDS_MAX]; /* name in metrics; a second part of the same kind gets _2 */
     double weight[REWARDS_MAX];
     RewardPart part[REWARDS_MAX];
-    RewardCommand command; /* pid is 0 if there is none */
+    RewardCommand command; /* not running if there is none */
     char *program;
     uint64_t seed;
 } Rewards;

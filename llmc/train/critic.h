@@ -85,24 +85,17 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     if (!model_load(&c->model, &c->file, path, NULL, true, t->backend, t->device, true, (uint64_t)t->o->seed,
                     &c->optimizer, &e))
         die("%s", e.text);
-    if (c->model.config.vocab < t->model.config.vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", path, c->model.config.vocab, t->model.config.vocab);
-    if (c->model.config.context < longest)
-        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", path,
-            c->model.config.context, longest);
+    if (!model_fits_vocab(&c->model.config, path, t->model.config.vocab, "the model", &e) ||
+        !model_fits_length(&c->model.config, path, longest, &e))
+        die("%s", e.text);
     if (resumed) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);
-        t->backend->zero(t->device, c->optimizer.m, c->optimizer.count * sizeof(float));
-        t->backend->zero(t->device, c->optimizer.v, c->optimizer.count * sizeof(float));
+        optimizer_reset(&c->optimizer, &c->model);
     }
     free(c->file.reward);
     c->file.reward = NULL; /* the head computes values, not scores */
-    c->optimizer.beta1 = t->o->beta1;
-    c->optimizer.beta2 = t->o->beta2;
-    c->optimizer.eps = t->o->eps;
-    c->optimizer.weight_decay = t->o->weight_decay;
-    c->optimizer.max_grad_norm = t->o->max_grad_norm;
+    optimizer_configure(&c->optimizer, t->o->beta1, t->o->beta2, t->o->eps, t->o->weight_decay, t->o->max_grad_norm);
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);
     t->companion.save = critic_save;

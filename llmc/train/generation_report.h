@@ -19,7 +19,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Evaluation v = {.samples = (int)g->o->eval_samples};
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
@@ -45,7 +45,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
         snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
     }
     metrics_line(m, "eval  %s | greedy accuracy %.1f%%%s | %lld prompts | %.1f s", when ? when : step, 100 * v.greedy,
-                 line, (long long)v.prompts, program_seconds() - start);
+                 line, (long long)v.prompts, clock_seconds() - start);
     return v;
 }
 

@@ -129,9 +129,7 @@ static inline void online_open_prompts(OnlinePairs *p) {
                             &e))
         die("%s", e.text);
     const int need = generation_longest_prompt(&p->g) + (int)p->g.o->max_completion;
-    if (p->judge.model.config.context < need)
-        die("%s: its context of %d is shorter than the longest prompt with its completion, %d", p->o->reward_model,
-            p->judge.model.config.context, need);
+    if (!model_fits_length(&p->judge.model.config, p->o->reward_model, need, &e)) die("%s", e.text);
 }
 
 /* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */
@@ -194,11 +192,11 @@ static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
 /* Samples and scores two completions of each prompt of a step. */
 static inline void online_draw(OnlinePairs *p) {
     Generation *g = &p->g;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     p->count = (int32_t)g->o->prompts;
     generation_sample(g, 0, p->count);
     if (p->kind != ONLINE_DPO) online_draw_second(p);
-    const double judging = program_seconds();
+    const double judging = clock_seconds();
     generation_score(g, 0, p->count);
     online_judge(p, g->answer, g->answers);
     if (p->kind != ONLINE_DPO) {
@@ -206,7 +204,7 @@ static inline void online_draw(OnlinePairs *p) {
         online_judge(p, p->second, p->count);
     }
     g->gen_seconds = judging - start;
-    g->reward_seconds = program_seconds() - judging;
+    g->reward_seconds = clock_seconds() - judging;
 }
 
 /* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions alone. */

@@ -141,7 +141,7 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     RefLogps l = {0};
     Reference r = {0};
     const bool there = file && !access(file, F_OK), own = !reference && !t->o->resume;
-    const double start = program_seconds();
+    const double start = clock_seconds();
     uint64_t model = own ? model_weights_hash(&t->model) : 0;
     if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
     if (!own && (reference || !there)) {
@@ -158,7 +158,7 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     ref_logps_free(&l);
     if (!there && !model_sync(&t->model, &e)) die("%s", e.text);
     if (there || t->dist.rank) return;
-    fprintf(stderr, "reference log-probabilities computed in %.1f s\n", program_seconds() - start);
+    fprintf(stderr, "reference log-probabilities computed in %.1f s\n", clock_seconds() - start);
     if (!file) return;
     l.model = model;
     for (int i = 0; i < count; i++) {

@@ -41,9 +41,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o->seed,
                         NULL, &e))
             die("%s", e.text);
-        if (r->model.config.vocab < t->model.config.vocab)
-            die("%s: its vocabulary of %d does not fit the model's %d", path, r->model.config.vocab,
-                t->model.config.vocab);
+        if (!model_fits_vocab(&r->model.config, path, t->model.config.vocab, "the model", &e)) die("%s", e.text);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
     char name[20];
     snprintf(name, sizeof name, "%016llx", (unsigned long long)(load ? r->file.hash : t->file.hash));
@@ -80,21 +78,16 @@ static inline void reference_open_following(Reference *r, Trainer *t, const char
 
 /* TR-DPO's soft update: ref = alpha pi + (1 - alpha) ref. */
 static inline void reference_follow(Reference *r, double alpha) {
-    enum { CHUNK = 1 << 20 };
-    Model *ref = &r->model;
     const Model *policy = &r->t->model;
-    const Backend *b = policy->backend;
-    const float new = (float)alpha;
-    const size_t all = policy->tensor[GPT2_FILE_TENSORS].offset;
-    float *x = (float *)xmalloc(CHUNK * sizeof *x), *y = (float *)xmalloc(CHUNK * sizeof *y);
-    for (size_t at = 0; at < all; at += CHUNK) {
-        const size_t n = all - at < CHUNK ? all - at : CHUNK;
-        b->weights_download(ref->device, x, weights_at(b, ref->weights, at), n);
-        b->weights_download(policy->device, y, weights_at(b, policy->weights, at), n);
-        for (size_t i = 0; i < n; i++) x[i] = x[i] * (1 - new) + new *y[i];
-        b->weights_upload(ref->device, weights_at(b, ref->weights, at), x, n);
+    const float a = (float)alpha;
+    float *pi = (float *)xmalloc(MODEL_CHUNK * sizeof *pi);
+    for (ModelChunk ref = {0}; model_each_chunk(&ref, policy->tensor[GPT2_FILE_TENSORS].offset);) {
+        model_download(&r->model, ref.at, ref.host, ref.n);
+        model_download(policy, ref.at, pi, ref.n);
+        for (size_t i = 0; i < ref.n; i++) ref.host[i] = ref.host[i] * (1 - a) + a * pi[i];
+        model_upload(&r->model, ref.at, ref.host, ref.n);
     }
-    free(x), free(y);
+    free(pi);
 }
 
 #endif

@@ -67,24 +67,6 @@ typedef struct Trainer {
     Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
-/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
- * that. */
-static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
-    const double C = c->width, Q = model_qkv_width(c), F = c->hidden;
-    return 2 *
-           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
-}
-
-/* Number of query-key pairs in a batch. */
-static inline double batch_pairs(const Batch *b) {
-    double pairs = 0;
-    for (int i = 0; i < b->segments; i++) {
-        const Segment *s = &b->segment[i];
-        pairs += (double)s->len * (s->prefix_len + s->past) + 0.5 * (double)s->len * (s->len + 1);
-    }
-    return pairs;
-}
-
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
 static inline void trainer_count_flops(Trainer *t, const Model *m, const Batch *b, double passes) {
     t->flops += passes * model_flops(&m->config, b->rows, b->targets, batch_pairs(b));
@@ -161,8 +143,8 @@ static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
 
 /* Checks that the shard's vocabulary and tokenizer fit the model. */
 static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
-    if (s->vocab > t->model.config.vocab)
-        die("%s: its vocabulary of %d does not fit the model's %d", s->name, s->vocab, t->model.config.vocab);
+    Error e;
+    if (!model_fits_data(&t->model.config, s->name, s->vocab, &e)) die("%s", e.text);
     if (s->tokenizer_bytes && t->file.tokenizer &&
         (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
         die("%s: it was made with a different tokenizer than the model's; make the shard with the model's tokenizer",
@@ -239,16 +221,9 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
-    t->optimizer.beta1 = o->beta1;
-    t->optimizer.beta2 = o->beta2;
-    t->optimizer.eps = o->eps;
-    t->optimizer.weight_decay = o->weight_decay;
-    t->optimizer.max_grad_norm = o->max_grad_norm;
+    optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
     if (o->resume) trainer_resume(t, data);
-    else if (t->file.trainer) { /* a state used as a model: the optimizer starts afresh */
-        t->backend->zero(t->device, t->optimizer.m, t->optimizer.count * sizeof(float));
-        t->backend->zero(t->device, t->optimizer.v, t->optimizer.count * sizeof(float));
-    }
+    else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
     json_object_set_new(t->state, "shard", trainer_shard_name(data));
     const bool speaks = t->dist.rank == 0;
     if (!metrics_open(&t->metrics, program, speaks ? o->metrics : NULL, speaks ? o->tensorboard : NULL,
@@ -353,7 +328,7 @@ static inline void trainer_schedule(Trainer *t, int64_t steps) {
 }
 
 static inline void trainer_begin_step(Trainer *t) {
-    t->step_start = program_seconds();
+    t->step_start = clock_seconds();
     t->flops = 0;
 }
 
@@ -389,7 +364,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     const double flops = dist_total(&t->dist, t->flops);
-    const double seconds = program_seconds() - t->step_start, speed = flops / seconds;
+    const double seconds = clock_seconds() - t->step_start, speed = flops / seconds;
     if (speed > t->peak) t->peak = speed; /* the machine was slower while the peak was measured */
     const double peak = speed / t->peak;
     Metrics *m = &t->metrics;

@@ -1,0 +1,27 @@
+/* clock.h - the time in seconds: on a clock that only moves forward, and since 1970.
+ *
+ *     const double start = clock_seconds();
+ *     printf("%.1f s, at %.0f\n", clock_seconds() - start, clock_date());
+ *
+ * nvcc and g++ compile this header too: it stays in the common subset of C and C++.
+ */
+#ifndef LLMC_BASE_CLOCK_H
+#define LLMC_BASE_CLOCK_H
+
+#include <time.h>
+
+/* Seconds on a monotonic clock, for durations. Its origin is arbitrary. */
+static inline double clock_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds since 1970-01-01 00:00 UTC, for dates. The clock may be set while a program runs. */
+static inline double clock_date(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+#endif

@@ -1,0 +1,50 @@
+/* library.h - opening a shared library that is built and installed together with the program.
+ *
+ * The library is searched for in the directory of the executable, then where the system's loader searches (LD_LIBRARY_PATH,
+ * /usr/lib). An environment variable can name another file. A program that does not open a library does not need it.
+ *
+ *     Library l;
+ *     if (!library_open(&l, "llmc_mpi.so", "LLMC_MPI_LIBRARY", RTLD_LOCAL, "make builds llmc_mpi.so", &e)) return false;
+ *     void *table = dlsym(l.handle, "llmc_dist_link");
+ *
+ * g++ compiles this header too: it stays in the common subset of C and C++.
+ */
+#ifndef LLMC_BASE_LIBRARY_H
+#define LLMC_BASE_LIBRARY_H
+
+#include "error.h"
+#include <dlfcn.h>
+#include <unistd.h>
+
+typedef struct Library {
+    void *handle;    /* for dlsym() */
+    char path[4096]; /* the file, or its name if the system's loader found it; for messages */
+} Library;
+
+/* Writes the path of the file `name` in the directory of the executable to path[size]. Returns false if it is not
+ * there. */
+static inline bool library_next_to_program(const char *name, char *path, size_t size) {
+    const ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    if (n <= 0) return false;
+    path[n] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash || (size_t)(slash - path) + 2 + strlen(name) > size) return false;
+    strcpy(slash + 1, name);
+    return access(path, R_OK) == 0;
+}
+
+/* Opens the library `name`, or the file that the environment variable `variable` names. It stays loaded. scope: RTLD_LOCAL,
+ * or RTLD_GLOBAL if other libraries use its symbols. builds: a clause of the message that tells how to build it. */
+static inline bool library_open(Library *l, const char *name, const char *variable, int scope, const char *builds,
+                                Error *e) {
+    const char *named = getenv(variable);
+    if (named && !*named) named = NULL;
+    if (named || !library_next_to_program(name, l->path, sizeof l->path))
+        snprintf(l->path, sizeof l->path, "%s", named ? named : name);
+    l->handle = dlopen(l->path, RTLD_NOW | scope);
+    if (l->handle) return true;
+    const char *why = dlerror();
+    return error_set(e, "%s (%s)", why ? why : l->path, builds);
+}
+
+#endif
