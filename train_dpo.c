@@ -86,7 +86,7 @@ typedef struct Run {
     Trainer t;
     Workspace work;
     Batch batch;
-    AnswerSet set, mismatch;
+    CompletionSet set, mismatch;
     PreferenceReference reference;
     double *cost;   /* (records of a step) tokens of each record */
     int32_t *owner; /* (records of a step) rank of each record */
@@ -107,28 +107,28 @@ static bool needs_reference(void) {
 }
 
 /* The policy's forward pass over the batch, which holds the slice x: log-probabilities, entropy and argmax. */
-static void forward(Run *r, const AnswerSlice *x) {
+static void forward(Run *r, const CompletionSlice *x) {
     const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .argmax = x->argmax};
     model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &out);
     if (o.l.pair.use_weighting) model_log_square(&r->t.model, &r->work, &r->batch, out.logp, x->square);
     trainer_count_flops(&r->t, &r->t.model, &r->batch, 1);
 }
 
-static void backward(Run *r, const AnswerSlice *x) {
+static void backward(Run *r, const CompletionSlice *x) {
     model_backward(&r->t.model, &r->work, &r->batch, 1.0f, x->dlogp, NULL, NULL);
     trainer_count_flops(&r->t, &r->t.model, &r->batch, 2);
 }
 
-static void forward_all(Run *r, AnswerSet *s) {
-    const MicroPlan *plan = answer_set_plan(s, &r->batch);
+static void forward_all(Run *r, CompletionSet *s) {
+    const MicroPlan *plan = completion_set_plan(s, &r->batch);
     for (int32_t m = 0; m < plan->micros; m++) {
-        const AnswerSlice x = answer_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
+        const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
         forward(r, &x);
     }
 }
 
 /* Adds entropy and accuracy of the completion tokens of x, whose targets are in r->batch. */
-static void count_tokens(const Run *r, const AnswerSlice *x, Stats *stats) {
+static void count_tokens(const Run *r, const CompletionSlice *x, Stats *stats) {
     for (int32_t i = 0; i < x->count; i++) {
         const int32_t *at = x->offset + 3 * i;
         for (int32_t t = at[1]; t < at[3]; t++) stats->entropy += x->entropy[t];
@@ -141,7 +141,7 @@ static void count_tokens(const Run *r, const AnswerSlice *x, Stats *stats) {
 
 /* ---- 2. forward, 3. loss, 4. backward -------------------------------------------------------------------------- */
 
-static PreferenceBatch pair_batch(const Run *r, const AnswerSlice *x) {
+static PreferenceBatch pair_batch(const Run *r, const CompletionSlice *x) {
     return (PreferenceBatch){.pairs = x->count,
                              .offset = x->offset,
                              .logp = x->logp,
@@ -151,18 +151,18 @@ static PreferenceBatch pair_batch(const Run *r, const AnswerSlice *x) {
 }
 
 /* Runs the pairs of the set: their loss, and the model's gradient if `train`. N: the normaliser of the whole step. */
-static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool train, Stats *stats) {
+static void run_pairs(Run *r, CompletionSet *s, const PreferenceNormaliser *N, bool train, Stats *stats) {
     const PreferenceConfig *c = &o.l.pair;
-    const MicroPlan *plan = answer_set_plan(s, &r->batch);
+    const MicroPlan *plan = completion_set_plan(s, &r->batch);
     const bool first_all = preference_sorts(c) && plan->micros > 1; /* the loss needs all pairs at once */
     if (first_all) {
         forward_all(r, s);
-        const AnswerSlice x = answer_set_slice(s, 0, s->count);
+        const CompletionSlice x = completion_set_slice(s, 0, s->count);
         const PreferenceBatch all = pair_batch(r, &x);
         stats->loss += preference_loss(c, N, &all, x.dlogp, &stats->pair);
     }
     for (int32_t m = 0; m < plan->micros; m++) {
-        const AnswerSlice x = answer_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
+        const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
         const PreferenceBatch b = pair_batch(r, &x);
         if (!first_all) {
             forward(r, &x);
@@ -179,19 +179,19 @@ static void run_pairs(Run *r, AnswerSet *s, const PreferenceNormaliser *N, bool 
 
 /* Runs labelled completions in the same way. z, total: the reference point and number of completions of the whole
  * step. */
-static void run_labelled(Run *r, const PreferenceData *d, AnswerSet *s, double z, double total, bool train,
+static void run_labelled(Run *r, const PreferenceData *d, CompletionSet *s, double z, double total, bool train,
                          Stats *stats) {
-    const MicroPlan *plan = answer_set_plan(s, &r->batch);
+    const MicroPlan *plan = completion_set_plan(s, &r->batch);
     int32_t *offset = (int32_t *)xmalloc(((size_t)s->count + 1) * sizeof *offset);
     uint8_t *good = (uint8_t *)xmalloc((size_t)s->count + 1);
     for (int32_t m = 0; m < plan->micros; m++) {
-        const AnswerSlice x = answer_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
+        const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
         for (int32_t i = 0; i < x.count; i++) {
             offset[i] = x.offset[3 * i];
             good[i] = d->good[s->record[x.first + i]];
         }
         offset[x.count] = x.offset[3 * x.count];
-        const KtoBatch b = {.answers = x.count, .offset = offset, .good = good, .logp = x.logp, .ref_logp = x.ref};
+        const KtoBatch b = {.completions = x.count, .offset = offset, .good = good, .logp = x.logp, .ref_logp = x.ref};
         forward(r, &x);
         stats->loss += kto_loss(&o.l.kto, z, total, &b, x.dlogp, &stats->kto);
         count_tokens(r, &x, stats);
@@ -202,7 +202,7 @@ static void run_labelled(Run *r, const PreferenceData *d, AnswerSet *s, double z
 
 /* z of the whole step: the mean log-ratio of its mismatched completions, at least 0. */
 static double reference_point(Run *r, const PreferenceData *d, double total) {
-    AnswerSet *s = &r->mismatch;
+    CompletionSet *s = &r->mismatch;
     double sum = 0;
     if (o.l.kto.loss != KTO_KTO) return 0;
     forward_all(r, s);
@@ -215,26 +215,26 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
 /* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. z: KTO's reference point, or 0. */
 static Stats run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train, double *z) {
     Trainer *t = &r->t;
-    AnswerSet *s = &r->set;
+    CompletionSet *s = &r->set;
     Stats stats = {0};
     PreferenceNormaliser N = {.pairs = (double)n};
-    answer_set_clear(s);
-    answer_set_clear(&r->mismatch);
-    for (int64_t i = 0; i < n; i++) r->cost[i] = answer_set_rows(s, &d->pair[records ? records[i] : i]);
+    completion_set_clear(s);
+    completion_set_clear(&r->mismatch);
+    for (int64_t i = 0; i < n; i++) r->cost[i] = completion_set_rows(s, &d->pair[records ? records[i] : i]);
     dist_share(r->cost, n, t->dist.ranks, r->owner);
     for (int64_t i = 0; i < n; i++) {
         const int64_t record = records ? records[i] : i;
         const Pair *p = &d->pair[record];
         N.chosen_tokens += p->chosen_len;
         N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
-        if (train) t->tokens += answer_set_rows(s, p);
+        if (train) t->tokens += completion_set_rows(s, p);
         if (r->owner[i] != t->dist.rank) continue;
-        answer_set_add(s, p, record);
-        if (o.l.unpaired) answer_set_add(&r->mismatch, &d->mismatch[record], record);
+        completion_set_add(s, p, record);
+        if (o.l.unpaired) completion_set_add(&r->mismatch, &d->mismatch[record], record);
     }
     preference_reference_run(&r->reference, &r->batch, d, s, false);
     *z = o.l.unpaired ? reference_point(r, d, (double)n) : 0;
-    if (train) dist_grads_begin(&t->grads, answer_set_plan(s, &r->batch)->micros);
+    if (train) dist_grads_begin(&t->grads, completion_set_plan(s, &r->batch)->micros);
     if (o.l.unpaired) run_labelled(r, d, s, *z, (double)n, train, &stats);
     else run_pairs(r, s, &N, train, &stats);
     dist_sum(&t->dist, DIST_FIELDS(stats));
@@ -244,10 +244,10 @@ static Stats run_records(Run *r, const PreferenceData *d, const int64_t *records
 /* ---- the same, online ------------------------------------------------------------------------------------------ */
 
 /* Nash-MD's step on the policy's completions. */
-static void run_nash(Run *r, AnswerSet *s, Stats *stats) {
-    const MicroPlan *plan = answer_set_plan(s, &r->batch);
+static void run_nash(Run *r, CompletionSet *s, Stats *stats) {
+    const MicroPlan *plan = completion_set_plan(s, &r->batch);
     for (int32_t m = 0; m < plan->micros; m++) {
-        const AnswerSlice x = answer_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
+        const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
         const PreferenceBatch b = pair_batch(r, &x);
         forward(r, &x);
         stats->loss += nash_md_loss(o.l.pair.beta, s->count, &b, r->online.probability + x.first, x.dlogp);
@@ -262,14 +262,14 @@ static void run_nash(Run *r, AnswerSet *s, Stats *stats) {
 
 /* One step on completions that the policy samples. */
 static Stats run_online(Run *r) {
-    AnswerSet *s = &r->set;
+    CompletionSet *s = &r->set;
     Stats stats = {0};
     online_draw(&r->online);
     online_make_pairs(&r->online, s);
-    for (int32_t i = 0; i < s->count; i++) r->t.tokens += answer_set_rows(s, &s->pair[i]);
+    for (int32_t i = 0; i < s->count; i++) r->t.tokens += completion_set_rows(s, &s->pair[i]);
     preference_reference_run(&r->reference, &r->batch, NULL, s, false);
     const PreferenceNormaliser N = preference_normaliser(s->offset, s->count);
-    dist_grads_begin(&r->t.grads, answer_set_plan(s, &r->batch)->micros);
+    dist_grads_begin(&r->t.grads, completion_set_plan(s, &r->batch)->micros);
     if (!s->count) metrics_line(&r->t.metrics, "train_dpo: warning: no pair of this step has scores that differ");
     else if (o.online.kind == ONLINE_NASH_MD) run_nash(r, s, &stats);
     else run_pairs(r, s, &N, true, &stats);
@@ -486,12 +486,12 @@ int main(int argc, char **argv) {
     trainer_check_files(&o.t, inputs, 6, NULL);
 
     r->reference.o = &o.r;
-    r->set = (AnswerSet){.shared = o.sharing, .prompts = preference_has(&o.l.pair, PREFERENCE_ORPO)};
+    r->set = (CompletionSet){.shared = o.sharing, .prompts = preference_has(&o.l.pair, PREFERENCE_ORPO)};
     const bool stopped = o.online.on ? train_online(r) : train_on_shard(r);
     preference_reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     batch_free(&r->batch);
-    answer_set_free(&r->set), answer_set_free(&r->mismatch);
+    completion_set_free(&r->set), completion_set_free(&r->mismatch);
     trainer_close(&r->t, stopped);
     return 0;
 }

@@ -86,7 +86,7 @@ static const Option options[] = {
 
 static const OptionAbout about = {
     "-c MODEL -i tasks.shard -o OUT [options]",
-    "Trains a model on tasks with verifiable answers, by GRPO and its variants.\n\n"
+    "Trains a model on tasks with verifiable completions, by GRPO and its variants.\n\n"
     "  ./data/make_tasks --task add --digits 2 -o tasks.shard\n"
     "  ./train_grpo -c sft.bin -i tasks.shard -o grpo.bin\n"
     "  ./train_grpo -c sft.bin -i tasks.shard -o grpo.bin --loss-type dapo --epsilon-high 0.28 --dynamic-sampling"};
@@ -98,7 +98,7 @@ typedef struct Run {
     Generation g;
     PolicyLossConfig loss;
     EntropyControl entropy;
-    float *advantage;  /* (answers) */
+    float *advantage;  /* (completions) */
     uint8_t *keep;     /* (tokens) top-entropy mask */
     int64_t resampled; /* groups discarded by dynamic sampling */
 } Run;
@@ -108,7 +108,7 @@ typedef struct Run {
 static bool group_differs(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
     float reward[G];
-    for (int32_t k = 0; k < G; k++) reward[k] = g->answer[group * G + k].reward;
+    for (int32_t k = 0; k < G; k++) reward[k] = g->scored[group * G + k].reward;
     return advantage_group_differs(reward, G);
 }
 
@@ -140,11 +140,12 @@ static void generate(Run *r) {
 static AdvantageStats compare(Run *r) {
     Generation *g = &r->g;
     AdvantageStats stats;
-    const int64_t G = o.g.generations, P = g->answers / G;
+    const int64_t G = o.g.generations, P = g->completions / G;
     if (o.aggregation) {
         const int64_t K = g->rewards.count;
-        float *parts = (float *)xmalloc((size_t)(g->answers * K) * sizeof *parts);
-        for (int32_t i = 0; i < g->answers; i++) memcpy(parts + i * K, g->answer[i].parts, (size_t)K * sizeof *parts);
+        float *parts = (float *)xmalloc((size_t)(g->completions * K) * sizeof *parts);
+        for (int32_t i = 0; i < g->completions; i++)
+            memcpy(parts + i * K, g->scored[i].parts, (size_t)K * sizeof *parts);
         advantage_gdpo(parts, g->rewards.weight, P, G, K, r->advantage, &stats);
         free(parts);
     } else if (o.loss == POLICY_RLOO) advantage_rloo(g->reward, P, G, false, r->advantage, &stats);
@@ -176,7 +177,7 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
         keep = r->keep;
     }
     PolicyNormaliser n = policy_normaliser(g->offset + first, end - first, g->counts + first, keep);
-    const PolicyNormaliser all = policy_normaliser(g->offset, g->answers, g->counts, NULL);
+    const PolicyNormaliser all = policy_normaliser(g->offset, g->completions, g->counts, NULL);
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
     double loss = 0, tokens = 0;
     int32_t mine, last;
@@ -187,10 +188,10 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
         const ModelOutput out = {.logp = x.logp, .entropy = x.entropy};
         model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
-        const PolicyBatch b = {.sequences = x.count,
+        const PolicyBatch b = {.completions = x.count,
                                .offset = x.offset,
                                .advantage = r->advantage + x.first,
-                               .mask = x.counts,
+                               .counts = x.counts,
                                .logp = x.logp,
                                .old_logp = on_policy ? NULL : x.old_logp,
                                .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
@@ -332,7 +333,7 @@ int main(int argc, char **argv) {
         trainer_begin_step(t);
         generate(r);
         generation_flatten(g, o.mask_truncated);
-        const int32_t n = g->answers;
+        const int32_t n = g->completions;
         const bool on_policy = steps == 1;
         const ModelOutput old = {.logp = g->old_logp}, at_reference = {.logp = g->ref_logp};
         if (!on_policy) generation_forward(g, &t->model, &r->work, 0, n, &old);

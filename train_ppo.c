@@ -168,8 +168,8 @@ typedef struct Run {
     KlControl beta;
     PpoConfig loss;
     int64_t generation; /* number of generations so far */
-    /* (answers) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
-    float *score, *kl, *gold_score, *greedy, *R, *baseline, *answer_advantage;
+    /* (completions) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
+    float *score, *kl, *gold_score, *greedy, *R, *baseline, *completion_advantage;
     float *reward, *advantage, *value, *old_value, *target, *dvalue; /* (tokens) */
 } Run;
 
@@ -182,17 +182,17 @@ static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
 
 /* Adds the reward model's scores of completions [0, n) to sum. Collective. */
-static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32_t n, float *sum) {
+static void add_model_scores(Run *r, RewardModel *m, const ScoredCompletion *scored, int32_t n, float *sum) {
     Error e;
     const Prompts *p = &r->g.train;
     RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
     float *score = (float *)xcalloc((size_t)n, sizeof *score);
     const int64_t before = m->rows;
     for (int32_t i = 0; i < n; i++)
-        item[i] = (RewardItem){.prompt = prompts_tokens(p, answer[i].prompt),
-                               .prompt_len = prompts_length(p, answer[i].prompt),
-                               .completion = answer[i].completion.tokens,
-                               .completion_len = answer[i].completion.count};
+        item[i] = (RewardItem){.prompt = prompts_tokens(p, scored[i].prompt),
+                               .prompt_len = prompts_length(p, scored[i].prompt),
+                               .completion = scored[i].completion.tokens,
+                               .completion_len = scored[i].completion.count};
     const int ranks = r->t.dist.ranks, rank = r->t.dist.rank;
     double *cost = (double *)xcalloc((size_t)n, sizeof *cost);
     int64_t cut[ranks + 1]; /* rank r scores [cut[r], cut[r+1]) */
@@ -207,14 +207,14 @@ static void add_model_scores(Run *r, RewardModel *m, const Answer *answer, int32
     free(item), free(score);
 }
 
-/* The score that is optimised: the verifiers' (in answer.reward) plus the reward model's, clipped; unfinished
+/* The score that is optimised: the verifiers' (in scored.reward) plus the reward model's, clipped; unfinished
  * completions are penalised. */
-static void score_answers(Run *r, const Answer *answer, int32_t n, float *score) {
-    for (int32_t i = 0; i < n; i++) score[i] = answer[i].reward;
-    if (o.reward_model) add_model_scores(r, &r->reward_model, answer, n, score);
+static void score_completions(Run *r, const ScoredCompletion *scored, int32_t n, float *score) {
+    for (int32_t i = 0; i < n; i++) score[i] = scored[i].reward;
+    if (o.reward_model) add_model_scores(r, &r->reward_model, scored, n, score);
     for (int32_t i = 0; i < n; i++) {
         if (o.reward_clip > 0) score[i] = (float)clamp(score[i], -o.reward_clip, o.reward_clip);
-        if (answer[i].completion.finished || isnan(score[i])) continue;
+        if (scored[i].completion.finished || isnan(score[i])) continue;
         score[i] = (float)(o.non_eos_penalty ? o.penalty_reward : score[i] - o.missing_eos_penalty);
     }
 }
@@ -222,48 +222,48 @@ static void score_answers(Run *r, const Answer *answer, int32_t n, float *score)
 static void score_gold(Run *r) {
     Error e;
     const Generation *g = &r->g;
-    const int32_t n = g->answers;
+    const int32_t n = g->completions;
     memset(r->gold_score, 0, (size_t)n * sizeof *r->gold_score);
     if (o.gold_reward || o.gold_cmd) {
         const size_t K = (size_t)r->gold_reward.count;
         RewardInput *in = (RewardInput *)xcalloc((size_t)n, sizeof *in);
         float *parts = (float *)xcalloc((size_t)n * K, sizeof *parts);
         for (int32_t i = 0; i < n; i++)
-            in[i] = prompts_input(&g->train, g->answer[i].prompt, g->answer[i].text, &g->answer[i].completion,
-                                  g->answer[i].id, (int32_t)o.g.max_completion);
+            in[i] = prompts_input(&g->train, g->scored[i].prompt, g->scored[i].text, &g->scored[i].completion,
+                                  g->scored[i].id, (int32_t)o.g.max_completion);
         if (!rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e)) die("%s", e.text);
         free(in), free(parts);
     }
-    if (o.gold) add_model_scores(r, &r->gold, g->answer, n, r->gold_score);
+    if (o.gold) add_model_scores(r, &r->gold, g->scored, n, r->gold_score);
 }
 
 /* ReMax's baseline: the score of the greedy completion to each prompt, copied to every completion of its group. */
 static void score_greedy(Run *r) {
     Error e;
     Generation *g = &r->g;
-    const int32_t G = (int32_t)o.g.generations, P = g->answers / G;
+    const int32_t G = (int32_t)o.g.generations, P = g->completions / G;
     Sampling how = g->sampling;
-    Answer *answer = (Answer *)xcalloc((size_t)P, sizeof *answer);
+    ScoredCompletion *scored = (ScoredCompletion *)xcalloc((size_t)P, sizeof *scored);
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)P, sizeof *q);
     how.temperature = 0;
     for (int32_t i = 0; i < P; i++) {
-        answer[i].prompt = g->answer[i * G].prompt;
-        answer[i].id = g->answer[i * G].id;
-        q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i].prompt),
-                                .prompt_len = prompts_length(&g->train, answer[i].prompt),
+        scored[i].prompt = g->scored[i * G].prompt;
+        scored[i].id = g->scored[i * G].id;
+        q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, scored[i].prompt),
+                                .prompt_len = prompts_length(&g->train, scored[i].prompt),
                                 .samples = 1,
-                                .out = &answer[i].completion};
+                                .out = &scored[i].completion};
     }
     if (!rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", o.g.input, e.text);
-    generation_score_answers(g, answer, P);
-    score_answers(r, answer, P, r->greedy);
+    generation_score_completions(g, scored, P);
+    score_completions(r, scored, P, r->greedy);
     for (int32_t i = P - 1; i >= 0; i--)
         for (int32_t k = G - 1; k >= 0; k--) r->greedy[i * G + k] = r->greedy[i];
     for (int32_t i = 0; i < P; i++) {
-        completion_free(&answer[i].completion);
-        free(answer[i].text);
+        completion_free(&scored[i].completion);
+        free(scored[i].text);
     }
-    free(answer), free(q);
+    free(scored), free(q);
 }
 
 /* Samples a generation and scores its completions. A completion that could not be scored does not count. */
@@ -274,11 +274,11 @@ static void sample_and_score(Run *r) {
     g->gen_seconds = clock_seconds() - start;
     generation_score(g, 0, (int32_t)o.g.prompts);
     generation_flatten(g, false);
-    score_answers(r, g->answer, g->answers, r->score);
+    score_completions(r, g->scored, g->completions, r->score);
     if (o.algo == REMAX) score_greedy(r);
     if (has_gold()) score_gold(r);
     g->reward_seconds = clock_seconds() - start - g->gen_seconds;
-    for (int32_t i = 0; i < g->answers; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
+    for (int32_t i = 0; i < g->completions; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
 }
 
 /* ---- 2. old policy ----------------------------------------------------------------------------------------------- */
@@ -288,31 +288,31 @@ static void sample_and_score(Run *r) {
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
     const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = has_head() ? r->old_value : NULL};
-    if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->answers, &policy);
-    if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->answers] * sizeof(float));
+    if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->completions, &policy);
+    if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->completions] * sizeof(float));
     const ModelOutput critic = {.value = r->old_value};
     const ModelOutput reference = {.logp = g->ref_logp};
-    if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->answers, &critic);
-    if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->answers, &reference);
+    if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->completions, &critic);
+    if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->completions, &reference);
 }
 
 /* ---- 3. token rewards -------------------------------------------------------------------------------------------- */
 
 static void compute_rewards(Run *r) {
     const Generation *g = &r->g;
-    for (int32_t i = 0; i < g->answers; i++) {
+    for (int32_t i = 0; i < g->completions; i++) {
         const int32_t at = g->offset[i], n = g->offset[i + 1] - at;
         r->kl[i] = (float)token_rewards((KlEstimator)o.kl, g->old_logp + at, has_reference() ? g->ref_logp + at : NULL,
                                         n, r->beta.coef, g->counts[i] ? r->score[i] : 0, r->reward + at);
     }
-    if (o.whiten_rewards) whiten(r->reward, g->offset, g->answers, g->counts, false);
+    if (o.whiten_rewards) whiten(r->reward, g->offset, g->completions, g->counts, false);
 }
 
 /* ---- 4. advantages ----------------------------------------------------------------------------------------------- */
 
 static void compute_advantages(Run *r) {
     const Generation *g = &r->g;
-    const int32_t n = g->answers, G = (int32_t)o.g.generations;
+    const int32_t n = g->completions, G = (int32_t)o.g.generations;
     for (int32_t i = 0; i < n; i++) {
         const int32_t at = g->offset[i], T = g->offset[i + 1] - at;
         r->R[i] = (float)returns_to_go(r->reward + at, T, o.gamma, r->advantage + at);
@@ -335,7 +335,7 @@ static void compute_advantages(Run *r) {
         AdvantageStats unused;
         for (int32_t i = 0; i < n; i++)
             if (!g->counts[i]) r->R[i] = NAN;
-        advantage_rloo(r->R, n / G, G, o.whiten_advantages, r->answer_advantage, &unused);
+        advantage_rloo(r->R, n / G, G, o.whiten_advantages, r->completion_advantage, &unused);
     } else if (o.whiten_advantages) {
         whiten(r->advantage, g->offset, n, g->counts, true);
     }
@@ -349,10 +349,10 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
     c.epsilon = r->loss.cliprange;
     c.epsilon_high = r->loss.cliprange_high;
     c.entropy_coef = o.entropy_coef;
-    const PolicyBatch b = {.sequences = x->count,
+    const PolicyBatch b = {.completions = x->count,
                            .offset = x->offset,
-                           .advantage = r->answer_advantage + x->first,
-                           .mask = x->counts,
+                           .advantage = r->completion_advantage + x->first,
+                           .counts = x->counts,
                            .logp = x->logp,
                            .old_logp = on_policy() ? NULL : x->old_logp,
                            .sampler_logp = x->sampler_logp,
@@ -365,7 +365,7 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
     stats->sum.entropy += s.sum.entropy;
     for (int32_t t = 0; t < x->offset[x->count]; t++)
         stats->sum.ratio_square += on_policy() ? 1 : exp(2 * ((double)x->logp[t] - x->old_logp[t]));
-    stats->sum.clipped += s.sum.sequences > 0 ? s.sum.region / s.sum.sequences * s.sum.tokens : 0;
+    stats->sum.clipped += s.sum.completions > 0 ? s.sum.region / s.sum.completions * s.sum.tokens : 0;
     stats->sum.policy_loss += s.sum.policy_loss;
     stats->max.sampler_gap = fmax(stats->max.sampler_gap, s.max.sampler_gap);
     return loss;
@@ -377,7 +377,7 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, co
     const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .value = has_head() ? r->value + x->at : NULL};
     model_forward(&r->t.model, &r->work, &r->g.batch, (float)o.g.temperature, &out);
     if (o.algo == RLOO) return rloo_loss(r, x, N, stats);
-    const PpoBatch b = {.answers = x->count,
+    const PpoBatch b = {.completions = x->count,
                         .offset = x->offset,
                         .counts = x->counts,
                         .logp = x->logp,
@@ -394,7 +394,7 @@ static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, Ppo
     const ModelOutput out = {.value = r->value + x->at};
     if (!has_critic()) return 0;
     if (o.critic) model_forward(&r->critic.model, &r->critic.work, &r->g.batch, (float)o.g.temperature, &out);
-    const PpoBatch b = {.answers = x->count,
+    const PpoBatch b = {.completions = x->count,
                         .offset = x->offset,
                         .counts = x->counts,
                         .value = r->value + x->at,
@@ -464,7 +464,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
 /* Makes all passes over a generation. Returns the mean loss of the steps. */
 static double update(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
-    const int32_t size = r->g.answers / (int32_t)o.mini_batches;
+    const int32_t size = r->g.completions / (int32_t)o.mini_batches;
     double loss = 0;
     for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
@@ -487,16 +487,16 @@ static Objective objective_of(const Run *r) {
     const Generation *g = &r->g;
     Objective m = {0};
     double n = 0;
-    for (int32_t i = 0; i < g->answers; i++) {
+    for (int32_t i = 0; i < g->completions; i++) {
         if (!g->counts[i]) continue;
         n++;
         m.kl += r->kl[i];
         for (int32_t t = g->offset[i]; t < g->offset[i + 1]; t++) m.entropy -= g->old_logp[t];
     }
-    const Spread scores = spread_of(r->score, g->answers, 1);
+    const Spread scores = spread_of(r->score, g->completions, 1);
     m.score = scores.mean;
     m.score_std = scores.std;
-    m.gold = spread_of(r->gold_score, g->answers, 1).mean; /* over the completions with a gold score */
+    m.gold = spread_of(r->gold_score, g->completions, 1).mean; /* over the completions with a gold score */
     m.kl /= n;
     m.entropy /= n;
     return m;
@@ -509,7 +509,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     const double tokens = fmax(s->sum.tokens, 1), ratio = s->sum.ratio / tokens,
                  seconds = clock_seconds() - r->t.step_start;
     double ended = 0;
-    for (int32_t i = 0; i < g->answers; i++) ended += g->answer[i].completion.finished;
+    for (int32_t i = 0; i < g->completions; i++) ended += g->scored[i].completion.finished;
     metrics_set(to, "objective/scores", m->score);
     metrics_set(to, "objective/scores_std", m->score_std);
     if (has_gold()) metrics_set(to, "objective/gold", m->gold);
@@ -533,15 +533,15 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "loss/value_avg", s->sum.value_loss / s->updates);
         metrics_set(to, "val/clipfrac_avg", s->sum.value_clipped / fmax(s->sum.value_tokens, 1));
         metrics_set(to, "critic/vf_explained_var",
-                    explained_variance(r->old_value, r->target, g->offset, g->answers, g->counts));
-        metrics_set(to, "critic/values/mean", moments_of(r->old_value, g->offset, g->answers, g->counts).mean);
-        metrics_set(to, "critic/returns/mean", moments_of(r->target, g->offset, g->answers, g->counts).mean);
+                    explained_variance(r->old_value, r->target, g->offset, g->completions, g->counts));
+        metrics_set(to, "critic/values/mean", moments_of(r->old_value, g->offset, g->completions, g->counts).mean);
+        metrics_set(to, "critic/returns/mean", moments_of(r->target, g->offset, g->completions, g->counts).mean);
         if (o.critic) metrics_set(to, "critic/grad_norm", r->critic.update.grad_norm);
     }
     if (o.ptx_coef > 0) metrics_set(to, "loss/ptx", r->ptx.loss);
     metrics_set(to, "val/num_eos_tokens", ended);
     metrics_set(to, "episode", (double)r->g.next_id);
-    metrics_set(to, "eps", (double)g->answers / seconds);
+    metrics_set(to, "eps", (double)g->completions / seconds);
     generation_log(&r->g);
     if (m->score_std < 1e-8)
         metrics_line(to, "train_ppo: warning: all scores are equal: there is nothing to learn from");
@@ -606,10 +606,11 @@ static void open_reward_model(Run *r, RewardModel *m, const char *path) {
 
 static void open_arrays(Run *r) {
     const size_t n = (size_t)(o.g.prompts * o.g.generations), tokens = generation_tokens_max(&r->g);
-    float **per_answer[] = {&r->score, &r->kl, &r->gold_score, &r->greedy, &r->R, &r->baseline, &r->answer_advantage};
+    float **per_completion[] = {&r->score, &r->kl,       &r->gold_score,          &r->greedy,
+                                &r->R,     &r->baseline, &r->completion_advantage};
     float **per_token[] = {&r->reward, &r->advantage, &r->value, &r->old_value, &r->target, &r->dvalue};
-    for (size_t i = 0; i < sizeof per_answer / sizeof *per_answer; i++)
-        *per_answer[i] = (float *)xcalloc(n, sizeof(float));
+    for (size_t i = 0; i < sizeof per_completion / sizeof *per_completion; i++)
+        *per_completion[i] = (float *)xcalloc(n, sizeof(float));
     for (size_t i = 0; i < sizeof per_token / sizeof *per_token; i++)
         *per_token[i] = (float *)xcalloc(tokens, sizeof(float));
 }
@@ -629,7 +630,7 @@ static void close_run(Run *r, bool stopped) {
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
     free(r->score), free(r->kl), free(r->gold_score), free(r->greedy), free(r->R), free(r->baseline);
-    free(r->answer_advantage), free(r->reward), free(r->advantage), free(r->value), free(r->old_value);
+    free(r->completion_advantage), free(r->reward), free(r->advantage), free(r->value), free(r->old_value);
     free(r->target), free(r->dvalue);
 }
 
@@ -733,14 +734,15 @@ int main(int argc, char **argv) {
         metrics_set(&t->metrics, "timing_s/update", clock_seconds() - updating);
         const Objective m = objective_of(r);
         log_generation(r, &m, &stats);
-        kl_control_update(&r->beta, m.kl, g->answers);
+        kl_control_update(&r->beta, m.kl, g->completions);
         r->generation++;
         if (checks && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
             after = generation_evaluate(g, NULL);
         char gold[40] = "";
         if (has_gold()) snprintf(gold, sizeof gold, " | gold %.3f", m.gold);
         trainer_log(t, loss, "score %.3f%s | kl %.3f | length %.1f | %.0f tok/s", m.score, gold, m.kl,
-                    (double)g->offset[g->answers] / g->answers, g->offset[g->answers] / (g->gen_seconds + 1e-9));
+                    (double)g->offset[g->completions] / g->completions,
+                    g->offset[g->completions] / (g->gen_seconds + 1e-9));
         generation_forget(g, 0);
         save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);

@@ -96,8 +96,8 @@ extern json_t *state;
 #ifdef LLMC_RECORDS_PAIRS_H
 extern const Pair *pair;
 #endif
-#ifdef LLMC_RECORDS_ANSWER_SET_H
-extern AnswerSet shape;
+#ifdef LLMC_RECORDS_COMPLETION_SET_H
+extern CompletionSet shape;
 #endif
 #ifdef LLMC_REPORT_HISTORY_H
 extern History history;

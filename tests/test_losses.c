@@ -46,10 +46,10 @@ static void policy_case_load(PolicyCase *p, const Golden *g) {
     const char *names[6] = {"advantage", "logp", "old", "ref", "sampler", "entropy"};
     for (int i = 0; i < 6; i++) p->arrays[i] = golden_floats(g, names[i]);
     p->tokens = p->offset[n];
-    p->batch = (PolicyBatch){.sequences = n,
+    p->batch = (PolicyBatch){.completions = n,
                              .offset = p->offset,
                              .advantage = p->arrays[0],
-                             .mask = p->mask,
+                             .counts = p->mask,
                              .logp = p->arrays[1],
                              .old_logp = p->arrays[2],
                              .ref_logp = p->arrays[3],
@@ -204,10 +204,10 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
         b->advantage[i] = grid(&r, -1.5, 1.5);
         b->mask[i] = i != 3;
     }
-    b->batch = (PolicyBatch){.sequences = FD_SEQUENCES,
+    b->batch = (PolicyBatch){.completions = FD_SEQUENCES,
                              .offset = b->offset,
                              .advantage = b->advantage,
-                             .mask = b->mask,
+                             .counts = b->mask,
                              .logp = b->logp,
                              .old_logp = b->old,
                              .ref_logp = b->ref,
@@ -330,12 +330,12 @@ static void test_micro_batches(void **state) {
         double loss_sum = 0;
         for (int i = 0; i < FD_SEQUENCES;) {
             PolicyBatch m = b.batch;
-            m.sequences = i == 0 ? 2 : 1;
+            m.completions = i == 0 ? 2 : 1;
             m.offset += i;
             m.advantage += i;
-            m.mask += i;
+            m.counts += i;
             loss_sum += policy_loss(&c, &n, &m, part, part_h, &sum);
-            i += m.sequences;
+            i += m.completions;
         }
         check_near(loss_sum, expected, 1e-3, 1e-12, "loss");
         assert_memory_equal(whole, part, sizeof whole);
@@ -377,7 +377,8 @@ static void test_on_policy(void **state) {
 static double objective(PolicyLossConfig c, double rho, double A, double *dlogp) {
     const int32_t offset[2] = {0, 1};
     const float logp = -1, old = (float)(-1 - log(rho)), advantage = (float)A;
-    const PolicyBatch b = {.sequences = 1, .offset = offset, .advantage = &advantage, .logp = &logp, .old_logp = &old};
+    const PolicyBatch b = {
+        .completions = 1, .offset = offset, .advantage = &advantage, .logp = &logp, .old_logp = &old};
     const PolicyNormaliser n = policy_normaliser(offset, 1, NULL, NULL);
     PolicyStats stats = policy_stats();
     float gradient;
@@ -452,7 +453,7 @@ static void test_masks(void **state) {
     check_near(policy_entropy_keep(entropy, offset, 3, mask, 0.5, keep), 0.3, 0, 1e-6, "median of what counts");
     assert_memory_equal(keep, expected, 6); /* the threshold itself is kept */
     const PolicyNormaliser n = policy_normaliser(offset, 3, mask, keep);
-    assert_true(n.sequences == 3 && n.tokens == 5 && n.kept_tokens == 3 && n.window_tokens == 5);
+    assert_true(n.completions == 3 && n.tokens == 5 && n.kept_tokens == 3 && n.window_tokens == 5);
     const uint8_t none[3] = {0, 0, 0}, nothing[6] = {0};
     assert_true(isnan(policy_entropy_keep(entropy, offset, 3, none, 0.5, keep)));
     assert_memory_equal(keep, nothing, 6);
@@ -460,7 +461,7 @@ static void test_masks(void **state) {
     /* mean(log mu - log pi) is 0.25, 1 and 0.5: the threshold 0.5 drops the second answer, because its A is negative */
     const float logp[6] = {-1, -1, -1, -2, -1, -1}, mu[6] = {-0.75f, -1, -0.5f, -1, -0.5f, -0.5f};
     const float advantage[3] = {-1, -1, -1}, mixed[3] = {-1, 0, -1};
-    PolicyBatch b = {.sequences = 3, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = mu};
+    PolicyBatch b = {.completions = 3, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = mu};
     PolicyLossConfig c = policy_loss_config(POLICY_GRPO);
     c.off_policy_mask = 0.5;
     assert_true(policy_off_policy_keeps(&c, &b, 0) && !policy_off_policy_keeps(&c, &b, 1));
@@ -502,15 +503,15 @@ static void test_empty_and_broken(void **state) {
     const uint8_t none[3] = {0, 0, 0};
     const float advantage[3] = {1, 1, -1};
     float logp[3] = {-1, -2, -3}, dlogp[3] = {9, 9, 9};
-    PolicyBatch b = {.sequences = 3, .offset = offset, .advantage = advantage, .mask = none, .logp = logp};
+    PolicyBatch b = {.completions = 3, .offset = offset, .advantage = advantage, .counts = none, .logp = logp};
     for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
         const PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         PolicyStats stats = policy_stats();
         PolicyNormaliser n = policy_normaliser(offset, 3, none, NULL);
-        b.mask = none; /* every answer is excluded: no gradient, and no division by 0 */
+        b.counts = none; /* every answer is excluded: no gradient, and no division by 0 */
         assert_true(policy_loss(&c, &n, &b, dlogp, NULL, &stats) == 0);
         assert_true(dlogp[0] == 0 && dlogp[1] == 0 && dlogp[2] == 0 && stats.sum.counted == 0);
-        b.mask = NULL; /* an answer without tokens is allowed */
+        b.counts = NULL; /* an answer without tokens is allowed */
         n = policy_normaliser(offset, 3, NULL, NULL);
         assert_true(isfinite(policy_loss(&c, &n, &b, dlogp, NULL, &stats)));
         logp[1] = NAN; /* must be visible, not clipped away */

@@ -153,7 +153,7 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
             PolicyStats sums = policy_stats();
             const ModelOutput now = {.logp = logp, .entropy = entropy};
             model_forward(&m, &w, &b, 1.0f, &now);
-            const PolicyBatch batch = {.sequences = N,
+            const PolicyBatch batch = {.completions = N,
                                        .offset = offset,
                                        .advantage = advantage,
                                        .logp = logp,
@@ -244,7 +244,7 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
             PpoStats sums = {0};
             const ModelOutput now = {.logp = logp, .value = critic ? value : NULL};
             model_forward(&m, &w, &b, 1.0f, &now);
-            const PpoBatch batch = {.answers = N,
+            const PpoBatch batch = {.completions = N,
                                     .offset = offset,
                                     .counts = counts,
                                     .logp = logp,

@@ -44,7 +44,7 @@ static void golden_loss(const Golden *g, bool cut) {
     double loss = 0;
     for (int first = 0; first < n;) { /* at once, and divided into micro-batches */
         const int next = cut ? (first + 2 < n ? first + 2 : n) : n;
-        const PpoBatch b = {.answers = next - first,
+        const PpoBatch b = {.completions = next - first,
                             .offset = offset + first,
                             .counts = counts + first,
                             .logp = x[0],
@@ -139,11 +139,11 @@ static void known_losses(void **state) {
     PpoStats s = {0};
     PpoConfig c = ppo_config();
     const PpoBatch b = {
-        .answers = 1, .offset = offset, .counts = counts, .logp = logp, .old_logp = old, .advantage = A};
+        .completions = 1, .offset = offset, .counts = counts, .logp = logp, .old_logp = old, .advantage = A};
     const double loss = ppo_policy_loss(&c, 3, &b, mine, NULL, &s);
     PolicyLossConfig pc = policy_loss_config(POLICY_BNPO);
     const PolicyNormaliser N = policy_normaliser(offset, 1, counts, NULL);
-    const PolicyBatch pb = {.sequences = 1, .offset = offset, .advantage = A, .logp = logp, .old_logp = old};
+    const PolicyBatch pb = {.completions = 1, .offset = offset, .advantage = A, .logp = logp, .old_logp = old};
     PolicyStats ps = policy_stats();
     assert_near(loss, policy_loss(&pc, &N, &pb, theirs, NULL, &ps), 1e-9);
     for (int i = 0; i < 3; i++) assert_near(mine[i], theirs[i], 1e-9);

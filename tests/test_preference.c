@@ -127,7 +127,7 @@ static void test_kto_golden(void **state) {
         c.beta = x[0];
         c.desirable_weight = x[1];
         c.undesirable_weight = x[2];
-        const KtoBatch b = {.answers = n, .offset = offset, .good = good, .logp = logp, .ref_logp = ref};
+        const KtoBatch b = {.completions = n, .offset = offset, .good = good, .logp = logp, .ref_logp = ref};
         KtoStats stats = {0};
         double sum = 0;
         for (int i = 0; i < n; i++) sum += kto_ratio(kl_offset, kl_logp, kl_ref, i);
@@ -288,8 +288,8 @@ static void test_kto_finite_differences(void **state) {
                 c.desirable_weight = 1.3;
                 c.undesirable_weight = 0.6;
                 const double h = 1e-5,
-                             slope = (kto_answer(&c, 0.4, good, x + h).y - kto_answer(&c, 0.4, good, x - h).y);
-                check_near(kto_answer(&c, 0.4, good, x).dy, slope / (2 * h), 1e-3, 1e-6, "kto");
+                             slope = (kto_completion(&c, 0.4, good, x + h).y - kto_completion(&c, 0.4, good, x - h).y);
+                check_near(kto_completion(&c, 0.4, good, x).dy, slope / (2 * h), 1e-3, 1e-6, "kto");
             }
 }
 
@@ -314,8 +314,8 @@ static void test_nash_md(void **state) {
 /* ---- identities ------------------------------------------------------------------------------------------------ */
 
 static PreferenceTerm term(PreferenceConfig *c, PreferenceLoss loss, double chosen, double rejected) {
-    const PreferenceAnswer a[2] = {{.logp = chosen, .plain = chosen, .length = 1},
-                                   {.logp = rejected, .plain = rejected, .length = 1}};
+    const PreferenceCompletion a[2] = {{.logp = chosen, .plain = chosen, .length = 1},
+                                       {.logp = rejected, .plain = rejected, .length = 1}};
     return preference_pair(c, loss, a);
 }
 

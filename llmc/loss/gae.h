@@ -25,7 +25,7 @@
  *
  *     token_rewards(KL_K1, logp, ref_logp, n, beta, 1.0, reward);     // the score of the completion is 1
  *     gae(reward, value, n, 1.0, 0.95, advantage);
- *     whiten(advantage, offset, answers, counts, true);
+ *     whiten(advantage, offset, completions, counts, true);
  */
 #ifndef LLMC_LOSS_GAE_H
 #define LLMC_LOSS_GAE_H
@@ -79,11 +79,11 @@ static inline void subtract_baseline(const float *G, int32_t n, double b, float 
 }
 
 /* baseline[i] is the mean of R over the completions of i's group of G that count, with or without i itself (G =
- * answers: one group of all). If i does not count or no other does, the baseline is R[i], so the advantage is 0. R,
- * baseline: (answers). */
-static inline void mean_baseline(const float *R, const uint8_t *counts, int32_t answers, int32_t G, bool with_itself,
-                                 float *baseline) {
-    for (int32_t g = 0; g < answers; g += G) {
+ * completions: one group of all). If i does not count or no other does, the baseline is R[i], so the advantage is 0. R,
+ * baseline: (completions). */
+static inline void mean_baseline(const float *R, const uint8_t *counts, int32_t completions, int32_t G,
+                                 bool with_itself, float *baseline) {
+    for (int32_t g = 0; g < completions; g += G) {
         double sum = 0, n = 0;
         for (int32_t i = g; i < g + G; i++)
             if (counts[i]) {
@@ -100,10 +100,10 @@ typedef struct Moments {
     double mean, variance, count;
 } Moments;
 
-static inline Moments moments_of(const float *x, const int32_t *offset, int32_t answers, const uint8_t *counts) {
+static inline Moments moments_of(const float *x, const int32_t *offset, int32_t completions, const uint8_t *counts) {
     Moments m = {0};
     double squares = 0;
-    for (int32_t i = 0; i < answers; i++) {
+    for (int32_t i = 0; i < completions; i++) {
         if (!counts[i]) continue;
         for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
             m.mean += x[t];
@@ -111,7 +111,7 @@ static inline Moments moments_of(const float *x, const int32_t *offset, int32_t 
         }
     }
     m.mean /= fmax(m.count, 1);
-    for (int32_t i = 0; i < answers; i++) {
+    for (int32_t i = 0; i < completions; i++) {
         if (!counts[i]) continue;
         for (int32_t t = offset[i]; t < offset[i + 1]; t++) squares += (x[t] - m.mean) * (x[t] - m.mean);
     }
@@ -121,20 +121,21 @@ static inline Moments moments_of(const float *x, const int32_t *offset, int32_t 
 
 /* x <- (x - mean) / sqrt(variance + 1e-8); the mean is added back unless shift_mean (rewards keep their mean). Tokens
  * of completions that do not count become 0. This is TRL's masked_whiten (Ziegler et al.'s code, sample variance). */
-static inline void whiten(float *x, const int32_t *offset, int32_t answers, const uint8_t *counts, bool shift_mean) {
-    const Moments m = moments_of(x, offset, answers, counts);
+static inline void whiten(float *x, const int32_t *offset, int32_t completions, const uint8_t *counts,
+                          bool shift_mean) {
+    const Moments m = moments_of(x, offset, completions, counts);
     const double scale = 1 / sqrt(m.variance + 1e-8);
-    for (int32_t i = 0; i < answers; i++)
+    for (int32_t i = 0; i < completions; i++)
         for (int32_t t = offset[i]; t < offset[i + 1]; t++)
             x[t] = counts[i] ? (float)((x[t] - m.mean) * scale + (shift_mean ? 0 : m.mean)) : 0;
 }
 
 /* 1 - Var(G - V) / Var(G): 1 if the critic predicts every return, 0 if it predicts only their mean, NaN if all returns
  * are equal. */
-static inline double explained_variance(const float *value, const float *target, const int32_t *offset, int32_t answers,
-                                        const uint8_t *counts) {
+static inline double explained_variance(const float *value, const float *target, const int32_t *offset,
+                                        int32_t completions, const uint8_t *counts) {
     double mean = 0, gap = 0, total = 0, rest = 0, n = 0;
-    for (int32_t i = 0; i < answers; i++) {
+    for (int32_t i = 0; i < completions; i++) {
         if (!counts[i]) continue;
         for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
             mean += target[t];
@@ -142,7 +143,7 @@ static inline double explained_variance(const float *value, const float *target,
             n++;
         }
     }
-    for (int32_t i = 0; i < answers; i++) {
+    for (int32_t i = 0; i < completions; i++) {
         if (!counts[i]) continue;
         for (int32_t t = offset[i]; t < offset[i + 1]; t++) {
             const double a = target[t] - mean / n, b = (double)target[t] - value[t] - gap / n;

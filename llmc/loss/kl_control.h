@@ -27,10 +27,10 @@ typedef struct KlControl {
 } KlControl;
 
 /* A kl that is not finite is ignored. */
-static inline void kl_control_update(KlControl *c, double kl, double answers) {
+static inline void kl_control_update(KlControl *c, double kl, double completions) {
     if (c->kind == KL_FIXED || !isfinite(kl)) return;
     const double error = fmax(-0.2, fmin(0.2, kl / c->target - 1));
-    c->coef *= 1 + error * answers / c->horizon;
+    c->coef *= 1 + error * completions / c->horizon;
 }
 
 #endif

@@ -41,9 +41,9 @@ static inline KtoConfig kto_config(void) {
 
 /* A micro-batch of completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct KtoBatch {
-    int32_t answers;
+    int32_t completions;
     const int32_t *offset;
-    const uint8_t *good; /* (answers) 1 good, 0 bad */
+    const uint8_t *good; /* (completions) 1 good, 0 bad */
     const float *logp, *ref_logp;
 } KtoBatch;
 
@@ -68,7 +68,7 @@ static inline double kto_ratio(const int32_t *offset, const float *logp, const f
 static inline double kto_clamp(double mean) { return mean < 0 ? 0 : mean; } /* propagates NaN */
 
 /* The loss of one completion with log-ratio x, and its derivative with respect to x. */
-static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good, double x) {
+static inline PreferenceValue kto_completion(const KtoConfig *c, double z, bool good, double x) {
     const double w = good ? c->desirable_weight : c->undesirable_weight;
     const double u = c->beta * (x - (c->loss == KTO_KTO ? z : 0)), S = sigmoid(u);
     return good ? (PreferenceValue){w * (1 - S), -w * c->beta * S * (1 - S)}
@@ -80,9 +80,9 @@ static inline PreferenceValue kto_answer(const KtoConfig *c, double z, bool good
 static inline double kto_loss(const KtoConfig *c, double z, double total, const KtoBatch *b, float *dlogp,
                               KtoStats *stats) {
     double loss = 0;
-    for (int32_t i = 0; i < b->answers; i++) {
+    for (int32_t i = 0; i < b->completions; i++) {
         const double x = kto_ratio(b->offset, b->logp, b->ref_logp, i);
-        const PreferenceValue l = kto_answer(c, z, b->good[i], x);
+        const PreferenceValue l = kto_completion(c, z, b->good[i], x);
         const int k = b->good[i] != 0;
         loss += l.y / total;
         stats->count[k]++;

@@ -31,7 +31,7 @@
  * micro-batches therefore add up to those of the batch, wherever it is split between completions.
  *
  *     PolicyLossConfig c = policy_loss_config(POLICY_DAPO);
- *     PolicyNormaliser n = policy_normaliser(offset, B, mask, NULL);          // the global batch
+ *     PolicyNormaliser n = policy_normaliser(offset, B, counts, NULL);          // the global batch
  *     PolicyStats stats = policy_stats();
  *     for (each micro-batch) {
  *         loss += policy_loss(&c, &n, &b, dlogp, NULL, &stats);
@@ -118,10 +118,10 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
 
 /* A micro-batch of whole completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct PolicyBatch {
-    int32_t sequences;
-    const int32_t *offset;     /* (sequences + 1) */
-    const float *advantage;    /* (sequences) */
-    const uint8_t *mask;       /* (sequences) 0 excludes the completion (truncated); NULL: all count */
+    int32_t completions;
+    const int32_t *offset;     /* (completions + 1) */
+    const float *advantage;    /* (completions) */
+    const uint8_t *counts;     /* (completions) 0 excludes the completion (truncated); NULL: all count */
     const float *logp;         /* log pi(y_t), the policy being trained */
     const float *old_logp;     /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself (rho = 1) */
     const float *ref_logp;     /* log-probabilities of the reference, or NULL if beta is 0 */
@@ -132,18 +132,18 @@ typedef struct PolicyBatch {
 
 /* Sums over the whole optimizer batch. */
 typedef struct PolicyNormaliser {
-    double sequences;     /* B: all completions, excluded ones too */
+    double completions;   /* B: all completions, excluded ones too */
     double tokens;        /* tokens of the completions that count */
     double window_tokens; /* dapo, cispo, vespo: tokens of all completions sampled together / optimizer steps per pass
                              over them; policy_normaliser() sets it to `tokens`, which is right for one step */
     double kept_tokens;   /* tokens that count and are kept; normaliser of the entropy bonus */
 } PolicyNormaliser;
 
-static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t sequences, const uint8_t *mask,
+static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t completions, const uint8_t *counts,
                                                  const uint8_t *keep) {
-    PolicyNormaliser n = {.sequences = sequences};
-    for (int32_t i = 0; i < sequences; i++) {
-        if (mask && !mask[i]) continue;
+    PolicyNormaliser n = {.completions = completions};
+    for (int32_t i = 0; i < completions; i++) {
+        if (counts && !counts[i]) continue;
         n.tokens += offset[i + 1] - offset[i];
         for (int32_t t = offset[i]; t < offset[i + 1]; t++) n.kept_tokens += keep ? keep[t] != 0 : 1;
     }
@@ -155,7 +155,7 @@ static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t 
  * doubles only, so that ranks can add them and take their maxima and minima (dist.h). */
 typedef struct PolicyStats {
     struct {
-        double sequences, counted, tokens;     /* completions; those that count; their tokens */
+        double completions, counted, tokens;   /* completions; those that count; their tokens */
         double loss, policy_loss, kl, entropy; /* policy_loss: before the entropy bonus */
         double low, high, region;              /* clipped tokens; completions if rho is per completion */
         double phi;                            /* vespo */
@@ -215,12 +215,12 @@ static inline PolicyTerm policy_vespo(double phi, double A, double logp) {
 static inline double policy_token_weight(const PolicyLossConfig *c, const PolicyNormaliser *n, int32_t T) {
     switch (c->loss) {
     case POLICY_BNPO: return 1 / fmax(n->tokens, 1);
-    case POLICY_DR_GRPO: return 1 / (n->sequences * c->max_completion_length);
+    case POLICY_DR_GRPO: return 1 / (n->completions * c->max_completion_length);
     case POLICY_DAPO:
     case POLICY_CISPO:
     case POLICY_VESPO: return 1 / fmax(n->window_tokens, 1);
-    case POLICY_LUSPO: return 1 / n->sequences;
-    default: return 1 / (n->sequences * fmax(T, 1));
+    case POLICY_LUSPO: return 1 / n->completions;
+    default: return 1 / (n->completions * fmax(T, 1));
     }
 }
 
@@ -382,9 +382,9 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
     assert(c->beta == 0 || b->ref_logp);
     assert(c->entropy_coef == 0 || (b->entropy && (dentropy || !dlogp)));
     double loss = 0;
-    for (int32_t i = 0; i < b->sequences; i++) {
-        stats->sum.sequences++;
-        if (!b->mask || b->mask[i]) {
+    for (int32_t i = 0; i < b->completions; i++) {
+        stats->sum.completions++;
+        if (!b->counts || b->counts[i]) {
             loss += policy_loss_sequence(c, n, b, i, dlogp, dentropy, stats);
             continue;
         }
@@ -411,12 +411,12 @@ static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s
     int n = 0;
     const double tokens = fmax(s->sum.tokens, 1);
     const bool by_sequence = policy_by_sequence(c) && c->loss != POLICY_GMPO;
-    const double clipped = by_sequence ? fmax(s->sum.sequences, 1) : tokens;
+    const double clipped = by_sequence ? fmax(s->sum.completions, 1) : tokens;
     if (s->max.has_kl) METRIC("kl", s->sum.kl / tokens);
     if (s->max.has_entropy) METRIC("entropy", s->sum.entropy / tokens);
     if (c->entropy_coef != 0) METRIC("policy_loss", s->sum.policy_loss);
     if (c->loss == POLICY_CISPO) METRIC("cispo_clip_ratio", s->sum.high / clipped);
-    else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->sum.phi / fmax(s->sum.sequences, 1));
+    else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->sum.phi / fmax(s->sum.completions, 1));
     else if (c->loss != POLICY_SAPO) {
         METRIC("clip_ratio/low_mean", s->sum.low / clipped);
         METRIC("clip_ratio/low_min", isfinite(s->min.low) ? s->min.low : NAN);
@@ -443,16 +443,16 @@ static inline int policy_compare_floats(const void *a, const void *b) {
 }
 
 /* The top-entropy mask ("80/20": Wang et al. 2025, 2506.01939): keep[t] = 1 if the token's entropy is at least
- * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset and mask describe the
+ * the (1 - rho) quantile (linear interpolation) over all tokens of the batch that count. offset and counts describe the
  * whole optimizer batch; entropy and keep are per token. Returns the quantile, or NaN if no token counts. */
-static inline double policy_entropy_keep(const float *entropy, const int32_t *offset, int32_t sequences,
-                                         const uint8_t *mask, double rho, uint8_t *keep) {
-    const int32_t first = offset[0], last = offset[sequences];
+static inline double policy_entropy_keep(const float *entropy, const int32_t *offset, int32_t completions,
+                                         const uint8_t *counts, double rho, uint8_t *keep) {
+    const int32_t first = offset[0], last = offset[completions];
     float *sorted = (float *)xmalloc((size_t)(last - first) * sizeof *sorted);
     size_t n = 0;
     memset(keep + first, 0, (size_t)(last - first));
-    for (int32_t i = 0; i < sequences; i++)
-        if (!mask || mask[i])
+    for (int32_t i = 0; i < completions; i++)
+        if (!counts || counts[i])
             for (int32_t t = offset[i]; t < offset[i + 1]; t++) sorted[n++] = entropy[t];
     qsort(sorted, n, sizeof *sorted, policy_compare_floats);
     double threshold = NAN;
@@ -462,8 +462,8 @@ static inline double policy_entropy_keep(const float *entropy, const int32_t *of
         threshold = sorted[below] + (place - (double)below) * ((double)sorted[above] - sorted[below]);
     }
     free(sorted);
-    for (int32_t i = 0; i < sequences; i++)
-        if (!mask || mask[i])
+    for (int32_t i = 0; i < completions; i++)
+        if (!counts || counts[i])
             for (int32_t t = offset[i]; t < offset[i + 1]; t++) keep[t] = entropy[t] >= threshold;
     return threshold;
 }

@@ -15,7 +15,7 @@
  * the tokens of a micro-batch, and its value means include one position after each completion.
  *
  *     PpoConfig c = ppo_config();
- *     double tokens = ppo_tokens(offset, answers, counts);
+ *     double tokens = ppo_tokens(offset, completions, counts);
  *     PpoStats stats = {0};
  *     for (each micro-batch)
  *         loss += ppo_policy_loss(&c, tokens, &b, dlogp, dentropy, &stats) +
@@ -45,7 +45,7 @@ static inline PpoConfig ppo_config(void) {
 
 /* A micro-batch of whole completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct PpoBatch {
-    int32_t answers;
+    int32_t completions;
     const int32_t *offset;
     const uint8_t *counts; /* 0: excluded */
     const float *logp;
@@ -82,9 +82,9 @@ static inline void ppo_stats_add(PpoStats *s, const PpoStats *more) {
 }
 
 /* The number of tokens of the completions that count; at least 1. */
-static inline double ppo_tokens(const int32_t *offset, int32_t answers, const uint8_t *counts) {
+static inline double ppo_tokens(const int32_t *offset, int32_t completions, const uint8_t *counts) {
     double n = 0;
-    for (int32_t i = 0; i < answers; i++)
+    for (int32_t i = 0; i < completions; i++)
         if (counts[i]) n += offset[i + 1] - offset[i];
     return fmax(n, 1);
 }
@@ -114,7 +114,7 @@ static inline double ppo_policy_loss(const PpoConfig *c, double tokens, const Pp
                                      float *dentropy, PpoStats *s) {
     double policy = 0, bonus = 0;
     assert(c->entropy_coef == 0 || b->entropy);
-    for (int32_t i = 0; i < b->answers; i++)
+    for (int32_t i = 0; i < b->completions; i++)
         for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
             if (dlogp) dlogp[t] = 0;
             if (dentropy) dentropy[t] = 0;
@@ -155,7 +155,7 @@ static inline double ppo_value_token(double V, double old, double G, double rang
 /* Returns vf_coef times the value loss. Writes dvalue (0 for completions that do not count); NULL skips it. */
 static inline double ppo_value_loss(const PpoConfig *c, double tokens, const PpoBatch *b, float *dvalue, PpoStats *s) {
     double loss = 0;
-    for (int32_t i = 0; i < b->answers; i++)
+    for (int32_t i = 0; i < b->completions; i++)
         for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
             if (dvalue) dvalue[t] = 0;
             if (!b->counts[i]) continue;

@@ -242,9 +242,9 @@ static inline PreferenceValue preference_smoothed(double u, double e) {
 /* ---- loss of one pair ------------------------------------------------------------------------------------------ */
 
 /* One completion. logp and ref are sums weighted by LD-DPO, plain is the unweighted sum of log pi. */
-typedef struct PreferenceAnswer {
+typedef struct PreferenceCompletion {
     double logp, ref, plain, length;
-} PreferenceAnswer;
+} PreferenceCompletion;
 
 /* The loss and its derivatives with respect to logp and plain of each completion. */
 typedef struct PreferenceTerm {
@@ -326,7 +326,7 @@ static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, Pre
 /* The loss of a pair: a[0] is chosen, a[1] rejected. aot, aot_unpaired and sft are losses of the batch and not handled
  * here. */
 static inline PreferenceTerm preference_pair(const PreferenceConfig *c, PreferenceLoss loss,
-                                             const PreferenceAnswer *a) {
+                                             const PreferenceCompletion *a) {
     PreferenceTerm t = {0};
     switch (loss) {
     case PREFERENCE_NCA_PAIR:
@@ -377,7 +377,7 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
 /* Intermediate values of one pair: the derivatives of the loss with respect to each completion's sums, and the WPO
  * weight. */
 typedef struct PreferencePair {
-    PreferenceAnswer answer[2];
+    PreferenceCompletion completion[2];
     double dlogp[2], dplain[2], weight;
 } PreferencePair;
 
@@ -401,7 +401,7 @@ static inline PreferencePair preference_sums(const PreferenceConfig *c, const Pr
     double log_weight = 0;
     for (int k = 0; k < 2; k++) {
         const int32_t begin = preference_begin(b, i, k), end = preference_end(b, i, k);
-        PreferenceAnswer *a = &p.answer[k];
+        PreferenceCompletion *a = &p.completion[k];
         double aligned = 0;
         for (int32_t t = begin; t < end; t++) {
             const double w = preference_ld(c, t - begin, shared);
@@ -435,7 +435,7 @@ static inline double preference_aot(const PreferenceConfig *c, PreferencePair *p
     PreferenceRank *u = (PreferenceRank *)xmalloc(2 * (size_t)n * sizeof *u), *v = u + n;
     double sum = 0;
     for (int32_t i = 0; i < n; i++) {
-        const PreferenceAnswer *w = &pair[i].answer[0], *l = &pair[i].answer[1];
+        const PreferenceCompletion *w = &pair[i].completion[0], *l = &pair[i].completion[1];
         u[i] = (PreferenceRank){paired ? w->logp - l->logp : w->logp - w->ref, i};
         v[i] = (PreferenceRank){paired ? w->ref - l->ref : l->logp - l->ref, i};
     }
@@ -464,7 +464,7 @@ static inline double preference_nll(const PreferenceBatch *b, int from, double t
 }
 
 /* The reward and the log-probability of a completion, as defined by the first loss. */
-static inline double preference_reward(const PreferenceConfig *c, const PreferenceAnswer *a, double *logp) {
+static inline double preference_reward(const PreferenceConfig *c, const PreferenceCompletion *a, double *logp) {
     const PreferenceLoss loss = c->loss[0];
     const bool mean = loss == PREFERENCE_ORPO || loss == PREFERENCE_SIMPO;
     *logp = mean ? a->plain / a->length : loss == PREFERENCE_CPO ? a->plain : a->logp;
@@ -475,19 +475,19 @@ static inline double preference_reward(const PreferenceConfig *c, const Preferen
 
 static inline void preference_count(const PreferenceConfig *c, const PreferencePair *p, PreferenceStats *s) {
     double reward[2], logp[2];
-    for (int k = 0; k < 2; k++) reward[k] = preference_reward(c, &p->answer[k], &logp[k]);
+    for (int k = 0; k < 2; k++) reward[k] = preference_reward(c, &p->completion[k], &logp[k]);
     s->pairs++;
     s->chosen += reward[0];
     s->rejected += reward[1];
     s->right += reward[0] > reward[1];
     s->chosen_logp += logp[0];
     s->rejected_logp += logp[1];
-    s->chosen_ratio += p->answer[0].logp - p->answer[0].ref;
-    s->rejected_ratio += p->answer[1].logp - p->answer[1].ref;
+    s->chosen_ratio += p->completion[0].logp - p->completion[0].ref;
+    s->rejected_ratio += p->completion[1].logp - p->completion[1].ref;
     s->weight += p->weight;
     if (!preference_has(c, PREFERENCE_ORPO)) return;
-    const double odds = preference_log_odds(p->answer[0].plain / p->answer[0].length).y -
-                        preference_log_odds(p->answer[1].plain / p->answer[1].length).y;
+    const double odds = preference_log_odds(p->completion[0].plain / p->completion[0].length).y -
+                        preference_log_odds(p->completion[1].plain / p->completion[1].length).y;
     s->log_odds += odds;
     s->log_odds_ratio += log_sigmoid(odds);
 }
@@ -507,7 +507,7 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
         if (b->linear)
             for (int k = 0; k < 2; k++) {
                 const double w = b->linear[2 * i + k] / n->pairs;
-                loss += w * pair[i].answer[k].plain;
+                loss += w * pair[i].completion[k].plain;
                 pair[i].dplain[k] += w;
             }
     }
@@ -529,7 +529,7 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
         if (learned != 0) loss += preference_nll(b, from, tokens, c->weight[j] * learned, dlogp);
         if (kind == PREFERENCE_SFT) continue;
         for (int32_t i = 0; i < b->pairs; i++) {
-            const PreferenceTerm t = preference_pair(c, kind, pair[i].answer);
+            const PreferenceTerm t = preference_pair(c, kind, pair[i].completion);
             loss += share * pair[i].weight * t.l;
             for (int k = 0; k < 2; k++) {
                 pair[i].dlogp[k] += share * pair[i].weight * t.dlogp[k];

@@ -125,8 +125,8 @@ static inline void example_pack(Batch *b, const Example *p) {
 /* Packs the record with one target per label, in order: the rows at which the score head is read. */
 static inline void example_pack_scores(Batch *b, const Example *p) {
     const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-    const int answer = batch_segment(b, p->completion, p->completion_len, p->prompt_len, prompt);
-    for (int32_t k = 0; k < p->labels; k++) batch_target(b, b->segment[answer].start + p->at[k], 0);
+    const int completion = batch_segment(b, p->completion, p->completion_len, p->prompt_len, prompt);
+    for (int32_t k = 0; k < p->labels; k++) batch_target(b, b->segment[completion].start + p->at[k], 0);
 }
 
 #endif

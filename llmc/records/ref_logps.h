@@ -42,11 +42,11 @@ static inline void ref_logps_free(RefLogps *r) {
 }
 
 /* Adds a completion to the hash of a table's data; begin with 0. */
-static inline uint64_t ref_logps_data(uint64_t hash, const int32_t *prompt, int32_t prompt_len, const int32_t *answer,
-                                      int32_t answer_len) {
-    const uint64_t part[] = {hash, (uint64_t)prompt_len, (uint64_t)answer_len,
+static inline uint64_t ref_logps_data(uint64_t hash, const int32_t *prompt, int32_t prompt_len,
+                                      const int32_t *completion, int32_t completion_len) {
+    const uint64_t part[] = {hash, (uint64_t)prompt_len, (uint64_t)completion_len,
                              XXH3_64bits(prompt, (size_t)prompt_len * sizeof *prompt),
-                             XXH3_64bits(answer, (size_t)answer_len * sizeof *answer)};
+                             XXH3_64bits(completion, (size_t)completion_len * sizeof *completion)};
     return XXH3_64bits(part, sizeof part);
 }
 

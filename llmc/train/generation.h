@@ -27,8 +27,8 @@
  *         generation_sample(&g, 0, P);
  *         generation_score(&g, 0, P);                                    // r_i = sum_k w_k R_k(x, y_i)
  *         generation_flatten(&g, false);                                 // random order of the groups, flat arrays
- *         generation_forward(&g, &model, &work, 0, g.answers, &out);     // log-probabilities of all tokens
- *         const MicroPlan *plan = generation_plan(&g, 0, g.answers);
+ *         generation_forward(&g, &model, &work, 0, g.completions, &out);     // log-probabilities of all tokens
+ *         const MicroPlan *plan = generation_plan(&g, 0, g.completions);
  *         for (int32_t m = 0; m < plan->micros; m++) {
  *             const GenerationSlice x = generation_pack(&g, plan->first[m], plan->first[m + 1]);
  *             model_forward(&model, &work, &g.batch, 1.0f, &(ModelOutput){.logp = x.logp});
@@ -51,13 +51,13 @@
 #include "trainer.h"
 
 /* One completion with its prompt and its rewards. */
-typedef struct Answer {
+typedef struct ScoredCompletion {
     Completion completion;
     char *text;
     int64_t prompt; /* its index */
     uint64_t id;
     float reward, parts[REWARDS_MAX];
-} Answer;
+} ScoredCompletion;
 
 typedef struct Generation {
     const GenerationOptions *o; /* the command line */
@@ -71,14 +71,14 @@ typedef struct Generation {
     Cursor cursor;    /* position in the training prompts */
     uint64_t next_id; /* id of the next completion to be sampled */
     /* completions: P groups of G adjacent ones */
-    int32_t answers;
-    Answer *answer;
-    float *reward;   /* (answers) */
-    uint8_t *counts; /* (answers) 0: left out of the loss */
-    int32_t *offset; /* (answers + 1) */
+    int32_t completions;
+    ScoredCompletion *scored;
+    float *reward;   /* (completions) */
+    uint8_t *counts; /* (completions) 0: left out of the loss */
+    int32_t *offset; /* (completions + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
     MicroPlan plan;                                                                /* of generation_plan() */
-    int32_t *slice_offset;                                                         /* (answers + 1) of the last slice */
+    int32_t *slice_offset; /* (completions + 1) of the last slice */
     double gen_seconds, reward_seconds;
     /* ranks */
     int32_t parts;  /* mini-batches of a generation, each distributed over the ranks; 1 unless set */
@@ -168,7 +168,7 @@ static inline void generation_open(Generation *g) {
     if (!rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
         die("%s; lower --slots", e.text);
     g->batch = batch_new(g->rows, g->rows, g->rows);
-    g->answer = (Answer *)xcalloc(n, sizeof *g->answer);
+    g->scored = (ScoredCompletion *)xcalloc(n, sizeof *g->scored);
     g->reward = (float *)xcalloc(n, sizeof(float));
     g->counts = (uint8_t *)xcalloc(n, 1);
     g->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
@@ -200,17 +200,17 @@ static inline void generation_save(Generation *g) {
 
 /* Frees the completions from `first` on. */
 static inline void generation_forget(Generation *g, int32_t first) {
-    for (int32_t i = first; i < g->answers; i++) {
-        completion_free(&g->answer[i].completion);
-        free(g->answer[i].text);
-        g->answer[i] = (Answer){0};
+    for (int32_t i = first; i < g->completions; i++) {
+        completion_free(&g->scored[i].completion);
+        free(g->scored[i].text);
+        g->scored[i] = (ScoredCompletion){0};
     }
 }
 
 static inline void generation_close(Generation *g) {
     generation_forget(g, 0);
     for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
-    free(g->answer), free(g->reward), free(g->counts), free(g->offset), free(g->slice_offset);
+    free(g->scored), free(g->reward), free(g->counts), free(g->offset), free(g->slice_offset);
     micro_plan_free(&g->plan);
     free(g->cut), free(g->owner), free(g->cost);
     cursor_free(&g->cursor);
@@ -224,7 +224,7 @@ static inline void generation_close(Generation *g) {
 /* ---- sampling and scoring -------------------------------------------------------------------------------------- */
 
 /* All-gather of the completions of n groups: sends those of this rank's groups and receives the others. Collective. */
-static inline void generation_spread(Generation *g, Answer *answer, const int32_t *owner, int32_t n) {
+static inline void generation_spread(Generation *g, ScoredCompletion *scored, const int32_t *owner, int32_t n) {
     Dist *d = &g->t->dist;
     const int32_t G = (int32_t)g->o->generations;
     const size_t most = (size_t)g->o->max_completion;
@@ -232,7 +232,7 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
     int32_t *mine = (int32_t *)xmalloc((size_t)(n * G) * (2 + 2 * most) * sizeof *mine);
     int64_t at = 0, first[d->ranks + 1];
     for (int32_t i = 0; i < n * G; i++) { /* count, finished, tokens, log-probabilities */
-        const Completion *c = &answer[i].completion;
+        const Completion *c = &scored[i].completion;
         if (owner[i / G] != d->rank) continue;
         mine[at++] = c->count;
         mine[at++] = c->finished;
@@ -243,7 +243,7 @@ static inline void generation_spread(Generation *g, Answer *answer, const int32_
     }
     int32_t *all = (int32_t *)dist_collect(d, mine, at, sizeof *mine, first);
     for (int32_t i = 0; i < n * G; i++) {
-        Completion *c = &answer[i].completion;
+        Completion *c = &scored[i].completion;
         int64_t *next = &first[owner[i / G]];
         const int32_t *x = all + *next;
         const size_t bytes = (size_t)x[0] * sizeof *x;
@@ -261,45 +261,45 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
     const int32_t G = (int32_t)g->o->generations;
     int32_t *owner = g->owner + first, own = 0;
-    Answer *answer = g->answer + first * G;
+    ScoredCompletion *scored = g->scored + first * G;
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
     Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
     for (int32_t i = 0; i < n; i++) {
         const int64_t prompt = cursor_next(&g->cursor);
-        for (int32_t k = 0; k < G; k++) answer[i * G + k] = (Answer){.prompt = prompt, .id = g->next_id++};
+        for (int32_t k = 0; k < G; k++) scored[i * G + k] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }
     dist_share(g->cost + first, n, g->t->dist.ranks, owner);
     for (int32_t i = 0; i < n; i++)
         if (owner[i] == g->t->dist.rank)
-            q[own++] = (RolloutRequest){.prompt = prompts_tokens(&g->train, answer[i * G].prompt),
-                                        .prompt_len = prompts_length(&g->train, answer[i * G].prompt),
+            q[own++] = (RolloutRequest){.prompt = prompts_tokens(&g->train, scored[i * G].prompt),
+                                        .prompt_len = prompts_length(&g->train, scored[i * G].prompt),
                                         .samples = G,
-                                        .id = answer[i * G].id,
+                                        .id = scored[i * G].id,
                                         .out = out + i * G};
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
-    for (int32_t i = 0; i < n * G; i++) answer[i].completion = out[i];
-    generation_spread(g, answer, owner, n);
-    g->answers = (first + n) * G;
+    for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
+    generation_spread(g, scored, owner, n);
+    g->completions = (first + n) * G;
     free(q), free(out);
 }
 
 /* Decodes completions [0, count) and computes their rewards, which are 0 if there are no verifiers. */
-static inline void generation_score_answers(Generation *g, Answer *answer, int32_t count) {
+static inline void generation_score_completions(Generation *g, ScoredCompletion *scored, int32_t count) {
     Error e;
     const size_t K = (size_t)g->rewards.count;
     RewardInput *in = (RewardInput *)xcalloc((size_t)count, sizeof *in);
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
     for (int32_t i = 0; i < count; i++) {
-        const Completion *c = &answer[i].completion;
-        answer[i].text = model_text_decode(&g->t->text, c->tokens, c->count, false);
+        const Completion *c = &scored[i].completion;
+        scored[i].text = model_text_decode(&g->t->text, c->tokens, c->count, false);
         in[i] =
-            prompts_input(&g->train, answer[i].prompt, answer[i].text, c, answer[i].id, (int32_t)g->o->max_completion);
+            prompts_input(&g->train, scored[i].prompt, scored[i].text, c, scored[i].id, (int32_t)g->o->max_completion);
     }
     if (K && !rewards_score(&g->rewards, in, count, parts, total, &e)) die("%s", e.text);
     for (int32_t i = 0; i < count; i++) {
-        answer[i].reward = total[i];
-        memcpy(answer[i].parts, parts + (size_t)i * K, K * sizeof *parts);
+        scored[i].reward = total[i];
+        memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);
     }
     free(in), free(parts);
 }
@@ -309,13 +309,14 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     Dist *d = &g->t->dist;
     const int32_t G = (int32_t)g->o->generations;
     const size_t K = (size_t)g->rewards.count;
-    Answer *answer = g->answer + first * G, *mine = (Answer *)xcalloc((size_t)(n * G), sizeof *mine);
+    ScoredCompletion *scored = g->scored + first * G,
+                     *mine = (ScoredCompletion *)xcalloc((size_t)(n * G), sizeof *mine);
     const int32_t *owner = g->owner + first;
     float *scores = (float *)xcalloc((size_t)(n * G) * (K + 1), sizeof *scores);
     int32_t own = 0;
     for (int32_t i = 0; i < n * G; i++)
-        if (owner[i / G] == d->rank) mine[own++] = answer[i];
-    generation_score_answers(g, mine, own);
+        if (owner[i / G] == d->rank) mine[own++] = scored[i];
+    generation_score_completions(g, mine, own);
     for (int32_t i = 0; i < own; i++) {
         scores[(size_t)i * (K + 1)] = mine[i].reward;
         memcpy(scores + (size_t)i * (K + 1) + 1, mine[i].parts, K * sizeof *scores);
@@ -324,10 +325,10 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     float *all = (float *)dist_collect(d, scores, own, (K + 1) * sizeof *scores, next);
     for (int32_t i = 0, k = 0; i < n * G; i++) {
         const float *x = all + (size_t)next[owner[i / G]]++ * (K + 1);
-        const Completion *c = &answer[i].completion;
-        answer[i].reward = x[0];
-        memcpy(answer[i].parts, x + 1, K * sizeof *x);
-        answer[i].text =
+        const Completion *c = &scored[i].completion;
+        scored[i].reward = x[0];
+        memcpy(scored[i].parts, x + 1, K * sizeof *x);
+        scored[i].text =
             owner[i / G] == d->rank ? mine[k++].text : model_text_decode(&g->t->text, c->tokens, c->count, false);
     }
     free(all), free(mine), free(scores);
@@ -336,17 +337,17 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
 static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
     const int32_t G = (int32_t)g->o->generations;
     for (int32_t k = 0; k < G; k++) {
-        const Answer held = g->answer[a * G + k];
-        g->answer[a * G + k] = g->answer[b * G + k];
-        g->answer[b * G + k] = held;
+        const ScoredCompletion held = g->scored[a * G + k];
+        g->scored[a * G + k] = g->scored[b * G + k];
+        g->scored[b * G + k] = held;
     }
 }
 
 /* The number of tokens of a group in training. */
 static inline double generation_group_tokens(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
-    double tokens = prompts_length(&g->train, g->answer[group * G].prompt);
-    for (int32_t k = 0; k < G; k++) tokens += g->answer[group * G + k].completion.count;
+    double tokens = prompts_length(&g->train, g->scored[group * G].prompt);
+    for (int32_t k = 0; k < G; k++) tokens += g->scored[group * G + k].completion.count;
     return tokens;
 }
 
@@ -376,17 +377,17 @@ static inline void generation_arrange(Generation *g, int32_t first, int32_t n, i
 /* Shuffles the groups, distributes each mini-batch over the ranks and fills in the flat arrays. mask_truncated:
  * truncated completions do not count in the loss. */
 static inline void generation_flatten(Generation *g, bool mask_truncated) {
-    const int32_t G = (int32_t)g->o->generations, P = g->answers / G;
+    const int32_t G = (int32_t)g->o->generations, P = g->completions / G;
     Random random = random_start((uint64_t)g->t->o->seed, RANDOM_SHUFFLE + (1ull << 48) + (uint64_t)g->t->step);
     for (int32_t i = P - 1; i > 0; i--) generation_swap_groups(g, i, (int32_t)random_below(&random, (uint64_t)i + 1));
     for (int32_t part = 0, n = P / g->parts; part < g->parts; part++)
         generation_arrange(g, part * n, n, g->cut + part * (g->t->dist.ranks + 1));
     g->offset[0] = 0;
-    for (int32_t i = 0; i < g->answers; i++) {
-        const Completion *c = &g->answer[i].completion;
+    for (int32_t i = 0; i < g->completions; i++) {
+        const Completion *c = &g->scored[i].completion;
         g->offset[i + 1] = g->offset[i] + c->count;
         g->counts[i] = c->finished || !mask_truncated;
-        g->reward[i] = g->answer[i].reward;
+        g->reward[i] = g->scored[i].reward;
         memcpy(g->sampler_logp + g->offset[i], c->logp, (size_t)c->count * sizeof(float));
     }
 }
@@ -398,7 +399,7 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
 static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int32_t end) {
     micro_plan_begin(&g->plan, &g->batch, first);
     for (int32_t i = first; i < end; i++) {
-        const int32_t count = g->answer[i].completion.count, prompt = prompts_length(&g->train, g->answer[i].prompt);
+        const int32_t count = g->scored[i].completion.count, prompt = prompts_length(&g->train, g->scored[i].prompt);
         BatchSize size = {count - 1, count, 2};
         if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
         micro_plan_add(&g->plan, size);
@@ -429,7 +430,7 @@ static inline GenerationSlice generation_pack(Generation *g, int32_t first, int3
     int segment = -1;
     batch_clear(b);
     for (int32_t i = first; i < end; i++) {
-        const Answer *a = &g->answer[i];
+        const ScoredCompletion *a = &g->scored[i];
         if (i == first || i % g->o->generations == 0)
             segment =
                 batch_segment(b, prompts_tokens(&g->train, a->prompt), prompts_length(&g->train, a->prompt), 0, -1);
@@ -440,7 +441,7 @@ static inline GenerationSlice generation_pack(Generation *g, int32_t first, int3
 
 /* This rank's completions among [first, end), which must be within one part: [*mine, *last). */
 static inline void generation_mine(const Generation *g, int32_t first, int32_t end, int32_t *mine, int32_t *last) {
-    const int64_t *cut = g->cut + first / (g->answers / g->parts) * (g->t->dist.ranks + 1) + g->t->dist.rank;
+    const int64_t *cut = g->cut + first / (g->completions / g->parts) * (g->t->dist.ranks + 1) + g->t->dist.rank;
     *mine = cut[0] > first ? (int32_t)cut[0] : first;
     *last = cut[1] < end ? (int32_t)cut[1] : end;
     if (*last < *mine) *last = *mine;
@@ -450,11 +451,11 @@ static inline void generation_mine(const Generation *g, int32_t first, int32_t e
  * of its own completions. Collective. */
 static inline void generation_complete(Generation *g, void *array, int32_t first, int32_t end) {
     const int ranks = g->t->dist.ranks;
-    const int64_t *cut = g->cut + first / (g->answers / g->parts) * (ranks + 1);
+    const int64_t *cut = g->cut + first / (g->completions / g->parts) * (ranks + 1);
     int64_t at[ranks + 1];
     for (int r = 0; r <= ranks; r++) {
-        const int64_t answer = cut[r] < first ? first : cut[r] > end ? end : cut[r];
-        at[r] = g->offset[answer];
+        const int64_t i = cut[r] < first ? first : cut[r] > end ? end : cut[r];
+        at[r] = g->offset[i];
     }
     if (array) dist_complete(&g->t->dist, array, at, 4);
 }
@@ -463,7 +464,7 @@ static inline void generation_complete(Generation *g, void *array, int32_t first
  * are flat, of the whole generation. Each rank computes its own completions, followed by an all-gather. Collective. */
 static inline void generation_forward(Generation *g, const Model *m, const Workspace *w, int32_t first, int32_t end,
                                       const ModelOutput *out) {
-    const int32_t size = g->answers / g->parts;
+    const int32_t size = g->completions / g->parts;
     for (int32_t part = first, mine, last; part < end; part = (part / size + 1) * size) {
         const int32_t part_end = (part / size + 1) * size < end ? (part / size + 1) * size : end;
         generation_mine(g, part, part_end, &mine, &last);

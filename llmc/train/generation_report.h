@@ -104,10 +104,10 @@ static inline void generation_check_sampler(Generation *g, double gap) {
 static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
     char key[128];
-    float *part = (float *)xmalloc((size_t)g->answers * sizeof *part);
+    float *part = (float *)xmalloc((size_t)g->completions * sizeof *part);
     for (int k = 0; k < g->rewards.count; k++) {
-        for (int32_t i = 0; i < g->answers; i++) part[i] = g->answer[i].parts[k];
-        const Spread s = spread_of(part, g->answers, 1);
+        for (int32_t i = 0; i < g->completions; i++) part[i] = g->scored[i].parts[k];
+        const Spread s = spread_of(part, g->completions, 1);
         snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
         metrics_set(m, key, s.mean);
         snprintf(key, sizeof key, "rewards/%s/std", g->rewards.name[k]);
@@ -115,9 +115,9 @@ static inline void generation_log(Generation *g) {
     }
     free(part);
     double sum[2] = {0}, least[2] = {INFINITY, INFINITY}, most[2] = {-INFINITY, -INFINITY}, count[2] = {0};
-    for (int32_t i = 0; i < g->answers; i++)
+    for (int32_t i = 0; i < g->completions; i++)
         for (int ended = 0; ended < 2; ended++) {
-            const Completion *c = &g->answer[i].completion;
+            const Completion *c = &g->scored[i].completion;
             if (ended && !c->finished) continue;
             sum[ended] += c->count;
             count[ended]++;

@@ -84,8 +84,8 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
 typedef struct OnlinePairs {
     const OnlineOptions *o; /* the command line */
     OnlineKind kind;
-    Generation g;   /* the policy's completions: two per prompt for online_dpo, else one */
-    Answer *second; /* (prompts) completions of the other model; not for online_dpo */
+    Generation g;             /* the policy's completions: two per prompt for online_dpo, else one */
+    ScoredCompletion *second; /* (prompts) completions of the other model; not for online_dpo */
     Rollout other;
     Mixture mixture;
     RewardModel judge;
@@ -94,9 +94,9 @@ typedef struct OnlinePairs {
     float *probability; /* (pairs of the step) probability that the policy's completion is preferred */
 } OnlinePairs;
 
-static inline Answer *online_answer(const OnlinePairs *p, int32_t i, int k) {
-    if (p->kind == ONLINE_DPO) return &p->g.answer[2 * i + k];
-    return k ? &p->second[i] : &p->g.answer[i];
+static inline ScoredCompletion *online_completion(const OnlinePairs *p, int32_t i, int k) {
+    if (p->kind == ONLINE_DPO) return &p->g.scored[2 * i + k];
+    return k ? &p->second[i] : &p->g.scored[i];
 }
 
 /* Opens the verifiers and the training shard. Call it before trainer_open(). */
@@ -144,7 +144,7 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
     if (reference->config.context < g->t->model.config.context)
         die("the reference's context of %d is shorter than the model's %d", reference->config.context,
             g->t->model.config.context);
-    p->second = (Answer *)xcalloc((size_t)g->o->prompts, sizeof *p->second);
+    p->second = (ScoredCompletion *)xcalloc((size_t)g->o->prompts, sizeof *p->second);
     const Model *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
     if (!rollout_new(&p->other, from, (int)g->o->slots, prompt, most, &e) ||
         (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->o->mixture_coef, &e)))
@@ -158,8 +158,8 @@ static inline void online_draw_second(OnlinePairs *p) {
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)p->count, sizeof *q);
     if (p->kind == ONLINE_NASH_MD) mixture_refresh(&p->mixture);
     for (int32_t i = 0; i < p->count; i++) {
-        const int64_t prompt = g->answer[i].prompt;
-        p->second[i] = (Answer){.prompt = prompt, .id = g->next_id++};
+        const int64_t prompt = g->scored[i].prompt;
+        p->second[i] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
         q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, prompt),
                                 .prompt_len = prompts_length(&g->train, prompt),
                                 .samples = 1,
@@ -171,20 +171,20 @@ static inline void online_draw_second(OnlinePairs *p) {
 }
 
 /* Adds the reward model's scores and subtracts the penalty. */
-static inline void online_judge(OnlinePairs *p, Answer *answer, int32_t n) {
+static inline void online_judge(OnlinePairs *p, ScoredCompletion *scored, int32_t n) {
     Error e;
     const Prompts *prompts = &p->g.train;
     RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
     float *score = (float *)xcalloc((size_t)n, sizeof *score);
     for (int32_t i = 0; i < n; i++)
-        item[i] = (RewardItem){.prompt = prompts_tokens(prompts, answer[i].prompt),
-                               .prompt_len = prompts_length(prompts, answer[i].prompt),
-                               .completion = answer[i].completion.tokens,
-                               .completion_len = answer[i].completion.count};
+        item[i] = (RewardItem){.prompt = prompts_tokens(prompts, scored[i].prompt),
+                               .prompt_len = prompts_length(prompts, scored[i].prompt),
+                               .completion = scored[i].completion.tokens,
+                               .completion_len = scored[i].completion.count};
     if (p->o->reward_model && !reward_model_score(&p->judge, item, n, score, &e)) die("%s", e.text);
     for (int32_t i = 0; i < n; i++) {
-        answer[i].reward += score[i];
-        if (!answer[i].completion.finished) answer[i].reward -= (float)p->o->missing_eos_penalty;
+        scored[i].reward += score[i];
+        if (!scored[i].completion.finished) scored[i].reward -= (float)p->o->missing_eos_penalty;
     }
     free(item), free(score);
 }
@@ -198,9 +198,9 @@ static inline void online_draw(OnlinePairs *p) {
     if (p->kind != ONLINE_DPO) online_draw_second(p);
     const double judging = clock_seconds();
     generation_score(g, 0, p->count);
-    online_judge(p, g->answer, g->answers);
+    online_judge(p, g->scored, g->completions);
     if (p->kind != ONLINE_DPO) {
-        generation_score_answers(g, p->second, p->count);
+        generation_score_completions(g, p->second, p->count);
         online_judge(p, p->second, p->count);
     }
     g->gen_seconds = judging - start;
@@ -208,10 +208,10 @@ static inline void online_draw(OnlinePairs *p) {
 }
 
 /* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions alone. */
-static inline void online_make_pairs(OnlinePairs *p, AnswerSet *s) {
-    answer_set_clear(s);
+static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
+    completion_set_clear(s);
     for (int32_t i = 0; i < p->count; i++) {
-        const Answer *a = online_answer(p, i, 0), *b = online_answer(p, i, 1);
+        const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
         if (isnan(a->reward) || isnan(b->reward) || (p->o->drop_ties && a->reward == b->reward)) continue;
         const bool nash = p->kind == ONLINE_NASH_MD, first = nash || a->reward >= b->reward;
         const Completion *w = first ? &a->completion : &b->completion, *l = first ? &b->completion : &a->completion;
@@ -224,7 +224,7 @@ static inline void online_make_pairs(OnlinePairs *p, AnswerSet *s) {
         p->probability[s->count] = (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
         for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
             p->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)p->o->xpo_alpha : 0;
-        answer_set_add(s, &pair, i);
+        completion_set_add(s, &pair, i);
     }
 }
 
@@ -234,7 +234,7 @@ static inline void online_forget(OnlinePairs *p) {
         for (int32_t i = 0; i < p->count; i++) {
             completion_free(&p->second[i].completion);
             free(p->second[i].text);
-            p->second[i] = (Answer){0};
+            p->second[i] = (ScoredCompletion){0};
         }
     }
     generation_forget(&p->g, 0);
@@ -251,7 +251,7 @@ typedef struct OnlineSummary {
 static inline OnlineSummary online_summary(const OnlinePairs *p) {
     OnlineSummary s = {0};
     for (int32_t i = 0; i < p->count; i++) {
-        const Answer *a = online_answer(p, i, 0), *b = online_answer(p, i, 1);
+        const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
         s.ended += a->completion.finished + b->completion.finished;
         s.length += a->completion.count + b->completion.count;
         if (isnan(a->reward) || isnan(b->reward)) continue;

@@ -14,7 +14,7 @@
 #ifndef LLMC_TRAIN_PREFERENCE_REFERENCE_H
 #define LLMC_TRAIN_PREFERENCE_REFERENCE_H
 
-#include "../records/answer_set.h"
+#include "../records/completion_set.h"
 #include "../records/preference_data.h"
 #include "reference.h"
 
@@ -73,17 +73,17 @@ typedef struct PreferenceReference {
 
 /* Computes log ref of all tokens of the set with a model. */
 static inline void preference_reference_forward(Trainer *t, const Model *m, const Workspace *w, Batch *b,
-                                                AnswerSet *s) {
-    const MicroPlan *plan = answer_set_plan(s, b);
+                                                CompletionSet *s) {
+    const MicroPlan *plan = completion_set_plan(s, b);
     for (int32_t i = 0; i < plan->micros; i++) {
-        const AnswerSlice x = answer_set_pack(s, b, plan->first[i], plan->first[i + 1]);
+        const CompletionSlice x = completion_set_pack(s, b, plan->first[i], plan->first[i + 1]);
         model_forward(m, w, b, 1.0f, &(ModelOutput){.logp = x.ref});
         trainer_count_flops(t, m, b, 1);
     }
 }
 
 /* Copies log ref of the set's completions from the table of d. mismatch: a set of mismatched completions. */
-static inline void preference_reference_take(const PreferenceData *d, AnswerSet *s, bool mismatch) {
+static inline void preference_reference_take(const PreferenceData *d, CompletionSet *s, bool mismatch) {
     for (int32_t i = 0; i < s->count; i++) {
         const int64_t k = s->record[i] + (mismatch ? d->count : 0);
         memcpy(s->ref + s->offset[3 * i + 1], d->ref + d->at[k], (size_t)(d->at[k + 1] - d->at[k]) * sizeof *s->ref);
@@ -94,17 +94,17 @@ static inline void preference_reference_take(const PreferenceData *d, AnswerSet 
 static inline void preference_reference_compute(Trainer *t, const Model *m, const Workspace *w, Batch *b, bool shared,
                                                 PreferenceData *d) {
     enum { CHUNK = 256 };
-    AnswerSet s = {.shared = shared};
+    CompletionSet s = {.shared = shared};
     d->ref = (float *)xmalloc((size_t)d->at[d->items] * sizeof *d->ref);
     for (int64_t i = 0; i < d->items;) {
         const int64_t first = i;
-        answer_set_clear(&s);
+        completion_set_clear(&s);
         for (; i < d->items && s.count < CHUNK; i++)
-            answer_set_add(&s, i < d->count ? &d->pair[i] : &d->mismatch[i - d->count], i);
+            completion_set_add(&s, i < d->count ? &d->pair[i] : &d->mismatch[i - d->count], i);
         preference_reference_forward(t, m, w, b, &s);
         memcpy(d->ref + d->at[first], s.ref, (size_t)(d->at[i] - d->at[first]) * sizeof *d->ref);
     }
-    answer_set_free(&s);
+    completion_set_free(&s);
 }
 
 /* Takes log ref of d from a file. Ends the program if the file was computed for other data. */
@@ -183,7 +183,7 @@ static inline void preference_reference_open(PreferenceReference *r, Trainer *t,
 
 /* Fills in log ref of the set. b: the batch to use; d: the set's shard, for a table; mismatch: the set holds mismatched
  * completions. */
-static inline void preference_reference_run(PreferenceReference *r, Batch *b, const PreferenceData *d, AnswerSet *s,
+static inline void preference_reference_run(PreferenceReference *r, Batch *b, const PreferenceData *d, CompletionSet *s,
                                             bool mismatch) {
     if (r->kind == REFERENCE_LIVE) preference_reference_forward(r->live.t, &r->live.model, &r->live.work, b, s);
     if (r->kind == REFERENCE_TABLE) preference_reference_take(d, s, mismatch);

@@ -1,9 +1,9 @@
-/* answer_set.h - prompts with one or two completions and their per-token values.
+/* completion_set.h - prompts with one or two completions and their per-token values.
  *
  * A set is the data of one optimizer step or one evaluation on held-out data: families of a prompt, a chosen and a
  * rejected completion (pairs.h), or of a prompt and one completion (`rejected` empty). The per-token arrays are flat
  * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array. Code that works
- * on a micro-batch sees that range alone, as an AnswerSlice whose offsets begin at 0:
+ * on a micro-batch sees that range alone, as an CompletionSlice whose offsets begin at 0:
  *
  *     offset   3i        3i+1       3i+2         3i+3
  *              | prompt i | chosen i | rejected i | prompt i+1 ...
@@ -11,22 +11,22 @@
  * Prompt tokens are included only if a loss trains on them (`prompts`: ORPO), without the first, which is not
  * predicted.
  *
- *     AnswerSet s = {.shared = true};
- *     answer_set_clear(&s);
- *     answer_set_add(&s, pair, record);                     // for each pair of the step
- *     const MicroPlan *plan = answer_set_plan(&s, &batch);
+ *     CompletionSet s = {.shared = true};
+ *     completion_set_clear(&s);
+ *     completion_set_add(&s, pair, record);                     // for each pair of the step
+ *     const MicroPlan *plan = completion_set_plan(&s, &batch);
  *     for (int32_t m = 0; m < plan->micros; m++) {
- *         const AnswerSlice x = answer_set_pack(&s, &batch, plan->first[m], plan->first[m + 1]);
+ *         const CompletionSlice x = completion_set_pack(&s, &batch, plan->first[m], plan->first[m + 1]);
  *         model_forward(&model, &work, &batch, 1.0f, &(ModelOutput){.logp = x.logp});
  *     }
  */
-#ifndef LLMC_RECORDS_ANSWER_SET_H
-#define LLMC_RECORDS_ANSWER_SET_H
+#ifndef LLMC_RECORDS_COMPLETION_SET_H
+#define LLMC_RECORDS_COMPLETION_SET_H
 
 #include "../model/transformer.h"
 #include "pairs.h"
 
-typedef struct AnswerSet {
+typedef struct CompletionSet {
     bool shared;  /* both completions of a pair share one copy of their prompt */
     bool prompts; /* prompt tokens are targets too */
     int32_t count, capacity, token_capacity;
@@ -36,41 +36,41 @@ typedef struct AnswerSet {
     /* (tokens) */
     float *logp, *ref, *square, *entropy, *dlogp;
     int32_t *argmax;
-    MicroPlan plan;        /* of answer_set_plan() */
+    MicroPlan plan;        /* of completion_set_plan() */
     int32_t *slice_offset; /* (3 count + 1) of the last slice */
-} AnswerSet;
+} CompletionSet;
 
 /* Families first ... first+count-1 of a set. */
-typedef struct AnswerSlice {
+typedef struct CompletionSlice {
     int32_t first, count;
     const int32_t *offset; /* (3 count + 1) as in the set, but from 0; valid until the next slice is made */
     float *logp, *ref, *square, *entropy, *dlogp; /* (tokens of the slice) */
     int32_t *argmax;
-} AnswerSlice;
+} CompletionSlice;
 
-static inline void answer_set_free(AnswerSet *s) {
+static inline void completion_set_free(CompletionSet *s) {
     free(s->pair), free(s->record), free(s->offset), free(s->slice_offset);
     micro_plan_free(&s->plan);
     free(s->logp), free(s->ref), free(s->square), free(s->entropy), free(s->dlogp), free(s->argmax);
-    *s = (AnswerSet){0};
+    *s = (CompletionSet){0};
 }
 
-static inline void answer_set_clear(AnswerSet *s) { s->count = 0; }
+static inline void completion_set_clear(CompletionSet *s) { s->count = 0; }
 
-static inline int32_t answer_set_tokens(const AnswerSet *s) { return s->count ? s->offset[3 * s->count] : 0; }
+static inline int32_t completion_set_tokens(const CompletionSet *s) { return s->count ? s->offset[3 * s->count] : 0; }
 
 /* Returns the maximum number of rows that a pair takes in a batch. */
-static inline int32_t answer_set_rows(const AnswerSet *s, const Pair *p) {
+static inline int32_t completion_set_rows(const CompletionSet *s, const Pair *p) {
     return (s->shared || !p->rejected_len ? 1 : 2) * p->prompt_len + p->chosen_len + p->rejected_len;
 }
 
 /* Returns the number of targets of family i. */
-static inline int32_t answer_set_targets(const AnswerSet *s, int32_t i) {
+static inline int32_t completion_set_targets(const CompletionSet *s, int32_t i) {
     return s->offset[3 * i + 3] - s->offset[3 * i];
 }
 
 /* Adds a pair, without copying its tokens. The values already in the arrays are kept. */
-static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
+static inline void completion_set_add(CompletionSet *s, const Pair *p, int64_t record) {
     if (s->count == s->capacity) {
         s->capacity = 2 * s->capacity + 16;
         const size_t n = (size_t)s->capacity;
@@ -95,32 +95,32 @@ static inline void answer_set_add(AnswerSet *s, const Pair *p, int64_t record) {
 }
 
 /* Divides the set into micro-batches of b's capacity. */
-static inline const MicroPlan *answer_set_plan(AnswerSet *s, const Batch *b) {
+static inline const MicroPlan *completion_set_plan(CompletionSet *s, const Batch *b) {
     micro_plan_begin(&s->plan, b, 0);
     for (int32_t i = 0; i < s->count; i++) {
         const Pair *p = &s->pair[i];
         const int32_t completions = p->rejected_len ? 2 : 1; /* the last token of each needs no row */
-        micro_plan_add(&s->plan, (BatchSize){answer_set_rows(s, p) - completions, answer_set_targets(s, i), 4});
+        micro_plan_add(&s->plan, (BatchSize){completion_set_rows(s, p) - completions, completion_set_targets(s, i), 4});
     }
     return &s->plan;
 }
 
-static inline AnswerSlice answer_set_slice(AnswerSet *s, int32_t first, int32_t end) {
+static inline CompletionSlice completion_set_slice(CompletionSet *s, int32_t first, int32_t end) {
     const int32_t base = s->count ? s->offset[3 * first] : 0;
     for (int32_t i = 3 * first; i <= 3 * end && s->count; i++) s->slice_offset[i - 3 * first] = s->offset[i] - base;
-    return (AnswerSlice){.first = first,
-                         .count = end - first,
-                         .offset = s->slice_offset,
-                         .logp = s->logp + base,
-                         .ref = s->ref + base,
-                         .square = s->square + base,
-                         .entropy = s->entropy + base,
-                         .dlogp = s->dlogp + base,
-                         .argmax = s->argmax + base};
+    return (CompletionSlice){.first = first,
+                             .count = end - first,
+                             .offset = s->slice_offset,
+                             .logp = s->logp + base,
+                             .ref = s->ref + base,
+                             .square = s->square + base,
+                             .entropy = s->entropy + base,
+                             .dlogp = s->dlogp + base,
+                             .argmax = s->argmax + base};
 }
 
 /* Packs families first ... end-1 into the batch and returns their slice. */
-static inline AnswerSlice answer_set_pack(AnswerSet *s, Batch *b, int32_t first, int32_t end) {
+static inline CompletionSlice completion_set_pack(CompletionSet *s, Batch *b, int32_t first, int32_t end) {
     batch_clear(b);
     for (int32_t i = first; i < end; i++) {
         const Pair *p = &s->pair[i];
@@ -132,7 +132,7 @@ static inline AnswerSlice answer_set_pack(AnswerSet *s, Batch *b, int32_t first,
         const int again = s->shared ? prompt : batch_segment(b, p->prompt, p->prompt_len, 0, -1);
         batch_completion(b, again, p->rejected, p->rejected_len);
     }
-    return answer_set_slice(s, first, end);
+    return completion_set_slice(s, first, end);
 }
 
 #endif
