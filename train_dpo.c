@@ -212,7 +212,8 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
     return kto_clamp(dist_total(&r->t.dist, sum) / total);
 }
 
-/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. z: KTO's reference point, or 0. */
+/* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. z: KTO's reference point, or
+ * 0. */
 static Stats run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train, double *z) {
     Trainer *t = &r->t;
     CompletionSet *s = &r->set;
@@ -332,13 +333,11 @@ static Stats validate(Run *r, const PreferenceData *val) {
  * online run allocates in addition. */
 static void open_work(Run *r, int32_t longest, size_t more) {
     Trainer *t = &r->t;
-    Error e;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
     const bool model = needs_reference() && (!o.r.precompute || o.r.reference || o.t.resume);
     trainer_announce(t, options, rows, more + (model ? reference_bytes(&t->model.config, t->backend, rows) : 0));
     r->batch = batch_new(rows, rows, rows);
-    if (!workspace_new(&r->work, &t->model, rows, rows, rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    trainer_workspace(t, &r->work, rows);
 }
 
 /* Trains on pairs or labelled completions from a shard. Returns true if a signal stopped the run. */

@@ -276,7 +276,6 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Trainer *t = &r->t;
     Generation *g = &r->g;
-    Error e;
     o.t = trainer_defaults(1e-6);
     o.g = generation_defaults();
     o.resample = 10;
@@ -309,8 +308,7 @@ int main(int argc, char **argv) {
     r->entropy.target = o.entropy_target;
     const size_t reference = o.beta > 0 ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
-    if (!workspace_new(&r->work, &t->model, g->rows, g->rows, g->rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, "--beta is not 0");
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));

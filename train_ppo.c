@@ -2,11 +2,13 @@
  *
  * One generation:
  *   1. sample and score   G completions y_i for each of P prompts from the policy; s_i: a reward model, verifiers, any
- *                         program, or their sum                                           (generation.h, reward_model.h)
+ *                         program, or their sum                                           (generation.h,
+ *                         reward_model.h)
  *   2. old policy         log pi_old, log ref and the critic's values, before the first update
- *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the completion's last token   (gae.h, kl_control.h)
- *   4. advantages         A_t: from the critic's values or from a baseline, depending on --algo                    (gae.h)
- *   5. update             policy and critic, in several epochs of mini-batches                                (loss/ppo.h)
+ *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the completion's last token   (gae.h,
+ *   kl_control.h) 4. advantages         A_t: from the critic's values or from a baseline, depending on --algo
+ *            (gae.h) 5. update             policy and critic, in several epochs of mini-batches
+ *                   (loss/ppo.h)
  *
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V
@@ -188,11 +190,7 @@ static void add_model_scores(Run *r, RewardModel *m, const ScoredCompletion *sco
     RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
     float *score = (float *)xcalloc((size_t)n, sizeof *score);
     const int64_t before = m->rows;
-    for (int32_t i = 0; i < n; i++)
-        item[i] = (RewardItem){.prompt = prompts_tokens(p, scored[i].prompt),
-                               .prompt_len = prompts_length(p, scored[i].prompt),
-                               .completion = scored[i].completion.tokens,
-                               .completion_len = scored[i].completion.count};
+    for (int32_t i = 0; i < n; i++) item[i] = prompts_item(p, scored[i].prompt, &scored[i].completion);
     const int ranks = r->t.dist.ranks, rank = r->t.dist.rank;
     double *cost = (double *)xcalloc((size_t)n, sizeof *cost);
     int64_t cut[ranks + 1]; /* rank r scores [cut[r], cut[r+1]) */
@@ -249,10 +247,7 @@ static void score_greedy(Run *r) {
     for (int32_t i = 0; i < P; i++) {
         scored[i].prompt = g->scored[i * G].prompt;
         scored[i].id = g->scored[i * G].id;
-        q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, scored[i].prompt),
-                                .prompt_len = prompts_length(&g->train, scored[i].prompt),
-                                .samples = 1,
-                                .out = &scored[i].completion};
+        q[i] = prompts_request(&g->train, scored[i].prompt, 1, 0, &scored[i].completion);
     }
     if (!rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", o.g.input, e.text);
     generation_score_completions(g, scored, P);
@@ -388,8 +383,8 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, co
     return ppo_policy_loss(&r->loss, tokens, &b, x->dlogp, x->dentropy, stats);
 }
 
-/* Runs a separate critic forward, and returns the loss of the values, those of the policy's head or of the critic; dvalue is
- * written. */
+/* Runs a separate critic forward, and returns the loss of the values, those of the policy's head or of the critic;
+ * dvalue is written. */
 static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, PpoStats *stats) {
     const ModelOutput out = {.value = r->value + x->at};
     if (!has_critic()) return 0;
@@ -596,14 +591,6 @@ static void check_options(void) {
         usage_error("--non-eos-penalty and --missing-eos-penalty: give only one of them");
 }
 
-static void open_reward_model(Run *r, RewardModel *m, const char *path) {
-    Error e;
-    const Trainer *t = &r->t;
-    if (!reward_model_open(m, path, t->backend, t->device, (int)o.t.micro_tokens, &e) ||
-        !reward_model_check(m, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model", &e))
-        die("%s", e.text);
-}
-
 static void open_arrays(Run *r) {
     const size_t n = (size_t)(o.g.prompts * o.g.generations), tokens = generation_tokens_max(&r->g);
     float **per_completion[] = {&r->score, &r->kl,       &r->gold_score,          &r->greedy,
@@ -683,16 +670,15 @@ int main(int argc, char **argv) {
     generation_check_group(g);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
     if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
-    if (o.reward_model) open_reward_model(r, &r->reward_model, o.reward_model);
-    if (o.gold) open_reward_model(r, &r->gold, o.gold);
+    if (o.reward_model) generation_open_reward_model(g, &r->reward_model, o.reward_model);
+    if (o.gold) generation_open_reward_model(g, &r->gold, o.gold);
     if (o.critic)
         critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
                     o.critic_rate);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     const size_t reference = has_reference() ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
-    if (!workspace_new(&r->work, &t->model, g->rows, g->rows, g->rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (has_reference()) reference_open(&r->reference, t, o.reference, g->rows, "--kl-coef is not 0");
     open_arrays(r);

@@ -183,7 +183,8 @@ static void count_batch(const Run *r, Stats *s) {
     }
 }
 
-/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole step. */
+/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole
+ * step. */
 static void micro_batch(Run *r, bool train, double N, Stats *s) {
     Trainer *t = &r->t;
     const Batch *b = &r->batch;
@@ -195,8 +196,8 @@ static void micro_batch(Run *r, bool train, double N, Stats *s) {
     count_batch(r, s);
 }
 
-/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of pairs or
- * labels of all records. */
+/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of pairs
+ * or labels of all records. */
 static double plan_records(Run *r, const Labelled *d, const int64_t *records, int64_t n) {
     double N = 0;
     int64_t own = 0;
@@ -322,12 +323,10 @@ static bool none(const char *text) { return text && !strcmp(text, "none"); }
 /* Allocates the activations, the batch and the arrays. A micro-batch must hold the longest record. longest: rows of a
  * record; records: maximum number of records of a pass. */
 static void open_work(Run *r, int32_t longest, int64_t records) {
-    Error e;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
     trainer_announce(&r->t, options, rows, 0);
     r->batch = batch_new(rows, rows, rows);
-    if (!workspace_new(&r->work, &r->t.model, rows, rows, rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    trainer_workspace(&r->t, &r->work, rows);
     r->score = (float *)xcalloc((size_t)rows, sizeof *r->score);
     r->dscore = (float *)xcalloc((size_t)rows, sizeof *r->dscore);
     r->margin = (float *)xcalloc((size_t)rows, sizeof *r->margin);

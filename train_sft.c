@@ -193,8 +193,8 @@ static void micro_batch(Run *r, bool train, double N, uint64_t micro, Stats *sta
     stats->targets += b->targets;
 }
 
-/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of targets
- * of all records. */
+/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of
+ * targets of all records. */
 static double plan_records(Run *r, const Shard *s, const int64_t *records, int64_t n) {
     double N = 0;
     int32_t own = 0;
@@ -296,8 +296,7 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     const size_t sampling = rollout_bytes(&t->model.config, t->backend, slots, longest, new_max), n = (size_t)records;
     trainer_announce(t, options, rows, o.sample_steps ? sampling : 0);
     r->batch = batch_new(rows, rows, rows);
-    if (!workspace_new(&r->work, &t->model, rows, rows, rows, true, (int)o.t.recompute, &e))
-        die("%s; lower --micro-tokens or raise --recompute", e.text);
+    trainer_workspace(t, &r->work, rows);
     if (o.sample_steps && !rollout_new(&r->engine, &t->model, slots, longest, new_max, &e)) die("%s", e.text);
     r->logp = (float *)xcalloc((size_t)rows, sizeof *r->logp);
     r->entropy = (float *)xcalloc((size_t)rows, sizeof *r->entropy);

@@ -1,7 +1,7 @@
 /* device.h - opening the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
  *
- * library.h describes where the library is searched for. LLMC_CUDA_LIBRARY names another file; the tests use it for the same
- * backend compiled for the CPU. Without --device cuda the library is neither needed nor loaded.
+ * library.h describes where the library is searched for. LLMC_CUDA_LIBRARY names another file; the tests use it for the
+ * same backend compiled for the CPU. Without --device cuda the library is neither needed nor loaded.
  *
  *     const Backend *b;  Device *d;
  *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);

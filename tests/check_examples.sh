@@ -16,6 +16,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 out=${BUILD:-build}/examples
+export INCLUDE="${BUILD:-build}/include" # what make generates
 rm -rf "$out"
 mkdir -p "$out"
 
@@ -97,7 +98,7 @@ extract() {
 failed=0
 extract || failed=1
 for file in "$out"/*.c; do echo "$file"; done | xargs -P "$(nproc)" -n 1 sh -c '
-    $0 -I. -fsyntax-only -std=c11 -D_GNU_SOURCE -fopenmp -Wall -Wno-unused -Werror "$1" ||
+    $0 -I. -I"$INCLUDE" -fsyntax-only -std=c11 -D_GNU_SOURCE -fopenmp -Wall -Wno-unused -Werror "$1" ||
         { sed -n "s/#include \"\(.*\)\"/\1: its example does not compile/p;q" "$1" && exit 1; }' "${CC:-cc}" || failed=1
 cat "$out/count"
 exit $failed

@@ -48,7 +48,6 @@ may_end='
     base/options.h              a bad command line, --help
     base/program.h              a second interrupt
     dist/                       ends all ranks after a failed collective
-    records/preference_data.h   a shard that train_dpo cannot use
 '
 may_end=$may_end awk '
     BEGIN {

@@ -19,7 +19,7 @@ double objective();
 
 extern int argc, k, layer, longest, max_new, max_tokens, new_max, P, prompt_max, rank, ranks, rows, segments, slots,
     targets;
-extern int32_t answers, B, completion_len, model_vocab, pairs, prompt_len, sequences, stop, vocab;
+extern int32_t B, completion_len, model_vocab, pairs, prompt_len, sequences, stop, vocab;
 extern int64_t count, i, micros, n, R, record, skipped;
 extern long long step, steps;
 extern size_t bytes, length;
@@ -36,6 +36,7 @@ extern void *blob, *data;
 extern int32_t completion[], ids[256], *offset, *owner, *position, prompt[], *slot, *stream, *token;
 extern int64_t *order;
 extern uint8_t *counts, *mask;
+extern struct { int32_t *tokens, count; } * item;
 extern float *advantage, *dentropy, *dlogp, *dscore, *dvalue, *logp, *margin, *parts, *ref_logp, *reward, *score,
     *totals;
 extern float *value, *weight, *weights, *x, *y;
@@ -97,10 +98,16 @@ extern json_t *state;
 extern const Pair *pair;
 #endif
 #ifdef LLMC_RECORDS_COMPLETION_SET_H
-extern CompletionSet shape;
+extern CompletionSet set;
 #endif
 #ifdef LLMC_REPORT_HISTORY_H
 extern History history;
+#endif
+#ifdef LLMC_REPORT_CURVES_H
+extern CurveList curves;
+#endif
+#ifdef LLMC_REPORT_CHART_H
+extern Chart chart;
 #endif
 #ifdef LLMC_REWARD_REWARDS_H
 extern Rewards rewards;
@@ -131,8 +138,22 @@ extern Trainer trainer;
 extern TrainerOptions trainer_options;
 extern const Option *table;
 #endif
+#ifdef LLMC_BASE_OPTIONS_H
+extern const OptionAbout about;
+#endif
 #ifdef LLMC_TRAIN_GENERATION_H
+extern Generation g;
 extern GenerationOptions options;
+extern Evaluation before, after;
+#endif
+#ifdef LLMC_TRAIN_ONLINE_PAIRS_H
+extern struct {
+    GenerationOptions g;
+    OnlineOptions online;
+} o;
+#elif defined LLMC_TRAIN_PREFERENCE_REFERENCE_H
+extern struct { PreferenceReferenceOptions r; } o;
+extern PreferenceData train, held_out;
 #endif
 #ifdef LLMC_TRAIN_REFERENCE_H
 extern Reference reference;

@@ -2,8 +2,8 @@
  *
  * A library function that can fail takes an `Error *` and returns false (or NULL) after error_set() has written one
  * full sentence into it. It does not print and does not exit: only the programs, train/, inference.h, options.h and
- * program.h call die(), usage_error() or exit(), and dist/ ends all ranks after a failed collective. Running out of host
- * memory is the exception and ends the program from anywhere, through the allocators below. A message has the form
+ * program.h call die(), usage_error() or exit(), and dist/ ends all ranks after a failed collective. Running out of
+ * host memory is the exception and ends the program from anywhere, through the allocators below. A message has the form
  * `object: what was found, what was expected[; what to do]`, on one line, in lower case; die() prefixes the program's
  * name.
  *

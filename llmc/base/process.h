@@ -1,7 +1,7 @@
 /* process.h - a child program that is started once, written to and read from through two pipes, with a deadline.
  *
- * The command runs in `sh -c` and leads a process group of its own, so the terminal's Ctrl-C does not reach it and a kill
- * reaches everything that it starts. Its standard error is the parent's. Both pipes are non-blocking and one call,
+ * The command runs in `sh -c` and leads a process group of its own, so the terminal's Ctrl-C does not reach it and a
+ * kill reaches everything that it starts. Its standard error is the parent's. Both pipes are non-blocking and one call,
  * process_wait(), serves both, so the child may answer line by line, in blocks, or after it has read all its input: the
  * parent never waits to write to a child that waits to write.
  *
@@ -72,8 +72,8 @@ static inline bool process_ended(const Process *p, double seconds) {
     }
 }
 
-/* Kills the whole process group and reaps the child; safe to call twice. Returns the child's status as waitpid() does, or
- * -1 if it was not running. */
+/* Kills the whole process group and reaps the child; safe to call twice. Returns the child's status as waitpid() does,
+ * or -1 if it was not running. */
 static inline int process_kill(Process *p) {
     if (p->in) close(p->in);
     if (p->out) close(p->out);
@@ -162,8 +162,8 @@ static inline ProcessEvent process_fail(Process *p, const char *what, int error)
 
 /* Waits until the child has written something or accepts input, and moves what is possible at once, in one direction:
  *
- *     PROCESS_READ     *moved bytes of its output are in to[room]; output comes first, so the caller sees it before more
- *                      input is written
+ *     PROCESS_READ     *moved bytes of its output are in to[room]; output comes first, so the caller sees it before
+ *                      more input is written
  *     PROCESS_WROTE    *moved bytes of data[n] were written to its input; with n = 0 nothing is to be written
  *     PROCESS_LATE     clock_seconds() has passed `until`; the child still runs
  *     PROCESS_FAILED   the child closed a pipe, or a system call failed; process_failed() reports it
@@ -195,8 +195,8 @@ static inline ProcessEvent process_wait(Process *p, const char *data, size_t n, 
     }
 }
 
-/* Kills the child after PROCESS_FAILED and reports the reason: a failed system call, or how the child ended, or that it has
- * closed a pipe and still runs. when: how far it came, such as "after 2 of 3 lines". Always returns false. */
+/* Kills the child after PROCESS_FAILED and reports the reason: a failed system call, or how the child ended, or that it
+ * has closed a pipe and still runs. when: how far it came, such as "after 2 of 3 lines". Always returns false. */
 static inline bool process_failed(Process *p, const char *when, Error *e) {
     if (p->error) {
         process_kill(p);

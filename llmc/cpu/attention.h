@@ -1,9 +1,9 @@
 /* attention.h - blocked attention over segments with shared prefixes, for the processor, in float32.
  *
  * Brings together attention_forward.h and attention_backward.h, which divide their work by attention_strip.h, and owns
- * kv_store of backend.h. On this device Acts and Floats are float arrays and Ints int32 arrays. Softmax is computed over
- * blocks of keys, so no array grows with the square of the length. Nothing is allocated: all scratch memory is on the
- * thread's stack, at most 0.4 MB.
+ * kv_store of backend.h. On this device Acts and Floats are float arrays and Ints int32 arrays. Softmax is computed
+ * over blocks of keys, so no array grows with the square of the length. Nothing is allocated: all scratch memory is on
+ * the thread's stack, at most 0.4 MB.
  *
  * A result does not depend, to the last bit, on the other segments of the batch, on its place in the batch or on the
  * number of threads, because the order of every sum depends on the query's own segment alone.

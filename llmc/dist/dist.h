@@ -15,34 +15,34 @@
  *
  * A step on W ranks:
  *
- *   share      Every rank knows the whole batch and assigns each part of it (a record, a pair, a group) to one rank with
- *              dist_share(): the longest first, each to the rank with the fewest tokens so far. The result is the same on
- *              all ranks, without communication. Normalisers are those of the whole batch, so the step's loss is the sum
- *              of the ranks' losses.
- *   backward   The gradients of layer l are summed over the ranks during the backward pass of layer l-1, in buckets of at
- *              least a million floats, in the last micro-batch of the step (grads.h). The embeddings come last.
+ *   share      Every rank knows the whole batch and assigns each part of it (a record, a pair, a group) to one rank
+ *              with dist_share(): the longest first, each to the rank with the fewest tokens so far. The result is the
+ *              same on all ranks, without communication. Normalisers are those of the whole batch, so the step's loss
+ *              is the sum of the ranks' losses.
+ *   backward   The gradients of layer l are summed over the ranks during the backward pass of layer l-1, in buckets of
+ *              at least a million floats, in the last micro-batch of the step (grads.h). The embeddings come last.
  *   update     zero 0: every rank has all gradients and computes the same update.
  *              zero 1: every rank has the gradients and moments of its slices of the tensors and updates those slices;
- *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes per
- *                      parameter) are divided by W.
- *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the others
- *                      a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
+ *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes
+ *                      per parameter) are divided by W.
+ *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the
+ *                      others a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
  *   the rest   Sums of metrics and the check for signals go through dist_sum() and dist_any() on the host.
  *
  * Sums are made in the order of the ranks, so the same run on the same number of ranks gives the same bits. A different
  * number gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
  *
  * A waiting rank checks every ten milliseconds whether the ranks on its own machine are alive, and gives up after
- * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are written
- * by rank 0 and appear only when complete, so the last state remains.
+ * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
+ * written by rank 0 and appear only when complete, so the last state remains.
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
  *     dist_share(cost, n, d.ranks, owner);                            // work on those with owner[i] == d.rank
  *     loss = dist_total(&d, loss);
  *
- * A collective call that fails cannot be repeated, because the ranks are no longer in step. It therefore returns nothing:
- * dist_failed() ends the run, in a way that the program can set (`failed`).
+ * A collective call that fails cannot be repeated, because the ranks are no longer in step. It therefore returns
+ * nothing: dist_failed() ends the run, in a way that the program can set (`failed`).
  *
  * Gradients, moments and weights: grads.h. With one rank dist_share() assigns everything to it, and the collective
  * calls do nothing.
@@ -254,8 +254,8 @@ static inline void dist_exchange(Dist *d, const void *mine, void *all, size_t by
     dist_exchange_parts(d, mine, all, each);
 }
 
-/* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards every
- * rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
+/* All-gather in place: rank r holds elements first[r] ... first[r+1]-1 (of `size` bytes each) of an array; afterwards
+ * every rank holds all of them. first: (ranks + 1), non-decreasing; first[0] need not be 0. */
 static inline void dist_complete(Dist *d, void *array, const int64_t *first, size_t size) {
     if (d->ranks == 1) return;
     size_t bytes[d->ranks];
@@ -313,7 +313,8 @@ static inline void dist_min(Dist *d, double *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = -x[i];
 }
 
-/* A struct whose fields are all doubles, as the array and the length that dist_sum(), dist_max() and dist_min() take. */
+/* A struct whose fields are all doubles, as the array and the length that dist_sum(), dist_max() and dist_min()
+ * take. */
 #define DIST_FIELDS(x) (double *)&(x), sizeof(x) / sizeof(double)
 
 /* The sum of x over the ranks. */
@@ -350,8 +351,8 @@ static inline int dist_item_order(const void *a, const void *b) { /* by decreasi
     return x->cost != y->cost ? (x->cost < y->cost ? 1 : -1) : x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Distributes n pieces of work over the ranks: the costliest first, each to the rank with the lowest load so far (Graham
- * 1969, LPT: the maximum load is at most 4/3 of the optimum). owner: (n), the same on all ranks. */
+/* Distributes n pieces of work over the ranks: the costliest first, each to the rank with the lowest load so far
+ * (Graham 1969, LPT: the maximum load is at most 4/3 of the optimum). owner: (n), the same on all ranks. */
 static inline void dist_share(const double *cost, int64_t n, int ranks, int32_t *owner) {
     DistItem *item = (DistItem *)xcalloc((size_t)n, sizeof *item);
     double *load = (double *)xcalloc((size_t)ranks, sizeof *load);

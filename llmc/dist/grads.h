@@ -201,7 +201,8 @@ static inline void dist_grads_close(DistGrads *g) {
     *g = (DistGrads){0};
 }
 
-/* Call before the first backward pass of a step. micros: number of backward passes that this rank will run. Collective. */
+/* Call before the first backward pass of a step. micros: number of backward passes that this rank will run.
+ * Collective. */
 static inline void dist_grads_begin(DistGrads *g, int64_t micros) {
     g->micros = g->rounds = (double)micros;
     g->done = 0;
@@ -258,7 +259,8 @@ static inline void dist_grads_discard(DistGrads *g) {
     if (dist_zero2(g)) m->backend->zero(m->device, g->optimizer->layer_grads, g->optimizer->count * sizeof(float));
 }
 
-/* Ends the step: the sums, the gradient norm, the update at learning rate lr, the all-gather of the weights. Collective. */
+/* Ends the step: the sums, the gradient norm, the update at learning rate lr, the all-gather of the weights.
+ * Collective. */
 static inline OptimizerResult dist_grads_update(DistGrads *g, double lr) {
     Error e;
     Optimizer *o = g->optimizer;

@@ -151,8 +151,8 @@ static inline PolicyNormaliser policy_normaliser(const int32_t *offset, int32_t 
     return n;
 }
 
-/* Totals over micro-batches, starting from policy_stats(); policy_metrics() turns them into means. The three parts contain
- * doubles only, so that ranks can add them and take their maxima and minima (dist.h). */
+/* Totals over micro-batches, starting from policy_stats(); policy_metrics() turns them into means. The three parts
+ * contain doubles only, so that ranks can add them and take their maxima and minima (dist.h). */
 typedef struct PolicyStats {
     struct {
         double completions, counted, tokens;   /* completions; those that count; their tokens */

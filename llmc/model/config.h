@@ -131,7 +131,8 @@ static inline bool model_fits_vocab(const ModelConfig *c, const char *name, int3
            error_set(e, "%s: its vocabulary of %d does not fit %s's %d", name, c->vocab, other, vocab);
 }
 
-/* Checks that the model of the file `name` has positions for the longest prompt with its completion. longest: tokens. */
+/* Checks that the model of the file `name` has positions for the longest prompt with its completion. longest:
+ * tokens. */
 static inline bool model_fits_length(const ModelConfig *c, const char *name, int32_t longest, Error *e) {
     return c->context >= longest ||
            error_set(e, "%s: its context of %d is shorter than the longest prompt with its completion, %d", name,

@@ -1,16 +1,17 @@
 /* micro_plan.h - division of a step's items into micro-batches.
  *
- * An item is whatever is never split: a record, a pair, a completion. A plan is made from the sizes of the items, before
- * anything is packed, so a trainer knows the number of its micro-batches before it runs the first one. Items are taken in
- * order, as many per micro-batch as its capacity allows:
+ * An item is whatever is never split: a record, a pair, a completion. A plan is made from the sizes of the items,
+ * before anything is packed, so a trainer knows the number of its micro-batches before it runs the first one. Items are
+ * taken in order, as many per micro-batch as its capacity allows:
  *
  *     MicroPlan plan = {0};
  *     micro_plan_begin(&plan, &batch, 0);
- *     for (int32_t i = 0; i < n; i++) micro_plan_add(&plan, (BatchSize){rows[i], targets[i], 1});
+ *     for (int32_t i = 0; i < n; i++) micro_plan_add(&plan, (BatchSize){item[i].count, item[i].count - 1, 1});
  *     for (int32_t m = 0; m < plan.micros; m++) {
  *         batch_clear(&batch);
- *         for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++) batch_sequence(&batch, tokens[i], NULL, rows[i]);
- *         model_forward(&model, &work, &batch, 1.0f, &out);
+ *         for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++)
+ *             batch_sequence(&batch, item[i].tokens, NULL, item[i].count);
+ *         run(&batch);
  *     }
  *     micro_plan_free(&plan);
  */
@@ -36,8 +37,8 @@ static inline void micro_plan_free(MicroPlan *p) {
     *p = (MicroPlan){0};
 }
 
-/* Begins an empty plan for micro-batches of b's capacity. Items are numbered from `start`. The memory of an earlier plan is
- * used again. */
+/* Begins an empty plan for micro-batches of b's capacity. Items are numbered from `start`. The memory of an earlier
+ * plan is used again. */
 static inline void micro_plan_begin(MicroPlan *p, const Batch *b, int32_t start) {
     p->micros = 0;
     p->limit = (BatchSize){b->rows_max, b->targets_max, b->segments_max};

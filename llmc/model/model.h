@@ -143,8 +143,8 @@ typedef struct ModelChunk {
     float *host;
 } ModelChunk;
 
-/* Advances to the next chunk of an array of `count` elements. Returns false after the last one and frees c->host; a loop
- * that ends earlier frees it itself, which is also allowed after the end.
+/* Advances to the next chunk of an array of `count` elements. Returns false after the last one and frees c->host; a
+ * loop that ends earlier frees it itself, which is also allowed after the end.
  *
  *     ModelChunk c = {0};
  *     while (ok && model_each_chunk(&c, m->parameters)) {

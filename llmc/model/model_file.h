@@ -79,8 +79,9 @@ static inline bool model_read_head(CheckpointReader *r, const Model *m, const Op
     return ok;
 }
 
-/* Reads an array over all parameters from the file to `to`, of which this rank keeps its slices: moments or master weights.
- * to: NULL for the masters of a device that has none; they become its weights. what: the array's name in messages. */
+/* Reads an array over all parameters from the file to `to`, of which this rank keeps its slices: moments or master
+ * weights. to: NULL for the masters of a device that has none; they become its weights. what: the array's name in
+ * messages. */
 static inline bool model_read_array(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to, uint64_t bytes,
                                     const char *what, Error *e) {
     if (bytes != m->parameters * sizeof(float))
@@ -282,8 +283,8 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     return false;
 }
 
-/* Returns the hash of a model's weights without a value head: XXH3-64 of their float32 values. A model and the file it was
- * saved to have the same hash. */
+/* Returns the hash of a model's weights without a value head: XXH3-64 of their float32 values. A model and the file it
+ * was saved to have the same hash. */
 static inline uint64_t model_weights_hash(const Model *m) {
     XXH3_state_t *state = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(state);

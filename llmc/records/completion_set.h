@@ -2,8 +2,8 @@
  *
  * A set is the data of one optimizer step or one evaluation on held-out data: families of a prompt, a chosen and a
  * rejected completion (pairs.h), or of a prompt and one completion (`rejected` empty). The per-token arrays are flat
- * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array. Code that works
- * on a micro-batch sees that range alone, as an CompletionSlice whose offsets begin at 0:
+ * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array. Code that
+ * works on a micro-batch sees that range alone, as an CompletionSlice whose offsets begin at 0:
  *
  *     offset   3i        3i+1       3i+2         3i+3
  *              | prompt i | chosen i | rejected i | prompt i+1 ...

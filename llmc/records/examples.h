@@ -11,8 +11,10 @@
  *
  *     Examples x;
  *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, &e)) die("%s", e.text);
+ *     MicroPlan plan = {0};
+ *     micro_plan_begin(&plan, &batch, 0);
  *     for (int64_t i = 0; i < x.count; i++) micro_plan_add(&plan, example_size(&x.example[i]));
- *     for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++)
+ *     for (int32_t i = plan.first[0]; i < plan.first[1]; i++)           // the first micro-batch
  *         example_pack_scores(&batch, &x.example[i]);      // one target per label; or example_pack(): one per token
  */
 #ifndef LLMC_RECORDS_EXAMPLES_H
@@ -91,8 +93,8 @@ static inline bool examples_read(Examples *x, Error *e) {
     return ok;
 }
 
-/* kind: RECORD_UNPAIRED or RECORD_STEP. Fails on a shard of another kind, with other labels, or without a record to train
- * on. */
+/* kind: RECORD_UNPAIRED or RECORD_STEP. Fails on a shard of another kind, with other labels, or without a record to
+ * train on. */
 static inline bool examples_open(Examples *x, const char *path, RecordKind kind, Error *e) {
     *x = (Examples){0};
     if (!shard_open(&x->shard, path, e)) return false;

@@ -1,12 +1,12 @@
 /* labelled.h - the records of a preference, unpaired or step shard, fitted to a maximum length.
  *
- * A shard is opened before the model is known, and fitted once the maximum length of a prompt with its completion is. What
- * happens to a record that is longer depends on what is learnt from it:
+ * A shard is opened before the model is known, and fitted once the maximum length of a prompt with its completion is.
+ * What happens to a record that is longer depends on what is learnt from it:
  *
- *   FIT_DROP       it is left out, because a truncated completion would be another completion and deserve another score;
- *                  a solution loses only the steps that do not fit, and is left out if none is left
- *   FIT_TRUNCATE   its completions are truncated, because their tokens are trained on one by one; it is left out only if
- *                  its prompt leaves no room for a token
+ *   FIT_DROP       it is left out, because a truncated completion would be another completion and deserve another
+ *                  score; a solution loses only the steps that do not fit, and is left out if none is left
+ *   FIT_TRUNCATE   its completions are truncated, because their tokens are trained on one by one; it is left out only
+ *                  if its prompt leaves no room for a token
  *
  * labelled_fit() warns about both.
  *
@@ -49,7 +49,8 @@ static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind,
     return true;
 }
 
-/* The number of rows that record i takes in a batch. shared: both completions of a pair share one copy of the prompt. */
+/* The number of rows that record i takes in a batch. shared: both completions of a pair share one copy of the
+ * prompt. */
 static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
     if (l->kind == RECORD_PREFERENCE) return (int32_t)pair_size(&l->pairs.pair[i], shared).rows;
     return (int32_t)example_size(&l->examples.example[i]).rows;

@@ -5,14 +5,16 @@
  * With `shared` false, each completion gets its own copy of the prompt, as in libraries that use padding; results agree
  * up to rounding.
  *
- * Pairs holds the records of a preference shard; a record without a prompt or without one of the completions is left out
- * and counted (dropped). labelled.h fits them to a maximum length.
+ * Pairs holds the records of a preference shard; a record without a prompt or without one of the completions is left
+ * out and counted (dropped). labelled.h fits them to a maximum length.
  *
  *     Pairs pairs;
  *     if (!pairs_open(&pairs, "prefs.shard", &e)) die("%s", e.text);
+ *     MicroPlan plan = {0};
+ *     micro_plan_begin(&plan, &batch, 0);
  *     for (int64_t i = 0; i < pairs.count; i++) micro_plan_add(&plan, pair_size(&pairs.pair[i], true));
- *     for (int32_t i = plan.first[m]; i < plan.first[m + 1]; i++)  // targets: the last rows of both completions
- *         pair_pack_scores(&batch, &pairs.pair[i], true);
+ *     for (int32_t i = plan.first[0]; i < plan.first[1]; i++)               // the first micro-batch
+ *         pair_pack_scores(&batch, &pairs.pair[i], true);                             // targets: both last rows
  */
 #ifndef LLMC_RECORDS_PAIRS_H
 #define LLMC_RECORDS_PAIRS_H

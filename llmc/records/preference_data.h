@@ -12,6 +12,7 @@
 #ifndef LLMC_RECORDS_PREFERENCE_DATA_H
 #define LLMC_RECORDS_PREFERENCE_DATA_H
 
+#include "../base/random.h"
 #include "labelled.h"
 #include "ref_logps.h"
 
@@ -88,8 +89,9 @@ static inline void preference_data_places(PreferenceData *d) {
     d->items = items;
 }
 
-/* Fits the records to max_length tokens of prompt and completion, and warns about pairs of equal completions. shared: both
- * completions of a pair share one copy of the prompt; seed: for the mismatched completions. Fails if too few are left. */
+/* Fits the records to max_length tokens of prompt and completion, and warns about pairs of equal completions. shared:
+ * both completions of a pair share one copy of the prompt; seed: for the mismatched completions. Fails if too few are
+ * left. */
 static inline bool preference_data_fit(PreferenceData *d, bool shared, int64_t max_length, uint64_t seed, Error *e) {
     const char *name = d->shard->name;
     if (!labelled_fit(&d->records, max_length, FIT_TRUNCATE, e)) return false;

@@ -15,7 +15,7 @@
  *     RefLogps r;
  *     if (!ref_logps_read(&r, "ref.logps", &e)) die("%s", e.text);
  *     if (r.model != model_weights_hash(&reference)) die("made with another model");     // model/model_file.h
- *     const float *logp = ref_logps_find(&r, data, count);             // NULL: made from other data
+ *     const float *logp = ref_logps_find(&r, hash, count);             // NULL: made from other data
  */
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H

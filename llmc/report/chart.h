@@ -1,8 +1,9 @@
 /* chart.h - small SVG charts of a run's curves.
  *
- * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing: one
- * point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw, line,
- * band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark themes.
+ * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing:
+ * one point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw,
+ * line, band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark
+ * themes.
  *
  *     Chart c = {.lines = {{.mid = history_find(&history, "reward")}}, .count = 1, .smooth = true, .x0 = 1, .x1 = 200};
  *     chart_svg(f, &c);        // <svg>...</svg>
@@ -178,8 +179,8 @@ static inline void chart_pen_flush(ChartPen *p) {
     p->any = false;
 }
 
-/* Writes a path through values[i] at the steps of s. A gap of non-finite values breaks the path if it is wide enough to be
- * visible. An isolated point is drawn as a dot (a line of length 0 with round ends). */
+/* Writes a path through values[i] at the steps of s. A gap of non-finite values breaks the path if it is wide enough to
+ * be visible. An isolated point is drawn as a dot (a line of length 0 with round ends). */
 static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
                               const char *class, int curve) {
     ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};

@@ -57,8 +57,8 @@ static inline void chart_data_line(FILE *f, const Chart *c, const ChartScale *sc
     fputc('}', f);
 }
 
-/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[...]}, or null if no value is
- * finite. A line is {"x":[...],"r":[...],"s":[...]}. */
+/* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[...]}, or null if no value
+ * is finite. A line is {"x":[...],"r":[...],"s":[...]}. */
 static inline void chart_data(FILE *f, const Chart *c) {
     ChartScale s;
     if (!chart_scale(c, &s)) {

@@ -1,7 +1,7 @@
 /* style.h - the style and the script of a report's page.
  *
- * They are files of their own, report.css and report.js. When the programs are built, embed.awk turns them into C strings,
- * in the file report_style.h of the build folder.
+ * They are files of their own, report.css and report.js. When the programs are built, embed.awk turns them into C
+ * strings, in the file report_style.h of the build folder.
  *
  *     fprintf(f, "<style>\n%s</style>", report_css());
  *     fprintf(f, "<script>\n%s</script>", report_js());

@@ -332,11 +332,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
         Sampling s = *how;
         if (!pass) s.temperature = 0;
         for (int64_t i = 0; i < count; i++)
-            q[i] = (RolloutRequest){.prompt = prompts_tokens(p, first + i),
-                                    .prompt_len = prompts_length(p, first + i),
-                                    .samples = samples,
-                                    .id = (uint64_t)(first + i) * (uint64_t)most,
-                                    .out = out + i * samples};
+            q[i] = prompts_request(p, first + i, samples, (uint64_t)(first + i) * (uint64_t)most, out + i * samples);
         ok = rollout_run(engine, &s, q, count, NULL, NULL, e);
         for (int64_t i = 0; ok && i < count; i++)
             ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, s.max_new, pass, text, rewards, watch,

@@ -2,7 +2,7 @@
  *
  *     Prompts p = {0};
  *     if (!shard_open(&p.shard, "tasks.shard", &e) || !prompts_read(&p, prompt_max, &e)) die("%s", e.text);
- *     RolloutRequest q = {.prompt = prompts_tokens(&p, i), .prompt_len = prompts_length(&p, i), .samples = 1};
+ *     RolloutRequest q = prompts_request(&p, i, 8, id, completions);              // eight completions of prompt i
  *     RewardInput in = prompts_input(&p, i, text, &c, id, max_tokens);
  *     prompts_close(&p);
  */
@@ -10,6 +10,7 @@
 #define LLMC_ROLLOUT_PROMPTS_H
 
 #include "../model/model_text.h"
+#include "../reward/reward_model.h"
 #include "../reward/rewards.h"
 #include "rollout.h"
 #include "../records/shard.h"
@@ -68,6 +69,22 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
     if (ok && !p->count)
         ok = error_set(e, "%s: all %lld prompts are longer than %d tokens", s->name, (long long)s->count, limit);
     return ok;
+}
+
+/* A request for `samples` completions of prompt i, which go to out: (samples). id: of the first one; the draws of a
+ * completion depend on its id. */
+static inline RolloutRequest prompts_request(const Prompts *p, int64_t i, int32_t samples, uint64_t id,
+                                             Completion *out) {
+    return (RolloutRequest){
+        .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = samples, .id = id, .out = out};
+}
+
+/* Completion c of prompt i, for a reward model. */
+static inline RewardItem prompts_item(const Prompts *p, int64_t i, const Completion *c) {
+    return (RewardItem){.prompt = prompts_tokens(p, i),
+                        .prompt_len = prompts_length(p, i),
+                        .completion = c->tokens,
+                        .completion_len = c->count};
 }
 
 /* The reward input of a completion c to prompt i. text: the completion as text. */

@@ -1,13 +1,15 @@
 /* companion.h - the file of a second model that a training state needs: PPO's critic, or a reference that is trained.
  *
- * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so that the companion of
- * a state always exists; that of the previous state is removed once the new state is complete. The trainer (trainer.h)
- * writes it together with its states:
+ * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so that the companion
+ * of a state always exists; that of the previous state is removed once the new state is complete. The trainer
+ * (trainer.h) writes it together with its states:
  *
- *     const char *path = companion_resume(&trainer.companion, "critic", trainer.o->resume, trainer.step);
- *     ...                                                     // load from path; NULL: the run begins
- *     trainer.companion.save = critic_save;                   // writes the model to the path that it is given
- *     trainer.companion.context = &critic;
+ *     Companion c = {0};
+ *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: the run begins
+ *     c.save = run;                                                  // writes the model to the path that it is given
+ *     companion_save(&c, "ppo.bin.state", step, true);               // before the state is written
+ *     companion_forget(&c, true);                                    // after it is written
+ *     companion_free(&c);
  */
 #ifndef LLMC_TRAIN_COMPANION_H
 #define LLMC_TRAIN_COMPANION_H
@@ -37,8 +39,8 @@ static inline const char *companion_resume(Companion *c, const char *kind, const
     return c->written;
 }
 
-/* Writes the companion of a state that is about to be written. writes: this rank writes files. The companion of a state at
- * another path, from which the run was resumed, is kept. */
+/* Writes the companion of a state that is about to be written. writes: this rank writes files. The companion of a state
+ * at another path, from which the run was resumed, is kept. */
 static inline void companion_save(Companion *c, const char *state, int64_t step, bool writes) {
     if (!c->save) return;
     char *before = c->written;

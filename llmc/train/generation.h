@@ -34,7 +34,7 @@
  *             model_forward(&model, &work, &g.batch, 1.0f, &(ModelOutput){.logp = x.logp});
  *             model_backward(&model, &work, &g.batch, 1.0f, x.dlogp, NULL, NULL);
  *         }
- *         generation_log(&g);
+ *         generation_log(&g);                                            // generation_report.h
  *         generation_forget(&g, 0);
  *         generation_save(&g);
  *     }
@@ -46,6 +46,7 @@
 #include "../loss/advantage.h"
 #include "../model/micro_plan.h"
 #include "../records/cursor.h"
+#include "../reward/reward_model.h"
 #include "../rollout/evaluation.h"
 #include "generation_options.h"
 #include "trainer.h"
@@ -131,6 +132,18 @@ static inline void generation_open_prompts(Generation *g) {
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
+}
+
+/* Opens a reward model that scores the generation's completions, and checks that it fits the policy. Call it after
+ * generation_open_prompts(). */
+static inline void generation_open_reward_model(Generation *g, RewardModel *m, const char *path) {
+    Error e;
+    const Trainer *t = g->t;
+    const int need = generation_longest_prompt(g) + (int)g->o->max_completion;
+    if (!reward_model_open(m, path, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
+        !reward_model_check(m, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model", &e) ||
+        !model_fits_length(&m->model.config, path, need, &e))
+        die("%s", e.text);
 }
 
 /* Size of the sampling engine in bytes, for trainer_announce(). */
@@ -272,11 +285,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     dist_share(g->cost + first, n, g->t->dist.ranks, owner);
     for (int32_t i = 0; i < n; i++)
         if (owner[i] == g->t->dist.rank)
-            q[own++] = (RolloutRequest){.prompt = prompts_tokens(&g->train, scored[i * G].prompt),
-                                        .prompt_len = prompts_length(&g->train, scored[i * G].prompt),
-                                        .samples = G,
-                                        .id = scored[i * G].id,
-                                        .out = out + i * G};
+            q[own++] = prompts_request(&g->train, scored[i * G].prompt, G, scored[i * G].id, out + i * G);
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
@@ -394,8 +403,8 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
 
 /* ---- micro-batches --------------------------------------------------------------------------------------------- */
 
-/* Divides completions [first, end) into micro-batches. Those of a group that are in one micro-batch share one copy of their
- * prompt. */
+/* Divides completions [first, end) into micro-batches. Those of a group that are in one micro-batch share one copy of
+ * their prompt. */
 static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int32_t end) {
     micro_plan_begin(&g->plan, &g->batch, first);
     for (int32_t i = first; i < end; i++) {

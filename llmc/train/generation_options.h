@@ -1,12 +1,12 @@
-/* generation_options.h - options of the trainers that learn from their own completions: data, sampling, reward, evaluation.
+/* generation_options.h - options of the trainers that learn from their own completions: data, sampling, reward,
+ * evaluation.
  *
- *     static struct { TrainerOptions t; GenerationOptions g; } o;
+ *     static struct { GenerationOptions g; } o;
  *     static const Option options[] = {
  *         GENERATION_DATA_OPTIONS(o.g),
  *         GENERATION_SAMPLING_OPTIONS(o.g, 2),                    // groups of at least two
  *         OPTION_GROUP("Reward"),
  *         GENERATION_REWARD_OPTIONS(o.g),
- *         TRAINER_MODEL_OPTIONS(o.t), ...
  *         GENERATION_EVALUATION_OPTIONS(o.g),
  *         OPTION_END};
  *     o.g = generation_defaults();                                // before options_parse()

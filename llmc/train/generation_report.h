@@ -10,8 +10,8 @@
 
 #include "generation.h"
 
-/* Evaluates the model on held-out prompts; logs the results and prints a line. when: a name for this point of the run, or NULL
- * for the number of the step. Collective. */
+/* Evaluates the model on held-out prompts; logs the results and prints a line. when: a name for this point of the run,
+ * or NULL for the number of the step. Collective. */
 static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     char step[32];
@@ -92,8 +92,8 @@ static inline void generation_show(Generation *g, const char *when) {
     }
 }
 
-/* Warns if sampler and trainer disagree about a token: gap is the greatest difference of its log-probabilities, in nats. Call
- * it only if both used the same weights. */
+/* Warns if sampler and trainer disagree about a token: gap is the greatest difference of its log-probabilities, in
+ * nats. Call it only if both used the same weights. */
 static inline void generation_check_sampler(Generation *g, double gap) {
     if (gap > (g->t->o->dtype ? 0.5 : 0.01))
         metrics_line(&g->t->metrics, "%s: warning: sampler and trainer disagree by %.3g nats on a token", g->t->program,

@@ -45,20 +45,20 @@ static inline OnlineOptions online_options(void) { return (OnlineOptions){.xpo_a
 
 // clang-format off
 #define ONLINE_OPTIONS(o)                                                                                              \
-    OPTION_GROUP("Online"),                                                                                            \
-    OPTION_FLAG  ("online",              0,   &(o).on,                                                                        \
+    OPTION_GROUP ("Online"),                                                                                           \
+    OPTION_FLAG  ("online",              0, &(o).on,                                                                   \
                   "sample pairs from the policy; a reward model or verifiers score them"),                             \
-    OPTION_CHOICE("online-loss",  0,   &(o).kind,  ONLINE_CHOICES,                                                     \
+    OPTION_CHOICE("online-loss",         0, &(o).kind,                ONLINE_CHOICES,                                  \
                   "which models generate each pair, and with which loss"),                                             \
-    OPTION_TEXT  ("reward-model",        0,   &(o).reward_model, "FILE",                                                      \
+    OPTION_TEXT  ("reward-model",        0, &(o).reward_model,        "FILE",                                          \
                   "reward model that scores the pairs (a checkpoint from train_rm)"),                                  \
-    OPTION_REAL("missing-eos-penalty",   0,   &(o).missing_eos_penalty,  0, 1e9,                                       \
-                "penalty on the score of a completion without a stop token"),                                          \
-    OPTION_FLAG("drop-ties",             0,   &(o).drop_ties,                                                          \
-                "leave out pairs with equal scores; otherwise the first completion is the chosen one"),                \
-    OPTION_REAL("xpo-alpha",             0,   &(o).xpo_alpha,            0, 1e6, "xpo: weight of the optimism term"),  \
-    OPTION_REAL("mixture-coef",          0,   &(o).mixture_coef,         0, 1,                                         \
-                "nash_md: weight of the reference in the mixture")
+    OPTION_REAL  ("missing-eos-penalty", 0, &(o).missing_eos_penalty, 0, 1e9,                                          \
+                  "penalty on the score of a completion without a stop token"),                                        \
+    OPTION_FLAG  ("drop-ties",           0, &(o).drop_ties,                                                            \
+                  "leave out pairs with equal scores; otherwise the first completion is the chosen one"),              \
+    OPTION_REAL  ("xpo-alpha",           0, &(o).xpo_alpha,           0, 1e6, "xpo: weight of the optimism term"),     \
+    OPTION_REAL  ("mixture-coef",        0, &(o).mixture_coef,        0, 1,                                            \
+                  "nash_md: weight of the reference in the mixture")
 // clang-format on
 
 /* Rejects options that contradict each other. l: the losses; r: the reference. */
@@ -120,16 +120,8 @@ static inline size_t online_bytes(const OnlinePairs *p) {
 
 /* Reads the prompts and opens the reward model. Call it after trainer_open(). */
 static inline void online_open_prompts(OnlinePairs *p) {
-    Error e;
-    Trainer *t = p->g.t;
     generation_open_prompts(&p->g);
-    if (!p->o->reward_model) return;
-    if (!reward_model_open(&p->judge, p->o->reward_model, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
-        !reward_model_check(&p->judge, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model",
-                            &e))
-        die("%s", e.text);
-    const int need = generation_longest_prompt(&p->g) + (int)p->g.o->max_completion;
-    if (!model_fits_length(&p->judge.model.config, p->o->reward_model, need, &e)) die("%s", e.text);
+    if (p->o->reward_model) generation_open_reward_model(&p->g, &p->judge, p->o->reward_model);
 }
 
 /* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */
@@ -160,11 +152,7 @@ static inline void online_draw_second(OnlinePairs *p) {
     for (int32_t i = 0; i < p->count; i++) {
         const int64_t prompt = g->scored[i].prompt;
         p->second[i] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
-        q[i] = (RolloutRequest){.prompt = prompts_tokens(&g->train, prompt),
-                                .prompt_len = prompts_length(&g->train, prompt),
-                                .samples = 1,
-                                .id = p->second[i].id,
-                                .out = &p->second[i].completion};
+        q[i] = prompts_request(&g->train, prompt, 1, p->second[i].id, &p->second[i].completion);
     }
     if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
     free(q);
@@ -176,11 +164,7 @@ static inline void online_judge(OnlinePairs *p, ScoredCompletion *scored, int32_
     const Prompts *prompts = &p->g.train;
     RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
     float *score = (float *)xcalloc((size_t)n, sizeof *score);
-    for (int32_t i = 0; i < n; i++)
-        item[i] = (RewardItem){.prompt = prompts_tokens(prompts, scored[i].prompt),
-                               .prompt_len = prompts_length(prompts, scored[i].prompt),
-                               .completion = scored[i].completion.tokens,
-                               .completion_len = scored[i].completion.count};
+    for (int32_t i = 0; i < n; i++) item[i] = prompts_item(prompts, scored[i].prompt, &scored[i].completion);
     if (p->o->reward_model && !reward_model_score(&p->judge, item, n, score, &e)) die("%s", e.text);
     for (int32_t i = 0; i < n; i++) {
         scored[i].reward += score[i];
@@ -207,7 +191,8 @@ static inline void online_draw(OnlinePairs *p) {
     g->reward_seconds = clock_seconds() - judging;
 }
 
-/* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions alone. */
+/* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions
+ * alone. */
 static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
     completion_set_clear(s);
     for (int32_t i = 0; i < p->count; i++) {

@@ -49,7 +49,8 @@ static inline PreferenceOptions preference_options(void) {
                   "LD-DPO: weight of tokens past the shorter completion's length; 1 disables it"),                     \
     OPTION_FLAG  ("use-weighting",           0, &(o).pair.use_weighting,                                               \
                   "WPO: weight pairs by their likelihood under the policy"),                                           \
-    OPTION_REAL  ("rpo-alpha",               0, &(o).rpo_alpha,              0, 1e6, "add the SFT loss with this weight"),\
+    OPTION_REAL  ("rpo-alpha",               0, &(o).rpo_alpha,              0, 1e6,                                   \
+                  "add the SFT loss with this weight"),                                                                \
     OPTION_REAL  ("discopop-tau",            0, &(o).pair.discopop_tau,      1e-6, 1e6,                                \
                   "discopop: temperature of the mixture"),                                                             \
     OPTION_REAL  ("dpop-lambda",             0, &(o).pair.dpop_lambda,       0, 1e6,                                   \
@@ -58,7 +59,8 @@ static inline PreferenceOptions preference_options(void) {
     OPTION_REAL  ("cpo-alpha",               0, &(o).pair.cpo_alpha,         0, 1e6, "cpo: weight of the SFT term"),   \
     OPTION_REAL  ("alpha",                   0, &(o).pair.alpha,             -100, 100,                                \
                   "simpo, cpo: AlphaPO's shape of the reward; 0 uses the log-probability"),                            \
-    OPTION_REAL  ("desirable-weight",        0, &(o).kto.desirable_weight,   0, 1e6, "kto: weight of good completions"),\
+    OPTION_REAL  ("desirable-weight",        0, &(o).kto.desirable_weight,   0, 1e6,                                   \
+                  "kto: weight of good completions"),                                                                  \
     OPTION_REAL  ("undesirable-weight",      0, &(o).kto.undesirable_weight, 0, 1e6, "kto: weight of bad completions")
 // clang-format on
 
@@ -161,8 +163,8 @@ static inline void preference_options_check(const PreferenceOptions *o) {
         usage_error("--f-alpha-divergence-coef: used only with --f-divergence-type alpha_divergence");
 }
 
-/* Warns if all of n completions have the same label, or if the weighted ratio of good to bad ones is outside the range that
- * KTO's authors recommend. name: of the shard. */
+/* Warns if all of n completions have the same label, or if the weighted ratio of good to bad ones is outside the range
+ * that KTO's authors recommend. name: of the shard. */
 static inline void preference_options_balance(const PreferenceOptions *o, const char *name, int64_t good, int64_t n) {
     const double balance = kto_balance(&o->kto, (double)good, (double)(n - good));
     if (!good || good == n)

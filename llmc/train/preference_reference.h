@@ -1,14 +1,15 @@
-/* preference_reference.h - the reference of the losses on preferences: a model, or log-probabilities computed beforehand.
+/* preference_reference.h - the reference of the losses on preferences: a model, or log-probabilities computed
+ * beforehand.
  *
- * A live reference is a second model in memory (reference.h), which may follow the policy. With --precompute-ref-log-probs
- * the log-probabilities of all completions in the shards are computed once, by the model of -c or by --reference, which is
- * freed afterwards, or read from a file (ref_logps.h). A file is tied to the model, to the shards' contents and to
- * --max-length; any other is rejected. Errors end the program (see trainer.h).
+ * A live reference is a second model in memory (reference.h), which may follow the policy. With
+ * --precompute-ref-log-probs the log-probabilities of all completions in the shards are computed once, by the model of
+ * -c or by --reference, which is freed afterwards, or read from a file (ref_logps.h). A file is tied to the model, to
+ * the shards' contents and to --max-length; any other is rejected. Errors end the program (see trainer.h).
  *
  *     PreferenceReference r = {.o = &o.r};
- *     PreferenceData *shards[] = {&data, &val};
+ *     PreferenceData *shards[] = {&train, &held_out};
  *     preference_reference_open(&r, &trainer, &work, &batch, true, shards, 2);
- *     preference_reference_run(&r, &batch, &data, &set, false);                  // fills set.ref
+ *     preference_reference_run(&r, &batch, &train, &set, false);                 // fills set.ref
  *     preference_reference_close(&r);
  */
 #ifndef LLMC_TRAIN_PREFERENCE_REFERENCE_H
@@ -132,8 +133,9 @@ static inline void preference_reference_same(Trainer *t, const RefLogps *l, cons
     json_object_set_new(t->state, "ref_logps", json_string(name));
 }
 
-/* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself; reference:
- * another model, or NULL; file: read if it exists, else written; or NULL. Errors end the program (see trainer.h). */
+/* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself;
+ * reference: another model, or NULL; file: read if it exists, else written; or NULL. Errors end the program (see
+ * trainer.h). */
 static inline void preference_reference_precompute(Trainer *t, const Workspace *work, Batch *b, bool shared,
                                                    const char *reference, const char *file, PreferenceData *data[],
                                                    int count) {
@@ -170,8 +172,8 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
 
 /* ---- both kinds ------------------------------------------------------------------------------------------------ */
 
-/* Opens the reference of a loss that needs one. work, b: the policy's; shared: both completions of a pair share one copy of
- * their prompt; data: (count) the shards that a table is made for. */
+/* Opens the reference of a loss that needs one. work, b: the policy's; shared: both completions of a pair share one
+ * copy of their prompt; data: (count) the shards that a table is made for. */
 static inline void preference_reference_open(PreferenceReference *r, Trainer *t, const Workspace *work, Batch *b,
                                              bool shared, PreferenceData *data[], int count) {
     const PreferenceReferenceOptions *o = r->o;

@@ -61,8 +61,8 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const Mode
     return true;
 }
 
-/* Takes the next N targets of the text, in windows, each for one of the ranks. Returns this rank's number of micro-batches.
- * b: the batch that pretraining_loss() will use. */
+/* Takes the next N targets of the text, in windows, each for one of the ranks. Returns this rank's number of
+ * micro-batches. b: the batch that pretraining_loss() will use. */
 static inline int64_t pretraining_plan(Pretraining *p, const Trainer *t, const Batch *b, int64_t N) {
     const TokenShard *s = &p->shard;
     int32_t own = 0;
@@ -92,8 +92,8 @@ static inline void pretraining_pack(Pretraining *p, Batch *b, int32_t first, int
     }
 }
 
-/* Runs the targets of pretraining_plan(): adds their gradients and returns coef times their mean loss over all ranks. These
- * must be the last backward passes of the step. b: the trainer's batch, which is overwritten. Collective. */
+/* Runs the targets of pretraining_plan(): adds their gradients and returns coef times their mean loss over all ranks.
+ * These must be the last backward passes of the step. b: the trainer's batch, which is overwritten. Collective. */
 static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspace *w, Batch *b, double coef) {
     const double N = (double)p->targets;
     double sum = 0;

@@ -1,7 +1,8 @@
 /* reference.h - the reference model of KL terms and preference losses.
  *
- * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). It is
- * frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is rejected.
+ * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). It
+ * is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
+ * rejected.
  *
  * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy. Such a reference is written next to every
  * training state (companion.h), from which a resumed run continues.

@@ -316,6 +316,13 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     trainer_lineage(t, table);
 }
 
+/* Allocates the activations of micro-batches of `rows` rows. */
+static inline void trainer_workspace(const Trainer *t, Workspace *w, int rows) {
+    Error e;
+    if (!workspace_new(w, &t->model, rows, rows, rows, true, (int)t->o->recompute, &e))
+        die("%s; lower --micro-tokens or raise --recompute", e.text);
+}
+
 /* Sets up the learning-rate schedule for a run of this many steps. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
     t->steps = steps;
