@@ -23,10 +23,30 @@
  * text; it can be compared between tokenizers. accuracy_low and accuracy_high are Wilson's 95 % interval; keys that end
  * in _error are standard errors.
  */
-#include "llmc/rollout/evaluation.h"
-#include "llmc/reward/evaluation_reward.h"
-#include "llmc/rollout/inference.h"
-#include "llmc/records/tokens.h"
+#include "llmc/base/clock.h"               /* clock_seconds */
+#include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
+#include "llmc/base/io.h"                  /* magic_name, MAGIC_RECORDS, MAGIC_TOKENS, Reader, ... */
+#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/program.h"             /* program_stopping, program_start */
+#include "llmc/base/random.h"              /* RANDOM_EVAL */
+#include "llmc/device.h"                   /* DeviceKind, DTYPE_AUTO, backend_open, device_dtype */
+#include "llmc/model/backend.h"            /* Backend, Device, Dtype */
+#include "llmc/model/batch.h"              /* Batch */
+#include "llmc/model/model.h"              /* model_sync */
+#include "llmc/model/pack.h"               /* batch_clear, batch_fits, batch_free, batch_new, ... */
+#include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
+#include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "llmc/records/tokens.h"           /* TokenShard, tokens_close, tokens_read */
+#include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
+#include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
+#include "llmc/reward/reward_model.h"      /* RewardModel, PRM_MIN, reward_model_check, reward_model_close, ... */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open */
+#include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, wilson_interval, evaluation_summarise, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, inference_json_text, INFERENCE_MODEL_OPTIONS, Inference, ... */
+#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
+#include "llmc/rollout/rollout.h"          /* Completion, Rollout, Sampling, rollout_free, ... */
+#include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
 static struct {
     InferenceOptions m;

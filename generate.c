@@ -25,9 +25,22 @@
  *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/rows.h"
-#include "llmc/rollout/inference.h"
-#include "llmc/rollout/sequence.h"
+#include "data/rows.h"              /* RowMessages, Rows, row_get, row_get_messages, ... */
+#include "llmc/base/clock.h"        /* clock_seconds */
+#include "llmc/base/error.h"        /* die, Error, usage_error, error_set, ... */
+#include "llmc/base/io.h"           /* Writer, magic_name, writer_abort, MAGIC_RECORDS, ... */
+#include "llmc/base/jsonl.h"        /* jsonl_error, Jsonl, JSONL_BUFFER, JSONL_LINE_MAX, ... */
+#include "llmc/base/options.h"      /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_END, ... */
+#include "llmc/base/program.h"      /* program_stopping, program_signal, program_on_signal, program_start */
+#include "llmc/base/text.h"         /* TokenList, TextBuffer, text_free, text_clear, ... */
+#include "llmc/device.h"            /* DTYPE_AUTO */
+#include "llmc/model/model_text.h"  /* ModelText */
+#include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
+#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_json_text, ... */
+#include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
+#include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
+#include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, chat_encode */
+#include "llmc/text/tokenizer.h"    /* tokenizer_decode, TOKENIZER_TEXT_MAX, tokenizer_encode */
 
 static struct {
     InferenceOptions m;

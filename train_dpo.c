@@ -18,10 +18,36 @@
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
-#include "llmc/records/cursor.h"
-#include "llmc/train/online_pairs.h"
-#include "llmc/train/preference_options.h"
-#include "llmc/train/preference_reference.h"
+#include "llmc/base/clock.h"                 /* clock_seconds */
+#include "llmc/base/error.h"                 /* die, xmalloc, usage_error, xcalloc, ... */
+#include "llmc/base/options.h"               /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_END, ... */
+#include "llmc/base/program.h"               /* program_start */
+#include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
+#include "llmc/dist/grads.h"                 /* dist_grads_begin */
+#include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, KtoStats, kto_clamp, ... */
+#include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, preference_loss, ... */
+#include "llmc/loss/scalar.h"                /* LossMetric */
+#include "llmc/model/batch.h"                /* Batch */
+#include "llmc/model/micro_plan.h"           /* MicroPlan */
+#include "llmc/model/pack.h"                 /* batch_free, batch_new */
+#include "llmc/model/transformer.h"          /* ModelOutput, model_backward, model_forward, ... */
+#include "llmc/model/workspace.h"            /* Workspace, workspace_free */
+#include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
+#include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
+#include "llmc/records/pairs.h"              /* Pair */
+#include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
+#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_line, metrics_final */
+#include "llmc/rollout/evaluation.h"         /* Evaluation */
+#include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
+#include "llmc/train/generation.h"           /* Generation, generation_longest_prompt, generation_save */
+#include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
+#include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
+#include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
+#include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
+#include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
+#include "llmc/train/reference.h"            /* reference_bytes */
+#include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, trainer_log, ... */
+#include "llmc/train/trainer_options.h"      /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;

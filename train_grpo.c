@@ -14,9 +14,27 @@
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
-#include "llmc/train/generation_report.h"
-#include "llmc/loss/policy.h"
-#include "llmc/train/reference.h"
+#include "llmc/base/clock.h"               /* clock_seconds */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, xmalloc */
+#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_FLAG, OPTION_INT, ... */
+#include "llmc/base/program.h"             /* program_start */
+#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_max, dist_min, ... */
+#include "llmc/dist/grads.h"               /* dist_grads_begin */
+#include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
+#include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K3, kl_from_rewards */
+#include "llmc/loss/policy.h"              /* PolicyLossConfig, PolicyStats, IMPORTANCE_SEQUENCE, ... */
+#include "llmc/loss/scalar.h"              /* LossMetric */
+#include "llmc/model/micro_plan.h"         /* MicroPlan */
+#include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
+#include "llmc/model/workspace.h"          /* Workspace, workspace_free */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
+#include "llmc/rollout/evaluation.h"       /* Evaluation */
+#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
+#include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
+#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_sampler, ... */
+#include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
+#include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
+#include "llmc/train/trainer_options.h"    /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;

@@ -24,15 +24,40 @@
  *
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
-#include "llmc/train/critic.h"
-#include "llmc/loss/gae.h"
-#include "llmc/train/generation_report.h"
-#include "llmc/loss/kl_control.h"
-#include "llmc/loss/policy.h"
-#include "llmc/loss/ppo.h"
-#include "llmc/report/overoptimisation.h"
-#include "llmc/train/pretraining.h"
-#include "llmc/train/reference.h"
+#include "llmc/base/clock.h"               /* clock_seconds */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die */
+#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/program.h"             /* program_start */
+#include "llmc/dist/dist.h"                /* dist_total, DIST_FIELDS, dist_complete, dist_cut, ... */
+#include "llmc/dist/grads.h"               /* dist_grads_begin */
+#include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
+#include "llmc/loss/gae.h"                 /* whiten, gae, mean_baseline, moments_of, ... */
+#include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator */
+#include "llmc/loss/kl_control.h"          /* KlControl, KL_ADAPTIVE, KL_CONTROL_CHOICES, KlControlKind, ... */
+#include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyBatch, PolicyLossConfig, ... */
+#include "llmc/loss/ppo.h"                 /* PpoStats, PpoBatch, PpoConfig, ppo_config, ... */
+#include "llmc/loss/scalar.h"              /* clamp */
+#include "llmc/model/batch.h"              /* Batch, batch_pairs */
+#include "llmc/model/micro_plan.h"         /* MicroPlan */
+#include "llmc/model/model_file.h"         /* model_save */
+#include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
+#include "llmc/model/workspace.h"          /* Workspace, workspace_free */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
+#include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
+#include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open, rewards_score */
+#include "llmc/reward/verify_answer.h"     /* RewardInput */
+#include "llmc/rollout/evaluation.h"       /* Evaluation */
+#include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request */
+#include "llmc/rollout/rollout.h"          /* RolloutRequest, Sampling, completion_free, rollout_run */
+#include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
+#include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
+#include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
+#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_sampler, ... */
+#include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
+#include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
+#include "llmc/train/trainer.h"            /* Trainer, state_int, state_real, trainer_announce, ... */
+#include "llmc/train/trainer_options.h"    /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
 
 #define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
 /* The algorithms, in the order of ALGO_CHOICES. */

@@ -13,11 +13,28 @@
  *
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
-#include "llmc/reward/calibration.h"
-#include "llmc/records/cursor.h"
-#include "llmc/records/labelled.h"
-#include "llmc/reward/reward_model.h"
-#include "llmc/train/trainer.h"
+#include "llmc/base/clock.h"            /* clock_seconds */
+#include "llmc/base/error.h"            /* usage_error, xcalloc, die, warn, ... */
+#include "llmc/base/options.h"          /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_REAL, ... */
+#include "llmc/base/program.h"          /* program_start */
+#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
+#include "llmc/dist/grads.h"            /* dist_grads_begin */
+#include "llmc/loss/reward.h"           /* RewardLoss, loss_binary, loss_bradley_terry */
+#include "llmc/model/batch.h"           /* Batch, batch_pairs */
+#include "llmc/model/micro_plan.h"      /* MicroPlan, micro_plan_add, micro_plan_begin, micro_plan_free */
+#include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new */
+#include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_flops, model_forward */
+#include "llmc/model/workspace.h"       /* Workspace, workspace_free */
+#include "llmc/records/cursor.h"        /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
+#include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
+#include "llmc/records/labelled.h"      /* Labelled, FIT_DROP, labelled_close, labelled_fit, ... */
+#include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
+#include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
+#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_line, metrics_final */
+#include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
+#include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
+#include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;

@@ -8,11 +8,26 @@
  *
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
-#include "llmc/records/cursor.h"
-#include "llmc/loss/lm.h"
-#include "llmc/model/micro_plan.h"
-#include "llmc/rollout/rollout.h"
-#include "llmc/train/trainer.h"
+#include "llmc/base/clock.h"            /* clock_seconds */
+#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
+#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_REAL, ... */
+#include "llmc/base/program.h"          /* program_start */
+#include "llmc/base/random.h"           /* RANDOM_NOISE */
+#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
+#include "llmc/dist/grads.h"            /* dist_grads_begin */
+#include "llmc/loss/lm.h"               /* LM_NLL, LM_LOSS_CHOICES, LmLoss, loss_lm */
+#include "llmc/model/batch.h"           /* Batch */
+#include "llmc/model/micro_plan.h"      /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
+#include "llmc/model/model_text.h"      /* model_text_decode */
+#include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
+#include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
+#include "llmc/model/workspace.h"       /* Workspace, workspace_free */
+#include "llmc/records/cursor.h"        /* Cursor, cursor_free, cursor_new, cursor_epochs, ... */
+#include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
+#include "llmc/report/metrics.h"        /* metrics_set, metrics_line, Metrics, metrics_sample */
+#include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -185,7 +200,7 @@ static void micro_batch(Run *r, bool train, double N, uint64_t micro, Stats *sta
     } else model_forward(&t->model, &r->work, b, 1.0f, &out);
     stats->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
     if (train && o.loss != LM_NLL) model_backward(&t->model, &r->work, b, 1.0f, r->dlogp, NULL, NULL);
-    t->flops += model_flops(&t->model.config, b->rows, b->targets, batch_pairs(b)) * (train ? 3 : 1);
+    trainer_count_flops(t, &t->model, b, train ? 3 : 1);
     for (int32_t i = 0; i < b->targets; i++) {
         stats->entropy += r->entropy[i];
         stats->right += r->argmax[i] == b->target_token[i];

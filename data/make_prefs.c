@@ -17,11 +17,11 @@
  * completion is a string of letters; its length and each letter are drawn uniformly. Record i is a function of (seed,
  * i). One prompt in ten is held out, whatever the seed.
  */
-#include "../llmc/reward/gold.h"
-#include "../llmc/base/io.h"
-#include "../llmc/base/options.h"
-#include "../llmc/base/random.h"
-#include "../llmc/base/text.h"
+#include "../llmc/base/error.h"   /* usage_error, die, Error, checked_object, ... */
+#include "../llmc/base/io.h"      /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
+#include "../llmc/base/options.h" /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_CHOICE, ... */
+#include "../llmc/base/random.h"  /* Random, random_below, random_between, RANDOM_TASK, ... */
+#include "../llmc/reward/gold.h"  /* gold_score, GOLD_SUM, Gold, gold_parse */
 #include <jansson.h>
 #include <signal.h>
 

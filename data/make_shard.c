@@ -4,11 +4,18 @@
  * and writes both shards at the end. After a failure no file is left behind. Unusual properties of the data are counted
  * and reported at the end.
  */
-#include "rows.h"
-#include "../llmc/base/options.h"
-#include "../llmc/records/tokens.h"
-#include "../llmc/reward/verify.h"
-#include "../llmc/text/tokenizer_files.h"
+#include "../llmc/base/error.h"           /* Error, die, usage_error, warn, ... */
+#include "../llmc/base/io.h"              /* XXH3_64bits_withSeed */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_next, ... */
+#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/text.h"            /* text_clear, TextBuffer, TokenList, text_append, ... */
+#include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
+#include "../llmc/records/tokens.h"       /* tokens_write */
+#include "../llmc/reward/verify.h"        /* verify_kind */
+#include "../llmc/text/chat.h"            /* chat_add_specials, chat_stop_token, chat_template_parse */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_encode, tokenizer_store, tokenizer_token */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "rows.h"                         /* ROW_TEXT, ROW_AUTO, row_get, ROW_BAD, ... */
 #include <signal.h>
 
 static struct {

@@ -7,13 +7,19 @@
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
  *   --format chat     {"prompt","completion"}                records of kind chat, for train_sft
  */
-#include "../llmc/text/chat.h"
-#include "../llmc/base/io.h"
-#include "../llmc/base/options.h"
-#include "../llmc/records/shard.h"
-#include "../llmc/reward/tasks.h"
-#include "../llmc/text/tokenizer_files.h"
-#include "../llmc/reward/verify.h"
+#include "../llmc/base/error.h"           /* die, Error, usage_error, checked_object, ... */
+#include "../llmc/base/io.h"              /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
+#include "../llmc/base/options.h"         /* OPTION_INT, OPTION_CHOICE, OPTION_TEXT, OPTION_GROUP, ... */
+#include "../llmc/base/random.h"          /* Random, random_real, RANDOM_TASK, random_start */
+#include "../llmc/base/text.h"            /* TokenList, token_list_free */
+#include "../llmc/records/shard.h"        /* RECORD_CHAT, RECORD_PROMPT, Record, ShardWriter, ... */
+#include "../llmc/reward/task.h"          /* TASK_NAMES, Task, TaskKind, TASK_KINDS, ... */
+#include "../llmc/reward/tasks.h"         /* task_check, task_problem, task_solve */
+#include "../llmc/reward/verify.h"        /* rewards_verify */
+#include "../llmc/reward/verify_answer.h" /* RewardInput */
+#include "../llmc/text/chat.h"            /* ChatMessage, ChatTemplate, chat_add_specials, chat_encode, ... */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include <signal.h>
 
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };

@@ -17,9 +17,12 @@
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
 
-#include "../llmc/text/chat.h"
-#include "../llmc/base/jsonl.h"
-#include "../llmc/records/shard.h"
+#include "../llmc/base/error.h"     /* Error, xstrdup, xrealloc, xstrndup */
+#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
+#include "../llmc/base/text.h"      /* text_string, TextBuffer, text_clear, text_free, ... */
+#include "../llmc/records/shard.h"  /* Record */
+#include "../llmc/text/chat.h"      /* ChatMessage, chat_encode, ChatTemplate, chat_render, ... */
+#include "../llmc/text/tokenizer.h" /* tokenizer_encode, Tokenizer, tokenizer_find_special, tokenizer_free */
 
 typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;

@@ -3,12 +3,18 @@
  * Trained tokens are green on a terminal and enclosed in ⟦ and ⟧ elsewhere; special tokens are cyan. Control characters
  * and invalid UTF-8 in the data are printed as escapes such as \x1b.
  */
-#include "../llmc/model/checkpoint.h"
-#include "../llmc/text/chat.h"
-#include "../llmc/base/options.h"
-#include "../llmc/records/shard.h"
-#include "../llmc/records/tokens.h"
-#include "../llmc/text/tokenizer_files.h"
+#include "../llmc/base/error.h"           /* die, Error, xmalloc, usage_error, ... */
+#include "../llmc/base/io.h"              /* Reader, magic_name, reader_close, reader_memory, ... */
+#include "../llmc/base/options.h"         /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/text.h"            /* text_free, TextBuffer, text_clear, utf8_length, ... */
+#include "../llmc/model/checkpoint.h"     /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
+#include "../llmc/model/config.h"         /* ModelConfig */
+#include "../llmc/model/tensors.h"        /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
+#include "../llmc/records/shard.h"        /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
+#include "../llmc/records/tokens.h"       /* TokenShard, tokens_close, tokens_read */
+#include "../llmc/text/chat.h"            /* ChatTemplate, chat_stop_token, chat_template_free, ... */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include <jansson.h>
 #include <signal.h>
 

@@ -11,8 +11,9 @@
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
 
-#include "base/library.h"
-#include "model/backend.h"
+#include "base/error.h"    /* Error, error_set */
+#include "base/library.h"  /* Library, library_open */
+#include "model/backend.h" /* Backend, Dtype, DTYPE_BF16, DTYPE_FLOAT32, ... */
 
 typedef enum DeviceKind { DEVICE_CPU, DEVICE_CUDA } DeviceKind;
 #define DEVICE_CHOICES "cpu|cuda"
@@ -53,7 +54,7 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
 }
 
 #ifndef __cplusplus
-#include "cpu/cpu.h"
+#include "cpu/cpu.h" /* backend_cpu */
 
 /* Opens the device and returns its table in *b. */
 static inline bool backend_open(DeviceKind kind, Dtype dtype, const Backend **b, Device **d, Error *e) {

@@ -9,9 +9,14 @@
 #ifndef TESTS_ARRAYS_H
 #define TESTS_ARRAYS_H
 
-#include "../llmc/base/error.h"
-#include "../llmc/base/random.h"
+#include "../llmc/base/error.h"  /* xcalloc */
+#include "../llmc/base/random.h" /* Random, random_below */
 #include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
 
 enum { KEPT = 4000 };
 static void *kept[KEPT];

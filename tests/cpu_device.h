@@ -11,7 +11,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu/cpu.h"
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/cpu/cpu.h"       /* backend_cpu */
+#include "../llmc/model/backend.h" /* Backend, DTYPE_FLOAT32, Device */
 
 static const Backend *B;
 static Device *D;

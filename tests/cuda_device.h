@@ -16,9 +16,11 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "arrays.h"
-#include "../llmc/device.h"
-#include "../llmc/base/random.h"
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/base/random.h"   /* Random, random_normal */
+#include "../llmc/device.h"        /* backend_cuda */
+#include "../llmc/model/backend.h" /* DTYPE_BF16, DTYPE_FLOAT32, ROW_ALIGN, Acts, ... */
+#include "arrays.h"                /* FLOATS, host, arrays_free */
 
 static const double U = 0x1p-24;
 static const Backend *B;

@@ -6,8 +6,11 @@
 #ifndef TESTS_DEVICE_H
 #define TESTS_DEVICE_H
 
-#include "cpu_device.h"
-#include "arrays.h"
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/base/random.h"   /* Random, random_normal */
+#include "../llmc/model/backend.h" /* ROW_ALIGN, Weights, Acts, Floats, ... */
+#include "arrays.h"                /* FLOATS, Sum, sum_add, arrays_free, ... */
+#include "cpu_device.h"            /* B, D */
 
 static const double U = 0x1p-24;
 

@@ -10,7 +10,13 @@
 #ifndef TESTS_DPO_H
 #define TESTS_DPO_H
 
-#include "run.h"
+#include "../llmc/base/error.h"       /* Error */
+#include "../llmc/cpu/cpu.h"          /* backend_cpu */
+#include "../llmc/model/model.h"      /* Model */
+#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load */
+#include "files.h"                    /* files_path */
+#include "models.h"                   /* MODELS_VOCAB, models_nats, models_device, models_logits, ... */
+#include "run.h"                      /* sh */
 
 #define RULE  "data/make_prefs --rule char=a --letters 4 --prompt-length 2 --split all --min-length 2 --max-length 5 "
 #define SHARD " 2>/dev/null | data/make_shard --quiet -i - -o "

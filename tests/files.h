@@ -8,7 +8,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/io.h"
+#include "../llmc/base/error.h" /* Error */
 #include <dirent.h>
 #include <fcntl.h>
 #include <ftw.h>

@@ -3,7 +3,9 @@
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/checkpoint/
  */
-#include "../llmc/model/checkpoint.h"
+#include "../llmc/base/error.h"       /* Error, xmalloc */
+#include "../llmc/base/io.h"          /* XXH3_64bits, reader_memory */
+#include "../llmc/model/checkpoint.h" /* CheckpointReader, checkpoint_blob, checkpoint_close, ... */
 
 static void require(bool holds) {
     if (!holds) abort();

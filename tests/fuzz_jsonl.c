@@ -8,7 +8,13 @@
  * The first byte selects the kind of record, the limits and how lines are truncated; if it is 255, the rest is a
  * template.
  */
-#include "../data/rows.h"
+#include "../data/rows.h"           /* ROW_AUTO, ROW_BAD, ROW_MADE, ROW_PREFERENCE, ... */
+#include "../llmc/base/error.h"     /* Error, xstrndup */
+#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_close, jsonl_next, jsonl_open, ... */
+#include "../llmc/base/text.h"      /* text_free, TextBuffer, TokenList, token_list_free */
+#include "../llmc/records/shard.h"  /* Record, RecordKind, record_refused */
+#include "../llmc/text/chat.h"      /* chat_template_parse, ChatMessage, ChatTemplate, chat_add_specials, ... */
+#include "../llmc/text/tokenizer.h" /* tokenizer_bytes, Tokenizer, tokenizer_decode, tokenizer_free */
 #include <sys/mman.h>
 
 static void require(bool holds) {

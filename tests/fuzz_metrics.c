@@ -2,7 +2,9 @@
  * report.
  *
  * A line that begins with 's' is read as a line of samples, any other as a line of metrics. */
-#include "../llmc/report/metrics.h"
+#include "../llmc/base/error.h"     /* Error */
+#include "../llmc/report/history.h" /* History, history_free, history_read_line, history_read_sample */
+#include "../llmc/report/report.h"  /* report_page */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     History h = {0};

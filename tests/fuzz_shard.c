@@ -4,8 +4,10 @@
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_shard.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/shard/
  */
-#include "../llmc/records/shard.h"
-#include "../llmc/records/tokens.h"
+#include "../llmc/base/error.h"     /* Error, xmalloc */
+#include "../llmc/base/io.h"        /* Reader, reader_close, reader_memory, XXH3_64bits */
+#include "../llmc/records/shard.h"  /* RECORD_UNPAIRED, RECORD_CHAT, RECORD_STEP, Record, ... */
+#include "../llmc/records/tokens.h" /* TokenShard, tokens_close, tokens_read */
 
 static void require(bool holds) {
     if (!holds) abort();

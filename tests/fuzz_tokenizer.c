@@ -7,8 +7,11 @@
  *
  * The first byte selects what the other bytes are.
  */
-#include "../llmc/text/tokenizer.h"
-#include "../llmc/text/tokenizer_files.h"
+#include "../llmc/base/error.h"           /* Error, xstrdup, xstrndup */
+#include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_clear, ... */
+#include "../llmc/text/pretokenize.h"     /* pretokenizer_open */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_load, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open, tokenizer_open_files */
 #include <sys/mman.h>
 
 static void require(bool holds) {

@@ -5,7 +5,11 @@
  * and the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is 1, 0
  * or NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
  */
-#include "../llmc/reward/rewards.h"
+#include "../llmc/base/error.h"            /* Error, xstrndup */
+#include "../llmc/reward/reward_command.h" /* reward_command_line, reward_parse */
+#include "../llmc/reward/rewards.h"        /* REWARDS_MAX, Rewards, rewards_close, rewards_open, ... */
+#include "../llmc/reward/verify.h"         /* rewards_verify, rewards_answer */
+#include "../llmc/reward/verify_answer.h"  /* RewardInput */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 

@@ -13,7 +13,7 @@
 #ifndef LLMC_TEST_GOLDEN_H
 #define LLMC_TEST_GOLDEN_H
 
-#include "../llmc/base/error.h"
+#include "../llmc/base/error.h" /* die, xcalloc */
 
 enum { GOLDEN_FIELDS = 64 };
 

@@ -19,8 +19,10 @@ extern "C" {
 #include <cmocka.h>
 }
 
-#include "../llmc/cuda/matmul.cuh"
-#include "../llmc/base/random.h"
+#include "../llmc/base/random.h"   /* Random, random_normal */
+#include "../llmc/cuda/common.cuh" /* bf16, cuda_scratch_begin */
+#include "../llmc/cuda/matmul.cuh" /* LT_WORKSPACE_BYTES, MatmulPlan, matmul_plans_clear */
+#include "../llmc/model/backend.h" /* Device */
 
 typedef std::vector<float> Numbers;
 typedef std::vector<double> Doubles;

@@ -7,14 +7,22 @@
 #ifndef TESTS_MODELS_H
 #define TESTS_MODELS_H
 
-#include "shell.h"
-#include "../llmc/cpu/cpu.h"
-#include "../llmc/model/model_file.h"
-#include "../llmc/model/transformer.h"
-#include "../llmc/model/pack.h"
-#include "../llmc/records/shard.h"
-#include "../llmc/text/tokenizer.h"
-#include "../llmc/records/tokens.h"
+#include "../llmc/base/error.h"        /* Error, xmalloc, xcalloc, xstrdup */
+#include "../llmc/base/text.h"         /* TokenList, token_list_free */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/model/backend.h"     /* DTYPE_FLOAT32, Device */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"       /* Model, model_init, model_new */
+#include "../llmc/model/model_file.h"  /* ModelFile, model_file_free, model_save */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
+#include "../llmc/model/tensors.h"     /* TENSOR_wte, INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, ... */
+#include "../llmc/model/transformer.h" /* model_logits */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../llmc/records/shard.h"     /* ShardWriter, Record, RecordKind, shard_add, ... */
+#include "../llmc/text/tokenizer.h"    /* tokenizer_store, Tokenizer, tokenizer_bytes, tokenizer_encode, ... */
+#include "files.h"                     /* files_path, files_directory, files_setup, files_teardown */
+#include "shell.h"                     /* out, refused_output, said */
 
 enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 

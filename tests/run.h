@@ -10,7 +10,13 @@
 #ifndef TESTS_RUN_H
 #define TESTS_RUN_H
 
-#include "models.h"
+#include "../llmc/base/error.h"       /* Error, PRINTF_LIKE, xmalloc */
+#include "../llmc/cpu/cpu.h"          /* backend_cpu */
+#include "../llmc/model/model.h"      /* Model, model_free */
+#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load */
+#include "files.h"                    /* files_path, text_of, files_assert_content, files_get */
+#include "models.h"                   /* lines_of, json_line_of, models_device */
+#include "shell.h"                    /* out, said, run */
 #include <time.h>
 
 static inline void run_nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }

@@ -8,7 +8,7 @@
 #ifndef TESTS_SHELL_H
 #define TESTS_SHELL_H
 
-#include "files.h"
+#include "files.h" /* files_path, files_count, text_of, files_assert_content, ... */
 
 static char *said, *out; /* standard error and standard output of the last run */
 

@@ -1,8 +1,11 @@
 /* test_attention.c - attention of the CPU backend against float64 loops written from the formula, and cpu/vector_math.h
  * against libm. */
-#include "cpu_device.h"
-#include "../llmc/cpu/vector_math.h"
-#include "../llmc/base/random.h"
+#include "../llmc/base/error.h"      /* xmalloc, xcalloc */
+#include "../llmc/base/random.h"     /* random_below, Random, random_start, random_real */
+#include "../llmc/cpu/vector_math.h" /* cpu_exp, cpu_tanh, cpu_from_bits */
+#include "../llmc/model/backend.h"   /* Acts, Attention, Ints, Floats */
+#include "../llmc/model/batch.h"     /* Segment */
+#include "cpu_device.h"              /* B, close_device, open_device */
 #include <math.h>
 #include <omp.h>
 

@@ -3,8 +3,15 @@
  * The head and sampling are tested in test_head.c; attention is tested here and in test_attention.c. Operations without
  * a matrix product must give the same bits with any number of threads. Those with one (linear_*, head, logits, sample)
  * leave the order of sums to the library and must agree within the tolerance. */
-#include "device.h"
-#include "../llmc/cpu/gemm.h"
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
+#include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES */
+#include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
+#include "../llmc/model/backend.h" /* Acts, Floats, Weights, Device, ... */
+#include "../llmc/model/batch.h"   /* Segment */
+#include "arrays.h"                /* DOUBLES, FLOATS, sum_add, sums, ... */
+#include "cpu_device.h"            /* B, D, close_device, open_device */
+#include "device.h"                /* noise, fetch, acts, floats, ... */
 
 /* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 41
  * operations. */

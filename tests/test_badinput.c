@@ -4,7 +4,12 @@
  * nothing on standard output and leave earlier outputs unchanged. Every program is run on every kind of file that it
  * reads, damaged in every way; on outputs that cannot be written; on wrong command lines; and with reward programs that
  * die or stop answering. Needs all programs. */
-#include "run.h"
+#include "../llmc/base/error.h"    /* PRINTF_LIKE, xmalloc */
+#include "../llmc/records/shard.h" /* RECORD_CHAT, RECORD_PROMPT, ShardWriter */
+#include "files.h"                 /* files_path, files_put, files_count, files_assert_content, ... */
+#include "models.h"                /* models_commit, models_shard, models_setup, models_teardown */
+#include "run.h"                   /* sh */
+#include "shell.h"                 /* put, said, run, assert_holds, ... */
 
 #define ANSWERS "-g 4 -p 2 -G 2 -x 1 --sample-count 0 "
 

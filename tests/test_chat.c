@@ -1,7 +1,10 @@
 /* test_chat.c - chat templates: the built-in ones against their published forms, masks, custom templates, bad
  * templates. */
-#include "files.h"
-#include "../llmc/text/chat.h"
+#include "../llmc/base/error.h"     /* Error */
+#include "../llmc/base/text.h"      /* TokenList, token_list_free, text_free, text_string, ... */
+#include "../llmc/text/chat.h"      /* chat_encode, chat_template_parse, ChatTemplate, chat_template_free, ... */
+#include "../llmc/text/tokenizer.h" /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free */
+#include "files.h"                  /* files_assert_error, files_setup, files_teardown */
 
 static Tokenizer bytes;
 

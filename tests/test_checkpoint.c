@@ -1,7 +1,11 @@
 /* test_checkpoint.c - checkpoint.h: llm.c's format byte by byte, the trailer, pipes and zstd, damaged files. */
-#include "files.h"
+#include "../llmc/base/error.h"    /* Error, xcalloc */
+#include "../llmc/base/io.h"       /* XXH3_64bits, reader_memory, reader_open */
+#include "../llmc/model/config.h"  /* ModelConfig, gpt2_config */
+#include "../llmc/model/tensors.h" /* gpt2_file_elements */
+#include "files.h"                 /* files_path, files_assert_error, files_put, files_restore, ... */
 
-#include "../llmc/model/checkpoint.h"
+#include "../llmc/model/checkpoint.h" /* checkpoint_open, CheckpointReader, checkpoint_section, ... */
 
 /* L = 1, H = 1, C = 2, V = 3, Vp = 4, T = 2:
  *

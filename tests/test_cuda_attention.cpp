@@ -1,7 +1,12 @@
 /* test_cuda_attention.cpp - attention on the GPU against float64 loops from the formula: all kernels, forward and
  * backward. */
-#include "kernels.h"
-#include "../llmc/cuda/attention.cuh"
+#include "../llmc/base/random.h"             /* Random, random_start */
+#include "../llmc/cuda/attention.cuh"        /* cuda_attention_backward, cuda_attention_forward, mma_forward, ... */
+#include "../llmc/cuda/attention_decode.cuh" /* cuda_kv_store */
+#include "../llmc/cuda/common.cuh"           /* bf16, cuda_scratch_begin */
+#include "../llmc/model/backend.h"           /* Acts, Attention, Ints, Floats */
+#include "../llmc/model/batch.h"             /* Segment */
+#include "kernels.h"                         /* KERNEL_TEST, Numbers, device_numbers, same_bits, ... */
 #include <algorithm>
 
 /* ==== A problem ==== */

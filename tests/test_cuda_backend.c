@@ -3,9 +3,25 @@
  * Covers a model forward and backward, optimizer steps, sampling from a cache, training states, and the programs.
  * Without a GPU the library is the CUDA backend compiled for the processor (build/llmc_cuda_host.so); LLMC_CUDA_LIBRARY
  * names another. Needs the programs and data/make_shard. */
-#include "run.h"
-#include "../llmc/device.h"
-#include "../llmc/rollout/rollout.h"
+#include "../llmc/base/error.h"        /* Error, xmalloc, xstrdup */
+#include "../llmc/base/random.h"       /* random_normal, Random, random_start, random_below */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/device.h"            /* DEVICE_CUDA, backend_open */
+#include "../llmc/model/backend.h"     /* DTYPE_BF16, Backend, Device, DTYPE_FLOAT32, ... */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"       /* Model, model_free, model_sync, model_init, ... */
+#include "../llmc/model/model_file.h"  /* model_file_free, model_load, ModelFile, model_save */
+#include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, OptimizerResult, ... */
+#include "../llmc/model/pack.h"        /* batch_completion, batch_free, batch_new, batch_segment, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, model_tensors */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward, model_forward_backward */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
+#include "files.h"                     /* files_path */
+#include "models.h"                    /* assert_near, models_device, refused, lines_of, ... */
+#include "run.h"                       /* sh, metric, weights_gap */
+#include "shell.h"                     /* assert_holds, said, run */
 
 enum { LAYERS = 2, WIDTH = 32, VOCAB = 40, CONTEXT = 24, ROWS = 48, TARGETS = 18 };
 

@@ -1,7 +1,11 @@
 /* test_cuda_head.cpp - the language-model head and the value head on the GPU against the formulas of backend.h in
  * float64. */
-#include "kernels.h"
-#include "../llmc/cuda/head.cuh"
+#include "../llmc/base/random.h"   /* Random, random_start, random_below */
+#include "../llmc/cuda/common.cuh" /* bf16, cuda_scratch_begin */
+#include "../llmc/cuda/head.cuh"   /* HEAD_THREADS, cuda_head, head_kernel, cuda_head_chunk_rows, ... */
+#include "../llmc/cuda/ptx.cuh"    /* LAUNCH */
+#include "../llmc/model/backend.h" /* Floats, Acts, Ints, Head, ... */
+#include "kernels.h"               /* device_numbers, fetch, D, compare, ... */
 #include <algorithm>
 
 /* ==== The pass over a chunk of logits ==== */

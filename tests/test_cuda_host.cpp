@@ -19,7 +19,7 @@ extern "C" {
 #include <cublasLt.h>
 #include <nccl.h>
 
-#include "../llmc/cuda/ptx.cuh"
+#include "../llmc/cuda/ptx.cuh" /* LAUNCH, cp_async_wait, cp_async_commit, cp_async_16, ... */
 #include "cuda_host/machine.h"
 
 typedef __nv_bfloat16 bf16;

@@ -3,7 +3,11 @@
  *
  * They run in float32 and bf16 storage, without a GPU in several orders of threads and blocks. Attention, the head and
  * sampling have their own files. */
-#include "cuda_device.h"
+#include "../llmc/base/error.h"    /* Error, xmalloc */
+#include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
+#include "../llmc/model/backend.h" /* Floats, Acts, Weights, AdamW, ... */
+#include "arrays.h"                /* FLOATS, DOUBLES, sum_add, sums, ... */
+#include "cuda_device.h"           /* B, D, noise, acts, ... */
 
 enum { SEEDS = 3 };
 /* Runs the statement in several orders of the emulated threads, or once on a GPU. */

@@ -1,7 +1,10 @@
 /* test_cuda_sample.cpp - sampling on the GPU against the rule of backend.h in float64, token by token. */
-#include "kernels.h"
-#include "sampling.h"
-#include "../llmc/cuda/sample.cuh"
+#include "../llmc/base/random.h"   /* Random, random_start, random_below, random_next, ... */
+#include "../llmc/cuda/common.cuh" /* cuda_scratch_begin, bf16 */
+#include "../llmc/cuda/sample.cuh" /* cuda_sample, sample_launch */
+#include "../llmc/model/backend.h" /* Draw, Ints, Floats, Acts, ... */
+#include "kernels.h"               /* Indices, D, device_indices, Doubles, ... */
+#include "sampling.h"              /* How, HOW */
 #include <algorithm>
 
 /* Rows of logits with their random streams and histories. */

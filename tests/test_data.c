@@ -2,12 +2,17 @@
  * of file, bad input; and jsonl.h itself.
  *
  * Needs ./data/make_shard and ./data/show. */
-#include "shell.h"
-#include "../llmc/model/checkpoint.h"
-#include "../llmc/text/chat.h"
-#include "../llmc/base/jsonl.h"
-#include "../llmc/records/shard.h"
-#include "../llmc/records/tokens.h"
+#include "../llmc/base/error.h"       /* Error, xcalloc */
+#include "../llmc/base/jsonl.h"       /* jsonl_next, jsonl_close, jsonl_open, Jsonl, ... */
+#include "../llmc/base/text.h"        /* TextBuffer, text_free, text_string, text_format, ... */
+#include "../llmc/model/checkpoint.h" /* checkpoint_begin_section, checkpoint_put, CheckpointWriter, ... */
+#include "../llmc/model/config.h"     /* ModelConfig, gpt2_config */
+#include "../llmc/model/tensors.h"    /* gpt2_file_elements */
+#include "../llmc/records/shard.h"    /* shard_close, Shard, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "../llmc/records/tokens.h"   /* TokenShard, tokens_close, tokens_open */
+#include "../llmc/text/tokenizer.h"   /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_bytes, ... */
+#include "files.h"                    /* files_path, files_count, files_put, files_assert_content, ... */
+#include "shell.h"                    /* run, assert_holds, put, out, ... */
 #include <time.h>
 
 static Tokenizer bytes;

@@ -3,8 +3,21 @@
  * Samples and losses must be the same on 1, 2 and 4 ranks and for every --zero, and repeated runs must give the same
  * bits. States are resumed on another number of ranks. Ranks die, hang or are asked to stop. Needs the trainers and
  * llmc_mpi.so; without mpirun or that library only the parts that need neither are tested. */
-#include "run.h"
-#include "../llmc/dist/grads.h"
+#include "../llmc/base/error.h"      /* Error */
+#include "../llmc/base/launch.h"     /* LAUNCH_ALONE, LAUNCH_MPI, LAUNCH_VARIABLES, Launch, ... */
+#include "../llmc/base/random.h"     /* random_bits */
+#include "../llmc/cpu/cpu.h"         /* backend_cpu */
+#include "../llmc/dist/dist.h"       /* dist_any, dist_share, Dist, dist_close, ... */
+#include "../llmc/model/backend.h"   /* Backend */
+#include "../llmc/model/config.h"    /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"     /* model_grads_layout */
+#include "../llmc/model/optimizer.h" /* optimizer_bytes, optimizer_bytes_share, optimizer_slices */
+#include "../llmc/model/share.h"     /* Share, SHARE_ALIGN, share_slice */
+#include "../llmc/model/tensors.h"   /* TENSOR_COUNT, TensorInfo, model_tensors */
+#include "files.h"                   /* files_path, files_assert_content, text_of */
+#include "models.h"                  /* lines_of, json_line_of, refused, assert_near, ... */
+#include "run.h"                     /* sh, weights_gap, metric, assert_same_file, ... */
+#include "shell.h"                   /* said, assert_holds, put, run */
 
 static bool mpi; /* true if mpirun and llmc_mpi.so exist */
 

@@ -2,7 +2,14 @@
  * independence of how a step is packed, learning.
  *
  * Needs train_sft, train_dpo, generate, data/make_shard and data/make_prefs. */
-#include "dpo.h"
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/model/model.h"   /* Model, model_free */
+#include "../llmc/records/shard.h" /* Record, Shard, record_free, shard_close, ... */
+#include "dpo.h"                   /* DPO, Truth, truth_of, KTO, ... */
+#include "files.h"                 /* files_path, text_of */
+#include "models.h"                /* assert_near, json_line_of, json_text_of, lines_of, ... */
+#include "run.h"                   /* sh, metric, metric_lines, has_metric, ... */
+#include "shell.h"                 /* put */
 
 static double log_sigmoid(double x) { return -log1p(exp(-x)); }
 

@@ -1,8 +1,16 @@
 /* test_dpo_state.c - files of ./train_dpo: stored reference log-probabilities, resumed states, bad input.
  *
  * Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
-#include "dpo.h"
-#include "../llmc/records/ref_logps.h"
+#include "../llmc/base/error.h"        /* Error, xmalloc */
+#include "../llmc/model/model.h"       /* Model, model_free */
+#include "../llmc/model/model_file.h"  /* model_weights_hash */
+#include "../llmc/records/ref_logps.h" /* ref_logps_read, RefLogps, ref_logps_free */
+#include "../llmc/records/shard.h"     /* Record, Shard, record_free, shard_close, ... */
+#include "dpo.h"                       /* DPO, KTO, dpo_setup, load, ... */
+#include "files.h"                     /* files_path, files_put, files_get */
+#include "models.h"                    /* refused, assert_near, models_teardown */
+#include "run.h"                       /* sh, assert_same_file, metric, weights_of, ... */
+#include "shell.h"                     /* assert_holds, said, run, put, ... */
 
 /* ---- reference log-probabilities in a file --------------------------------------------------------------------- */
 

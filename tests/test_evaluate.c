@@ -3,8 +3,18 @@
  * pass@k and best@k are checked against all subsets, Wilson's interval against the equation that it solves, losses
  * against a softmax in double over the logits of single records, and every figure of a prompt shard against one
  * recomputed from the completions that were written. Needs ./evaluate. */
-#include "models.h"
-#include "../llmc/rollout/evaluation.h"
+#include "../llmc/base/error.h"         /* Error, xstrdup */
+#include "../llmc/cpu/cpu.h"            /* backend_cpu */
+#include "../llmc/model/config.h"       /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"        /* model_free, Model, model_init, model_new */
+#include "../llmc/model/model_file.h"   /* ModelFile, model_file_free, model_save */
+#include "../llmc/records/shard.h"      /* RECORD_PROMPT, Record, ShardWriter, shard_add, ... */
+#include "../llmc/records/tokens.h"     /* tokens_write */
+#include "../llmc/rollout/evaluation.h" /* majority_right, majority_at_k, pass_at_k, wilson_interval, ... */
+#include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
+#include "files.h"                      /* files_path, files_count, text_of, files_assert_content */
+#include "models.h"                     /* refused, assert_near, json_number_of, models_commit, ... */
+#include "shell.h"                      /* run, out, assert_holds, said, ... */
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
 

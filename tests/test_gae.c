@@ -10,12 +10,13 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/loss/advantage.h"
-#include "../llmc/loss/gae.h"
-#include "../llmc/loss/kl_control.h"
-#include "../llmc/report/overoptimisation.h"
-#include "../llmc/base/random.h"
-#include "golden.h"
+#include "../llmc/base/random.h"             /* random_normal, Random, random_start */
+#include "../llmc/loss/advantage.h"          /* AdvantageStats, advantage_rloo */
+#include "../llmc/loss/gae.h"                /* explained_variance, gae, mean_baseline, gae_length_lambda, ... */
+#include "../llmc/loss/kl.h"                 /* KlEstimator, KL_K1 */
+#include "../llmc/loss/kl_control.h"         /* kl_control_update, KlControl, KL_ADAPTIVE, KL_FIXED */
+#include "../llmc/report/overoptimisation.h" /* gao_fit, GaoFit */
+#include "golden.h"                          /* golden, Golden, golden_floats, golden_count, ... */
 
 static void assert_near(double x, double expected, double tolerance) {
     if (!(fabs(x - expected) <= tolerance)) fail_msg("%.9g, expected %.9g", x, expected);

@@ -2,7 +2,16 @@
  * of files, streaming, chat, signals, bad input.
  *
  * The models are made here. Needs ./generate. */
-#include "models.h"
+#include "../llmc/base/error.h"     /* xstrdup, xcalloc, Error */
+#include "../llmc/base/text.h"      /* TextBuffer, text_free, text_append, text_string */
+#include "../llmc/cpu/cpu.h"        /* backend_cpu */
+#include "../llmc/model/config.h"   /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"    /* Model, model_free, model_init, model_new */
+#include "../llmc/records/shard.h"  /* RECORD_PROMPT, ShardWriter, RECORD_CHAT, Record, ... */
+#include "../llmc/text/tokenizer.h" /* tokenizer_decode */
+#include "files.h"                  /* files_directory, files_path, text_of */
+#include "models.h"                 /* refused, json_line_of, json_text_of, lines_of, ... */
+#include "shell.h"                  /* out, run, said, assert_holds, ... */
 #include <time.h>
 
 static Model chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a tokenizer */

@@ -1,10 +1,20 @@
 /* test_gpt2.c - the model against PyTorch's GPT2LMHeadModel (golden values: dev/golden/golden_gpt2.py), against finite
  * differences, and the equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
-#include "cpu_device.h"
-#include "../llmc/model/decode.h"
-#include "../llmc/model/model_file.h"
-#include "../llmc/model/pack.h"
-#include "golden.h"
+#include "../llmc/base/error.h"        /* xmalloc, Error, xcalloc, error_set */
+#include "../llmc/base/random.h"       /* Random, random_start, random_normal, random_below, ... */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/model/backend.h"     /* Device, Backend, weights_at, DTYPE_BF16, ... */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_config_check */
+#include "../llmc/model/model.h"       /* Model, model_free, model_zero_grads, model_init, ... */
+#include "../llmc/model/model_file.h"  /* model_load, ModelFile, model_file_free */
+#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step, ... */
+#include "../llmc/model/pack.h"        /* batch_new, batch_sequence, batch_free, batch_segment, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, TENSOR_wte, gpt2_file_elements, ... */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward, model_forward_backward, ... */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new, KVCache, ... */
+#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
+#include "golden.h"                    /* golden, golden_count, golden_floats, golden_free, ... */
 
 /* ==== Fixtures ==== */
 

@@ -1,5 +1,7 @@
 /* test_io.c - io.h: round trips, pipes, zstd, atomic writes, and every way in which reading or writing can fail. */
-#include "files.h"
+#include "../llmc/base/error.h" /* Error */
+#include "../llmc/base/io.h"    /* IO_BUFFER, writer_open, reader_close, Reader, ... */
+#include "files.h"              /* files_path, files_assert_error, files_put, files_assert_content, ... */
 #include <sys/resource.h>
 
 #if defined(__SANITIZE_ADDRESS__)

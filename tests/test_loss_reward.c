@@ -7,10 +7,14 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/cpu/cpu.h"
-#include "../llmc/reward/evaluation_reward.h"
-#include "../llmc/reward/gold.h"
-#include "golden.h"
+#include "../llmc/base/error.h"               /* Error */
+#include "../llmc/base/random.h"              /* Random, random_below, random_normal, random_real, ... */
+#include "../llmc/loss/reward.h"              /* loss_bradley_terry, RewardLoss, loss_binary */
+#include "../llmc/reward/calibration.h"       /* calibration_error, calibration_add_label, calibration_add_pair, ... */
+#include "../llmc/reward/evaluation_reward.h" /* RankedScore, rank_auc */
+#include "../llmc/reward/gold.h"              /* gold_parse, Gold, gold_score */
+#include "../llmc/reward/reward_model.h"      /* reward_model_note_read, REWARD_MODEL_BT, REWARD_MODEL_PRM, ... */
+#include "golden.h"                           /* golden, Golden, golden_count, golden_floats, ... */
 
 static void near(double got, double want, double tolerance, const char *what) {
     if (!(fabs(got - want) <= tolerance * fmax(1, fabs(want)))) fail_msg("%s: %.12g, expected %.12g", what, got, want);

@@ -6,12 +6,14 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/loss/advantage.h"
-#include "../llmc/loss/lm.h"
-#include "../llmc/loss/policy.h"
-#include "../llmc/base/options.h"
-#include "../llmc/base/random.h"
-#include "golden.h"
+#include "../llmc/base/options.h"   /* option_choice_index */
+#include "../llmc/base/random.h"    /* Random, random_real, random_start */
+#include "../llmc/loss/advantage.h" /* advantage_group, advantage_group_differs, AdvantageStats, SCALE_GROUP, ... */
+#include "../llmc/loss/kl.h"        /* KL_K1, KlEstimator, kl_estimate, KL_K3, ... */
+#include "../llmc/loss/lm.h"        /* loss_nll, LM_LOSS_CHOICES, LmLoss, loss_lm */
+#include "../llmc/loss/policy.h"    /* PolicyLossConfig, policy_loss_config, policy_loss, PolicyBatch, ... */
+#include "../llmc/loss/scalar.h"    /* LossMetric */
+#include "golden.h"                 /* check_near, golden, golden_count, Golden, ... */
 
 /* -- golden values ------------------------------------------------------------------------------------------------ */
 

@@ -1,9 +1,20 @@
 /* test_metrics.c - metrics: lines and their numbers, resuming, samples, event files against bytes that TensorBoard
  * wrote, the report's structure and escaping, charts, the progress line, and outputs that cannot be written. */
-#include "files.h"
+#include "../llmc/base/clock.h"            /* clock_date */
+#include "../llmc/base/error.h"            /* Error, xstrdup, xcalloc, xmalloc */
+#include "../llmc/report/chart.h"          /* chart_round, chart_smooth, chart_path, Chart, ... */
+#include "../llmc/report/chart_data.h"     /* chart_data */
+#include "../llmc/report/chart_text.h"     /* chart_tick, chart_value */
+#include "../llmc/report/curves.h"         /* curve_list, CurveList */
+#include "../llmc/report/history.h"        /* history_value, History, history_free, history_row, ... */
+#include "../llmc/report/progress.h"       /* progress_draw, progress_duration */
+#include "../llmc/report/report.h"         /* report_page */
+#include "../llmc/report/report_samples.h" /* REPORT_PROMPTS */
+#include "../llmc/report/tensorboard.h"    /* tensorboard_crc32c, tensorboard_step, TensorBoard, ... */
+#include "files.h"                         /* files_path, files_assert_error, text_of, files_assert_content, ... */
 
-#include "../llmc/report/metrics.h"
-#include "../llmc/base/random.h"
+#include "../llmc/base/random.h"    /* Random, random_start, random_normal, random_below, ... */
+#include "../llmc/report/metrics.h" /* Metrics, metrics_open, metrics_set, metrics_sample, ... */
 
 /* ---- fixtures ---- */
 

@@ -1,11 +1,21 @@
 /* test_model_file.c - models in files: weights are restored bit for bit, training continues as if it had not stopped,
  * and damaged files are refused with one line that names them. */
-#include "cpu_device.h"
-#include "files.h"
+#include "../llmc/base/error.h"        /* Error, xmalloc, xstrdup, xrealloc */
+#include "../llmc/base/io.h"           /* XXH3_64bits */
+#include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normal */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/checkpoint.h"  /* CheckpointWriter, checkpoint_commit, checkpoint_create, ... */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"       /* Model, model_free, model_new */
+#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step */
+#include "../llmc/model/tensors.h"     /* GPT2_FILE_TENSORS */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_backward, model_forward */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
+#include "files.h"                     /* files_path, files_assert_error, files_put, files_get, ... */
 
-#include "../llmc/model/decode.h"
-#include "../llmc/model/model_file.h"
-#include "../llmc/model/pack.h"
+#include "../llmc/model/model_file.h" /* model_file_free, ModelFile, model_load, model_save */
+#include "../llmc/model/pack.h"       /* batch_clear, batch_free, batch_new, batch_sequence */
 #include <sys/resource.h>
 
 static ModelConfig config(int kv_heads, int value_head) {

@@ -2,8 +2,15 @@
  * double, and ./train_dpo --online with each way of drawing and judging pairs, resumed runs, bad input.
  *
  * Needs train_sft, train_rm, train_dpo, data/make_shard and data/make_prefs. */
-#include "dpo.h"
-#include "../llmc/rollout/mixture.h"
+#include "../llmc/base/error.h"      /* Error */
+#include "../llmc/model/model.h"     /* model_free, Model */
+#include "../llmc/rollout/mixture.h" /* Mixture, mixture_free, mixture_new, mixture_refresh */
+#include "../llmc/rollout/rollout.h" /* Completion, RolloutRequest, Rollout, Sampling, ... */
+#include "dpo.h"                     /* DPO, RULE, SHARD, dpo_setup */
+#include "files.h"                   /* files_path */
+#include "models.h"                  /* refused, assert_near, MODELS_VOCAB, models_logits, ... */
+#include "run.h"                     /* sh, metric, metric_mean, assert_same_file, ... */
+#include "shell.h"                   /* assert_holds, said, run */
 
 #define JUDGE "--reward-cmd 'data/make_prefs --score --rule char=a' "
 #define ONLINE                                                                                                         \

@@ -10,12 +10,23 @@
  *
  * Every algorithm of train_ppo maximises the first of them.
  */
-#include "models.h"
-#include "../llmc/loss/advantage.h"
-#include "../llmc/loss/gae.h"
-#include "../llmc/loss/policy.h"
-#include "../llmc/loss/ppo.h"
-#include "../llmc/rollout/rollout.h"
+#include "../llmc/base/error.h"        /* Error, xmalloc */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/loss/advantage.h"    /* AdvantageStats, SCALE_NONE, advantage_group, advantage_rloo */
+#include "../llmc/loss/gae.h"          /* mean_baseline, gae, subtract_baseline, token_rewards, ... */
+#include "../llmc/loss/kl.h"           /* KL_K3, KL_K1, KL_K2, KlEstimator, ... */
+#include "../llmc/loss/policy.h"       /* POLICY_GRPO, POLICY_RLOO, POLICY_CISPO, POLICY_DAPO, ... */
+#include "../llmc/loss/ppo.h"          /* PpoBatch, PpoConfig, PpoStats, ppo_config, ... */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"       /* Model, model_free, model_copy, model_init, ... */
+#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_clear, ... */
+#include "../llmc/model/tensors.h"     /* INIT_NORMAL, TENSOR_COUNT */
+#include "../llmc/model/transformer.h" /* model_forward, ModelOutput, model_backward, model_logits */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"   /* Completion, Rollout, RolloutRequest, completion_free, ... */
+#include "models.h"                    /* models_device, models_setup, models_teardown */
 
 enum { V = 12, P = 2, G = 192, STEPS = 240, ROWS = P * (G + 2) };
 

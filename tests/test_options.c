@@ -7,7 +7,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/options.h"
+#include "../llmc/base/options.h" /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_REAL, ... */
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>

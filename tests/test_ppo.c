@@ -6,10 +6,13 @@
  *
  * The task has six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is
  * right. */
-#include "run.h"
-#include "golden.h"
-#include "../llmc/loss/policy.h"
-#include "../llmc/loss/ppo.h"
+#include "../llmc/loss/policy.h" /* POLICY_BNPO, PolicyBatch, PolicyLossConfig, PolicyNormaliser, ... */
+#include "../llmc/loss/ppo.h"    /* ppo_token, PpoConfig, ppo_value_token, PpoBatch, ... */
+#include "files.h"               /* files_path */
+#include "golden.h"              /* golden, Golden, golden_count, golden_floats, ... */
+#include "models.h"              /* assert_near, refused, models_setup, models_teardown */
+#include "run.h"                 /* sh, metric, metric_mean, has_metric, ... */
+#include "shell.h"               /* said, assert_holds */
 
 /* ---- losses ---------------------------------------------------------------------------------------------------- */
 

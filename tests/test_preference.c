@@ -6,11 +6,12 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/loss/kto.h"
-#include "../llmc/loss/preference.h"
-#include "../llmc/base/options.h"
-#include "../llmc/base/random.h"
-#include "golden.h"
+#include "../llmc/base/options.h"    /* option_choice_index, option_choice_name */
+#include "../llmc/base/random.h"     /* Random, random_real, random_start */
+#include "../llmc/loss/kto.h"        /* kto_completion, KtoConfig, KtoLoss, kto_clamp, ... */
+#include "../llmc/loss/preference.h" /* PreferenceConfig, preference_add, PreferenceLoss, PREFERENCE_SIGMOID, ... */
+#include "../llmc/loss/scalar.h"     /* sigmoid, LossMetric */
+#include "golden.h"                  /* check_near, golden, golden_floats, Golden, ... */
 
 static const char *loss_name(PreferenceLoss loss) {
     static char name[32];

@@ -7,7 +7,9 @@
 #include <cmocka.h>
 #include <sys/resource.h>
 
-#include "../llmc/base/process.h"
+#include "../llmc/base/clock.h"   /* clock_seconds */
+#include "../llmc/base/error.h"   /* Error, xmalloc, xcalloc */
+#include "../llmc/base/process.h" /* Process, PROCESS_READ, process_close, process_open, ... */
 
 static int open_files(void) {
     int count = 0;

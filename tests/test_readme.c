@@ -2,7 +2,9 @@
  * through a reward model, PPO and DPO to the evaluation.
  *
  * Needs the programs and data/. */
-#include "models.h"
+#include "files.h"  /* files_path, text_of */
+#include "models.h" /* models_setup, models_teardown */
+#include "shell.h"  /* run */
 
 /* A number from the JSON that evaluate wrote. */
 static double number(const char *name, const char *key) {

@@ -2,7 +2,10 @@
  *
  * After --resume the result is that of an uninterrupted run, byte for byte; a second signal ends the program at once; a
  * kill leaves complete files. Needs both programs and data/make_shard. */
-#include "run.h"
+#include "files.h"  /* files_path, text_of, files_assert_content */
+#include "models.h" /* refused, lines_of, assert_near, json_line_of, ... */
+#include "run.h"    /* sh, assert_same_file, run_start, run_wait, ... */
+#include "shell.h"  /* said, assert_holds, out, put, ... */
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;

@@ -6,8 +6,12 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/reward/rewards.h"
-#include "golden.h"
+#include "../llmc/base/clock.h"           /* clock_seconds */
+#include "../llmc/base/error.h"           /* xcalloc, Error, xmalloc */
+#include "../llmc/reward/rewards.h"       /* rewards_score, rewards_open, Rewards, rewards_close, ... */
+#include "../llmc/reward/verify.h"        /* reward_final_answer, rewards_verify, rewards_answer */
+#include "../llmc/reward/verify_answer.h" /* RewardInput */
+#include "golden.h"                       /* golden, golden_count, Golden, golden_free, ... */
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 

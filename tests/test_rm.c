@@ -3,12 +3,27 @@
  * change nothing; scores are normalised; best-of-n, weighted majority and the aggregation of steps; bad input.
  *
  * Needs train_rm, train_sft, evaluate, data/make_prefs and data/make_shard. */
-#include "run.h"
+#include "../llmc/base/error.h"          /* Error, xstrdup */
+#include "../llmc/cpu/cpu.h"             /* backend_cpu */
+#include "../llmc/model/batch.h"         /* Batch */
+#include "../llmc/model/model.h"         /* Model, model_free */
+#include "../llmc/model/model_file.h"    /* ModelFile, model_file_free, model_load, model_save */
+#include "../llmc/model/pack.h"          /* batch_free, batch_new, batch_clear, batch_segment, ... */
+#include "../llmc/model/transformer.h"   /* ModelOutput, model_forward */
+#include "../llmc/model/workspace.h"     /* Workspace, workspace_free, workspace_new */
+#include "../llmc/records/examples.h"    /* Example, examples_close, examples_open, Examples, ... */
+#include "../llmc/records/pairs.h"       /* Pair, Pairs, pairs_close, pairs_open */
+#include "../llmc/records/shard.h"       /* RECORD_STEP, RECORD_UNPAIRED, RECORD_PREFERENCE, Record, ... */
+#include "../llmc/reward/calibration.h"  /* CALIBRATION_BINS */
+#include "../llmc/reward/reward_model.h" /* reward_model_score, PRM_MIN, RewardItem, RewardModel, ... */
+#include "files.h"                       /* files_path, text_of */
+#include "models.h"                      /* refused, assert_near, json_number_of, models_device, ... */
+#include "run.h"                         /* metric, sh, metric_lines, weights_gap, ... */
+#include "shell.h"                       /* assert_holds, said, out, put, ... */
 
-#include "../llmc/reward/evaluation_reward.h"
-#include "../llmc/rollout/evaluation.h"
-#include "../llmc/reward/gold.h"
-#include "../llmc/records/labelled.h"
+#include "../llmc/records/labelled.h"   /* labelled_fit, labelled_open, FIT_DROP, labelled_close, ... */
+#include "../llmc/reward/gold.h"        /* gold_score, Gold, gold_parse */
+#include "../llmc/rollout/evaluation.h" /* weighted_right, weighted_at_k */
 
 #define RULE "--rule char=a:1,length:-0.5"
 #define TINY "--layers 2 --width 32 --heads 2 --context 48 "

@@ -1,7 +1,18 @@
 /* test_rollout.c - rollouts against uncached forward passes of the same model, and against the exact distributions of a
  * small one. */
-#include "cpu_device.h"
-#include "../llmc/rollout/rollout.h"
+#include "../llmc/base/error.h"        /* Error, xcalloc, xmalloc, error_set */
+#include "../llmc/base/random.h"       /* random_below, Random, random_start, RANDOM_EVAL, ... */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/model/backend.h"     /* Backend, Device */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"       /* Model, model_free, model_new */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_clear, ... */
+#include "../llmc/model/tensors.h"     /* INIT_ONE, TENSOR_COUNT */
+#include "../llmc/model/transformer.h" /* model_logits, ModelOutput, model_forward */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"   /* rollout_run, RolloutRequest, Sampling, rollout_free, ... */
+#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 

@@ -6,9 +6,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/options.h"
-#include "../llmc/model/schedule.h"
-#include "golden.h"
+#include "../llmc/base/options.h"   /* option_choice_index */
+#include "../llmc/model/schedule.h" /* schedule_at, schedule_steps, SCHEDULE_CONSTANT, Schedule, ... */
+#include "golden.h"                 /* golden, Golden, golden_count, golden_free, ... */
 
 static void test_golden(void **state) {
     (void)state;

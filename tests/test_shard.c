@@ -1,8 +1,10 @@
 /* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, damaged files. */
-#include "files.h"
+#include "../llmc/base/error.h" /* Error */
+#include "../llmc/base/io.h"    /* Reader, XXH3_64bits, reader_close, reader_memory */
+#include "files.h"              /* files_path, files_assert_error, files_get, files_restore, ... */
 
-#include "../llmc/records/shard.h"
-#include "../llmc/records/tokens.h"
+#include "../llmc/records/shard.h"  /* RECORD_CHAT, Record, RECORD_STEP, RECORD_UNPAIRED, ... */
+#include "../llmc/records/tokens.h" /* tokens_open, tokens_write, TokenShard, tokens_close, ... */
 
 static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED};
 enum { KINDS = sizeof kinds / sizeof *kinds };

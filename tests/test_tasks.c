@@ -8,10 +8,18 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/reward/rewards.h"
-#include "../llmc/records/shard.h"
-#include "../llmc/reward/tasks.h"
-#include "../llmc/text/chat.h"
+#include "../llmc/base/error.h"             /* Error, xcalloc, xstrdup, PRINTF_LIKE */
+#include "../llmc/base/io.h"                /* file_slurp */
+#include "../llmc/base/random.h"            /* Random, random_start, RANDOM_TASK */
+#include "../llmc/base/text.h"              /* TextBuffer, text_free, text_clear, text_string */
+#include "../llmc/records/shard.h"          /* shard_close, shard_open, shard_record, RECORD_CHAT, ... */
+#include "../llmc/reward/task.h"            /* TASK_ADD, TASK_COUNTDOWN, TASK_MUL, TASK_SORT, ... */
+#include "../llmc/reward/task_arithmetic.h" /* task_arithmetic_solve, task_arithmetic_key, task_evaluate */
+#include "../llmc/reward/task_puzzles.h"    /* Countdown, CountdownNode, countdown_print, countdown_solve */
+#include "../llmc/reward/tasks.h"           /* task_check, task_solve, task_problem */
+#include "../llmc/reward/verify.h"          /* rewards_verify */
+#include "../llmc/reward/verify_answer.h"   /* RewardInput, verify_digit, verify_letter */
+#include "../llmc/text/tokenizer.h"         /* Tokenizer, tokenizer_free, tokenizer_load */
 #include <sys/stat.h>
 
 static const char *const names[TASK_KINDS] = {"add",       "sub",  "mul",      "arithmetic",

@@ -1,9 +1,13 @@
 /* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
  * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
-#include "files.h"
-#include "../llmc/base/jsonl.h"
-#include "../llmc/text/tokenizer.h"
-#include "../llmc/text/tokenizer_files.h"
+#include "../llmc/base/error.h"           /* Error, die, xmalloc, xstrdup */
+#include "../llmc/base/io.h"              /* file_slurp */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/text.h"            /* token_list_free, TokenList, text_append, text_string, ... */
+#include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
 
 static Tokenizer gpt2;

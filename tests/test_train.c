@@ -6,7 +6,17 @@
  *
  * The task has six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is
  * right. */
-#include "run.h"
+#include "../llmc/base/error.h"       /* Error */
+#include "../llmc/base/io.h"          /* XXH3_64bits */
+#include "../llmc/cpu/cpu.h"          /* backend_cpu */
+#include "../llmc/model/backend.h"    /* weights_at */
+#include "../llmc/model/model.h"      /* Model, model_free */
+#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load, model_save */
+#include "../llmc/model/tensors.h"    /* TENSOR_lnfb */
+#include "files.h"                    /* files_path, files_assert_content, files_get, text_of */
+#include "models.h"                   /* assert_near, json_text_of, json_line_of, refused, ... */
+#include "run.h"                      /* metric, sh, metric_mean, weights_gap, ... */
+#include "shell.h"                    /* out, assert_holds, said, put, ... */
 
 #define SFT "./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
 #define NEW "--layers 1 --width 32 --heads 2 "

@@ -19,7 +19,7 @@
 #ifndef LLMC_BASE_ERROR_H
 #define LLMC_BASE_ERROR_H
 
-#include "launch.h"
+#include "launch.h" /* launch_of_environment, Launch */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>

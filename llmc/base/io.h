@@ -29,7 +29,7 @@
 
 #define XXH_INLINE_ALL
 
-#include "error.h"
+#include "error.h" /* Error, error_set, xmalloc, xstrdup, ... */
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>

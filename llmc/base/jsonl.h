@@ -21,8 +21,9 @@
 #ifndef LLMC_BASE_JSONL_H
 #define LLMC_BASE_JSONL_H
 
-#include "io.h"
-#include "text.h"
+#include "error.h" /* Error, error_set, xmalloc */
+#include "io.h"    /* reader_some, Reader, reader_close, reader_open */
+#include "text.h"  /* TextBuffer, text_append, text_clear, text_free, ... */
 #include <jansson.h>
 
 enum { JSONL_LINE_MAX = 1 << 26, JSONL_BUFFER = 1 << 16 }; /* bytes */

@@ -13,7 +13,7 @@
 #ifndef LLMC_BASE_LIBRARY_H
 #define LLMC_BASE_LIBRARY_H
 
-#include "error.h"
+#include "error.h" /* Error, error_set */
 #include <dlfcn.h>
 #include <unistd.h>
 

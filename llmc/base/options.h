@@ -24,7 +24,7 @@
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
 
-#include "error.h"
+#include "error.h" /* usage_error, xrealloc */
 #include <getopt.h>
 #include <math.h>
 

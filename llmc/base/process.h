@@ -26,8 +26,8 @@
 #ifndef LLMC_BASE_PROCESS_H
 #define LLMC_BASE_PROCESS_H
 
-#include "clock.h"
-#include "error.h"
+#include "clock.h" /* clock_seconds */
+#include "error.h" /* error_set, Error */
 #include <fcntl.h>
 #include <math.h>
 #include <poll.h>

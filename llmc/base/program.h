@@ -7,8 +7,7 @@
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
 
-#include "clock.h"
-#include "error.h"
+#include "clock.h" /* clock_seconds */
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/resource.h>

@@ -12,7 +12,7 @@
 #ifndef LLMC_BASE_TEXT_H
 #define LLMC_BASE_TEXT_H
 
-#include "error.h"
+#include "error.h" /* die, xrealloc, PRINTF_LIKE */
 
 typedef struct TextBuffer {
     char *text;

@@ -17,8 +17,7 @@
 #ifndef LLMC_CPU_ATTENTION_H
 #define LLMC_CPU_ATTENTION_H
 
-#include "attention_forward.h"
-#include "attention_backward.h"
+#include "../model/backend.h" /* Acts, Device, Ints */
 #include <stddef.h>
 #include <string.h>
 

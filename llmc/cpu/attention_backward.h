@@ -12,9 +12,11 @@
 #ifndef LLMC_CPU_ATTENTION_BACKWARD_H
 #define LLMC_CPU_ATTENTION_BACKWARD_H
 
-#include "attention_strip.h"
-#include "product.h"
-#include "vector_math.h"
+#include "../model/backend.h" /* Attention, Device */
+#include "../model/batch.h"   /* Segment */
+#include "attention_strip.h"  /* CPU_LANES, CPU_STRIP, cpu_segments, cpu_zero_outside, ... */
+#include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
+#include "vector_math.h"      /* cpu_exp */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>

@@ -12,9 +12,11 @@
 #ifndef LLMC_CPU_ATTENTION_FORWARD_H
 #define LLMC_CPU_ATTENTION_FORWARD_H
 
-#include "attention_strip.h"
-#include "product.h"
-#include "vector_math.h"
+#include "../model/backend.h" /* Attention, Device */
+#include "../model/batch.h"   /* Segment */
+#include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CpuLanes, cpu_part, ... */
+#include "product.h"          /* CPU_VEC, CPU_UNROLL, cpu_product_rescale, cpu_product_set, ... */
+#include "vector_math.h"      /* cpu_exp */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>

@@ -15,8 +15,9 @@
 #ifndef LLMC_CPU_ATTENTION_STRIP_H
 #define LLMC_CPU_ATTENTION_STRIP_H
 
-#include "../model/backend.h"
-#include "product.h"
+#include "../model/backend.h" /* Attention */
+#include "../model/batch.h"   /* Segment */
+#include "product.h"          /* CPU_VEC, cpu_transpose_in, cpu_transpose_out */
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>

@@ -12,13 +12,17 @@
  * Storage is float32 throughout (weight_size = act_size = 4): --dtype bf16 only changes the arithmetic of the matrix
  * products. All cores that OpenMP gives are used; OMP_NUM_THREADS sets their number.
  */
-#include "cpu.h"
+#include "../base/error.h"      /* error_set, Error, xcalloc */
+#include "../model/backend.h"   /* Weights, Acts, Floats, Backend, ... */
+#include "attention_backward.h" /* cpu_attention_backward */
+#include "attention_forward.h"  /* cpu_attention_forward */
+#include "cpu.h"                /* CPU_CODE_BYTES */
 
-#include "attention.h"
-#include "gemm.h"
-#include "head.h"
-#include "norm.h"
-#include "peak.h"
+#include "attention.h" /* cpu_kv_store */
+#include "gemm.h"      /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
+#include "head.h"      /* cpu_head, cpu_logits, cpu_sample, head_chunk_rows */
+#include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_column_sums, cpu_embed_backward, ... */
+#include "peak.h"      /* cpu_peak */
 #include <unistd.h>
 
 #ifndef CPU_BACKEND

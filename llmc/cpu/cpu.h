@@ -12,7 +12,7 @@
 #ifndef LLMC_CPU_CPU_H
 #define LLMC_CPU_CPU_H
 
-#include "../model/backend.h"
+#include "../model/backend.h" /* Backend */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 

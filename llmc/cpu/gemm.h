@@ -17,7 +17,8 @@
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
 
-#include "../model/backend.h"
+#include "../base/error.h"    /* checked, Error, error_set, xrealloc */
+#include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Dtype */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 

@@ -6,7 +6,10 @@
 #ifndef LLMC_CPU_HEAD_H
 #define LLMC_CPU_HEAD_H
 
-#include "norm.h"
+#include "../base/random.h"   /* random_uniform */
+#include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
+#include "gemm.h"             /* Device, gemm_nt, cpu_scratch, gemm_nn, ... */
+#include "vector_math.h"      /* cpu_exp */
 
 #define HEAD_CHUNK ((size_t)26 << 20)
 

@@ -7,9 +7,10 @@
 #ifndef LLMC_CPU_NORM_H
 #define LLMC_CPU_NORM_H
 
-#include "gemm.h"
-#include "vector_math.h"
-#include "../base/random.h"
+#include "../base/random.h"   /* random_uniform */
+#include "../model/backend.h" /* Acts, Floats, Weights, Ints */
+#include "gemm.h"             /* Device, CPU_BLOCK, cpu_scratch */
+#include "vector_math.h"      /* cpu_exp */
 
 enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
 #define LAYERNORM_EPS 1e-5f

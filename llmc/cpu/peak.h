@@ -14,8 +14,9 @@
 #ifndef LLMC_CPU_PEAK_H
 #define LLMC_CPU_PEAK_H
 
-#include "gemm.h"
-#include "product.h"
+#include "../model/backend.h" /* DTYPE_BF16 */
+#include "gemm.h"             /* Device */
+#include "product.h"          /* CPU_VEC */
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>

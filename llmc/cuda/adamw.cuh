@@ -12,7 +12,9 @@
 #ifndef LLMC_CUDA_ADAMW_CUH
 #define LLMC_CUDA_ADAMW_CUH
 
-#include "common.cuh"
+#include "../model/backend.h" /* AdamW */
+#include "common.cuh"         /* lane_load, lane_store, cuda_ceil, CUDA_LAUNCHED, ... */
+#include "ptx.cuh"            /* LAUNCH, wide_load */
 
 enum { ADAMW_THREADS = 256, NORM2_THREADS = 512, NORM2_PART = 1 << 16 };
 

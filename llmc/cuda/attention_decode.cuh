@@ -12,7 +12,11 @@
 #ifndef LLMC_CUDA_ATTENTION_DECODE_CUH
 #define LLMC_CUDA_ATTENTION_DECODE_CUH
 
-#include "segments.cuh"
+#include "../model/backend.h" /* Acts, Attention, Ints */
+#include "../model/batch.h"   /* Segment */
+#include "common.cuh"         /* CUDA_LAUNCHED, Device, cuda_wide, from_float, ... */
+#include "ptx.cuh"            /* LAUNCH, wide_load, wide_store */
+#include "segments.cuh"       /* keys_seen, RowMap, map_keys */
 
 enum {
     DECODE_WARPS = 4,

@@ -21,7 +21,10 @@
 #ifndef LLMC_CUDA_ATTENTION_MMA_CUH
 #define LLMC_CUDA_ATTENTION_MMA_CUH
 
-#include "segments.cuh"
+#include "../model/backend.h" /* Attention */
+#include "common.cuh"         /* bf16 */
+#include "ptx.cuh"            /* cp_async_commit, cp_async_wait, fast_exp2, mma_m16n8k16_bf16, ... */
+#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
 
 enum { MMA_ROWS = 64, MMA_WARPS = 4, MMA_THREADS = 32 * MMA_WARPS };
 

@@ -9,7 +9,10 @@
 #ifndef LLMC_CUDA_ATTENTION_PLAIN_CUH
 #define LLMC_CUDA_ATTENTION_PLAIN_CUH
 
-#include "segments.cuh"
+#include "../model/backend.h" /* Attention */
+#include "common.cuh"         /* from_float, to_float */
+#include "ptx.cuh"            /* SHARED_DYNAMIC */
+#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
 
 enum { PLAIN = 32, PLAIN_THREADS = 128, PLAIN_WEIGHTS = PLAIN * (PLAIN + 1) };
 

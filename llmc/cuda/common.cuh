@@ -18,8 +18,9 @@
 #ifndef LLMC_CUDA_COMMON_CUH
 #define LLMC_CUDA_COMMON_CUH
 
-#include "../model/backend.h"
-#include "ptx.cuh"
+#include "../base/error.h"    /* PRINTF_LIKE, Error, error_set */
+#include "../model/backend.h" /* Dtype */
+#include "ptx.cuh"            /* wide_load, wide_store */
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

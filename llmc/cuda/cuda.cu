@@ -15,16 +15,19 @@
  * --dtype float32 everything is float32, without TF32. Device memory comes from the driver's stream-ordered pool, which
  * is configured never to release memory: after the first step of a run there are no more allocations from the driver.
  */
-#include "common.cuh"
-#include "queue.cuh"
-#include "adamw.cuh"
-#include "elementwise.cuh"
-#include "matmul.cuh"
-#include "norm.cuh"
-#include "attention.cuh"
-#include "head.cuh"
-#include "sample.cuh"
-#include "../base/launch.h"
+#include "../base/error.h"      /* Error, error_set */
+#include "../base/launch.h"     /* launch_of_environment */
+#include "../model/backend.h"   /* Backend, Weights, DTYPE_BF16, DTYPE_FLOAT32, ... */
+#include "adamw.cuh"            /* cuda_adamw, square_sum_launch */
+#include "attention.cuh"        /* cuda_attention_backward, cuda_attention_forward */
+#include "attention_decode.cuh" /* cuda_kv_store */
+#include "common.cuh"           /* Device, bf16, CUDA_CHECK, cuda_fail, ... */
+#include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_embed_backward, ... */
+#include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
+#include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
+#include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_layernorm_backward, ... */
+#include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
+#include "sample.cuh"           /* cuda_sample */
 
 /* ---- the device -------------------------------------------------------------------------------------------------- */
 

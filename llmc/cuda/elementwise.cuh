@@ -7,7 +7,9 @@
 #ifndef LLMC_CUDA_ELEMENTWISE_CUH
 #define LLMC_CUDA_ELEMENTWISE_CUH
 
-#include "common.cuh"
+#include "../model/backend.h" /* Acts, Ints, Floats, Weights */
+#include "common.cuh"         /* lane_load, Device, CUDA_LAUNCHED, cuda_wide, ... */
+#include "ptx.cuh"            /* LAUNCH */
 
 enum { ELEMENT_THREADS = 256, SCATTER_THREADS = 128 };
 

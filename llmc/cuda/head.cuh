@@ -10,7 +10,10 @@
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
 
-#include "matmul.cuh"
+#include "../model/backend.h" /* ROW_ALIGN, Floats, Acts, Weights, ... */
+#include "common.cuh"         /* cuda_ceil, CUDA_LAUNCHED, Device, lane_load, ... */
+#include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt, cuda_matmul_nn, cuda_matmul_tn */
+#include "ptx.cuh"            /* LAUNCH */
 #include <float.h>
 
 #define CUDA_HEAD_CHUNK ((size_t)64 << 20) /* maximum logits per chunk, unless ROW_ALIGN rows need more */

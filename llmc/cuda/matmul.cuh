@@ -19,9 +19,11 @@
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
 
-#include "common.cuh"
-#include "elementwise.cuh"
-#include "norm.cuh"
+#include "../model/backend.h" /* Acts, Floats, Weights, ROW_ALIGN */
+#include "common.cuh"         /* CUBLAS_CHECK, Device, CUDA_CHECK, bf16, ... */
+#include "elementwise.cuh"    /* ELEMENT_THREADS, FOR_WORDS, bias_add, cuda_gelu_backward, ... */
+#include "norm.cuh"           /* column_sums */
+#include "ptx.cuh"            /* LAUNCH */
 #include <unordered_map>
 
 enum { MATMUL_PLANS_MOST = 4096, MATMUL_ALIGNMENT = 16 };

@@ -12,7 +12,9 @@
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
 
-#include "common.cuh"
+#include "../model/backend.h" /* Acts, Floats, Weights */
+#include "common.cuh"         /* lane_load, to_float, Device, warp_sum, ... */
+#include "ptx.cuh"            /* LAUNCH */
 
 #define CUDA_LAYERNORM_EPS 1e-5f
 enum { NORM_WARPS = 4, NORM_BLOCK = 256, NORM_PARTS_MOST = 1024, NORM_PART_ROWS = 8 };

@@ -21,7 +21,8 @@
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH
 
-#include "common.cuh"
+#include "../model/backend.h" /* Attention, Draw, AdamW, Head */
+#include "common.cuh"         /* Device, CUDA_CHECK, cuda_scratch_begin */
 #include <string>
 #include <tuple>
 #include <type_traits>

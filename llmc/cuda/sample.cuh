@@ -16,7 +16,11 @@
 #ifndef LLMC_CUDA_SAMPLE_CUH
 #define LLMC_CUDA_SAMPLE_CUH
 
-#include "head.cuh"
+#include "../model/backend.h" /* Draw */
+#include "common.cuh"         /* Device, block_max, cuda_ceil, CUDA_CHECK, ... */
+#include "head.cuh"           /* LogitSums, cuda_head_chunk_rows, logits_read */
+#include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt */
+#include "ptx.cuh"            /* LAUNCH, SHARED_DYNAMIC */
 
 enum { SAMPLE_THREADS = 1024, SAMPLE_BINS = 2048, SAMPLE_TILE = 128 };
 

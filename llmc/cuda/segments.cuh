@@ -12,7 +12,10 @@
 #ifndef LLMC_CUDA_SEGMENTS_CUH
 #define LLMC_CUDA_SEGMENTS_CUH
 
-#include "common.cuh"
+#include "../model/backend.h" /* Attention */
+#include "../model/batch.h"   /* Segment */
+#include "common.cuh"         /* CUDA_LAUNCHED, Device, cuda_ceil */
+#include "ptx.cuh"            /* LAUNCH */
 
 /* Rows first .. first+rows-1, counted from the start of the segment. */
 struct Strip {

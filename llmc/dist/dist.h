@@ -50,10 +50,12 @@
 #ifndef LLMC_DIST_DIST_H
 #define LLMC_DIST_DIST_H
 
-#include "link.h"
-#include "../base/clock.h"
-#include "../base/launch.h"
-#include "../base/library.h"
+#include "../base/clock.h"    /* clock_seconds */
+#include "../base/error.h"    /* Error, error_set, xcalloc, xmalloc, ... */
+#include "../base/launch.h"   /* LAUNCH_ALONE, LAUNCH_MPI, LAUNCH_VARIABLES, Launch, ... */
+#include "../base/library.h"  /* Library, library_open */
+#include "../model/backend.h" /* Backend, Device */
+#include "link.h"             /* DIST_LINK_SYMBOL, DistLink, DistPlace, DistState */
 #include <assert.h>
 #include <math.h>
 #include <signal.h>

@@ -27,8 +27,14 @@
 #ifndef LLMC_DIST_GRADS_H
 #define LLMC_DIST_GRADS_H
 
-#include "dist.h"
-#include "../model/optimizer.h"
+#include "../base/clock.h"      /* clock_seconds */
+#include "../base/error.h"      /* Error, xcalloc, error_set, xmalloc */
+#include "../model/backend.h"   /* floats_at, Floats, Backend */
+#include "../model/model.h"     /* Model, model_grad, model_sync, model_weight, ... */
+#include "../model/optimizer.h" /* Optimizer, OptimizerResult, Slice, optimizer_square, ... */
+#include "../model/tensors.h"   /* TENSOR_COUNT, TensorInfo, tensor_of_layer */
+#include "dist.h"               /* dist_failed, Dist, dist_max, dist_sum */
+#include "link.h"               /* DistPiece, DistLink */
 
 enum { DIST_BUCKET = 1 << 20 };  /* minimum number of floats in one sum */
 enum { DIST_WEIGHTS = 1 << 24 }; /* minimum number of weights in one all-gather */

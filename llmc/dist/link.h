@@ -14,8 +14,8 @@
 #ifndef LLMC_DIST_LINK_H
 #define LLMC_DIST_LINK_H
 
-#include "../model/backend.h"
-#include "../model/share.h"
+#include "../base/error.h"    /* Error */
+#include "../model/backend.h" /* Device, Floats */
 
 #ifdef __cplusplus
 extern "C" {

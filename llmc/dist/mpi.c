@@ -17,8 +17,11 @@
  * A wait polls continuously at first and later sleeps between polls, so that ranks on the same core do not starve each
  * other.
  */
-#include "link.h"
-#include "../base/clock.h"
+#include "../base/clock.h"    /* clock_seconds */
+#include "../base/error.h"    /* Error, error_set, xcalloc, xmalloc, ... */
+#include "../model/backend.h" /* Device */
+#include "../model/share.h"   /* share_slice */
+#include "link.h"             /* DistPiece, DistLink, DistPlace, DistWatch */
 #include <mpi.h>
 #include <sched.h>
 

@@ -19,9 +19,13 @@
  * run. NCCL does not sum in the order of ranks: its sums are reproducible on the same machines with the same NCCL and
  * settings.
  */
-#include "../cuda/common.cuh"
-#include "link.h"
-#include "../base/clock.h"
+#include "../base/clock.h"    /* clock_seconds */
+#include "../base/error.h"    /* Error, error_set, PRINTF_LIKE */
+#include "../cuda/common.cuh" /* cuda_blocks */
+#include "../cuda/ptx.cuh"    /* LAUNCH */
+#include "../model/backend.h" /* Device */
+#include "../model/share.h"   /* SHARE_ALIGN, share_slice */
+#include "link.h"             /* DistLink, DistPiece, DistPlace, DistWatch */
 #include <deque>
 #include <nccl.h>
 #include <unistd.h>

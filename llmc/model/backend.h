@@ -25,8 +25,7 @@
 #ifndef LLMC_MODEL_BACKEND_H
 #define LLMC_MODEL_BACKEND_H
 
-#include "batch.h"
-#include "../base/error.h"
+#include "../base/error.h" /* Error */
 
 #ifdef __cplusplus
 extern "C" {

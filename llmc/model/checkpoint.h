@@ -44,8 +44,10 @@
 #ifndef LLMC_MODEL_CHECKPOINT_H
 #define LLMC_MODEL_CHECKPOINT_H
 
-#include "tensors.h"
-#include "../base/io.h"
+#include "../base/error.h" /* Error, error_set */
+#include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
+#include "config.h"        /* ModelConfig, model_config_check, MlpKind, NormKind, ... */
+#include "tensors.h"       /* gpt2_file_elements */
 #include <assert.h>
 
 enum { CHECKPOINT_HEADER = 256, CHECKPOINT_FLOAT32 = 3, CHECKPOINT_BF16 = 5, CHECKPOINT_TRAILER = 1 };

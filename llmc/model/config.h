@@ -6,7 +6,7 @@
 #ifndef LLMC_MODEL_CONFIG_H
 #define LLMC_MODEL_CONFIG_H
 
-#include "../base/error.h"
+#include "../base/error.h" /* error_set, Error */
 #include <math.h>
 
 /* The parts in which model families differ. The first value of each is GPT-2's; a file with any other is refused. */

@@ -8,7 +8,12 @@
 #ifndef LLMC_MODEL_DECODE_H
 #define LLMC_MODEL_DECODE_H
 
-#include "transformer.h"
+#include "backend.h"     /* Draw, Acts, Backend, Device, ... */
+#include "batch.h"       /* Batch */
+#include "model.h"       /* Model, model_weight */
+#include "tensors.h"     /* TENSOR_wte */
+#include "transformer.h" /* model_targets, model_trunk */
+#include "workspace.h"   /* work_ints, Workspace, KVCache, WORK_index, ... */
 
 /* Arrays of a decode step; all but `history` are on the host. N rows, R targets. */
 typedef struct DecodeStep {

@@ -5,7 +5,7 @@
  * taken in order, as many per micro-batch as its capacity allows:
  *
  *     MicroPlan plan = {0};
- *     micro_plan_begin(&plan, &batch, 0);
+ *     micro_plan_begin(&plan, &batch, 0);                   // pack.h
  *     for (int32_t i = 0; i < n; i++) micro_plan_add(&plan, (BatchSize){item[i].count, item[i].count - 1, 1});
  *     for (int32_t m = 0; m < plan.micros; m++) {
  *         batch_clear(&batch);
@@ -18,7 +18,8 @@
 #ifndef LLMC_MODEL_MICRO_PLAN_H
 #define LLMC_MODEL_MICRO_PLAN_H
 
-#include "pack.h"
+#include "../base/error.h" /* xmalloc, xrealloc */
+#include "batch.h"         /* Batch */
 
 /* The part of a batch that an item takes. */
 typedef struct BatchSize {

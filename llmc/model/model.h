@@ -11,10 +11,12 @@
 #ifndef LLMC_MODEL_MODEL_H
 #define LLMC_MODEL_MODEL_H
 
-#include "backend.h"
-#include "share.h"
-#include "tensors.h"
-#include "../base/random.h"
+#include "../base/error.h"  /* Error, xmalloc */
+#include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_start */
+#include "backend.h"        /* weights_at, Backend, Floats, Weights, ... */
+#include "config.h"         /* ModelConfig */
+#include "share.h"          /* Share */
+#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, model_tensors, ... */
 #include <assert.h>
 
 typedef struct Model {

@@ -14,9 +14,15 @@
 #ifndef LLMC_MODEL_MODEL_FILE_H
 #define LLMC_MODEL_MODEL_FILE_H
 
-#include "checkpoint.h"
-#include "model.h"
-#include "optimizer.h"
+#include "../base/error.h" /* Error, error_set, xmalloc, checked_object, ... */
+#include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
+#include "backend.h"       /* Floats, Backend, Device, floats_at */
+#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
+#include "config.h"        /* ModelConfig, gpt2_config_descriptor, model_config_check */
+#include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
+#include "optimizer.h"     /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
+#include "share.h"         /* Share */
+#include "tensors.h"       /* TENSOR_valuew, gpt2_file_elements, TENSOR_COUNT */
 #include <jansson.h>
 
 typedef struct ModelFile {

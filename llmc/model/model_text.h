@@ -7,9 +7,11 @@
 #ifndef LLMC_MODEL_MODEL_TEXT_H
 #define LLMC_MODEL_MODEL_TEXT_H
 
-#include "../text/chat.h"
-#include "model_file.h"
-#include "../text/tokenizer.h"
+#include "../base/error.h"     /* Error, error_set, xcalloc, xstrdup */
+#include "../base/text.h"      /* TextBuffer */
+#include "../text/chat.h"      /* ChatTemplate, chat_stop_token, chat_template_free, chat_template_parse */
+#include "../text/tokenizer.h" /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_load */
+#include "model_file.h"        /* ModelFile */
 
 typedef struct ModelText {
     bool present, has_template;

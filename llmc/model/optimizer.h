@@ -17,7 +17,12 @@
 #ifndef LLMC_MODEL_OPTIMIZER_H
 #define LLMC_MODEL_OPTIMIZER_H
 
-#include "model.h"
+#include "../base/error.h" /* Error, xcalloc, xmalloc */
+#include "backend.h"       /* Floats, Backend, floats_at, weights_at, ... */
+#include "config.h"        /* ModelConfig */
+#include "model.h"         /* Model, model_grad, model_zero_grads */
+#include "share.h"         /* Share, share_slice */
+#include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer */
 
 /* A part of a tensor that this rank updates: elements first .. first+n-1 of layer `layer`. A single rank has one slice
  * per tensor, which covers all layers. */

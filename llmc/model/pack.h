@@ -10,8 +10,8 @@
 #ifndef LLMC_MODEL_PACK_H
 #define LLMC_MODEL_PACK_H
 
-#include "batch.h"
-#include "../base/error.h"
+#include "../base/error.h" /* xcalloc */
+#include "batch.h"         /* Batch, Segment */
 #include <assert.h>
 
 static inline Batch batch_new(int32_t rows, int32_t targets, int32_t segments) {

@@ -12,7 +12,7 @@
 #ifndef LLMC_MODEL_TENSORS_H
 #define LLMC_MODEL_TENSORS_H
 
-#include "config.h" /* ModelConfig, model_qkv_width() */
+#include "config.h" /* ModelConfig, model_qkv_width */
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 

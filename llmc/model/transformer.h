@@ -21,7 +21,13 @@
 #ifndef LLMC_MODEL_TRANSFORMER_H
 #define LLMC_MODEL_TRANSFORMER_H
 
-#include "workspace.h"
+#include "../base/error.h" /* Error */
+#include "backend.h"       /* Backend, acts_at, Acts, Device, ... */
+#include "batch.h"         /* Batch, Segment */
+#include "config.h"        /* ModelConfig, model_kv_width, model_qkv_width, model_head_size */
+#include "model.h"         /* model_weight, Model, model_grad, model_sync */
+#include "tensors.h"       /* TENSOR_wte, TENSOR_ln1w, TENSOR_ln1b, TENSOR_ln2w, ... */
+#include "workspace.h"     /* work_acts, work_floats, work_ints, Workspace, ... */
 
 // clang-format off
 /*    linear    weight    bias      input  output */

@@ -12,7 +12,10 @@
 #ifndef LLMC_MODEL_WORKSPACE_H
 #define LLMC_MODEL_WORKSPACE_H
 
-#include "model.h"
+#include "../base/error.h" /* Error */
+#include "backend.h"       /* Acts, Backend, ROW_ALIGN, Floats, ... */
+#include "config.h"        /* ModelConfig, model_kv_width, model_qkv_width, model_widest */
+#include "model.h"         /* Model */
 
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
 /* The activations. An item has `items` elements of its kind per row, target or segment of the batch (`of`). In training

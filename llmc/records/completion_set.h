@@ -11,7 +11,7 @@
  * Prompt tokens are included only if a loss trains on them (`prompts`: ORPO), without the first, which is not
  * predicted.
  *
- *     CompletionSet s = {.shared = true};
+ *     CompletionSet s = {.shared = true};                  // model/transformer.h
  *     completion_set_clear(&s);
  *     completion_set_add(&s, pair, record);                     // for each pair of the step
  *     const MicroPlan *plan = completion_set_plan(&s, &batch);
@@ -23,8 +23,11 @@
 #ifndef LLMC_RECORDS_COMPLETION_SET_H
 #define LLMC_RECORDS_COMPLETION_SET_H
 
-#include "../model/transformer.h"
-#include "pairs.h"
+#include "../base/error.h"       /* xrealloc */
+#include "../model/batch.h"      /* Batch */
+#include "../model/micro_plan.h" /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
+#include "../model/pack.h"       /* batch_completion, batch_segment, batch_clear, batch_target */
+#include "pairs.h"               /* Pair */
 
 typedef struct CompletionSet {
     bool shared;  /* both completions of a pair share one copy of their prompt */

@@ -11,8 +11,8 @@
 #ifndef LLMC_RECORDS_CURSOR_H
 #define LLMC_RECORDS_CURSOR_H
 
-#include "../base/error.h"
-#include "../base/random.h"
+#include "../base/error.h"  /* xmalloc */
+#include "../base/random.h" /* RANDOM_SHUFFLE, Random, random_shuffle, random_start */
 #include <jansson.h>
 
 typedef struct Cursor {

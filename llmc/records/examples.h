@@ -20,8 +20,11 @@
 #ifndef LLMC_RECORDS_EXAMPLES_H
 #define LLMC_RECORDS_EXAMPLES_H
 
-#include "../model/micro_plan.h"
-#include "shard.h"
+#include "../base/error.h"       /* xcalloc, error_set, Error */
+#include "../model/batch.h"      /* Batch */
+#include "../model/micro_plan.h" /* BatchSize */
+#include "../model/pack.h"       /* batch_segment, batch_completion, batch_target */
+#include "shard.h"               /* Shard, Record, RecordKind, record_kind_name, ... */
 
 typedef struct Example {
     const int32_t *prompt, *completion; /* tokens, valid as long as the Examples */

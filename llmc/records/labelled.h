@@ -19,8 +19,10 @@
 #ifndef LLMC_RECORDS_LABELLED_H
 #define LLMC_RECORDS_LABELLED_H
 
-#include "examples.h"
-#include "pairs.h"
+#include "../base/error.h" /* warn, Error, error_set */
+#include "examples.h"      /* Example, Examples, example_size, examples_close, ... */
+#include "pairs.h"         /* Pair, Pairs, pair_size, pairs_close, ... */
+#include "shard.h"         /* RECORD_PREFERENCE, RecordKind, RECORD_UNPAIRED, Shard */
 
 typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
 

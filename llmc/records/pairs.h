@@ -19,8 +19,11 @@
 #ifndef LLMC_RECORDS_PAIRS_H
 #define LLMC_RECORDS_PAIRS_H
 
-#include "../model/micro_plan.h"
-#include "shard.h"
+#include "../base/error.h"       /* error_set, xcalloc, Error */
+#include "../model/batch.h"      /* Batch */
+#include "../model/micro_plan.h" /* BatchSize */
+#include "../model/pack.h"       /* batch_segment, batch_last_row, batch_target */
+#include "shard.h"               /* Shard, RECORD_PREFERENCE, Record, record_free, ... */
 
 typedef struct Pair {
     const int32_t *prompt, *chosen, *rejected; /* tokens, valid as long as the Pairs */

@@ -12,9 +12,13 @@
 #ifndef LLMC_RECORDS_PREFERENCE_DATA_H
 #define LLMC_RECORDS_PREFERENCE_DATA_H
 
-#include "../base/random.h"
-#include "labelled.h"
-#include "ref_logps.h"
+#include "../base/error.h"  /* xcalloc, Error, error_set, warn, ... */
+#include "../base/random.h" /* RANDOM_SHUFFLE, Random, random_shuffle, random_start */
+#include "examples.h"       /* Example */
+#include "labelled.h"       /* FIT_TRUNCATE, Labelled, labelled_close, labelled_fit, ... */
+#include "pairs.h"          /* Pair */
+#include "ref_logps.h"      /* ref_logps_data */
+#include "shard.h"          /* RECORD_PREFERENCE, RECORD_UNPAIRED, Shard */
 
 typedef struct PreferenceData {
     bool unpaired; /* completions with labels, for KTO */

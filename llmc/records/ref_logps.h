@@ -20,7 +20,8 @@
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H
 
-#include "../base/io.h"
+#include "../base/error.h" /* error_set, Error */
+#include "../base/io.h"    /* writer_write, Reader, XXH3_64bits, reader_read, ... */
 #include <assert.h>
 
 enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };

@@ -35,7 +35,8 @@
 #ifndef LLMC_RECORDS_SHARD_H
 #define LLMC_RECORDS_SHARD_H
 
-#include "../base/io.h"
+#include "../base/error.h" /* error_set, Error, xrealloc, xmalloc, ... */
+#include "../base/io.h"    /* writer_write, Reader, reader_blob, MAGIC_RECORDS, ... */
 #include <assert.h>
 
 enum { SHARD_VERSION = 1, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };

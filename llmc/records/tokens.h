@@ -14,7 +14,8 @@
 #ifndef LLMC_RECORDS_TOKENS_H
 #define LLMC_RECORDS_TOKENS_H
 
-#include "../base/io.h"
+#include "../base/error.h" /* error_set, Error */
+#include "../base/io.h"    /* MAGIC_TOKENS, Reader, writer_write, Writer, ... */
 
 enum { TOKENS_VERSION = 1, TOKENS_HEADER = 256 };
 

@@ -14,8 +14,9 @@
 #ifndef LLMC_REPORT_CHART_H
 #define LLMC_REPORT_CHART_H
 
-#include "chart_text.h"
-#include "history.h"
+#include "../base/error.h" /* xcalloc */
+#include "chart_text.h"    /* chart_tick, chart_value */
+#include "history.h"       /* Series */
 
 typedef struct ChartLine {
     const Series *mid;

@@ -9,7 +9,8 @@
 #ifndef LLMC_REPORT_CHART_DATA_H
 #define LLMC_REPORT_CHART_DATA_H
 
-#include "chart.h"
+#include "chart.h"   /* ChartScale, Chart, chart_scale, chart_smooth, ... */
+#include "history.h" /* Series */
 
 enum { CHART_DATA_MOST = 240 }; /* points of a curve */
 

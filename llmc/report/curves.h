@@ -10,10 +10,13 @@
 #ifndef LLMC_REPORT_CURVES_H
 #define LLMC_REPORT_CURVES_H
 
-#include "chart.h"
-#include "chart_data.h"
-#include "curve_catalogue.h"
-#include "html.h"
+#include "../base/error.h"   /* xcalloc, xmalloc */
+#include "chart.h"           /* Chart, ChartLine, chart_last, chart_range, ... */
+#include "chart_data.h"      /* chart_data */
+#include "chart_text.h"      /* chart_value */
+#include "curve_catalogue.h" /* CURVES_OPTIMISATION, CURVES_POLICY, CURVES_REWARD, CURVE_LOG, ... */
+#include "history.h"         /* Series, History, history_find */
+#include "html.h"            /* html_text */
 #include <ctype.h>
 
 typedef struct Curve {

@@ -13,7 +13,7 @@
 #ifndef LLMC_REPORT_HISTORY_H
 #define LLMC_REPORT_HISTORY_H
 
-#include "../base/error.h"
+#include "../base/error.h" /* xrealloc, error_set, Error, die, ... */
 #include <jansson.h>
 #include <math.h>
 

@@ -36,12 +36,13 @@
 #ifndef LLMC_REPORT_METRICS_H
 #define LLMC_REPORT_METRICS_H
 
-#include "history.h"
-#include "../base/clock.h"
-#include "../base/io.h"
-#include "progress.h"
-#include "report.h"
-#include "tensorboard.h"
+#include "../base/clock.h" /* clock_seconds, clock_date */
+#include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
+#include "../base/io.h"    /* writer_write, Writer, writer_abort, writer_commit, ... */
+#include "history.h"       /* history_row, History, HistoryLine, LINE_KEPT, ... */
+#include "progress.h"      /* progress_draw */
+#include "report.h"        /* report_check, report_write */
+#include "tensorboard.h"   /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>

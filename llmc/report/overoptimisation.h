@@ -17,7 +17,8 @@
 #ifndef LLMC_REPORT_OVEROPTIMISATION_H
 #define LLMC_REPORT_OVEROPTIMISATION_H
 
-#include "history.h"
+#include "../base/error.h" /* xcalloc */
+#include "history.h"       /* History, history_find, Series */
 
 typedef struct GaoFit {
     bool good; /* false: too few points, or all at one distance */

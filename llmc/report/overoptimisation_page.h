@@ -8,8 +8,10 @@
 #ifndef LLMC_REPORT_OVEROPTIMISATION_PAGE_H
 #define LLMC_REPORT_OVEROPTIMISATION_PAGE_H
 
-#include "chart.h"
-#include "overoptimisation.h"
+#include "chart.h"            /* chart_y, ChartScale, chart_x, chart_round */
+#include "chart_text.h"       /* chart_tick */
+#include "history.h"          /* History */
+#include "overoptimisation.h" /* GaoFit, gao_reward, gao_fit, overoptimisation_points */
 
 /* Draws the points and the curve of one reward in the colour of curve `which`. */
 static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const double *d, const double *R, size_t n,

@@ -7,7 +7,7 @@
 #ifndef LLMC_REPORT_PROGRESS_H
 #define LLMC_REPORT_PROGRESS_H
 
-#include "history.h"
+#include "history.h" /* utf8_character */
 
 /* 75 -> "1:15", 3700 -> "1:01:40", 200000 -> "2d 07:33" */
 static inline void progress_duration(double seconds, char *text, size_t size) {

@@ -13,14 +13,16 @@
 #ifndef LLMC_REPORT_REPORT_H
 #define LLMC_REPORT_REPORT_H
 
-#include "curves.h"
-#include "history.h"
-#include "overoptimisation_page.h"
-#include "report_head.h"
-#include "report_samples.h"
-#include "report_tables.h"
-#include "style.h"
-#include "../base/io.h"
+#include "../base/error.h"         /* Error, checked_object, die */
+#include "../base/io.h"            /* Writer, writer_abort, writer_open, writer_commit, ... */
+#include "curve_catalogue.h"       /* CurveGroup, curve_group_name */
+#include "curves.h"                /* CurveList, curve_figure, curve_list */
+#include "history.h"               /* History */
+#include "overoptimisation_page.h" /* report_overoptimisation */
+#include "report_head.h"           /* report_head */
+#include "report_samples.h"        /* report_samples */
+#include "report_tables.h"         /* report_all, report_config, report_final */
+#include "style.h"                 /* keep: report_js */
 
 /* Writes the charts of all curves under the headings of their groups; the first chart is wide. */
 static inline void report_curves(FILE *f, const CurveList *curves) {

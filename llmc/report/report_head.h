@@ -7,10 +7,11 @@
 #ifndef LLMC_REPORT_REPORT_HEAD_H
 #define LLMC_REPORT_REPORT_HEAD_H
 
-#include "curves.h"
-#include "history.h"
-#include "html.h"
-#include "style.h"
+#include "chart_text.h" /* chart_value */
+#include "curves.h"     /* CurveList */
+#include "history.h"    /* History */
+#include "html.h"       /* html_text */
+#include "style.h"      /* keep: report_css */
 #include <time.h>
 
 /* The heading of a program's report: what it does, or the program's own name. */

@@ -9,9 +9,10 @@
 #ifndef LLMC_REPORT_REPORT_SAMPLES_H
 #define LLMC_REPORT_REPORT_SAMPLES_H
 
-#include "chart.h"
-#include "history.h"
-#include "html.h"
+#include "../base/error.h" /* xcalloc, xrealloc */
+#include "chart_text.h"    /* chart_value */
+#include "history.h"       /* History, Sample */
+#include "html.h"          /* html_text, html_bytes */
 
 enum {
     REPORT_SHOWN = 8,    /* prompts shown open */

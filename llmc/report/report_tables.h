@@ -9,9 +9,12 @@
 #ifndef LLMC_REPORT_REPORT_TABLES_H
 #define LLMC_REPORT_REPORT_TABLES_H
 
-#include "curves.h"
-#include "history.h"
-#include "html.h"
+#include "chart.h"           /* chart_last, chart_range */
+#include "chart_text.h"      /* chart_value */
+#include "curve_catalogue.h" /* CURVE_HEADLINE */
+#include "curves.h"          /* Curve, CurveList */
+#include "history.h"         /* History, Series, HistoryRow */
+#include "html.h"            /* html_text */
 
 /* ---- final numbers ---- */
 

@@ -23,7 +23,7 @@
 #ifndef LLMC_REPORT_TENSORBOARD_H
 #define LLMC_REPORT_TENSORBOARD_H
 
-#include "../base/error.h"
+#include "../base/error.h" /* Error, error_set, checked_object, xmalloc, ... */
 #include <math.h>
 #include <sys/stat.h>
 #include <unistd.h>

@@ -16,7 +16,7 @@
 #ifndef LLMC_REWARD_CALIBRATION_H
 #define LLMC_REWARD_CALIBRATION_H
 
-#include "../loss/reward.h"
+#include "../loss/scalar.h" /* log_sigmoid, sigmoid */
 
 enum { CALIBRATION_BINS = 10 };
 

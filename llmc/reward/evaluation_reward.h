@@ -19,10 +19,17 @@
 #ifndef LLMC_REWARD_EVALUATION_REWARD_H
 #define LLMC_REWARD_EVALUATION_REWARD_H
 
-#include "calibration.h"
-#include "../records/examples.h"
-#include "reward_model.h"
-#include "../records/shard.h"
+#include "../base/error.h"        /* xcalloc, Error, error_set, xmalloc, ... */
+#include "../loss/scalar.h"       /* sigmoid */
+#include "../model/batch.h"       /* Batch */
+#include "../model/micro_plan.h"  /* BatchSize */
+#include "../model/model.h"       /* model_sync */
+#include "../model/pack.h"        /* batch_clear, batch_fits */
+#include "../model/transformer.h" /* ModelOutput, model_forward */
+#include "../records/examples.h"  /* Example, example_labels, example_pack_scores, example_size */
+#include "../records/shard.h"     /* RECORD_PREFERENCE, RECORD_STEP, Shard, Record, ... */
+#include "calibration.h"          /* calibration_new, Calibration, calibration_add_label, calibration_add_pair, ... */
+#include "reward_model.h"         /* RewardItem, REWARD_MODEL_PRM, RewardModel, REWARD_MODEL_BT, ... */
 
 enum { EVALUATION_REWARD_CHUNK = 256 }; /* records scored at once */
 

@@ -19,7 +19,7 @@
 #ifndef LLMC_REWARD_GOLD_H
 #define LLMC_REWARD_GOLD_H
 
-#include "../base/error.h"
+#include "../base/error.h" /* Error, error_set */
 #include <math.h>
 
 enum { GOLD_PARTS = 8 };

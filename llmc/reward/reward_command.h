@@ -23,9 +23,11 @@
 #ifndef LLMC_REWARD_REWARD_COMMAND_H
 #define LLMC_REWARD_REWARD_COMMAND_H
 
-#include "../base/process.h"
-#include "../base/text.h"
-#include "verify.h"
+#include "../base/clock.h"   /* clock_seconds */
+#include "../base/error.h"   /* Error, error_set, PRINTF_LIKE, checked_object, ... */
+#include "../base/process.h" /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
+#include "../base/text.h"    /* utf8_length */
+#include "verify_answer.h"   /* RewardInput, verify_space, verify_fields */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
 

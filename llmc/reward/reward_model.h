@@ -28,10 +28,17 @@
 #ifndef LLMC_REWARD_REWARD_MODEL_H
 #define LLMC_REWARD_REWARD_MODEL_H
 
-#include "../loss/reward.h"
-#include "../model/transformer.h"
-#include "../model/model_text.h"
-#include "../model/pack.h"
+#include "../base/error.h"        /* Error, error_set, xcalloc, checked_object, ... */
+#include "../loss/scalar.h"       /* sigmoid */
+#include "../model/backend.h"     /* Backend, Device */
+#include "../model/batch.h"       /* Batch */
+#include "../model/config.h"      /* model_fits_vocab */
+#include "../model/model.h"       /* Model, model_free, model_sync */
+#include "../model/model_file.h"  /* ModelFile, model_file_free, model_load */
+#include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
+#include "../model/pack.h"        /* batch_clear, batch_segment, batch_target, batch_fits, ... */
+#include "../model/transformer.h" /* ModelOutput, model_forward */
+#include "../model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 
 #define REWARD_MODEL_CHOICES "bt|orm|prm"
 typedef enum { REWARD_MODEL_BT, REWARD_MODEL_ORM, REWARD_MODEL_PRM } RewardModelKind; /* in this order */

@@ -36,10 +36,13 @@
 #ifndef LLMC_REWARD_REWARDS_H
 #define LLMC_REWARD_REWARDS_H
 
-#include "../base/options.h"
-#include "../base/random.h"
-#include "reward_command.h"
-#include "verify.h"
+#include "../base/error.h"   /* error_set, Error, xstrdup, xstrndup, ... */
+#include "../base/options.h" /* option_choice_index */
+#include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
+#include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
+#include "verify.h"          /* VERIFY_REGEX, VerifyKind, rewards_verify, verify_score, ... */
+#include "verify_answer.h"   /* RewardInput, VerifySpan, verify_span */
+#include "verify_pattern.h"  /* verify_regex_compile, VerifyRegex, verify_regex_free, verify_regex_match */
 
 enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
 

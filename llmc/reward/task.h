@@ -10,9 +10,8 @@
 
 #define XXH_INLINE_ALL
 
-#include "../base/error.h"
-#include "../base/random.h"
-#include "../base/text.h"
+#include "../base/random.h" /* Random, random_below, random_between */
+#include "../base/text.h"   /* text_clear, text_free, TextBuffer, text_append, ... */
 #include <jansson.h>
 #include <xxhash.h>
 

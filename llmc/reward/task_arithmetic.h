@@ -17,7 +17,9 @@
 #ifndef LLMC_REWARD_TASK_ARITHMETIC_H
 #define LLMC_REWARD_TASK_ARITHMETIC_H
 
-#include "task.h"
+#include "../base/random.h" /* Random, random_between, random_below */
+#include "../base/text.h"   /* text_format, TextBuffer, text_string, text_append */
+#include "task.h"           /* Task, TASK_ARITHMETIC, task_number, task_knob, ... */
 
 /* 10^digits */
 static inline int64_t task_power(int digits) {

@@ -18,7 +18,10 @@
 #ifndef LLMC_REWARD_TASK_PUZZLES_H
 #define LLMC_REWARD_TASK_PUZZLES_H
 
-#include "task.h"
+#include "../base/error.h"  /* Error, error_set */
+#include "../base/random.h" /* random_below, Random, random_between */
+#include "../base/text.h"   /* text_string, text_format, text_append, TextBuffer */
+#include "task.h"           /* Task, task_list, TASK_VALUES, task_knob, ... */
 
 /* ---- countdown ------------------------------------------------------------------------------------------------- */
 

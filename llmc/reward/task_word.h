@@ -13,7 +13,9 @@
 #ifndef LLMC_REWARD_TASK_WORD_H
 #define LLMC_REWARD_TASK_WORD_H
 
-#include "task.h"
+#include "../base/random.h" /* random_between, Random, random_below */
+#include "../base/text.h"   /* text_format, TextBuffer, text_string */
+#include "task.h"           /* Task, task_knob, task_number, TASK_SCRATCHPAD, ... */
 
 enum { WORD_LIMIT = 1000000 };
 

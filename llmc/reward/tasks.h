@@ -11,9 +11,12 @@
 #ifndef LLMC_REWARD_TASKS_H
 #define LLMC_REWARD_TASKS_H
 
-#include "task_arithmetic.h"
-#include "task_puzzles.h"
-#include "task_word.h"
+#include "../base/error.h"   /* error_set, Error */
+#include "../base/random.h"  /* Random */
+#include "task.h"            /* TASK_ARITHMETIC, TaskStyle, TASK_BRACKETS, TASK_WORD, ... */
+#include "task_arithmetic.h" /* task_arithmetic_problem, task_arithmetic_solve */
+#include "task_puzzles.h"    /* COUNTDOWN_NUMBERS, task_brackets_problem, task_brackets_solve, ... */
+#include "task_word.h"       /* task_word_problem, task_word_solve */
 
 /* Resolves TASK_AUTO: scratchpad for word problems, direct otherwise. */
 static inline TaskStyle task_style(TaskKind kind, TaskStyle style) {

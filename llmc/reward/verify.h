@@ -27,11 +27,12 @@
 #ifndef LLMC_REWARD_VERIFY_H
 #define LLMC_REWARD_VERIFY_H
 
-#include "verify_brackets.h"
-#include "verify_expression.h"
-#include "verify_list.h"
-#include "verify_number.h"
-#include "verify_pattern.h"
+#include "verify_answer.h"     /* RewardInput, verify_span, VerifySpan, verify_copy, ... */
+#include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
+#include "verify_expression.h" /* VerifyExpression, VerifyRational, verify_countdown, verify_final_expression, ... */
+#include "verify_list.h"       /* verify_final_list, verify_sort */
+#include "verify_number.h"     /* verify_numeric, VERIFY_NUMBER_SIZE, verify_final_number, verify_is_number */
+#include "verify_pattern.h"    /* verify_regex */
 
 typedef enum {
     VERIFY_EXACT,

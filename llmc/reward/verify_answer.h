@@ -21,8 +21,10 @@
 #ifndef LLMC_REWARD_VERIFY_ANSWER_H
 #define LLMC_REWARD_VERIFY_ANSWER_H
 
-#include "../base/error.h"
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
 
 /* A completion and the record that it is scored against. Any text may be NULL (= empty). */
 typedef struct RewardInput {

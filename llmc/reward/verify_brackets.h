@@ -13,7 +13,8 @@
 #ifndef LLMC_REWARD_VERIFY_BRACKETS_H
 #define LLMC_REWARD_VERIFY_BRACKETS_H
 
-#include "verify_answer.h"
+#include "../base/error.h" /* xmalloc */
+#include "verify_answer.h" /* verify_span, VerifySpan, RewardInput, VerifyMark, ... */
 #include <math.h>
 
 /* Writes the last line of the completion to out[size], without white space. */

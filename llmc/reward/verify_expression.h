@@ -21,7 +21,8 @@
 #ifndef LLMC_REWARD_VERIFY_EXPRESSION_H
 #define LLMC_REWARD_VERIFY_EXPRESSION_H
 
-#include "verify_number.h"
+#include "verify_answer.h" /* VerifySpan, RewardInput, VerifyMark, verify_final, ... */
+#include "verify_number.h" /* VERIFY_NUMBER_SIZE, verify_digits_end, verify_final_number, verify_gcd, ... */
 
 enum {
     VERIFY_DEPTH = 100,   /* maximum nesting of an expression */

@@ -15,7 +15,9 @@
 #ifndef LLMC_REWARD_VERIFY_LIST_H
 #define LLMC_REWARD_VERIFY_LIST_H
 
-#include "verify_number.h"
+#include "../base/error.h" /* xmalloc */
+#include "verify_answer.h" /* verify_space, RewardInput, VerifyMark, VerifySpan, ... */
+#include "verify_number.h" /* VERIFY_NUMBER_SIZE, VerifyNumber, verify_canonical, verify_number */
 
 /* Reads the last line as a list of numbers and nothing else; writes them to out[size], canonical and separated by one
  * space. */

@@ -29,7 +29,7 @@
 #ifndef LLMC_REWARD_VERIFY_NUMBER_H
 #define LLMC_REWARD_VERIFY_NUMBER_H
 
-#include "verify_answer.h"
+#include "verify_answer.h" /* VerifySpan, verify_digit, verify_starts, VERIFY_HASHED, ... */
 #include <math.h>
 
 enum {

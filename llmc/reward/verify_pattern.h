@@ -15,7 +15,8 @@
 #ifndef LLMC_REWARD_VERIFY_PATTERN_H
 #define LLMC_REWARD_VERIFY_PATTERN_H
 
-#include "verify_answer.h"
+#include "../base/error.h" /* checked_object, Error, error_set */
+#include "verify_answer.h" /* RewardInput */
 #include <math.h>
 #ifndef PCRE2_CODE_UNIT_WIDTH
 #define PCRE2_CODE_UNIT_WIDTH 8

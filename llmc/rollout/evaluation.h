@@ -28,8 +28,15 @@
 #ifndef LLMC_ROLLOUT_EVALUATION_H
 #define LLMC_ROLLOUT_EVALUATION_H
 
-#include "prompts.h"
-#include "../reward/reward_model.h"
+#include "../base/error.h"           /* xcalloc, Error, xmalloc */
+#include "../model/model_text.h"     /* ModelText, model_text_decode */
+#include "../reward/reward_model.h"  /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
+#include "../reward/rewards.h"       /* Rewards, rewards_score */
+#include "../reward/verify.h"        /* rewards_answer, rewards_verify */
+#include "../reward/verify_answer.h" /* RewardInput */
+#include "../reward/verify_number.h" /* VERIFY_NUMBER_SIZE */
+#include "prompts.h"                 /* Prompts, prompts_input, prompts_request */
+#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, Rollout, ... */
 
 enum { EVALUATION_KS = 16 };
 

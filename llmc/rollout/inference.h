@@ -14,13 +14,22 @@
 #ifndef LLMC_ROLLOUT_INFERENCE_H
 #define LLMC_ROLLOUT_INFERENCE_H
 
-#include "../device.h"
-#include "../model/model_text.h"
-#include "../base/options.h"
-#include "../base/program.h"
-#include "rollout.h"
-#include "../records/shard.h"
-#include "../text/tokenizer_files.h"
+#include "../base/error.h"           /* die, Error, usage_error, xstrdup, ... */
+#include "../base/io.h"              /* Reader, writer_write, Writer, file_slurp, ... */
+#include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_LIST, ... */
+#include "../base/random.h"          /* RANDOM_ROLLOUT */
+#include "../base/text.h"            /* TextBuffer, text_free, TokenList, text_append, ... */
+#include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
+#include "../model/backend.h"        /* Backend, Device, Dtype */
+#include "../model/config.h"         /* model_fits_data */
+#include "../model/model.h"          /* Model, model_bytes, model_free */
+#include "../model/model_file.h"     /* ModelFile, model_file_free, model_load */
+#include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
+#include "../records/shard.h"        /* Shard, shard_read */
+#include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
+#include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_encode, tokenizer_free, ... */
+#include "../text/tokenizer_files.h" /* tokenizer_open */
+#include "rollout.h"                 /* Sampling, ROLLOUT_STOPS, ROLLOUT_SAMPLING_OPTIONS */
 
 typedef struct InferenceOptions {
     const char *checkpoint, *tokenizer, *chat_template;

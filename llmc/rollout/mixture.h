@@ -24,7 +24,15 @@
 #ifndef LLMC_ROLLOUT_MIXTURE_H
 #define LLMC_ROLLOUT_MIXTURE_H
 
-#include "rollout.h"
+#include "../base/error.h"      /* xmalloc, Error, xcalloc */
+#include "../model/backend.h"   /* Backend, Acts, ROW_ALIGN, Weights, ... */
+#include "../model/batch.h"     /* Batch */
+#include "../model/config.h"    /* ModelConfig */
+#include "../model/decode.h"    /* decode_rows, DecodeStep, decode_draw */
+#include "../model/model.h"     /* Model, model_weight */
+#include "../model/tensors.h"   /* TENSOR_wte */
+#include "../model/workspace.h" /* KVCache, WORK_h, Workspace, work_acts, ... */
+#include "rollout.h"            /* Rollout, rollout_bytes, rollout_rows */
 
 typedef struct Mixture {
     const Model *policy, *reference;

@@ -9,11 +9,11 @@
 #ifndef LLMC_ROLLOUT_PROMPTS_H
 #define LLMC_ROLLOUT_PROMPTS_H
 
-#include "../model/model_text.h"
-#include "../reward/reward_model.h"
-#include "../reward/rewards.h"
-#include "rollout.h"
-#include "../records/shard.h"
+#include "../base/error.h"           /* error_set, xcalloc, Error, xmalloc */
+#include "../records/shard.h"        /* Shard, RECORD_PROMPT, Record, record_free, ... */
+#include "../reward/reward_model.h"  /* RewardItem */
+#include "../reward/verify_answer.h" /* RewardInput */
+#include "rollout.h"                 /* Completion, RolloutRequest */
 
 typedef struct PromptText {
     const char *text, *task, *answer, *fields; /* point into the shard */

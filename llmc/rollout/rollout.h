@@ -22,9 +22,16 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
-#include "../base/options.h"
-#include "../model/decode.h"
-#include "../model/pack.h"
+#include "../base/error.h"      /* xcalloc, error_set, Error, xmalloc */
+#include "../base/options.h"    /* OPTION_REAL, OPTION_INT */
+#include "../base/random.h"     /* RANDOM_ROLLOUT */
+#include "../model/backend.h"   /* Backend, Draw, Ints */
+#include "../model/batch.h"     /* Batch, Segment */
+#include "../model/config.h"    /* ModelConfig */
+#include "../model/decode.h"    /* DecodeStep, model_decode */
+#include "../model/model.h"     /* Model, model_sync */
+#include "../model/pack.h"      /* batch_segment, batch_target, batch_clear, batch_fits, ... */
+#include "../model/workspace.h" /* KVCache, Workspace, kv_bytes, kv_free, ... */
 
 enum { ROLLOUT_STOPS = 8 };
 

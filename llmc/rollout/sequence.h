@@ -19,7 +19,14 @@
 #ifndef LLMC_ROLLOUT_SEQUENCE_H
 #define LLMC_ROLLOUT_SEQUENCE_H
 
-#include "rollout.h"
+#include "../base/error.h"      /* Error, xcalloc */
+#include "../model/backend.h"   /* Ints, Backend, Draw */
+#include "../model/batch.h"     /* Batch */
+#include "../model/decode.h"    /* DecodeStep, model_decode */
+#include "../model/model.h"     /* Model, model_sync */
+#include "../model/pack.h"      /* batch_clear, batch_free, batch_new, batch_segment, ... */
+#include "../model/workspace.h" /* KVCache, Workspace, kv_free, kv_new, ... */
+#include "rollout.h"            /* Sampling */
 
 enum { SEQUENCE_ROWS = 256 }; /* tokens per forward pass */
 

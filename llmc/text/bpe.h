@@ -16,8 +16,9 @@
 #ifndef LLMC_TEXT_BPE_H
 #define LLMC_TEXT_BPE_H
 
-#include "../base/io.h"
-#include "../base/text.h"
+#include "../base/error.h" /* xrealloc, checked */
+#include "../base/io.h"    /* XXH3_64bits */
+#include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append */
 
 typedef struct Merge {
     int32_t left, right, merged;

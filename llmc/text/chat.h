@@ -38,7 +38,9 @@
 #ifndef LLMC_TEXT_CHAT_H
 #define LLMC_TEXT_CHAT_H
 
-#include "tokenizer.h"
+#include "../base/error.h" /* error_set, Error, xrealloc, xstrdup, ... */
+#include "../base/text.h"  /* TextBuffer, TokenList, text_string, token_list_append, ... */
+#include "tokenizer.h"     /* Tokenizer, tokenizer_encode, tokenizer_special, tokenizer_add_special, ... */
 #include <ctype.h>
 
 #define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"

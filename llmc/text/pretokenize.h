@@ -19,7 +19,8 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 
-#include "../base/text.h"
+#include "../base/error.h" /* error_set, Error, checked_object */
+#include "../base/text.h"  /* TextBuffer, text_append, text_format, text_free, ... */
 #include <pcre2.h>
 
 /* Radford et al. 2019, encoder.py. */

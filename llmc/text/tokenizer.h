@@ -38,8 +38,11 @@
 #ifndef LLMC_TEXT_TOKENIZER_H
 #define LLMC_TEXT_TOKENIZER_H
 
-#include "bpe.h"
-#include "pretokenize.h"
+#include "../base/error.h" /* error_set, Error, xrealloc, xcalloc, ... */
+#include "../base/io.h"    /* XXH3_64bits */
+#include "../base/text.h"  /* text_append, TokenList, TextBuffer, token_list_append, ... */
+#include "bpe.h"           /* Merge, Bpe, bpe_encode, bpe_free, ... */
+#include "pretokenize.h"   /* Pretokenizer, pretokenizer_close, pretokenizer_next, pretokenizer_open */
 
 enum {
     TOKENIZER_VOCAB_MAX = (1 << 22) - 128, /* the same limit as in config.h */

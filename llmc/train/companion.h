@@ -14,7 +14,7 @@
 #ifndef LLMC_TRAIN_COMPANION_H
 #define LLMC_TRAIN_COMPANION_H
 
-#include "../base/error.h"
+#include "../base/error.h" /* xmalloc */
 #include <unistd.h>
 
 typedef struct Companion {

@@ -17,8 +17,19 @@
 #ifndef LLMC_TRAIN_CRITIC_H
 #define LLMC_TRAIN_CRITIC_H
 
-#include "../reward/reward_model.h"
-#include "trainer.h"
+#include "../base/error.h"          /* die, Error, xmalloc */
+#include "../dist/grads.h"          /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
+#include "../model/backend.h"       /* Weights, weights_at */
+#include "../model/config.h"        /* model_fits_length, model_fits_vocab */
+#include "../model/model.h"         /* Model, model_free, model_sync */
+#include "../model/model_file.h"    /* ModelFile, model_file_free, model_load, model_save */
+#include "../model/optimizer.h"     /* OptimizerResult, Optimizer, optimizer_configure, optimizer_free, ... */
+#include "../model/schedule.h"      /* schedule_at */
+#include "../model/tensors.h"       /* TENSOR_valuew */
+#include "../model/workspace.h"     /* Workspace, workspace_free, workspace_new */
+#include "../reward/reward_model.h" /* RewardModelNote, reward_model_note_read */
+#include "companion.h"              /* companion_resume */
+#include "trainer.h"                /* Trainer, state_int */
 
 typedef struct Critic {
     Trainer *t;

@@ -43,13 +43,26 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../loss/advantage.h"
-#include "../model/micro_plan.h"
-#include "../records/cursor.h"
-#include "../reward/reward_model.h"
-#include "../rollout/evaluation.h"
-#include "generation_options.h"
-#include "trainer.h"
+#include "../base/error.h"           /* xcalloc, die, Error, xmalloc, ... */
+#include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
+#include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
+#include "../model/batch.h"          /* Batch */
+#include "../model/config.h"         /* model_fits_length */
+#include "../model/micro_plan.h"     /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
+#include "../model/model.h"          /* Model */
+#include "../model/model_text.h"     /* model_text_decode */
+#include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
+#include "../model/transformer.h"    /* ModelOutput, model_forward */
+#include "../model/workspace.h"      /* Workspace */
+#include "../records/cursor.h"       /* Cursor, cursor_free, cursor_new, cursor_next, ... */
+#include "../records/shard.h"        /* shard_open */
+#include "../reward/reward_model.h"  /* RewardModel, reward_model_check, reward_model_open */
+#include "../reward/rewards.h"       /* REWARDS_MAX, Rewards, rewards_close, rewards_open, ... */
+#include "../reward/verify_answer.h" /* RewardInput */
+#include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, Prompts, ... */
+#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "generation_options.h"      /* GenerationOptions */
+#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {

@@ -16,8 +16,8 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"
-#include "../rollout/rollout.h"
+#include "../base/options.h"    /* OPTION_INT, OPTION_TEXT, OPTION_GROUP, OPTION_REAL */
+#include "../rollout/rollout.h" /* ROLLOUT_SAMPLING_OPTIONS */
 
 typedef struct GenerationOptions {
     const char *input, *val, *reward, *reward_cmd;

@@ -8,7 +8,19 @@
 #ifndef LLMC_TRAIN_GENERATION_REPORT_H
 #define LLMC_TRAIN_GENERATION_REPORT_H
 
-#include "generation.h"
+#include "../base/clock.h"           /* clock_seconds */
+#include "../base/error.h"           /* Error, die, xcalloc, xmalloc */
+#include "../base/random.h"          /* RANDOM_EVAL */
+#include "../dist/dist.h"            /* dist_complete, dist_cut */
+#include "../loss/advantage.h"       /* Spread, spread_of */
+#include "../model/model_text.h"     /* model_text_decode */
+#include "../records/cursor.h"       /* cursor_epochs */
+#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_final, ... */
+#include "../reward/verify_answer.h" /* RewardInput */
+#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluate_tasks, evaluation_check, ... */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_tokens */
+#include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_free, ... */
+#include "generation.h"              /* Generation */
 
 /* Evaluates the model on held-out prompts; logs the results and prints a line. when: a name for this point of the run,
  * or NULL for the number of the step. Collective. */

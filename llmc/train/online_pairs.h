@@ -25,11 +25,26 @@
 #ifndef LLMC_TRAIN_ONLINE_PAIRS_H
 #define LLMC_TRAIN_ONLINE_PAIRS_H
 
-#include "generation_report.h"
-#include "preference_reference.h"
-#include "preference_options.h"
-#include "../rollout/mixture.h"
-#include "../reward/reward_model.h"
+#include "../base/clock.h"             /* clock_seconds */
+#include "../base/error.h"             /* usage_error, xcalloc, die, Error */
+#include "../base/options.h"           /* OPTION_REAL, OPTION_FLAG, OPTION_CHOICE, OPTION_GROUP, ... */
+#include "../loss/preference.h"        /* PreferenceConfig, PreferenceStats */
+#include "../loss/scalar.h"            /* sigmoid */
+#include "../model/config.h"           /* ModelConfig */
+#include "../model/model.h"            /* Model */
+#include "../records/completion_set.h" /* CompletionSet, completion_set_add, completion_set_clear */
+#include "../records/pairs.h"          /* Pair */
+#include "../report/metrics.h"         /* metrics_set, Metrics */
+#include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_score */
+#include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
+#include "../rollout/prompts.h"        /* Prompts, prompts_item, prompts_length, prompts_request, ... */
+#include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
+#include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
+#include "generation_options.h"        /* GenerationOptions */
+#include "generation_report.h"         /* generation_log */
+#include "preference_options.h"        /* PreferenceOptions */
+#include "preference_reference.h"      /* PreferenceReferenceOptions */
+#include "trainer.h"                   /* Trainer */
 
 #define ONLINE_CHOICES "online_dpo|xpo|nash_md"
 typedef enum { ONLINE_DPO, ONLINE_XPO, ONLINE_NASH_MD } OnlineKind; /* in the order of ONLINE_CHOICES */

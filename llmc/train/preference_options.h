@@ -13,10 +13,10 @@
 #ifndef LLMC_TRAIN_PREFERENCE_OPTIONS_H
 #define LLMC_TRAIN_PREFERENCE_OPTIONS_H
 
-#include "../base/options.h"
-#include "../base/program.h"
-#include "../loss/kto.h"
-#include "../loss/preference.h"
+#include "../base/error.h"      /* usage_error, warn */
+#include "../base/options.h"    /* OPTION_REAL, OPTION_TEXT, option_choice_index, OPTION_CHOICE, ... */
+#include "../loss/kto.h"        /* KTO_LOSS_CHOICES, KtoConfig, KtoLoss, kto_balance, ... */
+#include "../loss/preference.h" /* preference_has, PREFERENCE_CPO, PREFERENCE_LOSS_CHOICES, PREFERENCE_SIMPO, ... */
 
 typedef struct PreferenceOptions {
     const char *losses, *weights;

@@ -15,9 +15,20 @@
 #ifndef LLMC_TRAIN_PREFERENCE_REFERENCE_H
 #define LLMC_TRAIN_PREFERENCE_REFERENCE_H
 
-#include "../records/completion_set.h"
-#include "../records/preference_data.h"
-#include "reference.h"
+#include "../base/clock.h"              /* clock_seconds */
+#include "../base/error.h"              /* die, usage_error, xmalloc, Error */
+#include "../base/options.h"            /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_INT, ... */
+#include "../model/batch.h"             /* Batch */
+#include "../model/micro_plan.h"        /* MicroPlan */
+#include "../model/model.h"             /* Model, model_sync */
+#include "../model/model_file.h"        /* model_weights_hash */
+#include "../model/transformer.h"       /* ModelOutput, model_forward */
+#include "../model/workspace.h"         /* Workspace */
+#include "../records/completion_set.h"  /* CompletionSet, CompletionSlice, completion_set_add, ... */
+#include "../records/preference_data.h" /* PreferenceData */
+#include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
+#include "reference.h"                  /* Reference, reference_close, reference_open, reference_follow, ... */
+#include "trainer.h"                    /* Trainer, trainer_count_flops */
 
 typedef struct PreferenceReferenceOptions {
     const char *reference, *ref_logps;

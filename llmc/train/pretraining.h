@@ -15,10 +15,16 @@
 #ifndef LLMC_TRAIN_PRETRAINING_H
 #define LLMC_TRAIN_PRETRAINING_H
 
-#include "../model/micro_plan.h"
-#include "../model/transformer.h"
-#include "../records/tokens.h"
-#include "trainer.h"
+#include "../base/error.h"        /* xcalloc, Error, error_set, xrealloc */
+#include "../dist/dist.h"         /* dist_total */
+#include "../model/batch.h"       /* Batch */
+#include "../model/config.h"      /* ModelConfig */
+#include "../model/micro_plan.h"  /* BatchSize, MicroPlan, micro_plan_add, micro_plan_begin, ... */
+#include "../model/pack.h"        /* batch_clear, batch_sequence */
+#include "../model/transformer.h" /* ModelOutput, model_forward_backward */
+#include "../model/workspace.h"   /* Workspace */
+#include "../records/tokens.h"    /* TokenShard, tokens_close, tokens_open */
+#include "trainer.h"              /* Trainer, trainer_count_flops */
 
 /* Tokens at ... at+count-1 of the shard. */
 typedef struct PretrainingWindow {

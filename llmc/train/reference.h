@@ -15,8 +15,15 @@
 #ifndef LLMC_TRAIN_REFERENCE_H
 #define LLMC_TRAIN_REFERENCE_H
 
-#include "../model/transformer.h"
-#include "trainer.h"
+#include "../base/error.h"       /* die, Error, usage_error, xmalloc */
+#include "../model/backend.h"    /* Backend */
+#include "../model/config.h"     /* ModelConfig, model_fits_vocab */
+#include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
+#include "../model/model_file.h" /* ModelFile, model_file_free, model_load, model_save */
+#include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
+#include "../model/workspace.h"  /* Workspace, workspace_bytes, workspace_free, workspace_new */
+#include "companion.h"           /* companion_resume */
+#include "trainer.h"             /* Trainer */
 
 typedef struct Reference {
     Trainer *t;

@@ -25,18 +25,30 @@
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
 
-#include "companion.h"
-#include "../device.h"
-#include "../dist/grads.h"
-#include "../report/metrics.h"
-#include "../model/model_file.h"
-#include "../model/model_text.h"
-#include "../base/options.h"
-#include "../base/program.h"
-#include "../model/schedule.h"
-#include "../model/workspace.h"
-#include "../records/shard.h"
-#include "trainer_options.h"
+#include "../base/clock.h"        /* clock_seconds */
+#include "../base/error.h"        /* die, Error, usage_error, warn, ... */
+#include "../base/io.h"           /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
+#include "../base/launch.h"       /* Launch, launch_of_environment */
+#include "../base/options.h"      /* Option, OPT_END, OPT_GROUP, option_value, ... */
+#include "../base/program.h"      /* program_bytes, program_peak_memory, program_stopping */
+#include "../device.h"            /* DeviceKind, backend_open, device_dtype */
+#include "../dist/dist.h"         /* dist_total, Dist, dist_any, dist_close, ... */
+#include "../dist/grads.h"        /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
+#include "../model/backend.h"     /* Backend, Device, Dtype */
+#include "../model/batch.h"       /* Batch, batch_pairs */
+#include "../model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_fits_data, ... */
+#include "../model/model.h"       /* Model, model_free, model_grow_vocab, model_sync */
+#include "../model/model_file.h"  /* model_save, ModelFile, model_file_free, model_load_share, ... */
+#include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
+#include "../model/optimizer.h"   /* OptimizerResult, Optimizer, optimizer_bytes_share, optimizer_configure, ... */
+#include "../model/schedule.h"    /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
+#include "../model/share.h"       /* Share */
+#include "../model/transformer.h" /* model_flops */
+#include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_new */
+#include "../records/shard.h"     /* Shard */
+#include "../report/metrics.h"    /* metrics_line, metrics_set, Metrics, metrics_header, ... */
+#include "companion.h"            /* companion_forget, Companion, companion_free, companion_save */
+#include "trainer_options.h"      /* TrainerOptions */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */

@@ -16,9 +16,9 @@
 #ifndef LLMC_TRAIN_TRAINER_OPTIONS_H
 #define LLMC_TRAIN_TRAINER_OPTIONS_H
 
-#include "../base/options.h"
-#include "../device.h"
-#include "../model/schedule.h"
+#include "../base/options.h"   /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_GROUP, ... */
+#include "../device.h"         /* DEVICE_OPTIONS, DTYPE_AUTO */
+#include "../model/schedule.h" /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_LINEAR */
 
 typedef struct TrainerOptions {
     const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
