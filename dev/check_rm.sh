@@ -94,8 +94,8 @@ for seed in 1 2 3; do
             "$(value weighted@$samples orm)" "$(value best@$samples prm)" "$(value weighted@$samples prm)"
     done
 done >"$work/chosen"
-echo "| samples | any right    | majority     | best, outcome | weighted, outcome | best, process | weighted, process |"
-echo "|---------|--------------|--------------|---------------|-------------------|---------------|-------------------|"
+echo "| samples | any right     | majority      | best, outcome | weighted, outcome | best, process | weighted, process |"
+echo "|---------|---------------|---------------|---------------|-------------------|---------------|-------------------|"
 awk '{
     for (i = 2; i <= 7; i++) {
         sum[$1, i] += 100 * $i
@@ -104,7 +104,7 @@ awk '{
     }
     seeds[$1]++
 } END {
-    split("12 12 13 17 13 17", width)
+    split("13 13 13 17 13 17", width)
     for (n = 1; n <= 16; n *= 2) {
         printf "| %7d |", n
         for (i = 2; i <= 7; i++)
