@@ -22,8 +22,11 @@ static int setup(void **state) {
         }
     void *library = dlopen(getenv("LLMC_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
     if (library) *(void **)&host_seed = dlsym(library, "cuda_host_seed");
-    /* programs are not built with the sanitizers that this process may have: they take the ordinary library */
-    if (host_seed) setenv("LLMC_CUDA_LIBRARY", "build/llmc_cuda_host.so", 1);
+    if (host_seed) {
+        char *ordinary = run_host_library();
+        setenv("LLMC_CUDA_LIBRARY", ordinary, 1);
+        free(ordinary);
+    }
     FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
     for (int p = 0; p < 8; p++) {
         for (int k = 0; k < 3; k++) fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d\"}\n", 'a' + p, k);
