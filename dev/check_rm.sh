@@ -1,5 +1,5 @@
 #!/bin/sh
-# check_rm.sh - end-to-end check of what reward models learn: four tables on standard output, in about three minutes.
+# check_rm.sh - end-to-end check of what reward models learn: four tables on standard output, in about two minutes.
 #
 #   1  a known rule, over three seeds: held-out accuracy, margin, calibration     (fails if the accuracy is 90 % or less)
 #   2  accuracy by the fraction of flipped labels: on correct labels, and on labels as noisy as those of the training data,
