@@ -6,7 +6,7 @@
 #      where no model can exceed 1 - rate
 #   3  accuracy by the number of pairs
 #   4  sums worked out step by step: outcome and process reward models choose among samples of a policy that is wrong more
-#      often than right
+#      often than right; percent, mean (least to greatest) of three seeds
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -77,25 +77,40 @@ done
 echo
 sums="--rule sum --digits 1 --terms 3"
 shard chat $sums --format chat --steps --count 3000
-shard answers $sums --format unpaired --steps --count 6000
-shard steps $sums --format step --count 6000
+shard answers $sums --format unpaired --steps --count 20000
+shard steps $sums --format step --count 20000
 shard tasks $sums --format prompt --count 200 --split heldout
-./train_sft --layers 2 --width 64 --heads 2 --context 48 -i "$work/chat" -o "$work/sft" -x 300 --batch-tokens 2048 \
-    -l 5e-3 --warmup-steps 20 2>/dev/null
-for kind in orm:answers prm:steps; do
-    ./train_rm --kind "${kind%:*}" -c "$work/sft" -i "$work/${kind#*:}" -o "$work/${kind%:*}" -x 3000 \
-        --per-device-train-batch-size 32 -l 2e-3 --warmup-steps 20 2>/dev/null
-done
-echo "| samples | any right | majority | best, outcome | weighted, outcome | best, process | weighted, process |"
-echo "|---------|-----------|----------|---------------|-------------------|---------------|-------------------|"
-for kind in orm prm; do
-    ./evaluate -c "$work/sft" --reward-model "$work/$kind" -i "$work/tasks" --num-samples 16 -g 24 2>/dev/null \
-        >"$work/$kind.json"
-done
-value() { sed -n "s/.*\"$1\":\([0-9.eE+-]*\).*/\1/p" "$work/$2.json" | awk '{ printf "%.1f", 100 * $1 }'; }
-for n in 1 2 4 8 16; do
-    printf '| %7d | %7s %% | %6s %% | %11s %% | %15s %% | %11s %% | %15s %% |\n' $n "$(value pass@$n orm)" \
-        "$(value majority@$n orm)" "$(value best@$n orm)" "$(value weighted@$n orm)" "$(value best@$n prm)" \
-        "$(value weighted@$n prm)"
-done
+value() { sed -n "s/.*\"$1\":\([0-9.eE+-]*\).*/\1/p" "$work/$2.json"; }
+for seed in 1 2 3; do
+    ./train_sft --layers 2 --width 64 --heads 2 --context 48 -i "$work/chat" -o "$work/sft" --max-steps 300 --batch-tokens 2048 \
+        --learning-rate 5e-3 --warmup-steps 20 --seed $seed 2>/dev/null
+    for kind in orm:answers prm:steps; do
+        ./train_rm --kind "${kind%:*}" -c "$work/sft" -i "$work/${kind#*:}" -o "$work/${kind%:*}" --max-steps 3000 \
+            --per-device-train-batch-size 32 --learning-rate 1e-3 --warmup-steps 20 --seed $seed 2>/dev/null
+        ./evaluate -c "$work/sft" --reward-model "$work/${kind%:*}" -i "$work/tasks" --num-samples 16 -g 24 2>/dev/null \
+            >"$work/${kind%:*}.json"
+    done
+    for samples in 1 2 4 8 16; do
+        echo $samples "$(value pass@$samples orm)" "$(value majority@$samples orm)" "$(value best@$samples orm)" \
+            "$(value weighted@$samples orm)" "$(value best@$samples prm)" "$(value weighted@$samples prm)"
+    done
+done >"$work/chosen"
+echo "| samples | any right     | majority      | best, outcome | weighted, outcome | best, process | weighted, process |"
+echo "|---------|---------------|---------------|---------------|-------------------|---------------|-------------------|"
+awk '{
+    for (i = 2; i <= 7; i++) {
+        sum[$1, i] += 100 * $i
+        if (!($1 in seeds) || 100 * $i < low[$1, i]) low[$1, i] = 100 * $i
+        if (!($1 in seeds) || 100 * $i > high[$1, i]) high[$1, i] = 100 * $i
+    }
+    seeds[$1]++
+} END {
+    split("13 13 13 17 13 17", width)
+    for (n = 1; n <= 16; n *= 2) {
+        printf "| %7d |", n
+        for (i = 2; i <= 7; i++)
+            printf " %-*s |", width[i - 1], sprintf("%.0f (%.0f to %.0f)", sum[n, i] / seeds[n], low[n, i], high[n, i])
+        print ""
+    }
+}' "$work/chosen"
 exit $status

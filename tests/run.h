@@ -19,6 +19,17 @@
 #include "shell.h"                    /* out, said, run */
 #include <time.h>
 
+/* The CUDA backend compiled for the processor, for programs that a test starts: they are built without the sanitizers that
+ * the test may have, so its own library .../asan/llmc_cuda_host.so becomes .../llmc_cuda_host.so. The test owns the text. */
+static inline char *run_host_library(void) {
+    const char *named = getenv("LLMC_CUDA_LIBRARY");
+    char *path = strdup(named && strstr(named, "llmc_cuda_host.so") ? named : "build/llmc_cuda_host.so");
+    assert_non_null(path);
+    char *asan = strstr(path, "asan/llmc_cuda_host.so");
+    if (asan) memmove(asan, asan + strlen("asan/"), strlen(asan + strlen("asan/")) + 1);
+    return path;
+}
+
 static inline void run_nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
 
 static inline pid_t run_start(const char *command) {

@@ -20,7 +20,7 @@
 #include "../llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "files.h"                     /* files_path */
 #include "models.h"                    /* assert_near, models_device, refused, lines_of, ... */
-#include "run.h"                       /* sh, metric, weights_gap */
+#include "run.h"                       /* sh, metric, weights_gap, run_host_library */
 #include "shell.h"                     /* assert_holds, said, run */
 
 enum { LAYERS = 2, WIDTH = 32, VOCAB = 40, CONTEXT = 24, ROWS = 48, TARGETS = 18 };
@@ -40,8 +40,11 @@ static int setup(void **state) {
         }
     void *library = dlopen(getenv("LLMC_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
     if (library) *(void **)&host_seed = dlsym(library, "cuda_host_seed");
-    /* programs are built without the sanitizers that this process may use, so they load the ordinary library */
-    if (host_seed) setenv("LLMC_CUDA_LIBRARY", "build/llmc_cuda_host.so", 1);
+    if (host_seed) {
+        char *ordinary = run_host_library(); /* without the sanitizers that this process may use */
+        setenv("LLMC_CUDA_LIBRARY", ordinary, 1);
+        free(ordinary);
+    }
     FILE *chat = fopen(files_path("chat.jsonl"), "w"), *tasks = fopen(files_path("tasks.jsonl"), "w");
     for (int p = 0; p < 8; p++) {
         for (int k = 0; k < 3; k++) fprintf(chat, "{\"prompt\":\"%c=\",\"completion\":\"%d\"}\n", 'a' + p, k);

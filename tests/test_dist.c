@@ -395,11 +395,14 @@ static void a_signal_on_any_rank_stops_all(void **state) {
 static void ranks_on_gpus(void **state) {
     NEEDS_MPI();
     if (!getenv("LLMC_CUDA_LIBRARY")) skip();
-    /* the programs are built without sanitizers, even if this test has them */
-    const char *library = "build/llmc_cuda_host.so";
-    if (access(library, R_OK)) skip();
-    setenv("LLMC_CUDA_LIBRARY", library, 1);
-    setenv("LLMC_NCCL_LIBRARY", library, 1);
+    char *library = run_host_library();
+    const bool built = !access(library, R_OK);
+    if (built) {
+        setenv("LLMC_CUDA_LIBRARY", library, 1);
+        setenv("LLMC_NCCL_LIBRARY", library, 1);
+    }
+    free(library);
+    if (!built) skip();
 #define GPU                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -l 1e-2 --batch-tokens 64 "             \
     "--micro-tokens 32 --device cuda --dtype float32 -x 3 "
