@@ -24,9 +24,8 @@
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
-#include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, KtoStats, kto_clamp, ... */
+#include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, kto_clamp, kto_loss */
 #include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, preference_loss, ... */
-#include "llmc/loss/scalar.h"                /* LossMetric */
 #include "llmc/model/batch.h"                /* Batch */
 #include "llmc/model/micro_plan.h"           /* MicroPlan */
 #include "llmc/model/pack.h"                 /* batch_free, batch_new */
@@ -36,7 +35,7 @@
 #include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
-#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_line, metrics_final */
+#include "llmc/report/metrics.h"             /* metrics_line, metrics_set, Metrics, metrics_final */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_longest_prompt, generation_save */
@@ -45,6 +44,7 @@
 #include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
 #include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
+#include "llmc/train/preference_report.h"    /* PreferenceTotals, preference_report, preference_headline, ... */
 #include "llmc/train/reference.h"            /* reference_bytes */
 #include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, trainer_log, ... */
 #include "llmc/train/trainer_options.h"      /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
@@ -119,13 +119,6 @@ typedef struct Run {
     OnlinePairs online;
 } Run;
 
-/* Totals of a pass over its records. Doubles only, so that ranks can add them. */
-typedef struct Stats {
-    PreferenceStats pair;
-    KtoStats kto;
-    double loss, entropy, tokens, right, chosen_tokens, records;
-} Stats;
-
 /* Whether the run needs a reference. */
 static bool needs_reference(void) {
     if (o.online.on && o.online.kind != ONLINE_DPO) return true;
@@ -154,7 +147,7 @@ static void forward_all(Run *r, CompletionSet *s) {
 }
 
 /* Adds entropy and accuracy of the completion tokens of x, whose targets are in r->batch. */
-static void count_tokens(const Run *r, const CompletionSlice *x, Stats *stats) {
+static void count_tokens(const Run *r, const CompletionSlice *x, PreferenceTotals *stats) {
     for (int32_t i = 0; i < x->count; i++) {
         const int32_t *at = x->offset + 3 * i;
         for (int32_t t = at[1]; t < at[3]; t++) stats->entropy += x->entropy[t];
@@ -177,7 +170,7 @@ static PreferenceBatch pair_batch(const Run *r, const CompletionSlice *x) {
 }
 
 /* Runs the pairs of the set: their loss, and the model's gradient if `train`. N: the normaliser of the whole step. */
-static void run_pairs(Run *r, CompletionSet *s, const PreferenceNormaliser *N, bool train, Stats *stats) {
+static void run_pairs(Run *r, CompletionSet *s, const PreferenceNormaliser *N, bool train, PreferenceTotals *stats) {
     const PreferenceConfig *c = &o.l.pair;
     const MicroPlan *plan = completion_set_plan(s, &r->batch);
     const bool first_all = preference_sorts(c) && plan->micros > 1; /* the loss needs all pairs at once */
@@ -206,7 +199,7 @@ static void run_pairs(Run *r, CompletionSet *s, const PreferenceNormaliser *N, b
 /* Runs labelled completions in the same way. z, total: the reference point and number of completions of the whole
  * step. */
 static void run_labelled(Run *r, const PreferenceData *d, CompletionSet *s, double z, double total, bool train,
-                         Stats *stats) {
+                         PreferenceTotals *stats) {
     const MicroPlan *plan = completion_set_plan(s, &r->batch);
     int32_t *offset = (int32_t *)xmalloc(((size_t)s->count + 1) * sizeof *offset);
     uint8_t *good = (uint8_t *)xmalloc((size_t)s->count + 1);
@@ -240,10 +233,11 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
 
 /* Runs records records[0..n), or the first n in order if NULL, each on one of the ranks. z: KTO's reference point, or
  * 0. */
-static Stats run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train, double *z) {
+static PreferenceTotals run_records(Run *r, const PreferenceData *d, const int64_t *records, int64_t n, bool train,
+                                    double *z) {
     Trainer *t = &r->t;
     CompletionSet *s = &r->set;
-    Stats stats = {0};
+    PreferenceTotals stats = {0};
     PreferenceNormaliser N = {.pairs = (double)n};
     completion_set_clear(s);
     completion_set_clear(&r->mismatch);
@@ -271,7 +265,7 @@ static Stats run_records(Run *r, const PreferenceData *d, const int64_t *records
 /* ---- the same, online ------------------------------------------------------------------------------------------ */
 
 /* Nash-MD's step on the policy's completions. */
-static void run_nash(Run *r, CompletionSet *s, Stats *stats) {
+static void run_nash(Run *r, CompletionSet *s, PreferenceTotals *stats) {
     const MicroPlan *plan = completion_set_plan(s, &r->batch);
     for (int32_t m = 0; m < plan->micros; m++) {
         const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
@@ -288,9 +282,9 @@ static void run_nash(Run *r, CompletionSet *s, Stats *stats) {
 }
 
 /* One step on completions that the policy samples. */
-static Stats run_online(Run *r) {
+static PreferenceTotals run_online(Run *r) {
     CompletionSet *s = &r->set;
-    Stats stats = {0};
+    PreferenceTotals stats = {0};
     online_draw(&r->online);
     online_make_pairs(&r->online, s);
     for (int32_t i = 0; i < s->count; i++) r->t.tokens += completion_set_rows(s, &s->pair[i]);
@@ -303,51 +297,18 @@ static Stats run_online(Run *r) {
     return stats;
 }
 
-/* ---- metrics --------------------------------------------------------------------------------------------------- */
+/* ---- the same, on held-out data ------------------------------------------------------------------------------------
+ * */
 
-/* Whether a metric compares two completions. It has no meaning for Nash-MD, which learns from single completions. */
-static bool compares(const char *name) {
-    return strstr(name, "rejected") || !strcmp(name, "rewards/accuracies") || !strcmp(name, "rewards/margins");
-}
-
-/* Sets the metrics under TRL's names, with a prefix. */
-static void set_metrics(Metrics *m, const char *prefix, const Stats *s, double z) {
-    LossMetric metric[PREFERENCE_METRICS];
-    const int n =
-        o.l.unpaired ? kto_metrics(&o.l.kto, &s->kto, z, metric) : preference_metrics(&o.l.pair, &s->pair, metric);
-    char name[64];
-    for (int i = 0; i <= n + 1; i++) {
-        const char *what = i < n ? metric[i].name : i == n ? "entropy" : "mean_token_accuracy";
-        const double value = i < n ? metric[i].value : i == n ? s->entropy / s->tokens : s->right / s->chosen_tokens;
-        if (o.online.on && o.online.kind == ONLINE_NASH_MD && compares(what)) continue;
-        snprintf(name, sizeof name, "%s%s", prefix, what);
-        metrics_set(m, name, value);
-    }
-}
-
-/* The fraction of pairs whose chosen completion has the higher reward; for kto, which has no pairs, the reward
- * margin. */
-static double headline(const Stats *s) {
-    if (!o.l.unpaired) return s->pair.right / fmax(s->pair.pairs, 1);
-    return s->kto.reward[1] / s->kto.count[1] - s->kto.reward[0] / s->kto.count[0];
-}
-
-static void headline_text(char text[64], const Stats *s, double z) {
-    if (o.l.unpaired) snprintf(text, 64, "margin %7.3f | kl %.3f", headline(s), z);
-    else
-        snprintf(text, 64, "accuracy %5.1f%% | margin %7.3f", 100 * headline(s),
-                 (s->pair.chosen - s->pair.rejected) / fmax(s->pair.pairs, 1));
-}
-
-static Stats validate(Run *r, const PreferenceData *val) {
+static PreferenceTotals validate(Run *r, const PreferenceData *val) {
     Metrics *m = &r->t.metrics;
     char text[64];
     double z;
     const double start = clock_seconds();
-    const Stats s = run_records(r, val, NULL, val->count, false, &z);
+    const PreferenceTotals s = run_records(r, val, NULL, val->count, false, &z);
     metrics_set(m, "eval_loss", s.loss);
-    set_metrics(m, "eval_", &s, z);
-    headline_text(text, &s, z);
+    preference_report(m, "eval_", &o.l, &s, z);
+    preference_headline_text(text, &o.l, &s, z);
     metrics_line(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
                  clock_seconds() - start);
     return s;
@@ -399,35 +360,35 @@ static bool train_on_shard(Run *r) {
     left -= cursor_taken(&cursor);
 
     bool stopped = false;
-    const Stats before = o.g.val && !t->step ? validate(r, &val) : (Stats){0};
+    const PreferenceTotals before = o.g.val && !t->step ? validate(r, &val) : (PreferenceTotals){0};
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
         while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
         left -= n;
         double z;
-        const Stats stats = run_records(r, &data, records, n, true, &z);
+        const PreferenceTotals stats = run_records(r, &data, records, n, true, &z);
         trainer_update(t, stats.loss);
         preference_reference_sync(&r->reference);
 
         const double epoch = cursor_epochs(&cursor);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
-        set_metrics(&t->metrics, "", &stats, z);
+        preference_report(&t->metrics, "", &o.l, &stats, z);
         const bool last = t->step == t->steps;
         if (o.g.val && (last || t->step % o.g.eval_steps == 0)) {
-            const Stats after = validate(r, &val);
+            const PreferenceTotals after = validate(r, &val);
             char a[32], b[32];
             const char *form = o.l.unpaired ? "%.3f" : "%.1f %%";
             const double scale = o.l.unpaired ? 1 : 100;
-            snprintf(b, sizeof b, form, scale * headline(&before));
-            snprintf(a, sizeof a, form, scale * headline(&after));
+            snprintf(b, sizeof b, form, scale * preference_headline(&o.l, &before));
+            snprintf(a, sizeof a, form, scale * preference_headline(&o.l, &after));
             if (last)
                 metrics_final(&t->metrics, o.l.unpaired ? "held-out margin" : "held-out accuracy",
                               before.records > 0 ? b : NULL, a);
         }
         char text[64];
-        headline_text(text, &stats, z);
+        preference_headline_text(text, &o.l, &stats, z);
         trainer_log(t, stats.loss, "%s | epoch %.2f | %.0f records/s", text, epoch, (double)n / seconds);
         cursor_save(&cursor, t->state);
         stopped = trainer_should_stop(t, 1);
@@ -462,12 +423,12 @@ static bool train_online(Run *r) {
     bool stopped = false;
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
-        const Stats stats = run_online(r);
+        const PreferenceTotals stats = run_online(r);
         const OnlineSummary judged = online_summary(p);
         trainer_update(t, stats.loss);
         preference_reference_sync(&r->reference);
 
-        if (stats.records > 0) set_metrics(&t->metrics, "", &stats, 0);
+        if (stats.records > 0) preference_report(&t->metrics, "", &o.l, &stats, 0);
         online_log(p, &judged, &o.l.pair, &stats.pair);
         if (o.g.val && (t->step == t->steps || t->step % o.g.eval_steps == 0)) after = generation_evaluate(g, NULL);
         trainer_log(t, stats.loss, "score %7.3f | margin %.3f | length %.1f | %.0f tok/s", judged.score, judged.margin,
@@ -506,6 +467,7 @@ int main(int argc, char **argv) {
     preference_options_check(&o.l);
     preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired);
     online_check(&o.online, &o.g, &o.l, &o.r);
+    o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};
     trainer_check_files(&o.t, inputs, 6, NULL);

@@ -1,10 +1,13 @@
 /* train_grpo.c - group-relative policy optimisation (GRPO): reinforcement learning from verifiable rewards.
  *
  * One generation:
- *   1. sample   G completions y_i for each of P prompts from the policy                       (rollout.h)
- *   2. score    r_i = sum_k w_k R_k(x, y_i): verifiers, format, length, any program           (rewards.h)
- *   3. compare  A_i = (r_i - mean of the group) / standard deviation of the group             (advantage.h)
- *   4. improve  the policy by the clipped surrogate of A, in one or several optimizer steps   (loss/policy.h)
+ *   1. sample and score   G completions y_i for each of P prompts from the policy; r_i = sum_k w_k R_k(x, y_i):
+ *                         verifiers, format, length, any program                                            (rollout.h,
+ *                         rewards.h)
+ *   2. old policy         log pi_old before the first update, if there are several, and log ref of a reference
+ *   3. advantages         A_i = (r_i - mean of the group) / standard deviation of the group
+ *   (advantage.h) 4. update             the policy by the clipped surrogate of A, in one or several optimizer steps
+ *   (loss/policy.h)
  *
  * Sampling and training share one set of weights in one process. The completions of a group share one copy of their
  * prompt, in sampling and in training. Log-probabilities are computed at the sampling temperature. With one optimizer
@@ -121,7 +124,8 @@ typedef struct Run {
     int64_t resampled; /* groups discarded by dynamic sampling */
 } Run;
 
-/* ---- 1. sample, 2. score --------------------------------------------------------------------------------------- */
+/* ---- 1. sample and score -------------------------------------------------------------------------------------------
+ * */
 
 static bool group_differs(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
@@ -132,7 +136,7 @@ static bool group_differs(const Generation *g, int32_t group) {
 
 /* Samples and scores P groups of completions. Dynamic sampling (DAPO, sec. 3.2) replaces groups whose rewards are all
  * equal, because they have no gradient; such groups of the last round are kept. */
-static void generate(Run *r) {
+static void sample_and_score(Run *r) {
     Generation *g = &r->g;
     const int32_t P = (int32_t)o.g.prompts, G = (int32_t)o.g.generations;
     const double start = clock_seconds();
@@ -151,11 +155,32 @@ static void generate(Run *r) {
         generation_forget(g, kept * G);
     }
     g->gen_seconds = clock_seconds() - start - g->reward_seconds;
+    generation_flatten(g, o.mask_truncated);
 }
 
-/* ---- 3. compare ------------------------------------------------------------------------------------------------ */
+/* ---- 2. old policy --------------------------------------------------------------------------------------------- */
 
-static AdvantageStats compare(Run *r) {
+static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
+
+/* Computes log pi_old, unless the policy in training is the one that sampled, and log ref. With --kl-in reward the KL
+ * penalty is subtracted from the rewards. */
+static void score_old_policy(Run *r) {
+    Generation *g = &r->g;
+    const int32_t n = g->completions;
+    const ModelOutput old = {.logp = g->old_logp}, reference = {.logp = g->ref_logp};
+    if (!on_policy()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
+    if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
+    if (o.beta > 0 && o.kl_in) {
+        const double kl =
+            kl_from_rewards((KlEstimator)o.kl, g->sampler_logp, g->ref_logp, g->offset, n, o.beta, g->reward);
+        metrics_set(&r->t.metrics, "kl", kl / g->offset[n]);
+    }
+}
+
+/* ---- 3. advantages -------------------------------------------------------------------------------------------------
+ * */
+
+static AdvantageStats compute_advantages(Run *r) {
     Generation *g = &r->g;
     AdvantageStats stats;
     const int64_t G = o.g.generations, P = g->completions / G;
@@ -171,7 +196,8 @@ static AdvantageStats compare(Run *r) {
     return stats;
 }
 
-/* ---- 4. improve ------------------------------------------------------------------------------------------------ */
+/* ---- 4. update -----------------------------------------------------------------------------------------------------
+ * */
 
 /* Reduces *stats over all ranks. Collective. */
 static void all_stats(Trainer *t, PolicyStats *stats) {
@@ -181,7 +207,7 @@ static void all_stats(Trainer *t, PolicyStats *stats) {
 }
 
 /* One optimizer step on completions [first, end). Returns the loss. Collective. */
-static double improve(Run *r, int32_t first, int32_t end, bool on_policy, PolicyStats *stats) {
+static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     PolicyLossConfig c = r->loss;
@@ -211,7 +237,7 @@ static double improve(Run *r, int32_t first, int32_t end, bool on_policy, Policy
                                .advantage = r->advantage + x.first,
                                .counts = x.counts,
                                .logp = x.logp,
-                               .old_logp = on_policy ? NULL : x.old_logp,
+                               .old_logp = on_policy() ? NULL : x.old_logp,
                                .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
                                .sampler_logp = x.sampler_logp,
                                .entropy = x.entropy,
@@ -252,7 +278,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
-    if (o.steps_per_generation * o.iterations == 1) generation_check_sampler(&r->g, stats->max.sampler_gap);
+    if (on_policy()) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
@@ -289,11 +315,81 @@ static void load_counters(Run *r) {
     if (json_object_get(s, "entropy_last")) r->entropy.last = state_real(s, "entropy_last");
 }
 
+/* Opens everything that a run needs. */
+static void open_run(Run *r) {
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
+    generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, true);
+    trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
+    g->parts = (int32_t)o.steps_per_generation;
+    generation_open_prompts(g);
+    generation_check_group(g);
+    r->loss = loss_options();
+    r->entropy = entropy_control(o.entropy_coef);
+    r->entropy.target = o.entropy_target;
+    const size_t reference = o.beta > 0 ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
+    trainer_announce(t, options, g->rows, reference + generation_bytes(g));
+    trainer_workspace(t, &r->work, g->rows);
+    generation_open(g);
+    if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, "--beta is not 0");
+    r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
+    r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
+    load_counters(r);
+}
+
+/* Trains until the run is over. Returns true if a signal stopped it. */
+static bool train(Run *r) {
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
+    /* Each generation gives iterations * steps_per_generation optimizer steps. */
+    const int64_t steps = o.iterations * o.steps_per_generation;
+    const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
+    trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
+    Evaluation before = {0}, after = {0};
+    if (!t->step) {
+        generation_show(g, "before");
+        if (o.g.val) before = generation_evaluate(g, "before");
+    }
+
+    bool stopped = false;
+    for (int64_t generation = t->step / steps; t->step < t->steps && !stopped; generation++) {
+        const int64_t first = t->step;
+        trainer_begin_step(t);
+        sample_and_score(r);
+        score_old_policy(r);
+        const AdvantageStats advantages = compute_advantages(r);
+        for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
+            const int32_t n = g->completions, size = n / (int32_t)o.steps_per_generation;
+            const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
+            PolicyStats stats = policy_stats();
+            if (i) trainer_begin_step(t);
+            const double start = clock_seconds();
+            const double loss = update_step(r, at, at + size, &stats);
+            metrics_set(&t->metrics, "timing_s/update", clock_seconds() - start);
+            if (!i) log_rewards(r, &advantages);
+            log_policy(r, &stats);
+            const bool last = t->step == t->steps;
+            if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
+                after = generation_evaluate(g, NULL);
+            trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
+                        (double)g->offset[n] / n,
+                        stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
+                        g->offset[n] / (g->gen_seconds + 1e-9));
+        }
+        generation_forget(g, 0);
+        save_counters(r);
+        stopped = trainer_should_stop(t, t->step - first);
+    }
+    if (!stopped) {
+        generation_show(g, "after");
+        if (o.g.val) generation_compare(g, &before, &after);
+    }
+    return stopped;
+}
+
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
-    Trainer *t = &r->t;
-    Generation *g = &r->g;
     o.t = trainer_defaults(1e-6);
     o.g = generation_defaults();
     o.resample = 10;
@@ -316,80 +412,12 @@ int main(int argc, char **argv) {
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference};
     trainer_check_files(&o.t, inputs, 5, NULL);
 
-    generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, true);
-    trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
-    g->parts = (int32_t)o.steps_per_generation;
-    generation_open_prompts(g);
-    generation_check_group(g);
-    r->loss = loss_options();
-    r->entropy = entropy_control(o.entropy_coef);
-    r->entropy.target = o.entropy_target;
-    const size_t reference = o.beta > 0 ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
-    trainer_announce(t, options, g->rows, reference + generation_bytes(g));
-    trainer_workspace(t, &r->work, g->rows);
-    generation_open(g);
-    if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, "--beta is not 0");
-    r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
-    r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
-    load_counters(r);
-
-    /* Each generation gives iterations * steps_per_generation optimizer steps. */
-    const int64_t steps = o.iterations * o.steps_per_generation;
-    const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
-    trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
-    Evaluation before = {0}, after = {0};
-    if (!t->step) {
-        generation_show(g, "before");
-        if (o.g.val) before = generation_evaluate(g, "before");
-    }
-
-    bool stopped = false;
-    for (int64_t generation = t->step / steps; t->step < t->steps && !stopped; generation++) {
-        const int64_t first = t->step;
-        trainer_begin_step(t);
-        generate(r);
-        generation_flatten(g, o.mask_truncated);
-        const int32_t n = g->completions;
-        const bool on_policy = steps == 1;
-        const ModelOutput old = {.logp = g->old_logp}, at_reference = {.logp = g->ref_logp};
-        if (!on_policy) generation_forward(g, &t->model, &r->work, 0, n, &old);
-        if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &at_reference);
-        if (o.beta > 0 && o.kl_in) {
-            const double kl =
-                kl_from_rewards((KlEstimator)o.kl, g->sampler_logp, g->ref_logp, g->offset, n, o.beta, g->reward);
-            metrics_set(&t->metrics, "kl", kl / g->offset[n]);
-        }
-        const AdvantageStats advantages = compare(r);
-        for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
-            const int32_t size = n / (int32_t)o.steps_per_generation;
-            const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
-            PolicyStats stats = policy_stats();
-            if (i) trainer_begin_step(t);
-            const double start = clock_seconds();
-            const double loss = improve(r, at, at + size, on_policy, &stats);
-            metrics_set(&t->metrics, "timing_s/update", clock_seconds() - start);
-            if (!i) log_rewards(r, &advantages);
-            log_policy(r, &stats);
-            const bool last = t->step == t->steps;
-            if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
-                after = generation_evaluate(g, NULL);
-            trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
-                        (double)g->offset[n] / n,
-                        stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
-                        g->offset[n] / (g->gen_seconds + 1e-9));
-        }
-        generation_forget(g, 0);
-        save_counters(r);
-        stopped = trainer_should_stop(t, t->step - first);
-    }
-    if (!stopped) {
-        generation_show(g, "after");
-        if (o.g.val) generation_compare(g, &before, &after);
-    }
+    open_run(r);
+    const bool stopped = train(r);
     if (o.beta > 0) reference_close(&r->reference);
-    workspace_free(&r->work, &t->model);
-    generation_close(g);
-    trainer_close(t, stopped);
+    workspace_free(&r->work, &r->t.model);
+    generation_close(&r->g);
+    trainer_close(&r->t, stopped);
     free(r->advantage), free(r->keep);
     return 0;
 }

@@ -35,7 +35,7 @@
 #include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator */
 #include "llmc/loss/kl_control.h"          /* KlControl, KL_ADAPTIVE, KL_CONTROL_CHOICES, KlControlKind, ... */
 #include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyBatch, PolicyLossConfig, ... */
-#include "llmc/loss/ppo.h"                 /* PpoStats, PpoBatch, PpoConfig, ppo_config, ... */
+#include "llmc/loss/ppo.h"                 /* PpoStats, PpoConfig, PpoBatch, ppo_config, ... */
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
@@ -653,38 +653,30 @@ static void save_counters(Run *r) {
     json_object_set_new(r->t.state, "ptx_position", json_integer(r->ptx.position));
 }
 
-int main(int argc, char **argv) {
-    static Run run;
-    Run *r = &run;
+/* The options of the loss. */
+static PpoConfig loss_options(void) {
+    return (PpoConfig){.plain = algos[o.algo].plain,
+                       .cliprange = o.cliprange,
+                       .cliprange_high = o.cliprange_high,
+                       .dual_clip = o.dual_clip,
+                       .cliprange_value = o.cliprange_value,
+                       .vf_coef = o.vf_coef,
+                       .entropy_coef = o.entropy_coef};
+}
+
+static void load_counters(Run *r) {
+    const json_t *s = r->t.state;
+    if (!r->t.step) return;
+    r->beta.coef = state_real(s, "kl_coef");
+    r->generation = state_int(s, "generation");
+    r->ptx.position = state_int(s, "ptx_position");
+}
+
+/* Opens everything that a run needs. */
+static void open_run(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     Error e;
-    r->loss = ppo_config();
-    o.t = trainer_defaults(3e-6);
-    o.g = generation_defaults();
-    o.g.prompts = 64;
-    o.g.generations = 0;
-    o.g.max_completion = 53;
-    o.g.temperature = 0.7;
-    o.kl_coef = 0.05;
-    o.kl = KL_K1;
-    o.kl_target = 6;
-    o.kl_horizon = 10000;
-    o.penalty_reward = -1;
-    o.gamma = 1;
-    o.lambda = o.lambda_critic = -1;
-    o.mini_batches = 1;
-    o.ptx_tokens = 1024;
-    o.cliprange = r->loss.cliprange;
-    o.cliprange_value = r->loss.cliprange_value;
-    o.vf_coef = r->loss.vf_coef;
-    options_parse_all(options, &about, argc, argv);
-    check_options();
-    program_start();
-    const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,
-                            o.ptx,     o.reward_model, o.gold,         o.critic};
-    trainer_check_files(&o.t, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
-
     generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, o.g.reward != NULL);
     if ((o.gold_reward || o.gold_cmd) && !rewards_open(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout,
                                                        (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
@@ -707,20 +699,15 @@ int main(int argc, char **argv) {
     generation_open(g);
     if (has_reference()) reference_open(&r->reference, t, o.reference, g->rows, "--kl-coef is not 0");
     open_arrays(r);
-    r->loss.plain = algos[o.algo].plain;
-    r->loss.cliprange = o.cliprange;
-    r->loss.cliprange_high = o.cliprange_high;
-    r->loss.dual_clip = o.dual_clip;
-    r->loss.cliprange_value = o.cliprange_value;
-    r->loss.vf_coef = o.vf_coef;
-    r->loss.entropy_coef = o.entropy_coef;
+    r->loss = loss_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
-    if (t->step) {
-        r->beta.coef = state_real(t->state, "kl_coef");
-        r->generation = state_int(t->state, "generation");
-        r->ptx.position = state_int(t->state, "ptx_position");
-    }
+    load_counters(r);
+}
 
+/* Trains until the run is over. Returns true if a signal stopped it. */
+static bool train(Run *r) {
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
     /* Each generation gives at most epochs * mini_batches optimizer steps. */
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
@@ -763,6 +750,40 @@ int main(int argc, char **argv) {
         if (checks) generation_compare(g, &before, &after);
         if (has_gold()) say_overoptimisation(t);
     }
+    return stopped;
+}
+
+int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    const PpoConfig loss = ppo_config();
+    o.t = trainer_defaults(3e-6);
+    o.g = generation_defaults();
+    o.g.prompts = 64;
+    o.g.generations = 0;
+    o.g.max_completion = 53;
+    o.g.temperature = 0.7;
+    o.kl_coef = 0.05;
+    o.kl = KL_K1;
+    o.kl_target = 6;
+    o.kl_horizon = 10000;
+    o.penalty_reward = -1;
+    o.gamma = 1;
+    o.lambda = o.lambda_critic = -1;
+    o.mini_batches = 1;
+    o.ptx_tokens = 1024;
+    o.cliprange = loss.cliprange;
+    o.cliprange_value = loss.cliprange_value;
+    o.vf_coef = loss.vf_coef;
+    options_parse_all(options, &about, argc, argv);
+    check_options();
+    program_start();
+    const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,
+                            o.ptx,     o.reward_model, o.gold,         o.critic};
+    trainer_check_files(&o.t, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
+
+    open_run(r);
+    const bool stopped = train(r);
     close_run(r, stopped);
     return 0;
 }

@@ -335,6 +335,59 @@ static void close_run(Run *r, bool stopped) {
     trainer_close(&r->t, stopped);
 }
 
+/* Trains on the records of data, at most `most` per step. Returns true if a signal stopped the run. */
+static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
+    Trainer *t = &r->t;
+    /* The run takes `left` records, in steps of --batch-tokens. */
+    int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
+    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
+    trainer_schedule(t, o.t.steps ? o.t.steps : steps_of_run(data, left, records, most));
+    Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
+    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with more records", o.t.resume);
+    left -= cursor_taken(&cursor);
+    const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
+    double best = json_is_real(least) ? json_real_value(least) : INFINITY;
+
+    bool stopped = false;
+    const bool shows = o.sample_steps && t->dist.rank == 0;
+    if (!t->step && shows) print_samples(r, o.val ? val : data, "before");
+    while (t->step < t->steps && !stopped) {
+        trainer_begin_step(t);
+        const int64_t n = cursor_step(&cursor, data, left, records, most);
+        left -= n;
+        const Stats stats = run_records(r, data, records, n, true);
+        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
+        trainer_update(t, stats.loss);
+
+        const double epoch = cursor_epochs(&cursor);
+        const double seconds = clock_seconds() - t->step_start;
+        metrics_set(&t->metrics, "epoch", epoch);
+        metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
+        metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
+        const bool last = t->step == t->steps;
+        if (o.val && (last || t->step % o.eval_steps == 0)) {
+            const double loss = validate(r, val);
+            if (loss < best) {
+                best = loss;
+                if (o.best) trainer_save_model(t, o.best);
+            }
+        }
+        trainer_log(t, stats.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * accuracy(&stats), epoch,
+                    1e-3 * stats.targets / seconds);
+        if (shows && (last || t->step % o.sample_steps == 0)) {
+            char when[32] = "after";
+            if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
+            print_samples(r, o.val ? val : data, when);
+        }
+        cursor_save(&cursor, t->state);
+        json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
+        stopped = trainer_should_stop(t, 1);
+    }
+    free(records);
+    cursor_free(&cursor);
+    return stopped;
+}
+
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
@@ -364,55 +417,7 @@ int main(int argc, char **argv) {
     check_data(&data, t->text.stop);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
-
-    /* The run takes `left` records, in steps of --batch-tokens. */
-    int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
-    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data.count);
-    trainer_schedule(t, o.t.steps ? o.t.steps : steps_of_run(&data, left, records, most));
-    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with more records", o.t.resume);
-    left -= cursor_taken(&cursor);
-    const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
-    double best = json_is_real(least) ? json_real_value(least) : INFINITY;
-
-    bool stopped = false;
-    const bool shows = o.sample_steps && t->dist.rank == 0;
-    if (!t->step && shows) print_samples(r, o.val ? &val : &data, "before");
-    while (t->step < t->steps && !stopped) {
-        trainer_begin_step(t);
-        const int64_t n = cursor_step(&cursor, &data, left, records, most);
-        left -= n;
-        const Stats stats = run_records(r, &data, records, n, true);
-        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
-        trainer_update(t, stats.loss);
-
-        const double epoch = cursor_epochs(&cursor);
-        const double seconds = clock_seconds() - t->step_start;
-        metrics_set(&t->metrics, "epoch", epoch);
-        metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
-        metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
-        const bool last = t->step == t->steps;
-        if (o.val && (last || t->step % o.eval_steps == 0)) {
-            const double loss = validate(r, &val);
-            if (loss < best) {
-                best = loss;
-                if (o.best) trainer_save_model(t, o.best);
-            }
-        }
-        trainer_log(t, stats.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * accuracy(&stats), epoch,
-                    1e-3 * stats.targets / seconds);
-        if (shows && (last || t->step % o.sample_steps == 0)) {
-            char when[32] = "after";
-            if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
-            print_samples(r, o.val ? &val : &data, when);
-        }
-        cursor_save(&cursor, t->state);
-        json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
-        stopped = trainer_should_stop(t, 1);
-    }
-    free(records);
-    cursor_free(&cursor);
-    close_run(r, stopped);
+    close_run(r, train(r, &data, &val, most));
     shard_close(&data);
     if (o.val) shard_close(&val);
     return 0;

@@ -146,6 +146,12 @@ extern Generation g;
 extern GenerationOptions options;
 extern Evaluation before, after;
 #endif
+#ifdef LLMC_TRAIN_PREFERENCE_OPTIONS_H
+extern PreferenceOptions losses;
+#endif
+#ifdef LLMC_REPORT_METRICS_H
+extern Metrics metrics;
+#endif
 #ifdef LLMC_TRAIN_ONLINE_PAIRS_H
 extern struct {
     GenerationOptions g;

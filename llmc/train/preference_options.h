@@ -24,7 +24,8 @@ typedef struct PreferenceOptions {
     int divergence;
     PreferenceConfig pair;
     KtoConfig kto;
-    bool unpaired; /* the loss is one on single completions */
+    bool unpaired; /* the loss is one on single, labelled completions */
+    bool single;   /* Nash-MD: pairs without a rejected completion */
 } PreferenceOptions;
 
 static inline PreferenceOptions preference_options(void) {
