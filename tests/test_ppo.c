@@ -405,6 +405,9 @@ static void resumes_bit_for_bit(void **state) {
     sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin --save-steps 8 -o $T/a.bin --state $T/a.state");
     sh("test $(ls $T/a.state.critic-* | wc -l) = 1 && test -f $T/a.state.critic-40");
     sh(PPO "-x 60 -l 1e-3 --critic $T/sft.bin --save-steps 20 -o $T/a.bin --resume $T/a.state --state $T/a.state");
+    /* a run that continues from a state and writes another one leaves the first one whole */
+    sh(PPO "-x 70 -l 1e-3 --critic $T/sft.bin --save-steps 10 -o $T/a2.bin --resume $T/a.state --state $T/a2.state");
+    sh("test -f $T/a.state.critic-60 && test -f $T/a2.state.critic-70");
     sh("mv $T/a.state.critic-60 $T/b");
     refused(1, PPO "-x 80 -l 1e-3 --critic $T/sft.bin -o $T/kept --resume $T/a.state", "a.state.critic-60");
     sh("cp $T/sft.bin $T/a.state.critic-60");
