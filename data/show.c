@@ -552,8 +552,9 @@ static void show_checkpoint(Reader *in) {
     if (!checkpoint_start(&c, &e)) die("%s", e.text);
     const ModelConfig *g = &c.config;
     print_title("%s: checkpoint", c.in.name);
-    printf("layers %d, width %d, heads %d (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
-           g->layers, g->width, g->heads, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);
+    printf(
+        "layers %d, width %d, heads %d of %d channels (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
+        g->layers, g->width, g->heads, g->head_size, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);
     show_weights(&c);
     for (;;) {
         if (!checkpoint_section(&c, tag, &bytes, &e)) die("%s", e.text);

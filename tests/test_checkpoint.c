@@ -307,9 +307,11 @@ static void other_shapes(void **state) {
     ModelConfig config = gpt2_config(2, 4, 8, 300, 16);
     config.kv_heads = 2;
     config.hidden = 20;
+    config.head_size = 3;
     const size_t n = gpt2_file_elements(&config);
-    /* wte, wpe; per layer: two layernorms, qkv (8 + 2 * 2 * 2 rows), attproj, fc, fcproj; the last layernorm */
-    assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 16 * 9 + 8 * 9 + 20 * 9 + 8 * 21) + 16);
+    /* wte, wpe; per layer: two layernorms, qkv (4 * 3 + 2 * 2 * 3 rows), attproj (12 columns), fc, fcproj; the last
+     * layernorm */
+    assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 24 * 9 + 8 * 13 + 20 * 9 + 8 * 21) + 16);
     float *weights = xcalloc(n, sizeof *weights);
     assert_true(checkpoint_create(&w, files_path("other.bin"), &config, false, &e));
     assert_true(checkpoint_put_weights(&w, weights, n, &e));
@@ -561,7 +563,9 @@ static void failed_writes(void **state) {
     ModelConfig config = tiny();
     assert_false(checkpoint_create(&w, files_path("absent/x.bin"), &config, false, &e));
     files_assert_error(&e, "absent/x.bin: cannot create a temporary file in its directory: No such file or directory");
+    config.head_size = 0; /* as gpt2_config() sets it */
     config.heads = 7;
+    config.kv_heads = 7;
     assert_false(checkpoint_create(&w, path, &config, false, &e));
     files_assert_error(&e, "kept.bin: width 2 is not a multiple of 7 heads");
     files_assert_content(path, "earlier", 7);

@@ -36,6 +36,7 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
 static ModelConfig small_config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 24, 37, 20);
     c.kv_heads = kv_heads;
+    if (kv_heads != 4) c.head_size = 10; /* the heads have 40 channels, the width is 24 */
     c.value_head = value_head;
     return c;
 }
@@ -795,13 +796,14 @@ static void test_config_check(void **state) {
                {offsetof(ModelConfig, layers), 0, "layers is 0"},
                {offsetof(ModelConfig, layers), INT32_MIN, "layers is -2147483648"},
                {offsetof(ModelConfig, heads), 0, "heads is 0"},
-               {offsetof(ModelConfig, heads), 5, "width 24 is not a multiple of 5 heads"},
+               {offsetof(ModelConfig, head_size), 0, "width 24 is not a multiple of 4 heads"},
+               {offsetof(ModelConfig, head_size), -1, "heads of -1 channels"},
+               {offsetof(ModelConfig, head_size), 2048, "heads of 2048 channels"},
                {offsetof(ModelConfig, kv_heads), 0, "key/value heads is 0"},
                {offsetof(ModelConfig, kv_heads), 3, "4 heads are not a multiple of 3 key/value heads"},
                {offsetof(ModelConfig, kv_heads), 8, "key/value heads is 8, expected 1 to 4"},
                {offsetof(ModelConfig, width), 0, "width is 0"},
                {offsetof(ModelConfig, width), 1 << 20, "width is 1048576"},
-               {offsetof(ModelConfig, width), 8192, "heads of 2048 channels"},
                {offsetof(ModelConfig, hidden), 0, "hidden width is 0"},
                {offsetof(ModelConfig, norm), 1, "norm is 1"},
                {offsetof(ModelConfig, position), -1, "position is -1"},
@@ -832,8 +834,8 @@ static void test_tensors(void **state) {
             assert_true(t[i].decay == (t[i].name[n - 1] != 'b' && strncmp(t[i].name, "ln", 2)));
         }
         assert_int_equal(at, all);
-        const size_t C = 24, KV = 12, L = 2;
-        const size_t layer = 4 * C + (C + 2 * KV) * (C + 1) + C * (C + 1) + 4 * C * (C + 1) + 4 * C * C + C;
+        const size_t C = 24, Q = 40, KV = 20, L = 2;
+        const size_t layer = 4 * C + (Q + 2 * KV) * (C + 1) + C * (Q + 1) + 4 * C * (C + 1) + 4 * C * C + C;
         assert_int_equal(gpt2_file_elements(&c), 128 * C + 20 * C + L * layer + 2 * C);
         assert_int_equal(all - gpt2_file_elements(&c), value ? C + 1 : 0);
     }

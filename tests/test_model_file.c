@@ -22,7 +22,10 @@ static ModelConfig config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 16, 21, 12);
     c.kv_heads = kv_heads;
     c.value_head = value_head;
-    if (kv_heads != 4) c.hidden = 40;
+    if (kv_heads != 4) {
+        c.hidden = 40;
+        c.head_size = 6;
+    }
     return c;
 }
 
@@ -316,7 +319,7 @@ static void test_new_models(void **state) {
     model_free(&m), model_file_free(&f);
     refused("d0", false, false, "no GPT-2 of that size");
     refused("gpt2:c77", false, true, "no GPT-2 of that size");
-    c.heads = 3;
+    c = gpt2_config(2, 3, 16, 21, 12);
     assert_false(model_load(&m, &f, NULL, &c, false, B, D, false, 3, NULL, &e));
     files_assert_error(&e, "model shape: width 16 is not a multiple of 3 heads");
 }

@@ -22,6 +22,7 @@ static Model random_model(int layers, int vocab, int kv_heads, double amplitude,
     Model m;
     ModelConfig c = gpt2_config(layers, 4, 32, vocab, CONTEXT);
     c.kv_heads = kv_heads;
+    if (kv_heads != c.heads) c.head_size += 2; /* the heads are wider than the residual stream */
     if (!model_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);

@@ -4,7 +4,7 @@
  *               [3] vocabulary V   [4] layers L   [5] heads H   [6] width C   [7] padded vocabulary Vp
  *             From here on llm.c writes 0 and reads nothing. 0 means GPT-2's value:
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
- *               [12] position   [13] mlp   [14] 1: the trailer holds a value head
+ *               [12] position   [13] mlp   [14] 1: the trailer holds a value head   [15] channels of a head (C/H)
  *   weights   the tensors of tensors.h's table up to lnfb, in that order, stacked over layers, with the padding rows of
  *             wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
  *   trailer   8 bytes "LLMCTAIL", uint32 version 1, then sections, each
@@ -107,6 +107,7 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
         return error_set(e, "%s: trailer of version %d, expected %d", name, (int)h[8], CHECKPOINT_TRAILER);
     c->bf16 = h[1] == CHECKPOINT_BF16;
     c->announced = h[8] != 0;
+    const int32_t head_size = h[5] > 0 && h[6] % h[5] == 0 ? h[6] / h[5] : 0;
     const int32_t hidden = h[6] > 0 && h[6] <= INT32_MAX / 4 ? 4 * h[6] : h[6];
     c->config = (ModelConfig){.context = h[2],
                               .vocab = h[3],
@@ -119,7 +120,8 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
                               .norm = (NormKind)h[11],
                               .position = (PositionKind)h[12],
                               .mlp = (MlpKind)h[13],
-                              .value_head = h[14]};
+                              .value_head = h[14],
+                              .head_size = h[15] ? h[15] : head_size};
     if (!model_config_check(&c->config, name, e)) return false;
     c->weights_left = gpt2_file_elements(&c->config);
     const int64_t left = reader_left(&c->in);
@@ -303,7 +305,8 @@ static inline bool checkpoint_create(CheckpointWriter *c, const char *path, cons
                                           (int32_t)m->norm,
                                           (int32_t)m->position,
                                           (int32_t)m->mlp,
-                                          m->value_head};
+                                          m->value_head,
+                                          model_q_width(m) == m->width ? 0 : m->head_size};
     if (!writer_open(&c->out, path, e)) return false;
     if (writer_write(&c->out, h, sizeof h, e)) return true;
     checkpoint_abort(c);

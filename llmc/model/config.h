@@ -21,6 +21,7 @@ typedef struct ModelConfig {
     int32_t layers;       /* L */
     int32_t heads;        /* H */
     int32_t kv_heads;     /* key/value heads; H in GPT-2 */
+    int32_t head_size;    /* D: channels of one head; C / H in GPT-2 */
     int32_t width;        /* C */
     int32_t hidden;       /* F: hidden width of the MLP; 4C in GPT-2 */
     NormKind norm;
@@ -29,14 +30,19 @@ typedef struct ModelConfig {
     int32_t value_head; /* 1: a linear head (C -> 1) on the final layernorm, for rewards and values */
 } ModelConfig;
 
-/* Channels of one attention head. */
-static inline int32_t model_head_size(const ModelConfig *c) { return c->width / c->heads; }
+/* Channels of the queries of a token, and of the output of attention: C in GPT-2. */
+static inline int32_t model_q_width(const ModelConfig *c) { return c->heads * c->head_size; }
 
 /* Channels of the keys of a token, and of its values: C in GPT-2. */
-static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads * model_head_size(c); }
+static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads * c->head_size; }
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
-static inline int32_t model_qkv_width(const ModelConfig *c) { return c->width + 2 * model_kv_width(c); }
+static inline int32_t model_qkv_width(const ModelConfig *c) { return model_q_width(c) + 2 * model_kv_width(c); }
+
+/* Channels of the residual stream or of attention's output, whichever is wider. */
+static inline int32_t model_narrow(const ModelConfig *c) {
+    return c->width > model_q_width(c) ? c->width : model_q_width(c);
+}
 
 /* Channels of the widest activation of a layer. */
 static inline int32_t model_widest(const ModelConfig *c) {
@@ -45,7 +51,8 @@ static inline int32_t model_widest(const ModelConfig *c) {
 
 static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 128 * 128; }
 
-/* GPT-2 of the given shape, without a value head. */
+/* GPT-2 of the given shape, without a value head. If the heads do not divide the width, its head_size is 0, which
+ * model_config_check() rejects. */
 static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t width, int32_t vocab, int32_t context) {
     ModelConfig c = {.context = context,
                      .vocab = vocab,
@@ -53,6 +60,7 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
                      .layers = layers,
                      .heads = heads,
                      .kv_heads = heads,
+                     .head_size = heads > 0 && width % heads == 0 ? width / heads : 0,
                      .width = width,
                      .hidden = 4 * width};
     return c;
@@ -80,11 +88,10 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
         if (field[i].value < field[i].low || field[i].value > field[i].high)
             return error_set(e, "%s: %s is %lld, expected %lld to %lld", what, field[i].name, (long long)field[i].value,
                              (long long)field[i].low, (long long)field[i].high);
-    if (c->width % c->heads)
-        return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
-    if (model_head_size(c) > 1024)
-        return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected at most 1024", what,
-                         model_head_size(c), c->width, c->heads);
+    if (!c->head_size) return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
+    if (c->head_size < 0 || c->head_size > 1024)
+        return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected 1 to 1024", what, c->head_size,
+                         c->width, c->heads);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);
     return true;

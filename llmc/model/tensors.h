@@ -12,7 +12,7 @@
 #ifndef LLMC_MODEL_TENSORS_H
 #define LLMC_MODEL_TENSORS_H
 
-#include "config.h" /* ModelConfig, model_qkv_width */
+#include "config.h" /* ModelConfig, model_qkv_width, model_q_width */
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
@@ -25,7 +25,7 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
     T(ln1b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
     T(qkvw,     model_qkv_width(c), (c)->width,         LAYER, INIT_NORMAL,   1)  \
     T(qkvb,     1,                  model_qkv_width(c), LAYER, INIT_ZERO,     0)  \
-    T(attprojw, (c)->width,         (c)->width,         LAYER, INIT_RESIDUAL, 1)  \
+    T(attprojw, (c)->width,         model_q_width(c),   LAYER, INIT_RESIDUAL, 1)  \
     T(attprojb, 1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
     T(ln2w,     1,                  (c)->width,         LAYER, INIT_ONE,      0)  \
     T(ln2b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \

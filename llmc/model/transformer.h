@@ -24,7 +24,7 @@
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Backend, acts_at, Acts, Device, ... */
 #include "batch.h"         /* Batch, Segment */
-#include "config.h"        /* ModelConfig, model_kv_width, model_qkv_width, model_head_size */
+#include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width */
 #include "model.h"         /* model_weight, Model, model_grad, model_sync */
 #include "tensors.h"       /* TENSOR_wte, TENSOR_ln1w, TENSOR_ln1b, TENSOR_ln2w, ... */
 #include "workspace.h"     /* work_acts, work_floats, work_ints, Workspace, ... */
@@ -90,7 +90,7 @@ typedef struct ModelOutput {
 
 static inline Attention model_attention(const Model *m, const Workspace *w, const Batch *batch, int l) {
     const ModelConfig *c = &m->config;
-    const int D = model_head_size(c), Q = model_qkv_width(c);
+    const int D = c->head_size, Q = model_qkv_width(c);
     Acts *qkv = work_acts(w, WORK_qkv, l);
     Attention a = {.rows = batch->rows,
                    .segments = batch->segments,
@@ -102,8 +102,8 @@ static inline Attention model_attention(const Model *m, const Workspace *w, cons
                    .scale = 1.0f / sqrtf((float)D)};
     a.segment = work_ints(w, WORK_segment);
     a.q = qkv;
-    a.k = acts_at(m->backend, qkv, (size_t)c->width);
-    a.v = acts_at(m->backend, qkv, (size_t)(c->width + model_kv_width(c)));
+    a.k = acts_at(m->backend, qkv, (size_t)model_q_width(c));
+    a.v = acts_at(m->backend, qkv, (size_t)(model_q_width(c) + model_kv_width(c)));
     a.out = work_acts(w, WORK_atty, l);
     a.lse = w->train ? work_floats(w, WORK_lse, l) : NULL;
     return a;
@@ -282,8 +282,8 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         Attention a = model_attention(m, w, batch, l);
         a.dout = dnarrow;
         a.dq = dwide;
-        a.dk = acts_at(b, dwide, (size_t)C);
-        a.dv = acts_at(b, dwide, (size_t)(C + model_kv_width(c)));
+        a.dk = acts_at(b, dwide, (size_t)model_q_width(c));
+        a.dv = acts_at(b, dwide, (size_t)(model_q_width(c) + model_kv_width(c)));
         b->attention_backward(d, &a);
         linear_backward(m, w, LINEAR_qkv, l, N, dnarrow, dwide);
         b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln1w, l), model_grad(m, TENSOR_ln1b, l), dnarrow,
@@ -345,9 +345,9 @@ static inline void model_log_square(const Model *m, const Workspace *w, const Ba
 /* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
  * that. */
 static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
-    const double C = c->width, Q = model_qkv_width(c), F = c->hidden;
+    const double C = c->width, Q = model_qkv_width(c), A = model_q_width(c), F = c->hidden;
     return 2 *
-           (rows * c->layers * (C * Q + C * C + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * C);
+           (rows * c->layers * (C * Q + C * A + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * A);
 }
 
 #endif

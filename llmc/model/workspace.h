@@ -14,7 +14,7 @@
 
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Acts, Backend, ROW_ALIGN, Floats, ... */
-#include "config.h"        /* ModelConfig, model_kv_width, model_qkv_width, model_widest */
+#include "config.h"        /* ModelConfig, model_kv_width, model_narrow, model_q_width, ... */
 #include "model.h"         /* Model */
 
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
@@ -33,7 +33,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(mean1,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
     A(rstd1,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
     A(qkv,        SIZE_ACTS,   model_qkv_width(c), rows,     1,   ALWAYS) \
-    A(atty,       SIZE_ACTS,   (c)->width,         rows,     1,   ALWAYS) \
+    A(atty,       SIZE_ACTS,   model_q_width(c),   rows,     1,   ALWAYS) \
     A(lse,        SIZE_FLOATS, (c)->heads,         rows,     1,   TRAIN)  \
     A(x2,         SIZE_ACTS,   (c)->width,         rows,     1,   TRAIN)  \
     A(ln2,        SIZE_ACTS,   (c)->width,         rows,     0,   ALWAYS) \
@@ -61,7 +61,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(dvalue,     SIZE_FLOATS, 1,                  targets,  -1,  TRAIN)  \
     A(dh,         SIZE_ACTS,   (c)->width,         targets,  -1,  TRAIN)  \
     A(dx,         SIZE_ACTS,   (c)->width,         rows,     -1,  TRAIN)  \
-    A(dnarrow,    SIZE_ACTS,   (c)->width,         rows,     -1,  TRAIN)  \
+    A(dnarrow,    SIZE_ACTS,   model_narrow(c),    rows,     -1,  TRAIN)  \
     A(dwide,      SIZE_ACTS,   model_widest(c),    rows,     -1,  TRAIN)
 // clang-format on
 
