@@ -129,12 +129,12 @@ static void test_scratch(void **state) {
                         .padded_vocab = VP,
                         .temperature = 1,
                         .h = x,
-                        .wte = wte,
+                        .weight = wte,
                         .target = target,
                         .logp = logp,
                         .dlogp = dlogp,
                         .dh = y,
-                        .dwte = dwte};
+                        .dweight = dwte};
         B->head(d, &h);
         const size_t used = B->scratch_bytes(d);
         const size_t predicted = B->scratch_predict(d, VP * C + C * C, N, C, VP);
@@ -867,12 +867,12 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
                        .padded_vocab = TVP,
                        .temperature = 5,
                        .h = dx,
-                       .wte = wte,
+                       .weight = wte,
                        .target = dt,
                        .logp = rstd,
                        .dlogp = mean,
                        .dh = out,
-                       .dwte = dwte};
+                       .dweight = dwte};
     B->head(d, &head);
     OUTPUT(rstd, TN);
     OUTPUT(out, n);

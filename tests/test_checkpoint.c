@@ -308,10 +308,11 @@ static void other_shapes(void **state) {
     config.kv_heads = 2;
     config.hidden = 20;
     config.head_size = 3;
+    config.tied = 0;
     const size_t n = gpt2_file_elements(&config);
     /* wte, wpe; per layer: two layernorms, qkv (4 * 3 + 2 * 2 * 3 rows), attproj (12 columns), fc, fcproj; the last
-     * layernorm */
-    assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 24 * 9 + 8 * 13 + 20 * 9 + 8 * 21) + 16);
+     * layernorm; the output matrix */
+    assert_int_equal(n, 384 * 8 + 16 * 8 + 2 * (32 + 24 * 9 + 8 * 13 + 20 * 9 + 8 * 21) + 16 + 384 * 8);
     float *weights = xcalloc(n, sizeof *weights);
     assert_true(checkpoint_create(&w, files_path("other.bin"), &config, false, &e));
     assert_true(checkpoint_put_weights(&w, weights, n, &e));

@@ -195,11 +195,11 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     a.padded_vocab = Vp;
     a.temperature = temperature;
     a.h = (const Acts *)device_numbers<T>(h);
-    a.wte = (const Weights *)device_numbers<T>(wte);
+    a.weight = (const Weights *)device_numbers<T>(wte);
     a.target = (const Ints *)device_indices(p.target);
     a.logp = (Floats *)logp;
     a.dh = (Acts *)out;
-    a.dwte = (Floats *)grad;
+    a.dweight = (Floats *)grad;
     a.dlogp = (const Floats *)device_numbers<float>(p.dlogp);
     if (entropy_gradient) a.dentropy = (const Floats *)device_numbers<float>(p.dentropy);
     cuda_scratch_begin(D);
@@ -210,12 +210,12 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     const Numbers got = fetch(grad, table);
     compare("dwte", got, dw, dw_size, tolerance);
     for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets no gradient */
-    a.dwte = NULL;                                                        /* no gradient of wte requested */
+    a.dweight = NULL;                                                        /* no gradient of wte requested */
     cuda_head<T>(D, &a);
     assert_true(same_bits(got, fetch(grad, table)));
     float *all = device_garbage<float>((size_t)R * V);
     cuda_scratch_begin(D);
-    cuda_logits<T>(D, (Floats *)all, a.h, a.wte, R, C, V, Vp);
+    cuda_logits<T>(D, (Floats *)all, a.h, a.weight, R, C, V, Vp);
     compare("logits", fetch(all, (size_t)R * V), logits, logit_size, 0x1p-20);
 }
 

@@ -229,7 +229,7 @@ template <typename T> static void whole(int R, int C, int V, int Vp) {
     Draw a = draw_of(p, how);
     a.channels = C;
     a.h = (const Acts *)device_numbers<T>(h);
-    a.wte = (const Weights *)device_numbers<T>(wte);
+    a.weight = (const Weights *)device_numbers<T>(wte);
     cuda_scratch_begin(D);
     cuda_sample<T>(D, &a);
     const Drawn all = drawn(a);

@@ -743,8 +743,9 @@ static void test_show_checkpoint(void **state) {
     free(blob);
     free(weights);
     run(0, "data/show --tensors $T/m.bin");
-    assert_holds(out,
-                 "layers 2, width 8, heads 2 of 4 channels (keys and values 2), hidden 32, context 16, vocabulary 260 (padded 384)");
+    assert_holds(
+        out,
+        "layers 2, width 8, heads 2 of 4 channels (keys and values 2), hidden 32, context 16, vocabulary 260 (padded 384)");
     assert_holds(out, "wte           1 x    384 x     8   root mean square 0.05413    largest 3\n");
     assert_holds(out, "(float32); not finite: 1\n");
     assert_holds(out, "section TOKN");

@@ -36,7 +36,10 @@ static Model random_model(ModelConfig c, uint64_t seed, double amplitude) {
 static ModelConfig small_config(int kv_heads, int value_head) {
     ModelConfig c = gpt2_config(2, 4, 24, 37, 20);
     c.kv_heads = kv_heads;
-    if (kv_heads != 4) c.head_size = 10; /* the heads have 40 channels, the width is 24 */
+    if (kv_heads != 4) {
+        c.head_size = 10; /* the heads have 40 channels, the width is 24 */
+        c.tied = 0;
+    }
     c.value_head = value_head;
     return c;
 }
@@ -342,7 +345,8 @@ static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m.tensor[i];
         if (!t->size) continue;
-        const size_t n = t->rows * t->columns, used = i == TENSOR_wte ? (size_t)(c.vocab * c.width) : n;
+        const size_t n = t->rows * t->columns,
+                     used = i == TENSOR_wte || i == TENSOR_headw ? (size_t)(c.vocab * c.width) : n;
         for (size_t l = 0; l < t->layers; l++)
             for (int way = 0; way < 3; way++) {
                 const size_t at = t->offset + l * n;
@@ -363,8 +367,8 @@ static void check_differences(ModelConfig c, int recompute, uint64_t seed) {
                              way ? "random" : "along the gradient", slope, expected, sqrt(g_norm));
             }
     }
-    for (size_t k = (size_t)(c.vocab * c.width); k < m.tensor[TENSOR_wte].size; k++)
-        assert_true(g[k] == 0); /* padding */
+    for (size_t k = (size_t)(c.vocab * c.width); k < m.tensor[TENSOR_wte].size; k++) /* padding */
+        assert_true(g[k] == 0 && (c.tied || g[m.tensor[TENSOR_headw].offset + k] == 0));
     free(weights), free(g), free(direction);
     problem_free(&p), workspace_free(&w, &m), model_free(&m);
 }
@@ -808,6 +812,7 @@ static void test_config_check(void **state) {
                {offsetof(ModelConfig, norm), 1, "norm is 1"},
                {offsetof(ModelConfig, position), -1, "position is -1"},
                {offsetof(ModelConfig, mlp), 7, "mlp is 7"},
+               {offsetof(ModelConfig, tied), 2, "tied output matrix is 2"},
                {offsetof(ModelConfig, value_head), 2, "value head is 2"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ModelConfig c = good;
@@ -836,7 +841,7 @@ static void test_tensors(void **state) {
         assert_int_equal(at, all);
         const size_t C = 24, Q = 40, KV = 20, L = 2;
         const size_t layer = 4 * C + (Q + 2 * KV) * (C + 1) + C * (Q + 1) + 4 * C * (C + 1) + 4 * C * C + C;
-        assert_int_equal(gpt2_file_elements(&c), 128 * C + 20 * C + L * layer + 2 * C);
+        assert_int_equal(gpt2_file_elements(&c), 128 * C + 20 * C + L * layer + 2 * C + 128 * C);
         assert_int_equal(all - gpt2_file_elements(&c), value ? C + 1 : 0);
     }
 }
@@ -846,6 +851,7 @@ static void test_init(void **state) {
     Error e;
     ModelConfig c = gpt2_config(3, 4, 96, 300, 64);
     c.value_head = 1;
+    c.tied = 0;
     Model a, b;
     assert_true(model_new(&a, &c, B, D, false, &e) && model_new(&b, &c, B, D, false, &e));
     assert_null(a.grads);
@@ -865,7 +871,8 @@ static void test_init(void **state) {
                                                       : 0,
                sum = 0, squares = 0;
         if (i == TENSOR_valuew) deviation = 1 / sqrt(97);
-        const size_t n = i == TENSOR_wte ? 300 * 96 : t->size;
+        if (!t->size) continue;
+        const size_t n = i == TENSOR_wte || i == TENSOR_headw ? 300 * 96 : t->size;
         for (size_t k = 0; k < t->size; k++) {
             const double v = x[t->offset + k] - (t->init == INIT_ONE);
             sum += v;

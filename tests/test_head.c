@@ -43,7 +43,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
               .padded_vocab = p->Vp,
               .temperature = p->temperature,
               .h = h,
-              .wte = wte,
+              .weight = wte,
               .target = target,
               .logp = logp,
               .entropy = entropy,
@@ -96,7 +96,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.dlogp = floats(p->dlogp, (size_t)R);
     a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
     a.dh = dh;
-    a.dwte = dwte;
+    a.dweight = dwte;
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
                         (size_t)R * sizeof(float)); /* requesting gradients changes no value */
@@ -114,7 +114,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
     check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
     const float *before = fetch(dwte, table);
-    a.dwte = NULL; /* not requested */
+    a.dweight = NULL; /* not requested */
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
     Floats *logits = floats(NULL, (size_t)(R * V));
@@ -210,7 +210,7 @@ static void test_head_extremes(void **state) {
                     .padded_vocab = VP,
                     .temperature = 1,
                     .h = acts(h, R, R),
-                    .wte = weights(wte, VP * R),
+                    .weight = weights(wte, VP * R),
                     .target = ints(target, R),
                     .logp = logp,
                     .entropy = entropy,
@@ -225,7 +225,7 @@ static void test_head_extremes(void **state) {
     assert_true(isnan(lp[3]) && isnan(en[3]));
     for (int i = 0; i < R; i++) assert_in_range(most[i], 0, V - 1);
     for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
-    B->weights_upload(D, (Weights *)(uintptr_t)a.wte, wte, VP * R);
+    B->weights_upload(D, (Weights *)(uintptr_t)a.weight, wte, VP * R);
     B->head(D, &a);
     lp = fetch(logp, R);
     en = fetch(entropy, R);
@@ -315,7 +315,7 @@ static void test_sample(void **state) {
                         .top_k = HOW[k].top_k,
                         .seed = 0x123456789abcdef + k,
                         .h = dev_h,
-                        .wte = dev_wte,
+                        .weight = dev_wte,
                         .stream = ints(stream, 2 * R),
                         .index = ints(index, R),
                         .history = HOW[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
@@ -393,7 +393,7 @@ static void test_sample_alone(void **state) {
               .repetition_penalty = 1,
               .seed = 5,
               .h = acts(h, R, C),
-              .wte = dev_wte,
+              .weight = dev_wte,
               .stream = ints(stream, 2 * R),
               .index = ints(index, R),
               .token = ints(NULL, R),

@@ -25,6 +25,7 @@ static ModelConfig config(int kv_heads, int value_head) {
     if (kv_heads != 4) {
         c.hidden = 40;
         c.head_size = 6;
+        c.tied = 0;
     }
     return c;
 }

@@ -92,7 +92,7 @@ static inline void cpu_head(Device *d, const Head *a) {
     if (a->rows == 0) return;
     const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
     const float inverse_temperature = 1.0f / a->temperature;
-    const float *wte = (const float *)a->wte, *h = (const float *)a->h;
+    const float *weight = (const float *)a->weight, *h = (const float *)a->h;
     const int32_t *target = (const int32_t *)a->target;
     const float *dlogp = (const float *)a->dlogp, *dentropy = (const float *)a->dentropy;
     float *logp = (float *)a->logp, *entropy = (float *)a->entropy, *logits = head_logits(d, chunk, Vp);
@@ -100,7 +100,7 @@ static inline void cpu_head(Device *d, const Head *a) {
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         const float *hc = h + (size_t)first * (size_t)C;
-        gemm_nt(d, logits, hc, wte, NULL, n, Vp, C);
+        gemm_nt(d, logits, hc, weight, NULL, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
@@ -114,17 +114,18 @@ static inline void cpu_head(Device *d, const Head *a) {
                 head_row_backward(z, &row, V, Vp, target[r], inverse_temperature, dlogp[r], dentropy ? dentropy[r] : 0);
         }
         if (!dlogp) continue;
-        gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, wte, n, C, Vp);
-        if (a->dwte) gemm_tn(d, (float *)a->dwte, logits, hc, n, Vp, C, true);
+        gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
+        if (a->dweight) gemm_tn(d, (float *)a->dweight, logits, hc, n, Vp, C, true);
     }
 }
 
-static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *wte, int R, int C, int V, int Vp) {
+static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V,
+                              int Vp) {
     const int chunk = head_chunk_rows(R, Vp);
     float *logits = head_logits(d, chunk, Vp);
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
-        gemm_nt(d, logits, (const float *)h + (size_t)first * (size_t)C, (const float *)wte, NULL, n, Vp, C);
+        gemm_nt(d, logits, (const float *)h + (size_t)first * (size_t)C, (const float *)weight, NULL, n, Vp, C);
         for (int i = 0; i < n; i++)
             memcpy((float *)out + (size_t)(first + i) * (size_t)V, logits + (size_t)i * (size_t)Vp,
                    (size_t)V * sizeof(float));
@@ -261,7 +262,7 @@ static inline void cpu_sample(Device *d, const Draw *a) {
     d->work = (float *)cpu_scratch(d, d->work, &d->work_count, threads * 2 * (size_t)V, sizeof(float));
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        gemm_nt(d, logits, (const float *)a->h + (size_t)first * (size_t)C, (const float *)a->wte, NULL, n, Vp, C);
+        gemm_nt(d, logits, (const float *)a->h + (size_t)first * (size_t)C, (const float *)a->weight, NULL, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(dynamic) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++)

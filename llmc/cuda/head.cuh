@@ -5,7 +5,7 @@
  * kernel then takes one row per block. It reads the row once and keeps, online (Milakov and Gimelshein 2018), the
  * maximum logit, its position, sum e^y and sum y e^y with y = (z - max) / temperature. These give the log-probability
  * and the entropy. If a gradient is requested, the kernel reads the row again, by then from the cache, and writes the
- * gradient of the logits in the storage type (with float32: over the logits). Two products then give dh and dwte.
+ * gradient of the logits in the storage type (with float32: over the logits). Two products then give dh and dweight.
  */
 #ifndef LLMC_CUDA_HEAD_CUH
 #define LLMC_CUDA_HEAD_CUH
@@ -158,12 +158,12 @@ template <typename T> static inline void cuda_head(Device *d, const Head *a) {
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         const T *h = (const T *)a->h + (size_t)first * C;
-        cuda_matmul_nt<T, float>(d, z, h, (const T *)a->wte, aligned_rows(n), Vp, C, 1, 0);
+        cuda_matmul_nt<T, float>(d, z, h, (const T *)a->weight, aligned_rows(n), Vp, C, 1, 0);
         LAUNCH((head_kernel<T>), (unsigned)n, HEAD_THREADS, 0, d->stream, *a, first, z, dz);
         CUDA_LAUNCHED(d, "head_kernel", "R %d, C %d, V %d, Vp %d", n, C, a->vocab, Vp);
         if (!a->dlogp) continue;
-        cuda_matmul_nn<T, T>(d, (T *)a->dh + (size_t)first * C, dz, (const T *)a->wte, aligned_rows(n), C, Vp, 1, 0);
-        if (a->dwte) cuda_matmul_tn<T, float>(d, (float *)a->dwte, dz, h, n, Vp, C, 1, 1);
+        cuda_matmul_nn<T, T>(d, (T *)a->dh + (size_t)first * C, dz, (const T *)a->weight, aligned_rows(n), C, Vp, 1, 0);
+        if (a->dweight) cuda_matmul_tn<T, float>(d, (float *)a->dweight, dz, h, n, Vp, C, 1, 1);
     }
 }
 
@@ -174,14 +174,14 @@ __global__ static void logits_copy_kernel(float *__restrict__ out, const float *
 }
 
 template <typename T>
-static inline void cuda_logits(Device *d, Floats *out, const Acts *h, const Weights *wte, int R, int C, int V, int Vp) {
+static inline void cuda_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V, int Vp) {
     if (R == 0) return;
     const int chunk = cuda_head_chunk_rows(R, Vp);
     float *z = cuda_scratch_of<float>(d, (size_t)chunk * (size_t)Vp, "a chunk of logits");
     if (!z) return;
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
-        cuda_matmul_nt<T, float>(d, z, (const T *)h + (size_t)first * C, (const T *)wte, aligned_rows(n), Vp, C, 1, 0);
+        cuda_matmul_nt<T, float>(d, z, (const T *)h + (size_t)first * C, (const T *)weight, aligned_rows(n), Vp, C, 1, 0);
         LAUNCH(logits_copy_kernel, (unsigned)n, 256, 0, d->stream, (float *)out + (size_t)first * V, z, V, Vp);
         CUDA_LAUNCHED(d, "logits_copy_kernel", "R %d, V %d, Vp %d", n, V, Vp);
     }

@@ -290,7 +290,7 @@ template <typename T> static inline void cuda_sample(Device *d, const Draw *a) {
     if (!z) return;
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        cuda_matmul_nt<T, float>(d, z, (const T *)a->h + (size_t)first * C, (const T *)a->wte, aligned_rows(n), Vp, C,
+        cuda_matmul_nt<T, float>(d, z, (const T *)a->h + (size_t)first * C, (const T *)a->weight, aligned_rows(n), Vp, C,
                                  1, 0);
         sample_launch(d, a, first, n, z);
     }

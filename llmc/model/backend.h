@@ -56,15 +56,15 @@ typedef struct Attention {
 } Attention;
 
 /* The language-model head over R rows, in chunks, so that all logits never exist at once:
- *   z = h wte^T / temperature,  logp = z[target] - logsumexp(z),  entropy = -sum_v p_v log p_v,  over v < V.
+ *   z = h weight^T / temperature,  logp = z[target] - logsumexp(z),  entropy = -sum_v p_v log p_v,  over v < V.
  * With dlogp (and dentropy) it also computes the gradient in the same pass:
- *   dz_v = dlogp (1{v = target} - p_v) - dentropy p_v (log p_v + entropy),  dh = dz wte / temperature,
- *   dwte += dz^T h / temperature. */
+ *   dz_v = dlogp (1{v = target} - p_v) - dentropy p_v (log p_v + entropy),  dh = dz weight / temperature,
+ *   dweight += dz^T h / temperature. */
 typedef struct Head {
     int rows, channels, vocab, padded_vocab;
     float temperature;
     const Acts *h;          /* (R, C) */
-    const Weights *wte;     /* (Vp, C) */
+    const Weights *weight;  /* (Vp, C) the output matrix */
     const Ints *target;     /* (R) */
     Floats *logp;           /* (R) */
     Floats *entropy;        /* (R) or NULL */
@@ -72,7 +72,7 @@ typedef struct Head {
     const Floats *dlogp;    /* (R) or NULL: no gradient */
     const Floats *dentropy; /* (R) or NULL */
     Acts *dh;               /* (R, C) */
-    Floats *dwte;           /* (Vp, C) or NULL: not computed */
+    Floats *dweight;        /* (Vp, C) or NULL: not computed */
 } Head;
 
 /* Draws one token per row from softmax(z / temperature). Applied before, in the order of transformers: repetition
@@ -88,7 +88,7 @@ typedef struct Draw {
     int history_stride;
     uint64_t seed;
     const Acts *h;           /* (R, C) */
-    const Weights *wte;      /* (Vp, C) */
+    const Weights *weight;   /* (Vp, C) the output matrix */
     const Ints *stream;      /* (R, 2) low and high words */
     const Ints *index;       /* (R) */
     const Ints *history;     /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
@@ -188,8 +188,8 @@ typedef struct Backend {
     void (*scatter_rows)(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C);
 
     void (*head)(Device *d, const Head *h);
-    /* out[R,V] = h wte^T, for tests and inspection */
-    void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *wte, int R, int C, int V, int Vp);
+    /* out[R,V] = h weight^T, for tests and inspection */
+    void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V, int Vp);
     void (*sample)(Device *d, const Draw *s);
     /* value[R] = h[R,C] . w[C] + b[1];  dh += dvalue w, dw += dvalue^T h, db += sum of dvalue */
     void (*value_forward)(Device *d, Floats *value, const Acts *h, const Weights *w, const Weights *b, int R, int C);

@@ -5,7 +5,8 @@
  *             From here on llm.c writes 0 and reads nothing. 0 means GPT-2's value:
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
  *               [12] position   [13] mlp   [14] 1: the trailer holds a value head   [15] channels of a head (C/H)
- *   weights   the tensors of tensors.h's table up to lnfb, in that order, stacked over layers, with the padding rows of
+ *               [16] 1: the output matrix is a tensor of its own
+ *   weights   the tensors of tensors.h's table up to headw, in that order, stacked over layers, with the padding rows of
  *             wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
  *   trailer   8 bytes "LLMCTAIL", uint32 version 1, then sections, each
  *               {4 bytes tag, uint32 0, uint64 n, n bytes}
@@ -121,7 +122,8 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
                               .position = (PositionKind)h[12],
                               .mlp = (MlpKind)h[13],
                               .value_head = h[14],
-                              .head_size = h[15] ? h[15] : head_size};
+                              .head_size = h[15] ? h[15] : head_size,
+                              .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};
     if (!model_config_check(&c->config, name, e)) return false;
     c->weights_left = gpt2_file_elements(&c->config);
     const int64_t left = reader_left(&c->in);
@@ -306,14 +308,15 @@ static inline bool checkpoint_create(CheckpointWriter *c, const char *path, cons
                                           (int32_t)m->position,
                                           (int32_t)m->mlp,
                                           m->value_head,
-                                          model_q_width(m) == m->width ? 0 : m->head_size};
+                                          model_q_width(m) == m->width ? 0 : m->head_size,
+                                          !m->tied};
     if (!writer_open(&c->out, path, e)) return false;
     if (writer_write(&c->out, h, sizeof h, e)) return true;
     checkpoint_abort(c);
     return false;
 }
 
-/* Writes the next n weights in file order: the tensors of tensors.h's table up to lnfb. */
+/* Writes the next n weights in file order: the tensors of tensors.h's table up to headw. */
 static inline bool checkpoint_put_weights(CheckpointWriter *c, const float *src, size_t n, Error *e) {
     uint16_t half[CHECKPOINT_CHUNK];
     assert(n <= c->weights_left);

@@ -27,6 +27,7 @@ typedef struct ModelConfig {
     NormKind norm;
     PositionKind position;
     MlpKind mlp;
+    int32_t tied;       /* 1: the output matrix is that of the embeddings, as in GPT-2; 0: it is a tensor of its own */
     int32_t value_head; /* 1: a linear head (C -> 1) on the final layernorm, for rewards and values */
 } ModelConfig;
 
@@ -62,7 +63,8 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
                      .kv_heads = heads,
                      .head_size = heads > 0 && width % heads == 0 ? width / heads : 0,
                      .width = width,
-                     .hidden = 4 * width};
+                     .hidden = 4 * width,
+                     .tied = 1};
     return c;
 }
 
@@ -83,6 +85,7 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                  {"norm", (int32_t)c->norm, NORM_LAYER, NORM_LAYER},
                  {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_LEARNED},
                  {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GELU},
+                 {"tied output matrix", c->tied, 0, 1},
                  {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
         if (field[i].value < field[i].low || field[i].value > field[i].high)

@@ -10,8 +10,7 @@
 
 #include "backend.h"     /* Draw, Acts, Backend, Device, ... */
 #include "batch.h"       /* Batch */
-#include "model.h"       /* Model, model_weight */
-#include "tensors.h"     /* TENSOR_wte */
+#include "model.h"       /* Model, model_output_tensor, model_weight */
 #include "transformer.h" /* model_targets, model_trunk */
 #include "workspace.h"   /* work_ints, Workspace, KVCache, WORK_index, ... */
 
@@ -51,7 +50,7 @@ static inline void decode_draw(const Model *m, const Workspace *w, Draw how, con
     how.vocab = m->config.vocab;
     how.padded_vocab = m->config.padded_vocab;
     how.h = h;
-    how.wte = weight;
+    how.weight = weight;
     how.stream = work_ints(w, WORK_stream);
     how.index = work_ints(w, WORK_index);
     how.history = step->history;
@@ -74,8 +73,8 @@ static inline void model_decode(const Model *m, const Workspace *w, const KVCach
                                 const DecodeStep *step) {
     decode_rows(m, w, kv, batch, step);
     if (batch->targets)
-        decode_draw(m, w, how, step, work_acts(w, WORK_h, 0), model_weight(m, TENSOR_wte, 0), m->config.width,
-                    (size_t)batch->targets);
+        decode_draw(m, w, how, step, work_acts(w, WORK_h, 0), model_weight(m, model_output_tensor(&m->config), 0),
+                    m->config.width, (size_t)batch->targets);
 }
 
 #endif

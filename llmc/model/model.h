@@ -16,7 +16,7 @@
 #include "backend.h"        /* weights_at, Backend, Floats, Weights, ... */
 #include "config.h"         /* ModelConfig */
 #include "share.h"          /* Share */
-#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, model_tensors, ... */
+#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
 #include <assert.h>
 
 typedef struct Model {
@@ -83,14 +83,15 @@ static inline void model_free(Model *m) {
 
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
  * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); layernorm weights are 1, biases 0 and the
- * padding rows of wte 0. */
+ * padding rows of wte and headw 0. */
 static inline void model_init_tensor(const ModelConfig *c, int tensor, const TensorInfo *t, uint64_t seed,
                                      float *host) {
     const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
                              : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
                                                       : 0.02;
-    Random random = random_start(seed, RANDOM_INIT + (uint64_t)tensor);
-    const size_t drawn = tensor == TENSOR_wte ? (size_t)c->vocab * (size_t)c->width : t->size;
+    Random random = random_start(seed, RANDOM_INIT + t->stream);
+    const bool rows_of_tokens = tensor == TENSOR_wte || tensor == TENSOR_headw;
+    const size_t drawn = rows_of_tokens ? (size_t)c->vocab * (size_t)c->width : t->size;
     for (size_t i = 0; i < t->size; i++)
         host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
                   : t->init == INIT_ONE              ? 1.0f
@@ -112,17 +113,23 @@ static inline void model_init(Model *m, uint64_t seed) {
     free(host);
 }
 
-/* Adds the tokens [V, vocab), whose embeddings use the padding rows of wte: vocab <= Vp. */
+/* The tensor of the output matrix. */
+static inline int model_output_tensor(const ModelConfig *c) { return c->tied ? TENSOR_wte : TENSOR_headw; }
+
+/* Adds the tokens [V, vocab), which use the padding rows of the embeddings and of the output matrix: vocab <= Vp. */
 static inline void model_grow_vocab(Model *m, int32_t vocab, uint64_t seed) {
     ModelConfig c = m->config;
-    const TensorInfo *t = &m->tensor[TENSOR_wte];
+    const int tensor[] = {TENSOR_wte, TENSOR_headw};
     const size_t first = (size_t)c.vocab * (size_t)c.width, last = (size_t)vocab * (size_t)c.width;
-    float *host = (float *)xmalloc(t->size * sizeof *host);
+    float *host = (float *)xmalloc(m->tensor[TENSOR_wte].size * sizeof *host);
     assert(vocab >= c.vocab && vocab <= c.padded_vocab);
     c.vocab = vocab;
-    model_init_tensor(&c, TENSOR_wte, t, seed, host);
-    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
-                               last - first);
+    for (int i = 0; i < (c.tied ? 1 : 2); i++) {
+        const TensorInfo *t = &m->tensor[tensor[i]];
+        model_init_tensor(&c, tensor[i], t, seed, host);
+        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
+                                   last - first);
+    }
     m->config.vocab = vocab;
     free(host);
 }

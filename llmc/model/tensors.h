@@ -4,7 +4,8 @@
  * llm.c's file. A tensor holds all its layers one after another, each row-major (out, in). The tensors of the value
  * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
  *
- * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it.
+ * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it. `stream`
+ * numbers the random values of a new model's tensor; it never changes, so that a seed keeps its model.
  *
  *     TensorInfo t[TENSOR_COUNT];
  *     size_t parameters = model_tensors(&config, t);       // t[TENSOR_qkvw].offset, ...
@@ -17,30 +18,31 @@
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
 // clang-format off
-/*    name      rows                columns             per    initial values decay */
-#define MODEL_TENSORS(T, c)                                                       \
-    T(wte,      (c)->padded_vocab,  (c)->width,         MODEL, INIT_NORMAL,   1)  \
-    T(wpe,      (c)->context,       (c)->width,         MODEL, INIT_NORMAL,   1)  \
-    T(ln1w,     1,                  (c)->width,         LAYER, INIT_ONE,      0)  \
-    T(ln1b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
-    T(qkvw,     model_qkv_width(c), (c)->width,         LAYER, INIT_NORMAL,   1)  \
-    T(qkvb,     1,                  model_qkv_width(c), LAYER, INIT_ZERO,     0)  \
-    T(attprojw, (c)->width,         model_q_width(c),   LAYER, INIT_RESIDUAL, 1)  \
-    T(attprojb, 1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
-    T(ln2w,     1,                  (c)->width,         LAYER, INIT_ONE,      0)  \
-    T(ln2b,     1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
-    T(fcw,      (c)->hidden,        (c)->width,         LAYER, INIT_NORMAL,   1)  \
-    T(fcb,      1,                  (c)->hidden,        LAYER, INIT_ZERO,     0)  \
-    T(fcprojw,  (c)->width,         (c)->hidden,        LAYER, INIT_RESIDUAL, 1)  \
-    T(fcprojb,  1,                  (c)->width,         LAYER, INIT_ZERO,     0)  \
-    T(lnfw,     1,                  (c)->width,         MODEL, INIT_ONE,      0)  \
-    T(lnfb,     1,                  (c)->width,         MODEL, INIT_ZERO,     0)  \
-    T(valuew,   (c)->value_head,    (c)->width,         MODEL, INIT_HEAD,     1)  \
-    T(valueb,   (c)->value_head,    1,                  MODEL, INIT_ZERO,     0)
+/*    name      rows                               columns             per    initial values stream  decay */
+#define MODEL_TENSORS(T, c)                                                                              \
+    T(wte,      (c)->padded_vocab,                 (c)->width,         MODEL, INIT_NORMAL,   0,      1)  \
+    T(wpe,      (c)->context,                      (c)->width,         MODEL, INIT_NORMAL,   1,      1)  \
+    T(ln1w,     1,                                 (c)->width,         LAYER, INIT_ONE,      2,      0)  \
+    T(ln1b,     1,                                 (c)->width,         LAYER, INIT_ZERO,     3,      0)  \
+    T(qkvw,     model_qkv_width(c),                (c)->width,         LAYER, INIT_NORMAL,   4,      1)  \
+    T(qkvb,     1,                                 model_qkv_width(c), LAYER, INIT_ZERO,     5,      0)  \
+    T(attprojw, (c)->width,                        model_q_width(c),   LAYER, INIT_RESIDUAL, 6,      1)  \
+    T(attprojb, 1,                                 (c)->width,         LAYER, INIT_ZERO,     7,      0)  \
+    T(ln2w,     1,                                 (c)->width,         LAYER, INIT_ONE,      8,      0)  \
+    T(ln2b,     1,                                 (c)->width,         LAYER, INIT_ZERO,     9,      0)  \
+    T(fcw,      (c)->hidden,                       (c)->width,         LAYER, INIT_NORMAL,   10,     1)  \
+    T(fcb,      1,                                 (c)->hidden,        LAYER, INIT_ZERO,     11,     0)  \
+    T(fcprojw,  (c)->width,                        (c)->hidden,        LAYER, INIT_RESIDUAL, 12,     1)  \
+    T(fcprojb,  1,                                 (c)->width,         LAYER, INIT_ZERO,     13,     0)  \
+    T(lnfw,     1,                                 (c)->width,         MODEL, INIT_ONE,      14,     0)  \
+    T(lnfb,     1,                                 (c)->width,         MODEL, INIT_ZERO,     15,     0)  \
+    T(headw,    (c)->tied ? 0 : (c)->padded_vocab, (c)->width,         MODEL, INIT_NORMAL,   18,     1)  \
+    T(valuew,   (c)->value_head,                   (c)->width,         MODEL, INIT_HEAD,     16,     1)  \
+    T(valueb,   (c)->value_head,                   1,                  MODEL, INIT_ZERO,     17,     0)
 // clang-format on
 
 enum {
-#define T(name, rows, columns, per, init, decay) TENSOR_##name,
+#define T(name, rows, columns, per, init, stream, decay) TENSOR_##name,
     MODEL_TENSORS(T, )
 #undef T
         TENSOR_COUNT
@@ -52,6 +54,7 @@ typedef struct TensorInfo {
     size_t rows, columns, layers; /* rows and columns of one layer; layers is 1 if the tensor is not per layer */
     size_t offset, size;          /* in elements, over all layers; size is 0 for a tensor that the model lacks */
     InitKind init;
+    uint64_t stream;
     bool decay;
     bool per_layer;
 } TensorInfo;
@@ -63,13 +66,14 @@ static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COU
     enum { MODEL, LAYER };
     int i = 0;
     size_t offset = 0;
-#define T(name_, rows_, columns_, per_, init_, decay_)                                                                 \
+#define T(name_, rows_, columns_, per_, init_, stream_, decay_)                                                        \
     t[i] = (TensorInfo){.name = #name_,                                                                                \
                         .rows = (size_t)(rows_),                                                                       \
                         .columns = (size_t)(columns_),                                                                 \
                         .layers = (per_) == LAYER ? (size_t)c->layers : 1,                                             \
                         .offset = offset,                                                                              \
                         .init = init_,                                                                                 \
+                        .stream = stream_,                                                                             \
                         .decay = decay_,                                                                               \
                         .per_layer = (per_) == LAYER};                                                                 \
     t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \

@@ -3,7 +3,7 @@
  *   layer l:   ln1 = layernorm(x)             qkv = ln1 Wqkv^T + b        atty = attention(qkv)
  *              x2 = x + atty Wo^T + b         ln2 = layernorm(x2)
  *              fch = ln2 Wfc^T + b            x' = x2 + gelu(fch) Wproj^T + b
- *   head:      z = layernorm(x) wte^T         value = layernorm(x) . valuew + valueb   (if there is a value head)
+ *   head:      z = layernorm(x) U^T, U = wte if tied  value = layernorm(x) . valuew + valueb   (if there is a value head)
  *
  * A batch is packed (batch.h). The head runs only on its target rows, and logits never exist for the whole batch. A
  * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
@@ -25,8 +25,8 @@
 #include "backend.h"       /* Backend, acts_at, Acts, Device, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width */
-#include "model.h"         /* model_weight, Model, model_grad, model_sync */
-#include "tensors.h"       /* TENSOR_wte, TENSOR_ln1w, TENSOR_ln1b, TENSOR_ln2w, ... */
+#include "model.h"         /* model_weight, Model, model_grad, model_output_tensor, ... */
+#include "tensors.h"       /* TENSOR_ln1w, TENSOR_ln1b, TENSOR_ln2w, TENSOR_ln2b, ... */
 #include "workspace.h"     /* work_acts, work_floats, work_ints, Workspace, ... */
 
 // clang-format off
@@ -183,7 +183,7 @@ static inline Head model_head(const Model *m, const Workspace *w, const Batch *b
                  .padded_vocab = c->padded_vocab,
                  .temperature = temperature,
                  .h = work_acts(w, WORK_h, 0),
-                 .wte = model_weight(m, TENSOR_wte, 0),
+                 .weight = model_weight(m, model_output_tensor(c), 0),
                  .target = work_ints(w, WORK_target),
                  .logp = work_floats(w, WORK_logp, 0)};
     return head;
@@ -208,7 +208,7 @@ static inline void model_forward_known(const Model *m, const Workspace *w, const
         b->upload(d, work_floats(w, WORK_dlogp, 0), dlogp, R * sizeof(float));
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dwte = model_grad(m, TENSOR_wte, 0);
+        head.dweight = model_grad(m, model_output_tensor(&m->config), 0);
     }
     if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
@@ -235,8 +235,8 @@ static inline bool model_logits(const Model *m, const Workspace *w, const Batch 
     if (!all) return false;
     model_trunk(m, w, batch, NULL);
     model_targets(m, w, batch);
-    m->backend->logits(m->device, all, work_acts(w, WORK_h, 0), model_weight(m, TENSOR_wte, 0), batch->targets,
-                       c->width, c->vocab, c->padded_vocab);
+    m->backend->logits(m->device, all, work_acts(w, WORK_h, 0), model_weight(m, model_output_tensor(c), 0),
+                       batch->targets, c->width, c->vocab, c->padded_vocab);
     m->backend->download(m->device, logits, all, bytes);
     m->backend->release(m->device, all);
     return model_sync(m, e);
@@ -311,7 +311,7 @@ static inline void model_backward(const Model *m, const Workspace *w, const Batc
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dentropy = dentropy ? work_floats(w, WORK_dentropy, 0) : NULL;
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dwte = model_grad(m, TENSOR_wte, 0);
+        head.dweight = model_grad(m, model_output_tensor(&m->config), 0);
         b->head(d, &head);
     } else b->zero(d, work_acts(w, WORK_dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {

@@ -29,8 +29,7 @@
 #include "../model/batch.h"     /* Batch */
 #include "../model/config.h"    /* ModelConfig */
 #include "../model/decode.h"    /* decode_rows, DecodeStep, decode_draw */
-#include "../model/model.h"     /* Model, model_weight */
-#include "../model/tensors.h"   /* TENSOR_wte */
+#include "../model/model.h"     /* Model, model_output_tensor, model_weight */
 #include "../model/workspace.h" /* KVCache, WORK_h, Workspace, work_acts, ... */
 #include "rollout.h"            /* Rollout, rollout_bytes, rollout_rows */
 
@@ -68,7 +67,8 @@ static inline void mixture_refresh(Mixture *m) {
         const size_t width = (size_t)model[k]->config.width;
         const float share = (float)(k ? m->coef : 1 - m->coef);
         float *wte = (float *)xmalloc(V * width * sizeof *wte);
-        b->weights_download(model[k]->device, wte, model_weight(model[k], TENSOR_wte, 0), V * width);
+        b->weights_download(model[k]->device, wte, model_weight(model[k], model_output_tensor(&model[k]->config), 0),
+                            V * width);
         for (size_t v = 0; v < V; v++)
             for (size_t c = 0; c < width; c++) host[v * C + (size_t)at + c] = share * wte[v * width + c];
         free(wte);

@@ -40,9 +40,10 @@
 #include "../model/model.h"       /* Model, model_free, model_grow_vocab, model_sync */
 #include "../model/model_file.h"  /* model_save, ModelFile, model_file_free, model_load_share, ... */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
-#include "../model/optimizer.h"   /* OptimizerResult, Optimizer, optimizer_bytes_share, optimizer_configure, ... */
+#include "../model/optimizer.h"   /* OptimizerResult, optimizer_take_weights, Optimizer, optimizer_bytes_share, ... */
 #include "../model/schedule.h"    /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
 #include "../model/share.h"       /* Share */
+#include "../model/tensors.h"     /* TENSOR_headw */
 #include "../model/transformer.h" /* model_flops */
 #include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_new */
 #include "../records/shard.h"     /* Shard */
@@ -223,7 +224,10 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
              data->name, data->vocab - t->model.config.vocab);
         const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
         model_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
-        optimizer_take_weights(&t->optimizer, &t->model, before * C, ((size_t)data->vocab - before) * C);
+        const size_t rows = ((size_t)data->vocab - before) * C;
+        optimizer_take_weights(&t->optimizer, &t->model, before * C, rows);
+        if (!t->model.config.tied)
+            optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
     }
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
