@@ -58,11 +58,11 @@ gelu_forward_kernel           2   ^STG\.E.*\.128
 head_kernel                   2   ^LDG\.E.*\.128
 head_kernel                   2   ^STG\.E.*\.128
 kv_store_kernel               2   ^STG\.E.*\.128
-layernorm_backward_kernel     10  ^LDG\.E.*\.128
-layernorm_backward_kernel     10  ^STG\.E.*\.128
-layernorm_warp_kernel         10  ^LDG\.E.*\.128
-layernorm_warp_kernel         10  ^STG\.E.*\.128
-layernorm_block_kernel        2   ^STG\.E.*\.128
+norm_backward_kernel     10  ^LDG\.E.*\.128
+norm_backward_kernel     10  ^STG\.E.*\.128
+norm_warp_kernel         10  ^LDG\.E.*\.128
+norm_warp_kernel         10  ^STG\.E.*\.128
+norm_block_kernel        2   ^STG\.E.*\.128
 sample_kernel                 1   ^LDG\.E.*\.128
 scatter_kernel                3   ^LDG\.E.*\.128
 square_sum_kernel             1   ^LDG\.E.*\.128

@@ -13,9 +13,9 @@
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 41
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 40
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 41) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 40) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -247,21 +247,22 @@ static void test_rows(void **state) {
     assert_memory_equal(fetch(dx, N * C), want, N * C * sizeof *x);
 }
 
-/* ==== Layernorm ==== */
+/* ==== Layernorm and RMSNorm ==== */
 
-typedef struct Norm {
+typedef struct NormReference {
     double *mean, *rstd, *n, *amplify; /* amplify: how much the rounding of an element counts in n */
-} Norm;
+} NormReference;
 
-static Norm norm_reference(const float *x, int N, int C) {
-    Norm r = {DOUBLES((size_t)N), DOUBLES((size_t)N), DOUBLES((size_t)(N * C)), DOUBLES((size_t)N)};
+/* RMSNorm is layernorm without the subtraction of the mean. */
+static NormReference norm_reference(const float *x, NormKind kind, int N, int C) {
+    NormReference r = {DOUBLES((size_t)N), DOUBLES((size_t)N), DOUBLES((size_t)(N * C)), DOUBLES((size_t)N)};
     for (int i = 0; i < N; i++) {
         double sum = 0, variance = 0, size = 0;
         for (int c = 0; c < C; c++) {
             sum += x[i * C + c];
             size += fabs(x[i * C + c]) / C;
         }
-        r.mean[i] = sum / C;
+        r.mean[i] = kind == NORM_RMS ? 0 : sum / C;
         for (int c = 0; c < C; c++) variance += pow(x[i * C + c] - r.mean[i], 2) / C;
         r.rstd[i] = 1 / sqrt(variance + 1e-5);
         for (int c = 0; c < C; c++) r.n[i * C + c] = (x[i * C + c] - r.mean[i]) * r.rstd[i];
@@ -270,20 +271,35 @@ static Norm norm_reference(const float *x, int N, int C) {
     return r;
 }
 
-static void check_norm(const float *x, Acts *out, Floats *mean, Floats *rstd, const float *w, const float *b, int N,
-                       int C) {
-    const Norm r = norm_reference(x, N, C);
+/* The arguments of a norm of x. */
+static Norm norm_of(NormKind kind, Acts *x, Acts *out, Floats *mean, Floats *rstd, Weights *w, Weights *b, int N,
+                    int C) {
+    return (Norm){.rows = N,
+                  .channels = C,
+                  .kind = kind,
+                  .eps = 1e-5f,
+                  .w = w,
+                  .b = kind == NORM_RMS ? NULL : b,
+                  .x = x,
+                  .mean = kind == NORM_RMS ? NULL : mean,
+                  .rstd = rstd,
+                  .out = out};
+}
+
+static void check_norm(const float *x, NormKind kind, Acts *out, Floats *mean, Floats *rstd, const float *w,
+                       const float *b, int N, int C) {
+    const NormReference r = norm_reference(x, kind, N, C);
     double *want = DOUBLES((size_t)(N * C)), *size = DOUBLES((size_t)(N * C)), *one = DOUBLES((size_t)N);
     for (int i = 0; i < N; i++) {
         one[i] = r.amplify[i] / r.rstd[i];
         for (int c = 0; c < C; c++) {
             const int at = i * C + c;
-            want[at] = r.n[at] * w[c] + b[c];
+            want[at] = r.n[at] * w[c] + (kind == NORM_RMS ? 0 : b[c]);
             size[at] = (r.amplify[i] + 2 * fabs(r.n[at])) * fabs(w[c]) + fabs(b[c]);
         }
     }
-    check("layernorm", fetch(out, (size_t)(N * C)), want, size, C + 8, (size_t)(N * C));
-    check("mean", fetch(mean, (size_t)N), r.mean, one, C + 8, (size_t)N);
+    check(kind == NORM_RMS ? "RMSNorm" : "layernorm", fetch(out, (size_t)(N * C)), want, size, C + 8, (size_t)(N * C));
+    if (kind == NORM_LAYER) check("mean", fetch(mean, (size_t)N), r.mean, one, C + 8, (size_t)N);
     for (int i = 0; i < N; i++) one[i] = r.rstd[i] * (1 + r.amplify[i]);
     check("rstd", fetch(rstd, (size_t)N), r.rstd, one, C + 8, (size_t)N);
 }
@@ -291,9 +307,8 @@ static void check_norm(const float *x, Acts *out, Floats *mean, Floats *rstd, co
 static const int norm_shape[][2] = {/* N, C */ {1, 24}, {17, 24}, {100, 33}, {3, 1}, {40, 200}, {2, 768}};
 enum { NORM_SHAPES = sizeof norm_shape / sizeof *norm_shape };
 
-static void test_layernorm_forward(void **state) {
-    (void)state;
-    Random r = random_start(5, 0);
+static void norm_forward_of(NormKind norm) {
+    Random r = random_start(5, norm);
     for (int s = 0; s < NORM_SHAPES; s++)
         for (int kind = 0; kind < 3; kind++) { /* typical values; far from 0; almost equal ones, where eps matters */
             const int N = norm_shape[s][0], C = norm_shape[s][1];
@@ -306,25 +321,38 @@ static void test_layernorm_forward(void **state) {
             Weights *dw = weights(w, (size_t)C), *db = weights(b, (size_t)C);
             Acts *dx = acts(x, N, C), *dd = acts(delta, N, C), *out = acts(NULL, N, C), *sum = acts(NULL, N, C);
             Floats *mean = floats(NULL, (size_t)N), *rstd = floats(NULL, (size_t)N);
-            B->layernorm_forward(D, out, mean, rstd, dx, dw, db, N, C);
-            check_norm(x, out, mean, rstd, w, b, N, C);
-            B->residual_layernorm_forward(D, sum, out, mean, rstd, dx, dd, dw, db, N, C);
+            Norm p = norm_of(norm, dx, out, mean, rstd, dw, db, N, C);
+            B->norm_forward(D, &p);
+            check_norm(x, norm, out, mean, rstd, w, b, N, C);
+            p.delta = dd;
+            p.sum = sum;
+            B->norm_forward(D, &p);
             for (int i = 0; i < N * C; i++) delta[i] = x[i] + delta[i];
             assert_memory_equal(fetch(sum, (size_t)(N * C)), delta, (size_t)(N * C) * sizeof *x);
-            check_norm(delta, out, mean, rstd, w, b, N, C);
+            check_norm(delta, norm, out, mean, rstd, w, b, N, C);
             assert_memory_equal(fetch(dx, (size_t)(N * C)), x, (size_t)(N * C) * sizeof *x);
             const float *apart = fetch(out, (size_t)(N * C));
-            B->residual_layernorm_forward(D, dx, out, mean, rstd, dx, dd, dw, db, N, C); /* in place */
+            p.sum = dx; /* in place */
+            B->norm_forward(D, &p);
             assert_memory_equal(fetch(dx, (size_t)(N * C)), delta, (size_t)(N * C) * sizeof *x);
             assert_memory_equal(fetch(out, (size_t)(N * C)), apart, (size_t)(N * C) * sizeof *x);
         }
 }
 
-/* The derivative of n_c = (x_c - mean) rstd by the chain rule, term by term:
- *   dn_k/dx_c = rstd (1{k=c} - 1/C - n_k n_c / C) */
-static void test_layernorm_backward(void **state) {
+static void test_layernorm_forward(void **state) {
     (void)state;
-    Random r = random_start(6, 0);
+    norm_forward_of(NORM_LAYER);
+}
+
+static void test_rmsnorm_forward(void **state) {
+    (void)state;
+    norm_forward_of(NORM_RMS);
+}
+
+/* The derivative of n_c = (x_c - mean) rstd by the chain rule, term by term:
+ *   dn_k/dx_c = rstd (1{k=c} - 1/C - n_k n_c / C), without 1/C for RMSNorm, which has no mean */
+static void norm_backward_of(NormKind norm) {
+    Random r = random_start(6, norm);
     for (int s = 0; s < NORM_SHAPES; s++) {
         const int N = norm_shape[s][0], C = norm_shape[s][1];
         const size_t n = (size_t)(N * C);
@@ -334,21 +362,26 @@ static void test_layernorm_backward(void **state) {
         Acts *act = acts(x, N, C), *grad = acts(dout, N, C), *dx = acts(x0, N, C), *out = acts(NULL, N, C);
         Floats *mean = floats(NULL, (size_t)N), *rstd = floats(NULL, (size_t)N);
         Floats *dw = floats(w0, (size_t)C), *db = floats(b0, (size_t)C);
-        B->layernorm_forward(D, out, mean, rstd, act, weight, weight, N, C);
-        const Norm ref = norm_reference(x, N, C);
+        Norm p = norm_of(norm, act, out, mean, rstd, weight, weight, N, C);
+        B->norm_forward(D, &p);
+        p.dout = grad;
+        p.dx = dx;
+        p.dw = dw;
+        p.db = db;
+        const NormReference ref = norm_reference(x, norm, N, C);
         Sum sx = sums(n, x0), sw = sums((size_t)C, w0), sb = sums((size_t)C, b0);
         for (int twice = 0; twice < 2; twice++) {
-            B->layernorm_backward(D, dx, dw, db, grad, act, mean, rstd, weight, N, C);
+            B->norm_backward(D, &p);
             for (int i = 0; i < N; i++) {
                 double g_mean = 0, gn_mean = 0, g_size = 0;
                 for (int c = 0; c < C; c++) {
                     const double g = (double)dout[i * C + c] * w[c];
-                    g_mean += g / C;
+                    g_mean += norm == NORM_RMS ? 0 : g / C;
                     gn_mean += g * ref.n[i * C + c] / C;
                     g_size += fabs(g) / C;
                     sum_add(sw, (size_t)c, dout[i * C + c] * ref.n[i * C + c]);
                     sw.size[c] += fabs(dout[i * C + c]) * ref.amplify[i];
-                    sum_add(sb, (size_t)c, dout[i * C + c]);
+                    if (norm == NORM_LAYER) sum_add(sb, (size_t)c, dout[i * C + c]); /* RMSNorm leaves db alone */
                 }
                 for (int c = 0; c < C; c++) {
                     const size_t at = (size_t)(i * C + c);
@@ -361,6 +394,16 @@ static void test_layernorm_backward(void **state) {
             sum_check("db", fetch(db, (size_t)C), sb, 2 * N, (size_t)C);
         }
     }
+}
+
+static void test_layernorm_backward(void **state) {
+    (void)state;
+    norm_backward_of(NORM_LAYER);
+}
+
+static void test_rmsnorm_backward(void **state) {
+    (void)state;
+    norm_backward_of(NORM_RMS);
 }
 
 /* ==== Linear ==== */
@@ -819,11 +862,19 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
     B->embed_backward(d, dwte, dwpe, dx, dt, drow, TN, TC);
     OUTPUT(dwte, TVP * TC);
     OUTPUT(dwpe, TVP * TC);
-    B->residual_layernorm_forward(d, sum, out, mean, rstd, dx, dy, w, w, TN, TC);
+    Norm norm = norm_of(NORM_LAYER, dx, out, mean, rstd, w, w, TN, TC);
+    norm.delta = dy;
+    norm.sum = sum;
+    B->norm_forward(d, &norm);
     OUTPUT(out, n);
     B->noise_add(d, out, mean, TN, TC, 1, 2);
     OUTPUT(out, n);
-    B->layernorm_backward(d, out, dw, db, dy, sum, mean, rstd, w, TN, TC);
+    norm.x = sum;
+    norm.dout = dy;
+    norm.dx = out;
+    norm.dw = dw;
+    norm.db = db;
+    B->norm_backward(d, &norm);
     OUTPUT(out, n);
     OUTPUT(dw, TC);
     OUTPUT(db, TC);
@@ -928,6 +979,8 @@ int main(void) {
         TEST(test_many_shapes),
         TEST(test_layernorm_forward),
         TEST(test_layernorm_backward),
+        TEST(test_rmsnorm_forward),
+        TEST(test_rmsnorm_backward),
         TEST(test_attention),
         TEST(test_kv_store),
         TEST(test_value),

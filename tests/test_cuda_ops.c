@@ -5,7 +5,7 @@
  * sampling have their own files. */
 #include "../llmc/base/error.h"    /* Error, xmalloc */
 #include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
-#include "../llmc/model/backend.h" /* Floats, Acts, Weights, AdamW, ... */
+#include "../llmc/model/backend.h" /* Weights, Floats, Acts, NORM_RMS, ... */
 #include "arrays.h"                /* FLOATS, DOUBLES, sum_add, sums, ... */
 #include "cuda_device.h"           /* B, D, noise, acts, ... */
 
@@ -17,7 +17,7 @@ static bool reorder(uint64_t seed) {
     return true;
 }
 
-/* ==== Layernorm ==== */
+/* ==== Layernorm and RMSNorm ==== */
 
 typedef struct NormProblem {
     int N, C;
@@ -41,14 +41,30 @@ static NormProblem norm_problem(Random *r, int N, int C) {
 static const int norm_shapes[][2] = {{1, 8},    {3, 7},    {40, 96},  {5, 768},  {17, 264}, {9, 1000},
                                      {2, 1600}, {3, 2056}, {2, 4104}, {1, 8200}, {33, 1},   {300, 16}};
 
-static void check_norm_forward(const NormProblem *p, bool residual) {
+static Norm norm_of(NormKind kind, Acts *x, Acts *out, Floats *mean, Floats *rstd, Weights *w, Weights *b, int N,
+                    int C) {
+    return (Norm){.rows = N,
+                  .channels = C,
+                  .kind = kind,
+                  .eps = 1e-5f,
+                  .w = w,
+                  .b = kind == NORM_RMS ? NULL : b,
+                  .x = x,
+                  .mean = kind == NORM_RMS ? NULL : mean,
+                  .rstd = rstd,
+                  .out = out};
+}
+
+static void check_norm_forward(const NormProblem *p, NormKind kind, bool residual) {
     const int N = p->N, C = p->C;
     const size_t n = (size_t)N * (size_t)C;
     Acts *x = acts(p->x, N, C), *delta = acts(p->delta, N, C), *out = acts(NULL, N, C);
     Weights *w = weights(p->w, (size_t)C), *b = weights(p->b, (size_t)C);
     Floats *mean = floats(NULL, (size_t)N), *rstd = floats(NULL, (size_t)N);
-    if (residual) B->residual_layernorm_forward(D, x, out, mean, rstd, x, delta, w, b, N, C); /* sum may be x */
-    else B->layernorm_forward(D, out, mean, rstd, x, w, b, N, C);
+    Norm norm = norm_of(kind, x, out, mean, rstd, w, b, N, C);
+    norm.delta = residual ? delta : NULL;
+    norm.sum = residual ? x : NULL; /* sum may be x */
+    B->norm_forward(D, &norm);
     double *want = DOUBLES(n), *size = DOUBLES(n), *means = DOUBLES((size_t)N), *rstds = DOUBLES((size_t)N);
     double *means_size = DOUBLES((size_t)N);
     float *sum = FLOATS(n);
@@ -58,7 +74,7 @@ static void check_norm_forward(const NormProblem *p, bool residual) {
         for (int c = 0; c < C; c++) {
             sum[row + (size_t)c] =
                 residual ? stored(p->x[row + (size_t)c] + p->delta[row + (size_t)c]) : p->x[row + (size_t)c];
-            m += sum[row + (size_t)c] / C;
+            m += kind == NORM_RMS ? 0 : sum[row + (size_t)c] / C;
             means_size[i] += fabs(sum[row + (size_t)c]) / C;
         }
         for (int c = 0; c < C; c++) squares += pow(sum[row + (size_t)c] - m, 2) / C;
@@ -66,28 +82,39 @@ static void check_norm_forward(const NormProblem *p, bool residual) {
         rstds[i] = 1 / sqrt(squares + 1e-5);
         for (int c = 0; c < C; c++) {
             const double scaled = (sum[row + (size_t)c] - m) * rstds[i] * p->w[c];
-            want[row + (size_t)c] = scaled + p->b[c];
+            want[row + (size_t)c] = scaled + (kind == NORM_RMS ? 0 : p->b[c]);
             size[row + (size_t)c] = fabs(scaled) + fabs(p->b[c]) + fabs(p->w[c]) * rstds[i] * (means_size[i] + fabs(m));
         }
     }
-    check("mean", fetch(mean, (size_t)N), means, means_size, C + 4, 0, (size_t)N);
+    if (kind == NORM_LAYER) check("mean", fetch(mean, (size_t)N), means, means_size, C + 4, 0, (size_t)N);
     check("rstd", fetch(rstd, (size_t)N), rstds, NULL, 2 * C + 40, 0, (size_t)N);
     check("out", fetch_narrow(out, n), want, size, 2 * C + 40, 1, n);
     if (residual) assert_memory_equal(fetch_narrow(x, n), sum, n * sizeof *sum);
 }
 
-static void test_layernorm_forward(void **state) {
-    (void)state;
-    Random r = random_start(1, 0);
+static void norm_forward_of(NormKind kind) {
+    Random r = random_start(1, kind);
     for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
         const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
-        IN_EVERY_ORDER(seed) check_norm_forward(&p, false), check_norm_forward(&p, true);
+        IN_EVERY_ORDER(seed) {
+            check_norm_forward(&p, kind, false);
+            check_norm_forward(&p, kind, true);
+        }
     }
 }
 
-static void test_layernorm_backward(void **state) {
+static void test_layernorm_forward(void **state) {
     (void)state;
-    Random r = random_start(2, 0);
+    norm_forward_of(NORM_LAYER);
+}
+
+static void test_rmsnorm_forward(void **state) {
+    (void)state;
+    norm_forward_of(NORM_RMS);
+}
+
+static void norm_backward_of(NormKind kind) {
+    Random r = random_start(2, kind);
     for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
         const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
         const int N = p.N, C = p.C;
@@ -98,17 +125,17 @@ static void test_layernorm_backward(void **state) {
         for (int i = 0; i < N; i++) {
             const size_t row = (size_t)i * (size_t)C;
             double m = 0, squares = 0, g_sum = 0, gn_sum = 0, g_size = 0;
-            for (int c = 0; c < C; c++) m += p.x[row + (size_t)c] / C;
+            for (int c = 0; c < C; c++) m += kind == NORM_RMS ? 0 : p.x[row + (size_t)c] / C;
             for (int c = 0; c < C; c++) squares += pow(p.x[row + (size_t)c] - m, 2) / C;
             mean_of[i] = (float)m;
             rstd_of[i] = (float)(1 / sqrt(squares + 1e-5));
             for (int c = 0; c < C; c++) {
                 const double o = p.dout[row + (size_t)c], norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
-                g_sum += o * p.w[c] / C;
+                g_sum += kind == NORM_RMS ? 0 : o * p.w[c] / C;
                 gn_sum += o * p.w[c] * norm / C;
                 g_size += fabs(o * p.w[c]) * (1 + fabs(norm)) / C;
                 sum_add(dw_want, (size_t)c, o * norm);
-                sum_add(db_want, (size_t)c, o);
+                if (kind == NORM_LAYER) sum_add(db_want, (size_t)c, o); /* RMSNorm leaves db alone */
             }
             for (int c = 0; c < C; c++) {
                 const double norm = (p.x[row + (size_t)c] - mean_of[i]) * rstd_of[i];
@@ -123,7 +150,12 @@ static void test_layernorm_backward(void **state) {
             Weights *w = weights(p.w, (size_t)C);
             Floats *mean = floats(mean_of, (size_t)N), *rstd = floats(rstd_of, (size_t)N);
             Floats *dw = floats(p.dw, (size_t)C), *db = floats(p.db, (size_t)C);
-            B->layernorm_backward(D, dx, dw, db, dout, x, mean, rstd, w, N, C);
+            Norm norm = norm_of(kind, x, NULL, mean, rstd, w, w, N, C);
+            norm.dout = dout;
+            norm.dx = dx;
+            norm.dw = dw;
+            norm.db = db;
+            B->norm_backward(D, &norm);
             float *got[] = {fetch_narrow(dx, n), fetch(dw, (size_t)C), fetch(db, (size_t)C)};
             check("dx", got[0], dx_want, dx_size, C + 40, 1, n);
             check("dw", got[1], dw_want.value, dw_want.size, N + 40, 0, (size_t)C);
@@ -133,6 +165,16 @@ static void test_layernorm_backward(void **state) {
                 else first[k] = got[k];
         }
     }
+}
+
+static void test_layernorm_backward(void **state) {
+    (void)state;
+    norm_backward_of(NORM_LAYER);
+}
+
+static void test_rmsnorm_backward(void **state) {
+    (void)state;
+    norm_backward_of(NORM_RMS);
 }
 
 /* ==== Embedding, gather, scatter, noise ==== */
@@ -587,11 +629,15 @@ static void test_sticky_failure(void **state) {
     B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* an empty operation is no failure */
     assert_true(B->sync(d, &e));
     void *memory = B->alloc(d, 64, "a test", &e);
-    B->layernorm_backward(d, (Acts *)memory, (Floats *)memory, (Floats *)memory, (Acts *)memory, (Acts *)memory,
-                          (Floats *)memory, (Floats *)memory, (Weights *)memory, 1 << 30, 1 << 30);
+    Norm norm = norm_of(NORM_LAYER, (Acts *)memory, (Acts *)memory, (Floats *)memory, (Floats *)memory,
+                        (Weights *)memory, (Weights *)memory, 1 << 30, 1 << 30);
+    norm.dout = norm.x;
+    norm.dx = norm.out;
+    norm.dw = norm.db = norm.rstd;
+    B->norm_backward(d, &norm);
     assert_false(B->sync(d, &e));
     assert_non_null(strstr(e.text, "out of device memory"));
-    assert_non_null(strstr(e.text, "layernorm"));
+    assert_non_null(strstr(e.text, "a norm"));
     assert_null(strchr(e.text, '\n'));
     B->upload(d, memory, x, sizeof x);
     assert_true(isnan(B->square_sum(d, (Floats *)memory, 1)));
@@ -639,14 +685,17 @@ static void test_repeated_steps(void **state) {
             B->upload(D, position[k], positions, N * sizeof(int32_t));
             B->embed_forward(D, x[k], wte, wpe, token[k], position[k], N, C);
             if (apart) assert_true(B->sync(D, &e));
-            B->layernorm_forward(D, h[k], mean[k], rstd[k], x[k], w, b, N, C);
+            Norm norm = norm_of(NORM_LAYER, x[k], h[k], mean[k], rstd[k], w, b, N, C);
+            B->norm_forward(D, &norm);
+            norm.delta = delta[k];
+            norm.sum = x[k];
             if (apart) assert_true(B->sync(D, &e));
             for (int layer = 0; layer < 3; layer++) {
                 B->linear_gelu_forward(D, pre[k], act[k], h[k], up, up_b, N, C, F);
                 if (apart) assert_true(B->sync(D, &e));
                 B->linear_forward(D, delta[k], act[k], down, down_b, N, F, C);
                 if (apart) assert_true(B->sync(D, &e));
-                B->residual_layernorm_forward(D, x[k], h[k], mean[k], rstd[k], x[k], delta[k], w, b, N, C);
+                B->norm_forward(D, &norm);
                 if (apart) assert_true(B->sync(D, &e));
             }
             B->upload(D, row[k], wanted, 2 * sizeof(int32_t)); /* in the middle of a step */
@@ -659,10 +708,11 @@ static void test_repeated_steps(void **state) {
 }
 
 #define TESTS                                                                                                          \
-    TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise),  \
-        TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
-        TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers),                 \
-        TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
+    TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_rmsnorm_forward),                           \
+        TEST(test_rmsnorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise), TEST(test_linear_forward),   \
+        TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu), TEST(test_adamw),                     \
+        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
+        TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

@@ -10,7 +10,7 @@
 #include "../llmc/model/model_file.h"  /* model_load, ModelFile, model_file_free */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step, ... */
 #include "../llmc/model/pack.h"        /* batch_new, batch_sequence, batch_free, batch_segment, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, TENSOR_wte, gpt2_file_elements, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, TENSOR_headw, TENSOR_wte, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward, model_forward_backward, ... */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new, KVCache, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
@@ -384,6 +384,8 @@ static void test_differences_grouped(void **state) {
     c.hidden = 40; /* not 4 C, and narrower than the packed queries, keys and values of other shapes */
     check_differences(c, 1, 32);
     c = small_config(1, 0);
+    c.norm = NORM_RMS;
+    c.norm_eps = 1e-6f;
     c.layers = 1;
     c.hidden = 8; /* narrower than q, k and v, so these are the widest activation */
     check_differences(c, 2, 33);
@@ -809,7 +811,7 @@ static void test_config_check(void **state) {
                {offsetof(ModelConfig, width), 0, "width is 0"},
                {offsetof(ModelConfig, width), 1 << 20, "width is 1048576"},
                {offsetof(ModelConfig, hidden), 0, "hidden width is 0"},
-               {offsetof(ModelConfig, norm), 1, "norm is 1"},
+               {offsetof(ModelConfig, norm), 2, "norm is 2"},
                {offsetof(ModelConfig, position), -1, "position is -1"},
                {offsetof(ModelConfig, mlp), 7, "mlp is 7"},
                {offsetof(ModelConfig, tied), 2, "tied output matrix is 2"},

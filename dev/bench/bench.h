@@ -90,18 +90,8 @@ static inline double bench_copy_bandwidth(void) {
       (Device * d, Floats * dwte, Floats * dwpe, const Acts *dout, const Ints *token, const Ints *position, int N,     \
        int C),                                                                                                         \
       (d, dwte, dwpe, dout, token, position, N, C))                                                                    \
-    X(layernorm_forward,                                                                                               \
-      (Device * d, Acts * out, Floats * mean, Floats * rstd, const Acts *x, const Weights *w, const Weights *b, int N, \
-       int C),                                                                                                         \
-      (d, out, mean, rstd, x, w, b, N, C))                                                                             \
-    X(residual_layernorm_forward,                                                                                      \
-      (Device * d, Acts * sum, Acts * out, Floats * mean, Floats * rstd, const Acts *x, const Acts *delta,             \
-       const Weights *w, const Weights *b, int N, int C),                                                              \
-      (d, sum, out, mean, rstd, x, delta, w, b, N, C))                                                                 \
-    X(layernorm_backward,                                                                                              \
-      (Device * d, Acts * dx, Floats * dw, Floats * db, const Acts *dout, const Acts *x, const Floats *mean,           \
-       const Floats *rstd, const Weights *w, int N, int C),                                                            \
-      (d, dx, dw, db, dout, x, mean, rstd, w, N, C))                                                                   \
+    X(norm_forward, (Device * d, const Norm *n), (d, n))                                                               \
+    X(norm_backward, (Device * d, const Norm *n), (d, n))                                                              \
     X(linear_forward,                                                                                                  \
       (Device * d, Acts * out, const Acts *x, const Weights *w, const Weights *b, int N, int IC, int OC),              \
       (d, out, x, w, b, N, IC, OC))                                                                                    \

@@ -92,12 +92,28 @@ int main(int argc, char **argv) {
     BENCH("embed_forward", 3 * row, copy_bandwidth, b->embed_forward(d, A(x), W(wte), W(wpe), I(token), I(order), N, C))
     BENCH("embed_backward", 6 * row, copy_bandwidth,
           b->embed_backward(d, F(dwte), F(dwpe), A(x), I(token), I(order), N, C))
-    BENCH("layernorm_forward", 2 * row, copy_bandwidth,
-          b->layernorm_forward(d, A(y), F(mean), F(rstd), A(x), W(w), W(bias), N, C))
-    BENCH("residual_layernorm_forward", 4 * row, copy_bandwidth,
-          b->residual_layernorm_forward(d, A(z), A(y), F(mean), F(rstd), A(x), A(u), W(w), W(bias), N, C))
-    BENCH("layernorm_backward", 4 * row, copy_bandwidth,
-          b->layernorm_backward(d, A(z), F(dw), F(db), A(y), A(x), F(mean), F(rstd), W(w), N, C))
+    for (int kind = NORM_LAYER; kind <= NORM_RMS; kind++) {
+        const Norm norm = {.rows = N,
+                           .channels = C,
+                           .kind = (NormKind)kind,
+                           .eps = 1e-5f,
+                           .w = W(w),
+                           .b = W(bias),
+                           .x = A(x),
+                           .mean = F(mean),
+                           .rstd = F(rstd),
+                           .out = A(y),
+                           .dout = A(y),
+                           .dx = A(z),
+                           .dw = F(dw),
+                           .db = F(db)};
+        Norm residual = norm;
+        residual.delta = A(u);
+        residual.sum = A(z);
+        BENCH(kind ? "RMSNorm, forward" : "layernorm, forward", 2 * row, copy_bandwidth, b->norm_forward(d, &norm))
+        BENCH("with the residual", 4 * row, copy_bandwidth, b->norm_forward(d, &residual))
+        BENCH("backward", 4 * row, copy_bandwidth, b->norm_backward(d, &norm))
+    }
     BENCH("gelu_forward (4C)", 8 * row, copy_bandwidth, b->gelu_forward(d, A(wide), A(wide2), 4 * n))
     BENCH("gelu_backward (4C)", 12 * row, copy_bandwidth, b->gelu_backward(d, A(wide), A(wide2), 4 * n))
     BENCH("bias gradient (4C)", 4 * row, read_bandwidth, cpu_column_sums(d, dw4, wide, N, 4 * C))

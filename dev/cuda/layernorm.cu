@@ -14,7 +14,7 @@
 
 typedef bf16 T;
 
-struct Norm {
+struct Layernorm {
     T *sum, *out, *x, *delta, *w, *b, *dx, *dout;
     float *mean, *rstd, *dw, *db;
     int N, C;
@@ -22,7 +22,7 @@ struct Norm {
 
 /* ---- 1: one thread per row -------------------------------------------------------------------------------------- */
 
-__global__ static void norm1_kernel(const Norm a) {
+__global__ static void norm1_kernel(const Layernorm a) {
     const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= a.N) return;
     const size_t row = (size_t)i * a.C;
@@ -43,7 +43,7 @@ __global__ static void norm1_kernel(const Norm a) {
 /* ---- 2: one block per row; 3: one warp per row ------------------------------------------------------------------- */
 
 /* THREADS threads process one row; `total` sums a value over them. */
-template <int THREADS, typename F> __device__ static inline void norm_row(const Norm &a, int i, int thread, F total) {
+template <int THREADS, typename F> __device__ static inline void norm_row(const Layernorm &a, int i, int thread, F total) {
     const size_t row = (size_t)i * a.C;
     float sum = 0, squares = 0;
     for (int c = thread; c < a.C; c += THREADS) {
@@ -65,18 +65,18 @@ template <int THREADS, typename F> __device__ static inline void norm_row(const 
     }
 }
 
-__global__ static void norm2_kernel(const Norm a) {
+__global__ static void norm2_kernel(const Layernorm a) {
     norm_row<256>(a, (int)blockIdx.x, (int)threadIdx.x, [](float x) { return block_sum<256>(x); });
 }
 
-__global__ static void norm3_kernel(const Norm a) {
+__global__ static void norm3_kernel(const Layernorm a) {
     const int i = (int)(blockIdx.x * 4 + threadIdx.x / 32);
     if (i < a.N) norm_row<32>(a, i, (int)threadIdx.x % 32, [](float x) { return warp_sum(x); });
 }
 
 /* ---- 5: backward with atomics ------------------------------------------------------------------------------------ */
 
-__global__ static void norm5_kernel(const Norm a) {
+__global__ static void norm5_kernel(const Layernorm a) {
     const int i = (int)(blockIdx.x * 4 + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
     if (i >= a.N) return;
     const size_t row = (size_t)i * a.C;
@@ -97,18 +97,44 @@ __global__ static void norm5_kernel(const Norm a) {
     }
 }
 
-static void norm_version(Bench *b, int version, const Norm &a) {
+/* The arguments of the backend's operations. */
+static Norm norm_of(const Layernorm &a) {
+    Norm n = {};
+    n.rows = a.N;
+    n.channels = a.C;
+    n.kind = NORM_LAYER;
+    n.eps = 1e-5f;
+    n.w = (const Weights *)a.w;
+    n.b = (const Weights *)a.b;
+    n.x = (const Acts *)a.x;
+    n.mean = (Floats *)a.mean;
+    n.rstd = (Floats *)a.rstd;
+    n.out = (Acts *)a.out;
+    n.dout = (const Acts *)a.dout;
+    n.dx = (Acts *)a.dx;
+    n.dw = (Floats *)a.dw;
+    n.db = (Floats *)a.db;
+    return n;
+}
+
+static void norm_version(Bench *b, int version, const Layernorm &a) {
     Device *d = b->d;
     const unsigned warps = (unsigned)((a.N + 3) / 4);
     cuda_scratch_begin(d);
     if (version == 1) LAUNCH(norm1_kernel, (unsigned)((a.N + 127) / 128), 128, 0, d->stream, a);
     if (version == 2) LAUNCH(norm2_kernel, (unsigned)a.N, 256, 0, d->stream, a);
     if (version == 3) LAUNCH(norm3_kernel, warps, 128, 0, d->stream, a);
-    if (version == 4) layernorm_launch<T>(d, a.sum, a.out, a.mean, a.rstd, a.x, a.delta, a.w, a.b, a.N, a.C);
+    if (version == 4) {
+        Norm n = norm_of(a);
+        n.delta = (const Acts *)a.delta;
+        n.sum = (Acts *)a.sum;
+        cuda_norm_forward<T>(d, &n);
+    }
     if (version == 5) LAUNCH(norm5_kernel, warps, 128, 0, d->stream, a);
-    if (version == 6)
-        cuda_layernorm_backward<T>(d, (Acts *)a.dx, (Floats *)a.dw, (Floats *)a.db, (Acts *)a.dout, (Acts *)a.x,
-                                   (Floats *)a.mean, (Floats *)a.rstd, (Weights *)a.w, a.N, a.C);
+    if (version == 6) {
+        const Norm n = norm_of(a);
+        cuda_norm_backward<T>(d, &n);
+    }
     CUDA_LAUNCHED(d, "layernorm", "version %d", version);
 }
 
@@ -117,7 +143,7 @@ static double check_forward(Bench *b, int version, int N, int C) {
     const size_t n = (size_t)N * C;
     const Numbers x = bench_normals<T>(&r, n, 2), delta = bench_normals<T>(&r, n, 1);
     const Numbers w = bench_normals<T>(&r, C, 1), bias = bench_normals<T>(&r, C, 1);
-    Norm a = {};
+    Layernorm a = {};
     a.N = N;
     a.C = C;
     a.x = bench_upload<T>(b, x);
@@ -170,7 +196,7 @@ static double check_backward(Bench *b, int version, int N, int C) {
             want_x[(size_t)i * C + c] =
                 dx[i * C + c] + s * (dout[i * C + c] * w[c] - g_sum - (x[i * C + c] - m) * s * gn_sum);
     }
-    Norm a = {};
+    Layernorm a = {};
     a.N = N;
     a.C = C;
     a.x = bench_upload<T>(b, x);
@@ -190,9 +216,9 @@ static double check_backward(Bench *b, int version, int N, int C) {
 
 static double time_version(Bench *b, int version, int N, int C) {
     const size_t n = (size_t)N * C;
-    std::vector<Norm> set((size_t)bench_sets(b, 8 * n));
-    for (Norm &a : set) {
-        a = Norm{};
+    std::vector<Layernorm> set((size_t)bench_sets(b, 8 * n));
+    for (Layernorm &a : set) {
+        a = Layernorm{};
         a.N = N;
         a.C = C;
         a.x = bench_fill<T>(b, n, 1);

@@ -1,4 +1,4 @@
-/* norm.h - the processor's row-wise operations: embedding, layernorm, residual, GELU, gather and scatter, noise.
+/* norm.h - the processor's row-wise operations: embedding, layernorm and RMSNorm, residual, GELU, gather and scatter, noise.
  *
  * All are bound by memory: each reads and writes a row once, and operations are fused if that saves a pass. A sum over
  * rows is computed by threads that own columns and add the rows in order, or in NORM_PARTS fixed parts that are added
@@ -8,12 +8,11 @@
 #define LLMC_CPU_NORM_H
 
 #include "../base/random.h"   /* random_uniform */
-#include "../model/backend.h" /* Acts, Floats, Weights, Ints */
+#include "../model/backend.h" /* Acts, Ints, Floats, NORM_RMS, ... */
 #include "gemm.h"             /* Device, CPU_BLOCK, cpu_scratch */
 #include "vector_math.h"      /* cpu_exp */
 
 enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
-#define LAYERNORM_EPS 1e-5f
 
 static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_,
                                      const Ints *token_, const Ints *position_, int N, int C) {
@@ -64,84 +63,111 @@ static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int 
         }
 }
 
-/* Computes the mean, 1 / standard deviation, and the normalised, scaled and shifted row. */
+/* Normalises, scales and shifts a row of C channels. Writes its mean and rstd. */
 static inline void layernorm_row(float *restrict out, float *mean, float *rstd, const float *restrict x,
-                                 const float *restrict w, const float *restrict b, int C) {
+                                 const float *restrict w, const float *restrict b, float eps, int C) {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (int c = 0; c < C; c++) sum += x[c];
     const float m = sum / (float)C;
 #pragma omp simd reduction(+ : squares)
     for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
-    const float s = 1.0f / sqrtf(squares / (float)C + LAYERNORM_EPS);
+    const float s = 1.0f / sqrtf(squares / (float)C + eps);
 #pragma omp simd
     for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * w[c] + b[c];
     *mean = m;
     *rstd = s;
 }
 
-static inline void cpu_layernorm_forward(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
-                                         const Weights *w, const Weights *b, int N, int C) {
-    (void)d;
-#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
-    for (int i = 0; i < N; i++)
-        layernorm_row((float *)out + (size_t)i * (size_t)C, (float *)mean + i, (float *)rstd + i,
-                      (const float *)x + (size_t)i * (size_t)C, (const float *)w, (const float *)b, C);
+/* Scales a row by w over its root mean square. Writes its rstd. */
+static inline void rmsnorm_row(float *restrict out, float *rstd, const float *restrict x, const float *restrict w,
+                               float eps, int C) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < C; c++) squares += x[c] * x[c];
+    const float s = 1.0f / sqrtf(squares / (float)C + eps);
+#pragma omp simd
+    for (int c = 0; c < C; c++) out[c] = x[c] * s * w[c];
+    *rstd = s;
 }
 
-static inline void cpu_residual_layernorm_forward(Device *d, Acts *sum, Acts *out, Floats *mean, Floats *rstd,
-                                                  const Acts *x, const Acts *delta, const Weights *w, const Weights *b,
-                                                  int N, int C) {
+static inline void cpu_norm_forward(Device *d, const Norm *n) {
     (void)d;
+    const int N = n->rows, C = n->channels;
+    const float *w = (const float *)n->w, *b = (const float *)n->b;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
         const size_t at = (size_t)i * (size_t)C;
-        float *s = (float *)sum + at;
-        const float *xi = (const float *)x + at, *di = (const float *)delta + at;
+        const float *x = (const float *)n->x + at;
+        float *out = (float *)n->out + at, *rstd = (float *)n->rstd + i;
+        if (n->delta) {
+            float *sum = (float *)n->sum + at;
+            const float *delta = (const float *)n->delta + at;
 #pragma omp simd
-        for (int c = 0; c < C; c++) s[c] = xi[c] + di[c];
-        layernorm_row((float *)out + at, (float *)mean + i, (float *)rstd + i, s, (const float *)w, (const float *)b,
-                      C);
+            for (int c = 0; c < C; c++) sum[c] = x[c] + delta[c];
+            x = sum;
+        }
+        if (n->kind == NORM_RMS) rmsnorm_row(out, rstd, x, w, n->eps, C);
+        else layernorm_row(out, (float *)n->mean + i, rstd, x, w, b, n->eps, C);
     }
 }
 
-/* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout. */
-static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Floats *db_, const Acts *dout_,
-                                          const Acts *x_, const Floats *mean_, const Floats *rstd_, const Weights *w_,
-                                          int N, int C) {
-    float *dx = (float *)dx_, *dw = (float *)dw_, *db = (float *)db_;
-    const float *dout = (const float *)dout_, *x = (const float *)x_, *w = (const float *)w_;
-    const float *mean = (const float *)mean_, *rstd = (const float *)rstd_;
+/* The backward pass of one row of layernorm. pw, pb: (C) sums for dw and db. */
+static inline void layernorm_row_backward(float *restrict dx, float *restrict pw, float *restrict pb,
+                                          const float *restrict dout, const float *restrict x, const float *restrict w,
+                                          float m, float s, int C) {
+    float g_sum = 0, gn_sum = 0;
+#pragma omp simd reduction(+ : g_sum, gn_sum)
+    for (int c = 0; c < C; c++) {
+        const float n = (x[c] - m) * s, g = dout[c] * w[c];
+        g_sum += g;
+        gn_sum += g * n;
+        pw[c] += dout[c] * n;
+        pb[c] += dout[c];
+    }
+    g_sum /= (float)C;
+    gn_sum /= (float)C;
+#pragma omp simd
+    for (int c = 0; c < C; c++) {
+        const float n = (x[c] - m) * s;
+        dx[c] += s * (dout[c] * w[c] - g_sum - n * gn_sum);
+    }
+}
+
+/* The same for RMSNorm. */
+static inline void rmsnorm_row_backward(float *restrict dx, float *restrict pw, const float *restrict dout,
+                                        const float *restrict x, const float *restrict w, float s, int C) {
+    float gn_sum = 0;
+#pragma omp simd reduction(+ : gn_sum)
+    for (int c = 0; c < C; c++) {
+        const float n = x[c] * s;
+        gn_sum += dout[c] * w[c] * n;
+        pw[c] += dout[c] * n;
+    }
+    gn_sum /= (float)C;
+#pragma omp simd
+    for (int c = 0; c < C; c++) dx[c] += s * (dout[c] * w[c] - x[c] * s * gn_sum);
+}
+
+static inline void cpu_norm_backward(Device *d, const Norm *n) {
+    const int N = n->rows, C = n->channels;
+    const float *w = (const float *)n->w, *mean = (const float *)n->mean, *rstd = (const float *)n->rstd;
+    float *dw = (float *)n->dw, *db = (float *)n->db;
     d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, 2u * NORM_PARTS * (size_t)C, sizeof(float));
     float *partial = d->partial; /* (parts, 2, C) */
 #pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
     {
 #pragma omp for schedule(static)
         for (int part = 0; part < NORM_PARTS; part++) {
-            float *restrict pw = partial + (size_t)part * 2 * (size_t)C, *restrict pb = pw + C;
+            float *pw = partial + (size_t)part * 2 * (size_t)C, *pb = pw + C;
             memset(pw, 0, 2 * (size_t)C * sizeof *pw);
             const int first = (int)((int64_t)N * part / NORM_PARTS), last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
             for (int i = first; i < last; i++) {
                 const size_t at = (size_t)i * (size_t)C;
-                const float *restrict doi = dout + at, *restrict xi = x + at;
-                float *restrict dxi = dx + at;
-                const float m = mean[i], s = rstd[i];
-                float g_sum = 0, gn_sum = 0;
-#pragma omp simd reduction(+ : g_sum, gn_sum)
-                for (int c = 0; c < C; c++) {
-                    const float n = (xi[c] - m) * s, g = doi[c] * w[c];
-                    g_sum += g;
-                    gn_sum += g * n;
-                    pw[c] += doi[c] * n;
-                    pb[c] += doi[c];
-                }
-                g_sum /= (float)C;
-                gn_sum /= (float)C;
-#pragma omp simd
-                for (int c = 0; c < C; c++) {
-                    const float n = (xi[c] - m) * s;
-                    dxi[c] += s * (doi[c] * w[c] - g_sum - n * gn_sum);
-                }
+                const float *dout = (const float *)n->dout + at, *x = (const float *)n->x + at;
+                float *dx = (float *)n->dx + at;
+                if (n->kind == NORM_RMS) rmsnorm_row_backward(dx, pw, dout, x, w, rstd[i], C);
+                else layernorm_row_backward(dx, pw, pb, dout, x, w, mean[i], rstd[i], C);
             }
         }
 #pragma omp for schedule(static)
@@ -149,7 +175,7 @@ static inline void cpu_layernorm_backward(Device *d, Acts *dx_, Floats *dw_, Flo
             for (int part = 0; part < NORM_PARTS; part++) {
                 const float *p = partial + (size_t)part * 2 * (size_t)C;
                 dw[c] += p[c];
-                db[c] += p[C + c];
+                if (n->kind == NORM_LAYER) db[c] += p[C + c];
             }
     }
 }

@@ -25,7 +25,7 @@
 #include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
 #include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
-#include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_layernorm_backward, ... */
+#include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_norm_backward, cuda_norm_forward, ... */
 #include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
 #include "sample.cuh"           /* cuda_sample */
 
@@ -158,7 +158,7 @@ static void device_release(Device *d, void *memory) {
 
 static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_workspace_bytes; }
 
-/* The largest requests are the head's chunk of logits and the partial sums of a layernorm's gradients. */
+/* The largest requests are the head's chunk of logits and the partial sums of a norm's gradients. */
 template <typename T>
 static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
     (void)weights;
@@ -312,9 +312,8 @@ template <typename T> static Backend backend_table() {
     Deferred<&cuda_embed_forward<T>>::name = "embed_forward";
     DEFER(embed_backward);
     DEFER(noise_add);
-    DEFER(layernorm_forward);
-    DEFER(residual_layernorm_forward);
-    DEFER(layernorm_backward);
+    DEFER(norm_forward);
+    DEFER(norm_backward);
     DEFER(linear_forward);
     DEFER(linear_backward);
     DEFER(linear_gelu_forward);

@@ -1,4 +1,4 @@
-/* norm.cuh - layernorm on the GPU: forward, forward fused with the residual addition, and backward.
+/* norm.cuh - layernorm and RMSNorm on the GPU: forward, forward fused with the residual addition, and backward.
  *
  * Forward: one warp per row. The row is read once, kept in registers, and written once, for rows of up to 2048 bf16 or
  * 1024 float32 channels. Longer or unaligned rows take one block per row, which reads the row again from the cache.
@@ -12,11 +12,10 @@
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
 
-#include "../model/backend.h" /* Acts, Floats, Weights */
-#include "common.cuh"         /* lane_load, to_float, Device, warp_sum, ... */
+#include "../model/backend.h" /* NORM_RMS, Norm */
+#include "common.cuh"         /* lane_load, to_float, warp_sum, Device, ... */
 #include "ptx.cuh"            /* LAUNCH */
 
-#define CUDA_LAYERNORM_EPS 1e-5f
 enum { NORM_WARPS = 4, NORM_BLOCK = 256, NORM_PARTS_MOST = 1024, NORM_PART_ROWS = 8 };
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
@@ -38,17 +37,17 @@ __device__ static inline void norm_output(T *out, const float (&v)[W], const T *
                                           size_t row, int c) {
     float scale[W], shift[W], o[W];
     lane_load(scale, w + c);
-    lane_load(shift, b + c);
+    if (b) lane_load(shift, b + c);
 #pragma unroll
-    for (int k = 0; k < W; k++) o[k] = (v[k] - m) * s * scale[k] + shift[k];
+    for (int k = 0; k < W; k++) o[k] = (v[k] - m) * s * scale[k] + (b ? shift[k] : 0.0f);
     lane_store(out + row + c, o);
 }
 
-/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. */
+/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. mean NULL: RMSNorm. */
 template <typename T, int W, int ITEMS>
-__global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
+__global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                       const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                      const T *__restrict__ b, int N, int C) {
+                                      const T *__restrict__ b, float eps, int N, int C) {
     const int lane = threadIdx.x % 32, i = blockIdx.x * NORM_WARPS + threadIdx.x / 32;
     if (i >= N) return;
     const size_t row = (size_t)i * C;
@@ -61,15 +60,15 @@ __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__rest
 #pragma unroll
         for (int k = 0; k < W; k++) total += v[item][k];
     }
-    const float m = warp_sum(total) / C;
+    const float m = mean ? warp_sum(total) / C : 0.0f;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
         if ((item * 32 + lane) * W < C)
 #pragma unroll
             for (int k = 0; k < W; k++) squares += (v[item][k] - m) * (v[item][k] - m);
-    const float s = 1.0f / sqrtf(warp_sum(squares) / C + CUDA_LAYERNORM_EPS);
+    const float s = 1.0f / sqrtf(warp_sum(squares) / C + eps);
     if (lane == 0) {
-        mean[i] = m;
+        if (mean) mean[i] = m;
         rstd[i] = s;
     }
 #pragma unroll
@@ -81,9 +80,9 @@ __global__ void layernorm_warp_kernel(T *sum, T *__restrict__ out, float *__rest
 
 /* One block per row of any length. */
 template <typename T, int W>
-__global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
+__global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                        const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                       const T *__restrict__ b, int C) {
+                                       const T *__restrict__ b, float eps, int C) {
     const size_t row = (size_t)blockIdx.x * C;
     const T *input = delta ? sum : x;
     float v[W], total = 0, squares = 0;
@@ -92,15 +91,15 @@ __global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__res
 #pragma unroll
         for (int k = 0; k < W; k++) total += v[k];
     }
-    const float m = block_sum<NORM_BLOCK>(total) / C;
+    const float m = mean ? block_sum<NORM_BLOCK>(total) / C : 0.0f;
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) { /* values that this thread wrote */
         lane_load(v, input + row + c);
 #pragma unroll
         for (int k = 0; k < W; k++) squares += (v[k] - m) * (v[k] - m);
     }
-    const float s = 1.0f / sqrtf(block_sum<NORM_BLOCK>(squares) / C + CUDA_LAYERNORM_EPS);
+    const float s = 1.0f / sqrtf(block_sum<NORM_BLOCK>(squares) / C + eps);
     if (threadIdx.x == 0) {
-        mean[blockIdx.x] = m;
+        if (mean) mean[blockIdx.x] = m;
         rstd[blockIdx.x] = s;
     }
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) {
@@ -110,48 +109,36 @@ __global__ void layernorm_block_kernel(T *sum, T *__restrict__ out, float *__res
 }
 
 template <typename T, int ITEMS>
-static void layernorm_warps(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta, const T *w,
-                            const T *b, int N, int C) {
+static void norm_warps(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta, const T *w,
+                       const T *b, float eps, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
-    LAUNCH((layernorm_warp_kernel<T, W, ITEMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0,
-           d->stream, sum, out, mean, rstd, x, delta, w, b, N, C);
+    LAUNCH((norm_warp_kernel<T, W, ITEMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0, d->stream,
+           sum, out, mean, rstd, x, delta, w, b, eps, N, C);
 }
 
-/* sum = x + delta, out = layernorm(sum); delta NULL: out = layernorm(x). */
-template <typename T>
-static void layernorm_launch(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta,
-                             const T *w, const T *b, int N, int C) {
+template <typename T> static void cuda_norm_forward(Device *d, const Norm *n) {
     constexpr int W = 16 / (int)sizeof(T);
+    const int N = n->rows, C = n->channels;
+    const bool rms = n->kind == NORM_RMS;
+    const T *x = (const T *)n->x, *delta = (const T *)n->delta, *w = (const T *)n->w, *b = rms ? NULL : (const T *)n->b;
+    T *sum = delta ? (T *)n->sum : NULL, *out = (T *)n->out;
+    float *mean = rms ? NULL : (float *)n->mean, *rstd = (float *)n->rstd;
     if (N == 0) return;
     const bool wide = cuda_wide<T>((size_t)C, sum, out, x, delta, w, b);
     const int items = (int)cuda_ceil((size_t)C, 32 * W);
     if (!wide) {
-        LAUNCH((layernorm_block_kernel<T, 1>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
-               b, C);
-    } else if (items == 1) layernorm_warps<T, 1>(d, sum, out, mean, rstd, x, delta, w, b, N, C);
-    else if (items == 2) layernorm_warps<T, 2>(d, sum, out, mean, rstd, x, delta, w, b, N, C);
-    else if (items == 3) layernorm_warps<T, 3>(d, sum, out, mean, rstd, x, delta, w, b, N, C);
-    else if (items == 4) layernorm_warps<T, 4>(d, sum, out, mean, rstd, x, delta, w, b, N, C);
-    else if (items <= 8) layernorm_warps<T, 8>(d, sum, out, mean, rstd, x, delta, w, b, N, C);
+        LAUNCH((norm_block_kernel<T, 1>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w, b,
+               n->eps, C);
+    } else if (items == 1) norm_warps<T, 1>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 2) norm_warps<T, 2>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 3) norm_warps<T, 3>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 4) norm_warps<T, 4>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items <= 8) norm_warps<T, 8>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
     else {
-        LAUNCH((layernorm_block_kernel<T, W>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
-               b, C);
+        LAUNCH((norm_block_kernel<T, W>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w, b,
+               n->eps, C);
     }
-    CUDA_LAUNCHED(d, "layernorm_forward", "N %d, C %d", N, C);
-}
-
-template <typename T>
-static void cuda_layernorm_forward(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x, const Weights *w,
-                                   const Weights *b, int N, int C) {
-    layernorm_launch<T>(d, NULL, (T *)out, (float *)mean, (float *)rstd, (const T *)x, NULL, (const T *)w, (const T *)b,
-                        N, C);
-}
-
-template <typename T>
-static void cuda_residual_layernorm_forward(Device *d, Acts *sum, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
-                                            const Acts *delta, const Weights *w, const Weights *b, int N, int C) {
-    layernorm_launch<T>(d, (T *)sum, (T *)out, (float *)mean, (float *)rstd, (const T *)x, (const T *)delta,
-                        (const T *)w, (const T *)b, N, C);
+    CUDA_LAUNCHED(d, "norm_forward", "N %d, C %d", N, C);
 }
 
 /* ---- sums over rows ---------------------------------------------------------------------------------------------- */
@@ -254,10 +241,10 @@ template <int THREADS> __device__ static inline void block_sum_pair(float &a, fl
 }
 
 /* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout.
- * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. */
+ * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. mean NULL: RMSNorm. */
 template <typename T, int W, int ITEMS, int THREADS>
 __global__ void __launch_bounds__(THREADS)
-    layernorm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
+    norm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
                               const T *__restrict__ x, const float *__restrict__ mean, const float *__restrict__ rstd,
                               const T *__restrict__ w, int N, int C, int parts) {
     const int part = blockIdx.x;
@@ -269,7 +256,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int k = 0; k < W; k++) dw[item][k] = db[item][k] = 0;
     for (int i = first; i < last; i++) {
         const size_t row = (size_t)i * C;
-        const float m = mean[i], s = rstd[i];
+        const float m = mean ? mean[i] : 0.0f, s = rstd[i];
         float g[ITEMS][W], n[ITEMS][W], g_sum = 0, gn_sum = 0;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
@@ -290,7 +277,7 @@ __global__ void __launch_bounds__(THREADS)
             }
         }
         block_sum_pair<THREADS>(g_sum, gn_sum);
-        g_sum /= C;
+        g_sum = mean ? g_sum / C : 0.0f;
         gn_sum /= C;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
@@ -317,7 +304,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, in the cache. */
 template <typename T>
-__global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial,
+__global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial,
                                               const T *__restrict__ dout, const T *__restrict__ x,
                                               const float *__restrict__ mean, const float *__restrict__ rstd,
                                               const T *__restrict__ w, int N, int C, int parts) {
@@ -328,7 +315,7 @@ __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restr
     for (int i = first; i < last; i++) {
         const T *doi = dout + (size_t)i * C, *xi = x + (size_t)i * C;
         T *dxi = dx + (size_t)i * C;
-        const float m = mean[i], s = rstd[i];
+        const float m = mean ? mean[i] : 0.0f, s = rstd[i];
         float g_sum = 0, gn_sum = 0;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s, g = o * to_float(w[c]);
@@ -338,7 +325,7 @@ __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restr
             gn_sum += g * n;
         }
         block_sum_pair<NORM_BLOCK>(g_sum, gn_sum);
-        g_sum /= C;
+        g_sum = mean ? g_sum / C : 0.0f;
         gn_sum /= C;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float n = (to_float(xi[c]) - m) * s, g = to_float(doi[c]) * to_float(w[c]);
@@ -347,31 +334,31 @@ __global__ void layernorm_backward_any_kernel(T *__restrict__ dx, float *__restr
     }
 }
 
-template <typename T>
-static void cuda_layernorm_backward(Device *d, Acts *dx_, Floats *dw, Floats *db, const Acts *dout_, const Acts *x_,
-                                    const Floats *mean_, const Floats *rstd_, const Weights *w_, int N, int C) {
+template <typename T> static void cuda_norm_backward(Device *d, const Norm *n) {
     constexpr int W = 16 / (int)sizeof(T);
-    const T *dout = (const T *)dout_, *x = (const T *)x_, *w = (const T *)w_;
-    const float *mean = (const float *)mean_, *rstd = (const float *)rstd_;
-    T *dx = (T *)dx_;
+    const int N = n->rows, C = n->channels;
+    const bool rms = n->kind == NORM_RMS;
+    const T *dout = (const T *)n->dout, *x = (const T *)n->x, *w = (const T *)n->w;
+    const float *mean = rms ? NULL : (const float *)n->mean, *rstd = (const float *)n->rstd;
+    T *dx = (T *)n->dx;
     const int parts = norm_parts(N, NORM_PART_ROWS, NORM_PARTS_MOST), words = C / W;
-    float *partial = cuda_scratch_of<float>(d, (size_t)parts * 2 * (size_t)C, "gradients of a layernorm");
+    float *partial = cuda_scratch_of<float>(d, (size_t)parts * 2 * (size_t)C, "gradients of a norm");
     if (!partial || N == 0) return;
 #define BACKWARD(ITEMS, THREADS)                                                                                       \
-    LAUNCH((layernorm_backward_kernel<T, W, ITEMS, THREADS>), (unsigned)parts, THREADS, 0, d->stream, dx, partial,     \
-           dout, x, mean, rstd, w, N, C, parts)
+    LAUNCH((norm_backward_kernel<T, W, ITEMS, THREADS>), (unsigned)parts, THREADS, 0, d->stream, dx, partial, dout, x, \
+           mean, rstd, w, N, C, parts)
     if (!cuda_wide<T>((size_t)C, dx, dout, x, w) || words > 1024) {
-        LAUNCH((layernorm_backward_any_kernel<T>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout, x,
-               mean, rstd, w, N, C, parts);
+        LAUNCH((norm_backward_any_kernel<T>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout, x, mean,
+               rstd, w, N, C, parts);
     } else if (words <= 32) BACKWARD(1, 32);
     else if (words <= 128) BACKWARD(1, 128);
     else if (words <= 256) BACKWARD(1, 256);
     else if (words <= 512) BACKWARD(2, 256);
     else BACKWARD(4, 256);
 #undef BACKWARD
-    CUDA_LAUNCHED(d, "layernorm_backward", "N %d, C %d", N, C);
-    parts_sum(d, (float *)dw, partial, parts, C, 2 * C);
-    parts_sum(d, (float *)db, partial + C, parts, C, 2 * C);
+    CUDA_LAUNCHED(d, "norm_backward", "N %d, C %d", N, C);
+    parts_sum(d, (float *)n->dw, partial, parts, C, 2 * C);
+    if (!rms) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);
 }
 
 #endif

@@ -21,7 +21,7 @@
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH
 
-#include "../model/backend.h" /* Attention, Draw, AdamW, Head */
+#include "../model/backend.h" /* Attention, Draw, Norm, AdamW, ... */
 #include "common.cuh"         /* Device, CUDA_CHECK, cuda_scratch_begin */
 #include <string>
 #include <tuple>
@@ -80,12 +80,14 @@ template <typename S> struct StoredStruct {
     static const S *pass(type &kept) { return &kept; }
     static const type &of(const S *a) { return *a; }
 };
+template <> struct Stored<const Norm *> : StoredStruct<Norm> {};
 template <> struct Stored<const Attention *> : StoredStruct<Attention> {};
 template <> struct Stored<const Head *> : StoredStruct<Head> {};
 template <> struct Stored<const Draw *> : StoredStruct<Draw> {};
 template <> struct Stored<const AdamW *> : StoredStruct<AdamW> {};
 
 /* Without padding, equal arguments are equal bytes. (Head has padding; at worst its graph is not found again.) */
+static_assert(sizeof(Norm) == 4 * 4 + 12 * 8, "no padding");
 static_assert(sizeof(Attention) == 8 * 4 + 10 * 8, "no padding");
 static_assert(sizeof(Draw) == 10 * 4 + 8 + 9 * 8, "no padding");
 

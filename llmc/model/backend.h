@@ -41,6 +41,30 @@ enum { ROW_ALIGN = 16 };
 
 typedef enum Dtype { DTYPE_FLOAT32 = 0, DTYPE_BF16 = 1 } Dtype; /* precision of the inputs of matrix products */
 
+/* Normalisation of N rows of C channels, of s = x, or of s = x + delta:
+ *   NORM_LAYER   out = (s - mean) rstd w + b,   rstd = 1 / sqrt(variance + eps)             layernorm (Ba et al. 2016)
+ *   NORM_RMS     out = s rstd w,                rstd = 1 / sqrt(mean of squares + eps)      Zhang and Sennrich 2019
+ * Backward, with n = (s - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)), dw += dout n, db += dout;
+ * NORM_RMS has neither the mean of s nor the mean of g. */
+typedef enum NormKind { NORM_LAYER, NORM_RMS } NormKind;
+typedef struct Norm {
+    int rows, channels;
+    NormKind kind;
+    float eps;
+    const Weights *w, *b; /* (C); b: not for NORM_RMS */
+    const Acts *x;        /* (N, C); in the backward pass the normalised sum */
+    Floats *mean;         /* (N); not for NORM_RMS */
+    Floats *rstd;         /* (N) */
+    /* forward only */
+    const Acts *delta; /* (N, C) or NULL */
+    Acts *sum;         /* (N, C) x + delta; may be x; only with delta */
+    Acts *out;         /* (N, C) */
+    /* backward only */
+    const Acts *dout; /* (N, C) */
+    Acts *dx;         /* (N, C) += */
+    Floats *dw, *db;  /* (C); db: not for NORM_RMS */
+} Norm;
+
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
  * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
 typedef struct Attention {
@@ -155,15 +179,8 @@ typedef struct Backend {
     /* x[i,c] += scale[i] * u, u uniform in (-1, 1) drawn at (seed, stream, i * C + c)  (NEFTune: Jain et al. 2023) */
     void (*noise_add)(Device *d, Acts *x, const Floats *scale, int N, int C, uint64_t seed, uint64_t stream);
 
-    /* out = (x - mean) * rstd * w + b, eps 1e-5; mean and rstd (N) are kept for the backward pass */
-    void (*layernorm_forward)(Device *d, Acts *out, Floats *mean, Floats *rstd, const Acts *x, const Weights *w,
-                              const Weights *b, int N, int C);
-    /* sum = x + delta, then layernorm_forward of sum; sum may be x */
-    void (*residual_layernorm_forward)(Device *d, Acts *sum, Acts *out, Floats *mean, Floats *rstd, const Acts *x,
-                                       const Acts *delta, const Weights *w, const Weights *b, int N, int C);
-    /* dx is accumulated too (+=) */
-    void (*layernorm_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
-                               const Floats *mean, const Floats *rstd, const Weights *w, int N, int C);
+    void (*norm_forward)(Device *d, const Norm *n);
+    void (*norm_backward)(Device *d, const Norm *n);
     /* out[N,OC] = x[N,IC] w[OC,IC]^T + b[OC]; b may be NULL */
     void (*linear_forward)(Device *d, Acts *out, const Acts *x, const Weights *w, const Weights *b, int N, int IC,
                            int OC);

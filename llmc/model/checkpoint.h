@@ -47,7 +47,8 @@
 
 #include "../base/error.h" /* Error, error_set */
 #include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
-#include "config.h"        /* ModelConfig, model_config_check, MlpKind, NormKind, ... */
+#include "backend.h"       /* NORM_LAYER, NormKind */
+#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, MlpKind, ... */
 #include "tensors.h"       /* gpt2_file_elements */
 #include <assert.h>
 
@@ -96,6 +97,13 @@ static inline bool checkpoint_short(const CheckpointReader *c, const char *what,
                      (int)c->config.width, (unsigned long long)needed);
 }
 
+/* The format has no place for the constant of a norm: it holds layernorm with GPT-2's. */
+static inline bool checkpoint_holds(const ModelConfig *c, const char *what, Error *e) {
+    if (c->norm == NORM_LAYER && c->norm_eps == GPT2_NORM_EPS) return true;
+    return error_set(e, "%s: norm is %d with epsilon %g, expected %d with %g in this format", what, (int)c->norm,
+                     (double)c->norm_eps, (int)NORM_LAYER, (double)GPT2_NORM_EPS);
+}
+
 /* Reads and checks the header of a checkpoint from c->in, which is open and at its start. Does not close it. */
 static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
     int32_t h[CHECKPOINT_HEADER];
@@ -119,12 +127,13 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
                               .kv_heads = h[9] ? h[9] : h[5],
                               .hidden = h[10] ? h[10] : hidden,
                               .norm = (NormKind)h[11],
+                              .norm_eps = GPT2_NORM_EPS,
                               .position = (PositionKind)h[12],
                               .mlp = (MlpKind)h[13],
                               .value_head = h[14],
                               .head_size = h[15] ? h[15] : head_size,
                               .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};
-    if (!model_config_check(&c->config, name, e)) return false;
+    if (!model_config_check(&c->config, name, e) || !checkpoint_holds(&c->config, name, e)) return false;
     c->weights_left = gpt2_file_elements(&c->config);
     const int64_t left = reader_left(&c->in);
     if (left >= 0 && (uint64_t)left / (c->bf16 ? 2 : 4) < c->weights_left)
@@ -291,7 +300,7 @@ static inline bool checkpoint_create(CheckpointWriter *c, const char *path, cons
                                      Error *e) {
     const ModelConfig *m = config;
     *c = (CheckpointWriter){.out.fd = -1, .config = *config, .bf16 = bf16};
-    if (!model_config_check(config, path, e)) return false;
+    if (!model_config_check(config, path, e) || !checkpoint_holds(config, path, e)) return false;
     c->weights_left = gpt2_file_elements(config);
     const int32_t h[CHECKPOINT_HEADER] = {MAGIC_CHECKPOINT,
                                           bf16 ? CHECKPOINT_BF16 : CHECKPOINT_FLOAT32,

@@ -7,12 +7,14 @@
 #define LLMC_MODEL_CONFIG_H
 
 #include "../base/error.h" /* error_set, Error */
+#include "backend.h"       /* NORM_LAYER, NORM_RMS, NormKind */
 #include <math.h>
 
 /* The parts in which model families differ. The first value of each is GPT-2's; a file with any other is refused. */
-typedef enum { NORM_LAYER } NormKind;
 typedef enum { POSITION_LEARNED } PositionKind;
 typedef enum { MLP_GELU } MlpKind;
+
+#define GPT2_NORM_EPS 1e-5f
 
 typedef struct ModelConfig {
     int32_t context;      /* T: maximum number of positions */
@@ -25,6 +27,7 @@ typedef struct ModelConfig {
     int32_t width;        /* C */
     int32_t hidden;       /* F: hidden width of the MLP; 4C in GPT-2 */
     NormKind norm;
+    float norm_eps; /* added to the variance, or to the mean of squares */
     PositionKind position;
     MlpKind mlp;
     int32_t tied;       /* 1: the output matrix is that of the embeddings, as in GPT-2; 0: it is a tensor of its own */
@@ -64,6 +67,7 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
                      .head_size = heads > 0 && width % heads == 0 ? width / heads : 0,
                      .width = width,
                      .hidden = 4 * width,
+                     .norm_eps = GPT2_NORM_EPS,
                      .tied = 1};
     return c;
 }
@@ -82,7 +86,7 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                  {"key/value heads", c->kv_heads, 1, c->heads},
                  {"width", c->width, 1, 1 << 16},
                  {"hidden width", c->hidden, 1, 1 << 18},
-                 {"norm", (int32_t)c->norm, NORM_LAYER, NORM_LAYER},
+                 {"norm", (int32_t)c->norm, NORM_LAYER, NORM_RMS},
                  {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_LEARNED},
                  {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GELU},
                  {"tied output matrix", c->tied, 0, 1},

@@ -13,7 +13,8 @@
 #ifndef LLMC_MODEL_TENSORS_H
 #define LLMC_MODEL_TENSORS_H
 
-#include "config.h" /* ModelConfig, model_qkv_width, model_q_width */
+#include "backend.h" /* NORM_LAYER */
+#include "config.h"  /* ModelConfig, model_qkv_width, model_q_width */
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
@@ -23,19 +24,19 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
     T(wte,      (c)->padded_vocab,                 (c)->width,         MODEL, INIT_NORMAL,   0,      1)  \
     T(wpe,      (c)->context,                      (c)->width,         MODEL, INIT_NORMAL,   1,      1)  \
     T(ln1w,     1,                                 (c)->width,         LAYER, INIT_ONE,      2,      0)  \
-    T(ln1b,     1,                                 (c)->width,         LAYER, INIT_ZERO,     3,      0)  \
+    T(ln1b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     3,      0)  \
     T(qkvw,     model_qkv_width(c),                (c)->width,         LAYER, INIT_NORMAL,   4,      1)  \
     T(qkvb,     1,                                 model_qkv_width(c), LAYER, INIT_ZERO,     5,      0)  \
     T(attprojw, (c)->width,                        model_q_width(c),   LAYER, INIT_RESIDUAL, 6,      1)  \
     T(attprojb, 1,                                 (c)->width,         LAYER, INIT_ZERO,     7,      0)  \
     T(ln2w,     1,                                 (c)->width,         LAYER, INIT_ONE,      8,      0)  \
-    T(ln2b,     1,                                 (c)->width,         LAYER, INIT_ZERO,     9,      0)  \
+    T(ln2b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     9,      0)  \
     T(fcw,      (c)->hidden,                       (c)->width,         LAYER, INIT_NORMAL,   10,     1)  \
     T(fcb,      1,                                 (c)->hidden,        LAYER, INIT_ZERO,     11,     0)  \
     T(fcprojw,  (c)->width,                        (c)->hidden,        LAYER, INIT_RESIDUAL, 12,     1)  \
     T(fcprojb,  1,                                 (c)->width,         LAYER, INIT_ZERO,     13,     0)  \
     T(lnfw,     1,                                 (c)->width,         MODEL, INIT_ONE,      14,     0)  \
-    T(lnfb,     1,                                 (c)->width,         MODEL, INIT_ZERO,     15,     0)  \
+    T(lnfb,     (c)->norm == NORM_LAYER,           (c)->width,         MODEL, INIT_ZERO,     15,     0)  \
     T(headw,    (c)->tied ? 0 : (c)->padded_vocab, (c)->width,         MODEL, INIT_NORMAL,   18,     1)  \
     T(valuew,   (c)->value_head,                   (c)->width,         MODEL, INIT_HEAD,     16,     1)  \
     T(valueb,   (c)->value_head,                   1,                  MODEL, INIT_ZERO,     17,     0)

@@ -22,12 +22,12 @@
 #define LLMC_MODEL_TRANSFORMER_H
 
 #include "../base/error.h" /* Error */
-#include "backend.h"       /* Backend, acts_at, Acts, Device, ... */
+#include "backend.h"       /* Acts, Backend, acts_at, Device, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width */
-#include "model.h"         /* model_weight, Model, model_grad, model_output_tensor, ... */
-#include "tensors.h"       /* TENSOR_ln1w, TENSOR_ln1b, TENSOR_ln2w, TENSOR_ln2b, ... */
-#include "workspace.h"     /* work_acts, work_floats, work_ints, Workspace, ... */
+#include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
+#include "tensors.h"       /* TENSOR_valuew, TENSOR_valueb, TENSOR_wpe, TENSOR_wte, ... */
+#include "workspace.h"     /* work_acts, work_floats, Workspace, work_ints, ... */
 
 // clang-format off
 /*    linear    weight    bias      input  output */
@@ -76,6 +76,52 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
     m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
                                 work_acts(w, i->input, l), model_weight(m, i->weight, l), N, (int)t->columns,
                                 (int)t->rows);
+}
+
+/* A norm of the model: its weights, and the activations of its backward pass. */
+typedef enum { MODEL_NORM_1, MODEL_NORM_2, MODEL_NORM_FINAL } ModelNorm;
+
+static inline Norm model_norm(const Model *m, const Workspace *w, ModelNorm which, int l, int N) {
+    static const struct {
+        int w, b, mean, rstd, out;
+    } of[] = {
+        // clang-format off
+        [MODEL_NORM_1]     = {TENSOR_ln1w, TENSOR_ln1b, WORK_mean1, WORK_rstd1, WORK_ln1},
+        [MODEL_NORM_2]     = {TENSOR_ln2w, TENSOR_ln2b, WORK_mean2, WORK_rstd2, WORK_ln2},
+        [MODEL_NORM_FINAL] = {TENSOR_lnfw, TENSOR_lnfb, WORK_meanf, WORK_rstdf, WORK_lnf},
+        // clang-format on
+    };
+    return (Norm){.rows = N,
+                  .channels = m->config.width,
+                  .kind = m->config.norm,
+                  .eps = m->config.norm_eps,
+                  .w = model_weight(m, of[which].w, l),
+                  .b = model_weight(m, of[which].b, l),
+                  .mean = work_floats(w, of[which].mean, l),
+                  .rstd = work_floats(w, of[which].rstd, l),
+                  .out = work_acts(w, of[which].out, l),
+                  .dw = m->grads ? model_grad(m, of[which].w, l) : NULL,
+                  .db = m->grads ? model_grad(m, of[which].b, l) : NULL};
+}
+
+/* Norm `which` of layer l: of x, or of x + delta, which is stored in sum. */
+static inline void norm_forward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, const Acts *x,
+                                const Acts *delta, Acts *sum) {
+    Norm n = model_norm(m, w, which, l, N);
+    n.x = x;
+    n.delta = delta;
+    n.sum = sum;
+    m->backend->norm_forward(m->device, &n);
+}
+
+/* Its backward pass: dx += the gradient of x, whose norm has the gradient dout. */
+static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, Acts *dx,
+                                 const Acts *dout, const Acts *x) {
+    Norm n = model_norm(m, w, which, l, N);
+    n.x = x;
+    n.dout = dout;
+    n.dx = dx;
+    m->backend->norm_backward(m->device, &n);
 }
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
@@ -128,9 +174,7 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     }
     b->attention_forward(d, &a);
     linear_forward(m, w, LINEAR_attproj, l, N);
-    b->residual_layernorm_forward(d, work_x2(w, l), work_acts(w, WORK_ln2, l), work_floats(w, WORK_mean2, l),
-                                  work_floats(w, WORK_rstd2, l), work_x3(w, l - 1), work_acts(w, WORK_delta, 0),
-                                  model_weight(m, TENSOR_ln2w, l), model_weight(m, TENSOR_ln2b, l), N, C);
+    norm_forward(m, w, MODEL_NORM_2, l, N, work_x3(w, l - 1), work_acts(w, WORK_delta, 0), work_x2(w, l));
     b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_gelu, l), work_acts(w, WORK_ln2, l),
                            model_weight(m, TENSOR_fcw, l), model_weight(m, TENSOR_fcb, l), N, C, F);
 }
@@ -151,19 +195,13 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
         b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), N, C, w->noise_seed,
                      w->noise_stream);
     }
-    b->layernorm_forward(d, work_acts(w, WORK_ln1, 0), work_floats(w, WORK_mean1, 0), work_floats(w, WORK_rstd1, 0),
-                         work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_ln1w, 0),
-                         model_weight(m, TENSOR_ln1b, 0), N, C);
+    norm_forward(m, w, MODEL_NORM_1, 0, N, work_acts(w, WORK_encoded, 0), NULL, NULL);
     for (int l = 0; l < L; l++) {
         model_layer(m, w, batch, kv, l);
         linear_forward(m, w, LINEAR_fcproj, l, N);
-        const bool last = l == L - 1;
-        b->residual_layernorm_forward(
-            d, work_x3(w, l), last ? work_acts(w, WORK_lnf, 0) : work_acts(w, WORK_ln1, l + 1),
-            last ? work_floats(w, WORK_meanf, 0) : work_floats(w, WORK_mean1, l + 1),
-            last ? work_floats(w, WORK_rstdf, 0) : work_floats(w, WORK_rstd1, l + 1), work_x2(w, l),
-            work_acts(w, WORK_delta, 0), last ? model_weight(m, TENSOR_lnfw, 0) : model_weight(m, TENSOR_ln1w, l + 1),
-            last ? model_weight(m, TENSOR_lnfb, 0) : model_weight(m, TENSOR_ln1b, l + 1), N, C);
+        const bool last = l == L - 1; /* x' = x2 + delta, and the norm that follows it */
+        norm_forward(m, w, last ? MODEL_NORM_FINAL : MODEL_NORM_1, last ? 0 : l + 1, N, work_x2(w, l),
+                     work_acts(w, WORK_delta, 0), work_x3(w, l));
     }
 }
 
@@ -255,18 +293,11 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
     b->zero(d, dnarrow, narrow_bytes);
     b->zero(d, dx, narrow_bytes);
     b->scatter_rows(d, dnarrow, work_acts(w, WORK_dh, 0), work_ints(w, WORK_target_row), batch->targets, C);
-    b->layernorm_backward(d, dx, model_grad(m, TENSOR_lnfw, 0), model_grad(m, TENSOR_lnfb, 0), dnarrow,
-                          work_x3(w, L - 1), work_floats(w, WORK_meanf, 0), work_floats(w, WORK_rstdf, 0),
-                          model_weight(m, TENSOR_lnfw, 0), N, C);
+    norm_backward(m, w, MODEL_NORM_FINAL, 0, N, dx, dnarrow, work_x3(w, L - 1));
     for (int l = L - 1; l >= 0; l--) {
-        if (w->recompute >= 1)
-            b->layernorm_forward(d, work_acts(w, WORK_ln1, l), work_floats(w, WORK_mean1, l),
-                                 work_floats(w, WORK_rstd1, l), work_x3(w, l - 1), model_weight(m, TENSOR_ln1w, l),
-                                 model_weight(m, TENSOR_ln1b, l), N, C);
+        if (w->recompute >= 1) norm_forward(m, w, MODEL_NORM_1, l, N, work_x3(w, l - 1), NULL, NULL);
         if (w->recompute == 1) {
-            b->layernorm_forward(d, work_acts(w, WORK_ln2, l), work_floats(w, WORK_mean2, l),
-                                 work_floats(w, WORK_rstd2, l), work_acts(w, WORK_x2, l),
-                                 model_weight(m, TENSOR_ln2w, l), model_weight(m, TENSOR_ln2b, l), N, C);
+            norm_forward(m, w, MODEL_NORM_2, l, N, work_acts(w, WORK_x2, l), NULL, NULL);
             b->gelu_forward(d, work_acts(w, WORK_gelu, l), work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
         }
         if (w->recompute == 2) model_layer(m, w, batch, NULL, l);
@@ -274,9 +305,7 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         linear_backward(m, w, LINEAR_fcproj, l, N, dwide, dx);
         b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
         linear_backward(m, w, LINEAR_fc, l, N, dnarrow, dwide);
-        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln2w, l), model_grad(m, TENSOR_ln2b, l), dnarrow,
-                              work_acts(w, WORK_x2, l), work_floats(w, WORK_mean2, l), work_floats(w, WORK_rstd2, l),
-                              model_weight(m, TENSOR_ln2w, l), N, C);
+        norm_backward(m, w, MODEL_NORM_2, l, N, dx, dnarrow, work_acts(w, WORK_x2, l));
         /* x2 = x + atty Wo^T + b */
         linear_backward(m, w, LINEAR_attproj, l, N, dnarrow, dx);
         Attention a = model_attention(m, w, batch, l);
@@ -286,9 +315,7 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         a.dv = acts_at(b, dwide, (size_t)(model_q_width(c) + model_kv_width(c)));
         b->attention_backward(d, &a);
         linear_backward(m, w, LINEAR_qkv, l, N, dnarrow, dwide);
-        b->layernorm_backward(d, dx, model_grad(m, TENSOR_ln1w, l), model_grad(m, TENSOR_ln1b, l), dnarrow,
-                              work_x3(w, l - 1), work_floats(w, WORK_mean1, l), work_floats(w, WORK_rstd1, l),
-                              model_weight(m, TENSOR_ln1w, l), N, C);
+        norm_backward(m, w, MODEL_NORM_1, l, N, dx, dnarrow, work_x3(w, l - 1));
         if (m->layer_done) m->layer_done(m->layer_context, l);
     }
     b->embed_backward(d, model_grad(m, TENSOR_wte, 0), model_grad(m, TENSOR_wpe, 0), dx, work_ints(w, WORK_token),
