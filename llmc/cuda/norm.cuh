@@ -32,19 +32,19 @@ __device__ static inline void norm_input(float (&v)[W], T *sum, const T *x, cons
     lane_store(sum + at, v);
 }
 
-template <typename T, int W>
+template <typename T, int W, bool RMS>
 __device__ static inline void norm_output(T *out, const float (&v)[W], const T *w, const T *b, float m, float s,
                                           size_t row, int c) {
     float scale[W], shift[W], o[W];
     lane_load(scale, w + c);
-    if (b) lane_load(shift, b + c);
+    if (!RMS) lane_load(shift, b + c);
 #pragma unroll
-    for (int k = 0; k < W; k++) o[k] = (v[k] - m) * s * scale[k] + (b ? shift[k] : 0.0f);
+    for (int k = 0; k < W; k++) o[k] = RMS ? v[k] * s * scale[k] : (v[k] - m) * s * scale[k] + shift[k];
     lane_store(out + row + c, o);
 }
 
-/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. mean NULL: RMSNorm. */
-template <typename T, int W, int ITEMS>
+/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. RMS: mean and b are not used. */
+template <typename T, int W, int ITEMS, bool RMS>
 __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                       const T *x, const T *__restrict__ delta, const T *__restrict__ w,
                                       const T *__restrict__ b, float eps, int N, int C) {
@@ -60,7 +60,7 @@ __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict_
 #pragma unroll
         for (int k = 0; k < W; k++) total += v[item][k];
     }
-    const float m = mean ? warp_sum(total) / C : 0.0f;
+    const float m = RMS ? 0.0f : warp_sum(total) / C;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
         if ((item * 32 + lane) * W < C)
@@ -68,18 +68,18 @@ __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict_
             for (int k = 0; k < W; k++) squares += (v[item][k] - m) * (v[item][k] - m);
     const float s = 1.0f / sqrtf(warp_sum(squares) / C + eps);
     if (lane == 0) {
-        if (mean) mean[i] = m;
+        if (!RMS) mean[i] = m;
         rstd[i] = s;
     }
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) {
         const int c = (item * 32 + lane) * W;
-        if (c < C) norm_output<T, W>(out, v[item], w, b, m, s, row, c);
+        if (c < C) norm_output<T, W, RMS>(out, v[item], w, b, m, s, row, c);
     }
 }
 
 /* One block per row of any length. */
-template <typename T, int W>
+template <typename T, int W, bool RMS>
 __global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
                                        const T *x, const T *__restrict__ delta, const T *__restrict__ w,
                                        const T *__restrict__ b, float eps, int C) {
@@ -91,7 +91,7 @@ __global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict
 #pragma unroll
         for (int k = 0; k < W; k++) total += v[k];
     }
-    const float m = mean ? block_sum<NORM_BLOCK>(total) / C : 0.0f;
+    const float m = RMS ? 0.0f : block_sum<NORM_BLOCK>(total) / C;
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) { /* values that this thread wrote */
         lane_load(v, input + row + c);
 #pragma unroll
@@ -99,46 +99,50 @@ __global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict
     }
     const float s = 1.0f / sqrtf(block_sum<NORM_BLOCK>(squares) / C + eps);
     if (threadIdx.x == 0) {
-        if (mean) mean[blockIdx.x] = m;
+        if (!RMS) mean[blockIdx.x] = m;
         rstd[blockIdx.x] = s;
     }
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) {
         lane_load(v, input + row + c);
-        norm_output<T, W>(out, v, w, b, m, s, row, c);
+        norm_output<T, W, RMS>(out, v, w, b, m, s, row, c);
     }
 }
 
-template <typename T, int ITEMS>
+template <typename T, int ITEMS, bool RMS>
 static void norm_warps(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta, const T *w,
                        const T *b, float eps, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
-    LAUNCH((norm_warp_kernel<T, W, ITEMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0, d->stream,
+    LAUNCH((norm_warp_kernel<T, W, ITEMS, RMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0, d->stream,
            sum, out, mean, rstd, x, delta, w, b, eps, N, C);
 }
 
-template <typename T> static void cuda_norm_forward(Device *d, const Norm *n) {
+template <typename T, bool RMS> static void norm_forward_of(Device *d, const Norm *n) {
     constexpr int W = 16 / (int)sizeof(T);
     const int N = n->rows, C = n->channels;
-    const bool rms = n->kind == NORM_RMS;
-    const T *x = (const T *)n->x, *delta = (const T *)n->delta, *w = (const T *)n->w, *b = rms ? NULL : (const T *)n->b;
+    const T *x = (const T *)n->x, *delta = (const T *)n->delta, *w = (const T *)n->w, *b = RMS ? NULL : (const T *)n->b;
     T *sum = delta ? (T *)n->sum : NULL, *out = (T *)n->out;
-    float *mean = rms ? NULL : (float *)n->mean, *rstd = (float *)n->rstd;
-    if (N == 0) return;
+    float *mean = (float *)n->mean, *rstd = (float *)n->rstd;
     const bool wide = cuda_wide<T>((size_t)C, sum, out, x, delta, w, b);
     const int items = (int)cuda_ceil((size_t)C, 32 * W);
     if (!wide) {
-        LAUNCH((norm_block_kernel<T, 1>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w, b,
-               n->eps, C);
-    } else if (items == 1) norm_warps<T, 1>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 2) norm_warps<T, 2>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 3) norm_warps<T, 3>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 4) norm_warps<T, 4>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items <= 8) norm_warps<T, 8>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+        LAUNCH((norm_block_kernel<T, 1, RMS>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
+               b, n->eps, C);
+    } else if (items == 1) norm_warps<T, 1, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 2) norm_warps<T, 2, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 3) norm_warps<T, 3, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items == 4) norm_warps<T, 4, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+    else if (items <= 8) norm_warps<T, 8, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
     else {
-        LAUNCH((norm_block_kernel<T, W>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w, b,
-               n->eps, C);
+        LAUNCH((norm_block_kernel<T, W, RMS>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
+               b, n->eps, C);
     }
     CUDA_LAUNCHED(d, "norm_forward", "N %d, C %d", N, C);
+}
+
+template <typename T> static void cuda_norm_forward(Device *d, const Norm *n) {
+    if (n->rows == 0) return;
+    if (n->kind == NORM_RMS) norm_forward_of<T, true>(d, n);
+    else norm_forward_of<T, false>(d, n);
 }
 
 /* ---- sums over rows ---------------------------------------------------------------------------------------------- */
@@ -241,8 +245,9 @@ template <int THREADS> __device__ static inline void block_sum_pair(float &a, fl
 }
 
 /* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout.
- * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. mean NULL: RMSNorm. */
-template <typename T, int W, int ITEMS, int THREADS>
+ * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. RMS: mean is not used, and the
+ * sums for db are not needed. */
+template <typename T, int W, int ITEMS, int THREADS, bool RMS>
 __global__ void __launch_bounds__(THREADS)
     norm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
                               const T *__restrict__ x, const float *__restrict__ mean, const float *__restrict__ rstd,
@@ -256,7 +261,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int k = 0; k < W; k++) dw[item][k] = db[item][k] = 0;
     for (int i = first; i < last; i++) {
         const size_t row = (size_t)i * C;
-        const float m = mean ? mean[i] : 0.0f, s = rstd[i];
+        const float m = RMS ? 0.0f : mean[i], s = rstd[i];
         float g[ITEMS][W], n[ITEMS][W], g_sum = 0, gn_sum = 0;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
@@ -270,14 +275,14 @@ __global__ void __launch_bounds__(THREADS)
             for (int k = 0; k < W; k++) {
                 n[item][k] = (n[item][k] - m) * s;
                 dw[item][k] += g[item][k] * n[item][k];
-                db[item][k] += g[item][k];
+                if (!RMS) db[item][k] += g[item][k];
                 g[item][k] *= scale[k];
-                g_sum += g[item][k];
+                if (!RMS) g_sum += g[item][k];
                 gn_sum += g[item][k] * n[item][k];
             }
         }
         block_sum_pair<THREADS>(g_sum, gn_sum);
-        g_sum = mean ? g_sum / C : 0.0f;
+        g_sum = RMS ? 0.0f : g_sum / C;
         gn_sum /= C;
 #pragma unroll
         for (int item = 0; item < ITEMS; item++) {
@@ -297,13 +302,13 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int k = 0; k < W; k++) {
             partial[(size_t)part * 2 * C + c + k] = dw[item][k];
-            partial[((size_t)part * 2 + 1) * C + c + k] = db[item][k];
+            if (!RMS) partial[((size_t)part * 2 + 1) * C + c + k] = db[item][k];
         }
     }
 }
 
 /* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, in the cache. */
-template <typename T>
+template <typename T, bool RMS>
 __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial,
                                               const T *__restrict__ dout, const T *__restrict__ x,
                                               const float *__restrict__ mean, const float *__restrict__ rstd,
@@ -315,17 +320,17 @@ __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__
     for (int i = first; i < last; i++) {
         const T *doi = dout + (size_t)i * C, *xi = x + (size_t)i * C;
         T *dxi = dx + (size_t)i * C;
-        const float m = mean ? mean[i] : 0.0f, s = rstd[i];
+        const float m = RMS ? 0.0f : mean[i], s = rstd[i];
         float g_sum = 0, gn_sum = 0;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s, g = o * to_float(w[c]);
             pw[c] += o * n;
-            pb[c] += o;
-            g_sum += g;
+            if (!RMS) pb[c] += o;
+            if (!RMS) g_sum += g;
             gn_sum += g * n;
         }
         block_sum_pair<NORM_BLOCK>(g_sum, gn_sum);
-        g_sum = mean ? g_sum / C : 0.0f;
+        g_sum = RMS ? 0.0f : g_sum / C;
         gn_sum /= C;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
             const float n = (to_float(xi[c]) - m) * s, g = to_float(doi[c]) * to_float(w[c]);
@@ -334,31 +339,36 @@ __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__
     }
 }
 
-template <typename T> static void cuda_norm_backward(Device *d, const Norm *n) {
+template <typename T, bool RMS> static void norm_backward_of(Device *d, const Norm *n, float *partial, int parts) {
     constexpr int W = 16 / (int)sizeof(T);
-    const int N = n->rows, C = n->channels;
-    const bool rms = n->kind == NORM_RMS;
+    const int N = n->rows, C = n->channels, words = C / W;
     const T *dout = (const T *)n->dout, *x = (const T *)n->x, *w = (const T *)n->w;
-    const float *mean = rms ? NULL : (const float *)n->mean, *rstd = (const float *)n->rstd;
+    const float *mean = (const float *)n->mean, *rstd = (const float *)n->rstd;
     T *dx = (T *)n->dx;
-    const int parts = norm_parts(N, NORM_PART_ROWS, NORM_PARTS_MOST), words = C / W;
-    float *partial = cuda_scratch_of<float>(d, (size_t)parts * 2 * (size_t)C, "gradients of a norm");
-    if (!partial || N == 0) return;
 #define BACKWARD(ITEMS, THREADS)                                                                                       \
-    LAUNCH((norm_backward_kernel<T, W, ITEMS, THREADS>), (unsigned)parts, THREADS, 0, d->stream, dx, partial, dout, x, \
-           mean, rstd, w, N, C, parts)
+    LAUNCH((norm_backward_kernel<T, W, ITEMS, THREADS, RMS>), (unsigned)parts, THREADS, 0, d->stream, dx, partial,     \
+           dout, x, mean, rstd, w, N, C, parts)
     if (!cuda_wide<T>((size_t)C, dx, dout, x, w) || words > 1024) {
-        LAUNCH((norm_backward_any_kernel<T>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout, x, mean,
-               rstd, w, N, C, parts);
+        LAUNCH((norm_backward_any_kernel<T, RMS>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout, x,
+               mean, rstd, w, N, C, parts);
     } else if (words <= 32) BACKWARD(1, 32);
     else if (words <= 128) BACKWARD(1, 128);
     else if (words <= 256) BACKWARD(1, 256);
     else if (words <= 512) BACKWARD(2, 256);
     else BACKWARD(4, 256);
 #undef BACKWARD
+}
+
+template <typename T> static void cuda_norm_backward(Device *d, const Norm *n) {
+    const int N = n->rows, C = n->channels;
+    const int parts = norm_parts(N, NORM_PART_ROWS, NORM_PARTS_MOST);
+    float *partial = cuda_scratch_of<float>(d, (size_t)parts * 2 * (size_t)C, "gradients of a norm");
+    if (!partial || N == 0) return;
+    if (n->kind == NORM_RMS) norm_backward_of<T, true>(d, n, partial, parts);
+    else norm_backward_of<T, false>(d, n, partial, parts);
     CUDA_LAUNCHED(d, "norm_backward", "N %d, C %d", N, C);
     parts_sum(d, (float *)n->dw, partial, parts, C, 2 * C);
-    if (!rms) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);
+    if (n->kind == NORM_LAYER) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);
 }
 
 #endif
