@@ -34,7 +34,7 @@ SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/benc
 # A report's style and script are written as CSS and JavaScript and compiled into the programs as C strings.
 STYLE         = $(BUILD)/include/report_style.h
 STYLE_SOURCES = llmc/report/report.css llmc/report/report.js
-CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu)
+CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu $(patsubst %.c,%,$(wildcard tests/test_*.c)))
 
 # Biome checks them: the one on the PATH, else the one that scripts/setup.sh --dev installs.
 BIOME ?= $(or $(shell command -v biome),build/biome/bin/biome)
@@ -158,7 +158,7 @@ check: $(STYLE) ## formatting, includes, examples, the report's style and script
 
 $(BUILD)/clang/%.o: %.c
 	@mkdir -p $(dir $@)
-	clang -O1 $(ARCH) $(STANDARD) -Werror -MF $@.d -c $< -o $@
+	clang $(if $(filter tests/%,$<),-O0,-O1) $(ARCH) $(STANDARD) -Werror -MF $@.d -c $< -o $@
 
 format: ## reformat all sources
 	clang-format -i $(SOURCES)

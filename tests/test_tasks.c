@@ -479,8 +479,8 @@ static void test_splits(void **state) {
 static void test_same_seed(void **state) {
     (void)state;
     static const char *const words[] = {"--task add:2,countdown,word,sort,brackets --level 3 --count 200 --seed 5",
-                                        "--task sub,mul,arithmetic --count 200 --seed 5 --format chat --noise 0.3 "
-                                        "--style scratchpad",
+                                        ("--task sub,mul,arithmetic --count 200 --seed 5 --format chat --noise 0.3 "
+                                         "--style scratchpad"),
                                         "--task add --count 200 --seed 5 --as shard",
                                         "--task word --count 100 --format chat --as shard --template chatml"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
