@@ -13,9 +13,9 @@
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 40
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 42
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 40) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 42) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -556,6 +556,41 @@ static void test_gelu(void **state) {
     assert_true(isnan(fetch(out, 1)[0]));
 }
 
+/* silu(g) = g sigmoid(g) and its slope, or gelu's */
+static double gate(MlpKind kind, double g) { return kind == MLP_GEGLU ? gelu(g) : g / (1 + exp(-g)); }
+static double gate_slope_of(MlpKind kind, double g) {
+    const double s = 1 / (1 + exp(-g)), t = 1 / (1 + exp(g));
+    return kind == MLP_GEGLU ? gelu_slope(g) : s + g * s * t;
+}
+
+/* The exponential of the kernels has a relative error of a few units, times its argument: |g|, or 2 |u(g)| for gelu. */
+static void test_gate(void **state) {
+    (void)state;
+    enum { N = 19, F = 37 };
+    Random r = random_start(14, 0);
+    for (MlpKind kind = MLP_SWIGLU; kind <= MLP_GEGLU; kind++) {
+        const float *x = noise(&r, 2 * N * F, 3), *dout = noise(&r, N * F, 1);
+        double *want = DOUBLES(N * F), *size = DOUBLES(N * F), *slope = DOUBLES(2 * N * F);
+        double *slope_size = DOUBLES(2 * N * F);
+        Acts *pre = acts(x, N, 2 * F), *out = acts(NULL, N, F), *grad = acts(dout, N, F), *dpre = acts(NULL, N, 2 * F);
+        B->gate_forward(D, out, pre, kind, N, F);
+        B->gate_backward(D, dpre, grad, pre, kind, N, F);
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < F; c++) {
+                const double g = x[2 * i * F + c], u = x[2 * i * F + F + c], o = dout[i * F + c];
+                const double steep = 1 + 2 * fmax(fabs(g), fabs(gelu_u(g)));
+                want[i * F + c] = gate(kind, g) * u;
+                size[i * F + c] = fabs(want[i * F + c]) * steep;
+                slope[2 * i * F + c] = o * u * gate_slope_of(kind, g);
+                slope_size[2 * i * F + c] = fabs(o * u) * (1 + fabs(g) * steep);
+                slope[2 * i * F + F + c] = o * gate(kind, g);
+                slope_size[2 * i * F + F + c] = fabs(o * gate(kind, g)) * steep;
+            }
+        check("gate", fetch(out, N * F), want, size, 8, N * F);
+        check("gate'", fetch(dpre, 2 * N * F), slope, slope_size, 8, 2 * N * F);
+    }
+}
+
 /* The weights under packed copies are changed in every way that the table offers, also in only a part of a tensor. */
 static void test_stale_weights(void **state) {
     (void)state;
@@ -975,6 +1010,7 @@ int main(void) {
         TEST(test_linear_bf16),
         TEST(test_bf16_operands),
         TEST(test_gelu),
+        TEST(test_gate),
         TEST(test_stale_weights),
         TEST(test_many_shapes),
         TEST(test_layernorm_forward),

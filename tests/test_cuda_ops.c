@@ -5,8 +5,8 @@
  * sampling have their own files. */
 #include "../llmc/base/error.h"    /* Error, xmalloc */
 #include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
-#include "../llmc/model/backend.h" /* Weights, Floats, Acts, NORM_RMS, ... */
-#include "arrays.h"                /* FLOATS, DOUBLES, sum_add, sums, ... */
+#include "../llmc/model/backend.h" /* Acts, Weights, Floats, NORM_RMS, ... */
+#include "arrays.h"                /* DOUBLES, FLOATS, sum_add, sums, ... */
 #include "cuda_device.h"           /* B, D, noise, acts, ... */
 
 enum { SEEDS = 3 };
@@ -419,6 +419,43 @@ static void test_gelu(void **state) {
     check("slope", fetch_narrow(d, N), slope, size, 60, 1, N);
 }
 
+static double silu_slope(double g) {
+    const double s = 1 / (1 + exp(-g));
+    return s + g * s / (1 + exp(g));
+}
+
+static void test_gate(void **state) {
+    (void)state;
+    static const int shapes[][2] = {/* N, F */ {1, 8}, {5, 37}, {19, 64}, {3, 1}, {40, 256}};
+    Random r = random_start(24, 0);
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (MlpKind kind = MLP_SWIGLU; kind <= MLP_GEGLU; kind++) {
+            const int N = shapes[s][0], F = shapes[s][1];
+            const size_t n = (size_t)(N * F);
+            const float *x = noise(&r, 2 * n, 3), *dout = noise(&r, n, 1);
+            double *want = DOUBLES(n), *size = DOUBLES(n), *slope = DOUBLES(2 * n), *slope_size = DOUBLES(2 * n);
+            Acts *pre = acts(x, N, 2 * F), *out = acts(NULL, N, F), *grad = acts(dout, N, F);
+            Acts *dpre = acts(NULL, N, 2 * F);
+            B->gate_forward(D, out, pre, kind, N, F);
+            B->gate_backward(D, dpre, grad, pre, kind, N, F);
+            for (int i = 0; i < N; i++)
+                for (int c = 0; c < F; c++) {
+                    const double g = x[2 * i * F + c], u = x[2 * i * F + F + c], o = dout[i * F + c];
+                    const double f = kind == MLP_GEGLU ? gelu(g) : g / (1 + exp(-g));
+                    const double df = kind == MLP_GEGLU ? gelu_slope(g) : silu_slope(g);
+                    const double steep = 1 + 2 * fabs(g) * (1 + g * g);
+                    want[i * F + c] = f * u;
+                    size[i * F + c] = (fabs(f) + 0x1p-20) * fabs(u) * steep; /* 1 + tanh of the reference cancels */
+                    slope[2 * i * F + c] = o * u * df;
+                    slope_size[2 * i * F + c] = fabs(o * u) * (1 + fabs(g) * steep);
+                    slope[2 * i * F + F + c] = o * f;
+                    slope_size[2 * i * F + F + c] = fabs(o) * (fabs(f) + 0x1p-20) * steep;
+                }
+            check("gate", fetch_narrow(out, n), want, size, 40, 1, n);
+            check("gate'", fetch_narrow(dpre, 2 * n), slope, slope_size, 40, 1, 2 * n);
+        }
+}
+
 /* ==== Optimizer ==== */
 
 /* The update in float64. */
@@ -710,7 +747,7 @@ static void test_repeated_steps(void **state) {
 #define TESTS                                                                                                          \
     TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_rmsnorm_forward),                           \
         TEST(test_rmsnorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise), TEST(test_linear_forward),   \
-        TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu), TEST(test_adamw),                     \
+        TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu), TEST(test_gate), TEST(test_adamw),    \
         TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
         TEST(test_sticky_failure), TEST(test_repeated_steps)
 

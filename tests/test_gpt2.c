@@ -39,6 +39,9 @@ static ModelConfig small_config(int kv_heads, int value_head) {
     if (kv_heads != 4) {
         c.head_size = 10; /* the heads have 40 channels, the width is 24 */
         c.tied = 0;
+        c.mlp = kv_heads == 2 ? MLP_SWIGLU : MLP_GEGLU;
+        c.bias = 0;
+        c.qkv_bias = kv_heads == 2;
     }
     c.value_head = value_head;
     return c;
@@ -814,6 +817,8 @@ static void test_config_check(void **state) {
                {offsetof(ModelConfig, norm), 2, "norm is 2"},
                {offsetof(ModelConfig, position), -1, "position is -1"},
                {offsetof(ModelConfig, mlp), 7, "mlp is 7"},
+               {offsetof(ModelConfig, bias), 2, "bias is 2"},
+               {offsetof(ModelConfig, qkv_bias), -1, "bias of queries, keys and values is -1"},
                {offsetof(ModelConfig, tied), 2, "tied output matrix is 2"},
                {offsetof(ModelConfig, value_head), 2, "value head is 2"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -842,7 +847,7 @@ static void test_tensors(void **state) {
         }
         assert_int_equal(at, all);
         const size_t C = 24, Q = 40, KV = 20, L = 2;
-        const size_t layer = 4 * C + (Q + 2 * KV) * (C + 1) + C * (Q + 1) + 4 * C * (C + 1) + 4 * C * C + C;
+        const size_t layer = 4 * C + (Q + 2 * KV) * (C + 1) + C * Q + 2 * 4 * C * C + 4 * C * C;
         assert_int_equal(gpt2_file_elements(&c), 128 * C + 20 * C + L * layer + 2 * C + 128 * C);
         assert_int_equal(all - gpt2_file_elements(&c), value ? C + 1 : 0);
     }

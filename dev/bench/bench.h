@@ -104,6 +104,9 @@ static inline double bench_copy_bandwidth(void) {
       (d, pre, out, x, w, b, N, IC, OC))                                                                               \
     X(gelu_forward, (Device * d, Acts * out, const Acts *pre, size_t n), (d, out, pre, n))                             \
     X(gelu_backward, (Device * d, Acts * dinout, const Acts *pre, size_t n), (d, dinout, pre, n))                      \
+    X(gate_forward, (Device * d, Acts * out, const Acts *pre, MlpKind kind, int N, int F), (d, out, pre, kind, N, F))  \
+    X(gate_backward, (Device * d, Acts * dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F),         \
+      (d, dpre, dout, pre, kind, N, F))                                                                                \
     X(attention_forward, (Device * d, const Attention *a), (d, a))                                                     \
     X(attention_backward, (Device * d, const Attention *a), (d, a))                                                    \
     X(kv_store,                                                                                                        \

@@ -229,6 +229,8 @@ const Backend *CPU_BACKEND(void) {
                                   .linear_gelu_forward = cpu_linear_gelu_forward,
                                   .gelu_forward = cpu_gelu_forward,
                                   .gelu_backward = cpu_gelu_backward,
+                                  .gate_forward = cpu_gate_forward,
+                                  .gate_backward = cpu_gate_backward,
                                   .attention_forward = cpu_attention_forward,
                                   .attention_backward = cpu_attention_backward,
                                   .kv_store = cpu_kv_store,

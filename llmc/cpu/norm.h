@@ -1,4 +1,4 @@
-/* norm.h - the processor's row-wise operations: embedding, layernorm and RMSNorm, residual, GELU, gather and scatter, noise.
+/* norm.h - the processor's row-wise operations: embedding, layernorm and RMSNorm, residual, GELU and gates, gather and scatter, noise.
  *
  * All are bound by memory: each reads and writes a row once, and operations are fused if that saves a pass. A sum over
  * rows is computed by threads that own columns and add the rows in order, or in NORM_PARTS fixed parts that are added
@@ -8,7 +8,7 @@
 #define LLMC_CPU_NORM_H
 
 #include "../base/random.h"   /* random_uniform */
-#include "../model/backend.h" /* Acts, Ints, Floats, NORM_RMS, ... */
+#include "../model/backend.h" /* Acts, Ints, Floats, MLP_GEGLU, ... */
 #include "gemm.h"             /* Device, CPU_BLOCK, cpu_scratch */
 #include "vector_math.h"      /* cpu_exp */
 
@@ -243,6 +243,55 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
             const float steep = s * (1.0f - s); /* 0 for large |x|, where x * x may overflow */
             dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
         }
+    }
+}
+
+/* silu(x) = x sigmoid(x) */
+static inline float silu_sigmoid(float x) { return 1.0f / (1.0f + cpu_exp(-x)); }
+
+/* One row of the gated activation. */
+static inline void gate_row(float *restrict out, const float *restrict gate, const float *restrict value, bool gelu,
+                            int F) {
+#pragma omp simd
+    for (int c = 0; c < F; c++) out[c] = gate[c] * (gelu ? gelu_sigmoid(gate[c]) : silu_sigmoid(gate[c])) * value[c];
+}
+
+/* f'(g) of a gate, from its sigmoid s: that of silu, s + g s (1 - s), or that of gelu as above. */
+static inline float gate_slope(float g, float s, bool gelu) {
+    const float steep = s * (1.0f - s);
+    const float inner = gelu ? 2.0f * GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * g * g) : 1.0f;
+    return s + (steep > 0.0f ? g * steep * inner : 0.0f);
+}
+
+static inline void gate_row_backward(float *restrict dgate, float *restrict dvalue, const float *restrict dout,
+                                     const float *restrict gate, const float *restrict value, bool gelu, int F) {
+#pragma omp simd
+    for (int c = 0; c < F; c++) {
+        const float g = gate[c], s = gelu ? gelu_sigmoid(g) : silu_sigmoid(g);
+        dgate[c] = dout[c] * value[c] * gate_slope(g, s, gelu);
+        dvalue[c] = dout[c] * g * s;
+    }
+}
+
+static inline void cpu_gate_forward(Device *d, Acts *out, const Acts *pre, MlpKind kind, int N, int F) {
+    (void)d;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)F))
+    for (int i = 0; i < N; i++) {
+        const float *gate = (const float *)pre + 2 * (size_t)i * (size_t)F;
+        gate_row((float *)out + (size_t)i * (size_t)F, gate, gate + F, kind == MLP_GEGLU, F);
+    }
+}
+
+static inline void cpu_gate_backward(Device *d, Acts *dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N,
+                                     int F) {
+    (void)d;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)F))
+    for (int i = 0; i < N; i++) {
+        const size_t at = 2 * (size_t)i * (size_t)F;
+        const float *gate = (const float *)pre + at;
+        float *dgate = (float *)dpre + at;
+        gate_row_backward(dgate, dgate + F, (const float *)dout + (size_t)i * (size_t)F, gate, gate + F,
+                          kind == MLP_GEGLU, F);
     }
 }
 

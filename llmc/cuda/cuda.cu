@@ -319,6 +319,8 @@ template <typename T> static Backend backend_table() {
     DEFER(linear_gelu_forward);
     DEFER(gelu_forward);
     DEFER(gelu_backward);
+    DEFER(gate_forward);
+    DEFER(gate_backward);
     DEFER(attention_forward);
     DEFER(attention_backward);
     DEFER(kv_store);

@@ -7,8 +7,8 @@
 #ifndef LLMC_CUDA_ELEMENTWISE_CUH
 #define LLMC_CUDA_ELEMENTWISE_CUH
 
-#include "../model/backend.h" /* Acts, Ints, Floats, Weights */
-#include "common.cuh"         /* lane_load, Device, CUDA_LAUNCHED, cuda_wide, ... */
+#include "../model/backend.h" /* Acts, Ints, Floats, MLP_GEGLU, ... */
+#include "common.cuh"         /* lane_load, Device, CUDA_LAUNCHED, lane_store, ... */
 #include "ptx.cuh"            /* LAUNCH */
 
 enum { ELEMENT_THREADS = 256, SCATTER_THREADS = 128 };
@@ -190,6 +190,90 @@ template <typename T> static void cuda_gelu_backward(Device *d, Acts *dinout, co
     LAUNCH_WORDS(d, T, gelu_backward_kernel, n, cuda_wide<T>(n, dinout, pre), (T *)dinout, (const T *)pre, n);
     CUDA_LAUNCHED(d, "gelu_backward", "n %zu", n);
 }
+
+/* ---- gated activations ------------------------------------------------------------------------------------------- */
+
+/* The sigmoid s of a gate g, f(g) = g s, and f'(g): of silu, or of gelu as above. */
+template <bool GELU> __device__ static inline float gate_sigmoid(float g) {
+    if (GELU) return gelu_gate(g);
+    return 1.0f / (1.0f + expf(-g));
+}
+template <bool GELU> __device__ static inline float gate_slope(float g) {
+    if (GELU) return gelu_slope(g);
+    const float s = gate_sigmoid<false>(g), steep = s * (1.0f - s);
+    return s + (steep > 0.0f ? g * steep : 0.0f);
+}
+
+/* out = f(g) u; a row of pre holds its F gates g and then its F values u. */
+template <typename T, int W, bool GELU> __device__ static inline void gate_rows(T *out, const T *pre, int N, int F) {
+    const int words = F / W;
+    FOR_WORDS(at, (size_t)N * words) {
+        const size_t gate = at / words * 2 * F + at % words * W;
+        float g[W], u[W];
+        lane_load(g, pre + gate);
+        lane_load(u, pre + gate + F);
+#pragma unroll
+        for (int k = 0; k < W; k++) g[k] *= gate_sigmoid<GELU>(g[k]) * u[k];
+        lane_store(out + at * W, g);
+    }
+}
+
+template <typename T, int W, bool GELU>
+__device__ static inline void gate_rows_backward(T *dpre, const T *__restrict__ dout, const T *__restrict__ pre, int N,
+                                                 int F) {
+    const int words = F / W;
+    FOR_WORDS(at, (size_t)N * words) {
+        const size_t gate = at / words * 2 * F + at % words * W;
+        float g[W], u[W], o[W];
+        lane_load(g, pre + gate);
+        lane_load(u, pre + gate + F);
+        lane_load(o, dout + at * W);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            u[k] *= o[k] * gate_slope<GELU>(g[k]);
+            o[k] *= g[k] * gate_sigmoid<GELU>(g[k]);
+        }
+        lane_store(dpre + gate, u);
+        lane_store(dpre + gate + F, o);
+    }
+}
+
+template <typename T, int W> __global__ void swiglu_forward_kernel(T *out, const T *pre, int N, int F) {
+    gate_rows<T, W, false>(out, pre, N, F);
+}
+template <typename T, int W> __global__ void geglu_forward_kernel(T *out, const T *pre, int N, int F) {
+    gate_rows<T, W, true>(out, pre, N, F);
+}
+template <typename T, int W>
+__global__ void swiglu_backward_kernel(T *dpre, const T *__restrict__ dout, const T *__restrict__ pre, int N, int F) {
+    gate_rows_backward<T, W, false>(dpre, dout, pre, N, F);
+}
+template <typename T, int W>
+__global__ void geglu_backward_kernel(T *dpre, const T *__restrict__ dout, const T *__restrict__ pre, int N, int F) {
+    gate_rows_backward<T, W, true>(dpre, dout, pre, N, F);
+}
+
+template <typename T> static void cuda_gate_forward(Device *d, Acts *out, const Acts *pre, MlpKind kind, int N, int F) {
+    const size_t n = (size_t)N * (size_t)F;
+    const bool wide = cuda_wide<T>((size_t)F, out, pre);
+    if (n == 0) return;
+    if (kind == MLP_GEGLU) LAUNCH_WORDS(d, T, geglu_forward_kernel, n, wide, (T *)out, (const T *)pre, N, F);
+    else LAUNCH_WORDS(d, T, swiglu_forward_kernel, n, wide, (T *)out, (const T *)pre, N, F);
+    CUDA_LAUNCHED(d, "gate_forward", "N %d, F %d", N, F);
+}
+
+template <typename T>
+static void cuda_gate_backward(Device *d, Acts *dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F) {
+    const size_t n = (size_t)N * (size_t)F;
+    const bool wide = cuda_wide<T>((size_t)F, dpre, dout, pre);
+    if (n == 0) return;
+    if (kind == MLP_GEGLU)
+        LAUNCH_WORDS(d, T, geglu_backward_kernel, n, wide, (T *)dpre, (const T *)dout, (const T *)pre, N, F);
+    else LAUNCH_WORDS(d, T, swiglu_backward_kernel, n, wide, (T *)dpre, (const T *)dout, (const T *)pre, N, F);
+    CUDA_LAUNCHED(d, "gate_backward", "N %d, F %d", N, F);
+}
+
+/* ---- bias -------------------------------------------------------------------------------------------------------- */
 
 /* x[i, c] += b[c] */
 template <typename T, int W> __global__ void bias_kernel(T *x, const T *__restrict__ b, int N, int C) {

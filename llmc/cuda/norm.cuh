@@ -12,8 +12,8 @@
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH
 
-#include "../model/backend.h" /* NORM_RMS, Norm */
-#include "common.cuh"         /* lane_load, to_float, warp_sum, Device, ... */
+#include "../model/backend.h" /* Norm, NORM_RMS, NORM_LAYER */
+#include "common.cuh"         /* lane_load, to_float, Device, warp_sum, ... */
 #include "ptx.cuh"            /* LAUNCH */
 
 enum { NORM_WARPS = 4, NORM_BLOCK = 256, NORM_PARTS_MOST = 1024, NORM_PART_ROWS = 8 };

@@ -65,6 +65,9 @@ typedef struct Norm {
     Floats *dw, *db;  /* (C); db: not for NORM_RMS */
 } Norm;
 
+/* The activation of a layer's MLP: gelu(pre), or a gate of half of pre times the other half (Shazeer 2020). */
+typedef enum MlpKind { MLP_GELU, MLP_SWIGLU, MLP_GEGLU } MlpKind;
+
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
  * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
 typedef struct Attention {
@@ -193,6 +196,12 @@ typedef struct Backend {
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);
     /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);
+
+    /* The gated activation of rows of pre, (N, 2F), which hold gates g and then values u: out[N,F] = f(g) u, where f is
+     * silu(g) = g sigmoid(g) for MLP_SWIGLU and gelu for MLP_GEGLU */
+    void (*gate_forward)(Device *d, Acts *out, const Acts *pre, MlpKind kind, int N, int F);
+    /* dpre[N,2F] = dout u f'(g), and then dout f(g) */
+    void (*gate_backward)(Device *d, Acts *dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F);
 
     void (*attention_forward)(Device *d, const Attention *a);
     void (*attention_backward)(Device *d, const Attention *a);

@@ -47,8 +47,8 @@
 
 #include "../base/error.h" /* Error, error_set */
 #include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
-#include "backend.h"       /* NORM_LAYER, NormKind */
-#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, MlpKind, ... */
+#include "backend.h"       /* NORM_LAYER, MlpKind, NormKind */
+#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, PositionKind, ... */
 #include "tensors.h"       /* gpt2_file_elements */
 #include <assert.h>
 
@@ -97,8 +97,10 @@ static inline bool checkpoint_short(const CheckpointReader *c, const char *what,
                      (int)c->config.width, (unsigned long long)needed);
 }
 
-/* The format has no place for the constant of a norm: it holds layernorm with GPT-2's. */
+/* The format has no place for the constant of a norm, nor for absent biases: it holds layernorm with GPT-2's constant, and
+ * all biases. */
 static inline bool checkpoint_holds(const ModelConfig *c, const char *what, Error *e) {
+    if (!c->qkv_bias || !c->bias) return error_set(e, "%s: this format needs a model with biases", what);
     if (c->norm == NORM_LAYER && c->norm_eps == GPT2_NORM_EPS) return true;
     return error_set(e, "%s: norm is %d with epsilon %g, expected %d with %g in this format", what, (int)c->norm,
                      (double)c->norm_eps, (int)NORM_LAYER, (double)GPT2_NORM_EPS);
@@ -130,6 +132,8 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
                               .norm_eps = GPT2_NORM_EPS,
                               .position = (PositionKind)h[12],
                               .mlp = (MlpKind)h[13],
+                              .qkv_bias = 1,
+                              .bias = 1,
                               .value_head = h[14],
                               .head_size = h[15] ? h[15] : head_size,
                               .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};

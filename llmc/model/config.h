@@ -7,12 +7,11 @@
 #define LLMC_MODEL_CONFIG_H
 
 #include "../base/error.h" /* error_set, Error */
-#include "backend.h"       /* NORM_LAYER, NORM_RMS, NormKind */
+#include "backend.h"       /* MLP_GELU, MLP_GEGLU, MlpKind, NORM_LAYER, ... */
 #include <math.h>
 
 /* The parts in which model families differ. The first value of each is GPT-2's; a file with any other is refused. */
 typedef enum { POSITION_LEARNED } PositionKind;
-typedef enum { MLP_GELU } MlpKind;
 
 #define GPT2_NORM_EPS 1e-5f
 
@@ -26,6 +25,8 @@ typedef struct ModelConfig {
     int32_t head_size;    /* D: channels of one head; C / H in GPT-2 */
     int32_t width;        /* C */
     int32_t hidden;       /* F: hidden width of the MLP; 4C in GPT-2 */
+    int32_t qkv_bias;     /* 1: queries, keys and values have biases */
+    int32_t bias;         /* 1: the other linear layers have biases */
     NormKind norm;
     float norm_eps; /* added to the variance, or to the mean of squares */
     PositionKind position;
@@ -48,9 +49,15 @@ static inline int32_t model_narrow(const ModelConfig *c) {
     return c->width > model_q_width(c) ? c->width : model_q_width(c);
 }
 
+/* Channels of the MLP's first product: F, or gates and values, 2F. */
+static inline int32_t model_fc_width(const ModelConfig *c) { return c->mlp == MLP_GELU ? c->hidden : 2 * c->hidden; }
+
+/* Channels of the gradient of a gated activation, which cannot be computed in place; 0 for GELU, whose can. */
+static inline int32_t model_dact(const ModelConfig *c) { return c->mlp == MLP_GELU ? 0 : c->hidden; }
+
 /* Channels of the widest activation of a layer. */
 static inline int32_t model_widest(const ModelConfig *c) {
-    return c->hidden > model_qkv_width(c) ? c->hidden : model_qkv_width(c);
+    return model_fc_width(c) > model_qkv_width(c) ? model_fc_width(c) : model_qkv_width(c);
 }
 
 static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 128 * 128; }
@@ -67,6 +74,8 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
                      .head_size = heads > 0 && width % heads == 0 ? width / heads : 0,
                      .width = width,
                      .hidden = 4 * width,
+                     .qkv_bias = 1,
+                     .bias = 1,
                      .norm_eps = GPT2_NORM_EPS,
                      .tied = 1};
     return c;
@@ -88,7 +97,9 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                  {"hidden width", c->hidden, 1, 1 << 18},
                  {"norm", (int32_t)c->norm, NORM_LAYER, NORM_RMS},
                  {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_LEARNED},
-                 {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GELU},
+                 {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GEGLU},
+                 {"bias of queries, keys and values", c->qkv_bias, 0, 1},
+                 {"bias", c->bias, 0, 1},
                  {"tied output matrix", c->tied, 0, 1},
                  {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)

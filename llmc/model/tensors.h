@@ -14,7 +14,7 @@
 #define LLMC_MODEL_TENSORS_H
 
 #include "backend.h" /* NORM_LAYER */
-#include "config.h"  /* ModelConfig, model_qkv_width, model_q_width */
+#include "config.h"  /* ModelConfig, model_fc_width, model_qkv_width, model_q_width */
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
@@ -26,15 +26,15 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
     T(ln1w,     1,                                 (c)->width,         LAYER, INIT_ONE,      2,      0)  \
     T(ln1b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     3,      0)  \
     T(qkvw,     model_qkv_width(c),                (c)->width,         LAYER, INIT_NORMAL,   4,      1)  \
-    T(qkvb,     1,                                 model_qkv_width(c), LAYER, INIT_ZERO,     5,      0)  \
+    T(qkvb,     (c)->qkv_bias,                     model_qkv_width(c), LAYER, INIT_ZERO,     5,      0)  \
     T(attprojw, (c)->width,                        model_q_width(c),   LAYER, INIT_RESIDUAL, 6,      1)  \
-    T(attprojb, 1,                                 (c)->width,         LAYER, INIT_ZERO,     7,      0)  \
+    T(attprojb, (c)->bias,                         (c)->width,         LAYER, INIT_ZERO,     7,      0)  \
     T(ln2w,     1,                                 (c)->width,         LAYER, INIT_ONE,      8,      0)  \
     T(ln2b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     9,      0)  \
-    T(fcw,      (c)->hidden,                       (c)->width,         LAYER, INIT_NORMAL,   10,     1)  \
-    T(fcb,      1,                                 (c)->hidden,        LAYER, INIT_ZERO,     11,     0)  \
+    T(fcw,      model_fc_width(c),                 (c)->width,         LAYER, INIT_NORMAL,   10,     1)  \
+    T(fcb,      (c)->bias,                         model_fc_width(c),  LAYER, INIT_ZERO,     11,     0)  \
     T(fcprojw,  (c)->width,                        (c)->hidden,        LAYER, INIT_RESIDUAL, 12,     1)  \
-    T(fcprojb,  1,                                 (c)->width,         LAYER, INIT_ZERO,     13,     0)  \
+    T(fcprojb,  (c)->bias,                         (c)->width,         LAYER, INIT_ZERO,     13,     0)  \
     T(lnfw,     1,                                 (c)->width,         MODEL, INIT_ONE,      14,     0)  \
     T(lnfb,     (c)->norm == NORM_LAYER,           (c)->width,         MODEL, INIT_ZERO,     15,     0)  \
     T(headw,    (c)->tied ? 0 : (c)->padded_vocab, (c)->width,         MODEL, INIT_NORMAL,   18,     1)  \

@@ -24,10 +24,10 @@
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Acts, Backend, acts_at, Device, ... */
 #include "batch.h"         /* Batch, Segment */
-#include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width */
+#include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width, ... */
 #include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
 #include "tensors.h"       /* TENSOR_valuew, TENSOR_valueb, TENSOR_wpe, TENSOR_wte, ... */
-#include "workspace.h"     /* work_acts, work_floats, Workspace, work_ints, ... */
+#include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
 // clang-format off
 /*    linear    weight    bias      input  output */
@@ -35,7 +35,7 @@
     L(qkv,      qkvw,     qkvb,     ln1,   qkv)    \
     L(attproj,  attprojw, attprojb, atty,  delta)  \
     L(fc,       fcw,      fcb,      ln2,   fch)    \
-    L(fcproj,   fcprojw,  fcprojb,  gelu,  delta)
+    L(fcproj,   fcprojw,  fcprojb,  act,   delta)
 // clang-format on
 
 enum {
@@ -63,9 +63,9 @@ static inline const LinearInfo *model_linear(int linear) {
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
-    m->backend->linear_forward(m->device, work_acts(w, i->output, l), work_acts(w, i->input, l),
-                               model_weight(m, i->weight, l), model_weight(m, i->bias, l), N, (int)t->columns,
-                               (int)t->rows);
+    m->backend->linear_forward(
+        m->device, work_acts(w, i->output, l), work_acts(w, i->input, l), model_weight(m, i->weight, l),
+        m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL, N, (int)t->columns, (int)t->rows);
 }
 
 /* Its backward pass: dinput = doutput weight, and the gradients of weight and bias. */
@@ -73,9 +73,9 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
                                    const Acts *doutput) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
-    m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
-                                work_acts(w, i->input, l), model_weight(m, i->weight, l), N, (int)t->columns,
-                                (int)t->rows);
+    m->backend->linear_backward(
+        m->device, dinput, model_grad(m, i->weight, l), m->tensor[i->bias].size ? model_grad(m, i->bias, l) : NULL,
+        doutput, work_acts(w, i->input, l), model_weight(m, i->weight, l), N, (int)t->columns, (int)t->rows);
 }
 
 /* A norm of the model: its weights, and the activations of its backward pass. */
@@ -124,6 +124,14 @@ static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm w
     m->backend->norm_backward(m->device, &n);
 }
 
+/* The activation of layer l's MLP. */
+static inline void activation_forward(const Model *m, const Workspace *w, int l, int N) {
+    const int F = m->config.hidden;
+    Acts *act = work_acts(w, WORK_act, l), *pre = work_acts(w, WORK_fch, l);
+    if (m->config.mlp == MLP_GELU) m->backend->gelu_forward(m->device, act, pre, (size_t)N * (size_t)F);
+    else m->backend->gate_forward(m->device, act, pre, m->config.mlp, N, F);
+}
+
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
 /* Results of a forward pass, in host memory. NULL: not computed. */
@@ -155,7 +163,7 @@ static inline Attention model_attention(const Model *m, const Workspace *w, cons
     return a;
 }
 
-/* A layer from ln1 to gelu: everything except its last product. With a cache, keys and values are stored in it and read
+/* A layer from ln1 to the activation: everything except its last product. With a cache, keys and values are stored in it and read
  * from it. */
 static inline void model_layer(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
     const Backend *b = m->backend;
@@ -175,8 +183,13 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     b->attention_forward(d, &a);
     linear_forward(m, w, LINEAR_attproj, l, N);
     norm_forward(m, w, MODEL_NORM_2, l, N, work_x3(w, l - 1), work_acts(w, WORK_delta, 0), work_x2(w, l));
-    b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_gelu, l), work_acts(w, WORK_ln2, l),
-                           model_weight(m, TENSOR_fcw, l), model_weight(m, TENSOR_fcb, l), N, C, F);
+    if (c->mlp == MLP_GELU) {
+        b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_act, l), work_acts(w, WORK_ln2, l),
+                               model_weight(m, TENSOR_fcw, l), model_weight(m, TENSOR_fcb, l), N, C, F);
+    } else {
+        linear_forward(m, w, LINEAR_fc, l, N);
+        activation_forward(m, w, l, N);
+    }
 }
 
 /* Uploads the batch and runs the model from the tokens to the output of the final layernorm. */
@@ -298,12 +311,14 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         if (w->recompute >= 1) norm_forward(m, w, MODEL_NORM_1, l, N, work_x3(w, l - 1), NULL, NULL);
         if (w->recompute == 1) {
             norm_forward(m, w, MODEL_NORM_2, l, N, work_acts(w, WORK_x2, l), NULL, NULL);
-            b->gelu_forward(d, work_acts(w, WORK_gelu, l), work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
+            activation_forward(m, w, l, N);
         }
         if (w->recompute == 2) model_layer(m, w, batch, NULL, l);
-        /* x' = x2 + gelu(fch) Wproj^T + b */
-        linear_backward(m, w, LINEAR_fcproj, l, N, dwide, dx);
-        b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
+        /* x' = x2 + activation(fch) Wproj^T + b */
+        Acts *dact = c->mlp == MLP_GELU ? dwide : work_acts(w, WORK_dact, 0);
+        linear_backward(m, w, LINEAR_fcproj, l, N, dact, dx);
+        if (c->mlp == MLP_GELU) b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
+        else b->gate_backward(d, dwide, dact, work_acts(w, WORK_fch, l), c->mlp, N, F);
         linear_backward(m, w, LINEAR_fc, l, N, dnarrow, dwide);
         norm_backward(m, w, MODEL_NORM_2, l, N, dx, dnarrow, work_acts(w, WORK_x2, l));
         /* x2 = x + atty Wo^T + b */
@@ -373,8 +388,8 @@ static inline void model_log_square(const Model *m, const Workspace *w, const Ba
  * that. */
 static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
     const double C = c->width, Q = model_qkv_width(c), A = model_q_width(c), F = c->hidden;
-    return 2 *
-           (rows * c->layers * (C * Q + C * A + 2 * C * F) + targets * C * c->padded_vocab + 2 * pairs * c->layers * A);
+    return 2 * (rows * c->layers * (C * Q + C * A + C * model_fc_width(c) + F * C) + targets * C * c->padded_vocab +
+                2 * pairs * c->layers * A);
 }
 
 #endif

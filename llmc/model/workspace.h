@@ -1,7 +1,7 @@
 /* workspace.h - the activations of one batch, and the cache of keys and values for decoding.
  *
  * A Workspace holds the activations of one batch in one allocation, whose size workspace_bytes() predicts. In training,
- * recompute trades time for memory: 0 keeps all activations, 1 recomputes the outputs of layernorm and GELU, and 2
+ * recompute trades time for memory: 0 keeps all activations, 1 recomputes the outputs of norms and activations, and 2
  * recomputes whole layers from their inputs. A Workspace for inference keeps the activations of one layer only.
  *
  *     Workspace w;
@@ -14,7 +14,7 @@
 
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Acts, Backend, ROW_ALIGN, Floats, ... */
-#include "config.h"        /* ModelConfig, model_kv_width, model_narrow, model_q_width, ... */
+#include "config.h"        /* ModelConfig, model_dact, model_fc_width, model_kv_width, ... */
 #include "model.h"         /* Model */
 
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
@@ -39,8 +39,8 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(ln2,        SIZE_ACTS,   (c)->width,         rows,     0,   ALWAYS) \
     A(mean2,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
     A(rstd2,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
-    A(fch,        SIZE_ACTS,   (c)->hidden,        rows,     1,   ALWAYS) \
-    A(gelu,       SIZE_ACTS,   (c)->hidden,        rows,     0,   ALWAYS) \
+    A(fch,        SIZE_ACTS,   model_fc_width(c),  rows,     1,   ALWAYS) \
+    A(act,        SIZE_ACTS,   (c)->hidden,        rows,     0,   ALWAYS) \
     A(x3,         SIZE_ACTS,   (c)->width,         rows,     2,   TRAIN)  \
     A(delta,      SIZE_ACTS,   (c)->width,         rows,     -1,  ALWAYS) \
     A(lnf,        SIZE_ACTS,   (c)->width,         rows,     -1,  ALWAYS) \
@@ -62,6 +62,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(dh,         SIZE_ACTS,   (c)->width,         targets,  -1,  TRAIN)  \
     A(dx,         SIZE_ACTS,   (c)->width,         rows,     -1,  TRAIN)  \
     A(dnarrow,    SIZE_ACTS,   model_narrow(c),    rows,     -1,  TRAIN)  \
+    A(dact,       SIZE_ACTS,   model_dact(c),      rows,     -1,  TRAIN)  \
     A(dwide,      SIZE_ACTS,   model_widest(c),    rows,     -1,  TRAIN)
 // clang-format on
 
