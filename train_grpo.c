@@ -2,12 +2,10 @@
  *
  * One generation:
  *   1. sample and score   G completions y_i for each of P prompts from the policy; r_i = sum_k w_k R_k(x, y_i):
- *                         verifiers, format, length, any program                                            (rollout.h,
- *                         rewards.h)
+ *                         verifiers, format, length, any program                            (rollout.h, rewards.h)
  *   2. old policy         log pi_old before the first update, if there are several, and log ref of a reference
- *   3. advantages         A_i = (r_i - mean of the group) / standard deviation of the group
- *   (advantage.h) 4. update             the policy by the clipped surrogate of A, in one or several optimizer steps
- *   (loss/policy.h)
+ *   3. advantages         A_i = (r_i - mean of the group) / standard deviation of the group            (advantage.h)
+ *   4. update             the policy by the clipped surrogate of A, in one or several steps         (loss/policy.h)
  *
  * Sampling and training share one set of weights in one process. The completions of a group share one copy of their
  * prompt, in sampling and in training. Log-probabilities are computed at the sampling temperature. With one optimizer

@@ -2,13 +2,11 @@
  *
  * One generation:
  *   1. sample and score   G completions y_i for each of P prompts from the policy; s_i: a reward model, verifiers, any
- *                         program, or their sum                                           (generation.h,
- *                         reward_model.h)
+ *                         program, or their sum                                      (generation.h, reward_model.h)
  *   2. old policy         log pi_old, log ref and the critic's values, before the first update
- *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the completion's last token   (gae.h,
- *   kl_control.h) 4. advantages         A_t: from the critic's values or from a baseline, depending on --algo
- *            (gae.h) 5. update             policy and critic, in several epochs of mini-batches
- *                   (loss/ppo.h)
+ *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the last token         (gae.h, kl_control.h)
+ *   4. advantages         A_t: from the critic's values or from a baseline, depending on --algo             (gae.h)
+ *   5. update             policy and critic, in several epochs of mini-batches                         (loss/ppo.h)
  *
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V

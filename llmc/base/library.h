@@ -5,8 +5,9 @@
  * does not need it.
  *
  *     Library l;
- *     if (!library_open(&l, "llmc_mpi.so", "LLMC_MPI_LIBRARY", RTLD_LOCAL, "make builds llmc_mpi.so", &e)) return
- *     false; void *table = dlsym(l.handle, "llmc_dist_link");
+ *     if (!library_open(&l, "llmc_mpi.so", "LLMC_MPI_LIBRARY", RTLD_LOCAL, "make builds llmc_mpi.so", &e))
+ *         return false;
+ *     void *table = dlsym(l.handle, "llmc_dist_link");
  *
  * g++ compiles this header too: it stays in the common subset of C and C++.
  */

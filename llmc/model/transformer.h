@@ -1,9 +1,12 @@
 /* transformer.h - the forward and the backward pass, written once over the table of backend.h.
  *
- *   layer l:   ln1 = layernorm(x)             qkv = ln1 Wqkv^T + b        atty = attention(qkv)
- *              x2 = x + atty Wo^T + b         ln2 = layernorm(x2)
- *              fch = ln2 Wfc^T + b            x' = x2 + gelu(fch) Wproj^T + b
- *   head:      z = layernorm(x) U^T, U = wte if tied  value = layernorm(x) . valuew + valueb   (if there is a value head)
+ *   layer l:   ln1 = norm(x)                  qkv = ln1 Wqkv^T + b        atty = attention(qkv)
+ *              x2 = x + atty Wo^T + b         ln2 = norm(x2)
+ *              fch = ln2 Wfc^T + b            x' = x2 + activation(fch) Wproj^T + b
+ *   head:      z = norm(x) U^T                value = norm(x) . valuew + valueb   (if there is a value head)
+ *
+ * The configuration decides about layernorm or RMSNorm, GELU or a gated activation, biases or none, and whether the
+ * output matrix U is that of the embeddings.
  *
  * A batch is packed (batch.h). The head runs only on its target rows, and logits never exist for the whole batch. A
  * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
@@ -163,8 +166,8 @@ static inline Attention model_attention(const Model *m, const Workspace *w, cons
     return a;
 }
 
-/* A layer from ln1 to the activation: everything except its last product. With a cache, keys and values are stored in it and read
- * from it. */
+/* A layer from ln1 to the activation: everything except its last product. With a cache, keys and values are stored in
+ * it and read from it. */
 static inline void model_layer(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -192,7 +195,7 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     }
 }
 
-/* Uploads the batch and runs the model from the tokens to the output of the final layernorm. */
+/* Uploads the batch and runs the model from the tokens to the output of the final norm. */
 static inline void model_trunk(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -218,7 +221,7 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
     }
 }
 
-/* Gathers the target rows of the final layernorm's output into h. */
+/* Gathers the target rows of the final norm's output into h. */
 static inline void model_targets(const Model *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     b->upload(m->device, work_ints(w, WORK_target_row), batch->target_row, (size_t)batch->targets * sizeof(int32_t));
