@@ -1,7 +1,7 @@
 /* device.h - opening the device that --device names: the CPU, which is linked in, or CUDA, from llmc_cuda.so.
  *
- * library.h describes where the library is searched for. LLMC_CUDA_LIBRARY names another file; the tests use it for the
- * same backend compiled for the CPU. Without --device cuda the library is neither needed nor loaded.
+ * library.h describes where the library is searched for. LLMC_CUDA_LIBRARY names another file; the tests use this to
+ * load the same backend compiled for the CPU. Without --device cuda the library is neither needed nor loaded.
  *
  *     const Backend *b;  Device *d;
  *     if (!backend_open(DEVICE_CUDA, DTYPE_BF16, &b, &d, &e)) die("%s", e.text);
@@ -27,7 +27,7 @@ enum { DTYPE_AUTO = 2 };
         OPTION_CHOICE("dtype", 0, &(o).dtype, DTYPE_CHOICES,                                                           \
                       "arithmetic of matrix products (on cuda also storage); auto is float32 on cpu and bf16 on cuda")
 
-/* The dtype of a choice of --dtype. */
+/* Returns the dtype that a value of --dtype selects. */
 static inline Dtype device_dtype(DeviceKind kind, int choice) {
     if (choice == DTYPE_AUTO) return kind == DEVICE_CUDA ? DTYPE_BF16 : DTYPE_FLOAT32;
     return (Dtype)choice;

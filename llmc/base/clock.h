@@ -1,9 +1,9 @@
-/* clock.h - the time in seconds: on a clock that only moves forward, and since 1970.
+/* clock.h - monotonic time and calendar time, in seconds.
  *
  *     const double start = clock_seconds();
  *     printf("%.1f s, at %.0f\n", clock_seconds() - start, clock_date());
  *
- * nvcc and g++ compile this header too: it stays in the common subset of C and C++.
+ * nvcc and g++ compile this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_BASE_CLOCK_H
 #define LLMC_BASE_CLOCK_H
@@ -17,7 +17,7 @@ static inline double clock_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Seconds since 1970-01-01 00:00 UTC, for dates. The clock may be set while a program runs. */
+/* Seconds since 1970-01-01 00:00 UTC, for dates. It jumps if the system clock is set while the program runs. */
 static inline double clock_date(void) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);

@@ -1,8 +1,8 @@
 /* error.h - error reporting.
  *
  * A library function that can fail takes an `Error *` and returns false (or NULL) after error_set() has written one
- * full sentence into it. It does not print and does not exit: only the programs, train/, inference.h, options.h and
- * program.h call die(), usage_error() or exit(), and dist/ ends all ranks after a failed collective. Running out of
+ * full sentence into it. It does not print and does not exit: only the programs, train/, rollout/inference.h, options.h
+ * and program.h call die(), usage_error() or exit(), and dist/ ends all ranks after a failed collective. Running out of
  * host memory is the exception and ends the program from anywhere, through the allocators below. A message has the form
  * `object: what was found, what was expected[; what to do]`, on one line, in lower case; die() prefixes the program's
  * name.
@@ -103,7 +103,8 @@ static inline void *checked(void *memory, size_t bytes) {
     return memory;
 }
 
-/* The same for what a library allocates, whose size is unknown. what: a noun with its article. */
+/* Like checked(), for an object that a library allocated, whose size is unknown. what: the object's name with its
+ * article, for the message. */
 static inline void *checked_object(void *object, const char *what) {
     if (!object) die("out of memory: cannot allocate %s", what);
     return object;

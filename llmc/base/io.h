@@ -1,7 +1,7 @@
 /* io.h - reader and writer of files, pipes and memory, used for all file formats of this project.
  *
  * Reader: "-" is standard input. A zstd stream from a file or a pipe is recognised by its magic number and decompressed
- * on the fly, over any number of frames. No more is decompressed than the caller requests, and windows above zstd's
+ * on the fly, over any number of frames. Only as much is decompressed as the caller requests, and windows above zstd's
  * limit of 128 MiB are rejected, so a small file cannot fill the memory. All bytes delivered are hashed (XXH3, 64 bits)
  * for checksums.
  *
@@ -22,7 +22,7 @@
  *     return false;
  *
  * Programs that write to pipes ignore SIGPIPE; a closed pipe is then reported as a failed write. Numbers in files are
- * little-endian, like the machines this is built for.
+ * little-endian, which is the byte order of all supported machines.
  */
 #ifndef LLMC_BASE_IO_H
 #define LLMC_BASE_IO_H
@@ -404,7 +404,8 @@ static inline bool writer_flush(Writer *w, Error *e) {
     return writer_raw(w, w->buffer, n, e);
 }
 
-/* Creates the temporary file in the directory of w->path, with the permissions that the file has or would get. */
+/* Creates the temporary file in the directory of w->path, with the permissions of the existing file, or with those that
+ * a new file would get. */
 static inline bool writer_temporary(Writer *w, const struct stat *old, Error *e) {
     const char *slash = strrchr(w->path, '/');
     const size_t directory = slash ? (size_t)(slash - w->path) + 1 : 0, base = strlen(w->path + directory);
@@ -461,7 +462,7 @@ static inline bool writer_open(Writer *w, const char *path, Error *e) {
     return true;
 }
 
-/* Compresses n bytes; `end` may close the frame. */
+/* Compresses n bytes; ZSTD_e_end as `end` also closes the frame. */
 static inline bool writer_compress(Writer *w, const void *src, size_t n, ZSTD_EndDirective end, Error *e) {
     ZSTD_inBuffer in = {src, n, 0};
     for (;;) {

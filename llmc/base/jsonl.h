@@ -5,7 +5,7 @@
  *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
  *
  * Lines longer than a limit and objects with duplicate keys are rejected. Blank lines and a byte-order mark at the
- * start are skipped. With `skip_bad`, invalid lines are counted in `skipped` instead of ending the reading, and the
+ * start are skipped. With `skip_bad`, invalid lines are counted in `skipped` instead of stopping the reader, and the
  * message of the first one is kept in `first`. The caller reports lines that it rejects itself through jsonl_skip().
  *
  *     Jsonl j;
@@ -86,7 +86,7 @@ static inline int jsonl_peek(const Jsonl *j) {
     return -1;
 }
 
-/* Appends the rest of the file unchanged. */
+/* Appends the rest of the file to `out`, unchanged. */
 static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
     bool failed = false;
     for (; jsonl_fill(j, &failed, e); j->at = j->end) text_append(out, j->buffer + j->at, j->end - j->at);

@@ -1,15 +1,15 @@
 /* library.h - opening a shared library that is built and installed together with the program.
  *
  * The library is searched for in the directory of the executable, then where the system's loader searches
- * (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program that does not open a library
- * does not need it.
+ * (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program needs a library only if it
+ * opens it.
  *
  *     Library l;
  *     if (!library_open(&l, "llmc_mpi.so", "LLMC_MPI_LIBRARY", RTLD_LOCAL, "make builds llmc_mpi.so", &e))
  *         return false;
  *     void *table = dlsym(l.handle, "llmc_dist_link");
  *
- * g++ compiles this header too: it stays in the common subset of C and C++.
+ * g++ compiles this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_BASE_LIBRARY_H
 #define LLMC_BASE_LIBRARY_H
@@ -36,8 +36,8 @@ static inline bool library_next_to_program(const char *name, char *path, size_t 
 }
 
 /* Opens the library `name`, or the file that the environment variable `variable` names. It stays loaded. scope:
- * RTLD_LOCAL, or RTLD_GLOBAL if other libraries use its symbols. builds: a clause of the message that tells how to
- * build it. */
+ * RTLD_LOCAL, or RTLD_GLOBAL if other libraries use its symbols. builds: a clause for the error message that tells the
+ * user how to build it. */
 static inline bool library_open(Library *l, const char *name, const char *variable, int scope, const char *builds,
                                 Error *e) {
     const char *named = getenv(variable);

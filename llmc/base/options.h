@@ -14,12 +14,12 @@
  *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are not options
  *     options_parse_all(table, &about, argc, argv);             // or: every argument must be an option
  *
- * The value of a variable before parsing is the default that --help shows. A number must use up its whole argument
- * ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A flag accepts
- * --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores its index. An
- * OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other arguments. --help
- * prints to standard output and exits with status 0. A bad command line prints one line to standard error and exits
- * with status 2.
+ * The value of a variable before parsing is the default that --help shows. A numeric argument must consist of the
+ * number alone ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A
+ * flag accepts --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores
+ * its index. An OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other
+ * arguments. --help prints to standard output and exits with status 0. A bad command line prints one line to standard
+ * error and exits with status 2.
  */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
@@ -131,7 +131,7 @@ static inline void options_help(const Option *table, const OptionAbout *about) {
     printf("\n  -h, --help                       show this help and exit\n");
 }
 
-/* strtoll() and strtod() skip blanks before a number. They are rejected here, like blanks after it. */
+/* strtoll() and strtod() skip blanks before a number. Such blanks are rejected here, as are blanks after a number. */
 static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
 
 static inline void option_store(const Option *o, const char *word, bool negated) {
@@ -239,7 +239,7 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
     }
 }
 
-/* options_parse() for a program that takes nothing but options: another argument is a bad command line. */
+/* Like options_parse(), for a program that takes only options: any other argument is a bad command line. */
 static inline void options_parse_all(const Option *table, const OptionAbout *about, int argc, char **argv) {
     const int first = options_parse(table, about, argc, argv);
     if (first < argc) usage_error("%s: unexpected argument", argv[first]);

@@ -1,4 +1,4 @@
-/* process.h - a child program that is started once, written to and read from through two pipes, with a deadline.
+/* process.h - communication with a long-running child program through two pipes, with a deadline.
  *
  * The command runs in `sh -c` and leads a process group of its own, so the terminal's Ctrl-C does not reach it and a
  * kill reaches everything that it starts. Its standard error is the parent's. Both pipes are non-blocking and one call,
@@ -20,8 +20,8 @@
  *     }
  *     process_close(&p);
  *
- * The functions leave SIGPIPE as the program has set it. A zeroed Process is one that is not running. No process of the
- * group remains after process_close() or process_kill(), except one that has left the group.
+ * The functions do not change how the program handles SIGPIPE. A zeroed Process is not running. No process of the group
+ * remains after process_close() or process_kill(), except one that has left the group.
  */
 #ifndef LLMC_BASE_PROCESS_H
 #define LLMC_BASE_PROCESS_H
@@ -160,11 +160,12 @@ static inline ProcessEvent process_fail(Process *p, const char *what, int error)
     return PROCESS_FAILED;
 }
 
-/* Waits until the child has written something or accepts input, and moves what is possible at once, in one direction:
+/* Waits until the child has written something or accepts input, then moves as many bytes as it can without waiting, in
+ * one direction:
  *
  *     PROCESS_READ     *moved bytes of its output are in to[room]; output comes first, so the caller sees it before
  *                      more input is written
- *     PROCESS_WROTE    *moved bytes of data[n] were written to its input; with n = 0 nothing is to be written
+ *     PROCESS_WROTE    *moved bytes of data[n] were written to its input; with n = 0 there is nothing to write
  *     PROCESS_LATE     clock_seconds() has passed `until`; the child still runs
  *     PROCESS_FAILED   the child closed a pipe, or a system call failed; process_failed() reports it
  */
@@ -196,7 +197,8 @@ static inline ProcessEvent process_wait(Process *p, const char *data, size_t n, 
 }
 
 /* Kills the child after PROCESS_FAILED and reports the reason: a failed system call, or how the child ended, or that it
- * has closed a pipe and still runs. when: how far it came, such as "after 2 of 3 lines". Always returns false. */
+ * has closed a pipe and still runs. when: how far the exchange had got, such as "after 2 of 3 lines". Always returns
+ * false. */
 static inline bool process_failed(Process *p, const char *when, Error *e) {
     if (p->error) {
         process_kill(p);

@@ -1,8 +1,8 @@
 /* program.h - process utilities for all programs: signals and peak memory.
  *
- * program_start() turns a broken pipe into an error of write() and SIGINT and SIGTERM into a request to stop: the
- * training loop checks program_stopping() once per step, saves its state and exits with status 0. A second signal, one
- * second or more later, exits immediately.
+ * After program_start(), writing to a broken pipe is an error of write(), and SIGINT and SIGTERM are requests to stop:
+ * the training loop checks program_stopping() once per step, saves its state and exits with status 0. A second signal,
+ * one second or more later, exits immediately.
  */
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
@@ -19,7 +19,7 @@ static inline volatile sig_atomic_t *program_signal(void) {
 }
 
 /* A second signal ends the program, but not one within PROGRAM_GRACE seconds of the first: timeout(1) signals its child
- * and then its process group, so that the child gets the same signal twice. The second signal of a person comes
+ * and then its process group, so that the child gets the same signal twice. A second signal from a person comes
  * later. */
 static const double PROGRAM_GRACE = 1;
 
@@ -32,8 +32,8 @@ static inline void program_on_signal(int number) {
     *received = number;
 }
 
-/* The handler runs on its own stack. With the frame of a signal on the stack of oneDNN's generated code, which seems to
- * keep values beyond the stack pointer, one interrupted run in ten ended with a corrupted heap. */
+/* The handler runs on its own stack. oneDNN's generated code seems to keep values beyond the stack pointer: with the
+ * signal's frame on the same stack, one interrupted run in ten ended with a corrupted heap. */
 static inline void program_start(void) {
     static char aside[1 << 16];
     const stack_t stack = {.ss_sp = aside, .ss_size = sizeof aside};

@@ -20,7 +20,7 @@
 /* The upper bits separate the named streams from sequence ids, which are below 2^56. */
 enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_ROLLOUT_, RANDOM_EVAL_, RANDOM_REWARD_ };
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
-#define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + tensor index */
+#define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
 #define RANDOM_SHUFFLE   RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
 #define RANDOM_NOISE     RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + step */
 #define RANDOM_TASK      RANDOM_STREAM(RANDOM_TASK_)    /* task generators: + record */
