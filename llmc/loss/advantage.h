@@ -58,8 +58,8 @@ static inline Spread spread_of(const float *x, int64_t n, int64_t stride) {
 /* torch.isclose(std, 0) */
 static inline bool spread_is_zero(double std) { return std <= 1e-8; }
 
-/* Do the rewards of one group differ? Dynamic sampling keeps only such groups (DAPO: Yu et al. 2025, 2503.14476,
- * eq. 11): the others have no gradient. */
+/* Returns whether the rewards of one group differ. Dynamic sampling keeps only groups with different rewards (DAPO: Yu
+ * et al. 2025, 2503.14476, eq. 11): the others have no gradient. */
 static inline bool advantage_group_differs(const float *reward, int64_t G) {
     return spread_of(reward, G, 1).std > 1e-8;
 }

@@ -1,6 +1,6 @@
 /* gae.h - per-token rewards, returns and advantages.
  *
- * A completion of n tokens is an episode. V_t is the value of the state in which token t is chosen (read on the row
+ * A completion of n tokens is an episode. V_t is the value of the state in which token t is chosen (computed at the row
  * before it), r_t is the reward of choosing it, and the state after the last token has value V_n = 0. The score s of
  * the whole completion is added to the reward of its LAST token (the end-of-text token if there is one; never padding
  * after it), and every token has a KL penalty:
@@ -78,9 +78,9 @@ static inline void subtract_baseline(const float *G, int32_t n, double b, float 
     for (int32_t t = 0; t < n; t++) advantage[t] = (float)(G[t] - b);
 }
 
-/* baseline[i] is the mean of R over the completions of i's group of G that count, with or without i itself (G =
- * completions: one group of all). If i does not count or no other does, the baseline is R[i], so the advantage is 0. R,
- * baseline: (completions). */
+/* baseline[i] is the mean of R over the completions of i's group of G that count, with or without i itself (with G =
+ * completions, all of them are one group). If i does not count or no other does, the baseline is R[i], so the advantage
+ * is 0. R, baseline: (completions). */
 static inline void mean_baseline(const float *R, const uint8_t *counts, int32_t completions, int32_t G,
                                  bool with_itself, float *baseline) {
     for (int32_t g = 0; g < completions; g += G) {

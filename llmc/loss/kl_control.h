@@ -26,7 +26,7 @@ typedef struct KlControl {
     double coef;    /* beta */
 } KlControl;
 
-/* A kl that is not finite is ignored. */
+/* Updates c->coef. kl: mean in nats per completion; ignored if it is not finite. */
 static inline void kl_control_update(KlControl *c, double kl, double completions) {
     if (c->kind == KL_FIXED || !isfinite(kl)) return;
     const double error = fmax(-0.2, fmin(0.2, kl / c->target - 1));

@@ -25,7 +25,7 @@
  * entropy is subtracted from the loss. Formulas and defaults are those of TRL 1.16 (GRPOTrainer, GMPOTrainer,
  * RLOOTrainer; tests/golden/losses.txt holds values computed by TRL's code), with two exceptions. The default clip
  * ranges of gspo, luspo and cispo are those that TRL's documentation recommends (without them, TRL's cispo silently
- * scales every gradient by 0.2). The value of gmpo excludes masked completions.
+ * scales every gradient by 0.2). The loss value of gmpo excludes masked completions.
  *
  * B and the token counts are those of the WHOLE optimizer batch (PolicyNormaliser). The losses and gradients of
  * micro-batches therefore add up to those of the batch, wherever it is split between completions.
@@ -135,7 +135,7 @@ typedef struct PolicyNormaliser {
     double completions;   /* B: all completions, excluded ones too */
     double tokens;        /* tokens of the completions that count */
     double window_tokens; /* dapo, cispo, vespo: tokens of all completions sampled together / optimizer steps per pass
-                             over them; policy_normaliser() sets it to `tokens`, which is right for one step */
+                             over them; policy_normaliser() sets it to `tokens`, which is correct for one step */
     double kept_tokens;   /* tokens that count and are kept; normaliser of the entropy bonus */
 } PolicyNormaliser;
 
@@ -166,7 +166,7 @@ typedef struct PolicyStats {
         double high;                /* fraction of the tokens of a completion that are clipped above */
         double ratio, ratio_gap;    /* rho, |rho - 1| */
         double sampler_gap;         /* |log pi_old - log mu| */
-        double has_kl, has_entropy; /* 1 if there is one */
+        double has_kl, has_entropy; /* 1 if the loss has a KL term; 1 if there are entropies */
     } max;
     struct {
         double low; /* fraction of the tokens of a completion that are clipped below */
@@ -230,7 +230,7 @@ static inline double policy_log_ratio(const PolicyBatch *b, int32_t t) {
     return b->old_logp ? (double)b->logp[t] - b->old_logp[t] : 0;
 }
 
-/* Is there one rho per completion? */
+/* Returns whether rho is per completion. */
 static inline bool policy_by_sequence(const PolicyLossConfig *c) {
     if (c->loss == POLICY_GSPO || c->loss == POLICY_GMPO || c->loss == POLICY_RLOO) return true;
     return c->importance == IMPORTANCE_SEQUENCE;
@@ -305,8 +305,8 @@ static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int3
     }
 }
 
-/* Is rho outside the clip range on the side that removes the gradient? *low and *high use strict comparisons, as TRL's
- * metrics do. */
+/* Determines whether rho is outside the clip range on the side that removes the gradient. *low and *high use strict
+ * comparisons, as TRL's metrics do. */
 static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
     const double x = gmpo ? log(rho) : clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
@@ -481,7 +481,7 @@ static inline EntropyControl entropy_control(double coef) {
     return e;
 }
 
-/* Returns the entropy_coef of this optimizer step. */
+/* Returns entropy_coef for this optimizer step. */
 static inline double entropy_control_coef(const EntropyControl *e) { return e->last <= e->target ? e->coef : 0; }
 
 /* Called after the step; `entropy` is the mean over the kept tokens. */

@@ -59,8 +59,8 @@ typedef struct PpoBatch {
     const float *sampler_logp; /* NULL: not compared */
 } PpoBatch;
 
-/* Totals over tokens, policy_loss and value_loss over updates. The two parts contain doubles only, so that ranks can
- * add them and take their maxima (dist.h). */
+/* Totals over tokens; policy_loss and value_loss are totals over updates. The two parts contain doubles only, so that
+ * ranks can add them and take their maxima (dist.h). */
 typedef struct PpoStats {
     double updates;
     struct {

@@ -3,7 +3,7 @@
  * One function, preference_loss(), takes the per-token log-probabilities of chosen and rejected completions under the
  * policy and a reference. It returns the loss and its gradient with respect to each log-probability. It needs no model.
  *
- *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the completion's tokens; |w|, |l| their number
+ *   c = log pi(y_w)/ref(y_w)   r = log pi(y_l)/ref(y_l)   sums over the completion's tokens; |w|, |l| token counts
  *   f(x) = x (f-divergence: below)   D = f(c) - f(r)   S = sigmoid   ls = log S   b = beta, e = label_smoothing
  *
  *   loss          per pair                                                                     paper
@@ -147,14 +147,14 @@ static inline bool preference_needs_reference(const PreferenceConfig *c) {
     return false;
 }
 
-/* Does a loss sort the pairs of the batch? If so, single pairs have no loss of their own: WPO cannot weight them, and
- * one call must hold all pairs. */
+/* Returns whether a loss sorts the pairs of the batch. If so, single pairs have no loss of their own: WPO cannot weight
+ * them, and one call must hold all pairs. */
 static inline bool preference_sorts(const PreferenceConfig *c) {
     return preference_has(c, PREFERENCE_AOT) || preference_has(c, PREFERENCE_AOT_UNPAIRED);
 }
 
-/* Does the loss depend only on the difference of scores f(c) - f(r)? Only then does the unknown normaliser of f-DPO
- * cancel; the other losses require reverse_kl (sft has no score). */
+/* Returns whether the loss depends only on the difference of scores f(c) - f(r). Only then does the unknown normaliser
+ * of f-DPO cancel; the other losses require reverse_kl (sft has no score). */
 static inline bool preference_takes_divergence(PreferenceLoss loss) {
     return loss <= PREFERENCE_EXO_PAIR || loss == PREFERENCE_ROBUST || loss == PREFERENCE_DISCOPOP ||
            loss == PREFERENCE_SFT;
@@ -323,8 +323,8 @@ static inline PreferenceTerm preference_of_ratios(const PreferenceConfig *c, Pre
     return t;
 }
 
-/* The loss of a pair: a[0] is chosen, a[1] rejected. aot, aot_unpaired and sft are losses of the batch and not handled
- * here. */
+/* The loss of a pair: a[0] is chosen, a[1] rejected. aot, aot_unpaired and sft are losses of the whole batch and are
+ * not handled here. */
 static inline PreferenceTerm preference_pair(const PreferenceConfig *c, PreferenceLoss loss,
                                              const PreferenceCompletion *a) {
     PreferenceTerm t = {0};
@@ -557,8 +557,8 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
 
 /* Nash-MD (2312.00886): REINFORCE on the probability P of being preferred to a completion of the mixture policy, with a
  * KL penalty towards the reference, in TRL's form: sum_t (beta sg(log pi_t/ref_t) - (P - 1/2)) log pi_t. The batch
- * holds one completion per prompt, sampled from the policy, in the place of the chosen one; probability: (pairs) P.
- * Returns the contribution to the mean over `total` completions; dlogp as above. */
+ * holds one completion per prompt, sampled from the policy, in place of the chosen one; probability: (pairs) P. Returns
+ * the contribution to the mean over `total` completions; dlogp as above. */
 static inline double nash_md_loss(double beta, double total, const PreferenceBatch *b, const float *probability,
                                   float *dlogp) {
     double loss = 0;

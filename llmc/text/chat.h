@@ -288,9 +288,9 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
     return NULL;
 }
 
-/* Appends the tokens of `count` messages to `out`. With generation_prompt, the text before an assistant's content
- * follows. If `mask` is not NULL, *mask is extended to out->count entries: 1 on assistant contents and on the tokens
- * that end them, else 0. Entries for ids that were already in `out` are kept. */
+/* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
+ * content is also appended. If `mask` is not NULL, *mask is extended to out->count entries: 1 on assistant contents and
+ * on the tokens that end them, else 0. Entries for ids that were already in `out` are kept. */
 static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
     const int32_t stop = chat_stop_token(c, t);

@@ -5,7 +5,8 @@
  * shows. Its letters and numbers are those of the Unicode version it was built with (14 for Debian 12's 10.42). Its \s
  * matches U+180E, which has not been white space since Unicode 6.3. Therefore \s, \S, \p{L} and \p{N} in a pattern are
  * rewritten before it is compiled: \s as its 25 characters, \p{L} and \p{N} with the additions of Unicode 15 and 16. A
- * PCRE2 of Unicode 17 or later has more letters than these tools, so it may split the newest scripts differently.
+ * PCRE2 built with Unicode 17 or later recognises more letters than these tools, so it may split the newest scripts
+ * differently.
  *
  * Text between two matches is also a piece, and empty matches are ignored, so the pieces always cover the text.
  *
@@ -26,7 +27,7 @@
 /* Radford et al. 2019, encoder.py. */
 #define PRETOKENIZER_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 /* GPT-2's pattern after a split into single digits (a `Digits` pre-tokenizer before `ByteLevel`, as in SmolLM2): a
- * digit includes no preceding space, and it ends a run of spaces like the end of the text. */
+ * digit is never joined to a preceding space, and it ends a run of spaces just as the end of the text does. */
 #define PRETOKENIZER_GPT2_DIGITS                                                                                       \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?![^\\s\\p{N}])|\\s+"
 

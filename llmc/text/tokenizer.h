@@ -9,8 +9,8 @@
  * NULs. (tiktoken accepts only well-formed strings; it and `tokenizers` replace invalid bytes with U+FFFD.)
  *
  * Special tokens, such as <|endoftext|>, are recognised in text only if the caller of the encoder requests it, so user
- * input cannot end a turn. The leftmost special token is recognised first, and the longest of several that begin at one
- * place.
+ * input cannot end a turn. The leftmost special token is recognised first; if several begin at the same place, the
+ * longest one.
  *
  * The byte tokenizer, for models trained from scratch: ids 0 to 255 are the bytes, followed by <|endoftext|> 256,
  * <|im_start|> 257, <|im_end|> 258 and <|pad|> 259.
