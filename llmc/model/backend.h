@@ -1,10 +1,10 @@
 /* backend.h - the contract between the model and a device: a table of tensor operations.
  *
- * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.h implements it for the processor and
- * cuda.cu for CUDA. An operation is what one fused kernel can do, never `add` or `multiply`.
+ * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.c implements it for the CPU and
+ * cuda.cu for CUDA. Each operation is the work of one fused kernel; there is no `add` or `multiply`.
  *
- * Pointers to device memory have types for what the memory holds. These types are never completed, so host code cannot
- * dereference them.
+ * The type of a pointer to device memory tells what the memory holds. These types are incomplete, so host code cannot
+ * dereference such pointers.
  *
  *   Weights   parameters in the backend's storage type      (weight_size bytes each)
  *   Acts      activations and their gradients               (act_size bytes each)
@@ -65,7 +65,8 @@ typedef struct Norm {
     Floats *dw, *db;  /* (C); db: not for NORM_RMS */
 } Norm;
 
-/* The activation of a layer's MLP: gelu(pre), or a gate of half of pre times the other half (Shazeer 2020). */
+/* The activation of a layer's MLP: gelu(pre), or a gate computed from one half of pre times the other half (Shazeer
+ * 2020). */
 typedef enum MlpKind { MLP_GELU, MLP_SWIGLU, MLP_GEGLU } MlpKind;
 
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
@@ -102,10 +103,10 @@ typedef struct Head {
     Floats *dweight;        /* (Vp, C) or NULL: not computed */
 } Head;
 
-/* Draws one token per row from softmax(z / temperature). Applied before, in the order of transformers: repetition
- * penalty (z/penalty if z > 0 else z*penalty, for each token in the row's history), temperature, top-k, top-p, min-p.
- * Temperature 0 is greedy. The draw inverts the cumulative distribution over the kept tokens, in the order of their
- * ids, at the uniform number random_uniform(seed, stream, index) (random.h).
+/* Draws one token per row from softmax(z / temperature). Before the draw, these are applied in the order of Hugging
+ * Face transformers: repetition penalty (z/penalty if z > 0 else z*penalty, for each token in the row's history),
+ * temperature, top-k, top-p, min-p. Temperature 0 is greedy. The draw inverts the cumulative distribution over the kept
+ * tokens, in the order of their ids, at the uniform number random_uniform(seed, stream, index) (random.h).
  * logp is computed under softmax(z / temperature) over the whole vocabulary, as in the trainer's forward pass, and at
  * temperature 1 when greedy. kept_logp is computed under the distribution that was sampled from. */
 typedef struct Draw {
@@ -155,8 +156,8 @@ typedef struct Backend {
      * number of weights, the rows of a batch, the widest activation and the padded vocabulary. */
     size_t (*scratch_bytes)(Device *d);
     size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
-    /* The device's measured peak in its dtype, FLOP/s, which the trainers' share of the peak refers to. On a CPU it is
-     * that of the arithmetic units, on a GPU that of large matrix products. */
+    /* The device's measured peak in its dtype, in FLOP/s; the trainers report their speed as a share of it. On a CPU it
+     * is the peak of the arithmetic units, on a GPU that of large matrix products. */
     double (*peak)(Device *d);
     /* Vendor peak for dense matrix products, FLOP/s; 0 if unknown. NULL: always unknown. */
     double (*nominal_peak)(Device *d);
@@ -197,10 +198,10 @@ typedef struct Backend {
     /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);
 
-    /* The gated activation of rows of pre, (N, 2F), which hold gates g and then values u: out[N,F] = f(g) u, where f is
-     * silu(g) = g sigmoid(g) for MLP_SWIGLU and gelu for MLP_GEGLU */
+    /* The gated activation. A row of pre, (N, 2F), holds its F gates g, then its F values u: out[N,F] = f(g) u, where f
+     * is silu(g) = g sigmoid(g) for MLP_SWIGLU and gelu for MLP_GEGLU */
     void (*gate_forward)(Device *d, Acts *out, const Acts *pre, MlpKind kind, int N, int F);
-    /* dpre[N,2F] = dout u f'(g), and then dout f(g) */
+    /* a row of dpre, (N, 2F), is dout u f'(g) in its first half and dout f(g) in its second */
     void (*gate_backward)(Device *d, Acts *dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F);
 
     void (*attention_forward)(Device *d, const Attention *a);

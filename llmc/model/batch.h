@@ -8,7 +8,7 @@
  *   segments   {0,4,0,0}  {4,3,0,4}  {7,2,0,4}
  *   positions  0 1 2 3   4 5 6   4 5
  *
- * A target is a pair (row, token) and asks for the log-probability of `token` after `row`. Several targets may share a
+ * A target is a pair (row, token) and requests the log-probability of `token` after `row`. Several targets may share a
  * row: the prompt's last row predicts the first token of every completion. The head is not computed for other rows.
  *
  * A segment with a prefix comes after the segment that contains the prefix and before the next segment without a

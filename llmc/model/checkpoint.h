@@ -6,8 +6,8 @@
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
  *               [12] position   [13] mlp   [14] 1: the trailer holds a value head   [15] channels of a head (C/H)
  *               [16] 1: the output matrix is a tensor of its own
- *   weights   the tensors of tensors.h's table up to headw, in that order, stacked over layers, with the padding rows of
- *             wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
+ *   weights   the tensors of tensors.h's table up to headw, in that order, stacked over layers, including the padding
+ *             rows of wte: Vp C + T C + L (12 C^2 + 13 C) + 2 C elements for GPT-2
  *   trailer   8 bytes "LLMCTAIL", uint32 version 1, then sections, each
  *               {4 bytes tag, uint32 0, uint64 n, n bytes}
  *             The last section is "SUM ": 8 bytes, the XXH3-64 of all bytes before these 8. The file ends there.
@@ -88,7 +88,7 @@ typedef struct CheckpointReader {
 
 static inline void checkpoint_close(CheckpointReader *c) { reader_close(&c->in); }
 
-/* Error: "parameter data ends at byte 1048576, header (12 layers, 768 channels) needs 497904640". */
+/* Sets an error such as "parameter data ends at byte 1048576, header (12 layers, 768 channels) needs 497904640". */
 static inline bool checkpoint_short(const CheckpointReader *c, const char *what, uint64_t end, Error *e) {
     const uint64_t needed =
         CHECKPOINT_HEADER * sizeof(int32_t) + (uint64_t)gpt2_file_elements(&c->config) * (c->bf16 ? 2 : 4);
@@ -97,8 +97,8 @@ static inline bool checkpoint_short(const CheckpointReader *c, const char *what,
                      (int)c->config.width, (unsigned long long)needed);
 }
 
-/* The format has no place for the constant of a norm, nor for absent biases: it holds layernorm with GPT-2's constant, and
- * all biases. */
+/* Checks that the format can store this model. It has no field for the epsilon of a norm or for absent biases, so it
+ * supports only layernorm with GPT-2's epsilon, and only models with all biases. */
 static inline bool checkpoint_holds(const ModelConfig *c, const char *what, Error *e) {
     if (!c->qkv_bias || !c->bias) return error_set(e, "%s: this format needs a model with biases", what);
     if (c->norm == NORM_LAYER && c->norm_eps == GPT2_NORM_EPS) return true;
@@ -216,7 +216,7 @@ static inline bool checkpoint_sum(CheckpointReader *c, Error *e) {
 }
 
 /* Advances to the next section and returns its tag, or "" at the end, and its size. Skips the rest of the weights or of
- * the current section. The end of a file with a trailer is reached only if its checksum is right. */
+ * the current section. The end of a file with a trailer is reached only if its checksum is correct. */
 static inline bool checkpoint_section(CheckpointReader *c, char tag[5], uint64_t *bytes, Error *e) {
     struct {
         char tag[4];

@@ -1,4 +1,4 @@
-/* config.h - the shape of a model: its sizes, what follows from them, and the checks of a shape that comes from a file.
+/* config.h - a model's configuration: its sizes, the sizes derived from them, and validation.
  *
  *     ModelConfig c = gpt2_config(12, 12, 768, 50257, 1024);
  *     if (!model_config_check(&c, "model", &e)) return false;
@@ -49,10 +49,11 @@ static inline int32_t model_narrow(const ModelConfig *c) {
     return c->width > model_q_width(c) ? c->width : model_q_width(c);
 }
 
-/* Channels of the MLP's first product: F, or gates and values, 2F. */
+/* Channels of the MLP's first product: F, or 2F for gates and values. */
 static inline int32_t model_fc_width(const ModelConfig *c) { return c->mlp == MLP_GELU ? c->hidden : 2 * c->hidden; }
 
-/* Channels of the gradient of a gated activation, which cannot be computed in place; 0 for GELU, whose can. */
+/* Channels of the gradient of a gated activation, which cannot be computed in place; 0 for GELU, whose gradient can
+ * be. */
 static inline int32_t model_dact(const ModelConfig *c) { return c->mlp == MLP_GELU ? 0 : c->hidden; }
 
 /* Channels of the widest activation of a layer. */
@@ -81,8 +82,9 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
     return c;
 }
 
-/* Is this a model that can be built? `what` (a file or option) begins the message. Every size read from a file is
- * checked here before anything is allocated; the bounds keep all products of two sizes within 62 bits. */
+/* Checks that a model of this configuration can be built. `what` (a file or option) begins the message. Every size read
+ * from a file is checked here before anything is allocated; the bounds keep all products of two sizes within 62
+ * bits. */
 static inline bool model_config_check(const ModelConfig *c, const char *what, Error *e) {
     const struct {
         const char *name;
@@ -141,23 +143,23 @@ static inline bool gpt2_config_descriptor(const char *text, ModelConfig *c, bool
     return true;
 }
 
-/* ---- what a model is used with --------------------------------------------------------------------------------- */
+/* ---- compatibility of models and data --------------------------------------------------------------------------- */
 
-/* Checks that the data `name` has no tokens beyond the model's. vocab: the data's. */
+/* Checks that the data `name` has no tokens outside the model's vocabulary. vocab: the data's vocabulary size. */
 static inline bool model_fits_data(const ModelConfig *c, const char *name, int32_t vocab, Error *e) {
     return vocab <= c->vocab ||
            error_set(e, "%s: its vocabulary of %d does not fit the model's %d", name, vocab, c->vocab);
 }
 
-/* Checks that the model of the file `name` takes all tokens of `other`, a model or a shard with this vocabulary. */
+/* Checks that the model of the file `name` has all tokens of `other`, a model or a shard with this vocabulary. */
 static inline bool model_fits_vocab(const ModelConfig *c, const char *name, int32_t vocab, const char *other,
                                     Error *e) {
     return c->vocab >= vocab ||
            error_set(e, "%s: its vocabulary of %d does not fit %s's %d", name, c->vocab, other, vocab);
 }
 
-/* Checks that the model of the file `name` has positions for the longest prompt with its completion. longest:
- * tokens. */
+/* Checks that the model of the file `name` has enough positions for the longest prompt with its completion. longest:
+ * their tokens. */
 static inline bool model_fits_length(const ModelConfig *c, const char *name, int32_t longest, Error *e) {
     return c->context >= longest ||
            error_set(e, "%s: its context of %d is shorter than the longest prompt with its completion, %d", name,

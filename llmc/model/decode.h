@@ -1,4 +1,5 @@
-/* decode.h - a step of cached decoding: new tokens of any number of sequences in, one drawn token after each.
+/* decode.h - a step of cached decoding, which runs new tokens of any number of sequences and draws one token after
+ * each.
  *
  *     DecodeStep step = {.slot = slot, .stream = stream, .index = position, .token = token, .logp = logp};
  *     model_decode(&model, &work, &kv, &batch, how, &step);
@@ -27,8 +28,8 @@ typedef struct DecodeStep {
     float *kept_logp; /* (R) result, or NULL */
 } DecodeStep;
 
-/* Runs the batch's rows (batch.h describes how segments refer to cache rows), stores their keys and values in the
- * cache, and gathers the input of the head of each target row. */
+/* Runs the batch's rows (batch.h describes how segments refer to rows of the cache), stores their keys and values in
+ * the cache, and gathers the input of the head of each target row. */
 static inline void decode_rows(const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
                                const DecodeStep *step) {
     assert(batch->rows <= w->rows && batch->targets <= w->targets && batch->segments <= w->segments);

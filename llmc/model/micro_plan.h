@@ -1,6 +1,6 @@
 /* micro_plan.h - division of a step's items into micro-batches.
  *
- * An item is whatever is never split: a record, a pair, a completion. A plan is made from the sizes of the items,
+ * An item is a unit that is never split: a record, a pair, a completion. A plan is made from the sizes of the items,
  * before anything is packed, so a trainer knows the number of its micro-batches before it runs the first one. Items are
  * taken in order, as many per micro-batch as its capacity allows:
  *
@@ -21,7 +21,7 @@
 #include "../base/error.h" /* xmalloc, xrealloc */
 #include "batch.h"         /* Batch */
 
-/* The part of a batch that an item takes. */
+/* The space that an item takes up in a batch. */
 typedef struct BatchSize {
     int64_t rows, targets, segments;
 } BatchSize;
@@ -30,7 +30,7 @@ typedef struct MicroPlan {
     int32_t micros;        /* number of micro-batches */
     int32_t *first;        /* (micros + 1) micro-batch m holds items first[m] ... first[m+1]-1 */
     int32_t capacity;      /* of first */
-    BatchSize limit, used; /* of a micro-batch, of the last one */
+    BatchSize limit, used; /* limit: of a micro-batch; used: by the last one */
 } MicroPlan;
 
 static inline void micro_plan_free(MicroPlan *p) {
@@ -39,7 +39,7 @@ static inline void micro_plan_free(MicroPlan *p) {
 }
 
 /* Begins an empty plan for micro-batches of b's capacity. Items are numbered from `start`. The memory of an earlier
- * plan is used again. */
+ * plan is reused. */
 static inline void micro_plan_begin(MicroPlan *p, const Batch *b, int32_t start) {
     p->micros = 0;
     p->limit = (BatchSize){b->rows_max, b->targets_max, b->segments_max};

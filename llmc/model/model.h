@@ -146,7 +146,7 @@ static inline void model_upload(const Model *m, size_t at, const float *host, si
 
 enum { MODEL_CHUNK = 1 << 20 }; /* elements copied through the host at a time */
 
-/* A part of an array over all parameters: elements at ... at+n-1, for which there is host[n]. */
+/* A part of an array over all parameters: elements at ... at+n-1, with a host buffer host[n]. */
 typedef struct ModelChunk {
     size_t at, n;
     float *host;

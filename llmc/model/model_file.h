@@ -43,7 +43,7 @@ static inline void model_file_free(ModelFile *f) {
     *f = (ModelFile){0};
 }
 
-/* Uploads elements [at, at + n) of an array over all parameters, as far as they are in this rank's slices. */
+/* Uploads those of elements [at, at + n) of an array over all parameters that are in this rank's slices. */
 static inline void model_put_slices(const Model *m, const Optimizer *o, Floats *to, size_t at, const float *host,
                                     size_t n) {
     for (int i = 0; i < o->slices; i++) {
@@ -85,9 +85,8 @@ static inline bool model_read_head(CheckpointReader *r, const Model *m, const Op
     return ok;
 }
 
-/* Reads an array over all parameters from the file to `to`, of which this rank keeps its slices: moments or master
- * weights. to: NULL for the masters of a device that has none; they become its weights. what: the array's name in
- * messages. */
+/* Reads an array over all parameters, moments or master weights, from the file and stores this rank's slices in `to`.
+ * to: NULL for the masters of a device that has none; they become its weights. what: the array's name in messages. */
 static inline bool model_read_array(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to, uint64_t bytes,
                                     const char *what, Error *e) {
     if (bytes != m->parameters * sizeof(float))
@@ -248,7 +247,8 @@ static inline bool model_put_text(CheckpointWriter *w, const char *tag, const vo
     return !text || (checkpoint_begin_section(w, tag, bytes, e) && checkpoint_put(w, text, bytes, e));
 }
 
-/* Takes part in the model_save() of a training state, on ranks that do not write. */
+/* Called instead of model_save() on the ranks that do not write a training state: takes part in its collective
+ * calls. */
 static inline bool model_save_beside(const Model *m, const Optimizer *o, Error *e) {
     return !o->sharded || (model_collect(NULL, m, o, o->m, e) && model_collect(NULL, m, o, o->v, e) &&
                            (!o->master || model_collect(NULL, m, o, o->master, e)));

@@ -26,7 +26,8 @@ static inline void model_text_close(ModelText *t) {
     *t = (ModelText){0};
 }
 
-/* name: file name, for messages. A file with a tokenizer but no chat template gets the template "plain". */
+/* Reads the tokenizer and the chat template of f. name: file name, for messages. A file with a tokenizer but no chat
+ * template gets the template "plain". */
 static inline bool model_text_open(ModelText *t, const ModelFile *f, const char *name, Error *e) {
     Error inner;
     *t = (ModelText){.stop = -1};
@@ -43,7 +44,7 @@ static inline bool model_text_open(ModelText *t, const ModelFile *f, const char 
     return true;
 }
 
-/* The tokens as text, or their numbers if there is no tokenizer. The caller frees the result. */
+/* Returns the tokens as text, or as a list of ids if there is no tokenizer. The caller frees the result. */
 static inline char *model_text_decode(const ModelText *t, const int32_t *ids, int32_t n, bool specials) {
     TextBuffer out = {0};
     if (t->present) {

@@ -7,9 +7,9 @@
  *     if (r.skipped) skipped++;                                 // the gradient was not finite: no weight was changed
  *
  * Several ranks can distribute the optimizer state (the model's share.zero is 1 or 2, see dist.h). Each rank then
- * updates only its slices of the tensors and keeps only their moments, one slice after another. With 2 it also keeps
- * the summed gradients of its slices of the layers. dist.h then performs a step in parts: it computes the norm over all
- * ranks, updates the slices and sends the weights to all ranks.
+ * updates only its slices of the tensors and keeps only their moments, stored one slice after another. With 2 it also
+ * keeps the summed gradients of its slices of the layers. dist.h then performs a step in parts: it computes the norm
+ * over all ranks, updates the slices and sends the weights to all ranks.
  *
  * Weight decay is decoupled and applies to matrices only (column `decay` in tensors.h). Defaults are TRL's: betas 0.9
  * and 0.999, eps 1e-8, decay 0, clipping at 1.
@@ -148,7 +148,7 @@ static inline void optimizer_configure(Optimizer *o, double beta1, double beta2,
     o->max_grad_norm = max_grad_norm;
 }
 
-/* Forgets the moments that a training state contained, for a run that only begins with its weights. */
+/* Discards the moments of a training state, for a run that starts only from its weights. */
 static inline void optimizer_reset(Optimizer *o, const Model *m) {
     m->backend->zero(m->device, o->m, o->count * sizeof(float));
     m->backend->zero(m->device, o->v, o->count * sizeof(float));

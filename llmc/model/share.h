@@ -1,13 +1,13 @@
-/* share.h - the part of the training state that one process of several holds.
+/* share.h - the part of the training state that one of several ranks holds.
  *
  * An array is distributed over the ranks by one rule, share_slice(): every rank gets the same number of elements, a
- * multiple of SHARE_ALIGN, and the last rank also gets the remainder. An array shorter than that belongs to the last
- * rank alone.
+ * multiple of SHARE_ALIGN, and the last rank also gets the remainder. An array with fewer than SHARE_ALIGN elements per
+ * rank belongs to the last rank alone.
  *
  *     size_t first, count;
  *     share_slice(n, rank, ranks, &first, &count);      // this rank owns elements [first, first + count)
  *
- * This header is seen by nvcc: it stays in the common subset of C and C++.
+ * nvcc compiles this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_MODEL_SHARE_H
 #define LLMC_MODEL_SHARE_H

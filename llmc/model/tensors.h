@@ -5,7 +5,7 @@
  * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
  *
  * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it. `stream`
- * numbers the random values of a new model's tensor; it never changes, so that a seed keeps its model.
+ * numbers the random values of a new model's tensor; it never changes, so that a seed always gives the same model.
  *
  *     TensorInfo t[TENSOR_COUNT];
  *     size_t parameters = model_tensors(&config, t);       // t[TENSOR_qkvw].offset, ...

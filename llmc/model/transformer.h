@@ -5,12 +5,12 @@
  *              fch = ln2 Wfc^T + b            x' = x2 + activation(fch) Wproj^T + b
  *   head:      z = norm(x) U^T                value = norm(x) . valuew + valueb   (if there is a value head)
  *
- * The configuration decides about layernorm or RMSNorm, GELU or a gated activation, biases or none, and whether the
- * output matrix U is that of the embeddings.
+ * The configuration selects layernorm or RMSNorm, GELU or a gated activation, and biases or none, and determines
+ * whether the output matrix U is the embedding matrix.
  *
  * A batch is packed (batch.h). The head runs only on its target rows, and logits never exist for the whole batch. A
- * method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values of R
- * targets and returns their gradients.
+ * training method exchanges only small host arrays with the model: it gets the log-probabilities, entropies and values
+ * of R targets and returns their gradients.
  *
  *     model_forward(&model, &work, &batch, 1.0f, &out);         // out.logp[R], out.entropy[R], out.value[R]
  *     loss = objective(out.logp, batch.targets, dlogp);        // any objective
@@ -19,7 +19,8 @@
  * An objective whose dlogp does not depend on logp (maximum likelihood) uses model_forward_backward(), which computes
  * the head's logits once instead of twice.
  *
- * The four linear layers of a layer are a table, MODEL_LINEARS; forward and backward go through it.
+ * The four linear layers of a transformer layer are listed in the table MODEL_LINEARS, which the forward and the
+ * backward pass both use.
  */
 #ifndef LLMC_MODEL_TRANSFORMER_H
 #define LLMC_MODEL_TRANSFORMER_H
@@ -62,7 +63,7 @@ static inline const LinearInfo *model_linear(int linear) {
     return &info[linear];
 }
 
-/* Linear layer `linear` of layer l over N rows. */
+/* Runs linear layer `linear` of layer l on N rows. */
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
@@ -71,7 +72,7 @@ static inline void linear_forward(const Model *m, const Workspace *w, int linear
         m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL, N, (int)t->columns, (int)t->rows);
 }
 
-/* Its backward pass: dinput = doutput weight, and the gradients of weight and bias. */
+/* The backward pass of linear_forward(): dinput = doutput weight, and the gradients of weight and bias. */
 static inline void linear_backward(const Model *m, const Workspace *w, int linear, int l, int N, Acts *dinput,
                                    const Acts *doutput) {
     const LinearInfo *i = model_linear(linear);
@@ -107,7 +108,7 @@ static inline Norm model_norm(const Model *m, const Workspace *w, ModelNorm whic
                   .db = m->grads ? model_grad(m, of[which].b, l) : NULL};
 }
 
-/* Norm `which` of layer l: of x, or of x + delta, which is stored in sum. */
+/* Computes norm `which` of layer l of x, or of x + delta, which is stored in sum. */
 static inline void norm_forward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, const Acts *x,
                                 const Acts *delta, Acts *sum) {
     Norm n = model_norm(m, w, which, l, N);
@@ -117,7 +118,7 @@ static inline void norm_forward(const Model *m, const Workspace *w, ModelNorm wh
     m->backend->norm_forward(m->device, &n);
 }
 
-/* Its backward pass: dx += the gradient of x, whose norm has the gradient dout. */
+/* The backward pass of norm_forward(): adds the gradient of x to dx. dout: the gradient of the norm's output. */
 static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, Acts *dx,
                                  const Acts *dout, const Acts *x) {
     Norm n = model_norm(m, w, which, l, N);
@@ -127,7 +128,7 @@ static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm w
     m->backend->norm_backward(m->device, &n);
 }
 
-/* The activation of layer l's MLP. */
+/* Computes the activation of layer l's MLP. */
 static inline void activation_forward(const Model *m, const Workspace *w, int l, int N) {
     const int F = m->config.hidden;
     Acts *act = work_acts(w, WORK_act, l), *pre = work_acts(w, WORK_fch, l);
@@ -166,8 +167,8 @@ static inline Attention model_attention(const Model *m, const Workspace *w, cons
     return a;
 }
 
-/* A layer from ln1 to the activation: everything except its last product. With a cache, keys and values are stored in
- * it and read from it. */
+/* Runs a layer from ln1 to the activation: everything except its last product. With a cache, keys and values are stored
+ * in it and read from it. */
 static inline void model_layer(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv, int l) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -387,8 +388,8 @@ static inline void model_log_square(const Model *m, const Workspace *w, const Ba
     for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
 }
 
-/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice
- * that. */
+/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice as
+ * many. */
 static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
     const double C = c->width, Q = model_qkv_width(c), A = model_q_width(c), F = c->hidden;
     return 2 * (rows * c->layers * (C * Q + C * A + C * model_fc_width(c) + F * C) + targets * C * c->padded_vocab +

@@ -79,7 +79,7 @@ typedef struct Workspace {
     int recompute;
     void *arena;
     size_t bytes;
-    size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride from layer to layer, 0 if all layers share one */
+    size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride: between layers, 0 if all layers share one */
     /* NEFTune: noise_scale[N] on the host, or NULL for no noise; noise_stream identifies the step */
     const float *noise_scale;
     uint64_t noise_seed, noise_stream;
@@ -129,7 +129,8 @@ static inline void workspace_free(Workspace *w, const Model *m) {
     *w = (Workspace){0};
 }
 
-/* Layer l of an item, for WORK_ITEM of the table; by kind: work_acts(), work_floats(), work_ints(). */
+/* Returns one layer of an item of the table. item: WORK_ and its name. Typed: work_acts(), work_floats(),
+ * work_ints(). */
 static inline void *work_item(const Workspace *w, int item, int layer) {
     return (char *)w->arena + w->offset[item] + w->stride[item] * (size_t)layer;
 }
@@ -152,7 +153,7 @@ static inline Acts *work_x3(const Workspace *w, int l) {
 /* Keys and values of earlier tokens: `rows` cache rows per layer. */
 typedef struct KVCache {
     int rows;
-    Acts *k, *v; /* (L, rows, KC) */
+    Acts *k, *v; /* (L, rows, model_kv_width()) */
 } KVCache;
 
 static inline size_t kv_bytes(const ModelConfig *c, const Backend *b, int rows) {
