@@ -1,18 +1,18 @@
 /* attention.h - blocked attention over segments with shared prefixes, for the processor, in float32.
  *
- * Brings together attention_forward.h and attention_backward.h, which divide their work by attention_strip.h, and owns
- * kv_store of backend.h. On this device Acts and Floats are float arrays and Ints int32 arrays. Softmax is computed
- * over blocks of keys, so no array grows with the square of the length. Nothing is allocated: all scratch memory is on
- * the thread's stack, at most 0.4 MB.
+ * Includes attention_forward.h and attention_backward.h, which divide their work as attention_strip.h describes, and
+ * implements kv_store of backend.h. On this device Acts and Floats are float arrays and Ints int32 arrays. Softmax is
+ * computed over blocks of keys, so no array grows with the square of the length. Nothing is allocated: all scratch
+ * memory is on the thread's stack, at most 0.4 MB.
  *
  * A result does not depend, to the last bit, on the other segments of the batch, on its place in the batch or on the
  * number of threads, because the order of every sum depends on the query's own segment alone.
  *
- * Refuses (assert): heads of more than 1024 channels; in the backward pass also keys that are not rows of the batch,
- * and a prefix outside the segment's family.
+ * Not supported (assert): heads of more than 1024 channels; in the backward pass, also keys that are not rows of the
+ * batch, and a prefix outside the segment's family.
  *
- * To reach the processor's speed, compile with -O3 -ffp-contract=fast (without it, gcc generates no fused multiply-add
- * in -std=c11).
+ * To reach the processor's speed, compile with -O3 -ffp-contract=fast (without it, gcc generates no fused multiply-adds
+ * with -std=c11).
  */
 #ifndef LLMC_CPU_ATTENTION_H
 #define LLMC_CPU_ATTENTION_H
@@ -22,7 +22,7 @@
 #include <string.h>
 
 /* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels. Rows whose slot is -1 are not stored. All other
- * slots are different. */
+ * slots must be distinct. */
 static inline void cpu_kv_store(Device *device, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                                 const Ints *slot, int N, int KC) {
     (void)device;

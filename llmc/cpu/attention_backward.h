@@ -1,13 +1,13 @@
 /* attention_backward.h - the backward pass of attention: gradients of queries, keys and values.
  *
- * Owns attention_backward of backend.h. Probabilities are computed again from the scores and the log of the denominator
- * that the forward pass kept, block by block (FlashAttention: Dao et al. 2022, alg. 4):
+ * Implements attention_backward of backend.h. Probabilities are recomputed from the scores and the log of the
+ * denominator that the forward pass kept, block by block (FlashAttention: Dao et al. 2022, alg. 4):
  *
  *   P = e^(S - lse),  dP = dO V^T,  dS = P (dP - delta),  delta = sum_d dO O
  *   dV = P^T dO,      dK = dS^T Q,  dQ = dS K
  *
- * One thread computes a family (a prefix with the segments that share it) and key head, so that no two threads add to
- * the same gradient.
+ * One thread computes one key head of one family (a prefix with the segments that share it), so that no two threads add
+ * to the same gradient.
  */
 #ifndef LLMC_CPU_ATTENTION_BACKWARD_H
 #define LLMC_CPU_ATTENTION_BACKWARD_H

@@ -1,8 +1,8 @@
 /* attention_forward.h - the forward pass of attention: outputs and the log of each softmax's denominator.
  *
- * Owns attention_forward of backend.h, in training and in decode. Softmax is computed online over blocks of keys: a
- * running maximum and denominator for each lane, and outputs that are rescaled when the maximum grows (Milakov and
- * Gimelshein 2018; FlashAttention: Dao et al. 2022, alg. 1).
+ * Implements attention_forward of backend.h, for training and for decode. Softmax is computed online over blocks of
+ * keys: a running maximum and denominator for each lane, and outputs that are rescaled when the maximum grows (Milakov
+ * and Gimelshein 2018; FlashAttention: Dao et al. 2022, alg. 1).
  *
  * If a segment has very few lanes (one in decode), its own keys are processed differently: as dot products along the
  * channels, which run at the speed of memory. The choice depends on the segment alone.
@@ -260,7 +260,8 @@ static inline void cpu_attention_forward(Device *device, const Attention *a) {
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
     {
-        /* A task is a range of parts of a strip. Each thread goes through the strips up to the task of its ticket. */
+        /* A task is a range of parts of a strip. Each thread advances through the strips to the task that its ticket
+         * names. */
         CpuStrips w = cpu_strips(a, 0, a->segments);
         int64_t passed = 0, ticket;
         for (bool more = cpu_strips_next(&w); more;) {

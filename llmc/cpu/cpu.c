@@ -4,13 +4,13 @@
  *   norm.h        row-wise operations
  *   attention.h   blocked attention over segments with shared prefixes
  *   head.h        log-probabilities, entropy, sampling
- *   peak.h        the arithmetic peak that the trainers' shares refer to
+ *   peak.h        the arithmetic peak that the trainers compare their speed with
  *
  * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
  * its one public function, and links all of them into every program; cpu.h chooses at run time.
  *
  * Storage is float32 throughout (weight_size = act_size = 4): --dtype bf16 only changes the arithmetic of the matrix
- * products. All cores that OpenMP gives are used; OMP_NUM_THREADS sets their number.
+ * products. All threads that OpenMP provides are used; OMP_NUM_THREADS sets their number.
  */
 #include "../base/error.h"      /* error_set, Error, xcalloc */
 #include "../model/backend.h"   /* Weights, Acts, Floats, Backend, ... */
@@ -59,7 +59,7 @@ static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(
 
 static inline void *cpu_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     (void)d;
-    /* the kernel would promise more than there is, and kill the process when it is used */
+    /* Linux would grant more memory than the machine has, and kill the process when it uses it */
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     void *memory = bytes > machine ? NULL : aligned_alloc(64, (bytes + 64) / 64 * 64);
     if (!memory) error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
@@ -160,7 +160,7 @@ static inline void cpu_value_backward(Device *d, Acts *dh_, Floats *dw_, Floats 
     for (int r = 0; r < R; r++) *(float *)db += dvalue[r];
 }
 
-/* In fixed parts of 64 Ki elements, added in order: the same whatever the number of threads. */
+/* Sums fixed parts of 64 Ki elements and adds them in order, so the result does not depend on the number of threads. */
 static inline double cpu_square_sum(Device *d, const Floats *x_, size_t n) {
     enum { PART = 1 << 16 };
     const float *x = (const float *)x_;

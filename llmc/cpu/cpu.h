@@ -1,8 +1,8 @@
 /* cpu.h - the CPU backend's table, for the instruction set of this machine.
  *
  * cpu.c is compiled once per instruction set (x86-64-v3; AVX-512; AVX-512 with bfloat16), and all of them are linked
- * into every program. backend_cpu() returns the best one that this processor has. It follows oneDNN's choice, so that
- * ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, AVX512_CORE_BF16, ...) limits both, which is how the tests cover older
+ * into every program. backend_cpu() returns the best one that this processor supports. It follows oneDNN's choice, so
+ * that ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, AVX512_CORE_BF16, ...) limits both, which is how the tests cover older
  * processors.
  *
  *     const Backend *b = backend_cpu();
@@ -16,8 +16,8 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
-/* About what oneDNN's compiled kernels, their scratch memory and the stacks of the threads take; twice that in
- * bfloat16, which has more of them. scratch_predict() includes it. */
+/* Approximate memory of oneDNN's compiled kernels, their scratch memory and the threads' stacks. In bfloat16 there are
+ * more kernels and it is twice as much. scratch_predict() includes it. */
 enum { CPU_CODE_BYTES = 10 << 20 };
 
 const Backend *backend_cpu_v3(void);

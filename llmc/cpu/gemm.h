@@ -6,13 +6,13 @@
  *
  * Weights are packed into oneDNN's own blocked layout once per update and kept. `packs` finds them by address, and
  * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are
- * rounded before each product. Sums, outputs and everything else stay float32, so no other operation is aware of
- * bfloat16. Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on,
- * where sgemm, which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
+ * rounded before each product. Sums, outputs and everything else stay float32, so bfloat16 affects no other operation.
+ * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
+ * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
  * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are
- * made in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), terms of a sum
- * are padded. Scratch memory of the primitives is one buffer of the device, so that it is counted.
+ * computed in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), and the
+ * terms of a sum are padded. The primitives share one scratch buffer owned by the device, so that it is counted.
  */
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
@@ -36,7 +36,7 @@ typedef struct GemmPlan {
 
 typedef struct GemmPack {
     const float *from;
-    size_t count; /* floats there */
+    size_t count; /* floats at `from` */
     GemmKind kind;
     dnnl_memory_desc_t layout;
     dnnl_memory_t memory;
@@ -56,7 +56,7 @@ struct Device {
     int plan_count;
     GemmPack *packs;
     int pack_count;
-    uint8_t *scratchpad; /* of oneDNN's primitives */
+    uint8_t *scratchpad; /* scratch memory of oneDNN's primitives */
     size_t scratchpad_count;
     uint16_t *half[2]; /* operands rounded to bfloat16 */
     size_t half_count[2];
@@ -64,7 +64,7 @@ struct Device {
     size_t logits_count;
     float *partial; /* sums of parts, added in a fixed order */
     size_t partial_count;
-    float *work; /* sampling: two rows of the vocabulary a thread */
+    float *work; /* sampling: two rows of the vocabulary per thread */
     size_t work_count;
     size_t alive; /* bytes of packs and scratch */
 };
@@ -92,8 +92,8 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
     return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
 }
 
-/* Is a pass over this many elements worth waking the other threads? Waking them takes a few microseconds, and on a
- * machine whose cores are busy a time slice. */
+/* Returns whether a pass over this many elements is worth waking the other threads. Waking them takes a few
+ * microseconds, or a time slice on a machine whose cores are busy. */
 static inline bool cpu_worth(size_t elements) { return elements > 16384; }
 
 /* Elementwise passes use blocks of this size. A thread's part then begins at a vector boundary, and the number of
@@ -187,7 +187,7 @@ static inline GemmPlan *gemm_plan(Device *d, GemmKind kind, int N, int M, int K,
     }
 }
 
-/* The weights w, [M,K] for NT and [K,M] for NN, in the plan's layout. */
+/* Returns the weights w, [M,K] for NT and [K,M] for NN, in the plan's layout. */
 static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
@@ -251,15 +251,16 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
  * bound by memory bandwidth; 16 rows are already bound by arithmetic. */
 static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
-/* A batch of any length is made of few plans, each of which holds some 100 KB of code: rows of the result go by blocks
- * of 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads weights
- * once. */
+/* A batch of any length uses few plans, each of which holds some 100 KB of code: rows of the result are computed in
+ * blocks of 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads
+ * weights once. */
 static inline int gemm_block(int N, int rows_left) {
     if (N <= 256 || rows_left <= 128) return rows_left;
     return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
 }
 
-/* Terms of a sum over rows, rounded up to an eighth of a power of two, 64 at least; zeros are added to the sum. */
+/* The number of terms of a sum over N rows, rounded up to an eighth of a power of two and at least 64; the added terms
+ * are zeros. */
 static inline int gemm_terms(int N) {
     int step = 64;
     while (step * 16 < N) step *= 2;

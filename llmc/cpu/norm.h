@@ -1,6 +1,7 @@
-/* norm.h - the processor's row-wise operations: embedding, layernorm and RMSNorm, residual, GELU and gates, gather and scatter, noise.
+/* norm.h - row-wise operations on the CPU: embedding, layernorm and RMSNorm, residual, GELU and gates, gather and
+ * scatter, noise.
  *
- * All are bound by memory: each reads and writes a row once, and operations are fused if that saves a pass. A sum over
+ * All are memory-bound: each reads and writes a row once, and operations are fused if that saves a pass. A sum over
  * rows is computed by threads that own columns and add the rows in order, or in NORM_PARTS fixed parts that are added
  * in order. Results therefore do not depend on the number of threads.
  */

@@ -1,15 +1,15 @@
 /* peak.h - the arithmetic peak of this processor, measured.
  *
  * A share of the peak is only worth printing if it cannot exceed 100 % and does not depend on how busy the machine was
- * in the milliseconds of one measurement. So the peak is that of the arithmetic itself, on operands that never leave
- * the registers, which no matrix product can exceed:
+ * in the milliseconds of one measurement. Therefore only the arithmetic itself is measured, on operands that never
+ * leave the registers. No matrix product can exceed that rate:
  *
  *   float32   fused multiply-adds of this instruction set
  *   bf16      AMX tiles (tdpbf16ps) or, without AMX, dot products of pairs (vdpbf16ps), or the float32 figure if larger
  *
- * It is the best of several short measurements, and of those of earlier runs on the same processor with the same number
- * of threads, which are kept in $XDG_CACHE_HOME/llmc-peak (~/.cache/llmc-peak): one line per setting, "GFLOP/s dtype
- * isa threads processor". A cache that cannot be read or written is as good as none.
+ * The peak is the best of several short measurements and of those of earlier runs on the same processor with the same
+ * number of threads, which are stored in $XDG_CACHE_HOME/llmc-peak (~/.cache/llmc-peak): one line per setting, "GFLOP/s
+ * dtype isa threads processor". A cache that cannot be read or written is ignored.
  */
 #ifndef LLMC_CPU_PEAK_H
 #define LLMC_CPU_PEAK_H
@@ -28,7 +28,7 @@
 enum { PEAK_CHAINS = 12, PEAK_REPEATS = 8, PEAK_STEPS = 200000, PEAK_TILE_STEPS = 20000 };
 
 /* Each of these runs its steps on the calling thread, stores a value that depends on all of them, and returns the
- * floating-point operations that it made. */
+ * number of floating-point operations that it executed. */
 static inline double peak_fma(volatile float *sink) {
     CpuVec x[PEAK_CHAINS];
     const float a = *sink;
@@ -145,12 +145,12 @@ static inline bool peak_path(char *path, size_t size) {
     if (cache && *cache) n = snprintf(path, size, "%s", cache);
     else if (home && *home) n = snprintf(path, size, "%s/.cache", home);
     if (n < 0 || (size_t)n + 32 > size) return false;
-    mkdir(path, 0755); /* ~/.cache may not be there yet; the parent is the user's */
+    mkdir(path, 0755); /* ~/.cache may not exist yet; its parent is not created */
     strcpy(path + n, "/llmc-peak");
     return true;
 }
 
-/* The largest figure that the cache has for this setting, GFLOP/s; 0 without one. */
+/* The largest figure in the cache for this setting, in GFLOP/s; 0 if there is none. */
 static inline double peak_cached(const char *path, const char *setting) {
     char line[512];
     double best = 0;

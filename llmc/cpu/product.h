@@ -1,10 +1,10 @@
-/* product.h - products and transposition of small float32 matrices that are in the caches.
+/* product.h - products and transposition of small float32 matrices that fit in the caches.
  *
- * These serve blocks of about 16 to 128 rows and columns inside another operation (attention.h), for which a
- * library call and its packing would cost as much as the product. oneDNN computes large products. The left matrix is
- * read one number at a time and may have any strides, so a transposed one costs nothing. Rows of the right matrix and
- * of the result are contiguous and are read as vectors. Every sum adds its terms in order, whatever the sizes, so the
- * bits of an element do not depend on its place in a block.
+ * They are for blocks of about 16 to 128 rows and columns inside another operation (attention.h), for which a library
+ * call and its packing would cost as much as the product. oneDNN computes large products. The left matrix is read one
+ * number at a time and may have any strides, so a transposed one costs nothing. Rows of the right matrix and of the
+ * result are contiguous and are read as vectors. Every sum adds its terms in order, whatever the sizes, so the bits of
+ * an element do not depend on its place in a block.
  *
  *     cpu_product_set(m, n, depth, a, lda, 1, b, ldb, c, ldc);      // C = A B
  *     cpu_product_add(m, n, depth, a, 1, lda, b, ldb, c, ldc);      // C += A^T B

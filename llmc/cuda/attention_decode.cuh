@@ -233,7 +233,7 @@ template <typename T, int D> static inline void decode_launch(Device *d, const A
 
 /* ---- cache ----------------------------------------------------------------------------------------------------- */
 
-/* Moves W elements at a time; a row of the cache has `words` of them. */
+/* Moves words of W elements; a row of the cache has `words` of them. */
 template <typename T, int W>
 __global__ static void kv_store_kernel(T *__restrict__ cache_k, T *__restrict__ cache_v, const T *__restrict__ k,
                                        const T *__restrict__ v, size_t stride, const int32_t *__restrict__ slot, int N,
@@ -254,8 +254,8 @@ __global__ static void kv_store_kernel(T *__restrict__ cache_k, T *__restrict__ 
     }
 }
 
-/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels. Slot -1: the row is not stored. All other slots
- * must differ. */
+/* cache_k[slot[i]] = k[i], cache_v[slot[i]] = v[i] over KC channels. Rows whose slot is -1 are not stored. All other
+ * slots must be distinct. */
 template <typename T>
 static inline void cuda_kv_store(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                                  const Ints *slot, int N, int KC) {

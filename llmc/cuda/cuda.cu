@@ -3,13 +3,13 @@
  *   common.cuh                       the device, checked errors, scratch memory, reductions
  *   queue.cuh                        deferred operations; a decode step runs as one graph
  *   matmul.cuh                       matrix products through cuBLASLt
- *   norm.cuh  elementwise.cuh   layernorm; embedding, GELU, gather and scatter
+ *   norm.cuh  elementwise.cuh        layernorm and RMSNorm; embedding, GELU, gates, gather and scatter
  *   adamw.cuh                        the optimizer step
  *   attention.cuh                    attention over segments with shared prefixes, and decode
- *   head.cuh  sample.cuh        log-probabilities, entropy and their gradient; sampling
+ *   head.cuh  sample.cuh             log-probabilities, entropy and their gradient; sampling
  *
  * The programs do not link against this library. With --device cuda, device.h opens it and looks up one C symbol,
- * llmc_cuda_backend(). So programs start in a millisecond and also run on machines without CUDA.
+ * llmc_cuda_backend(). Programs therefore start in a millisecond and also run on machines without CUDA.
  *
  * With --dtype bf16, weights and activations are stored as bf16 and the optimizer keeps float32 master weights. With
  * --dtype float32 everything is float32, without TF32. Device memory comes from the driver's stream-ordered pool, which
@@ -246,7 +246,7 @@ static double device_square_sum(Device *d, const Floats *x, size_t n) {
 
 static Backend tables[2]; /* indexed by Dtype; filled by llmc_cuda_backend() */
 
-/* Every batch begins here. Large batches run each operation when it is called. */
+/* Every batch begins with this operation. The operations of large batches run when they are called. */
 template <typename T>
 static void embed_forward_begins(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,
                                  const Ints *position, int N, int C) {

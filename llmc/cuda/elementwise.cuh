@@ -1,4 +1,5 @@
-/* elementwise.cuh - operations that touch each element once: embedding, noise, GELU, gather and scatter.
+/* elementwise.cuh - operations that touch each element once: embedding, noise, GELU and gates, bias, gather and
+ * scatter.
  *
  * All are memory-bound and move 16 bytes per thread when rows and addresses allow it. If several inputs share a
  * destination row (the embedding's gradient, scatter), the block of the first such input finds the others and adds them

@@ -46,8 +46,8 @@ __device__ static inline void norm_output(T *out, const float (&v)[W], const T *
 /* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. RMS: mean and b are not used. */
 template <typename T, int W, int ITEMS, bool RMS>
 __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
-                                      const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                      const T *__restrict__ b, float eps, int N, int C) {
+                                 const T *x, const T *__restrict__ delta, const T *__restrict__ w,
+                                 const T *__restrict__ b, float eps, int N, int C) {
     const int lane = threadIdx.x % 32, i = blockIdx.x * NORM_WARPS + threadIdx.x / 32;
     if (i >= N) return;
     const size_t row = (size_t)i * C;
@@ -81,8 +81,8 @@ __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict_
 /* One block per row of any length. */
 template <typename T, int W, bool RMS>
 __global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
-                                       const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                       const T *__restrict__ b, float eps, int C) {
+                                  const T *x, const T *__restrict__ delta, const T *__restrict__ w,
+                                  const T *__restrict__ b, float eps, int C) {
     const size_t row = (size_t)blockIdx.x * C;
     const T *input = delta ? sum : x;
     float v[W], total = 0, squares = 0;
@@ -112,8 +112,8 @@ template <typename T, int ITEMS, bool RMS>
 static void norm_warps(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta, const T *w,
                        const T *b, float eps, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
-    LAUNCH((norm_warp_kernel<T, W, ITEMS, RMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0, d->stream,
-           sum, out, mean, rstd, x, delta, w, b, eps, N, C);
+    LAUNCH((norm_warp_kernel<T, W, ITEMS, RMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0,
+           d->stream, sum, out, mean, rstd, x, delta, w, b, eps, N, C);
 }
 
 template <typename T, bool RMS> static void norm_forward_of(Device *d, const Norm *n) {
@@ -245,13 +245,13 @@ template <int THREADS> __device__ static inline void block_sum_pair(float &a, fl
 }
 
 /* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout.
- * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. RMS: mean is not used, and the
- * sums for db are not needed. */
+ * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. RMS: mean is not used,
+ * and the sums for db are not written. */
 template <typename T, int W, int ITEMS, int THREADS, bool RMS>
 __global__ void __launch_bounds__(THREADS)
     norm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
-                              const T *__restrict__ x, const float *__restrict__ mean, const float *__restrict__ rstd,
-                              const T *__restrict__ w, int N, int C, int parts) {
+                         const T *__restrict__ x, const float *__restrict__ mean, const float *__restrict__ rstd,
+                         const T *__restrict__ w, int N, int C, int parts) {
     const int part = blockIdx.x;
     const int first = (int)((int64_t)N * part / parts), last = (int)((int64_t)N * (part + 1) / parts);
     float dw[ITEMS][W], db[ITEMS][W];
@@ -309,10 +309,10 @@ __global__ void __launch_bounds__(THREADS)
 
 /* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, in the cache. */
 template <typename T, bool RMS>
-__global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial,
-                                              const T *__restrict__ dout, const T *__restrict__ x,
-                                              const float *__restrict__ mean, const float *__restrict__ rstd,
-                                              const T *__restrict__ w, int N, int C, int parts) {
+__global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
+                                         const T *__restrict__ x, const float *__restrict__ mean,
+                                         const float *__restrict__ rstd, const T *__restrict__ w, int N, int C,
+                                         int parts) {
     const int part = blockIdx.x;
     const int first = (int)((int64_t)N * part / parts), last = (int)((int64_t)N * (part + 1) / parts);
     float *pw = partial + (size_t)part * 2 * C, *pb = pw + C;

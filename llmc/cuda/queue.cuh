@@ -1,7 +1,7 @@
 /* queue.cuh - deferred operations: those of a decode step run as one CUDA graph.
  *
- * A decode step of a small model is about a hundred kernels of a few microseconds each: launching them one by one costs
- * more than their computation. So the functions of the backend's table only record the operation and its arguments.
+ * A decode step of a small model is about a hundred kernels of a few microseconds each: launching them one by one takes
+ * longer than running them. Therefore the functions of the backend's table only record the operation and its arguments.
  * When the caller waits for a result, the operations recorded since the last wait form one byte string, which is the
  * key of a graph:
  *
@@ -14,9 +14,9 @@
  * Uploads are part of the sequence: they are copied into pinned memory when they are requested, at an offset that is
  * reset to 0 after each wait and is therefore the same in each step.
  *
- * A graph does not pay for batches of more than QUEUE_ROWS rows: from embed_forward() on, their operations run at once.
- * In both modes one pattern is fused: linear_backward followed by gelu_backward of its dx runs as one product with an
- * epilogue.
+ * Graphs do not pay off for batches of more than QUEUE_ROWS rows: from embed_forward() on, the operations of such a
+ * batch run at once. In both modes one pattern is fused: linear_backward followed by gelu_backward of its dx runs as
+ * one product with an epilogue.
  */
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH

@@ -2,15 +2,15 @@
  * in the order of backend.h. The same uniform number as on the CPU is inverted over the kept tokens in the order of
  * their ids.
  *
- * Nothing is sorted and nothing is written back. A block has one row of logits and reads it several times from the
- * cache. Each time it recomputes y = logit / temperature, penalised if the token is marked in a bit map. The tokens
+ * Nothing is sorted and nothing is written back. A block processes one row of logits and reads it several times from
+ * the cache. Each time it recomputes y = logit / temperature, penalised if the token is marked in a bit map. The tokens
  * that top-k and top-p keep are all within some distance of the maximum y. That distance is found by radix selection on
  * its bits, in steps of 11 + 10 + 10 bits: build a histogram of the weights, find the bin in which the wanted weight is
  * reached, and repeat within this bin. A token weighs 1 for top-k. For top-p it weighs e^(y - max) as an integer in
  * units of 2^-40, so that atomic additions in any order give the same sum. Tokens at the same distance are kept or
  * dropped together.
  *
- * Launches have few rows of a wide vocabulary: a block has 1024 threads and uses 16 KiB of shared memory for the
+ * A launch has few rows and a large vocabulary, so a block has 1024 threads and uses 16 KiB of shared memory for the
  * histogram and V / 8 bytes for the bit map.
  */
 #ifndef LLMC_CUDA_SAMPLE_CUH
@@ -290,8 +290,8 @@ template <typename T> static inline void cuda_sample(Device *d, const Draw *a) {
     if (!z) return;
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        cuda_matmul_nt<T, float>(d, z, (const T *)a->h + (size_t)first * C, (const T *)a->weight, aligned_rows(n), Vp, C,
-                                 1, 0);
+        cuda_matmul_nt<T, float>(d, z, (const T *)a->h + (size_t)first * C, (const T *)a->weight, aligned_rows(n), Vp,
+                                 C, 1, 0);
         sample_launch(d, a, first, n, z);
     }
 }

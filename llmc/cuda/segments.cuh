@@ -1,13 +1,14 @@
 /* segments.cuh - work distribution for attention kernels: the segments of a packed batch are stored on the device.
  *
- * The host knows how many rows and segments a batch has, but not how long each segment is. So a grid has as many blocks
- * as a batch of this size can have strips (strips_most), and each block looks up its own strip. Strips have `size` rows
- * and are counted segment by segment, the last strip of a segment first because it sees the most keys. Blocks beyond
- * the last strip return at once. Nothing is copied to the host, and a captured graph stays valid for any segments.
+ * The host knows how many rows and segments a batch has, but not how long each segment is. Therefore a grid has as many
+ * blocks as a batch of this size can have strips (strips_most()), and each block looks up its own strip. Strips have
+ * `size` rows and are counted segment by segment, the last strip of a segment first because it sees the most keys.
+ * Blocks beyond the last strip return at once. Nothing is copied to the host, and a captured graph stays valid for any
+ * segments.
  *
- * The keys of a query are numbered 0, 1, ...: first its prefix, then its own segment's keys. So a single bound defines
- * what a query sees: query i of a segment sees keys 0 .. prefix_len + past + i (batch.h). A tile of keys may cross the
- * border between prefix and segment.
+ * The keys of a query are numbered 0, 1, ...: first its prefix, then its own segment's keys. A single bound therefore
+ * defines what a query sees: query i of a segment sees keys 0 .. prefix_len + past + i (batch.h). A tile of keys may
+ * cross the border between prefix and segment.
  */
 #ifndef LLMC_CUDA_SEGMENTS_CUH
 #define LLMC_CUDA_SEGMENTS_CUH
