@@ -8,7 +8,7 @@
  *   device  started by        llmc_mpi.so              llmc_nccl.so
  *   cpu     mpirun, srun      everything               -
  *   cuda    mpirun, srun      host-memory collectives  gradients, weights; NCCL's unique id comes through MPI
- *   cuda    RANK, WORLD_SIZE  -                        everything; NCCL meets at MASTER_ADDR:MASTER_PORT by itself
+ *   cuda    RANK, WORLD_SIZE  -                        everything; NCCL connects at MASTER_ADDR:MASTER_PORT by itself
  *   cpu     RANK, WORLD_SIZE  rejected: NCCL does not support CPUs, and MPI needs its own launcher
  *
  * LLMC_MPI_LIBRARY and LLMC_NCCL_LIBRARY override the paths of these libraries.
@@ -34,18 +34,18 @@
  *
  * A waiting rank checks every ten milliseconds whether the ranks on its own machine are alive, and gives up after
  * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
- * written by rank 0 and appear only when complete, so the last state remains.
+ * written by rank 0 and appear only when complete, so the last saved state remains.
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
  *     dist_share(cost, n, d.ranks, owner);                            // work on those with owner[i] == d.rank
  *     loss = dist_total(&d, loss);
  *
- * A collective call that fails cannot be repeated, because the ranks are no longer in step. It therefore returns
+ * A collective call that fails cannot be repeated, because the ranks are no longer synchronised. It therefore returns
  * nothing: dist_failed() ends the run, in a way that the program can set (`failed`).
  *
- * Gradients, moments and weights: grads.h. With one rank dist_share() assigns everything to it, and the collective
- * calls do nothing.
+ * grads.h handles gradients, moments and weights. With one rank dist_share() assigns everything to it, and the
+ * collective calls do nothing.
  */
 #ifndef LLMC_DIST_DIST_H
 #define LLMC_DIST_DIST_H
@@ -80,7 +80,7 @@ typedef struct Dist {
     double timeout;           /* seconds */
     DistLibrary device, host; /* transfers device and host memory; both may be the same library */
     DistPeer *peer;           /* (ranks) */
-    uint8_t *lost;            /* (ranks) 1 if the rank ended or did not answer: the run is over */
+    uint8_t *lost;            /* (ranks) 1 if the rank ended or did not respond: the run is over */
     double waited;            /* seconds spent waiting in this header's calls */
     /* Finishes the sums of gradients that are in progress, before any other communication; NULL if there are none. */
     bool (*settle)(void *context, Error *e);
@@ -124,7 +124,7 @@ static inline bool dist_gone(const DistPeer *here, const DistPeer *there) {
     return here->machine == there->machine && kill((pid_t)there->process, 0) && errno == ESRCH;
 }
 
-/* DistWatch: fails if a missing rank has ended or the time is over. */
+/* DistWatch: fails if a missing rank has ended or the timeout has passed. */
 static inline bool dist_watch(void *context, double seconds, const uint8_t *missing, Error *e) {
     Dist *d = (Dist *)context;
     if (!d->peer)

@@ -18,11 +18,11 @@
  * micro-batch they are summed over the ranks and added to the slices that each rank keeps. All ranks therefore take
  * part in as many rounds as the rank with the most micro-batches has; the others contribute zeros.
  *
- * If the backward passes of two models alternate, one of them is opened late: its sums begin in dist_grads_update(),
- * which is called after the other model's, and it needs no dist_grads_begin(). The order of all messages is then the
- * same on all ranks.
+ * If the backward passes of two models alternate, one of them is opened with `late` set: its sums begin in
+ * dist_grads_update(), which is called after the other model's, and it needs no dist_grads_begin(). The order of all
+ * messages is then the same on all ranks.
  *
- * With one rank the same calls do no more than optimizer_step().
+ * With one rank these calls do no more than optimizer_step().
  */
 #ifndef LLMC_DIST_GRADS_H
 #define LLMC_DIST_GRADS_H
@@ -188,8 +188,8 @@ static inline bool dist_grads_collect(void *context, const Floats *array, int te
 
 /* ---- the step -------------------------------------------------------------------------------------------------- */
 
-/* m, o: created with m->share; dist_grads_update() trains them from now on. late: see above; its share is that of a
- * single rank. */
+/* m, o: created with m->share; dist_grads_update() trains them from now on. late: see above; the share of a late model
+ * is that of a single rank. */
 static inline void dist_grads_open(DistGrads *g, Dist *d, Model *m, Optimizer *o, bool late) {
     *g = (DistGrads){.d = d, .model = m, .optimizer = o, .late = late};
     if (d->ranks == 1) return;

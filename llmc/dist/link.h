@@ -4,12 +4,12 @@
  * table, DistLink, and exports it under DIST_LINK_SYMBOL. Its operations are collective: every rank starts the same
  * ones in the same order. reduce() and gather() are asynchronous: they return at once, and finish() waits for them.
  *
- * How an array is distributed over the ranks is the rule of share_slice() (../model/share.h).
+ * An array is distributed over the ranks by share_slice() (../model/share.h).
  *
  * MPI sums over ranks in the order of the ranks. NCCL sums in the order of its own algorithm, which is the same in
  * every run on the same machines.
  *
- * nvcc compiles this header too: it stays in the common subset of C and C++.
+ * nvcc compiles this header too, so it uses only the common subset of C and C++.
  */
 #ifndef LLMC_DIST_LINK_H
 #define LLMC_DIST_LINK_H
