@@ -121,8 +121,8 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
 }
 
 /* Iterator over families: segments s0 .. s1-1, one without a prefix and the following ones that have one (batch.h). The
- * rows of a family get gradients from its own queries alone. Families come roughly by decreasing cost: first those of
- * more than half the largest cost, then those of more than a quarter, and so on. */
+ * rows of a family get gradients from its own queries alone. Families are visited roughly in order of decreasing cost:
+ * first those of more than half the largest cost, then those of more than a quarter, and so on. */
 typedef struct CpuFamilies {
     const Segment *segment;
     int segments, s0, s1, halvings;

@@ -9,8 +9,8 @@
  * The keys of a strip are read in blocks. The division of a query's keys into blocks depends on the query's own segment
  * alone, so that the sums over keys have the same order in any batch.
  *
- * cpu_strips_next() goes through the strips of a batch, cpu_lanes_fill() assigns the lanes of one, and cpu_block_next()
- * goes through the blocks of keys that its lanes can see.
+ * cpu_strips_next() iterates over the strips of a batch, cpu_lanes_fill() assigns the lanes of one, and
+ * cpu_block_next() iterates over the blocks of keys that its lanes can see.
  */
 #ifndef LLMC_CPU_ATTENTION_STRIP_H
 #define LLMC_CPU_ATTENTION_STRIP_H
@@ -87,7 +87,7 @@ static inline CpuPart cpu_part(const Attention *a, int u) {
     return (CpuPart){h0, h0 + heads < end ? h0 + heads : end};
 }
 
-/* Does a segment of this many rows use the path for few lanes? */
+/* Returns whether a segment of this many rows uses the path for few lanes. */
 static inline bool cpu_few(const Attention *a, int rows) { return rows * cpu_heads_strip(a) <= CPU_FEW; }
 
 static inline CpuStrips cpu_strips(const Attention *a, int first, int end) {

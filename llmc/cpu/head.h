@@ -1,4 +1,4 @@
-/* head.h - the processor's language-model head: log-probabilities, entropy, their gradient, and sampling.
+/* head.h - the language-model head on the CPU: log-probabilities, entropy, their gradient, and sampling.
  *
  * Logits exist only for a chunk of rows at a time (at most HEAD_CHUNK floats), regardless of the batch size. A chunk
  * takes one matrix product, one pass per row that overwrites the logits with their gradient, and two more products.
@@ -13,7 +13,8 @@
 
 #define HEAD_CHUNK ((size_t)26 << 20)
 
-/* Rows that a chunk of logits may have: all if they fit, otherwise as many as fit, in whole blocks of the products. */
+/* Returns the number of rows of a chunk of logits: all if they fit, otherwise as many as fit, in whole blocks of the
+ * products. */
 static inline int head_chunk_rows(int rows, int padded_vocab) {
     const int fit = (int)(HEAD_CHUNK / (size_t)padded_vocab), block = fit >= 256 ? 256 : ROW_ALIGN;
     const int most = fit < ROW_ALIGN ? ROW_ALIGN : fit / block * block;

@@ -5,9 +5,9 @@
  * With a residual, the sum is rounded to the storage type before it is normalised, so that the backward pass sees the
  * same values as the forward pass.
  *
- * Backward: a block owns a fixed part of the rows and a thread owns columns. The block walks its rows in order and adds
- * to dx. Each thread holds its columns' sums for dw and db in registers; a second kernel adds the parts in order. There
- * are no float atomics, and the parts depend on N alone: the same input gives the same bits on every device.
+ * Backward: a block owns a fixed part of the rows and a thread owns columns. The block processes its rows in order and
+ * adds to dx. Each thread holds its columns' sums for dw and db in registers; a second kernel adds the parts in order.
+ * There are no float atomics, and the parts depend on N alone: the same input gives the same bits on every device.
  */
 #ifndef LLMC_CUDA_NORM_CUH
 #define LLMC_CUDA_NORM_CUH

@@ -25,8 +25,9 @@
  *              zero 1: every rank has the gradients and moments of its slices of the tensors and updates those slices;
  *                      then the weights are all-gathered. As many bytes are sent as with zero 0; the moments (8 bytes
  *                      per parameter) are divided by W.
- *              zero 2: gradients are sliced too: those of two layers and of the embeddings are kept whole; of the
- *                      others a rank keeps its slices. Every micro-batch is summed, so more bytes are sent.
+ *              zero 2: gradients are sliced too: a rank keeps those of two layers and of the embeddings whole, and
+ *                      only its slices of the others. Gradients are summed over the ranks in every micro-batch, so more
+ *                      bytes are sent.
  *   the rest   Sums of metrics and the check for signals go through dist_sum() and dist_any() on the host.
  *
  * Sums are made in the order of the ranks, so the same run on the same number of ranks gives the same bits. A different

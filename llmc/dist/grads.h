@@ -39,7 +39,8 @@
 enum { DIST_BUCKET = 1 << 20 };  /* minimum number of floats in one sum */
 enum { DIST_WEIGHTS = 1 << 24 }; /* minimum number of weights in one all-gather */
 
-/* Pieces first ... first+count-1 are complete when a backward pass has finished this layer, or all of it (-1). */
+/* Pieces first ... first+count-1 are complete when a backward pass has finished this layer, or the whole pass if it is
+ * -1. */
 typedef struct DistBucket {
     int first, count, layer;
 } DistBucket;

@@ -69,7 +69,7 @@ static bool mpi_check(int status, const char *call, Error *e) {
 
 /* ---- buffers --------------------------------------------------------------------------------------------------- */
 
-/* Returns the smallest unused buffer that is large enough, but at most about twice as large, or a new one. */
+/* Returns the smallest unused buffer that is large enough and at most about twice as large, or else a new one. */
 static Buffer buffer_take(DistState *s, size_t bytes) {
     int best = -1;
     for (int i = 0; i < s->spares; i++)

@@ -206,7 +206,7 @@ typedef struct Backend {
 
     void (*attention_forward)(Device *d, const Attention *a);
     void (*attention_backward)(Device *d, const Attention *a);
-    /* cache row slot[i] = k, v of row i (at element i * stride); rows whose slot is -1 are not stored */
+    /* cache row slot[i] = k, v of row i (at element i * stride); rows whose slot is -1 are not stored; KC channels */
     void (*kv_store)(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                      const Ints *slot, int N, int KC);
 

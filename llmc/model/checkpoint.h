@@ -2,7 +2,7 @@
  *
  *   header    1024 bytes, int32[256]: [0] magic 20240326   [1] version: 3 = float32, 5 = bf16   [2] context T
  *               [3] vocabulary V   [4] layers L   [5] heads H   [6] width C   [7] padded vocabulary Vp
- *             From here on llm.c writes 0 and reads nothing. 0 means GPT-2's value:
+ *             llm.c writes 0 in all following fields and does not read them. 0 means GPT-2's value:
  *               [8] 1: a trailer follows   [9] key/value heads (H)   [10] hidden width (4C)   [11] norm
  *               [12] position   [13] mlp   [14] 1: the trailer holds a value head   [15] channels of a head (C/H)
  *               [16] 1: the output matrix is a tensor of its own

@@ -10,7 +10,8 @@
 #include "backend.h"       /* MLP_GELU, MLP_GEGLU, MlpKind, NORM_LAYER, ... */
 #include <math.h>
 
-/* The parts in which model families differ. The first value of each is GPT-2's; a file with any other is refused. */
+/* How a model encodes positions. GPT-2's learned embeddings are the only kind; a file with another value is
+ * rejected. */
 typedef enum { POSITION_LEARNED } PositionKind;
 
 #define GPT2_NORM_EPS 1e-5f
