@@ -40,7 +40,8 @@ static ModelConfig small_config(int kv_heads, int value_head) {
         c.head_size = 10; /* the heads have 40 channels, the width is 24 */
         c.tied = 0;
         c.mlp = kv_heads == 2 ? MLP_SWIGLU : MLP_GEGLU;
-        c.bias = 0;
+        c.attproj_bias = 0;
+        c.mlp_bias = 0;
         c.qkv_bias = kv_heads == 2;
     }
     c.value_head = value_head;

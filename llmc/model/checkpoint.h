@@ -100,7 +100,8 @@ static inline bool checkpoint_short(const CheckpointReader *c, const char *what,
 /* Checks that the format can store this model. It has no field for the epsilon of a norm or for absent biases, so it
  * supports only layernorm with GPT-2's epsilon, and only models with all biases. */
 static inline bool checkpoint_holds(const ModelConfig *c, const char *what, Error *e) {
-    if (!c->qkv_bias || !c->bias) return error_set(e, "%s: this format needs a model with biases", what);
+    if (!c->qkv_bias || !c->attproj_bias || !c->mlp_bias)
+        return error_set(e, "%s: this format needs a model with biases", what);
     if (c->norm == NORM_LAYER && c->norm_eps == GPT2_NORM_EPS) return true;
     return error_set(e, "%s: norm is %d with epsilon %g, expected %d with %g in this format", what, (int)c->norm,
                      (double)c->norm_eps, (int)NORM_LAYER, (double)GPT2_NORM_EPS);
@@ -133,7 +134,8 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
                               .position = (PositionKind)h[12],
                               .mlp = (MlpKind)h[13],
                               .qkv_bias = 1,
-                              .bias = 1,
+                              .attproj_bias = 1,
+                              .mlp_bias = 1,
                               .value_head = h[14],
                               .head_size = h[15] ? h[15] : head_size,
                               .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};

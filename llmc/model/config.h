@@ -10,13 +10,58 @@
 #include "backend.h"       /* MLP_GELU, MLP_GEGLU, MlpKind, NORM_LAYER, ... */
 #include <math.h>
 
-/* How a model encodes positions. GPT-2's learned embeddings are the only kind; a file with another value is
- * rejected. */
-typedef enum { POSITION_LEARNED } PositionKind;
+/* The published architectures that a configuration can describe; a file's `model_type` selects one. GPT-2 is that of
+ * new models. SmolLM2 is a Llama. */
+typedef enum {
+    FAMILY_GPT2,
+    FAMILY_LLAMA,
+    FAMILY_MISTRAL,
+    FAMILY_QWEN2,
+    FAMILY_QWEN3,
+    FAMILY_SMOLLM3,
+    FAMILY_OLMO2,
+    FAMILY_PHI3,
+    FAMILY_GEMMA2,
+    FAMILY_GEMMA3,
+    FAMILY_COUNT
+} Family;
+
+/* How a model encodes positions: learned embeddings, or rotation of queries and keys (Su et al. 2021). */
+typedef enum { POSITION_LEARNED, POSITION_ROTARY } PositionKind;
+
+/* Which vectors the norm of queries and keys normalises: each head (Qwen3, Gemma 3), or the whole row of all heads
+ * (OLMo 2). */
+typedef enum { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_ROW } QkNorm;
+
+/* Where a layer has norms: before attention and the MLP; on their outputs (OLMo 2); both (Gemma 2 and 3). */
+typedef enum { NORM_PRE, NORM_POST, NORM_BOTH } NormPlace;
+
+/* How the frequencies of rotary positions are stretched to longer contexts (rotary.h has the formulas). */
+typedef enum { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN, ROPE_LONGROPE } RopeKind;
+
+enum { ROPE_LIST_MAX = 256 };
+
+/* Rotary positions with base theta. Fields that a kind does not use are 0. */
+typedef struct Rope {
+    RopeKind kind;
+    float theta;
+    float factor;               /* how many times longer the context became */
+    float low, high;            /* llama3: low_freq_factor, high_freq_factor */
+    float beta_fast, beta_slow; /* yarn */
+    float attention;            /* yarn, longrope: factor of cosines and sines; 0: derived from the other fields */
+    int32_t exact;              /* yarn: 1: the ends of the ramp are not rounded ("truncate": false) */
+    int32_t original;           /* llama3, yarn, longrope: the context before it was stretched */
+    int32_t list_count;         /* longrope: half of the rotated channels */
+    float short_list[ROPE_LIST_MAX], long_list[ROPE_LIST_MAX];
+} Rope;
+
+/* Properties of single layers. */
+enum { LAYER_WINDOW = 1, LAYER_NO_ROPE = 2, MODEL_LAYERS_MAX = 1024 };
 
 #define GPT2_NORM_EPS 1e-5f
 
 typedef struct ModelConfig {
+    Family family;
     int32_t context;      /* T: maximum number of positions */
     int32_t vocab;        /* V */
     int32_t padded_vocab; /* Vp: V rounded up to a multiple of 128, as in llm.c */
@@ -27,13 +72,26 @@ typedef struct ModelConfig {
     int32_t width;        /* C */
     int32_t hidden;       /* F: hidden width of the MLP; 4C in GPT-2 */
     int32_t qkv_bias;     /* 1: queries, keys and values have biases */
-    int32_t bias;         /* 1: the other linear layers have biases */
+    int32_t attproj_bias; /* 1: attention's output layer has a bias */
+    int32_t mlp_bias;     /* 1: the layers of the MLP have biases */
     NormKind norm;
-    float norm_eps; /* added to the variance, or to the mean of squares */
+    float norm_eps;        /* added to the variance, or to the mean of squares */
+    int32_t norm_plus_one; /* 1: a norm multiplies by 1 + its weight (Gemma) */
+    NormPlace norm_place;
+    QkNorm qk_norm;
     PositionKind position;
+    int32_t rotary; /* R: rotated channels of a head, even, at most D; 0 for learned positions */
+    Rope rope;
+    Rope local_rope; /* of the layers with a window; theta 0: they use `rope` as well */
     MlpKind mlp;
-    int32_t tied;       /* 1: the output matrix is that of the embeddings, as in GPT-2; 0: it is a tensor of its own */
-    int32_t value_head; /* 1: a linear head (C -> 1) on the final layernorm, for rewards and values */
+    int32_t tied;      /* 1: the output matrix is that of the embeddings, as in GPT-2; 0: a tensor of its own */
+    float embed_scale; /* factor of the embeddings, sqrt(C) in Gemma; 0: none */
+    float score_scale; /* factor of attention's scores, query_pre_attn_scalar^-1/2 in Gemma; 0: 1/sqrt(D) */
+    float score_cap;   /* scores become cap tanh(score / cap); 0: no cap */
+    float logit_cap;   /* logits become cap tanh(logit / cap), before the temperature; 0: no cap */
+    int32_t window;    /* keys that a query of a layer with LAYER_WINDOW sees, itself included; 0: no window */
+    uint8_t layer[MODEL_LAYERS_MAX]; /* LAYER_ flags of each layer */
+    int32_t value_head;              /* 1: a linear head (C -> 1) on the final norm, for rewards and values */
 } ModelConfig;
 
 /* Channels of the queries of a token, and of the output of attention: C in GPT-2. */
@@ -44,6 +102,14 @@ static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads 
 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
 static inline int32_t model_qkv_width(const ModelConfig *c) { return model_q_width(c) + 2 * model_kv_width(c); }
+
+/* Channels that the norm of queries normalises together, and the norm of keys. */
+static inline int32_t model_q_group(const ModelConfig *c) {
+    return c->qk_norm == QK_NORM_ROW ? model_q_width(c) : c->head_size;
+}
+static inline int32_t model_k_group(const ModelConfig *c) {
+    return c->qk_norm == QK_NORM_ROW ? model_kv_width(c) : c->head_size;
+}
 
 /* Channels of the residual stream or of attention's output, whichever is wider. */
 static inline int32_t model_narrow(const ModelConfig *c) {
@@ -77,7 +143,8 @@ static inline ModelConfig gpt2_config(int32_t layers, int32_t heads, int32_t wid
                      .width = width,
                      .hidden = 4 * width,
                      .qkv_bias = 1,
-                     .bias = 1,
+                     .attproj_bias = 1,
+                     .mlp_bias = 1,
                      .norm_eps = GPT2_NORM_EPS,
                      .tied = 1};
     return c;
@@ -93,16 +160,22 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
     } field[] = {{"context length", c->context, 1, 1 << 20},
                  {"vocabulary", c->vocab, 1, (1 << 22) - 128},
                  {"padded vocabulary", c->padded_vocab, c->vocab, 1 << 22},
-                 {"layers", c->layers, 1, 1024},
+                 {"layers", c->layers, 1, MODEL_LAYERS_MAX},
                  {"heads", c->heads, 1, 1024},
                  {"key/value heads", c->kv_heads, 1, c->heads},
                  {"width", c->width, 1, 1 << 16},
                  {"hidden width", c->hidden, 1, 1 << 18},
                  {"norm", (int32_t)c->norm, NORM_LAYER, NORM_RMS},
-                 {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_LEARNED},
+                 {"position", (int32_t)c->position, POSITION_LEARNED, POSITION_ROTARY},
+                 {"rotated channels", c->rotary, 0, c->position == POSITION_ROTARY ? c->head_size : 0},
                  {"mlp", (int32_t)c->mlp, MLP_GELU, MLP_GEGLU},
                  {"bias of queries, keys and values", c->qkv_bias, 0, 1},
-                 {"bias", c->bias, 0, 1},
+                 {"bias of attention's output", c->attproj_bias, 0, 1},
+                 {"bias of the MLP", c->mlp_bias, 0, 1},
+                 {"norm with 1 + weight", c->norm_plus_one, 0, 1},
+                 {"place of norms", (int32_t)c->norm_place, NORM_PRE, NORM_BOTH},
+                 {"norm of queries and keys", (int32_t)c->qk_norm, QK_NORM_NONE, QK_NORM_ROW},
+                 {"window", c->window, 0, INT32_MAX},
                  {"tied output matrix", c->tied, 0, 1},
                  {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
@@ -113,6 +186,7 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
     if (c->head_size < 0 || c->head_size > 1024)
         return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected 1 to 1024", what, c->head_size,
                          c->width, c->heads);
+    if (c->rotary % 2) return error_set(e, "%s: %d rotated channels, expected an even number", what, c->rotary);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);
     return true;

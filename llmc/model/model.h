@@ -82,8 +82,8 @@ static inline void model_free(Model *m) {
 }
 
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
- * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); layernorm weights are 1, biases 0 and the
- * padding rows of wte and headw 0. */
+ * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); weights of norms are 1 (0 if 1 is
+ * added to them), biases 0 and the padding rows of wte and headw 0. */
 static inline void model_init_tensor(const ModelConfig *c, int tensor, const TensorInfo *t, uint64_t seed,
                                      float *host) {
     const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
@@ -94,7 +94,7 @@ static inline void model_init_tensor(const ModelConfig *c, int tensor, const Ten
     const size_t drawn = rows_of_tokens ? (size_t)c->vocab * (size_t)c->width : t->size;
     for (size_t i = 0; i < t->size; i++)
         host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
-                  : t->init == INIT_ONE              ? 1.0f
+                  : t->init == INIT_ONE              ? 1.0f - (float)c->norm_plus_one
                                                      : (float)(deviation * random_normal(&random));
 }
 

@@ -19,27 +19,31 @@
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
 
 // clang-format off
-/*    name      rows                               columns             per    initial values stream  decay */
-#define MODEL_TENSORS(T, c)                                                                              \
-    T(wte,      (c)->padded_vocab,                 (c)->width,         MODEL, INIT_NORMAL,   0,      1)  \
-    T(wpe,      (c)->context,                      (c)->width,         MODEL, INIT_NORMAL,   1,      1)  \
-    T(ln1w,     1,                                 (c)->width,         LAYER, INIT_ONE,      2,      0)  \
-    T(ln1b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     3,      0)  \
-    T(qkvw,     model_qkv_width(c),                (c)->width,         LAYER, INIT_NORMAL,   4,      1)  \
-    T(qkvb,     (c)->qkv_bias,                     model_qkv_width(c), LAYER, INIT_ZERO,     5,      0)  \
-    T(attprojw, (c)->width,                        model_q_width(c),   LAYER, INIT_RESIDUAL, 6,      1)  \
-    T(attprojb, (c)->bias,                         (c)->width,         LAYER, INIT_ZERO,     7,      0)  \
-    T(ln2w,     1,                                 (c)->width,         LAYER, INIT_ONE,      8,      0)  \
-    T(ln2b,     (c)->norm == NORM_LAYER,           (c)->width,         LAYER, INIT_ZERO,     9,      0)  \
-    T(fcw,      model_fc_width(c),                 (c)->width,         LAYER, INIT_NORMAL,   10,     1)  \
-    T(fcb,      (c)->bias,                         model_fc_width(c),  LAYER, INIT_ZERO,     11,     0)  \
-    T(fcprojw,  (c)->width,                        (c)->hidden,        LAYER, INIT_RESIDUAL, 12,     1)  \
-    T(fcprojb,  (c)->bias,                         (c)->width,         LAYER, INIT_ZERO,     13,     0)  \
-    T(lnfw,     1,                                 (c)->width,         MODEL, INIT_ONE,      14,     0)  \
-    T(lnfb,     (c)->norm == NORM_LAYER,           (c)->width,         MODEL, INIT_ZERO,     15,     0)  \
-    T(headw,    (c)->tied ? 0 : (c)->padded_vocab, (c)->width,         MODEL, INIT_NORMAL,   18,     1)  \
-    T(valuew,   (c)->value_head,                   (c)->width,         MODEL, INIT_HEAD,     16,     1)  \
-    T(valueb,   (c)->value_head,                   1,                  MODEL, INIT_ZERO,     17,     0)
+/*    name      rows                                                  columns             per    initial values  stream  decay */
+#define MODEL_TENSORS(T, c)                                                                                                  \
+    T(wte,      (c)->padded_vocab,                                    (c)->width,         MODEL, INIT_NORMAL,    0,      1)  \
+    T(wpe,      (c)->position == POSITION_LEARNED ? (c)->context : 0, (c)->width,         MODEL, INIT_NORMAL,    1,      1)  \
+    T(ln1w,     (c)->norm_place != NORM_POST,                         (c)->width,         LAYER, INIT_ONE,       2,      0)  \
+    T(ln1b,     (c)->norm == NORM_LAYER,                              (c)->width,         LAYER, INIT_ZERO,      3,      0)  \
+    T(qkvw,     model_qkv_width(c),                                   (c)->width,         LAYER, INIT_NORMAL,    4,      1)  \
+    T(qkvb,     (c)->qkv_bias,                                        model_qkv_width(c), LAYER, INIT_ZERO,      5,      0)  \
+    T(qnormw,   (c)->qk_norm != QK_NORM_NONE,                         model_q_group(c),   LAYER, INIT_ONE,       19,     0)  \
+    T(knormw,   (c)->qk_norm != QK_NORM_NONE,                         model_k_group(c),   LAYER, INIT_ONE,       20,     0)  \
+    T(attprojw, (c)->width,                                           model_q_width(c),   LAYER, INIT_RESIDUAL,  6,      1)  \
+    T(attprojb, (c)->attproj_bias,                                    (c)->width,         LAYER, INIT_ZERO,      7,      0)  \
+    T(attpostw, (c)->norm_place != NORM_PRE,                          (c)->width,         LAYER, INIT_ONE,       21,     0)  \
+    T(ln2w,     (c)->norm_place != NORM_POST,                         (c)->width,         LAYER, INIT_ONE,       8,      0)  \
+    T(ln2b,     (c)->norm == NORM_LAYER,                              (c)->width,         LAYER, INIT_ZERO,      9,      0)  \
+    T(fcw,      model_fc_width(c),                                    (c)->width,         LAYER, INIT_NORMAL,    10,     1)  \
+    T(fcb,      (c)->mlp_bias,                                        model_fc_width(c),  LAYER, INIT_ZERO,      11,     0)  \
+    T(fcprojw,  (c)->width,                                           (c)->hidden,        LAYER, INIT_RESIDUAL,  12,     1)  \
+    T(fcprojb,  (c)->mlp_bias,                                        (c)->width,         LAYER, INIT_ZERO,      13,     0)  \
+    T(mlppostw, (c)->norm_place != NORM_PRE,                          (c)->width,         LAYER, INIT_ONE,       22,     0)  \
+    T(lnfw,     1,                                                    (c)->width,         MODEL, INIT_ONE,       14,     0)  \
+    T(lnfb,     (c)->norm == NORM_LAYER,                              (c)->width,         MODEL, INIT_ZERO,      15,     0)  \
+    T(headw,    (c)->tied ? 0 : (c)->padded_vocab,                    (c)->width,         MODEL, INIT_NORMAL,    18,     1)  \
+    T(valuew,   (c)->value_head,                                      (c)->width,         MODEL, INIT_HEAD,      16,     1)  \
+    T(valueb,   (c)->value_head,                                      1,                  MODEL, INIT_ZERO,      17,     0)
 // clang-format on
 
 enum {
