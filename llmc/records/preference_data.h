@@ -1,6 +1,6 @@
 /* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
- * Both kinds of record become pairs, those of an unpaired shard without a rejected completion. Owns the records, KTO's
+ * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. Owns the records, KTO's
  * mismatched completions, and the offsets of each record's tokens in a table of the reference's log-probabilities
  * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *

@@ -9,7 +9,7 @@
  *   payload    the records, one after another
  *   tokenizer  the blob of tokenizer_store(), or empty
  *   template   the chat template's text and a NUL
- *   checksum   XXH3-64 of everything before it; here the file ends
+ *   checksum   XXH3-64 of everything before it; the file ends here
  *
  * A record of T tokens, by kind (ids have 2 bytes if V <= 65536, else 4):
  *

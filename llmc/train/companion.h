@@ -5,7 +5,7 @@
  * (trainer.h) writes it together with its states:
  *
  *     Companion c = {0};
- *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: the run begins
+ *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: a new run
  *     c.save = run;                                                  // writes the model to the path that it is given
  *     companion_save(&c, "ppo.bin.state", step, true);               // before the state is written
  *     companion_forget(&c, true);                                    // after it is written
@@ -31,8 +31,8 @@ static inline char *companion_path(const char *kind, const char *state, int64_t 
     return path;
 }
 
-/* Names the companion. Returns the path of the one that belongs to the resumed state, or NULL if state is NULL: the run
- * begins. */
+/* Names the companion. Returns the path of the one that belongs to the resumed state, or NULL if state is NULL (a new
+ * run). */
 static inline const char *companion_resume(Companion *c, const char *kind, const char *state, int64_t step) {
     c->kind = kind;
     c->written = state ? companion_path(kind, state, step) : NULL;
