@@ -1,7 +1,7 @@
 /* make_tasks.c - generator of problems with checkable answers, as JSON lines or as record shards for the trainers.
  *
  * A record's problem is a function of (seed, record number). A problem that belongs to the other split, or whose prompt
- * is already in the file, is drawn again: no file contains a prompt twice, and splits share no problem
+ * is already in the file, is drawn again: no file contains a prompt twice, and the splits have no problem in common
  * (llmc/reward/task.h). Each demonstration is checked, before it is written, by the verifier that will score the model.
  *
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate

@@ -13,7 +13,7 @@
  * A comment has lines of its own: it is left out of the page, like the indentation.
  */
 (function () {
-    /* The charts of the page: d is the points as above, svg the drawing, marks the elements drawn under the pointer, or null. */
+    /* The charts of the page: d the points as above, svg the drawing, marks the elements under the pointer. */
     var N = 'http://www.w3.org/2000/svg', charts = [];
 
     /* Adds an empty element to a drawing. */

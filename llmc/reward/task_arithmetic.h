@@ -12,8 +12,8 @@
  *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2   (5 operands of 2 digits)
  *
  * Operands are uniform over all numbers with the allowed digits. The key is the expression with sorted factors and
- * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. Chains have
- * products from level 2 on, each with one factor below 10.
+ * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. Chains have products from level 2 on,
+ * each with one factor below 10.
  */
 #ifndef LLMC_REWARD_TASK_ARITHMETIC_H
 #define LLMC_REWARD_TASK_ARITHMETIC_H

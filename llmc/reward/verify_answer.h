@@ -4,7 +4,8 @@
  *
  *   the content of the last `<answer>...</answer>`       DeepSeek-R1 (2025); the closing tag may be missing
  *   the text after the last `####`, on its line          GSM8K (Cobbe et al. 2021)
- *   the content of the last `\boxed{...}`                MATH (Hendrycks et al. 2021); its braces must balance *   the whole text
+ *   the content of the last `\boxed{...}`                MATH (Hendrycks et al. 2021); its braces must balance
+ *   the whole text
  *
  * without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of an
  * expression, a list or brackets read the last line of it that is not empty, after its last colon and without a final
