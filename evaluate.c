@@ -327,7 +327,7 @@ typedef struct Tasks {
     RewardModel judge;
     bool rewarded; /* by rewards or by the judge */
     Writer out;    /* --completions */
-    Error error;   /* of the first line that could not be written; see failed */
+    Error error;   /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 

@@ -170,7 +170,7 @@ typedef struct Run {
     Batch batch;
     MicroPlan plan;
     float *score, *dscore; /* (targets of a micro-batch) */
-    uint8_t *label;        /* the same */
+    uint8_t *label;        /* (targets of a micro-batch) */
     float *margin;         /* (pairs of a micro-batch) */
     int64_t pairs;         /* number of pairs in the batch */
     double *cost;          /* (records of a pass) tokens of each record */

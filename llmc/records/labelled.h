@@ -28,8 +28,8 @@ typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
 
 typedef struct Labelled {
     RecordKind kind;
-    Pairs pairs;       /* of a preference shard */
-    Examples examples; /* of an unpaired or step shard */
+    Pairs pairs;       /* records of a preference shard */
+    Examples examples; /* records of an unpaired or step shard */
     const Shard *shard;
     int64_t count;     /* pairs or examples that remain */
     int64_t dropped;   /* records that were left out */

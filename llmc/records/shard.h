@@ -53,7 +53,7 @@ typedef struct Record {
     float margin;                              /* PREFERENCE: how much better chosen is; 0: unknown */
     const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
                                                   JSON object; "" if absent. They point into the shard */
-    int32_t capacity;                          /* of the buffers that shard_record() fills */
+    int32_t capacity;                          /* capacity of the buffers that shard_record() fills */
 } Record;
 
 typedef struct ShardIndex {

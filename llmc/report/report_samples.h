@@ -16,8 +16,8 @@
 #include "html.h"          /* html_text, html_bytes */
 
 enum {
-    REPORT_SHOWN = 8,    /* prompts shown open */
-    REPORT_PROMPTS = 64, /* prompts shown in all */
+    REPORT_SHOWN = 8,    /* prompts shown unfolded */
+    REPORT_PROMPTS = 64, /* maximum number of prompts shown */
     REPORT_TEXT = 6000   /* bytes shown of a completion */
 };
 

@@ -76,7 +76,7 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate; /* of the last step */
+    double learning_rate; /* learning rate of the last step */
     Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
