@@ -12,7 +12,7 @@
  *   exact numeric hash       -                             this check, for any task; hash = number after `####`
  *   countdown sort brackets  -                             the same
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
- *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as in TRL)
+ *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as TRL)
  *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT
  *                                                          TRL get_cosine_scaled_reward; correctness by the task's
  *                                                          check; default -1 -0.5 0.5 1

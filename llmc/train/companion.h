@@ -1,7 +1,7 @@
 /* companion.h - the file of a second model that a training state needs: PPO's critic, or a reference that is trained.
  *
- * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so that the companion
- * of a state always exists; that of the previous state is removed once the new state is complete. The trainer
+ * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so the companion of a
+ * state always exists; that of the previous state is removed once the new state is complete. The trainer
  * (trainer.h) writes it together with its states:
  *
  *     Companion c = {0};
