@@ -18,10 +18,10 @@
  *                 llmc/rollout/evaluation.h)
  *   preference, unpaired, step shard   a reward model, without -c (llmc/reward/evaluation_reward.h has the figures)
  *
- * loss is the mean of -ln p over the predicted tokens; its error is the standard error over records or windows (of a
- * ratio of sums); perplexity is exp(loss). bits_per_byte is the bits of all ordinary tokens divided by their bytes of
- * text; it can be compared between tokenizers. accuracy_low and accuracy_high are Wilson's 95 % interval; keys that end
- * in _error are standard errors.
+ * loss is the mean of -ln p over the predicted tokens; its error is the standard error of this ratio of sums over
+ * records or windows; perplexity is exp(loss). bits_per_byte is the bits of all ordinary tokens divided by their bytes
+ * of text; it can be compared between tokenizers. accuracy_low and accuracy_high are Wilson's 95 % interval; keys that
+ * end in _error are standard errors.
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
@@ -78,7 +78,7 @@ static const Option options[] = {
                 "samples per prompt; 0 computes the greedy accuracy only"),
     OPTION_GROUP("Tasks"),
     OPTION_TEXT("reward",               0, &o.reward,         "SPEC",
-                "weighted rewards for best@k, as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
+                "weighted rewards for best@k, such as verify:1,format=hash:0.1; see llmc/reward/rewards.h"),
     OPTION_TEXT("reward-cmd",           0, &o.reward_cmd,     "PROGRAM",
                 "reward program: reads one JSON line per completion, prints one number per line"),
     OPTION_REAL("reward-timeout",       0, &o.reward_timeout, 0.01, 1e6,
@@ -327,7 +327,7 @@ typedef struct Tasks {
     RewardModel judge;
     bool rewarded; /* by rewards or by the judge */
     Writer out;    /* --completions */
-    Error error;   /* of the first line that could not be written; see failed */
+    Error error;   /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 

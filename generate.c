@@ -64,7 +64,7 @@ static const Option options[] = {
     OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output",      'o', &o.output,  "FILE", "write JSON lines to this file; .zst is compressed"),
-    OPTION_FLAG("json",        0,   &o.json,    "print a single prompt's completion as a JSON line, too"),
+    OPTION_FLAG("json",        0,   &o.json,    "print the completion of a single prompt as a JSON line"),
     OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
     OPTION_FLAG("verbose",     0,   &o.verbose, "print timings"),
     OPTION_END

@@ -13,7 +13,7 @@
  *   2. forward     log pi of every completion; before that, for KTO, log pi of the step's mismatched completions, which
  *                  give its reference point z
  *   3. loss        a function of these log-probabilities alone, with its gradient
- *   4. backward    one micro-batch at a time; if the loss sorts the step's pairs (aot), 2 is done for all of them first
+ *   4. backward    one micro-batch at a time; if the loss sorts the step's pairs (aot), step 2 runs for all first
  *
  *     ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
@@ -196,8 +196,8 @@ static void run_pairs(Run *r, CompletionSet *s, const PreferenceNormaliser *N, b
     }
 }
 
-/* Runs labelled completions in the same way. z, total: the reference point and number of completions of the whole
- * step. */
+/* Runs the labelled completions of the set in the same way. z, total: the reference point and the number of completions
+ * of the whole step. */
 static void run_labelled(Run *r, const PreferenceData *d, CompletionSet *s, double z, double total, bool train,
                          PreferenceTotals *stats) {
     const MicroPlan *plan = completion_set_plan(s, &r->batch);
@@ -262,9 +262,9 @@ static PreferenceTotals run_records(Run *r, const PreferenceData *d, const int64
     return stats;
 }
 
-/* ---- the same, online ------------------------------------------------------------------------------------------ */
+/* ---- online training --------------------------------------------------------------------------------------------- */
 
-/* Nash-MD's step on the policy's completions. */
+/* One step of Nash-MD, on the policy's completions. */
 static void run_nash(Run *r, CompletionSet *s, PreferenceTotals *stats) {
     const MicroPlan *plan = completion_set_plan(s, &r->batch);
     for (int32_t m = 0; m < plan->micros; m++) {
@@ -297,8 +297,7 @@ static PreferenceTotals run_online(Run *r) {
     return stats;
 }
 
-/* ---- the same, on held-out data ------------------------------------------------------------------------------------
- * */
+/* ---- evaluation -------------------------------------------------------------------------------------------------- */
 
 static PreferenceTotals validate(Run *r, const PreferenceData *val) {
     Metrics *m = &r->t.metrics;

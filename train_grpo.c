@@ -10,8 +10,8 @@
  * Sampling and training share one set of weights in one process. The completions of a group share one copy of their
  * prompt, in sampling and in training. Log-probabilities are computed at the sampling temperature. With one optimizer
  * step per generation, the policy in training is the policy that sampled: the ratio is exactly 1, and differences from
- * the sampler's log-probabilities are rounding, logged as sampling/sampling_logp_difference. With several steps, the
- * log-probabilities of pi_old are computed before the first one.
+ * the sampler's log-probabilities are due to rounding and logged as sampling/sampling_logp_difference. With several
+ * steps, the log-probabilities of pi_old are computed before the first one.
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
@@ -122,8 +122,7 @@ typedef struct Run {
     int64_t resampled; /* groups discarded by dynamic sampling */
 } Run;
 
-/* ---- 1. sample and score -------------------------------------------------------------------------------------------
- * */
+/* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
 
 static bool group_differs(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
@@ -175,8 +174,7 @@ static void score_old_policy(Run *r) {
     }
 }
 
-/* ---- 3. advantages -------------------------------------------------------------------------------------------------
- * */
+/* ---- 3. advantages ----------------------------------------------------------------------------------------------- */
 
 static AdvantageStats compute_advantages(Run *r) {
     Generation *g = &r->g;
@@ -194,8 +192,7 @@ static AdvantageStats compute_advantages(Run *r) {
     return stats;
 }
 
-/* ---- 4. update -----------------------------------------------------------------------------------------------------
- * */
+/* ---- 4. update --------------------------------------------------------------------------------------------------- */
 
 /* Reduces *stats over all ranks. Collective. */
 static void all_stats(Trainer *t, PolicyStats *stats) {
@@ -257,8 +254,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
 
 /* ---- logging --------------------------------------------------------------------------------------------------- */
 
-/* Logs the metrics of a generation under TRL's names. Warnings repeat every generation: each means that it teaches
- * nothing. */
+/* Logs the metrics of a generation under TRL's names. Warnings repeat for every generation to which they apply: nothing
+ * is learned from it. */
 static void log_rewards(Run *r, const AdvantageStats *a) {
     Metrics *m = &r->t.metrics;
     metrics_set(m, "reward", a->reward);

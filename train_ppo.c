@@ -406,8 +406,8 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, co
     return ppo_policy_loss(&r->loss, tokens, &b, x->dlogp, x->dentropy, stats);
 }
 
-/* Runs a separate critic forward, and returns the loss of the values, those of the policy's head or of the critic;
- * dvalue is written. */
+/* Returns the loss of the values and writes dvalue. The values are those of the policy's value head, or of a separate
+ * critic, which is first run forward. */
 static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, PpoStats *stats) {
     const ModelOutput out = {.value = r->value + x->at};
     if (!has_critic()) return 0;
@@ -421,7 +421,7 @@ static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, Ppo
     return ppo_value_loss(&r->loss, tokens, &b, r->dvalue + x->at, stats);
 }
 
-/* Adds the gradients of a micro-batch. warming: of the separate critic alone. */
+/* Adds the gradients of a micro-batch. warming: only those of the separate critic. */
 static void backward(Run *r, const GenerationSlice *x, bool warming) {
     Trainer *t = &r->t;
     const Batch *b = &r->g.batch;
@@ -520,7 +520,7 @@ static Objective objective_of(const Run *r) {
     return m;
 }
 
-/* Logs the metrics of a generation under TRL's names. There is no padding in the means over tokens. */
+/* Logs the metrics of a generation under TRL's names. Means over tokens include no padding. */
 static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     const Generation *g = &r->g;
     Metrics *to = &r->t.metrics;

@@ -1,4 +1,4 @@
-/* train_rm.c - reward models: a score of a completion, learnt from preferences, outcomes or steps.
+/* train_rm.c - reward models: scores of completions, learned from preferences, outcomes or steps.
  *
  *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin)
  *                                     + c mean (s_chosen + s_rejected)^2
@@ -102,7 +102,7 @@ static void data_open(Labelled *d, const char *path) {
     if (!labelled_open(d, path, kind[o.kind], &e)) die("%s", e.text);
 }
 
-/* Leaves out what is longer than --max-length, as TRL does. Call it once --max-length is known. */
+/* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */
 static void data_fit(const Trainer *t, Labelled *d) {
     Error e;
     trainer_check_shard(t, d->shard);
@@ -130,7 +130,7 @@ static void keep_last_steps(Labelled *d) {
     }
 }
 
-/* The token that every step ends with, or -1. It delimits the steps of completions without labels. */
+/* The token that ends every step, or -1. It delimits the steps of completions without labels. */
 static int32_t step_token(const Labelled *d) {
     int32_t token = -1;
     for (int64_t i = 0; i < d->count; i++) {
@@ -170,7 +170,7 @@ typedef struct Run {
     Batch batch;
     MicroPlan plan;
     float *score, *dscore; /* (targets of a micro-batch) */
-    uint8_t *label;        /* the same */
+    uint8_t *label;        /* (targets of a micro-batch) */
     float *margin;         /* (pairs of a micro-batch) */
     int64_t pairs;         /* number of pairs in the batch */
     double *cost;          /* (records of a pass) tokens of each record */
@@ -300,7 +300,7 @@ static Stats validate(Run *r, const Labelled *val) {
     return s;
 }
 
-/* ---- the score's scale ----------------------------------------------------------------------------------------- */
+/* ---- normalisation of the scores --------------------------------------------------------------------------------- */
 
 /* Stores the kind of the model and the normalisation of its scores in the model's file. d: the shard on which scores
  * get mean 0 and variance 1, or NULL for no normalisation. step: the token that ends a step, or -1. */

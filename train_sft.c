@@ -156,10 +156,10 @@ typedef struct Run {
     Workspace work;
     Batch batch;
     MicroPlan plan;
-    Rollout engine;                /* of --sample-steps */
+    Rollout engine;                /* for --sample-steps */
     Record record;                 /* the one that was read last */
     float *logp, *entropy, *dlogp; /* (targets of a micro-batch) */
-    int32_t *argmax;               /* the same */
+    int32_t *argmax;               /* (targets of a micro-batch) */
     float *noise;                  /* (rows of a micro-batch) NEFTune's scales */
     double *cost;                  /* (records of a step) tokens of each record, 0 without a target */
     int32_t *targets, *owner;      /* (records of a step) number of targets; rank */

@@ -12,8 +12,8 @@
  *   chat         {"prompt","completion"}            unfiltered completions, to train an initial policy
  *   prompt       {"prompt"}; rule sum adds "answer" and "task"
  *
- * With the rule `sum` a prompt is a sum and a completion a number or, with --steps, a solution with one step per line;
- * half of the completions are wrong. With every other rule a prompt is a few letters and a colon ("cab:") and a
+ * With the rule `sum`, a prompt is a sum; a completion is a number or, with --steps, a solution with one step per line.
+ * Half of the completions are wrong. With every other rule a prompt is a few letters and a colon ("cab:") and a
  * completion is a string of letters; its length and each letter are drawn uniformly. Record i is a function of (seed,
  * i). One prompt in ten is held out, whatever the seed.
  */
@@ -175,7 +175,7 @@ static void draw_answer(const Prompt *p, char *answer, Random *r) {
 
 static bool flipped(Random *r) { return random_real(r) < o.flip; }
 
-/* Whether a completion that scores `difference` more is preferred. */
+/* Whether a completion whose score is higher by `difference` is preferred. */
 static bool preferred(double difference, Random *r) {
     const double u = random_real(r);
     return o.temperature > 0 ? u < 1 / (1 + exp(-difference / o.temperature)) : difference > 0;

@@ -1,7 +1,7 @@
 /* make_tasks.c - generator of problems with checkable answers, as JSON lines or as record shards for the trainers.
  *
  * A record's problem is a function of (seed, record number). A problem that belongs to the other split, or whose prompt
- * is already in the file, is drawn again: no file contains a prompt twice, and splits share no problem
+ * is already in the file, is drawn again: no file contains a prompt twice, and the splits have no problem in common
  * (llmc/reward/task.h). Each demonstration is checked, before it is written, by the verifier that will score the model.
  *
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
@@ -47,7 +47,7 @@ static const OptionAbout about = {
                  "  make_tasks --task add --digits 2 --count 1000 -o train.shard\n"
                  "  make_tasks --task add --digits 2 --count 200 --split heldout -o heldout.shard\n"
                  "  make_tasks --task add:2,countdown:1,word:1 --level 3 --count 5 | jq .\n\n"
-                 "Levels, prompts and styles of every task are listed at the top of llmc/task_*.h."};
+                 "Levels, prompts and styles of every task are listed at the top of llmc/reward/task_*.h."};
 
 static const Option table[] = {
     OPTION_GROUP("Problems"),

@@ -220,7 +220,7 @@ static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, con
     return row_messages(j, prompt, field, "user", m, e);
 }
 
-/* Notes contents that are likely mistakes and would mislead the model. */
+/* Counts contents that are probably mistakes and would mislead the model. */
 static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages *m) {
     /* a template without text between prompt and completion; GPT-2's tokens include the space before a word */
     const bool adjoining = r->tokenizer.merge_count && !chat_section(&r->chat, "assistant")->prefix.count;

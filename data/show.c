@@ -1,7 +1,7 @@
 /* show.c - viewer of shards and checkpoints: header, readable records, and statistics of all records.
  *
- * Trained tokens are green on a terminal and enclosed in ⟦ and ⟧ elsewhere; special tokens are cyan. Control characters
- * and invalid UTF-8 in the data are printed as escapes such as \x1b.
+ * Tokens that are trained on are green on a terminal and enclosed in ⟦ and ⟧ elsewhere; special tokens are cyan.
+ * Control characters and invalid UTF-8 in the data are printed as escapes such as \x1b.
  */
 #include "../llmc/base/error.h"           /* die, Error, xmalloc, usage_error, ... */
 #include "../llmc/base/io.h"              /* Reader, magic_name, reader_close, reader_memory, ... */

@@ -1,15 +1,15 @@
 /* completion_set.h - prompts with one or two completions and their per-token values.
  *
- * A set is the data of one optimizer step or one evaluation on held-out data: families of a prompt, a chosen and a
- * rejected completion (pairs.h), or of a prompt and one completion (`rejected` empty). The per-token arrays are flat
- * and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each array. Code that
- * works on a micro-batch sees that range alone, as an CompletionSlice whose offsets begin at 0:
+ * A set holds the data of one optimizer step or of one evaluation on held-out data: families (batch.h) of a prompt with
+ * a chosen and a rejected completion (pairs.h), or of a prompt with one completion (`rejected` is empty). The per-token
+ * arrays are flat and in the order of the targets of a micro-batch, so a micro-batch is a contiguous range of each
+ * array. Code that works on a micro-batch receives only that range, as a CompletionSlice whose offsets begin at 0:
  *
  *     offset   3i        3i+1       3i+2         3i+3
  *              | prompt i | chosen i | rejected i | prompt i+1 ...
  *
- * Prompt tokens are included only if a loss trains on them (`prompts`: ORPO), without the first, which is not
- * predicted.
+ * Prompt tokens are included only if a loss trains on them (`prompts`, for ORPO). The first one is always left out,
+ * because it is not predicted.
  *
  *     CompletionSet s = {.shared = true};                  // model/transformer.h
  *     completion_set_clear(&s);
@@ -39,8 +39,8 @@ typedef struct CompletionSet {
     /* (tokens) */
     float *logp, *ref, *square, *entropy, *dlogp;
     int32_t *argmax;
-    MicroPlan plan;        /* of completion_set_plan() */
-    int32_t *slice_offset; /* (3 count + 1) of the last slice */
+    MicroPlan plan;        /* the result of completion_set_plan() */
+    int32_t *slice_offset; /* (3 count + 1) offsets of the last slice */
 } CompletionSet;
 
 /* Families first ... first+count-1 of a set. */

@@ -46,7 +46,7 @@ static inline int64_t cursor_next(Cursor *c) {
     return c->order[c->position++];
 }
 
-/* Number of records used since the beginning, also in epochs. */
+/* The number of records used since the beginning; cursor_epochs() gives it in epochs. */
 static inline int64_t cursor_taken(const Cursor *c) { return c->epoch * c->count + c->position; }
 static inline double cursor_epochs(const Cursor *c) {
     return (double)c->epoch + (double)c->position / (double)c->count;
@@ -57,8 +57,8 @@ static inline void cursor_save(const Cursor *c, json_t *state) {
     json_object_set_new(state, "position", json_integer(c->position));
 }
 
-/* Moves to the position in a state, or to the beginning if the state has none. False if the position does not exist
- * because the state's run had more records. */
+/* Moves to the position in a state, or to the beginning if the state has none. Returns false if the position is past
+ * the last record, because the run that wrote the state had more records. */
 static inline bool cursor_resume(Cursor *c, const json_t *state) {
     const int64_t position = json_integer_value(json_object_get(state, "position"));
     if (position < 0 || position > c->count) return false;

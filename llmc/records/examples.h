@@ -127,7 +127,7 @@ static inline void example_pack(Batch *b, const Example *p) {
     batch_completion(b, prompt, p->completion, p->completion_len);
 }
 
-/* Packs the record with one target per label, in order: the rows at which the score head is read. */
+/* Packs the record with one target per label, in order: the rows whose scores are read. */
 static inline void example_pack_scores(Batch *b, const Example *p) {
     const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
     const int completion = batch_segment(b, p->completion, p->completion_len, p->prompt_len, prompt);

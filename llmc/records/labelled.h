@@ -1,12 +1,12 @@
 /* labelled.h - the records of a preference, unpaired or step shard, fitted to a maximum length.
  *
- * A shard is opened before the model is known, and fitted once the maximum length of a prompt with its completion is.
- * What happens to a record that is longer depends on what is learnt from it:
+ * A shard is opened before the model is known. It is fitted once the maximum length of a prompt with its completion is
+ * known. The caller chooses how longer records are treated:
  *
- *   FIT_DROP       it is left out, because a truncated completion would be another completion and deserve another
- *                  score; a solution loses only the steps that do not fit, and is left out if none is left
- *   FIT_TRUNCATE   its completions are truncated, because their tokens are trained on one by one; it is left out only
- *                  if its prompt leaves no room for a token
+ *   FIT_DROP       the record is left out, because a truncated completion could deserve a different score; a solution
+ *                  loses only the steps that do not fit, and is left out if no step fits
+ *   FIT_TRUNCATE   its completions are truncated, because the loss is per token; the record is left out only if its
+ *                  prompt leaves no room for a token
  *
  * labelled_fit() warns about both.
  *
@@ -28,11 +28,11 @@ typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
 
 typedef struct Labelled {
     RecordKind kind;
-    Pairs pairs;       /* of a preference shard */
-    Examples examples; /* of an unpaired or step shard */
+    Pairs pairs;       /* records of a preference shard */
+    Examples examples; /* records of an unpaired or step shard */
     const Shard *shard;
-    int64_t count;     /* pairs or examples that are left */
-    int64_t dropped;   /* records that are not */
+    int64_t count;     /* pairs or examples that remain */
+    int64_t dropped;   /* records that were left out */
     int64_t truncated; /* completions that lost tokens; solutions that lost steps */
 } Labelled;
 

@@ -2,8 +2,8 @@
  *
  *     rows   p p p p | c c c | r r        one family of batch.h: prompt, chosen, rejected
  *
- * With `shared` false, each completion gets its own copy of the prompt, as in libraries that use padding; results agree
- * up to rounding.
+ * If the argument `shared` is false, each completion gets its own copy of the prompt, as in libraries that use padding;
+ * results agree up to rounding.
  *
  * Pairs holds the records of a preference shard; a record without a prompt or without one of the completions is left
  * out and counted (dropped). labelled.h fits them to a maximum length.

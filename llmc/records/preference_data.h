@@ -1,6 +1,6 @@
 /* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
- * Both kinds of record become pairs, those of an unpaired shard without a rejected completion. Owns the records, KTO's
+ * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. Owns the records, KTO's
  * mismatched completions, and the offsets of each record's tokens in a table of the reference's log-probabilities
  * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *
@@ -55,8 +55,8 @@ static inline bool preference_same_tokens(const int32_t *a, int32_t a_len, const
 }
 
 /* KTO's mismatched completions: each prompt gets the completion of the nearest record before it, in a random order of
- * the shard, that has a different prompt. (TRL rotates the completions by one within each batch that it
- * preprocesses.) */
+ * the shard, that has a different prompt. The search goes back at most 63 records. (TRL rotates the completions by one
+ * within each batch that it preprocesses.) */
 static inline void preference_data_mismatch(PreferenceData *d, int64_t max_length, uint64_t seed) {
     enum { LOOK = 64 };
     Random random = random_start(seed, RANDOM_SHUFFLE + (1ull << 49));

@@ -4,7 +4,7 @@
  *              uint64 model: XXH3-64 of the reference's weights as float32; rest 0
  *   tables     each: uint64 data, uint64 count, then count float32: log ref of each token of each completion, in the
  *              trainer's order
- *   checksum   XXH3-64 of everything before it; here the file ends
+ *   checksum   XXH3-64 of everything before it; the file ends here
  *
  * One table belongs to the training shard; a second may belong to the held-out shard. `data` is a hash of the tokens to
  * which the values belong (ref_logps_data), so a file is tied to a shard's contents and --max-length, not to a path.

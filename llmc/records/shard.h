@@ -9,7 +9,7 @@
  *   payload    the records, one after another
  *   tokenizer  the blob of tokenizer_store(), or empty
  *   template   the chat template's text and a NUL
- *   checksum   XXH3-64 of everything before it; here the file ends
+ *   checksum   XXH3-64 of everything before it; the file ends here
  *
  * A record of T tokens, by kind (ids have 2 bytes if V <= 65536, else 4):
  *
@@ -53,7 +53,7 @@ typedef struct Record {
     float margin;                              /* PREFERENCE: how much better chosen is; 0: unknown */
     const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
                                                   JSON object; "" if absent. They point into the shard */
-    int32_t capacity;                          /* of the buffers that shard_record() fills */
+    int32_t capacity;                          /* capacity of the buffers that shard_record() fills */
 } Record;
 
 typedef struct ShardIndex {

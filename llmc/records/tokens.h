@@ -3,8 +3,8 @@
  *   header   1024 bytes, int32[256]: [0] magic 20240520, [1] version 1, [2] number of tokens n (< 2^31), rest 0
  *   tokens   n uint16
  *
- * The file must end exactly there, as llm.c's loader requires: nothing is appended, and a file of another length is
- * rejected. Documents begin with the end-of-text token. The format has no checksum; zstd adds one.
+ * The file must end after the tokens, as llm.c's loader requires: nothing is appended, and a file of any other length
+ * is rejected. Documents begin with the end-of-text token. The format has no checksum; zstd adds one.
  *
  *     TokenShard t;
  *     if (!tokens_open(&t, "tiny_shakespeare_val.bin", model_vocab, e)) return false;

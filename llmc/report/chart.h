@@ -1,7 +1,7 @@
 /* chart.h - small SVG charts of a run's curves.
  *
- * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input gives a drawing:
- * one point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw,
+ * Covers scales, ticks, smoothing, downsampling of long series, gaps and direct labels. Every input can be drawn: one
+ * point, no finite point, equal values, a million steps. Colours come from the page's CSS classes (grid, tick, raw,
  * line, band, dot, end, with a0 for the first and a1 for the second curve), so one drawing serves light and dark
  * themes.
  *
@@ -48,13 +48,13 @@ static inline bool chart_smoothed(const Chart *c, const Series *s) { return c->s
 
 /* ---- scales ---- */
 
-/* The round distance (1, 2 or 5 times a power of ten) that divides `range` into at most about `most` intervals. */
+/* Returns a round distance between ticks (1, 2 or 5 times a power of ten) that gives about `most` intervals at most. */
 static inline double chart_round(double range, int most) {
     const double raw = range / most, power = pow(10, floor(log10(raw))), digit = raw / power;
     return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
 }
 
-/* The places of a step and of a value, in units of the drawing. */
+/* The x coordinate of a step and the y coordinate of a value, in units of the drawing. */
 static inline double chart_x(const ChartScale *s, double x) {
     return s->left + (s->right - s->left) * (x - s->x0) / (s->x1 - s->x0);
 }
@@ -315,7 +315,7 @@ static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
     }
 }
 
-/* Writes the drawing as an svg element. Without a finite value it says so. */
+/* Writes the drawing as an svg element. If no value is finite, it contains a note instead of curves. */
 static inline void chart_svg(FILE *f, const Chart *c) {
     ChartScale s;
     const bool any = chart_scale(c, &s);

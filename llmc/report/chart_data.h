@@ -18,7 +18,7 @@ enum { CHART_DATA_MOST = 240 }; /* points of a curve */
  * steps. Stores their indices in kept (CHART_DATA_MOST) and returns their number. */
 static inline size_t chart_data_keep(const ChartScale *scale, const Series *s, size_t *kept) {
     size_t n = 0;
-    double interval = 0; /* of the last point in kept */
+    double interval = 0; /* interval of the last point in kept */
     for (size_t i = 0; i < s->count; i++) {
         if (!isfinite(s->values[i])) continue;
         const double part = ((double)s->steps[i] - scale->x0) / (scale->x1 - scale->x0);

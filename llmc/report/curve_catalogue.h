@@ -41,8 +41,8 @@ static inline const char *curve_group_name(CurveGroup g) {
     return name[g];
 }
 
-/* The first row whose pattern matches counts; the last row matches every name. Within a group, the rows stand in the
- * order of display. */
+/* The first row whose pattern matches is used; the last row matches every name. Within a group, the rows are in display
+ * order. */
 #define S CURVE_SMOOTH
 #define Z CURVE_ZERO
 #define L CURVE_LOG

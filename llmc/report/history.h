@@ -1,8 +1,8 @@
 /* history.h - a run's history in memory: curves, sample completions, configuration and final numbers.
  *
  * A History is plain data. metrics.h fills it during the run and reads it back from metrics.jsonl when a run is
- * resumed; report.h turns it into a page. All text is made valid UTF-8 when it is added, because a model's output need
- * not be: each byte that belongs to no character becomes U+FFFD.
+ * resumed; report.h turns it into a page. All text is made valid UTF-8 when it is added, because a model's output may
+ * be invalid: each byte that belongs to no character becomes U+FFFD.
  *
  *     History h = {0};
  *     history_value(&h, "reward", 1, 0.25);          // series appear in the order of their first value

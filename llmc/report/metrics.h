@@ -16,8 +16,7 @@
  *     metrics_final(&m, "Held-out greedy accuracy", "31.2 %", "87.5 %");
  *     if (!metrics_close(&m, &e)) die("%s", e.text);
  *
- * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. The time is in seconds
- * since
+ * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. time is in seconds since
  *                   1970. Numbers have the fewest digits that read back as the same double; non-finite values are null.
  *                   "-" writes to standard output.
  * metrics.samples.jsonl   the samples, if there are any: {"step":0,"when":"before","prompt":...,"completion":...,
@@ -51,12 +50,12 @@
 
 typedef struct Metrics {
     History history;
-    char *jsonl_path, *samples_path, *report_path; /* NULL when not asked for */
+    char *jsonl_path, *samples_path, *report_path; /* NULL if not requested */
     FILE *jsonl, *samples;
     TensorBoard board;
     bool begun; /* the files have been truncated for this run */
     bool resumed, samples_kept;
-    Error failed; /* text is "" while nothing has failed */
+    Error failed; /* text is "" until something fails */
     char **names; /* (count) metrics of the current step */
     double *values;
     size_t count, capacity;

@@ -3,17 +3,17 @@
  * While the pointer is over a chart, every chart of the page shows a vertical line at the same step, a dot on each
  * curve and the values there. Without this script the page is complete.
  *
- * Behind each drawing stands a script element that holds its points as JSON, written by chart_data.h:
+ * Each drawing is followed by a script element that holds its points as JSON, written by chart_data.h:
  *
  *     box     left, right, top and bottom of the plot area, in units of the drawing
  *     x, y    the first and the last step; the values at the bottom and the top, or their exponents of ten if log is 1
  *     share   1 if the values are percentages
  *     lines   of each curve: x the steps, r the raw values and, if the curve is smoothed, s the smoothed ones
  *
- * A comment stands on lines of its own: it is left out of the page, like the indentation.
+ * A comment has lines of its own: it is left out of the page, like the indentation.
  */
 (function () {
-    /* The charts of the page: d the points as above, svg the drawing, marks what is drawn under the pointer or null. */
+    /* The charts of the page: d the points as above, svg the drawing, marks the elements under the pointer. */
     var N = 'http://www.w3.org/2000/svg', charts = [];
 
     /* Adds an empty element to a drawing. */
@@ -90,7 +90,7 @@
                 return b[3] - (b[3] - b[2]) * (v - d.y[0]) / (d.y[1] - d.y[0]);
             }
 
-            /* Curve i has its nearest point at index k. Text stands left of the line in the right half of the chart. */
+            /* Curve i has its nearest point at index k. Text is left of the line in the right half of the chart. */
             d.lines.forEach(function (l, i) {
                 if (!l.x.length) return;
                 var k = near(l.x, step), v = (l.s || l.r)[k], x = X(l.x[k]), right = x > (b[0] + b[1]) / 2;

@@ -2,9 +2,10 @@
  *
  *     report_samples(f, &history);
  *
- * Before is on the left and after on the right, each with its reward; what was sampled in between is folded away. Above
- * them stands how many are right, with one square for each. A completion counts as right at a reward of 0.9 or more and
- * as wrong below 0.5. The section is omitted if there are no samples.
+ * Completions from before training are on the left and those from after it on the right, each with its reward; samples
+ * taken in between are folded away. Above them is the number of right ones, with one square for each completion. A
+ * completion counts as right at a reward of 0.9 or more and as wrong below 0.5. The section is omitted if there are no
+ * samples.
  */
 #ifndef LLMC_REPORT_REPORT_SAMPLES_H
 #define LLMC_REPORT_REPORT_SAMPLES_H
@@ -15,8 +16,8 @@
 #include "html.h"          /* html_text, html_bytes */
 
 enum {
-    REPORT_SHOWN = 8,    /* prompts shown open */
-    REPORT_PROMPTS = 64, /* prompts shown in all */
+    REPORT_SHOWN = 8,    /* prompts shown unfolded */
+    REPORT_PROMPTS = 64, /* maximum number of prompts shown */
     REPORT_TEXT = 6000   /* bytes shown of a completion */
 };
 

@@ -122,7 +122,7 @@ static inline void report_config(FILE *f, const History *h) {
 
 /* ---- all metrics ---- */
 
-/* Writes first, last, minimum and maximum of every metric, and how many of its values are finite. */
+/* Writes first, last, minimum and maximum of every metric, and the number of its finite values. */
 static inline void report_all(FILE *f, const History *h) {
     if (!h->series_count) return;
     fputs(

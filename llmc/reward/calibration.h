@@ -5,9 +5,9 @@
  *
  *   ECE = sum_b n_b / n |true_b / n_b - sum_b p / n_b|              (Naeini et al. 2015; Guo et al. 2017, eq. 3)
  *
- * For a label, p is its probability and low is 0. A preference has no natural direction (the order of the completions
- * is arbitrary): p is the probability of the completion with the higher score, so low is 1/2, and it came true if that
- * completion was the chosen one; a tie counts as half true.
+ * For labels, p is the predicted probability of label 1 and low is 0. A preference has no natural direction (the order
+ * of the completions is arbitrary): p is the probability of the completion with the higher score, so low is 1/2, and it
+ * came true if that completion was the chosen one; a tie counts as half true.
  *
  *     Calibration c = calibration_new(0.5);
  *     calibration_add_pair(&c, score_chosen - score_rejected);

@@ -3,7 +3,7 @@
  * A rule is a weighted sum of parts, `name[=argument][:weight]`, separated by commas; the default weight is 1.
  *
  *     char                   how often the completion contains the first character of the prompt
- *     char=x                 how often it contains x
+ *     char=x                 how often the completion contains x
  *     length                 its length in bytes; length:-1 prefers short completions
  *     repeats                number of characters equal to the one before them; repeats:-1 prefers variety
  *     sum                    1 if its last number is the sum that the prompt asks for, as in 12+34=; else 0
@@ -100,7 +100,7 @@ static inline bool gold_sum(const char *prompt, long long *sum) {
     }
 }
 
-/* Whether the last number of the answer is the sum. */
+/* Whether the last number of the completion `answer` is the sum. */
 static inline bool gold_right(const char *prompt, const char *answer) {
     long long sum, last = -1;
     if (!gold_sum(prompt, &sum)) return false;
@@ -111,7 +111,7 @@ static inline bool gold_right(const char *prompt, const char *answer) {
     return last == sum;
 }
 
-/* The score of the answer under the rule. */
+/* The score of the completion `answer` under the rule. */
 static inline double gold_score(const Gold *g, const char *prompt, const char *answer) {
     double score = 0;
     for (int i = 0; i < g->count; i++) {

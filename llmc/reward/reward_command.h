@@ -17,7 +17,7 @@
  *
  * The program may answer line by line, in blocks, or after reading all its input (../base/process.h). If it ends (exit
  * status or signal), exceeds the timeout of a batch, or writes a line that is not a number or too many lines, it is
- * killed and the call fails with an Error. On close its input ends, and processes of its group that still run half a
+ * killed and the call fails with an Error. Closing ends its input, and processes of its group that still run half a
  * second later are killed. The terminal's Ctrl-C does not reach it, so a trainer can finish its step.
  */
 #ifndef LLMC_REWARD_REWARD_COMMAND_H

@@ -46,7 +46,7 @@ typedef enum { REWARD_MODEL_BT, REWARD_MODEL_ORM, REWARD_MODEL_PRM } RewardModel
 #define PRM_AGGREGATION_CHOICES "min|product|last"
 typedef enum { PRM_MIN, PRM_PRODUCT, PRM_LAST } PrmAggregation;
 
-/* The meaning of a reward model's head; stored in the section RNRM. */
+/* The note: the meaning of a reward model's head, stored in the section RNRM. */
 typedef struct RewardModelNote {
     RewardModelKind kind;
     double mean, deviation;

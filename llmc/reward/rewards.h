@@ -22,12 +22,12 @@
  *                                                          default 3, -1
  *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697);
  *                                                          ALPHA 0.0003
- *   random                   P                             control: 1 with probability P (0.5), which depends only on
- *                                                          (seed, id)
+ *   random                   P                             control: 1 with probability P (0.5); the draw depends only
+ *                                                          on (seed, id)
  *   command                  -                             the program of --reward-cmd (reward_command.h)
  *
- * MAX defaults to the maximum length of sampled completions. A NaN part could not be scored: the sum is over the others
- * (TRL's nansum) and is NaN if no part has a value; trainers exclude such completions.
+ * MAX defaults to the maximum length of sampled completions. A part that could not be scored is NaN. The sum is over
+ * the other parts (TRL's nansum) and is NaN if no part has a value; trainers exclude such completions.
  *
  *     Rewards r;
  *     if (!rewards_open(&r, "verify:1,format=hash:0.1", NULL, 60, seed, max_tokens, &e)) die("%s", e.text);

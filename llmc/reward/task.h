@@ -34,7 +34,7 @@ typedef enum { TASK_AUTO, TASK_DIRECT, TASK_REVERSED, TASK_SCRATCHPAD } TaskStyl
 
 enum { TASK_VALUES = 64 };
 
-/* Difficulty; a setting of 0 is chosen by the level. */
+/* Difficulty; a setting of 0 takes the value of the level. */
 typedef struct TaskOptions {
     int level;              /* 1 to 5 */
     int digits, min_digits; /* arithmetic: maximum and minimum digits of an operand */
@@ -69,7 +69,7 @@ static inline void task_free(Task *t) {
     *t = (Task){0};
 }
 
-/* Is the problem held out? Only its key decides. */
+/* Whether the problem is held out, which depends only on its key. */
 static inline bool task_held_out(const Task *t) { return XXH3_64bits(t->key.text, t->key.length) % 10 == 0; }
 
 /* The setting, or the level's value if it is 0. */

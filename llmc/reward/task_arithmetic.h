@@ -9,10 +9,11 @@
  *   level        1          2               3               4                5
  *   add, sub     1 digit    2               3               4                5
  *   mul          1 x 1      2 x 1           2 x 2           3 x 2            3 x 3
- *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2   (operands of digits; * from 2)
+ *   arithmetic   2 of 1     2 of 2          3 of 2          4 of 2           5 of 2   (5 operands of 2 digits)
  *
  * Operands are uniform over all numbers with the allowed digits. The key is the expression with sorted factors and
- * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. A product inside a chain has one factor below 10.
+ * terms, so 2+3*4 and 4*3+2 are the same problem, across tasks too. Chains have products from level 2 on,
+ * each with one factor below 10.
  */
 #ifndef LLMC_REWARD_TASK_ARITHMETIC_H
 #define LLMC_REWARD_TASK_ARITHMETIC_H

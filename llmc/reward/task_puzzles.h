@@ -6,10 +6,10 @@
  *   brackets    close ([{}:       ])       ])          ( / ([ / ([{ / ([ / #### ])               (open brackets)
  *
  *   level       1            2            3            4            5
- *   countdown   3 to 9       3 to 20      4 to 25      4 to 50      5 to 99      (numbers up to the largest; target up
- *                                                                            to 10 times it)
- *   sort        3 to 9       4 to 99      6 to 99      8 to 999     10 to 999    (items up to the largest)
- *   brackets    6 of 2       10 of 3      16 of 3      24 of 3      40 of 3      (maximum shown, of kinds)
+ *   countdown   3 to 9       3 to 20      4 to 25      4 to 50      5 to 99      (3 to 9: three numbers up to 9,
+ *                                                                            target up to 90)
+ *   sort        3 to 9       4 to 99      6 to 99      8 to 999     10 to 999    (3 to 9: three items up to 9)
+ *   brackets    6 of 2       10 of 3      16 of 3      24 of 3      40 of 3      (up to 6 brackets of 2 kinds)
  *
  * A countdown problem is made by combining its numbers at random, so it has a solution in which every step gives a
  * positive whole number. The demonstration is a shortest such solution, found by search. The target is not one of the

@@ -5,7 +5,7 @@
  *   the content of the last `<answer>...</answer>`       DeepSeek-R1 (2025); the closing tag may be missing
  *   the text after the last `####`, on its line          GSM8K (Cobbe et al. 2021)
  *   the content of the last `\boxed{...}`                MATH (Hendrycks et al. 2021); its braces must balance
- *   all of it
+ *   the whole text
  *
  * without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of an
  * expression, a list or brackets read the last line of it that is not empty, after its last colon and without a final
@@ -32,7 +32,7 @@ typedef struct RewardInput {
     const char *task, *answer, *fields; /* of the record; fields is a JSON object as text */
     int32_t tokens, max_tokens;         /* length of the completion; sampling limit (0: unknown) */
     bool finished;                      /* ended by its stop token, not by the limit */
-    uint64_t id;                        /* sequence id, key of the random control */
+    uint64_t id;                        /* id of the sample; key of the random reward */
     const int32_t *ids;                 /* (tokens) the completion's token ids, or NULL */
 } RewardInput;
 

@@ -274,7 +274,7 @@ static inline bool verify_final_number(const char *text, bool hash_only, bool re
     return verify_canonical(&v, reversed, out);
 }
 
-/* Is the text one number and nothing else, or a GSM8K solution? */
+/* Whether the text is a single number and nothing else, or a GSM8K solution. */
 static inline bool verify_is_number(const char *text) {
     VerifyMark mark;
     VerifyNumber v;

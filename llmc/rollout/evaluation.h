@@ -61,7 +61,7 @@ typedef struct Evaluation {
     double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
     double best[EVALUATION_KS], best_error[EVALUATION_KS];         /* NaN without rewards */
     double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without a judge */
-    double reward, reward_error; /* of the samples, all prompts; NaN without rewards */
+    double reward, reward_error; /* mean over the samples of all prompts; NaN without rewards */
 } Evaluation;
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */

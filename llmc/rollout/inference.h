@@ -124,8 +124,8 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     inference_text(x, o, data);
 }
 
-/* Limits the number of threads to the amount of work for this many sequences at once: 1 + (weights / 8 MB) (1 +
- * sequences / 16). A small model is as fast on one thread, and then does not wait for a busy core. */
+/* Limits the number of threads to 1 + (weights / 8 MB) (1 + sequences / 16), the number that decoding this many
+ * sequences at once can use. A small model is as fast on one thread, and then never waits for a busy core. */
 static inline void inference_few_threads(const Inference *x, int sequences) {
     const double bytes = (double)model_bytes(&x->model.config, x->backend, false);
     const double useful = 1 + bytes / (8 << 20) * (1 + sequences / 16.0);

@@ -23,7 +23,7 @@ typedef struct Prompts {
     Shard shard;
     int64_t count;
     int32_t longest;
-    int32_t *tokens;  /* of all prompts */
+    int32_t *tokens;  /* tokens of all prompts, concatenated */
     int64_t *offset;  /* (count + 1) */
     PromptText *what; /* (count) */
     int64_t dropped;  /* prompts longer than the limit */

@@ -6,7 +6,8 @@
  *
  *   cache rows:  slots x [ prompt area: prompt_max, right-aligned | sample area: new_max ]
  *
- * The only sample of a prompt runs in the slot of its prompt's area, so that both are adjacent and read as one segment.
+ * If a prompt has only one sample, that sample runs in the slot of the prompt's area, so that both are adjacent and are
+ * read as one segment.
  *
  * Each token is drawn with the uniform number random_uniform(seed, stream + id, position), where id identifies the
  * sample and position is the token's index in the sequence. So a sample depends only on the weights, its prompt and its
@@ -76,7 +77,7 @@ typedef struct RolloutRequest {
     const int32_t *prompt;
     int32_t prompt_len; /* 1 ... prompt_max */
     int32_t samples;
-    uint64_t id;     /* of the first sample; the other ids follow it */
+    uint64_t id;     /* id of the first sample; the ids of the others follow it */
     Completion *out; /* (samples) written; free each with completion_free() */
 } RolloutRequest;
 

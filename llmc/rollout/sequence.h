@@ -2,7 +2,7 @@
  *
  * rollout.h draws many samples with maximum throughput. A Sequence draws one and returns each token at once, so that
  * the caller can print it, stop, or continue with another text. Tokens already in the cache are reused: sequence_set()
- * with a text that shares a prefix with the previous one costs only the rest; the next turn of a chat starts at once.
+ * with a text that shares a prefix with the previous one costs only the rest, so a chat's next turn starts at once.
  *
  * Each token is drawn with random_uniform(seed, stream + id, position), as in rollout.h. The same seed, id and prompt
  * give the same text in both, up to the rounding of the matrix products.
@@ -34,7 +34,7 @@ typedef struct Sequence {
     const Model *model;
     int32_t capacity; /* maximum tokens, at most the model's context */
     int32_t count;    /* number of tokens */
-    int32_t cached;   /* number of first tokens whose keys and values are in the cache */
+    int32_t cached;   /* number of leading tokens whose keys and values are cached */
     int32_t *tokens;  /* (capacity) */
     int32_t *row;     /* (capacity) row[i] = i, the cache row of token i */
     Workspace work;

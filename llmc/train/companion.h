@@ -1,11 +1,11 @@
 /* companion.h - the file of a second model that a training state needs: PPO's critic, or a reference that is trained.
  *
- * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so that the companion
- * of a state always exists; that of the previous state is removed once the new state is complete. The trainer
+ * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so the companion of a
+ * state always exists; that of the previous state is removed once the new state is complete. The trainer
  * (trainer.h) writes it together with its states:
  *
  *     Companion c = {0};
- *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: the run begins
+ *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: a new run
  *     c.save = run;                                                  // writes the model to the path that it is given
  *     companion_save(&c, "ppo.bin.state", step, true);               // before the state is written
  *     companion_forget(&c, true);                                    // after it is written
@@ -31,8 +31,8 @@ static inline char *companion_path(const char *kind, const char *state, int64_t 
     return path;
 }
 
-/* Names the companion. Returns the path of the one that belongs to the resumed state, or NULL if state is NULL: the run
- * begins. */
+/* Names the companion. Returns the path of the one that belongs to the resumed state, or NULL if state is NULL (a new
+ * run). */
 static inline const char *companion_resume(Companion *c, const char *kind, const char *state, int64_t step) {
     c->kind = kind;
     c->written = state ? companion_path(kind, state, step) : NULL;

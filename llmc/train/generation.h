@@ -3,8 +3,8 @@
  * A generation is P prompts with G completions each, sampled from the model in training and scored. The completions of
  * a prompt are adjacent and form a group. Tokens are stored flat, one completion after another: completion i has the
  * range [offset[i], offset[i+1]) of every per-token array. The completions of a group share one copy of their prompt,
- * in sampling and in training; micro-batches are split between completions. Code that works on a micro-batch sees its
- * range alone, as a GenerationSlice whose offsets begin at 0.
+ * in sampling and in training; micro-batches are split between completions. Code that works on a micro-batch receives
+ * only its range, as a GenerationSlice whose offsets begin at 0.
  *
  * On several ranks (dist.h) each group is sampled, scored and trained on by a single rank. For sampling, prompts are
  * distributed over the ranks by their length. Once the lengths of the completions are known, the groups of each
@@ -68,7 +68,7 @@
 typedef struct ScoredCompletion {
     Completion completion;
     char *text;
-    int64_t prompt; /* its index */
+    int64_t prompt; /* index of the prompt */
     uint64_t id;
     float reward, parts[REWARDS_MAX];
 } ScoredCompletion;
@@ -91,8 +91,8 @@ typedef struct Generation {
     uint8_t *counts; /* (completions) 0: left out of the loss */
     int32_t *offset; /* (completions + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
-    MicroPlan plan;                                                                /* of generation_plan() */
-    int32_t *slice_offset; /* (completions + 1) of the last slice */
+    MicroPlan plan;                                                                /* the result of generation_plan() */
+    int32_t *slice_offset; /* (completions + 1) offsets of the last slice */
     double gen_seconds, reward_seconds;
     /* ranks */
     int32_t parts;  /* mini-batches of a generation, each distributed over the ranks; 1 unless set */

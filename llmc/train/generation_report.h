@@ -104,7 +104,7 @@ static inline void generation_show(Generation *g, const char *when) {
     }
 }
 
-/* Warns if sampler and trainer disagree about a token: gap is the greatest difference of its log-probabilities, in
+/* Warns if sampler and trainer disagree. gap: the largest difference between their log-probabilities of a token, in
  * nats. Call it only if both used the same weights. */
 static inline void generation_check_sampler(Generation *g, double gap) {
     if (gap > (g->t->o->dtype ? 0.5 : 0.01))

@@ -1,7 +1,7 @@
 /* preference_options.h - options of the losses on preferences, their defaults and checks.
  *
  * --loss-type is a list of losses on pairs, each with a weight, or one loss on single completions (kto,
- * apo_zero_unpaired). A bad list, and an option that none of the selected losses uses, end the program with status 2.
+ * apo_zero_unpaired). An invalid list or an option that no selected loss uses ends the program with status 2.
  *
  *     static struct { PreferenceOptions l; } o;
  *     static const Option options[] = {PREFERENCE_OPTIONS(o.l), OPTION_END};

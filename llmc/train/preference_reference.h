@@ -3,8 +3,9 @@
  *
  * A live reference is a second model in memory (reference.h), which may follow the policy. With
  * --precompute-ref-log-probs the log-probabilities of all completions in the shards are computed once, by the model of
- * -c or by --reference, which is freed afterwards, or read from a file (ref_logps.h). A file is tied to the model, to
- * the shards' contents and to --max-length; any other is rejected. Errors end the program (see trainer.h).
+ * -c or of --reference, which is then freed. --ref-log-probs names a file (ref_logps.h) from which they are read, or to
+ * which they are written if it does not exist. A file is tied to the model, to the shards' contents and to
+ * --max-length; any other is rejected. Errors end the program (see trainer.h).
  *
  *     PreferenceReference r = {.o = &o.r};
  *     PreferenceData *shards[] = {&train, &held_out};
@@ -202,7 +203,7 @@ static inline void preference_reference_run(PreferenceReference *r, Batch *b, co
     if (r->kind == REFERENCE_TABLE) preference_reference_take(d, s, mismatch);
 }
 
-/* --sync-ref-model: moves the reference towards the policy when it is due. Call it after each optimizer step. */
+/* --sync-ref-model: moves the reference towards the policy if an update is due. Call it after each optimizer step. */
 static inline void preference_reference_sync(PreferenceReference *r) {
     if (r->o->sync && r->live.t->step % r->o->sync_steps == 0) reference_follow(&r->live, r->o->sync_alpha);
 }

@@ -42,8 +42,8 @@ static inline void preference_report(Metrics *m, const char *prefix, const Prefe
     metrics_set(m, name, s->right / s->chosen_tokens);
 }
 
-/* The fraction of pairs whose chosen completion has the higher reward; for kto, which has no pairs, the reward margin.
- * */
+/* The fraction of pairs whose chosen completion has the higher reward. For kto, which has no pairs: the reward margin,
+ * the mean reward of the good completions minus that of the bad ones. */
 static inline double preference_headline(const PreferenceOptions *o, const PreferenceTotals *s) {
     if (!o->unpaired) return s->pair.right / fmax(s->pair.pairs, 1);
     return s->kto.reward[1] / s->kto.count[1] - s->kto.reward[0] / s->kto.count[0];

@@ -35,9 +35,9 @@ typedef struct PretrainingWindow {
 typedef struct Pretraining {
     TokenShard shard;
     int32_t window;         /* tokens */
-    int64_t position;       /* of the first token of the next step */
+    int64_t position;       /* position of the first token of the next step */
     double loss;            /* nats per token, of the last step */
-    int64_t targets;        /* of this step, on all ranks */
+    int64_t targets;        /* number of targets of this step, on all ranks */
     MicroPlan plan;         /* of this rank's windows in this step */
     PretrainingWindow *own; /* (windows of a step) those of this rank */
     int32_t *tokens;        /* (window) */

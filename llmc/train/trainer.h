@@ -7,7 +7,7 @@
  *     trainer_announce()     prints the configuration and the predicted memory, before anything large is allocated
  *     trainer_schedule()     sets the length of the run
  *     trainer_begin_step()   starts the clock of a step
- *     trainer_update()       one optimizer step: schedule, clipping, the guard against NaN
+ *     trainer_update()       one optimizer step: schedule, clipping, check for NaN
  *     trainer_log()          prints one line and writes one record per step
  *     trainer_should_stop()  writes the training state when it is due, or when a signal asks the run to stop
  *     trainer_close()        writes the model and frees everything
@@ -53,7 +53,7 @@
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
-    int64_t steps;           /* length of this run in optimizer steps: --max-steps, or what the epochs amount to */
+    int64_t steps;           /* length of this run in optimizer steps: --max-steps, or the steps in the epochs */
     const char *program;     /* train_sft, ...: name of the stage in the lineage */
     Device *device;
     const Backend *backend;
@@ -76,7 +76,7 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate; /* of the last step */
+    double learning_rate; /* learning rate of the last step */
     Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
@@ -134,7 +134,7 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
 
 static inline char *trainer_state_path(const Trainer *t);
 
-/* dist.h's `failed`: says in which step the run ends and where its last state is. */
+/* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state. */
 static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
     metrics_clear(&t->metrics);

@@ -47,7 +47,7 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
 // clang-format off
 #define TRAINER_MODEL_OPTIONS(o)                                                                                       \
     OPTION_GROUP("Model"),                                                                                             \
-    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "model to start from: a checkpoint, - or d12 (random)"),   \
+    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "start from: a checkpoint, - (stdin) or d12 (random)"),    \
     OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
     OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
                 "attention heads of a new model; 0 uses one per 64 channels"),                                         \
