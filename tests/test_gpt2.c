@@ -818,7 +818,7 @@ static void test_config_check(void **state) {
                {offsetof(ModelConfig, norm), 2, "norm is 2"},
                {offsetof(ModelConfig, position), -1, "position is -1"},
                {offsetof(ModelConfig, mlp), 7, "mlp is 7"},
-               {offsetof(ModelConfig, bias), 2, "bias is 2"},
+               {offsetof(ModelConfig, mlp_bias), 2, "bias of the MLP is 2"},
                {offsetof(ModelConfig, qkv_bias), -1, "bias of queries, keys and values is -1"},
                {offsetof(ModelConfig, tied), 2, "tied output matrix is 2"},
                {offsetof(ModelConfig, value_head), 2, "value head is 2"}};
