@@ -88,11 +88,15 @@ static void add(Problem *p, int gap, int len, int prefix_start, int prefix_len) 
     p->segment[p->a.segments++] = (Segment){start, len, prefix_start, prefix_len, start, 0};
 }
 
-/* Finds the key rows that query row `i` of segment s sees, and returns their number. */
-static int visible(const Segment *s, int i, int *key) {
+/* Finds the key rows that query row `i` of segment s sees, and returns their number. A window is counted in positions:
+ * those of the prefix come first, then those of the segment's own keys. */
+static int visible(const Segment *s, int i, int window, int *key) {
+    const int position = s->prefix_len + s->past + i;
     int n = 0;
-    for (int j = 0; j < s->prefix_len; j++) key[n++] = s->prefix_start + j;
-    for (int j = 0; j <= s->past + i; j++) key[n++] = s->key_start + j;
+    for (int at = 0; at <= position; at++) {
+        if (window && at <= position - window) continue;
+        key[n++] = at < s->prefix_len ? s->prefix_start + at : s->key_start + at - s->prefix_len;
+    }
     return n;
 }
 
@@ -111,11 +115,12 @@ static Reference reference(const Problem *p, bool backward) {
                    xcalloc(keys * a->kv_heads * D, 8), xcalloc(rows, sizeof(bool))};
     int *key = xmalloc((2 * keys + 1) * sizeof *key);
     double *w = xmalloc((2 * keys + 1) * sizeof *w), *dw = xmalloc((2 * keys + 1) * sizeof *dw);
+    double *slope = xmalloc((2 * keys + 1) * sizeof *slope);
     for (int s = 0; s < a->segments; s++)
         for (int i = 0; i < p->segment[s].len; i++)
             for (int h = 0; h < H; h++) {
                 const size_t row = p->segment[s].start + i, kv = (size_t)h * a->kv_heads / H;
-                const int n = visible(&p->segment[s], i, key);
+                const int n = visible(&p->segment[s], i, a->window, key);
                 const float *q = p->q + row * a->q_stride + (size_t)h * D;
                 double most = -INFINITY, total = 0, *out = r.out + (row * H + h) * D;
                 r.inside[row] = true;
@@ -123,6 +128,12 @@ static Reference reference(const Problem *p, bool backward) {
                     w[j] = 0;
                     for (int d = 0; d < D; d++) w[j] += (double)q[d] * p->k[(size_t)key[j] * a->kv_stride + kv * D + d];
                     w[j] *= a->scale;
+                    slope[j] = 1;
+                    if (a->cap > 0) {
+                        const double bent = tanh(w[j] / a->cap);
+                        w[j] = a->cap * bent;
+                        slope[j] = 1 - bent * bent;
+                    }
                     most = fmax(most, w[j]);
                 }
                 for (int j = 0; j < n; j++) total += exp(w[j] - most);
@@ -141,7 +152,7 @@ static Reference reference(const Problem *p, bool backward) {
                     mean += w[j] * dw[j];
                 }
                 for (int j = 0; j < n; j++) {
-                    const double ds = w[j] * (dw[j] - mean) * a->scale;
+                    const double ds = w[j] * (dw[j] - mean) * slope[j] * a->scale;
                     const size_t at = ((size_t)key[j] * a->kv_heads + kv) * D;
                     for (int d = 0; d < D; d++) {
                         r.dq[(row * H + h) * D + d] += ds * p->k[(size_t)key[j] * a->kv_stride + kv * D + d];
@@ -150,7 +161,7 @@ static Reference reference(const Problem *p, bool backward) {
                     }
                 }
             }
-    free(key), free(w), free(dw);
+    free(key), free(w), free(dw), free(slope);
     return r;
 }
 
@@ -252,6 +263,12 @@ static void test_grouped_heads(void **state) {
     }
 }
 
+/* In some trials a window, a cap, or both. The cap is small, so that it bends the scores. */
+static void window_and_cap(Problem *p, Random *r) {
+    p->a.window = random_below(r, 2) ? 1 + (int)random_below(r, random_below(r, 2) ? 20 : 150) : 0;
+    p->a.cap = random_below(r, 2) ? 2 : 0;
+}
+
 /* Ragged batches with gaps and empty segments, and families that share prefixes: whole prompts, parts of them, prompts
  * with answers. */
 static void test_random_packing(void **state) {
@@ -259,7 +276,7 @@ static void test_random_packing(void **state) {
     static const int sizes[] = {8, 16, 24, 32, 64, 64, 80};
     static const int heads[][2] = {{2, 2}, {3, 1}, {4, 2}, {1, 1}};
     Random r = random_start(20, 4);
-    for (int trial = 0; trial < 40; trial++) {
+    for (int trial = 0; trial < 80; trial++) {
         Problem p = {0};
         while (p.a.segments < 20) {
             const int gap = random_below(&r, 4) ? 0 : (int)random_below(&r, 9);
@@ -278,6 +295,7 @@ static void test_random_packing(void **state) {
         const int *h = heads[random_below(&r, 4)];
         problem_arrays(&p, &r, last->start + last->len + (int)random_below(&r, 17), h[0], h[1],
                        sizes[random_below(&r, 7)], false, 0, 1.5f);
+        if (trial >= 40) window_and_cap(&p, &r);
         check(&p, TOLERANCE, "packing");
         problem_free(&p);
     }
@@ -289,7 +307,7 @@ static void test_random_cache(void **state) {
     static const int sizes[] = {8, 24, 64, 64, 80, 128};
     static const int heads[][2] = {{2, 2}, {3, 1}, {8, 2}, {1, 1}};
     Random r = random_start(21, 5);
-    for (int trial = 0; trial < 40; trial++) {
+    for (int trial = 0; trial < 80; trial++) {
         Problem p = {0};
         int rows = 0, keys = 0;
         while (p.a.segments < 12) {
@@ -305,6 +323,7 @@ static void test_random_cache(void **state) {
         }
         const int *h = heads[random_below(&r, 4)];
         problem_arrays(&p, &r, rows + 3, h[0], h[1], sizes[random_below(&r, 6)], true, keys, 1.5f);
+        if (trial >= 40) window_and_cap(&p, &r);
         check(&p, TOLERANCE, "cache");
         problem_free(&p);
     }
@@ -436,11 +455,11 @@ static void test_threads(void **state) {
 
 /* A family gives the same bits alone and packed with others, and a member's rows give the same bits without its
  * siblings. */
-static void test_company(void **state) {
-    (void)state;
+static void check_company(int window) {
     Random r = random_start(25, 12);
     Problem p = {0};
     make_mixed(&p, &r, false);
+    p.a.window = window;
     B->attention_forward(D, &p.a);
     B->attention_backward(D, &p.a);
     const size_t width = 4 * 64;
@@ -473,6 +492,13 @@ static void test_company(void **state) {
     }
     free(out), free(lse), free(dqkv);
     problem_free(&p);
+}
+
+static void test_company(void **state) {
+    (void)state;
+    check_company(0);
+    check_company(40);
+    check_company(170);
 }
 
 /* A shared prefix gives the same as a sequence that contains a copy of it, up to rounding. */

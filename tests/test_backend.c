@@ -13,9 +13,9 @@
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 42
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 46
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 42) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 46) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -161,7 +161,7 @@ static void test_embed(void **state) {
         const int32_t *token = picks(&r, (size_t)N, V), *position = picks(&r, (size_t)N, T);
         Acts *out = acts(NULL, N, C);
         Ints *dt = ints(token, (size_t)N), *dp = ints(position, (size_t)N);
-        B->embed_forward(D, out, weights(wte, (size_t)(V * C)), weights(wpe, (size_t)(T * C)), dt, dp, N, C);
+        B->embed_forward(D, out, weights(wte, (size_t)(V * C)), weights(wpe, (size_t)(T * C)), dt, dp, 1, N, C);
         const float *got = fetch(out, (size_t)(N * C));
         for (int i = 0; i < N; i++)
             for (int c = 0; c < C; c++) assert_true(got[i * C + c] == wte[token[i] * C + c] + wpe[position[i] * C + c]);
@@ -171,7 +171,7 @@ static void test_embed(void **state) {
         Acts *dd = acts(dout, N, C);
         Sum wt = sums((size_t)(V * C), t0), wp = sums((size_t)(T * C), p0);
         for (int twice = 0; twice < 2; twice++) {
-            B->embed_backward(D, dwte, dwpe, dd, dt, dp, N, C);
+            B->embed_backward(D, dwte, dwpe, dd, dt, dp, 1, N, C);
             for (int i = 0; i < N; i++)
                 for (int c = 0; c < C; c++) {
                     sum_add(wt, (size_t)(token[i] * C + c), dout[i * C + c]);
@@ -181,6 +181,40 @@ static void test_embed(void **state) {
             sum_check("dwpe", fetch(dwpe, (size_t)(T * C)), wp, 2 * N, (size_t)(T * C));
         }
     }
+}
+
+/* A scale, and no positions. */
+static void test_embed_scaled(void **state) {
+    (void)state;
+    Random r = random_start(22, 0);
+    enum { N = 50, C = 130, V = 20 };
+    const float *wte = noise(&r, V * C, 1), *dout = noise(&r, N * C, 1), *t0 = noise(&r, V * C, 1), scale = 25.298f;
+    const int32_t *token = picks(&r, N, V);
+    Acts *out = acts(NULL, N, C), *grad = acts(dout, N, C);
+    Floats *dwte = floats(t0, V * C);
+    Ints *dt = ints(token, N);
+    double *want = DOUBLES(N * C);
+    Sum sum = sums(V * C, t0);
+    B->embed_forward(D, out, weights(wte, V * C), NULL, dt, NULL, scale, N, C);
+    B->embed_backward(D, dwte, NULL, grad, dt, NULL, scale, N, C);
+    for (int i = 0; i < N * C; i++) {
+        const size_t at = (size_t)(token[i / C] * C + i % C);
+        want[i] = (double)scale * wte[at];
+        sum_add(sum, at, (double)scale * dout[i]);
+    }
+    check("scaled embeddings", fetch(out, N * C), want, NULL, 1, N * C);
+    sum_check("their gradient", fetch(dwte, V * C), sum, 2 * N, V * C);
+}
+
+static void test_add(void **state) {
+    (void)state;
+    Random r = random_start(23, 0);
+    enum { N = 20011 };
+    const float *x = noise(&r, N, 1), *y = noise(&r, N, 1);
+    Acts *dx = acts(x, N, 1);
+    B->add(D, dx, acts(y, N, 1), N - 3);
+    const float *got = fetch(dx, N);
+    for (int i = 0; i < N; i++) assert_true(got[i] == (i < N - 3 ? x[i] + y[i] : x[i]));
 }
 
 /* x += scale u, u uniform in (-1, 1): range, moments, one draw per element, which depends only on (seed, stream,
@@ -404,6 +438,190 @@ static void test_layernorm_backward(void **state) {
 static void test_rmsnorm_backward(void **state) {
     (void)state;
     norm_backward_of(NORM_RMS);
+}
+
+/* Gemma's RMSNorm multiplies by 1 + w; a norm behind a branch is added to the residual stream, also in place; its
+ * backward pass sets dx instead of adding to it. */
+static void test_rmsnorm_variants(void **state) {
+    (void)state;
+    Random r = random_start(24, 0);
+    for (int s = 0; s < NORM_SHAPES; s++) {
+        const int N = norm_shape[s][0], C = norm_shape[s][1];
+        const size_t n = (size_t)(N * C);
+        const float *x = noise(&r, n, 2), *add = noise(&r, n, 1), *w = noise(&r, (size_t)C, 1);
+        const float *dout = noise(&r, n, 1), *w0 = noise(&r, (size_t)C, 1);
+        Acts *act = acts(x, N, C), *sum = acts(add, N, C), *out = acts(NULL, N, C), *dx = acts(dout, N, C);
+        Floats *rstd = floats(NULL, (size_t)N), *dw = floats(w0, (size_t)C);
+        Norm p = norm_of(NORM_RMS, act, out, NULL, rstd, weights(w, (size_t)C), NULL, N, C);
+        p.plus_one = 1;
+        p.add = sum;
+        B->norm_forward(D, &p);
+        const float *apart = fetch(out, n);
+        const NormReference ref = norm_reference(x, NORM_RMS, N, C);
+        double *want = DOUBLES(n), *size = DOUBLES(n);
+        Sum sx = sums(n, NULL), sw = sums((size_t)C, w0);
+        for (int i = 0; i < N * C; i++) {
+            const double one = 1 + (double)w[i % C];
+            want[i] = add[i] + ref.n[i] * one;
+            size[i] = fabs(add[i]) + (ref.amplify[i / C] + 2 * fabs(ref.n[i])) * (1 + fabs(w[i % C]));
+        }
+        check("RMSNorm with 1 + w", apart, want, size, C + 8, n);
+        p.out = sum;
+        B->norm_forward(D, &p);
+        assert_memory_equal(fetch(sum, n), apart, n * sizeof *apart);
+        p.dout = acts(dout, N, C);
+        p.dx = dx;
+        p.dw = dw;
+        p.fresh = 1;
+        B->norm_backward(D, &p);
+        for (int i = 0; i < N; i++) {
+            double mean = 0, mean_size = 0;
+            for (int c = 0; c < C; c++) {
+                const double g = dout[i * C + c] * (1 + (double)w[c]);
+                mean += g * ref.n[i * C + c] / C;
+                mean_size += fabs(g) / C;
+                sum_add(sw, (size_t)c, dout[i * C + c] * ref.n[i * C + c]);
+                sw.size[c] += fabs(dout[i * C + c]) * ref.amplify[i];
+            }
+            for (int c = 0; c < C; c++) {
+                const size_t at = (size_t)(i * C + c);
+                sum_add(sx, at, ref.rstd[i] * (dout[at] * (1 + (double)w[c]) - ref.n[at] * mean));
+                sx.size[at] += ref.rstd[i] * (mean_size * (1 + fabs(ref.n[at])) + fabs(dout[at]) * (1 + fabs(w[c]))) *
+                               (2 + 2 * ref.amplify[i]);
+            }
+        }
+        sum_check("fresh dx", fetch(dx, n), sx, 2 * C, n);
+        sum_check("dw of 1 + w", fetch(dw, (size_t)C), sw, 2 * N + C, (size_t)C);
+    }
+}
+
+/* ==== Rotary positions ==== */
+
+/* The result of a row of Rotary in float64, for q and k of one row; y: (H + K) D. */
+static void rotary_reference(const Rotary *p, const float *x, const float *qw, const float *kw, const float *table,
+                             double *y) {
+    const int DIM = p->head_size, Q = p->heads * DIM, K = p->kv_heads * DIM, half = p->rotated / 2;
+    for (int i = 0; i < Q + K; i++) y[i] = x[i];
+    for (int part = 0; part < 2 && qw; part++) {
+        const int from = part ? Q : 0, end = part ? Q + K : Q, group = part ? p->k_group : p->q_group;
+        for (int g = from; g < end; g += group) {
+            double squares = 0;
+            for (int c = 0; c < group; c++) squares += (double)x[g + c] * x[g + c];
+            const double rstd = 1 / sqrt(squares / group + p->eps);
+            for (int c = 0; c < group; c++) y[g + c] = x[g + c] * rstd * ((part ? kw : qw)[c] + p->plus_one);
+        }
+    }
+    for (int h = 0; h < p->heads + p->kv_heads && table; h++)
+        for (int j = 0; j < half; j++) {
+            const double a = y[h * DIM + j], b = y[h * DIM + half + j], c = table[j], s = table[half + j];
+            y[h * DIM + j] = a * c - b * s;
+            y[h * DIM + half + j] = b * c + a * s;
+        }
+}
+
+/* loss = sum of dout times the result, for finite differences in float64 */
+static double rotary_loss(const Rotary *p, const float *x, const float *qw, const float *kw, const float *table,
+                          const float *dout) {
+    double y[256], loss = 0;
+    rotary_reference(p, x, qw, kw, table, y);
+    for (int i = 0; i < (p->heads + p->kv_heads) * p->head_size; i++) loss += y[i] * dout[i];
+    return loss;
+}
+
+/* The derivative of loss(x) by *x, from differences that are exact in float32: (f(x + h) - f(x - h)) / 2h, Richardson's
+ * extrapolation of two steps, in float64 except for x itself. */
+#define DERIVATIVE(at, loss)                                                                                           \
+    ({                                                                                                                 \
+        const float x_ = *(at), h_ = 0.0078125f;                                                                       \
+        double d_[2];                                                                                                  \
+        for (int k_ = 0; k_ < 2; k_++) {                                                                               \
+            const float up_ = x_ + h_ * (float)(1 + k_), down_ = x_ - h_ * (float)(1 + k_);                            \
+            *(at) = up_;                                                                                               \
+            const double above_ = (loss);                                                                              \
+            *(at) = down_;                                                                                             \
+            d_[k_] = (above_ - (loss)) / ((double)up_ - down_);                                                        \
+        }                                                                                                              \
+        *(at) = x_;                                                                                                    \
+        (4 * d_[0] - d_[1]) / 3;                                                                                       \
+    })
+
+static void test_rotary(void **state) {
+    (void)state;
+    enum { N = 37, MARGIN = 5 };
+    static const struct {
+        int heads, kv_heads, head_size, rotated;
+        bool row, normed, still;
+    } shape[] = {{3, 1, 12, 12, false, false, false}, {4, 2, 8, 6, false, true, false},
+                 {6, 3, 10, 10, true, true, false},   {2, 2, 16, 16, false, true, true},
+                 {1, 1, 2, 2, false, true, false},    {5, 5, 20, 8, true, true, true}};
+    for (int s = 0; s < 6; s++) {
+        Random r = random_start(25, (uint64_t)s);
+        const int DIM = shape[s].head_size, H = shape[s].heads, K = shape[s].kv_heads, R = shape[s].rotated;
+        const int width = (H + K) * DIM, stride = width + MARGIN, half = R / 2, table_stride = R + 4;
+        const int groups = shape[s].row ? 2 : H + K;
+        Rotary p = {.rows = N, .heads = H, .kv_heads = K, .head_size = DIM, .rotated = R, .stride = stride};
+        p.table_stride = table_stride;
+        p.q_group = shape[s].row ? H * DIM : DIM;
+        p.k_group = shape[s].row ? K * DIM : DIM;
+        p.plus_one = s % 2;
+        p.eps = 0.25f; /* keeps the third derivative small, for the differences */
+        p.before_stride = width;
+        float *x = noise(&r, (size_t)(N * stride), 1), *dout = noise(&r, (size_t)(N * stride), 1);
+        float *qw = noise(&r, (size_t)p.q_group, 1), *kw = noise(&r, (size_t)p.k_group, 1);
+        float *frequency = FLOATS((size_t)half);
+        for (int j = 0; j < half; j++) frequency[j] = powf(100, -2.0f * (float)j / (float)R);
+        const int32_t *position = picks(&r, N, 5000);
+        Floats *table = floats(NULL, (size_t)(N * table_stride));
+        B->rotary_table(D, table, ints(position, N), floats(frequency, (size_t)half), 1.25f, N, half, table_stride);
+        float *angles = fetch(table, (size_t)(N * table_stride));
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < half; j++) { /* the angle is a product in float32 */
+                const float angle = (float)position[i] * frequency[j];
+                assert_true(fabs(angles[i * table_stride + j] - 1.25 * cos(angle)) < 4 * U);
+                assert_true(fabs(angles[i * table_stride + half + j] - 1.25 * sin(angle)) < 4 * U);
+            }
+        Acts *qk = acts(x, N, stride), *grad = acts(dout, N, stride);
+        Floats *dqw = floats(qw, (size_t)p.q_group), *dkw = floats(kw, (size_t)p.k_group);
+        p.table = shape[s].still ? NULL : table;
+        p.qk = qk;
+        if (shape[s].normed) {
+            p.qw = weights(qw, (size_t)p.q_group);
+            p.kw = weights(kw, (size_t)p.k_group);
+            p.before = acts(NULL, N, width);
+            p.rstd = floats(NULL, (size_t)(N * groups));
+            p.dqw = dqw;
+            p.dkw = dkw;
+        }
+        B->rotary_forward(D, &p);
+        const float *got = fetch(qk, (size_t)(N * stride));
+        p.qk = grad;
+        B->rotary_backward(D, &p);
+        const float *got_grad = fetch(grad, (size_t)(N * stride));
+        Sum sq = sums((size_t)p.q_group, qw), sk = sums((size_t)p.k_group, kw);
+        for (int i = 0; i < N; i++) {
+            float *row = x + i * stride, *d = dout + i * stride, *angle = p.table ? angles + i * table_stride : NULL;
+            float *w[2] = {p.qw ? qw : NULL, kw};
+            double y[256];
+            rotary_reference(&p, row, w[0], w[1], angle, y);
+            for (int c = 0; c < width; c++) { /* rows have unit size, weights up to 4, factors 1.25 */
+                assert_true(fabs(got[i * stride + c] - y[c]) < 40 * U * 8);
+                const double slope = DERIVATIVE(&row[c], rotary_loss(&p, row, w[0], w[1], angle, d));
+                if (!(fabs(got_grad[i * stride + c] - slope) < 2e-5 * (1 + fabs(slope))))
+                    fail_msg("shape %d, d[%d, %d] is %g, expected %g", s, i, c, got_grad[i * stride + c], slope);
+            }
+            for (int c = width; c < stride; c++) { /* the values behind the keys do not change */
+                assert_true(got[i * stride + c] == row[c]);
+                assert_true(got_grad[i * stride + c] == d[c]);
+            }
+            for (int c = 0; c < p.q_group && p.qw; c++)
+                sum_add(sq, (size_t)c, DERIVATIVE(&qw[c], rotary_loss(&p, row, qw, kw, angle, d)));
+            for (int c = 0; c < p.k_group && p.qw; c++)
+                sum_add(sk, (size_t)c, DERIVATIVE(&kw[c], rotary_loss(&p, row, qw, kw, angle, d)));
+        }
+        if (!p.qw) continue;
+        sum_check("gradient of the queries' norm", fetch(dqw, (size_t)p.q_group), sq, 400, (size_t)p.q_group);
+        sum_check("gradient of the keys' norm", fetch(dkw, (size_t)p.k_group), sk, 400, (size_t)p.k_group);
+    }
 }
 
 /* ==== Linear ==== */
@@ -892,9 +1110,9 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
     Floats *mean = floats(NULL, TN), *rstd = floats(NULL, TN), *dw = floats(small, TC), *db = floats(small, TC);
     Floats *dwte = floats(table, TVP * TC), *dwpe = floats(table, TVP * TC);
 #define OUTPUT(from, size) output[k] = fetch(from, size), length[k++] = size
-    B->embed_forward(d, out, wte, wte, dt, drow, TN, TC);
+    B->embed_forward(d, out, wte, wte, dt, drow, 1, TN, TC);
     OUTPUT(out, n);
-    B->embed_backward(d, dwte, dwpe, dx, dt, drow, TN, TC);
+    B->embed_backward(d, dwte, dwpe, dx, dt, drow, 1, TN, TC);
     OUTPUT(dwte, TVP * TC);
     OUTPUT(dwpe, TVP * TC);
     Norm norm = norm_of(NORM_LAYER, dx, out, mean, rstd, w, w, TN, TC);
@@ -1004,6 +1222,8 @@ int main(void) {
         TEST(test_peak),
         TEST(test_scratch),
         TEST(test_embed),
+        TEST(test_embed_scaled),
+        TEST(test_add),
         TEST(test_noise),
         TEST(test_rows),
         TEST(test_linear),
@@ -1017,6 +1237,8 @@ int main(void) {
         TEST(test_layernorm_backward),
         TEST(test_rmsnorm_forward),
         TEST(test_rmsnorm_backward),
+        TEST(test_rmsnorm_variants),
+        TEST(test_rotary),
         TEST(test_attention),
         TEST(test_kv_store),
         TEST(test_value),

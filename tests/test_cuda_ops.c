@@ -203,8 +203,8 @@ static void test_embed(void **state) {
             Acts *out = acts(NULL, N, C), *gradient = acts(dout, N, C);
             Ints *tokens = ints(token, (size_t)N), *positions = ints(position, (size_t)N);
             Floats *gte = floats(dwte, v), *gpe = floats(dwpe, p);
-            B->embed_forward(D, out, weights(wte, v), weights(wpe, p), tokens, positions, N, C);
-            B->embed_backward(D, gte, gpe, gradient, tokens, positions, N, C);
+            B->embed_forward(D, out, weights(wte, v), weights(wpe, p), tokens, positions, 1, N, C);
+            B->embed_backward(D, gte, gpe, gradient, tokens, positions, 1, N, C);
             assert_memory_equal(fetch_narrow(out, n), want, n * sizeof *want);
             /* added in the CPU's order, so the bits are the CPU's */
             assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te);
@@ -663,7 +663,7 @@ static void test_sticky_failure(void **state) {
     Device *d;
     assert_true(B->open(&d, dtype, &e));
     float x[4] = {0};
-    B->logits(d, NULL, NULL, NULL, 0, 8, 8, 128); /* an empty operation is no failure */
+    B->logits(d, NULL, NULL, NULL, 0, 0, 8, 8, 128); /* an empty operation is no failure */
     assert_true(B->sync(d, &e));
     void *memory = B->alloc(d, 64, "a test", &e);
     Norm norm = norm_of(NORM_LAYER, (Acts *)memory, (Acts *)memory, (Floats *)memory, (Floats *)memory,
@@ -720,7 +720,7 @@ static void test_repeated_steps(void **state) {
             const bool apart = k == 1; /* waits after each operation, so nothing is captured */
             B->upload(D, token[k], tokens, N * sizeof(int32_t));
             B->upload(D, position[k], positions, N * sizeof(int32_t));
-            B->embed_forward(D, x[k], wte, wpe, token[k], position[k], N, C);
+            B->embed_forward(D, x[k], wte, wpe, token[k], position[k], 1, N, C);
             if (apart) assert_true(B->sync(D, &e));
             Norm norm = norm_of(NORM_LAYER, x[k], h[k], mean[k], rstd[k], w, b, N, C);
             B->norm_forward(D, &norm);

@@ -12,7 +12,7 @@
 
 typedef struct HeadProblem {
     int R, C, V, Vp;
-    float temperature;
+    float temperature, cap;
     float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: its earlier contents */
     int32_t *target;
 } HeadProblem;
@@ -42,6 +42,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
               .vocab = V,
               .padded_vocab = p->Vp,
               .temperature = p->temperature,
+              .cap = p->cap,
               .h = h,
               .weight = wte,
               .target = target,
@@ -51,7 +52,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     B->head(d, &a);
     const float *logp_only = fetch(logp, (size_t)R), *entropy_only = fetch(entropy, (size_t)R);
     const int32_t *most = (const int32_t *)fetch(argmax, (size_t)R);
-    double *z = DOUBLES((size_t)V), *dz = DOUBLES((size_t)V), *want = DOUBLES((size_t)R),
+    double *z = DOUBLES((size_t)V), *dz = DOUBLES((size_t)V), *slope = DOUBLES((size_t)V), *want = DOUBLES((size_t)R),
            *want_entropy = DOUBLES((size_t)R);
     double *size = DOUBLES((size_t)R);
     Sum sh = sums((size_t)(R * C), NULL), sw = sums(used, p->dwte);
@@ -64,6 +65,13 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
                 const double term = (double)p->h[r * C + c] * p->wte[v * C + c];
                 z[v] += term;
                 magnitude += fabs(term);
+            }
+            slope[v] = 1;
+            if (p->cap > 0) {
+                const double bent = tanh(z[v] / p->cap);
+                slope[v] = 1 - bent * bent;
+                z[v] = p->cap * bent;
+                magnitude += fabs(z[v]);
             }
             z[v] /= p->temperature;
             z_size = fmax(z_size, magnitude / p->temperature);
@@ -79,7 +87,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
             fail_msg("argmax %d of row %d is not the largest", most[r], r);
         for (int v = 0; v < V; v++) {
             const double lp = z[v] - log_sum, q = exp(lp), g = p->dlogp[r], e = entropy_gradient ? p->dentropy[r] : 0;
-            dz[v] = (g * ((v == p->target[r]) - q) - e * q * (lp + entropy_r)) / p->temperature;
+            dz[v] = (g * ((v == p->target[r]) - q) - e * q * (lp + entropy_r)) * slope[v] / p->temperature;
             const double dz_size = (fabs(g) * ((v == p->target[r]) + q * (1 + size[r] / 8)) +
                                     fabs(e) * q * (1 + fabs(lp) + entropy_r) * (1 + size[r] / 8)) /
                                    p->temperature;
@@ -118,8 +126,9 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
     Floats *logits = floats(NULL, (size_t)(R * V));
-    B->logits(d, logits, h, wte, R, C, V, p->Vp);
+    B->logits(d, logits, h, wte, p->cap, R, C, V, p->Vp);
     Sum all = linear_reference(p->h, p->wte, NULL, R, C, V, same);
+    for (int i = 0; p->cap > 0 && i < R * V; i++) all.value[i] = p->cap * tanh(all.value[i] / p->cap);
     if (slack < 100) sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
 }
 
@@ -140,6 +149,8 @@ static void test_head(void **state) {
         HeadProblem p =
             head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
         for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
+        check_head(d, &p, s % 2, 4);
+        p.cap = 2; /* bends most of these logits */
         check_head(d, &p, s % 2, 4);
     }
     assert_true(B->sync(d, &e));
@@ -301,25 +312,28 @@ static void test_sample(void **state) {
     Acts *dev_h = acts(h, R, COLUMNS);
     Weights *dev_wte = weights(wte, VP * COLUMNS);
     int unclear = 0;
-    for (size_t k = 0; k < sizeof HOW / sizeof *HOW; k++) {
+    for (size_t k = 0; k < 2 * sizeof HOW / sizeof *HOW; k++) { /* each setting without a cap, then with one */
         Floats *logp = floats(NULL, R), *kept_logp = floats(NULL, R);
         Ints *token = ints(NULL, R);
+        const How how = HOW[k % (sizeof HOW / sizeof *HOW)];
+        const float cap = k < sizeof HOW / sizeof *HOW ? 0 : 3;
         const Draw a = {.rows = R,
+                        .cap = cap,
                         .channels = COLUMNS,
                         .vocab = V,
                         .padded_vocab = VP,
-                        .temperature = HOW[k].temperature,
-                        .top_p = HOW[k].top_p,
-                        .min_p = HOW[k].min_p,
-                        .repetition_penalty = HOW[k].penalty,
-                        .top_k = HOW[k].top_k,
+                        .temperature = how.temperature,
+                        .top_p = how.top_p,
+                        .min_p = how.min_p,
+                        .repetition_penalty = how.penalty,
+                        .top_k = how.top_k,
                         .seed = 0x123456789abcdef + k,
                         .h = dev_h,
                         .weight = dev_wte,
                         .stream = ints(stream, 2 * R),
                         .index = ints(index, R),
-                        .history = HOW[k].penalty != 1 ? ints(history, R * HISTORY) : NULL,
-                        .history_len = HOW[k].penalty != 1 ? ints(count, R) : NULL,
+                        .history = how.penalty != 1 ? ints(history, R * HISTORY) : NULL,
+                        .history_len = how.penalty != 1 ? ints(count, R) : NULL,
                         .history_stride = HISTORY,
                         .token = token,
                         .logp = logp,
@@ -329,13 +343,16 @@ static void test_sample(void **state) {
         const float *got_logp = fetch(logp, R), *got_kept = fetch(kept_logp, R);
         for (int i = 0; i < R; i++) {
             double y[V], z[V], p[V], sum = 0, running = 0, margin = 1;
-            const double t = HOW[k].temperature > 0 ? HOW[k].temperature : 1;
-            for (int v = 0; v < V; v++) z[v] = wte[v * COLUMNS + i % COLUMNS];
+            const double t = how.temperature > 0 ? how.temperature : 1;
+            for (int v = 0; v < V; v++) {
+                z[v] = wte[v * COLUMNS + i % COLUMNS];
+                if (cap > 0) z[v] = (float)(cap * tanh(z[v] / cap)); /* ties stay ties */
+            }
             memcpy(y, z, sizeof y);
             if (a.history)
                 for (int s = 0; s < count[i]; s++) {
                     const int v = history[i * HISTORY + s];
-                    y[v] = z[v] > 0 ? z[v] / HOW[k].penalty : z[v] * HOW[k].penalty;
+                    y[v] = z[v] > 0 ? z[v] / how.penalty : z[v] * how.penalty;
                 }
             for (int v = 0; v < V; v++) {
                 y[v] /= t;
@@ -343,7 +360,7 @@ static void test_sample(void **state) {
                 sum += exp(z[v]);
             }
             int expected = -1;
-            if (HOW[k].temperature == 0) {
+            if (how.temperature == 0) {
                 for (int v = 0; v < V; v++)
                     if (expected < 0 || y[v] > y[expected]) expected = v;
             } else {
@@ -362,7 +379,7 @@ static void test_sample(void **state) {
             }
             if (got[i] != expected) fail_msg("setting %zu, row %d: token %d, expected %d", k, i, got[i], expected);
             assert_true(fabs(got_logp[i] - (z[got[i]] - log(sum))) < 2e-6 * (1 + fabs(z[got[i]])));
-            const double kept = HOW[k].temperature == 0 ? 0 : log(p[got[i]]);
+            const double kept = how.temperature == 0 ? 0 : log(p[got[i]]);
             assert_true(fabs(got_kept[i] - kept) < 4e-6 * (1 + fabs(kept)));
         }
     }

@@ -13,16 +13,14 @@
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/rollout/rollout.h"   /* rollout_run, RolloutRequest, Sampling, rollout_free, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
+#include "variants.h"                  /* VARIANTS, variant_of */
 
 enum { VOCAB = 29, CONTEXT = 48, NEW = 14, PROMPT = 20, REQUESTS = 40 };
 
 /* Weights so large that some tokens are nearly certain and others are ambiguous. */
-static Model random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
+static Model model_of(ModelConfig c, double amplitude, uint64_t seed) {
     Error e;
     Model m;
-    ModelConfig c = gpt2_config(layers, 4, 32, vocab, CONTEXT);
-    c.kv_heads = kv_heads;
-    if (kv_heads != c.heads) c.head_size += 2; /* the heads are wider than the residual stream */
     if (!model_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
     Random r = random_start(seed, 0);
     float *host = xmalloc(m.parameters * sizeof *host);
@@ -32,6 +30,19 @@ static Model random_model(int layers, int vocab, int kv_heads, double amplitude,
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
     return m;
+}
+
+static Model random_model(int layers, int vocab, int kv_heads, double amplitude, uint64_t seed) {
+    ModelConfig c = gpt2_config(layers, 4, 32, vocab, CONTEXT);
+    c.kv_heads = kv_heads;
+    if (kv_heads != c.heads) c.head_size += 2; /* the heads are wider than the residual stream */
+    return model_of(c, amplitude, seed);
+}
+
+static Model variant_model(int variant, double amplitude, uint64_t seed) {
+    ModelConfig c = gpt2_config(2, 4, 32, VOCAB, CONTEXT);
+    variant_of(&c, variant);
+    return model_of(c, amplitude, seed);
 }
 
 /* Requests of 1 to 7 samples with prompts of 1 to PROMPT tokens. */
@@ -192,20 +203,23 @@ static void test_greedy(void **state) {
     m = random_model(3, VOCAB, 1, 0.3, 2);
     check_greedy(&m, 1);
     model_free(&m);
+    for (int v = 1; v < VARIANTS; v++) {
+        m = variant_model(v, 0.3, 20 + (uint64_t)v);
+        check_greedy(&m, 1);
+        model_free(&m);
+    }
 }
 
 /* The sampler's log-probabilities equal the trainer's, at the sampling temperature, over shared prompts. */
-static void test_logp(void **state) {
-    (void)state;
+static void check_logp(const Model *m) {
     Error e;
-    Model m = random_model(2, VOCAB, 2, 0.3, 3);
     static const float temperature[] = {1, 0.6f, 1.5f};
     for (int k = 0; k < 3; k++) {
         Sampling s = sampling(temperature[k]);
         s.top_k = 20;
         s.top_p = 0.95f; /* the log-probability is normalised over the whole vocabulary all the same */
         Work *work = work_new(2, REQUESTS, VOCAB, 7);
-        run(&m, 9, &s, work);
+        run(m, 9, &s, work);
         Batch b = batch_new(4000, 4000, 400);
         for (int i = 0; i < work->n; i++) {
             const RolloutRequest *q = &work->request[i];
@@ -213,18 +227,29 @@ static void test_logp(void **state) {
             for (int c = 0; c < q->samples; c++) batch_completion(&b, prompt, q->out[c].tokens, q->out[c].count);
         }
         Workspace w;
-        assert_true(workspace_new(&w, &m, 4000, 4000, 400, true, 1, &e));
+        assert_true(workspace_new(&w, m, 4000, 4000, 400, true, 1, &e));
         float *logp = xmalloc(4000 * sizeof *logp);
-        model_forward(&m, &w, &b, temperature[k], &(ModelOutput){.logp = logp});
+        model_forward(m, &w, &b, temperature[k], &(ModelOutput){.logp = logp});
         int at = 0;
         for (int i = 0; i < work->samples; i++)
             for (int c = 0; c < work->out[i].count; c++, at++)
                 if (!(fabs(logp[at] - work->out[i].logp[c]) < 1e-4))
                     fail_msg("sample %d, token %d: %g, the trainer has %g", i, c, work->out[i].logp[c], logp[at]);
         assert_int_equal(at, b.targets);
-        free(logp), workspace_free(&w, &m), batch_free(&b), work_free(work);
+        free(logp), workspace_free(&w, m), batch_free(&b), work_free(work);
     }
+}
+
+static void test_logp(void **state) {
+    (void)state;
+    Model m = random_model(2, VOCAB, 2, 0.3, 3);
+    check_logp(&m);
     model_free(&m);
+    for (int v = 1; v < VARIANTS; v++) {
+        m = variant_model(v, 0.3, 20 + (uint64_t)v);
+        check_logp(&m);
+        model_free(&m);
+    }
 }
 
 /* ==== Reproducibility of samples ==== */

@@ -83,13 +83,13 @@ static inline double bench_copy_bandwidth(void) {
     X(upload, (Device * d, void *device, const void *host, size_t bytes), (d, device, host, bytes))                    \
     X(download, (Device * d, void *host, const void *device, size_t bytes), (d, host, device, bytes))                  \
     X(embed_forward,                                                                                                   \
-      (Device * d, Acts * out, const Weights *wte, const Weights *wpe, const Ints *token, const Ints *position, int N, \
-       int C),                                                                                                         \
-      (d, out, wte, wpe, token, position, N, C))                                                                       \
+      (Device * d, Acts * out, const Weights *wte, const Weights *wpe, const Ints *token, const Ints *position,        \
+       float scale, int N, int C),                                                                                     \
+      (d, out, wte, wpe, token, position, scale, N, C))                                                                \
     X(embed_backward,                                                                                                  \
-      (Device * d, Floats * dwte, Floats * dwpe, const Acts *dout, const Ints *token, const Ints *position, int N,     \
-       int C),                                                                                                         \
-      (d, dwte, dwpe, dout, token, position, N, C))                                                                    \
+      (Device * d, Floats * dwte, Floats * dwpe, const Acts *dout, const Ints *token, const Ints *position,            \
+       float scale, int N, int C),                                                                                     \
+      (d, dwte, dwpe, dout, token, position, scale, N, C))                                                             \
     X(norm_forward, (Device * d, const Norm *n), (d, n))                                                               \
     X(norm_backward, (Device * d, const Norm *n), (d, n))                                                              \
     X(linear_forward,                                                                                                  \
@@ -107,6 +107,13 @@ static inline double bench_copy_bandwidth(void) {
     X(gate_forward, (Device * d, Acts * out, const Acts *pre, MlpKind kind, int N, int F), (d, out, pre, kind, N, F))  \
     X(gate_backward, (Device * d, Acts * dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F),         \
       (d, dpre, dout, pre, kind, N, F))                                                                                \
+    X(rotary_table,                                                                                                    \
+      (Device * d, Floats * table, const Ints *position, const Floats *frequency, float factor, int N, int half,       \
+       int stride),                                                                                                    \
+      (d, table, position, frequency, factor, N, half, stride))                                                        \
+    X(rotary_forward, (Device * d, const Rotary *r), (d, r))                                                           \
+    X(rotary_backward, (Device * d, const Rotary *r), (d, r))                                                          \
+    X(add, (Device * d, Acts * x, const Acts *y, size_t n), (d, x, y, n))                                              \
     X(attention_forward, (Device * d, const Attention *a), (d, a))                                                     \
     X(attention_backward, (Device * d, const Attention *a), (d, a))                                                    \
     X(kv_store,                                                                                                        \

@@ -35,7 +35,7 @@ static void head_softmax(const float *logits, HeadRow *rows) {
 
 static void head_gradient(float *logits, const HeadRow *rows) {
 #pragma omp parallel for schedule(static)
-    for (int r = 0; r < HEAD_ROWS; r++) head_row_backward(logits + (size_t)r * V, &rows[r], V, V, 1, 1, 1e-3f, 0);
+    for (int r = 0; r < HEAD_ROWS; r++) head_row_backward(logits + (size_t)r * V, &rows[r], V, V, 1, 1, 1e-3f, 0, 0);
 }
 
 /* Repeats `statement`, which moves `bytes`, and prints its best time; `ceiling` in GB/s. */
@@ -89,9 +89,10 @@ int main(int argc, char **argv) {
         order[i] = i;
     }
 
-    BENCH("embed_forward", 3 * row, copy_bandwidth, b->embed_forward(d, A(x), W(wte), W(wpe), I(token), I(order), N, C))
+    BENCH("embed_forward", 3 * row, copy_bandwidth,
+          b->embed_forward(d, A(x), W(wte), W(wpe), I(token), I(order), 1, N, C))
     BENCH("embed_backward", 6 * row, copy_bandwidth,
-          b->embed_backward(d, F(dwte), F(dwpe), A(x), I(token), I(order), N, C))
+          b->embed_backward(d, F(dwte), F(dwpe), A(x), I(token), I(order), 1, N, C))
     for (int kind = NORM_LAYER; kind <= NORM_RMS; kind++) {
         const Norm norm = {.rows = N,
                            .channels = C,

@@ -35,26 +35,32 @@ typedef struct CpuBackward {
     float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
 } CpuBackward;
 
-/* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane */
-static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, size_t ld) {
+/* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane. With a cap, S is
+ * cap tanh(s / cap), and the gradient of s is dS (1 - (S / cap)^2). */
+static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, float cap, size_t ld) {
+    const float inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
     for (int at = b->first; at < b->last; at += CPU_VEC) {
-        float lse[CPU_VEC], delta[CPU_VEC];
-        const int *seen = f->lanes.seen + at;
+        float lse[CPU_VEC], delta[CPU_VEC], bent[CPU_VEC] = {0};
+        const int *seen = f->lanes.seen + at, *from = f->lanes.from + at;
         for (int i = 0; i < CPU_VEC; i++) {
             lse[i] = f->lse[at + i];
             delta[i] = f->delta[at + i];
         }
         for (int k = 0; k < b->keys; k++) {
             float *p = f->p + k * ld + at, *ds = f->ds + k * ld + at;
+            if (cap > 0) {
+                cpu_cap(p, CPU_VEC, cap);
+                for (int i = 0; i < CPU_VEC; i++) bent[i] = p[i] * inverse_cap;
+            }
             if (b->masked) {
                 const int key = b->key + k;
 #pragma omp simd
-                for (int i = 0; i < CPU_VEC; i++) p[i] = key < seen[i] ? p[i] : -INFINITY;
+                for (int i = 0; i < CPU_VEC; i++) p[i] = key < seen[i] && key >= from[i] ? p[i] : -INFINITY;
             }
 #pragma omp simd
             for (int i = 0; i < CPU_VEC; i++) {
                 p[i] = cpu_exp(p[i] - lse[i]);
-                ds[i] = p[i] * (ds[i] - delta[i]);
+                ds[i] = p[i] * (ds[i] - delta[i]) * (1.0f - bent[i] * bent[i]);
             }
         }
     }
@@ -74,7 +80,7 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         float *p = f->p + b.first, *ds = f->ds + b.first;
         cpu_product_set(b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld);
         cpu_product_set(b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld);
-        cpu_softmax_backward_block(f, &b, ld);
+        cpu_softmax_backward_block(f, &b, a->cap, ld);
         cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride);
         cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride);
         cpu_product_add(D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld);
@@ -110,11 +116,11 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         f.delta[lane] = delta;
         f.lse[lane] = lse[row * a->heads + l->head[lane]];
     }
-    cpu_lanes_all(l, prefix);
+    cpu_lanes_prefix(l, a, prefix);
     cpu_differentiate(&f, a, segment[p->s0].prefix_start, kv, prefix, 0, l->count);
     for (int i = 0; i < l->pieces; i++) {
         const CpuPiece own = l->piece[i];
-        cpu_lanes_own(l, own);
+        cpu_lanes_own(l, a, own, prefix);
         cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
     }
     cpu_lanes_store((float *)a->dq, a->q_stride, l, f.dq, ld, D, scale);

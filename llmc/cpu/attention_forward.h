@@ -33,17 +33,18 @@ typedef struct CpuForward {
 
 /* Converts the scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
  *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
-static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, size_t ld) {
+static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float cap, size_t ld) {
     for (int at = b->first; at < b->last; at += CPU_VEC) {
         float next[CPU_VEC], total[CPU_VEC];
-        const int *seen = f->lanes.seen + at;
+        const int *seen = f->lanes.seen + at, *from = f->lanes.from + at;
         for (int i = 0; i < CPU_VEC; i++) next[i] = f->m[at + i];
         for (int k = 0; k < b->keys; k++) {
             float *s = f->s + k * ld + at;
+            if (cap > 0) cpu_cap(s, CPU_VEC, cap);
             if (b->masked) {
                 const int key = b->key + k;
 #pragma omp simd
-                for (int i = 0; i < CPU_VEC; i++) s[i] = key < seen[i] ? s[i] : -INFINITY;
+                for (int i = 0; i < CPU_VEC; i++) s[i] = key < seen[i] && key >= from[i] ? s[i] : -INFINITY;
             }
 #pragma omp simd
             for (int i = 0; i < CPU_VEC; i++) next[i] = next[i] > s[i] ? next[i] : s[i];
@@ -87,7 +88,7 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k,
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
         cpu_product_set(b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld);
-        cpu_softmax_block(f, &b, ld);
+        cpu_softmax_block(f, &b, a->cap, ld);
         cpu_product_rescale(D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
                             f->alpha + b.first);
     }
@@ -118,10 +119,12 @@ static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t 
 
 /* The same softmax for heads h0 .. h1-1 of one query row over `keys` keys, along the channels: rows of k and v are read
  * from end to end, which is the fastest order for memory. On entry the row of `out` holds the weighted values of the
- * prefix, not yet divided by the denominator, with m and sum per head; on return it holds the result. Meanwhile the
+ * prefix, not yet divided by the denominator, with m and sum per head; on return it holds the result. A window leaves
+ * out the first keys: the row's own key is the last of the `keys`. Meanwhile the
  * first next_keys rows of k from next_start on are prefetched for the next query row. */
 static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, size_t key_start, int keys, float *m,
                                   float *sum, size_t next_start, int next_keys) {
+    const int seen_from = a->window && keys > a->window ? keys - a->window : 0, start = seen_from / CPU_KEYS * CPU_KEYS;
     const int D = a->head_size, shared = cpu_heads_shared(a), from = h0 / shared * D, end = (h1 - 1) / shared * D + D;
     const size_t stride = a->kv_stride;
     const float *next_k = (const float *)a->k + next_start * stride + from;
@@ -129,7 +132,9 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
     const float *q = (const float *)a->q + (size_t)row * a->q_stride;
     float *out = (float *)a->out + (size_t)row * a->heads * D;
     float p[CPU_LANES][CPU_KEYS];
-    for (int key = 0; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
+    k += start * stride;
+    v += start * stride;
+    for (int key = start; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
         const int n = keys - key < CPU_KEYS ? keys - key : CPU_KEYS;
         for (int i = 0; i < n; i += 4)
             for (int h = h0; h < h1; h++) {
@@ -148,6 +153,8 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
             }
         for (int h = h0; h < h1; h++) {
             float *s = p[h - h0], next = m[h - h0], total = 0;
+            if (a->cap > 0) cpu_cap(s, n, a->cap);
+            for (int i = 0; key + i < seen_from; i++) s[i] = -INFINITY;
             for (int i = 0; i < n; i++) next = next > s[i] ? next : s[i];
 #pragma omp simd reduction(+ : total)
             for (int i = 0; i < n; i++) {
@@ -200,13 +207,13 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     }
     cpu_lanes_load(f->q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
-    cpu_lanes_all(l, prefix);
+    cpu_lanes_prefix(l, a, prefix);
     cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);
     for (int i = 0; i < l->pieces; i++) {
         const CpuPiece own = l->piece[i];
         const size_t start = segment[own.segment].key_start * stride;
         if (own.few) continue;
-        cpu_lanes_own(l, own);
+        cpu_lanes_own(l, a, own, prefix);
         cpu_attend(f, a, k + start, v + start, l->own[own.last - 1], own.first, own.last);
         for (int lane = own.first; lane < own.last; lane++) {
             scale[lane] = 1.0f / f->sum[lane];

@@ -18,6 +18,7 @@
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
 #include "product.h"          /* CPU_VEC, cpu_transpose_in, cpu_transpose_out */
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
@@ -57,6 +58,8 @@ typedef struct CpuLanes {
     int row[CPU_LANES], head[CPU_LANES];
     int own[CPU_LANES];  /* number of its segment's own keys that are visible to the lane; increases within a piece */
     int seen[CPU_LANES]; /* number of the current keys that are visible to the lane */
+    int from[CPU_LANES]; /* the first of them that is inside the lane's window */
+    int start;           /* the first key that is inside the window of any lane */
 } CpuLanes;
 
 static inline const Segment *cpu_segments(const Attention *a) { return (const Segment *)(const void *)a->segment; }
@@ -193,9 +196,10 @@ typedef struct CpuBlock {
 } CpuBlock;
 
 /* Moves to the next block of the first `keys` keys for lanes lane0 .. lane1-1, of which l->seen[lane] are visible to
- * each. Start with a zeroed block; false at the end. The division depends only on l->seen of these lanes. */
+ * each. Start with a zeroed block; false at the end. The division depends only on l->seen of these lanes; blocks outside
+ * the windows of all lanes are left out. */
 static inline bool cpu_block_next(CpuBlock *b, const CpuLanes *l, int lane0, int lane1, int keys) {
-    b->key += b->keys;
+    b->key = b->keys ? b->key + b->keys : l->start / CPU_KEYS * CPU_KEYS;
     if (b->key >= keys) return false;
     const int all = l->seen[lane0]; /* visible to all of these lanes */
     const int step = all >= keys || b->key + CPU_KEYS <= all ? CPU_KEYS : CPU_KEYS_EDGE;
@@ -205,17 +209,32 @@ static inline bool cpu_block_next(CpuBlock *b, const CpuLanes *l, int lane0, int
     for (; b->first + CPU_VEC < b->last; b->first += CPU_VEC) /* causal edge: skip lanes to which none is visible */
         if (l->seen[b->first + CPU_VEC - 1] > b->key) break;
     b->masked = false;
-    for (int lane = b->first; lane < b->last; lane++) b->masked |= l->seen[lane] < b->key + b->keys;
+    for (int lane = b->first; lane < b->last; lane++)
+        b->masked |= l->seen[lane] < b->key + b->keys || l->from[lane] > b->key;
     return true;
 }
 
-/* Sets l->seen for the own keys of one segment, which are not visible to the lanes of other segments. */
-static inline void cpu_lanes_own(CpuLanes *l, CpuPiece p) {
+/* Sets the windows of lanes lane0 .. lane1-1. before: how many positions the sequence has before the current keys. */
+static inline void cpu_lanes_window(CpuLanes *l, const Attention *a, int prefix, int before, int lane0, int lane1) {
+    l->start = a->window ? INT_MAX : 0;
+    for (int lane = 0; lane < l->padded; lane++) {
+        const int first = prefix + l->own[lane] - a->window - before; /* its position is prefix + own - 1 */
+        l->from[lane] = a->window && lane >= lane0 && lane < lane1 && first > 0 ? first : 0;
+        if (lane >= lane0 && lane < lane1 && l->from[lane] < l->start) l->start = l->from[lane];
+    }
+}
+
+/* Sets l->seen and the windows for the own keys of one segment, which are not visible to the lanes of other
+ * segments. */
+static inline void cpu_lanes_own(CpuLanes *l, const Attention *a, CpuPiece p, int prefix) {
+    cpu_lanes_window(l, a, prefix, prefix, p.first, p.last);
     for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = lane >= p.first && lane < p.last ? l->own[lane] : 0;
 }
 
-static inline void cpu_lanes_all(CpuLanes *l, int keys) {
-    for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = keys;
+/* The same for the keys of a prefix, all of which are visible to all lanes if there is no window. */
+static inline void cpu_lanes_prefix(CpuLanes *l, const Attention *a, int prefix) {
+    cpu_lanes_window(l, a, prefix, 0, 0, l->count);
+    for (int lane = 0; lane < l->padded; lane++) l->seen[lane] = prefix;
 }
 
 /* Number of visible pairs of a query and a key over all heads, to decide whether threads pay off. */

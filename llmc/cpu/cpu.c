@@ -2,6 +2,7 @@
  *
  *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
  *   norm.h        row-wise operations
+ *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
  *   head.h        log-probabilities, entropy, sampling
  *   peak.h        the arithmetic peak that the trainers compare their speed with
@@ -23,6 +24,7 @@
 #include "head.h"      /* cpu_head, cpu_logits, cpu_sample, head_chunk_rows */
 #include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_column_sums, cpu_embed_backward, ... */
 #include "peak.h"      /* cpu_peak */
+#include "rotary.h"    /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
 
 #ifndef CPU_BACKEND
@@ -231,9 +233,13 @@ const Backend *CPU_BACKEND(void) {
                                   .gelu_backward = cpu_gelu_backward,
                                   .gate_forward = cpu_gate_forward,
                                   .gate_backward = cpu_gate_backward,
+                                  .rotary_table = cpu_rotary_table,
+                                  .rotary_forward = cpu_rotary_forward,
+                                  .rotary_backward = cpu_rotary_backward,
                                   .attention_forward = cpu_attention_forward,
                                   .attention_backward = cpu_attention_backward,
                                   .kv_store = cpu_kv_store,
+                                  .add = cpu_add,
                                   .gather_rows = cpu_gather_rows,
                                   .scatter_rows = cpu_scatter_rows,
                                   .head = cpu_head,

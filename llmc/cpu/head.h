@@ -75,17 +75,20 @@ static inline int head_argmax(const float *z, int V, float max) {
     return 0; /* all are NaN */
 }
 
-/* Replaces z by dloss/dz (backend.h), including the factor 1 / temperature. */
+/* Replaces z by dloss/dz (backend.h), including the factor 1 / temperature. With a cap, z are the capped logits and the
+ * result is the gradient of the logits before it: d(cap tanh(z / cap))/dz = 1 - tanh^2. */
 static inline void head_row_backward(float *restrict z, const HeadRow *row, int V, int Vp, int target,
-                                     float inverse_temperature, float dlogp, float dentropy) {
+                                     float inverse_temperature, float dlogp, float dentropy, float cap) {
     const float max = row->max, log_sum = row->log_sum, entropy = row->log_sum - row->mean;
     const float a = dlogp * inverse_temperature, b = dentropy * inverse_temperature;
+    const float inverse_cap = cap > 0.0f ? 1.0f / cap : 0.0f;
+    const float bent = z[target] * inverse_cap;
 #pragma omp simd
     for (int v = 0; v < V; v++) {
-        const float logp = (z[v] - max) * inverse_temperature - log_sum, p = cpu_exp(logp);
-        z[v] = -a * p - (p > 0.0f ? b * p * (logp + entropy) : 0.0f);
+        const float logp = (z[v] - max) * inverse_temperature - log_sum, p = cpu_exp(logp), tanh = z[v] * inverse_cap;
+        z[v] = (-a * p - (p > 0.0f ? b * p * (logp + entropy) : 0.0f)) * (1.0f - tanh * tanh);
     }
-    z[target] += a;
+    z[target] += a * (1.0f - bent * bent);
     for (int v = V; v < Vp; v++) z[v] = 0;
 }
 
@@ -107,12 +110,14 @@ static inline void cpu_head(Device *d, const Head *a) {
         for (int i = 0; i < n; i++) {
             const int r = first + i;
             float *z = logits + (size_t)i * (size_t)Vp;
+            if (a->cap > 0) cpu_cap(z, V, a->cap);
             HeadRow row = head_row(z, V, inverse_temperature);
             logp[r] = (z[target[r]] - row.max) * inverse_temperature - row.log_sum;
             if (entropy) entropy[r] = row.log_sum - row.mean;
             if (argmax) argmax[r] = head_argmax(z, V, row.max);
             if (dlogp)
-                head_row_backward(z, &row, V, Vp, target[r], inverse_temperature, dlogp[r], dentropy ? dentropy[r] : 0);
+                head_row_backward(z, &row, V, Vp, target[r], inverse_temperature, dlogp[r], dentropy ? dentropy[r] : 0,
+                                  a->cap);
         }
         if (!dlogp) continue;
         gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
@@ -120,16 +125,18 @@ static inline void cpu_head(Device *d, const Head *a) {
     }
 }
 
-static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V,
-                              int Vp) {
+static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C,
+                              int V, int Vp) {
     const int chunk = head_chunk_rows(R, Vp);
     float *logits = head_logits(d, chunk, Vp);
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
         gemm_nt(d, logits, (const float *)h + (size_t)first * (size_t)C, (const float *)weight, NULL, n, Vp, C);
-        for (int i = 0; i < n; i++)
-            memcpy((float *)out + (size_t)(first + i) * (size_t)V, logits + (size_t)i * (size_t)Vp,
-                   (size_t)V * sizeof(float));
+        for (int i = 0; i < n; i++) {
+            float *z = (float *)out + (size_t)(first + i) * (size_t)V;
+            memcpy(z, logits + (size_t)i * (size_t)Vp, (size_t)V * sizeof(float));
+            if (cap > 0) cpu_cap(z, V, cap);
+        }
     }
 }
 
@@ -226,9 +233,10 @@ static inline int32_t sample_invert(const float *z, int V, float max, float cut,
     return chosen;
 }
 
-/* Draws the token of one row. z: raw logits; work: scratch (2V). */
-static inline void sample_row(const Draw *a, int r, const float *z, float *work) {
+/* Draws the token of one row. z: raw logits, which a cap changes; work: scratch (2V). */
+static inline void sample_row(const Draw *a, int r, float *z, float *work) {
     const int V = a->vocab;
+    if (a->cap > 0) cpu_cap(z, V, a->cap);
     const bool greedy = a->temperature == 0;
     const float inverse_temperature = greedy ? 1.0f : 1.0f / a->temperature;
     const HeadRow full = head_row(z, V, inverse_temperature);

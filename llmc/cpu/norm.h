@@ -16,22 +16,23 @@
 enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
 
 static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_,
-                                     const Ints *token_, const Ints *position_, int N, int C) {
+                                     const Ints *token_, const Ints *position_, float scale, int N, int C) {
     (void)d;
     float *out = (float *)out_;
     const float *wte = (const float *)wte_, *wpe = (const float *)wpe_;
     const int32_t *token = (const int32_t *)token_, *position = (const int32_t *)position_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
-        const float *t = wte + (size_t)token[i] * (size_t)C, *p = wpe + (size_t)position[i] * (size_t)C;
+        const float *t = wte + (size_t)token[i] * (size_t)C;
+        const float *p = wpe ? wpe + (size_t)position[i] * (size_t)C : NULL;
         float *o = out + (size_t)i * (size_t)C;
 #pragma omp simd
-        for (int c = 0; c < C; c++) o[c] = t[c] + p[c];
+        for (int c = 0; c < C; c++) o[c] = scale * t[c] + (p ? p[c] : 0.0f);
     }
 }
 
-/* to[row[i]] += from[i], in the order of i. Threads own blocks of columns. */
-static inline void cpu_scatter(float *to, const float *from, const int32_t *row, int N, int C) {
+/* to[row[i]] += scale from[i], in the order of i. Threads own blocks of columns. */
+static inline void cpu_scatter(float *to, const float *from, const int32_t *row, float scale, int N, int C) {
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK) {
         const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
@@ -39,16 +40,16 @@ static inline void cpu_scatter(float *to, const float *from, const int32_t *row,
             float *t = to + (size_t)row[i] * (size_t)C + block;
             const float *f = from + (size_t)i * (size_t)C + block;
 #pragma omp simd
-            for (int c = 0; c < width; c++) t[c] += f[c];
+            for (int c = 0; c < width; c++) t[c] += scale * f[c];
         }
     }
 }
 
 static inline void cpu_embed_backward(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
-                                      const Ints *position, int N, int C) {
+                                      const Ints *position, float scale, int N, int C) {
     (void)d;
-    cpu_scatter((float *)dwte, (const float *)dout, (const int32_t *)token, N, C);
-    cpu_scatter((float *)dwpe, (const float *)dout, (const int32_t *)position, N, C);
+    cpu_scatter((float *)dwte, (const float *)dout, (const int32_t *)token, scale, N, C);
+    if (dwpe) cpu_scatter((float *)dwpe, (const float *)dout, (const int32_t *)position, 1, N, C);
 }
 
 static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int N, int C, uint64_t seed,
@@ -80,15 +81,15 @@ static inline void layernorm_row(float *restrict out, float *mean, float *rstd, 
     *rstd = s;
 }
 
-/* Scales a row by w over its root mean square. Writes its rstd. */
-static inline void rmsnorm_row(float *restrict out, float *rstd, const float *restrict x, const float *restrict w,
-                               float eps, int C) {
+/* Scales a row by w + one over its root mean square, and adds `add` unless it is NULL. Writes its rstd. */
+static inline void rmsnorm_row(float *out, float *rstd, const float *restrict x, const float *restrict w,
+                               const float *add, float eps, float one, int C) {
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int c = 0; c < C; c++) squares += x[c] * x[c];
     const float s = 1.0f / sqrtf(squares / (float)C + eps);
 #pragma omp simd
-    for (int c = 0; c < C; c++) out[c] = x[c] * s * w[c];
+    for (int c = 0; c < C; c++) out[c] = (add ? add[c] : 0.0f) + x[c] * s * (w[c] + one);
     *rstd = s;
 }
 
@@ -108,7 +109,8 @@ static inline void cpu_norm_forward(Device *d, const Norm *n) {
             for (int c = 0; c < C; c++) sum[c] = x[c] + delta[c];
             x = sum;
         }
-        if (n->kind == NORM_RMS) rmsnorm_row(out, rstd, x, w, n->eps, C);
+        if (n->kind == NORM_RMS)
+            rmsnorm_row(out, rstd, x, w, n->add ? (const float *)n->add + at : NULL, n->eps, (float)n->plus_one, C);
         else layernorm_row(out, (float *)n->mean + i, rstd, x, w, b, n->eps, C);
     }
 }
@@ -137,17 +139,17 @@ static inline void layernorm_row_backward(float *restrict dx, float *restrict pw
 
 /* The same for RMSNorm. */
 static inline void rmsnorm_row_backward(float *restrict dx, float *restrict pw, const float *restrict dout,
-                                        const float *restrict x, const float *restrict w, float s, int C) {
+                                        const float *restrict x, const float *restrict w, float s, float one, int C) {
     float gn_sum = 0;
 #pragma omp simd reduction(+ : gn_sum)
     for (int c = 0; c < C; c++) {
         const float n = x[c] * s;
-        gn_sum += dout[c] * w[c] * n;
+        gn_sum += dout[c] * (w[c] + one) * n;
         pw[c] += dout[c] * n;
     }
     gn_sum /= (float)C;
 #pragma omp simd
-    for (int c = 0; c < C; c++) dx[c] += s * (dout[c] * w[c] - x[c] * s * gn_sum);
+    for (int c = 0; c < C; c++) dx[c] += s * (dout[c] * (w[c] + one) - x[c] * s * gn_sum);
 }
 
 static inline void cpu_norm_backward(Device *d, const Norm *n) {
@@ -167,7 +169,8 @@ static inline void cpu_norm_backward(Device *d, const Norm *n) {
                 const size_t at = (size_t)i * (size_t)C;
                 const float *dout = (const float *)n->dout + at, *x = (const float *)n->x + at;
                 float *dx = (float *)n->dx + at;
-                if (n->kind == NORM_RMS) rmsnorm_row_backward(dx, pw, dout, x, w, rstd[i], C);
+                if (n->fresh) memset(dx, 0, (size_t)C * sizeof *dx);
+                if (n->kind == NORM_RMS) rmsnorm_row_backward(dx, pw, dout, x, w, rstd[i], (float)n->plus_one, C);
                 else layernorm_row_backward(dx, pw, pb, dout, x, w, mean[i], rstd[i], C);
             }
         }
@@ -307,7 +310,16 @@ static inline void cpu_gather_rows(Device *d, Acts *out, const Acts *x, const In
 
 static inline void cpu_scatter_rows(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C) {
     (void)d;
-    cpu_scatter((float *)x, (const float *)in, (const int32_t *)row, R, C);
+    cpu_scatter((float *)x, (const float *)in, (const int32_t *)row, 1, R, C);
+}
+
+/* x += y */
+static inline void cpu_add(Device *d, Acts *x_, const Acts *y_, size_t n) {
+    (void)d;
+    float *restrict x = (float *)x_;
+    const float *restrict y = (const float *)y_;
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
 #endif

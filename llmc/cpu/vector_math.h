@@ -61,4 +61,11 @@ static inline float cpu_tanh(float x) {
     return cpu_from_bits(cpu_bits(z < 0.625f ? near : far) | sign); /* if x is NaN, so is `far` */
 }
 
+/* x = cap tanh(x / cap) for n numbers: the soft cap of Gemma 2's scores and logits. */
+static inline void cpu_cap(float *x, int n, float cap) {
+    const float inverse = 1.0f / cap;
+#pragma omp simd
+    for (int i = 0; i < n; i++) x[i] = cap * cpu_tanh(x[i] * inverse);
+}
+
 #endif

@@ -51,6 +51,8 @@ typedef struct Norm {
     int rows, channels;
     NormKind kind;
     float eps;
+    int plus_one;         /* 1: NORM_RMS multiplies by 1 + w (Gemma) */
+    int fresh;            /* backward: 1: dx = instead of += */
     const Weights *w, *b; /* (C); b: not for NORM_RMS */
     const Acts *x;        /* (N, C); in the backward pass the normalised sum */
     Floats *mean;         /* (N); not for NORM_RMS */
@@ -59,6 +61,7 @@ typedef struct Norm {
     const Acts *delta; /* (N, C) or NULL */
     Acts *sum;         /* (N, C) x + delta; may be x; only with delta */
     Acts *out;         /* (N, C) */
+    const Acts *add;   /* (N, C) NORM_RMS: added to the result; may be out; not with delta. NULL: nothing */
     /* backward only */
     const Acts *dout; /* (N, C) */
     Acts *dx;         /* (N, C) += */
@@ -69,11 +72,34 @@ typedef struct Norm {
  * 2020). */
 typedef enum MlpKind { MLP_GELU, MLP_SWIGLU, MLP_GEGLU } MlpKind;
 
+/* The queries and keys of N rows, in place: an RMSNorm, then the rotation of positions (Su et al. 2021). Row i of q and
+ * of k starts at element i * stride; k follows q, so a row is H + K heads of D channels.
+ *
+ * The norm takes groups of q_group or k_group channels, D (each head by itself) or all of them, whose weights are those
+ * of the first group. NULL weights: no norm. Then each head is rotated by the angles of its row: for j < R/2, with
+ * (c_j, s_j) = (table[i, j], table[i, R/2 + j]) of a table whose rows are table_stride apart,
+ *   x'_j = x_j c_j - x_{j+R/2} s_j,     x'_{j+R/2} = x_{j+R/2} c_j + x_j s_j
+ * in float32; channels from R on do not change. table NULL: no rotation. The backward pass turns dq and dk, gradients
+ * of the results, into those of the inputs. */
+typedef struct Rotary {
+    int rows, heads, kv_heads, head_size, rotated, stride, table_stride, q_group, k_group, plus_one;
+    float eps;
+    int before_stride;      /* distance between rows of `before` */
+    const Floats *table;    /* (N, table_stride) or NULL */
+    const Weights *qw, *kw; /* (q_group), (k_group) or NULL */
+    Acts *qk;               /* q and k; in the backward pass their gradients */
+    Acts *before;           /* (N, (H + K) D) q and k before the norm; NULL: not kept, or no norm */
+    Floats *rstd;           /* (N, groups of q + groups of k) of the norm; NULL: not kept, or no norm */
+    Floats *dqw, *dkw;      /* backward only: (q_group), (k_group) += */
+} Rotary;
+
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
  * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
 typedef struct Attention {
     int rows, segments, heads, kv_heads, head_size, q_stride, kv_stride;
-    float scale;         /* 1 / sqrt(D) */
+    float scale;         /* of the scores */
+    float cap;           /* scores become cap tanh(score / cap) (Gemma 2); 0: no cap */
+    int window;          /* a query sees only the last `window` positions, its own included (batch.h); 0: all */
     const Ints *segment; /* (S, 6) as struct Segment */
     const Acts *q, *k, *v;
     Acts *out;   /* (N, H*D); rows in no segment are set to 0 */
@@ -91,6 +117,7 @@ typedef struct Attention {
 typedef struct Head {
     int rows, channels, vocab, padded_vocab;
     float temperature;
+    float cap;              /* logits become cap tanh(z / cap), before the temperature; 0: no cap */
     const Acts *h;          /* (R, C) */
     const Weights *weight;  /* (Vp, C) the output matrix */
     const Ints *target;     /* (R) */
@@ -114,6 +141,8 @@ typedef struct Draw {
     float temperature, top_p, min_p, repetition_penalty; /* neutral: 1, 1, 0, 1 */
     int top_k;                                           /* 0: all */
     int history_stride;
+    float cap;    /* logits become cap tanh(z / cap) first of all; 0: no cap */
+    int reserved; /* 0; leaves no padding in the struct */
     uint64_t seed;
     const Acts *h;           /* (R, C) */
     const Weights *weight;   /* (Vp, C) the output matrix */
@@ -175,11 +204,11 @@ typedef struct Backend {
     /* Called after code outside this table (dist.h) has written these n weights. NULL: nothing depends on them. */
     void (*weights_changed)(Device *d, const Weights *weights, size_t n);
 
-    /* out[N,C] = wte[token] + wpe[position] */
+    /* out[N,C] = scale wte[token] + wpe[position]; wpe, dwpe NULL: no positions */
     void (*embed_forward)(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,
-                          const Ints *position, int N, int C);
+                          const Ints *position, float scale, int N, int C);
     void (*embed_backward)(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
-                           const Ints *position, int N, int C);
+                           const Ints *position, float scale, int N, int C);
     /* x[i,c] += scale[i] * u, u uniform in (-1, 1) drawn at (seed, stream, i * C + c)  (NEFTune: Jain et al. 2023) */
     void (*noise_add)(Device *d, Acts *x, const Floats *scale, int N, int C, uint64_t seed, uint64_t stream);
 
@@ -204,19 +233,28 @@ typedef struct Backend {
     /* a row of dpre, (N, 2F), is dout u f'(g) in its first half and dout f(g) in its second */
     void (*gate_backward)(Device *d, Acts *dpre, const Acts *dout, const Acts *pre, MlpKind kind, int N, int F);
 
+    /* row i of table: cos(position[i] f_j) factor at j, sin(position[i] f_j) factor at half + j, for j < half; the
+     * angle is a product in float32; rows are `stride` apart */
+    void (*rotary_table)(Device *d, Floats *table, const Ints *position, const Floats *frequency, float factor, int N,
+                         int half, int stride);
+    void (*rotary_forward)(Device *d, const Rotary *r);
+    void (*rotary_backward)(Device *d, const Rotary *r);
     void (*attention_forward)(Device *d, const Attention *a);
     void (*attention_backward)(Device *d, const Attention *a);
     /* cache row slot[i] = k, v of row i (at element i * stride); rows whose slot is -1 are not stored; KC channels */
     void (*kv_store)(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                      const Ints *slot, int N, int KC);
 
+    /* x += y, for models without a norm in front of a layer */
+    void (*add)(Device *d, Acts *x, const Acts *y, size_t n);
     /* out[r] = x[row[r]];  x[row[r]] += in[r], in the order of r */
     void (*gather_rows)(Device *d, Acts *out, const Acts *x, const Ints *row, int R, int C);
     void (*scatter_rows)(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C);
 
     void (*head)(Device *d, const Head *h);
-    /* out[R,V] = h weight^T, for tests and inspection */
-    void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V, int Vp);
+    /* out[R,V] = h weight^T, or cap tanh of it / cap unless cap is 0, for tests and inspection */
+    void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C, int V,
+                   int Vp);
     void (*sample)(Device *d, const Draw *s);
     /* value[R] = h[R,C] . w[C] + b[1];  dh += dvalue w, dw += dvalue^T h, db += sum of dvalue */
     void (*value_forward)(Device *d, Floats *value, const Acts *h, const Weights *w, const Weights *b, int R, int C);

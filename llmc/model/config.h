@@ -56,7 +56,7 @@ typedef struct Rope {
 } Rope;
 
 /* Properties of single layers. */
-enum { LAYER_WINDOW = 1, LAYER_NO_ROPE = 2, MODEL_LAYERS_MAX = 1024 };
+enum { LAYER_WINDOW = 1, LAYER_NO_ROPE = 2, MODEL_LAYERS_MAX = 1024, MODEL_HEAD_MAX = 1024 };
 
 #define GPT2_NORM_EPS 1e-5f
 
@@ -103,6 +103,9 @@ static inline int32_t model_kv_width(const ModelConfig *c) { return c->kv_heads 
 /* Channels of the packed query, key and value rows: 3C in GPT-2. */
 static inline int32_t model_qkv_width(const ModelConfig *c) { return model_q_width(c) + 2 * model_kv_width(c); }
 
+/* The factor of the embeddings. */
+static inline float model_embed_scale(const ModelConfig *c) { return c->embed_scale > 0 ? c->embed_scale : 1.0f; }
+
 /* Channels that the norm of queries normalises together, and the norm of keys. */
 static inline int32_t model_q_group(const ModelConfig *c) {
     return c->qk_norm == QK_NORM_ROW ? model_q_width(c) : c->head_size;
@@ -110,6 +113,27 @@ static inline int32_t model_q_group(const ModelConfig *c) {
 static inline int32_t model_k_group(const ModelConfig *c) {
     return c->qk_norm == QK_NORM_ROW ? model_kv_width(c) : c->head_size;
 }
+
+/* Channels and groups of a token's queries and keys that are normalised; 0 without such a norm. */
+static inline int32_t model_qk_norm_width(const ModelConfig *c) {
+    return c->qk_norm == QK_NORM_NONE ? 0 : model_q_width(c) + model_kv_width(c);
+}
+static inline int32_t model_qk_norm_groups(const ModelConfig *c) {
+    return c->qk_norm == QK_NORM_NONE ? 0 : c->qk_norm == QK_NORM_ROW ? 2 : c->heads + c->kv_heads;
+}
+
+/* Channels of the cosines and sines of a token: those of the window's layers follow if they have a base of their own. */
+static inline int32_t model_rotation(const ModelConfig *c) {
+    return c->local_rope.theta > 0 ? 2 * c->rotary : c->rotary;
+}
+
+/* Channels of a norm in front of attention or the MLP, and of one behind it; 0 if there is none. */
+static inline int32_t model_pre_norm(const ModelConfig *c) { return c->norm_place == NORM_POST ? 0 : c->width; }
+static inline int32_t model_post_norm(const ModelConfig *c) { return c->norm_place == NORM_PRE ? 0 : c->width; }
+
+/* Statistics that a norm has per row: a mean only in layernorm, those of norms on outputs only if these exist. */
+static inline int32_t model_means(const ModelConfig *c) { return c->norm == NORM_LAYER; }
+static inline int32_t model_post_norms(const ModelConfig *c) { return c->norm_place != NORM_PRE; }
 
 /* Channels of the residual stream or of attention's output, whichever is wider. */
 static inline int32_t model_narrow(const ModelConfig *c) {
@@ -183,9 +207,11 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
             return error_set(e, "%s: %s is %lld, expected %lld to %lld", what, field[i].name, (long long)field[i].value,
                              (long long)field[i].low, (long long)field[i].high);
     if (!c->head_size) return error_set(e, "%s: width %d is not a multiple of %d heads", what, c->width, c->heads);
-    if (c->head_size < 0 || c->head_size > 1024)
-        return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected 1 to 1024", what, c->head_size,
-                         c->width, c->heads);
+    if (c->head_size < 0 || c->head_size > MODEL_HEAD_MAX)
+        return error_set(e, "%s: heads of %d channels (width %d, %d heads), expected 1 to %d", what, c->head_size,
+                         c->width, c->heads, MODEL_HEAD_MAX);
+    if (c->norm == NORM_LAYER && (c->norm_place != NORM_PRE || c->norm_plus_one))
+        return error_set(e, "%s: layernorm is supported before attention and the MLP only, without 1 + weight", what);
     if (c->rotary % 2) return error_set(e, "%s: %d rotated channels, expected an even number", what, c->rotary);
     if (c->heads % c->kv_heads)
         return error_set(e, "%s: %d heads are not a multiple of %d key/value heads", what, c->heads, c->kv_heads);

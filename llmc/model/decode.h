@@ -50,6 +50,7 @@ static inline void decode_draw(const Model *m, const Workspace *w, Draw how, con
     how.channels = channels;
     how.vocab = m->config.vocab;
     how.padded_vocab = m->config.padded_vocab;
+    how.cap = m->config.logit_cap;
     how.h = h;
     how.weight = weight;
     how.stream = work_ints(w, WORK_stream);

@@ -13,8 +13,9 @@
 
 #include "../base/error.h"  /* Error, xmalloc */
 #include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_start */
-#include "backend.h"        /* weights_at, Backend, Floats, Weights, ... */
-#include "config.h"         /* ModelConfig */
+#include "backend.h"        /* Floats, weights_at, Backend, Weights, ... */
+#include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
+#include "rotary.h"         /* rope_frequencies */
 #include "share.h"          /* Share */
 #include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
 #include <assert.h>
@@ -29,6 +30,10 @@ typedef struct Model {
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[TENSOR_COUNT];
+    /* Rotary positions (rotary.h): the frequencies of config.rope, then those of config.local_rope, on the device, and the
+     * factors of their cosines and sines. NULL: learned positions. */
+    Floats *frequency;
+    float rotary_factor[2];
     /* Several ranks (dist.h). With zero 2 the gradients of only grads_layers layers are kept at a time, those of layer
      * l in slot l % grads_layers. A backward pass calls layer_done as soon as all gradients of a layer are complete,
      * and at its end with layer -1. */
@@ -38,9 +43,12 @@ typedef struct Model {
     void *layer_context;
 } Model;
 
+/* Bytes of the frequencies of rotary positions. */
+static inline size_t model_rotary_bytes(const ModelConfig *c) { return (size_t)model_rotation(c) / 2 * sizeof(float); }
+
 static inline size_t model_bytes(const ModelConfig *c, const Backend *b, bool gradients) {
     TensorInfo t[TENSOR_COUNT];
-    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0));
+    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0)) + model_rotary_bytes(c);
 }
 
 enum { MODEL_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
@@ -67,17 +75,33 @@ static inline bool model_new_grads(Model *m, Error *e) {
     return m->grads != NULL;
 }
 
+/* Allocates the frequencies of rotary positions. */
+static inline bool model_new_rotary(Model *m, Error *e) {
+    const ModelConfig *c = &m->config;
+    const Rope *rope[2] = {&c->rope, &c->local_rope};
+    const size_t half = (size_t)c->rotary / 2;
+    float frequency[MODEL_HEAD_MAX];
+    if (!model_rotation(c)) return true;
+    m->frequency = (Floats *)m->backend->alloc(m->device, model_rotary_bytes(c), "rotary frequencies", e);
+    if (!m->frequency) return false;
+    for (int i = 0; i < model_rotation(c) / c->rotary; i++)
+        m->rotary_factor[i] = rope_frequencies(rope[i], c->rotary, c->context, frequency + (size_t)i * half);
+    m->backend->upload(m->device, m->frequency, frequency, model_rotary_bytes(c));
+    return true;
+}
+
 /* Allocates a model of the given shape. Its weights are uninitialised. */
 static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, Device *d, bool gradients, Error *e) {
     *m = (Model){.config = *c, .backend = b, .device = d};
     m->parameters = model_tensors(c, m->tensor);
     m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
-    return m->weights && (!gradients || model_new_grads(m, e));
+    return m->weights && model_new_rotary(m, e) && (!gradients || model_new_grads(m, e));
 }
 
 static inline void model_free(Model *m) {
     if (m->weights) m->backend->weights_release(m->device, m->weights, m->parameters);
     if (m->grads) m->backend->release(m->device, m->grads);
+    if (m->frequency) m->backend->release(m->device, m->frequency);
     *m = (Model){0};
 }
 

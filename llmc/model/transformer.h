@@ -37,9 +37,9 @@
 /*    linear    weight    bias      input  output */
 #define MODEL_LINEARS(L)                           \
     L(qkv,      qkvw,     qkvb,     ln1,   qkv)    \
-    L(attproj,  attprojw, attprojb, atty,  delta)  \
+    L(attproj,  attprojw, attprojb, atty,  att)    \
     L(fc,       fcw,      fcb,      ln2,   fch)    \
-    L(fcproj,   fcprojw,  fcprojb,  act,   delta)
+    L(fcproj,   fcprojw,  fcprojb,  act,   mlp)
 // clang-format on
 
 enum {
@@ -63,12 +63,29 @@ static inline const LinearInfo *model_linear(int linear) {
     return &info[linear];
 }
 
+/* The input of linear layer `linear` of layer l. Without a norm in front of attention and the MLP, it is the residual
+ * stream. */
+static inline Acts *linear_input(const Model *m, const Workspace *w, int linear, int l) {
+    const bool bare = m->config.norm_place == NORM_POST;
+    if (bare && linear == LINEAR_qkv) return work_x3(w, l - 1);
+    if (bare && linear == LINEAR_fc) return work_x2(w, l);
+    return work_acts(w, model_linear(linear)->input, l);
+}
+
+/* The output of linear layer `linear` of layer l. A norm behind attention or the MLP needs its input in the backward
+ * pass; otherwise these outputs share one buffer. */
+static inline Acts *linear_output(const Model *m, const Workspace *w, int linear, int l) {
+    const bool branch = linear == LINEAR_attproj || linear == LINEAR_fcproj;
+    if (branch && (!w->train || m->config.norm_place == NORM_PRE)) return work_acts(w, WORK_delta, 0);
+    return work_acts(w, model_linear(linear)->output, l);
+}
+
 /* Runs linear layer `linear` of layer l on N rows. */
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
     m->backend->linear_forward(
-        m->device, work_acts(w, i->output, l), work_acts(w, i->input, l), model_weight(m, i->weight, l),
+        m->device, linear_output(m, w, linear, l), linear_input(m, w, linear, l), model_weight(m, i->weight, l),
         m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL, N, (int)t->columns, (int)t->rows);
 }
 
@@ -79,26 +96,29 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
     const TensorInfo *t = &m->tensor[i->weight];
     m->backend->linear_backward(
         m->device, dinput, model_grad(m, i->weight, l), m->tensor[i->bias].size ? model_grad(m, i->bias, l) : NULL,
-        doutput, work_acts(w, i->input, l), model_weight(m, i->weight, l), N, (int)t->columns, (int)t->rows);
+        doutput, linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, (int)t->columns, (int)t->rows);
 }
 
 /* A norm of the model: its weights, and the activations of its backward pass. */
-typedef enum { MODEL_NORM_1, MODEL_NORM_2, MODEL_NORM_FINAL } ModelNorm;
+typedef enum { MODEL_NORM_1, MODEL_NORM_ATT, MODEL_NORM_2, MODEL_NORM_MLP, MODEL_NORM_FINAL } ModelNorm;
 
 static inline Norm model_norm(const Model *m, const Workspace *w, ModelNorm which, int l, int N) {
     static const struct {
         int w, b, mean, rstd, out;
     } of[] = {
         // clang-format off
-        [MODEL_NORM_1]     = {TENSOR_ln1w, TENSOR_ln1b, WORK_mean1, WORK_rstd1, WORK_ln1},
-        [MODEL_NORM_2]     = {TENSOR_ln2w, TENSOR_ln2b, WORK_mean2, WORK_rstd2, WORK_ln2},
-        [MODEL_NORM_FINAL] = {TENSOR_lnfw, TENSOR_lnfb, WORK_meanf, WORK_rstdf, WORK_lnf},
+        [MODEL_NORM_1]     = {TENSOR_ln1w,     TENSOR_ln1b,     WORK_mean1, WORK_rstd1,    WORK_ln1},
+        [MODEL_NORM_ATT]   = {TENSOR_attpostw, TENSOR_attpostw, WORK_mean1, WORK_rstd_att, WORK_x2},
+        [MODEL_NORM_2]     = {TENSOR_ln2w,     TENSOR_ln2b,     WORK_mean2, WORK_rstd2,    WORK_ln2},
+        [MODEL_NORM_MLP]   = {TENSOR_mlppostw, TENSOR_mlppostw, WORK_mean2, WORK_rstd_mlp, WORK_x3},
+        [MODEL_NORM_FINAL] = {TENSOR_lnfw,     TENSOR_lnfb,     WORK_meanf, WORK_rstdf,    WORK_lnf},
         // clang-format on
     };
     return (Norm){.rows = N,
                   .channels = m->config.width,
                   .kind = m->config.norm,
                   .eps = m->config.norm_eps,
+                  .plus_one = m->config.norm_plus_one,
                   .w = model_weight(m, of[which].w, l),
                   .b = model_weight(m, of[which].b, l),
                   .mean = work_floats(w, of[which].mean, l),
@@ -126,6 +146,86 @@ static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm w
     n.dout = dout;
     n.dx = dx;
     m->backend->norm_backward(m->device, &n);
+}
+
+/* Adds a branch of layer l, attention (LINEAR_attproj) or the MLP (LINEAR_fcproj), to the residual stream x: sum = x +
+ * norm(branch), or x + branch without a norm behind it. Then computes the norm `next` of the sum, unless there is none
+ * in front of the next branch. */
+static inline void residual_forward(const Model *m, const Workspace *w, int linear, int l, int N, const Acts *x,
+                                    Acts *sum, ModelNorm next, int next_layer) {
+    const Acts *branch = linear_output(m, w, linear, l);
+    if (m->config.norm_place == NORM_PRE) {
+        norm_forward(m, w, next, next_layer, N, x, branch, sum);
+        return;
+    }
+    Norm n = model_norm(m, w, linear == LINEAR_attproj ? MODEL_NORM_ATT : MODEL_NORM_MLP, l, N);
+    n.x = branch;
+    n.add = x;
+    n.out = sum;
+    m->backend->norm_forward(m->device, &n);
+    if (m->config.norm_place == NORM_BOTH || next == MODEL_NORM_FINAL)
+        norm_forward(m, w, next, next_layer, N, sum, NULL, NULL);
+}
+
+/* The gradient of a branch's output, from dx, that of the residual stream behind it. It is dx itself if no norm is
+ * behind the branch. */
+static inline Acts *residual_backward(const Model *m, const Workspace *w, int linear, int l, int N, Acts *dx) {
+    if (m->config.norm_place == NORM_PRE) return dx;
+    Norm n = model_norm(m, w, linear == LINEAR_attproj ? MODEL_NORM_ATT : MODEL_NORM_MLP, l, N);
+    n.x = linear_output(m, w, linear, l);
+    n.dout = dx;
+    n.dx = work_acts(w, WORK_dbranch, 0);
+    n.fresh = 1;
+    m->backend->norm_backward(m->device, &n);
+    return n.dx;
+}
+
+/* Adds the gradient of a branch's input, dnarrow, to dx, that of the residual stream in front of it, through norm
+ * `which` if there is one. x: the residual stream. */
+static inline void input_backward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, Acts *dx,
+                                  const Acts *dnarrow, const Acts *x) {
+    if (m->config.norm_place == NORM_POST) m->backend->add(m->device, dx, dnarrow, (size_t)N * (size_t)m->config.width);
+    else norm_backward(m, w, which, l, N, dx, dnarrow, x);
+}
+
+/* The rotation of layer l's queries and keys, and their norm. */
+static inline Rotary model_rotary(const Model *m, const Workspace *w, int l, int N, Acts *qk) {
+    const ModelConfig *c = &m->config;
+    const bool normed = c->qk_norm != QK_NORM_NONE, still = !c->rotary || c->layer[l] & LAYER_NO_ROPE;
+    const bool local = c->layer[l] & LAYER_WINDOW && model_rotation(c) > c->rotary;
+    return (Rotary){
+        .rows = N,
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_size = c->head_size,
+        .rotated = c->rotary,
+        .stride = model_qkv_width(c),
+        .table_stride = model_rotation(c),
+        .q_group = model_q_group(c),
+        .k_group = model_k_group(c),
+        .plus_one = c->norm_plus_one,
+        .eps = c->norm_eps,
+        .before_stride = model_qk_norm_width(c),
+        .table = still ? NULL : floats_at(work_floats(w, WORK_rotation, 0), local ? (size_t)c->rotary : 0),
+        .qw = normed ? model_weight(m, TENSOR_qnormw, l) : NULL,
+        .kw = normed ? model_weight(m, TENSOR_knormw, l) : NULL,
+        .qk = qk,
+        .before = normed && w->train ? work_acts(w, WORK_qk, l) : NULL,
+        .rstd = normed && w->train ? work_floats(w, WORK_qk_rstd, l) : NULL,
+        .dqw = normed && m->grads ? model_grad(m, TENSOR_qnormw, l) : NULL,
+        .dkw = normed && m->grads ? model_grad(m, TENSOR_knormw, l) : NULL,
+    };
+}
+
+static inline void rotary_forward(const Model *m, const Workspace *w, int l, int N) {
+    const Rotary r = model_rotary(m, w, l, N, work_acts(w, WORK_qkv, l));
+    if (r.table || r.qw) m->backend->rotary_forward(m->device, &r);
+}
+
+/* dqk: the gradients of queries and keys, in rows like those of qkv. */
+static inline void rotary_backward(const Model *m, const Workspace *w, int l, int N, Acts *dqk) {
+    const Rotary r = model_rotary(m, w, l, N, dqk);
+    if (r.table || r.qw) m->backend->rotary_backward(m->device, &r);
 }
 
 /* Computes the activation of layer l's MLP. */
@@ -157,7 +257,9 @@ static inline Attention model_attention(const Model *m, const Workspace *w, cons
                    .head_size = D,
                    .q_stride = Q,
                    .kv_stride = Q,
-                   .scale = 1.0f / sqrtf((float)D)};
+                   .scale = c->score_scale > 0 ? c->score_scale : 1.0f / sqrtf((float)D),
+                   .cap = c->score_cap,
+                   .window = c->layer[l] & LAYER_WINDOW ? c->window : 0};
     a.segment = work_ints(w, WORK_segment);
     a.q = qkv;
     a.k = acts_at(m->backend, qkv, (size_t)model_q_width(c));
@@ -175,6 +277,7 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     const ModelConfig *c = &m->config;
     const int N = batch->rows, C = c->width, F = c->hidden, Q = model_qkv_width(c), KC = model_kv_width(c);
     linear_forward(m, w, LINEAR_qkv, l, N);
+    rotary_forward(m, w, l, N);
     Attention a = model_attention(m, w, batch, l);
     if (kv) {
         const size_t at = (size_t)l * (size_t)kv->rows * (size_t)KC;
@@ -186,10 +289,11 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     }
     b->attention_forward(d, &a);
     linear_forward(m, w, LINEAR_attproj, l, N);
-    norm_forward(m, w, MODEL_NORM_2, l, N, work_x3(w, l - 1), work_acts(w, WORK_delta, 0), work_x2(w, l));
+    residual_forward(m, w, LINEAR_attproj, l, N, work_x3(w, l - 1), work_x2(w, l), MODEL_NORM_2, l);
     if (c->mlp == MLP_GELU) {
-        b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_act, l), work_acts(w, WORK_ln2, l),
-                               model_weight(m, TENSOR_fcw, l), model_weight(m, TENSOR_fcb, l), N, C, F);
+        b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_act, l),
+                               linear_input(m, w, LINEAR_fc, l), model_weight(m, TENSOR_fcw, l),
+                               c->mlp_bias ? model_weight(m, TENSOR_fcb, l) : NULL, N, C, F);
     } else {
         linear_forward(m, w, LINEAR_fc, l, N);
         activation_forward(m, w, l, N);
@@ -205,20 +309,25 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
     b->upload(d, work_ints(w, WORK_token), batch->tokens, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_position), batch->positions, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_segment), batch->segment, (size_t)batch->segments * sizeof(Segment));
-    b->embed_forward(d, work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_wte, 0), model_weight(m, TENSOR_wpe, 0),
-                     work_ints(w, WORK_token), work_ints(w, WORK_position), N, C);
+    b->embed_forward(d, work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_wte, 0),
+                     m->tensor[TENSOR_wpe].size ? model_weight(m, TENSOR_wpe, 0) : NULL, work_ints(w, WORK_token),
+                     work_ints(w, WORK_position), model_embed_scale(c), N, C);
+    for (int i = 0; i < (m->frequency ? model_rotation(c) / c->rotary : 0); i++)
+        b->rotary_table(d, floats_at(work_floats(w, WORK_rotation, 0), (size_t)(i * c->rotary)),
+                        work_ints(w, WORK_position), floats_at(m->frequency, (size_t)(i * c->rotary / 2)),
+                        m->rotary_factor[i], N, c->rotary / 2, model_rotation(c));
     if (w->noise_scale) {
         b->upload(d, work_floats(w, WORK_noise, 0), w->noise_scale, (size_t)N * sizeof(float));
         b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), N, C, w->noise_seed,
                      w->noise_stream);
     }
-    norm_forward(m, w, MODEL_NORM_1, 0, N, work_acts(w, WORK_encoded, 0), NULL, NULL);
+    if (c->norm_place != NORM_POST) norm_forward(m, w, MODEL_NORM_1, 0, N, work_acts(w, WORK_encoded, 0), NULL, NULL);
     for (int l = 0; l < L; l++) {
         model_layer(m, w, batch, kv, l);
         linear_forward(m, w, LINEAR_fcproj, l, N);
-        const bool last = l == L - 1; /* x' = x2 + delta, and the norm that follows it */
-        norm_forward(m, w, last ? MODEL_NORM_FINAL : MODEL_NORM_1, last ? 0 : l + 1, N, work_x2(w, l),
-                     work_acts(w, WORK_delta, 0), work_x3(w, l));
+        const bool last = l == L - 1;
+        residual_forward(m, w, LINEAR_fcproj, l, N, work_x2(w, l), work_x3(w, l),
+                         last ? MODEL_NORM_FINAL : MODEL_NORM_1, last ? 0 : l + 1);
     }
 }
 
@@ -237,6 +346,7 @@ static inline Head model_head(const Model *m, const Workspace *w, const Batch *b
                  .vocab = c->vocab,
                  .padded_vocab = c->padded_vocab,
                  .temperature = temperature,
+                 .cap = c->logit_cap,
                  .h = work_acts(w, WORK_h, 0),
                  .weight = model_weight(m, model_output_tensor(c), 0),
                  .target = work_ints(w, WORK_target),
@@ -291,7 +401,7 @@ static inline bool model_logits(const Model *m, const Workspace *w, const Batch 
     model_trunk(m, w, batch, NULL);
     model_targets(m, w, batch);
     m->backend->logits(m->device, all, work_acts(w, WORK_h, 0), model_weight(m, model_output_tensor(c), 0),
-                       batch->targets, c->width, c->vocab, c->padded_vocab);
+                       c->logit_cap, batch->targets, c->width, c->vocab, c->padded_vocab);
     m->backend->download(m->device, logits, all, bytes);
     m->backend->release(m->device, all);
     return model_sync(m, e);
@@ -312,33 +422,38 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
     b->scatter_rows(d, dnarrow, work_acts(w, WORK_dh, 0), work_ints(w, WORK_target_row), batch->targets, C);
     norm_backward(m, w, MODEL_NORM_FINAL, 0, N, dx, dnarrow, work_x3(w, L - 1));
     for (int l = L - 1; l >= 0; l--) {
-        if (w->recompute >= 1) norm_forward(m, w, MODEL_NORM_1, l, N, work_x3(w, l - 1), NULL, NULL);
+        const bool normed = c->norm_place != NORM_POST;
+        if (w->recompute >= 1 && normed) norm_forward(m, w, MODEL_NORM_1, l, N, work_x3(w, l - 1), NULL, NULL);
         if (w->recompute == 1) {
-            norm_forward(m, w, MODEL_NORM_2, l, N, work_acts(w, WORK_x2, l), NULL, NULL);
+            if (normed) norm_forward(m, w, MODEL_NORM_2, l, N, work_acts(w, WORK_x2, l), NULL, NULL);
             activation_forward(m, w, l, N);
         }
-        if (w->recompute == 2) model_layer(m, w, batch, NULL, l);
+        if (w->recompute == 2) {
+            model_layer(m, w, batch, NULL, l);
+            if (c->norm_place != NORM_PRE) linear_forward(m, w, LINEAR_fcproj, l, N);
+        }
         /* x' = x2 + activation(fch) Wproj^T + b */
         Acts *dact = c->mlp == MLP_GELU ? dwide : work_acts(w, WORK_dact, 0);
-        linear_backward(m, w, LINEAR_fcproj, l, N, dact, dx);
+        linear_backward(m, w, LINEAR_fcproj, l, N, dact, residual_backward(m, w, LINEAR_fcproj, l, N, dx));
         if (c->mlp == MLP_GELU) b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
         else b->gate_backward(d, dwide, dact, work_acts(w, WORK_fch, l), c->mlp, N, F);
         linear_backward(m, w, LINEAR_fc, l, N, dnarrow, dwide);
-        norm_backward(m, w, MODEL_NORM_2, l, N, dx, dnarrow, work_acts(w, WORK_x2, l));
+        input_backward(m, w, MODEL_NORM_2, l, N, dx, dnarrow, work_acts(w, WORK_x2, l));
         /* x2 = x + atty Wo^T + b */
-        linear_backward(m, w, LINEAR_attproj, l, N, dnarrow, dx);
+        linear_backward(m, w, LINEAR_attproj, l, N, dnarrow, residual_backward(m, w, LINEAR_attproj, l, N, dx));
         Attention a = model_attention(m, w, batch, l);
         a.dout = dnarrow;
         a.dq = dwide;
         a.dk = acts_at(b, dwide, (size_t)model_q_width(c));
         a.dv = acts_at(b, dwide, (size_t)(model_q_width(c) + model_kv_width(c)));
         b->attention_backward(d, &a);
+        rotary_backward(m, w, l, N, dwide);
         linear_backward(m, w, LINEAR_qkv, l, N, dnarrow, dwide);
-        norm_backward(m, w, MODEL_NORM_1, l, N, dx, dnarrow, work_x3(w, l - 1));
+        input_backward(m, w, MODEL_NORM_1, l, N, dx, dnarrow, work_x3(w, l - 1));
         if (m->layer_done) m->layer_done(m->layer_context, l);
     }
-    b->embed_backward(d, model_grad(m, TENSOR_wte, 0), model_grad(m, TENSOR_wpe, 0), dx, work_ints(w, WORK_token),
-                      work_ints(w, WORK_position), N, C);
+    b->embed_backward(d, model_grad(m, TENSOR_wte, 0), m->tensor[TENSOR_wpe].size ? model_grad(m, TENSOR_wpe, 0) : NULL,
+                      dx, work_ints(w, WORK_token), work_ints(w, WORK_position), model_embed_scale(c), N, C);
     if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 

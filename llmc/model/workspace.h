@@ -21,49 +21,57 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
 /* The activations. An item has `items` elements of its kind per row, target or segment of the batch (`of`). In training
  * each layer has its own copy at recompute levels up to `kept`; otherwise all layers share one. */
 // clang-format off
-/*    name        kind         items               of        kept when */
-#define WORKSPACE_ITEMS(A, c)                                             \
-    A(token,      SIZE_INTS,   1,                  rows,     -1,  ALWAYS) \
-    A(position,   SIZE_INTS,   1,                  rows,     -1,  ALWAYS) \
-    A(noise,      SIZE_FLOATS, 1,                  rows,     -1,  TRAIN)  \
-    A(slot,       SIZE_INTS,   1,                  rows,     -1,  INFER)  \
-    A(segment,    SIZE_INTS,   6,                  segments, -1,  ALWAYS) \
-    A(encoded,    SIZE_ACTS,   (c)->width,         rows,     -1,  ALWAYS) \
-    A(ln1,        SIZE_ACTS,   (c)->width,         rows,     0,   ALWAYS) \
-    A(mean1,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
-    A(rstd1,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
-    A(qkv,        SIZE_ACTS,   model_qkv_width(c), rows,     1,   ALWAYS) \
-    A(atty,       SIZE_ACTS,   model_q_width(c),   rows,     1,   ALWAYS) \
-    A(lse,        SIZE_FLOATS, (c)->heads,         rows,     1,   TRAIN)  \
-    A(x2,         SIZE_ACTS,   (c)->width,         rows,     1,   TRAIN)  \
-    A(ln2,        SIZE_ACTS,   (c)->width,         rows,     0,   ALWAYS) \
-    A(mean2,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
-    A(rstd2,      SIZE_FLOATS, 1,                  rows,     1,   ALWAYS) \
-    A(fch,        SIZE_ACTS,   model_fc_width(c),  rows,     1,   ALWAYS) \
-    A(act,        SIZE_ACTS,   (c)->hidden,        rows,     0,   ALWAYS) \
-    A(x3,         SIZE_ACTS,   (c)->width,         rows,     2,   TRAIN)  \
-    A(delta,      SIZE_ACTS,   (c)->width,         rows,     -1,  ALWAYS) \
-    A(lnf,        SIZE_ACTS,   (c)->width,         rows,     -1,  ALWAYS) \
-    A(meanf,      SIZE_FLOATS, 1,                  rows,     -1,  ALWAYS) \
-    A(rstdf,      SIZE_FLOATS, 1,                  rows,     -1,  ALWAYS) \
-    A(target_row, SIZE_INTS,   1,                  targets,  -1,  ALWAYS) \
-    A(target,     SIZE_INTS,   1,                  targets,  -1,  ALWAYS) \
-    A(h,          SIZE_ACTS,   (c)->width,         targets,  -1,  ALWAYS) \
-    A(logp,       SIZE_FLOATS, 1,                  targets,  -1,  ALWAYS) \
-    A(entropy,    SIZE_FLOATS, 1,                  targets,  -1,  ALWAYS) \
-    A(argmax,     SIZE_INTS,   1,                  targets,  -1,  ALWAYS) \
-    A(value,      SIZE_FLOATS, 1,                  targets,  -1,  ALWAYS) \
-    A(stream,     SIZE_INTS,   2,                  targets,  -1,  INFER)  \
-    A(index,      SIZE_INTS,   1,                  targets,  -1,  INFER)  \
-    A(seen_count, SIZE_INTS,   1,                  targets,  -1,  INFER)  \
-    A(dlogp,      SIZE_FLOATS, 1,                  targets,  -1,  TRAIN)  \
-    A(dentropy,   SIZE_FLOATS, 1,                  targets,  -1,  TRAIN)  \
-    A(dvalue,     SIZE_FLOATS, 1,                  targets,  -1,  TRAIN)  \
-    A(dh,         SIZE_ACTS,   (c)->width,         targets,  -1,  TRAIN)  \
-    A(dx,         SIZE_ACTS,   (c)->width,         rows,     -1,  TRAIN)  \
-    A(dnarrow,    SIZE_ACTS,   model_narrow(c),    rows,     -1,  TRAIN)  \
-    A(dact,       SIZE_ACTS,   model_dact(c),      rows,     -1,  TRAIN)  \
-    A(dwide,      SIZE_ACTS,   model_widest(c),    rows,     -1,  TRAIN)
+/*    name        kind          items                    of        kept when */
+#define WORKSPACE_ITEMS(A, c)                                                  \
+    A(token,      SIZE_INTS,    1,                       rows,     -1, ALWAYS) \
+    A(position,   SIZE_INTS,    1,                       rows,     -1, ALWAYS) \
+    A(rotation,   SIZE_FLOATS,  model_rotation(c),       rows,     -1, ALWAYS) \
+    A(noise,      SIZE_FLOATS,  1,                       rows,     -1, TRAIN)  \
+    A(slot,       SIZE_INTS,    1,                       rows,     -1, INFER)  \
+    A(segment,    SIZE_INTS,    6,                       segments, -1, ALWAYS) \
+    A(encoded,    SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
+    A(ln1,        SIZE_ACTS,    model_pre_norm(c),       rows,     0,  ALWAYS) \
+    A(mean1,      SIZE_FLOATS,  model_means(c),          rows,     1,  ALWAYS) \
+    A(rstd1,      SIZE_FLOATS,  1,                       rows,     1,  ALWAYS) \
+    A(qkv,        SIZE_ACTS,    model_qkv_width(c),      rows,     1,  ALWAYS) \
+    A(qk,         SIZE_ACTS,    model_qk_norm_width(c),  rows,     1,  TRAIN)  \
+    A(qk_rstd,    SIZE_FLOATS,  model_qk_norm_groups(c), rows,     1,  TRAIN)  \
+    A(atty,       SIZE_ACTS,    model_q_width(c),        rows,     1,  ALWAYS) \
+    A(lse,        SIZE_FLOATS,  (c)->heads,              rows,     1,  TRAIN)  \
+    A(att,        SIZE_ACTS,    model_post_norm(c),      rows,     1,  TRAIN)  \
+    A(rstd_att,   SIZE_FLOATS,  model_post_norms(c),     rows,     1,  ALWAYS) \
+    A(x2,         SIZE_ACTS,    (c)->width,              rows,     1,  TRAIN)  \
+    A(ln2,        SIZE_ACTS,    model_pre_norm(c),       rows,     0,  ALWAYS) \
+    A(mean2,      SIZE_FLOATS,  model_means(c),          rows,     1,  ALWAYS) \
+    A(rstd2,      SIZE_FLOATS,  1,                       rows,     1,  ALWAYS) \
+    A(fch,        SIZE_ACTS,    model_fc_width(c),       rows,     1,  ALWAYS) \
+    A(act,        SIZE_ACTS,    (c)->hidden,             rows,     0,  ALWAYS) \
+    A(mlp,        SIZE_ACTS,    model_post_norm(c),      rows,     1,  TRAIN)  \
+    A(rstd_mlp,   SIZE_FLOATS,  model_post_norms(c),     rows,     2,  ALWAYS) \
+    A(x3,         SIZE_ACTS,    (c)->width,              rows,     2,  TRAIN)  \
+    A(delta,      SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
+    A(lnf,        SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
+    A(meanf,      SIZE_FLOATS,  model_means(c),          rows,     -1, ALWAYS) \
+    A(rstdf,      SIZE_FLOATS,  1,                       rows,     -1, ALWAYS) \
+    A(target_row, SIZE_INTS,    1,                       targets,  -1, ALWAYS) \
+    A(target,     SIZE_INTS,    1,                       targets,  -1, ALWAYS) \
+    A(h,          SIZE_ACTS,    (c)->width,              targets,  -1, ALWAYS) \
+    A(logp,       SIZE_FLOATS,  1,                       targets,  -1, ALWAYS) \
+    A(entropy,    SIZE_FLOATS,  1,                       targets,  -1, ALWAYS) \
+    A(argmax,     SIZE_INTS,    1,                       targets,  -1, ALWAYS) \
+    A(value,      SIZE_FLOATS,  1,                       targets,  -1, ALWAYS) \
+    A(stream,     SIZE_INTS,    2,                       targets,  -1, INFER)  \
+    A(index,      SIZE_INTS,    1,                       targets,  -1, INFER)  \
+    A(seen_count, SIZE_INTS,    1,                       targets,  -1, INFER)  \
+    A(dlogp,      SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \
+    A(dentropy,   SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \
+    A(dvalue,     SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \
+    A(dh,         SIZE_ACTS,    (c)->width,              targets,  -1, TRAIN)  \
+    A(dx,         SIZE_ACTS,    (c)->width,              rows,     -1, TRAIN)  \
+    A(dbranch,    SIZE_ACTS,    model_post_norm(c),      rows,     -1, TRAIN)  \
+    A(dnarrow,    SIZE_ACTS,    model_narrow(c),         rows,     -1, TRAIN)  \
+    A(dact,       SIZE_ACTS,    model_dact(c),           rows,     -1, TRAIN)  \
+    A(dwide,      SIZE_ACTS,    model_widest(c),         rows,     -1, TRAIN)
 // clang-format on
 
 enum {

@@ -8,7 +8,8 @@
  *
  * The normalisers add the same constant to all tokens, which the softmax cancels. The backend samples from it as from
  * any head, here with C_pi + C_ref channels: exactly, with temperature and all other settings of Draw. The
- * log-probabilities returned are those of the mixture.
+ * log-probabilities returned are those of the mixture. Models that cap their logits (Gemma 2) have no such product and
+ * are refused.
  *
  * Owns the reference's activations and cache, and the joined embeddings, which mixture_refresh() updates after a change
  * of the policy. The caller owns the models and the engine.
@@ -24,7 +25,7 @@
 #ifndef LLMC_ROLLOUT_MIXTURE_H
 #define LLMC_ROLLOUT_MIXTURE_H
 
-#include "../base/error.h"      /* xmalloc, Error, xcalloc */
+#include "../base/error.h"      /* xmalloc, Error, error_set, xcalloc */
 #include "../model/backend.h"   /* Backend, Acts, ROW_ALIGN, Weights, ... */
 #include "../model/batch.h"     /* Batch */
 #include "../model/config.h"    /* ModelConfig */
@@ -121,6 +122,8 @@ static inline void mixture_free(Mixture *m) {
 static inline bool mixture_new(Mixture *m, Rollout *engine, const Model *reference, double coef, Error *e) {
     const Model *policy = engine->model;
     const Backend *b = policy->backend;
+    if (policy->config.logit_cap > 0 || reference->config.logit_cap > 0)
+        return error_set(e, "the mixture of two models cannot be sampled if one of them caps its logits");
     *m = (Mixture){.policy = policy, .reference = reference, .coef = coef};
     m->channels = policy->config.width + reference->config.width;
     m->weights = (size_t)policy->config.padded_vocab * (size_t)m->channels;

@@ -1,0 +1,87 @@
+/* rotary.h - frequencies of rotary positions (RoPE), and how they are stretched to longer contexts.
+ *
+ * Channel pair j of R rotated channels turns by the angle position f_j (Su et al. 2021, arXiv:2104.09864), where
+ *
+ *     kind       frequency f_j, from b_j = theta^(-2j/R)                          factor m of cosine and sine
+ *     default    b_j                                                              1
+ *     linear     b_j / factor                                                     1
+ *     llama3     b_j if 2 pi / b_j < O / high, b_j / factor if it is > O / low,   1
+ *                else (1 - t) b_j / factor + t b_j with
+ *                t = (O b_j / (2 pi) - low) / (high - low)
+ *     yarn       (1 - r_j) b_j + r_j b_j / factor with the ramp r_j below         0.1 ln(factor) + 1
+ *     longrope   b_j / list_j                                                     sqrt(1 + ln(factor) / ln(O))
+ *
+ * O is the context of the model before it was stretched. yarn (Peng et al. 2023, arXiv:2309.00071, section 3.2): r_j
+ * rises from 0 to 1 between the pairs that turn beta_fast and beta_slow times within O. longrope (Ding et al. 2024,
+ * arXiv:2402.13753) has two lists: the short one serves contexts up to O, the long one longer ones.
+ *
+ * Frequencies and angles are float32, as in every implementation of these models (modeling_rope_utils.py of
+ * transformers): models are trained with these roundings.
+ *
+ *     float f[MODEL_HEAD_MAX / 2];
+ *     const float m = rope_frequencies(&config.rope, config.rotary, config.context, f);
+ */
+#ifndef LLMC_MODEL_ROTARY_H
+#define LLMC_MODEL_ROTARY_H
+
+#include "config.h" /* Rope, ROPE_YARN, ROPE_LONGROPE, ROPE_DEFAULT, ... */
+#include <math.h>
+
+/* Returns frequency b of llama3's scaling. */
+static inline float rope_llama3(const Rope *r, float b) {
+    const float turns = (float)r->original * b / 6.283185307179586f; /* within the original context */
+    if (turns > r->high) return b;
+    if (turns < r->low) return b / r->factor;
+    const float t = (turns - r->low) / (r->high - r->low);
+    return (1 - t) * b / r->factor + t * b;
+}
+
+/* Returns the pair, as a real number, that turns `turns` times within the original context. */
+static inline double rope_pair_of_turns(const Rope *r, int rotary, double turns) {
+    return rotary * log(r->original / (turns * 6.283185307179586)) / (2 * log((double)r->theta));
+}
+
+/* Returns how far the frequency of pair j is stretched by yarn: 0 not at all, 1 by the whole factor. */
+static inline float rope_yarn_ramp(const Rope *r, int rotary, int j) {
+    double low = rope_pair_of_turns(r, rotary, r->beta_fast), high = rope_pair_of_turns(r, rotary, r->beta_slow);
+    if (!r->exact) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = fmax(low, 0);
+    high = fmin(high, rotary - 1);
+    if (low == high) high += 0.001;
+    return (float)fmin(fmax((j - low) / (high - low), 0), 1);
+}
+
+/* Returns the factor of cosines and sines: Rope.attention if the model has it, else the formula of the kind. */
+static inline float rope_attention_factor(const Rope *r) {
+    if (r->kind != ROPE_YARN && r->kind != ROPE_LONGROPE) return 1;
+    if (r->attention > 0) return r->attention;
+    if (r->factor <= 1) return 1;
+    if (r->kind == ROPE_YARN) return (float)(0.1 * log((double)r->factor) + 1);
+    return (float)sqrt(1 + log((double)r->factor) / log((double)r->original));
+}
+
+/* Computes the frequencies f[rotary / 2] in radians per position. context: the longest sequence of the run, which
+ * selects the list of longrope. Returns the factor m. */
+static inline float rope_frequencies(const Rope *r, int rotary, int32_t context, float *f) {
+    const float *list = context <= r->original ? r->short_list : r->long_list;
+    for (int j = 0; j < rotary / 2; j++) {
+        const float b = 1.0f / powf(r->theta, (float)(2 * j) / (float)rotary);
+        switch (r->kind) {
+        case ROPE_DEFAULT: f[j] = b; break;
+        case ROPE_LINEAR: f[j] = b / r->factor; break;
+        case ROPE_LLAMA3: f[j] = rope_llama3(r, b); break;
+        case ROPE_YARN: {
+            const float ramp = rope_yarn_ramp(r, rotary, j);
+            f[j] = b * (1 - ramp) + b / r->factor * ramp;
+            break;
+        }
+        case ROPE_LONGROPE: f[j] = 1.0f / (list[j] * powf(r->theta, (float)(2 * j) / (float)rotary)); break;
+        }
+    }
+    return rope_attention_factor(r);
+}
+
+#endif
