@@ -2,6 +2,7 @@
  *
  *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
  *   norm.h        row-wise operations
+ *   lora.h        low-rank adapters
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
  *   head.h        log-probabilities, entropy, sampling
@@ -22,7 +23,8 @@
 #include "attention.h" /* cpu_kv_store */
 #include "gemm.h"      /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
 #include "head.h"      /* cpu_head, cpu_logits, cpu_sample, head_chunk_rows */
-#include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_column_sums, cpu_embed_backward, ... */
+#include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
+#include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"      /* cpu_peak */
 #include "rotary.h"    /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
@@ -54,7 +56,7 @@ static inline void cpu_close(Device *d) {
     while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
     free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
-    free(d->logits), free(d->partial), free(d->work), free(d);
+    free(d->logits), free(d->partial), free(d->low), free(d->work), free(d);
 }
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
@@ -123,7 +125,7 @@ static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const
 static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                        const Weights *w, int N, int IC, int OC) {
     if (dx) gemm_nn(d, (float *)dx, (const float *)dout, (const float *)w, N, IC, OC);
-    gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC, dx != NULL);
+    if (dw) gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC, dx != NULL);
     if (db) cpu_column_sums(d, (float *)db, (const float *)dout, N, OC);
 }
 
@@ -229,6 +231,8 @@ const Backend *CPU_BACKEND(void) {
                                   .linear_forward = cpu_linear_forward,
                                   .linear_backward = cpu_linear_backward,
                                   .linear_gelu_forward = cpu_linear_gelu_forward,
+                                  .lora_forward = cpu_lora_forward,
+                                  .lora_backward = cpu_lora_backward,
                                   .gelu_forward = cpu_gelu_forward,
                                   .gelu_backward = cpu_gelu_backward,
                                   .gate_forward = cpu_gate_forward,

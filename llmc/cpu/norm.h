@@ -175,7 +175,7 @@ static inline void cpu_norm_backward(Device *d, const Norm *n) {
             }
         }
 #pragma omp for schedule(static)
-        for (int c = 0; c < C; c++)
+        for (int c = 0; c < (dw ? C : 0); c++)
             for (int part = 0; part < NORM_PARTS; part++) {
                 const float *p = partial + (size_t)part * 2 * (size_t)C;
                 dw[c] += p[c];

@@ -130,7 +130,9 @@ static inline void cpu_rotary_backward(Device *d, const Rotary *r) {
         }
 #pragma omp for schedule(static)
         for (int c = 0; c < columns; c++) {
-            float *to = !r->qw ? NULL : c < r->q_group ? (float *)r->dqw + c : (float *)r->dkw + (c - r->q_group);
+            float *to = !r->qw || !r->dqw ? NULL
+                        : c < r->q_group  ? (float *)r->dqw + c
+                                          : (float *)r->dkw + (c - r->q_group);
             for (int part = 0; part < NORM_PARTS && to; part++)
                 *to += partial[(size_t)part * (size_t)columns + (size_t)c];
         }

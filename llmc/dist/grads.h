@@ -32,7 +32,7 @@
 #include "../model/backend.h"   /* floats_at, Floats, Backend */
 #include "../model/model.h"     /* Model, model_grad, model_sync, model_weight, ... */
 #include "../model/optimizer.h" /* Optimizer, OptimizerResult, Slice, optimizer_square, ... */
-#include "../model/tensors.h"   /* TENSOR_COUNT, TensorInfo, tensor_of_layer */
+#include "../model/tensors.h"   /* TENSOR_COUNT, tensor_trained, TensorInfo, tensor_of_layer */
 #include "dist.h"               /* dist_failed, Dist, dist_max, dist_sum */
 #include "link.h"               /* DistPiece, DistLink */
 
@@ -98,7 +98,7 @@ static inline void dist_buckets(DistGrads *g) {
         filled = 0;
     }
     for (int i = 0; i < TENSOR_COUNT; i++)
-        if (g->model->tensor[i].size && !dist_of_layer(g, i)) dist_piece(g, i, 0);
+        if (tensor_trained(&g->model->tensor[i]) && !dist_of_layer(g, i)) dist_piece(g, i, 0);
     dist_bucket_end(g, -1);
 }
 
@@ -232,7 +232,7 @@ static inline bool dist_grads_weights(DistGrads *g, Error *e) {
     int n = 0;
     bool ok = true;
     for (int i = 0; ok && i < TENSOR_COUNT; i++)
-        for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
+        for (int l = 0; ok && l < (tensor_trained(&m->tensor[i]) ? (int)m->tensor[i].layers : 0); l++) {
             piece[n] = (DistPiece){.x = (void *)(uintptr_t)model_weight(m, i, l),
                                    .n = m->tensor[i].rows * m->tensor[i].columns};
             filled += piece[n++].n;

@@ -65,7 +65,7 @@ typedef struct Norm {
     /* backward only */
     const Acts *dout; /* (N, C) */
     Acts *dx;         /* (N, C) += */
-    Floats *dw, *db;  /* (C); db: not for NORM_RMS */
+    Floats *dw, *db;  /* (C) or NULL: not computed, both together; db: not for NORM_RMS */
 } Norm;
 
 /* The activation of a layer's MLP: gelu(pre), or a gate computed from one half of pre times the other half (Shazeer
@@ -90,8 +90,29 @@ typedef struct Rotary {
     Acts *qk;               /* q and k; in the backward pass their gradients */
     Acts *before;           /* (N, (H + K) D) q and k before the norm; NULL: not kept, or no norm */
     Floats *rstd;           /* (N, groups of q + groups of k) of the norm; NULL: not kept, or no norm */
-    Floats *dqw, *dkw;      /* backward only: (q_group), (k_group) += */
+    Floats *dqw, *dkw;      /* backward only: (q_group), (k_group) +=; NULL, both together: not computed */
 } Rotary;
+
+/* Low-rank adapters of a linear layer (Hu et al. 2021), one for each of its `parts`. Part p has `rank` rows of a and
+ * count[p] rows of b, which follow those of the part before; its outputs are the channels first[p] .. first[p] +
+ * count[p] - 1 of rows that are `stride` apart:
+ *   h = x a^T,   out[:, part p] += scale h[:, part p] b_p^T
+ * Backward:  dh = scale dout[:, part p] b_p,  db_p += scale dout[:, part p]^T h,  da += dh^T x,  dx += dh a. */
+enum { LORA_PARTS = 3 };
+typedef struct Lora {
+    int rows, in, rank, parts, stride;
+    int first[LORA_PARTS], count[LORA_PARTS];
+    float scale;
+    const Acts *x;    /* (N, in) */
+    const Weights *a; /* (parts * rank, in) */
+    const Weights *b; /* (sum of count, rank) */
+    Acts *h;          /* (N, parts * rank) written by the forward pass, read by the backward pass */
+    Acts *out;        /* (N, stride) += */
+    /* backward only */
+    const Acts *dout; /* (N, stride) */
+    Acts *dx;         /* (N, in) += */
+    Floats *da, *db;  /* like a and b, += */
+} Lora;
 
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
  * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
@@ -217,12 +238,14 @@ typedef struct Backend {
     /* out[N,OC] = x[N,IC] w[OC,IC]^T + b[OC]; b may be NULL */
     void (*linear_forward)(Device *d, Acts *out, const Acts *x, const Weights *w, const Weights *b, int N, int IC,
                            int OC);
-    /* dx = dout w (dx NULL: skipped), dw += dout^T x, db += sum of rows of dout (db NULL: skipped) */
+    /* dx = dout w, dw += dout^T x, db += sum of rows of dout; any of the three results may be NULL and is then skipped */
     void (*linear_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                             const Weights *w, int N, int IC, int OC);
     /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as in GPT-2) */
     void (*linear_gelu_forward)(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w, const Weights *b,
                                 int N, int IC, int OC);
+    void (*lora_forward)(Device *d, const Lora *l);
+    void (*lora_backward)(Device *d, const Lora *l);
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);
     /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);

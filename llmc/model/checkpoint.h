@@ -14,7 +14,9 @@
  *
  * Tags: "TOKN" tokenizer blob; "CHAT" chat template, text; "HEAD" value head, float32 valuew (C) then valueb (1);
  * "RNRM" kind and normalisation of a reward model, JSON (reward_model.h); "LINE" lineage, JSON; "ADM1", "ADM2" Adam's
- * moments, float32; "MSTR" master weights, float32; "TRNS" the trainer's state, JSON. A reader skips unknown tags.
+ * moments of the trained tensors, float32; "MSTR" their master weights, float32; "TRNS" the trainer's state, JSON; "LORA"
+ * adapters of a training state: int32 rank, int32 targets, float32 scale, then their tensors, float32. A reader skips
+ * unknown tags.
  *
  * A file that ends after the weights is an llm.c file and is also read. If there is a trailer, SUM detects any flipped
  * bit that was not detected earlier. A reader reaches SUM by requesting sections until the tag is empty. Files are read

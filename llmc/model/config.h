@@ -7,7 +7,7 @@
 #define LLMC_MODEL_CONFIG_H
 
 #include "../base/error.h" /* error_set, Error */
-#include "backend.h"       /* MLP_GELU, MLP_GEGLU, MlpKind, NORM_LAYER, ... */
+#include "backend.h"       /* MLP_GELU, NORM_LAYER, LORA_PARTS, MLP_GEGLU, ... */
 #include <math.h>
 
 /* The published architectures that a configuration can describe; a file's `model_type` selects one. GPT-2 is that of
@@ -55,8 +55,19 @@ typedef struct Rope {
     float short_list[ROPE_LIST_MAX], long_list[ROPE_LIST_MAX];
 } Rope;
 
+/* The projections of a layer, for low-rank adapters. Those of queries, keys and values are rows of one matrix, and so
+ * are gate and up. */
+enum { LORA_Q = 1, LORA_K = 2, LORA_V = 4, LORA_O = 8, LORA_GATE = 16, LORA_UP = 32, LORA_DOWN = 64, LORA_ALL = 127 };
+
 /* Properties of single layers. */
 enum { LAYER_WINDOW = 1, LAYER_NO_ROPE = 2, MODEL_LAYERS_MAX = 1024, MODEL_HEAD_MAX = 1024 };
+
+/* Low-rank adapters: the projections that have one, and the factor of its output, alpha / rank in LoRA or alpha /
+ * sqrt(rank) in rsLoRA (Kalajdzievski 2023, arXiv:2312.03732). rank 0: no adapters, and all tensors are trained. */
+typedef struct LoraConfig {
+    int32_t rank, targets; /* targets: LORA_ flags */
+    float scale;
+} LoraConfig;
 
 #define GPT2_NORM_EPS 1e-5f
 
@@ -92,6 +103,7 @@ typedef struct ModelConfig {
     int32_t window;    /* keys that a query of a layer with LAYER_WINDOW sees, itself included; 0: no window */
     uint8_t layer[MODEL_LAYERS_MAX]; /* LAYER_ flags of each layer */
     int32_t value_head;              /* 1: a linear head (C -> 1) on the final norm, for rewards and values */
+    LoraConfig lora;
 } ModelConfig;
 
 /* Channels of the queries of a token, and of the output of attention: C in GPT-2. */
@@ -152,6 +164,54 @@ static inline int32_t model_widest(const ModelConfig *c) {
     return model_fc_width(c) > model_qkv_width(c) ? model_fc_width(c) : model_qkv_width(c);
 }
 
+/* ---- low-rank adapters ------------------------------------------------------------------------------------------ */
+
+/* The projections that one matrix computes, in the order of its rows. */
+enum { LORA_OF_QKV = LORA_Q | LORA_K | LORA_V, LORA_OF_ATTPROJ = LORA_O, LORA_OF_FC = LORA_GATE | LORA_UP };
+enum { LORA_OF_FCPROJ = LORA_DOWN };
+
+/* The parts of a matrix that have an adapter: its rows first .. first + count - 1. */
+typedef struct LoraParts {
+    int parts, rows; /* rows: of all parts */
+    int first[LORA_PARTS], count[LORA_PARTS];
+} LoraParts;
+
+/* Whether one adapter covers all projections of a matrix, as in the PEFT files of families whose own files store them
+ * in one tensor; else each projection has its own. */
+static inline bool lora_fused(const ModelConfig *c) { return c->family == FAMILY_GPT2 || c->family == FAMILY_PHI3; }
+
+/* Returns the parts of the matrix of these projections (LORA_OF_...). */
+static inline LoraParts lora_parts(const ModelConfig *c, int projections) {
+    const struct {
+        int flag, rows;
+    } all[] = {{LORA_Q, model_q_width(c)}, {LORA_K, model_kv_width(c)}, {LORA_V, model_kv_width(c)},
+               {LORA_O, c->width},         {LORA_GATE, c->hidden},      {LORA_UP, c->mlp == MLP_GELU ? 0 : c->hidden},
+               {LORA_DOWN, c->width}};
+    LoraParts p = {0};
+    if (!c->lora.rank || !(c->lora.targets & projections)) return p;
+    for (size_t i = 0, row = 0; i < sizeof all / sizeof *all; i++) {
+        if (!(all[i].flag & projections) || !all[i].rows) continue;
+        if (lora_fused(c)) {
+            p.parts = 1;
+            p.count[0] += all[i].rows;
+        } else if (c->lora.targets & all[i].flag) {
+            p.first[p.parts] = (int)row;
+            p.count[p.parts++] = all[i].rows;
+        }
+        row += (size_t)all[i].rows;
+    }
+    for (int i = 0; i < p.parts; i++) p.rows += p.count[i];
+    return p;
+}
+
+/* Channels of the adapters' inner activations, and rows of their outputs, for one matrix. */
+static inline int lora_inner(const ModelConfig *c, int projections) {
+    return lora_parts(c, projections).parts * c->lora.rank;
+}
+static inline int lora_outer(const ModelConfig *c, int projections) { return lora_parts(c, projections).rows; }
+
+/* ---- GPT-2 ------------------------------------------------------------------------------------------------------ */
+
 static inline int32_t gpt2_padded_vocab(int32_t vocab) { return (vocab + 127) / 128 * 128; }
 
 /* GPT-2 of the given shape, without a value head. If the heads do not divide the width, its head_size is 0, which
@@ -201,6 +261,8 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                  {"norm of queries and keys", (int32_t)c->qk_norm, QK_NORM_NONE, QK_NORM_ROW},
                  {"window", c->window, 0, INT32_MAX},
                  {"tied output matrix", c->tied, 0, 1},
+                 {"rank of adapters", c->lora.rank, 0, 1024},
+                 {"targets of adapters", c->lora.targets, c->lora.rank ? 1 : 0, LORA_ALL},
                  {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
         if (field[i].value < field[i].low || field[i].value > field[i].high)

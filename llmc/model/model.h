@@ -12,7 +12,7 @@
 #define LLMC_MODEL_MODEL_H
 
 #include "../base/error.h"  /* Error, xmalloc */
-#include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_start */
+#include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_real, ... */
 #include "backend.h"        /* Floats, weights_at, Backend, Weights, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
 #include "rotary.h"         /* rope_frequencies */
@@ -41,6 +41,7 @@ typedef struct Model {
     int grads_layers;
     void (*layer_done)(void *context, int layer);
     void *layer_context;
+    bool adapter_off; /* computes without the adapters */
 } Model;
 
 /* Bytes of the frequencies of rotary positions. */
@@ -61,6 +62,7 @@ static inline size_t model_grads_layout(const ModelConfig *c, Share share, size_
     *layers = share.ranks > 1 && share.zero == 2 && c->layers > MODEL_GRADS_LAYERS ? MODEL_GRADS_LAYERS : c->layers;
     for (int i = 0; i < TENSOR_COUNT; i++) {
         offset[i] = at;
+        if (!tensor_trained(&t[i])) continue;
         at += t[i].layers > (size_t)*layers ? t[i].rows * t[i].columns * (size_t)*layers : t[i].size;
     }
     return at;
@@ -107,18 +109,21 @@ static inline void model_free(Model *m) {
 
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
  * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); weights of norms are 1 (0 if 1 is
- * added to them), biases 0 and the padding rows of wte and headw 0. */
+ * added to them), biases 0 and the padding rows of wte and headw 0. An adapter's a is uniform in +-1/sqrt(columns) and
+ * its b is 0 (peft, tuners/lora/layer.py, reset_lora_parameters). */
 static inline void model_init_tensor(const ModelConfig *c, int tensor, const TensorInfo *t, uint64_t seed,
                                      float *host) {
     const double deviation = t->init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * c->layers)
                              : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
                                                       : 0.02;
+    const double bound = 1.0 / sqrt((double)t->columns); /* of adapters */
     Random random = random_start(seed, RANDOM_INIT + t->stream);
     const bool rows_of_tokens = tensor == TENSOR_wte || tensor == TENSOR_headw;
     const size_t drawn = rows_of_tokens ? (size_t)c->vocab * (size_t)c->width : t->size;
     for (size_t i = 0; i < t->size; i++)
         host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
                   : t->init == INIT_ONE              ? 1.0f - (float)c->norm_plus_one
+                  : t->init == INIT_LORA             ? (float)(bound * (2 * random_real(&random) - 1))
                                                      : (float)(deviation * random_normal(&random));
 }
 
@@ -212,13 +217,14 @@ static inline void model_zero_grads(const Model *m) {
 
 static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
 
-/* Weights and gradients of layer l of tensor i. */
+/* Weights and gradients of layer l of tensor i. Gradients are NULL if the tensor is not trained. */
 static inline const Weights *model_weight(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
 }
 static inline Floats *model_grad(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
+    if (!m->grads || !tensor_trained(t)) return NULL;
     return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
 }
 

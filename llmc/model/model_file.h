@@ -17,12 +17,14 @@
 #include "../base/error.h" /* Error, error_set, xmalloc, checked_object, ... */
 #include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
 #include "backend.h"       /* Floats, Backend, Device, floats_at */
-#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
-#include "config.h"        /* ModelConfig, gpt2_config_descriptor, model_config_check */
+#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_payload, checkpoint_put, ... */
+#include "config.h"        /* ModelConfig, LoraConfig, model_config_check, gpt2_config_descriptor */
+#include "lora.h"          /* model_trained_count, lora_add, lora_merged, model_trained_first */
 #include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
 #include "optimizer.h"     /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
 #include "share.h"         /* Share */
-#include "tensors.h"       /* TENSOR_valuew, gpt2_file_elements, TENSOR_COUNT */
+#include "tensors.h"       /* FIRST_LORA_TENSOR, TENSOR_valuew, TensorInfo, TENSOR_COUNT, ... */
+#include "transformer.h"   /* LINEAR_COUNT, LinearInfo, model_linear */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -85,21 +87,67 @@ static inline bool model_read_head(CheckpointReader *r, const Model *m, const Op
     return ok;
 }
 
-/* Reads an array over all parameters, moments or master weights, from the file and stores this rank's slices in `to`.
- * to: NULL for the masters of a device that has none; they become its weights. what: the array's name in messages. */
+/* Reads an array over all trained parameters, moments or master weights, from the file and stores this rank's slices in
+ * `to`. to: NULL for the masters of a device that has none; they become its weights. what: the array's name in messages. */
 static inline bool model_read_array(CheckpointReader *r, const Model *m, const Optimizer *o, Floats *to, uint64_t bytes,
                                     const char *what, Error *e) {
-    if (bytes != m->parameters * sizeof(float))
+    const size_t first = model_trained_first(m), count = model_trained_count(m);
+    if (bytes != count * sizeof(float))
         return error_set(e, "%s: %s of %llu bytes, the model needs %zu", r->in.name, what, (unsigned long long)bytes,
-                         m->parameters * sizeof(float));
+                         count * sizeof(float));
     ModelChunk c = {0};
     bool ok = true;
-    while (ok && model_each_chunk(&c, m->parameters)) {
+    while (ok && model_each_chunk(&c, count)) {
         ok = checkpoint_payload(r, c.host, c.n * sizeof *c.host, what, e);
-        if (ok && to) model_put_slices(m, o, to, c.at, c.host, c.n);
-        else if (ok) model_upload(m, c.at, c.host, c.n);
+        if (ok && to) model_put_slices(m, o, to, first + c.at, c.host, c.n);
+        else if (ok) model_upload(m, first + c.at, c.host, c.n);
     }
     free(c.host);
+    return ok;
+}
+
+/* Adds adapters to the weights. c, t: the configuration with the adapters and its tensors; host: their elements, from
+ * that of the first adapter on. */
+static inline void model_merge_lora(const Model *m, const Optimizer *o, const ModelConfig *c, const TensorInfo *t,
+                                    const float *host) {
+    for (int linear = 0; linear < LINEAR_COUNT; linear++) {
+        const LinearInfo *i = model_linear(linear);
+        const TensorInfo *matrix = &t[i->weight], *a = &t[i->lora_a], *b = &t[i->lora_b];
+        const size_t size = matrix->rows * matrix->columns;
+        float *weights = (float *)xmalloc(size * sizeof *weights);
+        for (size_t l = 0; l < (a->size ? matrix->layers : 0); l++) {
+            const size_t at = matrix->offset + l * size;
+            model_download(m, at, weights, size);
+            lora_add(c, t, i, l, host + a->offset - t[FIRST_LORA_TENSOR].offset + l * a->rows * a->columns,
+                     host + b->offset - t[FIRST_LORA_TENSOR].offset + l * b->rows * b->columns, at, weights, size);
+            model_put_weights(m, o, at, weights, size);
+        }
+        free(weights);
+    }
+}
+
+/* Reads the adapters of a training state. A model without adapters gets their sum with its weights. */
+static inline bool model_read_lora(CheckpointReader *r, Model *m, const Optimizer *o, uint64_t bytes, Error *e) {
+    LoraConfig lora;
+    if (bytes < sizeof lora || !checkpoint_payload(r, &lora, sizeof lora, "adapters", e))
+        return error_set(e, "%s: adapters of %llu bytes", r->in.name, (unsigned long long)bytes);
+    if (m->config.lora.rank && memcmp(&lora, &m->config.lora, sizeof lora))
+        return error_set(e, "%s: its adapters have rank %d, targets %d and scale %g, expected %d, %d and %g",
+                         r->in.name, lora.rank, lora.targets, (double)lora.scale, m->config.lora.rank,
+                         m->config.lora.targets, (double)m->config.lora.scale);
+    ModelConfig config = m->config;
+    TensorInfo t[TENSOR_COUNT];
+    config.lora = lora;
+    if (!model_config_check(&config, r->in.name, e)) return false;
+    const size_t all = model_tensors(&config, t), first = t[FIRST_LORA_TENSOR].offset, count = all - first;
+    if (bytes != sizeof lora + count * sizeof(float))
+        return error_set(e, "%s: adapters of %llu bytes, expected %zu", r->in.name, (unsigned long long)bytes,
+                         sizeof lora + count * sizeof(float));
+    float *host = (float *)xmalloc(count * sizeof *host);
+    bool ok = checkpoint_payload(r, host, count * sizeof *host, "adapters", e);
+    if (ok && m->config.lora.rank) model_put_weights(m, o, first, host, count);
+    else if (ok) model_merge_lora(m, o, &config, t, host);
+    free(host);
     return ok;
 }
 
@@ -140,6 +188,7 @@ static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile 
         else if (!strcmp(tag, "RNRM"))
             ok = (f->reward = (char *)model_read_text(r, f->reward, NULL, "reward normalisation", e));
         else if (!strcmp(tag, "LINE")) ok = model_read_lineage(r, f, e);
+        else if (!strcmp(tag, "LORA")) ok = model_read_lora(r, m, o, bytes, e);
         else if (!strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, o, bytes, e);
         else if (o && !strcmp(tag, "ADM1")) ok = model_read_array(r, m, o, o->m, bytes, "optimizer moments", e);
         else if (o && !strcmp(tag, "ADM2")) ok = model_read_array(r, m, o, o->v, bytes, "optimizer moments", e);
@@ -148,14 +197,27 @@ static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile 
     }
 }
 
+/* Gives the adapters their initial values, with which they change nothing. */
+static inline void model_init_lora(const Model *m, const Optimizer *o, uint64_t seed) {
+    for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
+        const TensorInfo *t = &m->tensor[i];
+        if (!t->size) continue;
+        float *host = (float *)xmalloc(t->size * sizeof *host);
+        model_init_tensor(&m->config, i, t, seed, host);
+        model_put_weights(m, o, t->offset, host, t->size);
+        free(host);
+    }
+}
+
 /* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
  * `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be NULL). value_head:
- * whether the model has a value head; it gets a new one if the file has none. gradients: the model will be trained. o:
- * an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's share of the
- * gradients and moments. On failure nothing is left allocated. */
+ * whether the model has a value head; it gets a new one if the file has none. lora: adapters that the model gets, new
+ * ones unless the file has them, or NULL. gradients: the model will be trained. o: an optimizer to create and to fill
+ * from a training state's moments, or NULL. share: this rank's share of the gradients and moments. On failure nothing
+ * is left allocated. */
 static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
-                                    const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o,
-                                    Share share, Error *e) {
+                                    const LoraConfig *lora, const Backend *b, Device *d, bool gradients, uint64_t seed,
+                                    Optimizer *o, Share share, Error *e) {
     ModelConfig config;
     bool ok = true;
     *f = (ModelFile){.lineage = json_array()};
@@ -164,6 +226,7 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
     if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
         if (shape) config = *shape;
         config.value_head = value_head;
+        if (lora) config.lora = *lora;
         ok =
             ok && model_config_check(&config, shape ? "model shape" : spec, e) && model_new(m, &config, b, d, false, e);
         m->share = share;
@@ -177,6 +240,7 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
         else {
             config = r.config;
             config.value_head = value_head;
+            if (lora) config.lora = *lora;
             /* memory is allocated as the file is read: a truncated file fails before the rest is allocated */
             ok = model_new(m, &config, b, d, false, e);
             m->share = share;
@@ -184,6 +248,7 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
             const bool masters = o && b->weight_size < sizeof(float);
             ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
                  (!gradients || model_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
+            if (ok) model_init_lora(m, o, seed);
             if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
             if (ok && value_head && !head) {
                 float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
@@ -207,7 +272,7 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
 static inline bool model_load(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
                               const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
     const Share alone = {.ranks = 1};
-    return model_load_share(m, f, spec, shape, value_head, b, d, gradients, seed, o, alone, e);
+    return model_load_share(m, f, spec, shape, value_head, NULL, b, d, gradients, seed, o, alone, e);
 }
 
 static inline bool model_put_floats(CheckpointWriter *w, const Model *m, const Floats *from, size_t count, Error *e) {
@@ -227,7 +292,7 @@ static inline bool model_collect(CheckpointWriter *w, const Model *m, const Opti
                                  Error *e) {
     bool ok = true;
     for (int i = 0; ok && i < TENSOR_COUNT; i++)
-        for (int l = 0; ok && l < (m->tensor[i].size ? (int)m->tensor[i].layers : 0); l++) {
+        for (int l = 0; ok && l < (tensor_trained(&m->tensor[i]) ? (int)m->tensor[i].layers : 0); l++) {
             ok = o->collect(o->collect_context, array, i, l, e);
             if (ok && w) ok = model_put_floats(w, m, model_grad(m, i, l), m->tensor[i].rows * m->tensor[i].columns, e);
         }
@@ -238,13 +303,30 @@ static inline bool model_collect(CheckpointWriter *w, const Model *m, const Opti
 /* Writes m, v or the master weights. */
 static inline bool model_put_moments(CheckpointWriter *w, const Model *m, const Optimizer *o, const char *tag,
                                      const Floats *from, Error *e) {
-    if (!checkpoint_begin_section(w, tag, m->parameters * sizeof(float), e)) return false;
-    if (!o->sharded) return model_put_floats(w, m, from, m->parameters, e);
+    const size_t count = model_trained_count(m);
+    if (!checkpoint_begin_section(w, tag, count * sizeof(float), e)) return false;
+    if (!o->sharded) return model_put_floats(w, m, from, count, e);
     return model_collect(w, m, o, from, e);
 }
 
 static inline bool model_put_text(CheckpointWriter *w, const char *tag, const void *text, size_t bytes, Error *e) {
     return !text || (checkpoint_begin_section(w, tag, bytes, e) && checkpoint_put(w, text, bytes, e));
+}
+
+/* Writes the adapters of a training state. */
+static inline bool model_put_lora(CheckpointWriter *w, const Model *m, Error *e) {
+    const LoraConfig *lora = &m->config.lora;
+    const size_t first = m->tensor[FIRST_LORA_TENSOR].offset, count = m->parameters - first;
+    if (!lora->rank) return true;
+    bool ok = checkpoint_begin_section(w, "LORA", sizeof *lora + count * sizeof(float), e) &&
+              checkpoint_put(w, lora, sizeof *lora, e);
+    ModelChunk c = {0};
+    while (ok && model_each_chunk(&c, count)) {
+        model_download(m, first + c.at, c.host, c.n);
+        ok = checkpoint_put(w, c.host, c.n * sizeof *c.host, e);
+    }
+    free(c.host);
+    return ok;
 }
 
 /* Called instead of model_save() on the ranks that do not write a training state: takes part in its collective
@@ -263,7 +345,8 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     ModelChunk c = {0};
     bool ok = true;
     while (ok && model_each_chunk(&c, gpt2_file_elements(&m->config))) {
-        model_download(m, c.at, c.host, c.n);
+        if (o) model_download(m, c.at, c.host, c.n);
+        else lora_merged(m, c.at, c.host, c.n);
         ok = checkpoint_put_weights(&w, c.host, c.n, e);
     }
     free(c.host);
@@ -281,7 +364,8 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
         free(host);
     }
     if (o)
-        ok = ok && model_put_moments(&w, m, o, "ADM1", o->m, e) && model_put_moments(&w, m, o, "ADM2", o->v, e) &&
+        ok = ok && model_put_lora(&w, m, e) && model_put_moments(&w, m, o, "ADM1", o->m, e) &&
+             model_put_moments(&w, m, o, "ADM2", o->v, e) &&
              (!o->master || model_put_moments(&w, m, o, "MSTR", o->master, e));
     ok = ok && model_put_text(&w, "TRNS", trainer, trainer ? strlen(trainer) : 0, e);
     if (ok && checkpoint_commit(&w, e)) return true;

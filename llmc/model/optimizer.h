@@ -62,8 +62,8 @@ static inline int optimizer_slices(const ModelConfig *c, Share share, Slice *sli
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const bool cut = share_shards(share);
         for (int l = 0; l < (cut ? (int)t[i].layers : 1); l++) {
-            Slice s = {.tensor = i, .layer = l, .n = t[i].size, .at = *count};
-            if (cut) share_slice(t[i].rows * t[i].columns, share.rank, share.ranks, &s.first, &s.n);
+            Slice s = {.tensor = i, .layer = l, .n = tensor_trained(&t[i]) ? t[i].size : 0, .at = *count};
+            if (cut && s.n) share_slice(t[i].rows * t[i].columns, share.rank, share.ranks, &s.first, &s.n);
             if (!s.n) continue;
             if (slice) slice[n] = s;
             n++;

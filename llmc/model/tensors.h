@@ -2,7 +2,8 @@
  *
  * The table drives sizes, checkpoint order, initial values, weight decay, names and printing. Its order is that of
  * llm.c's file. A tensor holds all its layers one after another, each row-major (out, in). The tensors of the value
- * head come last; a checkpoint stores them in its trailer, which llm.c does not read.
+ * head and of low-rank adapters come last; a checkpoint stores them in its trailer, which llm.c does not read. If a
+ * model has adapters, only these last tensors are trained.
  *
  * A tensor that a model lacks has 0 rows, so its size is 0, and sizes, files, the optimizer and ranks skip it. `stream`
  * numbers the random values of a new model's tensor; it never changes, so that a seed always gives the same model.
@@ -14,9 +15,9 @@
 #define LLMC_MODEL_TENSORS_H
 
 #include "backend.h" /* NORM_LAYER */
-#include "config.h"  /* ModelConfig, model_fc_width, model_qkv_width, model_q_width */
+#include "config.h"  /* lora_inner, lora_outer, LORA_OF_ATTPROJ, LORA_OF_FC, ... */
 
-typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } InitKind;
+typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD, INIT_LORA } InitKind;
 
 // clang-format off
 /*    name      rows                                                  columns             per    initial values  stream  decay */
@@ -43,7 +44,15 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD } Init
     T(lnfb,     (c)->norm == NORM_LAYER,                              (c)->width,         MODEL, INIT_ZERO,      15,     0)  \
     T(headw,    (c)->tied ? 0 : (c)->padded_vocab,                    (c)->width,         MODEL, INIT_NORMAL,    18,     1)  \
     T(valuew,   (c)->value_head,                                      (c)->width,         MODEL, INIT_HEAD,      16,     1)  \
-    T(valueb,   (c)->value_head,                                      1,                  MODEL, INIT_ZERO,      17,     0)
+    T(valueb,   (c)->value_head,                                      1,                  MODEL, INIT_ZERO,      17,     0)  \
+    T(qkvla,    lora_inner(c, LORA_OF_QKV),                           (c)->width,         LAYER, INIT_LORA,      23,     1)  \
+    T(qkvlb,    lora_outer(c, LORA_OF_QKV),                           (c)->lora.rank,     LAYER, INIT_ZERO,      24,     1)  \
+    T(attla,    lora_inner(c, LORA_OF_ATTPROJ),                       model_q_width(c),   LAYER, INIT_LORA,      25,     1)  \
+    T(attlb,    lora_outer(c, LORA_OF_ATTPROJ),                       (c)->lora.rank,     LAYER, INIT_ZERO,      26,     1)  \
+    T(fcla,     lora_inner(c, LORA_OF_FC),                            (c)->width,         LAYER, INIT_LORA,      27,     1)  \
+    T(fclb,     lora_outer(c, LORA_OF_FC),                            (c)->lora.rank,     LAYER, INIT_ZERO,      28,     1)  \
+    T(fcprojla, lora_inner(c, LORA_OF_FCPROJ),                        (c)->hidden,        LAYER, INIT_LORA,      29,     1)  \
+    T(fcprojlb, lora_outer(c, LORA_OF_FCPROJ),                        (c)->lora.rank,     LAYER, INIT_ZERO,      30,     1)
 // clang-format on
 
 enum {
@@ -53,6 +62,8 @@ enum {
         TENSOR_COUNT
 };
 enum { GPT2_FILE_TENSORS = TENSOR_valuew }; /* number of tensors in llm.c's part of the file */
+enum { BASE_TENSORS = TENSOR_valuew };      /* the tensors that are not trained if the model has adapters */
+enum { FIRST_LORA_TENSOR = TENSOR_qkvla };
 
 typedef struct TensorInfo {
     const char *name;
@@ -62,9 +73,12 @@ typedef struct TensorInfo {
     uint64_t stream;
     bool decay;
     bool per_layer;
+    bool trained; /* false for the tensors of a model with adapters that are not theirs */
 } TensorInfo;
 
-static inline bool tensor_of_layer(const TensorInfo *t) { return t->size && t->per_layer; }
+/* Whether the tensor has gradients, and one of them per layer. */
+static inline bool tensor_trained(const TensorInfo *t) { return t->size && t->trained; }
+static inline bool tensor_of_layer(const TensorInfo *t) { return tensor_trained(t) && t->per_layer; }
 
 /* Fills in t and returns the number of elements of all tensors. */
 static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COUNT]) {
@@ -80,6 +94,7 @@ static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COU
                         .init = init_,                                                                                 \
                         .stream = stream_,                                                                             \
                         .decay = decay_,                                                                               \
+                        .trained = !c->lora.rank || i >= BASE_TENSORS,                                                 \
                         .per_layer = (per_) == LAYER};                                                                 \
     t[i].size = t[i].rows * t[i].columns * t[i].layers;                                                                \
     offset += t[i++].size;

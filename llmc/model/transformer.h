@@ -20,30 +20,30 @@
  * the head's logits once instead of twice.
  *
  * The four linear layers of a transformer layer are listed in the table MODEL_LINEARS, which the forward and the
- * backward pass both use.
+ * backward pass both use. Each can have low-rank adapters, which are then trained instead of all other tensors.
  */
 #ifndef LLMC_MODEL_TRANSFORMER_H
 #define LLMC_MODEL_TRANSFORMER_H
 
 #include "../base/error.h" /* Error */
-#include "backend.h"       /* Acts, Backend, acts_at, Device, ... */
+#include "backend.h"       /* Acts, Backend, Norm, acts_at, ... */
 #include "batch.h"         /* Batch, Segment */
-#include "config.h"        /* ModelConfig, model_q_width, model_kv_width, model_qkv_width, ... */
+#include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
 #include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
-#include "tensors.h"       /* TENSOR_valuew, TENSOR_valueb, TENSOR_wpe, TENSOR_wte, ... */
+#include "tensors.h"       /* TENSOR_valuew, TENSOR_wpe, TENSOR_wte, TENSOR_attpostw, ... */
 #include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
 // clang-format off
-/*    linear    weight    bias      input  output */
-#define MODEL_LINEARS(L)                           \
-    L(qkv,      qkvw,     qkvb,     ln1,   qkv)    \
-    L(attproj,  attprojw, attprojb, atty,  att)    \
-    L(fc,       fcw,      fcb,      ln2,   fch)    \
-    L(fcproj,   fcprojw,  fcprojb,  act,   mlp)
+/*    linear    weight    bias      input  output  adapter  projections */
+#define MODEL_LINEARS(L)                                                  \
+    L(qkv,      qkvw,     qkvb,     ln1,   qkv,    qkvl,    QKV)          \
+    L(attproj,  attprojw, attprojb, atty,  att,    attl,    ATTPROJ)      \
+    L(fc,       fcw,      fcb,      ln2,   fch,    fcl,     FC)           \
+    L(fcproj,   fcprojw,  fcprojb,  act,   mlp,    fcprojl, FCPROJ)
 // clang-format on
 
 enum {
-#define L(name, weight, bias, input, output) LINEAR_##name,
+#define L(name, weight, bias, input, output, lora, projections) LINEAR_##name,
     MODEL_LINEARS(L)
 #undef L
         LINEAR_COUNT
@@ -52,11 +52,14 @@ enum {
 /* The tensors and the activations of a linear layer: output = input weight^T + bias. */
 typedef struct LinearInfo {
     int weight, bias, input, output;
+    int lora_a, lora_b, lora_h, projections; /* of its adapters */
 } LinearInfo;
 
 static inline const LinearInfo *model_linear(int linear) {
     static const LinearInfo info[LINEAR_COUNT] = {
-#define L(name, weight, bias, input, output) {TENSOR_##weight, TENSOR_##bias, WORK_##input, WORK_##output},
+#define L(name, weight, bias, input, output, lora, projections)                                                        \
+    {TENSOR_##weight,  TENSOR_##bias,    WORK_##input, WORK_##output,                                                  \
+     TENSOR_##lora##a, TENSOR_##lora##b, WORK_##lora,  LORA_OF_##projections},
         MODEL_LINEARS(L)
 #undef L
     };
@@ -80,23 +83,58 @@ static inline Acts *linear_output(const Model *m, const Workspace *w, int linear
     return work_acts(w, model_linear(linear)->output, l);
 }
 
-/* Runs linear layer `linear` of layer l on N rows. */
+/* Whether linear layer `linear` computes with adapters. */
+static inline bool linear_adapted(const Model *m, int linear) {
+    return m->tensor[model_linear(linear)->lora_a].size && !m->adapter_off;
+}
+
+/* The adapters of linear layer `linear` of layer l; without the gradients. */
+static inline Lora linear_lora(const Model *m, const Workspace *w, int linear, int l, int N) {
+    const LinearInfo *i = model_linear(linear);
+    const LoraParts p = lora_parts(&m->config, i->projections);
+    Lora lora = {.rows = N,
+                 .in = (int)m->tensor[i->weight].columns,
+                 .rank = m->config.lora.rank,
+                 .parts = p.parts,
+                 .stride = (int)m->tensor[i->weight].rows,
+                 .scale = m->config.lora.scale,
+                 .x = linear_input(m, w, linear, l),
+                 .a = model_weight(m, i->lora_a, l),
+                 .b = model_weight(m, i->lora_b, l),
+                 .h = work_acts(w, i->lora_h, l)};
+    memcpy(lora.first, p.first, sizeof lora.first);
+    memcpy(lora.count, p.count, sizeof lora.count);
+    return lora;
+}
+
+/* Runs linear layer `linear` of layer l on N rows, with its adapters. */
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
     m->backend->linear_forward(
         m->device, linear_output(m, w, linear, l), linear_input(m, w, linear, l), model_weight(m, i->weight, l),
         m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL, N, (int)t->columns, (int)t->rows);
+    if (!linear_adapted(m, linear)) return;
+    Lora lora = linear_lora(m, w, linear, l, N);
+    lora.out = linear_output(m, w, linear, l);
+    m->backend->lora_forward(m->device, &lora);
 }
 
-/* The backward pass of linear_forward(): dinput = doutput weight, and the gradients of weight and bias. */
+/* The backward pass of linear_forward(): dinput, and the gradients of weight and bias or those of the adapters. */
 static inline void linear_backward(const Model *m, const Workspace *w, int linear, int l, int N, Acts *dinput,
                                    const Acts *doutput) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
-    m->backend->linear_backward(
-        m->device, dinput, model_grad(m, i->weight, l), m->tensor[i->bias].size ? model_grad(m, i->bias, l) : NULL,
-        doutput, linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, (int)t->columns, (int)t->rows);
+    m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
+                                linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, (int)t->columns,
+                                (int)t->rows);
+    if (!linear_adapted(m, linear)) return;
+    Lora lora = linear_lora(m, w, linear, l, N);
+    lora.dout = doutput;
+    lora.dx = dinput;
+    lora.da = model_grad(m, i->lora_a, l);
+    lora.db = model_grad(m, i->lora_b, l);
+    m->backend->lora_backward(m->device, &lora);
 }
 
 /* A norm of the model: its weights, and the activations of its backward pass. */
@@ -124,8 +162,8 @@ static inline Norm model_norm(const Model *m, const Workspace *w, ModelNorm whic
                   .mean = work_floats(w, of[which].mean, l),
                   .rstd = work_floats(w, of[which].rstd, l),
                   .out = work_acts(w, of[which].out, l),
-                  .dw = m->grads ? model_grad(m, of[which].w, l) : NULL,
-                  .db = m->grads ? model_grad(m, of[which].b, l) : NULL};
+                  .dw = model_grad(m, of[which].w, l),
+                  .db = model_grad(m, of[which].b, l)};
 }
 
 /* Computes norm `which` of layer l of x, or of x + delta, which is stored in sum. */
@@ -212,8 +250,8 @@ static inline Rotary model_rotary(const Model *m, const Workspace *w, int l, int
         .qk = qk,
         .before = normed && w->train ? work_acts(w, WORK_qk, l) : NULL,
         .rstd = normed && w->train ? work_floats(w, WORK_qk_rstd, l) : NULL,
-        .dqw = normed && m->grads ? model_grad(m, TENSOR_qnormw, l) : NULL,
-        .dkw = normed && m->grads ? model_grad(m, TENSOR_knormw, l) : NULL,
+        .dqw = model_grad(m, TENSOR_qnormw, l),
+        .dkw = model_grad(m, TENSOR_knormw, l),
     };
 }
 
@@ -290,7 +328,7 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     b->attention_forward(d, &a);
     linear_forward(m, w, LINEAR_attproj, l, N);
     residual_forward(m, w, LINEAR_attproj, l, N, work_x3(w, l - 1), work_x2(w, l), MODEL_NORM_2, l);
-    if (c->mlp == MLP_GELU) {
+    if (c->mlp == MLP_GELU && !linear_adapted(m, LINEAR_fc)) {
         b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_act, l),
                                linear_input(m, w, LINEAR_fc, l), model_weight(m, TENSOR_fcw, l),
                                c->mlp_bias ? model_weight(m, TENSOR_fcb, l) : NULL, N, C, F);
@@ -452,8 +490,9 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         input_backward(m, w, MODEL_NORM_1, l, N, dx, dnarrow, work_x3(w, l - 1));
         if (m->layer_done) m->layer_done(m->layer_context, l);
     }
-    b->embed_backward(d, model_grad(m, TENSOR_wte, 0), m->tensor[TENSOR_wpe].size ? model_grad(m, TENSOR_wpe, 0) : NULL,
-                      dx, work_ints(w, WORK_token), work_ints(w, WORK_position), model_embed_scale(c), N, C);
+    if (m->tensor[TENSOR_wte].trained)
+        b->embed_backward(d, model_grad(m, TENSOR_wte, 0), model_grad(m, TENSOR_wpe, 0), dx, work_ints(w, WORK_token),
+                          work_ints(w, WORK_position), model_embed_scale(c), N, C);
     if (m->layer_done) m->layer_done(m->layer_context, -1);
 }
 

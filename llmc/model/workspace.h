@@ -14,7 +14,7 @@
 
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Acts, Backend, ROW_ALIGN, Floats, ... */
-#include "config.h"        /* ModelConfig, model_dact, model_fc_width, model_kv_width, ... */
+#include "config.h"        /* lora_inner, ModelConfig, model_means, model_post_norm, ... */
 #include "model.h"         /* Model */
 
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
@@ -50,6 +50,10 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(rstd_mlp,   SIZE_FLOATS,  model_post_norms(c),     rows,     2,  ALWAYS) \
     A(x3,         SIZE_ACTS,    (c)->width,              rows,     2,  TRAIN)  \
     A(delta,      SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
+    A(qkvl,       SIZE_ACTS,    lora_inner(c, LORA_OF_QKV),     rows, 1, ALWAYS) \
+    A(attl,       SIZE_ACTS,    lora_inner(c, LORA_OF_ATTPROJ), rows, 1, ALWAYS) \
+    A(fcl,        SIZE_ACTS,    lora_inner(c, LORA_OF_FC),      rows, 1, ALWAYS) \
+    A(fcprojl,    SIZE_ACTS,    lora_inner(c, LORA_OF_FCPROJ),  rows, 2, ALWAYS) \
     A(lnf,        SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
     A(meanf,      SIZE_FLOATS,  model_means(c),          rows,     -1, ALWAYS) \
     A(rstdf,      SIZE_FLOATS,  1,                       rows,     -1, ALWAYS) \

@@ -214,8 +214,8 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     t->dist.failed = trainer_failed;
     t->dist.failed_context = t;
     const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
-    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device,
-                          true, (uint64_t)o->seed, &t->optimizer, share, &e))
+    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, NULL, t->backend,
+                          t->device, true, (uint64_t)o->seed, &t->optimizer, share, &e))
         die("%s", e.text);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
