@@ -47,7 +47,7 @@
 #include "llmc/train/preference_report.h"    /* PreferenceTotals, preference_report, preference_headline, ... */
 #include "llmc/train/reference.h"            /* reference_bytes */
 #include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, trainer_log, ... */
-#include "llmc/train/trainer_options.h"      /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
+#include "llmc/train/trainer_options.h"      /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -84,6 +84,7 @@ static const Option options[] = {
     OPTION_INT ("max-completion-length", 'g', &o.g.max_completion,     1, 1 << 20, "maximum tokens per completion"),
     ROLLOUT_SAMPLING_OPTIONS(o.g, 0.01, "sampling temperature"),
     TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
@@ -321,7 +322,7 @@ static void open_work(Run *r, int32_t longest, size_t more) {
     Trainer *t = &r->t;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
     const bool model = needs_reference() && (!o.r.precompute || o.r.reference || o.t.resume);
-    trainer_announce(t, options, rows, more + (model ? reference_bytes(&t->model.config, t->backend, rows) : 0));
+    trainer_announce(t, options, rows, more + (model ? reference_bytes(t, o.r.reference, rows) : 0));
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(t, &r->work, rows);
 }
@@ -464,7 +465,7 @@ int main(int argc, char **argv) {
     if (!o.g.input) usage_error("-i/--input is required");
     if (!o.t.output) usage_error("-o/--output is required");
     preference_options_check(&o.l);
-    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired);
+    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0);
     online_check(&o.online, &o.g, &o.l, &o.r);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();

@@ -35,7 +35,7 @@
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_sampler, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
-#include "llmc/train/trainer_options.h"    /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
+#include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -96,6 +96,7 @@ static const Option options[] = {
     OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
                   "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
     TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     GENERATION_EVALUATION_OPTIONS(o.g),
@@ -322,7 +323,7 @@ static void open_run(Run *r) {
     r->loss = loss_options();
     r->entropy = entropy_control(o.entropy_coef);
     r->entropy.target = o.entropy_target;
-    const size_t reference = o.beta > 0 ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
+    const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);

@@ -55,7 +55,7 @@
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, state_real, trainer_announce, ... */
-#include "llmc/train/trainer_options.h"    /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
+#include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 #define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
 /* The algorithms, in the order of ALGO_CHOICES. */
@@ -166,6 +166,7 @@ static const Option options[] = {
     OPTION_INT ("ptx-tokens",       0, &o.ptx_tokens,      2, 1 << 24,
                 "tokens of pretraining text per optimizer step"),
     TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     GENERATION_EVALUATION_OPTIONS(o.g),
@@ -224,7 +225,7 @@ static void add_model_scores(Run *r, RewardModel *m, const ScoredCompletion *sco
     dist_complete(&r->t.dist, score, cut, sizeof *score);
     free(cost);
     for (int32_t i = 0; i < n; i++) sum[i] += score[i];
-    r->t.flops += model_flops(&m->model.config, (double)(m->rows - before), 0, 0);
+    r->t.flops += model_flops(&m->model.config, (double)(m->rows - before), 0, 0, 1);
     free(item), free(score);
 }
 
@@ -434,7 +435,7 @@ static void backward(Run *r, const GenerationSlice *x, bool warming) {
     }
     if (o.critic) {
         model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL, r->dvalue + x->at);
-        t->flops += 3 * model_flops(&r->critic.model.config, b->rows, 0, batch_pairs(b));
+        t->flops += model_flops(&r->critic.model.config, b->rows, 0, batch_pairs(b), 3);
     }
 }
 
@@ -691,7 +692,7 @@ static void open_run(Run *r) {
         critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
                     o.critic_rate);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
-    const size_t reference = has_reference() ? reference_bytes(&t->model.config, t->backend, g->rows) : 0;
+    const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);

@@ -34,7 +34,7 @@
 #include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
 #include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
-#include "llmc/train/trainer_options.h" /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -76,6 +76,7 @@ static const Option options[] = {
     OPTION_TEXT("normalize",                  0, &o.normalize,            "FILE",
                 "bt, orm: shard to normalise scores on, or none; --val, else --input if not given"),
     TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
@@ -209,7 +210,7 @@ static void micro_batch(Run *r, bool train, double N, Stats *s) {
     s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, r->score, r->margin, r->pairs, N, r->dscore)
                                              : loss_binary(&o.loss, r->score, r->label, b->targets, N, r->dscore);
     if (train) model_backward(&t->model, &r->work, b, 1.0f, NULL, NULL, r->dscore);
-    t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b)) * (train ? 3 : 1);
+    t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b), train ? 3 : 1);
     count_batch(r, s);
 }
 

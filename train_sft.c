@@ -27,7 +27,7 @@
 #include "llmc/report/metrics.h"        /* metrics_set, metrics_line, Metrics, metrics_sample */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
-#include "llmc/train/trainer_options.h" /* TRAINER_MODEL_OPTIONS, TRAINER_OPTIMIZER_OPTIONS, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -56,6 +56,7 @@ static const Option options[] = {
     OPTION_REAL  ("neftune-noise-alpha",  0, &o.neftune,         0, 1000,
                   "scale of the noise on embeddings (5 is usual); 0 disables NEFTune"),
     TRAINER_MODEL_OPTIONS(o.t),
+    TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_TEXT("best", 0, &o.best, "FILE", "also write the model with the lowest validation loss here"),

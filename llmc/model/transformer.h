@@ -542,12 +542,24 @@ static inline void model_log_square(const Model *m, const Workspace *w, const Ba
     for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
 }
 
-/* FLOPs of a forward pass, 2 per multiply-add; attention counts the computed pairs only. A backward pass takes twice as
- * many. */
-static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs) {
+/* FLOPs of an adapter's products for one row, 2 per multiply-add. */
+static inline double model_lora_flops(const ModelConfig *c) {
+    double sum = 0;
+    TensorInfo t[TENSOR_COUNT];
+    model_tensors(c, t);
+    for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) sum += 2 * (double)t[i].size;
+    return sum;
+}
+
+/* FLOPs of `passes` passes, 2 per multiply-add: a forward pass is one, a backward pass two. Attention counts the computed
+ * pairs only. The backward pass of weights that are not trained is one pass, without their gradient. */
+static inline double model_flops(const ModelConfig *c, double rows, double targets, double pairs, double passes) {
     const double C = c->width, Q = model_qkv_width(c), A = model_q_width(c), F = c->hidden;
-    return 2 * (rows * c->layers * (C * Q + C * A + C * model_fc_width(c) + F * C) + targets * C * c->padded_vocab +
-                2 * pairs * c->layers * A);
+    const double weights =
+        2 * (rows * c->layers * (C * Q + C * A + C * model_fc_width(c) + F * C) + targets * C * c->padded_vocab);
+    const double all = weights + 4 * pairs * c->layers * A;
+    if (!c->lora.rank) return passes * all;
+    return passes * (all + rows * model_lora_flops(c)) - (passes >= 2 ? weights : 0);
 }
 
 #endif

@@ -28,7 +28,7 @@
 #include "../records/completion_set.h"  /* CompletionSet, CompletionSlice, completion_set_add, ... */
 #include "../records/preference_data.h" /* PreferenceData */
 #include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
-#include "reference.h"                  /* Reference, reference_close, reference_open, reference_follow, ... */
+#include "reference.h"                  /* Reference, reference_close, reference_open, reference_base, ... */
 #include "trainer.h"                    /* Trainer, trainer_count_flops */
 
 typedef struct PreferenceReferenceOptions {
@@ -59,8 +59,9 @@ static inline PreferenceReferenceOptions preference_reference_options(void) {
     OPTION_INT ("ref-model-sync-steps",     0, &(o).sync_steps,     1, 1e9, "update the reference every N steps")
 // clang-format on
 
-/* Rejects options that contradict each other. needs: the loss uses a reference; unpaired: it is kto or its variant. */
-static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired) {
+/* Rejects options that contradict each other. needs: the loss uses a reference; unpaired: it is kto or its variant;
+ * adapters: only adapters are trained. */
+static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired, bool adapters) {
     if (o->ref_logps) o->precompute = true;
     if (o->none && unpaired) usage_error("--reference-free: kto needs a reference");
     if ((o->none || !needs) && (o->precompute || o->reference || o->sync))
@@ -70,6 +71,9 @@ static inline void preference_reference_check(PreferenceReferenceOptions *o, boo
                                  : "--precompute-ref-log-probs",
                     o->none ? " with --reference-free" : " by --loss-type");
     if (o->none && !needs) usage_error("--reference-free: no reference is used by --loss-type");
+    if (o->sync && adapters)
+        usage_error(
+            "--sync-ref-model: cannot be combined with --lora-rank; the reference is the base, which is not trained");
     if (o->sync && o->precompute) usage_error("--sync-ref-model: cannot be used with --precompute-ref-log-probs");
     if (o->ref_logps && !strcmp(o->ref_logps, "-")) usage_error("--ref-log-probs: must be a file");
 }
@@ -154,9 +158,10 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     Error e;
     RefLogps l = {0};
     Reference r = {0};
-    const bool there = file && !access(file, F_OK), own = !reference && !t->o->resume;
+    const bool there = file && !access(file, F_OK), own = !reference && (!t->o->resume || t->model.config.lora.rank);
     const double start = clock_seconds();
-    uint64_t model = own ? model_weights_hash(&t->model) : 0;
+    const Model base = reference_base(t);
+    uint64_t model = own ? model_weights_hash(&base) : 0;
     if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
     if (!own && (reference || !there)) {
         reference_open(&r, t, reference, b->rows_max, "--precompute-ref-log-probs");
@@ -165,7 +170,7 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     preference_reference_same(t, &l, there ? file : NULL, model);
     for (int i = 0; i < count; i++) {
         if (there) preference_reference_find(&l, file, data[i]);
-        else if (own) preference_reference_compute(t, &t->model, work, b, shared, data[i]);
+        else if (own) preference_reference_compute(t, &base, work, b, shared, data[i]);
         else preference_reference_compute(t, &r.model, &r.work, b, shared, data[i]);
     }
     if (r.t) reference_close(&r);

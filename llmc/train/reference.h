@@ -4,6 +4,9 @@
  * is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
  * rejected.
  *
+ * If adapters are trained, the reference is the base model, which is the policy without its adapters: one set of weights
+ * serves both, and a resumed run need not name it.
+ *
  * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy. Such a reference is written next to every
  * training state (companion.h), from which a resumed run continues.
  *
@@ -16,32 +19,59 @@
 #define LLMC_TRAIN_REFERENCE_H
 
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
-#include "../model/backend.h"    /* Backend */
 #include "../model/config.h"     /* ModelConfig, model_fits_vocab */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
-#include "../model/model_file.h" /* ModelFile, model_file_free, model_load, model_save */
+#include "../model/model_file.h" /* ModelFile, model_file_free, model_load, model_save, ... */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
-#include "../model/workspace.h"  /* Workspace, workspace_bytes, workspace_free, workspace_new */
+#include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
 #include "trainer.h"             /* Trainer */
 
 typedef struct Reference {
     Trainer *t;
+    bool shared; /* the model has the policy's weights */
     Model model;
     ModelFile file;
     Workspace work;
 } Reference;
 
+/* Whether the reference is the policy without its adapters. path: of --reference, or NULL. */
+static inline bool reference_shared(const Trainer *t, const char *path) { return !path && t->model.config.lora.rank; }
+
 /* Memory of a reference in bytes, for trainer_announce(). rows: of the largest micro-batch. */
-static inline size_t reference_bytes(const ModelConfig *c, const Backend *b, int rows) {
-    return model_bytes(c, b, false) * 2 + workspace_bytes(c, b, rows, rows, rows, false, 0);
+static inline size_t reference_bytes(const Trainer *t, const char *path, int rows) {
+    const ModelConfig *c = &t->model.config;
+    const size_t weights = reference_shared(t, path) ? 0 : model_bytes(c, t->backend, false) * 2;
+    return weights + workspace_bytes(c, t->backend, rows, rows, rows, false, 0);
+}
+
+/* The policy without its adapters. */
+static inline Model reference_base(const Trainer *t) {
+    Model base = t->model;
+    base.adapter_off = true;
+    return base;
+}
+
+/* Ends the program unless the reference, whose hash this is, is the one that the run began with. */
+static inline void reference_same(Trainer *t, uint64_t hash, const char *path) {
+    char name[20];
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
+    const char *before = json_string_value(json_object_get(t->state, "reference"));
+    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
+    json_object_set_new(t->state, "reference", json_string(name));
 }
 
 /* Opens the reference. Call it after trainer_open() and before the first step. path: a model, or NULL for the model of
  * -c; why: the option that needs a reference, for the error message. Errors end the program (see trainer.h). */
 static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
     Error e;
-    *r = (Reference){.t = t};
+    *r = (Reference){.t = t, .shared = reference_shared(t, path)};
+    if (r->shared) {
+        r->model = reference_base(t);
+        reference_same(t, model_weights_hash(&r->model), t->o->resume);
+        if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+        return;
+    }
     const bool load = path || t->o->resume;
     if (!path) path = t->o->checkpoint;
     if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
@@ -51,17 +81,13 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
             die("%s", e.text);
         if (!model_fits_vocab(&r->model.config, path, t->model.config.vocab, "the model", &e)) die("%s", e.text);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
-    char name[20];
-    snprintf(name, sizeof name, "%016llx", (unsigned long long)(load ? r->file.hash : t->file.hash));
-    const char *before = json_string_value(json_object_get(t->state, "reference"));
-    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
-    json_object_set_new(t->state, "reference", json_string(name));
+    reference_same(t, load ? r->file.hash : t->file.hash, path);
     if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
 }
 
 static inline void reference_close(Reference *r) {
     workspace_free(&r->work, &r->model);
-    model_free(&r->model);
+    if (!r->shared) model_free(&r->model);
     model_file_free(&r->file);
 }
 

@@ -36,7 +36,8 @@
 #include "../dist/grads.h"        /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
 #include "../model/backend.h"     /* Backend, Device, Dtype */
 #include "../model/batch.h"       /* Batch, batch_pairs */
-#include "../model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_fits_data, ... */
+#include "../model/config.h"      /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
+#include "../model/lora.h"        /* lora_parse_targets */
 #include "../model/model.h"       /* Model, model_free, model_grow_vocab, model_sync */
 #include "../model/model_file.h"  /* model_save, ModelFile, model_file_free, model_load_share, ... */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
@@ -49,7 +50,7 @@
 #include "../records/shard.h"     /* Shard */
 #include "../report/metrics.h"    /* metrics_line, metrics_set, Metrics, metrics_header, ... */
 #include "companion.h"            /* companion_forget, Companion, companion_free, companion_save */
-#include "trainer_options.h"      /* TrainerOptions */
+#include "trainer_options.h"      /* TrainerOptions, trainer_default_rate, trainer_defaults */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
@@ -82,7 +83,7 @@ typedef struct Trainer {
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
 static inline void trainer_count_flops(Trainer *t, const Model *m, const Batch *b, double passes) {
-    t->flops += passes * model_flops(&m->config, b->rows, b->targets, batch_pairs(b));
+    t->flops += model_flops(&m->config, b->rows, b->targets, batch_pairs(b), passes);
 }
 
 static inline int64_t state_int(const json_t *state, const char *key) {
@@ -191,10 +192,28 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
         die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
 
+/* The adapters of --lora-rank and the related options. */
+static inline LoraConfig trainer_lora(const TrainerOptions *o) {
+    Error e;
+    const TrainerOptions standard = trainer_defaults(0);
+    LoraConfig lora = {.rank = (int32_t)o->lora_rank};
+    if (!o->lora_rank && (o->use_rslora || o->lora_alpha != standard.lora_alpha))
+        usage_error("%s: requires --lora-rank", o->use_rslora ? "--use-rslora" : "--lora-alpha");
+    if (!o->lora_rank && strcmp(o->lora_targets, standard.lora_targets))
+        usage_error("--lora-targets: requires --lora-rank");
+    if (!o->lora_rank) return lora;
+    if (!lora_parse_targets(o->lora_targets, &lora.targets, &e)) usage_error("--lora-targets: %s", e.text);
+    const double rank = (double)o->lora_rank;
+    lora.scale = (float)(o->lora_alpha / (o->use_rslora ? sqrt(rank) : rank));
+    return lora;
+}
+
 /* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */
 static inline void trainer_open(Trainer *t, const char *program, TrainerOptions *o, const Shard *data,
                                 bool value_head) {
     Error e;
+    const LoraConfig lora = trainer_lora(o);
+    trainer_default_rate(o);
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
     *t = (Trainer){.o = o, .program = program, .state = json_object()};
     if (!o->checkpoint && !o->layers && !o->resume)
@@ -214,14 +233,15 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     t->dist.failed = trainer_failed;
     t->dist.failed_context = t;
     const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
-    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, NULL, t->backend,
+    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, &lora, t->backend,
                           t->device, true, (uint64_t)o->seed, &t->optimizer, share, &e))
         die("%s", e.text);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
-        warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows",
-             data->name, data->vocab - t->model.config.vocab);
+        warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows%s",
+             data->name, data->vocab - t->model.config.vocab,
+             lora.rank ? ", which adapters do not train: they stay random" : "");
         const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
         model_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
         const size_t rows = ((size_t)data->vocab - before) * C;

@@ -6,6 +6,7 @@
  *         OPTION_TEXT("input",     'i', &o.input,   "FILE", "shard to train on"),
  *         OPTION_INT ("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps"),
  *         TRAINER_MODEL_OPTIONS(o.t),
+ *         TRAINER_LORA_OPTIONS(o.t),
  *         TRAINER_OPTIMIZER_OPTIONS(o.t),
  *         TRAINER_OUTPUT_OPTIONS(o.t),
  *         OPTION_END};
@@ -28,12 +29,20 @@ typedef struct TrainerOptions {
     double learning_rate, weight_decay, beta1, beta2, eps, max_grad_norm, warmup, min_lr_rate, decay;
     int64_t zero;
     double dist_timeout;
+    int64_t lora_rank;
+    double lora_alpha;
+    const char *lora_targets;
+    bool use_rslora;
+    double default_rate; /* learning_rate before the command line, for full training */
 } TrainerOptions;
 
 /* The defaults of all trainers; each has its own learning rate. */
 static inline TrainerOptions trainer_defaults(double learning_rate) {
     TrainerOptions o = {.dtype = DTYPE_AUTO, .seed = 42, .micro_tokens = 4096, .logging_steps = 1, .max_bad_steps = 10};
-    o.learning_rate = learning_rate;
+    o.default_rate = learning_rate;
+    o.learning_rate = nextafter(learning_rate, 1); /* no command line gives this number: it marks the default */
+    o.lora_alpha = 32;
+    o.lora_targets = "all-linear";
     o.beta1 = 0.9;
     o.beta2 = 0.999;
     o.eps = 1e-8;
@@ -42,6 +51,12 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
     o.decay = 0.1;
     o.dist_timeout = 600;
     return o;
+}
+
+/* The learning rate's default is that of full training, or ten times as much for adapters (Schulman et al. 2025, "LoRA
+ * Without Regret"; TRL's peft_integration.md has the same rule). Call it after options_parse(). */
+static inline void trainer_default_rate(TrainerOptions *o) {
+    if (o->learning_rate == nextafter(o->default_rate, 1)) o->learning_rate = o->default_rate * (o->lora_rank ? 10 : 1);
 }
 
 // clang-format off
@@ -60,6 +75,15 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
     OPTION_INT("micro-tokens", 0, &(o).micro_tokens, 16, 1 << 24,                                                      \
                "token budget of a micro-batch; affects memory, and results only by rounding"),                         \
     OPTION_INT("seed",         0, &(o).seed,         0, 9007199254740992.0, "random seed")
+
+#define TRAINER_LORA_OPTIONS(o)                                                                                        \
+    OPTION_GROUP("Low-rank adapters"),                                                                                 \
+    OPTION_INT ("lora-rank",    0, &(o).lora_rank,    0, 1024,                                                         \
+                "train adapters of this rank and not the weights, at ten times the default rate; 0: no adapters"),     \
+    OPTION_REAL("lora-alpha",   0, &(o).lora_alpha,   0, 1e6, "adapters are scaled by alpha / rank"),                  \
+    OPTION_TEXT("lora-targets", 0, &(o).lora_targets, "LIST",                                                          \
+                "projections with an adapter: all-linear, or names such as q_proj,v_proj"),                            \
+    OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)")
 
 #define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
     OPTION_GROUP("Optimizer"),                                                                                         \

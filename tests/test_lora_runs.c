@@ -1,0 +1,105 @@
+/* test_lora_runs.c - the trainers with adapters: all five continue bit for bit from a state; the reference is the base
+ * model, without a copy; only the adapters have gradients and moments. Needs the trainers, generate and data/. */
+#include "models.h" /* refused, assert_near, models_setup, models_teardown */
+#include "run.h"    /* sh, metric, weights_gap, assert_same_file */
+#include "shell.h"  /* assert_holds, put, said */
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    setenv("OMP_NUM_THREADS", "2", 1);
+    put("kept", "kept");
+    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
+       "--seed 1 --format chat | ./data/make_shard --quiet -i - -o $T/chat.shard");
+    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
+       "--seed 1 | ./data/make_shard --quiet -i - -o $T/prefs.shard");
+    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 64 "
+       "--seed 1 --format prompt | ./data/make_shard --quiet -i - -o $T/prompts.shard");
+    sh("./data/make_tasks --task add --digits 1 --count 60 --split all -o $T/tasks.shard");
+    sh("./train_sft --layers 2 --width 32 --heads 2 --context 48 -i $T/chat.shard -o $T/base.bin -x 20 -l 3e-3 "
+       "--batch-tokens 400");
+    sh("./train_rm -c $T/base.bin -i $T/prefs.shard -x 10 -o $T/rm.bin");
+    return 0;
+}
+
+#define LORA " --lora-rank 4 -l 1e-2 "
+
+/* A run of `steps` steps and one that is resumed from the state in its middle end with the same model. */
+static void resumes(const char *command, int steps) {
+    sh("%s -x %d -o $T/whole.bin --state $T/run.state --save-steps %d", command, steps, steps / 2);
+    sh("%s -x %d -o $T/parts.bin --resume $T/run.state", command, steps);
+    assert_same_file("whole.bin", "parts.bin");
+}
+
+static void all_trainers_resume(void **state) {
+    (void)state;
+    resumes("./train_sft -c $T/base.bin -i $T/chat.shard --batch-tokens 200 --neftune-noise-alpha 2" LORA, 10);
+    resumes("./train_rm -c $T/base.bin -i $T/prefs.shard" LORA, 6);
+    resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --lora-targets c_attn,c_fc" LORA, 6);
+    resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --precompute-ref-log-probs --use-rslora" LORA, 6);
+    resumes("./train_grpo -c $T/base.bin -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4" LORA, 6);
+    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin -g 6" LORA, 4);
+    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6" LORA, 4);
+}
+
+/* The policy without its adapters is the model of -c: naming that model as the reference changes nothing, and at the
+ * first step policy and reference are equal. The metrics are those of the same losses, so only the models are
+ * compared, whose files also hold the options. */
+static void the_reference_is_the_base(void **state) {
+    (void)state;
+    static const char *const commands[] = {
+        "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 6 --logging-steps 1" LORA,
+        "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 6 --logging-steps 1 --precompute-ref-log-probs" LORA,
+        "./train_grpo -c $T/base.bin -i $T/tasks.shard -x 4 --beta 0.1 -g 4 -p 4 -G 4" LORA,
+        "./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin -x 4 -g 6" LORA};
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        sh("%s -o $T/a.bin --metrics $T/a.jsonl", commands[i]);
+        sh("%s -o $T/b.bin --reference $T/base.bin", commands[i]);
+        assert_true(weights_gap("a.bin", "b.bin") == 0);
+        assert_true(weights_gap("a.bin", "base.bin") > 0);
+    }
+}
+
+/* The gradients and moments of 8 matrices with adapters of rank 4 over layers of width 32, in floats: a layer has
+ * 4 (32 + 96) + 4 (32 + 32) + 4 (32 + 128) + 4 (128 + 32) = 2048. The weights are 2 * 12.6 k and the embeddings. */
+static void memory_is_that_of_the_adapters(void **state) {
+    (void)state;
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 -o $T/a.bin" LORA);
+    assert_holds(said, "optimizer 32.8 kB"); /* 2 layers, 2 moments, 4 bytes */
+}
+
+static void options_that_do_not_fit(void **state) {
+    (void)state;
+    refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-alpha 8",
+            "--lora-alpha: requires --lora-rank");
+    refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --use-rslora",
+            "--use-rslora: requires --lora-rank");
+    refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets queries",
+            "--lora-targets: unknown projection 'queries'");
+    refused(2, "./train_dpo -c $T/base.bin -i $T/prefs.shard -o $T/x.bin --lora-rank 2 --sync-ref-model",
+            "--sync-ref-model: cannot be combined with --lora-rank");
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 2 -o $T/a.bin --save-steps 1");
+    refused(1, "./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 3 -o $T/x.bin --resume $T/a.bin.state",
+            "its adapters have rank 2");
+}
+
+/* The learning rate's default is ten times that of full training; a rate that is given is used as it is. */
+static void default_rate(void **state) {
+    (void)state;
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 -o $T/a.bin --lr-scheduler-type constant --metrics $T/a.jsonl");
+    const double full = metric("a.jsonl", 0, "learning_rate");
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 -o $T/a.bin --lr-scheduler-type constant --metrics $T/a.jsonl "
+       "--lora-rank 1");
+    assert_near(metric("a.jsonl", 0, "learning_rate"), 10 * full, 1e-12);
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 -o $T/a.bin --lr-scheduler-type constant --metrics $T/a.jsonl "
+       "--lora-rank 1 -l 2e-5");
+    assert_near(metric("a.jsonl", 0, "learning_rate"), 2e-5, 1e-15);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_trainers_resume),
+                                       cmocka_unit_test(the_reference_is_the_base),
+                                       cmocka_unit_test(memory_is_that_of_the_adapters),
+                                       cmocka_unit_test(options_that_do_not_fit), cmocka_unit_test(default_rate)};
+    return cmocka_run_group_tests_name("lora_runs", tests, setup, models_teardown);
+}
