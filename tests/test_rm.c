@@ -331,20 +331,21 @@ static void scores_of_items(void **state) {
     static const int32_t prompt[3][3] = {{'a', 'b', ':'}, {'c', 'd', ':'}, {'a', 'b', ':'}};
     static const int32_t answer[] = {'a', 'b', 'c', 'a', 'd', 'a', 'e', MODELS_EOS};
     if (!reward_model_open(&rm, files_path("val.bin"), backend_cpu(), models_device, 16, &e)) fail_msg("%s", e.text);
-    assert_int_equal(rm.batch.rows_max, 48); /* the context, because it is more than 16 */
+    assert_int_equal(rm.batch.rows_max, 16);
     for (int i = 0; i < 30; i++) item[i] = (RewardItem){prompt[i / 10], answer, 3, i % 9};
     if (!reward_model_score(&rm, item, 30, score, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 30; i++) {
         const double raw = head_at(&s, item[i].prompt, 3, answer, item[i].completion_len, 2 + item[i].completion_len);
         assert_near(score[i], (raw - rm.note.mean) / rm.note.deviation, 1e-4);
     }
-    assert_true(rm.rows < 30 * 3 + 120); /* answers to one prompt in one batch share it */
+    assert_true(rm.rows < 30 * 3 + 111); /* fewer than all prompts and answers: answers in one batch share a prompt */
     static int32_t many[46];
     item[0] = (RewardItem){prompt[0], many, 3, 46};
     assert_false(reward_model_score(&rm, item, 1, score, &e));
     assert_holds(e.text, "val.bin: a completion of 46 tokens after a prompt of 3 does not fit its context of 48");
-    item[0].completion_len = 45;
+    item[0].completion_len = 45; /* longer than a batch, which grows */
     assert_true(reward_model_score(&rm, item, 1, score, &e));
+    assert_near(score[0], (head_at(&s, prompt[0], 3, many, 45, 47) - rm.note.mean) / rm.note.deviation, 1e-4);
     many[7] = MODELS_VOCAB;
     assert_false(reward_model_score(&rm, item, 1, score, &e));
     assert_holds(e.text, "token 260 is outside its vocabulary of 260");

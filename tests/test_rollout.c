@@ -7,11 +7,12 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"       /* Model, model_free, model_new */
-#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_clear, ... */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target, ... */
 #include "../llmc/model/tensors.h"     /* INIT_ONE, TENSOR_COUNT */
-#include "../llmc/model/transformer.h" /* model_logits, ModelOutput, model_forward */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_logits */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "../llmc/rollout/rollout.h"   /* rollout_run, RolloutRequest, Sampling, rollout_free, ... */
+#include "../llmc/rollout/rollout.h"   /* rollout_run, Sampling, RolloutRequest, rollout_free, ... */
+#include "../llmc/rollout/sequence.h"  /* SEQUENCE_CACHE, Sequence, sequence_draw, sequence_free, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "variants.h"                  /* VARIANTS, variant_of */
 
@@ -681,12 +682,41 @@ static void test_memory(void **state) {
     model_free(&m);
 }
 
+/* A sequence that outgrows its cache: its log-probabilities are those of an uncached pass over all tokens. */
+static void test_long_sequence(void **state) {
+    (void)state;
+    enum { LONG = SEQUENCE_CACHE + 12, START = SEQUENCE_CACHE - 6 };
+    Error e;
+    ModelConfig c = gpt2_config(2, 4, 32, VOCAB, LONG + 5);
+    variant_of(&c, 1);
+    Model m = model_of(c, 0.3, 30);
+    Sequence s;
+    Random r = random_start(31, 0);
+    int32_t tokens[LONG];
+    float logp[LONG], same[LONG];
+    for (int i = 0; i < START; i++) tokens[i] = (int32_t)random_below(&r, VOCAB);
+    assert_true(sequence_new(&s, &m, 1 << 20, &e));
+    assert_int_equal(s.capacity, LONG + 5);
+    sequence_set(&s, tokens, START);
+    const Sampling how = sampling(1);
+    for (int i = START; i < LONG; i++) assert_true(sequence_draw(&s, &how, 0, &tokens[i], &logp[i], &e));
+    assert_true(s.kv.rows >= LONG && s.kv.rows <= LONG + 5);
+    Batch b = batch_new(LONG, LONG, 1);
+    Workspace w;
+    assert_true(workspace_new(&w, &m, LONG, LONG, 1, false, 0, &e));
+    batch_segment(&b, tokens, LONG, 0, -1);
+    for (int i = START; i < LONG; i++) batch_target(&b, i - 1, tokens[i]);
+    model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = same});
+    for (int i = START; i < LONG; i++) assert_true(fabs(logp[i] - same[i - START]) < 1e-4);
+    workspace_free(&w, &m), batch_free(&b), sequence_free(&s), model_free(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy),      cmocka_unit_test(test_logp),        cmocka_unit_test(test_independence),
         cmocka_unit_test(test_new_weights), cmocka_unit_test(test_frequencies), cmocka_unit_test(test_stop_and_watch),
         cmocka_unit_test(test_limits),      cmocka_unit_test(test_errors),      cmocka_unit_test(test_no_samples),
-        cmocka_unit_test(test_large_group), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_large_group), cmocka_unit_test(test_memory),      cmocka_unit_test(test_long_sequence),
     };
     return cmocka_run_group_tests_name("rollout", tests, open_device_one_thread, close_device);
 }

@@ -28,7 +28,7 @@
 #ifndef LLMC_REWARD_REWARD_MODEL_H
 #define LLMC_REWARD_REWARD_MODEL_H
 
-#include "../base/error.h"        /* Error, error_set, xcalloc, checked_object, ... */
+#include "../base/error.h"        /* Error, error_set, xrealloc, checked_object, ... */
 #include "../loss/scalar.h"       /* sigmoid */
 #include "../model/backend.h"     /* Backend, Device */
 #include "../model/batch.h"       /* Batch */
@@ -36,9 +36,9 @@
 #include "../model/model.h"       /* Model, model_free, model_sync */
 #include "../model/model_file.h"  /* ModelFile, model_file_free, model_load */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
-#include "../model/pack.h"        /* batch_clear, batch_segment, batch_target, batch_fits, ... */
+#include "../model/pack.h"        /* batch_clear, batch_free, batch_segment, batch_target, ... */
 #include "../model/transformer.h" /* ModelOutput, model_forward */
-#include "../model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../model/workspace.h"   /* workspace_free, Workspace, workspace_new */
 
 #define REWARD_MODEL_CHOICES "bt|orm|prm"
 typedef enum { REWARD_MODEL_BT, REWARD_MODEL_ORM, REWARD_MODEL_PRM } RewardModelKind; /* in this order */
@@ -119,22 +119,28 @@ static inline void reward_model_close(RewardModel *r) {
     *r = (RewardModel){0};
 }
 
-/* Opens the checkpoint `path` ("-": standard input). rows: token budget of a batch, raised to the model's context.
- * Fails on a file that is not a checkpoint, has no value head or has an invalid note; frees everything on failure. */
+/* Makes batches of `rows` tokens possible. */
+static inline bool reward_model_reserve(RewardModel *r, int rows, Error *e) {
+    const size_t n = (size_t)rows;
+    workspace_free(&r->work, &r->model);
+    batch_free(&r->batch);
+    r->batch = batch_new(rows, rows, rows);
+    r->value = (float *)xrealloc(r->value, n, sizeof *r->value);
+    r->owner = (int64_t *)xrealloc(r->owner, n, sizeof *r->owner);
+    r->steps = (int32_t *)xrealloc(r->steps, n, sizeof *r->steps);
+    return workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, e);
+}
+
+/* Opens the checkpoint `path` ("-": standard input). rows: token budget of a batch, which a longer item raises. Fails on a file that is not a checkpoint, has no value head or has an invalid note; frees everything on failure. */
 static inline bool reward_model_open(RewardModel *r, const char *path, const Backend *b, Device *d, int rows,
                                      Error *e) {
     *r = (RewardModel){0};
     if (!model_load(&r->model, &r->file, path, NULL, true, b, d, false, 0, NULL, e)) return false;
     r->name = xstrdup(strcmp(path, "-") ? path : "standard input");
-    const int context = r->model.config.context, n = rows > context ? rows : context; /* the longest item fits */
     bool ok = r->file.head ||
               error_set(e, "%s: it has no score head, so it is not a reward model; train one with train_rm", r->name);
     ok = ok && reward_model_note_read(&r->note, r->file.reward, r->name, e) &&
-         model_text_open(&r->text, &r->file, r->name, e) && workspace_new(&r->work, &r->model, n, n, n, false, 0, e);
-    r->batch = batch_new(n, n, n);
-    r->value = (float *)xcalloc((size_t)n, sizeof *r->value);
-    r->owner = (int64_t *)xcalloc((size_t)n, sizeof *r->owner);
-    r->steps = (int32_t *)xcalloc((size_t)n, sizeof *r->steps);
+         model_text_open(&r->text, &r->file, r->name, e) && reward_model_reserve(r, rows, e);
     if (!ok) reward_model_close(r);
     return ok;
 }
@@ -227,6 +233,11 @@ static inline bool reward_model_score(RewardModel *r, const RewardItem *items, i
     batch_clear(b);
     for (int64_t i = 0; i < count; i++) {
         const RewardItem *x = &items[i];
+        const int64_t most = (int64_t)x->prompt_len + x->completion_len + 1;
+        if (most > b->rows_max && most <= (int64_t)context + 1) {
+            if (!reward_model_run(r, score, e) || !reward_model_reserve(r, (int)most, e)) return false;
+            prompt = -1;
+        }
         const int32_t *tokens, n = reward_model_answer(r, x, &tokens);
         assert(x->prompt_len >= 1);
         if ((int64_t)x->prompt_len + n > context)

@@ -25,7 +25,7 @@
 #include "../model/decode.h"    /* DecodeStep, model_decode */
 #include "../model/model.h"     /* Model, model_sync */
 #include "../model/pack.h"      /* batch_clear, batch_free, batch_new, batch_segment, ... */
-#include "../model/workspace.h" /* KVCache, Workspace, kv_free, kv_new, ... */
+#include "../model/workspace.h" /* kv_free, kv_new, KVCache, Workspace, ... */
 #include "rollout.h"            /* Sampling */
 
 enum { SEQUENCE_ROWS = 256 }; /* tokens per forward pass */
@@ -53,6 +53,8 @@ static inline void sequence_free(Sequence *s) {
     *s = (Sequence){0};
 }
 
+enum { SEQUENCE_CACHE = 2048 }; /* tokens of a new cache, which grows with the sequence */
+
 /* capacity: maximum tokens including the prompt; reduced to the model's context if larger. */
 static inline bool sequence_new(Sequence *s, const Model *m, int64_t capacity, Error *e) {
     const int32_t context = m->config.context, n = capacity < context ? (int32_t)capacity : context;
@@ -62,9 +64,21 @@ static inline bool sequence_new(Sequence *s, const Model *m, int64_t capacity, E
     s->row = (int32_t *)xcalloc((size_t)n, sizeof *s->row);
     for (int32_t i = 0; i < n; i++) s->row[i] = i;
     s->batch = batch_new(rows, 1, 1);
-    if (workspace_new(&s->work, m, rows, 1, 1, false, 0, e) && kv_new(&s->kv, m, n, e)) return true;
+    if (workspace_new(&s->work, m, rows, 1, 1, false, 0, e) &&
+        kv_new(&s->kv, m, n < SEQUENCE_CACHE ? n : SEQUENCE_CACHE, e))
+        return true;
     sequence_free(s);
     return false;
+}
+
+/* Doubles the cache until the sequence fits. Its contents are computed again. */
+static inline bool sequence_grow(Sequence *s, Error *e) {
+    int32_t rows = s->kv.rows;
+    if (s->count <= rows) return true;
+    while (rows < s->count) rows = rows > s->capacity / 2 ? s->capacity : 2 * rows;
+    kv_free(&s->kv, s->model);
+    s->cached = 0;
+    return kv_new(&s->kv, s->model, rows, e);
 }
 
 /* Sets the sequence to n tokens, 1 <= n <= capacity. The common prefix with the previous tokens stays in the cache. */
@@ -95,11 +109,12 @@ static inline bool sequence_draw(Sequence *s, const Sampling *how, uint64_t id, 
         const size_t bytes = (size_t)s->capacity * sizeof(int32_t);
         if (!s->history) s->history = (Ints *)b->alloc(s->model->device, bytes, "token history", e);
         if (!s->history) return false;
-        b->upload(s->model->device, s->history, s->tokens, bytes);
+        b->upload(s->model->device, s->history, s->tokens, (size_t)s->count * sizeof(int32_t));
         step.history = s->history;
         step.history_len = &s->count;
         step.history_stride = s->capacity;
     }
+    if (!sequence_grow(s, e)) return false;
     while (s->cached < s->count) {
         const int32_t left = s->count - s->cached, n = left < s->work.rows ? left : s->work.rows;
         batch_clear(&s->batch);
