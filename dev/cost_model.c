@@ -2,14 +2,18 @@
  *
  *     build/cost_model                      the table of dev/COST_MODEL.md, for H100s in machines of eight
  *     build/cost_model --tokens 2097152     the same with another number of tokens per step
+ *     build/cost_model --lora-rank 16       the same for adapters on all linear layers
  *
  * The formulas are in cost_model.h; dev/COST_MODEL.md interprets the table.
  */
-#include "cost_model.h"
-#include "../llmc/base/options.h"
+#include "../llmc/base/options.h"    /* OPTION_INT, OPTION_REAL, OPTION_GROUP, OPTION_END, ... */
+#include "../llmc/model/backend.h"   /* Backend, MLP_SWIGLU, NORM_RMS */
+#include "../llmc/model/config.h"    /* ModelConfig, FAMILY_QWEN3, LORA_ALL, LoraConfig, ... */
+#include "../llmc/model/workspace.h" /* kv_bytes, workspace_bytes */
+#include "cost_model.h"              /* CostMachine, CostRun, CostStep, cost_memory, ... */
 
 static struct {
-    int64_t tokens, micro, per_machine, answer, prompts, group;
+    int64_t tokens, micro, per_machine, answer, prompts, group, rank;
     double flops, share, inside, between, overlap, memory, read;
 } o;
 
@@ -17,6 +21,7 @@ static const Option options[] = {
     OPTION_GROUP("Step"),
     OPTION_INT("tokens", 0, &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
     OPTION_INT("micro-tokens", 0, &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
+    OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "train adapters of this rank; 0 trains all weights"),
     OPTION_GROUP("Rollouts"),
     OPTION_INT("answer", 0, &o.answer, 1, 1 << 20, "tokens of the longest completion"),
     OPTION_INT("prompts", 0, &o.prompts, 1, 1 << 20, "prompts per generation"),
@@ -34,11 +39,34 @@ static const Option options[] = {
 
 static const OptionAbout about = {"[options]", "Predicts step time and memory per rank; see dev/COST_MODEL.md."};
 
+/* The shapes of published models: GPT-2's, and from the config.json of the others. heads of 0: GPT-2's. */
 static const struct {
     const char *name;
     int layers, heads, width, vocab;
-} models[] = {{"124M", 12, 12, 768, 50257},  {"350M", 24, 16, 1024, 50257}, {"774M", 36, 20, 1280, 50257},
-              {"1.6B", 48, 25, 1600, 50257}, {"3B", 32, 32, 2560, 50257},   {"8B", 32, 32, 4544, 50257}};
+    int kv_heads, head_size, hidden, tied, qk_norm;
+} models[] = {{"GPT-2 124M", 12, 12, 768, 50257, 0, 0, 0, 1, 0},
+              {"GPT-2 1.6B", 48, 25, 1600, 50257, 0, 0, 0, 1, 0},
+              {"Qwen3-0.6B", 28, 16, 1024, 151936, 8, 128, 3072, 1, 1},
+              {"Llama-3.2-1B", 16, 32, 2048, 128256, 8, 64, 8192, 1, 0},
+              {"Qwen3-8B", 36, 32, 4096, 151936, 8, 128, 12288, 0, 1}};
+
+static ModelConfig config_of(size_t i) {
+    ModelConfig c = gpt2_config(models[i].layers, models[i].heads, models[i].width, models[i].vocab, 1024);
+    if (models[i].kv_heads) {
+        c.family = FAMILY_QWEN3;
+        c.norm = NORM_RMS;
+        c.position = POSITION_ROTARY;
+        c.mlp = MLP_SWIGLU;
+        c.kv_heads = models[i].kv_heads;
+        c.head_size = c.rotary = models[i].head_size;
+        c.hidden = models[i].hidden;
+        c.tied = models[i].tied;
+        c.qk_norm = models[i].qk_norm ? QK_NORM_HEAD : QK_NORM_NONE;
+        c.qkv_bias = c.attproj_bias = c.mlp_bias = 0;
+    }
+    if (o.rank) c.lora = (LoraConfig){.rank = (int32_t)o.rank, .targets = LORA_ALL, .scale = 1};
+    return c;
+}
 
 /* NCCL uses trees for AllReduce and rings for ReduceScatter and AllGather; a ring's latency grows with the number of
  * machines, a tree's with its logarithm. */
@@ -54,18 +82,22 @@ static CostMachine machine_of(int ranks, int zero) {
                          .weight_bytes = 2};
 }
 
+static const Backend bf16 = {.weight_size = 2, .act_size = 2};
+
 /* Seconds of sampling: every decode step reads the weights once and the keys and values of every running completion.
  * The longest completion sets the number of steps, whatever the number of ranks. */
-static double rollout_seconds(const CostRun *r, const CostMachine *m) {
+static double rollout_seconds(const ModelConfig *c, const CostRun *r, const CostMachine *m) {
     const double answers = ceil((double)o.prompts / r->ranks) * (double)o.group, read = o.read * 1e12;
     /* bytes, half full on average */
-    const double cache = answers * 0.5 * (double)o.answer * 2 * r->layers * r->width * 2;
+    const double cache = answers * 0.5 * (double)o.answer * (double)kv_bytes(c, &bf16, 1);
     const double reading = (2 * r->parameters + cache) / read, computing = 2 * r->parameters * answers / m->flops;
     return (double)o.answer * (reading > computing ? reading : computing);
 }
 
-/* Bytes of activations of a micro-batch: recompute 1 keeps about 26 C bytes per token and layer in bf16. */
-static double activations(const CostRun *r) { return (double)o.micro * (26 * r->width * r->layers + 12 * r->width); }
+/* Bytes of activations of a micro-batch, with --recompute 1. */
+static double activations(const ModelConfig *c) {
+    return (double)workspace_bytes(c, &bf16, (int)o.micro, (int)o.micro, (int)o.micro, true, 1);
+}
 
 int main(int argc, char **argv) {
     o.tokens = 1 << 20;
@@ -88,8 +120,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
         for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
             const int ranks = sizes[k];
-            const ModelConfig c =
-                gpt2_config(models[i].layers, models[i].heads, models[i].width, models[i].vocab, 1024);
+            const ModelConfig c = config_of(i);
             int zero = 0;
             CostRun r;
             CostMachine m;
@@ -98,11 +129,11 @@ int main(int argc, char **argv) {
             do { /* the lowest level that fits */
                 r = cost_run(&c, (double)o.tokens, micros, ranks, zero);
                 m = machine_of(ranks, zero);
-                bytes = cost_memory(&m, &r) + activations(&r);
+                bytes = cost_memory(&m, &r) + activations(&c);
             } while (bytes > o.memory * 0.92e9 && ranks > 1 && zero++ < 2);
             const bool fits = bytes <= o.memory * 0.92e9;
             const CostStep s = cost_step(&m, &r);
-            const double sampling = rollout_seconds(&r, &m);
+            const double sampling = rollout_seconds(&c, &r, &m);
             printf("| %s | %d | %d | %.1f | %s | %.1f | %.1f | %.1f | %.1f | %.0f %% | %.1f | %.0f %% |\n",
                    models[i].name, ranks, fits ? zero : 2, bytes * 1e-9, fits ? "yes" : "no", 1e3 * s.compute,
                    1e3 * s.sums, 1e3 * s.exposed, 1e3 * s.step, 100 * s.compute / s.step, sampling,

@@ -1,23 +1,24 @@
 /* cost_model.h - predicted time and memory of a training step on W ranks.
  *
- * cost_model.c evaluates the formulas for GPUs; bench_dist.c compares them with measurements. P: parameters, N: tokens
- * per step on all ranks, W: ranks; all times in seconds.
+ * cost_model.c evaluates the formulas for GPUs; bench_dist.c compares them with measurements. P: parameters, T: those
+ * that are trained (all, or only adapters), N: tokens per step on all ranks, W: ranks; all times in seconds.
  *
- *   compute   6 P N / (W F)                           F: FLOP/s of a rank in training, attention included
- *   sums      zero 0:  2 (W-1)/W 4P / B + K lat       gradients are float32; B: bytes/s of a rank into the network;
- *             zero 1:  (W-1)/W (4P + w P) / B + K lat    w: bytes per gathered weight; K: operations; lat: latency of
- *             zero 2:  (W-1)/W (4P m + w P) / B + K lat  one; m: micro-batches per step, each of which is summed
+ *   compute   (4 P + 2 T) N / (W F)                   F: FLOP/s of a rank in training, attention included
+ *   sums      zero 0:  2 (W-1)/W 4T / B + K lat       gradients are float32; B: bytes/s of a rank into the network;
+ *             zero 1:  (W-1)/W (4T + w T) / B + K lat    w: bytes per gathered weight; K: operations; lat: latency of
+ *             zero 2:  (W-1)/W (4T m + w T) / B + K lat  one; m: micro-batches per step, each of which is summed
  *   hidden    the sums of the layers' gradients (not of the embeddings', which come last), but at most the backward
  *             pass of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
  *   step      compute + sums - hidden
  *
- * Memory of a rank: weights w P; gradients 4P (zero 2: those of two layers and the embeddings, and 4P/W); moments 8P
- * and master weights 4P, both divided by W from zero 1 on; activations per token of a micro-batch.
+ * Memory of a rank: weights w P; gradients 4T (zero 2: those of two layers and the embeddings, and 4T/W); moments 8T
+ * and master weights 4T, both divided by W from zero 1 on; activations per token of a micro-batch.
  */
 #ifndef LLMC_COST_MODEL_H
 #define LLMC_COST_MODEL_H
 
-#include "../llmc/model/tensors.h"
+#include "../llmc/model/config.h"  /* ModelConfig */
+#include "../llmc/model/tensors.h" /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer, ... */
 
 typedef struct CostMachine {
     double flops;        /* FLOP/s of one rank in training */
@@ -28,8 +29,8 @@ typedef struct CostMachine {
 } CostMachine;
 
 typedef struct CostRun {
-    double parameters, layer_parameters; /* total; of one layer */
-    double layers, width;
+    double parameters, trained, layer_parameters; /* all; those that are trained, in total and of one layer */
+    double layers;
     double tokens, micros; /* tokens per step on all ranks; micro-batches per step and rank */
     int ranks, zero;
 } CostRun;
@@ -41,9 +42,11 @@ typedef struct CostStep {
 
 static inline CostRun cost_run(const ModelConfig *c, double tokens, double micros, int ranks, int zero) {
     TensorInfo t[TENSOR_COUNT];
-    CostRun r = {.parameters = (double)model_tensors(c, t), .layers = c->layers, .width = c->width};
-    for (int i = 0; i < TENSOR_COUNT; i++)
+    CostRun r = {.parameters = (double)model_tensors(c, t), .layers = c->layers};
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        if (tensor_trained(&t[i])) r.trained += (double)t[i].size;
         if (tensor_of_layer(&t[i])) r.layer_parameters += (double)t[i].rows * (double)t[i].columns;
+    }
     r.tokens = tokens;
     r.micros = micros;
     r.ranks = ranks;
@@ -53,10 +56,10 @@ static inline CostRun cost_run(const ModelConfig *c, double tokens, double micro
 
 static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
     const double W = r->ranks, others = (W - 1) / W, layers = r->layers * r->layer_parameters;
-    const double rest = r->parameters - layers, times = r->zero == 2 ? r->micros : 1;
+    const double rest = r->trained - layers, times = r->zero == 2 ? r->micros : 1;
     const double half = r->zero == 0 ? 2 : 1; /* zero 0: an all-reduce sends the sums back as well */
-    const double weights = r->zero == 0 ? 0 : m->weight_bytes * r->parameters;
-    CostStep s = {.compute = 6 * r->parameters * r->tokens / (W * m->flops)};
+    const double weights = r->zero == 0 ? 0 : m->weight_bytes * r->trained;
+    CostStep s = {.compute = (4 * r->parameters + 2 * r->trained) * r->tokens / (W * m->flops)};
     if (r->ranks == 1) {
         s.step = s.compute;
         return s;
@@ -75,11 +78,11 @@ static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
 
 /* Memory of a rank in bytes, without activations. */
 static inline double cost_memory(const CostMachine *m, const CostRun *r) {
-    const double P = r->parameters, W = r->ranks, embeddings = P - r->layers * r->layer_parameters;
+    const double T = r->trained, W = r->ranks, embeddings = T - r->layers * r->layer_parameters;
     const bool cut = r->ranks > 1 && r->zero > 0;
-    const double grads = r->ranks > 1 && r->zero == 2 ? 4 * (embeddings + 2 * r->layer_parameters) + 4 * P / W : 4 * P;
-    const double state = (8 + (m->weight_bytes < 4 ? 4 : 0)) * P / (cut ? W : 1);
-    return m->weight_bytes * P + grads + state;
+    const double grads = r->ranks > 1 && r->zero == 2 ? 4 * (embeddings + 2 * r->layer_parameters) + 4 * T / W : 4 * T;
+    const double state = (8 + (m->weight_bytes < 4 ? 4 : 0)) * T / (cut ? W : 1);
+    return m->weight_bytes * r->parameters + grads + state;
 }
 
 #endif
