@@ -7,10 +7,11 @@
  * The formulas are in cost_model.h; dev/COST_MODEL.md interprets the table.
  */
 #include "../llmc/base/options.h"    /* OPTION_INT, OPTION_REAL, OPTION_GROUP, OPTION_END, ... */
-#include "../llmc/model/backend.h"   /* Backend, MLP_SWIGLU, NORM_RMS */
-#include "../llmc/model/config.h"    /* ModelConfig, FAMILY_QWEN3, LORA_ALL, LoraConfig, ... */
+#include "../llmc/model/backend.h"   /* Backend */
+#include "../llmc/model/config.h"    /* ModelConfig, LORA_ALL, LoraConfig */
 #include "../llmc/model/workspace.h" /* kv_bytes, workspace_bytes */
 #include "cost_model.h"              /* CostMachine, CostRun, CostStep, cost_memory, ... */
+#include "shapes.h"                  /* SHAPE_gpt2_124m, SHAPE_gpt2_1558m, SHAPE_llama_1b, SHAPE_qwen3_0_6b, ... */
 
 static struct {
     int64_t tokens, micro, per_machine, answer, prompts, group, rank;
@@ -39,31 +40,10 @@ static const Option options[] = {
 
 static const OptionAbout about = {"[options]", "Predicts step time and memory per rank; see dev/COST_MODEL.md."};
 
-/* The shapes of published models: GPT-2's, and from the config.json of the others. heads of 0: GPT-2's. */
-static const struct {
-    const char *name;
-    int layers, heads, width, vocab;
-    int kv_heads, head_size, hidden, tied, qk_norm;
-} models[] = {{"GPT-2 124M", 12, 12, 768, 50257, 0, 0, 0, 1, 0},
-              {"GPT-2 1.6B", 48, 25, 1600, 50257, 0, 0, 0, 1, 0},
-              {"Qwen3-0.6B", 28, 16, 1024, 151936, 8, 128, 3072, 1, 1},
-              {"Llama-3.2-1B", 16, 32, 2048, 128256, 8, 64, 8192, 1, 0},
-              {"Qwen3-8B", 36, 32, 4096, 151936, 8, 128, 12288, 0, 1}};
+static const int shapes[] = {SHAPE_gpt2_124m, SHAPE_gpt2_1558m, SHAPE_qwen3_0_6b, SHAPE_llama_1b, SHAPE_qwen3_8b};
 
-static ModelConfig config_of(size_t i) {
-    ModelConfig c = gpt2_config(models[i].layers, models[i].heads, models[i].width, models[i].vocab, 1024);
-    if (models[i].kv_heads) {
-        c.family = FAMILY_QWEN3;
-        c.norm = NORM_RMS;
-        c.position = POSITION_ROTARY;
-        c.mlp = MLP_SWIGLU;
-        c.kv_heads = models[i].kv_heads;
-        c.head_size = c.rotary = models[i].head_size;
-        c.hidden = models[i].hidden;
-        c.tied = models[i].tied;
-        c.qk_norm = models[i].qk_norm ? QK_NORM_HEAD : QK_NORM_NONE;
-        c.qkv_bias = c.attproj_bias = c.mlp_bias = 0;
-    }
+static ModelConfig config_of(int shape) {
+    ModelConfig c = shape_config(shape, 1024);
     if (o.rank) c.lora = (LoraConfig){.rank = (int32_t)o.rank, .targets = LORA_ALL, .scale = 1};
     return c;
 }
@@ -117,10 +97,10 @@ int main(int argc, char **argv) {
     printf("| model | ranks | zero | GB per rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
            " sampling s | sampling share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     static const int sizes[] = {1, 8, 64, 256, 1024};
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++)
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
             const int ranks = sizes[k];
-            const ModelConfig c = config_of(i);
+            const ModelConfig c = config_of(shapes[i]);
             int zero = 0;
             CostRun r;
             CostMachine m;
@@ -135,7 +115,7 @@ int main(int argc, char **argv) {
             const CostStep s = cost_step(&m, &r);
             const double sampling = rollout_seconds(&c, &r, &m);
             printf("| %s | %d | %d | %.1f | %s | %.1f | %.1f | %.1f | %.1f | %.0f %% | %.1f | %.0f %% |\n",
-                   models[i].name, ranks, fits ? zero : 2, bytes * 1e-9, fits ? "yes" : "no", 1e3 * s.compute,
+                   shape_name(shapes[i]), ranks, fits ? zero : 2, bytes * 1e-9, fits ? "yes" : "no", 1e3 * s.compute,
                    1e3 * s.sums, 1e3 * s.exposed, 1e3 * s.step, 100 * s.compute / s.step, sampling,
                    100 * sampling / (sampling + s.step));
         }

@@ -113,6 +113,8 @@ static inline double bench_copy_bandwidth(void) {
       (d, table, position, frequency, factor, N, half, stride))                                                        \
     X(rotary_forward, (Device * d, const Rotary *r), (d, r))                                                           \
     X(rotary_backward, (Device * d, const Rotary *r), (d, r))                                                          \
+    X(lora_forward, (Device * d, const Lora *l), (d, l))                                                               \
+    X(lora_backward, (Device * d, const Lora *l), (d, l))                                                              \
     X(add, (Device * d, Acts * x, const Acts *y, size_t n), (d, x, y, n))                                              \
     X(attention_forward, (Device * d, const Attention *a), (d, a))                                                     \
     X(attention_backward, (Device * d, const Attention *a), (d, a))                                                    \

@@ -1,6 +1,6 @@
-/* bench_decode.c - benchmark of sampling from GPT-2 124M: 32 sequences of 32 prompt and 64 new tokens, then one alone.
+/* bench_decode.c - benchmark of sampling: 32 sequences of 32 prompt and 64 new tokens, then one alone.
  *
- *     make build/bench_decode && build/bench_decode [--dtype bf16] [--sequences 32] [--no-single]
+ *     make build/bench_decode && build/bench_decode [--model smollm2-135m] [--dtype bf16] [--no-single]
  *
  * It runs random weights and different random prompts through the rollout engine (llmc/rollout/rollout.h);
  * dev/peers/peer_generate.py does the same in transformers. The speed is compared with two lower bounds of the time.
@@ -10,26 +10,26 @@
  */
 #include "../../llmc/base/options.h"
 #include "../../llmc/rollout/rollout.h"
+#include "../shapes.h"
 #include "bench.h"
 
 static struct {
-    int64_t sequences, prompt, fresh, layers, heads, width, vocab, runs;
-    int dtype;
+    int64_t sequences, prompt, fresh, runs, rank;
+    int dtype, model;
     bool single;
-} o = {32, 32, 64, 12, 12, 768, 50257, 3, 0, true};
+} o = {.sequences = 32, .prompt = 32, .fresh = 64, .runs = 3, .single = true};
 
-static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+static const Option options[] = {OPTION_CHOICE("model", 0, &o.model, SHAPE_CHOICES, "shape of the model"),
+                                 OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "adapters of this rank; 0: none"),
+                                 OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
                                  OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences in parallel"),
                                  OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens per prompt"),
                                  OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled per sequence"),
                                  OPTION_INT("runs", 0, &o.runs, 1, 1000, "timed runs, after one untimed run"),
                                  OPTION_FLAG("single", 0, &o.single, "also time a single sequence"),
-                                 OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
-                                 OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
-                                 OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-                                 OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
                                  OPTION_END};
-static const OptionAbout about = {"[options]", "Times sampling from GPT-2 124M, in total and by operation."};
+static const OptionAbout about = {"[options]",
+                                  "Times sampling from a model with random weights, in total and by operation."};
 
 /* Returns the median time of a run of n sequences with different prompts, in seconds. */
 static double time_rollout(const Model *m, int n, double fma, double bandwidth) {
@@ -43,7 +43,7 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     Completion *out = (Completion *)xcalloc((size_t)n, sizeof *out);
     int32_t *prompt = (int32_t *)xmalloc((size_t)(n * P) * sizeof *prompt);
     Random random = random_start(1, 6);
-    for (int i = 0; i < n * P; i++) prompt[i] = (int32_t)random_below(&random, (uint64_t)o.vocab);
+    for (int i = 0; i < n * P; i++) prompt[i] = (int32_t)random_below(&random, (uint64_t)m->config.vocab);
     for (int i = 0; i < n; i++)
         q[i] = (RolloutRequest){
             .prompt = prompt + i * P, .prompt_len = P, .samples = 1, .id = (uint64_t)i, .out = out + i};
@@ -64,7 +64,8 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     }
     const double median = bench_median(seconds, o.runs);
     const ModelConfig *c = &m->config;
-    const double weights = (double)(m->parameters - (size_t)c->context * (size_t)c->width);
+    const double weights =
+        (double)(m->parameters - m->tensor[TENSOR_wpe].size - (c->tied ? 0 : m->tensor[TENSOR_wte].size));
     const double body = weights - (double)c->padded_vocab * c->width;
     const double memory = (double)steps * weights * (o.dtype ? 2 : 4) / bandwidth;
     const double arithmetic = 2 * n * ((P + G - 1) * body + G * (weights - body)) / fma;
@@ -91,7 +92,8 @@ int main(int argc, char **argv) {
             o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
-    const ModelConfig c = gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, 1024);
+    ModelConfig c = shape_config(o.model, 1024);
+    if (o.rank) c.lora = (LoraConfig){.rank = (int)o.rank, .targets = LORA_ALL, .scale = 32.0f / (float)o.rank};
     if (!model_config_check(&c, "model", &e) || !model_new(&m, &c, b, d, false, &e)) die("%s", e.text);
     model_init(&m, 1);
     const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth);

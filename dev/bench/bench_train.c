@@ -1,36 +1,37 @@
-/* bench_train.c - benchmark of a training step of GPT-2 124M: forward, backward, clipping, AdamW.
+/* bench_train.c - benchmark of a training step: forward, backward, clipping, AdamW.
  *
- *     make build/bench_train && build/bench_train [--dtype bf16] [--recompute 1] [--steps 5]
+ *     make build/bench_train && build/bench_train [--model smollm2-135m] [--lora-rank 16] [--dtype bf16]
  *
  * It packs 4 sequences of 256 random tokens in one batch, trains random weights and reports the median of the steps
- * after the first, and the time of each operation; dev/peers/peer_train.py does the same in PyTorch. FLOP are 6 N per
- * token, where N counts all parameters with the padded vocabulary, plus attention's 12 C per layer and visible
- * query-key pair. The share refers to the arithmetic peak of the processor (llmc/cpu/peak.h). The last line, on
+ * after the first, and the time of each operation; dev/peers/peer_train.py does the same in PyTorch. FLOP of GPT-2 are
+ * 6 N per token, where N counts all parameters with the padded vocabulary, plus attention's 12 C per layer and visible
+ * query-key pair; of other models, those of model_flops(). The share refers to the arithmetic peak of the processor
+ * (llmc/cpu/peak.h). The last line, on
  * standard output, is JSON.
  */
 #include "../../llmc/model/decode.h"
 #include "../../llmc/model/optimizer.h"
 #include "../../llmc/base/options.h"
 #include "../../llmc/model/pack.h"
+#include "../shapes.h"
 #include "bench.h"
 
 static struct {
-    int64_t batch, length, layers, heads, width, vocab, steps, recompute;
-    int dtype;
-} o = {4, 256, 12, 12, 768, 50257, 5, 0, 0};
+    int64_t batch, length, steps, recompute, rank;
+    int dtype, model;
+} o = {.batch = 4, .length = 256, .steps = 5};
 
 static const Option options[] = {
+    OPTION_CHOICE("model", 0, &o.model, SHAPE_CHOICES, "shape of the model"),
+    OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "train adapters of this rank; 0 trains all weights"),
     OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
     OPTION_INT("recompute", 0, &o.recompute, 0, 2, "recomputation level: 1 layernorm and GELU outputs, 2 whole layers"),
     OPTION_INT("steps", 0, &o.steps, 1, 100000, "timed steps, after one untimed step"),
     OPTION_INT("batch", 0, &o.batch, 1, 4096, "sequences per step"),
     OPTION_INT("length", 0, &o.length, 2, 4096, "tokens per sequence"),
-    OPTION_INT("layers", 0, &o.layers, 1, 1024, "number of layers"),
-    OPTION_INT("heads", 0, &o.heads, 1, 1024, "attention heads"),
-    OPTION_INT("width", 0, &o.width, 1, 65536, "channels"),
-    OPTION_INT("vocab", 0, &o.vocab, 1, 1 << 20, "vocabulary size"),
     OPTION_END};
-static const OptionAbout about = {"[options]", "Times a training step of GPT-2 124M, in total and by operation."};
+static const OptionAbout about = {"[options]",
+                                  "Times a training step of a model with random weights, in total and by operation."};
 
 int main(int argc, char **argv) {
     Error e;
@@ -40,8 +41,8 @@ int main(int argc, char **argv) {
     const Backend *b = bench_backend(backend_cpu());
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
 
-    ModelConfig c =
-        gpt2_config((int)o.layers, (int)o.heads, (int)o.width, (int)o.vocab, o.length > 1024 ? (int)o.length : 1024);
+    ModelConfig c = shape_config(o.model, o.length > 1024 ? (int)o.length : 1024);
+    if (o.rank) c.lora = (LoraConfig){.rank = (int)o.rank, .targets = LORA_ALL, .scale = 32.0f / (float)o.rank};
     Model m;
     Optimizer optimizer;
     Workspace w;
@@ -56,14 +57,16 @@ int main(int argc, char **argv) {
     int32_t *tokens = (int32_t *)xmalloc((size_t)o.length * sizeof *tokens);
     double pairs = 0;
     for (int s = 0; s < o.batch; s++) {
-        for (int i = 0; i < o.length; i++) tokens[i] = (int32_t)random_below(&random, (uint64_t)o.vocab);
+        for (int i = 0; i < o.length; i++) tokens[i] = (int32_t)random_below(&random, (uint64_t)c.vocab);
         batch_sequence(&batch, tokens, NULL, (int)o.length);
         pairs += 0.5 * (double)o.length * (double)(o.length + 1);
     }
     float *dlogp = (float *)xmalloc((size_t)N * sizeof *dlogp), *logp = (float *)xmalloc((size_t)N * sizeof *logp);
     for (int i = 0; i < batch.targets; i++) dlogp[i] = -1.0f / (float)batch.targets;
 
-    const double flops = 6.0 * (double)m.parameters * N + 12.0 * (double)c.width * (double)c.layers * pairs;
+    double flops = model_flops(&c, N, batch.targets, pairs, 3);
+    if (o.model == SHAPE_gpt2_124m || o.model == SHAPE_gpt2_1558m)
+        flops = 6.0 * (double)m.parameters * N + 12.0 * (double)c.width * (double)c.layers * pairs;
     double *seconds = (double *)xmalloc((size_t)o.steps * sizeof *seconds), total = 0;
     for (int64_t step = -1; step < o.steps; step++) {
         const double start = clock_seconds();
