@@ -168,7 +168,7 @@ static inline int32_t model_widest(const ModelConfig *c) {
 
 /* The projections that one matrix computes, in the order of its rows. */
 enum { LORA_OF_QKV = LORA_Q | LORA_K | LORA_V, LORA_OF_ATTPROJ = LORA_O, LORA_OF_FC = LORA_GATE | LORA_UP };
-enum { LORA_OF_FCPROJ = LORA_DOWN };
+enum { LORA_OF_FCPROJ = LORA_DOWN, LORA_RANK_MAX = 1024 };
 
 /* The parts of a matrix that have an adapter: its rows first .. first + count - 1. */
 typedef struct LoraParts {
@@ -202,6 +202,14 @@ static inline LoraParts lora_parts(const ModelConfig *c, int projections) {
     }
     for (int i = 0; i < p.parts; i++) p.rows += p.count[i];
     return p;
+}
+
+/* Output rows of projections: of all of them together. */
+static inline int lora_rows(const ModelConfig *c, int projections) {
+    ModelConfig all = *c;
+    all.lora.rank = 1;
+    all.lora.targets = projections;
+    return lora_parts(&all, projections).rows;
 }
 
 /* Channels of the adapters' inner activations, and rows of their outputs, for one matrix. */
@@ -261,7 +269,7 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
                  {"norm of queries and keys", (int32_t)c->qk_norm, QK_NORM_NONE, QK_NORM_ROW},
                  {"window", c->window, 0, INT32_MAX},
                  {"tied output matrix", c->tied, 0, 1},
-                 {"rank of adapters", c->lora.rank, 0, 1024},
+                 {"rank of adapters", c->lora.rank, 0, LORA_RANK_MAX},
                  {"targets of adapters", c->lora.targets, c->lora.rank ? 1 : 0, LORA_ALL},
                  {"value head", c->value_head, 0, 1}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
