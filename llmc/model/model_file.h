@@ -7,6 +7,9 @@
  * bit for bit. If the device keeps bf16 weights and float32 master weights (--device cuda --dtype bf16), the weights in
  * the file are those that the model computed with, and a training state also holds the masters (MSTR).
  *
+ * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is that
+ * of a folder (huggingface_save.h). A folder holds no training state.
+ *
  *     ModelFile f;
  *     model_load(&model, &f, "sft.bin", NULL, false, backend, device, true, seed, NULL, &e);
  *     model_save(&model, &f, "out.bin", false, NULL, NULL, &e);
@@ -14,15 +17,20 @@
 #ifndef LLMC_MODEL_MODEL_FILE_H
 #define LLMC_MODEL_MODEL_FILE_H
 
-#include "../base/error.h" /* Error, error_set, xmalloc, checked_object, ... */
-#include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
-#include "backend.h"       /* Floats, Backend, Device, floats_at */
-#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
-#include "config.h"        /* ModelConfig, gpt2_config_descriptor, model_config_check */
-#include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
-#include "optimizer.h"     /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
-#include "share.h"         /* Share */
-#include "tensors.h"       /* TENSOR_valuew, gpt2_file_elements, TENSOR_COUNT */
+#include "../base/error.h"     /* Error, error_set, xcalloc, xmalloc, ... */
+#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
+#include "../base/text.h"      /* TokenList, token_list_free */
+#include "backend.h"           /* Floats, Backend, Device, floats_at */
+#include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
+#include "config.h"            /* ModelConfig, gpt2_config_descriptor, model_config_check */
+#include "huggingface.h"       /* Huggingface, HuggingfaceSource, huggingface_close, huggingface_floats, ... */
+#include "huggingface_names.h" /* HuggingfacePart */
+#include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
+#include "model.h"             /* Model, ModelChunk, model_each_chunk, model_download, ... */
+#include "optimizer.h"         /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
+#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafetensorsType */
+#include "share.h"             /* Share */
+#include "tensors.h"           /* TENSOR_valuew, gpt2_file_elements, TENSOR_COUNT, TENSOR_headw, ... */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -34,12 +42,17 @@ typedef struct ModelFile {
     char *reward;        /* kind and normalisation of a reward model as JSON (reward_model.h), or NULL */
     bool head;           /* the file that was read has a value head */
     uint64_t hash;       /* hash of the file that was read; 0 for a new model */
+    /* of a model that was read from a folder */
+    HuggingfaceSource *source; /* what an output folder needs of it, or NULL */
+    TokenList stops;           /* tokens that end a completion; an output folder lists them */
+    char *note;                /* a warning for the user, or NULL */
 } ModelFile;
 
 enum { MODEL_TEXT_LIMIT = 64 << 20 }; /* bytes of a text section */
 
 static inline void model_file_free(ModelFile *f) {
     free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
+    huggingface_source_free(f->source), token_list_free(&f->stops), free(f->note);
     *f = (ModelFile){0};
 }
 
@@ -148,7 +161,104 @@ static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile 
     }
 }
 
-/* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
+/* Initialises the value head of a model whose file has none. */
+static inline void model_new_head(const Model *m, const Optimizer *o, uint64_t seed) {
+    const size_t n = (size_t)m->config.width + 1;
+    float *host = (float *)xcalloc(n, sizeof *host);
+    model_init_tensor(&m->config, TENSOR_valuew, &m->tensor[TENSOR_valuew], seed, host);
+    model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, n);
+    free(host);
+}
+
+/* ---- folders ----------------------------------------------------------------------------------------------------- */
+
+/* Sets the padding rows of the embeddings and of the output matrix to 0. */
+static inline void model_clear_padding(const Model *m, const Optimizer *o) {
+    const int tensor[] = {TENSOR_wte, TENSOR_headw};
+    const ModelConfig *c = &m->config;
+    const size_t used = (size_t)c->vocab * (size_t)c->width;
+    const size_t n = (size_t)(c->padded_vocab - c->vocab) * (size_t)c->width;
+    float *zero = (float *)xcalloc(n, sizeof *zero);
+    for (int i = 0; n && i < (c->tied ? 1 : 2); i++)
+        model_put_weights(m, o, m->tensor[tensor[i]].offset + used, zero, n);
+    free(zero);
+}
+
+/* Uploads the tensors of a folder. */
+static inline void model_read_parts(const Huggingface *h, const Model *m, const Optimizer *o) {
+    model_clear_padding(m, o);
+    for (size_t i = 0; i < h->parts.count; i++) {
+        const HuggingfacePart *p = &h->parts.part[i];
+        if (p->tensor == TENSOR_valuew && !m->config.value_head) continue;
+        for (ModelChunk c = {0}; model_each_chunk(&c, p->rows * p->columns);) {
+            huggingface_floats(h, i, c.at, c.host, c.n);
+            model_put_weights(m, o, p->at + c.at, c.host, c.n);
+        }
+    }
+    if (m->config.value_head && h->config.value_head)
+        model_put_weights(m, o, m->tensor[TENSOR_valueb].offset, &h->bias, 1);
+}
+
+/* Takes over the texts of a folder. */
+static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
+    if (!huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    f->hash = huggingface_hash(h);
+    f->head = h->config.value_head;
+    f->chat_template = h->chat_template;
+    f->reward = h->reward;
+    f->source = h->source;
+    f->stops = h->stops;
+    f->note = h->note;
+    if (h->lineage) {
+        json_decref(f->lineage);
+        f->lineage = json_incref(h->lineage);
+    }
+    h->chat_template = h->reward = h->note = NULL;
+    h->source = NULL;
+    h->stops = (TokenList){0};
+    return true;
+}
+
+/* model_load_share() for a folder. */
+static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, bool value_head, const Backend *b,
+                                     Device *d, bool gradients, uint64_t seed, Optimizer *o, Share share, Error *e) {
+    Huggingface h;
+    if (!huggingface_open(&h, path, e)) return false;
+    ModelConfig config = h.config;
+    config.value_head = value_head;
+    bool ok = true;
+    if (h.headless && !value_head)
+        ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
+                       path);
+    ok = ok && model_new(m, &config, b, d, false, e);
+    m->share = share;
+    ok = ok && (!gradients || model_new_grads(m, e)) && (!o || optimizer_new(o, m, e));
+    if (ok) {
+        model_read_parts(&h, m, o);
+        if (value_head && !h.config.value_head) model_new_head(m, o, seed);
+        ok = model_take_texts(&h, f, e);
+    }
+    huggingface_close(&h);
+    return ok;
+}
+
+/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
+static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
+                                     Error *e) {
+    const HuggingfaceOutput out = {.source = f->source,
+                                   .type = type,
+                                   .tokenizer = f->tokenizer,
+                                   .tokenizer_bytes = f->tokenizer_bytes,
+                                   .chat_template = f->chat_template,
+                                   .lineage = f->lineage,
+                                   .reward = f->reward,
+                                   .stops = f->stops};
+    return huggingface_save(m, &out, path, e);
+}
+
+/* ---- loading and saving ------------------------------------------------------------------------------------------ */
+
+/* Loads `spec`: a folder (huggingface.h), a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
  * `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be NULL). value_head:
  * whether the model has a value head; it gets a new one if the file has none. gradients: the model will be trained. o:
  * an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's share of the
@@ -170,6 +280,8 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
         if (ok && gradients) ok = model_new_grads(m, e);
         if (ok) model_init(m, seed);
         if (ok && o) ok = optimizer_new(o, m, e);
+    } else if (huggingface_is_folder(spec)) {
+        ok = model_load_folder(m, f, spec, value_head, b, d, gradients, seed, o, share, e);
     } else {
         CheckpointReader r;
         bool head = false;
@@ -185,12 +297,7 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
             ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
                  (!gradients || model_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
             if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
-            if (ok && value_head && !head) {
-                float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
-                model_init_tensor(&config, TENSOR_valuew, &m->tensor[TENSOR_valuew], seed, host);
-                model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, (size_t)config.width + 1);
-                free(host);
-            }
+            if (ok && value_head && !head) model_new_head(m, o, seed);
             f->hash = reader_hash(&r.in);
             f->head = head;
             checkpoint_close(&r);
@@ -254,11 +361,16 @@ static inline bool model_save_beside(const Model *m, const Optimizer *o, Error *
                            (!o->master || model_collect(NULL, m, o, o->master, e)));
 }
 
-/* Writes a checkpoint, or a training state if an optimizer and the trainer's counters (JSON text) are given. bf16:
- * writes llm.c's version 5. The file appears under `path` only when all of it is on disk. */
+/* Writes a folder if `path` is one (huggingface_save.h), else a checkpoint, or a training state if an optimizer and the
+ * trainer's counters (JSON text) are given. bf16: writes bfloat16 (llm.c's version 5), else float32; in a folder, else
+ * the types of the input. The file or folder appears under `path` only when all of it is on disk. */
 static inline bool model_save(const Model *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
                               const char *trainer, Error *e) {
     CheckpointWriter w;
+    if (huggingface_is_output(path)) {
+        if (o) return error_set(e, "%s: is a folder, expected the file of a training state", path);
+        return model_save_folder(m, f, path, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT, e);
+    }
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
     ModelChunk c = {0};
     bool ok = true;
