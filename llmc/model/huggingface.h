@@ -153,6 +153,10 @@ static inline char *huggingface_path(const char *folder, const char *name) {
 /* Parses the text of an object. name: for messages. */
 static inline json_t *huggingface_parse(const char *text, size_t n, const char *name, Error *e) {
     json_error_t bad;
+    if (memchr(text, 0, n)) {
+        error_set(e, "%s: contains a NUL byte, which is not JSON", name);
+        return NULL;
+    }
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
     if (!root) {
         error_set(e, "%s: line %d, column %d: %s", name, bad.line, bad.column, bad.text);
@@ -538,9 +542,9 @@ static inline bool huggingface_read_own(Huggingface *h, Error *e) {
     return true;
 }
 
-/* Reads the text of config.json. name: its path. */
-static inline json_t *huggingface_read_config(Huggingface *h, const char *name, Error *e) {
-    json_t *root = huggingface_parse(h->source->config, strlen(h->source->config), name, e);
+/* Reads the text of config.json, of n bytes. name: its path. */
+static inline json_t *huggingface_read_config(Huggingface *h, const char *name, size_t n, Error *e) {
+    json_t *root = huggingface_parse(h->source->config, n, name, e);
     if (root && huggingface_config_read(&h->config, root, name, e)) return root;
     json_decref(root);
     return NULL;
@@ -552,8 +556,7 @@ static inline bool huggingface_open_all(Huggingface *h, Error *e) {
         return error_set(e, "%s: is a folder without config.json, expected a model's folder", h->path);
     char *name = huggingface_path(h->path, "config.json");
     h->source->config = file_slurp(name, HUGGINGFACE_JSON_MAX, &n, e);
-    if (h->source->config && strlen(h->source->config) != n) h->source->config[0] = 0; /* a NUL, which JSON excludes */
-    json_t *root = h->source->config ? huggingface_read_config(h, name, e) : NULL;
+    json_t *root = h->source->config ? huggingface_read_config(h, name, n, e) : NULL;
     const bool ok = root && huggingface_open_files(h, e) && huggingface_match(h, NULL, e) &&
                     huggingface_keep_files(h, "", e) && huggingface_keep_files(h, "additional_chat_templates", e) &&
                     huggingface_template(h, e) && huggingface_read_stops(h, root, e) && huggingface_read_own(h, e);

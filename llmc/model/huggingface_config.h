@@ -208,6 +208,7 @@ static inline bool huggingface_integer(const json_t *object, const char *key, in
                                        const char *name, Error *e) {
     const json_t *value = huggingface_value(object, key);
     int64_t x = fallback;
+    *to = 0;
     if (!value && fallback == INT64_MIN) return error_set(e, "%s: has no %s", name, key);
     if (json_is_real(value) && json_real_value(value) == floor(json_real_value(value)) &&
         fabs(json_real_value(value)) < 1e9)
@@ -223,9 +224,10 @@ static inline bool huggingface_integer(const json_t *object, const char *key, in
 static inline bool huggingface_number(const json_t *object, const char *key, double fallback, double *to,
                                       const char *name, Error *e) {
     const json_t *value = huggingface_value(object, key);
+    *to = fallback;
     if (!value && isnan(fallback)) return error_set(e, "%s: has no %s", name, key);
     if (value && !json_is_number(value)) return error_set(e, "%s: %s is not a number", name, key);
-    *to = value ? json_number_value(value) : fallback;
+    if (value) *to = json_number_value(value);
     if (value && !(*to > 0 && *to < 1e30))
         return error_set(e, "%s: %s is %g, expected a positive number", name, key, *to);
     return true;
@@ -233,7 +235,7 @@ static inline bool huggingface_number(const json_t *object, const char *key, dou
 
 static inline bool huggingface_float(const json_t *object, const char *key, double fallback, float *to,
                                      const char *name, Error *e) {
-    double x = fallback;
+    double x;
     if (!huggingface_number(object, key, fallback, &x, name, e)) return false;
     *to = (float)x;
     return true;
@@ -242,8 +244,8 @@ static inline bool huggingface_float(const json_t *object, const char *key, doub
 static inline bool huggingface_flag(const json_t *object, const char *key, bool fallback, int32_t *to, const char *name,
                                     Error *e) {
     const json_t *value = huggingface_value(object, key);
-    if (value && !json_is_boolean(value)) return error_set(e, "%s: %s is not true or false", name, key);
     *to = value ? json_is_true(value) : fallback;
+    if (value && !json_is_boolean(value)) return error_set(e, "%s: %s is not true or false", name, key);
     return true;
 }
 
@@ -452,7 +454,7 @@ static inline bool huggingface_window_by_pattern(const ModelConfig *c, int l, in
 /* SmolLM3: the layers without rotary positions. */
 static inline bool huggingface_no_rope(ModelConfig *c, const json_t *root, const char *name, Error *e) {
     const json_t *list = huggingface_value(root, "no_rope_layers");
-    int32_t interval = 4;
+    int32_t interval;
     if (!huggingface_integer(root, "no_rope_layer_interval", 4, &interval, name, e)) return false;
     if (!list && interval < 1) return error_set(e, "%s: no_rope_layer_interval is %d", name, interval);
     if (list && (!json_is_array(list) || json_array_size(list) != (size_t)c->layers))
@@ -878,10 +880,10 @@ static inline void huggingface_config_write(TextBuffer *b, const ModelConfig *c,
     else huggingface_write_rotary(b, c);
     huggingface_put_flag(b, "tie_word_embeddings", c->tied);
     if (c->value_head) text_string(b, ",\n  \"num_labels\": 1");
-    if (stops->count) {
-        text_string(b, ",\n  \"eos_token_id\": ");
-        huggingface_ids_text(b, stops);
-    }
+    /* the classes' defaults can be outside a small vocabulary */
+    text_string(b, ",\n  \"bos_token_id\": null,\n  \"pad_token_id\": null,\n  \"eos_token_id\": ");
+    if (stops->count) huggingface_ids_text(b, stops);
+    else text_string(b, "null");
     text_format(b, ",\n  \"torch_dtype\": \"%s\"\n}\n", dtype);
 }
 

@@ -16,9 +16,10 @@
  *   chat_template.jinja           a Jinja template that differs from the input's
  *   training_lineage.json, reward_model.json, tokenizer.llmc, chat_template.llmc        as huggingface.h describes them
  *
- * A folder whose model was not changed has the same bytes as its input in all of these files. The value head's weights are
- * score.weight, as in transformers' ...ForSequenceClassification, which has no bias: its bias, which changes no ranking, is
- * only in reward_model.json. A new model's tensors are float32.
+ * A folder whose model was not changed has the same bytes as its input in all of these files. The value head's weights
+ * are score.weight, as in transformers' ...ForSequenceClassification, which has no bias: its bias, which changes no
+ * ranking, is only in reward_model.json. An output matrix that is not tied is written as well, so that the model can be
+ * trained further; transformers skips it. A new model's tensors are float32.
  *
  *     const HuggingfaceOutput o = {.source = file.source, .type = SAFETENSORS_TYPE_COUNT, .lineage = file.lineage};
  *     if (!huggingface_save(&model, &o, "out/", &e)) return false;

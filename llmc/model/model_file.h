@@ -19,7 +19,7 @@
 
 #include "../base/error.h"     /* Error, error_set, xcalloc, xmalloc, ... */
 #include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
-#include "../base/text.h"      /* TokenList, token_list_free */
+#include "../base/text.h"      /* TokenList, token_list_append, token_list_free */
 #include "backend.h"           /* Floats, Backend, Device, floats_at */
 #include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
 #include "config.h"            /* ModelConfig, gpt2_config_descriptor, model_config_check */
@@ -42,9 +42,8 @@ typedef struct ModelFile {
     char *reward;        /* kind and normalisation of a reward model as JSON (reward_model.h), or NULL */
     bool head;           /* the file that was read has a value head */
     uint64_t hash;       /* hash of the file that was read; 0 for a new model */
-    /* of a model that was read from a folder */
-    HuggingfaceSource *source; /* what an output folder needs of it, or NULL */
-    TokenList stops;           /* tokens that end a completion; an output folder lists them */
+    TokenList stops;     /* tokens that end a completion, of generation_config.json; an output folder lists them */
+    HuggingfaceSource *source; /* what an output folder needs of the folder that was read, or NULL */
     char *note;                /* a warning for the user, or NULL */
 } ModelFile;
 
@@ -54,6 +53,13 @@ static inline void model_file_free(ModelFile *f) {
     free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
     huggingface_source_free(f->source), token_list_free(&f->stops), free(f->note);
     *f = (ModelFile){0};
+}
+
+/* Adds a token to those that end a completion, which an output folder lists. token: -1 for none. */
+static inline void model_file_add_stop(ModelFile *f, int32_t token) {
+    for (int32_t i = 0; i < f->stops.count; i++)
+        if (f->stops.ids[i] == token) return;
+    if (token >= 0) token_list_append(&f->stops, token);
 }
 
 /* Uploads those of elements [at, at + n) of an array over all parameters that are in this rank's slices. */

@@ -247,6 +247,7 @@ static inline bool safetensors_start(Safetensors *s, Error *e) {
         return error_set(e, "%s: header of %llu bytes, the file has %zu and the limit is %d: not a safetensors file",
                          s->name, (unsigned long long)n, s->file_bytes - 8, SAFETENSORS_HEADER_MAX);
     if (!n || s->file[8] != '{') return error_set(e, "%s: header does not begin with '{'", s->name);
+    if (memchr(s->file + 8, 0, (size_t)n)) return error_set(e, "%s: header contains a NUL byte", s->name);
     s->data_bytes = s->file_bytes - 8 - n;
     json_t *header = json_loadb((const char *)s->file + 8, (size_t)n, JSON_REJECT_DUPLICATES, &bad);
     if (!header) return error_set(e, "%s: header, column %d: %s", s->name, bad.column, bad.text);

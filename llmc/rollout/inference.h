@@ -120,6 +120,7 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     if (!model_load(&x->model, &x->file, o->checkpoint, NULL, false, x->backend, x->device, false, (uint64_t)seed, NULL,
                     &e))
         die("%s", e.text);
+    if (x->file.note) warn("%s", x->file.note);
     if (data && !model_fits_data(&x->model.config, data->name, data->vocab, &e)) die("%s", e.text);
     inference_text(x, o, data);
 }

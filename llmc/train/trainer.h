@@ -25,31 +25,32 @@
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
 
-#include "../base/clock.h"        /* clock_seconds */
-#include "../base/error.h"        /* die, Error, usage_error, warn, ... */
-#include "../base/io.h"           /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
-#include "../base/launch.h"       /* Launch, launch_of_environment */
-#include "../base/options.h"      /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/program.h"      /* program_bytes, program_peak_memory, program_stopping */
-#include "../device.h"            /* DeviceKind, backend_open, device_dtype */
-#include "../dist/dist.h"         /* dist_total, Dist, dist_any, dist_close, ... */
-#include "../dist/grads.h"        /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
-#include "../model/backend.h"     /* Backend, Device, Dtype */
-#include "../model/batch.h"       /* Batch, batch_pairs */
-#include "../model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_fits_data, ... */
-#include "../model/model.h"       /* Model, model_free, model_grow_vocab, model_sync */
-#include "../model/model_file.h"  /* model_save, ModelFile, model_file_free, model_load_share, ... */
-#include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
-#include "../model/optimizer.h"   /* OptimizerResult, optimizer_take_weights, Optimizer, optimizer_bytes_share, ... */
-#include "../model/schedule.h"    /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
-#include "../model/share.h"       /* Share */
-#include "../model/tensors.h"     /* TENSOR_headw */
-#include "../model/transformer.h" /* model_flops */
-#include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_new */
-#include "../records/shard.h"     /* Shard */
-#include "../report/metrics.h"    /* metrics_line, metrics_set, Metrics, metrics_header, ... */
-#include "companion.h"            /* companion_forget, Companion, companion_free, companion_save */
-#include "trainer_options.h"      /* TrainerOptions */
+#include "../base/clock.h"             /* clock_seconds */
+#include "../base/error.h"             /* die, Error, usage_error, warn, ... */
+#include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
+#include "../base/launch.h"            /* Launch, launch_of_environment */
+#include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
+#include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
+#include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
+#include "../dist/dist.h"              /* dist_total, Dist, dist_any, dist_close, ... */
+#include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
+#include "../model/backend.h"          /* Backend, Device, Dtype */
+#include "../model/batch.h"            /* Batch, batch_pairs */
+#include "../model/config.h"           /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_fits_data, ... */
+#include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
+#include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
+#include "../model/model_file.h"       /* model_save, ModelFile, model_file_add_stop, model_file_free, ... */
+#include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
+#include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
+#include "../model/schedule.h"         /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
+#include "../model/share.h"            /* Share */
+#include "../model/tensors.h"          /* TENSOR_headw */
+#include "../model/transformer.h"      /* model_flops */
+#include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
+#include "../records/shard.h"          /* Shard */
+#include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_header, ... */
+#include "companion.h"                 /* companion_forget, Companion, companion_free, companion_save */
+#include "trainer_options.h"           /* TrainerOptions */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
@@ -123,6 +124,10 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     if (launch.rank) return;
     for (int i = 0; i < 3; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
+        if (outputs[i] != o->state && huggingface_is_output(outputs[i])) {
+            if (!huggingface_check_output(outputs[i], &e)) die("%s", e.text);
+            continue;
+        }
         if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
             continue; /* the reader of a FIFO would take this for the end of the file */
         if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
@@ -217,6 +222,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, t->backend, t->device,
                           true, (uint64_t)o->seed, &t->optimizer, share, &e))
         die("%s", e.text);
+    if (t->file.note) warn("%s", t->file.note);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
@@ -237,6 +243,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
+    model_file_add_stop(&t->file, t->text.stop);
     optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
     if (o->resume) trainer_resume(t, data);
     else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
@@ -411,12 +418,15 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
-/* The path of the state: --state, or the output's path with .state appended. NULL if neither is a file. */
+/* The path of the state: --state, or the output's path, without slashes at its end, with .state appended. NULL if there
+ * is no such path. */
 static inline char *trainer_state_path(const Trainer *t) {
     if (t->o->state) return xstrdup(t->o->state);
     if (!t->o->output || !strcmp(t->o->output, "-")) return NULL;
-    char *path = (char *)xmalloc(strlen(t->o->output) + 7);
-    sprintf(path, "%s.state", t->o->output);
+    size_t n = strlen(t->o->output);
+    while (n > 1 && t->o->output[n - 1] == '/') n--;
+    char *path = (char *)xmalloc(n + 7);
+    sprintf(path, "%.*s.state", (int)n, t->o->output);
     return path;
 }
 
