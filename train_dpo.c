@@ -19,7 +19,7 @@
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
 #include "llmc/base/clock.h"                 /* clock_seconds */
-#include "llmc/base/error.h"                 /* die, xmalloc, usage_error, xcalloc, ... */
+#include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error, ... */
 #include "llmc/base/options.h"               /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_END, ... */
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
@@ -463,9 +463,9 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
     if (!o.g.input) usage_error("-i/--input is required");
-    if (!o.t.output) usage_error("-o/--output is required");
+    trainer_check_output(&o.t);
     preference_options_check(&o.l);
-    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0);
+    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0 || o.t.adapter);
     online_check(&o.online, &o.g, &o.l, &o.r);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();

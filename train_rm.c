@@ -14,7 +14,7 @@
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* usage_error, xcalloc, die, warn, ... */
+#include "llmc/base/error.h"            /* xcalloc, usage_error, die, warn, ... */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
@@ -326,7 +326,7 @@ static void set_note(Run *r, const Labelled *d, int32_t step) {
 
 static void check_options(void) {
     if (!o.input) usage_error("-i/--input is required");
-    if (!o.t.output) usage_error("-o/--output is required");
+    trainer_check_output(&o.t);
     if (o.kind != REWARD_MODEL_BT && o.loss.center > 0)
         usage_error("--center-rewards-coefficient: used only with --kind bt");
     if (o.kind != REWARD_MODEL_BT && !o.margin) usage_error("--no-use-margin: used only with --kind bt");

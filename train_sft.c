@@ -402,7 +402,7 @@ int main(int argc, char **argv) {
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
     if (!o.input) usage_error("-i/--input is required");
-    if (!o.t.output) usage_error("-o/--output is required");
+    trainer_check_output(&o.t);
     if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");
     program_start();
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};

@@ -5,10 +5,9 @@
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_Q, LORA_ALL, LORA_DOWN, ... */
 #include "../llmc/model/lora.h"        /* lora_parse_targets */
 #include "../llmc/model/model.h"       /* Model, model_free, model_download, model_new, ... */
-#include "../llmc/model/model_file.h"  /* model_file_free, model_load_share, model_save, ModelFile, ... */
+#include "../llmc/model/model_file.h"  /* model_file_free, model_load_as, model_save, ModelFile, ... */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_completion, ... */
-#include "../llmc/model/share.h"       /* Share */
 #include "../llmc/model/tensors.h"     /* TENSOR_qkvla, TENSOR_qkvlb, TENSOR_qkvw, FIRST_LORA_TENSOR, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
@@ -379,19 +378,16 @@ static void test_files(void **state) {
         assert_near(got, sums, base);
         model_free(&out), model_file_free(&g);
     }
-    const Share alone = {.ranks = 1};
-    if (!model_load_share(&again, &g, files_path("out.state"), NULL, false, &c.lora, B, D, true, 0, &p, alone, &e))
-        fail_msg("%s", e.text);
+    ModelLoad how = {.gradients = true, .lora = c.lora};
+    if (!model_load_as(&again, &g, files_path("out.state"), &how, B, D, &p, &e)) fail_msg("%s", e.text);
     model_download(&again, 0, got, m.parameters);
     assert_memory_equal(got, host, m.parameters * sizeof *host);
     assert_int_equal(p.count, o.count);
     assert_memory_equal(p.m, o.m, o.count * sizeof(float));
     assert_memory_equal(p.v, o.v, o.count * sizeof(float));
     model_file_free(&g), optimizer_free(&p, &again), model_free(&again);
-    LoraConfig other = c.lora;
-    other.rank = 4;
-    assert_false(
-        model_load_share(&again, &g, files_path("out.state"), NULL, false, &other, B, D, true, 0, &p, alone, &e));
+    how.lora.rank = 4;
+    assert_false(model_load_as(&again, &g, files_path("out.state"), &how, B, D, &p, &e));
     files_assert_error(&e, "rank 3");
     free(host), free(got), free(sums), free(grads), batch_free(&b);
     model_file_free(&f), optimizer_free(&o, &m), model_free(&m);

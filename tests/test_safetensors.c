@@ -162,6 +162,7 @@ static void refusals(void **state) {
     refuse("a huge header", "\377\377\377\377\377\377\377\377{}", 10, "not a safetensors file");
     refuse("100,000,001 bytes", "\001\341\365\005\0\0\0\0{}", 10, "the limit is 100000000");
     refuse("an empty header", "\0\0\0\0\0\0\0\0", 8, "begin with '{'");
+    refuse("a NUL", "\3\0\0\0\0\0\0\0{}\0", 11, "contains a NUL byte");
     refuse_header(" {}", 0, "begin with '{'");
     refuse_header("[]", 0, "begin with '{'");
     refuse_header("{", 0, "header, column");

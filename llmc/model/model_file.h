@@ -7,6 +7,9 @@
  * bit for bit. If the device keeps bf16 weights and float32 master weights (--device cuda --dtype bf16), the weights in
  * the file are those that the model computed with, and a training state also holds the masters (MSTR).
  *
+ * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is that
+ * of a folder (huggingface_save.h). A folder holds no training state.
+ *
  *     ModelFile f;
  *     model_load(&model, &f, "sft.bin", NULL, false, backend, device, true, seed, NULL, &e);
  *     model_save(&model, &f, "out.bin", false, NULL, NULL, &e);
@@ -14,17 +17,23 @@
 #ifndef LLMC_MODEL_MODEL_FILE_H
 #define LLMC_MODEL_MODEL_FILE_H
 
-#include "../base/error.h" /* Error, error_set, xmalloc, checked_object, ... */
-#include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
-#include "backend.h"       /* Floats, Backend, Device, floats_at */
-#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_payload, checkpoint_put, ... */
-#include "config.h"        /* ModelConfig, LoraConfig, model_config_check, gpt2_config_descriptor */
-#include "lora.h"          /* model_trained_count, lora_add, lora_merged, model_trained_first */
-#include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
-#include "optimizer.h"     /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
-#include "share.h"         /* Share */
-#include "tensors.h"       /* FIRST_LORA_TENSOR, TENSOR_valuew, TensorInfo, TENSOR_COUNT, ... */
-#include "transformer.h"   /* LINEAR_COUNT, LinearInfo, model_linear */
+#include "../base/error.h"     /* Error, error_set, xmalloc, xcalloc, ... */
+#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
+#include "../base/text.h"      /* TokenList, token_list_append, token_list_free */
+#include "backend.h"           /* Backend, Device, Floats, floats_at */
+#include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_payload, checkpoint_put, ... */
+#include "config.h"            /* ModelConfig, LoraConfig, model_config_check, gpt2_config_descriptor */
+#include "huggingface.h"       /* Huggingface, HuggingfaceSource, huggingface_close, huggingface_floats, ... */
+#include "huggingface_names.h" /* HuggingfacePart */
+#include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
+#include "lora.h"              /* model_trained_count, lora_add, lora_merged, model_trained_first */
+#include "model.h"             /* Model, ModelChunk, model_each_chunk, model_download, ... */
+#include "optimizer.h"         /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
+#include "peft.h"              /* Peft, peft_close, peft_open, peft_read */
+#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafetensorsType */
+#include "share.h"             /* Share */
+#include "tensors.h"           /* FIRST_LORA_TENSOR, TENSOR_valuew, TensorInfo, TENSOR_COUNT, ... */
+#include "transformer.h"       /* LINEAR_COUNT, LinearInfo, model_linear */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -36,13 +45,24 @@ typedef struct ModelFile {
     char *reward;        /* kind and normalisation of a reward model as JSON (reward_model.h), or NULL */
     bool head;           /* the file that was read has a value head */
     uint64_t hash;       /* hash of the file that was read; 0 for a new model */
+    TokenList stops;     /* tokens that end a completion, of generation_config.json; an output folder lists them */
+    HuggingfaceSource *source; /* what an output folder needs of the folder that was read, or NULL */
+    char *note;                /* a warning for the user, or NULL */
 } ModelFile;
 
 enum { MODEL_TEXT_LIMIT = 64 << 20 }; /* bytes of a text section */
 
 static inline void model_file_free(ModelFile *f) {
     free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
+    huggingface_source_free(f->source), token_list_free(&f->stops), free(f->note);
     *f = (ModelFile){0};
+}
+
+/* Adds a token to those that end a completion, which an output folder lists. token: -1 for none. */
+static inline void model_file_add_stop(ModelFile *f, int32_t token) {
+    for (int32_t i = 0; i < f->stops.count; i++)
+        if (f->stops.ids[i] == token) return;
+    if (token >= 0) token_list_append(&f->stops, token);
 }
 
 /* Uploads those of elements [at, at + n) of an array over all parameters that are in this rank's slices. */
@@ -197,70 +217,214 @@ static inline bool model_read_sections(CheckpointReader *r, Model *m, ModelFile 
     }
 }
 
-/* Gives the adapters their initial values, with which they change nothing. */
-static inline void model_init_lora(const Model *m, const Optimizer *o, uint64_t seed) {
+/* Initialises the value head of a model whose file has none. */
+static inline void model_new_head(const Model *m, const Optimizer *o, uint64_t seed) {
+    const size_t n = (size_t)m->config.width + 1;
+    float *host = (float *)xcalloc(n, sizeof *host);
+    model_init_tensor(&m->config, TENSOR_valuew, &m->tensor[TENSOR_valuew], seed, host);
+    model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, n);
+    free(host);
+}
+
+/* ---- folders ----------------------------------------------------------------------------------------------------- */
+
+/* Sets the padding rows of the embeddings and of the output matrix to 0. */
+static inline void model_clear_padding(const Model *m, const Optimizer *o) {
+    const int tensor[] = {TENSOR_wte, TENSOR_headw};
+    const ModelConfig *c = &m->config;
+    const size_t used = (size_t)c->vocab * (size_t)c->width;
+    const size_t n = (size_t)(c->padded_vocab - c->vocab) * (size_t)c->width;
+    float *zero = (float *)xcalloc(n, sizeof *zero);
+    for (int i = 0; n && i < (c->tied ? 1 : 2); i++)
+        model_put_weights(m, o, m->tensor[tensor[i]].offset + used, zero, n);
+    free(zero);
+}
+
+/* Uploads the tensors of a folder. */
+static inline void model_read_parts(const Huggingface *h, const Model *m, const Optimizer *o) {
+    model_clear_padding(m, o);
+    for (size_t i = 0; i < h->parts.count; i++) {
+        const HuggingfacePart *p = &h->parts.part[i];
+        if (p->tensor == TENSOR_valuew && !m->config.value_head) continue;
+        for (ModelChunk c = {0}; model_each_chunk(&c, p->rows * p->columns);) {
+            huggingface_floats(h, i, c.at, c.host, c.n);
+            model_put_weights(m, o, p->at + c.at, c.host, c.n);
+        }
+    }
+    if (m->config.value_head && h->config.value_head)
+        model_put_weights(m, o, m->tensor[TENSOR_valueb].offset, &h->bias, 1);
+}
+
+/* Takes over the texts of a folder. */
+static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
+    if (!huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    f->hash = huggingface_hash(h);
+    f->head = h->config.value_head;
+    f->chat_template = h->chat_template;
+    f->reward = h->reward;
+    f->source = h->source;
+    f->stops = h->stops;
+    f->note = h->note;
+    if (h->lineage) {
+        json_decref(f->lineage);
+        f->lineage = json_incref(h->lineage);
+    }
+    h->chat_template = h->reward = h->note = NULL;
+    h->source = NULL;
+    h->stops = (TokenList){0};
+    return true;
+}
+
+/* What model_load_as() makes of a file. */
+typedef struct ModelLoad {
+    const ModelConfig *shape; /* NULL, or a new model of this shape is created instead of reading a file */
+    bool value_head;          /* the model has a value head; it gets a new one if the file has none */
+    bool gradients;           /* the model will be trained */
+    LoraConfig lora;          /* adapters that the model gets; new ones unless a file has them */
+    const char *adapter;      /* NULL, or a folder of peft: a trained model gets its adapters, any other their sum */
+    uint64_t seed;            /* of new weights */
+    Share share;              /* this rank's share of gradients and moments; ranks 0: a single rank */
+} ModelLoad;
+
+/* Allocates a model of configuration c with what `how` adds. */
+static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, const Backend *b, Device *d, Error *e) {
+    const Share alone = {.ranks = 1};
+    c->value_head = how->value_head;
+    c->lora = how->lora;
+    if (how->adapter && how->gradients) {
+        Peft p;
+        if (!peft_open(&p, how->adapter, c, &c->lora, e)) return false;
+        peft_close(&p);
+    }
+    const bool ok = model_new(m, c, b, d, false, e);
+    m->share = how->share.ranks ? how->share : alone;
+    return ok;
+}
+
+typedef struct ModelPut {
+    const Model *m;
+    const Optimizer *o;
+    float *host; /* NULL: values are the model's; else they are stored from element `first` on */
+    size_t first;
+} ModelPut;
+
+/* peft_read()'s put. */
+static inline void model_put_adapter(void *context, size_t at, const float *values, size_t n) {
+    const ModelPut *to = (const ModelPut *)context;
+    if (to->host) memcpy(to->host + at - to->first, values, n * sizeof *values);
+    else model_put_weights(to->m, to->o, at, values, n);
+}
+
+/* Gives a loaded model its adapters: initial ones, with which they change nothing, or those of how->adapter. */
+static inline bool model_load_lora(Model *m, const Optimizer *o, const ModelLoad *how, Error *e) {
     for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &m->tensor[i];
         if (!t->size) continue;
         float *host = (float *)xmalloc(t->size * sizeof *host);
-        model_init_tensor(&m->config, i, t, seed, host);
+        model_init_tensor(&m->config, i, t, how->seed, host);
         model_put_weights(m, o, t->offset, host, t->size);
         free(host);
     }
+    if (!how->adapter) return true;
+    Peft p;
+    TensorInfo t[TENSOR_COUNT];
+    LoraConfig lora;
+    if (!peft_open(&p, how->adapter, &m->config, &lora, e)) return false;
+    ModelPut put = {.m = m, .o = o};
+    if (!how->gradients) {
+        const size_t all = model_tensors(&p.config, t);
+        put.first = t[FIRST_LORA_TENSOR].offset;
+        put.host = (float *)xcalloc(all - put.first, sizeof *put.host);
+    }
+    peft_read(&p, model_put_adapter, &put);
+    if (put.host) model_merge_lora(m, o, &p.config, t, put.host);
+    free(put.host);
+    peft_close(&p);
+    return true;
 }
 
-/* Loads `spec`: a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
- * `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be NULL). value_head:
- * whether the model has a value head; it gets a new one if the file has none. lora: adapters that the model gets, new
- * ones unless the file has them, or NULL. gradients: the model will be trained. o: an optimizer to create and to fill
- * from a training state's moments, or NULL. share: this rank's share of the gradients and moments. On failure nothing
- * is left allocated. */
-static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
-                                    const LoraConfig *lora, const Backend *b, Device *d, bool gradients, uint64_t seed,
-                                    Optimizer *o, Share share, Error *e) {
+/* model_load_as() for a folder. */
+static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, const ModelLoad *how, const Backend *b,
+                                     Device *d, Optimizer *o, Error *e) {
+    Huggingface h;
+    if (!huggingface_open(&h, path, e)) return false;
+    ModelConfig config = h.config;
+    bool ok = true;
+    if (h.headless && !how->value_head)
+        ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
+                       path);
+    ok = ok && model_make(m, &config, how, b, d, e) && (!how->gradients || model_new_grads(m, e)) &&
+         (!o || optimizer_new(o, m, e));
+    if (ok) {
+        model_read_parts(&h, m, o);
+        if (how->value_head && !h.config.value_head) model_new_head(m, o, how->seed);
+        ok = model_load_lora(m, o, how, e) && model_take_texts(&h, f, e);
+    }
+    huggingface_close(&h);
+    return ok;
+}
+
+/* model_load_as() for a new model. */
+static inline bool model_load_new(Model *m, const char *spec, ModelConfig *config, const ModelLoad *how,
+                                  const Backend *b, Device *d, Optimizer *o, Error *e) {
+    if (!model_config_check(config, how->shape ? "model shape" : spec, e) || !model_make(m, config, how, b, d, e))
+        return false;
+    if (how->gradients && !model_new_grads(m, e)) return false;
+    model_init(m, how->seed);
+    return (!o || optimizer_new(o, m, e)) && (!how->adapter || model_load_lora(m, o, how, e));
+}
+
+/* model_load_as() for a checkpoint. Memory is allocated as the file is read: a truncated file fails before the rest is
+ * allocated. Masters get the weights in full precision, so they are created before the weights are read. */
+static inline bool model_load_checkpoint(Model *m, ModelFile *f, const char *path, const ModelLoad *how,
+                                         const Backend *b, Device *d, Optimizer *o, Error *e) {
+    CheckpointReader r;
+    bool head = false;
+    if (!checkpoint_open(&r, path, e)) return false;
+    ModelConfig config = r.config;
+    const bool masters = o && b->weight_size < sizeof(float);
+    bool ok = model_make(m, &config, how, b, d, e) && (!masters || optimizer_new(o, m, e)) &&
+              model_read_weights(&r, m, o, e) && (!how->gradients || model_new_grads(m, e)) &&
+              (!o || masters || optimizer_new(o, m, e)) && model_load_lora(m, o, how, e);
+    if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
+    if (ok && how->value_head && !head) model_new_head(m, o, how->seed);
+    f->hash = reader_hash(&r.in);
+    f->head = head;
+    checkpoint_close(&r);
+    return ok;
+}
+
+/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
+static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
+                                     Error *e) {
+    const HuggingfaceOutput out = {.source = f->source,
+                                   .type = type,
+                                   .tokenizer = f->tokenizer,
+                                   .tokenizer_bytes = f->tokenizer_bytes,
+                                   .chat_template = f->chat_template,
+                                   .lineage = f->lineage,
+                                   .reward = f->reward,
+                                   .stops = f->stops};
+    return huggingface_save(m, &out, path, e);
+}
+
+/* ---- loading and saving ------------------------------------------------------------------------------------------ */
+
+/* Loads `spec`: a folder (huggingface.h), a checkpoint ("-" is standard input), or a descriptor such as d12 for a model
+ * with random weights; NULL if how->shape is given. o: an optimizer to create and to fill from a training state's
+ * moments, or NULL. On failure nothing is left allocated. */
+static inline bool model_load_as(Model *m, ModelFile *f, const char *spec, const ModelLoad *how, const Backend *b,
+                                 Device *d, Optimizer *o, Error *e) {
     ModelConfig config;
     bool ok = true;
     *f = (ModelFile){.lineage = json_array()};
     *m = (Model){0};
     if (o) *o = (Optimizer){0};
-    if (shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
-        if (shape) config = *shape;
-        config.value_head = value_head;
-        if (lora) config.lora = *lora;
-        ok =
-            ok && model_config_check(&config, shape ? "model shape" : spec, e) && model_new(m, &config, b, d, false, e);
-        m->share = share;
-        if (ok && gradients) ok = model_new_grads(m, e);
-        if (ok) model_init(m, seed);
-        if (ok && o) ok = optimizer_new(o, m, e);
-    } else {
-        CheckpointReader r;
-        bool head = false;
-        if (!checkpoint_open(&r, spec, e)) ok = false;
-        else {
-            config = r.config;
-            config.value_head = value_head;
-            if (lora) config.lora = *lora;
-            /* memory is allocated as the file is read: a truncated file fails before the rest is allocated */
-            ok = model_new(m, &config, b, d, false, e);
-            m->share = share;
-            /* masters get the weights in full precision, so they are created before the weights are read */
-            const bool masters = o && b->weight_size < sizeof(float);
-            ok = ok && (!masters || optimizer_new(o, m, e)) && model_read_weights(&r, m, o, e) &&
-                 (!gradients || model_new_grads(m, e)) && (!o || masters || optimizer_new(o, m, e));
-            if (ok) model_init_lora(m, o, seed);
-            if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
-            if (ok && value_head && !head) {
-                float *host = (float *)xcalloc((size_t)config.width + 1, sizeof *host);
-                model_init_tensor(&config, TENSOR_valuew, &m->tensor[TENSOR_valuew], seed, host);
-                model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, (size_t)config.width + 1);
-                free(host);
-            }
-            f->hash = reader_hash(&r.in);
-            f->head = head;
-            checkpoint_close(&r);
-        }
-    }
+    if (how->shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
+        if (how->shape) config = *how->shape;
+        ok = ok && model_load_new(m, spec, &config, how, b, d, o, e);
+    } else if (huggingface_is_folder(spec)) ok = model_load_folder(m, f, spec, how, b, d, o, e);
+    else ok = model_load_checkpoint(m, f, spec, how, b, d, o, e);
     if (ok) return true;
     if (o) optimizer_free(o, m);
     if (m->backend) model_free(m);
@@ -268,11 +432,11 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
     return false;
 }
 
-/* The same for a single rank. */
+/* The same for a single rank, without adapters. */
 static inline bool model_load(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
                               const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o, Error *e) {
-    const Share alone = {.ranks = 1};
-    return model_load_share(m, f, spec, shape, value_head, NULL, b, d, gradients, seed, o, alone, e);
+    const ModelLoad how = {.shape = shape, .value_head = value_head, .gradients = gradients, .seed = seed};
+    return model_load_as(m, f, spec, &how, b, d, o, e);
 }
 
 static inline bool model_put_floats(CheckpointWriter *w, const Model *m, const Floats *from, size_t count, Error *e) {
@@ -336,11 +500,16 @@ static inline bool model_save_beside(const Model *m, const Optimizer *o, Error *
                            (!o->master || model_collect(NULL, m, o, o->master, e)));
 }
 
-/* Writes a checkpoint, or a training state if an optimizer and the trainer's counters (JSON text) are given. bf16:
- * writes llm.c's version 5. The file appears under `path` only when all of it is on disk. */
+/* Writes a folder if `path` is one (huggingface_save.h), else a checkpoint, or a training state if an optimizer and the
+ * trainer's counters (JSON text) are given. bf16: writes bfloat16 (llm.c's version 5), else float32; in a folder, else
+ * the types of the input. The file or folder appears under `path` only when all of it is on disk. */
 static inline bool model_save(const Model *m, const ModelFile *f, const char *path, bool bf16, const Optimizer *o,
                               const char *trainer, Error *e) {
     CheckpointWriter w;
+    if (huggingface_is_output(path)) {
+        if (o) return error_set(e, "%s: is a folder, expected the file of a training state", path);
+        return model_save_folder(m, f, path, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT, e);
+    }
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
     ModelChunk c = {0};
     bool ok = true;

@@ -22,7 +22,7 @@
 #include "config.h"        /* ModelConfig */
 #include "model.h"         /* Model, model_grad, model_zero_grads */
 #include "share.h"         /* Share, share_slice */
-#include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer */
+#include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer, ... */
 
 /* A part of a tensor that this rank updates: elements first .. first+n-1 of layer `layer`. A single rank has one slice
  * per tensor, which covers all layers. */

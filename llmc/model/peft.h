@@ -125,6 +125,10 @@ static inline bool peft_check(const json_t *root, const char *name, Error *e) {
             return error_set(e, "%s: %s is not supported", name, absent[i]);
         if (json_is_true(value)) return error_set(e, "%s: %s is not supported", name, absent[i]);
     }
+    const char *start = json_string_value(json_object_get(root, "init_lora_weights"));
+    if (start && strcmp(start, "gaussian") && strcmp(start, "orthogonal") && strcmp(start, "eva"))
+        return error_set(e, "%s: init_lora_weights is %s, which changes the base; convert it to a plain LoRA", name,
+                         start);
     static const char *const patterns[] = {"rank_pattern", "alpha_pattern"};
     for (int i = 0; i < 2; i++)
         if (json_object_size(json_object_get(root, patterns[i])))
@@ -290,11 +294,16 @@ static inline bool peft_write_tensors(const Model *m, const char *folder, Error 
     return ok;
 }
 
+/* Makes a folder for adapters, and checks that files can be written there. */
+static inline bool peft_make_folder(const char *folder, Error *e) {
+    if (mkdir(folder, 0777) && errno != EEXIST) return error_set(e, "%s: %s", folder, strerror(errno));
+    return !access(folder, W_OK | X_OK) || error_set(e, "%s: %s", folder, strerror(errno));
+}
+
 /* Writes the adapters of m into a folder, which is made if it does not exist. base: the name or path of the base model,
  * for base_model_name_or_path. Each file appears under its name when all of it is on the disk. */
 static inline bool peft_write(const Model *m, const char *folder, const char *base, Error *e) {
-    if (mkdir(folder, 0777) && errno != EEXIST) return error_set(e, "%s: %s", folder, strerror(errno));
-    return peft_write_tensors(m, folder, e) && peft_write_config(m, folder, base, e);
+    return peft_make_folder(folder, e) && peft_write_tensors(m, folder, e) && peft_write_config(m, folder, base, e);
 }
 
 #endif

@@ -150,11 +150,11 @@ static inline bool safetensors_entry(const Safetensors *s, const char *name, con
     const char *key;
     json_t *value;
     if (!json_is_object(entry)) return error_set(e, "%s: %.*s: entry is not a JSON object", s->name, shown, name);
-    json_object_foreach(
-        (json_t *)entry, key,
-        value) if (strcmp(key, "dtype") && strcmp(key, "shape") &&
-                   strcmp(key, "data_offsets")) return error_set(e, "%s: %.*s: entry has an unknown field \"%.*s\"",
-                                                                 s->name, shown, name, safetensors_shown(key), key);
+    json_object_foreach((json_t *)entry, key, value) {
+        if (strcmp(key, "dtype") && strcmp(key, "shape") && strcmp(key, "data_offsets"))
+            return error_set(e, "%s: %.*s: entry has an unknown field \"%.*s\"", s->name, shown, name,
+                             safetensors_shown(key), key);
+    }
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!dtype) return error_set(e, "%s: %.*s: entry has no dtype", s->name, shown, name);
     *t = (SafeTensor){.type = SAFETENSORS_TYPE_COUNT};
@@ -212,8 +212,10 @@ static inline bool safetensors_check_metadata(Safetensors *s, json_t *metadata, 
     const char *key;
     json_t *value;
     if (!json_is_object(metadata)) return error_set(e, "%s: __metadata__ is not a JSON object", s->name);
-    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return error_set(
-        e, "%s: __metadata__: %.*s is not a text", s->name, safetensors_shown(key), key);
+    json_object_foreach(metadata, key, value) {
+        if (!json_is_string(value))
+            return error_set(e, "%s: __metadata__: %.*s is not a text", s->name, safetensors_shown(key), key);
+    }
     s->metadata = json_incref(metadata);
     return true;
 }
@@ -245,6 +247,7 @@ static inline bool safetensors_start(Safetensors *s, Error *e) {
         return error_set(e, "%s: header of %llu bytes, the file has %zu and the limit is %d: not a safetensors file",
                          s->name, (unsigned long long)n, s->file_bytes - 8, SAFETENSORS_HEADER_MAX);
     if (!n || s->file[8] != '{') return error_set(e, "%s: header does not begin with '{'", s->name);
+    if (memchr(s->file + 8, 0, (size_t)n)) return error_set(e, "%s: header contains a NUL byte", s->name);
     s->data_bytes = s->file_bytes - 8 - n;
     json_t *header = json_loadb((const char *)s->file + 8, (size_t)n, JSON_REJECT_DUPLICATES, &bad);
     if (!header) return error_set(e, "%s: header, column %d: %s", s->name, bad.column, bad.text);

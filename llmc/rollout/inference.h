@@ -23,7 +23,7 @@
 #include "../model/backend.h"        /* Backend, Device, Dtype */
 #include "../model/config.h"         /* model_fits_data */
 #include "../model/model.h"          /* Model, model_bytes, model_free */
-#include "../model/model_file.h"     /* ModelFile, model_file_free, model_load */
+#include "../model/model_file.h"     /* ModelFile, ModelLoad, model_file_free, model_load_as */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
 #include "../records/shard.h"        /* Shard, shard_read */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
@@ -32,7 +32,7 @@
 #include "rollout.h"                 /* Sampling, ROLLOUT_STOPS, ROLLOUT_SAMPLING_OPTIONS */
 
 typedef struct InferenceOptions {
-    const char *checkpoint, *tokenizer, *chat_template;
+    const char *checkpoint, *tokenizer, *chat_template, *adapter;
     int device, dtype;
 } InferenceOptions;
 
@@ -46,6 +46,7 @@ typedef struct SamplingOptions {
 #define INFERENCE_MODEL_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Model"),                                                                                             \
     OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model; - is standard input"),                   \
+    OPTION_TEXT("adapter",       0,   &(o).adapter,       "DIR",  "add the adapters in this folder (peft's format)"),  \
     OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
@@ -117,9 +118,9 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input"};
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
     if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &x->backend, &x->device, &e)) die("%s", e.text);
-    if (!model_load(&x->model, &x->file, o->checkpoint, NULL, false, x->backend, x->device, false, (uint64_t)seed, NULL,
-                    &e))
-        die("%s", e.text);
+    const ModelLoad how = {.adapter = o->adapter, .seed = (uint64_t)seed};
+    if (!model_load_as(&x->model, &x->file, o->checkpoint, &how, x->backend, x->device, NULL, &e)) die("%s", e.text);
+    if (x->file.note) warn("%s", x->file.note);
     if (data && !model_fits_data(&x->model.config, data->name, data->vocab, &e)) die("%s", e.text);
     inference_text(x, o, data);
 }

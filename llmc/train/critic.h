@@ -24,10 +24,9 @@
 #include "../model/backend.h"       /* Weights, weights_at */
 #include "../model/config.h"        /* model_fits_length, model_fits_vocab */
 #include "../model/model.h"         /* Model, model_free, model_sync */
-#include "../model/model_file.h"    /* ModelFile, model_file_free, model_load_share, model_save */
+#include "../model/model_file.h"    /* ModelFile, ModelLoad, model_file_free, model_load_as, ... */
 #include "../model/optimizer.h"     /* OptimizerResult, Optimizer, optimizer_configure, optimizer_free, ... */
 #include "../model/schedule.h"      /* schedule_at */
-#include "../model/share.h"         /* Share */
 #include "../model/tensors.h"       /* TENSOR_valuew */
 #include "../model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../reward/reward_model.h" /* RewardModelNote, reward_model_note_read */
@@ -96,10 +95,9 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o->learning_rate};
     const char *resumed = companion_resume(&t->companion, "critic", t->o->resume, t->step);
     if (resumed) path = resumed;
-    const Share alone = {.ranks = 1};
-    if (!model_load_share(&c->model, &c->file, path, NULL, true, &t->model.config.lora, t->backend, t->device, true,
-                          (uint64_t)t->o->seed, &c->optimizer, alone, &e))
-        die("%s", e.text);
+    const ModelLoad how = {
+        .value_head = true, .gradients = true, .lora = t->model.config.lora, .seed = (uint64_t)t->o->seed};
+    if (!model_load_as(&c->model, &c->file, path, &how, t->backend, t->device, &c->optimizer, &e)) die("%s", e.text);
     if (!model_fits_vocab(&c->model.config, path, t->model.config.vocab, "the model", &e) ||
         !model_fits_length(&c->model.config, path, longest, &e))
         die("%s", e.text);

@@ -158,7 +158,8 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     Error e;
     RefLogps l = {0};
     Reference r = {0};
-    const bool there = file && !access(file, F_OK), own = !reference && (!t->o->resume || t->model.config.lora.rank);
+    const bool there = file && !access(file, F_OK),
+               own = reference_shared(t, reference) || (!reference && !t->o->resume && !t->o->adapter);
     const double start = clock_seconds();
     const Model base = reference_base(t);
     uint64_t model = own ? model_weights_hash(&base) : 0;

@@ -4,8 +4,9 @@
  * is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
  * rejected.
  *
- * If adapters are trained, the reference is the base model, which is the policy without its adapters: one set of weights
- * serves both, and a resumed run need not name it.
+ * If new adapters are trained, the reference is the base model, which is the policy without its adapters: one set of
+ * weights serves both, and a resumed run need not name it. If a run continues from --adapter, the reference is the base
+ * with these adapters, and has weights of its own.
  *
  * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy. Such a reference is written next to every
  * training state (companion.h), from which a resumed run continues.
@@ -21,7 +22,7 @@
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
 #include "../model/config.h"     /* ModelConfig, model_fits_vocab */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
-#include "../model/model_file.h" /* ModelFile, model_file_free, model_load, model_save, ... */
+#include "../model/model_file.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free, ... */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
@@ -36,7 +37,9 @@ typedef struct Reference {
 } Reference;
 
 /* Whether the reference is the policy without its adapters. path: of --reference, or NULL. */
-static inline bool reference_shared(const Trainer *t, const char *path) { return !path && t->model.config.lora.rank; }
+static inline bool reference_shared(const Trainer *t, const char *path) {
+    return !path && t->model.config.lora.rank && !t->o->adapter;
+}
 
 /* Memory of a reference in bytes, for trainer_announce(). rows: of the largest micro-batch. */
 static inline size_t reference_bytes(const Trainer *t, const char *path, int rows) {
@@ -72,16 +75,16 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
         return;
     }
-    const bool load = path || t->o->resume;
+    const char *adapter = path ? NULL : t->o->adapter;
+    const bool load = path || adapter || t->o->resume;
     if (!path) path = t->o->checkpoint;
     if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
     if (load) {
-        if (!model_load(&r->model, &r->file, path, NULL, false, t->backend, t->device, false, (uint64_t)t->o->seed,
-                        NULL, &e))
-            die("%s", e.text);
+        const ModelLoad how = {.adapter = adapter, .seed = (uint64_t)t->o->seed};
+        if (!model_load_as(&r->model, &r->file, path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
         if (!model_fits_vocab(&r->model.config, path, t->model.config.vocab, "the model", &e)) die("%s", e.text);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
-    reference_same(t, load ? r->file.hash : t->file.hash, path);
+    reference_same(t, adapter ? model_weights_hash(&r->model) : load ? r->file.hash : t->file.hash, path);
     if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
 }
 

@@ -25,32 +25,33 @@
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
 
-#include "../base/clock.h"        /* clock_seconds */
-#include "../base/error.h"        /* die, Error, usage_error, warn, ... */
-#include "../base/io.h"           /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
-#include "../base/launch.h"       /* Launch, launch_of_environment */
-#include "../base/options.h"      /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/program.h"      /* program_bytes, program_peak_memory, program_stopping */
-#include "../device.h"            /* DeviceKind, backend_open, device_dtype */
-#include "../dist/dist.h"         /* dist_total, Dist, dist_any, dist_close, ... */
-#include "../dist/grads.h"        /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
-#include "../model/backend.h"     /* Backend, Device, Dtype */
-#include "../model/batch.h"       /* Batch, batch_pairs */
-#include "../model/config.h"      /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
-#include "../model/lora.h"        /* lora_parse_targets */
-#include "../model/model.h"       /* Model, model_free, model_grow_vocab, model_sync */
-#include "../model/model_file.h"  /* model_save, ModelFile, model_file_free, model_load_share, ... */
-#include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
-#include "../model/optimizer.h"   /* OptimizerResult, optimizer_take_weights, Optimizer, optimizer_bytes_share, ... */
-#include "../model/schedule.h"    /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
-#include "../model/share.h"       /* Share */
-#include "../model/tensors.h"     /* TENSOR_headw */
-#include "../model/transformer.h" /* model_flops */
-#include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_new */
-#include "../records/shard.h"     /* Shard */
-#include "../report/metrics.h"    /* metrics_line, metrics_set, Metrics, metrics_header, ... */
-#include "companion.h"            /* companion_forget, Companion, companion_free, companion_save */
-#include "trainer_options.h"      /* TrainerOptions, trainer_default_rate, trainer_defaults */
+#include "../base/clock.h"             /* clock_seconds */
+#include "../base/error.h"             /* die, usage_error, Error, warn, ... */
+#include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
+#include "../base/launch.h"            /* Launch, launch_of_environment */
+#include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
+#include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
+#include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
+#include "../dist/dist.h"              /* dist_total, Dist, dist_any, dist_close, ... */
+#include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
+#include "../model/backend.h"          /* Backend, Device, Dtype */
+#include "../model/batch.h"            /* Batch, batch_pairs */
+#include "../model/config.h"           /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
+#include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
+#include "../model/lora.h"             /* lora_parse_targets */
+#include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
+#include "../model/model_file.h"       /* model_save, ModelFile, ModelLoad, model_file_add_stop, ... */
+#include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
+#include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
+#include "../model/peft.h"             /* peft_make_folder, peft_write */
+#include "../model/schedule.h"         /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
+#include "../model/tensors.h"          /* TENSOR_headw */
+#include "../model/transformer.h"      /* model_flops */
+#include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
+#include "../records/shard.h"          /* Shard */
+#include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_header, ... */
+#include "companion.h"                 /* companion_forget, Companion, companion_free, companion_save */
+#include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_defaults */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
@@ -106,6 +107,11 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
+/* Rejects a command line without an output. */
+static inline void trainer_check_output(const TrainerOptions *o) {
+    if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --adapter-output)");
+}
+
 /* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
  * the run starts. best: one more output file of the trainer, or NULL. */
 static inline void trainer_check_files(const TrainerOptions *o, const char *const inputs[], int count,
@@ -122,8 +128,13 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     if (in > 1) usage_error("-: only one input can be standard input");
     if (out > 1) usage_error("-: only one output can be standard output");
     if (launch.rank) return;
+    if (o->adapter_output && !peft_make_folder(o->adapter_output, &e)) die("%s", e.text);
     for (int i = 0; i < 3; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
+        if (outputs[i] != o->state && huggingface_is_output(outputs[i])) {
+            if (!huggingface_check_output(outputs[i], &e)) die("%s", e.text);
+            continue;
+        }
         if (!stat(outputs[i], &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode))
             continue; /* the reader of a FIFO would take this for the end of the file */
         if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
@@ -197,6 +208,9 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     Error e;
     const TrainerOptions standard = trainer_defaults(0);
     LoraConfig lora = {.rank = (int32_t)o->lora_rank};
+    if (o->lora_rank && o->adapter) usage_error("--lora-rank and --adapter: give only one of them");
+    if (o->adapter_output && !o->lora_rank && !o->adapter)
+        usage_error("--adapter-output: requires --lora-rank or --adapter");
     if (!o->lora_rank && (o->use_rslora || o->lora_alpha != standard.lora_alpha))
         usage_error("%s: requires --lora-rank", o->use_rslora ? "--use-rslora" : "--lora-alpha");
     if (!o->lora_rank && strcmp(o->lora_targets, standard.lora_targets))
@@ -232,10 +246,15 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (!dist_open(&t->dist, o->dist_timeout, t->backend, t->device, &e)) die("%s", e.text);
     t->dist.failed = trainer_failed;
     t->dist.failed_context = t;
-    const Share share = {t->dist.rank, t->dist.ranks, (int)o->zero};
-    if (!model_load_share(&t->model, &t->file, from, o->resume ? NULL : new_shape, value_head, &lora, t->backend,
-                          t->device, true, (uint64_t)o->seed, &t->optimizer, share, &e))
-        die("%s", e.text);
+    const ModelLoad how = {.shape = o->resume ? NULL : new_shape,
+                           .value_head = value_head,
+                           .gradients = true,
+                           .lora = lora,
+                           .adapter = o->adapter,
+                           .seed = (uint64_t)o->seed,
+                           .share = {t->dist.rank, t->dist.ranks, (int)o->zero}};
+    if (!model_load_as(&t->model, &t->file, from, &how, t->backend, t->device, &t->optimizer, &e)) die("%s", e.text);
+    if (t->file.note) warn("%s", t->file.note);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
         data->vocab <= t->model.config.padded_vocab) {
@@ -257,6 +276,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     }
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
+    model_file_add_stop(&t->file, t->text.stop);
     optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
     if (o->resume) trainer_resume(t, data);
     else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
@@ -431,12 +451,16 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
-/* The path of the state: --state, or the output's path with .state appended. NULL if neither is a file. */
+/* The path of the state: --state, or the path of the output or of the adapters, without slashes at its end, with .state appended. NULL if there
+ * is no such path. */
 static inline char *trainer_state_path(const Trainer *t) {
     if (t->o->state) return xstrdup(t->o->state);
-    if (!t->o->output || !strcmp(t->o->output, "-")) return NULL;
-    char *path = (char *)xmalloc(strlen(t->o->output) + 7);
-    sprintf(path, "%s.state", t->o->output);
+    const char *output = t->o->output ? t->o->output : t->o->adapter_output;
+    if (!output || !strcmp(output, "-")) return NULL;
+    size_t n = strlen(output);
+    while (n > 1 && output[n - 1] == '/') n--;
+    char *path = (char *)xmalloc(n + 7);
+    sprintf(path, "%.*s.state", (int)n, output);
     return path;
 }
 
@@ -489,6 +513,9 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     Error e;
     char a[16], b[16];
     if (!stopped && t->o->output) trainer_save_model(t, t->o->output);
+    if (!stopped && t->o->adapter_output && !t->dist.rank &&
+        !peft_write(&t->model, t->o->adapter_output, t->o->checkpoint, &e))
+        die("%s", e.text);
     const bool apart = t->backend->memory_peak != NULL;
     metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
                  program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),

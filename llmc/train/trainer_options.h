@@ -31,7 +31,7 @@ typedef struct TrainerOptions {
     double dist_timeout;
     int64_t lora_rank;
     double lora_alpha;
-    const char *lora_targets;
+    const char *lora_targets, *adapter, *adapter_output;
     bool use_rslora;
     double default_rate; /* learning_rate before the command line, for full training */
 } TrainerOptions;
@@ -56,7 +56,8 @@ static inline TrainerOptions trainer_defaults(double learning_rate) {
 /* The learning rate's default is that of full training, or ten times as much for adapters (Schulman et al. 2025, "LoRA
  * Without Regret"; TRL's peft_integration.md has the same rule). Call it after options_parse(). */
 static inline void trainer_default_rate(TrainerOptions *o) {
-    if (o->learning_rate == nextafter(o->default_rate, 1)) o->learning_rate = o->default_rate * (o->lora_rank ? 10 : 1);
+    if (o->learning_rate == nextafter(o->default_rate, 1))
+        o->learning_rate = o->default_rate * (o->lora_rank || o->adapter ? 10 : 1);
 }
 
 // clang-format off
@@ -83,7 +84,11 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_REAL("lora-alpha",   0, &(o).lora_alpha,   0, 1e6, "adapters are scaled by alpha / rank"),                  \
     OPTION_TEXT("lora-targets", 0, &(o).lora_targets, "LIST",                                                          \
                 "projections with an adapter: all-linear, or names such as q_proj,v_proj"),                            \
-    OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)")
+    OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)"),                \
+    OPTION_TEXT("adapter",      0, &(o).adapter,      "DIR",                                                           \
+                "continue from the adapters in this folder (peft's format); it sets rank, scale and targets"),         \
+    OPTION_TEXT("adapter-output", 0, &(o).adapter_output, "DIR",                                                       \
+                "write the adapters alone to this folder (peft's format); -o writes the merged model")
 
 #define TRAINER_OPTIMIZER_OPTIONS(o)                                                                                   \
     OPTION_GROUP("Optimizer"),                                                                                         \
