@@ -10,6 +10,7 @@ Writes
     tests/golden/gguf/NAME.gguf.zst  tiny models of every architecture, saved by transformers' save_pretrained and
                                      converted by llama.cpp's converter (conversion/*.py); only its tokenizers are
                                      replaced by one of 24 tokens
+    tests/corpus/gguf/NAME           models of a few hundred bytes, from which a fuzzer starts
 Element i of the tensor NAME (its name in the safetensors file) has the value that weight() gives, a multiple of 1/64
 between -2 and 2, which float16 and bfloat16 hold exactly; the test computes the same.
 """
@@ -195,6 +196,47 @@ def write_model(name):
         out.write(zstandard.compress(data, 19))
 
 
+def write_seed(name, type):
+    """A model of a few hundred bytes, from which a fuzzer starts."""
+    path = os.path.join(root, "../corpus/gguf", name)
+    writer = gguf.GGUFWriter(path, name)
+    for add, value in ((writer.add_context_length, 4), (writer.add_embedding_length, 4), (writer.add_block_count, 1),
+                       (writer.add_feed_forward_length, 4), (writer.add_head_count, 1)):
+        add(value)
+    learned = name == "gpt2"
+    writer.add_layer_norm_eps(1e-5) if learned else writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "a", "b"])
+    writer.add_token_scores([0.0, -1.0, -2.0])
+    writer.add_token_types([2, 1, 1])
+    writer.add_bos_token_id(0)
+
+    def tensor(name, *shape):
+        kind = type if len(shape) == 2 else Type.F32
+        data = np.ones(shape, np.float32)
+        writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
+
+    tensor("token_embd.weight", 3, 4)
+    tensor("output_norm.weight", 4)
+    for matrix, rows in dict(attn_q=4, attn_k=4, attn_v=4, attn_output=4, ffn_gate=4, ffn_up=4, ffn_down=4).items():
+        if not learned or matrix not in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+            tensor(f"blk.0.{matrix}.weight", rows, 4)
+    for norm in ("attn_norm", "ffn_norm"):
+        tensor(f"blk.0.{norm}.weight", 4)
+    if learned:
+        tensor("blk.0.attn_qkv.weight", 12, 4)
+        tensor("position_embd.weight", 4, 4)
+        tensor("output_norm.bias", 4)
+        for norm in ("attn_norm", "ffn_norm"):
+            tensor(f"blk.0.{norm}.bias", 4)
+    elif name == "llama":
+        tensor("rope_freqs.weight", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 if __name__ == "__main__":
     logging.disable(logging.INFO)
     write_quants()
@@ -202,3 +244,7 @@ if __name__ == "__main__":
     os.makedirs(os.path.join(root, "gguf"))
     for name in MODELS:
         write_model(name)
+    os.makedirs(os.path.join(root, "../corpus/gguf"), exist_ok=True)
+    write_seed("llama", Type.F32)
+    write_seed("qwen2", Type.F16)
+    write_seed("gpt2", Type.BF16)

@@ -1,18 +1,18 @@
 /* gguf.h - the GGUF file format, in which llama.cpp and ollama keep models: a memory-mapped reader and a writer.
  *
- *     bytes    content (all numbers little-endian)
- *     4        "GGUF"
- *     4        version: 3, or 2, which is the same; version 1, with 32-bit counts, and big-endian files are refused
- *     8, 8     number of tensors, number of metadata entries
- *     ...      entries:  key (a string: 8 bytes of length, then its bytes), 4 bytes of type, value
- *     ...      tensors:  name (a string), 4 bytes: number of dimensions, 8 bytes for each, the fastest one first, 4 bytes
- *              of block type (quantized.h), 8 bytes of offset
- *     ...      padding to a multiple of the alignment (the entry general.alignment, or 32), then the tensors' data;
- *              offsets count from there and are multiples of the alignment
+ *    bytes    content (all numbers little-endian)
+ *    4        "GGUF"
+ *    4        version: 3, or 2, which is the same; version 1, with 32-bit counts, and big-endian files are refused
+ *    8, 8     number of tensors, number of metadata entries
+ *    ...      entries:  key (a string: 8 bytes of length, then its bytes), 4 bytes of type, value
+ *    ...      tensors:  name (a string), 4 bytes: number of dimensions, 8 bytes for each, the fastest one first, 4 bytes
+ *             of block type (quantized.h), 8 bytes of offset
+ *    ...      padding to a multiple of the alignment (the entry general.alignment, or 32), then the data of the tensors;
+ *             offsets count from there and are multiples of the alignment
  *
- *     type of value    0 uint8, 1 int8, 2 uint16, 3 int16, 4 uint32, 5 int32, 6 float32, 7 bool (a byte), 8 string,
- *                      9 array (4 bytes: type of the elements, not 9; 8 bytes: number; the elements), 10 uint64,
- *                      11 int64, 12 float64
+ *    type of value    0 uint8, 1 int8, 2 uint16, 3 int16, 4 uint32, 5 int32, 6 float32, 7 bool (a byte), 8 string,
+ *                     9 array (4 bytes: type of the elements, not 9; 8 bytes: number; the elements), 10 uint64,
+ *                     11 int64, 12 float64
  *
  * A matrix (out, in) has the dimensions {in, out}: its data are row-major. The source is ggml's docs/gguf.md. The reader
  * checks every length against the file, that keys and names are unique, and that tensors are inside the file, aligned
@@ -24,12 +24,14 @@
  *     if (!gguf_open(&g, "model.gguf", &e)) return false;
  *     bool ok = gguf_get_text(&g, "general.name", &name, &e);
  *     const GgufTensor *t = gguf_tensor(&g, "output_norm.weight");
- *     if (t) quant_decode(t->type, t->data, values, t->ne[0]);
+ *     float *norm = (float *)xmalloc(t->elements * sizeof(float));
+ *     quant_decode(t->type, t->data, norm, t->elements);
  *     gguf_close(&g);
  *
- * Writing: first all entries and the table of tensors, then the tensors' values in the order of the table.
+ * Writing: first all entries and the table of tensors, then the values of the tensors in the order of the table.
  *
  *     GgufWriter w;
+ *     float norm[64] = {1};
  *     gguf_create(&w);
  *     gguf_put_text(&w, "general.architecture", gguf_text("llama"));
  *     gguf_plan(&w, "output_norm.weight", QUANT_F32, 1, (const size_t[]){64});
