@@ -13,9 +13,9 @@
 #include "../llmc/model/gguf_config.h" /* gguf_rope_of_factors, gguf_llama3_factor */
 #include "../llmc/model/gguf_model.h"  /* gguf_load, GgufTokenizer, gguf_config, gguf_tokenizer, ... */
 #include "../llmc/model/gguf_save.h"   /* GgufOut, gguf_save, gguf_from_model */
-#include "../llmc/model/model.h"       /* Model, model_free, model_new */
+#include "../llmc/model/model.h"       /* MODEL_CHUNK, Model, model_free, model_new */
 #include "../llmc/model/quantized.h"   /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TensorInfo, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TENSOR_wte, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_directory, files_feed_stdin, ... */
 #include <math.h>
@@ -437,6 +437,27 @@ static void every_type_is_written(void **state) {
         }
 }
 
+/* Tensors that are larger than what is copied and decoded at a time. */
+static void large_tensors(void **state) {
+    (void)state;
+    Gguf g;
+    Error e = {""};
+    ModelConfig c = expected_config("llama");
+    c.vocab = 40001;
+    c.padded_vocab = gpt2_padded_vocab(c.vocab);
+    assert_true((size_t)c.vocab * 32 > MODEL_CHUNK);
+    Values m = new_values(&c);
+    for (size_t i = 0; i < m.count; i++) m.v[i] = weight("large", i);
+    const size_t end = (size_t)c.vocab * 32, padding = (size_t)(c.padded_vocab - c.vocab) * 32;
+    memset(values_at(&m, TENSOR_wte, 0) + end, 0, padding * sizeof *m.v);
+    memset(values_at(&m, TENSOR_headw, 0) + end, 0, padding * sizeof *m.v);
+    must_save(&m, &(GgufOut){.type = QUANT_F16}, files_path("out.gguf"));
+    assert_true(gguf_open(&g, files_path("out.gguf"), &e));
+    Values got = load(&g);
+    assert_values("large", &got, &m, 0);
+    gguf_close(&g), free(m.v), free(got.v);
+}
+
 /* A Mistral whose window is shorter than the context is written with the context in which both agree. */
 static void window_without_a_place(void **state) {
     (void)state;
@@ -662,6 +683,8 @@ static void tokenizer_round_trip(void **state) {
     c.vocab = 23;
     assert_false(gguf_save(&c, &(GgufOut){.type = QUANT_F16, .tokenizer = &t}, files_path("never.gguf"), get, &m, &e));
     files_assert_error(&e, "24 tokens, the model 23");
+    assert_false(gguf_save(&c, &(GgufOut){.type = QUANT_F16, .carry = &g}, files_path("never.gguf"), get, &m, &e));
+    files_assert_error(&e, "qwen3.gguf.zst has 24 tokens, the model 23");
     gguf_tokenizer_free(&t);
     gguf_close(&g), free(m.v);
 }
@@ -961,6 +984,7 @@ int main(void) {
         cmocka_unit_test(golden_models_are_read),
         cmocka_unit_test(written_as_by_the_converter),
         cmocka_unit_test(every_type_is_written),
+        cmocka_unit_test(large_tensors),
         cmocka_unit_test(window_without_a_place),
         cmocka_unit_test(unusual_windows),
         cmocka_unit_test_setup_teardown(model_round_trip, open_device_one_thread, close_device),

@@ -17,8 +17,8 @@
  *
  * Refused with a line that names it: another architecture, an entry ARCHITECTURE.* that is not in gguf_known_key(), files
  * in several parts, adapters. Ignored: entries outside general.*, split.* and ARCHITECTURE.*; of those,
- * ARCHITECTURE.vocab_size (the embeddings' rows count), rope.scaling.finetuned and all of general.* that describes the
- * model. A Mistral's window is not in any file.
+ * ARCHITECTURE.vocab_size (the embeddings' rows count), rope.scaling.finetuned, entries rope.scaling.* of another kind of
+ * scaling than the file's, and all of general.* that describes the model. A Mistral's window is not in any file.
  *
  *     Gguf g;
  *     ModelConfig c;

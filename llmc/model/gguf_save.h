@@ -343,6 +343,18 @@ static inline bool gguf_write(GgufWriter *w, const ModelConfig *c, const GgufPar
     return ok && gguf_commit(w, e);
 }
 
+/* A GgufTokenizer may have fewer tokens than the model; a carried tokenizer is copied, so it must fit exactly. */
+static inline bool gguf_check_vocabulary(const ModelConfig *c, const GgufOut *o, const char *path, Error *e) {
+    const bool given = o->tokenizer && o->tokenizer->count;
+    const GgufEntry *carried = o->carry && !given ? gguf_find(o->carry, "tokenizer.ggml.tokens") : NULL;
+    if (given && o->tokenizer->count > (size_t)c->vocab)
+        return error_set(e, "%s: the tokenizer has %zu tokens, the model %d", path, o->tokenizer->count, c->vocab);
+    if (carried && carried->count != (uint64_t)c->vocab)
+        return error_set(e, "%s: the tokenizer of %s has %llu tokens, the model %d", path, o->carry->name,
+                         (unsigned long long)carried->count, c->vocab);
+    return true;
+}
+
 /* Writes a model. `get` gives the values of its tensors, each once. Refused: configurations that GGUF cannot describe
  * (gguf_check_config()), tokenizers with more tokens than the model, and values that the type cannot store. */
 static inline bool gguf_save(const ModelConfig *c, const GgufOut *o, const char *path, GgufGet get, void *context,
@@ -350,8 +362,7 @@ static inline bool gguf_save(const ModelConfig *c, const GgufOut *o, const char 
     GgufWriter w;
     if (!quant_info(o->type)->encodes)
         return error_set(e, "%s: writing the type %s is not supported", path, quant_info(o->type)->name);
-    if (o->tokenizer && o->tokenizer->count > (size_t)c->vocab)
-        return error_set(e, "%s: the tokenizer has %zu tokens, the model %d", path, o->tokenizer->count, c->vocab);
+    if (!gguf_check_vocabulary(c, o, path, e)) return false;
     if (!gguf_check_config(c, path, e)) return false;
     const GgufParts p = gguf_parts(c, gguf_architecture_of(c->family)->fused);
     GgufOut out = *o;

@@ -18,9 +18,11 @@
  * quants.py) bit for bit, whether or not the compiler fuses a product and a sum: d has 11 significant bits, a scale at
  * most 7 and q at most 5, so that every product is exact in float32, and only the last sum is rounded.
  *
- *     const size_t bytes = quant_bytes(QUANT_Q8_0, columns);     // columns is a multiple of 32
- *     quant_encode(QUANT_Q8_0, weights, blocks, columns);
- *     quant_decode(QUANT_Q8_0, blocks, weights, columns);
+ *     enum { COLUMNS = 64 };                               // a multiple of 32
+ *     float weights[COLUMNS] = {1};
+ *     void *blocks = malloc(quant_bytes(QUANT_Q8_0, COLUMNS));
+ *     quant_encode(QUANT_Q8_0, weights, blocks, COLUMNS);
+ *     quant_decode(QUANT_Q8_0, blocks, weights, COLUMNS);
  */
 #ifndef LLMC_MODEL_QUANTIZED_H
 #define LLMC_MODEL_QUANTIZED_H
