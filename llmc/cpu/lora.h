@@ -1,7 +1,6 @@
 /* lora.h - low-rank adapters of linear layers, in float32 for either dtype (see Lora in model/backend.h).
  *
- * The products with rank rows or columns are sgemm's, which takes the strides of the parts as they are. A few rows, as
- * in decoding, are too little work for it; these use loops that read the adapter once.
+ * The products with rank rows or columns are sgemm's, which takes the strides of the parts as they are.
  *
  *     cpu_lora_forward(device, &adapter);
  */
@@ -11,52 +10,15 @@
 #include "../model/backend.h" /* Lora */
 #include "gemm.h"             /* DNNL_TRY, Device, cpu_scratch */
 
-enum { LORA_FEW_ROWS = 8 };
-
-/* Returns a . b over n elements. */
-static inline float cpu_lora_dot(const float *restrict a, const float *restrict b, int n) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-/* The forward pass of N <= LORA_FEW_ROWS rows. */
-static inline void cpu_lora_few(const Lora *l) {
-    const float *x = (const float *)l->x, *a = (const float *)l->a;
-    float *h = (float *)l->h, *out = (float *)l->out;
-    const int N = l->rows, all = l->parts * l->rank;
-#pragma omp parallel if (cpu_worth((size_t)all * (size_t)l->in))
-    {
-#pragma omp for schedule(static)
-        for (int k = 0; k < all; k++)
-            for (int i = 0; i < N; i++)
-                h[i * all + k] = cpu_lora_dot(x + (size_t)i * (size_t)l->in, a + (size_t)k * (size_t)l->in, l->in);
-        const float *b = (const float *)l->b;
-        for (int p = 0; p < l->parts; p++) {
-#pragma omp for schedule(static)
-            for (int c = 0; c < l->count[p]; c++)
-                for (int i = 0; i < N; i++)
-                    out[(size_t)i * (size_t)l->stride + (size_t)(l->first[p] + c)] +=
-                        l->scale * cpu_lora_dot(h + i * all + p * l->rank, b + (size_t)c * (size_t)l->rank, l->rank);
-            b += (size_t)l->count[p] * (size_t)l->rank;
-        }
-    }
-}
-
 static inline void cpu_lora_forward(Device *d, const Lora *l) {
-    if (l->rows <= LORA_FEW_ROWS) {
-        cpu_lora_few(l);
-        return;
-    }
-    const int all = l->parts * l->rank;
+    const int N = l->rows, all = l->parts * l->rank;
     const float *b = (const float *)l->b;
     float *h = (float *)l->h;
-    DNNL_TRY(d, dnnl_sgemm('N', 'T', l->rows, all, l->in, 1.0f, (const float *)l->x, l->in, (const float *)l->a, l->in,
-                           0.0f, h, all));
+    DNNL_TRY(d, dnnl_sgemm('N', 'T', N, all, l->in, 1.0f, (const float *)l->x, l->in, (const float *)l->a, l->in, 0.0f,
+                           h, all));
     for (int p = 0; p < l->parts; p++) {
-        DNNL_TRY(d, dnnl_sgemm('N', 'T', l->rows, l->count[p], l->rank, l->scale, h + p * l->rank, all, b, l->rank,
-                               1.0f, (float *)l->out + l->first[p], l->stride));
+        DNNL_TRY(d, dnnl_sgemm('N', 'T', N, l->count[p], l->rank, l->scale, h + p * l->rank, all, b, l->rank, 1.0f,
+                               (float *)l->out + l->first[p], l->stride));
         b += (size_t)l->count[p] * (size_t)l->rank;
     }
 }
