@@ -15,10 +15,11 @@
 #include "files.h"                        /* files_path, files_directory */
 #include "models.h"                       /* models_device, refused, models_bytes, models_random, ... */
 
-#include "../llmc/model/huggingface.h"        /* Huggingface, huggingface_close, huggingface_floats, ... */
-#include "../llmc/model/huggingface_config.h" /* huggingface_config_read, huggingface_config_change, ... */
-#include "../llmc/model/huggingface_save.h"   /* HuggingfaceOutput, huggingface_save */
-#include "../llmc/model/safetensors.h"        /* SAFETENSORS_F32, Safetensors, safetensors_close, ... */
+#include "../llmc/model/huggingface.h"              /* Huggingface, huggingface_close, huggingface_floats, ... */
+#include "../llmc/model/huggingface_config.h"       /* huggingface_config_read */
+#include "../llmc/model/huggingface_config_write.h" /* huggingface_config_change, huggingface_config_write */
+#include "../llmc/model/huggingface_save.h"         /* HuggingfaceOutput, huggingface_save */
+#include "../llmc/model/safetensors.h"              /* SAFETENSORS_F32, Safetensors, safetensors_close, ... */
 #include <sys/resource.h>
 
 #define FAMILIES "tests/golden/families/"

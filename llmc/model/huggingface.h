@@ -4,18 +4,19 @@
  *   model.safetensors                   the tensors (safetensors.h, huggingface_names.h), or
  *   model.safetensors.index.json        {"weight_map": {"tensor name": "file name", ...}} and the files that it names
  *   generation_config.json              its eos_token_id is the set of tokens that end a completion
- *   tokenizer.json, or vocab.json and merges.txt           the tokenizer (text/tokenizer_files.h)
+ *   tokenizer.json                      the tokenizer (text/tokenizer_files.h), or vocab.json and merges.txt
  *   chat_template.jinja                 the chat template; else chat_template of tokenizer_config.json
  *   training_lineage.json               written by this project: the stages of training
- *   reward_model.json                   written by this project: bias and normalisation of a reward model, whose weights
- *                                       are the tensor score.weight
+ *   reward_model.json                   written by this project: bias and normalisation of a reward model, whose
+ *                                       weights are the tensor score.weight
  *   tokenizer.llmc, chat_template.llmc  written by this project for a tokenizer or template that came from another file
  *
- * Every tensor of the model must be in the files, with its shape, as F64, F32, F16 or BF16, and nothing else may be there,
- * because a tensor that is ignored silently is a wrong model. Known and skipped are the buffers of old files: GPT-2's
- * `attn.bias` and `attn.masked_bias` (the causal mask), `rotary_emb.inv_freq`, and an `lm_head.weight` that equals the
- * embeddings of a model whose output matrix is tied to them. A classifier without lm_head.weight is read as tied: its
- * output matrix is never used. The index's `metadata` and README.md are not read. A pickle (pytorch_model.bin) is refused.
+ * Every tensor of the model must be in the files, with its shape, as F64, F32, F16 or BF16, and nothing else may be
+ * there, because a tensor that is ignored silently is a wrong model. Known and skipped are the buffers of old files:
+ * GPT-2's `attn.bias` and `attn.masked_bias` (the causal mask), `rotary_emb.inv_freq`, and an `lm_head.weight` that
+ * equals the embeddings of a model whose output matrix is tied to them. A classifier without lm_head.weight is read as
+ * tied: its output matrix is never used. Not read are the index's `metadata`, README.md, and a tokenizer.model without
+ * one of the other forms of a tokenizer. A pickle (pytorch_model.bin) is refused.
  *
  * The files are mapped into memory, so a rank or a run loads only what it reads. The small files that an output folder
  * needs (huggingface_copied) are kept in memory in a HuggingfaceSource: a run can write its output even if the folder
@@ -23,7 +24,7 @@
  *
  *     Huggingface h;
  *     if (!huggingface_open(&h, "qwen", e)) return false;
- *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, values, n);    // elements 0 ... n-1 of part i
+ *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, values, n);     // n elements of part i
  *     huggingface_close(&h);
  */
 #ifndef LLMC_MODEL_HUGGINGFACE_H

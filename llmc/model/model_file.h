@@ -7,8 +7,8 @@
  * bit for bit. If the device keeps bf16 weights and float32 master weights (--device cuda --dtype bf16), the weights in
  * the file are those that the model computed with, and a training state also holds the masters (MSTR).
  *
- * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is that
- * of a folder (huggingface_save.h). A folder holds no training state.
+ * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is
+ * that of a folder (huggingface_save.h). A folder holds no training state.
  *
  *     ModelFile f;
  *     model_load(&model, &f, "sft.bin", NULL, false, backend, device, true, seed, NULL, &e);
@@ -264,11 +264,11 @@ static inline bool model_save_folder(const Model *m, const ModelFile *f, const c
 
 /* ---- loading and saving ------------------------------------------------------------------------------------------ */
 
-/* Loads `spec`: a folder (huggingface.h), a checkpoint ("-" is standard input), or a descriptor such as d12 for a model with random weights from
- * `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be NULL). value_head:
- * whether the model has a value head; it gets a new one if the file has none. gradients: the model will be trained. o:
- * an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's share of the
- * gradients and moments. On failure nothing is left allocated. */
+/* Loads `spec`: a folder (huggingface.h), a checkpoint ("-" is standard input), or a descriptor such as d12 for a model
+ * with random weights from `seed`. If `shape` is not NULL, creates a new model of that shape instead (spec may then be
+ * NULL). value_head: whether the model has a value head; it gets a new one if the file has none. gradients: the model
+ * will be trained. o: an optimizer to create and to fill from a training state's moments, or NULL. share: this rank's
+ * share of the gradients and moments. On failure nothing is left allocated. */
 static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, const ModelConfig *shape, bool value_head,
                                     const Backend *b, Device *d, bool gradients, uint64_t seed, Optimizer *o,
                                     Share share, Error *e) {
