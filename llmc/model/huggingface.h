@@ -123,6 +123,11 @@ typedef struct Huggingface {
     char *reward;              /* ModelFile's `reward`, or NULL */
     float bias;                /* of the value head */
     bool headless;             /* a classifier that lacks its output matrix */
+    /* of a single file (model_single.h) */
+    void *memory;    /* its bytes, or NULL */
+    void *tokenizer; /* blob, or NULL */
+    size_t tokenizer_bytes;
+    char *trainer; /* ModelFile's `trainer`, or NULL */
 } Huggingface;
 
 static inline void huggingface_close(Huggingface *h) {
@@ -132,6 +137,7 @@ static inline void huggingface_close(Huggingface *h) {
     token_list_free(&h->stops);
     json_decref(h->lineage);
     free(h->path), free(h->file), free(h->tensor), free(h->chat_template), free(h->note), free(h->reward);
+    free(h->memory), free(h->tokenizer), free(h->trainer);
     *h = (Huggingface){0};
 }
 
@@ -349,8 +355,8 @@ static inline int huggingface_part_order(const void *a, const void *b) {
     return strcmp(((const HuggingfacePart *)a)->name, ((const HuggingfacePart *)b)->name);
 }
 
-/* Finds the tensor of every part and checks that there are no others. skip: names that begin so are not the model's;
- * NULL: none. */
+/* Finds the tensor of every part and checks that there are no others. skip: names that begin so or with '~' are
+ * not the model's; NULL: there are none. */
 static inline bool huggingface_match(Huggingface *h, const char *skip, Error *e) {
     if (!huggingface_find_prefix(h, e)) return false;
     h->headless = h->config.value_head && !h->config.tied && !huggingface_find(h, "lm_head.weight");
@@ -368,7 +374,8 @@ static inline bool huggingface_match(Huggingface *h, const char *skip, Error *e)
     for (int i = 0; i < h->files; i++)
         for (size_t k = 0; k < h->file[i].count; k++) {
             const SafeTensor *t = &h->file[i].tensor[k];
-            if (json_object_get(h->source->types, t->name) || (skip && !strncmp(t->name, skip, strlen(skip)))) continue;
+            const bool ours = skip && (!strncmp(t->name, skip, strlen(skip)) || t->name[0] == '~');
+            if (ours || json_object_get(h->source->types, t->name)) continue;
             if (!huggingface_check_surplus(h, t, e)) return false;
         }
     return true;

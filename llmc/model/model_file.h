@@ -22,15 +22,16 @@
 #include "../base/text.h"      /* TokenList, token_list_append, token_list_free */
 #include "backend.h"           /* Floats, Backend, Device, floats_at */
 #include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_begin_section, checkpoint_blob, ... */
-#include "config.h"            /* ModelConfig, gpt2_config_descriptor, model_config_check */
-#include "huggingface.h"       /* Huggingface, HuggingfaceSource, huggingface_close, huggingface_floats, ... */
+#include "config.h"            /* ModelConfig, FAMILY_GPT2, gpt2_config_descriptor, model_config_check */
+#include "huggingface.h"       /* Huggingface, huggingface_ends, huggingface_find, HuggingfaceSource, ... */
 #include "huggingface_names.h" /* HuggingfacePart */
 #include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
 #include "model.h"             /* Model, ModelChunk, model_each_chunk, model_download, ... */
+#include "model_single.h"      /* single_array_name, single_text, single_begins, single_is_output, ... */
 #include "optimizer.h"         /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
-#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafetensorsType */
+#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafetensorsType, SAFETENSORS_F32, ... */
 #include "share.h"             /* Share */
-#include "tensors.h"           /* TENSOR_valuew, gpt2_file_elements, TENSOR_COUNT, TENSOR_headw, ... */
+#include "tensors.h"           /* TENSOR_valuew, TENSOR_wte, gpt2_file_elements, TENSOR_COUNT, ... */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -205,14 +206,24 @@ static inline void model_read_parts(const Huggingface *h, const Model *m, const 
         model_put_weights(m, o, m->tensor[TENSOR_valueb].offset, &h->bias, 1);
 }
 
-/* Takes over the texts of a folder. */
+/* Takes over the texts of a folder or a single file. */
 static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
-    if (!huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    const bool single = single_text(h, "llmc.config") != NULL, sourced = single_text(h, "llmc.source") != NULL;
+    if (!single && !huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    if (single) {
+        f->tokenizer = h->tokenizer;
+        f->tokenizer_bytes = h->tokenizer_bytes;
+        f->trainer = h->trainer;
+        h->tokenizer = h->trainer = NULL;
+    }
     f->hash = huggingface_hash(h);
     f->head = h->config.value_head;
     f->chat_template = h->chat_template;
     f->reward = h->reward;
-    f->source = h->source;
+    if (!single || sourced) {
+        f->source = h->source;
+        h->source = NULL;
+    }
     f->stops = h->stops;
     f->note = h->note;
     if (h->lineage) {
@@ -220,37 +231,63 @@ static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
         f->lineage = json_incref(h->lineage);
     }
     h->chat_template = h->reward = h->note = NULL;
-    h->source = NULL;
     h->stops = (TokenList){0};
     return true;
 }
 
-/* model_load_share() for a folder. */
-static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, bool value_head, const Backend *b,
+/* Reads an array of a training state in a single file, as model_read_array() does for a checkpoint. */
+static inline bool model_read_layers(const Huggingface *h, const Model *m, const Optimizer *o, const char *tag,
+                                     Floats *to, Error *e) {
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (int l = 0; m->tensor[i].size && l < (int)m->tensor[i].layers; l++) {
+            const TensorInfo *t = &m->tensor[i];
+            const size_t n = t->rows * t->columns, at = t->offset + (size_t)l * n;
+            char name[96];
+            single_array_name(name, tag, i, t->name, l);
+            const SafeTensor *from = huggingface_find(h, name);
+            if (!from || from->type != SAFETENSORS_F32 || from->elements != n)
+                return error_set(e, "%s: %s is missing or has another size than the model needs", h->path, name);
+            for (ModelChunk c = {0}; model_each_chunk(&c, n);) {
+                safetensors_floats(from, c.at, c.host, c.n);
+                if (to) model_put_slices(m, o, to, at + c.at, c.host, c.n);
+                else model_upload(m, at + c.at, c.host, c.n);
+            }
+        }
+    return true;
+}
+
+/* Reads the moments, and the masters, of a training state in a single file. */
+static inline bool model_read_state(const Huggingface *h, const Model *m, const Optimizer *o, Error *e) {
+    char name[96];
+    single_array_name(name, "llmc.master", TENSOR_wte, m->tensor[TENSOR_wte].name, 0);
+    if (!h->trainer) return true;
+    return model_read_layers(h, m, o, "llmc.adam1", o->m, e) && model_read_layers(h, m, o, "llmc.adam2", o->v, e) &&
+           (!huggingface_find(h, name) || model_read_layers(h, m, o, "llmc.master", o->master, e));
+}
+
+/* model_load_share() for a folder or a single file, which has been opened. Closes it. */
+static inline bool model_load_opened(Model *m, ModelFile *f, Huggingface *h, bool value_head, const Backend *b,
                                      Device *d, bool gradients, uint64_t seed, Optimizer *o, Share share, Error *e) {
-    Huggingface h;
-    if (!huggingface_open(&h, path, e)) return false;
-    ModelConfig config = h.config;
+    ModelConfig config = h->config;
     config.value_head = value_head;
     bool ok = true;
-    if (h.headless && !value_head)
+    if (h->headless && !value_head)
         ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
-                       path);
+                       h->path);
     ok = ok && model_new(m, &config, b, d, false, e);
     m->share = share;
     ok = ok && (!gradients || model_new_grads(m, e)) && (!o || optimizer_new(o, m, e));
     if (ok) {
-        model_read_parts(&h, m, o);
-        if (value_head && !h.config.value_head) model_new_head(m, o, seed);
-        ok = model_take_texts(&h, f, e);
+        model_read_parts(h, m, o);
+        if (value_head && !h->config.value_head) model_new_head(m, o, seed);
+        ok = (!o || model_read_state(h, m, o, e)) && model_take_texts(h, f, e);
     }
-    huggingface_close(&h);
+    huggingface_close(h);
     return ok;
 }
 
-/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
-static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
-                                     Error *e) {
+/* What an output folder or single file is made of. */
+static inline HuggingfaceOutput model_output(const ModelFile *f, SafetensorsType type) {
     const HuggingfaceOutput out = {.source = f->source,
                                    .type = type,
                                    .tokenizer = f->tokenizer,
@@ -259,7 +296,22 @@ static inline bool model_save_folder(const Model *m, const ModelFile *f, const c
                                    .lineage = f->lineage,
                                    .reward = f->reward,
                                    .stops = f->stops};
+    return out;
+}
+
+/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
+static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
+                                     Error *e) {
+    const HuggingfaceOutput out = model_output(f, type);
     return huggingface_save(m, &out, path, e);
+}
+
+/* Whether model_save() writes a single safetensors file: its name asks for one, or llm.c's format cannot hold the
+ * family or what an output folder needs. */
+static inline bool model_saves_single(const Model *m, const ModelFile *f, const char *path) {
+    if (single_is_output(path)) return true;
+    if (huggingface_ends(path, ".bin") || huggingface_ends(path, ".bin.zst")) return false;
+    return m->config.family != FAMILY_GPT2 || f->source;
 }
 
 /* ---- loading and saving ------------------------------------------------------------------------------------------ */
@@ -287,12 +339,24 @@ static inline bool model_load_share(Model *m, ModelFile *f, const char *spec, co
         if (ok) model_init(m, seed);
         if (ok && o) ok = optimizer_new(o, m, e);
     } else if (huggingface_is_folder(spec)) {
-        ok = model_load_folder(m, f, spec, value_head, b, d, gradients, seed, o, share, e);
+        Huggingface h;
+        ok = huggingface_open(&h, spec, e) &&
+             model_load_opened(m, f, &h, value_head, b, d, gradients, seed, o, share, e);
     } else {
         CheckpointReader r;
-        bool head = false;
-        if (!checkpoint_open(&r, spec, e)) ok = false;
-        else {
+        bool head = false, single = false;
+        ok = reader_open(&r.in, spec, e);
+        if (ok && !single_begins(&r.in, &single, e)) {
+            reader_close(&r.in);
+            ok = false;
+        } else if (ok && single) {
+            Huggingface h;
+            ok = single_open(&h, spec, &r.in, e) &&
+                 model_load_opened(m, f, &h, value_head, b, d, gradients, seed, o, share, e);
+        } else if (ok && !checkpoint_start(&r, e)) {
+            checkpoint_close(&r);
+            ok = false;
+        } else if (ok) {
             config = r.config;
             config.value_head = value_head;
             /* memory is allocated as the file is read: a truncated file fails before the rest is allocated */
@@ -376,6 +440,10 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     if (huggingface_is_output(path)) {
         if (o) return error_set(e, "%s: is a folder, expected the file of a training state", path);
         return model_save_folder(m, f, path, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT, e);
+    }
+    if (model_saves_single(m, f, path)) {
+        const HuggingfaceOutput out = model_output(f, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT);
+        return single_save(m, &out, path, o, trainer, e);
     }
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
     ModelChunk c = {0};
