@@ -1112,7 +1112,7 @@ static void atomic(void **state) {
     Model m;
     ModelFile f;
     Error e;
-    const char *to = files_path("place/");
+    char *to = xstrdup(files_path("place/"));
     char path[300];
     load(&m, &f, golden_path("gemma2"), false);
     save(&m, &f, to, false);
@@ -1130,6 +1130,16 @@ static void atomic(void **state) {
     assert_same_file(golden_path("gemma3"), to, "model.safetensors");
     assert_true(exists(to, "metrics.jsonl") && exists(to, "logs/x"));
     assert_false(exists(to, "model-00001-of-00002.safetensors"));
+    assert_int_equal(entries(".tmp"), 0);
+    unload(&m, &f);
+    /* a folder that is not a model's: nothing in it is removed */
+    load(&m, &f, golden_path("gemma3"), false);
+    assert_int_equal(mkdir(files_path("notes"), 0777), 0);
+    put_text(files_path("notes/LICENSE"), "of something else");
+    put_text(files_path("notes/x.safetensors"), "y");
+    save(&m, &f, files_path("notes"), false);
+    assert_true(exists(files_path("notes"), "LICENSE") && exists(files_path("notes"), "x.safetensors"));
+    assert_same_file(golden_path("gemma3"), files_path("notes"), "model.safetensors");
     assert_int_equal(entries(".tmp"), 0);
     unload(&m, &f);
     /* a full disk: no file may be longer than 3000 bytes */
@@ -1163,7 +1173,7 @@ static void atomic(void **state) {
     Optimizer o = {0};
     assert_false(model_save(&m, &f, to, false, &o, NULL, &e));
     assert_non_null(strstr(e.text, "expected the file of a training state"));
-    unload(&m, &f);
+    unload(&m, &f), free(to);
 }
 
 /* ---- mutations --------------------------------------------------------------------------------------------------- */

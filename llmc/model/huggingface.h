@@ -24,7 +24,7 @@
  *
  *     Huggingface h;
  *     if (!huggingface_open(&h, "qwen", e)) return false;
- *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, values, n);     // n elements of part i
+ *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, weights, 1);     // the first of part i
  *     huggingface_close(&h);
  */
 #ifndef LLMC_MODEL_HUGGINGFACE_H

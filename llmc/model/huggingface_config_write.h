@@ -5,6 +5,7 @@
  * config.json and leaves all its other bytes as they are.
  *
  *     TextBuffer b = {0};
+ *     TokenList stops = {0};                                        // the tokens that end a completion
  *     huggingface_config_write(&b, &config, "float32", &stops);
  *     huggingface_config_change(&b, "vocab_size", "151936");
  *     text_free(&b);

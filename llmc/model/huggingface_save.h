@@ -2,8 +2,8 @@
  *
  * The folder is written under a temporary name next to its own, FOLDER.tmp.XXXXXX. When every file is on the disk, it
  * takes its name. An existing folder of that name is exchanged with it in one step and removed only afterwards; files
- * in it that are not part of a model, such as logs, are moved to the new folder. If anything fails, the existing folder
- * is unchanged.
+ * in it that are not part of a model, such as logs, are moved to the new folder, and all files if it has no
+ * config.json. If anything fails, the existing folder is unchanged.
  *
  *   config.json              the input's text with only these values changed: vocab_size if tokens were added, dtype or
  *                            torch_dtype if the type of the tensors changed, and architectures and num_labels if a
@@ -21,7 +21,7 @@
  * ranking, is only in reward_model.json. An output matrix that is not tied is written as well, so that the model can be
  * trained further; transformers skips it. A new model's tensors are float32.
  *
- *     const HuggingfaceOutput o = {.source = file.source, .type = SAFETENSORS_TYPE_COUNT, .lineage = file.lineage};
+ *     const HuggingfaceOutput o = {.type = SAFETENSORS_BF16, .chat_template = chat};
  *     if (!huggingface_save(&model, &o, "out/", &e)) return false;
  */
 #ifndef LLMC_MODEL_HUGGINGFACE_SAVE_H
@@ -424,16 +424,17 @@ static inline bool huggingface_is_replaced(const char *name) {
     return huggingface_is_copied(name);
 }
 
-/* Moves the files of the old folder that are not a model's to the new one, and removes the rest. A file that cannot be
- * moved stays, with its folder. */
+/* Moves the files of the old folder that are not a model's to the new one, and removes the rest. A folder without
+ * config.json is not a model's, so all its files are moved. A file that cannot be moved stays, with its folder. */
 static inline void huggingface_retire(const char *old, const char *now) {
+    const bool is_model = huggingface_has(old, "config.json");
     DIR *d = opendir(old);
     bool all = d != NULL;
     for (struct dirent *entry; d && (entry = readdir(d));) {
         const char *name = entry->d_name;
-        if (!strcmp(name, ".") || !strcmp(name, "..") || huggingface_is_replaced(name)) continue;
+        if (!strcmp(name, ".") || !strcmp(name, "..") || (is_model && huggingface_is_replaced(name))) continue;
         char *from = huggingface_path(old, name), *to = huggingface_path(now, name);
-        if (access(to, F_OK) && rename(from, to)) all = false;
+        if (!access(to, F_OK) || rename(from, to)) all = false;
         free(from), free(to);
     }
     if (d) closedir(d);
