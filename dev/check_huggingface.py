@@ -3,10 +3,10 @@
     pip install torch transformers safetensors && make build/copy_model && python dev/check_huggingface.py [FOLDER...]
 
 For each folder (those of tests/golden/families unless some are given), build/copy_model writes it again in six ways:
-unchanged, as float32, in several files, with everything written anew (config.json with the keys of transformers 4), with a
-head for rewards, and as float16. transformers must find every tensor and no other, and give equal logits: the arithmetic is
-float32 on the same values; float16 has other values and only has to load. A classifier must give score.weight times the
-hidden state of the last token. Prints one line per folder and fails on the first difference.
+unchanged, as float32, in several files, with everything written anew (config.json with the keys of transformers 4),
+with a head for rewards, and as float16. transformers must find every tensor and no other, and give equal logits: the
+arithmetic is float32 on the same values; float16 has other values and only has to load. A classifier must give
+score.weight times the hidden state of the last token. Prints one line per folder and fails on the first difference.
 """
 
 import glob

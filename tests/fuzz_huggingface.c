@@ -1,11 +1,12 @@
 /* fuzz_huggingface.c - libFuzzer target: arbitrary bytes as a config.json. A configuration that is read is written and
  * read back equal, and a changed key is the only change.
  */
-#include "../llmc/base/error.h"               /* Error */
-#include "../llmc/base/text.h"                /* TextBuffer, TokenList, text_append, text_clear, ... */
-#include "../llmc/model/config.h"             /* ModelConfig */
-#include "../llmc/model/huggingface.h"        /* huggingface_parse */
-#include "../llmc/model/huggingface_config.h" /* huggingface_config_read, huggingface_can_describe, ... */
+#include "../llmc/base/error.h"                     /* Error */
+#include "../llmc/base/text.h"                      /* TextBuffer, TokenList, text_append, text_clear, ... */
+#include "../llmc/model/config.h"                   /* ModelConfig */
+#include "../llmc/model/huggingface.h"              /* huggingface_parse */
+#include "../llmc/model/huggingface_config.h"       /* huggingface_config_read, huggingface_stops */
+#include "../llmc/model/huggingface_config_write.h" /* huggingface_can_describe, huggingface_config_change, ... */
 
 static void require(bool holds) {
     if (!holds) abort();

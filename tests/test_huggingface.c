@@ -1,24 +1,25 @@
 /* test_huggingface.c - folders as Hugging Face has them: every family's folder that transformers wrote is read, and
  * written with the same bytes; configurations in both spellings; folders that are wrong; outputs that fail. */
-#include "../llmc/base/error.h"           /* Error, xstrdup, xcalloc, xmalloc */
+#include "../llmc/base/error.h"           /* Error, xmalloc, xstrdup, xcalloc */
 #include "../llmc/base/io.h"              /* file_slurp */
 #include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_string, ... */
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
-#include "../llmc/model/backend.h"        /* MLP_GEGLU, MLP_GELU, MLP_SWIGLU, NORM_LAYER, ... */
+#include "../llmc/model/backend.h"        /* Backend, MLP_GEGLU, MLP_GELU, MLP_SWIGLU, ... */
 #include "../llmc/model/config.h"         /* ModelConfig, LAYER_WINDOW, FAMILY_GPT2, LAYER_NO_ROPE, ... */
 #include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
-#include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_save_folder, ... */
-#include "../llmc/model/optimizer.h"      /* Optimizer */
+#include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_load, ... */
+#include "../llmc/model/optimizer.h"      /* Optimizer, optimizer_free */
 #include "../llmc/model/tensors.h"        /* TENSOR_qkvw, TENSOR_fcw, TENSOR_headw, TENSOR_qkvb, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_directory */
 #include "models.h"                       /* models_device, refused, models_bytes, models_random, ... */
 
-#include "../llmc/model/huggingface.h"        /* Huggingface, huggingface_close, huggingface_floats, ... */
-#include "../llmc/model/huggingface_config.h" /* huggingface_config_read, huggingface_config_change, ... */
-#include "../llmc/model/huggingface_save.h"   /* HuggingfaceOutput, huggingface_save */
-#include "../llmc/model/safetensors.h"        /* SAFETENSORS_F32, Safetensors, safetensors_close, ... */
+#include "../llmc/model/huggingface.h"              /* Huggingface, huggingface_close, huggingface_floats, ... */
+#include "../llmc/model/huggingface_config.h"       /* huggingface_config_read */
+#include "../llmc/model/huggingface_config_write.h" /* huggingface_config_change, huggingface_config_write */
+#include "../llmc/model/huggingface_save.h"         /* HuggingfaceOutput, huggingface_save */
+#include "../llmc/model/safetensors.h"              /* SAFETENSORS_F32, safetensors_close, safetensors_open, ... */
 #include <sys/resource.h>
 
 #define FAMILIES "tests/golden/families/"
@@ -312,7 +313,7 @@ static void configurations(void **state) {
     assert_true(c.qkv_bias && !c.attproj_bias && !c.mlp_bias && c.tied && c.rope.theta == 1e6f && !c.window &&
                 !c.layer[1]);
     c = config_in("qwen2-yarn");
-    assert_true(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original == 16 && c.rope.beta_fast == 32 &&
+    assert_true(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original == 32 && c.rope.beta_fast == 32 &&
                 c.rope.beta_slow == 1 && !c.rope.attention && !c.rope.exact);
     c = config_in("qwen3");
     assert_true(c.qk_norm == QK_NORM_HEAD && c.head_size == 12 && !c.qkv_bias);
@@ -378,10 +379,7 @@ static void spellings(void **state) {
                   "\"sliding_window\":32768,\"use_mrope\":false,\"head_dim\":8}"},
         {"qwen2-yarn",
          "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100,\"truncate\":true,"
-         "\"original_max_position_embeddings\":16,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}"},
-        {"qwen2-yarn",
-         "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":100,\"original_max_position_embeddings\":"
-         "16}}"},
+         "\"original_max_position_embeddings\":32,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}"},
         {"smollm3",
          "{\"no_rope_layers\":\"-\",\"layer_types\":\"-\",\"tie_word_embeddings\":\"-\",\"use_sliding_window\":\"-\","
          "\"max_window_layers\":28}"},
@@ -433,6 +431,11 @@ static void spellings(void **state) {
     c = config_of(root);
     assert_true(c.rope.exact && c.rope.beta_fast == 16 && c.rope.original == 64);
     assert_true(fabs(c.rope.attention - (0.07 * log(4) + 1) / (0.05 * log(4) + 1)) < 1e-6);
+    json_decref(root);
+    root = changed("qwen2-yarn", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":100,"
+                                 "\"original_max_position_embeddings\":16}}");
+    c = config_of(root);
+    assert_true(c.rope.factor == 4 && c.rope.original == 16); /* the context of 64 through the original one */
     json_decref(root);
     root = changed("smollm3", "{\"use_sliding_window\":true,\"sliding_window\":7,\"layer_types\":\"-\"}");
     c = config_of(root);
@@ -946,6 +949,164 @@ static void checkpoints(void **state) {
     unload(&n, &f);
 }
 
+/* ---- one safetensors file ---------------------------------------------------------------------------------------- */
+
+/* A folder, as one file, and a folder again: the same bytes. */
+static void single_files(void **state) {
+    (void)state;
+    for (int i = 0; i < FOLDERS; i++) {
+        Model m, n;
+        ModelFile f, g;
+        char *d = copy_folder(golden_path(folders[i]), "one"), path[300];
+        const char *const names[] = {"one.safetensors", "one.safetensors.zst", "one.state"};
+        snprintf(path, sizeof path, "%s/LICENSE", d);
+        put_text(path, "terms");
+        snprintf(path, sizeof path, "%s/additional_chat_templates", d);
+        assert_int_equal(mkdir(path, 0777), 0);
+        strcat(path, "/a.jinja");
+        put_text(path, "{{ a }}");
+        snprintf(path, sizeof path, "%s/chat_template.jinja", d);
+        put_text(path, "{{ b }}");
+        load(&m, &f, d, false);
+        json_array_append_new(f.lineage, json_pack("{s:s}", "stage", "dpo"));
+        save(&m, &f, files_path(names[i % 3]), false);
+        load(&n, &g, files_path(names[i % 3]), false);
+        assert_same_config(&n.config, &m.config, folders[i]);
+        assert_int_equal(model_weights_hash(&m), model_weights_hash(&n));
+        assert_string_equal(g.chat_template, "{{ b }}");
+        assert_true(json_equal(f.lineage, g.lineage) && g.stops.count == f.stops.count && g.hash);
+        save(&n, &g, files_path("out/"), false);
+        if (strcmp(folders[i], "gpt2-bare")) assert_same_file(d, files_path("out"), "model.safetensors");
+        const char *const same[] = {"config.json", "generation_config.json", "LICENSE", "chat_template.jinja",
+                                    "additional_chat_templates/a.jinja"};
+        for (size_t k = 0; k < sizeof same / sizeof *same; k++) assert_same_file(d, files_path("out"), same[k]);
+        unload(&m, &f), unload(&n, &g), free(d);
+    }
+}
+
+/* Another reader of safetensors sees the tensors under their names. */
+static void single_names(void **state) {
+    (void)state;
+    Model m;
+    ModelFile f;
+    Safetensors s, t;
+    Error e;
+    load(&m, &f, golden_path("qwen3"), false);
+    save(&m, &f, files_path("q.safetensors"), false);
+    assert_true(safetensors_open(&s, files_path("q.safetensors"), &e));
+    assert_true(safetensors_open(&t, FAMILIES "qwen3/model.safetensors", &e));
+    for (size_t i = 0; i < t.count; i++) {
+        const SafeTensor *x = safetensors_find(&s, t.tensor[i].name);
+        assert_true(x && x->type == SAFETENSORS_F32 && x->elements == t.tensor[i].elements);
+        for (uint64_t k = 0; k < x->elements; k++) {
+            float a, b;
+            safetensors_floats(x, k, &a, 1);
+            safetensors_floats(&t.tensor[i], k, &b, 1);
+            assert_true(a == b);
+        }
+    }
+    safetensors_close(&s), safetensors_close(&t), unload(&m, &f);
+}
+
+/* A model without a folder, with tokenizer and value head, through standard input. */
+static void single_of_a_new_model(void **state) {
+    (void)state;
+    Model m = models_random(16), n;
+    ModelFile f, g;
+    Error e;
+    models_save(&m, "plain.bin", false, "chatml");
+    model_free(&m);
+    load(&m, &f, files_path("plain.bin"), true);
+    const float bias = 1.5f;
+    model_upload(&m, m.tensor[TENSOR_valueb].offset, &bias, 1);
+    f.reward = xstrdup("{\"kind\":\"orm\"}");
+    save(&m, &f, files_path("plain.safetensors"), false);
+    const int kept = dup(STDIN_FILENO), in = open(files_path("plain.safetensors"), O_RDONLY);
+    assert_true(dup2(in, STDIN_FILENO) >= 0);
+    const bool ok = model_load(&n, &g, "-", NULL, true, backend_cpu(), models_device, false, 1, NULL, &e);
+    dup2(kept, STDIN_FILENO);
+    close(kept), close(in);
+    if (!ok) fail_msg("%s", e.text);
+    float *a = weights_of(&m), *b = weights_of(&n);
+    assert_memory_equal(a, b, m.parameters * sizeof *a);
+    assert_true(g.head && !g.source && g.tokenizer_bytes == f.tokenizer_bytes);
+    assert_memory_equal(g.tokenizer, f.tokenizer, f.tokenizer_bytes);
+    assert_string_equal(g.reward, f.reward);
+    assert_string_equal(g.chat_template, "chatml");
+    save(&n, &g, files_path("back.bin"), false);
+    save(&m, &f, files_path("there.bin"), false);
+    size_t x, y;
+    char *one = slurp(files_directory, "back.bin", &x), *two = slurp(files_directory, "there.bin", &y);
+    assert_int_equal(x, y);
+    assert_memory_equal(one, two, x);
+    free(one), free(two), free(a), free(b), unload(&m, &f), unload(&n, &g);
+}
+
+/* A training state: moments and counters come back. */
+static void single_states(void **state) {
+    (void)state;
+    const char *const families[] = {"gemma3", "phi3", "gpt2"};
+    for (int k = 0; k < 3; k++) {
+        Model m, n;
+        ModelFile f, g;
+        Optimizer o, p;
+        Error e;
+        const Backend *b = backend_cpu();
+        if (!model_load(&m, &f, golden_path(families[k]), NULL, k == 1, b, models_device, true, 1, &o, &e))
+            fail_msg("%s", e.text);
+        float *x = (float *)xmalloc(m.parameters * sizeof *x), *y = (float *)xmalloc(m.parameters * sizeof *y);
+        for (size_t i = 0; i < m.parameters; i++) x[i] = (float)i + 0.5f;
+        b->upload(m.device, o.m, x, m.parameters * sizeof *x);
+        for (size_t i = 0; i < m.parameters; i++) y[i] = 1 / ((float)i + 1);
+        b->upload(m.device, o.v, y, m.parameters * sizeof *y);
+        if (!model_save(&m, &f, files_path("run.state"), false, &o, "{\"step\":7}", &e)) fail_msg("%s", e.text);
+        if (!model_load(&n, &g, files_path("run.state"), NULL, k == 1, b, models_device, true, 1, &p, &e))
+            fail_msg("%s", e.text);
+        assert_string_equal(g.trainer, "{\"step\":7}");
+        float *z = (float *)xmalloc(m.parameters * sizeof *z), *w = weights_of(&m), *v = weights_of(&n);
+        assert_memory_equal(w, v, m.parameters * sizeof *w);
+        b->download(n.device, z, p.m, m.parameters * sizeof *z);
+        assert_memory_equal(x, z, m.parameters * sizeof *z);
+        b->download(n.device, z, p.v, m.parameters * sizeof *z);
+        assert_memory_equal(y, z, m.parameters * sizeof *z);
+        optimizer_free(&p, &n);
+        unload(&n, &g);
+        load(&n, &g, files_path("run.state"), false); /* a state is a model too */
+        assert_int_equal(model_weights_hash(&m), model_weights_hash(&n));
+        free(x), free(y), free(z), free(w), free(v);
+        optimizer_free(&o, &m);
+        unload(&m, &f), unload(&n, &g);
+    }
+}
+
+/* Every bit counts; other files are refused by what they are. */
+static void single_refusals(void **state) {
+    (void)state;
+    Model m;
+    ModelFile f;
+    size_t n;
+    load(&m, &f, golden_path("qwen2-yarn"), false);
+    save(&m, &f, files_path("ok.safetensors"), false);
+    unload(&m, &f);
+    char *bytes = slurp(files_directory, "ok.safetensors", &n);
+    for (size_t at = 0; at < n; at += at < 3000 ? 61 : 997) {
+        bytes[at] ^= 4;
+        FILE *out = fopen(files_path("bad.safetensors"), "w");
+        assert_int_equal(fwrite(bytes, 1, n, out), n);
+        fclose(out);
+        bytes[at] ^= 4;
+        refuse_folder(files_path("bad.safetensors"), "bad.safetensors: ");
+    }
+    for (size_t length = 0; length < n; length += 1 + length / 3) {
+        FILE *out = fopen(files_path("bad.safetensors"), "w");
+        assert_int_equal(fwrite(bytes, 1, length, out), length);
+        fclose(out);
+        refuse_folder(files_path("bad.safetensors"), "bad.safetensors: ");
+    }
+    free(bytes);
+    refuse_folder(FAMILIES "qwen3/model.safetensors", "it is one file of a model's folder; give the folder");
+}
+
 /* ---- outputs that fail ------------------------------------------------------------------------------------------- */
 
 static void atomic(void **state) {
@@ -953,7 +1114,7 @@ static void atomic(void **state) {
     Model m;
     ModelFile f;
     Error e;
-    const char *to = files_path("place/");
+    char *to = xstrdup(files_path("place/"));
     char path[300];
     load(&m, &f, golden_path("gemma2"), false);
     save(&m, &f, to, false);
@@ -971,6 +1132,16 @@ static void atomic(void **state) {
     assert_same_file(golden_path("gemma3"), to, "model.safetensors");
     assert_true(exists(to, "metrics.jsonl") && exists(to, "logs/x"));
     assert_false(exists(to, "model-00001-of-00002.safetensors"));
+    assert_int_equal(entries(".tmp"), 0);
+    unload(&m, &f);
+    /* a folder that is not a model's: nothing in it is removed */
+    load(&m, &f, golden_path("gemma3"), false);
+    assert_int_equal(mkdir(files_path("notes"), 0777), 0);
+    put_text(files_path("notes/LICENSE"), "of something else");
+    put_text(files_path("notes/x.safetensors"), "y");
+    save(&m, &f, files_path("notes"), false);
+    assert_true(exists(files_path("notes"), "LICENSE") && exists(files_path("notes"), "x.safetensors"));
+    assert_same_file(golden_path("gemma3"), files_path("notes"), "model.safetensors");
     assert_int_equal(entries(".tmp"), 0);
     unload(&m, &f);
     /* a full disk: no file may be longer than 3000 bytes */
@@ -1004,7 +1175,7 @@ static void atomic(void **state) {
     Optimizer o = {0};
     assert_false(model_save(&m, &f, to, false, &o, NULL, &e));
     assert_non_null(strstr(e.text, "expected the file of a training state"));
-    unload(&m, &f);
+    unload(&m, &f), free(to);
 }
 
 /* ---- mutations --------------------------------------------------------------------------------------------------- */
@@ -1063,6 +1234,8 @@ int main(void) {
         cmocka_unit_test(changed_text),   cmocka_unit_test(config_refusals), cmocka_unit_test(folder_refusals),
         cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
         cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
-        cmocka_unit_test(atomic),         cmocka_unit_test(mutations)};
+        cmocka_unit_test(single_files),   cmocka_unit_test(single_names),    cmocka_unit_test(single_of_a_new_model),
+        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(atomic),
+        cmocka_unit_test(mutations)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }

@@ -4,18 +4,19 @@
  *   model.safetensors                   the tensors (safetensors.h, huggingface_names.h), or
  *   model.safetensors.index.json        {"weight_map": {"tensor name": "file name", ...}} and the files that it names
  *   generation_config.json              its eos_token_id is the set of tokens that end a completion
- *   tokenizer.json, or vocab.json and merges.txt           the tokenizer (text/tokenizer_files.h)
+ *   tokenizer.json                      the tokenizer (text/tokenizer_files.h), or vocab.json and merges.txt
  *   chat_template.jinja                 the chat template; else chat_template of tokenizer_config.json
  *   training_lineage.json               written by this project: the stages of training
- *   reward_model.json                   written by this project: bias and normalisation of a reward model, whose weights
- *                                       are the tensor score.weight
+ *   reward_model.json                   written by this project: bias and normalisation of a reward model, whose
+ *                                       weights are the tensor score.weight
  *   tokenizer.llmc, chat_template.llmc  written by this project for a tokenizer or template that came from another file
  *
- * Every tensor of the model must be in the files, with its shape, as F64, F32, F16 or BF16, and nothing else may be there,
- * because a tensor that is ignored silently is a wrong model. Known and skipped are the buffers of old files: GPT-2's
- * `attn.bias` and `attn.masked_bias` (the causal mask), `rotary_emb.inv_freq`, and an `lm_head.weight` that equals the
- * embeddings of a model whose output matrix is tied to them. A classifier without lm_head.weight is read as tied: its
- * output matrix is never used. The index's `metadata` and README.md are not read. A pickle (pytorch_model.bin) is refused.
+ * Every tensor of the model must be in the files, with its shape, as F64, F32, F16 or BF16, and nothing else may be
+ * there, because a tensor that is ignored silently is a wrong model. Known and skipped are the buffers of old files:
+ * GPT-2's `attn.bias` and `attn.masked_bias` (the causal mask), `rotary_emb.inv_freq`, and an `lm_head.weight` that
+ * equals the embeddings of a model whose output matrix is tied to them. A classifier without lm_head.weight is read as
+ * tied: its output matrix is never used. Not read are the index's `metadata`, README.md, and a tokenizer.model without
+ * one of the other forms of a tokenizer. A pickle (pytorch_model.bin) is refused.
  *
  * The files are mapped into memory, so a rank or a run loads only what it reads. The small files that an output folder
  * needs (huggingface_copied) are kept in memory in a HuggingfaceSource: a run can write its output even if the folder
@@ -23,7 +24,7 @@
  *
  *     Huggingface h;
  *     if (!huggingface_open(&h, "qwen", e)) return false;
- *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, values, n);    // elements 0 ... n-1 of part i
+ *     for (size_t i = 0; i < h.parts.count; i++) huggingface_floats(&h, i, 0, weights, 1);     // the first of part i
  *     huggingface_close(&h);
  */
 #ifndef LLMC_MODEL_HUGGINGFACE_H
@@ -122,6 +123,11 @@ typedef struct Huggingface {
     char *reward;              /* ModelFile's `reward`, or NULL */
     float bias;                /* of the value head */
     bool headless;             /* a classifier that lacks its output matrix */
+    /* of a single file (model_single.h) */
+    void *memory;    /* its bytes, or NULL */
+    void *tokenizer; /* blob, or NULL */
+    size_t tokenizer_bytes;
+    char *trainer; /* ModelFile's `trainer`, or NULL */
 } Huggingface;
 
 static inline void huggingface_close(Huggingface *h) {
@@ -131,6 +137,7 @@ static inline void huggingface_close(Huggingface *h) {
     token_list_free(&h->stops);
     json_decref(h->lineage);
     free(h->path), free(h->file), free(h->tensor), free(h->chat_template), free(h->note), free(h->reward);
+    free(h->memory), free(h->tokenizer), free(h->trainer);
     *h = (Huggingface){0};
 }
 
@@ -348,8 +355,8 @@ static inline int huggingface_part_order(const void *a, const void *b) {
     return strcmp(((const HuggingfacePart *)a)->name, ((const HuggingfacePart *)b)->name);
 }
 
-/* Finds the tensor of every part and checks that there are no others. skip: names that begin so are not the model's;
- * NULL: none. */
+/* Finds the tensor of every part and checks that there are no others. skip: names that begin so or with '~' are
+ * not the model's; NULL: there are none. */
 static inline bool huggingface_match(Huggingface *h, const char *skip, Error *e) {
     if (!huggingface_find_prefix(h, e)) return false;
     h->headless = h->config.value_head && !h->config.tied && !huggingface_find(h, "lm_head.weight");
@@ -367,7 +374,8 @@ static inline bool huggingface_match(Huggingface *h, const char *skip, Error *e)
     for (int i = 0; i < h->files; i++)
         for (size_t k = 0; k < h->file[i].count; k++) {
             const SafeTensor *t = &h->file[i].tensor[k];
-            if (json_object_get(h->source->types, t->name) || (skip && !strncmp(t->name, skip, strlen(skip)))) continue;
+            const bool ours = skip && (!strncmp(t->name, skip, strlen(skip)) || t->name[0] == '~');
+            if (ours || json_object_get(h->source->types, t->name)) continue;
             if (!huggingface_check_surplus(h, t, e)) return false;
         }
     return true;

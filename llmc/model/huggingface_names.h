@@ -1,9 +1,9 @@
 /* huggingface_names.h - the names and shapes of a model's tensors in Hugging Face's files.
  *
  * A HuggingfacePart is one tensor of a file and the range of the model's elements that it holds. The three matrices of
- * queries, keys and values, and the two of gates and values of the MLP, are row ranges of one tensor of tensors.h; Phi-3
- * stores these tensors whole, as here. GPT-2's four matrices per layer are stored as (in, out) (its class Conv1D) and
- * are transposed. Embeddings and the output matrix have V rows in the file; the padding rows are 0.
+ * queries, keys and values, and the two of gates and values of the MLP, are row ranges of one tensor of tensors.h;
+ * Phi-3 stores these tensors whole, as here. GPT-2's four matrices per layer are stored as (in, out) (its class Conv1D)
+ * and are transposed. Embeddings and the output matrix have V rows in the file; the padding rows are 0.
  *
  * `post_attention_layernorm` is the norm before the MLP in files like Llama's, and the norm of attention's output in
  * those of OLMo 2 and Gemma.

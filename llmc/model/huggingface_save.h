@@ -1,43 +1,44 @@
 /* huggingface_save.h - writer of a model's folder as Hugging Face has it.
  *
- * The folder is written under a temporary name next to its own, FOLDER.tmp.XXXXXX, with every file on the disk, and then
- * takes its name. An existing folder of that name is exchanged with it in one step and removed only afterwards; files in
- * it that are not part of a model, such as logs, are moved to the new folder. If anything fails, the existing folder is
- * unchanged.
+ * The folder is written under a temporary name next to its own, FOLDER.tmp.XXXXXX. When every file is on the disk, it
+ * takes its name. An existing folder of that name is exchanged with it in one step and removed only afterwards; files
+ * in it that are not part of a model, such as logs, are moved to the new folder, and all files if it has no
+ * config.json. If anything fails, the existing folder is unchanged.
  *
- *   config.json                   the input's text with only these values changed: vocab_size if tokens were added, dtype
- *                                 or torch_dtype if the type of the tensors changed, and architectures and num_labels if a
- *                                 value head was added or removed; a new one if the model did not come from a folder
- *   generation_config.json        the input's; eos_token_id is changed if there are further tokens that end a completion
- *   model.safetensors             in the type of each tensor of the input, or in the type asked for. More than 8 GB are
- *                                 divided into model-00001-of-0000N.safetensors of at most 5 GB with an index; the
- *                                 input's own division is kept if the tensors are the same
- *   huggingface_copied            copied byte for byte (huggingface.h has the names)
- *   chat_template.jinja           a Jinja template that differs from the input's
- *   training_lineage.json, reward_model.json, tokenizer.llmc, chat_template.llmc        as huggingface.h describes them
+ *   config.json              the input's text with only these values changed: vocab_size if tokens were added, dtype or
+ *                            torch_dtype if the type of the tensors changed, and architectures and num_labels if a
+ *                            value head was added or removed; a new one if the model did not come from a folder
+ *   generation_config.json   the input's; eos_token_id is changed if there are further tokens that end a completion
+ *   model.safetensors        in the type of each tensor of the input, or in the type asked for. More than 8 GB are
+ *                            divided into model-00001-of-0000N.safetensors of at most 5 GB with an index; the input's own
+ *                            division is kept if the tensors are the same
+ *   huggingface_copied       copied byte for byte (huggingface.h has the names)
+ *   chat_template.jinja      a Jinja template that differs from the input's
+ *   training_lineage.json, reward_model.json, tokenizer.llmc, chat_template.llmc     as huggingface.h describes them
  *
  * A folder whose model was not changed has the same bytes as its input in all of these files. The value head's weights
  * are score.weight, as in transformers' ...ForSequenceClassification, which has no bias: its bias, which changes no
  * ranking, is only in reward_model.json. An output matrix that is not tied is written as well, so that the model can be
  * trained further; transformers skips it. A new model's tensors are float32.
  *
- *     const HuggingfaceOutput o = {.source = file.source, .type = SAFETENSORS_TYPE_COUNT, .lineage = file.lineage};
+ *     const HuggingfaceOutput o = {.type = SAFETENSORS_BF16, .chat_template = chat};
  *     if (!huggingface_save(&model, &o, "out/", &e)) return false;
  */
 #ifndef LLMC_MODEL_HUGGINGFACE_SAVE_H
 #define LLMC_MODEL_HUGGINGFACE_SAVE_H
 
-#include "../base/error.h"      /* Error, error_set, xstrdup, xmalloc, ... */
-#include "../base/io.h"         /* XXH3_64bits, Writer, writer_abort, writer_commit, ... */
-#include "../base/text.h"       /* TextBuffer, text_free, TokenList, text_format, ... */
-#include "config.h"             /* ModelConfig */
-#include "huggingface.h"        /* huggingface_path, huggingface_parse, HuggingfaceFile, huggingface_ends, ... */
-#include "huggingface_config.h" /* huggingface_config_change, huggingface_architecture_name, ... */
-#include "huggingface_names.h"  /* HuggingfaceParts, HuggingfacePart, huggingface_parts, huggingface_parts_free, ... */
-#include "lora.h"               /* lora_merged */
-#include "model.h"              /* Model, model_each_chunk, ModelChunk, model_download */
-#include "safetensors.h"        /* SafetensorsType, SAFETENSORS_TYPE_COUNT, SAFETENSORS_F32, SafetensorsWriter, ... */
-#include "tensors.h"            /* TENSOR_valueb */
+#include "../base/error.h"            /* Error, Error, error_set, error_set, ... */
+#include "../base/io.h"               /* XXH3_64bits, XXH3_64bits, Writer, Writer, ... */
+#include "../base/text.h"             /* TextBuffer, TextBuffer, text_free, text_free, ... */
+#include "config.h"                   /* ModelConfig, ModelConfig */
+#include "huggingface.h"              /* huggingface_path, huggingface_path, huggingface_parse, ... */
+#include "huggingface_config.h"       /* huggingface_config_read, huggingface_config_read, huggingface_ids_text, ... */
+#include "huggingface_config_write.h" /* huggingface_config_change, huggingface_config_change, ... */
+#include "huggingface_names.h"        /* HuggingfaceParts, HuggingfaceParts, HuggingfacePart, HuggingfacePart, ... */
+#include "lora.h"                     /* lora_merged, lora_merged */
+#include "model.h"                    /* Model, Model, model_each_chunk, model_each_chunk, ... */
+#include "safetensors.h"              /* SafetensorsType, SafetensorsType, SAFETENSORS_TYPE_COUNT, ... */
+#include "tensors.h"                  /* TENSOR_valueb, TENSOR_valueb */
 #include <dirent.h>
 #include <fnmatch.h>
 #include <ftw.h>
@@ -424,16 +425,17 @@ static inline bool huggingface_is_replaced(const char *name) {
     return huggingface_is_copied(name);
 }
 
-/* Moves the files of the old folder that are not a model's to the new one, and removes the rest. A file that cannot be
- * moved stays, with its folder. */
+/* Moves the files of the old folder that are not a model's to the new one, and removes the rest. A folder without
+ * config.json is not a model's, so all its files are moved. A file that cannot be moved stays, with its folder. */
 static inline void huggingface_retire(const char *old, const char *now) {
+    const bool is_model = huggingface_has(old, "config.json");
     DIR *d = opendir(old);
     bool all = d != NULL;
     for (struct dirent *entry; d && (entry = readdir(d));) {
         const char *name = entry->d_name;
-        if (!strcmp(name, ".") || !strcmp(name, "..") || huggingface_is_replaced(name)) continue;
+        if (!strcmp(name, ".") || !strcmp(name, "..") || (is_model && huggingface_is_replaced(name))) continue;
         char *from = huggingface_path(old, name), *to = huggingface_path(now, name);
-        if (access(to, F_OK) && rename(from, to)) all = false;
+        if (!access(to, F_OK) || rename(from, to)) all = false;
         free(from), free(to);
     }
     if (d) closedir(d);

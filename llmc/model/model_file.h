@@ -7,8 +7,8 @@
  * bit for bit. If the device keeps bf16 weights and float32 master weights (--device cuda --dtype bf16), the weights in
  * the file are those that the model computed with, and a training state also holds the masters (MSTR).
  *
- * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is that
- * of a folder (huggingface_save.h). A folder holds no training state.
+ * A folder as Hugging Face has it is read as well (huggingface.h), and written if the output's name ends in '/' or is
+ * that of a folder (huggingface_save.h). A folder holds no training state.
  *
  *     ModelFile f;
  *     model_load(&model, &f, "sft.bin", NULL, false, backend, device, true, seed, NULL, &e);
@@ -17,23 +17,25 @@
 #ifndef LLMC_MODEL_MODEL_FILE_H
 #define LLMC_MODEL_MODEL_FILE_H
 
-#include "../base/error.h"     /* Error, error_set, xmalloc, xcalloc, ... */
-#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
-#include "../base/text.h"      /* TokenList, token_list_append, token_list_free */
-#include "backend.h"           /* Backend, Device, Floats, floats_at */
-#include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_payload, checkpoint_put, ... */
-#include "config.h"            /* ModelConfig, LoraConfig, model_config_check, gpt2_config_descriptor */
-#include "huggingface.h"       /* Huggingface, HuggingfaceSource, huggingface_close, huggingface_floats, ... */
-#include "huggingface_names.h" /* HuggingfacePart */
-#include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
-#include "lora.h"              /* model_trained_count, lora_add, lora_merged, model_trained_first */
-#include "model.h"             /* Model, ModelChunk, model_each_chunk, model_download, ... */
-#include "optimizer.h"         /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
-#include "peft.h"              /* Peft, peft_close, peft_open, peft_read */
-#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafetensorsType */
-#include "share.h"             /* Share */
-#include "tensors.h"           /* FIRST_LORA_TENSOR, TENSOR_valuew, TensorInfo, TENSOR_COUNT, ... */
-#include "transformer.h"       /* LINEAR_COUNT, LinearInfo, model_linear */
+#include "../base/error.h"     /* Error, Error, error_set, error_set, ... */
+#include "../base/io.h"        /* XXH3_state_t, XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_digest, ... */
+#include "../base/text.h"      /* TokenList, TokenList, token_list_append, token_list_append, ... */
+#include "backend.h"           /* Backend, Backend, Device, Device, ... */
+#include "checkpoint.h"        /* CheckpointReader, CheckpointReader, CheckpointWriter, CheckpointWriter, ... */
+#include "config.h"            /* ModelConfig, ModelConfig, LoraConfig, LoraConfig, ... */
+#include "huggingface.h"       /* Huggingface, Huggingface, huggingface_ends, huggingface_ends, ... */
+#include "huggingface_names.h" /* HuggingfacePart, HuggingfacePart */
+#include "huggingface_save.h"  /* HuggingfaceOutput, HuggingfaceOutput, huggingface_is_output, ... */
+#include "lora.h"              /* model_trained_count, model_trained_count, lora_add, lora_add, ... */
+#include "lora.h"              /* model_trained_count, model_trained_count, lora_add, lora_add, ... */
+#include "model.h"             /* Model, Model, ModelChunk, ModelChunk, ... */
+#include "model_single.h"      /* single_array_name, single_array_name, single_text, single_text, ... */
+#include "optimizer.h"         /* Optimizer, Optimizer, optimizer_new, optimizer_new, ... */
+#include "peft.h"              /* Peft, Peft, peft_close, peft_close, ... */
+#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, ... */
+#include "share.h"             /* Share, Share */
+#include "tensors.h"           /* FIRST_LORA_TENSOR, FIRST_LORA_TENSOR, TENSOR_valuew, TENSOR_valuew, ... */
+#include "transformer.h"       /* LINEAR_COUNT, LINEAR_COUNT, LinearInfo, LinearInfo, ... */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -255,14 +257,24 @@ static inline void model_read_parts(const Huggingface *h, const Model *m, const 
         model_put_weights(m, o, m->tensor[TENSOR_valueb].offset, &h->bias, 1);
 }
 
-/* Takes over the texts of a folder. */
+/* Takes over the texts of a folder or a single file. */
 static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
-    if (!huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    const bool single = single_text(h, "llmc.config") != NULL, sourced = single_text(h, "llmc.source") != NULL;
+    if (!single && !huggingface_tokenizer(h, &f->tokenizer, &f->tokenizer_bytes, e)) return false;
+    if (single) {
+        f->tokenizer = h->tokenizer;
+        f->tokenizer_bytes = h->tokenizer_bytes;
+        f->trainer = h->trainer;
+        h->tokenizer = h->trainer = NULL;
+    }
     f->hash = huggingface_hash(h);
     f->head = h->config.value_head;
     f->chat_template = h->chat_template;
     f->reward = h->reward;
-    f->source = h->source;
+    if (!single || sourced) {
+        f->source = h->source;
+        h->source = NULL;
+    }
     f->stops = h->stops;
     f->note = h->note;
     if (h->lineage) {
@@ -270,7 +282,6 @@ static inline bool model_take_texts(Huggingface *h, ModelFile *f, Error *e) {
         f->lineage = json_incref(h->lineage);
     }
     h->chat_template = h->reward = h->note = NULL;
-    h->source = NULL;
     h->stops = (TokenList){0};
     return true;
 }
@@ -343,24 +354,52 @@ static inline bool model_load_lora(Model *m, const Optimizer *o, const ModelLoad
     return true;
 }
 
-/* model_load_as() for a folder. */
-static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, const ModelLoad *how, const Backend *b,
+/* Reads an array of a training state in a single file, as model_read_array() does for a checkpoint. */
+static inline bool model_read_layers(const Huggingface *h, const Model *m, const Optimizer *o, const char *tag,
+                                     Floats *to, Error *e) {
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (int l = 0; tensor_trained(&m->tensor[i]) && l < (int)m->tensor[i].layers; l++) {
+            const TensorInfo *t = &m->tensor[i];
+            const size_t n = t->rows * t->columns, at = t->offset + (size_t)l * n;
+            char name[96];
+            single_array_name(name, tag, i, t->name, l);
+            const SafeTensor *from = huggingface_find(h, name);
+            if (!from || from->type != SAFETENSORS_F32 || from->elements != n)
+                return error_set(e, "%s: %s is missing or has another size than the model needs", h->path, name);
+            for (ModelChunk c = {0}; model_each_chunk(&c, n);) {
+                safetensors_floats(from, c.at, c.host, c.n);
+                if (to) model_put_slices(m, o, to, at + c.at, c.host, c.n);
+                else model_upload(m, at + c.at, c.host, c.n);
+            }
+        }
+    return true;
+}
+
+/* Reads the moments, and the masters, of a training state in a single file. */
+static inline bool model_read_state(const Huggingface *h, const Model *m, const Optimizer *o, Error *e) {
+    char name[96];
+    single_array_name(name, "llmc.master", TENSOR_wte, m->tensor[TENSOR_wte].name, 0);
+    if (!h->trainer) return true;
+    return model_read_layers(h, m, o, "llmc.adam1", o->m, e) && model_read_layers(h, m, o, "llmc.adam2", o->v, e) &&
+           (!huggingface_find(h, name) || model_read_layers(h, m, o, "llmc.master", o->master, e));
+}
+
+/* model_load_as() for a folder or a single file, which has been opened. Closes it. */
+static inline bool model_load_opened(Model *m, ModelFile *f, Huggingface *h, const ModelLoad *how, const Backend *b,
                                      Device *d, Optimizer *o, Error *e) {
-    Huggingface h;
-    if (!huggingface_open(&h, path, e)) return false;
-    ModelConfig config = h.config;
+    ModelConfig config = h->config;
     bool ok = true;
-    if (h.headless && !how->value_head)
+    if (h->headless && !how->value_head)
         ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
-                       path);
+                       h->path);
     ok = ok && model_make(m, &config, how, b, d, e) && (!how->gradients || model_new_grads(m, e)) &&
          (!o || optimizer_new(o, m, e));
     if (ok) {
-        model_read_parts(&h, m, o);
-        if (how->value_head && !h.config.value_head) model_new_head(m, o, how->seed);
-        ok = model_load_lora(m, o, how, e) && model_take_texts(&h, f, e);
+        model_read_parts(h, m, o);
+        if (how->value_head && !h->config.value_head) model_new_head(m, o, how->seed);
+        ok = model_load_lora(m, o, how, e) && (!o || model_read_state(h, m, o, e)) && model_take_texts(h, f, e);
     }
-    huggingface_close(&h);
+    huggingface_close(h);
     return ok;
 }
 
@@ -374,29 +413,46 @@ static inline bool model_load_new(Model *m, const char *spec, ModelConfig *confi
     return (!o || optimizer_new(o, m, e)) && (!how->adapter || model_load_lora(m, o, how, e));
 }
 
-/* model_load_as() for a checkpoint. Memory is allocated as the file is read: a truncated file fails before the rest is
- * allocated. Masters get the weights in full precision, so they are created before the weights are read. */
-static inline bool model_load_checkpoint(Model *m, ModelFile *f, const char *path, const ModelLoad *how,
+/* model_load_as() for a checkpoint, whose reader is at the start of the file. Memory is allocated as the file is read: a
+ * truncated file fails before the rest is allocated. Masters get the weights in full precision, so they are created
+ * before the weights are read. */
+static inline bool model_load_checkpoint(Model *m, ModelFile *f, CheckpointReader *r, const ModelLoad *how,
                                          const Backend *b, Device *d, Optimizer *o, Error *e) {
-    CheckpointReader r;
-    bool head = false;
-    if (!checkpoint_open(&r, path, e)) return false;
-    ModelConfig config = r.config;
-    const bool masters = o && b->weight_size < sizeof(float);
-    bool ok = model_make(m, &config, how, b, d, e) && (!masters || optimizer_new(o, m, e)) &&
-              model_read_weights(&r, m, o, e) && (!how->gradients || model_new_grads(m, e)) &&
-              (!o || masters || optimizer_new(o, m, e)) && model_load_lora(m, o, how, e);
-    if (ok) ok = model_read_sections(&r, m, f, o, &head, e);
-    if (ok && how->value_head && !head) model_new_head(m, o, how->seed);
-    f->hash = reader_hash(&r.in);
-    f->head = head;
-    checkpoint_close(&r);
+    bool head = false, ok = checkpoint_start(r, e);
+    if (ok) {
+        ModelConfig config = r->config;
+        const bool masters = o && b->weight_size < sizeof(float);
+        ok = model_make(m, &config, how, b, d, e) && (!masters || optimizer_new(o, m, e)) &&
+             model_read_weights(r, m, o, e) && (!how->gradients || model_new_grads(m, e)) &&
+             (!o || masters || optimizer_new(o, m, e)) && model_load_lora(m, o, how, e) &&
+             model_read_sections(r, m, f, o, &head, e);
+        if (ok && how->value_head && !head) model_new_head(m, o, how->seed);
+        f->hash = reader_hash(&r->in);
+        f->head = head;
+    }
+    checkpoint_close(r);
     return ok;
 }
 
-/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
-static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
-                                     Error *e) {
+/* model_load_as() for a file or a folder. */
+static inline bool model_load_path(Model *m, ModelFile *f, const char *path, const ModelLoad *how, const Backend *b,
+                                   Device *d, Optimizer *o, Error *e) {
+    Huggingface h;
+    CheckpointReader r;
+    bool single = false;
+    if (huggingface_is_folder(path))
+        return huggingface_open(&h, path, e) && model_load_opened(m, f, &h, how, b, d, o, e);
+    if (!reader_open(&r.in, path, e)) return false;
+    if (!single_begins(&r.in, &single, e)) {
+        reader_close(&r.in);
+        return false;
+    }
+    if (single) return single_open(&h, path, &r.in, e) && model_load_opened(m, f, &h, how, b, d, o, e);
+    return model_load_checkpoint(m, f, &r, how, b, d, o, e);
+}
+
+/* What an output folder or single file is made of. */
+static inline HuggingfaceOutput model_output(const ModelFile *f, SafetensorsType type) {
     const HuggingfaceOutput out = {.source = f->source,
                                    .type = type,
                                    .tokenizer = f->tokenizer,
@@ -405,7 +461,22 @@ static inline bool model_save_folder(const Model *m, const ModelFile *f, const c
                                    .lineage = f->lineage,
                                    .reward = f->reward,
                                    .stops = f->stops};
+    return out;
+}
+
+/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
+static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
+                                     Error *e) {
+    const HuggingfaceOutput out = model_output(f, type);
     return huggingface_save(m, &out, path, e);
+}
+
+/* Whether model_save() writes a single safetensors file: its name asks for one, or llm.c's format cannot hold the
+ * family or what an output folder needs. */
+static inline bool model_saves_single(const Model *m, const ModelFile *f, const char *path) {
+    if (single_is_output(path)) return true;
+    if (huggingface_ends(path, ".bin") || huggingface_ends(path, ".bin.zst")) return false;
+    return m->config.family != FAMILY_GPT2 || f->source;
 }
 
 /* ---- loading and saving ------------------------------------------------------------------------------------------ */
@@ -423,8 +494,7 @@ static inline bool model_load_as(Model *m, ModelFile *f, const char *spec, const
     if (how->shape || gpt2_config_descriptor(spec, &config, &ok, e)) {
         if (how->shape) config = *how->shape;
         ok = ok && model_load_new(m, spec, &config, how, b, d, o, e);
-    } else if (huggingface_is_folder(spec)) ok = model_load_folder(m, f, spec, how, b, d, o, e);
-    else ok = model_load_checkpoint(m, f, spec, how, b, d, o, e);
+    } else ok = model_load_path(m, f, spec, how, b, d, o, e);
     if (ok) return true;
     if (o) optimizer_free(o, m);
     if (m->backend) model_free(m);
@@ -509,6 +579,10 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
     if (huggingface_is_output(path)) {
         if (o) return error_set(e, "%s: is a folder, expected the file of a training state", path);
         return model_save_folder(m, f, path, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT, e);
+    }
+    if (model_saves_single(m, f, path)) {
+        const HuggingfaceOutput out = model_output(f, bf16 ? SAFETENSORS_BF16 : SAFETENSORS_TYPE_COUNT);
+        return single_save(m, &out, path, o, trainer, e);
     }
     if (!checkpoint_create(&w, path, &m->config, bf16, e)) return false;
     ModelChunk c = {0};

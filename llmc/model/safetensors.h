@@ -20,14 +20,15 @@
  *     Safetensors s;
  *     if (!safetensors_open(&s, "model.safetensors", e)) return false;
  *     const SafeTensor *t = safetensors_find(&s, "wte.weight");
- *     if (t) safetensors_floats(t, 0, values, n);                 // the first n elements
+ *     if (t) safetensors_floats(t, 0, weights, 8);                // the first 8 elements
  *     safetensors_close(&s);
  *
  *     SafetensorsWriter w = {0};
- *     safetensors_add(&w, "wte.weight", SAFETENSORS_F32, 2, (const uint64_t[]){rows, columns});
- *     if (!safetensors_begin(&w, "out.safetensors", metadata, e)) return false;      // sorts w.tensor
+ *     safetensors_add(&w, "wte.weight", SAFETENSORS_F32, 2, (const uint64_t[]){50257, 768});
+ *     if (!safetensors_begin(&w, "out.safetensors", NULL, e)) return false;           // sorts w.tensor
  *     bool ok = true;
- *     for (size_t i = 0; ok && i < w.count; i++) ok = safetensors_put(&w, data_of(w.tensor[i].name), n, e);
+ *     for (size_t i = 0; ok && i < w.count; i++)
+ *         ok = safetensors_put(&w, data, (size_t)(w.tensor[i].end - w.tensor[i].begin), e);
  *     ok = ok && safetensors_commit(&w, e);
  *     safetensors_abort(&w);                                      // harmless after a commit
  */
