@@ -2,7 +2,7 @@
  * merges.txt, as a pattern and as text to encode. A tokenizer that opens must decode to the text that it encoded.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_tokenizer.c \
- *         -lzstd -lpcre2-8 -ljansson -lm
+ *         -lzstd -lpcre2-8 -ljansson -lutf8proc -lxxhash -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/tokenizer/
  *
  * The first byte selects what the other bytes are.

@@ -195,6 +195,91 @@ static void test_tokenizer_json(void **state) {
     json_decref(root);
 }
 
+/* ---- the forms of published tokenizers ------------------------------------------------------------------------- */
+
+/* Compares the ids of a text with the list in `field`. */
+static void assert_encodes(const Tokenizer *t, const char *form, const json_t *row, const char *field, int how) {
+    Error e;
+    TokenList ids = {0};
+    TextBuffer text = {0};
+    const json_t *want = json_object_get(row, field);
+    const char *input = json_string_value(json_object_get(row, "text"));
+    if (!tokenizer_encode(t, input, json_string_length(json_object_get(row, "text")), how, &ids, &e))
+        fail_msg("%s: '%s': %s", form, input, e.text);
+    for (int32_t i = 0; i < ids.count; i++) {
+        if (ids.ids[i] == json_integer_value(json_array_get(want, (size_t)i))) continue;
+        tokenizer_decode(t, ids.ids, i, true, &text);
+        fail_msg("%s: '%s': %s: token %d is %d, expected %d, after '%s'", form, input, field, i, ids.ids[i],
+                 (int)json_integer_value(json_array_get(want, (size_t)i)), text.text);
+    }
+    if ((size_t)ids.count != json_array_size(want))
+        fail_msg("%s: '%s': %s: %d tokens, expected %zu", form, input, field, ids.count, json_array_size(want));
+    token_list_free(&ids);
+    text_free(&text);
+}
+
+/* Compares the text of the expected ids, decoded at once and token by token. */
+static void assert_decodes(const Tokenizer *t, const char *form, const json_t *row) {
+    TokenList ids = {0};
+    TextBuffer text = {0}, parts = {0};
+    size_t i;
+    json_t *id;
+    json_array_foreach(json_object_get(row, "ids"), i, id) token_list_append(&ids, (int32_t)json_integer_value(id));
+    const char *want = json_string_value(json_object_get(row, "decoded"));
+    if (!want) {
+        token_list_free(&ids);
+        return;
+    }
+    tokenizer_decode(t, ids.ids, ids.count, false, &text);
+    if (text.length != json_string_length(json_object_get(row, "decoded")) || memcmp(text.text, want, text.length))
+        fail_msg("%s: decoded '%s', expected '%s'", form, text.text, want);
+    bool started = false;
+    for (int32_t k = 0; k < ids.count; k++) tokenizer_decode_more(t, ids.ids + k, 1, false, &started, &parts);
+    assert_int_equal(parts.length, text.length);
+    assert_true(!text.length || !memcmp(parts.text, text.text, text.length));
+    token_list_free(&ids);
+    text_free(&text);
+    text_free(&parts);
+}
+
+/* Every form against `tokenizers`, opened from its tokenizer.json and from the blob of that. */
+static void test_forms(void **state) {
+    (void)state;
+    Error e;
+    Jsonl j;
+    json_t *row;
+    Tokenizer t = {0};
+    char form[64] = "";
+    int more, forms = 0, cases = 0;
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
+    while ((more = jsonl_next(&j, &row, &e)) > 0) {
+        const json_t *json = json_object_get(row, "json");
+        if (json) {
+            void *blob;
+            size_t n;
+            snprintf(form, sizeof form, "%s", json_string_value(json_object_get(row, "name")));
+            assert_int_equal(json_dump_file(json, files_path("form.json"), 0), 0);
+            tokenizer_free(&t);
+            if (!tokenizer_open(&t, files_path("form.json"), &e)) fail_msg("%s: %s", form, e.text);
+            assert_true(tokenizer_store(&t, &blob, &n, &e));
+            tokenizer_free(&t);
+            if (!tokenizer_load(&t, blob, n, &e)) fail_msg("%s: %s", form, e.text);
+            free(blob);
+            forms++;
+            continue;
+        }
+        assert_encodes(&t, form, row, "ids", TOKENIZER_SPECIALS);
+        if (json_is_array(json_object_get(row, "plain"))) assert_encodes(&t, form, row, "plain", 0);
+        assert_decodes(&t, form, row);
+        cases++;
+    }
+    if (more) fail_msg("%s", e.text);
+    assert_int_equal(forms, 15);
+    assert_true(cases > 1500);
+    tokenizer_free(&t);
+    jsonl_close(&j);
+}
+
 /* ---- arbitrary bytes ------------------------------------------------------------------------------------------- */
 
 static void test_any_bytes(void **state) {
@@ -442,7 +527,7 @@ static void test_bad_tokenizer_json(void **state) {
         {"model", "merges", "[7]", "expected a string or a pair"},
         {"model", "merges", "[[\"a\",\"b\",\"c\"]]", "expected a string or a pair"},
         {"model", "vocab", "[]", "vocab is not an object"},
-        {NULL, "normalizer", "{\"type\":\"NFC\"}", "has a normalizer (NFC)"},
+        {NULL, "normalizer", "{\"type\":\"Lowercase\"}", "normalizer Lowercase"},
         {NULL, "pre_tokenizer", "null", "pre_tokenizer is of no type"},
         {NULL, "pre_tokenizer", "{\"type\":\"Whitespace\"}", "pre_tokenizer is Whitespace"},
         {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "add_prefix_space"},
@@ -487,12 +572,19 @@ static void test_runaway_pattern(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2_texts),         cmocka_unit_test(test_gpt2_all_planes),
-        cmocka_unit_test(test_tokenizer_json),     cmocka_unit_test(test_any_bytes),
-        cmocka_unit_test(test_long_pieces),        cmocka_unit_test(test_without_jit),
-        cmocka_unit_test(test_specials),           cmocka_unit_test(test_blob),
-        cmocka_unit_test(test_directories),        cmocka_unit_test(test_bad_vocab),
-        cmocka_unit_test(test_bad_tokenizer_json), cmocka_unit_test(test_runaway_pattern),
+        cmocka_unit_test(test_gpt2_texts),
+        cmocka_unit_test(test_gpt2_all_planes),
+        cmocka_unit_test(test_tokenizer_json),
+        cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_any_bytes),
+        cmocka_unit_test(test_long_pieces),
+        cmocka_unit_test(test_without_jit),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_blob),
+        cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_bad_vocab),
+        cmocka_unit_test(test_bad_tokenizer_json),
+        cmocka_unit_test(test_runaway_pattern),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);
 }
