@@ -7,7 +7,9 @@
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
+#include "../llmc/text/tokenizer_gguf.h"
+#include "../llmc/text/tokenizer_write.h"
+#include "files.h" /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
 
 static Tokenizer gpt2;
@@ -242,6 +244,19 @@ static void assert_decodes(const Tokenizer *t, const char *form, const json_t *r
     text_free(&parts);
 }
 
+/* The tokenizer written as tokenizer.json and opened again, in place of it. */
+static void rewrite(Tokenizer *t, const char *form) {
+    Error e;
+    TextBuffer json = {0};
+    const uint64_t hash = tokenizer_hash(t);
+    if (!tokenizer_to_json(t, &json, &e)) fail_msg("%s: %s", form, e.text);
+    files_put(files_path("written.json"), json.text, json.length);
+    text_free(&json);
+    tokenizer_free(t);
+    if (!tokenizer_open(t, files_path("written.json"), &e)) fail_msg("%s: %s", form, e.text);
+    if (tokenizer_hash(t) != hash) fail_msg("%s: differs after it was written", form);
+}
+
 /* Every form against `tokenizers`, opened from its tokenizer.json and from the blob of that. */
 static void test_forms(void **state) {
     (void)state;
@@ -265,6 +280,7 @@ static void test_forms(void **state) {
             tokenizer_free(&t);
             if (!tokenizer_load(&t, blob, n, &e)) fail_msg("%s: %s", form, e.text);
             free(blob);
+            rewrite(&t, form);
             forms++;
             continue;
         }
@@ -531,7 +547,9 @@ static void test_bad_tokenizer_json(void **state) {
         {NULL, "pre_tokenizer", "null", "pre_tokenizer is of no type"},
         {NULL, "pre_tokenizer", "{\"type\":\"Whitespace\"}", "pre_tokenizer is Whitespace"},
         {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "add_prefix_space"},
-        {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"use_regex\":false}", "no Split before it"},
+        {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"},{\"type\":\"ByteLevel\"}]}",
+         "Split before ByteLevel is not supported with these"},
         {NULL, "pre_tokenizer",
          "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"},{\"type\":\"ByteLevel\"}]}",
          "Punctuation before ByteLevel"},

@@ -206,6 +206,17 @@ static inline TokenizerAdded *tokenizer_added(const Tokenizer *t, const char *na
     return NULL;
 }
 
+/* Returns the added token `id`, or NULL. */
+static inline const TokenizerAdded *tokenizer_added_at(const Tokenizer *t, int32_t id) {
+    int32_t low = 0, high = t->added_count;
+    while (low < high) {
+        const int32_t middle = low + (high - low) / 2;
+        if (t->added[middle].id < id) low = middle + 1;
+        else high = middle;
+    }
+    return low < t->added_count && t->added[low].id == id ? &t->added[low] : NULL;
+}
+
 /* Returns the id of the added token `name`, special or not, or -1. */
 static inline int32_t tokenizer_special(const Tokenizer *t, const char *name) {
     const TokenizerAdded *added = tokenizer_added(t, name);
@@ -739,17 +750,6 @@ static inline bool tokenizer_encode_part(const Tokenizer *t, const char *text, s
     }
 }
 
-/* Returns the flags of the added token `id`, or -1 if it is none. */
-static inline int tokenizer_added_flags(const Tokenizer *t, int32_t id) {
-    int32_t low = 0, high = t->added_count;
-    while (low < high) {
-        const int32_t middle = low + (high - low) / 2;
-        if (t->added[middle].id < id) low = middle + 1;
-        else high = middle;
-    }
-    return low < t->added_count && t->added[low].id == id ? (int)t->added[low].flags : -1;
-}
-
 /* Appends the ids of text[0..n), which may be any bytes. how: flags TOKENIZER_SPECIALS, TOKENIZER_CONTINUES and
  * TOKENIZER_DOCUMENT, or 0. Fails on more than 1 GiB of text, or if a pattern from a tokenizer.json exceeds the match
  * limit. Sources: tokenizers' added_vocabulary.rs, models/bpe, pre_tokenizers/metaspace.rs. */
@@ -759,9 +759,9 @@ static inline bool tokenizer_encode(const Tokenizer *t, const char *text, size_t
                          TOKENIZER_TEXT_MAX - 1);
     TokenizerPlace place = TOKENIZER_FIRST;
     if (how & TOKENIZER_CONTINUES && out->count) {
-        const int flags = tokenizer_added_flags(t, out->ids[out->count - 1]);
-        place = flags < 0 ? TOKENIZER_INSIDE : TOKENIZER_AFTER_ADDED;
-        const size_t white = flags >= 0 && flags & ADDED_RSTRIP ? tokenizer_white(text, n) : 0;
+        const TokenizerAdded *last = tokenizer_added_at(t, out->ids[out->count - 1]);
+        place = last ? TOKENIZER_AFTER_ADDED : TOKENIZER_INSIDE;
+        const size_t white = last && last->flags & ADDED_RSTRIP ? tokenizer_white(text, n) : 0;
         text += white;
         n -= white;
     } else if (how & TOKENIZER_DOCUMENT && t->add_bos) token_list_append(out, t->bos);

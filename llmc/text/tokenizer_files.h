@@ -409,38 +409,35 @@ static inline bool tokenizer_json_decoder(TokenizerSource *s, const json_t *part
     return true;
 }
 
-/* Returns the pattern by which byte-level BPE splits text, or NULL on an error. */
-static inline const char *tokenizer_json_pattern(const char *path, const json_t *part, Error *e) {
+/* Sets *pattern to the one by which byte-level BPE splits text, or NULL if it does not. */
+static inline bool tokenizer_json_pattern(const char *path, const json_t *part, const char **pattern, Error *e) {
     const json_t *list = json_object_get(part, "pretokenizers"), *first = NULL, *last = part;
-    if (!strcmp(tokenizer_type(part), "Sequence")) {
+    if (tokenizer_is(part, "Sequence")) {
         const size_t n = json_array_size(list);
         if (n == 2) first = json_array_get(list, 0);
         last = n == 1 || n == 2 ? json_array_get(list, n - 1) : NULL;
     }
-    const json_t *use_regex = json_object_get(last, "use_regex");
-    const bool regex = !json_is_false(use_regex); /* the default is true */
-    const json_t *pattern = json_object_get(json_object_get(first, "pattern"), "Regex");
-    const char *behavior = json_string_value(json_object_get(first, "behavior"));
+    const bool own = !json_is_false(json_object_get(last, "use_regex")); /* the default is true */
+    const json_t *regex = json_object_get(json_object_get(first, "pattern"), "Regex");
     const bool invert = json_is_true(json_object_get(first, "invert"));
-    if (strcmp(tokenizer_type(last), "ByteLevel"))
-        error_set(e,
-                  "%s: pre_tokenizer is %s, expected ByteLevel, Digits or Split before ByteLevel, Metaspace, or a "
-                  "normalizer that replaces spaces by U+2581",
-                  path, tokenizer_type(part));
-    else if (json_is_true(json_object_get(last, "add_prefix_space")))
-        error_set(e, "%s: pre_tokenizer ByteLevel has add_prefix_space, which is not supported", path);
-    else if (!first && regex) return PRETOKENIZER_GPT2;
-    else if (!first) error_set(e, "%s: pre_tokenizer ByteLevel has use_regex false and no Split before it", path);
-    else if (!strcmp(tokenizer_type(first), "Digits") && json_is_true(json_object_get(first, "individual_digits")) &&
-             regex)
-        return PRETOKENIZER_GPT2_DIGITS;
-    else if (!strcmp(tokenizer_type(first), "Split") && json_is_string(pattern) && !regex && behavior &&
-             !strcmp(behavior, invert ? "Removed" : "Isolated"))
-        return json_string_value(pattern);
+    if (!tokenizer_is(last, "ByteLevel"))
+        return error_set(
+            e,
+            "%s: pre_tokenizer is %s, expected ByteLevel, Digits or Split before ByteLevel, Metaspace, or a "
+            "normalizer that replaces spaces by U+2581",
+            path, tokenizer_type(part));
+    if (json_is_true(json_object_get(last, "add_prefix_space")))
+        return error_set(e, "%s: pre_tokenizer ByteLevel has add_prefix_space, which is not supported", path);
+    if (!first) *pattern = own ? PRETOKENIZER_GPT2 : NULL;
+    else if (tokenizer_is(first, "Digits") && json_is_true(json_object_get(first, "individual_digits")) && own)
+        *pattern = PRETOKENIZER_GPT2_DIGITS;
+    else if (tokenizer_is(first, "Split") && json_string_length(regex) && !own &&
+             tokenizer_json_equal(first, "behavior", invert ? "Removed" : "Isolated"))
+        *pattern = json_string_value(regex);
     else
-        error_set(e, "%s: pre_tokenizer %s before ByteLevel is not supported with these settings", path,
-                  tokenizer_type(first));
-    return NULL;
+        return error_set(e, "%s: pre_tokenizer %s before ByteLevel is not supported with these settings", path,
+                         tokenizer_type(first));
+    return true;
 }
 
 /* Checks that `field` is absent, null, false, "" or 0. */
@@ -486,7 +483,7 @@ static inline bool tokenizer_json_form(TokenizerSource *s, const json_t *root, c
             return error_set(e, "%s: normalizer NFC is not supported with U+2581 for spaces", s->file);
     } else if (s->flags & TOKENIZER_PREPEND)
         return error_set(e, "%s: normalizer Prepend is not supported without Replace", s->file);
-    else if (!(*pattern = tokenizer_json_pattern(s->file, pre, e))) return false;
+    else if (!tokenizer_json_pattern(s->file, pre, pattern, e)) return false;
     const json_t *decoder = json_object_get(root, "decoder");
     if (s->flags & TOKENIZER_CHARACTERS && !json_is_object(decoder))
         return error_set(e, "%s: has no decoder, expected one that replaces U+2581 by spaces", s->file);
