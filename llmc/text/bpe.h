@@ -8,7 +8,7 @@
  * Several merges may have the same rank. SentencePiece's rule, which merges the pair whose result has the highest score,
  * is expressed in this way: the rank of a merge is the position of its result's score in descending order.
  *
- * Over characters, a character without a token becomes the tokens of its bytes, or the unknown token; so does each byte
+ * A byte without a token is omitted. Over characters, a character without a token becomes the tokens of its bytes, or the unknown token; so does each byte
  * that is not part of a well-formed character. `joins` holds the pairs of characters that some merge joins. Between all
  * other pairs the text can be divided without changing its tokens, and this makes most pieces as short as a word.
  *
@@ -62,7 +62,7 @@ typedef struct BpeCharacter {
 } BpeCharacter;
 
 typedef struct Bpe {
-    int32_t byte_id[256];     /* token of each byte; over characters, of each ASCII character, or -1 */
+    int32_t byte_id[256];     /* token of each byte; over characters, of each ASCII character; -1: none */
     BpeCharacter *characters; /* open-addressed table of tokens by character; NULL: over bytes */
     uint32_t character_mask;
     int32_t fallback_id[256]; /* over characters: token of each byte, or -1 for all bytes */
@@ -184,8 +184,12 @@ static inline bool bpe_joins(const Bpe *b, uint32_t left, uint32_t right) {
 /* Sets ids[0..n) to the tokens that the piece starts as and returns their number. */
 static inline int bpe_symbols(const Bpe *b, const unsigned char *piece, int n, int32_t *ids) {
     if (!b->characters) {
-        for (int i = 0; i < n; i++) ids[i] = b->byte_id[piece[i]];
-        return n;
+        int found = 0;
+        for (int i = 0; i < n; i++) {
+            ids[found] = b->byte_id[piece[i]];
+            found += ids[found] >= 0;
+        }
+        return found;
     }
     int count = 0;
     for (int i = 0, length; i < n; i += length) {
@@ -271,6 +275,7 @@ static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n
     BpeNode *node = b->nodes;
     size_t count = 0;
     n = bpe_symbols(b, piece, n, b->ids);
+    if (!n) return;
     for (int32_t i = 0; i < n; i++) node[i] = (BpeNode){b->ids[i], i + 1 < n ? i + 1 : -1, i - 1};
     for (int32_t i = 0; i < n; i++) bpe_push_pair(b, i, &count);
     while (count) {

@@ -24,6 +24,8 @@
  *   - A tokenizer with normalisation form C gives NFC(x), see nfc.h.
  *   - A SentencePiece-like tokenizer gives x with U+2581 replaced by a space, since it writes spaces that way. If it uses
  *     Metaspace, x loses one leading space. Without tokens for bytes, unknown characters are lost.
+ *   - Bytes without a token are lost or become the unknown token. SmolLM2 has none for some control characters and for
+ *     0xF1 and 0xF2, with which only unassigned characters begin, as well as for some bytes that UTF-8 does not use.
  *   - White space after an added token with `rstrip`, or before one with `lstrip`, is omitted.
  *
  * Tokens are stored as the bytes that they decode to. A SentencePiece-like tokenizer whose decoder strips a space omits
@@ -140,7 +142,8 @@ typedef struct Tokenizer {
     uint32_t flags;                              /* TOKENIZER_WHOLE ... */
     int32_t eos;                                 /* the end of text */
     int32_t ends[TOKENIZER_ENDS_MAX], end_count; /* tokens that end a completion; set by tokenizer_set_ends() */
-    int32_t bos, unknown;                        /* -1: none */
+    int32_t bos;                                 /* -1: none */
+    int32_t unknown;                             /* token of bytes and characters without a token; -1: none */
     bool add_bos;                                /* TOKENIZER_ADD_BOS: a document begins with bos */
 
     char *bytes;           /* bytes of all tokens */
@@ -360,9 +363,11 @@ static inline bool tokenizer_start_bytes(const Tokenizer *t, Bpe *b, const char 
             return error_set(e, "%s: tokens %d and %d are both byte 0x%02X", name, *byte, id, (unsigned char)*token);
         *byte = id;
     }
-    for (int i = 0; i < 256; i++)
-        if (b->byte_id[i] < 0)
-            return error_set(e, "%s: byte 0x%02X has no token, expected one for each of the 256 bytes", name, i);
+    for (int i = 0; i < 256; i++) {
+        if (b->byte_id[i] < 0 && (i == '\n' || (i >= ' ' && i <= '~')))
+            return error_set(e, "%s: byte 0x%02X has no token, expected one for each printable character", name, i);
+        if (b->byte_id[i] < 0) b->byte_id[i] = t->unknown;
+    }
     return true;
 }
 
@@ -534,7 +539,7 @@ static inline void tokenizer_piece(const Tokenizer *t, const char *piece, size_t
     else if (t->merge_count) bpe_encode(bpe, piece, n, out);
     else {
         token_list_reserve(out, n);
-        for (size_t i = 0; i < n; i++) out->ids[out->count++] = bpe->byte_id[(unsigned char)piece[i]];
+        out->count += bpe_symbols(bpe, (const unsigned char *)piece, (int)n, out->ids + out->count);
     }
 }
 

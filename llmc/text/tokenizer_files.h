@@ -24,11 +24,11 @@
  * say which tokens have a meaning; what no file says is derived from tokenizer.json alone:
  *
  *   eos        eos_token of tokenizer_config.json, else of special_tokens_map.json; else the first eos_token_id
- *   bos, unk   bos_token and unk_token of these files, else the post-processor's and the model's
+ *   bos        bos_token of these files, else the post-processor's
  *   add_bos    add_bos_token of tokenizer_config.json, else whether there is a post-processor's token
  *   ends       eos_token_id of generation_config.json (a number or a list), that of config.json, and eos
  *
- * Named tokens are special, as in transformers. Without any of these the end of text is <|endoftext|>, else
+ * These tokens, unk_token and pad_token are special, as in transformers. Without any of these the end of text is <|endoftext|>, else
  * <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as the next id.
  */
 #ifndef LLMC_TEXT_TOKENIZER_FILES_H
@@ -503,6 +503,14 @@ static inline bool tokenizer_json_token(const TokenizerSource *s, const char *wh
     return *id >= 0 || error_set(e, "%s: %s '%.60s' is not in the vocabulary", s->file, what, name);
 }
 
+/* Finds the unknown token. Published byte-level tokenizers name one that does not exist, since they do not need it. */
+static inline bool tokenizer_json_unknown(const TokenizerSource *s, const json_t *model, int32_t *id, Error *e) {
+    const char *name = json_string_value(json_object_get(model, "unk_token"));
+    if (s->flags & TOKENIZER_CHARACTERS) return tokenizer_json_token(s, "model.unk_token", name, id, e);
+    if (!name || !tokenizer_json_token(s, "model.unk_token", name, id, NULL)) return true;
+    return tokenizer_json_unset(s->file, model, "fuse_unk", e);
+}
+
 /* Finds the token that a post-processor puts before a text. */
 static inline bool tokenizer_json_bos(const TokenizerSource *s, const json_t *part, Tokenizer *t, Error *e) {
     if (tokenizer_is(part, "Sequence")) {
@@ -563,9 +571,7 @@ static inline bool tokenizer_read_files(Tokenizer *t, const char *json, const ch
         tokenizer_source_merges(t);
         if (!merges)
             ok = tokenizer_json_bos(&s, json_object_get(root, "post_processor"), t, e) &&
-                 (!(s.flags & TOKENIZER_CHARACTERS) ||
-                  tokenizer_json_token(&s, "model.unk_token", json_string_value(json_object_get(model, "unk_token")),
-                                       &t->unknown, e));
+                 tokenizer_json_unknown(&s, model, &t->unknown, e);
     }
     free(s.token);
     free(s.added);
@@ -661,11 +667,11 @@ static inline bool tokenizer_folder_ends(const char *folder, const char *file, c
 /* Applies tokenizer_config.json and special_tokens_map.json (configs), and the ends of the other two files. */
 static inline bool tokenizer_folder_apply(Tokenizer *t, const char *folder, json_t *const configs[2], TokenList *ends,
                                           Error *e) {
-    int32_t pad = -1;
+    int32_t other = -1;
     if (!tokenizer_folder_token(t, folder, configs, "eos_token", true, &t->eos, e) ||
         !tokenizer_folder_token(t, folder, configs, "bos_token", true, &t->bos, e) ||
-        !tokenizer_folder_token(t, folder, configs, "unk_token", false, &t->unknown, e) ||
-        !tokenizer_folder_token(t, folder, configs, "pad_token", false, &pad, e))
+        !tokenizer_folder_token(t, folder, configs, "unk_token", false, &other, e) ||
+        !tokenizer_folder_token(t, folder, configs, "pad_token", false, &other, e))
         return false;
     const json_t *add_bos = json_object_get(configs[0], "add_bos_token");
     if (json_is_true(add_bos) && t->bos >= 0) t->flags |= TOKENIZER_ADD_BOS;

@@ -282,7 +282,7 @@ static inline bool tokenizer_gguf_named(const TokenizerGguf *g, Tokenizer *t, co
             return error_set(e, "%s: bos, unknown, eos, eot or eom token is %lld, expected one below %d", name,
                              (long long)given[i], t->vocab);
     t->bos = (int32_t)g->bos;
-    t->unknown = (int32_t)g->unknown;
+    t->unknown = t->flags & TOKENIZER_CHARACTERS ? (int32_t)g->unknown : -1; /* llama.cpp omits bytes without a token */
     t->eos = (int32_t)g->eos;
     if (t->eos < 0 && !tokenizer_guess_end(t, e)) return false;
     if (t->bos < 0 && g->add_bos <= 0) t->flags &= ~(uint32_t)TOKENIZER_ADD_BOS;

@@ -207,10 +207,9 @@ static inline json_t *tokenizer_json_new_model(const Tokenizer *t, Error *e) {
     const bool characters = t->flags & TOKENIZER_CHARACTERS;
     const bool fallback = characters && t->scratch->bpe.fallback_id[0] >= 0;
     return json_pack("{s:s,s:n,s:o,s:n,s:n,s:b,s:b,s:b,s:o,s:o}", "type", "BPE", "dropout", "unk_token",
-                     tokenizer_json_name(t, characters ? t->unknown : -1), "continuing_subword_prefix",
-                     "end_of_word_suffix", "fuse_unk", t->flags & TOKENIZER_FUSE ? 1 : 0, "byte_fallback",
-                     fallback ? 1 : 0, "ignore_merges", t->flags & TOKENIZER_WHOLE ? 1 : 0, "vocab", vocab, "merges",
-                     tokenizer_json_merges(t));
+                     tokenizer_json_name(t, t->unknown), "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                     t->flags & TOKENIZER_FUSE ? 1 : 0, "byte_fallback", fallback ? 1 : 0, "ignore_merges",
+                     t->flags & TOKENIZER_WHOLE ? 1 : 0, "vocab", vocab, "merges", tokenizer_json_merges(t));
 }
 
 /* Appends JSON with one value per line, and a newline. */
