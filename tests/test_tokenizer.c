@@ -108,6 +108,9 @@ static void assert_ids(const Tokenizer *t, const json_t *row, bool specials) {
     assert_round_trip(t, json_string_value(text), json_string_length(text));
 }
 
+/* Returns the id of an ordinary token. */
+static int32_t ordinary_id(const Tokenizer *t, const char *bytes) { return tokenizer_find(t, bytes, strlen(bytes)); }
+
 static void test_gpt2_texts(void **state) {
     (void)state;
     Error e;
@@ -257,15 +260,61 @@ static void rewrite(Tokenizer *t, const char *form) {
     if (tokenizer_hash(t) != hash) fail_msg("%s: differs after it was written", form);
 }
 
-/* Every form against `tokenizers`, opened from its tokenizer.json and from the blob of that. */
+/* Whether GGUF keeps all that matters for this text: no added token with flags is in it, and no token is made that is an
+ * added one in the original, but in GGUF is also the result of merges. */
+static bool expressible(const Tokenizer *gguf, const char *form, const json_t *row) {
+    static const char *const parts[] = {"<|user|>", "<l>", "<w>", "["};
+    const char *text = json_string_value(json_object_get(row, "text"));
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strstr(text, parts[i])) return false;
+    Error e;
+    TokenList ids = {0};
+    const int32_t spaces = tokenizer_special(gguf, TOKENIZER_SIGN TOKENIZER_SIGN);
+    assert_true(spaces >= 0);
+    assert_true(tokenizer_encode(gguf, text, json_string_length(json_object_get(row, "text")), 1, &ids, &e));
+    bool found = false;
+    for (int32_t i = 0; i < ids.count; i++) found |= ids.ids[i] == spaces;
+    token_list_free(&ids);
+    return !found && strcmp(form, "unknown_bytes") != 0;
+}
+
+/* Opens the tokenizer from its arrays in GGUF. Returns false if GGUF cannot express it. */
+static bool through_gguf(const Tokenizer *t, const char *form, Tokenizer *out) {
+    static const struct {
+        const char *form, *refusal;
+    } refused[] = {{"llama2_across", "not those of scores"}, {"mistral", "not those of scores"},
+                   {"metaspace", "splits text at spaces"},   {"metaspace_never", "not those of scores"},
+                   {"gemma_words", "splits text at spaces"}, {"unknown_fused", "not those of scores"},
+                   {"unknown", "not those of scores"}};
+    Error e;
+    TokenizerGgufArrays arrays;
+    *out = (Tokenizer){0};
+    const bool made = tokenizer_to_gguf(t, &arrays, &e);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (!strcmp(form, refused[i].form)) {
+            assert_false(made);
+            files_assert_error(&e, refused[i].refusal);
+            return false;
+        }
+    if (!made) fail_msg("%s: %s", form, e.text);
+    if (!tokenizer_open_gguf(out, &arrays.g, "form.gguf", &e)) fail_msg("%s: %s", form, e.text);
+    tokenizer_gguf_free(&arrays);
+    assert_int_equal(out->vocab, t->vocab);
+    assert_int_equal(out->bos, t->bos);
+    assert_int_equal(out->add_bos, t->add_bos);
+    return true;
+}
+
+/* Every form against `tokenizers`: opened from its tokenizer.json, stored as a blob, written as tokenizer.json, and
+ * through the arrays of GGUF. */
 static void test_forms(void **state) {
     (void)state;
     Error e;
     Jsonl j;
     json_t *row;
-    Tokenizer t = {0};
+    Tokenizer t = {0}, gguf = {0};
     char form[64] = "";
-    int more, forms = 0, cases = 0;
+    int more, forms = 0, ggufs = 0, cases = 0, same = 0;
     assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
     while ((more = jsonl_next(&j, &row, &e)) > 0) {
         const json_t *json = json_object_get(row, "json");
@@ -281,18 +330,27 @@ static void test_forms(void **state) {
             if (!tokenizer_load(&t, blob, n, &e)) fail_msg("%s: %s", form, e.text);
             free(blob);
             rewrite(&t, form);
+            tokenizer_free(&gguf);
+            ggufs += through_gguf(&t, form, &gguf);
             forms++;
             continue;
         }
         assert_encodes(&t, form, row, "ids", TOKENIZER_SPECIALS);
         if (json_is_array(json_object_get(row, "plain"))) assert_encodes(&t, form, row, "plain", 0);
         assert_decodes(&t, form, row);
+        if (gguf.vocab && expressible(&gguf, form, row)) {
+            assert_encodes(&gguf, form, row, "ids", TOKENIZER_SPECIALS);
+            same++;
+        }
         cases++;
     }
     if (more) fail_msg("%s", e.text);
     assert_int_equal(forms, 17);
+    assert_int_equal(ggufs, 10);
     assert_true(cases > 1500);
+    assert_true(same > 900);
     tokenizer_free(&t);
+    tokenizer_free(&gguf);
     jsonl_close(&j);
 }
 
@@ -495,6 +553,97 @@ static void test_directories(void **state) {
     tokenizer_free(&t);
 }
 
+static void put_text(const char *path, const char *text) { files_put(path, text, strlen(text)); }
+
+/* A folder as Hugging Face has it: the files name the tokens with a meaning. */
+static void test_folder(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t;
+    TokenList ids = {0};
+    size_t n;
+    char *json = file_slurp("tests/golden/tokenizer_small.json", 1 << 20, &n, &e);
+    assert_non_null(json);
+    assert_int_equal(mkdir(files_path("hf"), 0755), 0);
+    files_put(files_path("hf/tokenizer.json"), json, n);
+    free(json);
+    assert_true(tokenizer_open(&t, files_path("hf"), &e)); /* no other file */
+    const int32_t start = tokenizer_special(&t, "<|im_start|>"), end = tokenizer_special(&t, "<|im_end|>");
+    assert_int_equal(t.vocab, 603);
+    assert_int_equal(t.eos, 0);
+    assert_int_equal(t.end_count, 1);
+    assert_int_equal(t.bos, -1);
+    tokenizer_free(&t);
+
+    put_text(files_path("hf/special_tokens_map.json"), "{\"eos_token\":{\"content\":\"<|im_start|>\"}}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_int_equal(t.eos, start);
+    tokenizer_free(&t);
+
+    put_text(files_path("hf/tokenizer_config.json"),
+             "{\"eos_token\":\"<|im_end|>\",\"bos_token\":{\"content\":\"<|im_start|>\"},\"add_bos_token\":true,"
+             "\"unk_token\":\"<|endoftext|>\",\"pad_token\":\" the\",\"added_tokens_decoder\":{"
+             "\"601\":{\"content\":\"<|im_end|>\",\"special\":true,\"rstrip\":true},"
+             "\"603\":{\"content\":\"<think>\",\"special\":false}}}");
+    put_text(files_path("hf/generation_config.json"), "{\"eos_token_id\":[601,0]}");
+    put_text(files_path("hf/config.json"), "{\"eos_token_id\":600}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_int_equal(t.vocab, 604);
+    assert_int_equal(t.eos, end);
+    assert_int_equal(t.bos, start);
+    assert_int_equal(t.unknown, -1);
+    assert_true(t.add_bos);
+    assert_int_equal(t.end_count, 3);
+    assert_true(tokenizer_is_end(&t, 601) && tokenizer_is_end(&t, 0) && tokenizer_is_end(&t, 600));
+    assert_false(tokenizer_is_end(&t, 602));
+    assert_true(tokenizer_encode(&t, "<think>a<|im_end|> \n b", 22, TOKENIZER_SPECIALS | TOKENIZER_DOCUMENT, &ids, &e));
+    const int32_t want[] = {start, 603, ordinary_id(&t, "a"), end, ordinary_id(&t, "b")};
+    assert_int_equal(ids.count, 5);
+    assert_memory_equal(ids.ids, want, sizeof want);
+    assert_true(tokenizer_encode(&t, "<think>", 7, TOKENIZER_CONTINUES | TOKENIZER_DOCUMENT, &ids, &e)); /* no bos */
+    assert_int_equal(ids.count, 6);
+    assert_int_equal(ids.ids[5], 603);
+    assert_false(t.special[603]);
+    token_list_free(&ids);
+    tokenizer_free(&t);
+
+    const struct {
+        const char *file, *text, *message;
+    } bad[] = {
+        {"hf/config.json", "{\"eos_token_id\":\"x\"}", "config.json: eos_token_id is not a token"},
+        {"hf/config.json", "{\"eos_token_id\":[-1]}", "config.json: eos_token_id is not a token"},
+        {"hf/config.json", "{\"eos_token_id\":604}", "end token 604 is outside"},
+        {"hf/config.json", "{\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", "more than 8 end tokens"},
+        {"hf/config.json", "{\"eos_token_id\":1,}", "config.json: line 1"},
+        {"hf/tokenizer_config.json", "{\"eos_token\":\"<none>\"}", "eos_token '<none>' is not in the vocabulary"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"a\"}}}", "'x' is not a token"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"600\":{\"content\":\"a\"}}}", "has the id 600"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"5\":7}}", "'5' is not a token"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        put_text(files_path("hf/tokenizer_config.json"), "{}");
+        put_text(files_path("hf/config.json"), "{}");
+        put_text(files_path(bad[i].file), bad[i].text);
+        assert_refused(files_path("hf"), bad[i].message);
+    }
+
+    /* vocab.json without tokenizer.json, of another class than GPT-2's; a SentencePiece model alone */
+    unlink(files_path("hf/tokenizer.json"));
+    unlink(files_path("hf/generation_config.json"));
+    unlink(files_path("hf/special_tokens_map.json"));
+    put_text(files_path("hf/config.json"), "{}");
+    put_text(files_path("hf/tokenizer.model"), "x");
+    assert_refused(files_path("hf"), "tokenizer.model is not read");
+    assert_int_equal(symlink(vocab_json, files_path("hf/vocab.json")), 0);
+    assert_int_equal(symlink(merges_txt, files_path("hf/merges.txt")), 0);
+    put_text(files_path("hf/tokenizer_config.json"), "{\"tokenizer_class\":\"Qwen2Tokenizer\"}");
+    assert_refused(files_path("hf"), "needed for the class Qwen2Tokenizer");
+    put_text(files_path("hf/tokenizer_config.json"), "{\"tokenizer_class\":\"GPT2Tokenizer\"}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_true(tokenizer_hash(&t) == tokenizer_hash(&gpt2));
+    tokenizer_free(&t);
+}
+
 static void test_bad_vocab(void **state) {
     (void)state;
     char spec[1200];
@@ -600,6 +749,8 @@ int main(void) {
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_blob),
         cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_folder),
+
         cmocka_unit_test(test_bad_vocab),
         cmocka_unit_test(test_bad_tokenizer_json),
         cmocka_unit_test(test_runaway_pattern),

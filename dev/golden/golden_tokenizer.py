@@ -311,6 +311,22 @@ def word_merges(split, size):
     return sorted(model["vocab"], key=model["vocab"].get), [tuple(m) for m in model["merges"]]
 
 
+def all_merges(words):
+    """Each division of a token into two others, as transformers' generate_merges() with the scores 0, -1, -2, ..."""
+    tokens, merges = words
+    ids = {token: i for i, token in enumerate(tokens)}
+    scores = {}
+    for i, (left, right) in enumerate(merges):
+        scores.setdefault(left + right, -i)
+    found = []
+    for token in tokens:
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))] if token in scores else []
+        pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+        found += [(scores[token], *pair) for pair in sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+    found.sort(key=lambda row: (row[0], len(row[1]), len(row[2])), reverse=True)
+    return tokens, [(left, right) for _, left, right in found]
+
+
 def character_form(words, normalizer, pre_tokenizer, strip, fallback=True, fuse=True, whole=False, bos=True):
     """A SentencePiece-like tokenizer"""
     tokens, merges = words
@@ -349,12 +365,12 @@ def forms():
     yield "qwen35", byte_form(QWEN35, normalizers.Sequence([normalizers.NFC()]))
     yield "tekken", byte_form(TEKKEN, whole=True, bos=True)
     yield "o200k", byte_form(O200K)
-    yield "llama2", character_form(split, legacy, None, True)
+    yield "llama2", character_form(all_merges(split), legacy, None, True)
     yield "llama2_across", character_form(whole, legacy, None, True)
     yield "mistral", character_form(split, None, metaspace(prepend_scheme="first", split=False), True)
     yield "metaspace", character_form(whole, None, metaspace(prepend_scheme="always", split=True), True)
     yield "metaspace_never", character_form(whole, None, metaspace(prepend_scheme="never", split=False), False)
-    yield "gemma", character_form(whole, replace, merged, False)
+    yield "gemma", character_form(all_merges(whole), replace, merged, False)
     yield "gemma_words", character_form(split, replace, None, False, whole=True)
     yield "unknown_fused", character_form(split, replace, None, False, fallback=False)
     yield "unknown", character_form(whole, legacy, None, True, fallback=False, fuse=False)

@@ -15,21 +15,24 @@
  *   post_processor  none, ByteLevel, TemplateProcessing with at most one token before the text: bos
  *   added_tokens    special, normalized, lstrip, rstrip, single_word
  *
- * Anything else is refused with a message of its own: other models and parts, dropout, subword prefixes and suffixes,
- * and add_prefix_space. Ignored are `truncation` and `padding`, the settings of batches; tokens that a
- * post-processor puts after a text; trim_offsets; and merges whose result is a special token, so that no text becomes one.
- * A Metaspace decoder here omits only one space.
+ * ByteLevel without its pattern and without a Split does not divide the text. Anything else is refused with a message of
+ * its own: other models and parts, dropout, subword prefixes and suffixes, and add_prefix_space. Ignored are
+ * `truncation` and `padding`, the settings of batches; tokens that a post-processor puts after a text; trim_offsets; and
+ * merges whose result is a special token, so that no text becomes one. A Metaspace decoder here omits only one space.
  *
- * A folder contains tokenizer.json, or vocab.json and merges.txt (encoder.json and vocab.bpe), and may contain files that
- * say which tokens have a meaning; what no file says is derived from tokenizer.json alone:
+ * A folder contains tokenizer.json, or vocab.json and merges.txt (encoder.json and vocab.bpe) of a GPT-2 tokenizer. It
+ * may contain files that name the tokens with a meaning; what no file names is derived from tokenizer.json alone:
  *
  *   eos        eos_token of tokenizer_config.json, else of special_tokens_map.json; else the first eos_token_id
  *   bos        bos_token of these files, else the post-processor's
  *   add_bos    add_bos_token of tokenizer_config.json, else whether there is a post-processor's token
  *   ends       eos_token_id of generation_config.json (a number or a list), that of config.json, and eos
  *
- * These tokens, unk_token and pad_token are special, as in transformers. Without any of these the end of text is <|endoftext|>, else
- * <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as the next id.
+ * These tokens, unk_token and pad_token are special, as in transformers. Without any of them the end of text is
+ * <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as the
+ * next id. added_tokens_decoder of tokenizer_config.json adds to the added tokens and changes their flags. Ignored are
+ * that file's other fields (also additional_special_tokens, since the flags of the added tokens decide),
+ * added_tokens.json and tokenizer.model.
  */
 #ifndef LLMC_TEXT_TOKENIZER_FILES_H
 #define LLMC_TEXT_TOKENIZER_FILES_H
@@ -551,17 +554,51 @@ static inline bool tokenizer_guess_end(Tokenizer *t, Error *e) {
     return true;
 }
 
-/* Reads the tables of vocab.json (json) and merges.txt, or of tokenizer.json (json, with merges NULL). */
-static inline bool tokenizer_read_files(Tokenizer *t, const char *json, const char *merges, Error *e) {
+/* Adds the added tokens of tokenizer_config.json, {"id": {"content": text, ...}}, to those of tokenizer.json, or changes the
+ * flags of these. */
+static inline bool tokenizer_add_configured(json_t *added, json_t *configured, Error *e) {
+    json_t *known = json_object(), *entry;
+    const char *id, *name;
+    size_t i;
+    bool ok = true;
+    json_array_foreach(added, i, entry) {
+        if ((name = json_string_value(json_object_get(entry, "content")))) json_object_set(known, name, entry);
+    }
+    json_object_foreach(configured, id, entry) {
+        char *end;
+        const long long number = strtoll(id, &end, 10);
+        name = json_string_value(json_object_get(entry, "content"));
+        ok = name && *id && !*end && number >= 0;
+        if (!ok) error_set(e, "tokenizer_config.json: added_tokens_decoder: '%.60s' is not a token with an id", id);
+        if (!ok) break;
+        json_t *old = json_object_get(known, name);
+        if (!old) {
+            old = json_pack("{s:I}", "id", (json_int_t)number);
+            json_array_append_new(added, old);
+        }
+        json_object_update(old, entry);
+    }
+    json_decref(known);
+    return ok;
+}
+
+/* Reads the tables of vocab.json (json) and merges.txt, or of tokenizer.json (json, with merges NULL). configured:
+ * added_tokens_decoder of tokenizer_config.json, or NULL. */
+static inline bool tokenizer_read_files(Tokenizer *t, const char *json, const char *merges, json_t *configured,
+                                        Error *e) {
     json_t *root = tokenizer_json(json, e);
     if (!root) return false;
     const json_t *model = json_object_get(root, "model");
-    json_t *added = merges ? NULL : json_object_get(root, "added_tokens");
+    json_t *added = json_incref(merges ? NULL : json_object_get(root, "added_tokens"));
+    if (configured && !json_is_array(added)) {
+        json_decref(added);
+        added = json_array();
+    }
     TokenizerSource s = {.file = json, .vocab = root};
     const char *pattern = merges ? PRETOKENIZER_GPT2 : NULL;
     t->eos = t->bos = t->unknown = -1;
     bool ok = merges || tokenizer_json_form(&s, root, &pattern, e);
-    ok = ok && tokenizer_source_open(&s, added, e) &&
+    ok = ok && (!configured || tokenizer_add_configured(added, configured, e)) && tokenizer_source_open(&s, added, e) &&
          (merges ? tokenizer_merge_lines(&s, merges, t, e)
                  : tokenizer_merge_array(&s, json_object_get(model, "merges"), t, e)) &&
          tokenizer_source_tokens(&s, !added, t, e);
@@ -575,13 +612,14 @@ static inline bool tokenizer_read_files(Tokenizer *t, const char *json, const ch
     }
     free(s.token);
     free(s.added);
+    json_decref(added);
     json_decref(root);
     return ok;
 }
 
 /* Opens vocab.json (json) and merges.txt, or tokenizer.json (json, with merges NULL). */
 static inline bool tokenizer_open_files(Tokenizer *t, const char *json, const char *merges, Error *e) {
-    return tokenizer_read_files(t, json, merges, e) && tokenizer_guess_end(t, e) && tokenizer_start(t, json, e);
+    return tokenizer_read_files(t, json, merges, NULL, e) && tokenizer_guess_end(t, e) && tokenizer_start(t, json, e);
 }
 
 /* Opens a file that contains a blob, compressed or not. If it fails with *is_blob set, the blob is damaged. */
@@ -685,15 +723,26 @@ static inline bool tokenizer_folder_apply(Tokenizer *t, const char *folder, json
            error_set(e, "%s: eos_token_id: %s", folder, inner.text);
 }
 
+/* Checks that vocab.json without a tokenizer.json belongs to GPT-2's pattern, which is the one that is assumed. */
+static inline bool tokenizer_folder_class(const char *folder, const json_t *config, Error *e) {
+    const char *name = json_string_value(json_object_get(config, "tokenizer_class"));
+    if (!name || !strncmp(name, "GPT2Tokenizer", 13)) return true;
+    return error_set(e, "%s: contains no tokenizer.json, which is needed for the class %.60s of tokenizer_config.json",
+                     folder, name);
+}
+
 /* Reads the vocabulary of a folder. *path: the file that it is in, for messages; the caller frees it. */
-static inline bool tokenizer_folder_vocabulary(Tokenizer *t, const char *folder, char **path, Error *e) {
+static inline bool tokenizer_folder_vocabulary(Tokenizer *t, const char *folder, const json_t *config, char **path,
+                                               Error *e) {
+    json_t *configured = json_object_get(config, "added_tokens_decoder");
     static const char *const files[][2] = {
         {"tokenizer.json", NULL}, {"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char *json = tokenizer_path(folder, files[i][0]);
         char *merges = files[i][1] ? tokenizer_path(folder, files[i][1]) : NULL;
         const bool here = !access(json, F_OK) && (!merges || !access(merges, F_OK));
-        const bool ok = here && tokenizer_read_files(t, json, merges, e);
+        const bool ok = here && (!merges || tokenizer_folder_class(folder, config, e)) &&
+                        tokenizer_read_files(t, json, merges, configured, e);
         free(merges);
         if (here) {
             *path = json;
@@ -701,7 +750,11 @@ static inline bool tokenizer_folder_vocabulary(Tokenizer *t, const char *folder,
         }
         free(json);
     }
-    return error_set(e, "%s: contains neither tokenizer.json nor vocab.json and merges.txt", folder);
+    char *model = tokenizer_path(folder, "tokenizer.model");
+    const bool here = !access(model, F_OK);
+    free(model);
+    return error_set(e, "%s: contains neither tokenizer.json nor vocab.json and merges.txt%s", folder,
+                     here ? "; tokenizer.model is not read, but transformers writes tokenizer.json from it" : "");
 }
 
 /* Opens the tokenizer of a model's folder, as described above. */
@@ -712,8 +765,9 @@ static inline bool tokenizer_open_folder(Tokenizer *t, const char *folder, Error
     TokenList ends = {0};
     char *path = NULL;
     *t = (Tokenizer){0};
-    bool ok = tokenizer_folder_vocabulary(t, folder, &path, e);
+    bool ok = true;
     for (int i = 0; i < 4 && ok; i++) ok = tokenizer_folder_json(folder, names[i], &root[i], e);
+    ok = ok && tokenizer_folder_vocabulary(t, folder, root[0], &path, e);
     for (int i = 2; i < 4 && ok; i++) ok = tokenizer_folder_ends(folder, names[i], root[i], &ends, e);
     ok = ok && tokenizer_folder_apply(t, folder, root, &ends, e) && tokenizer_start(t, path, e);
     for (int i = 0; i < 4; i++) json_decref(root[i]);
