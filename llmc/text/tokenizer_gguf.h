@@ -316,7 +316,7 @@ static inline bool tokenizer_read_gguf(Tokenizer *t, const TokenizerGguf *g, con
               tokenizer_source_tokens(&s, false, t, e);
     t->flags = s.flags;
     t->pattern = pattern ? xstrdup(pattern) : NULL;
-    tokenizer_source_merges(t);
+    if (ok) tokenizer_source_merges(t);
     ok = ok && tokenizer_gguf_named(g, t, name, e) && (!scored || tokenizer_gguf_scores(t, g->scores, name, e));
     free(s.token);
     free(s.added);
