@@ -9,12 +9,12 @@
  * The first byte selects what the other bytes are.
  */
 #include "../llmc/base/error.h"           /* Error, xstrdup, xstrndup */
-#include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_clear, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, text_free, text_clear, TokenList, ... */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open */
-#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_load, ... */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_encode, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, tokenizer_open_files */
-#include "../llmc/text/tokenizer_gguf.h"
-#include "../llmc/text/tokenizer_write.h"
+#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, tokenizer_open_gguf, TokenizerGguf, ... */
+#include "../llmc/text/tokenizer_write.h" /* tokenizer_to_config, tokenizer_to_json */
 #include <sys/stat.h>
 #include <sys/mman.h>
 

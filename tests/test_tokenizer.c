@@ -1,16 +1,16 @@
 /* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
  * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
-#include "../llmc/base/error.h" /* Error, die, xmalloc, xstrdup */
-#include "../llmc/base/io.h"    /* file_slurp */
-#include "../llmc/base/jsonl.h" /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"  /* token_list_free, TokenList, text_append, text_string, ... */
-#include "../llmc/text/nfc.h"
+#include "../llmc/base/error.h"           /* Error, xmalloc, die, xstrdup, ... */
+#include "../llmc/base/io.h"              /* file_slurp */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/text.h"            /* token_list_free, TextBuffer, TokenList, text_free, ... */
+#include "../llmc/text/nfc.h"             /* Nfc, nfc_append, nfc_free, nfc_quick */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
-#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "../llmc/text/tokenizer_gguf.h"
-#include "../llmc/text/tokenizer_write.h"
-#include "files.h" /* files_path, files_put, files_assert_error, files_noise, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
+#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, TokenizerGguf, tokenizer_open_gguf, ... */
+#include "../llmc/text/tokenizer_write.h" /* tokenizer_to_json */
+#include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
 
 static Tokenizer gpt2;

@@ -24,9 +24,9 @@
 #ifndef LLMC_TEXT_BPE_H
 #define LLMC_TEXT_BPE_H
 
-#include "../base/error.h" /* xrealloc, checked */
+#include "../base/error.h" /* xrealloc, checked, xcalloc */
 #include "../base/io.h"    /* XXH3_64bits */
-#include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append */
+#include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append, utf8_decode, ... */
 
 typedef struct Merge {
     int32_t left, right, merged, rank;

@@ -17,7 +17,7 @@
 #define LLMC_TEXT_NFC_H
 
 #include "../base/error.h" /* xrealloc */
-#include "../base/text.h"  /* TextBuffer, text_append, utf8_decode, utf8_encode, utf8_length */
+#include "../base/text.h"  /* text_append, utf8_decode, utf8_length, TextBuffer, ... */
 #include <utf8proc.h>
 
 enum { NFC_EXPANSION = 8 }; /* more than the characters of any canonical decomposition (4) */

@@ -61,11 +61,11 @@
 #ifndef LLMC_TEXT_TOKENIZER_H
 #define LLMC_TEXT_TOKENIZER_H
 
-#include "../base/error.h" /* error_set, Error, xrealloc, xcalloc, ... */
+#include "../base/error.h" /* error_set, Error, xcalloc, xrealloc, ... */
 #include "../base/io.h"    /* XXH3_64bits */
-#include "../base/text.h"  /* text_append, TokenList, TextBuffer, token_list_append, ... */
-#include "bpe.h"           /* Merge, Bpe, bpe_encode, bpe_free, ... */
-#include "nfc.h"           /* Nfc, nfc_append, nfc_free, nfc_quick */
+#include "../base/text.h"  /* text_append, TextBuffer, TokenList, utf8_length, ... */
+#include "bpe.h"           /* Bpe, Merge, bpe_read, bpe_encode, ... */
+#include "nfc.h"           /* Nfc, nfc_free, nfc_append, nfc_quick */
 #include "pretokenize.h"   /* Pretokenizer, pretokenizer_close, pretokenizer_next, pretokenizer_open */
 #include <utf8proc.h>
 

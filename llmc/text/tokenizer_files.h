@@ -39,10 +39,10 @@
 
 #include "../base/error.h" /* error_set, Error, xcalloc, xstrdup, ... */
 #include "../base/io.h"    /* file_slurp, Reader, reader_close, reader_open, ... */
-#include "../base/text.h"  /* TextBuffer, text_format, text_free, text_append, ... */
+#include "../base/text.h"  /* TextBuffer, TokenList, text_append, text_format, ... */
 #include "bpe.h"           /* Merge */
 #include "pretokenize.h"   /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
-#include "tokenizer.h"     /* Tokenizer, TOKENIZER_TOKEN_MAX, TOKENIZER_VOCAB_MAX, tokenizer_add_special, ... */
+#include "tokenizer.h"     /* Tokenizer, TOKENIZER_CHARACTERS, ADDED_SPECIAL, TOKENIZER_NAME_MAX, ... */
 #include <jansson.h>
 
 enum { TOKENIZER_FILE_MAX = 1 << 28 }; /* maximum bytes of a file */

@@ -29,7 +29,13 @@
 #ifndef LLMC_TEXT_TOKENIZER_GGUF_H
 #define LLMC_TEXT_TOKENIZER_GGUF_H
 
-#include "tokenizer_write.h"
+#include "../base/error.h"   /* error_set, Error, xcalloc, xrealloc, ... */
+#include "../base/text.h"    /* TextBuffer, text_free, token_list_append, text_append, ... */
+#include "bpe.h"             /* Merge, BpeSlot, bpe_merge */
+#include "pretokenize.h"     /* PRETOKENIZER_LLAMA3, PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS, ... */
+#include "tokenizer.h"       /* TOKENIZER_ADD_BOS, TOKENIZER_WHOLE, Tokenizer, TOKENIZER_CHARACTERS, ... */
+#include "tokenizer_files.h" /* TokenizerSource, ADDED_IN_VOCABULARY, TOKENIZER_SIGN, tokenizer_guess_end, ... */
+#include "tokenizer_write.h" /* tokenizer_print, tokenizer_printed */
 
 enum { TOKENIZER_SCORED_MAX = 512 }; /* maximum bytes of a token, if merges are derived from scores */
 

@@ -20,7 +20,11 @@
 #ifndef LLMC_TEXT_TOKENIZER_WRITE_H
 #define LLMC_TEXT_TOKENIZER_WRITE_H
 
-#include "tokenizer_files.h"
+#include "../base/error.h"   /* Error, error_set, checked_object */
+#include "../base/text.h"    /* TextBuffer, text_string, text_append, text_clear, ... */
+#include "pretokenize.h"     /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
+#include "tokenizer.h"       /* Tokenizer, TOKENIZER_CHARACTERS, TOKEN_APART, TOKENIZER_PREFIX, ... */
+#include "tokenizer_files.h" /* TOKENIZER_SIGN, tokenizer_alphabet */
 
 /* ---- tokens as text -------------------------------------------------------------------------------------------- */
 
