@@ -1,6 +1,6 @@
 /* fuzz_tokenizer.c - libFuzzer target: arbitrary bytes as a tokenizer blob, as tokenizer.json, as vocab.json with
- * merges.txt, as the arrays of GGUF, as the files of a folder, as a pattern and as text to encode. A tokenizer that opens
- * must decode to the text that it encoded, unless it changes texts (tokenizer.h), and must be stored and written.
+ * merges.txt, as the arrays of GGUF, as the files of a folder, as a pattern and as text to encode. A tokenizer that
+ * opens must decode to the text that it encoded, unless it changes texts (tokenizer.h), and must be stored and written.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_tokenizer.c \
  *         -lzstd -lpcre2-8 -ljansson -lutf8proc -lxxhash -lm

@@ -261,8 +261,8 @@ static void rewrite(Tokenizer *t, const char *form) {
     if (tokenizer_hash(t) != hash) fail_msg("%s: differs after it was written", form);
 }
 
-/* Whether GGUF keeps all that matters for this text: no added token with flags is in it, and no token is made that is an
- * added one in the original, but in GGUF is also the result of merges. */
+/* Whether GGUF keeps all that matters for this text: no added token with flags is in it, and no token is made that is
+ * an added one in the original, but in GGUF is also the result of merges. */
 static bool expressible(const Tokenizer *gguf, const char *form, const json_t *row) {
     static const char *const parts[] = {"<|user|>", "<l>", "<w>", "["};
     const char *text = json_string_value(json_object_get(row, "text"));

@@ -1,16 +1,17 @@
-/* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016): over bytes as in GPT-2 (Radford et al. 2019), or
- * over characters as in SentencePiece (Kudo and Richardson 2018).
+/* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016): over bytes as in GPT-2 (Radford et al. 2019),
+ * or over characters as in SentencePiece (Kudo and Richardson 2018).
  *
  * A piece starts as the tokens of its bytes or characters. While any adjacent tokens have a merge, the pair with the
  * lowest rank (the leftmost if several are equal) becomes one token. Short pieces are scanned for that pair. Longer
  * pieces keep the pairs in a heap, so a piece of n bytes costs O(n log n), even a megabyte without a space.
  *
- * Several merges may have the same rank. SentencePiece's rule, which merges the pair whose result has the highest score,
- * is expressed in this way: the rank of a merge is the position of its result's score in descending order.
+ * Several merges may have the same rank. SentencePiece's rule, which merges the pair whose result has the highest
+ * score, is expressed in this way: the rank of a merge is the position of its result's score in descending order.
  *
- * A byte without a token is omitted. Over characters, a character without a token becomes the tokens of its bytes, or the unknown token; so does each byte
- * that is not part of a well-formed character. `joins` holds the pairs of characters that some merge joins. Between all
- * other pairs the text can be divided without changing its tokens, and this makes most pieces as short as a word.
+ * A byte without a token is omitted. Over characters, a character without a token becomes the tokens of its bytes, or
+ * the unknown token; so does each byte that is not part of a well-formed character. `joins` holds the pairs of
+ * characters that some merge joins. Between all other pairs the text can be divided without changing its tokens, and
+ * this makes most pieces as short as a word.
  *
  * Merges are stored in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes
  * are cached in a direct-mapped cache with one cache line per entry. Encoding changes the cache and scratch memory, so

@@ -1,20 +1,21 @@
-/* tokenizer.h - tokenizers: byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece-like BPE (Llama 2, Mistral, Gemma), and
- * one token per byte.
+/* tokenizer.h - tokenizers: byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece-like BPE (Llama 2, Mistral, Gemma),
+ * and one token per byte.
  *
  * Encoding cuts added tokens out of the text and normalises the rest. Byte-level BPE splits it into pieces with a
  * pattern (pretokenize.h), turns each piece into the tokens of its bytes, and merges these (bpe.h). SentencePiece-like
- * BPE may put a space before the text and merges the tokens of its characters, without splitting it. The ids equal those
- * of tiktoken and of Hugging Face's tokenizers for every string that those accept.
+ * BPE may put a space before the text and merges the tokens of its characters, without splitting it. The ids equal
+ * those of tiktoken and of Hugging Face's tokenizers for every string that those accept.
  *
  * Added tokens, such as <|endoftext|> or <think>, are recognised in the text as a whole:
  *
  *   token                                in text               in text with TOKENIZER_SPECIALS   decoded
- *   special (<|endoftext|>, <s>)         ordinary characters   the token                         if the caller requests it
+ *   special (<|endoftext|>, <s>)         ordinary characters   the token                         on request
  *   other added (<think>, <tool_call>)   the token             the token                         yes
  *
  * Special tokens are therefore recognised only if the caller requests it, so user input cannot end a turn. The leftmost
  * added token is recognised first; if several begin at the same place, the longest one. The names of special tokens in
- * ordinary text are passed over as `tokenizers` does with encode_special_tokens.
+ * ordinary text are passed over as `tokenizers` does with encode_special_tokens, except that no merges and no
+ * ignore_merges turn their characters into the special token.
  *
  * Invalid UTF-8 is neither rejected nor replaced. For byte-level BPE a run of bytes outside well-formed characters is a
  * separate piece, and the text before it is split as if it ended there; otherwise each such byte is its own token.
@@ -22,8 +23,9 @@
  * is x for any bytes x, including NULs, with these exceptions:
  *
  *   - A tokenizer with normalisation form C gives NFC(x), see nfc.h.
- *   - A SentencePiece-like tokenizer gives x with U+2581 replaced by a space, since it writes spaces that way. If it uses
- *     Metaspace, x loses one leading space. Without tokens for bytes, unknown characters are lost.
+ *   - A SentencePiece-like tokenizer gives x with U+2581 replaced by a space, since it writes spaces that way. If it
+ *     uses Metaspace, x loses one leading space; if its normaliser puts a space before each part of the text, one comes
+ *     after each added token. Without tokens for bytes, unknown characters are lost.
  *   - Bytes without a token are lost or become the unknown token. SmolLM2 has none for some control characters and for
  *     0xF1 and 0xF2, with which only unassigned characters begin, as well as for some bytes that UTF-8 does not use.
  *   - White space after an added token with `rstrip`, or before one with `lstrip`, is omitted.
@@ -37,9 +39,9 @@
  * Blob format in checkpoints and shards, little-endian; equal tokenizers have equal blobs:
  *
  *   0   char[8]    "LLMCTOKN"
- *   8   uint32[14] version 2, vocab V, flags (TOKENIZER_...), end-of-text id, bos id, unknown id (2^32-1: none), ends E,
- *                  merges M, added tokens A, bytes P of the pattern, bytes B of all tokens, bytes C of the added tokens'
- *                  names, 0, 0
+ *   8   uint32[14] version 2, vocab V, flags (TOKENIZER_...), end-of-text id, bos id, unknown id (2^32-1: none), ends
+ *                  E, merges M, added tokens A, bytes P of the pattern, bytes B of all tokens, bytes C of the added
+ *                  tokens' names, 0, 0
  *   64  pattern    P bytes of UTF-8; P = 0: text is not split
  *       ends       uint32[E]: tokens that end a completion
  *       lengths    uint16[V], 0 for an id without a token
@@ -47,7 +49,7 @@
  *       tokens     B bytes: the bytes of all tokens, concatenated
  *       added      {uint32 id, uint16 flags (ADDED_...), uint16 bytes of the name}[A], ascending ids
  *       names      C bytes: the texts that the added tokens are recognised by, concatenated
- *       merges     {uint32 left, right, merged, rank}[M], ascending ranks; merged is the concatenation of left and right
+ *       merges     {uint32 left, right, merged, rank}[M], ascending ranks; merged is left followed by right
  *
  *     Tokenizer t;
  *     TokenList ids = {0};
@@ -637,8 +639,8 @@ static inline const TokenizerName *tokenizer_name_at(const TokenizerNames *names
     return best;
 }
 
-/* Whether the character that ends at text + n (before), or begins at text (not before), is one of a word: a letter, a mark,
- * a digit, a connector or an alphabetic symbol, as \w in `tokenizers` (Unicode Technical Standard 18, annex C). */
+/* Whether the character that ends at text + n (before), or begins at text (not before), is one of a word: a letter, a
+ * mark, a digit, a connector or an alphabetic symbol, as \w in `tokenizers` (Unicode Technical Standard 18, annex C) */
 static inline bool tokenizer_word(const char *text, size_t n, bool before) {
     int length = before ? 0 : utf8_length(text, n);
     for (int i = 1; before && i <= 4 && (size_t)i <= n && !length; i++)
@@ -651,8 +653,8 @@ static inline bool tokenizer_word(const char *text, size_t n, bool before) {
            (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
 }
 
-/* Finds the first name in text[*at..n), passing over special tokens unless `specials` is set. Returns it and sets *at to
- * its position, or returns NULL. */
+/* Finds the first name in text[*at..n), passing over special tokens unless `specials` is set. Returns it and sets *at
+ * to its position, or returns NULL. */
 static inline const TokenizerName *tokenizer_find_name(const TokenizerNames *names, const char *text, size_t n,
                                                        bool specials, size_t *at) {
     if (!names->count || (!specials && !names->ordinary)) return NULL;
@@ -776,8 +778,8 @@ static inline bool tokenizer_encode(const Tokenizer *t, const char *text, size_t
 /* ---- decoding -------------------------------------------------------------------------------------------------- */
 
 /* Appends the bytes of the tokens, which may end inside a character. Special tokens are omitted unless `specials` is
- * set. An id outside the vocabulary becomes U+FFFD. *started: whether text has been decoded before; it is set once a byte
- * is appended. */
+ * set. An id outside the vocabulary becomes U+FFFD. *started: whether text has been decoded before; it is set once a
+ * byte is appended. */
 static inline void tokenizer_decode_more(const Tokenizer *t, const int32_t *ids, int32_t n, bool specials,
                                          bool *started, TextBuffer *out) {
     text_append(out, "", 0);

@@ -15,10 +15,11 @@
  *   post_processor  none, ByteLevel, TemplateProcessing with at most one token before the text: bos
  *   added_tokens    special, normalized, lstrip, rstrip, single_word
  *
- * ByteLevel without its pattern and without a Split does not divide the text. Anything else is refused with a message of
- * its own: other models and parts, dropout, subword prefixes and suffixes, and add_prefix_space. Ignored are
- * `truncation` and `padding`, the settings of batches; tokens that a post-processor puts after a text; trim_offsets; and
- * merges whose result is a special token, so that no text becomes one. A Metaspace decoder here omits only one space.
+ * ByteLevel without its pattern and without a Split does not divide the text. Anything else is refused with a message
+ * of its own: other models and parts, dropout, subword prefixes and suffixes, and add_prefix_space. Ignored are
+ * `truncation` and `padding`, the settings of batches; tokens that a post-processor puts after a text; trim_offsets;
+ * and merges whose result is a special token, so that no text becomes one. A Metaspace decoder here omits only one
+ * space.
  *
  * A folder contains tokenizer.json, or vocab.json and merges.txt (encoder.json and vocab.bpe) of a GPT-2 tokenizer. It
  * may contain files that name the tokens with a meaning; what no file names is derived from tokenizer.json alone:
@@ -29,9 +30,9 @@
  *   ends       eos_token_id of generation_config.json (a number or a list), that of config.json, and eos
  *
  * These tokens, unk_token and pad_token are special, as in transformers. Without any of them the end of text is
- * <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as the
- * next id. added_tokens_decoder of tokenizer_config.json adds to the added tokens and changes their flags. Ignored are
- * that file's other fields (also additional_special_tokens, since the flags of the added tokens decide),
+ * <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as
+ * the next id. added_tokens_decoder of tokenizer_config.json adds to the added tokens and changes their flags. Ignored
+ * are that file's other fields (also additional_special_tokens, since the flags of the added tokens decide),
  * added_tokens.json and tokenizer.model.
  */
 #ifndef LLMC_TEXT_TOKENIZER_FILES_H
@@ -554,8 +555,8 @@ static inline bool tokenizer_guess_end(Tokenizer *t, Error *e) {
     return true;
 }
 
-/* Adds the added tokens of tokenizer_config.json, {"id": {"content": text, ...}}, to those of tokenizer.json, or changes the
- * flags of these. */
+/* Adds the added tokens of tokenizer_config.json, {"id": {"content": text, ...}}, to those of tokenizer.json, or
+ * changes the flags of these. */
 static inline bool tokenizer_add_configured(json_t *added, json_t *configured, Error *e) {
     json_t *known = json_object(), *entry;
     const char *id, *name;
@@ -665,8 +666,8 @@ static inline const char *tokenizer_folder_name(json_t *const configs[2], const 
     return NULL;
 }
 
-/* Sets *id to the token that the configurations name in `field`, if they do, and makes it special. A name that is not in
- * the vocabulary is an error if `needed` is set. */
+/* Sets *id to the token that the configurations name in `field`, if they do, and makes it special. A name that is not
+ * in the vocabulary is an error if `needed` is set. */
 static inline bool tokenizer_folder_token(Tokenizer *t, const char *folder, json_t *const configs[2], const char *field,
                                           bool needed, int32_t *id, Error *e) {
     const char *name = tokenizer_folder_name(configs, field);

@@ -4,7 +4,7 @@
  *   model              model                         gpt2: byte-level BPE; llama: SentencePiece-like, by scores;
  *                                                    gemma4: SentencePiece-like, by merges; others are refused
  *   pre                pre                           name of the pattern, for gpt2 only; see tokenizer_gguf_pre[]
- *   tokens             tokens                        by id: in GPT-2's alphabet for gpt2, with U+2581 for spaces otherwise
+ *   tokens             tokens                        by id: in GPT-2's alphabet for gpt2, else with U+2581 for spaces
  *   types              token_type                    1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
  *   scores             scores                        for llama: the pair whose result has the highest score is merged
  *   merges             merges                        "left right", for gpt2 and gemma4
@@ -13,11 +13,13 @@
  *   add_space_prefix   add_space_prefix              -1: not given; then true for llama
  *   architecture       general.architecture          phi3 with llama: white space after special tokens belongs to them
  *
- * Unknown and control tokens are special; user-defined tokens are added tokens that are not; unused ones are ids without
- * a token. GGUF does not contain the normaliser: with Qwen's patterns it is normalisation form C, as in the original
- * tokenizers. Ends of a completion are eos, eot, eom and the special tokens that end a turn or a text in the supported
- * families. Ignored: the ids of padding, masks and code completion, add_eos_token, and precompiled normalisers.
+ * Unknown and control tokens are special; user-defined tokens are added tokens that are not; unused ones are ids
+ * without a token. GGUF does not contain the normaliser: with Qwen's patterns it is normalisation form C, as in the
+ * original tokenizers. Ends of a completion are eos, eot, eom and the special tokens that end a turn or a text in the
+ * supported families. Ignored: the ids of padding, masks and code completion, add_eos_token, and precompiled
+ * normalisers.
  *
+ *     Tokenizer t;
  *     TokenizerGguf g = tokenizer_gguf_empty();
  *     g.model = "gpt2";
  *     g.pre = "qwen2";
@@ -237,8 +239,8 @@ static inline int32_t tokenizer_characters(const char *text, size_t n) {
     return count;
 }
 
-/* Derives the merges of a SentencePiece-like tokenizer from the scores of its tokens: every division of a token into two
- * others is a merge. Merges of equal score have the same rank. */
+/* Derives the merges of a SentencePiece-like tokenizer from the scores of its tokens: every division of a token into
+ * two others is a merge. Merges of equal score have the same rank. */
 static inline bool tokenizer_gguf_scores(Tokenizer *t, const float *scores, const char *name, Error *e) {
     TokenizerScored *all = NULL;
     size_t count = 0, capacity = 0, n;
@@ -398,7 +400,8 @@ static inline bool tokenizer_gguf_to_pre(const Tokenizer *t, TokenizerGguf *g, E
 
 /* Makes the arrays of GGUF's metadata; the caller frees them. Fails if GGUF cannot express the tokenizer: a pattern
  * without a name, or merges that no scores express. GGUF cannot express the white space that belongs to added tokens
- * either (llama.cpp derives it from the model's name), nor the normaliser; both are lost, as with llama.cpp's converter. */
+ * either (llama.cpp derives it from the model's name), nor the normaliser; both are lost, as with llama.cpp's
+ * converter. */
 static inline bool tokenizer_to_gguf(const Tokenizer *t, TokenizerGgufArrays *a, Error *e) {
     const bool characters = t->flags & TOKENIZER_CHARACTERS;
     const size_t vocab = (size_t)t->vocab;

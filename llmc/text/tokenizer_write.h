@@ -1,9 +1,10 @@
 /* tokenizer_write.h - writes a tokenizer as a Hugging Face tokenizer.json and tokenizer_config.json.
  *
  * Any tokenizer can be written, whatever it was opened from: GGUF's arrays (tokenizer_gguf.h), a blob, the byte
- * tokenizer. tokenizer_files.h reads the same tokenizer back, except that ids without a token at the end of the vocabulary
- * are lost; `tokenizers` encodes as this project does with TOKENIZER_SPECIALS. The tokenizer.json of a published model
- * should be copied, not written anew: it may contain fields that have no effect here, such as `truncation`.
+ * tokenizer. tokenizer_files.h reads the same tokenizer back, except that ids without a token at the end of the
+ * vocabulary are lost; `tokenizers` encodes as this project does with TOKENIZER_SPECIALS. The tokenizer.json of a
+ * published model should be copied, not written anew: it may contain fields that have no effect here, such as
+ * `truncation`.
  *
  *   part            byte-level BPE                                      SentencePiece-like BPE
  *   normalizer      null, NFC                                           null, Replace, Prepend and Replace
@@ -11,10 +12,12 @@
  *   decoder         ByteLevel                                           Replace, ByteFallback, Fuse[, Strip]
  *   post_processor  TemplateProcessing with `bos`, or null
  *
- * Transformers 5 rebuilds a tokenizer by its class, so the class in tokenizer_config.json is PreTrainedTokenizerFast, which
- * takes tokenizer.json as it is. Merges of equal rank are written in their order here.
+ * Transformers 5 rebuilds a tokenizer by its class, so the class in tokenizer_config.json is PreTrainedTokenizerFast,
+ * which takes tokenizer.json as it is. Merges of equal rank are written in their order here.
  *
+ *     Tokenizer t;
  *     TextBuffer json = {0};
+ *     if (!tokenizer_open(&t, "bytes", e)) return false;
  *     if (!tokenizer_to_json(&t, &json, e)) return false;
  */
 #ifndef LLMC_TEXT_TOKENIZER_WRITE_H
@@ -54,8 +57,8 @@ static inline void tokenizer_print(const Tokenizer *t, const uint16_t print[256]
         }
 }
 
-/* Whether `tokenizers`, which numbers added tokens outside the vocabulary itself, numbers them as here. `entries`: tokens
- * in the vocabulary, which contains the special tokens. */
+/* Whether `tokenizers`, which numbers added tokens outside the vocabulary itself, numbers them as here. `entries`:
+ * tokens in the vocabulary, which contains the special tokens. */
 static inline bool tokenizer_numbered(const Tokenizer *t, int32_t entries) {
     int32_t last = -1;
     for (int32_t i = 0; i < t->added_count; i++) {
