@@ -3,13 +3,13 @@
 #include "../llmc/base/error.h"           /* Error, xmalloc, die, xstrdup, ... */
 #include "../llmc/base/io.h"              /* file_slurp */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* token_list_free, TextBuffer, TokenList, text_free, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, token_list_free, text_free, TokenList, ... */
 #include "../llmc/text/nfc.h"             /* Nfc, nfc_append, nfc_free, nfc_quick */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
 #include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, TokenizerGguf, tokenizer_open_gguf, ... */
-#include "../llmc/text/tokenizer_write.h" /* tokenizer_to_json */
+#include "../llmc/text/tokenizer_write.h" /* tokenizer_edit_json, tokenizer_edit_config, tokenizer_to_json */
 #include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
 
@@ -76,6 +76,8 @@ static int teardown(void **state) {
     free(merges_txt);
     return files_teardown(state);
 }
+
+static void put_text(const char *path, const char *text) { files_put(path, text, strlen(text)); }
 
 static void assert_round_trip(const Tokenizer *t, const char *text, size_t n) {
     Error e;
@@ -261,6 +263,24 @@ static void rewrite(Tokenizer *t, const char *form) {
     if (tokenizer_hash(t) != hash) fail_msg("%s: differs after it was written", form);
 }
 
+/* Text that continues text gets no space before it, and decoding in parts omits only the first one. */
+static void assert_continues(const Tokenizer *t, const char *form) {
+    Error e;
+    TokenList ids = {0};
+    TextBuffer text = {0};
+    assert_true(tokenizer_encode(t, "one", 3, 0, &ids, &e));
+    assert_true(tokenizer_encode(t, " two", 4, TOKENIZER_CONTINUES, &ids, &e));
+    assert_true(tokenizer_encode(t, "<|user|>\n ", 10, TOKENIZER_CONTINUES | TOKENIZER_SPECIALS, &ids, &e));
+    assert_true(tokenizer_encode(t, " \nx", 3, TOKENIZER_CONTINUES, &ids, &e)); /* rstrip */
+    tokenizer_decode(t, ids.ids, ids.count, true, &text);
+    const bool prefix =
+        t->flags & TOKENIZER_PREPEND || (t->flags & TOKENIZER_PREFIX && !(t->flags & TOKENIZER_PREFIX_FIRST));
+    const char *want = prefix ? "one two<|user|> x" : "one two<|user|>x";
+    if (strcmp(text.text, want)) fail_msg("%s: '%s', expected '%s'", form, text.text, want);
+    token_list_free(&ids);
+    text_free(&text);
+}
+
 /* Whether GGUF keeps all that matters for this text: no added token with flags is in it, and no token is made that is
  * an added one in the original, but in GGUF is also the result of merges. */
 static bool expressible(const Tokenizer *gguf, const char *form, const json_t *row) {
@@ -331,6 +351,7 @@ static void test_forms(void **state) {
             if (!tokenizer_load(&t, blob, n, &e)) fail_msg("%s: %s", form, e.text);
             free(blob);
             rewrite(&t, form);
+            assert_continues(&t, form);
             tokenizer_free(&gguf);
             ggufs += through_gguf(&t, form, &gguf);
             forms++;
@@ -628,6 +649,89 @@ static void test_specials(void **state) {
     text_free(&text);
 }
 
+/* Opens tokenizer.json after the tokens of t were added to it. */
+static Tokenizer edited(const Tokenizer *t, const char *json, size_t n) {
+    Error e;
+    Tokenizer out;
+    TextBuffer text = {0};
+    if (!tokenizer_edit_json(t, json, n, &text, &e)) fail_msg("%s", e.text);
+    files_put(files_path("edited.json"), text.text, text.length);
+    text_free(&text);
+    if (!tokenizer_open(&out, files_path("edited.json"), &e)) fail_msg("%s", e.text);
+    return out;
+}
+
+/* New tokens take the ids of reserved tokens, then ids without a token, then the next ones, here and in the files. */
+static void test_new_tokens(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t, back;
+    size_t n;
+    TextBuffer text = {0};
+    char *small = file_slurp("tests/golden/tokenizer_small.json", 1 << 20, &n, &e);
+    json_t *root = json_loadb(small, n, 0, NULL), *vocab = json_object_get(json_object_get(root, "model"), "vocab");
+    assert_non_null(vocab);
+    assert_true(tokenizer_open(&t, "tests/golden/tokenizer_small.json", &e));
+    assert_true(tokenizer_edit_json(&t, small, n, &text, &e)); /* nothing to add: the same bytes */
+    assert_int_equal(text.length, n);
+    assert_memory_equal(text.text, small, n);
+    tokenizer_free(&t);
+    free(small);
+
+    json_array_append_new(
+        json_object_get(root, "added_tokens"),
+        json_pack("{s:i,s:s,s:b}", "id", 603, "content", "<|reserved_special_token_7|>", "special", 1));
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:i,s:s,s:b}", "id", 604, "content", "<unused12>", "special", 0));
+    json_array_append_new(
+        json_object_get(root, "added_tokens"),
+        json_pack("{s:i,s:s,s:b}", "id", 606, "content", "<|reserved_special_token_x|>", "special", 1));
+    json_object_set_new(vocab, "<unused12>", json_integer(604));
+    char *json = json_dumps(root, 0);
+    put_text(files_path("reserved.json"), json);
+    assert_true(tokenizer_open(&t, files_path("reserved.json"), &e));
+    assert_int_equal(t.vocab, 607);
+    static const char *const names[] = {"<|a|>", "<|b is longer|>", "<|c|>", "<|d|>"};
+    static const int32_t ids[] = {603, 604, 605, 607};
+    for (int i = 0; i < 4; i++) {
+        assert_true(tokenizer_add_special(&t, names[i], &e));
+        assert_int_equal(tokenizer_special(&t, names[i]), ids[i]);
+        assert_int_equal(t.special[ids[i]], 1);
+    }
+    assert_int_equal(tokenizer_special(&t, "<unused12>"), -1);
+    assert_int_equal(tokenizer_special(&t, "<|reserved_special_token_x|>"), 606);
+    text_clear(&text);
+    tokenizer_decode(&t, (const int32_t[]){603, 604, 605, 606, 607, 600}, 6, true, &text);
+    assert_string_equal(text.text, "<|a|><|b is longer|><|c|><|reserved_special_token_x|><|d|><|im_start|>");
+
+    back = edited(&t, json, strlen(json));
+    assert_int_equal(back.vocab, 608);
+    for (int i = 0; i < 4; i++) assert_int_equal(tokenizer_special(&back, names[i]), ids[i]);
+    assert_true(tokenizer_hash(&back) == tokenizer_hash(&t));
+    tokenizer_free(&back);
+
+    const char *config = "{\"a\":1,\"added_tokens_decoder\":{\"603\":{\"content\":\"<|reserved_special_token_7|>\"}}}";
+    text_clear(&text);
+    assert_true(tokenizer_edit_config(&t, config, strlen(config), &text, &e));
+    json_t *edited_config = json_loads(text.text, 0, NULL),
+           *decoder = json_object_get(edited_config, "added_tokens_decoder");
+    assert_int_equal(json_object_size(decoder), 4 + 4 + 1);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(decoder, "603"), "content")), "<|a|>");
+    assert_true(json_is_true(json_object_get(json_object_get(decoder, "605"), "special")));
+    json_decref(edited_config);
+    text_clear(&text);
+    assert_true(tokenizer_edit_config(&t, "{ }", 3, &text, &e));
+    assert_string_equal(text.text, "{ }");
+    assert_false(tokenizer_edit_json(&t, "{}", 2, &text, &e));
+    files_assert_error(&e, "has no model.vocab");
+    assert_false(tokenizer_edit_json(&t, "{", 1, &text, &e));
+    files_assert_error(&e, "tokenizer.json: line 1");
+    text_free(&text);
+    tokenizer_free(&t);
+    json_decref(root);
+    free(json);
+}
+
 /* ---- blobs ----------------------------------------------------------------------------------------------------- */
 
 static void test_blob(void **state) {
@@ -705,8 +809,6 @@ static void test_directories(void **state) {
     assert_int_equal(t.merge_count, 0);
     tokenizer_free(&t);
 }
-
-static void put_text(const char *path, const char *text) { files_put(path, text, strlen(text)); }
 
 /* A folder as Hugging Face has it: the files name the tokens with a meaning. */
 static void test_folder(void **state) {
@@ -1024,6 +1126,7 @@ int main(void) {
         cmocka_unit_test(test_long_texts_of_forms),
         cmocka_unit_test(test_without_jit),
         cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_new_tokens),
         cmocka_unit_test(test_blob),
         cmocka_unit_test(test_directories),
         cmocka_unit_test(test_folder),

@@ -212,7 +212,7 @@ static inline TokenizerAdded *tokenizer_added(const Tokenizer *t, const char *na
 }
 
 /* Returns the added token `id`, or NULL. */
-static inline const TokenizerAdded *tokenizer_added_at(const Tokenizer *t, int32_t id) {
+static inline TokenizerAdded *tokenizer_added_at(const Tokenizer *t, int32_t id) {
     int32_t low = 0, high = t->added_count;
     while (low < high) {
         const int32_t middle = low + (high - low) / 2;
@@ -479,7 +479,49 @@ static inline void tokenizer_put_added(Tokenizer *t, int32_t id, uint32_t flags,
     t->special[id] = flags & ADDED_SPECIAL;
 }
 
-/* Adds the special token `name` with the next id, unless an added token has this name. */
+/* Replaces the bytes of a token. */
+static inline void tokenizer_replace(Tokenizer *t, int32_t id, const char *token, size_t n) {
+    const size_t from = t->start[id], to = t->start[id + 1], end = t->start[t->vocab];
+    t->bytes = (char *)xrealloc(t->bytes, end + n + 1, 1);
+    memmove(t->bytes + from + n, t->bytes + to, end - to);
+    memcpy(t->bytes + from, token, n);
+    for (int32_t i = id + 1; i <= t->vocab; i++) t->start[i] = (uint32_t)(t->start[i] + n - (to - from));
+}
+
+/* Whether the name is one of Llama 3's <|reserved_special_token_0|>, ... or Gemma's <unused0>, ... */
+static inline bool tokenizer_reserved(const char *name) {
+    static const char *const forms[] = {"<|reserved_special_token_%*d|>%n", "<unused%*d>%n"};
+    for (int i = 0; i < 2; i++) {
+        int n = 0;
+        if (sscanf(name, forms[i], &n) == 0 && n && !name[n]) return true;
+    }
+    return false;
+}
+
+/* Returns an id that a new token may take: one without a token, or one reserved for this by the model's authors; or -1.
+ * Models have rows for these ids, so they do not grow. */
+static inline int32_t tokenizer_unused(const Tokenizer *t) {
+    uint8_t *used = (uint8_t *)xcalloc((size_t)t->vocab, 1);
+    int32_t found = -1;
+    const int32_t named[] = {t->eos, t->bos, t->unknown};
+    for (int i = 0; i < 3; i++)
+        if (named[i] >= 0 && named[i] < t->vocab) used[named[i]] = 1;
+    for (int32_t i = 0; i < t->end_count; i++) used[t->ends[i]] = 1;
+    for (int32_t i = 0; i < t->merge_count; i++) {
+        used[t->merges[i].left] = 1;
+        used[t->merges[i].right] = 1;
+        used[t->merges[i].merged] = 1;
+    }
+    for (int32_t i = 0; i < t->added_count; i++)
+        if (!tokenizer_reserved(t->added[i].name)) used[t->added[i].id] = 1;
+        else if (found < 0 && !used[t->added[i].id]) found = t->added[i].id;
+    for (int32_t id = 0; id < t->vocab && found < 0; id++)
+        if (t->start[id + 1] == t->start[id] && !used[id]) found = id;
+    free(used);
+    return found;
+}
+
+/* Adds the special token `name`, unless an added token has this name. It takes the first unused id, else the next. */
 static inline bool tokenizer_add_special(Tokenizer *t, const char *name, Error *e) {
     const size_t n = strlen(name);
     if (tokenizer_special(t, name) >= 0) return true;
@@ -487,11 +529,20 @@ static inline bool tokenizer_add_special(Tokenizer *t, const char *name, Error *
         return error_set(e, "special token '%.40s': has %zu bytes, expected 1 to %d", name, n, TOKENIZER_NAME_MAX);
     if (tokenizer_find(t, name, n) >= 0)
         return error_set(e, "special token '%s': is an ordinary token of this vocabulary", name);
-    if (t->vocab >= TOKENIZER_VOCAB_MAX)
+    int32_t id = t->vocab ? tokenizer_unused(t) : -1;
+    if (id < 0 && t->vocab >= TOKENIZER_VOCAB_MAX)
         return error_set(e, "special token '%s': the vocabulary is full at %d tokens", name, t->vocab);
-    tokenizer_append(t, name, n);
-    t->kind[t->vocab - 1] = TOKEN_APART;
-    tokenizer_put_added(t, t->vocab - 1, ADDED_SPECIAL, name);
+    if (id >= 0) tokenizer_replace(t, id, name, n);
+    else {
+        tokenizer_append(t, name, n);
+        id = t->vocab - 1;
+    }
+    t->kind[id] = TOKEN_APART;
+    TokenizerAdded *old = tokenizer_added_at(t, id);
+    if (old) {
+        free(old->name);
+        *old = (TokenizerAdded){id, ADDED_SPECIAL, xstrdup(name)};
+    } else tokenizer_put_added(t, id, ADDED_SPECIAL, name);
     tokenizer_list_added(t);
     return true;
 }

@@ -30,8 +30,8 @@
  *   ends       eos_token_id of generation_config.json (a number or a list), that of config.json, and eos
  *
  * These tokens, unk_token and pad_token are special, as in transformers. Without any of them the end of text is
- * <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added as
- * the next id. added_tokens_decoder of tokenizer_config.json adds to the added tokens and changes their flags. Ignored
+ * <|endoftext|>, else <|end_of_text|>, </s> or <eos>. If the vocabulary has none of these, <|endoftext|> is added.
+ * added_tokens_decoder of tokenizer_config.json adds to the added tokens and changes their flags. Ignored
  * are that file's other fields (also additional_special_tokens, since the flags of the added tokens decide),
  * added_tokens.json and tokenizer.model.
  */

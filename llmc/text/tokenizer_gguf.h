@@ -282,8 +282,8 @@ static inline bool tokenizer_gguf_scores(Tokenizer *t, const float *scores, cons
 
 /* Sets the tokens with a meaning. */
 static inline bool tokenizer_gguf_named(const TokenizerGguf *g, Tokenizer *t, const char *name, Error *e) {
-    static const char *const ends[] = {"<|eot_id|>",    "<|eom_id|>",    "<|im_end|>",     "<|end|>",
-                                       "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"};
+    static const char *const ends[] = {"</s>",    "<eos>",         "<|eot_id|>",    "<|eom_id|>",     "<|im_end|>",
+                                       "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"};
     const int64_t given[] = {g->bos, g->unknown, g->eos, g->eot, g->eom};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++)
         if (given[i] < -1 || given[i] >= t->vocab)

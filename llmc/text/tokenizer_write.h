@@ -15,6 +15,9 @@
  * Transformers 5 rebuilds a tokenizer by its class, so the class in tokenizer_config.json is PreTrainedTokenizerFast,
  * which takes tokenizer.json as it is. Merges of equal rank are written in their order here.
  *
+ * tokenizer_edit_json() and tokenizer_edit_config() add new tokens to the files of a published model, which stay as
+ * they are otherwise.
+ *
  *     Tokenizer t;
  *     TextBuffer json = {0};
  *     if (!tokenizer_open(&t, "bytes", e)) return false;
@@ -23,11 +26,11 @@
 #ifndef LLMC_TEXT_TOKENIZER_WRITE_H
 #define LLMC_TEXT_TOKENIZER_WRITE_H
 
-#include "../base/error.h"   /* Error, error_set, checked_object */
-#include "../base/text.h"    /* TextBuffer, text_string, text_append, text_clear, ... */
+#include "../base/error.h"   /* error_set, Error, checked_object, xcalloc */
+#include "../base/text.h"    /* TextBuffer, text_append, text_string, text_clear, ... */
 #include "pretokenize.h"     /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
-#include "tokenizer.h"       /* Tokenizer, TOKENIZER_CHARACTERS, TOKEN_APART, TOKENIZER_PREFIX, ... */
-#include "tokenizer_files.h" /* TOKENIZER_SIGN, tokenizer_alphabet */
+#include "tokenizer.h"       /* Tokenizer, TOKENIZER_CHARACTERS, TOKEN_APART, TokenizerAdded, ... */
+#include "tokenizer_files.h" /* TOKENIZER_SIGN, tokenizer_json_equal, tokenizer_alphabet */
 
 /* ---- tokens as text -------------------------------------------------------------------------------------------- */
 
@@ -241,6 +244,103 @@ static inline bool tokenizer_to_json(const Tokenizer *t, TextBuffer *out, Error 
     json_decref(root);
     return true;
 }
+
+/* ---- new tokens in published files ------------------------------------------------------------------------------ */
+
+/* Returns the key of `id` in the vocabulary, or NULL. */
+static inline const char *tokenizer_json_key(const json_t *vocab, int32_t id) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)vocab, key, value) {
+        if (json_integer_value(value) == id) return key;
+    }
+    return NULL;
+}
+
+/* Sets the content and the flags of an entry. */
+static inline void tokenizer_json_set(json_t *entry, const TokenizerAdded *a) {
+    json_object_set_new(entry, "content", json_string(a->name));
+    json_object_set_new(entry, "single_word", json_boolean(a->flags & ADDED_SINGLE_WORD));
+    json_object_set_new(entry, "lstrip", json_boolean(a->flags & ADDED_LSTRIP));
+    json_object_set_new(entry, "rstrip", json_boolean(a->flags & ADDED_RSTRIP));
+    json_object_set_new(entry, "normalized", json_boolean(a->flags & ADDED_NORMALIZED));
+    json_object_set_new(entry, "special", json_boolean(a->flags & ADDED_SPECIAL));
+}
+
+/* Adds an entry to added_tokens, which is in ascending order of ids. */
+static inline json_t *tokenizer_json_insert(json_t *added, int32_t id) {
+    size_t at = json_array_size(added);
+    while (at && json_integer_value(json_object_get(json_array_get(added, at - 1), "id")) > id) at--;
+    json_t *entry = json_pack("{s:i}", "id", id);
+    json_array_insert_new(added, at, entry);
+    return entry;
+}
+
+/* Gives the token a->id the name of a, in added_tokens and in the vocabulary. entry: that of this id, or NULL. Returns
+ * whether something changed. */
+static inline bool tokenizer_json_rename(json_t *added, json_t *entry, json_t *vocab, const TokenizerAdded *a) {
+    if (entry && tokenizer_json_equal(entry, "content", a->name)) return false;
+    const char *key = tokenizer_json_key(vocab, a->id);
+    if (!entry && key && !strcmp(key, a->name)) return false; /* a token that another file makes special */
+    if (key) {
+        json_object_set_new(vocab, a->name, json_integer(a->id));
+        json_object_del(vocab, key);
+    }
+    tokenizer_json_set(entry ? entry : tokenizer_json_insert(added, a->id), a);
+    return true;
+}
+
+/* Appends a published tokenizer.json with the added tokens of t that it does not have, such as those of
+ * tokenizer_add_special(); the same bytes if it has them all. */
+static inline bool tokenizer_edit_json(const Tokenizer *t, const char *json, size_t n, TextBuffer *out, Error *e) {
+    json_error_t bad;
+    json_t *root = json_loadb(json, n, 0, &bad);
+    if (!root) return error_set(e, "tokenizer.json: line %d: %s", bad.line, bad.text);
+    json_t *vocab = json_object_get(json_object_get(root, "model"), "vocab");
+    json_t *added = json_object_get(root, "added_tokens");
+    json_t **entry = (json_t **)xcalloc((size_t)t->vocab, sizeof *entry), *one; /* by id */
+    size_t k;
+    json_array_foreach(added, k, one) {
+        const json_int_t id = json_integer_value(json_object_get(one, "id"));
+        if (id >= 0 && id < t->vocab) entry[id] = one;
+    }
+    const bool ok = json_is_object(vocab) && json_is_array(added);
+    bool changed = false;
+    for (int32_t i = 0; i < t->added_count && ok; i++)
+        changed |= tokenizer_json_rename(added, entry[t->added[i].id], vocab, &t->added[i]);
+    free(entry);
+    if (!ok) error_set(e, "tokenizer.json: has no model.vocab and added_tokens");
+    else if (changed) tokenizer_dump(root, out);
+    else text_append(out, json, n);
+    json_decref(root);
+    return ok;
+}
+
+/* Appends a published tokenizer_config.json with the added tokens of t that its added_tokens_decoder does not have; the
+ * same bytes if it has them all or has no such field. */
+static inline bool tokenizer_edit_config(const Tokenizer *t, const char *json, size_t n, TextBuffer *out, Error *e) {
+    json_error_t bad;
+    json_t *root = json_loadb(json, n, 0, &bad);
+    if (!root) return error_set(e, "tokenizer_config.json: line %d: %s", bad.line, bad.text);
+    json_t *decoder = json_object_get(root, "added_tokens_decoder");
+    bool changed = false;
+    const int32_t count = json_is_object(decoder) ? t->added_count : 0;
+    for (int32_t i = 0; i < count; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "%d", t->added[i].id);
+        if (tokenizer_json_equal(json_object_get(decoder, id), "content", t->added[i].name)) continue;
+        json_t *entry = json_object();
+        tokenizer_json_set(entry, &t->added[i]);
+        json_object_set_new(decoder, id, entry);
+        changed = true;
+    }
+    if (changed) tokenizer_dump(root, out);
+    else text_append(out, json, n);
+    json_decref(root);
+    return true;
+}
+
+/* ---- tokenizer_config.json -------------------------------------------------------------------------------------- */
 
 /* Appends the tokenizer_config.json that belongs to it. */
 static inline void tokenizer_to_config(const Tokenizer *t, TextBuffer *out) {
