@@ -958,6 +958,23 @@ static void test_bad_tokenizer_json(void **state) {
          "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"},{\"type\":\"ByteLevel\"}]}",
          "Punctuation before ByteLevel"},
         {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"},{\"type\":\"Digits\"},{\"type\":\"ByteLevel\"}]}",
+         "Sequence of 3 parts (Split, Digits, ...)"},
+        {NULL, "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[]}", "pre_tokenizer is Sequence"},
+        {NULL, "normalizer", "{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}",
+         "Prepend is not supported without Replace"},
+        {NULL, "normalizer", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"b\"}",
+         "normalizer Replace is not supported, or not with these settings"},
+        {NULL, "post_processor", "{\"type\":\"BertProcessing\"}", "post_processor BertProcessing"},
+        {NULL, "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<none>\"}}]}",
+         "'<none>' is not in the vocabulary"},
+        {NULL, "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<|im_end|>\"}},{\"SpecialToken\":{\"id\":"
+         "\"<|im_end|>\"}}]}",
+         "2 tokens before the text"},
+        {NULL, "decoder", "{\"type\":\"WordPiece\"}", "decoder WordPiece"},
+        {NULL, "pre_tokenizer",
          "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":"
          "\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
          "pattern '(a'"},
@@ -994,7 +1011,7 @@ static TokenizerGguf small_gguf(char text[600], TokenizerText tokens[260], int32
     } rest[] = {{"ab", GGUF_TOKEN_NORMAL},
                 {"<|endoftext|>", GGUF_TOKEN_CONTROL},
                 {"<think>", GGUF_TOKEN_USER_DEFINED},
-                {"[PAD259]", GGUF_TOKEN_UNUSED}};
+                {"[PAD259]", GGUF_TOKEN_USER_DEFINED}}; /* counts as unused */
     for (int i = 0; i < 4; i++) {
         tokens[256 + i] = (TokenizerText){rest[i].name, strlen(rest[i].name)};
         types[256 + i] = rest[i].type;

@@ -512,11 +512,14 @@ static inline int32_t tokenizer_unused(const Tokenizer *t) {
         used[t->merges[i].right] = 1;
         used[t->merges[i].merged] = 1;
     }
-    for (int32_t i = 0; i < t->added_count; i++)
-        if (!tokenizer_reserved(t->added[i].name)) used[t->added[i].id] = 1;
-        else if (found < 0 && !used[t->added[i].id]) found = t->added[i].id;
-    for (int32_t id = 0; id < t->vocab && found < 0; id++)
-        if (t->start[id + 1] == t->start[id] && !used[id]) found = id;
+    for (int32_t id = 0; id < t->vocab && found < 0; id++) {
+        char name[64] = "";
+        size_t n;
+        const char *token = tokenizer_token(t, id, &n);
+        if (used[id] || n >= sizeof name || (n && *token != '<')) continue;
+        memcpy(name, token, n);
+        if (!n || tokenizer_reserved(name)) found = id;
+    }
     free(used);
     return found;
 }

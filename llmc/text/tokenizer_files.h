@@ -418,8 +418,11 @@ static inline bool tokenizer_json_pattern(const char *path, const json_t *part, 
     const json_t *list = json_object_get(part, "pretokenizers"), *first = NULL, *last = part;
     if (tokenizer_is(part, "Sequence")) {
         const size_t n = json_array_size(list);
+        if (n > 2)
+            return error_set(e, "%s: pre_tokenizer is a Sequence of %zu parts (%s, %s, ...), expected at most 2", path,
+                             n, tokenizer_type(json_array_get(list, 0)), tokenizer_type(json_array_get(list, 1)));
         if (n == 2) first = json_array_get(list, 0);
-        last = n == 1 || n == 2 ? json_array_get(list, n - 1) : NULL;
+        last = json_array_get(list, n - 1); /* NULL if there is none */
     }
     const bool own = !json_is_false(json_object_get(last, "use_regex")); /* the default is true */
     const json_t *regex = json_object_get(json_object_get(first, "pattern"), "Regex");

@@ -148,6 +148,20 @@ static inline bool tokenizer_gguf_form(const TokenizerGguf *g, const char *name,
     return error_set(e, "%s: tokenizer.ggml.pre is '%.40s', a pattern that is not supported", name, g->pre);
 }
 
+/* Whether the token is one that llama.cpp's converter makes up for an id without a token. Older versions of it call
+ * these user-defined. */
+static inline bool tokenizer_gguf_padding(TokenizerText token, int32_t id) {
+    char name[24];
+    const int n = snprintf(name, sizeof name, "[PAD%d]", id);
+    return token.length == (size_t)n && !memcmp(token.text, name, token.length);
+}
+
+/* Returns the type of a token. */
+static inline int tokenizer_gguf_type_of(const TokenizerGguf *g, int32_t id) {
+    const int type = g->types ? g->types[id] : GGUF_TOKEN_NORMAL;
+    return type == GGUF_TOKEN_USER_DEFINED && tokenizer_gguf_padding(g->tokens[id], id) ? GGUF_TOKEN_UNUSED : type;
+}
+
 /* Lists the tokens. Their texts are in *all. */
 static inline bool tokenizer_gguf_tokens(const TokenizerGguf *g, TokenizerSource *s, TextBuffer *all, Error *e) {
     const bool characters = s->flags & TOKENIZER_CHARACTERS;
@@ -156,7 +170,7 @@ static inline bool tokenizer_gguf_tokens(const TokenizerGguf *g, TokenizerSource
     bool ok = true;
     for (int32_t id = 0; id < s->count && ok; id++) {
         const TokenizerText token = g->tokens[id];
-        const int type = g->types ? g->types[id] : GGUF_TOKEN_NORMAL;
+        const int type = tokenizer_gguf_type_of(g, id);
         at[id] = all->length;
         if (type < GGUF_TOKEN_NORMAL || type > GGUF_TOKEN_BYTE)
             ok = error_set(e, "%s: token %d is of type %d, expected 1 to 6", s->file, id, type);
@@ -180,7 +194,7 @@ static inline bool tokenizer_gguf_tokens(const TokenizerGguf *g, TokenizerSource
         text_append(all, "", 1);
     }
     for (int32_t id = 0; id < s->count && ok; id++) {
-        const bool none = (g->types && g->types[id] == GGUF_TOKEN_UNUSED) || !g->tokens[id].length;
+        const bool none = tokenizer_gguf_type_of(g, id) == GGUF_TOKEN_UNUSED || !g->tokens[id].length;
         if (none) continue;
         s->token[id] = all->text + at[id];
         if (json_object_get(s->vocab, s->token[id]))
