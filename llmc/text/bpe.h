@@ -1,27 +1,36 @@
-/* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016; over bytes as in GPT-2, Radford et al. 2019).
+/* bpe.h - byte-pair encoding of one piece of text (Sennrich et al. 2016): over bytes as in GPT-2 (Radford et al. 2019),
+ * or over characters as in SentencePiece (Kudo and Richardson 2018).
  *
- * A piece starts as the tokens of its bytes. While any adjacent tokens have a merge, the pair with the lowest rank (the
- * leftmost if several are equal) becomes one token. Short pieces are scanned for that pair. Longer pieces keep the
- * pairs in a heap, so a piece of n bytes costs O(n log n), even a megabyte without a space.
+ * A piece starts as the tokens of its bytes or characters. While any adjacent tokens have a merge, the pair with the
+ * lowest rank (the leftmost if several are equal) becomes one token. Short pieces are scanned for that pair. Longer
+ * pieces keep the pairs in a heap, so a piece of n bytes costs O(n log n), even a megabyte without a space.
+ *
+ * Several merges may have the same rank. SentencePiece's rule, which merges the pair whose result has the highest
+ * score, is expressed in this way: the rank of a merge is the position of its result's score in descending order.
+ *
+ * A byte without a token is omitted. Over characters, a character without a token becomes the tokens of its bytes, or
+ * the unknown token; so does each byte that is not part of a well-formed character. `joins` holds the pairs of
+ * characters that some merge joins. Between all other pairs the text can be divided without changing its tokens, and
+ * this makes most pieces as short as a word.
  *
  * Merges are stored in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes
  * are cached in a direct-mapped cache with one cache line per entry. Encoding changes the cache and scratch memory, so
  * a Bpe may be used by only one thread at a time.
  *
  *     Bpe b = {0};
- *     bpe_start(&b, merges, count);               // merges in order of rank; owned by the caller
+ *     bpe_start(&b, merges, count);               // merges in ascending order of rank; owned by the caller
  *     memcpy(b.byte_id, ids, sizeof ids);         // token id of each byte
  *     bpe_encode(&b, " hello", 6, &list);
  */
 #ifndef LLMC_TEXT_BPE_H
 #define LLMC_TEXT_BPE_H
 
-#include "../base/error.h" /* xrealloc, checked */
+#include "../base/error.h" /* xrealloc, checked, xcalloc */
 #include "../base/io.h"    /* XXH3_64bits */
-#include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append */
+#include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append, utf8_decode, ... */
 
 typedef struct Merge {
-    int32_t left, right, merged;
+    int32_t left, right, merged, rank;
 } Merge;
 
 enum {
@@ -29,6 +38,7 @@ enum {
     BPE_CACHED_TOKENS = 11, /* maximum tokens of a cached piece */
     BPE_CACHE_BITS = 15,
     BPE_SCANNED = 48, /* maximum bytes of a piece whose pairs are scanned */
+    BPE_JOIN_BITS = 20,
 };
 
 typedef struct BpeSlot {
@@ -47,13 +57,24 @@ typedef struct BpeNode {
     int32_t id, next, previous; /* id -1: merged into its left neighbour */
 } BpeNode;
 
+typedef struct BpeCharacter {
+    uint32_t character;
+    int32_t id; /* -1: empty */
+} BpeCharacter;
+
 typedef struct Bpe {
-    int32_t byte_id[256];
+    int32_t byte_id[256];     /* token of each byte; over characters, of each ASCII character; -1: none */
+    BpeCharacter *characters; /* open-addressed table of tokens by character; NULL: over bytes */
+    uint32_t character_mask;
+    int32_t fallback_id[256]; /* over characters: token of each byte, or -1 for all bytes */
+    int32_t unknown;          /* over characters: token of a character without one, if there are no tokens of bytes */
+    uint64_t *joins;          /* over characters: 2^20 bits, by pairs of characters */
     BpeSlot *slots;
     uint32_t mask; /* number of slots - 1; the number is a power of two */
     BpeCached *cache;
     BpeNode *nodes; /* scratch for long pieces */
     uint64_t *heap; /* rank << 32 | node */
+    int32_t *ids;   /* the tokens that a long piece starts as */
     size_t nodes_capacity;
 } Bpe;
 
@@ -78,12 +99,12 @@ static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
     b->mask = (uint32_t)(slots - 1);
     b->slots = (BpeSlot *)xrealloc(NULL, slots, sizeof *b->slots);
     memset(b->slots, 0xFF, slots * sizeof *b->slots);
-    for (int32_t rank = 0; rank < count; rank++) {
-        const Merge *m = &merges[rank];
+    for (int32_t k = 0; k < count; k++) {
+        const Merge *m = &merges[k];
         if (bpe_merge(b, m->left, m->right)) continue;
         uint32_t i = bpe_hash(m->left, m->right);
         while (b->slots[i & b->mask].rank >= 0) i++;
-        b->slots[i & b->mask] = (BpeSlot){m->left, m->right, rank, m->merged};
+        b->slots[i & b->mask] = (BpeSlot){m->left, m->right, m->rank, m->merged};
     }
     const size_t cache = sizeof *b->cache << BPE_CACHE_BITS;
     b->cache = (BpeCached *)checked(aligned_alloc(sizeof *b->cache, cache), cache);
@@ -91,17 +112,105 @@ static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
 }
 
 static inline void bpe_free(Bpe *b) {
+    free(b->characters);
+    free(b->joins);
     free(b->slots);
     free(b->cache);
     free(b->nodes);
     free(b->heap);
+    free(b->ids);
     *b = (Bpe){0};
 }
+
+/* ---- characters ------------------------------------------------------------------------------------------------ */
+
+/* Prepares for symbols that are characters, at most `count` of them. */
+static inline void bpe_start_characters(Bpe *b, int32_t count) {
+    size_t slots = 16;
+    while (slots < 2 * (size_t)count) slots *= 2;
+    b->characters = (BpeCharacter *)xrealloc(NULL, slots, sizeof *b->characters);
+    memset(b->characters, 0xFF, slots * sizeof *b->characters);
+    b->character_mask = (uint32_t)(slots - 1);
+    b->joins = (uint64_t *)xcalloc((size_t)1 << (BPE_JOIN_BITS - 6), sizeof *b->joins);
+    b->unknown = -1;
+    for (int i = 0; i < 256; i++) b->byte_id[i] = b->fallback_id[i] = -1;
+}
+
+/* Returns the token of a character, or -1. */
+static inline int32_t bpe_character(const Bpe *b, uint32_t character) {
+    if (character < 0x80) return b->byte_id[character];
+    for (uint32_t i = character * 0x9E3779B1u >> 7;; i++) {
+        const BpeCharacter *c = &b->characters[i & b->character_mask];
+        if (c->id < 0 || c->character == character) return c->id;
+    }
+}
+
+static inline void bpe_add_character(Bpe *b, uint32_t character, int32_t id) {
+    if (character < 0x80) {
+        b->byte_id[character] = id;
+        return;
+    }
+    uint32_t i = character * 0x9E3779B1u >> 7;
+    while (b->characters[i & b->character_mask].id >= 0) i++;
+    b->characters[i & b->character_mask] = (BpeCharacter){character, id};
+}
+
+/* Reads the character at s, which has n >= 1 bytes, and returns its length. A byte that begins no well-formed character
+ * is returned as one of length 1 above U+10FFFF. */
+static inline size_t bpe_read(const char *s, size_t n, uint32_t *character) {
+    const unsigned char first = (unsigned char)*s;
+    *character = first;
+    if (first < 0x80) return 1;
+    const int length = utf8_length(s, n);
+    *character = length ? utf8_decode(s, length) : 0x110000u + first;
+    return length ? (size_t)length : 1;
+}
+
+static inline uint32_t bpe_join(uint32_t left, uint32_t right) {
+    return (left * 0x9E3779B1u + right) & ((1u << BPE_JOIN_BITS) - 1);
+}
+
+/* Records that a merge joins a token that ends with `left` and one that begins with `right`. */
+static inline void bpe_add_join(Bpe *b, uint32_t left, uint32_t right) {
+    const uint32_t bit = bpe_join(left, right);
+    b->joins[bit / 64] |= (uint64_t)1 << bit % 64;
+}
+
+/* Whether a merge may join the two characters. Never false if one does. */
+static inline bool bpe_joins(const Bpe *b, uint32_t left, uint32_t right) {
+    const uint32_t bit = bpe_join(left, right);
+    return b->joins[bit / 64] >> bit % 64 & 1;
+}
+
+/* Sets ids[0..n) to the tokens that the piece starts as and returns their number. */
+static inline int bpe_symbols(const Bpe *b, const unsigned char *piece, int n, int32_t *ids) {
+    if (!b->characters) {
+        int found = 0;
+        for (int i = 0; i < n; i++) {
+            ids[found] = b->byte_id[piece[i]];
+            found += ids[found] >= 0;
+        }
+        return found;
+    }
+    int count = 0;
+    for (int i = 0, length; i < n; i += length) {
+        uint32_t character;
+        length = (int)bpe_read((const char *)piece + i, (size_t)(n - i), &character);
+        const int32_t id = bpe_character(b, character);
+        if (id >= 0) ids[count++] = id;
+        else if (b->fallback_id[0] < 0) ids[count++] = b->unknown;
+        else
+            for (int k = 0; k < length; k++) ids[count++] = b->fallback_id[piece[i + k]];
+    }
+    return count;
+}
+
+/* ---- pieces ---------------------------------------------------------------------------------------------------- */
 
 /* Repeatedly scans for the pair with the lowest rank and merges it, at most n - 1 times. */
 static inline void bpe_encode_short(const Bpe *b, const unsigned char *piece, int n, TokenList *out) {
     int32_t id[BPE_SCANNED], rank[BPE_SCANNED], merged[BPE_SCANNED];
-    for (int i = 0; i < n; i++) id[i] = b->byte_id[piece[i]];
+    n = bpe_symbols(b, piece, n, id);
     for (int i = 0; i + 1 < n; i++) {
         const BpeSlot *s = bpe_merge(b, id[i], id[i + 1]);
         rank[i] = s ? s->rank : INT32_MAX;
@@ -162,10 +271,13 @@ static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n
         b->nodes_capacity = (size_t)n;
         b->nodes = (BpeNode *)xrealloc(b->nodes, b->nodes_capacity, sizeof *b->nodes);
         b->heap = (uint64_t *)xrealloc(b->heap, b->nodes_capacity, 3 * sizeof *b->heap);
+        b->ids = (int32_t *)xrealloc(b->ids, b->nodes_capacity, sizeof *b->ids);
     }
     BpeNode *node = b->nodes;
     size_t count = 0;
-    for (int32_t i = 0; i < n; i++) node[i] = (BpeNode){b->byte_id[piece[i]], i + 1 < n ? i + 1 : -1, i - 1};
+    n = bpe_symbols(b, piece, n, b->ids);
+    if (!n) return;
+    for (int32_t i = 0; i < n; i++) node[i] = (BpeNode){b->ids[i], i + 1 < n ? i + 1 : -1, i - 1};
     for (int32_t i = 0; i < n; i++) bpe_push_pair(b, i, &count);
     while (count) {
         const uint64_t top = bpe_heap_pop(b->heap, &count);

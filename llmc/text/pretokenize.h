@@ -3,10 +3,10 @@
  * GPT-2's pattern and the patterns in tokenizer.json files assume Unicode 16 and the White_Space property, as tiktoken
  * and Hugging Face's tokenizers implement them. PCRE2's classes differ in two ways, as a comparison of all code points
  * shows. Its letters and numbers are those of the Unicode version it was built with (14 for Debian 12's 10.42). Its \s
- * matches U+180E, which has not been white space since Unicode 6.3. Therefore \s, \S, \p{L} and \p{N} in a pattern are
- * rewritten before it is compiled: \s as its 25 characters, \p{L} and \p{N} with the additions of Unicode 15 and 16. A
- * PCRE2 built with Unicode 17 or later recognises more letters than these tools, so it may split the newest scripts
- * differently.
+ * matches U+180E, which has not been white space since Unicode 6.3. Therefore \s, \S, \p{L}, \p{N}, \p{M}, \p{Lu},
+ * \p{Ll}, \p{Lm} and \p{Lo} in a pattern are rewritten before it is compiled: \s as its 25 characters, the categories
+ * with the additions of Unicode 15 and 16. A PCRE2 built with Unicode 17 or later recognises more letters than these
+ * tools, so it may split the newest scripts differently.
  *
  * Text between two matches is also a piece, and empty matches are ignored, so the pieces always cover the text.
  *
@@ -31,6 +31,23 @@
 #define PRETOKENIZER_GPT2_DIGITS                                                                                       \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?![^\\s\\p{N}])|\\s+"
 
+/* The patterns of published models, as they are written in their tokenizer.json. */
+#define PRETOKENIZER_END    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define PRETOKENIZER_LLAMA3 "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}" PRETOKENIZER_END
+#define PRETOKENIZER_QWEN2  "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}" PRETOKENIZER_END
+#define PRETOKENIZER_QWEN35                                                                                            \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*"   \
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define PRETOKENIZER_UPPER_WORD                                                                                        \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+"
+#define PRETOKENIZER_LOWER_WORD                                                                                        \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*"
+#define PRETOKENIZER_SLASHES "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define PRETOKENIZER_TEKKEN  PRETOKENIZER_UPPER_WORD "|" PRETOKENIZER_LOWER_WORD "|\\p{N}" PRETOKENIZER_SLASHES
+#define PRETOKENIZER_O200K                                                                                             \
+    PRETOKENIZER_UPPER_WORD "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|" PRETOKENIZER_LOWER_WORD                                   \
+                            "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}" PRETOKENIZER_SLASHES
+
 #define PRETOKENIZER_SPACES                                                                                            \
     "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
 /* General categories L and N, with the additions of Unicode 15 and 16. */
@@ -44,6 +61,22 @@
 #define PRETOKENIZER_NUMBERS                                                                                           \
     "\\p{N}\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}\\x{16130}-\\x{16139}"  \
     "\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{1E5FA}"
+/* M, Lu, Ll, Lm and Lo in the same way; Lt has not changed. */
+#define PRETOKENIZER_MARKS                                                                                             \
+    "\\p{M}\\x{897}\\x{CF3}\\x{ECE}\\x{10D69}-\\x{10D6D}\\x{10EFC}-\\x{10EFF}\\x{11241}\\x{113B8}-\\x{113C0}"          \
+    "\\x{113C2}\\x{113C5}\\x{113C7}-\\x{113CA}\\x{113CC}-\\x{113D0}\\x{113D2}\\x{113E1}\\x{113E2}\\x{11F00}"           \
+    "\\x{11F01}\\x{11F03}\\x{11F34}-\\x{11F3A}\\x{11F3E}-\\x{11F42}\\x{11F5A}\\x{13440}\\x{13447}-\\x{13455}"          \
+    "\\x{1611E}-\\x{1612F}\\x{1E08F}\\x{1E4EC}-\\x{1E4EF}\\x{1E5EE}\\x{1E5EF}"
+#define PRETOKENIZER_UPPER "\\p{Lu}\\x{1C89}\\x{A7CB}\\x{A7CC}\\x{A7DA}\\x{A7DC}\\x{10D50}-\\x{10D65}"
+#define PRETOKENIZER_LOWER "\\p{Ll}\\x{1C8A}\\x{A7CD}\\x{A7DB}\\x{10D70}-\\x{10D85}\\x{1DF25}-\\x{1DF2A}"
+#define PRETOKENIZER_MODIFIERS                                                                                         \
+    "\\p{Lm}\\x{10D4E}\\x{10D6F}\\x{16D40}-\\x{16D42}\\x{16D6B}\\x{16D6C}\\x{1E030}-\\x{1E06D}\\x{1E4EB}"
+#define PRETOKENIZER_OTHERS                                                                                            \
+    "\\p{Lo}\\x{105C0}-\\x{105F3}\\x{10D4A}-\\x{10D4D}\\x{10D4F}\\x{10EC2}-\\x{10EC4}\\x{1123F}\\x{11240}"             \
+    "\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}"                     \
+    "\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}\\x{1342F}\\x{13441}-\\x{13446}"         \
+    "\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}\\x{16D43}-\\x{16D6A}\\x{18CFF}\\x{1B132}\\x{1B155}"                    \
+    "\\x{1E4D0}-\\x{1E4EA}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}"
 
 enum { PRETOKENIZER_MATCH_LIMIT = 1 << 24 }; /* limit on the steps of one match, against catastrophic backtracking */
 
@@ -66,7 +99,10 @@ static inline void pretokenizer_close(Pretokenizer *p) {
 static inline void pretokenizer_rewrite(const char *pattern, TextBuffer *out) {
     static const struct {
         const char *name, *members;
-    } class[] = {{"\\s", PRETOKENIZER_SPACES}, {"\\p{L}", PRETOKENIZER_LETTERS}, {"\\p{N}", PRETOKENIZER_NUMBERS}};
+    } class[] = {{"\\s", PRETOKENIZER_SPACES},        {"\\p{L}", PRETOKENIZER_LETTERS},
+                 {"\\p{N}", PRETOKENIZER_NUMBERS},    {"\\p{M}", PRETOKENIZER_MARKS},
+                 {"\\p{Lu}", PRETOKENIZER_UPPER},     {"\\p{Ll}", PRETOKENIZER_LOWER},
+                 {"\\p{Lm}", PRETOKENIZER_MODIFIERS}, {"\\p{Lo}", PRETOKENIZER_OTHERS}};
     bool inside = false; /* in a bracketed class */
     for (const char *s = pattern; *s;) {
         size_t step = 0;
