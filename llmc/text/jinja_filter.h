@@ -312,7 +312,8 @@ static inline size_t jinja_line_break(const JinjaString *s, size_t at) {
 }
 
 static inline JinjaValue jinja_filter_indent(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
-    const JinjaString *s = jinja_text(r, self), *width = a[0].kind == JINJA_STRING ? a[0].string : NULL;
+    if (self.kind != JINJA_STRING) return jinja_fail(r, "indent: got %s, expected a string", jinja_kind_name(self));
+    const JinjaString *s = self.string, *width = a[0].kind == JINJA_STRING ? a[0].string : NULL;
     const int64_t spaces = width ? 0 : jinja_integer_argument(r, a[0], 4);
     const bool blank = jinja_flag(a[2]);
     const size_t start = r->out.length;
@@ -490,7 +491,7 @@ static inline JinjaValue jinja_test_divisible(JinjaRun *r, JinjaValue v, const J
 
 static inline JinjaValue jinja_test_even(JinjaRun *r, JinjaValue v, const JinjaValue *a) {
     (void)a;
-    if (v.kind != JINJA_INT) return jinja_fail(r, "even, odd: got %s, expected an integer", jinja_kind_name(v));
+    if (v.kind != JINJA_INT) return jinja_fail(r, "even, odd: %s is not supported", jinja_kind_name(v));
     return jinja_bool(!(v.integer & 1));
 }
 
@@ -553,7 +554,7 @@ static inline JinjaValue jinja_choose(JinjaRun *r, JinjaValue self, const JinjaV
     if (!jinja_is_absent(*test) && !b)
         return jinja_fail(r, "the test of select, reject, selectattr or rejectattr is not supported");
     const JinjaArguments given = {.values = test + 1, .count = !b || jinja_is_absent(test[1]) ? 0 : 1};
-    const JinjaList all = jinja_items(r, self);
+    const JinjaList all = jinja_truth(self) ? jinja_items(r, self) : (JinjaList){0}; /* none has no items here */
     JinjaValue list = jinja_list(r, JINJA_GENERATOR);
     for (size_t i = 0; i < all.count && !r->failed; i++) {
         const JinjaValue v = attribute ? jinja_path(r, all.items[i], a[0]) : all.items[i];
@@ -594,7 +595,7 @@ static inline JinjaValue jinja_filter_map(JinjaRun *r, JinjaValue self, const Ji
     if (!b && !attribute) return jinja_fail(r, "map: needs attribute=NAME or the name of a supported filter");
     JinjaArguments given = {.values = a + 1};
     while (given.count < 3 && !jinja_is_absent(a[1 + given.count])) given.count++;
-    const JinjaList all = jinja_items(r, self);
+    const JinjaList all = jinja_truth(self) ? jinja_items(r, self) : (JinjaList){0}; /* none has no items here */
     JinjaValue list = jinja_list(r, JINJA_GENERATOR);
     for (size_t i = 0; i < all.count && !r->failed; i++) {
         JinjaValue v = attribute ? jinja_path(r, all.items[i], a[4]) : jinja_call_builtin(r, b, all.items[i], given);

@@ -598,7 +598,7 @@ static inline JinjaValue jinja_slice(JinjaRun *r, JinjaValue v, const JinjaValue
     }
     if (v.kind == JINJA_UNDEFINED && !(v.name && !*v.name))
         return jinja_fail(r, "'%.60s' is undefined", v.name ? v.name : "the value");
-    if (v.kind != JINJA_STRING) return jinja_undefined("a slice");
+    if (v.kind != JINJA_STRING) return jinja_fail(r, "a slice of %s", jinja_kind_name(v));
     if (!jinja_slice_bounds(r, part, (int64_t)jinja_characters(r, v.string), &first, &count, &step)) return v;
     size_t at = 0, end;
     if (step == 1) {

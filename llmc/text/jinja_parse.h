@@ -836,7 +836,8 @@ static inline JinjaNode *jinja_parse_target(JinjaParser *p, bool spaces) {
         if (jinja_now(p)->kind != JINJA_WORD) return jinja_unexpected(p, "the name of a variable");
         JinjaNode *node = jinja_parse_word(p);
         if (node && node->kind != JINJA_NAME) return jinja_error(p, line, "a constant cannot be assigned to");
-        if (node && !strcmp(node->name, "loop")) return jinja_error(p, line, "'loop' cannot be assigned to");
+        if (node && !strcmp(node->name, "loop"))
+            return jinja_error(p, line, "an assignment to 'loop' is not supported");
         if (node && spaces && jinja_take(p, '.')) {
             JinjaNode *attribute = jinja_node(p, JINJA_ATTRIBUTE, line);
             if (jinja_now(p)->kind != JINJA_WORD) return jinja_unexpected(p, "the name of an attribute");
