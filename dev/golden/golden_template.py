@@ -8,7 +8,7 @@
 
 TRL's templates are under the Apache licence 2.0, whose notice is tests/golden/template.LICENSE; those of a folder, such as
 models/templates of llama.cpp (in the source distribution of llama-cpp-python), are only compared. The output has one JSON
-object per line: first a line {values, snippets: [[template, result], ...]}, whose result is null if it fails, then CONVERSATIONS lines
+object per line: first a line {values, snippets: [[template, result], ...], tokens}, whose result is null if it fails, then CONVERSATIONS lines
 {conversation, variables}, then one line per template
 
     {name, template, hashes, full}
@@ -21,6 +21,11 @@ hashes: for each BLOCK conversations, XXH3-64 in hexadecimal of what they render
     "E\\0"                               any other failure
 
 full: these texts themselves, for the first conversations of the templates in FULL, or for all with --full.
+
+tokens: [[template, conversation, special tokens, together, last, XXH3-64 of "id id ... |0110..."], ...], the ids of whole
+conversations and the mask of the trained ones by tokenizers with tests/golden/tokenizer_small.json, to which the special
+tokens are added. The text is cut where a trained span begins: at {% generation %}, or after the prompt of each of the
+assistant's messages, see llmc/text/jinja_chat.h.
 
 Messages are prepared as by apply_chat_template(): keys whose value is null are dropped, reasoning gets its other names.
 """
@@ -200,6 +205,67 @@ def render(template, case):
     return out
 
 
+SPECIALS = {
+    "qwen2_5": ["<|im_start|>", "<|im_end|>"], "qwen3": ["<|im_start|>", "<|im_end|>"], "qwen3_training": ["<|im_start|>", "<|im_end|>"],
+    "llama3": ["<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "llama3_training": ["<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "llama3_2": ["<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "gemma3": ["<s>", "<start_of_turn>", "<end_of_turn>"],
+    "phi3": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "</s>"], "phi3_training": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "</s>"],
+}
+
+
+def turns(name, template, case):
+    """The rendered conversation, its trained spans in characters, and whether all of the assistant's messages have one."""
+    given = dict(case["conversation"], **case["variables"], strftime_now=DATE.strftime)
+    messages = prepared(given.pop("messages"))
+    prompt = given.pop("add_generation_prompt")
+    compiled = peer._compile_jinja_template(template)
+    text, spans = peer._render_with_assistant_indices(compiled, messages=messages, add_generation_prompt=prompt, **given)
+    if "endgeneration" in template:
+        return text, [(a, b) for a, b in spans if a < b], True
+    spans, together = [], True
+    stop = {"phi3": "<|end|>", "gemma3": "<end_of_turn>", "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>"}.get(name, "<|eot_id|>")
+    for i, m in enumerate(messages):
+        if m["role"] != "assistant":
+            continue
+        p = compiled.render(messages=messages[:i], add_generation_prompt=True, **given)
+        q = compiled.render(messages=messages[: i + 1], add_generation_prompt=False, **given)
+        assert q.startswith(p)
+        end = q.index(stop, len(p)) + len(stop)
+        if text.startswith(q[:end]):
+            spans.append((len(p), end))
+        else:
+            together = False
+    return text, spans, together
+
+
+def encodings(folder, cases):
+    import tokenizers
+
+    for name, specials in SPECIALS.items():
+        template = (folder / f"{name}.jinja").read_text()
+        tokenizer = tokenizers.Tokenizer.from_file(str(ROOT / "tests/golden/tokenizer_small.json"))
+        tokenizer.add_special_tokens(specials)
+        count = 0
+        for k, case in enumerate(cases):
+            if any(s in json.dumps(case["conversation"]) for s in ["<|", "<s>", "</s>"]) or count == 25:
+                continue  # tokenizers would make special tokens of messages
+            try:
+                text, spans, together = turns(name, template, case)
+            except (jinja2.TemplateError, TypeError, AssertionError, ValueError):
+                continue
+            for last in (False, True)[: 1 if "endgeneration" in template else 2]:
+                ids, mask = [], ""
+                cuts = sorted({0, len(text)} | {a for a, _ in spans})
+                for a, b in zip(cuts, cuts[1:]):
+                    piece = tokenizer.encode(text[a:b], add_special_tokens=False)
+                    ids += piece.ids
+                    chosen = spans[-1:] if last else spans
+                    mask += "".join("1" if any(x <= a + o[0] < y for x, y in chosen) else "0" for o in piece.offsets)
+                digest = xxhash.xxh3_64_hexdigest(("".join(f"{i} " for i in ids) + "|" + mask).encode())
+                yield [name, k, specials, together, last, digest]
+            count += 1
+
+
 def main():
     every = "--full" in sys.argv
     folders = [pathlib.Path(a) for a in sys.argv[1:] if a != "--full"]
@@ -213,7 +279,9 @@ def main():
     else:
         target = None
     out = io.StringIO()
-    print(json.dumps({"values": VALUES, "snippets": list(snippets())}, ensure_ascii=False), file=out)
+    tokens = list(encodings(folders[0], cases)) if target else []
+    print(json.dumps({"values": VALUES, "snippets": list(snippets()), "tokens": tokens}, ensure_ascii=False), file=out)
+    print(len(tokens), "encodings", sum(not t[3] for t in tokens), "not together", file=sys.stderr)
     for case in cases:
         print(json.dumps(case, ensure_ascii=False), file=out)
     counts = {}
