@@ -11,12 +11,12 @@
  *   text         text                                          a document
  *
  * A prompt, completion, chosen or rejected is a text or a list of messages. A message is {role, content} or ShareGPT's
- * {from, value}; its content is a text or a list of {type: "text", text}. A model's own template gets messages as they are,
- * with tool_calls and other fields, and the tools of the line: a list of JSON schemas, or a text with one. A field's name
- * may be a path, such as "a.b.0".
+ * {from, value}; its content is a text or a list of {type: "text", text}. A model's own template gets messages as they
+ * are, with tool_calls and other fields, and the tools of the line: a list of JSON schemas, or a text with one. A
+ * field's name may be a path, such as "a.b.0".
  *
- * If such a template writes old turns differently from the last one (Qwen3 leaves out their thinking), a line of kind chat
- * becomes one record for each of the assistant's messages, with the messages before it.
+ * If such a template writes old turns differently from the last one (Qwen3 leaves out their thinking), a line of kind
+ * chat becomes one record for each of the assistant's messages, with the messages before it.
  */
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
@@ -152,8 +152,8 @@ static inline void row_messages_free(RowMessages *m) {
     *m = (RowMessages){0};
 }
 
-/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. whole: all its fields, or NULL if
- * it has only these. */
+/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. whole: all its fields, or NULL
+ * if it has only these. */
 static inline void row_message(RowMessages *m, const char *role, char *content, json_t *whole) {
     m->items = (ChatMessage *)xrealloc(m->items, (size_t)m->count + 1, sizeof *m->items);
     m->items[m->count++] = (ChatMessage){role, content};
@@ -299,7 +299,8 @@ static inline RowResult row_too_long(Rows *r, const Jsonl *j, int64_t tokens, co
     return ROW_DROPPED;
 }
 
-/* Returns a conversation of the first `count` messages in JSON, with the tools of the line; NULL if these are invalid. */
+/* Returns a conversation of the first `count` messages in JSON, with the tools of the line; NULL if these are
+ * invalid. */
 static inline json_t *row_conversation(const Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count,
                                        Error *e) {
     json_t *tools = r->tools ? row_get(row, r->tools) : NULL, *some = json_array();

@@ -1,6 +1,6 @@
-/* test_chat_model.c - conversations in a model's own chat template: tokens and masks against transformers and tokenizers
- * (dev/golden/golden_template.py), turns that need records of their own, forged special tokens, the files of a model, and
- * make_shard with them. Needs ./data/make_shard and ./data/show. */
+/* test_chat_model.c - conversations in a model's own chat template: tokens and masks against transformers and
+ * tokenizers (dev/golden/golden_template.py), turns that need records of their own, forged special tokens, the files of
+ * a model, and make_shard with them. Needs ./data/make_shard and ./data/show. */
 #include "../llmc/base/error.h"           /* Error, die */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */

@@ -1,8 +1,8 @@
 /* chat.h - chat templates: encoding of conversations, and the mask of the assistant's trained tokens.
  *
- * A template is a model's own in Jinja (any text with {{, {% or {#, see jinja_chat.h), or "chatml", "llama", "plain" (or
- * ""), or a custom text that consists of sections. A section begins with a tag for the role of its messages and gives the
- * text before and after a message's {content}:
+ * A template is a model's own in Jinja (any text with {{, {% or {#, see jinja_chat.h), or "chatml", "llama", "plain"
+ * (or ""), or a custom text that consists of sections. A section begins with a tag for the role of its messages and
+ * gives the text before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
@@ -22,10 +22,10 @@
  * ends with the whole suffix, which must then be one token of the tokenizer. An assistant section without a suffix is
  * rejected, because the model would never learn to stop.
  *
- * With sections, contents are used unchanged, including leading and trailing spaces. Template texts and contents are encoded
- * separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in the
- * template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the token
- * that ends it, and 0 elsewhere.
+ * With sections, contents are used unchanged, including leading and trailing spaces. Template texts and contents are
+ * encoded separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in
+ * the template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the
+ * token that ends it, and 0 elsewhere.
  *
  *     ChatTemplate c;
  *     TokenList ids = {0};
@@ -300,7 +300,8 @@ static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t)
     return id;
 }
 
-/* Finds the section of a role; a model's own template has an empty one for every role. A role must be a single word, because it becomes part of the template's text. */
+/* Finds the section of a role; a model's own template has an empty one for every role. A role must be a single word,
+ * because it becomes part of the template's text. */
 static inline const ChatSection *chat_find_section(const ChatTemplate *c, const char *role, Error *e) {
     static const ChatSection own = {0};
     if (c->model) return &own;
@@ -329,8 +330,8 @@ static inline json_t *chat_conversation(const ChatMessage *messages, int count, 
 }
 
 /* Appends the tokens of a conversation {messages, tools, documents} in a model's own template. `mask` is as in
- * chat_encode(). last: only the assistant's last message is trained. If `together` is not NULL, it is set to whether every
- * assistant message is trained; if not, each has to be encoded with the messages before it and `last`. */
+ * chat_encode(). last: only the assistant's last message is trained. If `together` is not NULL, it is set to whether
+ * every assistant message is trained; if not, each has to be encoded with the messages before it and `last`. */
 static inline bool chat_encode_conversation(const ChatTemplate *c, const Tokenizer *t, const json_t *conversation,
                                             bool generation_prompt, bool last, TokenList *out, uint8_t **mask,
                                             bool *together, Error *e) {

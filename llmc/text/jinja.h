@@ -1,19 +1,19 @@
 /* jinja.h - chat templates as models publish them: rendering of Jinja2 templates, with the origin of each byte.
  *
- * The language is described in jinja_parse.h, the values in jinja_value.h, methods in jinja_method.h, filters and tests in
- * jinja_filter.h. The results equal those of transformers' apply_chat_template(tokenize=False). Whatever the interpreter
- * does not support ends in an error that names it and its line, if possible before anything is rendered.
+ * The language is described in jinja_parse.h, the values in jinja_value.h, methods in jinja_method.h, filters and tests
+ * in jinja_filter.h. The results equal those of transformers' apply_chat_template(tokenize=False). Whatever the
+ * interpreter does not support ends in an error that names it and its line, if possible before anything is rendered.
  *
  *   names      of `conversation` and `variables` below; undefined names are false and print as nothing
  *   functions  namespace(a=1)  dict(a=1)  range(a, b, c)  raise_exception(text)  strftime_now(format)
  *   loop       first last index index0 revindex revindex0 length previtem nextitem
  *
  * strftime_now() formats the date that the caller gives, at 00:00:00, so that the same command gives the same tokens on
- * every day. It accepts the directives %a %A %b %B %d %e %j %m %y %Y %H %I %M %S %p %w %u %U %W %V %G %D %F %T %R %h and
- * %%, also with - after the percent sign.
+ * every day. It accepts the directives %a %A %b %B %d %e %j %m %y %Y %H %I %M %S %p %w %u %U %W %V %G %D %F %T %R %h
+ * and %%, also with - after the percent sign.
  *
- * Differences from transformers: list.append and list.pop work (its sandbox forbids them, llama.cpp allows them); integers
- * have 64 bits; limits on depth, steps, memory and output (jinja_value.h) stop a hostile template.
+ * Differences from transformers: list.append and list.pop work (its sandbox forbids them, llama.cpp allows them);
+ * integers have 64 bits; limits on depth, steps, memory and output (jinja_value.h) stop a hostile template.
  *
  *     Jinja j;
  *     JinjaText out;
@@ -698,7 +698,7 @@ static inline void jinja_define(JinjaRun *r, const Jinja *j, const json_t *value
 
 /* Renders a conversation.
  * conversation: an object with messages, tools and documents, whose texts get the mark JINJA_MESSAGE.
- * variables: an object with all other names, such as add_generation_prompt and bos_token, whose texts are the template's.
+ * variables: an object with all other names, such as add_generation_prompt; their texts are the template's.
  * date: what strftime_now() formats.
  * out: the text with a mark for each byte; the caller frees it with jinja_text_free(). */
 static inline bool jinja_render(const Jinja *j, const json_t *conversation, const json_t *variables,
@@ -713,10 +713,11 @@ static inline bool jinja_render(const Jinja *j, const json_t *conversation, cons
     }
     jinja_define(&r, j, variables, 0);
     jinja_define(&r, j, conversation, JINJA_MESSAGE);
-    if (!r.failed) jinja_run(&r, j->body);
+    if (!r.failed && jinja_room(&r, 1)) jinja_run(&r, j->body);
     const bool ok = !r.failed;
     if (ok) {
         *out = r.out;
+        out->steps = r.steps;
         r.out = (JinjaText){0};
     }
     jinja_run_free(&r);

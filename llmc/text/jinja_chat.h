@@ -9,8 +9,8 @@
  *
  *   {#llmc {"date":"2026-03-05","variables":{"bos_token":"<s>","enable_thinking":false}}#}
  *
- * Without the comment there are no variables, and the date of strftime_now() is JINJA_CHAT_DATE: the same data should give
- * the same tokens tomorrow.
+ * Without the comment there are no variables, and the date of strftime_now() is JINJA_CHAT_DATE: the same data should
+ * give the same tokens tomorrow.
  *
  * Files (jinja_chat_open):
  *
@@ -21,21 +21,21 @@
  * The special tokens bos_token, eos_token, unk_token, sep_token, pad_token, cls_token and mask_token are read from the
  * folder's tokenizer_config.json, or if that does not have them, from special_tokens_map.json.
  *
- * Encoding. The whole text is rendered. The names of special tokens are tokens only in bytes that come from the template,
- * so that a message cannot end a turn. The text between them is encoded as one text, whether it comes from the template or
- * from a message, as transformers does; a token begins at the start of each trained span, so that the tokens of a prompt
- * do not depend on the completion.
+ * Encoding. The whole text is rendered. The names of special tokens are tokens only in bytes that come from the
+ * template, so that a message cannot end a turn. The text between them is encoded as one text, whether it comes from
+ * the template or from a message, as transformers does; a token begins at the start of each trained span, so that the
+ * tokens of a prompt do not depend on the completion.
  *
  * Trained spans:
  *
  *   1. If the template has {% generation %}, these blocks.
- *   2. Else, for each assistant message i: what render(messages[0..i]) has more than the prompt, render(messages[0..i-1])
- *      with add_generation_prompt, up to and including the token that ends the turn. If the former does not begin with the
- *      latter (DeepSeek R1's prompt ends with <think>), the span begins behind their common beginning, which must contain
- *      all messages of the prompt.
- *   3. If the whole conversation is rendered differently from a conversation that ends with turn i (Qwen3 leaves out the
- *      thinking of old turns), then `together` is false, and the conversation has to be encoded once for each assistant
- *      turn, up to that turn.
+ *   2. Else, for each assistant message i: what render(messages[0..i]) has more than the prompt,
+ *      render(messages[0..i-1]) with add_generation_prompt, up to and including the token that ends the turn. If the
+ *      former does not begin with the latter (DeepSeek R1's prompt ends with <think>), the span begins behind their
+ *      common beginning, which must contain all messages of the prompt.
+ *   3. If the whole conversation is rendered differently from a conversation that ends with turn i (Qwen3 leaves out
+ *      the thinking of old turns), then `together` is false, and the conversation has to be encoded once for each
+ *      assistant turn, up to that turn.
  *
  *     JinjaChat c;
  *     char *spec = jinja_chat_open("Qwen3-0.6B/", NULL, NULL, NULL, e);
@@ -62,7 +62,7 @@
 
 enum {
     JINJA_CHAT_FILE_MAX = 1 << 26, /* bytes of a tokenizer_config.json */
-    JINJA_CHAT_WORK_MAX = 1 << 28, /* bytes rendered to find the turns of one conversation */
+    JINJA_CHAT_WORK_MAX = 1 << 29, /* steps of the renderings that find the turns of one conversation */
 };
 
 typedef struct JinjaChat {
@@ -260,8 +260,8 @@ static inline bool jinja_chat_parse(JinjaChat *c, const char *spec, Error *e) {
 
 /* ---- special tokens -------------------------------------------------------------------------------------------- */
 
-/* Finds the first special token in text[*at..end) whose bytes all come from the template. Returns its id and sets *at, or
- * returns -1. */
+/* Finds the first special token in text[*at..end) whose bytes all come from the template. Returns its id and sets *at,
+ * or returns -1. */
 static inline int32_t jinja_chat_special(const JinjaText *text, const Tokenizer *t, size_t *at, size_t end) {
     for (size_t from = *at, to; from < end; from = to) {
         for (; from < end && text->marks[from] & JINJA_MESSAGE; from++) continue;
@@ -325,8 +325,8 @@ static inline size_t jinja_turns_end(const JinjaText *text, const Tokenizer *t, 
     }
 }
 
-/* Returns the start of the trained text of q, which has the answer to the prompt p, or -1 if the prompt's messages are not
- * in both. */
+/* Returns the start of the trained text of q, which has the answer to the prompt p, or -1 if the prompt's messages are
+ * not in both. */
 static inline int64_t jinja_turns_begin(const JinjaText *p, const JinjaText *q, const Tokenizer *t) {
     size_t common = 0;
     while (common < p->length && common < q->length && p->text[common] == q->text[common]) common++;
@@ -350,7 +350,7 @@ static inline bool jinja_turns_message(const JinjaChat *c, const Tokenizer *t, c
     const JinjaText *q = text_is_q ? &turns->text : &own;
     bool trained, ok = jinja_chat_render_some(c, conversation, messages, i, true, &p, e) &&
                        (text_is_q || jinja_chat_render_some(c, conversation, messages, i + 1, false, &own, e));
-    if (ok && (*work += p.length + own.length) > JINJA_CHAT_WORK_MAX)
+    if (ok && (*work += p.steps + own.steps) > JINJA_CHAT_WORK_MAX)
         ok = error_set(e,
                        "chat template: it has no {%% generation %%}, and the turns of so long a conversation cannot be "
                        "found without it");
@@ -429,8 +429,8 @@ static inline bool jinja_chat_append(const JinjaText *text, const Tokenizer *t, 
     return true;
 }
 
-/* Appends the tokens of a rendered conversation to `out`. If `mask` is not NULL, *mask is extended to out->count entries: 1
- * on the trained tokens, else 0; last: only the last span is trained. */
+/* Appends the tokens of a rendered conversation to `out`. If `mask` is not NULL, *mask is extended to out->count
+ * entries: 1 on the trained tokens, else 0; last: only the last span is trained. */
 static inline bool jinja_chat_encode(const JinjaTurns *turns, const Tokenizer *t, bool last, TokenList *out,
                                      uint8_t **mask, Error *e) {
     const JinjaText *text = &turns->text;
@@ -586,8 +586,8 @@ static inline char *jinja_chat_of_file(const char *path, Error *e) {
     return text;
 }
 
-/* Reads the template and the special tokens of a folder or a file, see above. Returns the spec for jinja_chat_parse(); the
- * caller frees it.
+/* Reads the template and the special tokens of a folder or a file, see above. Returns the spec for jinja_chat_parse();
+ * the caller frees it.
  * variables: an object with further variables, which replace the special tokens of the same names, or NULL.
  * date: YYYY-MM-DD or NULL. note: gets a text for the user, or "" (may be NULL). */
 static inline char *jinja_chat_open(const char *path, const json_t *variables, const char *date, Error *note,

@@ -1,4 +1,5 @@
-/* jinja_method.h - attributes, items and methods of values in chat templates, as Python and jinja2's sandbox define them.
+/* jinja_method.h - attributes, items and methods of values in chat templates, as Python and jinja2's sandbox define
+ * them.
  *
  *   strings   split strip lstrip rstrip startswith endswith replace upper lower capitalize format join
  *   maps      get items keys values

@@ -664,6 +664,8 @@ static inline JinjaNode *jinja_parse_test(JinjaParser *p, JinjaNode *left) {
     if (!jinja_above(p, node, left)) return NULL;
     const bool word = next->kind == JINJA_WORD && !jinja_is_word(next, "else") && !jinja_is_word(next, "or") &&
                       !jinja_is_word(next, "and");
+    if (jinja_is_word(next, "is"))
+        return jinja_error(p, t->line, "tests that follow one another with 'is' are not supported");
     if (jinja_take(p, '(')) {
         if (!jinja_parse_arguments(p, node)) return NULL;
     } else if (word || next->kind == JINJA_STRING_TOKEN || next->kind == JINJA_INT_TOKEN ||
@@ -997,7 +999,8 @@ static inline JinjaNode *jinja_parse_body(JinjaParser *p, const char *const *end
         const JinjaToken *t = jinja_now(p);
         JinjaNode *node = NULL;
         if (t->kind == JINJA_END) {
-            if (ends) return jinja_unexpected(p, ends[0]);
+            for (; ends && *ends; ends++)
+                if (!ends[1]) return jinja_unexpected(p, *ends);
             break;
         }
         p->at++;

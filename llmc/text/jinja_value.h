@@ -114,6 +114,7 @@ typedef struct JinjaText {
     char *text;
     uint8_t *marks;
     size_t length, capacity;
+    size_t steps; /* of a whole rendering */
 } JinjaText;
 
 typedef struct JinjaRun {
@@ -241,7 +242,7 @@ static inline JinjaValue jinja_literal(JinjaRun *r, const char *text, size_t n, 
 static inline JinjaValue jinja_cut(JinjaRun *r, size_t start) {
     if (r->failed) return (JinjaValue){0};
     const size_t n = r->out.length - start;
-    const uint8_t *marks = r->out.marks + start;
+    const uint8_t *marks = n ? r->out.marks + start : NULL;
     const bool mixed = n > 1 && memcmp(marks, marks + 1, n - 1) != 0;
     JinjaString *s = (JinjaString *)jinja_alloc(r, sizeof *s);
     char *bytes = (char *)jinja_alloc(r, mixed ? 2 * n : n);
