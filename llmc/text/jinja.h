@@ -323,14 +323,7 @@ static inline JinjaValue jinja_add_strings(JinjaRun *r, const JinjaString *a, co
     else jinja_put_string(r, a);
     if (a->safe && !b->safe) jinja_put_escaped(r, b);
     else jinja_put_string(r, b);
-    JinjaValue sum = jinja_cut(r, start);
-    if (sum.kind == JINJA_STRING && (a->safe || b->safe)) {
-        JinjaString *s = (JinjaString *)jinja_alloc(r, sizeof *s);
-        *s = *sum.string;
-        s->safe = true;
-        sum.string = s;
-    }
-    return sum;
+    return jinja_marked_safe(r, jinja_cut(r, start), a->safe || b->safe);
 }
 
 /* x * n for a string or a list. */
@@ -353,7 +346,9 @@ static inline JinjaValue jinja_integer_operation(JinjaRun *r, int op, int64_t a,
     else if (op == '-') overflow = __builtin_sub_overflow(a, b, &c);
     else if (op == '*') overflow = __builtin_mul_overflow(a, b, &c);
     else if (op == JINJA_OP2('*', '*')) {
-        if (b < 0) return jinja_real_value(pow((double)a, (double)b));
+        if (a < 0) return jinja_fail(r, "** of a negative number is not supported");
+        if (b < 0 && a) return jinja_real_value(pow((double)a, (double)b));
+        if (b < 0) return jinja_fail(r, "division by zero");
         c = 1;
         for (int64_t i = 0; i < b && !overflow && a != 1 && c && jinja_step(r, 1); i++)
             overflow = __builtin_mul_overflow(c, a, &c);

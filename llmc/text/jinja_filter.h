@@ -165,7 +165,8 @@ static inline void jinja_sort(JinjaRun *r, JinjaValue *keys, JinjaValue *items, 
             for (size_t at = begin, left = begin, right = middle; at < end; at++) {
                 bool second = left == middle;
                 if (left < middle && right < end) {
-                    const int order = jinja_order(r, keys[right], keys[left], 0);
+                    const bool equal = jinja_equal(r, keys[right], keys[left], 0);
+                    const int order = equal ? 0 : jinja_order(r, keys[right], keys[left], 0);
                     second = reverse ? order > 0 : order < 0;
                 }
                 const size_t from = second ? right++ : left++;
@@ -262,10 +263,7 @@ static inline JinjaValue jinja_filter_string(JinjaRun *r, JinjaValue self, const
 
 static inline JinjaValue jinja_filter_safe(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
     (void)a;
-    JinjaString *s = (JinjaString *)jinja_alloc(r, sizeof *s);
-    *s = *jinja_text(r, self);
-    s->safe = true;
-    return jinja_string_value(s);
+    return jinja_marked_safe(r, jinja_string_value(jinja_text(r, self)), true);
 }
 
 static inline JinjaValue jinja_filter_trim(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
@@ -330,7 +328,7 @@ static inline JinjaValue jinja_filter_indent(JinjaRun *r, JinjaValue self, const
             break; /* \r and the \n that jinja2 adds */
         at = end + mark;
     }
-    return jinja_cut(r, start);
+    return jinja_marked_safe(r, jinja_cut(r, start), s->safe);
 }
 
 /* ---- sequences ------------------------------------------------------------------------------------------------- */

@@ -225,14 +225,14 @@ static inline void jinja_put_case(JinjaRun *r, const JinjaString *s, size_t from
 static inline JinjaValue jinja_case(JinjaRun *r, const JinjaString *s, bool upper) {
     const size_t start = r->out.length;
     jinja_put_case(r, s, 0, s->length, upper);
-    return jinja_cut(r, start);
+    return jinja_marked_safe(r, jinja_cut(r, start), s->safe);
 }
 
 static inline JinjaValue jinja_capitalize(JinjaRun *r, const JinjaString *s) {
     const size_t start = r->out.length, first = s->length ? jinja_character(s, 0) : 0;
     jinja_put_case(r, s, 0, first, true);
     jinja_put_case(r, s, first, s->length, false);
-    return jinja_cut(r, start);
+    return jinja_marked_safe(r, jinja_cut(r, start), s->safe);
 }
 
 /* Returns the items of an iterable value; a generator has none afterwards. Fails for other values. */
@@ -251,7 +251,7 @@ static inline JinjaList jinja_items(JinjaRun *r, JinjaValue v) {
     case JINJA_STRING:
         for (size_t i = 0, n; i < v.string->length && !r->failed; i += n) {
             n = jinja_character(v.string, i);
-            jinja_append(r, &items, jinja_part(r, v.string, i, i + n));
+            jinja_append(r, &items, jinja_marked_safe(r, jinja_part(r, v.string, i, i + n), false));
         }
         return items;
     case JINJA_MAP:
@@ -611,7 +611,7 @@ static inline JinjaValue jinja_slice(JinjaRun *r, JinjaValue v, const JinjaValue
     const size_t start = r->out.length;
     const JinjaList all = jinja_items(r, v);
     for (int64_t i = 0; i < count && !r->failed; i++) jinja_put_string(r, all.items[first + (i ? i * step : 0)].string);
-    return jinja_cut(r, start);
+    return jinja_marked_safe(r, jinja_cut(r, start), v.string->safe);
 }
 
 #endif

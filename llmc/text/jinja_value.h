@@ -256,6 +256,15 @@ static inline JinjaValue jinja_cut(JinjaRun *r, size_t start) {
     return jinja_string_value(s);
 }
 
+/* Returns a string as Markup or as str. */
+static inline JinjaValue jinja_marked_safe(JinjaRun *r, JinjaValue v, bool safe) {
+    if (v.kind != JINJA_STRING || v.string->safe == safe) return v;
+    JinjaString *s = (JinjaString *)jinja_alloc(r, sizeof *s);
+    *s = *v.string;
+    s->safe = safe;
+    return jinja_string_value(s);
+}
+
 /* Returns the bytes [from, to) of a string, which share its memory. */
 static inline JinjaValue jinja_part(JinjaRun *r, const JinjaString *s, size_t from, size_t to) {
     JinjaString *part = (JinjaString *)jinja_alloc(r, sizeof *part);
@@ -514,7 +523,11 @@ static inline void jinja_put_repr(JinjaRun *r, JinjaValue v, int depth) {
     case JINJA_BOOL: jinja_put(r, v.integer ? "True" : "False", v.integer ? 4 : 5, 0); break;
     case JINJA_INT: jinja_put(r, number, (size_t)sprintf(number, "%lld", (long long)v.integer), 0); break;
     case JINJA_FLOAT: jinja_put_real(r, v.real, 0); break;
-    case JINJA_STRING: jinja_put_quoted(r, v.string); break;
+    case JINJA_STRING:
+        if (v.string->safe) jinja_put(r, "Markup(", 7, 0);
+        jinja_put_quoted(r, v.string);
+        if (v.string->safe) jinja_put(r, ")", 1, 0);
+        break;
     case JINJA_LIST:
     case JINJA_TUPLE:
         jinja_put(r, v.kind == JINJA_LIST ? "[" : "(", 1, JINJA_MESSAGE);
