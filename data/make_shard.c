@@ -386,6 +386,8 @@ static void summarize(int64_t skipped, const Error *first) {
     complain(&rows.split,
              "conversations written as one record per assistant message, because the template changes old turns");
     complain(&rows.no_tools, "records whose tools are left out, because the template is not a model's own");
+    complain(&rows.text_arguments,
+             "messages with a tool call whose arguments are a text, which most templates quote; expected an object");
     complain(&rows.no_answer, "records with neither an answer nor a task for a verifier");
     complain(&rows.special_text, "texts that contain the name of a special token, which is encoded as plain text");
     complain(&rows.stop_text, "completions that contain the text that ends the assistant's turn");

@@ -49,7 +49,8 @@ typedef struct Rows {
     ChatTemplate chat;
     int32_t stop;
     bool train_all; /* kind chat: the mask is 1 on all tokens */
-    RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer, split, no_tools;
+    RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer, split, no_tools,
+        text_arguments;
 
     /* the current record; its buffers are reused */
     TokenList ids;
@@ -257,6 +258,16 @@ static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, con
     return row_messages(r, j, prompt, field, "user", m, e);
 }
 
+/* Whether the arguments of a tool call of message i are a text. */
+static inline bool row_text_arguments(const RowMessages *m, int i) {
+    const json_t *calls = json_object_get(json_array_get(m->list, (size_t)i), "tool_calls");
+    for (size_t k = 0; k < json_array_size(calls); k++) {
+        const json_t *call = json_array_get(calls, k), *function = json_object_get(call, "function");
+        if (json_is_string(json_object_get(function ? function : call, "arguments"))) return true;
+    }
+    return false;
+}
+
 /* Counts contents that are probably mistakes and would mislead the model. */
 static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages *m) {
     /* a template without text between prompt and completion; GPT-2's tokens include the space before a word */
@@ -267,6 +278,7 @@ static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages
         const char *content = m->items[i].content;
         const size_t n = strlen(content);
         const bool answer = !strcmp(m->items[i].role, "assistant");
+        if (row_text_arguments(m, i)) rows_note(&r->text_arguments, j);
         if (tokenizer_find_special(&r->tokenizer, content, n, &at) >= 0) rows_note(&r->special_text, j);
         if (adjoining && !answer && n && content[n - 1] == ' ' &&
             (i + 1 == m->count || !strcmp(m->items[i + 1].role, "assistant")))

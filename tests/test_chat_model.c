@@ -457,6 +457,11 @@ static void test_make_shard(void **state) {
     shard_close(&s);
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard",
             "has tool_calls, which only a model's own template can write");
+    put("f.jsonl",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"?\"},{\"role\":\"assistant\",\"tool_calls\":[{\"function\":"
+        "{\"name\":\"w\",\"arguments\":\"{}\"}}]}]}\n");
+    run(0, "data/make_shard -i $T/f.jsonl -o $T/f.shard --chat-template-path $T/q");
+    assert_holds(said, "a tool call whose arguments are a text, which most templates quote; expected an object: 1 ");
     text_clear(&line);
     text_format(&line, called, "\"{\"");
     put("c.jsonl", line.text);
@@ -498,6 +503,14 @@ static void test_make_shard(void **state) {
                    "{{ m.content }}<|im_end|>{% endfor %}");
     refused(1, "data/make_shard -i $T/e.jsonl -o $T/x.shard --chat-template-path $T/r.jinja --system S",
             "e.jsonl: line 1: chat template: line 2: refuses the conversation: no system");
+    put("s.jsonl",
+        "{\"messages\":[{\"role\":\"system\",\"content\":\"S\"},{\"role\":\"assistant\",\"content\":\"A\"}]}\n"
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"A\"}]}\n");
+    run(0, "data/make_shard -i $T/s.jsonl -o $T/s.shard --chat-template-path $T/r.jinja --skip-bad");
+    assert_holds(said, "invalid lines skipped: 1 (first: ");
+    s = open_shard("s.shard", RECORD_CHAT, 1);
+    assert_record(&s, 0, "Q<|im_end|>[A<|im_end|>]");
+    shard_close(&s);
     text_free(&line);
 }
 

@@ -17,10 +17,11 @@
  *
  *     Jinja j;
  *     JinjaText out;
+ *     struct tm date = {.tm_year = 126, .tm_mday = 1};
  *     json_t *data = json_pack("{s:[{s:s,s:s}]}", "messages", "role", "user", "content", "Hello");
  *     json_t *more = json_pack("{s:b,s:s}", "add_generation_prompt", 1, "bos_token", "<s>");
  *     if (!jinja_parse(&j, text, strlen(text), e)) return false;
- *     if (!jinja_render(&j, data, more, &date, &out, e)) return false;      // struct tm date
+ *     if (!jinja_render(&j, data, more, &date, &out, e)) return false;
  *     fwrite(out.text, 1, out.length, stdout);                              // out.marks: JINJA_MESSAGE, ...
  *     jinja_text_free(&out);
  *     jinja_free(&j);

@@ -38,11 +38,14 @@
  *      assistant turn, up to that turn.
  *
  *     JinjaChat c;
+ *     JinjaTurns turns;
+ *     TokenList list = {0};
+ *     uint8_t *mask = NULL;
+ *     json_t *conversation = json_pack("{s:[{s:s,s:s}]}", "messages", "role", "user", "content", "Hello");
  *     char *spec = jinja_chat_open("Qwen3-0.6B/", NULL, NULL, NULL, e);
  *     if (!spec || !jinja_chat_parse(&c, spec, e)) return false;
- *     JinjaTurns turns;
  *     if (!jinja_chat_turns(&c, &tokenizer, conversation, false, &turns, e)) return false;
- *     if (!jinja_chat_encode(&turns, &tokenizer, false, &ids, &mask, e)) return false;
+ *     if (!jinja_chat_encode(&turns, &tokenizer, false, &list, &mask, e)) return false;
  *     jinja_turns_free(&turns);
  *     jinja_chat_free(&c);
  */

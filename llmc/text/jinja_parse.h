@@ -13,8 +13,7 @@
  * with Jinja's precedences. Everything else is refused with its name and line, and so are filters, tests, functions and
  * methods that the tables of jinja_filter.h and jinja.h do not have.
  *
- *     JinjaParser p = {.tree = tree, .e = e};      // called by jinja_parse() of jinja.h
- *     bool ok = jinja_lex(&p, text, length) && jinja_parse_body(&p);
+ * jinja_parse() of jinja.h calls jinja_lex() and jinja_parse_body().
  */
 #ifndef LLMC_TEXT_JINJA_PARSE_H
 #define LLMC_TEXT_JINJA_PARSE_H

@@ -19,11 +19,12 @@
  * All memory of a rendering comes from one arena, which is freed at its end. The first failure is kept in the JinjaRun;
  * every later operation returns undefined, and loops end.
  *
- *     JinjaRun r = {.e = e};
- *     const size_t start = r.out.length;                    // strings are built at the end of the output
+ *     JinjaRun r = {0};
+ *     const size_t start = r.out.length;                        // strings are built at the end of the output
  *     jinja_put(&r, "<|", 2, 0);
- *     jinja_put_value(&r, role);
- *     JinjaValue tag = jinja_cut(&r, start);                // and cut off
+ *     jinja_put_value(&r, jinja_literal(&r, "user", 4, 0));
+ *     JinjaValue tag = jinja_cut(&r, start);                    // and cut off
+ *     jinja_run_free(&r);
  */
 #ifndef LLMC_TEXT_JINJA_VALUE_H
 #define LLMC_TEXT_JINJA_VALUE_H
