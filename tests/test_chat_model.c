@@ -358,7 +358,9 @@ static void test_files(void **state) {
     assert_false(chat_template_parse(&c, "{#llmc {{ 1 }}", &e));
     assert_false(chat_template_parse(&c, "{% if %}", &e));
     files_assert_error(&e, "chat template: line 1: unexpected '%}', expected an expression");
-    /* sections may have escaped braces */
+    /* sections may have escaped braces, and doubled ones are an error */
+    assert_false(chat_template_parse(&c, "{any}{{content}}{eos}", &e));
+    files_assert_error(&e, "write a literal brace as");
     assert_true(chat_template_parse(&c, "{any}\\{%{content}\\{{eos}", &e));
     assert_null(c.model);
     chat_template_free(&c);

@@ -1,8 +1,8 @@
 /* chat.h - chat templates: encoding of conversations, and the mask of the assistant's trained tokens.
  *
- * A template is a model's own in Jinja (any text with {{, {% or {#, see jinja_chat.h), or "chatml", "llama", "plain"
- * (or ""), or a custom text that consists of sections. A section begins with a tag for the role of its messages and
- * gives the text before and after a message's {content}:
+ * A template is a model's own in Jinja (a text with {{, {% or {# that does not begin with a section's tag, see
+ * jinja_chat.h), or "chatml", "llama", "plain" (or ""), or a custom text that consists of sections. A section begins
+ * with a tag for the role of its messages and gives the text before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
@@ -230,7 +230,8 @@ static inline bool chat_parse_model(ChatTemplate *c, Error *e) {
 /* Parses a model's own template, "chatml", "llama", "plain" or a custom template. */
 static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
     *c = (ChatTemplate){.spec = xstrdup(spec)};
-    if (jinja_chat_is(spec)) {
+    char name[32];
+    if (!chat_tag(spec, name) && jinja_chat_is(spec)) {
         if (chat_parse_model(c, e)) return true;
         chat_template_free(c);
         return false;
