@@ -4,28 +4,29 @@
  * and writes both shards at the end. After a failure no file is left behind. Unusual properties of the data are counted
  * and reported at the end.
  */
-#include "../llmc/base/error.h"           /* Error, die, usage_error, warn, ... */
+#include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_next, ... */
-#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
 #include "../llmc/base/text.h"            /* text_clear, TextBuffer, TokenList, text_append, ... */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
-#include "../llmc/text/chat.h"            /* chat_add_specials, chat_stop_token, chat_template_parse */
+#include "../llmc/text/chat.h"            /* chat_template_parse, chat_add_specials, chat_stop_token */
+#include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_encode, tokenizer_store, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "rows.h"                         /* ROW_TEXT, ROW_AUTO, row_get, ROW_BAD, ... */
+#include "rows.h"                         /* ROW_TEXT, ROW_AUTO, ROW_CHAT, row_get, ... */
 #include <signal.h>
 
 static struct {
     OptionList inputs;
-    const char *output, *val_output, *tokenizer, *template, *separator;
+    const char *output, *val_output, *tokenizer, *template, *separator, *template_path, *template_kwargs, *date;
     int kind, truncation;
     int64_t max_tokens, limit, seed;
     double val_fraction;
-    bool skip_bad, quiet;
-} o = {.tokenizer = "bytes", .template = "auto"};
+    bool skip_bad, quiet, assistant_only;
+} o = {.tokenizer = "bytes", .template = "auto", .assistant_only = true};
 
 static Rows rows = {.messages = "messages",
                     .prompt = "prompt",
@@ -39,6 +40,7 @@ static Rows rows = {.messages = "messages",
                     .labels = "labels",
                     .label = "label",
                     .text = "text",
+                    .tools = "tools",
                     .step_separator = "\\n"};
 
 static const Option options[] = {
@@ -58,6 +60,15 @@ static const Option options[] = {
     OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
     OPTION_TEXT("template", 0, &o.template, "SPEC",
                 "chatml, llama, plain or a custom template (see above); auto: chatml for messages, else plain"),
+    OPTION_TEXT(
+        "chat-template-path", 0, &o.template_path, "PATH",
+        "a model's folder, chat_template.jinja or tokenizer_config.json: its own template, instead of --template"),
+    OPTION_TEXT("chat-template-kwargs", 0, &o.template_kwargs, "JSON",
+                "variables of the model's template, such as {\"enable_thinking\": false}"),
+    OPTION_TEXT("date", 0, &o.date, "YYYY-MM-DD",
+                "date in the model's template, if it writes one; if unset, " JINJA_CHAT_DATE),
+    OPTION_FLAG("assistant-only-loss", 0, &o.assistant_only,
+                "train conversations on the assistant's messages only, not on all tokens"),
     OPTION_TEXT("system", 0, &rows.system, "TEXT", "system message for conversations without one"),
     OPTION_INT("max-tokens", 0, &o.max_tokens, 0, 1 << 30, "maximum tokens of a record; 0: no limit"),
     OPTION_CHOICE("truncation", 0, &o.truncation, "end|drop|error",
@@ -75,6 +86,7 @@ static const Option options[] = {
     OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one per step"),
     OPTION_TEXT("label-field", 0, &rows.label, "NAME", "true if the completion is good, else false"),
     OPTION_TEXT("text-field", 0, &rows.text, "NAME", "text of a document"),
+    OPTION_TEXT("tools-field", 0, &rows.tools, "NAME", "list of tools for a model's own template"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
     OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier for lines without a task, such as gsm8k or exact"),
     OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
@@ -102,6 +114,9 @@ static const OptionAbout about = {
     "chosen and rejected is used. Plain text, which does not begin with {, also becomes a token shard. Models are\n"
     "trained on the assistant's messages and on the token that ends each of them.\n"
     "\n"
+    "With --chat-template-path, conversations are written by a model's own chat template, with their tools, tool_calls\n"
+    "and reasoning_content, as transformers does. Special tokens are made only from the template, not from messages.\n"
+    "\n"
     "A custom template gives the text around the {content} of {user}, {assistant}, {system} or {any} messages;\n"
     "{eos} is the end of text, <|...|> a special token:\n"
     "\n"
@@ -113,6 +128,7 @@ static const OptionAbout about = {
     "  make_shard -i gsm8k.jsonl -o tasks.shard --prompt-field question --answer-field answer --task gsm8k\n"
     "  make_shard -i gsm8k.jsonl -o sft.shard --prompt-field question --completion-field answer\n"
     "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard --tokenizer gpt2/\n"
+    "  make_shard -i chats.jsonl -o chats.shard --tokenizer Qwen3-0.6B --chat-template-path Qwen3-0.6B\n"
     "  make_shard -i book.txt -o book.bin --tokenizer vocab.json:merges.txt"};
 
 /* ---- training and validation split ------------------------------------------------------------------------------ */
@@ -229,6 +245,30 @@ static void commit(void) {
 
 /* ---- reading --------------------------------------------------------------------------------------------------- */
 
+/* Opens the model's template of --chat-template-path. */
+static void open_model_template(void) {
+    Error e, note;
+    json_t *variables = o.template_kwargs ? json_loads(o.template_kwargs, 0, NULL) : NULL;
+    if (o.template_kwargs && !json_is_object(variables))
+        usage_error("--chat-template-kwargs %s: is not a JSON object", o.template_kwargs);
+    char *spec = jinja_chat_open(o.template_path, variables, o.date, &note, &e);
+    if (!spec || !chat_template_parse(&rows.chat, spec, &e))
+        die("--chat-template-path %s: %s", o.template_path, e.text);
+    if (*note.text) warn("%s", note.text);
+    free(spec);
+    json_decref(variables);
+}
+
+/* Warns if the model would not learn to end its turns. */
+static void check_stop(void) {
+    bool trained;
+    if (!rows.chat.model || !o.assistant_only || rows.kind != ROW_CHAT) return;
+    if (jinja_chat_stop(rows.chat.model, &rows.tokenizer, &trained) >= 0 && !trained)
+        warn(
+            "chat template: the token that ends the assistant's turn is outside {%% generation %%}, so the model does not "
+            "learn to stop");
+}
+
 /* Determines the kind and the template from the first line. */
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
@@ -249,7 +289,8 @@ static void settle(const Jsonl *j, json_t *row) {
     const bool turns = row && (row_get_messages(&rows, row) || json_is_array(prompt) ||
                                (rows.kind == ROW_PREFERENCE && json_is_array(chosen)));
     const char *spec = strcmp(o.template, "auto") ? o.template : turns ? "chatml" : "plain";
-    if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
+    if (o.template_path) open_model_template();
+    else if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
     const int32_t vocab = rows.tokenizer.vocab;
     if (rows.kind != ROW_TEXT && !chat_add_specials(&rows.chat, &rows.tokenizer, &e)) die("%s", e.text);
     for (int32_t id = vocab; id < rows.tokenizer.vocab; id++) {
@@ -264,6 +305,7 @@ static void settle(const Jsonl *j, json_t *row) {
         die("chat template: the assistant's turn ends with '%s', which is not one token of the tokenizer; end it with "
             "{eos} or a special token",
             rows.chat.stop);
+    check_stop();
     open_sides();
 }
 
@@ -276,9 +318,11 @@ static void read_lines(Jsonl *j) {
     while (!enough() && (more = jsonl_next(j, &row, &e)) != 0) {
         if (more < 0) fail(&e);
         if (!rows.chat.spec) settle(j, row);
-        const RowResult result = row_make(&rows, j, row, &e);
-        if (result == ROW_MADE) add_record(choose_side());
-        if (result == ROW_BAD && !jsonl_skip(j, &e)) fail(&e);
+        do {
+            const RowResult result = row_make(&rows, j, row, &e);
+            if (result == ROW_MADE) add_record(choose_side());
+            if (result == ROW_BAD && !jsonl_skip(j, &e)) fail(&e);
+        } while (rows.more);
     }
 }
 
@@ -339,6 +383,11 @@ static void summarize(int64_t skipped, const Error *first) {
                                                     : "records truncated to --max-tokens, without their stop token");
     complain(&rows.no_mask, "records with an empty mask, because they have no assistant message");
     complain(&rows.equal, "records dropped because chosen and rejected are the same");
+    complain(&rows.split,
+             "conversations written as one record per assistant message, because the template changes old turns");
+    complain(&rows.no_tools, "records whose tools are left out, because the template is not a model's own");
+    complain(&rows.text_arguments,
+             "messages with a tool call whose arguments are a text, which most templates quote; expected an object");
     complain(&rows.no_answer, "records with neither an answer nor a task for a verifier");
     complain(&rows.special_text, "texts that contain the name of a special token, which is encoded as plain text");
     complain(&rows.stop_text, "completions that contain the text that ends the assistant's turn");
@@ -379,6 +428,11 @@ static void check_options(void) {
     rows.kind = (RowKind)o.kind;
     rows.truncation = (RowTruncation)o.truncation;
     rows.max_tokens = o.max_tokens;
+    rows.train_all = !o.assistant_only;
+    if (o.template_path && strcmp(o.template, "auto"))
+        usage_error("--template and --chat-template-path: give only one of them");
+    if (!o.template_path && (o.template_kwargs || o.date))
+        usage_error("--chat-template-kwargs and --date require --chat-template-path");
     if (rows.task_name && verify_kind(rows.task_name) < 0)
         warn("--task %s: no verifier of that name is built in; only a reward program can score these records",
              rows.task_name);

@@ -11,17 +11,21 @@
  *   text         text                                          a document
  *
  * A prompt, completion, chosen or rejected is a text or a list of messages. A message is {role, content} or ShareGPT's
- * {from, value}; its content is a text or a list of {type: "text", text}. A field's name may be a path, such as
- * "a.b.0".
+ * {from, value}; its content is a text or a list of {type: "text", text}. A model's own template gets messages as they
+ * are, with tool_calls and other fields, and the tools of the line: a list of JSON schemas, or a text with one. A
+ * field's name may be a path, such as "a.b.0".
+ *
+ * If such a template writes old turns differently from the last one (Qwen3 leaves out their thinking), a line of kind
+ * chat becomes one record for each of the assistant's messages, with the messages before it.
  */
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
 
 #include "../llmc/base/error.h"     /* Error, xstrdup, xrealloc, xstrndup */
 #include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
-#include "../llmc/base/text.h"      /* text_string, TextBuffer, text_clear, text_free, ... */
+#include "../llmc/base/text.h"      /* TextBuffer, text_clear, text_string, text_free, ... */
 #include "../llmc/records/shard.h"  /* Record */
-#include "../llmc/text/chat.h"      /* ChatMessage, chat_encode, ChatTemplate, chat_render, ... */
+#include "../llmc/text/chat.h"      /* ChatMessage, ChatTemplate, chat_encode, chat_encode_conversation, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_encode, Tokenizer, tokenizer_find_special, tokenizer_free */
 
 typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
@@ -35,7 +39,7 @@ typedef struct RowCount {
 
 typedef struct Rows {
     const char *messages, *prompt, *completion, *answer, *task, *chosen, *rejected, *margin, *completions, *labels,
-        *label, *text;                                               /* names of fields */
+        *label, *text, *tools;                                       /* names of fields */
     const char *task_name;                                           /* for lines without a task, or NULL */
     const char *answer_after, *system, *prompt_end, *step_separator; /* NULL: none */
     int64_t max_tokens;                                              /* 0: no limit */
@@ -44,7 +48,9 @@ typedef struct Rows {
     Tokenizer tokenizer;
     ChatTemplate chat;
     int32_t stop;
-    RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer;
+    bool train_all; /* kind chat: the mask is 1 on all tokens */
+    RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer, split, no_tools,
+        text_arguments;
 
     /* the current record; its buffers are reused */
     TokenList ids;
@@ -53,6 +59,8 @@ typedef struct Rows {
     TextBuffer text_of_prompt, text_of_answer;
     char *fields;
     Record record;
+    bool more; /* row_make() has another record of the same line */
+    int turn;  /* message from which it searches for the next turn */
 } Rows;
 
 static inline void rows_free(Rows *r) {
@@ -133,20 +141,34 @@ static inline bool row_scalar(const Jsonl *j, json_t *value, const char *field, 
 /* ---- messages -------------------------------------------------------------------------------------------------- */
 
 typedef struct RowMessages {
-    ChatMessage *items;
+    ChatMessage *items; /* for templates with sections */
     int count;
+    json_t *list; /* the same messages with all fields, for a model's own template */
 } RowMessages;
 
 static inline void row_messages_free(RowMessages *m) {
     for (int i = 0; i < m->count; i++) free((char *)m->items[i].content);
     free(m->items);
+    json_decref(m->list);
     *m = (RowMessages){0};
 }
 
-/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. */
-static inline void row_message(RowMessages *m, const char *role, char *content) {
+/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. whole: all its fields, or NULL
+ * if it has only these. */
+static inline void row_message(RowMessages *m, const char *role, char *content, json_t *whole) {
     m->items = (ChatMessage *)xrealloc(m->items, (size_t)m->count + 1, sizeof *m->items);
     m->items[m->count++] = (ChatMessage){role, content};
+    json_t *message = whole ? json_copy(whole) : json_object();
+    json_object_set_new(message, "role", json_string(role));
+    if (!whole) json_object_set_new(message, "content", json_string(content));
+    if (!m->list) m->list = json_array();
+    json_array_append_new(m->list, message);
+}
+
+/* Appends the messages of another list. */
+static inline void row_messages_join(RowMessages *m, const RowMessages *more) {
+    for (int i = 0; i < more->count; i++)
+        row_message(m, more->items[i].role, xstrdup(more->items[i].content), json_array_get(more->list, (size_t)i));
 }
 
 /* Reads a message's content into `out`: a text or a list of {type: "text", text}. */
@@ -176,14 +198,32 @@ static inline const char *row_role(const char *role) {
     return !strcmp(role, "gpt") || !strcmp(role, "model") ? "assistant" : role;
 }
 
+/* Reads a message of a list. */
+static inline bool row_one_message(const Rows *r, const Jsonl *j, json_t *message, const char *speaker,
+                                   const char *field, TextBuffer *content, RowMessages *m, Error *e) {
+    json_t *said = json_object_get(message, "content"), *calls = json_object_get(message, "tool_calls");
+    const bool whole = said || !json_object_get(message, "value");
+    text_clear(content);
+    if (!r->chat.model && json_array_size(calls))
+        return jsonl_error(j, field, e,
+                           "the message has tool_calls, which only a model's own template can write; see "
+                           "--chat-template-path");
+    /* a model's own template gets any content, such as none next to tool_calls */
+    if (!r->chat.model || !whole || json_is_string(said)) {
+        if (!row_content(j, said ? said : json_object_get(message, "value"), field, content, e)) return false;
+    } else if (json_is_array(said) && !row_content(j, said, field, content, NULL)) text_clear(content);
+    row_message(m, row_role(speaker), xstrndup(content->text, content->length), whole ? message : NULL);
+    return true;
+}
+
 /* Appends the messages of `value`: a list of messages, or a text, which becomes one message of `role`. */
-static inline bool row_messages(const Jsonl *j, json_t *value, const char *field, const char *role, RowMessages *m,
-                                Error *e) {
+static inline bool row_messages(const Rows *r, const Jsonl *j, json_t *value, const char *field, const char *role,
+                                RowMessages *m, Error *e) {
     TextBuffer content = {0};
     bool ok = true;
     if (!json_is_array(value)) {
         const char *text = jsonl_value_text(j, value, field, e);
-        if (text) row_message(m, role, xstrdup(text));
+        if (text) row_message(m, role, xstrdup(text), NULL);
         return text != NULL;
     }
     for (size_t i = 0; ok && i < json_array_size(value); i++) {
@@ -200,9 +240,7 @@ static inline bool row_messages(const Jsonl *j, json_t *value, const char *field
             ok = false;
             break;
         }
-        json_t *said = json_object_get(message, "content");
-        ok = row_content(j, said ? said : json_object_get(message, "value"), where, &content, e);
-        if (ok) row_message(m, row_role(speaker), xstrndup(content.text, content.length));
+        ok = row_one_message(r, j, message, speaker, where, &content, m, e);
     }
     text_free(&content);
     if (ok && !json_array_size(value)) return jsonl_error(j, field, e, "is an empty list, expected messages");
@@ -216,24 +254,36 @@ static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, con
     const bool own = json_is_array(prompt) && json_array_size(prompt) &&
                      json_is_string(json_object_get(json_array_get(prompt, 0), "role")) &&
                      !strcmp(json_string_value(json_object_get(json_array_get(prompt, 0), "role")), "system");
-    if (r->system && !own) row_message(m, "system", xstrdup(r->system));
-    return row_messages(j, prompt, field, "user", m, e);
+    if (r->system && !own) row_message(m, "system", xstrdup(r->system), NULL);
+    return row_messages(r, j, prompt, field, "user", m, e);
+}
+
+/* Whether the arguments of a tool call of message i are a text. */
+static inline bool row_text_arguments(const RowMessages *m, int i) {
+    const json_t *calls = json_object_get(json_array_get(m->list, (size_t)i), "tool_calls");
+    for (size_t k = 0; k < json_array_size(calls); k++) {
+        const json_t *call = json_array_get(calls, k), *function = json_object_get(call, "function");
+        if (json_is_string(json_object_get(function ? function : call, "arguments"))) return true;
+    }
+    return false;
 }
 
 /* Counts contents that are probably mistakes and would mislead the model. */
 static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages *m) {
     /* a template without text between prompt and completion; GPT-2's tokens include the space before a word */
-    const bool adjoining = r->tokenizer.merge_count && !chat_section(&r->chat, "assistant")->prefix.count;
+    const bool model = r->chat.model != NULL;
+    const bool adjoining = !model && r->tokenizer.merge_count && !chat_section(&r->chat, "assistant")->prefix.count;
     for (int i = 0; i < m->count; i++) {
         size_t at = 0;
         const char *content = m->items[i].content;
         const size_t n = strlen(content);
         const bool answer = !strcmp(m->items[i].role, "assistant");
+        if (row_text_arguments(m, i)) rows_note(&r->text_arguments, j);
         if (tokenizer_find_special(&r->tokenizer, content, n, &at) >= 0) rows_note(&r->special_text, j);
         if (adjoining && !answer && n && content[n - 1] == ' ' &&
             (i + 1 == m->count || !strcmp(m->items[i + 1].role, "assistant")))
             rows_note(&r->space_before, j);
-        if (answer && *r->chat.stop && !r->tokenizer.special[r->stop] && strstr(content, r->chat.stop))
+        if (answer && !model && *r->chat.stop && !r->tokenizer.special[r->stop] && strstr(content, r->chat.stop))
             rows_note(&r->stop_text, j);
     }
 }
@@ -261,12 +311,64 @@ static inline RowResult row_too_long(Rows *r, const Jsonl *j, int64_t tokens, co
     return ROW_DROPPED;
 }
 
-static inline RowResult row_chat(Rows *r, const Jsonl *j, const RowMessages *m, Error *e) {
-    Error inner;
-    if (!chat_encode(&r->chat, &r->tokenizer, m->items, m->count, false, &r->ids, &r->mask, &inner)) {
-        jsonl_error(j, NULL, e, "%s", inner.text);
-        return ROW_BAD;
+/* Returns a conversation of the first `count` messages in JSON, with the tools of the line; NULL if these are
+ * invalid. */
+static inline json_t *row_conversation(const Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count,
+                                       Error *e) {
+    json_t *tools = r->tools ? row_get(row, r->tools) : NULL, *some = json_array();
+    tools = json_is_string(tools) ? json_loads(json_string_value(tools), 0, NULL) : json_incref(tools);
+    if (r->tools && row_get(row, r->tools) && !json_is_array(tools)) {
+        json_decref(tools);
+        json_decref(some);
+        return jsonl_error(j, r->tools, e, "is neither a list of tools nor a text with one"), NULL;
     }
+    for (int i = 0; i < count; i++) json_array_append(some, json_array_get(m->list, (size_t)i));
+    return json_pack("{s:o,s:o}", "messages", some, "tools", tools ? tools : json_null());
+}
+
+/* Encodes the first `count` messages by the template. last, together: see chat_encode_conversation(). */
+static inline bool row_encode(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count, bool prompt,
+                              bool last, TokenList *ids, uint8_t **mask, bool *together, Error *e) {
+    Error inner;
+    bool ok;
+    if (together) *together = true;
+    if (r->chat.model) {
+        json_t *conversation = row_conversation(r, j, row, m, count, e);
+        if (!conversation) return false;
+        ok = chat_encode_conversation(&r->chat, &r->tokenizer, conversation, prompt, last, ids, mask, together, &inner);
+        json_decref(conversation);
+    } else {
+        if (r->tools && row_get(row, r->tools)) rows_note(&r->no_tools, j);
+        ok = chat_encode(&r->chat, &r->tokenizer, m->items, count, prompt, ids, mask, &inner);
+    }
+    return ok || jsonl_error(j, NULL, e, "%s", inner.text);
+}
+
+/* Returns the next message of the assistant, from message i on, or m->count. */
+static inline int row_next_turn(const RowMessages *m, int i) {
+    while (i < m->count && strcmp(m->items[i].role, "assistant")) i++;
+    return i;
+}
+
+/* Encodes a conversation, or the next turn of one whose turns need records of their own. */
+static inline bool row_encode_chat(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    bool together = true;
+    if (!r->more) {
+        if (!row_encode(r, j, row, m, m->count, false, false, &r->ids, &r->mask, &together, e)) return false;
+        if (together) return true;
+        rows_note(&r->split, j);
+        r->turn = 0;
+    }
+    const int turn = row_next_turn(m, r->turn);
+    r->ids.count = 0;
+    r->turn = turn + 1;
+    r->more = row_next_turn(m, turn + 1) < m->count;
+    return row_encode(r, j, row, m, turn + 1, false, true, &r->ids, &r->mask, NULL, e);
+}
+
+static inline RowResult row_chat(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    if (!row_encode_chat(r, j, row, m, e)) return ROW_BAD;
+    if (r->train_all && r->ids.count) memset(r->mask, 1, (size_t)r->ids.count);
     row_key(r, m);
     row_check_messages(r, j, m);
     int32_t first = 0, count = r->ids.count;
@@ -295,17 +397,15 @@ static inline RowResult row_chat_line(Rows *r, const Jsonl *j, json_t *row, Erro
     }
     const bool ok = messages ? row_prompt(r, j, messages, r->messages, &m, e)
                              : row_prompt(r, j, row_get(row, r->prompt), r->prompt, &m, e) &&
-                                   row_messages(j, row_get(row, r->completion), r->completion, "assistant", &m, e);
-    const RowResult result = ok ? row_chat(r, j, &m, e) : ROW_BAD;
+                                   row_messages(r, j, row_get(row, r->completion), r->completion, "assistant", &m, e);
+    const RowResult result = ok ? row_chat(r, j, row, &m, e) : ROW_BAD;
     row_messages_free(&m);
     return result;
 }
 
 /* Encodes the messages before the completion. */
-static inline bool row_encode_prompt(Rows *r, const Jsonl *j, const RowMessages *m, Error *e) {
-    Error inner;
-    if (!chat_encode(&r->chat, &r->tokenizer, m->items, m->count, true, &r->ids, NULL, &inner))
-        return jsonl_error(j, NULL, e, "%s", inner.text);
+static inline bool row_encode_prompt(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    if (!row_encode(r, j, row, m, m->count, true, false, &r->ids, NULL, NULL, e)) return false;
     row_key(r, m);
     row_check_messages(r, j, m);
     return r->ids.count > 0 || jsonl_error(j, r->prompt, e, "is empty");
@@ -331,6 +431,15 @@ static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     return true;
 }
 
+/* Appends the text of the prompt. */
+static inline bool row_render_prompt(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    if (!r->chat.model) return chat_render(&r->chat, &r->tokenizer, m->items, m->count, true, &r->text_of_prompt, e);
+    json_t *conversation = row_conversation(r, j, row, m, m->count, e);
+    const bool ok = conversation && chat_render_conversation(&r->chat, conversation, true, &r->text_of_prompt, e);
+    json_decref(conversation);
+    return ok;
+}
+
 /* Returns the remaining fields of the line as a JSON object, or "". */
 static inline const char *row_fields(Rows *r, json_t *row) {
     const char *known[] = {r->prompt, r->answer, r->task}, *key;
@@ -349,14 +458,15 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     RowMessages m = {0};
     json_t *prompt = row_get(row, r->prompt), *named = row_get(row, r->task);
     const char *task = r->task_name ? r->task_name : "";
-    bool ok = row_prompt(r, j, prompt, r->prompt, &m, e) && row_encode_prompt(r, j, &m, e) && row_answer(r, j, row, e);
+    bool ok =
+        row_prompt(r, j, prompt, r->prompt, &m, e) && row_encode_prompt(r, j, row, &m, e) && row_answer(r, j, row, e);
     if (ok && named) {
         task = jsonl_value_text(j, named, r->task, e);
         ok = task != NULL;
     }
     text_clear(&r->text_of_prompt);
     if (ok && json_is_string(prompt)) text_string(&r->text_of_prompt, json_string_value(prompt));
-    else if (ok) ok = chat_render(&r->chat, &r->tokenizer, m.items, m.count, true, &r->text_of_prompt, e);
+    else if (ok) ok = row_render_prompt(r, j, row, &m, e);
     row_messages_free(&m);
     if (!ok) return ROW_BAD;
     if (r->max_tokens && r->ids.count > r->max_tokens) return row_too_long(r, j, r->ids.count, "the prompt", e);
@@ -403,7 +513,7 @@ static inline bool row_implicit(const Rows *r, const Jsonl *j, json_t *chosen, j
         for (int i = 0; ok && i < 2; i++) {
             json_t *rest = json_array();
             for (size_t k = n; k < json_array_size(list[i]); k++) json_array_append(rest, json_array_get(list[i], k));
-            ok = row_messages(j, rest, i ? r->rejected : r->chosen, "assistant", &answer[i], e);
+            ok = row_messages(r, j, rest, i ? r->rejected : r->chosen, "assistant", &answer[i], e);
             json_decref(rest);
         }
         json_decref(both);
@@ -415,27 +525,31 @@ static inline bool row_implicit(const Rows *r, const Jsonl *j, json_t *chosen, j
     const size_t n = row_common_prefix(a, b, r->prompt_end ? r->prompt_end : "\n\nAssistant:");
     if (!n)
         return jsonl_error(j, r->chosen, e, "and '%s' have no common beginning that could be the prompt", r->rejected);
-    if (r->system) row_message(prompt, "system", xstrdup(r->system));
-    row_message(prompt, "user", xstrndup(a, n));
-    row_message(&answer[0], "assistant", xstrdup(a + n));
-    row_message(&answer[1], "assistant", xstrdup(b + n));
+    if (r->system) row_message(prompt, "system", xstrdup(r->system), NULL);
+    row_message(prompt, "user", xstrndup(a, n), NULL);
+    row_message(&answer[0], "assistant", xstrdup(a + n), NULL);
+    row_message(&answer[1], "assistant", xstrdup(b + n), NULL);
     return true;
 }
 
 /* Appends the tokens of a completion, up to its stop token, to the prompt, which is already encoded to `before`
  * tokens. */
-static inline bool row_append_answer(Rows *r, const Jsonl *j, const RowMessages *prompt, const RowMessages *answer,
-                                     int32_t before, int32_t *length, Error *e) {
+static inline bool row_append_answer(Rows *r, const Jsonl *j, json_t *row, const RowMessages *prompt,
+                                     const RowMessages *answer, int32_t before, int32_t *length, Error *e) {
     RowMessages all = {0};
     TokenList ids = {0};
     uint8_t *mask = NULL;
-    Error inner;
-    for (int i = 0; i < prompt->count + answer->count; i++) {
-        const ChatMessage *m = i < prompt->count ? &prompt->items[i] : &answer->items[i - prompt->count];
-        row_message(&all, m->role, xstrdup(m->content));
-    }
-    bool ok = chat_encode(&r->chat, &r->tokenizer, all.items, all.count, false, &ids, &mask, &inner) ||
-              jsonl_error(j, NULL, e, "%s", inner.text);
+    bool together = true;
+    row_messages_join(&all, prompt);
+    row_messages_join(&all, answer);
+    bool ok = row_encode(r, j, row, &all, all.count, false, false, &ids, &mask, &together, e);
+    const size_t bytes = (size_t)before * sizeof *ids.ids;
+    if (ok && (ids.count < before || (before && memcmp(ids.ids, r->ids.ids, bytes))))
+        ok = jsonl_error(j, NULL, e, "the chat template writes the prompt differently before a completion");
+    if (ok && !together && answer->count > 1)
+        ok = jsonl_error(j, NULL, e,
+                         "the chat template writes some of the completion's messages differently once others "
+                         "follow");
     int32_t end = ids.count;
     while (end > before && ok && !mask[end - 1]) end--;
     *length = end - before;
@@ -462,15 +576,15 @@ static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Erro
     return ROW_MADE;
 }
 
-static inline RowResult row_preference(Rows *r, const Jsonl *j, const RowMessages *prompt, const RowMessages answer[2],
-                                       double margin, Error *e) {
+static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, const RowMessages *prompt,
+                                       const RowMessages answer[2], double margin, Error *e) {
     Record p = {.margin = (float)margin};
-    if (!row_encode_prompt(r, j, prompt, e)) return ROW_BAD;
+    if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
     p.prompt = r->ids.count;
     row_check_messages(r, j, &answer[0]);
     row_check_messages(r, j, &answer[1]);
-    if (!row_append_answer(r, j, prompt, &answer[0], p.prompt, &p.chosen, e) ||
-        !row_append_answer(r, j, prompt, &answer[1], p.prompt, &p.rejected, e))
+    if (!row_append_answer(r, j, row, prompt, &answer[0], p.prompt, &p.chosen, e) ||
+        !row_append_answer(r, j, row, prompt, &answer[1], p.prompt, &p.rejected, e))
         return ROW_BAD;
     const RowResult result = row_cut_answers(r, j, &p, e);
     if (result != ROW_MADE) return result;
@@ -498,9 +612,9 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
         ok = row_implicit(r, j, chosen, rejected, &prompt, answer, e);
     else
         ok = row_prompt(r, j, before, r->prompt, &prompt, e) &&
-             row_messages(j, chosen, r->chosen, "assistant", &answer[0], e) &&
-             row_messages(j, rejected, r->rejected, "assistant", &answer[1], e);
-    const RowResult result = ok ? row_preference(r, j, &prompt, answer, json_number_value(margin), e) : ROW_BAD;
+             row_messages(r, j, chosen, r->chosen, "assistant", &answer[0], e) &&
+             row_messages(r, j, rejected, r->rejected, "assistant", &answer[1], e);
+    const RowResult result = ok ? row_preference(r, j, row, &prompt, answer, json_number_value(margin), e) : ROW_BAD;
     row_messages_free(&prompt);
     row_messages_free(&answer[0]);
     row_messages_free(&answer[1]);
@@ -550,7 +664,7 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
 static inline RowResult row_step_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
     const json_t *steps = row_get(row, r->completions), *labels = row_get(row, r->labels);
-    bool ok = row_prompt(r, j, row_get(row, r->prompt), r->prompt, &m, e) && row_encode_prompt(r, j, &m, e);
+    bool ok = row_prompt(r, j, row_get(row, r->prompt), r->prompt, &m, e) && row_encode_prompt(r, j, row, &m, e);
     if (ok && (!json_is_array(steps) || !json_array_size(steps)))
         ok = jsonl_error(j, r->completions, e, "is %s, expected a list of steps",
                          json_is_array(steps) ? "an empty list" : jsonl_type(steps));
@@ -562,13 +676,13 @@ static inline RowResult row_step_line(Rows *r, const Jsonl *j, json_t *row, Erro
 
 /* ---- unpaired -------------------------------------------------------------------------------------------------- */
 
-static inline RowResult row_unpaired(Rows *r, const Jsonl *j, const RowMessages *prompt, const RowMessages *answer,
-                                     int label, Error *e) {
+static inline RowResult row_unpaired(Rows *r, const Jsonl *j, json_t *row, const RowMessages *prompt,
+                                     const RowMessages *answer, int label, Error *e) {
     int32_t length;
-    if (!row_encode_prompt(r, j, prompt, e)) return ROW_BAD;
+    if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
     Record p = {.prompt = r->ids.count, .label = label};
     row_check_messages(r, j, answer);
-    if (!row_append_answer(r, j, prompt, answer, p.prompt, &length, e)) return ROW_BAD;
+    if (!row_append_answer(r, j, row, prompt, answer, p.prompt, &length, e)) return ROW_BAD;
     p.tokens = r->ids.ids;
     p.count = r->ids.count;
     if (r->max_tokens && p.count > r->max_tokens) {
@@ -588,8 +702,8 @@ static inline RowResult row_unpaired_line(Rows *r, const Jsonl *j, json_t *row, 
     bool ok = good >= 0;
     if (!ok) jsonl_error(j, r->label, e, "is %s, expected true or false (or 1, 0)", jsonl_type(label));
     ok = ok && row_prompt(r, j, row_get(row, r->prompt), r->prompt, &prompt, e) &&
-         row_messages(j, row_get(row, r->completion), r->completion, "assistant", &answer, e);
-    const RowResult result = ok ? row_unpaired(r, j, &prompt, &answer, good, e) : ROW_BAD;
+         row_messages(r, j, row_get(row, r->completion), r->completion, "assistant", &answer, e);
+    const RowResult result = ok ? row_unpaired(r, j, row, &prompt, &answer, good, e) : ROW_BAD;
     row_messages_free(&prompt);
     row_messages_free(&answer);
     return result;
@@ -606,12 +720,16 @@ static inline RowResult row_text_line(Rows *r, const Jsonl *j, json_t *row, Erro
 }
 
 /* Converts a line to r->record and r->key; a line of kind text to r->ids, after the end-of-text token. Sets *e on
- * ROW_BAD. */
+ * ROW_BAD. If r->more is true afterwards, the next call with the same line makes its next record. */
 static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e) {
+    RowResult result;
     r->ids.count = 0;
     text_clear(&r->key);
     switch (r->kind) {
-    case ROW_CHAT: return row_chat_line(r, j, row, e);
+    case ROW_CHAT:
+        result = row_chat_line(r, j, row, e);
+        if (result == ROW_BAD) r->more = false;
+        return result;
     case ROW_PROMPT: return row_prompt_line(r, j, row, e);
     case ROW_PREFERENCE: return row_preference_line(r, j, row, e);
     case ROW_STEP: return row_step_line(r, j, row, e);

@@ -640,7 +640,7 @@ static void assert_tokenizer(const GgufTokenizer *t, size_t count) {
     assert_int_equal(t->types[0], GGUF_TOKEN_UNKNOWN);
     assert_int_equal(t->types[2], GGUF_TOKEN_CONTROL);
     assert_int_equal(t->types[22], GGUF_TOKEN_NORMAL);
-    assert_int_equal(t->types[23], GGUF_TOKEN_USER);
+    assert_int_equal(t->types[23], GGUF_TOKEN_USER_DEFINED);
     assert_int_equal(t->merge_count, 3);
     assert_true(text_is(t->merges[1], "ab c"));
     assert_null(t->scores);

@@ -289,16 +289,6 @@ static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, v
 
 /* ---- the tokenizer ---------------------------------------------------------------------------------------------- */
 
-typedef enum {
-    GGUF_TOKEN_NORMAL = 1,
-    GGUF_TOKEN_UNKNOWN,
-    GGUF_TOKEN_CONTROL, /* a special token */
-    GGUF_TOKEN_USER,    /* an added token that is not special */
-    GGUF_TOKEN_UNUSED,
-    GGUF_TOKEN_BYTE
-} GgufTokenType;
-
-/* A tokenizer as the file describes it. Texts point into the file and are valid until it is closed. */
 typedef struct GgufTokenizer {
     GgufText model; /* "gpt2": byte-level BPE with merges; "llama": SentencePiece with scores; "" if there is none */
     GgufText pre;   /* name of the pattern that splits texts, or "" */

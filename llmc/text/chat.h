@@ -1,7 +1,8 @@
 /* chat.h - chat templates: encoding of conversations, and the mask of the assistant's trained tokens.
  *
- * A template is "chatml", "llama", "plain" (or "") or a custom text that consists of sections. A section begins with a
- * tag for the role of its messages and gives the text before and after a message's {content}:
+ * A template is a model's own in Jinja (a text with {{, {% or {# that does not begin with a section's tag, see
+ * jinja_chat.h), or "chatml", "llama", "plain" (or ""), or a custom text that consists of sections. A section begins
+ * with a tag for the role of its messages and gives the text before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
@@ -21,10 +22,10 @@
  * ends with the whole suffix, which must then be one token of the tokenizer. An assistant section without a suffix is
  * rejected, because the model would never learn to stop.
  *
- * Contents are used unchanged, including leading and trailing spaces. Template texts and contents are encoded
- * separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in the
- * template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the token
- * that ends it, and 0 elsewhere.
+ * With sections, contents are used unchanged, including leading and trailing spaces. Template texts and contents are
+ * encoded separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in
+ * the template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the
+ * token that ends it, and 0 elsewhere.
  *
  *     ChatTemplate c;
  *     TokenList ids = {0};
@@ -38,8 +39,11 @@
 #ifndef LLMC_TEXT_CHAT_H
 #define LLMC_TEXT_CHAT_H
 
-#include "../base/error.h" /* error_set, Error, xrealloc, xstrdup, ... */
+#include "../base/error.h" /* Error, error_set, xrealloc, xstrdup, ... */
 #include "../base/text.h"  /* TextBuffer, TokenList, text_string, token_list_append, ... */
+#include "jinja.h"         /* jinja_text_free */
+#include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
+#include "jinja_value.h"   /* JinjaText */
 #include "tokenizer.h"     /* Tokenizer, tokenizer_encode, tokenizer_special, tokenizer_add_special, ... */
 #include <ctype.h>
 
@@ -70,8 +74,9 @@ typedef struct ChatSection {
 } ChatSection;
 
 typedef struct ChatTemplate {
-    char *spec; /* its source, which is stored in shards and checkpoints */
-    char *stop; /* text that ends the assistant's turn; "" for the tokenizer's end of text */
+    char *spec;       /* its source, which is stored in shards and checkpoints */
+    char *stop;       /* text that ends the assistant's turn; "" for the tokenizer's end of text */
+    JinjaChat *model; /* a model's own template, which has no sections; else NULL */
     ChatText begin;
     ChatSection *sections;
     int count;
@@ -92,6 +97,8 @@ static inline void chat_template_free(ChatTemplate *c) {
         chat_text_free(&c->sections[i].suffix);
     }
     chat_text_free(&c->begin);
+    if (c->model) jinja_chat_free(c->model);
+    free(c->model);
     free(c->sections);
     free(c->spec);
     free(c->stop);
@@ -212,9 +219,23 @@ static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
                                    "expected a special token, such as {eos}");
 }
 
-/* Parses "chatml", "llama", "plain" or a custom template. */
+/* Parses a template in Jinja. */
+static inline bool chat_parse_model(ChatTemplate *c, Error *e) {
+    c->model = (JinjaChat *)xcalloc(1, sizeof *c->model);
+    if (!jinja_chat_parse(c->model, c->spec, e)) return false;
+    c->stop = xstrndup(c->model->tail.text ? c->model->tail.text : "", c->model->tail.length);
+    return true;
+}
+
+/* Parses a model's own template, "chatml", "llama", "plain" or a custom template. */
 static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
     *c = (ChatTemplate){.spec = xstrdup(spec)};
+    char name[32];
+    if (!chat_tag(spec, name) && jinja_chat_is(spec)) {
+        if (chat_parse_model(c, e)) return true;
+        chat_template_free(c);
+        return false;
+    }
     const char *text = !strcmp(spec, "chatml")            ? CHAT_CHATML
                        : !strcmp(spec, "llama")           ? CHAT_LLAMA
                        : !strcmp(spec, "plain") || !*spec ? CHAT_PLAIN
@@ -268,7 +289,9 @@ static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, co
 
 /* Returns the id of the token that ends the assistant's turn, or -1 if it is not a single token of this tokenizer. */
 static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t) {
+    bool trained;
     if (!*c->stop) return t->eos;
+    if (c->model && jinja_chat_stop(c->model, t, &trained) >= 0) return jinja_chat_stop(c->model, t, &trained);
     const int32_t special = tokenizer_special(t, c->stop);
     if (special >= 0 || chat_special_length(c->stop)) return special;
     TokenList ids = {0};
@@ -278,8 +301,11 @@ static inline int32_t chat_stop_token(const ChatTemplate *c, const Tokenizer *t)
     return id;
 }
 
-/* Finds the section of a role. A role must be a single word, because it becomes part of the template's text. */
+/* Finds the section of a role; a model's own template has an empty one for every role. A role must be a single word,
+ * because it becomes part of the template's text. */
 static inline const ChatSection *chat_find_section(const ChatTemplate *c, const char *role, Error *e) {
+    static const ChatSection own = {0};
+    if (c->model) return &own;
     const ChatSection *section = chat_section(c, role);
     bool word = *role != 0;
     for (const char *s = role; *s; s++) word = word && (isalnum((unsigned char)*s) || strchr("_-", *s));
@@ -288,11 +314,60 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
     return NULL;
 }
 
+/* ---- a model's own template ------------------------------------------------------------------------------------ */
+
+/* Returns the messages as a conversation in JSON, or NULL with *e set if a text is not UTF-8. */
+static inline json_t *chat_conversation(const ChatMessage *messages, int count, Error *e) {
+    json_t *list = json_array();
+    for (int i = 0; i < count; i++) {
+        json_t *message = json_pack("{s:s,s:s}", "role", messages[i].role, "content", messages[i].content);
+        if (message) json_array_append_new(list, message);
+        else {
+            json_decref(list);
+            return error_set(e, "chat template: message %d is not UTF-8", i), NULL;
+        }
+    }
+    return json_pack("{s:o}", "messages", list);
+}
+
+/* Appends the tokens of a conversation {messages, tools, documents} in a model's own template. `mask` is as in
+ * chat_encode(). last: only the assistant's last message is trained. If `together` is not NULL, it is set to whether
+ * every assistant message is trained; if not, each has to be encoded with the messages before it and `last`. */
+static inline bool chat_encode_conversation(const ChatTemplate *c, const Tokenizer *t, const json_t *conversation,
+                                            bool generation_prompt, bool last, TokenList *out, uint8_t **mask,
+                                            bool *together, Error *e) {
+    JinjaTurns turns;
+    if (!jinja_chat_turns(c->model, t, conversation, generation_prompt, &turns, e)) return false;
+    if (together) *together = turns.together;
+    const bool ok = jinja_chat_encode(&turns, t, last, out, mask, e);
+    jinja_turns_free(&turns);
+    return ok;
+}
+
+/* Appends the text that chat_encode_conversation() encodes. */
+static inline bool chat_render_conversation(const ChatTemplate *c, const json_t *conversation, bool generation_prompt,
+                                            TextBuffer *out, Error *e) {
+    JinjaText text;
+    if (!jinja_chat_render(c->model, conversation, generation_prompt, &text, e)) return false;
+    text_append(out, text.text, text.length);
+    jinja_text_free(&text);
+    return true;
+}
+
+/* ---- conversations --------------------------------------------------------------------------------------------- */
+
 /* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
  * content is also appended. If `mask` is not NULL, *mask is extended to out->count entries: 1 on assistant contents and
  * on the tokens that end them, else 0. Entries for ids that were already in `out` are kept. */
 static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
+    if (c->model) {
+        json_t *conversation = chat_conversation(messages, count, e);
+        const bool ok =
+            conversation && chat_encode_conversation(c, t, conversation, generation_prompt, false, out, mask, NULL, e);
+        json_decref(conversation);
+        return ok;
+    }
     const int32_t stop = chat_stop_token(c, t);
     if (stop < 0)
         return error_set(
@@ -335,6 +410,12 @@ static inline void chat_render_text(const ChatText *text, const Tokenizer *t, co
 /* Appends the messages as the text that chat_encode() encodes. */
 static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TextBuffer *out, Error *e) {
+    if (c->model) {
+        json_t *conversation = chat_conversation(messages, count, e);
+        const bool ok = conversation && chat_render_conversation(c, conversation, generation_prompt, out, e);
+        json_decref(conversation);
+        return ok;
+    }
     chat_render_text(&c->begin, t, "", out);
     for (int i = 0; i < count + generation_prompt; i++) {
         const char *role = i < count ? messages[i].role : "assistant";
