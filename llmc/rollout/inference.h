@@ -45,7 +45,7 @@ typedef struct SamplingOptions {
 // clang-format off
 #define INFERENCE_MODEL_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Model"),                                                                                             \
-    OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model: a folder or a file; - is standard input"),                   \
+    OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model; - is standard input"),                   \
     OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
