@@ -312,9 +312,6 @@ static void configurations(void **state) {
     c = config_in("qwen2");
     assert_true(c.qkv_bias && !c.attproj_bias && !c.mlp_bias && c.tied && c.rope.theta == 1e6f && !c.window &&
                 !c.layer[1]);
-    c = config_in("qwen2-yarn");
-    assert_true(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original == 32 && c.rope.beta_fast == 32 &&
-                c.rope.beta_slow == 1 && !c.rope.attention && !c.rope.exact);
     c = config_in("qwen3");
     assert_true(c.qk_norm == QK_NORM_HEAD && c.head_size == 12 && !c.qkv_bias);
     c = config_in("smollm3");
@@ -377,9 +374,6 @@ static void spellings(void **state) {
                     "\"sliding_attention\"],\"tie_word_embeddings\":\"-\",\"architectures\":[\"MistralModel\"]}"},
         {"qwen2", "{\"rope_parameters\":\"-\",\"rope_theta\":1000000.0,\"rope_scaling\":null,\"layer_types\":\"-\","
                   "\"sliding_window\":32768,\"use_mrope\":false,\"head_dim\":8}"},
-        {"qwen2-yarn",
-         "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100,\"truncate\":true,"
-         "\"original_max_position_embeddings\":32,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}"},
         {"smollm3",
          "{\"no_rope_layers\":\"-\",\"layer_types\":\"-\",\"tie_word_embeddings\":\"-\",\"use_sliding_window\":\"-\","
          "\"max_window_layers\":28}"},
@@ -406,6 +400,20 @@ static void spellings(void **state) {
         assert_same_config(&got, &want, same[i].changes);
         json_decref(root);
     }
+    static const char *const yarn[] = {
+        "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100.0,"
+        "\"original_max_position_embeddings\":16}}",
+        "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100,\"truncate\":true,"
+        "\"original_max_position_embeddings\":16,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}",
+        "{\"rope_parameters\":\"-\",\"rope_theta\":100,\"rope_scaling\":{\"type\":\"yarn\","
+        "\"original_max_position_embeddings\":16}}"}; /* the factor follows from the context of 64 */
+    for (int i = 0; i < 3; i++) {
+        json_t *stretched = changed("qwen2", yarn[i]);
+        const ModelConfig y = config_of(stretched);
+        assert_true(y.rope.kind == ROPE_YARN && y.rope.factor == 4 && y.rope.original == 16 && y.rope.theta == 100 &&
+                    y.rope.beta_fast == 32 && y.rope.beta_slow == 1 && !y.rope.attention && !y.rope.exact);
+        json_decref(stretched);
+    }
     json_t *root =
         changed("gemma2", "{\"attn_logit_softcapping\":null,\"final_logit_softcapping\":null,\"sliding_window\":null,"
                           "\"layer_types\":\"-\",\"query_pre_attn_scalar\":\"-\",\"head_dim\":\"-\"}");
@@ -425,17 +433,12 @@ static void spellings(void **state) {
     assert_true(c.head_size == 128 && c.window == 5 && !c.layer[0] && c.layer[1] == LAYER_WINDOW &&
                 c.rope.theta == 1e4f);
     json_decref(root);
-    root = changed("qwen2-yarn",
-                   "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":100,\"mscale\":0.7,"
-                   "\"mscale_all_dim\":0.5,\"truncate\":false,\"beta_fast\":16}}");
+    root =
+        changed("qwen2", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":100,\"mscale\":0.7,"
+                         "\"mscale_all_dim\":0.5,\"truncate\":false,\"beta_fast\":16}}");
     c = config_of(root);
     assert_true(c.rope.exact && c.rope.beta_fast == 16 && c.rope.original == 64);
     assert_true(fabs(c.rope.attention - (0.07 * log(4) + 1) / (0.05 * log(4) + 1)) < 1e-6);
-    json_decref(root);
-    root = changed("qwen2-yarn", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":100,"
-                                 "\"original_max_position_embeddings\":16}}");
-    c = config_of(root);
-    assert_true(c.rope.factor == 4 && c.rope.original == 16); /* the context of 64 through the original one */
     json_decref(root);
     root = changed("smollm3", "{\"use_sliding_window\":true,\"sliding_window\":7,\"layer_types\":\"-\"}");
     c = config_of(root);

@@ -63,7 +63,8 @@ static inline void trainer_default_rate(TrainerOptions *o) {
 // clang-format off
 #define TRAINER_MODEL_OPTIONS(o)                                                                                       \
     OPTION_GROUP("Model"),                                                                                             \
-    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE", "start from: a checkpoint, - (stdin) or d12 (random)"),    \
+    OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                            \
+                "start from: a folder, a file, - (stdin) or d12 (random)"),                                            \
     OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
     OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
                 "attention heads of a new model; 0 uses one per 64 channels"),                                         \
@@ -118,9 +119,9 @@ static inline void trainer_default_rate(TrainerOptions *o) {
 #define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
     OPTION_GROUP("Output"),                                                                                            \
     OPTION_TEXT  ("output",        'o', &(o).output,        "FILE",                                                    \
-                  "trained model; - writes to standard output, .zst compresses"),                                      \
+                  "trained model; DIR/ writes a Hugging Face folder, - standard output, .zst compresses"),             \
     OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16",                                            \
-                  "number format of the output (llm.c's file version 3 or 5)"),                                        \
+                  "number format of the output; float32 keeps that of an input folder in an output folder"),           \
     OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
                   "training state to write; OUTPUT.state if not given"),                                               \
     OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
