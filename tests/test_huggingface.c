@@ -6,9 +6,10 @@
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
 #include "../llmc/model/backend.h"        /* Backend, MLP_GEGLU, MLP_GELU, MLP_SWIGLU, ... */
 #include "../llmc/model/config.h"         /* ModelConfig, LAYER_WINDOW, FAMILY_GPT2, LAYER_NO_ROPE, ... */
-#include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
+#include "../llmc/model/lora.h"           /* lora_merged, model_trained_count, model_trained_first */
+#include "../llmc/model/model.h"          /* Model, model_upload, model_free, model_download, ... */
 #include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_load, ... */
-#include "../llmc/model/optimizer.h"      /* Optimizer, optimizer_free */
+#include "../llmc/model/optimizer.h"      /* optimizer_free, Optimizer */
 #include "../llmc/model/tensors.h"        /* TENSOR_qkvw, TENSOR_fcw, TENSOR_headw, TENSOR_qkvb, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
@@ -312,9 +313,6 @@ static void configurations(void **state) {
     c = config_in("qwen2");
     assert_true(c.qkv_bias && !c.attproj_bias && !c.mlp_bias && c.tied && c.rope.theta == 1e6f && !c.window &&
                 !c.layer[1]);
-    c = config_in("qwen2-yarn");
-    assert_true(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original == 32 && c.rope.beta_fast == 32 &&
-                c.rope.beta_slow == 1 && !c.rope.attention && !c.rope.exact);
     c = config_in("qwen3");
     assert_true(c.qk_norm == QK_NORM_HEAD && c.head_size == 12 && !c.qkv_bias);
     c = config_in("smollm3");
@@ -377,9 +375,6 @@ static void spellings(void **state) {
                     "\"sliding_attention\"],\"tie_word_embeddings\":\"-\",\"architectures\":[\"MistralModel\"]}"},
         {"qwen2", "{\"rope_parameters\":\"-\",\"rope_theta\":1000000.0,\"rope_scaling\":null,\"layer_types\":\"-\","
                   "\"sliding_window\":32768,\"use_mrope\":false,\"head_dim\":8}"},
-        {"qwen2-yarn",
-         "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100,\"truncate\":true,"
-         "\"original_max_position_embeddings\":32,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}"},
         {"smollm3",
          "{\"no_rope_layers\":\"-\",\"layer_types\":\"-\",\"tie_word_embeddings\":\"-\",\"use_sliding_window\":\"-\","
          "\"max_window_layers\":28}"},
@@ -406,6 +401,20 @@ static void spellings(void **state) {
         assert_same_config(&got, &want, same[i].changes);
         json_decref(root);
     }
+    static const char *const yarn[] = {
+        "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100.0,"
+        "\"original_max_position_embeddings\":16}}",
+        "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":100,\"truncate\":true,"
+        "\"original_max_position_embeddings\":16,\"beta_fast\":32,\"beta_slow\":1.0,\"finetuned\":true}}",
+        "{\"rope_parameters\":\"-\",\"rope_theta\":100,\"rope_scaling\":{\"type\":\"yarn\","
+        "\"original_max_position_embeddings\":16}}"}; /* the factor follows from the context of 64 */
+    for (int i = 0; i < 3; i++) {
+        json_t *stretched = changed("qwen2", yarn[i]);
+        const ModelConfig y = config_of(stretched);
+        assert_true(y.rope.kind == ROPE_YARN && y.rope.factor == 4 && y.rope.original == 16 && y.rope.theta == 100 &&
+                    y.rope.beta_fast == 32 && y.rope.beta_slow == 1 && !y.rope.attention && !y.rope.exact);
+        json_decref(stretched);
+    }
     json_t *root =
         changed("gemma2", "{\"attn_logit_softcapping\":null,\"final_logit_softcapping\":null,\"sliding_window\":null,"
                           "\"layer_types\":\"-\",\"query_pre_attn_scalar\":\"-\",\"head_dim\":\"-\"}");
@@ -425,17 +434,12 @@ static void spellings(void **state) {
     assert_true(c.head_size == 128 && c.window == 5 && !c.layer[0] && c.layer[1] == LAYER_WINDOW &&
                 c.rope.theta == 1e4f);
     json_decref(root);
-    root = changed("qwen2-yarn",
-                   "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":100,\"mscale\":0.7,"
-                   "\"mscale_all_dim\":0.5,\"truncate\":false,\"beta_fast\":16}}");
+    root =
+        changed("qwen2", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"rope_theta\":100,\"mscale\":0.7,"
+                         "\"mscale_all_dim\":0.5,\"truncate\":false,\"beta_fast\":16}}");
     c = config_of(root);
     assert_true(c.rope.exact && c.rope.beta_fast == 16 && c.rope.original == 64);
     assert_true(fabs(c.rope.attention - (0.07 * log(4) + 1) / (0.05 * log(4) + 1)) < 1e-6);
-    json_decref(root);
-    root = changed("qwen2-yarn", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":100,"
-                                 "\"original_max_position_embeddings\":16}}");
-    c = config_of(root);
-    assert_true(c.rope.factor == 4 && c.rope.original == 16); /* the context of 64 through the original one */
     json_decref(root);
     root = changed("smollm3", "{\"use_sliding_window\":true,\"sliding_window\":7,\"layer_types\":\"-\"}");
     c = config_of(root);
@@ -1079,6 +1083,52 @@ static void single_states(void **state) {
     }
 }
 
+/* A training state of a model with adapters: the base, the adapters and their moments come back; a model without adapters
+ * gets their sum, which is also what a file that is not a state has. */
+static void single_adapters(void **state) {
+    (void)state;
+    Model m, n;
+    ModelFile f, g;
+    Optimizer o, p;
+    Error e;
+    const Backend *b = backend_cpu();
+    const ModelLoad how = {.gradients = true, .lora = {.rank = 2, .targets = LORA_ALL, .scale = 0.7f}, .seed = 5};
+    if (!model_load_as(&m, &f, golden_path("qwen3"), &how, b, models_device, &o, &e)) fail_msg("%s", e.text);
+    const size_t first = model_trained_first(&m), count = model_trained_count(&m);
+    assert_true(first > 0 && count == o.count);
+    float *x = (float *)xmalloc(count * sizeof *x), *y = (float *)xmalloc(count * sizeof *y);
+    for (size_t i = 0; i < count; i++) x[i] = (float)(i % 17) / 64 - 0.125f;
+    model_upload(&m, first, x, count);
+    for (size_t i = 0; i < count; i++) y[i] = (float)i;
+    b->upload(m.device, o.m, y, count * sizeof *y);
+    if (!model_save(&m, &f, files_path("lora.state"), false, &o, "{}", &e)) fail_msg("%s", e.text);
+    if (!model_load_as(&n, &g, files_path("lora.state"), &how, b, models_device, &p, &e)) fail_msg("%s", e.text);
+    float *v = weights_of(&m), *w = weights_of(&n), *z = (float *)xmalloc(count * sizeof *z);
+    assert_memory_equal(v, w, m.parameters * sizeof *v);
+    b->download(n.device, z, p.m, count * sizeof *z);
+    assert_memory_equal(y, z, count * sizeof *y);
+    optimizer_free(&p, &n);
+    unload(&n, &g), free(w);
+    ModelLoad other = how;
+    other.lora.rank = 3;
+    assert_false(model_load_as(&n, &g, files_path("lora.state"), &other, b, models_device, &p, &e));
+    assert_non_null(strstr(e.text, "its adapters have rank 2"));
+    float *sum = (float *)xmalloc(m.parameters * sizeof *sum);
+    lora_merged(&m, 0, sum, m.parameters);
+    assert_true(memcmp(sum, v, first * sizeof *v) != 0);
+    save(&m, &f, files_path("sum.safetensors"), false);
+    for (int i = 0; i < 2; i++) {
+        load(&n, &g, files_path(i ? "sum.safetensors" : "lora.state"), false);
+        w = weights_of(&n);
+        assert_int_equal(n.parameters, first);
+        assert_memory_equal(w, sum, first * sizeof *w);
+        free(w), unload(&n, &g);
+    }
+    free(v), free(x), free(y), free(z), free(sum);
+    optimizer_free(&o, &m);
+    unload(&m, &f);
+}
+
 /* Every bit counts; other files are refused by what they are. */
 static void single_refusals(void **state) {
     (void)state;
@@ -1235,7 +1285,7 @@ int main(void) {
         cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
         cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
         cmocka_unit_test(single_files),   cmocka_unit_test(single_names),    cmocka_unit_test(single_of_a_new_model),
-        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(atomic),
-        cmocka_unit_test(mutations)};
+        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(single_adapters),
+        cmocka_unit_test(atomic),         cmocka_unit_test(mutations)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }
