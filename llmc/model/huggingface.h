@@ -34,7 +34,7 @@
 #include "../base/io.h"              /* file_slurp, XXH3_64bits, XXH3_64bits_update, XXH3_state_t, ... */
 #include "../base/text.h"            /* TextBuffer, text_format, text_free, TokenList, ... */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
-#include "../text/tokenizer_files.h" /* tokenizer_open_directory */
+#include "../text/tokenizer_files.h" /* tokenizer_open_folder */
 #include "config.h"                  /* FAMILY_GPT2, ModelConfig */
 #include "huggingface_config.h"      /* huggingface_config_read, huggingface_family, huggingface_stops, ... */
 #include "huggingface_names.h"       /* HuggingfacePart, HuggingfaceParts, huggingface_parts, ... */
@@ -512,7 +512,7 @@ static inline bool huggingface_tokenizer(const Huggingface *h, void **blob, size
     const bool pair =
         huggingface_source_file(h->source, "vocab.json") && huggingface_source_file(h->source, "merges.txt");
     if (!pair && !huggingface_source_file(h->source, "tokenizer.json")) return true;
-    bool ok = tokenizer_open_directory(&t, h->path, e);
+    bool ok = tokenizer_open_folder(&t, h->path, e);
     if (ok && t.vocab > h->config.vocab)
         ok = error_set(e, "%s: a tokenizer of %d tokens does not fit the model's vocabulary of %d", h->path, t.vocab,
                        h->config.vocab);
