@@ -6,9 +6,10 @@
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
 #include "../llmc/model/backend.h"        /* Backend, MLP_GEGLU, MLP_GELU, MLP_SWIGLU, ... */
 #include "../llmc/model/config.h"         /* ModelConfig, LAYER_WINDOW, FAMILY_GPT2, LAYER_NO_ROPE, ... */
-#include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
+#include "../llmc/model/lora.h"           /* lora_merged, model_trained_count, model_trained_first */
+#include "../llmc/model/model.h"          /* Model, model_upload, model_free, model_download, ... */
 #include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_load, ... */
-#include "../llmc/model/optimizer.h"      /* Optimizer, optimizer_free */
+#include "../llmc/model/optimizer.h"      /* optimizer_free, Optimizer */
 #include "../llmc/model/tensors.h"        /* TENSOR_qkvw, TENSOR_fcw, TENSOR_headw, TENSOR_qkvb, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
@@ -1082,6 +1083,52 @@ static void single_states(void **state) {
     }
 }
 
+/* A training state of a model with adapters: the base, the adapters and their moments come back; a model without adapters
+ * gets their sum, which is also what a file that is not a state has. */
+static void single_adapters(void **state) {
+    (void)state;
+    Model m, n;
+    ModelFile f, g;
+    Optimizer o, p;
+    Error e;
+    const Backend *b = backend_cpu();
+    const ModelLoad how = {.gradients = true, .lora = {.rank = 2, .targets = LORA_ALL, .scale = 0.7f}, .seed = 5};
+    if (!model_load_as(&m, &f, golden_path("qwen3"), &how, b, models_device, &o, &e)) fail_msg("%s", e.text);
+    const size_t first = model_trained_first(&m), count = model_trained_count(&m);
+    assert_true(first > 0 && count == o.count);
+    float *x = (float *)xmalloc(count * sizeof *x), *y = (float *)xmalloc(count * sizeof *y);
+    for (size_t i = 0; i < count; i++) x[i] = (float)(i % 17) / 64 - 0.125f;
+    model_upload(&m, first, x, count);
+    for (size_t i = 0; i < count; i++) y[i] = (float)i;
+    b->upload(m.device, o.m, y, count * sizeof *y);
+    if (!model_save(&m, &f, files_path("lora.state"), false, &o, "{}", &e)) fail_msg("%s", e.text);
+    if (!model_load_as(&n, &g, files_path("lora.state"), &how, b, models_device, &p, &e)) fail_msg("%s", e.text);
+    float *v = weights_of(&m), *w = weights_of(&n), *z = (float *)xmalloc(count * sizeof *z);
+    assert_memory_equal(v, w, m.parameters * sizeof *v);
+    b->download(n.device, z, p.m, count * sizeof *z);
+    assert_memory_equal(y, z, count * sizeof *y);
+    optimizer_free(&p, &n);
+    unload(&n, &g), free(w);
+    ModelLoad other = how;
+    other.lora.rank = 3;
+    assert_false(model_load_as(&n, &g, files_path("lora.state"), &other, b, models_device, &p, &e));
+    assert_non_null(strstr(e.text, "its adapters have rank 2"));
+    float *sum = (float *)xmalloc(m.parameters * sizeof *sum);
+    lora_merged(&m, 0, sum, m.parameters);
+    assert_true(memcmp(sum, v, first * sizeof *v) != 0);
+    save(&m, &f, files_path("sum.safetensors"), false);
+    for (int i = 0; i < 2; i++) {
+        load(&n, &g, files_path(i ? "sum.safetensors" : "lora.state"), false);
+        w = weights_of(&n);
+        assert_int_equal(n.parameters, first);
+        assert_memory_equal(w, sum, first * sizeof *w);
+        free(w), unload(&n, &g);
+    }
+    free(v), free(x), free(y), free(z), free(sum);
+    optimizer_free(&o, &m);
+    unload(&m, &f);
+}
+
 /* Every bit counts; other files are refused by what they are. */
 static void single_refusals(void **state) {
     (void)state;
@@ -1238,7 +1285,7 @@ int main(void) {
         cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
         cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
         cmocka_unit_test(single_files),   cmocka_unit_test(single_names),    cmocka_unit_test(single_of_a_new_model),
-        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(atomic),
-        cmocka_unit_test(mutations)};
+        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(single_adapters),
+        cmocka_unit_test(atomic),         cmocka_unit_test(mutations)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }

@@ -27,18 +27,18 @@
 #ifndef LLMC_MODEL_HUGGINGFACE_SAVE_H
 #define LLMC_MODEL_HUGGINGFACE_SAVE_H
 
-#include "../base/error.h"            /* Error, Error, error_set, error_set, ... */
-#include "../base/io.h"               /* XXH3_64bits, XXH3_64bits, Writer, Writer, ... */
-#include "../base/text.h"             /* TextBuffer, TextBuffer, text_free, text_free, ... */
-#include "config.h"                   /* ModelConfig, ModelConfig */
-#include "huggingface.h"              /* huggingface_path, huggingface_path, huggingface_parse, ... */
-#include "huggingface_config.h"       /* huggingface_config_read, huggingface_config_read, huggingface_ids_text, ... */
-#include "huggingface_config_write.h" /* huggingface_config_change, huggingface_config_change, ... */
-#include "huggingface_names.h"        /* HuggingfaceParts, HuggingfaceParts, HuggingfacePart, HuggingfacePart, ... */
-#include "lora.h"                     /* lora_merged, lora_merged */
-#include "model.h"                    /* Model, Model, model_each_chunk, model_each_chunk, ... */
-#include "safetensors.h"              /* SafetensorsType, SafetensorsType, SAFETENSORS_TYPE_COUNT, ... */
-#include "tensors.h"                  /* TENSOR_valueb, TENSOR_valueb */
+#include "../base/error.h"            /* Error, error_set, xstrdup, xmalloc, ... */
+#include "../base/io.h"               /* XXH3_64bits, Writer, writer_abort, writer_commit, ... */
+#include "../base/text.h"             /* TextBuffer, text_free, TokenList, text_format, ... */
+#include "config.h"                   /* ModelConfig */
+#include "huggingface.h"              /* huggingface_path, huggingface_parse, HuggingfaceFile, huggingface_ends, ... */
+#include "huggingface_config.h"       /* huggingface_config_read, huggingface_ids_text, huggingface_stops */
+#include "huggingface_config_write.h" /* huggingface_config_change, huggingface_architecture_name, ... */
+#include "huggingface_names.h"        /* HuggingfaceParts, HuggingfacePart, huggingface_parts, ... */
+#include "lora.h"                     /* lora_merged */
+#include "model.h"                    /* Model, model_each_chunk, ModelChunk, model_download */
+#include "safetensors.h"              /* SafetensorsType, SAFETENSORS_TYPE_COUNT, SAFETENSORS_F32, ... */
+#include "tensors.h"                  /* TENSOR_valueb */
 #include <dirent.h>
 #include <fnmatch.h>
 #include <ftw.h>
@@ -85,15 +85,16 @@ static inline uint64_t huggingface_part_bytes(const HuggingfaceOutput *o, const 
     return (uint64_t)p->rows * p->columns * (safetensors_type_bits(huggingface_type(o, p->name)) / 8);
 }
 
-/* Writes the values of a part. */
+/* Writes the values of a part. download: model_download(), or lora_merged() to add the model's adapters. */
 static inline bool huggingface_put_part(SafetensorsWriter *w, const Model *m, const HuggingfacePart *p,
-                                        SafetensorsType type, Error *e) {
+                                        SafetensorsType type,
+                                        void (*download)(const Model *m, size_t at, float *host, size_t n), Error *e) {
     const size_t n = p->rows * p->columns;
     ModelChunk c = {0};
     bool ok = true;
     if (!p->transposed) {
         while (ok && model_each_chunk(&c, n)) {
-            lora_merged(m, p->at + c.at, c.host, c.n);
+            download(m, p->at + c.at, c.host, c.n);
             ok = safetensors_put_floats(w, p->name, type, c.host, c.n, e);
         }
         free(c.host);
@@ -101,7 +102,7 @@ static inline bool huggingface_put_part(SafetensorsWriter *w, const Model *m, co
     }
     float *x = (float *)xmalloc(n * sizeof *x), *y = (float *)xmalloc(n * sizeof *y);
     while (model_each_chunk(&c, n)) {
-        lora_merged(m, p->at + c.at, c.host, c.n);
+        download(m, p->at + c.at, c.host, c.n);
         memcpy(x + c.at, c.host, c.n * sizeof *x);
     }
     for (size_t block = 0; block < p->rows; block += 16)
@@ -132,7 +133,8 @@ static inline bool huggingface_put_file(const Model *m, const HuggingfaceOutput 
     bool ok = safetensors_begin(&w, path, metadata, e);
     json_decref(metadata);
     for (size_t i = 0; ok && i < w.count; i++)
-        ok = huggingface_put_part(&w, m, huggingface_find_part(parts, w.tensor[i].name), w.tensor[i].type, e);
+        ok = huggingface_put_part(&w, m, huggingface_find_part(parts, w.tensor[i].name), w.tensor[i].type, lora_merged,
+                                  e);
     ok = ok && safetensors_commit(&w, e);
     safetensors_abort(&w);
     return ok;

@@ -17,25 +17,24 @@
 #ifndef LLMC_MODEL_MODEL_FILE_H
 #define LLMC_MODEL_MODEL_FILE_H
 
-#include "../base/error.h"     /* Error, Error, error_set, error_set, ... */
-#include "../base/io.h"        /* XXH3_state_t, XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_digest, ... */
-#include "../base/text.h"      /* TokenList, TokenList, token_list_append, token_list_append, ... */
-#include "backend.h"           /* Backend, Backend, Device, Device, ... */
-#include "checkpoint.h"        /* CheckpointReader, CheckpointReader, CheckpointWriter, CheckpointWriter, ... */
-#include "config.h"            /* ModelConfig, ModelConfig, LoraConfig, LoraConfig, ... */
-#include "huggingface.h"       /* Huggingface, Huggingface, huggingface_ends, huggingface_ends, ... */
-#include "huggingface_names.h" /* HuggingfacePart, HuggingfacePart */
-#include "huggingface_save.h"  /* HuggingfaceOutput, HuggingfaceOutput, huggingface_is_output, ... */
-#include "lora.h"              /* model_trained_count, model_trained_count, lora_add, lora_add, ... */
-#include "lora.h"              /* model_trained_count, model_trained_count, lora_add, lora_add, ... */
-#include "model.h"             /* Model, Model, ModelChunk, ModelChunk, ... */
-#include "model_single.h"      /* single_array_name, single_array_name, single_text, single_text, ... */
-#include "optimizer.h"         /* Optimizer, Optimizer, optimizer_new, optimizer_new, ... */
-#include "peft.h"              /* Peft, Peft, peft_close, peft_close, ... */
-#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, ... */
-#include "share.h"             /* Share, Share */
-#include "tensors.h"           /* FIRST_LORA_TENSOR, FIRST_LORA_TENSOR, TENSOR_valuew, TENSOR_valuew, ... */
-#include "transformer.h"       /* LINEAR_COUNT, LINEAR_COUNT, LinearInfo, LinearInfo, ... */
+#include "../base/error.h"     /* Error, error_set, xmalloc, xcalloc, ... */
+#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
+#include "../base/text.h"      /* TokenList, token_list_append, token_list_free */
+#include "backend.h"           /* Backend, Device, Floats, floats_at */
+#include "checkpoint.h"        /* CheckpointReader, CheckpointWriter, checkpoint_payload, checkpoint_put, ... */
+#include "config.h"            /* ModelConfig, LoraConfig, model_config_check, FAMILY_GPT2, ... */
+#include "huggingface.h"       /* Huggingface, huggingface_ends, HuggingfaceSource, huggingface_close, ... */
+#include "huggingface_names.h" /* HuggingfacePart */
+#include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
+#include "lora.h"              /* model_trained_count, lora_add, lora_merged, model_trained_first */
+#include "model.h"             /* Model, ModelChunk, model_each_chunk, model_download, ... */
+#include "model_single.h"      /* single_layer, single_text, single_begins, single_has, ... */
+#include "optimizer.h"         /* Optimizer, optimizer_new, Slice, optimizer_free, ... */
+#include "peft.h"              /* Peft, peft_close, peft_open, peft_read */
+#include "safetensors.h"       /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SafeTensor, SafetensorsType, ... */
+#include "share.h"             /* Share */
+#include "tensors.h"           /* FIRST_LORA_TENSOR, TENSOR_COUNT, TensorInfo, TENSOR_valuew, ... */
+#include "transformer.h"       /* LINEAR_COUNT, LinearInfo, model_linear */
 #include <jansson.h>
 
 typedef struct ModelFile {
@@ -148,15 +147,20 @@ static inline void model_merge_lora(const Model *m, const Optimizer *o, const Mo
     }
 }
 
+/* Checks that a model's adapters, if it has any, have the shape of those in a file. */
+static inline bool model_same_lora(const ModelConfig *c, const LoraConfig *lora, const char *name, Error *e) {
+    if (!c->lora.rank || !memcmp(lora, &c->lora, sizeof *lora)) return true;
+    return error_set(e, "%s: its adapters have rank %d, targets %d and scale %g, expected %d, %d and %g", name,
+                     lora->rank, lora->targets, (double)lora->scale, c->lora.rank, c->lora.targets,
+                     (double)c->lora.scale);
+}
+
 /* Reads the adapters of a training state. A model without adapters gets their sum with its weights. */
 static inline bool model_read_lora(CheckpointReader *r, Model *m, const Optimizer *o, uint64_t bytes, Error *e) {
     LoraConfig lora;
     if (bytes < sizeof lora || !checkpoint_payload(r, &lora, sizeof lora, "adapters", e))
         return error_set(e, "%s: adapters of %llu bytes", r->in.name, (unsigned long long)bytes);
-    if (m->config.lora.rank && memcmp(&lora, &m->config.lora, sizeof lora))
-        return error_set(e, "%s: its adapters have rank %d, targets %d and scale %g, expected %d, %d and %g",
-                         r->in.name, lora.rank, lora.targets, (double)lora.scale, m->config.lora.rank,
-                         m->config.lora.targets, (double)m->config.lora.scale);
+    if (!model_same_lora(&m->config, &lora, r->in.name, e)) return false;
     ModelConfig config = m->config;
     TensorInfo t[TENSOR_COUNT];
     config.lora = lora;
@@ -361,11 +365,8 @@ static inline bool model_read_layers(const Huggingface *h, const Model *m, const
         for (int l = 0; tensor_trained(&m->tensor[i]) && l < (int)m->tensor[i].layers; l++) {
             const TensorInfo *t = &m->tensor[i];
             const size_t n = t->rows * t->columns, at = t->offset + (size_t)l * n;
-            char name[96];
-            single_array_name(name, tag, i, t->name, l);
-            const SafeTensor *from = huggingface_find(h, name);
-            if (!from || from->type != SAFETENSORS_F32 || from->elements != n)
-                return error_set(e, "%s: %s is missing or has another size than the model needs", h->path, name);
+            const SafeTensor *from = single_layer(h, tag, i, t->name, l, n, e);
+            if (!from) return false;
             for (ModelChunk c = {0}; model_each_chunk(&c, n);) {
                 safetensors_floats(from, c.at, c.host, c.n);
                 if (to) model_put_slices(m, o, to, at + c.at, c.host, c.n);
@@ -375,13 +376,35 @@ static inline bool model_read_layers(const Huggingface *h, const Model *m, const
     return true;
 }
 
+/* Reads the adapters of a training state in a single file. A model without adapters gets their sum with its weights. */
+static inline bool model_read_adapters(const Huggingface *h, Model *m, const Optimizer *o, Error *e) {
+    ModelConfig config = m->config;
+    TensorInfo t[TENSOR_COUNT];
+    if (!single_lora(h, &config.lora, e)) return false;
+    if (!config.lora.rank) return true;
+    if (!model_config_check(&config, h->path, e) || !model_same_lora(&m->config, &config.lora, h->path, e))
+        return false;
+    const size_t all = model_tensors(&config, t), first = t[FIRST_LORA_TENSOR].offset, count = all - first;
+    float *host = (float *)xmalloc(count * sizeof *host);
+    bool ok = true;
+    for (int i = FIRST_LORA_TENSOR; ok && i < TENSOR_COUNT; i++)
+        for (int l = 0; ok && t[i].size && l < (int)t[i].layers; l++) {
+            const size_t n = t[i].rows * t[i].columns;
+            const SafeTensor *from = single_layer(h, "llmc.lora", i, t[i].name, l, n, e);
+            ok = from != NULL;
+            if (ok) safetensors_floats(from, 0, host + t[i].offset - first + (size_t)l * n, n);
+        }
+    if (ok && m->config.lora.rank) model_put_weights(m, o, first, host, count);
+    else if (ok) model_merge_lora(m, o, &config, t, host);
+    free(host);
+    return ok;
+}
+
 /* Reads the moments, and the masters, of a training state in a single file. */
 static inline bool model_read_state(const Huggingface *h, const Model *m, const Optimizer *o, Error *e) {
-    char name[96];
-    single_array_name(name, "llmc.master", TENSOR_wte, m->tensor[TENSOR_wte].name, 0);
     if (!h->trainer) return true;
     return model_read_layers(h, m, o, "llmc.adam1", o->m, e) && model_read_layers(h, m, o, "llmc.adam2", o->v, e) &&
-           (!huggingface_find(h, name) || model_read_layers(h, m, o, "llmc.master", o->master, e));
+           (!single_has(h, "llmc.master") || model_read_layers(h, m, o, "llmc.master", o->master, e));
 }
 
 /* model_load_as() for a folder or a single file, which has been opened. Closes it. */
@@ -397,7 +420,8 @@ static inline bool model_load_opened(Model *m, ModelFile *f, Huggingface *h, con
     if (ok) {
         model_read_parts(h, m, o);
         if (how->value_head && !h->config.value_head) model_new_head(m, o, how->seed);
-        ok = model_load_lora(m, o, how, e) && (!o || model_read_state(h, m, o, e)) && model_take_texts(h, f, e);
+        ok = model_load_lora(m, o, how, e) && model_read_adapters(h, m, o, e) && (!o || model_read_state(h, m, o, e)) &&
+             model_take_texts(h, f, e);
     }
     huggingface_close(h);
     return ok;

@@ -12,7 +12,9 @@
  *   llmc.valueb             F32 (1): the bias of the value head, whose weights are score.weight
  *   llmc.adam1.II.T.LLLL    F32: Adam's first moments of layer LLLL of tensor T, number II of tensors.h's table; a training
  *   llmc.adam2.II.T.LLLL    state has these, the second moments and, if the device keeps narrower weights, the float32
- *   llmc.master.II.T.LLLL   master weights
+ *   llmc.master.II.T.LLLL   master weights, each of the tensors that are trained
+ *   llmc.lora.II.T.LLLL     F32: a training state's low-rank adapters, of the shape in "llmc.lora", JSON; the weights are
+ *                           those without them. A model that is not a state has the sum in its weights
  *   ~xxh3                   U8 (8): the XXH3-64 of all bytes before it; it is the last array of the file
  *
  * The file is written and read without a seek, so it can be a pipe, and compressed. A regular file that is not compressed
@@ -25,15 +27,17 @@
 #include "../base/io.h"               /* Reader, IO_BUFFER, IO_PIECE, XXH3_64bits, ... */
 #include "../base/text.h"             /* text_free, TextBuffer, text_format, text_string */
 #include "backend.h"                  /* Floats, floats_at */
-#include "huggingface.h"              /* Huggingface, HuggingfaceSource, huggingface_ends, HuggingfaceFile, ... */
-#include "huggingface_config.h"       /* huggingface_ids */
+#include "config.h"                   /* LoraConfig */
+#include "huggingface.h"              /* Huggingface, HuggingfaceSource, huggingface_ends, huggingface_find, ... */
+#include "huggingface_config.h"       /* huggingface_integer, huggingface_ids, huggingface_number */
 #include "huggingface_config_write.h" /* huggingface_can_describe, huggingface_config_write */
 #include "huggingface_names.h"        /* HuggingfaceParts, HuggingfacePart, huggingface_parts, ... */
 #include "huggingface_save.h"         /* HuggingfaceOutput, huggingface_changed_config, huggingface_find_part, ... */
-#include "model.h"                    /* Model, ModelChunk, model_download, model_each_chunk, ... */
+#include "lora.h"                     /* lora_merged, model_trained_first */
+#include "model.h"                    /* Model, model_download, ModelChunk, model_each_chunk, ... */
 #include "optimizer.h"                /* Optimizer */
-#include "safetensors.h"              /* safetensors_add, SafetensorsWriter, safetensors_put, SAFETENSORS_F32, ... */
-#include "tensors.h"                  /* TENSOR_COUNT, TENSOR_valueb */
+#include "safetensors.h"              /* safetensors_add, SAFETENSORS_F32, SafeTensor, SafetensorsWriter, ... */
+#include "tensors.h"                  /* TENSOR_COUNT, FIRST_LORA_TENSOR, tensor_trained, TENSOR_valueb */
 #include <jansson.h>
 
 #define SINGLE_SUM  "~xxh3"
@@ -78,11 +82,16 @@ static inline void single_announce(SafetensorsWriter *w, const Model *m, const H
     }
     for (int k = single_arrays(optimizer, array) - 1; k >= 0; k--)
         for (int i = 0; i < TENSOR_COUNT; i++)
-            for (int l = 0; m->tensor[i].size && l < (int)m->tensor[i].layers; l++) {
+            for (int l = 0; tensor_trained(&m->tensor[i]) && l < (int)m->tensor[i].layers; l++) {
                 single_array_name(name, array[k].tag, i, m->tensor[i].name, l);
                 safetensors_add(w, name, SAFETENSORS_F32, 2,
                                 (const uint64_t[]){m->tensor[i].rows, m->tensor[i].columns});
             }
+    for (int i = FIRST_LORA_TENSOR; optimizer && i < TENSOR_COUNT; i++)
+        for (int l = 0; m->tensor[i].size && l < (int)m->tensor[i].layers; l++) {
+            single_array_name(name, "llmc.lora", i, m->tensor[i].name, l);
+            safetensors_add(w, name, SAFETENSORS_F32, 2, (const uint64_t[]){m->tensor[i].rows, m->tensor[i].columns});
+        }
     if (m->config.value_head) safetensors_add(w, "llmc.valueb", SAFETENSORS_F32, 1, (const uint64_t[]){1});
     for (size_t i = 0; o->source && i < o->source->files; i++) {
         TextBuffer file = {0};
@@ -124,6 +133,9 @@ static inline json_t *single_metadata(const Model *m, const HuggingfaceOutput *o
     TextBuffer config = {0}, stops = {0};
     char *lineage = o->lineage ? json_dumps(o->lineage, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     char *source = o->source ? single_source_text(o->source) : NULL;
+    char lora[100];
+    snprintf(lora, sizeof lora, "{\"rank\":%d,\"targets\":%d,\"scale\":%.9g}", m->config.lora.rank,
+             m->config.lora.targets, (double)m->config.lora.scale);
     bool ok = true;
     same.type = SAFETENSORS_TYPE_COUNT; /* config.json keeps the type of the folder */
     if (o->source) ok = huggingface_changed_config(&config, &m->config, &same, e);
@@ -138,6 +150,7 @@ static inline json_t *single_metadata(const Model *m, const HuggingfaceOutput *o
          single_set(metadata, "llmc.chat_template", o->chat_template, path, e) &&
          single_set(metadata, "llmc.reward", o->reward, path, e) &&
          single_set(metadata, "llmc.trainer", trainer, path, e) &&
+         single_set(metadata, "llmc.lora", trainer ? lora : NULL, path, e) &&
          single_set(metadata, "llmc.source", source, path, e) &&
          (!o->source || single_set(metadata, "llmc.index", o->source->index, path, e));
     free(lineage), free(source);
@@ -151,7 +164,7 @@ static inline json_t *single_metadata(const Model *m, const HuggingfaceOutput *o
 static inline bool single_put_layer(SafetensorsWriter *w, const Model *m, const Optimizer *o, const Floats *array,
                                     int i, int l, Error *e) {
     const size_t n = m->tensor[i].rows * m->tensor[i].columns;
-    const Floats *from = floats_at((Floats *)array, m->tensor[i].offset + (size_t)l * n);
+    const Floats *from = floats_at((Floats *)array, m->tensor[i].offset - model_trained_first(m) + (size_t)l * n);
     ModelChunk c = {0};
     bool ok = true;
     if (o->sharded) {
@@ -171,7 +184,7 @@ static inline bool single_put_array(SafetensorsWriter *w, const Model *m, const 
                                     size_t *at, Error *e) {
     bool ok = true;
     for (int i = 0; i < TENSOR_COUNT; i++)
-        for (int l = 0; ok && m->tensor[i].size && l < (int)m->tensor[i].layers; l++) {
+        for (int l = 0; ok && tensor_trained(&m->tensor[i]) && l < (int)m->tensor[i].layers; l++) {
             char name[96];
             single_array_name(name, array->tag, i, m->tensor[i].name, l);
             assert(!strcmp(w->tensor[*at].name, name)); /* the order of the names is that of the table */
@@ -183,16 +196,33 @@ static inline bool single_put_array(SafetensorsWriter *w, const Model *m, const 
     return ok;
 }
 
+/* Writes the adapters, which begin at w->tensor[*at], and sets *at to their last tensor. */
+static inline bool single_put_adapters(SafetensorsWriter *w, const Model *m, size_t *at, Error *e) {
+    bool ok = true;
+    for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
+        ModelChunk c = {0};
+        while (ok && model_each_chunk(&c, m->tensor[i].size)) {
+            model_download(m, m->tensor[i].offset + c.at, c.host, c.n);
+            ok = safetensors_put(w, c.host, c.n * sizeof *c.host, e);
+        }
+        free(c.host);
+        *at += m->tensor[i].size ? m->tensor[i].layers : 0;
+    }
+    --*at;
+    return ok;
+}
+
 /* Writes the data of w->tensor[*at], or of several. */
 static inline bool single_put(SafetensorsWriter *w, const Model *m, const HuggingfaceOutput *o,
                               const HuggingfaceParts *parts, const Optimizer *optimizer, size_t *at, Error *e) {
     const SafeTensor *t = &w->tensor[*at];
     const HuggingfacePart *part = huggingface_find_part(parts, t->name);
     SingleArray array[3];
-    if (part) return huggingface_put_part(w, m, part, t->type, e);
+    if (part) return huggingface_put_part(w, m, part, t->type, optimizer ? model_download : lora_merged, e);
     for (int k = single_arrays(optimizer, array) - 1; k >= 0; k--)
         if (!strncmp(t->name, array[k].tag, strlen(array[k].tag)))
             return single_put_array(w, m, optimizer, &array[k], at, e);
+    if (!strncmp(t->name, "llmc.lora.", 10)) return single_put_adapters(w, m, at, e);
     if (!strcmp(t->name, "llmc.valueb")) {
         float bias;
         model_download(m, m->tensor[TENSOR_valueb].offset, &bias, 1);
@@ -288,6 +318,39 @@ static inline json_t *single_json(const Huggingface *h, const char *key, Error *
     json_t *root = text ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
     if (!root) error_set(e, "%s: __metadata__: %s is not JSON", h->path, key);
     return root;
+}
+
+/* Reads the shape of a training state's adapters; rank 0: it has none. */
+static inline bool single_lora(const Huggingface *h, LoraConfig *lora, Error *e) {
+    *lora = (LoraConfig){0};
+    if (!h->files || !single_text(h, "llmc.lora")) return true;
+    json_t *root = single_json(h, "llmc.lora", e);
+    double scale = 0;
+    const bool ok = root && huggingface_integer(root, "rank", 0, &lora->rank, h->path, e) &&
+                    huggingface_integer(root, "targets", 0, &lora->targets, h->path, e) &&
+                    (!lora->rank || huggingface_number(root, "scale", NAN, &scale, h->path, e));
+    lora->scale = (float)scale;
+    if (!lora->rank) *lora = (LoraConfig){0};
+    json_decref(root);
+    return ok;
+}
+
+/* Layer l of tensor i in an array of a training state, which has n elements; NULL: the file lacks it. */
+static inline const SafeTensor *single_layer(const Huggingface *h, const char *tag, int i, const char *tensor_name,
+                                             int l, size_t n, Error *e) {
+    char name[96];
+    single_array_name(name, tag, i, tensor_name, l);
+    const SafeTensor *t = huggingface_find(h, name);
+    if (t && t->type == SAFETENSORS_F32 && t->elements == n) return t;
+    error_set(e, "%s: %s is missing or has another size than the model needs", h->path, name);
+    return NULL;
+}
+
+/* Whether the file has arrays of this tag. */
+static inline bool single_has(const Huggingface *h, const char *tag) {
+    for (size_t i = 0; i < h->file[0].count; i++)
+        if (!strncmp(h->file[0].tensor[i].name, tag, strlen(tag))) return true;
+    return false;
 }
 
 /* Reads "llmc.source". */
