@@ -16,7 +16,7 @@
 #include "attention_decode.cuh" /* decode_launch */
 #include "attention_mma.cuh"    /* MMA_ROWS, MMA_THREADS, attention_forward_mma_kernel, ... */
 #include "attention_plain.cuh"  /* PLAIN, PLAIN_THREADS, plain_backward_bytes, attention_forward_plain_kernel, ... */
-#include "common.cuh"           /* Device, cuda_wide, CUDA_LAUNCHED, cuda_fail, ... */
+#include "common.cuh"           /* Device, cuda_fail, cuda_wide, CUDA_LAUNCHED, ... */
 #include "ptx.cuh"              /* LAUNCH, SHARED_DYNAMIC */
 #include "segments.cuh"         /* halves_of, outside_zero, Halves, strips_most */
 
@@ -35,6 +35,7 @@ static inline bool attention_check(Device *d, const Attention *a) {
             d,
             "attention: %d heads of size %d over %d key heads; heads must be a multiple of key heads, of size 1 to 256",
             a->heads, a->head_size, a->kv_heads);
+    if (a->window || a->cap > 0) return cuda_fail(d, "attention: windows and caps are not supported");
     return !d->failed;
 }
 
