@@ -16,9 +16,9 @@
 #include "attention_decode.cuh" /* decode_launch */
 #include "attention_mma.cuh"    /* MMA_ROWS, MMA_THREADS, attention_forward_mma_kernel, ... */
 #include "attention_plain.cuh"  /* PLAIN, PLAIN_THREADS, plain_backward_bytes, attention_forward_plain_kernel, ... */
-#include "common.cuh"           /* Device, cuda_fail, cuda_wide, CUDA_LAUNCHED, ... */
+#include "common.cuh"           /* Device, cuda_wide, CUDA_LAUNCHED, cuda_fail, ... */
 #include "ptx.cuh"              /* LAUNCH, SHARED_DYNAMIC */
-#include "segments.cuh"         /* halves_of, outside_zero, Halves, strips_most */
+#include "segments.cuh"         /* halves_of, attention_has_extras, outside_zero, Halves, ... */
 
 enum {
     ATTENTION_FEW = 2,    /* rows per segment up to which a batch is decode */

@@ -16,7 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "common.cuh"         /* CUDA_LAUNCHED, Device, cuda_wide, from_float, ... */
 #include "ptx.cuh"            /* LAUNCH, wide_load, wide_store */
-#include "segments.cuh"       /* keys_seen, RowMap, map_keys */
+#include "segments.cuh"       /* keys_from, keys_seen, RowMap, map_keys */
 
 enum {
     DECODE_WARPS = 4,

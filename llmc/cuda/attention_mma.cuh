@@ -24,7 +24,7 @@
 #include "../model/backend.h" /* Attention */
 #include "common.cuh"         /* bf16 */
 #include "ptx.cuh"            /* cp_async_commit, cp_async_wait, fast_exp2, mma_m16n8k16_bf16, ... */
-#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
+#include "segments.cuh"       /* keys_seen, map_rows, keys_from, RowMap, ... */
 
 enum { MMA_ROWS = 64, MMA_WARPS = 4, MMA_THREADS = 32 * MMA_WARPS };
 

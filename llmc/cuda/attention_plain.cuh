@@ -12,7 +12,7 @@
 #include "../model/backend.h" /* Attention */
 #include "common.cuh"         /* from_float, to_float */
 #include "ptx.cuh"            /* SHARED_DYNAMIC */
-#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
+#include "segments.cuh"       /* keys_seen, map_rows, RowMap, keys_from, ... */
 
 enum { PLAIN = 32, PLAIN_THREADS = 128, PLAIN_WEIGHTS = PLAIN * (PLAIN + 1) };
 

@@ -61,8 +61,8 @@ static void cuda_embed_forward(Device *d, Acts *out, const Weights *wte, const W
 }
 
 /* to[row[i]] += scale from[i], in the order of i. One block per input: it returns if an earlier input has the same
- * destination, else it adds all inputs with that destination. */
-template <typename D, typename T, int W>
+ * destination, else it adds all inputs with that destination. Not SCALED: scale is 1. */
+template <typename D, typename T, int W, bool SCALED>
 __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, const int32_t *__restrict__ row,
                                float scale, int N, int C) {
     __shared__ int found[SCATTER_THREADS], before[SCATTER_THREADS / 32 + 1];
@@ -92,7 +92,7 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
                 for (int k = 0; k < count; k++) {
                     lane_load(add, from + (size_t)found[k] * C + c);
 #pragma unroll
-                    for (int e = 0; e < W; e++) sum[e] = fmaf(scale, add[e], sum[e]);
+                    for (int e = 0; e < W; e++) sum[e] = SCALED ? fmaf(scale, add[e], sum[e]) : sum[e] + add[e];
                 }
                 lane_store(to + (size_t)mine * C + c, sum);
             }
@@ -101,16 +101,17 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
     }
 }
 
-template <typename D, typename T>
+template <bool SCALED, typename D, typename T>
 static void scatter_launch(Device *d, D *to, const T *from, const Ints *row, float scale, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
+    const int32_t *rows = (const int32_t *)row;
     if (N == 0) return;
     if (cuda_wide<T>((size_t)C, to, from)) {
-        LAUNCH((scatter_kernel<D, T, W>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, (const int32_t *)row,
-               scale, N, C);
+        LAUNCH((scatter_kernel<D, T, W, SCALED>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, rows, scale, N,
+               C);
     } else {
-        LAUNCH((scatter_kernel<D, T, 1>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, (const int32_t *)row,
-               scale, N, C);
+        LAUNCH((scatter_kernel<D, T, 1, SCALED>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, rows, scale, N,
+               C);
     }
     CUDA_LAUNCHED(d, "scatter", "N %d, C %d", N, C);
 }
@@ -118,12 +119,14 @@ static void scatter_launch(Device *d, D *to, const T *from, const Ints *row, flo
 template <typename T>
 static void cuda_embed_backward(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
                                 const Ints *position, float scale, int N, int C) {
-    scatter_launch<float, T>(d, (float *)dwte, (const T *)dout, token, scale, N, C);
-    if (dwpe) scatter_launch<float, T>(d, (float *)dwpe, (const T *)dout, position, 1, N, C);
+    const T *from = (const T *)dout;
+    if (scale == 1) scatter_launch<false>(d, (float *)dwte, from, token, 1, N, C);
+    else scatter_launch<true>(d, (float *)dwte, from, token, scale, N, C);
+    if (dwpe) scatter_launch<false>(d, (float *)dwpe, from, position, 1, N, C);
 }
 
 template <typename T> static void cuda_scatter_rows(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C) {
-    scatter_launch<T, T>(d, (T *)x, (const T *)in, row, 1, R, C);
+    scatter_launch<false>(d, (T *)x, (const T *)in, row, 1, R, C);
 }
 
 /* x[i,c] += scale[i] u, u uniform in (-1, 1) */
