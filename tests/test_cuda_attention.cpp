@@ -18,6 +18,8 @@ struct Problem {
     bool cache; /* keys and values are in a separate cache of key_rows rows */
     int key_rows;
     Segments segments;
+    int window;            /* 0: none */
+    float cap;             /* 0: none */
     Numbers q, k, v, dout; /* (rows, H, D) (K, KVH, D) (K, KVH, D) (rows, H, D) */
 };
 
@@ -75,13 +77,14 @@ static Reference reference(const Problem &p, bool backward) {
     for (const Segment &s : p.segments)
         for (int i = 0; i < s.len; i++) {
             std::vector<size_t> keys;
-            for (int j = 0; j < s.prefix_len; j++) keys.push_back((size_t)(s.prefix_start + j));
-            for (int j = 0; j <= s.past + i; j++) keys.push_back((size_t)(s.key_start + j));
+            for (int j = 0, position = s.prefix_len + s.past + i; j <= position; j++) /* the prefix, then own keys */
+                if (p.window == 0 || j > position - p.window)
+                    keys.push_back((size_t)(j < s.prefix_len ? s.prefix_start + j : s.key_start + j - s.prefix_len));
             const size_t row = (size_t)(s.start + i);
             r.inside[row] = true;
             for (int h = 0; h < H; h++) {
                 const size_t kv = (size_t)(h / (H / KVH)), at = (row * H + h) * D;
-                Doubles w(keys.size()), dw(keys.size());
+                Doubles w(keys.size()), dw(keys.size()), slope(keys.size(), 1);
                 double most = -INFINITY, total = 0, mean = 0, mean_size = 0, score_size = 1;
                 for (size_t j = 0; j < keys.size(); j++) {
                     double dot = 0, magnitude = 0;
@@ -91,6 +94,11 @@ static Reference reference(const Problem &p, bool backward) {
                         magnitude += fabs(term);
                     }
                     w[j] = dot * scale;
+                    if (p.cap > 0) {
+                        const double bent = tanh(w[j] / p.cap);
+                        w[j] = p.cap * bent;
+                        slope[j] = 1 - bent * bent;
+                    }
                     most = fmax(most, w[j]);
                     score_size = fmax(score_size, magnitude * scale);
                 }
@@ -117,8 +125,8 @@ static Reference reference(const Problem &p, bool backward) {
                     mean_size += w[j] * magnitude;
                 }
                 for (size_t j = 0; j < keys.size(); j++) {
-                    const double ds = w[j] * (dw[j] - mean) * scale;
-                    const double ds_size = w[j] * (fabs(dw[j]) + mean_size) * scale * (1 + score_size / 16);
+                    const double ds = w[j] * (dw[j] - mean) * slope[j] * scale, steep = slope[j] + 0x1p-12;
+                    const double ds_size = w[j] * (fabs(dw[j]) + mean_size) * steep * scale * (1 + score_size / 16);
                     const size_t key = (keys[j] * KVH + kv) * D;
                     for (int d = 0; d < D; d++) {
                         r.dq.add(at + d, ds * p.k[key + d], ds_size * fabs(p.k[key + d]));
@@ -158,6 +166,8 @@ template <typename T> static Results run(const Problem &p, bool backward, bool l
     a.kv_heads = p.kv_heads;
     a.head_size = p.head_size;
     a.scale = 1.0f / sqrtf((float)p.head_size);
+    a.window = p.window;
+    a.cap = p.cap;
     a.segment = (const Ints *)device_indices(words);
     T *dqkv = NULL;
     if (p.cache) {
@@ -210,8 +220,8 @@ template <typename T> static double tolerance() { return sizeof(T) == 2 ? 0x1p-7
 template <typename T> static void check(const char *name, const Problem &p, bool backward) {
     const Reference want = reference(p, backward);
     const Results got = run<T>(p, backward);
-    print_message("  %s: %d rows, %d/%d heads of %d, %s\n", name, p.rows, p.heads, p.kv_heads, p.head_size,
-                  sizeof(T) == 2 ? "bf16" : "float32");
+    print_message("  %s: %d rows, %d/%d heads of %d, window %d, cap %g, %s\n", name, p.rows, p.heads, p.kv_heads,
+                  p.head_size, p.window, p.cap, sizeof(T) == 2 ? "bf16" : "float32");
     compare("out", got.out, want.out.value, want.out.size, tolerance<T>());
     compare("lse", got.lse, want.lse.value, want.lse.size, 0x1p-18);
     if (backward) {
@@ -289,9 +299,11 @@ static void test_float_borders(void **s) { test_borders<float>(s); }
 static void test_bf16_borders(void **s) { test_borders<bf16>(s); }
 
 /* Long segments are processed in strips of 128 rows: the same bits as in strips of 64. */
-static void test_long_strips(void **) {
+template <bool EXTRAS> static void long_strips(int window, float cap) {
     Random r = random_start(30, 0);
     Problem p = {};
+    p.window = window;
+    p.cap = cap;
     add(&p, 1, 300);
     add(&p, 2, 257, 30, 100);
     fill<bf16>(&p, &r, 2, 1, 64);
@@ -318,11 +330,18 @@ static void test_long_strips(void **) {
         a.q_stride = 128;
         a.kv_stride = 64;
         a.out = (Acts *)out;
-        if (m) mma_forward<64, 2>(D, &a);
-        else mma_forward<64, 1>(D, &a);
+        a.window = window;
+        a.cap = cap;
+        if (m) mma_forward<64, 2, EXTRAS>(D, &a);
+        else mma_forward<64, 1, EXTRAS>(D, &a);
         got[m].out = fetch(out, p.q.size());
     }
     assert_true(same_bits(got[0].out, got[1].out));
+}
+static void test_long_strips(void **) {
+    long_strips<false>(0, 0);
+    for (int window : {1, 50, 170, 1000}) long_strips<true>(window, 0);
+    long_strips<true>(70, 2);
 }
 
 template <typename T> static void test_head_sizes(void **) {
@@ -344,6 +363,52 @@ static void test_float_shapes(void **s) { test_shapes<float>(s); }
 static void test_bf16_shapes(void **s) { test_shapes<bf16>(s); }
 static void test_float_head_sizes(void **s) { test_head_sizes<float>(s); }
 static void test_bf16_head_sizes(void **s) { test_head_sizes<bf16>(s); }
+
+/* Windows that end within a prefix, at its border and within the segment, and caps that bend most scores. */
+template <typename T> static void windows_and_caps() {
+    Random r = random_start(34, sizeof(T));
+    for (int window : {0, 1, 2, 16, 33, 64, 65, 90, 500})
+        for (float cap : {0.0f, 1.0f}) {
+            if (window == 0 && cap == 0) continue;
+            Problem p = window % 2 ? families() : ragged();
+            p.window = window;
+            p.cap = cap;
+            check_both<T>("window and cap", p, &r, 4, 2, window % 3 ? 32 : 64);
+        }
+    for (int D : {20, 96, 128, 200}) { /* all sizes of kernels */
+        Problem p = families();
+        p.window = 37;
+        p.cap = 1.5f;
+        check_both<T>("window and cap", p, &r, 2, 1, D);
+    }
+}
+static void test_float_windows(void **) { windows_and_caps<float>(); }
+static void test_bf16_windows(void **) { windows_and_caps<bf16>(); }
+
+/* Tiles outside the windows of all rows of a strip are not read: NaN in them changes no bit of other rows. */
+template <typename T> static void skipped(int D) {
+    enum { ROWS = 400, NEAR = 64, FAR = 256 };
+    Random r = random_start(35, sizeof(T));
+    Problem p = {}, q;
+    add(&p, 0, ROWS);
+    p.window = 20;
+    fill<T>(&p, &r, 1, 1, D);
+    q = p;
+    const Results want = run<T>(p, true);
+    for (size_t i = 0; i < (size_t)(NEAR * D); i++) p.k[i] = p.v[i] = NAN;
+    for (size_t i = (size_t)(FAR + NEAR) * D; i < q.q.size(); i++) q.q[i] = q.dout[i] = NAN;
+    const Results late = run<T>(p, true), early = run<T>(q, true);
+    const size_t from = (size_t)(2 * NEAR * D), to = (size_t)(FAR * D);
+    for (size_t i = from; i < want.out.size(); i++) assert_true(late.out[i] == want.out[i] && late.dq[i] == want.dq[i]);
+    for (size_t i = 0; i < to; i++) assert_true(early.dk[i] == want.dk[i] && early.dv[i] == want.dv[i]);
+    assert_true(isnan(late.out[0]) && isnan(early.dk[q.q.size() - 1])); /* what sees the NaN shows it */
+}
+static void test_skipped_tiles(void **) {
+    skipped<float>(64);
+    skipped<bf16>(64);
+    skipped<bf16>(128);
+    skipped<bf16>(20);
+}
 
 /* Scores far apart: a nearly one-hot softmax, and no overflow. */
 template <typename T> static void extremes() {
@@ -370,6 +435,9 @@ template <typename T> static void cached() {
     prefill.rows = 110;
     fill<T>(&prefill, &r, 4, 2, 64);
     check<T>("prefill after a past", prefill, false);
+    prefill.window = 60;
+    prefill.cap = 1;
+    check<T>("prefill after a past", prefill, false);
     for (int D : {16, 64, 128, 20}) {
         Problem p = {};
         p.cache = true;
@@ -380,6 +448,13 @@ template <typename T> static void cached() {
         fill<T>(&p, &r, 4, D == 64 ? 4 : 2, D);
         assert_true(p.rows <= ATTENTION_FEW * (int)p.segments.size());
         check<T>("decode", p, false);
+        for (int window : {1, 100, 310, 400}) { /* some rows see them all */
+            p.window = window;
+            p.cap = window == 1 || window == 310 ? 0 : 1.5f;
+            check<T>("decode", p, false);
+        }
+        p.window = 0;
+        check<T>("decode", p, false);
     }
     Problem one = {};
     one.cache = true;
@@ -388,6 +463,8 @@ template <typename T> static void cached() {
     one.rows = 1;
     fill<T>(&one, &r, 6, 1, 64);
     check<T>("one row, many keys, six heads of one key head", one, false);
+    one.window = 2100;
+    check<T>("one row, many keys, six heads of one key head", one, false);
 }
 static void test_cache(void **) {
     cached<float>();
@@ -395,9 +472,10 @@ static void test_cache(void **) {
 }
 
 /* A row's result does not depend on the other segments of its batch, nor on its position in the batch. */
-static void test_batch_mates(void **) {
+static void batch_mates(int window) {
     Random r = random_start(25, 0);
     Problem p = {};
+    p.window = window;
     p.cache = true;
     p.key_rows = 700;
     p.segments = {{0, 1, 0, 0, 0, 400}, {1, 1, 0, 0, 500, 60}, {2, 1, 0, 0, 600, 3}};
@@ -411,15 +489,26 @@ static void test_batch_mates(void **) {
     assert_true(same_bits(run<bf16>(alone, false).out, Numbers(all.out.begin() + 128, all.out.begin() + 256)));
 }
 
+static void test_batch_mates(void **) {
+    batch_mates(0);
+    batch_mates(50);
+}
+
 /* Repeated runs give the same bits, with or without lse. */
-static void test_repeatable(void **) {
+static void repeatable(int window, float cap) {
     Random r = random_start(26, 0);
     Problem p = families();
+    p.window = window;
+    p.cap = cap;
     fill<bf16>(&p, &r, 4, 2, 64);
     const Results first = run<bf16>(p, true), again = run<bf16>(p, true), bare = run<bf16>(p, false, false);
     assert_true(same_bits(first.out, again.out) && same_bits(first.lse, again.lse) && same_bits(first.dq, again.dq));
     assert_true(same_bits(first.dk, again.dk) && same_bits(first.dv, again.dv) && same_bits(first.out, bare.out));
     for (float x : bare.lse) assert_true(isnan(x)); /* untouched */
+}
+static void test_repeatable(void **) {
+    repeatable(0, 0);
+    repeatable(45, 1);
 }
 
 template <typename T> static void stored(int stride, int KC) {
@@ -489,7 +578,8 @@ int main() {
         KERNEL_TEST(test_bf16_head_sizes), KERNEL_TEST(test_extremes),      KERNEL_TEST(test_cache),
         KERNEL_TEST(test_batch_mates),     KERNEL_TEST(test_repeatable),    KERNEL_TEST(test_kv_store),
         KERNEL_TEST(test_edges),           KERNEL_TEST(test_float_borders), KERNEL_TEST(test_bf16_borders),
-        KERNEL_TEST(test_long_strips),
+        KERNEL_TEST(test_long_strips),     KERNEL_TEST(test_float_windows), KERNEL_TEST(test_bf16_windows),
+        KERNEL_TEST(test_skipped_tiles),
     };
     return kernels_run(tests, 2);
 }

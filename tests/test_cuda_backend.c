@@ -22,6 +22,7 @@
 #include "models.h"                    /* assert_near, models_device, refused, lines_of, ... */
 #include "run.h"                       /* sh, metric, weights_gap, run_host_library */
 #include "shell.h"                     /* assert_holds, said, run */
+#include "variants.h"                  /* VARIANTS, variant_of */
 
 enum { LAYERS = 2, WIDTH = 32, VOCAB = 40, CONTEXT = 24, ROWS = 48, TARGETS = 18 };
 
@@ -66,11 +67,21 @@ static int teardown(void **state) {
 
 /* ==== One model on two devices ==== */
 
+/* The model of the test: GPT-2, or one of the variants of variants.h, whose heads have 12 or 16 channels. The larger
+ * ones are accessed 16 bytes at a time, and in bf16 multiplied on tensor cores. */
+static int variant = -1, wide;
+
+static ModelConfig config_of(void) {
+    ModelConfig c = gpt2_config(LAYERS, variant < 0 ? 2 : 4, wide ? 48 : WIDTH, VOCAB, CONTEXT);
+    c.value_head = 1;
+    if (variant >= 0) variant_of(&c, variant);
+    return c;
+}
+
 static Model model_on(const Backend *b, Device *d, const float *w) {
     Error e;
     Model m;
-    ModelConfig c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
-    c.value_head = 1;
+    const ModelConfig c = config_of();
     if (!model_new(&m, &c, b, d, true, &e)) fail_msg("%s", e.text);
     model_init(&m, 3);
     if (w) b->weights_upload(d, m.weights, w, m.parameters);
@@ -85,7 +96,7 @@ static float *model_weights(size_t *n) {
     m.backend->weights_download(m.device, w, m.weights, *n);
     Random r = random_start(4, 0);
     for (size_t i = 0; i < *n; i++) {
-        w[i] = 4 * w[i] + 0.05f * (float)random_normal(&r);
+        w[i] = (variant < 0 ? 4 : 2) * w[i] + 0.05f * (float)random_normal(&r);
         uint32_t bits;
         memcpy(&bits, &w[i], sizeof bits);
         bits = (bits + 0x8000u) & 0xffff0000u;
@@ -152,9 +163,8 @@ static void close_to(const char *what, const float *got, const float *want, int 
 
 /* Checks the gradients of each tensor as a whole: |difference| <= tolerance |gradient on the CPU|. */
 static void gradients_close(const Answer *got, const Answer *want, double tolerance) {
-    ModelConfig c = gpt2_config(LAYERS, 2, WIDTH, VOCAB, CONTEXT);
+    const ModelConfig c = config_of();
     TensorInfo t[TENSOR_COUNT];
-    c.value_head = 1;
     model_tensors(&c, t);
     for (int i = 0; i < TENSOR_COUNT; i++) {
         double gap = 0, norm = 0;
@@ -167,8 +177,7 @@ static void gradients_close(const Answer *got, const Answer *want, double tolera
     }
 }
 
-static void test_model(void **state) {
-    (void)state;
+static void check_model(void) {
     size_t n;
     float *weights = model_weights(&n);
     for (int recompute = 0; recompute < 3; recompute++) {
@@ -199,6 +208,19 @@ static void test_model(void **state) {
         free(want.grads);
     }
     free(weights);
+}
+
+static void test_model(void **state) {
+    (void)state;
+    check_model();
+}
+
+static void test_variants(void **state) {
+    (void)state;
+    for (variant = 0; variant < VARIANTS; variant++)
+        for (wide = 0; wide < 2; wide++) check_model();
+    variant = -1;
+    wide = 0;
 }
 
 /* ==== Steps of the optimizer, states ==== */
@@ -373,6 +395,22 @@ static void test_sampling(void **state) {
     free(weights);
 }
 
+/* Samples from the cache, of models with windows, caps and rotary positions. */
+static void test_sampling_of_variants(void **state) {
+    (void)state;
+    size_t n;
+    for (variant = 0; variant < VARIANTS; variant++) {
+        float *weights = model_weights(&n);
+        const Drawn want = draw_on(backend_cpu(), models_device, weights, 5, 1);
+        const Drawn got = draw_on(cuda[0], device[0], weights, 5, 1);
+        assert_memory_equal(got.count, want.count, sizeof got.count);
+        assert_memory_equal(got.tokens, want.tokens, sizeof got.tokens);
+        close_to("logp", &got.logp[0][0], &want.logp[0][0], PROMPTS * SAMPLES * NEW, 2e-5);
+        free(weights);
+    }
+    variant = -1;
+}
+
 /* ==== Programs ==== */
 
 #define SFT "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
@@ -444,9 +482,11 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_model),
+                                       cmocka_unit_test(test_variants),
                                        cmocka_unit_test(test_steps),
                                        cmocka_unit_test(test_masters_and_states),
                                        cmocka_unit_test(test_sampling),
+                                       cmocka_unit_test(test_sampling_of_variants),
                                        cmocka_unit_test(test_train_sft),
                                        cmocka_unit_test(test_train_grpo),
                                        cmocka_unit_test(test_generate_and_evaluate),

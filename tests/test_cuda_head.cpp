@@ -2,26 +2,27 @@
  * float64. */
 #include "../llmc/base/random.h"   /* Random, random_start, random_below */
 #include "../llmc/cuda/common.cuh" /* bf16, cuda_scratch_begin */
-#include "../llmc/cuda/head.cuh"   /* HEAD_THREADS, cuda_head, head_kernel, cuda_head_chunk_rows, ... */
+#include "../llmc/cuda/head.cuh"   /* cuda_head, HEAD_THREADS, cuda_head_chunk_rows, head_kernel, ... */
 #include "../llmc/cuda/ptx.cuh"    /* LAUNCH */
-#include "../llmc/model/backend.h" /* Floats, Acts, Ints, Head, ... */
-#include "kernels.h"               /* device_numbers, fetch, D, compare, ... */
+#include "../llmc/model/backend.h" /* Floats, Acts, Head, Ints, ... */
+#include "kernels.h"               /* device_numbers, fetch, compare, normals, ... */
 #include <algorithm>
 
 /* ==== The pass over a chunk of logits ==== */
 
 struct Rows {
     int R, V, Vp;
-    float temperature;
-    Numbers z, dlogp, dentropy;
+    float temperature, cap;
+    Numbers z, dlogp, dentropy; /* z: before the cap */
     Indices target;
 };
 
-static Rows rows_of(Random *r, int R, int V, int Vp, float temperature, double amplitude) {
+static Rows rows_of(Random *r, int R, int V, int Vp, float temperature, double amplitude, float cap = 0) {
     Rows p = {R,
               V,
               Vp,
               temperature,
+              cap,
               normals(r, (size_t)R * Vp, amplitude),
               normals(r, (size_t)R, 1),
               normals(r, (size_t)R, 0.5),
@@ -40,18 +41,25 @@ struct RowsWant {
 static RowsWant rows_want(const Rows &p, bool entropy_gradient) {
     RowsWant w;
     for (int i = 0; i < p.R; i++) {
-        const float *z = &p.z[(size_t)i * p.Vp];
+        Doubles z((size_t)p.V), slope((size_t)p.V, 1);
+        for (size_t v = 0; v < (size_t)p.V; v++) {
+            z[v] = p.z[(size_t)i * p.Vp + v];
+            if (p.cap == 0) continue;
+            const double bent = tanh(z[v] / p.cap);
+            z[v] = p.cap * bent;
+            slope[v] = 1 - bent * bent;
+        }
         double max = -INFINITY, sum = 0, entropy = 0;
         int argmax = 0;
         for (int v = 0; v < p.V; v++)
-            if (z[v] > max) {
-                max = z[v];
+            if (z[(size_t)v] > max) {
+                max = z[(size_t)v];
                 argmax = v;
             }
-        for (int v = 0; v < p.V; v++) sum += exp((z[v] - max) / p.temperature);
+        for (int v = 0; v < p.V; v++) sum += exp((z[(size_t)v] - max) / p.temperature);
         Doubles logp((size_t)p.V);
         for (int v = 0; v < p.V; v++) {
-            logp[(size_t)v] = (z[v] - max) / p.temperature - log(sum);
+            logp[(size_t)v] = (z[(size_t)v] - max) / p.temperature - log(sum);
             entropy -= logp[(size_t)v] < -700 ? 0 : exp(logp[(size_t)v]) * logp[(size_t)v];
         }
         const int t = p.target[(size_t)i];
@@ -62,7 +70,8 @@ static RowsWant rows_want(const Rows &p, bool entropy_gradient) {
         w.size.push_back(1 + fabs(logp[(size_t)t]) + entropy + fabs(max) / p.temperature);
         for (int v = 0; v < p.Vp; v++) {
             const double lp = v < p.V ? logp[(size_t)v] : 0, q = v < p.V ? exp(lp) : 0;
-            w.dz.push_back(v < p.V ? (g * ((v == t) - q) - (q > 0 ? e * q * (lp + entropy) : 0)) / p.temperature : 0);
+            const double change = v < p.V ? slope[(size_t)v] / p.temperature : 0;
+            w.dz.push_back((g * ((v == t) - q) - (q > 0 ? e * q * (lp + entropy) : 0)) * change);
             w.dz_size.push_back((fabs(g) * ((v == t) + q * (1 + fabs(lp) / 8)) +
                                  (q > 0 ? fabs(e) * q * (fabs(lp) + entropy) * (1 + fabs(lp) / 8) : 0)) /
                                 p.temperature);
@@ -71,28 +80,34 @@ static RowsWant rows_want(const Rows &p, bool entropy_gradient) {
     return w;
 }
 
+template <typename T> static void rows_launch(const Head &a, int first, const float *z, T *dz) {
+    if (a.cap > 0) LAUNCH((head_kernel<T, true>), (unsigned)a.rows, HEAD_THREADS, 0, D->stream, a, first, z, dz);
+    else LAUNCH((head_kernel<T, false>), (unsigned)a.rows, HEAD_THREADS, 0, D->stream, a, first, z, dz);
+}
+
 template <typename T> static void check_rows(const Rows &p, bool entropy_gradient) {
     const size_t R = (size_t)p.R, count = R * p.Vp;
     const RowsWant want = rows_want(p, entropy_gradient);
-    print_message("  %d rows of %d (%d) logits at temperature %g, %s\n", p.R, p.V, p.Vp, p.temperature,
+    print_message("  %d rows of %d (%d) logits at temperature %g, cap %g, %s\n", p.R, p.V, p.Vp, p.temperature, p.cap,
                   sizeof(T) == 2 ? "bf16" : "float32");
     Head a = {};
     a.rows = p.R;
     a.vocab = p.V;
     a.padded_vocab = p.Vp;
     a.temperature = p.temperature;
+    a.cap = p.cap;
     a.target = (const Ints *)device_indices(p.target);
     float *z = device_numbers<float>(p.z), *logp = device_garbage<float>(R), *entropy = device_garbage<float>(R);
     int32_t *argmax = device_indices(Indices(R, -1));
     a.logp = (Floats *)logp;
     T *dz = sizeof(T) == 4 ? (T *)z : device_garbage<T>(count);
-    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz); /* only logp */
+    rows_launch<T>(a, 0, z, dz); /* only logp */
     const Numbers bare = fetch(logp, R);
     a.entropy = (Floats *)entropy;
     a.argmax = (Ints *)argmax;
     a.dlogp = (const Floats *)device_numbers<float>(p.dlogp);
     if (entropy_gradient) a.dentropy = (const Floats *)device_numbers<float>(p.dentropy);
-    LAUNCH((head_kernel<T>), (unsigned)p.R, HEAD_THREADS, 0, D->stream, a, 0, z, dz);
+    rows_launch<T>(a, 0, z, dz);
     compare("logp", bare, want.logp, want.size, 0x1p-21);
     assert_true(same_bits(bare, fetch(logp, R))); /* other requested results do not change logp */
     compare("entropy", fetch(entropy, R), want.entropy, want.size, 0x1p-20);
@@ -110,9 +125,11 @@ static void test_rows(void **) {
                   {2, 128, 128, 0.7f, 3}, {2, 5003, 5120, 1, 4}, {2, 300, 304, 0.1f, 2},
                   {2, 99, 101, 1.3f, 1},  {3, 257, 384, 1, 200}, {1, 9000, 9001, 0.9f, 1}};
     for (const auto &s : shapes) {
-        const Rows p = rows_of(&r, s.R, s.V, s.Vp, s.temperature, s.amplitude);
-        check_rows<float>(p, true);
-        check_rows<bf16>(p, true);
+        for (float cap : {0.0f, s.amplitude > 100 ? 300.0f : 2.5f}) { /* not so small that logits become equal */
+            const Rows p = rows_of(&r, s.R, s.V, s.Vp, s.temperature, s.amplitude, cap);
+            check_rows<float>(p, true);
+            check_rows<bf16>(p, true);
+        }
     }
     check_rows<bf16>(rows_of(&r, 3, 257, 384, 1, 1), false);
 }
@@ -137,7 +154,7 @@ static void test_row_extremes(void **) {
     a.argmax = (Ints *)argmax;
     a.dlogp = a.dentropy = (const Floats *)device_numbers<float>(Numbers(R, 1));
     bf16 *dz = device_garbage<bf16>((size_t)R * V);
-    LAUNCH((head_kernel<bf16>), R, HEAD_THREADS, 0, D->stream, a, 0, logits, dz);
+    rows_launch<bf16>(a, 0, logits, dz);
     const Numbers lp = fetch(logp, R), en = fetch(entropy, R), g = fetch(dz, (size_t)R * V);
     assert_true(fabs(lp[0] + log((double)V)) < 1e-5 && fabs(en[0] - log((double)V)) < 1e-5);
     assert_true(lp[2] == 0 && en[2] == 0);
@@ -149,14 +166,15 @@ static void test_row_extremes(void **) {
 
 /* ==== The whole head ==== */
 
-template <typename T> static void whole_head(int R, int C, int V, int Vp, float temperature, bool entropy_gradient) {
+template <typename T>
+static void whole_head(int R, int C, int V, int Vp, float temperature, bool entropy_gradient, float cap = 0) {
     Random r = random_start(32, (uint64_t)(R * 1000 + C));
     const size_t table = (size_t)Vp * C, used = (size_t)V * C;
     Numbers h = normals(&r, (size_t)(R + 15) / 16 * 16 * C, 1), wte = normals(&r, table, 0.3);
     Numbers dwte = normals(&r, table, 1);
     round_to<T>(h);
     round_to<T>(wte);
-    Rows p = rows_of(&r, R, V, Vp, temperature, 1);
+    Rows p = rows_of(&r, R, V, Vp, temperature, 1, cap);
     Doubles logits((size_t)R * V), logit_size((size_t)R * V);
     for (int i = 0; i < R; i++)
         for (int v = 0; v < V; v++) {
@@ -166,7 +184,7 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
                 sum += term;
                 size += fabs(term);
             }
-            logits[(size_t)(i * V + v)] = sum;
+            logits[(size_t)(i * V + v)] = cap > 0 ? cap * tanh(sum / cap) : sum;
             logit_size[(size_t)(i * V + v)] = size;
             p.z[(size_t)i * Vp + v] = (float)sum;
         }
@@ -194,6 +212,7 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     a.vocab = V;
     a.padded_vocab = Vp;
     a.temperature = temperature;
+    a.cap = cap;
     a.h = (const Acts *)device_numbers<T>(h);
     a.weight = (const Weights *)device_numbers<T>(wte);
     a.target = (const Ints *)device_indices(p.target);
@@ -210,18 +229,20 @@ template <typename T> static void whole_head(int R, int C, int V, int Vp, float 
     const Numbers got = fetch(grad, table);
     compare("dwte", got, dw, dw_size, tolerance);
     for (size_t i = used; i < table; i++) assert_true(got[i] == dwte[i]); /* padding gets no gradient */
-    a.dweight = NULL;                                                        /* no gradient of wte requested */
+    a.dweight = NULL;                                                     /* no gradient of wte requested */
     cuda_head<T>(D, &a);
     assert_true(same_bits(got, fetch(grad, table)));
     float *all = device_garbage<float>((size_t)R * V);
     cuda_scratch_begin(D);
-    cuda_logits<T>(D, (Floats *)all, a.h, a.weight, R, C, V, Vp);
+    cuda_logits<T>(D, (Floats *)all, a.h, a.weight, cap, R, C, V, Vp);
     compare("logits", fetch(all, (size_t)R * V), logits, logit_size, 0x1p-20);
 }
 
 static void test_head(void **) {
     whole_head<float>(19, 24, 257, 384, 0.7f, true);
     whole_head<bf16>(19, 24, 257, 384, 0.7f, true);
+    whole_head<float>(19, 24, 257, 384, 0.7f, true, 2);
+    whole_head<bf16>(19, 24, 257, 384, 0.7f, true, 2);
     whole_head<bf16>(1, 8, 5, 128, 1, false);
     whole_head<float>(33, 4, 130, 256, 1, true);
     Head none = {};

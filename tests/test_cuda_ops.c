@@ -5,9 +5,9 @@
  * sampling have their own files. */
 #include "../llmc/base/error.h"    /* Error, xmalloc */
 #include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
-#include "../llmc/model/backend.h" /* Acts, Weights, Floats, NORM_RMS, ... */
+#include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
 #include "arrays.h"                /* DOUBLES, FLOATS, sum_add, sums, ... */
-#include "cuda_device.h"           /* B, D, noise, acts, ... */
+#include "cuda_device.h"           /* B, D, acts, noise, ... */
 
 enum { SEEDS = 3 };
 /* Runs the statement in several orders of the emulated threads, or once on a GPU. */
@@ -177,6 +177,277 @@ static void test_rmsnorm_backward(void **state) {
     norm_backward_of(NORM_RMS);
 }
 
+/* An RMSNorm that multiplies by 1 + w and adds a residual, also in place; its backward pass sets dx. */
+static void test_rmsnorm_variants(void **state) {
+    (void)state;
+    Random r = random_start(25, 0);
+    for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
+        const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
+        const int N = p.N, C = p.C;
+        const size_t n = (size_t)N * (size_t)C;
+        double *want = DOUBLES(n), *size = DOUBLES(n), *dx_want = DOUBLES(n), *dx_size = DOUBLES(n);
+        float *rstds = FLOATS((size_t)N), *first[3] = {NULL};
+        Sum dw_want = sums((size_t)C, p.dw);
+        for (int i = 0; i < N; i++) {
+            const float *x = p.x + (size_t)i * (size_t)C, *dout = p.dout + (size_t)i * (size_t)C;
+            double squares = 0, mean = 0, mean_size = 0;
+            for (int c = 0; c < C; c++) squares += pow(x[c], 2) / C;
+            rstds[i] = (float)(1 / sqrt(squares + 1e-5));
+            for (int c = 0; c < C; c++) {
+                mean += dout[c] * (1.0 + p.w[c]) * x[c] * rstds[i] / C;
+                mean_size += fabs(dout[c] * (1.0 + p.w[c]) * x[c] * rstds[i]) / C;
+                sum_add(dw_want, (size_t)c, (double)dout[c] * x[c] * rstds[i]);
+            }
+            for (int c = 0; c < C; c++) {
+                const size_t at = (size_t)i * (size_t)C + (size_t)c;
+                const double norm = (double)x[c] * rstds[i], g = dout[c] * (1.0 + p.w[c]);
+                want[at] = norm * (1.0 + p.w[c]) + p.delta[at];
+                size[at] = fabs(norm) * (1 + fabs(p.w[c])) + fabs(p.delta[at]);
+                dx_want[at] = rstds[i] * (g - norm * mean);
+                dx_size[at] = rstds[i] * (fabs(dout[c]) * (1 + fabs(p.w[c])) + fabs(norm) * mean_size);
+            }
+        }
+        IN_EVERY_ORDER(seed) {
+            Acts *x = acts(p.x, N, C), *add = acts(p.delta, N, C), *out = acts(NULL, N, C), *dx = acts(NULL, N, C);
+            Floats *rstd = floats(NULL, (size_t)N), *dw = floats(p.dw, (size_t)C);
+            Norm norm = norm_of(NORM_RMS, x, out, NULL, rstd, weights(p.w, (size_t)C), NULL, N, C);
+            norm.plus_one = norm.fresh = 1;
+            norm.add = add;
+            B->norm_forward(D, &norm);
+            float *apart = fetch_narrow(out, n);
+            check("out", apart, want, size, 2 * C + 40, 1, n);
+            norm.out = add; /* the residual stream itself */
+            B->norm_forward(D, &norm);
+            assert_memory_equal(fetch_narrow(add, n), apart, n * sizeof *apart);
+            norm.dout = acts(p.dout, N, C);
+            norm.dx = dx; /* NaN before */
+            norm.dw = dw;
+            B->norm_backward(D, &norm);
+            float *got[] = {apart, fetch_narrow(dx, n), fetch(dw, (size_t)C)};
+            check("dx", got[1], dx_want, dx_size, 3 * C + 60, 1, n);
+            check("dw", got[2], dw_want.value, dw_want.size, N + C + 40, 0, (size_t)C);
+            for (int k = 0; k < 3; k++) /* the same bits in every order */
+                if (seed) assert_memory_equal(got[k], first[k], (k < 2 ? n : (size_t)C) * sizeof(float));
+                else first[k] = got[k];
+        }
+    }
+}
+
+/* The backward pass of layernorm that sets dx: the same bits as with an earlier content of 0. */
+static void test_layernorm_fresh(void **state) {
+    (void)state;
+    Random r = random_start(26, 0);
+    for (size_t s = 0; s < sizeof norm_shapes / sizeof *norm_shapes; s++) {
+        const NormProblem p = norm_problem(&r, norm_shapes[s][0], norm_shapes[s][1]);
+        const int N = p.N, C = p.C;
+        const size_t n = (size_t)N * (size_t)C;
+        float *got[2];
+        for (int fresh = 0; fresh < 2; fresh++) {
+            Acts *x = acts(p.x, N, C), *dx = acts(fresh ? p.dx : FLOATS(n), N, C);
+            float *half = FLOATS((size_t)N);
+            for (int i = 0; i < N; i++) half[i] = 0.5f; /* any statistics serve */
+            Floats *mean = floats(half, (size_t)N), *rstd = floats(half, (size_t)N);
+            Norm norm = norm_of(NORM_LAYER, x, NULL, mean, rstd, weights(p.w, (size_t)C), NULL, N, C);
+            norm.dout = acts(p.dout, N, C);
+            norm.dx = dx;
+            norm.fresh = fresh;
+            norm.dw = floats(p.dw, (size_t)C);
+            norm.db = floats(p.db, (size_t)C);
+            B->norm_backward(D, &norm);
+            got[fresh] = fetch_narrow(dx, n);
+        }
+        assert_memory_equal(got[0], got[1], n * sizeof(float));
+    }
+}
+
+/* ==== Rotary positions ==== */
+
+typedef struct RotaryShape {
+    int heads, kv_heads, head_size, rotated, margin; /* margin: channels behind the keys */
+    bool row, normed, still;
+} RotaryShape;
+
+/* The results of one row in float64, each with the sum of its absolute terms. w: NULL or the weights plus plus_one of
+ * each channel. table NULL: no rotation. */
+typedef struct RotaryRow {
+    double y[4096], y_size[4096], dx[4096], dx_size[4096], dw[4096], dw_size[4096];
+    double rstd[64];
+} RotaryRow;
+
+static void rotary_row(RotaryRow *to, const Rotary *p, const float *x, const float *dy, const double *w, int half,
+                       const float *table) {
+    const int HD = p->head_size, Q = p->heads * HD, width = Q + p->kv_heads * HD;
+    double d[4096], d_size[4096];
+    int groups = 0;
+    for (int c = 0; c < width; c++) {
+        to->y[c] = x[c];
+        d[c] = dy[c];
+    }
+    for (int from = 0, n; w && from < width; from += n) {
+        double squares = 0;
+        n = from < Q ? p->q_group : p->k_group;
+        for (int c = from; c < from + n; c++) squares += (double)x[c] * x[c] / n;
+        const double rstd = to->rstd[groups++] = 1 / sqrt(squares + p->eps);
+        for (int c = from; c < from + n; c++) to->y[c] = x[c] * rstd * w[c];
+    }
+    for (int c = 0; c < width; c++) {
+        to->y_size[c] = fabs(to->y[c]);
+        d_size[c] = fabs(d[c]);
+    }
+    for (int h = 0; h < width; h += HD)
+        for (int j = 0; j < half && table; j++) {
+            const double cosine = table[j], sine = table[half + j];
+            const double a = to->y[h + j], b = to->y[h + half + j], da = d[h + j], db = d[h + half + j];
+            to->y[h + j] = a * cosine - b * sine;
+            to->y[h + half + j] = b * cosine + a * sine;
+            to->y_size[h + j] = fabs(a * cosine) + fabs(b * sine);
+            to->y_size[h + half + j] = fabs(b * cosine) + fabs(a * sine);
+            d[h + j] = da * cosine + db * sine;
+            d[h + half + j] = db * cosine - da * sine;
+            d_size[h + j] = fabs(da * cosine) + fabs(db * sine);
+            d_size[h + half + j] = fabs(db * cosine) + fabs(da * sine);
+        }
+    groups = 0;
+    for (int from = 0, n; w && from < width; from += n) {
+        const double rstd = to->rstd[groups++];
+        double mean = 0, mean_size = 0;
+        n = from < Q ? p->q_group : p->k_group;
+        for (int c = from; c < from + n; c++) {
+            mean += d[c] * w[c] * x[c] * rstd / n;
+            mean_size += fabs(d_size[c] * w[c] * x[c] * rstd) / n;
+        }
+        for (int c = from; c < from + n; c++) {
+            const double norm = x[c] * rstd;
+            to->dw[c] = d[c] * norm;
+            to->dw_size[c] = d_size[c] * fabs(norm);
+            to->dx[c] = rstd * (d[c] * w[c] - norm * mean);
+            to->dx_size[c] = rstd * (fabs(d_size[c] * w[c]) + fabs(norm) * mean_size);
+        }
+    }
+    for (int c = 0; c < width && !w; c++) {
+        to->dx[c] = d[c];
+        to->dx_size[c] = d_size[c];
+    }
+}
+
+static void check_rotary(const RotaryShape *s, int plus_one, Random *r) {
+    enum { N = 37 };
+    const int HD = s->head_size, Q = s->heads * HD, width = Q + s->kv_heads * HD, stride = width + s->margin;
+    const int half = s->rotated / 2, table_stride = s->rotated + 4, groups = s->row ? 2 : width / HD;
+    const size_t n = (size_t)(N * stride), kept_size = (size_t)(N * width);
+    Rotary p = {.rows = N, .heads = s->heads, .kv_heads = s->kv_heads, .head_size = HD, .rotated = s->rotated};
+    p.stride = stride;
+    p.table_stride = table_stride;
+    p.q_group = s->row ? Q : HD;
+    p.k_group = s->row ? width - Q : HD;
+    p.plus_one = plus_one;
+    p.eps = 1e-3f;
+    p.before_stride = width;
+    const size_t qn = (size_t)p.q_group, kn = (size_t)p.k_group;
+    const float *x = noise(r, n, 1), *dout = noise(r, n, 1), *qw = noise(r, qn, 1), *kw = noise(r, kn, 1);
+    float *frequency = FLOATS((size_t)half), *first[4] = {NULL};
+    for (int j = 0; j < half; j++) frequency[j] = powf(100, -2.0f * (float)j / (float)s->rotated);
+    const int32_t *position = picks(r, N, 5000);
+    double *w = DOUBLES((size_t)width), *y = DOUBLES(n), *y_size = DOUBLES(n), *dx = DOUBLES(n), *dx_size = DOUBLES(n);
+    double *rstds = DOUBLES((size_t)(N * groups));
+    Sum dqw = sums(qn, qw), dkw = sums(kn, kw);
+    for (int c = 0; c < width; c++) w[c] = plus_one + (double)(c < Q ? qw[c % p.q_group] : kw[(c - Q) % p.k_group]);
+    RotaryRow *row = (RotaryRow *)host(1, sizeof *row);
+    IN_EVERY_ORDER(seed) {
+        Floats *table = floats(NULL, (size_t)(N * table_stride));
+        B->rotary_table(D, table, ints(position, N), floats(frequency, (size_t)half), 1.25f, N, half, table_stride);
+        const float *angles = fetch(table, (size_t)(N * table_stride));
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < half; j++) { /* the angle is a product in float32 */
+                const float angle = (float)position[i] * frequency[j];
+                assert_true(fabs(angles[i * table_stride + j] - 1.25 * cos(angle)) < 4 * U);
+                assert_true(fabs(angles[i * table_stride + half + j] - 1.25 * sin(angle)) < 4 * U);
+            }
+        for (int i = 0; i < N && !seed; i++) {
+            rotary_row(row, &p, x + i * stride, dout + i * stride, s->normed ? w : NULL, half,
+                       s->still ? NULL : angles + i * table_stride);
+            for (int g = 0; g < groups; g++) rstds[i * groups + g] = row->rstd[g];
+            for (int c = 0; c < stride; c++) { /* what is behind the keys does not change */
+                const int at = i * stride + c;
+                y[at] = c < width ? row->y[c] : x[at];
+                y_size[at] = c < width ? row->y_size[c] : 0;
+                dx[at] = c < width ? row->dx[c] : dout[at];
+                dx_size[at] = c < width ? row->dx_size[c] : 0;
+            }
+            for (int c = 0; c < width && s->normed; c++) {
+                const Sum to = c < Q ? dqw : dkw;
+                const size_t at = (size_t)(c < Q ? c % p.q_group : (c - Q) % p.k_group);
+                to.value[at] += row->dw[c];
+                to.size[at] += row->dw_size[c];
+            }
+        }
+        Acts *qk = acts(x, N, stride), *gradient = acts(dout, N, stride), *before = acts(NULL, N, width);
+        Floats *rstd = floats(NULL, (size_t)(N * groups)), *gq = floats(qw, qn), *gk = floats(kw, kn);
+        p.table = s->still ? NULL : table;
+        p.qw = s->normed ? weights(qw, qn) : NULL;
+        p.kw = s->normed ? weights(kw, kn) : NULL;
+        p.qk = qk;
+        p.before = NULL;
+        p.rstd = NULL;
+        B->rotary_forward(D, &p); /* nothing is kept, as in decode */
+        float *bare = fetch_narrow(qk, n);
+        p.qk = acts(x, N, stride);
+        p.before = s->normed ? before : NULL;
+        p.rstd = s->normed ? rstd : NULL;
+        p.dqw = s->normed ? gq : NULL;
+        p.dkw = s->normed ? gk : NULL;
+        B->rotary_forward(D, &p);
+        float *got[4] = {fetch_narrow(p.qk, n)};
+        assert_memory_equal(got[0], bare, n * sizeof(float));
+        check("queries and keys", got[0], y, y_size, p.q_group + 40, 1, n);
+        p.qk = gradient;
+        B->rotary_backward(D, &p);
+        got[1] = fetch_narrow(gradient, n);
+        check("their gradients", got[1], dx, dx_size, 3 * p.q_group + 60, 1, n);
+        got[2] = fetch(gq, qn);
+        got[3] = fetch(gk, kn);
+        if (s->normed) {
+            const float *copy = fetch_narrow(before, kept_size);
+            for (int i = 0; i < N; i++)
+                assert_memory_equal(copy + i * width, x + i * stride, (size_t)width * sizeof *copy);
+            check("rstd", fetch(rstd, (size_t)(N * groups)), rstds, NULL, p.q_group + 20, 0, (size_t)(N * groups));
+            const double slack = N * s->heads + p.q_group + 60;
+            check("gradient of the queries' norm", got[2], dqw.value, dqw.size, slack, 0, qn);
+            check("gradient of the keys' norm", got[3], dkw.value, dkw.size, slack, 0, kn);
+        }
+        for (int k = 0; k < 4; k++) /* the same bits in every order */
+            if (seed) assert_memory_equal(got[k], first[k], (k < 2 ? n : k == 2 ? qn : kn) * sizeof(float));
+            else first[k] = got[k];
+    }
+}
+
+static void test_rotary(void **state) {
+    (void)state;
+    static const RotaryShape shape[] = {
+        // clang-format off
+        /* heads kv D   R   margin row   normed still */
+        {3, 1, 12,  12,  5,  false, false, false},
+        {4, 2, 8,   6,   5,  false, true,  false},
+        {6, 3, 10,  10,  5,  true,  true,  false},
+        {2, 2, 16,  16,  5,  false, true,  true},
+        {1, 1, 2,   2,   5,  false, true,  false},
+        {5, 5, 20,  8,   5,  true,  true,  true},
+        {4, 2, 64,  64,  128, false, false, false}, /* from here on 16 bytes at a time */
+        {4, 2, 64,  48,  128, false, true,  false},
+        {2, 1, 256, 256, 256, false, true,  false},
+        {3, 1, 32,  16,  32, true,  true,  false},
+        {9, 3, 128, 128, 384, true,  true,  false},
+        {2, 1, 96,  0,   96, false, true,  true},
+        {2, 1, 200, 200, 7,  false, true,  false}, /* more units than lanes */
+        // clang-format on
+    };
+    Random r = random_start(27, 0);
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) check_rotary(&shape[s], s % 2, &r);
+    const Rotary empty = {.heads = 1, .kv_heads = 1, .head_size = 8, .q_group = 8, .k_group = 8};
+    B->rotary_forward(D, &empty);
+    B->rotary_backward(D, &empty);
+}
+
 /* ==== Embedding, gather, scatter, noise ==== */
 
 static void test_embed(void **state) {
@@ -210,6 +481,57 @@ static void test_embed(void **state) {
             assert_memory_equal(fetch(gte, v), want_te, v * sizeof *want_te);
             assert_memory_equal(fetch(gpe, p), want_pe, p * sizeof *want_pe);
         }
+    }
+}
+
+/* A scale, with and without positions. */
+static void test_embed_scaled(void **state) {
+    (void)state;
+    Random r = random_start(28, 0);
+    const int shape[][3] = {{50, 130, 20}, {37, 24, 6}, {150, 1032, 4}};
+    for (size_t s = 0; s < 6; s++) {
+        const int N = shape[s / 2][0], C = shape[s / 2][1], V = shape[s / 2][2];
+        const bool placed = s % 2;
+        const size_t n = (size_t)(N * C), v = (size_t)(V * C);
+        const float *wte = noise(&r, v, 1), *wpe = noise(&r, v, 1), *dout = noise(&r, n, 1), *t0 = noise(&r, v, 1);
+        const float scale = 25.298f;
+        const int32_t *token = picks(&r, (size_t)N, V), *position = picks(&r, (size_t)N, V);
+        double *want = DOUBLES(n), *size = DOUBLES(n);
+        Sum te = sums(v, t0), pe = sums(v, t0);
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = i / (size_t)C, c = i % (size_t)C, at = (size_t)(token[row] * C) + c;
+            const size_t place = (size_t)(position[row] * C) + c;
+            want[i] = (double)scale * wte[at] + (placed ? wpe[place] : 0);
+            size[i] = fabs((double)scale * wte[at]) + fabs(wpe[place]);
+            sum_add(te, at, (double)scale * dout[i]);
+            sum_add(pe, place, dout[i]);
+        }
+        IN_EVERY_ORDER(seed) {
+            Acts *out = acts(NULL, N, C), *gradient = acts(dout, N, C);
+            Ints *tokens = ints(token, (size_t)N), *positions = placed ? ints(position, (size_t)N) : NULL;
+            Floats *gte = floats(t0, v), *gpe = floats(t0, v);
+            B->embed_forward(D, out, weights(wte, v), placed ? weights(wpe, v) : NULL, tokens, positions, scale, N, C);
+            B->embed_backward(D, gte, placed ? gpe : NULL, gradient, tokens, positions, scale, N, C);
+            check("scaled embeddings", fetch_narrow(out, n), want, size, 2, 1, n);
+            check("their gradient", fetch(gte, v), te.value, te.size, 2 * N, 0, v);
+            if (placed) check("that of positions", fetch(gpe, v), pe.value, pe.size, N, 0, v);
+            else assert_memory_equal(fetch(gpe, v), t0, v * sizeof *t0);
+        }
+    }
+}
+
+static void test_add(void **state) {
+    (void)state;
+    Random r = random_start(29, 0);
+    const size_t counts[] = {1, 8, 1000, 20008, 20011};
+    for (int k = 0; k < 5; k++) {
+        const size_t n = counts[k];
+        const float *x = noise(&r, n + 3, 1), *y = noise(&r, n + 3, 1);
+        float *want = FLOATS(n + 3);
+        for (size_t i = 0; i < n + 3; i++) want[i] = i < n ? stored(x[i] + y[i]) : x[i];
+        Acts *sum = acts(x, (int)n + 3, 1);
+        B->add(D, sum, acts(y, (int)n + 3, 1), n);
+        assert_memory_equal(fetch_narrow(sum, n + 3), want, (n + 3) * sizeof *want);
     }
 }
 
@@ -746,10 +1068,11 @@ static void test_repeated_steps(void **state) {
 
 #define TESTS                                                                                                          \
     TEST(test_layernorm_forward), TEST(test_layernorm_backward), TEST(test_rmsnorm_forward),                           \
-        TEST(test_rmsnorm_backward), TEST(test_embed), TEST(test_rows), TEST(test_noise), TEST(test_linear_forward),   \
-        TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu), TEST(test_gate), TEST(test_adamw),    \
-        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
-        TEST(test_sticky_failure), TEST(test_repeated_steps)
+        TEST(test_rmsnorm_backward), TEST(test_rmsnorm_variants), TEST(test_layernorm_fresh), TEST(test_rotary),       \
+        TEST(test_embed), TEST(test_embed_scaled), TEST(test_add), TEST(test_rows), TEST(test_noise),                  \
+        TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
+        TEST(test_gate), TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum),                      \
+        TEST(test_transfers), TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

@@ -213,7 +213,7 @@ static void test_extremes(void **) {
 }
 
 /* The whole operation from the hidden states on. A row draws the same token alone and in a batch. */
-template <typename T> static void whole(int R, int C, int V, int Vp) {
+template <typename T> static void whole(int R, int C, int V, int Vp, float cap) {
     Random r = random_start(45, 0);
     Rows p = rows_of(&r, R, V, Vp, 1);
     const How how = {0.8f, 0.9f, 0, 1.1f, 30};
@@ -224,10 +224,11 @@ template <typename T> static void whole(int R, int C, int V, int Vp) {
         for (int v = 0; v < V; v++) {
             double sum = 0;
             for (int c = 0; c < C; c++) sum += (double)h[(size_t)(i * C + c)] * wte[(size_t)(v * C + c)];
-            p.z[(size_t)i * Vp + v] = (float)sum;
+            p.z[(size_t)i * Vp + v] = (float)(cap > 0 ? cap * tanh(sum / cap) : sum);
         }
     Draw a = draw_of(p, how);
     a.channels = C;
+    a.cap = cap;
     a.h = (const Acts *)device_numbers<T>(h);
     a.weight = (const Weights *)device_numbers<T>(wte);
     cuda_scratch_begin(D);
@@ -242,8 +243,10 @@ template <typename T> static void whole(int R, int C, int V, int Vp) {
     cuda_sample<T>(D, &a);
 }
 static void test_sample(void **) {
-    whole<float>(5, 24, 257, 384);
-    whole<bf16>(17, 24, 257, 384);
+    for (float cap : {0.0f, 3.0f}) {
+        whole<float>(5, 24, 257, 384, cap);
+        whole<bf16>(17, 24, 257, 384, cap);
+    }
 }
 
 int main() {

@@ -187,9 +187,9 @@ static void forward(Device *d, const Problem &p, int version) {
     const dim3 grid((unsigned)cuda_ceil((size_t)a.rows, version == 1 ? 128 : 4), (unsigned)a.heads);
     if (version == 1) LAUNCH((forward1_kernel<T>), grid, 128, 0, d->stream, a);
     if (version == 2) LAUNCH((forward2_kernel<T>), grid, 128, 0, d->stream, a);
-    if (version == 3) a.head_size <= 64 ? plain_forward<T, 64>(d, &a) : plain_forward<T, 128>(d, &a);
-    if (version == 4) a.head_size <= 64 ? mma_forward<64, 1>(d, &a) : mma_forward<128, 1>(d, &a);
-    if (version == 5) a.head_size <= 64 ? mma_forward<64, 2>(d, &a) : mma_forward<128, 2>(d, &a);
+    if (version == 3) a.head_size <= 64 ? plain_forward<T, 64, false>(d, &a) : plain_forward<T, 128, false>(d, &a);
+    if (version == 4) a.head_size <= 64 ? mma_forward<64, 1, false>(d, &a) : mma_forward<128, 1, false>(d, &a);
+    if (version == 5) a.head_size <= 64 ? mma_forward<64, 2, false>(d, &a) : mma_forward<128, 2, false>(d, &a);
 }
 
 static void backward(Device *d, const Problem &p, int version) {
@@ -207,14 +207,16 @@ static void backward(Device *d, const Problem &p, int version) {
     }
     float *delta = cuda_scratch_of<float>(d, (size_t)a.rows * a.heads, "delta");
     attention_delta<T>(d, &a, delta);
-    if (version == 2) a.head_size <= 64 ? plain_backward<T, 64>(d, &a, delta) : plain_backward<T, 128>(d, &a, delta);
-    if (version == 3) a.head_size <= 64 ? mma_backward<64>(d, &a, delta) : mma_backward<128>(d, &a, delta);
+    if (version == 2)
+        a.head_size <= 64 ? plain_backward<T, 64, false>(d, &a, delta) : plain_backward<T, 128, false>(d, &a, delta);
+    if (version == 3)
+        a.head_size <= 64 ? mma_backward<64, false>(d, &a, delta) : mma_backward<128, false>(d, &a, delta);
 }
 
 static void decode(Device *d, const Problem &p, int version) {
     cuda_scratch_begin(d);
     if (version == 1) return forward(d, p, 2);
-    p.a.head_size <= 64 ? decode_launch<T, 64>(d, &p.a) : decode_launch<T, 128>(d, &p.a);
+    p.a.head_size <= 64 ? decode_launch<T, 64, false>(d, &p.a) : decode_launch<T, 128, false>(d, &p.a);
 }
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */

@@ -68,14 +68,14 @@ static void version_run(Bench *b, int version, const Embed &a) {
     cuda_scratch_begin(d);
     if (version == 1) LAUNCH(forward1_kernel, blocks, 256, 0, d->stream, a);
     if (version == 2)
-        cuda_embed_forward<T>(d, (Acts *)a.out, (Weights *)a.wte, (Weights *)a.wpe, token, position, a.N, a.C);
+        cuda_embed_forward<T>(d, (Acts *)a.out, (Weights *)a.wte, (Weights *)a.wpe, token, position, 1, a.N, a.C);
     if (version == 3) LAUNCH(backward3_kernel, blocks, 256, 0, d->stream, a);
     if (version == 4) {
         LAUNCH(backward4_kernel, (unsigned)a.V, 128, 0, d->stream, a.dwte, a.dout, a.token, a.N, a.C);
         LAUNCH(backward4_kernel, (unsigned)a.P, 128, 0, d->stream, a.dwpe, a.dout, a.position, a.N, a.C);
     }
     if (version == 5)
-        cuda_embed_backward<T>(d, (Floats *)a.dwte, (Floats *)a.dwpe, (Acts *)a.dout, token, position, a.N, a.C);
+        cuda_embed_backward<T>(d, (Floats *)a.dwte, (Floats *)a.dwpe, (Acts *)a.dout, token, position, 1, a.N, a.C);
     if (version == 6) LAUNCH(gelu6_kernel, blocks, 256, 0, d->stream, a.out, a.dout, n);
     if (version == 7) cuda_gelu_forward<T>(d, (Acts *)a.out, (Acts *)a.dout, n);
     if (version == 8) LAUNCH(gelu8_kernel, blocks, 256, 0, d->stream, a.out, a.dout, n);

@@ -79,7 +79,7 @@ static void run(Device *d, const Problem &p, int version, bool gradient) {
     if (!gradient) a.dlogp = a.dentropy = NULL;
     if (version == 1) LAUNCH((three_reads_kernel<32>), (unsigned)a.rows, 32, 0, d->stream, a, p.z, p.dz);
     if (version == 2) LAUNCH((three_reads_kernel<512>), (unsigned)a.rows, 512, 0, d->stream, a, p.z, p.dz);
-    if (version == 3) LAUNCH((head_kernel<bf16>), (unsigned)a.rows, HEAD_THREADS, 0, d->stream, a, 0, p.z, p.dz);
+    if (version == 3) LAUNCH((head_kernel<bf16, false>), (unsigned)a.rows, HEAD_THREADS, 0, d->stream, a, 0, p.z, p.dz);
 }
 
 int main(int argc, char **argv) {

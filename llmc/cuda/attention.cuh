@@ -18,7 +18,7 @@
 #include "attention_plain.cuh"  /* PLAIN, PLAIN_THREADS, plain_backward_bytes, attention_forward_plain_kernel, ... */
 #include "common.cuh"           /* Device, cuda_wide, CUDA_LAUNCHED, cuda_fail, ... */
 #include "ptx.cuh"              /* LAUNCH, SHARED_DYNAMIC */
-#include "segments.cuh"         /* halves_of, outside_zero, Halves, strips_most */
+#include "segments.cuh"         /* halves_of, attention_has_extras, outside_zero, Halves, ... */
 
 enum {
     ATTENTION_FEW = 2,    /* rows per segment up to which a batch is decode */
@@ -67,21 +67,42 @@ template <typename Kernel> static inline bool shared_ask(Device *d, Kernel *kern
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
-template <int D, int M> static inline void mma_forward(Device *d, const Attention *a) {
+template <int D, int M, bool EXTRAS> static inline void mma_forward(Device *d, const Attention *a) {
     const unsigned threads = MMA_THREADS;
-    ATTENTION_LAUNCH((attention_forward_mma_kernel<D, M>), MMA_ROWS * M, a->heads, (mma_forward_bytes<D, M>()), *a);
+    ATTENTION_LAUNCH((attention_forward_mma_kernel<D, M, EXTRAS>), MMA_ROWS * M, a->heads, (mma_forward_bytes<D, M>()),
+                     *a);
 }
 
 /* Strips of 128 rows read each tile half as often as strips of 64, which pays if segments are long. A row's result is
  * the same in both. */
-template <int D> static inline void mma_forward_strips(Device *d, const Attention *a) {
-    if (a->rows >= ATTENTION_LONG * a->segments) mma_forward<D, 2>(d, a);
-    else mma_forward<D, 1>(d, a);
+template <int D, bool EXTRAS> static inline void mma_forward_strips(Device *d, const Attention *a) {
+    if (a->rows >= ATTENTION_LONG * a->segments) mma_forward<D, 2, EXTRAS>(d, a);
+    else mma_forward<D, 1, EXTRAS>(d, a);
 }
 
-template <typename T, int D> static inline void plain_forward(Device *d, const Attention *a) {
+template <typename T, int D, bool EXTRAS> static inline void plain_forward(Device *d, const Attention *a) {
     const unsigned threads = PLAIN_THREADS;
-    ATTENTION_LAUNCH((attention_forward_plain_kernel<T, D>), PLAIN, a->heads, plain_forward_bytes<D>(), *a);
+    ATTENTION_LAUNCH((attention_forward_plain_kernel<T, D, EXTRAS>), PLAIN, a->heads, plain_forward_bytes<D>(), *a);
+}
+
+template <typename T, bool EXTRAS> static inline void attention_forward_of(Device *d, const Attention *a) {
+    const int D = a->head_size;
+    if (attention_is_decode(a)) {
+        if (D <= 32) decode_launch<T, 32, EXTRAS>(d, a);
+        else if (D <= 64) decode_launch<T, 64, EXTRAS>(d, a);
+        else if (D <= 128) decode_launch<T, 128, EXTRAS>(d, a);
+        else decode_launch<T, 256, EXTRAS>(d, a);
+    } else if (attention_on_tensor_cores<T>(a)) {
+        if (D <= 32) mma_forward_strips<32, EXTRAS>(d, a);
+        else if (D <= 64) mma_forward_strips<64, EXTRAS>(d, a);
+        else if (D <= 96) mma_forward_strips<96, EXTRAS>(d, a);
+        else mma_forward_strips<128, EXTRAS>(d, a);
+    } else {
+        if (D <= 32) plain_forward<T, 32, EXTRAS>(d, a);
+        else if (D <= 64) plain_forward<T, 64, EXTRAS>(d, a);
+        else if (D <= 128) plain_forward<T, 128, EXTRAS>(d, a);
+        else plain_forward<T, 256, EXTRAS>(d, a);
+    }
 }
 
 /* Computes out and lse of every row; see Attention in backend.h. */
@@ -90,23 +111,8 @@ template <typename T> static inline void cuda_attention_forward(Device *d, const
     const int width = a->heads * a->head_size;
     outside_zero(d, a, halves_of((T *)a->out, width, width), halves_of((float *)a->lse, a->heads, a->heads), Halves{});
     if (a->segments == 0) return;
-    const int D = a->head_size;
-    if (attention_is_decode(a)) {
-        if (D <= 32) decode_launch<T, 32>(d, a);
-        else if (D <= 64) decode_launch<T, 64>(d, a);
-        else if (D <= 128) decode_launch<T, 128>(d, a);
-        else decode_launch<T, 256>(d, a);
-    } else if (attention_on_tensor_cores<T>(a)) {
-        if (D <= 32) mma_forward_strips<32>(d, a);
-        else if (D <= 64) mma_forward_strips<64>(d, a);
-        else if (D <= 96) mma_forward_strips<96>(d, a);
-        else mma_forward_strips<128>(d, a);
-    } else {
-        if (D <= 32) plain_forward<T, 32>(d, a);
-        else if (D <= 64) plain_forward<T, 64>(d, a);
-        else if (D <= 128) plain_forward<T, 128>(d, a);
-        else plain_forward<T, 256>(d, a);
-    }
+    if (attention_has_extras(a)) attention_forward_of<T, true>(d, a);
+    else attention_forward_of<T, false>(d, a);
 }
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
@@ -148,40 +154,50 @@ template <typename T> static inline void attention_delta(Device *d, const Attent
     CUDA_LAUNCHED(d, "attention_delta_kernel", "N %d, H %d, D %d", a->rows, a->heads, a->head_size);
 }
 
-template <int D> static inline void mma_backward(Device *d, const Attention *a, const float *delta) {
+template <int D, bool EXTRAS> static inline void mma_backward(Device *d, const Attention *a, const float *delta) {
     const unsigned threads = MMA_THREADS;
-    ATTENTION_LAUNCH(attention_keys_mma_kernel<D>, MMA_ROWS, a->kv_heads, mma_keys_bytes<D>(), *a, delta);
-    ATTENTION_LAUNCH(attention_queries_mma_kernel<D>, MMA_ROWS, a->heads, mma_queries_bytes<D>(), *a, delta);
+    ATTENTION_LAUNCH((attention_keys_mma_kernel<D, EXTRAS>), MMA_ROWS, a->kv_heads, mma_keys_bytes<D>(), *a, delta);
+    ATTENTION_LAUNCH((attention_queries_mma_kernel<D, EXTRAS>), MMA_ROWS, a->heads, mma_queries_bytes<D>(), *a, delta);
 }
 
-template <typename T, int D> static inline void plain_backward(Device *d, const Attention *a, const float *delta) {
+template <typename T, int D, bool EXTRAS>
+static inline void plain_backward(Device *d, const Attention *a, const float *delta) {
     const unsigned threads = PLAIN_THREADS;
-    ATTENTION_LAUNCH((attention_keys_plain_kernel<T, D>), PLAIN, a->kv_heads, plain_backward_bytes<D>(), *a, delta);
-    ATTENTION_LAUNCH((attention_queries_plain_kernel<T, D>), PLAIN, a->heads, plain_backward_bytes<D>(), *a, delta);
+    ATTENTION_LAUNCH((attention_keys_plain_kernel<T, D, EXTRAS>), PLAIN, a->kv_heads, plain_backward_bytes<D>(), *a,
+                     delta);
+    ATTENTION_LAUNCH((attention_queries_plain_kernel<T, D, EXTRAS>), PLAIN, a->heads, plain_backward_bytes<D>(), *a,
+                     delta);
+}
+
+template <typename T, bool EXTRAS>
+static inline void attention_backward_of(Device *d, const Attention *a, const float *delta) {
+    const int D = a->head_size;
+    if (attention_on_tensor_cores<T>(a) && cuda_wide<T>((size_t)D, a->dout, a->dq, a->dk, a->dv)) {
+        if (D <= 32) mma_backward<32, EXTRAS>(d, a, delta);
+        else if (D <= 64) mma_backward<64, EXTRAS>(d, a, delta);
+        else if (D <= 96) mma_backward<96, EXTRAS>(d, a, delta);
+        else mma_backward<128, EXTRAS>(d, a, delta);
+    } else {
+        if (D <= 32) plain_backward<T, 32, EXTRAS>(d, a, delta);
+        else if (D <= 64) plain_backward<T, 64, EXTRAS>(d, a, delta);
+        else if (D <= 128) plain_backward<T, 128, EXTRAS>(d, a, delta);
+        else plain_backward<T, 256, EXTRAS>(d, a, delta);
+    }
 }
 
 /* Computes dq, dk and dv of every row from dout, and from out and lse of the forward pass; see Attention in backend.h.
  * The keys are the batch's own rows, and a prefix is in the segment's family (batch.h). */
 template <typename T> static inline void cuda_attention_backward(Device *d, const Attention *a) {
     if (a->rows == 0 || !attention_check(d, a)) return;
-    const int D = a->head_size, kv_width = a->kv_heads * D;
-    outside_zero(d, a, halves_of((T *)a->dq, a->q_stride, a->heads * D), halves_of((T *)a->dk, a->kv_stride, kv_width),
-                 halves_of((T *)a->dv, a->kv_stride, kv_width));
+    const int kv_width = a->kv_heads * a->head_size;
+    outside_zero(d, a, halves_of((T *)a->dq, a->q_stride, a->heads * a->head_size),
+                 halves_of((T *)a->dk, a->kv_stride, kv_width), halves_of((T *)a->dv, a->kv_stride, kv_width));
     if (a->segments == 0) return;
     float *delta = cuda_scratch_of<float>(d, (size_t)a->rows * a->heads, "attention's backward pass");
     if (!delta) return;
     attention_delta<T>(d, a, delta);
-    if (attention_on_tensor_cores<T>(a) && cuda_wide<T>((size_t)D, a->dout, a->dq, a->dk, a->dv)) {
-        if (D <= 32) mma_backward<32>(d, a, delta);
-        else if (D <= 64) mma_backward<64>(d, a, delta);
-        else if (D <= 96) mma_backward<96>(d, a, delta);
-        else mma_backward<128>(d, a, delta);
-    } else {
-        if (D <= 32) plain_backward<T, 32>(d, a, delta);
-        else if (D <= 64) plain_backward<T, 64>(d, a, delta);
-        else if (D <= 128) plain_backward<T, 128>(d, a, delta);
-        else plain_backward<T, 256>(d, a, delta);
-    }
+    if (attention_has_extras(a)) attention_backward_of<T, true>(d, a, delta);
+    else attention_backward_of<T, false>(d, a, delta);
 }
 
 #undef ATTENTION_LAUNCH

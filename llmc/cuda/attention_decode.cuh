@@ -5,7 +5,7 @@
  * heads that share one key head (up to HEADS of them, so that shared keys are read once). If there is more than one
  * part, each part stores its maximum, denominator and weighted sum, and a second kernel combines the parts in order.
  *
- * The split depends only on the row's own number of keys, so the bits of a sample do not depend on the rest of the
+ * The split depends only on the number of keys that the row sees, so the bits of a sample do not depend on the rest of the
  * batch. Within a block, LANES lanes share a key, each with CH channels, 16 bytes at a time. Each such group of lanes
  * runs its own online softmax over every n-th key, four keys at once, and the groups are merged at the end.
  */
@@ -16,7 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "common.cuh"         /* CUDA_LAUNCHED, Device, cuda_wide, from_float, ... */
 #include "ptx.cuh"            /* LAUNCH, wide_load, wide_store */
-#include "segments.cuh"       /* keys_seen, RowMap, map_keys */
+#include "segments.cuh"       /* keys_from, keys_seen, RowMap, map_keys */
 
 enum {
     DECODE_WARPS = 4,
@@ -71,7 +71,7 @@ template <int CH> struct Share { float most, sum, out[CH]; };
 /* e^(x - most), or 0 if most is -inf, that is, if no key has been seen yet */
 __device__ static inline float share_weight(float x, float most) { return most == -INFINITY ? 0 : expf(x - most); }
 
-template <typename T, int D, int HEADS>
+template <typename T, int D, int HEADS, bool EXTRAS>
 __global__ static void __launch_bounds__(DECODE_THREADS)
     attention_decode_kernel(const Attention a, float *__restrict__ partial, bool wide) {
     constexpr int W = 16 / (int)sizeof(T), LANES = D / W < 32 ? D / W : 32, CH = D / LANES, GROUPS = 32 / LANES;
@@ -81,9 +81,9 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     Segment s;
     int i;
     if (!row_find(&s, &i, a, (int)blockIdx.x)) return;
-    const int keys = keys_seen(s, i), size = decode_part(keys), first = (int)blockIdx.z * size;
-    const int end = min(keys, first + size);
-    if (first >= keys) return;
+    const int seen = keys_seen(s, i), from = keys_from<EXTRAS>(a, seen), keys = seen - from;
+    const int size = decode_part(keys), first = from + (int)blockIdx.z * size, end = min(seen, first + size);
+    if (first >= seen) return;
     const int shared = a.heads / a.kv_heads, parts = (shared + HEADS - 1) / HEADS;
     const int kv = (int)blockIdx.y / parts, h0 = (int)blockIdx.y % parts * HEADS; /* first of the heads that share kv */
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % LANES * CH;
@@ -122,6 +122,7 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
                 for (int e = 0; e < CH; e++) dot = fmaf(q[h][e], x[u][e], dot);
 #pragma unroll
                 for (int offset = LANES / 2; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+                if (EXTRAS && a.cap > 0) dot = a.cap * tanhf(dot * (1 / a.cap));
                 score[h][u] = key + u * STEP < end ? dot : -INFINITY;
             }
 #pragma unroll
@@ -200,7 +201,8 @@ __global__ static void attention_combine_kernel(const Attention a, const float *
     Segment s;
     int i;
     if (!row_find(&s, &i, a, (int)blockIdx.x)) return;
-    const int keys = keys_seen(s, i), size = decode_part(keys), parts = (keys + size - 1) / size;
+    const int seen = keys_seen(s, i), keys = seen - keys_from<true>(a, seen), size = decode_part(keys);
+    const int parts = (keys + size - 1) / size;
     if (parts <= 1) return;
     const size_t at = (size_t)blockIdx.x * a.heads + blockIdx.y, stride = (size_t)a.head_size + 2;
     const float *part = partial + at * DECODE_SPLITS * stride;
@@ -215,7 +217,7 @@ __global__ static void attention_combine_kernel(const Attention a, const float *
     if (a.lse && threadIdx.x == 0) ((float *)a.lse)[at] = most + logf(sum);
 }
 
-template <typename T, int D> static inline void decode_launch(Device *d, const Attention *a) {
+template <typename T, int D, bool EXTRAS> static inline void decode_launch(Device *d, const Attention *a) {
     const int shared = a->heads / a->kv_heads, parts = shared == 1 ? 1 : (int)cuda_ceil((size_t)shared, 4);
     const bool wide = cuda_wide<T>((size_t)a->head_size, a->q, a->k, a->v) &&
                       a->q_stride % (16 / (int)sizeof(T)) == 0 && a->kv_stride % (16 / (int)sizeof(T)) == 0;
@@ -223,8 +225,9 @@ template <typename T, int D> static inline void decode_launch(Device *d, const A
     float *partial = cuda_scratch_of<float>(d, count, "attention of few queries");
     if (!partial) return;
     const dim3 grid((unsigned)a->rows, (unsigned)(a->kv_heads * parts), DECODE_SPLITS);
-    if (shared == 1) LAUNCH((attention_decode_kernel<T, D, 1>), grid, DECODE_THREADS, 0, d->stream, *a, partial, wide);
-    else LAUNCH((attention_decode_kernel<T, D, 4>), grid, DECODE_THREADS, 0, d->stream, *a, partial, wide);
+    if (shared == 1)
+        LAUNCH((attention_decode_kernel<T, D, 1, EXTRAS>), grid, DECODE_THREADS, 0, d->stream, *a, partial, wide);
+    else LAUNCH((attention_decode_kernel<T, D, 4, EXTRAS>), grid, DECODE_THREADS, 0, d->stream, *a, partial, wide);
     CUDA_LAUNCHED(d, "attention_decode_kernel", "N %d, S %d, H %d/%d, D %d", a->rows, a->segments, a->heads,
                   a->kv_heads, a->head_size);
     LAUNCH((attention_combine_kernel<T>), dim3((unsigned)a->rows, (unsigned)a->heads), 64, 0, d->stream, *a, partial);

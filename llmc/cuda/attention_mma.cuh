@@ -24,7 +24,7 @@
 #include "../model/backend.h" /* Attention */
 #include "common.cuh"         /* bf16 */
 #include "ptx.cuh"            /* cp_async_commit, cp_async_wait, fast_exp2, mma_m16n8k16_bf16, ... */
-#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
+#include "segments.cuh"       /* keys_seen, map_rows, keys_from, RowMap, ... */
 
 enum { MMA_ROWS = 64, MMA_WARPS = 4, MMA_THREADS = 32 * MMA_WARPS };
 
@@ -85,6 +85,20 @@ __device__ static inline void fragment_columns(uint32_t (&left)[2], uint32_t (&r
     left[1] = b[1];
     right[0] = b[2];
     right[1] = b[3];
+}
+
+/* The factor of the scores, which are products of queries and keys, or with a cap what scores_bend() makes of them. */
+template <bool EXTRAS> __device__ static inline float scores_unit(const Attention &a) {
+    return EXTRAS && a.cap > 0 ? a.cap : a.scale;
+}
+
+/* s = tanh(scale s / cap): cap times that is the score. */
+template <int N> __device__ static inline void scores_bend(float (&s)[N][4], const Attention &a) {
+    const float inside = a.scale / a.cap;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) s[n][k] = fast_tanh(s[n][k] * inside);
 }
 
 /* Zeros M x N results of 16 x 8: 16 M rows of a warp, 8 N columns. */
@@ -188,14 +202,18 @@ __device__ static inline void softmax_tile(Softmax &w, float (&alpha)[2], float 
     }
 }
 
-/* Masks keys that a query does not see: row g sees `seen` keys and row g + 8 sees seen + 8. */
-template <int N> __device__ static inline void scores_mask(float (&s)[N][4], int key, int seen) {
+/* Masks keys that a query does not see: row g sees `seen` keys and row g + 8 sees seen + 8; of them only the last
+ * `window`, unless that is 0. */
+template <bool EXTRAS, int N>
+__device__ static inline void scores_mask(float (&s)[N][4], int key, int seen, int window) {
     const int t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (key + 8 * n + 2 * t + k % 2 >= seen + k / 2 * 8) s[n][k] = -INFINITY;
+        for (int k = 0; k < 4; k++) {
+            const int at = key + 8 * n + 2 * t + k % 2, end = seen + k / 2 * 8;
+            if (at >= end || (EXTRAS && window > 0 && at < end - window)) s[n][k] = -INFINITY;
+        }
 }
 
 /* Keys per tile of the forward pass. */
@@ -207,7 +225,7 @@ template <int D, int M> __host__ __device__ constexpr size_t mma_forward_bytes()
 
 /* Processes a strip of 64 M queries; a warp has 16 M of them and reads each tile once for all. Grid (strips, heads).
  * Shared memory: Q, K, V. */
-template <int D, int M>
+template <int D, int M, bool EXTRAS>
 __global__ static void __launch_bounds__(MMA_THREADS) attention_forward_mma_kernel(const Attention a) {
     constexpr int ROWS = MMA_ROWS * M, KEYS = mma_keys(D);
     SHARED_DYNAMIC(bf16, shared);
@@ -220,21 +238,23 @@ __global__ static void __launch_bounds__(MMA_THREADS) attention_forward_mma_kern
     const bf16 *k = (const bf16 *)a.k + (size_t)kv * a.head_size, *v = (const bf16 *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
+    const int from = keys_from<EXTRAS>(a, keys_seen(strip.segment, strip.first)) / KEYS * KEYS;
     const int seen_first = keys_seen(strip.segment, strip.first + own); /* keys seen by the warp's first row */
     const int seen_last = own_rows > 0 ? seen_first + own_rows - 1 : 0;
-    const float scale2 = a.scale * LOG2E;
+    const float unit = scores_unit<EXTRAS>(a), scale2 = unit * LOG2E;
     tile_ask<ROWS, D>(tile_q, (const bf16 *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0, strip.rows,
                       a.head_size);
-    tile_ask<KEYS, D>(tile_k, k, a.kv_stride, map, 0, keys, a.head_size);
+    tile_ask<KEYS, D>(tile_k, k, a.kv_stride, map, from, keys - from, a.head_size);
     cp_async_commit();
     float out[M][D / 8][4];
     fragments_zero(out);
     Softmax w[M];
 #pragma unroll
     for (int m = 0; m < M; m++) w[m] = Softmax{{-INFINITY, -INFINITY}, {0, 0}};
-    for (int key = 0; key < keys; key += KEYS) {
+    for (int key = from; key < keys; key += KEYS) {
         float s[M][KEYS / 8][4];
-        const bool any = key < seen_last; /* does the warp see any key of the tile? */
+        /* does the warp see any key of the tile? */
+        const bool any = key < seen_last && (!EXTRAS || key + KEYS > keys_from<EXTRAS>(a, seen_first));
         cp_async_wait<0>();
         __syncthreads(); /* K has arrived; all warps are done with V */
         tile_ask<KEYS, D>(tile_v, v, a.kv_stride, map, key, keys - key, a.head_size);
@@ -243,8 +263,11 @@ __global__ static void __launch_bounds__(MMA_THREADS) attention_forward_mma_kern
             scores<D>(s, tile_q, own, tile_k);
 #pragma unroll
             for (int m = 0; m < M; m++) {
+                const int seen = seen_first + 16 * m; /* keys seen by the first of the 16 rows */
                 float alpha[2];
-                if (key + KEYS > seen_first + 16 * m) scores_mask(s[m], key, seen_first + 16 * m + g);
+                if (EXTRAS && a.cap > 0) scores_bend(s[m], a);
+                if (key + KEYS > seen || (EXTRAS && key < keys_from<EXTRAS>(a, seen + 15)))
+                    scores_mask<EXTRAS>(s[m], key, seen + g, a.window);
                 softmax_tile(w[m], alpha, s[m], scale2);
 #pragma unroll
                 for (int c = 0; c < D / 8; c++)
@@ -268,7 +291,7 @@ __global__ static void __launch_bounds__(MMA_THREADS) attention_forward_mma_kern
             w[m].sum[half] += __shfl_xor_sync(0xffffffffu, w[m].sum[half], 2);
             if (a.lse && threadIdx.x % 4 == 0 && i < own_rows)
                 ((float *)a.lse)[(size_t)(row + own + i) * a.heads + head] =
-                    w[m].most[half] * a.scale + logf(w[m].sum[half]);
+                    w[m].most[half] * unit + logf(w[m].sum[half]);
         }
         rows_store<D>((bf16 *)a.out + ((size_t)(row + own + 16 * m) * a.heads + head) * a.head_size,
                       a.heads * a.head_size, own_rows - 16 * m, a.head_size, out[m], 1 / w[m].sum[0], 1 / w[m].sum[1],
@@ -283,7 +306,7 @@ template <int D> __host__ __device__ constexpr size_t mma_queries_bytes() {
 }
 
 /* Computes dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, two buffers of K and V. */
-template <int D>
+template <int D, bool EXTRAS>
 __global__ static void __launch_bounds__(MMA_THREADS)
     attention_queries_mma_kernel(const Attention a, const float *__restrict__ delta) {
     constexpr int KEYS = mma_tile(D), TILE = KEYS * (D + 8);
@@ -298,14 +321,15 @@ __global__ static void __launch_bounds__(MMA_THREADS)
     const bf16 *k = (const bf16 *)a.k + (size_t)kv * a.head_size, *v = (const bf16 *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
+    const int from = keys_from<EXTRAS>(a, keys_seen(strip.segment, strip.first)) / KEYS * KEYS;
     const int seen_first = keys_seen(strip.segment, strip.first + 16 * warp);
-    const float scale2 = a.scale * LOG2E;
+    const float unit = scores_unit<EXTRAS>(a), scale2 = unit * LOG2E;
     tile_ask<MMA_ROWS, D>(tile_q, (const bf16 *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0,
                           strip.rows, a.head_size);
     tile_ask<MMA_ROWS, D>(tile_dout, (const bf16 *)a.dout + (size_t)head * a.head_size, a.heads * a.head_size,
                           map_rows(row), 0, strip.rows, a.head_size);
-    tile_ask<KEYS, D>(tile_k, k, a.kv_stride, map, 0, keys, a.head_size);
-    tile_ask<KEYS, D>(tile_v, v, a.kv_stride, map, 0, keys, a.head_size);
+    tile_ask<KEYS, D>(tile_k, k, a.kv_stride, map, from, keys - from, a.head_size);
+    tile_ask<KEYS, D>(tile_v, v, a.kv_stride, map, from, keys - from, a.head_size);
     cp_async_commit();
     float lse2[2], change[2]; /* lse and delta of rows i and i + 8; a missing row gets weights 2^-inf */
 #pragma unroll
@@ -317,7 +341,7 @@ __global__ static void __launch_bounds__(MMA_THREADS)
     }
     float dq[1][D / 8][4];
     fragments_zero(dq);
-    for (int key = 0, at = 0; key < keys; key += KEYS, at = TILE - at) {
+    for (int key = from, at = 0; key < keys; key += KEYS, at = TILE - at) {
         float s[1][KEYS / 8][4], ds[1][KEYS / 8][4];
         if (key + KEYS < keys) {
             tile_ask<KEYS, D>(tile_k + TILE - at, k, a.kv_stride, map, key + KEYS, keys - key - KEYS, a.head_size);
@@ -328,12 +352,22 @@ __global__ static void __launch_bounds__(MMA_THREADS)
         __syncthreads(); /* this tile has arrived */
         scores<D>(s, tile_q, 16 * warp, tile_k + at);
         scores<D>(ds, tile_dout, 16 * warp, tile_v + at);
-        if (key + KEYS > seen_first) scores_mask(s[0], key, seen_first + g);
+        if (EXTRAS && a.cap > 0) { /* dP - delta times the derivative of the cap, 1 - tanh^2 */
+            scores_bend(s[0], a);
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) ds[0][n][e] = (ds[0][n][e] - change[e / 2]) * (1 - s[0][n][e] * s[0][n][e]);
+        }
+        if (key + KEYS > seen_first || (EXTRAS && key < keys_from<EXTRAS>(a, seen_first + 15)))
+            scores_mask<EXTRAS>(s[0], key, seen_first + g, a.window);
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                ds[0][n][e] = fast_exp2(fmaf(s[0][n][e], scale2, -lse2[e / 2])) * (ds[0][n][e] - change[e / 2]);
+            for (int e = 0; e < 4; e++) {
+                const float less = EXTRAS && a.cap > 0 ? 0 : change[e / 2];
+                ds[0][n][e] = fast_exp2(fmaf(s[0][n][e], scale2, -lse2[e / 2])) * (ds[0][n][e] - less);
+            }
         weighted_add<D>(dq, ds, tile_k + at);
         __syncthreads(); /* all warps are done with the tile */
     }
@@ -347,7 +381,7 @@ template <int D> __host__ __device__ constexpr size_t mma_keys_bytes() {
 
 /* Computes dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, two buffers of Q, dO, lse and
  * delta. */
-template <int D>
+template <int D, bool EXTRAS>
 __global__ static void __launch_bounds__(MMA_THREADS)
     attention_keys_mma_kernel(const Attention a, const float *__restrict__ delta) {
     constexpr int ROWS = mma_tile(D), TILE = ROWS * (D + 8);
@@ -359,13 +393,13 @@ __global__ static void __launch_bounds__(MMA_THREADS)
     if (!strip_find(&strip, a, (int)blockIdx.x, MMA_ROWS)) return;
     const int kv = (int)blockIdx.y, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int row = strip.segment.start + strip.first, out_stride = a.heads * a.head_size;
-    const float scale2 = a.scale * LOG2E;
+    const float unit = scores_unit<EXTRAS>(a), scale2 = unit * LOG2E;
     tile_ask<MMA_ROWS, D>(tile_k, (const bf16 *)a.k + (size_t)kv * a.head_size, a.kv_stride, map_rows(row), 0,
                           strip.rows, a.head_size);
     tile_ask<MMA_ROWS, D>(tile_v, (const bf16 *)a.v + (size_t)kv * a.head_size, a.kv_stride, map_rows(row), 0,
                           strip.rows, a.head_size);
-    SeenBy w = seen_by(a, strip), next = w;
-    const auto ask = [&](const SeenBy &q, int buffer) {
+    SeenBy<EXTRAS> w = seen_by<EXTRAS>(a, strip), next = w;
+    const auto ask = [&](const SeenBy<EXTRAS> &q, int buffer) {
         const int head = kv * q.shared + q.head, rows = q.at.len - q.i, tid = (int)threadIdx.x;
         const RowMap map = map_rows(q.at.start);
         tile_ask<ROWS, D>(tile_q + buffer * TILE, (const bf16 *)a.q + (size_t)head * a.head_size, a.q_stride, map, q.i,
@@ -395,7 +429,9 @@ __global__ static void __launch_bounds__(MMA_THREADS)
         scores<D>(s, tile_k, 16 * warp, tile_q + buffer * TILE);
         scores<D>(ds, tile_v, 16 * warp, tile_dout + buffer * TILE);
         /* do all queries of the tile see all 16 keys? */
-        const bool all = seen_from(w, 16 * warp, w.i) && seen_from(w, 16 * warp + 15, w.i);
+        const bool all =
+            seen_from(w, 16 * warp, w.i) && seen_from(w, 16 * warp + 15, w.i) && w.inside(16 * warp, w.i + ROWS - 1);
+        if (EXTRAS && a.cap > 0) scores_bend(s[0], a);
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
@@ -403,8 +439,9 @@ __global__ static void __launch_bounds__(MMA_THREADS)
                 const int q = 8 * n + 2 * t + e % 2, key = 16 * warp + g + e / 2 * 8;
                 float p = fast_exp2(fmaf(s[0][n][e], scale2, -lse2[q]));
                 if (!all && !seen_from(w, key, w.i + q)) p = 0;
-                s[0][n][e] = p;
                 ds[0][n][e] = p * (ds[0][n][e] - change[q]);
+                if (EXTRAS && a.cap > 0) ds[0][n][e] *= 1 - s[0][n][e] * s[0][n][e];
+                s[0][n][e] = p;
             }
         weighted_add<D>(dv, s, tile_dout + buffer * TILE);
         weighted_add<D>(dk, ds, tile_q + buffer * TILE);

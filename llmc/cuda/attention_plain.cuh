@@ -12,7 +12,7 @@
 #include "../model/backend.h" /* Attention */
 #include "common.cuh"         /* from_float, to_float */
 #include "ptx.cuh"            /* SHARED_DYNAMIC */
-#include "segments.cuh"       /* map_rows, RowMap, keys_seen, Strip, ... */
+#include "segments.cuh"       /* keys_seen, map_rows, RowMap, keys_from, ... */
 
 enum { PLAIN = 32, PLAIN_THREADS = 128, PLAIN_WEIGHTS = PLAIN * (PLAIN + 1) };
 
@@ -101,6 +101,17 @@ __device__ static inline float plain_sum(float x) {
     return x;
 }
 
+/* The score of a query and a key: scale times their product, and with a cap, cap tanh(that / cap). slope: the derivative
+ * of the cap. */
+template <bool EXTRAS> __device__ static inline float plain_score(const Attention &a, float dot, float &slope) {
+    const float score = dot * a.scale;
+    slope = 1;
+    if (!EXTRAS || a.cap == 0) return score;
+    const float bent = tanhf(score * (1 / a.cap));
+    slope = 1 - bent * bent;
+    return a.cap * bent;
+}
+
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
 template <int D> __host__ __device__ constexpr size_t plain_forward_bytes() {
@@ -108,7 +119,7 @@ template <int D> __host__ __device__ constexpr size_t plain_forward_bytes() {
 }
 
 /* Computes out and lse. Grid (strips, heads). Shared memory: Q, one tile for K and V in turn, P. */
-template <typename T, int D>
+template <typename T, int D, bool EXTRAS>
 __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_kernel(const Attention a) {
     SHARED_DYNAMIC(float, shared);
     float *tile_q = shared, *tile = tile_q + plain_tile(D), *weights = tile + plain_tile(D);
@@ -119,6 +130,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
     const T *k = (const T *)a.k + (size_t)kv * a.head_size, *v = (const T *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
+    const int from = keys_from<EXTRAS>(a, keys_seen(strip.segment, strip.first)) / PLAIN * PLAIN;
     const int seen = keys_seen(strip.segment, strip.first + 4 * y); /* keys seen by this thread's first row */
     plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0, strip.rows,
                   a.head_size);
@@ -128,16 +140,23 @@ __global__ static void __launch_bounds__(PLAIN_THREADS) attention_forward_plain_
         most[r] = -INFINITY;
         sum[r] = 0;
     }
-    for (int key = 0; key < keys; key += PLAIN) {
+    for (int key = from; key < keys; key += PLAIN) {
         float s[4][2];
         plain_load<D>(tile, k, a.kv_stride, map, key, keys - key, a.head_size);
         __syncthreads();
         plain_scores<D>(s, tile_q, tile);
 #pragma unroll
         for (int r = 0; r < 4; r++) { /* m' = max(m, s), p = e^(s - m'); earlier sums are multiplied by e^(m - m') */
-            for (int c = 0; c < 2; c++) s[r][c] = key + x + 16 * c < seen + r ? s[r][c] * a.scale : -INFINITY;
-            const float next = fmaxf(most[r], plain_max(fmaxf(s[r][0], s[r][1]))), alpha = expf(most[r] - next);
-            for (int c = 0; c < 2; c++) s[r][c] = expf(s[r][c] - next);
+            for (int c = 0; c < 2; c++) {
+                const int at = key + x + 16 * c;
+                const bool visible = at < seen + r && at >= keys_from<EXTRAS>(a, seen + r);
+                float slope;
+                s[r][c] = visible ? plain_score<EXTRAS>(a, s[r][c], slope) : -INFINITY;
+            }
+            const float next = fmaxf(most[r], plain_max(fmaxf(s[r][0], s[r][1])));
+            const float base = EXTRAS && next == -INFINITY ? 0 : next; /* the row may see no key of the first tile */
+            const float alpha = expf(most[r] - base);
+            for (int c = 0; c < 2; c++) s[r][c] = expf(s[r][c] - base);
             sum[r] = sum[r] * alpha + s[r][0] + s[r][1];
             most[r] = next;
 #pragma unroll
@@ -167,7 +186,7 @@ template <int D> __host__ __device__ constexpr size_t plain_backward_bytes() {
 }
 
 /* Computes dQ of a strip of queries. Grid (strips, heads). Shared memory: Q, dO, K, V, dS. */
-template <typename T, int D>
+template <typename T, int D, bool EXTRAS>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_queries_plain_kernel(const Attention a, const float *__restrict__ delta) {
     SHARED_DYNAMIC(float, shared);
@@ -180,6 +199,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
     const T *k = (const T *)a.k + (size_t)kv * a.head_size, *v = (const T *)a.v + (size_t)kv * a.head_size;
     const RowMap map = map_keys(strip.segment);
     const int keys = keys_seen(strip.segment, strip.first + strip.rows - 1);
+    const int from = keys_from<EXTRAS>(a, keys_seen(strip.segment, strip.first)) / PLAIN * PLAIN;
     const int seen = keys_seen(strip.segment, strip.first + 4 * y);
     plain_load<D>(tile_q, (const T *)a.q + (size_t)head * a.head_size, a.q_stride, map_rows(row), 0, strip.rows,
                   a.head_size);
@@ -194,7 +214,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
         lse[r] = valid ? ((const float *)a.lse)[at] : INFINITY;
         change[r] = valid ? delta[at] : 0;
     }
-    for (int key = 0; key < keys; key += PLAIN) {
+    for (int key = from; key < keys; key += PLAIN) {
         float s[4][2], ds[4][2];
         plain_load<D>(tile_k, k, a.kv_stride, map, key, keys - key, a.head_size);
         plain_load<D>(tile_v, v, a.kv_stride, map, key, keys - key, a.head_size);
@@ -204,8 +224,12 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
 #pragma unroll
         for (int r = 0; r < 4; r++)
             for (int c = 0; c < 2; c++) {
-                const float p = key + x + 16 * c < seen + r ? expf(s[r][c] * a.scale - lse[r]) : 0;
+                const int at = key + x + 16 * c;
+                const bool visible = at < seen + r && at >= keys_from<EXTRAS>(a, seen + r);
+                float slope;
+                const float score = plain_score<EXTRAS>(a, s[r][c], slope), p = visible ? expf(score - lse[r]) : 0;
                 ds[r][c] = p * (ds[r][c] - change[r]);
+                if (EXTRAS) ds[r][c] *= slope;
             }
         plain_weights(weights, ds);
         __syncthreads();
@@ -217,7 +241,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
 }
 
 /* Computes dK and dV of a strip of keys. Grid (strips, key heads). Shared memory: K, V, Q, dO, P, dS, lse, delta. */
-template <typename T, int D>
+template <typename T, int D, bool EXTRAS>
 __global__ static void __launch_bounds__(PLAIN_THREADS)
     attention_keys_plain_kernel(const Attention a, const float *__restrict__ delta) {
     SHARED_DYNAMIC(float, shared);
@@ -236,7 +260,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
     const float scale[4] = {a.scale, a.scale, a.scale, a.scale}, one[4] = {1, 1, 1, 1};
     plain_zero(dk);
     plain_zero(dv);
-    SeenBy w = seen_by(a, strip);
+    SeenBy<EXTRAS> w = seen_by<EXTRAS>(a, strip);
     do {
         float s[4][2], ds[4][2];
         const int head = kv * w.shared + w.head, rows = w.at.len - w.i;
@@ -257,8 +281,11 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
         for (int r = 0; r < 4; r++)
             for (int c = 0; c < 2; c++) {
                 const int q = x + 16 * c;
-                s[r][c] = seen_from(w, 4 * y + r, w.i + q) ? expf(s[r][c] * a.scale - lse[q]) : 0;
+                float slope;
+                const float score = plain_score<EXTRAS>(a, s[r][c], slope);
+                s[r][c] = seen_from(w, 4 * y + r, w.i + q) ? expf(score - lse[q]) : 0;
                 ds[r][c] = s[r][c] * (ds[r][c] - change[q]);
+                if (EXTRAS) ds[r][c] *= slope;
             }
         plain_weights(weights, s);
         plain_weights(weights_ds, ds);

@@ -3,7 +3,8 @@
  *   common.cuh                       the device, checked errors, scratch memory, reductions
  *   queue.cuh                        deferred operations; a decode step runs as one graph
  *   matmul.cuh                       matrix products through cuBLASLt
- *   norm.cuh  elementwise.cuh        layernorm and RMSNorm; embedding, GELU, gates, gather and scatter
+ *   norm.cuh  elementwise.cuh        layernorm and RMSNorm; embedding, GELU, gates, gather, ...
+ *   rotary.cuh                       rotary positions, and the norm of queries and keys
  *   adamw.cuh                        the optimizer step
  *   attention.cuh                    attention over segments with shared prefixes, and decode
  *   head.cuh  sample.cuh             log-probabilities, entropy and their gradient; sampling
@@ -22,11 +23,12 @@
 #include "attention.cuh"        /* cuda_attention_backward, cuda_attention_forward */
 #include "attention_decode.cuh" /* cuda_kv_store */
 #include "common.cuh"           /* Device, bf16, CUDA_CHECK, cuda_fail, ... */
-#include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_embed_backward, ... */
+#include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_add, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
 #include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
 #include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_norm_backward, cuda_norm_forward, ... */
 #include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
+#include "rotary.cuh"           /* cuda_rotary_backward, cuda_rotary_forward, cuda_rotary_table */
 #include "sample.cuh"           /* cuda_sample */
 
 /* ---- the device -------------------------------------------------------------------------------------------------- */
@@ -249,10 +251,10 @@ static Backend tables[2]; /* indexed by Dtype; filled by llmc_cuda_backend() */
 /* Every batch begins with this operation. The operations of large batches run when they are called. */
 template <typename T>
 static void embed_forward_begins(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,
-                                 const Ints *position, int N, int C) {
+                                 const Ints *position, float scale, int N, int C) {
     if (N > QUEUE_ROWS) queue_flush(d);
     d->queue->at_once = N > QUEUE_ROWS;
-    Deferred<&cuda_embed_forward<T>>::call(d, out, wte, wpe, token, position, N, C);
+    Deferred<&cuda_embed_forward<T>>::call(d, out, wte, wpe, token, position, scale, N, C);
 }
 
 /* Runs linear_backward and the gelu_backward of its dx as one product. Returns false if they are not such a pair. */
@@ -321,9 +323,13 @@ template <typename T> static Backend backend_table() {
     DEFER(gelu_backward);
     DEFER(gate_forward);
     DEFER(gate_backward);
+    DEFER(rotary_table);
+    DEFER(rotary_forward);
+    DEFER(rotary_backward);
     DEFER(attention_forward);
     DEFER(attention_backward);
     DEFER(kv_store);
+    DEFER(add);
     DEFER(gather_rows);
     DEFER(scatter_rows);
     DEFER(head);

@@ -1,5 +1,5 @@
-/* elementwise.cuh - operations that touch each element once: embedding, noise, GELU and gates, bias, gather and
- * scatter.
+/* elementwise.cuh - operations that touch each element once: embedding, noise, GELU and gates, addition, bias,
+ * gather and scatter.
  *
  * All are memory-bound and move 16 bytes per thread when rows and addresses allow it. If several inputs share a
  * destination row (the embedding's gradient, scatter), the block of the first such input finds the others and adds them
@@ -33,37 +33,38 @@ enum { ELEMENT_THREADS = 256, SCATTER_THREADS = 128 };
 
 /* ---- embedding --------------------------------------------------------------------------------------------------- */
 
+/* out = scale wte[token] + wpe[position]; wpe NULL: no positions */
 template <typename T, int W>
 __global__ void embed_forward_kernel(T *__restrict__ out, const T *__restrict__ wte, const T *__restrict__ wpe,
-                                     const int32_t *__restrict__ token, const int32_t *__restrict__ position, int N,
-                                     int C) {
+                                     const int32_t *__restrict__ token, const int32_t *__restrict__ position,
+                                     float scale, int N, int C) {
     const int words = C / W;
     FOR_WORDS(at, (size_t)N * words) {
         const size_t i = at / words;
         const int c = (int)(at % words) * W;
-        float t[W], p[W];
+        float t[W], p[W] = {0};
         lane_load(t, wte + (size_t)token[i] * C + c);
-        lane_load(p, wpe + (size_t)position[i] * C + c);
+        if (wpe) lane_load(p, wpe + (size_t)position[i] * C + c);
 #pragma unroll
-        for (int k = 0; k < W; k++) t[k] += p[k];
+        for (int k = 0; k < W; k++) t[k] = fmaf(scale, t[k], p[k]);
         lane_store(out + i * C + c, t);
     }
 }
 
 template <typename T>
 static void cuda_embed_forward(Device *d, Acts *out, const Weights *wte, const Weights *wpe, const Ints *token,
-                               const Ints *position, int N, int C) {
+                               const Ints *position, float scale, int N, int C) {
     if (N == 0) return;
     LAUNCH_WORDS(d, T, embed_forward_kernel, (size_t)N * (size_t)C, cuda_wide<T>((size_t)C, out, wte, wpe), (T *)out,
-                 (const T *)wte, (const T *)wpe, (const int32_t *)token, (const int32_t *)position, N, C);
+                 (const T *)wte, (const T *)wpe, (const int32_t *)token, (const int32_t *)position, scale, N, C);
     CUDA_LAUNCHED(d, "embed_forward", "N %d, C %d", N, C);
 }
 
-/* to[row[i]] += from[i], in the order of i. One block per input: it returns if an earlier input has the same
- * destination, else it adds all inputs with that destination. */
-template <typename D, typename T, int W>
-__global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, const int32_t *__restrict__ row, int N,
-                               int C) {
+/* to[row[i]] += scale from[i], in the order of i. One block per input: it returns if an earlier input has the same
+ * destination, else it adds all inputs with that destination. Not SCALED: scale is 1. */
+template <typename D, typename T, int W, bool SCALED>
+__global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, const int32_t *__restrict__ row,
+                               float scale, int N, int C) {
     __shared__ int found[SCATTER_THREADS], before[SCATTER_THREADS / 32 + 1];
     const int i = blockIdx.x, mine = row[i], thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     for (int last = i; last > 0; last -= SCATTER_THREADS) { /* backwards: a duplicate is often nearby */
@@ -91,7 +92,7 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
                 for (int k = 0; k < count; k++) {
                     lane_load(add, from + (size_t)found[k] * C + c);
 #pragma unroll
-                    for (int e = 0; e < W; e++) sum[e] += add[e];
+                    for (int e = 0; e < W; e++) sum[e] = SCALED ? fmaf(scale, add[e], sum[e]) : sum[e] + add[e];
                 }
                 lane_store(to + (size_t)mine * C + c, sum);
             }
@@ -100,15 +101,16 @@ __global__ void scatter_kernel(D *__restrict__ to, const T *__restrict__ from, c
     }
 }
 
-template <typename D, typename T>
-static void scatter_launch(Device *d, D *to, const T *from, const Ints *row, int N, int C) {
+template <bool SCALED, typename D, typename T>
+static void scatter_launch(Device *d, D *to, const T *from, const Ints *row, float scale, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
+    const int32_t *rows = (const int32_t *)row;
     if (N == 0) return;
     if (cuda_wide<T>((size_t)C, to, from)) {
-        LAUNCH((scatter_kernel<D, T, W>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, (const int32_t *)row, N,
+        LAUNCH((scatter_kernel<D, T, W, SCALED>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, rows, scale, N,
                C);
     } else {
-        LAUNCH((scatter_kernel<D, T, 1>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, (const int32_t *)row, N,
+        LAUNCH((scatter_kernel<D, T, 1, SCALED>), (unsigned)N, SCATTER_THREADS, 0, d->stream, to, from, rows, scale, N,
                C);
     }
     CUDA_LAUNCHED(d, "scatter", "N %d, C %d", N, C);
@@ -116,13 +118,15 @@ static void scatter_launch(Device *d, D *to, const T *from, const Ints *row, int
 
 template <typename T>
 static void cuda_embed_backward(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
-                                const Ints *position, int N, int C) {
-    scatter_launch<float, T>(d, (float *)dwte, (const T *)dout, token, N, C);
-    scatter_launch<float, T>(d, (float *)dwpe, (const T *)dout, position, N, C);
+                                const Ints *position, float scale, int N, int C) {
+    const T *from = (const T *)dout;
+    if (scale == 1) scatter_launch<false>(d, (float *)dwte, from, token, 1, N, C);
+    else scatter_launch<true>(d, (float *)dwte, from, token, scale, N, C);
+    if (dwpe) scatter_launch<false>(d, (float *)dwpe, from, position, 1, N, C);
 }
 
 template <typename T> static void cuda_scatter_rows(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C) {
-    scatter_launch<T, T>(d, (T *)x, (const T *)in, row, R, C);
+    scatter_launch<false>(d, (T *)x, (const T *)in, row, 1, R, C);
 }
 
 /* x[i,c] += scale[i] u, u uniform in (-1, 1) */
@@ -272,6 +276,25 @@ static void cuda_gate_backward(Device *d, Acts *dpre, const Acts *dout, const Ac
         LAUNCH_WORDS(d, T, geglu_backward_kernel, n, wide, (T *)dpre, (const T *)dout, (const T *)pre, N, F);
     else LAUNCH_WORDS(d, T, swiglu_backward_kernel, n, wide, (T *)dpre, (const T *)dout, (const T *)pre, N, F);
     CUDA_LAUNCHED(d, "gate_backward", "N %d, F %d", N, F);
+}
+
+/* ---- addition ---------------------------------------------------------------------------------------------------- */
+
+template <typename T, int W> __global__ void add_kernel(T *x, const T *__restrict__ y, size_t n) {
+    FOR_WORDS(at, n / W) {
+        float v[W], add[W];
+        lane_load(v, x + at * W);
+        lane_load(add, y + at * W);
+#pragma unroll
+        for (int k = 0; k < W; k++) v[k] += add[k];
+        lane_store(x + at * W, v);
+    }
+}
+
+template <typename T> static void cuda_add(Device *d, Acts *x, const Acts *y, size_t n) {
+    if (n == 0) return;
+    LAUNCH_WORDS(d, T, add_kernel, n, cuda_wide<T>(n, x, y), (T *)x, (const T *)y, n);
+    CUDA_LAUNCHED(d, "add", "n %zu", n);
 }
 
 /* ---- bias -------------------------------------------------------------------------------------------------------- */

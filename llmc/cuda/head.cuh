@@ -63,9 +63,13 @@ __device__ static inline LogitSums logits_merge(LogitSums a, LogitSums b, float 
     return LogitSums{max, a.sum + b.sum, a.weighted + b.weighted, argmax};
 }
 
-/* Statistics of the block's row z[0 .. V-1]. Every thread gets the result. */
-template <int THREADS>
-__device__ static inline LogitSums logits_read(const float *__restrict__ z, int V, float inverse_temperature) {
+/* cap tanh(z / cap) */
+__device__ static inline float logit_cap(float z, float cap) { return cap * tanhf(z * (1.0f / cap)); }
+
+/* Statistics of the block's row z[0 .. V-1], with CAPPED of the row after the cap. Every thread gets the result. */
+template <int THREADS, bool CAPPED>
+__device__ static inline LogitSums logits_read(const float *__restrict__ z, int V, float inverse_temperature,
+                                               float cap) {
     constexpr int W = 8; /* logits per thread and step: the maximum changes at most once per step */
     __shared__ LogitSums part[THREADS / 32];
     LogitSums s = logits_none();
@@ -77,7 +81,10 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
 #pragma unroll
             for (int k = 0; k < W; k++) x[k] = v + k < V ? z[v + k] : -INFINITY;
 #pragma unroll
-        for (int k = 0; k < W; k++) max = fmaxf(max, x[k]);
+        for (int k = 0; k < W; k++) {
+            if (CAPPED) x[k] = v + k < V ? logit_cap(x[k], cap) : -INFINITY;
+            max = fmaxf(max, x[k]);
+        }
         if (max > s.max) {
 #pragma unroll
             for (int k = W - 1; k >= 0; k--) s.argmax = x[k] == max ? v + k : s.argmax;
@@ -106,15 +113,16 @@ __device__ static inline LogitSums logits_read(const float *__restrict__ z, int 
 
 /* ---- head ------------------------------------------------------------------------------------------------------ */
 
-/* Processes rows first .. first+gridDim.x-1 of the head, whose logits are z. dz[., v] = dloss/dz, including the factor
- * 1 / temperature (backend.h). Padding gets 0. dz may be z. */
-template <typename T>
+/* Processes rows first .. first+gridDim.x-1 of the head, whose logits are z, before the cap if there is one (CAPPED).
+ * dz[., v] = dloss/dz, including the factor 1 / temperature (backend.h). Padding gets 0. dz may be z. */
+template <typename T, bool CAPPED>
 __global__ static void __launch_bounds__(HEAD_THREADS) head_kernel(const Head a, int first, const float *z_, T *dz_) {
     const int V = a.vocab, Vp = a.padded_vocab, row = first + (int)blockIdx.x;
     const float *z = z_ + (size_t)blockIdx.x * Vp, inverse_temperature = 1.0f / a.temperature;
     const int target = ((const int32_t *)a.target)[row];
-    const float chosen = z[target]; /* read before the barriers in logits_read(): dz may be z */
-    const LogitSums s = logits_read<HEAD_THREADS>(z, V, inverse_temperature);
+    const float raw = z[target]; /* read before the barriers in logits_read(): dz may be z */
+    const float chosen = CAPPED ? logit_cap(raw, a.cap) : raw;
+    const LogitSums s = logits_read<HEAD_THREADS, CAPPED>(z, V, inverse_temperature, a.cap);
     const float log_sum = logf(s.sum), entropy = log_sum - s.weighted / s.sum;
     if (threadIdx.x == 0) {
         ((float *)a.logp)[row] = (chosen - s.max) * inverse_temperature - log_sum;
@@ -135,9 +143,16 @@ __global__ static void __launch_bounds__(HEAD_THREADS) head_kernel(const Head a,
             for (int k = 0; k < W; k++) x[k] = v + k < V ? z[v + k] : 0;
 #pragma unroll
         for (int k = 0; k < W; k++) {
+            float slope = 1; /* of the cap: 1 - tanh^2 */
+            if (CAPPED) {
+                const float bent = tanhf(x[k] * (1.0f / a.cap));
+                slope = 1 - bent * bent;
+                x[k] = a.cap * bent;
+            }
             const float logp = (x[k] - s.max) * inverse_temperature - log_sum, p = expf(logp);
             const float g = -toward * p - (p > 0 ? spread * p * (logp + entropy) : 0);
             x[k] = v + k < V ? g + (v + k == target ? toward : 0) : 0;
+            if (CAPPED && v + k < V) x[k] *= slope;
         }
         if (wide) lane_store<W>(dz + v, x);
         else
@@ -159,7 +174,8 @@ template <typename T> static inline void cuda_head(Device *d, const Head *a) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         const T *h = (const T *)a->h + (size_t)first * C;
         cuda_matmul_nt<T, float>(d, z, h, (const T *)a->weight, aligned_rows(n), Vp, C, 1, 0);
-        LAUNCH((head_kernel<T>), (unsigned)n, HEAD_THREADS, 0, d->stream, *a, first, z, dz);
+        if (a->cap > 0) LAUNCH((head_kernel<T, true>), (unsigned)n, HEAD_THREADS, 0, d->stream, *a, first, z, dz);
+        else LAUNCH((head_kernel<T, false>), (unsigned)n, HEAD_THREADS, 0, d->stream, *a, first, z, dz);
         CUDA_LAUNCHED(d, "head_kernel", "R %d, C %d, V %d, Vp %d", n, C, a->vocab, Vp);
         if (!a->dlogp) continue;
         cuda_matmul_nn<T, T>(d, (T *)a->dh + (size_t)first * C, dz, (const T *)a->weight, aligned_rows(n), C, Vp, 1, 0);
@@ -167,22 +183,26 @@ template <typename T> static inline void cuda_head(Device *d, const Head *a) {
     }
 }
 
-/* out[r, v] = z[r, v] for v < V. Grid (rows). */
-__global__ static void logits_copy_kernel(float *__restrict__ out, const float *__restrict__ z, int V, int Vp) {
-    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x)
-        out[(size_t)blockIdx.x * V + v] = z[(size_t)blockIdx.x * Vp + v];
+/* out[r, v] = z[r, v] for v < V, after the cap unless it is 0. out may be z if V is Vp. Grid (rows). */
+__global__ static void logits_copy_kernel(float *out, const float *z, float cap, int V, int Vp) {
+    for (int v = (int)threadIdx.x; v < V; v += (int)blockDim.x) {
+        const float x = z[(size_t)blockIdx.x * Vp + v];
+        out[(size_t)blockIdx.x * V + v] = cap > 0 ? logit_cap(x, cap) : x;
+    }
 }
 
 template <typename T>
-static inline void cuda_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, int R, int C, int V, int Vp) {
+static inline void cuda_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C,
+                               int V, int Vp) {
     if (R == 0) return;
     const int chunk = cuda_head_chunk_rows(R, Vp);
     float *z = cuda_scratch_of<float>(d, (size_t)chunk * (size_t)Vp, "a chunk of logits");
     if (!z) return;
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
-        cuda_matmul_nt<T, float>(d, z, (const T *)h + (size_t)first * C, (const T *)weight, aligned_rows(n), Vp, C, 1, 0);
-        LAUNCH(logits_copy_kernel, (unsigned)n, 256, 0, d->stream, (float *)out + (size_t)first * V, z, V, Vp);
+        cuda_matmul_nt<T, float>(d, z, (const T *)h + (size_t)first * C, (const T *)weight, aligned_rows(n), Vp, C, 1,
+                                 0);
+        LAUNCH(logits_copy_kernel, (unsigned)n, 256, 0, d->stream, (float *)out + (size_t)first * V, z, cap, V, Vp);
         CUDA_LAUNCHED(d, "logits_copy_kernel", "R %d, V %d, Vp %d", n, V, Vp);
     }
 }

@@ -32,22 +32,26 @@ __device__ static inline void norm_input(float (&v)[W], T *sum, const T *x, cons
     lane_store(sum + at, v);
 }
 
+/* RMS: `one` is added to w, and unless it is NULL, `add`, which may be out, to the result. b is not used. */
 template <typename T, int W, bool RMS>
-__device__ static inline void norm_output(T *out, const float (&v)[W], const T *w, const T *b, float m, float s,
-                                          size_t row, int c) {
-    float scale[W], shift[W], o[W];
+__device__ static inline void norm_output(T *out, const float (&v)[W], const T *w, const T *b, const T *add, float one,
+                                          float m, float s, size_t row, int c) {
+    float scale[W], shift[W] = {0}, o[W];
     lane_load(scale, w + c);
     if (!RMS) lane_load(shift, b + c);
+    else if (add) lane_load(shift, add + row + c);
 #pragma unroll
-    for (int k = 0; k < W; k++) o[k] = RMS ? v[k] * s * scale[k] : (v[k] - m) * s * scale[k] + shift[k];
+    for (int k = 0; k < W; k++)
+        o[k] = RMS ? v[k] * s * (scale[k] + one) + shift[k] : (v[k] - m) * s * scale[k] + shift[k];
     lane_store(out + row + c, o);
 }
 
-/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. RMS: mean and b are not used. */
+/* One warp per row of C <= 32 W ITEMS channels. delta NULL: no residual. sum may be x. RMS: mean and b are not
+ * used. add, one: as in norm_output(). */
 template <typename T, int W, int ITEMS, bool RMS>
-__global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
-                                 const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                 const T *__restrict__ b, float eps, int N, int C) {
+__global__ void norm_warp_kernel(T *sum, T *out, float *__restrict__ mean, float *__restrict__ rstd, const T *x,
+                                 const T *__restrict__ delta, const T *__restrict__ w, const T *__restrict__ b,
+                                 const T *add, float eps, float one, int N, int C) {
     const int lane = threadIdx.x % 32, i = blockIdx.x * NORM_WARPS + threadIdx.x / 32;
     if (i >= N) return;
     const size_t row = (size_t)i * C;
@@ -74,15 +78,15 @@ __global__ void norm_warp_kernel(T *sum, T *__restrict__ out, float *__restrict_
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) {
         const int c = (item * 32 + lane) * W;
-        if (c < C) norm_output<T, W, RMS>(out, v[item], w, b, m, s, row, c);
+        if (c < C) norm_output<T, W, RMS>(out, v[item], w, b, add, one, m, s, row, c);
     }
 }
 
 /* One block per row of any length. */
 template <typename T, int W, bool RMS>
-__global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict__ mean, float *__restrict__ rstd,
-                                  const T *x, const T *__restrict__ delta, const T *__restrict__ w,
-                                  const T *__restrict__ b, float eps, int C) {
+__global__ void norm_block_kernel(T *sum, T *out, float *__restrict__ mean, float *__restrict__ rstd, const T *x,
+                                  const T *__restrict__ delta, const T *__restrict__ w, const T *__restrict__ b,
+                                  const T *add, float eps, float one, int C) {
     const size_t row = (size_t)blockIdx.x * C;
     const T *input = delta ? sum : x;
     float v[W], total = 0, squares = 0;
@@ -104,37 +108,39 @@ __global__ void norm_block_kernel(T *sum, T *__restrict__ out, float *__restrict
     }
     for (int c = threadIdx.x * W; c < C; c += NORM_BLOCK * W) {
         lane_load(v, input + row + c);
-        norm_output<T, W, RMS>(out, v, w, b, m, s, row, c);
+        norm_output<T, W, RMS>(out, v, w, b, add, one, m, s, row, c);
     }
 }
 
 template <typename T, int ITEMS, bool RMS>
 static void norm_warps(Device *d, T *sum, T *out, float *mean, float *rstd, const T *x, const T *delta, const T *w,
-                       const T *b, float eps, int N, int C) {
+                       const T *b, const T *add, float eps, float one, int N, int C) {
     constexpr int W = 16 / (int)sizeof(T);
     LAUNCH((norm_warp_kernel<T, W, ITEMS, RMS>), (unsigned)cuda_ceil((size_t)N, NORM_WARPS), NORM_WARPS * 32, 0,
-           d->stream, sum, out, mean, rstd, x, delta, w, b, eps, N, C);
+           d->stream, sum, out, mean, rstd, x, delta, w, b, add, eps, one, N, C);
 }
 
 template <typename T, bool RMS> static void norm_forward_of(Device *d, const Norm *n) {
     constexpr int W = 16 / (int)sizeof(T);
     const int N = n->rows, C = n->channels;
-    const T *x = (const T *)n->x, *delta = (const T *)n->delta, *w = (const T *)n->w, *b = RMS ? NULL : (const T *)n->b;
+    const T *x = (const T *)n->x, *delta = (const T *)n->delta, *w = (const T *)n->w;
+    const T *b = RMS ? NULL : (const T *)n->b, *add = RMS ? (const T *)n->add : NULL;
+    const float one = (float)n->plus_one;
     T *sum = delta ? (T *)n->sum : NULL, *out = (T *)n->out;
     float *mean = (float *)n->mean, *rstd = (float *)n->rstd;
-    const bool wide = cuda_wide<T>((size_t)C, sum, out, x, delta, w, b);
+    const bool wide = cuda_wide<T>((size_t)C, sum, out, x, delta, w, b, add);
     const int items = (int)cuda_ceil((size_t)C, 32 * W);
     if (!wide) {
         LAUNCH((norm_block_kernel<T, 1, RMS>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
-               b, n->eps, C);
-    } else if (items == 1) norm_warps<T, 1, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 2) norm_warps<T, 2, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 3) norm_warps<T, 3, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items == 4) norm_warps<T, 4, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
-    else if (items <= 8) norm_warps<T, 8, RMS>(d, sum, out, mean, rstd, x, delta, w, b, n->eps, N, C);
+               b, add, n->eps, one, C);
+    } else if (items == 1) norm_warps<T, 1, RMS>(d, sum, out, mean, rstd, x, delta, w, b, add, n->eps, one, N, C);
+    else if (items == 2) norm_warps<T, 2, RMS>(d, sum, out, mean, rstd, x, delta, w, b, add, n->eps, one, N, C);
+    else if (items == 3) norm_warps<T, 3, RMS>(d, sum, out, mean, rstd, x, delta, w, b, add, n->eps, one, N, C);
+    else if (items == 4) norm_warps<T, 4, RMS>(d, sum, out, mean, rstd, x, delta, w, b, add, n->eps, one, N, C);
+    else if (items <= 8) norm_warps<T, 8, RMS>(d, sum, out, mean, rstd, x, delta, w, b, add, n->eps, one, N, C);
     else {
         LAUNCH((norm_block_kernel<T, W, RMS>), (unsigned)N, NORM_BLOCK, 0, d->stream, sum, out, mean, rstd, x, delta, w,
-               b, n->eps, C);
+               b, add, n->eps, one, C);
     }
     CUDA_LAUNCHED(d, "norm_forward", "N %d, C %d", N, C);
 }
@@ -246,12 +252,12 @@ template <int THREADS> __device__ static inline void block_sum_pair(float &a, fl
 
 /* With n = (x - mean) rstd and g = dout w:  dx += rstd (g - mean(g) - n mean(g n)),  dw += dout n,  db += dout.
  * A thread owns ITEMS words of W columns. partial: (parts, 2, C), the sums for dw and for db. RMS: mean is not used,
- * and the sums for db are not written. */
-template <typename T, int W, int ITEMS, int THREADS, bool RMS>
+ * `one` is added to w, and the sums for db are not written. FRESH: dx = instead of +=. */
+template <typename T, int W, int ITEMS, int THREADS, bool RMS, bool FRESH>
 __global__ void __launch_bounds__(THREADS)
     norm_backward_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
                          const T *__restrict__ x, const float *__restrict__ mean, const float *__restrict__ rstd,
-                         const T *__restrict__ w, int N, int C, int parts) {
+                         const T *__restrict__ w, float one, int N, int C, int parts) {
     const int part = blockIdx.x;
     const int first = (int)((int64_t)N * part / parts), last = (int)((int64_t)N * (part + 1) / parts);
     float dw[ITEMS][W], db[ITEMS][W];
@@ -276,7 +282,7 @@ __global__ void __launch_bounds__(THREADS)
                 n[item][k] = (n[item][k] - m) * s;
                 dw[item][k] += g[item][k] * n[item][k];
                 if (!RMS) db[item][k] += g[item][k];
-                g[item][k] *= scale[k];
+                g[item][k] *= RMS ? scale[k] + one : scale[k];
                 if (!RMS) g_sum += g[item][k];
                 gn_sum += g[item][k] * n[item][k];
             }
@@ -288,8 +294,8 @@ __global__ void __launch_bounds__(THREADS)
         for (int item = 0; item < ITEMS; item++) {
             const int c = (item * THREADS + (int)threadIdx.x) * W;
             if (c >= C) continue;
-            float o[W];
-            lane_load(o, dx + row + c);
+            float o[W] = {0};
+            if (!FRESH) lane_load(o, dx + row + c);
 #pragma unroll
             for (int k = 0; k < W; k++) o[k] += s * (g[item][k] - g_sum - n[item][k] * gn_sum);
             lane_store(dx + row + c, o);
@@ -308,11 +314,11 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 /* The same for rows of any length and alignment: the sums of a thread's columns stay in `partial`, in the cache. */
-template <typename T, bool RMS>
+template <typename T, bool RMS, bool FRESH>
 __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__ partial, const T *__restrict__ dout,
                                          const T *__restrict__ x, const float *__restrict__ mean,
-                                         const float *__restrict__ rstd, const T *__restrict__ w, int N, int C,
-                                         int parts) {
+                                         const float *__restrict__ rstd, const T *__restrict__ w, float one, int N,
+                                         int C, int parts) {
     const int part = blockIdx.x;
     const int first = (int)((int64_t)N * part / parts), last = (int)((int64_t)N * (part + 1) / parts);
     float *pw = partial + (size_t)part * 2 * C, *pb = pw + C;
@@ -323,7 +329,8 @@ __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__
         const float m = RMS ? 0.0f : mean[i], s = rstd[i];
         float g_sum = 0, gn_sum = 0;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
-            const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s, g = o * to_float(w[c]);
+            const float o = to_float(doi[c]), n = (to_float(xi[c]) - m) * s;
+            const float g = o * (RMS ? to_float(w[c]) + one : to_float(w[c]));
             pw[c] += o * n;
             if (!RMS) pb[c] += o;
             if (!RMS) g_sum += g;
@@ -333,24 +340,27 @@ __global__ void norm_backward_any_kernel(T *__restrict__ dx, float *__restrict__
         g_sum = RMS ? 0.0f : g_sum / C;
         gn_sum /= C;
         for (int c = threadIdx.x; c < C; c += NORM_BLOCK) {
-            const float n = (to_float(xi[c]) - m) * s, g = to_float(doi[c]) * to_float(w[c]);
-            dxi[c] = from_float<T>(to_float(dxi[c]) + s * (g - g_sum - n * gn_sum));
+            const float n = (to_float(xi[c]) - m) * s, before = FRESH ? 0.0f : to_float(dxi[c]);
+            const float g = to_float(doi[c]) * (RMS ? to_float(w[c]) + one : to_float(w[c]));
+            dxi[c] = from_float<T>(before + s * (g - g_sum - n * gn_sum));
         }
     }
 }
 
-template <typename T, bool RMS> static void norm_backward_of(Device *d, const Norm *n, float *partial, int parts) {
+template <typename T, bool RMS, bool FRESH>
+static void norm_backward_of(Device *d, const Norm *n, float *partial, int parts) {
     constexpr int W = 16 / (int)sizeof(T);
     const int N = n->rows, C = n->channels, words = C / W;
     const T *dout = (const T *)n->dout, *x = (const T *)n->x, *w = (const T *)n->w;
     const float *mean = (const float *)n->mean, *rstd = (const float *)n->rstd;
     T *dx = (T *)n->dx;
+    const float one = (float)n->plus_one;
 #define BACKWARD(ITEMS, THREADS)                                                                                       \
-    LAUNCH((norm_backward_kernel<T, W, ITEMS, THREADS, RMS>), (unsigned)parts, THREADS, 0, d->stream, dx, partial,     \
-           dout, x, mean, rstd, w, N, C, parts)
+    LAUNCH((norm_backward_kernel<T, W, ITEMS, THREADS, RMS, FRESH>), (unsigned)parts, THREADS, 0, d->stream, dx,       \
+           partial, dout, x, mean, rstd, w, one, N, C, parts)
     if (!cuda_wide<T>((size_t)C, dx, dout, x, w) || words > 1024) {
-        LAUNCH((norm_backward_any_kernel<T, RMS>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout, x,
-               mean, rstd, w, N, C, parts);
+        LAUNCH((norm_backward_any_kernel<T, RMS, FRESH>), (unsigned)parts, NORM_BLOCK, 0, d->stream, dx, partial, dout,
+               x, mean, rstd, w, one, N, C, parts);
     } else if (words <= 32) BACKWARD(1, 32);
     else if (words <= 128) BACKWARD(1, 128);
     else if (words <= 256) BACKWARD(1, 256);
@@ -364,8 +374,10 @@ template <typename T> static void cuda_norm_backward(Device *d, const Norm *n) {
     const int parts = norm_parts(N, NORM_PART_ROWS, NORM_PARTS_MOST);
     float *partial = cuda_scratch_of<float>(d, (size_t)parts * 2 * (size_t)C, "gradients of a norm");
     if (!partial || N == 0) return;
-    if (n->kind == NORM_RMS) norm_backward_of<T, true>(d, n, partial, parts);
-    else norm_backward_of<T, false>(d, n, partial, parts);
+    if (n->kind == NORM_RMS && n->fresh) norm_backward_of<T, true, true>(d, n, partial, parts);
+    else if (n->kind == NORM_RMS) norm_backward_of<T, true, false>(d, n, partial, parts);
+    else if (n->fresh) norm_backward_of<T, false, true>(d, n, partial, parts);
+    else norm_backward_of<T, false, false>(d, n, partial, parts);
     CUDA_LAUNCHED(d, "norm_backward", "N %d, C %d", N, C);
     parts_sum(d, (float *)n->dw, partial, parts, C, 2 * C);
     if (n->kind == NORM_LAYER) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);

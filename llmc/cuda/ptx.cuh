@@ -16,6 +16,7 @@
  *   cp_async_16         16 bytes from global to shared memory, bypassing registers     (sm_80)
  *   wide_load _store    16 bytes at a time; the address must be a multiple of 16
  *   fast_exp2           2^x, about 2 ulp
+ *   fast_reciprocal     1 / x, about 1 ulp
  *
  * Fragments of mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), for lane l with
  * g = l / 4 and t = l % 4. Each 32-bit register holds two adjacent elements, the first in its lower half:
@@ -101,6 +102,12 @@ static __device__ __forceinline__ float fast_exp2(float x) {
     return y;
 }
 
+static __device__ __forceinline__ float fast_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #define PTX_CHECK_WIDE(p) ((void)0)
 
 #elif !defined(CUDA_HOST)
@@ -147,6 +154,11 @@ template <typename T> static __device__ __forceinline__ Wide<T> wide_fill(float 
     Wide<T> w;
     for (int i = 0; i < Wide<T>::N; i++) w.v[i] = (T)x;
     return w;
+}
+
+/* tanh(x) = 1 - 2 / (e^2x + 1), with an absolute error of about 2^-22. (tanh.approx is off by 2^-11.) */
+static __device__ __forceinline__ float fast_tanh(float x) {
+    return fmaf(-2.0f, fast_reciprocal(fast_exp2(x * 2.885390081777927f) + 1.0f), 1.0f);
 }
 
 /* ==== Pairs of bf16 in a register, the first in the lower half ==== */

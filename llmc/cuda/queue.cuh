@@ -21,7 +21,7 @@
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH
 
-#include "../model/backend.h" /* Attention, Draw, Norm, AdamW, ... */
+#include "../model/backend.h" /* Attention, Draw, Head, Norm, ... */
 #include "common.cuh"         /* Device, CUDA_CHECK, cuda_scratch_begin */
 #include <string>
 #include <tuple>
@@ -81,15 +81,18 @@ template <typename S> struct StoredStruct {
     static const type &of(const S *a) { return *a; }
 };
 template <> struct Stored<const Norm *> : StoredStruct<Norm> {};
+template <> struct Stored<const Rotary *> : StoredStruct<Rotary> {};
 template <> struct Stored<const Attention *> : StoredStruct<Attention> {};
 template <> struct Stored<const Head *> : StoredStruct<Head> {};
 template <> struct Stored<const Draw *> : StoredStruct<Draw> {};
 template <> struct Stored<const AdamW *> : StoredStruct<AdamW> {};
 
-/* Without padding, equal arguments are equal bytes. (Head has padding; at worst its graph is not found again.) */
-static_assert(sizeof(Norm) == 4 * 4 + 12 * 8, "no padding");
-static_assert(sizeof(Attention) == 8 * 4 + 10 * 8, "no padding");
-static_assert(sizeof(Draw) == 10 * 4 + 8 + 9 * 8, "no padding");
+/* Without padding, equal arguments are equal bytes. */
+static_assert(sizeof(Norm) == 6 * 4 + 13 * 8, "no padding");
+static_assert(sizeof(Rotary) == 12 * 4 + 8 * 8, "no padding");
+static_assert(sizeof(Attention) == 10 * 4 + 10 * 8, "no padding");
+static_assert(sizeof(Head) == 6 * 4 + 10 * 8, "no padding");
+static_assert(sizeof(Draw) == 12 * 4 + 8 + 9 * 8, "no padding");
 
 template <typename X> static void arguments_put(std::string &to, const X &x) { to.append((const char *)&x, sizeof x); }
 template <typename X> static void arguments_get(const char *&from, X &x) {

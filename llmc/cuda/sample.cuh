@@ -17,8 +17,8 @@
 #define LLMC_CUDA_SAMPLE_CUH
 
 #include "../model/backend.h" /* Draw */
-#include "common.cuh"         /* Device, block_max, cuda_ceil, CUDA_CHECK, ... */
-#include "head.cuh"           /* LogitSums, cuda_head_chunk_rows, logits_read */
+#include "common.cuh"         /* CUDA_LAUNCHED, Device, block_max, cuda_ceil, ... */
+#include "head.cuh"           /* LogitSums, cuda_head_chunk_rows, logits_copy_kernel, logits_read */
 #include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt */
 #include "ptx.cuh"            /* LAUNCH, SHARED_DYNAMIC */
 
@@ -232,7 +232,7 @@ __global__ static void __launch_bounds__(SAMPLE_THREADS, 1)
                    0,
                    INFINITY,
                    -INFINITY};
-    const LogitSums full = logits_read<SAMPLE_THREADS>(r.z, r.V, r.inverse_temperature);
+    const LogitSums full = logits_read<SAMPLE_THREADS, false>(r.z, r.V, r.inverse_temperature, 0);
     int token = full.argmax < r.V ? full.argmax : 0;
     float kept_logp = 0;
     r.max = full.max * r.inverse_temperature;
@@ -292,6 +292,10 @@ template <typename T> static inline void cuda_sample(Device *d, const Draw *a) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         cuda_matmul_nt<T, float>(d, z, (const T *)a->h + (size_t)first * C, (const T *)a->weight, aligned_rows(n), Vp,
                                  C, 1, 0);
+        if (a->cap > 0) { /* once, because the row is read many times */
+            LAUNCH(logits_copy_kernel, (unsigned)n, 256, 0, d->stream, z, z, a->cap, Vp, Vp);
+            CUDA_LAUNCHED(d, "logits_copy_kernel", "R %d, Vp %d", n, Vp);
+        }
         sample_launch(d, a, first, n, z);
     }
 }

@@ -8,7 +8,11 @@
  *
  * The keys of a query are numbered 0, 1, ...: first its prefix, then its own segment's keys. A single bound therefore
  * defines what a query sees: query i of a segment sees keys 0 .. prefix_len + past + i (batch.h). A tile of keys may
- * cross the border between prefix and segment.
+ * cross the border between prefix and segment. These numbers are positions, so a window of w keys leaves out all but the
+ * last w that the query sees.
+ *
+ * EXTRAS, a template parameter of attention's kernels, is true if the problem has a window or a cap. Kernels without
+ * them contain no code for them.
  */
 #ifndef LLMC_CUDA_SEGMENTS_CUH
 #define LLMC_CUDA_SEGMENTS_CUH
@@ -72,12 +76,19 @@ __device__ static inline RowMap map_rows(int start) { return RowMap{0, 0, start}
 /* The number of keys that query i of a segment sees. */
 __device__ static inline int keys_seen(const Segment &s, int i) { return max(s.prefix_len, 0) + s.past + i + 1; }
 
+/* The first of these keys that is inside the window, of a query that sees `seen` keys. */
+template <bool EXTRAS> __device__ static inline int keys_from(const Attention &a, int seen) {
+    return EXTRAS && a.window > 0 ? max(seen - a.window, 0) : 0;
+}
+
+static inline bool attention_has_extras(const Attention *a) { return a->window > 0 || a->cap > 0; }
+
 /* ---- the backward pass seen from the keys ------------------------------------------------------------------------ */
 
 /* Iterates over the tiles of queries that see a strip of keys: those of its own segment from the strip on, then those
- * of each later segment of the family whose prefix overlaps the strip. Each tile is visited once for every query head
- * that shares the key head. */
-struct SeenBy {
+ * of each later segment of the family whose prefix overlaps the strip; of these, as many as a window lets see the strip.
+ * Each tile is visited once for every query head that shares the key head. */
+template <bool EXTRAS> struct SeenBy {
     const Segment *segments;
     int count, own, first, rows; /* the strip: rows first .. first+rows-1 of segment `own` */
     int start;                   /* its first row in the batch */
@@ -85,6 +96,8 @@ struct SeenBy {
     int s, i, head;              /* current position: segment, query in it, index of the query head */
     Segment at;
     int key_first, key_end; /* rows of the strip in the prefix of segment s; s = own: all, with the causal mask */
+    int window, ahead;      /* EXTRAS: query q of segment s is q + ahead - key positions behind row `key` */
+    int end;                /* EXTRAS: queries end .. of segment s see no row of the strip */
 
     __device__ bool segment_enter(int next) {
         for (s = next; s < count; s++) {
@@ -94,39 +107,48 @@ struct SeenBy {
             head = 0;
             key_first = s == own ? 0 : max(at.prefix_start - start, 0);
             key_end = s == own ? rows : min(at.prefix_start + at.prefix_len - start, rows);
-            if (key_first < key_end && i < at.len) return true;
+            if (EXTRAS) {
+                ahead = s == own ? -first : at.prefix_start + at.prefix_len - start;
+                end = window > 0 ? min(at.len, window - ahead + key_end - 1) : at.len;
+            }
+            if (key_first < key_end && i < (EXTRAS ? end : at.len)) return true;
         }
         return false;
     }
+    /* True if query q of the current segment is not too far behind row `key`. */
+    __device__ bool inside(int key, int q) const { return !EXTRAS || window == 0 || q + ahead - key < window; }
     __device__ bool step(int size) {
         if (++head < shared) return true;
         head = 0;
         i += size;
-        return i < at.len || segment_enter(s + 1);
+        return i < (EXTRAS ? end : at.len) || segment_enter(s + 1);
     }
 };
 
-__device__ static inline SeenBy seen_by(const Attention &a, const Strip &strip) {
-    SeenBy w = {(const Segment *)a.segment,
-                a.segments,
-                strip.index,
-                strip.first,
-                strip.rows,
-                strip.segment.start + strip.first,
-                a.heads / a.kv_heads,
-                0,
-                0,
-                0,
-                {0, 0, 0, 0, 0, 0},
-                0,
-                0};
+template <bool EXTRAS> __device__ static inline SeenBy<EXTRAS> seen_by(const Attention &a, const Strip &strip) {
+    SeenBy<EXTRAS> w = {(const Segment *)a.segment,
+                        a.segments,
+                        strip.index,
+                        strip.first,
+                        strip.rows,
+                        strip.segment.start + strip.first,
+                        a.heads / a.kv_heads,
+                        0,
+                        0,
+                        0,
+                        {0, 0, 0, 0, 0, 0},
+                        0,
+                        0,
+                        a.window,
+                        0,
+                        0};
     w.segment_enter(strip.index);
     return w;
 }
 
 /* True if query q of w's current segment sees row `key` of the strip. */
-__device__ static inline bool seen_from(const SeenBy &w, int key, int q) {
-    return key >= w.key_first && key < w.key_end && (w.s != w.own || w.first + key <= q);
+template <bool EXTRAS> __device__ static inline bool seen_from(const SeenBy<EXTRAS> &w, int key, int q) {
+    return key >= w.key_first && key < w.key_end && (w.s != w.own || w.first + key <= q) && w.inside(key, q);
 }
 
 /* ---- rows in no segment ---------------------------------------------------------------------------------------- */

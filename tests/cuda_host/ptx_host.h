@@ -113,6 +113,7 @@ template <int N> static inline void cp_async_wait() {
 }
 
 static inline float fast_exp2(float x) { return exp2f(x); }
+static inline float fast_reciprocal(float x) { return 1 / x; }
 
 #define PTX_CHECK_WIDE(p)                                                                                              \
     ((uintptr_t)(p) % 16 ? cuda_host_fail("wide access to %p, which is not a multiple of 16", (const void *)(p))       \
