@@ -6,18 +6,19 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/error.h"        /* Error, xmalloc, error_set */
-#include "../llmc/model/backend.h"     /* MLP_GEGLU, MLP_SWIGLU, NORM_RMS */
-#include "../llmc/model/config.h"      /* ModelConfig, Rope, LAYER_WINDOW, ROPE_LLAMA3, ... */
-#include "../llmc/model/gguf.h"        /* GgufWriter, Gguf, gguf_close, gguf_open, ... */
-#include "../llmc/model/gguf_config.h" /* gguf_rope_of_factors, gguf_llama3_factor */
-#include "../llmc/model/gguf_model.h"  /* gguf_load, GgufTokenizer, gguf_config, gguf_tokenizer, ... */
-#include "../llmc/model/gguf_save.h"   /* GgufOut, gguf_save, gguf_from_model */
-#include "../llmc/model/model.h"       /* MODEL_CHUNK, Model, model_free, model_new */
-#include "../llmc/model/quantized.h"   /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TENSOR_wte, ... */
-#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
-#include "files.h"                     /* files_path, files_assert_error, files_directory, files_feed_stdin, ... */
+#include "../llmc/base/error.h"          /* Error, xmalloc, error_set */
+#include "../llmc/model/backend.h"       /* MLP_GEGLU, MLP_SWIGLU, NORM_RMS */
+#include "../llmc/model/config.h"        /* ModelConfig, Rope, LAYER_WINDOW, ROPE_LLAMA3, ... */
+#include "../llmc/model/gguf.h"          /* GgufWriter, Gguf, gguf_close, gguf_open, ... */
+#include "../llmc/model/gguf_config.h"   /* gguf_rope_of_factors, gguf_llama3_factor */
+#include "../llmc/model/gguf_model.h"    /* gguf_load, GgufTokenizer, gguf_config, gguf_tokenizer, ... */
+#include "../llmc/model/gguf_save.h"     /* GgufOut, gguf_save, gguf_from_model */
+#include "../llmc/model/model.h"         /* MODEL_CHUNK, Model, model_free, model_new */
+#include "../llmc/model/quantized.h"     /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
+#include "../llmc/model/tensors.h"       /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TENSOR_wte, ... */
+#include "../llmc/text/tokenizer_gguf.h" /* GGUF_TOKEN_CONTROL, GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNKNOWN, ... */
+#include "cpu_device.h"                  /* B, D, close_device, open_device_one_thread */
+#include "files.h"                       /* files_path, files_assert_error, files_directory, files_feed_stdin, ... */
 #include <math.h>
 
 /* ---- the golden models: configurations and weights, from dev/golden/golden_gguf.py ------------------------------- */

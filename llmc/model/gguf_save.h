@@ -18,16 +18,17 @@
 #ifndef LLMC_MODEL_GGUF_SAVE_H
 #define LLMC_MODEL_GGUF_SAVE_H
 
-#include "../base/error.h" /* Error, xmalloc, error_set */
-#include "../base/text.h"  /* text_append */
-#include "backend.h"       /* NORM_RMS */
-#include "config.h"        /* ModelConfig, ROPE_LONGROPE, FAMILY_PHI3, Rope, ... */
-#include "gguf.h"          /* GgufWriter, gguf_put_text, gguf_is, gguf_text, ... */
-#include "gguf_config.h"   /* GgufKeys, gguf_architecture_of, gguf_key, GGUF_FACTORS, ... */
-#include "gguf_model.h"    /* GGUF_ADDS, GGUF_IDS, GgufPart, GgufParts, ... */
-#include "model.h"         /* Model, model_download */
-#include "quantized.h"     /* QuantType, QUANT_F32, quant_info, QUANT_F16, ... */
-#include "tensors.h"       /* TENSOR_wpe, TensorInfo */
+#include "../base/error.h"          /* Error, xmalloc, error_set */
+#include "../base/text.h"           /* text_append */
+#include "../text/tokenizer_gguf.h" /* GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNUSED */
+#include "backend.h"                /* NORM_RMS */
+#include "config.h"                 /* ModelConfig, ROPE_LONGROPE, FAMILY_PHI3, Rope, ... */
+#include "gguf.h"                   /* GgufWriter, gguf_put_text, gguf_is, gguf_text, ... */
+#include "gguf_config.h"            /* GgufKeys, gguf_architecture_of, gguf_key, GGUF_FACTORS, ... */
+#include "gguf_model.h"             /* GGUF_ADDS, GGUF_IDS, GgufPart, GgufParts, ... */
+#include "model.h"                  /* Model, model_download */
+#include "quantized.h"              /* QuantType, QUANT_F32, quant_info, QUANT_F16, ... */
+#include "tensors.h"                /* TENSOR_wpe, TensorInfo */
 #include <math.h>
 
 /* Reads elements first ... first + n - 1 of a layer of a tensor of the model. */
