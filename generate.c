@@ -40,7 +40,7 @@
 #include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, chat_encode */
-#include "llmc/text/tokenizer.h"    /* tokenizer_decode, TOKENIZER_TEXT_MAX, tokenizer_encode */
+#include "llmc/text/tokenizer.h"    /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 
 static struct {
     InferenceOptions m;
@@ -87,6 +87,7 @@ static Sampling sampling;
 
 /* Prints sampled text, character by character. */
 typedef struct Printer {
+    bool started;       /* a token has been printed */
     TextBuffer waiting; /* not printed yet: the first bytes of a character */
     bool terminal;      /* escape control characters */
 } Printer;
@@ -126,7 +127,7 @@ static void printer_flush(Printer *p, bool all) {
 }
 
 static void printer_tokens(Printer *p, const int32_t *ids, int32_t n, bool specials) {
-    tokenizer_decode(&model.text.tokenizer, ids, n, specials, &p->waiting);
+    tokenizer_decode_more(&model.text.tokenizer, ids, n, specials, &p->started, &p->waiting);
     printer_flush(p, false);
 }
 
@@ -138,8 +139,9 @@ static bool encode(const ChatMessage *messages, int count, TokenList *ids, Error
     if (!o.raw) {
         if (!chat_encode(&t->chat, &t->tokenizer, messages, count, true, ids, NULL, e)) return false;
     } else {
+        const int how = TOKENIZER_SPECIALS | TOKENIZER_DOCUMENT | TOKENIZER_CONTINUES;
         for (int i = 0; i < count; i++)
-            if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), true, ids, e))
+            if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), how, ids, e))
                 return false;
     }
     if (!ids->count) token_list_append(ids, t->tokenizer.eos);
@@ -177,6 +179,7 @@ static bool is_stop(int32_t token) {
 static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bool *finished) {
     Error e;
     int64_t n = 0;
+    bool started = false;
     *finished = false;
     while (n < sampling.max_new && s->count < s->capacity && !program_stopping()) {
         int32_t token;
@@ -185,7 +188,7 @@ static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bo
         n++;
         *finished = is_stop(token);
         if (*finished) break;
-        if (said) tokenizer_decode(&model.text.tokenizer, &token, 1, false, said);
+        if (said) tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &started, said);
         printer_tokens(p, &token, 1, false);
     }
     printer_flush(p, true);

@@ -14,7 +14,7 @@
 #include "../llmc/reward/verify.h"        /* verify_kind */
 #include "../llmc/text/chat.h"            /* chat_template_parse, chat_add_specials, chat_stop_token */
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_encode, tokenizer_store, tokenizer_token */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_store, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "rows.h"                         /* ROW_TEXT, ROW_AUTO, ROW_CHAT, row_get, ... */
 #include <signal.h>
@@ -348,9 +348,7 @@ static void read_text(Jsonl *j) {
         const char *found = mark ? memmem(all.text + at, all.length - at, o.separator, mark) : NULL;
         const size_t end =
             found ? (size_t)(found - all.text) + mark : all.length; /* the separator stays in the document before it */
-        rows.ids.count = 0;
-        token_list_append(&rows.ids, rows.tokenizer.eos);
-        if (!tokenizer_encode(&rows.tokenizer, all.text + at, end - at, false, &rows.ids, &e)) fail(&e);
+        if (!row_document(&rows, all.text + at, end - at, &e)) fail(&e);
         text_clear(&rows.key);
         text_append(&rows.key, all.text + at, end - at);
         add_record(choose_side());

@@ -26,7 +26,7 @@
 #include "../llmc/base/text.h"      /* TextBuffer, text_clear, text_string, text_free, ... */
 #include "../llmc/records/shard.h"  /* Record */
 #include "../llmc/text/chat.h"      /* ChatMessage, ChatTemplate, chat_encode, chat_encode_conversation, ... */
-#include "../llmc/text/tokenizer.h" /* tokenizer_encode, Tokenizer, tokenizer_find_special, tokenizer_free */
+#include "../llmc/text/tokenizer.h" /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, Tokenizer, ... */
 
 typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
@@ -638,8 +638,9 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
             jsonl_error(j, r->labels, e, "label %zu is neither true, false nor a whole number from 0 to 254", i);
             return ROW_BAD;
         }
-        if (!tokenizer_encode(&r->tokenizer, step, strlen(step), false, &r->ids, &inner) ||
-            !tokenizer_encode(&r->tokenizer, r->step_separator, strlen(r->step_separator), false, &r->ids, &inner)) {
+        if (!tokenizer_encode(&r->tokenizer, step, strlen(step), TOKENIZER_CONTINUES, &r->ids, &inner) ||
+            !tokenizer_encode(&r->tokenizer, r->step_separator, strlen(r->step_separator), TOKENIZER_CONTINUES, &r->ids,
+                              &inner)) {
             jsonl_error(j, r->completions, e, "%s", inner.text);
             return ROW_BAD;
         }
@@ -711,12 +712,19 @@ static inline RowResult row_unpaired_line(Rows *r, const Jsonl *j, json_t *row, 
 
 /* ---- any line -------------------------------------------------------------------------------------------------- */
 
+/* Sets r->ids to a document: its text after bos, if the tokenizer adds that, or after the end-of-text token, which
+ * separates documents of GPT-2. */
+static inline bool row_document(Rows *r, const char *text, size_t n, Error *e) {
+    r->ids.count = 0;
+    if (!r->tokenizer.add_bos) token_list_append(&r->ids, r->tokenizer.eos);
+    return tokenizer_encode(&r->tokenizer, text, n, r->tokenizer.add_bos ? TOKENIZER_DOCUMENT : 0, &r->ids, e);
+}
+
 static inline RowResult row_text_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     const char *text = jsonl_value_text(j, row_get(row, r->text), r->text, e);
     if (!text) return ROW_BAD;
     text_string(&r->key, text);
-    token_list_append(&r->ids, r->tokenizer.eos);
-    return tokenizer_encode(&r->tokenizer, text, strlen(text), false, &r->ids, e) ? ROW_MADE : ROW_BAD;
+    return row_document(r, text, strlen(text), e) ? ROW_MADE : ROW_BAD;
 }
 
 /* Converts a line to r->record and r->key; a line of kind text to r->ids, after the end-of-text token. Sets *e on

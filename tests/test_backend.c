@@ -7,15 +7,15 @@
 #include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
 #include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES */
 #include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
-#include "../llmc/model/backend.h" /* Acts, Floats, Weights, Device, ... */
+#include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
 #include "../llmc/model/batch.h"   /* Segment */
-#include "arrays.h"                /* DOUBLES, FLOATS, sum_add, sums, ... */
+#include "arrays.h"                /* DOUBLES, sum_add, sums, FLOATS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 46
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 48
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 46) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 48) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -727,6 +727,79 @@ static void test_linear_bf16(void **state) {
     B->close(d);
 }
 
+/* Adapters of several parts of a row with margins, forward and backward. */
+static void test_lora(void **state) {
+    (void)state;
+    static const struct {
+        int rows, in, rank, parts, count[3], margin;
+    } shape[] = {{1, 24, 3, 1, {40}, 0},
+                 {2, 7, 1, 3, {5, 2, 3}, 2},
+                 {5, 33, 16, 2, {24, 24}, 0},
+                 {19, 40, 8, 3, {40, 8, 8}, 5},
+                 {70, 16, 5, 1, {9}, 3}};
+    for (int s = 0; s < 5; s++) {
+        Random r = random_start(27, (uint64_t)s);
+        const int N = shape[s].rows, K = shape[s].in, rank = shape[s].rank, P = shape[s].parts, all = P * rank;
+        Lora l = {.rows = N, .in = K, .rank = rank, .parts = P, .scale = 0.75f, .stride = shape[s].margin};
+        int outs = 0;
+        for (int p = 0; p < P; p++) {
+            l.first[p] = outs + shape[s].margin; /* the margin before the first part belongs to none */
+            l.count[p] = shape[s].count[p];
+            outs += shape[s].count[p];
+        }
+        l.stride += outs;
+        const int S = l.stride;
+        float *x = noise(&r, (size_t)(N * K), 1), *a = noise(&r, (size_t)(all * K), 1);
+        float *b = noise(&r, (size_t)(outs * rank), 1), *out = noise(&r, (size_t)(N * S), 1);
+        float *dout = noise(&r, (size_t)(N * S), 1), *dx = noise(&r, (size_t)(N * K), 1);
+        float *da = noise(&r, (size_t)(all * K), 1), *db = noise(&r, (size_t)(outs * rank), 1);
+        Sum h = sums((size_t)(N * all), NULL), want = sums((size_t)(N * S), out), dh = sums((size_t)(N * all), NULL);
+        Sum want_dx = sums((size_t)(N * K), dx), want_da = sums((size_t)(all * K), da);
+        Sum want_db = sums((size_t)(outs * rank), db);
+        for (int i = 0; i < N; i++)
+            for (int k = 0; k < all; k++)
+                for (int c = 0; c < K; c++) sum_add(h, (size_t)(i * all + k), (double)x[i * K + c] * a[k * K + c]);
+        for (int p = 0, row = 0; p < P; row += l.count[p++])
+            for (int c = 0; c < l.count[p]; c++)
+                for (int k = 0; k < rank; k++)
+                    for (int i = 0; i < N; i++) {
+                        const size_t at = (size_t)(i * S + l.first[p] + c), inner = (size_t)(i * all + p * rank + k);
+                        const size_t of_b = (size_t)((row + c) * rank + k);
+                        sum_add(want, at, 0.75 * h.value[inner] * b[of_b]);
+                        sum_add(dh, inner, 0.75 * dout[at] * b[of_b]);
+                        sum_add(want_db, of_b, 0.75 * dout[at] * h.value[inner]);
+                        want.size[at] += 0.75 * h.size[inner] * fabs((double)b[of_b]); /* rounding errors of h */
+                        want_db.size[of_b] += 0.75 * fabs((double)dout[at]) * h.size[inner];
+                    }
+        for (int i = 0; i < N; i++)
+            for (int k = 0; k < all; k++)
+                for (int c = 0; c < K; c++) {
+                    const double d = dh.value[i * all + k], size = dh.size[i * all + k];
+                    sum_add(want_dx, (size_t)(i * K + c), d * a[k * K + c]);
+                    sum_add(want_da, (size_t)(k * K + c), d * x[i * K + c]);
+                    want_dx.size[i * K + c] += size * fabs((double)a[k * K + c]);
+                    want_da.size[k * K + c] += size * fabs((double)x[i * K + c]);
+                }
+        l.x = acts(x, N, K);
+        l.a = weights(a, (size_t)(all * K));
+        l.b = weights(b, (size_t)(outs * rank));
+        l.h = acts(NULL, N, all);
+        l.out = acts(out, N, S);
+        B->lora_forward(D, &l);
+        l.dout = acts(dout, N, S);
+        l.dx = acts(dx, N, K);
+        l.da = floats(da, (size_t)(all * K));
+        l.db = floats(db, (size_t)(outs * rank));
+        B->lora_backward(D, &l);
+        const int terms = K + N + outs + all;
+        sum_check("h", fetch(l.h, (size_t)(N * all)), h, terms, (size_t)(N * all));
+        sum_check("out", fetch(l.out, (size_t)(N * S)), want, terms, (size_t)(N * S));
+        sum_check("dx", fetch(l.dx, (size_t)(N * K)), want_dx, terms, (size_t)(N * K));
+        sum_check("da", fetch(l.da, (size_t)(all * K)), want_da, terms, (size_t)(all * K));
+        sum_check("db", fetch(l.db, (size_t)(outs * rank)), want_db, terms, (size_t)(outs * rank));
+    }
+}
+
 /* bfloat16 operands: rounding to nearest even, NaN, infinity, subnormal numbers. */
 static void test_bf16_operands(void **state) {
     (void)state;
@@ -1229,6 +1302,7 @@ int main(void) {
         TEST(test_linear),
         TEST(test_linear_bf16),
         TEST(test_bf16_operands),
+        TEST(test_lora),
         TEST(test_gelu),
         TEST(test_gate),
         TEST(test_stale_weights),

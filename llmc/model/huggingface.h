@@ -33,6 +33,7 @@
 #include "../base/error.h"           /* Error, error_set, xstrdup, xcalloc, ... */
 #include "../base/io.h"              /* file_slurp, XXH3_64bits, XXH3_64bits_update, XXH3_state_t, ... */
 #include "../base/text.h"            /* TextBuffer, text_format, text_free, TokenList, ... */
+#include "../text/jinja_chat.h"      /* jinja_chat_open */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "../text/tokenizer_files.h" /* tokenizer_open_folder */
 #include "config.h"                  /* FAMILY_GPT2, ModelConfig */
@@ -478,7 +479,10 @@ static inline bool huggingface_template(Huggingface *h, Error *e) {
         h->note = b.text;
     }
     json_decref(root);
-    return true;
+    if (!h->chat_template) return true;
+    free(h->chat_template);
+    h->chat_template = jinja_chat_open(h->path, NULL, NULL, NULL, e); /* with the folder's special tokens */
+    return h->chat_template != NULL;
 }
 
 /* Reads the tokens that end a completion. */

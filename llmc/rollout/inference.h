@@ -166,7 +166,8 @@ static inline int32_t inference_stop(const Inference *x, const char *text) {
     return id;
 }
 
-/* The sampling settings of the options. Stop tokens are the one that ends an assistant's turn and those of --stop. */
+/* The sampling settings of the options. Stop tokens are the one that ends an assistant's turn, those of the model's
+ * generation_config.json, and those of --stop. */
 static inline Sampling inference_sampling(const Inference *x, const SamplingOptions *o) {
     if (o->temperature > 0 && o->temperature < 0.01)
         usage_error("--temperature: %g is neither 0 (greedy) nor in [0.01, 100]", o->temperature);
@@ -178,7 +179,7 @@ static inline Sampling inference_sampling(const Inference *x, const SamplingOpti
                   .max_new = (int)o->max_new,
                   .seed = (uint64_t)o->seed,
                   .stream = RANDOM_ROLLOUT};
-    if (x->text.stop >= 0) sampling_add_stop(&s, x->text.stop);
+    for (int32_t i = 0; i < x->text.ends; i++) sampling_add_stop(&s, x->text.end[i]);
     if (o->stop.count) inference_need_tokenizer(x);
     for (int i = 0; i < o->stop.count; i++) sampling_add_stop(&s, inference_stop(x, o->stop.items[i]));
     return s;

@@ -44,7 +44,7 @@
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */
-#include "tokenizer.h"     /* Tokenizer, tokenizer_encode, tokenizer_special, tokenizer_add_special, ... */
+#include "tokenizer.h"     /* Tokenizer, tokenizer_encode, TOKENIZER_CONTINUES, tokenizer_special, ... */
 #include <ctype.h>
 
 #define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"
@@ -279,7 +279,7 @@ static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, co
             for (; i < text->count && (text->pieces[i].kind == CHAT_WORDS || text->pieces[i].kind == CHAT_ROLE); i++)
                 text_string(&words, text->pieces[i].kind == CHAT_ROLE ? role : text->pieces[i].text);
             i--;
-            const bool ok = tokenizer_encode(t, words.text, words.length, false, out, e);
+            const bool ok = tokenizer_encode(t, words.text, words.length, TOKENIZER_CONTINUES, out, e);
             text_free(&words);
             if (!ok) return false;
         }
@@ -381,7 +381,8 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
         if (!section || !chat_encode_text(&section->prefix, t, role, out, e)) return false;
         if (i == count) break;
         const int32_t content = out->count;
-        if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), false, out, e)) return false;
+        if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), TOKENIZER_CONTINUES, out, e))
+            return false;
         int32_t end = out->count;
         if (!chat_encode_text(&section->suffix, t, role, out, e)) return false;
         if (!mask) continue;
