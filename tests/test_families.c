@@ -4,18 +4,20 @@
  * A float32 pass of two layers is a chain of some hundred sums with a relative error of a few 2^-24 each: 1e-5 for
  * log-probabilities and entropies of order 1 to 10, 2e-5 for logits of order 10. The backward pass doubles the chain,
  * and sums over rows cancel: 1e-4 of the Euclidean norm of a tensor's gradient, for the norm of the difference. */
-#include "../llmc/base/error.h"              /* xmalloc, Error */
+#include "../llmc/base/error.h"              /* Error, xmalloc */
+#include "../llmc/cpu/cpu.h"                 /* backend_cpu */
+#include "../llmc/model/backend.h"           /* Device, Backend, DTYPE_BF16 */
 #include "../llmc/model/batch.h"             /* Batch */
-#include "../llmc/model/config.h"            /* FAMILY_GPT2 */
+#include "../llmc/model/config.h"            /* ModelConfig, FAMILY_GPT2, POSITION_ROTARY */
 #include "../llmc/model/huggingface_names.h" /* HuggingfacePart, HuggingfaceParts, huggingface_parts_free, ... */
-#include "../llmc/model/model.h"             /* model_download, model_zero_grads, Model, model_free, ... */
+#include "../llmc/model/model.h"             /* Model, model_download, model_free, model_zero_grads, ... */
 #include "../llmc/model/model_file.h"        /* ModelFile, ModelLoad, model_file_free, model_load_as */
-#include "../llmc/model/optimizer.h"         /* Optimizer, optimizer_configure, optimizer_free, optimizer_new, ... */
+#include "../llmc/model/optimizer.h"         /* Optimizer, optimizer_free, optimizer_new, optimizer_bytes, ... */
 #include "../llmc/model/pack.h"              /* batch_free, batch_segment, batch_completion, batch_new, ... */
 #include "../llmc/model/safetensors.h"       /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
 #include "../llmc/model/transformer.h"       /* ModelOutput, model_forward, model_forward_backward, ... */
-#include "../llmc/model/workspace.h"         /* Workspace, workspace_free, workspace_new */
-#include "../llmc/rollout/rollout.h"         /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "../llmc/model/workspace.h"         /* Workspace, workspace_free, workspace_new, KVCache, ... */
+#include "../llmc/rollout/rollout.h"         /* Rollout, rollout_free, rollout_new, Completion, ... */
 #include "cpu_device.h"                      /* B, D, close_device, open_device_one_thread */
 
 static const char *const names[] = {"gpt2",       "llama-a",       "llama-b",   "mistral", "qwen2",
@@ -245,10 +247,10 @@ static void check_gradients(Case *k) {
             assert_true(fabs(got - loss[0]) < 1e-5);
             float *g = gradients_of(k);
             gradient_gap(k, g, 1e-4, layout == SECOND_ALONE ? "alone" : layout_name[layout]);
-            if (recompute) assert_memory_equal(first, g, k->m.parameters * sizeof *g);
-            else first = xmalloc(k->m.parameters * sizeof *g);
-            memcpy(first, g, k->m.parameters * sizeof *g);
-            free(g);
+            if (recompute) {
+                assert_memory_equal(first, g, k->m.parameters * sizeof *g);
+                free(g);
+            } else first = g;
         }
         free(first);
     }
@@ -334,6 +336,29 @@ static void check_greedy(Case *k) {
     free(want), rollout_free(&r);
 }
 
+/* With products in bfloat16. A rounding to 8 bits is off by at most 2^-9 of the value, by 2^-9 / sqrt(3) or less in the
+ * root mean square, and a product of two operands by sqrt(2) times that. A layer has four products, and their errors,
+ * which are independent, add up in squares: that of a logit is sqrt(2/3) 2^-9 sqrt(4 L + 1) times the logits' root mean
+ * square. A gradient has three times the products. A factor of 4 is for norms and activations that enlarge errors. */
+static void check_bf16(Case *k) {
+    size_t n;
+    float logp[ROWS_MAX], *want = result(k, "logp", "", &n), *logits = result(k, "logits", "", &n);
+    double size = 0, error = 0;
+    for (size_t i = 0; i < n; i++) size += (double)logits[i] * logits[i] / (double)n;
+    const double products = 4.0 * k->m.config.layers + 1, unit = 4 * 0x1p-9 * sqrt(2.0 / 3);
+    Workspace w = workspace_of(k, false, 0);
+    Problem p = problem_of(k, PACKED);
+    model_forward(&k->m, &w, &p.batch, 1, &(ModelOutput){.logp = logp});
+    for (int t = 0; t < k->rows; t++) error += p.share[t] * pow((double)logp[t] - want[t], 2) / (k->rows - 2);
+    if (!(error < unit * unit * size * products))
+        fail_msg("%s, bfloat16: log-probabilities are off by %g", k->name, sqrt(error));
+    loss_and_gradient(k, PACKED, 0, false);
+    float *g = gradients_of(k);
+    const double gap = gradient_gap(k, g, unit * sqrt(3 * products), "bfloat16");
+    assert_true(gap > 0x1p-12); /* the products were rounded */
+    free(g), free(want), free(logits), batch_free(&p.batch), workspace_free(&w, &k->m);
+}
+
 static void all_cases(void (*check)(Case *)) {
     for (int i = 0; i < NAMES; i++) {
         Case k = case_open(names[i], "expected.safetensors");
@@ -371,9 +396,84 @@ static void test_short_context(void **state) {
     case_close(&k);
 }
 
+static void test_bf16(void **state) {
+    (void)state;
+    Error e;
+    Device *half, *whole = D;
+    if (!B->open(&half, DTYPE_BF16, &e)) {
+        print_message("             skipped: %s\n", e.text);
+        skip();
+    }
+    D = half;
+    all_cases(check_bf16);
+    D = whole;
+    assert_true(B->sync(half, &e));
+    B->close(half);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+static size_t counted;
+
+static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e) {
+    counted += bytes;
+    return backend_cpu()->alloc(d, bytes, what, e);
+}
+
+static size_t counted_since(size_t *before) {
+    const size_t n = counted - *before;
+    *before = counted;
+    return n;
+}
+
+/* What a model of this configuration takes is what was predicted: weights, gradients, frequencies, optimizer, cache,
+ * sampler and activations at each level. Returns the sum. */
+static size_t check_memory(const ModelConfig *c) {
+    Error e;
+    Model m;
+    Optimizer o;
+    KVCache kv;
+    Rollout r;
+    Backend counting = *B;
+    size_t before = counted = 0;
+    counting.alloc = counting_alloc;
+    assert_true(model_new(&m, c, &counting, D, true, &e));
+    assert_int_equal(counted_since(&before), model_bytes(c, &counting, true));
+    assert_true(optimizer_new(&o, &m, &e));
+    assert_int_equal(counted_since(&before), optimizer_bytes(c, &counting));
+    assert_true(kv_new(&kv, &m, 77, &e));
+    assert_int_equal(counted_since(&before), kv_bytes(c, &counting, 77));
+    assert_true(rollout_new(&r, &m, 3, 40, 20, &e));
+    assert_int_equal(counted_since(&before), rollout_bytes(c, &counting, 3, 40, 20));
+    for (int recompute = 0; recompute <= 3; recompute++) { /* 3: for inference */
+        Workspace w;
+        assert_true(workspace_new(&w, &m, 100, 50, 9, recompute < 3, recompute % 3, &e));
+        assert_int_equal(counted_since(&before),
+                         workspace_bytes(c, &counting, 100, 50, 9, recompute < 3, recompute % 3));
+        workspace_free(&w, &m);
+    }
+    rollout_free(&r), kv_free(&kv, &m), optimizer_free(&o, &m), model_free(&m);
+    return counted;
+}
+
+/* Predictions hold, and with rotary positions nothing grows with the context. */
+static void memory_of(Case *k) {
+    ModelConfig c = k->m.config;
+    const size_t bytes = check_memory(&c);
+    c.context = 131072;
+    if (c.position == POSITION_ROTARY) assert_int_equal(check_memory(&c), bytes);
+    else assert_true(check_memory(&c) > bytes);
+}
+
+static void test_memory(void **state) {
+    (void)state;
+    all_cases(memory_of);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forward), cmocka_unit_test(test_gradients),
-                                       cmocka_unit_test(test_adamw), cmocka_unit_test(test_greedy),
-                                       cmocka_unit_test(test_short_context)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forward),       cmocka_unit_test(test_gradients),
+                                       cmocka_unit_test(test_adamw),         cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_short_context), cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests_name("families", tests, open_device_one_thread, close_device);
 }
