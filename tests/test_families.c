@@ -13,17 +13,17 @@
 #include "../llmc/model/model.h"             /* Model, model_download, model_free, model_zero_grads, ... */
 #include "../llmc/model/model_file.h"        /* ModelFile, ModelLoad, model_file_free, model_load_as */
 #include "../llmc/model/optimizer.h"         /* Optimizer, optimizer_free, optimizer_new, optimizer_bytes, ... */
-#include "../llmc/model/pack.h"              /* batch_free, batch_segment, batch_completion, batch_new, ... */
+#include "../llmc/model/pack.h"              /* batch_free, batch_new, batch_segment, batch_completion, ... */
 #include "../llmc/model/safetensors.h"       /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
 #include "../llmc/model/transformer.h"       /* ModelOutput, model_forward, model_forward_backward, ... */
 #include "../llmc/model/workspace.h"         /* Workspace, workspace_free, workspace_new, KVCache, ... */
-#include "../llmc/rollout/rollout.h"         /* Rollout, rollout_free, rollout_new, Completion, ... */
+#include "../llmc/rollout/rollout.h"         /* Completion, Rollout, completion_free, rollout_free, ... */
 #include "cpu_device.h"                      /* B, D, close_device, open_device_one_thread */
 
 static const char *const names[] = {"gpt2",       "llama-a",       "llama-b",   "mistral", "qwen2",
                                     "qwen2-yarn", "qwen3",         "qwen3-odd", "smollm3", "olmo2",
                                     "phi3",       "phi3-longrope", "gemma2",    "gemma3"};
-enum { NAMES = sizeof names / sizeof *names, ROWS_MAX = 80, PROMPT = 5, GREEDY = 16, STEPS = 10 };
+enum { NAMES = sizeof names / sizeof *names, ROWS_MAX = 80, PROMPT = 5, GREEDY = 16, SAMPLES = 3, STEPS = 10 };
 
 /* The model, and the results of transformers. */
 typedef struct Case {
@@ -309,31 +309,57 @@ static void check_adamw(Case *k) {
     free(loss), free(before), free(after), optimizer_free(&o, &k->m);
 }
 
-/* Greedy decoding through the sampler, with its cache: token for token. */
-static void check_greedy(Case *k) {
+/* Draws SAMPLES completions of GREEDY tokens to a prompt through the sampler, with its cache; two run at once. */
+static void draw(const Case *k, const int32_t prompt[PROMPT], float temperature, Completion out[SAMPLES]) {
     Error e;
-    size_t n;
     Rollout r;
-    Completion out[3];
+    RolloutRequest request = {prompt, PROMPT, SAMPLES, 0, out};
+    Sampling s = sampling_default();
+    s.temperature = temperature;
+    s.max_new = GREEDY;
+    assert_true(rollout_new(&r, &k->m, 2, PROMPT, GREEDY, &e));
+    if (!rollout_run(&r, &s, &request, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < SAMPLES; i++) assert_int_equal(out[i].count, GREEDY);
+    rollout_free(&r);
+}
+
+/* The sampler's log-probabilities against those of a pass over the whole sequence without a cache; both are float32. */
+static void check_completion(const Case *k, const int32_t prompt[PROMPT], const Completion *c) {
+    int32_t all[PROMPT + GREEDY];
+    float logp[ROWS_MAX];
+    Workspace w = workspace_of(k, false, 0);
+    Batch b = batch_new(ROWS_MAX, ROWS_MAX, 1);
+    memcpy(all, prompt, PROMPT * sizeof *all);
+    memcpy(all + PROMPT, c->tokens, GREEDY * sizeof *all);
+    batch_sequence(&b, all, NULL, PROMPT + GREEDY);
+    model_forward(&k->m, &w, &b, 1, &(ModelOutput){.logp = logp});
+    for (int t = 0; t < GREEDY; t++)
+        if (!(fabs(c->logp[t] - logp[PROMPT - 1 + t]) < 2e-5))
+            fail_msg("%s: sampled token %d: %.7g, without a cache %.7g", k->name, t, c->logp[t], logp[PROMPT - 1 + t]);
+    batch_free(&b), workspace_free(&w, &k->m);
+}
+
+/* Greedy decoding, token for token, and samples of the same prompt. */
+static void check_sampler(Case *k) {
+    size_t n;
+    Completion out[SAMPLES];
     float *want = result(k, "greedy", "", &n);
     int32_t prompt[PROMPT];
     assert_int_equal(n, PROMPT + GREEDY);
     for (int i = 0; i < PROMPT; i++) prompt[i] = (int32_t)want[i];
-    RolloutRequest request = {prompt, PROMPT, 3, 0, out};
-    Sampling s = sampling_default();
-    s.temperature = 0;
-    s.max_new = GREEDY;
-    memset(out, 0, sizeof out);
-    assert_true(rollout_new(&r, &k->m, 2, PROMPT, GREEDY, &e));
-    if (!rollout_run(&r, &s, &request, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
-    for (int i = 0; i < 3; i++) {
-        assert_int_equal(out[i].count, GREEDY);
+    draw(k, prompt, 0, out);
+    for (int i = 0; i < SAMPLES; i++) {
         for (int t = 0; t < GREEDY; t++)
             if (out[i].tokens[t] != (int32_t)want[PROMPT + t])
                 fail_msg("%s: token %d is %d, transformers has %g", k->name, t, out[i].tokens[t], want[PROMPT + t]);
         completion_free(&out[i]);
     }
-    free(want), rollout_free(&r);
+    draw(k, prompt, 1, out);
+    for (int i = 0; i < SAMPLES; i++) {
+        check_completion(k, prompt, &out[i]);
+        completion_free(&out[i]);
+    }
+    free(want);
 }
 
 /* With products in bfloat16. A rounding to 8 bits is off by at most 2^-9 of the value, by 2^-9 / sqrt(3) or less in the
@@ -379,9 +405,9 @@ static void test_adamw(void **state) {
     (void)state;
     all_cases(check_adamw);
 }
-static void test_greedy(void **state) {
+static void test_sampler(void **state) {
     (void)state;
-    all_cases(check_greedy);
+    all_cases(check_sampler);
 }
 
 /* A run whose context is not longer than the original one uses longrope's short list. */
@@ -472,7 +498,7 @@ static void test_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_forward),       cmocka_unit_test(test_gradients),
-                                       cmocka_unit_test(test_adamw),         cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sampler),
                                        cmocka_unit_test(test_short_context), cmocka_unit_test(test_bf16),
                                        cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests_name("families", tests, open_device_one_thread, close_device);
