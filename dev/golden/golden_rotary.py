@@ -1,4 +1,4 @@
-"""Frequencies of rotary positions for tests/test_rotary.c, by transformers' own classes: writes tests/golden/rotary.json.
+"""Frequencies of rotary positions for tests/test_rotary.c by transformers' classes: writes tests/golden/rotary.json.
 
     pip install torch transformers && python dev/golden/golden_rotary.py
 
@@ -70,11 +70,14 @@ CASES = [
     ("yarn, not truncated", model("qwen2", 128, 131072, yarn(4.0, 32768, truncate=False)), None, None),
     ("yarn, turns", model("llama", 64, 32768, yarn(8.0, 4096, 1e4, beta_fast=20, beta_slow=2.5)), None, None),
     ("yarn, attention_factor", model("llama", 64, 32768, yarn(8.0, 4096, 1e4, attention_factor=1.3)), None, None),
-    ("yarn, both mscale", model("llama", 64, 163840, yarn(40.0, 4096, 1e4, mscale=0.9, mscale_all_dim=0.5)), None, None),
-    ("yarn, same mscale", model("llama", 64, 163840, yarn(40.0, 4096, 1e4, mscale=1.0, mscale_all_dim=1.0)), None, None),
+    ("yarn, both mscale", model("llama", 64, 163840,
+                                yarn(40.0, 4096, 1e4, mscale=0.9, mscale_all_dim=0.5)), None, None),
+    ("yarn, same mscale", model("llama", 64, 163840,
+                                yarn(40.0, 4096, 1e4, mscale=1.0, mscale_all_dim=1.0)), None, None),
     ("yarn, one mscale", model("llama", 64, 163840, yarn(40.0, 4096, 1e4, mscale=0.9)), None, None),
     ("yarn, shorter", model("llama", 64, 2048, yarn(0.5, 4096, 1e4)), None, None),
-    ("yarn, shorter, mscale", model("llama", 8, 2048, yarn(0.5, 4096, 1e4, mscale=0.9, mscale_all_dim=0.5)), None, None),
+    ("yarn, shorter, mscale", model("llama", 8, 2048,
+                                    yarn(0.5, 4096, 1e4, mscale=0.9, mscale_all_dim=0.5)), None, None),
     ("yarn, ramp of no pairs", model("llama", 8, 64, yarn(4.0, 6, 10.0)), None, None),
     ("yarn, ramp beyond pairs", model("llama", 8, 16384, yarn(4.0, 4096, 10.0, beta_fast=300)), None, None),
     ("phi 3.5 short", model("phi3", 96, 131072, longrope(48, 4096), original_max_position_embeddings=4096), None, 4096),
@@ -91,8 +94,8 @@ def results(fields, layers, length):
     """The class of the model computes the frequencies; a run of the given length, cosines and sines."""
     fields = json.loads(json.dumps(fields))  # a copy, which transformers changes
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    make = {"gemma3_text": Gemma3RotaryEmbedding, "phi3": Phi3RotaryEmbedding}.get(config.model_type, LlamaRotaryEmbedding)
-    module = make(config)
+    others = {"gemma3_text": Gemma3RotaryEmbedding, "phi3": Phi3RotaryEmbedding}
+    module = others.get(config.model_type, LlamaRotaryEmbedding)(config)
     prefix = f"{layers}_" if layers else ""
     if length:
         inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=length)
@@ -122,5 +125,5 @@ for name, fields, layers, length in CASES:
                  f'"layers":{json.dumps(layers)},"length":{json.dumps(length)},"factor":{factor:.17g},\n'
                  f'"frequency":{numbers(frequency)},\n"cosine":{numbers(cosine)},\n"sine":{numbers(sine)}}}')
 with open(os.path.join(os.path.dirname(__file__), "../../tests/golden/rotary.json"), "w") as f:
-    print(f'{{"made_by":"dev/golden/golden_rotary.py, transformers {transformers.__version__}",\n"positions":{POSITIONS},'
-          f'"pairs":{PAIRS},"cases":[\n' + ",\n".join(lines) + "]}", file=f)
+    print(f'{{"made_by":"dev/golden/golden_rotary.py, transformers {transformers.__version__}",\n'
+          f'"positions":{POSITIONS},"pairs":{PAIRS},"cases":[\n' + ",\n".join(lines) + "]}", file=f)
