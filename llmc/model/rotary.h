@@ -41,7 +41,7 @@ static inline double rope_pair_of_turns(const Rope *r, int rotary, double turns)
     return rotary * log(r->original / (turns * 6.283185307179586)) / (2 * log((double)r->theta));
 }
 
-/* Returns how far the frequency of pair j is stretched by yarn: 0 not at all, 1 by the whole factor. */
+/* Returns yarn's ramp at pair j: 0 for pairs that keep their frequency, 1 for those whose frequency is divided. */
 static inline float rope_yarn_ramp(const Rope *r, int rotary, int j) {
     double low = rope_pair_of_turns(r, rotary, r->beta_fast), high = rope_pair_of_turns(r, rotary, r->beta_slow);
     if (!r->exact) {
@@ -51,7 +51,13 @@ static inline float rope_yarn_ramp(const Rope *r, int rotary, int j) {
     low = fmax(low, 0);
     high = fmin(high, rotary - 1);
     if (low == high) high += 0.001;
-    return (float)fmin(fmax((j - low) / (high - low), 0), 1);
+    return fminf(fmaxf(((float)j - (float)low) / (float)(high - low), 0), 1);
+}
+
+/* Returns the frequency of pair j with yarn. power: theta^(2j/R). */
+static inline float rope_yarn(const Rope *r, int rotary, int j, float power) {
+    const float keep = 1 - rope_yarn_ramp(r, rotary, j);
+    return 1 / (r->factor * power) * (1 - keep) + 1 / power * keep;
 }
 
 /* Returns the factor of cosines and sines: Rope.attention if the model has it, else the formula of the kind. */
@@ -68,17 +74,13 @@ static inline float rope_attention_factor(const Rope *r) {
 static inline float rope_frequencies(const Rope *r, int rotary, int32_t context, float *f) {
     const float *list = context <= r->original ? r->short_list : r->long_list;
     for (int j = 0; j < rotary / 2; j++) {
-        const float b = 1.0f / powf(r->theta, (float)(2 * j) / (float)rotary);
+        const float power = powf(r->theta, (float)(2 * j) / (float)rotary), b = 1 / power;
         switch (r->kind) {
         case ROPE_DEFAULT: f[j] = b; break;
         case ROPE_LINEAR: f[j] = b / r->factor; break;
         case ROPE_LLAMA3: f[j] = rope_llama3(r, b); break;
-        case ROPE_YARN: {
-            const float ramp = rope_yarn_ramp(r, rotary, j);
-            f[j] = b * (1 - ramp) + b / r->factor * ramp;
-            break;
-        }
-        case ROPE_LONGROPE: f[j] = 1.0f / (list[j] * powf(r->theta, (float)(2 * j) / (float)rotary)); break;
+        case ROPE_YARN: f[j] = rope_yarn(r, rotary, j, power); break;
+        case ROPE_LONGROPE: f[j] = 1 / (list[j] * power); break;
         }
     }
     return rope_attention_factor(r);
