@@ -754,6 +754,14 @@ static void shards(void **state) {
 
 /* ---- other files ------------------------------------------------------------------------------------------------- */
 
+/* The template of a folder, behind the comment with its special tokens (text/jinja_chat.h). */
+static void assert_template(const char *spec, const char *text) {
+    assert_true(!strncmp(spec, "{#llmc {", 8));
+    const char *end = strstr(spec, "}#}\n");
+    assert_non_null(end);
+    assert_string_equal(end + 4, text);
+}
+
 static void copied(void **state) {
     (void)state;
     Model m;
@@ -778,7 +786,7 @@ static void copied(void **state) {
     strcat(path, "/rag.jinja");
     put_text(path, "{{ rag }}");
     load(&m, &f, d, false);
-    assert_string_equal(f.chat_template, files[3][1]);
+    assert_template(f.chat_template, files[3][1]);
     assert_non_null(strstr(f.note, "chat_template.jinja differs from the chat_template in tokenizer_config.json"));
     assert_true(f.stops.count == 2 && f.stops.ids[0] == 2 && f.stops.ids[1] == 5);
     assert_null(f.tokenizer);
@@ -806,7 +814,7 @@ static void copied(void **state) {
     assert_non_null(strstr(text, "\"eos_token_id\": [2,5,9],\n  \"output_attentions\": false"));
     free(text), unload(&m, &f);
     load(&m, &f, to, false);
-    assert_string_equal(f.chat_template, "{{ messages }}");
+    assert_template(f.chat_template, "{{ messages }}");
     assert_int_equal(f.stops.count, 3);
     assert_string_equal(json_string_value(json_object_get(json_array_get(f.lineage, 0), "stage")), "sft");
     unload(&m, &f);
@@ -977,7 +985,7 @@ static void single_files(void **state) {
         load(&n, &g, files_path(names[i % 3]), false);
         assert_same_config(&n.config, &m.config, folders[i]);
         assert_int_equal(model_weights_hash(&m), model_weights_hash(&n));
-        assert_string_equal(g.chat_template, "{{ b }}");
+        assert_template(g.chat_template, "{{ b }}");
         assert_true(json_equal(f.lineage, g.lineage) && g.stops.count == f.stops.count && g.hash);
         save(&n, &g, files_path("out/"), false);
         if (strcmp(folders[i], "gpt2-bare")) assert_same_file(d, files_path("out"), "model.safetensors");
