@@ -465,7 +465,8 @@ int main(int argc, char **argv) {
     if (!o.g.input) usage_error("-i/--input is required");
     trainer_check_output(&o.t);
     preference_options_check(&o.l);
-    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0 || o.t.adapter);
+    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired,
+                               o.t.lora_rank > 0 || o.t.adapter);
     online_check(&o.online, &o.g, &o.l, &o.r);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();

@@ -2,6 +2,7 @@
  *
  * The products with rank rows or columns are sgemm's, which takes the strides of the parts as they are.
  *
+ *     const Lora adapter = {.rows = rows, .in = 768, .rank = 16, .parts = 1, .stride = 768};  // and its pointers
  *     cpu_lora_forward(device, &adapter);
  */
 #ifndef LLMC_CPU_LORA_H

@@ -6,7 +6,8 @@
  *
  *     LoraConfig lora = {.rank = 16, .scale = 32.0f / 16};
  *     if (!lora_parse_targets("all-linear", &lora.targets, &e)) return false;
- *     lora_merged(&model, at, host, n);                 // weights [at, at + n) with the adapters added
+ *     float row[768];
+ *     lora_merged(&model, model.tensor[TENSOR_qkvw].offset, row, 768);     // weights with the adapters added
  */
 #ifndef LLMC_MODEL_LORA_H
 #define LLMC_MODEL_LORA_H

@@ -11,8 +11,9 @@
  *     LoraConfig lora;
  *     Peft p;
  *     if (!peft_open(&p, "adapter/", &config, &lora, e)) return false;
- *     // a model is made with config.lora = lora
- *     peft_read(&p, put, &model);                       // put(context, at, values, n) stores them
+ *     config.lora = lora;                                // a model is made with this configuration
+ *     PeftPut put = NULL;                                // put(context, at, values, n) stores n elements from `at` on
+ *     peft_read(&p, put, &model);
  *     peft_close(&p);
  *     bool ok = peft_write(&model, "adapter/", "SmolLM2-135M-Instruct", e);
  */
