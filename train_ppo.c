@@ -37,7 +37,7 @@
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
-#include "llmc/model/model_file.h"         /* model_save */
+#include "llmc/model/model_file.h"         /* ModelDtype, model_save */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
@@ -629,7 +629,7 @@ static void open_arrays(Run *r) {
 static void close_run(Run *r, bool stopped) {
     Error e;
     if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
-        !model_save(&r->critic.model, &r->critic.file, o.critic_output, o.t.output_dtype == 1, NULL, NULL, &e))
+        !model_save(&r->critic.model, &r->critic.file, o.critic_output, (ModelDtype)o.t.output_dtype, NULL, NULL, &e))
         die("%s", e.text);
     critic_close(&r->critic);
     pretraining_close(&r->ptx);
