@@ -11,7 +11,7 @@
 #include "files.h"                    /* files_path */
 #include "models.h"                   /* refused, models_device, models_bytes, models_setup, ... */
 #include "run.h"                      /* sh, assert_same_file, weights_gap */
-#include "shell.h"                    /* put */
+#include "shell.h"                    /* assert_holds, out, put */
 #include <sys/stat.h>
 
 /* A new Llama of the golden model's shape with a token per byte, as a folder. */
@@ -88,6 +88,10 @@ static void adapters(void **state) {
     resumes(PPO "--lora-rank 3 --critic $T/rm", 4);
     sh(SFT "-x 4 --lora-rank 3 --adapter-output $T/first");
     resumes(SFT "--adapter $T/first", 6);
+    /* the base is a new model, which the seed gives again */
+    resumes(
+        "./train_sft --layers 1 --width 32 --heads 2 --context 48 -i $T/chat.shard --batch-tokens 200 --lora-rank 2",
+        6);
 }
 
 /* The state of adapters is smaller than the model, and says what it needs. */
@@ -123,6 +127,27 @@ static void formats(void **state) {
        "-x 4 -o - | ./train_dpo -c - -i $T/prefs.shard -x 1 --precompute-ref-log-probs -o - | ./generate -c - -g 2 ab");
 }
 
+/* data/show tells models, states and states of adapters apart, in files, compressed and through pipes. */
+static void shown(void **state) {
+    (void)state;
+    sh(SFT "-x 2 -o $T/a.safetensors.zst --state $T/a.state --save-steps 2");
+    sh(SFT "-x 2 -o $T/a.bin.gguf --lora-rank 1 --state $T/b.state --save-steps 2");
+    sh("data/show --tensors $T/a.safetensors.zst");
+    assert_holds(out, "a.safetensors.zst: model\nlayers 2, width 32");
+    assert_holds(out, "model.layers.1.self_attn.q_proj.weight");
+    assert_holds(out, "not finite: 0");
+    assert_holds(out, "\"stage\":\"train_sft\"");
+    sh("data/show - < $T/a.state");
+    assert_holds(out, "-: training state\n");
+    assert_holds(out, "\"optimizer_step\":2");
+    sh("zstd -q -c $T/b.state | data/show --tensors -");
+    assert_holds(out, "-: training state of adapters\n");
+    assert_holds(out, "llmc.adapter.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+    refused(2, "data/show --json $T/a.state", "--json: a model has no records");
+    sh("head -c 3000 $T/a.state > $T/short.state");
+    refused(1, "data/show $T/short.state", "short.state: ");
+}
+
 /* A state of any number of ranks continues on any other: the state of two ranks is that of one, up to the order of
  * sums. */
 static void ranks(void **state) {
@@ -146,8 +171,8 @@ static void ranks(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_weights), cmocka_unit_test(adapters),
-                                       cmocka_unit_test(adapters_need_their_base), cmocka_unit_test(formats),
-                                       cmocka_unit_test(ranks)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_weights), cmocka_unit_test(adapters), cmocka_unit_test(adapters_need_their_base),
+        cmocka_unit_test(formats),     cmocka_unit_test(shown),    cmocka_unit_test(ranks)};
     return cmocka_run_group_tests_name("state_runs", tests, setup, models_teardown);
 }

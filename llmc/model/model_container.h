@@ -39,7 +39,7 @@
 #include "../base/io.h"         /* XXH3_64bits_digest, XXH3_64bits_update, XXH3_state_t, XXH3_64bits_reset, ... */
 #include "../base/text.h"       /* text_free, TextBuffer, text_format, token_list_append, ... */
 #include "backend.h"            /* Backend, Device */
-#include "checkpoint.h"         /* checkpoint_config, checkpoint_header, checkpoint_holds */
+#include "checkpoint.h"         /* checkpoint_holds, checkpoint_config, checkpoint_header */
 #include "config.h"             /* LoraConfig, ModelConfig, model_config_check, LORA_ALL, ... */
 #include "huggingface.h"        /* HuggingfaceSource, Huggingface, huggingface_close, huggingface_is_copied, ... */
 #include "huggingface_config.h" /* huggingface_can_describe, huggingface_config_write */
@@ -248,7 +248,7 @@ static inline bool container_read_header(Container *c, const json_t *list, Error
     }
     if (!ok) return error_set(e, "%s: __metadata__: llm.c is not a list of %d numbers", name, CONTAINER_HEADER_FIELDS);
     c->model.config = checkpoint_config(h);
-    if (!model_config_check(&c->model.config, name, e)) return false;
+    if (!model_config_check(&c->model.config, name, e) || !checkpoint_holds(&c->model.config, name, e)) return false;
     return c->model.config.padded_vocab / 2 <= c->model.config.vocab + 64 ||
            error_set(e, "%s: padded vocabulary is %d for a vocabulary of %d", name, c->model.config.padded_vocab,
                      c->model.config.vocab);
@@ -476,7 +476,7 @@ static inline bool model_resume_adapters(Model *m, ModelFile *f, Container *c, c
                        a->rank, a->targets, (double)a->scale, b->rank, b->targets, (double)b->scale);
     if (ok && state->vocab > m->config.vocab && state->vocab <= m->config.padded_vocab)
         model_grow_vocab(m, state->vocab, how->seed);
-    if (ok && model_weights_hash(m) != c->base)
+    if (ok && (state->width != m->config.width || model_weights_hash(m) != c->base))
         ok = error_set(e, "%s: its adapters were trained on another model than that of -c (or with another --dtype)",
                        name);
     if (ok && m->config.value_head != state->value_head)
