@@ -10,7 +10,7 @@
 #include "../llmc/model/gguf_save.h"   /* gguf_check_config */
 #include "../llmc/model/lora.h"        /* model_trained_count */
 #include "../llmc/model/model.h"       /* Model, model_free, model_download, model_upload */
-#include "../llmc/model/model_file.h"  /* MODEL_FLOAT32, MODEL_F16, model_save, model_load_as, ... */
+#include "../llmc/model/model_file.h"  /* MODEL_FLOAT32, MODEL_F16, MODEL_Q8_0, model_save, ... */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_weights_hash, ModelLoad, model_file_free */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free */
 #include "../llmc/model/safetensors.h" /* safetensors_close, Safetensors, safetensors_open, SafeTensor, ... */

@@ -7,7 +7,9 @@
 #include "../llmc/model/backend.h"        /* MLP_GEGLU, MLP_GELU, MLP_SWIGLU, NORM_LAYER, ... */
 #include "../llmc/model/config.h"         /* ModelConfig, LAYER_WINDOW, FAMILY_GPT2, LAYER_NO_ROPE, ... */
 #include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
-#include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_save_folder, ... */
+#include "../llmc/model/model_file.h"     /* model_save, model_load */
+#include "../llmc/model/model_folder.h"   /* model_save_folder */
+#include "../llmc/model/model_load.h"     /* ModelFile, model_weights_hash, model_file_free */
 #include "../llmc/model/optimizer.h"      /* Optimizer */
 #include "../llmc/model/tensors.h"        /* TENSOR_qkvw, TENSOR_fcw, TENSOR_headw, TENSOR_qkvb, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
