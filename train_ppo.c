@@ -23,7 +23,7 @@
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, die, Error */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* dist_total, DIST_FIELDS, dist_complete, dist_cut, ... */
@@ -37,7 +37,7 @@
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
-#include "llmc/model/model_file.h"         /* model_save */
+#include "llmc/model/model_file.h"         /* ModelDtype, model_check_output, model_save */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
@@ -629,7 +629,7 @@ static void open_arrays(Run *r) {
 static void close_run(Run *r, bool stopped) {
     Error e;
     if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
-        !model_save(&r->critic.model, &r->critic.file, o.critic_output, o.t.output_dtype == 1, NULL, NULL, &e))
+        !model_save(&r->critic.model, &r->critic.file, o.critic_output, (ModelDtype)o.t.output_dtype, NULL, NULL, &e))
         die("%s", e.text);
     critic_close(&r->critic);
     pretraining_close(&r->ptx);
@@ -691,6 +691,9 @@ static void open_run(Run *r) {
     if (o.critic)
         critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
                     o.critic_rate);
+    if (o.critic_output &&
+        !model_check_output(&r->critic.model.config, o.critic_output, (ModelDtype)o.t.output_dtype, &e))
+        die("%s", e.text);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));

@@ -9,7 +9,7 @@
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
+#include "llmc/base/error.h"            /* die, xcalloc, Error, warn, ... */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
@@ -18,6 +18,7 @@
 #include "llmc/loss/lm.h"               /* LM_NLL, LM_LOSS_CHOICES, LmLoss, loss_lm */
 #include "llmc/model/batch.h"           /* Batch */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
+#include "llmc/model/model_file.h"      /* ModelDtype, model_check_output */
 #include "llmc/model/model_text.h"      /* model_text_decode */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
@@ -408,10 +409,12 @@ int main(int argc, char **argv) {
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 4, o.best);
 
+    Error e;
     Shard data, val = {0};
     open_chat(&data, o.input);
     if (o.val) open_chat(&val, o.val);
     trainer_open(t, "train_sft", &o.t, &data, false);
+    if (o.best && !model_check_output(&t->model.config, o.best, (ModelDtype)o.t.output_dtype, &e)) die("%s", e.text);
     const int32_t context = t->model.config.context;
     if (o.val) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;

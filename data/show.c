@@ -1,20 +1,23 @@
-/* show.c - viewer of shards and checkpoints: header, readable records, and statistics of all records.
+/* show.c - viewer of shards, models and training states: header, readable records, and statistics of all records.
  *
  * Tokens that are trained on are green on a terminal and enclosed in ⟦ and ⟧ elsewhere; special tokens are cyan.
  * Control characters and invalid UTF-8 in the data are printed as escapes such as \x1b.
  */
-#include "../llmc/base/error.h"           /* die, Error, xmalloc, usage_error, ... */
-#include "../llmc/base/io.h"              /* Reader, magic_name, reader_close, reader_memory, ... */
-#include "../llmc/base/options.h"         /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
-#include "../llmc/base/text.h"            /* text_free, TextBuffer, text_clear, utf8_length, ... */
-#include "../llmc/model/checkpoint.h"     /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
-#include "../llmc/model/config.h"         /* ModelConfig */
-#include "../llmc/model/tensors.h"        /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
-#include "../llmc/records/shard.h"        /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
-#include "../llmc/records/tokens.h"       /* TokenShard, tokens_close, tokens_read */
-#include "../llmc/text/chat.h"            /* ChatTemplate, chat_stop_token, chat_template_free, ... */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
-#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
+#include "../llmc/base/io.h"               /* Reader, magic_name, reader_close, reader_memory, ... */
+#include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/text.h"             /* text_free, TextBuffer, text_clear, utf8_length, ... */
+#include "../llmc/model/checkpoint.h"      /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
+#include "../llmc/model/config.h"          /* ModelConfig */
+#include "../llmc/model/model_container.h" /* Container, container_begins, container_close, container_open */
+#include "../llmc/model/model_state.h"     /* MODEL_STATE_OPTIMIZER */
+#include "../llmc/model/safetensors.h"     /* SAFETENSORS_HEADER_MAX, SafeTensor, Safetensors, ... */
+#include "../llmc/model/tensors.h"         /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
+#include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
+#include "../llmc/records/tokens.h"        /* TokenShard, tokens_close, tokens_read */
+#include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
+#include "../llmc/text/tokenizer.h"        /* tokenizer_decode, tokenizer_free, Tokenizer, tokenizer_load, ... */
+#include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include <jansson.h>
 #include <signal.h>
 
@@ -35,21 +38,22 @@ static const Option options[] = {
     OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "color the output; auto colors it on a terminal"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
-    OPTION_FLAG("tensors", 0, &o.tensors,
-                "print shape, root mean square and largest value of each tensor of a checkpoint"),
+    OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
     OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
                 "tokenizer for files without one; same syntax as make_shard --tokenizer"),
     OPTION_END};
 
 static const OptionAbout about = {
-    "[options] FILE", "Shows a record shard, a token shard or a checkpoint (- for standard input; may be zstd).\n"
-                      "\n"
-                      "examples:\n"
-                      "  show chat.shard                     header, three records with their masks, statistics\n"
-                      "  show --records 1 --start 41 --tokens chat.shard\n"
-                      "  show --all --json tasks.shard | jq .answer\n"
-                      "  show --tokenizer gpt2/ book.bin\n"
-                      "  show --tensors model.bin"};
+    "[options] FILE",
+    "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
+    "llm.c's format (- for standard input; may be zstd).\n"
+    "\n"
+    "examples:\n"
+    "  show chat.shard                     header, three records with their masks, statistics\n"
+    "  show --records 1 --start 41 --tokens chat.shard\n"
+    "  show --all --json tasks.shard | jq .answer\n"
+    "  show --tokenizer gpt2/ book.bin\n"
+    "  show --tensors model.bin"};
 
 static Tokenizer tokenizer;
 static bool has_tokenizer, color;
@@ -543,6 +547,12 @@ static void show_section(CheckpointReader *c, const char *tag, uint64_t bytes) {
     free(blob);
 }
 
+static void print_shape(const ModelConfig *g) {
+    printf(
+        "layers %d, width %d, heads %d of %d channels (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
+        g->layers, g->width, g->heads, g->head_size, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);
+}
+
 static void show_checkpoint(Reader *in) {
     Error e;
     CheckpointReader c = {.in = *in};
@@ -550,11 +560,8 @@ static void show_checkpoint(Reader *in) {
     uint64_t bytes;
     if (o.json) usage_error("--json: a checkpoint has no records");
     if (!checkpoint_start(&c, &e)) die("%s", e.text);
-    const ModelConfig *g = &c.config;
     print_title("%s: checkpoint", c.in.name);
-    printf(
-        "layers %d, width %d, heads %d of %d channels (keys and values %d), hidden %d, context %d, vocabulary %d (padded %d)\n",
-        g->layers, g->width, g->heads, g->head_size, g->kv_heads, g->hidden, g->context, g->vocab, g->padded_vocab);
+    print_shape(&c.config);
     show_weights(&c);
     for (;;) {
         if (!checkpoint_section(&c, tag, &bytes, &e)) die("%s", e.text);
@@ -564,15 +571,77 @@ static void show_checkpoint(Reader *in) {
     *in = c.in;
 }
 
+/* Reads the tensors of a model's file, but the checksum, and prints statistics. */
+static void show_tensors(const Safetensors *s) {
+    float piece[4096];
+    size_t strange = 0, total = 0;
+    for (size_t k = 0; k < s->count; k++) {
+        const SafeTensor *t = &s->tensor[k];
+        double squares = 0, largest = 0;
+        if (!safetensors_type_is_float(t->type)) continue;
+        for (uint64_t at = 0; at < t->elements; at += 4096) {
+            const size_t n = t->elements - at < 4096 ? (size_t)(t->elements - at) : 4096;
+            safetensors_floats(t, at, piece, n);
+            for (size_t i = 0; i < n; i++) {
+                strange += !isfinite(piece[i]);
+                squares += (double)piece[i] * (double)piece[i];
+                largest = fabs((double)piece[i]) > largest ? fabs((double)piece[i]) : largest;
+            }
+        }
+        if (!container_begins(t->name, MODEL_STATE_OPTIMIZER)) total += t->elements;
+        if (!o.tensors) continue;
+        printf("%-48s %-4s", t->name, safetensors_type_name(t->type));
+        for (int i = 0; i < t->dims; i++) printf(i ? " x %llu" : " %llu", (unsigned long long)t->shape[i]);
+        printf("   root mean square %-10.4g largest %.4g\n", sqrt(squares / (double)t->elements), largest);
+    }
+    printf("parameters: %zu; not finite: %zu\n", total, strange);
+}
+
+/* Shows a model or a training state in a safetensors file. memory: its bytes, which are taken over; NULL: it is mapped. */
+static void show_model(const char *path, char *memory, size_t n) {
+    Error e;
+    Container c;
+    if (o.json) usage_error("--json: a model has no records");
+    if (!container_open(&c, path, memory, n, &e)) die("%s", e.text);
+    print_title("%s: %s", path, c.adapters ? "training state of adapters" : c.trainer ? "training state" : "model");
+    print_shape(&c.model.config);
+    show_tensors(&c.model.file[0]);
+    if (c.model.lineage) {
+        char *lineage = json_dumps(c.model.lineage, JSON_COMPACT);
+        print_named("lineage", lineage);
+        free(lineage);
+    }
+    if (c.trainer) print_named("trainer", c.trainer);
+    if (c.model.reward) print_named("reward model", c.model.reward);
+    if (c.tokenizer) {
+        use_tokenizer(c.tokenizer, c.tokenizer_bytes, path);
+        print_tokenizer();
+    }
+    ChatTemplate chat;
+    if (c.model.chat_template && chat_template_parse(&chat, c.model.chat_template, &e)) {
+        chat_template_free(&chat);
+        print_template(c.model.chat_template);
+    } else if (c.model.chat_template) print_named("chat template", c.model.chat_template);
+    container_close(&c);
+}
+
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* Reads the first number of the file or memory block. */
-static int32_t magic_of(const char *path, const char *memory, size_t n) {
+/* Reads the first number of the file or memory block. *model: it is a safetensors file, which begins with the size of its
+ * header; *stream: it has to be read from the front. */
+static int32_t magic_of(const char *path, const char *memory, size_t n, bool *model, bool *stream) {
     Error e;
     Reader r;
     int32_t magic = 0;
+    uint8_t first[9] = {0};
+    uint64_t header;
+    bool failed = false;
     const bool ok = memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e);
-    if (!ok || !reader_read(&r, &magic, sizeof magic, "magic number", &e)) die("%s", e.text);
+    if (ok) reader_peek(&r, first, sizeof first, &failed, &e);
+    if (!ok || failed || !reader_read(&r, &magic, sizeof magic, "magic number", &e)) die("%s", e.text);
+    memcpy(&header, first, sizeof header);
+    *model = header <= SAFETENSORS_HEADER_MAX && first[8] == '{';
+    *stream = reader_left(&r) < 0;
     reader_close(&r);
     return magic;
 }
@@ -592,7 +661,22 @@ int main(int argc, char **argv) {
     /* a source that cannot be read twice is kept in memory */
     if (!strcmp(path, "-") || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
         if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
-    const int32_t magic = magic_of(path, memory, n);
+    bool model, stream;
+    const int32_t magic = magic_of(path, memory, n, &model, &stream);
+    if (model) {
+        if (stream) { /* compressed */
+            Reader all;
+            if (!(memory ? reader_memory(&all, memory, n, &e) : reader_open(&all, path, &e))) die("%s", e.text);
+            char *plain = reader_rest(&all, SIZE_MAX / 4, &n, &e);
+            reader_close(&all);
+            if (!plain) die("%s", e.text);
+            free(memory);
+            memory = plain;
+        }
+        show_model(path, memory, n);
+        if (has_tokenizer) tokenizer_free(&tokenizer);
+        return 0;
+    }
     if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
     if (magic == MAGIC_RECORDS) show_shard(&in);
     else if (magic == MAGIC_TOKENS) show_tokens(&in);

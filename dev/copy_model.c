@@ -1,7 +1,7 @@
 /* copy_model.c - copies a model from any form that the programs read to any form that they write.
  *
  *     make build/copy_model
- *     build/copy_model [--new] [--value-head] [--dtype float32|bf16|f16] [--file-bytes N] IN OUT
+ *     build/copy_model [--new] [--value-head] [--dtype float32|bf16|f16|q8_0] [--file-bytes N] IN OUT
  *
  * --new writes everything anew, as for a model that did not come from a folder: config.json, names, types. --value-head
  * gives the model a head for rewards. --file-bytes divides the tensors of a folder into files of at most N bytes.
@@ -11,19 +11,20 @@
 #include "../llmc/model/backend.h"          /* Backend, DTYPE_FLOAT32, Device */
 #include "../llmc/model/huggingface_save.h" /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
 #include "../llmc/model/model.h"            /* Model, model_free */
-#include "../llmc/model/model_file.h"       /* ModelFile, model_file_free, model_load, model_save */
-#include "../llmc/model/safetensors.h"      /* SAFETENSORS_BF16, SAFETENSORS_TYPE_COUNT, SAFETENSORS_F16, ... */
+#include "../llmc/model/model_file.h"       /* MODEL_DTYPES, ModelDtype, MODEL_BF16, MODEL_F16, ... */
+#include "../llmc/model/model_load.h"       /* ModelFile, model_file_free */
+#include "../llmc/model/safetensors.h"      /* SAFETENSORS_BF16, SAFETENSORS_F16, SAFETENSORS_F32, ... */
 
 static void usage(void) {
-    die("usage: copy_model [--new] [--value-head] [--dtype float32|bf16|f16] [--file-bytes N] IN OUT");
+    die("usage: copy_model [--new] [--value-head] [--dtype float32|bf16|f16|q8_0] [--file-bytes N] IN OUT");
 }
 
-static SafetensorsType type_of(const char *word) {
-    if (!strcmp(word, "float32")) return SAFETENSORS_F32;
-    if (!strcmp(word, "bf16")) return SAFETENSORS_BF16;
-    if (!strcmp(word, "f16")) return SAFETENSORS_F16;
-    usage();
-    return SAFETENSORS_TYPE_COUNT;
+static ModelDtype type_of(const char *word) {
+    static const char *const words[MODEL_DTYPES] = {"float32", "bf16", "f16", "q8_0"};
+    int type = 0;
+    while (type < MODEL_DTYPES && strcmp(word, words[type])) type++;
+    if (type == MODEL_DTYPES) usage();
+    return (ModelDtype)type;
 }
 
 int main(int argc, char **argv) {
@@ -33,14 +34,18 @@ int main(int argc, char **argv) {
     Device *d;
     bool new = false, value_head = false;
     HuggingfaceOutput out = {.type = SAFETENSORS_TYPE_COUNT};
+    ModelDtype dtype = MODEL_FLOAT32;
     const char *name[2];
     int names = 0;
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i];
         if (!strcmp(a, "--new")) new = true;
         else if (!strcmp(a, "--value-head")) value_head = true;
-        else if (!strcmp(a, "--dtype") && i + 1 < argc) out.type = type_of(argv[++i]);
-        else if (!strcmp(a, "--file-bytes") && i + 1 < argc) out.one_file = out.shard = strtoull(argv[++i], NULL, 10);
+        else if (!strcmp(a, "--dtype") && i + 1 < argc) {
+            dtype = type_of(argv[++i]);
+            if (dtype == MODEL_Q8_0) continue;
+            out.type = dtype == MODEL_BF16 ? SAFETENSORS_BF16 : dtype == MODEL_F16 ? SAFETENSORS_F16 : SAFETENSORS_F32;
+        } else if (!strcmp(a, "--file-bytes") && i + 1 < argc) out.one_file = out.shard = strtoull(argv[++i], NULL, 10);
         else if (names < 2 && a[0] != '-') name[names++] = a;
         else usage();
     }
@@ -55,9 +60,8 @@ int main(int argc, char **argv) {
     out.lineage = f.lineage;
     out.reward = f.reward;
     out.stops = f.stops;
-    const bool ok = huggingface_is_output(name[1])
-                        ? huggingface_save(&m, &out, name[1], &e)
-                        : model_save(&m, &f, name[1], out.type == SAFETENSORS_BF16, NULL, NULL, &e);
+    const bool ok = huggingface_is_output(name[1]) ? huggingface_save(&m, &out, name[1], &e)
+                                                   : model_save(&m, &f, name[1], dtype, NULL, NULL, &e);
     if (!ok) die("%s", e.text);
     model_free(&m);
     model_file_free(&f);

@@ -13,7 +13,8 @@
 #include "../llmc/base/error.h"       /* Error */
 #include "../llmc/cpu/cpu.h"          /* backend_cpu */
 #include "../llmc/model/model.h"      /* Model */
-#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load */
+#include "../llmc/model/model_file.h" /* model_load */
+#include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "files.h"                    /* files_path */
 #include "models.h"                   /* MODELS_VOCAB, models_nats, models_device, models_logits, ... */
 #include "run.h"                      /* sh */

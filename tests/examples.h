@@ -82,7 +82,7 @@ extern ModelOutput out;
 extern Optimizer optimizer;
 extern OptimizerResult result;
 #endif
-#ifdef LLMC_MODEL_MODEL_FILE_H
+#ifdef LLMC_MODEL_MODEL_LOAD_H
 extern ModelFile file;
 #endif
 #ifdef LLMC_MODEL_MODEL_TEXT_H

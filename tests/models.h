@@ -14,7 +14,8 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"       /* Model, model_init, model_new */
-#include "../llmc/model/model_file.h"  /* ModelFile, model_file_free, model_save */
+#include "../llmc/model/model_file.h"  /* model_save */
+#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
 #include "../llmc/model/tensors.h"     /* TENSOR_wte, INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, ... */
 #include "../llmc/model/transformer.h" /* model_logits */

@@ -13,7 +13,8 @@
 #include "../llmc/base/error.h"       /* Error, PRINTF_LIKE, xmalloc */
 #include "../llmc/cpu/cpu.h"          /* backend_cpu */
 #include "../llmc/model/model.h"      /* Model, model_free */
-#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load */
+#include "../llmc/model/model_file.h" /* model_load */
+#include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "files.h"                    /* files_path, text_of, files_assert_content, files_get */
 #include "models.h"                   /* lines_of, json_line_of, models_device */
 #include "shell.h"                    /* out, said, run */

@@ -11,7 +11,8 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"       /* Model, model_free, model_sync, model_init, ... */
-#include "../llmc/model/model_file.h"  /* model_file_free, model_load, ModelFile, model_save */
+#include "../llmc/model/model_file.h"  /* model_load, model_save */
+#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, OptimizerResult, ... */
 #include "../llmc/model/pack.h"        /* batch_completion, batch_free, batch_new, batch_segment, ... */
 #include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, model_tensors */

@@ -3,7 +3,7 @@
  * Needs train_sft, train_dpo, data/make_shard and data/make_prefs. */
 #include "../llmc/base/error.h"        /* Error, xmalloc */
 #include "../llmc/model/model.h"       /* Model, model_free */
-#include "../llmc/model/model_file.h"  /* model_weights_hash */
+#include "../llmc/model/model_load.h"  /* model_weights_hash */
 #include "../llmc/records/ref_logps.h" /* ref_logps_read, RefLogps, ref_logps_free */
 #include "../llmc/records/shard.h"     /* Record, Shard, record_free, shard_close, ... */
 #include "dpo.h"                       /* DPO, KTO, dpo_setup, load, ... */

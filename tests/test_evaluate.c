@@ -7,7 +7,8 @@
 #include "../llmc/cpu/cpu.h"            /* backend_cpu */
 #include "../llmc/model/config.h"       /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"        /* model_free, Model, model_init, model_new */
-#include "../llmc/model/model_file.h"   /* ModelFile, model_file_free, model_save */
+#include "../llmc/model/model_file.h"   /* model_save */
+#include "../llmc/model/model_load.h"   /* ModelFile, model_file_free */
 #include "../llmc/records/shard.h"      /* RECORD_PROMPT, Record, ShardWriter, shard_add, ... */
 #include "../llmc/records/tokens.h"     /* tokens_write */
 #include "../llmc/rollout/evaluation.h" /* majority_right, majority_at_k, pass_at_k, wilson_interval, ... */

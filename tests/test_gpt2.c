@@ -7,7 +7,8 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_config_check */
 #include "../llmc/model/model.h"       /* Model, model_free, model_zero_grads, model_init, ... */
-#include "../llmc/model/model_file.h"  /* model_load, ModelFile, model_file_free */
+#include "../llmc/model/model_file.h"  /* model_load */
+#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step, ... */
 #include "../llmc/model/pack.h"        /* batch_new, batch_sequence, batch_free, batch_segment, ... */
 #include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, TENSOR_headw, TENSOR_wte, ... */

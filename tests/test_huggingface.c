@@ -1,15 +1,19 @@
 /* test_huggingface.c - folders as Hugging Face has them: every family's folder that transformers wrote is read, and
  * written with the same bytes; configurations in both spellings; folders that are wrong; outputs that fail. */
-#include "../llmc/base/error.h"           /* Error, xmalloc, xstrdup, xcalloc */
+#include "../llmc/base/error.h"           /* Error, xstrdup, xcalloc, xmalloc */
 #include "../llmc/base/io.h"              /* file_slurp */
 #include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_string, ... */
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
-#include "../llmc/model/backend.h"        /* Backend, MLP_GEGLU, MLP_GELU, MLP_SWIGLU, ... */
+#include "../llmc/model/backend.h"        /* MLP_GEGLU, MLP_GELU, MLP_SWIGLU, NORM_LAYER, ... */
 #include "../llmc/model/config.h"         /* ModelConfig, LAYER_WINDOW, FAMILY_GPT2, LAYER_NO_ROPE, ... */
-#include "../llmc/model/lora.h"           /* lora_merged, model_trained_count, model_trained_first */
-#include "../llmc/model/model.h"          /* Model, model_upload, model_free, model_download, ... */
-#include "../llmc/model/model_file.h"     /* ModelFile, model_weights_hash, model_save, model_load, ... */
-#include "../llmc/model/optimizer.h"      /* optimizer_free, Optimizer */
+#include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
+#include "../llmc/model/model.h"          /* Model, model_free, model_upload, model_download, ... */
+#include "../llmc/model/model_file.h"     /* model_save, model_load */
+#include "../llmc/model/model_file.h"     /* model_save, model_load */
+#include "../llmc/model/model_folder.h"   /* model_save_folder */
+#include "../llmc/model/model_load.h"     /* ModelFile, model_weights_hash, model_file_free */
+#include "../llmc/model/optimizer.h"      /* Optimizer */
+#include "../llmc/model/optimizer.h"      /* Optimizer */
 #include "../llmc/model/tensors.h"        /* TENSOR_qkvw, TENSOR_fcw, TENSOR_headw, TENSOR_qkvb, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
@@ -20,7 +24,7 @@
 #include "../llmc/model/huggingface_config.h"       /* huggingface_config_read */
 #include "../llmc/model/huggingface_config_write.h" /* huggingface_config_change, huggingface_config_write */
 #include "../llmc/model/huggingface_save.h"         /* HuggingfaceOutput, huggingface_save */
-#include "../llmc/model/safetensors.h"              /* SAFETENSORS_F32, safetensors_close, safetensors_open, ... */
+#include "../llmc/model/safetensors.h"              /* SAFETENSORS_F32, Safetensors, safetensors_close, ... */
 #include <sys/resource.h>
 
 #define FAMILIES "tests/golden/families/"
@@ -961,210 +965,6 @@ static void checkpoints(void **state) {
     unload(&n, &f);
 }
 
-/* ---- one safetensors file ---------------------------------------------------------------------------------------- */
-
-/* A folder, as one file, and a folder again: the same bytes. */
-static void single_files(void **state) {
-    (void)state;
-    for (int i = 0; i < FOLDERS; i++) {
-        Model m, n;
-        ModelFile f, g;
-        char *d = copy_folder(golden_path(folders[i]), "one"), path[300];
-        const char *const names[] = {"one.safetensors", "one.safetensors.zst", "one.state"};
-        snprintf(path, sizeof path, "%s/LICENSE", d);
-        put_text(path, "terms");
-        snprintf(path, sizeof path, "%s/additional_chat_templates", d);
-        assert_int_equal(mkdir(path, 0777), 0);
-        strcat(path, "/a.jinja");
-        put_text(path, "{{ a }}");
-        snprintf(path, sizeof path, "%s/chat_template.jinja", d);
-        put_text(path, "{{ b }}");
-        load(&m, &f, d, false);
-        json_array_append_new(f.lineage, json_pack("{s:s}", "stage", "dpo"));
-        save(&m, &f, files_path(names[i % 3]), false);
-        load(&n, &g, files_path(names[i % 3]), false);
-        assert_same_config(&n.config, &m.config, folders[i]);
-        assert_int_equal(model_weights_hash(&m), model_weights_hash(&n));
-        assert_template(g.chat_template, "{{ b }}");
-        assert_true(json_equal(f.lineage, g.lineage) && g.stops.count == f.stops.count && g.hash);
-        save(&n, &g, files_path("out/"), false);
-        if (strcmp(folders[i], "gpt2-bare")) assert_same_file(d, files_path("out"), "model.safetensors");
-        const char *const same[] = {"config.json", "generation_config.json", "LICENSE", "chat_template.jinja",
-                                    "additional_chat_templates/a.jinja"};
-        for (size_t k = 0; k < sizeof same / sizeof *same; k++) assert_same_file(d, files_path("out"), same[k]);
-        unload(&m, &f), unload(&n, &g), free(d);
-    }
-}
-
-/* Another reader of safetensors sees the tensors under their names. */
-static void single_names(void **state) {
-    (void)state;
-    Model m;
-    ModelFile f;
-    Safetensors s, t;
-    Error e;
-    load(&m, &f, golden_path("qwen3"), false);
-    save(&m, &f, files_path("q.safetensors"), false);
-    assert_true(safetensors_open(&s, files_path("q.safetensors"), &e));
-    assert_true(safetensors_open(&t, FAMILIES "qwen3/model.safetensors", &e));
-    for (size_t i = 0; i < t.count; i++) {
-        const SafeTensor *x = safetensors_find(&s, t.tensor[i].name);
-        assert_true(x && x->type == SAFETENSORS_F32 && x->elements == t.tensor[i].elements);
-        for (uint64_t k = 0; k < x->elements; k++) {
-            float a, b;
-            safetensors_floats(x, k, &a, 1);
-            safetensors_floats(&t.tensor[i], k, &b, 1);
-            assert_true(a == b);
-        }
-    }
-    safetensors_close(&s), safetensors_close(&t), unload(&m, &f);
-}
-
-/* A model without a folder, with tokenizer and value head, through standard input. */
-static void single_of_a_new_model(void **state) {
-    (void)state;
-    Model m = models_random(16), n;
-    ModelFile f, g;
-    Error e;
-    models_save(&m, "plain.bin", false, "chatml");
-    model_free(&m);
-    load(&m, &f, files_path("plain.bin"), true);
-    const float bias = 1.5f;
-    model_upload(&m, m.tensor[TENSOR_valueb].offset, &bias, 1);
-    f.reward = xstrdup("{\"kind\":\"orm\"}");
-    save(&m, &f, files_path("plain.safetensors"), false);
-    const int kept = dup(STDIN_FILENO), in = open(files_path("plain.safetensors"), O_RDONLY);
-    assert_true(dup2(in, STDIN_FILENO) >= 0);
-    const bool ok = model_load(&n, &g, "-", NULL, true, backend_cpu(), models_device, false, 1, NULL, &e);
-    dup2(kept, STDIN_FILENO);
-    close(kept), close(in);
-    if (!ok) fail_msg("%s", e.text);
-    float *a = weights_of(&m), *b = weights_of(&n);
-    assert_memory_equal(a, b, m.parameters * sizeof *a);
-    assert_true(g.head && !g.source && g.tokenizer_bytes == f.tokenizer_bytes);
-    assert_memory_equal(g.tokenizer, f.tokenizer, f.tokenizer_bytes);
-    assert_string_equal(g.reward, f.reward);
-    assert_string_equal(g.chat_template, "chatml");
-    save(&n, &g, files_path("back.bin"), false);
-    save(&m, &f, files_path("there.bin"), false);
-    size_t x, y;
-    char *one = slurp(files_directory, "back.bin", &x), *two = slurp(files_directory, "there.bin", &y);
-    assert_int_equal(x, y);
-    assert_memory_equal(one, two, x);
-    free(one), free(two), free(a), free(b), unload(&m, &f), unload(&n, &g);
-}
-
-/* A training state: moments and counters come back. */
-static void single_states(void **state) {
-    (void)state;
-    const char *const families[] = {"gemma3", "phi3", "gpt2"};
-    for (int k = 0; k < 3; k++) {
-        Model m, n;
-        ModelFile f, g;
-        Optimizer o, p;
-        Error e;
-        const Backend *b = backend_cpu();
-        if (!model_load(&m, &f, golden_path(families[k]), NULL, k == 1, b, models_device, true, 1, &o, &e))
-            fail_msg("%s", e.text);
-        float *x = (float *)xmalloc(m.parameters * sizeof *x), *y = (float *)xmalloc(m.parameters * sizeof *y);
-        for (size_t i = 0; i < m.parameters; i++) x[i] = (float)i + 0.5f;
-        b->upload(m.device, o.m, x, m.parameters * sizeof *x);
-        for (size_t i = 0; i < m.parameters; i++) y[i] = 1 / ((float)i + 1);
-        b->upload(m.device, o.v, y, m.parameters * sizeof *y);
-        if (!model_save(&m, &f, files_path("run.state"), false, &o, "{\"step\":7}", &e)) fail_msg("%s", e.text);
-        if (!model_load(&n, &g, files_path("run.state"), NULL, k == 1, b, models_device, true, 1, &p, &e))
-            fail_msg("%s", e.text);
-        assert_string_equal(g.trainer, "{\"step\":7}");
-        float *z = (float *)xmalloc(m.parameters * sizeof *z), *w = weights_of(&m), *v = weights_of(&n);
-        assert_memory_equal(w, v, m.parameters * sizeof *w);
-        b->download(n.device, z, p.m, m.parameters * sizeof *z);
-        assert_memory_equal(x, z, m.parameters * sizeof *z);
-        b->download(n.device, z, p.v, m.parameters * sizeof *z);
-        assert_memory_equal(y, z, m.parameters * sizeof *z);
-        optimizer_free(&p, &n);
-        unload(&n, &g);
-        load(&n, &g, files_path("run.state"), false); /* a state is a model too */
-        assert_int_equal(model_weights_hash(&m), model_weights_hash(&n));
-        free(x), free(y), free(z), free(w), free(v);
-        optimizer_free(&o, &m);
-        unload(&m, &f), unload(&n, &g);
-    }
-}
-
-/* A training state of a model with adapters: the base, the adapters and their moments come back; a model without adapters
- * gets their sum, which is also what a file that is not a state has. */
-static void single_adapters(void **state) {
-    (void)state;
-    Model m, n;
-    ModelFile f, g;
-    Optimizer o, p;
-    Error e;
-    const Backend *b = backend_cpu();
-    const ModelLoad how = {.gradients = true, .lora = {.rank = 2, .targets = LORA_ALL, .scale = 0.7f}, .seed = 5};
-    if (!model_load_as(&m, &f, golden_path("qwen3"), &how, b, models_device, &o, &e)) fail_msg("%s", e.text);
-    const size_t first = model_trained_first(&m), count = model_trained_count(&m);
-    assert_true(first > 0 && count == o.count);
-    float *x = (float *)xmalloc(count * sizeof *x), *y = (float *)xmalloc(count * sizeof *y);
-    for (size_t i = 0; i < count; i++) x[i] = (float)(i % 17) / 64 - 0.125f;
-    model_upload(&m, first, x, count);
-    for (size_t i = 0; i < count; i++) y[i] = (float)i;
-    b->upload(m.device, o.m, y, count * sizeof *y);
-    if (!model_save(&m, &f, files_path("lora.state"), false, &o, "{}", &e)) fail_msg("%s", e.text);
-    if (!model_load_as(&n, &g, files_path("lora.state"), &how, b, models_device, &p, &e)) fail_msg("%s", e.text);
-    float *v = weights_of(&m), *w = weights_of(&n), *z = (float *)xmalloc(count * sizeof *z);
-    assert_memory_equal(v, w, m.parameters * sizeof *v);
-    b->download(n.device, z, p.m, count * sizeof *z);
-    assert_memory_equal(y, z, count * sizeof *y);
-    optimizer_free(&p, &n);
-    unload(&n, &g), free(w);
-    ModelLoad other = how;
-    other.lora.rank = 3;
-    assert_false(model_load_as(&n, &g, files_path("lora.state"), &other, b, models_device, &p, &e));
-    assert_non_null(strstr(e.text, "its adapters have rank 2"));
-    float *sum = (float *)xmalloc(m.parameters * sizeof *sum);
-    lora_merged(&m, 0, sum, m.parameters);
-    assert_true(memcmp(sum, v, first * sizeof *v) != 0);
-    save(&m, &f, files_path("sum.safetensors"), false);
-    for (int i = 0; i < 2; i++) {
-        load(&n, &g, files_path(i ? "sum.safetensors" : "lora.state"), false);
-        w = weights_of(&n);
-        assert_int_equal(n.parameters, first);
-        assert_memory_equal(w, sum, first * sizeof *w);
-        free(w), unload(&n, &g);
-    }
-    free(v), free(x), free(y), free(z), free(sum);
-    optimizer_free(&o, &m);
-    unload(&m, &f);
-}
-
-/* Every bit counts; other files are refused by what they are. */
-static void single_refusals(void **state) {
-    (void)state;
-    Model m;
-    ModelFile f;
-    size_t n;
-    load(&m, &f, golden_path("qwen2-yarn"), false);
-    save(&m, &f, files_path("ok.safetensors"), false);
-    unload(&m, &f);
-    char *bytes = slurp(files_directory, "ok.safetensors", &n);
-    for (size_t at = 0; at < n; at += at < 3000 ? 61 : 997) {
-        bytes[at] ^= 4;
-        FILE *out = fopen(files_path("bad.safetensors"), "w");
-        assert_int_equal(fwrite(bytes, 1, n, out), n);
-        fclose(out);
-        bytes[at] ^= 4;
-        refuse_folder(files_path("bad.safetensors"), "bad.safetensors: ");
-    }
-    for (size_t length = 0; length < n; length += 1 + length / 3) {
-        FILE *out = fopen(files_path("bad.safetensors"), "w");
-        assert_int_equal(fwrite(bytes, 1, length, out), length);
-        fclose(out);
-        refuse_folder(files_path("bad.safetensors"), "bad.safetensors: ");
-    }
-    free(bytes);
-    refuse_folder(FAMILIES "qwen3/model.safetensors", "it is one file of a model's folder; give the folder");
-}
-
 /* ---- outputs that fail ------------------------------------------------------------------------------------------- */
 
 static void atomic(void **state) {
@@ -1292,8 +1092,6 @@ int main(void) {
         cmocka_unit_test(changed_text),   cmocka_unit_test(config_refusals), cmocka_unit_test(folder_refusals),
         cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
         cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
-        cmocka_unit_test(single_files),   cmocka_unit_test(single_names),    cmocka_unit_test(single_of_a_new_model),
-        cmocka_unit_test(single_states),  cmocka_unit_test(single_refusals), cmocka_unit_test(single_adapters),
         cmocka_unit_test(atomic),         cmocka_unit_test(mutations)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }

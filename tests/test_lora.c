@@ -5,7 +5,8 @@
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_Q, LORA_ALL, LORA_DOWN, ... */
 #include "../llmc/model/lora.h"        /* lora_parse_targets */
 #include "../llmc/model/model.h"       /* Model, model_free, model_download, model_new, ... */
-#include "../llmc/model/model_file.h"  /* model_file_free, model_load_as, model_save, ModelFile, ... */
+#include "../llmc/model/model_file.h"  /* model_load_as, MODEL_FLOAT32, model_save, model_load */
+#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, ModelLoad, model_clear_padding */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_completion, ... */
 #include "../llmc/model/tensors.h"     /* TENSOR_qkvla, TENSOR_qkvlb, TENSOR_qkvw, FIRST_LORA_TENSOR, ... */
@@ -350,7 +351,8 @@ static void assert_near(const float *a, const double *b, size_t n) {
         if (!(fabs(a[i] - b[i]) <= 1e-6)) fail_msg("weight %zu is %g, expected %g", i, a[i], b[i]);
 }
 
-/* The output has the merged weights; a training state has both, and is a model with merged weights to other readers. */
+/* The output has the merged weights. A training state has the adapters alone: it is no model, and continues with the model
+ * that it began with. */
 static void test_files(void **state) {
     (void)state;
     Error e;
@@ -358,6 +360,7 @@ static void test_files(void **state) {
     Model m = random_model(&c, 12), out, again;
     ModelFile f = {.lineage = json_array()}, g;
     Optimizer o, p;
+    model_clear_padding(&m, NULL);
     assert_true(optimizer_new(&o, &m, &e));
     Batch b = some_batch(9);
     float logp[ROWS], *grads = xmalloc(m.grads_count * sizeof *grads);
@@ -368,26 +371,41 @@ static void test_files(void **state) {
     model_download(&m, 0, host, m.parameters);
     merge_double(&m, host, sums);
     const size_t base = m.tensor[FIRST_LORA_TENSOR].offset;
-    if (!model_save(&m, &f, files_path("out.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
-    if (!model_save(&m, &f, files_path("out.state"), false, &o, "{}", &e)) fail_msg("%s", e.text);
-    static const char *const merged[] = {"out.bin", "out.state"};
+    Model bare = m;
+    bare.config.lora.rank = 0; /* saves the base alone */
+    const char *names[] = {"out.bin", "out.safetensors"};
     for (int i = 0; i < 2; i++) {
-        if (!model_load(&out, &g, files_path(merged[i]), NULL, false, B, D, false, 0, NULL, &e)) fail_msg("%s", e.text);
+        if (!model_save(&m, &f, files_path(names[i]), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+        if (!model_load(&out, &g, files_path(names[i]), NULL, false, B, D, false, 0, NULL, &e)) fail_msg("%s", e.text);
         assert_int_equal(out.parameters, base);
         model_download(&out, 0, got, base);
         assert_near(got, sums, base);
         model_free(&out), model_file_free(&g);
     }
-    ModelLoad how = {.gradients = true, .lora = c.lora};
-    if (!model_load_as(&again, &g, files_path("out.state"), &how, B, D, &p, &e)) fail_msg("%s", e.text);
+    if (!model_save(&m, &f, files_path("out.state"), MODEL_FLOAT32, &o, "{}", &e)) fail_msg("%s", e.text);
+    model_tensors(&bare.config, bare.tensor);
+    if (!model_save(&bare, &f, files_path("base.bin"), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+    ModelLoad how = {.gradients = true, .lora = c.lora, .resume = files_path("out.state")};
+    const char *first = files_path("base.bin");
+    if (!model_load_as(&again, &g, first, &how, B, D, &p, &e)) fail_msg("%s", e.text);
     model_download(&again, 0, got, m.parameters);
     assert_memory_equal(got, host, m.parameters * sizeof *host);
     assert_int_equal(p.count, o.count);
     assert_memory_equal(p.m, o.m, o.count * sizeof(float));
     assert_memory_equal(p.v, o.v, o.count * sizeof(float));
+    assert_string_equal(g.trainer, "{}");
     model_file_free(&g), optimizer_free(&p, &again), model_free(&again);
+    assert_false(model_load(&out, &g, how.resume, NULL, false, B, D, false, 0, NULL, &e));
+    files_assert_error(&e, "out.state: holds the adapters of a training state and no model; give it with --resume");
+    assert_false(model_load_as(&again, &g, NULL, &how, B, D, &p, &e));
+    files_assert_error(&e, "out.state: holds adapters only; name the model");
+    assert_false(model_load_as(&again, &g, files_path("out.bin"), &how, B, D, &p, &e)); /* the merged weights */
+    files_assert_error(&e, "out.state: its adapters were trained on another model than that of -c");
     how.lora.rank = 4;
-    assert_false(model_load_as(&again, &g, files_path("out.state"), &how, B, D, &p, &e));
+    assert_false(model_load_as(&again, &g, first, &how, B, D, &p, &e));
+    files_assert_error(&e, "rank 3");
+    how.lora.rank = 0;
+    assert_false(model_load_as(&again, &g, first, &how, B, D, &p, &e));
     files_assert_error(&e, "rank 3");
     free(host), free(got), free(sums), free(grads), batch_free(&b);
     model_file_free(&f), optimizer_free(&o, &m), model_free(&m);

@@ -3,7 +3,8 @@
 #include "../llmc/base/error.h"        /* Error, xmalloc */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/model.h"       /* Model, model_free */
-#include "../llmc/model/model_file.h"  /* ModelFile, model_load_as, ModelLoad, model_file_free */
+#include "../llmc/model/model_file.h"  /* model_load_as */
+#include "../llmc/model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
 #include "../llmc/model/peft.h"        /* peft_write */
 #include "../llmc/model/safetensors.h" /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */

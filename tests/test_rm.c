@@ -7,7 +7,8 @@
 #include "../llmc/cpu/cpu.h"             /* backend_cpu */
 #include "../llmc/model/batch.h"         /* Batch */
 #include "../llmc/model/model.h"         /* Model, model_free */
-#include "../llmc/model/model_file.h"    /* ModelFile, model_file_free, model_load, model_save */
+#include "../llmc/model/model_file.h"    /* model_load, model_save */
+#include "../llmc/model/model_load.h"    /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"          /* batch_free, batch_new, batch_clear, batch_segment, ... */
 #include "../llmc/model/transformer.h"   /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"     /* Workspace, workspace_free, workspace_new */

@@ -11,7 +11,8 @@
 #include "../llmc/cpu/cpu.h"          /* backend_cpu */
 #include "../llmc/model/backend.h"    /* weights_at */
 #include "../llmc/model/model.h"      /* Model, model_free */
-#include "../llmc/model/model_file.h" /* ModelFile, model_file_free, model_load, model_save */
+#include "../llmc/model/model_file.h" /* model_load, model_save */
+#include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "../llmc/model/tensors.h"    /* TENSOR_lnfb */
 #include "files.h"                    /* files_path, files_assert_content, files_get, text_of */
 #include "models.h"                   /* assert_near, json_text_of, json_line_of, refused, ... */

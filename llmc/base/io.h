@@ -80,7 +80,9 @@ typedef struct Reader {
     size_t at, end;
     int64_t unread; /* bytes left in an uncompressed regular file after those in `in`; -1 if unknown */
     ZSTD_DStream *zstd;
-    bool in_frame;     /* inside a zstd frame */
+    bool in_frame;      /* inside a zstd frame */
+    uint8_t peeked[16]; /* bytes [peeked_at, peeked_end) come before those of `in` */
+    size_t peeked_at, peeked_end;
     uint64_t position; /* bytes delivered */
     XXH3_state_t *hash;
 } Reader;
@@ -166,7 +168,8 @@ static inline bool reader_memory(Reader *r, const void *data, size_t n, Error *e
 
 /* Returns the number of bytes left if the source is an uncompressed regular file or memory, else -1. */
 static inline int64_t reader_left(const Reader *r) {
-    return r->unread < 0 || r->zstd ? -1 : r->unread + (int64_t)(r->end - r->at);
+    if (r->unread < 0 || r->zstd) return -1;
+    return r->unread + (int64_t)(r->end - r->at) + (int64_t)(r->peeked_end - r->peeked_at);
 }
 
 /* XXH3-64 of all (decompressed) bytes delivered so far. */
@@ -207,9 +210,9 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
     return out.pos;
 }
 
-/* Reads between 1 and n bytes, as many as are available. Returns the number, 0 at the end or if n is 0. On failure,
- * sets *failed to true and returns 0; otherwise leaves *failed unchanged. */
-static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+/* Fetches between 1 and n bytes from the source. Returns the number, 0 at the end or if n is 0. On failure, sets *failed
+ * to true and returns 0; otherwise leaves *failed unchanged. */
+static inline size_t reader_fetch(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     size_t got = 0;
     bool bad = r->broken;
     if (bad) error_set(e, "%s: an earlier read failed", r->name);
@@ -233,6 +236,30 @@ static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, E
         }
     }
     if (bad) *failed = r->broken = true;
+    return got;
+}
+
+/* Copies the next n bytes, at most 16, without delivering them. Returns their number, which is smaller at the end of the
+ * stream and after a failure, which sets *failed. May be called once, before the first read. */
+static inline size_t reader_peek(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    while (r->peeked_end < n) {
+        const size_t got = reader_fetch(r, r->peeked + r->peeked_end, n - r->peeked_end, failed, e);
+        if (!got) break;
+        r->peeked_end += got;
+    }
+    memcpy(dst, r->peeked, r->peeked_end);
+    return r->peeked_end;
+}
+
+/* Reads between 1 and n bytes, as many as are available. Returns the number, 0 at the end or if n is 0. On failure,
+ * sets *failed to true and returns 0; otherwise leaves *failed unchanged. */
+static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    size_t got = r->peeked_end - r->peeked_at;
+    if (got && n && !r->broken) {
+        if (got > n) got = n;
+        memcpy(dst, r->peeked + r->peeked_at, got);
+        r->peeked_at += got;
+    } else got = reader_fetch(r, dst, n, failed, e);
     if (got) XXH3_64bits_update(r->hash, dst, got);
     r->position += got;
     return got;
@@ -316,31 +343,37 @@ static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *
     return NULL;
 }
 
-/* Reads a whole file or standard input into new memory, appends a NUL and sets *n to the length. Fails if it is longer
- * than `limit` bytes. */
-static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error *e) {
-    Reader r;
-    if (!reader_open(&r, path, e)) return NULL;
-    const int64_t left = reader_left(&r);
+/* Reads the rest of the stream into new memory, appends a NUL and sets *n to the length; NULL on failure. Fails if it is
+ * longer than `limit` bytes. */
+static inline char *reader_rest(Reader *r, size_t limit, size_t *n, Error *e) {
+    const int64_t left = reader_left(r);
     size_t capacity = left >= 0 ? (size_t)left + 1 : IO_BUFFER, done = 0;
     if (capacity > limit) capacity = limit + (limit < SIZE_MAX);
     char *text = (char *)xmalloc(capacity + (capacity < SIZE_MAX));
     bool failed = false;
     for (;;) { /* requests one byte more than the limit to detect a longer file */
-        done += reader_full(&r, text + done, capacity - done, &failed, e);
+        done += reader_full(r, text + done, capacity - done, &failed, e);
         if (done < capacity || failed || done > limit) break;
         capacity = limit / 2 < capacity ? limit + (limit < SIZE_MAX) : 2 * capacity;
         text = (char *)xrealloc(text, capacity + (capacity < SIZE_MAX), 1);
     }
     if (!failed && done > limit)
-        failed = !error_set(e, "%s: is longer than %zu bytes, the limit for this file", r.name, limit);
-    reader_close(&r);
+        failed = !error_set(e, "%s: is longer than %zu bytes, the limit for this file", r->name, limit);
     if (failed) {
         free(text);
         return NULL;
     }
     text[done] = 0;
     *n = done;
+    return text;
+}
+
+/* Reads a whole file or standard input as reader_rest() does. */
+static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error *e) {
+    Reader r;
+    if (!reader_open(&r, path, e)) return NULL;
+    char *text = reader_rest(&r, limit, n, e);
+    reader_close(&r);
     return text;
 }
 

@@ -13,10 +13,8 @@
  *             The last section is "SUM ": 8 bytes, the XXH3-64 of all bytes before these 8. The file ends there.
  *
  * Tags: "TOKN" tokenizer blob; "CHAT" chat template, text; "HEAD" value head, float32 valuew (C) then valueb (1);
- * "RNRM" kind and normalisation of a reward model, JSON (reward_model.h); "LINE" lineage, JSON; "ADM1", "ADM2" Adam's
- * moments of the trained tensors, float32; "MSTR" their master weights, float32; "TRNS" the trainer's state, JSON; "LORA"
- * adapters of a training state: int32 rank, int32 targets, float32 scale, then their tensors, float32. A reader skips
- * unknown tags.
+ * "RNRM" kind and normalisation of a reward model, JSON (reward_model.h); "LINE" lineage, JSON. A reader skips unknown
+ * tags.
  *
  * A file that ends after the weights is an llm.c file and is also read. If there is a trailer, SUM detects any flipped
  * bit that was not detected earlier. A reader reaches SUM by requesting sections until the tag is empty. Files are read
@@ -50,7 +48,7 @@
 #include "../base/error.h" /* Error, error_set */
 #include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
 #include "backend.h"       /* NORM_LAYER, MlpKind, NormKind */
-#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, PositionKind, ... */
+#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, FAMILY_GPT2, ... */
 #include "tensors.h"       /* gpt2_file_elements */
 #include <assert.h>
 
@@ -99,14 +97,63 @@ static inline bool checkpoint_short(const CheckpointReader *c, const char *what,
                      (int)c->config.width, (unsigned long long)needed);
 }
 
-/* Checks that the format can store this model. It has no field for the epsilon of a norm or for absent biases, so it
- * supports only layernorm with GPT-2's epsilon, and only models with all biases. */
+/* Checks that a file of this format can store the model. It has no field for the family, the epsilon of a norm or absent
+ * biases. what: the file's name. */
 static inline bool checkpoint_holds(const ModelConfig *c, const char *what, Error *e) {
-    if (!c->qkv_bias || !c->attproj_bias || !c->mlp_bias)
-        return error_set(e, "%s: this format needs a model with biases", what);
-    if (c->norm == NORM_LAYER && c->norm_eps == GPT2_NORM_EPS) return true;
-    return error_set(e, "%s: norm is %d with epsilon %g, expected %d with %g in this format", what, (int)c->norm,
-                     (double)c->norm_eps, (int)NORM_LAYER, (double)GPT2_NORM_EPS);
+    if (c->family == FAMILY_GPT2 && c->qkv_bias && c->attproj_bias && c->mlp_bias && c->norm == NORM_LAYER &&
+        c->norm_eps == GPT2_NORM_EPS)
+        return true;
+    return error_set(
+        e,
+        "%s: the format .bin holds GPT-2 only, with layernorm, biases and an epsilon of %g; give the output "
+        "a name that ends in .safetensors, .gguf or /",
+        what, (double)GPT2_NORM_EPS);
+}
+
+/* The configuration of a header's fields 2 to 16; h has 17. */
+static inline ModelConfig checkpoint_config(const int32_t *h) {
+    const int32_t head_size = h[5] > 0 && h[6] % h[5] == 0 ? h[6] / h[5] : 0;
+    const int32_t hidden = h[6] > 0 && h[6] <= INT32_MAX / 4 ? 4 * h[6] : h[6];
+    return (ModelConfig){.context = h[2],
+                         .vocab = h[3],
+                         .layers = h[4],
+                         .heads = h[5],
+                         .width = h[6],
+                         .padded_vocab = h[7],
+                         .kv_heads = h[9] ? h[9] : h[5],
+                         .hidden = h[10] ? h[10] : hidden,
+                         .norm = (NormKind)h[11],
+                         .norm_eps = GPT2_NORM_EPS,
+                         .position = (PositionKind)h[12],
+                         .mlp = (MlpKind)h[13],
+                         .qkv_bias = 1,
+                         .attproj_bias = 1,
+                         .mlp_bias = 1,
+                         .value_head = h[14],
+                         .head_size = h[15] ? h[15] : head_size,
+                         .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};
+}
+
+/* Sets the header of a model: 17 fields. */
+static inline void checkpoint_header(const ModelConfig *m, bool bf16, int32_t *h) {
+    const int32_t fields[] = {MAGIC_CHECKPOINT,
+                              bf16 ? CHECKPOINT_BF16 : CHECKPOINT_FLOAT32,
+                              m->context,
+                              m->vocab,
+                              m->layers,
+                              m->heads,
+                              m->width,
+                              m->padded_vocab,
+                              CHECKPOINT_TRAILER,
+                              m->kv_heads == m->heads ? 0 : m->kv_heads,
+                              m->hidden == 4 * m->width ? 0 : m->hidden,
+                              (int32_t)m->norm,
+                              (int32_t)m->position,
+                              (int32_t)m->mlp,
+                              m->value_head,
+                              model_q_width(m) == m->width ? 0 : m->head_size,
+                              !m->tied};
+    memcpy(h, fields, sizeof fields);
 }
 
 /* Reads and checks the header of a checkpoint from c->in, which is open and at its start. Does not close it. */
@@ -121,27 +168,10 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
         return error_set(e, "%s: trailer of version %d, expected %d", name, (int)h[8], CHECKPOINT_TRAILER);
     c->bf16 = h[1] == CHECKPOINT_BF16;
     c->announced = h[8] != 0;
-    const int32_t head_size = h[5] > 0 && h[6] % h[5] == 0 ? h[6] / h[5] : 0;
-    const int32_t hidden = h[6] > 0 && h[6] <= INT32_MAX / 4 ? 4 * h[6] : h[6];
-    c->config = (ModelConfig){.context = h[2],
-                              .vocab = h[3],
-                              .layers = h[4],
-                              .heads = h[5],
-                              .width = h[6],
-                              .padded_vocab = h[7],
-                              .kv_heads = h[9] ? h[9] : h[5],
-                              .hidden = h[10] ? h[10] : hidden,
-                              .norm = (NormKind)h[11],
-                              .norm_eps = GPT2_NORM_EPS,
-                              .position = (PositionKind)h[12],
-                              .mlp = (MlpKind)h[13],
-                              .qkv_bias = 1,
-                              .attproj_bias = 1,
-                              .mlp_bias = 1,
-                              .value_head = h[14],
-                              .head_size = h[15] ? h[15] : head_size,
-                              .tied = h[16] == 0 || h[16] == 1 ? !h[16] : h[16]};
-    if (!model_config_check(&c->config, name, e) || !checkpoint_holds(&c->config, name, e)) return false;
+    c->config = checkpoint_config(h);
+    if (!model_config_check(&c->config, name, e)) return false;
+    if (c->config.norm != NORM_LAYER)
+        return error_set(e, "%s: norm is %d, expected %d in this format", name, (int)c->config.norm, (int)NORM_LAYER);
     c->weights_left = gpt2_file_elements(&c->config);
     const int64_t left = reader_left(&c->in);
     if (left >= 0 && (uint64_t)left / (c->bf16 ? 2 : 4) < c->weights_left)
@@ -306,27 +336,11 @@ static inline void checkpoint_abort(CheckpointWriter *c) { writer_abort(&c->out)
 /* Begins a checkpoint of a model of this configuration, with weights stored as bf16 or float32. */
 static inline bool checkpoint_create(CheckpointWriter *c, const char *path, const ModelConfig *config, bool bf16,
                                      Error *e) {
-    const ModelConfig *m = config;
+    int32_t h[CHECKPOINT_HEADER] = {0};
     *c = (CheckpointWriter){.out.fd = -1, .config = *config, .bf16 = bf16};
     if (!model_config_check(config, path, e) || !checkpoint_holds(config, path, e)) return false;
     c->weights_left = gpt2_file_elements(config);
-    const int32_t h[CHECKPOINT_HEADER] = {MAGIC_CHECKPOINT,
-                                          bf16 ? CHECKPOINT_BF16 : CHECKPOINT_FLOAT32,
-                                          m->context,
-                                          m->vocab,
-                                          m->layers,
-                                          m->heads,
-                                          m->width,
-                                          m->padded_vocab,
-                                          CHECKPOINT_TRAILER,
-                                          m->kv_heads == m->heads ? 0 : m->kv_heads,
-                                          m->hidden == 4 * m->width ? 0 : m->hidden,
-                                          (int32_t)m->norm,
-                                          (int32_t)m->position,
-                                          (int32_t)m->mlp,
-                                          m->value_head,
-                                          model_q_width(m) == m->width ? 0 : m->head_size,
-                                          !m->tied};
+    checkpoint_header(config, bf16, h);
     if (!writer_open(&c->out, path, e)) return false;
     if (writer_write(&c->out, h, sizeof h, e)) return true;
     checkpoint_abort(c);

@@ -29,9 +29,11 @@
 
 #include "../base/error.h"            /* Error, error_set, xstrdup, xmalloc, ... */
 #include "../base/io.h"               /* XXH3_64bits, Writer, writer_abort, writer_commit, ... */
-#include "../base/text.h"             /* TextBuffer, text_free, TokenList, text_format, ... */
+#include "../base/text.h"             /* text_free, TextBuffer, TokenList, text_format, ... */
+#include "../text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_load */
+#include "../text/tokenizer_write.h"  /* tokenizer_to_config, tokenizer_to_json */
 #include "config.h"                   /* ModelConfig */
-#include "huggingface.h"              /* huggingface_path, huggingface_parse, HuggingfaceFile, huggingface_ends, ... */
+#include "huggingface.h"              /* huggingface_path, huggingface_parse, huggingface_source_file, ... */
 #include "huggingface_config.h"       /* huggingface_config_read, huggingface_ids_text, huggingface_stops */
 #include "huggingface_config_write.h" /* huggingface_config_change, huggingface_architecture_name, ... */
 #include "huggingface_names.h"        /* HuggingfaceParts, HuggingfacePart, huggingface_parts, ... */
@@ -359,6 +361,24 @@ static inline bool huggingface_put_copies(const HuggingfaceOutput *o, bool new_t
     return ok;
 }
 
+/* Writes a tokenizer that came from no folder as tokenizer.llmc, exactly, and as tokenizer.json and tokenizer_config.json
+ * for other programs. */
+static inline bool huggingface_put_tokenizer(const HuggingfaceOutput *o, const char *folder, Error *e) {
+    Tokenizer t;
+    TextBuffer json = {0}, config = {0};
+    if (!huggingface_put_bytes(folder, "tokenizer.llmc", o->tokenizer, o->tokenizer_bytes, e)) return false;
+    if (huggingface_source_file(o->source, "tokenizer.json")) return true;
+    if (!tokenizer_load(&t, o->tokenizer, o->tokenizer_bytes, e)) return false;
+    bool ok =
+        tokenizer_to_json(&t, &json, e) && huggingface_put_bytes(folder, "tokenizer.json", json.text, json.length, e);
+    tokenizer_to_config(&t, &config);
+    if (ok && !huggingface_source_file(o->source, "tokenizer_config.json"))
+        ok = huggingface_put_bytes(folder, "tokenizer_config.json", config.text, config.length, e);
+    text_free(&json), text_free(&config);
+    tokenizer_free(&t);
+    return ok;
+}
+
 /* The copies, and the tokenizer and the template if they are not those of the input. */
 static inline bool huggingface_put_text_files(const HuggingfaceOutput *o, const char *folder, Error *e) {
     const uint64_t tokenizer = o->tokenizer ? XXH3_64bits(o->tokenizer, o->tokenizer_bytes) : 0;
@@ -367,8 +387,7 @@ static inline bool huggingface_put_text_files(const HuggingfaceOutput *o, const 
     const bool new_tokenizer = tokenizer && tokenizer != (o->source ? o->source->tokenizer_hash : 0);
     const bool jinja = new_template && (strstr(o->chat_template, "{%") || strstr(o->chat_template, "{{"));
     if (!huggingface_put_copies(o, jinja, folder, e)) return false;
-    if (new_tokenizer && !huggingface_put_bytes(folder, "tokenizer.llmc", o->tokenizer, o->tokenizer_bytes, e))
-        return false;
+    if (new_tokenizer && !huggingface_put_tokenizer(o, folder, e)) return false;
     return !new_template || huggingface_put_bytes(folder, jinja ? "chat_template.jinja" : "chat_template.llmc",
                                                   o->chat_template, strlen(o->chat_template), e);
 }

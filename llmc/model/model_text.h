@@ -11,7 +11,7 @@
 #include "../base/text.h"      /* TextBuffer */
 #include "../text/chat.h"      /* ChatTemplate, chat_stop_token, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h" /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_load */
-#include "model_file.h"        /* ModelFile */
+#include "model_load.h"        /* ModelFile */
 
 enum { MODEL_TEXT_ENDS = 8 }; /* further ones do not end a completion */
 

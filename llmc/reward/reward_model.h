@@ -34,7 +34,8 @@
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* model_fits_vocab */
 #include "../model/model.h"       /* Model, model_free, model_sync */
-#include "../model/model_file.h"  /* ModelFile, model_file_free, model_load */
+#include "../model/model_file.h"  /* model_load */
+#include "../model/model_load.h"  /* ModelFile, model_file_free */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
 #include "../model/pack.h"        /* batch_clear, batch_free, batch_segment, batch_target, ... */
 #include "../model/transformer.h" /* ModelOutput, model_forward */

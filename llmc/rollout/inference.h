@@ -23,7 +23,8 @@
 #include "../model/backend.h"        /* Backend, Device, Dtype */
 #include "../model/config.h"         /* model_fits_data */
 #include "../model/model.h"          /* Model, model_bytes, model_free */
-#include "../model/model_file.h"     /* ModelFile, ModelLoad, model_file_free, model_load_as */
+#include "../model/model_file.h"     /* model_load_as */
+#include "../model/model_load.h"     /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
 #include "../records/shard.h"        /* Shard, shard_read */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */

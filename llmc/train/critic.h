@@ -24,7 +24,8 @@
 #include "../model/backend.h"       /* Weights, weights_at */
 #include "../model/config.h"        /* model_fits_length, model_fits_vocab */
 #include "../model/model.h"         /* Model, model_free, model_sync */
-#include "../model/model_file.h"    /* ModelFile, ModelLoad, model_file_free, model_load_as, ... */
+#include "../model/model_file.h"    /* MODEL_FLOAT32, model_load_as, model_save */
+#include "../model/model_load.h"    /* ModelFile, ModelLoad, model_file_free */
 #include "../model/optimizer.h"     /* OptimizerResult, Optimizer, optimizer_configure, optimizer_free, ... */
 #include "../model/schedule.h"      /* schedule_at */
 #include "../model/tensors.h"       /* TENSOR_valuew */
@@ -73,7 +74,7 @@ static inline void critic_save(void *critic, const char *path) {
     char counters[128];
     snprintf(counters, sizeof counters, "{\"stage\":\"critic\",\"step\":%lld,\"optimizer_step\":%lld}",
              (long long)c->t->step, (long long)c->optimizer.step);
-    if (!model_save(&c->model, &c->file, path, false, &c->optimizer, counters, &e)) die("%s", e.text);
+    if (!model_save(&c->model, &c->file, path, MODEL_FLOAT32, &c->optimizer, counters, &e)) die("%s", e.text);
 }
 
 /* Takes the optimizer's counter from a resumed critic. Ends the program if it is not the critic of the resumed
@@ -87,17 +88,20 @@ static inline void critic_counters(Critic *c, const char *path) {
     json_decref(s);
 }
 
-/* Opens the critic. Call it after trainer_open(). path: the checkpoint to start from; a resumed run uses the critic
- * file of its state instead. longest: maximum tokens of prompt and completion; rows: of the largest micro-batch; rate:
+/* Opens the critic. Call it after trainer_open(). path: the model to start from; a resumed run uses the critic file of
+ * its state instead, and path only as the base of adapters. longest: maximum tokens of prompt and completion; rows: of the largest micro-batch; rate:
  * peak learning rate, 0 for the policy's. */
 static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
     Error e;
     *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o->learning_rate};
     const char *resumed = companion_resume(&t->companion, "critic", t->o->resume, t->step);
-    if (resumed) path = resumed;
-    const ModelLoad how = {
-        .value_head = true, .gradients = true, .lora = t->model.config.lora, .seed = (uint64_t)t->o->seed};
+    const ModelLoad how = {.value_head = true,
+                           .gradients = true,
+                           .lora = t->model.config.lora,
+                           .resume = resumed,
+                           .seed = (uint64_t)t->o->seed};
     if (!model_load_as(&c->model, &c->file, path, &how, t->backend, t->device, &c->optimizer, &e)) die("%s", e.text);
+    if (resumed) path = resumed;
     if (!model_fits_vocab(&c->model.config, path, t->model.config.vocab, "the model", &e) ||
         !model_fits_length(&c->model.config, path, longest, &e))
         die("%s", e.text);

@@ -22,7 +22,7 @@
 #include "../model/batch.h"             /* Batch */
 #include "../model/micro_plan.h"        /* MicroPlan */
 #include "../model/model.h"             /* Model, model_sync */
-#include "../model/model_file.h"        /* model_weights_hash */
+#include "../model/model_load.h"        /* model_weights_hash */
 #include "../model/transformer.h"       /* ModelOutput, model_forward */
 #include "../model/workspace.h"         /* Workspace */
 #include "../records/completion_set.h"  /* CompletionSet, CompletionSlice, completion_set_add, ... */

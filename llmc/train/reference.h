@@ -22,7 +22,8 @@
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
 #include "../model/config.h"     /* ModelConfig, model_fits_vocab */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
-#include "../model/model_file.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free, ... */
+#include "../model/model_file.h" /* MODEL_FLOAT32, model_load_as, model_save */
+#include "../model/model_load.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
@@ -100,7 +101,7 @@ static inline void reference_close(Reference *r) {
 static inline void reference_save(void *reference, const char *path) {
     const Reference *r = (const Reference *)reference;
     Error e;
-    if (!model_save(&r->model, &r->t->file, path, false, NULL, NULL, &e)) die("%s", e.text);
+    if (!model_save(&r->model, &r->t->file, path, MODEL_FLOAT32, NULL, NULL, &e)) die("%s", e.text);
 }
 
 /* Opens a reference that reference_follow() will move; its arguments are those of reference_open(). */

@@ -40,7 +40,9 @@
 #include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
 #include "../model/lora.h"             /* lora_parse_targets */
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
-#include "../model/model_file.h"       /* model_save, ModelFile, ModelLoad, model_file_add_stop, ... */
+#include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
+#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_add_stop, model_file_free */
+#include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
 #include "../model/peft.h"             /* peft_make_folder, peft_write */
@@ -237,7 +239,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     ModelConfig shape, descriptor;
     bool ok = true;
     const ModelConfig *new_shape = trainer_shape(o, data->vocab, &shape);
-    if (!o->resume && !new_shape && gpt2_config_descriptor(o->checkpoint, &descriptor, &ok, &e) && ok) {
+    if (o->checkpoint && gpt2_config_descriptor(o->checkpoint, &descriptor, &ok, &e) && ok) {
         shape = gpt2_config(descriptor.layers, descriptor.heads, descriptor.width,
                             (int32_t)(o->vocab ? o->vocab : data->vocab), (int32_t)(o->context ? o->context : 1024));
         new_shape = &shape;
@@ -246,14 +248,16 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (!dist_open(&t->dist, o->dist_timeout, t->backend, t->device, &e)) die("%s", e.text);
     t->dist.failed = trainer_failed;
     t->dist.failed_context = t;
-    const ModelLoad how = {.shape = o->resume ? NULL : new_shape,
+    const ModelLoad how = {.shape = new_shape,
                            .value_head = value_head,
                            .gradients = true,
                            .lora = lora,
                            .adapter = o->adapter,
+                           .resume = o->resume,
                            .seed = (uint64_t)o->seed,
                            .share = {t->dist.rank, t->dist.ranks, (int)o->zero}};
-    if (!model_load_as(&t->model, &t->file, from, &how, t->backend, t->device, &t->optimizer, &e)) die("%s", e.text);
+    if (!model_load_as(&t->model, &t->file, o->checkpoint, &how, t->backend, t->device, &t->optimizer, &e))
+        die("%s", e.text);
     if (t->file.note) warn("%s", t->file.note);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
     if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
@@ -268,6 +272,8 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         if (!t->model.config.tied)
             optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
     }
+    if (o->output && !model_check_output(&t->model.config, o->output, (ModelDtype)o->output_dtype, &e))
+        die("%s", e.text);
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
         t->file.tokenizer = xmalloc(data->tokenizer_bytes);
@@ -480,7 +486,7 @@ static inline void trainer_save_state(Trainer *t, const char *path) {
         return;
     }
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    if (!model_save(&t->model, &t->file, path, false, &t->optimizer, text, &e)) die("%s", e.text);
+    if (!model_save(&t->model, &t->file, path, MODEL_FLOAT32, &t->optimizer, text, &e)) die("%s", e.text);
     metrics_line(&t->metrics, "state written to %s", path);
     free(text);
     companion_forget(&t->companion, true);
@@ -505,7 +511,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
 static inline void trainer_save_model(Trainer *t, const char *path) {
     Error e;
     if (t->dist.rank) return;
-    if (!model_save(&t->model, &t->file, path, t->o->output_dtype == 1, NULL, NULL, &e)) die("%s", e.text);
+    if (!model_save(&t->model, &t->file, path, (ModelDtype)t->o->output_dtype, NULL, NULL, &e)) die("%s", e.text);
 }
 
 /* Ends the run and writes the model. stopped: a signal ended the run; then no model is written. Collective. */

@@ -64,7 +64,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
 #define TRAINER_MODEL_OPTIONS(o)                                                                                       \
     OPTION_GROUP("Model"),                                                                                             \
     OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                            \
-                "start from: a folder, a file, - (stdin) or d12 (random)"),                                            \
+                "start from: a model's folder or file, - (stdin) or d12 (random)"),                                    \
     OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
     OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
                 "attention heads of a new model; 0 uses one per 64 channels"),                                         \
@@ -119,15 +119,15 @@ static inline void trainer_default_rate(TrainerOptions *o) {
 #define TRAINER_OUTPUT_OPTIONS(o)                                                                                      \
     OPTION_GROUP("Output"),                                                                                            \
     OPTION_TEXT  ("output",        'o', &(o).output,        "FILE",                                                    \
-                  "trained model; DIR/ writes a Hugging Face folder, - standard output, .zst compresses"),             \
-    OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16",                                            \
-                  "number format of the output; float32 keeps that of an input folder in an output folder"),           \
+                  "trained model: DIR/, .safetensors, .gguf or .bin, or - (stdout); .zst compresses"),                 \
+    OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16|f16|q8_0",                                   \
+                  "number format of the output: q8_0 in .gguf only, not f16 in .bin; a folder keeps its own"),         \
     OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
                   "training state to write; OUTPUT.state if not given"),                                               \
     OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
                   "write the state every N steps; 0 writes it only on a signal"),                                      \
     OPTION_TEXT  ("resume",        0,   &(o).resume,        "FILE",                                                    \
-                  "continue bit for bit from a state; repeat the other options"),                                      \
+                  "continue bit for bit from a state; repeat the other options, with adapters also -c"),               \
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \

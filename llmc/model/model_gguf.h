@@ -1,0 +1,184 @@
+/* model_gguf.h - models in GGUF files: gguf_model.h and gguf_save.h, joined to a Model and a ModelFile.
+ *
+ * The entries general.* and tokenizer.* of a file that is read are kept as a small GGUF file without tensors in
+ * ModelFile.gguf, so that a GGUF output has the same tokenizer and description.
+ *
+ *     if (!model_save_gguf(&model, &file, "out.gguf", QUANT_Q8_0, &e)) return false;
+ */
+#ifndef LLMC_MODEL_MODEL_GGUF_H
+#define LLMC_MODEL_MODEL_GGUF_H
+
+#include "../base/error.h"          /* Error, xcalloc, xstrndup */
+#include "../base/io.h"             /* XXH3_64bits */
+#include "../base/text.h"           /* text_append, TextBuffer, text_free */
+#include "../text/jinja_chat.h"     /* jinja_chat_spec */
+#include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_store */
+#include "../text/tokenizer_gguf.h" /* TokenizerText, TokenizerGguf, tokenizer_gguf_empty, tokenizer_open_gguf */
+#include "backend.h"                /* Backend, Device */
+#include "config.h"                 /* ModelConfig */
+#include "gguf.h"                   /* Gguf, GgufText, gguf_append_u64, gguf_begins, ... */
+#include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load, gguf_tokenizer, ... */
+#include "gguf_save.h"              /* GgufOut, gguf_save */
+#include "lora.h"                   /* lora_merged */
+#include "model.h"                  /* Model */
+#include "model_load.h"             /* ModelFile, ModelLoad, model_file_add_stop, model_load_lora, ... */
+#include "optimizer.h"              /* Optimizer */
+#include "quantized.h"              /* QuantType */
+#include "tensors.h"                /* TensorInfo */
+
+/* Keeps the entries that a GGUF output gets. */
+static inline void model_gguf_keep(const Gguf *g, ModelFile *f) {
+    GgufWriter w = {0};
+    TextBuffer b = {0};
+    for (size_t i = 0; i < g->entry_count; i++) {
+        const GgufEntry *entry = &g->entries[i];
+        const bool wanted = gguf_begins(entry->key, "general.") || gguf_begins(entry->key, "tokenizer.");
+        if (wanted && !gguf_is(entry->key, "general.alignment")) gguf_put_entry(&w, entry);
+    }
+    text_append(&b, "GGUF", 4);
+    gguf_append_u32(&b, GGUF_VERSION);
+    gguf_append_u64(&b, 0);
+    gguf_append_u64(&b, w.entry_count);
+    text_append(&b, w.entries.text ? w.entries.text : "", w.entries.length);
+    while (b.length % GGUF_ALIGNMENT) text_append(&b, "", 1);
+    text_free(&w.entries);
+    f->gguf = b.text;
+    f->gguf_bytes = b.length;
+}
+
+/* Returns a copy of a text with a NUL, or NULL if it is empty. */
+static inline char *model_gguf_string(GgufText text) { return text.length ? xstrndup(text.text, text.length) : NULL; }
+
+/* Returns n texts as a tokenizer reads them. */
+static inline TokenizerText *model_gguf_texts(const GgufText *from, size_t n) {
+    TokenizerText *to = (TokenizerText *)xcalloc(n + 1, sizeof *to);
+    for (size_t i = 0; i < n; i++) to[i] = (TokenizerText){from[i].text, from[i].length};
+    return to;
+}
+
+/* Reads the tokenizer from the arrays of a file. */
+static inline bool model_gguf_vocabulary(const Gguf *g, const GgufTokenizer *t, Tokenizer *to, Error *e) {
+    TokenizerText *tokens = model_gguf_texts(t->tokens, t->count),
+                  *merges = model_gguf_texts(t->merges, t->merge_count);
+    GgufText architecture = {0};
+    gguf_get_text(g, "general.architecture", &architecture, e);
+    char *named[] = {model_gguf_string(architecture), model_gguf_string(t->model), model_gguf_string(t->pre)};
+    TokenizerGguf from = tokenizer_gguf_empty();
+    from.architecture = named[0];
+    from.model = named[1];
+    from.pre = named[2];
+    from.tokens = tokens;
+    from.types = t->types;
+    from.scores = t->scores;
+    from.merges = merges;
+    from.count = (int64_t)t->count;
+    from.merge_count = (int64_t)t->merge_count;
+    from.bos = t->bos;
+    from.eos = t->eos;
+    from.eot = t->eot;
+    from.eom = t->eom;
+    from.unknown = t->unknown;
+    from.add_bos = t->add_bos;
+    from.add_space_prefix = t->add_space_prefix;
+    const bool ok = tokenizer_open_gguf(to, &from, g->name, e);
+    for (int i = 0; i < 3; i++) free(named[i]);
+    free(tokens), free(merges);
+    return ok;
+}
+
+/* The token's text under a key of the chat template's variables. */
+static inline void model_gguf_variable(json_t *variables, const char *key, const GgufTokenizer *t, int32_t id) {
+    if (id < 0 || (size_t)id >= t->count) return;
+    json_object_set_new(variables, key, json_stringn(t->tokens[id].text, t->tokens[id].length));
+}
+
+/* Sets the tokenizer, the chat template and the tokens that end a completion from the entries of a file. */
+static inline bool model_gguf_tokenizer(const Gguf *g, ModelFile *f, Error *e) {
+    GgufTokenizer t;
+    Tokenizer tokenizer;
+    if (!gguf_tokenizer(g, &t, e)) return false;
+    bool ok = true;
+    if (t.count && t.model.length) {
+        ok = model_gguf_vocabulary(g, &t, &tokenizer, e);
+        if (ok) {
+            ok = tokenizer_store(&tokenizer, &f->tokenizer, &f->tokenizer_bytes, e);
+            for (int32_t i = 0; i < tokenizer.end_count; i++) model_file_add_stop(f, tokenizer.ends[i]);
+            tokenizer_free(&tokenizer);
+        }
+    }
+    if (ok && t.chat_template.length) {
+        json_t *variables = json_object();
+        char *text = model_gguf_string(t.chat_template);
+        model_gguf_variable(variables, "bos_token", &t, t.bos);
+        model_gguf_variable(variables, "eos_token", &t, t.eos);
+        model_gguf_variable(variables, "unk_token", &t, t.unknown);
+        model_gguf_variable(variables, "pad_token", &t, t.padding);
+        f->chat_template = jinja_chat_spec(text, variables, NULL, e);
+        ok = f->chat_template != NULL;
+        free(text);
+        json_decref(variables);
+    }
+    gguf_tokenizer_free(&t);
+    return ok;
+}
+
+/* ---- loading ----------------------------------------------------------------------------------------------------- */
+
+typedef struct ModelGguf {
+    const Model *m;
+    const Optimizer *o;
+} ModelGguf;
+
+/* gguf_load()'s GgufPut. */
+static inline bool model_gguf_put(void *context, int tensor, int layer, size_t first, const float *values, size_t n,
+                                  Error *e) {
+    const ModelGguf *to = (const ModelGguf *)context;
+    const TensorInfo *t = &to->m->tensor[tensor];
+    (void)e;
+    model_put_weights(to->m, to->o, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
+    return true;
+}
+
+/* model_load_as() for an open GGUF file, which is closed in any case. */
+static inline bool model_load_gguf(Model *m, ModelFile *f, Gguf *g, const ModelLoad *how, const Backend *b, Device *d,
+                                   Optimizer *o, Error *e) {
+    ModelConfig config;
+    ModelGguf to = {m, o};
+    bool ok = gguf_config(g, &config, e) && model_make_all(m, &config, how, b, d, o, e) &&
+              gguf_load(g, &m->config, model_gguf_put, &to, e);
+    if (ok && how->value_head) model_new_head(m, o, how->seed);
+    ok = ok && model_load_lora(m, o, how, e) && model_gguf_tokenizer(g, f, e);
+    if (ok) {
+        f->hash = XXH3_64bits(g->file, g->bytes);
+        model_gguf_keep(g, f);
+    }
+    gguf_close(g);
+    return ok;
+}
+
+/* ---- saving ------------------------------------------------------------------------------------------------------ */
+
+/* gguf_save()'s GgufGet: weights with the adapters added. */
+static inline bool model_gguf_get(void *context, int tensor, int layer, size_t first, float *values, size_t n,
+                                  Error *e) {
+    const Model *m = (const Model *)context;
+    const TensorInfo *t = &m->tensor[tensor];
+    (void)e;
+    lora_merged(m, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
+    return true;
+}
+
+/* Writes a model with its adapters added to the weights. type: of the matrices. */
+static inline bool model_save_gguf(const Model *m, const ModelFile *f, const char *path, QuantType type, Error *e) {
+    Gguf carry;
+    GgufOut out = {.type = type};
+    if (f->gguf) {
+        if (!gguf_memory(&carry, f->gguf, f->gguf_bytes, e)) return false;
+        out.carry = &carry;
+    }
+    const bool ok = gguf_save(&m->config, &out, path, model_gguf_get, (void *)(uintptr_t)m, e);
+    if (f->gguf) gguf_close(&carry);
+    return ok;
+}
+
+#endif
