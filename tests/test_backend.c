@@ -12,6 +12,7 @@
 #include "arrays.h"                /* DOUBLES, sum_add, sums, FLOATS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
+#include "frozen.h"                /* frozen_check */
 
 /* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 48
  * operations. */
@@ -109,7 +110,7 @@ static void test_scratch(void **state) {
     (void)state;
     Error e;
     Random r = random_start(1, 1);
-    enum { N = 64, C = 64, V = 1000, VP = 1024 };
+    enum { N = 64, C = 64, V = 1000, VP = 1024, RANK = 1024 };
     for (int dtype = 0; dtype < 2; dtype++) {
         Device *d;
         if (!B->open(&d, (Dtype)dtype, &e)) continue;
@@ -136,8 +137,26 @@ static void test_scratch(void **state) {
                         .dh = y,
                         .dweight = dwte};
         B->head(d, &h);
+        const Lora l = {.rows = N,
+                        .in = C,
+                        .rank = RANK,
+                        .parts = 1,
+                        .stride = C,
+                        .count = {C},
+                        .scale = 1,
+                        .x = x,
+                        .a = weights(noise(&r, RANK * C, 1), RANK * C),
+                        .b = weights(noise(&r, C * RANK, 1), C * RANK),
+                        .h = acts(noise(&r, N * RANK, 1), N, RANK),
+                        .dout = x,
+                        .dx = y,
+                        .da = floats(FLOATS(RANK * C), RANK * C),
+                        .db = floats(FLOATS(C * RANK), C * RANK)};
+        const size_t without = B->scratch_bytes(d);
+        B->lora_backward(d, &l);
+        assert_int_equal(B->scratch_bytes(d), without + N * RANK * sizeof(float));
         const size_t used = B->scratch_bytes(d);
-        const size_t predicted = B->scratch_predict(d, VP * C + C * C, N, C, VP);
+        const size_t predicted = B->scratch_predict(d, VP * C + C * C, N, C, VP, RANK);
         const size_t code = (size_t)(1 + dtype) * CPU_CODE_BYTES;
         if (!(used <= predicted && used * 2 >= predicted - code)) fail_msg("%zu bytes, predicted %zu", used, predicted);
         B->linear_forward(d, y, x, w, NULL, N, C, C);
@@ -800,6 +819,11 @@ static void test_lora(void **state) {
     }
 }
 
+static void test_frozen(void **state) {
+    (void)state;
+    frozen_check(B, D);
+}
+
 /* bfloat16 operands: rounding to nearest even, NaN, infinity, subnormal numbers. */
 static void test_bf16_operands(void **state) {
     (void)state;
@@ -1303,6 +1327,7 @@ int main(void) {
         TEST(test_linear_bf16),
         TEST(test_bf16_operands),
         TEST(test_lora),
+        TEST(test_frozen),
         TEST(test_gelu),
         TEST(test_gate),
         TEST(test_stale_weights),

@@ -9,19 +9,19 @@
 #include "../llmc/device.h"            /* DEVICE_CUDA, backend_open */
 #include "../llmc/model/backend.h"     /* DTYPE_BF16, Backend, Device, DTYPE_FLOAT32, ... */
 #include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
+#include "../llmc/model/config.h"      /* LORA_ALL, ModelConfig, FAMILY_GPT2, FAMILY_LLAMA, ... */
 #include "../llmc/model/model.h"       /* Model, model_free, model_sync, model_init, ... */
 #include "../llmc/model/model_file.h"  /* model_load, model_save */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelFile */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, OptimizerResult, ... */
 #include "../llmc/model/pack.h"        /* batch_completion, batch_free, batch_new, batch_segment, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, TensorInfo, model_tensors */
+#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, BASE_TENSORS, TensorInfo, model_tensors, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward, model_forward_backward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "files.h"                     /* files_path */
 #include "models.h"                    /* assert_near, models_device, refused, lines_of, ... */
-#include "run.h"                       /* sh, metric, weights_gap, run_host_library */
+#include "run.h"                       /* metric, sh, weights_gap, run_host_library */
 #include "shell.h"                     /* assert_holds, said, run */
 #include "variants.h"                  /* VARIANTS, variant_of */
 
@@ -71,11 +71,15 @@ static int teardown(void **state) {
 /* The model of the test: GPT-2, or one of the variants of variants.h, whose heads have 12 or 16 channels. The larger
  * ones are accessed 16 bytes at a time, and in bf16 multiplied on tensor cores. */
 static int variant = -1, wide;
+static int32_t adapters; /* the projections with low-rank adapters */
 
 static ModelConfig config_of(void) {
     ModelConfig c = gpt2_config(LAYERS, variant < 0 ? 2 : 4, wide ? 48 : WIDTH, VOCAB, CONTEXT);
     c.value_head = 1;
     if (variant >= 0) variant_of(&c, variant);
+    if (!adapters) return c;
+    c.family = variant < 0 ? FAMILY_GPT2 : FAMILY_LLAMA;
+    c.lora = (LoraConfig){.rank = wide ? 8 : 3, .targets = adapters, .scale = 0.7f};
     return c;
 }
 
@@ -126,7 +130,8 @@ static Batch model_batch(void) {
 typedef struct Answer {
     float logp[TARGETS], entropy[TARGETS], value[TARGETS];
     int32_t argmax[TARGETS];
-    float *grads;
+    float *grads; /* of the trained tensors, which begin at offset[] */
+    size_t count, offset[TENSOR_COUNT];
 } Answer;
 
 /* Forward and backward; the backward pass runs twice, because gradients accumulate. */
@@ -149,8 +154,10 @@ static Answer answer_of(const Backend *b, Device *d, const float *weights, int r
         model_forward(&m, &w, &batch, temperature, &out);
         model_backward(&m, &w, &batch, temperature, dlogp, dentropy, dvalue);
     }
-    a.grads = (float *)xmalloc(m.parameters * sizeof *a.grads);
-    b->download(d, a.grads, m.grads, m.parameters * sizeof *a.grads);
+    a.count = m.grads_count;
+    memcpy(a.offset, m.grads_offset, sizeof a.offset);
+    a.grads = (float *)xmalloc(a.count * sizeof *a.grads);
+    b->download(d, a.grads, m.grads, a.count * sizeof *a.grads);
     if (!model_sync(&m, &e)) fail_msg("%s", e.text);
     workspace_free(&w, &m), batch_free(&batch), model_free(&m);
     return a;
@@ -169,7 +176,8 @@ static void gradients_close(const Answer *got, const Answer *want, double tolera
     model_tensors(&c, t);
     for (int i = 0; i < TENSOR_COUNT; i++) {
         double gap = 0, norm = 0;
-        for (size_t k = t[i].offset; k < t[i].offset + t[i].size; k++) {
+        if (!tensor_trained(&t[i])) continue;
+        for (size_t k = got->offset[i]; k < got->offset[i] + t[i].size; k++) {
             gap += pow((double)got->grads[k] - want->grads[k], 2);
             norm += pow(want->grads[k], 2);
         }
@@ -200,7 +208,7 @@ static void check_model(void) {
                 if (!seed) first = got;
                 else { /* the same bits in another order of threads and blocks */
                     assert_memory_equal(got.logp, first.logp, sizeof got.logp);
-                    assert_memory_equal(got.grads, first.grads, n * sizeof(float));
+                    assert_memory_equal(got.grads, first.grads, got.count * sizeof(float));
                     free(got.grads);
                 }
             }
@@ -224,6 +232,21 @@ static void test_variants(void **state) {
     wide = 0;
 }
 
+/* GPT-2 and the variants with adapters, of all projections and of some. */
+static const int32_t targets_of[VARIANTS + 1] = {LORA_ALL, LORA_ALL, LORA_Q | LORA_V, LORA_ALL,
+                                                 LORA_K | LORA_O | LORA_UP};
+
+static void test_adapters(void **state) {
+    (void)state;
+    for (variant = -1; variant < VARIANTS; variant++) {
+        adapters = targets_of[variant + 1];
+        wide = variant >= 0 && variant % 2 == 0;
+        check_model();
+    }
+    variant = -1;
+    adapters = wide = 0;
+}
+
 /* ==== Steps of the optimizer, states ==== */
 
 /* One step of maximum likelihood on the batch. */
@@ -244,8 +267,7 @@ static double learn(Model *m, Optimizer *o, double lr) {
     return loss;
 }
 
-static void test_steps(void **state) {
-    (void)state;
+static void check_steps(void) {
     Error e;
     size_t n;
     float *weights = model_weights(&n);
@@ -260,9 +282,29 @@ static void test_steps(void **state) {
             if (step == 0) begin = loss[0];
         }
         assert_true(loss[1] < begin - 0.3);
+        if (adapters) { /* the weights of the base do not change */
+            const size_t base = m[1].tensor[BASE_TENSORS].offset;
+            float *now = (float *)xmalloc(n * sizeof *now);
+            m[1].backend->weights_download(m[1].device, now, m[1].weights, n);
+            assert_memory_equal(now, weights, base * sizeof *now);
+            assert_true(memcmp(now + base, weights + base, (n - base) * sizeof *now));
+            free(now);
+        }
         for (int k = 0; k < 2; k++) optimizer_free(&o[k], &m[k]), model_free(&m[k]);
     }
     free(weights);
+}
+
+static void test_steps(void **state) {
+    (void)state;
+    check_steps();
+}
+
+static void test_steps_of_adapters(void **state) {
+    (void)state;
+    adapters = LORA_ALL;
+    check_steps();
+    adapters = 0;
 }
 
 /* With a tiny learning rate most steps change the master weights and none of the bf16 weights, so the masters must
@@ -396,11 +438,13 @@ static void test_sampling(void **state) {
     free(weights);
 }
 
-/* Samples from the cache, of models with windows, caps and rotary positions. */
+/* Samples from the cache, of models with windows, caps and rotary positions, with and without adapters. */
 static void test_sampling_of_variants(void **state) {
     (void)state;
     size_t n;
-    for (variant = 0; variant < VARIANTS; variant++) {
+    for (int i = 0; i < 2 * VARIANTS + 1; i++) {
+        variant = i < VARIANTS ? i : i - VARIANTS - 1;
+        adapters = i < VARIANTS ? 0 : targets_of[variant + 1];
         float *weights = model_weights(&n);
         const Drawn want = draw_on(backend_cpu(), models_device, weights, 5, 1);
         const Drawn got = draw_on(cuda[0], device[0], weights, 5, 1);
@@ -410,11 +454,13 @@ static void test_sampling_of_variants(void **state) {
         free(weights);
     }
     variant = -1;
+    adapters = 0;
 }
 
 /* ==== Programs ==== */
 
-#define SFT "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
+#define SFT  "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
+#define LORA "--lora-rank 3 --lora-alpha 6 "
 #define GRPO                                                                                                           \
     "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 3 -p 2 -G 4 --micro-tokens 96 -l 1e-3 --sample-count 1 "         \
     "--beta 0.05 --temperature 1.2 "
@@ -441,6 +487,26 @@ static void test_train_sft(void **state) {
     assert_true(weights_gap("whole.bin", "part.bin") == 0);
 }
 
+/* The same with adapters: they are trained, alone, as on the CPU, and a run continues from a state. */
+static void test_train_adapters(void **state) {
+    (void)state;
+    sh(SFT LORA "-x 5 -o $T/cpu.bin --metrics $T/cpu.jsonl");
+    sh(SFT LORA "-x 5 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
+    sh(SFT LORA "-x 5 -o $T/half.bin --metrics $T/half.jsonl --device cuda --recompute 2");
+    for (int i = 0; i < 5; i++) {
+        assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
+        assert_near(metric("half.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 0.05);
+        assert_near(metric("gpu.jsonl", i, "grad_norm"), metric("cpu.jsonl", i, "grad_norm"), 1e-3);
+    }
+    assert_true(metric("gpu.jsonl", 4, "loss") < metric("gpu.jsonl", 0, "loss"));
+    assert_true(weights_gap("cpu.bin", "gpu.bin") < 2e-3);
+    assert_true(weights_gap("gpu.bin", "base.bin") > 0);
+    sh(SFT LORA "-x 4 --lr-scheduler-type constant -o $T/whole.bin --device cuda");
+    sh(SFT LORA "-x 2 --lr-scheduler-type constant -o $T/part.bin --device cuda --save-steps 2 --state $T/at2.state");
+    sh(SFT LORA "-x 4 --lr-scheduler-type constant -o $T/part.bin --device cuda --resume $T/at2.state");
+    assert_true(weights_gap("whole.bin", "part.bin") == 0);
+}
+
 /* The first step of GRPO samples, scores and trains: both devices must draw the same samples and compute the same
  * loss. */
 static void test_train_grpo(void **state) {
@@ -452,6 +518,13 @@ static void test_train_grpo(void **state) {
         for (size_t k = 0; k < sizeof same / sizeof *same; k++)
             assert_near(metric("gpu.jsonl", i, same[k]), metric("cpu.jsonl", i, same[k]), 1e-6);
     for (int i = 0; i < 3; i++) assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
+    sh(GRPO LORA "-x 3 -o $T/cpu.bin --metrics $T/cpu.jsonl");
+    sh(GRPO LORA "-x 3 -o $T/gpu.bin --metrics $T/gpu.jsonl --device cuda --dtype float32");
+    for (int i = 0; i < 3; i++) { /* the reference is the model without its adapters */
+        assert_near(metric("gpu.jsonl", i, "reward"), metric("cpu.jsonl", i, "reward"), 1e-6);
+        assert_near(metric("gpu.jsonl", i, "loss"), metric("cpu.jsonl", i, "loss"), 1e-4);
+        assert_near(metric("gpu.jsonl", i, "kl"), metric("cpu.jsonl", i, "kl"), 1e-4);
+    }
     sh(GRPO "-x 3 -o $T/half.bin --metrics $T/half.jsonl --device cuda");
     assert_true(isfinite(metric("half.jsonl", 2, "loss")));
 }
@@ -484,11 +557,14 @@ static void test_refusals(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_model),
                                        cmocka_unit_test(test_variants),
+                                       cmocka_unit_test(test_adapters),
                                        cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_steps_of_adapters),
                                        cmocka_unit_test(test_masters_and_states),
                                        cmocka_unit_test(test_sampling),
                                        cmocka_unit_test(test_sampling_of_variants),
                                        cmocka_unit_test(test_train_sft),
+                                       cmocka_unit_test(test_train_adapters),
                                        cmocka_unit_test(test_train_grpo),
                                        cmocka_unit_test(test_generate_and_evaluate),
                                        cmocka_unit_test(test_refusals)};

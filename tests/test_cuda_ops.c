@@ -6,8 +6,9 @@
 #include "../llmc/base/error.h"    /* Error, xmalloc */
 #include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
 #include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
-#include "arrays.h"                /* DOUBLES, FLOATS, sum_add, sums, ... */
-#include "cuda_device.h"           /* B, D, acts, noise, ... */
+#include "arrays.h"                /* DOUBLES, FLOATS, sums, sum_add, ... */
+#include "cuda_device.h"           /* B, D, noise, acts, ... */
+#include "frozen.h"                /* frozen_check */
 
 enum { SEEDS = 3 };
 /* Runs the statement in several orders of the emulated threads, or once on a GPU. */
@@ -778,6 +779,161 @@ static void test_gate(void **state) {
         }
 }
 
+/* ==== Adapters ==== */
+
+typedef struct LoraShape {
+    int rows, in, rank, parts, count[LORA_PARTS],
+        margin; /* margin: channels in front of each part that belong to none */
+} LoraShape;
+
+/* The values of a problem with adapters: inputs, and earlier contents of what is added to. */
+typedef struct LoraProblem {
+    const float *x, *a, *b, *dout, *out, *dx, *da, *db;
+    int all, outs; /* inner channels, rows of b */
+} LoraProblem;
+
+static LoraProblem lora_problem(Random *r, const LoraShape *s, Lora *l) {
+    LoraProblem p = {.all = s->parts * s->rank};
+    *l = (Lora){.rows = s->rows, .in = s->in, .rank = s->rank, .parts = s->parts, .scale = 0.75f};
+    for (int part = 0; part < s->parts; part++) {
+        l->first[part] = l->stride + s->margin;
+        l->count[part] = s->count[part];
+        l->stride = l->first[part] + l->count[part];
+        p.outs += s->count[part];
+    }
+    const size_t n = (size_t)s->rows, in = (size_t)s->in, all = (size_t)p.all, b = (size_t)(p.outs * s->rank);
+    p.x = noise(r, n * in, 1);
+    p.a = noise(r, all * in, 0.3);
+    p.b = noise(r, b, 0.3);
+    p.dout = noise(r, n * (size_t)l->stride, 1);
+    p.out = noise(r, n * (size_t)l->stride, 1);
+    p.dx = noise(r, n * in, 1);
+    p.da = noise(r, all * in, 1);
+    p.db = noise(r, b, 1);
+    return p;
+}
+
+/* Checks one problem. With bf16 storage h and dh are rounded, by at most 2^-8 = 2^16 u each; the reference of db takes
+ * h as the device has stored it. */
+static void check_lora(Random *r, const LoraShape *s) {
+    Lora l;
+    const LoraProblem p = lora_problem(r, s, &l);
+    const int N = l.rows, K = l.in, S = l.stride, all = p.all, rank = l.rank;
+    const size_t n_h = (size_t)(N * all), n_out = (size_t)(N * S), n_x = (size_t)(N * K), n_a = (size_t)(all * K);
+    const size_t n_b = (size_t)(p.outs * rank);
+    const double half = dtype == DTYPE_BF16 ? 0x1.02p16 : 0;
+    Sum h = sums(n_h, NULL), dh = sums(n_h, NULL), out = sums(n_out, p.out), dx = sums(n_x, p.dx);
+    Sum da = sums(n_a, p.da);
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < all; k++)
+            for (int c = 0; c < K; c++) sum_add(h, (size_t)(i * all + k), (double)p.x[i * K + c] * p.a[k * K + c]);
+    for (int part = 0, row = 0; part < l.parts; row += l.count[part++])
+        for (int c = 0; c < l.count[part]; c++)
+            for (int k = 0; k < rank; k++)
+                for (int i = 0; i < N; i++) {
+                    const size_t at = (size_t)(i * S + l.first[part] + c), inner = (size_t)(i * all + part * rank + k);
+                    const double b = 0.75 * p.b[(row + c) * rank + k];
+                    out.value[at] += h.value[inner] * b;
+                    out.size[at] += h.size[inner] * fabs(b);
+                    sum_add(dh, inner, p.dout[at] * b);
+                }
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < all; k++)
+            for (int c = 0; c < K; c++) {
+                const double d = dh.value[i * all + k], size = dh.size[i * all + k];
+                dx.value[i * K + c] += d * p.a[k * K + c];
+                dx.size[i * K + c] += size * fabs(p.a[k * K + c]);
+                da.value[k * K + c] += d * p.x[i * K + c];
+                da.size[k * K + c] += size * fabs(p.x[i * K + c]);
+            }
+    float *first[5] = {NULL};
+    IN_EVERY_ORDER(seed) {
+        l.x = acts(p.x, N, K);
+        l.a = weights(p.a, n_a);
+        l.b = weights(p.b, n_b);
+        l.h = acts(NULL, N, all);
+        l.out = acts(p.out, N, S);
+        B->lora_forward(D, &l);
+        l.dout = acts(p.dout, N, S);
+        l.dx = acts(p.dx, N, K);
+        l.da = floats(p.da, n_a);
+        l.db = floats(p.db, n_b);
+        B->lora_backward(D, &l);
+        float *got[5] = {fetch_narrow(l.h, n_h), fetch_narrow(l.out, n_out), fetch_narrow(l.dx, n_x), fetch(l.da, n_a),
+                         fetch(l.db, n_b)};
+        Sum db = sums(n_b, p.db);
+        for (int part = 0, row = 0; part < l.parts; row += l.count[part++])
+            for (int c = 0; c < l.count[part]; c++)
+                for (int k = 0; k < rank; k++)
+                    for (int i = 0; i < N; i++)
+                        sum_add(db, (size_t)((row + c) * rank + k),
+                                0.75 * p.dout[i * S + l.first[part] + c] * got[0][i * all + part * rank + k]);
+        check("h", got[0], h.value, h.size, K + 8, 1, n_h);
+        check("out", got[1], out.value, out.size, K + rank + 8 + half, 1, n_out);
+        check("dx", got[2], dx.value, dx.size, S + all + 8 + half, 1, n_x);
+        check("da", got[3], da.value, da.size, S + N + 8 + half, 0, n_a);
+        check("db", got[4], db.value, db.size, N + 8, 0, n_b);
+        for (int i = 0; i < N; i++) /* the margins are not written */
+            for (int part = 0; part < l.parts; part++)
+                for (int c = l.first[part] - s->margin; c < l.first[part]; c++)
+                    assert_true(got[1][i * S + c] == p.out[i * S + c]);
+        const size_t size[] = {n_h, n_out, n_x, n_a, n_b};
+        for (int k = 0; k < 5; k++) /* the same bits in every order */
+            if (seed) assert_memory_equal(got[k], first[k], size[k] * sizeof(float));
+            else first[k] = got[k];
+    }
+}
+
+static void test_lora(void **state) {
+    (void)state;
+    static const LoraShape shape[] = {{1, 24, 3, 1, {40}, 0},        {2, 7, 1, 3, {5, 2, 3}, 2},
+                                      {5, 33, 16, 2, {24, 24}, 0},   {19, 40, 8, 3, {40, 8, 8}, 5},
+                                      {70, 16, 5, 1, {9}, 3},        {33, 64, 64, 3, {64, 32, 32}, 0},
+                                      {3, 16, 1024, 2, {16, 16}, 8}, {200, 48, 2, 2, {96, 96}, 0}};
+    Random r = random_start(33, 0);
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) check_lora(&r, &shape[s]);
+    const Lora empty = {.in = 8, .rank = 2, .parts = 1, .stride = 8, .count = {8}};
+    B->lora_forward(D, &empty);
+    B->lora_backward(D, &empty);
+}
+
+/* The scratch memory of the backward pass is counted and predicted, on a device of its own. */
+static void test_lora_scratch(void **state) {
+    (void)state;
+    enum { N = 1 << 15, RANK = 1024, COUNT = 8 };
+    Error e;
+    Device *d;
+    if (!B->open(&d, dtype, &e)) fail_msg("%s", e.text);
+    Lora l = {.rows = N, .in = COUNT, .rank = RANK, .parts = 1, .stride = COUNT, .count = {COUNT}, .scale = 1};
+    const size_t h = (size_t)N * RANK, x = (size_t)N * COUNT, w = RANK * COUNT, unit = B->act_size;
+    const size_t bytes = (h + 3 * x + 2 * w) * unit + 2 * w * sizeof(float);
+    char *memory = (char *)B->alloc(d, bytes, "a test", &e);
+    assert_non_null(memory);
+    B->zero(d, memory, bytes);
+    l.h = (Acts *)memory;
+    l.x = (Acts *)(memory + h * unit);
+    l.dout = (Acts *)(memory + (h + x) * unit);
+    l.dx = (Acts *)(memory + (h + 2 * x) * unit);
+    l.a = (Weights *)(memory + (h + 3 * x) * unit);
+    l.b = (Weights *)(memory + (h + 3 * x + w) * unit);
+    l.da = (Floats *)(memory + (h + 3 * x + 2 * w) * unit);
+    l.db = floats_at(l.da, w);
+    const size_t before = B->scratch_bytes(d);
+    B->lora_backward(d, &l);
+    if (!B->sync(d, &e)) fail_msg("%s", e.text);
+    const size_t grown = B->scratch_bytes(d) - before, more = h * unit;
+    assert_true(grown >= more && grown <= more + more / 3); /* scratch memory grows with a reserve of a quarter */
+    const size_t none = B->scratch_predict(d, 0, N, COUNT, 16, 0), with = B->scratch_predict(d, 0, N, COUNT, 16, RANK);
+    assert_true(with > none && with - before >= more && with - before <= more + more / 3);
+    B->release(d, memory);
+    B->close(d);
+}
+
+static void test_frozen(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < (host_seed ? 2 : 1) && reorder(seed); seed++) frozen_check(B, D);
+}
+
 /* ==== Optimizer ==== */
 
 /* The update in float64. */
@@ -1071,8 +1227,9 @@ static void test_repeated_steps(void **state) {
         TEST(test_rmsnorm_backward), TEST(test_rmsnorm_variants), TEST(test_layernorm_fresh), TEST(test_rotary),       \
         TEST(test_embed), TEST(test_embed_scaled), TEST(test_add), TEST(test_rows), TEST(test_noise),                  \
         TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
-        TEST(test_gate), TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum),                      \
-        TEST(test_transfers), TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
+        TEST(test_gate), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen), TEST(test_adamw),                \
+        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
+        TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

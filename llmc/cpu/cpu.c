@@ -77,12 +77,14 @@ static inline void cpu_release(Device *d, void *memory) {
 
 static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 
-static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
+static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab,
+                                         int adapters) {
     const bool bf16 = d->dtype == DTYPE_BF16;
     const size_t n = (size_t)gemm_terms(rows > 0 ? rows : 1);
     const size_t chunk = (size_t)gemm_terms(head_chunk_rows(rows > 0 ? rows : 1, padded_vocab));
     const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
-    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + weights * sizeof(float) + logits * sizeof(float) +
+    const size_t low = (size_t)(rows > 0 ? rows : 1) * (size_t)adapters;
+    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low) * sizeof(float) +
            (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
 }
 

@@ -3,6 +3,7 @@
  *   common.cuh                       the device, checked errors, scratch memory, reductions
  *   queue.cuh                        deferred operations; a decode step runs as one graph
  *   matmul.cuh                       matrix products through cuBLASLt
+ *   lora.cuh                         low-rank adapters
  *   norm.cuh  elementwise.cuh        layernorm and RMSNorm; embedding, GELU, gates, gather, ...
  *   rotary.cuh                       rotary positions, and the norm of queries and keys
  *   adamw.cuh                        the optimizer step
@@ -25,7 +26,8 @@
 #include "common.cuh"           /* Device, bf16, CUDA_CHECK, cuda_fail, ... */
 #include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_add, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
-#include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
+#include "lora.cuh"             /* cuda_lora_backward, cuda_lora_forward, cuda_lora_scratch */
+#include "matmul.cuh"           /* LT_WORKSPACE_BYTES, MatmulPlan, matmul_plans_clear */
 #include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_norm_backward, cuda_norm_forward, ... */
 #include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
 #include "rotary.cuh"           /* cuda_rotary_backward, cuda_rotary_forward, cuda_rotary_table */
@@ -160,13 +162,14 @@ static void device_release(Device *d, void *memory) {
 
 static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_workspace_bytes; }
 
-/* The largest requests are the head's chunk of logits and the partial sums of a norm's gradients. */
+/* The largest requests are the head's chunk of logits, the partial sums of a norm's gradients, and adapters. */
 template <typename T>
-static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab) {
+static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters) {
     (void)weights;
     const size_t parts = (size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)widest * sizeof(float);
     const size_t head = cuda_head_scratch<T>(rows, widest, padded_vocab);
-    return d->lt_workspace_bytes + (parts > head ? parts : head);
+    const size_t lora = cuda_lora_scratch<T>(rows, adapters), most = parts > head ? parts : head;
+    return d->lt_workspace_bytes + (lora > most ? lora : most);
 }
 
 static size_t device_memory_peak(Device *d) { return d->most + device_scratch_bytes(d); }
@@ -319,6 +322,8 @@ template <typename T> static Backend backend_table() {
     DEFER(linear_forward);
     DEFER(linear_backward);
     DEFER(linear_gelu_forward);
+    DEFER(lora_forward);
+    DEFER(lora_backward);
     DEFER(gelu_forward);
     DEFER(gelu_backward);
     DEFER(gate_forward);

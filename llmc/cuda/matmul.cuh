@@ -15,6 +15,8 @@
  *   backward       dx = dout w                  epilogue DGELU if the next operation is that layer's GELU
  *                  dw += dout^T x               beta 1, float32 output from bf16 operands
  *                  db += sum of rows            column_sums(): cuBLASLt's BGRAD would overwrite db, and round
+ *
+ * The rows of matrices may be further apart than they are long (MatmulStrides): lora.cuh multiplies parts of rows.
  */
 #ifndef LLMC_CUDA_MATMUL_CUH
 #define LLMC_CUDA_MATMUL_CUH
@@ -33,9 +35,10 @@ enum { LT_WORKSPACE_BYTES = 32 << 20 };
 struct MatmulKey {
     int m, n, k;
     int transpose_a, transpose_b;
-    int in, out;    /* cudaDataType_t */
-    int epilogue;   /* cublasLtEpilogue_t */
-    int accumulate; /* beta != 0 */
+    int in, out;          /* cudaDataType_t */
+    int epilogue;         /* cublasLtEpilogue_t */
+    int accumulate;       /* beta != 0 */
+    int ld_a, ld_b, ld_d; /* elements from one column to the next */
     int align_a, align_b, align_d;
     bool operator==(const MatmulKey &other) const { return !memcmp(this, &other, sizeof other); }
 };
@@ -96,12 +99,13 @@ static inline bool matmul_describe(Device *d, const MatmulKey &key, Matmul *p) {
                d,
                cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
                "") &&
+           CUBLAS_CHECK(d, cublasLtMatrixLayoutCreate(&p->a, (cudaDataType_t)key.in, a_rows, a_columns, key.ld_a),
+                        "") &&
+           CUBLAS_CHECK(d, cublasLtMatrixLayoutCreate(&p->b, (cudaDataType_t)key.in, b_rows, b_columns, key.ld_b),
+                        "") &&
            CUBLAS_CHECK(
-               d, cublasLtMatrixLayoutCreate(&p->a, (cudaDataType_t)key.in, a_rows, a_columns, (int64_t)a_rows), "") &&
-           CUBLAS_CHECK(
-               d, cublasLtMatrixLayoutCreate(&p->b, (cudaDataType_t)key.in, b_rows, b_columns, (int64_t)b_rows), "") &&
-           CUBLAS_CHECK(
-               d, cublasLtMatrixLayoutCreate(&p->d, (cudaDataType_t)key.out, (uint64_t)key.m, (uint64_t)key.n, key.m),
+               d,
+               cublasLtMatrixLayoutCreate(&p->d, (cudaDataType_t)key.out, (uint64_t)key.m, (uint64_t)key.n, key.ld_d),
                "");
 }
 
@@ -194,9 +198,16 @@ static inline bool matmul_run(Device *d, const MatmulKey &key, void *out, const 
     return true;
 }
 
+/* The distances, in elements, between the rows of a product's result and of its first and second operand. 0: rows have
+ * no gaps. */
+struct MatmulStrides {
+    int out, first, second;
+};
+
 template <typename T, typename O>
 static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpose_b, cublasLtEpilogue_t epilogue,
-                            float beta, const void *a, const void *b, const void *out) {
+                            float beta, const void *a, const void *b, const void *out,
+                            const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
     MatmulKey key;
     key.m = m;
     key.n = n;
@@ -207,6 +218,9 @@ static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpos
     key.out = (int)cuda_type<O>();
     key.epilogue = (int)epilogue;
     key.accumulate = beta != 0;
+    key.ld_a = stride.second ? stride.second : transpose_a ? k : m;
+    key.ld_b = stride.first ? stride.first : transpose_b ? n : k;
+    key.ld_d = stride.out ? stride.out : m;
     key.align_a = pointer_alignment(a);
     key.align_b = pointer_alignment(b);
     key.align_d = pointer_alignment(out);
@@ -215,25 +229,28 @@ static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpos
 
 /* out[N,M] = alpha x[N,K] w[M,K]^T + beta out */
 template <typename T, typename O>
-static void cuda_matmul_nt(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta) {
+static void cuda_matmul_nt(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta,
+                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(M, N, K, true, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out);
+    const MatmulKey key = matmul_key<T, O>(M, N, K, true, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out, stride);
     matmul_run(d, key, out, w, x, alpha, beta, NULL, NULL);
 }
 
 /* out[N,M] = alpha x[N,K] w[K,M] + beta out */
 template <typename T, typename O>
-static void cuda_matmul_nn(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta) {
+static void cuda_matmul_nn(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta,
+                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(M, N, K, false, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out);
+    const MatmulKey key = matmul_key<T, O>(M, N, K, false, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out, stride);
     matmul_run(d, key, out, w, x, alpha, beta, NULL, NULL);
 }
 
 /* out[M,K] = alpha a[N,M]^T b[N,K] + beta out */
 template <typename T, typename O>
-static void cuda_matmul_tn(Device *d, O *out, const T *a, const T *b, int N, int M, int K, float alpha, float beta) {
+static void cuda_matmul_tn(Device *d, O *out, const T *a, const T *b, int N, int M, int K, float alpha, float beta,
+                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(K, M, N, false, true, CUBLASLT_EPILOGUE_DEFAULT, beta, b, a, out);
+    const MatmulKey key = matmul_key<T, O>(K, M, N, false, true, CUBLASLT_EPILOGUE_DEFAULT, beta, b, a, out, stride);
     matmul_run(d, key, out, b, a, alpha, beta, NULL, NULL);
 }
 
@@ -274,11 +291,11 @@ static void cuda_linear_gelu_forward(Device *d, Acts *pre, Acts *out, const Acts
     cuda_gelu_forward<T>(d, out, pre, (size_t)N * (size_t)OC);
 }
 
-/* The gradients of the weights and the bias. */
+/* The gradients of the weights and the bias, each unless it is NULL. */
 template <typename T>
 static void linear_backward_weights(Device *d, Floats *dw, Floats *db, const Acts *dout, const Acts *x, int N, int IC,
                                     int OC) {
-    cuda_matmul_tn<T, float>(d, (float *)dw, (const T *)dout, (const T *)x, N, OC, IC, 1, 1);
+    if (dw) cuda_matmul_tn<T, float>(d, (float *)dw, (const T *)dout, (const T *)x, N, OC, IC, 1, 1);
     if (db) column_sums<T>(d, (float *)db, (const T *)dout, N, OC);
 }
 

@@ -379,8 +379,8 @@ template <typename T> static void cuda_norm_backward(Device *d, const Norm *n) {
     else if (n->fresh) norm_backward_of<T, false, true>(d, n, partial, parts);
     else norm_backward_of<T, false, false>(d, n, partial, parts);
     CUDA_LAUNCHED(d, "norm_backward", "N %d, C %d", N, C);
-    parts_sum(d, (float *)n->dw, partial, parts, C, 2 * C);
-    if (n->kind == NORM_LAYER) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);
+    if (n->dw) parts_sum(d, (float *)n->dw, partial, parts, C, 2 * C);
+    if (n->dw && n->kind == NORM_LAYER) parts_sum(d, (float *)n->db, partial + C, parts, C, 2 * C);
 }
 
 #endif

@@ -276,6 +276,7 @@ template <typename T, int W, bool ROW> static void rotary_backward_of(Device *d,
     LAUNCH((rotary_backward_kernel<T, W, ROW>), (unsigned)parts, ROTARY_THREADS, bytes, d->stream, *r, p, partial,
            parts);
     CUDA_LAUNCHED(d, "rotary_backward", "N %d, H %d/%d, D %d", r->rows, r->heads, r->kv_heads, r->head_size);
+    if (!r->dqw) return;
     parts_sum(d, (float *)r->dqw, partial, parts, r->q_group, columns);
     parts_sum(d, (float *)r->dkw, partial + r->q_group, parts, r->k_group, columns);
 }

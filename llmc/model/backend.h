@@ -203,9 +203,10 @@ typedef struct Backend {
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
     /* Device memory that operations hold in addition to what alloc() returned. scratch_predict() predicts it from the
-     * number of weights, the rows of a batch, the widest activation and the padded vocabulary. */
+     * number of weights, the rows of a batch, the widest activation, the padded vocabulary and the widest inner
+     * activation of low-rank adapters, parts * rank (0: no adapters). */
     size_t (*scratch_bytes)(Device *d);
-    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab);
+    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters);
     /* The device's measured peak in its dtype, in FLOP/s; the trainers report their speed as a share of it. On a CPU it
      * is the peak of the arithmetic units, on a GPU that of large matrix products. */
     double (*peak)(Device *d);

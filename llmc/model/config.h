@@ -216,6 +216,15 @@ static inline int lora_rows(const ModelConfig *c, int projections) {
 static inline int lora_inner(const ModelConfig *c, int projections) {
     return lora_parts(c, projections).parts * c->lora.rank;
 }
+static inline int lora_widest(const ModelConfig *c) {
+    static const int matrices[] = {LORA_OF_QKV, LORA_OF_ATTPROJ, LORA_OF_FC, LORA_OF_FCPROJ};
+    int widest = 0;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        const int inner = lora_inner(c, matrices[i]);
+        widest = inner > widest ? inner : widest;
+    }
+    return widest;
+}
 static inline int lora_outer(const ModelConfig *c, int projections) { return lora_parts(c, projections).rows; }
 
 /* ---- GPT-2 ------------------------------------------------------------------------------------------------------ */

@@ -350,7 +350,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
-    const size_t scratch = b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab);
+    const size_t scratch =
+        b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab, lora_widest(c));
     t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
     t->peak = dist_total(&t->dist, b->peak(t->device));
     t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;

@@ -41,7 +41,7 @@ struct Preference {
 /* The problem for which an algorithm was found, within the 64 bytes of cublasLtMatmulAlgo_t. */
 struct Algorithm {
     uint32_t magic, epilogue;
-    uint32_t m, n, k;
+    uint32_t m, n, k, ld_a, ld_b, ld_c, ld_d;
     uint16_t type_a, type_b, type_c, type_d;
     uint8_t op_a, op_b, align_a, align_b, align_c, align_d;
     uint64_t workspace;
@@ -238,6 +238,10 @@ static Algorithm algorithm_for(const Description &d, const Layout &a, const Layo
     g.m = (uint32_t)o.rows;
     g.n = (uint32_t)o.columns;
     g.k = (uint32_t)op_columns(a, d.op_a);
+    g.ld_a = (uint32_t)a.ld;
+    g.ld_b = (uint32_t)b.ld;
+    g.ld_c = (uint32_t)c.ld;
+    g.ld_d = (uint32_t)o.ld;
     g.type_a = (uint16_t)a.type;
     g.type_b = (uint16_t)b.type;
     g.type_c = (uint16_t)c.type;
@@ -395,7 +399,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
         if (memcmp(&given, &now, sizeof(now)))
             cuda_host_fail(
                 "cublasLtMatmul: an algorithm found for (%u x %u x %u, epilogue %u) is used for (%u x %u x %u, "
-                "epilogue %u) or other types",
+                "epilogue %u), other types or other distances between columns",
                 given.m, given.n, given.k, given.epilogue, now.m, now.n, now.k, now.epilogue);
         aligned(a, given.align_a, "A");
         aligned(b, given.align_b, "B");
