@@ -107,6 +107,12 @@ static float *model_weights(size_t *n) {
         bits = (bits + 0x8000u) & 0xffff0000u;
         memcpy(&w[i], &bits, sizeof bits);
     }
+    const ModelConfig *c = &m.config; /* padding rows are 0 in every model */
+    const size_t used = (size_t)c->vocab * (size_t)c->width, all = (size_t)c->padded_vocab * (size_t)c->width;
+    for (size_t i = used; i < all; i++) {
+        w[m.tensor[TENSOR_wte].offset + i] = 0;
+        if (!c->tied) w[m.tensor[TENSOR_headw].offset + i] = 0;
+    }
     model_free(&m);
     return w;
 }

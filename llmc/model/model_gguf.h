@@ -92,15 +92,21 @@ static inline void model_gguf_variable(json_t *variables, const char *key, const
     json_object_set_new(variables, key, json_stringn(t->tokens[id].text, t->tokens[id].length));
 }
 
-/* Sets the tokenizer, the chat template and the tokens that end a completion from the entries of a file. */
+/* Sets the tokenizer, the chat template and the tokens that end a completion from the entries of a file. A tokenizer that
+ * is not supported is not read, which the note says; the model can then be used with --tokenizer and with shards. */
 static inline bool model_gguf_tokenizer(const Gguf *g, ModelFile *f, Error *e) {
     GgufTokenizer t;
     Tokenizer tokenizer;
     if (!gguf_tokenizer(g, &t, e)) return false;
     bool ok = true;
     if (t.count && t.model.length) {
-        ok = model_gguf_vocabulary(g, &t, &tokenizer, e);
-        if (ok) {
+        Error inner;
+        if (!model_gguf_vocabulary(g, &t, &tokenizer, &inner)) {
+            TextBuffer note = {0};
+            text_format(&note, "%s; the tokenizer is not read, give one with --tokenizer", inner.text);
+            f->note = note.text;
+            for (int i = 0; i < 3; i++) model_file_add_stop(f, i == 0 ? t.eos : i == 1 ? t.eot : t.eom);
+        } else {
             ok = tokenizer_store(&tokenizer, &f->tokenizer, &f->tokenizer_bytes, e);
             for (int32_t i = 0; i < tokenizer.end_count; i++) model_file_add_stop(f, tokenizer.ends[i]);
             tokenizer_free(&tokenizer);
