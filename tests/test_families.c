@@ -11,7 +11,8 @@
 #include "../llmc/model/config.h"            /* ModelConfig, FAMILY_GPT2, POSITION_ROTARY */
 #include "../llmc/model/huggingface_names.h" /* HuggingfacePart, HuggingfaceParts, huggingface_parts_free, ... */
 #include "../llmc/model/model.h"             /* Model, model_download, model_free, model_zero_grads, ... */
-#include "../llmc/model/model_file.h"        /* ModelFile, ModelLoad, model_file_free, model_load_as */
+#include "../llmc/model/model_file.h"        /* model_load_as */
+#include "../llmc/model/model_load.h"        /* ModelFile, ModelLoad, model_file_free */
 #include "../llmc/model/optimizer.h"         /* Optimizer, optimizer_free, optimizer_new, optimizer_bytes, ... */
 #include "../llmc/model/pack.h"              /* batch_free, batch_new, batch_segment, batch_completion, ... */
 #include "../llmc/model/safetensors.h"       /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
