@@ -12,6 +12,7 @@
 
 #include "../model/backend.h" /* ROW_ALIGN, Floats, Acts, Weights, ... */
 #include "common.cuh"         /* cuda_ceil, CUDA_LAUNCHED, Device, lane_load, ... */
+#include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt, cuda_matmul_nn, cuda_matmul_tn */
 #include "ptx.cuh"            /* LAUNCH */
 #include <float.h>
 

@@ -19,6 +19,7 @@
 #include "../model/backend.h" /* Draw */
 #include "common.cuh"         /* CUDA_LAUNCHED, Device, block_max, cuda_ceil, ... */
 #include "head.cuh"           /* LogitSums, cuda_head_chunk_rows, logits_copy_kernel, logits_read */
+#include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt */
 #include "ptx.cuh"            /* LAUNCH, SHARED_DYNAMIC */
 
 enum { SAMPLE_THREADS = 1024, SAMPLE_BINS = 2048, SAMPLE_TILE = 128 };
