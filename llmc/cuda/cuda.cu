@@ -27,7 +27,7 @@
 #include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_add, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
 #include "lora.cuh"             /* cuda_lora_backward, cuda_lora_forward, cuda_lora_scratch */
-#include "matmul.cuh"           /* LT_WORKSPACE_BYTES, MatmulPlan, matmul_plans_clear */
+#include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
 #include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_norm_backward, cuda_norm_forward, ... */
 #include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
 #include "rotary.cuh"           /* cuda_rotary_backward, cuda_rotary_forward, cuda_rotary_table */

@@ -17,7 +17,7 @@
 
 #include "../model/backend.h" /* Lora */
 #include "common.cuh"         /* Device, cuda_scratch */
-#include "matmul.cuh"         /* b, MatmulStrides */
+#include "matmul.cuh"         /* MatmulStrides, aligned_rows, cuda_matmul_nn, cuda_matmul_nt, ... */
 
 /* Scratch memory of the backward pass, in bytes. all: parts * rank. */
 template <typename T> static inline size_t cuda_lora_scratch(int rows, int all) {

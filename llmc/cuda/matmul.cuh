@@ -22,7 +22,7 @@
 #define LLMC_CUDA_MATMUL_CUH
 
 #include "../model/backend.h" /* Acts, Floats, Weights, ROW_ALIGN */
-#include "common.cuh"         /* CUBLAS_CHECK, Device, CUDA_CHECK, bf16, ... */
+#include "common.cuh"         /* Device, CUBLAS_CHECK, CUDA_CHECK, bf16, ... */
 #include "elementwise.cuh"    /* ELEMENT_THREADS, FOR_WORDS, bias_add, cuda_gelu_backward, ... */
 #include "norm.cuh"           /* column_sums */
 #include "ptx.cuh"            /* LAUNCH */
@@ -198,16 +198,9 @@ static inline bool matmul_run(Device *d, const MatmulKey &key, void *out, const 
     return true;
 }
 
-/* The distances, in elements, between the rows of a product's result and of its first and second operand. 0: rows have
- * no gaps. */
-struct MatmulStrides {
-    int out, first, second;
-};
-
 template <typename T, typename O>
 static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpose_b, cublasLtEpilogue_t epilogue,
-                            float beta, const void *a, const void *b, const void *out,
-                            const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
+                            float beta, const void *a, const void *b, const void *out) {
     MatmulKey key;
     key.m = m;
     key.n = n;
@@ -218,40 +211,66 @@ static MatmulKey matmul_key(int m, int n, int k, bool transpose_a, bool transpos
     key.out = (int)cuda_type<O>();
     key.epilogue = (int)epilogue;
     key.accumulate = beta != 0;
-    key.ld_a = stride.second ? stride.second : transpose_a ? k : m;
-    key.ld_b = stride.first ? stride.first : transpose_b ? n : k;
-    key.ld_d = stride.out ? stride.out : m;
+    key.ld_a = transpose_a ? k : m;
+    key.ld_b = transpose_b ? n : k;
+    key.ld_d = m;
     key.align_a = pointer_alignment(a);
     key.align_b = pointer_alignment(b);
     key.align_d = pointer_alignment(out);
     return key;
 }
 
+/* The distances, in elements, between the rows of a product's result and of its first and second operand. 0: rows have
+ * no gaps. */
+struct MatmulStrides {
+    int out, first, second;
+};
+static inline void matmul_stretch(MatmulKey *key, const MatmulStrides &stride) {
+    if (stride.second) key->ld_a = stride.second;
+    if (stride.first) key->ld_b = stride.first;
+    if (stride.out) key->ld_d = stride.out;
+}
+
 /* out[N,M] = alpha x[N,K] w[M,K]^T + beta out */
 template <typename T, typename O>
 static void cuda_matmul_nt(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta,
-                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
+                           const MatmulStrides &stride) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(M, N, K, true, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out, stride);
+    MatmulKey key = matmul_key<T, O>(M, N, K, true, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out);
+    matmul_stretch(&key, stride);
     matmul_run(d, key, out, w, x, alpha, beta, NULL, NULL);
+}
+template <typename T, typename O>
+static void cuda_matmul_nt(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta) {
+    cuda_matmul_nt<T, O>(d, out, x, w, N, M, K, alpha, beta, MatmulStrides{0, 0, 0});
 }
 
 /* out[N,M] = alpha x[N,K] w[K,M] + beta out */
 template <typename T, typename O>
 static void cuda_matmul_nn(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta,
-                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
+                           const MatmulStrides &stride) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(M, N, K, false, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out, stride);
+    MatmulKey key = matmul_key<T, O>(M, N, K, false, false, CUBLASLT_EPILOGUE_DEFAULT, beta, w, x, out);
+    matmul_stretch(&key, stride);
     matmul_run(d, key, out, w, x, alpha, beta, NULL, NULL);
+}
+template <typename T, typename O>
+static void cuda_matmul_nn(Device *d, O *out, const T *x, const T *w, int N, int M, int K, float alpha, float beta) {
+    cuda_matmul_nn<T, O>(d, out, x, w, N, M, K, alpha, beta, MatmulStrides{0, 0, 0});
 }
 
 /* out[M,K] = alpha a[N,M]^T b[N,K] + beta out */
 template <typename T, typename O>
 static void cuda_matmul_tn(Device *d, O *out, const T *a, const T *b, int N, int M, int K, float alpha, float beta,
-                           const MatmulStrides &stride = MatmulStrides{0, 0, 0}) {
+                           const MatmulStrides &stride) {
     if (N == 0) return;
-    const MatmulKey key = matmul_key<T, O>(K, M, N, false, true, CUBLASLT_EPILOGUE_DEFAULT, beta, b, a, out, stride);
+    MatmulKey key = matmul_key<T, O>(K, M, N, false, true, CUBLASLT_EPILOGUE_DEFAULT, beta, b, a, out);
+    matmul_stretch(&key, stride);
     matmul_run(d, key, out, b, a, alpha, beta, NULL, NULL);
+}
+template <typename T, typename O>
+static void cuda_matmul_tn(Device *d, O *out, const T *a, const T *b, int N, int M, int K, float alpha, float beta) {
+    cuda_matmul_tn<T, O>(d, out, a, b, N, M, K, alpha, beta, MatmulStrides{0, 0, 0});
 }
 
 /* ---- the table's operations -------------------------------------------------------------------------------------- */
