@@ -1,22 +1,25 @@
 /* test_container.c - the single file of models and training states, and GGUF as an input and output of every family: tiny
  * models of transformers (tests/golden/families) through every format and back, byte for byte if the format allows it;
  * files that are damaged anywhere; texts of the metadata that no honest file has. */
-#include "../llmc/base/error.h"        /* Error, xmalloc, xstrdup, xcalloc, ... */
-#include "../llmc/base/io.h"           /* XXH3_64bits, writer_hash */
-#include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normal */
-#include "../llmc/model/backend.h"     /* Floats */
-#include "../llmc/model/config.h"      /* LoraConfig, LORA_ALL, LORA_DOWN, LORA_Q */
-#include "../llmc/model/gguf.h"        /* GgufEntry, gguf_close, gguf_open, Gguf, ... */
-#include "../llmc/model/gguf_save.h"   /* gguf_check_config */
-#include "../llmc/model/lora.h"        /* model_trained_count */
-#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_upload */
-#include "../llmc/model/model_file.h"  /* MODEL_FLOAT32, MODEL_F16, MODEL_Q8_0, model_save, ... */
-#include "../llmc/model/model_load.h"  /* ModelFile, model_weights_hash, ModelLoad, model_file_free */
-#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free */
-#include "../llmc/model/safetensors.h" /* safetensors_close, Safetensors, safetensors_open, SafeTensor, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_valueb */
-#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
-#include "files.h"                     /* files_path, files_assert_error, files_put, files_get, ... */
+#include "../llmc/base/error.h"           /* Error, xmalloc, xstrdup, xcalloc, ... */
+#include "../llmc/base/io.h"              /* XXH3_64bits, writer_hash */
+#include "../llmc/base/random.h"          /* Random, random_below, random_start, random_normal */
+#include "../llmc/base/text.h"            /* token_list_free, TokenList */
+#include "../llmc/model/backend.h"        /* Floats */
+#include "../llmc/model/config.h"         /* LoraConfig, LORA_ALL, LORA_DOWN, LORA_Q, ... */
+#include "../llmc/model/gguf.h"           /* GgufEntry, gguf_close, gguf_open, Gguf, ... */
+#include "../llmc/model/gguf_save.h"      /* gguf_check_config */
+#include "../llmc/model/lora.h"           /* model_trained_count */
+#include "../llmc/model/model.h"          /* Model, model_free, model_download, model_init, ... */
+#include "../llmc/model/model_file.h"     /* MODEL_FLOAT32, MODEL_F16, MODEL_Q8_0, model_save, ... */
+#include "../llmc/model/model_load.h"     /* ModelFile, model_weights_hash, ModelLoad, model_file_free */
+#include "../llmc/model/optimizer.h"      /* Optimizer, optimizer_free */
+#include "../llmc/model/safetensors.h"    /* safetensors_close, Safetensors, safetensors_open, SafeTensor, ... */
+#include "../llmc/model/tensors.h"        /* TENSOR_valueb */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_free, tokenizer_encode, tokenizer_store, Tokenizer, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "cpu_device.h"                   /* B, D, close_device, open_device_one_thread */
+#include "files.h"                        /* files_path, files_assert_error, files_put, files_get, ... */
 
 #define FAMILIES "tests/golden/families/"
 
@@ -257,6 +260,43 @@ static void test_gguf_tokenizer(void **state) {
         assert_true(carried > 0);
         gguf_close(&a), gguf_close(&b), unload(&m, &f);
     }
+}
+
+/* A tokenizer that came from no GGUF file: the file that is written has one that encodes the same. The byte tokenizer has
+ * no pattern, for which llama.cpp has no name. */
+static void test_gguf_new_tokenizer(void **state) {
+    (void)state;
+    Error e;
+    Tokenizer t, u;
+    Model m, n;
+    ModelFile f = {.lineage = json_array()}, g;
+    assert_true(tokenizer_open(&t, "tests/golden/tokenizer_small.json", &e));
+    const ModelConfig c = gpt2_config(1, 2, 16, t.vocab, 32);
+    assert_true(model_new(&m, &c, B, D, false, &e));
+    model_init(&m, 3);
+    assert_true(tokenizer_store(&t, &f.tokenizer, &f.tokenizer_bytes, &e));
+    f.chat_template = xstrdup("{#llmc {\"date\":\"2024-07-26\",\"variables\":{}}#}\n{{ messages[0].content }}");
+    assert_true(model_check_texts(&f, "out.gguf", &e));
+    save(&m, &f, files_path("new.gguf"), MODEL_F16);
+    n = load(files_path("new.gguf"), &g, false, NULL);
+    assert_non_null(g.tokenizer);
+    assert_non_null(strstr(g.chat_template, "}#}\n{{ messages[0].content }}"));
+    assert_true(tokenizer_load(&u, g.tokenizer, g.tokenizer_bytes, &e));
+    static const char text[] = "The quick brown fox,  12 jumps\n\nover \xc3\xa9t\xc3\xa9!";
+    TokenList a = {0}, b = {0};
+    assert_true(tokenizer_encode(&t, text, strlen(text), 0, &a, &e) &&
+                tokenizer_encode(&u, text, strlen(text), 0, &b, &e));
+    assert_true(a.count > 5 && a.count == b.count);
+    assert_memory_equal(a.ids, b.ids, (size_t)a.count * sizeof *a.ids);
+    token_list_free(&a), token_list_free(&b), tokenizer_free(&t), tokenizer_free(&u);
+    unload(&n, &g);
+    assert_true(tokenizer_bytes(&t, &e));
+    free(f.tokenizer);
+    assert_true(tokenizer_store(&t, &f.tokenizer, &f.tokenizer_bytes, &e));
+    assert_false(model_check_texts(&f, "out.gguf", &e));
+    files_assert_error(&e, "out.gguf: tokenizer: llama.cpp has no name for its pattern");
+    assert_true(model_check_texts(&f, "out.safetensors", &e));
+    tokenizer_free(&t), unload(&m, &f);
 }
 
 static void test_output_types(void **state) {
@@ -550,12 +590,19 @@ static int close_all(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_folders),        cmocka_unit_test(test_names),
-                                       cmocka_unit_test(test_value_head),     cmocka_unit_test(test_streams),
-                                       cmocka_unit_test(test_plain_file),     cmocka_unit_test(test_gguf),
-                                       cmocka_unit_test(test_gguf_tokenizer), cmocka_unit_test(test_output_types),
-                                       cmocka_unit_test(test_states),         cmocka_unit_test(test_states_of_adapters),
-                                       cmocka_unit_test(test_truncated),      cmocka_unit_test(test_flipped),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_folders),
+                                       cmocka_unit_test(test_names),
+                                       cmocka_unit_test(test_value_head),
+                                       cmocka_unit_test(test_streams),
+                                       cmocka_unit_test(test_plain_file),
+                                       cmocka_unit_test(test_gguf),
+                                       cmocka_unit_test(test_gguf_tokenizer),
+                                       cmocka_unit_test(test_gguf_new_tokenizer),
+                                       cmocka_unit_test(test_output_types),
+                                       cmocka_unit_test(test_states),
+                                       cmocka_unit_test(test_states_of_adapters),
+                                       cmocka_unit_test(test_truncated),
+                                       cmocka_unit_test(test_flipped),
                                        cmocka_unit_test(test_metadata)};
     return cmocka_run_group_tests_name("container", tests, open_all, close_all);
 }

@@ -25,10 +25,12 @@
 
 #include "../base/error.h"            /* Error, error_set, xstrdup, xstrndup */
 #include "../base/io.h"               /* Reader, reader_close, reader_left, reader_open, ... */
+#include "../text/tokenizer_gguf.h"   /* TokenizerGgufArrays, tokenizer_gguf_free */
 #include "backend.h"                  /* Backend, Device */
 #include "checkpoint.h"               /* checkpoint_holds */
 #include "config.h"                   /* ModelConfig, gpt2_config_descriptor */
 #include "gguf.h"                     /* Gguf, gguf_close, gguf_open, gguf_read */
+#include "gguf_model.h"               /* GgufTokenizer */
 #include "gguf_save.h"                /* gguf_check_config */
 #include "huggingface.h"              /* huggingface_has, huggingface_is_folder */
 #include "huggingface_config_write.h" /* huggingface_can_describe */
@@ -37,7 +39,7 @@
 #include "model_checkpoint.h"         /* model_load_checkpoint, model_save_checkpoint */
 #include "model_container.h"          /* container_close, model_save_container, Container, container_is_ours, ... */
 #include "model_folder.h"             /* model_load_folder, model_save_folder */
-#include "model_gguf.h"               /* model_load_gguf, model_save_gguf */
+#include "model_gguf.h"               /* model_gguf_of_tokenizer, model_load_gguf, model_save_gguf */
 #include "model_load.h"               /* ModelFile, ModelLoad, model_file_free, model_load_new */
 #include "optimizer.h"                /* Optimizer, optimizer_free */
 #include "quantized.h"                /* QUANT_BF16, QUANT_F16, QUANT_F32, QUANT_Q8_0, ... */
@@ -228,6 +230,18 @@ static inline bool model_check_output(const ModelConfig *c, const char *path, Mo
     case OUTPUT_CONTAINER: break;
     }
     return checkpoint_holds(c, path, NULL) || huggingface_can_describe(c, path, e);
+}
+
+/* Checks that an output of this name can hold the tokenizer of f; GGUF cannot hold every one. */
+static inline bool model_check_texts(const ModelFile *f, const char *path, Error *e) {
+    TokenizerGgufArrays arrays;
+    GgufTokenizer t;
+    if (model_output_kind(path) != OUTPUT_GGUF || f->gguf || !f->tokenizer) return true;
+    Error inner;
+    if (!model_gguf_of_tokenizer(f, &arrays, &t, &inner)) return error_set(e, "%s: %s", path, inner.text);
+    free(t.tokens), free(t.merges);
+    tokenizer_gguf_free(&arrays);
+    return true;
 }
 
 /* Writes a model in the format of its name, or a training state, in the format of model_container.h, if an optimizer and

@@ -10,18 +10,18 @@
 
 #include "../base/error.h"          /* Error, xcalloc, xstrndup */
 #include "../base/io.h"             /* XXH3_64bits */
-#include "../base/text.h"           /* text_append, TextBuffer, text_free */
-#include "../text/jinja_chat.h"     /* jinja_chat_spec */
-#include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_store */
-#include "../text/tokenizer_gguf.h" /* TokenizerText, TokenizerGguf, tokenizer_gguf_empty, tokenizer_open_gguf */
+#include "../base/text.h"           /* text_append, TextBuffer, text_format, text_free */
+#include "../text/jinja_chat.h"     /* jinja_chat_is, jinja_chat_spec */
+#include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
+#include "../text/tokenizer_gguf.h" /* TokenizerText, TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
 #include "backend.h"                /* Backend, Device */
 #include "config.h"                 /* ModelConfig */
-#include "gguf.h"                   /* Gguf, GgufText, gguf_append_u64, gguf_begins, ... */
+#include "gguf.h"                   /* GgufText, Gguf, gguf_append_u64, gguf_begins, ... */
 #include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load, gguf_tokenizer, ... */
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
 #include "model.h"                  /* Model */
-#include "model_load.h"             /* ModelFile, ModelLoad, model_file_add_stop, model_load_lora, ... */
+#include "model_load.h"             /* ModelFile, model_file_add_stop, ModelLoad, model_load_lora, ... */
 #include "optimizer.h"              /* Optimizer */
 #include "quantized.h"              /* QuantType */
 #include "tensors.h"                /* TensorInfo */
@@ -174,16 +174,58 @@ static inline bool model_gguf_get(void *context, int tensor, int layer, size_t f
     return true;
 }
 
+/* Makes GGUF's arrays of a model's tokenizer and chat template, for a model that came from no GGUF file. arrays: owns
+ * what *to refers to. A template that is not Jinja has no place in the file. */
+static inline bool model_gguf_of_tokenizer(const ModelFile *f, TokenizerGgufArrays *arrays, GgufTokenizer *to,
+                                           Error *e) {
+    Tokenizer t;
+    if (!tokenizer_load(&t, f->tokenizer, f->tokenizer_bytes, e)) return false;
+    const bool ok = tokenizer_to_gguf(&t, arrays, e);
+    tokenizer_free(&t);
+    if (!ok) return false;
+    const TokenizerGguf *g = &arrays->g;
+    *to = (GgufTokenizer){.model = {g->model, strlen(g->model)},
+                          .types = arrays->types,
+                          .scores = arrays->scores,
+                          .count = (size_t)g->count,
+                          .merge_count = (size_t)g->merge_count,
+                          .bos = (int32_t)g->bos,
+                          .eos = (int32_t)g->eos,
+                          .eot = (int32_t)g->eot,
+                          .eom = (int32_t)g->eom,
+                          .unknown = (int32_t)g->unknown,
+                          .padding = -1,
+                          .add_bos = g->add_bos,
+                          .add_eos = -1,
+                          .add_space_prefix = g->add_space_prefix};
+    if (g->pre) to->pre = (GgufText){g->pre, strlen(g->pre)};
+    to->tokens = (GgufText *)xcalloc(to->count + 1, sizeof *to->tokens);
+    if (arrays->merges) to->merges = (GgufText *)xcalloc(to->merge_count + 1, sizeof *to->merges);
+    for (size_t i = 0; i < to->count; i++) to->tokens[i] = (GgufText){arrays->tokens[i].text, arrays->tokens[i].length};
+    for (size_t i = 0; i < to->merge_count; i++)
+        to->merges[i] = (GgufText){arrays->merges[i].text, arrays->merges[i].length};
+    const char *values = f->chat_template && jinja_chat_is(f->chat_template) ? strstr(f->chat_template, "}#}\n") : NULL;
+    if (values) to->chat_template = (GgufText){values + 4, strlen(values + 4)};
+    return true;
+}
+
 /* Writes a model with its adapters added to the weights. type: of the matrices. */
 static inline bool model_save_gguf(const Model *m, const ModelFile *f, const char *path, QuantType type, Error *e) {
     Gguf carry;
     GgufOut out = {.type = type};
+    GgufTokenizer tokenizer = {0};
+    TokenizerGgufArrays arrays = {0};
     if (f->gguf) {
         if (!gguf_memory(&carry, f->gguf, f->gguf_bytes, e)) return false;
         out.carry = &carry;
+    } else if (f->tokenizer) {
+        if (!model_gguf_of_tokenizer(f, &arrays, &tokenizer, e)) return false;
+        out.tokenizer = &tokenizer;
     }
     const bool ok = gguf_save(&m->config, &out, path, model_gguf_get, (void *)(uintptr_t)m, e);
     if (f->gguf) gguf_close(&carry);
+    free(tokenizer.tokens), free(tokenizer.merges);
+    tokenizer_gguf_free(&arrays);
     return ok;
 }
 

@@ -280,6 +280,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         t->file.tokenizer_bytes = data->tokenizer_bytes;
         memcpy(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes);
     }
+    if (o->output && !model_check_texts(&t->file, o->output, &e)) die("%s", e.text);
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
     model_file_add_stop(&t->file, t->text.stop);
