@@ -1,12 +1,12 @@
 """Checks GGUF files that this project wrote with gguf-py and with llama.cpp.
 
     pip install torch transformers safetensors zstandard sentencepiece xllamacpp
-    make build/gguf_copy && LLAMA_CPP=... python dev/check_gguf.py [FILE.gguf...]
+    make build/copy_model && LLAMA_CPP=... python dev/check_gguf.py [FILE.gguf...]
 
 (LLAMA_CPP as in dev/golden/golden_gguf.py; xllamacpp is llama.cpp with a Python interface, as a wheel.)
 
 A tiny model of every architecture is made by transformers, converted by llama.cpp's converter, read and written by
-build/gguf_copy as F32 and Q8_0, and loaded by llama.cpp, whose log-probabilities of the next token are compared with
+build/copy_model as F32 and Q8_0, and loaded by llama.cpp, whose log-probabilities of the next token are compared with
 those of transformers. Each FILE is copied as F32, compared with gguf-py's values bit for bit, copied as F16, BF16 and
 Q8_0, and llama.cpp completes a text with FILE and the copies.
 """
@@ -33,7 +33,8 @@ TEXT = "The capital of France is"
 
 
 def copy(source, target, kind):
-    subprocess.run([os.path.join(root, "build/gguf_copy"), str(source), str(target), kind], check=True)
+    dtype = "float32" if kind == "F32" else kind.lower()
+    subprocess.run([os.path.join(root, "build/copy_model"), "--dtype", dtype, str(source), str(target)], check=True)
 
 
 def serve(path, prompt, tokens, probabilities):

@@ -12,6 +12,7 @@
 #include "../llmc/model/huggingface_save.h" /* HuggingfaceOutput, huggingface_is_output, huggingface_save */
 #include "../llmc/model/model.h"            /* Model, model_free */
 #include "../llmc/model/model_file.h"       /* MODEL_DTYPES, ModelDtype, MODEL_BF16, MODEL_F16, ... */
+#include "../llmc/model/model_folder.h"     /* model_folder_output */
 #include "../llmc/model/model_load.h"       /* ModelFile, model_file_free */
 #include "../llmc/model/safetensors.h"      /* SAFETENSORS_BF16, SAFETENSORS_F16, SAFETENSORS_F32, ... */
 
@@ -33,7 +34,8 @@ int main(int argc, char **argv) {
     ModelFile f;
     Device *d;
     bool new = false, value_head = false;
-    HuggingfaceOutput out = {.type = SAFETENSORS_TYPE_COUNT};
+    SafetensorsType type = SAFETENSORS_TYPE_COUNT;
+    uint64_t file_bytes = 0;
     ModelDtype dtype = MODEL_FLOAT32;
     const char *name[2];
     int names = 0;
@@ -44,8 +46,8 @@ int main(int argc, char **argv) {
         else if (!strcmp(a, "--dtype") && i + 1 < argc) {
             dtype = type_of(argv[++i]);
             if (dtype == MODEL_Q8_0) continue;
-            out.type = dtype == MODEL_BF16 ? SAFETENSORS_BF16 : dtype == MODEL_F16 ? SAFETENSORS_F16 : SAFETENSORS_F32;
-        } else if (!strcmp(a, "--file-bytes") && i + 1 < argc) out.one_file = out.shard = strtoull(argv[++i], NULL, 10);
+            type = dtype == MODEL_BF16 ? SAFETENSORS_BF16 : dtype == MODEL_F16 ? SAFETENSORS_F16 : SAFETENSORS_F32;
+        } else if (!strcmp(a, "--file-bytes") && i + 1 < argc) file_bytes = strtoull(argv[++i], NULL, 10);
         else if (names < 2 && a[0] != '-') name[names++] = a;
         else usage();
     }
@@ -53,13 +55,9 @@ int main(int argc, char **argv) {
     const Backend *b = backend_cpu();
     if (!b->open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
     if (!model_load(&m, &f, name[0], NULL, value_head, b, d, false, 1, NULL, &e)) die("%s", e.text);
-    out.source = new ? NULL : f.source;
-    out.tokenizer = f.tokenizer;
-    out.tokenizer_bytes = f.tokenizer_bytes;
-    out.chat_template = f.chat_template;
-    out.lineage = f.lineage;
-    out.reward = f.reward;
-    out.stops = f.stops;
+    HuggingfaceOutput out = model_folder_output(&f, type);
+    out.one_file = out.shard = file_bytes;
+    if (new) out.source = NULL;
     const bool ok = huggingface_is_output(name[1]) ? huggingface_save(&m, &out, name[1], &e)
                                                    : model_save(&m, &f, name[1], dtype, NULL, NULL, &e);
     if (!ok) die("%s", e.text);

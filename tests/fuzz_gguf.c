@@ -5,8 +5,9 @@
  *     ./a.out -max_len=8192 corpus/ tests/corpus/gguf/
  */
 #include "../llmc/base/error.h"       /* Error, xmalloc, xstrndup */
+#include "../llmc/base/text.h"        /* TextSlice */
 #include "../llmc/model/config.h"     /* ModelConfig */
-#include "../llmc/model/gguf.h"       /* Gguf, GgufEntry, GgufTensor, GgufText, ... */
+#include "../llmc/model/gguf.h"       /* Gguf, GgufEntry, GgufTensor, gguf_close, ... */
 #include "../llmc/model/gguf_model.h" /* GgufTokenizer, gguf_config, gguf_load, gguf_tokenizer, ... */
 #include "../llmc/model/quantized.h"  /* quant_decode */
 #include "../llmc/model/tensors.h"    /* TENSOR_COUNT, TensorInfo, model_tensors */
@@ -22,7 +23,7 @@ static void read_entry(const Gguf *g, const GgufEntry *entry) {
     int64_t integer;
     double number;
     bool flag;
-    GgufText text, *texts = NULL;
+    TextSlice text, *texts = NULL;
     int32_t *integers = NULL;
     float *numbers = NULL;
     size_t n;

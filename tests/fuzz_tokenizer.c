@@ -9,11 +9,11 @@
  * The first byte selects what the other bytes are.
  */
 #include "../llmc/base/error.h"           /* Error, xstrdup, xstrndup */
-#include "../llmc/base/text.h"            /* TextBuffer, text_free, text_clear, TokenList, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, TextSlice, text_free, text_clear, ... */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_bytes, tokenizer_encode, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, tokenizer_open_files */
-#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, tokenizer_open_gguf, TokenizerGguf, ... */
+#include "../llmc/text/tokenizer_gguf.h"  /* tokenizer_open_gguf, TokenizerGguf, TokenizerGgufArrays, ... */
 #include "../llmc/text/tokenizer_write.h" /* tokenizer_to_config, tokenizer_to_json */
 #include <sys/stat.h>
 #include <sys/mman.h>
@@ -155,7 +155,7 @@ static void open_arrays(const uint8_t *data, size_t n) {
     enum { MAX = 512 };
     Error e = {""};
     Tokenizer t;
-    TokenizerText tokens[MAX], merges[MAX];
+    TextSlice tokens[MAX], merges[MAX];
     int32_t types[MAX];
     float scores[MAX];
     TokenizerGguf g = tokenizer_gguf_empty();
@@ -166,11 +166,11 @@ static void open_arrays(const uint8_t *data, size_t n) {
         const char *line = (const char *)memchr(at, '\n', (size_t)(end - at));
         const size_t length = (size_t)((line ? line : end) - at);
         if (!length) second = true;
-        else if (second) merges[g.merge_count++] = (TokenizerText){at, length};
+        else if (second) merges[g.merge_count++] = (TextSlice){at, length};
         else {
             types[g.count] = *at - '0';
             scores[g.count] = (float)(int8_t)at[length - 1];
-            tokens[g.count++] = (TokenizerText){at + 1, length - 1};
+            tokens[g.count++] = (TextSlice){at + 1, length - 1};
         }
         at += length + 1;
     }

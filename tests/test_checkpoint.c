@@ -1,5 +1,6 @@
 /* test_checkpoint.c - checkpoint.h: llm.c's format byte by byte, the trailer, pipes and zstd, damaged files. */
 #include "../llmc/base/error.h"    /* Error, xcalloc */
+#include "../llmc/base/half.h"     /* half_from_bf16, half_to_bf16 */
 #include "../llmc/base/io.h"       /* XXH3_64bits, reader_memory, reader_open */
 #include "../llmc/model/config.h"  /* ModelConfig, gpt2_config */
 #include "../llmc/model/tensors.h" /* gpt2_file_elements */
@@ -121,28 +122,27 @@ static void bf16_known(void **state) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         float x;
         memcpy(&x, &known[i].in, 4);
-        assert_int_equal(checkpoint_to_bf16(x), known[i].out);
+        assert_int_equal(half_to_bf16(x), known[i].out);
     }
 }
 
 static void bf16_nearest(void **state) {
     (void)state;
     for (uint32_t h = 0; h < 65536; h++) {
-        const float x = checkpoint_from_bf16((uint16_t)h);
-        if (x != x)
-            assert_true(checkpoint_from_bf16(checkpoint_to_bf16(x)) != checkpoint_from_bf16(checkpoint_to_bf16(x)));
-        else assert_int_equal(checkpoint_to_bf16(x), h);
+        const float x = half_from_bf16((uint16_t)h);
+        if (x != x) assert_true(half_from_bf16(half_to_bf16(x)) != half_from_bf16(half_to_bf16(x)));
+        else assert_int_equal(half_to_bf16(x), h);
     }
     uint32_t bits = 1;
     for (int i = 0; i < 200000; i++) {
         float x;
         bits = bits * 1664525 + 1013904223;
         memcpy(&x, &bits, 4);
-        const uint16_t h = checkpoint_to_bf16(x);
+        const uint16_t h = half_to_bf16(x);
         if (!isfinite(x) || (h & 0x7fff) >= 0x7f7f || !(h & 0x7fff)) continue;
-        const double gap = fabs((double)x - checkpoint_from_bf16(h));
-        const double up = fabs((double)x - checkpoint_from_bf16((uint16_t)(h + 1)));
-        const double down = fabs((double)x - checkpoint_from_bf16((uint16_t)(h - 1)));
+        const double gap = fabs((double)x - half_from_bf16(h));
+        const double up = fabs((double)x - half_from_bf16((uint16_t)(h + 1)));
+        const double down = fabs((double)x - half_from_bf16((uint16_t)(h - 1)));
         assert_true(gap < up || (gap == up && !(h & 1)));
         assert_true(gap < down || (gap == down && !(h & 1)));
     }

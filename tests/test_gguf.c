@@ -7,13 +7,15 @@
 #include <cmocka.h>
 
 #include "../llmc/base/error.h"          /* Error, xmalloc, error_set */
+#include "../llmc/base/text.h"           /* TextSlice */
 #include "../llmc/model/backend.h"       /* MLP_GEGLU, MLP_SWIGLU, NORM_RMS */
 #include "../llmc/model/config.h"        /* ModelConfig, Rope, LAYER_WINDOW, ROPE_LLAMA3, ... */
 #include "../llmc/model/gguf.h"          /* GgufWriter, Gguf, gguf_close, gguf_open, ... */
 #include "../llmc/model/gguf_config.h"   /* gguf_rope_of_factors, gguf_llama3_factor */
 #include "../llmc/model/gguf_model.h"    /* gguf_load, GgufTokenizer, gguf_config, gguf_tokenizer, ... */
-#include "../llmc/model/gguf_save.h"     /* GgufOut, gguf_save, gguf_from_model */
+#include "../llmc/model/gguf_save.h"     /* GgufOut, gguf_save */
 #include "../llmc/model/model.h"         /* MODEL_CHUNK, Model, model_free, model_new */
+#include "../llmc/model/model_gguf.h"    /* ModelGguf, model_gguf_get, model_gguf_put */
 #include "../llmc/model/quantized.h"     /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
 #include "../llmc/model/tensors.h"       /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TENSOR_wte, ... */
 #include "../llmc/text/tokenizer_gguf.h" /* GGUF_TOKEN_CONTROL, GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNKNOWN, ... */
@@ -500,8 +502,8 @@ static void model_round_trip(void **state) {
     const ModelConfig c = config_of(&g);
     Values expected = expected_values(&c);
     assert_true(model_new(&m, &c, B, D, false, &e));
-    assert_true(gguf_load(&g, &c, gguf_to_model, &m, &e));
-    assert_true(gguf_save(&c, &(GgufOut){.type = QUANT_F16}, files_path("out.gguf"), gguf_from_model, &m, &e));
+    assert_true(gguf_load(&g, &c, model_gguf_put, &(ModelGguf){.m = &m}, &e));
+    assert_true(gguf_save(&c, &(GgufOut){.type = QUANT_F16}, files_path("out.gguf"), model_gguf_get, &m, &e));
     gguf_close(&g);
     assert_true(gguf_open(&g, files_path("out.gguf"), &e));
     Values got = load(&g);
@@ -630,7 +632,7 @@ static void yarn_round_trip(void **state) {
 
 /* ---- the tokenizer ---------------------------------------------------------------------------------------------- */
 
-static bool text_is(GgufText t, const char *s) { return gguf_is(t, s); }
+static bool text_is(TextSlice t, const char *s) { return gguf_is(t, s); }
 
 static void assert_tokenizer(const GgufTokenizer *t, size_t count) {
     assert_true(text_is(t->model, "gpt2") && text_is(t->pre, "smollm"));
@@ -658,7 +660,7 @@ static void tokenizer_round_trip(void **state) {
     (void)state;
     Gguf g, w;
     GgufTokenizer t, again;
-    GgufText name = {"", 0}, template = {"", 0};
+    TextSlice name = {"", 0}, template = {"", 0};
     Error e = {""};
     open_golden(&g, "qwen3");
     assert_true(gguf_tokenizer(&g, &t, &e));
@@ -813,7 +815,7 @@ static uint8_t *small_file(size_t *n) {
     GgufWriter w;
     Error e = {""};
     const float values[6] = {1, 2, 3, 4, 5, 6};
-    const GgufText texts[2] = {gguf_text("x"), gguf_text("yz")};
+    const TextSlice texts[2] = {gguf_text("x"), gguf_text("yz")};
     gguf_create(&w);
     gguf_put_u32(&w, "a", 7);
     gguf_put_f32(&w, "b", 0.5f);
@@ -839,7 +841,7 @@ static void entries_and_tensors(void **state) {
     int64_t integer = 0;
     double number = 0;
     bool flag = false;
-    GgufText text = {"", 0}, *texts = NULL;
+    TextSlice text = {"", 0}, *texts = NULL;
     int32_t *integers = NULL;
     float *numbers = NULL, values[4];
     assert_true(gguf_memory(&g, data, n, &e));

@@ -6,7 +6,8 @@
 #include <cmocka.h>
 
 #include "../llmc/base/error.h"      /* xmalloc */
-#include "../llmc/model/quantized.h" /* quant_to_f16, QUANT_BLOCK, QuantType, quant_gguf_name, ... */
+#include "../llmc/base/half.h"       /* half_to_f16, half_to_bf16, half_from_bf16, half_from_f16, ... */
+#include "../llmc/model/quantized.h" /* QUANT_BLOCK, QuantType, quant_gguf_name, QUANT_F32, ... */
 #include "golden.h"                  /* Golden, golden_count, golden_floats, golden, ... */
 
 static QuantType type_of(const Golden *g) {
@@ -82,11 +83,11 @@ static void every_float16(void **state) {
     (void)state;
     for (unsigned h = 0; h < 1 << 16; h++) {
         const double value = half_value(h);
-        const float got = quant_from_f16((uint16_t)h);
+        const float got = half_from_f16((uint16_t)h);
         assert_true(isnan(value) ? isnan(got) : got == value && !signbit(got) == !signbit(value));
-        if (!isnan(value)) assert_int_equal(quant_to_f16(got), h);
+        if (!isnan(value)) assert_int_equal(half_to_f16(got), h);
     }
-    assert_true(isnan(quant_from_f16(quant_to_f16(NAN))));
+    assert_true(isnan(half_from_f16(half_to_f16(NAN))));
 }
 
 /* Between two neighbours: the nearer one, and the even one of two that are equally near. */
@@ -94,22 +95,22 @@ static void rounding_to_16_bits(void **state) {
     (void)state;
     for (unsigned h = 0; h < 0x7bff; h++) {
         const float low = (float)half_value(h), high = (float)half_value(h + 1), middle = (low + high) / 2;
-        assert_int_equal(quant_to_f16(middle), h % 2 ? h + 1 : h);
-        assert_int_equal(quant_to_f16(nextafterf(middle, 0)), h);
-        assert_int_equal(quant_to_f16(-nextafterf(middle, INFINITY)), (h + 1) | 0x8000);
+        assert_int_equal(half_to_f16(middle), h % 2 ? h + 1 : h);
+        assert_int_equal(half_to_f16(nextafterf(middle, 0)), h);
+        assert_int_equal(half_to_f16(-nextafterf(middle, INFINITY)), (h + 1) | 0x8000);
     }
     for (unsigned h = 0; h < 0x7f7f; h++) {
-        const float low = quant_from_bf16((uint16_t)h), high = quant_from_bf16((uint16_t)(h + 1));
+        const float low = half_from_bf16((uint16_t)h), high = half_from_bf16((uint16_t)(h + 1));
         const float middle = (float)(((double)low + high) / 2);
-        assert_int_equal(quant_to_bf16(middle), h % 2 ? h + 1 : h);
-        assert_int_equal(quant_to_bf16(nextafterf(middle, 0)), h);
-        assert_int_equal(quant_to_bf16(-nextafterf(middle, INFINITY)), (h + 1) | 0x8000);
+        assert_int_equal(half_to_bf16(middle), h % 2 ? h + 1 : h);
+        assert_int_equal(half_to_bf16(nextafterf(middle, 0)), h);
+        assert_int_equal(half_to_bf16(-nextafterf(middle, INFINITY)), (h + 1) | 0x8000);
     }
-    assert_int_equal(quant_to_f16(65519.9f), 0x7bff);
-    assert_int_equal(quant_to_f16(65520), 0x7c00);
-    assert_int_equal(quant_to_f16(-1e30f), 0xfc00);
-    assert_int_equal(quant_to_bf16(INFINITY), 0x7f80);
-    assert_true(isnan(quant_from_bf16(quant_to_bf16(quant_float(0x7f800001u)))));
+    assert_int_equal(half_to_f16(65519.9f), 0x7bff);
+    assert_int_equal(half_to_f16(65520), 0x7c00);
+    assert_int_equal(half_to_f16(-1e30f), 0xfc00);
+    assert_int_equal(half_to_bf16(INFINITY), 0x7f80);
+    assert_true(isnan(half_from_bf16(half_to_bf16(half_float(0x7f800001u)))));
 }
 
 /* The largest values that quant_limit() allows are stored finite; Q8_0 is off by at most half a step. */

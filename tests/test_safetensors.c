@@ -1,6 +1,7 @@
 /* test_safetensors.c - llmc/model/safetensors.h: files of the safetensors package, files of our own compared with them
  * byte for byte, and files that are wrong. */
 #include "../llmc/base/error.h" /* Error, xmalloc */
+#include "../llmc/base/half.h"  /* half_from_f16, half_to_f16 */
 #include "../llmc/base/io.h"    /* file_slurp */
 #include "../llmc/base/text.h"  /* text_append, TextBuffer, text_free, text_string */
 #include "files.h"              /* files_path, files_setup, files_teardown */
@@ -86,7 +87,7 @@ static void rounding(void **state) {
         uint16_t got, want;
         const bool fits = safetensors_convert(SAFETENSORS_F16, &x[i], &got, 1);
         memcpy(&want, f16->data + 2 * i, 2);
-        if (isnan(x[i])) assert_true(isnan(safetensors_from_f16(got)));
+        if (isnan(x[i])) assert_true(isnan(half_from_f16(got)));
         else assert_int_equal(got, want);
         assert_int_equal(fits, !isfinite(x[i]) || isfinite(half[i]));
         safetensors_convert(SAFETENSORS_BF16, &x[i], &got, 1);
@@ -94,9 +95,9 @@ static void rounding(void **state) {
         if (!isnan(x[i])) assert_int_equal(got, want);
     }
     for (uint32_t h = 0; h < 65536; h++) { /* every float16 */
-        const float value = safetensors_from_f16((uint16_t)h);
-        if (isnan(value)) assert_true(isnan(safetensors_from_f16(safetensors_to_f16(value))));
-        else assert_int_equal(safetensors_to_f16(value), h);
+        const float value = half_from_f16((uint16_t)h);
+        if (isnan(value)) assert_true(isnan(half_from_f16(half_to_f16(value))));
+        else assert_int_equal(half_to_f16(value), h);
     }
     safetensors_close(&s);
 }

@@ -8,7 +8,7 @@
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
-#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerText, TokenizerGguf, tokenizer_open_gguf, ... */
+#include "../llmc/text/tokenizer_gguf.h"  /* TokenizerGguf, tokenizer_open_gguf, GGUF_TOKEN_NORMAL, ... */
 #include "../llmc/text/tokenizer_write.h" /* tokenizer_edit_json, tokenizer_edit_config, tokenizer_to_json */
 #include "files.h"                        /* files_path, files_put, files_assert_error, files_noise, ... */
 #include <time.h>
@@ -994,7 +994,7 @@ static void test_bad_tokenizer_json(void **state) {
 }
 
 /* The arrays of a small byte-level tokenizer; `text` is the storage. */
-static TokenizerGguf small_gguf(char text[600], TokenizerText tokens[260], int32_t types[260]) {
+static TokenizerGguf small_gguf(char text[600], TextSlice tokens[260], int32_t types[260]) {
     TokenizerGguf g = tokenizer_gguf_empty();
     for (int i = 0; i < 256; i++) {
         tokens[i].text = text;
@@ -1013,10 +1013,10 @@ static TokenizerGguf small_gguf(char text[600], TokenizerText tokens[260], int32
                 {"<think>", GGUF_TOKEN_USER_DEFINED},
                 {"[PAD259]", GGUF_TOKEN_USER_DEFINED}}; /* counts as unused */
     for (int i = 0; i < 4; i++) {
-        tokens[256 + i] = (TokenizerText){rest[i].name, strlen(rest[i].name)};
+        tokens[256 + i] = (TextSlice){rest[i].name, strlen(rest[i].name)};
         types[256 + i] = rest[i].type;
     }
-    static const TokenizerText merges[] = {{"a b", 3}};
+    static const TextSlice merges[] = {{"a b", 3}};
     g.model = "gpt2";
     g.pre = "qwen2";
     g.tokens = tokens;
@@ -1043,7 +1043,7 @@ static void test_gguf(void **state) {
     Tokenizer t;
     TokenList ids = {0};
     char text[600];
-    TokenizerText tokens[260];
+    TextSlice tokens[260];
     int32_t types[260];
     TokenizerGguf good = small_gguf(text, tokens, types), g = good;
     assert_true(tokenizer_open_gguf(&t, &g, "x.gguf", &e));
@@ -1070,7 +1070,7 @@ static void test_gguf(void **state) {
     tokenizer_free(&t);
 
     const float scores[260] = {0}, nan[260] = {0.0f / 0.0f};
-    static const TokenizerText bad_merge[] = {{"a c", 3}}, nul_merge[] = {{"a\0b", 3}}, no_merge[] = {{"ab", 2}};
+    static const TextSlice bad_merge[] = {{"a c", 3}}, nul_merge[] = {{"a\0b", 3}}, no_merge[] = {{"ab", 2}};
     // clang-format off
     g = good; g.model = NULL;               refuse_gguf(&g, "no tokenizer.ggml.model");
     g = good; g.model = "bert";             refuse_gguf(&g, "model is 'bert'");
@@ -1093,7 +1093,7 @@ static void test_gguf(void **state) {
     // clang-format on
     const struct {
         int id;
-        TokenizerText token;
+        TextSlice token;
         int32_t type;
         const char *message;
     } bad[] = {{5, {"x", 1}, 7, "is of type 7"},
@@ -1105,7 +1105,7 @@ static void test_gguf(void **state) {
                {5, {"ab", 2}, 1, "is 'ab', as is another"},
                {5, {"\xE2\x96\x81", 3}, 1, "represents no byte"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        const TokenizerText kept = tokens[bad[i].id];
+        const TextSlice kept = tokens[bad[i].id];
         tokens[bad[i].id] = bad[i].token;
         types[bad[i].id] = bad[i].type;
         refuse_gguf(&good, bad[i].message);

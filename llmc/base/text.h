@@ -19,6 +19,12 @@ typedef struct TextBuffer {
     size_t length, capacity;
 } TextBuffer;
 
+/* A text inside memory that belongs to something else. No NUL follows it. */
+typedef struct TextSlice {
+    const char *text;
+    size_t length;
+} TextSlice;
+
 typedef struct TokenList {
     int32_t *ids;
     int32_t count, capacity;

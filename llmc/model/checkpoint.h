@@ -46,6 +46,7 @@
 #define LLMC_MODEL_CHECKPOINT_H
 
 #include "../base/error.h" /* Error, error_set */
+#include "../base/half.h"  /* half_from_bf16, half_to_bf16 */
 #include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
 #include "backend.h"       /* NORM_LAYER, MlpKind, NormKind */
 #include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, FAMILY_GPT2, ... */
@@ -54,23 +55,6 @@
 
 enum { CHECKPOINT_HEADER = 256, CHECKPOINT_FLOAT32 = 3, CHECKPOINT_BF16 = 5, CHECKPOINT_TRAILER = 1 };
 enum { CHECKPOINT_CHUNK = 8192 }; /* elements converted at a time */
-
-/* ---- bf16: the upper half of a float32 ------------------------------------------------------------------------- */
-
-static inline float checkpoint_from_bf16(uint16_t x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* Rounds to nearest, ties to even. NaN stays NaN. */
-static inline uint16_t checkpoint_to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
@@ -201,7 +185,7 @@ static inline bool checkpoint_weights(CheckpointReader *c, float *dst, size_t n,
         const size_t some = n < CHECKPOINT_CHUNK ? n : CHECKPOINT_CHUNK;
         if (reader_full(&c->in, half, some * 2, &failed, e) < some * 2)
             return failed ? false : checkpoint_short(c, what, c->in.position, e);
-        for (size_t i = 0; i < some; i++) dst[i] = checkpoint_from_bf16(half[i]);
+        for (size_t i = 0; i < some; i++) dst[i] = half_from_bf16(half[i]);
         dst += some;
         n -= some;
     }
@@ -355,7 +339,7 @@ static inline bool checkpoint_put_weights(CheckpointWriter *c, const float *src,
     if (!c->bf16) return writer_write(&c->out, src, n * 4, e);
     while (n) {
         const size_t some = n < CHECKPOINT_CHUNK ? n : CHECKPOINT_CHUNK;
-        for (size_t i = 0; i < some; i++) half[i] = checkpoint_to_bf16(src[i]);
+        for (size_t i = 0; i < some; i++) half[i] = half_to_bf16(src[i]);
         if (!writer_write(&c->out, half, some * 2, e)) return false;
         src += some;
         n -= some;

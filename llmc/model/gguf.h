@@ -20,7 +20,7 @@
  * the file must not be truncated meanwhile. A file that cannot be mapped (a pipe, a zstd stream) is read into memory.
  *
  *     Gguf g;
- *     GgufText name = {"", 0};
+ *     TextSlice name = {"", 0};
  *     if (!gguf_open(&g, "model.gguf", &e)) return false;
  *     bool ok = gguf_get_text(&g, "general.name", &name, &e);
  *     const GgufTensor *t = gguf_tensor(&g, "output_norm.weight");
@@ -43,7 +43,7 @@
 
 #include "../base/error.h" /* Error, error_set, xmalloc, size_multiply, ... */
 #include "../base/io.h"    /* writer_write, Writer, file_slurp, writer_abort, ... */
-#include "../base/text.h"  /* text_append, TextBuffer, text_free, text_string */
+#include "../base/text.h"  /* TextSlice, text_append, TextBuffer, text_free, ... */
 #include "quantized.h"     /* quant_info, QuantType, quant_bytes, QuantInfo, ... */
 #include <assert.h>
 #include <math.h>
@@ -68,15 +68,9 @@ typedef enum {
 
 enum { GGUF_VERSION = 3, GGUF_ALIGNMENT = 32, GGUF_DIMS = 4, GGUF_NAME_MAX = 64, GGUF_KEY_MAX = 65535 };
 
-/* Bytes inside the file; no NUL follows them. */
-typedef struct GgufText {
-    const char *text;
-    size_t length;
-} GgufText;
-
 /* An entry of the metadata. */
 typedef struct GgufEntry {
-    GgufText key;
+    TextSlice key;
     GgufKind kind; /* of the value, or of an array's elements */
     bool array;
     uint64_t count;       /* elements; 1 if it is not an array */
@@ -86,7 +80,7 @@ typedef struct GgufEntry {
 } GgufEntry;
 
 typedef struct GgufTensor {
-    GgufText name;
+    TextSlice name;
     QuantType type;
     int dims;
     size_t ne[GGUF_DIMS]; /* ne[0] is the length of a row; 1 beyond `dims` */
@@ -108,14 +102,14 @@ typedef struct Gguf {
     uint32_t *entry_order, *tensor_order; /* sorted by key and by name */
 } Gguf;
 
-static inline GgufText gguf_text(const char *s) { return (GgufText){s, strlen(s)}; }
+static inline TextSlice gguf_text(const char *s) { return (TextSlice){s, strlen(s)}; }
 
-static inline bool gguf_is(GgufText t, const char *s) {
+static inline bool gguf_is(TextSlice t, const char *s) {
     const size_t n = strlen(s);
     return t.length == n && !memcmp(t.text, s, n);
 }
 
-static inline bool gguf_begins(GgufText t, const char *s) {
+static inline bool gguf_begins(TextSlice t, const char *s) {
     const size_t n = strlen(s);
     return t.length >= n && !memcmp(t.text, s, n);
 }
@@ -123,7 +117,7 @@ static inline bool gguf_begins(GgufText t, const char *s) {
 /* The arguments of "%.*s" for a text, of which a message shows at most 100 bytes. */
 #define GGUF_SHOWN(t) (int)((t).length < 100 ? (t).length : 100), (t).text
 
-static inline int gguf_compare(GgufText a, GgufText b) {
+static inline int gguf_compare(TextSlice a, TextSlice b) {
     const size_t n = a.length < b.length ? a.length : b.length;
     const int order = n ? memcmp(a.text, b.text, n) : 0;
     return order ? order : a.length < b.length ? -1 : a.length > b.length;
@@ -174,7 +168,7 @@ static inline bool gguf_take_u64(GgufCursor *c, uint64_t *value, const char *wha
     return p != NULL;
 }
 
-static inline bool gguf_take_text(GgufCursor *c, GgufText *t, const char *what, Error *e) {
+static inline bool gguf_take_text(GgufCursor *c, TextSlice *t, const char *what, Error *e) {
     uint64_t n;
     if (!gguf_take_u64(c, &n, what, e)) return false;
     t->text = (const char *)gguf_take(c, n, what, e);
@@ -183,7 +177,7 @@ static inline bool gguf_take_text(GgufCursor *c, GgufText *t, const char *what, 
 }
 
 /* A key or a name: 1 to `longest` bytes without control characters, which also makes it safe to print. */
-static inline bool gguf_take_name(GgufCursor *c, GgufText *t, size_t longest, const char *what, Error *e) {
+static inline bool gguf_take_name(GgufCursor *c, TextSlice *t, size_t longest, const char *what, Error *e) {
     const size_t at = c->at;
     if (!gguf_take_text(c, t, what, e)) return false;
     if (!t->length || t->length > longest)
@@ -204,7 +198,7 @@ static inline bool gguf_take_elements(GgufCursor *c, GgufKind kind, uint64_t cou
                          (unsigned long long)count, gguf_kind_name(kind), c->at, c->g->bytes);
     if (bytes) return gguf_take(c, count * bytes, what, e) != NULL;
     for (uint64_t i = 0; i < count; i++) {
-        GgufText text;
+        TextSlice text;
         if (!gguf_take_text(c, &text, what, e)) return false;
     }
     return true;
@@ -331,12 +325,12 @@ static inline const GgufTensor *gguf_tensor(const Gguf *g, const char *name) {
 
 static inline bool gguf_unique(const Gguf *g, Error *e) {
     for (size_t i = 1; i < g->entry_count; i++) {
-        const GgufText key = g->entries[g->entry_order[i]].key;
+        const TextSlice key = g->entries[g->entry_order[i]].key;
         if (!gguf_compare(g->entries[g->entry_order[i - 1]].key, key))
             return error_set(e, "%s: the key %.*s occurs twice", g->name, GGUF_SHOWN(key));
     }
     for (size_t i = 1; i < g->tensor_count; i++) {
-        const GgufText name = g->tensors[g->tensor_order[i]].name;
+        const TextSlice name = g->tensors[g->tensor_order[i]].name;
         if (!gguf_compare(g->tensors[g->tensor_order[i - 1]].name, name))
             return error_set(e, "%s: tensor %.*s occurs twice", g->name, GGUF_SHOWN(name));
     }
@@ -426,13 +420,13 @@ static inline bool gguf_get_flag(const Gguf *g, const char *key, bool *value, Er
     return true;
 }
 
-static inline GgufText gguf_text_after(const uint8_t *p) {
+static inline TextSlice gguf_text_after(const uint8_t *p) {
     uint64_t n;
     memcpy(&n, p, sizeof n);
-    return (GgufText){(const char *)p + sizeof n, (size_t)n};
+    return (TextSlice){(const char *)p + sizeof n, (size_t)n};
 }
 
-static inline bool gguf_get_text(const Gguf *g, const char *key, GgufText *value, Error *e) {
+static inline bool gguf_get_text(const Gguf *g, const char *key, TextSlice *value, Error *e) {
     const GgufEntry *entry = gguf_find(g, key);
     if (!entry) return true;
     if (entry->array || entry->kind != GGUF_STRING) return gguf_wrong_kind(g, entry, "a text", e);
@@ -448,12 +442,12 @@ static inline bool gguf_array_of(const Gguf *g, const GgufEntry *entry, bool fit
 }
 
 /* Reads an array of texts into new memory, to be freed by the caller. */
-static inline bool gguf_get_texts(const Gguf *g, const char *key, GgufText **values, size_t *n, Error *e) {
+static inline bool gguf_get_texts(const Gguf *g, const char *key, TextSlice **values, size_t *n, Error *e) {
     const GgufEntry *entry = gguf_find(g, key);
     if (!entry) return true;
     if (!gguf_array_of(g, entry, entry->kind == GGUF_STRING, "an array of texts", n, e)) return false;
     const uint8_t *p = entry->data;
-    *values = (GgufText *)xmalloc(*n * sizeof **values);
+    *values = (TextSlice *)xmalloc(*n * sizeof **values);
     for (size_t i = 0; i < *n; i++) {
         (*values)[i] = gguf_text_after(p);
         p += sizeof(uint64_t) + (*values)[i].length;
@@ -645,12 +639,12 @@ static inline void gguf_abort(GgufWriter *w) {
 static inline void gguf_append_u32(TextBuffer *b, uint32_t v) { text_append(b, (const char *)&v, sizeof v); }
 static inline void gguf_append_u64(TextBuffer *b, uint64_t v) { text_append(b, (const char *)&v, sizeof v); }
 
-static inline void gguf_append_text(TextBuffer *b, GgufText t) {
+static inline void gguf_append_text(TextBuffer *b, TextSlice t) {
     gguf_append_u64(b, t.length);
     text_append(b, t.text, t.length);
 }
 
-static inline void gguf_put_key(GgufWriter *w, GgufText key, GgufKind kind) {
+static inline void gguf_put_key(GgufWriter *w, TextSlice key, GgufKind kind) {
     gguf_append_text(&w->entries, key);
     gguf_append_u32(&w->entries, (uint32_t)kind);
     w->entry_count++;
@@ -671,7 +665,7 @@ static inline void gguf_put_flag(GgufWriter *w, const char *key, bool value) {
     text_append(&w->entries, value ? "\1" : "\0", 1);
 }
 
-static inline void gguf_put_text(GgufWriter *w, const char *key, GgufText value) {
+static inline void gguf_put_text(GgufWriter *w, const char *key, TextSlice value) {
     gguf_put_key(w, gguf_text(key), GGUF_STRING);
     gguf_append_text(&w->entries, value);
 }
@@ -682,7 +676,7 @@ static inline void gguf_put_array(GgufWriter *w, const char *key, GgufKind kind,
     gguf_append_u64(&w->entries, n);
 }
 
-static inline void gguf_put_texts(GgufWriter *w, const char *key, const GgufText *values, size_t n) {
+static inline void gguf_put_texts(GgufWriter *w, const char *key, const TextSlice *values, size_t n) {
     gguf_put_array(w, key, GGUF_STRING, n);
     for (size_t i = 0; i < n; i++) gguf_append_text(&w->entries, values[i]);
 }

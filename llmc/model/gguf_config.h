@@ -30,10 +30,10 @@
 #define LLMC_MODEL_GGUF_CONFIG_H
 
 #include "../base/error.h" /* error_set, Error */
-#include "../base/text.h"  /* TextBuffer, text_format, text_free */
+#include "../base/text.h"  /* TextSlice, TextBuffer, text_format, text_free */
 #include "backend.h"       /* NORM_RMS, MLP_SWIGLU, MLP_GEGLU, MLP_GELU, ... */
 #include "config.h"        /* ModelConfig, POSITION_ROTARY, Rope, NORM_PRE, ... */
-#include "gguf.h"          /* gguf_is, Gguf, GgufText, GGUF_SHOWN, ... */
+#include "gguf.h"          /* gguf_is, Gguf, GGUF_SHOWN, GgufTensor, ... */
 #include "quantized.h"     /* QUANT_F32, quant_decode, quant_info */
 #include <math.h>
 
@@ -71,7 +71,7 @@ enum { GGUF_FACTORS = 512 }; /* frequencies of a head: half of 1024, the most ch
 enum { GGUF_ARCHITECTURES = sizeof gguf_architectures / sizeof *gguf_architectures };
 
 /* Returns the architecture with this name, or NULL. */
-static inline const GgufArchitecture *gguf_architecture_named(GgufText name) {
+static inline const GgufArchitecture *gguf_architecture_named(TextSlice name) {
     for (int i = 0; i < GGUF_ARCHITECTURES; i++)
         if (gguf_is(name, gguf_architectures[i].name)) return &gguf_architectures[i];
     return NULL;
@@ -123,7 +123,7 @@ static inline bool gguf_key_exists(const GgufKeys *k, const char *suffix) {
 }
 
 /* Whether the entry ARCHITECTURE.`suffix` is one that gguf_config() reads or ignores on purpose. */
-static inline bool gguf_known_key(GgufText suffix) {
+static inline bool gguf_known_key(TextSlice suffix) {
     static const char *const known[] = {"context_length",
                                         "embedding_length",
                                         "block_count",
@@ -163,7 +163,7 @@ static inline bool gguf_known_key(GgufText suffix) {
 /* Checks the entries that say what the file is, and that all of the architecture are known. */
 static inline bool gguf_check_entries(GgufKeys *k) {
     const Gguf *g = k->g;
-    GgufText type = gguf_text("model");
+    TextSlice type = gguf_text("model");
     int64_t parts = 1, version = 2;
     bool causal = true;
     char key[128];
@@ -182,9 +182,9 @@ static inline bool gguf_check_entries(GgufKeys *k) {
     gguf_key_integer(k, "expert_used_count", 0, 0, 0);
     const size_t prefix = strlen(k->a->name);
     for (size_t i = 0; k->ok && i < g->entry_count; i++) {
-        const GgufText full = g->entries[i].key;
+        const TextSlice full = g->entries[i].key;
         if (full.length <= prefix || !gguf_begins(full, k->a->name) || full.text[prefix] != '.') continue;
-        const GgufText suffix = {full.text + prefix + 1, full.length - prefix - 1};
+        const TextSlice suffix = {full.text + prefix + 1, full.length - prefix - 1};
         const bool rope = gguf_begins(suffix, "rope.") && k->a->position == POSITION_LEARNED;
         if (rope || !gguf_known_key(suffix))
             k->ok = error_set(k->error, "%s: the entry %.*s is not supported", g->name, GGUF_SHOWN(full));
@@ -275,7 +275,7 @@ static inline void gguf_yarn(GgufKeys *k, ModelConfig *c) {
 
 /* Reads how frequencies are stretched, after rotary and context. */
 static inline void gguf_read_rope(GgufKeys *k, ModelConfig *c) {
-    GgufText type = gguf_text("linear"); /* as in llama.cpp, if there is a factor */
+    TextSlice type = gguf_text("linear"); /* as in llama.cpp, if there is a factor */
     float factors[GGUF_FACTORS];
     char key[128];
     Rope *r = &c->rope;
@@ -419,7 +419,7 @@ static inline void gguf_read_sizes(GgufKeys *k, ModelConfig *c) {
 
 /* Reads the architecture, which begins the file's keys. */
 static inline const GgufArchitecture *gguf_read_architecture(const Gguf *g, Error *e) {
-    GgufText name = {"", 0};
+    TextSlice name = {"", 0};
     TextBuffer known = {0};
     if (!gguf_get_text(g, "general.architecture", &name, e)) return NULL;
     const GgufArchitecture *a = gguf_architecture_named(name);

@@ -14,23 +14,22 @@
  *     ModelConfig config;
  *     GgufTokenizer tokenizer;
  *     if (!gguf_open(&g, "model.gguf", e)) return false;
- *     bool ok = gguf_config(&g, &config, e) && model_new(&model, &config, backend, device, false, e) &&
- *               gguf_load(&g, &config, gguf_to_model, &model, e) && gguf_tokenizer(&g, &tokenizer, e);
- *     gguf_close(&g);                                 // after the texts of the tokenizer were used
- *
- * A caller that stores weights in more places than a Model passes a GgufPut of its own instead of gguf_to_model().
+ *     GgufPut put = NULL;                             // stores elements of a tensor (model_gguf.h has one for a Model)
+ *     bool ok = gguf_config(&g, &config, e) && gguf_load(&g, &config, put, &model, e) && gguf_tokenizer(&g, &tokenizer, e);
+ *     gguf_close(&g);                                 // after the last use of the tokenizer's texts
  */
 #ifndef LLMC_MODEL_GGUF_MODEL_H
 #define LLMC_MODEL_GGUF_MODEL_H
 
 #include "../base/error.h" /* Error, error_set, xcalloc, xmalloc */
+#include "../base/text.h"  /* TextSlice */
 #include "backend.h"       /* MLP_GELU */
 #include "config.h"        /* ModelConfig, POSITION_ROTARY, model_kv_width, model_q_width */
-#include "gguf.h"          /* Gguf, GgufText, GgufTensor, gguf_is, ... */
+#include "gguf.h"          /* Gguf, GgufTensor, gguf_is, GGUF_PIECE, ... */
 #include "gguf_config.h"   /* gguf_architecture_of, gguf_has, gguf_read_config */
-#include "model.h"         /* Model, MODEL_CHUNK, model_upload */
+#include "model.h"         /* MODEL_CHUNK */
 #include "quantized.h"     /* quant_bytes, quant_info, quant_decode */
-#include "tensors.h"       /* TENSOR_COUNT, TENSOR_qkvb, TENSOR_qkvw, TensorInfo, ... */
+#include "tensors.h"       /* TENSOR_COUNT, TENSOR_qkvb, TENSOR_qkvw, TENSOR_fcb, ... */
 
 /* ---- the tensors of a file and those of the model ---------------------------------------------------------------- */
 
@@ -199,7 +198,7 @@ static inline bool gguf_check_tensors(const Gguf *g, const GgufParts *p, const M
         if (t) used[t - g->tensors] = true;
     }
     for (size_t i = 0; ok && i < g->tensor_count; i++) {
-        const GgufText name = g->tensors[i].name;
+        const TextSlice name = g->tensors[i].name;
         const bool rope = c->position == POSITION_ROTARY &&
                           (gguf_is(name, "rope_freqs.weight") || gguf_is(name, "rope_factors_long.weight") ||
                            gguf_is(name, "rope_factors_short.weight"));
@@ -225,16 +224,6 @@ static inline bool gguf_config(const Gguf *g, ModelConfig *c, Error *e) {
 
 /* Stores elements first ... first + n - 1 of a layer of a tensor of the model (TENSOR_...; layer 0 if it has no layers). */
 typedef bool (*GgufPut)(void *context, int tensor, int layer, size_t first, const float *values, size_t n, Error *e);
-
-/* The GgufPut of a Model, the context. */
-static inline bool gguf_to_model(void *context, int tensor, int layer, size_t first, const float *values, size_t n,
-                                 Error *e) {
-    const Model *m = (const Model *)context;
-    const TensorInfo *t = &m->tensor[tensor];
-    (void)e;
-    model_upload(m, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
-    return true;
-}
 
 /* Decodes n elements from element `first` of a tensor, whole blocks. */
 static inline void gguf_decode(const GgufTensor *t, size_t first, float *out, size_t n) {
@@ -290,17 +279,17 @@ static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, v
 /* ---- the tokenizer ---------------------------------------------------------------------------------------------- */
 
 typedef struct GgufTokenizer {
-    GgufText model; /* "gpt2": byte-level BPE with merges; "llama": SentencePiece with scores; "" if there is none */
-    GgufText pre;   /* name of the pattern that splits texts, or "" */
-    GgufText *tokens;
+    TextSlice model; /* "gpt2": byte-level BPE with merges; "llama": SentencePiece with scores; "" if there is none */
+    TextSlice pre;   /* name of the pattern that splits texts, or "" */
+    TextSlice *tokens;
     int32_t *types; /* GGUF_TOKEN_..., or NULL */
     float *scores;  /* or NULL */
     size_t count;
-    GgufText *merges; /* "a b" */
+    TextSlice *merges; /* "a b" */
     size_t merge_count;
     int32_t bos, eos, eot, eom, unknown, padding; /* ids; -1: not given */
     int add_bos, add_eos, add_space_prefix;       /* 0, 1; -1: not given */
-    GgufText chat_template;                       /* text is NULL if there is none */
+    TextSlice chat_template;                      /* text is NULL if there is none */
 } GgufTokenizer;
 
 static inline void gguf_tokenizer_free(GgufTokenizer *t) {

@@ -11,24 +11,22 @@
  *
  *     GgufTokenizer t = {0};                          // filled in by the caller, or by gguf_tokenizer()
  *     const GgufOut out = {.type = QUANT_Q8_0, .name = "my model", .tokenizer = &t};
- *     return gguf_save(&model.config, &out, "out.gguf", gguf_from_model, &model, e);
- *
- * A caller whose weights differ from those of the Model (merged adapters) passes a GgufGet of its own.
+ *     GgufGet get = NULL;                             // returns elements of a tensor (model_gguf.h has one for a Model)
+ *     return gguf_save(&model.config, &out, "out.gguf", get, &model, e);
  */
 #ifndef LLMC_MODEL_GGUF_SAVE_H
 #define LLMC_MODEL_GGUF_SAVE_H
 
 #include "../base/error.h"          /* Error, xmalloc, error_set */
-#include "../base/text.h"           /* text_append */
+#include "../base/text.h"           /* TextSlice, text_append */
 #include "../text/tokenizer_gguf.h" /* GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNUSED */
 #include "backend.h"                /* NORM_RMS */
 #include "config.h"                 /* ModelConfig, ROPE_LONGROPE, FAMILY_PHI3, Rope, ... */
 #include "gguf.h"                   /* GgufWriter, gguf_put_text, gguf_is, gguf_text, ... */
 #include "gguf_config.h"            /* GgufKeys, gguf_architecture_of, gguf_key, GGUF_FACTORS, ... */
 #include "gguf_model.h"             /* GGUF_ADDS, GGUF_IDS, GgufPart, GgufParts, ... */
-#include "model.h"                  /* Model, model_download */
 #include "quantized.h"              /* QuantType, QUANT_F32, quant_info, QUANT_F16, ... */
-#include "tensors.h"                /* TENSOR_wpe, TensorInfo */
+#include "tensors.h"                /* TENSOR_wpe */
 #include <math.h>
 
 /* Reads elements first ... first + n - 1 of a layer of a tensor of the model. */
@@ -40,16 +38,6 @@ typedef struct GgufOut {
     const GgufTokenizer *tokenizer; /* NULL: the file gets that of `carry`, if any */
     const Gguf *carry;              /* a file whose entries general.* and tokenizer.* are kept; or NULL */
 } GgufOut;
-
-/* The GgufGet of a Model, the context. */
-static inline bool gguf_from_model(void *context, int tensor, int layer, size_t first, float *values, size_t n,
-                                   Error *e) {
-    const Model *m = (const Model *)context;
-    const TensorInfo *t = &m->tensor[tensor];
-    (void)e;
-    model_download(m, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
-    return true;
-}
 
 /* Whether the layers with a window are those of llama.cpp's period (0: all). */
 static inline bool gguf_usual_windows(const ModelConfig *c, int period) {
@@ -181,7 +169,7 @@ static inline bool gguf_save_part(GgufWriter *w, const GgufPart *p, float *buffe
 }
 
 /* Entries of another file that this one sets itself. */
-static inline bool gguf_replaced(GgufText key, const GgufOut *o) {
+static inline bool gguf_replaced(TextSlice key, const GgufOut *o) {
     static const char *const always[] = {"general.architecture", "general.type", "general.file_type",
                                          "general.alignment", "general.quantization_version"};
     static const char *const tokenizer[] = {
@@ -212,7 +200,7 @@ static inline void gguf_put_carried(GgufWriter *w, const GgufOut *o) {
  * llama.cpp's converter. */
 static inline void gguf_put_tokens(GgufWriter *w, const GgufTokenizer *t, size_t rows) {
     char(*pad)[32] = xmalloc((rows - t->count + 1) * sizeof *pad);
-    GgufText *tokens = (GgufText *)xmalloc(rows * sizeof *tokens);
+    TextSlice *tokens = (TextSlice *)xmalloc(rows * sizeof *tokens);
     int32_t *types = (int32_t *)xmalloc(rows * sizeof *types);
     float *scores = (float *)xmalloc(rows * sizeof *scores);
     for (size_t i = 0; i < rows; i++) {

@@ -31,9 +31,9 @@
 #include "../base/io.h"               /* XXH3_64bits, Writer, writer_abort, writer_commit, ... */
 #include "../base/text.h"             /* text_free, TextBuffer, TokenList, text_format, ... */
 #include "../text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_load */
-#include "../text/tokenizer_write.h"  /* tokenizer_to_config, tokenizer_to_json */
+#include "../text/tokenizer_write.h"  /* tokenizer_edit_config, tokenizer_edit_json, tokenizer_to_config, ... */
 #include "config.h"                   /* ModelConfig */
-#include "huggingface.h"              /* huggingface_path, huggingface_parse, huggingface_source_file, ... */
+#include "huggingface.h"              /* huggingface_path, HuggingfaceFile, huggingface_parse, ... */
 #include "huggingface_config.h"       /* huggingface_config_read, huggingface_ids_text, huggingface_stops */
 #include "huggingface_config_write.h" /* huggingface_config_change, huggingface_architecture_name, ... */
 #include "huggingface_names.h"        /* HuggingfaceParts, HuggingfacePart, huggingface_parts, ... */
@@ -204,6 +204,18 @@ static inline bool huggingface_put_bytes(const char *folder, const char *name, c
     return ok;
 }
 
+/* Writes a JSON file and releases root. flags: of json_dumps(), in addition to indentation. */
+static inline bool huggingface_put_json(const char *folder, const char *name, json_t *root, size_t flags, Error *e) {
+    char *text = json_dumps(root, JSON_INDENT(2) | flags);
+    TextBuffer b = {0};
+    text_format(&b, "%s\n", text);
+    const bool ok = huggingface_put_bytes(folder, name, b.text, b.length, e);
+    text_free(&b);
+    free(text);
+    json_decref(root);
+    return ok;
+}
+
 /* Writes the index as transformers does; the input's own text if nothing in it changed. */
 static inline bool huggingface_put_index(const HuggingfaceOutput *o, const HuggingfaceParts *parts, const int *in,
                                          const json_t *names, bool same, const char *folder, Error *e) {
@@ -219,14 +231,7 @@ static inline bool huggingface_put_index(const HuggingfaceOutput *o, const Huggi
     }
     json_t *root = json_pack("{s:{s:I,s:I},s:o}", "metadata", "total_parameters", (json_int_t)elements, "total_size",
                              (json_int_t)bytes, "weight_map", map);
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
-    TextBuffer b = {0};
-    text_format(&b, "%s\n", text);
-    const bool ok = huggingface_put_bytes(folder, index, b.text, b.length, e);
-    text_free(&b);
-    free(text);
-    json_decref(root);
-    return ok;
+    return huggingface_put_json(folder, index, root, JSON_SORT_KEYS, e);
 }
 
 static inline bool huggingface_put_tensors(const Model *m, const HuggingfaceOutput *o, const char *folder, Error *e) {
@@ -361,19 +366,22 @@ static inline bool huggingface_put_copies(const HuggingfaceOutput *o, bool new_t
     return ok;
 }
 
-/* Writes a tokenizer that came from no folder as tokenizer.llmc, exactly, and as tokenizer.json and tokenizer_config.json
- * for other programs. */
+/* Writes a tokenizer that is not the input's: as tokenizer.llmc, exactly, and for other programs as tokenizer.json and
+ * tokenizer_config.json, which are those of the input with the new tokens, if it has them. */
 static inline bool huggingface_put_tokenizer(const HuggingfaceOutput *o, const char *folder, Error *e) {
+    const HuggingfaceFile *old_json = huggingface_source_file(o->source, "tokenizer.json");
+    const HuggingfaceFile *old_config = huggingface_source_file(o->source, "tokenizer_config.json");
     Tokenizer t;
     TextBuffer json = {0}, config = {0};
-    if (!huggingface_put_bytes(folder, "tokenizer.llmc", o->tokenizer, o->tokenizer_bytes, e)) return false;
-    if (huggingface_source_file(o->source, "tokenizer.json")) return true;
-    if (!tokenizer_load(&t, o->tokenizer, o->tokenizer_bytes, e)) return false;
+    if (!huggingface_put_bytes(folder, "tokenizer.llmc", o->tokenizer, o->tokenizer_bytes, e) ||
+        !tokenizer_load(&t, o->tokenizer, o->tokenizer_bytes, e))
+        return false;
     bool ok =
-        tokenizer_to_json(&t, &json, e) && huggingface_put_bytes(folder, "tokenizer.json", json.text, json.length, e);
-    tokenizer_to_config(&t, &config);
-    if (ok && !huggingface_source_file(o->source, "tokenizer_config.json"))
-        ok = huggingface_put_bytes(folder, "tokenizer_config.json", config.text, config.length, e);
+        old_json ? tokenizer_edit_json(&t, old_json->bytes, old_json->n, &json, e) : tokenizer_to_json(&t, &json, e);
+    if (!old_config) tokenizer_to_config(&t, &config);
+    else ok = ok && tokenizer_edit_config(&t, old_config->bytes, old_config->n, &config, e);
+    ok = ok && huggingface_put_bytes(folder, "tokenizer.json", json.text, json.length, e) &&
+         huggingface_put_bytes(folder, "tokenizer_config.json", config.text, config.length, e);
     text_free(&json), text_free(&config);
     tokenizer_free(&t);
     return ok;
@@ -392,22 +400,12 @@ static inline bool huggingface_put_text_files(const HuggingfaceOutput *o, const 
                                                   o->chat_template, strlen(o->chat_template), e);
 }
 
-static inline bool huggingface_put_json(const char *folder, const char *name, json_t *root, Error *e) {
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
-    TextBuffer b = {0};
-    text_format(&b, "%s\n", text);
-    const bool ok = huggingface_put_bytes(folder, name, b.text, b.length, e);
-    text_free(&b);
-    free(text);
-    json_decref(root);
-    return ok;
-}
-
 /* training_lineage.json and reward_model.json. */
 static inline bool huggingface_put_own(const Model *m, const HuggingfaceOutput *o, const char *folder, Error *e) {
     json_t *lineage = (json_t *)o->lineage;
     if (lineage && json_array_size(lineage) &&
-        !huggingface_put_json(folder, "training_lineage.json", json_pack("{s:O}", "lineage", lineage), e))
+        !huggingface_put_json(folder, "training_lineage.json", json_pack("{s:O}", "lineage", lineage),
+                              JSON_REAL_PRECISION(17), e))
         return false;
     if (!m->config.value_head) return true;
     float bias;
@@ -415,7 +413,7 @@ static inline bool huggingface_put_own(const Model *m, const HuggingfaceOutput *
     json_t *reward = o->reward ? json_loads(o->reward, 0, NULL) : json_null();
     return huggingface_put_json(folder, "reward_model.json",
                                 json_pack("{s:f,s:o}", "bias", (double)bias, "reward", reward ? reward : json_null()),
-                                e);
+                                JSON_REAL_PRECISION(17), e);
 }
 
 /* ---- the folder -------------------------------------------------------------------------------------------------- */

@@ -239,7 +239,6 @@ static inline bool model_check_texts(const ModelFile *f, const char *path, Error
     if (model_output_kind(path) != OUTPUT_GGUF || f->gguf || !f->tokenizer) return true;
     Error inner;
     if (!model_gguf_of_tokenizer(f, &arrays, &t, &inner)) return error_set(e, "%s: %s", path, inner.text);
-    free(t.tokens), free(t.merges);
     tokenizer_gguf_free(&arrays);
     return true;
 }

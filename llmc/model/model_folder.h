@@ -73,17 +73,23 @@ static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, c
     return ok;
 }
 
-/* model_save() for a folder. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for others. */
+/* What an output folder gets from f. type: of the tensors; SAFETENSORS_TYPE_COUNT: those of the input, float32 for
+ * others. */
+static inline HuggingfaceOutput model_folder_output(const ModelFile *f, SafetensorsType type) {
+    return (HuggingfaceOutput){.source = f->source,
+                               .type = type,
+                               .tokenizer = f->tokenizer,
+                               .tokenizer_bytes = f->tokenizer_bytes,
+                               .chat_template = f->chat_template,
+                               .lineage = f->lineage,
+                               .reward = f->reward,
+                               .stops = f->stops};
+}
+
+/* model_save() for a folder. */
 static inline bool model_save_folder(const Model *m, const ModelFile *f, const char *path, SafetensorsType type,
                                      Error *e) {
-    const HuggingfaceOutput out = {.source = f->source,
-                                   .type = type,
-                                   .tokenizer = f->tokenizer,
-                                   .tokenizer_bytes = f->tokenizer_bytes,
-                                   .chat_template = f->chat_template,
-                                   .lineage = f->lineage,
-                                   .reward = f->reward,
-                                   .stops = f->stops};
+    const HuggingfaceOutput out = model_folder_output(f, type);
     return huggingface_save(m, &out, path, e);
 }
 

@@ -8,15 +8,15 @@
 #ifndef LLMC_MODEL_MODEL_GGUF_H
 #define LLMC_MODEL_MODEL_GGUF_H
 
-#include "../base/error.h"          /* Error, xcalloc, xstrndup */
+#include "../base/error.h"          /* Error, xstrndup */
 #include "../base/io.h"             /* XXH3_64bits */
-#include "../base/text.h"           /* text_append, TextBuffer, text_format, text_free */
+#include "../base/text.h"           /* TextSlice, text_append, TextBuffer, text_format, ... */
 #include "../text/jinja_chat.h"     /* jinja_chat_is, jinja_chat_spec */
 #include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
-#include "../text/tokenizer_gguf.h" /* TokenizerText, TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
+#include "../text/tokenizer_gguf.h" /* TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
 #include "backend.h"                /* Backend, Device */
 #include "config.h"                 /* ModelConfig */
-#include "gguf.h"                   /* GgufText, Gguf, gguf_append_u64, gguf_begins, ... */
+#include "gguf.h"                   /* Gguf, gguf_append_u64, gguf_begins, gguf_close, ... */
 #include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load, gguf_tokenizer, ... */
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
@@ -47,30 +47,21 @@ static inline void model_gguf_keep(const Gguf *g, ModelFile *f) {
 }
 
 /* Returns a copy of a text with a NUL, or NULL if it is empty. */
-static inline char *model_gguf_string(GgufText text) { return text.length ? xstrndup(text.text, text.length) : NULL; }
-
-/* Returns n texts as a tokenizer reads them. */
-static inline TokenizerText *model_gguf_texts(const GgufText *from, size_t n) {
-    TokenizerText *to = (TokenizerText *)xcalloc(n + 1, sizeof *to);
-    for (size_t i = 0; i < n; i++) to[i] = (TokenizerText){from[i].text, from[i].length};
-    return to;
-}
+static inline char *model_gguf_string(TextSlice text) { return text.length ? xstrndup(text.text, text.length) : NULL; }
 
 /* Reads the tokenizer from the arrays of a file. */
 static inline bool model_gguf_vocabulary(const Gguf *g, const GgufTokenizer *t, Tokenizer *to, Error *e) {
-    TokenizerText *tokens = model_gguf_texts(t->tokens, t->count),
-                  *merges = model_gguf_texts(t->merges, t->merge_count);
-    GgufText architecture = {0};
+    TextSlice architecture = {0};
     gguf_get_text(g, "general.architecture", &architecture, e);
     char *named[] = {model_gguf_string(architecture), model_gguf_string(t->model), model_gguf_string(t->pre)};
     TokenizerGguf from = tokenizer_gguf_empty();
     from.architecture = named[0];
     from.model = named[1];
     from.pre = named[2];
-    from.tokens = tokens;
+    from.tokens = t->tokens;
     from.types = t->types;
     from.scores = t->scores;
-    from.merges = merges;
+    from.merges = t->merges;
     from.count = (int64_t)t->count;
     from.merge_count = (int64_t)t->merge_count;
     from.bos = t->bos;
@@ -82,7 +73,6 @@ static inline bool model_gguf_vocabulary(const Gguf *g, const GgufTokenizer *t, 
     from.add_space_prefix = t->add_space_prefix;
     const bool ok = tokenizer_open_gguf(to, &from, g->name, e);
     for (int i = 0; i < 3; i++) free(named[i]);
-    free(tokens), free(merges);
     return ok;
 }
 
@@ -130,9 +120,10 @@ static inline bool model_gguf_tokenizer(const Gguf *g, ModelFile *f, Error *e) {
 
 /* ---- loading ----------------------------------------------------------------------------------------------------- */
 
+/* The context of model_gguf_put(). */
 typedef struct ModelGguf {
     const Model *m;
-    const Optimizer *o;
+    const Optimizer *o; /* gets master weights; or NULL */
 } ModelGguf;
 
 /* gguf_load()'s GgufPut. */
@@ -164,7 +155,7 @@ static inline bool model_load_gguf(Model *m, ModelFile *f, Gguf *g, const ModelL
 
 /* ---- saving ------------------------------------------------------------------------------------------------------ */
 
-/* gguf_save()'s GgufGet: weights with the adapters added. */
+/* gguf_save()'s GgufGet: weights with the adapters added. context: the Model. */
 static inline bool model_gguf_get(void *context, int tensor, int layer, size_t first, float *values, size_t n,
                                   Error *e) {
     const Model *m = (const Model *)context;
@@ -185,8 +176,10 @@ static inline bool model_gguf_of_tokenizer(const ModelFile *f, TokenizerGgufArra
     if (!ok) return false;
     const TokenizerGguf *g = &arrays->g;
     *to = (GgufTokenizer){.model = {g->model, strlen(g->model)},
+                          .tokens = arrays->tokens,
                           .types = arrays->types,
                           .scores = arrays->scores,
+                          .merges = arrays->merges,
                           .count = (size_t)g->count,
                           .merge_count = (size_t)g->merge_count,
                           .bos = (int32_t)g->bos,
@@ -198,14 +191,9 @@ static inline bool model_gguf_of_tokenizer(const ModelFile *f, TokenizerGgufArra
                           .add_bos = g->add_bos,
                           .add_eos = -1,
                           .add_space_prefix = g->add_space_prefix};
-    if (g->pre) to->pre = (GgufText){g->pre, strlen(g->pre)};
-    to->tokens = (GgufText *)xcalloc(to->count + 1, sizeof *to->tokens);
-    if (arrays->merges) to->merges = (GgufText *)xcalloc(to->merge_count + 1, sizeof *to->merges);
-    for (size_t i = 0; i < to->count; i++) to->tokens[i] = (GgufText){arrays->tokens[i].text, arrays->tokens[i].length};
-    for (size_t i = 0; i < to->merge_count; i++)
-        to->merges[i] = (GgufText){arrays->merges[i].text, arrays->merges[i].length};
+    if (g->pre) to->pre = (TextSlice){g->pre, strlen(g->pre)};
     const char *values = f->chat_template && jinja_chat_is(f->chat_template) ? strstr(f->chat_template, "}#}\n") : NULL;
-    if (values) to->chat_template = (GgufText){values + 4, strlen(values + 4)};
+    if (values) to->chat_template = (TextSlice){values + 4, strlen(values + 4)};
     return true;
 }
 
@@ -224,7 +212,6 @@ static inline bool model_save_gguf(const Model *m, const ModelFile *f, const cha
     }
     const bool ok = gguf_save(&m->config, &out, path, model_gguf_get, (void *)(uintptr_t)m, e);
     if (f->gguf) gguf_close(&carry);
-    free(tokenizer.tokens), free(tokenizer.merges);
     tokenizer_gguf_free(&arrays);
     return ok;
 }

@@ -28,6 +28,7 @@
 #define LLMC_MODEL_QUANTIZED_H
 
 #include <float.h>
+#include "../base/half.h" /* half_from_f16, half_to_f16, half_from_bf16, half_to_bf16 */
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -106,56 +107,16 @@ static inline size_t quant_bytes(QuantType type, size_t n) {
 
 /* ---- 16-bit floats --------------------------------------------------------------------------------------------- */
 
-static inline uint32_t quant_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float quant_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* float16 to float32, exact. The exponent's bias grows by 112; a subnormal number loses the implicit bit again. */
-static inline float quant_from_f16(uint16_t h) {
-    const uint32_t shifted = (uint32_t)(h & 0x7fff) << 13, exponent = shifted & 0x0f800000u;
-    const uint32_t normal = shifted + 0x38000000u;
-    const uint32_t special = exponent == 0x0f800000u ? normal + 0x38000000u : normal; /* infinity or NaN */
-    const uint32_t small = quant_bits(quant_float(normal + 0x00800000u) - 0x1p-14f);
-    return quant_float((uint32_t)(h & 0x8000) << 16 | (exponent ? special : small));
-}
-
-/* float32 to the nearest float16, ties to even; too large values become infinite. */
-static inline uint16_t quant_to_f16(float x) {
-    const uint32_t bits = quant_bits(x), a = bits & 0x7fffffffu;
-    const uint32_t normal = (a - 0x38000000u + 0x0fffu + (a >> 13 & 1)) >> 13;
-    const uint32_t small = quant_bits(quant_float(a) + 0.5f) - 0x3f000000u; /* the sum rounds to a multiple of 2^-24 */
-    const uint32_t special = a > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    const uint32_t h = a >= 0x47800000u ? special : a < 0x38800000u ? small : normal;
-    return (uint16_t)((bits >> 16 & 0x8000u) | h);
-}
-
-static inline float quant_from_bf16(uint16_t h) { return quant_float((uint32_t)h << 16); }
-
-/* float32 to the nearest bfloat16, ties to even; a NaN becomes quiet. */
-static inline uint16_t quant_to_bf16(float x) {
-    const uint32_t bits = quant_bits(x);
-    const uint32_t nearest = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : nearest);
-}
-
 static inline uint16_t quant_half_at(const uint8_t *p) {
     uint16_t h;
     memcpy(&h, p, sizeof h);
     return h;
 }
 
-static inline float quant_scale_at(const uint8_t *p) { return quant_from_f16(quant_half_at(p)); }
+static inline float quant_scale_at(const uint8_t *p) { return half_from_f16(quant_half_at(p)); }
 
 static inline void quant_put_scale(uint8_t *p, float d) {
-    const uint16_t h = quant_to_f16(d);
+    const uint16_t h = half_to_f16(d);
     memcpy(p, &h, sizeof h);
 }
 
@@ -163,12 +124,12 @@ static inline void quant_put_scale(uint8_t *p, float d) {
 
 static inline void quant_decode_f16(const uint8_t *b, float *out, size_t n) {
 #pragma omp simd
-    for (size_t i = 0; i < n; i++) out[i] = quant_from_f16(quant_half_at(b + 2 * i));
+    for (size_t i = 0; i < n; i++) out[i] = half_from_f16(quant_half_at(b + 2 * i));
 }
 
 static inline void quant_decode_bf16(const uint8_t *b, float *out, size_t n) {
 #pragma omp simd
-    for (size_t i = 0; i < n; i++) out[i] = quant_from_bf16(quant_half_at(b + 2 * i));
+    for (size_t i = 0; i < n; i++) out[i] = half_from_bf16(quant_half_at(b + 2 * i));
 }
 
 static inline void quant_decode_q8_0(const uint8_t *b, float *out) {
@@ -324,13 +285,13 @@ static inline void quant_encode_halves(QuantType type, const float *x, uint8_t *
     if (type == QUANT_F16) {
 #pragma omp simd
         for (size_t i = 0; i < n; i++) {
-            const uint16_t h = quant_to_f16(x[i]);
+            const uint16_t h = half_to_f16(x[i]);
             memcpy(b + 2 * i, &h, sizeof h);
         }
     } else {
 #pragma omp simd
         for (size_t i = 0; i < n; i++) {
-            const uint16_t h = quant_to_bf16(x[i]);
+            const uint16_t h = half_to_bf16(x[i]);
             memcpy(b + 2 * i, &h, sizeof h);
         }
     }

@@ -36,11 +36,12 @@
 #define LLMC_MODEL_SAFETENSORS_H
 
 #include "../base/error.h" /* error_set, Error, xstrdup, checked_object, ... */
+#include "../base/half.h"  /* half_from_bf16, half_from_f16, half_to_bf16, half_to_f16 */
 #include "../base/io.h"    /* writer_write, Writer, writer_abort, writer_commit, ... */
 #include "../base/text.h"  /* text_string, text_format, TextBuffer, text_free */
-#include "checkpoint.h"    /* checkpoint_from_bf16, checkpoint_to_bf16 */
 #include <assert.h>
 #include <jansson.h>
+#include <math.h>
 #include <sys/mman.h>
 
 enum { SAFETENSORS_HEADER_MAX = 100000000, SAFETENSORS_DIMS = 8 };
@@ -312,39 +313,6 @@ static inline const SafeTensor *safetensors_find(const Safetensors *s, const cha
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
-/* float16 (IEEE 754 binary16) as float32, exactly. */
-static inline float safetensors_from_f16(uint16_t x) {
-    const uint32_t sign = (uint32_t)(x & 0x8000) << 16, exponent = x >> 10 & 31, fraction = x & 1023;
-    uint32_t bits = sign | (exponent + 112) << 23 | fraction << 13;
-    float value;
-    if (exponent == 31) bits = sign | 0x7f800000 | fraction << 13;
-    if (exponent == 0) {
-        value = (float)fraction * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* float32 as float16, rounded to nearest, ties to even. Values from 65520 on become infinite; NaN stays NaN. */
-static inline uint16_t safetensors_to_f16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 1023));
-    if (bits >= 0x477ff000) return sign | 0x7c00;
-    if (bits < 0x38800000) { /* below 2^-14: a multiple of 2^-24, to which adding 2^-1 rounds */
-        float magnitude;
-        memcpy(&magnitude, &bits, 4);
-        magnitude += 0.5f;
-        memcpy(&bits, &magnitude, 4);
-        return (uint16_t)(sign | (bits - 0x3f000000));
-    }
-    bits += 0xfff + (bits >> 13 & 1);
-    return (uint16_t)(sign | ((bits - 0x38000000) >> 13));
-}
-
 /* Converts elements [first, first + n) of an array of a float dtype to float32. */
 static inline void safetensors_floats(const SafeTensor *t, uint64_t first, float *to, size_t n) {
     const uint8_t *from = t->data + first * (safetensors_type_bits(t->type) / 8);
@@ -362,7 +330,7 @@ static inline void safetensors_floats(const SafeTensor *t, uint64_t first, float
             continue;
         }
         memcpy(&half, from + 2 * i, 2);
-        to[i] = t->type == SAFETENSORS_BF16 ? checkpoint_from_bf16(half) : safetensors_from_f16(half);
+        to[i] = t->type == SAFETENSORS_BF16 ? half_from_bf16(half) : half_from_f16(half);
     }
 }
 
@@ -378,7 +346,7 @@ static inline bool safetensors_convert(SafetensorsType type, const float *from, 
         memcpy(at + 8 * i, &value, 8);
     }
     for (size_t i = 0; (type == SAFETENSORS_F16 || type == SAFETENSORS_BF16) && i < n; i++) {
-        const uint16_t half = type == SAFETENSORS_BF16 ? checkpoint_to_bf16(from[i]) : safetensors_to_f16(from[i]);
+        const uint16_t half = type == SAFETENSORS_BF16 ? half_to_bf16(from[i]) : half_to_f16(from[i]);
         const uint16_t infinite = type == SAFETENSORS_BF16 ? 0x7f80 : 0x7c00;
         if ((half & 0x7fff) == infinite && isfinite(from[i])) ok = false;
         memcpy(at + 2 * i, &half, 2);

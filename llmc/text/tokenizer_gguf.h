@@ -32,7 +32,7 @@
 #define LLMC_TEXT_TOKENIZER_GGUF_H
 
 #include "../base/error.h"   /* error_set, Error, xcalloc, xrealloc, ... */
-#include "../base/text.h"    /* TextBuffer, text_free, token_list_append, text_append, ... */
+#include "../base/text.h"    /* TextSlice, TextBuffer, text_free, token_list_append, ... */
 #include "bpe.h"             /* Merge, BpeSlot, bpe_merge */
 #include "pretokenize.h"     /* PRETOKENIZER_LLAMA3, PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS, ... */
 #include "tokenizer.h"       /* TOKENIZER_ADD_BOS, TOKENIZER_WHOLE, Tokenizer, TOKENIZER_CHARACTERS, ... */
@@ -51,17 +51,12 @@ enum {
     GGUF_TOKEN_BYTE,
 };
 
-typedef struct TokenizerText {
-    const char *text; /* no NUL after it */
-    size_t length;
-} TokenizerText;
-
 typedef struct TokenizerGguf {
     const char *architecture, *model, *pre; /* NULL: not given */
-    const TokenizerText *tokens;            /* (count) */
+    const TextSlice *tokens;            /* (count) */
     const int32_t *types;                   /* (count), or NULL: all normal */
     const float *scores;                    /* (count), or NULL */
-    const TokenizerText *merges;            /* (merge_count), or NULL */
+    const TextSlice *merges;            /* (merge_count), or NULL */
     int64_t count, merge_count;
     int64_t bos, eos, eot, eom, unknown;
     int add_bos, add_space_prefix;
@@ -150,7 +145,7 @@ static inline bool tokenizer_gguf_form(const TokenizerGguf *g, const char *name,
 
 /* Whether the token is one that llama.cpp's converter makes up for an id without a token. Older versions of it call
  * these user-defined. */
-static inline bool tokenizer_gguf_padding(TokenizerText token, int32_t id) {
+static inline bool tokenizer_gguf_padding(TextSlice token, int32_t id) {
     char name[24];
     const int n = snprintf(name, sizeof name, "[PAD%d]", id);
     return token.length == (size_t)n && !memcmp(token.text, name, token.length);
@@ -169,7 +164,7 @@ static inline bool tokenizer_gguf_tokens(const TokenizerGguf *g, TokenizerSource
     size_t *at = (size_t *)xcalloc((size_t)g->count, sizeof *at);
     bool ok = true;
     for (int32_t id = 0; id < s->count && ok; id++) {
-        const TokenizerText token = g->tokens[id];
+        const TextSlice token = g->tokens[id];
         const int type = tokenizer_gguf_type_of(g, id);
         at[id] = all->length;
         if (type < GGUF_TOKEN_NORMAL || type > GGUF_TOKEN_BYTE)
@@ -360,7 +355,7 @@ static inline bool tokenizer_open_gguf(Tokenizer *t, const TokenizerGguf *g, con
 /* The arrays that g points to. */
 typedef struct TokenizerGgufArrays {
     TokenizerGguf g;
-    TokenizerText *tokens, *merges;
+    TextSlice *tokens, *merges;
     int32_t *types;
     float *scores;
     TextBuffer text;
@@ -423,10 +418,10 @@ static inline bool tokenizer_to_gguf(const Tokenizer *t, TokenizerGgufArrays *a,
     tokenizer_printed(print);
     *a = (TokenizerGgufArrays){.g = tokenizer_gguf_empty()};
     a->g.model = characters ? "llama" : "gpt2";
-    a->tokens = (TokenizerText *)xcalloc(vocab, sizeof *a->tokens);
+    a->tokens = (TextSlice *)xcalloc(vocab, sizeof *a->tokens);
     a->types = (int32_t *)xcalloc(vocab, sizeof *a->types);
     a->scores = characters ? (float *)xcalloc(vocab, sizeof *a->scores) : NULL;
-    a->merges = characters ? NULL : (TokenizerText *)xcalloc((size_t)t->merge_count, sizeof *a->merges);
+    a->merges = characters ? NULL : (TextSlice *)xcalloc((size_t)t->merge_count, sizeof *a->merges);
     bool ok = characters ? !(t->flags & (TOKENIZER_SPLIT | TOKENIZER_WHOLE)) ||
                                error_set(e, "tokenizer: GGUF cannot express that it splits text at spaces")
                          : tokenizer_gguf_to_pre(t, &a->g, e);
