@@ -463,7 +463,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t);
+    trainer_check_output(&o.t, false);
     preference_options_check(&o.l);
     preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired,
                                o.t.lora_rank > 0 || o.t.adapter);

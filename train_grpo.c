@@ -399,7 +399,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.g.reward_cmd ? "command" : "verify";
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t);
+    trainer_check_output(&o.t, false);
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);

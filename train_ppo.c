@@ -594,7 +594,7 @@ static void check_options(void) {
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t);
+    trainer_check_output(&o.t, has_head());
     if (o.g.generations < algos[o.algo].least)
         usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
                     algos[o.algo].least);

@@ -326,7 +326,7 @@ static void set_note(Run *r, const Labelled *d, int32_t step) {
 
 static void check_options(void) {
     if (!o.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t);
+    trainer_check_output(&o.t, true);
     if (o.kind != REWARD_MODEL_BT && o.loss.center > 0)
         usage_error("--center-rewards-coefficient: used only with --kind bt");
     if (o.kind != REWARD_MODEL_BT && !o.margin) usage_error("--no-use-margin: used only with --kind bt");

@@ -403,7 +403,7 @@ int main(int argc, char **argv) {
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
     if (!o.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t);
+    trainer_check_output(&o.t, false);
     if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");
     program_start();
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};

@@ -78,6 +78,8 @@ static void options_that_do_not_fit(void **state) {
             "--lora-targets: unknown projection 'queries'");
     refused(2, "./train_dpo -c $T/base.bin -i $T/prefs.shard -o $T/x.bin --lora-rank 2 --sync-ref-model",
             "--sync-ref-model: cannot be combined with --lora-rank");
+    refused(2, "./train_rm -c $T/base.bin -i $T/prefs.shard --lora-rank 2 --adapter-output $T/adapter",
+            "--adapter-output: the folder has no place for the model's value head");
     sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 2 -o $T/a.bin --save-steps 1");
     refused(1, "./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 3 -o $T/x.bin --resume $T/a.bin.state",
             "its adapters have rank 2");

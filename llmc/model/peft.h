@@ -20,16 +20,20 @@
 #ifndef LLMC_MODEL_PEFT_H
 #define LLMC_MODEL_PEFT_H
 
-#include "../base/error.h" /* error_set, Error, xmalloc, checked_object, ... */
-#include "../base/io.h"    /* writer_write, Writer, file_slurp, writer_abort, ... */
-#include "config.h"        /* ModelConfig, FAMILY_GPT2, LORA_DOWN, LORA_O, ... */
-#include "model.h"         /* Model, model_download */
-#include "safetensors.h"   /* safetensors_find, SAFETENSORS_F32, SafeTensor, Safetensors, ... */
-#include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors */
-#include "transformer.h"   /* LINEAR_qkv, LINEAR_fc, LINEAR_attproj, LINEAR_fcproj, ... */
+#include "../base/error.h"    /* error_set, Error, xmalloc, xcalloc */
+#include "config.h"           /* ModelConfig, FAMILY_GPT2, LORA_DOWN, LORA_O, ... */
+#include "huggingface.h"      /* huggingface_path, huggingface_json */
+#include "huggingface_save.h" /* huggingface_make_folder, huggingface_put_json */
+#include "model.h"            /* Model, model_download */
+#include "safetensors.h"      /* safetensors_find, SAFETENSORS_F32, SafeTensor, Safetensors, ... */
+#include "tensors.h"          /* TENSOR_COUNT, TensorInfo, model_tensors */
+#include "transformer.h"      /* LINEAR_qkv, LINEAR_fc, LINEAR_attproj, LINEAR_fcproj, ... */
 #include <errno.h>
 #include <jansson.h>
 #include <sys/stat.h>
+
+#define PEFT_CONFIG  "adapter_config.json"
+#define PEFT_TENSORS "adapter_model.safetensors"
 
 /* A module with an adapter: its name, the projections that it computes, and the linear layer of which it is a part. */
 typedef struct PeftModule {
@@ -111,9 +115,13 @@ static inline void peft_close(Peft *p) {
 
 /* Checks the keys of the configuration that would compute something else than a LoRA of one rank. */
 static inline bool peft_check(const json_t *root, const char *name, Error *e) {
-    static const char *const absent[] = {
-        "modules_to_save", "layer_replication",       "target_parameters", "trainable_token_indices",
-        "megatron_config", "alora_invocation_tokens", "use_qalora",        "lora_bias"};
+    static const char *const absent[] = {"modules_to_save",   "layer_replication",
+                                         "target_parameters", "trainable_token_indices",
+                                         "megatron_config",   "alora_invocation_tokens",
+                                         "use_qalora",        "lora_bias",
+                                         "use_bdlora",        "kasa_config",
+                                         "velora_config",     "monteclora_config",
+                                         "arrow_config"};
     const char *type = json_string_value(json_object_get(root, "peft_type"));
     const char *bias = json_string_value(json_object_get(root, "bias"));
     if (!type || strcmp(type, "LORA"))
@@ -140,16 +148,10 @@ static inline bool peft_check(const json_t *root, const char *name, Error *e) {
 
 /* Reads rank and scale from adapter_config.json. */
 static inline bool peft_read_config(const char *folder, LoraConfig *lora, Error *e) {
-    char name[4096];
-    size_t n;
-    snprintf(name, sizeof name, "%s/adapter_config.json", folder);
-    char *text = file_slurp(name, 16 << 20, &n, e);
-    if (!text) return false;
-    json_error_t bad;
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
-    free(text);
-    bool ok = json_is_object(root) || error_set(e, "%s: not a JSON object: line %d: %s", name, bad.line, bad.text);
-    ok = ok && peft_check(root, name, e);
+    json_t *root = huggingface_json(folder, PEFT_CONFIG, NULL, e);
+    if (!root) return false;
+    char *name = huggingface_path(folder, PEFT_CONFIG);
+    bool ok = peft_check(root, name, e);
     const json_t *rank = json_object_get(root, "r"), *alpha = json_object_get(root, "lora_alpha");
     if (ok && (!json_is_integer(rank) || json_integer_value(rank) < 1 || json_integer_value(rank) > LORA_RANK_MAX))
         ok = error_set(e, "%s: r must be a whole number from 1 to %d", name, LORA_RANK_MAX);
@@ -159,6 +161,7 @@ static inline bool peft_read_config(const char *folder, LoraConfig *lora, Error 
         lora->rank = (int32_t)r;
         lora->scale = (float)(a / (json_is_true(json_object_get(root, "use_rslora")) ? sqrt(r) : r));
     }
+    free(name);
     json_decref(root);
     return ok;
 }
@@ -207,12 +210,13 @@ static inline bool peft_check_tensors(const Peft *p, Error *e) {
 
 /* Opens the adapter of a base of configuration c. *lora: its rank, scale and targets. */
 static inline bool peft_open(Peft *p, const char *folder, const ModelConfig *c, LoraConfig *lora, Error *e) {
-    char name[4096];
     *p = (Peft){.config = *c};
     p->config.lora = (LoraConfig){0};
     if (!peft_read_config(folder, &p->config.lora, e)) return false;
-    snprintf(name, sizeof name, "%s/adapter_model.safetensors", folder);
-    if (!safetensors_open(&p->file, name, e)) return false;
+    char *name = huggingface_path(folder, PEFT_TENSORS);
+    const bool open = safetensors_open(&p->file, name, e);
+    free(name);
+    if (!open) return false;
     peft_find_targets(p);
     if (!peft_check_tensors(p, e)) {
         peft_close(p);
@@ -259,29 +263,20 @@ static inline bool peft_write_config(const Model *m, const char *folder, const c
         0.0, "bias", "none", "target_modules", modules, "fan_in_fan_out", c->family == FAMILY_GPT2, "use_rslora",
         rslora, "use_dora", false, "modules_to_save", "init_lora_weights", true, "inference_mode", true, "rank_pattern",
         "alpha_pattern");
-    char *text = (char *)checked_object(json_dumps(root, JSON_INDENT(2)), "adapter_config.json");
-    json_decref(root);
-    char name[4096];
-    Writer w;
-    snprintf(name, sizeof name, "%s/adapter_config.json", folder);
-    bool ok = writer_open(&w, name, e);
-    ok = ok && writer_write(&w, text, strlen(text), e) && writer_write(&w, "\n", 1, e) && writer_commit(&w, e);
-    writer_abort(&w);
-    free(text);
-    return ok;
+    return huggingface_put_json(folder, PEFT_CONFIG, root, 0, e);
 }
 
 static inline bool peft_write_tensors(const Model *m, const char *folder, Error *e) {
-    char name[4096];
     size_t n;
     SafetensorsWriter w = {0};
     PeftTensor *list = peft_tensors(&m->config, &n);
     for (size_t i = 0; i < n; i++)
         safetensors_add(&w, list[i].name, SAFETENSORS_F32, 2, (const uint64_t[]){list[i].rows, list[i].columns});
-    snprintf(name, sizeof name, "%s/adapter_model.safetensors", folder);
+    char *name = huggingface_path(folder, PEFT_TENSORS);
     json_t *metadata = json_pack("{s:s}", "format", "pt");
     bool ok = safetensors_begin(&w, name, metadata, e); /* the writer sorts by name as well */
     json_decref(metadata);
+    free(name);
     for (size_t i = 0; ok && i < n; i++) {
         const size_t elements = list[i].rows * list[i].columns;
         float *host = (float *)xmalloc(elements * sizeof *host);
@@ -297,7 +292,7 @@ static inline bool peft_write_tensors(const Model *m, const char *folder, Error 
 
 /* Makes a folder for adapters, and checks that files can be written there. */
 static inline bool peft_make_folder(const char *folder, Error *e) {
-    if (mkdir(folder, 0777) && errno != EEXIST) return error_set(e, "%s: %s", folder, strerror(errno));
+    if (!huggingface_make_folder(folder, e)) return false;
     return !access(folder, W_OK | X_OK) || error_set(e, "%s: %s", folder, strerror(errno));
 }
 

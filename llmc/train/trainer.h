@@ -109,9 +109,13 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
-/* Rejects a command line without an output. */
-static inline void trainer_check_output(const TrainerOptions *o) {
+/* Rejects a command line without an output for all that is trained. value_head: the model has a value head, for which a
+ * folder of adapters has no place. */
+static inline void trainer_check_output(const TrainerOptions *o, bool value_head) {
     if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --adapter-output)");
+    if (!o->output && value_head)
+        usage_error("--adapter-output: the folder has no place for the model's value head; give -o/--output, too");
+    if (o->adapter_output && value_head) warn("--adapter-output: the value head is written to %s only", o->output);
 }
 
 /* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
@@ -205,7 +209,7 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
         die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
 
-/* The adapters of --lora-rank and the related options. */
+/* The adapters of --lora-rank and the related options, which are checked. */
 static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     Error e;
     const TrainerOptions standard = trainer_defaults(0);
