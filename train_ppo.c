@@ -691,8 +691,8 @@ static void open_run(Run *r) {
     if (o.critic)
         critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
                     o.critic_rate);
-    if (o.critic_output &&
-        !model_check_output(&r->critic.model.config, o.critic_output, (ModelDtype)o.t.output_dtype, &e))
+    if (o.critic_output && !model_check_output(&r->critic.model.config, &r->critic.file, o.critic_output,
+                                               (ModelDtype)o.t.output_dtype, &e))
         die("%s", e.text);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;

@@ -414,7 +414,8 @@ int main(int argc, char **argv) {
     open_chat(&data, o.input);
     if (o.val) open_chat(&val, o.val);
     trainer_open(t, "train_sft", &o.t, &data, false);
-    if (o.best && !model_check_output(&t->model.config, o.best, (ModelDtype)o.t.output_dtype, &e)) die("%s", e.text);
+    if (o.best && !model_check_output(&t->model.config, &t->file, o.best, (ModelDtype)o.t.output_dtype, &e))
+        die("%s", e.text);
     const int32_t context = t->model.config.context;
     if (o.val) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;

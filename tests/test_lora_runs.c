@@ -76,6 +76,8 @@ static void options_that_do_not_fit(void **state) {
             "--use-rslora: requires --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets queries",
             "--lora-targets: unknown projection 'queries'");
+    refused(1, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets q_proj,c_fc",
+            "this model has one adapter for q_proj, k_proj and v_proj together: name c_attn or qkv_proj");
     refused(2, "./train_dpo -c $T/base.bin -i $T/prefs.shard -o $T/x.bin --lora-rank 2 --sync-ref-model",
             "--sync-ref-model: cannot be combined with --lora-rank");
     refused(2, "./train_rm -c $T/base.bin -i $T/prefs.shard --lora-rank 2 --adapter-output $T/adapter",

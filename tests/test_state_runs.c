@@ -11,7 +11,7 @@
 #include "files.h"                    /* files_path */
 #include "models.h"                   /* refused, models_device, models_bytes, models_setup, ... */
 #include "run.h"                      /* sh, assert_same_file, weights_gap */
-#include "shell.h"                    /* assert_holds, out, put */
+#include "shell.h"                    /* assert_holds, out, said, put */
 #include <sys/stat.h>
 
 /* A new Llama of the golden model's shape with a token per byte, as a folder. */
@@ -128,6 +128,16 @@ static void formats(void **state) {
        "-x 4 -o - | ./train_dpo -c - -i $T/prefs.shard -x 1 --precompute-ref-log-probs -o - | ./generate -c - -g 2 ab");
 }
 
+/* A chat template that the output does not hold as other programs read it, and a shard with another one, are named. */
+static void templates(void **state) {
+    (void)state;
+    sh(SFT "-x 1 -o $T/folder/");
+    assert_holds(said, "folder/: other programs will not find the chat template, which is not Jinja");
+    sh("echo '{\"prompt\":\"a\",\"completion\":\"b\"}' | ./data/make_shard --quiet -i - --template chatml -o $T/chatml.shard");
+    sh("./train_sft -c $T/folder -i $T/chatml.shard -x 1 --batch-tokens 200 -o $T/x.safetensors");
+    assert_holds(said, "chatml.shard: it was made with another chat template than the model's, which the output keeps");
+}
+
 /* data/show tells models, states and states of adapters apart, in files, compressed and through pipes. */
 static void shown(void **state) {
     (void)state;
@@ -173,7 +183,8 @@ static void ranks(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_weights), cmocka_unit_test(adapters), cmocka_unit_test(adapters_need_their_base),
-        cmocka_unit_test(formats),     cmocka_unit_test(shown),    cmocka_unit_test(ranks)};
+        cmocka_unit_test(all_weights), cmocka_unit_test(adapters),  cmocka_unit_test(adapters_need_their_base),
+        cmocka_unit_test(formats),     cmocka_unit_test(templates), cmocka_unit_test(shown),
+        cmocka_unit_test(ranks)};
     return cmocka_run_group_tests_name("state_runs", tests, setup, models_teardown);
 }

@@ -14,7 +14,7 @@
 
 #include "../base/error.h" /* error_set, Error, xmalloc */
 #include "config.h"        /* LORA_DOWN, LORA_O, LORA_OF_FC, LORA_OF_QKV, ... */
-#include "model.h"         /* Model, model_download */
+#include "model.h"         /* model_download, Model */
 #include "tensors.h"       /* TensorInfo, BASE_TENSORS */
 #include "transformer.h"   /* LinearInfo, LINEAR_COUNT, model_linear */
 
@@ -45,11 +45,26 @@ static inline bool lora_parse_targets(const char *text, int32_t *targets, Error 
     return *targets || error_set(e, "no projection is named");
 }
 
+/* Checks that the targets are adapters that this model can have: in GPT-2 and Phi-3 one adapter covers all projections
+ * of a matrix. */
+static inline bool lora_check_targets(const ModelConfig *c, Error *e) {
+    static const struct {
+        int projections;
+        const char *one, *all;
+    } matrix[] = {{LORA_OF_QKV, "q_proj, k_proj and v_proj", "c_attn or qkv_proj"},
+                  {LORA_OF_FC, "gate_proj and up_proj", "c_fc or gate_up_proj"}};
+    for (int i = 0; i < 2 && c->lora.rank && lora_fused(c); i++) {
+        const int named = c->lora.targets & matrix[i].projections;
+        if (named && named != matrix[i].projections)
+            return error_set(e, "this model has one adapter for %s together: name %s", matrix[i].one, matrix[i].all);
+    }
+    return true;
+}
+
 /* The first element that is trained: all from it on are. */
 static inline size_t model_trained_first(const Model *m) {
     return m->config.lora.rank ? m->tensor[BASE_TENSORS].offset : 0;
 }
-static inline size_t model_trained_count(const Model *m) { return m->parameters - model_trained_first(m); }
 
 /* Adds scale B A to those elements of a matrix, layer l of a linear layer's weights, that are among elements [at, at +
  * n) of all tensors. c, t: a configuration with adapters and its tensors; a, b: the adapters of the layer; host[0]:

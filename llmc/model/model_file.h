@@ -25,6 +25,7 @@
 
 #include "../base/error.h"            /* Error, error_set, xstrdup, xstrndup */
 #include "../base/io.h"               /* Reader, reader_close, reader_left, reader_open, ... */
+#include "../text/jinja_chat.h"       /* jinja_chat_is */
 #include "../text/tokenizer_gguf.h"   /* TokenizerGgufArrays, tokenizer_gguf_free */
 #include "backend.h"                  /* Backend, Device */
 #include "checkpoint.h"               /* checkpoint_holds */
@@ -216,8 +217,8 @@ static inline ModelOutputKind model_output_kind(const char *path) {
     return OUTPUT_CONTAINER;
 }
 
-/* Checks that a model of this configuration can be written under this name. */
-static inline bool model_check_output(const ModelConfig *c, const char *path, ModelDtype type, Error *e) {
+/* Checks that the format of an output of this name has a place for a model of this configuration. */
+static inline bool model_check_format(const ModelConfig *c, const char *path, ModelDtype type, Error *e) {
     const ModelOutputKind kind = model_output_kind(path);
     static const char *const word[MODEL_DTYPES] = {"float32", "bf16", "f16", "q8_0"};
     if ((type == MODEL_F16 && kind == OUTPUT_CHECKPOINT) || (type == MODEL_Q8_0 && kind != OUTPUT_GGUF))
@@ -232,15 +233,24 @@ static inline bool model_check_output(const ModelConfig *c, const char *path, Mo
     return checkpoint_holds(c, path, NULL) || huggingface_can_describe(c, path, e);
 }
 
-/* Checks that an output of this name can hold the tokenizer of f; GGUF cannot hold every one. */
-static inline bool model_check_texts(const ModelFile *f, const char *path, Error *e) {
+/* The same for the tokenizer of f, too: GGUF cannot express every one. For use before a run whose end writes the output. */
+static inline bool model_check_output(const ModelConfig *c, const ModelFile *f, const char *path, ModelDtype type,
+                                      Error *e) {
     TokenizerGgufArrays arrays;
     GgufTokenizer t;
-    if (model_output_kind(path) != OUTPUT_GGUF || f->gguf || !f->tokenizer) return true;
     Error inner;
+    if (!model_check_format(c, path, type, e)) return false;
+    if (model_output_kind(path) != OUTPUT_GGUF || f->gguf || !f->tokenizer) return true;
     if (!model_gguf_of_tokenizer(f, &arrays, &t, &inner)) return error_set(e, "%s: %s", path, inner.text);
     tokenizer_gguf_free(&arrays);
     return true;
+}
+
+/* Whether an output of this name is for other programs, which do not find the chat template of f, because it is not
+ * Jinja: a folder keeps it in a file of ours, and GGUF has no place for it. */
+static inline bool model_hides_template(const ModelFile *f, const char *path) {
+    const ModelOutputKind kind = model_output_kind(path);
+    return (kind == OUTPUT_FOLDER || kind == OUTPUT_GGUF) && f->chat_template && !jinja_chat_is(f->chat_template);
 }
 
 /* Writes a model in the format of its name, or a training state, in the format of model_container.h, if an optimizer and
@@ -255,7 +265,7 @@ static inline bool model_save(const Model *m, const ModelFile *f, const char *pa
             return error_set(e, "%s: is a folder, expected the file of a training state", path);
         return model_save_container(m, f, path, SAFETENSORS_F32, o, trainer, e);
     }
-    if (!model_check_output(&m->config, path, type, e)) return false;
+    if (!model_check_format(&m->config, path, type, e)) return false;
     switch (model_output_kind(path)) {
     case OUTPUT_FOLDER:
         return model_save_folder(m, f, path, type == MODEL_FLOAT32 ? SAFETENSORS_TYPE_COUNT : safetensors[type], e);

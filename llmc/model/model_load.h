@@ -12,7 +12,7 @@
 #include "backend.h"       /* Backend, Device, Floats, floats_at */
 #include "config.h"        /* ModelConfig, LoraConfig, model_config_check */
 #include "huggingface.h"   /* HuggingfaceSource, huggingface_source_free */
-#include "lora.h"          /* lora_add */
+#include "lora.h"          /* lora_add, lora_check_targets */
 #include "model.h"         /* Model, model_download, model_init_tensor, model_new_grads, ... */
 #include "optimizer.h"     /* Optimizer, optimizer_new, Slice, slice_offset */
 #include "peft.h"          /* Peft, peft_close, peft_open, peft_read */
@@ -117,6 +117,7 @@ static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, co
         if (!peft_open(&p, how->adapter, c, &c->lora, e)) return false;
         peft_close(&p);
     }
+    if (!lora_check_targets(c, e)) return false;
     const bool ok = model_new(m, c, b, d, false, e);
     m->share = how->share.ranks ? how->share : alone;
     return ok;

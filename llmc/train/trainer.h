@@ -80,8 +80,9 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate; /* learning rate of the last step */
-    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
+    double learning_rate;       /* learning rate of the last step */
+    const char *other_template; /* a shard that was made with another chat template than the model's, or NULL */
+    Companion companion;        /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
@@ -276,16 +277,17 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         if (!t->model.config.tied)
             optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
     }
-    if (o->output && !model_check_output(&t->model.config, o->output, (ModelDtype)o->output_dtype, &e))
-        die("%s", e.text);
     trainer_check_shard(t, data);
     if (!t->file.tokenizer && data->tokenizer_bytes) {
         t->file.tokenizer = xmalloc(data->tokenizer_bytes);
         t->file.tokenizer_bytes = data->tokenizer_bytes;
         memcpy(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes);
     }
-    if (o->output && !model_check_texts(&t->file, o->output, &e)) die("%s", e.text);
+    if (o->output && !model_check_output(&t->model.config, &t->file, o->output, (ModelDtype)o->output_dtype, &e))
+        die("%s", e.text);
     if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
+    else if (data->chat_template[0] && strcmp(t->file.chat_template, data->chat_template))
+        t->other_template = data->name;
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
     model_file_add_stop(&t->file, t->text.stop);
     optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
@@ -363,6 +365,10 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
     trainer_agree(t, trainer_options_hash(table), "options");
     if (t->dist.rank == 0) options_print(table);
+    if (t->dist.rank == 0 && t->other_template)
+        warn("%s: it was made with another chat template than the model's, which the output keeps", t->other_template);
+    if (t->dist.rank == 0 && t->o->output && model_hides_template(&t->file, t->o->output))
+        warn("%s: other programs will not find the chat template, which is not Jinja", t->o->output);
     for (const Option *o = table; o->kind != OPT_END; o++) {
         option_value(o, text, sizeof text);
         metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
