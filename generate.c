@@ -613,7 +613,7 @@ int main(int argc, char **argv) {
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
     if (!is_shard) inference_need_tokenizer(&model);
     sampling = inference_sampling(&model, &o.s);
-    if (model.text.present) sampling_add_stop(&sampling, model.text.tokenizer.eos);
+    if (model.text.present && !sampling_add_stop(&sampling, model.text.tokenizer.eos, &e)) die("%s", e.text);
 
     const bool many = o.input || o.output || o.json || o.samples > 1;
     if (!many) inference_few_threads(&model, 1);

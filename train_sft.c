@@ -277,7 +277,7 @@ static void print_samples(Run *run, const Shard *s, const char *when) {
     Sampling how = sampling_default();
     how.temperature = 0;
     how.max_new = (int)o.sample_tokens;
-    for (int32_t i = 0; i < t->text.ends; i++) how.stop[how.stops++] = t->text.end[i];
+    if (!sampling_add_stops(&how, &t->text.ends, &e)) die("%s", e.text);
     for (int64_t i = 0, shown = 0; i < s->count && shown < o.sample_count; i++) {
         read_record(s, i, r);
         int32_t prompt = 0;

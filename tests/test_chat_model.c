@@ -4,13 +4,14 @@
 #include "../llmc/base/error.h"           /* Error, die */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* text_string, text_free, TextBuffer, text_format, ... */
-#include "../llmc/records/shard.h"        /* shard_close, Shard, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "../llmc/base/text.h"            /* text_free, text_string, TextBuffer, text_format, ... */
+#include "../llmc/records/shard.h"        /* shard_close, RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, ... */
 #include "../llmc/text/chat.h"            /* chat_template_free, chat_template_parse, ChatTemplate, ... */
 #include "../llmc/text/jinja_chat.h"      /* jinja_chat_open, jinja_chat_spec, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_decode, tokenizer_bytes, ... */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_bytes, tokenizer_decode, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_assert_error, files_directory, files_put, ... */
+#include "shards.h"                       /* refused, assert_record, open_shard */
 #include "shell.h"                        /* put, run, assert_holds, said, ... */
 
 enum { CONVERSATIONS = 200 };
@@ -367,39 +368,6 @@ static void test_files(void **state) {
 }
 
 /* ---- make_shard ------------------------------------------------------------------------------------------------ */
-
-static void refused(int status, const char *command, const char *part) {
-    refused_output("x.shard", status, command, part);
-}
-
-static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
-    Error e;
-    Shard s;
-    if (!shard_open(&s, files_path(name), &e)) fail_msg("%s", e.text);
-    assert_int_equal(s.kind, kind);
-    assert_int_equal(s.count, count);
-    return s;
-}
-
-/* Record i as text; trained tokens are enclosed in [ and ], completions of a preference begin with |. */
-static void assert_record(const Shard *s, int64_t i, const char *want) {
-    Error e;
-    Record r = {0};
-    Tokenizer t;
-    TextBuffer text = {0};
-    assert_true(tokenizer_load(&t, s->tokenizer, s->tokenizer_bytes, &e));
-    if (!shard_record(s, i, &r, &e)) fail_msg("%s", e.text);
-    for (int32_t k = 0; k < r.count; k++) {
-        if (s->kind == RECORD_PREFERENCE && (k == r.prompt || k == r.prompt + r.chosen)) text_string(&text, "|");
-        if (r.mask && r.mask[k] && (!k || !r.mask[k - 1])) text_string(&text, "[");
-        tokenizer_decode(&t, &r.tokens[k], 1, true, &text);
-        if (r.mask && r.mask[k] && (k + 1 == r.count || !r.mask[k + 1])) text_string(&text, "]");
-    }
-    assert_string_equal(text.text, want);
-    text_free(&text);
-    record_free(&r);
-    tokenizer_free(&t);
-}
 
 static void test_make_shard(void **state) {
     (void)state;

@@ -8,10 +8,11 @@
 #include "../llmc/model/checkpoint.h" /* checkpoint_begin_section, checkpoint_put, CheckpointWriter, ... */
 #include "../llmc/model/config.h"     /* ModelConfig, gpt2_config */
 #include "../llmc/model/tensors.h"    /* gpt2_file_elements */
-#include "../llmc/records/shard.h"    /* shard_close, Shard, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "../llmc/records/shard.h"    /* shard_close, RECORD_CHAT, Shard, RECORD_PREFERENCE, ... */
 #include "../llmc/records/tokens.h"   /* TokenShard, tokens_close, tokens_open */
-#include "../llmc/text/tokenizer.h"   /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_bytes, ... */
+#include "../llmc/text/tokenizer.h"   /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free, ... */
 #include "files.h"                    /* files_path, files_count, files_put, files_assert_content, ... */
+#include "shards.h"                   /* refused, open_shard, assert_record */
 #include "shell.h"                    /* run, assert_holds, put, out, ... */
 #include <time.h>
 
@@ -27,42 +28,6 @@ static int teardown(void **state) {
     free(said), free(out);
     tokenizer_free(&bytes);
     return files_teardown(state);
-}
-
-/* Runs a command that must fail with one line that contains `part` and leave $T/x.shard unchanged. */
-static void refused(int status, const char *command, const char *part) {
-    refused_output("x.shard", status, command, part);
-}
-
-static Shard open_shard(const char *name, RecordKind kind, int64_t count) {
-    Error e;
-    Shard s;
-    if (!shard_open(&s, files_path(name), &e)) fail_msg("%s", e.text);
-    assert_int_equal(s.kind, kind);
-    assert_int_equal(s.count, count);
-    return s;
-}
-
-/* Record i as text. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
-static void assert_record(const Shard *s, int64_t i, const char *want) {
-    Error e;
-    Record r = {0};
-    Tokenizer t;
-    TextBuffer text = {0};
-    assert_true(tokenizer_load(&t, s->tokenizer, s->tokenizer_bytes, &e));
-    if (!shard_record(s, i, &r, &e)) fail_msg("%s", e.text);
-    for (int32_t k = 0; k < r.count; k++) {
-        const int mark = r.mask ? r.mask[k] : 0, before = k && r.mask ? r.mask[k - 1] : 0,
-                  after = k + 1 < r.count && r.mask ? r.mask[k + 1] : 0;
-        if (s->kind == RECORD_PREFERENCE && (k == r.prompt || k == r.prompt + r.chosen)) text_string(&text, "|");
-        if (mark && before != mark) text_string(&text, "[");
-        tokenizer_decode(&t, &r.tokens[k], 1, true, &text);
-        if (mark && after != mark) text_format(&text, s->kind == RECORD_STEP ? "]%d" : "]", mark - 1);
-    }
-    assert_string_equal(text.text, want);
-    text_free(&text);
-    record_free(&r);
-    tokenizer_free(&t);
 }
 
 /* ---- chats ----------------------------------------------------------------------------------------------------- */

@@ -1,21 +1,12 @@
 /* test_lora_runs.c - the trainers with adapters: all five continue bit for bit from a state; the reference is the base
  * model, without a copy; only the adapters have gradients and moments. Needs the trainers, generate and data/. */
-#include "models.h" /* refused, assert_near, models_setup, models_teardown */
-#include "run.h"    /* sh, metric, weights_gap, assert_same_file */
-#include "shell.h"  /* assert_holds, put, said */
+#include "letters.h" /* letters_setup */
+#include "models.h"  /* refused, assert_near, models_teardown */
+#include "run.h"     /* sh, metric, weights_gap, assert_same_file */
+#include "shell.h"   /* assert_holds, said */
 
 static int setup(void **state) {
-    if (models_setup(state)) return 1;
-    setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv("OMP_NUM_THREADS", "2", 1);
-    put("kept", "kept");
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
-       "--seed 1 --format chat | ./data/make_shard --quiet -i - -o $T/chat.shard");
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
-       "--seed 1 | ./data/make_shard --quiet -i - -o $T/prefs.shard");
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 64 "
-       "--seed 1 --format prompt | ./data/make_shard --quiet -i - -o $T/prompts.shard");
-    sh("./data/make_tasks --task add --digits 1 --count 60 --split all -o $T/tasks.shard");
+    if (letters_setup(state)) return 1;
     sh("./train_sft --layers 2 --width 32 --heads 2 --context 48 -i $T/chat.shard -o $T/base.bin -x 20 -l 3e-3 "
        "--batch-tokens 400");
     sh("./train_rm -c $T/base.bin -i $T/prefs.shard -x 10 -o $T/rm.bin");

@@ -9,9 +9,10 @@
 #include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "../llmc/text/tokenizer.h"   /* tokenizer_store */
 #include "files.h"                    /* files_path */
-#include "models.h"                   /* refused, models_device, models_bytes, models_setup, ... */
+#include "letters.h"                  /* letters_setup */
+#include "models.h"                   /* refused, models_device, models_bytes, models_teardown */
 #include "run.h"                      /* sh, assert_same_file, weights_gap */
-#include "shell.h"                    /* assert_holds, out, said, put */
+#include "shell.h"                    /* assert_holds, out, said */
 #include <sys/stat.h>
 
 /* A new Llama of the golden model's shape with a token per byte, as a folder. */
@@ -36,19 +37,9 @@ static void make_llama(const char *folder, uint64_t seed) {
 }
 
 static int setup(void **state) {
-    if (models_setup(state)) return 1;
-    setenv("GOMP_SPINCOUNT", "1000", 1);
-    setenv("OMP_NUM_THREADS", "2", 1);
-    put("kept", "kept");
+    if (letters_setup(state)) return 1;
     make_llama("base/", 7);
     make_llama("other/", 8);
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
-       "--seed 1 --format chat | ./data/make_shard --quiet -i - -o $T/chat.shard");
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 120 "
-       "--seed 1 | ./data/make_shard --quiet -i - -o $T/prefs.shard");
-    sh("./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 --count 64 "
-       "--seed 1 --format prompt | ./data/make_shard --quiet -i - -o $T/prompts.shard");
-    sh("./data/make_tasks --task add --digits 1 --count 60 --split all -o $T/tasks.shard");
     sh("./train_rm -c $T/base -i $T/prefs.shard -x 6 -o $T/rm/");
     return 0;
 }

@@ -93,6 +93,13 @@ static inline void token_list_free(TokenList *l) {
     *l = (TokenList){0};
 }
 
+/* Appends an id unless the list has it; -1 is no id. */
+static inline void token_list_add(TokenList *l, int32_t id) {
+    for (int32_t i = 0; i < l->count; i++)
+        if (l->ids[i] == id) return;
+    if (id >= 0) token_list_append(l, id);
+}
+
 /* ---- UTF-8 ----------------------------------------------------------------------------------------------------- */
 
 /* Returns the length of the character at s, which has n bytes: 1 to 4, or 0 if no well-formed character begins there.

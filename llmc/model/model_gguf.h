@@ -10,7 +10,7 @@
 
 #include "../base/error.h"          /* Error, xstrndup */
 #include "../base/io.h"             /* XXH3_64bits */
-#include "../base/text.h"           /* TextSlice, text_append, TextBuffer, text_format, ... */
+#include "../base/text.h"           /* TextSlice, text_append, TextBuffer, token_list_add, ... */
 #include "../text/jinja_chat.h"     /* jinja_chat_is, jinja_chat_spec */
 #include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../text/tokenizer_gguf.h" /* TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
@@ -21,7 +21,7 @@
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
 #include "model.h"                  /* Model */
-#include "model_load.h"             /* ModelFile, model_file_add_stop, ModelLoad, model_load_lora, ... */
+#include "model_load.h"             /* ModelFile, ModelLoad, model_load_lora, model_make_all, ... */
 #include "optimizer.h"              /* Optimizer */
 #include "quantized.h"              /* QuantType */
 #include "tensors.h"                /* TensorInfo */
@@ -95,10 +95,10 @@ static inline bool model_gguf_tokenizer(const Gguf *g, ModelFile *f, Error *e) {
             TextBuffer note = {0};
             text_format(&note, "%s; the tokenizer is not read, give one with --tokenizer", inner.text);
             f->note = note.text;
-            for (int i = 0; i < 3; i++) model_file_add_stop(f, i == 0 ? t.eos : i == 1 ? t.eot : t.eom);
+            for (int i = 0; i < 3; i++) token_list_add(&f->stops, i == 0 ? t.eos : i == 1 ? t.eot : t.eom);
         } else {
             ok = tokenizer_store(&tokenizer, &f->tokenizer, &f->tokenizer_bytes, e);
-            for (int32_t i = 0; i < tokenizer.end_count; i++) model_file_add_stop(f, tokenizer.ends[i]);
+            for (int32_t i = 0; i < tokenizer.end_count; i++) token_list_add(&f->stops, tokenizer.ends[i]);
             tokenizer_free(&tokenizer);
         }
     }

@@ -8,7 +8,7 @@
 
 #include "../base/error.h" /* Error, xcalloc, xmalloc, checked_object */
 #include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
-#include "../base/text.h"  /* TokenList, token_list_append, token_list_free */
+#include "../base/text.h"  /* TokenList, token_list_free */
 #include "backend.h"       /* Backend, Device, Floats, floats_at */
 #include "config.h"        /* ModelConfig, LoraConfig, model_config_check */
 #include "huggingface.h"   /* HuggingfaceSource, huggingface_source_free */
@@ -42,13 +42,6 @@ static inline void model_file_free(ModelFile *f) {
     free(f->tokenizer), free(f->chat_template), free(f->trainer), free(f->reward), json_decref(f->lineage);
     huggingface_source_free(f->source), token_list_free(&f->stops), free(f->note), free(f->gguf);
     *f = (ModelFile){0};
-}
-
-/* Adds a token to those that end a completion, which an output folder lists. token: -1 for none. */
-static inline void model_file_add_stop(ModelFile *f, int32_t token) {
-    for (int32_t i = 0; i < f->stops.count; i++)
-        if (f->stops.ids[i] == token) return;
-    if (token >= 0) token_list_append(&f->stops, token);
 }
 
 /* What model_load_as() makes of a file. */

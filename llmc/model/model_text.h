@@ -8,30 +8,23 @@
 #define LLMC_MODEL_MODEL_TEXT_H
 
 #include "../base/error.h"     /* Error, error_set, xcalloc, xstrdup */
-#include "../base/text.h"      /* TextBuffer */
+#include "../base/text.h"      /* token_list_add, TextBuffer, TokenList, token_list_free */
 #include "../text/chat.h"      /* ChatTemplate, chat_stop_token, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h" /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_load */
 #include "model_load.h"        /* ModelFile */
-
-enum { MODEL_TEXT_ENDS = 8 }; /* further ones do not end a completion */
 
 typedef struct ModelText {
     bool present, has_template;
     Tokenizer tokenizer;
     ChatTemplate chat;
-    int32_t stop;                       /* the token that ends an assistant's turn */
-    int32_t end[MODEL_TEXT_ENDS], ends; /* it, and those of generation_config.json */
+    int32_t stop;   /* the token that ends an assistant's turn */
+    TokenList ends; /* it, and those of generation_config.json */
 } ModelText;
-
-static inline void model_text_add_end(ModelText *t, int32_t id) {
-    for (int32_t i = 0; i < t->ends; i++)
-        if (t->end[i] == id) return;
-    if (id >= 0 && t->ends < MODEL_TEXT_ENDS) t->end[t->ends++] = id;
-}
 
 static inline void model_text_close(ModelText *t) {
     if (t->present) tokenizer_free(&t->tokenizer);
     if (t->has_template) chat_template_free(&t->chat);
+    token_list_free(&t->ends);
     *t = (ModelText){0};
 }
 
@@ -50,10 +43,10 @@ static inline bool model_text_open(ModelText *t, const ModelFile *f, const char 
     }
     t->has_template = true;
     t->stop = chat_stop_token(&t->chat, &t->tokenizer);
-    model_text_add_end(t, t->stop);
-    for (int32_t i = 0; i < f->stops.count; i++) model_text_add_end(t, f->stops.ids[i]);
+    token_list_add(&t->ends, t->stop);
+    for (int32_t i = 0; i < f->stops.count; i++) token_list_add(&t->ends, f->stops.ids[i]);
     for (int32_t i = 0; t->tokenizer.end_count > 1 && i < t->tokenizer.end_count; i++)
-        model_text_add_end(t, t->tokenizer.ends[i]);
+        token_list_add(&t->ends, t->tokenizer.ends[i]);
     return true;
 }
 

@@ -30,7 +30,7 @@
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_encode, tokenizer_free, ... */
 #include "../text/tokenizer_files.h" /* tokenizer_open */
-#include "rollout.h"                 /* Sampling, ROLLOUT_STOPS, ROLLOUT_SAMPLING_OPTIONS */
+#include "rollout.h"                 /* Sampling, ROLLOUT_SAMPLING_OPTIONS, sampling_add_stop, ... */
 
 typedef struct InferenceOptions {
     const char *checkpoint, *tokenizer, *chat_template, *adapter;
@@ -146,13 +146,6 @@ static inline void inference_need_tokenizer(const Inference *x) {
     if (!x->text.present) die("%s: the model has no tokenizer; give one with --tokenizer", x->name);
 }
 
-static inline void sampling_add_stop(Sampling *s, int32_t token) {
-    for (int i = 0; i < s->stops; i++)
-        if (s->stop[i] == token) return;
-    if (s->stops == ROLLOUT_STOPS) usage_error("--stop: more than %d stop tokens", ROLLOUT_STOPS);
-    s->stop[s->stops++] = token;
-}
-
 /* The token of a --stop option: a special token, or a text that is encoded as a single token. */
 static inline int32_t inference_stop(const Inference *x, const char *text) {
     Error e;
@@ -170,6 +163,7 @@ static inline int32_t inference_stop(const Inference *x, const char *text) {
 /* The sampling settings of the options. Stop tokens are the one that ends an assistant's turn, those of the model's
  * generation_config.json, and those of --stop. */
 static inline Sampling inference_sampling(const Inference *x, const SamplingOptions *o) {
+    Error e;
     if (o->temperature > 0 && o->temperature < 0.01)
         usage_error("--temperature: %g is neither 0 (greedy) nor in [0.01, 100]", o->temperature);
     Sampling s = {.temperature = (float)o->temperature,
@@ -180,9 +174,10 @@ static inline Sampling inference_sampling(const Inference *x, const SamplingOpti
                   .max_new = (int)o->max_new,
                   .seed = (uint64_t)o->seed,
                   .stream = RANDOM_ROLLOUT};
-    for (int32_t i = 0; i < x->text.ends; i++) sampling_add_stop(&s, x->text.end[i]);
+    if (!sampling_add_stops(&s, &x->text.ends, &e)) die("%s: %s", x->name, e.text);
     if (o->stop.count) inference_need_tokenizer(x);
-    for (int i = 0; i < o->stop.count; i++) sampling_add_stop(&s, inference_stop(x, o->stop.items[i]));
+    for (int i = 0; i < o->stop.count; i++)
+        if (!sampling_add_stop(&s, inference_stop(x, o->stop.items[i]), &e)) usage_error("--stop: %s", e.text);
     return s;
 }
 

@@ -49,6 +49,23 @@ static inline Sampling sampling_default(void) {
     return (Sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .stream = RANDOM_ROLLOUT};
 }
 
+/* Adds a token to those that end a completion. */
+static inline bool sampling_add_stop(Sampling *s, int32_t token, Error *e) {
+    for (int i = 0; i < s->stops; i++)
+        if (s->stop[i] == token) return true;
+    if (s->stops == ROLLOUT_STOPS)
+        return error_set(e, "more than %d tokens end a completion, which is the limit", ROLLOUT_STOPS);
+    s->stop[s->stops++] = token;
+    return true;
+}
+
+/* Adds tokens to those that end a completion. */
+static inline bool sampling_add_stops(Sampling *s, const TokenList *tokens, Error *e) {
+    for (int32_t i = 0; i < tokens->count; i++)
+        if (!sampling_add_stop(s, tokens->ids[i], e)) return false;
+    return true;
+}
+
 /* The options that every sampling program has. o: a struct with the doubles temperature, top_p, min_p and
  * repetition_penalty and the int64_t top_k and slots. coldest: lowest temperature; 0 if the program can be greedy. */
 // clang-format off

@@ -676,13 +676,6 @@ static inline bool jinja_parse(Jinja *j, const char *text, size_t n, Error *e) {
     return ok;
 }
 
-/* Whether the template reads the variable `name`. */
-static inline bool jinja_uses(const Jinja *j, const char *name) {
-    for (int i = 0; i < j->name_count; i++)
-        if (!strcmp(j->names[i], name)) return true;
-    return false;
-}
-
 static inline void jinja_define(JinjaRun *r, const Jinja *j, const json_t *values, uint8_t mark) {
     const char *key;
     json_t *value;

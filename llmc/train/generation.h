@@ -209,7 +209,7 @@ static inline void generation_open(Generation *g) {
                              .max_new = (int)o->max_completion,
                              .seed = (uint64_t)g->t->o->seed,
                              .stream = RANDOM_ROLLOUT};
-    for (int32_t i = 0; i < g->t->text.ends; i++) g->sampling.stop[g->sampling.stops++] = g->t->text.end[i];
+    if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);

@@ -31,6 +31,7 @@
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
+#include "../base/text.h"              /* token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
 #include "../dist/dist.h"              /* dist_total, Dist, dist_any, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
@@ -41,7 +42,7 @@
 #include "../model/lora.h"             /* lora_parse_targets */
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
 #include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
-#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_add_stop, model_file_free */
+#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
@@ -289,7 +290,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     else if (data->chat_template[0] && strcmp(t->file.chat_template, data->chat_template))
         t->other_template = data->name;
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
-    model_file_add_stop(&t->file, t->text.stop);
+    token_list_add(&t->file.stops, t->text.stop);
     optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
     if (o->resume) trainer_resume(t, data);
     else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
