@@ -53,10 +53,10 @@ enum {
 
 typedef struct TokenizerGguf {
     const char *architecture, *model, *pre; /* NULL: not given */
-    const TextSlice *tokens;            /* (count) */
+    const TextSlice *tokens;                /* (count) */
     const int32_t *types;                   /* (count), or NULL: all normal */
     const float *scores;                    /* (count), or NULL */
-    const TextSlice *merges;            /* (merge_count), or NULL */
+    const TextSlice *merges;                /* (merge_count), or NULL */
     int64_t count, merge_count;
     int64_t bos, eos, eot, eom, unknown;
     int add_bos, add_space_prefix;
