@@ -26,6 +26,7 @@
 #include "../base/error.h"      /* xcalloc, error_set, Error, xmalloc */
 #include "../base/options.h"    /* OPTION_REAL, OPTION_INT */
 #include "../base/random.h"     /* RANDOM_ROLLOUT */
+#include "../base/text.h"       /* TokenList */
 #include "../model/backend.h"   /* Backend, Draw, Ints */
 #include "../model/batch.h"     /* Batch, Segment */
 #include "../model/config.h"    /* ModelConfig */
