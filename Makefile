@@ -13,7 +13,7 @@ BUILD    ?= build
 STANDARD  = -std=c11 -D_GNU_SOURCE -Wall -Wextra $(WERROR) -fopenmp \
             -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP -I$(BUILD)/include
 COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
-LDLIBS    = -ldnnl -lzstd -lpcre2-8 -ljansson -lutf8proc -lxxhash -lm
+LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lm
 PREFIX  ?= /usr/local
 
 # All cores, unless the command line says otherwise.
