@@ -53,7 +53,7 @@ def compare_models():
     for name, (_, _, _, fused) in golden_gguf.MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
-            source = folder / "tiny"  # llama.cpp knows tokens of a Phi 3 by the model's name, which is the folder's
+            source = folder / "tiny"  # llama.cpp finds the tokens of a Phi 3 by the model's name, which is the folder's
             architecture = golden_gguf.write_folder(name, source)
             kind = conversion.get_model_class(architecture)
             kind.set_vocab = golden_gguf.set_vocab

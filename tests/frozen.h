@@ -82,7 +82,7 @@ static inline void frozen_free(Frozen *all) {
     for (int i = 0; i < FROZEN_RESULTS; i++) free(all->result[i]);
 }
 
-/* linear_backward with the results in `mask`: 1 dx, 2 dw, 4 db, alone or followed by the GELU in front of it. */
+/* linear_backward with the results in `mask`: 1 dx, 2 dw, 4 db, alone or followed by that of the GELU before it. */
 static inline Frozen frozen_linear(const Backend *b, Device *d, int mask, bool gelu) {
     enum { N = FROZEN_ROWS, IC = FROZEN_IN, OC = FROZEN_OUT };
     Frozen f = frozen_begin(b, d);

@@ -459,7 +459,7 @@ static void test_rmsnorm_backward(void **state) {
     norm_backward_of(NORM_RMS);
 }
 
-/* Gemma's RMSNorm multiplies by 1 + w; a norm behind a branch is added to the residual stream, also in place; its
+/* Gemma's RMSNorm multiplies by 1 + w; a norm after a branch is added to the residual stream, also in place; its
  * backward pass sets dx instead of adding to it. */
 static void test_rmsnorm_variants(void **state) {
     (void)state;
@@ -628,7 +628,7 @@ static void test_rotary(void **state) {
                 if (!(fabs(got_grad[i * stride + c] - slope) < 2e-5 * (1 + fabs(slope))))
                     fail_msg("shape %d, d[%d, %d] is %g, expected %g", s, i, c, got_grad[i * stride + c], slope);
             }
-            for (int c = width; c < stride; c++) { /* the values behind the keys do not change */
+            for (int c = width; c < stride; c++) { /* the values after the keys do not change */
                 assert_true(got[i * stride + c] == row[c]);
                 assert_true(got_grad[i * stride + c] == d[c]);
             }

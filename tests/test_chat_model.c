@@ -216,7 +216,7 @@ static void test_odd_templates(void **state) {
     assert_shown(
         &c, "", one, false, false,
         "chat template: message 1, of the assistant, changes how the messages before it are written, so its tokens "
-        "cannot be told apart; use a template with {% generation %}");
+        "cannot be distinguished; use a template with {% generation %}");
     chat_template_free(&c);
     /* spans that touch, one that is empty, one inside a macro and a string operation, stop token outside */
     assert_true(chat_template_parse(

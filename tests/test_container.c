@@ -1,6 +1,6 @@
 /* test_container.c - the single file of models and training states, and GGUF as an input and output of every family: tiny
  * models of transformers (tests/golden/families) through every format and back, byte for byte if the format allows it;
- * files that are damaged anywhere; texts of the metadata that no honest file has. */
+ * files that are damaged anywhere; texts of the metadata that no program writes. */
 #include "../llmc/base/error.h"           /* Error, xmalloc, xstrdup, xcalloc, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits, writer_hash */
 #include "../llmc/base/random.h"          /* Random, random_below, random_start, random_normal */
@@ -180,7 +180,7 @@ static void test_streams(void **state) {
     unload(&m, &f);
 }
 
-/* A model.safetensors with config.json beside it is its folder; another file without our metadata is refused. */
+/* A model.safetensors next to a config.json is its folder; another file without our metadata is refused. */
 static void test_plain_file(void **state) {
     (void)state;
     ModelFile f, g;
@@ -580,7 +580,7 @@ static void test_metadata(void **state) {
         files_assert_error(&e, bad[i].part);
         files_assert_error(&e, "changed.state: ");
     }
-    Error e; /* an honest change */
+    Error e; /* a change that is allowed */
     assert_true(loads(with_key(bytes[0], size[0], "chat_template", "other"), false, &e));
     assert_true(loads(with_key(bytes[0], size[0], "file:LICENSE", "text"), false, &e));
     free(bytes[0]), free(bytes[1]);

@@ -264,7 +264,7 @@ static void test_layernorm_fresh(void **state) {
 /* ==== Rotary positions ==== */
 
 typedef struct RotaryShape {
-    int heads, kv_heads, head_size, rotated, margin; /* margin: channels behind the keys */
+    int heads, kv_heads, head_size, rotated, margin; /* margin: channels after the keys */
     bool row, normed, still;
 } RotaryShape;
 
@@ -368,7 +368,7 @@ static void check_rotary(const RotaryShape *s, int plus_one, Random *r) {
             rotary_row(row, &p, x + i * stride, dout + i * stride, s->normed ? w : NULL, half,
                        s->still ? NULL : angles + i * table_stride);
             for (int g = 0; g < groups; g++) rstds[i * groups + g] = row->rstd[g];
-            for (int c = 0; c < stride; c++) { /* what is behind the keys does not change */
+            for (int c = 0; c < stride; c++) { /* what follows the keys does not change */
                 const int at = i * stride + c;
                 y[at] = c < width ? row->y[c] : x[at];
                 y_size[at] = c < width ? row->y_size[c] : 0;
@@ -782,8 +782,7 @@ static void test_gate(void **state) {
 /* ==== Adapters ==== */
 
 typedef struct LoraShape {
-    int rows, in, rank, parts, count[LORA_PARTS],
-        margin; /* margin: channels in front of each part that belong to none */
+    int rows, in, rank, parts, count[LORA_PARTS], margin; /* margin: channels before each part that belong to none */
 } LoraShape;
 
 /* The values of a problem with adapters: inputs, and earlier contents of what is added to. */

@@ -76,7 +76,7 @@ static void case_close(Case *k) { model_free(&k->m), model_file_free(&k->file), 
 typedef enum { FIRST_ALONE, SECOND_ALONE, PACKED, SHARED, LAYOUTS } Layout;
 static const char *const layout_name[] = {"first alone", "second alone", "packed", "shared prompt"};
 
-/* A batch. Target t predicts the token behind token[t], and is share[t] of the loss's term of that token. */
+/* A batch. Target t predicts the token after token[t], and is share[t] of the loss's term of that token. */
 typedef struct Problem {
     Batch batch;
     int token[ROWS_MAX];

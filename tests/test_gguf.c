@@ -177,8 +177,8 @@ static float *values_at(Values *m, int tensor, int layer) {
     return m->v + t->offset + (size_t)layer * t->rows * t->columns;
 }
 
-/* Stores the tensor of a safetensors file behind the first `at` elements of a layer of the model's tensor, and returns
- * the place behind it. transposed: the file has (columns, rows). */
+/* Stores the tensor of a safetensors file after the first `at` elements of a layer of the model's tensor, and returns
+ * the place after it. transposed: the file has (columns, rows). */
 static size_t fill(Values *m, int tensor, int layer, size_t at, const char *name, size_t rows, size_t columns,
                    bool transposed) {
     float *to = values_at(m, tensor, layer) + at;

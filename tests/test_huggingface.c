@@ -758,7 +758,7 @@ static void shards(void **state) {
 
 /* ---- other files ------------------------------------------------------------------------------------------------- */
 
-/* The template of a folder, behind the comment with its special tokens (text/jinja_chat.h). */
+/* The template of a folder, after the comment with its special tokens (text/jinja_chat.h). */
 static void assert_template(const char *spec, const char *text) {
     assert_true(!strncmp(spec, "{#llmc {", 8));
     const char *end = strstr(spec, "}#}\n");

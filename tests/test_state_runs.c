@@ -62,8 +62,8 @@ static void all_weights(void **state) {
     sh("./generate -c $T/run.state -g 3 ab && ./evaluate -c $T/run.state -i $T/chat.shard"); /* a state is a model */
     resumes("./train_rm -c $T/base -i $T/prefs.shard -l 1e-2", 6);
     resumes(DPO, 6);
-    resumes(DPO "--sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 0.5",
-            6); /* beside the state: its reference */
+    /* Its reference is in a file next to the state. */
+    resumes(DPO "--sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 0.5", 6);
     resumes(GRPO, 6);
     resumes(PPO, 4);
     resumes(PPO "--critic $T/rm", 4);
@@ -129,7 +129,7 @@ static void templates(void **state) {
     assert_holds(said, "chatml.shard: it was made with another chat template than the model's, which the output keeps");
 }
 
-/* data/show tells models, states and states of adapters apart, in files, compressed and through pipes. */
+/* data/show distinguishes models, states and states of adapters, in files, compressed and through pipes. */
 static void shown(void **state) {
     (void)state;
     sh(SFT "-x 2 -o $T/a.safetensors.zst --state $T/a.state --save-steps 2");

@@ -3,8 +3,8 @@
  *     variant   properties                                                                             as in
  *     0         grouped heads, wider than the residual stream together; a gate; an output matrix       all
  *     1         and rotary positions, layer 1 without them; RMSNorm; no biases                         SmolLM3
- *     2         and norms in front and behind, norms of heads, windows with a base of their own, caps  Gemma
- *     3         and norms behind only, norms of whole rows, a part of the channels rotated             OLMo 2, Phi-3
+ *     2         and norms before and after, norms of heads, windows with a base of their own, caps     Gemma
+ *     3         and norms after only, norms of whole rows, a part of the channels rotated              OLMo 2, Phi-3
  */
 #ifndef TESTS_VARIANTS_H
 #define TESTS_VARIANTS_H

@@ -41,7 +41,7 @@ enum { STAGING_BYTES = 8 << 20 };
 
 typedef void (*QueuedRun)(Device *d, const char *arguments);
 
-/* The record in front of an operation's arguments in the byte string. */
+/* The record before an operation's arguments in the byte string. */
 struct Queued {
     QueuedRun run;
     const char *name;

@@ -1,4 +1,4 @@
-/* rotary.cuh - rotary positions on the GPU, and the RMSNorm of queries and keys in front of them: forward and backward.
+/* rotary.cuh - rotary positions on the GPU, and the RMSNorm of queries and keys before them: forward and backward.
  *
  * The channels of a norm's group, or of one head if there is no norm, are divided into units. A unit is W channels j ..
  * of the first half of the rotated ones together with their partners at j + R/2, or W channels that are not rotated. So

@@ -96,7 +96,7 @@ template <bool EXTRAS> struct SeenBy {
     int s, i, head;              /* current position: segment, query in it, index of the query head */
     Segment at;
     int key_first, key_end; /* rows of the strip in the prefix of segment s; s = own: all, with the causal mask */
-    int window, ahead;      /* EXTRAS: query q of segment s is q + ahead - key positions behind row `key` */
+    int window, ahead;      /* EXTRAS: query q of segment s is q + ahead - key positions after row `key` */
     int end;                /* EXTRAS: queries end .. of segment s see no row of the strip */
 
     __device__ bool segment_enter(int next) {
@@ -115,7 +115,7 @@ template <bool EXTRAS> struct SeenBy {
         }
         return false;
     }
-    /* True if query q of the current segment is not too far behind row `key`. */
+    /* True if query q of the current segment is not too far after row `key`. */
     __device__ bool inside(int key, int q) const { return !EXTRAS || window == 0 || q + ahead - key < window; }
     __device__ bool step(int size) {
         if (++head < shared) return true;

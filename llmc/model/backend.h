@@ -3,7 +3,7 @@
  * transformer.h, rollout.h and optimizer.h are written once over this table. cpu.c implements it for the CPU and
  * cuda.cu for CUDA. Each operation is the work of one fused kernel; there is no `add` or `multiply`.
  *
- * The type of a pointer to device memory tells what the memory holds. These types are incomplete, so host code cannot
+ * The type of a pointer to device memory says what the memory holds. These types are incomplete, so host code cannot
  * dereference such pointers.
  *
  *   Weights   parameters in the backend's storage type      (weight_size bytes each)
@@ -269,7 +269,7 @@ typedef struct Backend {
     void (*kv_store)(Device *d, Acts *cache_k, Acts *cache_v, const Acts *k, const Acts *v, int stride,
                      const Ints *slot, int N, int KC);
 
-    /* x += y, for models without a norm in front of a layer */
+    /* x += y, for models without a norm before a layer */
     void (*add)(Device *d, Acts *x, const Acts *y, size_t n);
     /* out[r] = x[row[r]];  x[row[r]] += in[r], in the order of r */
     void (*gather_rows)(Device *d, Acts *out, const Acts *x, const Ints *row, int R, int C);

@@ -139,7 +139,7 @@ static inline int32_t model_rotation(const ModelConfig *c) {
     return c->local_rope.theta > 0 ? 2 * c->rotary : c->rotary;
 }
 
-/* Channels of a norm in front of attention or the MLP, and of one behind it; 0 if there is none. */
+/* Channels of a norm before attention or the MLP, and of one after it; 0 if there is none. */
 static inline int32_t model_pre_norm(const ModelConfig *c) { return c->norm_place == NORM_POST ? 0 : c->width; }
 static inline int32_t model_post_norm(const ModelConfig *c) { return c->norm_place == NORM_PRE ? 0 : c->width; }
 

@@ -48,9 +48,9 @@ typedef struct GgufArchitecture {
     MlpKind mlp;
     bool permuted;  /* rows of queries and keys */
     bool gemma;     /* norms with 1 + weight, scaled embeddings */
-    bool fused;     /* llama.cpp wants attn_qkv */
+    bool fused;     /* llama.cpp reads attn_qkv */
     bool fused_mlp; /* ffn_up is gate and up */
-    bool biases;    /* llama.cpp knows biases of attention's output and of the MLP */
+    bool biases;    /* llama.cpp reads biases of attention's output and of the MLP */
 } GgufArchitecture;
 
 // clang-format off

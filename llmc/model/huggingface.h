@@ -356,7 +356,7 @@ static inline int huggingface_part_order(const void *a, const void *b) {
     return strcmp(((const HuggingfacePart *)a)->name, ((const HuggingfacePart *)b)->name);
 }
 
-/* Finds the tensor of every part and checks that there are no others. skip: names that begin so or with '~' are
+/* Finds the tensor of every part and checks that there are no others. skip: names with this beginning or with '~' are
  * not the model's; NULL: there are none. */
 static inline bool huggingface_match(Huggingface *h, const char *skip, Error *e) {
     if (!huggingface_find_prefix(h, e)) return false;

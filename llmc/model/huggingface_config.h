@@ -134,7 +134,7 @@ static const struct { const char *name; double value; unsigned families; } huggi
     {"scale_attn_weights",              1, HUGGINGFACE_GPT2},
     {"scale_attn_by_inverse_layer_idx", 0, HUGGINGFACE_GPT2}};
 
-/* Do not change what the model computes, in any family. A name that ends with * stands for all that begin so. */
+/* Do not change what the model computes, in any family. A name that ends with * is the beginning of names. */
 static const char *const huggingface_harmless[] = {
     /* origin of the file */
     "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "transformers.js_config", "auto_map", "model_name",

@@ -1,7 +1,7 @@
 /* lora.h - low-rank adapters of a model: names of their targets, and adding them to the weights.
  *
  * A model whose configuration has a rank computes W x + scale B A x in the targeted projections (Hu et al. 2021,
- * arXiv:2106.09685) and trains A and B only. They are tensors of the table (tensors.h), which begin behind those of the
+ * arXiv:2106.09685) and trains A and B only. They are tensors of the table (tensors.h), which follow those of the
  * base. model.adapter_off leaves them out, which makes the base model a reference without a copy of its weights.
  *
  *     LoraConfig lora = {.rank = 16, .scale = 32.0f / 16};

@@ -11,7 +11,7 @@
  * __metadata__ holds texts. A value that is not UTF-8 is base64, under "base64:" and its key.
  *
  *   format              "pt", as in all files of transformers
- *   llmc                the version of this layout, 1; it tells the file from any other safetensors file
+ *   llmc                the version of this layout, 1; no other safetensors file has it
  *   config.json         the configuration: the input's text with what changed, or a new one (huggingface_config.h)
  *   llm.c               for a GPT-2 that config.json cannot describe: fields 0 to 16 of llm.c's header (checkpoint.h), JSON
  *   tokenizer           the blob for tokenizer_load()

@@ -1,11 +1,11 @@
 /* model_file.h - loading and saving models in any format, with tokenizer, chat template, lineage and training state.
  *
- *   what is read                                   told by               what is written      told by the name
+ *   what is read                                   found by              what is written      chosen by the name
  *   a folder as Hugging Face has it                it is a folder        the same             DIR/, or a folder's name
  *   a file of ours (model_container.h)             its first bytes       the same             every other name, and "-"
  *   a GGUF file                                    "GGUF"                the same             .gguf
  *   llm.c's file with our trailer (checkpoint.h)   its magic number      the same             .bin (GPT-2 only)
- *   model.safetensors with config.json beside it   its metadata          -
+ *   model.safetensors next to a config.json        its metadata          -
  *
  * Files may be zstd streams (.zst), and be read from pipes. A descriptor such as d12 is a new model with random weights.
  *
@@ -59,7 +59,8 @@ typedef struct ModelInput {
     Gguf gguf;
 } ModelInput;
 
-/* The folder of a file named model.safetensors that has config.json beside it; else NULL. The caller frees it. */
+/* The folder that holds `path`, if the file is named model.safetensors and the folder has a config.json; else NULL. The
+ * caller frees it. */
 static inline char *model_folder_of(const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     if (strcmp(name, "model.safetensors")) return NULL;

@@ -1,4 +1,4 @@
-/* model_load.h - what a model has beside its weights, and the steps of loading that all file formats share.
+/* model_load.h - what a model has besides its weights, and the steps of loading that all file formats share.
  *
  * A reader of a format makes the model (model_make), hands its weights to model_put_weights(), which also gives an
  * optimizer its master weights, then adds what the file lacks: a value head, adapters.

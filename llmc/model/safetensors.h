@@ -1,4 +1,4 @@
-/* safetensors.h - reader and writer of safetensors files: named arrays behind a JSON header.
+/* safetensors.h - reader and writer of safetensors files: a JSON header, then named arrays.
  *
  *   0      uint64   N, at most 100,000,000
  *   8      N bytes  JSON: {"name": {"dtype": "BF16", "shape": [out, in], "data_offsets": [begin, end]}, ...}; it begins

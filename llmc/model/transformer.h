@@ -66,7 +66,7 @@ static inline const LinearInfo *model_linear(int linear) {
     return &info[linear];
 }
 
-/* The input of linear layer `linear` of layer l. Without a norm in front of attention and the MLP, it is the residual
+/* The input of linear layer `linear` of layer l. Without a norm before attention and the MLP, it is the residual
  * stream. */
 static inline Acts *linear_input(const Model *m, const Workspace *w, int linear, int l) {
     const bool bare = m->config.norm_place == NORM_POST;
@@ -75,7 +75,7 @@ static inline Acts *linear_input(const Model *m, const Workspace *w, int linear,
     return work_acts(w, model_linear(linear)->input, l);
 }
 
-/* The output of linear layer `linear` of layer l. A norm behind attention or the MLP needs its input in the backward
+/* The output of linear layer `linear` of layer l. A norm after attention or the MLP needs its input in the backward
  * pass; otherwise these outputs share one buffer. */
 static inline Acts *linear_output(const Model *m, const Workspace *w, int linear, int l) {
     const bool branch = linear == LINEAR_attproj || linear == LINEAR_fcproj;
@@ -187,8 +187,8 @@ static inline void norm_backward(const Model *m, const Workspace *w, ModelNorm w
 }
 
 /* Adds a branch of layer l, attention (LINEAR_attproj) or the MLP (LINEAR_fcproj), to the residual stream x: sum = x +
- * norm(branch), or x + branch without a norm behind it. Then computes the norm `next` of the sum, unless there is none
- * in front of the next branch. */
+ * norm(branch), or x + branch without a norm after it. Then computes the norm `next` of the sum, unless there is none
+ * before the next branch. */
 static inline void residual_forward(const Model *m, const Workspace *w, int linear, int l, int N, const Acts *x,
                                     Acts *sum, ModelNorm next, int next_layer) {
     const Acts *branch = linear_output(m, w, linear, l);
@@ -205,8 +205,8 @@ static inline void residual_forward(const Model *m, const Workspace *w, int line
         norm_forward(m, w, next, next_layer, N, sum, NULL, NULL);
 }
 
-/* The gradient of a branch's output, from dx, that of the residual stream behind it. It is dx itself if no norm is
- * behind the branch. */
+/* The gradient of a branch's output, from dx, that of the residual stream after it. It is dx itself if no norm
+ * follows the branch. */
 static inline Acts *residual_backward(const Model *m, const Workspace *w, int linear, int l, int N, Acts *dx) {
     if (m->config.norm_place == NORM_PRE) return dx;
     Norm n = model_norm(m, w, linear == LINEAR_attproj ? MODEL_NORM_ATT : MODEL_NORM_MLP, l, N);
@@ -218,7 +218,7 @@ static inline Acts *residual_backward(const Model *m, const Workspace *w, int li
     return n.dx;
 }
 
-/* Adds the gradient of a branch's input, dnarrow, to dx, that of the residual stream in front of it, through norm
+/* Adds the gradient of a branch's input, dnarrow, to dx, that of the residual stream before it, through norm
  * `which` if there is one. x: the residual stream. */
 static inline void input_backward(const Model *m, const Workspace *w, ModelNorm which, int l, int N, Acts *dx,
                                   const Acts *dnarrow, const Acts *x) {

@@ -1,4 +1,4 @@
-/* curve_catalogue.h - group, title, description and unit of the metrics that a report knows.
+/* curve_catalogue.h - group, title, description and unit of the metrics that a report describes.
  *
  * It lists the names that TRL's trainers and this project's log. A name without a row of its own is described by the
  * pattern of a whole family, or else shown in the last group under its own name.

@@ -31,7 +31,7 @@
  *   1. If the template has {% generation %}, these blocks.
  *   2. Else, for each assistant message i: what render(messages[0..i]) has more than the prompt,
  *      render(messages[0..i-1]) with add_generation_prompt, up to and including the token that ends the turn. If the
- *      former does not begin with the latter (DeepSeek R1's prompt ends with <think>), the span begins behind their
+ *      former does not begin with the latter (DeepSeek R1's prompt ends with <think>), the span begins after their
  *      common beginning, which must contain all messages of the prompt.
  *   3. If the whole conversation is rendered differently from a conversation that ends with turn i (Qwen3 leaves out
  *      the thinking of old turns), then `together` is false, and the conversation has to be encoded once for each
@@ -363,7 +363,7 @@ static inline bool jinja_turns_message(const JinjaChat *c, const Tokenizer *t, c
             ok = error_set(
                 e,
                 "chat template: message %zu, of the assistant, changes how the messages before it are written, "
-                "so its tokens cannot be told apart; use a template with {%% generation %%}",
+                "so its tokens cannot be distinguished; use a template with {%% generation %%}",
                 i);
         else {
             const size_t end = jinja_turns_end(q, t, (size_t)begin, jinja_chat_stop(c, t, &trained));

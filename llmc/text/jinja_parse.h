@@ -3,7 +3,7 @@
  * The language is Jinja2's as transformers configures it: trim_blocks and lstrip_blocks are on, break and continue
  * exist, {% generation %} ... {% endgeneration %} encloses what the model generates. The parser accepts
  *
- *   {{ expression }}   {# comment #}   the signs - and + beside the braces of a tag
+ *   {{ expression }}   {# comment #}   the signs - and + next to the braces of a tag
  *   {% if %} {% elif %} {% else %}     {% for a, b in x if y %} {% else %}     {% break %} {% continue %}
  *   {% set a, b = x %} {% set ns.a = x %} {% set a %}...{% endset %} {% set a | filter %}...{% endset %}
  *   {% macro f(a, b=1) %}              {% filter f %}                          {% generation %}

@@ -788,7 +788,7 @@ static inline bool tokenizer_encode_between(const Tokenizer *t, const char *text
 }
 
 /* Encodes text, cutting out the added tokens that are searched for in raw text or, on the second level, in normalised
- * text. The search goes on behind a name, not behind the white space that belongs to it, as in `tokenizers`. */
+ * text. The search continues after a name, not after the white space that belongs to it, as in `tokenizers`. */
 static inline bool tokenizer_encode_part(const Tokenizer *t, const char *text, size_t n, bool specials, bool normalized,
                                          TokenizerPlace place, TokenList *out, Error *e) {
     const TokenizerNames *names = normalized ? &t->normalized : &t->raw;
