@@ -463,11 +463,13 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t, false);
-    preference_options_check(&o.l);
-    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired,
-                               o.t.lora_rank > 0 || o.t.adapter);
-    online_check(&o.online, &o.g, &o.l, &o.r);
+    trainer_check_options(&o.t, options, &o.g.epochs, false);
+    const OptionUse use[] = {{&o.max_length, !o.online.on, "--online limits prompts and completions separately"}};
+    options_refuse_unused(options, use, 1);
+    preference_options_check(&o.l, options);
+    preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0 || o.t.adapter,
+                               options);
+    online_check(&o.online, &o.g, &o.l, &o.r, options);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};

@@ -16,14 +16,14 @@
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, xmalloc */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, warn, xmalloc */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_FLAG, OPTION_INT, ... */
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_max, dist_min, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
-#include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K3, kl_from_rewards */
-#include "llmc/loss/policy.h"              /* PolicyLossConfig, PolicyStats, IMPORTANCE_SEQUENCE, ... */
+#include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K1, KL_K3, ... */
+#include "llmc/loss/policy.h"              /* PolicyLossConfig, PolicyStats, POLICY_RLOO, POLICY_CISPO, ... */
 #include "llmc/loss/scalar.h"              /* LossMetric */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
@@ -282,7 +282,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
 /* The defaults of the loss, overridden by the command line. */
 static PolicyLossConfig loss_options(void) {
     PolicyLossConfig c = policy_loss_config((PolicyLossKind)o.loss);
-    if (o.importance == IMPORTANCE_SEQUENCE) c.importance = IMPORTANCE_SEQUENCE;
+    if (option_given(&o.importance)) c.importance = (Importance)o.importance;
     if (o.epsilon >= 0) {
         c.epsilon = o.epsilon;
         if (o.loss != POLICY_CISPO) c.epsilon_high = o.epsilon;
@@ -383,6 +383,49 @@ static bool train(Run *r) {
     return stopped;
 }
 
+/* Whether the loss takes --importance-sampling-level, or has this level in any case. */
+static bool takes_importance(void) {
+    switch (o.loss) {
+    case POLICY_GSPO:
+    case POLICY_LUSPO: return o.importance == IMPORTANCE_SEQUENCE;
+    case POLICY_GMPO: return o.importance == IMPORTANCE_TOKEN;
+    case POLICY_VESPO:
+    case POLICY_RLOO: return false;
+    default: return true;
+    }
+}
+
+/* Rejects options without effect, and warns about those that have none as long as every step has a new generation. */
+static void check_options(void) {
+    const bool cispo = o.loss == POLICY_CISPO, soft = o.loss == POLICY_SAPO || o.loss == POLICY_VESPO;
+    const bool gmpo = o.loss == POLICY_GMPO, kl = o.beta > 0;
+    const OptionUse use[] = {
+        {&o.epsilon, !soft && !cispo, "not used by --loss-type sapo, vespo and cispo"},
+        {&o.epsilon_high, !soft, "not used by --loss-type sapo and vespo"},
+        {&o.delta, !soft && !cispo && !gmpo, "not used by --loss-type sapo, vespo, cispo and gmpo"},
+        {&o.importance, takes_importance(), "this --loss-type has a level of its own"},
+        {&o.scale, o.loss != POLICY_RLOO && !o.aggregation,
+         "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
+        {&o.kl, kl, "used only with --beta above 0"},
+        {&o.kl_in, kl, "used only with --beta above 0"},
+        {&o.kl_bias_correction, kl && !o.kl_in && !gmpo,
+         "used only with --beta above 0 and --kl-in loss, and not by --loss-type gmpo"},
+        {&o.reference, kl, "used only with --beta above 0"},
+        {&o.entropy_target, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
+        {&o.resample, o.dynamic_sampling, "used only with --dynamic-sampling"},
+    };
+    trainer_check_options(&o.t, options, &o.g.epochs, false);
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
+    if (kl && o.kl == KL_K1 && !o.kl_in && (gmpo || !o.kl_bias_correction))
+        usage_error("--kl-estimator k1: its gradient in the loss is 0 in expectation; give k2 or k3, --kl-in reward%s",
+                    gmpo ? "" : " or --use-bias-correction-kl");
+    if (on_policy() &&
+        (option_given(&o.epsilon) || option_given(&o.delta) || (option_given(&o.epsilon_high) && !cispo)))
+        warn("every step samples a generation of its own, so the importance ratio is 1 and nothing is clipped; "
+             "--num-iterations or --steps-per-generation above 1 makes several steps of each");
+}
+
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
@@ -399,11 +442,10 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.g.reward_cmd ? "command" : "verify";
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t, false);
+    check_options();
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
-    if (o.kl_in && o.beta == 0) usage_error("--kl-in reward: --beta is 0; set --beta");
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference};
     trainer_check_files(&o.t, inputs, 5, NULL);

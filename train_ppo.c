@@ -23,7 +23,7 @@
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, die, Error */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, die, Error, ... */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* dist_total, DIST_FIELDS, dist_complete, dist_cut, ... */
@@ -31,7 +31,7 @@
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/gae.h"                 /* whiten, gae, mean_baseline, moments_of, ... */
 #include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator */
-#include "llmc/loss/kl_control.h"          /* KlControl, KL_ADAPTIVE, KL_CONTROL_CHOICES, KlControlKind, ... */
+#include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KlControlKind, ... */
 #include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyBatch, PolicyLossConfig, ... */
 #include "llmc/loss/ppo.h"                 /* PpoStats, PpoConfig, PpoBatch, ppo_config, ... */
 #include "llmc/loss/scalar.h"              /* clamp */
@@ -203,6 +203,7 @@ static bool has_critic(void) { return algos[o.algo].critic; }
 static bool has_head(void) { return has_critic() && !o.critic; } /* the policy has a value head */
 static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
 static bool has_reference(void) { return o.kl_coef > 0 || has_gold() || o.reference; }
+static bool whitens(void) { return o.whiten_advantages == 2; } /* check_options() has resolved "auto" */
 static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
@@ -354,8 +355,8 @@ static void compute_advantages(Run *r) {
         AdvantageStats unused;
         for (int32_t i = 0; i < n; i++)
             if (!g->counts[i]) r->R[i] = NAN;
-        advantage_rloo(r->R, n / G, G, o.whiten_advantages, r->completion_advantage, &unused);
-    } else if (o.whiten_advantages) {
+        advantage_rloo(r->R, n / G, G, whitens(), r->completion_advantage, &unused);
+    } else if (whitens()) {
         whiten(r->advantage, g->offset, n, g->counts, true);
     }
 }
@@ -581,6 +582,35 @@ static void say_overoptimisation(Trainer *t) {
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
+/* Rejects options without effect. */
+static void refuse_unused(void) {
+    const bool critic = has_critic(), ratio = !algos[o.algo].plain, clip = ratio && o.algo != RLOO;
+    const bool adaptive = o.controller == KL_ADAPTIVE;
+    const OptionUse use[] = {
+        {&o.penalty_reward, o.non_eos_penalty, "used only with --non-eos-penalty"},
+        {&o.kl, has_reference(), "used only with --kl-coef above 0 or a gold reward"},
+        {&o.kl_target, adaptive, "used only with --kl-controller adaptive"},
+        {&o.kl_horizon, adaptive, "used only with --kl-controller adaptive"},
+        {&o.lambda, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.lambda_critic, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.length_lambda, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.cliprange_value, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.vf_coef, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.critic, critic, "used only by --algo ppo and a2c"},
+        {&o.critic_rate, o.critic, "used only with --critic"},
+        {&o.critic_warmup, o.critic, "used only with --critic"},
+        {&o.critic_output, o.critic, "used only with --critic"},
+        {&o.cliprange, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
+        {&o.cliprange_high, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
+        {&o.dual_clip, clip, "not used by --algo a2c, reinforce and rloo"},
+        {&o.target_kl, o.epochs > 1, "used only with several passes, --num-ppo-epochs above 1"},
+        {&o.ptx_tokens, o.ptx, "used only with --ptx"},
+    };
+    trainer_check_options(&o.t, options, &o.g.epochs, has_head());
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
+}
+
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
 static void check_options(void) {
     const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
@@ -590,11 +620,11 @@ static void check_options(void) {
     if (o.lambda < 0) o.lambda = algos[o.algo].lambda;
     if (o.lambda_critic < 0) o.lambda_critic = o.lambda;
     if (o.cliprange_high == 0) o.cliprange_high = o.cliprange;
-    o.whiten_advantages = o.whiten_advantages == 0 ? algos[o.algo].whiten : o.whiten_advantages == 2;
+    if (!o.whiten_advantages) o.whiten_advantages = algos[o.algo].whiten ? 2 : 1;
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
     if (!o.g.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t, has_head());
+    refuse_unused();
     if (o.g.generations < algos[o.algo].least)
         usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
                     algos[o.algo].least);
@@ -604,11 +634,10 @@ static void check_options(void) {
                     (long long)o.mini_batches, (long long)o.g.prompts);
     if (algos[o.algo].plain && !on_policy())
         usage_error("--algo %s has no importance ratio; give one pass and one mini-batch", name);
-    if (!has_critic() && (o.critic || o.critic_output || o.critic_warmup))
-        usage_error("--critic and the other --critic-* options: --algo %s has no critic", name);
-    if (!o.critic && (o.critic_output || o.critic_warmup || o.critic_rate > 0))
-        usage_error("--critic-learning-rate, --critic-warmup and --critic-output require --critic");
     if ((o.ptx_coef > 0) != (o.ptx != NULL)) usage_error("--ptx and --ptx-coef require each other");
+    if (on_policy() && !algos[o.algo].plain && (option_given(&o.cliprange) || option_given(&o.cliprange_high)))
+        warn("every step samples a generation of its own, so the importance ratio is 1 and --cliprange clips nothing; "
+             "--num-ppo-epochs or --num-mini-batches above 1 makes several steps of each");
     if (o.controller == KL_ADAPTIVE && o.kl_coef == 0)
         usage_error("--kl-controller adaptive: --kl-coef is 0; set --kl-coef");
     if (o.non_eos_penalty && o.missing_eos_penalty > 0)

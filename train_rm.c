@@ -14,7 +14,7 @@
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, usage_error, die, warn, ... */
+#include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
@@ -326,12 +326,16 @@ static void set_note(Run *r, const Labelled *d, int32_t step) {
 
 static void check_options(void) {
     if (!o.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t, true);
-    if (o.kind != REWARD_MODEL_BT && o.loss.center > 0)
-        usage_error("--center-rewards-coefficient: used only with --kind bt");
-    if (o.kind != REWARD_MODEL_BT && !o.margin) usage_error("--no-use-margin: used only with --kind bt");
-    if (o.kind != REWARD_MODEL_BT && !o.sharing) usage_error("--no-prefix-sharing: used only with --kind bt");
-    if (o.kind != REWARD_MODEL_PRM && o.last_step) usage_error("--train-on-last-step-only: used only with --kind prm");
+    const bool pairs = o.kind == REWARD_MODEL_BT;
+    const OptionUse use[] = {
+        {&o.loss.center, pairs, "used only with --kind bt"},
+        {&o.margin, pairs, "used only with --kind bt"},
+        {&o.sharing, pairs, "used only with --kind bt"},
+        {&o.last_step, o.kind == REWARD_MODEL_PRM, "used only with --kind prm"},
+        {&o.eval_steps, o.val != NULL, "used only with --val"},
+    };
+    trainer_check_options(&o.t, options, &o.epochs, true);
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (o.kind == REWARD_MODEL_PRM && o.normalize)
         usage_error("--normalize: a process model's scores are probabilities; used only with --kind bt or orm");
 }

@@ -390,6 +390,17 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
     return stopped;
 }
 
+static void check_options(void) {
+    const OptionUse use[] = {
+        {&o.best, o.val != NULL, "used only with --val"},
+        {&o.eval_steps, o.val != NULL, "used only with --val"},
+        {&o.sample_count, o.sample_steps > 0, "used only with --sample-steps above 0"},
+        {&o.sample_tokens, o.sample_steps > 0, "used only with --sample-steps above 0"},
+    };
+    trainer_check_options(&o.t, options, &o.epochs, false);
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+}
+
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
@@ -403,8 +414,7 @@ int main(int argc, char **argv) {
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
     if (!o.input) usage_error("-i/--input is required");
-    trainer_check_output(&o.t, false);
-    if (o.best && !o.val) usage_error("--best needs a validation shard (-j/--val)");
+    check_options();
     program_start();
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
     trainer_check_files(&o.t, inputs, 4, o.best);

@@ -288,12 +288,12 @@ static void command_lines(void **state) {
         refuses(2, true, "'x' is not one of ", "%s --loss-type x", p);
         refuses(2, true, "needs a value", "%s --report", p);
         refuses(2, true, "-c/--checkpoint and --layers", "%s --layers 2", p);
-        refuses(2, true, "--heads and --width require --layers", "%s --width 2", p);
+        refuses(2, true, "--width: used only with --layers", "%s --width 2", p);
     }
     refuses(2, true, "-c/--checkpoint is required", "./train_sft -i $T/chat.shard -o $T/kept");
     refuses(2, true, "-i/--input is required", "./train_sft -c $T/m.bin -o $T/kept");
     refuses(2, true, "-o/--output is required", "./train_sft -c $T/m.bin -i $T/chat.shard");
-    refuses(2, true, "--best needs a validation shard", "%s --best $T/x", good[0]);
+    refuses(2, true, "--best: used only with --val", "%s --best $T/x", good[0]);
     refuses(2, true, "-c/--checkpoint is required", "./train_grpo -i $T/tasks.shard -o $T/kept");
     refuses(2, true, "-i/--input is required", "./train_grpo -c $T/m.bin -o $T/kept");
     refuses(2, true, "-o/--output is required", "./train_grpo -c $T/m.bin -i $T/tasks.shard");

@@ -465,7 +465,7 @@ static void test_sampling_of_variants(void **state) {
 
 /* ==== Programs ==== */
 
-#define SFT  "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
+#define SFT  "./train_sft -c $T/base.bin -i $T/chat.shard -l 3e-3 --batch-tokens 16 --micro-tokens 96 "
 #define LORA "--lora-rank 3 --lora-alpha 6 "
 #define GRPO                                                                                                           \
     "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 3 -p 2 -G 4 --micro-tokens 96 -l 1e-3 --sample-count 1 "         \

@@ -62,9 +62,9 @@ static void memory_is_that_of_the_adapters(void **state) {
 static void options_that_do_not_fit(void **state) {
     (void)state;
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-alpha 8",
-            "--lora-alpha: requires --lora-rank");
+            "--lora-alpha: used only with --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --use-rslora",
-            "--use-rslora: requires --lora-rank");
+            "--use-rslora: used only with --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets queries",
             "--lora-targets: unknown projection 'queries'");
     refused(1, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets q_proj,c_fc",

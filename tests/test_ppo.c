@@ -421,8 +421,8 @@ static void bad_input(void **state) {
     (void)state;
     refused(2, PPO "-o $T/kept --algo a2c --num-ppo-epochs 2", "has no importance ratio");
     refused(2, PPO "-o $T/kept --algo rloo -G 1", "at least 2");
-    refused(2, PPO "-o $T/kept --algo rloo --critic $T/sft.bin", "has no critic");
-    refused(2, PPO "-o $T/kept --critic-warmup 3", "require --critic");
+    refused(2, PPO "-o $T/kept --algo rloo --critic $T/sft.bin", "--critic: used only by --algo ppo and a2c");
+    refused(2, PPO "-o $T/kept --critic-warmup 3", "--critic-warmup: used only with --critic");
     refused(2, PPO "-o $T/kept --num-mini-batches 5", "does not divide the 12 prompts");
     refused(2, PPO "-o $T/kept --kl-controller adaptive --kl-coef 0", "--kl-coef is 0");
     refused(2, PPO "-o $T/kept --ptx-coef 1", "require each other");

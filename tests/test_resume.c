@@ -74,7 +74,7 @@ static void resumes_bit_for_bit(const char *command, const int *stops, int count
 }
 
 #define SFT                                                                                                            \
-    "./train_sft -c $T/base.bin --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 "               \
+    "./train_sft -c $T/base.bin -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 "                            \
     "--batch-tokens 128 --micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 --weight-decay 0.1 "
 #define GRPO                                                                                                           \
     "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --eval-prompts 4 --eval-steps 9 -g 3 -p 4 -G 4 "  \
@@ -109,19 +109,19 @@ static void states_on_the_way(void **state) {
     assert_same_file("a.bin", "b.bin");
     assert_near(metric("b.jsonl", 0, "step"), 22, 0);
     /* -c may be omitted, and the state is also a model */
-    sh("./train_sft --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
+    sh("./train_sft -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
        "--micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 "
        "--weight-decay 0.1 -x 30 -o $T/a.bin -c $T/base.bin --state $T/a.state --save-steps 20");
-    sh("./train_sft --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
+    sh("./train_sft -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 --batch-tokens 128 "
        "--micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 "
        "--weight-decay 0.1 -x 30 -o $T/b.bin --resume $T/a.state");
     assert_same_file("a.bin", "b.bin");
     sh("./generate -c $T/a.state -g 3 a=");
     /* as an initial model it provides no moments: the first step is that of the same weights without them */
     sh(SFT "-x 20 --lr-scheduler-type constant -o $T/plain.bin --state $T/same.state --save-steps 20");
-    sh("./train_sft -c $T/plain.bin --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 -x 3 "
+    sh("./train_sft -c $T/plain.bin -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 -x 3 "
        "-o $T/a.bin");
-    sh("./train_sft -c $T/same.state --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 "
+    sh("./train_sft -c $T/same.state -i $T/chat.shard -l 1e-3 --batch-tokens 128 --micro-tokens 96 "
        "-x 3 -o $T/b.bin");
     assert_true(weights_gap("a.bin", "b.bin") == 0);
 }

@@ -19,8 +19,8 @@
 #include "run.h"                      /* metric, sh, metric_mean, weights_gap, ... */
 #include "shell.h"                    /* out, assert_holds, said, put, ... */
 
-#define SFT "./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
-#define NEW "--layers 1 --width 32 --heads 2 "
+#define SFT "./train_sft --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
+#define NEW "--layers 1 --width 32 --heads 2 --context 16 "
 #define GRPO                                                                                                           \
     "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 --micro-tokens 512 --sample-count 0 "                \
     "--lr-scheduler-type constant "
@@ -141,7 +141,7 @@ static void the_chain_through_pipes_and_zstd(void **state) {
     /* a pipe gives the same as files; standard output contains the model alone */
     sh(SFT NEW "-o $T/a.bin -x 5 -l 0.01");
     sh("./train_grpo -c $T/a.bin -i $T/tasks.shard -o $T/b.bin -x 2 -l 1e-3 -g 4 -p 6 -G 4 --sample-count 0");
-    sh("data/make_shard --quiet -i - -o - < $T/chat.jsonl | ./train_sft --context 16 --micro-tokens 256 "
+    sh("data/make_shard --quiet -i - -o - < $T/chat.jsonl | ./train_sft --micro-tokens 256 "
        "--batch-tokens 240 -i - " NEW
        "-o - -x 5 -l 0.01 2>$T/err1 | tee $T/a.pipe | ./train_grpo -c - -i $T/tasks.shard -o - -x 2 -l 1e-3 -g 4 -p 6 "
        "-G 4 --sample-count 0 2>$T/err2 > $T/b.pipe");
@@ -153,7 +153,7 @@ static void the_chain_through_pipes_and_zstd(void **state) {
     json_decref(row);
     /* compressed shards and models, on disk and in a pipe */
     sh("zstd -q $T/chat.shard -o $T/chat.shard.zst && zstd -q $T/tasks.shard -o $T/tasks.shard.zst");
-    sh("./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard.zst " NEW "-o $T/a.bin.zst "
+    sh("./train_sft --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard.zst " NEW "-o $T/a.bin.zst "
        "-x 5 -l 0.01");
     sh("zstd -dc $T/a.bin.zst > $T/a.unpacked");
     assert_true(weights_gap("a.bin", "a.unpacked") == 0);

@@ -18,8 +18,9 @@
  * number alone ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A
  * flag accepts --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores
  * its index. An OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other
- * arguments. --help prints to standard output and exits with status 0. A bad command line prints one line to standard
- * error and exits with status 2.
+ * arguments. option_given() tells whether an option was given, and options_refuse_unused() ends a program that was given
+ * an option without effect. --help prints to standard output and exits with status 0. A bad command line prints one
+ * line to standard error and exits with status 2.
  */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
@@ -131,6 +132,47 @@ static inline void options_help(const Option *table, const OptionAbout *about) {
     printf("\n  -h, --help                       show this help and exit\n");
 }
 
+/* ---- options that were given ------------------------------------------------------------------------------------ */
+
+/* The variables of the options that were given, whatever their values. */
+typedef struct OptionsGiven {
+    const void *value[OPTIONS_MAX];
+    int count;
+} OptionsGiven;
+
+static inline OptionsGiven *options_given(void) {
+    static OptionsGiven given;
+    return &given;
+}
+
+/* Whether the option of this variable was given. */
+static inline bool option_given(const void *value) {
+    const OptionsGiven *given = options_given();
+    for (int i = 0; i < given->count; i++)
+        if (given->value[i] == value) return true;
+    return false;
+}
+
+static inline void option_mark(const void *value) {
+    OptionsGiven *given = options_given();
+    if (!option_given(value) && given->count < OPTIONS_MAX) given->value[given->count++] = value;
+}
+
+/* An option, by its variable, and whether it has an effect together with the others. */
+typedef struct OptionUse {
+    const void *value;
+    bool used;
+    const char *why; /* follows the option's name in the message, as "used only with --beta above 0" */
+} OptionUse;
+
+/* Ends the program with a usage error if an option was given that has no effect. */
+static inline void options_refuse_unused(const Option *table, const OptionUse *use, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        for (const Option *o = table; o->kind != OPT_END && !use[i].used; o++)
+            if (o->kind != OPT_GROUP && o->value == use[i].value && option_given(o->value))
+                usage_error("--%s: %s", o->name, use[i].why);
+}
+
 /* strtoll() and strtod() skip blanks before a number. Such blanks are rejected here, as are blanks after a number. */
 static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
 
@@ -138,6 +180,7 @@ static inline void option_store(const Option *o, const char *word, bool negated)
     char name[80];
     if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
     else snprintf(name, sizeof name, "--%s", o->name);
+    option_mark(o->value);
     switch (o->kind) {
     case OPT_FLAG: *(bool *)o->value = !negated; break;
     case OPT_TEXT: *(const char **)o->value = word; break;

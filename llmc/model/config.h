@@ -297,6 +297,15 @@ static inline bool model_config_check(const ModelConfig *c, const char *what, Er
     return true;
 }
 
+/* Whether a text is one of llm.c's descriptors, such as d12 or gpt2:c768. */
+static inline bool gpt2_config_named(const char *text) {
+    const char *s = !strncmp(text, "gpt2:", 5) ? text + 5 : text;
+    char *end;
+    if ((s[0] != 'd' && (s[0] != 'c' || s == text)) || s[1] < '0' || s[1] > '9') return false;
+    strtol(s + 1, &end, 10);
+    return !*end;
+}
+
 /* llm.c's descriptors: d12 or gpt2:d48 (depth, with GPT-2's width) or gpt2:c768 (channels). Returns false if `text` is
  * not a descriptor. Otherwise *ok is set to whether its model can be built. */
 static inline bool gpt2_config_descriptor(const char *text, ModelConfig *c, bool *ok, Error *e) {
@@ -304,10 +313,8 @@ static inline bool gpt2_config_descriptor(const char *text, ModelConfig *c, bool
                                    {6, 384, 6},    {12, 768, 12},  {24, 1024, 16},
                                    {36, 1280, 20}, {48, 1600, 25}, {60, 1920, 30}};
     const char *s = !strncmp(text, "gpt2:", 5) ? text + 5 : text;
-    char *end;
-    if ((s[0] != 'd' && (s[0] != 'c' || s == text)) || s[1] < '0' || s[1] > '9') return false;
-    const long number = strtol(s + 1, &end, 10);
-    if (*end) return false;
+    if (!gpt2_config_named(text)) return false;
+    const long number = strtol(s + 1, NULL, 10);
     *ok = true;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i][s[0] == 'd' ? 0 : 1] == number) {

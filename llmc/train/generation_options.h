@@ -16,7 +16,7 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"    /* OPTION_INT, OPTION_TEXT, OPTION_GROUP, OPTION_REAL */
+#include "../base/options.h"    /* OPTION_INT, OPTION_TEXT, OPTION_GROUP, OPTION_REAL, ... */
 #include "../rollout/rollout.h" /* ROLLOUT_SAMPLING_OPTIONS */
 
 typedef struct GenerationOptions {
@@ -74,5 +74,16 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_INT("sample-count", 0, &(o).sample_count, 0, 256,                                                           \
                "number of completions to print before and after training")
 // clang-format on
+
+/* Rejects options that have no effect together with the others. programs: reward programs are given. */
+static inline void generation_refuse_unused(const GenerationOptions *o, const Option *table, bool programs) {
+    const OptionUse use[] = {
+        {&o->eval_steps, o->val != NULL, "used only with --val"},
+        {&o->eval_prompts, o->val != NULL, "used only with --val"},
+        {&o->eval_samples, o->val != NULL, "used only with --val"},
+        {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
+}
 
 #endif

@@ -26,7 +26,7 @@
 #define LLMC_TRAIN_ONLINE_PAIRS_H
 
 #include "../base/clock.h"             /* clock_seconds */
-#include "../base/error.h"             /* usage_error, xcalloc, die, Error */
+#include "../base/error.h"             /* xcalloc, usage_error, die, Error */
 #include "../base/options.h"           /* OPTION_REAL, OPTION_FLAG, OPTION_CHOICE, OPTION_GROUP, ... */
 #include "../loss/preference.h"        /* PreferenceConfig, PreferenceStats */
 #include "../loss/scalar.h"            /* sigmoid */
@@ -40,7 +40,7 @@
 #include "../rollout/prompts.h"        /* Prompts, prompts_item, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
 #include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
-#include "generation_options.h"        /* GenerationOptions */
+#include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
 #include "generation_report.h"         /* generation_log */
 #include "preference_options.h"        /* PreferenceOptions */
 #include "preference_reference.h"      /* PreferenceReferenceOptions */
@@ -76,14 +76,33 @@ static inline OnlineOptions online_options(void) { return (OnlineOptions){.xpo_a
                   "nash_md: weight of the reference in the mixture")
 // clang-format on
 
-/* Rejects options that contradict each other. l: the losses; r: the reference. */
+/* Rejects options that contradict each other or have no effect. l: the losses; r: the reference; table: all options. */
 static inline void online_check(const OnlineOptions *o, const GenerationOptions *g, const PreferenceOptions *l,
-                                const PreferenceReferenceOptions *r) {
-    if (!o->on) {
-        if (o->reward_model || g->reward || g->reward_cmd || o->kind || o->drop_ties)
-            usage_error("--reward-model, --reward, --reward-cmd, --online-loss, --drop-ties: used only with --online");
-        return;
-    }
+                                const PreferenceReferenceOptions *r, const Option *table) {
+    static const char online[] = "used only with --online";
+    const OptionUse use[] = {
+        {&o->kind, o->on, online},
+        {&o->reward_model, o->on, online},
+        {&o->missing_eos_penalty, o->on, online},
+        {&o->drop_ties, o->on, online},
+        {&o->xpo_alpha, o->on && o->kind == ONLINE_XPO, "used only with --online-loss xpo"},
+        {&o->mixture_coef, o->on && o->kind == ONLINE_NASH_MD, "used only with --online-loss nash_md"},
+        {&g->reward, o->on, online},
+        {&g->reward_cmd, o->on, online},
+        {&g->max_prompt, o->on, online},
+        {&g->max_completion, o->on, online},
+        {&g->temperature, o->on, online},
+        {&g->top_k, o->on, online},
+        {&g->top_p, o->on, online},
+        {&g->min_p, o->on, online},
+        {&g->repetition_penalty, o->on, online},
+        {&g->slots, o->on, online},
+        {&g->eval_prompts, o->on, online},
+        {&g->sample_count, o->on, online},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
+    generation_refuse_unused(g, table, g->reward_cmd != NULL);
+    if (!o->on) return;
     if (l->unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
     if (r->precompute)
         usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");

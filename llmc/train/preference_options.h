@@ -16,7 +16,7 @@
 #include "../base/error.h"      /* usage_error, warn */
 #include "../base/options.h"    /* OPTION_REAL, OPTION_TEXT, option_choice_index, OPTION_CHOICE, ... */
 #include "../loss/kto.h"        /* KTO_LOSS_CHOICES, KtoConfig, KtoLoss, kto_balance, ... */
-#include "../loss/preference.h" /* preference_has, PREFERENCE_CPO, PREFERENCE_LOSS_CHOICES, PREFERENCE_SIMPO, ... */
+#include "../loss/preference.h" /* preference_has, PreferenceConfig, PREFERENCE_LOSS_CHOICES, PREFERENCE_CPO, ... */
 
 typedef struct PreferenceOptions {
     const char *losses, *weights;
@@ -111,11 +111,6 @@ static inline bool preference_options_reference(const PreferenceOptions *o) {
     return o->unpaired || preference_needs_reference(&o->pair);
 }
 
-/* Rejects an option that none of the selected losses uses. */
-static inline void option_goes_with(bool given, const char *option, bool used, const char *losses) {
-    if (given && !used) usage_error("%s: used only with %s", option, losses);
-}
-
 /* Whether one of the losses uses --label-smoothing. */
 static inline bool preference_smooths(const PreferenceConfig *c) {
     for (int i = 0; i < c->losses; i++) switch (c->loss[i]) {
@@ -132,36 +127,40 @@ static inline bool preference_smooths(const PreferenceConfig *c) {
     return false;
 }
 
-static inline void preference_options_check(const PreferenceOptions *o) {
-    const PreferenceConfig *c = &o->pair, d = preference_config();
-    const bool pairs = !o->unpaired;
-    const bool alpha = preference_has(c, PREFERENCE_SIMPO) || preference_has(c, PREFERENCE_CPO);
-    option_goes_with(o->rpo_alpha > 0, "--rpo-alpha", pairs, "losses on pairs");
-    option_goes_with(c->label_smoothing > 0, "--label-smoothing", preference_smooths(c),
-                     "--loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo");
-    option_goes_with(c->discopop_tau != d.discopop_tau, "--discopop-tau", preference_has(c, PREFERENCE_DISCOPOP),
-                     "--loss-type discopop");
-    option_goes_with(c->dpop_lambda != d.dpop_lambda, "--dpop-lambda", preference_has(c, PREFERENCE_DPOP),
-                     "--loss-type dpop");
-    option_goes_with(c->simpo_gamma != d.simpo_gamma, "--simpo-gamma", preference_has(c, PREFERENCE_SIMPO),
-                     "--loss-type simpo");
-    option_goes_with(c->cpo_alpha != d.cpo_alpha, "--cpo-alpha", preference_has(c, PREFERENCE_CPO), "--loss-type cpo");
-    option_goes_with(c->alpha != 0, "--alpha", alpha, "--loss-type simpo or cpo");
-    option_goes_with(o->kto.desirable_weight != 1 || o->kto.undesirable_weight != 1,
-                     "--desirable-weight, --undesirable-weight", o->unpaired, "--loss-type " KTO_LOSS_CHOICES);
-    option_goes_with(c->ld_alpha != 1, "--ld-alpha", pairs && preference_needs_reference(c),
-                     "losses on pairs that use a reference");
-    option_goes_with(c->use_weighting, "--use-weighting", pairs && !preference_sorts(c),
-                     "losses on pairs other than aot");
+/* Whether all losses take --f-divergence-type. */
+static inline bool preference_diverges(const PreferenceConfig *c) {
+    for (int i = 0; i < c->losses; i++)
+        if (!preference_takes_divergence(c->loss[i])) return false;
+    return true;
+}
+
+/* Rejects options that none of the selected losses uses. table: all options. */
+static inline void preference_options_check(const PreferenceOptions *o, const Option *table) {
+    const PreferenceConfig *c = &o->pair;
+    const bool pairs = !o->unpaired, simpo = preference_has(c, PREFERENCE_SIMPO),
+               cpo = preference_has(c, PREFERENCE_CPO);
+    static const char unpaired[] = "used only with --loss-type " KTO_LOSS_CHOICES;
+    const OptionUse use[] = {
+        {&o->rpo_alpha, pairs, "used only with losses on pairs"},
+        {&c->label_smoothing, preference_smooths(c),
+         "used only with --loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo"},
+        {&c->discopop_tau, preference_has(c, PREFERENCE_DISCOPOP), "used only with --loss-type discopop"},
+        {&c->dpop_lambda, preference_has(c, PREFERENCE_DPOP), "used only with --loss-type dpop"},
+        {&c->simpo_gamma, simpo, "used only with --loss-type simpo"},
+        {&c->cpo_alpha, cpo, "used only with --loss-type cpo"},
+        {&c->alpha, simpo || cpo, "used only with --loss-type simpo or cpo"},
+        {&o->kto.desirable_weight, o->unpaired, unpaired},
+        {&o->kto.undesirable_weight, o->unpaired, unpaired},
+        {&c->ld_alpha, pairs && preference_needs_reference(c), "used only with losses on pairs that use a reference"},
+        {&c->use_weighting, pairs && !preference_sorts(c), "used only with losses on pairs other than aot"},
+        {&o->divergence, pairs && preference_diverges(c),
+         "used only with --loss-type sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, exo_pair, robust, discopop, sft"},
+        {&c->divergence_alpha, c->divergence == DIVERGENCE_ALPHA,
+         "used only with --f-divergence-type alpha_divergence"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
     if (preference_has(c, PREFERENCE_EXO_PAIR) && !(c->label_smoothing > 0))
         usage_error("--loss-type exo_pair: needs --label-smoothing above 0; its paper uses 1e-3");
-    for (int i = 0; i < c->losses; i++)
-        option_goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type",
-                         preference_takes_divergence(c->loss[i]),
-                         "--loss-type sigmoid, sigmoid_norm, hinge, ipo, ipo_sum, exo_pair, robust, discopop, sft");
-    option_goes_with(c->divergence != DIVERGENCE_REVERSE_KL, "--f-divergence-type", pairs, "losses on pairs");
-    if (c->divergence_alpha != d.divergence_alpha && c->divergence != DIVERGENCE_ALPHA)
-        usage_error("--f-alpha-divergence-coef: used only with --f-divergence-type alpha_divergence");
 }
 
 /* Warns if all of n completions have the same label, or if the weighted ratio of good to bad ones is outside the range

@@ -60,8 +60,14 @@ static inline PreferenceReferenceOptions preference_reference_options(void) {
 // clang-format on
 
 /* Rejects options that contradict each other. needs: the loss uses a reference; unpaired: it is kto or its variant;
- * adapters: only adapters are trained. */
-static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired, bool adapters) {
+ * adapters: only adapters are trained; table: all options. */
+static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired, bool adapters,
+                                              const Option *table) {
+    const OptionUse use[] = {
+        {&o->sync_alpha, o->sync, "used only with --sync-ref-model"},
+        {&o->sync_steps, o->sync, "used only with --sync-ref-model"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
     if (o->ref_logps) o->precompute = true;
     if (o->none && unpaired) usage_error("--reference-free: kto needs a reference");
     if ((o->none || !needs) && (o->precompute || o->reference || o->sync))

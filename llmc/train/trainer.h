@@ -26,7 +26,7 @@
 #define LLMC_TRAIN_TRAINER_H
 
 #include "../base/clock.h"             /* clock_seconds */
-#include "../base/error.h"             /* die, usage_error, Error, warn, ... */
+#include "../base/error.h"             /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
@@ -54,7 +54,7 @@
 #include "../records/shard.h"          /* Shard */
 #include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_header, ... */
 #include "companion.h"                 /* companion_forget, Companion, companion_free, companion_save */
-#include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_defaults */
+#include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
@@ -100,10 +100,7 @@ static inline double state_real(const json_t *state, const char *key) {
 
 /* The shape of a new model from --layers and the related options, or NULL if --layers is not given. */
 static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t data_vocab, ModelConfig *c) {
-    if (!o->layers) {
-        if (o->heads || o->width) usage_error("--heads and --width require --layers");
-        return NULL;
-    }
+    if (!o->layers) return NULL;
     const int64_t width = o->width ? o->width : 64 * o->layers;
     const int64_t heads = o->heads ? o->heads : width >= 64 ? width / 64 : 1;
     *c = gpt2_config((int32_t)o->layers, (int32_t)heads, (int32_t)width, (int32_t)(o->vocab ? o->vocab : data_vocab),
@@ -111,13 +108,16 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
-/* Rejects a command line without an output for all that is trained. value_head: the model has a value head, for which a
- * folder of adapters has no place. */
-static inline void trainer_check_output(const TrainerOptions *o, bool value_head) {
+/* Rejects a command line without an output for all that is trained, and options of all trainers without effect. epochs:
+ * the variable of --num-train-epochs; value_head: the model has a value head, for which a folder of adapters has no
+ * place. */
+static inline void trainer_check_options(const TrainerOptions *o, const Option *table, const double *epochs,
+                                         bool value_head) {
     if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --adapter-output)");
     if (!o->output && value_head)
         usage_error("--adapter-output: the folder has no place for the model's value head; give -o/--output, too");
     if (o->adapter_output && value_head) warn("--adapter-output: the value head is written to %s only", o->output);
+    trainer_refuse_unused(o, table, epochs);
 }
 
 /* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
@@ -214,15 +214,10 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
 /* The adapters of --lora-rank and the related options, which are checked. */
 static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     Error e;
-    const TrainerOptions standard = trainer_defaults(0);
     LoraConfig lora = {.rank = (int32_t)o->lora_rank};
     if (o->lora_rank && o->adapter) usage_error("--lora-rank and --adapter: give only one of them");
     if (o->adapter_output && !o->lora_rank && !o->adapter)
         usage_error("--adapter-output: requires --lora-rank or --adapter");
-    if (!o->lora_rank && (o->use_rslora || o->lora_alpha != standard.lora_alpha))
-        usage_error("%s: requires --lora-rank", o->use_rslora ? "--use-rslora" : "--lora-alpha");
-    if (!o->lora_rank && strcmp(o->lora_targets, standard.lora_targets))
-        usage_error("--lora-targets: requires --lora-rank");
     if (!o->lora_rank) return lora;
     if (!lora_parse_targets(o->lora_targets, &lora.targets, &e)) usage_error("--lora-targets: %s", e.text);
     const double rank = (double)o->lora_rank;

@@ -19,7 +19,7 @@
 
 #include "../base/options.h"   /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_GROUP, ... */
 #include "../device.h"         /* DEVICE_OPTIONS, DTYPE_AUTO */
-#include "../model/schedule.h" /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_LINEAR */
+#include "../model/schedule.h" /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_CONSTANT, SCHEDULE_LINEAR, ... */
 
 typedef struct TrainerOptions {
     const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
@@ -133,5 +133,27 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
     OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps")
 // clang-format on
+
+/* Rejects options of all trainers that have no effect together with the others. epochs: the variable of
+ * --num-train-epochs. */
+static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *table, const double *epochs) {
+    const bool adapters = o->lora_rank > 0, wsd = o->schedule == SCHEDULE_WSD;
+    const bool shaped = o->layers || (o->checkpoint && gpt2_config_named(o->checkpoint));
+    const OptionUse use[] = {
+        {&o->heads, o->layers, "used only with --layers"},
+        {&o->width, o->layers, "used only with --layers"},
+        {&o->vocab, shaped, "used only for a new model, with --layers or -c d12"},
+        {&o->context, shaped, "used only for a new model, with --layers or -c d12"},
+        {&o->lora_alpha, adapters, "used only with --lora-rank"},
+        {&o->lora_targets, adapters, "used only with --lora-rank"},
+        {&o->use_rslora, adapters, "used only with --lora-rank"},
+        {&o->min_lr_rate, o->schedule != SCHEDULE_CONSTANT, "not used by --lr-scheduler-type constant"},
+        {&o->decay, wsd, "used only with --lr-scheduler-type wsd"},
+        {&o->decay_kind, wsd, "used only with --lr-scheduler-type wsd"},
+        {&o->output_dtype, o->output != NULL, "used only with --output"},
+        {epochs, !o->steps, "--max-steps sets the length of the run; give only one of them"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
+}
 
 #endif
