@@ -36,14 +36,14 @@
 #include "llmc/model/pack.h"               /* batch_clear, batch_fits, batch_free, batch_new, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
-#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
 #include "llmc/records/tokens.h"           /* TokenShard, tokens_close, tokens_read */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, PRM_MIN, reward_model_check, reward_model_close, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open */
 #include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, wilson_interval, evaluation_summarise, ... */
-#include "llmc/rollout/inference.h"        /* DataFile, inference_json_text, INFERENCE_MODEL_OPTIONS, Inference, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, INFERENCE_MODEL_OPTIONS, Inference, InferenceOptions, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/rollout.h"          /* Completion, Rollout, Sampling, rollout_free, ... */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
@@ -336,20 +336,19 @@ static void write_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
     const Completion *c = s->completion;
     const PromptText *p = &t->prompts.what[s->prompt];
-    json_t *row = json_object(), *tokens = json_array();
+    const Record r = {.tokens = (int32_t *)prompts_tokens(&t->prompts, s->prompt),
+                      .count = prompts_length(&t->prompts, s->prompt),
+                      .text = p->text,
+                      .task = p->task,
+                      .answer = p->answer,
+                      .fields = p->fields};
+    json_t *row = inference_prompt_row(&model, &r), *tokens = json_array();
     double logprob = 0;
     for (int32_t i = 0; i < c->count; i++) {
         logprob += c->logp[i];
         json_array_append_new(tokens, json_integer(c->tokens[i]));
     }
     set_count(row, "index", s->prompt);
-    json_object_set_new(row, "prompt",
-                        *p->text ? json_string(p->text)
-                                 : inference_json_text(&model, prompts_tokens(&t->prompts, s->prompt),
-                                                       prompts_length(&t->prompts, s->prompt), true));
-    if (*p->task) json_object_set_new(row, "task", json_string(p->task));
-    if (*p->answer) json_object_set_new(row, "answer", json_string(p->answer));
-    if (*p->fields) json_object_set_new(row, "fields", json_loads(p->fields, 0, NULL));
     json_object_set_new(row, "sample", s->sample < 0 ? json_string("greedy") : json_integer(s->sample));
     json_object_set_new(row, "completion", inference_json_text(&model, c->tokens, c->count, false));
     json_object_set_new(row, "right", isnan(s->right) ? json_null() : json_boolean(s->right > 0.5));

@@ -25,7 +25,9 @@
  *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/rows.h"              /* RowMessages, Rows, row_get, row_get_messages, ... */
+#include "data/row_fields.h"        /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT, ... */
+#include "data/row_messages.h"      /* RowMessages, row_messages_free */
+#include "data/rows.h"              /* Rows, row_encode, row_prompt */
 #include "llmc/base/clock.h"        /* clock_seconds */
 #include "llmc/base/error.h"        /* die, Error, usage_error, error_set, ... */
 #include "llmc/base/io.h"           /* Writer, magic_name, writer_abort, MAGIC_RECORDS, ... */
@@ -36,10 +38,10 @@
 #include "llmc/device.h"            /* DTYPE_AUTO */
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
-#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_json_text, ... */
+#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, ... */
 #include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
-#include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, chat_encode */
+#include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
 #include "llmc/text/tokenizer.h"    /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 
 static struct {
@@ -257,12 +259,7 @@ static void add_shard(Items *items, const Shard *s) {
     for (int64_t i = 0; i < s->count; i++) {
         if (!shard_record(s, i, &r, &e)) die("%s", e.text);
         for (int32_t k = 0; k < r.count; k++) token_list_append(&items->ids, r.tokens[k]);
-        json_t *row = json_object();
-        json_object_set_new(row, "prompt",
-                            *r.text ? json_string(r.text) : inference_json_text(&model, r.tokens, r.count, true));
-        if (*r.task) json_object_set_new(row, "task", json_string(r.task));
-        if (*r.answer) json_object_set_new(row, "answer", json_string(r.answer));
-        if (*r.fields) json_object_set_new(row, "fields", json_loads(r.fields, 0, NULL));
+        json_t *row = inference_prompt_row(&model, &r);
         if (!items_add(items, row, &e)) die("%s: record %lld: %s", s->name, (long long)i, e.text);
     }
     record_free(&r);
@@ -270,20 +267,22 @@ static void add_shard(Items *items, const Shard *s) {
 
 /* Adds one line of JSON: a prompt, or messages up to the final assistant message. */
 static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
-    const Rows fields = {.prompt = "prompt", .messages = "messages", .system = o.system};
+    Rows rows = {.system = o.system, .tokenizer = model.text.tokenizer, .chat = model.text.chat};
     Error inner;
-    json_t *messages = row_get_messages(&fields, row), *prompt = row_get(row, "prompt");
+    json_t *given;
     RowMessages m = {0};
-    if (!messages && !prompt) return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
-    if (messages && !json_is_array(messages))
-        return jsonl_error(j, "messages", e, "is %s, expected a list of messages", jsonl_type(messages));
-    bool ok = row_prompt(&fields, j, messages ? messages : prompt, messages ? "messages" : "prompt", &m, e);
-    const int count = m.count - (messages && m.count && !strcmp(m.items[m.count - 1].role, "assistant"));
+    if (!row_peek(&rows.fields, row, FIELD_MESSAGES) && !row_peek(&rows.fields, row, FIELD_PROMPT))
+        return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
+    bool ok = row_prompt(&rows, j, row, &m, &given, e);
+    const bool whole = row_peek(&rows.fields, row, FIELD_MESSAGES) && !row_peek(&rows.fields, row, FIELD_COMPLETION);
+    const int count = m.count - (ok && whole && m.flags[m.count - 1] & CHAT_CONTINUED);
     if (ok && count <= (o.system != NULL))
         ok = jsonl_error(j, "messages", e, "has nothing before the final assistant message");
-    if (ok && !encode(m.items, count, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    if (ok && o.raw && !encode(m.items, count, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    if (ok && !o.raw) ok = row_encode(&rows, j, row, &m, count, true, false, &items->ids, NULL, NULL, e);
     if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
     row_messages_free(&m);
+    row_fields_clear(&rows.fields);
     return ok;
 }
 

@@ -6,8 +6,8 @@
  */
 #include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits_withSeed */
-#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_next, ... */
-#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_error, ... */
+#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
 #include "../llmc/base/text.h"            /* text_clear, TextBuffer, TokenList, text_append, ... */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* tokens_write */
@@ -16,7 +16,8 @@
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_store, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "rows.h"                         /* ROW_TEXT, ROW_AUTO, ROW_CHAT, row_get, ... */
+#include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
+#include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
 #include <signal.h>
 
 static struct {
@@ -25,23 +26,14 @@ static struct {
     int kind, truncation;
     int64_t max_tokens, limit, seed;
     double val_fraction;
-    bool skip_bad, quiet, assistant_only;
+    bool skip_bad, quiet, assistant_only, help_fields;
 } o = {.tokenizer = "bytes", .template = "auto", .assistant_only = true};
 
-static Rows rows = {.messages = "messages",
-                    .prompt = "prompt",
-                    .completion = "completion",
-                    .answer = "answer",
-                    .task = "task",
-                    .chosen = "chosen",
-                    .rejected = "rejected",
-                    .margin = "margin",
-                    .completions = "completions",
-                    .labels = "labels",
-                    .label = "label",
-                    .text = "text",
-                    .tools = "tools",
-                    .step_separator = "\\n"};
+static Rows rows = {.step_separator = "\\n"};
+
+/* An option that names a field. */
+#define FIELD_OPTION(field, option, names, help, decides)                                                              \
+    OPTION_TEXT(option, 0, &rows.fields.name[FIELD_##field], "NAME", help),
 
 static const Option options[] = {
     OPTION_GROUP("Input and output"),
@@ -73,20 +65,19 @@ static const Option options[] = {
     OPTION_INT("max-tokens", 0, &o.max_tokens, 0, 1 << 30, "maximum tokens of a record; 0: no limit"),
     OPTION_CHOICE("truncation", 0, &o.truncation, "end|drop|error",
                   "truncate longer records at the end, drop them, or stop with an error"),
-    OPTION_GROUP("Fields of a line (a name, or a path such as reward.answer or turns.0.text)"),
-    OPTION_TEXT("messages-field", 0, &rows.messages, "NAME", "list of {role, content}"),
-    OPTION_TEXT("prompt-field", 0, &rows.prompt, "NAME", "text or list of messages"),
-    OPTION_TEXT("completion-field", 0, &rows.completion, "NAME", "text or list of messages"),
-    OPTION_TEXT("answer-field", 0, &rows.answer, "NAME", "reference answer for the verifier"),
-    OPTION_TEXT("task-field", 0, &rows.task, "NAME", "name of the verifier"),
-    OPTION_TEXT("chosen-field", 0, &rows.chosen, "NAME", "preferred completion"),
-    OPTION_TEXT("rejected-field", 0, &rows.rejected, "NAME", "other completion"),
-    OPTION_TEXT("margin-field", 0, &rows.margin, "NAME", "number: how much better the chosen completion is"),
-    OPTION_TEXT("completions-field", 0, &rows.completions, "NAME", "list of steps"),
-    OPTION_TEXT("labels-field", 0, &rows.labels, "NAME", "list of true or false, one per step"),
-    OPTION_TEXT("label-field", 0, &rows.label, "NAME", "true if the completion is good, else false"),
-    OPTION_TEXT("text-field", 0, &rows.text, "NAME", "text of a document"),
-    OPTION_TEXT("tools-field", 0, &rows.tools, "NAME", "list of tools for a model's own template"),
+    OPTION_GROUP(
+        "Fields of a row (a name, or a path such as reward.answer or turns.0.text; --help-fields: usual names)"),
+    OPTION_FLAG("help-fields", 0, &o.help_fields, "print the names under which fields are read"),
+    ROW_FIELDS(FIELD_OPTION)
+        OPTION_TEXT("prompt-template", 0, &rows.fields.pattern[FIELD_PROMPT], "TEXT",
+                    "prompt made of several fields, such as '{instruction}\\n{input}'; {{ is a brace"),
+    OPTION_TEXT("completion-template", 0, &rows.fields.pattern[FIELD_COMPLETION], "TEXT",
+                "completion made of several fields"),
+    OPTION_TEXT("answer-template", 0, &rows.fields.pattern[FIELD_ANSWER], "TEXT", "answer made of several fields"),
+    OPTION_TEXT("chosen-template", 0, &rows.fields.pattern[FIELD_CHOSEN], "TEXT", "chosen made of several fields"),
+    OPTION_TEXT("rejected-template", 0, &rows.fields.pattern[FIELD_REJECTED], "TEXT",
+                "rejected made of several fields"),
+    OPTION_TEXT("text-template", 0, &rows.fields.pattern[FIELD_TEXT], "TEXT", "text made of several fields"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
     OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier for lines without a task, such as gsm8k or exact"),
     OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
@@ -110,7 +101,8 @@ static const OptionAbout about = {
     "  {\"prompt\": \"...\", \"completion\": \"...\", \"label\": true}     unpaired    for train_rm --kind orm, KTO\n"
     "  {\"text\": \"...\"}                                           text        a token shard in llm.c's format\n"
     "\n"
-    "A prompt or a completion may also be a list of messages. If a preference has no prompt, the common beginning of\n"
+    "Other names of these fields, such as conversations, instruction, input and output, are listed by --help-fields. A\n"
+    "prompt or a completion may also be a list of messages. If a preference has no prompt, the common beginning of\n"
     "chosen and rejected is used. Plain text, which does not begin with {, also becomes a token shard. Models are\n"
     "trained on the assistant's messages and on the token that ends each of them.\n"
     "\n"
@@ -243,6 +235,84 @@ static void commit(void) {
     }
 }
 
+/* ---- what the user should hear about the rows ------------------------------------------------------------------- */
+
+/* Number of occurrences and place of the first. */
+typedef struct Noted {
+    int64_t count;
+    char first[128];
+} Noted;
+
+static Noted noted[NOTE_COUNT];
+
+static struct Unread {
+    char *what;
+    Noted count;
+} * unread;
+static size_t unread_count;
+
+static bool found[FIELD_COUNT]; /* a row has the field that the user named */
+
+static void note(Noted *n, int64_t count, const Jsonl *j) {
+    if (count && !n->count) snprintf(n->first, sizeof n->first, "%.90s, line %lld", j->name, (long long)j->line);
+    n->count += count;
+}
+
+/* Adds what the current row has. */
+static void add_notes(const Jsonl *j, json_t *row) {
+    const RowFields *f = &rows.fields;
+    for (int i = 0; i < NOTE_COUNT; i++) note(&noted[i], rows.notes[i], j);
+    for (int i = 0; i < f->unread_count; i++) {
+        size_t k = 0;
+        while (k < unread_count && strcmp(unread[k].what, f->unread[i])) k++;
+        if (k == unread_count) {
+            if (unread_count == ROW_UNREAD_MAX) continue;
+            unread = xrealloc(unread, ++unread_count, sizeof *unread);
+            unread[k] = (struct Unread){.what = xstrdup(f->unread[i])};
+        }
+        note(&unread[k].count, 1, j);
+    }
+    for (int i = 0; i < FIELD_COUNT; i++)
+        if (f->name[i] && !found[i]) found[i] = row_value(row, f->name[i]) != NULL;
+}
+
+static const char *note_text(RowNote i) {
+    static const char *const texts[NOTE_COUNT] = {
+        [NOTE_TOO_LONG] = "records dropped because they are longer than --max-tokens",
+        [NOTE_TRUNCATED] = "records truncated to --max-tokens, without their stop token",
+        [NOTE_NO_MASK] = "records with an empty mask, because they have no assistant message",
+        [NOTE_SPECIAL_TEXT] =
+            "texts that contain the name of a special token, which is encoded as plain text (a prompt "
+            "that a chat template has already been applied to should be given as messages)",
+        [NOTE_STOP_TEXT] = "completions that contain the text that ends the assistant's turn",
+        [NOTE_SPACE_BEFORE] =
+            "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word",
+        [NOTE_EQUAL] = "records dropped because chosen and rejected are the same",
+        [NOTE_NO_ANSWER] = "records with neither an answer nor a task for a verifier",
+        [NOTE_SPLIT] =
+            "conversations written as one record per assistant message, because the template changes old turns",
+        [NOTE_NO_TOOLS] = "records whose tools are left out, because the template does not write them",
+        [NOTE_TEXT_ARGUMENTS] =
+            "messages with a tool call whose arguments are a text, which most templates quote; expected an object",
+        [NOTE_THINK] = "fields with reasoning, which is written as <think>...</think> before the content",
+        [NOTE_EMPTY] = "messages of the assistant without text"};
+    return i == NOTE_TRUNCATED && rows.kind == ROW_STEP ? "records truncated to --max-tokens, without their last steps"
+                                                        : texts[i];
+}
+
+static void complain(const Noted *n, const char *what) {
+    if (n->count) warn("%s: %lld (first: %s)", what, (long long)n->count, n->first);
+}
+
+/* Ends the program if the user named a field that no row has. */
+static void check_found(const char *input) {
+    for (int i = 0; i < FIELD_COUNT; i++)
+        if (rows.fields.name[i] && !found[i]) {
+            give_up();
+            die("%s: no row has the field '%s' (--%s)", input, rows.fields.name[i], row_field[i].option);
+        }
+}
+
 /* ---- reading --------------------------------------------------------------------------------------------------- */
 
 /* Opens the model's template of --chat-template-path. */
@@ -269,26 +339,48 @@ static void check_stop(void) {
             "learn to stop");
 }
 
-/* Determines the kind and the template from the first line. */
+/* Checks that the first row has the fields that the user named and that decide its kind. */
+static void check_named(const Jsonl *j, json_t *row) {
+    Error e;
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        const char *name = rows.fields.name[i];
+        if (name && row_field[i].decides && !row_value(row, name)) {
+            row_missing(j, row, name, row_field[i].option, &e);
+            fail(&e);
+        }
+    }
+}
+
+/* Determines the kind of the records from the first row. */
+static void settle_kind(const Jsonl *j, json_t *row) {
+    char names[240];
+    if (row) check_named(j, row);
+    if (rows.kind == ROW_AUTO) rows.kind = row ? row_kind(&rows.fields, row) : ROW_TEXT;
+    if (rows.kind != ROW_AUTO) return;
+    row_list(row, names, sizeof names);
+    die("%s: line %lld: has the fields %s; expected messages, prompt, chosen and rejected, or text; set the "
+        "names of your fields with --prompt-field and the other --...-field options",
+        j->name, (long long)j->line, names);
+}
+
+/* Whether the row is made of messages or of what becomes several: its default template is chatml. */
+static bool row_has_turns(json_t *row) {
+    const RowFields *f = &rows.fields;
+    const json_t *prompt = row_peek(f, row, FIELD_PROMPT), *chosen = row_peek(f, row, FIELD_CHOSEN),
+                 *completion = row_peek(f, row, FIELD_COMPLETION);
+    char name[128];
+    return row_peek(f, row, FIELD_MESSAGES) || row_peek(f, row, FIELD_HISTORY) || row_peek(f, row, FIELD_SYSTEM) ||
+           json_is_array(prompt) || json_is_object(prompt) || json_is_array(chosen) || json_is_object(chosen) ||
+           json_is_array(completion) ||
+           (!f->name[FIELD_PROMPT] && !strcmp(row_called(f, row, FIELD_PROMPT, name), "instruction"));
+}
+
+/* Determines the kind and the template from the first row; NULL: plain text. */
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
-    char names[200] = "";
-    const char *key;
-    json_t *value;
-    if (rows.kind == ROW_AUTO) rows.kind = row ? row_kind(&rows, row) : ROW_TEXT;
-    if (rows.kind == ROW_AUTO) {
-        json_object_foreach(row, key, value) {
-            const size_t n = strlen(names);
-            snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", key);
-        }
-        die("%s: line %lld: has the fields %s; expected messages, prompt, chosen and rejected, or text; set the "
-            "names of your fields with --prompt-field and the other --...-field options",
-            j->name, (long long)j->line, names[0] ? names : "of an empty object");
-    }
-    json_t *prompt = row ? row_get(row, rows.prompt) : NULL, *chosen = row ? row_get(row, rows.chosen) : NULL;
-    const bool turns = row && (row_get_messages(&rows, row) || json_is_array(prompt) ||
-                               (rows.kind == ROW_PREFERENCE && json_is_array(chosen)));
-    const char *spec = strcmp(o.template, "auto") ? o.template : turns ? "chatml" : "plain";
+    settle_kind(j, row);
+    rows.texts = !o.template_path && !strcmp(o.template, "auto") && !(row && row_has_turns(row));
+    const char *spec = strcmp(o.template, "auto") ? o.template : rows.texts ? "plain" : "chatml";
     if (o.template_path) open_model_template();
     else if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
     const int32_t vocab = rows.tokenizer.vocab;
@@ -311,6 +403,17 @@ static void settle(const Jsonl *j, json_t *row) {
 
 static bool enough(void) { return o.limit && sides[0].records + sides[1].records >= o.limit; }
 
+/* Whether the row is of the kind of the first one. */
+static bool check_kind(const Jsonl *j, json_t *row, Error *e) {
+    const RowKind kind = o.kind ? rows.kind : row_kind(&rows.fields, row);
+    if (kind == rows.kind || kind == ROW_AUTO) return true;
+    char names[240];
+    row_list(row, names, sizeof names);
+    return jsonl_error(j, NULL, e,
+                       "is a row of kind %s (it has the fields %s), but the first row is of kind %s; set --kind",
+                       row_kind_name(kind), names, row_kind_name(rows.kind));
+}
+
 static void read_lines(Jsonl *j) {
     Error e;
     json_t *row;
@@ -319,7 +422,8 @@ static void read_lines(Jsonl *j) {
         if (more < 0) fail(&e);
         if (!rows.chat.spec) settle(j, row);
         do {
-            const RowResult result = row_make(&rows, j, row, &e);
+            const RowResult result = check_kind(j, row, &e) ? row_make(&rows, j, row, &e) : ROW_BAD;
+            add_notes(j, row);
             if (result == ROW_MADE) add_record(choose_side());
             if (result == ROW_BAD && !jsonl_skip(j, &e)) fail(&e);
         } while (rows.more);
@@ -359,10 +463,6 @@ static void read_text(Jsonl *j) {
 
 /* ---- the summary ----------------------------------------------------------------------------------------------- */
 
-static void complain(const RowCount *c, const char *what) {
-    if (c->count) warn("%s: %lld (first: %s)", what, (long long)c->count, c->first);
-}
-
 static void summarize(int64_t skipped, const Error *first) {
     for (int i = 0; i < 2; i++) {
         const Side *s = &sides[i];
@@ -376,21 +476,8 @@ static void summarize(int64_t skipped, const Error *first) {
         fputc('\n', stderr);
     }
     if (skipped) warn("invalid lines skipped: %lld (first: %s)", (long long)skipped, first->text);
-    complain(&rows.too_long, "records dropped because they are longer than --max-tokens");
-    complain(&rows.truncated, rows.kind == ROW_STEP ? "records truncated to --max-tokens, without their last steps"
-                                                    : "records truncated to --max-tokens, without their stop token");
-    complain(&rows.no_mask, "records with an empty mask, because they have no assistant message");
-    complain(&rows.equal, "records dropped because chosen and rejected are the same");
-    complain(&rows.split,
-             "conversations written as one record per assistant message, because the template changes old turns");
-    complain(&rows.no_tools, "records whose tools are left out, because the template is not a model's own");
-    complain(&rows.text_arguments,
-             "messages with a tool call whose arguments are a text, which most templates quote; expected an object");
-    complain(&rows.no_answer, "records with neither an answer nor a task for a verifier");
-    complain(&rows.special_text, "texts that contain the name of a special token, which is encoded as plain text");
-    complain(&rows.stop_text, "completions that contain the text that ends the assistant's turn");
-    complain(&rows.space_before,
-             "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word");
+    for (int i = 0; i < NOTE_COUNT; i++) complain(&noted[i], note_text((RowNote)i));
+    for (size_t i = 0; i < unread_count; i++) complain(&unread[i].count, unread[i].what);
     if (!sides[0].records) warn("%s: is empty", o.output);
     if (o.val_output && !sides[1].records) warn("%s: is empty: no record was assigned to --val-output", o.val_output);
 }
@@ -410,6 +497,18 @@ static const char *unescape(const char *text) {
     return copy;
 }
 
+static void check_patterns(void) {
+    Error e;
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        const char *option = row_field[i].option, **pattern = &rows.fields.pattern[i];
+        const int n = (int)strlen(option) - (int)strlen("field");
+        if (!*pattern) continue;
+        if (rows.fields.name[i]) usage_error("--%s and --%.*stemplate: give only one of them", option, n, option);
+        *pattern = unescape(*pattern);
+        if (!row_pattern_check(*pattern, &e)) usage_error("--%.*stemplate: %s", n, option, e.text);
+    }
+}
+
 static void check_options(void) {
     static const char *const standard_input = "-";
     if (!o.output) usage_error("-o/--output is required");
@@ -422,6 +521,7 @@ static void check_options(void) {
     rows.prompt_end = unescape(rows.prompt_end);
     rows.step_separator = unescape(rows.step_separator);
     rows.system = unescape(rows.system);
+    check_patterns();
     o.separator = unescape(o.separator);
     rows.kind = (RowKind)o.kind;
     rows.truncation = (RowTruncation)o.truncation;
@@ -442,11 +542,30 @@ static bool named_jsonl(const char *path) {
     return (end - path > 6 && !memcmp(end - 6, ".jsonl", 6)) || (end - path > 5 && !memcmp(end - 5, ".json", 5));
 }
 
+/* Prints the names under which fields are read. */
+static int print_fields(void) {
+    printf("option             names, of which the first that a row has is read\n");
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        printf("--%-16s ", row_field[i].option);
+        for (const char *s = row_field[i].names; *s;) {
+            const size_t n = strcspn(s, "|");
+            printf("%.*s%s", (int)n, s, s[n] ? ", " : "");
+            s += n + (s[n] == '|');
+        }
+        printf("\n                   %s\n", row_field[i].help);
+    }
+    printf("\nkinds, of which the first whose fields a row has is taken\n");
+    for (size_t i = 0; i < sizeof row_kinds / sizeof *row_kinds; i++)
+        printf("%-18s %s\n", row_kinds[i].name, row_kinds[i].fields);
+    return ferror(stdout) || fflush(stdout);
+}
+
 int main(int argc, char **argv) {
     Error e, first = {{0}};
     int64_t skipped = 0;
     if (options_parse(options, &about, argc, argv) < argc)
         usage_error("%s: unexpected argument; give inputs with -i", argv[argc - 1]);
+    if (o.help_fields) return print_fields();
     check_options();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGINT, on_signal);
@@ -466,6 +585,7 @@ int main(int argc, char **argv) {
     }
     if (!rows.chat.spec)
         die("%s: contains no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
+    if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(o.inputs.items[0]);
     commit();
     summarize(skipped, &first);
     rows_free(&rows);

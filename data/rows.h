@@ -1,46 +1,60 @@
-/* rows.h - conversion of a line of JSONL to a record of a shard, for make_shard.
+/* rows.h - conversion of a row, a line of JSONL, to a record of a shard, for make_shard.
  *
- *   kind         fields of the line                            record
+ *   kind         the row                                       record
  *   chat         messages                                      the conversation, masked to the assistant's turns
- *                prompt + completion                           the same, with two turns
- *   prompt       prompt (+ answer, task, anything else)        the prompt, up to the start of the completion
- *   preference   prompt + chosen + rejected (+ margin)         the prompt and both completions
+ *                prompt or messages + completion               the same, masked to the completion
+ *   prompt       prompt or messages (+ answer, anything else)  the prompt, up to the start of the completion
+ *   preference   prompt or messages + chosen + rejected        the prompt and both completions
  *                chosen + rejected                             the same; the prompt is their common beginning
- *   step         prompt + completions[] + labels[]             a step-by-step solution, a label at the end of each step
- *   unpaired     prompt + completion + label                   a completion that is good (true, 1) or bad (false, 0)
+ *   step         prompt or messages + completions[] + labels[] a step-by-step solution, a label at the end of each step
+ *   unpaired     prompt or messages + completion + label       a completion that is good (true, 1) or bad (false, 0)
+ *                messages + label                              the same; the completion is the last message
  *   text         text                                          a document
  *
- * A prompt, completion, chosen or rejected is a text or a list of messages. A message is {role, content} or ShareGPT's
- * {from, value}; its content is a text or a list of {type: "text", text}. A model's own template gets messages as they
- * are, with tool_calls and other fields, and the tools of the line: a list of JSON schemas, or a text with one. A
- * field's name may be a path, such as "a.b.0".
+ * row_fields.h has the names of these fields, row_messages.h what a message may have. A prompt, completion, chosen or
+ * rejected is a text, a message or a list of messages. A prompt that ends with the assistant's message is continued:
+ * its turn does not end before the completion. A prompt record keeps the fields of the row that nothing reads, for
+ * verifiers and reward programs, and the messages of its prompt, so that it can be made again; other kinds of records
+ * name them.
  *
- * If such a template writes old turns differently from the last one (Qwen3 leaves out their thinking), a line of kind
- * chat becomes one record for each of the assistant's messages, with the messages before it.
+ * If a model's own template writes old turns differently from the last one (Qwen3 leaves out their thinking), a row of
+ * kind chat becomes one record for each of the assistant's trained messages, with the messages before it.
  */
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
 
 #include "../llmc/base/error.h"     /* Error, xstrdup, xrealloc, xstrndup */
 #include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
-#include "../llmc/base/text.h"      /* TextBuffer, text_clear, text_string, text_free, ... */
+#include "../llmc/base/text.h"      /* TextBuffer, TokenList, text_clear, text_free, ... */
 #include "../llmc/records/shard.h"  /* Record */
-#include "../llmc/text/chat.h"      /* ChatMessage, ChatTemplate, chat_encode, chat_encode_conversation, ... */
+#include "../llmc/text/chat.h"      /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, Tokenizer, ... */
+#include "row_fields.h"             /* row_called, row_read, FIELD_MESSAGES, FIELD_PROMPT, ... */
+#include "row_messages.h"           /* RowMessages, row_messages_free, row_said_by_assistant, row_message, ... */
 
-typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNPAIRED, ROW_TEXT } RowKind;
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
 
-/* A warning about the data: number of occurrences and location of the first. */
-typedef struct RowCount {
-    int64_t count;
-    char first[128]; /* file and line */
-} RowCount;
+/* Unusual properties of a row that its user should hear about. */
+typedef enum {
+    NOTE_TOO_LONG,
+    NOTE_TRUNCATED,
+    NOTE_NO_MASK,
+    NOTE_SPECIAL_TEXT,
+    NOTE_STOP_TEXT,
+    NOTE_SPACE_BEFORE,
+    NOTE_EQUAL,
+    NOTE_NO_ANSWER,
+    NOTE_SPLIT,
+    NOTE_NO_TOOLS,
+    NOTE_TEXT_ARGUMENTS,
+    NOTE_THINK,
+    NOTE_EMPTY,
+    NOTE_COUNT
+} RowNote;
 
 typedef struct Rows {
-    const char *messages, *prompt, *completion, *answer, *task, *chosen, *rejected, *margin, *completions, *labels,
-        *label, *text, *tools;                                       /* names of fields */
-    const char *task_name;                                           /* for lines without a task, or NULL */
+    RowFields fields;
+    const char *task_name;                                           /* for rows without a task, or NULL */
     const char *answer_after, *system, *prompt_end, *step_separator; /* NULL: none */
     int64_t max_tokens;                                              /* 0: no limit */
     RowTruncation truncation;
@@ -49,213 +63,109 @@ typedef struct Rows {
     ChatTemplate chat;
     int32_t stop;
     bool train_all; /* kind chat: the mask is 1 on all tokens */
-    RowCount too_long, truncated, no_mask, special_text, stop_text, space_before, equal, no_answer, split, no_tools,
-        text_arguments;
+    bool texts;     /* the template was chosen for rows of texts, so that no row may have several messages */
 
     /* the current record; its buffers are reused */
+    int32_t notes[NOTE_COUNT]; /* occurrences in the row */
     TokenList ids;
     uint8_t *mask;
     TextBuffer key; /* hashed to choose the training or validation split */
     TextBuffer text_of_prompt, text_of_answer;
-    char *fields;
+    char task[64], *others; /* others: the fields of a prompt record */
     Record record;
-    bool more; /* row_make() has another record of the same line */
+    bool more; /* row_make() has another record of the same row */
     int turn;  /* message from which it searches for the next turn */
 } Rows;
 
 static inline void rows_free(Rows *r) {
+    row_fields_clear(&r->fields);
     tokenizer_free(&r->tokenizer);
     chat_template_free(&r->chat);
     token_list_free(&r->ids);
     free(r->mask);
-    free(r->fields);
+    free(r->others);
     text_free(&r->key);
     text_free(&r->text_of_prompt);
     text_free(&r->text_of_answer);
 }
 
-static inline void rows_note(RowCount *c, const Jsonl *j) {
-    if (!c->count++) snprintf(c->first, sizeof c->first, "%.90s, line %lld", j->name, (long long)j->line);
-}
-
-/* ---- fields ---------------------------------------------------------------------------------------------------- */
-
-/* Returns the value of a field, looked up by name, else as a path of names and list indices separated by dots. NULL if
- * it is absent or null. */
-static inline json_t *row_get(json_t *row, const char *name) {
-    json_t *value = json_object_get(row, name);
-    if (!value && strchr(name, '.')) {
-        value = row;
-        for (const char *rest = name; value && rest;) {
-            char *part = xstrndup(rest, strcspn(rest, "."));
-            value =
-                json_is_array(value) ? json_array_get(value, strtoul(part, NULL, 10)) : json_object_get(value, part);
-            free(part);
-            rest = strchr(rest, '.');
-            if (rest) rest++;
-        }
-    }
-    return json_is_null(value) ? NULL : value;
-}
-
-/* Returns the conversation of a line. Unless the user chose a field name, ShareGPT's "conversations" is also
- * accepted. */
-static inline json_t *row_get_messages(const Rows *r, json_t *row) {
-    json_t *messages = row_get(row, r->messages);
-    return messages || strcmp(r->messages, "messages") ? messages : row_get(row, "conversations");
-}
-
-/* Returns the value of a label (true, false or an integer from 0 to `most`), or -1 for anything else. */
-static inline int row_label(const json_t *label, int most) {
-    if (json_is_boolean(label)) return json_is_true(label);
-    const json_int_t value = json_is_integer(label) ? json_integer_value(label) : -1;
-    return value >= 0 && value <= most ? (int)value : -1;
-}
-
-/* Infers the kind of a line from its fields. */
-static inline RowKind row_kind(const Rows *r, json_t *row) {
-    if (row_get_messages(r, row)) return ROW_CHAT;
-    if (row_get(row, r->chosen) && row_get(row, r->rejected)) return ROW_PREFERENCE;
-    if (row_get(row, r->prompt)) {
-        if (row_get(row, r->completions) && row_get(row, r->labels)) return ROW_STEP;
-        if (row_get(row, r->completion) && row_label(row_get(row, r->label), 1) >= 0) return ROW_UNPAIRED;
-        return row_get(row, r->completion) ? ROW_CHAT : ROW_PROMPT;
-    }
-    return row_get(row, r->text) ? ROW_TEXT : ROW_AUTO;
-}
-
-/* Appends a value to `out`: a text as it is, any other value as JSON. */
-static inline bool row_scalar(const Jsonl *j, json_t *value, const char *field, TextBuffer *out, Error *e) {
-    if (json_is_string(value)) {
-        const char *text = jsonl_value_text(j, value, field, e);
-        if (text) text_string(out, text);
-        return text != NULL;
-    }
-    char *dump = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15));
-    if (!dump) return jsonl_error(j, field, e, "cannot be written as JSON");
-    text_string(out, dump);
-    free(dump);
-    return true;
-}
-
 /* ---- messages -------------------------------------------------------------------------------------------------- */
 
-typedef struct RowMessages {
-    ChatMessage *items; /* for templates with sections */
-    int count;
-    json_t *list; /* the same messages with all fields, for a model's own template */
-} RowMessages;
-
-static inline void row_messages_free(RowMessages *m) {
-    for (int i = 0; i < m->count; i++) free((char *)m->items[i].content);
-    free(m->items);
-    json_decref(m->list);
-    *m = (RowMessages){0};
-}
-
-/* Adds a message. `role` must outlive the list; the list takes ownership of `content`. whole: all its fields, or NULL
- * if it has only these. */
-static inline void row_message(RowMessages *m, const char *role, char *content, json_t *whole) {
-    m->items = (ChatMessage *)xrealloc(m->items, (size_t)m->count + 1, sizeof *m->items);
-    m->items[m->count++] = (ChatMessage){role, content};
-    json_t *message = whole ? json_copy(whole) : json_object();
-    json_object_set_new(message, "role", json_string(role));
-    if (!whole) json_object_set_new(message, "content", json_string(content));
-    if (!m->list) m->list = json_array();
-    json_array_append_new(m->list, message);
-}
-
-/* Appends the messages of another list. */
-static inline void row_messages_join(RowMessages *m, const RowMessages *more) {
-    for (int i = 0; i < more->count; i++)
-        row_message(m, more->items[i].role, xstrdup(more->items[i].content), json_array_get(more->list, (size_t)i));
-}
-
-/* Reads a message's content into `out`: a text or a list of {type: "text", text}. */
-static inline bool row_content(const Jsonl *j, json_t *content, const char *field, TextBuffer *out, Error *e) {
-    size_t i;
-    json_t *part;
-    text_clear(out);
-    if (!json_is_array(content)) {
-        const char *text = jsonl_value_text(j, content, field, e);
-        if (text) text_string(out, text);
-        return text != NULL;
-    }
-    json_array_foreach(content, i, part) {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        if (type && strcmp(type, "text"))
-            return jsonl_error(j, field, e, "part %zu is of type '%.40s', expected text", i, type);
-        const char *text = jsonl_value_text(j, json_object_get(part, "text"), field, e);
-        if (!text) return false;
-        text_string(out, text);
-    }
-    return true;
-}
-
-/* Maps ShareGPT's role names to the usual ones. */
-static inline const char *row_role(const char *role) {
-    if (!strcmp(role, "human")) return "user";
-    return !strcmp(role, "gpt") || !strcmp(role, "model") ? "assistant" : role;
-}
-
-/* Reads a message of a list. */
-static inline bool row_one_message(const Rows *r, const Jsonl *j, json_t *message, const char *speaker,
-                                   const char *field, TextBuffer *content, RowMessages *m, Error *e) {
-    json_t *said = json_object_get(message, "content"), *calls = json_object_get(message, "tool_calls");
-    const bool whole = said || !json_object_get(message, "value");
-    text_clear(content);
-    if (!r->chat.model && json_array_size(calls))
-        return jsonl_error(j, field, e,
-                           "the message has tool_calls, which only a model's own template can write; see "
-                           "--chat-template-path");
-    /* a model's own template gets any content, such as none next to tool_calls */
-    if (!r->chat.model || !whole || json_is_string(said)) {
-        if (!row_content(j, said ? said : json_object_get(message, "value"), field, content, e)) return false;
-    } else if (json_is_array(said) && !row_content(j, said, field, content, NULL)) text_clear(content);
-    row_message(m, row_role(speaker), xstrndup(content->text, content->length), whole ? message : NULL);
-    return true;
-}
-
-/* Appends the messages of `value`: a list of messages, or a text, which becomes one message of `role`. */
-static inline bool row_messages(const Rows *r, const Jsonl *j, json_t *value, const char *field, const char *role,
-                                RowMessages *m, Error *e) {
-    TextBuffer content = {0};
-    bool ok = true;
-    if (!json_is_array(value)) {
-        const char *text = jsonl_value_text(j, value, field, e);
-        if (text) row_message(m, role, xstrdup(text), NULL);
-        return text != NULL;
-    }
-    for (size_t i = 0; ok && i < json_array_size(value); i++) {
-        json_t *message = json_array_get(value, i), *named = json_object_get(message, "role");
-        char where[160];
-        snprintf(where, sizeof where, "%.100s[%zu].content", field, i);
-        named = named ? named : json_object_get(message, "from");
-        if (!json_is_string(named)) {
-            ok = jsonl_error(j, field, e, "message %zu has no string in 'role'", i);
-            break;
-        }
-        const char *speaker = jsonl_value_text(j, named, field, e);
-        if (!speaker) {
-            ok = false;
-            break;
-        }
-        ok = row_one_message(r, j, message, speaker, where, &content, m, e);
-    }
-    text_free(&content);
-    if (ok && !json_array_size(value)) return jsonl_error(j, field, e, "is an empty list, expected messages");
+/* row_messages() of a field of the row. */
+static inline bool row_field_messages(Rows *r, const Jsonl *j, json_t *row, json_t *value, RowFieldId field,
+                                      const char *role, RowMessages *m, Error *e) {
+    char name[128];
+    bool thought = false;
+    const int before = m->count;
+    const bool ok =
+        row_messages(&r->fields, &r->chat, j, value, row_called(&r->fields, row, field, name), role, m, &thought, e);
+    if (thought) r->notes[NOTE_THINK]++;
+    if (ok && r->texts && !json_is_string(value) && m->count - before > 1)
+        return jsonl_error(j, name, e,
+                           "is a conversation, but the first row has texts, for which the template 'plain' was chosen; "
+                           "set --template or --model");
     return ok;
 }
 
-/* Appends the messages before a completion: those of the prompt, after the --system message if they have none of their
- * own. */
-static inline bool row_prompt(const Rows *r, const Jsonl *j, json_t *prompt, const char *field, RowMessages *m,
-                              Error *e) {
-    const bool own = json_is_array(prompt) && json_array_size(prompt) &&
-                     json_is_string(json_object_get(json_array_get(prompt, 0), "role")) &&
-                     !strcmp(json_string_value(json_object_get(json_array_get(prompt, 0), "role")), "system");
-    if (r->system && !own) row_message(m, "system", xstrdup(r->system), NULL);
-    return row_messages(r, j, prompt, field, "user", m, e);
+/* Whether the first of the messages is the system's. */
+static inline bool row_has_system(json_t *messages) {
+    const json_t *first = json_is_object(messages) ? messages : json_array_get(messages, 0);
+    const json_t *role = json_object_get(first, "role");
+    const char *name = json_string_value(role ? role : json_object_get(first, "from"));
+    return name && !strcmp(name, "system");
+}
+
+/* Appends the system message of the row, else that of --system, and the turns of the history. */
+static inline bool row_before(Rows *r, const Jsonl *j, json_t *row, json_t *messages, RowMessages *m, Error *e) {
+    char name[128];
+    const char *text = r->system;
+    if (!row_has_system(messages)) {
+        json_t *system = row_read(&r->fields, row, FIELD_SYSTEM), *said = json_object_get(system, "content");
+        if (json_is_object(system) && said) system = said;
+        if (system) text = jsonl_value_text(j, system, row_called(&r->fields, row, FIELD_SYSTEM, name), e);
+        if (system && !text) return false;
+        if (text && *text) row_message(m, "system", xstrdup(text), NULL);
+    }
+    json_t *history = row_read(&r->fields, row, FIELD_HISTORY);
+    return !history || row_history(j, history, row_called(&r->fields, row, FIELD_HISTORY, name), m, e);
+}
+
+/* Joins the text of an instruction with its input. */
+static inline bool row_join_input(Rows *r, const Jsonl *j, json_t *row, RowMessages *m, Error *e) {
+    char name[128];
+    if (!r->fields.name[FIELD_INPUT] && strcmp(row_called(&r->fields, row, FIELD_PROMPT, name), "instruction"))
+        return true;
+    if (r->fields.pattern[FIELD_PROMPT]) return true;
+    json_t *input = row_read(&r->fields, row, FIELD_INPUT);
+    const char *more = input ? jsonl_value_text(j, input, row_called(&r->fields, row, FIELD_INPUT, name), e) : "";
+    if (!more || !*more) return more != NULL;
+    TextBuffer both = {0};
+    ChatMessage *last = &m->items[m->count - 1];
+    text_format(&both, "%s\n%s", last->content, more);
+    free((char *)last->content);
+    last->content = both.text;
+    json_object_set_new(json_array_get(m->list, (size_t)m->count - 1), "content", json_string(both.text));
+    return true;
+}
+
+/* Reads what precedes the completion: the system message, the history, and the messages or the prompt. Its last message
+ * is continued if it is the assistant's. *given: the value of the messages or the prompt. */
+static inline bool row_prompt(Rows *r, const Jsonl *j, json_t *row, RowMessages *m, json_t **given, Error *e) {
+    char name[128];
+    json_t *messages = row_read(&r->fields, row, FIELD_MESSAGES);
+    const RowFieldId field = messages ? FIELD_MESSAGES : FIELD_PROMPT;
+    *given = messages ? messages : row_read(&r->fields, row, FIELD_PROMPT);
+    if (messages && !json_is_array(messages))
+        return jsonl_error(j, row_called(&r->fields, row, field, name), e, "is %s, expected a list of messages",
+                           jsonl_type(messages));
+    if (!row_before(r, j, row, *given, m, e)) return false;
+    const int first = m->count;
+    if (!row_field_messages(r, j, row, *given, field, "user", m, e)) return false;
+    if (json_is_string(*given)) return row_join_input(r, j, row, m, e);
+    for (int i = first; i < m->count; i++)
+        if (row_said_by_assistant(m, i)) m->flags[i] |= CHAT_UNTRAINED;
+    if (row_said_by_assistant(m, m->count - 1)) m->flags[m->count - 1] |= CHAT_CONTINUED;
+    return true;
 }
 
 /* Whether the arguments of a tool call of message i are a text. */
@@ -269,7 +179,7 @@ static inline bool row_text_arguments(const RowMessages *m, int i) {
 }
 
 /* Counts contents that are probably mistakes and would mislead the model. */
-static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages *m) {
+static inline void row_check_messages(Rows *r, const RowMessages *m) {
     /* a template without text between prompt and completion; GPT-2's tokens include the space before a word */
     const bool model = r->chat.model != NULL;
     const bool adjoining = !model && r->tokenizer.merge_count && !chat_section(&r->chat, "assistant")->prefix.count;
@@ -277,20 +187,21 @@ static inline void row_check_messages(Rows *r, const Jsonl *j, const RowMessages
         size_t at = 0;
         const char *content = m->items[i].content;
         const size_t n = strlen(content);
-        const bool answer = !strcmp(m->items[i].role, "assistant");
-        if (row_text_arguments(m, i)) rows_note(&r->text_arguments, j);
-        if (tokenizer_find_special(&r->tokenizer, content, n, &at) >= 0) rows_note(&r->special_text, j);
+        const bool answer = row_said_by_assistant(m, i);
+        if (row_text_arguments(m, i)) r->notes[NOTE_TEXT_ARGUMENTS]++;
+        if (tokenizer_find_special(&r->tokenizer, content, n, &at) >= 0) r->notes[NOTE_SPECIAL_TEXT]++;
         if (adjoining && !answer && n && content[n - 1] == ' ' &&
-            (i + 1 == m->count || !strcmp(m->items[i + 1].role, "assistant")))
-            rows_note(&r->space_before, j);
+            (i + 1 == m->count || row_said_by_assistant(m, i + 1)))
+            r->notes[NOTE_SPACE_BEFORE]++;
+        if (answer && !n && !json_object_get(json_array_get(m->list, (size_t)i), "tool_calls")) r->notes[NOTE_EMPTY]++;
         if (answer && !model && *r->chat.stop && !r->tokenizer.special[r->stop] && strstr(content, r->chat.stop))
-            rows_note(&r->stop_text, j);
+            r->notes[NOTE_STOP_TEXT]++;
     }
 }
 
 /* Sets the split key of a conversation: all messages before the first completion. */
 static inline void row_key(Rows *r, const RowMessages *m) {
-    for (int i = 0; i < m->count && strcmp(m->items[i].role, "assistant"); i++) {
+    for (int i = 0; i < m->count && !row_said_by_assistant(m, i); i++) {
         text_append(&r->key, m->items[i].role, strlen(m->items[i].role) + 1);
         text_append(&r->key, m->items[i].content, strlen(m->items[i].content) + 1);
     }
@@ -307,23 +218,47 @@ static inline RowResult row_too_long(Rows *r, const Jsonl *j, int64_t tokens, co
                     (long long)r->max_tokens);
         return ROW_BAD;
     }
-    rows_note(&r->too_long, j);
+    r->notes[NOTE_TOO_LONG]++;
     return ROW_DROPPED;
 }
 
-/* Returns a conversation of the first `count` messages in JSON, with the tools of the line; NULL if these are
- * invalid. */
-static inline json_t *row_conversation(const Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count,
-                                       Error *e) {
-    json_t *tools = r->tools ? row_get(row, r->tools) : NULL, *some = json_array();
-    tools = json_is_string(tools) ? json_loads(json_string_value(tools), 0, NULL) : json_incref(tools);
-    if (r->tools && row_get(row, r->tools) && !json_is_array(tools)) {
+/* Returns the tools of the row, a new reference, or NULL with *bad set if they are invalid. */
+static inline json_t *row_tools(Rows *r, const Jsonl *j, json_t *row, bool *bad, Error *e) {
+    json_t *value = row_read(&r->fields, row, FIELD_TOOLS), *tools = json_incref(value);
+    char name[128];
+    if (json_is_string(value)) {
         json_decref(tools);
-        json_decref(some);
-        return jsonl_error(j, r->tools, e, "is neither a list of tools nor a text with one"), NULL;
+        if (!json_string_length(value)) return NULL;
+        tools = json_loads(json_string_value(value), 0, NULL);
     }
+    *bad = value && !json_is_array(tools);
+    if (!*bad) return tools;
+    json_decref(tools);
+    jsonl_error(j, row_called(&r->fields, row, FIELD_TOOLS, name), e, "is neither a list of tools nor a text with one");
+    return NULL;
+}
+
+/* Returns a conversation of the first `count` messages in JSON, with the tools of the row; NULL if these are
+ * invalid. */
+static inline json_t *row_conversation(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count,
+                                       Error *e) {
+    bool bad = false;
+    json_t *tools = row_tools(r, j, row, &bad, e), *some = json_array();
     for (int i = 0; i < count; i++) json_array_append(some, json_array_get(m->list, (size_t)i));
-    return json_pack("{s:o,s:o}", "messages", some, "tools", tools ? tools : json_null());
+    json_t *conversation = json_pack("{s:o,s:o}", "messages", some, "tools", tools ? tools : json_null());
+    chat_conversation_flags(conversation, m->flags);
+    if (!bad) return conversation;
+    json_decref(conversation);
+    return NULL;
+}
+
+/* Notes tools that the template does not write. */
+static inline bool row_check_tools(Rows *r, const Jsonl *j, json_t *row, Error *e) {
+    bool bad = false;
+    json_t *tools = row_tools(r, j, row, &bad, e);
+    if (json_array_size(tools) && !row_template_has(&r->chat, "tools")) r->notes[NOTE_NO_TOOLS] = 1;
+    json_decref(tools);
+    return !bad;
 }
 
 /* Encodes the first `count` messages by the template. last, together: see chat_encode_conversation(). */
@@ -332,21 +267,21 @@ static inline bool row_encode(Rows *r, const Jsonl *j, json_t *row, const RowMes
     Error inner;
     bool ok;
     if (together) *together = true;
+    if (!row_check_tools(r, j, row, e)) return false;
     if (r->chat.model) {
         json_t *conversation = row_conversation(r, j, row, m, count, e);
         if (!conversation) return false;
         ok = chat_encode_conversation(&r->chat, &r->tokenizer, conversation, prompt, last, ids, mask, together, &inner);
         json_decref(conversation);
-    } else {
-        if (r->tools && row_get(row, r->tools)) rows_note(&r->no_tools, j);
-        ok = chat_encode(&r->chat, &r->tokenizer, m->items, count, prompt, ids, mask, &inner);
-    }
+    } else ok = chat_encode_flags(&r->chat, &r->tokenizer, m->items, m->flags, count, prompt, ids, mask, &inner);
     return ok || jsonl_error(j, NULL, e, "%s", inner.text);
 }
 
-/* Returns the next message of the assistant, from message i on, or m->count. */
+/* ---- chats ----------------------------------------------------------------------------------------------------- */
+
+/* Returns the next trained message of the assistant, from message i on, or m->count. */
 static inline int row_next_turn(const RowMessages *m, int i) {
-    while (i < m->count && strcmp(m->items[i].role, "assistant")) i++;
+    while (i < m->count && (!row_said_by_assistant(m, i) || m->flags[i] & CHAT_UNTRAINED)) i++;
     return i;
 }
 
@@ -356,7 +291,7 @@ static inline bool row_encode_chat(Rows *r, const Jsonl *j, json_t *row, const R
     if (!r->more) {
         if (!row_encode(r, j, row, m, m->count, false, false, &r->ids, &r->mask, &together, e)) return false;
         if (together) return true;
-        rows_note(&r->split, j);
+        r->notes[NOTE_SPLIT]++;
         r->turn = 0;
     }
     const int turn = row_next_turn(m, r->turn);
@@ -367,10 +302,16 @@ static inline bool row_encode_chat(Rows *r, const Jsonl *j, json_t *row, const R
 }
 
 static inline RowResult row_chat(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    if (r->train_all && m->selected) {
+        jsonl_error(j, NULL, e,
+                    "a message has a flag that it is not trained on, but --no-assistant-only-loss trains on "
+                    "all tokens");
+        return ROW_BAD;
+    }
     if (!row_encode_chat(r, j, row, m, e)) return ROW_BAD;
     if (r->train_all && r->ids.count) memset(r->mask, 1, (size_t)r->ids.count);
     row_key(r, m);
-    row_check_messages(r, j, m);
+    row_check_messages(r, m);
     int32_t first = 0, count = r->ids.count;
     while (first < count && !r->mask[first]) first++;
     if (!count) {
@@ -380,24 +321,30 @@ static inline RowResult row_chat(Rows *r, const Jsonl *j, json_t *row, const Row
     if (r->max_tokens && count > r->max_tokens) {
         if (r->truncation != TRUNCATE_END || first >= r->max_tokens)
             return row_too_long(r, j, count, "the conversation", e);
-        rows_note(&r->truncated, j);
+        r->notes[NOTE_TRUNCATED]++;
         count = (int32_t)r->max_tokens;
     }
-    if (first == r->ids.count) rows_note(&r->no_mask, j);
+    if (first == r->ids.count) r->notes[NOTE_NO_MASK]++;
     r->record = (Record){.tokens = r->ids.ids, .mask = r->mask, .count = count};
     return ROW_MADE;
 }
 
 static inline RowResult row_chat_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
-    json_t *messages = row_get_messages(r, row);
-    if (messages && !json_is_array(messages)) {
-        jsonl_error(j, r->messages, e, "is %s, expected a list of messages", jsonl_type(messages));
-        return ROW_BAD;
-    }
-    const bool ok = messages ? row_prompt(r, j, messages, r->messages, &m, e)
-                             : row_prompt(r, j, row_get(row, r->prompt), r->prompt, &m, e) &&
-                                   row_messages(r, j, row_get(row, r->completion), r->completion, "assistant", &m, e);
+    char name[128];
+    json_t *given, *messages = row_peek(&r->fields, row, FIELD_MESSAGES),
+                   *completion = row_peek(&r->fields, row, FIELD_COMPLETION);
+    bool ok;
+    if (messages && !completion) {
+        row_read(&r->fields, row, FIELD_MESSAGES);
+        ok = json_is_array(messages) ? row_before(r, j, row, messages, &m, e) &&
+                                           row_field_messages(r, j, row, messages, FIELD_MESSAGES, "user", &m, e)
+                                     : jsonl_error(j, row_called(&r->fields, row, FIELD_MESSAGES, name), e,
+                                                   "is %s, expected a list of messages", jsonl_type(messages));
+    } else
+        ok = row_prompt(r, j, row, &m, &given, e) &&
+             row_field_messages(r, j, row, row_read(&r->fields, row, FIELD_COMPLETION), FIELD_COMPLETION, "assistant",
+                                &m, e);
     const RowResult result = ok ? row_chat(r, j, row, &m, e) : ROW_BAD;
     row_messages_free(&m);
     return result;
@@ -405,23 +352,28 @@ static inline RowResult row_chat_line(Rows *r, const Jsonl *j, json_t *row, Erro
 
 /* Encodes the messages before the completion. */
 static inline bool row_encode_prompt(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    char name[128];
     if (!row_encode(r, j, row, m, m->count, true, false, &r->ids, NULL, NULL, e)) return false;
     row_key(r, m);
-    row_check_messages(r, j, m);
-    return r->ids.count > 0 || jsonl_error(j, r->prompt, e, "is empty");
+    row_check_messages(r, m);
+    return r->ids.count > 0 || jsonl_error(j, row_called(&r->fields, row, FIELD_PROMPT, name), e, "is empty");
 }
+
+/* ---- prompts --------------------------------------------------------------------------------------------------- */
 
 /* Reads the reference answer; with --answer-after, only the part after its last occurrence. */
 static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
-    json_t *answer = row_get(row, r->answer);
+    json_t *answer = row_read(&r->fields, row, FIELD_ANSWER);
+    char name[128];
     text_clear(&r->text_of_answer);
     if (!answer) return true;
-    if (!row_scalar(j, answer, r->answer, &r->text_of_answer, e)) return false;
+    row_called(&r->fields, row, FIELD_ANSWER, name);
+    if (!row_scalar(j, answer, name, &r->text_of_answer, e)) return false;
     if (!r->answer_after) return true;
     const char *found = NULL, *text = r->text_of_answer.text;
     for (const char *s = text; (s = strstr(s, r->answer_after)); s += strlen(r->answer_after))
         found = s + strlen(r->answer_after);
-    if (!found) return jsonl_error(j, r->answer, e, "does not contain '%.60s'", r->answer_after);
+    if (!found) return jsonl_error(j, name, e, "does not contain '%.60s'", r->answer_after);
     found += strspn(found, " \t\r\n");
     size_t n = strlen(found);
     while (n && strchr(" \t\r\n", found[n - 1])) n--;
@@ -431,53 +383,74 @@ static inline bool row_answer(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     return true;
 }
 
-/* Appends the text of the prompt. */
+/* Sets *task to the name of the row's verifier. */
+static inline bool row_task(Rows *r, const Jsonl *j, json_t *row, const char **task, Error *e) {
+    char name[128];
+    *task = r->task_name ? r->task_name : "";
+    if (row_task_of_source(&r->fields, row, r->task)) *task = r->task;
+    row_called(&r->fields, row, FIELD_TASK, name);
+    if (!r->fields.name[FIELD_TASK] && strcmp(name, "task")) return true;
+    json_t *value = row_read(&r->fields, row, FIELD_TASK);
+    if (value) *task = jsonl_value_text(j, value, name, e);
+    return *task != NULL;
+}
+
+/* Appends the text of the prompt in the template. */
 static inline bool row_render_prompt(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
-    if (!r->chat.model) return chat_render(&r->chat, &r->tokenizer, m->items, m->count, true, &r->text_of_prompt, e);
+    if (!r->chat.model)
+        return chat_render(&r->chat, &r->tokenizer, m->items, m->flags, m->count, true, &r->text_of_prompt, e);
     json_t *conversation = row_conversation(r, j, row, m, m->count, e);
     const bool ok = conversation && chat_render_conversation(&r->chat, conversation, true, &r->text_of_prompt, e);
     json_decref(conversation);
     return ok;
 }
 
-/* Returns the remaining fields of the line as a JSON object, or "". */
-static inline const char *row_fields(Rows *r, json_t *row) {
-    const char *known[] = {r->prompt, r->answer, r->task}, *key;
+/* Returns the fields of a prompt record as a JSON object, or "": those of the row that are not part of the record, and
+ * the messages of a prompt that is not a single text. */
+static inline const char *row_others(Rows *r, json_t *row, const RowMessages *m, bool text) {
+    static const RowFieldId kept[] = {FIELD_PROMPT,  FIELD_INPUT,    FIELD_SYSTEM,
+                                      FIELD_HISTORY, FIELD_MESSAGES, FIELD_ANSWER};
     json_t *others = json_copy(row), *value;
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) json_object_del(others, known[i]);
+    const char *key;
+    char name[128];
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        if (!r->fields.pattern[kept[i]] && row_name(&r->fields, row, kept[i], name, sizeof name) &&
+            row_is_used(&r->fields, name))
+            json_object_del(others, name);
+    if (r->fields.name[FIELD_TASK] || json_object_get(row, "task"))
+        json_object_del(others, r->fields.name[FIELD_TASK] ? r->fields.name[FIELD_TASK] : "task");
     json_object_foreach(row, key, value) {
         if (json_is_null(value)) json_object_del(others, key);
     }
-    free(r->fields);
-    r->fields = json_object_size(others) ? json_dumps(others, JSON_COMPACT) : xstrdup("");
+    if (!text || m->count > 1) json_object_set(others, "messages", m->list);
+    free(r->others);
+    r->others = json_object_size(others) ? json_dumps(others, JSON_COMPACT | JSON_REAL_PRECISION(17)) : xstrdup("");
     json_decref(others);
-    return r->fields;
+    return r->others;
 }
 
 static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
-    json_t *prompt = row_get(row, r->prompt), *named = row_get(row, r->task);
-    const char *task = r->task_name ? r->task_name : "";
-    bool ok =
-        row_prompt(r, j, prompt, r->prompt, &m, e) && row_encode_prompt(r, j, row, &m, e) && row_answer(r, j, row, e);
-    if (ok && named) {
-        task = jsonl_value_text(j, named, r->task, e);
-        ok = task != NULL;
-    }
+    json_t *given;
+    const char *task = "";
+    bool ok = row_prompt(r, j, row, &m, &given, e) && row_encode_prompt(r, j, row, &m, e) && row_answer(r, j, row, e) &&
+              row_task(r, j, row, &task, e);
     text_clear(&r->text_of_prompt);
-    if (ok && json_is_string(prompt)) text_string(&r->text_of_prompt, json_string_value(prompt));
+    const bool text = ok && json_is_string(given);
+    if (text) text_string(&r->text_of_prompt, m.items[m.count - 1].content);
     else if (ok) ok = row_render_prompt(r, j, row, &m, e);
+    const char *others = ok ? row_others(r, row, &m, text) : "";
     row_messages_free(&m);
     if (!ok) return ROW_BAD;
     if (r->max_tokens && r->ids.count > r->max_tokens) return row_too_long(r, j, r->ids.count, "the prompt", e);
-    if (!r->text_of_answer.length && !*task) rows_note(&r->no_answer, j);
+    if (!r->text_of_answer.length && !*task) r->notes[NOTE_NO_ANSWER]++;
     r->record = (Record){.tokens = r->ids.ids,
                          .count = r->ids.count,
                          .prompt = r->ids.count,
                          .text = r->text_of_prompt.text,
                          .task = task,
                          .answer = r->text_of_answer.text,
-                         .fields = row_fields(r, row)};
+                         .fields = others};
     return ROW_MADE;
 }
 
@@ -497,35 +470,49 @@ static inline size_t row_common_prefix(const char *a, const char *b, const char 
     return n;
 }
 
-/* Splits chosen and rejected of a line without a usable prompt field into the messages of the prompt and of the
- * completions. */
-static inline bool row_implicit(const Rows *r, const Jsonl *j, json_t *chosen, json_t *rejected, RowMessages *prompt,
-                                RowMessages answer[2], Error *e) {
-    if (json_is_array(chosen) && json_is_array(rejected)) {
-        json_t *both = json_array();
-        size_t n = 0;
-        while (n < json_array_size(chosen) && n < json_array_size(rejected) &&
-               json_equal(json_array_get(chosen, n), json_array_get(rejected, n)))
-            json_array_append(both, json_array_get(chosen, n++));
-        bool ok = n > 0 || jsonl_error(j, r->chosen, e, "and '%s' begin with different messages", r->rejected);
-        ok = ok && row_prompt(r, j, both, r->chosen, prompt, e);
-        json_t *list[2] = {chosen, rejected};
-        for (int i = 0; ok && i < 2; i++) {
-            json_t *rest = json_array();
-            for (size_t k = n; k < json_array_size(list[i]); k++) json_array_append(rest, json_array_get(list[i], k));
-            ok = row_messages(r, j, rest, i ? r->rejected : r->chosen, "assistant", &answer[i], e);
-            json_decref(rest);
-        }
-        json_decref(both);
-        return ok;
+/* Reads the lists chosen and rejected of a row whose prompt is their common beginning. */
+static inline bool row_implicit_lists(Rows *r, const Jsonl *j, json_t *row, json_t *chosen, json_t *rejected,
+                                      RowMessages *prompt, RowMessages answer[2], Error *e) {
+    char name[128], other[128];
+    json_t *both = json_array(), *list[2] = {chosen, rejected};
+    size_t n = 0;
+    while (n < json_array_size(chosen) && n < json_array_size(rejected) &&
+           json_equal(json_array_get(chosen, n), json_array_get(rejected, n)))
+        json_array_append(both, json_array_get(chosen, n++));
+    bool ok = n > 0 || jsonl_error(j, row_called(&r->fields, row, FIELD_CHOSEN, name), e,
+                                   "and '%s' begin with different messages, and there is no prompt",
+                                   row_called(&r->fields, row, FIELD_REJECTED, other));
+    ok = ok && row_before(r, j, row, both, prompt, e) &&
+         row_field_messages(r, j, row, both, FIELD_CHOSEN, "user", prompt, e);
+    if (ok && row_said_by_assistant(prompt, prompt->count - 1)) prompt->flags[prompt->count - 1] |= CHAT_CONTINUED;
+    for (int i = 0; ok && i < 2; i++) {
+        json_t *rest = json_array();
+        for (size_t k = n; k < json_array_size(list[i]); k++) json_array_append(rest, json_array_get(list[i], k));
+        ok = row_field_messages(r, j, row, rest, i ? FIELD_REJECTED : FIELD_CHOSEN, "assistant", &answer[i], e);
+        json_decref(rest);
     }
-    const char *a = jsonl_value_text(j, chosen, r->chosen, e),
-               *b = a ? jsonl_value_text(j, rejected, r->rejected, e) : NULL;
+    json_decref(both);
+    return ok;
+}
+
+/* Splits chosen and rejected of a row without a prompt into the messages of the prompt and of the completions. */
+static inline bool row_implicit(Rows *r, const Jsonl *j, json_t *row, json_t *chosen, json_t *rejected,
+                                RowMessages *prompt, RowMessages answer[2], Error *e) {
+    char name[128], other[128], names[240];
+    if (json_is_array(chosen) && json_is_array(rejected))
+        return row_implicit_lists(r, j, row, chosen, rejected, prompt, answer, e);
+    row_called(&r->fields, row, FIELD_CHOSEN, name);
+    row_called(&r->fields, row, FIELD_REJECTED, other);
+    const char *a = jsonl_value_text(j, chosen, name, e), *b = a ? jsonl_value_text(j, rejected, other, e) : NULL;
     if (!a || !b) return false;
+    row_list(row, names, sizeof names);
     const size_t n = row_common_prefix(a, b, r->prompt_end ? r->prompt_end : "\n\nAssistant:");
     if (!n)
-        return jsonl_error(j, r->chosen, e, "and '%s' have no common beginning that could be the prompt", r->rejected);
-    if (r->system) row_message(prompt, "system", xstrdup(r->system), NULL);
+        return jsonl_error(j, name, e,
+                           "and '%s' have no common beginning that could be the prompt; of the fields %s, name the "
+                           "prompt with --prompt-field",
+                           other, names);
+    if (!row_before(r, j, row, NULL, prompt, e)) return false;
     row_message(prompt, "user", xstrndup(a, n), NULL);
     row_message(&answer[0], "assistant", xstrdup(a + n), NULL);
     row_message(&answer[1], "assistant", xstrdup(b + n), NULL);
@@ -567,7 +554,7 @@ static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Erro
     if (!r->max_tokens || longest <= r->max_tokens) return ROW_MADE;
     if (r->truncation != TRUNCATE_END || p->prompt >= r->max_tokens)
         return row_too_long(r, j, longest, "the prompt with a completion", e);
-    rows_note(&r->truncated, j);
+    r->notes[NOTE_TRUNCATED]++;
     const int32_t room = (int32_t)r->max_tokens - p->prompt, was = p->chosen;
     if (p->chosen > room) p->chosen = room;
     if (p->rejected > room) p->rejected = room;
@@ -581,8 +568,8 @@ static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, con
     Record p = {.margin = (float)margin};
     if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
     p.prompt = r->ids.count;
-    row_check_messages(r, j, &answer[0]);
-    row_check_messages(r, j, &answer[1]);
+    row_check_messages(r, &answer[0]);
+    row_check_messages(r, &answer[1]);
     if (!row_append_answer(r, j, row, prompt, &answer[0], p.prompt, &p.chosen, e) ||
         !row_append_answer(r, j, row, prompt, &answer[1], p.prompt, &p.rejected, e))
         return ROW_BAD;
@@ -590,7 +577,7 @@ static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, con
     if (result != ROW_MADE) return result;
     const int32_t *ids = r->ids.ids + p.prompt;
     if (p.chosen == p.rejected && !memcmp(ids, ids + p.chosen, (size_t)p.chosen * sizeof *ids)) {
-        rows_note(&r->equal, j);
+        r->notes[NOTE_EQUAL]++;
         return ROW_DROPPED;
     }
     p.tokens = r->ids.ids;
@@ -599,21 +586,36 @@ static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, con
     return ROW_MADE;
 }
 
+/* Whether chosen and rejected are whole conversations: lists that do not begin with the assistant's message. */
+static inline bool row_whole(const json_t *chosen, const json_t *rejected) {
+    const json_t *lists[2] = {chosen, rejected};
+    for (int i = 0; i < 2; i++) {
+        const json_t *first = json_array_get(lists[i], 0), *role = json_object_get(first, "role");
+        const char *name = json_string_value(role ? role : json_object_get(first, "from"));
+        if (!name || row_is_assistant(name)) return false;
+    }
+    return true;
+}
+
 static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages prompt = {0}, answer[2] = {{0}, {0}};
-    json_t *before = row_get(row, r->prompt), *chosen = row_get(row, r->chosen), *rejected = row_get(row, r->rejected),
-           *margin = row_get(row, r->margin);
-    const bool lists = json_is_array(chosen) && json_is_array(rejected);
+    json_t *chosen = row_read(&r->fields, row, FIELD_CHOSEN), *rejected = row_read(&r->fields, row, FIELD_REJECTED),
+           *margin = row_read(&r->fields, row, FIELD_MARGIN), *given;
+    char name[128];
     bool ok = true;
+    const bool whole = row_whole(chosen, rejected);
     if (margin && !json_is_number(margin))
-        ok = jsonl_error(j, r->margin, e, "is %s, expected a number", jsonl_type(margin));
-    /* if chosen and rejected are whole conversations, a prompt that is a text only repeats their beginning */
-    else if (!before || (lists && !json_is_array(before)))
-        ok = row_implicit(r, j, chosen, rejected, &prompt, answer, e);
-    else
-        ok = row_prompt(r, j, before, r->prompt, &prompt, e) &&
-             row_messages(r, j, chosen, r->chosen, "assistant", &answer[0], e) &&
-             row_messages(r, j, rejected, r->rejected, "assistant", &answer[1], e);
+        ok = jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e, "is %s, expected a number",
+                         jsonl_type(margin));
+    else if (whole || !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
+        ok = row_implicit(r, j, row, chosen, rejected, &prompt, answer, e);
+        /* a prompt or messages beside whole conversations repeat their beginning or one of them */
+        row_read(&r->fields, row, FIELD_PROMPT);
+        row_read(&r->fields, row, FIELD_MESSAGES);
+    } else
+        ok = row_prompt(r, j, row, &prompt, &given, e) &&
+             row_field_messages(r, j, row, chosen, FIELD_CHOSEN, "assistant", &answer[0], e) &&
+             row_field_messages(r, j, row, rejected, FIELD_REJECTED, "assistant", &answer[1], e);
     const RowResult result = ok ? row_preference(r, j, row, &prompt, answer, json_number_value(margin), e) : ROW_BAD;
     row_messages_free(&prompt);
     row_messages_free(&answer[0]);
@@ -624,7 +626,8 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
 
 /* Encodes the steps after the prompt, up to the first step that exceeds the limit. */
-static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, const json_t *labels, Error *e) {
+static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, const json_t *labels, const char *name,
+                                  const char *labelled, Error *e) {
     const int32_t prompt = r->ids.count;
     Error inner;
     r->mask = (uint8_t *)xrealloc(r->mask, (size_t)prompt, 1);
@@ -632,25 +635,25 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
     for (size_t i = 0; i < json_array_size(steps); i++) {
         const int32_t before = r->ids.count;
         const int label = row_label(json_array_get(labels, i), 254);
-        const char *step = jsonl_value_text(j, json_array_get(steps, i), r->completions, e);
+        const char *step = jsonl_value_text(j, json_array_get(steps, i), name, e);
         if (!step) return ROW_BAD;
         if (label < 0) {
-            jsonl_error(j, r->labels, e, "label %zu is neither true, false nor a whole number from 0 to 254", i);
+            jsonl_error(j, labelled, e, "label %zu is neither true, false nor a whole number from 0 to 254", i);
             return ROW_BAD;
         }
         if (!tokenizer_encode(&r->tokenizer, step, strlen(step), TOKENIZER_CONTINUES, &r->ids, &inner) ||
             !tokenizer_encode(&r->tokenizer, r->step_separator, strlen(r->step_separator), TOKENIZER_CONTINUES, &r->ids,
                               &inner)) {
-            jsonl_error(j, r->completions, e, "%s", inner.text);
+            jsonl_error(j, name, e, "%s", inner.text);
             return ROW_BAD;
         }
         if (r->ids.count == before) {
-            jsonl_error(j, r->completions, e, "step %zu is empty", i);
+            jsonl_error(j, name, e, "step %zu is empty", i);
             return ROW_BAD;
         }
         if (r->max_tokens && r->ids.count > r->max_tokens) {
             if (r->truncation != TRUNCATE_END || !i) return row_too_long(r, j, r->ids.count, "the solution", e);
-            rows_note(&r->truncated, j);
+            r->notes[NOTE_TRUNCATED]++;
             r->ids.count = before;
             break;
         }
@@ -664,15 +667,20 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
 
 static inline RowResult row_step_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
-    const json_t *steps = row_get(row, r->completions), *labels = row_get(row, r->labels);
-    bool ok = row_prompt(r, j, row_get(row, r->prompt), r->prompt, &m, e) && row_encode_prompt(r, j, row, &m, e);
+    json_t *given;
+    const json_t *steps = row_read(&r->fields, row, FIELD_COMPLETIONS),
+                 *labels = row_read(&r->fields, row, FIELD_LABELS);
+    char name[128], labelled[128];
+    row_called(&r->fields, row, FIELD_COMPLETIONS, name);
+    row_called(&r->fields, row, FIELD_LABELS, labelled);
+    bool ok = row_prompt(r, j, row, &m, &given, e) && row_encode_prompt(r, j, row, &m, e);
     if (ok && (!json_is_array(steps) || !json_array_size(steps)))
-        ok = jsonl_error(j, r->completions, e, "is %s, expected a list of steps",
+        ok = jsonl_error(j, name, e, "is %s, expected a list of steps",
                          json_is_array(steps) ? "an empty list" : jsonl_type(steps));
     if (ok && (!json_is_array(labels) || json_array_size(labels) != json_array_size(steps)))
-        ok = jsonl_error(j, r->labels, e, "is not a list of %zu labels, one for each step", json_array_size(steps));
+        ok = jsonl_error(j, labelled, e, "is not a list of %zu labels, one for each step", json_array_size(steps));
     row_messages_free(&m);
-    return ok ? row_steps(r, j, steps, labels, e) : ROW_BAD;
+    return ok ? row_steps(r, j, steps, labels, name, labelled, e) : ROW_BAD;
 }
 
 /* ---- unpaired -------------------------------------------------------------------------------------------------- */
@@ -682,35 +690,55 @@ static inline RowResult row_unpaired(Rows *r, const Jsonl *j, json_t *row, const
     int32_t length;
     if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
     Record p = {.prompt = r->ids.count, .label = label};
-    row_check_messages(r, j, answer);
+    row_check_messages(r, answer);
     if (!row_append_answer(r, j, row, prompt, answer, p.prompt, &length, e)) return ROW_BAD;
     p.tokens = r->ids.ids;
     p.count = r->ids.count;
     if (r->max_tokens && p.count > r->max_tokens) {
         if (r->truncation != TRUNCATE_END || p.prompt >= r->max_tokens)
             return row_too_long(r, j, p.count, "the prompt with its completion", e);
-        rows_note(&r->truncated, j);
+        r->notes[NOTE_TRUNCATED]++;
         p.count = (int32_t)r->max_tokens;
     }
     r->record = p;
     return ROW_MADE;
 }
 
+/* Moves the last message of a conversation to `answer`. */
+static inline bool row_last_message(const Jsonl *j, RowMessages *m, RowMessages *answer, Error *e) {
+    const int last = m->count - 1;
+    if (!row_said_by_assistant(m, last) || !last)
+        return jsonl_error(j, NULL, e, "the last message, which the label is for, is not an answer of the assistant");
+    row_message(answer, "assistant", (char *)m->items[last].content, json_array_get(m->list, (size_t)last));
+    json_array_remove(m->list, (size_t)last);
+    m->count--;
+    if (row_said_by_assistant(m, last - 1)) m->flags[last - 1] |= CHAT_CONTINUED;
+    return true;
+}
+
 static inline RowResult row_unpaired_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages prompt = {0}, answer = {0};
-    const json_t *label = row_get(row, r->label);
+    json_t *completion = row_read(&r->fields, row, FIELD_COMPLETION), *given;
+    const json_t *label = row_read(&r->fields, row, FIELD_LABEL);
     const int good = row_label(label, 1);
+    char name[128], text[80];
     bool ok = good >= 0;
-    if (!ok) jsonl_error(j, r->label, e, "is %s, expected true or false (or 1, 0)", jsonl_type(label));
-    ok = ok && row_prompt(r, j, row_get(row, r->prompt), r->prompt, &prompt, e) &&
-         row_messages(r, j, row_get(row, r->completion), r->completion, "assistant", &answer, e);
+    row_describe(label, text, sizeof text);
+    if (!ok) {
+        if (!label && row_has(&r->fields, row, FIELD_LABEL)) snprintf(text, sizeof text, "null");
+        jsonl_error(j, row_called(&r->fields, row, FIELD_LABEL, name), e,
+                    "is %s, expected true or false (or 1, 0, good, bad); --kind chat does not read it", text);
+    }
+    ok = ok && row_prompt(r, j, row, &prompt, &given, e);
+    if (ok && !completion && row_peek(&r->fields, row, FIELD_MESSAGES)) ok = row_last_message(j, &prompt, &answer, e);
+    else ok = ok && row_field_messages(r, j, row, completion, FIELD_COMPLETION, "assistant", &answer, e);
     const RowResult result = ok ? row_unpaired(r, j, row, &prompt, &answer, good, e) : ROW_BAD;
     row_messages_free(&prompt);
     row_messages_free(&answer);
     return result;
 }
 
-/* ---- any line -------------------------------------------------------------------------------------------------- */
+/* ---- any row -------------------------------------------------------------------------------------------------- */
 
 /* Sets r->ids to a document: its text after bos, if the tokenizer adds that, or after the end-of-text token, which
  * separates documents of GPT-2. */
@@ -721,29 +749,43 @@ static inline bool row_document(Rows *r, const char *text, size_t n, Error *e) {
 }
 
 static inline RowResult row_text_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
-    const char *text = jsonl_value_text(j, row_get(row, r->text), r->text, e);
+    char name[128];
+    json_t *value = row_read(&r->fields, row, FIELD_TEXT);
+    const char *text = jsonl_value_text(j, value, row_called(&r->fields, row, FIELD_TEXT, name), e);
     if (!text) return ROW_BAD;
     text_string(&r->key, text);
     return row_document(r, text, strlen(text), e) ? ROW_MADE : ROW_BAD;
 }
 
-/* Converts a line to r->record and r->key; a line of kind text to r->ids, after the end-of-text token. Sets *e on
- * ROW_BAD. If r->more is true afterwards, the next call with the same line makes its next record. */
+/* Notes the fields of the row that nothing has read; a prompt record keeps them. */
+static inline void row_note_unread(Rows *r, json_t *row) {
+    const char *key;
+    json_t *value;
+    if (r->kind == ROW_PROMPT) return;
+    json_object_foreach(row, key, value) {
+        if (!json_is_null(value) && !row_is_used(&r->fields, key))
+            row_unread(&r->fields, "field '%.80s', which is not read", key);
+    }
+}
+
+/* Converts a row to r->record and r->key; a row of kind text to r->ids, after the end-of-text token. Sets *e on
+ * ROW_BAD. If r->more is true afterwards, the next call with the same row makes its next record. r->notes and
+ * r->fields.unread are what the user should hear about the row. */
 static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e) {
-    RowResult result;
+    static RowResult (*const make[ROW_KINDS])(Rows *, const Jsonl *, json_t *, Error *) = {
+        [ROW_AUTO] = row_text_line,     [ROW_CHAT] = row_chat_line,
+        [ROW_PROMPT] = row_prompt_line, [ROW_PREFERENCE] = row_preference_line,
+        [ROW_STEP] = row_step_line,     [ROW_UNPAIRED] = row_unpaired_line,
+        [ROW_TEXT] = row_text_line};
+    const bool again = r->more;
     r->ids.count = 0;
     text_clear(&r->key);
-    switch (r->kind) {
-    case ROW_CHAT:
-        result = row_chat_line(r, j, row, e);
-        if (result == ROW_BAD) r->more = false;
-        return result;
-    case ROW_PROMPT: return row_prompt_line(r, j, row, e);
-    case ROW_PREFERENCE: return row_preference_line(r, j, row, e);
-    case ROW_STEP: return row_step_line(r, j, row, e);
-    case ROW_UNPAIRED: return row_unpaired_line(r, j, row, e);
-    default: return row_text_line(r, j, row, e);
-    }
+    row_fields_clear(&r->fields);
+    memset(r->notes, 0, sizeof r->notes);
+    RowResult result = row_patterns(&r->fields, j, row, e) ? make[r->kind](r, j, row, e) : ROW_BAD;
+    if (result == ROW_BAD) r->more = false;
+    if (!again && result != ROW_BAD) row_note_unread(r, row);
+    return result;
 }
 
 #endif

@@ -30,7 +30,7 @@ static struct {
 
 static const Option options[] = {
     OPTION_GROUP("Records"),
-    OPTION_INT("records", 0, &o.records, 0, 1e15, "number of records to print"),
+    OPTION_INT("records", 'n', &o.records, 0, 1e15, "number of records to print"),
     OPTION_INT("start", 0, &o.start, 0, 1e15, "index of the first record to print, counted from 0"),
     OPTION_FLAG("all", 0, &o.all, "print all records"),
     OPTION_FLAG("tokens", 0, &o.tokens, "print one token per line: position, id, mask, text"),

@@ -8,7 +8,8 @@
  * The first byte selects the template, the kind of record, the limits and how lines are truncated; if it is 255, the
  * rest is a template.
  */
-#include "../data/rows.h"           /* ROW_AUTO, ROW_BAD, ROW_MADE, ROW_PREFERENCE, ... */
+#include "../data/row_fields.h"     /* ROW_AUTO, ROW_PREFERENCE, ROW_TEXT, row_kind */
+#include "../data/rows.h"           /* ROW_BAD, ROW_MADE, RowResult, RowTruncation, ... */
 #include "../llmc/base/error.h"     /* Error, xstrndup */
 #include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_close, jsonl_next, jsonl_open, ... */
 #include "../llmc/base/text.h"      /* text_free, TextBuffer, TokenList, token_list_free */
@@ -43,7 +44,7 @@ static void try_template(const char *spec) {
             require(ids.ids[i] >= 0 && ids.ids[i] < t.vocab && mask[i] <= 1);
             trained |= mask[i];
         }
-        require(trained && chat_render(&c, &t, m, 3, true, &rendered, &e));
+        require(trained && chat_render(&c, &t, m, NULL, 3, true, &rendered, &e));
         tokenizer_decode(&t, ids.ids, ids.count, true, &text);
         require(rendered.length == text.length && !memcmp(rendered.text, text.text, text.length));
     } else require_error(&e);
@@ -68,20 +69,7 @@ static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
     json_t *row;
     char path[64];
     const int fd = memfd_create("fuzz", 0);
-    Rows rows = {.messages = "messages",
-                 .prompt = "prompt",
-                 .completion = "completion",
-                 .answer = "answer",
-                 .task = "task",
-                 .chosen = "chosen",
-                 .rejected = "rejected",
-                 .margin = "margin",
-                 .completions = "completions",
-                 .labels = "labels",
-                 .label = "label",
-                 .text = "text",
-                 .tools = "tools",
-                 .step_separator = "\n",
+    Rows rows = {.step_separator = "\n",
                  .max_tokens = mode & 8 ? 40 : 0,
                  .truncation = (RowTruncation)((mode >> 4) % 3),
                  .system = mode & 64 ? "S" : NULL,
@@ -97,7 +85,7 @@ static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
         int more;
         if (mode & 4) j.limit = 60;
         while ((more = jsonl_next(&j, &row, &e)) > 0) {
-            rows.kind = row_kind(&rows, row);
+            rows.kind = row_kind(&rows.fields, row);
             if (rows.kind == ROW_AUTO) continue;
             RowResult result;
             do result = row_make(&rows, &j, row, &e);

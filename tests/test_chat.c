@@ -36,7 +36,7 @@ static char *show(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *
     }
     /* the same as text, and the same without a mask */
     tokenizer_decode(t, ids.ids, ids.count, true, &plain);
-    assert_true(chat_render(c, t, m, count, generation, &rendered, &e));
+    assert_true(chat_render(c, t, m, NULL, count, generation, &rendered, &e));
     assert_string_equal(plain.text, rendered.text ? rendered.text : "");
     const int32_t length = ids.count;
     assert_true(chat_encode(c, t, m, count, generation, &ids, NULL, &e)); /* appends */

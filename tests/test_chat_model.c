@@ -259,7 +259,7 @@ static void test_odd_templates(void **state) {
     assert_true(tokenizer_bytes(&t, &e));
     assert_true(chat_encode(&c, &t, &m, 1, true, &ids, NULL, &e));
     TextBuffer text = {0};
-    assert_true(chat_render(&c, &t, &m, 1, true, &text, &e));
+    assert_true(chat_render(&c, &t, &m, NULL, 1, true, &text, &e));
     assert_non_null(strstr(text.text, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"));
     assert_true(ids.count > 30 && ids.count < (int32_t)text.length);
     assert_non_null(chat_find_section(&c, "anything", &e));
@@ -426,7 +426,7 @@ static void test_make_shard(void **state) {
     }
     shard_close(&s);
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard",
-            "has tool_calls, which only a model's own template can write");
+            "field 'messages[1].tool_calls': only a model's own template can write tool_calls");
     put("f.jsonl",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"?\"},{\"role\":\"assistant\",\"tool_calls\":[{\"function\":"
         "{\"name\":\"w\",\"arguments\":\"{}\"}}]}]}\n");

@@ -122,7 +122,9 @@ static void test_chat_warnings(void **state) {
     assert_holds(said, "warning: records with an empty mask, because they have no assistant message: 1 ");
     put("a.jsonl", "{\"prompt\":\"<|im_end|>\",\"completion\":\"a\\nb\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --template '{any}{content}\\n'");
-    assert_holds(said, "texts that contain the name of a special token, which is encoded as plain text: 1 ");
+    assert_holds(
+        said,
+        "texts that contain the name of a special token, which is encoded as plain text (a prompt that a chat template has already been ");
     assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
     /* GPT-2's words begin with their space; the byte tokenizer does not need that */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");
@@ -171,7 +173,8 @@ static void test_prompts(void **state) {
     assert_record(&s, 0, "2+3=");
     assert_prompt(&s, 0, "2+3=", "add", "5", "");
     assert_prompt(&s, 1, "Make 24", "countdown", "24", "{\"numbers\":[1,2,3,4],\"target\":24}");
-    assert_prompt(&s, 2, "Sort", "countdown", "[1,2.5,\"x\"]", "");
+    assert_prompt(&s, 2, "Sort", "countdown", "[1,2.5,\"x\"]",
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"Sort\"}]}");
     assert_prompt(&s, 3, "?", "countdown", "0.1", "");
     assert_prompt(&s, 4, "?", "countdown", "true", "");
     shard_close(&s);
@@ -191,7 +194,10 @@ static void test_prompts(void **state) {
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --completion-field answer");
     s = open_shard("b.shard", RECORD_CHAT, 1);
     shard_close(&s);
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --answer-field none --kind prompt");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --prompt-field question --answer-field none --kind prompt",
+            "no row has the field 'none' (--answer-field)");
+    put("c.jsonl", "{\"prompt\":\"?\"}\n");
+    run(0, "data/make_shard -i $T/c.jsonl -o $T/c.shard");
     assert_holds(said, "warning: records with neither an answer nor a task for a verifier: 1 ");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --prompt-field question --task mine");
     assert_holds(said, "--task mine: no verifier of that name");
@@ -204,7 +210,9 @@ static void test_prompts(void **state) {
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n"
         "<|im_start|>assistant\n";
     assert_record(&s, 0, text);
-    assert_prompt(&s, 0, text, "", "x", "");
+    assert_prompt(&s, 0, text, "", "x",
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"},"
+                  "{\"role\":\"user\",\"content\":\"r\"}]}");
     shard_close(&s);
 
     /* a prompt is never truncated */
@@ -355,7 +363,8 @@ static void test_unpaired(void **state) {
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 6 --truncation drop");
     s = open_shard("a.shard", RECORD_UNPAIRED, 1);
     shard_close(&s);
-    /* messages, and a label under another name; a label that is neither true nor false makes a conversation */
+    /* messages, and a label under another name; a label that is neither true nor false is refused, unless
+     * the rows are read as chats */
     put("b.jsonl", "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"completion\":[{\"role\":\"assistant\","
                    "\"content\":\"a\"}],\"good\":false}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --label-field good");
@@ -367,11 +376,12 @@ static void test_unpaired(void **state) {
     s = open_shard("b.shard", RECORD_CHAT, 2);
     shard_close(&s);
     put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\",\"label\":\"news\"}\n");
-    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard --kind chat");
+    assert_holds(said, "warning: field 'label', which is not read: 1 (first: ");
     s = open_shard("b.shard", RECORD_CHAT, 1);
     shard_close(&s);
-    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --kind unpaired",
-            "field 'label': is a string, expected true");
+    refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard",
+            "line 1: field 'label': is 'news', expected true or false (or 1, 0, good, bad)");
     put("b.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
     refused(1, "data/make_shard -i $T/b.jsonl -o $T/x.shard --kind unpaired", "field 'label': is absent");
     put("b.jsonl", "{\"prompt\":\"q\",\"label\":1}\n");
@@ -490,14 +500,15 @@ static void test_bad_lines(void **state) {
         {"[1,2]", "line 2: is not a JSON object"},
         {"7", "line 2: is not JSON"},
         {"{\"prompt\":\"a\",\"prompt\":\"b\"}", "line 2: byte"},
-        {"{\"prompt\":\"a\"}", "line 2: field 'completion': is absent, expected a string"},
+        {"{\"prompt\":\"a\"}",
+         "line 2: is a row of kind prompt (it has the fields prompt), but the first row is of kind chat"},
         {"{\"prompt\":7,\"completion\":\"b\"}", "line 2: field 'prompt': is a number, expected a string"},
-        {"{\"prompt\":\"a\",\"completion\":null}", "line 2: field 'completion': is absent"},
+        {"{\"prompt\":\"a\",\"completion\":null}", "line 2: is a row of kind prompt"},
         {"{\"prompt\":\"a\\u0000\",\"completion\":\"b\"}", "line 2: field 'prompt': contains the character U+0000"},
         {"{\"prompt\":[],\"completion\":\"b\"}", "line 2: field 'prompt': is an empty list"},
         {"{\"prompt\":[{\"content\":\"a\"}],\"completion\":\"b\"}",
-         "line 2: field 'prompt': message 0 has no string in 'role'"},
-        {"{\"prompt\":[7],\"completion\":\"b\"}", "message 0 has no string in 'role'"},
+         "line 2: field 'prompt[0]': has no string in 'role'"},
+        {"{\"prompt\":[7],\"completion\":\"b\"}", "field 'prompt': message 0 is a number, expected {role, content}"},
         {"{\"prompt\":[{\"role\":\"user\"}],\"completion\":\"b\"}", "line 2: field 'prompt[0].content': is absent"},
         {"{\"prompt\":[{\"role\":\"u s\",\"content\":\"a\"}],\"completion\":\"b\"}",
          "line 2: chat template: has no section"},

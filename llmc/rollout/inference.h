@@ -26,7 +26,7 @@
 #include "../model/model_file.h"     /* model_load_as */
 #include "../model/model_load.h"     /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
-#include "../records/shard.h"        /* Shard, shard_read */
+#include "../records/shard.h"        /* Shard, Record, shard_read */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_encode, tokenizer_free, ... */
 #include "../text/tokenizer_files.h" /* tokenizer_open */
@@ -248,6 +248,29 @@ static inline json_t *inference_json_text(const Inference *x, const int32_t *ids
     json_t *value = json_stringn(clean.text, clean.length);
     text_free(&raw), text_free(&clean);
     return value;
+}
+
+/* A prompt record as a row of JSON: its prompt, task and answer, and its other fields, among them the messages of a
+ * prompt that is not a text. Fields whose names the programs use for a completion are kept in the field `fields`. */
+static inline json_t *inference_prompt_row(const Inference *x, const Record *r) {
+    static const char *const own[] = {"prompt",   "task",    "answer", "index",  "sample",  "completion", "tokens",
+                                      "finished", "logprob", "right",  "reward", "rewards", "fields"};
+    json_t *row = json_object(), *fields = *r->fields ? json_loads(r->fields, 0, NULL) : NULL, *nested = json_object();
+    const char *key;
+    json_t *value;
+    json_object_set_new(row, "prompt",
+                        *r->text ? json_string(r->text) : inference_json_text(x, r->tokens, r->count, true));
+    if (*r->task) json_object_set_new(row, "task", json_string(r->task));
+    if (*r->answer) json_object_set_new(row, "answer", json_string(r->answer));
+    json_object_foreach(fields, key, value) {
+        bool taken = false;
+        for (size_t i = 0; i < sizeof own / sizeof *own; i++) taken = taken || !strcmp(key, own[i]);
+        json_object_set(taken ? nested : row, key, value);
+    }
+    if (json_object_size(nested)) json_object_set(row, "fields", nested);
+    json_decref(nested);
+    json_decref(fields);
+    return row;
 }
 
 /* Writes a JSON object as one line. */

@@ -40,7 +40,7 @@
 #define LLMC_TEXT_CHAT_H
 
 #include "../base/error.h" /* Error, error_set, xrealloc, xstrdup, ... */
-#include "../base/text.h"  /* TextBuffer, TokenList, text_string, token_list_append, ... */
+#include "../base/text.h"  /* TokenList, TextBuffer, text_string, text_free, ... */
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */
@@ -54,6 +54,12 @@
 typedef struct ChatMessage {
     const char *role, *content;
 } ChatMessage;
+
+/* Flags of a message for chat_encode_flags(). */
+enum {
+    CHAT_UNTRAINED = 1, /* an assistant's message that is not trained on */
+    CHAT_CONTINUED = 2, /* the next message, or what the model generates, continues this one: its turn does not end */
+};
 
 /* A piece of a template text. */
 typedef enum { CHAT_WORDS, CHAT_SPECIAL, CHAT_ROLE, CHAT_EOS } ChatPieceKind;
@@ -316,8 +322,34 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
 
 /* ---- a model's own template ------------------------------------------------------------------------------------ */
 
+/* Sets the flags of a conversation's messages, as jinja_chat_turns() reads them. flags: one of each message, or NULL. A
+ * message that is continued is joined with the one after it. */
+static inline void chat_conversation_flags(json_t *conversation, const uint8_t *flags) {
+    json_t *list = json_object_get(conversation, "messages"), *trained = json_array();
+    const size_t count = json_array_size(list);
+    for (size_t i = 0, at = 0; flags && i < count; i++, at++) {
+        if (flags[i] & CHAT_CONTINUED) {
+            json_t *message = json_copy(json_array_get(list, at)), *next = json_array_get(list, at + 1);
+            TextBuffer joined = {0};
+            text_string(&joined, json_string_value(json_object_get(message, "content")));
+            json_object_set_new(conversation, "continued", json_integer((json_int_t)joined.length));
+            if (next) {
+                text_string(&joined, json_string_value(json_object_get(next, "content")));
+                json_object_update_missing(message, next);
+                i++;
+            }
+            json_object_set_new(message, "content", json_string(joined.text));
+            json_array_set_new(list, at, message);
+            if (next) json_array_remove(list, at + 1);
+            text_free(&joined);
+        }
+        json_array_append_new(trained, json_boolean(!(flags[i] & CHAT_UNTRAINED)));
+    }
+    json_object_set_new(conversation, "trained", trained);
+}
+
 /* Returns the messages as a conversation in JSON, or NULL with *e set if a text is not UTF-8. */
-static inline json_t *chat_conversation(const ChatMessage *messages, int count, Error *e) {
+static inline json_t *chat_conversation(const ChatMessage *messages, const uint8_t *flags, int count, Error *e) {
     json_t *list = json_array();
     for (int i = 0; i < count; i++) {
         json_t *message = json_pack("{s:s,s:s}", "role", messages[i].role, "content", messages[i].content);
@@ -327,10 +359,12 @@ static inline json_t *chat_conversation(const ChatMessage *messages, int count, 
             return error_set(e, "chat template: message %d is not UTF-8", i), NULL;
         }
     }
-    return json_pack("{s:o}", "messages", list);
+    json_t *conversation = json_pack("{s:o}", "messages", list);
+    chat_conversation_flags(conversation, flags);
+    return conversation;
 }
 
-/* Appends the tokens of a conversation {messages, tools, documents} in a model's own template. `mask` is as in
+/* Appends the tokens of a conversation {messages, tools, documents, trained, continued} in a model's own template. `mask` is as in
  * chat_encode(). last: only the assistant's last message is trained. If `together` is not NULL, it is set to whether
  * every assistant message is trained; if not, each has to be encoded with the messages before it and `last`. */
 static inline bool chat_encode_conversation(const ChatTemplate *c, const Tokenizer *t, const json_t *conversation,
@@ -348,7 +382,7 @@ static inline bool chat_encode_conversation(const ChatTemplate *c, const Tokeniz
 static inline bool chat_render_conversation(const ChatTemplate *c, const json_t *conversation, bool generation_prompt,
                                             TextBuffer *out, Error *e) {
     JinjaText text;
-    if (!jinja_chat_render(c->model, conversation, generation_prompt, &text, e)) return false;
+    if (!jinja_chat_prompt(c->model, conversation, generation_prompt, &text, e)) return false;
     text_append(out, text.text, text.length);
     jinja_text_free(&text);
     return true;
@@ -356,37 +390,32 @@ static inline bool chat_render_conversation(const ChatTemplate *c, const json_t 
 
 /* ---- conversations --------------------------------------------------------------------------------------------- */
 
-/* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
- * content is also appended. If `mask` is not NULL, *mask is extended to out->count entries: 1 on assistant contents and
- * on the tokens that end them, else 0. Entries for ids that were already in `out` are kept. */
-static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
-                               bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
-    if (c->model) {
-        json_t *conversation = chat_conversation(messages, count, e);
-        const bool ok =
-            conversation && chat_encode_conversation(c, t, conversation, generation_prompt, false, out, mask, NULL, e);
-        json_decref(conversation);
-        return ok;
-    }
+/* Appends the tokens of `count` messages in a template with sections. See chat_encode_flags(). */
+static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
+                                        const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
+                                        uint8_t **mask, Error *e) {
     const int32_t stop = chat_stop_token(c, t);
     if (stop < 0)
         return error_set(
             e, "chat template: the assistant's turn ends with '%s', which is not one token of the tokenizer", c->stop);
     int32_t done = out->count; /* mask entries */
+    bool open = false;         /* the message before continues in this one */
     if (!chat_encode_text(&c->begin, t, "", out, e)) return false;
     for (int i = 0; i <= count; i++) {
-        if (i == count && !generation_prompt) break;
+        if (i == count && (!generation_prompt || open)) break;
         const char *role = i < count ? messages[i].role : "assistant";
+        const int flag = i < count && flags ? flags[i] : 0;
         const ChatSection *section = chat_find_section(c, role, e);
-        if (!section || !chat_encode_text(&section->prefix, t, role, out, e)) return false;
+        if (!section || (!open && !chat_encode_text(&section->prefix, t, role, out, e))) return false;
         if (i == count) break;
         const int32_t content = out->count;
         if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), TOKENIZER_CONTINUES, out, e))
             return false;
         int32_t end = out->count;
-        if (!chat_encode_text(&section->suffix, t, role, out, e)) return false;
+        open = flag & CHAT_CONTINUED;
+        if (!open && !chat_encode_text(&section->suffix, t, role, out, e)) return false;
         if (!mask) continue;
-        const bool trained = !strcmp(role, "assistant");
+        const bool trained = !strcmp(role, "assistant") && !(flag & CHAT_UNTRAINED);
         while (end < out->count && out->ids[end] != stop) end++; /* include the stop token, if present */
         end += end < out->count;
         *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
@@ -396,6 +425,28 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
     *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
     for (; done < out->count; done++) (*mask)[done] = 0;
     return true;
+}
+
+/* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
+ * content is also appended, unless the last message is continued. flags: (count) of CHAT_UNTRAINED and CHAT_CONTINUED,
+ * or NULL; a template of a model's own has its flags in the conversation. If `mask` is not NULL, *mask is extended to
+ * out->count entries: 1 on trained assistant contents and on the tokens that end them, else 0. Entries for ids that were
+ * already in `out` are kept. */
+static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
+                                     const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
+                                     uint8_t **mask, Error *e) {
+    if (!c->model) return chat_encode_sections(c, t, messages, flags, count, generation_prompt, out, mask, e);
+    json_t *conversation = chat_conversation(messages, flags, count, e);
+    const bool ok =
+        conversation && chat_encode_conversation(c, t, conversation, generation_prompt, false, out, mask, NULL, e);
+    json_decref(conversation);
+    return ok;
+}
+
+/* chat_encode_flags() without flags. */
+static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
+                               bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
+    return chat_encode_flags(c, t, messages, NULL, count, generation_prompt, out, mask, e);
 }
 
 /* ---- rendering ------------------------------------------------------------------------------------------------- */
@@ -408,24 +459,27 @@ static inline void chat_render_text(const ChatText *text, const Tokenizer *t, co
     }
 }
 
-/* Appends the messages as the text that chat_encode() encodes. */
-static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
-                               bool generation_prompt, TextBuffer *out, Error *e) {
+/* Appends the messages as the text that chat_encode_flags() encodes. */
+static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
+                               const uint8_t *flags, int count, bool generation_prompt, TextBuffer *out, Error *e) {
     if (c->model) {
-        json_t *conversation = chat_conversation(messages, count, e);
+        json_t *conversation = chat_conversation(messages, flags, count, e);
         const bool ok = conversation && chat_render_conversation(c, conversation, generation_prompt, out, e);
         json_decref(conversation);
         return ok;
     }
+    bool open = false;
     chat_render_text(&c->begin, t, "", out);
     for (int i = 0; i < count + generation_prompt; i++) {
+        if (i == count && open) break;
         const char *role = i < count ? messages[i].role : "assistant";
         const ChatSection *section = chat_find_section(c, role, e);
         if (!section) return false;
-        chat_render_text(&section->prefix, t, role, out);
+        if (!open) chat_render_text(&section->prefix, t, role, out);
         if (i == count) break;
         text_string(out, messages[i].content);
-        chat_render_text(&section->suffix, t, role, out);
+        open = flags && flags[i] & CHAT_CONTINUED;
+        if (!open) chat_render_text(&section->suffix, t, role, out);
     }
     return true;
 }

@@ -12,6 +12,12 @@
  * Without the comment there are no variables, and the date of strftime_now() is JINJA_CHAT_DATE: the same data should
  * give the same tokens tomorrow.
  *
+ * A conversation may also have
+ *
+ *   trained                whether each message is trained on: a list of true and false; if empty, all of the assistant's
+ *   continued              bytes of the last message's content that are given: the model continues it, or the rest of
+ *                          the content is its answer (transformers: continue_final_message)
+ *
  * Files (jinja_chat_open):
  *
  *   FOLDER                 chat_template.jinja, else chat_template of tokenizer_config.json, as in transformers
@@ -57,7 +63,7 @@
 #include "../base/text.h"  /* text_append, TextBuffer, TokenList, text_string, ... */
 #include "jinja.h"         /* jinja_text_free, jinja_free, jinja_parse, jinja_render */
 #include "jinja_parse.h"   /* JINJA_TEMPLATE_MAX, Jinja */
-#include "jinja_value.h"   /* JinjaText, JINJA_GENERATED, JINJA_MESSAGE, JINJA_BEGIN */
+#include "jinja_value.h"   /* JinjaText, JINJA_MESSAGE, JINJA_GENERATED, JINJA_BEGIN */
 #include "tokenizer.h"     /* Tokenizer, tokenizer_token, TOKENIZER_CONTINUES, tokenizer_encode, ... */
 #include <sys/stat.h>
 
@@ -227,6 +233,43 @@ static inline bool jinja_chat_render(const JinjaChat *c, const json_t *conversat
     return ok;
 }
 
+/* Renders a conversation up to byte `given` of its last message's content, which the template must write as it is. */
+static inline bool jinja_chat_render_given(const JinjaChat *c, const json_t *conversation, size_t given, JinjaText *out,
+                                           Error *e) {
+    json_t *messages = json_copy(json_object_get(conversation, "messages"));
+    const size_t count = json_array_size(messages);
+    json_t *last = json_copy(json_array_get(messages, count - 1));
+    const char *content = json_string_value(json_object_get(last, "content"));
+    json_t *before = content && strlen(content) >= given ? json_stringn(content, given) : NULL, *all = NULL;
+    bool ok = before || error_set(e, "conversation: its last message has no text that could be continued");
+    if (ok) {
+        json_object_set(last, "content", before);
+        json_array_set(messages, count - 1, last);
+        all = jinja_chat_prepare(messages);
+        ok = jinja_chat_render_some(c, conversation, all, count, false, out, e);
+    }
+    size_t end = ok ? out->length : 0;
+    for (; ok && end >= given; end--)
+        if (!given || (!memcmp(out->text + end - given, content, given) && out->marks[end - 1] & JINJA_MESSAGE)) break;
+    if (ok && (end < given || !given)) {
+        jinja_text_free(out);
+        ok = error_set(e, "chat template: it changes the text of the last message, which could not be continued");
+    }
+    if (ok) out->length = end;
+    json_decref(before), json_decref(last), json_decref(messages), json_decref(all);
+    return ok;
+}
+
+/* Renders a conversation as jinja_chat_render() does; a prompt whose last message is continued ends with its content. */
+static inline bool jinja_chat_prompt(const JinjaChat *c, const json_t *conversation, bool generation_prompt,
+                                     JinjaText *out, Error *e) {
+    const json_t *given = json_object_get(conversation, "continued");
+    *out = (JinjaText){0};
+    if (!given || !generation_prompt) return jinja_chat_render(c, conversation, generation_prompt, out, e);
+    return jinja_chat_check(conversation, e) &&
+           jinja_chat_render_given(c, conversation, (size_t)json_integer_value(given), out, e);
+}
+
 /* Finds what follows the content of an assistant's message. */
 static inline void jinja_chat_probe(JinjaChat *c) {
     static const char *const word = "CONTENT";
@@ -377,26 +420,76 @@ static inline bool jinja_turns_message(const JinjaChat *c, const Tokenizer *t, c
     return ok;
 }
 
+/* Whether message i of the conversation is the assistant's; *trained: whether it is trained on. */
+static inline bool jinja_turns_assistant(const json_t *conversation, size_t i, bool *trained) {
+    const json_t *message = json_array_get(json_object_get(conversation, "messages"), i);
+    const char *role = json_string_value(json_object_get(message, "role"));
+    *trained = !json_is_false(json_array_get(json_object_get(conversation, "trained"), i));
+    return role && !strcmp(role, "assistant");
+}
+
+/* Removes the spans of {% generation %} of messages that are not trained on. */
+static inline bool jinja_turns_select(const json_t *conversation, JinjaTurns *turns, Error *e) {
+    const size_t n = json_array_size(json_object_get(conversation, "messages"));
+    int spans = 0, kept = 0;
+    bool trained, all = true;
+    for (size_t i = 0; i < n; i++) {
+        if (!jinja_turns_assistant(conversation, i, &trained)) continue;
+        if (trained && spans < turns->count) turns->spans[kept++] = turns->spans[spans];
+        all = all && trained;
+        spans++;
+    }
+    if (all) return true;
+    if (spans != turns->count)
+        return error_set(
+            e,
+            "chat template: its {%% generation %%} blocks are %d for %d messages of the assistant, so those "
+            "that are not trained on cannot be found",
+            turns->count, spans);
+    turns->count = kept;
+    return true;
+}
+
+/* Begins the last span after the bytes of the last message that are given. */
+static inline bool jinja_turns_continue(const JinjaChat *c, const json_t *conversation, JinjaTurns *turns, Error *e) {
+    const json_t *given = json_object_get(conversation, "continued");
+    JinjaText p = {0};
+    if (!given) return true;
+    bool ok = jinja_chat_render_given(c, conversation, (size_t)json_integer_value(given), &p, e);
+    if (ok && (!turns->count || p.length > turns->text.length || memcmp(p.text, turns->text.text, p.length)))
+        ok = error_set(e, "chat template: it writes a message differently once it is continued");
+    if (ok) turns->spans[turns->count - 1].begin = p.length;
+    jinja_text_free(&p);
+    return ok;
+}
+
+/* Adds the spans of the assistant's messages. */
+static inline bool jinja_turns_messages(const JinjaChat *c, const Tokenizer *t, const json_t *conversation,
+                                        bool generation_prompt, JinjaTurns *turns, Error *e) {
+    json_t *messages = jinja_chat_prepare(json_object_get(conversation, "messages"));
+    const size_t n = json_array_size(messages);
+    size_t work = 0;
+    bool ok = true, trained;
+    for (size_t i = 0; i < n && ok; i++)
+        if (jinja_turns_assistant(conversation, i, &trained) && trained)
+            ok =
+                jinja_turns_message(c, t, conversation, messages, i, i + 1 == n && !generation_prompt, &work, turns, e);
+    json_decref(messages);
+    return ok;
+}
+
 /* Renders a conversation and finds the trained spans; the caller frees *turns. */
 static inline bool jinja_chat_turns(const JinjaChat *c, const Tokenizer *t, const json_t *conversation,
                                     bool generation_prompt, JinjaTurns *turns, Error *e) {
     *turns = (JinjaTurns){.together = true};
-    size_t work = 0;
-    if (!jinja_chat_render(c, conversation, generation_prompt, &turns->text, e)) return false;
+    if (!jinja_chat_prompt(c, conversation, generation_prompt, &turns->text, e)) return false;
+    if (generation_prompt && json_object_get(conversation, "continued")) return true;
+    bool ok;
     if (c->tree.generation) {
         jinja_turns_generated(turns);
-        return true;
-    }
-    json_t *messages = jinja_chat_prepare(json_object_get(conversation, "messages"));
-    const size_t n = json_array_size(messages);
-    bool ok = true;
-    for (size_t i = 0; i < n && ok; i++) {
-        const char *role = json_string_value(json_object_get(json_array_get(messages, i), "role"));
-        if (role && !strcmp(role, "assistant"))
-            ok =
-                jinja_turns_message(c, t, conversation, messages, i, i + 1 == n && !generation_prompt, &work, turns, e);
-    }
-    json_decref(messages);
+        ok = jinja_turns_select(conversation, turns, e);
+    } else ok = jinja_turns_messages(c, t, conversation, generation_prompt, turns, e);
+    ok = ok && jinja_turns_continue(c, conversation, turns, e);
     if (!ok) jinja_turns_free(turns);
     return ok;
 }
