@@ -33,19 +33,21 @@
 #include "llmc/model/backend.h"            /* Backend, Device, Dtype */
 #include "llmc/model/batch.h"              /* Batch */
 #include "llmc/model/model.h"              /* model_sync */
+#include "llmc/model/model_fits.h"         /* FitSide, fit_model */
 #include "llmc/model/pack.h"               /* batch_clear, batch_fits, batch_free, batch_new, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
-#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
+#include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, tokens_close, tokens_read */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
-#include "llmc/reward/reward_model.h"      /* RewardModel, PRM_MIN, reward_model_check, reward_model_close, ... */
+#include "llmc/reward/reward_model.h"      /* RewardModel, PRM_MIN, reward_model_close, PRM_AGGREGATION_CHOICES, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open */
 #include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, wilson_interval, evaluation_summarise, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, INFERENCE_MODEL_OPTIONS, Inference, InferenceOptions, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
-#include "llmc/rollout/rollout.h"          /* Completion, Rollout, Sampling, rollout_free, ... */
+#include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, rollout_free, ... */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
 static struct {
@@ -325,6 +327,7 @@ typedef struct Tasks {
     Evaluation all;
     Rewards rewards;
     RewardModel judge;
+    const Sampling *how;
     bool rewarded; /* by rewards or by the judge */
     Writer out;    /* --completions */
     Error error;   /* error of the first line that could not be written; see failed */
@@ -350,7 +353,7 @@ static void write_completion(void *context, const EvaluationSample *s) {
     }
     set_count(row, "index", s->prompt);
     json_object_set_new(row, "sample", s->sample < 0 ? json_string("greedy") : json_integer(s->sample));
-    json_object_set_new(row, "completion", inference_json_text(&model, c->tokens, c->count, false));
+    json_object_set_new(row, "completion", inference_completion_text(&model, t->how, c));
     json_object_set_new(row, "right", isnan(s->right) ? json_null() : json_boolean(s->right > 0.5));
     if (t->rewarded) set_number(row, "reward", s->reward);
     json_object_set_new(row, "tokens", tokens);
@@ -463,6 +466,13 @@ static void open_reward_model(RewardModel *r, const Backend *b, Device *d) {
         usage_error("--prm-aggregation: %s is not a process reward model", r->name);
 }
 
+/* Ends the program unless the reward model can be run on tokens of `other`; see model_fits(). */
+static void check_reward_model(const RewardModel *r, const FitSide *other, int32_t longest) {
+    Error e, note = {0};
+    if (!reward_model_fits(r, other, longest, &note, &e)) die("%s", e.text);
+    if (note.text[0]) warn("%s", note.text);
+}
+
 static void open_tasks(Tasks *t, const Shard *s) {
     Error e;
     const int32_t limit = model.model.config.context - 1;
@@ -471,15 +481,19 @@ static void open_tasks(Tasks *t, const Shard *s) {
     if (t->prompts.dropped)
         warn("%s: %lld prompts are longer than %d tokens and were left out", s->name, (long long)t->prompts.dropped,
              limit);
+    if (!t->rewarded && !evaluation_verifiable(&t->prompts))
+        die("%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
     if (o.reward_model) {
         open_reward_model(&t->judge, model.backend, model.device);
-        if (!reward_model_check(&t->judge, model.model.config.vocab, model.file.tokenizer, model.file.tokenizer_bytes,
-                                model.name, &e))
-            die("%s", e.text);
+        const int64_t most = t->prompts.longest + o.s.max_new;
+        const FitSide policy = fit_model(model.name, &model.model.config, &model.file);
+        check_reward_model(&t->judge, &policy, most <= limit ? (int32_t)most : limit + 1);
         t->all.judge = &t->judge;
     } else if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
                                             (int32_t)o.s.max_new, &e))
         usage_error("%s", e.text);
+    int64_t scorable;
+    if (t->rewards.count && !prompts_scorable(&t->prompts, &t->rewards, &scorable, &e)) die("--reward: %s", e.text);
 }
 
 /* Ends the program and removes the unfinished file of completions. */
@@ -502,6 +516,7 @@ static void evaluate_prompts(const Shard *s) {
                     "--num-samples 0 there are no samples to choose from",
                     o.reward_model ? "-model" : "");
     if (!s->count) die("%s: the shard is empty", s->name);
+    t.how = &how;
     open_tasks(&t, s);
     if (model.text.stop < 0 && !how.stops) warn("the model has no tokenizer: completions end only at --max-new-tokens");
     const int64_t count = o.most && o.most < t.prompts.count ? o.most : t.prompts.count;
@@ -535,12 +550,6 @@ static void evaluate_prompts(const Shard *s) {
     if (done < count) fail_tasks(&t, "stopped by a signal");
     t.all.outcome = outcome;
     evaluation_summarise(&t.all, outcome, count);
-    if (!t.all.prompts && !t.rewarded) {
-        char text[256];
-        snprintf(text, sizeof text,
-                 "%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
-        fail_tasks(&t, text);
-    }
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     report_json(result, &t.all, t.rewarded);
     set_count(result, "samples", o.samples);
@@ -638,8 +647,8 @@ static void evaluate_reward_model(const Shard *s) {
     o.m.dtype = device_dtype((DeviceKind)o.m.device, o.m.dtype);
     if (!backend_open((DeviceKind)o.m.device, (Dtype)o.m.dtype, &backend, &device, &e)) die("%s", e.text);
     open_reward_model(&r, backend, device);
-    if (!reward_model_check(&r, s->vocab, s->tokenizer_bytes ? s->tokenizer : NULL, s->tokenizer_bytes, s->name, &e))
-        die("%s", e.text);
+    const FitSide data = fit_shard(s);
+    check_reward_model(&r, &data, 0);
     if (!s->count) die("%s: the shard is empty", s->name);
     scoring_start = clock_seconds();
     const int64_t count = o.most && o.most < s->count ? o.most : s->count;
@@ -669,6 +678,30 @@ static void check_usage(void) {
     if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation requires --reward-model");
 }
 
+/* Rejects options that a kind of data does not use: chat, prompts, or what only a reward model scores; none: tokens. */
+static void refuse_unused(bool chat, bool prompts, bool scored) {
+    static const char only_prompts[] = "used only for a prompt shard",
+                      only_loss[] = "used only for chat and token shards";
+    const bool loss = !prompts && !scored, drawn = prompts && o.samples;
+    const OptionUse use[] = {
+        {&o.completion_only, chat, "used only for a chat shard"},
+        {&o.max_length, loss, only_loss},
+        {&o.micro_tokens, loss || o.reward_model, "used only for a loss and a reward model"},
+        {&o.s.max_new, prompts, only_prompts},
+        {&o.s.stop, prompts, only_prompts},
+        {&o.s.slots, prompts, only_prompts},
+        {&o.s.repetition_penalty, prompts, only_prompts},
+        {&o.samples, prompts, only_prompts},
+        {&o.reward, prompts, only_prompts},
+        {&o.reward_cmd, prompts, only_prompts},
+        {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.completions, prompts, only_prompts},
+        {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
+    };
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    sampling_refuse_unused(&o.s, options, drawn, "used only for the samples of a prompt shard, --num-samples above 0");
+}
+
 /* Checks the options against the kind of the data. scored: data that only a reward model can score. */
 static void check_kind(const Shard *s, const char *kind, bool scored) {
     if (scored && !o.reward_model)
@@ -677,6 +710,7 @@ static void check_kind(const Shard *s, const char *kind, bool scored) {
     if (scored && o.m.checkpoint)
         usage_error("-c/--checkpoint: a shard of kind %s is scored by --reward-model only; leave -c out", kind);
     if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
+    refuse_unused(!scored && s->kind == RECORD_CHAT, !scored && s->kind == RECORD_PROMPT, scored);
     if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
         usage_error("--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
 }

@@ -10,7 +10,8 @@
  * prompt starts a document. Standard output receives only the completion (with --echo, the prompt and the completion),
  * always as well-formed UTF-8: a character is printed once all its bytes have been sampled, and invalid bytes become
  * U+FFFD. On a terminal, control characters are shown as \x1b and the like. Generation ends at the token that ends an
- * assistant's turn, at the end-of-text token, at a --stop token or after --max-new-tokens.
+ * assistant's turn, at the end tokens of the model's generation_config.json, at the end-of-text token, at a text of --stop
+ * (which is not printed) or after --max-new-tokens.
  *
  * A file of prompts is a prompt shard, JSON Lines (with "prompt", a text or messages, or with "messages", whose final
  * assistant message is ignored), or a text file with one prompt per line; the format is detected from the contents.
@@ -18,7 +19,7 @@
  * of the input:
  *
  *     sample       0 ... n-1, if --num-samples is more than 1
- *     completion   the text, without the stop token
+ *     completion   the text, without the stop token or stop text
  *     tokens       the token ids, including the stop token
  *     finished     false if truncated at the limit
  *     logprob      sum of the tokens' log-probabilities at the sampling temperature (greedy: at temperature 1)
@@ -36,11 +37,13 @@
 #include "llmc/base/program.h"      /* program_stopping, program_signal, program_on_signal, program_start */
 #include "llmc/base/text.h"         /* TokenList, TextBuffer, text_free, text_clear, ... */
 #include "llmc/device.h"            /* DTYPE_AUTO */
+#include "llmc/model/config.h"      /* gpt2_config_named */
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, ... */
 #include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
+#include "llmc/rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
 #include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
 #include "llmc/text/tokenizer.h"    /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 
@@ -89,9 +92,11 @@ static Sampling sampling;
 
 /* Prints sampled text, character by character. */
 typedef struct Printer {
-    bool started;       /* a token has been printed */
-    TextBuffer waiting; /* not printed yet: the first bytes of a character */
-    bool terminal;      /* escape control characters */
+    bool started; /* a token has been printed */
+    TextBuffer
+        waiting;   /* not printed yet: the first bytes of a character, or what may be the beginning of a stop text */
+    size_t held;   /* bytes at the end of the text that may be the beginning of a stop text */
+    bool terminal; /* escape control characters */
 } Printer;
 
 /* Whether s[0..n) is the beginning of a character whose remaining bytes may still follow. */
@@ -114,10 +119,11 @@ static void put_character(const Printer *p, const char *s, int length) {
 /* Prints the waiting text; with `all`, an incomplete character at its end as well. */
 static void printer_flush(Printer *p, bool all) {
     const char *s = p->waiting.text;
-    const size_t n = p->waiting.length;
+    const size_t n = p->waiting.length, end = all ? n : n > p->held ? n - p->held : 0;
     size_t i = 0;
-    while (i < n) {
+    while (i < end) {
         const int length = utf8_length(s + i, n - i);
+        if (i + (size_t)length > end) break;
         if (!length && !all && begins_character(s + i, n - i)) break;
         if (length) put_character(p, s + i, length);
         else fputs("\xEF\xBF\xBD", stdout);
@@ -170,10 +176,10 @@ static bool check_length(int64_t tokens, Error *e) {
 
 /* ---- one prompt ------------------------------------------------------------------------------------------------ */
 
-static bool is_stop(int32_t token) {
-    for (int i = 0; i < sampling.stops; i++)
-        if (sampling.stop[i] == token) return true;
-    return false;
+/* Removes n bytes at the end of a text. */
+static void text_cut(TextBuffer *t, size_t n) {
+    t->length -= n < t->length ? n : t->length;
+    t->text[t->length] = 0;
 }
 
 /* Samples and prints the completion of the sequence, up to a stop token, the limit or a signal. Returns the number of
@@ -182,16 +188,27 @@ static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bo
     Error e;
     int64_t n = 0;
     bool started = false;
+    const int32_t first = s->count;
+    const size_t longest = stop_text_longest(&sampling.texts);
+    p->held = longest ? longest - 1 : 0;
     *finished = false;
     while (n < sampling.max_new && s->count < s->capacity && !program_stopping()) {
         int32_t token;
         float logp;
         if (!sequence_draw(s, &sampling, id, &token, &logp, &e)) die("%s", e.text);
         n++;
-        *finished = is_stop(token);
+        *finished = sampling_is_stop(&sampling, token);
         if (*finished) break;
+        const size_t cut = stop_text_cut(&sampling.texts, s->tokens + first, (int32_t)n);
         if (said) tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &started, said);
-        printer_tokens(p, &token, 1, false);
+        tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &p->started, &p->waiting);
+        if (cut) {
+            *finished = true;
+            text_cut(&p->waiting, cut);
+            if (said) text_cut(said, cut);
+            break;
+        }
+        printer_flush(p, false);
     }
     printer_flush(p, true);
     return n;
@@ -340,7 +357,7 @@ static bool write_completion(Writer *w, json_t *item, int64_t sample, const Comp
         json_array_append_new(tokens, json_integer(c->tokens[i]));
     }
     if (o.samples > 1) json_object_set_new(row, "sample", json_integer(sample));
-    json_object_set_new(row, "completion", inference_json_text(&model, c->tokens, c->count - c->finished, false));
+    json_object_set_new(row, "completion", inference_completion_text(&model, &sampling, c));
     json_object_set_new(row, "tokens", tokens);
     json_object_set_new(row, "finished", json_boolean(c->finished));
     json_object_set_new(row, "logprob", json_real(logprob));
@@ -583,6 +600,16 @@ static void check_usage(int argc, char **argv, int first) {
         usage_error("--chat: cannot be used with -o, --json, --echo or --num-samples");
     if (o.echo && (o.input || o.output || o.json || o.samples > 1))
         usage_error("--echo: JSON lines already contain the prompt");
+    const OptionUse use[] = {
+        {&o.m.chat_template, !o.raw, "not used with --raw"},
+        {&o.s.slots, words + o.chat == 0 || o.json || o.output || o.samples > 1, "used only for several completions"},
+        {&o.verbose, !o.input && !o.json && !o.output && o.samples == 1 && !o.chat, "used only for one printed prompt"},
+        {&o.s.seed, o.s.temperature > 0 || gpt2_config_named(o.m.checkpoint), "used only with --temperature above 0"},
+    };
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    sampling_refuse_unused(&o.s, options, o.s.temperature > 0, "used only with --temperature above 0");
+    if (o.samples > 1 && o.s.temperature == 0)
+        usage_error("--temperature 0: greedy completions of one prompt are identical; omit --num-samples");
     if (o.system && o.raw) usage_error("--system and --raw: give only one of them");
     if (o.system && utf8_valid(o.system, strlen(o.system)) < strlen(o.system)) usage_error("--system: not UTF-8");
 }
@@ -612,7 +639,6 @@ int main(int argc, char **argv) {
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
     if (!is_shard) inference_need_tokenizer(&model);
     sampling = inference_sampling(&model, &o.s);
-    if (model.text.present && !sampling_add_stop(&sampling, model.text.tokenizer.eos, &e)) die("%s", e.text);
 
     const bool many = o.input || o.output || o.json || o.samples > 1;
     if (!many) inference_few_threads(&model, 1);

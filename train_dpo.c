@@ -20,7 +20,7 @@
  */
 #include "llmc/base/clock.h"                 /* clock_seconds */
 #include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error, ... */
-#include "llmc/base/options.h"               /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_END, ... */
+#include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_TEXT, ... */
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
@@ -38,7 +38,7 @@
 #include "llmc/report/metrics.h"             /* metrics_line, metrics_set, Metrics, metrics_final */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
-#include "llmc/train/generation.h"           /* Generation, generation_longest_prompt, generation_save */
+#include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
 #include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
@@ -46,7 +46,7 @@
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
 #include "llmc/train/preference_report.h"    /* PreferenceTotals, preference_report, preference_headline, ... */
 #include "llmc/train/reference.h"            /* reference_bytes */
-#include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, trainer_log, ... */
+#include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h"      /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -88,8 +88,8 @@ static const Option options[] = {
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9,
-               "evaluate on --val every N steps, and before and after training"),
+    OPTION_FLAG("eval-on-start", 0, &o.g.eval_on_start, "evaluate on --val before the first step, too"),
+    OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9, "evaluate on --val every N steps, and after training"),
     OPTION_INT("eval-prompts", 0, &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
     OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
@@ -349,18 +349,21 @@ static bool train_on_shard(Run *r) {
     r->cost = (double *)xcalloc((size_t)most, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
     if (needs_reference())
-        preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, both, o.g.val ? 2 : 1);
+        preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing,
+                                  preference_reference_longest(both, o.g.val ? 2 : 1), both, o.g.val ? 2 : 1);
 
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.g.epochs * (double)data.count);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
+    trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
     Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
     if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
     left -= cursor_taken(&cursor);
 
     bool stopped = false;
-    const PreferenceTotals before = o.g.val && !t->step ? validate(r, &val) : (PreferenceTotals){0};
+    const PreferenceTotals before =
+        o.g.val && o.g.eval_on_start && !t->step ? validate(r, &val) : (PreferenceTotals){0};
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -411,14 +414,16 @@ static bool train_online(Run *r) {
     if (t->dist.ranks > 1) die("--online: cannot distribute its work over ranks; start one rank");
     online_open_prompts(p);
     open_work(r, generation_longest_prompt(g) * (o.sharing ? 1 : 2) + 2 * (int)o.g.max_completion, online_bytes(p));
-    if (needs_reference()) preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, NULL, 0);
+    if (needs_reference())
+        preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, generation_longest(g), NULL, 0);
     online_open(p, &r->reference.live.model);
 
     trainer_schedule(t, o.t.steps ? o.t.steps : (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.batch));
+    trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (o.g.val) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
     }
     bool stopped = false;
     while (t->step < t->steps && !stopped) {

@@ -32,7 +32,7 @@
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
-#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_sampler, ... */
+#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
@@ -320,6 +320,7 @@ static void open_run(Run *r) {
     g->parts = (int32_t)o.steps_per_generation;
     generation_open_prompts(g);
     generation_check_group(g);
+    generation_check_evaluation(g);
     r->loss = loss_options();
     r->entropy = entropy_control(o.entropy_coef);
     r->entropy.target = o.entropy_target;
@@ -327,7 +328,7 @@ static void open_run(Run *r) {
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
-    if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, "--beta is not 0");
+    if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--beta is not 0");
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     load_counters(r);
@@ -341,10 +342,11 @@ static bool train(Run *r) {
     const int64_t steps = o.iterations * o.steps_per_generation;
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
+    trainer_check_steps(t, o.g.epochs * (double)(steps), "--num-prompts");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (o.g.val) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
     }
 
     bool stopped = false;

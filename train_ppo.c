@@ -46,13 +46,13 @@
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open, rewards_score */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
-#include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request */
+#include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request, ... */
 #include "llmc/rollout/rollout.h"          /* RolloutRequest, Sampling, completion_free, rollout_run */
 #include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
 #include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
-#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_sampler, ... */
-#include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
+#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
+#include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_hash, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, state_real, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
@@ -700,6 +700,14 @@ static void load_counters(Run *r) {
     r->ptx.position = state_int(s, "ptx_position");
 }
 
+/* Ends the program if the gold reward could score no completion. */
+static void check_gold(const Run *r) {
+    Error e;
+    int64_t count;
+    if (r->gold_reward.count && !prompts_scorable(&r->g.train, &r->gold_reward, &count, &e))
+        die("--gold-reward: %s", e.text);
+}
+
 /* Opens everything that a run needs. */
 static void open_run(Run *r) {
     Trainer *t = &r->t;
@@ -715,20 +723,25 @@ static void open_run(Run *r) {
     generation_check_group(g);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
     if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
-    if (o.reward_model) generation_open_reward_model(g, &r->reward_model, o.reward_model);
-    if (o.gold) generation_open_reward_model(g, &r->gold, o.gold);
-    if (o.critic)
-        critic_open(&r->critic, t, o.critic, generation_longest_prompt(g) + (int)o.g.max_completion, g->rows,
-                    o.critic_rate);
+    if (o.reward_model) {
+        generation_open_reward_model(g, &r->reward_model, "reward-model", o.reward_model);
+        g->judge = &r->reward_model;
+    }
+    generation_check_evaluation(g);
+    check_gold(r);
+    if (o.gold) generation_open_reward_model(g, &r->gold, "gold", o.gold);
+    if (o.critic) critic_open(&r->critic, t, o.critic, generation_longest(g), g->rows, o.critic_rate);
     if (o.critic_output && !model_check_output(&r->critic.model.config, &r->critic.file, o.critic_output,
                                                (ModelDtype)o.t.output_dtype, &e))
         die("%s", e.text);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
+    if (o.ptx) trainer_file(t, "ptx", o.ptx, pretraining_hash(&r->ptx));
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
-    if (has_reference()) reference_open(&r->reference, t, o.reference, g->rows, "--kl-coef is not 0");
+    if (has_reference())
+        reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--kl-coef is not 0");
     open_arrays(r);
     r->loss = loss_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
@@ -742,11 +755,11 @@ static bool train(Run *r) {
     /* Each generation gives at most epochs * mini_batches optimizer steps. */
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
-    const bool checks = o.g.val && g->rewards.count;
+    trainer_check_steps(t, o.g.epochs * (double)(o.epochs * o.mini_batches), "--num-prompts");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (checks) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
     }
 
     bool stopped = false;
@@ -765,7 +778,7 @@ static bool train(Run *r) {
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->completions);
         r->generation++;
-        if (checks && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
+        if (o.g.val && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
             after = generation_evaluate(g, NULL);
         char gold[40] = "";
         if (has_gold()) snprintf(gold, sizeof gold, " | gold %.3f", m.gold);
@@ -778,7 +791,7 @@ static bool train(Run *r) {
     }
     if (!stopped) {
         generation_show(g, "after");
-        if (checks) generation_compare(g, &before, &after);
+        if (o.g.val) generation_compare(g, &before, &after);
         if (has_gold()) say_overoptimisation(t);
     }
     return stopped;

@@ -15,7 +15,8 @@
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
 #include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
-#include "llmc/base/options.h"          /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_REAL, ... */
+#include "llmc/base/io.h"               /* XXH3_64bits */
+#include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
 #include "llmc/dist/grads.h"            /* dist_grads_begin */
@@ -42,7 +43,7 @@ static struct {
     const char *input, *val, *normalize;
     int64_t batch, max_length, eval_steps;
     double epochs;
-    bool margin, sharing, last_step;
+    bool margin, sharing, last_step, eval_on_start;
     int kind;
 } o;
 
@@ -80,8 +81,8 @@ static const Option options[] = {
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_GROUP("Evaluation"),
-    OPTION_INT("eval-steps", 0, &o.eval_steps, 1, 1e9,
-               "evaluate on --val every N steps, and before and after training"),
+    OPTION_FLAG("eval-on-start", 0, &o.eval_on_start, "evaluate on --val before the first step, too"),
+    OPTION_INT("eval-steps", 0, &o.eval_steps, 1, 1e9, "evaluate on --val every N steps, and after training"),
     OPTION_END
     // clang-format on
 };
@@ -332,6 +333,7 @@ static void check_options(void) {
         {&o.margin, pairs, "used only with --kind bt"},
         {&o.sharing, pairs, "used only with --kind bt"},
         {&o.last_step, o.kind == REWARD_MODEL_PRM, "used only with --kind prm"},
+        {&o.eval_on_start, o.val != NULL, "used only with --val"},
         {&o.eval_steps, o.val != NULL, "used only with --val"},
     };
     trainer_check_options(&o.t, options, &o.epochs, true);
@@ -373,12 +375,13 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
+    trainer_check_steps(t, o.epochs, "--per-device-train-batch-size");
     Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
     if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
     left -= cursor_taken(&cursor);
 
     bool stopped = false;
-    const Stats before = o.val && !t->step ? validate(r, val) : (Stats){0};
+    const Stats before = o.val && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -417,10 +420,12 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Trainer *t = &r->t;
     o.t = trainer_defaults(1e-4);
+    o.t.takes_scorers = true;
     o.batch = 8;
     o.epochs = 3;
     o.max_length = 1024;
     o.eval_steps = 100;
+    o.eval_on_start = true;
     o.margin = true;
     o.sharing = true;
     options_parse_all(options, &about, argc, argv);
@@ -447,6 +452,7 @@ int main(int argc, char **argv) {
         if (rows > longest) longest = rows;
         if (all[i]->count > most) most = all[i]->count;
     }
+    if (own) trainer_file(t, "normalize", o.normalize, XXH3_64bits(third.shard->payload, third.shard->payload_bytes));
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)

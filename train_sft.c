@@ -10,7 +10,7 @@
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
 #include "llmc/base/error.h"            /* die, xcalloc, Error, warn, ... */
-#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_REAL, ... */
+#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
@@ -35,7 +35,7 @@ static struct {
     const char *input, *val, *best;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune;
-    bool completion_only;
+    bool completion_only, eval_on_start;
     int loss;
 } o;
 
@@ -62,6 +62,7 @@ static const Option options[] = {
     TRAINER_OUTPUT_OPTIONS(o.t),
     OPTION_TEXT("best", 0, &o.best, "FILE", "also write the model with the lowest validation loss here"),
     OPTION_GROUP("Evaluation"),
+    OPTION_FLAG("eval-on-start", 0, &o.eval_on_start, "compute the validation loss before the first step, too"),
     OPTION_INT("eval-steps",    0, &o.eval_steps,    1, 1e9,
                "compute the validation loss every N steps and at the end"),
     OPTION_INT("sample-steps",  0, &o.sample_steps,  0, 1e9, "print samples every N steps; 0 disables"),
@@ -121,7 +122,8 @@ static void open_chat(Shard *s, const char *path) {
     if (!s->count) die("%s: the shard is empty", path);
 }
 
-/* Warns about records without targets, truncated records and completions without a stop token. */
+/* Warns about records without targets, truncated records and completions without a stop token; ends the program if no
+ * record has a target. stop: -1 to accept completions without a stop token. */
 static void check_data(const Shard *s, int32_t stop) {
     Record r = {0};
     int64_t empty = 0, cut = 0, endless = 0, cut_empty = 0;
@@ -344,6 +346,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
     int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
     int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
     trainer_schedule(t, o.t.steps ? o.t.steps : steps_of_run(data, left, records, most));
+    trainer_check_steps(t, o.epochs, "--batch-tokens");
     Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
     if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with more records", o.t.resume);
     left -= cursor_taken(&cursor);
@@ -352,6 +355,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
 
     bool stopped = false;
     const bool shows = o.sample_steps && t->dist.rank == 0;
+    if (!t->step && o.val && o.eval_on_start) validate(r, val);
     if (!t->step && shows) print_samples(r, o.val ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
@@ -393,6 +397,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
 static void check_options(void) {
     const OptionUse use[] = {
         {&o.best, o.val != NULL, "used only with --val"},
+        {&o.eval_on_start, o.val != NULL, "used only with --val"},
         {&o.eval_steps, o.val != NULL, "used only with --val"},
         {&o.sample_count, o.sample_steps > 0, "used only with --sample-steps above 0"},
         {&o.sample_tokens, o.sample_steps > 0, "used only with --sample-steps above 0"},
@@ -406,10 +411,12 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Trainer *t = &r->t;
     o.t = trainer_defaults(2e-5);
+    o.t.teaches_template = true;
     o.batch_tokens = 8192;
     o.epochs = 3;
     o.completion_only = true;
     o.eval_steps = 100;
+    o.eval_on_start = true;
     o.sample_count = 3;
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
@@ -430,6 +437,7 @@ int main(int argc, char **argv) {
     if (o.val) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;
     check_data(&data, t->text.stop);
+    if (o.val) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
     close_run(r, train(r, &data, &val, most));

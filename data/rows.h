@@ -607,6 +607,9 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
     if (margin && !json_is_number(margin))
         ok = jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e, "is %s, expected a number",
                          jsonl_type(margin));
+    else if (margin && !isfinite((float)json_number_value(margin)))
+        ok = jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e,
+                         "is %g, expected at most 3.4e38 in size", json_number_value(margin));
     else if (whole || !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
         ok = row_implicit(r, j, row, chosen, rejected, &prompt, answer, e);
         /* a prompt or messages beside whole conversations repeat their beginning or one of them */

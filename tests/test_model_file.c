@@ -3,13 +3,14 @@
 #include "../llmc/base/error.h"        /* Error, xmalloc, xstrdup, xrealloc */
 #include "../llmc/base/io.h"           /* XXH3_64bits */
 #include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normal */
+#include "../llmc/model/backend.h"     /* weights_at */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/checkpoint.h"  /* CheckpointWriter, checkpoint_commit, checkpoint_create, ... */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"       /* Model, model_free, model_new */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelFile */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step */
-#include "../llmc/model/tensors.h"     /* GPT2_FILE_TENSORS, TENSOR_headw */
+#include "../llmc/model/tensors.h"     /* GPT2_FILE_TENSORS, TENSOR_fcb, TENSOR_headw, TensorInfo */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_backward, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
@@ -133,7 +134,7 @@ static void test_round_trip(void **state) {
 
 static void test_special_numbers(void **state) {
     (void)state;
-    static const float special[] = {NAN, INFINITY, -INFINITY, -0.0f, 1e-45f, -3.4e38f, 0x1.fffffep127f, 0x1.ff7p100f};
+    static const float special[] = {-0.0f, 1e-45f, -3.3e38f, 0x1.ff7p100f};
     for (int bf16 = 0; bf16 < 2; bf16++) {
         ModelFile f, g;
         Model m = sample_model(config(4, 0), &f, 9);
@@ -142,13 +143,32 @@ static void test_special_numbers(void **state) {
         Model n = load(files_path("special.bin"), &g, false, NULL);
         if (!bf16) assert_same_weights(&m, &n, m.parameters);
         else {
-            float *x = floats_of(n.weights, 8);
-            assert_true(isnan(x[0]) && x[1] == INFINITY && x[2] == -INFINITY && x[3] == 0 && signbit(x[3]) &&
-                        x[4] == 0);
-            assert_true(x[5] < -3.3e38f && x[6] == INFINITY);
+            float *x = floats_of(n.weights, 4);
+            assert_true(x[0] == 0 && signbit(x[0]) && x[1] == 0 && x[2] < -3.2e38f);
             free(x);
         }
         model_free(&m), model_free(&n), model_file_free(&f), model_file_free(&g);
+    }
+}
+
+/* A weight that is not finite is named when the model is loaded, in every format. */
+static void test_weights_that_are_not_finite(void **state) {
+    (void)state;
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    const char *const names[] = {"bad.bin", "bad.safetensors", "bad.gguf"};
+    for (int i = 0; i < 9; i++) {
+        Error e;
+        ModelFile f, g;
+        Model n, m = sample_model(config(4, 0), &f, 9);
+        const TensorInfo *t = &m.tensor[TENSOR_fcb];
+        B->weights_upload(D, weights_at(B, m.weights, t->offset + t->columns * t->rows + 3), &bad[i % 3], 1);
+        if (!model_save(&m, &f, files_path(names[i / 3]), MODEL_FLOAT32, NULL, NULL, &e)) {
+            assert_int_equal(i / 3, 2); /* GGUF refuses to write it */
+        } else {
+            assert_false(model_load(&n, &g, files_path(names[i / 3]), NULL, false, B, D, false, 0, NULL, &e));
+            files_assert_error(&e, "the weight fcb of layer 1 has the value");
+        }
+        model_free(&m), model_file_free(&f);
     }
 }
 
@@ -460,10 +480,19 @@ static int close_all(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_special_numbers), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_bare),       cmocka_unit_test(test_without_trailer), cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_value_head), cmocka_unit_test(test_resume),          cmocka_unit_test(test_new_models),
-        cmocka_unit_test(test_truncated),  cmocka_unit_test(test_flipped),         cmocka_unit_test(test_bad_sections),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_special_numbers),
+        cmocka_unit_test(test_weights_that_are_not_finite),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_bare),
+        cmocka_unit_test(test_without_trailer),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_value_head),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_new_models),
+        cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_bad_sections),
         cmocka_unit_test(test_unwritable),
     };
     return cmocka_run_group_tests_name("model_file", tests, open_all, close_all);

@@ -8,6 +8,7 @@
 #include "../llmc/model/batch.h"         /* Batch */
 #include "../llmc/model/model.h"         /* Model, model_free */
 #include "../llmc/model/model_file.h"    /* model_load, model_save */
+#include "../llmc/model/model_fits.h"    /* FitSide, fit_model */
 #include "../llmc/model/model_load.h"    /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"          /* batch_free, batch_new, batch_clear, batch_segment, ... */
 #include "../llmc/model/transformer.h"   /* ModelOutput, model_forward */
@@ -350,11 +351,13 @@ static void scores_of_items(void **state) {
     many[7] = MODELS_VOCAB;
     assert_false(reward_model_score(&rm, item, 1, score, &e));
     assert_holds(e.text, "token 260 is outside its vocabulary of 260");
-    assert_false(reward_model_check(&rm, 261, NULL, 0, "policy", &e));
+    FitSide policy = {.name = "policy", .vocab = 261};
+    assert_false(reward_model_fits(&rm, &policy, 0, NULL, &e));
     assert_holds(e.text, "its vocabulary of 260 does not fit policy's 261");
-    assert_false(reward_model_check(&rm, 260, "other", 5, "policy", &e));
-    assert_holds(e.text, "a different tokenizer than policy");
-    assert_true(reward_model_check(&rm, 260, rm.file.tokenizer, rm.file.tokenizer_bytes, "policy", &e));
+    policy = fit_model("policy", &rm.model.config, &rm.file);
+    assert_true(reward_model_fits(&rm, &policy, 48, NULL, &e));
+    assert_false(reward_model_fits(&rm, &policy, 49, NULL, &e));
+    assert_holds(e.text, "its context of 48 is shorter than the longest prompt with its completion, 49");
     reward_model_close(&rm), scorer_close(&s);
 }
 

@@ -126,7 +126,9 @@ static void templates(void **state) {
     assert_holds(said, "folder/: other programs will not find the chat template, which is not Jinja");
     sh("echo '{\"prompt\":\"a\",\"completion\":\"b\"}' | ./data/make_shard --quiet -i - --template chatml -o $T/chatml.shard");
     sh("./train_sft -c $T/folder -i $T/chatml.shard -x 1 --batch-tokens 200 -o $T/x.safetensors");
-    assert_holds(said, "chatml.shard: it was made with another chat template than the model's, which the output keeps");
+    assert_holds(
+        said, "chatml.shard: its chat template is chatml and the model's is plain: the model is trained on the former");
+    assert_holds(said, "which the output takes");
 }
 
 /* data/show distinguishes models, states and states of adapters, in files, compressed and through pipes. */

@@ -13,7 +13,7 @@
 #include "../llmc/model/model.h"      /* Model, model_free */
 #include "../llmc/model/model_file.h" /* model_load, model_save */
 #include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
-#include "../llmc/model/tensors.h"    /* TENSOR_lnfb */
+#include "../llmc/model/tensors.h"    /* TENSOR_lnfb, TENSOR_wte */
 #include "files.h"                    /* files_path, files_assert_content, files_get, text_of */
 #include "models.h"                   /* assert_near, json_text_of, json_line_of, refused, ... */
 #include "run.h"                      /* metric, sh, metric_mean, weights_gap, ... */
@@ -321,7 +321,7 @@ static void grpo_losses_agree_on_policy(void **state) {
                 {"--loss-type gmpo", 1},
                 {"--loss-type cispo", 1},
                 {"--loss-type luspo", 2}, /* not divided by the length */
-                {"--loss-type rloo --scale-rewards none", 0},
+                {"--loss-type rloo", 0},
                 {"--loss-type sapo", 0},
                 {"--loss-type vespo", 0},
                 {"--loss-type grpo --importance-sampling-level sequence", 1},
@@ -362,7 +362,7 @@ static void grpo_kl_to_a_reference(void **state) {
     assert_near(metric("k.jsonl", 0, "kl"), 0, 1e-6);
     assert_true(metric("k.jsonl", -1, "rewards/verify/mean") < metric("free.jsonl", -1, "rewards/verify/mean"));
     assert_false(has_metric("free.jsonl", -1, "kl"));
-    refused(2, GRPO "-o $T/kept -x 1 --kl-in reward", "--beta is 0");
+    refused(2, GRPO "-o $T/kept -x 1 --kl-in reward", "--kl-in: used only with --beta above 0");
 }
 
 static void grpo_several_steps_a_generation(void **state) {
@@ -466,7 +466,7 @@ static void grpo_reward_program(void **state) {
 
 /* ---- not a number ---------------------------------------------------------------------------------------------- */
 
-/* A weight that is NaN: every step is skipped and counted, and too many of them end the run. */
+/* Finite weights whose logits are infinite: every step is skipped and counted, and too many of them end the run. */
 static void a_nan_is_guarded_against(void **state) {
     (void)state;
     Error e;
@@ -474,8 +474,13 @@ static void a_nan_is_guarded_against(void **state) {
     ModelFile f;
     if (!model_load(&m, &f, files_path("sft.bin"), NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
         fail_msg("%s", e.text);
-    const float nan = NAN;
-    m.backend->weights_upload(m.device, weights_at(m.backend, m.weights, m.tensor[TENSOR_lnfb].offset), &nan, 1);
+    const float most = 3.4e38f, ten = 10;
+    m.backend->weights_upload(m.device, weights_at(m.backend, m.weights, m.tensor[TENSOR_lnfb].offset), &most, 1);
+    for (int32_t v = 0; v < m.config.vocab; v++)
+        m.backend->weights_upload(
+            m.device,
+            weights_at(m.backend, m.weights, m.tensor[TENSOR_wte].offset + (size_t)v * (size_t)m.config.width), &ten,
+            1);
     if (!model_save(&m, &f, files_path("nan.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
     model_free(&m), model_file_free(&f);
     put("kept", "earlier");

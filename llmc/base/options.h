@@ -224,6 +224,13 @@ static inline void option_store(const Option *o, const char *word, bool negated)
     }
 }
 
+/* Whether the value of an option may be left out: its argument is named in brackets. The value is then "". */
+static inline bool option_optional(const Option *o) { return o->argument && o->argument[0] == '['; }
+
+static inline int option_has_argument(const Option *o) {
+    return o->kind == OPT_FLAG ? no_argument : option_optional(o) ? optional_argument : required_argument;
+}
+
 /* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments
  * are moved to the end of argv. Does not return after --help or a bad command line. */
 static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
@@ -235,7 +242,7 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
     for (const Option *o = table; o->kind != OPT_END; o++) {
         if (o->kind == OPT_GROUP) continue;
         which[n] = o;
-        longs[n] = (struct option){o->name, o->kind == OPT_FLAG ? no_argument : required_argument, NULL, 1000 + n};
+        longs[n] = (struct option){o->name, option_has_argument(o), NULL, 1000 + n};
         n++;
         if (o->kind == OPT_FLAG) {
             snprintf(negations[flags], sizeof negations[flags], "no-%s", o->name);
@@ -278,7 +285,8 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
         } else
             for (const Option *t = table; t->kind != OPT_END; t++)
                 if (t->kind != OPT_GROUP && t->letter == c) o = t;
-        option_store(o, optarg, negated);
+        if (option_optional(o) && !optarg && optind < argc && argv[optind][0] != '-') optarg = argv[optind++];
+        option_store(o, optarg ? optarg : "", negated);
     }
 }
 

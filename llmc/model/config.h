@@ -330,27 +330,4 @@ static inline bool gpt2_config_descriptor(const char *text, ModelConfig *c, bool
     return true;
 }
 
-/* ---- compatibility of models and data --------------------------------------------------------------------------- */
-
-/* Checks that the data `name` has no tokens outside the model's vocabulary. vocab: the data's vocabulary size. */
-static inline bool model_fits_data(const ModelConfig *c, const char *name, int32_t vocab, Error *e) {
-    return vocab <= c->vocab ||
-           error_set(e, "%s: its vocabulary of %d does not fit the model's %d", name, vocab, c->vocab);
-}
-
-/* Checks that the model of the file `name` has all tokens of `other`, a model or a shard with this vocabulary. */
-static inline bool model_fits_vocab(const ModelConfig *c, const char *name, int32_t vocab, const char *other,
-                                    Error *e) {
-    return c->vocab >= vocab ||
-           error_set(e, "%s: its vocabulary of %d does not fit %s's %d", name, c->vocab, other, vocab);
-}
-
-/* Checks that the model of the file `name` has enough positions for the longest prompt with its completion. longest:
- * their tokens. */
-static inline bool model_fits_length(const ModelConfig *c, const char *name, int32_t longest, Error *e) {
-    return c->context >= longest ||
-           error_set(e, "%s: its context of %d is shorter than the longest prompt with its completion, %d", name,
-                     c->context, longest);
-}
-
 #endif

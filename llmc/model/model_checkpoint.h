@@ -13,7 +13,7 @@
 #include "config.h"        /* ModelConfig */
 #include "lora.h"          /* lora_merged */
 #include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
-#include "model_load.h"    /* ModelFile, model_put_weights, ModelLoad, model_load_lora, ... */
+#include "model_load.h"    /* ModelFile, model_check_weights, model_put_weights, ModelLoad, ... */
 #include "optimizer.h"     /* Optimizer, optimizer_new */
 #include "tensors.h"       /* TENSOR_valuew, gpt2_file_elements */
 
@@ -27,7 +27,8 @@ static inline bool model_read_weights(CheckpointReader *r, const Model *m, const
     ModelChunk c = {0};
     bool ok = true;
     while (ok && model_each_chunk(&c, gpt2_file_elements(&m->config))) {
-        ok = checkpoint_weights(r, c.host, c.n, "weights", e);
+        ok = checkpoint_weights(r, c.host, c.n, "weights", e) &&
+             model_check_weights(m, r->in.name, c.at, c.host, c.n, e);
         if (ok) model_put_weights(m, o, c.at, c.host, c.n);
     }
     free(c.host);
@@ -40,7 +41,8 @@ static inline bool model_read_head(CheckpointReader *r, const Model *m, const Op
         return error_set(e, "%s: value head of %llu bytes, expected %zu", r->in.name, (unsigned long long)bytes,
                          n * sizeof(float));
     float *host = (float *)xmalloc(n * sizeof *host);
-    const bool ok = checkpoint_payload(r, host, n * sizeof *host, "value head", e);
+    const bool ok = checkpoint_payload(r, host, n * sizeof *host, "value head", e) &&
+                    model_check_weights(m, r->in.name, m->tensor[TENSOR_valuew].offset, host, n, e);
     if (ok && m->config.value_head) model_put_weights(m, o, m->tensor[TENSOR_valuew].offset, host, n);
     free(host);
     return ok;

@@ -454,8 +454,8 @@ static inline bool model_load_container(Model *m, ModelFile *f, Container *c, co
                        "that it began with with -c",
                        c->model.path);
     ok = ok && model_make_all(m, &config, how, b, d, o, e);
+    ok = ok && model_read_parts(&c->model, m, o, e);
     if (ok) {
-        model_read_parts(&c->model, m, o);
         if (how->value_head && !c->model.config.value_head) model_new_head(m, o, how->seed);
         ok = model_load_lora(m, o, how, e);
     }

@@ -12,24 +12,29 @@
 #include "huggingface_names.h" /* HuggingfacePart */
 #include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_save */
 #include "model.h"             /* Model, ModelChunk, model_each_chunk */
-#include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, model_clear_padding, ... */
+#include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, model_check_weights, ... */
 #include "optimizer.h"         /* Optimizer */
 #include "safetensors.h"       /* SafetensorsType */
 #include "tensors.h"           /* TENSOR_valueb, TENSOR_valuew */
 
 /* Uploads the tensors of a folder. */
-static inline void model_read_parts(const Huggingface *h, const Model *m, const Optimizer *o) {
+static inline bool model_read_parts(const Huggingface *h, const Model *m, const Optimizer *o, Error *e) {
+    bool ok = true;
     model_clear_padding(m, o);
-    for (size_t i = 0; i < h->parts.count; i++) {
+    for (size_t i = 0; ok && i < h->parts.count; i++) {
         const HuggingfacePart *p = &h->parts.part[i];
         if (p->tensor == TENSOR_valuew && !m->config.value_head) continue;
-        for (ModelChunk c = {0}; model_each_chunk(&c, p->rows * p->columns);) {
+        ModelChunk c = {0};
+        while (ok && model_each_chunk(&c, p->rows * p->columns)) {
             huggingface_floats(h, i, c.at, c.host, c.n);
-            model_put_weights(m, o, p->at + c.at, c.host, c.n);
+            ok = model_check_weights(m, h->path, p->at + c.at, c.host, c.n, e);
+            if (ok) model_put_weights(m, o, p->at + c.at, c.host, c.n);
         }
+        free(c.host);
     }
     if (m->config.value_head && h->config.value_head)
         model_put_weights(m, o, m->tensor[TENSOR_valueb].offset, &h->bias, 1);
+    return ok;
 }
 
 /* Takes over the texts of a folder. */
@@ -60,8 +65,8 @@ static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, c
         ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
                        path);
     ok = ok && model_make_all(m, &config, how, b, d, o, e);
+    ok = ok && model_read_parts(&h, m, o, e);
     if (ok) {
-        model_read_parts(&h, m, o);
         if (how->value_head && !h.config.value_head) model_new_head(m, o, how->seed);
         ok = model_load_lora(m, o, how, e) && huggingface_tokenizer(&h, &f->tokenizer, &f->tokenizer_bytes, e);
     }

@@ -21,7 +21,7 @@
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
 #include "model.h"                  /* Model */
-#include "model_load.h"             /* ModelFile, ModelLoad, model_load_lora, model_make_all, ... */
+#include "model_load.h"             /* ModelFile, ModelLoad, model_check_weights, model_load_lora, ... */
 #include "optimizer.h"              /* Optimizer */
 #include "quantized.h"              /* QuantType */
 #include "tensors.h"                /* TensorInfo */
@@ -124,6 +124,7 @@ static inline bool model_gguf_tokenizer(const Gguf *g, ModelFile *f, Error *e) {
 typedef struct ModelGguf {
     const Model *m;
     const Optimizer *o; /* gets master weights; or NULL */
+    const char *name;   /* the file's */
 } ModelGguf;
 
 /* gguf_load()'s GgufPut. */
@@ -131,8 +132,9 @@ static inline bool model_gguf_put(void *context, int tensor, int layer, size_t f
                                   Error *e) {
     const ModelGguf *to = (const ModelGguf *)context;
     const TensorInfo *t = &to->m->tensor[tensor];
-    (void)e;
-    model_put_weights(to->m, to->o, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
+    const size_t at = t->offset + (size_t)layer * t->rows * t->columns + first;
+    if (!model_check_weights(to->m, to->name, at, values, n, e)) return false;
+    model_put_weights(to->m, to->o, at, values, n);
     return true;
 }
 
@@ -140,7 +142,7 @@ static inline bool model_gguf_put(void *context, int tensor, int layer, size_t f
 static inline bool model_load_gguf(Model *m, ModelFile *f, Gguf *g, const ModelLoad *how, const Backend *b, Device *d,
                                    Optimizer *o, Error *e) {
     ModelConfig config;
-    ModelGguf to = {m, o};
+    ModelGguf to = {m, o, g->name};
     bool ok = gguf_config(g, &config, e) && model_make_all(m, &config, how, b, d, o, e) &&
               gguf_load(g, &m->config, model_gguf_put, &to, e);
     if (ok && how->value_head) model_new_head(m, o, how->seed);

@@ -17,7 +17,7 @@
 #include "backend.h"       /* Floats, floats_at */
 #include "lora.h"          /* model_trained_first */
 #include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
-#include "model_load.h"    /* model_put_slices, model_put_weights */
+#include "model_load.h"    /* weights_finite, model_put_slices, model_put_weights */
 #include "optimizer.h"     /* Optimizer */
 #include "peft.h"          /* PeftTensor, peft_tensors, peft_by_name */
 #include "safetensors.h"   /* SafetensorsWriter, SAFETENSORS_F32, SafeTensor, Safetensors, ... */
@@ -179,6 +179,10 @@ static inline bool model_state_read(const Safetensors *s, const Model *m, const 
             if (!from) return false;
             for (ModelChunk c = {0}; model_each_chunk(&c, t->size);) {
                 safetensors_floats(from, c.at, c.host, c.n);
+                if (!weights_finite(c.host, c.n)) {
+                    free(c.host);
+                    return error_set(e, "%s: tensor %s has a value that is NaN or infinite", s->name, name);
+                }
                 if (to) model_put_slices(m, o, to, t->offset + c.at, c.host, c.n);
                 else model_upload(m, t->offset + c.at, c.host, c.n);
             }
@@ -199,7 +203,9 @@ static inline bool model_state_read_adapters(const Safetensors *s, const Model *
         if (!(ok = t != NULL)) break;
         float *host = (float *)xmalloc(n * sizeof *host);
         safetensors_floats(t, 0, host, n);
-        model_put_weights(m, o, list[i].at, host, n);
+        ok =
+            weights_finite(host, n) || error_set(e, "%s: tensor %s has a value that is NaN or infinite", s->name, name);
+        if (ok) model_put_weights(m, o, list[i].at, host, n);
         free(host);
     }
     free(list);

@@ -17,8 +17,9 @@ typedef struct ModelText {
     bool present, has_template;
     Tokenizer tokenizer;
     ChatTemplate chat;
-    int32_t stop;   /* the token that ends an assistant's turn */
-    TokenList ends; /* it, and those of generation_config.json */
+    int32_t stop; /* the token that ends an assistant's turn */
+    TokenList
+        ends; /* it, those of generation_config.json, and the end of text: all end a completion, in every program */
 } ModelText;
 
 static inline void model_text_close(ModelText *t) {
@@ -47,6 +48,7 @@ static inline bool model_text_open(ModelText *t, const ModelFile *f, const char 
     for (int32_t i = 0; i < f->stops.count; i++) token_list_add(&t->ends, f->stops.ids[i]);
     for (int32_t i = 0; t->tokenizer.end_count > 1 && i < t->tokenizer.end_count; i++)
         token_list_add(&t->ends, t->tokenizer.ends[i]);
+    token_list_add(&t->ends, t->tokenizer.eos);
     return true;
 }
 

@@ -93,6 +93,17 @@ static inline void preference_data_places(PreferenceData *d) {
     d->items = items;
 }
 
+/* Positions of the longest prompt with one of its completions. */
+static inline int32_t preference_data_positions(const PreferenceData *d) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < (d->mismatch ? 2 * d->count : d->count); i++) {
+        const Pair *p = i < d->count ? &d->pair[i] : &d->mismatch[i - d->count];
+        const int32_t n = p->prompt_len + (p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
 /* Fits the records to max_length tokens of prompt and completion, and warns about pairs of equal completions. shared:
  * both completions of a pair share one copy of the prompt; seed: for the mismatched completions. Fails if too few are
  * left. */

@@ -38,6 +38,7 @@
 #include "../base/error.h" /* error_set, Error, xrealloc, xmalloc, ... */
 #include "../base/io.h"    /* writer_write, Reader, reader_blob, MAGIC_RECORDS, ... */
 #include <assert.h>
+#include <math.h>
 
 enum { SHARD_VERSION = 1, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
 
@@ -159,6 +160,7 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
         if (parts->prompt < 0 || parts->chosen < 1 || parts->rejected < 1 ||
             (int64_t)parts->prompt + parts->chosen + parts->rejected != tokens)
             return "has lengths of prompt, chosen and rejected that do not add up to its tokens";
+        if (!isfinite(parts->margin)) return "has a margin that is not finite";
         break;
     case RECORD_STEP:
         memcpy(&parts->prompt, head, 4);
@@ -395,6 +397,7 @@ static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (kind != RECORD_PREFERENCE) return NULL;
     if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "has no chosen or no rejected completion";
     if ((int64_t)r->prompt + r->chosen + r->rejected != r->count) return "has lengths that do not add up";
+    if (!isfinite(r->margin)) return "has a margin that is not finite";
     return NULL;
 }
 

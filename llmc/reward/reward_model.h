@@ -20,7 +20,8 @@
  *
  *     RewardModel rm;
  *     if (!reward_model_open(&rm, "rm.bin", backend, device, 4096, &e)) die("%s", e.text);
- *     if (!reward_model_check(&rm, vocab, blob, bytes, "sft.bin", &e)) die("%s", e.text);
+ *     const FitSide side = fit_model("sft.bin", &config, &file);                          // model/model_fits.h
+ *     if (!reward_model_fits(&rm, &side, longest, NULL, &e)) die("%s", e.text);
  *     const RewardItem items[] = {{prompt, completion, prompt_len, completion_len}, ...};
  *     if (!reward_model_score(&rm, items, n, score, &e)) die("%s", e.text);
  *     reward_model_close(&rm);
@@ -32,9 +33,9 @@
 #include "../loss/scalar.h"       /* sigmoid */
 #include "../model/backend.h"     /* Backend, Device */
 #include "../model/batch.h"       /* Batch */
-#include "../model/config.h"      /* model_fits_vocab */
 #include "../model/model.h"       /* Model, model_free, model_sync */
 #include "../model/model_file.h"  /* model_load */
+#include "../model/model_fits.h"  /* FitSide, fit_model, model_fits */
 #include "../model/model_load.h"  /* ModelFile, model_file_free */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
 #include "../model/pack.h"        /* batch_clear, batch_free, batch_segment, batch_target, ... */
@@ -146,14 +147,12 @@ static inline bool reward_model_open(RewardModel *r, const char *path, const Bac
     return ok;
 }
 
-/* Checks that the model accepts the tokens of `name`, which has this vocabulary and tokenizer (NULL: none). */
-static inline bool reward_model_check(const RewardModel *r, int32_t vocab, const void *tokenizer, size_t bytes,
-                                      const char *name, Error *e) {
-    if (!model_fits_vocab(&r->model.config, r->name, vocab, name, e)) return false;
-    if (tokenizer && r->file.tokenizer &&
-        (bytes != r->file.tokenizer_bytes || memcmp(tokenizer, r->file.tokenizer, bytes)))
-        return error_set(e, "%s: it has a different tokenizer than %s", r->name, name);
-    return true;
+/* Checks that the model can be run on tokens of `other`; see model_fits(). A process model may append a step token. */
+static inline bool reward_model_fits(const RewardModel *r, const FitSide *other, int32_t longest, Error *note,
+                                     Error *e) {
+    const FitSide side = fit_model(r->name, &r->model.config, &r->file);
+    const bool appends = longest && r->note.kind == REWARD_MODEL_PRM && r->note.step_token >= 0;
+    return model_fits(&side, other, longest + appends, note, e);
 }
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */

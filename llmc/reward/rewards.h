@@ -363,6 +363,28 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
     }
 }
 
+/* The error of a record whose task part k does not know. */
+static inline bool rewards_unknown(const Rewards *r, int k, const RewardInput *in, Error *e) {
+    return error_set(
+        e,
+        "reward %s: task '%.80s' has no verifier, must be add, sub, mul, arithmetic, numeric, word, gsm8k, "
+        "countdown, sort, brackets, exact, regex or empty",
+        r->name[k], in->task ? in->task : "");
+}
+
+/* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program is
+ * taken to score everything. Fails if the record's task is unknown. */
+static inline bool rewards_scorable(const Rewards *r, const RewardInput *in, bool *scorable, Error *e) {
+    *scorable = false;
+    for (int k = 0; k < r->count; k++) {
+        float value = 0;
+        if (r->part[k].kind != REWARD_COMMAND && !reward_part(r, &r->part[k], in, &value))
+            return rewards_unknown(r, k, in, e);
+        *scorable = *scorable || !isnan(value);
+    }
+    return true;
+}
+
 /* Scores n completions. parts: (n, count), NaN = could not be scored; total: (n), the weighted sum over the parts that
  * have a value, NaN if none has. Fails if a task is unknown or the program fails. */
 static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float *parts, float *total, Error *e) {
@@ -373,11 +395,7 @@ static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float
         }
         for (int i = 0; i < n; i++)
             if (!reward_part(r, &r->part[k], &in[i], &parts[(size_t)i * (size_t)r->count + (size_t)k]))
-                return error_set(
-                    e,
-                    "reward %s: task '%.80s' has no verifier, must be add, sub, mul, arithmetic, numeric, word, "
-                    "gsm8k, countdown, sort, brackets, exact, regex or empty",
-                    r->name[k], in[i].task ? in[i].task : "");
+                return rewards_unknown(r, k, &in[i], e);
     }
     for (int i = 0; i < n; i++) {
         double sum = 0;

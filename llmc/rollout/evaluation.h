@@ -29,14 +29,15 @@
 #define LLMC_ROLLOUT_EVALUATION_H
 
 #include "../base/error.h"           /* xcalloc, Error, xmalloc */
-#include "../model/model_text.h"     /* ModelText, model_text_decode */
+#include "../model/model_text.h"     /* ModelText */
 #include "../reward/reward_model.h"  /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
 #include "../reward/rewards.h"       /* Rewards, rewards_score */
 #include "../reward/verify.h"        /* rewards_answer, rewards_verify */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../reward/verify_number.h" /* VERIFY_NUMBER_SIZE */
-#include "prompts.h"                 /* Prompts, prompts_input, prompts_request */
+#include "prompts.h"                 /* Prompts, prompts_empty, prompts_input, prompts_request */
 #include "rollout.h"                 /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "stop_text.h"               /* StopTexts, stop_text_decode */
 
 enum { EVALUATION_KS = 16 };
 
@@ -61,7 +62,7 @@ typedef struct Evaluation {
     double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
     double best[EVALUATION_KS], best_error[EVALUATION_KS];         /* NaN without rewards */
     double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without a judge */
-    double reward, reward_error; /* mean over the samples of all prompts; NaN without rewards */
+    double reward, reward_error; /* mean over the samples (or greedy completions) of all prompts; NaN without rewards */
 } Evaluation;
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
@@ -216,6 +217,16 @@ static inline double evaluation_check(const RewardInput *in) {
     return rewards_verify(in, &score) && !isnan(score) ? score > 0.5 : NAN;
 }
 
+/* The number of prompts whose completions can be verified. */
+static inline int64_t evaluation_verifiable(const Prompts *p) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        const RewardInput in = prompts_empty(p, i);
+        count += !isnan(evaluation_check(&in));
+    }
+    return count;
+}
+
 /* The completion's final answer, or "" if it has none. The caller frees it. */
 static inline char *evaluation_answer(const RewardInput *in) {
     const size_t size = strlen(in->completion) + VERIFY_NUMBER_SIZE;
@@ -244,13 +255,14 @@ typedef struct EvaluationPrompt {
     double *right, *weight; /* (n) */
     RewardItem *item;       /* (n) */
     float *reward, *parts;  /* (n), (n, parts) */
+    const StopTexts *stops;
 } EvaluationPrompt;
 
-/* Scores the samples by the rewards or by the judge. */
-static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, Rewards *rewards, Error *e) {
-    if (!v->judge) return !rewards || rewards_score(rewards, j->in, v->samples, j->parts, j->reward, e);
-    if (!reward_model_score(v->judge, j->item, v->samples, j->reward, e)) return false;
-    for (int i = 0; i < v->samples; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
+/* Scores n completions by the rewards or by the judge. */
+static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, int n, Rewards *rewards, Error *e) {
+    if (!v->judge) return !rewards || rewards_score(rewards, j->in, n, j->parts, j->reward, e);
+    if (!reward_model_score(v->judge, j->item, n, j->reward, e)) return false;
+    for (int i = 0; i < n; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
     return true;
 }
 
@@ -262,7 +274,7 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     double sum = 0;
     for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
     for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* NaN counts as wrong */
-    if (!evaluation_rewards(v, j, rewards, e)) return false;
+    if (!evaluation_rewards(v, j, n, rewards, e)) return false;
     for (int i = 0; i < n; i++) {
         if (isnan(j->reward[i])) continue;
         sum += j->reward[i];
@@ -285,7 +297,7 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
     bool ok = true;
     for (int k = 0; k < q->samples; k++) {
         const Completion *c = &q->out[k];
-        j->said[k] = model_text_decode(text, c->tokens, c->count, false);
+        j->said[k] = stop_text_decode(j->stops, text, c->tokens, c->count);
         j->in[k] = prompts_input(p, prompt, j->said[k], c, q->id + (uint64_t)k, max_new);
         j->right[k] = evaluation_check(&j->in[k]);
         j->answers[k] = evaluation_answer(&j->in[k]);
@@ -299,7 +311,8 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
         o->greedy = j->right[0];
         o->tokens = q->out[0].count;
         o->finished = q->out[0].finished;
-        o->reward = NAN;
+        if (!v->samples) ok = evaluation_rewards(v, j, 1, rewards, e);
+        o->reward = j->reward[0];
     }
     for (int k = 0; k < q->samples; k++) {
         const EvaluationSample s = {.prompt = prompt,
@@ -330,7 +343,8 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
                           .right = (double *)xcalloc((size_t)most, sizeof(double)),
                           .weight = (double *)xcalloc((size_t)most, sizeof(double)),
                           .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
-                          .reward = (float *)xcalloc((size_t)most, sizeof(float))};
+                          .reward = (float *)xcalloc((size_t)most, sizeof(float)),
+                          .stops = &how->texts};
     if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
     bool ok = true;
     evaluation_ks(v);

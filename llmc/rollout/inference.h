@@ -14,23 +14,25 @@
 #ifndef LLMC_ROLLOUT_INFERENCE_H
 #define LLMC_ROLLOUT_INFERENCE_H
 
-#include "../base/error.h"           /* die, Error, usage_error, xstrdup, ... */
+#include "../base/error.h"           /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"              /* Reader, writer_write, Writer, file_slurp, ... */
-#include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_LIST, ... */
+#include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, Option, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
-#include "../base/text.h"            /* TextBuffer, text_free, TokenList, text_append, ... */
+#include "../base/text.h"            /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
 #include "../model/backend.h"        /* Backend, Device, Dtype */
-#include "../model/config.h"         /* model_fits_data */
 #include "../model/model.h"          /* Model, model_bytes, model_free */
 #include "../model/model_file.h"     /* model_load_as */
+#include "../model/model_fits.h"     /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"     /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
 #include "../records/shard.h"        /* Shard, Record, shard_read */
+#include "../records/shard_fits.h"   /* fit_shard */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
-#include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_encode, tokenizer_free, ... */
+#include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_store */
 #include "../text/tokenizer_files.h" /* tokenizer_open */
-#include "rollout.h"                 /* Sampling, ROLLOUT_SAMPLING_OPTIONS, sampling_add_stop, ... */
+#include "rollout.h"                 /* Sampling, Completion, ROLLOUT_SAMPLING_OPTIONS, sampling_add_stops, ... */
+#include "stop_text.h"               /* stop_text_cut */
 
 typedef struct InferenceOptions {
     const char *checkpoint, *tokenizer, *chat_template, *adapter;
@@ -58,13 +60,18 @@ typedef struct SamplingOptions {
     OPTION_GROUP("Sampling"),                                                                                          \
     OPTION_INT ("max-new-tokens", 'g', &(o).max_new, 1, 1 << 20, "maximum tokens per completion"),                     \
     ROLLOUT_SAMPLING_OPTIONS(o, 0, "sampling temperature; 0 is greedy"),                                               \
-    OPTION_LIST("stop",           0,   &(o).stop,    "TEXT", "additional stop token; may be repeated"),                \
     OPTION_INT ("seed",           0,   &(o).seed,    0, 9007199254740992.0, "random seed")
 // clang-format on
 
 static inline SamplingOptions sampling_options(double temperature, int64_t max_new) {
     return (SamplingOptions){
         .temperature = temperature, .top_p = 1, .repetition_penalty = 1, .max_new = max_new, .seed = 42, .slots = 64};
+}
+
+/* Rejects options of sampling if nothing is drawn at random. why: follows the option's name in the message. */
+static inline void sampling_refuse_unused(const SamplingOptions *o, const Option *table, bool drawn, const char *why) {
+    const OptionUse use[] = {{&o->top_k, drawn, why}, {&o->top_p, drawn, why}, {&o->min_p, drawn, why}};
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
 }
 
 typedef struct Inference {
@@ -98,13 +105,17 @@ static inline void inference_text(Inference *x, const InferenceOptions *o, const
             x->file.tokenizer = xmalloc(n);
             x->file.tokenizer_bytes = n;
             memcpy(x->file.tokenizer, data->tokenizer, n);
-        } else if (x->file.tokenizer_bytes != n || memcmp(x->file.tokenizer, data->tokenizer, n))
-            die("%s: it was made with a different tokenizer than the model's; make the shard with --tokenizer %s",
-                data->name, x->name);
+        }
     }
     if (o->chat_template || (data && data->chat_template[0] && !x->file.chat_template)) {
         free(x->file.chat_template);
         x->file.chat_template = xstrdup(o->chat_template ? o->chat_template : data->chat_template);
+    }
+    if (data) {
+        Error note = {0};
+        const FitSide side = fit_model(x->name, &x->model.config, &x->file), other = fit_shard(data);
+        if (!model_fits(&side, &other, 0, &note, &e)) die("%s", e.text);
+        if (note.text[0]) warn("%s", note.text);
     }
     if (!model_text_open(&x->text, &x->file, x->name, &e)) die("%s", e.text);
     if (x->text.present && x->text.tokenizer.vocab > x->model.config.vocab)
@@ -122,7 +133,7 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     const ModelLoad how = {.adapter = o->adapter, .seed = (uint64_t)seed};
     if (!model_load_as(&x->model, &x->file, o->checkpoint, &how, x->backend, x->device, NULL, &e)) die("%s", e.text);
     if (x->file.note) warn("%s", x->file.note);
-    if (data && !model_fits_data(&x->model.config, data->name, data->vocab, &e)) die("%s", e.text);
+    if (!model_fits_policy(&x->file, x->name, &e)) warn("%s", e.text);
     inference_text(x, o, data);
 }
 
@@ -146,22 +157,8 @@ static inline void inference_need_tokenizer(const Inference *x) {
     if (!x->text.present) die("%s: the model has no tokenizer; give one with --tokenizer", x->name);
 }
 
-/* The token of a --stop option: a special token, or a text that is encoded as a single token. */
-static inline int32_t inference_stop(const Inference *x, const char *text) {
-    Error e;
-    const int32_t special = tokenizer_special(&x->text.tokenizer, text);
-    if (special >= 0) return special;
-    TokenList ids = {0};
-    if (!tokenizer_encode(&x->text.tokenizer, text, strlen(text), false, &ids, &e)) die("--stop: %s", e.text);
-    if (ids.count != 1)
-        usage_error("--stop '%.40s': it is %d tokens in the model's tokenizer, expected one", text, ids.count);
-    const int32_t id = ids.ids[0];
-    token_list_free(&ids);
-    return id;
-}
-
-/* The sampling settings of the options. Stop tokens are the one that ends an assistant's turn, those of the model's
- * generation_config.json, and those of --stop. */
+/* The sampling settings of the options. A completion ends at the tokens of model_text_open() and at those and the texts of
+ * --stop. */
 static inline Sampling inference_sampling(const Inference *x, const SamplingOptions *o) {
     Error e;
     if (o->temperature > 0 && o->temperature < 0.01)
@@ -175,9 +172,7 @@ static inline Sampling inference_sampling(const Inference *x, const SamplingOpti
                   .seed = (uint64_t)o->seed,
                   .stream = RANDOM_ROLLOUT};
     if (!sampling_add_stops(&s, &x->text.ends, &e)) die("%s: %s", x->name, e.text);
-    if (o->stop.count) inference_need_tokenizer(x);
-    for (int i = 0; i < o->stop.count; i++)
-        if (!sampling_add_stop(&s, inference_stop(x, o->stop.items[i]), &e)) usage_error("--stop: %s", e.text);
+    if (!sampling_add_words(&s, &x->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
     return s;
 }
 
@@ -235,11 +230,13 @@ static inline void text_clean(TextBuffer *out, const char *text, size_t n) {
     }
 }
 
-/* The text of the tokens as a JSON string; their ids if there is no tokenizer. */
-static inline json_t *inference_json_text(const Inference *x, const int32_t *ids, int32_t n, bool specials) {
+/* The text of the tokens as a JSON string, without `cut` bytes at its end; their ids if there is no tokenizer. */
+static inline json_t *inference_json_tokens(const Inference *x, const int32_t *ids, int32_t n, bool specials,
+                                            size_t cut) {
     TextBuffer raw = {0}, clean = {0};
     if (x->text.present) {
         tokenizer_decode(&x->text.tokenizer, ids, n, specials, &raw);
+        raw.length -= cut < raw.length ? cut : raw.length;
     } else {
         for (int32_t i = 0; i < n; i++) text_format(&raw, i ? " %d" : "%d", ids[i]);
     }
@@ -248,6 +245,16 @@ static inline json_t *inference_json_text(const Inference *x, const int32_t *ids
     json_t *value = json_stringn(clean.text, clean.length);
     text_free(&raw), text_free(&clean);
     return value;
+}
+static inline json_t *inference_json_text(const Inference *x, const int32_t *ids, int32_t n, bool specials) {
+    return inference_json_tokens(x, ids, n, specials, 0);
+}
+
+/* The text of a completion as a JSON string, without the stop token or the stop text that ended it. */
+static inline json_t *inference_completion_text(const Inference *x, const Sampling *how, const Completion *c) {
+    const bool token = c->finished && sampling_is_stop(how, c->tokens[c->count - 1]);
+    const size_t cut = c->finished && !token ? stop_text_cut(&how->texts, c->tokens, c->count) : 0;
+    return inference_json_tokens(x, c->tokens, c->count - token, false, cut);
 }
 
 /* A prompt record as a row of JSON: its prompt, task and answer, and its other fields, among them the messages of a

@@ -25,7 +25,7 @@
 #ifndef LLMC_ROLLOUT_MIXTURE_H
 #define LLMC_ROLLOUT_MIXTURE_H
 
-#include "../base/error.h"      /* xmalloc, Error, error_set, xcalloc */
+#include "../base/error.h"      /* xmalloc, error_set, Error, xcalloc */
 #include "../model/backend.h"   /* Backend, Acts, ROW_ALIGN, Weights, ... */
 #include "../model/batch.h"     /* Batch */
 #include "../model/config.h"    /* ModelConfig */
@@ -124,10 +124,14 @@ static inline bool mixture_new(Mixture *m, Rollout *engine, const Model *referen
     const Backend *b = policy->backend;
     if (policy->config.logit_cap > 0 || reference->config.logit_cap > 0)
         return error_set(e, "the mixture of two models cannot be sampled if one of them caps its logits");
+    if (reference->config.padded_vocab < policy->config.padded_vocab)
+        return error_set(e,
+                         "the mixture of two models needs a reference with as many rows of its output matrix, %d, as "
+                         "the policy has, %d",
+                         reference->config.padded_vocab, policy->config.padded_vocab);
     *m = (Mixture){.policy = policy, .reference = reference, .coef = coef};
     m->channels = policy->config.width + reference->config.width;
     m->weights = (size_t)policy->config.padded_vocab * (size_t)m->channels;
-    assert(reference->config.padded_vocab >= policy->config.padded_vocab);
     const bool ok = workspace_new(&m->work, reference, engine->work.rows, engine->work.targets, engine->work.segments,
                                   false, 0, e) &&
                     kv_new(&m->kv, reference, engine->kv.rows, e);

@@ -9,9 +9,10 @@
 #ifndef LLMC_ROLLOUT_PROMPTS_H
 #define LLMC_ROLLOUT_PROMPTS_H
 
-#include "../base/error.h"           /* error_set, xcalloc, Error, xmalloc */
+#include "../base/error.h"           /* error_set, Error, xcalloc, xmalloc */
 #include "../records/shard.h"        /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "../reward/reward_model.h"  /* RewardItem */
+#include "../reward/rewards.h"       /* Rewards, rewards_scorable */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "rollout.h"                 /* Completion, RolloutRequest */
 
@@ -101,6 +102,26 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .finished = c->finished,
                          .id = id,
                          .ids = c->tokens};
+}
+
+/* The reward input of an empty completion to prompt i. */
+static inline RewardInput prompts_empty(const Prompts *p, int64_t i) {
+    const Completion nothing = {0};
+    return prompts_input(p, i, "", &nothing, 0, 1);
+}
+
+/* Counts the prompts whose completions the rewards can score. Fails if one has an unknown task, or if there is none. */
+static inline bool prompts_scorable(const Prompts *p, const Rewards *r, int64_t *count, Error *e) {
+    Error inner;
+    *count = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        const RewardInput in = prompts_empty(p, i);
+        bool scorable;
+        if (!rewards_scorable(r, &in, &scorable, &inner)) return error_set(e, "%s: %s", p->shard.name, inner.text);
+        *count += scorable;
+    }
+    return *count || error_set(e, "%s: no completion can be scored: no prompt has an answer that the reward can check",
+                               p->shard.name);
 }
 
 #endif

@@ -23,17 +23,20 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
-#include "../base/error.h"      /* xcalloc, error_set, Error, xmalloc */
-#include "../base/options.h"    /* OPTION_REAL, OPTION_INT */
-#include "../base/random.h"     /* RANDOM_ROLLOUT */
-#include "../base/text.h"       /* TokenList */
-#include "../model/backend.h"   /* Backend, Draw, Ints */
-#include "../model/batch.h"     /* Batch, Segment */
-#include "../model/config.h"    /* ModelConfig */
-#include "../model/decode.h"    /* DecodeStep, model_decode */
-#include "../model/model.h"     /* Model, model_sync */
-#include "../model/pack.h"      /* batch_segment, batch_target, batch_clear, batch_fits, ... */
-#include "../model/workspace.h" /* KVCache, Workspace, kv_bytes, kv_free, ... */
+#include "../base/error.h"       /* xcalloc, error_set, Error, xmalloc */
+#include "../base/options.h"     /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
+#include "../base/random.h"      /* RANDOM_ROLLOUT */
+#include "../base/text.h"        /* TokenList */
+#include "../model/backend.h"    /* Backend, Draw, Ints */
+#include "../model/batch.h"      /* Batch, Segment */
+#include "../model/config.h"     /* ModelConfig */
+#include "../model/decode.h"     /* DecodeStep, model_decode */
+#include "../model/model.h"      /* Model, model_sync */
+#include "../model/model_text.h" /* ModelText */
+#include "../model/pack.h"       /* batch_segment, batch_target, batch_clear, batch_fits, ... */
+#include "../model/workspace.h"  /* KVCache, Workspace, kv_bytes, kv_free, ... */
+#include "../text/tokenizer.h"   /* tokenizer_special */
+#include "stop_text.h"           /* STOP_TEXTS_MAX, StopTexts, stop_text_cut */
 
 enum { ROLLOUT_STOPS = 8 };
 
@@ -43,6 +46,7 @@ typedef struct Sampling {
     int max_new;                                         /* maximum tokens per completion, <= the engine's new_max */
     int32_t stop[ROLLOUT_STOPS];                         /* tokens that end a completion and are part of it */
     int stops;
+    StopTexts texts; /* texts that end a completion */
     uint64_t seed, stream;
 } Sampling;
 
@@ -67,8 +71,34 @@ static inline bool sampling_add_stops(Sampling *s, const TokenList *tokens, Erro
     return true;
 }
 
+/* Adds the words of --stop: names of special tokens, and other texts. */
+static inline bool sampling_add_words(Sampling *s, const ModelText *t, const OptionList *words, Error *e) {
+    if (words->count && !t->present) return error_set(e, "the model has no tokenizer");
+    for (int i = 0; i < words->count; i++) {
+        const char *word = words->items[i];
+        const int32_t special = tokenizer_special(&t->tokenizer, word);
+        if (!*word) return error_set(e, "the text is empty");
+        if (special >= 0) {
+            if (!sampling_add_stop(s, special, e)) return false;
+            continue;
+        }
+        if (s->texts.count == STOP_TEXTS_MAX)
+            return error_set(e, "more than %d texts end a completion, which is the limit", STOP_TEXTS_MAX);
+        s->texts.tokenizer = &t->tokenizer;
+        s->texts.text[s->texts.count++] = word;
+    }
+    return true;
+}
+
+/* Whether a token ends a completion. */
+static inline bool sampling_is_stop(const Sampling *s, int32_t token) {
+    for (int i = 0; i < s->stops; i++)
+        if (s->stop[i] == token) return true;
+    return false;
+}
+
 /* The options that every sampling program has. o: a struct with the doubles temperature, top_p, min_p and
- * repetition_penalty and the int64_t top_k and slots. coldest: lowest temperature; 0 if the program can be greedy. */
+ * repetition_penalty, the int64_t top_k and slots and the OptionList stop. coldest: lowest temperature; 0 if the program can be greedy. */
 // clang-format off
 #define ROLLOUT_SAMPLING_OPTIONS(o, coldest, temperature_help)                                                         \
     OPTION_REAL("temperature",        0, &(o).temperature,        coldest, 100, temperature_help),                     \
@@ -80,6 +110,8 @@ static inline bool sampling_add_stops(Sampling *s, const TokenList *tokens, Erro
                 "leave out tokens below this fraction of the highest probability"),                                    \
     OPTION_REAL("repetition-penalty", 0, &(o).repetition_penalty, 0.01, 100,                                           \
                 "penalty on tokens already seen; 1 disables"),                                                         \
+    OPTION_LIST("stop",               0, &(o).stop,               "TEXT",                                              \
+                "text or special token that ends a completion; may be repeated"),                                      \
     OPTION_INT ("slots",              0, &(o).slots,              1, 65536,                                            \
                 "number of completions sampled at once; affects speed and memory")
 // clang-format on
@@ -88,7 +120,8 @@ typedef struct Completion {
     int32_t *tokens; /* (count), room for new_max */
     float *logp;     /* (count) log-probability of each token under softmax(logits / temperature), whole vocabulary */
     int32_t count;
-    bool finished; /* ended by a stop token, which is the last token; false: truncated at the limit */
+    bool
+        finished; /* ended by a stop token, which is the last token, or by a stop text; false: truncated at the limit */
 } Completion;
 
 typedef struct RolloutRequest {
@@ -299,7 +332,7 @@ static inline bool rollout_append(const Rollout *r, const Sampling *s, const Rol
                                   int32_t token, float logp) {
     c->tokens[c->count] = token;
     c->logp[c->count++] = logp;
-    for (int i = 0; i < s->stops; i++) c->finished |= token == s->stop[i];
+    c->finished = sampling_is_stop(s, token) || stop_text_cut(&s->texts, c->tokens, c->count) > 0;
     return c->finished || c->count >= rollout_limit(r, s, q->prompt_len);
 }
 

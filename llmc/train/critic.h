@@ -22,9 +22,9 @@
 #include "../base/error.h"          /* die, Error, xmalloc */
 #include "../dist/grads.h"          /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
 #include "../model/backend.h"       /* Weights, weights_at */
-#include "../model/config.h"        /* model_fits_length, model_fits_vocab */
 #include "../model/model.h"         /* Model, model_free, model_sync */
 #include "../model/model_file.h"    /* MODEL_FLOAT32, model_load_as, model_save */
+#include "../model/model_fits.h"    /* FitSide, fit_model */
 #include "../model/model_load.h"    /* ModelFile, ModelLoad, model_file_free */
 #include "../model/optimizer.h"     /* OptimizerResult, Optimizer, optimizer_configure, optimizer_free, ... */
 #include "../model/schedule.h"      /* schedule_at */
@@ -32,7 +32,7 @@
 #include "../model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../reward/reward_model.h" /* RewardModelNote, reward_model_note_read */
 #include "companion.h"              /* companion_resume */
-#include "trainer.h"                /* Trainer, state_int */
+#include "trainer.h"                /* Trainer, state_int, trainer_fits, trainer_side */
 
 typedef struct Critic {
     Trainer *t;
@@ -88,6 +88,16 @@ static inline void critic_counters(Critic *c, const char *path) {
     json_decref(s);
 }
 
+/* Adds an entry to the lineage, by which the critic is known from a language model. */
+static inline void critic_lineage(Critic *c) {
+    char hash[20];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)c->file.hash);
+    json_t *entry = json_object();
+    json_object_set_new(entry, "stage", json_string("critic"));
+    json_object_set_new(entry, "parent", c->file.hash ? json_string(hash) : json_null());
+    json_array_append_new(c->file.lineage, entry);
+}
+
 /* Opens the critic. Call it after trainer_open(). path: the model to start from; a resumed run uses the critic file of
  * its state instead, and path only as the base of adapters. longest: maximum tokens of prompt and completion; rows: of the largest micro-batch; rate:
  * peak learning rate, 0 for the policy's. */
@@ -102,9 +112,8 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
                            .seed = (uint64_t)t->o->seed};
     if (!model_load_as(&c->model, &c->file, path, &how, t->backend, t->device, &c->optimizer, &e)) die("%s", e.text);
     if (resumed) path = resumed;
-    if (!model_fits_vocab(&c->model.config, path, t->model.config.vocab, "the model", &e) ||
-        !model_fits_length(&c->model.config, path, longest, &e))
-        die("%s", e.text);
+    const FitSide side = fit_model(path, &c->model.config, &c->file), policy = trainer_side(t);
+    trainer_fits(t, &side, &policy, longest);
     if (resumed) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);
@@ -112,6 +121,7 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     }
     free(c->file.reward);
     c->file.reward = NULL; /* the head computes values, not scores */
+    if (!resumed) critic_lineage(c);
     optimizer_configure(&c->optimizer, t->o->beta1, t->o->beta2, t->o->eps, t->o->weight_decay, t->o->max_grad_norm);
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);

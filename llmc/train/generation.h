@@ -43,26 +43,26 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, die, Error, xmalloc, ... */
+#include "../base/error.h"           /* xcalloc, die, Error, warn, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../model/batch.h"          /* Batch */
-#include "../model/config.h"         /* model_fits_length */
 #include "../model/micro_plan.h"     /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
 #include "../model/model.h"          /* Model */
-#include "../model/model_text.h"     /* model_text_decode */
+#include "../model/model_fits.h"     /* FitSide */
 #include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
 #include "../model/transformer.h"    /* ModelOutput, model_forward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/cursor.h"       /* Cursor, cursor_free, cursor_new, cursor_next, ... */
 #include "../records/shard.h"        /* shard_open */
-#include "../reward/reward_model.h"  /* RewardModel, reward_model_check, reward_model_open */
+#include "../reward/reward_model.h"  /* RewardModel, reward_model_fits, reward_model_open */
 #include "../reward/rewards.h"       /* REWARDS_MAX, Rewards, rewards_close, rewards_open, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, Prompts, ... */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation_options.h"      /* GenerationOptions */
-#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops */
+#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -77,7 +77,8 @@ typedef struct Generation {
     const GenerationOptions *o; /* the command line */
     Trainer *t;
     Prompts train, val;
-    Rewards rewards; /* empty if the trainer scores in another way */
+    Rewards rewards;    /* empty if the trainer scores in another way */
+    RewardModel *judge; /* scores held-out completions; NULL: there is no reward model */
     Rollout engine;
     Sampling sampling;
     Batch batch;      /* a micro-batch of completions */
@@ -127,6 +128,25 @@ static inline int generation_longest_prompt(const Generation *g) {
     return g->train.longest > g->val.longest ? g->train.longest : g->val.longest;
 }
 
+/* Positions of the longest prompt with its completion. */
+static inline int32_t generation_longest(const Generation *g) {
+    const int64_t most = generation_longest_prompt(g) + g->o->max_completion;
+    const int32_t context = g->t->model.config.context;
+    return most < context ? (int32_t)most : context;
+}
+
+/* Ends the program if no completion could be scored, and warns if some could not. */
+static inline void generation_check_rewards(const Generation *g) {
+    Error e;
+    int64_t scorable;
+    if (!g->rewards.count) return;
+    if (!prompts_scorable(&g->train, &g->rewards, &scorable, &e))
+        die("%s; give --reward-cmd, another --reward or a reward model, or answers in the shard", e.text);
+    if (scorable < g->train.count && g->t->dist.rank == 0)
+        warn("%s: completions of %lld of %lld prompts cannot be scored: they have no answer that the reward can check",
+             g->train.shard.name, (long long)(g->train.count - scorable), (long long)g->train.count);
+}
+
 /* Reads the prompts of both shards and sets the size of a micro-batch. Call it after trainer_open(). */
 static inline void generation_open_prompts(Generation *g) {
     Error e;
@@ -142,21 +162,23 @@ static inline void generation_open_prompts(Generation *g) {
         trainer_check_shard(g->t, &g->val.shard);
         if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
     }
+    generation_check_rewards(g);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
 }
 
-/* Opens a reward model that scores the generation's completions, and checks that it fits the policy. Call it after
- * generation_open_prompts(). */
-static inline void generation_open_reward_model(Generation *g, RewardModel *m, const char *path) {
-    Error e;
-    const Trainer *t = g->t;
-    const int need = generation_longest_prompt(g) + (int)g->o->max_completion;
+/* Opens a reward model that scores the generation's completions, and checks that it fits the policy. option: that names
+ * it. Call it after generation_open_prompts(). */
+static inline void generation_open_reward_model(Generation *g, RewardModel *m, const char *option, const char *path) {
+    Error e, note = {0};
+    Trainer *t = g->t;
+    const FitSide policy = trainer_side(t);
     if (!reward_model_open(m, path, t->backend, t->device, (int)t->o->micro_tokens, &e) ||
-        !reward_model_check(m, t->model.config.vocab, t->file.tokenizer, t->file.tokenizer_bytes, "the model", &e) ||
-        !model_fits_length(&m->model.config, path, need, &e))
+        !reward_model_fits(m, &policy, generation_longest(g), &note, &e))
         die("%s", e.text);
+    if (note.text[0] && t->dist.rank == 0) warn("%s", note.text);
+    trainer_file(t, option, path, m->file.hash);
 }
 
 /* Size of the sampling engine in bytes, for trainer_announce(). */
@@ -210,6 +232,7 @@ static inline void generation_open(Generation *g) {
                              .seed = (uint64_t)g->t->o->seed,
                              .stream = RANDOM_ROLLOUT};
     if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
+    if (!sampling_add_words(&g->sampling, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
@@ -314,7 +337,7 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
     for (int32_t i = 0; i < count; i++) {
         const Completion *c = &scored[i].completion;
-        scored[i].text = model_text_decode(&g->t->text, c->tokens, c->count, false);
+        scored[i].text = stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count);
         in[i] =
             prompts_input(&g->train, scored[i].prompt, scored[i].text, c, scored[i].id, (int32_t)g->o->max_completion);
     }
@@ -350,8 +373,9 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
         const Completion *c = &scored[i].completion;
         scored[i].reward = x[0];
         memcpy(scored[i].parts, x + 1, K * sizeof *x);
-        scored[i].text =
-            owner[i / G] == d->rank ? mine[k++].text : model_text_decode(&g->t->text, c->tokens, c->count, false);
+        scored[i].text = owner[i / G] == d->rank
+                             ? mine[k++].text
+                             : stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count);
     }
     free(all), free(mine), free(scores);
 }

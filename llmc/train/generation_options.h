@@ -22,7 +22,9 @@
 typedef struct GenerationOptions {
     const char *input, *val, *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
+    bool eval_on_start;
     int64_t eval_steps, eval_prompts, eval_samples, sample_count;
+    OptionList stop;
     double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
 } GenerationOptions;
 
@@ -35,6 +37,7 @@ static inline GenerationOptions generation_defaults(void) {
     o.slots = 64;
     o.reward_timeout = 60;
     o.eval_steps = 50;
+    o.eval_on_start = true;
     o.sample_count = 3;
     return o;
 }
@@ -66,8 +69,9 @@ static inline GenerationOptions generation_defaults(void) {
 
 #define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
     OPTION_GROUP("Evaluation"),                                                                                        \
+    OPTION_FLAG("eval-on-start", 0, &(o).eval_on_start, "evaluate on --val before the first step, too"),               \
     OPTION_INT("eval-steps",   0, &(o).eval_steps,   1, 1e9,                                                           \
-               "evaluate on --val every N generations, and before and after training"),                                \
+               "evaluate on --val every N generations, and after training"),                                           \
     OPTION_INT("eval-prompts", 0, &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),                \
     OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \
                "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
@@ -78,6 +82,7 @@ static inline GenerationOptions generation_defaults(void) {
 /* Rejects options that have no effect together with the others. programs: reward programs are given. */
 static inline void generation_refuse_unused(const GenerationOptions *o, const Option *table, bool programs) {
     const OptionUse use[] = {
+        {&o->eval_on_start, o->val != NULL, "used only with --val"},
         {&o->eval_steps, o->val != NULL, "used only with --val"},
         {&o->eval_prompts, o->val != NULL, "used only with --val"},
         {&o->eval_samples, o->val != NULL, "used only with --val"},

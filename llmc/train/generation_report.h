@@ -9,26 +9,37 @@
 #define LLMC_TRAIN_GENERATION_REPORT_H
 
 #include "../base/clock.h"           /* clock_seconds */
-#include "../base/error.h"           /* Error, die, xcalloc, xmalloc */
+#include "../base/error.h"           /* die, Error, xcalloc, xmalloc */
 #include "../base/random.h"          /* RANDOM_EVAL */
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
-#include "../model/model_text.h"     /* model_text_decode */
 #include "../records/cursor.h"       /* cursor_epochs */
 #include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_final, ... */
+#include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluate_tasks, evaluation_check, ... */
-#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_tokens */
+#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_scorable, ... */
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_free, ... */
+#include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation.h"              /* Generation */
 
-/* Evaluates the model on held-out prompts; logs the results and prints a line. when: a name for this point of the run,
+/* Ends the program if the completions of no held-out prompt can be verified or scored. */
+static inline void generation_check_evaluation(const Generation *g) {
+    int64_t count = 0;
+    if (!g->o->val || g->judge || evaluation_verifiable(&g->val)) return;
+    if (!g->rewards.count || !prompts_scorable(&g->val, &g->rewards, &count, NULL))
+        die("--val %s: no prompt has an answer that can be verified, and there is no other reward that could score it",
+            g->o->val);
+}
+
+/* Evaluates the model on held-out prompts, by their verifiers and by the reward model; logs the results and prints a line. when: a name for this point of the run,
  * or NULL for the number of the step. Collective. */
 static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     char step[32];
     snprintf(step, sizeof step, "step %lld", (long long)g->t->step);
-    Evaluation v = {.samples = (int)g->o->eval_samples};
+    Evaluation v = {.samples = (int)g->o->eval_samples, .judge = g->judge};
+    Rewards *rewards = !g->judge && g->rewards.count && !evaluation_verifiable(&g->val) ? &g->rewards : NULL;
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
     const double start = clock_seconds();
@@ -40,7 +51,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     for (int64_t i = 0; i < count; i++) cost[i] = prompts_length(&g->val, i) + (double)g->o->max_completion;
     dist_cut(cost, count, ranks, cut);
     v.outcome = outcome + cut[rank];
-    if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, NULL, NULL,
+    if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, rewards, NULL,
                         NULL, &e))
         die("%s: %s", g->o->val, e.text);
     dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
@@ -49,33 +60,50 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     free(cost), free(outcome);
     Metrics *m = &g->t->metrics;
     char line[256] = "", key[32];
-    metrics_set(m, "eval_accuracy", v.greedy);
+    if (v.prompts) {
+        metrics_set(m, "eval_accuracy", v.greedy);
+        snprintf(line, sizeof line, " | greedy accuracy %.1f%%", 100 * v.greedy);
+    }
+    if (rewards || v.judge) {
+        metrics_set(m, "eval_reward", v.reward);
+        snprintf(line + strlen(line), sizeof line - strlen(line), " | reward %.3f", v.reward);
+    }
     metrics_set(m, "eval_completions/mean_length", v.tokens);
-    for (int k = 0; k < v.ks; k++) {
+    for (int k = 0; k < (v.prompts ? v.ks : 0); k++) {
         snprintf(key, sizeof key, "eval_pass@%d", v.k[k]);
         metrics_set(m, key, v.pass[k]);
         snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
     }
-    metrics_line(m, "eval  %s | greedy accuracy %.1f%%%s | %lld prompts | %.1f s", when ? when : step, 100 * v.greedy,
-                 line, (long long)v.prompts, clock_seconds() - start);
+    metrics_line(m, "eval  %s%s | %lld prompts | %.1f s", when ? when : step, line, (long long)count,
+                 clock_seconds() - start);
     return v;
 }
 
-/* Prints the evaluation before and after the run, and adds it to the report. */
-static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
-    Metrics *m = &g->t->metrics;
+/* Adds a figure before and after the run to the report. before: NULL if there was no evaluation on start. */
+static inline void generation_final(Generation *g, const char *name, const char *form, const double *before,
+                                    double after) {
     char a[32], b[32];
-    if (!before->prompts) return;
-    snprintf(a, sizeof a, "%.1f %%", 100 * before->greedy);
-    snprintf(b, sizeof b, "%.1f %%", 100 * after->greedy);
-    metrics_final(m, "Held-out greedy accuracy", a, b);
-    metrics_line(m, "held-out greedy accuracy: %s before, %s after", a, b);
-    for (int k = 0; k < after->ks; k++) {
+    snprintf(b, sizeof b, form, after);
+    if (before) snprintf(a, sizeof a, form, *before);
+    metrics_final(&g->t->metrics, name, before ? a : NULL, b);
+    if (before) metrics_line(&g->t->metrics, "%s: %s before, %s after", name, a, b);
+    else metrics_line(&g->t->metrics, "%s: %s after", name, b);
+}
+
+/* Prints the evaluation before and after the run, and adds it to the report. before: all 0 if there was none. */
+static inline void generation_compare(Generation *g, const Evaluation *before, const Evaluation *after) {
+    const bool both = before->prompts + before->unscorable > 0;
+    if (after->prompts) {
+        const double first = 100 * before->greedy;
+        generation_final(g, "held-out greedy accuracy", "%.1f %%", both ? &first : NULL, 100 * after->greedy);
+    }
+    if (!isnan(after->reward))
+        generation_final(g, "held-out reward", "%.4f", both ? &before->reward : NULL, after->reward);
+    for (int k = 0; k < (after->prompts ? after->ks : 0); k++) {
         char name[32];
-        snprintf(name, sizeof name, "Held-out pass@%d", after->k[k]);
-        snprintf(a, sizeof a, "%.1f %%", 100 * before->pass[k]);
-        snprintf(b, sizeof b, "%.1f %%", 100 * after->pass[k]);
-        metrics_final(m, name, a, b);
+        const double first = 100 * before->pass[k];
+        snprintf(name, sizeof name, "held-out pass@%d", after->k[k]);
+        generation_final(g, name, "%.1f %%", both ? &first : NULL, 100 * after->pass[k]);
     }
 }
 
@@ -91,7 +119,7 @@ static inline void generation_show(Generation *g, const char *when) {
         RolloutRequest q = {
             .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
         if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
-        char *text = model_text_decode(&g->t->text, c.tokens, c.count, false);
+        char *text = stop_text_decode(&how.texts, &g->t->text, c.tokens, c.count);
         const RewardInput in = prompts_input(p, i, text, &c, 0, how.max_new);
         const double right = evaluation_check(&in);
         metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,

@@ -26,7 +26,7 @@
 #define LLMC_TRAIN_ONLINE_PAIRS_H
 
 #include "../base/clock.h"             /* clock_seconds */
-#include "../base/error.h"             /* xcalloc, usage_error, die, Error */
+#include "../base/error.h"             /* xcalloc, usage_error, Error, die */
 #include "../base/options.h"           /* OPTION_REAL, OPTION_FLAG, OPTION_CHOICE, OPTION_GROUP, ... */
 #include "../loss/preference.h"        /* PreferenceConfig, PreferenceStats */
 #include "../loss/scalar.h"            /* sigmoid */
@@ -41,7 +41,7 @@
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
 #include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
-#include "generation_report.h"         /* generation_log */
+#include "generation_report.h"         /* generation_check_evaluation, generation_log */
 #include "preference_options.h"        /* PreferenceOptions */
 #include "preference_reference.h"      /* PreferenceReferenceOptions */
 #include "trainer.h"                   /* Trainer */
@@ -97,6 +97,7 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
         {&g->min_p, o->on, online},
         {&g->repetition_penalty, o->on, online},
         {&g->slots, o->on, online},
+        {&g->stop, o->on, online},
         {&g->eval_prompts, o->on, online},
         {&g->sample_count, o->on, online},
     };
@@ -155,7 +156,11 @@ static inline size_t online_bytes(const OnlinePairs *p) {
 /* Reads the prompts and opens the reward model. Call it after trainer_open(). */
 static inline void online_open_prompts(OnlinePairs *p) {
     generation_open_prompts(&p->g);
-    if (p->o->reward_model) generation_open_reward_model(&p->g, &p->judge, p->o->reward_model);
+    if (p->o->reward_model) {
+        generation_open_reward_model(&p->g, &p->judge, "reward-model", p->o->reward_model);
+        p->g.judge = &p->judge;
+    }
+    generation_check_evaluation(&p->g);
 }
 
 /* Opens the sampling engines. Call it after trainer_announce(). reference: the other model of xpo and nash_md. */
@@ -167,9 +172,6 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
     p->linear = (float *)xcalloc(2 * (size_t)g->o->prompts, sizeof *p->linear);
     p->probability = (float *)xcalloc((size_t)g->o->prompts, sizeof *p->probability);
     if (p->kind == ONLINE_DPO) return;
-    if (reference->config.context < g->t->model.config.context)
-        die("the reference's context of %d is shorter than the model's %d", reference->config.context,
-            g->t->model.config.context);
     p->second = (ScoredCompletion *)xcalloc((size_t)g->o->prompts, sizeof *p->second);
     const Model *from = p->kind == ONLINE_XPO ? reference : &g->t->model;
     if (!rollout_new(&p->other, from, (int)g->o->slots, prompt, most, &e) ||

@@ -26,7 +26,7 @@
 #include "../model/transformer.h"       /* ModelOutput, model_forward */
 #include "../model/workspace.h"         /* Workspace */
 #include "../records/completion_set.h"  /* CompletionSet, CompletionSlice, completion_set_add, ... */
-#include "../records/preference_data.h" /* PreferenceData */
+#include "../records/preference_data.h" /* PreferenceData, preference_data_positions */
 #include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
 #include "reference.h"                  /* Reference, reference_close, reference_open, reference_base, ... */
 #include "trainer.h"                    /* Trainer, trainer_count_flops */
@@ -155,6 +155,16 @@ static inline void preference_reference_same(Trainer *t, const RefLogps *l, cons
     json_object_set_new(t->state, "ref_logps", json_string(name));
 }
 
+/* Positions of the longest prompt with one of its completions in `count` shards. */
+static inline int32_t preference_reference_longest(PreferenceData *const data[], int count) {
+    int32_t most = 0;
+    for (int i = 0; i < count; i++) {
+        const int32_t n = preference_data_positions(data[i]);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
 /* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself;
  * reference: another model, or NULL; file: read if it exists, else written; or NULL. Errors end the program (see
  * trainer.h). */
@@ -171,7 +181,8 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     uint64_t model = own ? model_weights_hash(&base) : 0;
     if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
     if (!own && (reference || !there)) {
-        reference_open(&r, t, reference, b->rows_max, "--precompute-ref-log-probs");
+        reference_open(&r, t, reference, b->rows_max, preference_reference_longest(data, count),
+                       "--precompute-ref-log-probs");
         model = model_weights_hash(&r.model);
     }
     preference_reference_same(t, &l, there ? file : NULL, model);
@@ -197,14 +208,15 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
 /* ---- both kinds ------------------------------------------------------------------------------------------------ */
 
 /* Opens the reference of a loss that needs one. work, b: the policy's; shared: both completions of a pair share one
- * copy of their prompt; data: (count) the shards that a table is made for. */
+ * copy of their prompt; longest: positions of the longest prompt with its completion; data: (count) the shards that a
+ * table is made for. */
 static inline void preference_reference_open(PreferenceReference *r, Trainer *t, const Workspace *work, Batch *b,
-                                             bool shared, PreferenceData *data[], int count) {
+                                             bool shared, int32_t longest, PreferenceData *data[], int count) {
     const PreferenceReferenceOptions *o = r->o;
     r->kind = o->precompute ? REFERENCE_TABLE : REFERENCE_LIVE;
     if (o->precompute) preference_reference_precompute(t, work, b, shared, o->reference, o->ref_logps, data, count);
-    else if (o->sync) reference_open_following(&r->live, t, o->reference, b->rows_max, "--sync-ref-model");
-    else reference_open(&r->live, t, o->reference, b->rows_max, "--loss-type");
+    else if (o->sync) reference_open_following(&r->live, t, o->reference, b->rows_max, longest, "--sync-ref-model");
+    else reference_open(&r->live, t, o->reference, b->rows_max, longest, "--loss-type");
 }
 
 /* Fills in log ref of the set. b: the batch to use; d: the set's shard, for a table; mismatch: the set holds mismatched

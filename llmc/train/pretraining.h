@@ -16,6 +16,7 @@
 #define LLMC_TRAIN_PRETRAINING_H
 
 #include "../base/error.h"        /* xcalloc, Error, error_set, xrealloc */
+#include "../base/io.h"           /* XXH3_64bits */
 #include "../dist/dist.h"         /* dist_total */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
@@ -65,6 +66,11 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const Mode
     p->logp = (float *)xcalloc((size_t)rows, sizeof *p->logp);
     p->dlogp = (float *)xcalloc((size_t)rows, sizeof *p->dlogp);
     return true;
+}
+
+/* The hash of the text. */
+static inline uint64_t pretraining_hash(const Pretraining *p) {
+    return XXH3_64bits(p->shard.tokens, (size_t)p->shard.count * sizeof *p->shard.tokens);
 }
 
 /* Takes the next N targets of the text, in windows, each for one of the ranks. Returns this rank's number of

@@ -1,7 +1,7 @@
 /* reference.h - the reference model of KL terms and preference losses.
  *
- * The reference is the model that the run began with, or another model with the same vocabulary (--reference FILE). It
- * is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
+ * The reference is the model that the run began with, or another model with the same tokens (--reference FILE), which
+ * must have a position for every token of the run (model/model_fits.h). It is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
  * rejected.
  *
  * If new adapters are trained, the reference is the base model, which is the policy without its adapters: one set of
@@ -12,7 +12,7 @@
  * training state (companion.h), from which a resumed run continues.
  *
  *     Reference r;
- *     if (beta > 0) reference_open(&r, &trainer, path, rows, "--beta is not 0");
+ *     if (beta > 0) reference_open(&r, &trainer, path, rows, longest, "--beta is not 0");
  *     model_forward(&r.model, &r.work, &batch, temperature, &out);     // model/transformer.h
  *     reference_close(&r);
  */
@@ -20,14 +20,15 @@
 #define LLMC_TRAIN_REFERENCE_H
 
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
-#include "../model/config.h"     /* ModelConfig, model_fits_vocab */
+#include "../model/config.h"     /* ModelConfig */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
 #include "../model/model_file.h" /* MODEL_FLOAT32, model_load_as, model_save */
+#include "../model/model_fits.h" /* FitSide, fit_model, model_fits_policy */
 #include "../model/model_load.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
-#include "trainer.h"             /* Trainer */
+#include "trainer.h"             /* Trainer, trainer_agree, trainer_fits, trainer_side */
 
 typedef struct Reference {
     Trainer *t;
@@ -59,15 +60,33 @@ static inline Model reference_base(const Trainer *t) {
 /* Ends the program unless the reference, whose hash this is, is the one that the run began with. */
 static inline void reference_same(Trainer *t, uint64_t hash, const char *path) {
     char name[20];
+    trainer_agree(t, hash, path ? path : "the reference");
     snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
     const char *before = json_string_value(json_object_get(t->state, "reference"));
     if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
     json_object_set_new(t->state, "reference", json_string(name));
 }
 
+/* Checks that the reference can be run on the policy's tokens. The model of -c takes the tokens that the policy took in
+ * the run's beginning. */
+static inline void reference_fits(Reference *r, const char *path, bool own, int32_t longest) {
+    const Trainer *t = r->t;
+    ModelConfig *c = &r->model.config;
+    const FitSide policy = trainer_side(t);
+    if (own && c->vocab < policy.vocab && policy.vocab <= c->padded_vocab) {
+        free(r->file.tokenizer);
+        r->file.tokenizer = NULL;
+        model_grow_vocab(&r->model, policy.vocab, (uint64_t)t->o->seed);
+    }
+    const FitSide side = fit_model(path, c, &r->file);
+    trainer_fits(t, &side, &policy, longest);
+}
+
 /* Opens the reference. Call it after trainer_open() and before the first step. path: a model, or NULL for the model of
- * -c; why: the option that needs a reference, for the error message. Errors end the program (see trainer.h). */
-static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
+ * -c; longest: positions of the longest sequence; why: the option that needs a reference, for the error message. Errors
+ * end the program (see trainer.h). */
+static inline void reference_open(Reference *r, Trainer *t, const char *path, int rows, int32_t longest,
+                                  const char *why) {
     Error e;
     *r = (Reference){.t = t, .shared = reference_shared(t, path)};
     if (r->shared) {
@@ -76,6 +95,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
         return;
     }
+    const bool own = !path;
     const char *adapter = path ? NULL : t->o->adapter;
     const bool load = path || adapter || t->o->resume;
     if (!path) path = t->o->checkpoint;
@@ -83,7 +103,8 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
     if (load) {
         const ModelLoad how = {.adapter = adapter, .seed = (uint64_t)t->o->seed};
         if (!model_load_as(&r->model, &r->file, path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
-        if (!model_fits_vocab(&r->model.config, path, t->model.config.vocab, "the model", &e)) die("%s", e.text);
+        if (!model_fits_policy(&r->file, path, &e)) die("%s", e.text);
+        reference_fits(r, path, own, longest);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
     reference_same(t, adapter ? model_weights_hash(&r->model) : load ? r->file.hash : t->file.hash, path);
     if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
@@ -105,9 +126,10 @@ static inline void reference_save(void *reference, const char *path) {
 }
 
 /* Opens a reference that reference_follow() will move; its arguments are those of reference_open(). */
-static inline void reference_open_following(Reference *r, Trainer *t, const char *path, int rows, const char *why) {
+static inline void reference_open_following(Reference *r, Trainer *t, const char *path, int rows, int32_t longest,
+                                            const char *why) {
     const char *resumed = companion_resume(&t->companion, "reference", t->o->resume, t->step);
-    reference_open(r, t, resumed ? resumed : path, rows, why);
+    reference_open(r, t, resumed ? resumed : path, rows, longest, why);
     if (r->model.parameters != t->model.parameters) die("%s: the reference must have the shape of the model", why);
     json_object_del(t->state, "reference"); /* a resumed run finds it by the name of its file */
     t->companion.save = reference_save;

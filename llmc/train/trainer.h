@@ -31,7 +31,7 @@
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
-#include "../base/text.h"              /* token_list_add */
+#include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
 #include "../dist/dist.h"              /* dist_total, Dist, dist_any, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
@@ -42,6 +42,7 @@
 #include "../model/lora.h"             /* lora_parse_targets */
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
 #include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
+#include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
 #include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
@@ -52,8 +53,10 @@
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
 #include "../records/shard.h"          /* Shard */
+#include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_header, ... */
 #include "companion.h"                 /* companion_forget, Companion, companion_free, companion_save */
+#include "resume.h"                    /* resume_place, resume_changes, resume_text, resume_update */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
 typedef struct Trainer {
@@ -81,9 +84,8 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate;       /* learning rate of the last step */
-    const char *other_template; /* a shard that was made with another chat template than the model's, or NULL */
-    Companion companion;        /* a second model that is saved with every state; unused unless the trainer sets it */
+    double learning_rate; /* learning rate of the last step */
+    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
 } Trainer;
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
@@ -108,16 +110,41 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
+/* The path of the state: --state, or the path of the output or of the adapters, without slashes at its end, with .state
+ * appended. NULL if there is no such path. */
+static inline char *trainer_state_path(const TrainerOptions *o) {
+    if (o->state) return xstrdup(o->state);
+    const char *output = o->output ? o->output : o->adapter_output;
+    if (!output || !strcmp(output, "-")) return NULL;
+    size_t n = strlen(output);
+    while (n > 1 && output[n - 1] == '/') n--;
+    char *path = (char *)xmalloc(n + 7);
+    sprintf(path, "%.*s.state", (int)n, output);
+    return path;
+}
+
+/* --resume without a value continues from the state of the output. */
+static inline void trainer_find_state(TrainerOptions *o) {
+    if (!o->resume || *o->resume) return;
+    o->resume = trainer_state_path(o);
+    if (!o->resume) usage_error("--resume: give the state's file, since the output has no name");
+    if (access(o->resume, R_OK)) die("%s: there is no state to resume: %s", o->resume, strerror(errno));
+}
+
 /* Rejects a command line without an output for all that is trained, and options of all trainers without effect. epochs:
  * the variable of --num-train-epochs; value_head: the model has a value head, for which a folder of adapters has no
  * place. */
-static inline void trainer_check_options(const TrainerOptions *o, const Option *table, const double *epochs,
+static inline void trainer_check_options(TrainerOptions *o, const Option *table, const double *epochs,
                                          bool value_head) {
     if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --adapter-output)");
     if (!o->output && value_head)
         usage_error("--adapter-output: the folder has no place for the model's value head; give -o/--output, too");
     if (o->adapter_output && value_head) warn("--adapter-output: the value head is written to %s only", o->output);
     trainer_refuse_unused(o, table, epochs);
+    trainer_find_state(o);
+    char *state = trainer_state_path(o);
+    if (o->save_steps && !state) usage_error("--save-steps: give --state, since the output has no name");
+    free(state);
 }
 
 /* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
@@ -152,13 +179,11 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
 
 /* ---- ranks ----------------------------------------------------------------------------------------------------- */
 
-static inline char *trainer_state_path(const Trainer *t);
-
 /* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state. */
 static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
     metrics_clear(&t->metrics);
-    char *state = trainer_state_path(t);
+    char *state = trainer_state_path(t->o);
     const bool there = state && !access(state, R_OK);
     fprintf(stderr, "%s: %s; the run ends in step %lld%s%s\n", program_invocation_short_name, e->text,
             (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "");
@@ -172,16 +197,73 @@ static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
     if (rank >= 0) pause(); /* the launcher ends this rank */
 }
 
+/* Makes a file with this hash a part of the run: it must be the same on all ranks, and when the run is resumed. option:
+ * that names it. Call it after trainer_open(). Collective. */
+static inline void trainer_file(Trainer *t, const char *option, const char *path, uint64_t hash) {
+    char name[20];
+    json_t *files = json_object_get(t->state, "files");
+    trainer_agree(t, hash, path);
+    if (!files) json_object_set_new(t->state, "files", files = json_object());
+    const char *before = json_string_value(json_object_get(files, option));
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
+    if (before && strcmp(before, name)) die("%s: it is not the file of --%s that the run began with", path, option);
+    json_object_set_new(files, option, json_string(name));
+}
+
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-/* Checks that the shard's vocabulary and tokenizer fit the model. */
+/* The model in training, for model_fits(). */
+static inline FitSide trainer_side(const Trainer *t) { return fit_model("the model", &t->model.config, &t->file); }
+
+/* Ends the program unless `model` can be run on tokens of `other`; see model_fits(). */
+static inline void trainer_fits(const Trainer *t, const FitSide *model, const FitSide *other, int32_t longest) {
+    Error e, note = {0};
+    if (!model_fits(model, other, longest, &note, &e)) die("%s", e.text);
+    if (note.text[0] && t->dist.rank == 0) warn("%s", note.text);
+}
+
+/* Checks that the shard's vocabulary, tokenizer and chat template are the model's. */
 static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
-    Error e;
-    if (!model_fits_data(&t->model.config, s->name, s->vocab, &e)) die("%s", e.text);
-    if (s->tokenizer_bytes && t->file.tokenizer &&
-        (t->file.tokenizer_bytes != s->tokenizer_bytes || memcmp(t->file.tokenizer, s->tokenizer, s->tokenizer_bytes)))
-        die("%s: it was made with a different tokenizer than the model's; make the shard with the model's tokenizer",
-            s->name);
+    const FitSide model = trainer_side(t), data = fit_shard(s);
+    trainer_fits(t, &model, &data, 0);
+}
+
+/* Gives the model the tokens of the data that are new to it, which use padding rows, if it has enough of them. */
+static inline void trainer_take_tokens(Trainer *t, const Shard *data, bool adapters) {
+    const FitSide model = trainer_side(t), other = fit_shard(data);
+    const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
+    if (data->vocab <= t->model.config.vocab || data->vocab > t->model.config.padded_vocab) return;
+    if (t->file.tokenizer && !fit_extends(&model, &other)) return;
+    if (t->dist.rank == 0)
+        warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows%s",
+             data->name, data->vocab - t->model.config.vocab,
+             adapters ? ", which adapters do not train: they stay random" : "");
+    model_grow_vocab(&t->model, data->vocab, (uint64_t)t->o->seed);
+    const size_t rows = ((size_t)data->vocab - before) * C;
+    optimizer_take_weights(&t->optimizer, &t->model, before * C, rows);
+    if (!t->model.config.tied)
+        optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
+    free(t->file.tokenizer); /* trainer_take_texts() takes the data's */
+    t->file.tokenizer = NULL;
+}
+
+/* Takes the data's tokenizer and chat template if the model has none. A trainer that teaches the template of its data
+ * takes it in any case. */
+static inline void trainer_take_texts(Trainer *t, const Shard *data) {
+    char *own = t->file.chat_template;
+    if (!t->file.tokenizer && data->tokenizer_bytes) {
+        t->file.tokenizer = xmalloc(data->tokenizer_bytes);
+        t->file.tokenizer_bytes = data->tokenizer_bytes;
+        memcpy(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes);
+    }
+    if (!data->chat_template[0] || (own && !strcmp(own, data->chat_template))) return;
+    if (own && !t->o->teaches_template) return;
+    if (own && t->dist.rank == 0)
+        warn("%s: its chat template is %s and the model's is %s: the model is trained on the former, which the output "
+             "takes",
+             data->name, fit_template_name(data->chat_template), fit_template_name(own));
+    free(own);
+    t->file.chat_template = xstrdup(data->chat_template);
 }
 
 /* The identity of the training shard, as stored in a state: its number of records and the hash of its payload. */
@@ -260,30 +342,14 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (!model_load_as(&t->model, &t->file, o->checkpoint, &how, t->backend, t->device, &t->optimizer, &e))
         die("%s", e.text);
     if (t->file.note) warn("%s", t->file.note);
+    if (!o->takes_scorers && !o->resume && !model_fits_policy(&t->file, from ? from : "the model", &e))
+        die("%s", e.text);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
-    if (!o->resume && !new_shape && !t->file.tokenizer && data->vocab > t->model.config.vocab &&
-        data->vocab <= t->model.config.padded_vocab) {
-        warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows%s",
-             data->name, data->vocab - t->model.config.vocab,
-             lora.rank ? ", which adapters do not train: they stay random" : "");
-        const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
-        model_grow_vocab(&t->model, data->vocab, (uint64_t)o->seed);
-        const size_t rows = ((size_t)data->vocab - before) * C;
-        optimizer_take_weights(&t->optimizer, &t->model, before * C, rows);
-        if (!t->model.config.tied)
-            optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
-    }
+    if (!o->resume && !new_shape) trainer_take_tokens(t, data, lora.rank > 0);
+    trainer_take_texts(t, data);
     trainer_check_shard(t, data);
-    if (!t->file.tokenizer && data->tokenizer_bytes) {
-        t->file.tokenizer = xmalloc(data->tokenizer_bytes);
-        t->file.tokenizer_bytes = data->tokenizer_bytes;
-        memcpy(t->file.tokenizer, data->tokenizer, data->tokenizer_bytes);
-    }
     if (o->output && !model_check_output(&t->model.config, &t->file, o->output, (ModelDtype)o->output_dtype, &e))
         die("%s", e.text);
-    if (!t->file.chat_template && data->chat_template[0]) t->file.chat_template = xstrdup(data->chat_template);
-    else if (data->chat_template[0] && strcmp(t->file.chat_template, data->chat_template))
-        t->other_template = data->name;
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
     token_list_add(&t->file.stops, t->text.stop);
     optimizer_configure(&t->optimizer, o->beta1, o->beta2, o->eps, o->weight_decay, o->max_grad_norm);
@@ -299,31 +365,33 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     trainer_agree(t, XXH3_64bits(data->payload, data->payload_bytes), data->name);
 }
 
-/* Whether an option cannot change the result: paths, memory, logging, ranks. */
-static inline bool trainer_place(const char *option) {
-    static const char *const places[] = {"output",      "state",  "best",         "resume",    "metrics",
-                                         "tensorboard", "report", "micro-tokens", "recompute", "logging-steps",
-                                         "save-steps",  "zero",   "dist-timeout"};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        if (!strcmp(option, places[i])) return true;
-    return false;
+/* Ends the program if a resumed run changes an option that shapes it; see resume.h. */
+static inline void trainer_check_resume(const Trainer *t, const Option *table) {
+    json_t *last = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
+    json_t *before = json_object_get(last, "options"), *changes = resume_changes(table, before);
+    TextBuffer text = {0};
+    const bool checked = t->model.config.lora.rank || json_object_get(t->state, "reference") ||
+                         json_object_get(t->state, "ref_logps"); /* by the hash of -c */
+    const char *from = json_string_value(json_object_get(before, "checkpoint"));
+    if (!checked && t->o->checkpoint && strcmp(from ? from : "", t->o->checkpoint))
+        json_object_set_new(changes, "checkpoint", json_pack("[s,s]", from ? from : "", t->o->checkpoint));
+    if (json_object_size(changes))
+        die("%s: the run that wrote it had other options: %s; repeat them, or start a new run from it with -c",
+            t->o->resume, resume_text(changes, &text));
+    resume_update(table, before);
+    json_decref(changes), text_free(&text);
 }
 
 /* Adds an entry for this stage to the lineage: its options and the parent's hash. A resumed run has the entry from its
- * state and updates only the options; so the output does not depend on where the run was interrupted. */
+ * state, with its own values of the options that it may change. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
+    if (t->o->resume) return;
     json_t *options = json_object(), *entry = json_object();
     for (const Option *o = table; o->kind != OPT_END; o++) {
         char value[256];
-        if (o->kind == OPT_GROUP || trainer_place(o->name)) continue;
+        if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
         option_value(o, value, sizeof value);
         if (value[0]) json_object_set_new(options, o->name, json_string(value));
-    }
-    if (t->o->resume) {
-        json_t *last = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
-        json_object_update(json_object_get(last, "options"), options);
-        json_decref(options), json_decref(entry);
-        return;
     }
     char hash[20];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->file.hash);
@@ -337,7 +405,7 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     uint64_t hash = 0;
     char value[512];
     for (const Option *o = table; o->kind != OPT_END; o++) {
-        if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && trainer_place(o->name)))
+        if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && resume_place(o->name)))
             continue; /* paths may differ between ranks */
         option_value(o, value, sizeof value);
         hash = XXH3_64bits_withSeed(value, strlen(value), hash);
@@ -360,9 +428,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
     trainer_agree(t, trainer_options_hash(table), "options");
+    if (t->o->resume) trainer_check_resume(t, table);
     if (t->dist.rank == 0) options_print(table);
-    if (t->dist.rank == 0 && t->other_template)
-        warn("%s: it was made with another chat template than the model's, which the output keeps", t->other_template);
     if (t->dist.rank == 0 && t->o->output && model_hides_template(&t->file, t->o->output))
         warn("%s: other programs will not find the chat template, which is not Jinja", t->o->output);
     for (const Option *o = table; o->kind != OPT_END; o++) {
@@ -402,6 +469,22 @@ static inline void trainer_schedule(Trainer *t, int64_t steps) {
                              .warmup = schedule_steps(t->o->warmup, steps),
                              .decay = schedule_steps(t->o->decay, steps),
                              .decay_kind = (DecayKind)t->o->decay_kind};
+    if (t->o->resume && t->step > steps)
+        die("%s: the state is at step %lld, and the run of %lld steps has reached its end already; raise --max-steps or "
+            "--num-train-epochs",
+            t->o->resume, (long long)t->step, (long long)steps);
+    if (t->o->resume && t->step == steps)
+        metrics_line(&t->metrics, "%s: the run had reached its last step, %lld: nothing is left to train", t->o->resume,
+                     (long long)steps);
+}
+
+/* Warns if a step takes all of the data, so that the epochs are as few steps. most: steps of the run that are so few;
+ * option: what sets the size of a step. Call it after trainer_schedule(). */
+static inline void trainer_check_steps(const Trainer *t, double most, const char *option) {
+    if (t->o->steps || (double)t->steps > ceil(most) || t->dist.rank) return;
+    warn("all epochs are %lld optimizer step%s, each of which takes as much as the whole shard has; lower %s or raise "
+         "--num-train-epochs",
+         (long long)t->steps, t->steps == 1 ? "" : "s", option);
 }
 
 static inline void trainer_begin_step(Trainer *t) {
@@ -465,19 +548,6 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
-/* The path of the state: --state, or the path of the output or of the adapters, without slashes at its end, with .state appended. NULL if there
- * is no such path. */
-static inline char *trainer_state_path(const Trainer *t) {
-    if (t->o->state) return xstrdup(t->o->state);
-    const char *output = t->o->output ? t->o->output : t->o->adapter_output;
-    if (!output || !strcmp(output, "-")) return NULL;
-    size_t n = strlen(output);
-    while (n > 1 && output[n - 1] == '/') n--;
-    char *path = (char *)xmalloc(n + 7);
-    sprintf(path, "%.*s.state", (int)n, output);
-    return path;
-}
-
 /* Writes the training state to `path`. --resume continues from it as if the run had not been interrupted, on any number
  * of ranks. Collective. */
 static inline void trainer_save_state(Trainer *t, const char *path) {
@@ -506,7 +576,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     const bool stopping = dist_any(&t->dist, program_stopping());
     const int64_t every = t->o->save_steps;
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
-    char *path = trainer_state_path(t);
+    char *path = trainer_state_path(t->o);
     if (path) trainer_save_state(t, path);
     else warn("no state is written: give --state FILE");
     if (stopping)

@@ -19,6 +19,7 @@
 
 #include "../base/options.h"   /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_GROUP, ... */
 #include "../device.h"         /* DEVICE_OPTIONS, DTYPE_AUTO */
+#include "../model/config.h"   /* gpt2_config_named */
 #include "../model/schedule.h" /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_CONSTANT, SCHEDULE_LINEAR, ... */
 
 typedef struct TrainerOptions {
@@ -33,7 +34,9 @@ typedef struct TrainerOptions {
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
     bool use_rslora;
-    double default_rate; /* learning_rate before the command line, for full training */
+    bool takes_scorers;    /* the model may be a reward model or a critic */
+    bool teaches_template; /* the output takes the data's chat template, also if the model has another one */
+    double default_rate;   /* learning_rate before the command line, for full training */
 } TrainerOptions;
 
 /* The defaults of all trainers; each has its own learning rate. */
@@ -126,8 +129,8 @@ static inline void trainer_default_rate(TrainerOptions *o) {
                   "training state to write; OUTPUT.state if not given"),                                               \
     OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
                   "write the state every N steps; 0 writes it only on a signal"),                                      \
-    OPTION_TEXT  ("resume",        0,   &(o).resume,        "FILE",                                                    \
-                  "continue bit for bit from a state; repeat the other options, with adapters also -c"),               \
+    OPTION_TEXT  ("resume",        0,   &(o).resume,        "[FILE]",                                                  \
+                  "continue bit for bit from a state, if not given that of the output; repeat the other options"),     \
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
