@@ -478,11 +478,12 @@ int main(int argc, char **argv) {
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};
-    trainer_check_files(&o.t, inputs, 6, NULL);
+    trainer_check_files(&o.t, options, inputs, 6, NULL);
 
     r->reference.o = &o.r;
     r->set = (CompletionSet){.shared = o.sharing, .prompts = preference_has(&o.l.pair, PREFERENCE_ORPO)};
     const bool stopped = o.online.on ? train_online(r) : train_on_shard(r);
+    trainer_write(&r->t, stopped);
     preference_reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     batch_free(&r->batch);

@@ -450,7 +450,7 @@ int main(int argc, char **argv) {
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
     program_start();
     const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference};
-    trainer_check_files(&o.t, inputs, 5, NULL);
+    trainer_check_files(&o.t, options, inputs, 5, NULL);
 
     open_run(r);
     const bool stopped = train(r);

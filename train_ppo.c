@@ -221,8 +221,8 @@ static void add_model_scores(Run *r, RewardModel *m, const ScoredCompletion *sco
     int64_t cut[ranks + 1]; /* rank r scores [cut[r], cut[r+1]) */
     for (int32_t i = 0; i < n; i++) cost[i] = (double)item[i].prompt_len + item[i].completion_len;
     dist_cut(cost, n, ranks, cut);
-    if (!reward_model_score(m, item + cut[rank], (int32_t)(cut[rank + 1] - cut[rank]), score + cut[rank], &e))
-        die("%s", e.text);
+    const int32_t own = (int32_t)(cut[rank + 1] - cut[rank]);
+    trainer_require(&r->t, reward_model_score(m, item + cut[rank], own, score + cut[rank], &e), &e);
     dist_complete(&r->t.dist, score, cut, sizeof *score);
     free(cost);
     for (int32_t i = 0; i < n; i++) sum[i] += score[i];
@@ -254,7 +254,7 @@ static void score_gold(Run *r) {
         for (int32_t i = 0; i < n; i++)
             in[i] = prompts_input(&g->train, g->scored[i].prompt, g->scored[i].text, &g->scored[i].completion,
                                   g->scored[i].id, (int32_t)o.g.max_completion);
-        if (!rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e)) die("%s", e.text);
+        trainer_require(&r->t, rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e), &e);
         free(in), free(parts);
     }
     if (o.gold) add_model_scores(r, &r->gold, g->scored, n, r->gold_score);
@@ -472,6 +472,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     ppo_stats_add(stats, &part);
     stats->updates++;
     if (warming) {
+        t->intact = false;
         t->step++;
         t->learning_rate = 0;
     } else {
@@ -659,7 +660,8 @@ static void close_run(Run *r, bool stopped) {
     Error e;
     if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
         !model_save(&r->critic.model, &r->critic.file, o.critic_output, (ModelDtype)o.t.output_dtype, NULL, NULL, &e))
-        die("%s", e.text);
+        trainer_later(&r->t, &e);
+    trainer_write(&r->t, stopped);
     critic_close(&r->critic);
     pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
@@ -824,7 +826,7 @@ int main(int argc, char **argv) {
     program_start();
     const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,
                             o.ptx,     o.reward_model, o.gold,         o.critic};
-    trainer_check_files(&o.t, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
+    trainer_check_files(&o.t, options, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
 
     open_run(r);
     const bool stopped = train(r);

@@ -433,7 +433,7 @@ int main(int argc, char **argv) {
     program_start();
     const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */
     const char *inputs[] = {o.input, o.val, own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, inputs, 5, NULL);
+    trainer_check_files(&o.t, options, inputs, 5, NULL);
 
     Labelled data, val = {0}, third = {0};
     data_open(&data, o.input);

@@ -424,7 +424,7 @@ int main(int argc, char **argv) {
     check_options();
     program_start();
     const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, inputs, 4, o.best);
+    trainer_check_files(&o.t, options, inputs, 4, o.best);
 
     Error e;
     Shard data, val = {0};

@@ -403,6 +403,61 @@ static void atomic_writes(void **state) {
     files_assert_content(path, "later", 5);
 }
 
+/* A temporary file whose process has ended is removed by the next writer of its name; one that is being written is not,
+ * and neither are files of other names. */
+static void leftovers(void **state) {
+    (void)state;
+    Error e;
+    Writer living, w;
+    const char *path = files_path("left.bin");
+    assert_true(writer_open(&living, path, &e));
+    const pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (!pid) {
+        Writer dead;
+        const bool ok = writer_open(&dead, path, &e) && writer_write(&dead, "half", 4, &e);
+        _exit(ok && dead.temporary ? 0 : 1);
+    }
+    int status;
+    waitpid(pid, &status, 0);
+    assert_int_equal(status, 0);
+    const int files = files_count();
+    files_put(files_path("left.bin.abcdef.tmp"), "a user's", 8);
+    files_put(files_path("left.binary.llmc-abcdef.tmp"), "another", 7);
+    files_put(files_path("left.bin.state.llmc-abcdef.tmp"), "of the state", 12);
+    assert_true(writer_open(&w, path, &e));
+    assert_int_equal(files_count(), files + 2); /* + 3, - 2, + 1 */
+    assert_int_equal(access(living.temporary, F_OK), 0);
+    assert_int_equal(access(files_path("left.bin.abcdef.tmp"), F_OK), 0);
+    assert_int_equal(access(files_path("left.binary.llmc-abcdef.tmp"), F_OK), 0);
+    assert_true(writer_write(&living, "whole", 5, &e) && writer_commit(&living, &e));
+    files_assert_content(path, "whole", 5);
+    writer_abort(&w);
+    unlink(files_path("left.bin.abcdef.tmp")), unlink(files_path("left.binary.llmc-abcdef.tmp"));
+}
+
+/* An output that is a link to a file that does not exist yet creates that file, as open(2) does. */
+static void dangling_links(void **state) {
+    (void)state;
+    Error e;
+    struct stat about;
+    const char *link = files_path("link");
+    assert_int_equal(mkdir(files_path("there"), 0755), 0);
+    assert_int_equal(symlink("there/second", link), 0);
+    assert_int_equal(symlink("target", files_path("there/second")), 0);
+    assert_true(write_all(link, (const uint8_t *)"data", 4, &e));
+    assert_int_equal(lstat(link, &about), 0);
+    assert_true(S_ISLNK(about.st_mode));
+    files_assert_content(files_path("there/target"), "data", 4);
+    unlink(link), symlink("link", link);
+    assert_false(write_all(link, (const uint8_t *)"data", 4, &e));
+    files_assert_error(&e, "Too many levels of symbolic links");
+    unlink(link), symlink("no/where", link);
+    assert_false(write_all(link, (const uint8_t *)"data", 4, &e));
+    files_assert_error(&e, "cannot create a temporary file in its directory: No such file or directory");
+    unlink(link);
+}
+
 static void full_disk(void **state) {
     (void)state;
     Error e;
@@ -576,6 +631,8 @@ int main(void) {
         cmocka_unit_test(zstd_checksum),
         cmocka_unit_test(zstd_bomb),
         cmocka_unit_test(atomic_writes),
+        cmocka_unit_test(leftovers),
+        cmocka_unit_test(dangling_links),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(devices_and_fifos),
         cmocka_unit_test(closed_standard_output),

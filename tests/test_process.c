@@ -121,12 +121,40 @@ static void test_nothing_is_left_open(void **state) {
     }
 }
 
+/* A parent that is killed takes the child, and what it started, with it. */
+static void test_no_orphans(void **state) {
+    (void)state;
+    int pipes[2];
+    pid_t group[2];
+    assert_int_equal(pipe(pipes), 0);
+    const pid_t parent = fork();
+    assert_true(parent >= 0);
+    if (!parent) {
+        Process p;
+        Error e;
+        size_t moved;
+        char ready;
+        const bool ok = process_open(&p, "trap '' HUP TERM; sleep 873 & echo; sleep 874", &e) &&
+                        process_wait(&p, NULL, 0, &ready, 1, clock_seconds() + 60, &moved) == PROCESS_READ;
+        const pid_t ids[2] = {ok ? p.pid : 0, p.guard};
+        if (write(pipes[1], ids, sizeof ids) != sizeof ids) _exit(1);
+        for (;;) pause();
+    }
+    assert_int_equal(read(pipes[0], group, sizeof group), sizeof group);
+    close(pipes[0]), close(pipes[1]);
+    assert_true(group[0] > 0);
+    assert_int_equal(kill(-group[1], 0), 0);
+    kill(parent, SIGKILL);
+    waitpid(parent, NULL, 0);
+    for (int i = 0; i < 1000 && !kill(-group[1], 0); i++) usleep(10000); /* init reaps them */
+    assert_int_equal(kill(-group[1], 0), -1);
+    assert_int_equal(kill(group[0], 0), -1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_large_transfers),
-        cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_nothing_is_left_open),
+        cmocka_unit_test(test_large_transfers),      cmocka_unit_test(test_deadline),   cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_nothing_is_left_open), cmocka_unit_test(test_no_orphans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,9 +6,12 @@
  * for checksums.
  *
  * Writer: "-" is standard output. A regular file is written under a temporary name in the same directory
- * (NAME.XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
- * file unchanged. A device or fifo (/dev/null, /dev/full) is written directly. A file whose path ends in .zst is
- * compressed, with zstd's content checksum. A signal handler that exits immediately may unlink(w->temporary).
+ * (NAME.llmc-XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
+ * file unchanged. A symbolic link is followed, also if its target does not exist. A device or fifo (/dev/null,
+ * /dev/full) is written directly. A file whose path ends in .zst is compressed, with zstd's content checksum.
+ *
+ * A process that is killed leaves its temporary files. The next writer of NAME removes them: a living process holds a
+ * lock (flock) on each of its own.
  *
  *     Reader r;
  *     if (!reader_open(&r, path, e)) return false;
@@ -30,8 +33,12 @@
 #define XXH_INLINE_ALL
 
 #include "error.h" /* Error, error_set, xmalloc, xstrdup, ... */
+#include <ctype.h>
+#include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -394,8 +401,8 @@ typedef struct Writer {
 /* Discards the output: removes the temporary file and leaves an existing file unchanged. Also frees a writer whose open
  * failed. */
 static inline void writer_abort(Writer *w) {
-    if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
     if (w->temporary) unlink(w->temporary);
+    if (w->fd >= 0 && w->fd != STDOUT_FILENO) close(w->fd);
     ZSTD_freeCCtx(w->zstd);
     XXH3_freeState(w->hash);
     free(w->buffer);
@@ -437,16 +444,99 @@ static inline bool writer_flush(Writer *w, Error *e) {
     return writer_raw(w, w->buffer, n, e);
 }
 
-/* Creates the temporary file in the directory of w->path, with the permissions of the existing file, or with those that
- * a new file would get. */
-static inline bool writer_temporary(Writer *w, const struct stat *old, Error *e) {
-    const char *slash = strrchr(w->path, '/');
-    const size_t directory = slash ? (size_t)(slash - w->path) + 1 : 0, base = strlen(w->path + directory);
-    const size_t size = directory + base + sizeof ".XXXXXX.tmp";
+#define IO_TEMPORARY ".llmc-XXXXXX.tmp"
+
+/* The path of the file that a program which opens `path` for writing creates or replaces: symbolic links at its end are
+ * followed. NULL if there are too many. The caller frees it. */
+static inline char *io_target(const char *path) {
+    char *target = xstrdup(path), link[PATH_MAX];
+    for (int i = 0; i < 40; i++) {
+        const ssize_t n = readlink(target, link, sizeof link);
+        if (n < 0) return target;
+        const char *slash = link[0] == '/' ? NULL : strrchr(target, '/');
+        const size_t directory = slash ? (size_t)(slash - target) + 1 : 0;
+        char *next = (char *)xmalloc(directory + (size_t)n + 1);
+        memcpy(next, target, directory);
+        memcpy(next + directory, link, (size_t)n);
+        next[directory + (size_t)n] = 0;
+        free(target);
+        target = next;
+    }
+    free(target);
+    errno = ELOOP;
+    return NULL;
+}
+
+/* Formats the template of a temporary name beside `path`, for mkostemps() or mkdtemp(); the caller frees it. */
+static inline char *io_temporary(const char *path) {
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const int kept = strlen(base) < 200 ? (int)strlen(base) : 200; /* with the suffix, a name has at most 255 bytes */
+    const size_t size = (size_t)(base - path) + (size_t)kept + sizeof IO_TEMPORARY;
     char *name = (char *)xmalloc(size);
-    snprintf(name, size, "%.*s%.*s.XXXXXX.tmp", (int)directory, w->path, base < 200 ? (int)base : 200,
-             w->path + directory); /* 200: with the suffix, the name must fit into 255 bytes */
-    w->fd = mkostemps(name, 4, O_CLOEXEC);
+    snprintf(name, size, "%.*s%s", (int)(base - path) + kept, path, IO_TEMPORARY);
+    return name;
+}
+
+/* Whether a file of this name is a temporary one of `base`, or of a file whose name is `base` with a suffix. */
+static inline bool io_is_temporary(const char *name, const char *base) {
+    const size_t n = strlen(name), most = strlen(base) < 200 ? strlen(base) : 200, end = strlen(IO_TEMPORARY);
+    const char *mark = IO_TEMPORARY;
+    if (n < most + end || strncmp(name, base, most) || name[most] != '.') return false;
+    for (size_t i = 0; i < end; i++) {
+        const char c = name[n - end + i];
+        if (mark[i] == 'X' ? !isalnum((unsigned char)c) : c != mark[i]) return false;
+    }
+    return true;
+}
+
+/* Calls `remove` for every temporary file or folder beside `path` whose process has ended. */
+static inline void io_leftovers(const char *path, bool folders,
+                                void (*remove)(const char *leftover, const char *path)) {
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *directory = slash ? xstrndup(path, slash == path ? 1 : (size_t)(slash - path)) : xstrdup(".");
+    DIR *d = opendir(directory);
+    for (const struct dirent *entry; d && (entry = readdir(d));) {
+        struct stat about;
+        if (!io_is_temporary(entry->d_name, base)) continue;
+        const int fd = openat(dirfd(d), entry->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (fd < 0) continue;
+        const bool kind = !fstat(fd, &about) && (folders ? S_ISDIR(about.st_mode) : S_ISREG(about.st_mode));
+        if (kind && !flock(fd, LOCK_EX | LOCK_NB)) {
+            char *leftover = (char *)xmalloc(strlen(directory) + strlen(entry->d_name) + 2);
+            sprintf(leftover, "%s/%s", directory, entry->d_name);
+            remove(leftover, path);
+            free(leftover);
+        }
+        close(fd);
+    }
+    if (d) closedir(d);
+    free(directory);
+}
+
+static inline void writer_remove(const char *leftover, const char *path) {
+    (void)path;
+    unlink(leftover);
+}
+
+/* Creates a file from the template `name` and locks it. Returns -1 with errno on failure. */
+static inline int writer_create(char *name) {
+    for (;;) {
+        struct stat about;
+        memcpy(name + strlen(name) - strlen("XXXXXX.tmp"), "XXXXXX", 6);
+        const int fd = mkostemps(name, 4, O_CLOEXEC);
+        if (fd < 0) return -1;
+        while (flock(fd, LOCK_EX) && errno == EINTR) {} /* some file systems cannot; then nobody can remove it either */
+        if (fstat(fd, &about) || about.st_nlink) return fd;
+        close(fd); /* another process has taken it for a leftover before it was locked */
+    }
+}
+
+/* Creates the temporary file in the directory of w->path, with the permissions of the existing file, or with those that
+ * a new file would get. Removes those of processes that have ended. */
+static inline bool writer_temporary(Writer *w, const struct stat *old, Error *e) {
+    char *name = io_temporary(w->path);
+    io_leftovers(w->path, false, writer_remove);
+    w->fd = writer_create(name);
     if (w->fd < 0) {
         const int error = errno;
         free(name);
@@ -471,7 +561,7 @@ static inline bool writer_start(Writer *w, const char *path, Error *e) {
         w->fd = open(path, O_WRONLY | O_CLOEXEC);
         return w->fd >= 0 || error_set(e, "%s: cannot open: %s", path, strerror(errno));
     }
-    w->path = exists ? realpath(path, NULL) : xstrdup(path);
+    w->path = io_target(path);
     if (!w->path) return error_set(e, "%s: cannot resolve: %s", path, strerror(errno));
     return writer_temporary(w, exists ? &old : NULL, e);
 }
@@ -544,15 +634,16 @@ static inline bool writer_finish(Writer *w, Error *e) {
     if (w->zstd && !writer_compress(w, NULL, 0, ZSTD_e_end, e)) return false;
     if (!writer_flush(w, e)) return false;
     if (w->temporary && fsync(w->fd) < 0) return writer_fail(w, "write to the disk", errno, e);
-    if (w->fd != STDOUT_FILENO) {
-        const int fd = w->fd;
-        w->fd = -1;
-        if (close(fd) < 0) return writer_fail(w, "close", errno, e);
-    }
-    if (!w->temporary) return true;
-    if (rename(w->temporary, w->path) < 0) return writer_fail(w, "rename the temporary file", errno, e);
+    if (w->temporary && rename(w->temporary, w->path) < 0) return writer_fail(w, "rename the temporary file", errno, e);
+    const bool renamed = w->temporary != NULL;
     free(w->temporary);
     w->temporary = NULL;
+    if (w->fd != STDOUT_FILENO) { /* only now, as the lock ends with it */
+        const int fd = w->fd;
+        w->fd = -1;
+        if (close(fd) < 0 && !renamed) return writer_fail(w, "close", errno, e);
+    }
+    if (!renamed) return true;
     writer_sync_directory(w->path);
     return true;
 }

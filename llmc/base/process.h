@@ -22,6 +22,10 @@
  *
  * The functions do not change how the program handles SIGPIPE. A zeroed Process is not running. No process of the group
  * remains after process_close() or process_kill(), except one that has left the group.
+ *
+ * Nor does one remain if the parent ends in any other way, even by SIGKILL. The group's leader is a shell, the guard,
+ * which waits for the end of a pipe that the parent holds open, and then kills the group. It is started before the
+ * command, which joins its group, so there is no moment at which the command runs without it.
  */
 #ifndef LLMC_BASE_PROCESS_H
 #define LLMC_BASE_PROCESS_H
@@ -38,6 +42,8 @@
 
 typedef struct Process {
     pid_t pid;   /* 0: not running */
+    pid_t guard; /* leader of the process group */
+    int alive;   /* end of the pipe that the guard waits for; 0: closed */
     int in, out; /* pipe ends connected to its standard input and output; 0: closed */
     /* After PROCESS_FAILED: the system call that failed and its errno; or the pipe that the child closed and 0. */
     const char *what;
@@ -55,8 +61,10 @@ static inline bool process_pipe(int end[2], Error *e) {
     const int failure = errno;
     close(raw[0]), close(raw[1]);
     if (end[0] >= 0 && end[1] >= 0) return true;
-    if (end[0] >= 0) close(end[0]);
-    if (end[1] >= 0) close(end[1]);
+    for (int i = 0; i < 2; i++) {
+        if (end[i] >= 0) close(end[i]);
+        end[i] = -1;
+    }
     return error_set(e, "pipe: %s", strerror(failure));
 }
 
@@ -72,17 +80,18 @@ static inline bool process_ended(const Process *p, double seconds) {
     }
 }
 
-/* Kills the whole process group and reaps the child; safe to call twice. Returns the child's status as waitpid() does,
- * or -1 if it was not running. */
+/* Kills the whole process group and reaps the child and the guard; safe to call twice. Returns the child's status as
+ * waitpid() does, or -1 if it was not running. */
 static inline int process_kill(Process *p) {
+    int status = -1;
+    if (p->guard) kill(-p->guard, SIGKILL); /* the guard is not reaped yet, so the group id is not reused */
     if (p->in) close(p->in);
     if (p->out) close(p->out);
-    p->in = p->out = 0;
-    if (!p->pid) return -1;
-    int status = -1;
-    kill(-p->pid, SIGKILL); /* the child is not reaped yet, so the group id is not reused */
-    while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR) {}
-    p->pid = 0;
+    if (p->alive) close(p->alive);
+    while (p->guard && waitpid(p->guard, NULL, 0) < 0 && errno == EINTR) {}
+    while (p->pid && waitpid(p->pid, &status, 0) < 0 && errno == EINTR) {}
+    p->pid = p->guard = 0;
+    p->in = p->out = p->alive = 0;
     return status;
 }
 
@@ -94,15 +103,9 @@ static inline void process_close(Process *p) {
     process_kill(p);
 }
 
-/* Starts `command` in /bin/sh. */
-static inline bool process_open(Process *p, const char *command, Error *e) {
-    int down[2] = {-1, -1}, up[2] = {-1, -1};
-    *p = (Process){0};
-    if (!process_pipe(down, e)) return false;
-    if (!process_pipe(up, e)) {
-        close(down[0]), close(down[1]);
-        return false;
-    }
+/* Starts `command` in /bin/sh with these standard streams, as a member of the process group of `leader`, or as the
+ * leader of a new one if that is 0. output: -1 for the parent's. */
+static inline bool process_spawn(pid_t *pid, const char *command, pid_t leader, int input, int output, Error *e) {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, defaults;
@@ -113,25 +116,50 @@ static inline bool process_open(Process *p, const char *command, Error *e) {
     sigaddset(&defaults, SIGTERM);
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
-    posix_spawn_file_actions_adddup2(&actions, down[0], 0);
-    posix_spawn_file_actions_adddup2(&actions, up[1], 1);
+    posix_spawn_file_actions_adddup2(&actions, input, 0);
+    if (output >= 0) posix_spawn_file_actions_adddup2(&actions, output, 1);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    posix_spawnattr_setpgroup(&attributes, 0);
+    posix_spawnattr_setpgroup(&attributes, leader);
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     char *const words[] = {(char *)"sh", (char *)"-c", (char *)command, NULL};
-    const int failure = posix_spawn(&p->pid, "/bin/sh", &actions, &attributes, words, environ);
+    const int failure = posix_spawn(pid, "/bin/sh", &actions, &attributes, words, environ);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
-    close(down[0]), close(up[1]);
-    p->in = down[1];
-    p->out = up[0];
+    if (!failure) return true;
+    *pid = 0;
+    return error_set(e, "cannot start: %s", strerror(failure));
+}
+
+/* Starts the guard. A terminal's hangup or a kill of the command's own group, such as `kill 0`, does not end it. */
+static inline bool process_guard(Process *p, Error *e) {
+    static const char *const guard = "trap '' HUP INT QUIT TERM USR1 USR2; read -r _; kill -s KILL 0";
+    int end[2];
+    if (!process_pipe(end, e)) return false;
+    p->alive = end[1];
+    const bool ok = process_spawn(&p->guard, guard, 0, end[0], -1, e);
+    close(end[0]);
+    return ok;
+}
+
+/* Starts `command` in /bin/sh. */
+static inline bool process_open(Process *p, const char *command, Error *e) {
+    int down[2] = {-1, -1}, up[2] = {-1, -1};
+    *p = (Process){0};
+    bool ok = process_pipe(down, e);
+    if (ok) p->in = down[1];
+    ok = ok && process_pipe(up, e);
+    if (up[0] >= 0) p->out = up[0];
+    ok = ok && process_guard(p, e) && process_spawn(&p->pid, command, p->guard, down[0], up[1], e);
+    if (down[0] >= 0) close(down[0]);
+    if (up[1] >= 0) close(up[1]);
+    if (!ok) {
+        process_kill(p);
+        return false;
+    }
     fcntl(p->in, F_SETFL, O_NONBLOCK);
     fcntl(p->out, F_SETFL, O_NONBLOCK);
-    if (!failure) return true;
-    p->pid = 0;
-    process_kill(p);
-    return error_set(e, "cannot start: %s", strerror(failure));
+    return true;
 }
 
 /* write() that fails with EPIPE without raising SIGPIPE, however the program handles that signal. */

@@ -1,8 +1,16 @@
 /* program.h - process utilities for all programs: signals and peak memory.
  *
- * After program_start(), writing to a broken pipe is an error of write(), and SIGINT and SIGTERM are requests to stop:
- * the training loop checks program_stopping() once per step, saves its state and exits with status 0. A second signal,
- * one second or more later, exits immediately.
+ * After program_start(), writing to a broken pipe is an error of write(), and these signals are requests to stop: the
+ * training loop checks program_stopping() once per step, saves its state and exits with status 0.
+ *
+ *   INT, TERM      Ctrl-C, kill, timeout, mpirun, Slurm's end of a job
+ *   HUP            the terminal was closed; ignored if it was ignored at the start, as nohup does
+ *   USR1, USR2     a scheduler's warning before the end of a job (sbatch --signal=USR1@60)
+ *   XCPU, XFSZ     a limit on processor time, or on the size of a file, whose write() fails as well
+ *   PWR            the power supply fails
+ *
+ * INT or TERM, one second or more after the first of these signals, exits immediately. The others never do: the system
+ * repeats XCPU every second and XFSZ at every write. QUIT (Ctrl-\) keeps its default: it ends the program at once.
  */
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
@@ -18,18 +26,19 @@ static inline volatile sig_atomic_t *program_signal(void) {
     return &received;
 }
 
-/* A second signal ends the program, but not one within PROGRAM_GRACE seconds of the first: timeout(1) signals its child
- * and then its process group, so that the child gets the same signal twice. A second signal from a person comes
- * later. */
+/* A second INT or TERM ends the program, but not one within PROGRAM_GRACE seconds of the first signal: timeout(1) signals
+ * its child and then its process group, so that the child gets the same signal twice. A second signal from a person
+ * comes later. */
 static const double PROGRAM_GRACE = 1;
 
 static inline void program_on_signal(int number) {
     static volatile double first;
     volatile sig_atomic_t *received = program_signal();
     const double now = clock_seconds();
-    if (*received && now - first >= PROGRAM_GRACE) _exit(128 + number);
+    const bool urgent = number == SIGINT || number == SIGTERM;
+    if (*received && urgent && now - first >= PROGRAM_GRACE) _exit(128 + number);
     if (!*received) first = now;
-    *received = number;
+    if (!*received || urgent) *received = number;
 }
 
 /* The handler runs on its own stack. oneDNN's generated code seems to keep values beyond the stack pointer: with the
@@ -42,8 +51,10 @@ static inline void program_start(void) {
     stop.sa_flags = SA_RESTART | SA_ONSTACK;
     sigemptyset(&stop.sa_mask);
     sigemptyset(&ignore.sa_mask);
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
+    static const int stops[] = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ, SIGPWR};
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) sigaction(stops[i], &stop, NULL);
+    struct sigaction hangup;
+    if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &stop, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
 }
 

@@ -1,7 +1,7 @@
 /* huggingface_save.h - writer of a model's folder as Hugging Face has it.
  *
- * The folder is written under a temporary name next to its own, FOLDER.tmp.XXXXXX. When every file is on the disk, it
- * takes its name. An existing folder of that name is exchanged with it in one step and removed only afterwards; files
+ * The folder is written under a temporary name next to its own, FOLDER.llmc-XXXXXX.tmp. When every file is on the disk,
+ * it takes its name. An existing folder of that name is exchanged with it in one step and removed only afterwards; files
  * in it that are not part of a model, such as logs, are moved to the new folder, and all files if it has no
  * config.json. If anything fails, the existing folder is unchanged.
  *
@@ -504,6 +504,33 @@ static inline bool huggingface_check_output(const char *path, Error *e) {
     return ok;
 }
 
+/* Removes a temporary folder whose process has ended. If it was killed after the exchange, the folder may hold files that
+ * are not a model's: they are moved first. */
+static inline void huggingface_remove_leftover(const char *leftover, const char *path) {
+    char *config = huggingface_path(leftover, "config.json");
+    io_leftovers(config, false, writer_remove);
+    if (!access(config, F_OK)) huggingface_retire(leftover, path);
+    else rmdir(leftover);
+    free(config);
+}
+
+/* Creates a folder from the template `name` of io_temporary() and locks it. Returns its file descriptor, or -1 with
+ * errno. */
+static inline int huggingface_make_temporary(char *name) {
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+    for (;;) {
+        uint8_t random[6];
+        if (getentropy(random, sizeof random)) return -1;
+        for (int i = 0; i < 6; i++) name[strlen(name) - strlen("XXXXXX.tmp") + (size_t)i] = letters[random[i] % 62];
+        if (mkdir(name, 0700) && errno == EEXIST) continue;
+        const int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0) return -1;
+        while (flock(fd, LOCK_EX) && errno == EINTR) {}
+        if (!access(name, F_OK)) return fd;
+        close(fd); /* another process has taken it for a leftover before it was locked */
+    }
+}
+
 static inline bool huggingface_fill(const Model *m, const HuggingfaceOutput *o, const char *folder, Error *e) {
     return huggingface_put_config(&m->config, o, folder, e) && huggingface_put_generation(&m->config, o, folder, e) &&
            huggingface_put_text_files(o, folder, e) && huggingface_put_own(m, o, folder, e) &&
@@ -512,23 +539,24 @@ static inline bool huggingface_fill(const Model *m, const HuggingfaceOutput *o, 
 
 /* Writes the model's folder. */
 static inline bool huggingface_save(const Model *m, const HuggingfaceOutput *o, const char *path, Error *e) {
-    TextBuffer temporary = {0};
-    char *name = xstrdup(path);
+    char *name = xstrdup(path), *temporary;
+    int fd = -1;
     for (size_t n = strlen(name); n > 1 && name[n - 1] == '/'; n--) name[n - 1] = 0;
-    text_format(&temporary, "%s.tmp.XXXXXX", name);
     bool ok = huggingface_can_describe(&m->config, path, e) && huggingface_check_output(path, e);
-    if (ok && !mkdtemp(temporary.text)) {
+    if (ok) io_leftovers(name, true, huggingface_remove_leftover);
+    temporary = io_temporary(name);
+    if (ok && (fd = huggingface_make_temporary(temporary)) < 0) {
         ok = error_set(e, "%s: cannot create a temporary folder: %s", path, strerror(errno));
     } else if (ok) {
         const mode_t mask = umask(0);
         umask(mask);
-        chmod(temporary.text, 0777 & ~mask);
-        ok = huggingface_fill(m, o, temporary.text, e) && huggingface_take_place(temporary.text, name, e);
-        if (!ok) huggingface_remove_folder(temporary.text);
+        chmod(temporary, 0777 & ~mask);
+        ok = huggingface_fill(m, o, temporary, e) && huggingface_take_place(temporary, name, e);
+        if (!ok) huggingface_remove_folder(temporary);
         else writer_sync_directory(name);
+        close(fd);
     }
-    free(name);
-    text_free(&temporary);
+    free(name), free(temporary);
     return ok;
 }
 

@@ -51,6 +51,9 @@
 #define CHAT_LLAMA  "{begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>"
 #define CHAT_PLAIN  "{any}{content}{assistant}{content}{eos}"
 
+/* Limits of a custom template, which is read in linear time otherwise. */
+enum { CHAT_ROLES_MAX = 64, CHAT_SPECIALS_MAX = 1024 };
+
 typedef struct ChatMessage {
     const char *role, *content;
 } ChatMessage;
@@ -66,12 +69,12 @@ typedef enum { CHAT_WORDS, CHAT_SPECIAL, CHAT_ROLE, CHAT_EOS } ChatPieceKind;
 
 typedef struct ChatPiece {
     ChatPieceKind kind;
-    char *text; /* CHAT_WORDS, CHAT_SPECIAL */
+    TextBuffer text; /* CHAT_WORDS, CHAT_SPECIAL */
 } ChatPiece;
 
 typedef struct ChatText {
     ChatPiece *pieces;
-    int count;
+    int count, capacity;
 } ChatText;
 
 typedef struct ChatSection {
@@ -91,7 +94,7 @@ typedef struct ChatTemplate {
 /* ---- parsing --------------------------------------------------------------------------------------------------- */
 
 static inline void chat_text_free(ChatText *t) {
-    for (int i = 0; i < t->count; i++) free(t->pieces[i].text);
+    for (int i = 0; i < t->count; i++) text_free(&t->pieces[i].text);
     free(t->pieces);
     *t = (ChatText){0};
 }
@@ -113,16 +116,15 @@ static inline void chat_template_free(ChatTemplate *c) {
 
 /* Adds a piece; words are appended to preceding words. */
 static inline void chat_piece(ChatText *t, ChatPieceKind kind, const char *text, size_t n) {
-    ChatPiece *last = t->count ? &t->pieces[t->count - 1] : NULL;
-    if (kind == CHAT_WORDS && last && last->kind == CHAT_WORDS) {
-        const size_t length = strlen(last->text);
-        last->text = (char *)xrealloc(last->text, length + n + 1, 1);
-        memcpy(last->text + length, text, n);
-        last->text[length + n] = 0;
-        return;
+    const ChatPiece *last = t->count ? &t->pieces[t->count - 1] : NULL;
+    if (kind != CHAT_WORDS || !last || last->kind != CHAT_WORDS) {
+        if (t->count == t->capacity) {
+            t->capacity = t->capacity ? 2 * t->capacity : 8;
+            t->pieces = (ChatPiece *)xrealloc(t->pieces, (size_t)t->capacity, sizeof *t->pieces);
+        }
+        t->pieces[t->count++] = (ChatPiece){.kind = kind};
     }
-    t->pieces = (ChatPiece *)xrealloc(t->pieces, (size_t)t->count + 1, sizeof *t->pieces);
-    t->pieces[t->count++] = (ChatPiece){kind, text ? xstrndup(text, n) : NULL};
+    if (text) text_append(&t->pieces[t->count - 1].text, text, n);
 }
 
 /* Returns the length of the special token <...> at s, or 0. */
@@ -161,6 +163,7 @@ static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText
     }
     for (int i = 0; i < c->count; i++)
         if (!strcmp(c->sections[i].role, name)) return error_set(e, "chat template: has {%s} twice", name);
+    if (c->count == CHAT_ROLES_MAX) return error_set(e, "chat template: has more than %d roles", CHAT_ROLES_MAX);
     c->sections = (ChatSection *)xrealloc(c->sections, (size_t)c->count + 1, sizeof *c->sections);
     c->sections[c->count] = (ChatSection){.role = xstrdup(name)};
     *text = &c->sections[c->count++].prefix;
@@ -189,6 +192,7 @@ static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **
 static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e) {
     ChatText *text = NULL;
     bool open = false; /* the current section has no {content} yet */
+    int specials = 0;
     while (*s) {
         char name[32];
         const size_t tag = chat_tag(s, name), special = chat_special_length(s);
@@ -200,6 +204,8 @@ static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e)
                              "chat template '%.60s': expected chatml, llama, plain, or a text that begins with "
                              "{user}, {any} or another role",
                              c->spec);
+        else if (special && ++specials > CHAT_SPECIALS_MAX)
+            return error_set(e, "chat template: has more than %d special tokens", CHAT_SPECIALS_MAX);
         else if (special) chat_piece(text, CHAT_SPECIAL, s, special);
         else if (step == 2) chat_piece(text, CHAT_WORDS, s[1] == 'n' ? "\n" : s[1] == 't' ? "\t" : s + 1, 1);
         else if (*s == '{') return error_set(e, "chat template: '%.20s' is not a tag; write a literal brace as \\{", s);
@@ -216,11 +222,11 @@ static inline bool chat_find_stop(ChatTemplate *c, Error *e) {
     if (!assistant) return error_set(e, "chat template: has no section {assistant} or {any}");
     const ChatText *suffix = &assistant->suffix;
     for (int i = 0; i < suffix->count && !c->stop; i++) {
-        if (suffix->pieces[i].kind == CHAT_SPECIAL) c->stop = xstrdup(suffix->pieces[i].text);
+        if (suffix->pieces[i].kind == CHAT_SPECIAL) c->stop = xstrdup(suffix->pieces[i].text.text);
         if (suffix->pieces[i].kind == CHAT_EOS) c->stop = xstrdup("");
     }
     if (!c->stop && suffix->count == 1 && suffix->pieces[0].kind == CHAT_WORDS)
-        c->stop = xstrdup(suffix->pieces[0].text);
+        c->stop = xstrdup(suffix->pieces[0].text.text);
     return c->stop || error_set(e, "chat template: nothing after the assistant's {content} ends its turn; "
                                    "expected a special token, such as {eos}");
 }
@@ -255,7 +261,8 @@ static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error 
 
 static inline bool chat_add_text_specials(const ChatText *text, Tokenizer *t, Error *e) {
     for (int i = 0; i < text->count; i++)
-        if (text->pieces[i].kind == CHAT_SPECIAL && !tokenizer_add_special(t, text->pieces[i].text, e)) return false;
+        if (text->pieces[i].kind == CHAT_SPECIAL && !tokenizer_add_special(t, text->pieces[i].text.text, e))
+            return false;
     return true;
 }
 
@@ -276,14 +283,14 @@ static inline bool chat_encode_text(const ChatText *text, const Tokenizer *t, co
         const ChatPiece *p = &text->pieces[i];
         if (p->kind == CHAT_EOS) token_list_append(out, t->eos);
         else if (p->kind == CHAT_SPECIAL) {
-            const int32_t id = tokenizer_special(t, p->text);
-            if (id < 0) return error_set(e, "chat template: the tokenizer has no special token %s", p->text);
+            const int32_t id = tokenizer_special(t, p->text.text);
+            if (id < 0) return error_set(e, "chat template: the tokenizer has no special token %s", p->text.text);
             token_list_append(out, id);
         } else {
             /* words around {role} are encoded as one text */
             TextBuffer words = {0};
             for (; i < text->count && (text->pieces[i].kind == CHAT_WORDS || text->pieces[i].kind == CHAT_ROLE); i++)
-                text_string(&words, text->pieces[i].kind == CHAT_ROLE ? role : text->pieces[i].text);
+                text_string(&words, text->pieces[i].kind == CHAT_ROLE ? role : text->pieces[i].text.text);
             i--;
             const bool ok = tokenizer_encode(t, words.text, words.length, TOKENIZER_CONTINUES, out, e);
             text_free(&words);
@@ -455,7 +462,7 @@ static inline void chat_render_text(const ChatText *text, const Tokenizer *t, co
     for (int i = 0; i < text->count; i++) {
         const ChatPiece *p = &text->pieces[i];
         if (p->kind == CHAT_EOS) tokenizer_decode(t, &t->eos, 1, true, out);
-        else text_string(out, p->kind == CHAT_ROLE ? role : p->text);
+        else text_string(out, p->kind == CHAT_ROLE ? role : p->text.text);
     }
 }
 

@@ -7,21 +7,22 @@
  *     Companion c = {0};
  *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: a new run
  *     c.save = run;                                                  // writes the model to the path that it is given
- *     companion_save(&c, "ppo.bin.state", step, true);               // before the state is written
+ *     companion_save(&c, "ppo.bin.state", step, true, &e);           // before the state is written
  *     companion_forget(&c, true);                                    // after it is written
  *     companion_free(&c);
  */
 #ifndef LLMC_TRAIN_COMPANION_H
 #define LLMC_TRAIN_COMPANION_H
 
-#include "../base/error.h" /* xmalloc */
+#include "../base/error.h" /* Error, xmalloc */
 #include <unistd.h>
 
 typedef struct Companion {
-    const char *kind;                              /* part of the file's name */
-    void (*save)(void *context, const char *path); /* writes the model; NULL: there is no companion */
-    void *context;                                 /* its first argument */
-    char *written, *stale;                         /* files of the last state and of the state before it */
+    const char *kind; /* part of the file's name */
+    /* Writes the model to a path; NULL: there is no companion. */
+    bool (*save)(void *context, const char *path, Error *e);
+    void *context;         /* its first argument */
+    char *written, *stale; /* files of the last state and of the state before it */
 } Companion;
 
 static inline char *companion_path(const char *kind, const char *state, int64_t step) {
@@ -41,8 +42,8 @@ static inline const char *companion_resume(Companion *c, const char *kind, const
 
 /* Writes the companion of a state that is about to be written. writes: this rank writes files. The companion of a state
  * at another path, from which the run was resumed, is kept. */
-static inline void companion_save(Companion *c, const char *state, int64_t step, bool writes) {
-    if (!c->save) return;
+static inline bool companion_save(Companion *c, const char *state, int64_t step, bool writes, Error *e) {
+    if (!c->save) return true;
     char *before = c->written;
     c->written = companion_path(c->kind, state, step);
     const size_t same = strlen(state) + 1 + strlen(c->kind) + 1;
@@ -50,7 +51,7 @@ static inline void companion_save(Companion *c, const char *state, int64_t step,
     free(c->stale);
     c->stale = replaced ? before : NULL;
     if (!replaced) free(before);
-    if (writes) c->save(c->context, c->written);
+    return !writes || c->save(c->context, c->written, e);
 }
 
 /* Removes the companion of the previous state. Call it after the new state is written. */

@@ -68,13 +68,12 @@ static inline void value_head_start(Model *m, const ModelFile *f, const char *pa
 }
 
 /* The trainer's companion.save(). */
-static inline void critic_save(void *critic, const char *path) {
+static inline bool critic_save(void *critic, const char *path, Error *e) {
     const Critic *c = (const Critic *)critic;
-    Error e;
     char counters[128];
     snprintf(counters, sizeof counters, "{\"stage\":\"critic\",\"step\":%lld,\"optimizer_step\":%lld}",
              (long long)c->t->step, (long long)c->optimizer.step);
-    if (!model_save(&c->model, &c->file, path, MODEL_FLOAT32, &c->optimizer, counters, &e)) die("%s", e.text);
+    return model_save(&c->model, &c->file, path, MODEL_FLOAT32, &c->optimizer, counters, e);
 }
 
 /* Takes the optimizer's counter from a resumed critic. Ends the program if it is not the critic of the resumed

@@ -329,9 +329,10 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     free(q), free(out);
 }
 
-/* Decodes completions [0, count) and computes their rewards, which are 0 if there are no verifiers. */
+/* Decodes completions [0, count) and computes their rewards, which are 0 if there are no verifiers. If a reward program
+ * fails on any rank, the run ends with the state of the last step. Collective. */
 static inline void generation_score_completions(Generation *g, ScoredCompletion *scored, int32_t count) {
-    Error e;
+    Error e = {""};
     const size_t K = (size_t)g->rewards.count;
     RewardInput *in = (RewardInput *)xcalloc((size_t)count, sizeof *in);
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
@@ -341,7 +342,7 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
         in[i] =
             prompts_input(&g->train, scored[i].prompt, scored[i].text, c, scored[i].id, (int32_t)g->o->max_completion);
     }
-    if (K && !rewards_score(&g->rewards, in, count, parts, total, &e)) die("%s", e.text);
+    trainer_require(g->t, !K || rewards_score(&g->rewards, in, count, parts, total, &e), &e);
     for (int32_t i = 0; i < count; i++) {
         scored[i].reward = total[i];
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);

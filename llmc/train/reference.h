@@ -119,10 +119,9 @@ static inline void reference_close(Reference *r) {
 /* ---- a reference that follows the policy ----------------------------------------------------------------------- */
 
 /* The trainer's companion.save(). */
-static inline void reference_save(void *reference, const char *path) {
+static inline bool reference_save(void *reference, const char *path, Error *e) {
     const Reference *r = (const Reference *)reference;
-    Error e;
-    if (!model_save(&r->model, &r->t->file, path, MODEL_FLOAT32, NULL, NULL, &e)) die("%s", e.text);
+    return model_save(&r->model, &r->t->file, path, MODEL_FLOAT32, NULL, NULL, e);
 }
 
 /* Opens a reference that reference_follow() will move; its arguments are those of reference_open(). */

@@ -31,18 +31,18 @@ static inline bool resume_listed(const char *option, const char *const *list, si
 /* Whether an option cannot change the result: paths of outputs, memory, logging, ranks. Such options are not in the
  * lineage. */
 static inline bool resume_place(const char *option) {
-    static const char *const places[] = {"output",      "state",  "best",         "resume",    "metrics",
-                                         "tensorboard", "report", "micro-tokens", "recompute", "logging-steps",
-                                         "save-steps",  "zero",   "dist-timeout"};
+    static const char *const places[] = {"output",      "state",  "best",         "resume",        "metrics",
+                                         "tensorboard", "report", "micro-tokens", "recompute",     "logging-steps",
+                                         "save-steps",  "zero",   "dist-timeout", "critic-output", "adapter-output"};
     return resume_listed(option, places, sizeof places / sizeof *places);
 }
 
 /* Whether a resumed run may change an option that is in the lineage: evaluation, samples, the device, outputs. */
 static inline bool resume_free(const char *option) {
-    static const char *const options[] = {"val",           "eval-steps",    "eval-on-start",  "eval-prompts",
-                                          "eval-samples",  "sample-steps",  "sample-count",   "max-bad-steps",
-                                          "sample-tokens", "slots",         "device",         "dtype",
-                                          "output-dtype",  "critic-output", "adapter-output", "reward-timeout"};
+    static const char *const options[] = {"val",           "eval-steps",    "eval-on-start", "eval-prompts",
+                                          "eval-samples",  "sample-steps",  "sample-count",  "max-bad-steps",
+                                          "sample-tokens", "slots",         "device",        "dtype",
+                                          "output-dtype",  "reward-timeout"};
     return resume_place(option) || resume_listed(option, options, sizeof options / sizeof *options);
 }
 

@@ -19,8 +19,12 @@
  *     dist_grads_begin()     announces the number of backward passes that this rank is about to make
  *     dist_sum()             sums the loss and the counts over the ranks, before trainer_update()
  *
- * The counters that a resumed run needs are a JSON object in the state; each trainer adds its own to t->state. An error
- * ends the program with one line on standard error.
+ * The counters that a resumed run needs are a JSON object in the state; each trainer adds its own to t->state, before
+ * trainer_should_stop(). An error ends the program with one line on standard error. If it is not the model's, such as a
+ * full disk under the metrics or a reward program that has ended, the training state is written first:
+ *
+ *     trainer_later()        notes a failure in the middle of a step, for the next trainer_should_stop()
+ *     trainer_require()      ends the run at once, on all ranks, with the state of the last step
  */
 #ifndef LLMC_TRAIN_TRAINER_H
 #define LLMC_TRAIN_TRAINER_H
@@ -30,6 +34,7 @@
 #include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
+#include "../base/output.h"            /* OutputPaths */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
@@ -84,8 +89,12 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate; /* learning rate of the last step */
-    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
+    double learning_rate;  /* learning rate of the last step */
+    Companion companion;   /* a second model that is saved with every state; unused unless the trainer sets it */
+    bool intact;           /* the weights are those of the counters in `state`, so that a state can be written */
+    int64_t intact_tokens; /* `tokens` at that time */
+    Error broken;          /* the failure that ends the run at the next trainer_should_stop(); "" until then */
+    bool written;          /* the outputs are written */
 } Trainer;
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
@@ -111,11 +120,13 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
 }
 
 /* The path of the state: --state, or the path of the output or of the adapters, without slashes at its end, with .state
- * appended. NULL if there is no such path. */
+ * appended. NULL if there is no such path: the output is a stream or a device. */
 static inline char *trainer_state_path(const TrainerOptions *o) {
+    struct stat about;
     if (o->state) return xstrdup(o->state);
     const char *output = o->output ? o->output : o->adapter_output;
     if (!output || !strcmp(output, "-")) return NULL;
+    if (!stat(output, &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode)) return NULL;
     size_t n = strlen(output);
     while (n > 1 && output[n - 1] == '/') n--;
     char *path = (char *)xmalloc(n + 7);
@@ -147,14 +158,44 @@ static inline void trainer_check_options(TrainerOptions *o, const Option *table,
     free(state);
 }
 
-/* Rejects a command line with two streams on standard output or input, or with an output that cannot be written, before
- * the run starts. best: one more output file of the trainer, or NULL. */
-static inline void trainer_check_files(const TrainerOptions *o, const char *const inputs[], int count,
-                                       const char *best) {
+/* How a run uses the path of an option. */
+static inline OutputUse trainer_use(const char *option) {
+    static const char *const written[] = {"output", "best", "metrics", "report", "critic-output", "adapter-output"};
+    if (!strcmp(option, "resume")) return OUTPUT_RESUMED;
+    for (size_t i = 0; i < sizeof written / sizeof *written; i++)
+        if (!strcmp(option, written[i])) return OUTPUT_WRITTEN;
+    return OUTPUT_READ;
+}
+
+/* Rejects a command line on which an output is also an input or another output, also through links, and ends the
+ * program if another run is writing one of the outputs. TensorBoard's folder may be that of other files. */
+static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
+    Error e;
+    OutputPaths p = {0};
+    const bool lines = o->metrics && strcmp(o->metrics, "-");
+    char *state = trainer_state_path(o), *samples = lines ? metrics_samples_path(o->metrics) : NULL;
+    for (const Option *i = table; i->kind != OPT_END; i++) {
+        const bool names = i->kind == OPT_TEXT && (!strcmp(i->argument, "FILE") || !strcmp(i->argument, "DIR"));
+        if (names && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
+            output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
+    }
+    output_add(&p, "state", state, OUTPUT_STATE);
+    output_add(&p, "metrics", samples, OUTPUT_WRITTEN);
+    if (!output_distinct(&p, &e)) usage_error("%s", e.text);
+    if (!output_lock(&p, &e)) die("%s", e.text);
+    output_free(&p);
+    free(state), free(samples);
+}
+
+/* Rejects a command line with two streams on standard output or input, with one path for two things, or with an output
+ * that cannot be written, before the run starts. best: one more output file of the trainer, or NULL. */
+static inline void trainer_check_files(const TrainerOptions *o, const Option *table, const char *const inputs[],
+                                       int count, const char *best) {
     Error e;
     Writer w;
     struct stat about;
-    const char *outputs[] = {o->output, o->state, best, o->metrics, o->report};
+    char *state = trainer_state_path(o);
+    const char *outputs[] = {o->output, best, state, o->metrics, o->report};
     int in = 0, out = 0;
     for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
     for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
@@ -162,11 +203,11 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
     if (in > 1) usage_error("-: only one input can be standard input");
     if (out > 1) usage_error("-: only one output can be standard output");
-    if (launch.rank) return;
-    if (o->adapter_output && !peft_make_folder(o->adapter_output, &e)) die("%s", e.text);
-    for (int i = 0; i < 3; i++) {
+    if (!launch.rank) trainer_claim(o, table);
+    if (!launch.rank && o->adapter_output && !peft_make_folder(o->adapter_output, &e)) die("%s", e.text);
+    for (int i = 0; i < 3 && !launch.rank; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
-        if (outputs[i] != o->state && huggingface_is_output(outputs[i])) {
+        if (i < 2 && huggingface_is_output(outputs[i])) {
             if (!huggingface_check_output(outputs[i], &e)) die("%s", e.text);
             continue;
         }
@@ -175,18 +216,26 @@ static inline void trainer_check_files(const TrainerOptions *o, const char *cons
         if (!writer_open(&w, outputs[i], &e)) die("%s", e.text);
         writer_abort(&w);
     }
+    free(state);
 }
 
 /* ---- ranks ----------------------------------------------------------------------------------------------------- */
 
-/* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state. */
+static inline bool trainer_write_state(Trainer *t, const char *path, Error *e);
+
+/* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state, which is first
+ * written, if that is possible without the other ranks. A GPU may still wait for them, so it is not asked. */
 static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
+    Error unwritten = {""};
     metrics_clear(&t->metrics);
     char *state = trainer_state_path(t->o);
+    if (state && t->intact && t->step && !t->optimizer.sharded && !t->backend->stream)
+        trainer_write_state(t, state, &unwritten);
     const bool there = state && !access(state, R_OK);
-    fprintf(stderr, "%s: %s; the run ends in step %lld%s%s\n", program_invocation_short_name, e->text,
-            (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "");
+    fprintf(stderr, "%s: %s; the run ends in step %lld%s%s%s%s\n", program_invocation_short_name, e->text,
+            (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "",
+            unwritten.text[0] ? "; " : "", unwritten.text);
 }
 
 /* Ends the run if a rank's value differs from that of rank 0. what: the file or options that it belongs to.
@@ -289,6 +338,8 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     t->bad_steps = state_int(s, "bad_steps");
     t->tokens = state_int(s, "tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
+    t->intact = true;
+    t->intact_tokens = t->tokens;
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
         die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
@@ -500,6 +551,8 @@ static inline void trainer_update(Trainer *t, double loss) {
     if (!model_sync(&t->model, &e)) die("%s", e.text);
     t->learning_rate = t->o->learning_rate * schedule_at(&t->schedule, t->step);
     t->last_bad = !isfinite(loss);
+    dist_grads_settle(&t->grads); /* the weights change after it */
+    t->intact = false;
     if (t->last_bad) {
         dist_grads_discard(&t->grads);
         t->update = (OptimizerResult){.grad_norm = NAN, .skipped = true};
@@ -512,6 +565,11 @@ static inline void trainer_update(Trainer *t, double loss) {
     if (t->bad_steps > t->o->max_bad_steps)
         die("step %lld: %lld steps were skipped for NaN or infinity, --max-bad-steps allows %lld", (long long)t->step,
             (long long)t->bad_steps, (long long)t->o->max_bad_steps);
+}
+
+/* Notes a failure that ends the run at the next trainer_should_stop(), after the state is written. */
+static inline void trainer_later(Trainer *t, const Error *e) {
+    if (!t->broken.text[0]) t->broken = *e;
 }
 
 /* Ends the step: sets the common metrics, writes the record, prints the line (format: the method's own part of it) and
@@ -540,7 +598,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
         snprintf(mfu, sizeof mfu, ", MFU %.1f%%", 100 * flops / seconds / t->nominal_peak);
     }
     if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
-    if (!metrics_step(m, t->step, &e)) die("%s", e.text);
+    if (!t->broken.text[0] && !metrics_step(m, t->step, &e)) trainer_later(t, &e);
     if (t->step % t->o->logging_steps == 0 || t->step == t->steps)
         metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
                      (long long)t->step, (long long)t->steps, loss, text, t->update.grad_norm, t->learning_rate,
@@ -548,37 +606,70 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
-/* Writes the training state to `path`. --resume continues from it as if the run had not been interrupted, on any number
- * of ranks. Collective. */
-static inline void trainer_save_state(Trainer *t, const char *path) {
-    Error e;
-    companion_save(&t->companion, path, t->step, !t->dist.rank);
+/* Sets the counters of the state. */
+static inline void trainer_set_counters(Trainer *t) {
     json_object_set_new(t->state, "stage", json_string(t->program));
     json_object_set_new(t->state, "step", json_integer(t->step));
     json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
-    json_object_set_new(t->state, "tokens", json_integer(t->tokens));
+    json_object_set_new(t->state, "tokens", json_integer(t->intact_tokens));
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
-    if (t->dist.rank) {
-        if (!model_save_beside(&t->model, &t->optimizer, &e)) dist_failed(&t->dist, &e);
-        companion_forget(&t->companion, false);
-        return;
-    }
+}
+
+/* Writes the training state to `path`, on a single rank. */
+static inline bool trainer_write_state(Trainer *t, const char *path, Error *e) {
+    trainer_set_counters(t);
+    if (!companion_save(&t->companion, path, t->step, true, e)) return false;
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    if (!model_save(&t->model, &t->file, path, MODEL_FLOAT32, &t->optimizer, text, &e)) die("%s", e.text);
-    metrics_line(&t->metrics, "state written to %s", path);
+    const bool ok = model_save(&t->model, &t->file, path, MODEL_FLOAT32, &t->optimizer, text, e);
+    if (ok) metrics_line(&t->metrics, "state written to %s", path);
     free(text);
-    companion_forget(&t->companion, true);
+    if (ok) companion_forget(&t->companion, true);
+    return ok;
+}
+
+/* Writes the training state to `path`. --resume continues from it as if the run had not been interrupted, on any number
+ * of ranks. False if it cannot be written; only rank 0 notices. Collective. */
+static inline bool trainer_save_state(Trainer *t, const char *path, Error *why) {
+    Error e;
+    if (!t->dist.rank) return trainer_write_state(t, path, why);
+    companion_save(&t->companion, path, t->step, false, &e);
+    trainer_set_counters(t);
+    if (!model_save_beside(&t->model, &t->optimizer, &e)) dist_failed(&t->dist, &e);
+    companion_forget(&t->companion, false);
+    return true;
+}
+
+/* Ends the run on all ranks if `ok` is false on any of them, after the state of the last step is written; e: the reason
+ * on this rank. Collective. */
+static inline void trainer_require(Trainer *t, bool ok, const Error *e) {
+    const int ranks = t->dist.ranks;
+    if (!dist_any(&t->dist, !ok)) return;
+    char *path = t->intact && t->step ? trainer_state_path(t->o) : NULL;
+    Error *all = (Error *)xcalloc((size_t)ranks, sizeof *all), mine = {""};
+    if (!ok) mine = *e;
+    dist_exchange(&t->dist, &mine, all, sizeof mine);
+    if (path && !trainer_save_state(t, path, &mine)) metrics_line(&t->metrics, "no state is written: %s", mine.text);
+    if (t->dist.rank) pause(); /* the launcher ends this rank */
+    metrics_clear(&t->metrics);
+    for (int r = 0; r < ranks; r++)
+        if (all[r].text[0]) die(r ? "%s (rank %d)" : "%s", all[r].text, r);
+    exit(1);
 }
 
 /* Call it wherever a run may be resumed; steps: optimizer steps since the last call. Writes the state when --save-steps
- * is due, or when a signal asked any rank to stop. Returns true if the run must stop. Collective. */
+ * is due, when a signal asked any rank to stop, or before the run ends because of trainer_later(). Returns true if the
+ * run must stop. Collective. */
 static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
+    Error e;
     const bool stopping = dist_any(&t->dist, program_stopping());
     const int64_t every = t->o->save_steps;
+    t->intact = true;
+    t->intact_tokens = t->tokens;
+    trainer_require(t, !t->broken.text[0], &t->broken);
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t->o);
-    if (path) trainer_save_state(t, path);
-    else warn("no state is written: give --state FILE");
+    if (path && !trainer_save_state(t, path, &e)) die("%s", e.text);
+    if (!path) warn("no state is written: give --state FILE");
     if (stopping)
         metrics_line(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
                      path ? "; continue with --resume" : "");
@@ -586,20 +677,31 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     return stopping;
 }
 
+/* Writes the model; a failure ends the run at the next trainer_should_stop() or trainer_close(). */
 static inline void trainer_save_model(Trainer *t, const char *path) {
     Error e;
     if (t->dist.rank) return;
-    if (!model_save(&t->model, &t->file, path, (ModelDtype)t->o->output_dtype, NULL, NULL, &e)) die("%s", e.text);
+    if (!model_save(&t->model, &t->file, path, (ModelDtype)t->o->output_dtype, NULL, NULL, &e)) trainer_later(t, &e);
+}
+
+/* Writes the model, unless a signal has stopped the run. If that fails, the run ends with its state. trainer_close()
+ * calls it, too; a trainer with a companion calls it before it closes the companion's model. Collective. */
+static inline void trainer_write(Trainer *t, bool stopped) {
+    Error e;
+    if (t->written) return;
+    t->written = true;
+    if (!stopped && t->o->output) trainer_save_model(t, t->o->output);
+    if (!stopped && t->o->adapter_output && !t->dist.rank &&
+        !peft_write(&t->model, t->o->adapter_output, t->o->checkpoint, &e))
+        trainer_later(t, &e);
+    trainer_require(t, !t->broken.text[0], &t->broken);
 }
 
 /* Ends the run and writes the model. stopped: a signal ended the run; then no model is written. Collective. */
 static inline void trainer_close(Trainer *t, bool stopped) {
     Error e;
     char a[16], b[16];
-    if (!stopped && t->o->output) trainer_save_model(t, t->o->output);
-    if (!stopped && t->o->adapter_output && !t->dist.rank &&
-        !peft_write(&t->model, t->o->adapter_output, t->o->checkpoint, &e))
-        die("%s", e.text);
+    trainer_write(t, stopped);
     const bool apart = t->backend->memory_peak != NULL;
     metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
                  program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
