@@ -23,7 +23,7 @@
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, die, Error, ... */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die, ... */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* dist_total, DIST_FIELDS, dist_complete, dist_cut, ... */
@@ -54,7 +54,7 @@
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_hash, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
-#include "llmc/train/trainer.h"            /* Trainer, state_int, state_real, trainer_announce, ... */
+#include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 #define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"

@@ -1,6 +1,6 @@
 /* test_io.c - io.h: round trips, pipes, zstd, atomic writes, and every way in which reading or writing can fail. */
 #include "../llmc/base/error.h" /* Error */
-#include "../llmc/base/io.h"    /* IO_BUFFER, writer_open, reader_close, Reader, ... */
+#include "../llmc/base/io.h"    /* writer_open, IO_BUFFER, reader_close, Reader, ... */
 #include "files.h"              /* files_path, files_assert_error, files_put, files_assert_content, ... */
 #include <sys/resource.h>
 

@@ -9,7 +9,7 @@
 
 #include "../llmc/base/clock.h"   /* clock_seconds */
 #include "../llmc/base/error.h"   /* Error, xmalloc, xcalloc */
-#include "../llmc/base/process.h" /* Process, PROCESS_READ, process_close, process_open, ... */
+#include "../llmc/base/process.h" /* Process, PROCESS_READ, process_open, process_close, ... */
 
 static int open_files(void) {
     int count = 0;

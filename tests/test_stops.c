@@ -4,10 +4,10 @@
  * reward program that fails and a full disk under the metrics. No path serves two things, two runs do not share an
  * output, and a kill leaves neither temporary files nor reward programs. Needs train_sft, train_grpo and
  * data/make_shard. */
-#include "files.h"  /* files_path, files_put, files_count, files_assert_content */
-#include "models.h" /* models_setup, models_teardown, refused */
-#include "run.h"    /* sh, assert_same_file, run_start, run_until, run_wait, ... */
-#include "shell.h"  /* said, assert_holds, put, run */
+#include "files.h"  /* files_path */
+#include "models.h" /* refused, models_setup, models_teardown */
+#include "run.h"    /* sh, run_start, run_until, run_wait, ... */
+#include "shell.h"  /* assert_holds, said, run, put */
 #include <glob.h>
 
 #define SFT  "./train_sft -c $T/base.bin -i $T/chat.shard -l 1e-3 --batch-tokens 64 --lr-scheduler-type constant "

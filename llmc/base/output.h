@@ -15,7 +15,7 @@
 #ifndef LLMC_BASE_OUTPUT_H
 #define LLMC_BASE_OUTPUT_H
 
-#include "error.h" /* Error, error_set, xrealloc, xstrdup */
+#include "error.h" /* Error, error_set, xrealloc */
 #include "io.h"    /* XXH3_64bits, io_target */
 #include <sys/socket.h>
 #include <sys/stat.h>

@@ -28,7 +28,7 @@
 #define LLMC_MODEL_HUGGINGFACE_SAVE_H
 
 #include "../base/error.h"            /* Error, error_set, xstrdup, xmalloc, ... */
-#include "../base/io.h"               /* XXH3_64bits, Writer, writer_abort, writer_commit, ... */
+#include "../base/io.h"               /* XXH3_64bits, io_leftovers, Writer, io_temporary, ... */
 #include "../base/text.h"             /* text_free, TextBuffer, TokenList, text_format, ... */
 #include "../text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_load */
 #include "../text/tokenizer_write.h"  /* tokenizer_edit_config, tokenizer_edit_json, tokenizer_to_config, ... */

@@ -6,7 +6,8 @@
  *
  *     Companion c = {0};
  *     const char *from = companion_resume(&c, "critic", NULL, 0);    // NULL: a new run
- *     c.save = run;                                                  // writes the model to the path that it is given
+ *     bool critic_save(void *critic, const char *path, Error *e);    // writes the model
+ *     c.save = critic_save;
  *     companion_save(&c, "ppo.bin.state", step, true, &e);           // before the state is written
  *     companion_forget(&c, true);                                    // after it is written
  *     companion_free(&c);

@@ -34,11 +34,11 @@
 #include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/output.h"            /* OutputPaths */
+#include "../base/output.h"            /* output_add, OUTPUT_WRITTEN, OUTPUT_READ, OUTPUT_RESUMED, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
-#include "../dist/dist.h"              /* dist_total, Dist, dist_any, dist_close, ... */
+#include "../dist/dist.h"              /* dist_total, dist_any, Dist, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
 #include "../model/backend.h"          /* Backend, Device, Dtype */
 #include "../model/batch.h"            /* Batch, batch_pairs */
@@ -59,8 +59,8 @@
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
 #include "../records/shard.h"          /* Shard */
 #include "../records/shard_fits.h"     /* fit_shard */
-#include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_header, ... */
-#include "companion.h"                 /* companion_forget, Companion, companion_free, companion_save */
+#include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_clear, ... */
+#include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
 #include "resume.h"                    /* resume_place, resume_changes, resume_text, resume_update */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
