@@ -26,9 +26,9 @@ static int setup(void **state) {
     sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard");
     sh("./train_sft --layers 1 --width 16 --heads 1 --context 16 -i $T/chat.shard -x 3 --batch-tokens 64 "
        "-o $T/base.bin");
-    /* a reward program that ends after this many answers; its score depends on the completion alone */
+    /* a reward program that ends after $T/limit answers; its score depends on the completion alone */
     put("judge.sh",
-        "n=0\nwhile read -r line; do n=$((n + 1)); [ $n -gt $1 ] && exit 3; echo $((${#line} % 3)); done\n");
+        "n=0\nwhile read -r line; do n=$((n + 1)); [ $n -gt $(cat $T/limit) ] && exit 3; echo $((${#line} % 3)); done\n");
     return 0;
 }
 
@@ -54,7 +54,7 @@ static void signals_leave_a_state(void **state) {
         assert_holds(said, "stopped by a signal after step ");
         assert_int_equal(access(files_path("s.state"), R_OK), 0);
     }
-    sh(SFT "-x $(($(wc -l < $T/s.jsonl) + 1)) -o $T/s --resume $T/s.state");
+    run(124, "timeout 1 " SFT "-x 1000000 -o $T/s --resume $T/s.state"); /* it is a state that can be resumed */
 }
 
 /* nohup: a run that ignores hangups goes on. */
@@ -84,12 +84,15 @@ static void timeout_leaves_a_state(void **state) {
  * failure. */
 static void a_dead_reward_program(void **state) {
     (void)state;
-    sh(GRPO "-x 6 -o $T/whole --reward-cmd 'sh $T/judge.sh 1000'");
-    run(1, GRPO "-x 6 -o $T/part --reward-cmd 'sh $T/judge.sh 13'");
+    put("limit", "1000");
+    sh(GRPO "-x 6 -o $T/whole --reward-cmd 'sh $T/judge.sh'");
+    put("limit", "13");
+    run(1, GRPO "-x 6 -o $T/part --reward-cmd 'sh $T/judge.sh'");
     assert_holds(said, "state written to ");
-    assert_holds(said, "judge.sh 13': ended with exit status 3 after 1 of 4 answers");
+    assert_holds(said, "judge.sh': ended with exit status 3 after 1 of 4 answers");
     assert_int_equal(access(files_path("part"), F_OK), -1);
-    sh(GRPO "-x 6 -o $T/part --reward-cmd 'sh $T/judge.sh 1000' --resume $T/part.state");
+    put("limit", "1000");
+    sh(GRPO "-x 6 -o $T/part --reward-cmd 'sh $T/judge.sh' --resume $T/part.state");
     assert_same_file("whole", "part");
     /* garbage instead of a number */
     run(1, GRPO "-x 6 -o $T/part --state $T/garbage.state --reward-cmd \"sed -u '9s/.*/x/;s/^{.*/1/'\"");
