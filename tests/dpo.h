@@ -34,7 +34,7 @@ static int dpo_setup(void **state) {
     sh(RULE "--count 40 --seed 3 --format unpaired" SHARD "$T/heldlabels.shard");
     sh("./train_sft --layers 1 --width 32 --heads 2 --context 16 -i $T/chat.shard -o $T/sft.bin -x 40 -l 5e-3 "
        "--batch-tokens 512");
-    sh("./train_sft -c $T/sft.bin --context 16 -i $T/chat.shard -o $T/other.bin -x 20 -l 5e-3 --batch-tokens 256");
+    sh("./train_sft -c $T/sft.bin -i $T/chat.shard -o $T/other.bin -x 20 -l 5e-3 --batch-tokens 256");
     return 0;
 }
 

@@ -199,11 +199,7 @@ static void files_of_another_kind(void **state) {
 static void vocabularies_tokenizers_and_lengths(void **state) {
     (void)state;
     refuses(1, true, "vocabulary of 264 does not fit the model's 260",
-            "./train_sft -c $T/m.bin -o $T/kept -x 1 -i $T/large.shard");
-    refuses(1, true, "vocabulary of 264 does not fit the model's 260",
             "./train_sft -c $T/m.bin -o $T/kept -x 1 -i $T/chat.shard -j $T/large.shard");
-    refuses(1, true, "vocabulary of 264 does not fit the model's 260",
-            "./train_grpo " ANSWERS "-c $T/m.bin -o $T/kept -i $T/largetasks.shard");
     refuses(1, true, "vocabulary of 264 does not fit the model's 260",
             "./train_grpo " ANSWERS "-c $T/m.bin -o $T/kept -i $T/tasks.shard -j $T/largetasks.shard");
     refuses(1, true, "does not fit the model's 260", "./evaluate -c $T/m.bin -i $T/large.shard");
