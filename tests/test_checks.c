@@ -79,6 +79,34 @@ static void options_of_one_trainer(void **state) {
     unused("./train_ppo", "--penalty-reward-value -3", "--penalty-reward-value");
 }
 
+static void options_of_programs_that_do_not_train(void **state) {
+    (void)state;
+    const struct {
+        const char *command, *named;
+    } bad[] = {
+        {"./generate -c $T/base.bin -o $T/kept --temperature 0 --top-k 3 a", "--top-k: "},
+        {"./generate -c $T/base.bin -o $T/kept --temperature 0 --seed 42 a", "--seed: "},
+        {"./generate -c $T/base.bin -o $T/kept --temperature 0 --num-samples 2 a", "--temperature 0: "},
+        {"./generate -c $T/base.bin -o $T/kept --raw --chat-template chatml a", "--chat-template: "},
+        {"./evaluate -c $T/base.bin -i $T/plain.shard --num-samples 8", "--num-samples: used only for a prompt shard"},
+        {"./evaluate -c $T/base.bin -i $T/plain.shard --temperature 0.5", "--temperature: "},
+        {"./evaluate -c $T/base.bin -i $T/tasks.shard --max-length 8", "--max-length: "},
+        {"./evaluate -c $T/base.bin -i $T/tasks.shard --num-samples 0 --top-p 0.9", "--top-p: "},
+        {"./evaluate --reward-model $T/rm.bin -i $T/prefs.shard -g 9",
+         "--max-new-tokens: used only for a prompt shard"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) refused_output("kept", 2, bad[i].command, bad[i].named);
+}
+
+/* The table of options, which the report and the lineage repeat, names the choice that `auto` stands for. */
+static void the_whitening_that_is_used(void **state) {
+    (void)state;
+    sh("./train_ppo -c $T/base.bin -o $T/x.bin -x 1 -i $T/tasks.shard -g 4 -p 2 --reward length=3");
+    assert_holds(said, "| whiten-advantages            | yes ");
+    sh("./train_ppo -c $T/base.bin -o $T/x.bin -x 1 -i $T/tasks.shard -g 4 -p 2 --reward length=3 --algo rloo");
+    assert_holds(said, "| whiten-advantages            | no ");
+}
+
 /* ---- models and data that do not belong together ---------------------------------------------------------------- */
 
 /* A vocabulary, a tokenizer and a context that do not fit are refused, with both sides' figures; templates are noted. */
@@ -525,6 +553,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(options_of_all_trainers),
         cmocka_unit_test(options_of_one_trainer),
+        cmocka_unit_test(options_of_programs_that_do_not_train),
+        cmocka_unit_test(the_whitening_that_is_used),
         cmocka_unit_test(what_fits),
         cmocka_unit_test(one_other_token),
         cmocka_unit_test(second_models_with_a_short_context),
