@@ -105,7 +105,7 @@ static void data_open(Labelled *d, const char *path) {
 }
 
 /* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */
-static void data_fit(const Trainer *t, Labelled *d) {
+static void data_fit(Trainer *t, Labelled *d) {
     Error e;
     trainer_check_shard(t, d->shard);
     if (!labelled_fit(d, o.max_length, FIT_DROP, &e)) die("%s", e.text);

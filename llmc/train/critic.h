@@ -32,7 +32,7 @@
 #include "../model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../reward/reward_model.h" /* RewardModelNote, reward_model_note_read */
 #include "companion.h"              /* companion_resume */
-#include "trainer.h"                /* Trainer, state_int, trainer_fits, trainer_side */
+#include "trainer.h"                /* Trainer, state_int, trainer_agree, trainer_fits, ... */
 
 typedef struct Critic {
     Trainer *t;
@@ -111,6 +111,7 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
                            .seed = (uint64_t)t->o->seed};
     if (!model_load_as(&c->model, &c->file, path, &how, t->backend, t->device, &c->optimizer, &e)) die("%s", e.text);
     if (resumed) path = resumed;
+    trainer_agree(t, c->file.hash, path);
     const FitSide side = fit_model(path, &c->model.config, &c->file), policy = trainer_side(t);
     trainer_fits(t, &side, &policy, longest);
     if (resumed) critic_counters(c, path);

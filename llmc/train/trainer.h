@@ -271,10 +271,12 @@ static inline void trainer_fits(const Trainer *t, const FitSide *model, const Fi
     if (note.text[0] && t->dist.rank == 0) warn("%s", note.text);
 }
 
-/* Checks that the shard's vocabulary, tokenizer and chat template are the model's. */
-static inline void trainer_check_shard(const Trainer *t, const Shard *s) {
+/* Checks that the shard's vocabulary, tokenizer and chat template are the model's, and that all ranks have the same
+ * shard. Collective. */
+static inline void trainer_check_shard(Trainer *t, const Shard *s) {
     const FitSide model = trainer_side(t), data = fit_shard(s);
     trainer_fits(t, &model, &data, 0);
+    trainer_agree(t, XXH3_64bits(s->payload, s->payload_bytes), s->name);
 }
 
 /* Gives the model the tokens of the data that are new to it, which use padding rows, if it has enough of them. */
@@ -413,7 +415,6 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
         die("%s", e.text);
     t->metrics.quiet = !speaks;
     trainer_agree(t, t->file.hash, from ? from : "model");
-    trainer_agree(t, XXH3_64bits(data->payload, data->payload_bytes), data->name);
 }
 
 /* Ends the program if a resumed run changes an option that shapes it; see resume.h. */
