@@ -121,7 +121,7 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
     (void)state;
     resumes(DPO);
     resumes(DPO "-j $T/held.shard --eval-steps 4 --loss-type aot --micro-tokens 32 --weight-decay 0.1");
-    resumes(DPO "--precompute-ref-log-probs --num-train-epochs 2");
+    resumes(DPO "--precompute-ref-log-probs");
     unlink(files_path("ref.logps"));
     resumes(DPO "--ref-log-probs $T/ref.logps --reference $T/other.bin");
     resumes(DPO "--sync-ref-model --ref-model-sync-steps 3 --ref-model-mixup-alpha 0.4");
@@ -229,7 +229,7 @@ static void bad_data(void **state) {
     refused(1, "./train_dpo -c $T/sft.bin -i $T/one.shard -o $T/kept --loss-type kto", "");
     assert_holds(said, "one record");
     /* a resumed run must use the same shard and the same reference */
-    sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state --save-steps 2");
+    sh(DPO "-x 4 --reference $T/sft.bin -o $T/a.bin --state $T/mid.state --save-steps 2");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --reference $T/other.bin");
     assert_holds(said, "it is not the reference that the run began with");
     run(1, "./train_dpo -c $T/sft.bin -i $T/held.shard -x 4 -o $T/b.bin --resume $T/mid.state");
