@@ -252,8 +252,8 @@ static void score_gold(Run *r) {
         RewardInput *in = (RewardInput *)xcalloc((size_t)n, sizeof *in);
         float *parts = (float *)xcalloc((size_t)n * K, sizeof *parts);
         for (int32_t i = 0; i < n; i++)
-            in[i] = prompts_input(&g->train, g->scored[i].prompt, g->scored[i].text, &g->scored[i].completion,
-                                  g->scored[i].id, (int32_t)o.g.max_completion);
+            in[i] = prompts_input(&g->train, g->scored[i].prompt, g->scored[i].text, g->scored[i].text_length,
+                                  &g->scored[i].completion, g->scored[i].id, (int32_t)o.g.max_completion);
         trainer_require(&r->t, rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e), &e);
         free(in), free(parts);
     }

@@ -289,6 +289,8 @@ static const char *note_text(RowNote i) {
             "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word",
         [NOTE_EQUAL] = "records dropped because chosen and rejected are the same",
         [NOTE_NO_ANSWER] = "records with neither an answer nor a task for a verifier",
+        [NOTE_NO_VERIFIER] = "records whose task has no verifier; only a reward program can score their completions",
+        [NOTE_UNCHECKED] = "records whose task cannot check their answer; no verifier can score their completions",
         [NOTE_SPLIT] =
             "conversations written as one record per assistant message, because the template changes old turns",
         [NOTE_NO_TOOLS] = "records whose tools are left out, because the template does not write them",

@@ -23,14 +23,16 @@
 #ifndef DATA_ROWS_H
 #define DATA_ROWS_H
 
-#include "../llmc/base/error.h"     /* Error, xstrdup, xrealloc, xstrndup */
-#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
-#include "../llmc/base/text.h"      /* TextBuffer, TokenList, text_clear, text_free, ... */
-#include "../llmc/records/shard.h"  /* Record */
-#include "../llmc/text/chat.h"      /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
-#include "../llmc/text/tokenizer.h" /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, Tokenizer, ... */
-#include "row_fields.h"             /* row_called, row_read, FIELD_MESSAGES, FIELD_PROMPT, ... */
-#include "row_messages.h"           /* RowMessages, row_messages_free, row_said_by_assistant, row_message, ... */
+#include "../llmc/base/error.h"           /* Error, xstrdup, xrealloc, xstrndup */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
+#include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
+#include "../llmc/records/shard.h"        /* Record */
+#include "../llmc/reward/verify.h"        /* rewards_check_answer, verify_kind */
+#include "../llmc/reward/verify_answer.h" /* RewardInput */
+#include "../llmc/text/chat.h"            /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
+#include "row_fields.h"                   /* row_called, row_read, FIELD_MESSAGES, FIELD_PROMPT, ... */
+#include "row_messages.h"                 /* RowMessages, row_messages_free, row_said_by_assistant, row_message, ... */
 
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
 
@@ -44,6 +46,8 @@ typedef enum {
     NOTE_SPACE_BEFORE,
     NOTE_EQUAL,
     NOTE_NO_ANSWER,
+    NOTE_NO_VERIFIER,
+    NOTE_UNCHECKED,
     NOTE_SPLIT,
     NOTE_NO_TOOLS,
     NOTE_TEXT_ARGUMENTS,
@@ -443,7 +447,10 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     row_messages_free(&m);
     if (!ok) return ROW_BAD;
     if (r->max_tokens && r->ids.count > r->max_tokens) return row_too_long(r, j, r->ids.count, "the prompt", e);
+    const RewardInput input = {.task = task, .answer = r->text_of_answer.text, .fields = others};
     if (!r->text_of_answer.length && !*task) r->notes[NOTE_NO_ANSWER]++;
+    else if (verify_kind(task) < 0) r->notes[NOTE_NO_VERIFIER]++;
+    else if (!rewards_check_answer(&input, NULL)) r->notes[NOTE_UNCHECKED]++;
     r->record = (Record){.tokens = r->ids.ids,
                          .count = r->ids.count,
                          .prompt = r->ids.count,

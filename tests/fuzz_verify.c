@@ -39,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         const RewardInput plain = {.completion = first, .task = "numeric", .answer = answer};
         if (rewards_verify(&plain, &again) && again != 1) abort();
     }
-    reward_parse(completion, &number);
+    reward_parse(completion, strlen(completion), &number);
 
     Rewards r;
     Error e;

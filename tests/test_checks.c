@@ -436,7 +436,7 @@ static void stop_texts(void **state) {
             if (!end || (size_t)(end - said_texts[i]) > bytes) assert_int_equal(cut, 0);
             if (!ends) continue;
             assert_int_equal(cut, bytes - (size_t)(first - said_texts[i]));
-            char *kept = stop_text_decode(&s, &text, ids.ids, n);
+            char *kept = stop_text_decode(&s, &text, ids.ids, n, NULL);
             assert_int_equal(strlen(kept), first - said_texts[i]);
             assert_memory_equal(kept, said_texts[i], strlen(kept));
             free(kept);

@@ -6,12 +6,13 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/clock.h"           /* clock_seconds */
-#include "../llmc/base/error.h"           /* xcalloc, Error, xmalloc */
-#include "../llmc/reward/rewards.h"       /* rewards_score, rewards_open, Rewards, rewards_close, ... */
-#include "../llmc/reward/verify.h"        /* reward_final_answer, rewards_verify, rewards_answer */
-#include "../llmc/reward/verify_answer.h" /* RewardInput */
-#include "golden.h"                       /* golden, golden_count, Golden, golden_free, ... */
+#include "../llmc/base/clock.h"            /* clock_seconds */
+#include "../llmc/base/error.h"            /* xcalloc, Error, xmalloc */
+#include "../llmc/reward/reward_command.h" /* reward_parse, reward_command_line */
+#include "../llmc/reward/rewards.h"        /* rewards_score, rewards_open, Rewards, rewards_close, ... */
+#include "../llmc/reward/verify.h"         /* reward_final_answer, rewards_verify, rewards_answer, ... */
+#include "../llmc/reward/verify_answer.h"  /* RewardInput */
+#include "golden.h"                        /* golden, golden_count, Golden, golden_free, ... */
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
@@ -63,7 +64,7 @@ static void test_planted(void **state) {
         {"sub", "\u221222", "-22", "", 1},
         {"sub", "0", "0", "", 1},
         {"sub", "-0", "0", "", 1},
-        {"sub", "5-3", "3", "", 1},
+        {"sub", "5-3", "3", "", 0}, /* an unfinished subtraction */
         {"sub", "5-3", "-3", "", 0},
         {"sub", "(5)-3", "-3", "", 0},
         {"sub", "covid-19", "19", "", 1},
@@ -87,7 +88,7 @@ static void test_planted(void **state) {
         {"numeric", "0/5", "0", "", 0},
         {"numeric", "\\boxed{\\frac{1}{3}}", "1/3", "", 1},
         {"numeric", "-\\dfrac{7}{4} is it", "-1.75", "", 1},
-        {"numeric", "\\frac{7}{", "7", "", 1},
+        {"numeric", "\\frac{7}{", "7", "", 0},
         {"numeric", "so \\boxed{42}. Check: 6*7=43", "42", "", 1},
         {"numeric", "\\boxed{41} no, \\boxed{42}", "42", "", 1},
         {"numeric", "\\boxed{42} no, \\boxed{41}", "42", "", 0},
@@ -140,6 +141,8 @@ static void test_planted(void **state) {
         {"countdown", "(3+4)*5", "35", numbers, 1},
         {"countdown", "5*(4+3)=35", "35", numbers, 1},
         {"countdown", "(3+4)*5 = 36", "35", numbers, 0},
+        {"countdown", "(3+4)*5", "35", "{\"numbers\":[3,4,5,5],\"use_all\":true}", 0},
+        {"countdown", "(3+4)*5+5-5", "35", "{\"numbers\":[3,4,5,5,5],\"use_all\":true}", 1},
         {"countdown", "work: 3+4=7\n7*5=35\n#### (3+4)*5", "35", numbers, 1},
         {"countdown", "Answer: (3 + 4) \u00d7 5.", "35", numbers, 1},
         {"countdown", "<answer>(3+4)*5</answer>", "35", numbers, 1},
@@ -241,6 +244,267 @@ static void test_planted(void **state) {
     assert_true(isnan(score));
 }
 
+/* Numbers in every form that is written: the value that counts, never another number of the same text. */
+static void test_numbers(void **state) {
+    (void)state;
+    static const struct {
+        const char *task, *answer, *completion;
+        int score;
+    } cases[] = {
+        {"numeric", "-3/4", "\\boxed{\\frac{-3}{4}}", 1},
+        {"numeric", "4", "\\boxed{\\frac{-3}{4}}", 0},
+        {"numeric", "4", "it is \\frac{-3}{4}", 0},
+        {"numeric", "12", "\\boxed{\\frac12}", 0},
+        {"numeric", "1/2", "\\boxed{\\frac12}", 1},
+        {"numeric", "1/72", "\\boxed{\\frac1{72}}", 1},
+        {"numeric", "1/2", "$\\dfrac{1}{2}$.", 1},
+        {"numeric", "7/2", "3\\frac{1}{2}", 1},
+        {"numeric", "0.5", "3\\frac{1}{2}", 0},
+        {"numeric", "3.5", "3 1/2", 1},
+        {"numeric", "0.5", "3 1/2", 0},
+        {"numeric", "-3.5", "-3 1/2", 1},
+        {"numeric", "3.5", "3\u00bd", 1},
+        {"numeric", "0.5", "\u00bd", 1},
+        {"numeric", "2.5", "the answer is 2\u00bd cups.", 1},
+        {"numeric", "10000", "10,\\!000", 1},
+        {"numeric", "10000", "10\\,000", 1},
+        {"numeric", "0", "10\\,000", 0},
+        {"numeric", "1234567", "1 234 567", 1},
+        {"numeric", "567", "1 234 567", 0},
+        {"numeric", "1234567", "1\u202f234\u202f567", 1},
+        {"numeric", "5", "5 m^2", 1},
+        {"numeric", "2", "5 m^2", 0},
+        {"numeric", "5", "5\\text{ m}^2", 1},
+        {"numeric", "5", "\\boxed{5\\text{ m}^2}", 1},
+        {"numeric", "2", "\\boxed{5\\text{ m}^2}", 0},
+        {"numeric", "8", "2^3", 1},
+        {"numeric", "3", "2^3", 0},
+        {"numeric", "1500", "1.5 \\times 10^3", 1},
+        {"numeric", "3", "1.5 \\times 10^3", 0},
+        {"numeric", "1000000", "10^6", 1},
+        {"numeric", "1000000", "10\u2076", 1},
+        {"numeric", "1000000", "10**6", 1},
+        {"numeric", "0.001", "10^{-3}", 1},
+        {"numeric", "-5", "\u20135", 1},
+        {"numeric", "5", "\u20135", 0},
+        {"numeric", "-5", "\u2212 5", 1},
+        {"numeric", "-72", "#### - 72", 1},
+        {"numeric", "72", "#### - 72", 0},
+        {"numeric", "72", "...72", 1},
+        {"numeric", "72", "so ... 72", 1},
+        {"numeric", "72", "\u202672", 1},
+        {"numeric", "2", "\\sqrt{2}", 0},
+        {"numeric", "2", "the answer is $\\sqrt{2}$", 0},
+        {"numeric", "2", "$\\sqrt 2$", 0},
+        {"numeric", "2", "\u221a2", 0},
+        {"numeric", "4", "\\boxed{4\\sqrt{2}}", 0},
+        {"numeric", "28", "28%", 1},
+        {"numeric", "72", "#### Step 1\nfoo\n\\boxed{72}", 1},
+        {"numeric", "1", "#### Step 1\nfoo\n\\boxed{72}", 0},
+        {"numeric", "72", "#### Step 1: compute\nThe answer is 72.", 1},
+        {"numeric", "1", "#### Step 1: compute\nThe answer is 72.", 0},
+        {"numeric", "72", "#### 1. First\n so \\boxed{72}", 1},
+        {"numeric", "72", "#### 1. First\n so 72", 1},
+        {"numeric", "72", "#### 72.", 1},
+        {"numeric", "72", "**72**", 1},
+        {"numeric", "72", "The answer is **72**.", 1},
+        {"numeric", "72", "*72*", 1},
+        {"numeric", "72", "#### **72**", 1},
+        {"numeric", "72", "Answer: $72$", 1},
+        {"numeric", "72", "\\(72\\)", 1},
+        {"numeric", "72", "\\[72\\]", 1},
+        {"numeric", "9", "2*9", 0},
+        {"numeric", "18", "2*9 = 18", 1},
+        {"numeric", "3", "3x", 0},
+        {"numeric", "2", "2\\pi", 0},
+        {"numeric", "3", "(2,3)", 0},
+        {"numeric", "3", "(2, 3)", 0},
+        {"numeric", "4", "3:4", 0},
+        {"numeric", "3", "3:4", 0},
+        {"numeric", "2023", "1/2/2023", 0},
+        {"numeric", "5", "101_2", 0},
+        {"numeric", "101", "101_2", 0},
+        {"numeric", "101", "\\boxed{101_{2}}", 0},
+        {"numeric", "1200", "$1,200", 1},
+        {"numeric", "1200", "\u20ac1,200", 1},
+        {"numeric", "1200", "1.200.000", 0},
+        {"numeric", "1200000", "1.200.000", 1},
+        {"numeric", "1234.5", "1.234,5", 0},
+        {"numeric", "1200", "1'200", 1},
+        {"numeric", "1200", "1_200", 1},
+        {"numeric", "1234567", "12,34,567", 1},
+        {"numeric", "567", "12,34,567", 0},
+        {"numeric", "1500000", "1.5 million", 1},
+        {"numeric", "1.5", "1.5 million", 0},
+        {"numeric", "90", "90^\\circ", 1},
+        {"numeric", "90", "90\u00b0", 1},
+        {"numeric", "90", "\\boxed{90^{\\circ}}", 1},
+        {"numeric", "5", "\\boxed{x = 5}", 1},
+        {"numeric", "5", "x = 5", 1},
+        {"numeric", "5", "\\boxed{x=5}", 1},
+        {"numeric", "-5", "-(5)", 1},
+        {"numeric", "5", "-(-5)", 1},
+        {"numeric", "-5", "(-5)", 1},
+        {"numeric", "5", "(5)", 1},
+        {"numeric", "5", "\uff15", 1},
+        {"numeric", "55", "\uff15\uff15", 1},
+        {"numeric", "-5", "\uff0d\uff15", 1},
+        {"numeric", "5", "\\boxed{{5}}", 1},
+        {"numeric", "5", "\\boxed{\\text{5}}", 1},
+        {"numeric", "5", "\\boxed{\\mathrm{5}}", 1},
+        {"numeric", "5", "\\boxed{5\\,\\text{cm}}", 1},
+        {"numeric", "5", "\\boxed{5 \\text{ or } 6}", 0},
+        {"numeric", "6", "\\boxed{5 \\text{ or } 6}", 0},
+        {"numeric", "5", "\\boxed5", 1},
+        {"numeric", "5", "\\boxed 5", 1},
+        {"numeric", "1/3", "0.\\overline{3}", 1},
+        {"numeric", "5", "5!", 1},
+        {"numeric", "5", "\\boxed{5!}", 0},
+        {"numeric", "5", "\\boxed{[2,5]}", 0},
+        {"numeric", "5", "\\boxed{2 \\pm 5}", 0},
+        {"numeric", "5", "\\boxed{-\\infty, 5}", 0},
+        {"numeric", "1000", "1e3", 1},
+        {"numeric", "1000", "1E+3", 1},
+        {"numeric", "1500", "1.5\u00b710\u00b3", 1},
+        {"numeric", "1500", "1.5 x 10^3", 1},
+        {"numeric", "3", "two thirds 2/3", 0},
+        {"numeric", "16", "2 2/3", 0},
+        {"numeric", "x^2+1", "1", NONE},
+        {"numeric", "(2,3)", "3", NONE},
+        {"numeric", "2\\sqrt{3}", "3", NONE},
+        {"numeric", "p - q", "3", NONE},
+        {"numeric", "\\pi", "3", NONE},
+        {"numeric", "five", "5", NONE},
+        {"numeric", "5 apples", "5", 1},
+        {"numeric", "x \\in [2,5]", "5", NONE},
+        {"numeric", "3:4", "4", NONE},
+        {"numeric", "101_2", "101", NONE},
+        {"numeric", "60", "60 km/h", 1},
+        {"numeric", "60", "60 miles per hour", 1},
+        {"numeric", "60", "\\boxed{60\\text{ km/h}}", 1},
+        {"numeric", "60", "\\boxed{60\\ \\mathrm{km/h}}", 1},
+        {"numeric", "5", "the ratio is 3-5", 0},
+        {"numeric", "3", "3-5", 0},
+        {"numeric", "72", "It took 5-day week, total 72", 1},
+        {"numeric", "72", "#### 72 (8*9)", 1},
+        {"numeric", "72", "#### 8*9=72", 1},
+        {"numeric", "9", "#### 8*9", 0},
+        {"numeric", "72", "Total = $72.00", 1},
+        {"numeric", "72", "72.0", 1},
+        {"numeric", "72", "072", 1},
+        {"numeric", "72", ".72", 0},
+        {"numeric", "0.72", ".72", 1},
+        {"numeric", "72", "72 .", 1},
+        {"numeric", "-72", "-$72", 1},
+        {"numeric", "-72", "$-72", 1},
+        {"numeric", "-72", "-\\$72", 1},
+        {"numeric", "-72", "($72)", 0},
+        {"", "28", "28%", 1},
+        {"", "0.28", "28%", 1},
+        {"", "28%", "0.28", 1},
+        {"", "28%", "28 percent", 1},
+        {"numeric", "28", "\\boxed{28}\\%", 1},
+        {"numeric", "25", "\\boxed{5^2}", 1},
+        {"numeric", "1/4", "\\boxed{(1/2)^2}", 1},
+        {"numeric", "1/4", "\\boxed{\\left(\\frac12\\right)^2}", 1},
+        {"numeric", "5", "\\boxed{\\left(5\\right)}", 1},
+        {"numeric", "5", "The answer is 5\\text{ cm}.", 1},
+        {"numeric", "5", "5 \\text{ cm}^2", 1},
+        {"numeric", "5", "\\frac{5}", 0},
+        {"numeric", "5", "\\frac{x}{5}", 0},
+        {"numeric", "5", "\\boxed{\\frac{x}{5}}", 0},
+        {"numeric", "5", "\\boxed{\\frac{\\sqrt{3}}{5}}", 0},
+        {"numeric", "5", "\\sqrt[3]{5}", 0},
+        {"numeric", "5", "\\log_2 5", 0},
+        {"numeric", "5", "\\sin 5", 0},
+        {"numeric", "30", "\\sin 30", 0},
+        {"numeric", "5", "x^5", 0},
+        {"numeric", "5", "x_5", 0},
+        {"numeric", "5", "a5", 0},
+        {"numeric", "5", "x < 5", 1},
+        {"numeric", "7", "5 + 7", 0},
+        {"numeric", "7", "5+7", 0},
+        {"numeric", "7", "5 \u2212 7", 0},
+        {"numeric", "7", "x+7", 0},
+        {"numeric", "5", "3 \u00f7 5", 0},
+        {"numeric", "0.6", "3/5", 1},
+        {"numeric", "5", "\\boxed{5,6}", 0},
+        {"numeric", "6", "\\boxed{5,6}", 0},
+        {"numeric", "5", "{5,6}", 0},
+        {"numeric", "6", "\\{5,6\\}", 0},
+        {"numeric", "6", "[5, 6]", 0},
+        {"numeric", "6", "x=5, y=6", 1},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const float score = verify(cases[i].task, cases[i].completion, cases[i].answer, "");
+        if (isnan(score) != (cases[i].score == NONE) || (!isnan(score) && score != (float)cases[i].score))
+            fail_msg("%s: '%s' for '%s': %g, expected %d", cases[i].task, cases[i].completion, cases[i].answer,
+                     (double)score, cases[i].score);
+    }
+    /* exact, unless the record gives a tolerance */
+    assert_true(verify("numeric", "0.333", "1/3", "") == 0);
+    assert_true(verify("numeric", "0.333", "1/3", "{\"tolerance\":0.001}") == 1);
+    assert_true(verify("numeric", "0.3", "0.2", "{\"tolerance\":0.1}") == 1);
+    assert_true(verify("numeric", "0.31", "0.2", "{\"tolerance\":0.1}") == 0);
+}
+
+/* What follows a NUL is part of a completion. */
+static void test_bytes(void **state) {
+    (void)state;
+    static const struct {
+        const char *task, *answer, *completion;
+        size_t length;
+        float score;
+    } cases[] = {{"exact", "a", "a\0zzzz", 6, 0},  {"exact", "a", "a\0zzzz", 0, 1}, {"exact", "a", "a", 1, 1},
+                 {"add", "5", "5\0 6", 4, 0},      {"numeric", "6", "5\0 6", 4, 1}, {"sort", "1 2", "1 2\0", 4, 0},
+                 {"brackets", ")", ")\0", 2, 0},   {"regex", "^a$", "a\0b", 3, 0},  {"numeric", "5", "5\0", 2, 0},
+                 {"countdown", "3", "1+2\0", 4, 0}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const RewardInput in = {.task = cases[i].task,
+                                .answer = cases[i].answer,
+                                .completion = cases[i].completion,
+                                .completion_length = cases[i].length,
+                                .fields = "{\"numbers\":[1,2]}"};
+        float score = -1;
+        assert_true(rewards_verify(&in, &score));
+        if (score != cases[i].score) fail_msg("case %zu: %g", i, (double)score);
+    }
+    const RewardInput in = {.completion = "a\0b", .completion_length = 3};
+    size_t length;
+    char *line = reward_command_line(&in, &length);
+    assert_non_null(strstr(line, "\"a\\u0000b\""));
+    free(line);
+    float value;
+    assert_false(reward_parse("1\0junk", 6, &value));
+    assert_false(reward_parse("0x10", 4, &value));
+    assert_true(reward_parse(" -1.5e1 ", 8, &value));
+    assert_float_equal(value, -15, 0);
+}
+
+/* Records that their own task cannot check are found without a completion. */
+static void test_check_answer(void **state) {
+    (void)state;
+    static const struct {
+        const char *task, *answer, *fields, *message;
+    } cases[] = {{"numeric", "5", "", NULL},
+                 {"numeric", "five", "", "task 'numeric' cannot check the answer 'five'"},
+                 {"numeric", "2\\sqrt{3}", "", "cannot check the answer"},
+                 {"sort", "", "", "task 'sort' cannot check the answer ''"},
+                 {"sort", "1 2", "", NULL},
+                 {"countdown", "5", "", "cannot check"},
+                 {"countdown", "5", "{\"numbers\":[2,3]}", NULL},
+                 {"regex", "(", "", "cannot check"},
+                 {"", "text", "", NULL},
+                 {"", "", "", "task '' cannot check the answer ''"},
+                 {"some/gsm8k", "5", "", "task 'some/gsm8k' has no verifier, must be add, "}};
+    Error e;
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const RewardInput in = {.task = cases[i].task, .answer = cases[i].answer, .fields = cases[i].fields};
+        assert_int_equal(rewards_check_answer(&in, &e), !cases[i].message);
+        if (cases[i].message) assert_message(&e, cases[i].message);
+    }
+}
+
 static char *repeated(const char *piece, size_t times) {
     const size_t n = strlen(piece);
     char *text = xmalloc(n * times + 1);
@@ -322,7 +586,7 @@ static void test_final_answer(void **state) {
                  {"] )", "brackets", "])"},
                  {" a b ", "exact", "a b"},
                  {"", "exact", NULL},
-                 {"I think 5", "", "5"},
+                 {"I think 5", "", "I think 5"},
                  {"I think not", "", "I think not"},
                  {"\\boxed{x}", "chess", "x"}};
     char answer[64];
@@ -412,6 +676,12 @@ static void test_other_parts(void **state) {
     assert_float_equal(score_one("overlong", &in), -0.5, 1e-7f);
     in.completion = "#### 42 and more";
     assert_float_equal(score_one("format=hash", &in), 0, 0);
+    in.completion = "#### 42.";
+    assert_float_equal(score_one("format=hash", &in), 1, 0);
+    in.completion = "\\boxed{\\frac{\\sqrt{3}}{2}}";
+    assert_float_equal(score_one("format=boxed", &in), 1, 0);
+    in.completion = "\\boxed{{{{{1}}}}}}";
+    assert_float_equal(score_one("format=boxed", &in), 0, 0);
     in.completion = "a \\boxed{\\frac{1}{2}} b";
     assert_float_equal(score_one("format=boxed", &in), 1, 0);
     in.completion = "<think>a</think>\n<answer>b</answer>\n";
@@ -679,9 +949,11 @@ static void test_command_sigpipe(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),        cmocka_unit_test(test_nasty),
-                                       cmocka_unit_test(test_final_answer),   cmocka_unit_test(test_golden),
-                                       cmocka_unit_test(test_other_parts),    cmocka_unit_test(test_specification),
-                                       cmocka_unit_test(test_command_faults), cmocka_unit_test(test_command_values),
-                                       cmocka_unit_test(test_command_large),  cmocka_unit_test(test_command_sigpipe)};
+                                       cmocka_unit_test(test_numbers),        cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_check_answer),   cmocka_unit_test(test_final_answer),
+                                       cmocka_unit_test(test_golden),         cmocka_unit_test(test_other_parts),
+                                       cmocka_unit_test(test_specification),  cmocka_unit_test(test_command_faults),
+                                       cmocka_unit_test(test_command_values), cmocka_unit_test(test_command_large),
+                                       cmocka_unit_test(test_command_sigpipe)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

@@ -7,8 +7,8 @@
 #ifndef LLMC_MODEL_MODEL_TEXT_H
 #define LLMC_MODEL_MODEL_TEXT_H
 
-#include "../base/error.h"     /* Error, error_set, xcalloc, xstrdup */
-#include "../base/text.h"      /* token_list_add, TextBuffer, TokenList, token_list_free */
+#include "../base/error.h"     /* Error, error_set */
+#include "../base/text.h"      /* token_list_add, TextBuffer, TokenList, text_append, ... */
 #include "../text/chat.h"      /* ChatTemplate, chat_stop_token, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h" /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_load */
 #include "model_load.h"        /* ModelFile */
@@ -52,16 +52,21 @@ static inline bool model_text_open(ModelText *t, const ModelFile *f, const char 
     return true;
 }
 
-/* Returns the tokens as text, or as a list of ids if there is no tokenizer. The caller frees the result. */
-static inline char *model_text_decode(const ModelText *t, const int32_t *ids, int32_t n, bool specials) {
+/* Returns the tokens as text, or as a list of ids if there is no tokenizer. The caller frees the result. *length: its
+ * bytes, among which there may be NULs; may be NULL. */
+static inline char *model_text_decode_bytes(const ModelText *t, const int32_t *ids, int32_t n, bool specials,
+                                            size_t *length) {
     TextBuffer out = {0};
-    if (t->present) {
-        tokenizer_decode(&t->tokenizer, ids, n, specials, &out);
-        return out.text ? out.text : xstrdup("");
-    }
-    char *text = (char *)xcalloc((size_t)n + 1, 12), *at = text;
-    for (int32_t i = 0; i < n; i++) at += sprintf(at, i ? " %d" : "%d", ids[i]);
-    return text;
+    text_append(&out, "", 0);
+    if (t->present) tokenizer_decode(&t->tokenizer, ids, n, specials, &out);
+    for (int32_t i = 0; !t->present && i < n; i++) text_format(&out, i ? " %d" : "%d", ids[i]);
+    if (length) *length = out.length;
+    return out.text;
+}
+
+/* The same without the length. */
+static inline char *model_text_decode(const ModelText *t, const int32_t *ids, int32_t n, bool specials) {
+    return model_text_decode_bytes(t, ids, n, specials, NULL);
 }
 
 #endif

@@ -114,7 +114,7 @@ static inline void tally_chunk(RewardTally *t, const float *score, const uint8_t
             t->v->accuracy += difference > 0;
             t->v->margin += difference;
             const bool process = note->kind == REWARD_MODEL_PRM;
-            calibration_add_pair(&t->v->calibration, process ? NAN : note->deviation * difference);
+            calibration_add_pair(&t->v->calibration, process ? NAN : reward_model_logits(t->model, difference));
             tally_score(t, score[i]);
             tally_score(t, score[i + 1]);
         } else {

@@ -27,7 +27,7 @@
 #include "../base/error.h"   /* Error, error_set, PRINTF_LIKE, checked_object, ... */
 #include "../base/process.h" /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
 #include "../base/text.h"    /* utf8_length */
-#include "verify_answer.h"   /* RewardInput, verify_space, verify_fields */
+#include "verify_answer.h"   /* verify_span, RewardInput, verify_space, VerifySpan, ... */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
 
@@ -70,11 +70,12 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
 }
 
 /* The text as a JSON string; every byte that is not part of a valid UTF-8 character becomes U+FFFD. */
-static inline json_t *reward_string(const char *text) {
-    json_t *string = json_string(text ? text : "");
+static inline json_t *reward_string(VerifySpan span) {
+    const char *text = span.s;
+    size_t left = span.n;
+    json_t *string = json_stringn(text, left);
     if (string) return string;
-    size_t left = strlen(text);
-    char *clean = (char *)xmalloc(3 * left + 1), *to = clean;
+    char *clean = (char *)xmalloc(3 * left), *to = clean;
     while (left) {
         const size_t n = (size_t)utf8_length(text, left);
         memcpy(to, n ? text : "\xEF\xBF\xBD", n ? n : 3);
@@ -82,8 +83,7 @@ static inline json_t *reward_string(const char *text) {
         text += n ? n : 1;
         left -= n ? n : 1;
     }
-    *to = 0;
-    string = json_string(clean);
+    string = json_stringn(clean, (size_t)(to - clean));
     free(clean);
     return string;
 }
@@ -91,10 +91,10 @@ static inline json_t *reward_string(const char *text) {
 /* The JSON line of one completion, with its newline; allocated with malloc(). */
 static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_t *line = json_object(), *fields = verify_fields(in);
-    json_object_set_new(line, "prompt", reward_string(in->prompt));
-    json_object_set_new(line, "completion", reward_string(in->completion));
-    json_object_set_new(line, "answer", reward_string(in->answer));
-    json_object_set_new(line, "task", reward_string(in->task));
+    json_object_set_new(line, "prompt", reward_string(verify_span(in->prompt)));
+    json_object_set_new(line, "completion", reward_string(verify_completion(in)));
+    json_object_set_new(line, "answer", reward_string(verify_span(in->answer)));
+    json_object_set_new(line, "task", reward_string(verify_span(in->task)));
     json_object_update_missing(line, fields);
     char *text = (char *)checked_object(json_dumps(line, JSON_COMPACT), "a line for the reward command");
     json_decref(line), json_decref(fields);
@@ -105,17 +105,19 @@ static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     return text;
 }
 
-/* Parses one answer line (NUL-terminated, no newline): a finite number, or null / none / nan for NaN. */
-static inline bool reward_parse(const char *text, float *score) {
+/* Parses one answer line (without its newline): a finite decimal number, or null / none / nan for NaN. The text is
+ * followed by a NUL. */
+static inline bool reward_parse(const char *text, size_t n, float *score) {
     char *end;
-    while (verify_space(*text)) text++;
-    size_t n = strlen(text);
+    for (; n && verify_space(*text); n--) text++;
     while (n && verify_space(text[n - 1])) n--;
     if ((n == 4 && (!strncasecmp(text, "null", n) || !strncasecmp(text, "none", n))) ||
         (n == 3 && !strncasecmp(text, "nan", n))) {
         *score = NAN;
         return true;
     }
+    for (size_t i = 0; i < n; i++) /* no hexadecimal number, no NUL */
+        if (!verify_digit(text[i]) && (!text[i] || !strchr("+-.eE", text[i]))) return false;
     const double value = strtod(text, &end);
     *score = (float)value;
     return n && end == text + n && isfinite(*score);
@@ -131,7 +133,8 @@ static inline bool reward_command_take(RewardCommand *c, float *scores, int stri
         if (*answers == sent)
             return reward_command_fail(c, e, "wrote '%.100s', one answer more than the %d completion%s it was given",
                                        c->answer + from, sent, sent == 1 ? "" : "s");
-        if (!reward_parse(c->answer + from, &scores[(size_t)*answers * (size_t)stride]))
+        if (!reward_parse(c->answer + from, (size_t)(end - c->answer) - from,
+                          &scores[(size_t)*answers * (size_t)stride]))
             return reward_command_fail(c, e, "answer %d of %d is '%.100s', must be a number or null", *answers + 1, n,
                                        c->answer + from);
         ++*answers;

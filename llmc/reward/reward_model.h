@@ -161,7 +161,18 @@ static inline bool reward_model_fits(const RewardModel *r, const FitSide *other,
  * mean score (bt). */
 static inline double reward_model_probability(const RewardModel *r, double score) {
     if (r->note.kind == REWARD_MODEL_PRM) return score;
-    return sigmoid(r->note.kind == REWARD_MODEL_ORM ? r->note.mean + r->note.deviation * score : score);
+    return sigmoid(r->note.deviation * score + (r->note.kind == REWARD_MODEL_ORM ? r->note.mean : 0));
+}
+
+/* The difference of the raw outputs of the head (logits) of two completions whose scores differ by `difference`: scores
+ * are normalised, logits are not. r: NULL if the scores are not of a model. */
+static inline double reward_model_logits(const RewardModel *r, double difference) {
+    return r && r->note.kind != REWARD_MODEL_PRM ? r->note.deviation * difference : difference;
+}
+
+/* The probability that the completion with the higher score by `difference` is preferred (Bradley and Terry 1952). */
+static inline double reward_model_preference(const RewardModel *r, double difference) {
+    return sigmoid(reward_model_logits(r, difference));
 }
 
 /* The item's completion as it is scored. For a process model the stop token is removed and the last step is ended by a

@@ -10,7 +10,8 @@
  *   part                     argument                      value (tokens = length of the completion)
  *   verify                   -                             the check of the record's task: see the table in verify.h
  *   exact numeric hash       -                             this check, for any task; hash = number after `####`
- *   countdown sort brackets  -                             the same
+ *   countdown                all, or none                  the same; all: each number must be used exactly once
+ *   sort brackets            -                             the same
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
  *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as TRL)
  *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT
@@ -40,9 +41,10 @@
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
 #include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
-#include "verify.h"          /* VERIFY_REGEX, VerifyKind, rewards_verify, verify_score, ... */
-#include "verify_answer.h"   /* RewardInput, VerifySpan, verify_span */
+#include "verify.h"          /* VERIFY_COUNTDOWN, VERIFY_REGEX, VerifyKind, rewards_verify, ... */
+#include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
 #include "verify_pattern.h"  /* verify_regex_compile, VerifyRegex, verify_regex_free, verify_regex_match */
+#include "verify_rational.h" /* rational_available */
 
 enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
 
@@ -116,8 +118,8 @@ static inline double reward_repetition(const void *items, size_t count, size_t s
 static inline const char *reward_format_pattern(int format) {
     switch (format) {
     case 0: return "^<think>(?!.*<think>)(.*?)</think>.*$"; /* TRL think_format_reward */
-    case 1: return "\\A.*#### *[-+]?\\$?\\.?\\d[\\d,]*(\\.\\d+)?\\s*\\z";
-    case 2: return "\\A.*\\\\boxed\\{[^{}]+(\\{[^{}]*\\}[^{}]*)*\\}[^{}]*\\z";
+    case 1: return "\\A.*#### *[-+]?\\$?\\.?\\d[\\d,]*(\\.\\d+)?\\.?\\s*\\z";
+    case 2: return "\\A.*\\\\boxed(\\{(?:[^{}]++|(?1))+\\})[^{}]*\\z";
     default: return "\\A\\s*<think>(?!.*<think>).*?</think>\\s*<answer>(?!.*<answer>).*?</answer>\\s*\\z";
     }
 }
@@ -214,6 +216,11 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         v[0] = 0.5;
         if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
         return (v[0] >= 0 && v[0] <= 1) || error_set(e, "reward random=%g: must be a probability", v[0]);
+    case REWARD_CHECK:
+        if (p->check == VERIFY_COUNTDOWN && n == 3 && !memcmp(text, "all", n)) {
+            p->check = VERIFY_COUNTDOWN_ALL;
+            return true;
+        } /* fall through */
     default: return !n || error_set(e, "reward %s=%.*s: takes no argument", name, (int)n, text);
     }
 }
@@ -316,7 +323,12 @@ static inline bool rewards_open(Rewards *r, const char *spec, const char *comman
     if (!spec || !*spec) spec = command ? "command" : "verify";
     while (*spec)
         if (!reward_add(r, &spec, max_tokens, e)) goto failed;
-    for (int i = 0; i < r->count; i++) listed |= r->part[i].kind == REWARD_COMMAND;
+    for (int i = 0; i < r->count; i++) {
+        listed |= r->part[i].kind == REWARD_COMMAND;
+        if ((r->part[i].kind == REWARD_VERIFY || r->part[i].kind == REWARD_COSINE || r->part[i].kind == REWARD_CHECK) &&
+            !rational_available(e))
+            goto failed;
+    }
     if (listed && !command) {
         error_set(e, "reward command: no program is given");
         goto failed;
@@ -346,14 +358,14 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
             *value = verify_score(in, VERIFY_REGEX);
             return true;
         } /* fall through */
-    case REWARD_FORMAT: *value = verify_regex_match(&p->regex, in->completion ? in->completion : ""); return true;
+    case REWARD_FORMAT: *value = verify_regex_match(&p->regex, verify_completion(in)); return true;
     case REWARD_COSINE:
         if (!rewards_verify(in, value)) return false;
         if (!isnan(*value)) *value = (float)reward_cosine(*value > 0, in->tokens, v);
         return true;
     case REWARD_OVERLONG: *value = (float)reward_overlong(in->tokens, v[1], v[0]); return true;
     case REWARD_REPETITION: {
-        const VerifySpan text = verify_span(in->completion);
+        const VerifySpan text = verify_completion(in);
         *value = (float)(in->ids ? reward_repetition(in->ids, (size_t)in->tokens, sizeof *in->ids, (size_t)v[0], v[1])
                                  : reward_repetition(text.s, text.n, 1, (size_t)v[0], v[1]));
         return true;
@@ -365,11 +377,8 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
 
 /* The error of a record whose task part k does not know. */
 static inline bool rewards_unknown(const Rewards *r, int k, const RewardInput *in, Error *e) {
-    return error_set(
-        e,
-        "reward %s: task '%.80s' has no verifier, must be add, sub, mul, arithmetic, numeric, word, gsm8k, "
-        "countdown, sort, brackets, exact, regex or empty",
-        r->name[k], in->task ? in->task : "");
+    return error_set(e, "reward %s: task '%.80s' has no verifier, must be " VERIFY_TASKS, r->name[k],
+                     in->task ? in->task : "");
 }
 
 /* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program is

@@ -27,18 +27,25 @@
 #ifndef LLMC_REWARD_VERIFY_H
 #define LLMC_REWARD_VERIFY_H
 
-#include "verify_answer.h"     /* RewardInput, verify_span, VerifySpan, verify_copy, ... */
+#include "../base/error.h"     /* error_set, Error */
+#include "verify_answer.h"     /* RewardInput, VerifySpan, verify_copy, verify_span, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
-#include "verify_expression.h" /* VerifyExpression, VerifyRational, verify_countdown, verify_final_expression, ... */
+#include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
 #include "verify_list.h"       /* verify_final_list, verify_sort */
-#include "verify_number.h"     /* verify_numeric, VERIFY_NUMBER_SIZE, verify_final_number, verify_is_number */
+#include "verify_number.h"     /* verify_is_number, verify_numeric, verify_styled_text */
 #include "verify_pattern.h"    /* verify_regex */
+#include "verify_rational.h"   /* VERIFY_NUMBER_SIZE, rational_available, rational_clear, rational_init, ... */
+
+#define VERIFY_TASKS                                                                                                   \
+    "add, sub, mul, arithmetic, numeric, word, gsm8k, countdown, sort, brackets, exact, regex or "                     \
+    "empty"
 
 typedef enum {
     VERIFY_EXACT,
     VERIFY_NUMERIC,
     VERIFY_HASH,
     VERIFY_COUNTDOWN,
+    VERIFY_COUNTDOWN_ALL,
     VERIFY_SORT,
     VERIFY_BRACKETS,
     VERIFY_REGEX,
@@ -62,8 +69,8 @@ static inline int verify_kind(const char *task) {
 
 static inline float verify_exact(const RewardInput *in) {
     VerifyMark mark;
-    VerifySpan all = verify_span(in->completion);
-    const VerifySpan answer = verify_trim(verify_span(in->answer)), stated = verify_final(in->completion, &mark);
+    const VerifySpan all = verify_completion(in), answer = verify_trim(verify_span(in->answer)),
+                     stated = verify_final(all, &mark);
     if (!answer.n) return NAN;
     return verify_same(verify_trim(all), answer) || verify_same(stated, answer) ? 1 : 0;
 }
@@ -76,7 +83,8 @@ static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     switch (kind) {
     case VERIFY_NUMERIC: score = verify_numeric(in, fields, false); break;
     case VERIFY_HASH: score = verify_numeric(in, fields, true); break;
-    case VERIFY_COUNTDOWN: score = verify_countdown(in, fields); break;
+    case VERIFY_COUNTDOWN: score = verify_countdown(in, fields, false); break;
+    case VERIFY_COUNTDOWN_ALL: score = verify_countdown(in, fields, true); break;
     case VERIFY_SORT: score = verify_sort(in); break;
     case VERIFY_BRACKETS: score = verify_brackets(in, fields); break;
     case VERIFY_REGEX: score = verify_regex(in, fields); break;
@@ -94,40 +102,52 @@ static inline bool rewards_verify(const RewardInput *in, float *score) {
     return true;
 }
 
+/* Whether the check of the record's task can score its completions: false, with the reason, if the task has no verifier,
+ * the record's answer and fields are not what the task needs, or numbers cannot be read. The completion is not read. */
+static inline bool rewards_check_answer(const RewardInput *in, Error *e) {
+    RewardInput empty = *in;
+    float score;
+    empty.completion = "";
+    empty.completion_length = 0;
+    const char *task = in->task ? in->task : "", *answer = in->answer ? in->answer : "";
+    if (!rational_available(e)) return false;
+    if (!rewards_verify(&empty, &score))
+        return error_set(e, "task '%.80s' has no verifier, must be " VERIFY_TASKS, task);
+    if (!isnan(score)) return true;
+    return error_set(e, "task '%.80s' cannot check the answer '%.80s'", task, answer);
+}
+
+/* Writes the value of the completion's final expression. */
+static inline bool verify_value_of_expression(VerifySpan completion, char *answer, size_t size) {
+    char number[VERIFY_NUMBER_SIZE];
+    VerifyExpression e;
+    mpq_t value;
+    if (!rational_available(NULL)) return false;
+    rational_init(value);
+    const bool found = verify_final_expression(completion, &e, value) && rational_print(value, number);
+    rational_clear(value);
+    return found && verify_copy(verify_span(number), answer, size);
+}
+
 /* Writes the completion's final answer in canonical form to answer[size]: completions with the same answer give the
  * same text (a number, a list, the value of an expression, closers; otherwise the trimmed text). Respects the record's
  * style. False if there is no final answer or it does not fit. */
 static inline bool rewards_answer(const RewardInput *in, char *answer, size_t size) {
-    char number[VERIFY_NUMBER_SIZE];
-    bool fraction;
     VerifyMark mark;
-    VerifyExpression e;
-    VerifyRational value;
-    json_t *fields = NULL;
     const int kind = verify_kind(in->task);
-    bool found = false;
-    number[0] = 0;
-    switch (kind) {
-    case VERIFY_NUMERIC:
-    case VERIFY_HASH:
-    case VERIFY_AUTO: {
-        fields = verify_fields(in);
-        const char *style = json_string_value(json_object_get(fields, "style"));
-        const bool hash_only = kind == VERIFY_HASH || (style && !strcmp(style, "scratchpad"));
-        found = verify_final_number(in->completion, hash_only, style && !strcmp(style, "reversed"), number, &fraction);
-        if (!found && kind == VERIFY_AUTO) break;
+    const VerifySpan completion = verify_completion(in);
+    if (kind == VERIFY_SORT) return verify_final_list(completion, answer, size);
+    if (kind == VERIFY_BRACKETS) return verify_final_closers(completion, answer, size);
+    if (kind == VERIFY_COUNTDOWN) return verify_value_of_expression(completion, answer, size);
+    const bool number = kind == VERIFY_NUMERIC || kind == VERIFY_HASH;
+    if (number || (kind == VERIFY_AUTO && verify_is_number(in->answer))) {
+        char text[VERIFY_NUMBER_SIZE];
+        json_t *fields = verify_fields(in);
+        const bool found = verify_styled_text(completion, kind == VERIFY_HASH, fields, text);
         json_decref(fields);
-        return found && verify_copy(verify_span(number), answer, size);
+        if (found || number) return found && verify_copy(verify_span(text), answer, size);
     }
-    case VERIFY_COUNTDOWN:
-        return verify_final_expression(in->completion, &e, &value) && verify_print_rational(value, number) &&
-               verify_copy(verify_span(number), answer, size);
-    case VERIFY_SORT: return verify_final_list(in->completion, answer, size);
-    case VERIFY_BRACKETS: return verify_final_closers(in->completion, answer, size);
-    default: break;
-    }
-    json_decref(fields);
-    const VerifySpan t = verify_final(in->completion, &mark);
+    const VerifySpan t = verify_final(completion, &mark);
     return t.n && verify_copy(t, answer, size);
 }
 

@@ -7,7 +7,10 @@
  *   the content of the last `\boxed{...}`                MATH (Hendrycks et al. 2021); its braces must balance
  *   the whole text
  *
- * without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of an
+ * where of `####` and `\boxed{...}` the later one counts, and a heading of Markdown (`#### Step 1`) does not. The answer
+ * is
+ *
+ * taken without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of an
  * expression, a list or brackets read the last line of it that is not empty, after its last colon and without a final
  * full stop.
  *
@@ -15,7 +18,7 @@
  * letters are ASCII's; other bytes are compared as they are.
  *
  *     VerifyMark mark;
- *     const VerifySpan found = verify_final("2+3=5, so \\boxed{5}.", &mark);        // `5`, VERIFY_BOXED
+ *     const VerifySpan found = verify_final(verify_span("so \\boxed{5}."), &mark);        // `5`, VERIFY_BOXED
  *     const VerifySpan line = verify_last_line(verify_span("Sorted: 1 2 3."));      // `1 2 3`
  */
 #ifndef LLMC_REWARD_VERIFY_ANSWER_H
@@ -29,6 +32,7 @@
 /* A completion and the record that it is scored against. Any text may be NULL (= empty). */
 typedef struct RewardInput {
     const char *prompt, *completion;
+    size_t completion_length;           /* bytes, which may hold NULs; 0: the completion ends at its first NUL */
     const char *task, *answer, *fields; /* of the record; fields is a JSON object as text */
     int32_t tokens, max_tokens;         /* length of the completion; sampling limit (0: unknown) */
     bool finished;                      /* ended by its stop token, not by the limit */
@@ -47,6 +51,13 @@ static inline bool verify_letter(char c) { return (c | 32) >= 'a' && (c | 32) <=
 
 static inline VerifySpan verify_span(const char *text) {
     VerifySpan span = {text ? text : "", text ? strlen(text) : 0};
+    return span;
+}
+
+/* The whole completion, with what follows a NUL. */
+static inline VerifySpan verify_completion(const RewardInput *in) {
+    VerifySpan span = verify_span(in->completion);
+    if (in->completion && in->completion_length) span.n = in->completion_length;
     return span;
 }
 
@@ -84,34 +95,71 @@ static inline void verify_before(VerifySpan *t, const char *word) {
 
 typedef enum { VERIFY_UNMARKED, VERIFY_TAGGED, VERIFY_HASHED, VERIFY_BOXED } VerifyMark;
 
+/* Whether a line after `####` is a heading of Markdown and not an answer: it begins with a word, or with the number of
+ * a section and a word, and text follows it. */
+static inline bool verify_is_heading(VerifySpan line, VerifySpan after) {
+    size_t i = 0;
+    line = verify_trim(line);
+    if (!verify_trim(after).n) return false;
+    while (i < line.n && verify_digit(line.s[i])) i++;
+    if (i && i < line.n && (line.s[i] == '.' || line.s[i] == ')' || line.s[i] == ':')) i++;
+    else i = 0;
+    while (i < line.n && (verify_space(line.s[i]) || line.s[i] == '*' || line.s[i] == '_')) i++;
+    return i == line.n || verify_letter(line.s[i]) || line.s[i] & 0x80;
+}
+
+/* Reduces `t` to `####` and the rest of its line, for the last `####` that does not begin a heading; false if there is
+ * none. */
+static inline bool verify_hashed(VerifySpan *t) {
+    const VerifySpan all = verify_trim(*t);
+    size_t end = all.n;
+    for (size_t i = all.n; i >= 4; i--) {
+        if (memcmp(all.s + i - 4, "####", 4)) continue;
+        VerifySpan line = {all.s + i, end - i};
+        verify_before(&line, "\n");
+        const VerifySpan after = {line.s + line.n, (size_t)(all.s + all.n - line.s) - line.n};
+        if (!verify_is_heading(line, after)) {
+            *t = (VerifySpan){all.s + i - 4, line.n + 4};
+            return true;
+        }
+        end = i - 4;
+        i -= 3;
+    }
+    return false;
+}
+
+/* Reduces `t` to the content of the last \boxed{} whose braces balance; false if its braces do not. */
+static inline bool verify_boxed(VerifySpan *t) {
+    VerifySpan box = *t;
+    int open = 1;
+    if (!verify_after_last(&box, "\\boxed{")) return false;
+    for (size_t i = 0; i < box.n; i++) {
+        const bool escaped = i && box.s[i - 1] == '\\' && !(i > 1 && box.s[i - 2] == '\\');
+        if (!escaped) open += (box.s[i] == '{') - (box.s[i] == '}');
+        if (open) continue;
+        *t = (VerifySpan){box.s, i};
+        return true;
+    }
+    return false;
+}
+
 /* The part of the completion that states the final answer, trimmed (see the head of this file). */
-static inline VerifySpan verify_final(const char *completion, VerifyMark *mark) {
-    VerifySpan all = verify_span(completion), t;
+static inline VerifySpan verify_final(VerifySpan all, VerifyMark *mark) {
     verify_after_last(&all, "</think>");
-    t = all;
+    VerifySpan t = all, hashed = all, boxed = all;
     if (verify_after_last(&t, "<answer>")) {
         verify_before(&t, "</answer>");
         *mark = VERIFY_TAGGED;
+        if (verify_boxed(&t)) *mark = VERIFY_BOXED;
         return verify_trim(t);
     }
-    if (verify_after_last(&t, "####")) {
-        verify_before(&t, "\n");
+    const bool box = verify_boxed(&boxed);
+    if (verify_hashed(&hashed) && (!box || hashed.s + hashed.n > boxed.s)) {
         *mark = VERIFY_HASHED;
-        return verify_trim(t);
+        return verify_trim((VerifySpan){hashed.s + 4, hashed.n - 4});
     }
-    if (verify_after_last(&t, "\\boxed{")) {
-        int open = 1;
-        for (size_t i = 0; i < t.n; i++) {
-            open += (t.s[i] == '{') - (t.s[i] == '}');
-            if (!open) {
-                t.n = i;
-                *mark = VERIFY_BOXED;
-                return verify_trim(t);
-            }
-        }
-    }
-    *mark = VERIFY_UNMARKED;
-    return verify_trim(all);
+    *mark = box ? VERIFY_BOXED : VERIFY_UNMARKED;
+    return verify_trim(box ? boxed : all);
 }
 
 /* The last line that is not empty, after its last colon, without a final full stop. */

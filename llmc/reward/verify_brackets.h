@@ -14,16 +14,17 @@
 #define LLMC_REWARD_VERIFY_BRACKETS_H
 
 #include "../base/error.h" /* xmalloc */
-#include "verify_answer.h" /* verify_span, VerifySpan, RewardInput, VerifyMark, ... */
+#include "verify_answer.h" /* VerifySpan, verify_span, verify_completion, RewardInput, ... */
 #include <math.h>
 
 /* Writes the last line of the completion to out[size], without white space. */
-static inline bool verify_final_closers(const char *completion, char *out, size_t size) {
+static inline bool verify_final_closers(VerifySpan completion, char *out, size_t size) {
     VerifyMark mark;
     const VerifySpan t = verify_last_line(verify_final(completion, &mark));
     size_t n = 0;
     for (size_t i = 0; i < t.n; i++) {
         if (verify_space(t.s[i])) continue;
+        if (!t.s[i]) return false;
         if (n + 1 >= size) return false;
         out[n++] = t.s[i];
     }
@@ -65,9 +66,9 @@ static inline float verify_brackets(const RewardInput *in, const json_t *fields)
     }
     float score = NAN;
     if (wanted.n) {
-        const size_t size = strlen(in->completion ? in->completion : "") + 1;
+        const size_t size = verify_completion(in).n + 1;
         char *given = (char *)xmalloc(size);
-        score = verify_final_closers(in->completion, given, size) && verify_same(verify_span(given), wanted) ? 1 : 0;
+        score = verify_final_closers(verify_completion(in), given, size) && verify_same(verify_span(given), wanted);
         free(given);
     }
     free(closers);

@@ -9,14 +9,14 @@
  *
  *     VerifyRegex regex;
  *     if (!verify_regex_compile(&regex, "^(yes|no)$", PCRE2_CASELESS, &e)) die("%s", e.text);
- *     const float found = verify_regex_match(&regex, "Yes");        // 1
+ *     const float found = verify_regex_match(&regex, verify_span("Yes"));        // 1
  *     verify_regex_free(&regex);
  */
 #ifndef LLMC_REWARD_VERIFY_PATTERN_H
 #define LLMC_REWARD_VERIFY_PATTERN_H
 
 #include "../base/error.h" /* checked_object, Error, error_set */
-#include "verify_answer.h" /* RewardInput */
+#include "verify_answer.h" /* RewardInput, VerifySpan, verify_completion */
 #include <math.h>
 #ifndef PCRE2_CODE_UNIT_WIDTH
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -57,11 +57,11 @@ static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uin
 
 /* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. PCRE2 restarts the count of backtracks at every
  * starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a second) in total. */
-static inline float verify_regex_match(const VerifyRegex *r, const char *text) {
-    const size_t n = strlen(text);
+static inline float verify_regex_match(const VerifyRegex *r, VerifySpan text) {
+    const size_t n = text.n;
     const size_t limit = 10000000 / (n + 1);
     pcre2_set_match_limit(r->context, limit < 1000 ? 1000 : limit > 1000000 ? 1000000 : (uint32_t)limit);
-    const int rc = pcre2_match(r->code, (PCRE2_SPTR)text, n, 0, 0, r->data, r->context);
+    const int rc = pcre2_match(r->code, (PCRE2_SPTR)text.s, n, 0, 0, r->data, r->context);
     return rc >= 0 ? 1 : rc == PCRE2_ERROR_NOMATCH ? 0 : NAN;
 }
 
@@ -71,7 +71,7 @@ static inline float verify_regex(const RewardInput *in, const json_t *fields) {
     VerifyRegex r;
     if (!pattern) pattern = in->answer ? in->answer : "";
     if (!pattern[0] || !verify_regex_compile(&r, pattern, 0, NULL)) return NAN;
-    const float score = verify_regex_match(&r, in->completion ? in->completion : "");
+    const float score = verify_regex_match(&r, verify_completion(in));
     verify_regex_free(&r);
     return score;
 }

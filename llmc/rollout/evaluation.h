@@ -28,16 +28,16 @@
 #ifndef LLMC_ROLLOUT_EVALUATION_H
 #define LLMC_ROLLOUT_EVALUATION_H
 
-#include "../base/error.h"           /* xcalloc, Error, xmalloc */
-#include "../model/model_text.h"     /* ModelText */
-#include "../reward/reward_model.h"  /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
-#include "../reward/rewards.h"       /* Rewards, rewards_score */
-#include "../reward/verify.h"        /* rewards_answer, rewards_verify */
-#include "../reward/verify_answer.h" /* RewardInput */
-#include "../reward/verify_number.h" /* VERIFY_NUMBER_SIZE */
-#include "prompts.h"                 /* Prompts, prompts_empty, prompts_input, prompts_request */
-#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, Rollout, ... */
-#include "stop_text.h"               /* StopTexts, stop_text_decode */
+#include "../base/error.h"             /* xcalloc, Error, xmalloc */
+#include "../model/model_text.h"       /* ModelText */
+#include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
+#include "../reward/rewards.h"         /* Rewards, rewards_score */
+#include "../reward/verify.h"          /* rewards_answer, rewards_verify */
+#include "../reward/verify_answer.h"   /* RewardInput, verify_completion */
+#include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
+#include "prompts.h"                   /* Prompts, prompts_empty, prompts_input, prompts_request */
+#include "rollout.h"                   /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "stop_text.h"                 /* StopTexts, stop_text_decode */
 
 enum { EVALUATION_KS = 16 };
 
@@ -229,7 +229,7 @@ static inline int64_t evaluation_verifiable(const Prompts *p) {
 
 /* The completion's final answer, or "" if it has none. The caller frees it. */
 static inline char *evaluation_answer(const RewardInput *in) {
-    const size_t size = strlen(in->completion) + VERIFY_NUMBER_SIZE;
+    const size_t size = 4 * verify_completion(in).n + VERIFY_NUMBER_SIZE;
     char *answer = (char *)xmalloc(size);
     if (!rewards_answer(in, answer, size)) answer[0] = 0;
     return answer;
@@ -297,8 +297,9 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
     bool ok = true;
     for (int k = 0; k < q->samples; k++) {
         const Completion *c = &q->out[k];
-        j->said[k] = stop_text_decode(j->stops, text, c->tokens, c->count);
-        j->in[k] = prompts_input(p, prompt, j->said[k], c, q->id + (uint64_t)k, max_new);
+        size_t length;
+        j->said[k] = stop_text_decode(j->stops, text, c->tokens, c->count, &length);
+        j->in[k] = prompts_input(p, prompt, j->said[k], length, c, q->id + (uint64_t)k, max_new);
         j->right[k] = evaluation_check(&j->in[k]);
         j->answers[k] = evaluation_answer(&j->in[k]);
         j->reward[k] = NAN;
@@ -334,6 +335,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
                                   int64_t count, const ModelText *text, Rewards *rewards, EvaluationWatch watch,
                                   void *context, Error *e) {
     const int n = v->samples, most = n > 1 ? n : 1;
+    if (!rational_available(e)) return false;
     Outcome *outcome = v->outcome ? v->outcome : (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     Completion *out = (Completion *)xcalloc((size_t)count * (size_t)most, sizeof *out);
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)count, sizeof *q);

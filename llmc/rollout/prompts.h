@@ -3,7 +3,7 @@
  *     Prompts p = {0};
  *     if (!shard_open(&p.shard, "tasks.shard", &e) || !prompts_read(&p, prompt_max, &e)) die("%s", e.text);
  *     RolloutRequest q = prompts_request(&p, i, 8, id, completions);              // eight completions of prompt i
- *     RewardInput in = prompts_input(&p, i, text, &c, id, max_tokens);
+ *     RewardInput in = prompts_input(&p, i, text, length, &c, id, max_tokens);
  *     prompts_close(&p);
  */
 #ifndef LLMC_ROLLOUT_PROMPTS_H
@@ -88,12 +88,13 @@ static inline RewardItem prompts_item(const Prompts *p, int64_t i, const Complet
                         .completion_len = c->count};
 }
 
-/* The reward input of a completion c to prompt i. text: the completion as text. */
-static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, const Completion *c, uint64_t id,
-                                        int32_t max_tokens) {
+/* The reward input of a completion c to prompt i. text: the completion as text, of `length` bytes. */
+static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, size_t length,
+                                        const Completion *c, uint64_t id, int32_t max_tokens) {
     const PromptText *w = &p->what[i];
     return (RewardInput){.prompt = w->text,
                          .completion = text,
+                         .completion_length = length,
                          .task = w->task,
                          .answer = w->answer,
                          .fields = w->fields,
@@ -107,7 +108,7 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
 /* The reward input of an empty completion to prompt i. */
 static inline RewardInput prompts_empty(const Prompts *p, int64_t i) {
     const Completion nothing = {0};
-    return prompts_input(p, i, "", &nothing, 0, 1);
+    return prompts_input(p, i, "", 0, &nothing, 0, 1);
 }
 
 /* Counts the prompts whose completions the rewards can score. Fails if one has an unknown task, or if there is none. */

@@ -7,13 +7,13 @@
  *     model_text_open(&t, &file, "sft.bin", &e);
  *     const StopTexts s = {.tokenizer = &t.tokenizer, .text = {"User:"}, .count = 1};
  *     const bool over = stop_text_cut(&s, ids, n) > 0;                 // after each token
- *     char *said = stop_text_decode(&s, &t, ids, n);                   // the caller frees it
+ *     char *said = stop_text_decode(&s, &t, ids, n, NULL);             // the caller frees it
  */
 #ifndef LLMC_ROLLOUT_STOP_TEXT_H
 #define LLMC_ROLLOUT_STOP_TEXT_H
 
 #include "../base/text.h"        /* TextBuffer, text_free */
-#include "../model/model_text.h" /* ModelText, model_text_decode */
+#include "../model/model_text.h" /* ModelText, model_text_decode_bytes */
 #include "../text/tokenizer.h"   /* tokenizer_decode_more, Tokenizer */
 
 enum { STOP_TEXTS_MAX = 16 };
@@ -62,11 +62,16 @@ static inline size_t stop_text_cut(const StopTexts *s, const int32_t *tokens, in
     return cut;
 }
 
-/* The text of a completion: model_text_decode() up to the stop text in its last token. The caller frees it. */
-static inline char *stop_text_decode(const StopTexts *s, const ModelText *t, const int32_t *tokens, int32_t n) {
-    char *text = model_text_decode(t, tokens, n, false);
-    const size_t cut = stop_text_cut(s, tokens, n), length = strlen(text);
-    if (cut && cut <= length) text[length - cut] = 0;
+/* The text of a completion: model_text_decode() up to the stop text in its last token. The caller frees it. *length: its
+ * bytes, among which there may be NULs; may be NULL. */
+static inline char *stop_text_decode(const StopTexts *s, const ModelText *t, const int32_t *tokens, int32_t n,
+                                     size_t *length) {
+    size_t bytes;
+    char *text = model_text_decode_bytes(t, tokens, n, false, &bytes);
+    const size_t cut = stop_text_cut(s, tokens, n);
+    if (cut <= bytes) bytes -= cut;
+    text[bytes] = 0;
+    if (length) *length = bytes;
     return text;
 }
 

@@ -68,7 +68,8 @@
 typedef struct ScoredCompletion {
     Completion completion;
     char *text;
-    int64_t prompt; /* index of the prompt */
+    size_t text_length; /* bytes, among which there may be NULs */
+    int64_t prompt;     /* index of the prompt */
     uint64_t id;
     float reward, parts[REWARDS_MAX];
 } ScoredCompletion;
@@ -338,9 +339,9 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
     for (int32_t i = 0; i < count; i++) {
         const Completion *c = &scored[i].completion;
-        scored[i].text = stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count);
-        in[i] =
-            prompts_input(&g->train, scored[i].prompt, scored[i].text, c, scored[i].id, (int32_t)g->o->max_completion);
+        scored[i].text = stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count, &scored[i].text_length);
+        in[i] = prompts_input(&g->train, scored[i].prompt, scored[i].text, scored[i].text_length, c, scored[i].id,
+                              (int32_t)g->o->max_completion);
     }
     trainer_require(g->t, !K || rewards_score(&g->rewards, in, count, parts, total, &e), &e);
     for (int32_t i = 0; i < count; i++) {
@@ -374,9 +375,13 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
         const Completion *c = &scored[i].completion;
         scored[i].reward = x[0];
         memcpy(scored[i].parts, x + 1, K * sizeof *x);
-        scored[i].text = owner[i / G] == d->rank
-                             ? mine[k++].text
-                             : stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count);
+        if (owner[i / G] == d->rank) {
+            scored[i].text = mine[k].text;
+            scored[i].text_length = mine[k++].text_length;
+        } else {
+            scored[i].text =
+                stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count, &scored[i].text_length);
+        }
     }
     free(all), free(mine), free(scores);
 }

@@ -119,8 +119,9 @@ static inline void generation_show(Generation *g, const char *when) {
         RolloutRequest q = {
             .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
         if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
-        char *text = stop_text_decode(&how.texts, &g->t->text, c.tokens, c.count);
-        const RewardInput in = prompts_input(p, i, text, &c, 0, how.max_new);
+        size_t length;
+        char *text = stop_text_decode(&how.texts, &g->t->text, c.tokens, c.count, &length);
+        const RewardInput in = prompts_input(p, i, text, length, &c, 0, how.max_new);
         const double right = evaluation_check(&in);
         metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
                      isnan(right)  ? ""

@@ -29,13 +29,12 @@
 #include "../base/error.h"             /* xcalloc, usage_error, Error, die */
 #include "../base/options.h"           /* OPTION_REAL, OPTION_FLAG, OPTION_CHOICE, OPTION_GROUP, ... */
 #include "../loss/preference.h"        /* PreferenceConfig, PreferenceStats */
-#include "../loss/scalar.h"            /* sigmoid */
 #include "../model/config.h"           /* ModelConfig */
 #include "../model/model.h"            /* Model */
 #include "../records/completion_set.h" /* CompletionSet, completion_set_add, completion_set_clear */
 #include "../records/pairs.h"          /* Pair */
 #include "../report/metrics.h"         /* metrics_set, Metrics */
-#include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_score */
+#include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_preference, ... */
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
 #include "../rollout/prompts.h"        /* Prompts, prompts_item, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
@@ -227,6 +226,11 @@ static inline void online_draw(OnlinePairs *p) {
     g->reward_seconds = clock_seconds() - judging;
 }
 
+/* The probability that the completion with the higher score by `difference` is preferred. */
+static inline double online_preference(const OnlinePairs *p, double difference) {
+    return reward_model_preference(p->o->reward_model ? &p->judge : NULL, difference);
+}
+
 /* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions
  * alone. */
 static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
@@ -242,7 +246,7 @@ static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
                            .chosen_len = w->count,
                            .rejected = l->tokens,
                            .rejected_len = nash ? 0 : l->count};
-        p->probability[s->count] = (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
+        p->probability[s->count] = (float)online_preference(p, (double)a->reward - b->reward);
         for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
             p->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)p->o->xpo_alpha : 0;
         completion_set_add(s, &pair, i);
@@ -280,7 +284,7 @@ static inline OnlineSummary online_summary(const OnlinePairs *p) {
         s.ties += a->reward == b->reward;
         s.score += a->reward + b->reward;
         s.margin += fabs((double)a->reward - b->reward);
-        s.probability += (float)sigmoid((double)a->reward - b->reward); /* Bradley-Terry */
+        s.probability += (float)online_preference(p, (double)a->reward - b->reward);
     }
     s.ended /= 2 * p->count;
     s.length /= 2 * p->count;
