@@ -16,6 +16,9 @@ COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
 LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lm
 PREFIX  ?= /usr/local
 
+# --version prints it. It is read when a program is compiled; a new commit alone compiles nothing again.
+VERSION   = -DLLMC_VERSION='"$(shell scripts/version.sh)"'
+
 # All cores, unless the command line says otherwise.
 ifeq ($(MAKELEVEL)$(filter -j% --jobs%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -93,7 +96,7 @@ $(BUILD)/cpu_%.o: llmc/cpu/cpu.c
 
 $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
-	$(COMPILE) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
+	$(COMPILE) $(VERSION) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 llmc_mpi.so: llmc/dist/mpi.c
 	@mkdir -p $(BUILD)

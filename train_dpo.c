@@ -35,7 +35,7 @@
 #include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
-#include "llmc/report/metrics.h"             /* metrics_line, metrics_set, Metrics, metrics_final */
+#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_line, ... */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
@@ -71,8 +71,8 @@ static const Option options[] = {
     OPTION_INT ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                 "truncate completions to this many tokens with their prompt; 0 uses the model's context"),
     OPTION_REAL("num-train-epochs",            0,   &o.g.epochs,   0.001, 1e6, "passes over the shard"),
-    OPTION_INT ("max-steps",                   'x', &o.t.steps,    0, 1e9,
-                "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_INT ("max-steps",                   'x', &o.t.steps,    1, 1e9,
+                "number of optimizer steps (default: those of --num-train-epochs)"),
     OPTION_FLAG("prefix-sharing",              0,   &o.sharing,
                 "process the prompt of a pair once for both completions"),
     PREFERENCE_OPTIONS(o.l),
@@ -90,7 +90,8 @@ static const Option options[] = {
     OPTION_GROUP("Evaluation"),
     OPTION_FLAG("eval-on-start", 0, &o.g.eval_on_start, "evaluate on --val before the first step, too"),
     OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9, "evaluate on --val every N steps, and after training"),
-    OPTION_INT("eval-prompts", 0, &o.g.eval_prompts, 0, 1e9, "--online: number of held-out prompts; 0 uses all"),
+    OPTION_INT("max-eval-samples", 0, &o.g.eval_prompts, 1, 1e9,
+               "--online: evaluate on the first N held-out prompts only (default: all)"),
     OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
     OPTION_END
@@ -292,7 +293,7 @@ static PreferenceTotals run_online(Run *r) {
     preference_reference_run(&r->reference, &r->batch, NULL, s, false);
     const PreferenceNormaliser N = preference_normaliser(s->offset, s->count);
     dist_grads_begin(&r->t.grads, completion_set_plan(s, &r->batch)->micros);
-    if (!s->count) metrics_line(&r->t.metrics, "train_dpo: warning: no pair of this step has scores that differ");
+    if (!s->count) metrics_warn(&r->t.metrics, "no pair of this step has scores that differ");
     else if (o.online.kind == ONLINE_NASH_MD) run_nash(r, s, &stats);
     else run_pairs(r, s, &N, true, &stats);
     return stats;

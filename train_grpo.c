@@ -28,7 +28,7 @@
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_warn, Metrics */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
@@ -50,7 +50,8 @@ static struct {
 static const Option options[] = {
     // clang-format off
     GENERATION_DATA_OPTIONS(o.g),
-    OPTION_INT("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_INT("max-steps", 'x', &o.t.steps, 1, 1e9,
+                "number of optimizer steps (default: those of --num-train-epochs)"),
     GENERATION_SAMPLING_OPTIONS(o.g, 2),
     OPTION_FLAG("dynamic-sampling", 0, &o.dynamic_sampling,
                 "DAPO: replace groups whose rewards are all equal with groups of new prompts"),
@@ -65,13 +66,13 @@ static const Option options[] = {
                   "exclude truncated completions from the loss"),
     OPTION_GROUP("Loss"),
     OPTION_CHOICE("loss-type",                 0, &o.loss,            POLICY_LOSS_CHOICES,
-                  "objective; see llmc/loss/policy.h"),
+                  "objective"),
     OPTION_CHOICE("importance-sampling-level", 0, &o.importance,      IMPORTANCE_CHOICES,
                   "compute the importance ratio per"),
-    OPTION_REAL  ("epsilon",                   0, &o.epsilon,         -1, 1e6,
-                  "lower clip range; -1 uses the default of --loss-type"),
-    OPTION_REAL  ("epsilon-high",              0, &o.epsilon_high,    -1, 1e6,
-                  "upper clip range; -1 uses --epsilon if given, or the default of --loss-type"),
+    OPTION_REAL  ("epsilon",                   0, &o.epsilon,         0, 1e6,
+                  "lower clip range (default: that of --loss-type)"),
+    OPTION_REAL  ("epsilon-high",              0, &o.epsilon_high,    0, 1e6,
+                  "upper clip range (default: --epsilon if given, else that of --loss-type)"),
     OPTION_REAL  ("delta",                     0, &o.delta,           0, 1e6,
                   "upper bound of the ratio if the advantage is negative; 0 disables"),
     OPTION_REAL  ("beta",                      0, &o.beta,            0, 1e6,
@@ -264,9 +265,8 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
     metrics_set(m, "frac_reward_zero_std", a->frac_reward_zero_std);
     if (o.dynamic_sampling) metrics_set(m, "dynamic_sampling/resampled_groups", (double)r->resampled);
     generation_log(&r->g);
-    if (a->frac_reward_zero_std == 1)
-        metrics_line(m, "train_grpo: warning: the rewards of every group are all equal: no gradient");
-    if (isnan(a->reward)) metrics_line(m, "train_grpo: warning: no completion could be scored");
+    if (a->frac_reward_zero_std == 1) metrics_warn(m, "the rewards of every group are all equal: no gradient");
+    if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
 }
 
 static void log_policy(Run *r, const PolicyStats *stats) {

@@ -40,7 +40,7 @@
 #include "llmc/model/model_file.h"         /* ModelDtype, model_check_output, model_save */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, metrics_line, Metrics */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_warn, Metrics, metrics_line */
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open, rewards_score */
@@ -96,9 +96,10 @@ static struct {
 static const Option options[] = {
     // clang-format off
     GENERATION_DATA_OPTIONS(o.g),
-    OPTION_INT ("max-steps", 'x', &o.t.steps, 0, 1e9, "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_INT ("max-steps", 'x', &o.t.steps, 1, 1e9,
+                "number of optimizer steps (default: those of --num-train-epochs)"),
     OPTION_TEXT("ptx",       0,   &o.ptx,     "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
-    GENERATION_SAMPLING_OPTIONS(o.g, 0),
+    GENERATION_SAMPLING_OPTIONS(o.g, 1),
     OPTION_GROUP("Reward"),
     OPTION_TEXT("reward-model",         0, &o.reward_model,        "FILE",
                 "reward model that scores the completions (a checkpoint from train_rm)"),
@@ -121,7 +122,7 @@ static const Option options[] = {
     OPTION_REAL  ("kl-coef",       0, &o.kl_coef,    0, 1e6,
                   "beta, the strength of the KL penalty in the reward; larger stays closer to the reference"),
     OPTION_CHOICE("kl-estimator",  0, &o.kl,         KL_CHOICES,
-                  "estimator of the per-token KL divergence; see llmc/loss/kl.h"),
+                  "estimator of the per-token KL divergence"),
     OPTION_CHOICE("kl-controller", 0, &o.controller, KL_CONTROL_CHOICES,
                   "keep beta fixed, or adapt it to hold the KL at --kl-target"),
     OPTION_REAL  ("kl-target",     0, &o.kl_target,  1e-9, 1e9, "adaptive: target KL, in nats per completion"),
@@ -130,12 +131,12 @@ static const Option options[] = {
     OPTION_TEXT  ("reference",     0, &o.reference,  "FILE", "reference model; the model of -c if not given"),
     OPTION_GROUP("Advantages"),
     OPTION_CHOICE("algo",                 0, &o.algo,              ALGO_CHOICES,
-                  "algorithm; see the table at the top of train_ppo.c"),
+                  "algorithm"),
     OPTION_REAL  ("gamma",                0, &o.gamma,             0, 1, "discount factor of later rewards"),
-    OPTION_REAL  ("lam",                  0, &o.lambda,            -1, 1,
-                  "lambda of GAE; -1 uses the default of --algo (ppo 0.95, a2c 1)"),
-    OPTION_REAL  ("lam-critic",           0, &o.lambda_critic,     -1, 1,
-                  "lambda of the critic's target; -1 uses --lam (VC-PPO: 1)"),
+    OPTION_REAL  ("lam",                  0, &o.lambda,            0, 1,
+                  "lambda of GAE (default: that of --algo: ppo 0.95, a2c 1)"),
+    OPTION_REAL  ("lam-critic",           0, &o.lambda_critic,     0, 1,
+                  "lambda of the critic's target (VC-PPO: 1; default: --lam)"),
     OPTION_REAL  ("lam-length",           0, &o.length_lambda,     0, 1e6,
                   "alpha of the policy's lambda = 1 - 1 / (alpha length); 0 uses --lam (VAPO: 0.05)"),
     OPTION_CHOICE("whiten-advantages",    0, &o.whiten_advantages, "auto|no|yes",
@@ -148,8 +149,8 @@ static const Option options[] = {
                   "number of initial optimizer steps that train only the separate critic"),
     OPTION_TEXT  ("critic-output",        0, &o.critic_output,     "FILE", "output file of the separate critic"),
     OPTION_GROUP("Loss"),
-    OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          0, 1000,
-                "passes over each generation; 0 uses the default of --algo (ppo 4, others 1)"),
+    OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          1, 1000,
+                "passes over each generation (default: that of --algo: ppo 4, others 1)"),
     OPTION_INT ("num-mini-batches", 0, &o.mini_batches,    1, 65536, "optimizer steps per pass"),
     OPTION_REAL("cliprange",        0, &o.cliprange,       0, 1e6, "clip the ratio to [1 - X, 1 + X]"),
     OPTION_REAL("cliprange-high",   0, &o.cliprange_high,  0, 1e6, "upper clip range; 0 uses --cliprange"),
@@ -564,9 +565,8 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     metrics_set(to, "episode", (double)r->g.next_id);
     metrics_set(to, "eps", (double)g->completions / seconds);
     generation_log(&r->g);
-    if (m->score_std < 1e-8)
-        metrics_line(to, "train_ppo: warning: all scores are equal: there is nothing to learn from");
-    if (isnan(m->score)) metrics_line(to, "train_ppo: warning: no completion could be scored");
+    if (m->score_std < 1e-8) metrics_warn(to, "all scores are equal: there is nothing to learn from");
+    if (isnan(m->score)) metrics_warn(to, "no completion could be scored");
     if (on_policy()) generation_check_sampler(&r->g, s->max.sampler_gap);
 }
 

@@ -42,14 +42,14 @@ static struct {
 static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input",            'i', &o.input,        "FILE", "chat shard to train on (data/make_shard)"),
+    OPTION_TEXT("input",            'i', &o.input,        "FILE", "chat shard to train on, made by make_shard"),
     OPTION_TEXT("val",              'j', &o.val,          "FILE", "chat shard for the validation loss"),
     OPTION_INT ("batch-tokens",     0,   &o.batch_tokens, 1, 1 << 30, "minimum number of tokens per optimizer step"),
     OPTION_INT ("max-length",       0,   &o.max_length,   0, 1 << 20,
                 "truncate records to this many tokens; 0 uses the model's context"),
     OPTION_REAL("num-train-epochs", 0,   &o.epochs,       0.001, 1e6, "passes over the shard"),
-    OPTION_INT ("max-steps",        'x', &o.t.steps,      0, 1e9,
-                "number of optimizer steps; 0 follows --num-train-epochs"),
+    OPTION_INT ("max-steps",        'x', &o.t.steps,      1, 1e9,
+                "number of optimizer steps (default: those of --num-train-epochs)"),
     OPTION_GROUP("Loss"),
     OPTION_FLAG  ("completion-only-loss", 0, &o.completion_only, "train on the assistant's tokens only"),
     OPTION_CHOICE("loss-type",            0, &o.loss,            LM_LOSS_CHOICES,

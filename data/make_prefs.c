@@ -55,7 +55,7 @@ static const OptionAbout about = {
     "  make_prefs --rule sum --format step --terms 4 --count 2000 | make_shard -i - -o steps.shard\n"
     "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
     "A rule is a weighted sum of char (number of times the prompt's first letter occurs in the completion), char=x,\n"
-    "length, repeats and sum (1 if the sum is right); see llmc/reward/gold.h."};
+    "length, repeats and sum (1 if the sum is right)."};
 
 static const Option table[] = {
     OPTION_GROUP("Preferences"),

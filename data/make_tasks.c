@@ -47,7 +47,7 @@ static const OptionAbout about = {
                  "  make_tasks --task add --digits 2 --count 1000 -o train.shard\n"
                  "  make_tasks --task add --digits 2 --count 200 --split heldout -o heldout.shard\n"
                  "  make_tasks --task add:2,countdown:1,word:1 --level 3 --count 5 | jq .\n\n"
-                 "Levels, prompts and styles of every task are listed at the top of llmc/reward/task_*.h."};
+                 "data/README.md describes the tasks; a higher level asks for larger problems."};
 
 static const Option table[] = {
     OPTION_GROUP("Problems"),

@@ -6,6 +6,7 @@
 #include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
 #include "../llmc/base/io.h"               /* Reader, magic_name, reader_close, reader_memory, ... */
 #include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/terminal.h"         /* terminal_colors */
 #include "../llmc/base/text.h"             /* text_free, TextBuffer, text_clear, utf8_length, ... */
 #include "../llmc/model/checkpoint.h"      /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
 #include "../llmc/model/config.h"          /* ModelConfig */
@@ -35,7 +36,8 @@ static const Option options[] = {
     OPTION_FLAG("all", 0, &o.all, "print all records"),
     OPTION_FLAG("tokens", 0, &o.tokens, "print one token per line: position, id, mask, text"),
     OPTION_FLAG("json", 0, &o.json, "print only the records, as JSON lines"),
-    OPTION_CHOICE("color", 0, &o.color, "auto|always|never", "color the output; auto colors it on a terminal"),
+    OPTION_CHOICE("color", 0, &o.color, "auto|always|never",
+                  "color the output; auto colors it on a terminal, unless NO_COLOR is set"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
     OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
@@ -654,7 +656,7 @@ int main(int argc, char **argv) {
     if (first + 1 != argc)
         usage_error(first < argc ? "expected one FILE argument, got several" : "a FILE argument is required");
     signal(SIGPIPE, SIG_DFL);
-    color = o.color == 1 || (o.color == 0 && isatty(STDOUT_FILENO));
+    color = o.color == 1 || (o.color == 0 && terminal_colors(STDOUT_FILENO));
     const char *path = argv[first];
     char *memory = NULL;
     size_t n = 0;

@@ -24,8 +24,8 @@ static bool mpi; /* true if mpirun and llmc_mpi.so exist */
 #define SFT                                                                                                            \
     "./train_sft --layers 3 --width 32 --heads 2 --context 16 -i $T/chat.shard -j $T/chat.shard --eval-steps 5 "       \
     "-l 1e-2 --batch-tokens 256 --micro-tokens 64 --weight-decay 0.1 "
-#define GRPO                                                                                                           \
-    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --eval-prompts 9 --eval-steps 3 -g 4 -p 6 -G 4 "  \
+#define GRPO                                                                                                              \
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --max-eval-samples 9 --eval-steps 3 -g 4 -p 6 -G 4 " \
     "--micro-tokens 96 -l 1e-3 --sample-count 1 --eval-samples 4 --reward verify,random:0.3 "
 
 static int setup(void **state) {

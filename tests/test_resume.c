@@ -76,8 +76,8 @@ static void resumes_bit_for_bit(const char *command, const int *stops, int count
 #define SFT                                                                                                            \
     "./train_sft -c $T/base.bin -i $T/chat.shard -j $T/chat.shard --eval-steps 50 -l 1e-3 "                            \
     "--batch-tokens 128 --micro-tokens 96 --warmup-steps 5 --neftune-noise-alpha 2 --weight-decay 0.1 "
-#define GRPO                                                                                                           \
-    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --eval-prompts 4 --eval-steps 9 -g 3 -p 4 -G 4 "  \
+#define GRPO                                                                                                              \
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -j $T/tasks.shard --max-eval-samples 4 --eval-steps 9 -g 3 -p 4 -G 4 " \
     "--micro-tokens 96 -l 1e-3 --sample-count 1 "
 
 static void sft_resumes(void **state) {

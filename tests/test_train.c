@@ -69,7 +69,7 @@ static void the_chain_through_files(void **state) {
        "--batch-tokens 256 --eval-steps 10 --sample-steps 10 "
        "--metrics $T/add1.jsonl --tensorboard $T/tb1 --report $T/add1.html");
     assert_string_equal(out, "");
-    assert_holds(said, "| learning-rate ");
+    assert_holds(said, "* learning-rate ");
     assert_holds(said, "1 layers, 2 heads, width 32, vocabulary 260, context 32");
     assert_holds(said, "peak memory");
     assert_keys(

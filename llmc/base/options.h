@@ -14,22 +14,34 @@
  *     int first = options_parse(table, &about, argc, argv);     // argv[first..] are not options
  *     options_parse_all(table, &about, argc, argv);             // or: every argument must be an option
  *
- * The value of a variable before parsing is the default that --help shows. A numeric argument must consist of the
- * number alone ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g (powers of 1024). A
- * flag accepts --name and --no-name; --help shows --[no-]name with a help text that describes --name. A choice stores
- * its index. An OPTION_LIST may be repeated. As in getopt_long, options may be abbreviated and mixed with other
- * arguments. option_given() tells whether an option was given, and options_refuse_unused() ends a program that was given
- * an option without effect. --help prints to standard output and exits with status 0. A bad command line prints one
- * line to standard error and exits with status 2.
+ * The value of a variable before parsing is the default that --help shows. A number before parsing that is outside
+ * [low, high] stands for an option that is not set; then the help text says what that means. A numeric argument must
+ * consist of the number alone ("1e-3x" is rejected) and be in [low, high]. Integers also accept a suffix k, m or g
+ * (powers of 1024). A flag accepts --name and --no-name; --help shows --[no-]name with a help text that describes
+ * --name. A choice stores its index. An OPTION_LIST may be repeated; of any other option that is given twice the last
+ * value counts, with a warning. As in getopt_long, options may be abbreviated and mixed with other arguments; `_` reads
+ * as `-` in their names, and the names that peers use are accepted (options_alias). option_given() tells
+ * whether an option was given, and options_refuse_unused() ends a program that was given an option without effect.
+ *
+ * Every program has -h/--help, --version and --config FILE, which print to standard output and exit with status 0, or
+ * read a file of options (config_file.h). What the command line gives counts, not the file. A bad command line or file
+ * prints one line to standard error and exits with status 2.
  */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
 
-#include "error.h" /* usage_error, xrealloc */
+#include "config_file.h" /* config_writer_value, ConfigEntry, ConfigFile, ConfigWriter, ... */
+#include "error.h"       /* usage_error, Error, error_set, NORETURN, ... */
+#include "suggest.h"     /* suggest */
+#include "terminal.h"    /* terminal_wrap, terminal_width, terminal_columns */
 #include <getopt.h>
 #include <math.h>
 
-typedef enum { OPT_END, OPT_GROUP, OPT_FLAG, OPT_INT, OPT_REAL, OPT_TEXT, OPT_CHOICE, OPT_LIST } OptionKind;
+#ifndef LLMC_VERSION /* the version and the commit, from the Makefile */
+#define LLMC_VERSION "of an unknown version"
+#endif
+
+typedef enum { OPT_END, OPT_GROUP, OPT_FLAG, OPT_INT, OPT_REAL, OPT_TEXT, OPT_CHOICE, OPT_LIST, OPT_ACTION } OptionKind;
 
 typedef struct OptionList {
     const char **items;
@@ -48,7 +60,7 @@ typedef struct Option {
 
 typedef struct OptionAbout {
     const char *usage; /* arguments, shown after the program's name */
-    const char *text;  /* what the program does, in a few lines, and examples */
+    const char *text;  /* what the program does; lines that begin with two blanks are examples */
 } OptionAbout;
 
 #define OPTION_GROUP(title)                                                                                            \
@@ -89,73 +101,41 @@ static inline void option_choice_name(const char *choices, int index, char *name
     snprintf(name, size, "%.*s", (int)strcspn(c, "|"), c);
 }
 
-/* Formats the value as text: "" for an unset text or an empty list. */
-static inline void option_value(const Option *o, char *text, size_t size) {
-    switch (o->kind) {
-    case OPT_FLAG: snprintf(text, size, "%s", *(bool *)o->value ? "true" : "false"); break;
-    case OPT_INT: snprintf(text, size, "%lld", (long long)*(int64_t *)o->value); break;
-    case OPT_REAL: snprintf(text, size, "%.9g", *(double *)o->value); break;
-    case OPT_TEXT: snprintf(text, size, "%s", *(const char **)o->value ? *(const char **)o->value : ""); break;
-    case OPT_CHOICE: option_choice_name(o->argument, *(int *)o->value, text, size); break;
-    case OPT_LIST: {
-        const OptionList *list = (const OptionList *)o->value;
-        size_t used = 0;
-        text[0] = 0;
-        for (int i = 0; i < list->count && used < size; i++)
-            used += (size_t)snprintf(text + used, size - used, "%s%s", i ? " " : "", list->items[i]);
-        break;
-    }
-    default: text[0] = 0;
-    }
+/* ---- values ---------------------------------------------------------------------------------------------------- */
+
+/* What options_parse() keeps of each option of its table, in the table's order. */
+typedef struct OptionState {
+    union {
+        bool flag;
+        int64_t integer;
+        double real;
+        const char *text;
+        int choice;
+        OptionList list;
+    } standard;      /* the value before parsing */
+    bool in_command; /* given on the command line */
+    bool in_file;    /* given in the file of --config */
+} OptionState;
+
+/* The states of the program's options. */
+static inline OptionState *option_states(void) {
+    static OptionState states[OPTIONS_MAX];
+    return states;
 }
 
-static inline void options_help(const Option *table, const OptionAbout *about) {
-    printf("usage: %s %s\n\n%s\n", program_invocation_short_name, about->usage, about->text);
-    for (const Option *o = table; o->kind != OPT_END; o++) {
-        if (o->kind == OPT_GROUP) {
-            printf("\n%s:\n", o->name);
-            continue;
-        }
-        char left[96], value[256];
-        const int n =
-            o->letter ? snprintf(left, sizeof left, "  -%c, ", o->letter) : snprintf(left, sizeof left, "      ");
-        snprintf(left + n, sizeof left - (size_t)n, "--%s%s%s%s", o->kind == OPT_FLAG ? "[no-]" : "", o->name,
-                 o->argument ? " " : "",
-                 o->argument && o->kind != OPT_CHOICE ? o->argument : (o->kind == OPT_CHOICE ? "NAME" : ""));
-        option_value(o, value, sizeof value);
-        printf(strlen(left) > 33 ? "%s\n%35s%s" : "%-34s %s%s", left, "", o->help);
-        if (o->kind == OPT_CHOICE) printf(": %s", o->argument);
-        if (o->kind == OPT_FLAG) printf(" (default: %s)", *(bool *)o->value ? "yes" : "no");
-        else if (value[0]) printf(" (default: %s)", value);
-        putchar('\n');
-    }
-    printf("\n  -h, --help                       show this help and exit\n");
+/* The table that was parsed last, or NULL. */
+static inline const Option **options_parsed(void) {
+    static const Option *table;
+    return &table;
 }
 
-/* ---- options that were given ------------------------------------------------------------------------------------ */
-
-/* The variables of the options that were given, whatever their values. */
-typedef struct OptionsGiven {
-    const void *value[OPTIONS_MAX];
-    int count;
-} OptionsGiven;
-
-static inline OptionsGiven *options_given(void) {
-    static OptionsGiven given;
-    return &given;
-}
-
-/* Whether the option of this variable was given. */
+/* Whether the option of this variable was given, whatever its value. */
 static inline bool option_given(const void *value) {
-    const OptionsGiven *given = options_given();
-    for (int i = 0; i < given->count; i++)
-        if (given->value[i] == value) return true;
+    const Option *table = *options_parsed();
+    for (int i = 0; table && table[i].kind != OPT_END; i++)
+        if (table[i].kind != OPT_GROUP && table[i].value == value)
+            return option_states()[i].in_command || option_states()[i].in_file;
     return false;
-}
-
-static inline void option_mark(const void *value) {
-    OptionsGiven *given = options_given();
-    if (!option_given(value) && given->count < OPTIONS_MAX) given->value[given->count++] = value;
 }
 
 /* An option, by its variable, and whether it has an effect together with the others. */
@@ -173,54 +153,175 @@ static inline void options_refuse_unused(const Option *table, const OptionUse *u
                 usage_error("--%s: %s", o->name, use[i].why);
 }
 
+static inline size_t option_size(const Option *o) {
+    static const size_t size[] = {
+        [OPT_FLAG] = sizeof(bool),         [OPT_INT] = sizeof(int64_t), [OPT_REAL] = sizeof(double),
+        [OPT_TEXT] = sizeof(const char *), [OPT_CHOICE] = sizeof(int),  [OPT_LIST] = sizeof(OptionList)};
+    return size[o->kind];
+}
+
+/* Whether the option has no value: a text or list that was not given, or a number outside the option's range. */
+static inline bool option_unset(const Option *o) {
+    switch (o->kind) {
+    case OPT_INT: return *(int64_t *)o->value < (int64_t)o->low || (double)*(int64_t *)o->value > o->high;
+    case OPT_REAL: return !(*(double *)o->value >= o->low && *(double *)o->value <= o->high);
+    case OPT_TEXT: return !*(const char **)o->value;
+    case OPT_LIST: return !((const OptionList *)o->value)->count;
+    default: return false;
+    }
+}
+
+/* Formats a number with `digits` significant digits; 0: as many as read back as the same number. */
+static inline void option_number(double number, int digits, char *text, size_t size) {
+    snprintf(text, size, "%.*g", digits ? digits : 15, number);
+    for (int more = 16; !digits && more <= 17 && strtod(text, NULL) != number; more++)
+        snprintf(text, size, "%.*g", more, number);
+}
+
+/* Formats the value as text: "" for an option without a value. */
+static inline void option_value(const Option *o, char *text, size_t size) {
+    text[0] = 0;
+    if (o->kind == OPT_GROUP || option_unset(o)) return;
+    switch (o->kind) {
+    case OPT_FLAG: snprintf(text, size, "%s", *(bool *)o->value ? "true" : "false"); break;
+    case OPT_INT: snprintf(text, size, "%lld", (long long)*(int64_t *)o->value); break;
+    case OPT_REAL: option_number(*(double *)o->value, 9, text, size); break;
+    case OPT_TEXT: snprintf(text, size, "%s", *(const char **)o->value); break;
+    case OPT_CHOICE: option_choice_name(o->argument, *(int *)o->value, text, size); break;
+    case OPT_LIST: {
+        const OptionList *list = (const OptionList *)o->value;
+        size_t used = 0;
+        for (int i = 0; i < list->count && used < size; i++)
+            used += (size_t)snprintf(text + used, size - used, "%s%s", i ? " " : "", list->items[i]);
+        break;
+    }
+    default: break;
+    }
+}
+
+/* Formats the value before parsing of option i of the table. */
+static inline void option_default(const Option *table, int i, char *text, size_t size) {
+    Option o = table[i];
+    o.value = &option_states()[i].standard;
+    option_value(&o, text, size);
+}
+
 /* strtoll() and strtod() skip blanks before a number. Such blanks are rejected here, as are blanks after a number. */
 static inline bool option_blank(const char *word) { return *word == ' ' || (*word >= '\t' && *word <= '\r'); }
 
-static inline void option_store(const Option *o, const char *word, bool negated) {
-    char name[80];
-    if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
-    else snprintf(name, sizeof name, "--%s", o->name);
-    option_mark(o->value);
+static inline bool option_store_int(const Option *o, const char *word, Error *e) {
+    char *end;
+    errno = 0;
+    const long long number = strtoll(word, &end, 10);
+    static const char suffixes[] = "kmg";
+    const char *suffix = *end ? strchr(suffixes, *end | 32) : NULL;
+    if (end == word || option_blank(word) || (suffix ? end[1] : end[0]))
+        return error_set(e, "'%s' is not a whole number", word);
+    const double scaled = (double)number * (suffix ? pow(1024.0, (double)(suffix - suffixes + 1)) : 1.0);
+    if (errno == ERANGE || scaled < o->low || scaled > o->high)
+        return error_set(e, "%s is out of range [%.15g, %.15g]", word, o->low, o->high);
+    *(int64_t *)o->value = suffix ? (int64_t)scaled : (int64_t)number;
+    return true;
+}
+
+static inline bool option_store_real(const Option *o, const char *word, Error *e) {
+    char *end;
+    const double number = strtod(word, &end);
+    if (end == word || *end || option_blank(word) || isnan(number)) return error_set(e, "'%s' is not a number", word);
+    if (number < o->low || number > o->high) return error_set(e, "%s is out of range [%g, %g]", word, o->low, o->high);
+    *(double *)o->value = number;
+    return true;
+}
+
+/* Stores the word's value in the option's variable. A flag's word is NULL (true), or as in YAML. */
+static inline bool option_store(const Option *o, const char *word, Error *e) {
     switch (o->kind) {
-    case OPT_FLAG: *(bool *)o->value = !negated; break;
-    case OPT_TEXT: *(const char **)o->value = word; break;
+    case OPT_FLAG: {
+        const int truth = word ? option_choice_index("false|no|off|False|No|Off|true|yes|on|True|Yes|On", word) : 6;
+        if (truth < 0) return error_set(e, "'%s' is neither true nor false", word);
+        *(bool *)o->value = truth >= 6;
+        return true;
+    }
+    case OPT_TEXT: *(const char **)o->value = word; return true;
     case OPT_CHOICE: {
         const int index = option_choice_index(o->argument, word);
-        if (index < 0) usage_error("%s: '%s' is not one of %s", name, word, o->argument);
+        if (index < 0) return error_set(e, "'%s' is not one of %s", word, o->argument);
         *(int *)o->value = index;
-        break;
+        return true;
     }
     case OPT_LIST: {
         OptionList *list = (OptionList *)o->value;
         list->items = (const char **)xrealloc(list->items, (size_t)list->count + 1, sizeof *list->items);
         list->items[list->count++] = word;
-        break;
+        return true;
     }
-    case OPT_INT: {
-        char *end;
-        errno = 0;
-        const long long number = strtoll(word, &end, 10);
-        static const char suffixes[] = "kmg";
-        const char *suffix = *end ? strchr(suffixes, *end | 32) : NULL;
-        if (end == word || option_blank(word) || (suffix ? end[1] : end[0]))
-            usage_error("%s: '%s' is not a whole number", name, word);
-        const double scaled = (double)number * (suffix ? pow(1024.0, (double)(suffix - suffixes + 1)) : 1.0);
-        if (errno == ERANGE || scaled < o->low || scaled > o->high)
-            usage_error("%s: %s is out of range [%.15g, %.15g]", name, word, o->low, o->high);
-        *(int64_t *)o->value = suffix ? (int64_t)scaled : (int64_t)number;
-        break;
+    case OPT_INT: return option_store_int(o, word, e);
+    case OPT_REAL: return option_store_real(o, word, e);
+    default: return true;
     }
-    case OPT_REAL: {
-        char *end;
-        const double number = strtod(word, &end);
-        if (end == word || *end || option_blank(word) || isnan(number))
-            usage_error("%s: '%s' is not a number", name, word);
-        if (number < o->low || number > o->high)
-            usage_error("%s: %s is out of range [%g, %g]", name, word, o->low, o->high);
-        *(double *)o->value = number;
-        break;
-    }
-    default: break;
+}
+
+/* ---- names ----------------------------------------------------------------------------------------------------- */
+
+/* Names that TRL, transformers, OpenRLHF, verl or vLLM use for an option, and its name here. */
+static inline const char *options_alias(size_t i, const char **name) {
+    static const char *const aliases[][2] = {{"lr", "learning-rate"},
+                                             {"model", "checkpoint"},
+                                             {"model-name-or-path", "checkpoint"},
+                                             {"pretrain", "checkpoint"},
+                                             {"dataset", "input"},
+                                             {"train-file", "input"},
+                                             {"eval-dataset", "val"},
+                                             {"validation-file", "val"},
+                                             {"epochs", "num-train-epochs"},
+                                             {"max-epochs", "num-train-epochs"},
+                                             {"max-seq-length", "max-length"},
+                                             {"max-len", "max-length"},
+                                             {"warmup-ratio", "warmup-steps"},
+                                             {"lr-scheduler", "lr-scheduler-type"},
+                                             {"adam-eps", "adam-epsilon"},
+                                             {"train-batch-size", "per-device-train-batch-size"},
+                                             {"batch-size", "per-device-train-batch-size"},
+                                             {"lora-r", "lora-rank"},
+                                             {"lora-target-modules", "lora-targets"},
+                                             {"resume-from-checkpoint", "resume"},
+                                             {"logging-dir", "tensorboard"},
+                                             {"ref-model", "reference"},
+                                             {"reward-model-path", "reward-model"},
+                                             {"n-samples-per-prompt", "num-generations"},
+                                             {"response-length", "max-completion-length"},
+                                             {"generate-max-len", "max-completion-length"},
+                                             {"prompt-max-len", "max-prompt-length"},
+                                             {"init-kl-coef", "kl-coef"},
+                                             {"max-tokens", "max-new-tokens"},
+                                             {"temp", "temperature"},
+                                             {"eval-prompts", "max-eval-samples"}};
+    if (i >= sizeof aliases / sizeof *aliases) return NULL;
+    *name = aliases[i][1];
+    return aliases[i][0];
+}
+
+enum { OPTION_NAME_MAX = 56, OPTION_NAMES_MAX = 6 * OPTIONS_MAX, OPTION_LONG = 1000 };
+enum { OPTION_HELP = 256, OPTION_VERSION, OPTION_CONFIG };
+
+/* All names that a command line may use, for getopt_long(). The value of a name is OPTION_LONG + twice the index of its
+ * option in the table, and 1 more if the name negates a flag. */
+typedef struct OptionNames {
+    int count;
+    struct option longs[OPTION_NAMES_MAX];
+    char text[OPTION_NAMES_MAX][OPTION_NAME_MAX];
+} OptionNames;
+
+/* Adds a name and, if it has a `-`, the name with `_` instead. */
+static inline void option_add_name(OptionNames *names, const char *prefix, const char *name, int argument, int value) {
+    for (int underscores = 0; underscores < 2; underscores++) {
+        char *text = names->text[names->count];
+        if (names->count + 1 >= OPTION_NAMES_MAX) return;
+        snprintf(text, OPTION_NAME_MAX, "%s%s", prefix, name);
+        if (underscores && !strchr(text, '-')) return;
+        for (char *c = text; underscores && *c; c++)
+            if (*c == '-') *c = '_';
+        names->longs[names->count++] = (struct option){text, argument, NULL, value};
     }
 }
 
@@ -231,63 +332,361 @@ static inline int option_has_argument(const Option *o) {
     return o->kind == OPT_FLAG ? no_argument : option_optional(o) ? optional_argument : required_argument;
 }
 
-/* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments
- * are moved to the end of argv. Does not return after --help or a bad command line. */
-static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
-    struct option longs[2 * OPTIONS_MAX + 2];
-    const Option *which[2 * OPTIONS_MAX + 2];
-    char shorts[3 * OPTIONS_MAX + 3] = ":", negations[OPTIONS_MAX][64];
-    int n = 0, flags = 0;
-    size_t s = 1;
-    for (const Option *o = table; o->kind != OPT_END; o++) {
+/* The index of the option with exactly this name, or of the one that it is an alias of, or -1. `_` reads as `-`. */
+static inline int option_find(const Option *table, const char *word) {
+    char name[OPTION_NAME_MAX];
+    const char *stands_for, *alias;
+    if (strlen(word) >= sizeof name) return -1;
+    strcpy(name, word);
+    for (char *c = name; *c; c++)
+        if (*c == '_') *c = '-';
+    for (int i = 0; table[i].kind != OPT_END; i++)
+        if (table[i].kind != OPT_GROUP && !strcmp(table[i].name, name)) return i;
+    for (size_t k = 0; (alias = options_alias(k, &stands_for)); k++)
+        if (!strcmp(alias, name)) return option_find(table, stands_for);
+    return -1;
+}
+
+static inline void option_add_names(OptionNames *names, const Option *table) {
+    const char *stands_for, *alias;
+    for (int i = 0; table[i].kind != OPT_END; i++) {
+        const Option *o = &table[i];
         if (o->kind == OPT_GROUP) continue;
-        which[n] = o;
-        longs[n] = (struct option){o->name, option_has_argument(o), NULL, 1000 + n};
-        n++;
-        if (o->kind == OPT_FLAG) {
-            snprintf(negations[flags], sizeof negations[flags], "no-%s", o->name);
-            which[n] = NULL; /* negates the preceding flag */
-            longs[n] = (struct option){negations[flags++], no_argument, NULL, 1000 + n};
-            n++;
+        const int value = OPTION_LONG + 2 * i;
+        option_add_name(names, "", o->name, option_has_argument(o), value);
+        if (o->kind == OPT_FLAG) option_add_name(names, "no-", o->name, no_argument, value + 1);
+    }
+    option_add_name(names, "", "help", no_argument, OPTION_HELP);
+    option_add_name(names, "", "version", no_argument, OPTION_VERSION);
+    option_add_name(names, "", "config", required_argument, OPTION_CONFIG);
+    for (size_t k = 0; (alias = options_alias(k, &stands_for)); k++) {
+        const int i = option_find(table, alias);
+        if (i >= 0 && !strcmp(table[i].name, stands_for))
+            option_add_name(names, "", alias, option_has_argument(&table[i]), OPTION_LONG + 2 * i);
+    }
+    names->longs[names->count] = (struct option){NULL, 0, NULL, 0};
+}
+
+/* The nearest name to a misspelt one, or NULL. */
+static inline const char *option_suggest(const OptionNames *names, const char *word) {
+    const char *known[OPTION_NAMES_MAX];
+    char name[OPTION_NAME_MAX];
+    int count = 0;
+    snprintf(name, sizeof name, "%s", word);
+    for (char *c = name; *c; c++)
+        if (*c == '_') *c = '-';
+    for (int i = 0; i < names->count; i++)
+        if (!strchr(names->text[i], '_')) known[count++] = names->text[i];
+    return suggest(name, known, count);
+}
+
+/* Ends the program for a long option that getopt_long() does not recognise: unknown, or the beginning of several names.
+ * word: with -- at its beginning. */
+static inline NORETURN void option_unknown(const OptionNames *names, const char *word) {
+    char all[256] = "", name[OPTION_NAME_MAX];
+    size_t used = 0;
+    int found = 0;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(word + 2, "="), word + 2);
+    for (char *c = name; *c; c++)
+        if (*c == '_') *c = '-';
+    for (int i = 0; *name && i < names->count; i++) {
+        if (strncmp(names->text[i], name, strlen(name)) || strchr(names->text[i], '_')) continue;
+        if (used < sizeof all)
+            used += (size_t)snprintf(all + used, sizeof all - used, "%s--%s", found ? ", " : "", names->text[i]);
+        found++;
+    }
+    if (found > 1) usage_error("--%s: ambiguous, it may be %s%s", name, all, used < sizeof all ? "" : "...");
+    const char *near = option_suggest(names, name);
+    if (near) usage_error("--%s: unknown option (did you mean --%s?)", name, near);
+    usage_error("--%s: unknown option", name);
+}
+
+/* ---- help ------------------------------------------------------------------------------------------------------ */
+
+/* The options of every program, for --help. */
+static inline const Option *options_common(void) {
+    static const Option common[] = {
+        OPTION_GROUP("Common"),
+        OPTION_TEXT("config", 0, NULL, "FILE", "read options from a YAML file; the command line counts more"),
+        {OPT_ACTION, "version", 0, NULL, 0, 0, NULL, "print the version and exit"},
+        {OPT_ACTION, "help", 'h', NULL, 0, 0, NULL, "print this help and exit"},
+        OPTION_END};
+    return common;
+}
+
+/* Prints one option, its help text and its default, wrapped to the width. */
+static inline void option_help(const Option *o, const char *standard, int width) {
+    const int indent = width < 72 ? 10 : 35;
+    char left[96], text[2048];
+    const char *argument = o->kind == OPT_CHOICE ? "NAME" : o->argument;
+    int n = o->letter ? snprintf(left, sizeof left, "  -%c, ", o->letter) : snprintf(left, sizeof left, "      ");
+    n += snprintf(left + n, sizeof left - (size_t)n, "--%s%s%s%s", o->kind == OPT_FLAG ? "[no-]" : "", o->name,
+                  argument ? " " : "", argument ? argument : "");
+    size_t used = (size_t)snprintf(text, sizeof text, "%s", o->help);
+    if (o->kind == OPT_CHOICE) used += (size_t)snprintf(text + used, sizeof text - used, ": %s", o->argument);
+    if (*standard && used < sizeof text) snprintf(text + used, sizeof text - used, " (default: %s)", standard);
+    fputs(left, stdout);
+    if (n >= indent) printf("\n%*s", indent, "");
+    else printf("%*s", indent - n, "");
+    terminal_wrap(stdout, text, indent, indent, width);
+}
+
+/* The length of the name of a program at the beginning of the text, with ./ or ./data/ before it, or 0. *name: where
+ * the name itself begins. */
+static inline size_t options_program(const char *text, const char **name) {
+    static const char *const programs =
+        "train_sft|train_rm|train_ppo|train_dpo|train_grpo|generate|evaluate|make_shard|"
+        "make_tasks|make_prefs|show";
+    char word[16];
+    *name = text;
+    if (!strncmp(*name, "./", 2)) *name += 2;
+    if (!strncmp(*name, "data/", 5)) *name += 5;
+    const size_t n = strspn(*name, "abcdefghijklmnopqrstuvwxyz_");
+    if (!n || n >= sizeof word || (*name)[n] == '.' || (*name)[n] == '/') return 0;
+    snprintf(word, sizeof word, "%.*s", (int)n, *name);
+    return option_choice_index(programs, word) < 0 ? 0 : (size_t)(*name - text) + n;
+}
+
+/* Prints an example. Installed programs have other names (llmc-train-sft); if this is one, so do those in the example. A
+ * line that is too long continues on the next. */
+static inline void options_example(const char *line, size_t n, int width) {
+    char text[1024];
+    const char *name;
+    size_t used = 0;
+    const bool installed = !strncmp(program_invocation_short_name, "llmc-", 5);
+    for (size_t i = 0; i < n && used + 24 < sizeof text;) {
+        const bool begins = installed && (!i || line[i - 1] == ' ' || line[i - 1] == '\'');
+        const size_t length = begins ? options_program(line + i, &name) : 0;
+        if (!length) {
+            text[used++] = line[i++];
+            continue;
         }
-        if (o->letter) {
-            shorts[s++] = o->letter;
-            if (o->kind != OPT_FLAG) shorts[s++] = ':';
+        used += (size_t)sprintf(text + used, "llmc-");
+        for (; name < line + i + length; name++) text[used++] = *name == '_' ? '-' : *name;
+        i += length;
+    }
+    text[used] = 0;
+    const char *rest = text;
+    for (int left = width; terminal_columns(rest, strlen(rest)) > left; left = width - 6) {
+        int cut = 0;
+        for (int i = 8; i <= left - 2 && rest[i]; i++)
+            if (rest[i] == ' ' && rest[i - 1] != ' ' && rest[i - 1] != '\\') cut = i;
+        if (!cut) break;
+        printf("%.*s \\\n      ", cut, rest);
+        rest += cut + 1;
+    }
+    puts(rest);
+}
+
+/* Prints the description: paragraphs are wrapped to the width, and examples stay as they are. */
+static inline void options_about(const char *text, int width) {
+    char paragraph[4096];
+    size_t used = 0;
+    while (*text) {
+        const size_t n = strcspn(text, "\n");
+        const bool plain = n && strncmp(text, "  ", 2);
+        if (plain && used + n + 2 < sizeof paragraph)
+            used +=
+                (size_t)snprintf(paragraph + used, sizeof paragraph - used, "%s%.*s", used ? " " : "", (int)n, text);
+        text += n + (text[n] == '\n');
+        if (used && (!plain || !*text)) {
+            terminal_wrap(stdout, paragraph, 0, 0, width);
+            used = 0;
+        }
+        if (!plain) options_example(text - n - (text[-1] == '\n'), n, width);
+    }
+}
+
+static inline void options_help(const Option *table, const OptionAbout *about) {
+    const int width = terminal_width(STDOUT_FILENO);
+    char value[256];
+    snprintf(value, sizeof value, "usage: %s ", program_invocation_short_name);
+    fputs(value, stdout);
+    terminal_wrap(stdout, about->usage, (int)strlen(value), 7, width);
+    putchar('\n');
+    options_about(about->text, width);
+    for (int i = 0; table[i].kind != OPT_END; i++) {
+        if (table[i].kind == OPT_GROUP) {
+            printf("\n%s:\n", table[i].name);
+            continue;
+        }
+        option_default(table, i, value, sizeof value);
+        if (table[i].kind == OPT_FLAG) strcpy(value, option_states()[i].standard.flag ? "yes" : "no");
+        option_help(&table[i], value, width);
+    }
+    const Option *common = options_common();
+    printf("\n%s:\n", common[0].name);
+    for (int i = 1; common[i].kind != OPT_END; i++) option_help(&common[i], "", width);
+}
+
+/* ---- the file of --config -------------------------------------------------------------------------------------- */
+
+/* Stores the values of one line of the file. A list is for an OPTION_LIST, or for a text that is itself a LIST separated
+ * by commas. */
+static inline void options_take_entry(const Option *o, const ConfigFile *f, const ConfigEntry *entry) {
+    Error e;
+    const bool joins = o->kind == OPT_TEXT && !strcmp(o->argument, "LIST");
+    if (entry->list && o->kind != OPT_LIST && !joins)
+        usage_error("%s:%d: %s: a list, expected one value", f->path, entry->line, entry->key);
+    if (joins && entry->list) {
+        size_t length = 1;
+        for (int i = 0; i < entry->count; i++) length += strlen(entry->values[i]) + 1;
+        char *text = (char *)xcalloc(length, 1);
+        for (int i = 0; i < entry->count; i++) sprintf(text + strlen(text), "%s%s", i ? "," : "", entry->values[i]);
+        *(const char **)o->value = text;
+        return;
+    }
+    for (int i = 0; i < entry->count; i++) {
+        const char *word = o->kind == OPT_TEXT || o->kind == OPT_LIST ? xstrdup(entry->values[i]) : entry->values[i];
+        if (!option_store(o, word, &e)) usage_error("%s:%d: %s: %s", f->path, entry->line, entry->key, e.text);
+    }
+}
+
+/* Reads the file and stores the values of the options that the command line does not give. */
+static inline void options_take_file(const Option *table, const OptionNames *names, const char *path) {
+    Error e;
+    ConfigFile f;
+    OptionState *states = option_states();
+    bool seen[OPTIONS_MAX] = {false};
+    if (!config_file_read(&f, path, &e)) usage_error("--config: %s", e.text);
+    for (int i = 0; i < f.count; i++) {
+        const ConfigEntry *entry = &f.entries[i];
+        const int found = option_find(table, entry->key);
+        const char *near = found < 0 ? option_suggest(names, entry->key) : NULL;
+        if (near) usage_error("%s:%d: '%s' is no option (did you mean %s?)", path, entry->line, entry->key, near);
+        if (found < 0) usage_error("%s:%d: '%s' is no option", path, entry->line, entry->key);
+        if (seen[found])
+            usage_error("%s:%d: '%s' is given twice, under two names", path, entry->line, table[found].name);
+        seen[found] = true;
+        if (!entry->count || states[found].in_command) continue;
+        states[found].in_file = !entry->standard;
+        options_take_entry(&table[found], &f, entry);
+    }
+    config_file_free(&f);
+}
+
+static inline void option_write(ConfigWriter *w, const Option *o) {
+    char value[64];
+    config_writer_key(w, o->name);
+    if (o->kind == OPT_LIST) {
+        const OptionList *list = (const OptionList *)o->value;
+        config_writer_list(w);
+        for (int i = 0; i < list->count; i++) config_writer_value(w, list->items[i], true);
+        config_writer_list_end(w);
+    } else if (o->kind == OPT_TEXT) {
+        config_writer_value(w, *(const char **)o->value, true);
+    } else {
+        if (o->kind == OPT_REAL) option_number(*(double *)o->value, 0, value, sizeof value);
+        else option_value(o, value, sizeof value);
+        config_writer_value(w, value, o->kind == OPT_CHOICE);
+    }
+}
+
+/* Writes the options that have a value to a file that --config reads: first those that were given, then the others as
+ * `defaults`. without: an option that is left out, or NULL. */
+static inline bool options_write(const Option *table, const char *path, const char *without, Error *e) {
+    ConfigWriter w;
+    char comment[256];
+    snprintf(comment, sizeof comment, "%s %s", program_invocation_short_name, LLMC_VERSION);
+    if (!config_writer_open(&w, path, comment, e)) return false;
+    for (int given = 1; given >= 0; given--) {
+        if (!given) config_writer_defaults(&w);
+        for (const Option *o = table; o->kind != OPT_END; o++) {
+            if (o->kind == OPT_GROUP || option_unset(o) || (without && !strcmp(o->name, without))) continue;
+            if (option_given(o->value) == given) option_write(&w, o);
         }
     }
-    longs[n++] = (struct option){"help", no_argument, NULL, 'h' + 256};
-    longs[n] = (struct option){NULL, 0, NULL, 0};
-    shorts[s++] = 'h';
-    shorts[s] = 0;
+    return config_writer_close(&w, e);
+}
+
+/* ---- parsing --------------------------------------------------------------------------------------------------- */
+
+/* Stores an option of the command line. Of an option that is given again with another value the last value counts. */
+static inline void options_take(const Option *table, int i, const char *word) {
+    Error e;
+    const Option *o = &table[i];
+    OptionState *state = &option_states()[i];
+    char name[80], before[256], after[256];
+    if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
+    else snprintf(name, sizeof name, "--%s", o->name);
+    option_value(o, before, sizeof before);
+    if (!option_store(o, word, &e)) usage_error("%s: %s", name, e.text);
+    option_value(o, after, sizeof after);
+    if (state->in_command && o->kind != OPT_LIST && strcmp(before, after))
+        warn("%s: given twice, first as %s; %s counts", name, *before ? before : "''", *after ? after : "''");
+    state->in_command = true;
+}
+
+/* Remembers the default of every option, and the letters for getopt_long(). */
+static inline void options_begin(const Option *table, char *letters) {
+    size_t n = 0;
+    letters[n++] = ':';
+    *options_parsed() = table;
+    for (int i = 0; table[i].kind != OPT_END; i++) {
+        OptionState *state = &option_states()[i];
+        *state = (OptionState){0};
+        if (table[i].kind == OPT_GROUP) continue;
+        memcpy(&state->standard, table[i].value, option_size(&table[i]));
+        if (!table[i].letter) continue;
+        letters[n++] = table[i].letter;
+        if (table[i].kind != OPT_FLAG) letters[n++] = ':';
+    }
+    letters[n++] = 'h';
+    letters[n] = 0;
+}
+
+/* Ends the program for a word that getopt_long() refuses. c: what it returned. */
+static inline NORETURN void options_refuse(const OptionNames *names, int c, const char *word) {
+    if (c == ':') usage_error("%s: needs a value", word);
+    if (optopt && optopt < 256) usage_error("-%c: unknown option", optopt);
+    if (optopt) usage_error("%.*s: takes no value", (int)strcspn(word, "="), word);
+    option_unknown(names, word);
+}
+
+/* The index of the option with this letter, which the table has. */
+static inline int option_of_letter(const Option *table, int letter) {
+    int i = 0;
+    while (table[i].kind == OPT_GROUP || table[i].letter != letter) i++;
+    return i;
+}
+
+static inline NORETURN void options_exit(void) { exit(ferror(stdout) || fflush(stdout) ? 1 : 0); }
+
+/* Parses argv into the table's variables. Returns the index of the first argument that is not an option; such arguments
+ * are moved to the end of argv. Does not return after --help, --version or a bad command line. */
+static inline int options_parse(const Option *table, const OptionAbout *about, int argc, char **argv) {
+    static OptionNames names;
+    char letters[2 * OPTIONS_MAX + 4];
+    const char *config = NULL;
+    names.count = 0;
+    option_add_names(&names, table);
+    options_begin(table, letters);
     opterr = 0;
     optind = 0;
     for (;;) {
-        const int at = optind > 0 ? optind : 1, c = getopt_long(argc, argv, shorts, longs, NULL);
-        if (c == -1) return optind;
-        if (c == 'h' || c == 'h' + 256) {
-            options_help(table, about);
-            exit(ferror(stdout) || fflush(stdout) ? 1 : 0);
+        const int at = optind > 0 ? optind : 1, c = getopt_long(argc, argv, letters, names.longs, NULL);
+        if (c == -1) break;
+        switch (c) {
+        case 'h':
+        case OPTION_HELP: options_help(table, about); options_exit();
+        case OPTION_VERSION: printf("%s (llmc) %s\n", program_invocation_short_name, LLMC_VERSION); options_exit();
+        case OPTION_CONFIG:
+            if (config && strcmp(config, optarg)) usage_error("--config: given twice; put all options into one file");
+            config = optarg;
+            continue;
+        case ':':
+        case '?': options_refuse(&names, c, argv[optind - 1 < argc ? optind - 1 : at]);
+        default: break;
         }
-        if (c == ':') usage_error("%s: needs a value", argv[optind - 1 < argc ? optind - 1 : at]);
-        if (c == '?') {
-            const char *word = argv[optind - 1 < argc ? optind - 1 : at];
-            if (optopt && optopt < 256) usage_error("-%c: unknown option", optopt);
-            usage_error("%s: unknown or ambiguous option, or one that takes no value", word);
-        }
-        const Option *o = NULL;
-        bool negated = false;
-        if (c >= 1000) {
-            o = which[c - 1000];
-            if (!o) {
-                o = which[c - 1001];
-                negated = true;
-            }
-        } else
-            for (const Option *t = table; t->kind != OPT_END; t++)
-                if (t->kind != OPT_GROUP && t->letter == c) o = t;
-        if (option_optional(o) && !optarg && optind < argc && argv[optind][0] != '-') optarg = argv[optind++];
-        option_store(o, optarg ? optarg : "", negated);
+        const int i = c < OPTION_LONG ? option_of_letter(table, c) : (c - OPTION_LONG) / 2;
+        const bool negated = c >= OPTION_LONG && c % 2;
+        if (option_optional(&table[i]) && !optarg)
+            optarg = optind < argc && argv[optind][0] != '-' ? argv[optind++] : (char *)"";
+        options_take(table, i, table[i].kind != OPT_FLAG ? optarg : negated ? "false" : NULL);
     }
+    const int first = optind;
+    if (config) options_take_file(table, &names, config);
+    return first;
 }
 
 /* Like options_parse(), for a program that takes only options: any other argument is a bad command line. */
@@ -296,16 +695,26 @@ static inline void options_parse_all(const Option *table, const OptionAbout *abo
     if (first < argc) usage_error("%s: unexpected argument", argv[first]);
 }
 
-/* Prints the configuration to standard error: a table of all options with their values, including defaults. */
+/* Prints the configuration to standard error: a table of all options with their values. A star marks those that were
+ * given and differ from their default, which follows in parentheses. */
 static inline void options_print(const Option *table) {
-    for (const Option *o = table; o->kind != OPT_END; o++) {
-        char value[256];
+    enum { NAME = 29, INDENT = NAME + 7 };
+    const int width = terminal_width(STDERR_FILENO);
+    char value[1024], standard[256], text[1400];
+    for (int i = 0; table[i].kind != OPT_END; i++) {
+        const Option *o = &table[i];
+        const OptionState *state = &option_states()[i];
         if (o->kind == OPT_GROUP) {
             fprintf(stderr, "-- %s\n", o->name);
             continue;
         }
         option_value(o, value, sizeof value);
-        fprintf(stderr, "| %-28s | %-40s |\n", o->name, value[0] ? value : "(none)");
+        option_default(table, i, standard, sizeof standard);
+        const bool differs = (state->in_command || state->in_file) && strcmp(value, standard);
+        snprintf(text, sizeof text, "%s%s%s%s", *value ? value : "(not set)", differs && *standard ? " (default: " : "",
+                 differs ? standard : "", differs && *standard ? ")" : "");
+        fprintf(stderr, "%s %-*s | ", differs ? "*" : "|", NAME, o->name);
+        terminal_wrap(stderr, text, NAME + 5, INDENT, width);
     }
 }
 

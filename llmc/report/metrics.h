@@ -35,15 +35,15 @@
 #ifndef LLMC_REPORT_METRICS_H
 #define LLMC_REPORT_METRICS_H
 
-#include "../base/clock.h" /* clock_seconds, clock_date */
-#include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/io.h"    /* writer_write, Writer, writer_abort, writer_commit, ... */
-#include "history.h"       /* history_row, History, HistoryLine, LINE_KEPT, ... */
-#include "progress.h"      /* progress_draw */
-#include "report.h"        /* report_check, report_write */
-#include "tensorboard.h"   /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
+#include "../base/clock.h"    /* clock_seconds, clock_date */
+#include "../base/error.h"    /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
+#include "../base/io.h"       /* writer_write, Writer, writer_abort, writer_commit, ... */
+#include "../base/terminal.h" /* terminal_escapes, terminal_width */
+#include "history.h"          /* history_row, History, HistoryLine, LINE_KEPT, ... */
+#include "progress.h"         /* progress_draw */
+#include "report.h"           /* report_check, report_write */
+#include "tensorboard.h"      /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
 #include <fcntl.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,6 +61,7 @@ typedef struct Metrics {
     size_t count, capacity;
     double clock, reported, carried; /* time of opening, of the last report (monotonic); seconds run before resuming */
     bool quiet;                      /* print nothing: set on every rank but the first */
+    bool brief;                      /* print only warnings and what metrics_notice() says: --quiet */
     /* the progress line */
     bool terminal, shown;
     double interval; /* seconds between two updates, 0.1 unless set after metrics_open() */
@@ -186,9 +187,7 @@ static inline void metrics_free(Metrics *m) {
  * resume_step: -1 for a new run, or the last step of the run that is resumed. On failure m is freed. */
 static inline bool metrics_open(Metrics *m, const char *program, const char *jsonl, const char *tensorboard_dir,
                                 const char *report, int64_t resume_step, Error *e) {
-    *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = isatty(STDERR_FILENO)};
-    const char *kind = getenv("TERM");
-    if (!kind || !strcmp(kind, "dumb")) m->terminal = false;
+    *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = terminal_escapes(STDERR_FILENO)};
     m->clock = m->reported = clock_seconds();
     m->progress_step = -1;
     m->history.program = utf8_copy(program);
@@ -317,14 +316,40 @@ static inline void metrics_clear(Metrics *m) {
     m->shown = false;
 }
 
-/* Prints a line to standard error, above the progress line. */
+/* Prints a line to standard error, above the progress line. before: the beginning of the line. */
+static inline void metrics_print(Metrics *m, const char *before, const char *format, va_list args) {
+    metrics_clear(m);
+    fputs(before, stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+}
+
+/* Prints a line about the course of the run. */
 PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format, ...) {
+    va_list args;
+    if (m->quiet || m->brief) return;
+    va_start(args, format);
+    metrics_print(m, "", format, args);
+    va_end(args);
+}
+
+/* Prints a line that is shown with --quiet, too: the last of the run, or a file that was written. */
+PRINTF_LIKE(2, 3) static inline void metrics_notice(Metrics *m, const char *format, ...) {
     va_list args;
     if (m->quiet) return;
     va_start(args, format);
-    metrics_clear(m);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    metrics_print(m, "", format, args);
+    va_end(args);
+}
+
+/* Prints a warning, with the program's name before it. It is shown with --quiet, too. */
+PRINTF_LIKE(2, 3) static inline void metrics_warn(Metrics *m, const char *format, ...) {
+    va_list args;
+    char before[64];
+    if (m->quiet) return;
+    snprintf(before, sizeof before, "%s: warning: ", m->history.program);
+    va_start(args, format);
+    metrics_print(m, before, format, args);
     va_end(args);
 }
 
@@ -333,7 +358,7 @@ PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format
  * redrawn at most once per m->interval. text (the current activity, or the latest numbers) may be NULL. steps: 0 if the
  * total is unknown. */
 static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, const char *text) {
-    if (!m->terminal || m->quiet) return;
+    if (!m->terminal || m->quiet || m->brief) return;
     const double now = clock_seconds(), decay = 0.98;
     const int64_t passed = step - m->progress_step;
     if (m->progress_step < 0 || passed < 0) {
@@ -347,8 +372,7 @@ static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, con
         m->step_clock = now;
     }
     if (m->shown && now - m->drawn < m->interval && step != steps) return;
-    struct winsize window;
-    const int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) || window.ws_col < 2 ? 80 : window.ws_col;
+    const int width = terminal_width(STDERR_FILENO);
     const double seconds = m->step_weight > 0 ? m->step_seconds / m->step_weight : 0;
     char line[1024];
     progress_draw(line, sizeof line, width - 1, step, steps, seconds > 0 ? 1 / seconds : 0, text);

@@ -46,7 +46,7 @@ static inline GenerationOptions generation_defaults(void) {
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
     OPTION_TEXT("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on (data/make_tasks, data/make_shard)"),                                        \
+                "prompt shard to train on, made by make_tasks or make_shard"),                                        \
     OPTION_TEXT("val",               'j', &(o).val,        "FILE", "held-out prompt shard"),                           \
     OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
     OPTION_REAL("num-train-epochs",  0,   &(o).epochs,     0.001, 1e6, "passes over the prompts")
@@ -61,7 +61,7 @@ static inline GenerationOptions generation_defaults(void) {
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
     OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \
-                "weighted sum, e.g. verify:1,format=hash:0.1 (llmc/reward/rewards.h); else --reward-cmd or verify"),   \
+                "weighted sum such as verify:1,format=hash:0.1; if not given, --reward-cmd or verify"),   \
     OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \
@@ -72,7 +72,8 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_FLAG("eval-on-start", 0, &(o).eval_on_start, "evaluate on --val before the first step, too"),               \
     OPTION_INT("eval-steps",   0, &(o).eval_steps,   1, 1e9,                                                           \
                "evaluate on --val every N generations, and after training"),                                           \
-    OPTION_INT("eval-prompts", 0, &(o).eval_prompts, 0, 1e9, "number of held-out prompts; 0 uses all"),                \
+    OPTION_INT("max-eval-samples", 0, &(o).eval_prompts, 1, 1e9,                                                       \
+               "evaluate on the first N held-out prompts only (default: all)"),                                        \
     OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \
                "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
     OPTION_INT("sample-count", 0, &(o).sample_count, 0, 256,                                                           \

@@ -14,7 +14,7 @@
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
 #include "../records/cursor.h"       /* cursor_epochs */
-#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_final, ... */
+#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_warn, ... */
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
@@ -137,8 +137,7 @@ static inline void generation_show(Generation *g, const char *when) {
  * nats. Call it only if both used the same weights. */
 static inline void generation_check_sampler(Generation *g, double gap) {
     if (gap > (g->t->o->dtype ? 0.5 : 0.01))
-        metrics_line(&g->t->metrics, "%s: warning: sampler and trainer disagree by %.3g nats on a token", g->t->program,
-                     gap);
+        metrics_warn(&g->t->metrics, "sampler and trainer disagree by %.3g nats on a token", gap);
 }
 
 /* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
@@ -175,9 +174,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "timing_s/gen", g->gen_seconds);
     metrics_set(m, "timing_s/reward", g->reward_seconds);
     metrics_set(m, "epoch", cursor_epochs(&g->cursor));
-    if (count[1] == 0)
-        metrics_line(m, "%s: warning: no completion ended within %lld tokens", g->t->program,
-                     (long long)g->o->max_completion);
+    if (count[1] == 0) metrics_warn(m, "no completion ended within %lld tokens", (long long)g->o->max_completion);
 }
 
 #endif

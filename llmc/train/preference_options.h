@@ -8,7 +8,7 @@
  *     o.l = preference_options();
  *     options_parse(options, &about, argc, argv);
  *     preference_options_parse(&o.l);
- *     preference_options_check(&o.l);
+ *     preference_options_check(&o.l, options);
  */
 #ifndef LLMC_TRAIN_PREFERENCE_OPTIONS_H
 #define LLMC_TRAIN_PREFERENCE_OPTIONS_H

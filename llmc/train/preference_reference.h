@@ -9,7 +9,7 @@
  *
  *     PreferenceReference r = {.o = &o.r};
  *     PreferenceData *shards[] = {&train, &held_out};
- *     preference_reference_open(&r, &trainer, &work, &batch, true, shards, 2);
+ *     preference_reference_open(&r, &trainer, &work, &batch, true, 512, shards, 2);
  *     preference_reference_run(&r, &batch, &train, &set, false);                 // fills set.ref
  *     preference_reference_close(&r);
  */

@@ -18,7 +18,7 @@
 #ifndef LLMC_TRAIN_RESUME_H
 #define LLMC_TRAIN_RESUME_H
 
-#include "../base/options.h" /* Option, OPT_END, OPT_GROUP, OPT_TEXT, ... */
+#include "../base/options.h" /* Option, OPT_END, OPT_GROUP, option_value, ... */
 #include "../base/text.h"    /* TextBuffer, text_clear, text_format */
 #include <jansson.h>
 
@@ -33,13 +33,13 @@ static inline bool resume_listed(const char *option, const char *const *list, si
 static inline bool resume_place(const char *option) {
     static const char *const places[] = {"output",      "state",  "best",         "resume",        "metrics",
                                          "tensorboard", "report", "micro-tokens", "recompute",     "logging-steps",
-                                         "save-steps",  "zero",   "dist-timeout", "critic-output", "adapter-output"};
+                                         "save-steps",  "zero",   "dist-timeout", "critic-output", "adapter-output", "quiet"};
     return resume_listed(option, places, sizeof places / sizeof *places);
 }
 
 /* Whether a resumed run may change an option that is in the lineage: evaluation, samples, the device, outputs. */
 static inline bool resume_free(const char *option) {
-    static const char *const options[] = {"val",           "eval-steps",    "eval-on-start", "eval-prompts",
+    static const char *const options[] = {"val",           "eval-steps",    "eval-on-start", "max-eval-samples",
                                           "eval-samples",  "sample-steps",  "sample-count",  "max-bad-steps",
                                           "sample-tokens", "slots",         "device",        "dtype",
                                           "output-dtype",  "reward-timeout"};
@@ -75,7 +75,7 @@ static inline json_t *resume_changes(const Option *table, const json_t *before) 
         if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
         const char *was = json_string_value(json_object_get(before, o->name));
         option_value(o, here, sizeof here);
-        if (!was && o->kind != OPT_TEXT && o->kind != OPT_LIST) continue;
+        if (!was && !option_given(o->value)) continue;
         if (resume_allows(o, was ? was : "", here)) continue;
         json_object_set_new(changes, o->name, json_pack("[s,s]", was ? was : "", here));
     }

@@ -66,6 +66,7 @@
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
+    const Option *options;   /* its table */
     int64_t steps;           /* length of this run in optimizer steps: --max-steps, or the steps in the epochs */
     const char *program;     /* train_sft, ...: name of the stage in the lineage */
     Device *device;
@@ -119,19 +120,23 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
-/* The path of the state: --state, or the path of the output or of the adapters, without slashes at its end, with .state
- * appended. NULL if there is no such path: the output is a stream or a device. */
-static inline char *trainer_state_path(const TrainerOptions *o) {
+/* The path of the output or of the adapters, without slashes at its end, with the suffix appended. NULL if the output is
+ * a stream or a device. */
+static inline char *trainer_beside(const TrainerOptions *o, const char *suffix) {
     struct stat about;
-    if (o->state) return xstrdup(o->state);
     const char *output = o->output ? o->output : o->adapter_output;
     if (!output || !strcmp(output, "-")) return NULL;
     if (!stat(output, &about) && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode)) return NULL;
     size_t n = strlen(output);
     while (n > 1 && output[n - 1] == '/') n--;
-    char *path = (char *)xmalloc(n + 7);
-    sprintf(path, "%.*s.state", (int)n, output);
+    char *path = (char *)xmalloc(n + strlen(suffix) + 1);
+    sprintf(path, "%.*s%s", (int)n, output, suffix);
     return path;
+}
+
+/* The path of the state: --state, or beside the output. NULL if there is no such path. */
+static inline char *trainer_state_path(const TrainerOptions *o) {
+    return o->state ? xstrdup(o->state) : trainer_beside(o, ".state");
 }
 
 /* --resume without a value continues from the state of the output. */
@@ -414,6 +419,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
                       speaks ? o->report : NULL, o->resume ? t->step : -1, &e))
         die("%s", e.text);
     t->metrics.quiet = !speaks;
+    t->metrics.brief = o->quiet;
     trainer_agree(t, t->file.hash, from ? from : "model");
 }
 
@@ -465,6 +471,20 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     return hash;
 }
 
+/* Writes the options of this run, defaults included, to a file beside the output that --config reads; not over the file
+ * that --config has read. Without --resume: the file describes the whole run. */
+static inline void trainer_write_options(const Trainer *t) {
+    Error e;
+    char *path = trainer_beside(t->o, ".yaml");
+    struct stat here, read;
+    const bool exists = path && !stat(path, &here);
+    const char *config = *options_config();
+    const bool same = exists && config && !stat(config, &read) && read.st_ino == here.st_ino && read.st_dev == here.st_dev;
+    if (path && !same && (!exists || S_ISREG(here.st_mode)) && !options_write(t->options, path, "resume", &e))
+        warn("the options of this run are not kept: %s", e.text);
+    free(path);
+}
+
 /* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; more: bytes that the
  * trainer allocates in addition (a reference, rollouts). Collective. */
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
@@ -481,7 +501,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
     trainer_agree(t, trainer_options_hash(table), "options");
     if (t->o->resume) trainer_check_resume(t, table);
-    if (t->dist.rank == 0) options_print(table);
+    t->options = table;
+    if (t->dist.rank == 0 && !t->o->quiet) options_print(table);
     if (t->dist.rank == 0 && t->o->output && model_hides_template(&t->file, t->o->output))
         warn("%s: other programs will not find the chat template, which is not Jinja", t->o->output);
     for (const Option *o = table; o->kind != OPT_END; o++) {
@@ -512,8 +533,9 @@ static inline void trainer_workspace(const Trainer *t, Workspace *w, int rows) {
         die("%s; lower --micro-tokens or raise --recompute", e.text);
 }
 
-/* Sets up the learning-rate schedule for a run of this many steps. */
+/* Begins a run of this many steps: keeps its options and sets up the learning-rate schedule. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
+    if (!t->dist.rank) trainer_write_options(t);
     t->steps = steps;
     t->schedule = (Schedule){.kind = (ScheduleKind)t->o->schedule,
                              .steps = steps,
@@ -561,8 +583,8 @@ static inline void trainer_update(Trainer *t, double loss) {
     t->step++;
     if (!t->update.skipped) return;
     t->bad_steps++;
-    metrics_line(&t->metrics, "%s: warning: step %lld: %s is not finite; the step was skipped (%lld so far)",
-                 t->program, (long long)t->step, t->last_bad ? "the loss" : "the gradient", (long long)t->bad_steps);
+    metrics_warn(&t->metrics, "step %lld: %s is not finite; the step was skipped (%lld so far)", (long long)t->step,
+                 t->last_bad ? "the loss" : "the gradient", (long long)t->bad_steps);
     if (t->bad_steps > t->o->max_bad_steps)
         die("step %lld: %lld steps were skipped for NaN or infinity, --max-bad-steps allows %lld", (long long)t->step,
             (long long)t->bad_steps, (long long)t->o->max_bad_steps);
@@ -599,11 +621,12 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
         snprintf(mfu, sizeof mfu, ", MFU %.1f%%", 100 * flops / seconds / t->nominal_peak);
     }
     if (t->bad_steps) metrics_set(m, "grad/nan_count", (double)t->bad_steps);
+    const bool last = t->step == t->steps;
     if (!t->broken.text[0] && !metrics_step(m, t->step, &e)) trainer_later(t, &e);
-    if (t->step % t->o->logging_steps == 0 || t->step == t->steps)
-        metrics_line(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
-                     (long long)t->step, (long long)t->steps, loss, text, t->update.grad_norm, t->learning_rate,
-                     1e3 * seconds, 100 * peak, mfu);
+    if (last || (!t->o->quiet && t->step % t->o->logging_steps == 0))
+        metrics_notice(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
+                       (long long)t->step, (long long)t->steps, loss, text, t->update.grad_norm, t->learning_rate,
+                       1e3 * seconds, 100 * peak, mfu);
     metrics_progress(m, t->step, t->steps, text);
 }
 
@@ -672,8 +695,8 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     if (path && !trainer_save_state(t, path, &e)) die("%s", e.text);
     if (!path) warn("no state is written: give --state FILE");
     if (stopping)
-        metrics_line(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
-                     path ? "; continue with --resume" : "");
+        metrics_notice(&t->metrics, "stopped by a signal after step %lld%s", (long long)t->step,
+                       path ? "; continue with --resume" : "");
     free(path);
     return stopping;
 }

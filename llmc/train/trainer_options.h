@@ -33,7 +33,7 @@ typedef struct TrainerOptions {
     int64_t lora_rank;
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
-    bool use_rslora;
+    bool use_rslora, quiet;
     bool takes_scorers;    /* the model may be a reward model or a critic */
     bool teaches_template; /* the output takes the data's chat template, also if the model has another one */
     double default_rate;   /* learning_rate before the command line, for full training */
@@ -68,12 +68,12 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_GROUP("Model"),                                                                                             \
     OPTION_TEXT("checkpoint", 'c', &(o).checkpoint, "FILE",                                                            \
                 "start from: a model's folder or file, - (stdin) or d12 (random)"),                                    \
-    OPTION_INT ("layers",     0,   &(o).layers,     0, 1024, "start from a new model with this many layers"),          \
-    OPTION_INT ("heads",      0,   &(o).heads,      0, 1024,                                                           \
-                "attention heads of a new model; 0 uses one per 64 channels"),                                         \
-    OPTION_INT ("width",      0,   &(o).width,      0, 65536, "channels of a new model; 0 uses 64 per layer"),         \
-    OPTION_INT ("vocab",      0,   &(o).vocab,      0, 4194176, "vocabulary of a new model; 0 uses the data's"),       \
-    OPTION_INT ("context",    0,   &(o).context,    0, 1048576, "maximum positions of a new model; 0 uses 1024"),      \
+    OPTION_INT ("layers",     0,   &(o).layers,     1, 1024, "start from a new model with this many layers"),          \
+    OPTION_INT ("heads",      0,   &(o).heads,      1, 1024,                                                           \
+                "attention heads of a new model (default: one per 64 channels)"),                                         \
+    OPTION_INT ("width",      0,   &(o).width,      1, 65536, "channels of a new model (default: 64 per layer)"),         \
+    OPTION_INT ("vocab",      0,   &(o).vocab,      1, 4194176, "vocabulary of a new model (default: the data's)"),       \
+    OPTION_INT ("context",    0,   &(o).context,    1, 1048576, "maximum positions of a new model (default: 1024)"),      \
     DEVICE_OPTIONS(o),                                                                                                 \
     OPTION_INT("recompute",    0, &(o).recompute,    0, 2,                                                             \
                "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
@@ -134,7 +134,9 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
-    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps")
+    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps"),                       \
+    OPTION_FLAG  ("quiet",         0,   &(o).quiet,                                                                    \
+                  "print only errors, warnings and the last step")
 // clang-format on
 
 /* Rejects options of all trainers that have no effect together with the others. epochs: the variable of
