@@ -57,6 +57,12 @@ static void the_command_line_overrides_the_file(void **state) {
     sh("./train_sft --config $T/d.bin.yaml --resume $T/d.bin.state");
     sh("./train_sft --config $T/d.bin.yaml -o $T/e.bin");
     assert_same_file("b.bin", "e.bin");
+    /* a file that the user wrote is not replaced */
+    sh("printf '# mine\\nseed: 6\\n' >$T/g.bin.yaml");
+    sh("./train_sft --config $T/g.bin.yaml " TINY "-i $T/chat.shard -o $T/g.bin -x 3");
+    assert_same_file("b.bin", "g.bin");
+    run(0, "cat $T/g.bin.yaml");
+    assert_string_equal(out, "# mine\nseed: 6\n");
     run(0, "./train_sft " TINY "-i $T/chat.shard -o - -x 1 >$T/f.safetensors; ls $T"); /* nothing beside a stream */
     assert_null(strstr(out, "f.safetensors.yaml"));
 }

@@ -544,6 +544,12 @@ static inline void options_take_entry(const Option *o, const ConfigFile *f, cons
     }
 }
 
+/* The path that --config gave, or NULL. */
+static inline const char **options_config(void) {
+    static const char *path;
+    return &path;
+}
+
 /* Reads the file and stores the values of the options that the command line does not give. */
 static inline void options_take_file(const Option *table, const OptionNames *names, const char *path) {
     Error e;
@@ -687,6 +693,7 @@ static inline int options_parse(const Option *table, const OptionAbout *about, i
         options_take(table, i, table[i].kind != OPT_FLAG ? optarg : negated ? "false" : NULL);
     }
     const int first = optind;
+    *options_config() = config;
     if (config) options_take_file(table, &names, config);
     return first;
 }

@@ -31,9 +31,10 @@ static inline bool resume_listed(const char *option, const char *const *list, si
 /* Whether an option cannot change the result: paths of outputs, memory, logging, ranks. Such options are not in the
  * lineage. */
 static inline bool resume_place(const char *option) {
-    static const char *const places[] = {"output",      "state",  "best",         "resume",        "metrics",
-                                         "tensorboard", "report", "micro-tokens", "recompute",     "logging-steps",
-                                         "save-steps",  "zero",   "dist-timeout", "critic-output", "adapter-output", "quiet"};
+    static const char *const places[] = {"output",       "state",         "best",           "resume",
+                                         "metrics",      "tensorboard",   "report",         "micro-tokens",
+                                         "recompute",    "logging-steps", "save-steps",     "zero",
+                                         "dist-timeout", "critic-output", "adapter-output", "quiet"};
     return resume_listed(option, places, sizeof places / sizeof *places);
 }
 

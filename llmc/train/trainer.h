@@ -59,7 +59,7 @@
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
 #include "../records/shard.h"          /* Shard */
 #include "../records/shard_fits.h"     /* fit_shard */
-#include "../report/metrics.h"         /* metrics_line, metrics_set, Metrics, metrics_clear, ... */
+#include "../report/metrics.h"         /* metrics_set, metrics_line, Metrics, metrics_clear, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
 #include "resume.h"                    /* resume_place, resume_changes, resume_text, resume_update */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
@@ -479,7 +479,8 @@ static inline void trainer_write_options(const Trainer *t) {
     struct stat here, read;
     const bool exists = path && !stat(path, &here);
     const char *config = *options_config();
-    const bool same = exists && config && !stat(config, &read) && read.st_ino == here.st_ino && read.st_dev == here.st_dev;
+    const bool same =
+        exists && config && !stat(config, &read) && read.st_ino == here.st_ino && read.st_dev == here.st_dev;
     if (path && !same && (!exists || S_ISREG(here.st_mode)) && !options_write(t->options, path, "resume", &e))
         warn("the options of this run are not kept: %s", e.text);
     free(path);
