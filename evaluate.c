@@ -675,7 +675,6 @@ static void check_usage(void) {
     if (o.completions && !strcmp(o.completions, "-"))
         usage_error("--completions: must be a file, because standard output receives the result");
     if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
-    if (!o.reward_model && o.aggregation != PRM_MIN) usage_error("--prm-aggregation requires --reward-model");
 }
 
 /* Rejects options that a kind of data does not use: chat, prompts, or what only a reward model scores; none: tokens. */
@@ -695,6 +694,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
         {&o.completions, prompts, only_prompts},
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };

@@ -52,6 +52,7 @@ static void options_of_one_trainer(void **state) {
     unused("./train_rm", "--train-on-last-step-only", "--train-on-last-step-only");
     unused("./train_dpo", "--simpo-gamma 1", "--simpo-gamma");
     unused("./train_dpo", "--loss-type hinge --label-smoothing 0.1", "--label-smoothing");
+    unused("./train_dpo", "--loss-type sft --beta 0.2", "--beta");
     unused("./train_dpo", "--ref-model-sync-steps 3", "--ref-model-sync-steps");
     unused("./train_dpo", "--temperature 0.5", "--temperature");
     unused("./train_dpo", "--online --reward verify --max-length 9", "--max-length");
@@ -91,6 +92,7 @@ static void options_of_programs_that_do_not_train(void **state) {
         {"./evaluate -c $T/base.bin -i $T/plain.shard --num-samples 8", "--num-samples: used only for a prompt shard"},
         {"./evaluate -c $T/base.bin -i $T/plain.shard --temperature 0.5", "--temperature: "},
         {"./evaluate -c $T/base.bin -i $T/tasks.shard --max-length 8", "--max-length: "},
+        {"./evaluate -c $T/base.bin -i $T/tasks.shard --prm-aggregation min", "--prm-aggregation: "},
         {"./evaluate -c $T/base.bin -i $T/tasks.shard --num-samples 0 --top-p 0.9", "--top-p: "},
         {"./evaluate --reward-model $T/rm.bin -i $T/prefs.shard -g 9",
          "--max-new-tokens: used only for a prompt shard"},

@@ -141,6 +141,7 @@ static inline void preference_options_check(const PreferenceOptions *o, const Op
                cpo = preference_has(c, PREFERENCE_CPO);
     static const char unpaired[] = "used only with --loss-type " KTO_LOSS_CHOICES;
     const OptionUse use[] = {
+        {&c->beta, !pairs || c->losses > 1 || !preference_has(c, PREFERENCE_SFT), "not used by --loss-type sft"},
         {&o->rpo_alpha, pairs, "used only with losses on pairs"},
         {&c->label_smoothing, preference_smooths(c),
          "used only with --loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo"},
