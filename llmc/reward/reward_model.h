@@ -175,14 +175,21 @@ static inline double reward_model_preference(const RewardModel *r, double differ
     return sigmoid(reward_model_logits(r, difference));
 }
 
-/* The item's completion as it is scored. For a process model the stop token is removed and the last step is ended by a
- * step token. Returns its length. *tokens: the item's completion, or r->steps. */
+/* Whether a token ends a completion. */
+static inline bool reward_model_ends(const RewardModel *r, int32_t token) {
+    for (int32_t i = 0; i < r->text.ends.count; i++)
+        if (r->text.ends.ids[i] == token) return true;
+    return false;
+}
+
+/* The item's completion as it is scored. For a process model the token that ended it is removed, and the last step is
+ * ended by a step token. Returns its length. *tokens: the item's completion, or r->steps. */
 static inline int32_t reward_model_answer(RewardModel *r, const RewardItem *item, const int32_t **tokens) {
-    const int32_t stop = r->text.stop, step = r->note.step_token;
+    const int32_t step = r->note.step_token;
     int32_t n = item->completion_len;
     *tokens = item->completion;
     if (r->note.kind != REWARD_MODEL_PRM || step < 0) return n;
-    if (n && stop >= 0 && stop != step && item->completion[n - 1] == stop) n--;
+    if (n && item->completion[n - 1] != step && reward_model_ends(r, item->completion[n - 1])) n--;
     if (n && item->completion[n - 1] == step) return n;
     if (n >= r->batch.rows_max) return n + 1; /* too long, as the caller detects */
     if (n) memcpy(r->steps, item->completion, (size_t)n * sizeof *r->steps);
