@@ -237,7 +237,7 @@ static void outputs_that_cannot_be_written(void **state) {
     for (int i = 0; i < 2; i++) {
         const char *p = trainers[i];
         refuses(1, true, "cannot be replaced as a whole", "%s -o .", p);
-        refuses(1, true, "m.bin/: is not a folder", "%s -o $T/m.bin/", p);
+        refuses(1, true, "m.state/: is not a folder", "%s -o $T/m.state/", p);
         refuses(1, true, "dir: is a directory", "%s -o $T/kept --state $T/dir", p);
         refuses(1, true, "No such file or directory", "%s -o $T/nowhere/x.bin", p);
         refuses(1, true, "Not a directory", "%s -o $T/m.bin/x.bin", p);
