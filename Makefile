@@ -125,7 +125,7 @@ $(BUILD)/%: dev/%.c $(CPU_OBJECTS)
 
 $(BUILD)/fuzz_%: tests/fuzz_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
-	clang -O1 -g $(ARCH) -std=c11 -D_GNU_SOURCE -fopenmp -Wno-pass-failed -fsanitize=fuzzer,address,undefined \
+	clang -O1 -g $(ARCH) -std=c11 -D_GNU_SOURCE -fopenmp -Wno-pass-failed -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 	    -MMD -MP -I$(BUILD)/include -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 test: setup ## build and run all tests, once more under ASan and UBSan

@@ -1,10 +1,38 @@
 /* fuzz_metrics.c - libFuzzer target: arbitrary bytes as the files that a resumed run reads back, then written as a
  * report.
  *
- * A line that begins with 's' is read as a line of samples, any other as a line of metrics. */
+ * A line that begins with 's' is read as a line of samples, any other as a line of metrics. The bytes are also a metrics
+ * file that metrics_cut() shortens: a second cut must leave its result as it is. */
 #include "../llmc/base/error.h"     /* Error */
-#include "../llmc/report/history.h" /* History, history_free, history_read_line, history_read_sample */
+#include "../llmc/report/history.h" /* history_free, history_read_line, History, history_read_sample */
+#include "../llmc/report/metrics.h" /* Metrics, metrics_cut */
 #include "../llmc/report/report.h"  /* report_page */
+
+static void require(bool holds) {
+    if (!holds) abort();
+}
+
+/* Cuts the file after step 5. Returns its length, or -1 if it was refused. */
+static long cut(const char *path) {
+    Error e = {""};
+    Metrics m = {0};
+    struct stat about;
+    const bool ok = metrics_cut(&m, path, 5, history_read_line, &e);
+    if (!ok) require(strlen(e.text) > 10 && !strchr(e.text, '\n'));
+    history_free(&m.history);
+    return !ok || stat(path, &about) ? -1 : (long)about.st_size;
+}
+
+static void cut_twice(const uint8_t *data, size_t size) {
+    char path[64];
+    snprintf(path, sizeof path, "/dev/shm/fuzz_metrics.%d", (int)getpid());
+    FILE *f = fopen(path, "w");
+    require(f && fwrite(data, 1, size, f) == size && !fclose(f));
+    const long first = cut(path);
+    require(first <= (long)size + 1);
+    if (first >= 0) require(cut(path) == first);
+    unlink(path);
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     History h = {0};
@@ -23,5 +51,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fclose(f);
     free(page);
     history_free(&h);
+    cut_twice(data, size);
     return 0;
 }

@@ -1,7 +1,7 @@
 /* test_chat.c - chat templates: the built-in ones against their published forms, masks, custom templates, bad
  * templates. */
 #include "../llmc/base/error.h"     /* Error */
-#include "../llmc/base/text.h"      /* TokenList, token_list_free, text_free, text_string, ... */
+#include "../llmc/base/text.h"      /* text_string, TokenList, text_free, TextBuffer, ... */
 #include "../llmc/text/chat.h"      /* chat_encode, chat_template_parse, ChatTemplate, chat_template_free, ... */
 #include "../llmc/text/tokenizer.h" /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free */
 #include "files.h"                  /* files_assert_error, files_setup, files_teardown */
@@ -185,10 +185,43 @@ static void test_bad_templates(void **state) {
     }
 }
 
+/* Seconds of the processor for reading a template of n bytes that repeat `unit`. */
+static double seconds_of(const char *unit, size_t n) {
+    Error e;
+    ChatTemplate c;
+    TextBuffer spec = {0};
+    text_string(&spec, "{any}");
+    while (spec.length < n) text_string(&spec, unit);
+    text_string(&spec, "{content}{eos}");
+    const clock_t start = clock();
+    if (!chat_template_parse(&c, spec.text, &e)) fail_msg("%s", e.text);
+    const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    chat_template_free(&c);
+    text_free(&spec);
+    return seconds;
+}
+
+/* Eight times the bytes take about eight times as long; quadratic time would be 64 times. */
+static void test_long_templates(void **state) {
+    (void)state;
+    static const char *const units[] = {"words ", "{role}", "<", "\\n"};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        const double little = fmax(seconds_of(units[i], 1 << 18), 2e-3), much = seconds_of(units[i], 1 << 21);
+        if (much > 30 * little) fail_msg("'%s': %g s for 256 KiB, %g s for 2 MiB", units[i], little, much);
+    }
+    Error e;
+    ChatTemplate c;
+    TextBuffer many = {0};
+    for (int i = 0; i < 70; i++) text_format(&many, "{role%d}{content}", i);
+    assert_false(chat_template_parse(&c, many.text, &e));
+    assert_string_equal(e.text, "chat template: has more than 64 roles");
+    text_free(&many);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chatml), cmocka_unit_test(test_llama),         cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_own),    cmocka_unit_test(test_bad_templates),
+        cmocka_unit_test(test_own),    cmocka_unit_test(test_bad_templates), cmocka_unit_test(test_long_templates),
     };
     return cmocka_run_group_tests_name("chat", tests, setup, teardown);
 }

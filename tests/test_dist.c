@@ -17,7 +17,7 @@
 #include "files.h"                   /* files_path, files_assert_content, text_of */
 #include "models.h"                  /* lines_of, json_line_of, refused, assert_near, ... */
 #include "run.h"                     /* sh, weights_gap, metric, assert_same_file, ... */
-#include "shell.h"                   /* said, assert_holds, put, run */
+#include "shell.h"                   /* said, assert_holds, run, put */
 
 static bool mpi; /* true if mpirun and llmc_mpi.so exist */
 
@@ -377,6 +377,47 @@ static void a_rank_that_hangs_ends_the_run(void **state) {
     loses_a_rank(SIGSTOP, 2, 3, "has not answered for 3 s (--dist-timeout)");
 }
 
+/* Without --zero, rank 0 has everything that the state needs, and writes it before the run ends. */
+static void a_lost_rank_leaves_the_state(void **state) {
+    NEEDS_MPI();
+    unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
+    const pid_t launcher =
+        run_start("mpirun --mca odls_base_sigkill_timeout 30 --oversubscribe --bind-to none -n 2 " SFT
+                  "-x 100000 -o $T/lost.bin --state $T/lost.state --metrics $T/lost.jsonl "
+                  "--dist-timeout 30");
+    run_until(files_path("lost.jsonl"), 5);
+    kill(rank_of(launcher, 1), SIGKILL);
+    assert_true(run_wait(launcher, 120) != 0);
+    assert_holds(said, "state written to ");
+    assert_holds(said, "rank 1 of 2 (process ");
+    sh("timeout 2 " SFT "-x 100000 -o $T/lost.bin --resume $T/lost.state; test $? = 124");
+}
+
+/* Rank 1 has another file than rank 0, in the place of each input. */
+static void files_that_differ_between_ranks(void **state) {
+    NEEDS_MPI();
+    static const char *const cases[][2] = {{"-j", "chat.shard"}, {"-i", "chat.shard"}};
+    sh("./data/show $T/chat.shard >/dev/null && mkdir -p $T/rank0 $T/rank1 && cp $T/chat.shard $T/rank0/chat.shard && "
+       "head -n 9 $T/chat.jsonl > $T/few.jsonl && data/make_shard --quiet -i $T/few.jsonl -o $T/rank1/chat.shard");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char command[1000];
+        snprintf(command, sizeof command,
+                 "$RANKS 2 sh -c 'exec " SFT "%s $T/rank$OMPI_COMM_WORLD_RANK/%s -x 2 -o $T/x.bin'", cases[i][0],
+                 cases[i][1]);
+        run(1, command);
+        assert_holds(said, "rank0/chat.shard: rank 1 differs from rank 0\n");
+    }
+}
+
+/* What is wrong on rank 1 only is said there; a rank that does not start does not keep the others waiting for ever. */
+static void ranks_that_do_not_start(void **state) {
+    NEEDS_MPI();
+    run(2, "$RANKS 1 " SFT "-o $T/x.bin -x 4 : -n 1 " SFT "-o $T/x.bin --nonsense");
+    assert_holds(said, "train_sft: rank 1: --nonsense: unknown");
+    run(1, "$RANKS 1 " SFT "-o $T/x.bin -x 4 --dist-timeout 2 : -n 1 sleep 60");
+    assert_holds(said, "train_sft: rank 0: not all of the 2 ranks have started within 2 s (--dist-timeout)");
+}
+
 static void a_signal_on_any_rank_stops_all(void **state) {
     NEEDS_MPI();
     unlink(files_path("stop.jsonl"));
@@ -465,6 +506,9 @@ int main(void) {
                                        cmocka_unit_test(states_go_from_ranks_to_ranks),
                                        cmocka_unit_test(a_rank_that_dies_ends_the_run),
                                        cmocka_unit_test(a_rank_that_hangs_ends_the_run),
+                                       cmocka_unit_test(a_lost_rank_leaves_the_state),
+                                       cmocka_unit_test(files_that_differ_between_ranks),
+                                       cmocka_unit_test(ranks_that_do_not_start),
                                        cmocka_unit_test(a_signal_on_any_rank_stops_all),
                                        cmocka_unit_test(ranks_on_gpus),
                                        cmocka_unit_test(what_cannot_be_is_said_once)};

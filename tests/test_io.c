@@ -1,6 +1,6 @@
 /* test_io.c - io.h: round trips, pipes, zstd, atomic writes, and every way in which reading or writing can fail. */
 #include "../llmc/base/error.h" /* Error */
-#include "../llmc/base/io.h"    /* writer_open, IO_BUFFER, reader_close, Reader, ... */
+#include "../llmc/base/io.h"    /* writer_open, reader_close, reader_open, IO_BUFFER, ... */
 #include "files.h"              /* files_path, files_assert_error, files_put, files_assert_content, ... */
 #include <sys/resource.h>
 
@@ -344,6 +344,40 @@ static void zstd_checksum(void **state) {
     free(packed), free(data);
 }
 
+/* A compressed stream of more than a thousand times its size ends at the limit, with a line that names the way out. */
+static void zstd_bomb_limit(void **state) {
+    (void)state;
+    Error e;
+    Writer w;
+    Reader r;
+    static uint8_t zeros[IO_PIECE];
+    assert_true(writer_open(&w, files_path("large.zst"), &e));
+    for (int i = 0; i < 300; i++) assert_true(writer_write(&w, zeros, sizeof zeros, &e));
+    assert_true(writer_commit(&w, &e));
+    assert_true(reader_open(&r, files_path("large.zst"), &e));
+    assert_false(reader_skip(&r, 300 << 20, "all", &e));
+    files_assert_error(&e, "its content is larger than 268435456 bytes and than 1000 times the compressed stream");
+    assert_int_equal(r.position, 256 << 20);
+    reader_close(&r);
+    setenv("LLMC_DECOMPRESS_LIMIT", "400000000", 1);
+    assert_true(reader_open(&r, files_path("large.zst"), &e));
+    assert_true(reader_skip(&r, 300 << 20, "all", &e) && reader_end(&r, &e));
+    reader_close(&r);
+    setenv("LLMC_DECOMPRESS_LIMIT", "1000000", 1);
+    assert_true(reader_open(&r, files_path("large.zst"), &e));
+    assert_false(reader_skip(&r, 300 << 20, "all", &e));
+    files_assert_error(&e, "its content is larger than 1000000 bytes");
+    reader_close(&r);
+    uint8_t *noise = files_noise(3000000); /* content that does not shrink has no limit */
+    assert_true(write_all(files_path("noise.zst"), noise, 3000000, &e));
+    assert_true(reader_open(&r, files_path("noise.zst"), &e));
+    assert_true(reader_skip(&r, 3000000, "all", &e) && reader_end(&r, &e));
+    reader_close(&r);
+    unsetenv("LLMC_DECOMPRESS_LIMIT");
+    unlink(files_path("large.zst")), unlink(files_path("noise.zst"));
+    free(noise);
+}
+
 static void zstd_bomb(void **state) {
     (void)state;
     Error e;
@@ -630,6 +664,7 @@ int main(void) {
         cmocka_unit_test(zstd_damage),
         cmocka_unit_test(zstd_checksum),
         cmocka_unit_test(zstd_bomb),
+        cmocka_unit_test(zstd_bomb_limit),
         cmocka_unit_test(atomic_writes),
         cmocka_unit_test(leftovers),
         cmocka_unit_test(dangling_links),

@@ -13,8 +13,8 @@
  * Exit status: 0 success, 1 failure, 2 bad command line.
  *
  * With several ranks (dist.h), usually all ranks fail for the same reason, so only rank 0 prints. The other ranks print
- * no warnings and no usage errors. They print a failure, with the rank's number, only if they are still running five
- * seconds later.
+ * no warnings. They print a failure or a usage error, with the rank's number, only if they are still running
+ * five seconds later.
  */
 #ifndef LLMC_BASE_ERROR_H
 #define LLMC_BASE_ERROR_H
@@ -68,16 +68,21 @@ PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
     va_end(args);
 }
 
+/* Waits, on every rank but 0, until rank 0 must have printed the same error and the launcher have ended this rank. Writes
+ * "rank N: " for the message of a rank that still runs. */
+static inline void error_rank(char rank[32], int status) {
+    const Launch l = launch_of_environment();
+    rank[0] = 0;
+    if (!l.rank) return;
+    const struct timespec grace = {.tv_sec = 5, .tv_nsec = 0}; /* mpirun ends the other ranks within two */
+    if (nanosleep(&grace, NULL)) exit(status); /* interrupted by a signal of the launcher, which is ending the run */
+    snprintf(rank, 32, "rank %d: ", l.rank);
+}
+
 PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
     va_list args;
-    char rank[32] = "";
-    const Launch l = launch_of_environment();
-    if (l.rank) {
-        const struct timespec grace = {.tv_sec = 5, .tv_nsec = 0}; /* mpirun ends the other ranks within two */
-        if (nanosleep(&grace, NULL))
-            exit(1); /* interrupted by a signal: the launcher is ending the run, rank 0 has printed */
-        snprintf(rank, sizeof rank, "rank %d: ", l.rank);
-    }
+    char rank[32];
+    error_rank(rank, 1);
     va_start(args, format);
     error_print(rank, "", format, args);
     va_end(args);
@@ -85,12 +90,12 @@ PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
 }
 
 PRINTF_LIKE(1, 2) static inline NORETURN void usage_error(const char *format, ...) {
-    char tail[128];
-    if (launch_of_environment().rank) exit(2);
+    char tail[128], rank[32];
+    error_rank(rank, 2);
     snprintf(tail, sizeof tail, "; see %s --help", program_invocation_short_name);
     va_list args;
     va_start(args, format);
-    error_print("", tail, format, args);
+    error_print(rank, tail, format, args);
     va_end(args);
     exit(2);
 }

@@ -1,9 +1,10 @@
 /* io.h - reader and writer of files, pipes and memory, used for all file formats of this project.
  *
  * Reader: "-" is standard input. A zstd stream from a file or a pipe is recognised by its magic number and decompressed
- * on the fly, over any number of frames. Only as much is decompressed as the caller requests, and windows above zstd's
- * limit of 128 MiB are rejected, so a small file cannot fill the memory. All bytes delivered are hashed (XXH3, 64 bits)
- * for checksums.
+ * on the fly, over any number of frames. Only as much is decompressed as the caller requests, windows above zstd's limit
+ * of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB and 1000 times its own size, so
+ * a small file cannot fill the memory. The environment variable LLMC_DECOMPRESS_LIMIT sets another limit than 256 MiB,
+ * in bytes. All bytes delivered are hashed (XXH3, 64 bits) for checksums.
  *
  * Writer: "-" is standard output. A regular file is written under a temporary name in the same directory
  * (NAME.llmc-XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
@@ -47,6 +48,10 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read and written as little-endian memory");
 
 enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: size of the buffer; maximum of one read or write call */
+enum {
+    IO_EXPANDED = 1 << 28,
+    IO_RATIO = 1000
+}; /* limits of a compressed stream's content: bytes; times its own size */
 
 /* ---- magic numbers ------------------------------------------------------------------------------------------- */
 
@@ -91,6 +96,7 @@ typedef struct Reader {
     uint8_t peeked[16]; /* bytes [peeked_at, peeked_end) come before those of `in` */
     size_t peeked_at, peeked_end;
     uint64_t position; /* bytes delivered */
+    uint64_t packed;   /* bytes of a compressed stream read so far */
     XXH3_state_t *hash;
 } Reader;
 
@@ -182,6 +188,18 @@ static inline int64_t reader_left(const Reader *r) {
 /* XXH3-64 of all (decompressed) bytes delivered so far. */
 static inline uint64_t reader_hash(const Reader *r) { return XXH3_64bits_digest(r->hash); }
 
+/* Checks that a compressed stream does not expand without bound. more: bytes that are about to be delivered. */
+static inline bool reader_expands(const Reader *r, uint64_t more, Error *e) {
+    const char *given = getenv("LLMC_DECOMPRESS_LIMIT");
+    const uint64_t limit = given && *given ? strtoull(given, NULL, 10) : IO_EXPANDED;
+    const uint64_t content = r->position + (r->peeked_end - r->peeked_at) + more;
+    return content <= limit || content / IO_RATIO <= r->packed ||
+           error_set(e,
+                     "%s: its content is larger than %llu bytes and than %d times the compressed stream; if it is "
+                     "meant to be, decompress it first or set LLMC_DECOMPRESS_LIMIT to a number of bytes",
+                     r->name, (unsigned long long)limit, IO_RATIO);
+}
+
 /* Decompresses up to n bytes to dst. Returns the number of bytes, 0 at the end. */
 static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     ZSTD_outBuffer out = {dst, n, 0};
@@ -199,6 +217,7 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
         if (starved && !r->in_frame) return 0;
         ZSTD_inBuffer in = {r->in, r->end, r->at};
         const size_t hint = ZSTD_decompressStream(r->zstd, &out, &in);
+        r->packed += in.pos - r->at;
         r->at = in.pos;
         if (ZSTD_isError(hint)) {
             *failed = true;
@@ -214,7 +233,9 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
             return 0;
         }
     }
-    return out.pos;
+    if (reader_expands(r, out.pos, e)) return out.pos;
+    *failed = true;
+    return 0;
 }
 
 /* Fetches between 1 and n bytes from the source. Returns the number, 0 at the end or if n is 0. On failure, sets *failed

@@ -33,8 +33,8 @@
  * Sums are made in the order of the ranks, so the same run on the same number of ranks gives the same bits. A different
  * number gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
  *
- * A waiting rank checks every ten milliseconds whether the ranks on its own machine are alive, and gives up after
- * `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
+ * A rank that waits `timeout` seconds for the others to start ends. Later, a waiting rank checks every ten milliseconds
+ * whether the ranks on its own machine are alive, and gives up after `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
  * written by rank 0 and appear only when complete, so the last saved state remains.
  *
  *     Dist d;
@@ -53,7 +53,7 @@
 
 #include "../base/clock.h"    /* clock_seconds */
 #include "../base/error.h"    /* Error, error_set, xcalloc, xmalloc, ... */
-#include "../base/launch.h"   /* LAUNCH_ALONE, LAUNCH_MPI, LAUNCH_VARIABLES, Launch, ... */
+#include "../base/launch.h"   /* Launch, LAUNCH_ALONE, LAUNCH_MPI, LAUNCH_VARIABLES, ... */
 #include "../base/library.h"  /* Library, library_open */
 #include "../model/backend.h" /* Backend, Device */
 #include "link.h"             /* DIST_LINK_SYMBOL, DistLink, DistPlace, DistState */
@@ -61,6 +61,7 @@
 #include <math.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 /* A rank's process and host. */
@@ -165,11 +166,24 @@ static inline NORETURN void dist_abort(Dist *d, int status) {
     _exit(status);
 }
 
+/* Waits until the rank that speaks ends, which may first write a state, or for a minute if it is on another machine. */
+static inline void dist_wait_for_speaker(const Dist *d) {
+    const double start = clock_seconds();
+    const struct timespec moment = {.tv_nsec = 100000000};
+    int speaker = 0;
+    while (d->lost[speaker]) speaker++;
+    const bool here = d->peer[speaker].machine == d->peer[d->rank].machine;
+    while (here ? !dist_gone(&d->peer[d->rank], &d->peer[speaker]) : clock_seconds() - start < 60) {
+        if (nanosleep(&moment, NULL)) _exit(1); /* interrupted: the rank that printed ends this one, too */
+        if (clock_seconds() - start > 60 + d->timeout) break;
+    }
+    const struct timespec grace = {.tv_sec = 5};
+    if (nanosleep(&grace, NULL)) _exit(1);
+}
+
 /* Ends the run after a failed collective call. One rank prints the reason; the others give it time to do so. */
 static inline NORETURN void dist_failed(Dist *d, const Error *e) {
-    const struct timespec grace = {.tv_sec = 5};
-    if (!dist_speaks(d) && nanosleep(&grace, NULL))
-        _exit(1); /* interrupted: the rank that printed ends this one, too */
+    if (!dist_speaks(d)) dist_wait_for_speaker(d);
     if (d->failed) d->failed(d->failed_context, e);
     else fprintf(stderr, "%s: %s\n", program_invocation_short_name, e->text);
     dist_abort(d, 1);
@@ -184,18 +198,43 @@ static inline void dist_close(Dist *d) {
 
 static inline bool dist_try_exchange(Dist *d, const void *mine, void *all, const size_t *bytes, Error *e);
 
-/* Joins the ranks that the launcher started, if there are several. b, device: those of the model. timeout: seconds. */
-static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *device, Error *e) {
+/* ---- the start ------------------------------------------------------------------------------------------------- */
+
+/* The line of a rank that waits too long for the others to start. MPI_Init() cannot be interrupted otherwise. */
+static inline char *dist_alone(void) {
+    static char line[256];
+    return line;
+}
+
+static inline void dist_on_alarm(int number) {
+    (void)number;
+    const ssize_t n = write(STDERR_FILENO, dist_alone(), strlen(dist_alone()));
+    (void)n;
+    _exit(1);
+}
+
+/* Ends the program after `seconds`, unless it is called again with 0. The lowest rank prints first, and the launcher ends
+ * the others. */
+static inline void dist_alarm(const Dist *d, double seconds) {
+    struct sigaction action = {.sa_handler = seconds > 0 ? dist_on_alarm : SIG_DFL};
+    const double until = seconds > 0 ? seconds + 0.5 * fmin(d->rank, 20) : 0;
+    const struct itimerval timer = {
+        .it_value = {.tv_sec = (time_t)until, .tv_usec = (suseconds_t)(1e6 * (until - floor(until)))}};
+    snprintf(dist_alone(), 256,
+             "%s: rank %d: not all of the %d ranks have started within %g s (--dist-timeout); see the launcher's "
+             "messages, and whether each rank has the same command\n",
+             program_invocation_short_name, d->rank, d->ranks, seconds);
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* Connects the ranks. */
+static inline bool dist_join(Dist *d, const Launch *l, const Backend *b, Device *device, Error *e) {
     const bool nccl = b->stream != NULL; /* a GPU */
-    const Launch l = launch_of_environment();
-    *d = (Dist){.rank = l.rank, .ranks = l.ranks, .local_rank = l.local_rank, .timeout = timeout};
-    if (l.kind == LAUNCH_ALONE) return true;
-    if (l.kind == LAUNCH_VARIABLES && !nccl)
-        return error_set(e, "RANK and WORLD_SIZE are set, which works only on GPUs (--device cuda); "
-                            "start ranks on processors with mpirun or srun");
     d->lost = (uint8_t *)xcalloc((size_t)d->ranks, 1);
     DistPlace place = {d->rank, d->ranks, d->local_rank, {dist_watch, d}, b->stream, NULL, NULL};
-    if (l.kind == LAUNCH_MPI) {
+    if (l->kind == LAUNCH_MPI) {
         if (!dist_library(&d->host, "llmc_mpi.so", "LLMC_MPI_LIBRARY",
                           "make builds llmc_mpi.so if libopenmpi-dev is installed", e))
             return false;
@@ -226,6 +265,20 @@ static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *
     }
     d->peer = peer;
     return true;
+}
+
+/* Joins the ranks that the launcher started, if there are several. b, device: those of the model. timeout: seconds. */
+static inline bool dist_open(Dist *d, double timeout, const Backend *b, Device *device, Error *e) {
+    const Launch l = launch_of_environment();
+    *d = (Dist){.rank = l.rank, .ranks = l.ranks, .local_rank = l.local_rank, .timeout = timeout};
+    if (l.kind == LAUNCH_ALONE) return true;
+    if (l.kind == LAUNCH_VARIABLES && !b->stream)
+        return error_set(e, "RANK and WORLD_SIZE are set, which works only on GPUs (--device cuda); "
+                            "start ranks on processors with mpirun or srun");
+    dist_alarm(d, timeout);
+    const bool ok = dist_join(d, &l, b, device, e);
+    dist_alarm(d, 0);
+    return ok;
 }
 
 /* ---- collectives on host memory -------------------------------------------------------------------------------- */

@@ -58,6 +58,14 @@ static inline const float *ref_logps_find(const RefLogps *r, uint64_t data, uint
     return NULL;
 }
 
+/* XXH3-64 of the model and of all tables; 0 of a file that does not exist, which has none. */
+static inline uint64_t ref_logps_hash(const RefLogps *r) {
+    uint64_t hash = r->model;
+    for (int i = 0; i < r->tables; i++)
+        hash = XXH3_64bits_withSeed(r->table[i].logp, (size_t)r->table[i].count * sizeof(float), hash);
+    return hash;
+}
+
 /* Adds a table and takes ownership of logp. */
 static inline void ref_logps_add(RefLogps *r, uint64_t data, uint64_t count, float *logp) {
     assert(r->tables < REF_LOGPS_TABLES);

@@ -52,10 +52,9 @@ static inline void report_facts(FILE *f, const History *h, bool running) {
         chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
         fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
     }
-    const time_t at = (time_t)h->finished_at;
+    const time_t at = h->finished_at > 0 && h->finished_at < 1e11 ? (time_t)h->finished_at : 0;
     struct tm local;
-    if (h->finished_at > 0 && h->finished_at < 1e11 && localtime_r(&at, &local) &&
-        strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
+    if (at && localtime_r(&at, &local) && strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
         fprintf(f, "<span>%s <b>%s</b></span>", running ? "still running; last step" : "ended", text);
 }
 

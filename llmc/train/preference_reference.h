@@ -29,7 +29,7 @@
 #include "../records/preference_data.h" /* PreferenceData, preference_data_positions */
 #include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
 #include "reference.h"                  /* Reference, reference_close, reference_open, reference_base, ... */
-#include "trainer.h"                    /* Trainer, trainer_count_flops */
+#include "trainer.h"                    /* Trainer, trainer_agree, trainer_count_flops */
 
 typedef struct PreferenceReferenceOptions {
     const char *reference, *ref_logps;
@@ -180,6 +180,7 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     const Model base = reference_base(t);
     uint64_t model = own ? model_weights_hash(&base) : 0;
     if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
+    if (file) trainer_agree(t, ref_logps_hash(&l), file);
     if (!own && (reference || !there)) {
         reference_open(&r, t, reference, b->rows_max, preference_reference_longest(data, count),
                        "--precompute-ref-log-probs");

@@ -53,6 +53,7 @@ static inline bool resume_origin(const char *option) {
     return resume_listed(option, options, sizeof options / sizeof *options);
 }
 
+/* Whether an option's value is the path of a file or a folder. */
 static inline bool resume_is_path(const Option *o) {
     return o->kind == OPT_TEXT && (strstr(o->argument, "FILE") || strstr(o->argument, "DIR"));
 }

@@ -48,7 +48,7 @@
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
 #include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
 #include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
-#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free */
+#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free, model_weights_hash */
 #include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
@@ -61,7 +61,7 @@
 #include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_set, metrics_line, Metrics, metrics_clear, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
-#include "resume.h"                    /* resume_place, resume_changes, resume_text, resume_update */
+#include "resume.h"                    /* resume_place, resume_changes, resume_is_path, resume_text, ... */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
 typedef struct Trainer {
@@ -180,8 +180,7 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     const bool lines = o->metrics && strcmp(o->metrics, "-");
     char *state = trainer_state_path(o), *samples = lines ? metrics_samples_path(o->metrics) : NULL;
     for (const Option *i = table; i->kind != OPT_END; i++) {
-        const bool names = i->kind == OPT_TEXT && (!strcmp(i->argument, "FILE") || !strcmp(i->argument, "DIR"));
-        if (names && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
+        if (resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
             output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
     }
     output_add(&p, "state", state, OUTPUT_STATE);
@@ -421,6 +420,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     t->metrics.quiet = !speaks;
     t->metrics.brief = o->quiet;
     trainer_agree(t, t->file.hash, from ? from : "model");
+    if (o->adapter && t->dist.ranks > 1) trainer_agree(t, model_weights_hash(&t->model), o->adapter);
 }
 
 /* Ends the program if a resumed run changes an option that shapes it; see resume.h. */
