@@ -169,7 +169,8 @@ format: ## reformat all sources
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZERS) ## fuzz every reader for FUZZ_SECONDS (60) each
 	@for f in $(FUZZERS); do corpus=tests/corpus/$${f##*fuzz_}; mkdir -p $(BUILD)/$${f##*/}.corpus; echo "== $$f"; \
-	    $$f -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 $(BUILD)/$${f##*/}.corpus \
+	    $$f -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/ \
+	        $(BUILD)/$${f##*/}.corpus \
 	        $$([ -d $$corpus ] && echo $$corpus) || exit 1; done
 
 # The kernels' own tests for a GPU; on the processor tests/cuda_host/rules.mk builds them.
