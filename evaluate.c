@@ -26,6 +26,7 @@
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
 #include "llmc/base/io.h"                  /* magic_name, MAGIC_RECORDS, MAGIC_TOKENS, Reader, ... */
+#include "llmc/base/json_text.h"           /* json_dump_short */
 #include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
@@ -42,8 +43,8 @@
 #include "llmc/records/tokens.h"           /* TokenShard, tokens_close, tokens_read */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
-#include "llmc/reward/reward_model.h"      /* RewardModel, PRM_MIN, reward_model_close, PRM_AGGREGATION_CHOICES, ... */
-#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open */
+#include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
 #include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, wilson_interval, evaluation_summarise, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, INFERENCE_MODEL_OPTIONS, Inference, InferenceOptions, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
@@ -494,6 +495,7 @@ static void open_tasks(Tasks *t, const Shard *s) {
         usage_error("%s", e.text);
     int64_t scorable;
     if (t->rewards.count && !prompts_scorable(&t->prompts, &t->rewards, &scorable, &e)) die("--reward: %s", e.text);
+    if (rewards_models(&t->rewards)) usage_error("--reward model: give the reward model as --reward-model");
 }
 
 /* Ends the program and removes the unfinished file of completions. */
@@ -749,7 +751,7 @@ int main(int argc, char **argv) {
     else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
     else evaluate_loss(&file, records ? &shard : NULL);
 
-    char *text = json_dumps(result, JSON_SORT_KEYS | JSON_COMPACT | JSON_REAL_PRECISION(17));
+    char *text = json_dump_short(result, JSON_SORT_KEYS | JSON_COMPACT);
     if (puts(text) < 0 || fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
     free(text);
     json_decref(result);

@@ -424,9 +424,10 @@ static void many_prompts(const Items *items) {
     if (!writer_commit(&w, &e)) die("%s", e.text);
     const double seconds = clock_seconds() - start;
     if (o.input)
-        fprintf(stderr, "%s%lld prompts, %lld completions, %lld tokens in %.2f s, %.0f tok/s\n",
-                isatty(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, (long long)(done * o.samples),
-                (long long)engine.tokens, seconds, (double)engine.tokens / seconds);
+        fprintf(stderr, "%s%lld prompt%s, %lld completion%s, %lld tokens in %.2f s, %.0f tok/s\n",
+                isatty(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, PLURAL(done),
+                (long long)(done * o.samples), PLURAL(done * o.samples), (long long)engine.tokens, seconds,
+                (double)engine.tokens / seconds);
     rollout_free(&engine);
     if (done < items->count)
         die("stopped by a signal after %lld of %lld prompts; their lines are written", (long long)done,

@@ -1,7 +1,8 @@
 /* train_dpo.c - direct preference optimization: DPO, its variants and KTO, on shards or on the policy's own samples.
  *
  *   preference shard   --loss-type sigmoid, ipo, ... (listed in llmc/loss/preference.h), several with --loss-weights
- *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss/kto.h)
+ *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss/kto.h); a preference shard gives two completions
+ *                      a pair, the chosen one as good and the rejected one as bad
  *   prompt shard       --online: pairs are sampled from the policy and scored in each step (llmc/train/online_pairs.h)
  *
  * One optimizer step takes --per-device-train-batch-size pairs or completions, packed without padding into
@@ -35,7 +36,7 @@
 #include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
-#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_line, ... */
+#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_summary, ... */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
@@ -63,7 +64,7 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_TEXT("input",                       'i', &o.g.input,    "FILE",
-                "preference shard; kto: unpaired shard; --online: prompt shard"),
+                "preference shard; kto: also unpaired shard; --online: prompt shard"),
     OPTION_TEXT("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
     OPTION_INT ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
@@ -250,7 +251,7 @@ static PreferenceTotals run_records(Run *r, const PreferenceData *d, const int64
         const Pair *p = &d->pair[record];
         N.chosen_tokens += p->chosen_len;
         N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
-        if (train) t->tokens += completion_set_rows(s, p);
+        if (train) t->tokens += 2 * p->prompt_len + p->chosen_len + p->rejected_len - (d->unpaired ? p->prompt_len : 0);
         if (r->owner[i] != t->dist.rank) continue;
         completion_set_add(s, p, record);
         if (o.l.unpaired) completion_set_add(&r->mismatch, &d->mismatch[record], record);
@@ -289,7 +290,6 @@ static PreferenceTotals run_online(Run *r) {
     PreferenceTotals stats = {0};
     online_draw(&r->online);
     online_make_pairs(&r->online, s);
-    for (int32_t i = 0; i < s->count; i++) r->t.tokens += completion_set_rows(s, &s->pair[i]);
     preference_reference_run(&r->reference, &r->batch, NULL, s, false);
     const PreferenceNormaliser N = preference_normaliser(s->offset, s->count);
     dist_grads_begin(&r->t.grads, completion_set_plan(s, &r->batch)->micros);
@@ -310,8 +310,8 @@ static PreferenceTotals validate(Run *r, const PreferenceData *val) {
     metrics_set(m, "eval_loss", s.loss);
     preference_report(m, "eval_", &o.l, &s, z);
     preference_headline_text(text, &o.l, &s, z);
-    metrics_line(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
-                 clock_seconds() - start);
+    metrics_summary(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
+                    clock_seconds() - start);
     return s;
 }
 
@@ -373,6 +373,7 @@ static bool train_on_shard(Run *r) {
         double z;
         const PreferenceTotals stats = run_records(r, &data, records, n, true, &z);
         trainer_update(t, stats.loss);
+        t->trained += (int64_t)stats.tokens;
         preference_reference_sync(&r->reference);
 
         const double epoch = cursor_epochs(&cursor);
@@ -381,7 +382,9 @@ static bool train_on_shard(Run *r) {
         preference_report(&t->metrics, "", &o.l, &stats, z);
         const bool last = t->step == t->steps;
         if (o.g.val && (last || t->step % o.g.eval_steps == 0)) {
+            const TrainerPause pause = trainer_pause(t);
             const PreferenceTotals after = validate(r, &val);
+            trainer_go_on(t, pause);
             char a[32], b[32];
             const char *form = o.l.unpaired ? "%.3f" : "%.1f %%";
             const double scale = o.l.unpaired ? 1 : 100;
@@ -432,6 +435,7 @@ static bool train_online(Run *r) {
         const PreferenceTotals stats = run_online(r);
         const OnlineSummary judged = online_summary(p);
         trainer_update(t, stats.loss);
+        t->trained += (int64_t)stats.tokens;
         preference_reference_sync(&r->reference);
 
         if (stats.records > 0) preference_report(&t->metrics, "", &o.l, &stats, 0);

@@ -16,34 +16,39 @@
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, warn, xmalloc */
-#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_FLAG, OPTION_INT, ... */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, warn, ... */
+#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"             /* program_start */
-#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_max, dist_min, ... */
+#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
 #include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K1, KL_K3, ... */
-#include "llmc/loss/policy.h"              /* PolicyLossConfig, PolicyStats, POLICY_RLOO, POLICY_CISPO, ... */
+#include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
+#include "llmc/loss/policy.h"              /* POLICY_VESPO, PolicyLossConfig, EntropyControl, PolicyStats, ... */
 #include "llmc/loss/scalar.h"              /* LossMetric */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, metrics_warn, Metrics */
+#include "llmc/report/metrics.h"           /* metrics_set, Metrics, metrics_warn */
+#include "llmc/reward/rewards.h"           /* rewards_add_model */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
-#include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
+#include "llmc/train/reference.h"          /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, reference_bytes, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
     GenerationOptions g;
-    const char *reference;
+    const char *reference, *reward_model;
+    ReferenceSync sync;
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
-    int loss, importance, scale, aggregation, kl, kl_in;
+    double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
+    PolicyLossConfig shape; /* the constants of sapo and vespo */
+    int loss, importance, scale, aggregation, kl, kl_in, controller;
     bool kl_bias_correction, mask_truncated, dynamic_sampling, adaptive_entropy;
 } o;
 
@@ -57,6 +62,8 @@ static const Option options[] = {
                 "DAPO: replace groups whose rewards are all equal with groups of new prompts"),
     OPTION_INT ("max-resamples",    0, &o.resample, 1, 1000, "maximum rounds of new prompts per generation (DAPO)"),
     OPTION_GROUP("Reward"),
+    OPTION_TEXT  ("reward-model",                0, &o.reward_model, "FILE",
+                  "reward model of the part `model` of --reward; several: --reward model=a.bin:1,model=b.bin:0.5"),
     GENERATION_REWARD_OPTIONS(o.g),
     OPTION_CHOICE("scale-rewards",               0, &o.scale,       SCALE_REWARDS_CHOICES,
                   "normalise advantages by the standard deviation of the"),
@@ -74,7 +81,19 @@ static const Option options[] = {
     OPTION_REAL  ("epsilon-high",              0, &o.epsilon_high,    0, 1e6,
                   "upper clip range (default: --epsilon if given, else that of --loss-type)"),
     OPTION_REAL  ("delta",                     0, &o.delta,           0, 1e6,
-                  "upper bound of the ratio if the advantage is negative; 0 disables"),
+                  "upper bound of the ratio if the advantage is negative (dual clip); 0 disables"),
+    OPTION_REAL  ("sapo-temperature-pos",      0, &o.shape.sapo_temperature_positive, 1e-6, 1e6,
+                  "sapo: temperature if the advantage is positive"),
+    OPTION_REAL  ("sapo-temperature-neg",      0, &o.shape.sapo_temperature_negative, 1e-6, 1e6,
+                  "sapo: temperature if the advantage is negative"),
+    OPTION_REAL  ("vespo-k-pos",               0, &o.shape.vespo_k_positive,      0, 1e6,
+                  "vespo: exponent k of the weight if the advantage is positive"),
+    OPTION_REAL  ("vespo-lambda-pos",          0, &o.shape.vespo_lambda_positive, 0, 1e6,
+                  "vespo: decay lambda of the weight if the advantage is positive"),
+    OPTION_REAL  ("vespo-k-neg",               0, &o.shape.vespo_k_negative,      0, 1e6,
+                  "vespo: exponent k of the weight if the advantage is negative"),
+    OPTION_REAL  ("vespo-lambda-neg",          0, &o.shape.vespo_lambda_negative, 0, 1e6,
+                  "vespo: decay lambda of the weight if the advantage is negative"),
     OPTION_REAL  ("beta",                      0, &o.beta,            0, 1e6,
                   "strength of the KL penalty; larger stays closer to the reference, 0 loads no reference"),
     OPTION_CHOICE("kl-estimator",              0, &o.kl,              KL_CHOICES,
@@ -83,8 +102,17 @@ static const Option options[] = {
                   "where to apply the KL penalty"),
     OPTION_FLAG  ("use-bias-correction-kl",    0, &o.kl_bias_correction,
                   "multiply the KL term of the loss by the importance ratio"),
+    OPTION_CHOICE("kl-controller",             0, &o.controller,      KL_CONTROL_CHOICES,
+                  "keep beta fixed, or adapt it to hold the KL at --kl-target"),
+    OPTION_REAL  ("kl-target",                 0, &o.kl_target,       1e-9, 1e9,
+                  "adaptive: target KL, in nats per completion"),
+    OPTION_REAL  ("kl-horizon",                0, &o.kl_horizon,      1, 1e12,
+                  "adaptive: number of completions in which beta may change by at most a fifth"),
     OPTION_TEXT  ("reference",                 0, &o.reference,       "FILE",
                   "reference model; the model of -c if not given"),
+    REFERENCE_SYNC_OPTIONS(o.sync),
+    OPTION_INT   ("ref-reset-steps",           0, &o.sync.reset,      0, 1e9,
+                  "ProRL: every N steps, make the policy the reference and restart the optimizer's moments"),
     OPTION_INT   ("num-iterations",            0, &o.iterations,      1, 1000, "passes over each generation (mu)"),
     OPTION_INT   ("steps-per-generation",      0, &o.steps_per_generation, 1, 65536,
                   "optimizer steps (mini-batches) per pass"),
@@ -92,6 +120,10 @@ static const Option options[] = {
     OPTION_FLAG  ("use-adaptive-entropy",      0, &o.adaptive_entropy,
                   "adapt the weight of the entropy bonus to reach --entropy-target"),
     OPTION_REAL  ("entropy-target",            0, &o.entropy_target,  0, 100, "target entropy, in nats per token"),
+    OPTION_REAL  ("entropy-coef-delta",        0, &o.entropy_coef_delta, 0, 10,
+                  "adaptive entropy: change of the weight per step"),
+    OPTION_REAL  ("entropy-coef-min",          0, &o.entropy_coef_min, -10, 10, "adaptive entropy: lowest weight"),
+    OPTION_REAL  ("entropy-coef-max",          0, &o.entropy_coef_max, -10, 10, "adaptive entropy: highest weight"),
     OPTION_REAL  ("top-entropy-quantile",      0, &o.top_entropy,     0.001, 1,
                   "train on this fraction of the tokens, those with the highest entropy"),
     OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
@@ -119,9 +151,14 @@ typedef struct Run {
     Generation g;
     PolicyLossConfig loss;
     EntropyControl entropy;
+    KlControl beta;
     float *advantage;  /* (completions) */
+    float *penalty;    /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;     /* (tokens) top-entropy mask */
     int64_t resampled; /* groups discarded by dynamic sampling */
+    double drawn,
+        drawn_reward;          /* completions with a reward that were sampled, discarded ones too; sum of the rewards */
+    double kl, kl_completions; /* of this generation: nats over all tokens, and the completions that they belong to */
 } Run;
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
@@ -141,11 +178,17 @@ static void sample_and_score(Run *r) {
     const double start = clock_seconds();
     g->reward_seconds = 0;
     r->resampled = 0;
+    r->drawn = r->drawn_reward = 0;
     for (int32_t kept = 0, round = 0;; round++) {
         generation_sample(g, kept, P - kept);
         const double scoring = clock_seconds();
         generation_score(g, kept, P - kept);
         g->reward_seconds += clock_seconds() - scoring;
+        for (int32_t i = kept * G; i < P * G; i++) {
+            if (isnan(g->scored[i].reward)) continue;
+            r->drawn++;
+            r->drawn_reward += g->scored[i].reward;
+        }
         if (!o.dynamic_sampling) break;
         for (int32_t i = kept; i < P; i++)
             if (group_differs(g, i)) generation_swap_groups(g, i, kept++);
@@ -159,10 +202,13 @@ static void sample_and_score(Run *r) {
 
 /* ---- 2. old policy --------------------------------------------------------------------------------------------- */
 
+/* Whether the reference changes during the run. */
+static bool follows(void) { return o.sync.on || o.sync.reset; }
+
 static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
 
 /* Computes log pi_old, unless the policy in training is the one that sampled, and log ref. With --kl-in reward the KL
- * penalty is subtracted from the rewards. */
+ * penalty is subtracted from the rewards of the advantages; the metric `reward` is without it, as in TRL's RLOO. */
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
     const int32_t n = g->completions;
@@ -170,9 +216,10 @@ static void score_old_policy(Run *r) {
     if (!on_policy()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
     if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
     if (o.beta > 0 && o.kl_in) {
-        const double kl =
-            kl_from_rewards((KlEstimator)o.kl, g->sampler_logp, g->ref_logp, g->offset, n, o.beta, g->reward);
-        metrics_set(&r->t.metrics, "kl", kl / g->offset[n]);
+        r->kl = kl_from_rewards((KlEstimator)o.kl, g->sampler_logp, g->ref_logp, g->offset, n, r->beta.coef, g->reward,
+                                r->penalty);
+        r->kl_completions = n;
+        metrics_set(&r->t.metrics, "kl", r->kl / g->offset[n]);
     }
 }
 
@@ -181,16 +228,21 @@ static void score_old_policy(Run *r) {
 static AdvantageStats compute_advantages(Run *r) {
     Generation *g = &r->g;
     AdvantageStats stats;
+    const bool penalised = o.beta > 0 && o.kl_in;
     const int64_t G = o.g.generations, P = g->completions / G;
     if (o.aggregation) {
         const int64_t K = g->rewards.count;
         float *parts = (float *)xmalloc((size_t)(g->completions * K) * sizeof *parts);
         for (int32_t i = 0; i < g->completions; i++)
             memcpy(parts + i * K, g->scored[i].parts, (size_t)K * sizeof *parts);
-        advantage_gdpo(parts, g->rewards.weight, P, G, K, r->advantage, &stats);
+        advantage_gdpo(parts, g->rewards.weight, penalised ? r->penalty : NULL, P, G, K, r->advantage, &stats);
         free(parts);
     } else if (o.loss == POLICY_RLOO) advantage_rloo(g->reward, P, G, false, r->advantage, &stats);
     else advantage_group(g->reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
+    if (penalised) { /* the metrics are those of the rewards alone */
+        for (int32_t i = 0; i < g->completions; i++) g->reward[i] = g->scored[i].reward;
+        advantage_batch_stats(g->reward, g->completions, &stats);
+    }
     return stats;
 }
 
@@ -208,7 +260,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     Trainer *t = &r->t;
     Generation *g = &r->g;
     PolicyLossConfig c = r->loss;
-    if (o.kl_in) c.beta = 0; /* the KL penalty is in the reward */
+    c.beta = o.kl_in ? 0 : r->beta.coef; /* the KL penalty may be in the reward */
     if (o.adaptive_entropy) c.entropy_coef = entropy_control_coef(&r->entropy);
     const uint8_t *keep = NULL;
     if (o.top_entropy < 1) {
@@ -220,7 +272,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     PolicyNormaliser n = policy_normaliser(g->offset + first, end - first, g->counts + first, keep);
     const PolicyNormaliser all = policy_normaliser(g->offset, g->completions, g->counts, NULL);
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
-    double loss = 0, tokens = 0;
+    double loss = 0;
     int32_t mine, last;
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
@@ -243,14 +295,18 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp,
                        c.entropy_coef != 0 ? x.dentropy : NULL, NULL);
         trainer_count_flops(t, &t->model, &g->batch, 3);
-        tokens += g->batch.rows;
     }
     loss = dist_total(&t->dist, loss);
-    t->tokens += (int64_t)dist_total(&t->dist, tokens);
     all_stats(t, stats);
+    t->trained += (int64_t)stats->sum.tokens;
+    if (c.beta > 0) {
+        r->kl += stats->sum.kl;
+        r->kl_completions += stats->sum.counted;
+    }
     trainer_update(t, loss);
-    if (o.adaptive_entropy && stats->sum.tokens > 0)
-        entropy_control_update(&r->entropy, stats->sum.entropy / stats->sum.tokens);
+    if (follows()) reference_sync(&r->reference, &o.sync);
+    if (o.adaptive_entropy && stats->sum.kept > 0)
+        entropy_control_update(&r->entropy, stats->sum.kept_entropy / stats->sum.kept);
     return loss;
 }
 
@@ -263,7 +319,10 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
     metrics_set(m, "reward", a->reward);
     metrics_set(m, "reward_std", a->reward_std);
     metrics_set(m, "frac_reward_zero_std", a->frac_reward_zero_std);
-    if (o.dynamic_sampling) metrics_set(m, "dynamic_sampling/resampled_groups", (double)r->resampled);
+    if (o.dynamic_sampling) {
+        metrics_set(m, "dynamic_sampling/resampled_groups", (double)r->resampled);
+        metrics_set(m, "dynamic_sampling/reward", r->drawn > 0 ? r->drawn_reward / r->drawn : NAN);
+    }
     generation_log(&r->g);
     if (a->frac_reward_zero_std == 1) metrics_warn(m, "the rewards of every group are all equal: no gradient");
     if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
@@ -277,12 +336,30 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     if (on_policy()) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
 
+/* Logs the KL of the generation under the names of train_ppo if it is in the reward or steers beta, and adapts beta. */
+static void log_kl(Run *r, double reward) {
+    Metrics *m = &r->t.metrics;
+    const double kl = r->kl / r->kl_completions;
+    if (!(o.beta > 0) || (!o.kl_in && o.controller == KL_FIXED)) return;
+    metrics_set(m, "objective/kl", kl);
+    metrics_set(m, "objective/kl_coef", r->beta.coef);
+    if (!o.kl_in) return;
+    metrics_set(m, "objective/non_score_reward", -r->beta.coef * kl);
+    metrics_set(m, "objective/rlhf_reward", reward - r->beta.coef * kl);
+}
+
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
 /* The defaults of the loss, overridden by the command line. */
 static PolicyLossConfig loss_options(void) {
     PolicyLossConfig c = policy_loss_config((PolicyLossKind)o.loss);
     if (option_given(&o.importance)) c.importance = (Importance)o.importance;
+    c.sapo_temperature_positive = o.shape.sapo_temperature_positive;
+    c.sapo_temperature_negative = o.shape.sapo_temperature_negative;
+    c.vespo_k_positive = o.shape.vespo_k_positive;
+    c.vespo_lambda_positive = o.shape.vespo_lambda_positive;
+    c.vespo_k_negative = o.shape.vespo_k_negative;
+    c.vespo_lambda_negative = o.shape.vespo_lambda_negative;
     if (o.epsilon >= 0) {
         c.epsilon = o.epsilon;
         if (o.loss != POLICY_CISPO) c.epsilon_high = o.epsilon;
@@ -298,9 +375,19 @@ static PolicyLossConfig loss_options(void) {
     return c;
 }
 
+static EntropyControl entropy_options(void) {
+    EntropyControl e = entropy_control(o.entropy_coef);
+    e.target = o.entropy_target;
+    e.delta = o.entropy_coef_delta;
+    e.low = o.entropy_coef_min;
+    e.high = o.entropy_coef_max;
+    return e;
+}
+
 static void save_counters(Run *r) {
     generation_save(&r->g);
     json_object_set_new(r->t.state, "entropy_coef", json_real(r->entropy.coef));
+    json_object_set_new(r->t.state, "kl_coef", json_real(r->beta.coef));
     if (isfinite(r->entropy.last)) json_object_set_new(r->t.state, "entropy_last", json_real(r->entropy.last));
 }
 
@@ -308,6 +395,7 @@ static void load_counters(Run *r) {
     const json_t *s = r->t.state;
     if (!r->t.step) return;
     r->entropy.coef = state_real(s, "entropy_coef");
+    if (json_object_get(s, "kl_coef")) r->beta.coef = state_real(s, "kl_coef");
     if (json_object_get(s, "entropy_last")) r->entropy.last = state_real(s, "entropy_last");
 }
 
@@ -315,20 +403,28 @@ static void load_counters(Run *r) {
 static void open_run(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
+    Error e;
     generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, true);
+    if (o.reward_model && !rewards_add_model(&g->rewards, &e)) usage_error("--reward-model: %s", e.text);
     trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
     g->parts = (int32_t)o.steps_per_generation;
     generation_open_prompts(g);
     generation_check_group(g);
+    generation_open_models(g, o.reward_model);
     generation_check_evaluation(g);
     r->loss = loss_options();
-    r->entropy = entropy_control(o.entropy_coef);
-    r->entropy.target = o.entropy_target;
+    r->entropy = entropy_options();
+    r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.beta};
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
-    if (o.beta > 0) reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--beta is not 0");
+    if (o.beta > 0 && follows())
+        reference_open_following(&r->reference, t, o.reference, g->rows, generation_longest(g),
+                                 o.sync.on ? "--sync-ref-model" : "--ref-reset-steps");
+    else if (o.beta > 0)
+        reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--beta is not 0");
+    r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     load_counters(r);
@@ -353,6 +449,7 @@ static bool train(Run *r) {
     for (int64_t generation = t->step / steps; t->step < t->steps && !stopped; generation++) {
         const int64_t first = t->step;
         trainer_begin_step(t);
+        r->kl = r->kl_completions = 0;
         sample_and_score(r);
         score_old_policy(r);
         const AdvantageStats advantages = compute_advantages(r);
@@ -367,6 +464,7 @@ static bool train(Run *r) {
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
             const bool last = t->step == t->steps;
+            if (last || i == steps - 1) log_kl(r, advantages.reward);
             if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
@@ -374,6 +472,7 @@ static bool train(Run *r) {
                         stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
                         g->offset[n] / (g->gen_seconds + 1e-9));
         }
+        kl_control_update(&r->beta, r->kl / r->kl_completions, r->g.completions);
         generation_forget(g, 0);
         save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
@@ -415,10 +514,27 @@ static void check_options(void) {
         {&o.reference, kl, "used only with --beta above 0"},
         {&o.entropy_target, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
         {&o.resample, o.dynamic_sampling, "used only with --dynamic-sampling"},
+        {&o.entropy_coef_delta, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
+        {&o.entropy_coef_min, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
+        {&o.entropy_coef_max, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
+        {&o.shape.sapo_temperature_positive, o.loss == POLICY_SAPO, "used only with --loss-type sapo"},
+        {&o.shape.sapo_temperature_negative, o.loss == POLICY_SAPO, "used only with --loss-type sapo"},
+        {&o.shape.vespo_k_positive, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.shape.vespo_lambda_positive, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.shape.vespo_k_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.shape.vespo_lambda_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.controller, kl, "used only with --beta above 0"},
+        {&o.kl_target, o.controller == KL_ADAPTIVE, "used only with --kl-controller adaptive"},
+        {&o.kl_horizon, o.controller == KL_ADAPTIVE, "used only with --kl-controller adaptive"},
+        {&o.sync.on, kl, "used only with --beta above 0"},
+        {&o.sync.reset, kl, "used only with --beta above 0"},
     };
     trainer_check_options(&o.t, options, &o.g.epochs, false);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
+    reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
+    if (o.entropy_coef_min > o.entropy_coef_max)
+        usage_error("--entropy-coef-min: %g is above --entropy-coef-max %g", o.entropy_coef_min, o.entropy_coef_max);
     if (kl && o.kl == KL_K1 && !o.kl_in && (gmpo || !o.kl_bias_correction))
         usage_error("--kl-estimator k1: its gradient in the loss is 0 in expectation; give k2 or k3, --kl-in reward%s",
                     gmpo ? "" : " or --use-bias-correction-kl");
@@ -439,18 +555,26 @@ int main(int argc, char **argv) {
     o.kl = KL_K3;
     o.kl_bias_correction = true;
     o.iterations = o.steps_per_generation = 1;
-    o.entropy_target = 0.2;
+    const EntropyControl entropy = entropy_control(0);
+    o.entropy_target = entropy.target;
+    o.entropy_coef_delta = entropy.delta;
+    o.entropy_coef_min = entropy.low;
+    o.entropy_coef_max = entropy.high;
+    o.shape = policy_loss_config(POLICY_GRPO);
+    o.sync = reference_sync_options();
+    o.kl_target = 6;
+    o.kl_horizon = 10000;
     o.top_entropy = 1;
     options_parse_all(options, &about, argc, argv);
-    if (!o.g.reward) o.g.reward = o.g.reward_cmd ? "command" : "verify";
+    if (!o.g.reward) o.g.reward = o.reward_model ? "model" : o.g.reward_cmd ? "command" : "verify";
     if (!o.g.input) usage_error("-i/--input is required");
     check_options();
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
     program_start();
-    const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference};
-    trainer_check_files(&o.t, options, inputs, 5, NULL);
+    const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference, o.reward_model};
+    trainer_check_files(&o.t, options, inputs, 6, NULL);
 
     open_run(r);
     const bool stopped = train(r);
@@ -458,6 +582,6 @@ int main(int argc, char **argv) {
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
-    free(r->advantage), free(r->keep);
+    free(r->advantage), free(r->penalty), free(r->keep);
     return 0;
 }

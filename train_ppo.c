@@ -24,13 +24,14 @@
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die, ... */
-#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, OPTION_INT, ... */
 #include "llmc/base/program.h"             /* program_start */
-#include "llmc/dist/dist.h"                /* dist_total, DIST_FIELDS, dist_complete, dist_cut, ... */
+#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_complete, dist_cut, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
+#include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
 #include "llmc/loss/gae.h"                 /* whiten, gae, mean_baseline, moments_of, ... */
-#include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator */
+#include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator, KL_K3 */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KlControlKind, ... */
 #include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyBatch, PolicyLossConfig, ... */
 #include "llmc/loss/ppo.h"                 /* PpoStats, PpoConfig, PpoBatch, ppo_config, ... */
@@ -43,7 +44,7 @@
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_warn, Metrics, metrics_line */
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
-#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_open, rewards_score */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request, ... */
@@ -84,11 +85,11 @@ static struct {
     TrainerOptions t;
     GenerationOptions g;
     const char *reference, *reward_model, *gold, *gold_reward, *gold_cmd, *critic, *critic_output, *ptx;
-    int algo, kl, controller, whiten_advantages;
-    bool whiten_rewards, non_eos_penalty;
+    int algo, kl, controller, whiten_advantages, kl_loss_type, aggregation;
+    bool whiten_rewards, non_eos_penalty, use_kl_loss;
     int64_t epochs, mini_batches, critic_warmup, ptx_tokens;
     double kl_coef, kl_target, kl_horizon, reward_clip, missing_eos_penalty, penalty_reward;
-    double gamma, lambda, lambda_critic, length_lambda;
+    double gamma, lambda, lambda_critic, length_lambda, kl_loss_coef;
     double cliprange, cliprange_high, cliprange_value, vf_coef, dual_clip, entropy_coef, target_kl;
     double critic_rate, ptx_coef;
 } o;
@@ -128,6 +129,11 @@ static const Option options[] = {
     OPTION_REAL  ("kl-target",     0, &o.kl_target,  1e-9, 1e9, "adaptive: target KL, in nats per completion"),
     OPTION_REAL  ("kl-horizon",    0, &o.kl_horizon, 1, 1e12,
                   "adaptive: number of completions in which beta may change by at most a fifth"),
+    OPTION_FLAG  ("use-kl-loss",   0, &o.use_kl_loss,
+                  "add a KL term to the loss, too; with --kl-coef 0 instead of that in the reward"),
+    OPTION_REAL  ("kl-loss-coef",  0, &o.kl_loss_coef, 0, 1e6, "weight of the KL term of --use-kl-loss"),
+    OPTION_CHOICE("kl-loss-type",  0, &o.kl_loss_type, KL_CHOICES,
+                  "estimator of --use-kl-loss; verl calls them kl, mse and low_var_kl"),
     OPTION_TEXT  ("reference",     0, &o.reference,  "FILE", "reference model; the model of -c if not given"),
     OPTION_GROUP("Advantages"),
     OPTION_CHOICE("algo",                 0, &o.algo,              ALGO_CHOICES,
@@ -152,6 +158,8 @@ static const Option options[] = {
     OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          1, 1000,
                 "passes over each generation (default: that of --algo: ppo 4, others 1)"),
     OPTION_INT ("num-mini-batches", 0, &o.mini_batches,    1, 65536, "optimizer steps per pass"),
+    OPTION_CHOICE("loss-agg-mode",  0, &o.aggregation, LOSS_AGG_CHOICES,
+                "from the losses of tokens to that of the batch; see llmc/loss/aggregation.h"),
     OPTION_REAL("cliprange",        0, &o.cliprange,       0, 1e6, "clip the ratio to [1 - X, 1 + X]"),
     OPTION_REAL("cliprange-high",   0, &o.cliprange_high,  0, 1e6, "upper clip range; 0 uses --cliprange"),
     OPTION_REAL("dual-clip",        0, &o.dual_clip,       0, 1e6,
@@ -203,8 +211,8 @@ typedef struct Run {
 static bool has_critic(void) { return algos[o.algo].critic; }
 static bool has_head(void) { return has_critic() && !o.critic; } /* the policy has a value head */
 static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
-static bool has_reference(void) { return o.kl_coef > 0 || has_gold() || o.reference; }
-static bool whitens(void) { return o.whiten_advantages == 2; } /* check_options() has resolved "auto" */
+static bool has_reference(void) { return o.kl_coef > 0 || o.use_kl_loss || has_gold() || o.reference; }
+static bool whitens(void) { return o.whiten_advantages == 2; } /* after check_options() it is "no" or "yes" */
 static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
@@ -370,12 +378,16 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
     c.epsilon = r->loss.cliprange;
     c.epsilon_high = r->loss.cliprange_high;
     c.entropy_coef = o.entropy_coef;
+    c.beta = r->loss.kl_coef;
+    c.kl = r->loss.kl;
+    c.kl_bias_correction = false;
     const PolicyBatch b = {.completions = x->count,
                            .offset = x->offset,
                            .advantage = r->completion_advantage + x->first,
                            .counts = x->counts,
                            .logp = x->logp,
                            .old_logp = on_policy() ? NULL : x->old_logp,
+                           .ref_logp = c.beta > 0 ? x->ref_logp : NULL,
                            .sampler_logp = x->sampler_logp,
                            .entropy = x->entropy};
     PolicyStats s = policy_stats();
@@ -384,6 +396,7 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
     stats->sum.ratio += s.sum.ratio;
     stats->sum.square_log += s.sum.square_log;
     stats->sum.entropy += s.sum.entropy;
+    stats->sum.kl += s.sum.kl;
     for (int32_t t = 0; t < x->offset[x->count]; t++)
         stats->sum.ratio_square += on_policy() ? 1 : exp(2 * ((double)x->logp[t] - x->old_logp[t]));
     stats->sum.clipped += s.sum.completions > 0 ? s.sum.region / s.sum.completions * s.sum.tokens : 0;
@@ -393,7 +406,7 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
 }
 
 /* Runs the policy's part of a micro-batch forward and returns its loss; dlogp and dentropy are written to x. */
-static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, const PolicyNormaliser *N,
+static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormaliser *all, const PolicyNormaliser *N,
                              PpoStats *stats) {
     const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .value = has_head() ? r->value + x->at : NULL};
     model_forward(&r->t.model, &r->work, &r->g.batch, (float)o.g.temperature, &out);
@@ -403,15 +416,16 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, double tokens, co
                         .counts = x->counts,
                         .logp = x->logp,
                         .old_logp = on_policy() ? NULL : x->old_logp,
+                        .ref_logp = x->ref_logp,
                         .advantage = r->advantage + x->at,
                         .entropy = x->entropy,
                         .sampler_logp = x->sampler_logp};
-    return ppo_policy_loss(&r->loss, tokens, &b, x->dlogp, x->dentropy, stats);
+    return ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
 }
 
 /* Returns the loss of the values and writes dvalue. The values are those of the policy's value head, or of a separate
  * critic, which is first run forward. */
-static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, PpoStats *stats) {
+static double value_loss_of(Run *r, const GenerationSlice *x, const LossNormaliser *all, PpoStats *stats) {
     const ModelOutput out = {.value = r->value + x->at};
     if (!has_critic()) return 0;
     if (o.critic) model_forward(&r->critic.model, &r->critic.work, &r->g.batch, (float)o.g.temperature, &out);
@@ -421,7 +435,7 @@ static double value_loss_of(Run *r, const GenerationSlice *x, double tokens, Ppo
                         .value = r->value + x->at,
                         .old_value = r->old_value + x->at,
                         .target = r->target + x->at};
-    return ppo_value_loss(&r->loss, tokens, &b, r->dvalue + x->at, stats);
+    return ppo_value_loss(&r->loss, all, &b, r->dvalue + x->at, stats);
 }
 
 /* Adds the gradients of a micro-batch. warming: only those of the separate critic. */
@@ -433,7 +447,6 @@ static void backward(Run *r, const GenerationSlice *x, bool warming) {
         model_backward(&t->model, &r->work, b, T, x->dlogp, o.entropy_coef != 0 ? x->dentropy : NULL,
                        has_head() ? r->dvalue + x->at : NULL);
         trainer_count_flops(t, &t->model, b, 3);
-        t->tokens += b->rows;
     }
     if (o.critic) {
         model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL, r->dvalue + x->at);
@@ -446,11 +459,12 @@ static void backward(Run *r, const GenerationSlice *x, bool warming) {
 static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
-    const double tokens = ppo_tokens(g->offset + first, end - first, g->counts + first);
+    const LossNormaliser all = ppo_normaliser((LossAggregation)o.aggregation, (double)o.g.max_completion,
+                                              g->offset + first, end - first, g->counts + first);
     const PolicyNormaliser N = policy_normaliser(g->offset + first, end - first, g->counts + first, NULL);
     double loss = 0, value_loss = 0, text = 0;
     PpoStats part = {0};
-    const int64_t before = t->tokens, step = t->step;
+    const int64_t step = t->step;
     int32_t mine, last;
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
@@ -460,17 +474,17 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     }
     for (int32_t m = 0; m < plan->micros; m++) {
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
-        if (!warming) loss += policy_loss_of(r, &x, tokens, &N, &part);
-        value_loss += value_loss_of(r, &x, tokens, &part);
+        if (!warming) loss += policy_loss_of(r, &x, &all, &N, &part);
+        value_loss += value_loss_of(r, &x, &all, &part);
         backward(r, &x, warming);
     }
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef);
     value_loss = dist_total(&t->dist, value_loss);
     loss = dist_total(&t->dist, loss) + value_loss + text;
-    t->tokens = before + (int64_t)dist_total(&t->dist, (double)(t->tokens - before));
     dist_sum(&t->dist, DIST_FIELDS(part.sum));
     dist_max(&t->dist, DIST_FIELDS(part.max));
     ppo_stats_add(stats, &part);
+    t->trained += (int64_t)part.sum.tokens;
     stats->updates++;
     if (warming) {
         t->intact = false;
@@ -546,6 +560,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "policy/approxkl_avg", s->sum.square_log / (2 * tokens));
         metrics_set(to, "policy/clipfrac_avg", s->sum.clipped / tokens);
         metrics_set(to, "policy/entropy_avg", s->sum.entropy / tokens);
+        if (o.use_kl_loss) metrics_set(to, "loss/kl_avg", s->sum.kl / tokens);
         metrics_set(to, "loss/policy_avg", s->sum.policy_loss / s->updates);
         metrics_set(to, "val/ratio", ratio);
         metrics_set(to, "val/ratio_var", fmax(s->sum.ratio_square / tokens - ratio * ratio, 0));
@@ -606,6 +621,8 @@ static void refuse_unused(void) {
         {&o.dual_clip, clip, "not used by --algo a2c, reinforce and rloo"},
         {&o.target_kl, o.epochs > 1, "used only with several passes, --num-ppo-epochs above 1"},
         {&o.ptx_tokens, o.ptx, "used only with --ptx"},
+        {&o.kl_loss_coef, o.use_kl_loss, "used only with --use-kl-loss"},
+        {&o.kl_loss_type, o.use_kl_loss, "used only with --use-kl-loss"},
     };
     trainer_check_options(&o.t, options, &o.g.epochs, has_head());
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -639,6 +656,12 @@ static void check_options(void) {
     if (on_policy() && !algos[o.algo].plain && (option_given(&o.cliprange) || option_given(&o.cliprange_high)))
         warn("every step samples a generation of its own, so the importance ratio is 1 and --cliprange clips nothing; "
              "--num-ppo-epochs or --num-mini-batches above 1 makes several steps of each");
+    if (o.algo == RLOO && o.aggregation != AGG_TOKEN_MEAN && o.aggregation != AGG_SEQ_MEAN_TOKEN_MEAN)
+        usage_error("--loss-agg-mode: --algo rloo has one ratio per completion: its loss is seq-mean-token-mean");
+    if (o.algo == RLOO) o.aggregation = AGG_SEQ_MEAN_TOKEN_MEAN;
+    if (o.use_kl_loss && o.kl_loss_type == KL_K1)
+        usage_error("--kl-loss-type k1: in the loss its gradient is 0 in expectation; use k2 or k3");
+    if (o.use_kl_loss && o.kl_loss_coef == 0) usage_error("--use-kl-loss: --kl-loss-coef is 0; set --kl-loss-coef");
     if (o.controller == KL_ADAPTIVE && o.kl_coef == 0)
         usage_error("--kl-controller adaptive: --kl-coef is 0; set --kl-coef");
     if (o.non_eos_penalty && o.missing_eos_penalty > 0)
@@ -691,7 +714,9 @@ static PpoConfig loss_options(void) {
                        .dual_clip = o.dual_clip,
                        .cliprange_value = o.cliprange_value,
                        .vf_coef = o.vf_coef,
-                       .entropy_coef = o.entropy_coef};
+                       .entropy_coef = o.entropy_coef,
+                       .kl_coef = o.use_kl_loss ? o.kl_loss_coef : 0,
+                       .kl = (KlEstimator)o.kl_loss_type};
 }
 
 static void load_counters(Run *r) {
@@ -719,12 +744,14 @@ static void open_run(Run *r) {
     if ((o.gold_reward || o.gold_cmd) && !rewards_open(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout,
                                                        (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
         usage_error("--gold-reward, --gold-cmd: %s", e.text);
+    if (rewards_models(&r->gold_reward)) usage_error("--gold-reward: give a reward model as --gold, not as a part");
     trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_head());
     g->parts = (int32_t)o.mini_batches;
     generation_open_prompts(g);
     generation_check_group(g);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
     if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
+    generation_open_models(g, NULL);
     if (o.reward_model) {
         generation_open_reward_model(g, &r->reward_model, "reward-model", o.reward_model);
         g->judge = &r->reward_model;
@@ -811,6 +838,8 @@ int main(int argc, char **argv) {
     o.g.temperature = 0.7;
     o.kl_coef = 0.05;
     o.kl = KL_K1;
+    o.kl_loss_coef = 0.001; /* verl's */
+    o.kl_loss_type = KL_K3;
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.penalty_reward = -1;

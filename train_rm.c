@@ -28,13 +28,13 @@
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/cursor.h"        /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
-#include "llmc/records/labelled.h"      /* Labelled, FIT_DROP, labelled_close, labelled_fit, ... */
+#include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
-#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_line, metrics_final */
+#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_final, metrics_line, ... */
 #include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
-#include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
+#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -101,7 +101,7 @@ static const OptionAbout about = {
 static void data_open(Labelled *d, const char *path) {
     Error e;
     const RecordKind kind[] = {RECORD_PREFERENCE, RECORD_UNPAIRED, RECORD_STEP}; /* in the order of --kind */
-    if (!labelled_open(d, path, kind[o.kind], &e)) die("%s", e.text);
+    if (!labelled_open(d, path, kind[o.kind], false, &e)) die("%s", e.text);
 }
 
 /* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */
@@ -152,7 +152,7 @@ static int32_t step_token(const Labelled *d) {
  * minima (dist.h). */
 typedef struct Stats {
     struct {
-        double loss, units, right;     /* units: pairs or labels; right: correctly ranked or classified ones */
+        double loss, units, right;     /* units: pairs or labels; right: correctly ranked or classified, ties half */
         double margin;                 /* bt: s_chosen - s_rejected */
         double scores, total, squares; /* number of scores, s, s^2 */
     } sum;
@@ -189,13 +189,13 @@ static void count_batch(const Run *r, Stats *s) {
         s->min.score = fmin(s->min.score, score);
         s->max.score = fmax(s->max.score, score);
         if (o.kind != REWARD_MODEL_BT) {
-            s->sum.right += (score > 0) == r->label[i];
+            s->sum.right += score == 0 ? 0.5 : (score > 0) == r->label[i];
             s->sum.units++;
             calibration_add_label(&s->calibration, score, r->label[i]);
         } else if (i % 2 == 0) {
             const double difference = score - r->score[i + 1];
             s->sum.margin += difference;
-            s->sum.right += difference > 0;
+            s->sum.right += difference > 0 ? 1 : difference == 0 ? 0.5 : 0;
             s->sum.units++;
             calibration_add_pair(&s->calibration, difference);
         }
@@ -289,6 +289,14 @@ static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
     }
 }
 
+/* Counts the tokens of the records: TRL's num_tokens has the prompt of a pair twice. */
+static void count_tokens(Trainer *t, const Labelled *d, const int64_t *records, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        t->tokens += labelled_rows(d, records[i], false);
+        t->trained += o.kind == REWARD_MODEL_BT ? 2 : d->examples.example[records[i]].labels;
+    }
+}
+
 static Stats validate(Run *r, const Labelled *val) {
     Metrics *m = &r->t.metrics;
     const double start = clock_seconds();
@@ -297,8 +305,8 @@ static Stats validate(Run *r, const Labelled *val) {
     metrics_set(m, "eval_loss", s.sum.loss);
     set_metrics(m, "eval_", &s);
     metrics_set(m, "eval_ece", ece);
-    metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
-                 (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, clock_seconds() - start);
+    metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
+                    (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, clock_seconds() - start);
     return s;
 }
 
@@ -388,7 +396,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
         left -= n;
         const Stats stats = run_records(r, data, records, n, true);
-        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
+        count_tokens(t, data, records, n);
         trainer_update(t, stats.sum.loss);
 
         const double epoch = cursor_epochs(&cursor);
@@ -397,7 +405,9 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;
         if (o.val && (last || t->step % o.eval_steps == 0)) {
+            const TrainerPause pause = trainer_pause(t);
             const Stats after = validate(r, val);
+            trainer_go_on(t, pause);
             char a[16], b[16];
             snprintf(b, sizeof b, "%.1f %%", 100 * accuracy(&before));
             snprintf(a, sizeof a, "%.1f %%", 100 * accuracy(&after));

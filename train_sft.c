@@ -9,7 +9,7 @@
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* die, xcalloc, Error, warn, ... */
+#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
@@ -25,9 +25,9 @@
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/cursor.h"        /* Cursor, cursor_free, cursor_new, cursor_epochs, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
-#include "llmc/report/metrics.h"        /* metrics_set, metrics_line, Metrics, metrics_sample */
+#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_line, metrics_sample, ... */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
-#include "llmc/train/trainer.h"         /* Trainer, trainer_announce, trainer_begin_step, trainer_check_files, ... */
+#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -165,6 +165,9 @@ typedef struct Run {
     float *logp, *entropy, *dlogp; /* (targets of a micro-batch) */
     int32_t *argmax;               /* (targets of a micro-batch) */
     float *noise;                  /* (rows of a micro-batch) NEFTune's scales */
+    int32_t *noise_record;         /* (rows of a micro-batch) the record's place in the step */
+    int32_t *place;                /* (records of a step) the place of this rank's records in the step */
+    int32_t first;                 /* index in `own` of the micro-batch's first record */
     double *cost;                  /* (records of a step) tokens of each record, 0 without a target */
     int32_t *targets, *owner;      /* (records of a step) number of targets; rank */
     int64_t *own;                  /* (records of a step) the records of this rank */
@@ -175,29 +178,32 @@ typedef struct Stats {
     double loss, entropy, right, targets;
 } Stats;
 
-static double accuracy(const Stats *s) { return s->right / fmax(s->targets, 1); }
-static double mean_entropy(const Stats *s) { return s->entropy / fmax(s->targets, 1); }
+static double accuracy(const Stats *s) { return s->right / s->targets; }
+static double mean_entropy(const Stats *s) { return s->entropy / s->targets; }
 
-/* NEFTune (Jain et al. 2023, alg. 1): noise of scale alpha / sqrt(length * width) on each token's embedding. */
-static void neftune(Run *r, uint64_t micro) {
+/* NEFTune (Jain et al. 2023, alg. 1): noise of scale alpha / sqrt(length * width) on each token's embedding. It is
+ * drawn by the record's place in the step and the token's position, so it depends on neither micro-batches nor ranks. */
+static void neftune(Run *r) {
     const Batch *b = &r->batch;
     const int32_t width = r->t.model.config.width;
-    for (int i = 0; i < b->segments; i++)
-        for (int32_t k = 0; k < b->segment[i].len; k++)
+    for (int i = 0; i < b->segments; i++) /* a segment is a record */
+        for (int32_t k = 0; k < b->segment[i].len; k++) {
             r->noise[b->segment[i].start + k] = (float)(o.neftune / sqrt((double)b->segment[i].len * width));
+            r->noise_record[b->segment[i].start + k] = r->place[r->first + i];
+        }
     r->work.noise_scale = r->noise;
+    r->work.noise_record = r->noise_record;
     r->work.noise_seed = (uint64_t)o.t.seed;
-    r->work.noise_stream = RANDOM_NOISE + ((uint64_t)r->t.step << 20) + micro * (uint64_t)r->t.dist.ranks;
-    r->work.noise_stream += (uint64_t)r->t.dist.rank;
+    r->work.noise_stream = RANDOM_NOISE + ((uint64_t)r->t.step << 32);
 }
 
 /* Adds one micro-batch's part of the loss to *stats; if `train`, also its gradient. N: the step's normaliser. */
-static void micro_batch(Run *r, bool train, double N, uint64_t micro, Stats *stats) {
+static void micro_batch(Run *r, bool train, double N, Stats *stats) {
     Trainer *t = &r->t;
     const Batch *b = &r->batch;
     const ModelOutput out = {.logp = r->logp, .entropy = r->entropy, .argmax = r->argmax};
     r->work.noise_scale = NULL;
-    if (train && o.neftune > 0) neftune(r, micro);
+    if (train && o.neftune > 0) neftune(r);
     if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
         for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)(-1.0 / N);
         model_forward_backward(&t->model, &r->work, b, 1.0f, r->dlogp, &out);
@@ -226,6 +232,7 @@ static double plan_records(Run *r, const Shard *s, const int64_t *records, int64
     micro_plan_begin(&r->plan, &r->batch, 0);
     for (int64_t i = 0; i < n; i++) {
         if (r->owner[i] != r->t.dist.rank || !r->targets[i]) continue;
+        r->place[own] = (int32_t)i;
         r->own[own++] = records[i];
         micro_plan_add(&r->plan, (BatchSize){(int64_t)r->cost[i], r->targets[i], 1});
     }
@@ -234,6 +241,7 @@ static double plan_records(Run *r, const Shard *s, const int64_t *records, int64
 
 static void pack_records(Run *r, const Shard *s, int32_t first, int32_t end) {
     batch_clear(&r->batch);
+    r->first = first;
     for (int32_t i = first; i < end; i++) {
         read_record(s, r->own[i], &r->record);
         batch_sequence(&r->batch, r->record.tokens, o.completion_only ? r->record.mask : NULL, r->record.count);
@@ -248,7 +256,7 @@ static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t
     if (train) dist_grads_begin(&r->t.grads, plan->micros);
     for (int32_t m = 0; m < plan->micros; m++) {
         pack_records(r, s, plan->first[m], plan->first[m + 1]);
-        micro_batch(r, train, N, (uint64_t)m, &stats);
+        micro_batch(r, train, N, &stats);
     }
     dist_sum(&r->t.dist, DIST_FIELDS(stats));
     return stats;
@@ -261,13 +269,14 @@ static double validate(Run *r, const Shard *val) {
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
     for (int64_t i = 0; i < val->count; i++) all[i] = i;
     const double start = clock_seconds();
-    const Stats stats = run_records(r, val, all, val->count, false);
+    Stats stats = run_records(r, val, all, val->count, false);
+    if (stats.targets == 0) stats.loss = NAN; /* a mean over nothing */
     free(all);
     metrics_set(m, "eval_loss", stats.loss);
     metrics_set(m, "eval_mean_token_accuracy", accuracy(&stats));
     metrics_set(m, "eval_entropy", mean_entropy(&stats));
-    metrics_line(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
-                 100 * accuracy(&stats), clock_seconds() - start);
+    metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
+                    100 * accuracy(&stats), clock_seconds() - start);
     return stats.loss;
 }
 
@@ -321,6 +330,8 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     r->entropy = (float *)xcalloc((size_t)rows, sizeof *r->entropy);
     r->dlogp = (float *)xcalloc((size_t)rows, sizeof *r->dlogp);
     r->noise = (float *)xcalloc((size_t)rows, sizeof *r->noise);
+    r->noise_record = (int32_t *)xcalloc((size_t)rows, sizeof *r->noise_record);
+    r->place = (int32_t *)xcalloc(n, sizeof *r->place);
     r->argmax = (int32_t *)xcalloc((size_t)rows, sizeof *r->argmax);
     r->cost = (double *)xcalloc(n, sizeof *r->cost);
     r->targets = (int32_t *)xcalloc(n, sizeof *r->targets);
@@ -335,6 +346,7 @@ static void close_run(Run *r, bool stopped) {
     micro_plan_free(&r->plan);
     record_free(&r->record);
     free(r->logp), free(r->entropy), free(r->dlogp), free(r->noise), free(r->argmax);
+    free(r->noise_record), free(r->place);
     free(r->cost), free(r->targets), free(r->owner), free(r->own);
     trainer_close(&r->t, stopped);
 }
@@ -362,7 +374,8 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
         const int64_t n = cursor_step(&cursor, data, left, records, most);
         left -= n;
         const Stats stats = run_records(r, data, records, n, true);
-        for (int64_t i = 0; i < n; i++) t->tokens += (int64_t)r->cost[i];
+        for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, records[i]);
+        t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
 
         const double epoch = cursor_epochs(&cursor);
@@ -372,11 +385,13 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         const bool last = t->step == t->steps;
         if (o.val && (last || t->step % o.eval_steps == 0)) {
+            const TrainerPause pause = trainer_pause(t);
             const double loss = validate(r, val);
             if (loss < best) {
                 best = loss;
                 if (o.best) trainer_save_model(t, o.best);
             }
+            trainer_go_on(t, pause);
         }
         trainer_log(t, stats.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * accuracy(&stats), epoch,
                     1e-3 * stats.targets / seconds);

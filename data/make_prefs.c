@@ -17,11 +17,12 @@
  * completion is a string of letters; its length and each letter are drawn uniformly. Record i is a function of (seed,
  * i). One prompt in ten is held out, whatever the seed.
  */
-#include "../llmc/base/error.h"   /* usage_error, die, Error, checked_object, ... */
-#include "../llmc/base/io.h"      /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
-#include "../llmc/base/options.h" /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_CHOICE, ... */
-#include "../llmc/base/random.h"  /* Random, random_below, random_between, RANDOM_TASK, ... */
-#include "../llmc/reward/gold.h"  /* gold_score, GOLD_SUM, Gold, gold_parse */
+#include "../llmc/base/error.h"     /* usage_error, die, Error, error_set */
+#include "../llmc/base/io.h"        /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
+#include "../llmc/base/json_text.h" /* json_dump_short, json_number_text */
+#include "../llmc/base/options.h"   /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_CHOICE, ... */
+#include "../llmc/base/random.h"    /* Random, random_below, random_between, RANDOM_TASK, ... */
+#include "../llmc/reward/gold.h"    /* gold_score, GOLD_SUM, Gold, gold_parse */
 #include <jansson.h>
 #include <signal.h>
 
@@ -291,7 +292,7 @@ static void write_lines(void) {
     for (int64_t i = 0; i < o.count; i++) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
         json_t *line = draw(&p, &r) ? any_line(&p, threshold, &r, &t) : NULL;
-        char *text = line ? checked_object(json_dumps(line, JSON_COMPACT), "a line of JSON") : NULL;
+        char *text = line ? json_dump_short(line, JSON_COMPACT) : NULL;
         const bool ok = text ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
                              : error_set(&e,
                                          "record %lld: %d draws gave no prompt of the split or no two completions that "
@@ -319,8 +320,11 @@ static void score_lines(void) {
         json_t *row = json_loadb(line, (size_t)n, 0, NULL);
         const char *prompt = json_string_value(json_object_get(row, "prompt"));
         const char *completion = json_string_value(json_object_get(row, "completion"));
-        if (prompt && completion) printf("%.17g\n", gold_score(&gold, prompt, completion));
-        else puts("null"); /* not a completion: no score */
+        if (prompt && completion) {
+            char score[32];
+            json_number_text(gold_score(&gold, prompt, completion), score);
+            puts(score);
+        } else puts("null"); /* not a completion: no score */
         json_decref(row);
         if (fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
     }

@@ -5,6 +5,7 @@
  */
 #include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
 #include "../llmc/base/io.h"               /* Reader, magic_name, reader_close, reader_memory, ... */
+#include "../llmc/base/json_text.h"        /* json_dump_short */
 #include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
 #include "../llmc/base/text.h"             /* text_free, TextBuffer, text_clear, utf8_length, ... */
@@ -271,8 +272,9 @@ static void print_json(const Shard *s, const Record *r) {
     if (s->kind == RECORD_STEP || s->kind == RECORD_UNPAIRED)
         json_object_set_new(row, "prompt_tokens", json_integer(r->prompt));
     json_object_set_new(row, "tokens", json_ids(r->tokens, r->count));
-    json_dumpf(row, stdout, JSON_COMPACT);
-    putchar('\n');
+    char *text = json_dump_short(row, JSON_COMPACT);
+    puts(text);
+    free(text);
     json_decref(row);
 }
 

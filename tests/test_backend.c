@@ -237,7 +237,7 @@ static void test_add(void **state) {
 }
 
 /* x += scale u, u uniform in (-1, 1): range, moments, one draw per element, which depends only on (seed, stream,
- * position). */
+ * record, position), not on the row. */
 static void test_noise(void **state) {
     (void)state;
     enum { N = 300, C = 77 };
@@ -246,7 +246,13 @@ static void test_noise(void **state) {
     for (int i = 0; i < N; i++) scale[i] = i % 5 ? 0.25f * (float)(i % 5) : 0;
     Acts *device = acts(x, N, C), *other = acts(x, N, C), *few = acts(x, 10, C);
     Floats *s = floats(scale, N);
-    B->noise_add(D, device, s, N, C, 42, RANDOM_NOISE + 7);
+    int32_t record[N], position[N];
+    for (int i = 0; i < N; i++) {
+        record[i] = i / 40; /* records of 40 tokens, each from position 0 */
+        position[i] = i % 40;
+    }
+    Ints *rec = ints(record, N), *pos = ints(position, N);
+    B->noise_add(D, device, s, rec, pos, N, C, 42, RANDOM_NOISE + 7);
     const float *got = fetch(device, N * C);
     double sum = 0, squares = 0, product = 0;
     int n = 0;
@@ -257,8 +263,8 @@ static void test_noise(void **state) {
             else {
                 const double u = y / scale[i];
                 assert_true(fabs(u) <= 1);
-                assert_true(fabs(u - (2 * (double)random_uniform(42, RANDOM_NOISE + 7, (uint64_t)(i * C + c)) - 1)) <
-                            1e-6);
+                const uint64_t stream = RANDOM_NOISE + 7 + (uint64_t)(i / 40), at = (uint64_t)(i % 40 * C + c);
+                assert_true(fabs(u - (2 * (double)random_uniform(42, stream, at) - 1)) < 1e-6);
                 sum += u;
                 squares += u * u;
                 n++;
@@ -268,13 +274,15 @@ static void test_noise(void **state) {
     assert_true(fabs(sum / n) < 5 / sqrt(3.0 * n));
     assert_true(fabs(squares / n - 1 / 3.0) < 5 * sqrt(4 / 45.0 / n));
     assert_true(fabs(product / n) < 5 / 3.0 / sqrt(n));
-    B->noise_add(D, few, s, 10, C, 42, RANDOM_NOISE + 7); /* the first rows of a longer batch */
-    assert_memory_equal(fetch(few, 10 * C), got, 10 * C * sizeof *got);
-    B->noise_add(D, other, s, N, C, 42, RANDOM_NOISE + 8);
+    /* other rows of another batch: the same record and positions get the same noise */
+    B->noise_add(D, few, floats(scale + 85, 10), ints(record + 85, 10), ints(position + 85, 10), 10, C, 42,
+                 RANDOM_NOISE + 7);
+    assert_memory_equal(fetch(few, 10 * C), got + 85 * C, 10 * C * sizeof *got);
+    B->noise_add(D, other, s, rec, pos, N, C, 42, RANDOM_NOISE + (1ull << 32) + 7);
     assert_memory_not_equal(fetch(other, N * C), got, N * C * sizeof *got);
     const float *start = noise(&r, C, 1); /* the operation adds to x */
     Acts *one = acts(start, 1, C);
-    B->noise_add(D, one, s, 1, C, 1, 1); /* scale 0 changes nothing */
+    B->noise_add(D, one, s, rec, pos, 1, C, 1, 1); /* scale 0 changes nothing */
     assert_memory_equal(fetch(one, C), start, C * sizeof *start);
 }
 
@@ -1217,7 +1225,7 @@ static int run_all(int threads, float *output[OUTPUTS], size_t length[OUTPUTS], 
     norm.sum = sum;
     B->norm_forward(d, &norm);
     OUTPUT(out, n);
-    B->noise_add(d, out, mean, TN, TC, 1, 2);
+    B->noise_add(d, out, mean, dt, drow, TN, TC, 1, 2);
     OUTPUT(out, n);
     norm.x = sum;
     norm.dout = dy;

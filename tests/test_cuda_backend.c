@@ -9,13 +9,13 @@
 #include "../llmc/device.h"            /* DEVICE_CUDA, backend_open */
 #include "../llmc/model/backend.h"     /* DTYPE_BF16, Backend, Device, DTYPE_FLOAT32, ... */
 #include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/config.h"      /* LORA_ALL, ModelConfig, FAMILY_GPT2, FAMILY_LLAMA, ... */
+#include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, FAMILY_GPT2, FAMILY_LLAMA, ... */
 #include "../llmc/model/model.h"       /* Model, model_free, model_sync, model_init, ... */
 #include "../llmc/model/model_file.h"  /* model_load, model_save */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelFile */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, OptimizerResult, ... */
 #include "../llmc/model/pack.h"        /* batch_completion, batch_free, batch_new, batch_segment, ... */
-#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, BASE_TENSORS, TensorInfo, model_tensors, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_COUNT, BASE_TENSORS, TENSOR_headw, TENSOR_wte, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward, model_forward_backward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */

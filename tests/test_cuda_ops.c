@@ -573,11 +573,18 @@ static void test_noise(void **state) {
     const float *x = noise(&r, N * C, 1), *scale = noise(&r, N, 1);
     Acts *device = acts(x, N, C);
     const uint64_t seed = 0x123456789abcull, stream = RANDOM_NOISE + 7;
-    B->noise_add(D, device, floats(scale, N), N, C, seed, stream);
+    int32_t record[N], position[N];
+    for (int i = 0; i < N; i++) {
+        record[i] = 7 * i + (i == 3 ? 100000 : 0);
+        position[i] = (5 * i + 2) % N;
+    }
+    B->noise_add(D, device, floats(scale, N), ints(record, N), ints(position, N), N, C, seed, stream);
     const float *got = fetch_narrow(device, N * C);
     double want[N * C];
     for (int i = 0; i < N * C; i++)
-        want[i] = x[i] + (double)scale[i / C] * (2.0 * random_uniform(seed, stream, (uint64_t)i) - 1.0);
+        want[i] = x[i] + (double)scale[i / C] * (2.0 * random_uniform(seed, stream + (uint64_t)record[i / C],
+                                                                      (uint64_t)(position[i / C] * C + i % C)) -
+                                                 1.0);
     double size[N * C];
     for (int i = 0; i < N * C; i++) size[i] = fabs(x[i]) + fabs(scale[i / C]);
     check("noise", got, want, size, 4, 1, N * C);

@@ -5,11 +5,11 @@
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/model/model.h"   /* Model, model_free */
 #include "../llmc/records/shard.h" /* Record, Shard, record_free, shard_close, ... */
-#include "dpo.h"                   /* DPO, Truth, truth_of, KTO, ... */
+#include "dpo.h"                   /* DPO, RULE, Truth, truth_of, ... */
 #include "files.h"                 /* files_path, text_of */
 #include "models.h"                /* assert_near, json_line_of, json_text_of, lines_of, ... */
-#include "run.h"                   /* sh, metric, metric_lines, has_metric, ... */
-#include "shell.h"                 /* put */
+#include "run.h"                   /* sh, metric, has_metric, metric_lines, ... */
+#include "shell.h"                 /* put, said, assert_holds */
 
 static double log_sigmoid(double x) { return -log1p(exp(-x)); }
 
@@ -92,6 +92,10 @@ static void the_start_is_known(void **state) {
         assert_true(has_metric("b.jsonl", 0, "entropy") && has_metric("b.jsonl", 0, "mean_token_accuracy"));
         unlink(files_path("b.jsonl"));
     }
+    /* before the first step all pairs are ties, half of a win each; validation is not part of a step's time */
+    sh(DPO "-x 1 -o $T/a.bin -j $T/held.shard --metrics $T/b.jsonl");
+    assert_holds(said, "eval  step 0 | loss 0.6931 | accuracy  50.0%");
+    unlink(files_path("b.jsonl"));
     sh(KTO "-x 1 -o $T/a.bin --metrics $T/b.jsonl");
     assert_near(metric("b.jsonl", 0, "loss"), 0.5, 1e-7);
     assert_near(metric("b.jsonl", 0, "kl"), 0, 1e-7);
@@ -212,6 +216,48 @@ static void kto_learns_from_answers_without_pairs(void **state) {
 
 /* Labels without noise, few pairs, many passes: DPO's margin keeps growing, while IPO's stays at the minimum of its
  * loss, where the log-ratios differ by 1/(2 beta). */
+/* KTO on pairs is KTO on their completions, each labelled, bit for bit if the records have the same order. */
+static void kto_takes_pairs(void **state) {
+    (void)state;
+    sh(RULE "--count 30 --seed 2 2>/dev/null >$T/pairs.jsonl");
+    put("unpair.py",
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    r = json.loads(line)\n"
+        "    for k in ('chosen', 'rejected'):\n"
+        "        print(json.dumps({'prompt': r['prompt'], 'completion': r[k], 'label': k == 'chosen'}))\n");
+    sh("data/make_shard --quiet -i $T/pairs.jsonl -o $T/p.shard");
+    sh("python3 $T/unpair.py <$T/pairs.jsonl | data/make_shard --quiet -i - -o $T/u.shard");
+    const char *loss[] = {"kto", "apo_zero_unpaired"}, *name[] = {"p", "u"};
+    for (int l = 0; l < 2; l++) {
+        for (int i = 0; i < 2; i++)
+            sh("./train_dpo --loss-type %s -c $T/sft.bin -i $T/%s.shard -j $T/%s.shard --eval-steps 4 -x 9 -l 1e-3 "
+               "--max-length 6 -o $T/%s.bin --metrics $T/%s.jsonl",
+               loss[l], name[i], name[i], name[i], name[i]);
+        assert_true(weights_gap("p.bin", "u.bin") == 0);
+        for (int line = 0; line < 9; line++)
+            assert_true(metric("p.jsonl", line, "loss") == metric("u.jsonl", line, "loss"));
+        assert_true(metric("p.jsonl", -1, "eval_rewards/margins") == metric("u.jsonl", -1, "eval_rewards/margins"));
+        assert_true(metric("p.jsonl", -1, "num_tokens") == metric("u.jsonl", -1, "num_tokens"));
+    }
+    unlink(files_path("p.jsonl")), unlink(files_path("u.jsonl"));
+}
+
+/* A step whose completions all have the same label has no margin: it is left out of lines, metrics and report. */
+static void a_mean_over_nothing_is_left_out(void **state) {
+    (void)state;
+    sh("grep -h . $T/labels.shard >/dev/null; " RULE
+       "--count 8 --seed 2 --format unpaired 2>/dev/null | grep '\"label\":true' >$T/good.jsonl");
+    sh("data/make_shard --quiet -i $T/good.jsonl -o $T/good.shard 2>/dev/null");
+    sh("./train_dpo --loss-type kto -c $T/sft.bin -i $T/good.shard -j $T/good.shard -x 2 -l 1e-3 -o $T/a.bin "
+       "--metrics $T/m.jsonl --report $T/r.html");
+    assert_null(strstr(said, "nan"));
+    assert_holds(said, "eval  step 2 | loss");
+    assert_false(has_metric("m.jsonl", 0, "rewards/margins"));
+    sh("! grep -qi '[^a-z]nan[^a-z]' $T/r.html && ! grep -q nan $T/m.jsonl");
+    unlink(files_path("m.jsonl"));
+}
+
 static void ipo_keeps_its_margin_bounded(void **state) {
     (void)state;
     sh(RULE "--count 8 --seed 5 --min-length 4" SHARD "$T/few.shard");
@@ -247,6 +293,8 @@ int main(void) {
         cmocka_unit_test(the_longest_mismatch_fits),
         cmocka_unit_test(dpo_learns_the_rule),
         cmocka_unit_test(kto_learns_from_answers_without_pairs),
+        cmocka_unit_test(kto_takes_pairs),
+        cmocka_unit_test(a_mean_over_nothing_is_left_out),
         cmocka_unit_test(ipo_keeps_its_margin_bounded),
         cmocka_unit_test(a_synced_reference_is_the_policy),
     };

@@ -629,7 +629,9 @@ static void test_neftune(void **state) {
     Workspace w = train_workspace(&m, &p.batch, 2);
     float *scale = xcalloc((size_t)p.batch.rows, sizeof *scale);
     const double plain = loss_of(&m, &w, &p);
+    int32_t *record = xcalloc((size_t)p.batch.rows, sizeof *record);
     w.noise_scale = scale;
+    w.noise_record = record;
     w.noise_seed = 1;
     w.noise_stream = RANDOM_NOISE;
     assert_true(loss_of(&m, &w, &p) == plain); /* scale 0 */
@@ -652,7 +654,7 @@ static void test_neftune(void **state) {
     for (size_t i = 0; i < t->size; i++) direction[i] = (float)(g[t->offset + i] / sqrt(norm));
     const double slope = slope_along(&m, &w, &p, weights, direction, t->offset, t->size, 0.02);
     assert_true(fabs(slope / sqrt(norm) - 1) < 2e-3);
-    free(scale), free(weights), free(g), free(direction);
+    free(scale), free(record), free(weights), free(g), free(direction);
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
 }
 

@@ -124,12 +124,12 @@ static void test_advantage_golden(void **state) {
             int32_t offset[64];
             for (int i = 0; i <= n; i++) offset[i] = 3 * i;
             for (int t = 0; t < 3 * n; t++) ref[t] = (float)(-kl[t / 3] / 3);
-            kl_from_rewards(KL_K1, logp, ref, offset, n, *golden(&g, "beta"), reward);
+            kl_from_rewards(KL_K1, logp, ref, offset, n, *golden(&g, "beta"), reward, NULL);
         }
         if (!strcmp(g.family, "sum_then_normalize"))
             advantage_group(reward, n / G, G, (ScaleRewards)*golden(&g, "scale"), advantage, &stats);
         else if (!strcmp(g.family, "normalize_then_sum")) {
-            advantage_gdpo(reward, weight, n / G, G, K, advantage, &stats);
+            advantage_gdpo(reward, weight, NULL, n / G, G, K, advantage, &stats);
             raw = stats;
         } else advantage_rloo(reward, n / G, G, *golden(&g, "normalise") != 0, advantage, &stats);
         for (int i = 0; i < n; i++) {
@@ -472,6 +472,59 @@ static void test_masks(void **state) {
     assert_true(policy_off_policy_keeps(&c, &b, 1)); /* A >= 0 is always kept */
 }
 
+/* GDPO with a KL penalty, in double: A = normalised(sum_k w_k z_k - penalty). The penalty's size matters. */
+static void test_gdpo_with_penalty(void **state) {
+    (void)state;
+    enum { P = 2, G = 3, K = 2, N = P * G };
+    const float parts[N * K] = {1, 0.2f, 0, 0.4f, 1, 0.9f, 0, 3, 0, 1, 1, 2};
+    const double weight[K] = {1, 0.5};
+    const float kl[N] = {0.3f, 0.1f, 0.9f, 0.2f, 0.8f, 0.4f};
+    float last[N] = {0};
+    for (int beta = 0; beta <= 2; beta++) {
+        float penalty[N], A[N];
+        double s[N] = {0}, mean = 0, variance = 0;
+        for (int i = 0; i < N; i++) penalty[i] = (float)beta * kl[i];
+        for (int g = 0; g < P; g++)
+            for (int k = 0; k < K; k++) {
+                double m = 0, v = 0;
+                for (int i = g * G; i < (g + 1) * G; i++) m += parts[i * K + k] / (double)G;
+                for (int i = g * G; i < (g + 1) * G; i++) v += pow(parts[i * K + k] - m, 2) / (G - 1);
+                for (int i = g * G; i < (g + 1) * G; i++) s[i] += weight[k] * (parts[i * K + k] - m) / (sqrt(v) + 1e-4);
+            }
+        for (int i = 0; i < N; i++) s[i] -= penalty[i];
+        for (int i = 0; i < N; i++) mean += s[i] / N;
+        for (int i = 0; i < N; i++) variance += pow(s[i] - mean, 2) / (N - 1);
+        AdvantageStats stats;
+        advantage_gdpo(parts, weight, penalty, P, G, K, A, &stats);
+        for (int i = 0; i < N; i++) check_near(A[i], (s[i] - mean) / (sqrt(variance) + 1e-4), 0, 1e-5, "gdpo");
+        if (beta) assert_memory_not_equal(A, last, sizeof A);
+        memcpy(last, A, sizeof A);
+        double plain = 0;
+        for (int i = 0; i < N; i++) plain += (parts[i * K] + 0.5 * parts[i * K + 1]) / N;
+        check_near(stats.reward, plain, 0, 1e-6, "reward"); /* without the penalty */
+    }
+}
+
+/* The entropy that steers the adaptive bonus is that of the kept tokens of completions that count. */
+static void test_kept_entropy(void **state) {
+    (void)state;
+    const int32_t offset[] = {0, 2, 4};
+    const float zero[4] = {-1, -1, -1, -1}, entropy[] = {0.5f, 2, 1, 4}, advantage[] = {1, -1};
+    const uint8_t keep[] = {0, 1, 1, 1}, counts[] = {1, 0};
+    const PolicyBatch b = {.completions = 2,
+                           .offset = offset,
+                           .advantage = advantage,
+                           .counts = counts,
+                           .logp = zero,
+                           .entropy = entropy,
+                           .keep = keep};
+    const PolicyLossConfig c = policy_loss_config(POLICY_GRPO);
+    const PolicyNormaliser n = policy_normaliser(offset, 2, counts, keep);
+    PolicyStats s = policy_stats();
+    policy_loss(&c, &n, &b, NULL, NULL, &s);
+    assert_true(s.sum.kept == 1 && s.sum.kept_entropy == 2 && s.sum.tokens == 2 && s.sum.entropy == 2.5);
+}
+
 static void test_advantage_identities(void **state) {
     (void)state;
     AdvantageStats stats;
@@ -543,6 +596,8 @@ int main(void) {
         cmocka_unit_test(test_kl_expectations),
         cmocka_unit_test(test_masks),
         cmocka_unit_test(test_advantage_identities),
+        cmocka_unit_test(test_gdpo_with_penalty),
+        cmocka_unit_test(test_kept_entropy),
         cmocka_unit_test(test_empty_and_broken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
  * wrote, the report's structure and escaping, charts, the progress line, and outputs that cannot be written. */
 #include "../llmc/base/clock.h"            /* clock_date */
 #include "../llmc/base/error.h"            /* Error, xstrdup, xcalloc, xmalloc */
+#include "../llmc/base/json_text.h"        /* json_number_text, json_dump_short */
 #include "../llmc/report/chart.h"          /* chart_round, chart_smooth, chart_path, Chart, ... */
 #include "../llmc/report/chart_data.h"     /* chart_data */
 #include "../llmc/report/chart_text.h"     /* chart_tick, chart_value */
@@ -87,7 +88,7 @@ static void test_numbers_read_back(void **state) {
         double value, back;
         memcpy(&value, &bits, sizeof value);
         if (i % 2) value = (double)(float)random_normal(&r);
-        metrics_number(value, text);
+        json_number_text(value, text);
         if (!isfinite(value)) {
             assert_string_equal(text, "null");
             continue;
@@ -98,12 +99,46 @@ static void test_numbers_read_back(void **state) {
         assert_memory_equal(&back, &value, sizeof value);
         json_decref(json);
     }
-    metrics_number(1, text);
+    json_number_text(1, text);
     assert_string_equal(text, "1");
-    metrics_number(1e-5, text);
+    json_number_text(1e-5, text);
     assert_string_equal(text, "1e-05");
-    metrics_number(1.0 / 3, text);
+    json_number_text(1.0 / 3, text);
     assert_string_equal(text, "0.3333333333333333");
+}
+
+/* A JSON text keeps its values, its kinds of number and its strings, with numbers as short as possible. */
+static void test_short_json(void **state) {
+    (void)state;
+    json_t *in = json_pack("{s:f, s:f, s:f, s:i, s:b, s:s, s:[f, f], s:n}", "a", 0.1, "b", -0.0071030907020031009, "c",
+                           1e30, "i", 12345678, "t", 1, "text 0.10000000000000001 \\\" 1.50",
+                           "x\"0.10000000000000001\\", "l", 2.0, 1.0 / 3, "n");
+    char *text = json_dump_short(in, JSON_COMPACT | JSON_SORT_KEYS);
+    assert_string_equal(text, "{\"a\":0.1,\"b\":-0.007103090702003101,\"c\":1e+30,\"i\":12345678,\"l\":[2.0,"
+                              "0.3333333333333333],\"n\":null,\"t\":true,"
+                              "\"text 0.10000000000000001 \\\\\\\" 1.50\":\"x\\\"0.10000000000000001\\\\\"}");
+    json_t *out = json_loads(text, 0, NULL);
+    assert_true(json_equal(in, out));
+    free(text);
+    json_decref(in), json_decref(out);
+}
+
+/* Parts of a line that are a mean over nothing are left out; words that contain nan are not. */
+static void test_lines_without_nan(void **state) {
+    (void)state;
+    const char *const cases[][2] = {{"margin -nan | kl 0.000", "kl 0.000"},
+                                    {"loss 1 | accuracy  nan% | 0.1 s", "loss 1 | 0.1 s"},
+                                    {"a 1 | b nan", "a 1"},
+                                    {"a nan | b -nan", ""},
+                                    {"banana 1 | nano nan1 | (nan) | c 2", "banana 1 | nano nan1 | c 2"},
+                                    {"x nan | y 1 | z nan | w 2", "y 1 | w 2"},
+                                    {"", ""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "%s", cases[i][0]);
+        metrics_drop_nan(line);
+        assert_string_equal(line, cases[i][1]);
+    }
 }
 
 static void test_standard_output(void **state) {
@@ -870,6 +905,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lines),
         cmocka_unit_test(test_numbers_read_back),
+        cmocka_unit_test(test_short_json),
+        cmocka_unit_test(test_lines_without_nan),
         cmocka_unit_test(test_standard_output),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_resume_without_files),

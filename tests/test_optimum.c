@@ -13,6 +13,7 @@
 #include "../llmc/base/error.h"        /* Error, xmalloc */
 #include "../llmc/cpu/cpu.h"           /* backend_cpu */
 #include "../llmc/loss/advantage.h"    /* AdvantageStats, SCALE_NONE, advantage_group, advantage_rloo */
+#include "../llmc/loss/aggregation.h"  /* AGG_TOKEN_MEAN, LossNormaliser */
 #include "../llmc/loss/gae.h"          /* mean_baseline, gae, subtract_baseline, token_rewards, ... */
 #include "../llmc/loss/kl.h"           /* KL_K3, KL_K1, KL_K2, KlEstimator, ... */
 #include "../llmc/loss/policy.h"       /* POLICY_GRPO, POLICY_RLOO, POLICY_CISPO, POLICY_DAPO, ... */
@@ -156,7 +157,7 @@ static void train(const Method *how, double pi[P][V], double ref[P][V]) {
             r[i] = (float)reward[i / G][answer[i].tokens[0]];
             sampler[i] = answer[i].logp[0];
         }
-        if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r);
+        if (how->in_reward) kl_from_rewards(how->kl, sampler, ref_logp, offset, N, how->beta, r, NULL);
         AdvantageStats stats;
         if (how->loss == POLICY_RLOO) advantage_rloo(r, P, G, false, advantage, &stats);
         else advantage_group(r, P, G, SCALE_NONE, advantage, &stats);
@@ -264,8 +265,9 @@ static void train_algo(Algo algo, double beta, double pi[P][V], double ref[P][V]
                                     .value = value,
                                     .old_value = old_value,
                                     .target = target};
-            ppo_policy_loss(&c, N, &batch, dlogp, NULL, &sums);
-            if (critic) ppo_value_loss(&c, N, &batch, dvalue, &sums);
+            const LossNormaliser all = ppo_normaliser(AGG_TOKEN_MEAN, 0, offset, N, counts);
+            ppo_policy_loss(&c, &all, &batch, dlogp, NULL, &sums);
+            if (critic) ppo_value_loss(&c, &all, &batch, dvalue, &sums);
             model_backward(&m, &w, &b, 1.0f, dlogp, NULL, critic ? dvalue : NULL);
             optimizer_step(&o, &m, 0.02 * (1 - (double)step / STEPS) / epochs);
         }

@@ -6,13 +6,15 @@
  *
  * The task has six prompts "a=" ... "f=". The model is fine-tuned to answer each with any of ten digits; one is
  * right. */
-#include "../llmc/loss/policy.h" /* POLICY_BNPO, PolicyBatch, PolicyLossConfig, PolicyNormaliser, ... */
-#include "../llmc/loss/ppo.h"    /* ppo_token, PpoConfig, ppo_value_token, PpoBatch, ... */
-#include "files.h"               /* files_path */
-#include "golden.h"              /* golden, Golden, golden_count, golden_floats, ... */
-#include "models.h"              /* assert_near, refused, models_setup, models_teardown */
-#include "run.h"                 /* sh, metric, metric_mean, has_metric, ... */
-#include "shell.h"               /* said, assert_holds */
+#include "../llmc/loss/aggregation.h" /* LossNormaliser, LossAggregation */
+#include "../llmc/loss/kl.h"          /* KlEstimator */
+#include "../llmc/loss/policy.h"      /* POLICY_BNPO, PolicyBatch, PolicyLossConfig, PolicyNormaliser, ... */
+#include "../llmc/loss/ppo.h"         /* ppo_token, PpoConfig, ppo_value_token, PpoBatch, ... */
+#include "files.h"                    /* files_path */
+#include "golden.h"                   /* golden, Golden, golden_count, golden_floats, ... */
+#include "models.h"                   /* assert_near, refused, models_setup, models_teardown */
+#include "run.h"                      /* sh, metric, metric_mean, metric_lines, ... */
+#include "shell.h"                    /* said, assert_holds */
 
 /* ---- losses ---------------------------------------------------------------------------------------------------- */
 
@@ -33,17 +35,19 @@ static void golden_loss(const Golden *g, bool cut) {
         offset[i + 1] = offset[i] + (int32_t)golden(g, "lengths")[i];
         counts[i] = (uint8_t)golden(g, "counts")[i];
     }
-    const char *key[] = {"logp", "old_logp", "advantage", "entropy", "value", "old_value", "target"};
-    float *x[7], dlogp[64], dentropy[64], dvalue[64];
-    for (int i = 0; i < 7; i++) x[i] = golden_floats(g, key[i]);
+    const char *key[] = {"logp", "old_logp", "advantage", "entropy", "value", "old_value", "target", "ref_logp"};
+    float *x[8], dlogp[64], dentropy[64], dvalue[64];
+    for (int i = 0; i < 8; i++) x[i] = golden_floats(g, key[i]);
     const PpoConfig c = {.cliprange = s[0],
                          .cliprange_high = s[1],
                          .dual_clip = s[2],
                          .cliprange_value = s[3],
                          .entropy_coef = s[4],
-                         .vf_coef = s[5]};
+                         .vf_coef = s[5],
+                         .kl_coef = s[8],
+                         .kl = (KlEstimator)s[9]};
     PpoStats stats = {0};
-    const double tokens = ppo_tokens(offset, n, counts);
+    const LossNormaliser N = ppo_normaliser((LossAggregation)s[6], s[7], offset, n, counts);
     double loss = 0;
     for (int first = 0; first < n;) { /* at once, and divided into micro-batches */
         const int next = cut ? (first + 2 < n ? first + 2 : n) : n;
@@ -56,9 +60,10 @@ static void golden_loss(const Golden *g, bool cut) {
                             .entropy = x[3],
                             .value = x[4],
                             .old_value = x[5],
-                            .target = x[6]};
-        loss += ppo_policy_loss(&c, tokens, &b, dlogp, dentropy, &stats);
-        loss += ppo_value_loss(&c, tokens, &b, dvalue, &stats);
+                            .target = x[6],
+                            .ref_logp = x[7]};
+        loss += ppo_policy_loss(&c, &N, &b, dlogp, dentropy, &stats);
+        loss += ppo_value_loss(&c, &N, &b, dvalue, &stats);
         first = next;
     }
     assert_close(g, "dlogp", dlogp, offset[n]);
@@ -70,12 +75,13 @@ static void golden_loss(const Golden *g, bool cut) {
                           stats.sum.square_log / (2 * stats.sum.tokens),
                           stats.sum.clipped / stats.sum.tokens,
                           stats.sum.value_clipped / stats.sum.value_tokens,
-                          stats.sum.ratio / stats.sum.tokens};
-    const char *name[] = {"loss", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio"};
-    for (int i = 0; i < 7; i++)
+                          stats.sum.ratio / stats.sum.tokens,
+                          stats.sum.kl / stats.sum.tokens};
+    const char *name[] = {"loss", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio", "kl"};
+    for (int i = 0; i < 8; i++)
         if (!(fabs(got[i] - golden(g, name[i])[0]) < 1e-6)) /* clipped values are counted only inside the mask */
             fail_msg("%s: %s is %.9g, expected %.9g", g->name, name[i], got[i], golden(g, name[i])[0]);
-    for (int i = 0; i < 7; i++) free(x[i]);
+    for (int i = 0; i < 8; i++) free(x[i]);
 }
 
 static void losses_have_golden_values(void **state) {
@@ -90,7 +96,7 @@ static void losses_have_golden_values(void **state) {
             seen++;
         }
     fclose(f);
-    assert_int_equal(seen, 4);
+    assert_int_equal(seen, 16);
 }
 
 /* Derivatives of a token's losses against differences in float64, with A and rho on either side of every clip. */
@@ -143,7 +149,8 @@ static void known_losses(void **state) {
     PpoConfig c = ppo_config();
     const PpoBatch b = {
         .completions = 1, .offset = offset, .counts = counts, .logp = logp, .old_logp = old, .advantage = A};
-    const double loss = ppo_policy_loss(&c, 3, &b, mine, NULL, &s);
+    const LossNormaliser three = {.tokens = 3, .completions = 1};
+    const double loss = ppo_policy_loss(&c, &three, &b, mine, NULL, &s);
     PolicyLossConfig pc = policy_loss_config(POLICY_BNPO);
     const PolicyNormaliser N = policy_normaliser(offset, 1, counts, NULL);
     const PolicyBatch pb = {.completions = 1, .offset = offset, .advantage = A, .logp = logp, .old_logp = old};
@@ -348,6 +355,62 @@ static void rewards_of_every_kind(void **state) {
     assert_near(metric("a.jsonl", 0, "objective/scores"), -1, 1e-6);
 }
 
+/* What configuration and lineage say of --whiten-advantages is what the run did. */
+static void whitening_is_named(void **state) {
+    (void)state;
+    const char *how[][2] = {{"--algo ppo", "yes"},
+                            {"--algo reinforce", "no"},
+                            {"--algo ppo --whiten-advantages no", "no"},
+                            {"--algo a2c --whiten-advantages yes", "yes"}};
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+        char want[64];
+        sh(PPO "-x %d %s -o $T/x.bin --report $T/r.html", i == 0 || i == 2 ? 4 : 1, how[i][0]);
+        snprintf(want, sizeof want, "whiten-advantages[^a-z]*%s", how[i][1]);
+        sh("data/show $T/x.bin | grep -q '%s'", want);
+        sh("grep -o 'whiten-advantages.\\{0,40\\}' $T/r.html | grep -q '>%s<'", how[i][1]);
+    }
+}
+
+/* KL in the loss: 0 at the start, and it holds the policy back. Aggregations of one-completion groups. */
+static void kl_in_the_loss(void **state) {
+    (void)state;
+    const char *algo[] = {"ppo", "rloo -G 4"};
+    for (int a = 0; a < 2; a++) {
+        double kl[2];
+        for (int i = 0; i < 2; i++) {
+            sh(PPO LONGER "-x 60 --algo %s --kl-coef 0 --use-kl-loss --kl-loss-coef %s --kl-loss-type k2 -o $T/x.bin "
+                          "--metrics $T/m.jsonl",
+               algo[a], i ? "5" : "1e-4");
+            const int n = metric_lines("m.jsonl");
+            kl[i] = metric_mean("m.jsonl", n - 4, n, "loss/kl_avg");
+            assert_true(metric("m.jsonl", 0, "loss/kl_avg") < kl[0]);
+        }
+        if (!(kl[1] < 0.25 * kl[0]))
+            fail_msg("%s: KL %g with a large weight, %g with a small one", algo[a], kl[1], kl[0]);
+    }
+    sh(PPO "-x 1 -l 1e-3 --num-ppo-epochs 1 -o $T/a.bin --metrics $T/m.jsonl --use-kl-loss");
+    assert_near(metric("m.jsonl", 0, "loss/kl_avg"), 0, 1e-9); /* the policy is the reference */
+    /* on completions of one token all aggregations agree; a sum is the maximum length times that divided by it */
+    const char *mode[] = {"token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"};
+    double norm[4];
+    for (int i = 0; i < 4; i++) {
+        sh(PPO "-x 1 -g 1 -l 0 --num-ppo-epochs 1 --max-grad-norm 0 --loss-agg-mode %s -o $T/x.bin "
+               "--metrics $T/m.jsonl",
+           mode[i]);
+        norm[i] = metric("m.jsonl", 0, "grad_norm");
+        assert_near(norm[i], norm[0], 1e-6 * norm[0]); /* one token per completion, and a constant of 1 */
+    }
+    sh(PPO "-x 1 -g 4 -l 0 --num-ppo-epochs 1 --max-grad-norm 0 --loss-agg-mode seq-mean-token-sum -o $T/x.bin "
+           "--metrics $T/a.jsonl");
+    sh(PPO "-x 1 -g 4 -l 0 --num-ppo-epochs 1 --max-grad-norm 0 --loss-agg-mode seq-mean-token-sum-norm -o $T/x.bin "
+           "--metrics $T/b.jsonl");
+    assert_near(metric("a.jsonl", 0, "grad_norm"), 4 * metric("b.jsonl", 0, "grad_norm"),
+                1e-5 * metric("a.jsonl", 0, "grad_norm"));
+    refused(2, PPO "-o $T/kept -x 1 --use-kl-loss --kl-loss-type k1", "gradient is 0 in expectation");
+    refused(2, PPO "-o $T/kept -x 1 --kl-loss-coef 0.1", "used only with --use-kl-loss");
+    refused(2, PPO "-o $T/kept -x 1 --algo rloo -G 2 --loss-agg-mode seq-mean-token-sum", "--loss-agg-mode");
+}
+
 static void pretraining_text(void **state) {
     (void)state;
     sh("data/make_shard --quiet -i $T/chat.jsonl --format tokens -o $T/text.bin || true");
@@ -451,6 +514,9 @@ int main(void) {
                                        cmocka_unit_test(the_critic),
                                        cmocka_unit_test(the_leash),
                                        cmocka_unit_test(rewards_of_every_kind),
+
+                                       cmocka_unit_test(whitening_is_named),
+                                       cmocka_unit_test(kl_in_the_loss),
                                        cmocka_unit_test(pretraining_text),
                                        cmocka_unit_test(resumes_bit_for_bit),
                                        cmocka_unit_test(bad_input)};

@@ -95,6 +95,9 @@ static void grpo_resumes(void **state) {
     resumes_bit_for_bit(GRPO "-x 300 --beta 0.1 --kl-in reward --reward random:0.3,verify --loss-type gspo "
                              "--top-entropy-quantile 0.5",
                         (const int[]){60}, 1);
+    resumes_bit_for_bit(GRPO "-x 300 --beta 0.1 --sync-ref-model --ref-model-sync-steps 7 --ref-reset-steps 50 "
+                             "--kl-controller adaptive --kl-target 0.05 --kl-horizon 500",
+                        (const int[]){60}, 1);
 }
 
 /* States that are written during the run are equally good: a run resumed from any of them reaches the same end. */

@@ -947,13 +947,38 @@ static void test_command_sigpipe(void **state) {
     free(text);
 }
 
+/* What the program reads: the rendered prompt, and the messages of which it was made. */
+static void test_command_line(void **state) {
+    (void)state;
+    const RewardInput in = {.prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+                            .completion = "x",
+                            .answer = "",
+                            .task = "",
+                            .fields = "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"level\":2}"};
+    size_t n;
+    char *line = reward_command_line(&in, &n);
+    assert_true(n == strlen(line) && line[n - 1] == '\n');
+    json_t *row = json_loads(line, 0, NULL);
+    const char *prompt, *role, *content;
+    int level;
+    assert_int_equal(json_unpack(row, "{s:s, s:[{s:s, s:s!}!], s:i}", "prompt", &prompt, "messages", "role", &role,
+                                 "content", &content, "level", &level),
+                     0);
+    assert_string_equal(prompt, in.prompt);
+    assert_string_equal(role, "user");
+    assert_string_equal(content, "hi");
+    assert_int_equal(level, 2);
+    json_decref(row);
+    free(line);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),        cmocka_unit_test(test_nasty),
-                                       cmocka_unit_test(test_numbers),        cmocka_unit_test(test_bytes),
-                                       cmocka_unit_test(test_check_answer),   cmocka_unit_test(test_final_answer),
-                                       cmocka_unit_test(test_golden),         cmocka_unit_test(test_other_parts),
-                                       cmocka_unit_test(test_specification),  cmocka_unit_test(test_command_faults),
-                                       cmocka_unit_test(test_command_values), cmocka_unit_test(test_command_large),
-                                       cmocka_unit_test(test_command_sigpipe)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),         cmocka_unit_test(test_nasty),
+                                       cmocka_unit_test(test_numbers),         cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_check_answer),    cmocka_unit_test(test_final_answer),
+                                       cmocka_unit_test(test_golden),          cmocka_unit_test(test_other_parts),
+                                       cmocka_unit_test(test_specification),   cmocka_unit_test(test_command_faults),
+                                       cmocka_unit_test(test_command_values),  cmocka_unit_test(test_command_large),
+                                       cmocka_unit_test(test_command_sigpipe), cmocka_unit_test(test_command_line)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

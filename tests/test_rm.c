@@ -139,7 +139,7 @@ static void steps_loss(void **state) {
     Examples x;
     Scorer s = scorer_open("start.bin");
     double all = 0, last = 0, right = 0;
-    assert_true(examples_open(&x, files_path("steps.shard"), RECORD_STEP, &e));
+    assert_true(examples_open(&x, files_path("steps.shard"), RECORD_STEP, false, &e));
     assert_int_equal(x.count, 60);
     for (int64_t i = 0; i < x.count; i++) {
         const Example *q = &x.example[i];
@@ -166,7 +166,7 @@ static void steps_loss(void **state) {
     examples_close(&x);
     /* outcomes: one label per answer, at its last token */
     double loss = 0;
-    assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, &e));
+    assert_true(examples_open(&x, files_path("held_answers.shard"), RECORD_UNPAIRED, false, &e));
     for (int64_t i = 0; i < x.count; i++) {
         const Example *q = &x.example[i];
         const double v = head_at(&s, q->prompt, q->prompt_len, q->completion, q->completion_len,
@@ -521,7 +521,7 @@ static void examples(void **state) {
                      "{\"prompt\":\"abcdef\",\"completion\":\"x\",\"label\":true}\n"
                      "{\"prompt\":\"a\",\"completion\":\"\",\"label\":false}\n");
     sh("data/make_shard --quiet -i $T/few.jsonl -o $T/few.shard");
-    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, &e)) fail_msg("%s", e.text);
+    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, false, &e)) fail_msg("%s", e.text);
     if (!labelled_fit(&l, 5, FIT_TRUNCATE, &e)) fail_msg("%s", e.text);
     assert_true(l.count == 2 && l.dropped == 1 && l.truncated == 1 && labelled_longest(&l, true) == 5);
     const Example *p = &l.examples.example[0], *q = &l.examples.example[1];
@@ -533,13 +533,13 @@ static void examples(void **state) {
     for (int i = 0; i < 3; i++) assert_true(b.target_row[i] == 1 + i && b.target_token[i] == 'x' + i);
     batch_free(&b), labelled_close(&l);
     /* left out, not truncated: a truncated completion would deserve another label */
-    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, &e)) fail_msg("%s", e.text);
+    if (!labelled_open(&l, files_path("few.shard"), RECORD_UNPAIRED, false, &e)) fail_msg("%s", e.text);
     if (!labelled_fit(&l, 5, FIT_DROP, &e)) fail_msg("%s", e.text);
     assert_true(l.count == 1 && l.dropped == 2 && l.truncated == 0);
     assert_false(labelled_fit(&l, 1, FIT_DROP, &e));
     assert_holds(e.text, "few.shard: no record is left: none of 3 fits into 1 tokens");
     labelled_close(&l);
-    if (!labelled_open(&l, files_path("steps.shard"), RECORD_STEP, &e)) fail_msg("%s", e.text);
+    if (!labelled_open(&l, files_path("steps.shard"), RECORD_STEP, false, &e)) fail_msg("%s", e.text);
     p = &l.examples.example[0];
     b = batch_new(64, 8, 8);
     example_pack_scores(&b, p); /* one target per label, on the row of its token */
@@ -555,7 +555,7 @@ static void examples(void **state) {
     }
     assert_true(l.truncated > 0);
     labelled_close(&l);
-    assert_false(labelled_open(&l, files_path("few.shard"), RECORD_STEP, &e));
+    assert_false(labelled_open(&l, files_path("few.shard"), RECORD_STEP, false, &e));
     assert_holds(e.text, "contains unpaired records, expected step records");
 }
 

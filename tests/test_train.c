@@ -15,8 +15,8 @@
 #include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "../llmc/model/tensors.h"    /* TENSOR_lnfb, TENSOR_wte */
 #include "files.h"                    /* files_path, files_assert_content, files_get, text_of */
-#include "models.h"                   /* assert_near, json_text_of, json_line_of, refused, ... */
-#include "run.h"                      /* metric, sh, metric_mean, weights_gap, ... */
+#include "models.h"                   /* assert_near, refused, json_text_of, json_line_of, ... */
+#include "run.h"                      /* metric, sh, weights_gap, metric_mean, ... */
 #include "shell.h"                    /* out, assert_holds, said, put, ... */
 
 #define SFT "./train_sft --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
@@ -70,7 +70,7 @@ static void the_chain_through_files(void **state) {
        "--metrics $T/add1.jsonl --tensorboard $T/tb1 --report $T/add1.html");
     assert_string_equal(out, "");
     assert_holds(said, "* learning-rate ");
-    assert_holds(said, "1 layers, 2 heads, width 32, vocabulary 260, context 32");
+    assert_holds(said, "1 layer, 2 heads, width 32, vocabulary 260, context 32");
     assert_holds(said, "peak memory");
     assert_keys(
         "add1.jsonl", 19,
@@ -212,6 +212,10 @@ static void sft_neftune(void **state) {
     assert_true(fabs(metric("n5.jsonl", 0, "loss") - metric("n0.jsonl", 0, "loss")) > 1e-3);
     assert_true(metric("n5.jsonl", 0, "loss") == metric("n5b.jsonl", 0, "loss"));
     assert_true(metric("n5.jsonl", 0, "eval_loss") == metric("n0.jsonl", 0, "eval_loss"));
+    /* the noise belongs to the record and the position, not to the micro-batch: losses differ by rounding only */
+    sh(SFT "-c $T/sft.bin -o $T/x.bin -x 3 -l 1e-3 --neftune-noise-alpha 5 --metrics $T/n5.jsonl");
+    sh(SFT "-c $T/sft.bin -o $T/x.bin -x 3 -l 1e-3 --neftune-noise-alpha 5 --micro-tokens 16 --metrics $T/n5b.jsonl");
+    for (int i = 0; i < 3; i++) assert_near(metric("n5.jsonl", i, "loss"), metric("n5b.jsonl", i, "loss"), 2e-6);
 }
 
 static void sft_does_not_depend_on_memory_options(void **state) {
@@ -363,6 +367,118 @@ static void grpo_kl_to_a_reference(void **state) {
     assert_true(metric("k.jsonl", -1, "rewards/verify/mean") < metric("free.jsonl", -1, "rewards/verify/mean"));
     assert_false(has_metric("free.jsonl", -1, "kl"));
     refused(2, GRPO "-o $T/kept -x 1 --kl-in reward", "--kl-in: used only with --beta above 0");
+    /* the reward is that of the completions; the objective is the reward minus beta times the KL per completion */
+    for (int gdpo = 0; gdpo < 2; gdpo++) {
+        const char *more = gdpo ? "--multi-objective-aggregation normalize_then_sum --reward verify,length=2/0.1" : "";
+        double weights[2];
+        for (int i = 0; i < 2; i++) {
+            sh(GRPO "-o $T/k%d.bin -x 4 -l 0.02 --beta %s --kl-in reward --kl-estimator k1 --metrics $T/k.jsonl %s", i,
+               i ? "50" : "0.001", more);
+            const double reward =
+                gdpo ? metric("k.jsonl", -1, "rewards/verify/mean") + metric("k.jsonl", -1, "rewards/length/mean")
+                     : metric("k.jsonl", -1, "rewards/verify/mean");
+            const double kl = metric("k.jsonl", -1, "kl") * metric("k.jsonl", -1, "completions/mean_length");
+            assert_near(metric("k.jsonl", -1, "reward"), reward, 1e-6);
+            assert_near(metric("k.jsonl", -1, "objective/kl"), kl, 1e-6 * fmax(1, fabs(kl)));
+            assert_near(metric("k.jsonl", -1, "objective/rlhf_reward"), reward - (i ? 50 : 0.001) * kl, 1e-4);
+            weights[i] = kl;
+        }
+        assert_true(weights[0] != weights[1] && weights_gap("k0.bin", "k1.bin") > 1e-4);
+    }
+}
+
+/* beta follows its controller: Ziegler et al.'s rule on the KL per completion that is logged. */
+static void grpo_adapts_beta(void **state) {
+    (void)state;
+    for (int in = 0; in < 2; in++) {
+        sh(GRPO "-o $T/x.bin -x 6 -l 0.02 --beta 0.5 --kl-in %s --kl-controller adaptive --kl-target 0.01 "
+                "--kl-horizon 400 --metrics $T/k.jsonl",
+           in ? "reward" : "loss");
+        assert_near(metric("k.jsonl", 0, "objective/kl_coef"), 0.5, 0);
+        for (int i = 0; i < 5; i++) {
+            const double error = fmax(-0.2, fmin(0.2, metric("k.jsonl", i, "objective/kl") / 0.01 - 1));
+            const double next = metric("k.jsonl", i, "objective/kl_coef") * (1 + error * 6 * 16 / 400);
+            assert_near(metric("k.jsonl", i + 1, "objective/kl_coef"), next, 1e-12);
+        }
+    }
+    refused(2, GRPO "-o $T/kept -x 1 --kl-controller adaptive", "--beta above 0");
+}
+
+/* A reference that follows the policy, or is reset to it. */
+static void grpo_moves_the_reference(void **state) {
+    (void)state;
+    sh(GRPO "-o $T/x.bin -x 5 -l 0.02 --beta 0.1 --sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 1 "
+            "--metrics $T/k.jsonl");
+    for (int i = 0; i < 5; i++) /* after a sync, at steps 2 and 4, the policy is its own reference */
+        assert_true(i % 2 ? metric("k.jsonl", i, "kl") > 1e-4 : metric("k.jsonl", i, "kl") < 1e-7);
+    /* a reset restarts the optimizer as well: the next step is the first step of a run from there, of the rate's size */
+    sh(GRPO "-o $T/two.bin -x 2 -l 0.02 --beta 0.1 --ref-reset-steps 2");
+    sh(GRPO "-o $T/three.bin -x 3 -l 0.02 --beta 0.1 --ref-reset-steps 2 --metrics $T/k.jsonl");
+    assert_near(metric("k.jsonl", 2, "kl"), 0, 1e-7);
+    assert_true(weights_gap("two.bin", "three.bin") > 0.019); /* |m| / sqrt(v) is 1 in AdamW's first step */
+    refused(2, GRPO "-o $T/kept -x 1 --sync-ref-model", "--beta above 0");
+    refused(2, GRPO "-o $T/kept -x 1 --beta 1 --ref-model-sync-steps 2", "used only with --sync-ref-model");
+}
+
+/* Reward models as parts of the reward, alone and beside others, several at once. */
+static void grpo_reward_models(void **state) {
+    (void)state;
+    FILE *prefs = fopen(files_path("prefs.jsonl"), "w");
+    for (int p = 0; p < 6; p++)
+        for (int k = 0; k < 9; k++)
+            fprintf(prefs, "{\"prompt\":\"%c=\",\"chosen\":\"%d\",\"rejected\":\"%d\"}\n", 'a' + p, k + 1, k);
+    assert_int_equal(fclose(prefs), 0);
+    sh("data/make_shard --quiet -i $T/prefs.jsonl -o $T/prefs.shard");
+    sh("./train_rm --layers 1 --width 32 --heads 2 --context 16 -i $T/prefs.shard -o $T/rm.bin -x 60 -l 3e-3 "
+       "--micro-tokens 512");
+    sh("./train_rm --layers 1 --width 32 --heads 2 --context 16 -i $T/prefs.shard -o $T/rm2.bin -x 5 -l 3e-3 "
+       "--micro-tokens 512 --seed 7");
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --reward-model $T/rm.bin --metrics $T/a.jsonl");
+    sh("./train_ppo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 --micro-tokens 512 --sample-count 0 --algo rloo "
+       "--temperature 1 -x 1 -l 0 --reward-model $T/rm.bin -o $T/x.bin --metrics $T/p.jsonl");
+    const double one = metric("a.jsonl", 0, "rewards/model/mean");
+    assert_near(metric("a.jsonl", 0, "reward"), one, 1e-6);
+    assert_false(has_metric("a.jsonl", 0, "rewards/verify/mean"));
+    assert_near(metric("p.jsonl", 0, "objective/scores"), one, 1e-5); /* the same samples, scored by train_ppo */
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --reward verify:2,model:0.5,model=$T/rm2.bin:-3 --reward-model $T/rm.bin "
+            "--metrics $T/b.jsonl");
+    assert_near(metric("b.jsonl", 0, "rewards/model/mean"), one, 1e-6);
+    const double two = metric("b.jsonl", 0, "rewards/model_2/mean");
+    assert_true(fabs(two - one) > 1e-3);
+    assert_near(metric("b.jsonl", 0, "reward"), 2 * metric("b.jsonl", 0, "rewards/verify/mean") + 0.5 * one - 3 * two,
+                1e-5);
+    sh(GRPO "-o $T/x.bin -x 20 -l 0.01 --reward-model $T/rm.bin --metrics $T/a.jsonl"); /* its score rises */
+    assert_true(metric("a.jsonl", -1, "reward") > metric("a.jsonl", 0, "reward") + 0.3);
+    refused(2, GRPO "-o $T/kept -x 1 --reward model", "give its file");
+    refused(2, "./evaluate -c $T/sft.bin -i $T/tasks.shard --num-samples 2 --reward model=$T/rm.bin",
+            "as --reward-model");
+}
+
+static void grpo_constants_of_losses(void **state) {
+    (void)state;
+    /* at ratio 1, sapo's slope does not depend on its temperature; with several passes it does */
+    sh(GRPO "-o $T/a.bin -x 1 -l 0.01 --loss-type sapo");
+    sh(GRPO "-o $T/b.bin -x 1 -l 0.01 --loss-type sapo --sapo-temperature-pos 3 --sapo-temperature-neg 2");
+    assert_true(weights_gap("a.bin", "b.bin") < 1e-5);
+    const char *const losses[][2] = {{"sapo", "--sapo-temperature-pos 3"}, {"sapo", "--sapo-temperature-neg 3"},
+                                     {"vespo", "--vespo-k-pos 1"},         {"vespo", "--vespo-lambda-pos 1"},
+                                     {"vespo", "--vespo-k-neg 1"},         {"vespo", "--vespo-lambda-neg 1"}};
+    for (size_t i = 0; i < sizeof losses / sizeof *losses; i++) {
+        const char *more = "-x 4 -l 0.02 --num-iterations 4";
+        sh(GRPO "-o $T/a.bin %s --loss-type %s", more, losses[i][0]);
+        sh(GRPO "-o $T/b.bin %s --loss-type %s %s", more, losses[i][0], losses[i][1]);
+        assert_true(weights_gap("a.bin", "b.bin") > 1e-4);
+        char text[256];
+        snprintf(text, sizeof text, GRPO "-o $T/kept -x 1 %s", losses[i][1]);
+        refused(2, text, "used only with --loss-type");
+    }
+    sh(GRPO "-o $T/x.bin -x 3 -l 0 --use-adaptive-entropy --entropy-target 9 --entropy-coef-delta 0.1 "
+            "--entropy-coef-min 0.05 --entropy-coef-max 0.25 --metrics $T/e.jsonl");
+    for (int i = 0; i < 3; i++) assert_near(metric("e.jsonl", i, "entropy_coef"), fmin(0.1 * (i + 1), 0.25), 1e-12);
+    sh(GRPO
+       "-o $T/x.bin -x 2 -l 0 --use-adaptive-entropy --entropy-target 0 --entropy-coef 0.1 --entropy-coef-delta 0.1 "
+       "--entropy-coef-min 0.05 --metrics $T/e.jsonl");
+    assert_near(metric("e.jsonl", -1, "entropy_coef"), 0.05, 1e-12);
 }
 
 static void grpo_several_steps_a_generation(void **state) {
@@ -389,6 +505,13 @@ static void grpo_dynamic_sampling(void **state) {
     for (int i = 0; i < 4; i++) assert_true(metric("d1.jsonl", i, "frac_reward_zero_std") == 0);
     assert_true(metric_mean("d1.jsonl", 0, 4, "dynamic_sampling/resampled_groups") >= 2);
     assert_true(metric("d1.jsonl", -1, "epoch") > metric("d0.jsonl", -1, "epoch"));
+    /* the groups that are kept have more right answers than those that are drawn: about a tenth */
+    assert_near(metric_mean("d1.jsonl", 0, 4, "dynamic_sampling/reward"), 0.1, 0.06);
+    for (int i = 0; i < 4; i++) {
+        assert_true(metric("d1.jsonl", i, "reward") >= 0.25); /* at least one of the four */
+        assert_true(metric("d1.jsonl", i, "dynamic_sampling/reward") < metric("d1.jsonl", i, "reward"));
+    }
+    assert_false(has_metric("d0.jsonl", 0, "dynamic_sampling/reward"));
     /* the number of rounds is limited: a reward that never differs ends the run with a warning */
     sh(GRPO "-o $T/x.bin -x 1 -l 0 -G 2 --dynamic-sampling --max-resamples 2 --reward regex=/x/ --metrics $T/d2.jsonl");
     assert_true(metric("d2.jsonl", 0, "dynamic_sampling/resampled_groups") == 12);
@@ -525,6 +648,10 @@ int main(void) {
                                        cmocka_unit_test(grpo_raises_the_reward),
                                        cmocka_unit_test(grpo_losses_agree_on_policy),
                                        cmocka_unit_test(grpo_kl_to_a_reference),
+                                       cmocka_unit_test(grpo_adapts_beta),
+                                       cmocka_unit_test(grpo_moves_the_reference),
+                                       cmocka_unit_test(grpo_reward_models),
+                                       cmocka_unit_test(grpo_constants_of_losses),
                                        cmocka_unit_test(grpo_several_steps_a_generation),
                                        cmocka_unit_test(grpo_dynamic_sampling),
                                        cmocka_unit_test(grpo_masks),

@@ -82,28 +82,48 @@ for shift, scale in itertools.product((1, 0), (1.0, 1e-3, 30.0)):
     emit("y", flat(torch.where(mask, y, torch.zeros(()))))
     print("end", file=out)
 
-# losses and metrics: means over the unmasked tokens; gradients by autograd
-for clip, high, dual, value_clip, entropy_coef in ((0.2, 0.2, 0, 0.2, 0), (0.1, 0.3, 0, 0.5, 0.01), (0.2, 0.2, 3, 0, 0),
-                                                   (0.2, 0.28, 1.5, 0.05, -0.02)):
+
+
+def aggregate(x, mode, norm):
+    """The loss of a batch from those of its tokens, as defined for loss_agg_mode in verl's core_algos.py."""
+    sums, sizes = (x * mask).sum(1), mask.sum(1)
+    completions = (sizes > 0).sum()  # fully masked ones are left out
+    if mode == "token-mean":
+        return sums.sum() / sizes.sum()
+    if mode == "seq-mean-token-mean":
+        return (sums / sizes.clamp(min=1)).sum() / completions
+    return sums.sum() / completions / (norm if mode == "seq-mean-token-sum-norm" else 1)
+
+
+MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+
+def loss_case(clip, high, dual, value_clip, entropy_coef, mode="token-mean", norm=0.0, kl_coef=0.0, kl="k1"):
+    """Losses and metrics; gradients by autograd."""
     logp, value, entropy = (draw(0.6).requires_grad_(), draw(0.5).requires_grad_(), draw().abs().requires_grad_())
     old, old_value, A, G, vf_coef = draw(0.6), draw(0.5), draw(), draw(), 0.1
+    ref = draw(0.6) if kl_coef else torch.zeros(N, T)
     d = logp - old
     rho = torch.exp(d)
     losses = torch.max(-A * rho, -A * torch.clamp(rho, 1 - clip, 1 + high))
     clipped = (-A * torch.clamp(rho, 1 - clip, 1 + high)) > (-A * rho)
     if dual:
         losses = torch.where(A < 0, torch.min(losses, -A * dual), losses)
-    policy = masked_mean(losses, mask)
-    bonus = entropy_coef * masked_mean(entropy, mask)
+    policy = aggregate(losses, mode, norm)
+    ratio = ref - logp  # log(ref / pi)
+    k = {"k1": -ratio, "k2": ratio**2 / 2, "k3": torch.exp(ratio) - 1 - ratio}[kl]
+    bonus = entropy_coef * aggregate(entropy, mode, norm)
     held = torch.clamp(value, old_value - value_clip, old_value + value_clip) if value_clip else value
     free_square, held_square = (value - G) ** 2, (held - G) ** 2
-    value_loss = 0.5 * masked_mean(torch.max(free_square, held_square), mask)
-    loss = policy - bonus + vf_coef * value_loss
+    value_loss = 0.5 * aggregate(torch.max(free_square, held_square), mode, norm)
+    loss = policy + kl_coef * aggregate(k, mode, norm) - bonus + vf_coef * value_loss
     gradients = torch.autograd.grad(loss, (logp, value, entropy), allow_unused=True)
-    begin("loss", f"clip{clip}_{high}_dual{dual}_value{value_clip}_entropy{entropy_coef}")
-    emit("settings", [clip, high, dual, value_clip, entropy_coef, vf_coef])
-    for key, x in (("logp", logp), ("old_logp", old), ("advantage", A), ("entropy", entropy), ("value", value),
-                   ("old_value", old_value), ("target", G), ("dlogp", gradients[0]), ("dvalue", gradients[1])):
+    begin("loss", f"clip{clip}_{high}_dual{dual}_value{value_clip}_entropy{entropy_coef}_{mode}_{kl}_{kl_coef}")
+    emit("settings", [clip, high, dual, value_clip, entropy_coef, vf_coef, MODES.index(mode), norm, kl_coef,
+                      ("k1", "k2", "k3").index(kl)])
+    for key, x in (("logp", logp), ("old_logp", old), ("ref_logp", ref), ("advantage", A), ("entropy", entropy),
+                   ("value", value), ("old_value", old_value), ("target", G), ("dlogp", gradients[0]),
+                   ("dvalue", gradients[1])):
         emit(key, flat(x.detach()))
     emit("dentropy", flat(gradients[2] if entropy_coef else torch.zeros(N, T)))
     emit("loss", loss.detach())
@@ -113,4 +133,11 @@ for clip, high, dual, value_clip, entropy_coef in ((0.2, 0.2, 0, 0.2, 0), (0.1, 
     emit("clipfrac", masked_mean(clipped.double(), mask))
     emit("value_clipfrac", masked_mean((held_square > free_square).double(), mask))
     emit("ratio", masked_mean(rho.detach(), mask))
+    emit("kl", masked_mean(k.detach(), mask) if kl_coef else 0.0)
     print("end", file=out)
+
+
+for settings in ((0.2, 0.2, 0, 0.2, 0), (0.1, 0.3, 0, 0.5, 0.01), (0.2, 0.2, 3, 0, 0), (0.2, 0.28, 1.5, 0.05, -0.02)):
+    loss_case(*settings)
+for mode, kl in itertools.product(MODES, ("k1", "k2", "k3")):
+    loss_case(0.2, 0.28, 3, 0.2, 0.01, mode, 11.0, 0.3, kl)

@@ -30,6 +30,9 @@
 #include <string.h>
 #include <time.h>
 
+/* "s" unless n is 1, for messages with a count. */
+#define PLURAL(n) ((n) == 1 ? "" : "s")
+
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
 #define NORETURN                 __attribute__((noreturn))
 

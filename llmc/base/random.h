@@ -22,7 +22,7 @@ enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_RO
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
 #define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
 #define RANDOM_SHUFFLE   RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
-#define RANDOM_NOISE     RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + step */
+#define RANDOM_NOISE     RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + (step << 32) + record of the step */
 #define RANDOM_TASK      RANDOM_STREAM(RANDOM_TASK_)    /* task generators: + record */
 #define RANDOM_ROLLOUT   RANDOM_STREAM(RANDOM_ROLLOUT_) /* training samples: + sequence id */
 #define RANDOM_EVAL      RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */

@@ -52,16 +52,18 @@ static inline void cpu_embed_backward(Device *d, Floats *dwte, Floats *dwpe, con
     if (dwpe) cpu_scatter((float *)dwpe, (const float *)dout, (const int32_t *)position, 1, N, C);
 }
 
-static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, int N, int C, uint64_t seed,
-                                 uint64_t stream) {
+static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, const Ints *record_, const Ints *position_,
+                                 int N, int C, uint64_t seed, uint64_t stream) {
     (void)d;
     float *x = (float *)x_;
     const float *scale = (const float *)scale_;
+    const int32_t *record = (const int32_t *)record_, *position = (const int32_t *)position_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++)
         for (int c = 0; c < C; c++) {
-            const size_t at = (size_t)i * (size_t)C + (size_t)c;
-            x[at] += scale[i] * (2.0f * random_uniform(seed, stream, at) - 1.0f);
+            const uint64_t draw = (uint64_t)position[i] * (uint64_t)C + (uint64_t)c;
+            x[(size_t)i * (size_t)C + (size_t)c] +=
+                scale[i] * (2.0f * random_uniform(seed, stream + (uint64_t)record[i], draw) - 1.0f);
         }
 }
 

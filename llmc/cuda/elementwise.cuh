@@ -129,20 +129,23 @@ template <typename T> static void cuda_scatter_rows(Device *d, Acts *x, const Ac
     scatter_launch<false>(d, (T *)x, (const T *)in, row, 1, R, C);
 }
 
-/* x[i,c] += scale[i] u, u uniform in (-1, 1) */
+/* x[i,c] += scale[i] u, u uniform in (-1, 1), drawn by record and position */
 template <typename T>
-__global__ void noise_kernel(T *x, const float *__restrict__ scale, int N, int C, uint64_t seed, uint64_t stream) {
+__global__ void noise_kernel(T *x, const float *__restrict__ scale, const int *__restrict__ record,
+                             const int *__restrict__ position, int N, int C, uint64_t seed, uint64_t stream) {
     FOR_WORDS(at, (size_t)N * C) {
-        const float u = 2.0f * cuda_uniform(seed, stream, at) - 1.0f;
-        x[at] = from_float<T>(to_float(x[at]) + scale[at / C] * u);
+        const size_t i = at / C, c = at % C;
+        const float u = 2.0f * cuda_uniform(seed, stream + (uint64_t)record[i], (uint64_t)position[i] * C + c) - 1.0f;
+        x[at] = from_float<T>(to_float(x[at]) + scale[i] * u);
     }
 }
 
 template <typename T>
-static void cuda_noise_add(Device *d, Acts *x, const Floats *scale, int N, int C, uint64_t seed, uint64_t stream) {
+static void cuda_noise_add(Device *d, Acts *x, const Floats *scale, const Ints *record, const Ints *position, int N,
+                           int C, uint64_t seed, uint64_t stream) {
     if (N == 0) return;
     LAUNCH((noise_kernel<T>), cuda_blocks(d, (size_t)N * (size_t)C, ELEMENT_THREADS), ELEMENT_THREADS, 0, d->stream,
-           (T *)x, (const float *)scale, N, C, seed, stream);
+           (T *)x, (const float *)scale, (const int *)record, (const int *)position, N, C, seed, stream);
     CUDA_LAUNCHED(d, "noise_add", "N %d, C %d", N, C);
 }
 

@@ -12,6 +12,8 @@
  *   none    A_i =  r_i - mean_group                        Dr. GRPO: Liu et al. 2025 (2503.20783)
  *   gdpo    z_ik = (R_ik - mean_group_k) / (std_group_k + EPS),  s_i = sum_k w_k z_ik,
  *           A_i = (s_i - mean_batch s) / (std_batch s + EPS)      GDPO: Liu et al. 2026 (2601.05242)
+ *           with a KL penalty in the reward, beta KL_i is subtracted from s_i: normalised like a part, it would have no
+ *           scale, and beta no effect (neither the paper nor TRL or verl has both)
  *   rloo    A_i = r_i - mean of the others in the group    RLOO: Ahmadian et al. 2024 (2402.14740)
  *
  *     AdvantageStats stats;
@@ -90,9 +92,10 @@ static inline void advantage_group(const float *reward, int64_t groups, int64_t 
 }
 
 /* Normalises each reward part, then sums them ("normalize_then_sum").
- * parts: (groups * G, K), as written by rewards_score(), NaN if a part has no score; weight: (K). */
-static inline void advantage_gdpo(const float *parts, const double *weight, int64_t groups, int64_t G, int64_t K,
-                                  float *advantage, AdvantageStats *stats) {
+ * parts: (groups * G, K), as written by rewards_score(), NaN if a part has no score; weight: (K); penalty: (groups * G)
+ * subtracted from the sum, or NULL. The metrics reward and reward_std are without it. */
+static inline void advantage_gdpo(const float *parts, const double *weight, const float *penalty, int64_t groups,
+                                  int64_t G, int64_t K, float *advantage, AdvantageStats *stats) {
     const int64_t n = groups * G;
     for (int64_t i = 0; i < n; i++) { /* the plain weighted sum, for the metrics */
         double sum = 0;
@@ -117,6 +120,7 @@ static inline void advantage_gdpo(const float *parts, const double *weight, int6
                 if (!isnan(z)) advantage[g * G + i] += (float)(weight[k] * z);
             }
         }
+    for (int64_t i = 0; penalty && i < n; i++) advantage[i] -= penalty[i];
     const Spread batch = spread_of(advantage, n, 1);
     const double std = n > 1 ? batch.std : 0;
     for (int64_t i = 0; i < n; i++)

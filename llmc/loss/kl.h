@@ -14,7 +14,7 @@
  *   k3      has the gradient of KL(ref || pi)
  *   rho k   with rho = pi / pi_old has the gradient of KL(pi || ref) for k1 and k3 (DeepSeek-V3.2: 2512.02556)
  *
- *     kl_from_rewards(KL_K1, logp, ref_logp, offset, sequences, beta, reward);   // r_i -= beta sum_t k1
+ *     kl_from_rewards(KL_K1, logp, ref_logp, offset, sequences, beta, reward, NULL);   // r_i -= beta sum_t k1
  */
 #ifndef LLMC_LOSS_KL_H
 #define LLMC_LOSS_KL_H
@@ -45,15 +45,18 @@ static inline double kl_estimate(KlEstimator estimator, double r, double *deriva
 
 /* KL in the reward, as in RLOO (Ahmadian et al. 2024, 2402.14740): reward[i] -= beta sum_t k(log pi_t - log ref_t).
  * logp and ref_logp are per token; completion i is at [offset[i], offset[i+1]). logp is that of the sampling policy.
- * Returns the sum of k over all tokens, for the metric `kl`. */
+ * penalty: (sequences) receives beta sum_t k of each completion; NULL skips it. Returns the sum of k over all tokens,
+ * for the metric `kl`. */
 static inline double kl_from_rewards(KlEstimator estimator, const float *logp, const float *ref_logp,
-                                     const int32_t *offset, int32_t sequences, double beta, float *reward) {
+                                     const int32_t *offset, int32_t sequences, double beta, float *reward,
+                                     float *penalty) {
     double total = 0;
     for (int32_t i = 0; i < sequences; i++) {
         double sum = 0;
         for (int32_t t = offset[i]; t < offset[i + 1]; t++)
             sum += kl_estimate(estimator, (double)logp[t] - ref_logp[t], NULL);
         reward[i] = (float)(reward[i] - beta * sum);
+        if (penalty) penalty[i] = (float)(beta * sum);
         total += sum;
     }
     return total;

@@ -44,6 +44,7 @@
 #define LLMC_LOSS_POLICY_H
 
 #include "../base/error.h" /* xmalloc */
+#include "aggregation.h"   /* AGG_SEQ_MEAN_TOKEN_MEAN, AGG_SEQ_MEAN_TOKEN_SUM, AGG_SEQ_MEAN_TOKEN_SUM_NORM, ... */
 #include "kl.h"            /* KL_K3, KlEstimator, kl_estimate */
 #include "scalar.h"        /* METRIC, clamp, LossMetric */
 #include <assert.h>
@@ -69,6 +70,7 @@ typedef enum { IMPORTANCE_TOKEN, IMPORTANCE_SEQUENCE } Importance; /* in the ord
 
 typedef struct PolicyLossConfig {
     PolicyLossKind loss;
+    LossAggregation aggregation;  /* set by `loss`; train_ppo may choose another */
     Importance importance;        /* level of rho; ignored by gspo (sequence), gmpo (token) and rloo (product) */
     double epsilon, epsilon_high; /* clip range [1 - epsilon, 1 + epsilon_high]; gmpo: [-epsilon, epsilon_high] of
                                      log rho; cispo: epsilon_high caps rho itself */
@@ -79,14 +81,20 @@ typedef struct PolicyLossConfig {
     double entropy_coef;          /* weight of the entropy bonus */
     double off_policy_mask;       /* completions with A < 0 and mean(log mu - log pi) above this are excluded
                                 (DeepSeek-V3.2, eq. 9); 0: none */
-    double max_completion_length; /* constant of dr_grpo */
+    double max_completion_length; /* norm of seq-mean-token-sum-norm (dr_grpo) */
     double sapo_temperature_positive, sapo_temperature_negative;
     double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
 } PolicyLossConfig;
 
+/* Whether the mean of a loss is over the tokens of all completions sampled together (PolicyNormaliser). */
+static inline bool policy_by_window(PolicyLossKind loss) {
+    return loss == POLICY_DAPO || loss == POLICY_CISPO || loss == POLICY_VESPO;
+}
+
 /* Returns the default configuration of a loss. */
 static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
     PolicyLossConfig c = {.loss = loss,
+                          .aggregation = AGG_SEQ_MEAN_TOKEN_MEAN,
                           .epsilon = 0.2,
                           .epsilon_high = 0.2,
                           .kl = KL_K3,
@@ -108,6 +116,9 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
         c.epsilon = 2e-3;
         c.epsilon_high = 2.5e-3;
     }
+    if (loss == POLICY_BNPO || policy_by_window(loss)) c.aggregation = AGG_TOKEN_MEAN;
+    if (loss == POLICY_DR_GRPO) c.aggregation = AGG_SEQ_MEAN_TOKEN_SUM_NORM;
+    if (loss == POLICY_LUSPO) c.aggregation = AGG_SEQ_MEAN_TOKEN_SUM;
     if (loss == POLICY_CISPO) c.epsilon_high = 5; /* ScaleRL: Khatri et al. 2025 (2510.13786) */
     if (loss == POLICY_GMPO) {
         c.epsilon = 0.4;
@@ -157,6 +168,7 @@ typedef struct PolicyStats {
     struct {
         double completions, counted, tokens;   /* completions; those that count; their tokens */
         double loss, policy_loss, kl, entropy; /* policy_loss: before the entropy bonus */
+        double kept, kept_entropy;             /* tokens with an entropy that the top-entropy mask keeps */
         double low, high, region;              /* clipped tokens; completions if rho is per completion */
         double phi;                            /* vespo */
         double ratio, square_log;              /* per token: rho, (log rho)^2 */
@@ -213,15 +225,11 @@ static inline PolicyTerm policy_vespo(double phi, double A, double logp) {
 
 /* Weight of one token of a completion of T tokens. */
 static inline double policy_token_weight(const PolicyLossConfig *c, const PolicyNormaliser *n, int32_t T) {
-    switch (c->loss) {
-    case POLICY_BNPO: return 1 / fmax(n->tokens, 1);
-    case POLICY_DR_GRPO: return 1 / (n->completions * c->max_completion_length);
-    case POLICY_DAPO:
-    case POLICY_CISPO:
-    case POLICY_VESPO: return 1 / fmax(n->window_tokens, 1);
-    case POLICY_LUSPO: return 1 / n->completions;
-    default: return 1 / (n->completions * fmax(T, 1));
-    }
+    const LossNormaliser all = {.mode = c->aggregation,
+                                .tokens = policy_by_window(c->loss) ? n->window_tokens : n->tokens,
+                                .completions = n->completions,
+                                .norm = c->max_completion_length};
+    return 1 / loss_divisor(&all, T);
 }
 
 /* -- one completion ----------------------------------------------------------------------------------------------- */
@@ -354,6 +362,10 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
         if (dlogp) dlogp[t] = (float)(w * (p.dlogp + (by_sequence ? 0 : p.drho * rho)));
         if (kept && c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / fmax(n->kept_tokens, 1);
         if (dentropy) dentropy[t] = kept ? (float)(-c->entropy_coef / fmax(n->kept_tokens, 1)) : 0;
+        if (kept && b->entropy) {
+            stats->sum.kept++;
+            stats->sum.kept_entropy += b->entropy[t];
+        }
         bool is_low, is_high;
         policy_is_clipped(c, metric_by_sequence ? s : token_rho, A, &is_low, &is_high);
         low += is_low;
@@ -427,7 +439,7 @@ static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s
     METRIC("ratio/mean", s->sum.tokens ? s->sum.ratio / tokens : NAN);
     METRIC("ratio/max", s->sum.tokens ? s->max.ratio : NAN);
     METRIC("onpolicy/max_abs_ratio_minus_1", s->max.ratio_gap);
-    METRIC("policy/approxkl_avg", s->sum.square_log / (2 * tokens));
+    METRIC("policy/approxkl_avg", s->sum.square_log / (2 * s->sum.tokens));
     if (s->sum.sampled) {
         METRIC("sampling/sampling_logp_difference/mean", s->sum.sampler_gap / s->sum.sampled);
         METRIC("sampling/sampling_logp_difference/max", s->max.sampler_gap);
@@ -476,6 +488,7 @@ typedef struct EntropyControl {
     double coef, last;
 } EntropyControl;
 
+/* TRL's defaults. */
 static inline EntropyControl entropy_control(double coef) {
     EntropyControl e = {.target = 0.2, .delta = 0.005, .low = 0, .high = 1, .coef = coef, .last = INFINITY};
     return e;
@@ -484,7 +497,8 @@ static inline EntropyControl entropy_control(double coef) {
 /* Returns entropy_coef for this optimizer step. */
 static inline double entropy_control_coef(const EntropyControl *e) { return e->last <= e->target ? e->coef : 0; }
 
-/* Called after the step; `entropy` is the mean over the kept tokens. */
+/* Called after the step; `entropy` is the mean over the tokens that the bonus acts on (PolicyStats: kept_entropy /
+ * kept). */
 static inline void entropy_control_update(EntropyControl *e, double entropy) {
     e->coef = entropy <= e->target ? fmin(e->coef + e->delta, e->high) : fmax(e->coef - e->delta, e->low);
     e->last = entropy;

@@ -190,8 +190,8 @@ static inline PreferenceNormaliser preference_normaliser(const int32_t *offset, 
 /* Sums over micro-batches, starting from zero; preference_metrics() turns them into means. */
 typedef struct PreferenceStats {
     double pairs, loss;
-    double chosen, rejected, right;      /* rewards; pairs with chosen > rejected */
-    double chosen_logp, rejected_logp;   /* as defined by the first loss */
+    double chosen, rejected, right;    /* rewards; pairs with chosen > rejected, and half of those with equal rewards */
+    double chosen_logp, rejected_logp; /* as defined by the first loss */
     double chosen_ratio, rejected_ratio; /* c and r, independent of the loss */
     double nll, nll_tokens;              /* over the tokens that sft, cpo or orpo train on */
     double log_odds_ratio, log_odds;     /* orpo */
@@ -479,7 +479,7 @@ static inline void preference_count(const PreferenceConfig *c, const PreferenceP
     s->pairs++;
     s->chosen += reward[0];
     s->rejected += reward[1];
-    s->right += reward[0] > reward[1];
+    s->right += reward[0] > reward[1] ? 1 : reward[0] == reward[1] ? 0.5 : 0;
     s->chosen_logp += logp[0];
     s->rejected_logp += logp[1];
     s->chosen_ratio += p->completion[0].logp - p->completion[0].ref;

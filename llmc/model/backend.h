@@ -231,8 +231,10 @@ typedef struct Backend {
                           const Ints *position, float scale, int N, int C);
     void (*embed_backward)(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
                            const Ints *position, float scale, int N, int C);
-    /* x[i,c] += scale[i] * u, u uniform in (-1, 1) drawn at (seed, stream, i * C + c)  (NEFTune: Jain et al. 2023) */
-    void (*noise_add)(Device *d, Acts *x, const Floats *scale, int N, int C, uint64_t seed, uint64_t stream);
+    /* x[i,c] += scale[i] * u, u uniform in (-1, 1) drawn at (seed, stream + record[i], position[i] * C + c), so that it
+     * does not depend on the row  (NEFTune: Jain et al. 2023) */
+    void (*noise_add)(Device *d, Acts *x, const Floats *scale, const Ints *record, const Ints *position, int N, int C,
+                      uint64_t seed, uint64_t stream);
 
     void (*norm_forward)(Device *d, const Norm *n);
     void (*norm_backward)(Device *d, const Norm *n);

@@ -356,8 +356,9 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
                         m->rotary_factor[i], N, c->rotary / 2, model_rotation(c));
     if (w->noise_scale) {
         b->upload(d, work_floats(w, WORK_noise, 0), w->noise_scale, (size_t)N * sizeof(float));
-        b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), N, C, w->noise_seed,
-                     w->noise_stream);
+        b->upload(d, work_ints(w, WORK_noise_record), w->noise_record, (size_t)N * sizeof(int32_t));
+        b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), work_ints(w, WORK_noise_record),
+                     work_ints(w, WORK_position), N, C, w->noise_seed, w->noise_stream);
     }
     if (c->norm_place != NORM_POST) norm_forward(m, w, MODEL_NORM_1, 0, N, work_acts(w, WORK_encoded, 0), NULL, NULL);
     for (int l = 0; l < L; l++) {

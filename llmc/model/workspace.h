@@ -27,6 +27,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(position,   SIZE_INTS,    1,                       rows,     -1, ALWAYS) \
     A(rotation,   SIZE_FLOATS,  model_rotation(c),       rows,     -1, ALWAYS) \
     A(noise,      SIZE_FLOATS,  1,                       rows,     -1, TRAIN)  \
+    A(noise_record, SIZE_INTS,  1,                       rows,     -1, TRAIN)  \
     A(slot,       SIZE_INTS,    1,                       rows,     -1, INFER)  \
     A(segment,    SIZE_INTS,    6,                       segments, -1, ALWAYS) \
     A(encoded,    SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
@@ -92,8 +93,10 @@ typedef struct Workspace {
     void *arena;
     size_t bytes;
     size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride: between layers, 0 if all layers share one */
-    /* NEFTune: noise_scale[N] on the host, or NULL for no noise; noise_stream identifies the step */
+    /* NEFTune: noise_scale[N] on the host, or NULL for no noise; noise_record[N]: which record of the step a row is
+     * of; noise_stream identifies the step */
     const float *noise_scale;
+    const int32_t *noise_record;
     uint64_t noise_seed, noise_stream;
 } Workspace;
 

@@ -10,7 +10,7 @@
  * labelled.h fits them to a maximum length. Labels other than 0 and 1 are rejected.
  *
  *     Examples x;
- *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, &e)) die("%s", e.text);
+ *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, false, &e)) die("%s", e.text);
  *     MicroPlan plan = {0};
  *     micro_plan_begin(&plan, &batch, 0);
  *     for (int64_t i = 0; i < x.count; i++) micro_plan_add(&plan, example_size(&x.example[i]));
@@ -24,7 +24,7 @@
 #include "../model/batch.h"      /* Batch */
 #include "../model/micro_plan.h" /* BatchSize */
 #include "../model/pack.h"       /* batch_segment, batch_completion, batch_target */
-#include "shard.h"               /* Shard, Record, RecordKind, record_kind_name, ... */
+#include "shard.h"               /* RECORD_PREFERENCE, Record, Shard, RecordKind, ... */
 
 typedef struct Example {
     const int32_t *prompt, *completion; /* tokens, valid as long as the Examples */
@@ -36,7 +36,7 @@ typedef struct Example {
 
 typedef struct Examples {
     Shard shard;
-    int64_t count, dropped; /* examples; records left out */
+    int64_t count, dropped; /* examples; those left out */
     int32_t *tokens, *at;   /* of all examples, concatenated */
     uint8_t *label;
     Example *example; /* (count) */
@@ -68,6 +68,28 @@ static inline bool example_labels(Example *q, RecordKind kind, const Record *r, 
     return true;
 }
 
+/* Adds both completions of a preference pair, the chosen one as good and the rejected one as bad (TRL's
+ * unpair_preference_dataset). They share the prompt at `token`. */
+static inline void examples_unpair(Examples *x, const Record *r, const int32_t *token, int32_t *at, uint8_t *label) {
+    const int32_t length[] = {r->chosen, r->rejected};
+    const int32_t *completion = token + r->prompt;
+    for (int k = 0; k < 2; completion += length[k], k++) {
+        if (r->prompt < 1 || length[k] < 1) {
+            x->dropped++;
+            continue;
+        }
+        at[k] = length[k] - 1;
+        label[k] = k == 0;
+        x->example[x->count++] = (Example){.prompt = token,
+                                           .prompt_len = r->prompt,
+                                           .completion = completion,
+                                           .completion_len = length[k],
+                                           .labels = 1,
+                                           .at = at + k,
+                                           .label = label + k};
+    }
+}
+
 static inline bool examples_read(Examples *x, Error *e) {
     Record r = {0};
     const Shard *s = &x->shard;
@@ -76,6 +98,14 @@ static inline bool examples_read(Examples *x, Error *e) {
     bool ok = true;
     for (int64_t i = 0; ok && i < s->count; i++) {
         if (!(ok = shard_record(s, i, &r, e))) break;
+        if (s->kind == RECORD_PREFERENCE) {
+            memcpy(token, r.tokens, (size_t)r.count * sizeof *token);
+            examples_unpair(x, &r, token, at, label);
+            token += r.count;
+            at += 2;
+            label += 2;
+            continue;
+        }
         Example q = {.prompt = token, .prompt_len = r.prompt, .completion = token + r.prompt};
         q.completion_len = r.count - r.prompt;
         if (r.prompt >= 1 && q.completion_len >= 1 && !example_labels(&q, s->kind, &r, at, label))
@@ -96,21 +126,22 @@ static inline bool examples_read(Examples *x, Error *e) {
     return ok;
 }
 
-/* kind: RECORD_UNPAIRED or RECORD_STEP. Fails on a shard of another kind, with other labels, or without a record to
- * train on. */
-static inline bool examples_open(Examples *x, const char *path, RecordKind kind, Error *e) {
+/* kind: RECORD_UNPAIRED or RECORD_STEP; unpair: a preference shard is taken as well, each pair as two examples. Fails
+ * on a shard of another kind, with other labels, or without a record to train on. */
+static inline bool examples_open(Examples *x, const char *path, RecordKind kind, bool unpair, Error *e) {
     *x = (Examples){0};
     if (!shard_open(&x->shard, path, e)) return false;
     const Shard *s = &x->shard;
-    bool ok = s->kind == kind;
+    bool ok = s->kind == kind || (unpair && s->kind == RECORD_PREFERENCE);
     if (!ok)
         error_set(e, "%s: contains %s records, expected %s records", path, record_kind_name(s->kind),
                   record_kind_name(kind));
-    const size_t tokens = (size_t)s->total_tokens + 1;
+    const size_t count = (size_t)s->count * (s->kind == RECORD_PREFERENCE ? 2 : 1),
+                 tokens = (size_t)s->total_tokens + count + 1; /* also for pairs without a completion */
     x->tokens = (int32_t *)xcalloc(tokens, sizeof *x->tokens);
     x->at = (int32_t *)xcalloc(tokens, sizeof *x->at);
     x->label = (uint8_t *)xcalloc(tokens, sizeof *x->label);
-    x->example = (Example *)xcalloc((size_t)s->count + 1, sizeof *x->example);
+    x->example = (Example *)xcalloc(count + 1, sizeof *x->example);
     if (ok && examples_read(x, e)) return true;
     examples_close(x);
     return false;

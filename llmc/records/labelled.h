@@ -11,7 +11,7 @@
  * labelled_fit() warns about both.
  *
  *     Labelled l;
- *     if (!labelled_open(&l, "prefs.shard", RECORD_PREFERENCE, &e)) die("%s", e.text);
+ *     if (!labelled_open(&l, "prefs.shard", RECORD_PREFERENCE, false, &e)) die("%s", e.text);
  *     if (!labelled_fit(&l, 1024, FIT_DROP, &e)) die("%s", e.text);
  *     for (int64_t i = 0; i < l.count; i++) rows += labelled_rows(&l, i, true);
  *     labelled_close(&l);
@@ -31,7 +31,8 @@ typedef struct Labelled {
     Pairs pairs;       /* records of a preference shard */
     Examples examples; /* records of an unpaired or step shard */
     const Shard *shard;
-    int64_t count;     /* pairs or examples that remain */
+    int64_t all;       /* pairs or examples of the shard */
+    int64_t count;     /* those that remain */
     int64_t dropped;   /* records that were left out */
     int64_t truncated; /* completions that lost tokens; solutions that lost steps */
 } Labelled;
@@ -41,13 +42,15 @@ static inline void labelled_close(Labelled *l) {
     else examples_close(&l->examples);
 }
 
-/* Fails if the shard is of another kind or has no usable record. */
-static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind, Error *e) {
+/* Fails if the shard is of another kind or has no usable record. unpair: for RECORD_UNPAIRED, a preference shard is
+ * taken as well, each pair as a good and a bad completion. */
+static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind, bool unpair, Error *e) {
     *l = (Labelled){.kind = kind};
     const bool pairs = kind == RECORD_PREFERENCE;
-    if (!(pairs ? pairs_open(&l->pairs, path, e) : examples_open(&l->examples, path, kind, e))) return false;
+    if (!(pairs ? pairs_open(&l->pairs, path, e) : examples_open(&l->examples, path, kind, unpair, e))) return false;
     l->shard = pairs ? &l->pairs.shard : &l->examples.shard;
     l->count = pairs ? l->pairs.count : l->examples.count;
+    l->all = pairs ? l->pairs.shard.count : l->examples.count + l->examples.dropped;
     return true;
 }
 
@@ -103,7 +106,7 @@ static inline bool labelled_fit_example(Labelled *l, Example *x, int64_t max_len
 
 static inline void labelled_warn(const Labelled *l, int64_t max_length, FitKind fit) {
     const char *name = l->shard->name;
-    const long long dropped = l->dropped, all = l->shard->count, truncated = l->truncated, max = max_length;
+    const long long dropped = l->dropped, all = l->all, truncated = l->truncated, max = max_length;
     if (dropped && fit == FIT_DROP)
         warn("%s: %lld of %lld records are left out: they have no completion, or are longer than %lld tokens", name,
              dropped, all, max);
@@ -130,10 +133,10 @@ static inline bool labelled_fit(Labelled *l, int64_t max_length, FitKind fit, Er
         }
     }
     *(pairs ? &l->pairs.count : &l->examples.count) = l->count = count;
-    l->dropped = l->shard->count - count;
+    l->dropped = l->all - count;
     if (!count)
         return error_set(e, "%s: no record is left: none of %lld fits into %lld tokens", l->shard->name,
-                         (long long)l->shard->count, (long long)max_length);
+                         (long long)l->all, (long long)max_length);
     labelled_warn(l, max_length, fit);
     return true;
 }

@@ -1,6 +1,7 @@
 /* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
- * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. Owns the records, KTO's
+ * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. KTO takes a preference
+ * shard as well: each pair gives a good and a bad completion. Owns the records, KTO's
  * mismatched completions, and the offsets of each record's tokens in a table of the reference's log-probabilities
  * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *
@@ -37,10 +38,10 @@ typedef struct PreferenceData {
     uint64_t fingerprint; /* hash of the tokens that they belong to */
 } PreferenceData;
 
-/* unpaired: the shard holds completions with labels; otherwise pairs. */
+/* unpaired: the loss is one on completions with labels; otherwise on pairs. */
 static inline bool preference_data_open(PreferenceData *d, const char *path, bool unpaired, Error *e) {
     *d = (PreferenceData){.unpaired = unpaired};
-    if (!labelled_open(&d->records, path, unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE, e)) return false;
+    if (!labelled_open(&d->records, path, unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE, unpaired, e)) return false;
     d->shard = d->records.shard;
     return true;
 }

@@ -35,14 +35,15 @@
 #ifndef LLMC_REPORT_METRICS_H
 #define LLMC_REPORT_METRICS_H
 
-#include "../base/clock.h"    /* clock_seconds, clock_date */
-#include "../base/error.h"    /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
-#include "../base/io.h"       /* writer_write, Writer, writer_abort, writer_commit, ... */
-#include "../base/terminal.h" /* terminal_escapes, terminal_width */
-#include "history.h"          /* history_row, History, HistoryLine, LINE_KEPT, ... */
-#include "progress.h"         /* progress_draw */
-#include "report.h"           /* report_check, report_write */
-#include "tensorboard.h"      /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
+#include "../base/clock.h"     /* clock_seconds, clock_date */
+#include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
+#include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
+#include "../base/json_text.h" /* json_number_text */
+#include "../base/terminal.h"  /* terminal_escapes, terminal_width */
+#include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
+#include "progress.h"          /* progress_draw */
+#include "report.h"            /* report_check, report_write */
+#include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -70,18 +71,6 @@ typedef struct Metrics {
 } Metrics;
 
 /* ---- the JSON lines ---- */
-
-/* The number with the fewest digits that reads back as the same double, or null; text holds at least 32 bytes. */
-static inline void metrics_number(double value, char *text) {
-    if (!isfinite(value)) {
-        strcpy(text, "null");
-        return;
-    }
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(text, 32, "%.*g", digits, value);
-        if (strtod(text, NULL) == value) return;
-    }
-}
 
 /* Writes text as a JSON string. */
 static inline void metrics_json_text(FILE *f, const char *text) {
@@ -221,10 +210,42 @@ static inline void metrics_config(Metrics *m, const char *name, const char *valu
     history_row(&m->history.config, name, value, NULL);
 }
 
-/* Adds a row to the report's final numbers. before may be NULL. Both are shown verbatim; if both begin with a number
+/* Whether a text has a number that is not one, such as "nan %": a mean over nothing. */
+static inline bool metrics_has_nan(const char *text) {
+    for (const char *at = text; (at = strstr(at, "nan")); at += 3) {
+        const bool begins = at == text || strchr(" -(", at[-1]), ends = !at[3] || strchr(" %)", at[3]);
+        if (begins && ends) return true;
+    }
+    return false;
+}
+
+/* Removes from a line the parts, separated by " | ", that have a NaN. */
+static inline void metrics_drop_nan(char *line) {
+    char *to = line;
+    for (char *part = line, *next; part; part = next) {
+        next = strstr(part, " | ");
+        if (next) {
+            *next = 0;
+            next += 3;
+        }
+        if (metrics_has_nan(part)) continue;
+        const size_t n = strlen(part);
+        if (to != line) {
+            memcpy(to, " | ", 3); /* the removed parts or this part's own separator were here */
+            to += 3;
+        }
+        memmove(to, part, n);
+        to += n;
+    }
+    *to = 0;
+}
+
+/* Adds a row to the report's final numbers. before may be NULL; a value that is NaN is left out, with the row if there
+ * is no other. Both are shown verbatim; if both begin with a number
  * and end in the same unit ("31.2 %", "87.5 %"), the change is shown too. */
 static inline void metrics_final(Metrics *m, const char *name, const char *before, const char *after) {
-    history_row(&m->history.final, name, before, after);
+    if (metrics_has_nan(after)) return;
+    history_row(&m->history.final, name, before && metrics_has_nan(before) ? NULL : before, after);
 }
 
 /* ---- a step ---- */
@@ -266,7 +287,7 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
         for (size_t i = 0; i < m->count; i++) {
             fputc(',', m->jsonl);
             metrics_json_text(m->jsonl, m->names[i]);
-            metrics_number(m->values[i], number);
+            json_number_text(m->values[i], number);
             fprintf(m->jsonl, ":%s", number);
         }
         fputs("}\n", m->jsonl);
@@ -303,7 +324,7 @@ static inline void metrics_sample(Metrics *m, const char *when, const char *prom
         metrics_json_text(m->samples, part[i][1]);
     }
     char number[32];
-    metrics_number(reward, number);
+    json_number_text(reward, number);
     fprintf(m->samples, ",\"reward\":%s}\n", number);
     metrics_flush(m->samples, m->samples_path, &m->failed);
 }
@@ -351,6 +372,17 @@ PRINTF_LIKE(2, 3) static inline void metrics_warn(Metrics *m, const char *format
     va_start(args, format);
     metrics_print(m, before, format, args);
     va_end(args);
+}
+
+/* Prints a line of numbers in parts separated by " | ", without the parts that are NaN. */
+PRINTF_LIKE(2, 3) static inline void metrics_summary(Metrics *m, const char *format, ...) {
+    char line[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    metrics_drop_nan(line);
+    metrics_line(m, "%s", line);
 }
 
 /* Shows the run's progress on one line of standard error that is overwritten in place, if standard error is a terminal.

@@ -6,7 +6,8 @@
  *
  *     {"prompt":"12+34=","completion":"46","answer":"46","task":"add","level":2}      ->      1.0
  *
- * "prompt", "completion", "answer" and "task" are always present; the record's other fields follow. Bytes that are not
+ * "prompt", "completion", "answer" and "task" are always present; the record's other fields follow, among them
+ * "messages" if the record has the messages of which "prompt" is the rendered text. Bytes that are not
  * valid UTF-8 are replaced by U+FFFD. The program must flush its output (python: print(..., flush=True)) and should
  * exit at the end of its input.
  *

@@ -26,6 +26,8 @@
  *   random                   P                             control: 1 with probability P (0.5); the draw depends only
  *                                                          on (seed, id)
  *   command                  -                             the program of --reward-cmd (reward_command.h)
+ *   model                    FILE, or none                 a reward model's normalised score (reward_model.h); without
+ *                                                          argument, that of --reward-model. The trainers only
  *
  * MAX defaults to the maximum length of sampled completions. A part that could not be scored is NaN. The sum is over
  * the other parts (TRL's nansum) and is NaN if no part has a value; trainers exclude such completions.
@@ -58,7 +60,8 @@ typedef enum {
     REWARD_REPETITION,
     REWARD_LENGTH,
     REWARD_RANDOM,
-    REWARD_COMMAND
+    REWARD_COMMAND,
+    REWARD_MODEL
 } RewardKind;
 
 typedef struct RewardPart {
@@ -66,6 +69,7 @@ typedef struct RewardPart {
     VerifyKind check;               /* REWARD_CHECK */
     double value[REWARD_ARGUMENTS]; /* numbers of the argument, with defaults filled in */
     VerifyRegex regex;              /* REWARD_FORMAT, REWARD_REGEX with a pattern */
+    char *path;                     /* REWARD_MODEL: the model's file, or NULL */
 } RewardPart;
 
 typedef struct Rewards {
@@ -74,6 +78,9 @@ typedef struct Rewards {
     double weight[REWARDS_MAX];
     RewardPart part[REWARDS_MAX];
     RewardCommand command; /* not running if there is none */
+    /* Computes part k, a reward model's, of n completions: scores[i * stride]. Set by programs with such models. */
+    bool (*score_model)(void *context, int k, const RewardInput *in, int n, float *scores, int stride, Error *e);
+    void *context; /* its first argument */
     char *program;
     uint64_t seed;
 } Rewards;
@@ -216,6 +223,7 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         v[0] = 0.5;
         if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
         return (v[0] >= 0 && v[0] <= 1) || error_set(e, "reward random=%g: must be a probability", v[0]);
+    case REWARD_MODEL: p->path = n ? xstrndup(text, n) : NULL; return true;
     case REWARD_CHECK:
         if (p->check == VERIFY_COUNTDOWN && n == 3 && !memcmp(text, "all", n)) {
             p->check = VERIFY_COUNTDOWN_ALL;
@@ -244,7 +252,8 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"repetition", REWARD_REPETITION, 0},
                  {"length", REWARD_LENGTH, 0},
                  {"random", REWARD_RANDOM, 0},
-                 {"command", REWARD_COMMAND, 0}};
+                 {"command", REWARD_COMMAND, 0},
+                 {"model", REWARD_MODEL, 0}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(name, kinds[i].name)) {
             p->kind = kinds[i].kind;
@@ -268,7 +277,7 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         return error_set(
             e,
             "reward '%s': unknown, must be verify, exact, numeric, hash, countdown, sort, brackets, regex, "
-            "format, cosine, overlong, repetition, length, random or command",
+            "format, cosine, overlong, repetition, length, random, command or model",
             name);
     at += n;
     n = 0;
@@ -307,10 +316,26 @@ static inline void rewards_close(Rewards *r) {
     if (r->program) reward_command_close(&r->command);
     for (int i = 0; i < r->count; i++) {
         verify_regex_free(&r->part[i].regex);
+        free(r->part[i].path);
         free(r->name[i]);
     }
     free(r->program);
     *r = (Rewards){0};
+}
+
+/* The number of parts that are reward models. */
+static inline int rewards_models(const Rewards *r) {
+    int n = 0;
+    for (int i = 0; i < r->count; i++) n += r->part[i].kind == REWARD_MODEL;
+    return n;
+}
+
+/* Adds a part of weight 1, `model`, for the reward model of a separate option, unless the parts have it. */
+static inline bool rewards_add_model(Rewards *r, Error *e) {
+    const char *spec = "model";
+    for (int i = 0; i < r->count; i++)
+        if (r->part[i].kind == REWARD_MODEL && !r->part[i].path) return true;
+    return reward_add(r, &spec, 1, e);
 }
 
 /* Reads a specification and starts the program `command` (NULL: none). A spec of NULL or "" means `command` if there is
@@ -381,14 +406,14 @@ static inline bool rewards_unknown(const Rewards *r, int k, const RewardInput *i
                      in->task ? in->task : "");
 }
 
-/* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program is
- * taken to score everything. Fails if the record's task is unknown. */
+/* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program
+ * or a reward model is taken to score everything. Fails if the record's task is unknown. */
 static inline bool rewards_scorable(const Rewards *r, const RewardInput *in, bool *scorable, Error *e) {
     *scorable = false;
     for (int k = 0; k < r->count; k++) {
         float value = 0;
-        if (r->part[k].kind != REWARD_COMMAND && !reward_part(r, &r->part[k], in, &value))
-            return rewards_unknown(r, k, in, e);
+        const bool any = r->part[k].kind == REWARD_COMMAND || r->part[k].kind == REWARD_MODEL;
+        if (!any && !reward_part(r, &r->part[k], in, &value)) return rewards_unknown(r, k, in, e);
         *scorable = *scorable || !isnan(value);
     }
     return true;
@@ -398,6 +423,11 @@ static inline bool rewards_scorable(const Rewards *r, const RewardInput *in, boo
  * have a value, NaN if none has. Fails if a task is unknown or the program fails. */
 static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float *parts, float *total, Error *e) {
     for (int k = 0; k < r->count; k++) {
+        if (r->part[k].kind == REWARD_MODEL) {
+            if (!r->score_model) return error_set(e, "reward model: no reward model can be used here");
+            if (!r->score_model(r->context, k, in, n, parts + k, r->count, e)) return false;
+            continue;
+        }
         if (r->part[k].kind == REWARD_COMMAND) {
             if (!reward_command_score(&r->command, in, n, parts + k, r->count, e)) return false;
             continue;

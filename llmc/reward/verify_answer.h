@@ -38,6 +38,8 @@ typedef struct RewardInput {
     bool finished;                      /* ended by its stop token, not by the limit */
     uint64_t id;                        /* id of the sample; key of the random reward */
     const int32_t *ids;                 /* (tokens) the completion's token ids, or NULL */
+    const int32_t *prompt_ids;          /* (prompt_tokens) those of the prompt, for reward models, or NULL */
+    int32_t prompt_tokens;
 } RewardInput;
 
 typedef struct VerifySpan {

@@ -16,6 +16,7 @@
 
 #include "../base/error.h"           /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"              /* Reader, writer_write, Writer, file_slurp, ... */
+#include "../base/json_text.h"       /* json_dump_short */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, Option, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
 #include "../base/text.h"            /* TextBuffer, text_free, text_append, text_clear, ... */
@@ -282,8 +283,7 @@ static inline json_t *inference_prompt_row(const Inference *x, const Record *r) 
 
 /* Writes a JSON object as one line. */
 static inline bool json_line(Writer *w, const json_t *row, Error *e) {
-    char *line = json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17));
-    if (!line) return error_set(e, "%s: a line cannot be written as JSON", w->name);
+    char *line = json_dump_short(row, JSON_COMPACT);
     const bool ok = writer_write(w, line, strlen(line), e) && writer_write(w, "\n", 1, e);
     free(line);
     return ok;

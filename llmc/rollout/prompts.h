@@ -102,7 +102,9 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .max_tokens = max_tokens,
                          .finished = c->finished,
                          .id = id,
-                         .ids = c->tokens};
+                         .ids = c->tokens,
+                         .prompt_ids = prompts_tokens(p, i),
+                         .prompt_tokens = prompts_length(p, i)};
 }
 
 /* The reward input of an empty completion to prompt i. */

@@ -51,12 +51,12 @@
 #include "../model/model.h"          /* Model */
 #include "../model/model_fits.h"     /* FitSide */
 #include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
-#include "../model/transformer.h"    /* ModelOutput, model_forward */
+#include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/cursor.h"       /* Cursor, cursor_free, cursor_new, cursor_next, ... */
 #include "../records/shard.h"        /* shard_open */
-#include "../reward/reward_model.h"  /* RewardModel, reward_model_fits, reward_model_open */
-#include "../reward/rewards.h"       /* REWARDS_MAX, Rewards, rewards_close, rewards_open, ... */
+#include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
+#include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, Prompts, ... */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
@@ -78,8 +78,9 @@ typedef struct Generation {
     const GenerationOptions *o; /* the command line */
     Trainer *t;
     Prompts train, val;
-    Rewards rewards;    /* empty if the trainer scores in another way */
-    RewardModel *judge; /* scores held-out completions; NULL: there is no reward model */
+    Rewards rewards;     /* empty if the trainer scores in another way */
+    RewardModel *models; /* (rewards.count) those of the parts that are reward models */
+    RewardModel *judge;  /* scores held-out completions; NULL: there is no reward model */
     Rollout engine;
     Sampling sampling;
     Batch batch;      /* a micro-batch of completions */
@@ -182,6 +183,42 @@ static inline void generation_open_reward_model(Generation *g, RewardModel *m, c
     trainer_file(t, option, path, m->file.hash);
 }
 
+/* The callback of rewards.h: the scores of part k's model. */
+static inline bool generation_score_model(void *generation, int k, const RewardInput *in, int n, float *scores,
+                                          int stride, Error *e) {
+    Generation *g = (Generation *)generation;
+    RewardModel *m = &g->models[k];
+    RewardItem *item = (RewardItem *)xcalloc((size_t)n + 1, sizeof *item);
+    float *score = (float *)xcalloc((size_t)n + 1, sizeof *score);
+    const int64_t before = m->rows;
+    for (int i = 0; i < n; i++)
+        item[i] = (RewardItem){.prompt = in[i].prompt_ids,
+                               .prompt_len = in[i].prompt_tokens,
+                               .completion = in[i].ids,
+                               .completion_len = in[i].tokens};
+    const bool ok = reward_model_score(m, item, n, score, e);
+    for (int i = 0; ok && i < n; i++) scores[i * stride] = score[i];
+    g->t->flops += model_flops(&m->model.config, (double)(m->rows - before), 0, 0, 1);
+    free(item), free(score);
+    return ok;
+}
+
+/* Opens the reward models among the parts of --reward. path: of --reward-model, or NULL. Call it after
+ * generation_open_prompts(). */
+static inline void generation_open_models(Generation *g, const char *path) {
+    Rewards *r = &g->rewards;
+    if (!rewards_models(r)) return;
+    g->models = (RewardModel *)xcalloc((size_t)r->count, sizeof *g->models);
+    r->score_model = generation_score_model;
+    r->context = g;
+    for (int k = 0; k < r->count; k++) {
+        if (r->part[k].kind != REWARD_MODEL) continue;
+        const char *file = r->part[k].path ? r->part[k].path : path;
+        if (!file) usage_error("--reward model: give its file, as in model=rm.bin, or --reward-model");
+        generation_open_reward_model(g, &g->models[k], r->part[k].path ? r->name[k] : "reward-model", file);
+    }
+}
+
 /* Size of the sampling engine in bytes, for trainer_announce(). */
 static inline size_t generation_bytes(const Generation *g) {
     return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_longest_prompt(g),
@@ -264,6 +301,9 @@ static inline void generation_close(Generation *g) {
     micro_plan_free(&g->plan);
     free(g->cut), free(g->owner), free(g->cost);
     cursor_free(&g->cursor);
+    for (int k = 0; g->models && k < g->rewards.count; k++)
+        if (g->rewards.part[k].kind == REWARD_MODEL) reward_model_close(&g->models[k]);
+    free(g->models);
     rewards_close(&g->rewards);
     rollout_free(&g->engine);
     batch_free(&g->batch);
@@ -306,7 +346,8 @@ static inline void generation_spread(Generation *g, ScoredCompletion *scored, co
     free(all), free(mine);
 }
 
-/* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Collective. */
+/* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Their tokens count as processed
+ * (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
     const int32_t G = (int32_t)g->o->generations;
@@ -326,6 +367,8 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
+    for (int32_t i = 0; i < n * G; i++)
+        g->t->tokens += prompts_length(&g->train, scored[i].prompt) + scored[i].completion.count;
     g->completions = (first + n) * G;
     free(q), free(out);
 }

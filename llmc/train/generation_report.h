@@ -9,7 +9,7 @@
 #define LLMC_TRAIN_GENERATION_REPORT_H
 
 #include "../base/clock.h"           /* clock_seconds */
-#include "../base/error.h"           /* die, Error, xcalloc, xmalloc */
+#include "../base/error.h"           /* die, Error, xcalloc, PLURAL, ... */
 #include "../base/random.h"          /* RANDOM_EVAL */
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
@@ -22,6 +22,7 @@
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_free, ... */
 #include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation.h"              /* Generation */
+#include "trainer.h"                 /* TrainerPause, trainer_go_on, trainer_pause */
 
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
@@ -32,8 +33,9 @@ static inline void generation_check_evaluation(const Generation *g) {
             g->o->val);
 }
 
-/* Evaluates the model on held-out prompts, by their verifiers and by the reward model; logs the results and prints a line. when: a name for this point of the run,
- * or NULL for the number of the step. Collective. */
+/* Evaluates the model on held-out prompts, by their verifiers and by the reward model; logs the results and prints a
+ * line. It does not count as part of the step. when: a name for this point of the run, or NULL for the number of the
+ * step. Collective. */
 static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     char step[32];
@@ -42,7 +44,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Rewards *rewards = !g->judge && g->rewards.count && !evaluation_verifiable(&g->val) ? &g->rewards : NULL;
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
-    const double start = clock_seconds();
+    const TrainerPause pause = trainer_pause(g->t);
     const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
@@ -74,8 +76,9 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
         metrics_set(m, key, v.pass[k]);
         snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
     }
-    metrics_line(m, "eval  %s%s | %lld prompts | %.1f s", when ? when : step, line, (long long)count,
-                 clock_seconds() - start);
+    metrics_summary(m, "eval  %s%s | %lld prompt%s | %.1f s", when ? when : step, line, (long long)count, PLURAL(count),
+                    clock_seconds() - pause.start);
+    trainer_go_on(g->t, pause);
     return v;
 }
 

@@ -36,7 +36,7 @@
 #include "../report/metrics.h"         /* metrics_set, Metrics */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_preference, ... */
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
-#include "../rollout/prompts.h"        /* Prompts, prompts_item, prompts_length, prompts_request, ... */
+#include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_item, prompts_request, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
 #include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
@@ -159,6 +159,7 @@ static inline void online_open_prompts(OnlinePairs *p) {
         generation_open_reward_model(&p->g, &p->judge, "reward-model", p->o->reward_model);
         p->g.judge = &p->judge;
     }
+    generation_open_models(&p->g, NULL);
     generation_check_evaluation(&p->g);
 }
 
@@ -190,6 +191,8 @@ static inline void online_draw_second(OnlinePairs *p) {
         q[i] = prompts_request(&g->train, prompt, 1, p->second[i].id, &p->second[i].completion);
     }
     if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
+    for (int32_t i = 0; i < p->count; i++)
+        g->t->tokens += prompts_length(&g->train, p->second[i].prompt) + p->second[i].completion.count;
     free(q);
 }
 
@@ -288,9 +291,9 @@ static inline OnlineSummary online_summary(const OnlinePairs *p) {
     }
     s.ended /= 2 * p->count;
     s.length /= 2 * p->count;
-    s.score /= 2 * fmax(s.pairs, 1);
-    s.margin /= fmax(s.pairs, 1);
-    s.probability /= fmax(s.pairs, 1);
+    s.score /= 2 * s.pairs; /* NaN without a pair */
+    s.margin /= s.pairs;
+    s.probability /= s.pairs;
     return s;
 }
 
@@ -300,7 +303,7 @@ static inline void online_log(OnlinePairs *p, const OnlineSummary *w, const Pref
                               const PreferenceStats *s) {
     Metrics *m = &p->g.t->metrics;
     const bool nash = p->kind == ONLINE_NASH_MD;
-    const double completions = (nash ? 1 : 2) * fmax(s->pairs, 1);
+    const double completions = (nash ? 1 : 2) * s->pairs;
     const double kl = (s->chosen_ratio + (nash ? 0 : s->rejected_ratio)) / completions;
     metrics_set(m, "objective/scores", w->score);
     metrics_set(m, "objective/scores_margin", w->margin);
@@ -311,7 +314,7 @@ static inline void online_log(OnlinePairs *p, const OnlineSummary *w, const Pref
     metrics_set(m, "val/contain_eos_token", w->ended);
     metrics_set(m, "beta", c->beta);
     if (nash) metrics_set(m, "rewards/probabilities", w->probability);
-    metrics_set(m, "ties", (double)w->ties / fmax(w->pairs, 1));
+    metrics_set(m, "ties", (double)w->ties / w->pairs);
     generation_log(&p->g);
 }
 

@@ -18,7 +18,7 @@
 
 #include "../base/clock.h"              /* clock_seconds */
 #include "../base/error.h"              /* die, usage_error, xmalloc, Error */
-#include "../base/options.h"            /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_INT, ... */
+#include "../base/options.h"            /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, Option */
 #include "../model/batch.h"             /* Batch */
 #include "../model/micro_plan.h"        /* MicroPlan */
 #include "../model/model.h"             /* Model, model_sync */
@@ -28,18 +28,17 @@
 #include "../records/completion_set.h"  /* CompletionSet, CompletionSlice, completion_set_add, ... */
 #include "../records/preference_data.h" /* PreferenceData, preference_data_positions */
 #include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
-#include "reference.h"                  /* Reference, reference_close, reference_open, reference_base, ... */
+#include "reference.h"                  /* Reference, reference_close, reference_open, REFERENCE_SYNC_OPTIONS, ... */
 #include "trainer.h"                    /* Trainer, trainer_agree, trainer_count_flops */
 
 typedef struct PreferenceReferenceOptions {
     const char *reference, *ref_logps;
-    bool none, precompute, sync;
-    double sync_alpha;
-    int64_t sync_steps;
+    bool none, precompute;
+    ReferenceSync sync;
 } PreferenceReferenceOptions;
 
 static inline PreferenceReferenceOptions preference_reference_options(void) {
-    return (PreferenceReferenceOptions){.sync_alpha = 0.6, .sync_steps = 512};
+    return (PreferenceReferenceOptions){.sync = reference_sync_options()};
 }
 
 // clang-format off
@@ -52,35 +51,24 @@ static inline PreferenceReferenceOptions preference_reference_options(void) {
                 "compute the reference's log-probabilities once, then free it"),                                       \
     OPTION_TEXT("ref-log-probs",            0, &(o).ref_logps,      "FILE",                                            \
                 "precompute them into this file, or read them from it if it exists"),                                  \
-    OPTION_FLAG("sync-ref-model",           0, &(o).sync,                                                              \
-                "TR-DPO: move the reference towards the policy during training"),                                      \
-    OPTION_REAL("ref-model-mixup-alpha",    0, &(o).sync_alpha,     0, 1,                                              \
-                "reference = alpha policy + (1 - alpha) reference"),                                                   \
-    OPTION_INT ("ref-model-sync-steps",     0, &(o).sync_steps,     1, 1e9, "update the reference every N steps")
+    REFERENCE_SYNC_OPTIONS((o).sync)
 // clang-format on
 
 /* Rejects options that contradict each other. needs: the loss uses a reference; unpaired: it is kto or its variant;
  * adapters: only adapters are trained; table: all options. */
 static inline void preference_reference_check(PreferenceReferenceOptions *o, bool needs, bool unpaired, bool adapters,
                                               const Option *table) {
-    const OptionUse use[] = {
-        {&o->sync_alpha, o->sync, "used only with --sync-ref-model"},
-        {&o->sync_steps, o->sync, "used only with --sync-ref-model"},
-    };
-    options_refuse_unused(table, use, sizeof use / sizeof *use);
     if (o->ref_logps) o->precompute = true;
     if (o->none && unpaired) usage_error("--reference-free: kto needs a reference");
-    if ((o->none || !needs) && (o->precompute || o->reference || o->sync))
+    if ((o->none || !needs) && (o->precompute || o->reference || o->sync.on))
         usage_error("%s: no reference is used%s",
                     o->reference ? "--reference"
-                    : o->sync    ? "--sync-ref-model"
+                    : o->sync.on ? "--sync-ref-model"
                                  : "--precompute-ref-log-probs",
                     o->none ? " with --reference-free" : " by --loss-type");
     if (o->none && !needs) usage_error("--reference-free: no reference is used by --loss-type");
-    if (o->sync && adapters)
-        usage_error(
-            "--sync-ref-model: cannot be combined with --lora-rank; the reference is the base, which is not trained");
-    if (o->sync && o->precompute) usage_error("--sync-ref-model: cannot be used with --precompute-ref-log-probs");
+    reference_sync_check(&o->sync, adapters, table);
+    if (o->sync.on && o->precompute) usage_error("--sync-ref-model: cannot be used with --precompute-ref-log-probs");
     if (o->ref_logps && !strcmp(o->ref_logps, "-")) usage_error("--ref-log-probs: must be a file");
 }
 
@@ -216,7 +204,7 @@ static inline void preference_reference_open(PreferenceReference *r, Trainer *t,
     const PreferenceReferenceOptions *o = r->o;
     r->kind = o->precompute ? REFERENCE_TABLE : REFERENCE_LIVE;
     if (o->precompute) preference_reference_precompute(t, work, b, shared, o->reference, o->ref_logps, data, count);
-    else if (o->sync) reference_open_following(&r->live, t, o->reference, b->rows_max, longest, "--sync-ref-model");
+    else if (o->sync.on) reference_open_following(&r->live, t, o->reference, b->rows_max, longest, "--sync-ref-model");
     else reference_open(&r->live, t, o->reference, b->rows_max, longest, "--loss-type");
 }
 
@@ -229,9 +217,7 @@ static inline void preference_reference_run(PreferenceReference *r, Batch *b, co
 }
 
 /* --sync-ref-model: moves the reference towards the policy if an update is due. Call it after each optimizer step. */
-static inline void preference_reference_sync(PreferenceReference *r) {
-    if (r->o->sync && r->live.t->step % r->o->sync_steps == 0) reference_follow(&r->live, r->o->sync_alpha);
-}
+static inline void preference_reference_sync(PreferenceReference *r) { reference_sync(&r->live, &r->o->sync); }
 
 static inline void preference_reference_close(PreferenceReference *r) {
     if (r->kind == REFERENCE_LIVE) reference_close(&r->live);

@@ -42,10 +42,11 @@ static inline void preference_report(Metrics *m, const char *prefix, const Prefe
     metrics_set(m, name, s->right / s->chosen_tokens);
 }
 
-/* The fraction of pairs whose chosen completion has the higher reward. For kto, which has no pairs: the reward margin,
- * the mean reward of the good completions minus that of the bad ones. */
+/* The fraction of pairs whose chosen completion has the higher reward; equal rewards count half. For kto, which has no
+ * pairs: the reward margin, the mean reward of the good completions minus that of the bad ones. NaN if either has no
+ * completion. */
 static inline double preference_headline(const PreferenceOptions *o, const PreferenceTotals *s) {
-    if (!o->unpaired) return s->pair.right / fmax(s->pair.pairs, 1);
+    if (!o->unpaired) return s->pair.right / s->pair.pairs;
     return s->kto.reward[1] / s->kto.count[1] - s->kto.reward[0] / s->kto.count[0];
 }
 
@@ -54,7 +55,7 @@ static inline void preference_headline_text(char text[64], const PreferenceOptio
     if (o->unpaired) snprintf(text, 64, "margin %7.3f | kl %.3f", preference_headline(o, s), z);
     else
         snprintf(text, 64, "accuracy %5.1f%% | margin %7.3f", 100 * preference_headline(o, s),
-                 (s->pair.chosen - s->pair.rejected) / fmax(s->pair.pairs, 1));
+                 (s->pair.chosen - s->pair.rejected) / s->pair.pairs);
 }
 
 #endif

@@ -38,7 +38,7 @@ typedef struct Pretraining {
     int32_t window;         /* tokens */
     int64_t position;       /* position of the first token of the next step */
     double loss;            /* nats per token, of the last step */
-    int64_t targets;        /* number of targets of this step, on all ranks */
+    int64_t targets, read;  /* number of targets and of tokens of this step, on all ranks */
     MicroPlan plan;         /* of this rank's windows in this step */
     PretrainingWindow *own; /* (windows of a step) those of this rank */
     int32_t *tokens;        /* (window) */
@@ -79,6 +79,7 @@ static inline int64_t pretraining_plan(Pretraining *p, const Trainer *t, const B
     const TokenShard *s = &p->shard;
     int32_t own = 0;
     p->targets = N;
+    p->read = 0;
     micro_plan_begin(&p->plan, b, 0);
     for (int64_t left = N, window = 0; left > 0; window++) {
         if (s->count - p->position < 2) p->position = 0;
@@ -89,6 +90,7 @@ static inline int64_t pretraining_plan(Pretraining *p, const Trainer *t, const B
             p->own[own++] = (PretrainingWindow){p->position, (int32_t)n};
             micro_plan_add(&p->plan, (BatchSize){n, n - 1, 1});
         }
+        p->read += n;
         left -= n - 1;
         p->position += n - 1;
     }
@@ -115,8 +117,9 @@ static inline double pretraining_loss(Pretraining *p, Trainer *t, const Workspac
         model_forward_backward(&t->model, w, b, 1.0f, p->dlogp, &(ModelOutput){.logp = p->logp});
         for (int32_t i = 0; i < b->targets; i++) sum -= p->logp[i];
         trainer_count_flops(t, &t->model, b, 3);
-        t->tokens += b->rows;
     }
+    t->tokens += p->read;
+    t->trained += p->targets;
     p->loss = dist_total(&t->dist, sum) / N;
     return coef * p->loss;
 }

@@ -8,8 +8,9 @@
  * weights serves both, and a resumed run need not name it. If a run continues from --adapter, the reference is the base
  * with these adapters, and has weights of its own.
  *
- * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy. Such a reference is written next to every
- * training state (companion.h), from which a resumed run continues.
+ * TR-DPO (Gorbatovski et al. 2024, 2404.09656) moves it towards the policy every few steps, and ProRL (Liu et al. 2025,
+ * 2505.24864) makes the policy the reference and restarts the optimizer, so that a long run is not held at its
+ * beginning. Such a reference is written next to every training state (companion.h), from which a resumed run goes on.
  *
  *     Reference r;
  *     if (beta > 0) reference_open(&r, &trainer, path, rows, longest, "--beta is not 0");
@@ -20,15 +21,50 @@
 #define LLMC_TRAIN_REFERENCE_H
 
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
+#include "../base/options.h"     /* OPTION_FLAG, OPTION_INT, OPTION_REAL, Option, ... */
+#include "../model/config.h"     /* ModelConfig */
 #include "../model/config.h"     /* ModelConfig */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
 #include "../model/model_file.h" /* MODEL_FLOAT32, model_load_as, model_save */
 #include "../model/model_fits.h" /* FitSide, fit_model, model_fits_policy */
 #include "../model/model_load.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free */
+#include "../model/optimizer.h"  /* optimizer_reset */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
 #include "trainer.h"             /* Trainer, trainer_agree, trainer_fits, trainer_side */
+
+/* How a reference follows the policy. */
+typedef struct ReferenceSync {
+    bool on; /* every `steps` steps: ref = alpha pi + (1 - alpha) ref */
+    double alpha;
+    int64_t steps, reset; /* reset: every so many steps ref = pi, with a new optimizer state; 0: never */
+} ReferenceSync;
+
+/* TRL's defaults. */
+static inline ReferenceSync reference_sync_options(void) { return (ReferenceSync){.alpha = 0.6, .steps = 512}; }
+
+// clang-format off
+#define REFERENCE_SYNC_OPTIONS(o)                                                                                      \
+    OPTION_FLAG("sync-ref-model",           0, &(o).on,                                                                \
+                "TR-DPO: move the reference towards the policy during training"),                                      \
+    OPTION_REAL("ref-model-mixup-alpha",    0, &(o).alpha,          0, 1,                                              \
+                "reference = alpha policy + (1 - alpha) reference"),                                                   \
+    OPTION_INT ("ref-model-sync-steps",     0, &(o).steps,          1, 1e9, "update the reference every N steps")
+// clang-format on
+
+/* Rejects options that contradict each other or have no effect. adapters: only adapters are trained; table: all
+ * options. */
+static inline void reference_sync_check(const ReferenceSync *o, bool adapters, const Option *table) {
+    const OptionUse use[] = {
+        {&o->alpha, o->on, "used only with --sync-ref-model"},
+        {&o->steps, o->on, "used only with --sync-ref-model"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
+    if ((o->on || o->reset) && adapters)
+        usage_error("%s: cannot be combined with --lora-rank; the reference is the base, which is not trained",
+                    o->on ? "--sync-ref-model" : "--ref-reset-steps");
+}
 
 typedef struct Reference {
     Trainer *t;
@@ -147,6 +183,16 @@ static inline void reference_follow(Reference *r, double alpha) {
         model_upload(&r->model, ref.at, ref.host, ref.n);
     }
     free(pi);
+}
+
+/* Moves the reference if an update is due. Call it after each optimizer step. */
+static inline void reference_sync(Reference *r, const ReferenceSync *o) {
+    if (!o->on && !o->reset) return; /* there may be no model */
+    const int64_t step = r->t->step;
+    if (o->on && step % o->steps == 0) reference_follow(r, o->alpha);
+    if (!o->reset || step % o->reset) return;
+    reference_follow(r, 1);
+    optimizer_reset(&r->t->optimizer, &r->t->model);
 }
 
 #endif

@@ -8,6 +8,7 @@
  *     trainer_schedule()     sets the length of the run
  *     trainer_begin_step()   starts the clock of a step
  *     trainer_update()       one optimizer step: schedule, clipping, check for NaN
+ *     trainer_pause()        stops that clock during validation, until trainer_go_on()
  *     trainer_log()          prints one line and writes one record per step
  *     trainer_should_stop()  writes the training state when it is due, or when a signal asks the run to stop
  *     trainer_close()        writes the model and frees everything
@@ -79,23 +80,24 @@ typedef struct Trainer {
     ModelText text;
     Schedule schedule;
     Metrics metrics;
-    json_t *state;       /* the trainer's counters, saved and resumed */
-    int64_t step;        /* optimizer steps, including skipped ones */
-    int64_t bad_steps;   /* steps skipped for NaN or infinity */
-    int64_t tokens;      /* tokens trained on so far */
-    double flops;        /* FLOPs of this step */
-    double peak;         /* measured, FLOP/s */
+    json_t *state;     /* the trainer's counters, saved and resumed */
+    int64_t step;      /* optimizer steps, including skipped ones */
+    int64_t bad_steps; /* steps skipped for NaN or infinity */
+    int64_t tokens;  /* TRL's num_tokens: tokens of prompts and completions so far, each prompt with each completion */
+    int64_t trained; /* tokens with a loss so far, over all passes */
+    double flops;    /* FLOPs of this step */
+    double peak;     /* measured, FLOP/s */
     double nominal_peak; /* vendor figure, FLOP/s; 0 if unknown */
     size_t predicted;    /* bytes */
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate;  /* learning rate of the last step */
-    Companion companion;   /* a second model that is saved with every state; unused unless the trainer sets it */
-    bool intact;           /* the weights are those of the counters in `state`, so that a state can be written */
-    int64_t intact_tokens; /* `tokens` at that time */
-    Error broken;          /* the failure that ends the run at the next trainer_should_stop(); "" until then */
-    bool written;          /* the outputs are written */
+    double learning_rate; /* learning rate of the last step */
+    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
+    bool intact;          /* the weights are those of the counters in `state`, so that a state can be written */
+    int64_t intact_tokens, intact_trained; /* `tokens` and `trained` at that time */
+    Error broken; /* the failure that ends the run at the next trainer_should_stop(); "" until then */
+    bool written; /* the outputs are written */
 } Trainer;
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
@@ -343,9 +345,11 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     t->step = state_int(s, "step");
     t->bad_steps = state_int(s, "bad_steps");
     t->tokens = state_int(s, "tokens");
+    t->trained = state_int(s, "trained_tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
     t->intact = true;
     t->intact_tokens = t->tokens;
+    t->intact_trained = t->trained;
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
         die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
@@ -510,8 +514,9 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
         option_value(o, text, sizeof text);
         metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
     }
-    snprintf(text, sizeof text, "%d layers, %d heads, width %d, vocabulary %d, context %d: %.3g M parameters",
-             c->layers, c->heads, c->width, c->vocab, c->context, (double)t->model.parameters * 1e-6);
+    snprintf(text, sizeof text, "%d layer%s, %d head%s, width %d, vocabulary %d, context %d: %.3g M parameters",
+             c->layers, PLURAL(c->layers), c->heads, PLURAL(c->heads), c->width, c->vocab, c->context,
+             (double)t->model.parameters * 1e-6);
     metrics_line(&t->metrics, "model   %s", text);
     metrics_header(&t->metrics, text);
     metrics_line(&t->metrics,
@@ -520,8 +525,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
                  program_bytes(h, more), program_bytes(i, t->predicted));
     char ranks[32] = "";
     if (t->dist.ranks > 1) snprintf(ranks, sizeof ranks, "%d ranks of ", t->dist.ranks);
-    snprintf(text, sizeof text, "%s, %s%d threads, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
-             t->o->dtype ? "bf16" : "float32", t->peak * 1e-9);
+    snprintf(text, sizeof text, "%s, %s%d thread%s, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
+             PLURAL(omp_get_max_threads()), t->o->dtype ? "bf16" : "float32", t->peak * 1e-9);
     metrics_line(&t->metrics, "device  %s", text);
     metrics_header(&t->metrics, text);
     trainer_lineage(t, table);
@@ -567,6 +572,19 @@ static inline void trainer_begin_step(Trainer *t) {
     t->flops = 0;
 }
 
+/* Time and FLOPs of a step that are not its own: validation, samples. */
+typedef struct TrainerPause {
+    double start, flops;
+} TrainerPause;
+
+/* Stops the clock of the step until trainer_go_on(). */
+static inline TrainerPause trainer_pause(const Trainer *t) { return (TrainerPause){clock_seconds(), t->flops}; }
+
+static inline void trainer_go_on(Trainer *t, TrainerPause p) {
+    t->step_start += clock_seconds() - p.start;
+    t->flops = p.flops;
+}
+
 /* One optimizer step with the gradients accumulated on all ranks. loss: the sum over all ranks. If the loss or the
  * gradient is not finite, the step is skipped and counted; too many skipped steps end the run. Collective. */
 static inline void trainer_update(Trainer *t, double loss) {
@@ -605,6 +623,8 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    metrics_drop_nan(text);
+    if (isnan(loss)) loss = NAN; /* without a sign */
     const double flops = dist_total(&t->dist, t->flops);
     const double seconds = clock_seconds() - t->step_start, speed = flops / seconds;
     if (speed > t->peak) t->peak = speed; /* the machine was slower while the peak was measured */
@@ -614,6 +634,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_set(m, "grad_norm", t->update.grad_norm);
     metrics_set(m, "learning_rate", t->learning_rate);
     metrics_set(m, "num_tokens", (double)t->tokens);
+    metrics_set(m, "num_trained_tokens", (double)t->trained);
     metrics_set(m, "step_time", seconds);
     metrics_set(m, "perf/share_of_peak", peak);
     char mfu[24] = "";
@@ -625,9 +646,9 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     const bool last = t->step == t->steps;
     if (!t->broken.text[0] && !metrics_step(m, t->step, &e)) trainer_later(t, &e);
     if (last || (!t->o->quiet && t->step % t->o->logging_steps == 0))
-        metrics_notice(m, "step %5lld/%lld | loss %8.4f | %s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
-                       (long long)t->step, (long long)t->steps, loss, text, t->update.grad_norm, t->learning_rate,
-                       1e3 * seconds, 100 * peak, mfu);
+        metrics_notice(m, "step %5lld/%lld | loss %8.4f%s%s | norm %.3f | lr %.2e | %.0f ms | %.0f%% of peak%s",
+                       (long long)t->step, (long long)t->steps, loss, text[0] ? " | " : "", text, t->update.grad_norm,
+                       t->learning_rate, 1e3 * seconds, 100 * peak, mfu);
     metrics_progress(m, t->step, t->steps, text);
 }
 
@@ -637,6 +658,7 @@ static inline void trainer_set_counters(Trainer *t) {
     json_object_set_new(t->state, "step", json_integer(t->step));
     json_object_set_new(t->state, "bad_steps", json_integer(t->bad_steps));
     json_object_set_new(t->state, "tokens", json_integer(t->intact_tokens));
+    json_object_set_new(t->state, "trained_tokens", json_integer(t->intact_trained));
     json_object_set_new(t->state, "optimizer_step", json_integer(t->optimizer.step));
 }
 
@@ -690,6 +712,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     const int64_t every = t->o->save_steps;
     t->intact = true;
     t->intact_tokens = t->tokens;
+    t->intact_trained = t->trained;
     trainer_require(t, !t->broken.text[0], &t->broken);
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t->o);
