@@ -236,7 +236,7 @@ static void bad_data(void **state) {
     assert_holds(said, "a different shard");
     sh(DPO "-x 4 -o $T/a.bin --state $T/mid.state --save-steps 2 --precompute-ref-log-probs --reference $T/sft.bin");
     run(1, DPO "-x 4 -o $T/b.bin --resume $T/mid.state --precompute-ref-log-probs --reference $T/other.bin");
-    assert_holds(said, "the reference is not the one that the run began with");
+    assert_holds(said, "it is not the reference that the run began with");
 }
 
 int main(void) {
