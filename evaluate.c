@@ -25,7 +25,7 @@
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
-#include "llmc/base/io.h"                  /* magic_name, MAGIC_RECORDS, MAGIC_TOKENS, Reader, ... */
+#include "llmc/base/io.h"                  /* magic_name, MAGIC_RECORDS, Writer, writer_abort, ... */
 #include "llmc/base/json_text.h"           /* json_dump_short */
 #include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
@@ -40,7 +40,7 @@
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
-#include "llmc/records/tokens.h"           /* TokenShard, tokens_close, tokens_read */
+#include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
@@ -244,14 +244,13 @@ static void token_loss(Work *w, Loss *l, const TokenShard *t, int64_t windows, i
     int32_t *ids = (int32_t *)xmalloc((size_t)T * sizeof *ids);
     const double start = clock_seconds();
     for (int64_t i = 0; i < windows && !program_stopping(); i++) {
-        const uint16_t *from = t->tokens + i * T;
-        const int64_t left = t->count - 1 - i * T;
+        const int64_t from = i * T, left = t->count - 1 - from;
         const int32_t n = left < T ? (int32_t)left : T;
-        for (int32_t k = 0; k < n; k++) ids[k] = from[k];
+        for (int32_t k = 0; k < n; k++) ids[k] = token_at(t, from + k);
         make_room(w, l, n, n);
         const int32_t before = w->batch.targets, row = w->batch.rows;
         batch_segment(&w->batch, ids, n, 0, -1);
-        for (int32_t k = 0; k < n; k++) batch_target(&w->batch, row + k, from[k + 1]);
+        for (int32_t k = 0; k < n; k++) batch_target(&w->batch, row + k, token_at(t, from + k + 1));
         end_unit(w, l, before);
         if (!before) progress(i + 1, windows + 1, "windows", start);
     }
@@ -287,7 +286,7 @@ static void report_loss(const Loss *l, const char *units, double seconds) {
 }
 
 /* Evaluates the loss on a chat shard, or on a token shard if chat is NULL. */
-static void evaluate_loss(const DataFile *f, const Shard *chat) {
+static void evaluate_loss(DataFile *f, const Shard *chat) {
     Error e;
     Work w;
     Loss l;
@@ -298,9 +297,7 @@ static void evaluate_loss(const DataFile *f, const Shard *chat) {
     if (chat) {
         units = chat->count;
     } else {
-        Reader r;
-        if (!data_file_reader(f, &r, &e) || !tokens_read(&t, &r, model.model.config.vocab, &e)) die("%s", e.text);
-        reader_close(&r);
+        if (!tokens_read(&t, &f->in, model.model.config.vocab, &e)) die("%s", e.text);
         units = t.count > 1 ? (t.count - 1 + T - 1) / T : 0;
     }
     if (!units) die("%s: the shard is empty", f->name);
@@ -733,12 +730,12 @@ int main(int argc, char **argv) {
     Shard shard = {0};
     if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
     const bool records = file.magic == MAGIC_RECORDS;
-    if (!records && file.magic != MAGIC_TOKENS)
+    if (!data_file_is_shard(&file))
         die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", file.name,
             magic_name(file.magic) ? magic_name(file.magic)
             : file.n               ? "not a shard"
                                    : "an empty file");
-    if (records && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
+    if (records && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
     const char *kind = records ? record_kind_name(shard.kind) : "tokens";
     const bool scored = records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT;
     check_kind(&shard, kind, scored);

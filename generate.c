@@ -625,7 +625,7 @@ int main(int argc, char **argv) {
     program_start();
     const double start = clock_seconds();
 
-    DataFile file = {0};
+    DataFile file = {.in.fd = -1};
     Shard shard = {0};
     bool is_shard = false;
     if (o.input) {
@@ -633,7 +633,7 @@ int main(int argc, char **argv) {
         is_shard = file.magic == MAGIC_RECORDS;
         if (!is_shard && magic_name(file.magic))
             die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, magic_name(file.magic));
-        if (is_shard && !data_file_shard(&file, &shard, &e)) die("%s", e.text);
+        if (is_shard && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
         if (is_shard && (o.system || o.raw))
             usage_error("--system and --raw: cannot be used with a shard, whose prompts are already tokens");
     }

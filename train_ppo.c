@@ -53,7 +53,7 @@
 #include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
-#include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_hash, ... */
+#include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
@@ -764,7 +764,7 @@ static void open_run(Run *r) {
                                                (ModelDtype)o.t.output_dtype, &e))
         die("%s", e.text);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
-    if (o.ptx) trainer_file(t, "ptx", o.ptx, pretraining_hash(&r->ptx));
+    if (o.ptx) trainer_file(t, "ptx", o.ptx, r->ptx.shard.hash);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
     trainer_announce(t, options, g->rows, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);

@@ -15,7 +15,6 @@
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
 #include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
-#include "llmc/base/io.h"               /* XXH3_64bits */
 #include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
@@ -462,7 +461,7 @@ int main(int argc, char **argv) {
         if (rows > longest) longest = rows;
         if (all[i]->count > most) most = all[i]->count;
     }
-    if (own) trainer_file(t, "normalize", o.normalize, XXH3_64bits(third.shard->payload, third.shard->payload_bytes));
+    if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)

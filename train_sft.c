@@ -80,7 +80,8 @@ static const OptionAbout about = {
     "  ./train_sft -c base.bin -i chat.shard -o - | ./train_grpo -c - -i tasks.shard -o grpo.bin"};
 
 static int32_t record_length(const Shard *s, int64_t i) {
-    return (int64_t)s->index[i].tokens < o.max_length ? (int32_t)s->index[i].tokens : (int32_t)o.max_length;
+    const int64_t length = shard_length(s, i);
+    return (int32_t)(length < o.max_length ? length : o.max_length);
 }
 
 /* Takes the records of the next step: enough for --batch-tokens, but no more than the run has left. Returns their
@@ -129,7 +130,7 @@ static void check_data(const Shard *s, int32_t stop) {
     int64_t empty = 0, cut = 0, endless = 0, cut_empty = 0;
     for (int64_t i = 0; i < s->count; i++) {
         const int32_t targets = read_record(s, i, &r);
-        const bool is_cut = (int64_t)s->index[i].tokens > o.max_length;
+        const bool is_cut = shard_length(s, i) > o.max_length;
         empty += !targets;
         cut += is_cut;
         cut_empty += is_cut && !targets;

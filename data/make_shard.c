@@ -5,16 +5,16 @@
  * and reported at the end.
  */
 #include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
-#include "../llmc/base/io.h"              /* XXH3_64bits_withSeed */
+#include "../llmc/base/io.h"              /* XXH3_64bits, XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_error, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
 #include "../llmc/base/text.h"            /* text_clear, TextBuffer, TokenList, text_append, ... */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
-#include "../llmc/records/tokens.h"       /* tokens_write */
+#include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
 #include "../llmc/text/chat.h"            /* chat_template_parse, chat_add_specials, chat_stop_token */
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_store, tokenizer_token */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
@@ -170,12 +170,7 @@ static void open_sides(void) {
     sides[0].path = o.output;
     sides[1].path = o.val_output;
     for (int i = 0; i < 2; i++) sides[i].fresh = sides[i].path && access(sides[i].path, F_OK);
-    if (rows.kind == ROW_TEXT) {
-        if (rows.tokenizer.vocab > 65536)
-            die("%s: a token shard stores 16-bit ids, but the tokenizer has %d tokens", o.tokenizer,
-                rows.tokenizer.vocab);
-        return;
-    }
+    if (rows.kind == ROW_TEXT) return;
     if (!tokenizer_store(&rows.tokenizer, &blob, &n, &e)) die("%s", e.text);
     hold_signals(true);
     for (int i = 0; i < 2; i++) {
@@ -215,11 +210,13 @@ static void add_record(Side *side) {
 }
 
 static bool write_text(const Side *side, Error *e) {
-    uint16_t *tokens = xmalloc((size_t)side->text.count * sizeof *tokens);
-    for (int32_t i = 0; i < side->text.count; i++) tokens[i] = (uint16_t)side->text.ids[i];
-    const bool ok = tokens_write(side->path, tokens, (size_t)side->text.count, e);
-    free(tokens);
-    return ok;
+    const Tokenizer *t = &rows.tokenizer;
+    void *blob;
+    size_t n;
+    if (!tokenizer_store(t, &blob, &n, e)) return false;
+    const TokenMeaning meaning = {t->vocab, t->add_bos ? t->bos : t->eos, XXH3_64bits(blob, n)};
+    free(blob);
+    return tokens_write(side->path, side->text.ids, (size_t)side->text.count, meaning, e);
 }
 
 static void commit(void) {

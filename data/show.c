@@ -16,7 +16,7 @@
 #include "../llmc/model/safetensors.h"     /* SAFETENSORS_HEADER_MAX, SafeTensor, Safetensors, ... */
 #include "../llmc/model/tensors.h"         /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
-#include "../llmc/records/tokens.h"        /* TokenShard, tokens_close, tokens_read */
+#include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
 #include "../llmc/text/tokenizer.h"        /* tokenizer_decode, tokenizer_free, Tokenizer, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
@@ -459,7 +459,9 @@ static void show_shard(Reader *in) {
 /* Returns the end of the document that begins at token i: the position of the next end-of-text token. */
 static int64_t document_end(const TokenShard *t, int64_t i) {
     int64_t end = i + 1;
-    while (end < t->count && !(has_tokenizer && t->tokens[end] == tokenizer.eos)) end++;
+    while (end < t->count && !((has_tokenizer || t->meaning.vocab) &&
+                               token_at(t, end) == (t->meaning.vocab ? t->meaning.start : tokenizer.eos)))
+        end++;
     return end;
 }
 
@@ -470,14 +472,15 @@ static void show_tokens(Reader *in) {
     use_tokenizer(NULL, 0, in->name);
     if (!o.json) {
         print_title("%s: token shard", in->name);
-        int32_t highest = 0;
-        for (int64_t i = 0; i < t.count; i++) highest = t.tokens[i] > highest ? t.tokens[i] : highest;
-        printf("tokens: %lld, highest id: %d\n", (long long)t.count, highest);
+        printf("tokens: %lld, highest id: %d", (long long)t.count, t.count ? t.highest : 0);
+        if (t.meaning.vocab)
+            printf(", vocabulary: %d, documents begin with token %d", t.meaning.vocab, t.meaning.start);
+        putchar('\n');
         print_tokenizer();
     }
     int32_t *ids = xmalloc((size_t)(t.count + 1) * sizeof *ids),
             *lengths = xmalloc((size_t)(t.count + 1) * sizeof *ids);
-    for (int64_t i = 0; i < t.count; i++) ids[i] = t.tokens[i];
+    for (int64_t i = 0; i < t.count; i++) ids[i] = token_at(&t, i);
     int64_t documents = 0;
     for (int64_t i = 0, end; i < t.count; i = end, documents++) {
         end = document_end(&t, i);
@@ -683,7 +686,7 @@ int main(int argc, char **argv) {
     }
     if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
     if (magic == MAGIC_RECORDS) show_shard(&in);
-    else if (magic == MAGIC_TOKENS) show_tokens(&in);
+    else if (tokens_magic(magic)) show_tokens(&in);
     else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
     else
         die("%s: magic number is %d, expected that of a record shard, a token shard or a checkpoint%s%s", path, magic,

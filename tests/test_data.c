@@ -9,7 +9,7 @@
 #include "../llmc/model/config.h"     /* ModelConfig, gpt2_config */
 #include "../llmc/model/tensors.h"    /* gpt2_file_elements */
 #include "../llmc/records/shard.h"    /* shard_close, RECORD_CHAT, Shard, RECORD_PREFERENCE, ... */
-#include "../llmc/records/tokens.h"   /* TokenShard, tokens_close, tokens_open */
+#include "../llmc/records/tokens.h"   /* TokenShard, token_at, tokens_close, tokens_open */
 #include "../llmc/text/tokenizer.h"   /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free, ... */
 #include "files.h"                    /* files_path, files_count, files_put, files_assert_content, ... */
 #include "shards.h"                   /* refused, open_shard, assert_record */
@@ -396,7 +396,7 @@ static void assert_tokens(const char *name, const char *want) {
     TextBuffer text = {0};
     if (!tokens_open(&t, files_path(name), 260, &e)) fail_msg("%s", e.text);
     text_clear(&text);
-    for (int64_t i = 0; i < t.count; i++) tokenizer_decode(&bytes, (const int32_t[]){t.tokens[i]}, 1, true, &text);
+    for (int64_t i = 0; i < t.count; i++) tokenizer_decode(&bytes, (const int32_t[]){token_at(&t, i)}, 1, true, &text);
     assert_string_equal(text.text, want);
     text_free(&text);
     tokens_close(&t);
@@ -688,7 +688,9 @@ static void test_show(void **state) {
 
     put("c.txt", "one\ntwo\n");
     run(0, "data/make_shard -i $T/c.txt -o $T/c.bin --separator '\\n' && data/show $T/c.bin");
-    assert_holds(out, "token shard\ntokens: 10, highest id: 256\ntokenizer: none");
+    assert_holds(
+        out,
+        "token shard\ntokens: 10, highest id: 256, vocabulary: 257, documents begin with token 256\ntokenizer: none");
     run(0, "data/show --tokenizer bytes $T/c.bin");
     assert_holds(out, "-- document 1: 5 tokens\n<|endoftext|>two\n");
     assert_holds(out, "-- all 2 documents\n");

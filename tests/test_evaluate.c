@@ -10,7 +10,7 @@
 #include "../llmc/model/model_file.h"   /* model_save */
 #include "../llmc/model/model_load.h"   /* ModelFile, model_file_free */
 #include "../llmc/records/shard.h"      /* RECORD_PROMPT, Record, ShardWriter, shard_add, ... */
-#include "../llmc/records/tokens.h"     /* tokens_write */
+#include "../llmc/records/tokens.h"     /* TokenMeaning, tokens_write */
 #include "../llmc/rollout/evaluation.h" /* majority_right, majority_at_k, pass_at_k, wilson_interval, ... */
 #include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
 #include "files.h"                      /* files_path, files_count, text_of, files_assert_content */
@@ -222,10 +222,9 @@ static void loss_of_tokens(void **state) {
     (void)state;
     Error e;
     enum { N = 95 };
-    uint16_t tokens[N];
     int32_t ids[N];
-    for (int i = 0; i < N; i++) ids[i] = tokens[i] = i % 31 ? (uint16_t)(32 + i * i % 95) : MODELS_EOS;
-    assert_true(tokens_write(files_path("text.bin"), tokens, N, &e));
+    for (int i = 0; i < N; i++) ids[i] = i % 31 ? 32 + i * i % 95 : MODELS_EOS;
+    assert_true(tokens_write(files_path("text.bin"), ids, N, (TokenMeaning){0}, &e));
     /* windows of 40, 40 and 14; one of 94 exceeds the context; nine of 10 and one of 4 */
     const int lengths[] = {CONTEXT, 94, 10};
     for (int i = 0; i < 3; i++) {
@@ -499,7 +498,7 @@ static int setup(void **state) {
     const Record pair = {.tokens = (int32_t[]){1, 2, 3}, .count = 3, .prompt = 1, .chosen = 1, .rejected = 1};
     assert_true(shard_add(&w, &pair, &e));
     models_commit(&w);
-    assert_true(tokens_write(files_path("nothing.bin"), (uint16_t[]){1}, 1, &e));
+    assert_true(tokens_write(files_path("nothing.bin"), (int32_t[]){1}, 1, (TokenMeaning){0}, &e));
     return 0;
 }
 

@@ -1,10 +1,12 @@
 /* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, damaged files. */
-#include "../llmc/base/error.h" /* Error */
-#include "../llmc/base/io.h"    /* Reader, XXH3_64bits, reader_close, reader_memory */
-#include "files.h"              /* files_path, files_assert_error, files_get, files_restore, ... */
+#include "../llmc/base/error.h"   /* Error, xstrdup */
+#include "../llmc/base/io.h"      /* XXH3_64bits, reader_close, Reader, reader_memory */
+#include "../llmc/base/map.h"     /* mapping_list */
+#include "../llmc/base/program.h" /* program_start */
+#include "files.h"                /* files_path, files_assert_error, files_get, files_restore, ... */
 
-#include "../llmc/records/shard.h"  /* RECORD_CHAT, Record, RECORD_STEP, RECORD_UNPAIRED, ... */
-#include "../llmc/records/tokens.h" /* tokens_open, tokens_write, TokenShard, tokens_close, ... */
+#include "../llmc/records/shard.h"  /* RECORD_CHAT, RECORD_PROMPT, Record, shard_close, ... */
+#include "../llmc/records/tokens.h" /* tokens_open, tokens_write, tokens_close, TokenShard, ... */
 
 static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED};
 enum { KINDS = sizeof kinds / sizeof *kinds };
@@ -465,44 +467,212 @@ static void empty_things(void **state) {
     assert_string_equal(record_kind_name((RecordKind)9), "unknown");
 }
 
+/* ---- files that are mapped ------------------------------------------------------------------------------------- */
+
+/* An uncompressed file is mapped, and a byte of it that differs is found as in any other file. */
+static void mapped(void **state) {
+    (void)state;
+    Error e;
+    Shard s;
+    size_t n;
+    const char *path = files_path("mapped.shard");
+    for (int k = 0; k < KINDS; k++) {
+        put_shard(path, kinds[k], 300, 20);
+        assert_shard(path, kinds[k], 300, 20);
+        assert_true(shard_open(&s, path, &e));
+        assert_non_null(s.map);
+        assert_ptr_equal(s.payload, s.map->bytes + 1024 + 16 * 20);
+        assert_int_equal(s.payload_hash, XXH3_64bits(s.payload, s.payload_bytes));
+        shard_close(&s);
+        uint8_t *file = files_get(path, &n);
+        for (size_t at = 0; at < n; at += 7) {
+            file[at] ^= 0x20;
+            files_put(path, file, n);
+            assert_false(open_path(path, &e));
+            files_assert_error(&e, "mapped.shard: ");
+            file[at] ^= 0x20;
+        }
+        free(file);
+    }
+    assert_null(*mapping_list());
+    put_shard(files_path("packed.shard.zst"), RECORD_CHAT, 300, 3);
+    assert_true(shard_open(&s, files_path("packed.shard.zst"), &e));
+    assert_null(s.map);
+    shard_close(&s);
+}
+
+/* Bytes of the mapping at `from` that are in memory. */
+static size_t resident(const void *from) {
+    const unsigned long at = (unsigned long)from;
+    size_t in = 0;
+    char line[256];
+    unsigned long low, high, kilobytes;
+    bool here = false;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%lx-%lx ", &low, &high) == 2) here = low <= at && at < high;
+        if (here && sscanf(line, "Rss: %lu kB", &kilobytes) == 1) in = kilobytes * 1024;
+    }
+    fclose(f);
+    return in;
+}
+
+/* Opening reads every page, but keeps none of the payload. */
+static void pages_are_given_back(void **state) {
+    (void)state;
+    enum { COUNT = 400000 };
+    Error e;
+    Shard s;
+    Record r = {0};
+    const char *path = files_path("large.shard");
+    put_shard(path, RECORD_CHAT, 300, COUNT);
+    assert_true(shard_open(&s, path, &e));
+    assert_true(s.payload_bytes > 8u << 20);
+    const size_t index = (size_t)16 * COUNT;
+    assert_true(resident(s.payload) < index + (2 << 20));
+    assert_true(shard_record(&s, 12345, &r, &e));
+    const Record x = sample(RECORD_CHAT, 300, 12345);
+    assert_memory_equal(r.tokens, x.tokens, (size_t)x.count * 4);
+    record_free(&r);
+    shard_close(&s);
+}
+
+/* A file that is cut while it is in use ends the program with one line; one whose ids change gives an error. */
+static void changed_while_mapped(void **state) {
+    (void)state;
+    Error e = {""};
+    Shard s;
+    Record r = {0};
+    int ends[2], status;
+    char line[400] = "";
+    const char *path = files_path("changing.shard");
+    put_shard(path, RECORD_CHAT, 300, 20000);
+    assert_int_equal(pipe(ends), 0);
+    const pid_t child = fork();
+    if (!child) {
+        dup2(ends[1], STDERR_FILENO);
+        program_start();
+        if (!shard_open(&s, path, &e) || truncate(path, 4096)) _exit(9);
+        shard_record(&s, 19999, &r, &e);
+        _exit(8);
+    }
+    close(ends[1]);
+    assert_true(read(ends[0], line, sizeof line - 1) > 0);
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    assert_non_null(
+        strstr(line, "changing.shard: the file has become shorter, or cannot be read, while it is in use\n"));
+
+    put_shard(path, RECORD_CHAT, 300, 3);
+    assert_true(shard_open(&s, path, &e));
+    const int fd = open(path, O_WRONLY);
+    assert_int_equal(pwrite(fd, "\xff\xff", 2, 1024 + 16 * 3), 2);
+    assert_false(shard_record(&s, 0, &r, &e));
+    files_assert_error(&e, "changing.shard: record 0 has changed since it was opened");
+    assert_int_equal(pwrite(fd, "\xff\xff", 2, 1024 + 8), 2); /* bytes of record 0 */
+    assert_false(shard_record(&s, 0, &r, &e));
+    files_assert_error(&e, "changing.shard: record 0 ");
+    close(fd);
+    record_free(&r);
+    shard_close(&s);
+}
+
+/* Files as one shard: the records of each, in their order. */
+static void several_files(void **state) {
+    (void)state;
+    Error e;
+    Shard s;
+    Record r = {0};
+    char *a = xstrdup(files_path("a.shard")), *b = xstrdup(files_path("b.shard.zst")),
+         *c = xstrdup(files_path("c.shard"));
+    put_shard(a, RECORD_PROMPT, 300, 4);
+    put_shard(b, RECORD_PROMPT, 300, 7);
+    put_shard(c, RECORD_PROMPT, 300, 1);
+    assert_true(shard_open_all(&s, (const char *[]){a, b, c}, 3, &e));
+    assert_int_equal(s.count, 12);
+    assert_non_null(strstr(s.name, "a.shard and 2 more"));
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < 12; i++) {
+        const Record x = sample(RECORD_PROMPT, 300, (int)(i < 4 ? i : i < 11 ? i - 4 : 0));
+        assert_true(shard_record(&s, i, &r, &e));
+        assert_int_equal(r.count, x.count);
+        assert_int_equal(shard_length(&s, i), x.count);
+        assert_memory_equal(r.tokens, x.tokens, (size_t)x.count * 4);
+        assert_string_equal(r.text, x.text);
+        tokens += r.count;
+    }
+    assert_int_equal(tokens, s.total_tokens);
+    assert_false(shard_record(&s, 12, &r, &e));
+    shard_close(&s);
+    record_free(&r);
+    put_shard(c, RECORD_CHAT, 300, 1);
+    assert_false(shard_open_all(&s, (const char *[]){a, b, c}, 3, &e));
+    files_assert_error(&e, "c.shard: contains chat records, but ");
+    put_shard(c, RECORD_PROMPT, 301, 1);
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    files_assert_error(&e, "c.shard: they were made with different tokenizers");
+    put_shard(c, RECORD_PROMPT, 300, 0);
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    files_assert_error(&e, "c.shard: the shard is empty");
+    ShardWriter w;
+    assert_true(shard_create(&w, c, RECORD_PROMPT, 300, "tok\0blob", 8, "{any}", &e));
+    const Record x = sample(RECORD_PROMPT, 300, 0);
+    assert_true(shard_add(&w, &x, &e) && shard_commit(&w, &e));
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    files_assert_error(&e, "c.shard: they were made with different chat templates");
+    free(a), free(b), free(c);
+}
+
 /* ---- llm.c's token shards ------------------------------------------------------------------------------------ */
 
+/* Ids of 2 bytes in llm.c's header with nothing else; ids of 4 bytes with the header's other fields. */
 static void token_shards(void **state) {
     (void)state;
     Error e;
     TokenShard t;
     size_t n;
-    static uint16_t tokens[100000];
-    for (int i = 0; i < 100000; i++) tokens[i] = (uint16_t)(i * 31);
+    enum { COUNT = 100000 };
+    static int32_t tokens[COUNT];
     const char *path = files_path("tokens.bin");
-    assert_true(tokens_write(path, tokens, 100000, &e));
-    uint8_t *file = files_get(path, &n);
-    const uint8_t header[12] = {0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 0xA0, 0x86, 1, 0};
-    assert_int_equal(n, 1024 + 2 * 100000); /* llm.c checks the exact size */
-    assert_memory_equal(file, header, sizeof header);
-    for (size_t i = sizeof header; i < 1024; i++) assert_int_equal(file[i], 0);
-    assert_memory_equal(file + 1024, tokens, sizeof tokens);
-    for (int way = 0; way < 3; way++) {
-        if (way == 1) files_feed_stdin(file, n, 999);
-        if (way == 2) assert_true(tokens_write(files_path("tokens.bin.zst"), tokens, 100000, &e));
-        const bool ok = tokens_open(&t, way == 1 ? "-" : way ? files_path("tokens.bin.zst") : path, 65536, &e);
-        if (way == 1) files_restore(0);
-        assert_true(ok);
-        assert_int_equal(t.count, 100000);
-        assert_memory_equal(t.tokens, tokens, sizeof tokens);
-        tokens_close(&t);
+    const uint8_t headers[2][36] = {{0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 0xA0, 0x86, 1, 0},
+                                    {0xA1, 0xD9, 0x34, 0x01, 7, 0, 0, 0, 0xA0, 0x86, 1, 0, 0x00, 0xF5, 1, 0, 0x2A, 0,
+                                     0,    0,    0,    0,    0, 0, 8, 7, 6,    5,    4, 3, 2,    1,    0, 0, 0,    0}};
+    const TokenMeaning meanings[] = {{0}, {128256, 42, 0x0102030405060708}};
+    for (int wide = 0; wide < 2; wide++) {
+        const size_t width = wide ? 4 : 2;
+        for (int i = 0; i < COUNT; i++) tokens[i] = i * 31 % (wide ? 128256 : 65536);
+        assert_true(tokens_write(path, tokens, COUNT, meanings[wide], &e));
+        uint8_t *file = files_get(path, &n);
+        assert_int_equal(n, 1024 + width * COUNT); /* llm.c checks the exact size */
+        assert_memory_equal(file, headers[wide], sizeof headers[wide]);
+        for (size_t i = sizeof headers[wide]; i < 1024; i++) assert_int_equal(file[i], 0);
+        for (int i = 0; i < COUNT; i++) assert_memory_equal(file + 1024 + width * (size_t)i, &tokens[i], width);
+        for (int way = 0; way < 3; way++) {
+            if (way == 1) files_feed_stdin(file, n, 999);
+            if (way == 2) assert_true(tokens_write(files_path("tokens.bin.zst"), tokens, COUNT, meanings[wide], &e));
+            const bool ok = tokens_open(&t, way == 1 ? "-" : way ? files_path("tokens.bin.zst") : path, 0, &e);
+            if (way == 1) files_restore(0);
+            assert_true(ok && (t.map != NULL) == (way == 0));
+            assert_int_equal(t.count, COUNT);
+            assert_int_equal(t.highest, wide ? 128255 : 65535);
+            assert_memory_equal(&t.meaning, &meanings[wide], sizeof t.meaning);
+            for (int i = 0; i < COUNT; i++) assert_int_equal(token_at(&t, i), tokens[i]);
+            tokens_close(&t);
+        }
+        free(file);
     }
     assert_false(tokens_open(&t, path, 50257, &e));
     files_assert_error(&e, "tokens.bin: token 1622 is 50282, expected below the vocabulary of 50257");
-    assert_null(t.tokens);
-    free(file);
-    assert_true(tokens_write(path, tokens, 0, &e));
+    assert_null(t.ids);
+    assert_true(tokens_write(path, tokens, 0, meanings[0], &e));
     assert_true(tokens_open(&t, path, 1, &e));
     assert_int_equal(t.count, 0);
     tokens_close(&t);
-    assert_false(tokens_write(path, tokens, (size_t)1 << 31, &e));
+    assert_false(tokens_write(path, tokens, (size_t)1 << 31, meanings[0], &e));
     files_assert_error(&e, "2147483648 tokens, expected at most 2147483647");
-    assert_false(tokens_write("/dev/full", tokens, 100000, &e));
+    assert_false(tokens_write("/dev/full", tokens, COUNT, meanings[0], &e));
     files_assert_error(&e, "/dev/full: cannot write: No space left on device");
 }
 
@@ -529,7 +699,10 @@ static void token_shard_damage(void **state) {
         int32_t value;
         const char *part;
     } wrong[] = {{0, 20240326, "this is a checkpoint, expected a token shard"},
-                 {0, 20240801, "this is a Llama 3 token shard, expected a token shard"},
+                 {0, 20240801, "token shard of version 1, expected 7"},
+                 {3, -1, "vocabulary is -1 and documents begin with token 0"},
+                 {3, 3, "token 4 is 3, expected below the vocabulary of 3"},
+                 {4, 9, NULL}, /* without a vocabulary, the other fields mean nothing */
                  {0, -1, "magic number is -1, expected 20240520 of a token shard"},
                  {1, 2, "token shard of version 2, expected 1"},
                  {2, -1, "number of tokens is -1"},
@@ -539,6 +712,13 @@ static void token_shard_damage(void **state) {
         const int32_t kept = file[wrong[i].field];
         file[wrong[i].field] = wrong[i].value;
         assert_true(reader_memory(&r, file, sizeof file, &e));
+        if (!wrong[i].part) {
+            assert_true(tokens_read(&t, &r, 0, &e) && !t.meaning.start);
+            tokens_close(&t);
+            reader_close(&r);
+            file[wrong[i].field] = kept;
+            continue;
+        }
         assert_false(tokens_read(&t, &r, 0, &e));
         reader_close(&r);
         files_assert_error(&e, wrong[i].part);
@@ -553,12 +733,21 @@ static void token_shard_damage(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trips),        cmocka_unit_test(reused_record),
-        cmocka_unit_test(exact_bytes),        cmocka_unit_test(truncated_everywhere),
-        cmocka_unit_test(flipped_everywhere), cmocka_unit_test(wrong_fields),
-        cmocka_unit_test(not_files),          cmocka_unit_test(refused_records),
-        cmocka_unit_test(empty_things),       cmocka_unit_test(token_shards),
+        cmocka_unit_test(round_trips),
+        cmocka_unit_test(reused_record),
+        cmocka_unit_test(exact_bytes),
+        cmocka_unit_test(truncated_everywhere),
+        cmocka_unit_test(flipped_everywhere),
+        cmocka_unit_test(wrong_fields),
+        cmocka_unit_test(not_files),
+        cmocka_unit_test(refused_records),
+        cmocka_unit_test(empty_things),
+        cmocka_unit_test(token_shards),
         cmocka_unit_test(token_shard_damage),
+        cmocka_unit_test(mapped),
+        cmocka_unit_test(pages_are_given_back),
+        cmocka_unit_test(changed_while_mapped),
+        cmocka_unit_test(several_files),
     };
     return cmocka_run_group_tests_name("shard", tests, files_setup, files_teardown);
 }

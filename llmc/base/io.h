@@ -5,6 +5,8 @@
  * of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB and 1000 times its own size, so
  * a small file cannot fill the memory. The environment variable LLMC_DECOMPRESS_LIMIT sets another limit than 256 MiB,
  * in bytes. All bytes delivered are hashed (XXH3, 64 bits) for checksums.
+ * A reader of an uncompressed file can continue on a mapping of it (map.h) and then lends its bytes instead of copying
+ * them.
  *
  * Writer: "-" is standard output. A regular file is written under a temporary name in the same directory
  * (NAME.llmc-XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
@@ -34,6 +36,7 @@
 #define XXH_INLINE_ALL
 
 #include "error.h" /* Error, error_set, xmalloc, xstrdup, ... */
+#include "map.h"   /* Mapping, mapping_forget, mapping_new */
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
@@ -55,17 +58,17 @@ enum {
 
 /* ---- magic numbers ------------------------------------------------------------------------------------------- */
 
-enum { MAGIC_CHECKPOINT = 20240326, MAGIC_TOKENS = 20240520, MAGIC_RECORDS = 20261124 };
+enum { MAGIC_CHECKPOINT = 20240326, MAGIC_TOKENS = 20240520, MAGIC_TOKENS_WIDE = 20240801, MAGIC_RECORDS = 20261124 };
 
 static inline const char *magic_name(int32_t magic) {
     switch (magic) {
     case MAGIC_CHECKPOINT: return "a checkpoint";
-    case MAGIC_TOKENS: return "a token shard";
+    case MAGIC_TOKENS:
+    case MAGIC_TOKENS_WIDE: return "a token shard";
     case MAGIC_RECORDS: return "a record shard";
     case 20240328: return "an llm.c tokenizer";
     case 20240522: return "an llm.c evaluation set";
     case 20240527: return "an llm.c optimizer state";
-    case 20240801: return "a Llama 3 token shard";
     default: return NULL;
     }
 }
@@ -90,7 +93,9 @@ typedef struct Reader {
     uint8_t *buffer;
     const uint8_t *in; /* bytes [at, end) are read from the file but not yet delivered */
     size_t at, end;
-    int64_t unread; /* bytes left in an uncompressed regular file after those in `in`; -1 if unknown */
+    int64_t unread;  /* bytes left in an uncompressed regular file after those in `in`; -1 if unknown */
+    bool from_start; /* a regular file that is read from its first byte on */
+    Mapping *map;    /* of reader_map(), or NULL */
     ZSTD_DStream *zstd;
     bool in_frame;      /* inside a zstd frame */
     uint8_t peeked[16]; /* bytes [peeked_at, peeked_end) come before those of `in` */
@@ -164,6 +169,7 @@ static inline bool reader_open(Reader *r, const char *path, Error *e) {
         if (S_ISREG(st.st_mode)) {
             const off_t start = lseek(r->fd, 0, SEEK_CUR);
             if (start >= 0) r->unread = st.st_size > start ? st.st_size - start : 0;
+            r->from_start = start == 0;
         }
         if (reader_begin(r, e)) return true;
     }
@@ -369,6 +375,45 @@ static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *
     if (!failed) reader_short(r, what, n, start, e);
     free(blob);
     return NULL;
+}
+
+/* Maps an uncompressed regular file into memory; the reader continues there, and reader_lend() can be used. Returns the
+ * mapping, which the caller frees after the last use of lent bytes, or NULL, and changes nothing, if the source is not
+ * such a file. */
+static inline Mapping *reader_map(Reader *r) {
+    const int64_t left = reader_left(r);
+    if (!r->from_start || left < 1 || r->fd < 0 || r->broken) return NULL;
+    Mapping *m = mapping_new(r->name, r->fd, (size_t)(r->position + (uint64_t)left));
+    if (!m) return NULL;
+    if (r->close_fd) close(r->fd);
+    r->fd = -1;
+    r->close_fd = false;
+    r->drained = true;
+    r->unread = 0;
+    r->peeked_at = r->peeked_end;
+    r->in = m->bytes;
+    r->at = r->position;
+    r->end = m->size;
+    return r->map = m;
+}
+
+/* Returns the next n bytes of a reader after reader_map(); NULL on failure. Gives their pages back. */
+static inline const uint8_t *reader_lend(Reader *r, uint64_t n, const char *what, Error *e) {
+    const uint64_t start = r->position;
+    if (n > r->end - r->at) {
+        error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
+                  (unsigned long long)n, (unsigned long long)start, (unsigned long long)r->end);
+        return NULL;
+    }
+    const uint8_t *lent = r->in + r->at;
+    for (uint64_t done = 0, piece; done < n; done += piece) {
+        piece = n - done < IO_PIECE ? n - done : IO_PIECE;
+        XXH3_64bits_update(r->hash, lent + done, (size_t)piece);
+        mapping_forget(r->map, lent + done, (size_t)piece);
+    }
+    r->at += (size_t)n;
+    r->position += n;
+    return lent;
 }
 
 /* Reads the rest of the stream into new memory, appends a NUL and sets *n to the length; NULL on failure. Fails if it is

@@ -11,11 +11,14 @@
  *
  * INT or TERM, one second or more after the first of these signals, exits immediately. The others never do: the system
  * repeats XCPU every second and XFSZ at every write. QUIT (Ctrl-\) keeps its default: it ends the program at once.
+ *
+ * A file that becomes shorter while it is mapped (map.h) ends the program with one line and status 1.
  */
 #ifndef LLMC_BASE_PROGRAM_H
 #define LLMC_BASE_PROGRAM_H
 
 #include "clock.h" /* clock_seconds */
+#include "map.h"   /* Mapping, mapping_at */
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/resource.h>
@@ -41,6 +44,21 @@ static inline void program_on_signal(int number) {
     if (!*received || urgent) *received = number;
 }
 
+/* The handler of SIGBUS: a read beyond the end of a mapped file. Any other cause ends the program by the signal. */
+static inline void program_on_bus_error(int number, siginfo_t *about, void *context) {
+    static const char text[] = ": the file has become shorter, or cannot be read, while it is in use\n";
+    const Mapping *m = mapping_at(about->si_addr);
+    (void)context;
+    if (!m) {
+        signal(number, SIG_DFL);
+        return;
+    }
+    const char *part[] = {program_invocation_short_name, ": ", m->name, text};
+    for (int i = 0; i < 4; i++)
+        if (write(STDERR_FILENO, part[i], strlen(part[i])) < 0) break;
+    _exit(1);
+}
+
 /* The handler runs on its own stack. oneDNN's generated code seems to keep values beyond the stack pointer: with the
  * signal's frame on the same stack, one interrupted run in ten ended with a corrupted heap. */
 static inline void program_start(void) {
@@ -56,6 +74,9 @@ static inline void program_start(void) {
     struct sigaction hangup;
     if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &stop, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
+    struct sigaction bus = {.sa_sigaction = program_on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigemptyset(&bus.sa_mask);
+    sigaction(SIGBUS, &bus, NULL);
 }
 
 static inline bool program_stopping(void) { return *program_signal() != 0; }

@@ -19,10 +19,17 @@
  *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
  *
- * A shard is read into memory as a whole and checked before any record is returned: magic number, version, all sizes
- * against the file's length before memory is allocated, the index, every length, NUL and token id, and the checksum. A
- * shard that has been opened is safe to decode. Other versions, trailing bytes and unused bits that are set are
- * rejected. An empty shard can be opened; rejecting it is up to the program. zstd and "-" are supported as in io.h.
+ * A shard is checked before any record is returned: magic number, version, all sizes against the file's length before
+ * memory is allocated, the index, every length, NUL and token id, and the checksum. A shard that has been opened is safe
+ * to decode. Other versions, trailing bytes and unused bits that are set are rejected. An empty shard can be opened;
+ * rejecting it is up to the program. zstd and "-" are supported as in io.h.
+ *
+ * An uncompressed file is mapped (map.h): opening it reads it once and gives its pages back, and later only the records
+ * that are decoded take memory. A compressed shard or a pipe is read into memory as a whole. Index and ids are checked
+ * again when a record is decoded, because a mapped file could be changed meanwhile.
+ *
+ * Several files of one kind, tokenizer and template can be opened as one shard, which has the records of the first file,
+ * then those of the second, ...: shard_open_all().
  *
  *     Shard s;
  *     Record r = {0};
@@ -35,8 +42,9 @@
 #ifndef LLMC_RECORDS_SHARD_H
 #define LLMC_RECORDS_SHARD_H
 
-#include "../base/error.h" /* error_set, Error, xrealloc, xmalloc, ... */
-#include "../base/io.h"    /* writer_write, Reader, reader_blob, MAGIC_RECORDS, ... */
+#include "../base/error.h" /* error_set, Error, xmalloc, xrealloc, ... */
+#include "../base/io.h"    /* writer_write, Reader, IO_PIECE, reader_blob, ... */
+#include "../base/map.h"   /* mapping_forget, Mapping, mapping_free, mapping_touch */
 #include <assert.h>
 #include <math.h>
 
@@ -71,10 +79,16 @@ typedef struct Shard {
     int64_t count, total_tokens;
     void *tokenizer; /* (tokenizer_bytes), for tokenizer_load() */
     size_t tokenizer_bytes;
-    char *chat_template; /* "" if there is none */
-    ShardIndex *index;   /* (count) */
-    uint8_t *payload;
+    char *chat_template;     /* "" if there is none */
+    const ShardIndex *index; /* (count) */
+    const uint8_t *payload;
     size_t payload_bytes;
+    uint64_t payload_hash; /* XXH3-64 of the payload */
+    Mapping *map;          /* the file that index and payload are in, or NULL */
+    /* A shard of several files has no index and no payload. */
+    struct Shard *part; /* (parts) */
+    int parts;
+    int64_t *first; /* (parts + 1) part k has the records first[k] ... first[k+1]-1 */
 } Shard;
 
 static inline const char *record_kind_name(RecordKind kind) {
@@ -180,11 +194,17 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
 static inline void shard_close(Shard *s) {
+    for (int k = 0; k < s->parts; k++) shard_close(&s->part[k]);
+    free(s->part);
+    free(s->first);
     free(s->name);
     free(s->tokenizer);
     free(s->chat_template);
-    free(s->index);
-    free(s->payload);
+    if (s->map) mapping_free(s->map);
+    else {
+        free((void *)s->index);
+        free((void *)s->payload);
+    }
     *s = (Shard){0};
 }
 
@@ -252,10 +272,25 @@ static inline bool shard_check_index(const Shard *s, const char *name, Error *e)
     return true;
 }
 
-static inline bool shard_check_records(const Shard *s, const char *name, Error *e) {
+/* Hashes the payload and gives its pages back, piece by piece. */
+static inline bool shard_check_records(Shard *s, const char *name, Error *e) {
+    XXH3_state_t *hash = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
+    XXH3_64bits_reset(hash);
+    for (size_t at = 0, n; at < s->payload_bytes; at += n) {
+        n = s->payload_bytes - at < IO_PIECE ? s->payload_bytes - at : IO_PIECE;
+        XXH3_64bits_update(hash, s->payload + at, n);
+        mapping_forget(s->map, s->payload + at, n);
+    }
+    s->payload_hash = XXH3_64bits_digest(hash);
+    XXH3_freeState(hash);
+    uint64_t read = 0;
     for (int64_t i = 0; i < s->count; i++) {
         const ShardIndex *x = &s->index[i];
         RecordParts parts;
+        if (x->offset - read >= IO_PIECE) {
+            mapping_forget(s->map, s->payload + read, x->offset - read);
+            read = x->offset;
+        }
         const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
         if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)i, wrong);
         for (uint32_t k = 0; k < x->tokens; k++) {
@@ -265,16 +300,23 @@ static inline bool shard_check_records(const Shard *s, const char *name, Error *
                                  (long long)i, (unsigned)k, (int)id, (int)s->vocab);
         }
     }
+    mapping_forget(s->map, s->payload + read, s->payload_bytes - read);
     return true;
+}
+
+/* The next n bytes: a part of the mapping, or new memory. NULL on failure. */
+static inline const void *shard_bytes(const Shard *s, Reader *r, uint64_t n, const char *what, Error *e) {
+    return s->map ? (const void *)reader_lend(r, n, what, e) : reader_blob(r, n, what, e);
 }
 
 /* Reads the parts in file order. Each is checked before memory is allocated for the next. */
 static inline bool shard_body(Shard *s, Reader *r, Error *e) {
     uint64_t sizes[4], stored;
     if (!shard_header(s, r, sizes, e)) return false;
-    if (!(s->index = (ShardIndex *)reader_blob(r, sizes[0], "index", e)) || !shard_check_index(s, r->name, e))
+    s->map = reader_map(r);
+    if (!(s->index = (const ShardIndex *)shard_bytes(s, r, sizes[0], "index", e)) || !shard_check_index(s, r->name, e))
         return false;
-    if (!(s->payload = (uint8_t *)reader_blob(r, sizes[1], "records", e))) return false;
+    if (!(s->payload = (const uint8_t *)shard_bytes(s, r, sizes[1], "records", e))) return false;
     if (!(s->tokenizer = reader_blob(r, sizes[2], "tokenizer", e))) return false;
     if (!(s->chat_template = (char *)reader_blob(r, sizes[3], "chat template", e))) return false;
     const uint64_t hash = reader_hash(r);
@@ -296,7 +338,7 @@ static inline bool shard_read(Shard *s, Reader *r, Error *e) {
     return false;
 }
 
-/* Reads the whole shard `path` into memory and checks it. */
+/* Opens the shard `path` and checks it. */
 static inline bool shard_open(Shard *s, const char *path, Error *e) {
     Reader r;
     *s = (Shard){0};
@@ -306,18 +348,104 @@ static inline bool shard_open(Shard *s, const char *path, Error *e) {
     return ok;
 }
 
+/* Whether two shards have the same bytes of tokenizer; an absent one fits every other. */
+static inline bool shard_same_tokenizer(const Shard *a, const Shard *b) {
+    if (!a->tokenizer_bytes || !b->tokenizer_bytes) return true;
+    return a->tokenizer_bytes == b->tokenizer_bytes && !memcmp(a->tokenizer, b->tokenizer, a->tokenizer_bytes);
+}
+
+/* Checks that shard b can be trained on together with shard a. */
+static inline bool shard_check_alike(const Shard *a, const Shard *b, Error *e) {
+    if (b->kind != a->kind)
+        return error_set(e, "%s: contains %s records, but %s contains %s records", b->name, record_kind_name(b->kind),
+                         a->name, record_kind_name(a->kind));
+    if (b->vocab != a->vocab || !shard_same_tokenizer(a, b))
+        return error_set(e, "%s and %s: they were made with different tokenizers", a->name, b->name);
+    if (strcmp(a->chat_template, b->chat_template))
+        return error_set(e, "%s and %s: they were made with different chat templates", a->name, b->name);
+    return true;
+}
+
+/* Fills in a shard of several files from its parts. */
+static inline void shard_join(Shard *s) {
+    const Shard *a = &s->part[0];
+    char name[64];
+    snprintf(name, sizeof name, " and %d more", s->parts - 1);
+    *s = (Shard){.name = (char *)xmalloc(strlen(a->name) + sizeof name),
+                 .kind = a->kind,
+                 .vocab = a->vocab,
+                 .token_bytes = a->token_bytes,
+                 .tokenizer = xmalloc(a->tokenizer_bytes),
+                 .tokenizer_bytes = a->tokenizer_bytes,
+                 .chat_template = xstrdup(a->chat_template),
+                 .part = s->part,
+                 .parts = s->parts,
+                 .first = (int64_t *)xcalloc((size_t)s->parts + 1, sizeof *s->first)};
+    sprintf(s->name, "%s%s", a->name, name);
+    memcpy(s->tokenizer, a->tokenizer, a->tokenizer_bytes);
+    for (int k = 0; k < s->parts; k++) {
+        const Shard *p = &s->part[k];
+        s->count += p->count;
+        s->total_tokens += p->total_tokens;
+        s->payload_bytes += p->payload_bytes;
+        if (p->longest > s->longest) s->longest = p->longest;
+        s->payload_hash = XXH3_64bits_withSeed(&p->payload_hash, sizeof p->payload_hash, s->payload_hash);
+        s->first[k + 1] = s->count;
+    }
+}
+
+/* Opens n >= 1 files as one shard. They must be alike, and none may be empty if there are several. */
+static inline bool shard_open_all(Shard *s, const char *const *paths, int n, Error *e) {
+    if (n == 1) return shard_open(s, paths[0], e);
+    *s = (Shard){.part = (Shard *)xcalloc((size_t)n, sizeof *s->part)};
+    bool ok = true;
+    for (int k = 0; ok && k < n; k++) {
+        Shard *p = &s->part[k];
+        if (!(ok = shard_open(p, paths[k], e))) break;
+        s->parts++;
+        if (!p->count) ok = error_set(e, "%s: the shard is empty", p->name);
+        ok = ok && shard_check_alike(&s->part[0], p, e);
+        if (!k) continue;
+        free(p->tokenizer); /* the same as that of the first */
+        p->tokenizer = NULL;
+        p->tokenizer_bytes = 0;
+    }
+    if (ok) shard_join(s);
+    else shard_close(s);
+    return ok;
+}
+
+/* The file that record i is in; *i becomes its number there. */
+static inline const Shard *shard_part(const Shard *s, int64_t *i) {
+    if (!s->parts) return s;
+    int k = 0;
+    while (*i >= s->first[k + 1]) k++;
+    *i -= s->first[k];
+    return &s->part[k];
+}
+
+/* The number of tokens of record i. */
+static inline int64_t shard_length(const Shard *s, int64_t i) {
+    const Shard *p = shard_part(s, &i);
+    return p->index[i].tokens;
+}
+
 /* Decodes record i into r and reuses r's buffers. Initialise r with {0} and free it with record_free(). The texts of r
  * are valid as long as the shard. */
-static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) {
-    if (i < 0 || i >= s->count)
-        return error_set(e, "%s: record %lld is out of range, the shard has %lld", s->name, (long long)i,
-                         (long long)s->count);
-    const ShardIndex *x = &s->index[i];
+static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e) {
+    if (i < 0 || i >= all->count)
+        return error_set(e, "%s: record %lld is out of range, the shard has %lld", all->name, (long long)i,
+                         (long long)all->count);
+    const Shard *s = shard_part(all, &i);
+    const ShardIndex copy = s->index[i], *x = &copy;
+    mapping_touch(s->map, x->bytes);
     RecordParts parts;
-    const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
+    const char *wrong = "is not in the payload";
+    if (x->offset <= s->payload_bytes && x->bytes <= s->payload_bytes - x->offset && x->tokens <= (uint32_t)s->longest)
+        wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
     if (wrong) return error_set(e, "%s: record %lld %s", s->name, (long long)i, wrong);
     if (x->tokens > (uint32_t)r->capacity || !r->tokens) {
-        r->capacity = s->longest; /* once for the whole shard */
+        r->capacity = all->longest; /* once for the whole shard */
         r->tokens = (int32_t *)xrealloc(r->tokens, (size_t)r->capacity, sizeof *r->tokens);
         free(r->mask);
         r->mask = NULL;
@@ -328,7 +456,11 @@ static inline bool shard_record(const Shard *s, int64_t i, Record *r, Error *e) 
         r->mask = NULL;
     }
     r->count = (int32_t)x->tokens;
-    for (int32_t k = 0; k < r->count; k++) r->tokens[k] = record_id(parts.ids, s->token_bytes, (size_t)k);
+    for (int32_t k = 0; k < r->count; k++) {
+        r->tokens[k] = record_id(parts.ids, s->token_bytes, (size_t)k);
+        if (r->tokens[k] < 0 || r->tokens[k] >= s->vocab)
+            return error_set(e, "%s: record %lld has changed since it was opened", s->name, (long long)i);
+    }
     if (s->kind == RECORD_CHAT)
         for (int32_t k = 0; k < r->count; k++) r->mask[k] = parts.mask[k / 8] >> k % 8 & 1;
     if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);

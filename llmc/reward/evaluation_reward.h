@@ -219,7 +219,7 @@ static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first
 static inline size_t tally_tokens(const Shard *s, int64_t count) {
     size_t most = 0, here = 0;
     for (int64_t i = 0; i < count; i++) {
-        here = i % EVALUATION_REWARD_CHUNK ? here + s->index[i].tokens : s->index[i].tokens;
+        here = i % EVALUATION_REWARD_CHUNK ? here + (size_t)shard_length(s, i) : (size_t)shard_length(s, i);
         if (here > most) most = here;
     }
     return most;

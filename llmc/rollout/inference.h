@@ -15,7 +15,7 @@
 #define LLMC_ROLLOUT_INFERENCE_H
 
 #include "../base/error.h"           /* die, Error, usage_error, warn, ... */
-#include "../base/io.h"              /* Reader, writer_write, Writer, file_slurp, ... */
+#include "../base/io.h"              /* Reader, writer_write, MAGIC_RECORDS, Writer, ... */
 #include "../base/json_text.h"       /* json_dump_short */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, Option, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
@@ -27,8 +27,9 @@
 #include "../model/model_fits.h"     /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"     /* ModelFile, ModelLoad, model_file_free */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
-#include "../records/shard.h"        /* Shard, Record, shard_read */
+#include "../records/shard.h"        /* Shard, Record */
 #include "../records/shard_fits.h"   /* fit_shard */
+#include "../records/tokens.h"       /* tokens_magic */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_store */
 #include "../text/tokenizer_files.h" /* tokenizer_open */
@@ -179,41 +180,42 @@ static inline Sampling inference_sampling(const Inference *x, const SamplingOpti
 
 /* ---- data files ------------------------------------------------------------------------------------------------ */
 
-/* A whole file in memory, decompressed. */
+/* A file of data: a shard that is about to be read, or the whole file in memory, decompressed. */
 typedef struct DataFile {
-    const char *name; /* for messages */
-    char *bytes;      /* (n), followed by a NUL */
-    size_t n;
+    char *name;    /* for messages */
     int32_t magic; /* the first four bytes */
+    Reader in;     /* at the first byte of a shard */
+    char *bytes;   /* (n), followed by a NUL: a file that is not a shard; else NULL */
+    size_t n;
 } DataFile;
 
-static inline bool data_file_open(DataFile *f, const char *path, Error *e) {
-    *f = (DataFile){.name = strcmp(path, "-") ? path : "standard input"};
-    f->bytes = file_slurp(path, SIZE_MAX / 4, &f->n, e);
-    if (f->bytes && f->n >= sizeof f->magic) memcpy(&f->magic, f->bytes, sizeof f->magic);
-    return f->bytes != NULL;
-}
+static inline bool data_file_is_shard(const DataFile *f) { return f->magic == MAGIC_RECORDS || tokens_magic(f->magic); }
 
 static inline void data_file_close(DataFile *f) {
-    free(f->bytes);
-    *f = (DataFile){0};
+    reader_close(&f->in);
+    free(f->name), free(f->bytes);
+    *f = (DataFile){.in.fd = -1};
 }
 
-/* Opens a reader of the file's bytes with the file's name. */
+/* Opens a file and reads it whole, unless it is a shard. */
+static inline bool data_file_open(DataFile *f, const char *path, Error *e) {
+    bool failed = false;
+    *f = (DataFile){.in.fd = -1};
+    if (!reader_open(&f->in, path, e)) return false;
+    f->name = xstrdup(f->in.name);
+    if (reader_peek(&f->in, &f->magic, sizeof f->magic, &failed, e) < sizeof f->magic) f->magic = 0;
+    if (!failed && data_file_is_shard(f)) return true;
+    if (!failed && (f->bytes = reader_rest(&f->in, SIZE_MAX / 4, &f->n, e))) return true;
+    data_file_close(f);
+    return false;
+}
+
+/* Opens a reader of the bytes of a file that is not a shard, with the file's name. */
 static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
     if (!reader_memory(r, f->bytes, f->n, e)) return false;
     free(r->name);
     r->name = xstrdup(f->name);
     return true;
-}
-
-/* Reads the record shard in the file. */
-static inline bool data_file_shard(const DataFile *f, Shard *s, Error *e) {
-    Reader r;
-    if (!data_file_reader(f, &r, e)) return false;
-    const bool ok = shard_read(s, &r, e);
-    reader_close(&r);
-    return ok;
 }
 
 /* ---- text as JSON ---------------------------------------------------------------------------------------------- */

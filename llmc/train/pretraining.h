@@ -16,7 +16,6 @@
 #define LLMC_TRAIN_PRETRAINING_H
 
 #include "../base/error.h"        /* xcalloc, Error, error_set, xrealloc */
-#include "../base/io.h"           /* XXH3_64bits */
 #include "../dist/dist.h"         /* dist_total */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
@@ -24,7 +23,7 @@
 #include "../model/pack.h"        /* batch_clear, batch_sequence */
 #include "../model/transformer.h" /* ModelOutput, model_forward_backward */
 #include "../model/workspace.h"   /* Workspace */
-#include "../records/tokens.h"    /* TokenShard, tokens_close, tokens_open */
+#include "../records/tokens.h"    /* TokenShard, token_at, tokens_close, tokens_open */
 #include "trainer.h"              /* Trainer, trainer_count_flops */
 
 /* Tokens at ... at+count-1 of the shard. */
@@ -68,11 +67,6 @@ static inline bool pretraining_open(Pretraining *p, const char *path, const Mode
     return true;
 }
 
-/* The hash of the text. */
-static inline uint64_t pretraining_hash(const Pretraining *p) {
-    return XXH3_64bits(p->shard.tokens, (size_t)p->shard.count * sizeof *p->shard.tokens);
-}
-
 /* Takes the next N targets of the text, in windows, each for one of the ranks. Returns this rank's number of
  * micro-batches. b: the batch that pretraining_loss() will use. */
 static inline int64_t pretraining_plan(Pretraining *p, const Trainer *t, const Batch *b, int64_t N) {
@@ -101,7 +95,7 @@ static inline void pretraining_pack(Pretraining *p, Batch *b, int32_t first, int
     batch_clear(b);
     for (int32_t i = first; i < end; i++) {
         const PretrainingWindow *w = &p->own[i];
-        for (int32_t k = 0; k < w->count; k++) p->tokens[k] = p->shard.tokens[w->at + k];
+        for (int32_t k = 0; k < w->count; k++) p->tokens[k] = token_at(&p->shard, w->at + k);
         batch_sequence(b, p->tokens, NULL, w->count);
     }
 }

@@ -32,7 +32,7 @@
 
 #include "../base/clock.h"             /* clock_seconds */
 #include "../base/error.h"             /* die, Error, usage_error, warn, ... */
-#include "../base/io.h"                /* XXH3_64bits, Writer, XXH3_64bits_withSeed, writer_abort, ... */
+#include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
 #include "../base/output.h"            /* output_add, OUTPUT_WRITTEN, OUTPUT_READ, OUTPUT_RESUMED, ... */
@@ -326,8 +326,7 @@ static inline void trainer_take_texts(Trainer *t, const Shard *data) {
 /* The identity of the training shard, as stored in a state: its number of records and the hash of its payload. */
 static inline json_t *trainer_shard_name(const Shard *s) {
     char name[64];
-    snprintf(name, sizeof name, "%lld records %016llx", (long long)s->count,
-             (unsigned long long)XXH3_64bits(s->payload, s->payload_bytes));
+    snprintf(name, sizeof name, "%lld records %016llx", (long long)s->count, (unsigned long long)s->payload_hash);
     return json_string(name);
 }
 
