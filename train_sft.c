@@ -1,4 +1,4 @@
-/* train_sft.c - supervised fine-tuning: maximum likelihood of the completions in a shard of conversations.
+/* train_sft.c - supervised fine-tuning: maximum likelihood of the completions in shards of conversations, or of text.
  *
  *   L = - sum_r w_r log pi(y_r | y_<r) / sum_r w_r        over the targets r of one optimizer step
  *
@@ -32,7 +32,8 @@
 
 static struct {
     TrainerOptions t;
-    const char *input, *val, *best;
+    OptionList inputs, vals;
+    const char *best, *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune;
     bool completion_only, eval_on_start;
@@ -42,8 +43,11 @@ static struct {
 static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input",            'i', &o.input,        "FILE", "chat shard to train on, made by make_shard"),
-    OPTION_TEXT("val",              'j', &o.val,          "FILE", "chat shard for the validation loss"),
+    OPTION_LIST("input",            'i', &o.inputs,       "FILE",
+                "chat shard or token shard to train on (make_shard), or a pattern; may be repeated"),
+    OPTION_LIST("val",              'j', &o.vals,         "FILE", "the same for the validation loss"),
+    OPTION_TEXT("tokenizer",        0,   &o.tokenizer,    "SPEC",
+                "tokenizer of token shards for a model without one: bytes, a directory or tokenizer.json"),
     OPTION_INT ("batch-tokens",     0,   &o.batch_tokens, 1, 1 << 30, "minimum number of tokens per optimizer step"),
     OPTION_INT ("max-length",       0,   &o.max_length,   0, 1 << 20,
                 "truncate records to this many tokens; 0 uses the model's context"),
@@ -116,17 +120,75 @@ static int32_t read_record(const Shard *s, int64_t i, Record *r) {
     return targets;
 }
 
-static void open_chat(Shard *s, const char *path) {
+static void open_data(Shard *s, const char *option, const OptionList *list) {
+    trainer_open_shard(s, option, list, true);
+    if (s->kind != RECORD_CHAT) die("%s: a shard of kind %s, expected chat", s->name, record_kind_name(s->kind));
+    if (!s->count) die("%s: the shard is empty", s->name);
+}
+
+/* The files of a shard. */
+static int files_of(const Shard *s) { return s->parts ? s->parts : 1; }
+static const Shard *file_of(const Shard *s, int k) { return s->parts ? &s->part[k] : s; }
+
+/* Gives a shard without a tokenizer, which consists of token shards, that of --tokenizer. A file that says which tokenizer
+ * made it must be made by this one; without the option, byte tokens are recognised. */
+static void find_tokenizer(Shard *s) {
     Error e;
-    if (!shard_open(s, path, &e)) die("%s", e.text);
-    if (s->kind != RECORD_CHAT) die("%s: a shard of kind %s, expected chat", path, record_kind_name(s->kind));
-    if (!s->count) die("%s: the shard is empty", path);
+    Tokenizer t;
+    void *blob;
+    size_t n;
+    if (s->tokenizer_bytes && o.tokenizer) usage_error("--tokenizer: %s has its own", s->name);
+    if (s->tokenizer_bytes) return;
+    if (!tokenizer_open(&t, o.tokenizer ? o.tokenizer : "bytes", &e) || !tokenizer_store(&t, &blob, &n, &e))
+        die("%s", e.text);
+    bool fits = true, says = false;
+    for (int k = 0; k < files_of(s); k++) {
+        const Shard *p = file_of(s, k);
+        const TokenMeaning *m = &p->text.meaning;
+        const bool same = m->vocab ? m->tokenizer == XXH3_64bits(blob, n) : p->text.highest < t.vocab;
+        if (!same && o.tokenizer) die("%s: it was not made with the tokenizer of --tokenizer %s", p->name, o.tokenizer);
+        fits = fits && same;
+        says = says || m->vocab;
+    }
+    if (fits && (says || o.tokenizer)) {
+        free(s->tokenizer);
+        s->tokenizer = blob;
+        s->tokenizer_bytes = n;
+        s->vocab = t.vocab;
+    } else free(blob);
+    tokenizer_free(&t);
+}
+
+/* The token that begins a document in a token shard that does not say, or -1. */
+static int32_t document_start(const Trainer *t) {
+    const Tokenizer *k = &t->text.tokenizer;
+    if (t->text.present) return k->add_bos ? k->bos : k->eos;
+    return t->model.config.vocab == 50257 ? 50256 : -1; /* GPT-2 without a tokenizer */
+}
+
+/* Divides token shards into records. Refuses one that says that another tokenizer made it than the model's. */
+static void split_text(const Trainer *t, Shard *s) {
+    const int32_t start = document_start(t);
+    for (int k = 0; k < files_of(s); k++) {
+        const TokenShard *text = &file_of(s, k)->text;
+        if (!text->name) continue;
+        if (text->meaning.vocab && t->text.present && text->meaning.vocab == t->text.tokenizer.vocab &&
+            text->meaning.tokenizer != XXH3_64bits(t->file.tokenizer, t->file.tokenizer_bytes))
+            warn("%s: the tokenizer that made it is not the same in every detail as the model's", text->name);
+        if (!text->meaning.vocab && start < 0)
+            warn("%s: it does not say which token begins a document, and the model has no tokenizer: it is read as one "
+                 "document",
+                 text->name);
+    }
+    shard_split(s, (int32_t)o.max_length, start);
+    if (!s->count) die("%s: it has fewer than two tokens", s->name);
 }
 
 /* Warns about records without targets, truncated records and completions without a stop token; ends the program if no
  * record has a target. stop: -1 to accept completions without a stop token. */
-static void check_data(const Shard *s, int32_t stop) {
+static void check_file(const Shard *s, int32_t stop) {
     Record r = {0};
+    if (s->text.name) return;
     int64_t empty = 0, cut = 0, endless = 0, cut_empty = 0;
     for (int64_t i = 0; i < s->count; i++) {
         const int32_t targets = read_record(s, i, &r);
@@ -152,6 +214,10 @@ static void check_data(const Shard *s, int32_t stop) {
     else if (endless)
         warn("%s: %lld of %lld records have no stop token among the tokens that are trained on", s->name,
              (long long)endless, n);
+}
+
+static void check_data(const Shard *s, int32_t stop) {
+    for (int k = 0; k < files_of(s); k++) check_file(file_of(s, k), stop);
 }
 
 /* ---- a step ---------------------------------------------------------------------------------------------------- */
@@ -265,12 +331,33 @@ static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
+/* The name of a file in metrics: without its folder and its endings. */
+static const char *file_name(const Shard *s, char name[64]) {
+    const char *slash = strrchr(s->name, '/'), *base = slash ? slash + 1 : s->name;
+    snprintf(name, 64, "%.*s", (int)strcspn(base, "."), base);
+    return name;
+}
+
 static double validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
     for (int64_t i = 0; i < val->count; i++) all[i] = i;
     const double start = clock_seconds();
-    Stats stats = run_records(r, val, all, val->count, false);
+    Stats stats = {0};
+    if (!val->parts) stats = run_records(r, val, all, val->count, false);
+    for (int k = 0; k < val->parts; k++) {
+        char name[128];
+        const Stats part = run_records(r, val, all + val->first[k], val->part[k].count, false);
+        snprintf(name, sizeof name, "eval_%s_loss", file_name(&val->part[k], (char[64]){0}));
+        metrics_set(m, name, part.loss);
+        metrics_line(m, "eval  step %lld | %s | loss %.4f | accuracy %.1f%%", (long long)r->t.step, val->part[k].name,
+                     part.loss, 100 * accuracy(&part));
+        stats.loss += part.loss * part.targets;
+        stats.entropy += part.entropy;
+        stats.right += part.right;
+        stats.targets += part.targets;
+    }
+    if (val->parts) stats.loss /= stats.targets;
     if (stats.targets == 0) stats.loss = NAN; /* a mean over nothing */
     free(all);
     metrics_set(m, "eval_loss", stats.loss);
@@ -368,8 +455,8 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
 
     bool stopped = false;
     const bool shows = o.sample_steps && t->dist.rank == 0;
-    if (!t->step && o.val && o.eval_on_start) validate(r, val);
-    if (!t->step && shows) print_samples(r, o.val ? val : data, "before");
+    if (!t->step && o.vals.count && o.eval_on_start) validate(r, val);
+    if (!t->step && shows) print_samples(r, o.vals.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
         const int64_t n = cursor_step(&cursor, data, left, records, most);
@@ -385,7 +472,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         const bool last = t->step == t->steps;
-        if (o.val && (last || t->step % o.eval_steps == 0)) {
+        if (o.vals.count && (last || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t);
             const double loss = validate(r, val);
             if (loss < best) {
@@ -399,7 +486,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
         if (shows && (last || t->step % o.sample_steps == 0)) {
             char when[32] = "after";
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
-            print_samples(r, o.val ? val : data, when);
+            print_samples(r, o.vals.count ? val : data, when);
         }
         cursor_save(&cursor, t->state);
         json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
@@ -412,9 +499,9 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
 
 static void check_options(void) {
     const OptionUse use[] = {
-        {&o.best, o.val != NULL, "used only with --val"},
-        {&o.eval_on_start, o.val != NULL, "used only with --val"},
-        {&o.eval_steps, o.val != NULL, "used only with --val"},
+        {&o.best, o.vals.count > 0, "used only with --val"},
+        {&o.eval_on_start, o.vals.count > 0, "used only with --val"},
+        {&o.eval_steps, o.vals.count > 0, "used only with --val"},
         {&o.sample_count, o.sample_steps > 0, "used only with --sample-steps above 0"},
         {&o.sample_tokens, o.sample_steps > 0, "used only with --sample-steps above 0"},
     };
@@ -436,28 +523,31 @@ int main(int argc, char **argv) {
     o.sample_count = 3;
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
-    if (!o.input) usage_error("-i/--input is required");
+    if (!o.inputs.count) usage_error("-i/--input is required");
     check_options();
     program_start();
-    const char *inputs[] = {o.input, o.val, o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, options, inputs, 4, o.best);
+    const char *inputs[] = {o.t.checkpoint, o.t.resume};
+    trainer_check_files(&o.t, options, inputs, 2, o.best);
 
     Error e;
     Shard data, val = {0};
-    open_chat(&data, o.input);
-    if (o.val) open_chat(&val, o.val);
+    open_data(&data, "-i/--input", &o.inputs);
+    find_tokenizer(&data);
+    if (o.vals.count) open_data(&val, "-j/--val", &o.vals);
     trainer_open(t, "train_sft", &o.t, &data, false);
     if (o.best && !model_check_output(&t->model.config, &t->file, o.best, (ModelDtype)o.t.output_dtype, &e))
         die("%s", e.text);
     const int32_t context = t->model.config.context;
-    if (o.val) trainer_check_shard(t, &val);
+    if (o.vals.count) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;
+    split_text(t, &data);
+    if (o.vals.count) split_text(t, &val);
     check_data(&data, t->text.stop);
-    if (o.val) check_data(&val, -1);
+    if (o.vals.count) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
     close_run(r, train(r, &data, &val, most));
     shard_close(&data);
-    if (o.val) shard_close(&val);
+    if (o.vals.count) shard_close(&val);
     return 0;
 }

@@ -590,7 +590,7 @@ static void several_files(void **state) {
     put_shard(a, RECORD_PROMPT, 300, 4);
     put_shard(b, RECORD_PROMPT, 300, 7);
     put_shard(c, RECORD_PROMPT, 300, 1);
-    assert_true(shard_open_all(&s, (const char *[]){a, b, c}, 3, &e));
+    assert_true(shard_open_all(&s, (const char *[]){a, b, c}, 3, false, &e));
     assert_int_equal(s.count, 12);
     assert_non_null(strstr(s.name, "a.shard and 2 more"));
     int64_t tokens = 0;
@@ -608,19 +608,19 @@ static void several_files(void **state) {
     shard_close(&s);
     record_free(&r);
     put_shard(c, RECORD_CHAT, 300, 1);
-    assert_false(shard_open_all(&s, (const char *[]){a, b, c}, 3, &e));
+    assert_false(shard_open_all(&s, (const char *[]){a, b, c}, 3, false, &e));
     files_assert_error(&e, "c.shard: contains chat records, but ");
     put_shard(c, RECORD_PROMPT, 301, 1);
-    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, false, &e));
     files_assert_error(&e, "c.shard: they were made with different tokenizers");
     put_shard(c, RECORD_PROMPT, 300, 0);
-    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, false, &e));
     files_assert_error(&e, "c.shard: the shard is empty");
     ShardWriter w;
     assert_true(shard_create(&w, c, RECORD_PROMPT, 300, "tok\0blob", 8, "{any}", &e));
     const Record x = sample(RECORD_PROMPT, 300, 0);
     assert_true(shard_add(&w, &x, &e) && shard_commit(&w, &e));
-    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, &e));
+    assert_false(shard_open_all(&s, (const char *[]){a, c}, 2, false, &e));
     files_assert_error(&e, "c.shard: they were made with different chat templates");
     free(a), free(b), free(c);
 }

@@ -31,6 +31,11 @@
  * Several files of one kind, tokenizer and template can be opened as one shard, which has the records of the first file,
  * then those of the second, ...: shard_open_all().
  *
+ * A token shard (tokens.h) can be opened in the same way, as chat records of plain text: shard_open_all() with `text`, then
+ * shard_split(). A record is a document with the token that begins the next one, which is its end; a document that is
+ * longer than the limit continues in the next record, which begins with the last token of the one before. So every token
+ * of the file but the first is a target once, and is predicted from its own document only.
+ *
  *     Shard s;
  *     Record r = {0};
  *     if (!shard_open(&s, "chat.shard", e)) return false;
@@ -45,6 +50,7 @@
 #include "../base/error.h" /* error_set, Error, xmalloc, xrealloc, ... */
 #include "../base/io.h"    /* writer_write, Reader, IO_PIECE, reader_blob, ... */
 #include "../base/map.h"   /* mapping_forget, Mapping, mapping_free, mapping_touch */
+#include "tokens.h"         /* TokenShard, token_at, tokens_close, tokens_magic, tokens_read */
 #include <assert.h>
 #include <math.h>
 
@@ -85,6 +91,8 @@ typedef struct Shard {
     size_t payload_bytes;
     uint64_t payload_hash; /* XXH3-64 of the payload */
     Mapping *map;          /* the file that index and payload are in, or NULL */
+    TokenShard text;       /* a token shard, which has neither; .name is NULL if it is none */
+    int64_t *start;        /* (count) of a token shard: the first token of each record */
     /* A shard of several files has no index and no payload. */
     struct Shard *part; /* (parts) */
     int parts;
@@ -195,6 +203,8 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
 
 static inline void shard_close(Shard *s) {
     for (int k = 0; k < s->parts; k++) shard_close(&s->part[k]);
+    tokens_close(&s->text);
+    free(s->start);
     free(s->part);
     free(s->first);
     free(s->name);
@@ -354,21 +364,52 @@ static inline bool shard_same_tokenizer(const Shard *a, const Shard *b) {
     return a->tokenizer_bytes == b->tokenizer_bytes && !memcmp(a->tokenizer, b->tokenizer, a->tokenizer_bytes);
 }
 
+/* The hash of a shard's tokenizer, or 0 if it does not say. */
+static inline uint64_t shard_tokenizer_hash(const Shard *s) {
+    if (s->tokenizer_bytes) return XXH3_64bits(s->tokenizer, s->tokenizer_bytes);
+    return s->text.meaning.tokenizer;
+}
+
+/* Whether two shards, of which one at least is a token shard, may have the same tokenizer. Chat templates add tokens to a
+ * tokenizer, so only equal vocabularies can be compared. */
+static inline bool shard_same_text(const Shard *a, const Shard *b) {
+    const uint64_t x = shard_tokenizer_hash(a), y = shard_tokenizer_hash(b);
+    return a->vocab != b->vocab || !x || !y || x == y;
+}
+
 /* Checks that shard b can be trained on together with shard a. */
 static inline bool shard_check_alike(const Shard *a, const Shard *b, Error *e) {
     if (b->kind != a->kind)
         return error_set(e, "%s: contains %s records, but %s contains %s records", b->name, record_kind_name(b->kind),
                          a->name, record_kind_name(a->kind));
-    if (b->vocab != a->vocab || !shard_same_tokenizer(a, b))
+    if (a->text.name || b->text.name ? !shard_same_text(a, b) : b->vocab != a->vocab || !shard_same_tokenizer(a, b))
         return error_set(e, "%s and %s: they were made with different tokenizers", a->name, b->name);
-    if (strcmp(a->chat_template, b->chat_template))
+    if (!a->text.name && !b->text.name && strcmp(a->chat_template, b->chat_template))
         return error_set(e, "%s and %s: they were made with different chat templates", a->name, b->name);
     return true;
 }
 
+/* Computes the totals of a shard of several files. */
+static inline void shard_add_up(Shard *s) {
+    s->count = s->total_tokens = s->longest = 0;
+    s->payload_bytes = s->payload_hash = 0;
+    for (int k = 0; k < s->parts; k++) {
+        const Shard *p = &s->part[k];
+        if (p->vocab > s->vocab) s->vocab = p->vocab;
+        s->count += p->count;
+        s->total_tokens += p->total_tokens;
+        s->payload_bytes += p->payload_bytes;
+        if (p->longest > s->longest) s->longest = p->longest;
+        s->payload_hash = XXH3_64bits_withSeed(&p->payload_hash, sizeof p->payload_hash, s->payload_hash);
+        s->first[k + 1] = s->count;
+    }
+}
+
 /* Fills in a shard of several files from its parts. */
 static inline void shard_join(Shard *s) {
-    const Shard *a = &s->part[0];
+    const Shard *a = &s->part[0]; /* the first one of records, which has a tokenizer and a template */
+    for (int k = s->parts; k-- > 0;)
+        if (!s->part[k].text.name) a = &s->part[k];
     char name[64];
     snprintf(name, sizeof name, " and %d more", s->parts - 1);
     *s = (Shard){.name = (char *)xmalloc(strlen(a->name) + sizeof name),
@@ -381,38 +422,87 @@ static inline void shard_join(Shard *s) {
                  .part = s->part,
                  .parts = s->parts,
                  .first = (int64_t *)xcalloc((size_t)s->parts + 1, sizeof *s->first)};
-    sprintf(s->name, "%s%s", a->name, name);
+    sprintf(s->name, "%s%s", s->part[0].name, name);
     memcpy(s->tokenizer, a->tokenizer, a->tokenizer_bytes);
-    for (int k = 0; k < s->parts; k++) {
-        const Shard *p = &s->part[k];
-        s->count += p->count;
-        s->total_tokens += p->total_tokens;
-        s->payload_bytes += p->payload_bytes;
-        if (p->longest > s->longest) s->longest = p->longest;
-        s->payload_hash = XXH3_64bits_withSeed(&p->payload_hash, sizeof p->payload_hash, s->payload_hash);
-        s->first[k + 1] = s->count;
-    }
+    shard_add_up(s);
 }
 
-/* Opens n >= 1 files as one shard. They must be alike, and none may be empty if there are several. */
-static inline bool shard_open_all(Shard *s, const char *const *paths, int n, Error *e) {
-    if (n == 1) return shard_open(s, paths[0], e);
+/* The vocabulary of a token shard that does not say: GPT-2's, in which llm.c writes them, or that of the ids. */
+static inline int32_t shard_text_vocab(const TokenShard *t) {
+    if (t->meaning.vocab) return t->meaning.vocab;
+    return t->highest > 256 && t->highest < 50257 ? 50257 : t->highest + 1;
+}
+
+/* Opens a token shard. Its records are those of shard_split(); until then a token counts as one. */
+static inline bool shard_open_text(Shard *s, Reader *r, Error *e) {
+    *s = (Shard){0};
+    if (!tokens_read(&s->text, r, 0, e)) return false;
+    s->name = xstrdup(r->name);
+    s->chat_template = xstrdup("");
+    s->kind = RECORD_CHAT;
+    s->vocab = s->text.count ? shard_text_vocab(&s->text) : 1;
+    s->count = s->total_tokens = s->text.count;
+    s->payload_hash = s->text.hash;
+    return true;
+}
+
+/* Opens a record shard or, if `text`, a token shard. */
+static inline bool shard_open_any(Shard *s, const char *path, bool text, Error *e) {
+    Reader r;
+    int32_t magic = 0;
+    bool failed = false;
+    *s = (Shard){0};
+    if (!reader_open(&r, path, e)) return false;
+    if (text) reader_peek(&r, &magic, sizeof magic, &failed, e);
+    const bool ok = !failed && (tokens_magic(magic) ? shard_open_text(s, &r, e) : shard_read(s, &r, e));
+    reader_close(&r);
+    return ok;
+}
+
+/* Opens n >= 1 files as one shard. They must be alike, and none may be empty if there are several. text: token shards may
+ * be among them. */
+static inline bool shard_open_all(Shard *s, const char *const *paths, int n, bool text, Error *e) {
+    if (n == 1) return shard_open_any(s, paths[0], text, e);
     *s = (Shard){.part = (Shard *)xcalloc((size_t)n, sizeof *s->part)};
     bool ok = true;
     for (int k = 0; ok && k < n; k++) {
         Shard *p = &s->part[k];
-        if (!(ok = shard_open(p, paths[k], e))) break;
+        if (!(ok = shard_open_any(p, paths[k], text, e))) break;
         s->parts++;
         if (!p->count) ok = error_set(e, "%s: the shard is empty", p->name);
-        ok = ok && shard_check_alike(&s->part[0], p, e);
-        if (!k) continue;
-        free(p->tokenizer); /* the same as that of the first */
-        p->tokenizer = NULL;
-        p->tokenizer_bytes = 0;
+        for (int i = 0; ok && i < k; i++) ok = shard_check_alike(&s->part[i], p, e);
     }
     if (ok) shard_join(s);
     else shard_close(s);
     return ok;
+}
+
+/* Divides the token shards among the files into records of at most max_length >= 2 tokens. start: the token that begins a
+ * document in files that do not say, or -1: then such a file is one document. */
+static inline void shard_split(Shard *s, int32_t max_length, int32_t start) {
+    for (int k = 0; k < s->parts; k++) shard_split(&s->part[k], max_length, start);
+    if (s->parts) shard_add_up(s);
+    const TokenShard *t = &s->text;
+    if (!t->name) return;
+    if (t->meaning.vocab) start = t->meaning.start;
+    int64_t capacity = 0, at = 0;
+    free(s->start);
+    s->start = NULL;
+    s->count = 0;
+    s->longest = 0;
+    while (at + 1 < t->count) {
+        int64_t end = at + 1; /* the last token of the record */
+        while (end + 1 < t->count && end - at + 1 < max_length && token_at(t, end) != start) end++;
+        if (s->count == capacity) {
+            capacity = 2 * capacity + 64;
+            s->start = (int64_t *)xrealloc(s->start, (size_t)capacity, sizeof *s->start);
+        }
+        s->start[s->count++] = at;
+        if (end - at + 1 > s->longest) s->longest = (int32_t)(end - at + 1);
+        at = end;
+    }
+    s->total_tokens = t->count;
+    mapping_forget(t->map, t->ids, (size_t)t->count * (size_t)t->id_bytes);
 }
 
 /* The file that record i is in; *i becomes its number there. */
@@ -424,10 +514,31 @@ static inline const Shard *shard_part(const Shard *s, int64_t *i) {
     return &s->part[k];
 }
 
+/* The last token of record i of a token shard. */
+static inline int64_t shard_text_end(const Shard *s, int64_t i) {
+    return i + 1 < s->count ? s->start[i + 1] : s->text.count - 1;
+}
+
 /* The number of tokens of record i. */
 static inline int64_t shard_length(const Shard *s, int64_t i) {
     const Shard *p = shard_part(s, &i);
-    return p->index[i].tokens;
+    return p->text.name ? shard_text_end(p, i) - p->start[i] + 1 : p->index[i].tokens;
+}
+
+/* Copies record i of a token shard to r. capacity: tokens of the longest record. */
+static inline void shard_text_record(const Shard *s, int64_t i, int32_t capacity, Record *r) {
+    r->capacity = r->tokens && r->capacity > capacity ? r->capacity : capacity;
+    r->tokens = (int32_t *)xrealloc(r->tokens, (size_t)r->capacity, sizeof *r->tokens);
+    r->mask = (uint8_t *)xrealloc(r->mask, (size_t)r->capacity, 1);
+    r->count = (int32_t)shard_length(s, i);
+    mapping_touch(s->text.map, (size_t)r->count * (size_t)s->text.id_bytes);
+    for (int32_t k = 0; k < r->count; k++) {
+        r->tokens[k] = token_at(&s->text, s->start[i] + k);
+        r->mask[k] = k > 0;
+    }
+    r->prompt = r->chosen = r->rejected = r->label = 0;
+    r->margin = 0;
+    r->text = r->task = r->answer = r->fields = "";
 }
 
 /* Decodes record i into r and reuses r's buffers. Initialise r with {0} and free it with record_free(). The texts of r
@@ -437,6 +548,10 @@ static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e
         return error_set(e, "%s: record %lld is out of range, the shard has %lld", all->name, (long long)i,
                          (long long)all->count);
     const Shard *s = shard_part(all, &i);
+    if (s->text.name) {
+        shard_text_record(s, i, all->longest, r);
+        return true;
+    }
     const ShardIndex copy = s->index[i], *x = &copy;
     mapping_touch(s->map, x->bytes);
     RecordParts parts;

@@ -55,7 +55,7 @@ static inline bool resume_origin(const char *option) {
 
 /* Whether an option's value is the path of a file or a folder. */
 static inline bool resume_is_path(const Option *o) {
-    return o->kind == OPT_TEXT && (strstr(o->argument, "FILE") || strstr(o->argument, "DIR"));
+    return (o->kind == OPT_TEXT || o->kind == OPT_LIST) && (strstr(o->argument, "FILE") || strstr(o->argument, "DIR"));
 }
 
 /* Whether a resumed run may have this value instead of `before`; "" is an option that is not given. */

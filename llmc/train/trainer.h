@@ -58,7 +58,8 @@
 #include "../model/tensors.h"          /* TENSOR_headw */
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
-#include "../records/shard.h"          /* Shard */
+#include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open */
+#include "../records/shard.h"          /* Shard, shard_open_all */
 #include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_set, metrics_line, Metrics, metrics_clear, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
@@ -184,6 +185,12 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     for (const Option *i = table; i->kind != OPT_END; i++) {
         if (resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
             output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
+        if (i->kind == OPT_LIST && !strcmp(i->argument, "FILE")) {
+            Inputs files;
+            if (!inputs_open(&files, i->name, (const OptionList *)i->value, &e)) usage_error("--%s", e.text);
+            for (int k = 0; k < files.count; k++) output_add(&p, i->name, files.path[k], OUTPUT_READ);
+            inputs_close(&files);
+        }
     }
     output_add(&p, "state", state, OUTPUT_STATE);
     output_add(&p, "metrics", samples, OUTPUT_WRITTEN);
@@ -191,6 +198,13 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     if (!output_lock(&p, &e)) die("%s", e.text);
     output_free(&p);
     free(state), free(samples);
+}
+
+/* The number of files of a list that are standard input. */
+static inline int trainer_pipes(const OptionList *list) {
+    int pipes = 0;
+    for (int i = 0; i < list->count; i++) pipes += !strcmp(list->items[i], "-");
+    return pipes;
 }
 
 /* Rejects a command line with two streams on standard output or input, with one path for two things, or with an output
@@ -204,6 +218,8 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
     const char *outputs[] = {o->output, best, state, o->metrics, o->report};
     int in = 0, out = 0;
     for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
+    for (const Option *i = table; i->kind != OPT_END; i++)
+        if (i->kind == OPT_LIST && !strcmp(i->argument, "FILE")) in += trainer_pipes((const OptionList *)i->value);
     for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
     const Launch launch = launch_of_environment();
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
@@ -365,6 +381,15 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     const double rank = (double)o->lora_rank;
     lora.scale = (float)(o->lora_alpha / (o->use_rslora ? sqrt(rank) : rank));
     return lora;
+}
+
+/* Opens the files of -i or -j (option) as one shard; token shards may be among them if `text`. */
+static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
+    Error e;
+    Inputs files;
+    if (!inputs_open(&files, option, list, &e)) usage_error("%s", e.text);
+    if (!shard_open_all(s, (const char *const *)files.path, files.count, text, &e)) die("%s", e.text);
+    inputs_close(&files);
 }
 
 /* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */

@@ -1,0 +1,73 @@
+/* inputs.h - the files that an option names, which may be given several times and may hold patterns.
+ *
+ * A pattern ('shards/fineweb_*.bin', in quotes so that the shell leaves it alone) stands for the files that it matches, in
+ * the order of their names (glob(7)); a file of exactly that name is taken as it is. The same file twice is refused, under
+ * whatever names.
+ *
+ *     Inputs files;
+ *     if (!inputs_open(&files, "-i/--input", &list, &e)) usage_error("%s", e.text);
+ *     for (int i = 0; i < files.count; i++) use(files.path[i]);
+ *     inputs_close(&files);
+ */
+#ifndef LLMC_RECORDS_INPUTS_H
+#define LLMC_RECORDS_INPUTS_H
+
+#include "../base/error.h"   /* Error, error_set, xrealloc, xstrdup */
+#include "../base/options.h" /* OptionList */
+#include <glob.h>
+#include <sys/stat.h>
+
+typedef struct Inputs {
+    char **path;
+    int count;
+} Inputs;
+
+static inline void inputs_close(Inputs *in) {
+    for (int i = 0; i < in->count; i++) free(in->path[i]);
+    free(in->path);
+    *in = (Inputs){0};
+}
+
+static inline void inputs_add(Inputs *in, const char *path) {
+    in->path = (char **)xrealloc(in->path, (size_t)in->count + 1, sizeof *in->path);
+    in->path[in->count++] = xstrdup(path);
+}
+
+/* Adds the files that one value of the option names. */
+static inline bool inputs_expand(Inputs *in, const char *option, const char *value, Error *e) {
+    glob_t found;
+    if (!strpbrk(value, "*?[") || !access(value, F_OK)) {
+        inputs_add(in, value);
+        return true;
+    }
+    const int result = glob(value, 0, NULL, &found);
+    if (result) return error_set(e, "%s %s: no file matches the pattern", option, value);
+    for (size_t i = 0; i < found.gl_pathc; i++) inputs_add(in, found.gl_pathv[i]);
+    globfree(&found);
+    return true;
+}
+
+/* Refuses a file that is named twice. A file that does not exist is left to the reader. */
+static inline bool inputs_check(const Inputs *in, const char *option, Error *e) {
+    struct stat a, b;
+    for (int i = 0; i < in->count; i++)
+        for (int k = 0; k < i; k++) {
+            const bool same = !strcmp(in->path[i], in->path[k]) ||
+                              (!stat(in->path[i], &a) && !stat(in->path[k], &b) && S_ISREG(a.st_mode) &&
+                               a.st_dev == b.st_dev && a.st_ino == b.st_ino);
+            if (same) return error_set(e, "%s: %s and %s are the same file", option, in->path[k], in->path[i]);
+        }
+    return true;
+}
+
+/* Fills in the files of all values of an option. option: its name, for messages. On failure nothing stays allocated. */
+static inline bool inputs_open(Inputs *in, const char *option, const OptionList *list, Error *e) {
+    *in = (Inputs){0};
+    bool ok = true;
+    for (int i = 0; ok && i < list->count; i++) ok = inputs_expand(in, option, list->items[i], e);
+    ok = ok && inputs_check(in, option, e);
+    if (!ok) inputs_close(in);
+    return ok;
+}
+
+#endif
