@@ -731,6 +731,45 @@ static void token_shard_damage(void **state) {
     }
 }
 
+/* A token shard as records: every token but the first is a target once, in a record of its own document, and no record
+ * is longer than the limit. */
+static void text_as_records(void **state) {
+    (void)state;
+    Error e;
+    enum { N = 5000, START = 7 };
+    static int32_t tokens[N];
+    const char *path = files_path("text.bin");
+    for (int i = 0; i < N; i++)
+        tokens[i] = i % 2000 < 900 && i * i % 61 == 0 ? START : 8 + i % 90; /* also START twice */
+    for (int first = 0; first < 2; first++) {
+        tokens[0] = first ? START : 9; /* also a file that begins within a document */
+        assert_true(tokens_write(path, tokens, N, (TokenMeaning){.vocab = 100, .start = START}, &e));
+        for (int32_t most = 2; most < 300; most = most * 3 / 2 + 1) {
+            Shard s;
+            Record r = {0};
+            int64_t at = 0;
+            assert_true(shard_open_all(&s, (const char *[]){path}, 1, true, &e));
+            shard_split(&s, most, -1);
+            assert_true(s.kind == RECORD_CHAT && s.vocab == 100 && s.total_tokens == N);
+            for (int64_t i = 0; i < s.count; i++) {
+                assert_true(shard_record(&s, i, &r, &e));
+                assert_true(r.count >= 2 && r.count <= most && r.count <= s.longest);
+                assert_int_equal(shard_length(&s, i), r.count);
+                assert_memory_equal(r.tokens, tokens + at, (size_t)r.count * 4);
+                for (int32_t k = 0; k < r.count; k++) {
+                    assert_int_equal(r.mask[k], k > 0);
+                    if (k && k < r.count - 1) assert_int_not_equal(r.tokens[k], START);
+                }
+                at += r.count - 1;
+                if (r.count < most && at < N - 1) assert_int_equal(r.tokens[r.count - 1], START);
+            }
+            assert_int_equal(at, N - 1);
+            record_free(&r);
+            shard_close(&s);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),
@@ -748,6 +787,7 @@ int main(void) {
         cmocka_unit_test(pages_are_given_back),
         cmocka_unit_test(changed_while_mapped),
         cmocka_unit_test(several_files),
+        cmocka_unit_test(text_as_records),
     };
     return cmocka_run_group_tests_name("shard", tests, files_setup, files_teardown);
 }

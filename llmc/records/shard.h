@@ -50,7 +50,7 @@
 #include "../base/error.h" /* error_set, Error, xmalloc, xrealloc, ... */
 #include "../base/io.h"    /* writer_write, Reader, IO_PIECE, reader_blob, ... */
 #include "../base/map.h"   /* mapping_forget, Mapping, mapping_free, mapping_touch */
-#include "tokens.h"         /* TokenShard, token_at, tokens_close, tokens_magic, tokens_read */
+#include "tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, tokens_read */
 #include <assert.h>
 #include <math.h>
 

@@ -298,7 +298,7 @@ static inline void trainer_fits(const Trainer *t, const FitSide *model, const Fi
 static inline void trainer_check_shard(Trainer *t, const Shard *s) {
     const FitSide model = trainer_side(t), data = fit_shard(s);
     trainer_fits(t, &model, &data, 0);
-    trainer_agree(t, XXH3_64bits(s->payload, s->payload_bytes), s->name);
+    trainer_agree(t, s->payload_hash, s->name);
 }
 
 /* Gives the model the tokens of the data that are new to it, which use padding rows, if it has enough of them. */
