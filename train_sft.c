@@ -9,8 +9,9 @@
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
-#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_TEXT, OPTION_FLAG, ... */
+#include "llmc/base/error.h"            /* die, xcalloc, warn, Error, ... */
+#include "llmc/base/io.h"               /* XXH3_64bits */
+#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
@@ -25,8 +26,11 @@
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/cursor.h"        /* Cursor, cursor_free, cursor_new, cursor_epochs, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
-#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_line, metrics_sample, ... */
+#include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
+#include "llmc/report/metrics.h"        /* metrics_set, metrics_line, Metrics, metrics_sample, ... */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
+#include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 

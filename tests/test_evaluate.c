@@ -14,7 +14,7 @@
 #include "../llmc/rollout/evaluation.h" /* majority_right, majority_at_k, pass_at_k, wilson_interval, ... */
 #include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
 #include "files.h"                      /* files_path, files_count, text_of, files_assert_content */
-#include "models.h"                     /* refused, assert_near, json_number_of, models_commit, ... */
+#include "models.h"                     /* assert_near, refused, json_number_of, models_commit, ... */
 #include "shell.h"                      /* run, out, assert_holds, said, ... */
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "../llmc/base/error.h"    /* Error */
-#include "../llmc/base/options.h"  /* OPTION_TEXT, OPTION_END, OPTION_FLAG, OPTION_INT, ... */
+#include "../llmc/base/options.h"  /* OPTION_FLAG, OPTION_INT, OPTION_REAL, OPTION_TEXT, ... */
 #include "../llmc/base/suggest.h"  /* suggest_distance */
 #include "../llmc/base/terminal.h" /* terminal_width, TERMINAL_NARROWEST, terminal_columns */
 #include <fcntl.h>

@@ -5,8 +5,8 @@
 #include "../llmc/base/program.h" /* program_start */
 #include "files.h"                /* files_path, files_assert_error, files_get, files_restore, ... */
 
-#include "../llmc/records/shard.h"  /* RECORD_CHAT, RECORD_PROMPT, Record, shard_close, ... */
-#include "../llmc/records/tokens.h" /* tokens_open, tokens_write, tokens_close, TokenShard, ... */
+#include "../llmc/records/shard.h"  /* RECORD_CHAT, Record, RECORD_PROMPT, shard_close, ... */
+#include "../llmc/records/tokens.h" /* tokens_open, tokens_write, tokens_close, TokenMeaning, ... */
 
 static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED};
 enum { KINDS = sizeof kinds / sizeof *kinds };
@@ -558,7 +558,7 @@ static void changed_while_mapped(void **state) {
         _exit(8);
     }
     close(ends[1]);
-    assert_true(read(ends[0], line, sizeof line - 1) > 0);
+    for (ssize_t got, at = 0; (got = read(ends[0], line + at, sizeof line - 1 - (size_t)at)) > 0;) at += got;
     close(ends[0]);
     waitpid(child, &status, 0);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);

@@ -1,7 +1,7 @@
 /* test_text.c - train_sft on plain text and on several files: documents apart, every token once, resumed runs byte for
  * byte; losses compared with those of evaluate, one document at a time. Needs train_sft, evaluate and data/make_shard. */
-#include "files.h" /* files_setup, files_teardown, files_path, files_get */
-#include "shell.h" /* run, refused_output, put, assert_holds, said, out */
+#include "files.h" /* files_path, files_get, files_put, files_setup, ... */
+#include "shell.h" /* run, out, put, assert_holds, ... */
 
 #include "../llmc/base/error.h" /* PRINTF_LIKE */
 #include <math.h>
@@ -70,8 +70,8 @@ static void documents_are_apart(void **state) {
         nats += n * last_number(out, "\"loss\":");
         tokens += n;
     }
-    sh("./train_sft -c $T/base.bin -i $T/all.bin -j $T/all.bin -o $T/o.bin -x 1 -l 0 --metrics $T/m.jsonl "
-       "--micro-tokens 1024");
+    sh("./train_sft -c $T/base.bin -i $T/all.bin -j $T/all.bin -o $T/o.bin -l 0 --metrics $T/m.jsonl "
+       "--num-train-epochs 1 --micro-tokens 1024");
     assert_true(fabs(last_metric("m.jsonl", "eval_loss") - nats / tokens) < 1e-5);
     /* all tokens are in one step, so the training loss is the same */
     assert_true(fabs(last_metric("m.jsonl", "loss") - nats / tokens) < 1e-5);

@@ -5,7 +5,7 @@
  * (program.h) ends the program with one line then, for which every mapping is in a list with its file's name. Programs of
  * this project never shorten a file: they replace it as a whole (io.h).
  *
- *     Mapping *m = mapping_new("chat.shard", fd, size);       // NULL: this file cannot be mapped
+ *     Mapping *m = mapping_new("standard input", STDIN_FILENO, 1024);    // NULL: this file cannot be mapped
  *     use(m->bytes, m->size);
  *     mapping_free(m);
  */

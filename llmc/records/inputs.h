@@ -4,6 +4,7 @@
  * the order of their names (glob(7)); a file of exactly that name is taken as it is. The same file twice is refused, under
  * whatever names.
  *
+ *     OptionList list = {0}; // the values of the option
  *     Inputs files;
  *     if (!inputs_open(&files, "-i/--input", &list, &e)) usage_error("%s", e.text);
  *     for (int i = 0; i < files.count; i++) use(files.path[i]);

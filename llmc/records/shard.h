@@ -47,10 +47,10 @@
 #ifndef LLMC_RECORDS_SHARD_H
 #define LLMC_RECORDS_SHARD_H
 
-#include "../base/error.h" /* error_set, Error, xmalloc, xrealloc, ... */
-#include "../base/io.h"    /* writer_write, Reader, IO_PIECE, reader_blob, ... */
-#include "../base/map.h"   /* mapping_forget, Mapping, mapping_free, mapping_touch */
-#include "tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, tokens_read */
+#include "../base/error.h" /* error_set, Error, xrealloc, xstrdup, ... */
+#include "../base/io.h"    /* Reader, writer_write, IO_PIECE, reader_blob, ... */
+#include "../base/map.h"   /* mapping_forget, mapping_touch, Mapping, mapping_free */
+#include "tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include <assert.h>
 #include <math.h>
 

@@ -34,8 +34,8 @@
 #include "../base/error.h"             /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
-#include "../base/options.h"           /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/output.h"            /* output_add, OUTPUT_WRITTEN, OUTPUT_READ, OUTPUT_RESUMED, ... */
+#include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
+#include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OUTPUT_RESUMED, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
