@@ -2,8 +2,8 @@
  * lines.
  *
  * The input's first byte selects the task, the second an option of its style. The rest is the completion, the answer
- * and the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is 1, 0
- * or NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
+ * and the fields, separated by NULs; the completion is also parsed as a specification. The invariants: a score is from 0
+ * to 1 or NaN; two verdicts on one input are equal; a final answer that was found is found again in its own text.
  */
 #include "../llmc/base/error.h"            /* Error, xstrndup */
 #include "../llmc/reward/reward_command.h" /* reward_command_line, reward_parse */
@@ -14,8 +14,9 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
-    static const char *const tasks[] = {"add",   "word",  "countdown", "sort",   "brackets",
-                                        "exact", "regex", "",          "numeric"};
+    static const char *const tasks[] = {"add", "word",    "countdown", "sort", "brackets", "exact", "regex",
+                                        "",    "numeric", "math",      "em",   "choice",   "f1"};
+    enum { TASKS = sizeof tasks / sizeof *tasks };
     static const char *const fields[] = {"{\"style\":\"reversed\"}", "{\"style\":\"scratchpad\"}",
                                          "{\"numbers\":[1,2,3,50],\"target\":7}", "{\"open\":\"([{<\"}",
                                          "{\"pattern\":\"^(a|b)*c$\"}"};
@@ -26,16 +27,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     record = answer + strlen(answer);
     record += record < end;
     if (!*record) record = fields[data[1] % 5];
-    const RewardInput in = {.completion = completion, .task = tasks[data[0] % 9], .answer = answer, .fields = record};
+    const RewardInput in = {
+        .completion = completion, .task = tasks[data[0] % TASKS], .answer = answer, .fields = record};
     float score = -1, again = -1, number;
     if (!rewards_verify(&in, &score) || !rewards_verify(&in, &again)) abort();
-    if (isnan(score) ? !isnan(again) : (score != 0 && score != 1) || score != again) abort();
+    if (isnan(score) ? !isnan(again) : !(score >= 0 && score <= 1) || score != again) abort();
 
     char first[4096], second[4096];
     const bool found = rewards_answer(&in, first, sizeof first);
     if (found != rewards_answer(&in, second, sizeof second) || (found && strcmp(first, second))) abort();
     /* a number that is correct is its own canonical form */
-    if (found && score == 1 && data[0] % 9 == 8 && !strstr(record, "style")) {
+    if (found && score == 1 && data[0] % TASKS == 8 && !strstr(record, "style")) {
         const RewardInput plain = {.completion = first, .task = "numeric", .answer = answer};
         if (rewards_verify(&plain, &again) && again != 1) abort();
     }

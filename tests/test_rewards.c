@@ -342,6 +342,8 @@ static void test_numbers(void **state) {
         {"numeric", "5", "\\boxed{x = 5}", 1},
         {"numeric", "5", "x = 5", 1},
         {"numeric", "5", "\\boxed{x=5}", 1},
+        {"numeric", "5", "\\boxed{2x=5}", 0},
+        {"numeric", "5", "\\boxed{-x=5}", 0},
         {"numeric", "-5", "-(5)", 1},
         {"numeric", "5", "-(-5)", 1},
         {"numeric", "-5", "(-5)", 1},
@@ -446,6 +448,66 @@ static void test_numbers(void **state) {
     assert_true(verify("numeric", "0.333", "1/3", "{\"tolerance\":0.001}") == 1);
     assert_true(verify("numeric", "0.3", "0.2", "{\"tolerance\":0.1}") == 1);
     assert_true(verify("numeric", "0.31", "0.2", "{\"tolerance\":0.1}") == 0);
+}
+
+/* Rewritten MATH-style answers: each that a peer accepts is right, and a near miss only where a peer accepts it too. */
+static void test_math(void **state) {
+    (void)state;
+    FILE *f = fopen("tests/golden/math.jsonl", "r");
+    assert_non_null(f);
+    int rewritten = 0, wrong = 0;
+    for (json_t *row; (row = json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL)); json_decref(row)) {
+        const char *kind = json_string_value(json_object_get(row, "kind")),
+                   *answer = json_string_value(json_object_get(row, "answer")),
+                   *completion = json_string_value(json_object_get(row, "completion"));
+        static const char *const peers[] = {"math_verify", "math_reward", "math_dapo"};
+        bool peer = false;
+        for (size_t k = 0; k < COUNT(peers); k++) peer |= json_integer_value(json_object_get(row, peers[k])) == 1;
+        for (int k = 0; k < 2; k++) {
+            const float score = verify(k ? "math" : "", completion, answer, "");
+            const bool miss = !strcmp(kind, "wrong");
+            if (miss ? score == 1 && !peer : score != 1)
+                fail_msg("%s: '%s' for '%s': %g", kind, completion, answer, (double)score);
+        }
+        *(!strcmp(kind, "wrong") ? &wrong : &rewritten) += 1;
+    }
+    assert_true(rewritten > 200 && wrong > 300);
+    fclose(f);
+}
+
+/* Measures of SQuAD (evaluate-v1.1.py's values, computed by hand from its equations), letters, and votes. */
+static void test_text(void **state) {
+    (void)state;
+    static const struct {
+        const char *task, *answer, *completion, *fields;
+        double score;
+    } cases[] = {{"em", "Denver Broncos", "the Denver broncos!", "", 1},
+                 {"em", "Denver Broncos", "Broncos", "", 0},
+                 {"em", "x", "<answer>An apple.</answer>", "{\"answers\":[\"pear\",\"apple\"]}", 1},
+                 {"em", "theory", "a theory", "", 1},
+                 {"em", "", "x", "", NONE},
+                 {"f1", "Denver Broncos", "the Broncos", "", 2.0 / 3},
+                 {"f1", "a b c d", "b b d x", "", 4.0 / 7},
+                 {"f1", "x", "y", "{\"answers\":[\"y z\"]}", 2.0 / 3},
+                 {"f1", "x", "y", "", 0},
+                 {"choice", "B", "(B)", "", 1},
+                 {"choice", "(B)", "The answer is B.", "", 1},
+                 {"choice", "B", "Answer: **B**", "", 1},
+                 {"choice", "B", "\\boxed{\\text{(B)}}", "", 1},
+                 {"choice", "B", "B) Paris", "", 1},
+                 {"choice", "B", "It is not B. The answer is C.", "", 0},
+                 {"choice", "A", "A cat", "", 0},
+                 {"choice", "B", "Both", "", 0},
+                 {"choice", "maybe", "B", "", NONE}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const float score = verify(cases[i].task, cases[i].completion, cases[i].answer, cases[i].fields);
+        if (isnan(score) != (cases[i].score == NONE) || (!isnan(score) && fabs(score - cases[i].score) > 1e-6))
+            fail_msg("%s: '%s' for '%s': %g", cases[i].task, cases[i].completion, cases[i].answer, (double)score);
+    }
+    char red[64], blue[64];
+    const RewardInput in[] = {{.answer = "red 2", .completion = "red 2"}, {.answer = "red 2", .completion = "blue 2"}};
+    assert_true(rewards_answer(&in[0], red, sizeof red) && rewards_answer(&in[1], blue, sizeof blue));
+    assert_string_not_equal(red, blue);
 }
 
 /* What follows a NUL is part of a completion. */
@@ -586,8 +648,8 @@ static void test_final_answer(void **state) {
                  {"] )", "brackets", "])"},
                  {" a b ", "exact", "a b"},
                  {"", "exact", NULL},
-                 {"I think 5", "", "I think 5"},
-                 {"I think not", "", "I think not"},
+                 {"I think 5", "", "Ithink5"},
+                 {"I think not", "", "Ithinknot"},
                  {"\\boxed{x}", "chess", "x"}};
     char answer[64];
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -973,12 +1035,21 @@ static void test_command_line(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),         cmocka_unit_test(test_nasty),
-                                       cmocka_unit_test(test_numbers),         cmocka_unit_test(test_bytes),
-                                       cmocka_unit_test(test_check_answer),    cmocka_unit_test(test_final_answer),
-                                       cmocka_unit_test(test_golden),          cmocka_unit_test(test_other_parts),
-                                       cmocka_unit_test(test_specification),   cmocka_unit_test(test_command_faults),
-                                       cmocka_unit_test(test_command_values),  cmocka_unit_test(test_command_large),
-                                       cmocka_unit_test(test_command_sigpipe), cmocka_unit_test(test_command_line)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),
+                                       cmocka_unit_test(test_nasty),
+                                       cmocka_unit_test(test_numbers),
+                                       cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_math),
+                                       cmocka_unit_test(test_text),
+                                       cmocka_unit_test(test_check_answer),
+                                       cmocka_unit_test(test_final_answer),
+                                       cmocka_unit_test(test_golden),
+                                       cmocka_unit_test(test_other_parts),
+                                       cmocka_unit_test(test_specification),
+                                       cmocka_unit_test(test_command_faults),
+                                       cmocka_unit_test(test_command_values),
+                                       cmocka_unit_test(test_command_large),
+                                       cmocka_unit_test(test_command_sigpipe),
+                                       cmocka_unit_test(test_command_line)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

@@ -9,7 +9,7 @@
  *
  *   part                     argument                      value (tokens = length of the completion)
  *   verify                   -                             the check of the record's task: see the table in verify.h
- *   exact numeric hash       -                             this check, for any task; hash = number after `####`
+ *   exact numeric math hash  -                             this check, for any task; also em, f1, choice; hash = number after `####`
  *   countdown                all, or none                  the same; all: each number must be used exactly once
  *   sort brackets            -                             the same
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
@@ -245,6 +245,10 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"countdown", REWARD_CHECK, VERIFY_COUNTDOWN},
                  {"sort", REWARD_CHECK, VERIFY_SORT},
                  {"brackets", REWARD_CHECK, VERIFY_BRACKETS},
+                 {"math", REWARD_CHECK, VERIFY_MATH},
+                 {"em", REWARD_CHECK, VERIFY_EM},
+                 {"f1", REWARD_CHECK, VERIFY_F1},
+                 {"choice", REWARD_CHECK, VERIFY_CHOICE},
                  {"regex", REWARD_REGEX, VERIFY_REGEX},
                  {"format", REWARD_FORMAT, 0},
                  {"cosine", REWARD_COSINE, 0},
@@ -276,8 +280,8 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
     if (!reward_kind(name, p))
         return error_set(
             e,
-            "reward '%s': unknown, must be verify, exact, numeric, hash, countdown, sort, brackets, regex, "
-            "format, cosine, overlong, repetition, length, random, command or model",
+            "reward '%s': unknown, must be verify, exact, em, f1, choice, numeric, math, hash, countdown, sort, "
+            "brackets, regex, format, cosine, overlong, repetition, length, random, command or model",
             name);
     at += n;
     n = 0;

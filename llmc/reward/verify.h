@@ -1,6 +1,6 @@
 /* verify.h - verifiers for verifiable rewards: check a completion against a record's answer.
  *
- * Owns the table of tasks. A score is 1 (right), 0 (wrong) or NaN (cannot be scored, because the record lacks what the
+ * Owns the table of tasks. A score is 1 (right), 0 (wrong; f1: between them) or NaN (cannot be scored, because the record lacks what the
  * check needs or a pattern hit its match limit).
  *
  *   task                    check                      answer                     fields used      header
@@ -10,9 +10,12 @@
  *   countdown               expression                 the target                 numbers, target  verify_expression.h
  *   sort                    list, by value             the sorted list            -                verify_list.h
  *   brackets                closers                    the missing closers        open             verify_brackets.h
+ *   math                    number, or canonical text  a MATH-style answer        -                verify_math.h
+ *   em f1                   SQuAD's measures           the text                   answers          verify_text.h
+ *   choice                  letter                     the letter                 -                verify_text.h
  *   exact                   text, trimmed              the text                   -
  *   regex                   PCRE2 search               the pattern                pattern          verify_pattern.h
- *   (none)                  number if the answer is a number, else exact
+ *   (none)                  number if the answer is a number, else exact or math
  *
  * Each header has the grammar of what it accepts, and verify_answer.h has the rule for the part of a completion that is
  * its final answer. `exact` accepts both that part and the whole completion.
@@ -28,16 +31,19 @@
 #define LLMC_REWARD_VERIFY_H
 
 #include "../base/error.h"     /* error_set, Error */
+#include "../base/text.h"      /* text_append, TextBuffer, text_free */
 #include "verify_answer.h"     /* RewardInput, VerifySpan, verify_copy, verify_span, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
 #include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
 #include "verify_list.h"       /* verify_final_list, verify_sort */
+#include "verify_math.h"       /* verify_math, verify_math_canonical, verify_math_final */
 #include "verify_number.h"     /* verify_is_number, verify_numeric, verify_styled_text */
 #include "verify_pattern.h"    /* verify_regex */
-#include "verify_rational.h"   /* VERIFY_NUMBER_SIZE, rational_available, rational_clear, rational_init, ... */
+#include "verify_rational.h"   /* rational_available, VERIFY_NUMBER_SIZE, rational_clear, rational_init, ... */
+#include "verify_text.h"       /* verify_choice, verify_choice_of, verify_em, verify_f1, ... */
 
-#define VERIFY_TASKS                                                                                                   \
-    "add, sub, mul, arithmetic, numeric, word, gsm8k, countdown, sort, brackets, exact, regex or "                     \
+#define VERIFY_TASKS                                                                                                     \
+    "add, sub, mul, arithmetic, numeric, math, word, gsm8k, countdown, sort, brackets, exact, em, f1, choice, regex or " \
     "empty"
 
 typedef enum {
@@ -49,6 +55,10 @@ typedef enum {
     VERIFY_SORT,
     VERIFY_BRACKETS,
     VERIFY_REGEX,
+    VERIFY_MATH,
+    VERIFY_EM,
+    VERIFY_F1,
+    VERIFY_CHOICE,
     VERIFY_AUTO
 } VerifyKind;
 
@@ -61,7 +71,8 @@ static inline int verify_kind(const char *task) {
                  {"mul", VERIFY_NUMERIC}, {"arithmetic", VERIFY_NUMERIC}, {"numeric", VERIFY_NUMERIC},
                  {"word", VERIFY_HASH},   {"gsm8k", VERIFY_HASH},         {"countdown", VERIFY_COUNTDOWN},
                  {"sort", VERIFY_SORT},   {"brackets", VERIFY_BRACKETS},  {"exact", VERIFY_EXACT},
-                 {"regex", VERIFY_REGEX}};
+                 {"regex", VERIFY_REGEX}, {"math", VERIFY_MATH},          {"em", VERIFY_EM},
+                 {"f1", VERIFY_F1},       {"choice", VERIFY_CHOICE}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(task ? task : "", kinds[i].name)) return (int)kinds[i].kind;
     return -1;
@@ -77,7 +88,8 @@ static inline float verify_exact(const RewardInput *in) {
 
 /* The score (1, 0 or NaN) of one kind of check, independent of the record's task. */
 static inline float verify_score(const RewardInput *in, VerifyKind kind) {
-    if (kind == VERIFY_AUTO) kind = verify_is_number(in->answer) ? VERIFY_NUMERIC : VERIFY_EXACT;
+    const bool number = (kind == VERIFY_AUTO || kind == VERIFY_MATH) && verify_is_number(in->answer);
+    if (number) kind = VERIFY_NUMERIC;
     json_t *fields = verify_fields(in);
     float score = NAN;
     switch (kind) {
@@ -88,6 +100,14 @@ static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     case VERIFY_SORT: score = verify_sort(in); break;
     case VERIFY_BRACKETS: score = verify_brackets(in, fields); break;
     case VERIFY_REGEX: score = verify_regex(in, fields); break;
+    case VERIFY_MATH: score = verify_math(in); break;
+    case VERIFY_EM: score = verify_em(in, fields); break;
+    case VERIFY_F1: score = verify_f1(in, fields); break;
+    case VERIFY_CHOICE: score = verify_choice(in); break;
+    case VERIFY_AUTO:
+        score = verify_exact(in);
+        if (score == 0) score = verify_math(in);
+        break;
     default: score = verify_exact(in);
     }
     json_decref(fields);
@@ -140,15 +160,24 @@ static inline bool rewards_answer(const RewardInput *in, char *answer, size_t si
     if (kind == VERIFY_BRACKETS) return verify_final_closers(completion, answer, size);
     if (kind == VERIFY_COUNTDOWN) return verify_value_of_expression(completion, answer, size);
     const bool number = kind == VERIFY_NUMERIC || kind == VERIFY_HASH;
-    if (number || (kind == VERIFY_AUTO && verify_is_number(in->answer))) {
+    if (number || ((kind == VERIFY_AUTO || kind == VERIFY_MATH) && verify_is_number(in->answer))) {
         char text[VERIFY_NUMBER_SIZE];
         json_t *fields = verify_fields(in);
         const bool found = verify_styled_text(completion, kind == VERIFY_HASH, fields, text);
         json_decref(fields);
         if (found || number) return found && verify_copy(verify_span(text), answer, size);
     }
+    TextBuffer text = {0};
     const VerifySpan t = verify_final(completion, &mark);
-    return t.n && verify_copy(t, answer, size);
+    const char letter = kind == VERIFY_CHOICE ? verify_choice_of(completion) : 0;
+    if (kind == VERIFY_CHOICE) text_append(&text, &letter, letter != 0);
+    else if (kind == VERIFY_EM || kind == VERIFY_F1) verify_words(t, &text);
+    else if ((kind == VERIFY_AUTO || kind == VERIFY_MATH) && rational_available(NULL))
+        verify_math_canonical(verify_math_final(completion), &text);
+    else text_append(&text, t.s, t.n);
+    const bool fits = text.length && verify_copy((VerifySpan){text.text, text.length}, answer, size);
+    text_free(&text);
+    return fits;
 }
 
 /* The same without a record, and therefore without a style: numbers are read as written. */

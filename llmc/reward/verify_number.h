@@ -645,13 +645,22 @@ static inline bool verify_only_words(VerifySpan t, size_t i, size_t end, bool wo
     return true;
 }
 
+/* Whether the left side of an equation is a multiple of an unknown, so that the right side is not its value: `-x`, `2x`. */
+static inline bool verify_multiple(VerifySpan t) {
+    t = verify_trim(t);
+    if (t.n && t.s[0] == '-' && verify_letter(verify_at(t, verify_skip(t, 1)))) return true;
+    for (size_t i = 0; i + 1 < t.n; i++)
+        if (verify_digit(t.s[i]) && verify_letters_end(t, i + 1) == i + 2) return true;
+    return false;
+}
+
 /* The only number of the text, after its last `=`; false if there is another, or mathematics beside it. words: the text
  * may hold any words, else only units after the number. */
 static inline bool verify_only_number(VerifySpan t, bool words, VerifyNumber *v) {
     const char *equals = t.n ? (const char *)memrchr(t.s, '=', t.n) : NULL;
     if (equals) {
         const size_t after = (size_t)(equals - t.s) + 1;
-        if (!words && after > 32) return false;
+        if ((!words && after > 32) || verify_multiple((VerifySpan){t.s, after - 1})) return false;
         t = verify_trim((VerifySpan){t.s + after, t.n - after});
     }
     while (t.n > 2 && ((t.s[0] == '{' && verify_braces_end(t, 0) == t.n)))
