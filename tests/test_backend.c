@@ -13,6 +13,7 @@
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, fetch, acts, floats, ... */
 #include "frozen.h"                /* frozen_check */
+#include "quant_blocks.h"          /* quant_random */
 
 /* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 48
  * operations. */
@@ -156,7 +157,7 @@ static void test_scratch(void **state) {
         B->lora_backward(d, &l);
         assert_int_equal(B->scratch_bytes(d), without + N * RANK * sizeof(float));
         const size_t used = B->scratch_bytes(d);
-        const size_t predicted = B->scratch_predict(d, VP * C + C * C, N, C, VP, RANK);
+        const size_t predicted = B->scratch_predict(d, VP * C + C * C, N, C, VP, RANK, 0);
         const size_t code = (size_t)(1 + dtype) * CPU_CODE_BYTES;
         if (!(used <= predicted && used * 2 >= predicted - code)) fail_msg("%zu bytes, predicted %zu", used, predicted);
         B->linear_forward(d, y, x, w, NULL, N, C, C);
@@ -827,6 +828,47 @@ static void test_lora(void **state) {
     }
 }
 
+/* Products with matrices in blocks of every type, and of three types at once, and their gradient; few rows are other code
+ * than many. The gradient of rows of 64 elements has blocks of several matrices' columns. */
+static void test_quantized(void **state) {
+    (void)state;
+    static const int rows_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 300};
+    Random r = random_start(37, 0);
+    for (int first = 0; first < QUANT_COUNT; first++)
+        for (int parts = 1; parts <= QUANT_PARTS; parts += 2) {
+            QuantMatrix q = {.parts = parts};
+            const int N = rows_of[first], K = first < QUANT_Q4_K && parts == 1 ? 96 : 512;
+            int M = 0;
+            for (int p = 0; p < parts; p++) M += q.rows[p] = 5 + 32 * p;
+            float *w = FLOATS(M * K), *at = w;
+            void *blocks[QUANT_PARTS] = {NULL};
+            for (int p = 0; p < parts; p++) {
+                const size_t n = (size_t)(q.rows[p] * K);
+                q.type[p] = (first + p) % QUANT_COUNT;
+                blocks[p] = quant_random(&r, (QuantType)q.type[p], n, at);
+                q.blocks[p] = (const Blocks *)blocks[p];
+                at += n;
+            }
+            const float *x = noise(&r, (size_t)(N * K), 1), *b = noise(&r, (size_t)M, 1);
+            const float *dout = noise(&r, (size_t)(N * M), 1);
+            Sum out = sums((size_t)(N * M), NULL), dx = sums((size_t)(N * K), NULL);
+            for (int i = 0; i < N; i++)
+                for (int o = 0; o < M; o++) {
+                    sum_add(out, (size_t)(i * M + o), b[o]);
+                    for (int k = 0; k < K; k++) {
+                        sum_add(out, (size_t)(i * M + o), (double)x[i * K + k] * w[o * K + k]);
+                        sum_add(dx, (size_t)(i * K + k), (double)dout[i * M + o] * w[o * K + k]);
+                    }
+                }
+            Acts *got = acts(NULL, N, M), *gradient = acts(NULL, N, K);
+            B->quant_forward(D, got, acts(x, N, K), &q, weights(b, (size_t)M), N, K, M);
+            B->quant_backward(D, gradient, acts(dout, N, M), &q, N, K, M);
+            sum_check("out", fetch(got, (size_t)(N * M)), out, K + 1, (size_t)(N * M));
+            sum_check("dx", fetch(gradient, (size_t)(N * K)), dx, M, (size_t)(N * K));
+            for (int p = 0; p < parts; p++) free(blocks[p]);
+        }
+}
+
 static void test_frozen(void **state) {
     (void)state;
     frozen_check(B, D);
@@ -1334,6 +1376,7 @@ int main(void) {
         TEST(test_linear),
         TEST(test_linear_bf16),
         TEST(test_bf16_operands),
+        TEST(test_quantized),
         TEST(test_lora),
         TEST(test_frozen),
         TEST(test_gelu),

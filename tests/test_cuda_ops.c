@@ -9,6 +9,7 @@
 #include "arrays.h"                /* DOUBLES, FLOATS, sums, sum_add, ... */
 #include "cuda_device.h"           /* B, D, noise, acts, ... */
 #include "frozen.h"                /* frozen_check */
+#include "quant_blocks.h"          /* quant_random */
 
 enum { SEEDS = 3 };
 /* Runs the statement in several orders of the emulated threads, or once on a GPU. */
@@ -786,6 +787,52 @@ static void test_gate(void **state) {
         }
 }
 
+/* ==== Quantised matrices ==== */
+
+/* Products with matrices in blocks of every type, of three types at once, and their gradient, for few and many rows. With
+ * bf16 storage the values of the blocks are rounded. */
+static void test_quantized(void **state) {
+    (void)state;
+    static const int rows_of[] = {1, 5, 16, 70};
+    Random r = random_start(37, 0);
+    for (int first = 0; first < QUANT_COUNT; first++)
+        for (int parts = 1; parts <= QUANT_PARTS; parts += 2) {
+            QuantMatrix q = {.parts = parts};
+            const int K = 512, N = rows_of[first % 4];
+            int M = 0;
+            for (int p = 0; p < parts; p++) M += q.rows[p] = 5 + 16 * p;
+            float *w = FLOATS(M * K), *at = w;
+            for (int p = 0; p < parts; p++) {
+                q.type[p] = (first + p) % QUANT_COUNT;
+                const size_t n = (size_t)(q.rows[p] * K);
+                void *blocks = quant_random(&r, (QuantType)q.type[p], n, at);
+                const size_t words = (quant_bytes((QuantType)q.type[p], n) + 3) / 4;
+                float *padded = FLOATS(words);
+                memcpy(padded, blocks, quant_bytes((QuantType)q.type[p], n));
+                q.blocks[p] = (const Blocks *)floats(padded, words);
+                free(blocks);
+                at += n;
+            }
+            for (int i = 0; i < M * K; i++) w[i] = stored(w[i]);
+            const float *x = noise(&r, (size_t)(N * K), 1), *b = noise(&r, (size_t)M, 1);
+            const float *dout = noise(&r, (size_t)(N * M), 1);
+            Sum out = sums((size_t)(N * M), NULL), dx = sums((size_t)(N * K), NULL);
+            for (int i = 0; i < N; i++)
+                for (int o = 0; o < M; o++) {
+                    sum_add(out, (size_t)(i * M + o), b[o]);
+                    for (int k = 0; k < K; k++) {
+                        sum_add(out, (size_t)(i * M + o), (double)x[i * K + k] * w[o * K + k]);
+                        sum_add(dx, (size_t)(i * K + k), (double)dout[i * M + o] * w[o * K + k]);
+                    }
+                }
+            Acts *got = acts(NULL, N, M), *gradient = acts(NULL, N, K);
+            B->quant_forward(D, got, acts(x, N, K), &q, weights(b, (size_t)M), N, K, M);
+            B->quant_backward(D, gradient, acts(dout, N, M), &q, N, K, M);
+            check("out", fetch_narrow(got, (size_t)(N * M)), out.value, out.size, K + 8, 1, (size_t)(N * M));
+            check("dx", fetch_narrow(gradient, (size_t)(N * K)), dx.value, dx.size, M + 8, 1, (size_t)(N * K));
+        }
+}
+
 /* ==== Adapters ==== */
 
 typedef struct LoraShape {
@@ -929,7 +976,8 @@ static void test_lora_scratch(void **state) {
     if (!B->sync(d, &e)) fail_msg("%s", e.text);
     const size_t grown = B->scratch_bytes(d) - before, more = h * unit;
     assert_true(grown >= more && grown <= more + more / 3); /* scratch memory grows with a reserve of a quarter */
-    const size_t none = B->scratch_predict(d, 0, N, COUNT, 16, 0), with = B->scratch_predict(d, 0, N, COUNT, 16, RANK);
+    const size_t none = B->scratch_predict(d, 0, N, COUNT, 16, 0, 0);
+    const size_t with = B->scratch_predict(d, 0, N, COUNT, 16, RANK, 0);
     assert_true(with > none && with - before >= more && with - before <= more + more / 3);
     B->release(d, memory);
     B->close(d);
@@ -1233,7 +1281,7 @@ static void test_repeated_steps(void **state) {
         TEST(test_rmsnorm_backward), TEST(test_rmsnorm_variants), TEST(test_layernorm_fresh), TEST(test_rotary),       \
         TEST(test_embed), TEST(test_embed_scaled), TEST(test_add), TEST(test_rows), TEST(test_noise),                  \
         TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
-        TEST(test_gate), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen), TEST(test_adamw),                \
+        TEST(test_gate), TEST(test_quantized), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen), TEST(test_adamw),                \
         TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
         TEST(test_sticky_failure), TEST(test_repeated_steps)
 

@@ -3,6 +3,7 @@
  *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
  *   norm.h        row-wise operations
  *   lora.h        low-rank adapters
+ *   quantized.h   products with quantised matrices
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
  *   head.h        log-probabilities, entropy, sampling
@@ -26,6 +27,7 @@
 #include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"      /* cpu_peak */
+#include "quantized.h" /* cpu_quant_backward, cpu_quant_forward, QUANT_BUFFER */
 #include "rotary.h"    /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
 
@@ -56,7 +58,7 @@ static inline void cpu_close(Device *d) {
     while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
     free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
-    free(d->logits), free(d->partial), free(d->low), free(d->work), free(d);
+    free(d->logits), free(d->partial), free(d->low), free(d->panel), free(d->work), free(d);
 }
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
@@ -78,13 +80,14 @@ static inline void cpu_release(Device *d, void *memory) {
 static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 
 static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab,
-                                         int adapters) {
+                                         int adapters, size_t quantized) {
     const bool bf16 = d->dtype == DTYPE_BF16;
     const size_t n = (size_t)gemm_terms(rows > 0 ? rows : 1);
     const size_t chunk = (size_t)gemm_terms(head_chunk_rows(rows > 0 ? rows : 1, padded_vocab));
     const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
     const size_t low = (size_t)(rows > 0 ? rows : 1) * (size_t)adapters;
-    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low) * sizeof(float) +
+    const size_t panels = quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low + panels) * sizeof(float) +
            (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
 }
 
@@ -233,6 +236,8 @@ const Backend *CPU_BACKEND(void) {
                                   .linear_forward = cpu_linear_forward,
                                   .linear_backward = cpu_linear_backward,
                                   .linear_gelu_forward = cpu_linear_gelu_forward,
+                                  .quant_forward = cpu_quant_forward,
+                                  .quant_backward = cpu_quant_backward,
                                   .lora_forward = cpu_lora_forward,
                                   .lora_backward = cpu_lora_backward,
                                   .gelu_forward = cpu_gelu_forward,

@@ -64,6 +64,8 @@ struct Device {
     size_t logits_count;
     float *partial; /* sums of parts, added in a fixed order */
     size_t partial_count;
+    float *panel; /* decoded blocks of quantised matrices */
+    size_t panel_count;
     float *low; /* gradients of the inner activations of low-rank adapters */
     size_t low_count;
     float *work; /* sampling: two rows of the vocabulary per thread */

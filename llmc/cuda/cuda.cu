@@ -29,6 +29,7 @@
 #include "lora.cuh"             /* cuda_lora_backward, cuda_lora_forward, cuda_lora_scratch */
 #include "matmul.cuh"           /* cuda_linear_backward, LT_WORKSPACE_BYTES, MatmulPlan, cuda_linear_forward, ... */
 #include "norm.cuh"             /* NORM_PARTS_MOST, NORM_PART_ROWS, cuda_norm_backward, cuda_norm_forward, ... */
+#include "quantized.cuh"        /* cuda_quant_backward, cuda_quant_forward, cuda_quant_scratch */
 #include "queue.cuh"            /* Deferred, queue_flush, queue_download, queue_upload, ... */
 #include "rotary.cuh"           /* cuda_rotary_backward, cuda_rotary_forward, cuda_rotary_table */
 #include "sample.cuh"           /* cuda_sample */
@@ -162,14 +163,18 @@ static void device_release(Device *d, void *memory) {
 
 static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_workspace_bytes; }
 
-/* The largest requests are the head's chunk of logits, the partial sums of a norm's gradients, and adapters. */
+/* The largest requests are the head's chunk of logits, the partial sums of a norm's gradients, adapters, and decoded
+ * matrices. */
 template <typename T>
-static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters) {
+static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters,
+                                     size_t quantized) {
     (void)weights;
     const size_t parts = (size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)widest * sizeof(float);
     const size_t head = cuda_head_scratch<T>(rows, widest, padded_vocab);
-    const size_t lora = cuda_lora_scratch<T>(rows, adapters), most = parts > head ? parts : head;
-    return d->lt_workspace_bytes + (lora > most ? lora : most);
+    const size_t sizes[] = {parts, head, cuda_lora_scratch<T>(rows, adapters), cuda_quant_scratch<T>(quantized)};
+    size_t most = 0;
+    for (size_t size : sizes) most = size > most ? size : most;
+    return d->lt_workspace_bytes + most;
 }
 
 static size_t device_memory_peak(Device *d) { return d->most + device_scratch_bytes(d); }
@@ -322,6 +327,8 @@ template <typename T> static Backend backend_table() {
     DEFER(linear_forward);
     DEFER(linear_backward);
     DEFER(linear_gelu_forward);
+    DEFER(quant_forward);
+    DEFER(quant_backward);
     DEFER(lora_forward);
     DEFER(lora_backward);
     DEFER(gelu_forward);

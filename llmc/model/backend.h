@@ -10,6 +10,7 @@
  *   Acts      activations and their gradients               (act_size bytes each)
  *   Floats    float32: statistics, log-probabilities, gradients of parameters, optimizer moments
  *   Ints      int32: tokens, positions, rows, segments
+ *   Blocks    rows of quantised matrices (quantized.h)
  *
  * Shapes are given in brackets, row-major, last index fastest: N rows of a packed batch, C channels, V vocabulary, Vp
  * padded vocabulary, R target rows, S segments, H heads, D channels per head. Buffers of activations hold whole
@@ -36,10 +37,36 @@ typedef struct Weights Weights;
 typedef struct Acts Acts;
 typedef struct Floats Floats;
 typedef struct Ints Ints;
+typedef struct Blocks Blocks;
 
 enum { ROW_ALIGN = 16 };
 
 typedef enum Dtype { DTYPE_FLOAT32 = 0, DTYPE_BF16 = 1 } Dtype; /* precision of the inputs of matrix products */
+
+/* How the elements of a matrix are stored; quantized.h describes the blocks of these types. */
+typedef enum QuantType {
+    QUANT_F32,
+    QUANT_F16,
+    QUANT_BF16,
+    QUANT_Q4_0,
+    QUANT_Q4_1,
+    QUANT_Q5_0,
+    QUANT_Q5_1,
+    QUANT_Q8_0,
+    QUANT_Q4_K,
+    QUANT_Q5_K,
+    QUANT_Q6_K,
+    QUANT_COUNT
+} QuantType;
+
+/* A quantised matrix: up to QUANT_PARTS ranges of rows, one after another, each of one type. A row is a whole number of
+ * blocks, and the rows of a range have no gaps. */
+enum { QUANT_PARTS = 3 };
+typedef struct QuantMatrix {
+    int32_t parts, unfit; /* unfit: 1: it was given values that its types cannot hold */
+    int32_t type[QUANT_PARTS], rows[QUANT_PARTS];
+    const Blocks *blocks[QUANT_PARTS];
+} QuantMatrix;
 
 /* Normalisation of N rows of C channels, of s = x, or of s = x + delta:
  *   NORM_LAYER   out = (s - mean) rstd w + b,   rstd = 1 / sqrt(variance + eps)             layernorm (Ba et al. 2016)
@@ -203,10 +230,12 @@ typedef struct Backend {
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
     /* Device memory that operations hold in addition to what alloc() returned. scratch_predict() predicts it from the
-     * number of weights, the rows of a batch, the widest activation, the padded vocabulary and the widest inner
-     * activation of low-rank adapters, parts * rank (0: no adapters). */
+     * number of weights, the rows of a batch, the widest activation, the padded vocabulary, the widest inner
+     * activation of low-rank adapters, parts * rank (0: no adapters), and the elements of the largest quantised matrix
+     * (0: none). */
     size_t (*scratch_bytes)(Device *d);
-    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters);
+    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters,
+                              size_t quantized);
     /* The device's measured peak in its dtype, in FLOP/s; the trainers report their speed as a share of it. On a CPU it
      * is the peak of the arithmetic units, on a GPU that of large matrix products. */
     double (*peak)(Device *d);
@@ -247,6 +276,11 @@ typedef struct Backend {
     /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as in GPT-2) */
     void (*linear_gelu_forward)(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w, const Weights *b,
                                 int N, int IC, int OC);
+    /* linear_forward and the dx of linear_backward with a quantised matrix: the products of the float32 values of its
+     * blocks, which never exist for all matrices at once */
+    void (*quant_forward)(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b, int N, int IC,
+                          int OC);
+    void (*quant_backward)(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC, int OC);
     void (*lora_forward)(Device *d, const Lora *l);
     void (*lora_backward)(Device *d, const Lora *l);
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);

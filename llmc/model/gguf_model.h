@@ -142,14 +142,15 @@ static inline GgufParts gguf_parts(const ModelConfig *c, bool fused_qkv) {
     return p;
 }
 
-/* Copies whole heads of `head` rows from the order of the file, in which a pair's two rows follow one another, to that of
- * the model, or back. */
-static inline void gguf_permute(const GgufPart *p, const float *from, float *to, size_t rows, bool to_model) {
+/* Copies whole heads of `head` rows of row_bytes from the order of the file, in which a pair's two rows follow one another,
+ * to that of the model, or back. */
+static inline void gguf_permute(const GgufPart *p, const void *from, void *to, size_t rows, size_t row_bytes,
+                                bool to_model) {
     for (size_t r = 0; r < rows; r++) {
         const size_t within = r % p->head, half = p->head / 2, i = within / half, j = within % half;
         const size_t file = r - within + 2 * j + i;
-        memcpy(to + (to_model ? r : file) * p->columns, from + (to_model ? file : r) * p->columns,
-               p->columns * sizeof *to);
+        memcpy((char *)to + (to_model ? r : file) * row_bytes, (const char *)from + (to_model ? file : r) * row_bytes,
+               row_bytes);
     }
 }
 
@@ -225,6 +226,11 @@ static inline bool gguf_config(const Gguf *g, ModelConfig *c, Error *e) {
 /* Stores elements first ... first + n - 1 of a layer of a tensor of the model (TENSOR_...; layer 0 if it has no layers). */
 typedef bool (*GgufPut)(void *context, int tensor, int layer, size_t first, const float *values, size_t n, Error *e);
 
+/* Is offered rows first ... first + rows - 1 of a matrix as they are in the file; returns false for those that it does not
+ * store, whose values GgufPut then gets. */
+typedef bool (*GgufPutRows)(void *context, int tensor, int layer, size_t first, QuantType type, const void *blocks,
+                            size_t rows);
+
 /* Decodes n elements from element `first` of a tensor, whole blocks. */
 static inline void gguf_decode(const GgufTensor *t, size_t first, float *out, size_t n) {
     const uint8_t *from = t->data + quant_bytes(t->type, first);
@@ -233,18 +239,32 @@ static inline void gguf_decode(const GgufTensor *t, size_t first, float *out, si
         quant_decode(t->type, from + quant_bytes(t->type, at), out + at, n - at < GGUF_PIECE ? n - at : GGUF_PIECE);
 }
 
-/* Hands all rows of a part to `put`. buffer: two chunks. */
+/* Offers `rows` rows of a part from row `done` on to put_rows. */
+static inline bool gguf_offer_rows(const GgufTensor *t, const GgufPart *p, size_t done, size_t rows, void *buffer,
+                                   GgufPutRows put_rows, void *context) {
+    const size_t row_bytes = quant_bytes(t->type, p->columns);
+    const uint8_t *blocks = t->data + (p->file_first + done) * row_bytes;
+    if (!put_rows || p->vector) return false;
+    if (p->head) gguf_permute(p, blocks, buffer, rows, row_bytes, true);
+    return put_rows(context, p->tensor, p->layer, p->first + done, t->type, p->head ? buffer : blocks, rows);
+}
+
+/* Hands all rows of a part to put_rows or `put`. buffer: two chunks. */
 static inline bool gguf_load_part(const Gguf *g, const GgufPart *p, float *buffer, size_t chunk, GgufPut put,
-                                  void *context, Error *e) {
+                                  GgufPutRows put_rows, void *context, Error *e) {
     const GgufTensor *t = gguf_part_tensor(g, p, e);
     if (!t) return false;
     for (size_t done = 0; done < p->rows;) {
         const size_t rows = gguf_chunk_rows(p, done), n = rows * p->columns;
         float *values = buffer;
+        if (gguf_offer_rows(t, p, done, rows, buffer, put_rows, context)) {
+            done += rows;
+            continue;
+        }
         gguf_decode(t, (p->file_first + done) * p->columns, values, n);
         if (p->head) {
             values = buffer + chunk;
-            gguf_permute(p, buffer, values, rows, true);
+            gguf_permute(p, buffer, values, rows, p->columns * sizeof *values, true);
         }
         for (size_t i = 0; p->plus_one && i < n; i++) values[i] -= 1;
         if (!put(context, p->tensor, p->layer, (p->first + done) * p->columns, values, n, e)) return false;
@@ -264,16 +284,45 @@ static inline bool gguf_load_padding(const ModelConfig *c, GgufPut put, void *co
 }
 
 /* Reads all tensors of a file with the configuration c of gguf_config(): each element of the model's tensors but those of
- * the value head is handed to `put` once. Fails if `put` does. */
-static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, void *context, Error *e) {
+ * the value head is handed to put_rows (NULL: none) or `put` once. Fails if `put` does. */
+static inline bool gguf_load_rows(const Gguf *g, const ModelConfig *c, GgufPut put, GgufPutRows put_rows, void *context,
+                                  Error *e) {
     const GgufParts p = gguf_parts(c, gguf_has(g, "blk.0.attn_qkv.weight"));
     const size_t chunk = gguf_largest_chunk(&p);
     float *buffer = (float *)xmalloc(2 * chunk * sizeof *buffer);
     bool ok = true;
-    for (size_t i = 0; ok && i < p.count; i++) ok = gguf_load_part(g, &p.part[i], buffer, chunk, put, context, e);
+    for (size_t i = 0; ok && i < p.count; i++) ok = 
+        gguf_load_part(g, &p.part[i], buffer, chunk, put, put_rows, context, e);
     free(buffer);
     free(p.part);
     return ok && gguf_load_padding(c, put, context, e);
+}
+
+static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, void *context, Error *e) {
+    return gguf_load_rows(g, c, put, NULL, context, e);
+}
+
+/* Returns the types of the matrices of linear layers as the file has them (MATRIX_COUNT, L), in new memory; NULL if none is
+ * in blocks. c: of gguf_config(). */
+static inline QuantMatrix *gguf_matrices(const Gguf *g, const ModelConfig *c, Error *e) {
+    const GgufParts p = gguf_parts(c, gguf_has(g, "blk.0.attn_qkv.weight"));
+    QuantMatrix *plan = (QuantMatrix *)xcalloc((size_t)(MATRIX_COUNT * c->layers), sizeof *plan);
+    bool ok = true, blocks = false;
+    for (size_t i = 0; ok && i < p.count; i++) {
+        const int matrix = tensor_matrix(p.part[i].tensor);
+        const GgufTensor *t = gguf_part_tensor(g, &p.part[i], e);
+        ok = t != NULL;
+        if (!ok || matrix < 0) continue;
+        QuantMatrix *q = &plan[matrix * c->layers + p.part[i].layer];
+        q->type[q->parts] = (int32_t)t->type;
+        q->rows[q->parts++] = (int32_t)p.part[i].rows; /* in the order of the model's rows */
+        blocks |= quant_info(t->type)->values > 1;
+    }
+    free(p.part);
+    if (ok && blocks) return plan;
+    if (ok) error_set(e, "%s: the weights of its linear layers are not quantised: --quantize keep has nothing to keep", g->name);
+    free(plan);
+    return NULL;
 }
 
 /* ---- the tokenizer ---------------------------------------------------------------------------------------------- */

@@ -159,7 +159,7 @@ static inline bool gguf_save_part(GgufWriter *w, const GgufPart *p, float *buffe
         if (!get(context, p->tensor, p->layer, (p->first + done) * p->columns, values, n, e)) return false;
         if (p->head) {
             values = buffer + chunk;
-            gguf_permute(p, buffer, values, rows, false);
+            gguf_permute(p, buffer, values, rows, p->columns * sizeof *values, false);
         }
         for (size_t i = 0; p->plus_one && i < n; i++) values[i] += 1;
         if (!gguf_put_values(w, values, n, e)) return false;

@@ -6,6 +6,10 @@
  *     const Weights *w = model_weight(&m, TENSOR_qkvw, layer);
  *     model_free(&m);
  *
+ * The matrices of linear layers can be quantised if they are not trained: they are then stored in blocks (quantized.h), and
+ * all other tensors as usual. The elements of all tensors keep their numbers, under which model_download() returns the
+ * values of blocks and model_upload() quantises.
+ *
  * Host code here never dereferences a device pointer. Device errors are sticky; model_sync() reports them.
  */
 #ifndef LLMC_MODEL_MODEL_H
@@ -15,6 +19,7 @@
 #include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_real, ... */
 #include "backend.h"        /* Floats, weights_at, Backend, Weights, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
+#include "quantized.h"     /* x */
 #include "rotary.h"         /* rope_frequencies */
 #include "share.h"          /* Share */
 #include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
@@ -27,6 +32,11 @@ typedef struct Model {
     TensorInfo tensor[TENSOR_COUNT];
     size_t parameters; /* elements of all tensors; one block in the order of the table */
     Weights *weights;
+    size_t stored;       /* elements of `weights`: `parameters`, without those of quantised matrices */
+    QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; NULL: none */
+    Blocks *blocks;      /* their memory */
+    size_t block_bytes;
+    bool borrowed; /* the blocks belong to another model */
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[TENSOR_COUNT];
@@ -92,19 +102,212 @@ static inline bool model_new_rotary(Model *m, Error *e) {
     return true;
 }
 
+/* ---- quantised matrices ------------------------------------------------------------------------------------------ */
+
+/* Matrix i of MATRIX_COUNT of layer l, which is quantised. */
+static inline QuantMatrix *model_matrix(const Model *m, int i, int l) {
+    return &m->matrix[(size_t)i * (size_t)m->config.layers + (size_t)l];
+}
+
+/* Returns the types and rows of all matrices of a configuration as one type, in new memory, or NULL: the rows of every
+ * matrix must be whole blocks. */
+static inline QuantMatrix *quant_plan(const ModelConfig *c, QuantType type, Error *e) {
+    TensorInfo t[TENSOR_COUNT];
+    const uint32_t block = quant_info(type)->values;
+    model_tensors(c, t);
+    for (int i = 0; i < MATRIX_COUNT; i++)
+        if (t[matrix_tensor[i]].columns % block) {
+            error_set(e, "rows of %zu elements are not whole blocks of %u of %s: this model cannot be quantised",
+                      t[matrix_tensor[i]].columns, block, quant_info(type)->name);
+            return NULL;
+        }
+    QuantMatrix *plan = (QuantMatrix *)xcalloc((size_t)(MATRIX_COUNT * c->layers), sizeof *plan);
+    for (int i = 0; i < MATRIX_COUNT * c->layers; i++)
+        plan[i] = (QuantMatrix){
+            .parts = 1, .type = {(int32_t)type}, .rows = {(int32_t)t[matrix_tensor[i / c->layers]].rows}};
+    return plan;
+}
+
+/* Bytes of a range of rows of a matrix in the memory of the blocks, which it begins at a multiple of. */
+enum { QUANT_ALIGN = 64 };
+static inline size_t quant_part_bytes(const QuantMatrix *q, int part, size_t columns) {
+    const size_t bytes = quant_bytes((QuantType)q->type[part], (size_t)q->rows[part] * columns);
+    return (bytes + QUANT_ALIGN - 1) / QUANT_ALIGN * QUANT_ALIGN;
+}
+
+/* Sets the places of tensors and blocks. base: NULL, or the memory of the blocks. Returns the bytes of the blocks. */
+static inline size_t model_place(Model *m, Blocks *base) {
+    size_t at = 0, place = 0;
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        TensorInfo *t = &m->tensor[i];
+        const int matrix = tensor_matrix(i);
+        t->place = place;
+        if (matrix < 0 || !m->matrix) place += t->size;
+        for (int l = 0; l < (matrix < 0 || !m->matrix ? 0 : m->config.layers); l++)
+            for (int part = 0; part < model_matrix(m, matrix, l)->parts; part++) {
+                QuantMatrix *q = model_matrix(m, matrix, l);
+                q->blocks[part] = base ? (Blocks *)((char *)base + at) : NULL;
+                at += quant_part_bytes(q, part, t->columns);
+            }
+    }
+    m->stored = place;
+    return at;
+}
+
+/* Elements of the largest quantised matrix; 0 if there is none. */
+static inline size_t model_largest_matrix(const Model *m) {
+    size_t most = 0;
+    for (int i = 0; i < MATRIX_COUNT && m->matrix; i++) {
+        const TensorInfo *t = &m->tensor[matrix_tensor[i]];
+        if (t->rows * t->columns > most) most = t->rows * t->columns;
+    }
+    return most;
+}
+
+/* Bytes of a model's weights and quantised matrices. Those that belong to another model do not count. */
+static inline size_t model_held_bytes(const Model *m) {
+    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config);
+}
+
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+
+/* Allocates a model of the given shape without gradients. plan: (MATRIX_COUNT, L) the types and rows of quantised matrices
+ * in new memory, which the model takes over; NULL: none. owner: NULL, or a model that has the same matrices, whose blocks
+ * this one uses and which must outlive it. */
+static inline bool model_new_quantized(Model *m, const ModelConfig *c, QuantMatrix *plan, const Model *owner,
+                                       const Backend *b, Device *d, Error *e) {
+    *m = (Model){.config = *c, .backend = b, .device = d, .matrix = plan, .borrowed = owner != NULL};
+    m->parameters = model_tensors(c, m->tensor);
+    m->block_bytes = model_place(m, NULL);
+    if (plan) {
+        m->blocks = owner ? owner->blocks : (Blocks *)b->alloc(d, m->block_bytes, "quantised weights", e);
+        if (!m->blocks) return false;
+        model_place(m, m->blocks);
+    }
+    m->weights = (Weights *)b->alloc(d, m->stored * b->weight_size, "weights", e);
+    return m->weights && model_new_rotary(m, e);
+}
+
 /* Allocates a model of the given shape. Its weights are uninitialised. */
 static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, Device *d, bool gradients, Error *e) {
-    *m = (Model){.config = *c, .backend = b, .device = d};
-    m->parameters = model_tensors(c, m->tensor);
-    m->weights = (Weights *)b->alloc(d, m->parameters * b->weight_size, "weights", e);
-    return m->weights && model_new_rotary(m, e) && (!gradients || model_new_grads(m, e));
+    return model_new_quantized(m, c, NULL, NULL, b, d, e) && (!gradients || model_new_grads(m, e));
 }
 
 static inline void model_free(Model *m) {
-    if (m->weights) m->backend->weights_release(m->device, m->weights, m->parameters);
+    if (m->weights) m->backend->weights_release(m->device, m->weights, m->stored);
+    if (m->blocks && !m->borrowed) m->backend->release(m->device, m->blocks);
+    free(m->matrix);
     if (m->grads) m->backend->release(m->device, m->grads);
     if (m->frequency) m->backend->release(m->device, m->frequency);
     *m = (Model){0};
+}
+
+/* ---- copies through the host ----------------------------------------------------------------------------------- */
+
+/* The place of element `at` of all tensors, which is not one of a quantised matrix. */
+static inline Weights *model_weights_at(const Model *m, size_t at) {
+    int i = TENSOR_COUNT - 1;
+    while (i > 0 && (!m->tensor[i].size || m->tensor[i].offset > at)) i--;
+    return weights_at(m->backend, m->weights, m->tensor[i].place + at - m->tensor[i].offset);
+}
+
+/* A run of elements that are stored in one way: the first n of elements at ... of all tensors. */
+typedef struct ModelRun {
+    size_t n;
+    QuantMatrix *matrix; /* NULL: weights; else rows of range `part` */
+    int part;
+    size_t first; /* the run's first element in its range */
+} ModelRun;
+
+/* Finds the run at the beginning of elements [at, at + n). */
+static inline ModelRun model_run(const Model *m, size_t at, size_t n) {
+    int i = TENSOR_COUNT - 1;
+    ModelRun run = {.n = n};
+    if (!m->matrix) return run;
+    while (i > 0 && (!m->tensor[i].size || m->tensor[i].offset > at)) i--;
+    const TensorInfo *t = &m->tensor[i];
+    const size_t of_layer = t->rows * t->columns;
+    if (tensor_matrix(i) < 0) {
+        const size_t left = t->offset + t->size - at; /* the next tensor may be a matrix */
+        run.n = left < n ? left : n;
+        return run;
+    }
+    run.first = (at - t->offset) % of_layer;
+    run.matrix = model_matrix(m, tensor_matrix(i), (int)((at - t->offset) / of_layer));
+    while (run.first >= (size_t)run.matrix->rows[run.part] * t->columns)
+        run.first -= (size_t)run.matrix->rows[run.part++] * t->columns;
+    const size_t left = (size_t)run.matrix->rows[run.part] * t->columns - run.first;
+    run.n = left < n ? left : n;
+    return run;
+}
+
+enum { MODEL_PIECE = 1 << 14 }; /* elements of quantised matrices that are converted at a time, whole blocks of any type */
+
+/* The memory of the block that contains element `first` of a range of rows. */
+static inline Blocks *quant_blocks_at(const QuantMatrix *q, int part, size_t first) {
+    return (Blocks *)((char *)(uintptr_t)q->blocks[part] + quant_bytes((QuantType)q->type[part], first));
+}
+
+/* Downloads the values of elements [first, first + n) of a range of rows. */
+static inline void model_download_blocks(const Model *m, const QuantMatrix *q, int part, size_t first, float *host,
+                                         size_t n) {
+    const QuantType type = (QuantType)q->type[part];
+    const size_t values = quant_info(type)->values, skip = first % values;
+    uint8_t blocks[MODEL_PIECE * sizeof(float)];
+    float piece[MODEL_PIECE];
+    first -= skip;
+    for (size_t at = 0, end = skip + n; at < end; at += MODEL_PIECE) {
+        const size_t most = end - at < MODEL_PIECE ? end - at : MODEL_PIECE;
+        const size_t whole = (most + values - 1) / values * values, from = at ? 0 : skip;
+        m->backend->download(m->device, blocks, quant_blocks_at(q, part, first + at), quant_bytes(type, whole));
+        quant_decode(type, blocks, piece, whole);
+        memcpy(host + at + from - skip, piece + from, (most - from) * sizeof *host);
+    }
+}
+
+/* Whether the type can hold all of the n values. */
+static inline bool quant_fits(QuantType type, const float *values, size_t n) {
+    const float limit = quant_limit(type);
+    bool fits = true;
+    for (size_t i = 0; i < n; i++) fits &= fabsf(values[i]) <= limit;
+    return fits;
+}
+
+/* Quantises elements [first, first + n) of a range of rows, whole blocks of a type that quant_encode() writes. Values that
+ * the type cannot hold mark the matrix, see model_check_matrices(). */
+static inline void model_upload_blocks(const Model *m, QuantMatrix *q, int part, size_t first, const float *host,
+                                       size_t n) {
+    const QuantType type = (QuantType)q->type[part];
+    uint8_t blocks[MODEL_PIECE * sizeof(float)];
+    assert(quant_info(type)->encodes && first % quant_info(type)->values == 0 && n % quant_info(type)->values == 0);
+    if (!quant_fits(type, host, n)) {
+        q->unfit = 1;
+        return;
+    }
+    for (size_t at = 0; at < n; at += MODEL_PIECE) {
+        const size_t piece = n - at < MODEL_PIECE ? n - at : MODEL_PIECE;
+        quant_encode(type, host + at, blocks, piece);
+        m->backend->upload(m->device, quant_blocks_at(q, part, first + at), blocks, quant_bytes(type, piece));
+    }
+}
+
+/* Copies weights [at, at + n) from the device to host[n], or from host[n] to the device, as float32. An upload to a
+ * quantised matrix must consist of whole blocks. */
+static inline void model_download(const Model *m, size_t at, float *host, size_t n) {
+    for (size_t done = 0; done < n;) {
+        const ModelRun run = model_run(m, at + done, n - done);
+        if (run.matrix) model_download_blocks(m, run.matrix, run.part, run.first, host + done, run.n);
+        else m->backend->weights_download(m->device, host + done, model_weights_at(m, at + done), run.n);
+        done += run.n;
+    }
+}
+static inline void model_upload(const Model *m, size_t at, const float *host, size_t n) {
+    for (size_t done = 0; done < n;) {
+        const ModelRun run = model_run(m, at + done, n - done);
+        if (run.matrix) model_upload_blocks(m, run.matrix, run.part, run.first, host + done, run.n);
+        else m->backend->weights_upload(m->device, model_weights_at(m, at + done), host + done, run.n);
+        done += run.n;
+    }
 }
 
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
@@ -137,7 +340,7 @@ static inline void model_init(Model *m, uint64_t seed) {
         const TensorInfo *t = &m->tensor[i];
         if (!t->size) continue;
         model_init_tensor(&m->config, i, t, seed, host);
-        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset), host, t->size);
+        model_upload(m, t->offset, host, t->size);
     }
     free(host);
 }
@@ -156,21 +359,20 @@ static inline void model_grow_vocab(Model *m, int32_t vocab, uint64_t seed) {
     for (int i = 0; i < (c.tied ? 1 : 2); i++) {
         const TensorInfo *t = &m->tensor[tensor[i]];
         model_init_tensor(&c, tensor[i], t, seed, host);
-        m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, t->offset + first), host + first,
-                                   last - first);
+        model_upload(m, t->offset + first, host + first, last - first);
     }
     m->config.vocab = vocab;
     free(host);
 }
 
-/* ---- copies through the host ----------------------------------------------------------------------------------- */
-
-/* Copies weights [at, at + n) from the device to host[n], or from host[n] to the device, as float32. */
-static inline void model_download(const Model *m, size_t at, float *host, size_t n) {
-    m->backend->weights_download(m->device, host, weights_at(m->backend, m->weights, at), n);
-}
-static inline void model_upload(const Model *m, size_t at, const float *host, size_t n) {
-    m->backend->weights_upload(m->device, weights_at(m->backend, m->weights, at), host, n);
+/* Checks, after a model was loaded, that its quantised matrices could hold all values. what: the model. */
+static inline bool model_check_matrices(const Model *m, const char *what, Error *e) {
+    for (int i = 0; i < MATRIX_COUNT && m->matrix; i++)
+        for (int l = 0; l < m->config.layers; l++)
+            if (model_matrix(m, i, l)->unfit)
+                return error_set(e, "%s: tensor %s of layer %d has weights that are not finite or too large to quantise",
+                                 what, m->tensor[matrix_tensor[i]].name, l);
+    return true;
 }
 
 enum { MODEL_CHUNK = 1 << 20 }; /* elements copied through the host at a time */
@@ -201,14 +403,35 @@ static inline bool model_each_chunk(ModelChunk *c, size_t count) {
     return c->n != 0;
 }
 
-/* Copies a model without gradients, to serve as a reference. */
+/* Copies a model without gradients, to serve as a reference. Quantised matrices, which never change, are not copied: `from`
+ * must outlive the copy. */
 static inline bool model_copy(Model *to, const Model *from, Error *e) {
-    if (!model_new(to, &from->config, from->backend, from->device, false, e)) return false;
-    for (ModelChunk c = {0}; model_each_chunk(&c, from->parameters);) {
-        model_download(from, c.at, c.host, c.n);
-        model_upload(to, c.at, c.host, c.n);
+    QuantMatrix *plan = NULL;
+    const size_t matrices = (size_t)(MATRIX_COUNT * from->config.layers);
+    if (from->matrix) {
+        plan = (QuantMatrix *)xcalloc(matrices, sizeof *plan);
+        memcpy(plan, from->matrix, matrices * sizeof *plan);
+    }
+    if (!model_new_quantized(to, &from->config, plan, plan ? from : NULL, from->backend, from->device, e)) return false;
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        const TensorInfo *t = &from->tensor[i];
+        if (from->matrix && tensor_matrix(i) >= 0) continue;
+        for (ModelChunk c = {0}; model_each_chunk(&c, t->size);) {
+            model_download(from, t->offset + c.at, c.host, c.n);
+            model_upload(to, t->offset + c.at, c.host, c.n);
+        }
     }
     return true;
+}
+
+/* Makes a model use the quantised matrices of another one that was loaded from the same file, which must outlive it, and
+ * releases its own. */
+static inline void model_borrow_blocks(Model *m, const Model *owner) {
+    assert(m->matrix && owner->matrix && m->block_bytes == owner->block_bytes && !m->borrowed);
+    m->backend->release(m->device, m->blocks);
+    m->blocks = owner->blocks;
+    m->borrowed = true;
+    model_place(m, m->blocks);
 }
 
 static inline void model_zero_grads(const Model *m) {
@@ -217,10 +440,11 @@ static inline void model_zero_grads(const Model *m) {
 
 static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
 
-/* Weights and gradients of layer l of tensor i. Gradients are NULL if the tensor is not trained. */
+/* Weights and gradients of layer l of tensor i, which is not a quantised matrix. Gradients are NULL if the tensor is not trained. */
 static inline const Weights *model_weight(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
-    return weights_at(m->backend, m->weights, t->offset + (size_t)l * t->rows * t->columns);
+    assert(!m->matrix || tensor_matrix(i) < 0);
+    return weights_at(m->backend, m->weights, t->place + (size_t)l * t->rows * t->columns);
 }
 static inline Floats *model_grad(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];

@@ -98,7 +98,7 @@ static inline bool model_load_checkpoint(Model *m, ModelFile *f, Reader *in, con
     bool ok = checkpoint_start(&r, e);
     ModelConfig config = r.config;
     const bool masters = o && b->weight_size < sizeof(float);
-    ok = ok && model_make(m, &config, how, b, d, e) && (!masters || optimizer_new(o, m, e)) &&
+    ok = ok && model_make(m, &config, how, NULL, b, d, e) && (!masters || optimizer_new(o, m, e)) &&
          model_read_weights(&r, m, o, e) && (!how->gradients || model_new_grads(m, e)) &&
          (!o || masters || optimizer_new(o, m, e)) && model_load_lora(m, o, how, e);
     if (ok) ok = model_read_sections(&r, m, f, o, &head, e);

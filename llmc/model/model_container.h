@@ -453,7 +453,7 @@ static inline bool model_load_container(Model *m, ModelFile *f, Container *c, co
                        "%s: holds the adapters of a training state and no model; give it with --resume, and the model "
                        "that it began with with -c",
                        c->model.path);
-    ok = ok && model_make_all(m, &config, how, b, d, o, e);
+    ok = ok && model_make_all(m, &config, how, NULL, b, d, o, e);
     ok = ok && model_read_parts(&c->model, m, o, e);
     if (ok) {
         if (how->value_head && !c->model.config.value_head) model_new_head(m, o, how->seed);
@@ -478,7 +478,7 @@ static inline bool model_resume_adapters(Model *m, ModelFile *f, Container *c, c
     if (ok && state->vocab > m->config.vocab && state->vocab <= m->config.padded_vocab)
         model_grow_vocab(m, state->vocab, how->seed);
     if (ok && (state->width != m->config.width || model_weights_hash(m) != c->base))
-        ok = error_set(e, "%s: its adapters were trained on another model than that of -c (or with another --dtype)",
+        ok = error_set(e, "%s: its adapters were trained on another model than that of -c (or with another --dtype or --quantize)",
                        name);
     if (ok && m->config.value_head != state->value_head)
         ok = error_set(e, "%s: the model %s a value head, the state %s", name, m->config.value_head ? "has" : "lacks",

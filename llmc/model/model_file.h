@@ -187,7 +187,8 @@ static inline bool model_load_as(Model *m, ModelFile *f, const char *spec, const
     *f = (ModelFile){.lineage = json_array()};
     *m = (Model){0};
     if (o) *o = (Optimizer){0};
-    if (how->resume ? model_load_state(m, f, spec, how, b, d, o, e) : model_load_spec(m, f, spec, how, b, d, o, e))
+    if ((how->resume ? model_load_state(m, f, spec, how, b, d, o, e) : model_load_spec(m, f, spec, how, b, d, o, e)) &&
+        model_check_matrices(m, spec ? spec : how->resume, e))
         return true;
     if (o) optimizer_free(o, m);
     if (m->backend) model_free(m);

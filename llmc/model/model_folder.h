@@ -64,7 +64,7 @@ static inline bool model_load_folder(Model *m, ModelFile *f, const char *path, c
     if (h.headless && !how->value_head)
         ok = error_set(e, "%s: is a reward model without lm_head.weight, which cannot be used as a language model",
                        path);
-    ok = ok && model_make_all(m, &config, how, b, d, o, e);
+    ok = ok && model_make_all(m, &config, how, NULL, b, d, o, e);
     ok = ok && model_read_parts(&h, m, o, e);
     if (ok) {
         if (how->value_head && !h.config.value_head) model_new_head(m, o, how->seed);

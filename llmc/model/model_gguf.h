@@ -138,13 +138,31 @@ static inline bool model_gguf_put(void *context, int tensor, int layer, size_t f
     return true;
 }
 
+/* gguf_load_rows()'s GgufPutRows: takes rows of matrices that the model has in the same type. */
+static inline bool model_gguf_put_rows(void *context, int tensor, int layer, size_t first, QuantType type,
+                                       const void *blocks, size_t rows) {
+    const Model *m = ((const ModelGguf *)context)->m;
+    const int matrix = tensor_matrix(tensor);
+    if (!m->matrix || matrix < 0) return false;
+    const QuantMatrix *q = model_matrix(m, matrix, layer);
+    int part = 0;
+    while (first >= (size_t)q->rows[part]) first -= (size_t)q->rows[part++];
+    if (q->type[part] != (int32_t)type) return false;
+    const size_t columns = m->tensor[tensor].columns;
+    m->backend->upload(m->device, quant_blocks_at(q, part, first * columns), blocks, quant_bytes(type, rows * columns));
+    return true;
+}
+
 /* model_load_as() for an open GGUF file, which is closed in any case. */
 static inline bool model_load_gguf(Model *m, ModelFile *f, Gguf *g, const ModelLoad *how, const Backend *b, Device *d,
                                    Optimizer *o, Error *e) {
     ModelConfig config;
     ModelGguf to = {m, o, g->name};
-    bool ok = gguf_config(g, &config, e) && model_make_all(m, &config, how, b, d, o, e) &&
-              gguf_load(g, &m->config, model_gguf_put, &to, e);
+    QuantMatrix *plan = NULL;
+    bool ok = gguf_config(g, &config, e) &&
+              (how->quantize != QUANTIZE_KEEP || (plan = gguf_matrices(g, &config, e)) != NULL) &&
+              model_make_all(m, &config, how, plan, b, d, o, e) &&
+              gguf_load_rows(g, &m->config, model_gguf_put, model_gguf_put_rows, &to, e);
     if (ok && how->value_head) model_new_head(m, o, how->seed);
     ok = ok && model_load_lora(m, o, how, e) && model_gguf_tokenizer(g, f, e);
     if (ok) {

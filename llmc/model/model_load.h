@@ -44,13 +44,19 @@ static inline void model_file_free(ModelFile *f) {
     *f = (ModelFile){0};
 }
 
+/* How the matrices of linear layers are stored, in the order of --quantize: as weights; in the blocks of a GGUF file; in
+ * blocks of Q8_0 or Q4_0, which are made while the model is loaded. */
+typedef enum { QUANTIZE_NONE, QUANTIZE_KEEP, QUANTIZE_Q8_0, QUANTIZE_Q4_0 } Quantize;
+#define QUANTIZE_CHOICES "none|keep|q8_0|q4_0"
+
 /* What model_load_as() makes of a file. */
 typedef struct ModelLoad {
     const ModelConfig *shape; /* NULL, or a new model of this shape is created instead of reading a file */
     bool value_head;          /* the model has a value head; it gets a new one if the file has none */
     bool gradients;           /* the model will be trained */
     LoraConfig lora;          /* adapters that the model gets; new ones unless a file has them */
-    const char *adapter;      /* NULL, or a folder of peft: a trained model gets its adapters, any other their sum */
+    const char *adapter;      /* NULL, or a folder of peft: a trained or quantised model gets its adapters, others their sum */
+    Quantize quantize;        /* of a model that is trained by adapters, or not at all */
     const char *resume;       /* NULL, or a training state to continue from (model_state.h) */
     uint64_t seed;            /* of new weights */
     Share share;              /* this rank's share of gradients and moments; ranks 0: a single rank */
@@ -127,18 +133,36 @@ static inline void model_clear_padding(const Model *m, const Optimizer *o) {
 
 /* ---- models and adapters ----------------------------------------------------------------------------------------- */
 
-/* Allocates a model of configuration c with what `how` adds. */
-static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, const Backend *b, Device *d, Error *e) {
-    const Share alone = {.ranks = 1};
-    c->value_head = how->value_head;
+/* Sets the adapters of a configuration. */
+static inline bool model_set_lora(ModelConfig *c, const ModelLoad *how, Error *e) {
     c->lora = how->lora;
-    if (how->adapter && how->gradients) {
+    if (how->adapter && (how->gradients || how->quantize)) {
         Peft p;
         if (!peft_open(&p, how->adapter, c, &c->lora, e)) return false;
         peft_close(&p);
     }
-    if (!lora_check_targets(c, e)) return false;
-    const bool ok = model_new(m, c, b, d, false, e);
+    return lora_check_targets(c, e);
+}
+
+/* Allocates a model of configuration c with what `how` adds. plan: the matrices that a file has in blocks, in new memory,
+ * which is taken over; or NULL. */
+static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, QuantMatrix *plan, const Backend *b,
+                              Device *d, Error *e) {
+    const Share alone = {.ranks = 1};
+    c->value_head = how->value_head;
+    bool ok = model_set_lora(c, how, e);
+    assert(!how->gradients || !ok || c->lora.rank || !how->quantize);
+    if (ok && how->quantize == QUANTIZE_KEEP && !plan)
+        ok = error_set(e, "--quantize keep: the model is not a GGUF file; use q8_0 or q4_0");
+    else if (ok && how->quantize > QUANTIZE_KEEP) {
+        plan = quant_plan(c, how->quantize == QUANTIZE_Q8_0 ? QUANT_Q8_0 : QUANT_Q4_0, e);
+        ok = plan != NULL;
+    }
+    if (!ok) {
+        free(plan);
+        return false;
+    }
+    ok = model_new_quantized(m, c, plan, NULL, b, d, e);
     m->share = how->share.ranks ? how->share : alone;
     return ok;
 }
@@ -195,7 +219,7 @@ static inline bool model_load_lora(Model *m, const Optimizer *o, const ModelLoad
     LoraConfig lora;
     if (!peft_open(&p, how->adapter, &m->config, &lora, e)) return false;
     ModelPut put = {.m = m, .o = o};
-    if (!how->gradients) {
+    if (!m->config.lora.rank) {
         const size_t all = model_tensors(&p.config, t);
         put.first = t[FIRST_LORA_TENSOR].offset;
         put.host = (float *)xcalloc(all - put.first, sizeof *put.host);
@@ -208,29 +232,29 @@ static inline bool model_load_lora(Model *m, const Optimizer *o, const ModelLoad
            error_set(e, "%s: a weight of the adapters is NaN or infinite, expected finite numbers", how->adapter);
 }
 
-/* Makes model m of configuration c for a file that is read as a whole, and its optimizer if o is not NULL. */
-static inline bool model_make_all(Model *m, ModelConfig *c, const ModelLoad *how, const Backend *b, Device *d,
-                                  Optimizer *o, Error *e) {
-    return model_make(m, c, how, b, d, e) && (!how->gradients || model_new_grads(m, e)) &&
+/* Makes model m of configuration c for a file that is read as a whole, and its optimizer if o is not NULL. plan: see
+ * model_make(). */
+static inline bool model_make_all(Model *m, ModelConfig *c, const ModelLoad *how, QuantMatrix *plan, const Backend *b,
+                                  Device *d, Optimizer *o, Error *e) {
+    return model_make(m, c, how, plan, b, d, e) && (!how->gradients || model_new_grads(m, e)) &&
            (!o || optimizer_new(o, m, e));
 }
 
 /* model_load_as() for a new model. */
 static inline bool model_load_new(Model *m, const char *spec, ModelConfig *config, const ModelLoad *how,
                                   const Backend *b, Device *d, Optimizer *o, Error *e) {
-    if (!model_config_check(config, how->shape ? "model shape" : spec, e) || !model_make(m, config, how, b, d, e))
+    if (!model_config_check(config, how->shape ? "model shape" : spec, e) || !model_make(m, config, how, NULL, b, d, e))
         return false;
     if (how->gradients && !model_new_grads(m, e)) return false;
     model_init(m, how->seed);
     return (!o || optimizer_new(o, m, e)) && (!how->adapter || model_load_lora(m, o, how, e));
 }
 
-/* Returns the hash of a model's weights without a value head: XXH3-64 of their float32 values. A model and the file it
- * was saved to have the same hash. */
-static inline uint64_t model_weights_hash(const Model *m) {
+/* Returns the XXH3-64 of the float32 values of the first n elements of all tensors. */
+static inline uint64_t model_hash(const Model *m, size_t n) {
     XXH3_state_t *state = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(state);
-    for (ModelChunk c = {0}; model_each_chunk(&c, gpt2_file_elements(&m->config));) {
+    for (ModelChunk c = {0}; model_each_chunk(&c, n);) {
         model_download(m, c.at, c.host, c.n);
         XXH3_64bits_update(state, c.host, c.n * sizeof *c.host);
     }
@@ -238,5 +262,8 @@ static inline uint64_t model_weights_hash(const Model *m) {
     XXH3_freeState(state);
     return hash;
 }
+
+/* The hash of a model's weights without a value head and adapters. A model and the file it was saved to have the same. */
+static inline uint64_t model_weights_hash(const Model *m) { return model_hash(m, gpt2_file_elements(&m->config)); }
 
 #endif

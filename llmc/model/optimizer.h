@@ -110,7 +110,7 @@ static inline void optimizer_take_weights(const Optimizer *o, const Model *m, si
         const size_t last = offset + s->n < first + n ? offset + s->n : first + n;
         if (from >= last) continue;
         float *host = (float *)xmalloc((last - from) * sizeof *host);
-        b->weights_download(m->device, host, weights_at(b, m->weights, from), last - from);
+        b->weights_download(m->device, host, model_weights_at(m, from), last - from);
         b->upload(m->device, floats_at(o->master, s->at + from - offset), host, (last - from) * sizeof *host);
         free(host);
     }
@@ -198,7 +198,7 @@ static inline OptimizerResult optimizer_update(Optimizer *o, Model *m, double lr
                                   .weight_decay = m->tensor[s->tensor].decay ? (float)o->weight_decay : 0.0f,
                                   .grad_scale = o->max_grad_norm > 0 && factor < 1 ? (float)factor : 1.0f,
                                   .step = o->step,
-                                  .weights = weights_at(b, m->weights, at),
+                                  .weights = model_weights_at(m, at),
                                   .master = o->master ? floats_at(o->master, s->at) : NULL,
                                   .grad = optimizer_grads(o, m, s),
                                   .m = floats_at(o->m, s->at),

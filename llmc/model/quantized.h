@@ -29,26 +29,12 @@
 
 #include <float.h>
 #include "../base/half.h" /* half_from_f16, half_to_f16, half_from_bf16, half_to_bf16 */
+#include "backend.h"      /* QuantType, QUANT_COUNT, QUANT_F32 */
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-typedef enum {
-    QUANT_F32,
-    QUANT_F16,
-    QUANT_BF16,
-    QUANT_Q4_0,
-    QUANT_Q4_1,
-    QUANT_Q5_0,
-    QUANT_Q5_1,
-    QUANT_Q8_0,
-    QUANT_Q4_K,
-    QUANT_Q5_K,
-    QUANT_Q6_K,
-    QUANT_COUNT
-} QuantType;
 
 enum { QUANT_BLOCK = 32, QUANT_SUPER = 256, QUANT_Q8_0_BYTES = 34, QUANT_Q4_0_BYTES = 18 };
 

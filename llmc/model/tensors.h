@@ -69,6 +69,7 @@ typedef struct TensorInfo {
     const char *name;
     size_t rows, columns, layers; /* rows and columns of one layer; layers is 1 if the tensor is not per layer */
     size_t offset, size;          /* in elements, over all layers; size is 0 for a tensor that the model lacks */
+    size_t place;                 /* as offset, in the memory of a model's weights, which lacks quantised matrices */
     InitKind init;
     uint64_t stream;
     bool decay;
@@ -91,6 +92,7 @@ static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COU
                         .columns = (size_t)(columns_),                                                                 \
                         .layers = (per_) == LAYER ? (size_t)c->layers : 1,                                             \
                         .offset = offset,                                                                              \
+                        .place = offset,                                                                               \
                         .init = init_,                                                                                 \
                         .stream = stream_,                                                                             \
                         .decay = decay_,                                                                               \
@@ -101,6 +103,17 @@ static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COU
     MODEL_TENSORS(T, c)
 #undef T
     return offset;
+}
+
+/* The matrices of a layer's linear layers, which can be quantised. */
+enum { MATRIX_COUNT = 4 };
+static const int matrix_tensor[MATRIX_COUNT] = {TENSOR_qkvw, TENSOR_attprojw, TENSOR_fcw, TENSOR_fcprojw};
+
+/* The number of the matrix that a tensor is, or -1. */
+static inline int tensor_matrix(int tensor) {
+    for (int i = 0; i < MATRIX_COUNT; i++)
+        if (matrix_tensor[i] == tensor) return i;
+    return -1;
 }
 
 /* Elements in llm.c's part of a checkpoint: Vp C + T C + L (12 C^2 + 13 C) + 2 C. */

@@ -83,6 +83,11 @@ static inline Acts *linear_output(const Model *m, const Workspace *w, int linear
     return work_acts(w, model_linear(linear)->output, l);
 }
 
+/* The quantised matrix of linear layer `linear` of layer l, or NULL. */
+static inline const QuantMatrix *linear_matrix(const Model *m, int linear, int l) {
+    return m->matrix ? model_matrix(m, tensor_matrix(model_linear(linear)->weight), l) : NULL;
+}
+
 /* Whether linear layer `linear` computes with adapters. */
 static inline bool linear_adapted(const Model *m, int linear) {
     return m->tensor[model_linear(linear)->lora_a].size && !m->adapter_off;
@@ -111,12 +116,15 @@ static inline Lora linear_lora(const Model *m, const Workspace *w, int linear, i
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
-    m->backend->linear_forward(
-        m->device, linear_output(m, w, linear, l), linear_input(m, w, linear, l), model_weight(m, i->weight, l),
-        m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL, N, (int)t->columns, (int)t->rows);
+    const QuantMatrix *matrix = linear_matrix(m, linear, l);
+    const Weights *bias = m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL;
+    Acts *out = linear_output(m, w, linear, l), *x = linear_input(m, w, linear, l);
+    const int IC = (int)t->columns, OC = (int)t->rows;
+    if (matrix) m->backend->quant_forward(m->device, out, x, matrix, bias, N, IC, OC);
+    else m->backend->linear_forward(m->device, out, x, model_weight(m, i->weight, l), bias, N, IC, OC);
     if (!linear_adapted(m, linear)) return;
     Lora lora = linear_lora(m, w, linear, l, N);
-    lora.out = linear_output(m, w, linear, l);
+    lora.out = out;
     m->backend->lora_forward(m->device, &lora);
 }
 
@@ -125,9 +133,12 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
                                    const Acts *doutput) {
     const LinearInfo *i = model_linear(linear);
     const TensorInfo *t = &m->tensor[i->weight];
-    m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
-                                linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, (int)t->columns,
-                                (int)t->rows);
+    const QuantMatrix *matrix = linear_matrix(m, linear, l);
+    const int IC = (int)t->columns, OC = (int)t->rows;
+    if (matrix) m->backend->quant_backward(m->device, dinput, doutput, matrix, N, IC, OC);
+    else
+        m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
+                                    linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, IC, OC);
     if (!linear_adapted(m, linear)) return;
     Lora lora = linear_lora(m, w, linear, l, N);
     lora.dout = doutput;
@@ -328,7 +339,7 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     b->attention_forward(d, &a);
     linear_forward(m, w, LINEAR_attproj, l, N);
     residual_forward(m, w, LINEAR_attproj, l, N, work_x3(w, l - 1), work_x2(w, l), MODEL_NORM_2, l);
-    if (c->mlp == MLP_GELU && !linear_adapted(m, LINEAR_fc)) {
+    if (c->mlp == MLP_GELU && !linear_adapted(m, LINEAR_fc) && !m->matrix) {
         b->linear_gelu_forward(d, work_acts(w, WORK_fch, l), work_acts(w, WORK_act, l),
                                linear_input(m, w, LINEAR_fc, l), model_weight(m, TENSOR_fcw, l),
                                c->mlp_bias ? model_weight(m, TENSOR_fcb, l) : NULL, N, C, F);

@@ -39,6 +39,7 @@
 typedef struct InferenceOptions {
     const char *checkpoint, *tokenizer, *chat_template, *adapter;
     int device, dtype;
+    int quantize; /* a Quantize */
 } InferenceOptions;
 
 typedef struct SamplingOptions {
@@ -52,6 +53,8 @@ typedef struct SamplingOptions {
     OPTION_GROUP("Model"),                                                                                             \
     OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model; - is standard input"),                   \
     OPTION_TEXT("adapter",       0,   &(o).adapter,       "DIR",  "add the adapters in this folder (peft's format)"),  \
+    OPTION_CHOICE("quantize",    0,   &(o).quantize,      QUANTIZE_CHOICES,                                            \
+                "hold the weights of linear layers in blocks of 8 or 4 bits; keep: as the GGUF file has them"),        \
     OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
@@ -132,7 +135,7 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
     *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input"};
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
     if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &x->backend, &x->device, &e)) die("%s", e.text);
-    const ModelLoad how = {.adapter = o->adapter, .seed = (uint64_t)seed};
+    const ModelLoad how = {.adapter = o->adapter, .quantize = (Quantize)o->quantize, .seed = (uint64_t)seed};
     if (!model_load_as(&x->model, &x->file, o->checkpoint, &how, x->backend, x->device, NULL, &e)) die("%s", e.text);
     if (x->file.note) warn("%s", x->file.note);
     if (!model_fits_policy(&x->file, x->name, &e)) warn("%s", e.text);
@@ -142,7 +145,7 @@ static inline void inference_open(Inference *x, InferenceOptions *o, int64_t see
 /* Limits the number of threads to 1 + (weights / 8 MB) (1 + sequences / 16), the number that decoding this many
  * sequences at once can use. A small model is as fast on one thread, and then never waits for a busy core. */
 static inline void inference_few_threads(const Inference *x, int sequences) {
-    const double bytes = (double)model_bytes(&x->model.config, x->backend, false);
+    const double bytes = (double)model_held_bytes(&x->model);
     const double useful = 1 + bytes / (8 << 20) * (1 + sequences / 16.0);
     if (useful < omp_get_max_threads()) omp_set_num_threads((int)useful);
 }

@@ -49,11 +49,11 @@ typedef struct Critic {
 static inline void value_head_scale(Model *m, double scale, double shift) {
     const size_t C = (size_t)m->config.width;
     float *host = (float *)xmalloc((C + 1) * sizeof *host);
-    Weights *head = weights_at(m->backend, m->weights, m->tensor[TENSOR_valuew].offset);
-    m->backend->weights_download(m->device, host, head, C + 1);
+    const size_t head = m->tensor[TENSOR_valuew].offset;
+    model_download(m, head, host, C + 1);
     host[C] = (float)(host[C] + shift);
     for (size_t i = 0; i <= C; i++) host[i] = (float)(host[i] * scale);
-    m->backend->weights_upload(m->device, head, host, C + 1);
+    model_upload(m, head, host, C + 1);
     free(host);
 }
 
@@ -107,6 +107,7 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     const ModelLoad how = {.value_head = true,
                            .gradients = true,
                            .lora = t->model.config.lora,
+                           .quantize = (Quantize)t->o->quantize,
                            .resume = resumed,
                            .seed = (uint64_t)t->o->seed};
     if (!model_load_as(&c->model, &c->file, path, &how, t->backend, t->device, &c->optimizer, &e)) die("%s", e.text);

@@ -82,7 +82,9 @@ static inline bool reference_shared(const Trainer *t, const char *path) {
 /* Memory of a reference in bytes, for trainer_announce(). rows: of the largest micro-batch. */
 static inline size_t reference_bytes(const Trainer *t, const char *path, int rows) {
     const ModelConfig *c = &t->model.config;
-    const size_t weights = reference_shared(t, path) ? 0 : model_bytes(c, t->backend, false) * 2;
+    const bool lean = !path && t->model.matrix; /* shares the quantised matrices */
+    const size_t bytes = lean ? t->model.stored * t->backend->weight_size : model_bytes(c, t->backend, false);
+    const size_t weights = reference_shared(t, path) ? 0 : bytes * 2;
     return weights + workspace_bytes(c, t->backend, rows, rows, rows, false, 0);
 }
 
@@ -137,12 +139,15 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
     if (!path) path = t->o->checkpoint;
     if (load && (!path || !strcmp(path, "-"))) usage_error("--reference: give the reference model's file (%s)", why);
     if (load) {
-        const ModelLoad how = {.adapter = adapter, .seed = (uint64_t)t->o->seed};
+        const ModelLoad how = {.adapter = adapter,
+                               .quantize = adapter ? (Quantize)t->o->quantize : QUANTIZE_NONE,
+                               .seed = (uint64_t)t->o->seed};
         if (!model_load_as(&r->model, &r->file, path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
         if (!model_fits_policy(&r->file, path, &e)) die("%s", e.text);
         reference_fits(r, path, own, longest);
+        if (how.quantize) model_borrow_blocks(&r->model, &t->model);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
-    reference_same(t, adapter ? model_weights_hash(&r->model) : load ? r->file.hash : t->file.hash, path);
+    reference_same(t, adapter ? model_hash(&r->model, r->model.parameters) : load ? r->file.hash : t->file.hash, path);
     if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
 }
 

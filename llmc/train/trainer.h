@@ -376,6 +376,8 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     if (o->lora_rank && o->adapter) usage_error("--lora-rank and --adapter: give only one of them");
     if (o->adapter_output && !o->lora_rank && !o->adapter)
         usage_error("--adapter-output: requires --lora-rank or --adapter");
+    if (o->quantize && !o->lora_rank && !o->adapter)
+        usage_error("--quantize: requires --lora-rank or --adapter; weights that are trained cannot be quantised");
     if (!o->lora_rank) return lora;
     if (!lora_parse_targets(o->lora_targets, &lora.targets, &e)) usage_error("--lora-targets: %s", e.text);
     const double rank = (double)o->lora_rank;
@@ -421,6 +423,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
                            .gradients = true,
                            .lora = lora,
                            .adapter = o->adapter,
+                           .quantize = (Quantize)o->quantize,
                            .resume = o->resume,
                            .seed = (uint64_t)o->seed,
                            .share = {t->dist.rank, t->dist.ranks, (int)o->zero}};
@@ -519,11 +522,11 @@ static inline void trainer_write_options(const Trainer *t) {
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
     const ModelConfig *c = &t->model.config;
     const Backend *b = t->backend;
-    const size_t model = t->model.parameters * b->weight_size + t->model.grads_count * sizeof(float),
+    const size_t model = model_held_bytes(&t->model) + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
-    const size_t scratch =
-        b->scratch_predict(t->device, t->model.parameters, rows, model_widest(c), c->padded_vocab, lora_widest(c));
+    const size_t scratch = b->scratch_predict(t->device, t->model.stored, rows, model_widest(c), c->padded_vocab,
+                                              lora_widest(c), model_largest_matrix(&t->model));
     t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
     t->peak = dist_total(&t->dist, b->peak(t->device));
     t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;

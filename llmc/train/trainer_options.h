@@ -34,6 +34,7 @@ typedef struct TrainerOptions {
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
     bool use_rslora, quiet;
+    int quantize;          /* a Quantize */
     bool takes_scorers;    /* the model may be a reward model or a critic */
     bool teaches_template; /* the output takes the data's chat template, also if the model has another one */
     double default_rate;   /* learning_rate before the command line, for full training */
@@ -89,6 +90,8 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT("lora-targets", 0, &(o).lora_targets, "LIST",                                                          \
                 "projections with an adapter: all-linear, or names such as q_proj,v_proj"),                            \
     OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)"),                \
+    OPTION_CHOICE("quantize",   0, &(o).quantize,     QUANTIZE_CHOICES,                                                \
+                  "hold the weights of linear layers in blocks of 8 or 4 bits; keep: as the GGUF file has them"),      \
     OPTION_TEXT("adapter",      0, &(o).adapter,      "DIR",                                                           \
                 "continue from the adapters in this folder (peft's format); it sets rank, scale and targets"),         \
     OPTION_TEXT("adapter-output", 0, &(o).adapter_output, "DIR",                                                       \

@@ -1,0 +1,173 @@
+/* quantized.h - products with quantised matrices (see QuantMatrix in model/backend.h), in float32 for either dtype.
+ *
+ * A thread decodes a block of some rows and columns of the matrix into a buffer that stays in the caches, multiplies
+ * with it, and overwrites it: no more of the matrix ever exists as floats.
+ *
+ *   up to QUANT_FEW rows of x    decode is bound by reading the matrix. A row of it is decoded in pieces of QUANT_DEPTH
+ *                                elements; each is multiplied with all rows of x:  out[n,o] = x[n] . w[o] + b[o]
+ *   more rows                    blocks of 64 rows by QUANT_DEPTH columns are decoded, transposed, and multiplied with
+ *                                blocks of rows of x by product.h
+ *   gradient                     blocks of 64 rows and up to 256 columns, as they are:  dx += dout[:, rows] w
+ *
+ * Threads share blocks of results, and every sum adds its terms in an order that does not depend on their number.
+ *
+ *     cpu_quant_forward(device, out, x, &matrix, bias, rows, in, columns);
+ */
+#ifndef LLMC_CPU_QUANTIZED_H
+#define LLMC_CPU_QUANTIZED_H
+
+#include "../model/backend.h"   /* QuantMatrix, Acts, Weights */
+#include "../model/quantized.h" /* quant_decode, quant_bytes, quant_info */
+#include "gemm.h"               /* Device, cpu_scratch */
+#include "product.h"            /* cpu_product_add, cpu_product_set, cpu_transpose_in, CpuVec */
+
+enum { QUANT_FEW = 8, QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
+enum { QUANT_BUFFER = 2 * QUANT_WIDE * QUANT_DEPTH }; /* floats of a thread */
+
+/* Decodes elements [column, column + n) of row `row` of the matrix, whose rows have K elements. */
+static inline void quant_row(const QuantMatrix *w, int row, int K, int column, float *out, int n) {
+    int part = 0;
+    while (row >= w->rows[part]) row -= w->rows[part++];
+    const QuantType type = (QuantType)w->type[part];
+    const size_t at = (size_t)row * (size_t)K + (size_t)column;
+    quant_decode(type, (const uint8_t *)w->blocks[part] + quant_bytes(type, at), out, (size_t)n);
+}
+
+/* The buffers of all threads. */
+static inline float *quant_buffers(Device *d) {
+    const size_t wanted = (size_t)omp_get_max_threads() * QUANT_BUFFER;
+    return d->panel = (float *)cpu_scratch(d, d->panel, &d->panel_count, wanted, sizeof *d->panel);
+}
+
+/* sum[i][] += x[i] . w over n elements, element j into sum j % width, for m rows of x that are ld apart; then those sums
+ * of the elements behind the last whole vector in order. */
+CPU_INLINE void quant_dots(const int m, const float *x, size_t ld, const float *w, int n, CpuVec *sum, float *rest) {
+    int j = 0;
+    for (; j + CPU_VEC <= n; j += CPU_VEC) {
+        const CpuVec right = *(const CpuVec *)(w + j);
+        CPU_UNROLL for (int i = 0; i < m; i++) sum[i] += *(const CpuVec *)(x + (size_t)i * ld + j) * right;
+    }
+    for (; j < n; j++)
+        for (int i = 0; i < m; i++) rest[i] += x[(size_t)i * ld + j] * w[j];
+}
+
+/* Output channel o of m rows of x. */
+CPU_INLINE void quant_channel(const int m, float *out, const float *x, const QuantMatrix *w, const float *b, int o,
+                              int IC, int OC, float *buffer) {
+    CpuVec sum[QUANT_FEW];
+    float rest[QUANT_FEW];
+    for (int i = 0; i < m; i++) {
+        sum[i] = (CpuVec){0};
+        rest[i] = b ? b[o] : 0;
+    }
+    for (int k = 0; k < IC; k += QUANT_DEPTH) {
+        const int n = IC - k < QUANT_DEPTH ? IC - k : QUANT_DEPTH;
+        quant_row(w, o, IC, k, buffer, n);
+        quant_dots(m, x + k, (size_t)IC, buffer, n, sum, rest);
+    }
+    for (int i = 0; i < m; i++) {
+        float total = rest[i];
+        for (int j = 0; j < CPU_VEC; j++) total += sum[i][j];
+        out[(size_t)i * (size_t)OC + (size_t)o] = total;
+    }
+}
+
+static inline void quant_few_rows(Device *d, float *out, const float *x, const QuantMatrix *w, const float *b, int N,
+                                  int IC, int OC) {
+    float *buffers = quant_buffers(d);
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)IC * (size_t)OC))
+    for (int o = 0; o < OC; o++) {
+        float *buffer = buffers + (size_t)omp_get_thread_num() * QUANT_BUFFER;
+        switch (N) {
+#define QUANT_CASE(n)                                                                                                  \
+    case n: quant_channel(n, out, x, w, b, o, IC, OC, buffer); break;
+            QUANT_CASE(1)
+            QUANT_CASE(2)
+            QUANT_CASE(3)
+            QUANT_CASE(4)
+            QUANT_CASE(5)
+            QUANT_CASE(6)
+            QUANT_CASE(7)
+            QUANT_CASE(8)
+#undef QUANT_CASE
+        }
+    }
+}
+
+/* panel[k][i] = element column + k of row first + i, for `rows` rows and n columns; rows of the panel are QUANT_WIDE
+ * long, and those without a row are 0. buffer: QUANT_WIDE rows of QUANT_DEPTH. */
+static inline void quant_panel(const QuantMatrix *w, int first, int rows, int IC, int column, int n, float *buffer,
+                               float *panel) {
+    for (int i = 0; i < QUANT_WIDE; i += 4) {
+        const float *source[4];
+        for (int k = 0; k < 4; k++) {
+            float *row = buffer + (size_t)k * QUANT_DEPTH;
+            source[k] = row;
+            if (i + k < rows) quant_row(w, first + i + k, IC, column, row, n);
+            else memset(row, 0, (size_t)n * sizeof *row);
+        }
+        cpu_transpose_in(panel + i, QUANT_WIDE, source, n, 1);
+    }
+}
+
+static inline void quant_many_rows(Device *d, float *out, const float *x, const QuantMatrix *w, const float *b, int N,
+                                   int IC, int OC) {
+    const int panels = (OC + QUANT_WIDE - 1) / QUANT_WIDE, blocks = (N + QUANT_ROWS - 1) / QUANT_ROWS;
+    float *buffers = quant_buffers(d);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int block = 0; block < blocks; block++)
+        for (int panel = 0; panel < panels; panel++) {
+            float *buffer = buffers + (size_t)omp_get_thread_num() * QUANT_BUFFER;
+            float *packed = buffer + QUANT_WIDE * QUANT_DEPTH;
+            const int o = panel * QUANT_WIDE, wide = OC - o < QUANT_WIDE ? OC - o : QUANT_WIDE;
+            const int r = block * QUANT_ROWS, rows = N - r < QUANT_ROWS ? N - r : QUANT_ROWS;
+            float *to = out + (size_t)r * (size_t)OC + (size_t)o;
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < wide; j++) to[(size_t)i * (size_t)OC + (size_t)j] = b ? b[o + j] : 0;
+            for (int k = 0; k < IC; k += QUANT_DEPTH) {
+                const int n = IC - k < QUANT_DEPTH ? IC - k : QUANT_DEPTH;
+                quant_panel(w, o, wide, IC, k, n, buffer, packed);
+                for (int half = 0; half < n; half += QUANT_DEPTH / 2) /* half a panel fits into the first cache */
+                    cpu_product_add(rows, wide, n - half < QUANT_DEPTH / 2 ? n - half : QUANT_DEPTH / 2,
+                                    x + (size_t)r * (size_t)IC + (size_t)(k + half), (size_t)IC, 1,
+                                    packed + (size_t)half * QUANT_WIDE, QUANT_WIDE, to, (size_t)OC);
+            }
+        }
+}
+
+static inline void cpu_quant_forward(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b,
+                                     int N, int IC, int OC) {
+    if (N <= QUANT_FEW) quant_few_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
+    else quant_many_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
+}
+
+/* Columns of a block of the gradient: whole blocks of every type of the matrix, few enough to share among threads. */
+static inline int quant_columns(const QuantMatrix *w) {
+    uint32_t most = QUANT_WIDE;
+    for (int i = 0; i < w->parts; i++)
+        most = quant_info((QuantType)w->type[i])->values > most ? quant_info((QuantType)w->type[i])->values : most;
+    return (int)most;
+}
+
+static inline void cpu_quant_backward(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC,
+                                      int OC) {
+    const int width = quant_columns(w), panels = (IC + width - 1) / width, blocks = (N + QUANT_ROWS - 1) / QUANT_ROWS;
+    float *buffers = quant_buffers(d);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int block = 0; block < blocks; block++)
+        for (int panel = 0; panel < panels; panel++) {
+            float *buffer = buffers + (size_t)omp_get_thread_num() * QUANT_BUFFER;
+            const int c = panel * width, wide = IC - c < width ? IC - c : width;
+            const int r = block * QUANT_ROWS, rows = N - r < QUANT_ROWS ? N - r : QUANT_ROWS;
+            float *to = (float *)dx + (size_t)r * (size_t)IC + (size_t)c;
+            for (int i = 0; i < rows; i++) memset(to + (size_t)i * (size_t)IC, 0, (size_t)wide * sizeof *to);
+            for (int o = 0; o < OC; o += QUANT_WIDE) {
+                const int depth = OC - o < QUANT_WIDE ? OC - o : QUANT_WIDE;
+                for (int i = 0; i < depth; i++) quant_row(w, o + i, IC, c, buffer + (size_t)i * (size_t)width, wide);
+                cpu_product_add(rows, wide, depth, (const float *)dout + (size_t)r * (size_t)OC + (size_t)o, (size_t)OC,
+                                1, buffer, (size_t)width, to, (size_t)IC);
+            }
+        }
+}
+
+#endif

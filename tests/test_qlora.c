@@ -1,0 +1,326 @@
+/* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
+#include "../llmc/base/error.h"        /* xmalloc, Error */
+#include "../llmc/base/random.h"       /* Random, random_start, random_below, random_normal */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, FAMILY_LLAMA, gpt2_config, ... */
+#include "../llmc/model/gguf.h"        /* Gguf, gguf_close, gguf_open */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_new_quantized, ... */
+#include "../llmc/model/model_file.h"  /* model_load_as, MODEL_FLOAT32, MODEL_Q8_0, model_save */
+#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, ModelLoad, QUANTIZE_KEEP, ... */
+#include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target, ... */
+#include "../llmc/model/peft.h"        /* peft_write */
+#include "../llmc/model/tensors.h"     /* TENSOR_fcw, matrix_tensor, MATRIX_COUNT */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"   /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
+#include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
+#include "quant_blocks.h"              /* quant_random */
+#include "variants.h"                  /* VARIANTS, variant_of */
+
+enum { VOCAB = 37, CONTEXT = 24, ROWS = 64 };
+
+/* GPT-2 (-1) or a variant, with rows of 64, 32 and 256 elements. */
+static ModelConfig config_of(int variant) {
+    ModelConfig c = gpt2_config(2, 4, 64, VOCAB, CONTEXT);
+    if (variant >= 0) {
+        variant_of(&c, variant);
+        c.family = FAMILY_LLAMA;
+        c.head_size = 16;
+        if (c.rotary > 16) c.rotary = 16;
+    }
+    c.lora = (LoraConfig){.rank = 3, .targets = LORA_ALL, .scale = 0.7f};
+    return c;
+}
+
+static void randomize(const Model *m, uint64_t seed) {
+    Random r = random_start(seed, 0);
+    float *host = xmalloc(m->parameters * sizeof *host);
+    for (size_t i = 0; i < m->parameters; i++) host[i] = (float)(0.2 * random_normal(&r));
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (size_t k = 0; m->tensor[i].init == INIT_ONE && k < m->tensor[i].size; k++)
+            host[m->tensor[i].offset + k] += 1;
+    model_upload(m, 0, host, m->parameters);
+    free(host);
+}
+
+/* A model with random weights and matrices of this type. */
+static Model quantized_model(const ModelConfig *c, QuantType type) {
+    Error e;
+    Model m;
+    QuantMatrix *plan = quant_plan(c, type, &e);
+    if (!plan || !model_new_quantized(&m, c, plan, NULL, B, D, &e) || !model_new_grads(&m, &e)) fail_msg("%s", e.text);
+    randomize(&m, 3);
+    assert_true(model_check_matrices(&m, "a model", &e));
+    return m;
+}
+
+/* The float32 model that holds its values. */
+static Model plain_model(const Model *from) {
+    Error e;
+    Model m;
+    if (!model_new(&m, &from->config, B, D, true, &e)) fail_msg("%s", e.text);
+    for (ModelChunk c = {0}; model_each_chunk(&c, m.parameters);) {
+        model_download(from, c.at, c.host, c.n);
+        model_upload(&m, c.at, c.host, c.n);
+    }
+    return m;
+}
+
+static Batch some_batch(uint64_t seed) {
+    Batch b = batch_new(ROWS, ROWS, 8);
+    Random r = random_start(seed, 3);
+    for (int i = 0; i < 3; i++) {
+        int32_t tokens[16];
+        const int n = 6 + 3 * i;
+        for (int k = 0; k < n; k++) tokens[k] = (int32_t)random_below(&r, VOCAB);
+        batch_segment(&b, tokens, n, 0, -1);
+        for (int k = 0; k < n - 1; k++) batch_target(&b, b.rows - n + k, tokens[k + 1]);
+    }
+    return b;
+}
+
+/* Log-probabilities, and gradients of sum_i (i mod 5 - 2) logp_i / 8. */
+static void forward_backward(Model *m, const Batch *b, int recompute, float *logp, float *grads) {
+    Error e;
+    Workspace w;
+    if (!workspace_new(&w, m, b->rows, b->targets, b->segments, true, recompute, &e)) fail_msg("%s", e.text);
+    float dlogp[ROWS];
+    for (int i = 0; i < b->targets; i++) dlogp[i] = (float)(i % 5 - 2) / 8;
+    model_zero_grads(m);
+    model_forward(m, &w, b, 1, &(ModelOutput){.logp = logp});
+    model_backward(m, &w, b, 1, dlogp, NULL, NULL);
+    B->download(D, grads, m->grads, m->grads_count * sizeof *grads);
+    workspace_free(&w, m);
+}
+
+/* The same products of the same values in another order of sums: log-probabilities within 1e-5 and gradients within 1e-4
+ * of the largest of a tensor, as in test_lora.c. Each level of recomputation gives the same bits. */
+static void test_equals_values(void **state) {
+    (void)state;
+    static const QuantType types[] = {QUANT_Q8_0, QUANT_Q4_0};
+    for (int variant = -1; variant < VARIANTS; variant++) {
+        const ModelConfig c = config_of(variant);
+        Model m = quantized_model(&c, types[(variant + 1) % 2]), plain = plain_model(&m);
+        Batch b = some_batch(5);
+        float logp[2][ROWS], *grads[2];
+        for (int i = 0; i < 2; i++) grads[i] = xmalloc(m.grads_count * sizeof **grads);
+        assert_int_equal(m.grads_count, plain.grads_count);
+        forward_backward(&m, &b, 0, logp[0], grads[0]);
+        forward_backward(&plain, &b, 0, logp[1], grads[1]);
+        for (int i = 0; i < b.targets; i++)
+            if (!(fabs(logp[0][i] - logp[1][i]) < 1e-5)) fail_msg("target %d: %g, %g", i, logp[0][i], logp[1][i]);
+        for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
+            double most = 0, worst = 0;
+            for (size_t k = m.grads_offset[i]; k < m.grads_offset[i] + m.tensor[i].size; k++) {
+                most = fmax(most, fabs(grads[1][k]));
+                worst = fmax(worst, fabs((double)grads[0][k] - grads[1][k]));
+            }
+            if (!(worst <= 1e-4 * most) || (m.tensor[i].size && most == 0))
+                fail_msg("variant %d, %s: %g of %g", variant, m.tensor[i].name, worst, most);
+        }
+        for (int recompute = 1; recompute < 3; recompute++) {
+            forward_backward(&m, &b, recompute, logp[1], grads[1]);
+            assert_memory_equal(logp[0], logp[1], (size_t)b.targets * sizeof(float));
+            assert_memory_equal(grads[0], grads[1], m.grads_count * sizeof(float));
+        }
+        free(grads[0]), free(grads[1]), batch_free(&b), model_free(&m), model_free(&plain);
+    }
+}
+
+/* The sampler runs few rows at a time, which is other code: within 1e-4 of the trainer, as in test_rollout.c. */
+static void test_rollout_logp(void **state) {
+    (void)state;
+    Error e;
+    const ModelConfig c = config_of(1);
+    Model m = quantized_model(&c, QUANT_Q4_0);
+    for (int slots = 1; slots <= 12; slots += 11) {
+        Rollout r;
+        Completion out[12];
+        const int32_t prompt[] = {3, 1, 4, 1, 5};
+        RolloutRequest request = {prompt, 5, 12, 0, out};
+        Sampling s = sampling_default();
+        s.max_new = 10;
+        s.seed = 9;
+        memset(out, 0, sizeof out);
+        assert_true(rollout_new(&r, &m, slots, 5, 10, &e));
+        if (!rollout_run(&r, &s, &request, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < 12; i++) {
+            Batch b = batch_new(ROWS, ROWS, 8);
+            Workspace w;
+            float logp[ROWS];
+            const int before = batch_segment(&b, prompt, 5, 0, -1);
+            batch_completion(&b, before, out[i].tokens, out[i].count);
+            assert_true(workspace_new(&w, &m, b.rows, b.targets, b.segments, false, 0, &e));
+            model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = logp});
+            for (int t = 0; t < out[i].count; t++) assert_true(fabs(logp[t] - out[i].logp[t]) < 1e-4);
+            workspace_free(&w, &m), batch_free(&b), completion_free(&out[i]);
+        }
+        rollout_free(&r);
+    }
+    model_free(&m);
+}
+
+/* Parts of matrices, across the ends of tensors and from the middle of blocks, have the values of the whole. The memory is
+ * that of the blocks: 34 bytes for 32 elements. */
+static void test_elements(void **state) {
+    (void)state;
+    Error e;
+    ModelConfig c = config_of(1);
+    Model m = quantized_model(&c, QUANT_Q8_0), copy;
+    float *all = xmalloc(m.parameters * sizeof *all), *some = xmalloc(m.parameters * sizeof *some);
+    size_t elements = 0;
+    model_download(&m, 0, all, m.parameters);
+    Random r = random_start(8, 0);
+    for (int i = 0; i < 300; i++) {
+        const size_t at = (size_t)random_below(&r, (uint32_t)m.parameters);
+        const size_t n = (size_t)random_below(&r, (uint32_t)(m.parameters - at)) % (i % 2 ? 50 : 100000) + 1;
+        model_download(&m, at, some, n);
+        assert_memory_equal(some, all + at, n * sizeof *all);
+    }
+    for (int i = 0; i < MATRIX_COUNT; i++) elements += m.tensor[matrix_tensor[i]].size;
+    assert_int_equal(m.stored, m.parameters - elements);
+    assert_int_equal(m.block_bytes, elements / 32 * 34);
+    assert_true(model_copy(&copy, &m, &e));
+    assert_ptr_equal(copy.blocks, m.blocks);
+    model_download(&copy, 0, some, m.parameters);
+    assert_memory_equal(some, all, m.parameters * sizeof *all);
+    model_free(&copy);
+    /* what a type cannot hold is found */
+    all[m.tensor[TENSOR_fcw].offset + m.tensor[TENSOR_fcw].size - 5] = NAN;
+    model_upload(&m, 0, all, m.parameters);
+    assert_false(model_check_matrices(&m, "a model", &e));
+    files_assert_error(&e, "a model: tensor fcw of layer 1 has weights that are not finite");
+    free(all), free(some), model_free(&m);
+    c.hidden = 40;
+    assert_null(quant_plan(&c, QUANT_Q8_0, &e));
+    files_assert_error(&e, "rows of 40 elements are not whole blocks of 32 of Q8_0");
+}
+
+static Model load(const char *path, const ModelLoad *how, ModelFile *f, Optimizer *o) {
+    Error e;
+    Model m;
+    if (!model_load_as(&m, f, path, how, B, D, o, &e)) fail_msg("%s", e.text);
+    return m;
+}
+
+static float *values_of(const Model *m, size_t n) {
+    float *host = xmalloc(n * sizeof *host);
+    model_download(m, 0, host, n);
+    return host;
+}
+
+/* A GGUF file's blocks are kept as they are, with the rows of queries and keys in the model's order: the values are those
+ * of a model that is read as float32. A type that is made while loading is what quant_encode() makes of each row. Adapters
+ * stay apart, in files and in models that are not trained. */
+static void test_files(void **state) {
+    (void)state;
+    Error e;
+    ModelConfig c = config_of(1);
+    c.layer[1] = 0;
+    c.lora.rank = 0;
+    c.vocab = c.padded_vocab = 128;
+    c.norm_eps = 1e-5f;
+    Model m, n;
+    ModelFile f = {.lineage = json_array()}, g;
+    assert_true(model_new(&m, &c, B, D, false, &e));
+    randomize(&m, 12);
+    char gguf[256], ours[256], adapter[256], state_file[256];
+    snprintf(gguf, sizeof gguf, "%s", files_path("base.gguf"));
+    snprintf(ours, sizeof ours, "%s", files_path("base.safetensors"));
+    snprintf(adapter, sizeof adapter, "%s", files_path("adapter"));
+    snprintf(state_file, sizeof state_file, "%s", files_path("run.state"));
+    if (!model_save(&m, &f, gguf, MODEL_Q8_0, NULL, NULL, &e)) fail_msg("%s", e.text);
+    if (!model_save(&m, &f, ours, MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+    model_free(&m);
+
+    const LoraConfig lora = {.rank = 2, .targets = LORA_ALL, .scale = 4};
+    ModelLoad how = {.quantize = QUANTIZE_KEEP};
+    m = load(gguf, &how, &f, NULL);
+    n = load(gguf, &(ModelLoad){0}, &g, NULL);
+    float *x = values_of(&m, m.parameters), *y = values_of(&n, m.parameters);
+    assert_memory_equal(x, y, m.parameters * sizeof *x);
+    assert_true(m.matrix && !n.matrix && model_weights_hash(&m) == model_weights_hash(&n));
+    free(x), free(y), model_free(&m), model_file_free(&f), model_free(&n), model_file_free(&g);
+
+    n = load(ours, &(ModelLoad){0}, &g, NULL);
+    y = values_of(&n, n.parameters);
+    for (int type = QUANTIZE_Q8_0; type <= QUANTIZE_Q4_0; type++) {
+        how = (ModelLoad){.quantize = (Quantize)type};
+        m = load(ours, &how, &f, NULL);
+        x = values_of(&m, m.parameters);
+        for (int i = 0; i < MATRIX_COUNT; i++) {
+            const TensorInfo *t = &n.tensor[matrix_tensor[i]];
+            const QuantType q = type == QUANTIZE_Q8_0 ? QUANT_Q8_0 : QUANT_Q4_0;
+            void *blocks = xmalloc(quant_bytes(q, t->size));
+            float *want = xmalloc(t->size * sizeof *want);
+            quant_encode(q, y + t->offset, blocks, t->size);
+            quant_decode(q, blocks, want, t->size);
+            assert_memory_equal(x + t->offset, want, t->size * sizeof *want);
+            free(blocks), free(want);
+        }
+        free(x), model_free(&m), model_file_free(&f);
+    }
+    free(y), model_free(&n), model_file_free(&g);
+
+    /* training: the base does not change, the state holds none of it, a merged output is the sum */
+    Optimizer o, p;
+    how = (ModelLoad){.gradients = true, .quantize = QUANTIZE_Q4_0, .lora = lora, .seed = 3};
+    m = load(ours, &how, &f, &o);
+    const size_t base = m.tensor[BASE_TENSORS].offset;
+    x = values_of(&m, base);
+    Batch b = some_batch(9);
+    float logp[3][ROWS], *grads = xmalloc(m.grads_count * sizeof *grads);
+    for (int i = 0; i < 3; i++) {
+        forward_backward(&m, &b, 0, logp[0], grads);
+        assert_false(optimizer_step(&o, &m, 3e-2).skipped);
+    }
+    y = values_of(&m, base);
+    assert_memory_equal(x, y, base * sizeof *x);
+    forward_backward(&m, &b, 0, logp[0], grads);
+    if (!model_save(&m, &f, state_file, MODEL_FLOAT32, &o, "{}", &e)) fail_msg("%s", e.text);
+    struct stat about;
+    assert_true(!stat(state_file, &about) && (size_t)about.st_size < 4 * 3 * o.count + 20000);
+    if (!peft_write(&m, adapter, "base", &e)) fail_msg("%s", e.text);
+    if (!model_save(&m, &f, files_path("merged.safetensors"), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+    how.resume = state_file;
+    n = load(ours, &how, &g, &p);
+    forward_backward(&n, &b, 0, logp[1], grads);
+    assert_memory_equal(logp[0], logp[1], (size_t)b.targets * sizeof(float));
+    assert_memory_equal(p.m, o.m, o.count * sizeof(float));
+    optimizer_free(&p, &n), model_free(&n), model_file_free(&g);
+    how.quantize = QUANTIZE_NONE;
+    assert_false(model_load_as(&n, &g, ours, &how, B, D, &p, &e));
+    files_assert_error(&e, "its adapters were trained on another model than that of -c (or with another --dtype or --quantize)");
+    const struct {
+        const char *path;
+        ModelLoad how;
+    } same[] = {{ours, {.quantize = QUANTIZE_Q4_0, .adapter = adapter}}, {files_path("merged.safetensors"), {0}}};
+    for (int i = 0; i < 2; i++) {
+        Workspace w;
+        n = load(same[i].path, &same[i].how, &g, NULL);
+        assert_true(workspace_new(&w, &n, b.rows, b.targets, b.segments, false, 0, &e));
+        model_forward(&n, &w, &b, 1, &(ModelOutput){.logp = logp[2]});
+        for (int k = 0; k < b.targets; k++) assert_true(fabs(logp[2][k] - logp[0][k]) < 1e-5);
+        assert_int_equal(n.config.lora.rank, i ? 0 : 2);
+        workspace_free(&w, &n), model_free(&n), model_file_free(&g);
+    }
+    free(x), free(y), free(grads), batch_free(&b);
+    optimizer_free(&o, &m), model_free(&m), model_file_free(&f);
+
+    how = (ModelLoad){.quantize = QUANTIZE_KEEP};
+    assert_false(model_load_as(&n, &g, ours, &how, B, D, NULL, &e));
+    files_assert_error(&e, "--quantize keep: the model is not a GGUF file");
+    assert_false(model_load_as(&n, &g, "tests/golden/gguf/llama.gguf.zst", &how, B, D, NULL, &e));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_equals_values), cmocka_unit_test(test_rollout_logp),
+                                       cmocka_unit_test(test_elements), cmocka_unit_test(test_files)};
+    open_device_one_thread(NULL);
+    files_setup(NULL);
+    const int failed = cmocka_run_group_tests_name("qlora", tests, NULL, NULL);
+    files_teardown(NULL);
+    return failed + close_device(NULL);
+}
