@@ -33,6 +33,44 @@ static void all_trainers_resume(void **state) {
     resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6" LORA, 4);
 }
 
+/* The same with quantised weights, also for adapters that are continued, whose reference shares them with the policy. */
+static void quantised_runs_resume(void **state) {
+    (void)state;
+    resumes("./train_sft -c $T/base.bin -i $T/chat.shard --batch-tokens 200 --quantize q4_0" LORA, 4);
+    resumes("./train_rm -c $T/base.bin -i $T/prefs.shard --quantize q8_0" LORA, 4);
+    resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --quantize q4_0 --adapter-output $T/adapter" LORA, 4);
+    resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --quantize q4_0 --adapter $T/adapter -l 1e-2", 4);
+    resumes("./train_grpo -c $T/base.bin -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4 --quantize q8_0" LORA, 4);
+    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6 "
+            "--quantize q4_0" LORA, 4);
+    refused(1, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 --adapter $T/adapter -o $T/x.bin --resume $T/run.state",
+            "(or with another --dtype or --quantize)");
+}
+
+/* New adapters change nothing: after a step at rate 0 the output has the values of the blocks, with which evaluate finds
+ * the same loss, up to the order of sums. The blocks of 24,576 weights take 34 bytes for 32 of them; embeddings of 384
+ * rows, 48 positions, norms and biases take 4 * (384 * 32 + 48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32)), and
+ * gradients of adapters 4 * 4096 bytes. */
+static void quantised_values(void **state) {
+    (void)state;
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --lora-rank 4 -l 0 --quantize q8_0 -o $T/values.bin "
+       "--adapter-output $T/adapter");
+    assert_holds(said, "values.bin: it will hold the float values of the quantised weights");
+    const double blocks = 24576 / 32 * 34, rest = 4 * (384 * 32 + 48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32));
+    char text[64];
+    snprintf(text, sizeof text, "weights and gradients %.1f kB", (blocks + rest + 2 * 4 * 4096) / 1e3);
+    assert_holds(said, text);
+    sh("./evaluate -c $T/values.bin -i $T/chat.shard >$T/values.json");
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard --quantize q8_0 >$T/blocks.json");
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard --quantize q8_0 --adapter $T/adapter >$T/beside.json");
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard >$T/base.json");
+    const double loss = metric("values.json", 0, "loss");
+    assert_near(metric("blocks.json", 0, "loss"), loss, 1e-5 * loss);
+    assert_near(metric("beside.json", 0, "loss"), loss, 1e-5 * loss);
+    assert_true(metric("base.json", 0, "loss") != loss);
+    sh("./generate -c $T/base.bin --quantize q4_0 --temperature 0 -g 4 'a'");
+}
+
 /* The policy without its adapters is the model of -c: naming that model as the reference changes nothing, and at the
  * first step policy and reference are equal. The metrics are those of the same losses, so only the models are
  * compared, whose files also hold the options. */
@@ -63,6 +101,9 @@ static void options_that_do_not_fit(void **state) {
     (void)state;
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-alpha 8",
             "--lora-alpha: used only with --lora-rank");
+    refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --quantize q8_0",
+            "--quantize: requires --lora-rank or --adapter");
+    refused(1, "./generate -c $T/base.bin --quantize keep a", "--quantize keep: the model is not a GGUF file");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --use-rslora",
             "--use-rslora: used only with --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets queries",
@@ -111,6 +152,8 @@ static void ranks_agree(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(all_trainers_resume),
+                                       cmocka_unit_test(quantised_runs_resume),
+                                       cmocka_unit_test(quantised_values),
                                        cmocka_unit_test(the_reference_is_the_base),
                                        cmocka_unit_test(memory_is_that_of_the_adapters),
                                        cmocka_unit_test(options_that_do_not_fit),

@@ -15,13 +15,15 @@
 
 static struct {
     int64_t sequences, prompt, fresh, runs, rank;
-    int dtype, model;
+    int dtype, model, quantize;
     bool single;
 } o = {.sequences = 32, .prompt = 32, .fresh = 64, .runs = 3, .single = true};
 
 static const Option options[] = {OPTION_CHOICE("model", 0, &o.model, SHAPE_CHOICES, "shape of the model"),
                                  OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "adapters of this rank; 0: none"),
                                  OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+                                 OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0",
+                                               "type of the matrices of linear layers"),
                                  OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences in parallel"),
                                  OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens per prompt"),
                                  OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled per sequence"),
@@ -67,7 +69,10 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     const double weights =
         (double)(m->parameters - m->tensor[TENSOR_wpe].size - (c->tied ? 0 : m->tensor[TENSOR_wte].size));
     const double body = weights - (double)c->padded_vocab * c->width;
-    const double memory = (double)steps * weights * (o.dtype ? 2 : 4) / bandwidth;
+    double blocks = 0; /* elements of quantised matrices, which are part of `weights` */
+    for (int i = 0; i < MATRIX_COUNT && m->matrix; i++) blocks += (double)m->tensor[matrix_tensor[i]].size;
+    const double bytes = (weights - blocks) * (o.dtype ? 2 : 4) + (double)m->block_bytes;
+    const double memory = (double)steps * bytes / bandwidth;
     const double arithmetic = 2 * n * ((P + G - 1) * body + G * (weights - body)) / fma;
     fprintf(stderr, "\n%d sequence%s, %d + %d tokens, %lld model calls per run\n\n", n, n > 1 ? "s" : "", P, G,
             (long long)steps);
@@ -94,7 +99,10 @@ int main(int argc, char **argv) {
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
     ModelConfig c = shape_config(o.model, 1024);
     if (o.rank) c.lora = (LoraConfig){.rank = (int)o.rank, .targets = LORA_ALL, .scale = 32.0f / (float)o.rank};
-    if (!model_config_check(&c, "model", &e) || !model_new(&m, &c, b, d, false, &e)) die("%s", e.text);
+    if (!model_config_check(&c, "model", &e)) die("%s", e.text);
+    QuantMatrix *plan = o.quantize ? quant_plan(&c, o.quantize == 1 ? QUANT_Q8_0 : QUANT_Q4_0, &e) : NULL;
+    if (o.quantize && !plan) die("%s", e.text);
+    if (!model_new_quantized(&m, &c, plan, NULL, b, d, &e)) die("%s", e.text);
     model_init(&m, 1);
     const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth);
     const size_t peak = program_peak_memory();

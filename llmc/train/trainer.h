@@ -537,6 +537,10 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     if (t->dist.rank == 0 && !t->o->quiet) options_print(table);
     if (t->dist.rank == 0 && t->o->output && model_hides_template(&t->file, t->o->output))
         warn("%s: other programs will not find the chat template, which is not Jinja", t->o->output);
+    if (t->dist.rank == 0 && t->o->output && t->model.matrix)
+        warn("%s: it will hold the float values of the quantised weights, with the adapters added to them; "
+             "--adapter-output writes the adapters alone",
+             t->o->output);
     for (const Option *o = table; o->kind != OPT_END; o++) {
         option_value(o, text, sizeof text);
         metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
