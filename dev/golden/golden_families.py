@@ -195,30 +195,35 @@ def expected(model, plain, sequences, names, steps):
     return {k: torch.as_tensor(v).detach().float().contiguous() for k, v in out.items()}, difference
 
 
-for number, name in enumerate(MODELS):
-    torch.manual_seed(100 + number)
-    folder = write_folder(name)
-    attention = "eager" if name == "gemma2" else "sdpa"  # only eager has the cap on scores
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).train()
-    model = in_double(plain)
-    file = load_file(os.path.join(folder, "model.safetensors"))
-    assert all(torch.equal(model.state_dict()[n].float(), x.float()) for n, x in file.items())
-    sequences = [torch.randint(VOCAB, (n,)) for n in LENGTHS]
-    if name == "phi3-longrope":
-        use_list(model, 24)
-        short, _ = expected(model, plain, [sequences[0][:24], sequences[1]], file, 0)
-        save_file(short, os.path.join(folder, "expected_short.safetensors"))
-        use_list(model, CONTEXT)
-    values, difference = expected(model, plain, sequences, file, STEPS)
-    save_file(values, os.path.join(folder, "expected.safetensors"))
-    print(f"{name}: {sum(p.numel() for p in plain.parameters())} parameters, loss {values['loss'][0]:.4f} to "
-          f"{values['loss'][-1]:.4f}, float32 differs by {difference:.1e}")
+def main():
+    for number, name in enumerate(MODELS):
+        torch.manual_seed(100 + number)
+        folder = write_folder(name)
+        attention = "eager" if name == "gemma2" else "sdpa"  # only eager has the cap on scores
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).train()
+        model = in_double(plain)
+        file = load_file(os.path.join(folder, "model.safetensors"))
+        assert all(torch.equal(model.state_dict()[n].float(), x.float()) for n, x in file.items())
+        sequences = [torch.randint(VOCAB, (n,)) for n in LENGTHS]
+        if name == "phi3-longrope":
+            use_list(model, 24)
+            short, _ = expected(model, plain, [sequences[0][:24], sequences[1]], file, 0)
+            save_file(short, os.path.join(folder, "expected_short.safetensors"))
+            use_list(model, CONTEXT)
+        values, difference = expected(model, plain, sequences, file, STEPS)
+        save_file(values, os.path.join(folder, "expected.safetensors"))
+        print(f"{name}: {sum(p.numel() for p in plain.parameters())} parameters, loss {values['loss'][0]:.4f} to "
+              f"{values['loss'][-1]:.4f}, float32 differs by {difference:.1e}")
 
-bare = os.path.join(root, "gpt2-bare")
-shutil.rmtree(bare, ignore_errors=True)
-shutil.copytree(os.path.join(root, "gpt2"), bare, ignore=shutil.ignore_patterns("*.safetensors"))
-weights = {n.removeprefix("transformer."): x for n, x in load_file(os.path.join(root, "gpt2/model.safetensors")).items()}
-for layer in range(2):
-    weights[f"h.{layer}.attn.bias"] = torch.ones(1, 1, CONTEXT, CONTEXT, dtype=torch.bfloat16).tril()
-save_file(weights, os.path.join(bare, "model.safetensors"), metadata={"format": "pt"})
-print("transformers", transformers.__version__, "torch", torch.__version__)
+    bare = os.path.join(root, "gpt2-bare")
+    shutil.rmtree(bare, ignore_errors=True)
+    shutil.copytree(os.path.join(root, "gpt2"), bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = {n.removeprefix("transformer."): x for n, x in load_file(os.path.join(root, "gpt2/model.safetensors")).items()}
+    for layer in range(2):
+        weights[f"h.{layer}.attn.bias"] = torch.ones(1, 1, CONTEXT, CONTEXT, dtype=torch.bfloat16).tril()
+    save_file(weights, os.path.join(bare, "model.safetensors"), metadata={"format": "pt"})
+    print("transformers", transformers.__version__, "torch", torch.__version__)
+
+
+if __name__ == "__main__":
+    main()

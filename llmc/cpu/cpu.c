@@ -3,6 +3,7 @@
  *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
  *   norm.h        row-wise operations
  *   lora.h        low-rank adapters
+ *   dora.h        lengths of adapted rows
  *   quantized.h   products with quantised matrices
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
@@ -22,6 +23,7 @@
 #include "cpu.h"                /* CPU_CODE_BYTES */
 
 #include "attention.h" /* cpu_kv_store */
+#include "dora.h"      /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
 #include "gemm.h"      /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
 #include "head.h"      /* cpu_head, cpu_logits, cpu_sample, head_chunk_rows */
 #include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
@@ -240,6 +242,9 @@ const Backend *CPU_BACKEND(void) {
                                   .quant_backward = cpu_quant_backward,
                                   .lora_forward = cpu_lora_forward,
                                   .lora_backward = cpu_lora_backward,
+                                  .dora_norm = cpu_dora_norm,
+                                  .dora_forward = cpu_dora_forward,
+                                  .dora_backward = cpu_dora_backward,
                                   .gelu_forward = cpu_gelu_forward,
                                   .gelu_backward = cpu_gelu_backward,
                                   .gate_forward = cpu_gate_forward,

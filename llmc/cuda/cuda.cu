@@ -24,6 +24,7 @@
 #include "attention.cuh"        /* cuda_attention_backward, cuda_attention_forward */
 #include "attention_decode.cuh" /* cuda_kv_store */
 #include "common.cuh"           /* Device, bf16, CUDA_CHECK, cuda_fail, ... */
+#include "dora.cuh"             /* cuda_dora_backward, cuda_dora_forward, cuda_dora_norm */
 #include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_add, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
 #include "lora.cuh"             /* cuda_lora_backward, cuda_lora_forward, cuda_lora_scratch */
@@ -331,6 +332,9 @@ template <typename T> static Backend backend_table() {
     DEFER(quant_backward);
     DEFER(lora_forward);
     DEFER(lora_backward);
+    DEFER(dora_norm);
+    DEFER(dora_forward);
+    DEFER(dora_backward);
     DEFER(gelu_forward);
     DEFER(gelu_backward);
     DEFER(gate_forward);

@@ -83,6 +83,7 @@ template <typename S> struct StoredStruct {
 template <> struct Stored<const Norm *> : StoredStruct<Norm> {};
 template <> struct Stored<const Rotary *> : StoredStruct<Rotary> {};
 template <> struct Stored<const Lora *> : StoredStruct<Lora> {};
+template <> struct Stored<const Dora *> : StoredStruct<Dora> {};
 template <> struct Stored<const QuantMatrix *> : StoredStruct<QuantMatrix> {};
 template <> struct Stored<const Attention *> : StoredStruct<Attention> {};
 template <> struct Stored<const Head *> : StoredStruct<Head> {};
@@ -93,6 +94,7 @@ template <> struct Stored<const AdamW *> : StoredStruct<AdamW> {};
 static_assert(sizeof(Norm) == 6 * 4 + 13 * 8, "no padding");
 static_assert(sizeof(Rotary) == 12 * 4 + 8 * 8, "no padding");
 static_assert(sizeof(Lora) == (6 + 2 * LORA_PARTS) * 4 + 9 * 8, "no padding");
+static_assert(sizeof(Dora) == (6 + 2 * LORA_PARTS) * 4 + 11 * 8 + sizeof(QuantMatrix), "no padding");
 static_assert(sizeof(QuantMatrix) == (2 + 2 * QUANT_PARTS) * 4 + QUANT_PARTS * 8, "no padding");
 static_assert(sizeof(Attention) == 10 * 4 + 10 * 8, "no padding");
 static_assert(sizeof(Head) == 6 * 4 + 10 * 8, "no padding");

@@ -244,6 +244,7 @@ static inline bool dist_grads_weights(DistGrads *g, Error *e) {
     if (ok && n) ok = g->d->device.link->gather(g->d->device.state, piece, n, b->weight_size, e);
     ok = ok && g->d->device.link->finish(g->d->device.state, 0, e);
     if (ok && b->weights_changed) b->weights_changed(m->device, m->weights, m->stored);
+    model_weights_changed(m);
     free(piece);
     return ok;
 }

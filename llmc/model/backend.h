@@ -141,6 +141,31 @@ typedef struct Lora {
     Floats *da, *db;  /* like a and b, += */
 } Lora;
 
+/* DoRA (Liu et al. 2024, arXiv:2402.09353): the rows of W + scale B A of a layer's parts (see Lora) get the lengths
+ * `magnitude`. With n_c = |row c of W + scale B A|, which the gradient takes for a constant (section 4.3; as in peft), and
+ * u = out - bias after the linear layer and lora_forward:
+ *   norm      norm[c] = n_c, 1 for a row of zeros
+ *   forward   out = bias + magnitude / n u = out + (magnitude / n - 1) u
+ *   backward  dscaled = magnitude / n dout, which then is the gradient of u; dmagnitude += sum of rows of dout u / n;
+ *             channels outside the parts: dscaled = dout */
+typedef struct Dora {
+    int rows, in, rank, parts, stride;
+    int first[LORA_PARTS], count[LORA_PARTS];
+    float scale;
+    const Weights *w;          /* (stride, in) */
+    QuantMatrix matrix;        /* instead of w if it has parts */
+    const Weights *a, *b;      /* as in Lora */
+    const Weights *magnitude;  /* (sum of count) */
+    const Weights *bias;       /* (stride) or NULL */
+    Floats *norm;              /* (sum of count) */
+    Acts *u;                   /* (N, sum of count) written by the forward pass; NULL: not kept */
+    Acts *out;                 /* (N, stride) */
+    /* backward only */
+    const Acts *dout;   /* (N, stride) */
+    Acts *dscaled;      /* (N, stride); not dout */
+    Floats *dmagnitude; /* (sum of count) += */
+} Dora;
+
 /* out[N,H,D] = softmax(scale q k^T) v over each segment's keys (see batch.h). Row i starts at element i * q_stride of q
  * and i * kv_stride of k and v. Query head h reads key head h * kv_heads / heads. The stride of out is H * D. */
 typedef struct Attention {
@@ -283,6 +308,9 @@ typedef struct Backend {
     void (*quant_backward)(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC, int OC);
     void (*lora_forward)(Device *d, const Lora *l);
     void (*lora_backward)(Device *d, const Lora *l);
+    void (*dora_norm)(Device *d, const Dora *l);
+    void (*dora_forward)(Device *d, const Dora *l);
+    void (*dora_backward)(Device *d, const Dora *l);
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);
     /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);

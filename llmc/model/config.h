@@ -67,6 +67,7 @@ enum { LAYER_WINDOW = 1, LAYER_NO_ROPE = 2, MODEL_LAYERS_MAX = 1024, MODEL_HEAD_
 typedef struct LoraConfig {
     int32_t rank, targets; /* targets: LORA_ flags */
     float scale;
+    int32_t dora; /* 1: DoRA (backend.h) */
 } LoraConfig;
 
 #define GPT2_NORM_EPS 1e-5f
@@ -226,6 +227,14 @@ static inline int lora_widest(const ModelConfig *c) {
     return widest;
 }
 static inline int lora_outer(const ModelConfig *c, int projections) { return lora_parts(c, projections).rows; }
+
+/* Channels that DoRA keeps for the backward pass of one matrix, and channels of its gradient; 0 without DoRA. */
+static inline int dora_outer(const ModelConfig *c, int projections) {
+    return c->lora.dora ? lora_outer(c, projections) : 0;
+}
+static inline int dora_widest(const ModelConfig *c) {
+    return !c->lora.dora ? 0 : model_widest(c) > c->width ? model_widest(c) : c->width;
+}
 
 /* ---- GPT-2 ------------------------------------------------------------------------------------------------------ */
 

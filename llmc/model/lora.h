@@ -67,10 +67,10 @@ static inline size_t model_trained_first(const Model *m) {
 }
 
 /* Adds scale B A to those elements of a matrix, layer l of a linear layer's weights, that are among elements [at, at +
- * n) of all tensors. c, t: a configuration with adapters and its tensors; a, b: the adapters of the layer; host[0]:
- * element `at`. */
+ * n) of all tensors. c, t: a configuration with adapters and its tensors; a, b: the adapters of the layer; factor: of the
+ * rows of the sum, in the order of b, for DoRA, or NULL; host[0]: element `at`. */
 static inline void lora_add(const ModelConfig *c, const TensorInfo *t, const LinearInfo *i, size_t l, const float *a,
-                            const float *b, size_t at, float *host, size_t n) {
+                            const float *b, const float *factor, size_t at, float *host, size_t n) {
     const LoraParts p = lora_parts(c, i->projections);
     const TensorInfo *matrix = &t[i->weight];
     const size_t in = matrix->columns, rank = (size_t)c->lora.rank;
@@ -82,12 +82,24 @@ static inline void lora_add(const ModelConfig *c, const TensorInfo *t, const Lin
             if (row + in <= at || row >= at + n) continue;
             const size_t first = row < at ? at - row : 0, last = row + in > at + n ? at + n - row : in;
             for (size_t k = 0; k < rank; k++) {
-                const float factor = c->lora.scale * b[(size_t)r * rank + k], *x = a + k * in;
-                for (size_t j = first; j < last; j++) host[row + j - at] += factor * x[j];
+                const float scale = c->lora.scale * b[(size_t)r * rank + k], *x = a + k * in;
+                for (size_t j = first; j < last; j++) host[row + j - at] += scale * x[j];
             }
+            for (size_t j = first; factor && j < last; j++) host[row + j - at] *= factor[r];
         }
         b += (size_t)p.count[part] * rank;
+        if (factor) factor += p.count[part];
     }
+}
+
+/* Downloads the factors of the rows of layer l of DoRA: factor[i->dora_m's columns]; buffer: as many. */
+static inline void dora_factors(const Model *m, const LinearInfo *i, size_t l, float *factor, float *buffer) {
+    const TensorInfo *t = &m->tensor[i->dora_m];
+    const size_t at = t->offset + l * t->columns, first = m->tensor[FIRST_DORA_TENSOR].offset;
+    model_refresh_dora(m);
+    model_download(m, at, factor, t->columns);
+    m->backend->download(m->device, buffer, floats_at(m->dora->norm, at - first), t->columns * sizeof *buffer);
+    for (size_t r = 0; r < t->columns; r++) factor[r] /= buffer[r];
 }
 
 /* Downloads weights [at, at + n) with the adapters added, as float32. */
@@ -98,12 +110,15 @@ static inline void lora_merged(const Model *m, size_t at, float *host, size_t n)
         const TensorInfo *t = &m->tensor[i->weight], *a = &m->tensor[i->lora_a], *b = &m->tensor[i->lora_b];
         const size_t size = t->rows * t->columns, a_size = a->rows * a->columns, b_size = b->rows * b->columns;
         if (!a->size) continue;
-        float *both = (float *)xmalloc((a_size + b_size) * sizeof *both);
+        const size_t outputs = m->dora ? b->rows : 0;
+        float *both = (float *)xmalloc((a_size + b_size + 2 * outputs) * sizeof *both);
+        float *factor = outputs ? both + a_size + b_size : NULL;
         for (size_t l = 0; l < t->layers; l++) {
             if (t->offset + l * size >= at + n || t->offset + (l + 1) * size <= at) continue;
             model_download(m, a->offset + l * a_size, both, a_size);
             model_download(m, b->offset + l * b_size, both + a_size, b_size);
-            lora_add(&m->config, m->tensor, i, l, both, both + a_size, at, host, n);
+            if (factor) dora_factors(m, i, l, factor, factor + outputs);
+            lora_add(&m->config, m->tensor, i, l, both, both + a_size, factor, at, host, n);
         }
         free(both);
     }

@@ -25,6 +25,13 @@
 #include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
 #include <assert.h>
 
+/* The lengths of DoRA's rows. They belong to the weights: `fresh` is false after any of these changed, and the next forward
+ * pass computes them (transformer.h). */
+typedef struct DoraNorms {
+    Floats *norm; /* as many as the magnitudes, in their order */
+    bool fresh;
+} DoraNorms;
+
 typedef struct Model {
     ModelConfig config;
     const Backend *backend;
@@ -36,7 +43,8 @@ typedef struct Model {
     QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; NULL: none */
     Blocks *blocks;      /* their memory */
     size_t block_bytes;
-    bool borrowed; /* the blocks belong to another model */
+    DoraNorms *dora; /* NULL without DoRA */
+    bool borrowed;   /* the blocks belong to another model */
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[TENSOR_COUNT];
@@ -57,9 +65,16 @@ typedef struct Model {
 /* Bytes of the frequencies of rotary positions. */
 static inline size_t model_rotary_bytes(const ModelConfig *c) { return (size_t)model_rotation(c) / 2 * sizeof(float); }
 
+/* Bytes of the lengths of DoRA's rows. */
+static inline size_t model_dora_bytes(const ModelConfig *c) {
+    TensorInfo t[TENSOR_COUNT];
+    return (model_tensors(c, t) - t[FIRST_DORA_TENSOR].offset) * sizeof(float);
+}
+
 static inline size_t model_bytes(const ModelConfig *c, const Backend *b, bool gradients) {
     TensorInfo t[TENSOR_COUNT];
-    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0)) + model_rotary_bytes(c);
+    return model_tensors(c, t) * (b->weight_size + (gradients ? sizeof(float) : 0)) + model_rotary_bytes(c) +
+           model_dora_bytes(c);
 }
 
 enum { MODEL_GRADS_LAYERS = 2 }; /* zero 2: one layer is computed while the previous one is summed over the ranks */
@@ -100,6 +115,19 @@ static inline bool model_new_rotary(Model *m, Error *e) {
         m->rotary_factor[i] = rope_frequencies(rope[i], c->rotary, c->context, frequency + (size_t)i * half);
     m->backend->upload(m->device, m->frequency, frequency, model_rotary_bytes(c));
     return true;
+}
+
+/* Allocates the lengths of DoRA's rows. */
+static inline bool model_new_dora(Model *m, Error *e) {
+    if (!m->config.lora.dora) return true;
+    m->dora = (DoraNorms *)xcalloc(1, sizeof *m->dora);
+    m->dora->norm = (Floats *)m->backend->alloc(m->device, model_dora_bytes(&m->config), "lengths of rows", e);
+    return m->dora->norm != NULL;
+}
+
+/* To be called after weights have changed in another way than by model_upload(). */
+static inline void model_weights_changed(const Model *m) {
+    if (m->dora) m->dora->fresh = false;
 }
 
 /* ---- quantised matrices ------------------------------------------------------------------------------------------ */
@@ -166,7 +194,7 @@ static inline size_t model_largest_matrix(const Model *m) {
 
 /* Bytes of a model's weights and quantised matrices. Those that belong to another model do not count. */
 static inline size_t model_held_bytes(const Model *m) {
-    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config);
+    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config) + model_dora_bytes(&m->config);
 }
 
 /* ---- models ------------------------------------------------------------------------------------------------------ */
@@ -185,7 +213,7 @@ static inline bool model_new_quantized(Model *m, const ModelConfig *c, QuantMatr
         model_place(m, m->blocks);
     }
     m->weights = (Weights *)b->alloc(d, m->stored * b->weight_size, "weights", e);
-    return m->weights && model_new_rotary(m, e);
+    return m->weights && model_new_rotary(m, e) && model_new_dora(m, e);
 }
 
 /* Allocates a model of the given shape. Its weights are uninitialised. */
@@ -196,7 +224,8 @@ static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, D
 static inline void model_free(Model *m) {
     if (m->weights) m->backend->weights_release(m->device, m->weights, m->stored);
     if (m->blocks && !m->borrowed) m->backend->release(m->device, m->blocks);
-    free(m->matrix);
+    if (m->dora && m->dora->norm) m->backend->release(m->device, m->dora->norm);
+    free(m->matrix), free(m->dora);
     if (m->grads) m->backend->release(m->device, m->grads);
     if (m->frequency) m->backend->release(m->device, m->frequency);
     *m = (Model){0};
@@ -302,6 +331,7 @@ static inline void model_download(const Model *m, size_t at, float *host, size_t
     }
 }
 static inline void model_upload(const Model *m, size_t at, const float *host, size_t n) {
+    model_weights_changed(m);
     for (size_t done = 0; done < n;) {
         const ModelRun run = model_run(m, at + done, n - done);
         if (run.matrix) model_upload_blocks(m, run.matrix, run.part, run.first, host + done, run.n);

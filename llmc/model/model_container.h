@@ -19,7 +19,7 @@
  *   lineage, stops      JSON: the stages of training; the tokens that end a completion
  *   reward              JSON: kind and normalisation of a reward model, with a value head only
  *   trainer             JSON: the counters of a training state
- *   adapter             JSON: rank, targets and scale of the adapters of a training state, and the hash of the base model
+ *   adapter             JSON: rank, targets, scale and use of DoRA of the adapters of a training state, and the hash of the base model
  *                       (model_weights_hash()), whose weights the file does not have
  *   source              JSON: what else a folder was that the model came from: metadata, types and division of its tensors,
  *                       and the hashes of its tokenizer and template
@@ -292,6 +292,7 @@ static inline bool container_read_adapter(Container *c, Error *e) {
         lora->rank = (int32_t)json_integer_value(rank);
         lora->targets = (int32_t)json_integer_value(targets);
         lora->scale = (float)json_number_value(scale);
+        lora->dora = json_is_true(json_object_get(root, "dora"));
         c->base = container_hash_value(json_object_get(root, "base"));
         ok = ok && model_config_check(&c->model.config, s->name, e);
     }
@@ -473,8 +474,9 @@ static inline bool model_resume_adapters(Model *m, ModelFile *f, Container *c, c
     const char *name = c->model.path;
     bool ok = true;
     if (memcmp(a, b, sizeof *a))
-        ok = error_set(e, "%s: its adapters have rank %d, targets %d and scale %g, expected %d, %d and %g", name,
-                       a->rank, a->targets, (double)a->scale, b->rank, b->targets, (double)b->scale);
+        ok = error_set(e, "%s: its adapters have rank %d, targets %d, scale %g and %s, expected %d, %d, %g and %s", name,
+                       a->rank, a->targets, (double)a->scale, a->dora ? "DoRA" : "no DoRA", b->rank, b->targets,
+                       (double)b->scale, b->dora ? "DoRA" : "no DoRA");
     if (ok && state->vocab > m->config.vocab && state->vocab <= m->config.padded_vocab)
         model_grow_vocab(m, state->vocab, how->seed);
     if (ok && (state->width != m->config.width || model_weights_hash(m) != c->base))
@@ -592,7 +594,7 @@ static inline json_t *container_metadata(const Model *m, const ModelFile *f, Saf
     if (m->config.value_head) container_put(metadata, "reward", f->reward, f->reward ? strlen(f->reward) : 0);
     container_put(metadata, "trainer", trainer, trainer ? strlen(trainer) : 0);
     if (adapters) {
-        json_t *adapter = json_pack("{s:i,s:i,s:o,s:o}", "rank", lora->rank, "targets", lora->targets, "scale",
+        json_t *adapter = json_pack("{s:i,s:i,s:b,s:o,s:o}", "rank", lora->rank, "targets", lora->targets, "dora", lora->dora, "scale",
                                     json_real((double)lora->scale), "base", container_hash_text(model_weights_hash(m)));
         container_put_json(metadata, "adapter", adapter);
     } else container_put(metadata, "gguf", f->gguf, f->gguf_bytes);

@@ -167,6 +167,30 @@ static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, Qu
     return ok;
 }
 
+/* The factors of the rows of a matrix for DoRA: magnitude / |row| of the rows with an adapter, factor[lora_outer()].
+ * weights: the matrix with the adapters added. */
+static inline void model_row_factors(const ModelConfig *c, const LinearInfo *i, const TensorInfo *matrix,
+                                     const float *magnitude, const float *weights, float *factor) {
+    const LoraParts p = lora_parts(c, i->projections);
+    for (int part = 0, at = 0; part < p.parts; at += p.count[part++])
+        for (int r = 0; r < p.count[part]; r++) {
+            const float *row = weights + (size_t)(p.first[part] + r) * matrix->columns;
+            double sum = 0;
+            for (size_t j = 0; j < matrix->columns; j++) sum += (double)row[j] * row[j];
+            factor[at + r] = magnitude[at + r] / (sum > 0 ? (float)sqrt(sum) : 1.0f);
+        }
+}
+
+/* Multiplies the rows of a matrix that have an adapter. */
+static inline void model_scale_rows(const ModelConfig *c, const LinearInfo *i, const TensorInfo *matrix,
+                                    const float *factor, float *weights) {
+    const LoraParts p = lora_parts(c, i->projections);
+    for (int part = 0, at = 0; part < p.parts; at += p.count[part++])
+        for (int r = 0; r < p.count[part]; r++)
+            for (size_t j = 0; j < matrix->columns; j++)
+                weights[(size_t)(p.first[part] + r) * matrix->columns + j] *= factor[at + r];
+}
+
 /* Adds adapters to the weights. c, t: the configuration with the adapters and its tensors; host: their elements, from
  * that of the first adapter on. */
 static inline void model_merge_lora(const Model *m, const Optimizer *o, const ModelConfig *c, const TensorInfo *t,
@@ -176,15 +200,32 @@ static inline void model_merge_lora(const Model *m, const Optimizer *o, const Mo
         const TensorInfo *matrix = &t[i->weight], *a = &t[i->lora_a], *b = &t[i->lora_b];
         const size_t size = matrix->rows * matrix->columns;
         float *weights = (float *)xmalloc(size * sizeof *weights);
+        float *factor = (float *)xmalloc((b->rows + 1) * sizeof *factor);
         for (size_t l = 0; l < (a->size ? matrix->layers : 0); l++) {
             const size_t at = matrix->offset + l * size;
             model_download(m, at, weights, size);
             lora_add(c, t, i, l, host + a->offset - t[FIRST_LORA_TENSOR].offset + l * a->rows * a->columns,
-                     host + b->offset - t[FIRST_LORA_TENSOR].offset + l * b->rows * b->columns, at, weights, size);
+                     host + b->offset - t[FIRST_LORA_TENSOR].offset + l * b->rows * b->columns, NULL, at, weights, size);
+            if (c->lora.dora) {
+                const float *magnitude = host + t[i->dora_m].offset - t[FIRST_LORA_TENSOR].offset + l * b->rows;
+                model_row_factors(c, i, matrix, magnitude, weights, factor);
+                model_scale_rows(c, i, matrix, factor, weights);
+            }
             model_put_weights(m, o, at, weights, size);
         }
-        free(weights);
+        free(weights), free(factor);
     }
+}
+
+/* Sets the magnitudes of DoRA to the lengths of the rows, so that new adapters, whose b is 0, change nothing. */
+static inline void model_start_dora(const Model *m, const Optimizer *o) {
+    if (!m->dora) return;
+    const size_t first = m->tensor[FIRST_DORA_TENSOR].offset, n = m->parameters - first;
+    float *norm = (float *)xmalloc((n + 1) * sizeof *norm);
+    model_refresh_dora(m);
+    m->backend->download(m->device, norm, m->dora->norm, n * sizeof *norm);
+    model_put_weights(m, o, first, norm, n);
+    free(norm);
 }
 
 typedef struct ModelPut {
@@ -213,7 +254,10 @@ static inline bool model_load_lora(Model *m, const Optimizer *o, const ModelLoad
         model_put_weights(m, o, t->offset, host, t->size);
         free(host);
     }
-    if (!how->adapter) return true;
+    if (!how->adapter) {
+        model_start_dora(m, o);
+        return true;
+    }
     Peft p;
     TensorInfo t[TENSOR_COUNT];
     LoraConfig lora;
@@ -247,6 +291,7 @@ static inline bool model_load_new(Model *m, const char *spec, ModelConfig *confi
         return false;
     if (how->gradients && !model_new_grads(m, e)) return false;
     model_init(m, how->seed);
+    if (!how->adapter) model_start_dora(m, NULL);
     return (!o || optimizer_new(o, m, e)) && (!how->adapter || model_load_lora(m, o, how, e));
 }
 

@@ -206,6 +206,7 @@ static inline OptimizerResult optimizer_update(Optimizer *o, Model *m, double lr
                                   .first = at};
             b->adamw(m->device, &update);
         }
+        model_weights_changed(m);
     }
     model_zero_grads(m);
     if (o->layer_grads) b->zero(m->device, o->layer_grads, o->count * sizeof(float));

@@ -1,9 +1,9 @@
 /* peft.h - adapters in the folders of the library peft: adapter_config.json and adapter_model.safetensors.
  *
  * A tensor is named base_model.model.MODULE.lora_A.weight, (rank, in), or ...lora_B.weight, (out, rank), with MODULE as
- * in the base's own files (peft_modules() has the table). Which projections have an adapter follows from
- * these names, not from target_modules, which may also be a regular expression. Of the configuration the rank, alpha
- * and use_rslora count. Refused, because they compute something else: DoRA, trained biases or other modules, patterns
+ * in the base's own files (peft_modules() has the table); DoRA's ends in .lora_magnitude_vector, (out). Which projections have an adapter follows from
+ * these names, not from target_modules, which may also be a regular expression. Of the configuration the rank, alpha,
+ * use_rslora and use_dora count. Refused, because they compute something else: trained biases or other modules, patterns
  * of ranks, layers without an adapter, other kinds of adapters. Ignored, because they do not change what a finished
  * adapter computes: lora_dropout, init_lora_weights (of LoRA's own kinds), inference_mode, task_type, names and
  * revisions.
@@ -63,8 +63,9 @@ static inline int peft_modules(const ModelConfig *c, PeftModule to[7]) {
 
 /* One array of the file: its name, and where its elements are among those of all tensors of a model. */
 typedef struct PeftTensor {
-    char name[96];
+    char name[112];
     size_t at, rows, columns;
+    bool vector; /* (rows) in the file; columns is 1 */
 } PeftTensor;
 
 static inline int peft_by_name(const void *a, const void *b) {
@@ -76,23 +77,27 @@ static inline PeftTensor *peft_tensors(const ModelConfig *c, size_t *count) {
     PeftModule module[7];
     TensorInfo t[TENSOR_COUNT];
     const int modules = peft_modules(c, module);
-    PeftTensor *list = (PeftTensor *)xcalloc((size_t)(14 * c->layers), sizeof *list);
+    PeftTensor *list = (PeftTensor *)xcalloc((size_t)(21 * c->layers), sizeof *list);
     size_t row[TENSOR_COUNT] = {0}; /* rows of a tensor that belong to earlier modules */
     model_tensors(c, t);
     *count = 0;
     for (int k = 0; k < modules; k++) {
         const LinearInfo *linear = model_linear(module[k].linear);
-        const int rows[2] = {c->lora.rank, lora_rows(c, module[k].flags)}; /* of A and B */
+        static const char *const suffix[] = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"};
+        const int outputs = lora_rows(c, module[k].flags), rows[3] = {c->lora.rank, outputs, outputs};
+        const int tensor[3] = {linear->lora_a, linear->lora_b, linear->dora_m};
         if (!(c->lora.targets & module[k].flags)) continue;
-        for (int which = 0; which < 2; which++) {
-            const int index = which ? linear->lora_b : linear->lora_a;
+        for (int which = 0; which < (c->lora.dora ? 3 : 2); which++) {
+            const int index = tensor[which];
+            const bool vector = which == 2;
             for (int l = 0; l < c->layers; l++) {
                 PeftTensor *p = &list[(*count)++];
-                snprintf(p->name, sizeof p->name, "base_model.model.%s.%d.%s.lora_%c.weight",
-                         c->family == FAMILY_GPT2 ? "transformer.h" : "model.layers", l, module[k].name, "AB"[which]);
+                snprintf(p->name, sizeof p->name, "base_model.model.%s.%d.%s.%s",
+                         c->family == FAMILY_GPT2 ? "transformer.h" : "model.layers", l, module[k].name, suffix[which]);
                 p->rows = (size_t)rows[which];
-                p->columns = t[index].columns;
-                p->at = t[index].offset + ((size_t)l * t[index].rows + row[index]) * p->columns;
+                p->columns = vector ? 1 : t[index].columns;
+                p->vector = vector;
+                p->at = t[index].offset + (size_t)l * t[index].rows * t[index].columns + row[index] * p->columns;
             }
             row[index] += (size_t)rows[which];
         }
@@ -127,7 +132,6 @@ static inline bool peft_check(const json_t *root, const char *name, Error *e) {
     if (!type || strcmp(type, "LORA"))
         return error_set(e, "%s: peft_type is %s, only LORA is supported", name, type ? type : "absent");
     if (bias && strcmp(bias, "none")) return error_set(e, "%s: bias is \"%s\", only \"none\" is supported", name, bias);
-    if (json_is_true(json_object_get(root, "use_dora"))) return error_set(e, "%s: DoRA is not supported", name);
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
         const json_t *value = json_object_get(root, absent[i]);
         if (value && !json_is_null(value) && !json_is_false(value) && json_array_size(value) + json_object_size(value))
@@ -159,6 +163,7 @@ static inline bool peft_read_config(const char *folder, LoraConfig *lora, Error 
     if (ok) {
         const double r = (double)json_integer_value(rank), a = json_number_value(alpha);
         lora->rank = (int32_t)r;
+        lora->dora = json_is_true(json_object_get(root, "use_dora"));
         lora->scale = (float)(a / (json_is_true(json_object_get(root, "use_rslora")) ? sqrt(r) : r));
     }
     free(name);
@@ -196,8 +201,8 @@ static inline bool peft_check_tensors(const Peft *p, Error *e) {
         const SafeTensor *t = &p->file.tensor[i];
         if (!want || strcmp(want->name, t->name))
             ok = error_set(e, "%s: %.200s is no adapter of a projection of this model", p->file.name, t->name);
-        else if (t->dims != 2 || t->shape[0] != want->rows || t->shape[1] != want->columns ||
-                 !safetensors_type_is_float(t->type))
+        else if (t->dims != (want->vector ? 1 : 2) || t->shape[0] != want->rows ||
+                 (!want->vector && t->shape[1] != want->columns) || !safetensors_type_is_float(t->type))
             ok = error_set(e, "%s: %s is not an array of %zu x %zu numbers", p->file.name, t->name, want->rows,
                            want->columns);
     }
@@ -261,7 +266,7 @@ static inline bool peft_write_config(const Model *m, const char *folder, const c
         "task_type", "CAUSAL_LM", "base_model_name_or_path", base ? base : "", "r", c->lora.rank, "lora_alpha",
         fabs(alpha - round(alpha)) < 1e-4 ? json_integer((json_int_t)round(alpha)) : json_real(alpha), "lora_dropout",
         0.0, "bias", "none", "target_modules", modules, "fan_in_fan_out", c->family == FAMILY_GPT2, "use_rslora",
-        rslora, "use_dora", false, "modules_to_save", "init_lora_weights", true, "inference_mode", true, "rank_pattern",
+        rslora, "use_dora", c->lora.dora, "modules_to_save", "init_lora_weights", true, "inference_mode", true, "rank_pattern",
         "alpha_pattern");
     return huggingface_put_json(folder, PEFT_CONFIG, root, 0, e);
 }
@@ -271,7 +276,8 @@ static inline bool peft_write_tensors(const Model *m, const char *folder, Error 
     SafetensorsWriter w = {0};
     PeftTensor *list = peft_tensors(&m->config, &n);
     for (size_t i = 0; i < n; i++)
-        safetensors_add(&w, list[i].name, SAFETENSORS_F32, 2, (const uint64_t[]){list[i].rows, list[i].columns});
+        safetensors_add(&w, list[i].name, SAFETENSORS_F32, list[i].vector ? 1 : 2,
+                        (const uint64_t[]){list[i].rows, list[i].columns});
     char *name = huggingface_path(folder, PEFT_TENSORS);
     json_t *metadata = json_pack("{s:s}", "format", "pt");
     bool ok = safetensors_begin(&w, name, metadata, e); /* the writer sorts by name as well */

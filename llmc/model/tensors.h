@@ -52,7 +52,11 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD, INIT_
     T(fcla,     lora_inner(c, LORA_OF_FC),                            (c)->width,         LAYER, INIT_LORA,      27,     1)  \
     T(fclb,     lora_outer(c, LORA_OF_FC),                            (c)->lora.rank,     LAYER, INIT_ZERO,      28,     1)  \
     T(fcprojla, lora_inner(c, LORA_OF_FCPROJ),                        (c)->hidden,        LAYER, INIT_LORA,      29,     1)  \
-    T(fcprojlb, lora_outer(c, LORA_OF_FCPROJ),                        (c)->lora.rank,     LAYER, INIT_ZERO,      30,     1)
+    T(fcprojlb, lora_outer(c, LORA_OF_FCPROJ),                        (c)->lora.rank,     LAYER, INIT_ZERO,      30,     1)  \
+    T(qkvlm,    (c)->lora.dora,                                       lora_outer(c, LORA_OF_QKV),       LAYER, INIT_ZERO, 31, 0) \
+    T(attlm,    (c)->lora.dora,                                       lora_outer(c, LORA_OF_ATTPROJ),   LAYER, INIT_ZERO, 32, 0) \
+    T(fclm,     (c)->lora.dora,                                       lora_outer(c, LORA_OF_FC),        LAYER, INIT_ZERO, 33, 0) \
+    T(fcprojlm, (c)->lora.dora,                                       lora_outer(c, LORA_OF_FCPROJ),    LAYER, INIT_ZERO, 34, 0)
 // clang-format on
 
 enum {
@@ -63,7 +67,7 @@ enum {
 };
 enum { GPT2_FILE_TENSORS = TENSOR_valuew }; /* number of tensors in llm.c's part of the file */
 enum { BASE_TENSORS = TENSOR_valuew };      /* the tensors that are not trained if the model has adapters */
-enum { FIRST_LORA_TENSOR = TENSOR_qkvla };
+enum { FIRST_LORA_TENSOR = TENSOR_qkvla, FIRST_DORA_TENSOR = TENSOR_qkvlm };
 
 typedef struct TensorInfo {
     const char *name;

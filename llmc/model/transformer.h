@@ -34,16 +34,16 @@
 #include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
 // clang-format off
-/*    linear    weight    bias      input  output  adapter  projections */
+/*    linear    weight    bias      input  output  adapter  DoRA     projections */
 #define MODEL_LINEARS(L)                                                  \
-    L(qkv,      qkvw,     qkvb,     ln1,   qkv,    qkvl,    QKV)          \
-    L(attproj,  attprojw, attprojb, atty,  att,    attl,    ATTPROJ)      \
-    L(fc,       fcw,      fcb,      ln2,   fch,    fcl,     FC)           \
-    L(fcproj,   fcprojw,  fcprojb,  act,   mlp,    fcprojl, FCPROJ)
+    L(qkv,      qkvw,     qkvb,     ln1,   qkv,    qkvl,    qkvu,    QKV)          \
+    L(attproj,  attprojw, attprojb, atty,  att,    attl,    attu,    ATTPROJ)      \
+    L(fc,       fcw,      fcb,      ln2,   fch,    fcl,     fcu,     FC)           \
+    L(fcproj,   fcprojw,  fcprojb,  act,   mlp,    fcprojl, fcproju, FCPROJ)
 // clang-format on
 
 enum {
-#define L(name, weight, bias, input, output, lora, projections) LINEAR_##name,
+#define L(name, weight, bias, input, output, lora, dora, projections) LINEAR_##name,
     MODEL_LINEARS(L)
 #undef L
         LINEAR_COUNT
@@ -53,13 +53,14 @@ enum {
 typedef struct LinearInfo {
     int weight, bias, input, output;
     int lora_a, lora_b, lora_h, projections; /* of its adapters */
+    int dora_m, dora_u;
 } LinearInfo;
 
 static inline const LinearInfo *model_linear(int linear) {
     static const LinearInfo info[LINEAR_COUNT] = {
-#define L(name, weight, bias, input, output, lora, projections)                                                        \
-    {TENSOR_##weight,  TENSOR_##bias,    WORK_##input, WORK_##output,                                                  \
-     TENSOR_##lora##a, TENSOR_##lora##b, WORK_##lora,  LORA_OF_##projections},
+#define L(name, weight, bias, input, output, lora, dora, projections)                                                  \
+    {TENSOR_##weight,  TENSOR_##bias,    WORK_##input, WORK_##output,          TENSOR_##lora##a,                       \
+     TENSOR_##lora##b, WORK_##lora,      LORA_OF_##projections, TENSOR_##lora##m, WORK_##dora},
         MODEL_LINEARS(L)
 #undef L
     };
@@ -112,6 +113,43 @@ static inline Lora linear_lora(const Model *m, const Workspace *w, int linear, i
     return lora;
 }
 
+/* DoRA of linear layer `linear` of layer l; without what the backward pass adds. */
+static inline Dora linear_dora(const Model *m, const Workspace *w, int linear, int l, int N) {
+    const LinearInfo *i = model_linear(linear);
+    const LoraParts p = lora_parts(&m->config, i->projections);
+    const TensorInfo *magnitude = &m->tensor[i->dora_m];
+    const QuantMatrix *matrix = linear_matrix(m, linear, l);
+    Dora dora = {.rows = N,
+                 .in = (int)m->tensor[i->weight].columns,
+                 .rank = m->config.lora.rank,
+                 .parts = p.parts,
+                 .stride = (int)m->tensor[i->weight].rows,
+                 .scale = m->config.lora.scale,
+                 .w = matrix ? NULL : model_weight(m, i->weight, l),
+                 .a = model_weight(m, i->lora_a, l),
+                 .b = model_weight(m, i->lora_b, l),
+                 .magnitude = model_weight(m, i->dora_m, l),
+                 .bias = m->tensor[i->bias].size ? model_weight(m, i->bias, l) : NULL,
+                 .norm = floats_at(m->dora->norm, magnitude->offset - m->tensor[FIRST_DORA_TENSOR].offset +
+                                                      (size_t)l * magnitude->columns),
+                 .u = w && w->train ? work_acts(w, i->dora_u, l) : NULL};
+    if (matrix) dora.matrix = *matrix;
+    memcpy(dora.first, p.first, sizeof dora.first);
+    memcpy(dora.count, p.count, sizeof dora.count);
+    return dora;
+}
+
+/* Computes the lengths of DoRA's rows, unless they are those of the present weights. */
+static inline void model_refresh_dora(const Model *m) {
+    if (!m->dora || m->dora->fresh) return;
+    for (int linear = 0; linear < LINEAR_COUNT; linear++)
+        for (int l = 0; l < m->config.layers && m->tensor[model_linear(linear)->dora_m].size; l++) {
+            const Dora dora = linear_dora(m, NULL, linear, l, 0);
+            m->backend->dora_norm(m->device, &dora);
+        }
+    m->dora->fresh = true;
+}
+
 /* Runs linear layer `linear` of layer l on N rows, with its adapters. */
 static inline void linear_forward(const Model *m, const Workspace *w, int linear, int l, int N) {
     const LinearInfo *i = model_linear(linear);
@@ -126,6 +164,10 @@ static inline void linear_forward(const Model *m, const Workspace *w, int linear
     Lora lora = linear_lora(m, w, linear, l, N);
     lora.out = out;
     m->backend->lora_forward(m->device, &lora);
+    if (!m->dora) return;
+    Dora dora = linear_dora(m, w, linear, l, N);
+    dora.out = out;
+    m->backend->dora_forward(m->device, &dora);
 }
 
 /* The backward pass of linear_forward(): dinput, and the gradients of weight and bias or those of the adapters. */
@@ -135,6 +177,14 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
     const TensorInfo *t = &m->tensor[i->weight];
     const QuantMatrix *matrix = linear_matrix(m, linear, l);
     const int IC = (int)t->columns, OC = (int)t->rows;
+    if (m->dora && linear_adapted(m, linear)) {
+        Dora dora = linear_dora(m, w, linear, l, N);
+        dora.dout = doutput;
+        dora.dscaled = work_acts(w, WORK_dscaled, 0);
+        dora.dmagnitude = model_grad(m, i->dora_m, l);
+        m->backend->dora_backward(m->device, &dora);
+        doutput = dora.dscaled;
+    }
     if (matrix) m->backend->quant_backward(m->device, dinput, doutput, matrix, N, IC, OC);
     else
         m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
@@ -355,6 +405,7 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
     Device *d = m->device;
     const ModelConfig *c = &m->config;
     const int N = batch->rows, C = c->width, L = c->layers;
+    if (!m->adapter_off) model_refresh_dora(m);
     b->upload(d, work_ints(w, WORK_token), batch->tokens, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_position), batch->positions, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_segment), batch->segment, (size_t)batch->segments * sizeof(Segment));

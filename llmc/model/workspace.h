@@ -55,6 +55,10 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(attl,       SIZE_ACTS,    lora_inner(c, LORA_OF_ATTPROJ), rows, 1, ALWAYS) \
     A(fcl,        SIZE_ACTS,    lora_inner(c, LORA_OF_FC),      rows, 1, ALWAYS) \
     A(fcprojl,    SIZE_ACTS,    lora_inner(c, LORA_OF_FCPROJ),  rows, 2, ALWAYS) \
+    A(qkvu,       SIZE_ACTS,    dora_outer(c, LORA_OF_QKV),     rows, 1, TRAIN) \
+    A(attu,       SIZE_ACTS,    dora_outer(c, LORA_OF_ATTPROJ), rows, 1, TRAIN) \
+    A(fcu,        SIZE_ACTS,    dora_outer(c, LORA_OF_FC),      rows, 1, TRAIN) \
+    A(fcproju,    SIZE_ACTS,    dora_outer(c, LORA_OF_FCPROJ),  rows, 2, TRAIN) \
     A(lnf,        SIZE_ACTS,    (c)->width,              rows,     -1, ALWAYS) \
     A(meanf,      SIZE_FLOATS,  model_means(c),          rows,     -1, ALWAYS) \
     A(rstdf,      SIZE_FLOATS,  1,                       rows,     -1, ALWAYS) \
@@ -76,7 +80,8 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(dbranch,    SIZE_ACTS,    model_post_norm(c),      rows,     -1, TRAIN)  \
     A(dnarrow,    SIZE_ACTS,    model_narrow(c),         rows,     -1, TRAIN)  \
     A(dact,       SIZE_ACTS,    model_dact(c),           rows,     -1, TRAIN)  \
-    A(dwide,      SIZE_ACTS,    model_widest(c),         rows,     -1, TRAIN)
+    A(dwide,      SIZE_ACTS,    model_widest(c),         rows,     -1, TRAIN) \
+    A(dscaled,    SIZE_ACTS,    dora_widest(c),          rows,     -1, TRAIN)
 // clang-format on
 
 enum {

@@ -381,6 +381,7 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     if (!o->lora_rank) return lora;
     if (!lora_parse_targets(o->lora_targets, &lora.targets, &e)) usage_error("--lora-targets: %s", e.text);
     const double rank = (double)o->lora_rank;
+    lora.dora = o->use_dora;
     lora.scale = (float)(o->lora_alpha / (o->use_rslora ? sqrt(rank) : rank));
     return lora;
 }

@@ -33,7 +33,8 @@ typedef struct TrainerOptions {
     int64_t lora_rank;
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
-    bool use_rslora, quiet;
+    bool use_rslora, use_dora, quiet;
+    int quantize;          /* a Quantize */
     int quantize;          /* a Quantize */
     bool takes_scorers;    /* the model may be a reward model or a critic */
     bool teaches_template; /* the output takes the data's chat template, also if the model has another one */
@@ -90,6 +91,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT("lora-targets", 0, &(o).lora_targets, "LIST",                                                          \
                 "projections with an adapter: all-linear, or names such as q_proj,v_proj"),                            \
     OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)"),                \
+    OPTION_FLAG("use-dora",     0, &(o).use_dora,     "train the lengths of the rows of adapted weights, too (DoRA)"),       \
     OPTION_CHOICE("quantize",   0, &(o).quantize,     QUANTIZE_CHOICES,                                                \
                   "hold the weights of linear layers in blocks of 8 or 4 bits; keep: as the GGUF file has them"),      \
     OPTION_TEXT("adapter",      0, &(o).adapter,      "DIR",                                                           \
@@ -155,6 +157,7 @@ static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *
         {&o->lora_alpha, adapters, "used only with --lora-rank"},
         {&o->lora_targets, adapters, "used only with --lora-rank"},
         {&o->use_rslora, adapters, "used only with --lora-rank"},
+        {&o->use_dora, adapters, "used only with --lora-rank"},
         {&o->min_lr_rate, o->schedule != SCHEDULE_CONSTANT, "not used by --lr-scheduler-type constant"},
         {&o->decay, wsd, "used only with --lr-scheduler-type wsd"},
         {&o->decay_kind, wsd, "used only with --lr-scheduler-type wsd"},
