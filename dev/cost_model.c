@@ -3,6 +3,7 @@
  *     build/cost_model                      the table of dev/COST_MODEL.md, for H100s in machines of eight
  *     build/cost_model --tokens 2097152     the same with another number of tokens per step
  *     build/cost_model --lora-rank 16       the same for adapters on all linear layers
+ *     build/cost_model --lora-rank 16 --quantize q4_0     and weights of 4 bits
  *
  * The formulas are in cost_model.h; dev/COST_MODEL.md interprets the table.
  */
@@ -15,6 +16,7 @@
 
 static struct {
     int64_t tokens, micro, per_machine, answer, prompts, group, rank;
+    int quantize;
     double flops, share, inside, between, overlap, memory, read;
 } o;
 
@@ -23,6 +25,7 @@ static const Option options[] = {
     OPTION_INT("tokens", 0, &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
     OPTION_INT("micro-tokens", 0, &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
     OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "train adapters of this rank; 0 trains all weights"),
+    OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0", "type of the matrices of linear layers, with --lora-rank"),
     OPTION_GROUP("Rollouts"),
     OPTION_INT("answer", 0, &o.answer, 1, 1 << 20, "tokens of the longest completion"),
     OPTION_INT("prompts", 0, &o.prompts, 1, 1 << 20, "prompts per generation"),
@@ -70,7 +73,7 @@ static double rollout_seconds(const ModelConfig *c, const CostRun *r, const Cost
     const double answers = ceil((double)o.prompts / r->ranks) * (double)o.group, read = o.read * 1e12;
     /* bytes, half full on average */
     const double cache = answers * 0.5 * (double)o.answer * (double)kv_bytes(c, &bf16, 1);
-    const double reading = (2 * r->parameters + cache) / read, computing = 2 * r->parameters * answers / m->flops;
+    const double reading = (cost_weights(m, r) + cache) / read, computing = 2 * r->parameters * answers / m->flops;
     return (double)o.answer * (reading > computing ? reading : computing);
 }
 
@@ -94,6 +97,7 @@ int main(int argc, char **argv) {
     o.overlap = 0.8;
     o.memory = 80;
     options_parse_all(options, &about, argc, argv);
+    if (o.quantize && !o.rank) usage_error("--quantize: requires --lora-rank");
     printf("| model | ranks | zero | GB per rank | fits | compute ms | sums ms | not hidden ms | step ms | efficiency |"
            " sampling s | sampling share |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     static const int sizes[] = {1, 8, 64, 256, 1024};
@@ -108,6 +112,7 @@ int main(int argc, char **argv) {
             const double micros = fmax(1, ceil((double)o.tokens / ranks / (double)o.micro));
             do { /* the lowest level that fits */
                 r = cost_run(&c, (double)o.tokens, micros, ranks, zero);
+                if (o.quantize) cost_quantize(&r, &c, o.quantize == 1 ? 34.0 / 32 : 18.0 / 32);
                 m = machine_of(ranks, zero);
                 bytes = cost_memory(&m, &r) + activations(&c);
             } while (bytes > o.memory * 0.92e9 && ranks > 1 && zero++ < 2);

@@ -11,7 +11,7 @@
  *             pass of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
  *   step      compute + sums - hidden
  *
- * Memory of a rank: weights w P; gradients 4T (zero 2: those of two layers and the embeddings, and 4T/W); moments 8T
+ * Memory of a rank: weights w P, of which Q quantised ones take q bytes each and a decoded matrix w bytes per element; gradients 4T (zero 2: those of two layers and the embeddings, and 4T/W); moments 8T
  * and master weights 4T, both divided by W from zero 1 on; activations per token of a micro-batch.
  */
 #ifndef LLMC_COST_MODEL_H
@@ -31,6 +31,7 @@ typedef struct CostMachine {
 typedef struct CostRun {
     double parameters, trained, layer_parameters; /* all; those that are trained, in total and of one layer */
     double layers;
+    double quantized, block_bytes, largest; /* quantised weights, bytes of each, elements of the largest matrix; 0: none */
     double tokens, micros; /* tokens per step on all ranks; micro-batches per step and rank */
     int ranks, zero;
 } CostRun;
@@ -52,6 +53,24 @@ static inline CostRun cost_run(const ModelConfig *c, double tokens, double micro
     r.ranks = ranks;
     r.zero = zero;
     return r;
+}
+
+/* Quantises the matrices of linear layers at this number of bytes per weight. */
+static inline void cost_quantize(CostRun *r, const ModelConfig *c, double block_bytes) {
+    TensorInfo t[TENSOR_COUNT];
+    model_tensors(c, t);
+    for (int i = 0; i < MATRIX_COUNT; i++) {
+        const TensorInfo *matrix = &t[matrix_tensor[i]];
+        const double elements = (double)matrix->rows * (double)matrix->columns;
+        r->quantized += (double)matrix->size;
+        if (elements > r->largest) r->largest = elements;
+    }
+    r->block_bytes = block_bytes;
+}
+
+/* Bytes of the weights, which a decode step reads once. */
+static inline double cost_weights(const CostMachine *m, const CostRun *r) {
+    return m->weight_bytes * (r->parameters - r->quantized) + r->block_bytes * r->quantized;
 }
 
 static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
@@ -82,7 +101,7 @@ static inline double cost_memory(const CostMachine *m, const CostRun *r) {
     const bool cut = r->ranks > 1 && r->zero > 0;
     const double grads = r->ranks > 1 && r->zero == 2 ? 4 * (embeddings + 2 * r->layer_parameters) + 4 * T / W : 4 * T;
     const double state = (8 + (m->weight_bytes < 4 ? 4 : 0)) * T / (cut ? W : 1);
-    return m->weight_bytes * r->parameters + grads + state;
+    return cost_weights(m, r) + m->weight_bytes * r->largest + grads + state;
 }
 
 #endif

@@ -13,9 +13,9 @@
 
 /* Random integers and random scales of about 0.1, and what they decode to: n values of a size of about 1. */
 static inline void *quant_random(Random *r, QuantType type, size_t n, float *values) {
-    static const int scales[QUANT_COUNT][2] = {[QUANT_Q4_0] = {0, -1}, [QUANT_Q4_1] = {0, 2}, [QUANT_Q5_0] = {0, -1},
-                                               [QUANT_Q5_1] = {0, 2},  [QUANT_Q8_0] = {0, -1}, [QUANT_Q4_K] = {0, 2},
-                                               [QUANT_Q5_K] = {0, 2},  [QUANT_Q6_K] = {208, -1}};
+    static const int scales[QUANT_COUNT][2] = {
+        [QUANT_Q4_0] = {0, -1}, [QUANT_Q4_1] = {0, 2}, [QUANT_Q5_0] = {0, -1}, [QUANT_Q5_1] = {0, 2},
+        [QUANT_Q8_0] = {0, -1}, [QUANT_Q4_K] = {0, 2}, [QUANT_Q5_K] = {0, 2},  [QUANT_Q6_K] = {208, -1}};
     /* of the largest integers times the largest scales of sub-blocks */
     static const double largest[QUANT_COUNT] = {1, 1, 1, 8, 15, 16, 31, 127, 63 * 15, 63 * 31, 127 * 32};
     const size_t bytes = quant_bytes(type, n), block = quant_info(type)->bytes;

@@ -874,6 +874,72 @@ static void test_frozen(void **state) {
     frozen_check(B, D);
 }
 
+/* DoRA of parts of rows with margins: lengths, scaled outputs and the gradients of both, with float and quantised weights. */
+static void test_dora(void **state) {
+    (void)state;
+    enum { N = 37, K = 64, RANK = 3, PARTS = 2, OUTS = 5 + 33, STRIDE = 2 + 5 + 4 + 33 };
+    Random r = random_start(41, 0);
+    for (int quantised = 0; quantised < 2; quantised++) {
+        float *w = noise(&r, STRIDE * K, 1);
+        void *blocks = quantised ? quant_random(&r, QUANT_Q8_0, STRIDE * K, w) : NULL;
+        const float *a = noise(&r, PARTS * RANK * K, 1), *b = noise(&r, OUTS * RANK, 1), *bias = noise(&r, STRIDE, 1);
+        const float *magnitude = noise(&r, OUTS, 2), *out = noise(&r, N * STRIDE, 1), *dout = noise(&r, N * STRIDE, 1);
+        const float *before = noise(&r, OUTS, 1);
+        Dora l = {.rows = N,
+                  .in = K,
+                  .rank = RANK,
+                  .parts = PARTS,
+                  .stride = STRIDE,
+                  .first = {2, 11},
+                  .count = {5, 33},
+                  .scale = 0.75f};
+        l.w = weights(w, STRIDE * K);
+        if (quantised)
+            l.matrix = (QuantMatrix){.parts = 1, .type = {QUANT_Q8_0}, .rows = {STRIDE}, .blocks = {(Blocks *)blocks}};
+        l.a = weights(a, PARTS * RANK * K);
+        l.b = weights(b, OUTS * RANK);
+        l.magnitude = weights(magnitude, OUTS);
+        l.bias = weights(bias, STRIDE);
+        l.norm = floats(NULL, OUTS);
+        l.u = acts(NULL, N, OUTS);
+        l.out = acts(out, N, STRIDE);
+        l.dout = acts(dout, N, STRIDE);
+        l.dscaled = acts(NULL, N, STRIDE);
+        l.dmagnitude = floats(before, OUTS);
+        B->dora_norm(D, &l);
+        B->dora_forward(D, &l);
+        B->dora_backward(D, &l);
+        const float *norm = fetch(l.norm, OUTS), *got = fetch(l.out, N * STRIDE),
+                    *scaled = fetch(l.dscaled, N * STRIDE);
+        Sum sum = sums(OUTS, before);
+        for (int c = 0, i = 0; c < STRIDE; c++) {
+            const int part = c >= 11;
+            double square = 0, factor = 1;
+            const bool adapted = (c >= 2 && c < 7) || c >= 11;
+            for (int j = 0; j < K && adapted; j++) {
+                double x = w[c * K + j];
+                for (int k = 0; k < RANK; k++) x += 0.75 * b[i * RANK + k] * a[(part * RANK + k) * K + j];
+                square += x * x;
+            }
+            if (adapted) {
+                factor = magnitude[i] / sqrt(square);
+                assert_true(fabs(norm[i] - sqrt(square)) <= 1e-6 * sqrt(square));
+            }
+            for (int n = 0; n < N; n++) {
+                const double y = out[n * STRIDE + c], plain = y - bias[c];
+                const double size = fabs(plain) * (1 + fabs(factor)) + fabs(y);
+                assert_true(fabs(got[n * STRIDE + c] - (y + (factor - 1) * plain)) <= 1e-6 * size);
+                assert_true(fabs(scaled[n * STRIDE + c] - factor * dout[n * STRIDE + c]) <=
+                            1e-6 * fabs(factor * dout[n * STRIDE + c]));
+                if (adapted) sum_add(sum, (size_t)i, dout[n * STRIDE + c] * plain / sqrt(square));
+            }
+            i += adapted;
+        }
+        sum_check("dmagnitude", fetch(l.dmagnitude, OUTS), sum, N + 20, OUTS);
+        free(blocks);
+    }
+}
+
 /* bfloat16 operands: rounding to nearest even, NaN, infinity, subnormal numbers. */
 static void test_bf16_operands(void **state) {
     (void)state;
@@ -1378,6 +1444,7 @@ int main(void) {
         TEST(test_bf16_operands),
         TEST(test_quantized),
         TEST(test_lora),
+        TEST(test_dora),
         TEST(test_frozen),
         TEST(test_gelu),
         TEST(test_gate),

@@ -71,7 +71,7 @@ static int teardown(void **state) {
 /* The model of the test: GPT-2, or one of the variants of variants.h, whose heads have 12 or 16 channels. The larger
  * ones are accessed 16 bytes at a time, and in bf16 multiplied on tensor cores. */
 static int variant = -1, wide;
-static int32_t adapters; /* the projections with low-rank adapters */
+static int32_t adapters, dora; /* the projections with low-rank adapters; whether they are DoRA's */
 
 static ModelConfig config_of(void) {
     ModelConfig c = gpt2_config(LAYERS, variant < 0 ? 2 : 4, wide ? 48 : WIDTH, VOCAB, CONTEXT);
@@ -79,7 +79,7 @@ static ModelConfig config_of(void) {
     if (variant >= 0) variant_of(&c, variant);
     if (!adapters) return c;
     c.family = variant < 0 ? FAMILY_GPT2 : FAMILY_LLAMA;
-    c.lora = (LoraConfig){.rank = wide ? 8 : 3, .targets = adapters, .scale = 0.7f};
+    c.lora = (LoraConfig){.rank = wide ? 8 : 3, .targets = adapters, .scale = 0.7f, .dora = dora};
     return c;
 }
 
@@ -247,7 +247,8 @@ static void test_adapters(void **state) {
     for (variant = -1; variant < VARIANTS; variant++) {
         adapters = targets_of[variant + 1];
         wide = variant >= 0 && variant % 2 == 0;
-        check_model();
+        for (dora = 0; dora < 2; dora++) check_model();
+        dora = 0;
     }
     variant = -1;
     adapters = wide = 0;

@@ -1281,9 +1281,9 @@ static void test_repeated_steps(void **state) {
         TEST(test_rmsnorm_backward), TEST(test_rmsnorm_variants), TEST(test_layernorm_fresh), TEST(test_rotary),       \
         TEST(test_embed), TEST(test_embed_scaled), TEST(test_add), TEST(test_rows), TEST(test_noise),                  \
         TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
-        TEST(test_gate), TEST(test_quantized), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen), TEST(test_adamw),                \
-        TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers), TEST(test_out_of_memory),         \
-        TEST(test_sticky_failure), TEST(test_repeated_steps)
+        TEST(test_gate), TEST(test_quantized), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen),            \
+        TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers),                 \
+        TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

@@ -42,8 +42,10 @@ static void quantised_runs_resume(void **state) {
     resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --quantize q4_0 --adapter $T/adapter -l 1e-2", 4);
     resumes("./train_grpo -c $T/base.bin -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4 --quantize q8_0" LORA, 4);
     resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6 "
-            "--quantize q4_0" LORA, 4);
-    refused(1, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 --adapter $T/adapter -o $T/x.bin --resume $T/run.state",
+            "--quantize q4_0" LORA,
+            4);
+    refused(1,
+            "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 --adapter $T/adapter -o $T/x.bin --resume $T/run.state",
             "(or with another --dtype or --quantize)");
 }
 

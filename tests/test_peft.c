@@ -265,18 +265,19 @@ static void test_refused(void **state) {
     (void)state;
     static const struct {
         const char *from, *to, *message;
-    } bad[] = {{"\"use_dora\": false", "\"use_dora\": true", "it has no tensor base_model.model.model.layers.0.mlp.down_proj"},
-               {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias is \"all\""},
-               {"\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"},
-               {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 4}", "rank_pattern"},
-               {"\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", "peft_type is IA3"},
-               {"\"kasa_config\": null", "\"kasa_config\": {\"beta\": 1}", "kasa_config is not supported"},
-               {"\"r\": 3", "\"r\": 4", "not an array of 4 x"},
-               {"\"r\": 3", "\"r\": 0", "r must be"},
-               {"\"r\": 3", "\"r\": 3000", "r must be"},
-               {"\"lora_alpha\": 6", "\"lora_alpha\": null", "lora_alpha must be"},
-               {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights is pissa"},
-               {"\"bias\"", "bias\"", "adapter_config.json: line 7, column 6: "}};
+    } bad[] = {
+        {"\"use_dora\": false", "\"use_dora\": true", "it has no tensor base_model.model.model.layers.0.mlp.down_proj"},
+        {"\"bias\": \"none\"", "\"bias\": \"all\"", "bias is \"all\""},
+        {"\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "modules_to_save"},
+        {"\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 4}", "rank_pattern"},
+        {"\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", "peft_type is IA3"},
+        {"\"kasa_config\": null", "\"kasa_config\": {\"beta\": 1}", "kasa_config is not supported"},
+        {"\"r\": 3", "\"r\": 4", "not an array of 4 x"},
+        {"\"r\": 3", "\"r\": 0", "r must be"},
+        {"\"r\": 3", "\"r\": 3000", "r must be"},
+        {"\"lora_alpha\": 6", "\"lora_alpha\": null", "lora_alpha must be"},
+        {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", "init_lora_weights is pissa"},
+        {"\"bias\"", "bias\"", "adapter_config.json: line 7, column 6: "}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         Error e = {""};
         Model m;

@@ -292,7 +292,8 @@ static void test_files(void **state) {
     optimizer_free(&p, &n), model_free(&n), model_file_free(&g);
     how.quantize = QUANTIZE_NONE;
     assert_false(model_load_as(&n, &g, ours, &how, B, D, &p, &e));
-    files_assert_error(&e, "its adapters were trained on another model than that of -c (or with another --dtype or --quantize)");
+    files_assert_error(
+        &e, "its adapters were trained on another model than that of -c (or with another --dtype or --quantize)");
     const struct {
         const char *path;
         ModelLoad how;

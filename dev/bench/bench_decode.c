@@ -19,17 +19,17 @@ static struct {
     bool single;
 } o = {.sequences = 32, .prompt = 32, .fresh = 64, .runs = 3, .single = true};
 
-static const Option options[] = {OPTION_CHOICE("model", 0, &o.model, SHAPE_CHOICES, "shape of the model"),
-                                 OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "adapters of this rank; 0: none"),
-                                 OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
-                                 OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0",
-                                               "type of the matrices of linear layers"),
-                                 OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences in parallel"),
-                                 OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens per prompt"),
-                                 OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled per sequence"),
-                                 OPTION_INT("runs", 0, &o.runs, 1, 1000, "timed runs, after one untimed run"),
-                                 OPTION_FLAG("single", 0, &o.single, "also time a single sequence"),
-                                 OPTION_END};
+static const Option options[] = {
+    OPTION_CHOICE("model", 0, &o.model, SHAPE_CHOICES, "shape of the model"),
+    OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "adapters of this rank; 0: none"),
+    OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf16", "arithmetic type"),
+    OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0", "type of the matrices of linear layers"),
+    OPTION_INT("sequences", 0, &o.sequences, 1, 4096, "sequences in parallel"),
+    OPTION_INT("prompt", 0, &o.prompt, 1, 1024, "tokens per prompt"),
+    OPTION_INT("new", 0, &o.fresh, 1, 1024, "tokens sampled per sequence"),
+    OPTION_INT("runs", 0, &o.runs, 1, 1000, "timed runs, after one untimed run"),
+    OPTION_FLAG("single", 0, &o.single, "also time a single sequence"),
+    OPTION_END};
 static const OptionAbout about = {"[options]",
                                   "Times sampling from a model with random weights, in total and by operation."};
 

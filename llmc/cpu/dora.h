@@ -53,7 +53,8 @@ static inline void cpu_dora_norm(Device *d, const Dora *l) {
 static inline void cpu_dora_forward(Device *d, const Dora *l) {
     (void)d;
     const size_t outputs = (size_t)dora_outputs(l);
-    const float *norm = (const float *)l->norm, *magnitude = (const float *)l->magnitude, *bias = (const float *)l->bias;
+    const float *norm = (const float *)l->norm, *magnitude = (const float *)l->magnitude,
+                *bias = (const float *)l->bias;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)l->rows * outputs))
     for (int r = 0; r < l->rows; r++)
         for (int part = 0, i = 0; part < l->parts; i += l->count[part++]) {
@@ -91,7 +92,8 @@ static inline void cpu_dora_backward(Device *d, const Dora *l) {
         for (int i = 0; i < n; i++) channel[i] = dora_channel(l, block + i, &part);
         for (int r = 0; r < N; r++)
             for (int i = 0; i < n; i++)
-                sum[i] += dout[(size_t)r * stride + (size_t)channel[i]] * u[(size_t)r * (size_t)outputs + (size_t)(block + i)];
+                sum[i] += dout[(size_t)r * stride + (size_t)channel[i]] *
+                          u[(size_t)r * (size_t)outputs + (size_t)(block + i)];
         for (int i = 0; i < n; i++) ((float *)l->dmagnitude)[block + i] += sum[i] / norm[block + i];
     }
 }

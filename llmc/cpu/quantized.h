@@ -135,8 +135,8 @@ static inline void quant_many_rows(Device *d, float *out, const float *x, const 
         }
 }
 
-static inline void cpu_quant_forward(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b,
-                                     int N, int IC, int OC) {
+static inline void cpu_quant_forward(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b, int N,
+                                     int IC, int OC) {
     if (N <= QUANT_FEW) quant_few_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
     else quant_many_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
 }

@@ -61,8 +61,8 @@ __global__ void dora_norm_kernel(float *__restrict__ norm, const T *__restrict__
     for (int j = (int)threadIdx.x; j < in; j += DORA_THREADS) {
         float x = dora_value(w + (size_t)c * in + j), add = 0;
         for (int k = 0; k < rank; k++)
-            add = fmaf(dora_value(b + (size_t)blockIdx.x * rank + k), dora_value(a + (size_t)(part * rank + k) * in + j),
-                       add);
+            add = fmaf(dora_value(b + (size_t)blockIdx.x * rank + k),
+                       dora_value(a + (size_t)(part * rank + k) * in + j), add);
         x = fmaf(scale, add, x);
         sum = fmaf(x, x, sum);
     }

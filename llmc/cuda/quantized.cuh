@@ -65,9 +65,11 @@ __device__ static inline float quant_value(int type, const uint8_t *b, int i) {
     case QUANT_BF16: return __uint_as_float((uint32_t)quant_word(b) << 16);
     case QUANT_Q4_0: return quant_half(b) * (float)((b[2 + low] >> shift & 15) - 8);
     case QUANT_Q4_1: return quant_half(b) * (float)(b[4 + low] >> shift & 15) + quant_half(b + 2);
-    case QUANT_Q5_0: return quant_half(b) * (float)(((b[6 + low] >> shift & 15) | (b[2 + i / 8] >> i % 8 & 1) << 4) - 16);
+    case QUANT_Q5_0:
+        return quant_half(b) * (float)(((b[6 + low] >> shift & 15) | (b[2 + i / 8] >> i % 8 & 1) << 4) - 16);
     case QUANT_Q5_1:
-        return quant_half(b) * (float)((b[8 + low] >> shift & 15) | (b[4 + i / 8] >> i % 8 & 1) << 4) + quant_half(b + 2);
+        return quant_half(b) * (float)((b[8 + low] >> shift & 15) | (b[4 + i / 8] >> i % 8 & 1) << 4) +
+               quant_half(b + 2);
     case QUANT_Q8_0: return quant_half(b) * (float)(int8_t)b[2 + i];
     case QUANT_Q4_K:
     case QUANT_Q5_K: {

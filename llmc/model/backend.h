@@ -152,14 +152,14 @@ typedef struct Dora {
     int rows, in, rank, parts, stride;
     int first[LORA_PARTS], count[LORA_PARTS];
     float scale;
-    const Weights *w;          /* (stride, in) */
-    QuantMatrix matrix;        /* instead of w if it has parts */
-    const Weights *a, *b;      /* as in Lora */
-    const Weights *magnitude;  /* (sum of count) */
-    const Weights *bias;       /* (stride) or NULL */
-    Floats *norm;              /* (sum of count) */
-    Acts *u;                   /* (N, sum of count) written by the forward pass; NULL: not kept */
-    Acts *out;                 /* (N, stride) */
+    const Weights *w;         /* (stride, in) */
+    QuantMatrix matrix;       /* instead of w if it has parts */
+    const Weights *a, *b;     /* as in Lora */
+    const Weights *magnitude; /* (sum of count) */
+    const Weights *bias;      /* (stride) or NULL */
+    Floats *norm;             /* (sum of count) */
+    Acts *u;                  /* (N, sum of count) written by the forward pass; NULL: not kept */
+    Acts *out;                /* (N, stride) */
     /* backward only */
     const Acts *dout;   /* (N, stride) */
     Acts *dscaled;      /* (N, stride); not dout */

@@ -291,8 +291,8 @@ static inline bool gguf_load_rows(const Gguf *g, const ModelConfig *c, GgufPut p
     const size_t chunk = gguf_largest_chunk(&p);
     float *buffer = (float *)xmalloc(2 * chunk * sizeof *buffer);
     bool ok = true;
-    for (size_t i = 0; ok && i < p.count; i++) ok = 
-        gguf_load_part(g, &p.part[i], buffer, chunk, put, put_rows, context, e);
+    for (size_t i = 0; ok && i < p.count; i++)
+        ok = gguf_load_part(g, &p.part[i], buffer, chunk, put, put_rows, context, e);
     free(buffer);
     free(p.part);
     return ok && gguf_load_padding(c, put, context, e);
@@ -320,7 +320,9 @@ static inline QuantMatrix *gguf_matrices(const Gguf *g, const ModelConfig *c, Er
     }
     free(p.part);
     if (ok && blocks) return plan;
-    if (ok) error_set(e, "%s: the weights of its linear layers are not quantised: --quantize keep has nothing to keep", g->name);
+    if (ok)
+        error_set(e, "%s: the weights of its linear layers are not quantised: --quantize keep has nothing to keep",
+                  g->name);
     free(plan);
     return NULL;
 }

@@ -19,7 +19,7 @@
 #include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_real, ... */
 #include "backend.h"        /* Floats, weights_at, Backend, Weights, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
-#include "quantized.h"     /* x */
+#include "quantized.h"      /* x */
 #include "rotary.h"         /* rope_frequencies */
 #include "share.h"          /* Share */
 #include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
@@ -43,8 +43,8 @@ typedef struct Model {
     QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; NULL: none */
     Blocks *blocks;      /* their memory */
     size_t block_bytes;
-    DoraNorms *dora; /* NULL without DoRA */
-    bool borrowed;   /* the blocks belong to another model */
+    DoraNorms *dora;    /* NULL without DoRA */
+    bool borrowed;      /* the blocks belong to another model */
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[TENSOR_COUNT];
@@ -151,8 +151,8 @@ static inline QuantMatrix *quant_plan(const ModelConfig *c, QuantType type, Erro
         }
     QuantMatrix *plan = (QuantMatrix *)xcalloc((size_t)(MATRIX_COUNT * c->layers), sizeof *plan);
     for (int i = 0; i < MATRIX_COUNT * c->layers; i++)
-        plan[i] = (QuantMatrix){
-            .parts = 1, .type = {(int32_t)type}, .rows = {(int32_t)t[matrix_tensor[i / c->layers]].rows}};
+        plan[i] =
+            (QuantMatrix){.parts = 1, .type = {(int32_t)type}, .rows = {(int32_t)t[matrix_tensor[i / c->layers]].rows}};
     return plan;
 }
 
@@ -194,7 +194,8 @@ static inline size_t model_largest_matrix(const Model *m) {
 
 /* Bytes of a model's weights and quantised matrices. Those that belong to another model do not count. */
 static inline size_t model_held_bytes(const Model *m) {
-    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config) + model_dora_bytes(&m->config);
+    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config) +
+           model_dora_bytes(&m->config);
 }
 
 /* ---- models ------------------------------------------------------------------------------------------------------ */
@@ -270,7 +271,9 @@ static inline ModelRun model_run(const Model *m, size_t at, size_t n) {
     return run;
 }
 
-enum { MODEL_PIECE = 1 << 14 }; /* elements of quantised matrices that are converted at a time, whole blocks of any type */
+enum {
+    MODEL_PIECE = 1 << 14
+}; /* elements of quantised matrices that are converted at a time, whole blocks of any type */
 
 /* The memory of the block that contains element `first` of a range of rows. */
 static inline Blocks *quant_blocks_at(const QuantMatrix *q, int part, size_t first) {
@@ -400,7 +403,8 @@ static inline bool model_check_matrices(const Model *m, const char *what, Error 
     for (int i = 0; i < MATRIX_COUNT && m->matrix; i++)
         for (int l = 0; l < m->config.layers; l++)
             if (model_matrix(m, i, l)->unfit)
-                return error_set(e, "%s: tensor %s of layer %d has weights that are not finite or too large to quantise",
+                return error_set(e,
+                                 "%s: tensor %s of layer %d has weights that are not finite or too large to quantise",
                                  what, m->tensor[matrix_tensor[i]].name, l);
     return true;
 }

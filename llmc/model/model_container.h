@@ -474,14 +474,15 @@ static inline bool model_resume_adapters(Model *m, ModelFile *f, Container *c, c
     const char *name = c->model.path;
     bool ok = true;
     if (memcmp(a, b, sizeof *a))
-        ok = error_set(e, "%s: its adapters have rank %d, targets %d, scale %g and %s, expected %d, %d, %g and %s", name,
-                       a->rank, a->targets, (double)a->scale, a->dora ? "DoRA" : "no DoRA", b->rank, b->targets,
+        ok = error_set(e, "%s: its adapters have rank %d, targets %d, scale %g and %s, expected %d, %d, %g and %s",
+                       name, a->rank, a->targets, (double)a->scale, a->dora ? "DoRA" : "no DoRA", b->rank, b->targets,
                        (double)b->scale, b->dora ? "DoRA" : "no DoRA");
     if (ok && state->vocab > m->config.vocab && state->vocab <= m->config.padded_vocab)
         model_grow_vocab(m, state->vocab, how->seed);
     if (ok && (state->width != m->config.width || model_weights_hash(m) != c->base))
-        ok = error_set(e, "%s: its adapters were trained on another model than that of -c (or with another --dtype or --quantize)",
-                       name);
+        ok = error_set(
+            e, "%s: its adapters were trained on another model than that of -c (or with another --dtype or --quantize)",
+            name);
     if (ok && m->config.value_head != state->value_head)
         ok = error_set(e, "%s: the model %s a value head, the state %s", name, m->config.value_head ? "has" : "lacks",
                        state->value_head ? "has one" : "has none");
@@ -594,8 +595,9 @@ static inline json_t *container_metadata(const Model *m, const ModelFile *f, Saf
     if (m->config.value_head) container_put(metadata, "reward", f->reward, f->reward ? strlen(f->reward) : 0);
     container_put(metadata, "trainer", trainer, trainer ? strlen(trainer) : 0);
     if (adapters) {
-        json_t *adapter = json_pack("{s:i,s:i,s:b,s:o,s:o}", "rank", lora->rank, "targets", lora->targets, "dora", lora->dora, "scale",
-                                    json_real((double)lora->scale), "base", container_hash_text(model_weights_hash(m)));
+        json_t *adapter =
+            json_pack("{s:i,s:i,s:b,s:o,s:o}", "rank", lora->rank, "targets", lora->targets, "dora", lora->dora,
+                      "scale", json_real((double)lora->scale), "base", container_hash_text(model_weights_hash(m)));
         container_put_json(metadata, "adapter", adapter);
     } else container_put(metadata, "gguf", f->gguf, f->gguf_bytes);
     if (source) container_put_source(metadata, source);

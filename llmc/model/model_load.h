@@ -55,11 +55,12 @@ typedef struct ModelLoad {
     bool value_head;          /* the model has a value head; it gets a new one if the file has none */
     bool gradients;           /* the model will be trained */
     LoraConfig lora;          /* adapters that the model gets; new ones unless a file has them */
-    const char *adapter;      /* NULL, or a folder of peft: a trained or quantised model gets its adapters, others their sum */
-    Quantize quantize;        /* of a model that is trained by adapters, or not at all */
-    const char *resume;       /* NULL, or a training state to continue from (model_state.h) */
-    uint64_t seed;            /* of new weights */
-    Share share;              /* this rank's share of gradients and moments; ranks 0: a single rank */
+    const char
+        *adapter;      /* NULL, or a folder of peft: a trained or quantised model gets its adapters, others their sum */
+    Quantize quantize; /* of a model that is trained by adapters, or not at all */
+    const char *resume; /* NULL, or a training state to continue from (model_state.h) */
+    uint64_t seed;      /* of new weights */
+    Share share;        /* this rank's share of gradients and moments; ranks 0: a single rank */
 } ModelLoad;
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
@@ -205,7 +206,8 @@ static inline void model_merge_lora(const Model *m, const Optimizer *o, const Mo
             const size_t at = matrix->offset + l * size;
             model_download(m, at, weights, size);
             lora_add(c, t, i, l, host + a->offset - t[FIRST_LORA_TENSOR].offset + l * a->rows * a->columns,
-                     host + b->offset - t[FIRST_LORA_TENSOR].offset + l * b->rows * b->columns, NULL, at, weights, size);
+                     host + b->offset - t[FIRST_LORA_TENSOR].offset + l * b->rows * b->columns, NULL, at, weights,
+                     size);
             if (c->lora.dora) {
                 const float *magnitude = host + t[i->dora_m].offset - t[FIRST_LORA_TENSOR].offset + l * b->rows;
                 model_row_factors(c, i, matrix, magnitude, weights, factor);

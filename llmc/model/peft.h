@@ -266,8 +266,8 @@ static inline bool peft_write_config(const Model *m, const char *folder, const c
         "task_type", "CAUSAL_LM", "base_model_name_or_path", base ? base : "", "r", c->lora.rank, "lora_alpha",
         fabs(alpha - round(alpha)) < 1e-4 ? json_integer((json_int_t)round(alpha)) : json_real(alpha), "lora_dropout",
         0.0, "bias", "none", "target_modules", modules, "fan_in_fan_out", c->family == FAMILY_GPT2, "use_rslora",
-        rslora, "use_dora", c->lora.dora, "modules_to_save", "init_lora_weights", true, "inference_mode", true, "rank_pattern",
-        "alpha_pattern");
+        rslora, "use_dora", c->lora.dora, "modules_to_save", "init_lora_weights", true, "inference_mode", true,
+        "rank_pattern", "alpha_pattern");
     return huggingface_put_json(folder, PEFT_CONFIG, root, 0, e);
 }
 

@@ -59,8 +59,8 @@ typedef struct LinearInfo {
 static inline const LinearInfo *model_linear(int linear) {
     static const LinearInfo info[LINEAR_COUNT] = {
 #define L(name, weight, bias, input, output, lora, dora, projections)                                                  \
-    {TENSOR_##weight,  TENSOR_##bias,    WORK_##input, WORK_##output,          TENSOR_##lora##a,                       \
-     TENSOR_##lora##b, WORK_##lora,      LORA_OF_##projections, TENSOR_##lora##m, WORK_##dora},
+    {TENSOR_##weight,  TENSOR_##bias, WORK_##input,          WORK_##output,    TENSOR_##lora##a,                       \
+     TENSOR_##lora##b, WORK_##lora,   LORA_OF_##projections, TENSOR_##lora##m, WORK_##dora},
         MODEL_LINEARS(L)
 #undef L
     };
