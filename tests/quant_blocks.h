@@ -8,8 +8,9 @@
 
 #include "../llmc/base/error.h"      /* xmalloc */
 #include "../llmc/base/half.h"       /* half_to_f16, half_to_bf16 */
-#include "../llmc/base/random.h"     /* Random, random_below, random_normal */
-#include "../llmc/model/quantized.h" /* QuantType, quant_bytes, quant_decode, quant_info */
+#include "../llmc/base/random.h"     /* Random, random_below, random_normal, random_real */
+#include "../llmc/model/backend.h"   /* QUANT_COUNT, QUANT_F16, QUANT_F32, QUANT_Q4_0, ... */
+#include "../llmc/model/quantized.h" /* quant_info, quant_bytes, quant_decode */
 
 /* Random integers and random scales of about 0.1, and what they decode to: n values of a size of about 1. */
 static inline void *quant_random(Random *r, QuantType type, size_t n, float *values) {

@@ -11,7 +11,7 @@
 #include "../llmc/model/batch.h"   /* Segment */
 #include "arrays.h"                /* DOUBLES, sum_add, sums, FLOATS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
-#include "device.h"                /* noise, fetch, acts, floats, ... */
+#include "device.h"                /* noise, acts, fetch, floats, ... */
 #include "frozen.h"                /* frozen_check */
 #include "quant_blocks.h"          /* quant_random */
 

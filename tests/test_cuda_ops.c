@@ -3,13 +3,14 @@
  *
  * They run in float32 and bf16 storage, without a GPU in several orders of threads and blocks. Attention, the head and
  * sampling have their own files. */
-#include "../llmc/base/error.h"    /* Error, xmalloc */
-#include "../llmc/base/random.h"   /* Random, random_start, random_normal, RANDOM_NOISE, ... */
-#include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
-#include "arrays.h"                /* DOUBLES, FLOATS, sums, sum_add, ... */
-#include "cuda_device.h"           /* B, D, noise, acts, ... */
-#include "frozen.h"                /* frozen_check */
-#include "quant_blocks.h"          /* quant_random */
+#include "../llmc/base/error.h"      /* Error, xmalloc */
+#include "../llmc/base/random.h"     /* Random, random_start, random_normal, RANDOM_NOISE, ... */
+#include "../llmc/model/backend.h"   /* Acts, Floats, Weights, NORM_RMS, ... */
+#include "../llmc/model/quantized.h" /* quant_bytes */
+#include "arrays.h"                  /* DOUBLES, FLOATS, sums, sum_add, ... */
+#include "cuda_device.h"             /* B, D, acts, noise, ... */
+#include "frozen.h"                  /* frozen_check */
+#include "quant_blocks.h"            /* quant_random */
 
 enum { SEEDS = 3 };
 /* Runs the statement in several orders of the emulated threads, or once on a GPU. */

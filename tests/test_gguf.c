@@ -8,7 +8,7 @@
 
 #include "../llmc/base/error.h"          /* Error, xmalloc, error_set */
 #include "../llmc/base/text.h"           /* TextSlice */
-#include "../llmc/model/backend.h"       /* MLP_GEGLU, MLP_SWIGLU, NORM_RMS */
+#include "../llmc/model/backend.h"       /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
 #include "../llmc/model/config.h"        /* ModelConfig, Rope, LAYER_WINDOW, ROPE_LLAMA3, ... */
 #include "../llmc/model/gguf.h"          /* GgufWriter, Gguf, gguf_close, gguf_open, ... */
 #include "../llmc/model/gguf_config.h"   /* gguf_rope_of_factors, gguf_llama3_factor */
@@ -16,7 +16,7 @@
 #include "../llmc/model/gguf_save.h"     /* GgufOut, gguf_save */
 #include "../llmc/model/model.h"         /* MODEL_CHUNK, Model, model_free, model_new */
 #include "../llmc/model/model_gguf.h"    /* ModelGguf, model_gguf_get, model_gguf_put */
-#include "../llmc/model/quantized.h"     /* QUANT_F16, QUANT_F32, QUANT_Q8_0, QuantType, ... */
+#include "../llmc/model/quantized.h"     /* quant_decode */
 #include "../llmc/model/tensors.h"       /* TENSOR_fcw, TENSOR_headw, TENSOR_ln2w, TENSOR_wte, ... */
 #include "../llmc/text/tokenizer_gguf.h" /* GGUF_TOKEN_CONTROL, GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNKNOWN, ... */
 #include "cpu_device.h"                  /* B, D, close_device, open_device_one_thread */

@@ -3,10 +3,10 @@
 #include "../llmc/base/random.h"   /* Random, random_start, random_below, random_normal, ... */
 #include "../llmc/cpu/head.h"      /* head_chunk_rows, HEAD_CHUNK, sample_descending, sample_kth_largest */
 #include "../llmc/model/backend.h" /* Device, Draw, Floats, Weights, ... */
-#include "arrays.h"                /* FLOATS, DOUBLES, picks, INTS, ... */
+#include "arrays.h"                /* DOUBLES, FLOATS, picks, INTS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* fetch, ints, floats, TEST, ... */
-#include "sampling.h"              /* HOW */
+#include "sampling.h"              /* HOW, How */
 
 /* ==== Head ==== */
 

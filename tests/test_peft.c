@@ -4,15 +4,15 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* LORA_ALL */
 #include "../llmc/model/lora.h"        /* lora_merged */
-#include "../llmc/model/model.h"       /* Model, model_free */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download */
 #include "../llmc/model/model_file.h"  /* model_load_as */
-#include "../llmc/model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
-#include "../llmc/model/optimizer.h"   /* Optimizer */
+#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free, ModelLoad */
+#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_configure, optimizer_free, optimizer_new, ... */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
-#include "../llmc/model/peft.h"        /* peft_write */
+#include "../llmc/model/peft.h"        /* PeftTensor, peft_tensors, peft_write */
 #include "../llmc/model/safetensors.h" /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
 #include "../llmc/model/tensors.h"     /* BASE_TENSORS */
-#include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_forward_backward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_get, files_assert_error, files_path, files_put, ... */

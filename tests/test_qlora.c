@@ -1,22 +1,22 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
 #include "../llmc/base/error.h"        /* xmalloc, Error */
-#include "../llmc/base/random.h"       /* Random, random_start, random_below, random_normal */
+#include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normal */
+#include "../llmc/model/backend.h"     /* QUANT_Q8_0, QUANT_Q4_0, QuantType, QuantMatrix */
 #include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, FAMILY_LLAMA, gpt2_config, ... */
-#include "../llmc/model/gguf.h"        /* Gguf, gguf_close, gguf_open */
-#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_new_quantized, ... */
-#include "../llmc/model/model_file.h"  /* model_load_as, MODEL_FLOAT32, MODEL_Q8_0, model_save */
-#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, ModelLoad, QUANTIZE_KEEP, ... */
-#include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
-#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target, ... */
+#include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_upload, ... */
+#include "../llmc/model/model_file.h"  /* model_load_as, model_save, MODEL_FLOAT32, MODEL_Q8_0 */
+#include "../llmc/model/model_load.h"  /* ModelLoad, model_file_free, QUANTIZE_Q4_0, ModelFile, ... */
+#include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_step */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_completion, ... */
 #include "../llmc/model/peft.h"        /* peft_write */
-#include "../llmc/model/tensors.h"     /* TENSOR_fcw, matrix_tensor, MATRIX_COUNT */
+#include "../llmc/model/quantized.h"   /* quant_bytes, quant_decode, quant_encode */
+#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_COUNT, TENSOR_fcw, matrix_tensor, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/rollout/rollout.h"   /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
-#include "quant_blocks.h"              /* quant_random */
 #include "variants.h"                  /* VARIANTS, variant_of */
 
 enum { VOCAB = 37, CONTEXT = 24, ROWS = 64 };

@@ -7,7 +7,8 @@
 
 #include "../llmc/base/error.h"      /* xmalloc */
 #include "../llmc/base/half.h"       /* half_to_f16, half_to_bf16, half_from_bf16, half_from_f16, ... */
-#include "../llmc/model/quantized.h" /* QUANT_BLOCK, QuantType, quant_gguf_name, QUANT_F32, ... */
+#include "../llmc/model/backend.h"   /* QuantType, QUANT_F32, QUANT_Q4_0, QUANT_Q8_0, ... */
+#include "../llmc/model/quantized.h" /* QUANT_BLOCK, quant_gguf_name, quant_decode, quant_info, ... */
 #include "golden.h"                  /* Golden, golden_count, golden_floats, golden, ... */
 
 static QuantType type_of(const Golden *g) {

@@ -21,6 +21,7 @@
 #include "map.h"   /* Mapping, mapping_at */
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -85,6 +86,15 @@ static inline bool program_stopping(void) { return *program_signal() != 0; }
 static inline size_t program_peak_memory(void) {
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) ? 0 : (size_t)usage.ru_maxrss * 1024;
+}
+
+/* The process's memory now, in bytes; 0 if it is not known. */
+static inline size_t program_memory(void) {
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f || fscanf(f, "%*s %ld", &pages) != 1) pages = 0;
+    if (f) fclose(f);
+    return (size_t)pages * (size_t)sysconf(_SC_PAGESIZE);
 }
 
 /* Formats a size, such as "1.6 GB". */

@@ -16,7 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "attention_strip.h"  /* CPU_LANES, CPU_STRIP, cpu_segments, cpu_zero_outside, ... */
 #include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
-#include "vector_math.h"      /* cpu_exp */
+#include "vector_math.h"      /* cpu_cap, cpu_exp */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>

@@ -16,7 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CpuLanes, cpu_part, ... */
 #include "product.h"          /* CPU_VEC, CPU_UNROLL, cpu_product_rescale, cpu_product_set, ... */
-#include "vector_math.h"      /* cpu_exp */
+#include "vector_math.h"      /* cpu_exp, cpu_cap */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>

@@ -29,7 +29,7 @@
 #include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"      /* cpu_peak */
-#include "quantized.h" /* cpu_quant_backward, cpu_quant_forward, QUANT_BUFFER */
+#include "quantized.h" /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_forward */
 #include "rotary.h"    /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
 

@@ -7,7 +7,7 @@
 #define LLMC_CPU_DORA_H
 
 #include "../model/backend.h" /* Dora */
-#include "gemm.h"             /* Device, cpu_scratch, cpu_worth */
+#include "gemm.h"             /* Device, cpu_scratch */
 #include "norm.h"             /* COLUMN_BLOCK */
 #include "quantized.h"        /* quant_row */
 

@@ -9,7 +9,7 @@
 #include "../base/random.h"   /* random_uniform */
 #include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
 #include "gemm.h"             /* Device, gemm_nt, cpu_scratch, gemm_nn, ... */
-#include "vector_math.h"      /* cpu_exp */
+#include "vector_math.h"      /* cpu_exp, cpu_cap */
 
 #define HEAD_CHUNK ((size_t)26 << 20)
 

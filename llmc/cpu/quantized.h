@@ -11,15 +11,16 @@
  *
  * Threads share blocks of results, and every sum adds its terms in an order that does not depend on their number.
  *
- *     cpu_quant_forward(device, out, x, &matrix, bias, rows, in, columns);
+ *     const QuantMatrix matrix = {.parts = 1, .type = {QUANT_Q8_0}, .rows = {768}};        // and its blocks
+ *     cpu_quant_forward(device, NULL, NULL, &matrix, NULL, 0, 768, 768);
  */
 #ifndef LLMC_CPU_QUANTIZED_H
 #define LLMC_CPU_QUANTIZED_H
 
-#include "../model/backend.h"   /* QuantMatrix, Acts, Weights */
-#include "../model/quantized.h" /* quant_decode, quant_bytes, quant_info */
+#include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Weights */
+#include "../model/quantized.h" /* quant_info, quant_bytes, quant_decode */
 #include "gemm.h"               /* Device, cpu_scratch */
-#include "product.h"            /* cpu_product_add, cpu_product_set, cpu_transpose_in, CpuVec */
+#include "product.h"            /* CPU_VEC, CPU_INLINE, cpu_product_add, CPU_UNROLL, ... */
 
 enum { QUANT_FEW = 8, QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
 enum { QUANT_BUFFER = 2 * QUANT_WIDE * QUANT_DEPTH }; /* floats of a thread */

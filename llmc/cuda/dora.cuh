@@ -11,7 +11,7 @@
 #define LLMC_CUDA_DORA_CUH
 
 #include "../model/backend.h" /* Dora, LORA_PARTS */
-#include "common.cuh"         /* Device, block_sum, cuda_blocks, CUDA_LAUNCHED, lane_load, ... */
+#include "common.cuh"         /* CUDA_LAUNCHED, Device, lane_store, cuda_blocks, ... */
 #include "elementwise.cuh"    /* ELEMENT_THREADS, FOR_WORDS */
 #include "ptx.cuh"            /* LAUNCH */
 #include "quantized.cuh"      /* quant_decoded */

@@ -9,10 +9,10 @@
 #ifndef LLMC_CUDA_QUANTIZED_CUH
 #define LLMC_CUDA_QUANTIZED_CUH
 
-#include "../model/backend.h" /* QuantMatrix, QUANT_Q4_0 */
-#include "common.cuh"         /* Device, cuda_scratch, cuda_blocks, CUDA_LAUNCHED */
+#include "../model/backend.h" /* Weights, Acts, QUANT_Q4_K, QuantMatrix, ... */
+#include "common.cuh"         /* Device, CUDA_LAUNCHED, cuda_blocks, cuda_scratch, ... */
 #include "elementwise.cuh"    /* ELEMENT_THREADS, FOR_WORDS */
-#include "matmul.cuh"         /* cuda_linear_forward, cuda_linear_backward */
+#include "matmul.cuh"         /* cuda_linear_backward, cuda_linear_forward */
 #include "ptx.cuh"            /* LAUNCH */
 
 /* Elements and bytes of a block of a type (quant_info() in model/quantized.h). */

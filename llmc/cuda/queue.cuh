@@ -21,7 +21,7 @@
 #ifndef LLMC_CUDA_QUEUE_CUH
 #define LLMC_CUDA_QUEUE_CUH
 
-#include "../model/backend.h" /* Attention, Draw, Head, Lora, ... */
+#include "../model/backend.h" /* QuantMatrix, Attention, Dora, Draw, ... */
 #include "common.cuh"         /* Device, CUDA_CHECK, cuda_scratch_begin */
 #include <string>
 #include <tuple>

@@ -44,7 +44,8 @@
 #include "../base/error.h" /* Error, error_set, xmalloc, size_multiply, ... */
 #include "../base/io.h"    /* writer_write, Writer, file_slurp, writer_abort, ... */
 #include "../base/text.h"  /* TextSlice, text_append, TextBuffer, text_free, ... */
-#include "quantized.h"     /* quant_info, QuantType, quant_bytes, QuantInfo, ... */
+#include "backend.h"       /* QuantType */
+#include "quantized.h"     /* quant_info, quant_bytes, QuantInfo, quant_encode, ... */
 #include <assert.h>
 #include <math.h>
 #include <sys/mman.h>

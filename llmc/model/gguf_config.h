@@ -34,7 +34,7 @@
 #include "backend.h"       /* NORM_RMS, MLP_SWIGLU, MLP_GEGLU, MLP_GELU, ... */
 #include "config.h"        /* ModelConfig, POSITION_ROTARY, Rope, NORM_PRE, ... */
 #include "gguf.h"          /* gguf_is, Gguf, GGUF_SHOWN, GgufTensor, ... */
-#include "quantized.h"     /* QUANT_F32, quant_decode, quant_info */
+#include "quantized.h"     /* quant_decode, quant_info */
 #include <math.h>
 
 /* The architecture in the file, and the part of a configuration that it alone determines. */

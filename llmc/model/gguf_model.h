@@ -23,10 +23,10 @@
 
 #include "../base/error.h" /* Error, error_set, xcalloc, xmalloc */
 #include "../base/text.h"  /* TextSlice */
-#include "backend.h"       /* MLP_GELU */
+#include "backend.h"       /* QuantMatrix, MLP_GELU, QuantType */
 #include "config.h"        /* ModelConfig, POSITION_ROTARY, model_kv_width, model_q_width */
 #include "gguf.h"          /* Gguf, GgufTensor, gguf_is, GGUF_PIECE, ... */
-#include "gguf_config.h"   /* gguf_architecture_of, gguf_has, gguf_read_config */
+#include "gguf_config.h"   /* gguf_has, gguf_architecture_of, gguf_read_config */
 #include "model.h"         /* MODEL_CHUNK */
 #include "quantized.h"     /* quant_bytes, quant_info, quant_decode */
 #include "tensors.h"       /* TENSOR_COUNT, TENSOR_qkvb, TENSOR_qkvw, TENSOR_fcb, ... */

@@ -20,12 +20,12 @@
 #include "../base/error.h"          /* Error, xmalloc, error_set */
 #include "../base/text.h"           /* TextSlice, text_append */
 #include "../text/tokenizer_gguf.h" /* GGUF_TOKEN_NORMAL, GGUF_TOKEN_UNUSED */
-#include "backend.h"                /* NORM_RMS */
+#include "backend.h"                /* QuantType, QUANT_F32, QUANT_F16, NORM_RMS, ... */
 #include "config.h"                 /* ModelConfig, ROPE_LONGROPE, FAMILY_PHI3, Rope, ... */
 #include "gguf.h"                   /* GgufWriter, gguf_put_text, gguf_is, gguf_text, ... */
 #include "gguf_config.h"            /* GgufKeys, gguf_architecture_of, gguf_key, GGUF_FACTORS, ... */
 #include "gguf_model.h"             /* GGUF_ADDS, GGUF_IDS, GgufPart, GgufParts, ... */
-#include "quantized.h"              /* QuantType, QUANT_F32, quant_info, QUANT_F16, ... */
+#include "quantized.h"              /* quant_info */
 #include "tensors.h"                /* TENSOR_wpe */
 #include <math.h>
 

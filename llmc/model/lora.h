@@ -13,10 +13,11 @@
 #define LLMC_MODEL_LORA_H
 
 #include "../base/error.h" /* error_set, Error, xmalloc */
+#include "backend.h"       /* floats_at */
 #include "config.h"        /* LORA_DOWN, LORA_O, LORA_OF_FC, LORA_OF_QKV, ... */
 #include "model.h"         /* model_download, Model */
-#include "tensors.h"       /* TensorInfo, BASE_TENSORS */
-#include "transformer.h"   /* LinearInfo, LINEAR_COUNT, model_linear */
+#include "tensors.h"       /* TensorInfo, BASE_TENSORS, FIRST_DORA_TENSOR */
+#include "transformer.h"   /* LinearInfo, LINEAR_COUNT, model_linear, model_refresh_dora */
 
 /* Sets the flags of a list of projections with commas between them: the names of modules in transformers, or
  * all-linear, as in peft. GPT-2's c_proj is both attention's output and the MLP's. */

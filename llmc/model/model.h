@@ -15,14 +15,14 @@
 #ifndef LLMC_MODEL_MODEL_H
 #define LLMC_MODEL_MODEL_H
 
-#include "../base/error.h"  /* Error, xmalloc */
+#include "../base/error.h"  /* Error, xcalloc, xmalloc, error_set */
 #include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_real, ... */
-#include "backend.h"        /* Floats, weights_at, Backend, Weights, ... */
+#include "backend.h"        /* QuantMatrix, QuantType, Floats, Blocks, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
-#include "quantized.h"      /* x */
+#include "quantized.h"      /* quant_info, quant_bytes, quant_decode, quant_encode, ... */
 #include "rotary.h"         /* rope_frequencies */
 #include "share.h"          /* Share */
-#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, TENSOR_wte, TENSOR_headw, ... */
+#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, MATRIX_COUNT, matrix_tensor, ... */
 #include <assert.h>
 
 /* The lengths of DoRA's rows. They belong to the weights: `fresh` is false after any of these changed, and the next forward

@@ -27,7 +27,7 @@
 #include "../base/io.h"               /* Reader, reader_close, reader_left, reader_open, ... */
 #include "../text/jinja_chat.h"       /* jinja_chat_is */
 #include "../text/tokenizer_gguf.h"   /* TokenizerGgufArrays, tokenizer_gguf_free */
-#include "backend.h"                  /* Backend, Device */
+#include "backend.h"                  /* Backend, Device, QUANT_BF16, QUANT_F16, ... */
 #include "checkpoint.h"               /* checkpoint_holds */
 #include "config.h"                   /* ModelConfig, gpt2_config_descriptor */
 #include "gguf.h"                     /* Gguf, gguf_close, gguf_open, gguf_read */
@@ -36,14 +36,13 @@
 #include "huggingface.h"              /* huggingface_has, huggingface_is_folder */
 #include "huggingface_config_write.h" /* huggingface_can_describe */
 #include "huggingface_save.h"         /* huggingface_is_output */
-#include "model.h"                    /* Model, model_free */
+#include "model.h"                    /* Model, model_check_matrices, model_free */
 #include "model_checkpoint.h"         /* model_load_checkpoint, model_save_checkpoint */
 #include "model_container.h"          /* container_close, model_save_container, Container, container_is_ours, ... */
 #include "model_folder.h"             /* model_load_folder, model_save_folder */
 #include "model_gguf.h"               /* model_gguf_of_tokenizer, model_load_gguf, model_save_gguf */
 #include "model_load.h"               /* ModelFile, ModelLoad, model_file_free, model_load_new */
 #include "optimizer.h"                /* Optimizer, optimizer_free */
-#include "quantized.h"                /* QUANT_BF16, QUANT_F16, QUANT_F32, QUANT_Q8_0, ... */
 #include "safetensors.h"              /* SAFETENSORS_F32, SAFETENSORS_BF16, SAFETENSORS_F16, ... */
 
 /* ---- loading ----------------------------------------------------------------------------------------------------- */

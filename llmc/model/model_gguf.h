@@ -14,17 +14,17 @@
 #include "../text/jinja_chat.h"     /* jinja_chat_is, jinja_chat_spec */
 #include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../text/tokenizer_gguf.h" /* TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
-#include "backend.h"                /* Backend, Device */
+#include "backend.h"                /* QuantMatrix, QuantType, Backend, Device */
 #include "config.h"                 /* ModelConfig */
 #include "gguf.h"                   /* Gguf, gguf_append_u64, gguf_begins, gguf_close, ... */
-#include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load, gguf_tokenizer, ... */
+#include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load_rows, gguf_matrices, ... */
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
-#include "model.h"                  /* Model */
-#include "model_load.h"             /* ModelFile, ModelLoad, model_check_weights, model_load_lora, ... */
+#include "model.h"                  /* Model, model_matrix, quant_blocks_at */
+#include "model_load.h"             /* ModelFile, ModelLoad, QUANTIZE_KEEP, model_check_weights, ... */
 #include "optimizer.h"              /* Optimizer */
-#include "quantized.h"              /* QuantType */
-#include "tensors.h"                /* TensorInfo */
+#include "quantized.h"              /* quant_bytes */
+#include "tensors.h"                /* TensorInfo, tensor_matrix */
 
 /* Keeps the entries that a GGUF output gets. */
 static inline void model_gguf_keep(const Gguf *g, ModelFile *f) {

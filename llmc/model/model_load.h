@@ -6,11 +6,11 @@
 #ifndef LLMC_MODEL_MODEL_LOAD_H
 #define LLMC_MODEL_MODEL_LOAD_H
 
-#include "../base/error.h" /* Error, error_set, xcalloc, xmalloc, ... */
+#include "../base/error.h" /* Error, error_set, xmalloc, xcalloc, ... */
 #include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
 #include "../base/text.h"  /* TokenList, token_list_free */
-#include "backend.h"       /* Backend, Device, Floats, floats_at */
-#include "config.h"        /* ModelConfig, LoraConfig, model_config_check */
+#include "backend.h"       /* Backend, Device, QuantMatrix, Floats, ... */
+#include "config.h"        /* ModelConfig, LoraConfig, LoraParts, lora_parts, ... */
 #include "huggingface.h"   /* HuggingfaceSource, huggingface_source_free */
 #include "lora.h"          /* lora_add, lora_check_targets */
 #include "model.h"         /* Model, model_download, model_init_tensor, model_new_grads, ... */
@@ -18,7 +18,7 @@
 #include "peft.h"          /* Peft, peft_close, peft_open, peft_read */
 #include "share.h"         /* Share */
 #include "tensors.h"       /* TensorInfo, FIRST_LORA_TENSOR, TENSOR_COUNT, TENSOR_valuew, ... */
-#include "transformer.h"   /* LINEAR_COUNT, LinearInfo, model_linear */
+#include "transformer.h"   /* LinearInfo, LINEAR_COUNT, model_linear, model_refresh_dora */
 
 #include <jansson.h>
 

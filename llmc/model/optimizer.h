@@ -18,9 +18,9 @@
 #define LLMC_MODEL_OPTIMIZER_H
 
 #include "../base/error.h" /* Error, xcalloc, xmalloc */
-#include "backend.h"       /* Floats, Backend, floats_at, weights_at, ... */
+#include "backend.h"       /* Floats, Backend, floats_at, AdamW */
 #include "config.h"        /* ModelConfig */
-#include "model.h"         /* Model, model_grad, model_zero_grads */
+#include "model.h"         /* Model, model_weights_at, model_grad, model_weights_changed, ... */
 #include "share.h"         /* Share, share_slice */
 #include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer, ... */
 

@@ -29,7 +29,7 @@
 
 #include <float.h>
 #include "../base/half.h" /* half_from_f16, half_to_f16, half_from_bf16, half_to_bf16 */
-#include "backend.h"      /* QuantType, QUANT_COUNT, QUANT_F32 */
+#include "backend.h"      /* QuantType, QUANT_F16, QUANT_F32, QUANT_Q4_0, ... */
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>

@@ -15,7 +15,7 @@
 #define LLMC_MODEL_TENSORS_H
 
 #include "backend.h" /* NORM_LAYER */
-#include "config.h"  /* lora_inner, lora_outer, LORA_OF_ATTPROJ, LORA_OF_FC, ... */
+#include "config.h"  /* lora_outer, lora_inner, LORA_OF_ATTPROJ, LORA_OF_FC, ... */
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL, INIT_HEAD, INIT_LORA } InitKind;
 

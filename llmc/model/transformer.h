@@ -30,7 +30,7 @@
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
 #include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
-#include "tensors.h"       /* TENSOR_valuew, TENSOR_wpe, TENSOR_wte, TensorInfo, ... */
+#include "tensors.h"       /* TensorInfo, TENSOR_valuew, TENSOR_wpe, TENSOR_wte, ... */
 #include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
 // clang-format off

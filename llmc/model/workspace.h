@@ -14,7 +14,7 @@
 
 #include "../base/error.h" /* Error */
 #include "backend.h"       /* Acts, Backend, ROW_ALIGN, Floats, ... */
-#include "config.h"        /* lora_inner, ModelConfig, model_means, model_post_norm, ... */
+#include "config.h"        /* dora_outer, lora_inner, ModelConfig, model_means, ... */
 #include "model.h"         /* Model */
 
 typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;

@@ -22,10 +22,10 @@
 #include "../base/text.h"            /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
 #include "../model/backend.h"        /* Backend, Device, Dtype */
-#include "../model/model.h"          /* Model, model_bytes, model_free */
+#include "../model/model.h"          /* Model, model_free, model_held_bytes */
 #include "../model/model_file.h"     /* model_load_as */
 #include "../model/model_fits.h"     /* FitSide, fit_model, model_fits, model_fits_policy */
-#include "../model/model_load.h"     /* ModelFile, ModelLoad, model_file_free */
+#include "../model/model_load.h"     /* ModelFile, ModelLoad, QUANTIZE_CHOICES, Quantize, ... */
 #include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
 #include "../records/shard.h"        /* Shard, Record */
 #include "../records/shard_fits.h"   /* fit_shard */

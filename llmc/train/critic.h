@@ -21,11 +21,10 @@
 
 #include "../base/error.h"          /* die, Error, xmalloc */
 #include "../dist/grads.h"          /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
-#include "../model/backend.h"       /* Weights, weights_at */
-#include "../model/model.h"         /* Model, model_free, model_sync */
+#include "../model/model.h"         /* Model, model_download, model_free, model_sync, ... */
 #include "../model/model_file.h"    /* MODEL_FLOAT32, model_load_as, model_save */
 #include "../model/model_fits.h"    /* FitSide, fit_model */
-#include "../model/model_load.h"    /* ModelFile, ModelLoad, model_file_free */
+#include "../model/model_load.h"    /* ModelFile, ModelLoad, Quantize, model_file_free */
 #include "../model/optimizer.h"     /* OptimizerResult, Optimizer, optimizer_configure, optimizer_free, ... */
 #include "../model/schedule.h"      /* schedule_at */
 #include "../model/tensors.h"       /* TENSOR_valuew */

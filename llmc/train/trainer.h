@@ -46,7 +46,7 @@
 #include "../model/config.h"           /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
 #include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
 #include "../model/lora.h"             /* lora_parse_targets */
-#include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_sync */
+#include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_held_bytes, ... */
 #include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
 #include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
 #include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free, model_weights_hash */
@@ -528,7 +528,10 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
     const size_t scratch = b->scratch_predict(t->device, t->model.stored, rows, model_widest(c), c->padded_vocab,
                                               lora_widest(c), model_largest_matrix(&t->model));
-    t->predicted = (b->memory_peak ? model + moments : program_peak_memory()) + work + scratch + more;
+    /* on a CPU the process may have been larger while it loaded the model */
+    const size_t held = b->memory_peak ? model + moments : program_memory(), loading = program_peak_memory();
+    t->predicted = held + work + scratch + more;
+    if (!b->memory_peak && loading > t->predicted) t->predicted = loading;
     t->peak = dist_total(&t->dist, b->peak(t->device));
     t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;
     char text[256], a[16], d[16], f[16], g[16], h[16], i[16];

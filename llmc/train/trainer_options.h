@@ -35,7 +35,6 @@ typedef struct TrainerOptions {
     const char *lora_targets, *adapter, *adapter_output;
     bool use_rslora, use_dora, quiet;
     int quantize;          /* a Quantize */
-    int quantize;          /* a Quantize */
     bool takes_scorers;    /* the model may be a reward model or a critic */
     bool teaches_template; /* the output takes the data's chat template, also if the model has another one */
     double default_rate;   /* learning_rate before the command line, for full training */
