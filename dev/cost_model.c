@@ -25,7 +25,8 @@ static const Option options[] = {
     OPTION_INT("tokens", 0, &o.tokens, 1, 1LL << 40, "tokens per step, on all ranks"),
     OPTION_INT("micro-tokens", 0, &o.micro, 1, 1 << 24, "tokens per micro-batch of one rank"),
     OPTION_INT("lora-rank", 0, &o.rank, 0, 1024, "train adapters of this rank; 0 trains all weights"),
-    OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0", "type of the matrices of linear layers, with --lora-rank"),
+    OPTION_CHOICE("quantize", 0, &o.quantize, "none|q8_0|q4_0",
+                  "type of the matrices of linear layers, with --lora-rank"),
     OPTION_GROUP("Rollouts"),
     OPTION_INT("answer", 0, &o.answer, 1, 1 << 20, "tokens of the longest completion"),
     OPTION_INT("prompts", 0, &o.prompts, 1, 1 << 20, "prompts per generation"),
@@ -73,7 +74,7 @@ static double rollout_seconds(const ModelConfig *c, const CostRun *r, const Cost
     const double answers = ceil((double)o.prompts / r->ranks) * (double)o.group, read = o.read * 1e12;
     /* bytes, half full on average */
     const double cache = answers * 0.5 * (double)o.answer * (double)kv_bytes(c, &bf16, 1);
-    const double reading = (cost_weights(m, r) + cache) / read, computing = 2 * r->parameters * answers / m->flops;
+    const double reading = (cost_read(m, r) + cache) / read, computing = 2 * r->parameters * answers / m->flops;
     return (double)o.answer * (reading > computing ? reading : computing);
 }
 

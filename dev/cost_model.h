@@ -31,7 +31,8 @@ typedef struct CostMachine {
 typedef struct CostRun {
     double parameters, trained, layer_parameters; /* all; those that are trained, in total and of one layer */
     double layers;
-    double quantized, block_bytes, largest; /* quantised weights, bytes of each, elements of the largest matrix; 0: none */
+    double quantized, block_bytes,
+        largest;           /* quantised weights, bytes of each, elements of the largest matrix; 0: none */
     double tokens, micros; /* tokens per step on all ranks; micro-batches per step and rank */
     int ranks, zero;
 } CostRun;
@@ -68,9 +69,14 @@ static inline void cost_quantize(CostRun *r, const ModelConfig *c, double block_
     r->block_bytes = block_bytes;
 }
 
-/* Bytes of the weights, which a decode step reads once. */
+/* Bytes of the weights. */
 static inline double cost_weights(const CostMachine *m, const CostRun *r) {
     return m->weight_bytes * (r->parameters - r->quantized) + r->block_bytes * r->quantized;
+}
+
+/* Bytes that a decode step moves: it reads the weights once; quantised ones are decoded into a buffer, written and read. */
+static inline double cost_read(const CostMachine *m, const CostRun *r) {
+    return cost_weights(m, r) + 2 * m->weight_bytes * r->quantized;
 }
 
 static inline CostStep cost_step(const CostMachine *m, const CostRun *r) {
