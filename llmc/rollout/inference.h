@@ -17,7 +17,7 @@
 #include "../base/error.h"           /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"              /* Reader, writer_write, MAGIC_RECORDS, Writer, ... */
 #include "../base/json_text.h"       /* json_dump_short */
-#include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, Option, ... */
+#include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
 #include "../base/text.h"            /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */

@@ -27,7 +27,7 @@
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
 #include "../model/model_file.h" /* MODEL_FLOAT32, model_load_as, model_save */
 #include "../model/model_fits.h" /* FitSide, fit_model, model_fits_policy */
-#include "../model/model_load.h" /* model_weights_hash, ModelFile, ModelLoad, model_file_free */
+#include "../model/model_load.h" /* ModelFile, ModelLoad, QUANTIZE_NONE, Quantize, ... */
 #include "../model/optimizer.h"  /* optimizer_reset */
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */

@@ -49,7 +49,7 @@
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_held_bytes, ... */
 #include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
 #include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
-#include "../model/model_load.h"       /* ModelFile, ModelLoad, model_file_free, model_weights_hash */
+#include "../model/model_load.h"       /* ModelFile, ModelLoad, Quantize, model_file_free, ... */
 #include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */

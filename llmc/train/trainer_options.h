@@ -17,10 +17,11 @@
 #ifndef LLMC_TRAIN_TRAINER_OPTIONS_H
 #define LLMC_TRAIN_TRAINER_OPTIONS_H
 
-#include "../base/options.h"   /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_GROUP, ... */
-#include "../device.h"         /* DEVICE_OPTIONS, DTYPE_AUTO */
-#include "../model/config.h"   /* gpt2_config_named */
-#include "../model/schedule.h" /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_CONSTANT, SCHEDULE_LINEAR, ... */
+#include "../base/options.h"     /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_GROUP, ... */
+#include "../device.h"           /* DEVICE_OPTIONS, DTYPE_AUTO */
+#include "../model/config.h"     /* gpt2_config_named */
+#include "../model/model_load.h" /* keep: QUANTIZE_CHOICES */
+#include "../model/schedule.h"   /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_CONSTANT, SCHEDULE_LINEAR, ... */
 
 typedef struct TrainerOptions {
     const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
