@@ -324,7 +324,7 @@ static void prompts_of_all_kinds(void **state) {
         assert_string_equal(json_text_of(row, "prompt"), "2+3=");
         assert_string_equal(json_text_of(row, "task"), "add");
         assert_string_equal(json_text_of(row, "answer"), "5");
-        assert_int_equal(json_integer_value(json_object_get(json_object_get(row, "fields"), "level")), 2);
+        assert_int_equal(json_integer_value(json_object_get(row, "level")), 2);
         assert_string_equal(json_text_of(row, "completion"), want);
         json_decref(row);
         row = json_line_of(out, 1);
