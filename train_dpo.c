@@ -21,7 +21,7 @@
  */
 #include "llmc/base/clock.h"                 /* clock_seconds */
 #include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error, ... */
-#include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_TEXT, ... */
+#include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_LIST, ... */
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
@@ -34,6 +34,7 @@
 #include "llmc/model/workspace.h"            /* Workspace, workspace_free */
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
 #include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
+#include "llmc/records/inputs.h"             /* inputs_close, Inputs */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_summary, ... */
@@ -63,9 +64,9 @@ static struct {
 static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input",                       'i', &o.g.input,    "FILE",
-                "preference shard; kto: also unpaired shard; --online: prompt shard"),
-    OPTION_TEXT("val",                         'j', &o.g.val,      "FILE",
+    OPTION_LIST("input",                       'i', &o.g.input,    "FILE",
+                "preference shard; kto: also unpaired shard; --online: prompt shard; or a pattern; may be repeated"),
+    OPTION_LIST("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
     OPTION_INT ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
                 "pairs, completions or prompts per optimizer step"),
@@ -333,16 +334,18 @@ static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
     PreferenceData data, val = {0}, *both[] = {&data, &val};
     Error e;
-    if (!preference_data_open(&data, o.g.input, o.l.unpaired, &e) ||
-        (o.g.val && !preference_data_open(&val, o.g.val, o.l.unpaired, &e)))
+    Inputs in = trainer_inputs("-i/--input", &o.g.input), held = trainer_inputs("-j/--val", &o.g.val);
+    if (!preference_data_open(&data, &in, o.l.unpaired, &e) ||
+        (held.count && !preference_data_open(&val, &held, o.l.unpaired, &e)))
         die("%s", e.text);
+    inputs_close(&in), inputs_close(&held);
     trainer_open(t, "train_dpo", &o.t, data.shard, false);
     if (t->dist.ranks > 1 && preference_sorts(&o.l.pair))
         die("--loss-type aot: sorts the pairs of the whole step, which works on one rank only; start one rank");
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
-    if (o.g.val) trainer_check_shard(t, val.shard);
-    for (int i = 0; i < (o.g.val ? 2 : 1); i++)
+    if (o.g.val.count) trainer_check_shard(t, val.shard);
+    for (int i = 0; i < (o.g.val.count ? 2 : 1); i++)
         if (!preference_data_fit(both[i], o.sharing, o.max_length, (uint64_t)o.t.seed, &e)) die("%s", e.text);
     if (o.l.unpaired) preference_options_balance(&o.l, data.shard->name, data.goods, data.count);
     open_work(r, data.longest > val.longest ? data.longest : val.longest, 0);
@@ -351,7 +354,8 @@ static bool train_on_shard(Run *r) {
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
     if (needs_reference())
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing,
-                                  preference_reference_longest(both, o.g.val ? 2 : 1), both, o.g.val ? 2 : 1);
+                                  preference_reference_longest(both, o.g.val.count ? 2 : 1), both,
+                                  o.g.val.count ? 2 : 1);
 
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
@@ -364,7 +368,7 @@ static bool train_on_shard(Run *r) {
 
     bool stopped = false;
     const PreferenceTotals before =
-        o.g.val && o.g.eval_on_start && !t->step ? validate(r, &val) : (PreferenceTotals){0};
+        o.g.val.count && o.g.eval_on_start && !t->step ? validate(r, &val) : (PreferenceTotals){0};
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -381,7 +385,7 @@ static bool train_on_shard(Run *r) {
         metrics_set(&t->metrics, "epoch", epoch);
         preference_report(&t->metrics, "", &o.l, &stats, z);
         const bool last = t->step == t->steps;
-        if (o.g.val && (last || t->step % o.g.eval_steps == 0)) {
+        if (o.g.val.count && (last || t->step % o.g.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t);
             const PreferenceTotals after = validate(r, &val);
             trainer_go_on(t, pause);
@@ -403,7 +407,7 @@ static bool train_on_shard(Run *r) {
     free(r->cost), free(r->owner), free(records);
     cursor_free(&cursor);
     preference_data_close(&data);
-    if (o.g.val) preference_data_close(&val);
+    if (o.g.val.count) preference_data_close(&val);
     return stopped;
 }
 
@@ -427,7 +431,7 @@ static bool train_online(Run *r) {
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
     }
     bool stopped = false;
     while (t->step < t->steps && !stopped) {
@@ -440,7 +444,8 @@ static bool train_online(Run *r) {
 
         if (stats.records > 0) preference_report(&t->metrics, "", &o.l, &stats, 0);
         online_log(p, &judged, &o.l.pair, &stats.pair);
-        if (o.g.val && (t->step == t->steps || t->step % o.g.eval_steps == 0)) after = generation_evaluate(g, NULL);
+        if (o.g.val.count && (t->step == t->steps || t->step % o.g.eval_steps == 0))
+            after = generation_evaluate(g, NULL);
         trainer_log(t, stats.loss, "score %7.3f | margin %.3f | length %.1f | %.0f tok/s", judged.score, judged.margin,
                     judged.length, judged.length * 2 * p->count / (g->gen_seconds + 1e-9));
         online_forget(p);
@@ -449,7 +454,7 @@ static bool train_online(Run *r) {
     }
     if (!stopped) {
         generation_show(g, "after");
-        if (o.g.val) generation_compare(g, &before, &after);
+        if (o.g.val.count) generation_compare(g, &before, &after);
     }
     online_close(p);
     return stopped;
@@ -472,7 +477,7 @@ int main(int argc, char **argv) {
     o.g.temperature = 0.9;
     options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
-    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.g.input.count) usage_error("-i/--input is required");
     trainer_check_options(&o.t, options, &o.g.epochs, false);
     const OptionUse use[] = {{&o.max_length, !o.online.on, "--online limits prompts and completions separately"}};
     options_refuse_unused(options, use, 1);
@@ -482,8 +487,8 @@ int main(int argc, char **argv) {
     online_check(&o.online, &o.g, &o.l, &o.r, options);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();
-    const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};
-    trainer_check_files(&o.t, options, inputs, 6, NULL);
+    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};
+    trainer_check_files(&o.t, options, inputs, 4, NULL);
 
     r->reference.o = &o.r;
     r->set = (CompletionSet){.shared = o.sharing, .prompts = preference_has(&o.l.pair, PREFERENCE_ORPO)};

@@ -442,7 +442,7 @@ static bool train(Run *r) {
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
     }
 
     bool stopped = false;
@@ -465,7 +465,7 @@ static bool train(Run *r) {
             log_policy(r, &stats);
             const bool last = t->step == t->steps;
             if (last || i == steps - 1) log_kl(r, advantages.reward);
-            if (o.g.val && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
+            if (o.g.val.count && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
                         (double)g->offset[n] / n,
@@ -479,7 +479,7 @@ static bool train(Run *r) {
     }
     if (!stopped) {
         generation_show(g, "after");
-        if (o.g.val) generation_compare(g, &before, &after);
+        if (o.g.val.count) generation_compare(g, &before, &after);
     }
     return stopped;
 }
@@ -567,14 +567,14 @@ int main(int argc, char **argv) {
     o.top_entropy = 1;
     options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.reward_model ? "model" : o.g.reward_cmd ? "command" : "verify";
-    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.g.input.count) usage_error("-i/--input is required");
     check_options();
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
     program_start();
-    const char *inputs[] = {o.g.input, o.g.val, o.t.checkpoint, o.t.resume, o.reference, o.reward_model};
-    trainer_check_files(&o.t, options, inputs, 6, NULL);
+    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.reference, o.reward_model};
+    trainer_check_files(&o.t, options, inputs, 4, NULL);
 
     open_run(r);
     const bool stopped = train(r);

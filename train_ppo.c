@@ -283,7 +283,7 @@ static void score_greedy(Run *r) {
         scored[i].id = g->scored[i * G].id;
         q[i] = prompts_request(&g->train, scored[i].prompt, 1, 0, &scored[i].completion);
     }
-    if (!rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", o.g.input, e.text);
+    if (!rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     generation_score_completions(g, scored, P);
     score_completions(r, scored, P, r->greedy);
     for (int32_t i = P - 1; i >= 0; i--)
@@ -641,7 +641,7 @@ static void check_options(void) {
     if (!o.whiten_advantages) o.whiten_advantages = algos[o.algo].whiten ? 2 : 1;
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
-    if (!o.g.input) usage_error("-i/--input is required");
+    if (!o.g.input.count) usage_error("-i/--input is required");
     refuse_unused();
     if (o.g.generations < algos[o.algo].least)
         usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
@@ -788,7 +788,7 @@ static bool train(Run *r) {
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
-        if (o.g.eval_on_start && o.g.val) before = generation_evaluate(g, "before");
+        if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
     }
 
     bool stopped = false;
@@ -807,7 +807,7 @@ static bool train(Run *r) {
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->completions);
         r->generation++;
-        if (o.g.val && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
+        if (o.g.val.count && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
             after = generation_evaluate(g, NULL);
         char gold[40] = "";
         if (has_gold()) snprintf(gold, sizeof gold, " | gold %.3f", m.gold);
@@ -820,7 +820,7 @@ static bool train(Run *r) {
     }
     if (!stopped) {
         generation_show(g, "after");
-        if (o.g.val) generation_compare(g, &before, &after);
+        if (o.g.val.count) generation_compare(g, &before, &after);
         if (has_gold()) say_overoptimisation(t);
     }
     return stopped;
@@ -853,8 +853,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
-    const char *inputs[] = {o.g.input, o.g.val,        o.t.checkpoint, o.t.resume, o.reference,
-                            o.ptx,     o.reward_model, o.gold,         o.critic};
+    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.reference, o.ptx, o.reward_model, o.gold, o.critic};
     trainer_check_files(&o.t, options, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
 
     open_run(r);

@@ -27,6 +27,7 @@
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/cursor.h"        /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
+#include "llmc/records/inputs.h"        /* Inputs, inputs_close */
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
@@ -39,7 +40,8 @@
 static struct {
     TrainerOptions t;
     RewardLoss loss;
-    const char *input, *val, *normalize;
+    OptionList input, val;
+    const char *normalize;
     int64_t batch, max_length, eval_steps;
     double epochs;
     bool margin, sharing, last_step, eval_on_start;
@@ -49,9 +51,9 @@ static struct {
 static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
-    OPTION_TEXT  ("input",                       'i', &o.input,      "FILE",
-                  "preference, unpaired or step shard, depending on --kind"),
-    OPTION_TEXT  ("val",                         'j', &o.val,        "FILE",
+    OPTION_LIST  ("input",                       'i', &o.input,      "FILE",
+                  "preference, unpaired or step shard, depending on --kind, or a pattern; may be repeated"),
+    OPTION_LIST  ("val",                         'j', &o.val,        "FILE",
                   "held-out shard of the same kind, for accuracy, margin and calibration"),
     OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
                   "Bradley-Terry on pairs, outcome (labelled completions), process (labelled steps)"),
@@ -97,10 +99,12 @@ static const OptionAbout about = {
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
-static void data_open(Labelled *d, const char *path) {
+static void data_open(Labelled *d, const char *option, const OptionList *list) {
     Error e;
+    Inputs files = trainer_inputs(option, list);
     const RecordKind kind[] = {RECORD_PREFERENCE, RECORD_UNPAIRED, RECORD_STEP}; /* in the order of --kind */
-    if (!labelled_open(d, path, kind[o.kind], false, &e)) die("%s", e.text);
+    if (!labelled_open_all(d, (const char *const *)files.path, files.count, kind[o.kind], false, &e)) die("%s", e.text);
+    inputs_close(&files);
 }
 
 /* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */
@@ -333,15 +337,15 @@ static void set_note(Run *r, const Labelled *d, int32_t step) {
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_options(void) {
-    if (!o.input) usage_error("-i/--input is required");
+    if (!o.input.count) usage_error("-i/--input is required");
     const bool pairs = o.kind == REWARD_MODEL_BT;
     const OptionUse use[] = {
         {&o.loss.center, pairs, "used only with --kind bt"},
         {&o.margin, pairs, "used only with --kind bt"},
         {&o.sharing, pairs, "used only with --kind bt"},
         {&o.last_step, o.kind == REWARD_MODEL_PRM, "used only with --kind prm"},
-        {&o.eval_on_start, o.val != NULL, "used only with --val"},
-        {&o.eval_steps, o.val != NULL, "used only with --val"},
+        {&o.eval_on_start, o.val.count > 0, "used only with --val"},
+        {&o.eval_steps, o.val.count > 0, "used only with --val"},
     };
     trainer_check_options(&o.t, options, &o.epochs, true);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -388,7 +392,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
     left -= cursor_taken(&cursor);
 
     bool stopped = false;
-    const Stats before = o.val && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
+    const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -403,7 +407,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         metrics_set(&t->metrics, "epoch", epoch);
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;
-        if (o.val && (last || t->step % o.eval_steps == 0)) {
+        if (o.val.count && (last || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t);
             const Stats after = validate(r, val);
             trainer_go_on(t, pause);
@@ -441,19 +445,19 @@ int main(int argc, char **argv) {
     check_options();
     program_start();
     const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */
-    const char *inputs[] = {o.input, o.val, own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, options, inputs, 5, NULL);
+    const char *inputs[] = {own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
+    trainer_check_files(&o.t, options, inputs, 3, NULL);
 
     Labelled data, val = {0}, third = {0};
-    data_open(&data, o.input);
-    if (o.val) data_open(&val, o.val);
-    if (own) data_open(&third, o.normalize);
+    data_open(&data, "-i/--input", &o.input);
+    if (o.val.count) data_open(&val, "-j/--val", &o.val);
+    if (own) data_open(&third, "--normalize", &(OptionList){(const char *[]){o.normalize}, 1});
     trainer_open(t, "train_rm", &o.t, data.shard, true);
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
     int32_t longest = 0;
     int64_t most = o.batch; /* records of a pass */
-    Labelled *const all[] = {&data, o.val ? &val : NULL, own ? &third : NULL};
+    Labelled *const all[] = {&data, o.val.count ? &val : NULL, own ? &third : NULL};
     for (int i = 0; i < 3; i++) {
         if (!all[i]) continue;
         data_fit(t, all[i]);
@@ -465,13 +469,14 @@ int main(int argc, char **argv) {
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)
-        warn("%s: steps end in different tokens: a completion that is scored later will count as one step", o.input);
+        warn("%s: steps end in different tokens: a completion that is scored later will count as one step",
+             data.shard->name);
     if (o.last_step) keep_last_steps(&data);
     open_work(r, longest, most);
     set_note(r, NULL, step); /* for states, which can be used as models */
     const bool stopped = train(r, &data, &val);
     if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
-        set_note(r, own ? &third : o.val ? &val : &data, step);
+        set_note(r, own ? &third : o.val.count ? &val : &data, step);
     close_run(r, stopped);
     for (int i = 0; i < 3; i++)
         if (all[i]) labelled_close(all[i]);

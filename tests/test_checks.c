@@ -15,7 +15,7 @@
 #include "files.h"                        /* files_path, files_get, files_put */
 #include "models.h"                       /* assert_near, json_line_of, json_number_of, json_text_of, ... */
 #include "run.h"                          /* sh, metric, has_metric */
-#include "shell.h"                        /* said, assert_holds, run, out, ... */
+#include "shell.h"                        /* assert_holds, said, run, out, ... */
 
 #define TINY "--layers 1 --width 16 --heads 1 --context 64 "
 

@@ -20,11 +20,11 @@
 #ifndef LLMC_RECORDS_EXAMPLES_H
 #define LLMC_RECORDS_EXAMPLES_H
 
-#include "../base/error.h"       /* xcalloc, error_set, Error */
+#include "../base/error.h"       /* xcalloc, Error, error_set */
 #include "../model/batch.h"      /* Batch */
 #include "../model/micro_plan.h" /* BatchSize */
 #include "../model/pack.h"       /* batch_segment, batch_completion, batch_target */
-#include "shard.h"               /* RECORD_PREFERENCE, Record, Shard, RecordKind, ... */
+#include "shard.h"               /* RECORD_PREFERENCE, Record, RecordKind, Shard, ... */
 
 typedef struct Example {
     const int32_t *prompt, *completion; /* tokens, valid as long as the Examples */
@@ -126,15 +126,16 @@ static inline bool examples_read(Examples *x, Error *e) {
     return ok;
 }
 
-/* kind: RECORD_UNPAIRED or RECORD_STEP; unpair: a preference shard is taken as well, each pair as two examples. Fails
+/* Opens n files as one shard. kind: RECORD_UNPAIRED or RECORD_STEP; unpair: a preference shard is taken as well, each pair as two examples. Fails
  * on a shard of another kind, with other labels, or without a record to train on. */
-static inline bool examples_open(Examples *x, const char *path, RecordKind kind, bool unpair, Error *e) {
+static inline bool examples_open_all(Examples *x, const char *const *paths, int n, RecordKind kind, bool unpair,
+                                     Error *e) {
     *x = (Examples){0};
-    if (!shard_open(&x->shard, path, e)) return false;
+    if (!shard_open_all(&x->shard, paths, n, false, e)) return false;
     const Shard *s = &x->shard;
     bool ok = s->kind == kind || (unpair && s->kind == RECORD_PREFERENCE);
     if (!ok)
-        error_set(e, "%s: contains %s records, expected %s records", path, record_kind_name(s->kind),
+        error_set(e, "%s: contains %s records, expected %s records", s->name, record_kind_name(s->kind),
                   record_kind_name(kind));
     const size_t count = (size_t)s->count * (s->kind == RECORD_PREFERENCE ? 2 : 1),
                  tokens = (size_t)s->total_tokens + count + 1; /* also for pairs without a completion */
@@ -145,6 +146,10 @@ static inline bool examples_open(Examples *x, const char *path, RecordKind kind,
     if (ok && examples_read(x, e)) return true;
     examples_close(x);
     return false;
+}
+
+static inline bool examples_open(Examples *x, const char *path, RecordKind kind, bool unpair, Error *e) {
+    return examples_open_all(x, &path, 1, kind, unpair, e);
 }
 
 /* The part of a batch that a record takes; every token has a row. */

@@ -42,16 +42,22 @@ static inline void labelled_close(Labelled *l) {
     else examples_close(&l->examples);
 }
 
-/* Fails if the shard is of another kind or has no usable record. unpair: for RECORD_UNPAIRED, a preference shard is
- * taken as well, each pair as a good and a bad completion. */
-static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind, bool unpair, Error *e) {
+/* Opens n files as one shard. Fails if it is of another kind or has no usable record. unpair: for
+ * RECORD_UNPAIRED, a preference shard is taken as well, each pair as a good and a bad completion. */
+static inline bool labelled_open_all(Labelled *l, const char *const *paths, int n, RecordKind kind, bool unpair,
+                                     Error *e) {
     *l = (Labelled){.kind = kind};
     const bool pairs = kind == RECORD_PREFERENCE;
-    if (!(pairs ? pairs_open(&l->pairs, path, e) : examples_open(&l->examples, path, kind, unpair, e))) return false;
+    if (!(pairs ? pairs_open_all(&l->pairs, paths, n, e) : examples_open_all(&l->examples, paths, n, kind, unpair, e)))
+        return false;
     l->shard = pairs ? &l->pairs.shard : &l->examples.shard;
     l->count = pairs ? l->pairs.count : l->examples.count;
     l->all = pairs ? l->pairs.shard.count : l->examples.count + l->examples.dropped;
     return true;
+}
+
+static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind, bool unpair, Error *e) {
+    return labelled_open_all(l, &path, 1, kind, unpair, e);
 }
 
 /* The number of rows that record i takes in a batch. shared: both completions of a pair share one copy of the

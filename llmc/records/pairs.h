@@ -19,7 +19,7 @@
 #ifndef LLMC_RECORDS_PAIRS_H
 #define LLMC_RECORDS_PAIRS_H
 
-#include "../base/error.h"       /* error_set, xcalloc, Error */
+#include "../base/error.h"       /* Error, error_set, xcalloc */
 #include "../model/batch.h"      /* Batch */
 #include "../model/micro_plan.h" /* BatchSize */
 #include "../model/pack.h"       /* batch_segment, batch_last_row, batch_target */
@@ -44,14 +44,14 @@ static inline void pairs_close(Pairs *p) {
     *p = (Pairs){0};
 }
 
-/* Fails on a shard of another kind or without a pair to train on. */
-static inline bool pairs_open(Pairs *p, const char *path, Error *e) {
+/* Opens n files as one shard. Fails on a shard of another kind or without a pair to train on. */
+static inline bool pairs_open_all(Pairs *p, const char *const *paths, int n, Error *e) {
     Record r = {0};
     *p = (Pairs){0};
-    if (!shard_open(&p->shard, path, e)) return false;
+    if (!shard_open_all(&p->shard, paths, n, false, e)) return false;
     const Shard *s = &p->shard;
     if (s->kind != RECORD_PREFERENCE) {
-        error_set(e, "%s: contains %s records, expected preference records", path, record_kind_name(s->kind));
+        error_set(e, "%s: contains %s records, expected preference records", s->name, record_kind_name(s->kind));
         pairs_close(p);
         return false;
     }
@@ -79,10 +79,12 @@ static inline bool pairs_open(Pairs *p, const char *path, Error *e) {
     record_free(&r);
     if (ok && !p->count)
         ok = error_set(e, "%s: no pair is left to train on: each of the %lld records lacks a prompt or a completion",
-                       path, (long long)s->count);
+                       s->name, (long long)s->count);
     if (!ok) pairs_close(p);
     return ok;
 }
+
+static inline bool pairs_open(Pairs *p, const char *path, Error *e) { return pairs_open_all(p, &path, 1, e); }
 
 /* The part of a batch that a pair takes. Scores need whole completions, so every token has a row. */
 static inline BatchSize pair_size(const Pair *p, bool shared) {

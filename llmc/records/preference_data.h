@@ -6,7 +6,8 @@
  * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *
  *     PreferenceData d;
- *     if (!preference_data_open(&d, "prefs.shard", false, &e)) die("%s", e.text);     // before trainer_open()
+ *     Inputs files = {0}; // inputs.h
+ *     if (!preference_data_open(&d, &files, false, &e)) die("%s", e.text);     // before trainer_open()
  *     if (!preference_data_fit(&d, true, 1024, seed, &e)) die("%s", e.text);          // fills d.pair[0 .. d.count)
  *     preference_data_close(&d);
  */
@@ -16,10 +17,11 @@
 #include "../base/error.h"  /* xcalloc, Error, error_set, warn, ... */
 #include "../base/random.h" /* RANDOM_SHUFFLE, Random, random_shuffle, random_start */
 #include "examples.h"       /* Example */
+#include "inputs.h"         /* Inputs */
 #include "labelled.h"       /* FIT_TRUNCATE, Labelled, labelled_close, labelled_fit, ... */
 #include "pairs.h"          /* Pair */
 #include "ref_logps.h"      /* ref_logps_data */
-#include "shard.h"          /* RECORD_PREFERENCE, RECORD_UNPAIRED, Shard */
+#include "shard.h"          /* RECORD_PREFERENCE, RECORD_UNPAIRED, RecordKind, Shard */
 
 typedef struct PreferenceData {
     bool unpaired; /* completions with labels, for KTO */
@@ -38,10 +40,12 @@ typedef struct PreferenceData {
     uint64_t fingerprint; /* hash of the tokens that they belong to */
 } PreferenceData;
 
-/* unpaired: the loss is one on completions with labels; otherwise on pairs. */
-static inline bool preference_data_open(PreferenceData *d, const char *path, bool unpaired, Error *e) {
+/* Opens the files as one shard. unpaired: the loss is one on completions with labels;
+ * otherwise on pairs. */
+static inline bool preference_data_open(PreferenceData *d, const Inputs *in, bool unpaired, Error *e) {
     *d = (PreferenceData){.unpaired = unpaired};
-    if (!labelled_open(&d->records, path, unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE, unpaired, e)) return false;
+    const RecordKind kind = unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE;
+    if (!labelled_open_all(&d->records, (const char *const *)in->path, in->count, kind, unpaired, e)) return false;
     d->shard = d->records.shard;
     return true;
 }

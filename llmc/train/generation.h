@@ -54,7 +54,6 @@
 #include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/cursor.h"       /* Cursor, cursor_free, cursor_new, cursor_next, ... */
-#include "../records/shard.h"        /* shard_open */
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
@@ -62,7 +61,7 @@
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
 #include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation_options.h"      /* GenerationOptions */
-#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
+#include "trainer.h"                 /* Trainer, trainer_open_shard, state_int, trainer_check_shard, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -123,7 +122,7 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     if (verify &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
-    if (!shard_open(&g->train.shard, o->input, &e)) die("%s", e.text);
+    trainer_open_shard(&g->train.shard, "-i/--input", &o->input, false);
 }
 
 static inline int generation_longest_prompt(const Generation *g) {
@@ -157,10 +156,10 @@ static inline void generation_open_prompts(Generation *g) {
     const int32_t limit = o->max_prompt < context - 1 ? (int32_t)o->max_prompt : context - 1;
     if (!prompts_read(&g->train, limit, &e)) die("%s", e.text);
     if (g->train.dropped)
-        warn("%s: %lld prompts are longer than %d tokens and are left out", o->input, (long long)g->train.dropped,
-             limit);
-    if (o->val) {
-        if (!shard_open(&g->val.shard, o->val, &e)) die("%s", e.text);
+        warn("%s: %lld prompts are longer than %d tokens and are left out", g->train.shard.name,
+             (long long)g->train.dropped, limit);
+    if (o->val.count) {
+        trainer_open_shard(&g->val.shard, "-j/--val", &o->val, false);
         trainer_check_shard(g->t, &g->val.shard);
         if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
     }
@@ -308,7 +307,7 @@ static inline void generation_close(Generation *g) {
     rollout_free(&g->engine);
     batch_free(&g->batch);
     prompts_close(&g->train);
-    if (g->o->val) prompts_close(&g->val);
+    if (g->o->val.count) prompts_close(&g->val);
 }
 
 /* ---- sampling and scoring -------------------------------------------------------------------------------------- */
@@ -364,7 +363,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     for (int32_t i = 0; i < n; i++)
         if (owner[i] == g->t->dist.rank)
             q[own++] = prompts_request(&g->train, scored[i * G].prompt, G, scored[i * G].id, out + i * G);
-    if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
+    if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
     for (int32_t i = 0; i < n * G; i++)

@@ -16,11 +16,12 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"    /* OPTION_INT, OPTION_TEXT, OPTION_GROUP, OPTION_REAL, ... */
+#include "../base/options.h"    /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
 #include "../rollout/rollout.h" /* ROLLOUT_SAMPLING_OPTIONS */
 
 typedef struct GenerationOptions {
-    const char *input, *val, *reward, *reward_cmd;
+    OptionList input, val;
+    const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
     bool eval_on_start;
     int64_t eval_steps, eval_prompts, eval_samples, sample_count;
@@ -45,9 +46,9 @@ static inline GenerationOptions generation_defaults(void) {
 // clang-format off
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
-    OPTION_TEXT("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on, made by make_tasks or make_shard"),                                        \
-    OPTION_TEXT("val",               'j', &(o).val,        "FILE", "held-out prompt shard"),                           \
+    OPTION_LIST("input",             'i', &(o).input,      "FILE",                                                     \
+                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated"),         \
+    OPTION_LIST("val",               'j', &(o).val,        "FILE", "held-out prompt shard, or a pattern; may be repeated"),                           \
     OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
     OPTION_REAL("num-train-epochs",  0,   &(o).epochs,     0.001, 1e6, "passes over the prompts")
 
@@ -83,10 +84,10 @@ static inline GenerationOptions generation_defaults(void) {
 /* Rejects options that have no effect together with the others. programs: reward programs are given. */
 static inline void generation_refuse_unused(const GenerationOptions *o, const Option *table, bool programs) {
     const OptionUse use[] = {
-        {&o->eval_on_start, o->val != NULL, "used only with --val"},
-        {&o->eval_steps, o->val != NULL, "used only with --val"},
-        {&o->eval_prompts, o->val != NULL, "used only with --val"},
-        {&o->eval_samples, o->val != NULL, "used only with --val"},
+        {&o->eval_on_start, o->val.count > 0, "used only with --val"},
+        {&o->eval_steps, o->val.count > 0, "used only with --val"},
+        {&o->eval_prompts, o->val.count > 0, "used only with --val"},
+        {&o->eval_samples, o->val.count > 0, "used only with --val"},
         {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);

@@ -27,10 +27,10 @@
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
     int64_t count = 0;
-    if (!g->o->val || g->judge || evaluation_verifiable(&g->val)) return;
+    if (!g->o->val.count || g->judge || evaluation_verifiable(&g->val)) return;
     if (!g->rewards.count || !prompts_scorable(&g->val, &g->rewards, &count, NULL))
         die("--val %s: no prompt has an answer that can be verified, and there is no other reward that could score it",
-            g->o->val);
+            g->val.shard.name);
 }
 
 /* Evaluates the model on held-out prompts, by their verifiers and by the reward model; logs the results and prints a
@@ -55,7 +55,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     v.outcome = outcome + cut[rank];
     if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, rewards, NULL,
                         NULL, &e))
-        die("%s: %s", g->o->val, e.text);
+        die("%s: %s", g->val.shard.name, e.text);
     dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
     evaluation_summarise(&v, outcome, count);
     v.outcome = NULL;
@@ -113,7 +113,7 @@ static inline void generation_compare(Generation *g, const Evaluation *before, c
 /* Prints greedy completions of the first held-out prompts, or of the first training prompts if there are none. */
 static inline void generation_show(Generation *g, const char *when) {
     Error e;
-    const Prompts *p = g->o->val ? &g->val : &g->train;
+    const Prompts *p = g->o->val.count ? &g->val : &g->train;
     Sampling how = g->sampling;
     how.temperature = 0;
     if (g->t->dist.rank) return;

@@ -190,7 +190,7 @@ static inline void online_draw_second(OnlinePairs *p) {
         p->second[i] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
         q[i] = prompts_request(&g->train, prompt, 1, p->second[i].id, &p->second[i].completion);
     }
-    if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->o->input, e.text);
+    if (!rollout_run(&p->other, &g->sampling, q, p->count, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     for (int32_t i = 0; i < p->count; i++)
         g->t->tokens += prompts_length(&g->train, p->second[i].prompt) + p->second[i].completion.count;
     free(q);

@@ -386,11 +386,18 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     return lora;
 }
 
-/* Opens the files of -i or -j (option) as one shard; token shards may be among them if `text`. */
-static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
+/* The files of -i or -j (option), for inputs_close(). */
+static inline Inputs trainer_inputs(const char *option, const OptionList *list) {
     Error e;
     Inputs files;
     if (!inputs_open(&files, option, list, &e)) usage_error("%s", e.text);
+    return files;
+}
+
+/* Opens the files of -i or -j (option) as one shard; token shards may be among them if `text`. */
+static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
+    Error e;
+    Inputs files = trainer_inputs(option, list);
     if (!shard_open_all(s, (const char *const *)files.path, files.count, text, &e)) die("%s", e.text);
     inputs_close(&files);
 }
