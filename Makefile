@@ -98,6 +98,8 @@ $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(COMPILE) $(VERSION) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
+generate: LDLIBS += -ledit
+
 llmc_mpi.so: llmc/dist/mpi.c
 	@mkdir -p $(BUILD)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) $(ARCH) $(STANDARD) -MF $(BUILD)/$@.d -fPIC -shared $< -o $@

@@ -30,6 +30,7 @@
 #include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
+#include "llmc/base/terminal.h"            /* terminal_escapes */
 #include "llmc/device.h"                   /* DeviceKind, DTYPE_AUTO, backend_open, device_dtype */
 #include "llmc/model/backend.h"            /* Backend, Device, Dtype */
 #include "llmc/model/batch.h"              /* Batch */
@@ -122,7 +123,7 @@ static void set_count(json_t *object, const char *key, int64_t value) {
 /* Updates the progress line if standard error is a terminal. done == all clears it. */
 static void progress(int64_t done, int64_t all, const char *what, double start) {
     const double seconds = clock_seconds() - start;
-    if (!isatty(STDERR_FILENO)) return;
+    if (!terminal_escapes(STDERR_FILENO)) return;
     if (done >= all) fputs("\r\033[K", stderr);
     else
         fprintf(stderr, "\r%lld of %lld %s, %.0f s left\033[K", (long long)done, (long long)all, what,

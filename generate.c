@@ -5,6 +5,9 @@
  *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     completes a file of prompts; one JSON line per completion
  *     ./generate -c sft.bin --chat                           holds a conversation
  *
+ * In a chat on a terminal, lines are edited by libedit and kept in a history. /help lists the commands: /system TEXT,
+ * /retry, /reset, /save FILE.
+ *
  * A prompt is a user message: the model's chat template is applied to it, as in training. With --raw there is no
  * template and the names of special tokens are recognised; use it to let a base model continue a text. An empty raw
  * prompt starts a document. Standard output receives only the completion (with --echo, the prompt and the completion),
@@ -30,11 +33,13 @@
 #include "data/row_messages.h"      /* RowMessages, row_messages_free */
 #include "data/rows.h"              /* Rows, row_encode, row_prompt */
 #include "llmc/base/clock.h"        /* clock_seconds */
-#include "llmc/base/error.h"        /* die, Error, usage_error, error_set, ... */
-#include "llmc/base/io.h"           /* Writer, magic_name, writer_abort, MAGIC_RECORDS, ... */
+#include "llmc/base/error.h"        /* die, Error, usage_error, xrealloc, ... */
+#include "llmc/base/io.h"           /* Writer, writer_abort, magic_name, writer_commit, ... */
 #include "llmc/base/jsonl.h"        /* jsonl_error, Jsonl, JSONL_BUFFER, JSONL_LINE_MAX, ... */
+#include "llmc/base/line_editor.h"  /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "llmc/base/options.h"      /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_END, ... */
-#include "llmc/base/program.h"      /* program_stopping, program_signal, program_on_signal, program_start */
+#include "llmc/base/program.h"      /* program_signal, program_stopping, program_on_signal, program_start */
+#include "llmc/base/terminal.h"     /* terminal_escapes */
 #include "llmc/base/text.h"         /* TokenList, TextBuffer, text_free, text_clear, ... */
 #include "llmc/device.h"            /* DTYPE_AUTO */
 #include "llmc/model/config.h"      /* gpt2_config_named */
@@ -62,7 +67,7 @@ static const Option options[] = {
     OPTION_TEXT("input",       'i', &o.input,   "FILE",
                 "prompts: a prompt shard, JSON Lines, or text with one prompt per line"),
     OPTION_FLAG("chat",        0,   &o.chat,
-                "hold a conversation; /reset starts a new one, Ctrl-C stops a completion"),
+                "hold a conversation; /help lists its commands, Ctrl-C stops a completion"),
     OPTION_TEXT("system",      0,   &o.system,  "TEXT", "system message before the prompt or the conversation"),
     OPTION_FLAG("raw",         0,   &o.raw,     "use the prompt without a chat template"),
     SAMPLING_OPTIONS(o.s),
@@ -417,7 +422,7 @@ static void many_prompts(const Items *items) {
             die("%s", e.text);
         }
         done += n;
-        if (isatty(STDERR_FILENO) && o.output)
+        if (terminal_escapes(STDERR_FILENO) && o.output)
             fprintf(stderr, "\r%lld of %lld prompts, %.0f tok/s\033[K", (long long)done, (long long)items->count,
                     (double)engine.tokens / (clock_seconds() - start));
     }
@@ -425,7 +430,7 @@ static void many_prompts(const Items *items) {
     const double seconds = clock_seconds() - start;
     if (o.input)
         fprintf(stderr, "%s%lld prompt%s, %lld completion%s, %lld tokens in %.2f s, %.0f tok/s\n",
-                isatty(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, PLURAL(done),
+                terminal_escapes(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, PLURAL(done),
                 (long long)(done * o.samples), PLURAL(done * o.samples), (long long)engine.tokens, seconds,
                 (double)engine.tokens / seconds);
     rollout_free(&engine);
@@ -487,18 +492,30 @@ static void chat_signals(bool waiting) {
     sigaction(SIGTERM, &stop, NULL);
 }
 
+/* Reads a line from a terminal or a file into *line, with its newline. Returns its length, or -1. */
+static ssize_t chat_line(LineEditor *editor, char **line, size_t *size) {
+    if (!editor->edit) return getline(line, size, stdin);
+    const char *edited = line_editor_read(editor);
+    if (!edited) return -1;
+    const size_t n = strlen(edited);
+    *line = (char *)xrealloc(*line, n + 1, 1);
+    *size = n + 1;
+    strcpy(*line, edited);
+    return (ssize_t)n;
+}
+
 /* Reads a line, without its newline. Returns -1 at the end of the input or after a signal to end. Ctrl-C starts a new
  * line. */
-static ssize_t chat_read(char **line, size_t *size) {
+static ssize_t chat_read(LineEditor *editor, char **line, size_t *size) {
     const bool terminal = isatty(STDIN_FILENO);
     for (;;) {
         if (*program_signal() == SIGINT) *program_signal() = 0; /* it arrived after the completion had ended */
         if (program_stopping()) return -1;
-        if (terminal) fputs("> ", stderr);
+        if (terminal && !editor->edit) fputs("> ", stderr);
         chat_signals(true);
         errno = 0;
-        ssize_t n = getline(line, size, stdin);
-        const bool interrupted = n < 0 && errno == EINTR;
+        ssize_t n = chat_line(editor, line, size);
+        const bool interrupted = n < 0 && (errno == EINTR || *program_signal() == SIGINT);
         chat_signals(false);
         if (program_stopping() && *program_signal() != SIGINT) return -1;
         if (interrupted) {
@@ -543,11 +560,93 @@ static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
     text_free(&said), text_free(&p.waiting);
 }
 
+/* ---- the commands of a chat ---- */
+
+/* Sets the system message; an empty one removes it. */
+static void chat_system(Chat *c, const char *text) {
+    Error e;
+    if (*text && !chat_find_section(&model.text.chat, "system", &e)) {
+        fprintf(stderr, "[%s]\n", e.text);
+        return;
+    }
+    if (c->kept) chat_remove(c, 0, 1);
+    c->kept = *text != 0;
+    if (*text) {
+        chat_add(c, "system", text);
+        const ChatMessage added = c->messages[c->count - 1];
+        memmove(c->messages + 1, c->messages, (size_t)(c->count - 1) * sizeof *c->messages);
+        c->messages[0] = added;
+    }
+    fprintf(stderr, "[the system message was %s]\n", *text ? "set" : "removed");
+}
+
+/* Writes the conversation as a line of JSON that make_shard reads. */
+static void chat_save(const Chat *c, const char *path) {
+    Error e;
+    Writer w;
+    if (!*path || c->count == c->kept) {
+        fprintf(stderr, "[%s]\n", *path ? "there is nothing to save yet" : "/save needs the name of a file");
+        return;
+    }
+    json_t *messages = json_array();
+    for (int i = 0; i < c->count; i++) {
+        char *content = utf8_copy(c->messages[i].content);
+        json_array_append_new(messages, json_pack("{s:s,s:s}", "role", c->messages[i].role, "content", content));
+        free(content);
+    }
+    json_t *row = json_pack("{s:o}", "messages", messages);
+    char *text = (char *)checked_object(json_dumps(row, JSON_COMPACT), "a line of JSON");
+    bool ok = writer_open(&w, path, &e);
+    if (ok) {
+        ok = writer_write(&w, text, strlen(text), &e) && writer_write(&w, "\n", 1, &e) && writer_commit(&w, &e);
+        writer_abort(&w);
+    }
+    if (ok) fprintf(stderr, "[%d messages were written to %s]\n", c->count, path);
+    else fprintf(stderr, "[%s]\n", e.text);
+    free(text), json_decref(row);
+}
+
+/* Removes the last answer. Returns whether its question is to be answered again. */
+static bool chat_retry(Chat *c) {
+    const bool any = c->count > c->kept && !strcmp(c->messages[c->count - 1].role, "assistant");
+    if (any) chat_remove(c, c->count - 1, 1);
+    else fputs("[there is no answer yet]\n", stderr);
+    return any;
+}
+
+static void chat_help(void) {
+    fputs("/help          this list\n"
+          "/system TEXT   sets the system message; without TEXT there is none\n"
+          "/retry         samples the last answer again\n"
+          "/reset         starts a new conversation\n"
+          "/save FILE     writes the conversation as a line of JSON for make_shard\n"
+          "Ctrl-C stops an answer, Ctrl-D ends. A message that begins with / needs a blank before it.\n",
+          stderr);
+}
+
+/* Carries out a command. Returns whether the last message is to be answered. */
+static bool chat_command(Chat *c, const char *line) {
+    const size_t n = strcspn(line, " ");
+    const char *argument = line + n + strspn(line + n, " ");
+    switch (option_choice_index("/help|/system|/retry|/reset|/save", n < 16 ? strndupa(line, n) : "")) {
+    case 0: chat_help(); return false;
+    case 1: chat_system(c, argument); return false;
+    case 2: return chat_retry(c);
+    case 3:
+        chat_remove(c, c->kept, c->count - c->kept);
+        fputs("[the conversation was reset]\n", stderr);
+        return false;
+    case 4: chat_save(c, argument); return false;
+    default: fprintf(stderr, "[%.*s is no command; /help lists them]\n", (int)n, line); return false;
+    }
+}
+
 static void chat(void) {
     Error e;
     Chat c = {.kept = o.system != NULL};
     Sequence s;
     TokenList ids = {0};
+    LineEditor editor;
     char *line = NULL;
     size_t size = 0;
     ssize_t n;
@@ -555,18 +654,18 @@ static void chat(void) {
     if (!chat_find_section(&model.text.chat, "user", &e)) die("%s", e.text);
     if (o.system && !chat_find_section(&model.text.chat, "system", &e)) die("--system: %s", e.text);
     if (o.system) chat_add(&c, "system", o.system);
-    for (uint64_t turn = 0; (n = chat_read(&line, &size)) >= 0;) {
+    line_editor_open(&editor, "> ");
+    for (uint64_t turn = 0; (n = chat_read(&editor, &line, &size)) >= 0;) {
         if (!n) continue;
-        if (!strcmp(line, "/reset")) {
-            chat_remove(&c, c.kept, c.count - c.kept);
-            fputs("[the conversation was reset]\n", stderr);
-        } else if (!check_text(line, (size_t)n, &e)) {
+        if (!check_text(line, (size_t)n, &e)) {
             fprintf(stderr, "[%s]\n", e.text);
-        } else {
-            chat_add(&c, "user", line);
-            chat_turn(&c, &s, &ids, turn++);
+            continue;
         }
+        if (*line != '/') chat_add(&c, "user", line);
+        else if (!chat_command(&c, line)) continue;
+        chat_turn(&c, &s, &ids, turn++);
     }
+    line_editor_close(&editor);
     chat_remove(&c, 0, c.count);
     free(c.messages), free(line);
     token_list_free(&ids), sequence_free(&s);

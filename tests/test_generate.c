@@ -3,15 +3,18 @@
  *
  * The models are made here. Needs ./generate. */
 #include "../llmc/base/error.h"     /* xstrdup, xcalloc, Error */
-#include "../llmc/base/text.h"      /* TextBuffer, text_free, text_append, text_string */
+#include "../llmc/base/text.h"      /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../llmc/cpu/cpu.h"        /* backend_cpu */
 #include "../llmc/model/config.h"   /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"    /* Model, model_free, model_init, model_new */
 #include "../llmc/records/shard.h"  /* RECORD_PROMPT, ShardWriter, RECORD_CHAT, Record, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_decode */
-#include "files.h"                  /* files_directory, files_path, text_of */
-#include "models.h"                 /* refused, json_line_of, json_text_of, lines_of, ... */
+#include "files.h"                  /* files_path, files_directory, text_of */
+#include "models.h"                 /* refused, json_text_of, json_line_of, lines_of, ... */
 #include "shell.h"                  /* out, run, said, assert_holds, ... */
+#include <poll.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <time.h>
 
 static Model chance; /* random.bin; chat.bin: with ChatML; bare.bin: without a tokenizer */
@@ -375,6 +378,110 @@ static void chat_is_the_conversation(void **state) {
     assert_memory_not_equal(answer, out, strlen(answer));
 }
 
+/* The commands of a chat, from a file: no line editing. */
+static void chat_commands(void **state) {
+    (void)state;
+    const char *const start = "./generate -c $T/chat.bin --chat --temperature 0 -g 12 ";
+    char command[400];
+    snprintf(command, sizeof command, "printf '/system Brief.\\nhi\\n' | %s", start);
+    run(0, command);
+    char *brief = xstrdup(out);
+    assert_holds(said, "[the system message was set]");
+    snprintf(command, sizeof command, "printf 'hi\\n' | %s --system Brief.", start);
+    run(0, command);
+    assert_string_equal(out, brief);
+    snprintf(command, sizeof command, "printf '/system\\nhi\\n/retry\\n' | %s --system Brief.", start);
+    run(0, command); /* removed, and a greedy answer is the same again */
+    assert_int_equal(lines_of(out), 2);
+    assert_memory_equal(out, strchr(out, '\n') + 1, strlen(out) / 2);
+    snprintf(command, sizeof command, "printf 'hi\\n' | %s", start);
+    run(0, command);
+    char *plain = xstrdup(out);
+    snprintf(command, sizeof command,
+             "printf \"/retry\\n/save\\n/save $T/talk\\n/what now\\n/help\\nhi\\n/save $T/talk\\n\" | %s", start);
+    run(0, command);
+    assert_string_equal(out, plain);
+    static const char *const parts[] = {"[there is no answer yet]",
+                                        "[/save needs the name of a file]",
+                                        "[there is nothing to save yet]",
+                                        "[/what is no command; /help lists them]",
+                                        "/system TEXT ",
+                                        "[2 messages were written to "};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) assert_holds(said, parts[i]);
+    run(0, "cat $T/talk"); /* what is saved is the conversation */
+    json_t *row = json_line_of(out, 0), *messages = json_object_get(row, "messages");
+    assert_int_equal(json_array_size(messages), 2);
+    assert_string_equal(json_text_of(json_array_get(messages, 0), "content"), "hi");
+    plain[strlen(plain) - 1] = 0;
+    assert_string_equal(json_text_of(json_array_get(messages, 1), "content"), plain);
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 12 -i $T/talk"); /* its last answer is ignored */
+    json_t *again = json_line_of(out, 0);
+    assert_string_equal(json_text_of(again, "completion"), plain);
+    json_decref(row), json_decref(again);
+    free(plain), free(brief);
+    snprintf(command, sizeof command, "printf 'hi\\n/save /nonexistent/x\\n' | %s", start);
+    run(0, command);
+    assert_holds(said, "[/nonexistent/x: ");
+}
+
+/* Reads from the terminal until it has shown `part`, or fails after some seconds. */
+static void terminal_shows(int terminal, TextBuffer *seen, const char *part) {
+    for (int i = 0; i < 600; i++) {
+        char bytes[4096];
+        struct pollfd wait = {.fd = terminal, .events = POLLIN};
+        if (seen->length && strstr(seen->text, part)) {
+            text_clear(seen);
+            return;
+        }
+        const ssize_t n = poll(&wait, 1, 50) > 0 ? read(terminal, bytes, sizeof bytes) : 0;
+        if (n > 0) text_append(seen, bytes, (size_t)n);
+    }
+    fail_msg("the terminal did not show %s: %s", part, seen->length ? seen->text : "");
+}
+
+static void type(int terminal, const char *keys) {
+    assert_int_equal(write(terminal, keys, strlen(keys)), strlen(keys));
+}
+
+/* On a terminal, lines are edited and the earlier ones come back; Ctrl-C drops a line and Ctrl-D ends. */
+static void chat_on_a_terminal(void **state) {
+    (void)state;
+    int terminal;
+    TextBuffer seen = {0};
+    const struct winsize size = {.ws_row = 24, .ws_col = 200};
+    const pid_t pid = forkpty(&terminal, NULL, NULL, &size);
+    assert_true(pid >= 0);
+    if (!pid) {
+        setenv("TERM", "xterm", 1);
+        setenv("LC_ALL", "C.UTF-8", 1);
+        execl("./generate", "generate", "-c", files_path("chat.bin"), "--chat", "--temperature", "0", "-g", "3", NULL);
+        _exit(99);
+    }
+    char saved[200];
+    snprintf(saved, sizeof saved, "/save %s\r", files_path("typed.json"));
+    terminal_shows(terminal, &seen, "> ");
+    type(terminal, "hxy\x7f\x7fi\xC3\xA9\r");                   /* two characters are deleted */
+    terminal_shows(terminal, &seen, "--max-new-tokens]\r\n> "); /* the prompt: keys are read one by one again */
+    type(terminal, "not sent");
+    terminal_shows(terminal, &seen, "not sent");
+    type(terminal, "\x03");
+    terminal_shows(terminal, &seen, "[Ctrl-D ends]\r\n> ");
+    type(terminal, "\x1b[A!\r"); /* the line before, with one more character */
+    terminal_shows(terminal, &seen, "--max-new-tokens]\r\n> ");
+    type(terminal, saved);
+    terminal_shows(terminal, &seen, "typed.json]\r\n> ");
+    type(terminal, "\x04");
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && !WEXITSTATUS(status));
+    close(terminal), text_free(&seen);
+    run(0, "cat $T/typed.json");
+    json_t *row = json_line_of(out, 0), *messages = json_object_get(row, "messages");
+    assert_string_equal(json_text_of(json_array_get(messages, 0), "content"), "hi\xC3\xA9");
+    assert_string_equal(json_text_of(json_array_get(messages, 2), "content"), "hi\xC3\xA9!");
+    json_decref(row);
+}
+
 /* The oldest turns are dropped when the context is full. A message that does not fit at all is refused, and the chat
  * continues. */
 static void chat_overflows(void **state) {
@@ -580,6 +687,8 @@ int main(void) {
         cmocka_unit_test(raw_prompts),
         cmocka_unit_test(prompts_of_all_kinds),
         cmocka_unit_test(chat_is_the_conversation),
+        cmocka_unit_test(chat_commands),
+        cmocka_unit_test(chat_on_a_terminal),
         cmocka_unit_test(chat_overflows),
         cmocka_unit_test(signals),
         cmocka_unit_test(bad_input),

@@ -3,6 +3,7 @@
 #include "../llmc/base/clock.h"            /* clock_date */
 #include "../llmc/base/error.h"            /* Error, xstrdup, xcalloc, xmalloc */
 #include "../llmc/base/json_text.h"        /* json_number_text, json_dump_short */
+#include "../llmc/base/text.h"             /* utf8_copy */
 #include "../llmc/report/chart.h"          /* chart_round, chart_smooth, chart_path, Chart, ... */
 #include "../llmc/report/chart_data.h"     /* chart_data */
 #include "../llmc/report/chart_text.h"     /* chart_tick, chart_value */

@@ -9,8 +9,9 @@
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/options.h"  /* OPTION_FLAG, OPTION_INT, OPTION_REAL, OPTION_TEXT, ... */
 #include "../llmc/base/suggest.h"  /* suggest_distance */
-#include "../llmc/base/terminal.h" /* terminal_width, TERMINAL_NARROWEST, terminal_columns */
+#include "../llmc/base/terminal.h" /* terminal_width, terminal_colors, TERMINAL_NARROWEST, terminal_columns, ... */
 #include <fcntl.h>
+#include <pty.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -534,6 +535,32 @@ static void test_width(void **state) {
     unsetenv("COLUMNS");
 }
 
+static void test_colors(void **state) {
+    (void)state;
+    static const struct {
+        const char *kind, *no;
+        bool escapes, colors;
+    } cases[] = {{"xterm", NULL, true, true},  {"xterm", "", true, true}, {"xterm", "1", true, false},
+                 {"dumb", NULL, false, false}, {"", NULL, false, false},  {NULL, NULL, false, false}};
+    int master, slave, ends[2];
+    char *kind = getenv("TERM") ? strdup(getenv("TERM")) : NULL,
+         *no = getenv("NO_COLOR") ? strdup(getenv("NO_COLOR")) : NULL;
+    assert_int_equal(openpty(&master, &slave, NULL, NULL, NULL) | pipe(ends), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (cases[i].kind) setenv("TERM", cases[i].kind, 1);
+        else unsetenv("TERM");
+        if (cases[i].no) setenv("NO_COLOR", cases[i].no, 1);
+        else unsetenv("NO_COLOR");
+        assert_int_equal(terminal_escapes(slave), cases[i].escapes);
+        assert_int_equal(terminal_colors(slave), cases[i].colors);
+        assert_false(terminal_colors(ends[1]));
+    }
+    if (kind) setenv("TERM", kind, 1);
+    if (no) setenv("NO_COLOR", no, 1);
+    free(kind), free(no);
+    close(master), close(slave), close(ends[0]), close(ends[1]);
+}
+
 /* A value longer than the table's column is truncated without an overflow. */
 static void test_long_values(void **state) {
     (void)state;
@@ -633,27 +660,17 @@ static void test_programs_version(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_every_kind),
-        cmocka_unit_test(test_integers),
-        cmocka_unit_test(test_reals),
-        cmocka_unit_test(test_choices),
-        cmocka_unit_test(test_unknown),
-        cmocka_unit_test(test_suggestions),
-        cmocka_unit_test(test_distance),
-        cmocka_unit_test(test_abbreviations),
-        cmocka_unit_test(test_other_names),
-        cmocka_unit_test(test_config),
-        cmocka_unit_test(test_config_round_trip),
-        cmocka_unit_test(test_words),
-        cmocka_unit_test(test_help),
-        cmocka_unit_test(test_version),
-        cmocka_unit_test(test_print),
-        cmocka_unit_test(test_width),
-        cmocka_unit_test(test_long_values),
-        cmocka_unit_test(test_letters),
-        cmocka_unit_test(test_programs_help),
-        cmocka_unit_test(test_programs_version),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_every_kind),
+        cmocka_unit_test(test_integers),      cmocka_unit_test(test_reals),
+        cmocka_unit_test(test_choices),       cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_suggestions),   cmocka_unit_test(test_distance),
+        cmocka_unit_test(test_abbreviations), cmocka_unit_test(test_other_names),
+        cmocka_unit_test(test_config),        cmocka_unit_test(test_config_round_trip),
+        cmocka_unit_test(test_words),         cmocka_unit_test(test_help),
+        cmocka_unit_test(test_version),       cmocka_unit_test(test_print),
+        cmocka_unit_test(test_width),         cmocka_unit_test(test_colors),
+        cmocka_unit_test(test_long_values),   cmocka_unit_test(test_letters),
+        cmocka_unit_test(test_programs_help), cmocka_unit_test(test_programs_version),
     };
     return cmocka_run_group_tests_name("options", tests, NULL, NULL);
 }

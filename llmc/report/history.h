@@ -13,7 +13,8 @@
 #ifndef LLMC_REPORT_HISTORY_H
 #define LLMC_REPORT_HISTORY_H
 
-#include "../base/error.h" /* xrealloc, error_set, Error, die, ... */
+#include "../base/error.h" /* xrealloc, error_set, Error */
+#include "../base/text.h"  /* utf8_copy */
 #include <jansson.h>
 #include <math.h>
 
@@ -54,36 +55,6 @@ typedef struct History {
 } History;
 
 /* ---- text ---- */
-
-/* Length in bytes of the well-formed UTF-8 character at s, or 0 if there is none (Unicode 15, table 3-7). s has n >= 1
- * bytes. */
-static inline size_t utf8_character(const unsigned char *s, size_t n) {
-    if (s[0] < 0x80) return 1;
-    const size_t length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
-    if (!length || length > n) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((s[i] & 0xC0) != 0x80) return 0;
-    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF0 && s[1] < 0x90) ||
-        (s[0] == 0xF4 && s[1] > 0x8F))
-        return 0; /* over-long, a surrogate, or past U+10FFFF */
-    return length;
-}
-
-/* Returns a copy of text with U+FFFD for every byte that belongs to no character; NULL for NULL. */
-static inline char *utf8_copy(const char *text) {
-    if (!text) return NULL;
-    const size_t n = strlen(text);
-    size_t m = 0, good;
-    if (n > SIZE_MAX / 3 - 1) die("out of memory: cannot copy a text of %zu bytes", n);
-    char *copy = (char *)xmalloc(3 * n + 1);
-    for (size_t i = 0; i < n; i += good ? good : 1) {
-        good = utf8_character((const unsigned char *)text + i, n - i);
-        memcpy(copy + m, good ? text + i : "\xEF\xBF\xBD", good ? good : 3);
-        m += good ? good : 3;
-    }
-    copy[m] = 0;
-    return (char *)xrealloc(copy, m + 1, 1);
-}
 
 /* ---- filling in ---- */
 

@@ -40,6 +40,7 @@
 #include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
 #include "../base/json_text.h" /* json_number_text */
 #include "../base/terminal.h"  /* terminal_escapes, terminal_width */
+#include "../base/text.h"      /* utf8_copy */
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */

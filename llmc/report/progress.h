@@ -7,7 +7,7 @@
 #ifndef LLMC_REPORT_PROGRESS_H
 #define LLMC_REPORT_PROGRESS_H
 
-#include "history.h" /* utf8_character */
+#include "../base/text.h" /* utf8_length */
 
 /* 75 -> "1:15", 3700 -> "1:01:40", 200000 -> "2d 07:33" */
 static inline void progress_duration(double seconds, char *text, size_t size) {
@@ -42,7 +42,7 @@ static inline void progress_draw(char *line, size_t size, int width, int64_t ste
     size_t bytes = 0;
     const size_t n = strlen(line);
     for (int column = 0; bytes < n && column < width; column++) { /* truncate at the width, between characters */
-        const size_t character = utf8_character((const unsigned char *)line + bytes, n - bytes);
+        const size_t character = (size_t)utf8_length(line + bytes, n - bytes);
         bytes += character ? character : 1;
     }
     line[bytes] = 0;
