@@ -430,6 +430,7 @@ static void test_config_round_trip(void **state) {
         free(w.sets.items), free((char *)w.input);
     }
     Error e;
+    v = initial();
     v.input = "\xff";
     assert_false(options_write(to, config(""), NULL, &e));
     assert_non_null(strstr(e.text, "cannot be written as YAML"));
