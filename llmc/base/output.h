@@ -15,7 +15,7 @@
 #ifndef LLMC_BASE_OUTPUT_H
 #define LLMC_BASE_OUTPUT_H
 
-#include "error.h" /* Error, error_set, xrealloc */
+#include "error.h" /* Error, error_set, xrealloc, xstrdup */
 #include "io.h"    /* XXH3_64bits, io_target */
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -25,7 +25,8 @@
 typedef enum { OUTPUT_READ, OUTPUT_WRITTEN, OUTPUT_STATE, OUTPUT_RESUMED } OutputUse;
 
 typedef struct OutputPath {
-    const char *option, *path; /* option: its name, without hyphens */
+    const char *option; /* its name, without hyphens */
+    char *path;
     OutputUse use;
     dev_t device, folder_device;
     ino_t inode, folder;
@@ -48,7 +49,7 @@ static inline void output_add(OutputPaths *p, const char *option, const char *pa
     char *target = io_target(path);
     for (size_t n = target ? strlen(target) : 0; n > 1 && target[n - 1] == '/'; n--) target[n - 1] = 0;
     char *slash = target ? strrchr(target, '/') : NULL;
-    OutputPath add = {.option = option, .path = path, .use = use, .exists = exists};
+    OutputPath add = {.option = option, .use = use, .exists = exists};
     if (target) {
         const char *name = slash ? slash + 1 : target;
         add.name = XXH3_64bits(name, strlen(name));
@@ -58,6 +59,7 @@ static inline void output_add(OutputPaths *p, const char *option, const char *pa
             add.folder = folder.st_ino;
             if (exists) add.device = file.st_dev;
             if (exists) add.inode = file.st_ino;
+            add.path = xstrdup(path);
             p->path = (OutputPath *)xrealloc(p->path, (size_t)p->count + 1, sizeof *p->path);
             p->path[p->count++] = add;
         }
@@ -107,6 +109,7 @@ static inline bool output_lock(const OutputPaths *p, Error *e) {
 }
 
 static inline void output_free(OutputPaths *p) {
+    for (int i = 0; i < p->count; i++) free(p->path[i].path);
     free(p->path);
     *p = (OutputPaths){0};
 }

@@ -36,7 +36,7 @@
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
 #include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OUTPUT_RESUMED, ... */
-#include "../base/program.h"           /* program_bytes, program_peak_memory, program_stopping */
+#include "../base/program.h"           /* program_bytes, program_peak_memory, program_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
 #include "../dist/dist.h"              /* dist_total, dist_any, Dist, dist_close, ... */
@@ -183,7 +183,7 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     const bool lines = o->metrics && strcmp(o->metrics, "-");
     char *state = trainer_state_path(o), *samples = lines ? metrics_samples_path(o->metrics) : NULL;
     for (const Option *i = table; i->kind != OPT_END; i++) {
-        if (resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
+        if (i->kind == OPT_TEXT && resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
             output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
         if (i->kind == OPT_LIST && !strcmp(i->argument, "FILE")) {
             Inputs files;
