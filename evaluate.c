@@ -25,7 +25,8 @@
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
-#include "llmc/base/io.h"                  /* magic_name, MAGIC_RECORDS, Writer, writer_abort, ... */
+#include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_any */
+#include "llmc/base/io.h"                  /* Writer, writer_abort, writer_commit, writer_open */
 #include "llmc/base/json_text.h"           /* json_dump_short */
 #include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
@@ -731,11 +732,10 @@ int main(int argc, char **argv) {
     Shard shard = {0};
     if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
     const bool records = file.magic == MAGIC_RECORDS;
+    char kinds[FILE_KIND_TEXT];
     if (!data_file_is_shard(&file))
         die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", file.name,
-            magic_name(file.magic) ? magic_name(file.magic)
-            : file.n               ? "not a shard"
-                                   : "an empty file");
+            file_kind_any(file.bytes, file.n < FILE_KIND_BYTES ? file.n : FILE_KIND_BYTES, kinds));
     if (records && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
     const char *kind = records ? record_kind_name(shard.kind) : "tokens";
     const bool scored = records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT;

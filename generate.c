@@ -34,7 +34,8 @@
 #include "data/rows.h"              /* Rows, row_encode, row_prompt */
 #include "llmc/base/clock.h"        /* clock_seconds */
 #include "llmc/base/error.h"        /* die, Error, usage_error, xrealloc, ... */
-#include "llmc/base/io.h"           /* Writer, writer_abort, magic_name, writer_commit, ... */
+#include "llmc/base/file_kind.h"    /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
+#include "llmc/base/io.h"           /* Writer, writer_abort, writer_commit, writer_open, ... */
 #include "llmc/base/jsonl.h"        /* jsonl_error, Jsonl, JSONL_BUFFER, JSONL_LINE_MAX, ... */
 #include "llmc/base/line_editor.h"  /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "llmc/base/options.h"      /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_END, ... */
@@ -348,7 +349,7 @@ static void add_file(Items *items, DataFile *f, const Shard *shard) {
             memmove(f->bytes, f->bytes + 3, f->n + 1);
         }
         const size_t blank = strspn(f->bytes, " \t\r\n");
-        if (f->bytes[blank] == '{') add_jsonl(items, f);
+        if (f->bytes[blank] == '{' || f->bytes[blank] == '[') add_jsonl(items, f);
         else add_lines(items, f);
     }
     if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it contains no prompts");
@@ -730,8 +731,9 @@ int main(int argc, char **argv) {
     if (o.input) {
         if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
         is_shard = file.magic == MAGIC_RECORDS;
-        if (!is_shard && magic_name(file.magic))
-            die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, magic_name(file.magic));
+        char text[FILE_KIND_TEXT];
+        if (!is_shard && file_kind_text(file.bytes, file.n, text))
+            die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, text);
         if (is_shard && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
         if (is_shard && (o.system || o.raw))
             usage_error("--system and --raw: cannot be used with a shard, whose prompts are already tokens");

@@ -6,28 +6,34 @@
  */
 #include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits, XXH3_64bits_withSeed */
-#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_skip, jsonl_close, jsonl_error, ... */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
-#include "../llmc/base/text.h"            /* text_clear, TextBuffer, TokenList, text_append, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, text_clear, text_free, TokenList, ... */
+#include "../llmc/model/model_file.h"     /* model_read_texts */
+#include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
 #include "../llmc/text/chat.h"            /* chat_template_parse, chat_add_specials, chat_stop_token */
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_token */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_load, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
+#include <ctype.h>
+#include <glob.h>
 #include <signal.h>
 
 static struct {
     OptionList inputs;
-    const char *output, *val_output, *tokenizer, *template, *separator, *template_path, *template_kwargs, *date;
+    const char *output, *val_output, *tokenizer, *template, *separator, *template_path, *template_kwargs, *date, *model;
     int kind, truncation;
     int64_t max_tokens, limit, seed;
     double val_fraction;
     bool skip_bad, quiet, assistant_only, help_fields;
-} o = {.tokenizer = "bytes", .template = "auto", .assistant_only = true};
+} o = {.template = "auto", .assistant_only = true};
+
+static char *model_template; /* of --model, or NULL */
 
 static Rows rows = {.step_separator = "\\n"};
 
@@ -37,7 +43,9 @@ static Rows rows = {.step_separator = "\\n"};
 
 static const Option options[] = {
     OPTION_GROUP("Input and output"),
-    OPTION_LIST("input", 'i', &o.inputs, "FILE", "JSONL or plain text; - is standard input; may be repeated"),
+    OPTION_LIST(
+        "input", 'i', &o.inputs, "FILE",
+        "JSON lines, a JSON array or plain text, also .gz or .zst, or a pattern; - is standard input; may be repeated"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write; - is standard output, .zst compresses"),
     OPTION_CHOICE("kind", 0, &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
                   "kind of shard; auto decides by the first line"),
@@ -49,9 +57,13 @@ static const Option options[] = {
     OPTION_FLAG("skip-bad", 0, &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
     OPTION_FLAG("quiet", 0, &o.quiet, "print no summary, only warnings"),
     OPTION_GROUP("Tokens"),
-    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC", "bytes, a directory, tokenizer.json, or vocab.json:merges.txt"),
-    OPTION_TEXT("template", 0, &o.template, "SPEC",
-                "chatml, llama, plain or a custom template (see above); auto: chatml for messages, else plain"),
+    OPTION_TEXT("model", 0, &o.model, "FILE",
+                "the model that will be trained on the shard: its tokenizer and chat template, unless they are given"),
+    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+                "bytes, a directory, tokenizer.json, or vocab.json:merges.txt; if unset, bytes"),
+    OPTION_TEXT(
+        "template", 0, &o.template, "SPEC",
+        "chatml, llama, plain or a custom template (see above); auto: the model's, else chatml for messages, else plain"),
     OPTION_TEXT(
         "chat-template-path", 0, &o.template_path, "PATH",
         "a model's folder, chat_template.jinja or tokenizer_config.json: its own template, instead of --template"),
@@ -120,6 +132,7 @@ static const OptionAbout about = {
     "  make_shard -i gsm8k.jsonl -o tasks.shard --prompt-field question --answer-field answer --task gsm8k\n"
     "  make_shard -i gsm8k.jsonl -o sft.shard --prompt-field question --completion-field answer\n"
     "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard --tokenizer gpt2/\n"
+    "  make_shard -i prompts.jsonl -o prompts.shard --model sft.safetensors\n"
     "  make_shard -i chats.jsonl -o chats.shard --tokenizer Qwen3-0.6B --chat-template-path Qwen3-0.6B\n"
     "  make_shard -i book.txt -o book.bin --tokenizer vocab.json:merges.txt"};
 
@@ -378,8 +391,11 @@ static bool row_has_turns(json_t *row) {
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
     settle_kind(j, row);
-    rows.texts = !o.template_path && !strcmp(o.template, "auto") && !(row && row_has_turns(row));
-    const char *spec = strcmp(o.template, "auto") ? o.template : rows.texts ? "plain" : "chatml";
+    rows.texts = !model_template && !o.template_path && !strcmp(o.template, "auto") && !(row && row_has_turns(row));
+    const char *spec = strcmp(o.template, "auto") ? o.template
+                       : model_template           ? model_template
+                       : rows.texts               ? "plain"
+                                                  : "chatml";
     if (o.template_path) open_model_template();
     else if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
     const int32_t vocab = rows.tokenizer.vocab;
@@ -429,17 +445,57 @@ static void read_lines(Jsonl *j) {
     }
 }
 
+/* Whether a text looks like a table of separated values: two lines or more whose first has names alone, with the same
+ * number of separators. *name: that of the separator. */
+static bool looks_like_table(const char *text, size_t n, const char **name) {
+    static const struct {
+        char byte;
+        const char *name;
+    } kinds[] = {{',', "commas (CSV)"}, {'\t', "tabs (TSV)"}, {';', "semicolons"}};
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        size_t counts[2] = {0, 0}, at = 0;
+        bool names = true;
+        for (int line = 0; line < 2 && at < n; line++, at++)
+            for (; at < n && text[at] != '\n'; at++) {
+                counts[line] += text[at] == kinds[k].byte;
+                if (!line && text[at] != kinds[k].byte)
+                    names = names && (isalnum((unsigned char)text[at]) || strchr("_\"-.\r", text[at]));
+            }
+        *name = kinds[k].name;
+        if (names && counts[0] && counts[1] >= counts[0]) return true;
+    }
+    return false;
+}
+
+/* Refuses a file that is not a text for a language model. */
+static void check_text(const Jsonl *j, const TextBuffer *text) {
+    const char *name;
+    Error e;
+    if (memchr(text->text, 0, text->length)) error_set(&e, "%s: is binary: it contains the byte 0", j->name);
+    else if (o.kind == ROW_TEXT) return;
+    else if (!text->length) error_set(&e, "%s: is empty", j->name);
+    else if (looks_like_table(text->text, text->length, &name))
+        error_set(&e,
+                  "%s: is a table with %s, expected JSON lines; convert it: python3 -c 'import pandas, sys; "
+                  "pandas.read_csv(sys.argv[1], sep=None, engine=\"python\").to_json(sys.argv[2], orient=\"records\", "
+                  "lines=True)' IN OUT; --kind text reads it as a text",
+                  j->name, name);
+    else return;
+    fail(&e);
+}
+
 /* Reads plain text. The end-of-text token precedes each document, as in llm.c's shards. */
 static void read_text(Jsonl *j) {
     Error e;
     TextBuffer all = {0};
-    if (!rows.chat.spec) settle(j, NULL);
-    if (rows.kind != ROW_TEXT) {
+    if (rows.kind != ROW_TEXT && rows.kind != ROW_AUTO) {
         error_set(&e, "%s: is plain text, expected JSONL of kind %s", j->name, record_kind_name((RecordKind)rows.kind));
         fail(&e);
     }
     text_clear(&all);
     if (!jsonl_rest(j, &all, &e)) fail(&e);
+    check_text(j, &all);
+    if (!rows.chat.spec) settle(j, NULL);
     const size_t valid = utf8_valid(all.text, all.length), mark = o.separator ? strlen(o.separator) : 0;
     if (valid < all.length) {
         long long line = 1;
@@ -472,6 +528,12 @@ static void summarize(int64_t skipped, const Error *first) {
         if (s->records) fprintf(stderr, " (longest %d, mean %.1f)", s->longest, (double)s->tokens / (double)s->records);
         if (rows.kind == ROW_CHAT && s->tokens)
             fprintf(stderr, ", %.1f %% of them trained on", 100.0 * (double)s->trained / (double)s->tokens);
+        if (rows.kind != ROW_TEXT)
+            fprintf(stderr, "; template %s%s",
+                    rows.chat.model               ? "of the model"
+                    : strlen(rows.chat.spec) < 20 ? rows.chat.spec
+                                                  : "of your own",
+                    rows.texts ? ", the default for texts (for a chat model, give --model or --template)" : "");
         fputc('\n', stderr);
     }
     if (skipped) warn("invalid lines skipped: %lld (first: %s)", (long long)skipped, first->text);
@@ -508,10 +570,28 @@ static void check_patterns(void) {
     }
 }
 
+/* Replaces inputs that are patterns, such as data/part-*.jsonl, by the files that they match, in order. */
+static void expand_inputs(void) {
+    OptionList all = {0};
+    for (int i = 0; i < o.inputs.count; i++) {
+        const char *path = o.inputs.items[i];
+        glob_t found = {0};
+        const bool pattern = strpbrk(path, "*?[") && access(path, F_OK);
+        if (pattern && glob(path, 0, NULL, &found)) usage_error("-i %s: no file matches", path);
+        for (size_t k = 0; k < (pattern ? found.gl_pathc : 1); k++) {
+            all.items = xrealloc(all.items, (size_t)all.count + 1, sizeof *all.items);
+            all.items[all.count++] = pattern ? xstrdup(found.gl_pathv[k]) : path;
+        }
+        globfree(&found);
+    }
+    o.inputs = all;
+}
+
 static void check_options(void) {
     static const char *const standard_input = "-";
     if (!o.output) usage_error("-o/--output is required");
     if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
+    expand_inputs();
     if (!o.inputs.count) o.inputs = (OptionList){(const char **)&standard_input, 1};
     if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
@@ -535,10 +615,48 @@ static void check_options(void) {
              rows.task_name);
 }
 
-/* Whether the name ends in .jsonl or .json (or these and .zst): such a file is never read as plain text. */
+/* Whether the name ends in .jsonl or .json (or these and .zst or .gz): such a file is never read as plain text. */
 static bool named_jsonl(const char *path) {
-    const char *zst = strstr(path, ".zst"), *end = zst && !zst[4] ? zst : path + strlen(path);
+    const size_t n = strlen(path);
+    const char *end = path + n -
+                      (n > 4 && !strcmp(path + n - 4, ".zst")  ? 4
+                       : n > 3 && !strcmp(path + n - 3, ".gz") ? 3
+                                                               : 0);
     return (end - path > 6 && !memcmp(end - 6, ".jsonl", 6)) || (end - path > 5 && !memcmp(end - 5, ".json", 5));
+}
+
+/* Reads the tokenizer and the chat template of --model. */
+static void open_model(void) {
+    ModelFile f;
+    Error e;
+    if (!model_read_texts(&f, o.model, &e)) die("--model %s", e.text);
+    if (!f.tokenizer && !o.tokenizer) die("--model %s: the model has no tokenizer; give one with --tokenizer", o.model);
+    if (!o.tokenizer && !tokenizer_load(&rows.tokenizer, f.tokenizer, f.tokenizer_bytes, &e))
+        die("--model %s: %s", o.model, e.text);
+    model_template = xstrdup(f.chat_template ? f.chat_template : "plain");
+    if (f.note) warn("%s", f.note);
+    model_file_free(&f);
+}
+
+/* Opens the tokenizer: --tokenizer, else that of --model, else bytes. */
+static void open_tokenizer(void) {
+    Error e;
+    if (o.model) open_model();
+    if (o.tokenizer || !o.model) {
+        o.tokenizer = o.tokenizer ? o.tokenizer : "bytes";
+        if (!tokenizer_open(&rows.tokenizer, o.tokenizer, &e)) die("%s", e.text);
+    } else o.tokenizer = o.model;
+}
+
+/* Warns if a model's folder has a chat template that is not used. */
+static void check_template(void) {
+    TextBuffer path = {0};
+    if (o.model || o.template_path || strcmp(o.template, "auto") || rows.kind == ROW_TEXT) return;
+    text_format(&path, "%s/chat_template.jinja", o.tokenizer);
+    if (!access(path.text, F_OK))
+        warn("%s: the model's chat template is not used; give --model or --chat-template-path %s, or --template",
+             o.tokenizer, o.tokenizer);
+    text_free(&path);
 }
 
 /* Prints the names under which fields are read. */
@@ -570,12 +688,12 @@ int main(int argc, char **argv) {
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
-    if (!tokenizer_open(&rows.tokenizer, o.tokenizer, &e)) die("%s", e.text);
+    open_tokenizer();
     for (int i = 0; i < o.inputs.count && !enough(); i++) {
         Jsonl j;
         if (!jsonl_open(&j, o.inputs.items[i], o.skip_bad, &e)) fail(&e);
         if (rows.kind == ROW_TEXT || rows.kind == ROW_AUTO) {
-            if (jsonl_peek(&j) == '{' || named_jsonl(o.inputs.items[i])) read_lines(&j);
+            if (jsonl_peek(&j) == '{' || jsonl_peek(&j) == '[' || named_jsonl(o.inputs.items[i])) read_lines(&j);
             else read_text(&j);
         } else read_lines(&j);
         if (!skipped) first = j.first;
@@ -584,6 +702,7 @@ int main(int argc, char **argv) {
     }
     if (!rows.chat.spec)
         die("%s: contains no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
+    check_template();
     if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(o.inputs.items[0]);
     commit();
     summarize(skipped, &first);

@@ -426,7 +426,10 @@ static inline const char *row_others(Rows *r, json_t *row, const RowMessages *m,
     json_object_foreach(row, key, value) {
         if (json_is_null(value)) json_object_del(others, key);
     }
-    if (!text || m->count > 1) json_object_set(others, "messages", m->list);
+    if (!text || m->count > 1) {
+        json_object_set(others, "messages", m->list);
+        json_object_del(others, "prompt"); /* the text of the messages */
+    }
     free(r->others);
     r->others = json_object_size(others) ? json_dumps(others, JSON_COMPACT | JSON_REAL_PRECISION(17)) : xstrdup("");
     json_decref(others);

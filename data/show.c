@@ -4,7 +4,8 @@
  * Control characters and invalid UTF-8 in the data are printed as escapes such as \x1b.
  */
 #include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
-#include "../llmc/base/io.h"               /* Reader, magic_name, reader_close, reader_memory, ... */
+#include "../llmc/base/file_kind.h"        /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_CHECKPOINT, MAGIC_RECORDS, ... */
+#include "../llmc/base/io.h"               /* Reader, reader_close, reader_memory, reader_open, ... */
 #include "../llmc/base/json_text.h"        /* json_dump_short */
 #include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
@@ -645,12 +646,25 @@ static int32_t magic_of(const char *path, const char *memory, size_t n, bool *mo
     bool failed = false;
     const bool ok = memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e);
     if (ok) reader_peek(&r, first, sizeof first, &failed, &e);
-    if (!ok || failed || !reader_read(&r, &magic, sizeof magic, "magic number", &e)) die("%s", e.text);
+    if (!ok || failed || (reader_full(&r, &magic, sizeof magic, &failed, &e) < sizeof magic && failed))
+        die("%s", e.text);
     memcpy(&header, first, sizeof header);
     *model = header <= SAFETENSORS_HEADER_MAX && first[8] == '{';
     *stream = reader_left(&r) < 0;
     reader_close(&r);
     return magic;
+}
+
+/* Ends the program with a message that says what the file is. */
+NORETURN static void wrong_file(Reader *r, const char *path) {
+    Error e;
+    uint8_t bytes[FILE_KIND_BYTES];
+    char text[FILE_KIND_TEXT];
+    bool failed = false;
+    const size_t n = reader_full(r, bytes, sizeof bytes, &failed, &e);
+    if (failed) die("%s", e.text);
+    die("%s: this is %s, expected a record shard, a token shard, a model or a training state",
+        strcmp(path, "-") ? path : "standard input", file_kind_any(bytes, n, text));
 }
 
 int main(int argc, char **argv) {
@@ -688,9 +702,7 @@ int main(int argc, char **argv) {
     if (magic == MAGIC_RECORDS) show_shard(&in);
     else if (tokens_magic(magic)) show_tokens(&in);
     else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
-    else
-        die("%s: magic number is %d, expected that of a record shard, a token shard or a checkpoint%s%s", path, magic,
-            magic_name(magic) ? "; this is " : "", magic_name(magic) ? magic_name(magic) : "");
+    else wrong_file(&in, path);
     reader_close(&in);
     free(memory);
     if (has_tokenizer) tokenizer_free(&tokenizer);

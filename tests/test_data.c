@@ -418,7 +418,8 @@ static void test_text(void **state) {
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.bin --text-field body");
     assert_tokens("b.bin", "<|endoftext|>ab");
     put("a.txt", "");
-    run(0, "data/make_shard -i $T/a.txt -o $T/a.bin");
+    refused(1, "data/make_shard -i $T/a.txt -o $T/x.shard", "a.txt: is empty");
+    run(0, "data/make_shard -i $T/a.txt -o $T/a.bin --kind text");
     assert_tokens("a.bin", "");
     assert_holds(said, "a.bin: is empty");
     files_put(files_path("a.txt"), "ok\nb\xFFx", 6);
@@ -743,10 +744,10 @@ static void test_show_bad(void **state) {
     refused(2, "data/show a b", "expected one FILE argument, got several");
     refused(1, "data/show $T/none", "none: cannot open");
     put("bad", "abc");
-    refused(1, "data/show $T/bad", "needs 4 bytes");
+    refused(1, "data/show $T/bad", "bad: this is text; make a shard of it");
     put("bad", "abcdefgh");
-    refused(1, "data/show $T/bad", "expected that of a record shard, a token shard or a checkpoint");
-    refused(1, "printf abcdefgh | data/show -", "expected that of a record shard");
+    refused(1, "data/show $T/bad", "expected a record shard, a token shard, a model or a training state");
+    refused(1, "printf abcdefgh | data/show -", "standard input: this is text");
     put("a.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
     refused(1, "data/show --start 2 $T/a.shard", "--start is 2, expected at most 1, the number of records");

@@ -426,7 +426,7 @@ static void bad_input(void **state) {
     refused(1, "./evaluate -c $T/none -i $T/tasks.shard", "none: cannot open");
     refused(1, "./evaluate -c $T/random.bin -i $T/random.bin", "this is a checkpoint, expected a record shard");
     refused(1, "./evaluate -c $T/random.bin -i /dev/null", "this is an empty file");
-    refused(1, "echo hello | ./evaluate -c $T/random.bin -i -", "standard input: this is not a shard");
+    refused(1, "echo hello | ./evaluate -c $T/random.bin -i -", "standard input: this is text; make a shard of it");
     refused(1, "./evaluate -c $T/random.bin -i $T/pairs.shard", "a shard of kind preference, expected chat or prompt");
     refused(1, "./evaluate -c $T/random.bin -i $T/empty.shard", "the shard is empty");
     refused(1, "./evaluate -c $T/random.bin -i $T/nothing.bin", "the shard is empty");

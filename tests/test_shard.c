@@ -263,7 +263,7 @@ static void wrong_fields(void **state) {
     } wrong[] = {
         {RECORD_CHAT, 0, 4, 20240326, "memory: this is a checkpoint, expected a record shard"},
         {RECORD_CHAT, 0, 4, 20240520, "memory: this is a token shard, expected a record shard"},
-        {RECORD_CHAT, 0, 4, 7, "memory: magic number is 7, expected 20261124 of a record shard"},
+        {RECORD_CHAT, 0, 4, 7, "memory: this is a file of an unknown kind, expected a record shard"},
         {RECORD_CHAT, 4, 4, 2, "memory: record shard of version 2, expected 1"},
         {RECORD_CHAT, 8, 4, 0, "kind of record is 0, expected 1 to 5"},
         {RECORD_CHAT, 8, 4, 6, "kind of record is 6"},
@@ -365,7 +365,7 @@ static void not_files(void **state) {
     files_assert_error(&e, "is a directory, expected a file");
     files_put(files_path("empty.shard"), "", 0);
     assert_false(open_path(files_path("empty.shard"), &e));
-    files_assert_error(&e, "empty.shard: header: needs 1024 bytes at byte 0, the file ends at 0");
+    files_assert_error(&e, "empty.shard: this is an empty file, expected a record shard");
 }
 
 static void refused_records(void **state) {
@@ -686,7 +686,9 @@ static void token_shard_damage(void **state) {
     for (size_t n = sizeof file; n-- > 0;) {
         files_put(path, file, n);
         assert_false(tokens_open(&t, path, 0, &e));
-        files_assert_error(&e, n < 1024 ? "cut.bin: header: needs 1024 bytes" : "header (10 tokens) needs 1044");
+        files_assert_error(&e, n < 4      ? ", expected a token shard"
+                               : n < 1024 ? "cut.bin: header: needs 1024 bytes"
+                                          : "header (10 tokens) needs 1044");
         if (n % 53) continue;
         files_feed_stdin(file, n, 100);
         const bool ok = tokens_open(&t, "-", 0, &e);
@@ -703,7 +705,7 @@ static void token_shard_damage(void **state) {
                  {3, -1, "vocabulary is -1 and documents begin with token 0"},
                  {3, 3, "token 4 is 3, expected below the vocabulary of 3"},
                  {4, 9, NULL}, /* without a vocabulary, the other fields mean nothing */
-                 {0, -1, "magic number is -1, expected 20240520 of a token shard"},
+                 {0, -1, "this is a file of an unknown kind, expected a token shard"},
                  {1, 2, "token shard of version 2, expected 1"},
                  {2, -1, "number of tokens is -1"},
                  {2, INT32_MAX, "file ends at byte 1044, header (2147483647 tokens) needs 4294968318"},

@@ -1,8 +1,8 @@
 /* io.h - reader and writer of files, pipes and memory, used for all file formats of this project.
  *
- * Reader: "-" is standard input. A zstd stream from a file or a pipe is recognised by its magic number and decompressed
- * on the fly, over any number of frames. Only as much is decompressed as the caller requests, windows above zstd's limit
- * of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB and 1000 times its own size, so
+ * Reader: "-" is standard input. A zstd or gzip stream from a file or a pipe is recognised by its magic number and
+ * decompressed on the fly, over any number of frames or members. Only as much is decompressed as the caller requests,
+ * zstd's windows above its limit of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB and 1000 times its own size, so
  * a small file cannot fill the memory. The environment variable LLMC_DECOMPRESS_LIMIT sets another limit than 256 MiB,
  * in bytes. All bytes delivered are hashed (XXH3, 64 bits) for checksums.
  * A reader of an uncompressed file can continue on a mapping of it (map.h) and then lends its bytes instead of copying
@@ -35,8 +35,9 @@
 
 #define XXH_INLINE_ALL
 
-#include "error.h" /* Error, error_set, xmalloc, xstrdup, ... */
-#include "map.h"   /* Mapping, mapping_forget, mapping_new */
+#include "error.h"     /* Error, error_set, xmalloc, xstrdup, ... */
+#include "file_kind.h" /* FILE_KIND_BYTES, FILE_KIND_TEXT, file_kind_any, magic_name */
+#include "map.h"       /* Mapping, mapping_forget, mapping_new */
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
@@ -46,6 +47,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+#include <zlib.h>
 #include <zstd.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read and written as little-endian memory");
@@ -55,32 +57,6 @@ enum {
     IO_EXPANDED = 1 << 28,
     IO_RATIO = 1000
 }; /* limits of a compressed stream's content: bytes; times its own size */
-
-/* ---- magic numbers ------------------------------------------------------------------------------------------- */
-
-enum { MAGIC_CHECKPOINT = 20240326, MAGIC_TOKENS = 20240520, MAGIC_TOKENS_WIDE = 20240801, MAGIC_RECORDS = 20261124 };
-
-static inline const char *magic_name(int32_t magic) {
-    switch (magic) {
-    case MAGIC_CHECKPOINT: return "a checkpoint";
-    case MAGIC_TOKENS:
-    case MAGIC_TOKENS_WIDE: return "a token shard";
-    case MAGIC_RECORDS: return "a record shard";
-    case 20240328: return "an llm.c tokenizer";
-    case 20240522: return "an llm.c evaluation set";
-    case 20240527: return "an llm.c optimizer state";
-    default: return NULL;
-    }
-}
-
-/* Checks that `found`, the first int32 of a file, is the expected magic number. */
-static inline bool magic_check(const char *name, int32_t found, int32_t expected, Error *e) {
-    if (found == expected) return true;
-    const char *kind = magic_name(found);
-    if (kind) return error_set(e, "%s: this is %s, expected %s", name, kind, magic_name(expected));
-    return error_set(e, "%s: magic number is %ld, expected %ld of %s", name, (long)found, (long)expected,
-                     magic_name(expected));
-}
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
@@ -97,8 +73,10 @@ typedef struct Reader {
     bool from_start; /* a regular file that is read from its first byte on */
     Mapping *map;    /* of reader_map(), or NULL */
     ZSTD_DStream *zstd;
-    bool in_frame;      /* inside a zstd frame */
-    uint8_t peeked[16]; /* bytes [peeked_at, peeked_end) come before those of `in` */
+    z_stream *gzip;                 /* at most one of the two is not NULL */
+    bool in_frame;                  /* inside a zstd frame or a gzip member */
+    uint8_t first[FILE_KIND_BYTES]; /* the first bytes that were delivered, for messages */
+    uint8_t peeked[16];             /* bytes [peeked_at, peeked_end) come before those of `in` */
     size_t peeked_at, peeked_end;
     uint64_t position; /* bytes delivered */
     uint64_t packed;   /* bytes of a compressed stream read so far */
@@ -108,6 +86,8 @@ typedef struct Reader {
 static inline void reader_close(Reader *r) {
     if (r->close_fd) close(r->fd);
     ZSTD_freeDStream(r->zstd);
+    if (r->gzip) inflateEnd(r->gzip);
+    free(r->gzip);
     XXH3_freeState(r->hash);
     free(r->buffer);
     free(r->name);
@@ -133,7 +113,7 @@ static inline ssize_t reader_raw(Reader *r, void *dst, size_t n, Error *e) {
     }
 }
 
-/* Inspects the first bytes of a new stream and sets up the decompressor of a zstd stream. */
+/* Inspects the first bytes of a new stream and sets up the decompressor of a zstd or gzip stream. */
 static inline bool reader_begin(Reader *r, Error *e) {
     r->hash = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(r->hash);
@@ -152,6 +132,11 @@ static inline bool reader_begin(Reader *r, Error *e) {
     if (magic == ZSTD_MAGICNUMBER || (magic & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START) {
         r->zstd = (ZSTD_DStream *)checked_object(ZSTD_createDStream(), "a zstd decompressor");
         r->unread = -1;
+    } else if ((magic & 0xFFFFFF) == 0x088B1F) {
+        r->gzip = (z_stream *)xcalloc(1, sizeof *r->gzip);
+        r->unread = -1;
+        if (inflateInit2(r->gzip, 15 + 16) != Z_OK)
+            return error_set(e, "%s: cannot start the gzip decompressor", r->name);
     }
     return true;
 }
@@ -187,7 +172,7 @@ static inline bool reader_memory(Reader *r, const void *data, size_t n, Error *e
 
 /* Returns the number of bytes left if the source is an uncompressed regular file or memory, else -1. */
 static inline int64_t reader_left(const Reader *r) {
-    if (r->unread < 0 || r->zstd) return -1;
+    if (r->unread < 0 || r->zstd || r->gzip) return -1;
     return r->unread + (int64_t)(r->end - r->at) + (int64_t)(r->peeked_end - r->peeked_at);
 }
 
@@ -206,18 +191,63 @@ static inline bool reader_expands(const Reader *r, uint64_t more, Error *e) {
                      r->name, (unsigned long long)limit, IO_RATIO);
 }
 
-/* Decompresses up to n bytes to dst. Returns the number of bytes, 0 at the end. */
+/* Reads more of a compressed stream into `in` if that is empty. */
+static inline bool reader_refill(Reader *r, Error *e) {
+    if (r->at < r->end || r->drained) return true;
+    const ssize_t got = reader_raw(r, r->buffer, IO_BUFFER, e);
+    if (got < 0) return false;
+    r->at = 0;
+    r->end = (size_t)got;
+    return true;
+}
+
+/* Sets the error of a compressed stream that is damaged. */
+static inline size_t reader_damaged(const Reader *r, const char *format, const char *why, bool *failed, Error *e) {
+    *failed = true;
+    error_set(e, "%s: %s stream is %s after byte %llu of its content%s%s", r->name, format,
+              *why ? "damaged" : "truncated", (unsigned long long)r->position, *why ? ": " : "", why);
+    return 0;
+}
+
+/* Decompresses up to n bytes of gzip to dst. Returns the number of bytes, 0 at the end. */
+static inline size_t reader_inflate(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
+    z_stream *z = r->gzip;
+    z->next_out = (Bytef *)dst;
+    z->avail_out = (uInt)n;
+    while (z->avail_out == n) {
+        if (!reader_refill(r, e)) {
+            *failed = true;
+            return 0;
+        }
+        if (r->at == r->end) return r->in_frame ? reader_damaged(r, "gzip", "", failed, e) : 0;
+        if (!r->in_frame && r->packed && !r->in[r->at]) { /* zeros may follow the last member, as on tapes */
+            r->at++;
+            continue;
+        }
+        r->in_frame = true;
+        z->next_in = (Bytef *)r->in + r->at;
+        z->avail_in = (uInt)(r->end - r->at);
+        const int result = inflate(z, Z_NO_FLUSH);
+        r->packed += r->end - z->avail_in - r->at;
+        r->at = r->end - z->avail_in;
+        if (result == Z_STREAM_END) {
+            r->in_frame = false;
+            inflateReset(z);
+        } else if (result != Z_OK && result != Z_BUF_ERROR)
+            return reader_damaged(r, "gzip", z->msg ? z->msg : "it cannot be decompressed", failed, e);
+    }
+    if (reader_expands(r, n - z->avail_out, e)) return n - z->avail_out;
+    *failed = true;
+    return 0;
+}
+
+/* Decompresses up to n bytes of zstd to dst. Returns the number of bytes, 0 at the end. */
 static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *failed, Error *e) {
     ZSTD_outBuffer out = {dst, n, 0};
     while (!out.pos) {
-        if (r->at == r->end && !r->drained) {
-            const ssize_t got = reader_raw(r, r->buffer, IO_BUFFER, e);
-            if (got < 0) {
-                *failed = true;
-                return 0;
-            }
-            r->at = 0;
-            r->end = (size_t)got;
+        if (!reader_refill(r, e)) {
+            *failed = true;
+            return 0;
         }
         const bool starved = r->at == r->end; /* end of the file: only zstd's internal buffer is left */
         if (starved && !r->in_frame) return 0;
@@ -225,19 +255,9 @@ static inline size_t reader_decompress(Reader *r, void *dst, size_t n, bool *fai
         const size_t hint = ZSTD_decompressStream(r->zstd, &out, &in);
         r->packed += in.pos - r->at;
         r->at = in.pos;
-        if (ZSTD_isError(hint)) {
-            *failed = true;
-            error_set(e, "%s: zstd stream is damaged after byte %llu of its content: %s", r->name,
-                      (unsigned long long)r->position, ZSTD_getErrorName(hint));
-            return 0;
-        }
+        if (ZSTD_isError(hint)) return reader_damaged(r, "zstd", ZSTD_getErrorName(hint), failed, e);
         r->in_frame = hint != 0;
-        if (starved && !out.pos && r->in_frame) {
-            *failed = true;
-            error_set(e, "%s: zstd stream is truncated after byte %llu of its content", r->name,
-                      (unsigned long long)r->position);
-            return 0;
-        }
+        if (starved && !out.pos && r->in_frame) return reader_damaged(r, "zstd", "", failed, e);
     }
     if (reader_expands(r, out.pos, e)) return out.pos;
     *failed = true;
@@ -252,6 +272,7 @@ static inline size_t reader_fetch(Reader *r, void *dst, size_t n, bool *failed, 
     if (bad) error_set(e, "%s: an earlier read failed", r->name);
     if (!n || bad) {
     } else if (r->zstd) got = reader_decompress(r, dst, n < IO_PIECE ? n : IO_PIECE, &bad, e);
+    else if (r->gzip) got = reader_inflate(r, dst, n < IO_PIECE ? n : IO_PIECE, &bad, e);
     else {
         const bool direct = n >= IO_BUFFER; /* large reads bypass the buffer */
         if (r->at == r->end && !r->drained) {
@@ -295,6 +316,8 @@ static inline size_t reader_some(Reader *r, void *dst, size_t n, bool *failed, E
         r->peeked_at += got;
     } else got = reader_fetch(r, dst, n, failed, e);
     if (got) XXH3_64bits_update(r->hash, dst, got);
+    for (size_t i = 0; i < got && r->position + i < FILE_KIND_BYTES; i++)
+        r->first[r->position + i] = ((uint8_t *)dst)[i];
     r->position += got;
     return got;
 }
@@ -313,6 +336,29 @@ static inline size_t reader_full(Reader *r, void *dst, size_t n, bool *failed, E
 static inline bool reader_short(const Reader *r, const char *what, uint64_t needed, uint64_t start, Error *e) {
     return error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
                      (unsigned long long)needed, (unsigned long long)start, (unsigned long long)r->position);
+}
+
+/* Describes the file by its first bytes, for a message about a wrong file. */
+static inline const char *reader_kind(const Reader *r, char text[FILE_KIND_TEXT]) {
+    return file_kind_any(r->first, r->position < FILE_KIND_BYTES ? (size_t)r->position : FILE_KIND_BYTES, text);
+}
+
+/* Reads a header of n bytes, which begins with the magic number, or with `also`. */
+static inline bool reader_header(Reader *r, void *header, size_t n, int32_t magic, int32_t also, Error *e) {
+    int32_t found = 0;
+    bool failed = false;
+    char text[FILE_KIND_TEXT];
+    const size_t got = reader_full(r, &found, sizeof found, &failed, e);
+    if (failed) return false;
+    if (got == sizeof found && (found == magic || found == also)) {
+        memcpy(header, &found, sizeof found);
+        const size_t more =
+            sizeof found + reader_full(r, (uint8_t *)header + sizeof found, n - sizeof found, &failed, e);
+        return more == n || failed ? !failed : reader_short(r, "header", n, 0, e);
+    }
+    uint8_t rest[FILE_KIND_BYTES - sizeof found]; /* to describe the file */
+    reader_full(r, rest, sizeof rest, &failed, NULL);
+    return error_set(e, "%s: this is %s, expected %s", r->name, reader_kind(r, text), magic_name(magic));
 }
 
 /* Reads exactly n bytes; `what` describes them in the error message if there are fewer. */

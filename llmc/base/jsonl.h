@@ -1,11 +1,12 @@
-/* jsonl.h - reader of JSON Lines: one JSON object per line, read through io.h (files, pipes, zstd) and jansson.
+/* jsonl.h - reader of JSON Lines: one JSON object per line, read through io.h (files, pipes, zstd, gzip) and jansson. A
+ * file that begins with [ is one array of objects, of which each is read as a line of its own.
  *
  * Every message names the file, the line and, if applicable, the field:
  *
  *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
  *
  * Lines longer than a limit and objects with duplicate keys are rejected. Blank lines and a byte-order mark at the
- * start are skipped. With `skip_bad`, invalid lines are counted in `skipped` instead of stopping the reader, and the
+ * start are skipped. An integer of more than 64 bits becomes a text of its digits. With `skip_bad`, invalid lines are counted in `skipped` instead of stopping the reader, and the
  * message of the first one is kept in `first`. The caller reports lines that it rejects itself through jsonl_skip().
  *
  *     Jsonl j;
@@ -21,9 +22,11 @@
 #ifndef LLMC_BASE_JSONL_H
 #define LLMC_BASE_JSONL_H
 
-#include "error.h" /* Error, error_set, xmalloc */
-#include "io.h"    /* reader_some, Reader, reader_close, reader_open */
-#include "text.h"  /* TextBuffer, text_append, text_clear, text_free, ... */
+#include "error.h"     /* Error, error_set, xmalloc */
+#include "file_kind.h" /* FILE_KIND_BYTES, FILE_KIND_TEXT, file_kind_text */
+#include "io.h"        /* reader_some, Reader, reader_close, reader_open */
+#include "text.h"      /* text_append, TextBuffer, text_clear, text_free, ... */
+#include <ctype.h>
 #include <jansson.h>
 
 enum { JSONL_LINE_MAX = 1 << 26, JSONL_BUFFER = 1 << 16 }; /* bytes */
@@ -31,7 +34,10 @@ enum { JSONL_LINE_MAX = 1 << 26, JSONL_BUFFER = 1 << 16 }; /* bytes */
 typedef struct Jsonl {
     Reader in;
     const char *name;
-    int64_t line;  /* number of the last line read, from 1 */
+    int64_t line;  /* number of the last line read, or on which the last object of an array begins, from 1 */
+    bool begun;    /* `array` is known */
+    bool array;    /* the file is one array */
+    int64_t lines; /* lines of an array that have been read, minus 1; -1: it has ended */
     size_t limit;  /* maximum bytes of a line; may be set after jsonl_open() */
     bool skip_bad; /* count and skip invalid lines */
     int64_t skipped;
@@ -41,6 +47,27 @@ typedef struct Jsonl {
     char *buffer;
     size_t at, end; /* bytes [at, end) of the buffer are not yet consumed */
 } Jsonl;
+
+/* ---- messages -------------------------------------------------------------------------------------------------- */
+
+/* Sets the error for the current line and, unless it is NULL, `field`. Returns false. */
+__attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
+                                                                     const char *format, ...) {
+    char what[700];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    if (field) return error_set(e, "%s: line %lld: field '%.80s': %s", j->name, (long long)j->line, field, what);
+    return error_set(e, "%s: line %lld: %s", j->name, (long long)j->line, what);
+}
+
+/* Counts an invalid line, whose error is in `e`. Returns whether reading may continue. */
+static inline bool jsonl_skip(Jsonl *j, const Error *e) {
+    if (!j->skip_bad) return false;
+    if (!j->skipped++) j->first = *e;
+    return true;
+}
 
 static inline void jsonl_close(Jsonl *j) {
     json_decref(j->row);
@@ -65,7 +92,7 @@ static inline bool jsonl_open(Jsonl *j, const char *path, bool skip_bad, Error *
     if (!reader_open(&j->in, path, e)) return false;
     j->name = j->in.name;
     j->buffer = (char *)xmalloc(JSONL_BUFFER);
-    while (j->end < 3) {
+    while (j->end < FILE_KIND_BYTES) {
         const size_t got = reader_some(&j->in, j->buffer + j->end, JSONL_BUFFER - j->end, &failed, e);
         if (!got) break;
         j->end += got;
@@ -75,7 +102,11 @@ static inline bool jsonl_open(Jsonl *j, const char *path, bool skip_bad, Error *
         return false;
     }
     if (j->end >= 3 && !memcmp(j->buffer, "\xEF\xBB\xBF", 3)) j->at = 3;
-    return true;
+    char text[FILE_KIND_TEXT];
+    if (!file_kind_text(j->buffer, j->end, text)) return true;
+    error_set(e, "%s: this is %s", j->name, text);
+    jsonl_close(j);
+    return false;
 }
 
 /* Returns the first buffered byte that is not white space, or -1. At the start of a file it distinguishes JSON ('{')
@@ -91,27 +122,6 @@ static inline bool jsonl_rest(Jsonl *j, TextBuffer *out, Error *e) {
     bool failed = false;
     for (; jsonl_fill(j, &failed, e); j->at = j->end) text_append(out, j->buffer + j->at, j->end - j->at);
     return !failed;
-}
-
-/* ---- messages -------------------------------------------------------------------------------------------------- */
-
-/* Sets the error for the current line and, unless it is NULL, `field`. Returns false. */
-__attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
-                                                                     const char *format, ...) {
-    char what[700];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
-    va_end(args);
-    if (field) return error_set(e, "%s: line %lld: field '%.80s': %s", j->name, (long long)j->line, field, what);
-    return error_set(e, "%s: line %lld: %s", j->name, (long long)j->line, what);
-}
-
-/* Counts an invalid line, whose error is in `e`. Returns whether reading may continue. */
-static inline bool jsonl_skip(Jsonl *j, const Error *e) {
-    if (!j->skip_bad) return false;
-    if (!j->skipped++) j->first = *e;
-    return true;
 }
 
 /* ---- lines ----------------------------------------------------------------------------------------------------- */
@@ -133,6 +143,82 @@ static inline int jsonl_line(Jsonl *j, bool *too_long, Error *e) {
     }
     j->line += any;
     return failed ? -1 : any;
+}
+
+/* Returns the next byte, or -1 at the end and on failure. */
+static inline int jsonl_byte(Jsonl *j, bool *failed, Error *e) {
+    return jsonl_fill(j, failed, e) ? (unsigned char)j->buffer[j->at++] : -1;
+}
+
+/* Returns the next byte of an array that is not white space. */
+static inline int jsonl_solid(Jsonl *j, bool *failed, Error *e) {
+    for (;;) {
+        const int c = jsonl_byte(j, failed, e);
+        if (c == '\n') j->lines++;
+        else if (c != ' ' && c != '\t' && c != '\r') return c;
+    }
+}
+
+/* Reads an object of an array into j->text, as jsonl_line() reads a line. */
+static inline int jsonl_element(Jsonl *j, bool *too_long, Error *e) {
+    bool failed = false, text = false, escaped = false, more = j->line > 0;
+    int64_t depth = 0;
+    int c = jsonl_solid(j, &failed, e);
+    text_clear(&j->text);
+    *too_long = false;
+    j->line = j->lines + 1;
+    if (more && c == ',') c = jsonl_solid(j, &failed, e);
+    else if (more && c >= 0 && c != ']')
+        return jsonl_error(j, NULL, e, "byte 0x%02X follows an object of the array, expected , or ]", (unsigned)c) - 1;
+    else if (c == ']') {
+        j->lines = -1;
+        while ((c = jsonl_byte(j, &failed, e)) >= 0)
+            if (!c || !strchr(" \t\r\n", c)) return jsonl_error(j, NULL, e, "more follows the end of the array") - 1;
+        return failed ? -1 : 0;
+    }
+    j->line = j->lines + 1;
+    if (c == ',' || c == ']') return jsonl_error(j, NULL, e, "an object of the array is missing before %c", c) - 1;
+    for (; c >= 0; c = jsonl_byte(j, &failed, e)) {
+        if (!text && !depth && (c == ',' || c == ']')) {
+            j->at--;
+            return 1;
+        }
+        if (j->text.length == j->limit) *too_long = true;
+        const char byte = (char)c;
+        if (!*too_long) text_append(&j->text, &byte, 1);
+        j->lines += c == '\n';
+        if (escaped) escaped = false;
+        else if (text) {
+            escaped = c == '\\';
+            text = c != '"';
+        } else {
+            text = c == '"';
+            depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+        }
+    }
+    if (!failed) jsonl_error(j, NULL, e, "the file ends inside its array, which has no ]");
+    return -1;
+}
+
+/* Reads the next line or the next object of the array. */
+static inline int jsonl_text(Jsonl *j, bool *too_long, Error *e) {
+    if (!j->begun) {
+        bool failed = false;
+        int c = -1;
+        while (jsonl_fill(j, &failed, e) && (c = j->buffer[j->at]) && strchr(" \t\r\n", c)) {
+            j->lines += c == '\n';
+            j->at++;
+        }
+        if (failed) return -1;
+        j->begun = true;
+        j->array = c == '[';
+        if (j->array) j->at++;
+        else {
+            j->line = j->lines;
+            j->lines = 0;
+        }
+    }
+    return j->array ? j->lines < 0 ? 0 : jsonl_element(j, too_long, e) : jsonl_line(j, too_long, e);
 }
 
 /* Returns the top-level field that contains invalid UTF-8, or NULL. Replaces the invalid bytes with DEL, parses the
@@ -158,6 +244,37 @@ static inline const char *jsonl_broken_field(Jsonl *j) {
     return NULL;
 }
 
+/* Puts integers of j->text that do not fit 64 bits into quotes. */
+static inline void jsonl_quote_integers(Jsonl *j) {
+    TextBuffer out = {0};
+    const char *s = j->text.text, *end = s + j->text.length;
+    for (bool text = false; s < end;) {
+        const char *from = s;
+        if (!text && (isdigit((unsigned char)*s) || (*s == '-' && isdigit((unsigned char)s[1])))) {
+            s += *s == '-';
+            while (isdigit((unsigned char)*s)) s++;
+            const bool real = *s && strchr(".eE", *s);
+            while (*s && strchr("0123456789.eE+-", *s)) s++;
+            errno = 0;
+            if (!real) strtoll(from, NULL, 10);
+            const bool quoted = !real && errno == ERANGE;
+            text_append(&out, "\"", quoted);
+            text_append(&out, from, (size_t)(s - from));
+            text_append(&out, "\"", quoted);
+            continue;
+        }
+        if (*s == '"') text = !text;
+        s += 1 + (text && *s == '\\' && s + 1 < end);
+        text_append(&out, from, (size_t)(s - from));
+    }
+    text_free(&j->text);
+    j->text = out;
+}
+
+static inline json_t *jsonl_load(const Jsonl *j, json_error_t *bad) {
+    return json_loadb(j->text.text, j->text.length, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, bad);
+}
+
 /* Parses the line in j->text into j->row. */
 static inline bool jsonl_parse(Jsonl *j, Error *e) {
     json_error_t bad;
@@ -168,13 +285,21 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
         return jsonl_error(j, field, e, "byte %zu of the line is not UTF-8", valid + 1);
     }
     json_decref(j->row);
-    j->row = json_loadb(j->text.text, j->text.length, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &bad);
+    j->row = jsonl_load(j, &bad);
+    if (!j->row && json_error_code(&bad) == json_error_numeric_overflow) {
+        jsonl_quote_integers(j);
+        j->row = jsonl_load(j, &bad);
+    }
     if (!j->row) {
         if (json_error_code(&bad) == json_error_duplicate_key)
             return jsonl_error(j, NULL, e, "byte %d: %s", bad.position, bad.text);
-        return jsonl_error(j, NULL, e, "is not JSON at byte %d: %s", bad.position, bad.text);
+        const bool open = !j->array && json_error_code(&bad) == json_error_premature_end_of_input;
+        return jsonl_error(j, NULL, e, "is not JSON at byte %d: %s%s", bad.position, bad.text,
+                           open ? "; each line has to be a whole object, or the file one array of objects" : "");
     }
-    if (!json_is_object(j->row)) return jsonl_error(j, NULL, e, "is not a JSON object; expected {...} on each line");
+    if (!json_is_object(j->row))
+        return jsonl_error(j, NULL, e, "is not a JSON object; expected {...}%s",
+                           j->array ? " in the array" : " on each line");
     return true;
 }
 
@@ -182,7 +307,7 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
  * and may not be skipped. */
 static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     bool too_long;
-    for (int more; (more = jsonl_line(j, &too_long, e)) != 0;) {
+    for (int more; (more = jsonl_text(j, &too_long, e)) != 0;) {
         if (more < 0) return -1;
         if (j->text.text[strspn(j->text.text, " \t\r")] == 0 && strlen(j->text.text) == j->text.length && !too_long)
             continue;

@@ -45,12 +45,13 @@
 #ifndef LLMC_MODEL_CHECKPOINT_H
 #define LLMC_MODEL_CHECKPOINT_H
 
-#include "../base/error.h" /* Error, error_set */
-#include "../base/half.h"  /* half_from_bf16, half_to_bf16 */
-#include "../base/io.h"    /* writer_write, reader_read, reader_full, MAGIC_CHECKPOINT, ... */
-#include "backend.h"       /* NORM_LAYER, MlpKind, NormKind */
-#include "config.h"        /* ModelConfig, GPT2_NORM_EPS, model_config_check, FAMILY_GPT2, ... */
-#include "tensors.h"       /* gpt2_file_elements */
+#include "../base/error.h"     /* Error, error_set */
+#include "../base/file_kind.h" /* MAGIC_CHECKPOINT */
+#include "../base/half.h"      /* half_from_bf16, half_to_bf16 */
+#include "../base/io.h"        /* writer_write, reader_read, reader_full, reader_left, ... */
+#include "backend.h"           /* NORM_LAYER, MlpKind, NormKind */
+#include "config.h"            /* ModelConfig, GPT2_NORM_EPS, model_config_check, FAMILY_GPT2, ... */
+#include "tensors.h"           /* gpt2_file_elements */
 #include <assert.h>
 
 enum { CHECKPOINT_HEADER = 256, CHECKPOINT_FLOAT32 = 3, CHECKPOINT_BF16 = 5, CHECKPOINT_TRAILER = 1 };
@@ -145,7 +146,7 @@ static inline bool checkpoint_start(CheckpointReader *c, Error *e) {
     int32_t h[CHECKPOINT_HEADER];
     const char *name = c->in.name;
     *c = (CheckpointReader){.in = c->in};
-    if (!reader_read(&c->in, h, sizeof h, "header", e) || !magic_check(name, h[0], MAGIC_CHECKPOINT, e)) return false;
+    if (!reader_header(&c->in, h, sizeof h, MAGIC_CHECKPOINT, MAGIC_CHECKPOINT, e)) return false;
     if (h[1] != CHECKPOINT_FLOAT32 && h[1] != CHECKPOINT_BF16)
         return error_set(e, "%s: checkpoint of version %d, expected 3 (float32) or 5 (bf16)", name, (int)h[1]);
     if (h[8] != 0 && h[8] != CHECKPOINT_TRAILER)

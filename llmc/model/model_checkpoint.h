@@ -9,7 +9,7 @@
 #include "../base/error.h" /* Error, error_set, xmalloc */
 #include "../base/io.h"    /* Reader, reader_hash */
 #include "backend.h"       /* Backend, Device */
-#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_blob, checkpoint_abort, ... */
+#include "checkpoint.h"    /* CheckpointReader, CheckpointWriter, checkpoint_blob, checkpoint_close, ... */
 #include "config.h"        /* ModelConfig */
 #include "lora.h"          /* lora_merged */
 #include "model.h"         /* Model, ModelChunk, model_each_chunk, model_download, ... */
@@ -68,6 +68,7 @@ static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n
     return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
 }
 
+/* Reads the sections after the weights. m: NULL if only texts are wanted. */
 static inline bool model_read_sections(CheckpointReader *r, const Model *m, ModelFile *f, const Optimizer *o,
                                        bool *head, Error *e) {
     char tag[5];
@@ -83,9 +84,22 @@ static inline bool model_read_sections(CheckpointReader *r, const Model *m, Mode
         else if (!strcmp(tag, "RNRM"))
             ok = (f->reward = (char *)model_read_text(r, f->reward, NULL, "reward normalisation", e));
         else if (!strcmp(tag, "LINE")) ok = model_read_lineage(r, f, e);
-        else if (!strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, o, bytes, e);
+        else if (m && !strcmp(tag, "HEAD")) ok = *head = model_read_head(r, m, o, bytes, e);
         if (!ok) return false;
     }
+}
+
+/* Reads the texts of the file at the start of in, which is closed in any case. */
+static inline bool model_checkpoint_texts(ModelFile *f, Reader *in, Error *e) {
+    CheckpointReader r = {.in = *in};
+    bool head = false, ok = checkpoint_start(&r, e);
+    ModelChunk c = {0};
+    while (ok && model_each_chunk(&c, gpt2_file_elements(&r.config)))
+        ok = checkpoint_weights(&r, c.host, c.n, "weights", e);
+    if (!ok) free(c.host);
+    ok = ok && model_read_sections(&r, NULL, f, NULL, &head, e);
+    checkpoint_close(&r);
+    return ok;
 }
 
 /* Loads the file at the start of in, which is closed in any case. Memory is allocated as the file is read: a truncated

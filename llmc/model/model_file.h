@@ -33,14 +33,14 @@
 #include "gguf.h"                     /* Gguf, gguf_close, gguf_open, gguf_read */
 #include "gguf_model.h"               /* GgufTokenizer */
 #include "gguf_save.h"                /* gguf_check_config */
-#include "huggingface.h"              /* huggingface_has, huggingface_is_folder */
+#include "huggingface.h"              /* Huggingface, huggingface_close, huggingface_has, huggingface_is_folder, ... */
 #include "huggingface_config_write.h" /* huggingface_can_describe */
 #include "huggingface_save.h"         /* huggingface_is_output */
 #include "model.h"                    /* Model, model_check_matrices, model_free */
-#include "model_checkpoint.h"         /* model_load_checkpoint, model_save_checkpoint */
+#include "model_checkpoint.h"         /* model_checkpoint_texts, model_load_checkpoint, model_save_checkpoint */
 #include "model_container.h"          /* container_close, model_save_container, Container, container_is_ours, ... */
-#include "model_folder.h"             /* model_load_folder, model_save_folder */
-#include "model_gguf.h"               /* model_gguf_of_tokenizer, model_load_gguf, model_save_gguf */
+#include "model_folder.h"             /* model_load_folder, model_save_folder, model_take_texts */
+#include "model_gguf.h"               /* model_gguf_of_tokenizer, model_gguf_tokenizer, model_load_gguf, ... */
 #include "model_load.h"               /* ModelFile, ModelLoad, model_file_free, model_load_new */
 #include "optimizer.h"                /* Optimizer, optimizer_free */
 #include "safetensors.h"              /* SAFETENSORS_F32, SAFETENSORS_BF16, SAFETENSORS_F16, ... */
@@ -139,6 +139,40 @@ static inline bool model_load_input(Model *m, ModelFile *f, ModelInput *in, cons
     case INPUT_NONE: break;
     }
     free(in->folder);
+    return ok;
+}
+
+/* Reads the texts of a folder: its tokenizer and chat template, among others. */
+static inline bool model_folder_texts(ModelFile *f, const char *path, Error *e) {
+    Huggingface h;
+    if (!huggingface_open(&h, path, e)) return false;
+    const bool ok = huggingface_tokenizer(&h, &f->tokenizer, &f->tokenizer_bytes, e);
+    if (ok) model_take_texts(&h, f);
+    huggingface_close(&h);
+    return ok;
+}
+
+/* Reads the texts of a model, its tokenizer and chat template among them, without its weights. */
+static inline bool model_read_texts(ModelFile *f, const char *path, Error *e) {
+    ModelInput in;
+    bool ok = true;
+    *f = (ModelFile){0};
+    if (!model_open(&in, path, e)) return false;
+    switch (in.kind) {
+    case INPUT_FOLDER: ok = model_folder_texts(f, in.folder, e); break;
+    case INPUT_CHECKPOINT: ok = model_checkpoint_texts(f, &in.checkpoint, e); break;
+    case INPUT_CONTAINER:
+        container_take(&in.container, f);
+        container_close(&in.container);
+        break;
+    case INPUT_GGUF:
+        ok = model_gguf_tokenizer(&in.gguf, f, e);
+        gguf_close(&in.gguf);
+        break;
+    case INPUT_NONE: break;
+    }
+    free(in.folder);
+    if (!ok) model_file_free(f);
     return ok;
 }
 

@@ -20,8 +20,9 @@
 #ifndef LLMC_RECORDS_REF_LOGPS_H
 #define LLMC_RECORDS_REF_LOGPS_H
 
-#include "../base/error.h" /* error_set, Error */
-#include "../base/io.h"    /* writer_write, Reader, XXH3_64bits, reader_read, ... */
+#include "../base/error.h"     /* error_set, Error */
+#include "../base/file_kind.h" /* FILE_KIND_TEXT */
+#include "../base/io.h"        /* writer_write, Reader, XXH3_64bits, reader_read, ... */
 #include <assert.h>
 
 enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
@@ -88,10 +89,10 @@ static inline bool ref_logps_read_table(RefTable *t, Reader *r, Error *e) {
 static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
     int32_t head[16];
     uint64_t stored;
+    char text[FILE_KIND_TEXT];
     if (!reader_read(r, head, sizeof head, "header", e)) return false;
     if (head[0] != REF_LOGPS_MAGIC)
-        return error_set(e, "%s: is not a file of reference log-probabilities: magic number is %d, expected %d",
-                         r->name, (int)head[0], REF_LOGPS_MAGIC);
+        return error_set(e, "%s: this is %s, expected reference log-probabilities", r->name, reader_kind(r, text));
     if (head[1] != REF_LOGPS_VERSION)
         return error_set(e, "%s: version is %d, expected %d", r->name, (int)head[1], REF_LOGPS_VERSION);
     if (head[2] < 1 || head[2] > REF_LOGPS_TABLES)

@@ -47,10 +47,11 @@
 #ifndef LLMC_RECORDS_SHARD_H
 #define LLMC_RECORDS_SHARD_H
 
-#include "../base/error.h" /* error_set, Error, xrealloc, xstrdup, ... */
-#include "../base/io.h"    /* Reader, writer_write, IO_PIECE, reader_blob, ... */
-#include "../base/map.h"   /* mapping_forget, mapping_touch, Mapping, mapping_free */
-#include "tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
+#include "../base/error.h"     /* error_set, Error, xrealloc, xstrdup, ... */
+#include "../base/file_kind.h" /* MAGIC_RECORDS */
+#include "../base/io.h"        /* Reader, writer_write, IO_PIECE, reader_blob, ... */
+#include "../base/map.h"       /* mapping_forget, mapping_touch, Mapping, mapping_free */
+#include "tokens.h"            /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include <assert.h>
 #include <math.h>
 
@@ -222,7 +223,7 @@ static inline void shard_close(Shard *s) {
 static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e) {
     int32_t h[SHARD_HEADER];
     uint64_t count, total;
-    if (!reader_read(r, h, sizeof h, "header", e) || !magic_check(r->name, h[0], MAGIC_RECORDS, e)) return false;
+    if (!reader_header(r, h, sizeof h, MAGIC_RECORDS, MAGIC_RECORDS, e)) return false;
     if (h[1] != SHARD_VERSION)
         return error_set(e, "%s: record shard of version %d, expected %d", r->name, (int)h[1], SHARD_VERSION);
     if (h[2] < RECORD_CHAT || h[2] > RECORD_UNPAIRED)

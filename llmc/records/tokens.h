@@ -23,9 +23,10 @@
 #ifndef LLMC_RECORDS_TOKENS_H
 #define LLMC_RECORDS_TOKENS_H
 
-#include "../base/error.h" /* Error, error_set, checked_object, xstrdup */
-#include "../base/io.h"    /* Reader, MAGIC_TOKENS, MAGIC_TOKENS_WIDE, IO_PIECE, ... */
-#include "../base/map.h"   /* Mapping, mapping_forget, mapping_free */
+#include "../base/error.h"     /* Error, error_set, checked_object, xstrdup */
+#include "../base/file_kind.h" /* MAGIC_TOKENS_WIDE, MAGIC_TOKENS */
+#include "../base/io.h"        /* Reader, IO_PIECE, XXH3_state_t, writer_write, ... */
+#include "../base/map.h"       /* Mapping, mapping_forget, mapping_free */
 
 enum { TOKENS_VERSION = 1, TOKENS_WIDE_VERSION = 7, TOKENS_HEADER = 256 };
 
@@ -74,8 +75,7 @@ static inline bool tokens_magic(int32_t magic) { return magic == MAGIC_TOKENS ||
 
 static inline bool tokens_header(TokenShard *t, Reader *r, Error *e) {
     int32_t h[TOKENS_HEADER];
-    if (!reader_read(r, h, sizeof h, "header", e)) return false;
-    if (!tokens_magic(h[0])) return magic_check(r->name, h[0], MAGIC_TOKENS, e);
+    if (!reader_header(r, h, sizeof h, MAGIC_TOKENS, MAGIC_TOKENS_WIDE, e)) return false;
     const bool wide = h[0] == MAGIC_TOKENS_WIDE;
     const int32_t version = wide ? TOKENS_WIDE_VERSION : TOKENS_VERSION;
     if (h[1] != version)

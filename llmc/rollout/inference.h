@@ -15,7 +15,8 @@
 #define LLMC_ROLLOUT_INFERENCE_H
 
 #include "../base/error.h"           /* die, Error, usage_error, warn, ... */
-#include "../base/io.h"              /* Reader, writer_write, MAGIC_RECORDS, Writer, ... */
+#include "../base/file_kind.h"       /* MAGIC_RECORDS */
+#include "../base/io.h"              /* Reader, writer_write, Writer, reader_close, ... */
 #include "../base/json_text.h"       /* json_dump_short */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
@@ -268,7 +269,8 @@ static inline json_t *inference_completion_text(const Inference *x, const Sampli
 static inline json_t *inference_prompt_row(const Inference *x, const Record *r) {
     static const char *const own[] = {"prompt",   "task",    "answer", "index",  "sample",  "completion", "tokens",
                                       "finished", "logprob", "right",  "reward", "rewards", "fields"};
-    json_t *row = json_object(), *fields = *r->fields ? json_loads(r->fields, 0, NULL) : NULL, *nested = json_object();
+    json_t *row = json_object(), *fields = *r->fields ? json_loads(r->fields, JSON_ALLOW_NUL, NULL) : NULL,
+           *nested = json_object();
     const char *key;
     json_t *value;
     json_object_set_new(row, "prompt",
