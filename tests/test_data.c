@@ -691,7 +691,7 @@ static void test_show(void **state) {
     run(0, "data/make_shard -i $T/c.txt -o $T/c.bin --separator '\\n' && data/show $T/c.bin");
     assert_holds(
         out,
-        "token shard\ntokens: 10, highest id: 256, vocabulary: 257, documents begin with token 256\ntokenizer: none");
+        "token shard\ntokens: 10, highest id: 256, vocabulary: 260, documents begin with token 256\ntokenizer: none");
     run(0, "data/show --tokenizer bytes $T/c.bin");
     assert_holds(out, "-- document 1: 5 tokens\n<|endoftext|>two\n");
     assert_holds(out, "-- all 2 documents\n");
