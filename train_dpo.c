@@ -68,7 +68,7 @@ static const Option options[] = {
                 "preference shard; kto: also unpaired shard; --online: prompt shard; or a pattern; may be repeated"),
     OPTION_LIST("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
-    OPTION_INT ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
+    OPTION_INT ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
                 "pairs, completions or prompts per optimizer step"),
     OPTION_INT ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                 "truncate completions to this many tokens with their prompt; 0 uses the model's context"),

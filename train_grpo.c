@@ -344,7 +344,7 @@ static void log_kl(Run *r, double reward) {
     metrics_set(m, "objective/kl", kl);
     metrics_set(m, "objective/kl_coef", r->beta.coef);
     if (!o.kl_in) return;
-    metrics_set(m, "objective/non_score_reward", -r->beta.coef * kl);
+    metrics_set(m, "objective/non_score_reward", 0 - r->beta.coef * kl);
     metrics_set(m, "objective/rlhf_reward", reward - r->beta.coef * kl);
 }
 

@@ -159,7 +159,7 @@ static const Option options[] = {
                 "passes over each generation (default: that of --algo: ppo 4, others 1)"),
     OPTION_INT ("num-mini-batches", 0, &o.mini_batches,    1, 65536, "optimizer steps per pass"),
     OPTION_CHOICE("loss-agg-mode",  0, &o.aggregation, LOSS_AGG_CHOICES,
-                "from the losses of tokens to that of the batch; see llmc/loss/aggregation.h"),
+                "from the losses of tokens to that of the batch"),
     OPTION_REAL("cliprange",        0, &o.cliprange,       0, 1e6, "clip the ratio to [1 - X, 1 + X]"),
     OPTION_REAL("cliprange-high",   0, &o.cliprange_high,  0, 1e6, "upper clip range; 0 uses --cliprange"),
     OPTION_REAL("dual-clip",        0, &o.dual_clip,       0, 1e6,
@@ -553,7 +553,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     if (has_reference()) {
         metrics_set(to, "objective/kl", m->kl);
         metrics_set(to, "objective/kl_coef", r->beta.coef);
-        metrics_set(to, "objective/non_score_reward", -r->beta.coef * m->kl);
+        metrics_set(to, "objective/non_score_reward", 0 - r->beta.coef * m->kl);
         metrics_set(to, "objective/rlhf_reward", m->score - r->beta.coef * m->kl);
     }
     if (s->sum.tokens > 0) {

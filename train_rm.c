@@ -57,7 +57,7 @@ static const Option options[] = {
                   "held-out shard of the same kind, for accuracy, margin and calibration"),
     OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
                   "Bradley-Terry on pairs, outcome (labelled completions), process (labelled steps)"),
-    OPTION_INT   ("per-device-train-batch-size", 0,   &o.batch,      1, 1 << 24,
+    OPTION_INT   ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
                   "pairs or completions per optimizer step"),
     OPTION_INT   ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                   "leave out longer records (prm: drop their last steps); 0 uses the model's context"),

@@ -55,11 +55,11 @@ static const Option options[] = {
     OPTION_INT("seed", 0, &o.seed, 0, 9007199254740992, "random seed of the split"),
     OPTION_INT("limit", 0, &o.limit, 0, 1e15, "maximum number of records; 0: no limit"),
     OPTION_FLAG("skip-bad", 0, &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
-    OPTION_FLAG("quiet", 0, &o.quiet, "print no summary, only warnings"),
+    OPTION_FLAG("quiet", 'q', &o.quiet, "print no summary, only warnings"),
     OPTION_GROUP("Tokens"),
     OPTION_TEXT("model", 0, &o.model, "FILE",
                 "the model that will be trained on the shard: its tokenizer and chat template, unless they are given"),
-    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+    OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC",
                 "bytes, a directory, tokenizer.json, or vocab.json:merges.txt; if unset, bytes"),
     OPTION_TEXT(
         "template", 0, &o.template, "SPEC",
@@ -292,8 +292,7 @@ static const char *note_text(RowNote i) {
         [NOTE_TRUNCATED] = "records truncated to --max-tokens, without their stop token",
         [NOTE_NO_MASK] = "records with an empty mask, because they have no assistant message",
         [NOTE_SPECIAL_TEXT] =
-            "texts that contain the name of a special token, which is encoded as plain text (a prompt "
-            "that a chat template has already been applied to should be given as messages)",
+            "texts that contain the name of a special token as plain text (give prompts without their template)",
         [NOTE_STOP_TEXT] = "completions that contain the text that ends the assistant's turn",
         [NOTE_SPACE_BEFORE] =
             "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word",

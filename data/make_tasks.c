@@ -71,7 +71,7 @@ static const Option table[] = {
     OPTION_CHOICE("format", 0, &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
     OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard",
                   "output format; auto writes a shard if FILE ends in .shard or .shard.zst"),
-    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+    OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC",
                 "tokenizer of a shard: bytes, VOCAB:MERGES, a tokenizer.json or a directory"),
     OPTION_TEXT("template", 0, &o.template, "SPEC",
                 "chat template of a shard: plain, chatml, llama or a custom template"),

@@ -43,7 +43,7 @@ static const Option options[] = {
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
     OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
-    OPTION_TEXT("tokenizer", 0, &o.tokenizer, "SPEC",
+    OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC",
                 "tokenizer for files without one; same syntax as make_shard --tokenizer"),
     OPTION_END};
 

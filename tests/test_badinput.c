@@ -59,9 +59,10 @@ static void fails(int status, bool early, const char *command, const char *part)
     snprintf(name, sizeof name, "%.*s: ", (int)(space - slash), slash);
     char *line = said, *next;
     for (; (next = strchr(line, '\n')) && next[1]; line = next + 1) {
-        static const char *const known[] = {"| ", "* ", "    ", "-- ", "model ", "memory ", "device ", "step "};
+        static const char *const known[] = {
+            "| ", "* ", "    ", "-- ", "model ", "memory ", "device ", "step ", "state written to "};
         bool good = !strncmp(line, name, strlen(name)) && !strncmp(line + strlen(name), "warning: ", 9);
-        for (int i = 0; i < 8; i++) good |= !strncmp(line, known[i], strlen(known[i]));
+        for (int i = 0; i < 9; i++) good |= !strncmp(line, known[i], strlen(known[i]));
         if (!good || (early && !strstr(line, ": given twice, "))) fail_msg("%s: more than a line: %s", command, said);
     }
     if (strncmp(line, name, strlen(name)) || !next) fail_msg("%s: no line of its own: %s", command, said);

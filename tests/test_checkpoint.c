@@ -375,7 +375,7 @@ static void wrong_headers(void **state) {
     } wrong[] = {
         {0, 20240520, "memory: this is a token shard, expected a checkpoint"},
         {0, 20261124, "memory: this is a record shard, expected a checkpoint"},
-        {0, 20240801, "memory: this is a Llama 3 token shard, expected a checkpoint"},
+        {0, 20240801, "memory: this is a token shard, expected a checkpoint"},
         {0, 0x04034b50,
          "memory: this is a zip archive (or a PyTorch, NumPy or Excel file); unpack or convert it first, expected a checkpoint"},
         {1, 1, "memory: checkpoint of version 1, expected 3 (float32) or 5 (bf16)"},

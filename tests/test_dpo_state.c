@@ -209,7 +209,8 @@ static void bad_data(void **state) {
     refused(1, "./train_dpo -c $T/sft.bin -i $T/chat.shard -o $T/kept", "contains chat records, expected preference");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/labels.shard -o $T/kept",
             "contains unpaired records, expected preference");
-    refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -o $T/kept --loss-type kto", "expected unpaired records");
+    refused(1, "./train_dpo -c $T/sft.bin -i $T/chat.shard -o $T/kept --loss-type kto",
+            "contains chat records, expected unpaired");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/prefs.shard -j $T/chat.shard -o $T/kept", "chat.shard: contains chat");
     refused(1, "./train_dpo -c $T/none -i $T/prefs.shard -o $T/kept", "none");
     refused(1, "./train_dpo -c $T/sft.bin -i $T/none -o $T/kept", "none");

@@ -873,7 +873,7 @@ static void test_tensors(void **state) {
             at += t[i].size;
             assert_true(t[i].decay == (i == TENSOR_wte || i == TENSOR_wpe || i == TENSOR_qkvw || i == TENSOR_attprojw ||
                                        i == TENSOR_fcw || i == TENSOR_fcprojw || i == TENSOR_headw ||
-                                       i == TENSOR_valuew || i >= FIRST_LORA_TENSOR)); /* the matrices */
+                                       i == TENSOR_valuew || (i >= FIRST_LORA_TENSOR && i < FIRST_DORA_TENSOR)));
         }
         assert_int_equal(at, all);
         const size_t C = 24, Q = 40, KV = 20, L = 2;

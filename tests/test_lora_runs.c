@@ -81,7 +81,7 @@ static void the_reference_is_the_base(void **state) {
     static const char *const commands[] = {
         "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 6 --logging-steps 1" LORA,
         "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 6 --logging-steps 1 --precompute-ref-log-probs" LORA,
-        "./train_grpo -c $T/base.bin -i $T/tasks.shard -x 4 --beta 0.1 -g 4 -p 4 -G 4" LORA,
+        "./train_grpo -c $T/base.bin -i $T/tasks.shard -x 4 --beta 0.1 -g 4 -p 4 -G 4 --reward random" LORA,
         "./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin -x 4 -g 6" LORA};
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         sh("%s -o $T/a.bin --metrics $T/a.jsonl", commands[i]);

@@ -588,6 +588,9 @@ static const struct {
                {'p', {"num-prompts"}},
                {'G', {"num-generations"}},
                {'g', {"max-new-tokens", "max-completion-length"}},
+               {'d', {"batch-tokens", "per-device-train-batch-size"}},
+               {'t', {"tokenizer"}},
+               {'q', {"quiet"}},
                {'n', {"records"}},
                {'h', {"help"}}};
 enum { LETTERS = sizeof letters / sizeof *letters };
@@ -595,6 +598,7 @@ enum { LETTERS = sizeof letters / sizeof *letters };
 /* The index in letters[] of what a line of --help shows: "  -c, --checkpoint FILE ...". */
 static size_t letter_of(const char *program, const char *line) {
     const char *name = line + strlen("  -c, --");
+    if (!strncmp(name, "[no-]", 5)) name += 5;
     const size_t length = strcspn(name, " \n");
     for (size_t k = 0; k < LETTERS; k++)
         for (int i = 0; i < 2 && letters[k].letter == line[3]; i++) {

@@ -161,8 +161,9 @@ static void known_losses(void **state) {
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
-#define PPO                                                                                                            \
-    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -g 4 --micro-tokens 512 --sample-count 0 --temperature 1 -p 12 "
+#define PPO_ON(shard)                                                                                                  \
+    "./train_ppo -c $T/sft.bin -i $T/" shard " -g 4 --micro-tokens 512 --sample-count 0 --temperature 1 -p 12 "
+#define PPO    PPO_ON("tasks.shard")
 #define LONGER "-p 96 -l 0.005 --warmup-steps 20 --lr-scheduler-type constant --kl-coef 0.02 "
 
 static int setup(void **state) {
@@ -295,15 +296,15 @@ static void the_critic(void **state) {
     (void)state;
     /* it learns the expected reward of a policy that does not change: after a 7 the answer is right. Half of the
      * variance is that of the digit, which no critic can predict */
-    sh(PPO LONGER
-       "-i $T/sevens.shard -x 120 --critic $T/sft.bin --critic-warmup 120 --critic-learning-rate 0.004 --critic-output $T/critic.bin "
+    sh(PPO_ON("sevens.shard") LONGER
+       "-x 120 --critic $T/sft.bin --critic-warmup 120 --critic-learning-rate 0.004 --critic-output $T/critic.bin "
        "--lam-critic 1 -o $T/x.bin --metrics $T/m.jsonl");
     assert_true(weights_gap("x.bin", "sft.bin") == 0); /* the policy does not change */
     assert_true(metric_mean("m.jsonl", 25, 30, "critic/vf_explained_var") > 0.3);
     assert_true(metric_mean("m.jsonl", 25, 30, "loss/value_avg") < 0.7 * metric("m.jsonl", 0, "loss/value_avg"));
     assert_false(has_metric("m.jsonl", 0, "policy/approxkl_avg"));
     /* the next run's critic starts from the file */
-    sh(PPO LONGER "-i $T/sevens.shard -x 4 --critic $T/critic.bin --lam-critic 1 -o $T/x.bin --metrics $T/n.jsonl");
+    sh(PPO_ON("sevens.shard") LONGER "-x 4 --critic $T/critic.bin --lam-critic 1 -o $T/x.bin --metrics $T/n.jsonl");
     assert_true(metric("n.jsonl", 0, "critic/vf_explained_var") > 0.25);
     /* a critic from a reward model starts with its normalised scores, not with 0 */
     sh(PPO "-x 4 --critic $T/rm.bin -o $T/x.bin --metrics $T/n.jsonl");
@@ -496,7 +497,7 @@ static void bad_input(void **state) {
     refused(1, PPO "-o $T/kept --reward-model $T/sft.bin", "not a reward model");
     refused(1, PPO "-o $T/kept --gold $T/sft.bin", "not a reward model");
     refused(1, PPO "-o $T/kept --reward-model $T/none.bin", "none.bin");
-    refused(1, PPO "-o $T/kept -i $T/chat.shard", "a shard of kind chat, expected prompt");
+    refused(1, PPO_ON("chat.shard") "-o $T/kept", "a shard of kind chat, expected prompt");
     refused(1, PPO "-o $T/kept --ptx $T/chat.shard --ptx-coef 1", "chat.shard");
     sh("./train_sft -i $T/chat.shard --context 3 --micro-tokens 256 --batch-tokens 240 --layers 1 --width 32 "
        "--heads 2 -o $T/short.bin -x 1");

@@ -48,7 +48,7 @@ static void randomize(const Model *m, uint64_t seed) {
 /* A model with random weights and matrices of this type. */
 static Model quantized_model(const ModelConfig *c, QuantType type) {
     Error e;
-    Model m;
+    Model m = {0};
     QuantMatrix *plan = quant_plan(c, type, &e);
     if (!plan || !model_new_quantized(&m, c, plan, NULL, B, D, &e) || !model_new_grads(&m, &e)) fail_msg("%s", e.text);
     randomize(&m, 3);

@@ -231,7 +231,7 @@ static void packing_changes_nothing(void **state) {
     /* a weight moves by 1e-3 per step at most; 2e-4 is a fifth of one step, for gradients that are almost 0 */
     assert_true(weights_gap("a.bin", "b.bin") < 2e-4);
     assert_true(weights_gap("a.bin", "c.bin") < 2e-4);
-    assert_true(metric("c.jsonl", -1, "num_tokens") > 1.2 * metric("a.jsonl", -1, "num_tokens")); /* prompts twice */
+    assert_near(metric("c.jsonl", -1, "num_tokens"), metric("a.jsonl", -1, "num_tokens"), 0);
 }
 
 /* ---- interruptions ---------------------------------------------------------------------------------------------- */
@@ -632,7 +632,8 @@ static void bad_input(void **state) {
             "give only one of them");
     refused(2, "./evaluate --reward-model $T/val.bin --prm-aggregation last -i $T/held.shard",
             "is not a process reward model");
-    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard", "requires --reward-model");
+    refused(2, "./evaluate -c $T/guess.bin --prm-aggregation last -i $T/tasks.shard",
+            "--prm-aggregation: used only with --reward-model");
     refused(2, "./evaluate -c $T/guess.bin --reward-model $T/val.bin --num-samples 0 -i $T/tasks.shard",
             "no samples to choose from");
     /* make_prefs */

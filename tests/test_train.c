@@ -21,9 +21,10 @@
 
 #define SFT "./train_sft --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard "
 #define NEW "--layers 1 --width 32 --heads 2 --context 16 "
-#define GRPO                                                                                                           \
-    "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 4 -p 6 -G 16 --micro-tokens 512 --sample-count 0 "                \
+#define GRPO_ON(shard)                                                                                                 \
+    "./train_grpo -c $T/sft.bin -i $T/" shard " -g 4 -p 6 -G 16 --micro-tokens 512 --sample-count 0 "                  \
     "--lr-scheduler-type constant "
+#define GRPO GRPO_ON("tasks.shard")
 
 static int setup(void **state) {
     if (models_setup(state)) return 1;
@@ -295,7 +296,7 @@ static void sft_output_in_bf16(void **state) {
 
 static void grpo_raises_the_reward(void **state) {
     (void)state;
-    sh(GRPO "-i $T/sevens.shard -o $T/g.bin -x 50 -l 3e-3 --metrics $T/g.jsonl -j $T/sevens.shard --eval-steps 50");
+    sh(GRPO_ON("sevens.shard") "-o $T/g.bin -x 50 -l 3e-3 --metrics $T/g.jsonl -j $T/sevens.shard --eval-steps 50");
     const double before = metric_mean("g.jsonl", 0, 3, "reward"), after = metric_mean("g.jsonl", 47, 50, "reward");
     if (!(before < 0.25 && after > 0.9)) fail_msg("reward %g before, %g after", before, after);
     assert_true(metric("g.jsonl", -1, "eval_accuracy") == 1);
@@ -304,7 +305,7 @@ static void grpo_raises_the_reward(void **state) {
         assert_true(metric("g.jsonl", i, "sampling/sampling_logp_difference/max") < 1e-3);
     assert_true(metric("g.jsonl", 0, "ratio/mean") == 1);
     /* control: with a random reward nothing about the answers can be learned */
-    sh(GRPO "-i $T/sevens.shard -o $T/r.bin -x 50 -l 1e-3 --reward random:1,verify:0 --metrics $T/r.jsonl");
+    sh(GRPO_ON("sevens.shard") "-o $T/r.bin -x 50 -l 1e-3 --reward random:1,verify:0 --metrics $T/r.jsonl");
     const double chance = metric_mean("r.jsonl", 30, 50, "rewards/verify/mean");
     assert_near(metric_mean("r.jsonl", 0, 50, "rewards/random/mean"), 0.5, 0.05);
     if (!(chance < 0.3)) fail_msg("accuracy %g by a random reward", chance);

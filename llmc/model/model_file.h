@@ -220,8 +220,9 @@ static inline bool model_load_as(Model *m, ModelFile *f, const char *spec, const
     *f = (ModelFile){.lineage = json_array()};
     *m = (Model){0};
     if (o) *o = (Optimizer){0};
+    const char *what = spec ? spec : how->resume ? how->resume : "the new model";
     if ((how->resume ? model_load_state(m, f, spec, how, b, d, o, e) : model_load_spec(m, f, spec, how, b, d, o, e)) &&
-        model_check_matrices(m, spec ? spec : how->resume, e))
+        model_check_matrices(m, what, e))
         return true;
     if (o) optimizer_free(o, m);
     if (m->backend) model_free(m);

@@ -56,7 +56,7 @@ typedef struct SamplingOptions {
     OPTION_TEXT("adapter",       0,   &(o).adapter,       "DIR",  "add the adapters in this folder (peft's format)"),  \
     OPTION_CHOICE("quantize",    0,   &(o).quantize,      QUANTIZE_CHOICES,                                            \
                 "hold the weights of linear layers in blocks of 8 or 4 bits; keep: as the GGUF file has them"),        \
-    OPTION_TEXT("tokenizer",     0,   &(o).tokenizer,     "SPEC",                                                      \
+    OPTION_TEXT("tokenizer",     't', &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
                 "instead of the model's: chatml, llama, plain, or the text of a template"),                   \

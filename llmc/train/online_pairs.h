@@ -309,7 +309,7 @@ static inline void online_log(OnlinePairs *p, const OnlineSummary *w, const Pref
     metrics_set(m, "objective/scores_margin", w->margin);
     metrics_set(m, "objective/kl", kl);
     metrics_set(m, "objective/entropy", -(s->chosen_logp + (nash ? 0 : s->rejected_logp)) / completions);
-    metrics_set(m, "objective/non_score_reward", -c->beta * kl);
+    metrics_set(m, "objective/non_score_reward", 0 - c->beta * kl);
     metrics_set(m, "objective/rlhf_reward", w->score - c->beta * kl);
     metrics_set(m, "val/contain_eos_token", w->ended);
     metrics_set(m, "beta", c->beta);

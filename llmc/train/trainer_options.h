@@ -140,7 +140,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
     OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps"),                       \
-    OPTION_FLAG  ("quiet",         0,   &(o).quiet,                                                                    \
+    OPTION_FLAG  ("quiet",         'q', &(o).quiet,                                                                    \
                   "print only errors, warnings and the last step")
 // clang-format on
 
