@@ -3,7 +3,7 @@
  *
  *   role      role or from; human and user, gpt, chatgpt, bing, bard, model, bot and assistant, observation, function,
  *             ipython and tool, function_call (a call as JSON: an assistant's message with tool_calls), system, developer
- *   content   content or value: a text, or a list of parts of type text; null only beside tool_calls
+ *   content   content or value: a text, or a list of parts of type text; null only with tool_calls
  *   flags     weight (OpenAI), train and training (axolotl), loss (ms-swift), mask, loss_mask, trainable: an assistant's
  *             message with 0 or false is not trained on
  *   calls     tool_calls, function_call: written by a model's own template, otherwise refused

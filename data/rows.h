@@ -622,7 +622,7 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
                          "is %g, expected at most 3.4e38 in size", json_number_value(margin));
     else if (whole || !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
         ok = row_implicit(r, j, row, chosen, rejected, &prompt, answer, e);
-        /* a prompt or messages beside whole conversations repeat their beginning or one of them */
+        /* a prompt or messages next to whole conversations repeat their beginning or one of them */
         row_read(&r->fields, row, FIELD_PROMPT);
         row_read(&r->fields, row, FIELD_MESSAGES);
     } else

@@ -354,7 +354,7 @@ static void other_files_on_resuming(void **state) {
     assert_holds(said, "judge.bin: it is not the file of --reward-model that the run began with");
 }
 
-/* Copies a state without the tensors whose names begin so, and with the right checksum. */
+/* Copies a state without the tensors whose names have this beginning, and with the right checksum. */
 static void copy_without(const char *from, const char *to, const char *left_out) {
     size_t n, end = 0;
     uint64_t length;

@@ -122,9 +122,8 @@ static void test_chat_warnings(void **state) {
     assert_holds(said, "warning: records with an empty mask, because they have no assistant message: 1 ");
     put("a.jsonl", "{\"prompt\":\"<|im_end|>\",\"completion\":\"a\\nb\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --template '{any}{content}\\n'");
-    assert_holds(
-        said,
-        "texts that contain the name of a special token as plain text (give prompts without their template)");
+    assert_holds(said,
+                 "texts that contain the name of a special token as plain text (give prompts without their template)");
     assert_holds(said, "completions that contain the text that ends the assistant's turn: 1 ");
     /* GPT-2's words begin with their space; the byte tokenizer does not need that */
     put("b.jsonl", "{\"prompt\":\"2+3= \",\"completion\":\"5\"}\n");

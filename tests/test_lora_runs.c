@@ -64,11 +64,11 @@ static void quantised_values(void **state) {
     assert_holds(said, text);
     sh("./evaluate -c $T/values.bin -i $T/chat.shard >$T/values.json");
     sh("./evaluate -c $T/base.bin -i $T/chat.shard --quantize q8_0 >$T/blocks.json");
-    sh("./evaluate -c $T/base.bin -i $T/chat.shard --quantize q8_0 --adapter $T/adapter >$T/beside.json");
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard --quantize q8_0 --adapter $T/adapter >$T/added.json");
     sh("./evaluate -c $T/base.bin -i $T/chat.shard >$T/base.json");
     const double loss = metric("values.json", 0, "loss");
     assert_near(metric("blocks.json", 0, "loss"), loss, 1e-5 * loss);
-    assert_near(metric("beside.json", 0, "loss"), loss, 1e-5 * loss);
+    assert_near(metric("added.json", 0, "loss"), loss, 1e-5 * loss);
     assert_true(metric("base.json", 0, "loss") != loss);
     sh("./generate -c $T/base.bin --quantize q4_0 --temperature 0 -g 4 'a'");
 }

@@ -63,7 +63,7 @@ static void the_command_line_overrides_the_file(void **state) {
     assert_same_file("b.bin", "g.bin");
     run(0, "cat $T/g.bin.yaml");
     assert_string_equal(out, "# mine\nseed: 6\n");
-    run(0, "./train_sft " TINY "-i $T/chat.shard -o - -x 1 >$T/f.safetensors; ls $T"); /* nothing beside a stream */
+    run(0, "./train_sft " TINY "-i $T/chat.shard -o - -x 1 >$T/f.safetensors; ls $T"); /* no file next to a stream */
     assert_null(strstr(out, "f.safetensors.yaml"));
 }
 

@@ -168,7 +168,7 @@ static void test_conventions(void **state) {
     }
 }
 
-/* What a prompt record holds beside its tokens. */
+/* What a prompt record holds besides its tokens. */
 static void test_prompt_fields(void **state) {
     (void)state;
     put_rows(

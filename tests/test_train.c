@@ -421,7 +421,7 @@ static void grpo_moves_the_reference(void **state) {
     refused(2, GRPO "-o $T/kept -x 1 --beta 1 --ref-model-sync-steps 2", "used only with --sync-ref-model");
 }
 
-/* Reward models as parts of the reward, alone and beside others, several at once. */
+/* Reward models as parts of the reward, alone and with others, several at once. */
 static void grpo_reward_models(void **state) {
     (void)state;
     FILE *prefs = fopen(files_path("prefs.jsonl"), "w");

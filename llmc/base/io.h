@@ -579,7 +579,7 @@ static inline char *io_target(const char *path) {
     return NULL;
 }
 
-/* Formats the template of a temporary name beside `path`, for mkostemps() or mkdtemp(); the caller frees it. */
+/* Formats the template of a temporary name in the folder of `path`, for mkostemps() or mkdtemp(); the caller frees it. */
 static inline char *io_temporary(const char *path) {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
     const int kept = strlen(base) < 200 ? (int)strlen(base) : 200; /* with the suffix, a name has at most 255 bytes */
@@ -601,7 +601,7 @@ static inline bool io_is_temporary(const char *name, const char *base) {
     return true;
 }
 
-/* Calls `remove` for every temporary file or folder beside `path` whose process has ended. */
+/* Calls `remove` for every temporary file or folder of `path` whose process has ended. */
 static inline void io_leftovers(const char *path, bool folders,
                                 void (*remove)(const char *leftover, const char *path)) {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;

@@ -1,6 +1,6 @@
 /* library.h - opening a shared library that is built and installed together with the program.
  *
- * The library is searched for in the directory of the executable, in ../lib/llmc beside it, where `make install` puts
+ * The library is searched for in the directory of the executable, in ../lib/llmc next to it, where `make install` puts
  * it, then where the system's loader searches (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program needs a library only if it
  * opens it.
  *

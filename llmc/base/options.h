@@ -20,7 +20,7 @@
  * (powers of 1024). A flag accepts --name and --no-name; --help shows --[no-]name with a help text that describes
  * --name. A choice stores its index. An OPTION_LIST may be repeated; of any other option that is given twice the last
  * value counts, with a warning. As in getopt_long, options may be abbreviated and mixed with other arguments; `_` reads
- * as `-` in their names, and the names that peers use are accepted (options_alias). option_given() tells
+ * as `-` in their names, and the names that peers use are accepted (options_alias). option_given() says
  * whether an option was given, and options_refuse_unused() ends a program that was given an option without effect.
  *
  * Every program has -h/--help, --version and --config FILE, which print to standard output and exit with status 0, or

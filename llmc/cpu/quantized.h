@@ -41,7 +41,7 @@ static inline float *quant_buffers(Device *d) {
 }
 
 /* sum[i][] += x[i] . w over n elements, element j into sum j % width, for m rows of x that are ld apart; then those sums
- * of the elements behind the last whole vector in order. */
+ * of the elements after the last whole vector in order. */
 CPU_INLINE void quant_dots(const int m, const float *x, size_t ld, const float *w, int n, CpuVec *sum, float *rest) {
     int j = 0;
     for (; j + CPU_VEC <= n; j += CPU_VEC) {

@@ -14,7 +14,7 @@
  * another base (`101_2`), an exponent, or the argument of a root. If the last number of a text is such a part, the text
  * has no number. In a list, commas and spaces separate numbers and a slash does not make a fraction.
  *
- * Which number of a text counts: in `\boxed{}` and in a record's answer the only one, beside which there may be words,
+ * Which number of a text counts: in `\boxed{}` and in a record's answer the only one, with which there may be words,
  * units and what precedes the last `=`; after `####` the first one, or the result of the expression there; elsewhere
  * the last one.
  *
@@ -381,7 +381,7 @@ static inline size_t verify_divide(VerifySpan t, size_t i, VerifyNumber *v) {
 }
 
 /* Reads an unsigned value at i. Returns its end, or i if nothing that is written with digits begins there; v->known
- * tells whether it is a number. */
+ * says whether it is a number. */
 static inline size_t verify_value(VerifySpan t, size_t i, int depth, VerifyNumber *v) {
     const char c = verify_at(t, i);
     size_t end = i, next;
@@ -525,7 +525,7 @@ static inline bool verify_in_tuple(VerifySpan t, const VerifyNumber *v) {
     return false;
 }
 
-/* Finds the next thing that is written with digits at or after `from`: v->known tells whether it is a number. */
+/* Finds the next thing that is written with digits at or after `from`: v->known says whether it is a number. */
 static inline bool verify_number(VerifySpan t, size_t from, VerifyNumber *v) {
     for (size_t i = from; i < t.n; i++) {
         const char c = t.s[i];
@@ -654,7 +654,7 @@ static inline bool verify_multiple(VerifySpan t) {
     return false;
 }
 
-/* The only number of the text, after its last `=`; false if there is another, or mathematics beside it. words: the text
+/* The only number of the text, after its last `=`; false if there is another, or mathematics with it. words: the text
  * may hold any words, else only units after the number. */
 static inline bool verify_only_number(VerifySpan t, bool words, VerifyNumber *v) {
     const char *equals = t.n ? (const char *)memrchr(t.s, '=', t.n) : NULL;
@@ -696,7 +696,7 @@ static inline bool verify_final_number(VerifySpan text, bool hash_only, VerifyNu
     return found;
 }
 
-/* Reads the number that a record's answer is. words: it may have any words beside it, else only units. A GSM8K solution
+/* Reads the number that a record's answer is. words: it may have any words with it, else only units. A GSM8K solution
  * is the number after its `####`. */
 static inline bool verify_answer_number(VerifySpan answer, bool words, VerifyNumber *v) {
     VerifyMark mark;

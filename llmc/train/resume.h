@@ -6,7 +6,7 @@
  *
  *   - it cannot change the result: paths of outputs, memory, logging, ranks, evaluation, samples (resume_free())
  *   - it is the path of a file: its contents are compared instead (trainer_file(), the state's hash of the shard)
- *   - it is left out and tells where the model came from (-c, --layers, ...), which the state has
+ *   - it is left out and says where the model came from (-c, --layers, ...), which the state has
  *   - --max-steps or --num-train-epochs is higher: the run is extended, with the learning rates of a run of that length
  *
  *     TextBuffer list = {0};
@@ -47,7 +47,7 @@ static inline bool resume_free(const char *option) {
     return resume_place(option) || resume_listed(option, options, sizeof options / sizeof *options);
 }
 
-/* Whether an option tells where the model of a run came from. A resumed run has it from the state. */
+/* Whether an option says where the model of a run came from. A resumed run has it from the state. */
 static inline bool resume_origin(const char *option) {
     static const char *const options[] = {"checkpoint", "layers", "heads", "width", "vocab", "context"};
     return resume_listed(option, options, sizeof options / sizeof *options);

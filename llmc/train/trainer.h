@@ -510,7 +510,7 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     return hash;
 }
 
-/* Writes the options of this run, defaults included, to a file beside the output that --config reads; not over the file
+/* Writes the options of this run, defaults included, to a file next to the output that --config reads; not over the file
  * that --config has read. Without --resume: the file describes the whole run. */
 static inline void trainer_write_options(const Trainer *t) {
     Error e;
