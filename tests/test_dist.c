@@ -387,9 +387,9 @@ static void a_lost_rank_leaves_the_state(void **state) {
     NEEDS_MPI();
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
     const pid_t launcher =
-        run_start("mpirun --mca odls_base_sigkill_timeout 30 --oversubscribe --bind-to none -n 2 " SFT
+        run_start("mpirun --mca odls_base_sigkill_timeout 10 --oversubscribe --bind-to none -n 2 " SFT
                   "-x 100000 -o $T/lost.bin --state $T/lost.state --metrics $T/lost.jsonl "
-                  "--dist-timeout 30");
+                  "--dist-timeout 20");
     run_until(files_path("lost.jsonl"), 5);
     kill(rank_of(launcher, 1), SIGKILL);
     assert_true(run_wait(launcher, 120) != 0);
