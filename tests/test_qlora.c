@@ -233,7 +233,7 @@ static void test_files(void **state) {
     snprintf(state_file, sizeof state_file, "%s", files_path("run.state"));
     if (!model_save(&m, &f, gguf, MODEL_Q8_0, NULL, NULL, &e)) fail_msg("%s", e.text);
     if (!model_save(&m, &f, ours, MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
-    model_free(&m);
+    model_free(&m), model_file_free(&f);
 
     const LoraConfig lora = {.rank = 2, .targets = LORA_ALL, .scale = 4};
     ModelLoad how = {.quantize = QUANTIZE_KEEP};
