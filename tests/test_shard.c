@@ -18,7 +18,8 @@ static Record sample(RecordKind kind, int32_t vocab, int i) {
     static uint8_t mask[64];
     static char text[3][32];
     Record r = {.tokens = tokens, .count = 3 + i * 5 % 23};
-    for (int k = 0; k < r.count; k++) tokens[k] = (int32_t)((unsigned)(vocab - 1 - 7919 * (i + k)) % (unsigned)vocab);
+    const unsigned last = (unsigned)vocab - 1;
+    for (int k = 0; k < r.count; k++) tokens[k] = (int32_t)((last - 7919u * (unsigned)(i + k)) % (unsigned)vocab);
     tokens[0] = vocab - 1;
     if (kind == RECORD_CHAT || kind == RECORD_STEP) r.mask = mask;
     for (int k = 0; k < r.count; k++) mask[k] = kind == RECORD_CHAT ? (i + k) % 3 == 0 : (uint8_t)((i + k) % 4);
