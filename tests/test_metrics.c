@@ -122,6 +122,14 @@ static void test_short_json(void **state) {
     assert_true(json_equal(in, out));
     free(text);
     json_decref(in), json_decref(out);
+    /* jansson writes exponents without the zero and the plus: these become longer */
+    in = json_pack("[f, f, f, f]", 3.3333333333333335e-5, 1e22, 6.103515625e-05, -2e20);
+    text = json_dump_short(in, JSON_COMPACT);
+    assert_string_equal(text, "[3.3333333333333335e-05,1e+22,6.103515625e-05,-2e+20]");
+    out = json_loads(text, 0, NULL);
+    assert_true(json_equal(in, out));
+    free(text);
+    json_decref(in), json_decref(out);
 }
 
 /* Parts of a line that are a mean over nothing are left out; words that contain nan are not. */

@@ -12,6 +12,7 @@
 #define LLMC_BASE_JSON_TEXT_H
 
 #include "error.h" /* checked_object */
+#include "text.h"  /* TextBuffer, text_append, text_format */
 #include <jansson.h>
 #include <math.h>
 
@@ -27,46 +28,31 @@ static inline void json_number_text(double value, char *text) {
     }
 }
 
-/* Shortens the real numbers of a JSON text in place; they stay real numbers (1.0, not 1). */
-static inline void json_shorten(char *text) {
-    char *to = text;
-    for (const char *at = text; *at;) {
-        if (*at == '"') {
-            do {
-                if (*at == '\\') *to++ = *at++;
-                *to++ = *at++;
-            } while (*at != '"');
-            *to++ = *at++;
-            continue;
-        }
-        const size_t n = strspn(at, "+-.0123456789eE");
-        const bool number = n && *at != 'e' && *at != 'E'; /* not the end of true or false */
-        if (!number) {
-            *to++ = *at++;
-            continue;
-        }
-        char longer[64], shorter[32];
-        snprintf(longer, sizeof longer, "%.*s", (int)(n < sizeof longer ? n : sizeof longer - 1), at);
-        if (n >= sizeof longer || !strpbrk(longer, ".eE")) { /* an integer */
-            memmove(to, at, n);
-            to += n;
-        } else {
-            json_number_text(strtod(longer, NULL), shorter);
-            if (!strpbrk(shorter, ".e")) strcat(shorter, ".0");
-            const size_t length = strlen(shorter);
-            memcpy(to, shorter, length); /* never longer than the digits that it replaces */
-            to += length;
-        }
-        at += n;
+/* Appends a JSON text with its real numbers as short as possible; they stay real numbers (1.0, not 1). */
+static inline void json_shorten(const char *text, TextBuffer *out) {
+    while (*text) {
+        size_t n = strcspn(text, "\"-0123456789");
+        const bool number = *text != '"' && !n;
+        if (*text == '"') {
+            for (n = 1; text[n] != '"'; n++) n += text[n] == '\\';
+            n++;
+        } else if (number) n = strspn(text, "+-.0123456789eE");
+        if (number && strcspn(text, ".eE") < n) {
+            char shorter[32];
+            json_number_text(strtod(text, NULL), shorter);
+            text_format(out, "%s%s", shorter, strpbrk(shorter, ".e") ? "" : ".0");
+        } else text_append(out, text, n);
+        text += n;
     }
-    *to = 0;
 }
 
 /* json_dumps() with short numbers, to be freed with free(). Running out of memory ends the program. */
 static inline char *json_dump_short(const json_t *value, size_t flags) {
     char *text = (char *)checked_object(json_dumps(value, flags | JSON_REAL_PRECISION(17)), "a JSON text");
-    json_shorten(text);
-    return text;
+    TextBuffer out = {0};
+    json_shorten(text, &out);
+    free(text);
+    return out.text;
 }
 
 #endif
