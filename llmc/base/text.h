@@ -12,7 +12,7 @@
 #ifndef LLMC_BASE_TEXT_H
 #define LLMC_BASE_TEXT_H
 
-#include "error.h" /* die, xrealloc, PRINTF_LIKE, xmalloc */
+#include "error.h" /* xrealloc, die, PRINTF_LIKE */
 
 typedef struct TextBuffer {
     char *text;
@@ -136,21 +136,26 @@ static inline size_t utf8_valid(const char *s, size_t n) {
     return i;
 }
 
+/* Appends s[0..n), with U+FFFD for every byte that belongs to no character. */
+static inline void utf8_clean(TextBuffer *out, const char *s, size_t n) {
+    for (size_t i = 0; i < n;) {
+        const size_t valid = utf8_valid(s + i, n - i);
+        text_append(out, s + i, valid);
+        i += valid;
+        if (i < n) {
+            text_string(out, "\xEF\xBF\xBD");
+            i++;
+        }
+    }
+}
+
 /* Returns a copy of text with U+FFFD for every byte that belongs to no character; NULL for NULL. */
 static inline char *utf8_copy(const char *text) {
+    TextBuffer copy = {0};
     if (!text) return NULL;
-    const size_t n = strlen(text);
-    size_t m = 0;
-    if (n > SIZE_MAX / 3 - 1) die("out of memory: cannot copy a text of %zu bytes", n);
-    char *copy = (char *)xmalloc(3 * n + 1);
-    for (size_t i = 0; i < n; i++) {
-        const size_t good = (size_t)utf8_length(text + i, n - i);
-        memcpy(copy + m, good ? text + i : "\xEF\xBF\xBD", good ? good : 3);
-        m += good ? good : 3;
-        i += good ? good - 1 : 0;
-    }
-    copy[m] = 0;
-    return (char *)xrealloc(copy, m + 1, 1);
+    text_clear(&copy);
+    utf8_clean(&copy, text, strlen(text));
+    return (char *)xrealloc(copy.text, copy.length + 1, 1);
 }
 
 /* Writes code point c, which must not be a surrogate or above U+10FFFF, to s[4]. Returns the number of bytes. */

@@ -27,7 +27,7 @@
 #include "../base/clock.h"   /* clock_seconds */
 #include "../base/error.h"   /* Error, error_set, PRINTF_LIKE, checked_object, ... */
 #include "../base/process.h" /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
-#include "../base/text.h"    /* utf8_length */
+#include "../base/text.h"    /* TextBuffer, text_free, utf8_clean */
 #include "verify_answer.h"   /* verify_span, RewardInput, verify_space, VerifySpan, ... */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
@@ -72,20 +72,12 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
 
 /* The text as a JSON string; every byte that is not part of a valid UTF-8 character becomes U+FFFD. */
 static inline json_t *reward_string(VerifySpan span) {
-    const char *text = span.s;
-    size_t left = span.n;
-    json_t *string = json_stringn(text, left);
+    TextBuffer clean = {0};
+    json_t *string = json_stringn(span.s, span.n);
     if (string) return string;
-    char *clean = (char *)xmalloc(3 * left), *to = clean;
-    while (left) {
-        const size_t n = (size_t)utf8_length(text, left);
-        memcpy(to, n ? text : "\xEF\xBF\xBD", n ? n : 3);
-        to += n ? n : 3;
-        text += n ? n : 1;
-        left -= n ? n : 1;
-    }
-    string = json_stringn(clean, (size_t)(to - clean));
-    free(clean);
+    utf8_clean(&clean, span.s, span.n);
+    string = json_stringn(clean.text, clean.length);
+    text_free(&clean);
     return string;
 }
 

@@ -20,7 +20,7 @@
 #include "../base/json_text.h"       /* json_dump_short */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
-#include "../base/text.h"            /* TextBuffer, text_free, text_append, text_clear, ... */
+#include "../base/text.h"            /* text_free, TextBuffer, text_clear, text_format, ... */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
 #include "../model/backend.h"        /* Backend, Device, Dtype */
 #include "../model/model.h"          /* Model, model_free, model_held_bytes */
@@ -224,19 +224,6 @@ static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
 
 /* ---- text as JSON ---------------------------------------------------------------------------------------------- */
 
-/* Appends text[0..n), with each byte that is not valid UTF-8 replaced by U+FFFD. */
-static inline void text_clean(TextBuffer *out, const char *text, size_t n) {
-    for (size_t i = 0; i < n;) {
-        const size_t valid = utf8_valid(text + i, n - i);
-        text_append(out, text + i, valid);
-        i += valid;
-        if (i < n) {
-            text_string(out, "\xEF\xBF\xBD");
-            i++;
-        }
-    }
-}
-
 /* The text of the tokens as a JSON string, without `cut` bytes at its end; their ids if there is no tokenizer. */
 static inline json_t *inference_json_tokens(const Inference *x, const int32_t *ids, int32_t n, bool specials,
                                             size_t cut) {
@@ -248,7 +235,7 @@ static inline json_t *inference_json_tokens(const Inference *x, const int32_t *i
         for (int32_t i = 0; i < n; i++) text_format(&raw, i ? " %d" : "%d", ids[i]);
     }
     text_clear(&clean);
-    text_clean(&clean, raw.text, raw.length);
+    utf8_clean(&clean, raw.text, raw.length);
     json_t *value = json_stringn(clean.text, clean.length);
     text_free(&raw), text_free(&clean);
     return value;
