@@ -8,9 +8,11 @@
 #include "../llmc/base/io.h"              /* XXH3_64bits, XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
+#include "../llmc/base/output.h"          /* OUTPUT_WRITTEN, output_add, OutputPaths, output_distinct, ... */
 #include "../llmc/base/text.h"            /* TextBuffer, text_clear, text_free, TokenList, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
+#include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_close, inputs_expand */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
@@ -21,7 +23,6 @@
 #include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
 #include <ctype.h>
-#include <glob.h>
 #include <signal.h>
 
 static struct {
@@ -33,6 +34,7 @@ static struct {
     bool skip_bad, quiet, assistant_only, help_fields;
 } o = {.template = "auto", .assistant_only = true};
 
+static Inputs inputs;        /* the files of --input */
 static char *model_template; /* of --model, or NULL */
 
 static Rows rows = {.step_separator = "\\n"};
@@ -561,40 +563,40 @@ static void check_patterns(void) {
     Error e;
     for (int i = 0; i < FIELD_COUNT; i++) {
         const char *option = row_field[i].option, **pattern = &rows.fields.pattern[i];
-        const int n = (int)strlen(option) - (int)strlen("field");
+        char name[40];
         if (!*pattern) continue;
-        if (rows.fields.name[i]) usage_error("--%s and --%.*stemplate: give only one of them", option, n, option);
+        row_template_option((RowFieldId)i, name);
+        if (rows.fields.name[i]) usage_error("--%s and --%s: give only one of them", option, name);
         *pattern = unescape(*pattern);
-        if (!row_pattern_check(*pattern, &e)) usage_error("--%.*stemplate: %s", n, option, e.text);
+        if (!row_pattern_check(*pattern, &e)) usage_error("--%s: %s", name, e.text);
     }
 }
 
-/* Replaces inputs that are patterns, such as data/part-*.jsonl, by the files that they match, in order. */
-static void expand_inputs(void) {
-    OptionList all = {0};
-    for (int i = 0; i < o.inputs.count; i++) {
-        const char *path = o.inputs.items[i];
-        glob_t found = {0};
-        const bool pattern = strpbrk(path, "*?[") && access(path, F_OK);
-        if (pattern && glob(path, 0, NULL, &found)) usage_error("-i %s: no file matches", path);
-        for (size_t k = 0; k < (pattern ? found.gl_pathc : 1); k++) {
-            all.items = xrealloc(all.items, (size_t)all.count + 1, sizeof *all.items);
-            all.items[all.count++] = pattern ? xstrdup(found.gl_pathv[k]) : path;
-        }
-        globfree(&found);
-    }
-    o.inputs = all;
+/* Lists the files of --input; standard input if there are none. */
+static void open_inputs(void) {
+    Error e;
+    for (int i = 0; i < o.inputs.count; i++)
+        if (!inputs_expand(&inputs, "-i/--input", o.inputs.items[i], &e)) usage_error("%s", e.text);
+    if (!inputs.count) inputs_add(&inputs, "-");
+}
+
+/* Whether both outputs are one file, also through links. */
+static bool same_outputs(void) {
+    OutputPaths p = {0};
+    output_add(&p, "output", o.output, OUTPUT_WRITTEN);
+    output_add(&p, "val-output", o.val_output, OUTPUT_WRITTEN);
+    const bool same = !strcmp(o.output, o.val_output) || !output_distinct(&p, NULL);
+    output_free(&p);
+    return same;
 }
 
 static void check_options(void) {
-    static const char *const standard_input = "-";
     if (!o.output) usage_error("-o/--output is required");
     if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
-    expand_inputs();
-    if (!o.inputs.count) o.inputs = (OptionList){(const char **)&standard_input, 1};
+    open_inputs();
     if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
-    if (o.val_output && !strcmp(o.val_output, o.output)) usage_error("--val-output: is the same file as --output");
+    if (o.val_output && same_outputs()) usage_error("--val-output: is the same file as --output");
     rows.answer_after = unescape(rows.answer_after);
     rows.prompt_end = unescape(rows.prompt_end);
     rows.step_separator = unescape(rows.step_separator);
@@ -688,11 +690,11 @@ int main(int argc, char **argv) {
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
     open_tokenizer();
-    for (int i = 0; i < o.inputs.count && !enough(); i++) {
+    for (int i = 0; i < inputs.count && !enough(); i++) {
         Jsonl j;
-        if (!jsonl_open(&j, o.inputs.items[i], o.skip_bad, &e)) fail(&e);
+        if (!jsonl_open(&j, inputs.path[i], o.skip_bad, &e)) fail(&e);
         if (rows.kind == ROW_TEXT || rows.kind == ROW_AUTO) {
-            if (jsonl_peek(&j) == '{' || jsonl_peek(&j) == '[' || named_jsonl(o.inputs.items[i])) read_lines(&j);
+            if (jsonl_peek(&j) == '{' || jsonl_peek(&j) == '[' || named_jsonl(inputs.path[i])) read_lines(&j);
             else read_text(&j);
         } else read_lines(&j);
         if (!skipped) first = j.first;
@@ -700,12 +702,13 @@ int main(int argc, char **argv) {
         jsonl_close(&j);
     }
     if (!rows.chat.spec)
-        die("%s: contains no record%s%s", o.inputs.items[0], skipped ? "; " : "", skipped ? first.text : "");
+        die("%s: contains no record%s%s", inputs.path[0], skipped ? "; " : "", skipped ? first.text : "");
     check_template();
-    if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(o.inputs.items[0]);
+    if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(inputs.path[0]);
     commit();
     summarize(skipped, &first);
     rows_free(&rows);
+    inputs_close(&inputs);
     for (int i = 0; i < 2; i++) token_list_free(&sides[i].text);
     return 0;
 }

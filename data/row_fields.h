@@ -19,8 +19,9 @@
 #ifndef DATA_ROW_FIELDS_H
 #define DATA_ROW_FIELDS_H
 
-#include "../llmc/base/error.h"    /* Error, error_set, xstrndup */
+#include "../llmc/base/error.h"    /* Error, error_set, xstrndup, xcalloc */
 #include "../llmc/base/jsonl.h"    /* Jsonl, jsonl_error, jsonl_type, jsonl_value_text */
+#include "../llmc/base/suggest.h"  /* suggest */
 #include "../llmc/base/text.h"     /* TextBuffer, text_append, text_string, text_free */
 #include "../llmc/reward/verify.h" /* verify_kind */
 #include <ctype.h>
@@ -122,7 +123,9 @@ static inline json_t *row_value(json_t *row, const char *name) {
     value = row;
     for (const char *rest = name; value && rest;) {
         char *part = xstrndup(rest, strcspn(rest, "."));
-        value = json_is_array(value) ? json_array_get(value, strtoul(part, NULL, 10)) : json_object_get(value, part);
+        const bool index = *part && !part[strspn(part, "0123456789")];
+        if (!json_is_array(value)) value = json_object_get(value, part);
+        else value = index ? json_array_get(value, strtoul(part, NULL, 10)) : NULL;
         free(part);
         rest = strchr(rest, '.');
         if (rest) rest++;
@@ -153,22 +156,30 @@ static inline bool row_is_used(const RowFields *f, const char *key) {
     return false;
 }
 
-/* Copies the first name of the field that the row has, even with the value null, to name[size]. */
-static inline bool row_name(const RowFields *f, json_t *row, RowFieldId field, char *name, size_t size) {
+/* Copies the first name of the field that the row has, even with the value null, to name[size]. Returns the place of that
+ * name in the table or in the user's option, which outlive the row; NULL if the row has none. */
+static inline const char *row_name(const RowFields *f, json_t *row, RowFieldId field, char *name, size_t size) {
     const char *given = f->name[field];
     for (const char *s = given ? given : row_field[field].names; *s;) {
         const size_t n = given ? strlen(s) : strcspn(s, "|");
         snprintf(name, size, "%.*s", (int)n, s);
-        if (row_value(row, name)) return true;
+        if (row_value(row, name)) return s;
         s += n + (s[n] == '|');
     }
-    return false;
+    return NULL;
+}
+
+/* The name of the option that makes this field of several, such as prompt-template. */
+static inline const char *row_template_option(RowFieldId field, char name[40]) {
+    const char *option = row_field[field].option;
+    snprintf(name, 40, "%.*stemplate", (int)(strlen(option) - strlen("field")), option);
+    return name;
 }
 
 /* The name under which a message names the field: the row's, the user's, or the usual one. */
 static inline const char *row_called(const RowFields *f, json_t *row, RowFieldId field, char name[128]) {
-    if (f->pattern[field])
-        snprintf(name, 128, "--%.*stemplate", (int)strcspn(row_field[field].option, "f"), row_field[field].option);
+    char option[40];
+    if (f->pattern[field]) snprintf(name, 128, "--%s", row_template_option(field, option));
     else if (!row_name(f, row, field, name, 128))
         snprintf(name, 128, "%.*s", f->name[field] ? 127 : (int)strcspn(row_field[field].names, "|"),
                  f->name[field] ? f->name[field] : row_field[field].names);
@@ -193,14 +204,9 @@ static inline json_t *row_peek(const RowFields *f, json_t *row, RowFieldId field
 static inline json_t *row_read(RowFields *f, json_t *row, RowFieldId field) {
     char name[128];
     if (f->made[field]) return f->made[field];
-    if (!row_name(f, row, field, name, sizeof name)) return NULL;
-    /* the name outlives the row: it is the user's or part of the table */
-    const char *list = f->name[field] ? f->name[field] : row_field[field].names;
-    for (const size_t n = strlen(name); *list; list += strcspn(list, "|") + 1)
-        if (!strncmp(list, name, n) && (f->name[field] || !list[n] || list[n] == '|')) {
-            row_use(f, list, n);
-            break;
-        }
+    const char *place = row_name(f, row, field, name, sizeof name);
+    if (!place) return NULL;
+    row_use(f, place, strlen(name));
     return row_get(row, name);
 }
 
@@ -215,41 +221,18 @@ static inline void row_list(json_t *row, char *names, size_t size) {
     }
 }
 
-/* Returns the number of characters that have to be inserted, removed or replaced to make b of a (Levenshtein), at most
- * `most`. */
-static inline int row_distance(const char *a, const char *b, int most) {
-    enum { LONGEST = 63 };
-    int before[LONGEST + 1], now[LONGEST + 1];
-    const int n = (int)strlen(a), m = (int)strlen(b);
-    if (n > LONGEST || m > LONGEST) return most;
-    for (int k = 0; k <= m; k++) before[k] = k;
-    for (int i = 1; i <= n; i++) {
-        now[0] = i;
-        for (int k = 1; k <= m; k++) {
-            const int change = before[k - 1] + (tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[k - 1]));
-            const int insert = now[k - 1] + 1, remove = before[k] + 1;
-            now[k] = change < insert ? change : insert;
-            if (remove < now[k]) now[k] = remove;
-        }
-        memcpy(before, now, sizeof now);
-    }
-    return before[m] < most ? before[m] : most;
-}
-
 /* Sets the error for a field `name` of an option that the row does not have. */
 static inline bool row_missing(const Jsonl *j, json_t *row, const char *name, const char *option, Error *e) {
-    char names[240], near[120] = "";
-    const char *key;
+    char names[240], hint[120] = "";
+    const char **keys = (const char **)xcalloc(json_object_size(row), sizeof *keys), *key;
     json_t *value;
-    int best = 3;
+    int count = 0;
+    json_object_foreach(row, key, value) keys[count++] = key;
+    const char *near = suggest(name, keys, count);
+    if (near) snprintf(hint, sizeof hint, "; did you mean '%.90s'?", near);
+    free(keys);
     row_list(row, names, sizeof names);
-    json_object_foreach(row, key, value) {
-        const int distance = row_distance(name, key, 3);
-        if (distance >= best) continue;
-        best = distance;
-        snprintf(near, sizeof near, "; did you mean '%.90s'?", key);
-    }
-    return jsonl_error(j, NULL, e, "has no field '%.80s' (--%s); it has the fields %s%s", name, option, names, near);
+    return jsonl_error(j, NULL, e, "has no field '%.80s' (--%s); it has the fields %s%s", name, option, names, hint);
 }
 
 /* ---- patterns -------------------------------------------------------------------------------------------------- */
@@ -302,9 +285,8 @@ static inline bool row_patterns(RowFields *f, const Jsonl *j, json_t *row, Error
             if (n > 2 && *s == '{') {
                 char *name = xstrndup(s + 1, n - 2), option[40];
                 const json_t *value = row_get(row, name);
-                snprintf(option, sizeof option, "%.*stemplate", (int)strcspn(row_field[i].option, "f"),
-                         row_field[i].option);
-                ok = value ? row_scalar(j, value, name, &text, e) : row_missing(j, row, name, option, e);
+                ok = value ? row_scalar(j, value, name, &text, e)
+                           : row_missing(j, row, name, row_template_option((RowFieldId)i, option), e);
                 row_use(f, s + 1, n - 2);
                 free(name);
             } else text_append(&text, s, *s == '{' || *s == '}' ? 1 : n);
@@ -348,11 +330,10 @@ static inline void row_describe(const json_t *value, char *text, size_t size) {
 
 /* ---- kinds ----------------------------------------------------------------------------------------------------- */
 
-/* Returns the role of the last message of a list, or "". */
-static inline const char *row_last_role(const json_t *messages) {
-    const json_t *last = json_array_get(messages, json_array_size(messages) - 1), *role = json_object_get(last, "role");
-    const char *name = json_string_value(role ? role : json_object_get(last, "from"));
-    return name ? name : "";
+/* Returns the role of a message: the text in `role`, else what is in `from`, or NULL. */
+static inline const json_t *row_role_of(const json_t *message) {
+    const json_t *role = json_object_get(message, "role");
+    return json_is_string(role) ? role : json_object_get(message, "from");
 }
 
 /* Sets task[64] to the verifier that is called like the data set in data_source or dataset, without the data set's owner
@@ -375,11 +356,12 @@ static inline bool row_is_assistant(const char *role) {
     return false;
 }
 
-/* Infers the kind of a row from its fields; ROW_AUTO if they do not tell. */
+/* Infers the kind of a row from its fields; ROW_AUTO if they do not determine it. */
 static inline RowKind row_kind(const RowFields *f, json_t *row) {
     const json_t *messages = row_peek(f, row, FIELD_MESSAGES);
-    const bool prompt = row_has(f, row, FIELD_PROMPT), turns = json_array_size(messages) > 0,
-               answered = turns && row_is_assistant(row_last_role(messages));
+    const size_t turns = json_array_size(messages);
+    const char *last = turns ? json_string_value(row_role_of(json_array_get(messages, turns - 1))) : NULL;
+    const bool prompt = row_has(f, row, FIELD_PROMPT), answered = last && row_is_assistant(last);
     const bool completion = f->pattern[FIELD_COMPLETION] || row_peek(f, row, FIELD_COMPLETION);
     char name[128], task[64];
     if (row_has(f, row, FIELD_CHOSEN) && row_has(f, row, FIELD_REJECTED)) return ROW_PREFERENCE;

@@ -260,8 +260,8 @@ static inline void row_message_unread(RowFields *f, const ChatTemplate *c, json_
 /* Reads message `message`. where: its place, for messages; content: a buffer. *thought: its reasoning was written. */
 static inline bool row_one_message(RowFields *f, const ChatTemplate *c, const Jsonl *j, json_t *message,
                                    const char *where, TextBuffer *content, RowMessages *m, bool *thought, Error *e) {
-    json_t *role = json_object_get(message, "role"), *said = json_object_get(message, "content");
-    if (!json_is_string(role)) role = json_object_get(message, "from");
+    const json_t *role = row_role_of(message);
+    json_t *said = json_object_get(message, "content");
     if (!said) said = json_object_get(message, "value");
     if (!json_is_string(role)) return jsonl_error(j, where, e, "has no string in 'role'");
     const char *speaker = jsonl_value_text(j, role, where, e);

@@ -114,8 +114,7 @@ static inline bool row_field_messages(Rows *r, const Jsonl *j, json_t *row, json
 /* Whether the first of the messages is the system's. */
 static inline bool row_has_system(json_t *messages) {
     const json_t *first = json_is_object(messages) ? messages : json_array_get(messages, 0);
-    const json_t *role = json_object_get(first, "role");
-    const char *name = json_string_value(role ? role : json_object_get(first, "from"));
+    const char *name = json_string_value(row_role_of(first));
     return name && !strcmp(name, "system");
 }
 
@@ -152,16 +151,20 @@ static inline bool row_join_input(Rows *r, const Jsonl *j, json_t *row, RowMessa
     return true;
 }
 
+/* Checks that the value of the field messages is a list. */
+static inline bool row_check_list(Rows *r, const Jsonl *j, json_t *row, const json_t *messages, Error *e) {
+    char name[128];
+    return json_is_array(messages) || jsonl_error(j, row_called(&r->fields, row, FIELD_MESSAGES, name), e,
+                                                  "is %s, expected a list of messages", jsonl_type(messages));
+}
+
 /* Reads what precedes the completion: the system message, the history, and the messages or the prompt. Its last message
  * is continued if it is the assistant's. *given: the value of the messages or the prompt. */
 static inline bool row_prompt(Rows *r, const Jsonl *j, json_t *row, RowMessages *m, json_t **given, Error *e) {
-    char name[128];
     json_t *messages = row_read(&r->fields, row, FIELD_MESSAGES);
     const RowFieldId field = messages ? FIELD_MESSAGES : FIELD_PROMPT;
     *given = messages ? messages : row_read(&r->fields, row, FIELD_PROMPT);
-    if (messages && !json_is_array(messages))
-        return jsonl_error(j, row_called(&r->fields, row, field, name), e, "is %s, expected a list of messages",
-                           jsonl_type(messages));
+    if (messages && !row_check_list(r, j, row, messages, e)) return false;
     if (!row_before(r, j, row, *given, m, e)) return false;
     const int first = m->count;
     if (!row_field_messages(r, j, row, *given, field, "user", m, e)) return false;
@@ -226,43 +229,35 @@ static inline RowResult row_too_long(Rows *r, const Jsonl *j, int64_t tokens, co
     return ROW_DROPPED;
 }
 
-/* Returns the tools of the row, a new reference, or NULL with *bad set if they are invalid. */
-static inline json_t *row_tools(Rows *r, const Jsonl *j, json_t *row, bool *bad, Error *e) {
-    json_t *value = row_read(&r->fields, row, FIELD_TOOLS), *tools = json_incref(value);
+/* Sets *tools to the tools of the row, a new reference, or to NULL if it has none. Notes tools that the template does not
+ * write. */
+static inline bool row_tools(Rows *r, const Jsonl *j, json_t *row, json_t **tools, Error *e) {
+    json_t *value = row_read(&r->fields, row, FIELD_TOOLS);
+    const char *text = json_string_value(value);
     char name[128];
-    if (json_is_string(value)) {
-        json_decref(tools);
-        if (!json_string_length(value)) return NULL;
-        tools = json_loads(json_string_value(value), 0, NULL);
+    *tools = NULL;
+    if (!value || (text && !json_string_length(value))) return true;
+    *tools = text ? json_loads(text, 0, NULL) : json_incref(value);
+    if (!json_is_array(*tools)) {
+        json_decref(*tools);
+        return jsonl_error(j, row_called(&r->fields, row, FIELD_TOOLS, name), e,
+                           "is neither a list of tools nor a text with one");
     }
-    *bad = value && !json_is_array(tools);
-    if (!*bad) return tools;
-    json_decref(tools);
-    jsonl_error(j, row_called(&r->fields, row, FIELD_TOOLS, name), e, "is neither a list of tools nor a text with one");
-    return NULL;
+    if (json_array_size(*tools) && !row_template_has(&r->chat, "tools")) r->notes[NOTE_NO_TOOLS] = 1;
+    return true;
 }
 
 /* Returns a conversation of the first `count` messages in JSON, with the tools of the row; NULL if these are
  * invalid. */
 static inline json_t *row_conversation(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, int count,
                                        Error *e) {
-    bool bad = false;
-    json_t *tools = row_tools(r, j, row, &bad, e), *some = json_array();
+    json_t *tools;
+    if (!row_tools(r, j, row, &tools, e)) return NULL;
+    json_t *some = json_array();
     for (int i = 0; i < count; i++) json_array_append(some, json_array_get(m->list, (size_t)i));
     json_t *conversation = json_pack("{s:o,s:o}", "messages", some, "tools", tools ? tools : json_null());
     chat_conversation_flags(conversation, m->flags);
-    if (!bad) return conversation;
-    json_decref(conversation);
-    return NULL;
-}
-
-/* Notes tools that the template does not write. */
-static inline bool row_check_tools(Rows *r, const Jsonl *j, json_t *row, Error *e) {
-    bool bad = false;
-    json_t *tools = row_tools(r, j, row, &bad, e);
-    if (json_array_size(tools) && !row_template_has(&r->chat, "tools")) r->notes[NOTE_NO_TOOLS] = 1;
-    json_decref(tools);
-    return !bad;
+    return conversation;
 }
 
 /* Encodes the first `count` messages by the template. last, together: see chat_encode_conversation(). */
@@ -271,13 +266,17 @@ static inline bool row_encode(Rows *r, const Jsonl *j, json_t *row, const RowMes
     Error inner;
     bool ok;
     if (together) *together = true;
-    if (!row_check_tools(r, j, row, e)) return false;
     if (r->chat.model) {
         json_t *conversation = row_conversation(r, j, row, m, count, e);
         if (!conversation) return false;
         ok = chat_encode_conversation(&r->chat, &r->tokenizer, conversation, prompt, last, ids, mask, together, &inner);
         json_decref(conversation);
-    } else ok = chat_encode_flags(&r->chat, &r->tokenizer, m->items, m->flags, count, prompt, ids, mask, &inner);
+    } else {
+        json_t *tools;
+        if (!row_tools(r, j, row, &tools, e)) return false;
+        json_decref(tools);
+        ok = chat_encode_flags(&r->chat, &r->tokenizer, m->items, m->flags, count, prompt, ids, mask, &inner);
+    }
     return ok || jsonl_error(j, NULL, e, "%s", inner.text);
 }
 
@@ -335,16 +334,13 @@ static inline RowResult row_chat(Rows *r, const Jsonl *j, json_t *row, const Row
 
 static inline RowResult row_chat_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
-    char name[128];
     json_t *given, *messages = row_peek(&r->fields, row, FIELD_MESSAGES),
                    *completion = row_peek(&r->fields, row, FIELD_COMPLETION);
     bool ok;
     if (messages && !completion) {
         row_read(&r->fields, row, FIELD_MESSAGES);
-        ok = json_is_array(messages) ? row_before(r, j, row, messages, &m, e) &&
-                                           row_field_messages(r, j, row, messages, FIELD_MESSAGES, "user", &m, e)
-                                     : jsonl_error(j, row_called(&r->fields, row, FIELD_MESSAGES, name), e,
-                                                   "is %s, expected a list of messages", jsonl_type(messages));
+        ok = row_check_list(r, j, row, messages, e) && row_before(r, j, row, messages, &m, e) &&
+             row_field_messages(r, j, row, messages, FIELD_MESSAGES, "user", &m, e);
     } else
         ok = row_prompt(r, j, row, &m, &given, e) &&
              row_field_messages(r, j, row, row_read(&r->fields, row, FIELD_COMPLETION), FIELD_COMPLETION, "assistant",
@@ -600,8 +596,7 @@ static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, con
 static inline bool row_whole(const json_t *chosen, const json_t *rejected) {
     const json_t *lists[2] = {chosen, rejected};
     for (int i = 0; i < 2; i++) {
-        const json_t *first = json_array_get(lists[i], 0), *role = json_object_get(first, "role");
-        const char *name = json_string_value(role ? role : json_object_get(first, "from"));
+        const char *name = json_string_value(row_role_of(json_array_get(lists[i], 0)));
         if (!name || row_is_assistant(name)) return false;
     }
     return true;

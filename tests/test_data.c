@@ -479,6 +479,9 @@ static void test_split(void **state) {
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-output $T/v.shard", "requires --val-fraction");
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output $T/x.shard",
             "is the same file");
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output $T/./x.shard",
+            "is the same file");
+    refused(2, "data/make_shard -i $T/a.jsonl -o - --val-fraction 0.5 --val-output -", "is the same file");
 }
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */

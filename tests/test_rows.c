@@ -79,6 +79,9 @@ static const struct Convention {
     {"LLaMA-Factory, sharegpt KTO", RECORD_UNPAIRED,
      "{'conversations':[{'from':'human','value':'q'},{'from':'gpt','value':'a'}],'kto_tag':true}",
      U "q" E A "a<|im_end|>", NULL},
+    {"a table with both names of the role", RECORD_UNPAIRED,
+     "{'messages':[{'role':null,'from':'human','content':'q'},{'role':null,'from':'gpt','content':'a'}],'label':true}",
+     U "q" E A "a<|im_end|>", NULL},
     {"ShareGPT's names of roles", RECORD_CHAT,
      "{'conversations':[{'from':'system','value':'s'},{'from':'human','value':'q'},{'from':'chatgpt','value':'a'},"
      "{'from':'user','value':'r'},{'from':'bing','value':'b'},{'from':'observation','value':'o'},"
@@ -285,6 +288,7 @@ static void test_names(void **state) {
     refused(1,
             "data/make_shard -i $T/a.jsonl -o $T/x.shard --prompt-field question --answer-field zzzzzz --kind prompt",
             "no row has the field 'zzzzzz' (--answer-field)");
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --completion-field ANSWR", "did you mean 'answer'?");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --prompt-template 'Q: {question}\\n{{x}}' "
            "--completion-template '{answer}.'");
     Shard s = open_shard("a.shard", RECORD_CHAT, 1);
@@ -298,6 +302,13 @@ static void test_names(void **state) {
             "--prompt-field and --prompt-template: give only one");
     put_rows("{'question':'q','reply':'b'}");
     refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard", "has the fields question, reply; expected messages");
+    /* a path into a list has an index */
+    put_rows("{'turns':[{'text':'q'},{'text':'a'}]}");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --prompt-field turns.0.text --completion-field turns.1.text");
+    s = open_shard("a.shard", RECORD_CHAT, 1);
+    assert_record(&s, 0, "q[a<|endoftext|>]");
+    shard_close(&s);
+    refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard --text-field turns.text", "has no field 'turns.text'");
     put_rows(
         "{'prompt':'q','completion':'a'}\n{'prompt':[{'role':'system','content':'s'},{'role':'user','content':'q'}],"
         "'completion':'a'}");

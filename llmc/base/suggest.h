@@ -5,15 +5,19 @@
  *     if (near) printf("did you mean %s?\n", near);
  *
  * The distance is that of optimal string alignment: the number of characters to insert, delete or replace, or of
- * neighbours to swap (Damerau 1964). A word within a name (steps, max-steps), or a name within a word, counts as near.
+ * neighbours to swap (Damerau 1964); capital letters count as small ones. A word within a name (steps, max-steps), or a
+ * name within a word, counts as near.
  */
 #ifndef LLMC_BASE_SUGGEST_H
 #define LLMC_BASE_SUGGEST_H
 
+#include <ctype.h>
 #include <stdbool.h>
 #include <string.h>
 
 enum { SUGGEST_LENGTH = 64 }; /* longer words have no suggestion */
+
+static inline bool suggest_equal(char a, char b) { return tolower((unsigned char)a) == tolower((unsigned char)b); }
 
 static inline int suggest_least(int a, int b) { return a < b ? a : b; }
 
@@ -27,8 +31,9 @@ static inline int suggest_distance(const char *a, const char *b) {
         const int *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
         now[0] = i;
         for (int k = 1; k <= m; k++) {
-            now[k] = suggest_least(suggest_least(last[k], now[k - 1]) + 1, last[k - 1] + (a[i - 1] != b[k - 1]));
-            if (i > 1 && k > 1 && a[i - 1] == b[k - 2] && a[i - 2] == b[k - 1])
+            now[k] =
+                suggest_least(suggest_least(last[k], now[k - 1]) + 1, last[k - 1] + !suggest_equal(a[i - 1], b[k - 1]));
+            if (i > 1 && k > 1 && suggest_equal(a[i - 1], b[k - 2]) && suggest_equal(a[i - 2], b[k - 1]))
                 now[k] = suggest_least(now[k], before[k - 2] + 1);
         }
     }
@@ -46,7 +51,7 @@ static inline const char *suggest(const char *word, const char *const *names, in
         const size_t other = strlen(names[i]);
         if (other > SUGGEST_LENGTH) continue;
         int distance = suggest_distance(word, names[i]);
-        const bool part = length >= 4 && other >= 4 && (strstr(names[i], word) || strstr(word, names[i]));
+        const bool part = length >= 4 && other >= 4 && (strcasestr(names[i], word) || strcasestr(word, names[i]));
         if (part && distance > limit) distance = limit;
         if (distance >= least) continue;
         least = distance;
