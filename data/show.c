@@ -19,7 +19,7 @@
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
 #include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
-#include "../llmc/text/tokenizer.h"        /* tokenizer_decode, tokenizer_free, Tokenizer, tokenizer_load, ... */
+#include "../llmc/text/tokenizer.h"        /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include <jansson.h>
 #include <signal.h>
@@ -640,14 +640,14 @@ static void show_model(const char *path, char *memory, size_t n) {
 static int32_t magic_of(const char *path, const char *memory, size_t n, bool *model, bool *stream) {
     Error e;
     Reader r;
-    int32_t magic = 0;
+    int32_t magic;
     uint8_t first[9] = {0};
     uint64_t header;
     bool failed = false;
     const bool ok = memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e);
     if (ok) reader_peek(&r, first, sizeof first, &failed, &e);
-    if (!ok || failed || (reader_full(&r, &magic, sizeof magic, &failed, &e) < sizeof magic && failed))
-        die("%s", e.text);
+    if (!ok || failed) die("%s", e.text);
+    memcpy(&magic, first, sizeof magic);
     memcpy(&header, first, sizeof header);
     *model = header <= SAFETENSORS_HEADER_MAX && first[8] == '{';
     *stream = reader_left(&r) < 0;
@@ -695,16 +695,15 @@ int main(int argc, char **argv) {
             memory = plain;
         }
         show_model(path, memory, n);
-        if (has_tokenizer) tokenizer_free(&tokenizer);
-        return 0;
+    } else {
+        if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
+        if (magic == MAGIC_RECORDS) show_shard(&in);
+        else if (tokens_magic(magic)) show_tokens(&in);
+        else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
+        else wrong_file(&in, path);
+        reader_close(&in);
+        free(memory);
     }
-    if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
-    if (magic == MAGIC_RECORDS) show_shard(&in);
-    else if (tokens_magic(magic)) show_tokens(&in);
-    else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
-    else wrong_file(&in, path);
-    reader_close(&in);
-    free(memory);
     if (has_tokenizer) tokenizer_free(&tokenizer);
     if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
     return 0;

@@ -12,7 +12,7 @@
 #include "letters.h"                  /* letters_setup */
 #include "models.h"                   /* refused, models_device, models_bytes, models_teardown */
 #include "run.h"                      /* sh, assert_same_file, weights_gap */
-#include "shell.h"                    /* assert_holds, out, said */
+#include "shell.h"                    /* assert_holds, out, said, run */
 #include <sys/stat.h>
 
 /* A new Llama of the golden model's shape with a token per byte, as a folder. */
@@ -141,6 +141,8 @@ static void shown(void **state) {
     assert_holds(out, "model.layers.1.self_attn.q_proj.weight");
     assert_holds(out, "not finite: 0");
     assert_holds(out, "\"stage\":\"train_sft\"");
+    run(1, "data/show $T/a.safetensors.zst > /dev/full");
+    assert_holds(said, "cannot write");
     sh("data/show - < $T/a.state");
     assert_holds(out, "-: training state\n");
     assert_holds(out, "\"optimizer_step\":2");
