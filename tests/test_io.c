@@ -1,6 +1,6 @@
 /* test_io.c - io.h: round trips, pipes, zstd, atomic writes, and every way in which reading or writing can fail. */
 #include "../llmc/base/error.h" /* Error */
-#include "../llmc/base/io.h"    /* writer_open, reader_close, reader_open, IO_BUFFER, ... */
+#include "../llmc/base/io.h"    /* reader_close, writer_open, reader_open, IO_BUFFER, ... */
 #include "files.h"              /* files_path, files_assert_error, files_put, files_assert_content, ... */
 #include <sys/resource.h>
 
@@ -368,6 +368,12 @@ static void zstd_bomb_limit(void **state) {
     assert_false(reader_skip(&r, 300 << 20, "all", &e));
     files_assert_error(&e, "its content is larger than 1000000 bytes");
     reader_close(&r);
+    setenv("LLMC_DECOMPRESS_LIMIT", "1g", 1);
+    assert_true(reader_open(&r, files_path("large.zst"), &e));
+    assert_false(reader_skip(&r, 300 << 20, "all", &e));
+    files_assert_error(&e, "LLMC_DECOMPRESS_LIMIT: '1g' is not a number of bytes");
+    reader_close(&r);
+    setenv("LLMC_DECOMPRESS_LIMIT", "1000000", 1);
     uint8_t *noise = files_noise(3000000); /* content that does not shrink has no limit */
     assert_true(write_all(files_path("noise.zst"), noise, 3000000, &e));
     assert_true(reader_open(&r, files_path("noise.zst"), &e));

@@ -2,15 +2,14 @@
  *
  * Reader: "-" is standard input. A zstd or gzip stream from a file or a pipe is recognised by its magic number and
  * decompressed on the fly, over any number of frames or members. Only as much is decompressed as the caller requests,
- * zstd's windows above its limit of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB and 1000 times its own size, so
- * a small file cannot fill the memory. The environment variable LLMC_DECOMPRESS_LIMIT sets another limit than 256 MiB,
- * in bytes. All bytes delivered are hashed (XXH3, 64 bits) for checksums.
- * A reader of an uncompressed file can continue on a mapping of it (map.h) and then lends its bytes instead of copying
- * them.
+ * zstd's windows above its limit of 128 MiB are rejected, and so is a stream whose content is larger than both 256 MiB
+ * and 1000 times its own size, so a small file cannot fill the memory. The environment variable LLMC_DECOMPRESS_LIMIT
+ * sets another limit than 256 MiB, in bytes. All bytes delivered are hashed (XXH3, 64 bits) for checksums. A reader of
+ * an uncompressed file can continue on a mapping of it (map.h) and then lends its bytes instead of copying them.
  *
  * Writer: "-" is standard output. A regular file is written under a temporary name in the same directory
- * (NAME.llmc-XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an existing
- * file unchanged. A symbolic link is followed, also if its target does not exist. A device or fifo (/dev/null,
+ * (NAME.llmc-XXXXXX.tmp) and renamed only in writer_commit(), after fsync, so a failure at any moment leaves an
+ * existing file unchanged. A symbolic link is followed, also if its target does not exist. A device or fifo (/dev/null,
  * /dev/full) is written directly. A file whose path ends in .zst is compressed, with zstd's content checksum.
  *
  * A process that is killed leaves its temporary files. The next writer of NAME removes them: a living process holds a
@@ -53,10 +52,9 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read and written as little-endian memory");
 
 enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: size of the buffer; maximum of one read or write call */
-enum {
-    IO_EXPANDED = 1 << 28,
-    IO_RATIO = 1000
-}; /* limits of a compressed stream's content: bytes; times its own size */
+
+/* Limits of a compressed stream's content: bytes; times its own size. */
+enum { IO_EXPANDED = 1 << 28, IO_RATIO = 1000 };
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
@@ -181,10 +179,13 @@ static inline uint64_t reader_hash(const Reader *r) { return XXH3_64bits_digest(
 
 /* Checks that a compressed stream does not expand without bound. more: bytes that are about to be delivered. */
 static inline bool reader_expands(const Reader *r, uint64_t more, Error *e) {
-    const char *given = getenv("LLMC_DECOMPRESS_LIMIT");
-    const uint64_t limit = given && *given ? strtoull(given, NULL, 10) : IO_EXPANDED;
     const uint64_t content = r->position + (r->peeked_end - r->peeked_at) + more;
-    return content <= limit || content / IO_RATIO <= r->packed ||
+    if (content / IO_RATIO <= r->packed) return true;
+    const char *given = getenv("LLMC_DECOMPRESS_LIMIT");
+    if (given && given[strspn(given, "0123456789")])
+        return error_set(e, "LLMC_DECOMPRESS_LIMIT: '%.40s' is not a number of bytes", given);
+    const uint64_t limit = given && *given ? strtoull(given, NULL, 10) : IO_EXPANDED;
+    return content <= limit ||
            error_set(e,
                      "%s: its content is larger than %llu bytes and than %d times the compressed stream; if it is "
                      "meant to be, decompress it first or set LLMC_DECOMPRESS_LIMIT to a number of bytes",
@@ -333,9 +334,11 @@ static inline size_t reader_full(Reader *r, void *dst, size_t n, bool *failed, E
     return done;
 }
 
-static inline bool reader_short(const Reader *r, const char *what, uint64_t needed, uint64_t start, Error *e) {
+/* Sets the error of a read of more bytes than the file has. */
+static inline bool reader_short(const Reader *r, const char *what, uint64_t needed, uint64_t start, uint64_t end,
+                                Error *e) {
     return error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
-                     (unsigned long long)needed, (unsigned long long)start, (unsigned long long)r->position);
+                     (unsigned long long)needed, (unsigned long long)start, (unsigned long long)end);
 }
 
 /* Describes the file by its first bytes, for a message about a wrong file. */
@@ -354,7 +357,7 @@ static inline bool reader_header(Reader *r, void *header, size_t n, int32_t magi
         memcpy(header, &found, sizeof found);
         const size_t more =
             sizeof found + reader_full(r, (uint8_t *)header + sizeof found, n - sizeof found, &failed, e);
-        return more == n || failed ? !failed : reader_short(r, "header", n, 0, e);
+        return more == n || failed ? !failed : reader_short(r, "header", n, 0, r->position, e);
     }
     uint8_t rest[FILE_KIND_BYTES - sizeof found]; /* to describe the file */
     reader_full(r, rest, sizeof rest, &failed, NULL);
@@ -366,7 +369,7 @@ static inline bool reader_read(Reader *r, void *dst, size_t n, const char *what,
     const uint64_t start = r->position;
     bool failed = false;
     if (reader_full(r, dst, n, &failed, e) == n) return true;
-    return failed ? false : reader_short(r, what, n, start, e);
+    return failed ? false : reader_short(r, what, n, start, r->position, e);
 }
 
 /* Reads and discards exactly n bytes. */
@@ -376,7 +379,7 @@ static inline bool reader_skip(Reader *r, uint64_t n, const char *what, Error *e
     bool failed = false;
     for (uint64_t left = n; left;) {
         const size_t got = reader_some(r, waste, left < sizeof waste ? (size_t)left : sizeof waste, &failed, e);
-        if (!got) return failed ? false : reader_short(r, what, n, start, e);
+        if (!got) return failed ? false : reader_short(r, what, n, start, r->position, e);
         left -= got;
     }
     return true;
@@ -398,8 +401,7 @@ static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *
     const uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), start = r->position;
     const int64_t left = reader_left(r);
     if (left >= 0 && n > (uint64_t)left) {
-        error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
-                  (unsigned long long)n, (unsigned long long)start, (unsigned long long)(start + (uint64_t)left));
+        reader_short(r, what, n, start, start + (uint64_t)left, e);
         return NULL;
     }
     if (n >= memory) {
@@ -418,7 +420,7 @@ static inline void *reader_blob(Reader *r, uint64_t n, const char *what, Error *
     }
     blob[done] = 0;
     if (done == n && !failed) return blob;
-    if (!failed) reader_short(r, what, n, start, e);
+    if (!failed) reader_short(r, what, n, start, r->position, e);
     free(blob);
     return NULL;
 }
@@ -447,8 +449,7 @@ static inline Mapping *reader_map(Reader *r) {
 static inline const uint8_t *reader_lend(Reader *r, uint64_t n, const char *what, Error *e) {
     const uint64_t start = r->position;
     if (n > r->end - r->at) {
-        error_set(e, "%s: %s: needs %llu bytes at byte %llu, the file ends at %llu", r->name, what,
-                  (unsigned long long)n, (unsigned long long)start, (unsigned long long)r->end);
+        reader_short(r, what, n, start, r->end, e);
         return NULL;
     }
     const uint8_t *lent = r->in + r->at;
