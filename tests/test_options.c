@@ -254,6 +254,7 @@ static void test_suggestions(void **state) {
                  {"--no-verbsoe", "--no-verbose"},
                  {"--rate", "--learning-rate"},
                  {"--vresion", "--version"},
+                 {"--LEARNINGRATE", "--learning-rate"},
                  {"--outptu", "--output"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char part[80];
@@ -381,6 +382,7 @@ static void test_config(void **state) {
         {"steps: 'x", "not YAML: "},
         {"steps: 1\n\tseed: 2", "not YAML: "},
         {"input: \"a\\0b\"", ":1: a NUL character"},
+        {"\"seed\\0x\": 1", ":1: a NUL character"},
         {"config: x", ":1: 'config' is no option"}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) bad(RUN("--config", config(wrong[i][0])), wrong[i][1]);
     bad(RUN("--config", "/nonexistent.yaml"), "--config: /nonexistent.yaml: ");

@@ -9,8 +9,8 @@
  *       seed: 42
  *
  * A value is a scalar or a list of scalars. The mapping `defaults` is the only nested one: a program that keeps its
- * options writes there what its user did not choose. Other nested mappings, nested lists, references, repeated keys and more than one
- * document are refused, each with its line. Values are returned as text; options.h converts them.
+ * options writes there what its user did not choose. Other nested mappings, nested lists, references, repeated keys and
+ * more than one document are refused, each with its line. Values are returned as text; options.h converts them.
  *
  *     ConfigFile file;
  *     if (!config_file_read(&file, "run.yaml", &e)) return false;
@@ -26,7 +26,7 @@
 #ifndef LLMC_BASE_CONFIG_FILE_H
 #define LLMC_BASE_CONFIG_FILE_H
 
-#include "error.h" /* Error, error_set, checked, xrealloc, ... */
+#include "error.h" /* Error, error_set, checked_object, xrealloc, ... */
 #include "io.h"    /* writer_write, writer_abort, Writer, file_slurp, ... */
 #include <yaml.h>
 
@@ -81,7 +81,6 @@ static inline bool config_file_null(const yaml_event_t *event) {
 static inline bool config_file_value(ConfigFile *f, const yaml_event_t *event, Error *e) {
     ConfigEntry *entry = &f->entries[f->count - 1];
     const char *text = (const char *)event->data.scalar.value;
-    if (strlen(text) != event->data.scalar.length) return config_file_refuse(f, event, e, "a NUL character");
     if (entry->list && config_file_null(event)) return config_file_refuse(f, event, e, "an empty value in a list");
     if (config_file_null(event)) return true;
     entry->values = (char **)xrealloc(entry->values, (size_t)entry->count + 1, sizeof *entry->values);
@@ -109,6 +108,8 @@ static inline bool config_file_take(ConfigFile *f, const yaml_event_t *event, in
     case YAML_SCALAR_EVENT:
         if (!*depth && config_file_null(event)) return true; /* a file of comments only */
         if (!*depth) return config_file_refuse(f, event, e, "text without a key");
+        if (strlen((const char *)event->data.scalar.value) != event->data.scalar.length)
+            return config_file_refuse(f, event, e, "a NUL character");
         if (*depth == 2) return config_file_value(f, event, e);
         *has_key = !*has_key;
         return *has_key ? config_file_key(f, event, e) : config_file_value(f, event, e);
@@ -148,7 +149,7 @@ static inline bool config_file_read(ConfigFile *f, const char *path, Error *e) {
     yaml_parser_t parser;
     *f = (ConfigFile){.path = path, .text = file_slurp(path, CONFIG_FILE_MAX, &n, e)};
     if (!f->text) return false;
-    checked(yaml_parser_initialize(&parser) ? f->text : NULL, sizeof parser);
+    checked_object(yaml_parser_initialize(&parser) ? &parser : NULL, "a parser of YAML");
     yaml_parser_set_input_string(&parser, (const unsigned char *)f->text, n);
     bool ok = true, has_key = false;
     int depth = 0, documents = 0;
@@ -201,7 +202,7 @@ static inline bool config_writer_open(ConfigWriter *w, const char *path, const c
         writer_abort(&w->file);
         return false;
     }
-    checked(yaml_emitter_initialize(&w->emitter) ? w : NULL, sizeof w->emitter);
+    checked_object(yaml_emitter_initialize(&w->emitter) ? w : NULL, "an emitter of YAML");
     yaml_emitter_set_output(&w->emitter, config_writer_output, w);
     yaml_emitter_set_unicode(&w->emitter, 1);
     yaml_emitter_set_width(&w->emitter, -1);

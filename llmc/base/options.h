@@ -332,14 +332,19 @@ static inline int option_has_argument(const Option *o) {
     return o->kind == OPT_FLAG ? no_argument : option_optional(o) ? optional_argument : required_argument;
 }
 
+/* Copies the first n bytes of a word that may be the name of an option, with `-` for `_`. Longer words are cut. */
+static inline void option_dashed(char name[OPTION_NAME_MAX], const char *word, size_t n) {
+    snprintf(name, OPTION_NAME_MAX, "%.*s", (int)n, word);
+    for (char *c = name; *c; c++)
+        if (*c == '_') *c = '-';
+}
+
 /* The index of the option with exactly this name, or of the one that it is an alias of, or -1. `_` reads as `-`. */
 static inline int option_find(const Option *table, const char *word) {
     char name[OPTION_NAME_MAX];
     const char *stands_for, *alias;
     if (strlen(word) >= sizeof name) return -1;
-    strcpy(name, word);
-    for (char *c = name; *c; c++)
-        if (*c == '_') *c = '-';
+    option_dashed(name, word, strlen(word));
     for (int i = 0; table[i].kind != OPT_END; i++)
         if (table[i].kind != OPT_GROUP && !strcmp(table[i].name, name)) return i;
     for (size_t k = 0; (alias = options_alias(k, &stands_for)); k++)
@@ -372,9 +377,7 @@ static inline const char *option_suggest(const OptionNames *names, const char *w
     const char *known[OPTION_NAMES_MAX];
     char name[OPTION_NAME_MAX];
     int count = 0;
-    snprintf(name, sizeof name, "%s", word);
-    for (char *c = name; *c; c++)
-        if (*c == '_') *c = '-';
+    option_dashed(name, word, strlen(word));
     for (int i = 0; i < names->count; i++)
         if (!strchr(names->text[i], '_')) known[count++] = names->text[i];
     return suggest(name, known, count);
@@ -386,9 +389,7 @@ static inline NORETURN void option_unknown(const OptionNames *names, const char 
     char all[256] = "", name[OPTION_NAME_MAX];
     size_t used = 0;
     int found = 0;
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(word + 2, "="), word + 2);
-    for (char *c = name; *c; c++)
-        if (*c == '_') *c = '-';
+    option_dashed(name, word + 2, strcspn(word + 2, "="));
     for (int i = 0; *name && i < names->count; i++) {
         if (strncmp(names->text[i], name, strlen(name)) || strchr(names->text[i], '_')) continue;
         if (used < sizeof all)
