@@ -6,8 +6,9 @@
  *     train.jsonl: line 17: field 'completion': byte 5 is not UTF-8
  *
  * Lines longer than a limit and objects with duplicate keys are rejected. Blank lines and a byte-order mark at the
- * start are skipped. An integer of more than 64 bits becomes a text of its digits. With `skip_bad`, invalid lines are counted in `skipped` instead of stopping the reader, and the
- * message of the first one is kept in `first`. The caller reports lines that it rejects itself through jsonl_skip().
+ * start are skipped. An integer of more than 64 bits becomes a text of its digits. With `skip_bad`, invalid lines are
+ * counted in `skipped` instead of stopping the reader, and the message of the first one is kept in `first`. The caller
+ * reports lines that it rejects itself through jsonl_skip().
  *
  *     Jsonl j;
  *     json_t *row;                                   // valid until the next call

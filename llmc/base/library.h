@@ -1,8 +1,8 @@
 /* library.h - opening a shared library that is built and installed together with the program.
  *
  * The library is searched for in the directory of the executable, in ../lib/llmc next to it, where `make install` puts
- * it, then where the system's loader searches (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another file. A program needs a library only if it
- * opens it.
+ * it, then where the system's loader searches (LD_LIBRARY_PATH, /usr/lib). An environment variable can name another
+ * file. A program needs a library only if it opens it.
  *
  *     Library l;
  *     if (!library_open(&l, "llmc_mpi.so", "LLMC_MPI_LIBRARY", RTLD_LOCAL, "make builds llmc_mpi.so", &e))

@@ -49,8 +49,8 @@ static inline int terminal_columns(const char *text, size_t n) {
     return columns;
 }
 
-/* Prints text from column `column` on, broken at spaces and after `|` so that no line is longer than `width`, and a newline. Further
- * lines begin at column `indent`. A word that is longer than a line is not broken. */
+/* Prints text from column `column` on, broken at spaces and after `|` so that no line is longer than `width`, and a
+ * newline. Further lines begin at column `indent`. A word that is longer than a line is not broken. */
 static inline void terminal_wrap(FILE *f, const char *text, int column, int indent, int width) {
     int at = column; /* columns of this line so far */
     bool first = true;

@@ -371,9 +371,10 @@ static inline json_t *chat_conversation(const ChatMessage *messages, const uint8
     return conversation;
 }
 
-/* Appends the tokens of a conversation {messages, tools, documents, trained, continued} in a model's own template. `mask` is as in
- * chat_encode(). last: only the assistant's last message is trained. If `together` is not NULL, it is set to whether
- * every assistant message is trained; if not, each has to be encoded with the messages before it and `last`. */
+/* Appends the tokens of a conversation {messages, tools, documents, trained, continued} in a model's own template.
+ * `mask` is as in chat_encode_flags(). last: only the assistant's last message is trained. If `together` is not NULL, it
+ * is set to whether every assistant message is trained; if not, each has to be encoded with the messages before it and
+ * `last`. */
 static inline bool chat_encode_conversation(const ChatTemplate *c, const Tokenizer *t, const json_t *conversation,
                                             bool generation_prompt, bool last, TokenList *out, uint8_t **mask,
                                             bool *together, Error *e) {
