@@ -78,8 +78,7 @@ static inline size_t math_separator(VerifySpan t, size_t i, char kind) {
     const char c = t.s[i];
     if (kind == 'u') return verify_starts(t, i, "\\cup") && !verify_letter(verify_at(t, i + 4)) ? 4 : 0;
     if (kind == '+') {
-        size_t before = i;
-        while (before && verify_blank(t.s[before - 1])) before--;
+        const size_t before = verify_skip_back(t, i);
         const char last = before ? t.s[before - 1] : '+';
         return (c == '+' || c == '-') && before && !strchr("+-*/^=<>", last);
     }

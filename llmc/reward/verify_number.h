@@ -20,8 +20,9 @@
  *
  * Two numbers are equal if their values are, as exact rationals: `1,234.50` = `1234.5`, `\frac{1}{2}` = `0.5`, `$5` =
  * `5`, `1.5 \times 10^3` = `1500`. `50%` equals both `50` and `0.5`. A fraction is never accepted for a whole number
- * (`84/2` for 42 is an unfinished division, not an answer). The record's field `tolerance`, a number, accepts values
- * that differ by at most that much.
+ * (`84/2` for 42 is an unfinished division, not an answer). Units are not compared, but if both numbers have a unit with
+ * an exponent, the exponents must be equal: `5 m^2` = `5` but not `5 m^3`. The record's field `tolerance`, a number,
+ * accepts values that differ by at most that much.
  *
  * The record's field `style`: `reversed` = digits are written least significant first, after the sign (125 is written
  * 521), without commas, decimals or exponent (Lee et al. 2023, Teaching Arithmetic to Small Transformers);
@@ -36,10 +37,11 @@
 #ifndef LLMC_REWARD_VERIFY_NUMBER_H
 #define LLMC_REWARD_VERIFY_NUMBER_H
 
-#include "../base/text.h"    /* TextBuffer, text_free */
-#include "verify_answer.h"   /* VerifySpan, verify_digit, verify_letter, verify_starts, ... */
-#include "verify_plain.h"    /* PLAIN_TEXT, PLAIN_TEXT_END, verify_plain, PLAIN_CLOSE, ... */
-#include "verify_rational.h" /* gmp, rational_digits, rational_clear, rational_init, ... */
+#include "../base/json_text.h" /* json_number_text */
+#include "../base/text.h"      /* TextBuffer, text_free */
+#include "verify_answer.h"     /* VerifySpan, verify_digit, verify_letter, verify_starts, ... */
+#include "verify_plain.h"      /* PLAIN_TEXT, PLAIN_TEXT_END, verify_plain, PLAIN_CLOSE, ... */
+#include "verify_rational.h"   /* gmp, rational_clear, rational_digits, rational_init, ... */
 #include <math.h>
 
 enum {
@@ -52,6 +54,7 @@ typedef struct VerifyNumber {
     mpq_t value;            /* see verify_number_new() */
     bool known;             /* false: something that is written with digits, but not a number */
     bool fraction, percent; /* it was written as a fraction; with a percent sign */
+    long power;             /* exponent of its unit; 0: none */
     VerifySpan whole;       /* of a number that is digits only: these digits; else empty */
     bool negative;
 } VerifyNumber;
@@ -163,12 +166,13 @@ static inline bool verify_add_decimals(mpq_ptr x, VerifySpan part, size_t before
     rational_init(y), rational_init(nines);
     bool ok = part.n <= VERIFY_DIGITS && before <= VERIFY_DIGITS && verify_read_digits(part, y);
     if (ok && repeats) {
-        rational_whole(nines, 10);
+        mpq_t one;
+        rational_init(one);
+        rational_whole(one, 1);
         gmp()->ui_pow_ui(mpq_numref(nines), 10, part.n);
-        rational_whole(y, 1);
-        gmp()->sub(nines, nines, y);
-        verify_read_digits(part, y);
+        gmp()->sub(nines, nines, one);
         gmp()->div(y, y, nines);
+        rational_clear(one);
     }
     ok = ok && rational_scale(y, -(long)(repeats ? before : before + part.n));
     if (ok) gmp()->add(x, x, y);
@@ -503,7 +507,8 @@ static inline bool verify_is_continued(VerifySpan t, size_t begin) {
         return j && t.s[j - 1] == '_';
     }
     if (op != '+' && op != '-' && op != '*' && op != '/') return false;
-    const bool spaced = i<begin, alone = i> 1 && t.s[i - 2] == ' ';
+    const bool spaced = i < begin;
+    const bool alone = i > 1 && t.s[i - 2] == ' ';
     i = verify_skip_back(t, i - 1);
     const char c = i ? t.s[i - 1] : ' ';
     if (verify_digit(c) || c == ')' || c == '}') return true;
@@ -523,6 +528,46 @@ static inline bool verify_in_tuple(VerifySpan t, const VerifyNumber *v) {
         if (!verify_digit(c) && !verify_blank(c) && !strchr(",;.+-/", c)) return comma && c == '\\';
     }
     return false;
+}
+
+/* Whether the word [i, end) is a unit that an answer may have after its number: one of those of the MATH data set and
+ * their abbreviations, or any word at the beginning of \text{}. */
+static inline bool verify_is_unit(VerifySpan t, size_t i, size_t end) {
+    static const char *const units[] = {
+        "cm",         "mm",      "km",      "m",       "in",      "ft",        "mi",         "yd",          "kg",
+        "g",          "mg",      "lb",      "lbs",     "oz",      "L",         "l",          "ml",          "mL",
+        "s",          "sec",     "min",     "h",       "hr",      "hrs",       "hour",       "hours",       "minute",
+        "minutes",    "second",  "seconds", "day",     "days",    "week",      "weeks",      "month",       "months",
+        "year",       "years",   "mph",     "kmph",    "kph",     "degree",    "degrees",    "deg",         "percent",
+        "cent",       "cents",   "dollar",  "dollars", "euro",    "euros",     "pound",      "pounds",      "ounce",
+        "ounces",     "gram",    "grams",   "inch",    "inches",  "foot",      "feet",       "mile",        "miles",
+        "yard",       "yards",   "meter",   "meters",  "metre",   "metres",    "centimeter", "centimeters", "kilometer",
+        "kilometers", "square",  "squared", "cubic",   "cubed",   "unit",      "units",      "sq",          "per",
+        "pm",         "am",      "a",       "p",       "point",   "points",    "way",        "ways",        "student",
+        "students",   "people",  "ton",     "tons",    "liter",   "liters",    "gallon",     "gallons",     "quart",
+        "quarts",     "pint",    "pints",   "cup",     "cups",    "radian",    "radians",    "rad",         "th",
+        "st",         "nd",      "rd",      "USD",     "EUR",     "times",     "digits",     "edges",       "meals",
+        "gm",         "Hz",      "W",       "J",       "N",       "V",         "K",          "C",           "F",
+        "integers",   "numbers", "items",   "pieces",  "minutes", "solutions", "coins",      "faces",       "sides",
+        "choices"};
+    const size_t n = end - i;
+    if (i && t.s[i - 1] == PLAIN_TEXT) return true;
+    for (size_t k = 0; k < sizeof units / sizeof *units; k++)
+        if (strlen(units[k]) == n && !memcmp(units[k], t.s + i, n)) return true;
+    return false;
+}
+
+/* The exponent, without its sign, of the unit of a number that ends at i: 2 for `m^2`, `\text{ cm}^{2}`, `m/s^2` and
+ * `m s^{-2}`; 0 if there is none. */
+static inline long verify_unit_power(VerifySpan t, size_t i) {
+    for (size_t end;; i = end) {
+        while (verify_blank(verify_at(t, i)) || verify_at(t, i) == '/') i++;
+        end = verify_letters_end(t, i);
+        if (end == i || !verify_is_unit(t, i, end)) break;
+    }
+    if (verify_at(t, i) != '^') return 0;
+    i += verify_at(t, i + 1) == '{' ? 2 : 1;
+    return strtol(t.s + i + (verify_at(t, i) == '-'), NULL, 10);
 }
 
 /* Finds the next thing that is written with digits at or after `from`: v->known says whether it is a number. */
@@ -548,9 +593,8 @@ static inline bool verify_number(VerifySpan t, size_t from, VerifyNumber *v) {
         if (v->known && v->negative) rational_negate(v->value);
         v->known = v->known && !verify_continues(t, end) && !verify_is_continued(t, v->begin);
         const size_t unit = verify_skip(t, end);
-        v->percent = verify_at(t, unit) == '%' ||
-                     (!strncasecmp(t.s + (unit < t.n ? unit : t.n), "percent", t.n - unit < 7 ? t.n - unit : 7) &&
-                      t.n - unit >= 7);
+        v->percent = verify_at(t, unit) == '%' || (unit + 7 <= t.n && !strncasecmp(t.s + unit, "percent", 7));
+        v->power = verify_unit_power(t, end);
         return true;
     }
     return false;
@@ -587,32 +631,6 @@ static inline bool verify_first_number(VerifySpan t, VerifyNumber *v) {
     return false;
 }
 
-/* Whether the word [i, end) is a unit that an answer may have after its number (those of the MATH data set and their
- * abbreviations). */
-static inline bool verify_is_unit(VerifySpan t, size_t i, size_t end) {
-    static const char *const units[] = {
-        "cm",         "mm",      "km",      "m",       "in",      "ft",        "mi",         "yd",          "kg",
-        "g",          "mg",      "lb",      "lbs",     "oz",      "L",         "l",          "ml",          "mL",
-        "s",          "sec",     "min",     "h",       "hr",      "hrs",       "hour",       "hours",       "minute",
-        "minutes",    "second",  "seconds", "day",     "days",    "week",      "weeks",      "month",       "months",
-        "year",       "years",   "mph",     "kmph",    "kph",     "degree",    "degrees",    "deg",         "percent",
-        "cent",       "cents",   "dollar",  "dollars", "euro",    "euros",     "pound",      "pounds",      "ounce",
-        "ounces",     "gram",    "grams",   "inch",    "inches",  "foot",      "feet",       "mile",        "miles",
-        "yard",       "yards",   "meter",   "meters",  "metre",   "metres",    "centimeter", "centimeters", "kilometer",
-        "kilometers", "square",  "squared", "cubic",   "cubed",   "unit",      "units",      "sq",          "per",
-        "pm",         "am",      "a",       "p",       "point",   "points",    "way",        "ways",        "student",
-        "students",   "people",  "ton",     "tons",    "liter",   "liters",    "gallon",     "gallons",     "quart",
-        "quarts",     "pint",    "pints",   "cup",     "cups",    "radian",    "radians",    "rad",         "th",
-        "st",         "nd",      "rd",      "USD",     "EUR",     "times",     "digits",     "edges",       "meals",
-        "gm",         "Hz",      "W",       "J",       "N",       "V",         "K",          "C",           "F",
-        "integers",   "numbers", "items",   "pieces",  "minutes", "solutions", "coins",      "faces",       "sides",
-        "choices"};
-    const size_t n = end - i;
-    for (size_t k = 0; k < sizeof units / sizeof *units; k++)
-        if (strlen(units[k]) == n && !memcmp(units[k], t.s + i, n)) return true;
-    return false;
-}
-
 /* Whether [i, end) holds nothing but words, units and punctuation. words: any words, else only units after the
  * number. */
 static inline bool verify_only_words(VerifySpan t, size_t i, size_t end, bool words, bool units) {
@@ -624,9 +642,7 @@ static inline bool verify_only_words(VerifySpan t, size_t i, size_t end, bool wo
             i = next;
         } else if (verify_letter(c)) {
             const size_t next = verify_letters_end(t, i);
-            if (!(units && verify_is_unit(t, i, next)) && !(words && next > i + 1) &&
-                !(t.s[i ? i - 1 : 0] == PLAIN_TEXT && units))
-                return false;
+            if (!(units && verify_is_unit(t, i, next)) && !(words && next > i + 1)) return false;
             i = next;
         } else if ((unsigned char)c >= 0x80) {
             static const char *const currencies[] = {"\u20ac", "\u00a3", "\u00a5"}; /* euro, pound, yen */
@@ -736,22 +752,17 @@ static inline bool verify_styled_number(VerifySpan completion, bool hash_only, c
     return !verify_style(fields, "reversed") || verify_reverse(v, v->whole.n);
 }
 
-/* Whether |a - b| <= the record's field `tolerance`. */
+/* Whether |a - b| <= the record's field `tolerance`, which is taken as it is written: 0.1 is a tenth. */
 static inline bool verify_within(mpq_srcptr a, mpq_srcptr b, const json_t *fields) {
     const json_t *field = json_object_get(fields, "tolerance");
     if (!json_is_number(field)) return false;
-    char text[64];
+    char text[32];
     mpq_t difference;
     VerifyNumber most;
     rational_init(difference);
     verify_number_new(&most);
-    const int n = snprintf(text, sizeof text, "%.17g", json_number_value(field));
-    /* the number as it is written in the record: 0.1 is a tenth */
-    for (int digits = 1; digits < 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, json_number_value(field));
-        if (strtod(text, NULL) == json_number_value(field)) break;
-    }
-    const bool known = n > 0 && verify_decimal(verify_span(text), 0, true, &most) == strlen(text) && most.known;
+    json_number_text(json_number_value(field), text);
+    const bool known = verify_decimal(verify_span(text), 0, true, &most) == strlen(text) && most.known;
     gmp()->sub(difference, a, b);
     if (mpq_sgn(difference) < 0) rational_negate(difference);
     const bool within = known && gmp()->compare(difference, most.value) <= 0;
@@ -760,8 +771,10 @@ static inline bool verify_within(mpq_srcptr a, mpq_srcptr b, const json_t *field
     return within;
 }
 
-/* Whether two numbers are equal; a percentage equals its number and its hundredth. */
+/* Whether two numbers are equal; a percentage equals its number and its hundredth. Exponents of units, if both numbers
+ * have one, must be equal. */
 static inline bool verify_equal(const VerifyNumber *wanted, const VerifyNumber *given, const json_t *fields) {
+    if (wanted->power && given->power && wanted->power != given->power) return false;
     if (gmp()->equal(wanted->value, given->value)) return !(given->fraction && rational_is_whole(wanted->value));
     if (verify_within(wanted->value, given->value, fields)) return true;
     if (wanted->percent == given->percent) return false;
