@@ -486,7 +486,31 @@ static void test_math(void **state) {
     fclose(f);
 }
 
-/* Measures of SQuAD (evaluate-v1.1.py's values, computed by hand from its equations), letters, and votes. */
+/* SQuAD's measures: the values of dev/golden/golden_squad.py, rounded to float32 (2^-25 below 1). */
+static void test_squad(void **state) {
+    (void)state;
+    FILE *f = fopen("tests/golden/squad.jsonl", "r");
+    assert_non_null(f);
+    int rows = 0, partial = 0;
+    for (json_t *row; (row = json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL)); json_decref(row), rows++) {
+        static const char *const tasks[] = {"em", "f1"};
+        const char *answer = json_string_value(json_array_get(json_object_get(row, "answers"), 0)),
+                   *completion = json_string_value(json_object_get(row, "completion"));
+        char *fields = json_dumps(row, 0); /* among them `answers` */
+        for (size_t k = 0; k < COUNT(tasks); k++) {
+            const double expected = json_number_value(json_object_get(row, tasks[k]));
+            const float score = verify(tasks[k], completion, answer, fields);
+            if (!(fabs(score - expected) <= 0x1p-25))
+                fail_msg("%s: %s: %g, expected %g", tasks[k], fields, (double)score, expected);
+            partial += expected > 0 && expected < 1;
+        }
+        free(fields);
+    }
+    assert_true(rows == 300 && partial > 80);
+    fclose(f);
+}
+
+/* The part of a completion that is compared in words, records with several answers or none, letters, and votes. */
 static void test_text(void **state) {
     (void)state;
     static const struct {
@@ -1046,21 +1070,14 @@ static void test_command_line(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),
-                                       cmocka_unit_test(test_nasty),
-                                       cmocka_unit_test(test_numbers),
-                                       cmocka_unit_test(test_bytes),
-                                       cmocka_unit_test(test_math),
-                                       cmocka_unit_test(test_text),
-                                       cmocka_unit_test(test_check_answer),
-                                       cmocka_unit_test(test_final_answer),
-                                       cmocka_unit_test(test_golden),
-                                       cmocka_unit_test(test_other_parts),
-                                       cmocka_unit_test(test_specification),
-                                       cmocka_unit_test(test_command_faults),
-                                       cmocka_unit_test(test_command_values),
-                                       cmocka_unit_test(test_command_large),
-                                       cmocka_unit_test(test_command_sigpipe),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),        cmocka_unit_test(test_nasty),
+                                       cmocka_unit_test(test_numbers),        cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_math),           cmocka_unit_test(test_squad),
+                                       cmocka_unit_test(test_text),           cmocka_unit_test(test_check_answer),
+                                       cmocka_unit_test(test_final_answer),   cmocka_unit_test(test_golden),
+                                       cmocka_unit_test(test_other_parts),    cmocka_unit_test(test_specification),
+                                       cmocka_unit_test(test_command_faults), cmocka_unit_test(test_command_values),
+                                       cmocka_unit_test(test_command_large),  cmocka_unit_test(test_command_sigpipe),
                                        cmocka_unit_test(test_command_line)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

@@ -2,7 +2,8 @@
  *
  *   em       1 if the texts are equal after lower-casing, removing punctuation and the words a, an, the, and joining
  *            white space (Rajpurkar et al. 2016, SQuAD, evaluate-v1.1.py: exact_match_score)
- *   f1       harmonic mean of precision and recall of the words of these texts (the same, f1_score)
+ *   f1       harmonic mean of precision and recall of the words of these texts (the same, f1_score); 1 if neither has a
+ *            word (evaluate-v2.0.py)
  *   choice   the letter: `B`, `(B)`, `B.`, `B) text`, or the last one after `answer is` or `answer:`
  *
  * For em and f1 the best value over the record's answer and the texts in its field `answers` counts. Punctuation and
