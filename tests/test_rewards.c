@@ -531,6 +531,11 @@ static void test_text(void **state) {
                  {"choice", "B", "\\boxed{\\text{(B)}}", "", 1},
                  {"choice", "B", "B) Paris", "", 1},
                  {"choice", "B", "It is not B. The answer is C.", "", 0},
+                 {"choice", "B", "Which answer is right? Answer: B", "", 1},
+                 {"choice", "B", "The answer is B.\nAnswer: C", "", 0},
+                 {"choice", "B", "Answer: C\nThe answer is B.", "", 1},
+                 {"choice", "B", "ANSWER: B", "", 1},
+                 {"math", "x+1", "This answer is easy.\nAnswer: $1+x$", "", 1},
                  {"choice", "A", "A cat", "", 0},
                  {"choice", "B", "Both", "", 0},
                  {"choice", "maybe", "B", "", NONE}};

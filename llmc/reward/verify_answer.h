@@ -89,6 +89,12 @@ static inline bool verify_after_last(VerifySpan *t, const char *word) {
     return true;
 }
 
+/* Reduces `t` to the text after the last `answer is` or `answer:`; false, with t unchanged, if there is neither. */
+static inline bool verify_after_answer(VerifySpan *t) {
+    const bool is = verify_after_last(t, "nswer is");
+    return verify_after_last(t, "nswer:") || is;
+}
+
 /* Reduces `t` to the text before the first `word`, if it occurs. */
 static inline void verify_before(VerifySpan *t, const char *word) {
     const char *p = (const char *)memmem(t->s, t->n, word, strlen(word));

@@ -268,7 +268,7 @@ static inline VerifySpan verify_math_final(VerifySpan completion) {
     VerifyMark mark;
     VerifySpan t = verify_final(completion, &mark), after = t;
     if (mark != VERIFY_UNMARKED) return t;
-    if (verify_after_last(&after, "nswer is") || verify_after_last(&after, "nswer:")) {
+    if (verify_after_answer(&after)) {
         verify_before(&after, "\n");
         after = verify_trim(after);
         if (after.n && after.s[0] == ':') after = verify_trim((VerifySpan){after.s + 1, after.n - 1});

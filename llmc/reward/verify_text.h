@@ -17,7 +17,7 @@
 
 #include "../base/error.h" /* xcalloc */
 #include "../base/text.h"  /* TextBuffer, text_append, text_free, text_clear */
-#include "verify_answer.h" /* VerifySpan, RewardInput, verify_after_last, verify_span, ... */
+#include "verify_answer.h" /* VerifySpan, RewardInput, verify_span, VerifyMark, ... */
 #include <ctype.h>
 #include <math.h>
 
@@ -127,10 +127,8 @@ static inline char verify_choice_letter(VerifySpan t) {
 /* The letter of a completion: after the last `answer is` or `answer:`, or the beginning of the final answer. */
 static inline char verify_choice_of(VerifySpan completion) {
     VerifyMark mark;
-    VerifySpan t = verify_final(completion, &mark), after = t;
-    if (mark == VERIFY_UNMARKED && (verify_after_last(&after, "nswer is") || verify_after_last(&after, "nswer:") ||
-                                    verify_after_last(&after, "NSWER:")))
-        t = after;
+    VerifySpan t = verify_final(completion, &mark);
+    if (mark == VERIFY_UNMARKED && !verify_after_answer(&t)) verify_after_last(&t, "NSWER:");
     return verify_choice_letter(t);
 }
 
