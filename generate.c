@@ -13,12 +13,12 @@
  * prompt starts a document. Standard output receives only the completion (with --echo, the prompt and the completion),
  * always as well-formed UTF-8: a character is printed once all its bytes have been sampled, and invalid bytes become
  * U+FFFD. On a terminal, control characters are shown as \x1b and the like. Generation ends at the token that ends an
- * assistant's turn, at the end tokens of the model's generation_config.json, at the end-of-text token, at a text of --stop
- * (which is not printed) or after --max-new-tokens.
+ * assistant's turn, at the end tokens of the model's generation_config.json, at the end-of-text token, at a text of
+ * --stop (which is not printed) or after --max-new-tokens.
  *
  * A file of prompts is a prompt shard, JSON Lines (with "prompt", a text or messages, or with "messages", whose final
  * assistant message is ignored), or a text file with one prompt per line; the format is detected from the contents.
- * Each output line is the input line (for a shard: prompt, task, answer, fields) with these fields added, in the order
+ * Each output line is the input line (for a shard: prompt, task, answer and other fields) with these fields added, in the order
  * of the input:
  *
  *     sample       0 ... n-1, if --num-samples is more than 1
@@ -46,7 +46,7 @@
 #include "llmc/model/config.h"      /* gpt2_config_named */
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
-#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, ... */
+#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
@@ -98,11 +98,10 @@ static Sampling sampling;
 
 /* Prints sampled text, character by character. */
 typedef struct Printer {
-    bool started; /* a token has been printed */
-    TextBuffer
-        waiting;   /* not printed yet: the first bytes of a character, or what may be the beginning of a stop text */
-    size_t held;   /* bytes at the end of the text that may be the beginning of a stop text */
-    bool terminal; /* escape control characters */
+    bool started;       /* a token has been printed */
+    TextBuffer waiting; /* not printed yet: the first bytes of a character or, perhaps, of a stop text */
+    size_t held;        /* bytes at the end of the text that may be the beginning of a stop text */
+    bool terminal;      /* escape control characters */
 } Printer;
 
 /* Whether s[0..n) is the beginning of a character whose remaining bytes may still follow. */
@@ -596,15 +595,14 @@ static void chat_save(const Chat *c, const char *path) {
         free(content);
     }
     json_t *row = json_pack("{s:o}", "messages", messages);
-    char *text = (char *)checked_object(json_dumps(row, JSON_COMPACT), "a line of JSON");
     bool ok = writer_open(&w, path, &e);
     if (ok) {
-        ok = writer_write(&w, text, strlen(text), &e) && writer_write(&w, "\n", 1, &e) && writer_commit(&w, &e);
+        ok = json_line(&w, row, &e) && writer_commit(&w, &e);
         writer_abort(&w);
     }
     if (ok) fprintf(stderr, "[%d messages were written to %s]\n", c->count, path);
     else fprintf(stderr, "[%s]\n", e.text);
-    free(text), json_decref(row);
+    json_decref(row);
 }
 
 /* Removes the last answer. Returns whether its question is to be answered again. */

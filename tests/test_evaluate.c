@@ -435,8 +435,8 @@ static void bad_input(void **state) {
     refused(1, "./evaluate -c $T/small.bin -i $T/text.bin", "expected below the vocabulary of 100");
     refused(1, "head -c 1100 $T/tasks.shard | ./evaluate -c $T/random.bin -i -", "standard input: ");
     refused(1, "head -c 1100 $T/text.bin | ./evaluate -c $T/random.bin -i -", "standard input: ");
-    run(0,
-        "./evaluate -c $T/other.bin -i $T/tasks.shard"); /* its tokenizer has all tokens of the shard's, and one more */
+    /* the tokenizer of other.bin has all tokens of the shard's, and one more */
+    run(0, "./evaluate -c $T/other.bin -i $T/tasks.shard");
     refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept", "that can be verified");
     refused(1, "./evaluate -c $T/random.bin -i $T/strange.shard --completions $T/kept --reward verify",
             "task 'strange' has no verifier");

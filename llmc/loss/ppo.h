@@ -4,7 +4,7 @@
  *            dual clip: if A_t < 0 and c > 0, at most -A_t c
  *   plain    mean_t -A_t log pi(y_t)                                               A2C, REINFORCE: no ratio
  *   value    1/2 mean_t max((V_t - G_t)^2, (clip(V_t, V_old - eps_v, V_old + eps_v) - G_t)^2)
- *   KL       kl_coef mean_t k(log pi(y_t) - log ref(y_t))                          kl.h; besides that in the reward
+ *   KL       kl_coef mean_t k(log pi(y_t) - log ref(y_t))                          kl.h; not the one in the reward
  *   loss     policy + KL - entropy_coef mean_t H_t + vf_coef value
  *
  * Schulman et al. 2017 (1707.06347), eq. 7 and 9. The clipped value loss and the means over tokens follow Ziegler et

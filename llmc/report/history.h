@@ -54,8 +54,6 @@ typedef struct History {
     double finished_at; /* Unix time of the last line; 0 before the first */
 } History;
 
-/* ---- text ---- */
-
 /* ---- filling in ---- */
 
 /* Returns the series named `key`, or NULL. */

@@ -63,7 +63,7 @@ typedef struct Metrics {
     size_t count, capacity;
     double clock, reported, carried; /* time of opening, of the last report (monotonic); seconds run before resuming */
     bool quiet;                      /* print nothing: set on every rank but the first */
-    bool brief;                      /* print only warnings and what metrics_notice() says: --quiet */
+    bool brief;                      /* print only warnings and notices: --quiet */
     /* the progress line */
     bool terminal, shown;
     double interval; /* seconds between two updates, 0.1 unless set after metrics_open() */
@@ -241,9 +241,9 @@ static inline void metrics_drop_nan(char *line) {
     *to = 0;
 }
 
-/* Adds a row to the report's final numbers. before may be NULL; a value that is NaN is left out, with the row if there
- * is no other. Both are shown verbatim; if both begin with a number
- * and end in the same unit ("31.2 %", "87.5 %"), the change is shown too. */
+/* Adds a row to the report's final numbers, unless after is NaN. before may be NULL; if it is NaN, it is left out. Both
+ * are shown verbatim; if both begin with a number and end in the same unit ("31.2 %", "87.5 %"), the change is shown
+ * too. */
 static inline void metrics_final(Metrics *m, const char *name, const char *before, const char *after) {
     if (metrics_has_nan(after)) return;
     history_row(&m->history.final, name, before && metrics_has_nan(before) ? NULL : before, after);

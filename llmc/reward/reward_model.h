@@ -133,7 +133,8 @@ static inline bool reward_model_reserve(RewardModel *r, int rows, Error *e) {
     return workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, e);
 }
 
-/* Opens the checkpoint `path` ("-": standard input). rows: token budget of a batch, which a longer item raises. Fails on a file that is not a checkpoint, has no value head or has an invalid note; frees everything on failure. */
+/* Opens the checkpoint `path` ("-": standard input). rows: token budget of a batch, which a longer item raises. Fails on
+ * a file that is not a checkpoint, has no value head or has an invalid note; frees everything on failure. */
 static inline bool reward_model_open(RewardModel *r, const char *path, const Backend *b, Device *d, int rows,
                                      Error *e) {
     *r = (RewardModel){0};

@@ -9,7 +9,8 @@
  *
  *   part                     argument                      value (tokens = length of the completion)
  *   verify                   -                             the check of the record's task: see the table in verify.h
- *   exact numeric math hash  -                             this check, for any task; also em, f1, choice; hash = number after `####`
+ *   exact numeric math hash  -                             this check, for any task; hash: the number after `####`
+ *   em f1 choice             -                             the same
  *   countdown                all, or none                  the same; all: each number must be used exactly once
  *   sort brackets            -                             the same
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
@@ -404,7 +405,7 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
     }
 }
 
-/* The error of a record whose task part k does not know. */
+/* The error of a record for whose task part k has no verifier. */
 static inline bool rewards_unknown(const Rewards *r, int k, const RewardInput *in, Error *e) {
     return error_set(e, "reward %s: task '%.80s' has no verifier, must be " VERIFY_TASKS, r->name[k],
                      in->task ? in->task : "");

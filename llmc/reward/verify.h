@@ -1,7 +1,7 @@
 /* verify.h - verifiers for verifiable rewards: check a completion against a record's answer.
  *
- * Owns the table of tasks. A score is 1 (right), 0 (wrong; f1: between them) or NaN (cannot be scored, because the record lacks what the
- * check needs or a pattern hit its match limit).
+ * Owns the table of tasks. A score is 1 (right), 0 (wrong; f1: between them) or NaN (cannot be scored, because the
+ * record lacks what the check needs or a pattern hit its match limit).
  *
  *   task                    check                      answer                     fields used      header
  *   add sub mul arithmetic  number                     the result                 style            verify_number.h
@@ -16,6 +16,8 @@
  *   exact                   text, trimmed              the text                   -
  *   regex                   PCRE2 search               the pattern                pattern          verify_pattern.h
  *   (none)                  number if the answer is a number, else exact or math
+ *
+ * Checks of a number also use the field `tolerance`, and countdown the field `use_all`.
  *
  * Each header has the grammar of what it accepts, and verify_answer.h has the rule for the part of a completion that is
  * its final answer. `exact` accepts both that part and the whole completion.

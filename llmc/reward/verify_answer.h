@@ -8,10 +8,8 @@
  *   the whole text
  *
  * where of `####` and `\boxed{...}` the later one counts, and a heading of Markdown (`#### Step 1`) does not. The answer
- * is
- *
- * taken without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of an
- * expression, a list or brackets read the last line of it that is not empty, after its last colon and without a final
+ * is taken without white space around it. The last one always counts, so listing many guesses earns nothing. Checks of
+ * an expression, a list or brackets read the last line of it that is not empty, after its last colon and without a final
  * full stop.
  *
  * Limits: none. Every function takes linear time and allocates nothing, except verify_fields(). White space, digits and

@@ -7,12 +7,12 @@
  *
  * In countdown (TinyZero 2025; Gandhi et al. 2024, Stream of Search) the record's field `numbers` (or `nums`) gives the
  * numbers, each of which may be used at most as often as it is given, and `target`, or else the record's answer, the
- * value that the expression must have. Not all numbers have to be used,
- * unless the record's field `use_all` is true or the reward is `countdown=all` (TinyZero: each exactly once).
+ * value that the expression must have. Not all numbers have to be used, unless the record's field `use_all` is true or
+ * the reward is `countdown=all` (TinyZero: each exactly once).
  *
- * Limits: numbers are below 2^63, values have at most 1,000 digits, and a step that exceeds them or divides by zero makes
- * the expression wrong; parentheses nest at most 100 deep, which bounds the recursion; an expression has at most 64 numbers, and so has a
- * record (more cannot be scored).
+ * Limits: numbers are below 2^63, values have at most 1,000 digits, and a step that exceeds them or divides by zero
+ * makes the expression wrong; parentheses nest at most 100 deep, which bounds the recursion; an expression has at most
+ * 64 numbers, and so has a record (more cannot be scored).
  *
  *     VerifyExpression expression;
  *     char number[VERIFY_NUMBER_SIZE];

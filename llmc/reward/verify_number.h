@@ -661,7 +661,8 @@ static inline bool verify_only_words(VerifySpan t, size_t i, size_t end, bool wo
     return true;
 }
 
-/* Whether the left side of an equation is a multiple of an unknown, so that the right side is not its value: `-x`, `2x`. */
+/* Whether the left side of an equation is a multiple of an unknown, so that the right side is not its value: `-x`,
+ * `2x`. */
 static inline bool verify_multiple(VerifySpan t) {
     t = verify_trim(t);
     if (t.n && t.s[0] == '-' && verify_letter(verify_at(t, verify_skip(t, 1)))) return true;

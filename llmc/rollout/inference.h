@@ -163,8 +163,8 @@ static inline void inference_need_tokenizer(const Inference *x) {
     if (!x->text.present) die("%s: the model has no tokenizer; give one with --tokenizer", x->name);
 }
 
-/* The sampling settings of the options. A completion ends at the tokens of model_text_open() and at those and the texts of
- * --stop. */
+/* The sampling settings of the options. A completion ends at the tokens of model_text_open() and at those and the texts
+ * of --stop. */
 static inline Sampling inference_sampling(const Inference *x, const SamplingOptions *o) {
     Error e;
     if (o->temperature > 0 && o->temperature < 0.01)
@@ -240,6 +240,8 @@ static inline json_t *inference_json_tokens(const Inference *x, const int32_t *i
     text_free(&raw), text_free(&clean);
     return value;
 }
+
+/* The same for the whole text. */
 static inline json_t *inference_json_text(const Inference *x, const int32_t *ids, int32_t n, bool specials) {
     return inference_json_tokens(x, ids, n, specials, 0);
 }

@@ -98,7 +98,8 @@ static inline bool sampling_is_stop(const Sampling *s, int32_t token) {
 }
 
 /* The options that every sampling program has. o: a struct with the doubles temperature, top_p, min_p and
- * repetition_penalty, the int64_t top_k and slots and the OptionList stop. coldest: lowest temperature; 0 if the program can be greedy. */
+ * repetition_penalty, the int64_t top_k and slots and the OptionList stop. coldest: lowest temperature; 0 if the program
+ * can be greedy. */
 // clang-format off
 #define ROLLOUT_SAMPLING_OPTIONS(o, coldest, temperature_help)                                                         \
     OPTION_REAL("temperature",        0, &(o).temperature,        coldest, 100, temperature_help),                     \
@@ -120,8 +121,7 @@ typedef struct Completion {
     int32_t *tokens; /* (count), room for new_max */
     float *logp;     /* (count) log-probability of each token under softmax(logits / temperature), whole vocabulary */
     int32_t count;
-    bool
-        finished; /* ended by a stop token, which is the last token, or by a stop text; false: truncated at the limit */
+    bool finished; /* ended by a stop token, which is the last one, or by a stop text; false: truncated at the limit */
 } Completion;
 
 typedef struct RolloutRequest {
