@@ -5,12 +5,9 @@
  */
 #include "../llmc/base/error.h" /* Error */
 #include "../llmc/base/io.h"    /* Reader, reader_close, reader_hash, reader_memory, ... */
+#include "fuzz.h"               /* require, require_error */
 
 enum { MOST = 1 << 22 }; /* bytes that are read */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
 
 /* Reads up to MOST bytes, `piece` at a time. Returns whether no read failed. */
 static bool read_all(const uint8_t *data, size_t n, size_t piece, uint64_t *bytes, uint64_t *hash) {
@@ -24,7 +21,7 @@ static bool read_all(const uint8_t *data, size_t n, size_t piece, uint64_t *byte
         const size_t left = MOST - (size_t)r.position;
         if (!reader_some(&r, to, piece < left ? piece : left, &failed, &e)) break;
     }
-    if (failed) require(strlen(e.text) > 10 && !strchr(e.text, '\n'));
+    if (failed) require_error(&e);
     *bytes = r.position;
     *hash = reader_hash(&r);
     reader_close(&r);

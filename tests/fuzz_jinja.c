@@ -12,12 +12,7 @@
 #include "../llmc/text/jinja_chat.h"  /* JinjaTurns, jinja_chat_encode, jinja_chat_is, jinja_chat_turns, ... */
 #include "../llmc/text/jinja_value.h" /* JINJA_MESSAGE */
 #include "../llmc/text/tokenizer.h"   /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free, ... */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
-
-static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
+#include "fuzz.h"                     /* require, require_error */
 
 /* The tokens decode to the rendered text, and no special token is made of a message. */
 static void check(const ChatTemplate *c, const Tokenizer *t, const json_t *conversation, bool prompt) {

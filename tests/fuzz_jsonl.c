@@ -16,13 +16,8 @@
 #include "../llmc/records/shard.h"  /* Record, RecordKind, record_refused */
 #include "../llmc/text/chat.h"      /* chat_template_free, chat_template_parse, ChatMessage, ChatTemplate, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_bytes, Tokenizer, tokenizer_decode, tokenizer_free */
+#include "fuzz.h"                   /* require, require_error */
 #include <sys/mman.h>
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
-
-static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
 
 static void try_template(const char *spec) {
     Error e = {""};

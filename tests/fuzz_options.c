@@ -19,10 +19,7 @@ static _Noreturn void fuzz_exit(int status) {
 #define exit fuzz_exit
 #include "../llmc/base/error.h"   /* xstrndup */
 #include "../llmc/base/options.h" /* OptionList, OPTION_CHOICE, OPTION_END, OPTION_FLAG, ... */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
+#include "fuzz.h"                 /* require */
 
 static struct {
     const char *input;

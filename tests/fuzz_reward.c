@@ -5,10 +5,7 @@
  */
 #include "../llmc/base/error.h"            /* Error, xstrndup */
 #include "../llmc/reward/reward_command.h" /* RewardCommand, reward_command_take */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
+#include "fuzz.h"                          /* require, require_error */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     if (n < 2) return 0;
@@ -30,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         c.answer_length += size;
         ok = reward_command_take(&c, scores, 1, &answers, completions, completions, &e);
     }
-    if (!ok) require(strlen(e.text) > 10 && !strchr(e.text, '\n'));
+    if (!ok) require_error(&e);
     require(answers >= 0 && answers <= completions);
     const char *line = (const char *)data;
     for (int i = 0; i < answers; i++) {

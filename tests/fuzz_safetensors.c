@@ -3,10 +3,7 @@
  */
 #include "../llmc/base/error.h"        /* Error */
 #include "../llmc/model/safetensors.h" /* SafeTensor, safetensors_find, Safetensors, SafetensorsWriter, ... */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
+#include "fuzz.h"                      /* require */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     Safetensors s;

@@ -4,16 +4,11 @@
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined tests/fuzz_shard.c -lzstd -lm
  *     ./a.out -max_len=4096 corpus/ tests/corpus/shard/
  */
-#include "../llmc/base/error.h"     /* Error, xmalloc */
-#include "../llmc/base/io.h"        /* Reader, reader_close, reader_memory, XXH3_64bits */
+#include "../llmc/base/error.h"     /* Error */
+#include "../llmc/base/io.h"        /* Reader, reader_close, reader_memory */
 #include "../llmc/records/shard.h"  /* RECORD_UNPAIRED, RECORD_CHAT, RECORD_STEP, Record, ... */
-#include "../llmc/records/tokens.h" /* TokenShard, tokens_close, tokens_read */
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
-
-static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
+#include "../llmc/records/tokens.h" /* TokenShard, token_raw, tokens_close, tokens_read */
+#include "fuzz.h"                   /* require, require_error, fuzz_sealed */
 
 /* A shard that opens must return all its records, each within its bounds, and must be the same when written again. */
 static void read_records(const uint8_t *data, size_t n) {
@@ -51,7 +46,7 @@ static void read_tokens(const uint8_t *data, size_t n) {
     Error e = {""};
     if (!reader_memory(&in, data, n, &e)) return;
     if (!tokens_read(&t, &in, 1000, &e)) require_error(&e);
-    for (int64_t i = 0; i < t.count; i++) require(t.tokens[i] < 1000);
+    for (int64_t i = 0; i < t.count; i++) require(token_raw(&t, i) < 1000);
     tokens_close(&t);
     reader_close(&in);
 }
@@ -60,10 +55,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     read_tokens(data, n);
     read_records(data, n);
     if (n <= 1024) return 0;
-    uint8_t *sealed = (uint8_t *)xmalloc(n);
-    const uint64_t hash = XXH3_64bits(data, n - 8);
-    memcpy(sealed, data, n - 8);
-    memcpy(sealed + n - 8, &hash, 8);
+    uint8_t *sealed = fuzz_sealed(data, n);
     read_records(sealed, n);
     free(sealed);
     return 0;

@@ -15,14 +15,9 @@
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, tokenizer_open_files */
 #include "../llmc/text/tokenizer_gguf.h"  /* tokenizer_open_gguf, TokenizerGguf, TokenizerGgufArrays, ... */
 #include "../llmc/text/tokenizer_write.h" /* tokenizer_to_config, tokenizer_to_json */
+#include "fuzz.h"                         /* require, require_error */
 #include <sys/stat.h>
 #include <sys/mman.h>
-
-static void require(bool holds) {
-    if (!holds) abort();
-}
-
-static void require_error(const Error *e) { require(strlen(e->text) > 10 && !strchr(e->text, '\n')); }
 
 /* Whether decoding gives the text that was encoded. */
 static bool keeps_text(const Tokenizer *t) {
