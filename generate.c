@@ -36,6 +36,7 @@
 #include "llmc/base/error.h"        /* die, Error, usage_error, xrealloc, ... */
 #include "llmc/base/file_kind.h"    /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
 #include "llmc/base/io.h"           /* Writer, writer_abort, writer_commit, writer_open, ... */
+#include "llmc/base/json_text.h"    /* json_utf8 */
 #include "llmc/base/jsonl.h"        /* jsonl_error, Jsonl, JSONL_BUFFER, JSONL_LINE_MAX, ... */
 #include "llmc/base/line_editor.h"  /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "llmc/base/options.h"      /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_END, ... */
@@ -590,9 +591,9 @@ static void chat_save(const Chat *c, const char *path) {
     }
     json_t *messages = json_array();
     for (int i = 0; i < c->count; i++) {
-        char *content = utf8_copy(c->messages[i].content);
-        json_array_append_new(messages, json_pack("{s:s,s:s}", "role", c->messages[i].role, "content", content));
-        free(content);
+        const ChatMessage *m = &c->messages[i];
+        json_array_append_new(
+            messages, json_pack("{s:s,s:o}", "role", m->role, "content", json_utf8(m->content, strlen(m->content))));
     }
     json_t *row = json_pack("{s:o}", "messages", messages);
     bool ok = writer_open(&w, path, &e);

@@ -6,10 +6,10 @@
 #include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
 #include "../llmc/base/file_kind.h"        /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_CHECKPOINT, MAGIC_RECORDS, ... */
 #include "../llmc/base/io.h"               /* Reader, reader_close, reader_memory, reader_open, ... */
-#include "../llmc/base/json_text.h"        /* json_dump_short */
+#include "../llmc/base/json_text.h"        /* json_dump_short, json_utf8 */
 #include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
-#include "../llmc/base/text.h"             /* text_free, TextBuffer, text_clear, utf8_length, ... */
+#include "../llmc/base/text.h"             /* TextBuffer, text_clear, text_free, text_format, ... */
 #include "../llmc/model/checkpoint.h"      /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
 #include "../llmc/model/config.h"          /* ModelConfig */
 #include "../llmc/model/model_container.h" /* Container, container_begins, container_close, container_open */
@@ -232,18 +232,12 @@ static json_t *json_ids(const int32_t *ids, int32_t n) {
 
 /* Returns the tokens' text as a JSON string, with U+FFFD in place of invalid UTF-8. */
 static json_t *json_text(const int32_t *ids, int32_t n) {
-    TextBuffer text = {0}, clean = {0};
-    text_clear(&clean);
-    if (has_tokenizer) tokenizer_decode(&tokenizer, ids, n, true, &text);
-    for (size_t i = 0; i < text.length;) {
-        const int length = utf8_length(text.text + i, text.length - i);
-        if (length) text_append(&clean, text.text + i, (size_t)length);
-        else text_string(&clean, "\xEF\xBF\xBD");
-        i += length ? (size_t)length : 1;
-    }
-    json_t *value = has_tokenizer ? json_stringn(clean.text, clean.length) : json_null();
+    TextBuffer text = {0};
+    if (!has_tokenizer) return json_null();
+    text_clear(&text);
+    tokenizer_decode(&tokenizer, ids, n, true, &text);
+    json_t *value = json_utf8(text.text, text.length);
     text_free(&text);
-    text_free(&clean);
     return value;
 }
 

@@ -1,18 +1,18 @@
-/* json_text.h - JSON as text, with numbers of as few digits as possible.
+/* json_text.h - JSON as text, with numbers of as few digits as possible, and any bytes as a JSON string.
  *
  * A double is written with the fewest digits that read back as the same double: 0.1, not 0.10000000000000001 as
  * jansson writes it.
  *
  *     char number[32];
  *     json_number_text(0.1, number);                     // "0.1"; "null" for NaN and infinity
- *     json_t *row = json_pack("{s:f}", "loss", 0.1);
- *     char *line = json_dump_short(row, JSON_COMPACT);   // {"loss":0.1}, like json_dumps(); free() it
+ *     json_t *row = json_pack("{s:f, s:o}", "loss", 0.1, "text", json_utf8("a\xFF", 2));      // "a\uFFFD"
+ *     char *line = json_dump_short(row, JSON_COMPACT);   // like json_dumps(), {"loss":0.1,...}; free() it
  */
 #ifndef LLMC_BASE_JSON_TEXT_H
 #define LLMC_BASE_JSON_TEXT_H
 
 #include "error.h" /* checked_object */
-#include "text.h"  /* TextBuffer, text_append, text_format */
+#include "text.h"  /* TextBuffer, text_append, text_format, text_free, ... */
 #include <jansson.h>
 #include <math.h>
 
@@ -44,6 +44,17 @@ static inline void json_shorten(const char *text, TextBuffer *out) {
         } else text_append(out, text, n);
         text += n;
     }
+}
+
+/* text[0..n) as a JSON string, with U+FFFD for every byte that belongs to no character. */
+static inline json_t *json_utf8(const char *text, size_t n) {
+    json_t *string = json_stringn(text, n);
+    if (string) return string;
+    TextBuffer clean = {0};
+    utf8_clean(&clean, text, n);
+    string = json_stringn(clean.text, clean.length);
+    text_free(&clean);
+    return string;
 }
 
 /* json_dumps() with short numbers, to be freed with free(). Running out of memory ends the program. */

@@ -24,11 +24,11 @@
 #ifndef LLMC_REWARD_REWARD_COMMAND_H
 #define LLMC_REWARD_REWARD_COMMAND_H
 
-#include "../base/clock.h"   /* clock_seconds */
-#include "../base/error.h"   /* Error, error_set, PRINTF_LIKE, checked_object, ... */
-#include "../base/process.h" /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
-#include "../base/text.h"    /* TextBuffer, text_free, utf8_clean */
-#include "verify_answer.h"   /* verify_span, RewardInput, verify_space, VerifySpan, ... */
+#include "../base/clock.h"     /* clock_seconds */
+#include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, checked_object, ... */
+#include "../base/json_text.h" /* json_utf8 */
+#include "../base/process.h"   /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
+#include "verify_answer.h"     /* verify_span, RewardInput, verify_space, VerifySpan, ... */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
 
@@ -70,24 +70,18 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
     return error_set(e, "reward command '%.300s': %s", c->program, what);
 }
 
-/* The text as a JSON string; every byte that is not part of a valid UTF-8 character becomes U+FFFD. */
-static inline json_t *reward_string(VerifySpan span) {
-    TextBuffer clean = {0};
-    json_t *string = json_stringn(span.s, span.n);
-    if (string) return string;
-    utf8_clean(&clean, span.s, span.n);
-    string = json_stringn(clean.text, clean.length);
-    text_free(&clean);
-    return string;
+/* Adds a text to the line, with U+FFFD for every byte that belongs to no character. */
+static inline void reward_command_text(json_t *line, const char *key, VerifySpan text) {
+    json_object_set_new(line, key, json_utf8(text.s, text.n));
 }
 
 /* The JSON line of one completion, with its newline; allocated with malloc(). */
 static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_t *line = json_object(), *fields = verify_fields(in);
-    json_object_set_new(line, "prompt", reward_string(verify_span(in->prompt)));
-    json_object_set_new(line, "completion", reward_string(verify_completion(in)));
-    json_object_set_new(line, "answer", reward_string(verify_span(in->answer)));
-    json_object_set_new(line, "task", reward_string(verify_span(in->task)));
+    reward_command_text(line, "prompt", verify_span(in->prompt));
+    reward_command_text(line, "completion", verify_completion(in));
+    reward_command_text(line, "answer", verify_span(in->answer));
+    reward_command_text(line, "task", verify_span(in->task));
     json_object_update_missing(line, fields);
     char *text = (char *)checked_object(json_dumps(line, JSON_COMPACT), "a line for the reward command");
     json_decref(line), json_decref(fields);

@@ -17,10 +17,10 @@
 #include "../base/error.h"           /* die, Error, usage_error, warn, ... */
 #include "../base/file_kind.h"       /* MAGIC_RECORDS */
 #include "../base/io.h"              /* Reader, writer_write, Writer, reader_close, ... */
-#include "../base/json_text.h"       /* json_dump_short */
+#include "../base/json_text.h"       /* json_dump_short, json_utf8 */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
-#include "../base/text.h"            /* text_free, TextBuffer, text_clear, text_format, ... */
+#include "../base/text.h"            /* TextBuffer, text_clear, text_format, text_free */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
 #include "../model/backend.h"        /* Backend, Device, Dtype */
 #include "../model/model.h"          /* Model, model_free, model_held_bytes */
@@ -227,17 +227,16 @@ static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
 /* The text of the tokens as a JSON string, without `cut` bytes at its end; their ids if there is no tokenizer. */
 static inline json_t *inference_json_tokens(const Inference *x, const int32_t *ids, int32_t n, bool specials,
                                             size_t cut) {
-    TextBuffer raw = {0}, clean = {0};
+    TextBuffer raw = {0};
+    text_clear(&raw);
     if (x->text.present) {
         tokenizer_decode(&x->text.tokenizer, ids, n, specials, &raw);
         raw.length -= cut < raw.length ? cut : raw.length;
     } else {
         for (int32_t i = 0; i < n; i++) text_format(&raw, i ? " %d" : "%d", ids[i]);
     }
-    text_clear(&clean);
-    utf8_clean(&clean, raw.text, raw.length);
-    json_t *value = json_stringn(clean.text, clean.length);
-    text_free(&raw), text_free(&clean);
+    json_t *value = json_utf8(raw.text, raw.length);
+    text_free(&raw);
     return value;
 }
 
