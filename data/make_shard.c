@@ -364,6 +364,27 @@ static void check_named(const Jsonl *j, json_t *row) {
     }
 }
 
+/* Ends the program if an option was given that has no effect on records of this kind. row: the first one; NULL: plain
+ * text. */
+static void check_used(const json_t *row) {
+    const bool text = rows.kind == ROW_TEXT;
+    const OptionUse use[] = {
+        {&rows.task_name, rows.kind == ROW_PROMPT, "used only for records of kind prompt"},
+        {&rows.answer_after, rows.kind == ROW_PROMPT, "used only for records of kind prompt"},
+        {&rows.prompt_end, rows.kind == ROW_PREFERENCE, "used only for records of kind preference"},
+        {&rows.step_separator, rows.kind == ROW_STEP, "used only for records of kind step"},
+        {&o.assistant_only, rows.kind == ROW_CHAT || o.assistant_only, "used only for records of kind chat"},
+        {&o.separator, !row || inputs.count > 1, "used only for plain text"},
+        {&o.template, !text, "not used for records of kind text"},
+        {&o.template_path, !text, "not used for records of kind text"},
+        {&rows.system, !text, "not used for records of kind text"},
+        {&o.max_tokens, !text, "not used for records of kind text"},
+        {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
+        {&o.seed, o.val_output != NULL, "used only with --val-output"},
+    };
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+}
+
 /* Determines the kind of the records from the first row. */
 static void settle_kind(const Jsonl *j, json_t *row) {
     char names[240];
@@ -392,6 +413,7 @@ static bool row_has_turns(json_t *row) {
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
     settle_kind(j, row);
+    check_used(row);
     rows.texts = !model_template && !o.template_path && !strcmp(o.template, "auto") && !(row && row_has_turns(row));
     const char *spec = strcmp(o.template, "auto") ? o.template
                        : model_template           ? model_template

@@ -447,6 +447,31 @@ static void test_inputs(void **state) {
     refused(2, "data/make_shard -i \"$T/q?.jsonl\" -o $T/x.shard", "no file matches");
 }
 
+/* An option that has no effect on the records is refused. */
+static void test_unused_options(void **state) {
+    (void)state;
+    static const char *const wrong[][3] = {
+        {"{'prompt':'q','completion':'a'}", "--task add", "--task: used only for records of kind prompt"},
+        {"{'prompt':'q','completion':'a'}", "--answer-after x", "--answer-after: used only for records of kind prompt"},
+        {"{'prompt':'q','answer':'a'}", "--prompt-end x", "--prompt-end: used only for records of kind preference"},
+        {"{'prompt':'q','completion':'a'}", "--step-separator x",
+         "--step-separator: used only for records of kind step"},
+        {"{'prompt':'q','answer':'a'}", "--no-assistant-only-loss", "used only for records of kind chat"},
+        {"{'text':'a'}", "--separator x", "--separator: used only for plain text"},
+        {"{'text':'a'}", "--template chatml", "--template: not used for records of kind text"},
+        {"{'text':'a'}", "--system s", "--system: not used for records of kind text"},
+        {"{'text':'a'}", "--max-tokens 9", "--max-tokens: not used for records of kind text"},
+        {"{'prompt':'q','completion':'a'}", "--truncation drop", "--truncation: used only with --max-tokens"},
+        {"{'prompt':'q','completion':'a'}", "--seed 2", "--seed: used only with --val-output"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char line[200];
+        put_rows(wrong[i][0]);
+        snprintf(line, sizeof line, "data/make_shard -i $T/a.jsonl -o $T/x.shard %s", wrong[i][1]);
+        refused(2, line, wrong[i][2]);
+    }
+}
+
 /* ---- round trip ------------------------------------------------------------------------------------------------ */
 
 enum { TRIP_ROWS = 2000 };
@@ -529,10 +554,10 @@ static void test_round_trip(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conventions), cmocka_unit_test(test_prompt_fields), cmocka_unit_test(test_labels),
-        cmocka_unit_test(test_calls),       cmocka_unit_test(test_names),         cmocka_unit_test(test_table),
-        cmocka_unit_test(test_arrays),      cmocka_unit_test(test_gzip),          cmocka_unit_test(test_wrong_files),
-        cmocka_unit_test(test_inputs),      cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_conventions), cmocka_unit_test(test_prompt_fields),  cmocka_unit_test(test_labels),
+        cmocka_unit_test(test_calls),       cmocka_unit_test(test_names),          cmocka_unit_test(test_table),
+        cmocka_unit_test(test_arrays),      cmocka_unit_test(test_gzip),           cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_inputs),      cmocka_unit_test(test_unused_options), cmocka_unit_test(test_round_trip),
     };
     return cmocka_run_group_tests_name("rows", tests, setup, teardown);
 }
