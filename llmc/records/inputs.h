@@ -13,7 +13,7 @@
 #ifndef LLMC_RECORDS_INPUTS_H
 #define LLMC_RECORDS_INPUTS_H
 
-#include "../base/error.h"   /* Error, error_set, xrealloc, xstrdup */
+#include "../base/error.h"   /* Error, error_set, xcalloc, xrealloc, ... */
 #include "../base/options.h" /* OptionList */
 #include <glob.h>
 #include <sys/stat.h>
@@ -50,15 +50,18 @@ static inline bool inputs_expand(Inputs *in, const char *option, const char *val
 
 /* Refuses a file that is named twice. A file that does not exist is left to the reader. */
 static inline bool inputs_check(const Inputs *in, const char *option, Error *e) {
-    struct stat a, b;
-    for (int i = 0; i < in->count; i++)
-        for (int k = 0; k < i; k++) {
-            const bool same = !strcmp(in->path[i], in->path[k]) ||
-                              (!stat(in->path[i], &a) && !stat(in->path[k], &b) && S_ISREG(a.st_mode) &&
-                               a.st_dev == b.st_dev && a.st_ino == b.st_ino);
-            if (same) return error_set(e, "%s: %s and %s are the same file", option, in->path[k], in->path[i]);
+    struct stat *about = (struct stat *)xcalloc((size_t)in->count + 1, sizeof *about);
+    bool ok = true;
+    for (int i = 0; ok && i < in->count; i++) {
+        const bool file = !stat(in->path[i], &about[i]) && S_ISREG(about[i].st_mode);
+        for (int k = 0; ok && k < i; k++) {
+            const bool linked = file && about[i].st_dev == about[k].st_dev && about[i].st_ino == about[k].st_ino;
+            if (linked || !strcmp(in->path[i], in->path[k]))
+                ok = error_set(e, "%s: %s and %s are the same file", option, in->path[k], in->path[i]);
         }
-    return true;
+    }
+    free(about);
+    return ok;
 }
 
 /* Fills in the files of all values of an option. option: its name, for messages. On failure nothing stays allocated. */

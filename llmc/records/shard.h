@@ -86,6 +86,7 @@ typedef struct Shard {
     int64_t count, total_tokens;
     void *tokenizer; /* (tokenizer_bytes), for tokenizer_load() */
     size_t tokenizer_bytes;
+    uint64_t tokenizer_hash; /* XXH3-64 of the tokenizer; 0: the file does not say which */
     char *chat_template;     /* "" if there is none */
     const ShardIndex *index; /* (count) */
     const uint8_t *payload;
@@ -283,36 +284,38 @@ static inline bool shard_check_index(const Shard *s, const char *name, Error *e)
     return true;
 }
 
-/* Hashes the payload and gives its pages back, piece by piece. */
+static inline bool shard_check_record(const Shard *s, int64_t i, const char *name, Error *e) {
+    const ShardIndex *x = &s->index[i];
+    RecordParts parts;
+    const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
+    if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)i, wrong);
+    for (uint32_t k = 0; k < x->tokens; k++) {
+        const int32_t id = record_id(parts.ids, s->token_bytes, k);
+        if (id < 0 || id >= s->vocab)
+            return error_set(e, "%s: record %lld: token %u is %d, expected below the vocabulary of %d", name,
+                             (long long)i, (unsigned)k, (int)id, (int)s->vocab);
+    }
+    return true;
+}
+
+/* Checks and hashes the payload in one pass, and gives its pages back piece by piece. */
 static inline bool shard_check_records(Shard *s, const char *name, Error *e) {
     XXH3_state_t *hash = (XXH3_state_t *)checked_object(XXH3_createState(), "the state of a hash");
     XXH3_64bits_reset(hash);
-    for (size_t at = 0, n; at < s->payload_bytes; at += n) {
-        n = s->payload_bytes - at < IO_PIECE ? s->payload_bytes - at : IO_PIECE;
-        XXH3_64bits_update(hash, s->payload + at, n);
-        mapping_forget(s->map, s->payload + at, n);
+    bool ok = true;
+    size_t done = 0;
+    for (int64_t i = 0; ok && i <= s->count; i++) {
+        const size_t offset = i < s->count ? (size_t)s->index[i].offset : s->payload_bytes;
+        if (i == s->count || offset - done >= IO_PIECE) {
+            XXH3_64bits_update(hash, s->payload + done, offset - done);
+            mapping_forget(s->map, s->payload + done, offset - done);
+            done = offset;
+        }
+        if (i < s->count) ok = shard_check_record(s, i, name, e);
     }
     s->payload_hash = XXH3_64bits_digest(hash);
     XXH3_freeState(hash);
-    uint64_t read = 0;
-    for (int64_t i = 0; i < s->count; i++) {
-        const ShardIndex *x = &s->index[i];
-        RecordParts parts;
-        if (x->offset - read >= IO_PIECE) {
-            mapping_forget(s->map, s->payload + read, x->offset - read);
-            read = x->offset;
-        }
-        const char *wrong = record_parse(s->kind, s->token_bytes, s->payload + x->offset, x->bytes, x->tokens, &parts);
-        if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)i, wrong);
-        for (uint32_t k = 0; k < x->tokens; k++) {
-            const int32_t id = record_id(parts.ids, s->token_bytes, k);
-            if (id < 0 || id >= s->vocab)
-                return error_set(e, "%s: record %lld: token %u is %d, expected below the vocabulary of %d", name,
-                                 (long long)i, (unsigned)k, (int)id, (int)s->vocab);
-        }
-    }
-    mapping_forget(s->map, s->payload + read, s->payload_bytes - read);
-    return true;
+    return ok;
 }
 
 /* The next n bytes: a part of the mapping, or new memory. NULL on failure. */
@@ -329,6 +332,7 @@ static inline bool shard_body(Shard *s, Reader *r, Error *e) {
         return false;
     if (!(s->payload = (const uint8_t *)shard_bytes(s, r, sizes[1], "records", e))) return false;
     if (!(s->tokenizer = reader_blob(r, sizes[2], "tokenizer", e))) return false;
+    if (s->tokenizer_bytes) s->tokenizer_hash = XXH3_64bits(s->tokenizer, s->tokenizer_bytes);
     if (!(s->chat_template = (char *)reader_blob(r, sizes[3], "chat template", e))) return false;
     const uint64_t hash = reader_hash(r);
     if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
@@ -359,33 +363,17 @@ static inline bool shard_open(Shard *s, const char *path, Error *e) {
     return ok;
 }
 
-/* Whether two shards have the same bytes of tokenizer; an absent one fits every other. */
-static inline bool shard_same_tokenizer(const Shard *a, const Shard *b) {
-    if (!a->tokenizer_bytes || !b->tokenizer_bytes) return true;
-    return a->tokenizer_bytes == b->tokenizer_bytes && !memcmp(a->tokenizer, b->tokenizer, a->tokenizer_bytes);
-}
-
-/* The hash of a shard's tokenizer, or 0 if it does not say. */
-static inline uint64_t shard_tokenizer_hash(const Shard *s) {
-    if (s->tokenizer_bytes) return XXH3_64bits(s->tokenizer, s->tokenizer_bytes);
-    return s->text.meaning.tokenizer;
-}
-
-/* Whether two shards, of which one at least is a token shard, may have the same tokenizer. Chat templates add tokens to a
- * tokenizer, so only equal vocabularies can be compared. */
-static inline bool shard_same_text(const Shard *a, const Shard *b) {
-    const uint64_t x = shard_tokenizer_hash(a), y = shard_tokenizer_hash(b);
-    return a->vocab != b->vocab || !x || !y || x == y;
-}
-
-/* Checks that shard b can be trained on together with shard a. */
+/* Checks that shard b can be trained on together with shard a. A shard without a tokenizer fits every other. Chat
+ * templates add tokens to a tokenizer, so that of a token shard is compared only if the vocabularies are equal. */
 static inline bool shard_check_alike(const Shard *a, const Shard *b, Error *e) {
     if (b->kind != a->kind)
         return error_set(e, "%s: contains %s records, but %s contains %s records", b->name, record_kind_name(b->kind),
                          a->name, record_kind_name(a->kind));
-    if (a->text.name || b->text.name ? !shard_same_text(a, b) : b->vocab != a->vocab || !shard_same_tokenizer(a, b))
+    const bool text = a->text.name || b->text.name;
+    const bool differ = a->tokenizer_hash && b->tokenizer_hash && a->tokenizer_hash != b->tokenizer_hash;
+    if (text ? a->vocab == b->vocab && differ : a->vocab != b->vocab || differ)
         return error_set(e, "%s and %s: they were made with different tokenizers", a->name, b->name);
-    if (!a->text.name && !b->text.name && strcmp(a->chat_template, b->chat_template))
+    if (!text && strcmp(a->chat_template, b->chat_template))
         return error_set(e, "%s and %s: they were made with different chat templates", a->name, b->name);
     return true;
 }
@@ -419,6 +407,7 @@ static inline void shard_join(Shard *s) {
                  .token_bytes = a->token_bytes,
                  .tokenizer = xmalloc(a->tokenizer_bytes),
                  .tokenizer_bytes = a->tokenizer_bytes,
+                 .tokenizer_hash = a->tokenizer_hash,
                  .chat_template = xstrdup(a->chat_template),
                  .part = s->part,
                  .parts = s->parts,
@@ -444,6 +433,7 @@ static inline bool shard_open_text(Shard *s, Reader *r, Error *e) {
     s->vocab = s->text.count ? shard_text_vocab(&s->text) : 1;
     s->count = s->total_tokens = s->text.count;
     s->payload_hash = s->text.hash;
+    s->tokenizer_hash = s->text.meaning.tokenizer;
     return true;
 }
 
