@@ -35,6 +35,7 @@
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
 #include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
+#include "llmc/records/labelled.h"           /* labelled_rows */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_summary, ... */
@@ -252,7 +253,7 @@ static PreferenceTotals run_records(Run *r, const PreferenceData *d, const int64
         const Pair *p = &d->pair[record];
         N.chosen_tokens += p->chosen_len;
         N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
-        if (train) t->tokens += 2 * p->prompt_len + p->chosen_len + p->rejected_len - (d->unpaired ? p->prompt_len : 0);
+        if (train) t->tokens += labelled_rows(&d->records, record, false); /* TRL counts the prompt of a pair twice */
         if (r->owner[i] != t->dist.rank) continue;
         completion_set_add(s, p, record);
         if (o.l.unpaired) completion_set_add(&r->mismatch, &d->mismatch[record], record);
@@ -345,7 +346,8 @@ static bool train_on_shard(Run *r) {
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
     if (o.g.val.count) trainer_check_shard(t, val.shard);
-    for (int i = 0; i < (o.g.val.count ? 2 : 1); i++)
+    const int shards = o.g.val.count ? 2 : 1;
+    for (int i = 0; i < shards; i++)
         if (!preference_data_fit(both[i], o.sharing, o.max_length, (uint64_t)o.t.seed, &e)) die("%s", e.text);
     if (o.l.unpaired) preference_options_balance(&o.l, data.shard->name, data.goods, data.count);
     open_work(r, data.longest > val.longest ? data.longest : val.longest, 0);
@@ -354,8 +356,7 @@ static bool train_on_shard(Run *r) {
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
     if (needs_reference())
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing,
-                                  preference_reference_longest(both, o.g.val.count ? 2 : 1), both,
-                                  o.g.val.count ? 2 : 1);
+                                  preference_reference_longest(both, shards), both, shards);
 
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
@@ -487,8 +488,7 @@ int main(int argc, char **argv) {
     online_check(&o.online, &o.g, &o.l, &o.r, options);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();
-    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.r.reference, o.online.reward_model};
-    trainer_check_files(&o.t, options, inputs, 4, NULL);
+    trainer_check_files(&o.t, options, NULL);
 
     r->reference.o = &o.r;
     r->set = (CompletionSet){.shared = o.sharing, .prompts = preference_has(&o.l.pair, PREFERENCE_ORPO)};

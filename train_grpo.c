@@ -304,7 +304,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         r->kl_completions += stats->sum.counted;
     }
     trainer_update(t, loss);
-    if (follows()) reference_sync(&r->reference, &o.sync);
+    reference_sync(&r->reference, &o.sync);
     if (o.adaptive_entropy && stats->sum.kept > 0)
         entropy_control_update(&r->entropy, stats->sum.kept_entropy / stats->sum.kept);
     return loss;
@@ -336,7 +336,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     if (on_policy()) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
 
-/* Logs the KL of the generation under the names of train_ppo if it is in the reward or steers beta, and adapts beta. */
+/* Logs the KL of the generation under the names of train_ppo if it is in the reward or if beta adapts to it. */
 static void log_kl(Run *r, double reward) {
     Metrics *m = &r->t.metrics;
     const double kl = r->kl / r->kl_completions;
@@ -438,7 +438,7 @@ static bool train(Run *r) {
     const int64_t steps = o.iterations * o.steps_per_generation;
     const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
-    trainer_check_steps(t, o.g.epochs * (double)(steps), "--num-prompts");
+    trainer_check_steps(t, o.g.epochs * (double)steps, "--num-prompts");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
@@ -573,8 +573,7 @@ int main(int argc, char **argv) {
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",
                     (long long)o.steps_per_generation, (long long)o.g.prompts);
     program_start();
-    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.reference, o.reward_model};
-    trainer_check_files(&o.t, options, inputs, 4, NULL);
+    trainer_check_files(&o.t, options, NULL);
 
     open_run(r);
     const bool stopped = train(r);

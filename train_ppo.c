@@ -853,8 +853,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
-    const char *inputs[] = {o.t.checkpoint, o.t.resume, o.reference, o.ptx, o.reward_model, o.gold, o.critic};
-    trainer_check_files(&o.t, options, inputs, sizeof inputs / sizeof *inputs, o.critic_output);
+    trainer_check_files(&o.t, options, o.critic_output);
 
     open_run(r);
     const bool stopped = train(r);

@@ -445,8 +445,7 @@ int main(int argc, char **argv) {
     check_options();
     program_start();
     const bool own = o.normalize && !none(o.normalize); /* --normalize names a shard */
-    const char *inputs[] = {own ? o.normalize : NULL, o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, options, inputs, 3, NULL);
+    trainer_check_files(&o.t, options, NULL);
 
     Labelled data, val = {0}, third = {0};
     data_open(&data, "-i/--input", &o.input);

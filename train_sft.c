@@ -530,8 +530,7 @@ int main(int argc, char **argv) {
     if (!o.inputs.count) usage_error("-i/--input is required");
     check_options();
     program_start();
-    const char *inputs[] = {o.t.checkpoint, o.t.resume};
-    trainer_check_files(&o.t, options, inputs, 2, o.best);
+    trainer_check_files(&o.t, options, o.best);
 
     Error e;
     Shard data, val = {0};

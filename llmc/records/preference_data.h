@@ -1,9 +1,8 @@
 /* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
  * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. KTO takes a preference
- * shard as well: each pair gives a good and a bad completion. Owns the records, KTO's
- * mismatched completions, and the offsets of each record's tokens in a table of the reference's log-probabilities
- * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
+ * shard as well: each pair gives a good and a bad completion. Owns the records, KTO's mismatched completions, and the
+ * offsets of each record's tokens in a table of the reference's log-probabilities (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *
  *     PreferenceData d;
  *     Inputs files = {0}; // inputs.h
@@ -40,8 +39,7 @@ typedef struct PreferenceData {
     uint64_t fingerprint; /* hash of the tokens that they belong to */
 } PreferenceData;
 
-/* Opens the files as one shard. unpaired: the loss is one on completions with labels;
- * otherwise on pairs. */
+/* Opens the files as one shard. unpaired: the loss is one on completions with labels; otherwise on pairs. */
 static inline bool preference_data_open(PreferenceData *d, const Inputs *in, bool unpaired, Error *e) {
     *d = (PreferenceData){.unpaired = unpaired};
     const RecordKind kind = unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE;
@@ -98,10 +96,10 @@ static inline void preference_data_places(PreferenceData *d) {
     d->items = items;
 }
 
-/* Positions of the longest prompt with one of its completions. */
+/* Positions of the longest prompt with one of its completions. Call it after preference_data_fit(). */
 static inline int32_t preference_data_positions(const PreferenceData *d) {
     int32_t most = 0;
-    for (int64_t i = 0; i < (d->mismatch ? 2 * d->count : d->count); i++) {
+    for (int64_t i = 0; i < d->items; i++) {
         const Pair *p = i < d->count ? &d->pair[i] : &d->mismatch[i - d->count];
         const int32_t n = p->prompt_len + (p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len);
         if (n > most) most = n;

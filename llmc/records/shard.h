@@ -49,7 +49,7 @@
 
 #include "../base/error.h"     /* error_set, Error, xrealloc, xstrdup, ... */
 #include "../base/file_kind.h" /* MAGIC_RECORDS */
-#include "../base/io.h"        /* Reader, writer_write, IO_PIECE, reader_blob, ... */
+#include "../base/io.h"        /* Reader, writer_write, reader_blob, Writer, ... */
 #include "../base/map.h"       /* mapping_forget, mapping_touch, Mapping, mapping_free */
 #include "tokens.h"            /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include <assert.h>

@@ -31,7 +31,7 @@
 #include "../model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../reward/reward_model.h" /* RewardModelNote, reward_model_note_read */
 #include "companion.h"              /* companion_resume */
-#include "trainer.h"                /* Trainer, state_int, trainer_agree, trainer_fits, ... */
+#include "trainer.h"                /* Trainer, state_int, trainer_add_stage, trainer_agree, ... */
 
 typedef struct Critic {
     Trainer *t;
@@ -86,19 +86,9 @@ static inline void critic_counters(Critic *c, const char *path) {
     json_decref(s);
 }
 
-/* Adds an entry to the lineage, by which the critic is known from a language model. */
-static inline void critic_lineage(Critic *c) {
-    char hash[20];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)c->file.hash);
-    json_t *entry = json_object();
-    json_object_set_new(entry, "stage", json_string("critic"));
-    json_object_set_new(entry, "parent", c->file.hash ? json_string(hash) : json_null());
-    json_array_append_new(c->file.lineage, entry);
-}
-
 /* Opens the critic. Call it after trainer_open(). path: the model to start from; a resumed run uses the critic file of
- * its state instead, and path only as the base of adapters. longest: maximum tokens of prompt and completion; rows: of the largest micro-batch; rate:
- * peak learning rate, 0 for the policy's. */
+ * its state instead, and path only as the base of adapters. longest: maximum tokens of prompt and completion; rows: of
+ * the largest micro-batch; rate: peak learning rate, 0 for the policy's. */
 static inline void critic_open(Critic *c, Trainer *t, const char *path, int longest, int rows, double rate) {
     Error e;
     *c = (Critic){.t = t, .learning_rate = rate > 0 ? rate : t->o->learning_rate};
@@ -120,8 +110,8 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
         optimizer_reset(&c->optimizer, &c->model);
     }
     free(c->file.reward);
-    c->file.reward = NULL; /* the head computes values, not scores */
-    if (!resumed) critic_lineage(c);
+    c->file.reward = NULL;                                     /* the head computes values, not scores */
+    if (!resumed) trainer_add_stage(&c->file, "critic", NULL); /* by which it is recognised as a critic */
     optimizer_configure(&c->optimizer, t->o->beta1, t->o->beta2, t->o->eps, t->o->weight_decay, t->o->max_grad_norm);
     if (!workspace_new(&c->work, &c->model, rows, rows, rows, true, (int)t->o->recompute, &e)) die("%s", e.text);
     dist_grads_open(&c->grads, &t->dist, &c->model, &c->optimizer, true);

@@ -29,7 +29,7 @@
 #include "../records/preference_data.h" /* PreferenceData, preference_data_positions */
 #include "../records/ref_logps.h"       /* RefLogps, ref_logps_add, ref_logps_find, ref_logps_free, ... */
 #include "reference.h"                  /* Reference, reference_close, reference_open, REFERENCE_SYNC_OPTIONS, ... */
-#include "trainer.h"                    /* Trainer, trainer_agree, trainer_count_flops */
+#include "trainer.h"                    /* Trainer, trainer_agree, trainer_count_flops, trainer_keep_hash */
 
 typedef struct PreferenceReferenceOptions {
     const char *reference, *ref_logps;
@@ -133,14 +133,10 @@ static inline void preference_reference_find(const RefLogps *l, const char *file
 /* Ends the program unless the reference, whose weights have this hash, is the one that the run began with and that the
  * file was computed with. */
 static inline void preference_reference_same(Trainer *t, const RefLogps *l, const char *file, uint64_t model) {
-    char name[20];
-    const char *before = json_string_value(json_object_get(t->state, "ref_logps"));
-    snprintf(name, sizeof name, "%016llx", (unsigned long long)(model ? model : l->model));
-    if (before && strcmp(before, name))
+    if (!trainer_keep_hash(t->state, "ref_logps", model ? model : l->model))
         die("%s: the reference is not the one that the run began with", file ? file : "--reference");
     if (file && model && l->model != model)
         die("%s: it was computed with a different model than the reference; remove it to recompute it", file);
-    json_object_set_new(t->state, "ref_logps", json_string(name));
 }
 
 /* Positions of the longest prompt with one of its completions in `count` shards. */
@@ -153,12 +149,13 @@ static inline int32_t preference_reference_longest(PreferenceData *const data[],
     return most;
 }
 
-/* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself;
- * reference: another model, or NULL; file: read if it exists, else written; or NULL. Errors end the program (see
+/* Fills in the tables of log ref of `count` shards. work, b: the policy's, used if it is the reference itself; longest:
+ * positions of the longest prompt with its completion; reference: another model, or NULL; file: read if it exists, else
+ * written; or NULL. Errors end the program (see
  * trainer.h). */
 static inline void preference_reference_precompute(Trainer *t, const Workspace *work, Batch *b, bool shared,
-                                                   const char *reference, const char *file, PreferenceData *data[],
-                                                   int count) {
+                                                   int32_t longest, const char *reference, const char *file,
+                                                   PreferenceData *data[], int count) {
     Error e;
     RefLogps l = {0};
     Reference r = {0};
@@ -170,8 +167,7 @@ static inline void preference_reference_precompute(Trainer *t, const Workspace *
     if (there && !ref_logps_read(&l, file, &e)) die("%s", e.text);
     if (file) trainer_agree(t, ref_logps_hash(&l), file);
     if (!own && (reference || !there)) {
-        reference_open(&r, t, reference, b->rows_max, preference_reference_longest(data, count),
-                       "--precompute-ref-log-probs");
+        reference_open(&r, t, reference, b->rows_max, longest, "--precompute-ref-log-probs");
         model = model_weights_hash(&r.model);
     }
     preference_reference_same(t, &l, there ? file : NULL, model);
@@ -203,7 +199,8 @@ static inline void preference_reference_open(PreferenceReference *r, Trainer *t,
                                              bool shared, int32_t longest, PreferenceData *data[], int count) {
     const PreferenceReferenceOptions *o = r->o;
     r->kind = o->precompute ? REFERENCE_TABLE : REFERENCE_LIVE;
-    if (o->precompute) preference_reference_precompute(t, work, b, shared, o->reference, o->ref_logps, data, count);
+    if (o->precompute)
+        preference_reference_precompute(t, work, b, shared, longest, o->reference, o->ref_logps, data, count);
     else if (o->sync.on) reference_open_following(&r->live, t, o->reference, b->rows_max, longest, "--sync-ref-model");
     else reference_open(&r->live, t, o->reference, b->rows_max, longest, "--loss-type");
 }

@@ -1,8 +1,8 @@
 /* reference.h - the reference model of KL terms and preference losses.
  *
  * The reference is the model that the run began with, or another model with the same tokens (--reference FILE), which
- * must have a position for every token of the run (model/model_fits.h). It is frozen: a resumed run must name the file again; the state contains the model's hash, and any other model is
- * rejected.
+ * must have a position for every token of the run (model/model_fits.h). It is frozen: a resumed run must name the file
+ * again; the state contains the model's hash, and any other model is rejected.
  *
  * If new adapters are trained, the reference is the base model, which is the policy without its adapters: one set of
  * weights serves both, and a resumed run need not name it. If a run continues from --adapter, the reference is the base
@@ -23,7 +23,6 @@
 #include "../base/error.h"       /* die, Error, usage_error, xmalloc */
 #include "../base/options.h"     /* OPTION_FLAG, OPTION_INT, OPTION_REAL, Option, ... */
 #include "../model/config.h"     /* ModelConfig */
-#include "../model/config.h"     /* ModelConfig */
 #include "../model/model.h"      /* Model, model_download, MODEL_CHUNK, ModelChunk, ... */
 #include "../model/model_file.h" /* MODEL_FLOAT32, model_load_as, model_save */
 #include "../model/model_fits.h" /* FitSide, fit_model, model_fits_policy */
@@ -32,7 +31,7 @@
 #include "../model/tensors.h"    /* GPT2_FILE_TENSORS */
 #include "../model/workspace.h"  /* workspace_new, Workspace, workspace_bytes, workspace_free */
 #include "companion.h"           /* companion_resume */
-#include "trainer.h"             /* Trainer, trainer_agree, trainer_fits, trainer_side */
+#include "trainer.h"             /* Trainer, trainer_agree, trainer_fits, trainer_keep_hash, ... */
 
 /* How a reference follows the policy. */
 typedef struct ReferenceSync {
@@ -97,12 +96,9 @@ static inline Model reference_base(const Trainer *t) {
 
 /* Ends the program unless the reference, whose hash this is, is the one that the run began with. */
 static inline void reference_same(Trainer *t, uint64_t hash, const char *path) {
-    char name[20];
     trainer_agree(t, hash, path ? path : "the reference");
-    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
-    const char *before = json_string_value(json_object_get(t->state, "reference"));
-    if (before && strcmp(before, name)) die("%s: it is not the reference that the run began with", path);
-    json_object_set_new(t->state, "reference", json_string(name));
+    if (!trainer_keep_hash(t->state, "reference", hash))
+        die("%s: it is not the reference that the run began with", path);
 }
 
 /* Checks that the reference can be run on the policy's tokens. The model of -c takes the tokens that the policy took in

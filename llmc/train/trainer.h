@@ -35,7 +35,7 @@
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
-#include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OUTPUT_RESUMED, ... */
+#include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_RESUMED, OUTPUT_STATE, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
@@ -63,7 +63,7 @@
 #include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_set, metrics_line, Metrics, metrics_clear, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
-#include "resume.h"                    /* resume_place, resume_changes, resume_is_path, resume_text, ... */
+#include "resume.h"                    /* resume_is_path, resume_place, resume_changes, resume_listed, ... */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
 typedef struct Trainer {
@@ -168,11 +168,11 @@ static inline void trainer_check_options(TrainerOptions *o, const Option *table,
 
 /* How a run uses the path of an option. */
 static inline OutputUse trainer_use(const char *option) {
-    static const char *const written[] = {"output", "best", "metrics", "report", "critic-output", "adapter-output"};
+    static const char *const written[] = {"output",      "best",          "metrics",       "report",
+                                          "tensorboard", "critic-output", "adapter-output"};
     if (!strcmp(option, "resume")) return OUTPUT_RESUMED;
-    for (size_t i = 0; i < sizeof written / sizeof *written; i++)
-        if (!strcmp(option, written[i])) return OUTPUT_WRITTEN;
-    return OUTPUT_READ;
+    if (!strcmp(option, "state")) return OUTPUT_STATE;
+    return resume_listed(option, written, sizeof written / sizeof *written) ? OUTPUT_WRITTEN : OUTPUT_READ;
 }
 
 /* Rejects a command line on which an output is also an input or another output, also through links, and ends the
@@ -200,26 +200,33 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     free(state), free(samples);
 }
 
-/* The number of files of a list that are standard input. */
-static inline int trainer_pipes(const OptionList *list) {
+/* The number of input files that are standard input. */
+static inline int trainer_pipes(const Option *table) {
     int pipes = 0;
-    for (int i = 0; i < list->count; i++) pipes += !strcmp(list->items[i], "-");
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (!resume_is_path(o) || (trainer_use(o->name) != OUTPUT_READ && trainer_use(o->name) != OUTPUT_RESUMED))
+            continue;
+        if (o->kind == OPT_LIST) {
+            const OptionList *list = (const OptionList *)o->value;
+            for (int i = 0; i < list->count; i++) pipes += !strcmp(list->items[i], "-");
+        } else {
+            const char *path = *(const char *const *)o->value;
+            pipes += path && !strcmp(path, "-");
+        }
+    }
     return pipes;
 }
 
 /* Rejects a command line with two streams on standard output or input, with one path for two things, or with an output
  * that cannot be written, before the run starts. best: one more output file of the trainer, or NULL. */
-static inline void trainer_check_files(const TrainerOptions *o, const Option *table, const char *const inputs[],
-                                       int count, const char *best) {
+static inline void trainer_check_files(const TrainerOptions *o, const Option *table, const char *best) {
     Error e;
     Writer w;
     struct stat about;
     char *state = trainer_state_path(o);
     const char *outputs[] = {o->output, best, state, o->metrics, o->report};
-    int in = 0, out = 0;
-    for (int i = 0; i < count; i++) in += inputs[i] && !strcmp(inputs[i], "-");
-    for (const Option *i = table; i->kind != OPT_END; i++)
-        if (i->kind == OPT_LIST && !strcmp(i->argument, "FILE")) in += trainer_pipes((const OptionList *)i->value);
+    const int in = trainer_pipes(table);
+    int out = 0;
     for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
     const Launch launch = launch_of_environment();
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
@@ -268,17 +275,24 @@ static inline void trainer_agree(Trainer *t, uint64_t value, const char *what) {
     if (rank >= 0) pause(); /* the launcher ends this rank */
 }
 
+/* Keeps a hash in the state under a key. False if a resumed run's state has another one there. */
+static inline bool trainer_keep_hash(json_t *state, const char *key, uint64_t hash) {
+    char name[20];
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
+    const char *before = json_string_value(json_object_get(state, key));
+    if (before && strcmp(before, name)) return false;
+    json_object_set_new(state, key, json_string(name));
+    return true;
+}
+
 /* Makes a file with this hash a part of the run: it must be the same on all ranks, and when the run is resumed. option:
  * that names it. Call it after trainer_open(). Collective. */
 static inline void trainer_file(Trainer *t, const char *option, const char *path, uint64_t hash) {
-    char name[20];
     json_t *files = json_object_get(t->state, "files");
     trainer_agree(t, hash, path);
     if (!files) json_object_set_new(t->state, "files", files = json_object());
-    const char *before = json_string_value(json_object_get(files, option));
-    snprintf(name, sizeof name, "%016llx", (unsigned long long)hash);
-    if (before && strcmp(before, name)) die("%s: it is not the file of --%s that the run began with", path, option);
-    json_object_set_new(files, option, json_string(name));
+    if (!trainer_keep_hash(files, option, hash))
+        die("%s: it is not the file of --%s that the run began with", path, option);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
@@ -479,23 +493,29 @@ static inline void trainer_check_resume(const Trainer *t, const Option *table) {
     json_decref(changes), text_free(&text);
 }
 
+/* Adds a stage to a model's lineage; takes over `options`, which may be NULL. */
+static inline void trainer_add_stage(ModelFile *f, const char *stage, json_t *options) {
+    char hash[20];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)f->hash);
+    json_t *entry = json_object();
+    json_object_set_new(entry, "stage", json_string(stage));
+    json_object_set_new(entry, "parent", f->hash ? json_string(hash) : json_null());
+    if (options) json_object_set_new(entry, "options", options);
+    json_array_append_new(f->lineage, entry);
+}
+
 /* Adds an entry for this stage to the lineage: its options and the parent's hash. A resumed run has the entry from its
  * state, with its own values of the options that it may change. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
     if (t->o->resume) return;
-    json_t *options = json_object(), *entry = json_object();
+    json_t *options = json_object();
     for (const Option *o = table; o->kind != OPT_END; o++) {
         char value[256];
         if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
         option_value(o, value, sizeof value);
         if (value[0]) json_object_set_new(options, o->name, json_string(value));
     }
-    char hash[20];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)t->file.hash);
-    json_object_set_new(entry, "stage", json_string(t->program));
-    json_object_set_new(entry, "parent", t->file.hash ? json_string(hash) : json_null());
-    json_object_set_new(entry, "options", options);
-    json_array_append_new(t->file.lineage, entry);
+    trainer_add_stage(&t->file, t->program, options);
 }
 
 static inline uint64_t trainer_options_hash(const Option *table) {
@@ -606,7 +626,7 @@ static inline void trainer_check_steps(const Trainer *t, double most, const char
     if (t->o->steps || (double)t->steps > ceil(most) || t->dist.rank) return;
     warn("all epochs are %lld optimizer step%s, each of which takes as much as the whole shard has; lower %s or raise "
          "--num-train-epochs",
-         (long long)t->steps, t->steps == 1 ? "" : "s", option);
+         (long long)t->steps, PLURAL(t->steps), option);
 }
 
 static inline void trainer_begin_step(Trainer *t) {
