@@ -335,10 +335,20 @@ static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
-/* The name of a file in metrics: without its folder and its endings. */
-static const char *file_name(const Shard *s, char name[64]) {
+/* The name of a file without its folder and its endings. */
+static const char *bare_name(const Shard *s, char name[80]) {
     const char *slash = strrchr(s->name, '/'), *base = slash ? slash + 1 : s->name;
     snprintf(name, 64, "%.*s", (int)strcspn(base, "."), base);
+    return name;
+}
+
+/* The name of file k in metrics: its bare name; a second file of that name gets _2. */
+static const char *file_name(const Shard *s, int k, char name[80]) {
+    char other[80];
+    int files = 1;
+    bare_name(&s->part[k], name);
+    for (int i = 0; i < k; i++) files += !strcmp(bare_name(&s->part[i], other), name);
+    if (files > 1) snprintf(name + strlen(name), 16, "_%d", files);
     return name;
 }
 
@@ -352,7 +362,7 @@ static double validate(Run *r, const Shard *val) {
     for (int k = 0; k < val->parts; k++) {
         char name[128];
         const Stats part = run_records(r, val, all + val->first[k], val->part[k].count, false);
-        snprintf(name, sizeof name, "eval_%s_loss", file_name(&val->part[k], (char[64]){0}));
+        snprintf(name, sizeof name, "eval_%s_loss", file_name(val, k, (char[80]){0}));
         metrics_set(m, name, part.loss);
         metrics_line(m, "eval  step %lld | %s | loss %.4f | accuracy %.1f%%", (long long)r->t.step, val->part[k].name,
                      part.loss, 100 * accuracy(&part));

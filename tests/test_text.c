@@ -115,6 +115,12 @@ static void several_files(void **state) {
     run(0, "./evaluate -c $T/base.bin -i $T/all.bin");
     const double k = last_number(out, "\"tokens\":");
     assert_true(fabs(both - (n * chat + k * text) / (n + k)) < 1e-5);
+    /* two files of one name in different folders */
+    run(0, "mkdir $T/more && cp $T/all.bin $T/more/chat.v2.bin");
+    run(0, "./train_sft -c $T/base.bin -i $T/all.bin -j $T/chat.shard -j $T/more/chat.v2.bin -o $T/o.bin -x 1 -l 0 "
+           "--metrics $T/m.jsonl");
+    assert_true(fabs(last_metric("m.jsonl", "eval_chat_loss") - chat) < 1e-5);
+    assert_true(fabs(last_metric("m.jsonl", "eval_chat_2_loss") - text) < 1e-5);
     assert_holds(said, "token");
 }
 
