@@ -214,8 +214,6 @@ static void kto_learns_from_answers_without_pairs(void **state) {
     assert_true(win_rate("kto.bin") > 0.8);
 }
 
-/* Labels without noise, few pairs, many passes: DPO's margin keeps growing, while IPO's stays at the minimum of its
- * loss, where the log-ratios differ by 1/(2 beta). */
 /* KTO on pairs is KTO on their completions, each labelled, bit for bit if the records have the same order. */
 static void kto_takes_pairs(void **state) {
     (void)state;
@@ -258,6 +256,8 @@ static void a_mean_over_nothing_is_left_out(void **state) {
     unlink(files_path("m.jsonl"));
 }
 
+/* Labels without noise, few pairs, many passes: DPO's margin keeps growing, while IPO's stays at the minimum of its
+ * loss, where the log-ratios differ by 1/(2 beta). */
 static void ipo_keeps_its_margin_bounded(void **state) {
     (void)state;
     sh(RULE "--count 8 --seed 5 --min-length 4" SHARD "$T/few.shard");

@@ -515,7 +515,6 @@ int main(void) {
                                        cmocka_unit_test(the_critic),
                                        cmocka_unit_test(the_leash),
                                        cmocka_unit_test(rewards_of_every_kind),
-
                                        cmocka_unit_test(whitening_is_named),
                                        cmocka_unit_test(kl_in_the_loss),
                                        cmocka_unit_test(pretraining_text),
