@@ -152,13 +152,12 @@ typedef struct Run {
     PolicyLossConfig loss;
     EntropyControl entropy;
     KlControl beta;
-    float *advantage;  /* (completions) */
-    float *penalty;    /* (completions) --kl-in reward: beta times the KL */
-    uint8_t *keep;     /* (tokens) top-entropy mask */
-    int64_t resampled; /* groups discarded by dynamic sampling */
-    double drawn,
-        drawn_reward;          /* completions with a reward that were sampled, discarded ones too; sum of the rewards */
-    double kl, kl_completions; /* of this generation: nats over all tokens, and the completions that they belong to */
+    float *advantage;           /* (completions) */
+    float *penalty;             /* (completions) --kl-in reward: beta times the KL */
+    uint8_t *keep;              /* (tokens) top-entropy mask */
+    int64_t resampled;          /* groups discarded by dynamic sampling */
+    double drawn, drawn_reward; /* completions that were scored, discarded ones too; the sum of their rewards */
+    double kl, kl_completions;  /* of this generation: nats over all tokens, and the completions that they belong to */
 } Run;
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */

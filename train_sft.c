@@ -134,8 +134,8 @@ static void open_data(Shard *s, const char *option, const OptionList *list) {
 static int files_of(const Shard *s) { return s->parts ? s->parts : 1; }
 static const Shard *file_of(const Shard *s, int k) { return s->parts ? &s->part[k] : s; }
 
-/* Gives a shard without a tokenizer, which consists of token shards, that of --tokenizer. A file that says which tokenizer
- * made it must be made by this one; without the option, byte tokens are recognised. */
+/* Gives a shard without a tokenizer, which consists of token shards, that of --tokenizer. A file that says which
+ * tokenizer made it must be made by this one; without the option, byte tokens are recognised. */
 static void find_tokenizer(Shard *s) {
     Error e;
     Tokenizer t;
@@ -253,7 +253,7 @@ static double accuracy(const Stats *s) { return s->right / s->targets; }
 static double mean_entropy(const Stats *s) { return s->entropy / s->targets; }
 
 /* NEFTune (Jain et al. 2023, alg. 1): noise of scale alpha / sqrt(length * width) on each token's embedding. It is
- * drawn by the record's place in the step and the token's position, so it depends on neither micro-batches nor ranks. */
+ * drawn by the place of the record in the step and of the token in it, so neither micro-batches nor ranks change it. */
 static void neftune(Run *r) {
     const Batch *b = &r->batch;
     const int32_t width = r->t.model.config.width;

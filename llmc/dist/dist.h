@@ -34,8 +34,9 @@
  * number gives the same samples (a draw is keyed by seed, sequence and position) and losses that differ by rounding.
  *
  * A rank that waits `timeout` seconds for the others to start ends. Later, a waiting rank checks every ten milliseconds
- * whether the ranks on its own machine are alive, and gives up after `timeout` seconds. Then the lowest rank that has not failed prints one line, and all ranks are ended. Files are
- * written by rank 0 and appear only when complete, so the last saved state remains.
+ * whether the ranks on its own machine are alive, and gives up after `timeout` seconds. Then the lowest rank that has
+ * not failed prints one line, and all ranks are ended. Files are written by rank 0 and appear only when complete, so
+ * the last saved state remains.
  *
  *     Dist d;
  *     if (!dist_open(&d, 600, backend, device, &e)) die("%s", e.text);
@@ -213,8 +214,8 @@ static inline void dist_on_alarm(int number) {
     _exit(1);
 }
 
-/* Ends the program after `seconds`, unless it is called again with 0. The lowest rank prints first, and the launcher ends
- * the others. */
+/* Ends the program after `seconds`, unless it is called again with 0. The lowest rank prints first, and the launcher
+ * ends the others. */
 static inline void dist_alarm(const Dist *d, double seconds) {
     struct sigaction action = {.sa_handler = seconds > 0 ? dist_on_alarm : SIG_DFL};
     const double until = seconds > 0 ? seconds + 0.5 * fmin(d->rank, 20) : 0;

@@ -126,8 +126,8 @@ static inline bool examples_read(Examples *x, Error *e) {
     return ok;
 }
 
-/* Opens n files as one shard. kind: RECORD_UNPAIRED or RECORD_STEP; unpair: a preference shard is taken as well, each pair as two examples. Fails
- * on a shard of another kind, with other labels, or without a record to train on. */
+/* Opens n files as one shard. kind: RECORD_UNPAIRED or RECORD_STEP; unpair: a preference shard is taken as well, each
+ * pair as two examples. Fails on a shard of another kind, with other labels, or without a record to train on. */
 static inline bool examples_open_all(Examples *x, const char *const *paths, int n, RecordKind kind, bool unpair,
                                      Error *e) {
     *x = (Examples){0};

@@ -1,8 +1,8 @@
 /* inputs.h - the files that an option names, which may be given several times and may hold patterns.
  *
- * A pattern ('shards/fineweb_*.bin', in quotes so that the shell leaves it alone) stands for the files that it matches, in
- * the order of their names (glob(7)); a file of exactly that name is taken as it is. The same file twice is refused, under
- * whatever names.
+ * A pattern ('shards/fineweb_*.bin', in quotes so that the shell leaves it alone) stands for the files that it matches,
+ * in the order of their names (glob(7)); a file of exactly that name is taken as it is. The same file twice is refused,
+ * under whatever names.
  *
  *     OptionList list = {0}; // the values of the option
  *     Inputs files;

@@ -42,8 +42,8 @@ static inline void labelled_close(Labelled *l) {
     else examples_close(&l->examples);
 }
 
-/* Opens n files as one shard. Fails if it is of another kind or has no usable record. unpair: for
- * RECORD_UNPAIRED, a preference shard is taken as well, each pair as a good and a bad completion. */
+/* Opens n files as one shard. Fails if it is of another kind or has no usable record. unpair: for RECORD_UNPAIRED, a
+ * preference shard is taken as well, each pair as a good and a bad completion. */
 static inline bool labelled_open_all(Labelled *l, const char *const *paths, int n, RecordKind kind, bool unpair,
                                      Error *e) {
     *l = (Labelled){.kind = kind};

@@ -2,7 +2,8 @@
  *
  * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. KTO takes a preference
  * shard as well: each pair gives a good and a bad completion. Owns the records, KTO's mismatched completions, and the
- * offsets of each record's tokens in a table of the reference's log-probabilities (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
+ * offsets of each record's tokens in a table of the reference's log-probabilities (ref_logps.h). Completions that
+ * exceed the maximum length are truncated (labelled.h).
  *
  *     PreferenceData d;
  *     Inputs files = {0}; // inputs.h

@@ -20,21 +20,21 @@
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
  *
  * A shard is checked before any record is returned: magic number, version, all sizes against the file's length before
- * memory is allocated, the index, every length, NUL and token id, and the checksum. A shard that has been opened is safe
- * to decode. Other versions, trailing bytes and unused bits that are set are rejected. An empty shard can be opened;
- * rejecting it is up to the program. zstd and "-" are supported as in io.h.
+ * memory is allocated, the index, every length, NUL and token id, and the checksum. A shard that has been opened is
+ * safe to decode. Other versions, trailing bytes and unused bits that are set are rejected. An empty shard can be
+ * opened; rejecting it is up to the program. zstd and "-" are supported as in io.h.
  *
- * An uncompressed file is mapped (map.h): opening it reads it once and gives its pages back, and later only the records
+ * An uncompressed file is mapped (map.h): opening it reads it and gives its pages back, and later only the records
  * that are decoded take memory. A compressed shard or a pipe is read into memory as a whole. Index and ids are checked
  * again when a record is decoded, because a mapped file could be changed meanwhile.
  *
- * Several files of one kind, tokenizer and template can be opened as one shard, which has the records of the first file,
- * then those of the second, ...: shard_open_all().
+ * Several files of one kind, tokenizer and template can be opened as one shard, which has the records of the first
+ * file, then those of the second, ...: shard_open_all().
  *
- * A token shard (tokens.h) can be opened in the same way, as chat records of plain text: shard_open_all() with `text`, then
- * shard_split(). A record is a document with the token that begins the next one, which is its end; a document that is
- * longer than the limit continues in the next record, which begins with the last token of the one before. So every token
- * of the file but the first is a target once, and is predicted from its own document only.
+ * A token shard (tokens.h) can be opened in the same way, as chat records of plain text: shard_open_all() with `text`,
+ * then shard_split(). A record is a document with the token that begins the next one, which is its end; a document that
+ * is longer than the limit continues in the next record, which begins with the last token of the one before. So every
+ * token of the file but the first is a target once, and is predicted from its own document only.
  *
  *     Shard s;
  *     Record r = {0};
@@ -450,8 +450,8 @@ static inline bool shard_open_any(Shard *s, const char *path, bool text, Error *
     return ok;
 }
 
-/* Opens n >= 1 files as one shard. They must be alike, and none may be empty if there are several. text: token shards may
- * be among them. */
+/* Opens n >= 1 files as one shard. They must be alike, and none may be empty if there are several. text: token shards
+ * may be among them. */
 static inline bool shard_open_all(Shard *s, const char *const *paths, int n, bool text, Error *e) {
     if (n == 1) return shard_open_any(s, paths[0], text, e);
     *s = (Shard){.part = (Shard *)xcalloc((size_t)n, sizeof *s->part)};
@@ -468,8 +468,8 @@ static inline bool shard_open_all(Shard *s, const char *const *paths, int n, boo
     return ok;
 }
 
-/* Divides the token shards among the files into records of at most max_length >= 2 tokens. start: the token that begins a
- * document in files that do not say, or -1: then such a file is one document. */
+/* Divides the token shards among the files into records of at most max_length >= 2 tokens. start: the token that begins
+ * a document in files that do not say, or -1: then such a file is one document. */
 static inline void shard_split(Shard *s, int32_t max_length, int32_t start) {
     for (int k = 0; k < s->parts; k++) shard_split(&s->part[k], max_length, start);
     if (s->parts) shard_add_up(s);

@@ -47,8 +47,9 @@ static inline GenerationOptions generation_defaults(void) {
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
     OPTION_LIST("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated"),         \
-    OPTION_LIST("val",               'j', &(o).val,        "FILE", "held-out prompt shard, or a pattern; may be repeated"),                           \
+                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated"),          \
+    OPTION_LIST("val",               'j', &(o).val,        "FILE",                                                     \
+                "held-out prompt shard, or a pattern; may be repeated"),                                               \
     OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \
     OPTION_REAL("num-train-epochs",  0,   &(o).epochs,     0.001, 1e6, "passes over the prompts")
 
@@ -62,7 +63,7 @@ static inline GenerationOptions generation_defaults(void) {
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
     OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \
-                "weighted sum such as verify:1,format=hash:0.1; if not given, --reward-cmd or verify"),   \
+                "weighted sum such as verify:1,format=hash:0.1; if not given, --reward-cmd or verify"),                \
     OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \

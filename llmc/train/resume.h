@@ -1,8 +1,8 @@
-/* resume.h - what a resumed run may change: the options of the command line, compared with those of the run that wrote the
- * state.
+/* resume.h - what a resumed run may change: the options of the command line, compared with those of the run that wrote
+ * the state.
  *
- * A state holds the lineage of its model, whose last entry has the options of the run that wrote it. A resumed run is the
- * uninterrupted one only if they are the same, so an option that differs is named and refused. It may differ if
+ * A state holds the lineage of its model, whose last entry has the options of the run that wrote it. A resumed run is
+ * the uninterrupted one only if they are the same, so an option that differs is named and refused. It may differ if
  *
  *   - it cannot change the result: paths of outputs, memory, logging, ranks, evaluation, samples (resume_free())
  *   - it is the path of a file: its contents are compared instead (trainer_file(), the state's hash of the shard)
@@ -68,8 +68,8 @@ static inline bool resume_allows(const Option *o, const char *before, const char
 }
 
 /* The options of the table that a resumed run must not change and did, with both values: {"NAME": ["BEFORE", "HERE"]}.
- * before: the options of the run that wrote the state, {"NAME": "VALUE"}; one that it does not list had no value, or did
- * not exist then. The caller owns the result. */
+ * before: the options of the run that wrote the state, {"NAME": "VALUE"}; one that it does not list had no value, or
+ * did not exist then. The caller owns the result. */
 static inline json_t *resume_changes(const Option *table, const json_t *before) {
     json_t *changes = json_object();
     char here[256];

@@ -123,8 +123,8 @@ static inline const ModelConfig *trainer_shape(const TrainerOptions *o, int32_t 
     return c;
 }
 
-/* The path of the output or of the adapters, without slashes at its end, with the suffix appended. NULL if the output is
- * a stream or a device. */
+/* The path of the output or of the adapters, without slashes at its end, with the suffix appended. NULL if the output
+ * is a stream or a device. */
 static inline char *trainer_beside(const TrainerOptions *o, const char *suffix) {
     struct stat about;
     const char *output = o->output ? o->output : o->adapter_output;
@@ -252,8 +252,8 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
 
 static inline bool trainer_write_state(Trainer *t, const char *path, Error *e);
 
-/* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state, which is first
- * written, if that is possible without the other ranks. A GPU may still wait for them, so it is not asked. */
+/* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state, which is
+ * first written, if that is possible without the other ranks. A GPU may still wait for them, so it is not used. */
 static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
     Error unwritten = {""};
@@ -530,8 +530,8 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     return hash;
 }
 
-/* Writes the options of this run, defaults included, to a file next to the output that --config reads; not over the file
- * that --config has read. Without --resume: the file describes the whole run. */
+/* Writes the options of this run, defaults included, to a file next to the output that --config reads; not over the
+ * file that --config has read. Without --resume: the file describes the whole run. */
 static inline void trainer_write_options(const Trainer *t) {
     Error e;
     char *path = trainer_beside(t->o, ".yaml");

@@ -72,10 +72,10 @@ static inline void trainer_default_rate(TrainerOptions *o) {
                 "start from: a model's folder or file, - (stdin) or d12 (random)"),                                    \
     OPTION_INT ("layers",     0,   &(o).layers,     1, 1024, "start from a new model with this many layers"),          \
     OPTION_INT ("heads",      0,   &(o).heads,      1, 1024,                                                           \
-                "attention heads of a new model (default: one per 64 channels)"),                                         \
-    OPTION_INT ("width",      0,   &(o).width,      1, 65536, "channels of a new model (default: 64 per layer)"),         \
-    OPTION_INT ("vocab",      0,   &(o).vocab,      1, 4194176, "vocabulary of a new model (default: the data's)"),       \
-    OPTION_INT ("context",    0,   &(o).context,    1, 1048576, "maximum positions of a new model (default: 1024)"),      \
+                "attention heads of a new model (default: one per 64 channels)"),                                      \
+    OPTION_INT ("width",      0,   &(o).width,      1, 65536, "channels of a new model (default: 64 per layer)"),      \
+    OPTION_INT ("vocab",      0,   &(o).vocab,      1, 4194176, "vocabulary of a new model (default: the data's)"),    \
+    OPTION_INT ("context",    0,   &(o).context,    1, 1048576, "maximum positions of a new model (default: 1024)"),   \
     DEVICE_OPTIONS(o),                                                                                                 \
     OPTION_INT("recompute",    0, &(o).recompute,    0, 2,                                                             \
                "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
@@ -91,7 +91,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT("lora-targets", 0, &(o).lora_targets, "LIST",                                                          \
                 "projections with an adapter: all-linear, or names such as q_proj,v_proj"),                            \
     OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)"),                \
-    OPTION_FLAG("use-dora",     0, &(o).use_dora,     "train the lengths of the rows of adapted weights, too (DoRA)"),       \
+    OPTION_FLAG("use-dora",     0, &(o).use_dora,     "train the lengths of the rows of adapted weights, too (DoRA)"), \
     OPTION_CHOICE("quantize",   0, &(o).quantize,     QUANTIZE_CHOICES,                                                \
                   "hold the weights of linear layers in blocks of 8 or 4 bits; keep: as the GGUF file has them"),      \
     OPTION_TEXT("adapter",      0, &(o).adapter,      "DIR",                                                           \
@@ -139,7 +139,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
     OPTION_TEXT  ("tensorboard",   0,   &(o).tensorboard,   "DIR", "write TensorBoard event files"),                   \
     OPTION_TEXT  ("report",        0,   &(o).report,        "FILE", "write a self-contained HTML report"),             \
-    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps"),                       \
+    OPTION_INT   ("logging-steps", 0,   &(o).logging_steps, 1, 1e9, "print a line every N steps"),                     \
     OPTION_FLAG  ("quiet",         'q', &(o).quiet,                                                                    \
                   "print only errors, warnings and the last step")
 // clang-format on
