@@ -253,7 +253,7 @@ static void print_json(const Shard *s, const Record *r) {
         json_object_set_new(row, "prompt", json_string(r->text));
         json_object_set_new(row, "task", json_string(r->task));
         json_object_set_new(row, "answer", json_string(r->answer));
-        if (*r->fields) json_object_set_new(row, "fields", json_loads(r->fields, 0, NULL));
+        if (*r->fields) json_object_set_new(row, "fields", json_loads(r->fields, JSON_ALLOW_NUL, NULL));
     } else if (s->kind == RECORD_UNPAIRED) {
         json_object_set_new(row, "prompt", json_text(r->tokens, r->prompt));
         json_object_set_new(row, "completion", json_text(r->tokens + r->prompt, r->count - r->prompt));

@@ -673,6 +673,9 @@ static void test_show(void **state) {
     run(0, "data/show --json --records 1 $T/b.shard");
     assert_string_equal(out,
                         "{\"prompt\":\"q\",\"task\":\"add\",\"answer\":\"7\",\"fields\":{\"n\":1},\"tokens\":[113]}\n");
+    put("b.jsonl", "{\"prompt\":\"q\",\"n\":1,\"note\":\"a\\u0000b\"}\n");
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard && data/show --json $T/b.shard");
+    assert_holds(out, "\"fields\":{\"n\":1,\"note\":\"a\\u0000b\"}");
 
     put("b.jsonl", "{\"prompt\":\"q\",\"chosen\":\"yes\",\"rejected\":\"n\"}\n");
     run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard && data/show $T/b.shard");

@@ -557,10 +557,10 @@ static void test_bytes(void **state) {
         const char *task, *answer, *completion;
         size_t length;
         float score;
-    } cases[] = {{"exact", "a", "a\0zzzz", 6, 0},  {"exact", "a", "a\0zzzz", 0, 1}, {"exact", "a", "a", 1, 1},
-                 {"add", "5", "5\0 6", 4, 0},      {"numeric", "6", "5\0 6", 4, 1}, {"sort", "1 2", "1 2\0", 4, 0},
-                 {"brackets", ")", ")\0", 2, 0},   {"regex", "^a$", "a\0b", 3, 0},  {"numeric", "5", "5\0", 2, 0},
-                 {"countdown", "3", "1+2\0", 4, 0}};
+    } cases[] = {{"exact", "a", "a\0zzzz", 6, 0},   {"exact", "a", "a\0zzzz", 0, 1}, {"exact", "a", "a", 1, 1},
+                 {"add", "5", "5\0 6", 4, 0},       {"numeric", "6", "5\0 6", 4, 1}, {"sort", "1 2", "1 2\0", 4, 0},
+                 {"brackets", ")", ")\0", 2, 0},    {"regex", "^a$", "a\0b", 3, 0},  {"numeric", "5", "5\0", 2, 0},
+                 {"countdown", "3", "1+2\0", 4, 0}, {"em", "x", "x a\0", 4, 0}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         const RewardInput in = {.task = cases[i].task,
                                 .answer = cases[i].answer,
@@ -571,10 +571,19 @@ static void test_bytes(void **state) {
         assert_true(rewards_verify(&in, &score));
         if (score != cases[i].score) fail_msg("case %zu: %g", i, (double)score);
     }
-    const RewardInput in = {.completion = "a\0b", .completion_length = 3};
+    /* one in a field does not remove the others */
+    const char *const fields = "{\"note\":\"a\\u0000b\",\"numbers\":[1,2],\"answers\":[\"x\\u0000y\"],\"style\":"
+                               "\"reversed\\u0000\",\"open\":\"(\\u0000\",\"pattern\":\"a\\u0000b\"}";
+    assert_true(verify("countdown", "1+2", "3", fields) == 1);
+    assert_true(verify("em", "x", "z", fields) == 0);
+    assert_true(verify("numeric", "12", "12", fields) == 1);
+    assert_true(isnan(verify("brackets", ")", ")", fields)));
+    assert_true(isnan(verify("regex", "a", "a", fields)));
+    const RewardInput in = {.completion = "a\0b", .completion_length = 3, .fields = fields};
     size_t length;
     char *line = reward_command_line(&in, &length);
-    assert_non_null(strstr(line, "\"a\\u0000b\""));
+    assert_non_null(strstr(line, "\"completion\":\"a\\u0000b\""));
+    assert_non_null(strstr(line, "\"note\":\"a\\u0000b\""));
     free(line);
     float value;
     assert_false(reward_parse("1\0junk", 6, &value));

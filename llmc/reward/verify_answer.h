@@ -189,12 +189,17 @@ static inline bool verify_copy(VerifySpan t, char *out, size_t size) {
 /* The record's fields, to be freed with json_decref(); NULL if they are absent or not a JSON object. */
 static inline json_t *verify_fields(const RewardInput *in) {
     if (!in->fields || !in->fields[0]) return NULL;
-    json_t *fields = json_loads(in->fields, 0, NULL);
+    json_t *fields = json_loads(in->fields, JSON_ALLOW_NUL, NULL);
     if (fields && !json_is_object(fields)) {
         json_decref(fields);
         fields = NULL;
     }
     return fields;
+}
+
+/* A text among the record's fields, with its NULs; its s is NULL if the value is absent or not a string. */
+static inline VerifySpan verify_field(const json_t *value) {
+    return (VerifySpan){json_string_value(value), json_string_length(value)};
 }
 
 #endif

@@ -8,7 +8,7 @@
  * Limits: none; the closers and the completion are each copied once.
  *
  *     char closers[8];
- *     if (verify_close("([{}", closers)) puts(closers);        // ])
+ *     if (verify_close(verify_span("([{}"), closers)) puts(closers);        // ])
  */
 #ifndef LLMC_REWARD_VERIFY_BRACKETS_H
 #define LLMC_REWARD_VERIFY_BRACKETS_H
@@ -36,14 +36,14 @@ static inline char verify_closer(char open) {
     return open == '(' ? ')' : open == '[' ? ']' : open == '{' ? '}' : open == '<' ? '>' : 0;
 }
 
-/* Writes the closers that balance `open` (brackets only, NUL-terminated) to out[strlen(open) + 1]; false if no balanced
- * string starts with `open`. `out` also holds the stack of expected closers. */
-static inline bool verify_close(const char *open, char *out) {
+/* Writes the closers that balance `open` (brackets only) to out[open.n + 1]; false if no balanced string starts with
+ * `open`. `out` also holds the stack of expected closers. */
+static inline bool verify_close(VerifySpan open, char *out) {
     size_t depth = 0;
-    for (; *open; open++) {
-        const char closer = verify_closer(*open);
+    for (size_t i = 0; i < open.n; i++) {
+        const char closer = verify_closer(open.s[i]);
         if (closer) out[depth++] = closer;
-        else if (!depth || out[--depth] != *open) return false;
+        else if (!depth || out[--depth] != open.s[i]) return false;
     }
     out[depth] = 0;
     for (size_t i = 0; i < depth / 2; i++) {
@@ -56,11 +56,11 @@ static inline bool verify_close(const char *open, char *out) {
 
 /* Right if `open` followed by the completion is balanced and the completion opens no new bracket. */
 static inline float verify_brackets(const RewardInput *in, const json_t *fields) {
-    const char *open = json_string_value(json_object_get(fields, "open"));
+    const VerifySpan open = verify_field(json_object_get(fields, "open"));
     VerifySpan wanted = verify_trim(verify_span(in->answer));
     char *closers = NULL;
-    if (open) {
-        closers = (char *)xmalloc(strlen(open) + 1);
+    if (open.s) {
+        closers = (char *)xmalloc(open.n + 1);
         if (verify_close(open, closers)) wanted = verify_span(closers);
         else wanted.n = 0;
     }

@@ -742,8 +742,7 @@ static inline bool verify_reverse(VerifyNumber *v, size_t digits) {
 
 /* Whether the record's fields have the style. */
 static inline bool verify_style(const json_t *fields, const char *style) {
-    const char *found = json_string_value(json_object_get(fields, "style"));
-    return found && !strcmp(found, style);
+    return verify_same(verify_field(json_object_get(fields, "style")), verify_span(style));
 }
 
 /* The final number of a completion, of a record with these fields. */

@@ -16,7 +16,7 @@
 #define LLMC_REWARD_VERIFY_PATTERN_H
 
 #include "../base/error.h" /* checked_object, Error, error_set */
-#include "verify_answer.h" /* RewardInput, VerifySpan, verify_completion */
+#include "verify_answer.h" /* VerifySpan, RewardInput, verify_completion, verify_field, ... */
 #include <math.h>
 #ifndef PCRE2_CODE_UNIT_WIDTH
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -65,12 +65,12 @@ static inline float verify_regex_match(const VerifyRegex *r, VerifySpan text) {
     return rc >= 0 ? 1 : rc == PCRE2_ERROR_NOMATCH ? 0 : NAN;
 }
 
-/* The check: 1, 0, or NaN if the record has no valid pattern or the search hit its limit. */
+/* The check: 1, 0, or NaN if the record has no valid pattern (one with a NUL is not), or the search hit its limit. */
 static inline float verify_regex(const RewardInput *in, const json_t *fields) {
-    const char *pattern = json_string_value(json_object_get(fields, "pattern"));
+    VerifySpan pattern = verify_field(json_object_get(fields, "pattern"));
     VerifyRegex r;
-    if (!pattern) pattern = in->answer ? in->answer : "";
-    if (!pattern[0] || !verify_regex_compile(&r, pattern, 0, NULL)) return NAN;
+    if (!pattern.s) pattern = verify_span(in->answer);
+    if (!pattern.n || strlen(pattern.s) < pattern.n || !verify_regex_compile(&r, pattern.s, 0, NULL)) return NAN;
     const float score = verify_regex_match(&r, verify_completion(in));
     verify_regex_free(&r);
     return score;

@@ -17,7 +17,7 @@
 
 #include "../base/error.h" /* xcalloc */
 #include "../base/text.h"  /* TextBuffer, text_append, text_free, text_clear */
-#include "verify_answer.h" /* VerifySpan, RewardInput, verify_span, VerifyMark, ... */
+#include "verify_answer.h" /* VerifySpan, verify_span, RewardInput, verify_same, ... */
 #include <ctype.h>
 #include <math.h>
 
@@ -33,9 +33,10 @@ static inline int verify_words(VerifySpan t, TextBuffer *out) {
             if (!ispunct((unsigned char)c) || c & 0x80) text_append(&word, &lower, 1);
             continue;
         }
+        const VerifySpan w = {word.text, word.length};
         const bool article =
-            word.length && (!strcmp(word.text, "a") || !strcmp(word.text, "an") || !strcmp(word.text, "the"));
-        if (word.length && !article) {
+            verify_same(w, verify_span("a")) || verify_same(w, verify_span("an")) || verify_same(w, verify_span("the"));
+        if (w.n && !article) {
             if (count++) text_append(out, " ", 1);
             text_append(out, word.text, word.length);
         }
@@ -93,8 +94,8 @@ static inline float verify_best_overlap(const RewardInput *in, const json_t *fie
     float best = NAN;
     if (answer.n) best = verify_overlap(given, answer, f1);
     for (size_t i = 0; i < json_array_size(answers); i++) {
-        const char *text = json_string_value(json_array_get(answers, i));
-        if (text) best = fmaxf(best, verify_overlap(given, verify_span(text), f1)); /* fmaxf ignores a NaN */
+        const VerifySpan text = verify_field(json_array_get(answers, i));
+        if (text.s) best = fmaxf(best, verify_overlap(given, text, f1)); /* fmaxf ignores a NaN */
     }
     return best;
 }
