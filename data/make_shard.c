@@ -8,7 +8,7 @@
 #include "../llmc/base/io.h"              /* XXH3_64bits, XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
-#include "../llmc/base/output.h"          /* OUTPUT_WRITTEN, output_add, OutputPaths, output_distinct, ... */
+#include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
 #include "../llmc/base/text.h"            /* TextBuffer, text_clear, text_free, TokenList, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
@@ -602,14 +602,17 @@ static void open_inputs(void) {
     if (!inputs.count) inputs_add(&inputs, "-");
 }
 
-/* Whether both outputs are one file, also through links. */
-static bool same_outputs(void) {
+/* Refuses an output that is the other output or an input, also through links. */
+static void check_paths(void) {
+    Error e;
     OutputPaths p = {0};
     output_add(&p, "output", o.output, OUTPUT_WRITTEN);
     output_add(&p, "val-output", o.val_output, OUTPUT_WRITTEN);
-    const bool same = !strcmp(o.output, o.val_output) || !output_distinct(&p, NULL);
+    if (o.val_output && (!strcmp(o.val_output, o.output) || !output_distinct(&p, NULL)))
+        usage_error("--val-output: is the same file as --output");
+    for (int i = 0; i < inputs.count; i++) output_add(&p, "input", inputs.path[i], OUTPUT_READ);
+    if (!output_distinct(&p, &e)) usage_error("%s", e.text);
     output_free(&p);
-    return same;
 }
 
 static void check_options(void) {
@@ -618,7 +621,7 @@ static void check_options(void) {
     open_inputs();
     if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
-    if (o.val_output && same_outputs()) usage_error("--val-output: is the same file as --output");
+    check_paths();
     rows.answer_after = unescape(rows.answer_after);
     rows.prompt_end = unescape(rows.prompt_end);
     rows.step_separator = unescape(rows.step_separator);

@@ -482,6 +482,7 @@ static void test_split(void **state) {
     refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --val-fraction 0.5 --val-output $T/./x.shard",
             "is the same file");
     refused(2, "data/make_shard -i $T/a.jsonl -o - --val-fraction 0.5 --val-output -", "is the same file");
+    refused(2, "data/make_shard -i $T/v.shard -i $T/a.jsonl -o $T/./a.jsonl", "a.jsonl; give each its own path");
 }
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
