@@ -341,6 +341,22 @@ static void other_options_on_resuming(void **state) {
     assert_holds(said, "none: there is no state to resume");
 }
 
+/* Values of any length are compared and kept whole. */
+static void long_values_on_resuming(void **state) {
+    (void)state;
+    char one[1000], other[1000];
+    static const char grpo[] = "./train_grpo -c $T/base.bin -o $T/long.bin -i $T/tasks.shard -g 4 -p 2 --save-steps 1 "
+                               "--reward command --reward-cmd 'while read -r x; do echo 1; done; : %0600d' %s";
+    snprintf(one, sizeof one, grpo, 1, "-x 1");
+    sh("%s", one);
+    sh("./data/show $T/long.bin | grep -q '0000000001\"'");
+    snprintf(other, sizeof other, grpo, 2, "-x 2 --resume");
+    run(1, other);
+    assert_holds(said, "long.bin.state: the run that wrote it had other options: --reward-cmd while read");
+    snprintf(one, sizeof one, grpo, 1, "-x 2 --resume");
+    sh("%s", one);
+}
+
 static void other_files_on_resuming(void **state) {
     (void)state;
 #define PPO                                                                                                            \
@@ -571,6 +587,7 @@ int main(void) {
         cmocka_unit_test(few_steps),
         cmocka_unit_test(evaluation_on_start),
         cmocka_unit_test(other_options_on_resuming),
+        cmocka_unit_test(long_values_on_resuming),
         cmocka_unit_test(other_files_on_resuming),
         cmocka_unit_test(states_without_moments),
         cmocka_unit_test(stop_texts),

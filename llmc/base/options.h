@@ -34,6 +34,7 @@
 #include "error.h"       /* usage_error, Error, error_set, NORETURN, ... */
 #include "suggest.h"     /* suggest */
 #include "terminal.h"    /* terminal_wrap, terminal_width, terminal_columns */
+#include "text.h"        /* TextBuffer, text_free, text_format, text_string, ... */
 #include <getopt.h>
 #include <math.h>
 
@@ -178,32 +179,38 @@ static inline void option_number(double number, int digits, char *text, size_t s
         snprintf(text, size, "%.*g", more, number);
 }
 
-/* Formats the value as text: "" for an option without a value. */
-static inline void option_value(const Option *o, char *text, size_t size) {
-    text[0] = 0;
-    if (o->kind == OPT_GROUP || option_unset(o)) return;
+/* Formats the value, whole, as the text of `out`, which is returned: "" for an option without a value. */
+static inline const char *option_value(const Option *o, TextBuffer *out) {
+    char text[80];
+    text_clear(out);
+    if (o->kind == OPT_GROUP || option_unset(o)) return out->text;
     switch (o->kind) {
-    case OPT_FLAG: snprintf(text, size, "%s", *(bool *)o->value ? "true" : "false"); break;
-    case OPT_INT: snprintf(text, size, "%lld", (long long)*(int64_t *)o->value); break;
-    case OPT_REAL: option_number(*(double *)o->value, 9, text, size); break;
-    case OPT_TEXT: snprintf(text, size, "%s", *(const char **)o->value); break;
-    case OPT_CHOICE: option_choice_name(o->argument, *(int *)o->value, text, size); break;
+    case OPT_FLAG: text_string(out, *(bool *)o->value ? "true" : "false"); break;
+    case OPT_INT: text_format(out, "%lld", (long long)*(int64_t *)o->value); break;
+    case OPT_REAL:
+        option_number(*(double *)o->value, 9, text, sizeof text);
+        text_string(out, text);
+        break;
+    case OPT_TEXT: text_string(out, *(const char **)o->value); break;
+    case OPT_CHOICE:
+        option_choice_name(o->argument, *(int *)o->value, text, sizeof text);
+        text_string(out, text);
+        break;
     case OPT_LIST: {
         const OptionList *list = (const OptionList *)o->value;
-        size_t used = 0;
-        for (int i = 0; i < list->count && used < size; i++)
-            used += (size_t)snprintf(text + used, size - used, "%s%s", i ? " " : "", list->items[i]);
+        for (int i = 0; i < list->count; i++) text_format(out, "%s%s", i ? " " : "", list->items[i]);
         break;
     }
     default: break;
     }
+    return out->text;
 }
 
 /* Formats the value before parsing of option i of the table. */
-static inline void option_default(const Option *table, int i, char *text, size_t size) {
+static inline const char *option_default(const Option *table, int i, TextBuffer *out) {
     Option o = table[i];
     o.value = &option_states()[i].standard;
-    option_value(&o, text, size);
+    return option_value(&o, out);
 }
 
 /* strtoll() and strtod() skip blanks before a number. Such blanks are rejected here, as are blanks after a number. */
@@ -500,26 +507,28 @@ static inline void options_about(const char *text, int width) {
 
 static inline void options_help(const Option *table, const OptionAbout *about) {
     const int width = terminal_width(STDOUT_FILENO);
-    char value[256];
-    snprintf(value, sizeof value, "Usage: %s ", program_invocation_short_name);
-    fputs(value, stdout);
-    terminal_wrap(stdout, about->usage, (int)strlen(value), 7, width);
+    TextBuffer value = {0};
+    text_format(&value, "Usage: %s ", program_invocation_short_name);
+    fputs(value.text, stdout);
+    terminal_wrap(stdout, about->usage, (int)value.length, 7, width);
     putchar('\n');
     options_about(about->text, width);
     for (int i = 0; table[i].kind != OPT_END; i++) {
         if (table[i].kind == OPT_GROUP) {
-            snprintf(value, sizeof value, "%s:", table[i].name);
+            text_clear(&value);
+            text_format(&value, "%s:", table[i].name);
             putchar('\n');
-            terminal_wrap(stdout, value, 0, 2, width);
+            terminal_wrap(stdout, value.text, 0, 2, width);
             continue;
         }
-        option_default(table, i, value, sizeof value);
-        if (table[i].kind == OPT_FLAG) strcpy(value, option_states()[i].standard.flag ? "yes" : "no");
-        option_help(&table[i], value, width);
+        const char *standard = option_default(table, i, &value);
+        if (table[i].kind == OPT_FLAG) standard = option_states()[i].standard.flag ? "yes" : "no";
+        option_help(&table[i], standard, width);
     }
     const Option *common = options_common();
     printf("\n%s:\n", common[0].name);
     for (int i = 1; common[i].kind != OPT_END; i++) option_help(&common[i], "", width);
+    text_free(&value);
 }
 
 /* ---- the file of --config -------------------------------------------------------------------------------------- */
@@ -575,7 +584,8 @@ static inline void options_take_file(const Option *table, const OptionNames *nam
 }
 
 static inline void option_write(ConfigWriter *w, const Option *o) {
-    char value[64];
+    char number[64];
+    TextBuffer value = {0};
     config_writer_key(w, o->name);
     if (o->kind == OPT_LIST) {
         const OptionList *list = (const OptionList *)o->value;
@@ -584,11 +594,13 @@ static inline void option_write(ConfigWriter *w, const Option *o) {
         config_writer_list_end(w);
     } else if (o->kind == OPT_TEXT) {
         config_writer_value(w, *(const char **)o->value, true);
+    } else if (o->kind == OPT_REAL) {
+        option_number(*(double *)o->value, 0, number, sizeof number);
+        config_writer_value(w, number, false);
     } else {
-        if (o->kind == OPT_REAL) option_number(*(double *)o->value, 0, value, sizeof value);
-        else option_value(o, value, sizeof value);
-        config_writer_value(w, value, o->kind == OPT_CHOICE);
+        config_writer_value(w, option_value(o, &value), o->kind == OPT_CHOICE);
     }
+    text_free(&value);
 }
 
 /* Writes the options that have a value to a file that --config reads: first those that were given, then the others as
@@ -615,15 +627,18 @@ static inline void options_take(const Option *table, int i, const char *word) {
     Error e;
     const Option *o = &table[i];
     OptionState *state = &option_states()[i];
-    char name[80], before[256], after[256];
+    char name[80];
+    TextBuffer before = {0}, after = {0};
     if (o->letter) snprintf(name, sizeof name, "-%c/--%s", o->letter, o->name);
     else snprintf(name, sizeof name, "--%s", o->name);
-    option_value(o, before, sizeof before);
+    option_value(o, &before);
     if (!option_store(o, word, &e)) usage_error("%s: %s", name, e.text);
-    option_value(o, after, sizeof after);
-    if (state->in_command && o->kind != OPT_LIST && strcmp(before, after))
-        warn("%s: given twice, first as %s; %s counts", name, *before ? before : "''", *after ? after : "''");
+    option_value(o, &after);
+    if (state->in_command && o->kind != OPT_LIST && strcmp(before.text, after.text))
+        warn("%s: given twice, first as %s; %s counts", name, before.length ? before.text : "''",
+             after.length ? after.text : "''");
     state->in_command = true;
+    text_free(&before), text_free(&after);
 }
 
 /* Remembers the default of every option, and the letters for getopt_long(). */
@@ -710,7 +725,7 @@ static inline void options_parse_all(const Option *table, const OptionAbout *abo
 static inline void options_print(const Option *table) {
     enum { NAME = 29, INDENT = NAME + 7 };
     const int width = terminal_width(STDERR_FILENO);
-    char value[1024], standard[256], text[1400];
+    TextBuffer value = {0}, standard = {0};
     for (int i = 0; table[i].kind != OPT_END; i++) {
         const Option *o = &table[i];
         const OptionState *state = &option_states()[i];
@@ -718,14 +733,15 @@ static inline void options_print(const Option *table) {
             fprintf(stderr, "-- %s\n", o->name);
             continue;
         }
-        option_value(o, value, sizeof value);
-        option_default(table, i, standard, sizeof standard);
-        const bool differs = (state->in_command || state->in_file) && strcmp(value, standard);
-        snprintf(text, sizeof text, "%s%s%s%s", *value ? value : "(not set)", differs && *standard ? " (default: " : "",
-                 differs ? standard : "", differs && *standard ? ")" : "");
+        option_value(o, &value);
+        option_default(table, i, &standard);
+        const bool differs = (state->in_command || state->in_file) && strcmp(value.text, standard.text);
+        if (!value.length) text_string(&value, "(not set)");
+        if (differs && standard.length) text_format(&value, " (default: %s)", standard.text);
         fprintf(stderr, "%s %-*s | ", differs ? "*" : "|", NAME, o->name);
-        terminal_wrap(stderr, text, NAME + 5, INDENT, width);
+        terminal_wrap(stderr, value.text, NAME + 5, INDENT, width);
     }
+    text_free(&value), text_free(&standard);
 }
 
 #endif

@@ -19,7 +19,7 @@
 #define LLMC_TRAIN_RESUME_H
 
 #include "../base/options.h" /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/text.h"    /* TextBuffer, text_clear, text_format */
+#include "../base/text.h"    /* TextBuffer, text_free, text_clear, text_format */
 #include <jansson.h>
 
 static inline bool resume_listed(const char *option, const char *const *list, size_t count) {
@@ -72,26 +72,29 @@ static inline bool resume_allows(const Option *o, const char *before, const char
  * did not exist then. The caller owns the result. */
 static inline json_t *resume_changes(const Option *table, const json_t *before) {
     json_t *changes = json_object();
-    char here[256];
+    TextBuffer value = {0};
     for (const Option *o = table; o->kind != OPT_END; o++) {
         if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
         const char *was = json_string_value(json_object_get(before, o->name));
-        option_value(o, here, sizeof here);
         if (!was && !option_given(o->value)) continue;
-        if (resume_allows(o, was ? was : "", here)) continue;
-        json_object_set_new(changes, o->name, json_pack("[s,s]", was ? was : "", here));
+        option_value(o, &value);
+        json_t *here = json_utf8(value.text, value.length); /* as it is in `before` */
+        if (resume_allows(o, was ? was : "", json_string_value(here))) json_decref(here);
+        else json_object_set_new(changes, o->name, json_pack("[s,o]", was ? was : "", here));
     }
+    text_free(&value);
     return changes;
 }
 
 /* Takes over the options that a resumed run may change. An option that is left out keeps its value. */
 static inline void resume_update(const Option *table, json_t *before) {
-    char here[256];
+    TextBuffer value = {0};
     for (const Option *o = table; o->kind != OPT_END; o++) {
         if (o->kind == OPT_GROUP || resume_place(o->name) || resume_origin(o->name)) continue;
-        option_value(o, here, sizeof here);
-        if (here[0]) json_object_set_new(before, o->name, json_string(here));
+        option_value(o, &value);
+        if (value.length) json_object_set_new(before, o->name, json_utf8(value.text, value.length));
     }
+    text_free(&value);
 }
 
 /* Writes the changes as a list: "--seed 42 (here 7), --beta 0.1 (here 0.2)". */

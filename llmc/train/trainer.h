@@ -33,6 +33,7 @@
 #include "../base/clock.h"             /* clock_seconds */
 #include "../base/error.h"             /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
+#include "../base/json_text.h"         /* json_utf8 */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
 #include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_RESUMED, OUTPUT_STATE, ... */
@@ -509,24 +510,26 @@ static inline void trainer_add_stage(ModelFile *f, const char *stage, json_t *op
 static inline void trainer_lineage(Trainer *t, const Option *table) {
     if (t->o->resume) return;
     json_t *options = json_object();
+    TextBuffer value = {0};
     for (const Option *o = table; o->kind != OPT_END; o++) {
-        char value[256];
         if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
-        option_value(o, value, sizeof value);
-        if (value[0]) json_object_set_new(options, o->name, json_string(value));
+        option_value(o, &value);
+        if (value.length) json_object_set_new(options, o->name, json_utf8(value.text, value.length));
     }
+    text_free(&value);
     trainer_add_stage(&t->file, t->program, options);
 }
 
 static inline uint64_t trainer_options_hash(const Option *table) {
     uint64_t hash = 0;
-    char value[512];
+    TextBuffer value = {0};
     for (const Option *o = table; o->kind != OPT_END; o++) {
         if (o->kind == OPT_GROUP || (o->kind == OPT_TEXT && resume_place(o->name)))
             continue; /* paths may differ between ranks */
-        option_value(o, value, sizeof value);
-        hash = XXH3_64bits_withSeed(value, strlen(value), hash);
+        option_value(o, &value);
+        hash = XXH3_64bits_withSeed(value.text, value.length, hash);
     }
+    text_free(&value);
     return hash;
 }
 
@@ -572,10 +575,12 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
         warn("%s: it will hold the float values of the quantised weights, with the adapters added to them; "
              "--adapter-output writes the adapters alone",
              t->o->output);
+    TextBuffer value = {0};
     for (const Option *o = table; o->kind != OPT_END; o++) {
-        option_value(o, text, sizeof text);
-        metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : text);
+        option_value(o, &value);
+        metrics_config(&t->metrics, o->name, o->kind == OPT_GROUP ? NULL : value.text);
     }
+    text_free(&value);
     snprintf(text, sizeof text, "%d layer%s, %d head%s, width %d, vocabulary %d, context %d: %.3g M parameters",
              c->layers, PLURAL(c->layers), c->heads, PLURAL(c->heads), c->width, c->vocab, c->context,
              (double)t->model.parameters * 1e-6);
