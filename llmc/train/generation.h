@@ -213,7 +213,7 @@ static inline void generation_open_models(Generation *g, const char *path) {
     for (int k = 0; k < r->count; k++) {
         if (r->part[k].kind != REWARD_MODEL) continue;
         const char *file = r->part[k].path ? r->part[k].path : path;
-        if (!file) usage_error("--reward model: give its file, as in model=rm.bin, or --reward-model");
+        if (!file) usage_error("--reward model: give its file, as in model=rm.bin");
         generation_open_reward_model(g, &g->models[k], r->part[k].path ? r->name[k] : "reward-model", file);
     }
 }

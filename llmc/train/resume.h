@@ -18,8 +18,9 @@
 #ifndef LLMC_TRAIN_RESUME_H
 #define LLMC_TRAIN_RESUME_H
 
-#include "../base/options.h" /* Option, OPT_END, OPT_GROUP, option_value, ... */
-#include "../base/text.h"    /* TextBuffer, text_free, text_clear, text_format */
+#include "../base/json_text.h" /* json_utf8 */
+#include "../base/options.h"   /* Option, OPT_END, OPT_GROUP, option_value, ... */
+#include "../base/text.h"      /* TextBuffer, text_free, text_clear, text_format */
 #include <jansson.h>
 
 static inline bool resume_listed(const char *option, const char *const *list, size_t count) {
