@@ -18,12 +18,13 @@
 #include "../base/error.h"   /* xmalloc */
 #include "../base/text.h"    /* TextBuffer, text_free */
 #include "verify_answer.h"   /* VerifySpan, verify_digit, RewardInput, VerifyMark, ... */
-#include "verify_number.h"   /* verify_at, VerifyNumber, verify_blank, verify_decimal, ... */
-#include "verify_plain.h"    /* PLAIN_CLOSE, PLAIN_OPEN, verify_plain */
+#include "verify_number.h"   /* verify_at, VerifyNumber, verify_decimal, verify_number_free, ... */
+#include "verify_plain.h"    /* PLAIN_CLOSE, PLAIN_OPEN, PLAIN_TEXT, PLAIN_TEXT_END, ... */
 #include "verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available, rational_negate, rational_print */
 
 static inline bool verify_separator(char c) {
-    return verify_blank(c) || verify_space(c) || c == PLAIN_OPEN || c == PLAIN_CLOSE || (c && strchr(",;[](){}", c));
+    const bool mark = c == PLAIN_TEXT || c == PLAIN_TEXT_END || c == PLAIN_OPEN || c == PLAIN_CLOSE;
+    return mark || verify_space(c) || (c && strchr(",;[](){}", c));
 }
 
 /* Writes the numbers of the plain text t, which must be a list and nothing else, to out[size]. */
