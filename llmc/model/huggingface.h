@@ -124,11 +124,6 @@ typedef struct Huggingface {
     char *reward;              /* ModelFile's `reward`, or NULL */
     float bias;                /* of the value head */
     bool headless;             /* a classifier that lacks its output matrix */
-    /* of a single file (model_single.h) */
-    void *memory;    /* its bytes, or NULL */
-    void *tokenizer; /* blob, or NULL */
-    size_t tokenizer_bytes;
-    char *trainer; /* ModelFile's `trainer`, or NULL */
 } Huggingface;
 
 static inline void huggingface_close(Huggingface *h) {
@@ -138,7 +133,6 @@ static inline void huggingface_close(Huggingface *h) {
     token_list_free(&h->stops);
     json_decref(h->lineage);
     free(h->path), free(h->file), free(h->tensor), free(h->chat_template), free(h->note), free(h->reward);
-    free(h->memory), free(h->tokenizer), free(h->trainer);
     *h = (Huggingface){0};
 }
 
