@@ -22,7 +22,7 @@
 #include "quantized.h"      /* quant_info, quant_bytes, quant_decode, quant_encode, ... */
 #include "rotary.h"         /* rope_frequencies */
 #include "share.h"          /* Share */
-#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, MATRIX_COUNT, matrix_tensor, ... */
+#include "tensors.h"        /* TensorInfo, TENSOR_COUNT, MATRIX_COUNT, matrix_tensor, ... */
 #include <assert.h>
 
 /* The lengths of DoRA's rows. They belong to the weights: `fresh` is false after any of these changed, and the next forward
@@ -234,11 +234,17 @@ static inline void model_free(Model *m) {
 
 /* ---- copies through the host ----------------------------------------------------------------------------------- */
 
-/* The place of element `at` of all tensors, which is not one of a quantised matrix. */
-static inline Weights *model_weights_at(const Model *m, size_t at) {
+/* The tensor of element `at` of all tensors. */
+static inline int model_tensor_at(const Model *m, size_t at) {
     int i = TENSOR_COUNT - 1;
     while (i > 0 && (!m->tensor[i].size || m->tensor[i].offset > at)) i--;
-    return weights_at(m->backend, m->weights, m->tensor[i].place + at - m->tensor[i].offset);
+    return i;
+}
+
+/* The place of element `at` of all tensors, which is not one of a quantised matrix. */
+static inline Weights *model_weights_at(const Model *m, size_t at) {
+    const TensorInfo *t = &m->tensor[model_tensor_at(m, at)];
+    return weights_at(m->backend, m->weights, t->place + at - t->offset);
 }
 
 /* A run of elements that are stored in one way: the first n of elements at ... of all tensors. */
@@ -251,10 +257,9 @@ typedef struct ModelRun {
 
 /* Finds the run at the beginning of elements [at, at + n). */
 static inline ModelRun model_run(const Model *m, size_t at, size_t n) {
-    int i = TENSOR_COUNT - 1;
     ModelRun run = {.n = n};
     if (!m->matrix) return run;
-    while (i > 0 && (!m->tensor[i].size || m->tensor[i].offset > at)) i--;
+    const int i = model_tensor_at(m, at);
     const TensorInfo *t = &m->tensor[i];
     const size_t of_layer = t->rows * t->columns;
     if (tensor_matrix(i) < 0) {
@@ -271,9 +276,8 @@ static inline ModelRun model_run(const Model *m, size_t at, size_t n) {
     return run;
 }
 
-enum {
-    MODEL_PIECE = 1 << 14
-}; /* elements of quantised matrices that are converted at a time, whole blocks of any type */
+/* Elements of quantised matrices that are converted at a time: whole blocks of any type. */
+enum { MODEL_PIECE = 1 << 14 };
 
 /* The memory of the block that contains element `first` of a range of rows. */
 static inline Blocks *quant_blocks_at(const QuantMatrix *q, int part, size_t first) {
@@ -474,7 +478,8 @@ static inline void model_zero_grads(const Model *m) {
 
 static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
 
-/* Weights and gradients of layer l of tensor i, which is not a quantised matrix. Gradients are NULL if the tensor is not trained. */
+/* Weights and gradients of layer l of tensor i, which is not a quantised matrix. Gradients are NULL if the tensor is not
+ * trained. */
 static inline const Weights *model_weight(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     assert(!m->matrix || tensor_matrix(i) < 0);

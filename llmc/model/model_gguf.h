@@ -14,17 +14,18 @@
 #include "../text/jinja_chat.h"     /* jinja_chat_is, jinja_chat_spec */
 #include "../text/tokenizer.h"      /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../text/tokenizer_gguf.h" /* TokenizerGguf, TokenizerGgufArrays, tokenizer_gguf_empty, ... */
-#include "backend.h"                /* QuantMatrix, QuantType, Backend, Device */
+#include "backend.h"                /* QuantType, Backend, Device, QuantMatrix */
 #include "config.h"                 /* ModelConfig */
 #include "gguf.h"                   /* Gguf, gguf_append_u64, gguf_begins, gguf_close, ... */
 #include "gguf_model.h"             /* GgufTokenizer, gguf_config, gguf_load_rows, gguf_matrices, ... */
 #include "gguf_save.h"              /* GgufOut, gguf_save */
 #include "lora.h"                   /* lora_merged */
-#include "model.h"                  /* Model, model_matrix, quant_blocks_at */
+#include "model.h"                  /* Model, ModelRun, model_run, quant_blocks_at */
 #include "model_load.h"             /* ModelFile, ModelLoad, QUANTIZE_KEEP, model_check_weights, ... */
 #include "optimizer.h"              /* Optimizer */
 #include "quantized.h"              /* quant_bytes */
-#include "tensors.h"                /* TensorInfo, tensor_matrix */
+#include "tensors.h"                /* TensorInfo */
+#include <assert.h>
 
 /* Keeps the entries that a GGUF output gets. */
 static inline void model_gguf_keep(const Gguf *g, ModelFile *f) {
@@ -127,12 +128,17 @@ typedef struct ModelGguf {
     const char *name;   /* the file's */
 } ModelGguf;
 
+/* The number of element `first` of a layer of a tensor among the elements of all tensors. */
+static inline size_t model_gguf_at(const Model *m, int tensor, int layer, size_t first) {
+    const TensorInfo *t = &m->tensor[tensor];
+    return t->offset + (size_t)layer * t->rows * t->columns + first;
+}
+
 /* gguf_load()'s GgufPut. */
 static inline bool model_gguf_put(void *context, int tensor, int layer, size_t first, const float *values, size_t n,
                                   Error *e) {
     const ModelGguf *to = (const ModelGguf *)context;
-    const TensorInfo *t = &to->m->tensor[tensor];
-    const size_t at = t->offset + (size_t)layer * t->rows * t->columns + first;
+    const size_t at = model_gguf_at(to->m, tensor, layer, first);
     if (!model_check_weights(to->m, to->name, at, values, n, e)) return false;
     model_put_weights(to->m, to->o, at, values, n);
     return true;
@@ -142,14 +148,11 @@ static inline bool model_gguf_put(void *context, int tensor, int layer, size_t f
 static inline bool model_gguf_put_rows(void *context, int tensor, int layer, size_t first, QuantType type,
                                        const void *blocks, size_t rows) {
     const Model *m = ((const ModelGguf *)context)->m;
-    const int matrix = tensor_matrix(tensor);
-    if (!m->matrix || matrix < 0) return false;
-    const QuantMatrix *q = model_matrix(m, matrix, layer);
-    int part = 0;
-    while (first >= (size_t)q->rows[part]) first -= (size_t)q->rows[part++];
-    if (q->type[part] != (int32_t)type) return false;
-    const size_t columns = m->tensor[tensor].columns;
-    m->backend->upload(m->device, quant_blocks_at(q, part, first * columns), blocks, quant_bytes(type, rows * columns));
+    const size_t columns = m->tensor[tensor].columns, n = rows * columns;
+    const ModelRun run = model_run(m, model_gguf_at(m, tensor, layer, first * columns), n);
+    if (!run.matrix || run.matrix->type[run.part] != (int32_t)type) return false;
+    assert(run.n == n); /* a matrix that keeps the file's types has a range for each of the file's tensors */
+    m->backend->upload(m->device, quant_blocks_at(run.matrix, run.part, run.first), blocks, quant_bytes(type, n));
     return true;
 }
 
@@ -179,9 +182,8 @@ static inline bool model_load_gguf(Model *m, ModelFile *f, Gguf *g, const ModelL
 static inline bool model_gguf_get(void *context, int tensor, int layer, size_t first, float *values, size_t n,
                                   Error *e) {
     const Model *m = (const Model *)context;
-    const TensorInfo *t = &m->tensor[tensor];
     (void)e;
-    lora_merged(m, t->offset + (size_t)layer * t->rows * t->columns + first, values, n);
+    lora_merged(m, model_gguf_at(m, tensor, layer, first), values, n);
     return true;
 }
 

@@ -6,7 +6,7 @@
 #ifndef LLMC_MODEL_MODEL_LOAD_H
 #define LLMC_MODEL_MODEL_LOAD_H
 
-#include "../base/error.h" /* Error, error_set, xmalloc, xcalloc, ... */
+#include "../base/error.h" /* Error, error_set, xcalloc, xmalloc, ... */
 #include "../base/io.h"    /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
 #include "../base/text.h"  /* TokenList, token_list_free */
 #include "backend.h"       /* Backend, Device, QuantMatrix, Floats, ... */
@@ -55,12 +55,12 @@ typedef struct ModelLoad {
     bool value_head;          /* the model has a value head; it gets a new one if the file has none */
     bool gradients;           /* the model will be trained */
     LoraConfig lora;          /* adapters that the model gets; new ones unless a file has them */
-    const char
-        *adapter;      /* NULL, or a folder of peft: a trained or quantised model gets its adapters, others their sum */
-    Quantize quantize; /* of a model that is trained by adapters, or not at all */
-    const char *resume; /* NULL, or a training state to continue from (model_state.h) */
-    uint64_t seed;      /* of new weights */
-    Share share;        /* this rank's share of gradients and moments; ranks 0: a single rank */
+    const char *adapter;      /* NULL, or a folder of peft: a trained or quantised model gets its adapters, any other
+                                 model has their sum in its weights */
+    Quantize quantize;        /* of a model that is trained by adapters, or not at all */
+    const char *resume;       /* NULL, or a training state to continue from (model_state.h) */
+    uint64_t seed;            /* of new weights */
+    Share share;              /* this rank's share of gradients and moments; ranks 0: a single rank */
 } ModelLoad;
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
@@ -168,28 +168,19 @@ static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, Qu
     return ok;
 }
 
-/* The factors of the rows of a matrix for DoRA: magnitude / |row| of the rows with an adapter, factor[lora_outer()].
- * weights: the matrix with the adapters added. */
-static inline void model_row_factors(const ModelConfig *c, const LinearInfo *i, const TensorInfo *matrix,
-                                     const float *magnitude, const float *weights, float *factor) {
+/* Gives those rows of a matrix that have an adapter the lengths magnitude[lora_outer()] of DoRA. weights: the matrix with
+ * the adapters added. */
+static inline void model_scale_rows(const ModelConfig *c, const LinearInfo *i, const TensorInfo *matrix,
+                                    const float *magnitude, float *weights) {
     const LoraParts p = lora_parts(c, i->projections);
     for (int part = 0, at = 0; part < p.parts; at += p.count[part++])
         for (int r = 0; r < p.count[part]; r++) {
-            const float *row = weights + (size_t)(p.first[part] + r) * matrix->columns;
+            float *row = weights + (size_t)(p.first[part] + r) * matrix->columns;
             double sum = 0;
             for (size_t j = 0; j < matrix->columns; j++) sum += (double)row[j] * row[j];
-            factor[at + r] = magnitude[at + r] / (sum > 0 ? (float)sqrt(sum) : 1.0f);
+            const float factor = magnitude[at + r] / (sum > 0 ? (float)sqrt(sum) : 1.0f);
+            for (size_t j = 0; j < matrix->columns; j++) row[j] *= factor;
         }
-}
-
-/* Multiplies the rows of a matrix that have an adapter. */
-static inline void model_scale_rows(const ModelConfig *c, const LinearInfo *i, const TensorInfo *matrix,
-                                    const float *factor, float *weights) {
-    const LoraParts p = lora_parts(c, i->projections);
-    for (int part = 0, at = 0; part < p.parts; at += p.count[part++])
-        for (int r = 0; r < p.count[part]; r++)
-            for (size_t j = 0; j < matrix->columns; j++)
-                weights[(size_t)(p.first[part] + r) * matrix->columns + j] *= factor[at + r];
 }
 
 /* Adds adapters to the weights. c, t: the configuration with the adapters and its tensors; host: their elements, from
@@ -201,7 +192,6 @@ static inline void model_merge_lora(const Model *m, const Optimizer *o, const Mo
         const TensorInfo *matrix = &t[i->weight], *a = &t[i->lora_a], *b = &t[i->lora_b];
         const size_t size = matrix->rows * matrix->columns;
         float *weights = (float *)xmalloc(size * sizeof *weights);
-        float *factor = (float *)xmalloc((b->rows + 1) * sizeof *factor);
         for (size_t l = 0; l < (a->size ? matrix->layers : 0); l++) {
             const size_t at = matrix->offset + l * size;
             model_download(m, at, weights, size);
@@ -210,12 +200,11 @@ static inline void model_merge_lora(const Model *m, const Optimizer *o, const Mo
                      size);
             if (c->lora.dora) {
                 const float *magnitude = host + t[i->dora_m].offset - t[FIRST_LORA_TENSOR].offset + l * b->rows;
-                model_row_factors(c, i, matrix, magnitude, weights, factor);
-                model_scale_rows(c, i, matrix, factor, weights);
+                model_scale_rows(c, i, matrix, magnitude, weights);
             }
             model_put_weights(m, o, at, weights, size);
         }
-        free(weights), free(factor);
+        free(weights);
     }
 }
 
