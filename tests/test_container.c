@@ -542,6 +542,7 @@ static void test_metadata(void **state) {
     } bad[] = {
         {"llmc", "2", "is of version 2, expected 1", false},
         {"llmc", "", "is of version", false},
+        {"llmc", "1.5", "is of version 1.5, expected 1", false},
         {"llmc", NULL, "has no configuration", false},
         {"config.json", NULL, "has no config.json", false},
         {"config.json", "{", "config.json", false},
@@ -568,6 +569,8 @@ static void test_metadata(void **state) {
          "source: a is not valid", false},
         {"adapter", "{}", "adapter is not valid", false},
         {"adapter", "{\"rank\":1000000,\"targets\":1,\"scale\":1,\"base\":\"0\"}", "adapter is not valid", true},
+        {"adapter", "{\"rank\":1,\"targets\":127,\"scale\":0.5,\"dora\":\"yes\",\"base\":\"0\"}",
+         "adapter is not valid", true},
         {"adapter", "{\"rank\":1,\"targets\":127,\"scale\":0.5,\"base\":\"0\"}", "were trained on another model", true},
         {"adapter", NULL, "is not known", true}};
     size_t size[2];

@@ -19,8 +19,8 @@
  *   lineage, stops      JSON: the stages of training; the tokens that end a completion
  *   reward              JSON: kind and normalisation of a reward model, with a value head only
  *   trainer             JSON: the counters of a training state
- *   adapter             JSON: rank, targets, scale and use of DoRA of the adapters of a training state, and the hash of the base model
- *                       (model_weights_hash()), whose weights the file does not have
+ *   adapter             JSON: rank, targets, scale and use of DoRA of the adapters of a training state, and the hash of
+ *                       the base model (model_weights_hash()), whose weights the file does not have
  *   source              JSON: what else a folder was that the model came from: metadata, types and division of its tensors,
  *                       and the hashes of its tokenizer and template
  *   file:NAME           a file of that folder, from which a folder with the same bytes is made again
@@ -59,8 +59,9 @@
 #include <fnmatch.h>
 #include <jansson.h>
 
-enum { CONTAINER_VERSION = 1, CONTAINER_SUM = 8, CONTAINER_HEADER_FIELDS = 17 };
+enum { CONTAINER_SUM = 8, CONTAINER_HEADER_FIELDS = 17 };
 
+#define CONTAINER_VERSION  "1"
 #define CONTAINER_CHECKSUM "llmc.checksum"
 #define CONTAINER_BIAS     "llmc.score.bias"
 
@@ -137,8 +138,8 @@ static inline bool container_check_keys(const Safetensors *s, Error *e) {
     const char *key;
     json_t *value;
     const char *version = json_string_value(json_object_get(s->metadata, "llmc"));
-    if (atoi(version) != CONTAINER_VERSION)
-        return error_set(e, "%s: is of version %.20s, expected %d", s->name, version, CONTAINER_VERSION);
+    if (strcmp(version, CONTAINER_VERSION))
+        return error_set(e, "%s: is of version %.20s, expected " CONTAINER_VERSION, s->name, version);
     json_object_foreach(s->metadata, key, value) {
         const char *plain = strncmp(key, "base64:", 7) ? key : key + 7;
         bool found = !strncmp(plain, "file:", 5);
@@ -237,7 +238,7 @@ static inline bool container_read_source(Container *c, Error *e) {
     return ok;
 }
 
-/* Reads the header of an llm.c file that stands for config.json. */
+/* Reads the header of an llm.c file that is given instead of config.json. */
 static inline bool container_read_header(Container *c, const json_t *list, Error *e) {
     const char *name = c->model.path;
     int32_t h[CONTAINER_HEADER_FIELDS] = {0};
@@ -284,15 +285,15 @@ static inline bool container_read_adapter(Container *c, Error *e) {
     c->adapters = ok && root;
     if (c->adapters) {
         const json_t *rank = json_object_get(root, "rank"), *targets = json_object_get(root, "targets");
-        const json_t *scale = json_object_get(root, "scale");
+        const json_t *scale = json_object_get(root, "scale"), *dora = json_object_get(root, "dora");
         ok = json_is_integer(rank) && json_integer_value(rank) > 0 && json_integer_value(rank) <= LORA_RANK_MAX &&
              json_is_integer(targets) && json_integer_value(targets) > 0 && json_integer_value(targets) <= LORA_ALL &&
-             json_is_number(scale) && json_is_string(json_object_get(root, "base"));
+             json_is_number(scale) && (!dora || json_is_boolean(dora)) && json_is_string(json_object_get(root, "base"));
         if (!ok) error_set(e, "%s: __metadata__: adapter is not valid", s->name);
         lora->rank = (int32_t)json_integer_value(rank);
         lora->targets = (int32_t)json_integer_value(targets);
         lora->scale = (float)json_number_value(scale);
-        lora->dora = json_is_true(json_object_get(root, "dora"));
+        lora->dora = json_is_true(dora);
         c->base = container_hash_value(json_object_get(root, "base"));
         ok = ok && model_config_check(&c->model.config, s->name, e);
     }
@@ -581,7 +582,7 @@ static inline json_t *container_metadata(const Model *m, const ModelFile *f, Saf
                                          const char *trainer, const char *path, Error *e) {
     const LoraConfig *lora = &m->config.lora;
     const HuggingfaceSource *source = adapters ? NULL : f->source;
-    json_t *metadata = json_pack("{s:s,s:s}", "format", "pt", "llmc", "1");
+    json_t *metadata = json_pack("{s:s,s:s}", "format", "pt", "llmc", CONTAINER_VERSION);
     if (!container_put_config(metadata, m, source, f, type, path, e)) {
         json_decref(metadata);
         return NULL;
