@@ -21,9 +21,8 @@ static void usage(void) {
 }
 
 static ModelDtype type_of(const char *word) {
-    static const char *const words[MODEL_DTYPES] = {"float32", "bf16", "f16", "q8_0"};
     int type = 0;
-    while (type < MODEL_DTYPES && strcmp(word, words[type])) type++;
+    while (type < MODEL_DTYPES && strcmp(word, model_dtype_name[type])) type++;
     if (type == MODEL_DTYPES) usage();
     return (ModelDtype)type;
 }
@@ -52,14 +51,17 @@ int main(int argc, char **argv) {
         else usage();
     }
     if (names != 2) usage();
+    const bool folder = huggingface_is_output(name[1]);
+    if ((new || file_bytes) && !folder) die("%s: --new and --file-bytes need a folder", name[1]);
     const Backend *b = backend_cpu();
     if (!b->open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
     if (!model_load(&m, &f, name[0], NULL, value_head, b, d, false, 1, NULL, &e)) die("%s", e.text);
     HuggingfaceOutput out = model_folder_output(&f, type);
     out.one_file = out.shard = file_bytes;
     if (new) out.source = NULL;
-    const bool ok = huggingface_is_output(name[1]) ? huggingface_save(&m, &out, name[1], &e)
-                                                   : model_save(&m, &f, name[1], dtype, NULL, NULL, &e);
+    if (!model_check_format(&m.config, name[1], dtype, &e)) die("%s", e.text);
+    const bool ok =
+        folder ? huggingface_save(&m, &out, name[1], &e) : model_save(&m, &f, name[1], dtype, NULL, NULL, &e);
     if (!ok) die("%s", e.text);
     model_free(&m);
     model_file_free(&f);

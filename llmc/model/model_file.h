@@ -58,17 +58,6 @@ typedef struct ModelInput {
     Gguf gguf;
 } ModelInput;
 
-/* The folder that holds `path`, if the file is named model.safetensors and the folder has a config.json; else NULL. The
- * caller frees it. */
-static inline char *model_folder_of(const char *path) {
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    if (strcmp(name, "model.safetensors")) return NULL;
-    char *folder = slash ? xstrndup(path, (size_t)(slash - path) + 1) : xstrdup("./");
-    if (huggingface_has(folder, "config.json")) return folder;
-    free(folder);
-    return NULL;
-}
-
 /* Whether a safetensors file is one of ours. An error is left to its reader. */
 static inline bool model_is_container(const char *path) {
     Safetensors s;
@@ -76,6 +65,17 @@ static inline bool model_is_container(const char *path) {
     const bool ours = container_is_ours(&s);
     safetensors_close(&s);
     return ours;
+}
+
+/* The folder that holds `path`, if the file is named model.safetensors and is not one of ours, and the folder has a
+ * config.json; else NULL. The caller frees it. */
+static inline char *model_folder_of(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    if (strcmp(name, "model.safetensors")) return NULL;
+    char *folder = slash ? xstrndup(path, (size_t)(slash - path) + 1) : xstrdup("./");
+    if (huggingface_has(folder, "config.json") && !model_is_container(path)) return folder;
+    free(folder);
+    return NULL;
 }
 
 /* Opens a safetensors or GGUF file at the start of in, which is closed. */
@@ -87,8 +87,7 @@ static inline bool model_open_stream(ModelInput *to, const char *path, Reader *i
     if (!regular) memory = reader_rest(in, SIZE_MAX / 4, &n, e);
     bool ok = regular || memory;
     reader_close(in);
-    if (ok && to->kind == INPUT_CONTAINER && regular && !model_is_container(path) &&
-        (to->folder = model_folder_of(path)) != NULL)
+    if (ok && to->kind == INPUT_CONTAINER && regular && (to->folder = model_folder_of(path)) != NULL)
         to->kind = INPUT_FOLDER;
     else if (ok && to->kind == INPUT_CONTAINER) ok = container_open(&to->container, name, memory, n, e);
     else if (ok && regular) ok = gguf_open(&to->gguf, path, e);
@@ -242,9 +241,10 @@ static inline bool model_load(Model *m, ModelFile *f, const char *spec, const Mo
 /* Number formats of an output, in the order of --output-dtype. Matrices of a GGUF file have it; in a folder, MODEL_FLOAT32
  * means the types of the input. */
 typedef enum { MODEL_FLOAT32, MODEL_BF16, MODEL_F16, MODEL_Q8_0, MODEL_DTYPES } ModelDtype;
+static const char *const model_dtype_name[MODEL_DTYPES] = {"float32", "bf16", "f16", "q8_0"};
 typedef enum { OUTPUT_FOLDER, OUTPUT_CHECKPOINT, OUTPUT_CONTAINER, OUTPUT_GGUF } ModelOutputKind;
 
-/* The format that an output's name stands for. */
+/* The format of an output of this name. */
 static inline ModelOutputKind model_output_kind(const char *path) {
     const size_t n = strlen(path), end = n > 4 && !strcmp(path + n - 4, ".zst") ? n - 4 : n;
     if (huggingface_is_output(path)) return OUTPUT_FOLDER;
@@ -256,9 +256,8 @@ static inline ModelOutputKind model_output_kind(const char *path) {
 /* Checks that the format of an output of this name has a place for a model of this configuration. */
 static inline bool model_check_format(const ModelConfig *c, const char *path, ModelDtype type, Error *e) {
     const ModelOutputKind kind = model_output_kind(path);
-    static const char *const word[MODEL_DTYPES] = {"float32", "bf16", "f16", "q8_0"};
     if ((type == MODEL_F16 && kind == OUTPUT_CHECKPOINT) || (type == MODEL_Q8_0 && kind != OUTPUT_GGUF))
-        return error_set(e, "%s: this format cannot hold %s, %s", path, word[type],
+        return error_set(e, "%s: this format cannot hold %s, %s", path, model_dtype_name[type],
                          kind == OUTPUT_CHECKPOINT ? "expected float32 or bf16" : "expected float32, bf16 or f16");
     switch (kind) {
     case OUTPUT_FOLDER: return huggingface_can_describe(c, path, e);
