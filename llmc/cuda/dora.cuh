@@ -11,7 +11,7 @@
 #define LLMC_CUDA_DORA_CUH
 
 #include "../model/backend.h" /* Dora, LORA_PARTS */
-#include "common.cuh"         /* CUDA_LAUNCHED, Device, lane_store, cuda_blocks, ... */
+#include "common.cuh"         /* to_float, CUDA_LAUNCHED, Device, from_float, ... */
 #include "elementwise.cuh"    /* ELEMENT_THREADS, FOR_WORDS */
 #include "ptx.cuh"            /* LAUNCH */
 #include "quantized.cuh"      /* quant_decoded */
@@ -46,12 +46,6 @@ __device__ static inline int dora_output(const DoraParts &p, int channel) {
     return -1;
 }
 
-template <typename T> __device__ static inline float dora_value(const T *p) {
-    float x[1];
-    lane_load(x, p);
-    return x[0];
-}
-
 template <typename T>
 __global__ void dora_norm_kernel(float *__restrict__ norm, const T *__restrict__ w, const T *__restrict__ a,
                                  const T *__restrict__ b, DoraParts p, int in, int rank, float scale) {
@@ -59,10 +53,9 @@ __global__ void dora_norm_kernel(float *__restrict__ norm, const T *__restrict__
     const int c = dora_channel(p, (int)blockIdx.x, part);
     float sum = 0;
     for (int j = (int)threadIdx.x; j < in; j += DORA_THREADS) {
-        float x = dora_value(w + (size_t)c * in + j), add = 0;
+        float x = to_float(w[(size_t)c * in + j]), add = 0;
         for (int k = 0; k < rank; k++)
-            add = fmaf(dora_value(b + (size_t)blockIdx.x * rank + k),
-                       dora_value(a + (size_t)(part * rank + k) * in + j), add);
+            add = fmaf(to_float(b[(size_t)blockIdx.x * rank + k]), to_float(a[(size_t)(part * rank + k) * in + j]), add);
         x = fmaf(scale, add, x);
         sum = fmaf(x, x, sum);
     }
@@ -88,10 +81,9 @@ __global__ void dora_forward_kernel(T *__restrict__ out, T *__restrict__ u, cons
         int part;
         const int c = dora_channel(p, i, part);
         T *to = out + at / (size_t)p.outputs * (size_t)stride + c;
-        const float y = dora_value(to), plain[1] = {y - (bias ? dora_value(bias + c) : 0.0f)};
-        const float sum[1] = {fmaf(dora_value(magnitude + i) / norm[i] - 1, plain[0], y)};
-        lane_store(to, sum);
-        if (u) lane_store(u + at, plain);
+        const float y = to_float(*to), plain = y - (bias ? to_float(bias[c]) : 0.0f);
+        *to = from_float<T>(fmaf(to_float(magnitude[i]) / norm[i] - 1, plain, y));
+        if (u) u[at] = from_float<T>(plain);
     }
 }
 
@@ -109,8 +101,8 @@ __global__ void dora_scale_kernel(T *__restrict__ dscaled, const T *__restrict__
                                   const float *__restrict__ norm, DoraParts p, int stride, size_t n) {
     FOR_WORDS(at, n) {
         const int i = dora_output(p, (int)(at % (size_t)stride));
-        const float x = dora_value(dout + at), scaled[1] = {i < 0 ? x : dora_value(magnitude + i) / norm[i] * x};
-        lane_store(dscaled + at, scaled);
+        const float x = to_float(dout[at]);
+        dscaled[at] = from_float<T>(i < 0 ? x : to_float(magnitude[i]) / norm[i] * x);
     }
 }
 
@@ -127,7 +119,7 @@ __global__ void dora_magnitude_kernel(float *__restrict__ dmagnitude, const T *_
         int part;
         const int c = dora_channel(p, i, part);
         for (int r = row; r < N; r += DORA_ROWS)
-            sum = fmaf(dora_value(dout + (size_t)r * stride + c), dora_value(u + (size_t)r * p.outputs + i), sum);
+            sum = fmaf(to_float(dout[(size_t)r * stride + c]), to_float(u[(size_t)r * p.outputs + i]), sum);
     }
     sums[row][lane] = sum;
     __syncthreads();

@@ -92,9 +92,8 @@ template <typename T>
 __global__ void quant_decode_kernel(T *__restrict__ out, const uint8_t *__restrict__ blocks, int type, int values,
                                     int bytes, size_t n) {
     FOR_WORDS(i, n) {
-        const float value[1] = {
-            quant_value(type, blocks + i / (size_t)values * (size_t)bytes, (int)(i % (size_t)values))};
-        lane_store(out + i, value);
+        const uint8_t *block = blocks + i / (size_t)values * (size_t)bytes;
+        out[i] = from_float<T>(quant_value(type, block, (int)(i % (size_t)values)));
     }
 }
 
