@@ -59,4 +59,17 @@ static inline void sum_add(Sum s, size_t i, double term) {
     s.size[i] += fabs(term);
 }
 
+/* out += x w^T + b and dx += dout w: x (N, K), w (M, K), dout (N, M). */
+static inline void sum_linear(Sum out, Sum dx, const float *x, const float *w, const float *b, const float *dout, int N,
+                              int K, int M) {
+    for (int i = 0; i < N; i++)
+        for (int o = 0; o < M; o++) {
+            sum_add(out, (size_t)(i * M + o), b[o]);
+            for (int k = 0; k < K; k++) {
+                sum_add(out, (size_t)(i * M + o), (double)x[i * K + k] * w[o * K + k]);
+                sum_add(dx, (size_t)(i * K + k), (double)dout[i * M + o] * w[o * K + k]);
+            }
+        }
+}
+
 #endif

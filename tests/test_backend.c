@@ -9,7 +9,7 @@
 #include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
 #include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
 #include "../llmc/model/batch.h"   /* Segment */
-#include "arrays.h"                /* DOUBLES, sum_add, sums, FLOATS, ... */
+#include "arrays.h"                /* DOUBLES, sums, sum_add, FLOATS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
 #include "device.h"                /* noise, acts, fetch, floats, ... */
 #include "frozen.h"                /* frozen_check */
@@ -852,14 +852,7 @@ static void test_quantized(void **state) {
             const float *x = noise(&r, (size_t)(N * K), 1), *b = noise(&r, (size_t)M, 1);
             const float *dout = noise(&r, (size_t)(N * M), 1);
             Sum out = sums((size_t)(N * M), NULL), dx = sums((size_t)(N * K), NULL);
-            for (int i = 0; i < N; i++)
-                for (int o = 0; o < M; o++) {
-                    sum_add(out, (size_t)(i * M + o), b[o]);
-                    for (int k = 0; k < K; k++) {
-                        sum_add(out, (size_t)(i * M + o), (double)x[i * K + k] * w[o * K + k]);
-                        sum_add(dx, (size_t)(i * K + k), (double)dout[i * M + o] * w[o * K + k]);
-                    }
-                }
+            sum_linear(out, dx, x, w, b, dout, N, K, M);
             Acts *got = acts(NULL, N, M), *gradient = acts(NULL, N, K);
             B->quant_forward(D, got, acts(x, N, K), &q, weights(b, (size_t)M), N, K, M);
             B->quant_backward(D, gradient, acts(dout, N, M), &q, N, K, M);

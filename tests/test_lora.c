@@ -1,6 +1,5 @@
 /* test_lora.c - low-rank adapters against a model whose weights are the sums W + scale B A, computed here in double. */
 #include "../llmc/base/error.h"        /* xmalloc, Error */
-#include "../llmc/base/random.h"       /* Random, random_start, random_below, random_normal */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_Q, LORA_ALL, LORA_DOWN, ... */
 #include "../llmc/model/lora.h"        /* lora_parse_targets */
@@ -8,16 +7,14 @@
 #include "../llmc/model/model_file.h"  /* model_load_as, MODEL_FLOAT32, model_save, model_load */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, ModelLoad, model_clear_padding */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
-#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_completion, ... */
+#include "../llmc/model/pack.h"        /* batch_free */
 #include "../llmc/model/tensors.h"     /* TENSOR_qkvla, TENSOR_qkvlb, TENSOR_qkvw, FIRST_LORA_TENSOR, ... */
-#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "../llmc/rollout/rollout.h"   /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "adapted.h"                   /* ROWS, adapted_batch, adapted_pass, CONTEXT, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
 #include "variants.h"                  /* variant_of */
-
-enum { VOCAB = 37, CONTEXT = 24, ROWS = 64 };
 
 /* A configuration, the projections with adapters, and the matrices and rows that these are, written out by hand. */
 typedef struct Case {
@@ -44,13 +41,7 @@ static Model random_model(const ModelConfig *c, uint64_t seed) {
     Error e;
     Model m;
     if (!model_new(&m, c, B, D, true, &e)) fail_msg("%s", e.text);
-    Random r = random_start(seed, 0);
-    float *host = xmalloc(m.parameters * sizeof *host);
-    for (size_t i = 0; i < m.parameters; i++) host[i] = (float)(0.2 * random_normal(&r));
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        for (size_t k = 0; m.tensor[i].init == INIT_ONE && k < m.tensor[i].size; k++) host[m.tensor[i].offset + k] += 1;
-    model_upload(&m, 0, host, m.parameters);
-    free(host);
+    adapted_randomize(&m, seed);
     return m;
 }
 
@@ -131,47 +122,19 @@ static Model merged_model(const Model *m, bool gradients) {
     return to;
 }
 
-static Batch some_batch(uint64_t seed) {
-    Batch b = batch_new(ROWS, ROWS, 8);
-    Random r = random_start(seed, 3);
-    for (int i = 0; i < 3; i++) {
-        int32_t tokens[16];
-        const int n = 6 + 3 * i;
-        for (int k = 0; k < n; k++) tokens[k] = (int32_t)random_below(&r, VOCAB);
-        const int row = batch_segment(&b, tokens, n, 0, -1);
-        (void)row;
-        for (int k = 0; k < n - 1; k++) batch_target(&b, b.rows - n + k, tokens[k + 1]);
-    }
-    return b;
-}
-
-/* Log-probabilities, and gradients of sum_i (i mod 5 - 2) logp_i / 8. */
-static void forward_backward(Model *m, const Batch *b, int recompute, float *logp, float *grads) {
-    Error e;
-    Workspace w;
-    if (!workspace_new(&w, m, b->rows, b->targets, b->segments, true, recompute, &e)) fail_msg("%s", e.text);
-    float dlogp[ROWS];
-    for (int i = 0; i < b->targets; i++) dlogp[i] = (float)(i % 5 - 2) / 8;
-    model_zero_grads(m);
-    model_forward(m, &w, b, 1, &(ModelOutput){.logp = logp});
-    model_backward(m, &w, b, 1, dlogp, NULL, NULL);
-    B->download(D, grads, m->grads, m->grads_count * sizeof *grads);
-    workspace_free(&w, m);
-}
-
 /* Log-probabilities equal those of the model with merged weights up to the rounding of a float32 pass, 1e-5 as for the
  * golden values of test_gpt2.c. By the chain rule the gradients follow from those of the merged weights:
  * dB = scale dW A^T and dA = scale B^T dW, again within 1e-4 of the largest of a tensor. */
 static void check_against_merged(const Case *k) {
     const ModelConfig c = case_config(k);
     Model m = random_model(&c, 3), full = merged_model(&m, true);
-    Batch b = some_batch(5);
+    Batch b = adapted_batch(5);
     float logp[ROWS], same[ROWS];
     float *grads = xmalloc(m.grads_count * sizeof *grads), *all = xmalloc(full.grads_count * sizeof *all);
     float *host = xmalloc(m.parameters * sizeof *host);
     model_download(&m, 0, host, m.parameters);
-    forward_backward(&full, &b, 0, same, all);
-    forward_backward(&m, &b, 0, logp, grads);
+    adapted_pass(&full, &b, 0, same, all);
+    adapted_pass(&m, &b, 0, logp, grads);
     for (int i = 0; i < b.targets; i++)
         if (!(fabs(logp[i] - same[i]) < 1e-5)) fail_msg("target %d: %g, merged %g", i, logp[i], same[i]);
     assert_int_equal(m.grads_count, m.parameters - m.tensor[FIRST_LORA_TENSOR].offset);
@@ -222,22 +185,16 @@ static void test_against_merged(void **state) {
     for (int k = 0; k < CASES; k++) check_against_merged(&cases[k]);
 }
 
-/* The same operations on the same numbers. */
 static void test_recompute(void **state) {
     (void)state;
     for (int k = 0; k < CASES; k++) {
         const ModelConfig c = case_config(&cases[k]);
         Model m = random_model(&c, 4);
-        Batch b = some_batch(6);
-        float logp[2][ROWS], *grads[2];
-        for (int i = 0; i < 2; i++) grads[i] = xmalloc(m.grads_count * sizeof **grads);
-        forward_backward(&m, &b, 0, logp[0], grads[0]);
-        for (int recompute = 1; recompute < 3; recompute++) {
-            forward_backward(&m, &b, recompute, logp[1], grads[1]);
-            assert_memory_equal(logp[0], logp[1], (size_t)b.targets * sizeof(float));
-            assert_memory_equal(grads[0], grads[1], m.grads_count * sizeof(float));
-        }
-        free(grads[0]), free(grads[1]), batch_free(&b), model_free(&m);
+        Batch b = adapted_batch(6);
+        float logp[ROWS], *grads = xmalloc(m.grads_count * sizeof *grads);
+        adapted_pass(&m, &b, 0, logp, grads);
+        adapted_check_recompute(&m, &b, logp, grads);
+        free(grads), batch_free(&b), model_free(&m);
     }
 }
 
@@ -253,7 +210,7 @@ static void test_adapter_off(void **state) {
         float *host = xmalloc(m.parameters * sizeof *host), logp[3][ROWS];
         model_download(&m, 0, host, m.parameters);
         model_upload(&base, 0, host, base.parameters);
-        Batch b = some_batch(7);
+        Batch b = adapted_batch(7);
         Model off = m;
         off.adapter_off = true;
         const Model *of[] = {&base, &off, &m};
@@ -269,37 +226,11 @@ static void test_adapter_off(void **state) {
     }
 }
 
-/* The sampler runs few rows at a time, which is other code: its log-probabilities equal the trainer's within 1e-4, as in
- * test_rollout.c. */
 static void test_rollout_logp(void **state) {
     (void)state;
-    Error e;
     const ModelConfig c = case_config(&cases[1]);
     Model m = random_model(&c, 6);
-    for (int slots = 1; slots <= 12; slots += 11) {
-        Rollout r;
-        Completion out[12];
-        const int32_t prompt[] = {3, 1, 4, 1, 5};
-        RolloutRequest request = {prompt, 5, 12, 0, out};
-        Sampling s = sampling_default();
-        s.max_new = 10;
-        s.seed = 9;
-        memset(out, 0, sizeof out);
-        assert_true(rollout_new(&r, &m, slots, 5, 10, &e));
-        if (!rollout_run(&r, &s, &request, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
-        for (int i = 0; i < 12; i++) {
-            Batch b = batch_new(ROWS, ROWS, 8);
-            Workspace w;
-            float logp[ROWS];
-            const int before = batch_segment(&b, prompt, 5, 0, -1);
-            batch_completion(&b, before, out[i].tokens, out[i].count);
-            assert_true(workspace_new(&w, &m, b.rows, b.targets, b.segments, false, 0, &e));
-            model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = logp});
-            for (int t = 0; t < out[i].count; t++) assert_true(fabs(logp[t] - out[i].logp[t]) < 1e-4);
-            workspace_free(&w, &m), batch_free(&b), completion_free(&out[i]);
-        }
-        rollout_free(&r);
-    }
+    adapted_check_rollout(&m);
     model_free(&m);
 }
 
@@ -318,7 +249,7 @@ static void test_training(void **state) {
     assert_int_equal(o.count, m.parameters - base);
     assert_int_equal(o.count, m.grads_count);
     float *before = xmalloc(m.parameters * sizeof *before), *after = xmalloc(m.parameters * sizeof *after);
-    Batch b = some_batch(8);
+    Batch b = adapted_batch(8);
     float logp[2][ROWS];
     float *grads = xmalloc(m.grads_count * sizeof *grads);
     model_download(&m, 0, before, m.parameters);
@@ -329,7 +260,7 @@ static void test_training(void **state) {
     for (size_t i = 0; i < m.tensor[TENSOR_qkvla].size; i++)
         most = fmaxf(most, fabsf(before[m.tensor[TENSOR_qkvla].offset + i]));
     assert_true(most <= bound && most > 0.9f * bound);
-    forward_backward(&m, &b, 0, logp[0], grads);
+    adapted_pass(&m, &b, 0, logp[0], grads);
     Model off = m;
     off.adapter_off = true;
     Workspace w;
@@ -362,9 +293,9 @@ static void test_files(void **state) {
     Optimizer o, p;
     model_clear_padding(&m, NULL);
     assert_true(optimizer_new(&o, &m, &e));
-    Batch b = some_batch(9);
+    Batch b = adapted_batch(9);
     float logp[ROWS], *grads = xmalloc(m.grads_count * sizeof *grads);
-    forward_backward(&m, &b, 0, logp, grads);
+    adapted_pass(&m, &b, 0, logp, grads);
     optimizer_step(&o, &m, 1e-2);
     float *host = xmalloc(m.parameters * sizeof *host), *got = xmalloc(m.parameters * sizeof *got);
     double *sums = xmalloc(m.parameters * sizeof *sums);

@@ -8,9 +8,9 @@
 #include "../llmc/model/checkpoint.h"  /* CheckpointWriter, checkpoint_commit, checkpoint_create, ... */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"       /* Model, model_free, model_new */
-#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile */
+#include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, model_clear_padding */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_new, optimizer_step */
-#include "../llmc/model/tensors.h"     /* GPT2_FILE_TENSORS, TENSOR_fcb, TENSOR_headw, TensorInfo */
+#include "../llmc/model/tensors.h"     /* GPT2_FILE_TENSORS, TENSOR_fcb, TensorInfo */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_backward, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
@@ -46,12 +46,9 @@ static Model sample_model(ModelConfig c, ModelFile *f, uint64_t seed) {
     float *host = xmalloc(m.parameters * sizeof *host);
     Random r = random_start(seed, 0);
     for (size_t i = 0; i < m.parameters; i++) host[i] = (float)random_normal(&r);
-    const size_t used = (size_t)(c.vocab * c.width), padding = (size_t)((c.padded_vocab - c.vocab) * c.width);
-    memset(host + used, 0,
-           padding * sizeof *host); /* as in every model; files of Hugging Face's layout lack these rows */
-    if (!c.tied) memset(host + m.tensor[TENSOR_headw].offset + used, 0, padding * sizeof *host);
     B->weights_upload(D, m.weights, host, m.parameters);
     free(host);
+    model_clear_padding(&m, NULL); /* as in every model; files of Hugging Face's layout lack these rows */
     *f = (ModelFile){
         .lineage = json_loads("[{\"stage\":\"train_sft\",\"parent\":\"00ff\"},{\"stage\":\"train_grpo\"}]", 0, NULL)};
     f->tokenizer_bytes = 300;

@@ -1,25 +1,23 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
 #include "../llmc/base/error.h"        /* xmalloc, Error */
-#include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normal */
+#include "../llmc/base/random.h"       /* random_below, Random, random_start */
 #include "../llmc/model/backend.h"     /* QUANT_Q8_0, QUANT_Q4_0, QuantType, QuantMatrix */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
-#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_upload, ... */
+#include "../llmc/model/model.h"       /* model_free, Model, model_download, model_check_matrices, ... */
 #include "../llmc/model/model_file.h"  /* model_load_as, model_save, MODEL_FLOAT32, MODEL_Q8_0 */
 #include "../llmc/model/model_load.h"  /* ModelLoad, model_file_free, QUANTIZE_Q4_0, ModelFile, ... */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_step */
-#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_completion, ... */
+#include "../llmc/model/pack.h"        /* batch_free */
 #include "../llmc/model/peft.h"        /* peft_write */
 #include "../llmc/model/quantized.h"   /* quant_bytes, quant_decode, quant_encode */
-#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_COUNT, TENSOR_fcw, matrix_tensor, ... */
-#include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
+#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, matrix_tensor, BASE_TENSORS, ... */
+#include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "../llmc/rollout/rollout.h"   /* Completion, Rollout, RolloutRequest, Sampling, ... */
+#include "adapted.h"                   /* adapted_pass, ROWS, adapted_batch, adapted_randomize, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
 #include "variants.h"                  /* VARIANTS, variant_of */
-
-enum { VOCAB = 37, CONTEXT = 24, ROWS = 64 };
 
 /* GPT-2 (-1) or a variant, with rows of 64, 32 and 256 elements. */
 static ModelConfig config_of(int variant) {
@@ -34,24 +32,13 @@ static ModelConfig config_of(int variant) {
     return c;
 }
 
-static void randomize(const Model *m, uint64_t seed) {
-    Random r = random_start(seed, 0);
-    float *host = xmalloc(m->parameters * sizeof *host);
-    for (size_t i = 0; i < m->parameters; i++) host[i] = (float)(0.2 * random_normal(&r));
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        for (size_t k = 0; m->tensor[i].init == INIT_ONE && k < m->tensor[i].size; k++)
-            host[m->tensor[i].offset + k] += 1;
-    model_upload(m, 0, host, m->parameters);
-    free(host);
-}
-
 /* A model with random weights and matrices of this type. */
 static Model quantized_model(const ModelConfig *c, QuantType type) {
     Error e;
     Model m = {0};
     QuantMatrix *plan = quant_plan(c, type, &e);
     if (!plan || !model_new_quantized(&m, c, plan, NULL, B, D, &e) || !model_new_grads(&m, &e)) fail_msg("%s", e.text);
-    randomize(&m, 3);
+    adapted_randomize(&m, 3);
     assert_true(model_check_matrices(&m, "a model", &e));
     return m;
 }
@@ -68,33 +55,6 @@ static Model plain_model(const Model *from) {
     return m;
 }
 
-static Batch some_batch(uint64_t seed) {
-    Batch b = batch_new(ROWS, ROWS, 8);
-    Random r = random_start(seed, 3);
-    for (int i = 0; i < 3; i++) {
-        int32_t tokens[16];
-        const int n = 6 + 3 * i;
-        for (int k = 0; k < n; k++) tokens[k] = (int32_t)random_below(&r, VOCAB);
-        batch_segment(&b, tokens, n, 0, -1);
-        for (int k = 0; k < n - 1; k++) batch_target(&b, b.rows - n + k, tokens[k + 1]);
-    }
-    return b;
-}
-
-/* Log-probabilities, and gradients of sum_i (i mod 5 - 2) logp_i / 8. */
-static void forward_backward(Model *m, const Batch *b, int recompute, float *logp, float *grads) {
-    Error e;
-    Workspace w;
-    if (!workspace_new(&w, m, b->rows, b->targets, b->segments, true, recompute, &e)) fail_msg("%s", e.text);
-    float dlogp[ROWS];
-    for (int i = 0; i < b->targets; i++) dlogp[i] = (float)(i % 5 - 2) / 8;
-    model_zero_grads(m);
-    model_forward(m, &w, b, 1, &(ModelOutput){.logp = logp});
-    model_backward(m, &w, b, 1, dlogp, NULL, NULL);
-    B->download(D, grads, m->grads, m->grads_count * sizeof *grads);
-    workspace_free(&w, m);
-}
-
 /* The same products of the same values in another order of sums: log-probabilities within 1e-5 and gradients within 1e-4
  * of the largest of a tensor, as in test_lora.c. Each level of recomputation gives the same bits. */
 static void test_equals_values(void **state) {
@@ -103,12 +63,12 @@ static void test_equals_values(void **state) {
     for (int variant = -1; variant < VARIANTS; variant++) {
         const ModelConfig c = config_of(variant);
         Model m = quantized_model(&c, types[(variant + 1) % 2]), plain = plain_model(&m);
-        Batch b = some_batch(5);
+        Batch b = adapted_batch(5);
         float logp[2][ROWS], *grads[2];
         for (int i = 0; i < 2; i++) grads[i] = xmalloc(m.grads_count * sizeof **grads);
         assert_int_equal(m.grads_count, plain.grads_count);
-        forward_backward(&m, &b, 0, logp[0], grads[0]);
-        forward_backward(&plain, &b, 0, logp[1], grads[1]);
+        adapted_pass(&m, &b, 0, logp[0], grads[0]);
+        adapted_pass(&plain, &b, 0, logp[1], grads[1]);
         for (int i = 0; i < b.targets; i++)
             if (!(fabs(logp[0][i] - logp[1][i]) < 1e-5)) fail_msg("target %d: %g, %g", i, logp[0][i], logp[1][i]);
         for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
@@ -120,45 +80,16 @@ static void test_equals_values(void **state) {
             if (!(worst <= 1e-4 * most) || (m.tensor[i].size && most == 0))
                 fail_msg("variant %d, %s: %g of %g", variant, m.tensor[i].name, worst, most);
         }
-        for (int recompute = 1; recompute < 3; recompute++) {
-            forward_backward(&m, &b, recompute, logp[1], grads[1]);
-            assert_memory_equal(logp[0], logp[1], (size_t)b.targets * sizeof(float));
-            assert_memory_equal(grads[0], grads[1], m.grads_count * sizeof(float));
-        }
+        adapted_check_recompute(&m, &b, logp[0], grads[0]);
         free(grads[0]), free(grads[1]), batch_free(&b), model_free(&m), model_free(&plain);
     }
 }
 
-/* The sampler runs few rows at a time, which is other code: within 1e-4 of the trainer, as in test_rollout.c. */
 static void test_rollout_logp(void **state) {
     (void)state;
-    Error e;
     const ModelConfig c = config_of(1);
     Model m = quantized_model(&c, QUANT_Q4_0);
-    for (int slots = 1; slots <= 12; slots += 11) {
-        Rollout r;
-        Completion out[12];
-        const int32_t prompt[] = {3, 1, 4, 1, 5};
-        RolloutRequest request = {prompt, 5, 12, 0, out};
-        Sampling s = sampling_default();
-        s.max_new = 10;
-        s.seed = 9;
-        memset(out, 0, sizeof out);
-        assert_true(rollout_new(&r, &m, slots, 5, 10, &e));
-        if (!rollout_run(&r, &s, &request, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
-        for (int i = 0; i < 12; i++) {
-            Batch b = batch_new(ROWS, ROWS, 8);
-            Workspace w;
-            float logp[ROWS];
-            const int before = batch_segment(&b, prompt, 5, 0, -1);
-            batch_completion(&b, before, out[i].tokens, out[i].count);
-            assert_true(workspace_new(&w, &m, b.rows, b.targets, b.segments, false, 0, &e));
-            model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = logp});
-            for (int t = 0; t < out[i].count; t++) assert_true(fabs(logp[t] - out[i].logp[t]) < 1e-4);
-            workspace_free(&w, &m), batch_free(&b), completion_free(&out[i]);
-        }
-        rollout_free(&r);
-    }
+    adapted_check_rollout(&m);
     model_free(&m);
 }
 
@@ -225,7 +156,7 @@ static void test_files(void **state) {
     Model m, n;
     ModelFile f = {.lineage = json_array()}, g;
     assert_true(model_new(&m, &c, B, D, false, &e));
-    randomize(&m, 12);
+    adapted_randomize(&m, 12);
     char gguf[256], ours[256], adapter[256], state_file[256];
     snprintf(gguf, sizeof gguf, "%s", files_path("base.gguf"));
     snprintf(ours, sizeof ours, "%s", files_path("base.safetensors"));
@@ -270,15 +201,15 @@ static void test_files(void **state) {
     m = load(ours, &how, &f, &o);
     const size_t base = m.tensor[BASE_TENSORS].offset;
     x = values_of(&m, base);
-    Batch b = some_batch(9);
+    Batch b = adapted_batch(9);
     float logp[3][ROWS], *grads = xmalloc(m.grads_count * sizeof *grads);
     for (int i = 0; i < 3; i++) {
-        forward_backward(&m, &b, 0, logp[0], grads);
+        adapted_pass(&m, &b, 0, logp[0], grads);
         assert_false(optimizer_step(&o, &m, 3e-2).skipped);
     }
     y = values_of(&m, base);
     assert_memory_equal(x, y, base * sizeof *x);
-    forward_backward(&m, &b, 0, logp[0], grads);
+    adapted_pass(&m, &b, 0, logp[0], grads);
     if (!model_save(&m, &f, state_file, MODEL_FLOAT32, &o, "{}", &e)) fail_msg("%s", e.text);
     struct stat about;
     assert_true(!stat(state_file, &about) && (size_t)about.st_size < 4 * 3 * o.count + 20000);
@@ -286,7 +217,7 @@ static void test_files(void **state) {
     if (!model_save(&m, &f, files_path("merged.safetensors"), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
     how.resume = state_file;
     n = load(ours, &how, &g, &p);
-    forward_backward(&n, &b, 0, logp[1], grads);
+    adapted_pass(&n, &b, 0, logp[1], grads);
     assert_memory_equal(logp[0], logp[1], (size_t)b.targets * sizeof(float));
     assert_memory_equal(p.m, o.m, o.count * sizeof(float));
     optimizer_free(&p, &n), model_free(&n), model_file_free(&g);
