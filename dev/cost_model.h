@@ -11,8 +11,9 @@
  *             pass of the last micro-batch (2/3 of its compute; zero 2: of all micro-batches), times `overlap`
  *   step      compute + sums - hidden
  *
- * Memory of a rank: weights w P, of which Q quantised ones take q bytes each and a decoded matrix w bytes per element; gradients 4T (zero 2: those of two layers and the embeddings, and 4T/W); moments 8T
- * and master weights 4T, both divided by W from zero 1 on; activations per token of a micro-batch.
+ * Memory of a rank: weights w P, of which Q quantised ones take q bytes each and a decoded matrix w bytes per element;
+ * gradients 4T (zero 2: those of two layers and the embeddings, and 4T/W); moments 8T and master weights 4T, both divided
+ * by W from zero 1 on; activations per token of a micro-batch.
  */
 #ifndef LLMC_COST_MODEL_H
 #define LLMC_COST_MODEL_H
@@ -31,9 +32,9 @@ typedef struct CostMachine {
 typedef struct CostRun {
     double parameters, trained, layer_parameters; /* all; those that are trained, in total and of one layer */
     double layers;
-    double quantized, block_bytes,
-        largest;           /* quantised weights, bytes of each, elements of the largest matrix; 0: none */
-    double tokens, micros; /* tokens per step on all ranks; micro-batches per step and rank */
+    double quantized, block_bytes; /* quantised weights, and bytes of each; 0: none */
+    double largest;                /* elements of the largest quantised matrix */
+    double tokens, micros;         /* tokens per step on all ranks; micro-batches per step and rank */
     int ranks, zero;
 } CostRun;
 

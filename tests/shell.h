@@ -31,8 +31,8 @@ static inline void assert_holds(const char *text, const char *part) {
 }
 
 /* Runs a command that must fail with one line that contains `part` (after warnings about options that a test replaces by
- * giving them again), print nothing on standard output, leave the file
- * $T/OUTPUT that it was told to write unchanged, and leave no other file. */
+ * giving them again), print nothing on standard output, leave its output, the file $T/OUTPUT, unchanged, and leave no
+ * other file. */
 static inline void refused_output(const char *output, int status, const char *command, const char *part) {
     put(output, "earlier");
     const int before = files_count();

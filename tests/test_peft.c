@@ -62,8 +62,6 @@ static Model model_with(const char *name, bool trained, ModelFile *f) {
     return m;
 }
 
-/* Log-probabilities of two sequences: a float32 pass is within 1e-5 of the float64 values, see test_gpt2.c. The random
- * adapters are scaled by up to 8 and make the weights some times as large, and rounding errors with them: 5e-5. */
 /* All sequences of the model's golden values, whose lengths are written to length[2], and each token that follows one. */
 static Batch golden_batch(const char *name, size_t length[2]) {
     size_t n, sequences, at = 0;
@@ -82,6 +80,8 @@ static Batch golden_batch(const char *name, size_t length[2]) {
     return b;
 }
 
+/* Log-probabilities of two sequences: a float32 pass is within 1e-5 of the float64 values, see test_gpt2.c. The random
+ * adapters are scaled by up to 8 and make the weights some times as large, and rounding errors with them: 5e-5. */
 static void check_logp(const char *name, const Model *m) {
     Error e;
     size_t length[2], targets;

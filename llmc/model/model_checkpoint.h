@@ -68,7 +68,7 @@ static inline void *model_read_text(CheckpointReader *r, void *before, size_t *n
     return checkpoint_blob(r, MODEL_TEXT_LIMIT, n, what, e);
 }
 
-/* Reads the sections after the weights. m: NULL if only texts are wanted. */
+/* Reads the sections after the weights. m: NULL to read texts only. */
 static inline bool model_read_sections(CheckpointReader *r, const Model *m, ModelFile *f, const Optimizer *o,
                                        bool *head, Error *e) {
     char tag[5];

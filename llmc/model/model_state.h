@@ -37,14 +37,14 @@ static inline void model_state_name(char name[MODEL_STATE_NAME], int k, const Te
     snprintf(name, MODEL_STATE_NAME, MODEL_STATE_OPTIMIZER "%s.%s", model_state_array_name[k], t->name);
 }
 
-/* Finds the array and the trained tensor that a name of the file stands for. */
+/* Finds the array and the trained tensor that a tensor of the file holds. */
 static inline bool model_state_find(const Model *m, const char *name, int *k, int *tensor) {
-    char wanted[MODEL_STATE_NAME];
+    char other[MODEL_STATE_NAME];
     for (*k = 0; *k < MODEL_STATE_ARRAYS; (*k)++)
         for (*tensor = 0; *tensor < TENSOR_COUNT; (*tensor)++) {
             if (!tensor_trained(&m->tensor[*tensor])) continue;
-            model_state_name(wanted, *k, &m->tensor[*tensor]);
-            if (!strcmp(name, wanted)) return true;
+            model_state_name(other, *k, &m->tensor[*tensor]);
+            if (!strcmp(name, other)) return true;
         }
     return false;
 }

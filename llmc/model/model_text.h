@@ -17,9 +17,9 @@ typedef struct ModelText {
     bool present, has_template;
     Tokenizer tokenizer;
     ChatTemplate chat;
-    int32_t stop; /* the token that ends an assistant's turn */
-    TokenList
-        ends; /* it, those of generation_config.json, and the end of text: all end a completion, in every program */
+    int32_t stop;   /* the token that ends an assistant's turn */
+    TokenList ends; /* it, those of generation_config.json, and the end of text: all end a completion, in every
+                       program */
 } ModelText;
 
 static inline void model_text_close(ModelText *t) {

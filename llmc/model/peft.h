@@ -1,12 +1,12 @@
 /* peft.h - adapters in the folders of the library peft: adapter_config.json and adapter_model.safetensors.
  *
  * A tensor is named base_model.model.MODULE.lora_A.weight, (rank, in), or ...lora_B.weight, (out, rank), with MODULE as
- * in the base's own files (peft_modules() has the table); DoRA's ends in .lora_magnitude_vector, (out). Which projections have an adapter follows from
- * these names, not from target_modules, which may also be a regular expression. Of the configuration the rank, alpha,
- * use_rslora and use_dora count. Refused, because they compute something else: trained biases or other modules, patterns
- * of ranks, layers without an adapter, other kinds of adapters. Ignored, because they do not change what a finished
- * adapter computes: lora_dropout, init_lora_weights (of LoRA's own kinds), inference_mode, task_type, names and
- * revisions.
+ * in the base's own files (peft_modules() has the table); DoRA's ends in .lora_magnitude_vector, (out). Which projections
+ * have an adapter follows from these names, not from target_modules, which may also be a regular expression. Of the
+ * configuration the rank, alpha, use_rslora and use_dora count. Refused, because they compute something else: trained
+ * biases or other modules, patterns of ranks, layers without an adapter, other kinds of adapters. Ignored, because they do
+ * not change what a finished adapter computes: lora_dropout, init_lora_weights (of LoRA's own kinds), inference_mode,
+ * task_type, names and revisions.
  *
  *     LoraConfig lora;
  *     Peft p;
