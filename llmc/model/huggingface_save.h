@@ -522,7 +522,10 @@ static inline int huggingface_make_temporary(char *name) {
         uint8_t random[6];
         if (getentropy(random, sizeof random)) return -1;
         for (int i = 0; i < 6; i++) name[strlen(name) - strlen("XXXXXX.tmp") + (size_t)i] = letters[random[i] % 62];
-        if (mkdir(name, 0700) && errno == EEXIST) continue;
+        if (mkdir(name, 0700)) {
+            if (errno == EEXIST) continue;
+            return -1;
+        }
         const int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd < 0) return -1;
         while (flock(fd, LOCK_EX) && errno == EINTR) {}
