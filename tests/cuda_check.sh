@@ -144,12 +144,22 @@ check_code() { # architecture
     done < <(code_table)
 }
 
+compile() { # architecture
+    "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$1" -Xptxas -v llmc/cuda/cuda.cu -o "$build/sm_$1.cubin" >"$build/sm_$1.log" 2>&1 ||
+        rm -f "$build/sm_$1.cubin"
+}
+
+# recompile only if a source has changed, and all architectures at a time
 for arch in $archs; do
-    # recompile only if a source has changed
     if [ ! -e "$build/sm_$arch.cubin" ] || [ -n "$(find llmc \( -name '*.cu' -o -name '*.cuh' \) -newer "$build/sm_$arch.cubin")" ]; then
-        "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$arch" -Xptxas -v llmc/cuda/cuda.cu -o "$build/sm_$arch.cubin" >"$build/sm_$arch.log" 2>&1 ||
-            { tail -n 20 "$build/sm_$arch.log" >&2; rm -f "$build/sm_$arch.cubin"; fail "sm_$arch: nvcc failed"; continue; }
+        compile "$arch" &
     fi
+done
+wait
+
+for arch in $archs; do
+    [ -e "$build/sm_$arch.cubin" ] ||
+        { tail -n 20 "$build/sm_$arch.log" >&2; fail "sm_$arch: nvcc failed"; continue; }
     check_budget "$arch"
     if [ -x "$cuobjdump" ]; then check_code "$arch"; fi
     echo "sm_$arch: $(wc -l <"$build/sm_$arch.found") kernels, maximum registers $(awk '$2 > m { m = $2; k = $1 } END { print m, "(" k ")" }' "$build/sm_$arch.found"), bytes spilled $(awk '{ s += $3 } END { print s + 0 }' "$build/sm_$arch.found")"

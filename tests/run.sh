@@ -1,20 +1,24 @@
 #!/bin/sh
 # run.sh TEST... - runs test programs from the project's root, shows the output of those that fail, and counts tests.
-passed=0 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-for test in "$@"; do
+# JOBS of them run at a time; the default is the number of cores.
+if [ "$1" = --one ]; then
+    log=$RESULTS/$(echo "$2" | tr / _) verdict=FAILED
     start=$(date +%s.%N)
-    if timeout 600 "$test" >"$log" 2>&1; then
-        passed=$((passed + 1)) verdict=ok
-    else
-        failed=$((failed + 1)) verdict=FAILED
-        cat "$log"
-    fi
+    timeout 600 "$2" >"$log" 2>&1 && verdict=ok
+    end=$(date +%s.%N)
     # cmocka's own count of a program's tests
     count=$(sed -n 's/^\[  PASSED  \] \([0-9]* test(s)\).*/\1/p' "$log" | tail -n 1)
-    printf '%-7s %-32s %s in %.1f s\n' "$verdict" "$test" "${count:-no tests}" \
-        "$(echo "$(date +%s.%N) $start" | awk '{print $1 - $2}')"
-done
-echo "programs: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+    line=$(printf '%-7s %-32s %s in %.1f s' $verdict "$2" "${count:-no tests}" "$(echo "$end $start" | awk '{print $1 - $2}')")
+    echo $verdict >>"$RESULTS/verdicts"
+    if [ $verdict = ok ]; then echo "$line"; else printf '%s\n%s\n' "$(cat "$log")" "$line"; fi
+    exit 0
+fi
+
+RESULTS=$(mktemp -d)
+export RESULTS
+trap 'rm -rf "$RESULTS"' EXIT
+: >"$RESULTS/verdicts"
+[ $# = 0 ] || printf '%s\n' "$@" | xargs -n 1 -P "${JOBS:-$(nproc)}" "$0" --one
+passed=$(grep -c '^ok' "$RESULTS/verdicts")
+echo "programs: $passed passed, $(($# - passed)) failed"
+[ "$passed" = $# ]
