@@ -39,10 +39,11 @@ $(eval $(call HARNESS_RULES,$(BUILD),,,))
 $(eval $(call HARNESS_RULES,$(BUILD)/asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all,,))
 $(eval $(call HARNESS_RULES,$(BUILD)/race,,-O1 -fsanitize=thread -Wno-tsan,race))
 
-KERNEL_TESTS = $(foreach v,$(BUILD) $(BUILD)/asan $(BUILD)/race,$(addprefix $(v)/,$(CUDA_TESTS)))
+# The slowest test is the first: the others run beside it.
+KERNEL_TESTS = $(foreach t,$(CUDA_TESTS),$(BUILD)/asan/$(t) $(BUILD)/race/$(t))
 
 .PHONY: kernels cuda-check
-kernels: $(KERNEL_TESTS) ## tests of the CUDA kernels on the CPU: plain, with sanitizers, with the race detector
+kernels: $(KERNEL_TESTS) ## tests of the CUDA kernels on the CPU: with sanitizers, and with the race detector
 	@echo "kernels: CUDA headers from $(CUDA_INCLUDE)$(if $(CUDA_HEADER),, (no CUDA toolkit found: the kernels were not compiled for a GPU))"
 	@tests/run.sh $(KERNEL_TESTS)
 
