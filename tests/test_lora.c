@@ -1,5 +1,7 @@
-/* test_lora.c - low-rank adapters against a model whose weights are the sums W + scale B A, computed here in double. */
-#include "../llmc/base/error.h"        /* xmalloc, Error */
+/* test_lora.c - low-rank adapters against a model whose weights are the sums W + scale B A, computed here in double; DoRA also
+ * against finite differences of that model. */
+#include "../llmc/base/error.h"        /* xmalloc, Error, xcalloc */
+#include "../llmc/base/random.h"       /* Random, random_normal, random_start */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_Q, LORA_ALL, LORA_DOWN, ... */
 #include "../llmc/model/lora.h"        /* lora_parse_targets */
@@ -8,7 +10,7 @@
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelFile, ModelLoad, model_clear_padding */
 #include "../llmc/model/optimizer.h"   /* optimizer_free, Optimizer, optimizer_new, optimizer_step */
 #include "../llmc/model/pack.h"        /* batch_free */
-#include "../llmc/model/tensors.h"     /* TENSOR_qkvla, TENSOR_qkvlb, TENSOR_qkvw, FIRST_LORA_TENSOR, ... */
+#include "../llmc/model/tensors.h"     /* TENSOR_qkvla, TENSOR_qkvlb, TensorInfo, FIRST_LORA_TENSOR, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "adapted.h"                   /* ROWS, adapted_batch, adapted_pass, CONTEXT, ... */
@@ -234,6 +236,148 @@ static void test_rollout_logp(void **state) {
     model_free(&m);
 }
 
+/* ==== DoRA against finite differences ==== */
+
+/* Each projection's magnitudes. */
+static int magnitudes_of(const Projection *p) {
+    switch (p->a) {
+    case TENSOR_qkvla: return TENSOR_qkvlm;
+    case TENSOR_attla: return TENSOR_attlm;
+    case TENSOR_fcla: return TENSOR_fclm;
+    default: return TENSOR_fcprojlm;
+    }
+}
+
+/* sums: the base with its adapters added, as merge_double(). Sets norms, at the places of the magnitudes, to the lengths of
+ * the adapted rows if `measure`; then multiplies each such row by its magnitude and divides it by its norm. */
+static void scale_double(const Model *m, const float *host, bool measure, double *norms, double *sums) {
+    Projection p[7];
+    const ModelConfig *c = &m->config;
+    const int n = projections_of(c, p);
+    for (int k = 0; k < n; k++) {
+        if (!(c->lora.targets & p[k].flag)) continue;
+        const TensorInfo *w = &m->tensor[p[k].weight], *t = &m->tensor[magnitudes_of(&p[k])];
+        size_t a_row, b_row;
+        adapter_rows(c, p, n, k, &a_row, &b_row);
+        for (size_t l = 0; l < w->layers; l++)
+            for (size_t i = 0; i < (size_t)p[k].rows; i++) {
+                const size_t at = t->offset + l * t->columns + b_row + i;
+                double *row = sums + w->offset + (l * w->rows + (size_t)p[k].first + i) * w->columns, square = 0;
+                for (size_t j = 0; j < w->columns; j++) square += row[j] * row[j];
+                if (measure) norms[at] = sqrt(square);
+                for (size_t j = 0; j < w->columns; j++) row[j] *= host[at] / norms[at];
+            }
+    }
+}
+
+/* What a finite difference needs: a model with DoRA, one without adapters, and the lengths of the rows at the centre. */
+typedef struct Dual {
+    const Model *adapted, *plain;
+    Workspace *work; /* of plain */
+    const Batch *batch;
+    double *norms, *sums;
+    float *merged;
+} Dual;
+
+/* Log-probabilities of the plain model with the weights (m / norms) (W + scale B A). */
+static void dual_logp(const Dual *d, const float *host, bool measure, float *logp) {
+    merge_double(d->adapted, host, d->sums);
+    scale_double(d->adapted, host, measure, d->norms, d->sums);
+    for (size_t i = 0; i < d->plain->parameters; i++) d->merged[i] = (float)d->sums[i];
+    model_upload(d->plain, 0, d->merged, d->plain->parameters);
+    model_forward(d->plain, d->work, d->batch, 1, &(ModelOutput){.logp = logp});
+}
+
+/* The derivative of adapted_pass()'s sum along `direction` of elements [at, at + n), by a fourth-order central
+ * difference. */
+static double dual_slope(const Dual *d, const float *host, const double *direction, size_t at, size_t n, double h) {
+    static const double place[4] = {1, -1, 2, -2}, share[4] = {8, -8, -1, 1};
+    float *moved = xmalloc(d->adapted->parameters * sizeof *moved), logp[ROWS];
+    memcpy(moved, host, d->adapted->parameters * sizeof *moved);
+    double slope = 0;
+    for (int k = 0; k < 4; k++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) moved[at + i] = host[at + i] + (float)(h * place[k] * direction[i]);
+        dual_logp(d, moved, false, logp);
+        for (int i = 0; i < d->batch->targets; i++) sum += (i % 5 - 2) / 8.0 * logp[i];
+        slope += share[k] * sum / (12 * h);
+    }
+    free(moved);
+    return slope;
+}
+
+/* Compares one layer of one tensor of the adapters along its gradient and along random directions. The quotient multiplies
+ * the rounding of the sum of logp / 8, some 1e-6, by 18 / (12 h); its truncation error is of order h^4. */
+static void check_slopes(const Dual *d, const float *host, const float *g, int tensor, size_t l, Random *r) {
+    const double h = 0.01;
+    const TensorInfo *t = &d->adapted->tensor[tensor];
+    const size_t n = t->rows * t->columns, at = t->offset + l * n;
+    double *direction = xmalloc(n * sizeof *direction);
+    g += d->adapted->grads_offset[tensor] + l * n;
+    for (int way = 0; way < 3; way++) {
+        double norm = 0, g_norm = 0, expected = 0;
+        for (size_t k = 0; k < n; k++) {
+            direction[k] = way ? random_normal(r) : (double)g[k];
+            norm += direction[k] * direction[k];
+            g_norm += (double)g[k] * g[k];
+        }
+        assert_true(g_norm > 0);
+        for (size_t k = 0; k < n; k++) {
+            direction[k] /= sqrt(norm);
+            expected += direction[k] * g[k];
+        }
+        const double slope = dual_slope(d, host, direction, at, n, h);
+        if (!(fabs(slope - expected) < 2e-3 * sqrt(g_norm) + 2e-6 / h))
+            fail_msg("%s, layer %zu, %s: slope %g, gradient %g (its norm is %g)", t->name, l,
+                     way ? "random" : "along the gradient", slope, expected, sqrt(g_norm));
+    }
+    free(direction);
+}
+
+/* The gradients of A, B and the magnitudes are the derivatives of a model without adapters whose rows are
+ * m / n (W + scale B A), where the length n stays what it is at the centre: a constant, as in section 4.3 of the paper
+ * (arXiv 2402.09353). */
+static void check_dora(const Case *k, uint64_t seed) {
+    ModelConfig c = case_config(k), plain = c;
+    Error e;
+    c.lora.dora = true;
+    plain.lora = (LoraConfig){0};
+    Model m = random_model(&c, seed), full;
+    if (!model_new(&full, &plain, B, D, false, &e)) fail_msg("%s", e.text);
+    Batch b = adapted_batch(seed);
+    Workspace w;
+    if (!workspace_new(&w, &full, b.rows, b.targets, b.segments, false, 0, &e)) fail_msg("%s", e.text);
+    const size_t first = m.tensor[FIRST_DORA_TENSOR].offset;
+    Random r = random_start(seed, 9);
+    float *host = xmalloc(m.parameters * sizeof *host), *grads = xmalloc(m.grads_count * sizeof *grads);
+    float logp[ROWS], same[ROWS];
+    Dual d = {&m,
+              &full,
+              &w,
+              &b,
+              xcalloc(m.parameters, sizeof(double)),
+              xmalloc(full.parameters * sizeof(double)),
+              xmalloc(full.parameters * sizeof(float))};
+    model_download(&m, 0, host, m.parameters);
+    dual_logp(&d, host, true, logp);
+    for (size_t i = first; i < m.parameters; i++) /* magnitudes between two thirds and four thirds of the lengths */
+        if (d.norms[i] > 0) host[i] = (float)(d.norms[i] * (1 + random_normal(&r) / 9));
+    model_upload(&m, 0, host, m.parameters);
+    dual_logp(&d, host, true, same);
+    adapted_pass(&m, &b, 0, logp, grads);
+    for (int i = 0; i < b.targets; i++)
+        if (!(fabs(logp[i] - same[i]) < 1e-5)) fail_msg("target %d: %g, merged %g", i, logp[i], same[i]);
+    for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++)
+        for (size_t l = 0; m.tensor[i].size && l < m.tensor[i].layers; l++) check_slopes(&d, host, grads, i, l, &r);
+    free(host), free(grads), free(d.norms), free(d.sums), free(d.merged);
+    workspace_free(&w, &full), batch_free(&b), model_free(&m), model_free(&full);
+}
+
+static void test_dora_differences(void **state) {
+    (void)state;
+    for (int k = 0; k < CASES; k++) check_dora(&cases[k], 13 + (uint64_t)k);
+}
+
 /* A step changes the adapters and the value head only; a new adapter changes nothing; its b is 0. */
 static void test_training(void **state) {
     (void)state;
@@ -358,7 +502,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_merged), cmocka_unit_test(test_recompute),
                                        cmocka_unit_test(test_adapter_off),    cmocka_unit_test(test_rollout_logp),
                                        cmocka_unit_test(test_training),       cmocka_unit_test(test_files),
-                                       cmocka_unit_test(test_targets)};
+                                       cmocka_unit_test(test_targets),        cmocka_unit_test(test_dora_differences)};
     open_device_one_thread(NULL);
     files_setup(NULL);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
