@@ -2,10 +2,10 @@
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/random.h"   /* Random, random_start, random_below, random_normal, ... */
 #include "../llmc/cpu/head.h"      /* head_chunk_rows, HEAD_CHUNK, sample_descending, sample_kth_largest */
-#include "../llmc/model/backend.h" /* Device, Draw, Floats, Weights, ... */
-#include "arrays.h"                /* DOUBLES, FLOATS, picks, INTS, ... */
+#include "../llmc/model/backend.h" /* Device, Floats, Acts, Draw, ... */
+#include "arrays.h"                /* FLOATS, DOUBLES, picks, INTS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
-#include "device.h"                /* fetch, ints, floats, TEST, ... */
+#include "device.h"                /* fetch, floats, ints, acts, ... */
 #include "sampling.h"              /* HOW, How */
 
 /* ==== Head ==== */
@@ -29,8 +29,9 @@ static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float te
     return p;
 }
 
-/* Computes all outputs of the head from the formula in float64 and compares the device's. */
-static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack) {
+/* Computes all outputs of the head from the formula in float64 and compares the device's. slack: permitted error of
+ * values and of gradients, in units of rounding. */
+static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack, double gradient_slack) {
     const int R = p->R, C = p->C, V = p->V;
     const size_t table = (size_t)p->Vp * (size_t)C, used = (size_t)(V * C);
     Weights *wte = device_words(p->wte, table, table, false);
@@ -108,9 +109,9 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
                         (size_t)R * sizeof(float)); /* requesting gradients changes no value */
-    check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
+    check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, gradient_slack + V, (size_t)(R * C));
     const float *got = fetch(dwte, table);
-    check("dwte", got, sw.value, sw.size, slack * 16 + R, used);
+    check("dwte", got, sw.value, sw.size, gradient_slack + R, used);
     for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets no gradient */
     for (size_t i = 0; i < used; i++) {
         sw.value[i] += sw.value[i] - p->dwte[i];
@@ -119,8 +120,8 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.entropy = NULL;
     a.argmax = NULL; /* a second call: dh is set, dwte is added to */
     B->head(d, &a);
-    check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, slack * 16 + V, (size_t)(R * C));
-    check("dwte again", fetch(dwte, table), sw.value, sw.size, slack * 16 + 2 * R, used);
+    check("dh again", fetch(dh, (size_t)(R * C)), sh.value, sh.size, gradient_slack + V, (size_t)(R * C));
+    check("dwte again", fetch(dwte, table), sw.value, sw.size, gradient_slack + 2 * R, used);
     const float *before = fetch(dwte, table);
     a.dweight = NULL; /* not requested */
     B->head(d, &a);
@@ -129,7 +130,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     B->logits(d, logits, h, wte, p->cap, R, C, V, p->Vp);
     Sum all = linear_reference(p->h, p->wte, NULL, R, C, V, same);
     for (int i = 0; p->cap > 0 && i < R * V; i++) all.value[i] = p->cap * tanh(all.value[i] / p->cap);
-    if (slack < 100) sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
+    sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
 }
 
 static void test_head(void **state) {
@@ -149,9 +150,9 @@ static void test_head(void **state) {
         HeadProblem p =
             head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
         for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
-        check_head(d, &p, s % 2, 4);
+        check_head(d, &p, s % 2, 4, 64);
         p.cap = 2; /* bends most of these logits */
-        check_head(d, &p, s % 2, 4);
+        check_head(d, &p, s % 2, 4, 64);
     }
     assert_true(B->sync(d, &e));
     B->close(d);
@@ -173,7 +174,7 @@ static void test_head_chunks(void **state) {
     Device *d;
     Error e;
     assert_true(B->open(&d, DTYPE_FLOAT32, &e));
-    check_head(d, &p, true, 4);
+    check_head(d, &p, true, 4, 64);
     assert_true(B->sync(d, &e));
     B->close(d);
     for (int rows = 1; rows < 40000;
@@ -185,24 +186,76 @@ static void test_head_chunks(void **state) {
         }
 }
 
+/* Operands that bfloat16 represents, so that logits equal those of float32. The gradient of the logits is rounded to 8
+ * bits. Shapes: odd sizes, one row, more tokens than the tiles process at a time, more rows than they do. */
 static void test_head_bf16(void **state) {
     (void)state;
     Device *d;
     Error e;
     if (!B->open(&d, DTYPE_BF16, &e)) skip();
     Random r = random_start(15, 0);
-    HeadProblem p = head_problem(&r, 37, 24, 257, 384, 0.8f, 0.3);
-    /* exact operands: logits equal the float32 ones */
-    for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]);
-    for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
-    check_head(d, &p, true, 0x1p16 / 16); /* the gradient of the logits is rounded to 8 bits */
+    static const struct {
+        int R, C, V, Vp;
+        float temperature;
+        double amplitude;
+    } shape[] = {{37, 24, 257, 384, 0.8f, 0.3}, {33, 41, 4500, 4608, 1, 0.3}, {1, 8, 5, 128, 2, 1},
+                 {3, 24, 257, 384, 0.1f, 0.5},  {5, 24, 257, 384, 1, 8},      {4131, 5, 37, 128, 0.9f, 1}};
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        HeadProblem p =
+            head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
+        for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]);
+        for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
+        for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
+        check_head(d, &p, s % 2 == 0, 4, 0x1p16);
+        p.cap = 2;
+        check_head(d, &p, s % 2, 4, 0x1p16);
+    }
+    assert_true(B->sync(d, &e));
+    B->close(d);
+}
+
+/* The head in bfloat16 on AMX tiles gives the same bits with any number of threads. */
+static void test_head_bf16_threads(void **state) {
+    (void)state;
+    Device *d;
+    Error e;
+    enum { R = 301, C = 40, V = 4200, VP = 4224 };
+    if (dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx || !B->open(&d, DTYPE_BF16, &e)) skip();
+    Random r = random_start(16, 0);
+    const HeadProblem p = head_problem(&r, R, C, V, VP, 0.9f, 0.5);
+    const int threads = omp_get_max_threads();
+    const float *want = NULL;
+    for (int t = 1; t <= 3; t++) {
+        omp_set_num_threads(t);
+        Floats *logp = floats(NULL, R), *dweight = floats(p.dwte, VP * C);
+        Acts *dh = acts(NULL, R, C);
+        const Head a = {.rows = R,
+                        .channels = C,
+                        .vocab = V,
+                        .padded_vocab = VP,
+                        .temperature = p.temperature,
+                        .h = acts(p.h, R, C),
+                        .weight = weights(p.wte, VP * C),
+                        .target = ints(p.target, R),
+                        .logp = logp,
+                        .dlogp = floats(p.dlogp, R),
+                        .dh = dh,
+                        .dweight = dweight};
+        B->head(d, &a);
+        float *got = FLOATS(R + R * C + VP * C);
+        memcpy(got, fetch(logp, R), R * sizeof *got);
+        memcpy(got + R, fetch(dh, R * C), (size_t)(R * C) * sizeof *got);
+        memcpy(got + R + R * C, fetch(dweight, VP * C), (size_t)(VP * C) * sizeof *got);
+        if (want) assert_memory_equal(got, want, (size_t)(R + R * C + VP * C) * sizeof *got);
+        want = got;
+    }
+    omp_set_num_threads(threads);
     assert_true(B->sync(d, &e));
     B->close(d);
 }
 
 /* Extremes: logits that are a thousand apart, equal logits, NaN. argmax returns the first of several. */
-static void test_head_extremes(void **state) {
-    (void)state;
+static void check_extremes(Device *d) {
     enum { V = 10, VP = 128, R = 4 };
     float wte[VP * R] = {0}, h[R * R] = {0};
     for (int i = 0; i < R; i++) h[i * R + i] = 1; /* z[r][v] = wte[v][r] */
@@ -229,15 +282,15 @@ static void test_head_extremes(void **state) {
                     .dlogp = floats(dlogp, R),
                     .dentropy = floats(dlogp, R),
                     .dh = dh};
-    B->head(D, &a);
+    B->head(d, &a);
     const float *lp = fetch(logp, R), *en = fetch(entropy, R), *g;
     const int32_t *most = (const int32_t *)fetch(argmax, R);
     /* h is one-hot, but 0 * NaN is NaN: column 3 of the other rows, and therefore their logits, are NaN too */
     assert_true(isnan(lp[3]) && isnan(en[3]));
     for (int i = 0; i < R; i++) assert_in_range(most[i], 0, V - 1);
     for (int v = 0; v < V; v++) wte[v * R + 3] = 1;
-    B->weights_upload(D, (Weights *)(uintptr_t)a.weight, wte, VP * R);
-    B->head(D, &a);
+    B->weights_upload(d, (Weights *)(uintptr_t)a.weight, wte, VP * R);
+    B->head(d, &a);
     lp = fetch(logp, R);
     en = fetch(entropy, R);
     g = fetch(dh, R * R);
@@ -247,7 +300,18 @@ static void test_head_extremes(void **state) {
     assert_true(most[0] == 3 && most[1] == 0 && most[2] == 2 && most[3] == 0);
     for (int i = 0; i < R * R; i++) assert_true(isfinite(g[i]));
     const Head none = {.rows = 0, .channels = R, .vocab = V, .padded_vocab = VP, .temperature = 1};
-    B->head(D, &none);
+    B->head(d, &none);
+}
+
+static void test_head_extremes(void **state) {
+    (void)state;
+    Device *d;
+    Error e;
+    check_extremes(D);
+    if (!B->open(&d, DTYPE_BF16, &e)) return;
+    check_extremes(d);
+    assert_true(B->sync(d, &e));
+    B->close(d);
 }
 
 /* ==== Sampling ==== */
@@ -448,8 +512,8 @@ static void test_kth_largest(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_head),   TEST(test_head_chunks),  TEST(test_head_bf16),   TEST(test_head_extremes),
-        TEST(test_sample), TEST(test_sample_alone), TEST(test_kth_largest),
+        TEST(test_head),          TEST(test_head_chunks), TEST(test_head_bf16),    TEST(test_head_bf16_threads),
+        TEST(test_head_extremes), TEST(test_sample),      TEST(test_sample_alone), TEST(test_kth_largest),
     };
     return cmocka_run_group_tests_name("head", tests, open_device, close_device);
 }

@@ -7,7 +7,7 @@
  *   quantized.h   products with quantised matrices
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
- *   head.h        log-probabilities, entropy, sampling
+ *   head.h        log-probabilities, entropy, sampling (head_tiles.h: in bfloat16 on AMX tiles)
  *   peak.h        the arithmetic peak that the trainers compare their speed with
  *
  * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
@@ -17,10 +17,13 @@
  * products. All threads that OpenMP provides are used; OMP_NUM_THREADS sets their number.
  */
 #include "../base/error.h"      /* error_set, Error, xcalloc */
-#include "../model/backend.h"   /* Weights, Acts, Floats, Backend, ... */
+#include "../model/backend.h"   /* Weights, Acts, Floats, DTYPE_BF16, ... */
 #include "attention_backward.h" /* cpu_attention_backward */
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
+#include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves */
+#include "tiles.h"              /* tiles_available */
+#include "tiles_product.h"      /* tiles_sums_count */
 
 #include "attention.h" /* cpu_kv_store */
 #include "dora.h"      /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
@@ -45,6 +48,7 @@ static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
                          "--dtype bf16: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use float32");
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->dtype = dtype;
+    d->tiles = dtype == DTYPE_BF16 && tiles_available();
     d->plans = (GemmPlan *)xcalloc(GEMM_PLANS, sizeof *d->plans);
     if (dnnl_engine_create(&d->engine, dnnl_cpu, 0) != dnnl_success ||
         dnnl_stream_create(&d->stream, d->engine, dnnl_stream_default_flags) != dnnl_success) {
@@ -60,7 +64,7 @@ static inline void cpu_close(Device *d) {
     while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
     free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
-    free(d->logits), free(d->partial), free(d->low), free(d->panel), free(d->work), free(d);
+    free(d->sums), free(d->logits), free(d->partial), free(d->low), free(d->panel), free(d->work), free(d);
 }
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
@@ -86,11 +90,14 @@ static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, in
     const bool bf16 = d->dtype == DTYPE_BF16;
     const size_t n = (size_t)gemm_terms(rows > 0 ? rows : 1);
     const size_t chunk = (size_t)gemm_terms(head_chunk_rows(rows > 0 ? rows : 1, padded_vocab));
-    const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
+    const size_t right = n * (size_t)widest;
+    const size_t logits =
+        d->tiles ? head_tiles_floats(rows) + tiles_sums_count(omp_get_max_threads()) : chunk * (size_t)padded_vocab;
+    const size_t head = d->tiles ? head_tiles_halves(rows, widest, padded_vocab) : logits;
     const size_t low = (size_t)(rows > 0 ? rows : 1) * (size_t)adapters;
     const size_t panels = quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
     return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low + panels) * sizeof(float) +
-           (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
+           (bf16 ? ((right > head ? right : head) + right) * sizeof(uint16_t) : 0);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {

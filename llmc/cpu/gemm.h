@@ -17,12 +17,14 @@
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
 
-#include "../base/error.h"    /* checked, Error, error_set, xrealloc */
+#include "../base/error.h"    /* checked, xrealloc, Error, error_set */
 #include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Dtype */
+#include "tiles.h"            /* TILES_PAIRS_TRANSPOSED, tiles_count, tiles_pack */
+#include "tiles_product.h"    /* tiles_sums_count */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
-typedef enum { GEMM_NT, GEMM_NN, GEMM_TN } GemmKind;
+typedef enum { GEMM_NT, GEMM_NN, GEMM_TN, GEMM_TILES } GemmKind;
 
 typedef struct GemmPlan {
     GemmKind kind;
@@ -40,6 +42,8 @@ typedef struct GemmPack {
     GemmKind kind;
     dnnl_memory_desc_t layout;
     dnnl_memory_t memory;
+    int depth;       /* GEMM_TILES: K of the weights [M, K] */
+    uint16_t *tiles; /* GEMM_TILES: the weights instead of layout and memory */
     size_t bytes;
     bool fresh;
 } GemmPack;
@@ -60,6 +64,9 @@ struct Device {
     size_t scratchpad_count;
     uint16_t *half[2]; /* operands rounded to bfloat16 */
     size_t half_count[2];
+    bool tiles;  /* products in bfloat16 are those of tiles_product.h */
+    float *sums; /* their partial sums */
+    size_t sums_count;
     float *logits; /* the head's chunk of logits */
     size_t logits_count;
     float *partial; /* sums of parts, added in a fixed order */
@@ -234,6 +241,35 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     return handle;
 }
 
+#ifdef __AMX_BF16__
+/* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
+static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
+    const size_t count = (size_t)M * (size_t)K;
+    GemmPack *pack = NULL;
+    for (int i = 0; i < d->pack_count && !pack; i++)
+        if (d->packs[i].from == w && d->packs[i].kind == GEMM_TILES && d->packs[i].count == count &&
+            d->packs[i].depth == K)
+            pack = &d->packs[i];
+    if (!pack) {
+        d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
+        pack = &d->packs[d->pack_count++];
+        *pack = (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K};
+        pack->bytes = tiles_count(M, K) * sizeof *pack->tiles;
+        pack->tiles = (uint16_t *)checked(aligned_alloc(64, pack->bytes), pack->bytes);
+        d->alive += pack->bytes;
+    }
+    if (!pack->fresh) tiles_pack(pack->tiles, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
+    pack->fresh = true;
+    return pack->tiles;
+}
+
+/* Scratch memory for the partial sums of products. */
+static inline float *gemm_sums(Device *d) {
+    const size_t count = tiles_sums_count(omp_get_max_threads());
+    return d->sums = (float *)cpu_scratch(d, d->sums, &d->sums_count, count, sizeof(float));
+}
+#endif
+
 /* Marks every pack that holds some of the n floats at w as stale, because they have new values. drop: also frees those
  * packs, because the memory of the weights is released. */
 static inline void gemm_weights_changed(Device *d, const float *w, size_t n, bool drop) {
@@ -242,9 +278,11 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
         if (pack->from + pack->count <= w || pack->from >= w + n) continue;
         pack->fresh = false;
         if (!drop) continue;
-        void *handle;
-        dnnl_memory_get_data_handle(pack->memory, &handle);
-        dnnl_memory_destroy(pack->memory);
+        void *handle = pack->tiles;
+        if (pack->memory) {
+            dnnl_memory_get_data_handle(pack->memory, &handle);
+            dnnl_memory_destroy(pack->memory);
+        }
         free(handle);
         d->alive -= pack->bytes;
         *pack = d->packs[--d->pack_count];

@@ -9,6 +9,7 @@
 #include "../base/random.h"   /* random_uniform */
 #include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
 #include "gemm.h"             /* Device, gemm_nt, cpu_scratch, gemm_nn, ... */
+#include "head_tiles.h"       /* HeadRow, head_tiles */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 
 #define HEAD_CHUNK ((size_t)26 << 20)
@@ -26,13 +27,6 @@ static inline float *head_logits(Device *d, int rows, int padded_vocab) {
         (float *)cpu_scratch(d, d->logits, &d->logits_count, (size_t)rows * (size_t)padded_vocab, sizeof(float));
     return d->logits;
 }
-
-/* Statistics of a row of logits, with y = (z - max) / temperature: the maximum and its token, log sum_v exp(y_v), and
- * sum_v p_v y_v (for the entropy). */
-typedef struct HeadRow {
-    float max, log_sum, mean;
-    int argmax;
-} HeadRow;
 
 /* The largest of n numbers, ignoring NaN. Computed in lanes, because clang does not vectorise a maximum reduction
  * unless NaN is ruled out. */
@@ -94,6 +88,12 @@ static inline void head_row_backward(float *restrict z, const HeadRow *row, int 
 
 static inline void cpu_head(Device *d, const Head *a) {
     if (a->rows == 0) return;
+#ifdef __AMX_BF16__
+    if (d->tiles) {
+        head_tiles(d, a);
+        return;
+    }
+#endif
     const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
     const float inverse_temperature = 1.0f / a->temperature;
     const float *weight = (const float *)a->weight, *h = (const float *)a->h;

@@ -17,10 +17,9 @@
 #include "../model/backend.h" /* DTYPE_BF16 */
 #include "gemm.h"             /* Device */
 #include "product.h"          /* CPU_VEC */
+#include "tiles.h"            /* tiles_configure */
 #include <stdio.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -55,22 +54,10 @@ static inline double peak_pairs(volatile float *sink) {
     return 4.0 * PEAK_CHAINS * 16 * PEAK_STEPS;
 }
 
-/* The layout of a tile configuration (Intel SDM, LDTILECFG). */
-typedef struct PeakTiles {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_per_row[16];
-    uint8_t rows[16];
-} PeakTiles;
-
 /* Four tiles of 16 x 16 sums from two of 16 x 32 on either side. */
 static inline double peak_tiles(volatile float *sink) {
-    PeakTiles tiles = {.palette = 1};
     float sums[16 * 16];
-    for (int i = 0; i < 8; i++) {
-        tiles.bytes_per_row[i] = 64;
-        tiles.rows[i] = 16;
-    }
-    _tile_loadconfig(&tiles);
+    tiles_configure();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -114,13 +101,7 @@ static inline double peak_of(const Device *d) {
     double peak = peak_measure(peak_fma);
 #ifdef __AVX512BF16__
     if (d->dtype == DTYPE_BF16) {
-        enum {
-            REQUEST_PERMISSION = 0x1023,
-            TILE_DATA = 18
-        }; /* arch_prctl(2): the tiles need the kernel's permission */
-        const bool tiles = dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx &&
-                           !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
-        const double bf16 = peak_measure(tiles ? peak_tiles : peak_pairs);
+        const double bf16 = peak_measure(d->tiles ? peak_tiles : peak_pairs);
         if (bf16 > peak) peak = bf16;
     }
 #endif

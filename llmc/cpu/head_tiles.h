@@ -1,0 +1,166 @@
+/* head_tiles.h - the language-model head in bfloat16 on the processor's tiles, without logits in memory.
+ *
+ * The tokens are divided into blocks of HEAD_BLOCK. A first pass computes the logits of each block and keeps four
+ * statistics of them; a second pass computes the logits again, turns them, while they are in registers, into their
+ * gradient in bfloat16, and multiplies that by the block of the output matrix and by h. Computing the logits twice is a
+ * third more arithmetic, and saves writing and reading them in float32 (412 MB for 1024 rows of GPT-2's vocabulary).
+ *
+ * Requesting a gradient changes no value, and no result depends on the number of threads.
+ */
+#ifndef LLMC_CPU_HEAD_TILES_H
+#define LLMC_CPU_HEAD_TILES_H
+
+#include "../model/backend.h" /* Head */
+#include "gemm.h"             /* Device, cpu_scratch, gemm_sums, gemm_tiles */
+#include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
+#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, tiles_product, TilesHead, ... */
+#include <math.h>
+
+enum { HEAD_BLOCK = 2048, HEAD_TILES_ROWS = 4096 /* rows that are processed at a time */ };
+
+/* Statistics of a row of logits, with y = (z - max) / temperature: the maximum and its token, log sum_v exp(y_v), and
+ * sum_v p_v y_v (for the entropy). */
+typedef struct HeadRow {
+    float max, log_sum, mean;
+    int argmax;
+} HeadRow;
+
+/* Sizes of the scratch memory for n rows: bfloat16 (h in both forms, the gradient of a block's logits in both, and the
+ * block's part of the output matrix) and floats (statistics, and four numbers for each row). */
+static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab) {
+    const int n = rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS;
+    const int block = padded_vocab < HEAD_BLOCK ? padded_vocab : HEAD_BLOCK;
+    return 2 * tiles_count(n, channels) + 2 * tiles_count(n, block) + tiles_count(block, channels);
+}
+static inline size_t head_tiles_floats(int rows) {
+    const size_t n = (size_t)(rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS);
+    return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4);
+}
+
+#ifdef __AMX_BF16__
+
+/* Combines the statistics of row r, in a fixed order. */
+static inline HeadRow head_tiles_row(const TilesHead *h, int rows, int r) {
+    HeadRow row = {.max = -INFINITY, .argmax = 0};
+    for (int group = 0; group < TILES_HEAD_GROUPS; group++) {
+        const float *max = h->statistics + ((size_t)group * (size_t)rows + (size_t)r) * TILES_HEAD_STATISTICS;
+        for (int i = 0; i < 16; i++) {
+            const int32_t token = ((const int32_t *)(const void *)max)[48 + i];
+            if (max[i] > row.max || (max[i] == row.max && token < row.argmax)) {
+                row.max = max[i];
+                row.argmax = token;
+            }
+        }
+    }
+    double sum = 0, weighted = 0;
+    for (int group = 0; group < TILES_HEAD_GROUPS; group++) {
+        const float *max = h->statistics + ((size_t)group * (size_t)rows + (size_t)r) * TILES_HEAD_STATISTICS;
+        for (int i = 0; i < 16; i++) {
+            const double s = (double)max[16 + i],
+                         y = ((double)max[i] - (double)row.max) * (double)h->inverse_temperature;
+            const double shrink = s == 0 ? 0 : exp(y);
+            sum += shrink * s;
+            weighted += shrink == 0 ? 0 : shrink * ((double)max[32 + i] + y * s);
+        }
+    }
+    row.log_sum = (float)log(sum);
+    row.mean = (float)(weighted / sum);
+    return row;
+}
+
+/* The statistics before the first block. */
+static inline void head_tiles_clear(float *statistics, size_t n) {
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t i = 0; i < n; i++) statistics[i] = i % TILES_HEAD_STATISTICS < 16 ? -INFINITY : 0;
+}
+
+/* Zeros the rows of a packed left operand of n x depth that pad its last strip. */
+static inline void head_tiles_pad(uint16_t *packed, int n, int depth) {
+    const int used = n % TILES_BLOCK;
+    uint16_t *block = packed + (size_t)(n / TILES_BLOCK) * tiles_blocks(depth) * TILES_BLOCK_SIZE;
+    for (size_t k = 0; used && k < tiles_blocks(depth); k++, block += TILES_BLOCK_SIZE)
+        memset(block + used * TILES_BLOCK, 0, (size_t)((TILES_BLOCK - used) * TILES_BLOCK) * sizeof *block);
+}
+
+/* Log-probabilities and entropies of `n` rows from `first` on, and what the second pass needs of them. */
+static inline void head_tiles_values(const Head *a, TilesHead *t, int first, int n, float *max, float *log_sum,
+                                     float *entropy) {
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < n; i++) {
+        const HeadRow row = head_tiles_row(t, n, i);
+        max[i] = row.max;
+        log_sum[i] = row.log_sum;
+        entropy[i] = row.log_sum - row.mean;
+        ((float *)a->logp)[first + i] = (t->target_logit[i] - row.max) * t->inverse_temperature - row.log_sum;
+        if (a->entropy) ((float *)a->entropy)[first + i] = entropy[i];
+        if (a->argmax) ((int32_t *)a->argmax)[first + i] = row.argmax;
+    }
+}
+
+/* Rows first .. first + n - 1. */
+static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
+    const int C = a->channels, Vp = a->padded_vocab, block = Vp < HEAD_BLOCK ? Vp : HEAD_BLOCK;
+    const size_t channels = (size_t)C;
+    const float *h = (const float *)a->h + (size_t)first * channels;
+    const uint16_t *weight = gemm_tiles(d, (const float *)a->weight, Vp, C);
+    d->half[0] =
+        (uint16_t *)cpu_scratch(d, d->half[0], &d->half_count[0], head_tiles_halves(n, C, Vp), sizeof(uint16_t));
+    uint16_t *h_rows = d->half[0], *h_pairs = h_rows + tiles_count(n, C), *gradient = h_pairs + tiles_count(n, C);
+    uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block);
+    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, head_tiles_floats(n), sizeof(float));
+    const size_t statistics = (size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS;
+    float *max = d->logits + statistics, *log_sum = max + n, *entropy = log_sum + n, *target_logit = entropy + n;
+    TilesHead t = {.inverse_temperature = 1.0f / a->temperature,
+                   .cap = a->cap,
+                   .vocab = a->vocab,
+                   .target = (const int32_t *)a->target + first,
+                   .statistics = d->logits,
+                   .target_logit = target_logit,
+                   .max = max,
+                   .log_sum = log_sum,
+                   .entropy = entropy,
+                   .gradient = gradient};
+    TilesProduct logits = {
+        .rows = n, .depth = C, .a = h_rows, .epilogue = TILES_STATISTICS, .head = &t, .sums = gemm_sums(d)};
+    head_tiles_clear(t.statistics, statistics);
+    tiles_pack(h_rows, TILES_ROWS, h, channels, n, C);
+    for (t.first = 0; t.first < Vp; t.first += block) {
+        logits.cols = tiles_least(block, Vp - t.first);
+        logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
+        tiles_product(&logits);
+    }
+    head_tiles_values(a, &t, first, n, max, log_sum, entropy);
+    if (!a->dlogp) return;
+    t.dlogp = (const float *)a->dlogp + first;
+    t.dentropy = a->dentropy ? (const float *)a->dentropy + first : NULL;
+    logits.epilogue = TILES_HEAD_GRADIENT;
+    TilesProduct dh = {.rows = n, .cols = C, .a = gradient, .b = weight_turned, .ldo = channels, .sums = d->sums};
+    dh.out = (float *)a->dh + (size_t)first * channels;
+    TilesProduct dweight = {.cols = C, .depth = n, .a = turned, .b = h_pairs, .ldo = channels, .sums = d->sums};
+    dweight.epilogue = TILES_ADD;
+    if (a->dweight) tiles_pack(h_pairs, TILES_PAIRS, h, channels, C, n);
+    for (t.first = 0; t.first < Vp; t.first += block) {
+        const int tokens = tiles_least(block, Vp - t.first);
+        logits.cols = tokens;
+        logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
+        tiles_product(&logits);
+        head_tiles_pad(gradient, n, tokens);
+        tiles_turn(weight_turned, logits.b, tokens, C, true);
+        dh.depth = tokens;
+        dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
+        tiles_product(&dh);
+        if (!a->dweight) continue;
+        tiles_turn(turned, gradient, n, tokens, false);
+        dweight.rows = tokens;
+        dweight.out = (float *)a->dweight + (size_t)t.first * channels;
+        tiles_product(&dweight);
+    }
+}
+
+static inline void head_tiles(Device *d, const Head *a) {
+    for (int first = 0; first < a->rows; first += HEAD_TILES_ROWS)
+        head_tiles_rows(d, a, first, tiles_least(HEAD_TILES_ROWS, a->rows - first));
+}
+
+#endif
+#endif

@@ -1,0 +1,227 @@
+/* tiles.h - packed bfloat16 operands for the processor's tiles (AMX), and exp and tanh of 16 floats.
+ *
+ * A tile has 16 rows of 64 bytes. Operands are packed in blocks of 32 x 32 bfloat16, 2 KB each, in two forms:
+ *
+ *   rows    a plain row-major block, as the left operand of tdpbf16ps: its upper and lower half are tiles
+ *   pairs   [2 halves of the columns][16 pairs of rows][16 columns][2 rows of the pair], as the right operand
+ *
+ * A packed matrix of n x depth, n and depth rounded up to 32, is stored as [n / 32][depth / 32] such blocks: `strips` of
+ * 32 rows of a left operand [n, depth], or `panels` of 32 columns of a right operand [depth, n]. Places past the ends are
+ * 0. The same weights w [M, K] are the right operand w^T [K, M] of a forward pass and w [M, K] of a gradient; the blocks of
+ * one become those of the other by tiles_turn().
+ *
+ * Everything here but tiles_available() exists only where the compiler may use AMX (cpu.c compiled for level bf16), and may
+ * run only if tiles_available().
+ */
+#ifndef LLMC_CPU_TILES_H
+#define LLMC_CPU_TILES_H
+
+#include <oneapi/dnnl/dnnl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { TILES_BLOCK = 32, TILES_BLOCK_SIZE = TILES_BLOCK * TILES_BLOCK };
+
+static inline size_t tiles_blocks(int n) { return ((size_t)n + TILES_BLOCK - 1) / TILES_BLOCK; }
+
+/* Number of bfloat16 in a packed matrix of n x depth. */
+static inline size_t tiles_count(int n, int depth) { return tiles_blocks(n) * tiles_blocks(depth) * TILES_BLOCK_SIZE; }
+
+/* Returns whether this process may use the tiles: this code was compiled for them, oneDNN's limit ONEDNN_MAX_CPU_ISA
+ * includes them, and the kernel grants the permission that it requires (arch_prctl(2)). */
+static inline bool tiles_available(void) {
+#ifdef __AMX_BF16__
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx &&
+           !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#else
+    return false;
+#endif
+}
+
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+
+#define TILES_INLINE static inline __attribute__((always_inline))
+
+/* The layout of a tile configuration (Intel SDM, LDTILECFG). */
+typedef struct TilesConfig {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes_per_row[16];
+    uint8_t rows[16];
+} TilesConfig;
+
+/* Gives the calling thread eight tiles of 16 rows of 64 bytes, until _tile_release(). */
+static inline void tiles_configure(void) {
+    TilesConfig config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.bytes_per_row[i] = 64;
+        config.rows[i] = 16;
+    }
+    __asm__ volatile("" ::"m"(config) : "memory"); /* gcc 12's intrinsic does not say that it reads memory */
+    _tile_loadconfig(&config);
+}
+
+/* Masks of the first n of 32 or 16 elements. */
+TILES_INLINE __mmask32 tiles_mask(int n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+TILES_INLINE __mmask16 tiles_mask16(int n) { return (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
+
+/* 32 floats rounded to bfloat16, to nearest, ties to even. */
+TILES_INLINE __m512i tiles_round(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+/* A block in rows of a float32 matrix whose rows are ld apart, of which `rows` and `columns` remain from `from` on. */
+TILES_INLINE void tiles_read(uint16_t *to, const float *from, size_t ld, int rows, int columns) {
+    const __mmask16 low = tiles_mask16(columns), high = tiles_mask16(columns - 16);
+    for (int i = 0; i < TILES_BLOCK; i++) {
+        __m512i row = _mm512_setzero_si512();
+        if (i < rows)
+            row = tiles_round(_mm512_maskz_loadu_ps(low, from + (size_t)i * ld),
+                              _mm512_maskz_loadu_ps(high, from + (size_t)i * ld + 16));
+        _mm512_store_si512(to + TILES_BLOCK * i, row);
+    }
+}
+
+/* 16 rows of 16 dwords become columns; `to` may be `from`. Rows are read 128 bits at a time into the lanes where they
+ * belong, which leaves 32 shuffles. */
+TILES_INLINE void tiles_transpose_dwords(uint16_t *to, const uint16_t *from) {
+    const char *f = (const char *)from;
+    __m512i r[16], t[4];
+    for (int c = 0; c < 4; c++)
+        for (int i = 0; i < 4; i++) {
+            const char *at = f + i * 64 + c * 16;
+            const __m512i first = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)at));
+            const __m512i second = _mm512_inserti32x4(first, _mm_load_si128((const __m128i *)(at + 4 * 64)), 1);
+            const __m512i third = _mm512_inserti32x4(second, _mm_load_si128((const __m128i *)(at + 8 * 64)), 2);
+            r[4 * c + i] = _mm512_inserti32x4(third, _mm_load_si128((const __m128i *)(at + 12 * 64)), 3);
+        }
+    for (int c = 0; c < 4; c++) {
+        const __m512i *x = r + 4 * c;
+        __m512i *out = (__m512i *)(void *)((char *)to + c * 256);
+        t[0] = _mm512_unpacklo_epi32(x[0], x[1]);
+        t[1] = _mm512_unpackhi_epi32(x[0], x[1]);
+        t[2] = _mm512_unpacklo_epi32(x[2], x[3]);
+        t[3] = _mm512_unpackhi_epi32(x[2], x[3]);
+        _mm512_store_si512(out, _mm512_unpacklo_epi64(t[0], t[2]));
+        _mm512_store_si512(out + 1, _mm512_unpackhi_epi64(t[0], t[2]));
+        _mm512_store_si512(out + 2, _mm512_unpacklo_epi64(t[1], t[3]));
+        _mm512_store_si512(out + 3, _mm512_unpackhi_epi64(t[1], t[3]));
+    }
+}
+
+/* A block in rows becomes its transpose in pairs, and the reverse: both are transpositions of pairs of elements. */
+TILES_INLINE void tiles_transpose_pairs(uint16_t *to, const uint16_t *from) {
+    tiles_transpose_dwords(to, from);
+    tiles_transpose_dwords(to + TILES_BLOCK_SIZE / 2, from + TILES_BLOCK_SIZE / 2);
+}
+
+/* A block in rows becomes the same block in pairs. */
+TILES_INLINE void tiles_interleave(uint16_t *to, const uint16_t *from) {
+    const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+    const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    for (int pair = 0; pair < TILES_BLOCK / 2; pair++) {
+        const __m512i x = _mm512_load_si512(from + 2 * TILES_BLOCK * pair);
+        const __m512i y = _mm512_load_si512(from + 2 * TILES_BLOCK * pair + TILES_BLOCK);
+        const __m512i a = _mm512_unpacklo_epi16(x, y), b = _mm512_unpackhi_epi16(x, y);
+        _mm512_store_si512(to + TILES_BLOCK * pair, _mm512_permutex2var_epi64(a, low, b));
+        _mm512_store_si512(to + TILES_BLOCK_SIZE / 2 + TILES_BLOCK * pair, _mm512_permutex2var_epi64(a, high, b));
+    }
+}
+
+/* ---- whole matrices -------------------------------------------------------------------------------------------- */
+
+typedef enum TilesForm {
+    TILES_ROWS,            /* the blocks of x [n, depth] in rows: a left operand x */
+    TILES_ROWS_TRANSPOSED, /* of x [depth, n]: a left operand x^T */
+    TILES_PAIRS,           /* the blocks of x [depth, n] in pairs: a right operand x */
+    TILES_PAIRS_TRANSPOSED /* of x [n, depth]: a right operand x^T */
+} TilesForm;
+
+/* Rounds the matrix x, whose rows are ld apart, and packs it as n x depth in a form. Called by all threads of a team. */
+static inline void tiles_pack_team(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
+    const size_t steps = tiles_blocks(depth);
+    const bool across = form == TILES_ROWS_TRANSPOSED || form == TILES_PAIRS; /* x is [depth, n] */
+    const int rows = across ? depth : n, columns = across ? n : depth;
+#pragma omp for collapse(2) schedule(static)
+    for (int row = 0; row < rows; row += TILES_BLOCK)
+        for (int column = 0; column < columns; column += TILES_BLOCK) {
+            const size_t i = (size_t)(across ? column : row) / TILES_BLOCK,
+                         k = (size_t)(across ? row : column) / TILES_BLOCK;
+            uint16_t *out = to + (i * steps + k) * TILES_BLOCK_SIZE,
+                     block[TILES_BLOCK_SIZE] __attribute__((aligned(64)));
+            tiles_read(form == TILES_ROWS ? out : block, x + (size_t)row * ld + column, ld, rows - row,
+                       columns - column);
+            if (form == TILES_PAIRS) tiles_interleave(out, block);
+            if (form == TILES_PAIRS_TRANSPOSED) tiles_transpose_pairs(out, block);
+            if (form != TILES_ROWS_TRANSPOSED) continue;
+            tiles_interleave(out, block);
+            tiles_transpose_pairs(out, out);
+        }
+}
+
+static inline void tiles_pack(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
+#pragma omp parallel if ((size_t)n * (size_t)depth > 16384)
+    tiles_pack_team(to, form, x, ld, n, depth);
+}
+
+/* Turns a packed matrix of n x depth into its transpose, packed as depth x n: a left operand x into x^T, or (pairs) a right
+ * operand w^T into w. */
+static inline void tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
+    const size_t strips = tiles_blocks(n), steps = tiles_blocks(depth);
+#pragma omp parallel for collapse(2) schedule(static) if ((size_t)n * (size_t)depth > 16384)
+    for (size_t i = 0; i < strips; i++)
+        for (size_t k = 0; k < steps; k++) {
+            const uint16_t *in = from + (i * steps + k) * TILES_BLOCK_SIZE;
+            uint16_t *out = to + (k * strips + i) * TILES_BLOCK_SIZE;
+            uint16_t block[TILES_BLOCK_SIZE] __attribute__((aligned(64)));
+            if (pairs) {
+                tiles_transpose_pairs(block, in);
+                tiles_interleave(out, block);
+            } else {
+                tiles_interleave(block, in);
+                tiles_transpose_pairs(out, block);
+            }
+        }
+}
+
+/* ---- 16 floats ------------------------------------------------------------------------------------------------- */
+
+/* e^x for x <= 0, by the same polynomial as cpu_exp() (vector_math.h). It is 0 up to -87; NaN gives NaN. */
+TILES_INLINE __m512 tiles_exp(__m512 x) {
+    const __m512 rounder = _mm512_set1_ps(0x1.8p23f);
+    const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
+    const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(0x1.715476p+0f), rounder);
+    const __m512 n = _mm512_sub_ps(shifted, rounder);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
+    __m512 p = _mm512_set1_ps(0x1.6a2352p-10f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.123a6cp-7f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.5558f4p-5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.555490p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffffcp-2f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
+    p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(positive, _mm512_castps_si512(p), exponent));
+}
+
+/* tanh x, as cpu_tanh(): a polynomial below 0.625, 1 - 2 e / (1 + e) with e = e^(-2 |x|) from there on. */
+TILES_INLINE __m512 tiles_tanh(__m512 x) {
+    const __m512 z = _mm512_abs_ps(x), s = _mm512_mul_ps(x, x), one = _mm512_set1_ps(1.0f);
+    __m512 p = _mm512_set1_ps(-0.00569738374f);
+    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.02063254604f));
+    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-0.05373779793f));
+    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.1333142038f));
+    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-0.3333328118f));
+    const __m512 near = _mm512_fmadd_ps(x, _mm512_mul_ps(s, p), x);
+    const __m512 e = tiles_exp(_mm512_mul_ps(z, _mm512_set1_ps(-2.0f)));
+    const __m512 far = _mm512_sub_ps(one, _mm512_div_ps(_mm512_add_ps(e, e), _mm512_add_ps(one, e)));
+    const __m512i sign = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32((int)0x80000000u));
+    const __m512 signed_far = _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(far), sign));
+    return _mm512_mask_mov_ps(signed_far, _mm512_cmp_ps_mask(z, _mm512_set1_ps(0.625f), _CMP_LT_OQ), near);
+}
+
+#endif
+#endif

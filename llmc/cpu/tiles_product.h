@@ -1,0 +1,341 @@
+/* tiles_product.h - products of packed bfloat16 matrices with float32 sums on the processor's tiles (AMX).
+ *
+ *   C[rows, cols] = A[rows, depth] B[depth, cols], then an epilogue (TilesEpilogue)
+ *
+ * A is packed in rows, B in pairs (tiles.h). A unit of work is a range of strips of A, of which TILES_CACHE bytes stay in
+ * the second-level cache, by a range of panels of B. Up to TILES_STEPS blocks (24 KB) of a panel stay in the first-level
+ * cache while the strips pass, by loads that do not displace them (tileloaddt1). Four tiles are 32 x 32 sums: one block of
+ * the depth takes four loads and four products. The epilogue of 32 x 32 sums runs during the products of the next
+ * ones, a few rows per block, because the tiles leave the vector units idle.
+ *
+ * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
+ */
+#ifndef LLMC_CPU_TILES_PRODUCT_H
+#define LLMC_CPU_TILES_PRODUCT_H
+
+#include "tiles.h" /* TILES_BLOCK, TILES_BLOCK_SIZE, tiles_blocks, TILES_INLINE, ... */
+#include <math.h>
+#include <omp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    TILES_STEPS = 12,              /* most blocks of a panel in the first-level cache */
+    TILES_DEPTH = 32,              /* most blocks of the depth in one pass over the panels */
+    TILES_STRIPS = 32,             /* most strips in a unit of work */
+    TILES_GROUP = 12,              /* most panels in a unit, if the depth takes several passes */
+    TILES_UNITS = 4,               /* fewest units for each thread, if there are as many */
+    TILES_CACHE = 512 << 10,       /* bytes of A in the second-level cache */
+    TILES_HEAD_GROUPS = 8,         /* the head: groups of columns with statistics of their own */
+    TILES_HEAD_STATISTICS = 4 * 16 /* the head: numbers per row and group */
+};
+
+typedef enum TilesEpilogue {
+    TILES_STORE,        /* out = C + bias */
+    TILES_ADD,          /* out += C */
+    TILES_STATISTICS,   /* the head: statistics of the logits C; nothing else is stored */
+    TILES_HEAD_GRADIENT /* the head: gradient = dloss/dC, packed in rows */
+} TilesEpilogue;
+
+/* The head's logits z = C, or cap tanh(C / cap), for tokens `first` .. of `vocab` tokens; see Head in backend.h. */
+typedef struct TilesHead {
+    float inverse_temperature, cap;
+    int first, vocab;
+    const int32_t *target; /* (rows) */
+    /* (TILES_HEAD_GROUPS, rows, 4, 16) over the tokens so far, of every 16th token: maximum m, sum of e^y with
+     * y = (z - m) / temperature, sum of y e^y, and the token (int32) of the maximum */
+    float *statistics;
+    float *target_logit; /* (rows) */
+    /* for TILES_HEAD_GRADIENT, (rows) each */
+    const float *max, *log_sum, *entropy, *dlogp, *dentropy; /* dentropy: or NULL */
+    uint16_t *gradient;                                      /* rows x cols, packed in rows */
+} TilesHead;
+
+typedef struct TilesProduct {
+    int rows, cols, depth;
+    const uint16_t *a, *b; /* packed */
+    TilesEpilogue epilogue;
+    const float *bias; /* (cols) or NULL */
+    float *out;        /* rows are ldo apart */
+    size_t ldo;
+    const TilesHead *head;
+    float *sums; /* scratch: tiles_sums_count() floats */
+} TilesProduct;
+
+/* Floats of scratch memory that any product takes with this many threads. */
+static inline size_t tiles_sums_count(int threads) {
+    return (size_t)threads * TILES_CACHE / sizeof(uint16_t) / TILES_DEPTH * TILES_GROUP;
+}
+
+/* How a product is divided: into blocks of strips, groups of panels, and parts of the depth, all in units of 32. */
+typedef struct TilesPlan {
+    int part, block, blocks, group, groups;
+} TilesPlan;
+
+static inline TilesPlan tiles_plan(const TilesProduct *p, int threads) {
+    const int strips = (int)tiles_blocks(p->rows), panels = (int)tiles_blocks(p->cols);
+    const int steps = (int)tiles_blocks(p->depth), parts = (steps + TILES_DEPTH - 1) / TILES_DEPTH;
+    TilesPlan plan;
+    plan.part = parts > 1 ? (steps + parts - 1) / parts : steps;
+    const int fit = TILES_CACHE / (int)sizeof(uint16_t) / TILES_BLOCK_SIZE / (plan.part > 0 ? plan.part : 1);
+    const int most = parts > 1            ? TILES_CACHE / (int)sizeof(uint16_t) / TILES_BLOCK_SIZE / TILES_DEPTH
+                     : fit < TILES_STRIPS ? fit
+                                          : TILES_STRIPS;
+    plan.blocks = (strips + most - 1) / most;
+    plan.block = (strips + plan.blocks - 1) / plan.blocks;
+    plan.blocks = (strips + plan.block - 1) / plan.block;
+    int groups = threads > 1 ? (TILES_UNITS * threads + plan.blocks - 1) / plan.blocks : 1;
+    while (groups > 1 && plan.blocks * groups % threads) groups++;
+    if (p->epilogue == TILES_STATISTICS) groups = TILES_HEAD_GROUPS;
+    plan.group = (panels + groups - 1) / groups;
+    if (parts > 1 && plan.group > TILES_GROUP) plan.group = TILES_GROUP;
+    plan.groups = (panels + plan.group - 1) / plan.group;
+    return plan;
+}
+
+#ifdef __AMX_BF16__
+
+/* 32 x 32 sums whose epilogue has yet to run. */
+typedef struct TilesPending {
+    const float *c; /* (32, 32) */
+    float *sum;     /* (32, 32) sums of the blocks of the depth before, or NULL */
+    bool last;      /* the depth is complete: the epilogue follows; otherwise c is added to `sum` */
+    int row, column, done, rows, columns;
+} TilesPending;
+
+/* ---- epilogues ------------------------------------------------------------------------------------------------- */
+
+/* One row of 32 logits x, y of tokens `token` ..: adds those of mask in to the row's statistics of its group. */
+TILES_INLINE void tiles_statistics(const TilesHead *h, float *row, int token, __m512 x, __m512 y, __mmask16 in0,
+                                   __mmask16 in1) {
+    const __m512 low = _mm512_set1_ps(-INFINITY), scale = _mm512_set1_ps(h->inverse_temperature);
+    const __m512 least = _mm512_set1_ps(-87.0f);
+    x = _mm512_mask_mov_ps(low, in0, x);
+    y = _mm512_mask_mov_ps(low, in1, y);
+    __m512 max = _mm512_load_ps(row), sum = _mm512_load_ps(row + 16), mean = _mm512_load_ps(row + 32);
+    const __m512 top = _mm512_max_ps(y, x);
+    const __mmask16 higher = _mm512_cmp_ps_mask(top, max, _CMP_GT_OQ);
+    if (higher) { /* rare after the first panels */
+        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __mmask16 second = _mm512_cmp_ps_mask(y, x, _CMP_GT_OQ);
+        const __m512i at = _mm512_mask_add_epi32(lane, second, lane, _mm512_set1_epi32(16));
+        _mm512_mask_store_epi32(row + 48, higher, _mm512_add_epi32(at, _mm512_set1_epi32(token)));
+        const __m512 raised = _mm512_mask_mov_ps(max, higher, top);
+        const __m512 d = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(max, raised), scale));
+        const __m512 shrink = tiles_exp(d);
+        mean = _mm512_mask_mul_ps(mean, higher, shrink, _mm512_fmadd_ps(d, sum, mean));
+        sum = _mm512_mask_mul_ps(sum, higher, shrink, sum);
+        max = raised;
+        _mm512_store_ps(row, max);
+    }
+    x = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(x, max), scale));
+    y = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(y, max), scale));
+    const __m512 u = tiles_exp(x), v = tiles_exp(y);
+    sum = _mm512_mask_add_ps(sum, in0, sum, u);
+    sum = _mm512_mask_add_ps(sum, in1, sum, v);
+    mean = _mm512_mask3_fmadd_ps(x, u, mean, in0);
+    mean = _mm512_mask3_fmadd_ps(y, v, mean, in1);
+    _mm512_store_ps(row + 16, sum);
+    _mm512_store_ps(row + 32, mean);
+}
+
+/* The gradient of the logits z of row r with respect to the sums before the cap; see head_row_backward() in head.h. */
+TILES_INLINE __m512 tiles_head_gradient(const TilesHead *h, int r, __m512 z, __mmask16 in, int hit) {
+    const __m512 scale = _mm512_set1_ps(h->inverse_temperature);
+    const float a = h->dlogp[r] * h->inverse_temperature;
+    const __m512 y = _mm512_mul_ps(_mm512_sub_ps(z, _mm512_set1_ps(h->max[r])), scale);
+    const __m512 logp = _mm512_sub_ps(y, _mm512_set1_ps(h->log_sum[r]));
+    const __m512 p = tiles_exp(logp);
+    __m512 slope = _mm512_set1_ps(-a);
+    if (h->dentropy) {
+        const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-1000.0f), logp);
+        slope = _mm512_fnmadd_ps(_mm512_set1_ps(h->dentropy[r] * h->inverse_temperature),
+                                 _mm512_add_ps(bounded, _mm512_set1_ps(h->entropy[r])), slope);
+    }
+    __m512 g = _mm512_maskz_mul_ps(in, p, slope);
+    if (hit >= 0 && hit < 16) g = _mm512_mask_add_ps(g, (__mmask16)(1 << hit), g, _mm512_set1_ps(a));
+    if (h->cap > 0) {
+        const __m512 bent = _mm512_mul_ps(z, _mm512_set1_ps(1.0f / h->cap));
+        g = _mm512_maskz_mul_ps(in, g, _mm512_fnmadd_ps(bent, bent, _mm512_set1_ps(1.0f)));
+    }
+    return g;
+}
+
+/* The epilogue of row i of the pending sums, x and y, for the head. */
+TILES_INLINE void tiles_finish_head(const TilesProduct *p, TilesEpilogue epilogue, const TilesPending *q, int i,
+                                    int group, __m512 x, __m512 y) {
+    const TilesHead *h = p->head;
+    const int r = q->row + i, token = h->first + q->column, left = h->vocab - token, hit = h->target[r] - token;
+    const __mmask16 in0 = tiles_mask16(left), in1 = tiles_mask16(left - 16);
+    if (h->cap > 0) {
+        const __m512 cap = _mm512_set1_ps(h->cap), inverse = _mm512_set1_ps(1.0f / h->cap);
+        x = _mm512_mul_ps(cap, tiles_tanh(_mm512_mul_ps(x, inverse)));
+        y = _mm512_mul_ps(cap, tiles_tanh(_mm512_mul_ps(y, inverse)));
+    }
+    if (epilogue == TILES_STATISTICS) {
+        if (hit >= 0 && hit < TILES_BLOCK)
+            _mm512_mask_compressstoreu_ps(h->target_logit + r, (__mmask16)(1 << hit % 16), hit < 16 ? x : y);
+        const size_t at = ((size_t)group * (size_t)p->rows + (size_t)r) * TILES_HEAD_STATISTICS;
+        tiles_statistics(h, h->statistics + at, token, x, y, in0, in1);
+        return;
+    }
+    const size_t steps = tiles_blocks(p->cols);
+    const size_t block = (size_t)q->row / TILES_BLOCK * steps + (size_t)q->column / TILES_BLOCK;
+    x = tiles_head_gradient(h, r, x, in0, hit);
+    y = tiles_head_gradient(h, r, y, in1, hit - 16);
+    _mm512_store_si512(h->gradient + block * TILES_BLOCK_SIZE + (size_t)(i * TILES_BLOCK), tiles_round(x, y));
+}
+
+/* Rows q->done .. end - 1 of the pending sums. */
+TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, TilesPending *q, int end, int group) {
+    const __mmask16 low = tiles_mask16(q->columns), high = tiles_mask16(q->columns - 16);
+    __m512 bias0 = _mm512_setzero_ps(), bias1 = _mm512_setzero_ps();
+    if (epilogue == TILES_STORE && p->bias && q->last) {
+        bias0 = _mm512_maskz_loadu_ps(low, p->bias + q->column);
+        bias1 = _mm512_maskz_loadu_ps(high, p->bias + q->column + 16);
+    }
+    for (int i = q->done; i < end; i++) {
+        __m512 x = _mm512_load_ps(q->c + TILES_BLOCK * i), y = _mm512_load_ps(q->c + TILES_BLOCK * i + 16);
+        if (q->sum) {
+            float *sum = q->sum + TILES_BLOCK * i;
+            x = _mm512_add_ps(_mm512_load_ps(sum), x);
+            y = _mm512_add_ps(_mm512_load_ps(sum + 16), y);
+            if (!q->last) {
+                _mm512_store_ps(sum, x);
+                _mm512_store_ps(sum + 16, y);
+                continue;
+            }
+        }
+        if (epilogue == TILES_STATISTICS || epilogue == TILES_HEAD_GRADIENT) {
+            tiles_finish_head(p, epilogue, q, i, group, x, y);
+            continue;
+        }
+        float *out = p->out + (size_t)(q->row + i) * p->ldo + (size_t)q->column;
+        /* The next panel writes the next lines of the row. Unless they are asked for now, each store waits for its line
+         * where results are in no cache, as in a model, and the product takes twice as long. */
+        _mm_prefetch(out + TILES_BLOCK, _MM_HINT_T1);
+        _mm_prefetch(out + TILES_BLOCK + 16, _MM_HINT_T1);
+        if (epilogue == TILES_ADD) {
+            x = _mm512_add_ps(_mm512_maskz_loadu_ps(low, out), x);
+            y = _mm512_add_ps(_mm512_maskz_loadu_ps(high, out + 16), y);
+        } else {
+            x = _mm512_add_ps(x, bias0);
+            y = _mm512_add_ps(y, bias1);
+        }
+        _mm512_mask_storeu_ps(out, low, x);
+        _mm512_mask_storeu_ps(out + 16, high, y);
+    }
+    q->done = end;
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------------------------ */
+
+/* c [32, 32] = `steps` blocks of a strip of A by as many of a panel of B. During the products, the pending sums are
+ * finished, and `ahead` cache lines per block are prefetched from `next` on. */
+TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int steps, const TilesProduct *p,
+                             TilesEpilogue epilogue, TilesPending *q, int group, const char *next, int ahead) {
+    const int each = (q->rows - q->done + steps - 1) / steps;
+    __asm__ volatile("" ::: "memory"); /* gcc 12's intrinsics do not say that they read memory */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int s = 0; s < steps; s++, a += TILES_BLOCK_SIZE, b += TILES_BLOCK_SIZE) {
+        _tile_loadd(6, b, 64);
+        _tile_stream_loadd(4, a, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + TILES_BLOCK_SIZE / 2, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_stream_loadd(5, a + TILES_BLOCK_SIZE / 2, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        for (int i = 0; i < ahead; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        if (q->done < q->rows) tiles_finish(p, epilogue, q, q->done + each < q->rows ? q->done + each : q->rows, group);
+    }
+    _tile_stored(0, c, 4 * TILES_BLOCK);
+    _tile_stored(1, c + 16, 4 * TILES_BLOCK);
+    _tile_stored(2, c + 16 * TILES_BLOCK, 4 * TILES_BLOCK);
+    _tile_stored(3, c + 16 * TILES_BLOCK + 16, 4 * TILES_BLOCK);
+}
+
+static inline int tiles_least(int a, int b) { return a < b ? a : b; }
+
+/* Strips strip0 .. strip1 - 1 by panels panel0 .. panel1 - 1. sums: the thread's scratch memory. */
+TILES_INLINE void tiles_unit(const TilesProduct *p, TilesEpilogue epilogue, const TilesPlan *plan, int unit,
+                             float *sums) {
+    const int steps = (int)tiles_blocks(p->depth), group = unit % plan->groups;
+    const int strip0 = unit / plan->groups * plan->block;
+    const int strip1 = tiles_least(strip0 + plan->block, (int)tiles_blocks(p->rows));
+    const int panel0 = group * plan->group, panel1 = tiles_least(panel0 + plan->group, (int)tiles_blocks(p->cols));
+    const int strips = strip1 - strip0, ahead = (TILES_BLOCK + strips - 1) / strips;
+    float fresh[2][TILES_BLOCK_SIZE] __attribute__((aligned(64)));
+    TilesPending q = {0};
+    int turn = 0;
+    for (int part = 0; part < steps; part += plan->part)
+        for (int panel = panel0; panel < panel1; panel++) {
+            const int part_steps = tiles_least(plan->part, steps - part);
+            const int chunks = (part_steps + TILES_STEPS - 1) / TILES_STEPS, chunk = (part_steps + chunks - 1) / chunks;
+            for (int first = part; first < part + part_steps; first += chunk) {
+                const int n = tiles_least(chunk, part + part_steps - first);
+                const uint16_t *b = p->b + ((size_t)panel * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
+                const char *next = (const char *)(b + (size_t)steps * TILES_BLOCK_SIZE);
+                for (int i = 0; i < strips; i++) {
+                    const uint16_t *a =
+                        p->a + ((size_t)(strip0 + i) * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
+                    const int slot = (plan->part < steps ? (panel - panel0) * plan->block : 0) + i;
+                    float *sum = sums + (size_t)slot * TILES_BLOCK_SIZE;
+                    const bool begin = first == 0, last = first + n == steps;
+                    float *c = begin && !last ? sum : fresh[turn];
+                    tiles_sums(c, a, b, n, p, epilogue, &q, group, next, panel + 1 < panel1 ? ahead : 0);
+                    next += (size_t)(ahead * n) * 64;
+                    q.rows = 0;
+                    q.done = 0;
+                    if (begin && !last) continue;
+                    turn ^= 1;
+                    const int row = (strip0 + i) * TILES_BLOCK, column = panel * TILES_BLOCK;
+                    q = (TilesPending){.c = c,
+                                       .sum = begin ? NULL : sum,
+                                       .last = last,
+                                       .row = row,
+                                       .column = column,
+                                       .rows = last ? tiles_least(TILES_BLOCK, p->rows - row) : TILES_BLOCK,
+                                       .columns = tiles_least(TILES_BLOCK, p->cols - column)};
+                }
+            }
+        }
+    tiles_finish(p, epilogue, &q, q.rows, group);
+}
+
+#define TILES_TEAM(name, epilogue)                                                                                     \
+    static inline void name(const TilesProduct *p, const TilesPlan *plan) {                                            \
+        float *sums = p->sums + (size_t)omp_get_thread_num() * tiles_sums_count(1);                                    \
+        tiles_configure();                                                                                             \
+        _Pragma("omp for schedule(dynamic, 1)") for (int unit = 0; unit < plan->blocks * plan->groups; unit++)         \
+            tiles_unit(p, epilogue, plan, unit, sums);                                                                 \
+        _tile_release();                                                                                               \
+    }
+TILES_TEAM(tiles_team_store, TILES_STORE)
+TILES_TEAM(tiles_team_add, TILES_ADD)
+TILES_TEAM(tiles_team_statistics, TILES_STATISTICS)
+TILES_TEAM(tiles_team_head_gradient, TILES_HEAD_GRADIENT)
+
+/* Computes the product; called by all threads of a team, or by one thread outside of parallel regions. */
+static inline void tiles_product_team(const TilesProduct *p) {
+    if (p->rows <= 0 || p->cols <= 0 || p->depth <= 0) return;
+    const TilesPlan plan = tiles_plan(p, omp_get_num_threads());
+    switch (p->epilogue) {
+    case TILES_STORE: tiles_team_store(p, &plan); break;
+    case TILES_ADD: tiles_team_add(p, &plan); break;
+    case TILES_STATISTICS: tiles_team_statistics(p, &plan); break;
+    case TILES_HEAD_GRADIENT: tiles_team_head_gradient(p, &plan); break;
+    }
+}
+
+static inline void tiles_product(const TilesProduct *p) {
+#pragma omp parallel if ((double)p->rows * p->cols * p->depth > 1e6)
+    tiles_product_team(p);
+}
+
+#endif
+#endif
