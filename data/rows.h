@@ -27,7 +27,7 @@
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
 #include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
 #include "../llmc/records/shard.h"        /* Record */
-#include "../llmc/reward/verify.h"        /* rewards_check_answer, verify_kind */
+#include "../llmc/reward/verify.h"        /* rewards_check_answer, rewards_check_fields, rewards_unread_field, ... */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "../llmc/text/chat.h"            /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
@@ -48,6 +48,7 @@ typedef enum {
     NOTE_NO_ANSWER,
     NOTE_NO_VERIFIER,
     NOTE_UNCHECKED,
+    NOTE_UNREAD,
     NOTE_SPLIT,
     NOTE_NO_TOOLS,
     NOTE_TEXT_ARGUMENTS,
@@ -447,9 +448,14 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     if (!ok) return ROW_BAD;
     if (r->max_tokens && r->ids.count > r->max_tokens) return row_too_long(r, j, r->ids.count, "the prompt", e);
     const RewardInput input = {.task = task, .answer = r->text_of_answer.text, .fields = others};
+    const char *field;
+    Error why;
+    if (!rewards_check_fields(&input, &field, &why))
+        return jsonl_error(j, field, e, "%s", why.text) ? ROW_MADE : ROW_BAD;
     if (!r->text_of_answer.length && !*task) r->notes[NOTE_NO_ANSWER]++;
     else if (verify_kind(task) < 0) r->notes[NOTE_NO_VERIFIER]++;
     else if (!rewards_check_answer(&input, NULL)) r->notes[NOTE_UNCHECKED]++;
+    r->notes[NOTE_UNREAD] += rewards_unread_field(&input) != NULL;
     r->record = (Record){.tokens = r->ids.ids,
                          .count = r->ids.count,
                          .prompt = r->ids.count,

@@ -8,6 +8,7 @@
 
 #include "../llmc/base/clock.h"            /* clock_seconds */
 #include "../llmc/base/error.h"            /* xcalloc, Error, xmalloc */
+#include "../llmc/base/random.h"           /* Random, random_between, random_start */
 #include "../llmc/reward/reward_command.h" /* reward_parse, reward_command_line */
 #include "../llmc/reward/rewards.h"        /* rewards_score, rewards_open, Rewards, rewards_close, ... */
 #include "../llmc/reward/verify.h"         /* reward_final_answer, rewards_verify, rewards_answer, ... */
@@ -172,8 +173,8 @@ static void test_planted(void **state) {
         {"countdown", "3+4", "7", "{\"numbers\":\"3 4\"}", NONE},
         {"countdown", "3+4", "7", "{\"numbers\":[3,4", NONE},
         {"countdown", "3+4", "7", "[3,4]", NONE},
-        {"countdown", "3+4", "7", "{\"numbers\":[3.5,4,3]}", 1},
-        {"countdown", "0+4", "4", "{\"numbers\":[\"a\",4]}", 0},
+        {"countdown", "3+4", "7", "{\"numbers\":[3.5,4,3]}", NONE},
+        {"countdown", "0+4", "4", "{\"numbers\":[\"a\",4]}", NONE},
         /* lists */
         {"sort", "3 5 9", "3 5 9", "", 1},
         {"sort", "[3, 5, 9]", "3 5 9", "", 1},
@@ -593,27 +594,143 @@ static void test_bytes(void **state) {
     assert_float_equal(value, -15, 0);
 }
 
+/* Writes n with a separator between groups of three digits. */
+static void grouped(int64_t n, const char *separator, char out[64]) {
+    char digits[32];
+    snprintf(digits, sizeof digits, "%lld", (long long)(n < 0 ? -n : n));
+    const size_t count = strlen(digits);
+    out[0] = 0;
+    if (n < 0) strcat(out, "-");
+    for (size_t i = 0; i < count; i++) {
+        if (i && (count - i) % 3 == 0) strcat(out, separator);
+        strncat(out, &digits[i], 1);
+    }
+}
+
+/* Answers of GSM8K's form, made of integers and written in other ways: every way to write a number is right for it, whether
+ * the model's answer or the record's is rewritten, and no way to write another number is. */
+static void test_gsm8k_rewritten(void **state) {
+    (void)state;
+    /* @: the number, #: the number with commas */
+    static const char *const ways[] = {"@",
+                                       "#",
+                                       "$@",
+                                       "$#",
+                                       "\\$#",
+                                       "@.",
+                                       "#.",
+                                       "@.0",
+                                       "#.00",
+                                       "$#.00",
+                                       "@ dollars",
+                                       "# dollars",
+                                       "@%",
+                                       "@ apples",
+                                       "# km",
+                                       "@ km/h",
+                                       " @ ",
+                                       "  #",
+                                       "@\t",
+                                       "@\n",
+                                       "**@**",
+                                       "**#**",
+                                       "$@$",
+                                       "\\boxed{@}",
+                                       "@ cm^2",
+                                       "@ (apples)",
+                                       "@, since",
+                                       "USD @",
+                                       "\xe2\x82\xac@",
+                                       "\xc2\xa3#",
+                                       "@\xc2\xb0",
+                                       "@ \\text{ m}",
+                                       "@.000",
+                                       "=@",
+                                       "= #",
+                                       "@ per week"};
+    char number[64], commas[64], answer[160], completion[256], other[64];
+    Random r = random_start(20, 0);
+    for (int i = 0; i < 120; i++) {
+        const int64_t most = i % 4 == 0 ? 100 : i % 4 == 1 ? 10000 : i % 4 == 2 ? 1000000 : 100000000;
+        const int64_t n = random_between(&r, 0, most) * (i % 5 == 4 ? -1 : 1);
+        snprintf(number, sizeof number, "%lld", (long long)n);
+        grouped(n, ",", commas);
+        /* near misses: neighbours, the other sign, a digit more or less, digits exchanged, a half */
+        const int64_t wrong[] = {n + 1, n - 1, -n, 10 * n, n / 10, n + 1000, 100 * n + 5, n % 1000};
+        for (size_t w = 0; w < COUNT(ways); w++) {
+            char text[160];
+            size_t length = 0;
+            for (const char *s = ways[w]; *s; s++) {
+                const char *piece = *s == '@' ? number : *s == '#' ? commas : NULL;
+                if (piece) length += (size_t)snprintf(text + length, sizeof text - length, "%s", piece);
+                else text[length++] = *s;
+            }
+            text[length] = 0;
+            snprintf(completion, sizeof completion, "He has 3*4=12 of them, and 7 more.\n#### %s", text);
+            snprintf(answer, sizeof answer, "3*4=<<3*4=12>>12\n#### %s", i % 2 ? number : commas);
+            if (verify("gsm8k", completion, answer, "") != 1) fail_msg("'%s' is wrong for '%s'", completion, answer);
+            if (verify("numeric", completion, number, "") != 1) fail_msg("'%s' is wrong for %s", completion, number);
+            for (size_t k = 0; k < COUNT(wrong); k++) {
+                if (wrong[k] == n || (strchr(text, '%') && 100 * wrong[k] == n)) continue;
+                snprintf(other, sizeof other, "#### %lld", (long long)wrong[k]);
+                if (verify("gsm8k", completion, other, "") != 0) fail_msg("'%s' is right for %s", completion, other);
+                if (verify("numeric", completion, other + 5, "") != 0)
+                    fail_msg("'%s' is right for%s", completion, other + 4);
+            }
+        }
+    }
+}
+
 /* Records that their own task cannot check are found without a completion. */
 static void test_check_answer(void **state) {
     (void)state;
     static const struct {
         const char *task, *answer, *fields, *message;
-    } cases[] = {{"numeric", "5", "", NULL},
-                 {"numeric", "five", "", "task 'numeric' cannot check the answer 'five'"},
-                 {"numeric", "2\\sqrt{3}", "", "cannot check the answer"},
-                 {"sort", "", "", "task 'sort' cannot check the answer ''"},
-                 {"sort", "1 2", "", NULL},
-                 {"countdown", "5", "", "cannot check"},
-                 {"countdown", "5", "{\"numbers\":[2,3]}", NULL},
-                 {"regex", "(", "", "cannot check"},
-                 {"", "text", "", NULL},
-                 {"", "", "", "task '' cannot check the answer ''"},
-                 {"some/gsm8k", "5", "", "task 'some/gsm8k' has no verifier, must be add, "}};
+    } cases[] = {
+        {"numeric", "5", "", NULL},
+        {"numeric", "five", "", "task 'numeric' cannot check the answer 'five'"},
+        {"numeric", "2\\sqrt{3}", "", "cannot check the answer"},
+        {"sort", "", "", "task 'sort' cannot check the answer ''"},
+        {"sort", "1 2", "", NULL},
+        {"countdown", "5", "", "cannot check"},
+        {"countdown", "5", "{\"numbers\":[2,3]}", NULL},
+        {"regex", "(", "", "cannot check"},
+        {"", "text", "", NULL},
+        {"", "", "", "task '' cannot check the answer ''"},
+        {"some/gsm8k", "5", "", "task 'some/gsm8k' has no verifier, must be add, "},
+        {"numeric", "5", "{\"tolerance\":\"0.1\"}", "field 'tolerance' is \"0.1\", must be a number >= 0"},
+        {"numeric", "5", "{\"tolerance\":-0.5}", "field 'tolerance' is -0.5, must be"},
+        {"numeric", "5", "{\"tolerance\":true}", "field 'tolerance' is true, must be"},
+        {"numeric", "5", "{\"tolerance\":[0.1]}", "field 'tolerance' is [0.1], must be"},
+        {"gsm8k", "5", "{\"tolerance\":-1}", "field 'tolerance' is -1, must be"},
+        {"math", "5", "{\"tolerance\":-1}", "field 'tolerance' is -1, must be"},
+        {"", "5", "{\"tolerance\":-1}", "field 'tolerance' is -1, must be"},
+        {"numeric", "5", "{\"tolerance\":0,\"style\":null}", NULL},
+        {"math", "\\pi", "{\"tolerance\":-1}", NULL}, /* no number, so it is not read */
+        {"add", "5", "{\"style\":\"Reversed\"}", "is \"Reversed\", must be direct, reversed or scratchpad"},
+        {"add", "5", "{\"style\":1}", "field 'style' is 1, must be"},
+        {"add", "5", "{\"style\":\"direct\"}", NULL},
+        {"exact", "5", "{\"style\":\"formal\"}", NULL},
+        {"countdown", "5", "{\"numbers\":[2,\"3\"]}", "field 'numbers' is [2,\"3\"], must be a list of 1 to 64"},
+        {"countdown", "5", "{\"nums\":[2,3.5]}", "field 'nums' is [2,3.5], must be"},
+        {"countdown", "5", "{\"nums\":\"2 3\"}", "field 'nums' is \"2 3\", must be"},
+        {"countdown", "5", "{\"nums\":[2,3],\"numbers\":[2,3]}", "field 'numbers' stands beside the field"},
+        {"countdown", "5", "{\"nums\":[2,3],\"target\":\"5\"}", "field 'target' is \"5\", must be an integer"},
+        {"countdown", "5", "{\"nums\":[2,3],\"use_all\":\"true\"}", "field 'use_all' is \"true\", must be true"},
+        {"countdown", "5", "{\"nums\":[2,3],\"use_all\":1}", "field 'use_all' is 1, must be true"},
+        {"brackets", ")", "{\"open\":[\"(\"]}", "field 'open' is [\"(\"], must be brackets"},
+        {"brackets", ")", "{\"open\":\"())\"}", "field 'open' is \"())\", must be brackets"},
+        {"regex", "a", "{\"pattern\":5}", "field 'pattern' is 5, must be a text"},
+        {"em", "1912", "{\"answers\":[\"1912\",1912]}", "field 'answers' is [\"1912\",1912], must be a list of texts"},
+        {"f1", "a", "{\"answers\":{\"text\":[\"a\"]}}", "field 'answers' is {\"text\":[\"a\"]}, must be a list"},
+        {"f1", "a", "{\"answers\":[\"b\"]}", NULL}};
     Error e;
     for (size_t i = 0; i < COUNT(cases); i++) {
         const RewardInput in = {.task = cases[i].task, .answer = cases[i].answer, .fields = cases[i].fields};
+        float score;
         assert_int_equal(rewards_check_answer(&in, &e), !cases[i].message);
         if (cases[i].message) assert_message(&e, cases[i].message);
+        if (rewards_verify(&in, &score)) assert_int_equal(isnan(score), cases[i].message != NULL);
     }
 }
 
@@ -1093,6 +1210,6 @@ int main(void) {
                                        cmocka_unit_test(test_other_parts),    cmocka_unit_test(test_specification),
                                        cmocka_unit_test(test_command_faults), cmocka_unit_test(test_command_values),
                                        cmocka_unit_test(test_command_large),  cmocka_unit_test(test_command_sigpipe),
-                                       cmocka_unit_test(test_command_line)};
+                                       cmocka_unit_test(test_command_line),   cmocka_unit_test(test_gsm8k_rewritten)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

@@ -232,6 +232,39 @@ static void test_labels(void **state) {
             "flag that it is not trained on");
 }
 
+/* A field that a row's verifier reads, with a value that it cannot use, is refused with the line; one that only verifiers
+ * read, and this row's does not, is named. */
+static void test_verifier_fields(void **state) {
+    (void)state;
+    static const char *const rows[][2] = {
+        {"{'prompt':'q','answer':'5','task':'numeric','tolerance':'0.1'}",
+         "field 'tolerance': is \"0.1\", must be a number"},
+        {"{'prompt':'q','answer':'5','task':'gsm8k','tolerance':-1}",
+         "line 1: field 'tolerance': is -1, must be a number"},
+        {"{'prompt':'q','answer':'5','tolerance':false}", "line 1: field 'tolerance': is false, must be a number"},
+        {"{'prompt':'q','answer':'5','task':'add','style':'backwards'}",
+         "line 1: field 'style': is \"backwards\", must be"},
+        {"{'prompt':'q','answer':'5','task':'countdown','nums':['2',3]}",
+         "line 1: field 'nums': is [\"2\",3], must be a list"},
+        {"{'prompt':'q','answer':'5','task':'countdown','nums':[2,3],'use_all':1}",
+         "line 1: field 'use_all': is 1, must be"},
+        {"{'prompt':'q','answer':'5','task':'countdown','nums':[2,3],'target':'5'}",
+         "line 1: field 'target': is \"5\", must"},
+        {"{'prompt':'q','answer':')','task':'brackets','open':'x'}",
+         "line 1: field 'open': is \"x\", must be brackets"},
+        {"{'prompt':'q','answer':'a','task':'regex','pattern':['a']}",
+         "line 1: field 'pattern': is [\"a\"], must be a text"},
+        {"{'prompt':'q','answer':'a','task':'em','answers':'b'}", "line 1: field 'answers': is \"b\", must be a list"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        put_rows(rows[i][0]);
+        refused(1, "data/make_shard -i $T/a.jsonl -o $T/x.shard", rows[i][1]);
+    }
+    put_rows("{'prompt':'q','answer':'a','task':'exact','tolerance':0.1,'style':'formal'}");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/x.shard");
+    assert_holds(said, "records with a field tolerance or use_all that the check of their task does not read: 1");
+}
+
 /* Calls are refused by a template that cannot write them, with the line and the name. */
 static void test_calls(void **state) {
     (void)state;
@@ -554,10 +587,19 @@ static void test_round_trip(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conventions), cmocka_unit_test(test_prompt_fields),  cmocka_unit_test(test_labels),
-        cmocka_unit_test(test_calls),       cmocka_unit_test(test_names),          cmocka_unit_test(test_table),
-        cmocka_unit_test(test_arrays),      cmocka_unit_test(test_gzip),           cmocka_unit_test(test_wrong_files),
-        cmocka_unit_test(test_inputs),      cmocka_unit_test(test_unused_options), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_conventions),
+        cmocka_unit_test(test_prompt_fields),
+        cmocka_unit_test(test_labels),
+        cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_verifier_fields),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_arrays),
+        cmocka_unit_test(test_gzip),
+        cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_inputs),
+        cmocka_unit_test(test_unused_options),
+        cmocka_unit_test(test_round_trip),
     };
     return cmocka_run_group_tests_name("rows", tests, setup, teardown);
 }

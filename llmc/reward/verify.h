@@ -17,7 +17,8 @@
  *   regex                   PCRE2 search               the pattern                pattern          verify_pattern.h
  *   (none)                  number if the answer is a number, else exact or math
  *
- * Checks of a number also use the field `tolerance`, and countdown the field `use_all`.
+ * Checks of a number also use the field `tolerance`, and countdown the field `use_all`. verify_fields.h has the values that
+ * each field may have.
  *
  * Each header has the grammar of what it accepts, and verify_answer.h has the rule for the part of a completion that is
  * its final answer. `exact` accepts both that part and the whole completion.
@@ -32,11 +33,12 @@
 #ifndef LLMC_REWARD_VERIFY_H
 #define LLMC_REWARD_VERIFY_H
 
-#include "../base/error.h"     /* error_set, Error */
+#include "../base/error.h"     /* Error, error_set */
 #include "../base/text.h"      /* text_append, TextBuffer, text_free */
-#include "verify_answer.h"     /* RewardInput, VerifySpan, verify_copy, verify_span, ... */
+#include "verify_answer.h"     /* RewardInput, VerifySpan, verify_fields, verify_copy, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
 #include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
+#include "verify_fields.h"     /* verify_present, VERIFY_FIELDS_BRACKETS, VERIFY_FIELDS_COUNTDOWN, ... */
 #include "verify_list.h"       /* verify_final_list, verify_sort */
 #include "verify_math.h"       /* verify_math, verify_math_canonical, verify_math_final */
 #include "verify_number.h"     /* verify_is_number, verify_numeric, verify_styled_text */
@@ -88,12 +90,63 @@ static inline float verify_exact(const RewardInput *in) {
     return verify_same(verify_trim(all), answer) || verify_same(stated, answer) ? 1 : 0;
 }
 
+/* The check that an answer makes of a kind: that of a number if math or the empty task has one. */
+static inline VerifyKind verify_resolve(VerifyKind kind, const char *answer) {
+    const bool number = (kind == VERIFY_AUTO || kind == VERIFY_MATH) && verify_is_number(answer);
+    return number ? VERIFY_NUMERIC : kind;
+}
+
+/* verify_fields_check() for a kind that verify_resolve() returned. */
+static inline bool verify_kind_fields(const json_t *fields, VerifyKind kind, const char **field, Error *e) {
+    VerifyFields check = VERIFY_FIELDS_NONE;
+    switch (kind) {
+    case VERIFY_NUMERIC:
+    case VERIFY_HASH: check = VERIFY_FIELDS_NUMBER; break;
+    case VERIFY_COUNTDOWN:
+    case VERIFY_COUNTDOWN_ALL: check = VERIFY_FIELDS_COUNTDOWN; break;
+    case VERIFY_BRACKETS: check = VERIFY_FIELDS_BRACKETS; break;
+    case VERIFY_REGEX: check = VERIFY_FIELDS_REGEX; break;
+    case VERIFY_EM:
+    case VERIFY_F1: check = VERIFY_FIELDS_OVERLAP; break;
+    default: break;
+    }
+    return verify_fields_check(fields, check, field, e);
+}
+
+/* Whether the check of the record's task can use the record's fields, as verify_fields_check(); true for a task that has no
+ * verifier. */
+static inline bool rewards_check_fields(const RewardInput *in, const char **field, Error *e) {
+    const int kind = verify_kind(in->task);
+    if (kind < 0) return true;
+    json_t *fields = verify_fields(in);
+    const bool good = verify_kind_fields(fields, verify_resolve((VerifyKind)kind, in->answer), field, e);
+    json_decref(fields);
+    return good;
+}
+
+/* A field that only verifiers read, and that of the record's task does not: `tolerance` without a number, `use_all` without
+ * countdown. NULL if there is none. */
+static inline const char *rewards_unread_field(const RewardInput *in) {
+    const int kind = verify_kind(in->task);
+    if (kind < 0) return NULL;
+    const VerifyKind check = verify_resolve((VerifyKind)kind, in->answer);
+    json_t *fields = verify_fields(in);
+    const bool tolerance = verify_present(fields, "tolerance") && check != VERIFY_NUMERIC && check != VERIFY_HASH,
+               all = verify_present(fields, "use_all") && check != VERIFY_COUNTDOWN;
+    json_decref(fields);
+    return tolerance ? "tolerance" : all ? "use_all" : NULL;
+}
+
 /* The score (1, 0 or NaN) of one kind of check, independent of the record's task. */
 static inline float verify_score(const RewardInput *in, VerifyKind kind) {
-    const bool number = (kind == VERIFY_AUTO || kind == VERIFY_MATH) && verify_is_number(in->answer);
-    if (number) kind = VERIFY_NUMERIC;
     json_t *fields = verify_fields(in);
+    const char *field;
     float score = NAN;
+    kind = verify_resolve(kind, in->answer);
+    if (!verify_kind_fields(fields, kind, &field, NULL)) {
+        json_decref(fields);
+        return NAN;
+    }
     switch (kind) {
     case VERIFY_NUMERIC: score = verify_numeric(in, fields, false); break;
     case VERIFY_HASH: score = verify_numeric(in, fields, true); break;
@@ -135,6 +188,9 @@ static inline bool rewards_check_answer(const RewardInput *in, Error *e) {
     if (!rational_available(e)) return false;
     if (!rewards_verify(&empty, &score))
         return error_set(e, "task '%.80s' has no verifier, must be " VERIFY_TASKS, task);
+    Error why;
+    const char *field;
+    if (!rewards_check_fields(in, &field, &why)) return error_set(e, "field '%s' %s", field, why.text);
     if (!isnan(score)) return true;
     return error_set(e, "task '%.80s' cannot check the answer '%.80s'", task, answer);
 }
