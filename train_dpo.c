@@ -26,7 +26,7 @@
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
 #include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, kto_clamp, kto_loss */
-#include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, preference_loss, ... */
+#include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, PreferencePair, ... */
 #include "llmc/model/batch.h"                /* Batch */
 #include "llmc/model/micro_plan.h"           /* MicroPlan */
 #include "llmc/model/pack.h"                 /* batch_free, batch_new */
@@ -38,7 +38,8 @@
 #include "llmc/records/labelled.h"           /* labelled_rows */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
-#include "llmc/report/metrics.h"             /* metrics_set, Metrics, metrics_final, metrics_summary, ... */
+#include "llmc/report/metrics.h"             /* metrics_phase, metrics_set, Metrics, metrics_final, ... */
+#include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
@@ -49,7 +50,7 @@
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
 #include "llmc/train/preference_report.h"    /* PreferenceTotals, preference_report, preference_headline, ... */
 #include "llmc/train/reference.h"            /* reference_bytes */
-#include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, trainer_begin_step, ... */
+#include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, TrainerPause, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h"      /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -308,13 +309,36 @@ static PreferenceTotals validate(Run *r, const PreferenceData *val) {
     char text[64];
     double z;
     const double start = clock_seconds();
+    const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
     const PreferenceTotals s = run_records(r, val, NULL, val->count, false, &z);
     metrics_set(m, "eval_loss", s.loss);
     preference_report(m, "eval_", &o.l, &s, z);
     preference_headline_text(text, &o.l, &s, z);
     metrics_summary(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
                     clock_seconds() - start);
+    metrics_phase(m, phase);
     return s;
+}
+
+/* Shows the first pairs of a shard with the implicit rewards of both answers. */
+static void show_pairs(Run *r, const PreferenceData *d, const char *when) {
+    Trainer *t = &r->t;
+    CompletionSet *s = &r->set;
+    if (o.l.unpaired || !trainer_shows_pairs(t)) return;
+    const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
+    completion_set_clear(s);
+    for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++) completion_set_add(s, &d->pair[i], i);
+    preference_reference_run(&r->reference, &r->batch, d, s, false);
+    forward_all(r, s);
+    const CompletionSlice x = completion_set_slice(s, 0, s->count);
+    const PreferenceBatch b = pair_batch(r, &x);
+    for (int32_t i = 0; i < s->count; i++) {
+        const PreferencePair pair = preference_sums(&o.l.pair, &b, i);
+        PreferenceStats one = {0};
+        preference_count(&o.l.pair, &pair, &one);
+        trainer_show_pair(t, when, &d->pair[i], one.chosen, one.rejected);
+    }
+    trainer_go_on(t, pause);
 }
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
@@ -370,6 +394,8 @@ static bool train_on_shard(Run *r) {
     bool stopped = false;
     const PreferenceTotals before =
         o.g.val.count && o.g.eval_on_start && !t->step ? validate(r, &val) : (PreferenceTotals){0};
+    const PreferenceData *shown = o.g.val.count ? &val : &data;
+    if (!t->step) show_pairs(r, shown, "before");
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -387,7 +413,7 @@ static bool train_on_shard(Run *r) {
         preference_report(&t->metrics, "", &o.l, &stats, z);
         const bool last = t->step == t->steps;
         if (o.g.val.count && (last || t->step % o.g.eval_steps == 0)) {
-            const TrainerPause pause = trainer_pause(t);
+            const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
             const PreferenceTotals after = validate(r, &val);
             trainer_go_on(t, pause);
             char a[32], b[32];
@@ -405,6 +431,7 @@ static bool train_on_shard(Run *r) {
         cursor_save(&cursor, t->state);
         stopped = trainer_should_stop(t, 1);
     }
+    if (!stopped) show_pairs(r, shown, "after");
     free(r->cost), free(r->owner), free(records);
     cursor_free(&cursor);
     preference_data_close(&data);

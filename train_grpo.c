@@ -29,7 +29,8 @@
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, Metrics, metrics_warn */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, Metrics, metrics_warn */
+#include "llmc/report/run_facts.h"         /* RUN_SAMPLING, RUN_REWARD, RunPhase */
 #include "llmc/reward/rewards.h"           /* rewards_add_model */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
@@ -175,13 +176,16 @@ static void sample_and_score(Run *r) {
     Generation *g = &r->g;
     const int32_t P = (int32_t)o.g.prompts, G = (int32_t)o.g.generations;
     const double start = clock_seconds();
+    const RunPhase phase = metrics_phase(&r->t.metrics, RUN_SAMPLING);
     g->reward_seconds = 0;
     r->resampled = 0;
     r->drawn = r->drawn_reward = 0;
     for (int32_t kept = 0, round = 0;; round++) {
         generation_sample(g, kept, P - kept);
         const double scoring = clock_seconds();
+        metrics_phase(&r->t.metrics, RUN_REWARD);
         generation_score(g, kept, P - kept);
+        metrics_phase(&r->t.metrics, RUN_SAMPLING);
         g->reward_seconds += clock_seconds() - scoring;
         for (int32_t i = kept * G; i < P * G; i++) {
             if (isnan(g->scored[i].reward)) continue;
@@ -196,6 +200,7 @@ static void sample_and_score(Run *r) {
         generation_forget(g, kept * G);
     }
     g->gen_seconds = clock_seconds() - start - g->reward_seconds;
+    metrics_phase(&r->t.metrics, phase);
     generation_flatten(g, o.mask_truncated);
 }
 

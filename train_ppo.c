@@ -41,8 +41,9 @@
 #include "llmc/model/model_file.h"         /* ModelDtype, model_check_output, model_save */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, metrics_warn, Metrics, metrics_line */
+#include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, metrics_warn, Metrics, ... */
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
+#include "llmc/report/run_facts.h"         /* RUN_REWARD, RUN_SAMPLING, RunPhase */
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
@@ -299,14 +300,17 @@ static void score_greedy(Run *r) {
 static void sample_and_score(Run *r) {
     Generation *g = &r->g;
     const double start = clock_seconds();
+    const RunPhase phase = metrics_phase(&r->t.metrics, RUN_SAMPLING);
     generation_sample(g, 0, (int32_t)o.g.prompts);
     g->gen_seconds = clock_seconds() - start;
+    metrics_phase(&r->t.metrics, RUN_REWARD);
     generation_score(g, 0, (int32_t)o.g.prompts);
     generation_flatten(g, false);
     score_completions(r, g->scored, g->completions, r->score);
     if (o.algo == REMAX) score_greedy(r);
     if (has_gold()) score_gold(r);
     g->reward_seconds = clock_seconds() - start - g->gen_seconds;
+    metrics_phase(&r->t.metrics, phase);
     for (int32_t i = 0; i < g->completions; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
 }
 

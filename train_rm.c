@@ -23,7 +23,7 @@
 #include "llmc/model/batch.h"           /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, micro_plan_add, micro_plan_begin, micro_plan_free */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new */
-#include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_flops, model_forward */
+#include "llmc/model/transformer.h"     /* ModelOutput, model_forward, model_backward, model_flops */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/cursor.h"        /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
@@ -31,10 +31,11 @@
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
-#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_final, metrics_line, ... */
+#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_phase, metrics_final, ... */
+#include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
-#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
+#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -303,6 +304,7 @@ static void count_tokens(Trainer *t, const Labelled *d, const int64_t *records, 
 static Stats validate(Run *r, const Labelled *val) {
     Metrics *m = &r->t.metrics;
     const double start = clock_seconds();
+    const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
     const Stats s = run_records(r, val, NULL, val->count, false);
     const double ece = calibration_error(&s.calibration);
     metrics_set(m, "eval_loss", s.sum.loss);
@@ -310,7 +312,23 @@ static Stats validate(Run *r, const Labelled *val) {
     metrics_set(m, "eval_ece", ece);
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
                     (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, clock_seconds() - start);
+    metrics_phase(m, phase);
     return s;
+}
+
+/* Shows the first pairs with their scores. */
+static void show_pairs(Run *r, const Labelled *d, const char *when) {
+    Trainer *t = &r->t;
+    if (o.kind != REWARD_MODEL_BT || !trainer_shows_pairs(t)) return;
+    const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
+    for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++) {
+        const Pair *p = &d->pairs.pair[i];
+        batch_clear(&r->batch);
+        pair_pack_scores(&r->batch, p, o.sharing);
+        model_forward(&t->model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
+        trainer_show_pair(t, when, p, (double)r->score[0], (double)r->score[1]);
+    }
+    trainer_go_on(t, pause);
 }
 
 /* ---- normalisation of the scores --------------------------------------------------------------------------------- */
@@ -393,6 +411,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
 
     bool stopped = false;
     const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
+    if (!t->step) show_pairs(r, o.val.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -408,7 +427,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;
         if (o.val.count && (last || t->step % o.eval_steps == 0)) {
-            const TrainerPause pause = trainer_pause(t);
+            const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
             const Stats after = validate(r, val);
             trainer_go_on(t, pause);
             char a[16], b[16];
@@ -423,6 +442,7 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         cursor_save(&cursor, t->state);
         stopped = trainer_should_stop(t, 1);
     }
+    if (!stopped) show_pairs(r, o.val.count ? val : data, "after");
     free(records);
     cursor_free(&cursor);
     return stopped;

@@ -27,7 +27,8 @@
 #include "llmc/records/cursor.h"        /* Cursor, cursor_free, cursor_new, cursor_epochs, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
-#include "llmc/report/metrics.h"        /* metrics_set, metrics_line, Metrics, metrics_sample, ... */
+#include "llmc/report/metrics.h"        /* metrics_set, metrics_phase, metrics_line, Metrics, ... */
+#include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RunPhase, RUN_SAMPLES */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
@@ -354,6 +355,7 @@ static const char *file_name(const Shard *s, int k, char name[80]) {
 
 static double validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
+    const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
     for (int64_t i = 0; i < val->count; i++) all[i] = i;
     const double start = clock_seconds();
@@ -379,6 +381,7 @@ static double validate(Run *r, const Shard *val) {
     metrics_set(m, "eval_entropy", mean_entropy(&stats));
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
                     100 * accuracy(&stats), clock_seconds() - start);
+    metrics_phase(m, phase);
     return stats.loss;
 }
 
@@ -387,6 +390,7 @@ static void print_samples(Run *run, const Shard *s, const char *when) {
     Error e;
     Trainer *t = &run->t;
     Record *r = &run->record;
+    const RunPhase phase = metrics_phase(&t->metrics, RUN_SAMPLES);
     Sampling how = sampling_default();
     how.temperature = 0;
     how.max_new = (int)o.sample_tokens;
@@ -411,6 +415,7 @@ static void print_samples(Run *run, const Shard *s, const char *when) {
         completion_free(&c);
         shown++;
     }
+    metrics_phase(&t->metrics, phase);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
@@ -487,7 +492,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         const bool last = t->step == t->steps;
         if (o.vals.count && (last || t->step % o.eval_steps == 0)) {
-            const TrainerPause pause = trainer_pause(t);
+            const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
             const double loss = validate(r, val);
             if (loss < best) {
                 best = loss;

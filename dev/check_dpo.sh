@@ -17,7 +17,7 @@ make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2
 # Completions have one length, so that no loss can win by length alone. The rule rewards the letter a.
 prefs() { data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null; }
 quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
-value() { tail -n 1 "$work/m.jsonl" | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
+value() { grep '^{"step"' "$work/m.jsonl" | tail -n 1 | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
 scores() { # MODEL: prints the score of each of 256 completions
     printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
     quiet ./generate -c "$1" -i "$work/ask.jsonl" --num-samples 64 -g 6 --temperature 1 -o "$work/said.jsonl"
@@ -72,7 +72,7 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
             --reward-cmd 'data/make_prefs --score --rule char=a' --per-device-train-batch-size 16 -x 60 -l 1e-3 -g 6 \
             --sample-count 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
         printf '%4s %-36s %8s   score: first %.2f, last %.2f\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
-            "$(head -n 1 "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
+            "$(grep -m 1 '^{"step"' "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
             "$(value objective/scores)"
     done
 done; done

@@ -54,7 +54,12 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
 }
 
 #ifndef __cplusplus
-#include "cpu/cpu.h" /* backend_cpu */
+#include "cpu/cpu.h" /* backend_cpu, backend_cpu_level */
+
+/* The instruction set of a CPU backend's kernels; the name of every other backend. */
+static inline const char *device_kernels(const Backend *b) {
+    return b == backend_cpu() ? backend_cpu_level() : b->name;
+}
 
 /* Opens the device and returns its table in *b. */
 static inline bool backend_open(DeviceKind kind, Dtype dtype, const Backend **b, Device **d, Error *e) {

@@ -87,7 +87,7 @@ echo
 printf '%s\n' "${table[@]}"
 for bench in $benches; do [ -s $logs/bench-"$bench".log ] && echo && cat $logs/bench-"$bench".log; done
 for dtype in bf16 float32; do
-    [ -s $logs/train-$dtype.jsonl ] && echo && echo "GPT-2 124M, $dtype, 16384 tokens per micro-batch, last step:" && tail -n 1 $logs/train-$dtype.jsonl
+    [ -s $logs/train-$dtype.jsonl ] && echo && echo "GPT-2 124M, $dtype, 16384 tokens per micro-batch, last step:" && grep '^{"step"' $logs/train-$dtype.jsonl | tail -n 1
 done
 echo
 echo "$((SECONDS - begin)) s in total"

@@ -3,7 +3,7 @@
  * models.h has run(), which waits for the program.
  *
  *     pid_t p = run_start("./train_sft ...");                 // its standard streams are $T/.out and $T/.err
- *     run_until(p, files_path("metrics.jsonl"), 3);           // waits for three lines
+ *     run_until(p, files_path("metrics.jsonl"), 3);           // waits for three steps
  *     kill(p, SIGTERM);
  *     assert_int_equal(run_wait(p, 10), 0);                   // exit status, or 128 + the signal that ended it
  */
@@ -63,13 +63,27 @@ static inline int run_wait(pid_t pid, double seconds) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* Waits until a file has n lines, for two minutes at most. */
+/* The lines of a metrics file that are steps, without the records of the beginning and the end of the run. */
+static inline char *metrics_text(const char *path) {
+    char *text = text_of(path), *to = text;
+    for (char *line = text, *next; *line; line = next) {
+        const size_t n = strcspn(line, "\n");
+        next = line + n + (line[n] == '\n');
+        if (!strncmp(line, "{\"record\":", 10)) continue;
+        memmove(to, line, (size_t)(next - line));
+        to += next - line;
+    }
+    *to = 0;
+    return text;
+}
+
+/* Waits until a metrics file has n steps, for two minutes at most. */
 static inline void run_until(const char *path, int n) {
     const time_t end = time(NULL) + 121;
     for (int lines = -1; lines < n; run_nap()) {
-        if (time(NULL) > end) fail_msg("%s: %d lines after two minutes, expected %d", path, lines, n);
+        if (time(NULL) > end) fail_msg("%s: %d steps after two minutes, expected %d", path, lines, n);
         if (access(path, R_OK)) continue;
-        char *text = text_of(path);
+        char *text = metrics_text(path);
         lines = lines_of(text);
         free(text);
     }
@@ -85,9 +99,9 @@ PRINTF_LIKE(1, 2) static inline void sh(const char *format, ...) {
     run(0, command);
 }
 
-/* The value of a key in line n (from 0; -1: the last) of a file of JSON lines; NaN for null. */
+/* The value of a key in step n (from 0; -1: the last) of a metrics file; NaN for null. */
 static inline double metric(const char *name, int n, const char *key) {
-    char *text = text_of(files_path(name));
+    char *text = metrics_text(files_path(name));
     json_t *row = json_line_of(text, n < 0 ? lines_of(text) + n : n), *value = json_object_get(row, key);
     if (!value) fail_msg("%s: line %d has no %s", name, n, key);
     const double number = json_is_null(value) ? NAN : json_number_value(value);
@@ -96,7 +110,7 @@ static inline double metric(const char *name, int n, const char *key) {
 }
 
 static inline bool has_metric(const char *name, int n, const char *key) {
-    char *text = text_of(files_path(name));
+    char *text = metrics_text(files_path(name));
     json_t *row = json_line_of(text, n < 0 ? lines_of(text) + n : n);
     const bool has = json_object_get(row, key);
     json_decref(row), free(text);
@@ -104,7 +118,7 @@ static inline bool has_metric(const char *name, int n, const char *key) {
 }
 
 static inline int metric_lines(const char *name) {
-    char *text = text_of(files_path(name));
+    char *text = metrics_text(files_path(name));
     const int n = lines_of(text);
     free(text);
     return n;

@@ -14,7 +14,7 @@
 #include "../llmc/model/optimizer.h" /* optimizer_bytes, optimizer_bytes_share, optimizer_slices */
 #include "../llmc/model/share.h"     /* Share, SHARE_ALIGN, share_slice */
 #include "../llmc/model/tensors.h"   /* TENSOR_COUNT, TensorInfo, model_tensors */
-#include "files.h"                   /* files_path, files_assert_content, text_of */
+#include "files.h"                   /* files_path, files_assert_content */
 #include "models.h"                  /* lines_of, json_line_of, refused, assert_near, ... */
 #include "run.h"                     /* sh, weights_gap, metric, assert_same_file, ... */
 #include "shell.h"                   /* said, assert_holds, run, put */
@@ -208,7 +208,7 @@ static void memory_is_shared_out(void **state) {
  * difference below 1e-4. Reinforcement learning divides by standard deviations of few rewards, and its KL is a
  * difference of nearly equal numbers: 2e-3. */
 static void assert_near_metrics(const char *a, const char *b, double gap) {
-    char *x = text_of(files_path(a)), *y = text_of(files_path(b));
+    char *x = metrics_text(files_path(a)), *y = metrics_text(files_path(b));
     assert_int_equal(lines_of(x), lines_of(y));
     for (int i = 0; i < lines_of(x); i++) {
         json_t *row = json_line_of(x, i), *other = json_line_of(y, i), *value;

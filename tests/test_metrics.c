@@ -1,19 +1,21 @@
 /* test_metrics.c - metrics: lines and their numbers, resuming, samples, event files against bytes that TensorBoard
  * wrote, the report's structure and escaping, charts, the progress line, and outputs that cannot be written. */
-#include "../llmc/base/clock.h"            /* clock_date */
-#include "../llmc/base/error.h"            /* Error, xstrdup, xcalloc, xmalloc */
-#include "../llmc/base/json_text.h"        /* json_number_text, json_dump_short */
-#include "../llmc/base/text.h"             /* utf8_copy */
-#include "../llmc/report/chart.h"          /* chart_round, chart_smooth, chart_path, Chart, ... */
-#include "../llmc/report/chart_data.h"     /* chart_data */
-#include "../llmc/report/chart_text.h"     /* chart_tick, chart_value */
-#include "../llmc/report/curves.h"         /* curve_list, CurveList */
-#include "../llmc/report/history.h"        /* history_value, History, history_free, history_row, ... */
-#include "../llmc/report/progress.h"       /* progress_draw, progress_duration */
-#include "../llmc/report/report.h"         /* report_page */
-#include "../llmc/report/report_samples.h" /* REPORT_PROMPTS */
-#include "../llmc/report/tensorboard.h"    /* tensorboard_crc32c, tensorboard_step, TensorBoard, ... */
-#include "files.h"                         /* files_path, files_assert_error, text_of, files_assert_content, ... */
+#include "../llmc/base/clock.h"             /* clock_date, clock_seconds */
+#include "../llmc/base/error.h"             /* Error, xstrdup, xcalloc, xmalloc */
+#include "../llmc/base/json_text.h"         /* json_number_text, json_dump_short */
+#include "../llmc/base/text.h"              /* utf8_copy */
+#include "../llmc/report/chart.h"           /* chart_round, chart_smooth, chart_path, Chart, ... */
+#include "../llmc/report/chart_data.h"      /* chart_data */
+#include "../llmc/report/chart_text.h"      /* chart_tick, chart_value */
+#include "../llmc/report/curve_catalogue.h" /* curve_catalogue */
+#include "../llmc/report/curves.h"          /* curve_list, CurveList */
+#include "../llmc/report/history.h"         /* history_value, History, history_free, history_row, ... */
+#include "../llmc/report/progress.h"        /* progress_draw, progress_duration */
+#include "../llmc/report/report.h"          /* report_page */
+#include "../llmc/report/report_samples.h"  /* REPORT_PROMPTS */
+#include "../llmc/report/run_facts.h"       /* RUN_SAMPLING, phase_enter, process_age, PhaseClock, ... */
+#include "../llmc/report/tensorboard.h"     /* tensorboard_crc32c, tensorboard_step, TensorBoard, ... */
+#include "files.h"                          /* files_path, text_of, files_assert_error, files_put, ... */
 
 #include "../llmc/base/random.h"    /* Random, random_start, random_normal, random_below, ... */
 #include "../llmc/report/metrics.h" /* Metrics, metrics_open, metrics_set, metrics_sample, ... */
@@ -450,7 +452,8 @@ static char *page_of(const History *h, bool running) {
     static const char *const fetches[] = {"src=", "<link", "@import", "url(", "<iframe", "<img", "fetch(", "XMLHttp"};
     for (size_t i = 0; i < sizeof fetches / sizeof *fetches; i++) assert_null(strstr(page, fetches[i]));
     assert_int_equal(occurrences(page, "href="), occurrences(page, "href='#"));
-    assert_int_equal(occurrences(page, "http"), 1); /* the name of the SVG namespace, which is not fetched */
+    assert_int_equal(occurrences(page, "://"), 1); /* the name of the SVG namespace, which is not fetched */
+    assert_int_equal(occurrences(page, "default-src 'none'"), 1);
     assert_null(strstr(page, "nan"));
     assert_null(strstr(page, "inf,"));
     return page;
@@ -469,6 +472,10 @@ static void test_report_empty(void **state) {
     assert_non_null(strstr(page, "Supervised fine-tuning"));
     assert_non_null(strstr(page, "no finite value"));
     assert_non_null(strstr(page, "running for"));
+    assert_non_null(strstr(page, "<meta http-equiv='refresh' content='60'>")); /* only as long as the run goes on */
+    free(page);
+    page = page_of(&h, false);
+    assert_null(strstr(page, "refresh"));
     free(page);
     history_free(&h);
 }
@@ -572,6 +579,193 @@ static void test_report_final(void **state) {
     assert_int_equal(occurrences(page, "<td class='change'></td>"), 3);
     free(page);
     history_free(&h);
+}
+
+/* Marks that turn the direction of text are shown as escapes, in every place of the page. */
+static void test_report_directions(void **state) {
+    (void)state;
+    const char *evil = "a\xE2\x80\xAE"
+                       "b\xE2\x81\xA6"
+                       "c\xE2\x80\xAC"
+                       "d\xE2\x82\xAC";
+    History h = {.program = xstrdup(evil)};
+    history_line(&h, 1, 1);
+    history_value(&h, evil, 1, 1);
+    history_row(&h.header, evil, NULL, NULL);
+    history_row(&h.config, evil, evil, NULL);
+    history_row(&h.final, evil, evil, evil);
+    history_sample(&h, 0, evil, evil, evil, evil, 0);
+    history_pair(&h, 0, evil, evil, evil, evil, 1, 0);
+    history_start(&h, json_pack("{s:s, s:[s], s:s, s:[{s:s, s:s}], s:[{s:s, s:{s:s}}]}", "record", "start", "command",
+                                evil, "host", evil, "files", "path", evil, "option", evil, "lineage", "stage", evil,
+                                "options", evil, evil));
+    history_end(&h, json_pack("{s:s, s:[{s:s, s:i}]}", "status", evil, "warnings", "text", evil, "times", 3));
+    char *page = page_of(&h, false);
+    assert_null(strstr(page, "\xE2\x80\xAE"));
+    assert_null(strstr(page, "\xE2\x81\xA6"));
+    assert_null(strstr(page, "\xE2\x80\xAC"));
+    assert_true(occurrences(page, "a\\u202eb\\u2066c\\u202cd\xE2\x82\xAC") >= 20);
+    free(page);
+    history_free(&h);
+}
+
+/* Values that never change are listed on one line, all others are drawn. */
+static void test_report_constants(void **state) {
+    (void)state;
+    History h = {0};
+    for (int64_t at = 1; at <= 3; at++) {
+        history_line(&h, at, (double)at);
+        history_value(&h, "learning_rate", at, 0.125);
+        history_value(&h, "loss", at, at == 2 ? 1.5 : 1);
+        history_value(&h, "grad_norm", at, at == 2 ? NAN : 1);
+        history_value(&h, "own_name/x", at, 7);
+    }
+    char *page = page_of(&h, false);
+    assert_int_equal(occurrences(page, "<figure"), 2);
+    assert_non_null(strstr(page, "The same at every step: Learning rate <code>learning_rate</code> <b>0.125</b>.</p>"));
+    assert_non_null(strstr(page, "The same at every step: Own name, x <code>own_name/x</code> <b>7</b>.</p>"));
+    assert_non_null(strstr(page, "<h4>Loss <code>loss</code></h4><p>The objective that training minimises.</p>"));
+    free(page);
+    history_free(&h);
+}
+
+/* Every description of the catalogue is a sentence. */
+static void test_catalogue(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof curve_catalogue / sizeof *curve_catalogue; i++) {
+        const char *about = curve_catalogue[i].about;
+        assert_true(isupper((unsigned char)about[0]) && about[strlen(about) - 1] == '.');
+    }
+}
+
+static void test_report_pairs(void **state) {
+    (void)state;
+    History h = {0};
+    history_line(&h, 1, 1);
+    history_pair(&h, 0, "before", "2+2=", "4", "5", -1, 2.5);
+    history_pair(&h, 0, "before", "3+3=", "6", "9", 1, 0.5);
+    history_pair(&h, 9, "after", "2+2=", "4", "5", 1.25, -3);
+    history_pair(&h, 9, "after", "3+3=", "6", "9", NAN, 0.5);
+    char *page = page_of(&h, false);
+    assert_int_equal(occurrences(page, "<article"), 2);
+    assert_non_null(strstr(page, "<td>before</td><td>-1</td><td>2.500</td><td>-3.500</td><td class='wrong'>"));
+    assert_non_null(strstr(page, "<td>after</td><td>1.250</td><td>-3</td><td>4.250</td><td class='okay'>"));
+    assert_non_null(strstr(page, "not scored"));
+    assert_non_null(strstr(page, "<span>before</span><span><b>1 of 2</b> in the right order"));
+    assert_non_null(strstr(page, "<span>after</span><span><b>1 of 2</b> in the right order"));
+    free(page);
+    history_free(&h);
+}
+
+/* ---- the records of a run ---- */
+
+static void assert_close(double value, double expected, double gap) {
+    if (!(fabs(value - expected) <= gap)) fail_msg("%.17g, expected %.17g", value, expected);
+}
+
+/* Returns record n of the file, to be freed with json_decref(). */
+static json_t *record_of(const char *path, int n) {
+    char *text = text_of(path), *line = text;
+    for (int i = 0; i < n; i++) line = strchr(line, '\n') + 1;
+    json_t *record = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+    assert_non_null(record);
+    free(text);
+    return record;
+}
+
+static const char *text_in(const json_t *record, const char *key) {
+    const char *text = json_string_value(json_object_get(record, key));
+    assert_non_null(text);
+    return text;
+}
+
+/* The first and the last line describe the run; a resumed run writes another first one in place of the last. */
+static void test_records(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    const double began = clock_date();
+    files_put(files_path("data"), "abc", 3);
+    for (int part = 0; part < 2; part++) {
+        start(&m, part ? 2 : -1);
+        metrics_describe(&m, "1.2 (3)");
+        metrics_fact(&m, "device", json_string("a device"));
+        metrics_fact(&m, "files", json_pack("[o]", run_file("input", files_path("data"))));
+        metrics_warn(&m, "careful, part %d", part);
+        metrics_warn(&m, "careful, part %d", part);
+        for (int i = 1; i <= 3; i++) {
+            metrics_phase(&m, RUN_TRAINING);
+            metrics_set(&m, "num_tokens", 100 * (2 * part + i));
+            metrics_set(&m, "step_time", 0.5);
+            step(&m, 2 * part + i, 1);
+        }
+        metrics_final(&m, "accuracy", "1 %", "2 %");
+        metrics_result(&m, "peak_memory", json_integer(12345678));
+        finish(&m);
+    }
+    const char *path = files_path("metrics.jsonl");
+    char *text = text_of(path);
+    assert_int_equal(occurrences(text, "\n"), 1 + 2 + 1 + 3 + 1);
+    assert_int_equal(occurrences(text, "{\"record\":"), 3);
+    free(text);
+    json_t *first = record_of(path, 0), *second = record_of(path, 3), *last = record_of(path, 7);
+    assert_string_equal(text_in(first, "record"), "start");
+    assert_string_equal(text_in(first, "program"), "train_grpo");
+    assert_string_equal(text_in(first, "version"), "1.2 (3)");
+    assert_string_equal(text_in(first, "device"), "a device");
+    assert_null(json_object_get(first, "resumed_step"));
+    assert_int_equal(json_integer_value(json_object_get(second, "resumed_step")), 2);
+    assert_true(fabs(json_number_value(json_object_get(first, "time")) - began) < 60);
+    const char *program = json_string_value(json_array_get(json_object_get(first, "command"), 0));
+    assert_true(program && strstr(program, "test_metrics"));
+    const json_t *file = json_array_get(json_object_get(first, "files"), 0);
+    assert_int_equal(json_integer_value(json_object_get(file, "bytes")), 3);
+    assert_string_equal(text_in(file, "xxh3"), "78af5f94892f3950"); /* printf abc | xxhsum -H3 */
+    assert_string_equal(text_in(last, "record"), "end");
+    assert_string_equal(text_in(last, "status"), "finished");
+    assert_int_equal(json_integer_value(json_object_get(last, "steps")), 5);
+    assert_close(json_number_value(json_object_get(last, "tokens_per_second")), 500 / 2.5, 1e-9);
+    assert_int_equal(json_integer_value(json_object_get(last, "peak_memory")), 12345678);
+    const json_t *seconds = json_object_get(last, "seconds"), *warnings = json_object_get(last, "warnings");
+    const char *key;
+    json_t *value;
+    double all = 0;
+    json_object_foreach((json_t *)seconds, key, value) all += json_number_value(value);
+    assert_true(all > 0 && all <= 1 + clock_date() - began + process_age());
+    assert_true(json_object_get(seconds, "setup") && json_object_get(seconds, "training") &&
+                !json_object_get(seconds, "reward"));
+    assert_int_equal(json_array_size(warnings), 2); /* of the process, which both parts share here */
+    assert_string_equal(text_in(json_array_get(warnings, 1), "text"), "careful, part 1");
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(warnings, 1), "times")), 2);
+    json_decref(first), json_decref(second), json_decref(last);
+    text = text_of(files_path("report.html"));
+    assert_non_null(strstr(text, "<dt>version</dt><dd>1.2 (3)</dd>"));
+    assert_non_null(strstr(text, "<dt>speed</dt><dd>200 tokens per second"));
+    assert_non_null(strstr(text, "<dt>peak memory</dt><dd>12.3 MB</dd>"));
+    assert_non_null(strstr(text, "78af5f94892f3950"));
+    assert_non_null(strstr(text, "careful, part 1 <span class='soft'>(2 times)</span>"));
+    assert_non_null(strstr(text, "The run was resumed 1 time"));
+    free(text);
+}
+
+/* Seconds go to the phase that they were spent in. */
+static void test_phases(void **state) {
+    (void)state;
+    PhaseClock c = phase_clock_start();
+    c.since = clock_seconds() - 5; /* five seconds of setup */
+    assert_int_equal(phase_enter(&c, RUN_SAMPLING), RUN_SETUP);
+    c.since -= 2;
+    assert_int_equal(phase_enter(&c, RUN_REWARD), RUN_SAMPLING);
+    c.since -= 1;
+    phase_enter(&c, RUN_SAMPLING);
+    c.since -= 2;
+    json_t *seconds = phase_seconds(&c);
+    const double expected[] = {5, 4, 1};
+    for (int i = 0; i < 3; i++)
+        assert_close(json_number_value(json_object_get(seconds, run_phase_name((RunPhase)i))), expected[i], 0.05);
+    assert_int_equal(json_object_size(seconds), 3);
+    json_decref(seconds);
+    assert_true(process_age() > 0);
 }
 
 /* Every colour that the style uses is defined for light and for dark screens; comments and indentation are left out, and
@@ -929,6 +1123,12 @@ int main(void) {
         cmocka_unit_test(test_report_one_step),
         cmocka_unit_test(test_report_escapes),
         cmocka_unit_test(test_report_samples),
+        cmocka_unit_test(test_report_directions),
+        cmocka_unit_test(test_report_constants),
+        cmocka_unit_test(test_catalogue),
+        cmocka_unit_test(test_report_pairs),
+        cmocka_unit_test(test_records),
+        cmocka_unit_test(test_phases),
         cmocka_unit_test(test_report_final),
         cmocka_unit_test(test_report_style),
         cmocka_unit_test(test_curve_titles),

@@ -2,7 +2,7 @@
  *
  * After --resume the result is that of an uninterrupted run, byte for byte; a second signal ends the program at once; a
  * kill leaves complete files. Needs both programs and data/make_shard. */
-#include "files.h"  /* files_path, text_of, files_assert_content */
+#include "files.h"  /* files_path, files_assert_content */
 #include "models.h" /* refused, lines_of, assert_near, json_line_of, ... */
 #include "run.h"    /* sh, assert_same_file, run_start, run_wait, ... */
 #include "shell.h"  /* said, assert_holds, out, put, ... */
@@ -29,7 +29,7 @@ static int setup(void **state) {
 static void assert_same_metrics(const char *a, const char *b) {
     static const char *const clocks[] = {"time",         "step_time",       "perf/share_of_peak",
                                          "timing_s/gen", "timing_s/reward", "timing_s/update"};
-    char *x = text_of(files_path(a)), *y = text_of(files_path(b));
+    char *x = metrics_text(files_path(a)), *y = metrics_text(files_path(b));
     assert_int_equal(lines_of(x), lines_of(y));
     for (int i = 0; i < lines_of(x); i++) {
         json_t *row[] = {json_line_of(x, i), json_line_of(y, i)};

@@ -52,23 +52,71 @@ PRINTF_LIKE(2, 3) static inline bool error_set(Error *e, const char *format, ...
     return false;
 }
 
+/* A warning of this process, and how often it was printed. */
+typedef struct WarningCount {
+    char *text;
+    size_t times;
+} WarningCount;
+
+/* The distinct warnings of this process in the order of their first appearance, for the record of a run. */
+typedef struct WarningList {
+    WarningCount *warnings;
+    size_t count;
+    size_t further; /* printed after WARNINGS_MOST distinct ones, which are not kept */
+} WarningList;
+
+enum { WARNINGS_MOST = 100 };
+
+static inline WarningList *warning_list(void) {
+    static WarningList list;
+    return &list;
+}
+
+/* Adds a warning to the list. It is called by the thread that prints. */
+static inline void warning_keep(const char *text) {
+    WarningList *list = warning_list();
+    for (size_t i = 0; i < list->count; i++)
+        if (!strcmp(list->warnings[i].text, text)) {
+            list->warnings[i].times++;
+            return;
+        }
+    WarningCount *more =
+        list->count < WARNINGS_MOST ? (WarningCount *)realloc(list->warnings, (list->count + 1) * sizeof *more) : NULL;
+    char *copy = more ? strdup(text) : NULL;
+    if (more) list->warnings = more;
+    if (!copy) {
+        list->further++;
+        return;
+    }
+    list->warnings[list->count].text = copy;
+    list->warnings[list->count++].times = 1;
+}
+
+/* The message that ended the program, for what runs at its exit; "" as long as it has not failed. */
+static inline Error *error_last(void) {
+    static Error last;
+    return &last;
+}
+
 /* Prints one line to standard error: the program's name, `kind`, the message, `tail`. Newlines inside the message, for
- * example from a user's argument, become spaces. */
-static inline void error_print(const char *kind, const char *tail, const char *format, va_list args) {
+ * example from a user's argument, become spaces. Returns the message. */
+static inline Error error_print(const char *kind, const char *tail, const char *format, va_list args) {
     Error e;
     vsnprintf(e.text, sizeof e.text, format, args);
     for (char *c = e.text; *c; c++)
         if (*c == '\n') *c = ' ';
     fflush(stdout);
     fprintf(stderr, "%s: %s%s%s\n", program_invocation_short_name, kind, e.text, tail);
+    return e;
 }
 
 PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
     va_list args;
     if (launch_of_environment().rank) return;
     va_start(args, format);
-    error_print("warning: ", "", format, args);
+    const Error e = error_print("warning: ", "", format, args);
     va_end(args);
+    warning_keep(e.text);
 }
 
 /* Waits, on every rank but 0, until rank 0 must have printed the same error and the launcher have ended this rank. Writes
@@ -87,7 +135,7 @@ PRINTF_LIKE(1, 2) static inline NORETURN void die(const char *format, ...) {
     char rank[32];
     error_rank(rank, 1);
     va_start(args, format);
-    error_print(rank, "", format, args);
+    *error_last() = error_print(rank, "", format, args);
     va_end(args);
     exit(1);
 }

@@ -34,4 +34,13 @@ static inline const Backend *backend_cpu(void) {
     }
 }
 
+/* The instruction set of the backend that backend_cpu() returns, for messages. */
+static inline const char *backend_cpu_level(void) {
+    const Backend *b = backend_cpu();
+    if (b == backend_cpu_bf16())
+        return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx ? "AVX-512 with bfloat16, AMX"
+                                                                            : "AVX-512 with bfloat16";
+    return b == backend_cpu_avx512() ? "AVX-512" : "AVX2";
+}
+
 #endif

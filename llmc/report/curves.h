@@ -10,8 +10,8 @@
 #ifndef LLMC_REPORT_CURVES_H
 #define LLMC_REPORT_CURVES_H
 
-#include "../base/error.h"   /* xcalloc, xmalloc */
-#include "chart.h"           /* Chart, ChartLine, chart_last, chart_range, ... */
+#include "../base/error.h"   /* xmalloc, xcalloc */
+#include "chart.h"           /* Chart, chart_range, ChartLine, chart_last, ... */
 #include "chart_data.h"      /* chart_data */
 #include "chart_text.h"      /* chart_value */
 #include "curve_catalogue.h" /* CURVES_OPTIMISATION, CURVES_POLICY, CURVES_REWARD, CURVE_LOG, ... */
@@ -141,30 +141,54 @@ static inline void curve_stats(FILE *f, const Chart *c, int curve) {
     fputs("</p>", f);
 }
 
-/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation keeps its capitals. */
+/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation keeps its capitals. Without
+ * a title in the catalogue it is the metric's name in words: "rewards/verify/mean" becomes "Rewards, verify, mean". */
 static inline void curve_title(FILE *f, const Curve *curve) {
-    const char *title = curve->info->title;
-    if (!curve->eval) fputs(title, f);
-    else if (isupper((unsigned char)title[1])) fprintf(f, "Held-out %s", title);
-    else fprintf(f, "Held-out %c%s", tolower((unsigned char)title[0]), title + 1);
+    const char *given = curve->info->title, *title = given ? given : curve_base(curve->key);
+    char *text = (char *)xmalloc(2 * strlen(title) + 1), *to = text;
+    const bool capitals = *title && isupper((unsigned char)title[1]);
+    if (curve->eval) fputs("Held-out ", f);
+    for (const char *c = title; *c; c++) {
+        const bool comma = !given && *c == '/';
+        *to++ = comma ? ',' : !given && *c == '_' ? ' ' : *c;
+        if (comma) *to++ = ' ';
+    }
+    *to = 0;
+    if (!capitals && (unsigned char)*text < 0x80)
+        *text = (char)(curve->eval ? tolower((unsigned char)*text) : toupper((unsigned char)*text));
+    html_text(f, text);
+    free(text);
+}
+
+/* Whether a chart has three values or more, all of which are equal; *value is theirs. */
+static inline bool curve_constant(const Curve *curve, double *value) {
+    double low = INFINITY, high = -INFINITY;
+    size_t finite = 0, all = 0;
+    for (int i = 0; i < curve->chart.count; i++) {
+        const ChartLine *line = &curve->chart.lines[i];
+        finite += chart_range(line->mid, &low, &high);
+        all += line->mid->count;
+        chart_range(line->low, &low, &high);
+        chart_range(line->high, &low, &high);
+    }
+    *value = low;
+    return finite >= 3 && finite == all && low == high;
 }
 
 /* Writes a chart with its caption and statistics. */
 static inline void curve_figure(FILE *f, const Curve *curve, bool wide) {
     Chart c = curve->chart;
     fprintf(f, "<figure%s><figcaption><h4>", wide ? " class='wide'" : "");
-    if (curve->info->title) {
-        curve_title(f, curve);
-        fputs(" <code>", f);
-    } else fputs("<code class='only'>", f);
+    curve_title(f, curve);
+    fputs(" <code>", f);
     html_text(f, curve->key);
     fprintf(f, "</code></h4><p>%s", curve->info->about);
     const bool low = c.lines[0].low, high = c.lines[0].high;
     if (low || high)
-        fprintf(f, "%s%s", *curve->info->about ? "; " : "",
-                low && high ? "band: minimum to maximum"
-                : low       ? "band: down to the minimum"
-                            : "band: up to the maximum");
+        fprintf(f, " The band goes %s.",
+                low && high ? "from the minimum to the maximum"
+                : low       ? "down to the minimum"
+                            : "up to the maximum");
     fputs("</p></figcaption><div>", f);
     for (int narrow = 0; narrow <= wide; narrow++) { /* a wide chart has a second drawing for narrow windows */
         c.wide = wide && !narrow;

@@ -13,7 +13,7 @@
 #ifndef LLMC_REPORT_HISTORY_H
 #define LLMC_REPORT_HISTORY_H
 
-#include "../base/error.h" /* xrealloc, error_set, Error */
+#include "../base/error.h" /* xrealloc, error_set, Error, checked_object */
 #include "../base/text.h"  /* utf8_copy */
 #include <jansson.h>
 #include <math.h>
@@ -32,6 +32,14 @@ typedef struct Sample {
     int64_t step;
 } Sample;
 
+/* A preference pair with the scores that the model gives both answers at some time of the run. */
+typedef struct HistoryPair {
+    char *when; /* as in Sample */
+    char *prompt, *chosen, *rejected;
+    double chosen_reward, rejected_reward; /* NaN if not finite */
+    int64_t step;
+} HistoryPair;
+
 typedef struct HistoryRow { /* configuration: name, value; final numbers: name, before, after. NULL if not given */
     char *name, *value, *after;
 } HistoryRow;
@@ -47,6 +55,10 @@ typedef struct History {
     size_t series_count;
     Sample *samples;
     size_t sample_count;
+    HistoryPair *pairs;
+    size_t pair_count;
+    json_t *starts; /* array of the records with which the run and its resumed parts began (run_facts.h), or NULL */
+    json_t *end;    /* the record of the run's end, or of its state so far, or NULL */
     HistoryRows header, config, final; /* header: each line is a name without values */
     int64_t first_step, last_step;
     size_t lines;       /* steps logged, including those before resuming */
@@ -87,6 +99,20 @@ static inline void history_line(History *h, int64_t step, double time) {
     h->finished_at = time;
 }
 
+/* Tokens per second of the logged steps, validation and samples excluded, from num_tokens and step_time; 0 if they are
+ * not logged. */
+static inline double history_speed(const History *h) {
+    const Series *tokens = history_find(h, "num_tokens"), *time = history_find(h, "step_time");
+    if (!tokens || !time || !tokens->count || !time->count) return 0;
+    /* what the first step has counted is its own only if it is the first of the run */
+    const bool whole = tokens->steps[0] == 1;
+    double seconds = 0;
+    for (size_t i = 0; i < time->count; i++)
+        if (isfinite(time->values[i]) && (whole || time->steps[i] > tokens->steps[0])) seconds += time->values[i];
+    const double all = tokens->values[tokens->count - 1] - (whole ? 0 : tokens->values[0]);
+    return seconds > 0 && isfinite(all) ? all / seconds : 0;
+}
+
 static inline void history_sample(History *h, int64_t step, const char *when, const char *prompt,
                                   const char *completion, const char *answer, double reward) {
     h->samples = (Sample *)xrealloc(h->samples, h->sample_count + 1, sizeof *h->samples);
@@ -96,6 +122,30 @@ static inline void history_sample(History *h, int64_t step, const char *when, co
                                              utf8_copy(answer ? answer : ""),
                                              reward,
                                              step};
+}
+
+static inline void history_pair(History *h, int64_t step, const char *when, const char *prompt, const char *chosen,
+                                const char *rejected, double chosen_reward, double rejected_reward) {
+    h->pairs = (HistoryPair *)xrealloc(h->pairs, h->pair_count + 1, sizeof *h->pairs);
+    h->pairs[h->pair_count++] = (HistoryPair){utf8_copy(when),
+                                              utf8_copy(prompt),
+                                              utf8_copy(chosen),
+                                              utf8_copy(rejected),
+                                              isfinite(chosen_reward) ? chosen_reward : NAN,
+                                              isfinite(rejected_reward) ? rejected_reward : NAN,
+                                              step};
+}
+
+/* Adds the record of a beginning; takes it over. */
+static inline void history_start(History *h, json_t *record) {
+    if (!h->starts) h->starts = (json_t *)checked_object(json_array(), "a JSON array");
+    json_array_append_new(h->starts, record);
+}
+
+/* Sets the record of the end; takes it over. */
+static inline void history_end(History *h, json_t *record) {
+    json_decref(h->end);
+    h->end = record;
 }
 
 static inline void history_row(HistoryRows *rows, const char *name, const char *value, const char *after) {
@@ -115,6 +165,15 @@ static inline void history_free(History *h) {
         free(h->samples[i].completion);
         free(h->samples[i].answer);
     }
+    for (size_t i = 0; i < h->pair_count; i++) {
+        free(h->pairs[i].when);
+        free(h->pairs[i].prompt);
+        free(h->pairs[i].chosen);
+        free(h->pairs[i].rejected);
+    }
+    free(h->pairs);
+    json_decref(h->starts);
+    json_decref(h->end);
     const HistoryRows *all[] = {&h->header, &h->config, &h->final};
     for (size_t k = 0; k < 3; k++) {
         for (size_t i = 0; i < all[k]->count; i++) {
@@ -134,12 +193,26 @@ static inline void history_free(History *h) {
 
 typedef enum { LINE_KEPT, LINE_LATER, LINE_BROKEN } HistoryLine;
 
+/* Adds a record of the run's beginning or end to h and takes it over. A part that was resumed from a later step than
+ * `last` is left out, and so is the end, unless `last` is INT64_MAX: the run goes on. */
+static inline HistoryLine history_read_record(History *h, json_t *object, const char *kind, int64_t last) {
+    const bool start = !strcmp(kind, "start");
+    const bool kept = start ? json_integer_value(json_object_get(object, "resumed_step")) <= last : last == INT64_MAX;
+    if (start && kept) history_start(h, object);
+    else if (kept && !strcmp(kind, "end")) history_end(h, object);
+    else json_decref(object);
+    return kept ? LINE_KEPT : LINE_LATER;
+}
+
 /* Adds one line of metrics.jsonl to h. LINE_LATER: the line's step is after `last`, and h is unchanged. LINE_BROKEN:
- * the line is not an object with an integer "step", and e has the reason. Values that are not numbers become gaps. */
+ * the line is neither an object with an integer "step" nor one with a "record", and e has the reason. Values that are
+ * not numbers become gaps. */
 static inline HistoryLine history_read_line(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
     json_t *object = json_loadb(line, n, 0, &why);
     const json_t *step = json_object_get(object, "step");
+    const char *record = json_string_value(json_object_get(object, "record"));
+    if (record) return history_read_record(h, object, record, last);
     if (!json_is_integer(step)) {
         if (object) error_set(e, "a line without an integer \"step\", expected an object with one");
         else error_set(e, "not JSON: %s, expected an object with a \"step\"", why.text);
@@ -164,6 +237,28 @@ static inline HistoryLine history_read_line(History *h, const char *line, size_t
     return LINE_KEPT;
 }
 
+/* Adds a pair of the samples file, which is taken over, to h, in the same way as history_read_line(). */
+static inline HistoryLine history_read_pair(History *h, json_t *object, int64_t last, Error *e) {
+    json_error_t why;
+    json_int_t step = 0;
+    const char *when, *prompt, *chosen, *rejected;
+    json_t *reward[2];
+    HistoryLine result = LINE_BROKEN;
+    if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:s, s:s, s:o, s:o}", "step", &step, "when", &when, "prompt",
+                       &prompt, "chosen", &chosen, "rejected", &rejected, "chosen_reward", &reward[0],
+                       "rejected_reward", &reward[1]))
+        error_set(e, "not a pair: %s", why.text);
+    else {
+        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+        if (result == LINE_KEPT)
+            history_pair(h, step, when, prompt, chosen, rejected,
+                         json_is_number(reward[0]) ? json_number_value(reward[0]) : NAN,
+                         json_is_number(reward[1]) ? json_number_value(reward[1]) : NAN);
+    }
+    json_decref(object);
+    return result;
+}
+
 /* Adds one line of the samples file to h, in the same way as history_read_line(). */
 static inline HistoryLine history_read_sample(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
@@ -171,13 +266,14 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
     json_t *reward = NULL, *object = json_loadb(line, n, 0, &why);
     const char *when, *prompt, *completion, *answer;
     HistoryLine result = LINE_BROKEN;
+    if (json_object_get(object, "chosen")) return history_read_pair(h, object, last, e);
     if (!object) error_set(e, "not JSON: %s, expected a sample", why.text);
     else if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:s, s:s, s:o}", "step", &step, "when", &when, "prompt",
                             &prompt, "completion", &completion, "answer", &answer, "reward", &reward))
         error_set(e, "not a sample: %s", why.text);
     else {
         /* an "after" sample was taken at the end of an earlier part, which is not the end of the run */
-        result = step > last || !strcmp(when, "after") ? LINE_LATER : LINE_KEPT;
+        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
         if (result == LINE_KEPT)
             history_sample(h, step, when, prompt, completion, answer,
                            json_is_number(reward) ? json_number_value(reward) : NAN);

@@ -2,7 +2,7 @@
  *
  * All text that is not part of the program (a model's output, an option's value, a metric's name) reaches a page
  * through html_text(). Its output is safe between tags and inside quoted attributes. Control characters, which HTML
- * cannot display, are written as \x1b; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
+ * cannot display, are written as \x1b, and marks that turn the direction of text as \u202e; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
  *
  *     fputs("<td title='", f);
  *     html_text(f, name);
@@ -30,6 +30,15 @@ static inline void html_bytes(FILE *f, const char *text, size_t n) {
             if (i + 1 < n && (unsigned char)text[i + 1] < 0xA0) fprintf(f, "\\x%02x", (unsigned char)text[++i]);
             else fputc(c, f);
             break;
+        case 0xE2: { /* U+202A to U+202E and U+2066 to U+2069 turn the direction of the text that follows */
+            const unsigned char middle = i + 2 < n ? (unsigned char)text[i + 1] : 0,
+                                last = middle ? (unsigned char)text[i + 2] : 0;
+            if ((middle == 0x80 && last >= 0xAA && last <= 0xAE) || (middle == 0x81 && last >= 0xA6 && last <= 0xA9)) {
+                fprintf(f, "\\u20%02x", (middle - 0x80) * 0x40 + last - 0x80);
+                i += 2;
+            } else fputc(c, f);
+            break;
+        }
         default:
             if (c < 0x20 || c == 0x7F) fprintf(f, "\\x%02x", c);
             else fputc(c, f);

@@ -19,10 +19,15 @@
  * metrics.jsonl     one line per step: {"step":12,"time":1764000000.123,"loss":0.6931,...}. time is in seconds since
  *                   1970. Numbers have the fewest digits that read back as the same double; non-finite values are null.
  *                   "-" writes to standard output.
+ *                   The first and the last line describe the run, if metrics_describe() was called: see run_facts.h.
  * metrics.samples.jsonl   the samples, if there are any: {"step":0,"when":"before","prompt":...,"completion":...,
  *                   "answer":...,"reward":0}. Its name is that of the metrics file with .samples before .jsonl.
- * TensorBoard       event files with the same values as metrics.jsonl, see tensorboard.h.
- * report            one HTML page, see report.h; written every minute during the run and at its end.
+ * TensorBoard       event files with the same values as metrics.jsonl, the samples as texts and the options as
+ *                   hyperparameters, see tensorboard.h.
+ *                   A preference pair is {"step":0,"when":"before","prompt":...,"chosen":...,"rejected":...,
+ *                   "chosen_reward":0.1,"rejected_reward":-0.2}.
+ * report            one HTML page, see report.h; written after ten seconds, then every minute (less often if that takes
+ *                   more than half a percent of the time), and at the end of the run.
  *
  * Resuming: with resume_step >= 0 both JSON files are truncated, atomically, to the lines up to that step. These lines
  * become the beginning of the report's curves. A last line that a kill left unfinished is dropped; any other unreadable
@@ -38,12 +43,13 @@
 #include "../base/clock.h"     /* clock_seconds, clock_date */
 #include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
 #include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
-#include "../base/json_text.h" /* json_number_text */
+#include "../base/json_text.h" /* json_number_text, json_dump_short */
 #include "../base/terminal.h"  /* terminal_escapes, terminal_width */
 #include "../base/text.h"      /* utf8_copy */
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */
+#include "run_facts.h"         /* RunPhase, RUN_SAVING, PhaseClock, phase_clock_start, ... */
 #include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -55,13 +61,18 @@ typedef struct Metrics {
     char *jsonl_path, *samples_path, *report_path; /* NULL if not requested */
     FILE *jsonl, *samples;
     TensorBoard board;
-    bool begun; /* the files have been truncated for this run */
-    bool resumed, samples_kept;
+    json_t *start,
+        *results; /* records of the beginning and of the end (run_facts.h); NULL without metrics_describe() */
+    PhaseClock phases;
+    const char *status; /* "finished" unless the program sets "stopped" or "failed" before the end */
+    bool begun;         /* the files have been truncated for this run */
+    bool resumed, samples_kept, pairs_kept;
     Error failed; /* text is "" until something fails */
     char **names; /* (count) metrics of the current step */
     double *values;
     size_t count, capacity;
     double clock, reported, carried; /* time of opening, of the last report (monotonic); seconds run before resuming */
+    double report_wait;              /* seconds from one report to the next */
     bool quiet;                      /* print nothing: set on every rank but the first */
     bool brief;                      /* print only warnings and notices: --quiet */
     /* the progress line */
@@ -141,20 +152,37 @@ static inline FILE *metrics_append(const char *path, Error *e) {
     return f;
 }
 
+static inline bool metrics_flush(FILE *f, const char *path, Error *e) {
+    return (!fflush(f) && !ferror(f)) || error_set(e, "%s: cannot write: %s", path, strerror(errno));
+}
+
+/* Writes a record of the run's beginning or end. */
+static inline bool metrics_record(Metrics *m, const json_t *record, Error *e) {
+    if (!m->jsonl) return true;
+    char *text = json_dump_short(record, JSON_COMPACT);
+    fprintf(m->jsonl, "%s\n", text);
+    free(text);
+    return metrics_flush(m->jsonl, m->jsonl_path, e);
+}
+
 /* Empties the files of an earlier run before the first line of a new one is written. */
-static inline bool metrics_begin(Metrics *m, Error *e) {
-    if (m->begun || !m->jsonl) return true;
-    m->begun = true;
+static inline bool metrics_empty(Metrics *m, Error *e) {
     struct stat about;
-    if (m->resumed || fstat(fileno(m->jsonl), &about) || !S_ISREG(about.st_mode)) return true;
+    if (!m->jsonl || m->resumed || fstat(fileno(m->jsonl), &about) || !S_ISREG(about.st_mode)) return true;
     if (ftruncate(fileno(m->jsonl), 0)) return error_set(e, "%s: cannot empty: %s", m->jsonl_path, strerror(errno));
     if (m->samples_path && unlink(m->samples_path) && errno != ENOENT)
         return error_set(e, "%s: cannot remove: %s", m->samples_path, strerror(errno));
     return true;
 }
 
-static inline bool metrics_flush(FILE *f, const char *path, Error *e) {
-    return (!fflush(f) && !ferror(f)) || error_set(e, "%s: cannot write: %s", path, strerror(errno));
+/* Empties the files of an earlier run and writes the record of the beginning, before the first line of this run. */
+static inline bool metrics_begin(Metrics *m, Error *e) {
+    if (m->begun) return true;
+    m->begun = true;
+    if (!metrics_empty(m, e)) return false;
+    if (!m->start) return true;
+    history_start(&m->history, json_incref(m->start));
+    return metrics_record(m, m->start, e);
 }
 
 /* ---- opening ---- */
@@ -169,6 +197,8 @@ static inline void metrics_free(Metrics *m) {
     free(m->jsonl_path);
     free(m->samples_path);
     free(m->report_path);
+    json_decref(m->start);
+    json_decref(m->results);
     history_free(&m->history);
     *m = (Metrics){0};
 }
@@ -178,6 +208,9 @@ static inline void metrics_free(Metrics *m) {
 static inline bool metrics_open(Metrics *m, const char *program, const char *jsonl, const char *tensorboard_dir,
                                 const char *report, int64_t resume_step, Error *e) {
     *m = (Metrics){.resumed = resume_step >= 0, .interval = 0.1, .terminal = terminal_escapes(STDERR_FILENO)};
+    m->phases = phase_clock_start();
+    m->status = "finished";
+    m->report_wait = 10;
     m->clock = m->reported = clock_seconds();
     m->progress_step = -1;
     m->history.program = utf8_copy(program);
@@ -194,6 +227,7 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
             ok = metrics_cut(m, m->jsonl_path, resume_step, history_read_line, e) &&
                  metrics_cut(m, m->samples_path, resume_step, history_read_sample, e);
         m->samples_kept = m->history.sample_count > 0;
+        m->pairs_kept = m->history.pair_count > 0;
         m->carried = m->history.seconds;
         ok = ok && (m->jsonl = metrics_append(jsonl, e));
     }
@@ -202,6 +236,26 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
     if (!ok) metrics_free(m);
     return ok;
 }
+
+/* Has the files begin and end with records of the run (run_facts.h). version: that of the program. */
+static inline void metrics_describe(Metrics *m, const char *version) {
+    m->start = run_start_record(m->history.program, version, m->resumed ? m->history.last_step : -1);
+    m->results = (json_t *)checked_object(json_object(), "a JSON object");
+}
+
+/* Adds a fact to the record of the beginning, before the first step, or to that of the end; takes the value over. */
+static inline void metrics_fact(Metrics *m, const char *key, json_t *value) {
+    if (m->start) json_object_set_new(m->start, key, value);
+    else json_decref(value);
+}
+
+static inline void metrics_result(Metrics *m, const char *key, json_t *value) {
+    if (m->results) json_object_set_new(m->results, key, value);
+    else json_decref(value);
+}
+
+/* Begins another phase of the run and returns the one that ends. */
+static inline RunPhase metrics_phase(Metrics *m, RunPhase phase) { return phase_enter(&m->phases, phase); }
 
 /* Adds a line to the head of the report: the model, the machine or the command. */
 static inline void metrics_header(Metrics *m, const char *text) { history_row(&m->history.header, text, NULL, NULL); }
@@ -268,16 +322,44 @@ static inline void metrics_set(Metrics *m, const char *key, double value) {
     m->values[m->count++] = value;
 }
 
+/* The record of the run's end or, while it goes on, of its state so far; the caller owns it. */
+static inline json_t *metrics_end_record(Metrics *m, const char *status) {
+    json_t *record = (json_t *)checked_object(json_object(), "a JSON object"), *final = json_array();
+    json_object_set_new(record, "record", json_string("end"));
+    json_object_set_new(record, "time", json_real(clock_date()));
+    json_object_set_new(record, "status", run_text(status));
+    json_object_set_new(record, "steps", json_integer(m->history.last_step));
+    const double speed = history_speed(&m->history);
+    if (speed > 0) json_object_set_new(record, "tokens_per_second", json_real(speed));
+    json_object_set_new(record, "seconds", phase_seconds(&m->phases));
+    json_object_set_new(record, "warnings", run_warnings());
+    if (warning_list()->further)
+        json_object_set_new(record, "further_warnings", json_integer((json_int_t)warning_list()->further));
+    for (size_t i = 0; i < m->history.final.count; i++) {
+        const HistoryRow *row = &m->history.final.rows[i];
+        json_array_append_new(
+            final, json_pack("{s:s, s:s?, s:s?}", "name", row->name, "before", row->value, "after", row->after));
+    }
+    json_object_set_new(record, "final", final);
+    json_object_update(record, m->results);
+    return record;
+}
+
+/* Writes the page, and determines when the next one is due. running: the run has not ended. */
 static inline bool metrics_report(Metrics *m, bool running, Error *e) {
     const double now = clock_seconds();
     m->reported = now;
     m->history.seconds = m->carried + now - m->clock;
-    return !m->report_path || report_write(&m->history, m->report_path, running, e);
+    if (m->start) history_end(&m->history, metrics_end_record(m, running ? "running" : m->status));
+    const bool ok = !m->report_path || report_write(&m->history, m->report_path, running, e);
+    m->report_wait = fmax(60, 200 * (clock_seconds() - now));
+    return ok;
 }
 
 /* Writes the metrics set since the last step, as one line and one event, and clears them. */
 static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     if (m->failed.text[0]) return error_set(e, "%s", m->failed.text);
+    const RunPhase before = metrics_phase(m, RUN_SAVING);
     if (!metrics_begin(m, e)) return false;
     const double time = clock_date();
     history_line(&m->history, step, time);
@@ -302,8 +384,24 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     }
     m->count = 0;
     const bool live = m->report_path && strcmp(m->report_path, "-");
-    if (ok && live && clock_seconds() - m->reported > 60) ok = metrics_report(m, true, e);
+    if (ok && live && clock_seconds() - m->reported > m->report_wait) ok = metrics_report(m, true, e);
+    metrics_phase(m, before);
     return ok;
+}
+
+/* Opens the samples file if there is one; false if there is none or it cannot be written. */
+static inline bool metrics_open_samples(Metrics *m) {
+    if (!m->samples_path || m->failed.text[0] || !metrics_begin(m, &m->failed)) return false;
+    return m->samples || (m->samples = metrics_append(m->samples_path, &m->failed));
+}
+
+/* Writes the beginning of a sample's line: the step and `count` texts with their keys. */
+static inline void metrics_texts(FILE *f, int64_t step, const char *part[][2], size_t count) {
+    fprintf(f, "{\"step\":%lld", (long long)step);
+    for (size_t i = 0; i < count; i++) {
+        fprintf(f, ",\"%s\":", part[i][0]);
+        metrics_json_text(f, part[i][1]);
+    }
 }
 
 /* Adds a completion to the report and to the samples file. when: "before", "after" or "step 20"; samples of one prompt
@@ -314,19 +412,33 @@ static inline void metrics_sample(Metrics *m, const char *when, const char *prom
     long long step = (long long)m->history.last_step;
     sscanf(when, "step %lld", &step);
     history_sample(&m->history, step, when, prompt, completion, answer, reward);
-    if (!m->samples_path || m->failed.text[0] || !metrics_begin(m, &m->failed)) return;
-    if (!m->samples && !(m->samples = metrics_append(m->samples_path, &m->failed))) return;
+    if (!metrics_open_samples(m)) return;
     const Sample *s = &m->history.samples[m->history.sample_count - 1];
     const char *part[][2] = {
         {"when", s->when}, {"prompt", s->prompt}, {"completion", s->completion}, {"answer", s->answer}};
-    fprintf(m->samples, "{\"step\":%lld", step);
-    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
-        fprintf(m->samples, ",\"%s\":", part[i][0]);
-        metrics_json_text(m->samples, part[i][1]);
-    }
+    metrics_texts(m->samples, step, part, sizeof part / sizeof *part);
     char number[32];
     json_number_text(reward, number);
     fprintf(m->samples, ",\"reward\":%s}\n", number);
+    metrics_flush(m->samples, m->samples_path, &m->failed);
+}
+
+/* Adds a preference pair with the model's scores of both answers to the report and to the samples file. when: as in
+ * metrics_sample(). A score is NaN if there is none. */
+static inline void metrics_pair(Metrics *m, const char *when, const char *prompt, const char *chosen,
+                                const char *rejected, double chosen_reward, double rejected_reward) {
+    if (m->pairs_kept && !strcmp(when, "before")) return;
+    const int64_t step = m->history.last_step;
+    history_pair(&m->history, step, when, prompt, chosen, rejected, chosen_reward, rejected_reward);
+    if (!metrics_open_samples(m)) return;
+    const HistoryPair *p = &m->history.pairs[m->history.pair_count - 1];
+    const char *part[][2] = {
+        {"when", p->when}, {"prompt", p->prompt}, {"chosen", p->chosen}, {"rejected", p->rejected}};
+    metrics_texts(m->samples, step, part, sizeof part / sizeof *part);
+    char a[32], b[32];
+    json_number_text(p->chosen_reward, a);
+    json_number_text(p->rejected_reward, b);
+    fprintf(m->samples, ",\"chosen_reward\":%s,\"rejected_reward\":%s}\n", a, b);
     metrics_flush(m->samples, m->samples_path, &m->failed);
 }
 
@@ -338,10 +450,9 @@ static inline void metrics_clear(Metrics *m) {
     m->shown = false;
 }
 
-/* Prints a line to standard error, above the progress line. before: the beginning of the line. */
-static inline void metrics_print(Metrics *m, const char *before, const char *format, va_list args) {
+/* Prints a line to standard error, above the progress line. */
+static inline void metrics_print(Metrics *m, const char *format, va_list args) {
     metrics_clear(m);
-    fputs(before, stderr);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
 }
@@ -351,7 +462,7 @@ PRINTF_LIKE(2, 3) static inline void metrics_line(Metrics *m, const char *format
     va_list args;
     if (m->quiet || m->brief) return;
     va_start(args, format);
-    metrics_print(m, "", format, args);
+    metrics_print(m, format, args);
     va_end(args);
 }
 
@@ -360,19 +471,21 @@ PRINTF_LIKE(2, 3) static inline void metrics_notice(Metrics *m, const char *form
     va_list args;
     if (m->quiet) return;
     va_start(args, format);
-    metrics_print(m, "", format, args);
+    metrics_print(m, format, args);
     va_end(args);
 }
 
 /* Prints a warning, with the program's name before it. It is shown with --quiet, too. */
 PRINTF_LIKE(2, 3) static inline void metrics_warn(Metrics *m, const char *format, ...) {
     va_list args;
-    char before[64];
+    char text[1024];
     if (m->quiet) return;
-    snprintf(before, sizeof before, "%s: warning: ", m->history.program);
     va_start(args, format);
-    metrics_print(m, before, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    metrics_clear(m);
+    fprintf(stderr, "%s: warning: %s\n", m->history.program, text);
+    warning_keep(text);
 }
 
 /* Prints a line of numbers in parts separated by " | ", without the parts that are NaN. */
@@ -421,7 +534,9 @@ static inline void metrics_progress(Metrics *m, int64_t step, int64_t steps, con
 static inline bool metrics_close(Metrics *m, Error *e) {
     metrics_clear(m);
     bool ok = !m->failed.text[0] || error_set(e, "%s", m->failed.text);
+    metrics_phase(m, RUN_SAVING);
     ok = ok && metrics_begin(m, e) && metrics_report(m, false, e);
+    if (ok && m->start) ok = metrics_record(m, m->history.end, e);
     if (m->jsonl == stdout) ok = ok && metrics_flush(stdout, m->jsonl_path, e);
     else if (m->jsonl && fclose(m->jsonl) && ok)
         ok = error_set(e, "%s: cannot write: %s", m->jsonl_path, strerror(errno));

@@ -16,14 +16,36 @@
 
 #include "../base/error.h"         /* Error, checked_object, die */
 #include "../base/io.h"            /* Writer, writer_abort, writer_open, writer_commit, ... */
+#include "chart_text.h"            /* chart_value */
 #include "curve_catalogue.h"       /* CurveGroup, curve_group_name */
-#include "curves.h"                /* CurveList, curve_figure, curve_list */
+#include "curves.h"                /* CurveList, curve_constant, curve_figure, curve_list, ... */
 #include "history.h"               /* History */
+#include "html.h"                  /* html_text */
 #include "overoptimisation_page.h" /* report_overoptimisation */
 #include "report_head.h"           /* report_head */
+#include "report_pairs.h"          /* report_pairs */
+#include "report_run.h"            /* report_run */
 #include "report_samples.h"        /* report_samples */
 #include "report_tables.h"         /* report_all, report_config, report_final */
 #include "style.h"                 /* keep: report_js */
+
+/* Writes curves first ... end-1 that are constant, on one line. */
+static inline void report_constants(FILE *f, const CurveList *curves, size_t first, size_t end) {
+    bool any = false;
+    for (size_t i = first; i < end; i++) {
+        double value;
+        char text[32];
+        if (!curve_constant(&curves->curves[i], &value)) continue;
+        fputs(any ? "; " : "<p class='note constants'>The same at every step: ", f);
+        curve_title(f, &curves->curves[i]);
+        chart_value(value, curves->curves[i].chart.share, text);
+        fputs(" <code>", f);
+        html_text(f, curves->curves[i].key);
+        fprintf(f, "</code> <b>%s</b>", text);
+        any = true;
+    }
+    if (any) fputs(".</p>\n", f);
+}
 
 /* Writes the charts of all curves under the headings of their groups; the first chart is wide. */
 static inline void report_curves(FILE *f, const CurveList *curves) {
@@ -32,12 +54,22 @@ static inline void report_curves(FILE *f, const CurveList *curves) {
         "<section id='curves'><h2>Curves</h2><p class='note'>Faint line: raw values. Strong line: moving average. The number "
         "at a curve's end is its last value.</p>\n",
         f);
-    for (size_t i = 0; i < curves->count; i++) {
+    size_t drawn = 0;
+    for (size_t i = 0; i < curves->count;) {
         const CurveGroup group = curves->curves[i].group;
-        if (!i || curves->curves[i - 1].group != group)
-            fprintf(f, "<h3>%s</h3><div class='curves'>\n", curve_group_name(group));
-        curve_figure(f, &curves->curves[i], i == 0);
-        if (i + 1 == curves->count || curves->curves[i + 1].group != group) fputs("</div>\n", f);
+        size_t end = i;
+        bool open = false;
+        fprintf(f, "<h3>%s</h3>\n", curve_group_name(group));
+        for (; end < curves->count && curves->curves[end].group == group; end++) {
+            double value;
+            if (curve_constant(&curves->curves[end], &value)) continue;
+            if (!open) fputs("<div class='curves'>\n", f);
+            open = true;
+            curve_figure(f, &curves->curves[end], drawn++ == 0);
+        }
+        if (open) fputs("</div>\n", f);
+        report_constants(f, curves, i, end);
+        i = end;
     }
     fputs("</section>\n", f);
 }
@@ -50,6 +82,8 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_overoptimisation(f, h);
     report_curves(f, &curves);
     report_samples(f, h);
+    report_pairs(f, h);
+    report_run(f, h);
     report_config(f, h);
     report_all(f, h);
     fprintf(f, "</main>\n<script>\n%s</script>\n</body></html>\n", report_js());

@@ -14,6 +14,8 @@
 #include "style.h"      /* keep: report_css */
 #include <time.h>
 
+enum { REPORT_REFRESH = 60 }; /* seconds */
+
 /* The heading of a program's report: what it does, or the program's own name. */
 static inline const char *report_title(const char *program) {
     static const char *const known[][2] = {{"train_sft", "Supervised fine-tuning"},
@@ -35,6 +37,13 @@ static inline void report_duration(double seconds, char *text, size_t size) {
     else snprintf(text, size, "%lld h %lld min", s / 3600, s / 60 % 60);
 }
 
+/* Formats a Unix time: "3 May 2026, 14:05:09"; false if there is none. */
+static inline bool report_date(double time, char *text, size_t size) {
+    const time_t at = time > 0 && time < 1e11 ? (time_t)time : 0;
+    struct tm local;
+    return at && localtime_r(&at, &local) && strftime(text, size, "%-d %B %Y, %H:%M:%S", &local);
+}
+
 /* Writes how many steps the run took, how long, and when it ended. */
 static inline void report_facts(FILE *f, const History *h, bool running) {
     char text[64];
@@ -52,26 +61,37 @@ static inline void report_facts(FILE *f, const History *h, bool running) {
         chart_value(per_step < 1 ? 1e3 * per_step : per_step, false, text);
         fprintf(f, "<span><b>%s %s</b> per step</span>", text, per_step < 1 ? "ms" : "s");
     }
-    const time_t at = h->finished_at > 0 && h->finished_at < 1e11 ? (time_t)h->finished_at : 0;
-    struct tm local;
-    if (at && localtime_r(&at, &local) && strftime(text, sizeof text, "%-d %B %Y, %H:%M", &local))
+    if (report_date(h->finished_at, text, sizeof text))
         fprintf(f, "<span>%s <b>%s</b></span>", running ? "still running; last step" : "ended", text);
+}
+
+/* Writes the page up to the beginning of its main element. The page loads nothing, and its script and style are those
+ * that it holds. While the run goes on, it reloads itself every REPORT_REFRESH seconds. */
+static inline void report_begin(FILE *f, const char *title, bool running) {
+    fputs(
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; script-src "
+        "'unsafe-inline'\"><meta name='viewport' content='width=device-width,initial-scale=1'>",
+        f);
+    if (running) fprintf(f, "<meta http-equiv='refresh' content='%d'>", REPORT_REFRESH);
+    fputs("<title>", f);
+    html_text(f, title);
+    fprintf(f, "</title>\n<style>\n%s</style></head>\n<body><main>\n", report_css());
 }
 
 /* Writes the page from its first byte to the end of the header. running: the run has not ended. */
 static inline void report_head(FILE *f, const History *h, const CurveList *curves, bool running) {
     const char *program = h->program ? h->program : "run", *title = report_title(program);
-    fputs("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-          "<meta name='viewport' content='width=device-width,initial-scale=1'><title>",
-          f);
-    html_text(f, title);
-    fprintf(f, "</title>\n<style>\n%s</style></head>\n<body><main>\n<header><div class='kicker'><span class='mono'>",
-            report_css());
+    report_begin(f, title, running);
+    fputs("<header><div class='kicker'><span class='mono'>", f);
     html_text(f, program);
     fputs("</span><nav>", f);
     if (h->final.count || curves->count) fputs("<a href='#numbers'>Numbers</a>", f);
     if (curves->count) fputs("<a href='#curves'>Curves</a>", f);
     if (h->sample_count) fputs("<a href='#samples'>Samples</a>", f);
+    if (h->pair_count) fputs("<a href='#pairs'>Pairs</a>", f);
+    if (json_array_size(h->starts)) fputs("<a href='#run'>Run</a>", f);
+    if (json_array_size(json_object_get(h->end, "warnings"))) fputs("<a href='#warnings'>Warnings</a>", f);
     if (h->config.count) fputs("<a href='#configuration'>Configuration</a>", f);
     fputs("</nav></div>\n<h1>", f);
     html_text(f, title);

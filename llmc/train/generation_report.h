@@ -14,7 +14,8 @@
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
 #include "../records/cursor.h"       /* cursor_epochs */
-#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_warn, ... */
+#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_phase, ... */
+#include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
@@ -44,7 +45,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Rewards *rewards = !g->judge && g->rewards.count && !evaluation_verifiable(&g->val) ? &g->rewards : NULL;
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
-    const TrainerPause pause = trainer_pause(g->t);
+    const TrainerPause pause = trainer_pause(g->t, RUN_EVALUATION);
     const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
@@ -117,6 +118,7 @@ static inline void generation_show(Generation *g, const char *when) {
     Sampling how = g->sampling;
     how.temperature = 0;
     if (g->t->dist.rank) return;
+    const RunPhase phase = metrics_phase(&g->t->metrics, RUN_SAMPLES);
     for (int64_t i = 0; i < p->count && i < g->o->sample_count; i++) {
         Completion c;
         RolloutRequest q = {
@@ -134,6 +136,7 @@ static inline void generation_show(Generation *g, const char *when) {
         free(text);
         completion_free(&c);
     }
+    metrics_phase(&g->t->metrics, phase);
 }
 
 /* Warns if sampler and trainer disagree. gap: the largest difference between their log-probabilities of a token, in

@@ -33,7 +33,8 @@
 #include "../model/model.h"            /* Model */
 #include "../records/completion_set.h" /* CompletionSet, completion_set_add, completion_set_clear */
 #include "../records/pairs.h"          /* Pair */
-#include "../report/metrics.h"         /* metrics_set, Metrics */
+#include "../report/metrics.h"         /* metrics_set, metrics_phase, Metrics */
+#include "../report/run_facts.h"       /* RUN_REWARD, RUN_SAMPLING, RunPhase */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_preference, ... */
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
 #include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_item, prompts_request, ... */
@@ -215,10 +216,12 @@ static inline void online_judge(OnlinePairs *p, ScoredCompletion *scored, int32_
 static inline void online_draw(OnlinePairs *p) {
     Generation *g = &p->g;
     const double start = clock_seconds();
+    const RunPhase phase = metrics_phase(&g->t->metrics, RUN_SAMPLING);
     p->count = (int32_t)g->o->prompts;
     generation_sample(g, 0, p->count);
     if (p->kind != ONLINE_DPO) online_draw_second(p);
     const double judging = clock_seconds();
+    metrics_phase(&g->t->metrics, RUN_REWARD);
     generation_score(g, 0, p->count);
     online_judge(p, g->scored, g->completions);
     if (p->kind != ONLINE_DPO) {
@@ -227,6 +230,7 @@ static inline void online_draw(OnlinePairs *p) {
     }
     g->gen_seconds = judging - start;
     g->reward_seconds = clock_seconds() - judging;
+    metrics_phase(&g->t->metrics, phase);
 }
 
 /* The probability that the completion with the higher score by `difference` is preferred. */

@@ -36,10 +36,10 @@
 #include "../base/json_text.h"         /* json_utf8 */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
-#include "../base/output.h"            /* output_add, OUTPUT_READ, OUTPUT_RESUMED, OUTPUT_STATE, ... */
+#include "../base/output.h"            /* OUTPUT_READ, output_add, OUTPUT_RESUMED, OUTPUT_STATE, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
-#include "../device.h"                 /* DeviceKind, backend_open, device_dtype */
+#include "../device.h"                 /* DeviceKind, backend_open, device_dtype, device_kernels */
 #include "../dist/dist.h"              /* dist_total, dist_any, Dist, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
 #include "../model/backend.h"          /* Backend, Device, Dtype */
@@ -52,7 +52,7 @@
 #include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
 #include "../model/model_load.h"       /* ModelFile, ModelLoad, Quantize, model_file_free, ... */
 #include "../model/model_state.h"      /* model_save_beside */
-#include "../model/model_text.h"       /* ModelText, model_text_close, model_text_open */
+#include "../model/model_text.h"       /* model_text_decode, ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
 #include "../model/peft.h"             /* peft_make_folder, peft_write */
 #include "../model/schedule.h"         /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
@@ -60,9 +60,11 @@
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
 #include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open */
+#include "../records/pairs.h"          /* Pair */
 #include "../records/shard.h"          /* Shard, shard_open_all */
 #include "../records/shard_fits.h"     /* fit_shard */
-#include "../report/metrics.h"         /* metrics_set, metrics_line, Metrics, metrics_clear, ... */
+#include "../report/metrics.h"         /* metrics_set, metrics_line, metrics_phase, metrics_fact, ... */
+#include "../report/run_facts.h"       /* RunPhase, run_text, RUN_SAVING, run_file, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
 #include "resume.h"                    /* resume_is_path, resume_place, resume_changes, resume_listed, ... */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
@@ -548,6 +550,69 @@ static inline void trainer_write_options(const Trainer *t) {
     free(path);
 }
 
+/* The files that the options name as inputs, with sizes and hashes; the caller owns the array. */
+static inline json_t *trainer_files(const Option *table) {
+    Error e;
+    json_t *all = (json_t *)checked_object(json_array(), "a JSON array");
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (!resume_is_path(o) || (trainer_use(o->name) != OUTPUT_READ && trainer_use(o->name) != OUTPUT_RESUMED))
+            continue;
+        const char *path = o->kind == OPT_TEXT ? *(const char *const *)o->value : NULL;
+        if (path) json_array_append_new(all, run_file(o->name, path));
+        Inputs files;
+        if (o->kind != OPT_LIST || !inputs_open(&files, o->name, (const OptionList *)o->value, &e)) continue;
+        for (int k = 0; k < files.count; k++) json_array_append_new(all, run_file(o->name, files.path[k]));
+        inputs_close(&files);
+    }
+    return all;
+}
+
+/* The values of all options that have one; the caller owns the object. */
+static inline json_t *trainer_values(const Option *table) {
+    json_t *all = (json_t *)checked_object(json_object(), "a JSON object");
+    TextBuffer value = {0};
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP) continue;
+        option_value(o, &value);
+        if (value.length) json_object_set_new(all, o->name, json_utf8(value.text, value.length));
+    }
+    text_free(&value);
+    return all;
+}
+
+/* The run whose record trainer_at_exit() ends. */
+static inline Trainer **trainer_open_run(void) {
+    static Trainer *run;
+    return &run;
+}
+
+/* Ends the record of a run that die() ends, so that its page and its metrics say so. */
+static inline void trainer_at_exit(void) {
+    Trainer *t = *trainer_open_run();
+    Error e;
+    if (!t || !t->metrics.begun || !error_last()->text[0]) return;
+    *trainer_open_run() = NULL;
+    t->metrics.status = "failed";
+    metrics_result(&t->metrics, "reason", run_text(error_last()->text));
+    metrics_close(&t->metrics, &e);
+}
+
+/* Gives the record of the run what only the trainer has: the device, the options, the files, the lineage. */
+static inline void trainer_describe(Trainer *t, const Option *table, const char *model, const char *device) {
+    const TrainerOptions *o = t->o;
+    if (t->dist.rank || (!o->metrics && !o->report && !o->tensorboard)) return;
+    Metrics *m = &t->metrics;
+    metrics_describe(m, LLMC_VERSION);
+    metrics_fact(m, "model", run_text(model));
+    metrics_fact(m, "device", run_text(device));
+    metrics_fact(m, "kernels", run_text(device_kernels(t->backend)));
+    metrics_fact(m, "args", trainer_values(table));
+    metrics_fact(m, "files", trainer_files(table));
+    metrics_fact(m, "lineage", json_deep_copy(t->file.lineage));
+    if (!*trainer_open_run()) atexit(trainer_at_exit);
+    *trainer_open_run() = t;
+}
+
 /* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; more: bytes that the
  * trainer allocates in addition (a reference, rollouts). Collective. */
 static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
@@ -564,7 +629,7 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
     if (!b->memory_peak && loading > t->predicted) t->predicted = loading;
     t->peak = dist_total(&t->dist, b->peak(t->device));
     t->nominal_peak = b->nominal_peak ? dist_total(&t->dist, b->nominal_peak(t->device)) : 0;
-    char text[256], a[16], d[16], f[16], g[16], h[16], i[16];
+    char text[256], device[256], a[16], d[16], f[16], g[16], h[16], i[16];
     trainer_agree(t, trainer_options_hash(table), "options");
     if (t->o->resume) trainer_check_resume(t, table);
     t->options = table;
@@ -592,11 +657,12 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, s
                  program_bytes(h, more), program_bytes(i, t->predicted));
     char ranks[32] = "";
     if (t->dist.ranks > 1) snprintf(ranks, sizeof ranks, "%d ranks of ", t->dist.ranks);
-    snprintf(text, sizeof text, "%s, %s%d thread%s, %s, %.0f GFLOP/s measured", b->name, ranks, omp_get_max_threads(),
-             PLURAL(omp_get_max_threads()), t->o->dtype ? "bf16" : "float32", t->peak * 1e-9);
-    metrics_line(&t->metrics, "device  %s", text);
-    metrics_header(&t->metrics, text);
+    snprintf(device, sizeof device, "%s, %s%d thread%s, %s, %.0f GFLOP/s measured", b->name, ranks,
+             omp_get_max_threads(), PLURAL(omp_get_max_threads()), t->o->dtype ? "bf16" : "float32", t->peak * 1e-9);
+    metrics_line(&t->metrics, "device  %s", device);
+    metrics_header(&t->metrics, device);
     trainer_lineage(t, table);
+    trainer_describe(t, table, text, device);
 }
 
 /* Allocates the activations of micro-batches of `rows` rows. */
@@ -637,19 +703,24 @@ static inline void trainer_check_steps(const Trainer *t, double most, const char
 static inline void trainer_begin_step(Trainer *t) {
     t->step_start = clock_seconds();
     t->flops = 0;
+    metrics_phase(&t->metrics, RUN_TRAINING);
 }
 
 /* Time and FLOPs of a step that are not its own: validation, samples. */
 typedef struct TrainerPause {
     double start, flops;
+    RunPhase phase;
 } TrainerPause;
 
-/* Stops the clock of the step until trainer_go_on(). */
-static inline TrainerPause trainer_pause(const Trainer *t) { return (TrainerPause){clock_seconds(), t->flops}; }
+/* Stops the clock of the step until trainer_go_on(); phase: what the time until then is spent on. */
+static inline TrainerPause trainer_pause(Trainer *t, RunPhase phase) {
+    return (TrainerPause){clock_seconds(), t->flops, metrics_phase(&t->metrics, phase)};
+}
 
 static inline void trainer_go_on(Trainer *t, TrainerPause p) {
     t->step_start += clock_seconds() - p.start;
     t->flops = p.flops;
+    metrics_phase(&t->metrics, p.phase);
 }
 
 /* One optimizer step with the gradients accumulated on all ranks. loss: the sum over all ranks. If the loss or the
@@ -719,6 +790,22 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
+enum { TRAINER_PAIRS = 8 }; /* pairs that are scored for the report */
+
+/* Whether the scores of pairs are shown: only in the files, and by rank 0. */
+static inline bool trainer_shows_pairs(const Trainer *t) {
+    return !t->dist.rank && (t->o->metrics || t->o->report || t->o->tensorboard);
+}
+
+/* Adds a pair with the model's scores of both answers to the report. when: "before" or "after". */
+static inline void trainer_show_pair(Trainer *t, const char *when, const Pair *p, double chosen, double rejected) {
+    char *prompt = model_text_decode(&t->text, p->prompt, p->prompt_len, true);
+    char *better = model_text_decode(&t->text, p->chosen, p->chosen_len, true);
+    char *worse = model_text_decode(&t->text, p->rejected, p->rejected_len, true);
+    metrics_pair(&t->metrics, when, prompt, better, worse, chosen, rejected);
+    free(prompt), free(better), free(worse);
+}
+
 /* Sets the counters of the state. */
 static inline void trainer_set_counters(Trainer *t) {
     json_object_set_new(t->state, "stage", json_string(t->program));
@@ -731,6 +818,7 @@ static inline void trainer_set_counters(Trainer *t) {
 
 /* Writes the training state to `path`, on a single rank. */
 static inline bool trainer_write_state(Trainer *t, const char *path, Error *e) {
+    const RunPhase phase = metrics_phase(&t->metrics, RUN_SAVING);
     trainer_set_counters(t);
     if (!companion_save(&t->companion, path, t->step, true, e)) return false;
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
@@ -738,6 +826,7 @@ static inline bool trainer_write_state(Trainer *t, const char *path, Error *e) {
     if (ok) metrics_line(&t->metrics, "state written to %s", path);
     free(text);
     if (ok) companion_forget(&t->companion, true);
+    metrics_phase(&t->metrics, phase);
     return ok;
 }
 
@@ -796,7 +885,9 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
 static inline void trainer_save_model(Trainer *t, const char *path) {
     Error e;
     if (t->dist.rank) return;
+    const RunPhase phase = metrics_phase(&t->metrics, RUN_SAVING);
     if (!model_save(&t->model, &t->file, path, (ModelDtype)t->o->output_dtype, NULL, NULL, &e)) trainer_later(t, &e);
+    metrics_phase(&t->metrics, phase);
 }
 
 /* Writes the model, unless a signal has stopped the run. If that fails, the run ends with its state. trainer_close()
@@ -818,9 +909,12 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     char a[16], b[16];
     trainer_write(t, stopped);
     const bool apart = t->backend->memory_peak != NULL;
-    metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory",
-                 program_bytes(a, apart ? t->backend->memory_peak(t->device) : program_peak_memory()),
+    const size_t peak = apart ? t->backend->memory_peak(t->device) : program_peak_memory();
+    metrics_line(&t->metrics, "peak %s %s, predicted %s", apart ? "GPU memory" : "memory", program_bytes(a, peak),
                  program_bytes(b, t->predicted));
+    metrics_result(&t->metrics, apart ? "peak_gpu_memory" : "peak_memory", json_integer((json_int_t)peak));
+    if (stopped) t->metrics.status = "stopped";
+    *trainer_open_run() = NULL;
     if (!metrics_close(&t->metrics, &e)) die("%s", e.text);
     dist_total(&t->dist, 0); /* no rank leaves before everything is written */
     dist_grads_close(&t->grads);
