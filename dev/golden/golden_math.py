@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Verdicts of math-verify and of verl's graders on rewritten MATH-style answers, for tests/golden/math.jsonl.
 
-    pip install math-verify==0.9.0 && pip install --no-deps verl==0.9.1
+    pip install math-verify==0.9.0 pylatexenc && pip install --no-deps verl==0.9.1
     python3 dev/golden/golden_math.py >tests/golden/math.jsonl
     python3 dev/golden/golden_math.py --table SCORER [ANSWERS]
 
 Each line has the kind of rewriting, the answer, the completion, and whether math-verify (verify), verl's math_reward (MATH's
 own normaliser) and verl's math_dapo (Minerva's) accept it. The kind `wrong` has near misses. --table prints the share that each
 accepts by kind, with that of a program SCORER, which reads lines {task, answer, completion, fields} and writes a line that
-begins with a score for each; ANSWERS replaces the answers by the field `answer` of JSON lines.
+begins with a score for each; ANSWERS replaces the answers by the field `answer` of JSON lines. The table also has verl's
+prime_math (PRIME's, by sympy), whose time limit, a process for each comparison, is left out.
 """
 import contextlib
 import importlib.util
@@ -17,6 +18,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 from math_verify import parse, verify
 
@@ -36,6 +38,18 @@ def grader(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def prime():
+    """verl's prime_math, which imports verl.utils.py_functional for its time limit alone."""
+    folder = importlib.util.find_spec("verl").submodule_search_locations[0]
+    limits = types.ModuleType("verl.utils.py_functional")
+    limits.timeout_limit = lambda *_, **__: lambda function: function
+    sys.modules["verl.utils.py_functional"] = limits
+    for name in ("verl", "verl.utils", "verl.utils.reward_score"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder + name.removeprefix("verl").replace(".", "/")]
+    return importlib.import_module("verl.utils.reward_score.prime_math")
 
 
 REWARD, DAPO = grader("math_reward"), grader("math_dapo")
@@ -138,15 +152,27 @@ def rows(answers):
             yield {"kind": "wrong", "answer": a, "completion": completion, **verdicts(a, completion)}
 
 
+def by_prime(grader_of_prime, row):
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return int(bool(grader_of_prime.compute_score(row["completion"], row["answer"])[0]))
+        except Exception:  # as for math-verify
+            return 0
+
+
 def table(scorer, answers):
     all_rows = list(rows(answers))
+    grader_of_prime = prime()
+    for r in all_rows:
+        r["prime_math"] = by_prime(grader_of_prime, r)
     lines = "".join(json.dumps({"task": "math", "answer": r["answer"], "completion": r["completion"], "fields": ""}) + "\n"
                     for r in all_rows)
     said = subprocess.run([scorer], input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
     for r, line in zip(all_rows, said, strict=True):
         r["ours"] = int(line.split()[0] == "1")
-    names = ["ours", "math_verify", "math_reward", "math_dapo"]
-    print("| rewriting | answers | this project | math-verify | verl math_reward | verl math_dapo |\n|---|--:|--:|--:|--:|--:|")
+    names = ["ours", "math_verify", "math_reward", "math_dapo", "prime_math"]
+    print("| rewriting | answers | this project | math-verify | verl math_reward | verl math_dapo | verl prime_math |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for kind in dict.fromkeys(r["kind"] for r in all_rows):
         of = [r for r in all_rows if r["kind"] == kind]
         print(f"| {kind} | {len(of)} | " + " | ".join(str(sum(r[n] for r in of)) for n in names) + " |")
