@@ -36,7 +36,7 @@ SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/benc
 
 # A report's style and script are written as CSS and JavaScript and compiled into the programs as C strings.
 STYLE         = $(BUILD)/include/report_style.h
-STYLE_SOURCES = llmc/report/report.css llmc/report/report.js
+STYLE_SOURCES = llmc/report/report.css llmc/report/report.js llmc/report/compare.js
 CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu $(patsubst %.c,%,$(wildcard tests/test_*.c tests/fuzz_*.c)))
 
 # Biome checks them: the one on the PATH, else the one that scripts/setup.sh --dev installs.

@@ -7,7 +7,8 @@
 #include "../llmc/base/file_kind.h"        /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_CHECKPOINT, MAGIC_RECORDS, ... */
 #include "../llmc/base/io.h"               /* Reader, reader_close, reader_memory, reader_open, ... */
 #include "../llmc/base/json_text.h"        /* json_dump_short, json_utf8 */
-#include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_TEXT, ... */
+#include "../llmc/base/output.h"           /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OutputPaths, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
 #include "../llmc/base/text.h"             /* TextBuffer, text_clear, text_free, text_format, ... */
 #include "../llmc/model/checkpoint.h"      /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
@@ -18,6 +19,8 @@
 #include "../llmc/model/tensors.h"         /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
 #include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
+#include "../llmc/report/compare.h"        /* compare_write */
+#include "../llmc/report/runs.h"           /* Runs, runs_free, runs_order, runs_read */
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
 #include "../llmc/text/tokenizer.h"        /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
@@ -25,7 +28,7 @@
 #include <signal.h>
 
 static struct {
-    const char *tokenizer;
+    const char *tokenizer, *report;
     int64_t records, start;
     bool all, tokens, stats, json, tensors;
     int color;
@@ -40,6 +43,11 @@ static const Option options[] = {
     OPTION_FLAG("json", 0, &o.json, "print only the records, as JSON lines"),
     OPTION_CHOICE("color", 0, &o.color, "auto|always|never",
                   "color the output; auto colors it on a terminal, unless NO_COLOR is set"),
+    OPTION_GROUP("Metrics of training runs"),
+    OPTION_TEXT(
+        "report", 0, &o.report, "FILE",
+        "write a page with the curves of all metrics files that are given, their options that differ, and, if they "
+        "are stages of one model's training, the stages in their order"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
     OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
@@ -48,16 +56,17 @@ static const Option options[] = {
     OPTION_END};
 
 static const OptionAbout about = {
-    "[options] FILE",
+    "[options] FILE...",
     "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
-    "llm.c's format (- for standard input; may be zstd).\n"
+    "llm.c's format (- for standard input; may be zstd). With --report, writes a page over metrics files.\n"
     "\n"
     "examples:\n"
     "  show chat.shard                     header, three records with their masks, statistics\n"
     "  show --records 1 --start 41 --tokens chat.shard\n"
     "  show --all --json tasks.shard | jq .answer\n"
     "  show --tokenizer gpt2/ book.bin\n"
-    "  show --tensors model.bin"};
+    "  show --tensors model.bin\n"
+    "  show --report page.html a.jsonl b.jsonl"};
 
 static Tokenizer tokenizer;
 static bool has_tokenizer, color;
@@ -661,11 +670,41 @@ NORETURN static void wrong_file(Reader *r, const char *path) {
         strcmp(path, "-") ? path : "standard input", file_kind_any(bytes, n, text));
 }
 
+/* Writes the page over metrics files. */
+static void show_runs(char **paths, int count) {
+    Error e;
+    Runs runs = {0};
+    OutputPaths files = {0};
+    const OptionUse use[] = {
+        {&o.records, false, "not used with --report"},  {&o.start, false, "not used with --report"},
+        {&o.all, false, "not used with --report"},      {&o.tokens, false, "not used with --report"},
+        {&o.json, false, "not used with --report"},     {&o.color, false, "not used with --report"},
+        {&o.stats, false, "not used with --report"},    {&o.tensors, false, "not used with --report"},
+        {&o.tokenizer, false, "not used with --report"}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (!count) usage_error("--report: expected one metrics file or more");
+    output_add(&files, "report", o.report, OUTPUT_WRITTEN);
+    for (int i = 0; i < count; i++) output_add(&files, "report", paths[i], OUTPUT_READ);
+    if (!output_distinct(&files, &e)) usage_error("%s", e.text);
+    output_free(&files);
+    for (int i = 0; i < count; i++)
+        if (!runs_read(&runs, paths[i], &e)) die("%s", e.text);
+    runs_order(&runs);
+    for (int i = 0; i < runs.count; i++)
+        if (runs.runs[i].cut) warn("%s: its last line is cut off and left out", runs.runs[i].name);
+    if (!compare_write(&runs, o.report, &e)) die("%s", e.text);
+    runs_free(&runs);
+}
+
 int main(int argc, char **argv) {
     Error e;
     Reader in;
     struct stat st;
     const int first = options_parse(options, &about, argc, argv);
+    if (o.report) {
+        show_runs(argv + first, argc - first);
+        return 0;
+    }
     if (first + 1 != argc)
         usage_error(first < argc ? "expected one FILE argument, got several" : "a FILE argument is required");
     signal(SIGPIPE, SIG_DFL);

@@ -12,7 +12,7 @@
 # package tools it checks for the libraries with the compiler and lists the missing ones.
 set -eu
 
-packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev libpcre2-dev libjansson-dev libyaml-dev libutf8proc-dev libxxhash-dev libgmp-dev libedit-dev libcmocka-dev libopenmpi-dev openmpi-bin"
+packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev libpcre2-dev libjansson-dev libyaml-dev libutf8proc-dev libxxhash-dev libgmp-dev libedit-dev libcmocka-dev duktape libopenmpi-dev openmpi-bin"
 case "${1-}" in
 '') ;;
 --dev)

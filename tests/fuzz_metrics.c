@@ -1,12 +1,14 @@
 /* fuzz_metrics.c - libFuzzer target: arbitrary bytes as the files that a resumed run reads back, then written as a
- * report.
+ * report, or on a page with another run.
  *
  * A line that begins with 's' is read as a line of samples, any other as a line of metrics. The bytes are also a metrics
  * file that metrics_cut() shortens: a second cut must leave its result as it is. */
 #include "../llmc/base/error.h"     /* Error */
+#include "../llmc/report/compare.h" /* compare_page */
 #include "../llmc/report/history.h" /* history_free, history_read_line, History, history_read_sample */
 #include "../llmc/report/metrics.h" /* Metrics, metrics_cut */
 #include "../llmc/report/report.h"  /* report_page */
+#include "../llmc/report/runs.h"    /* Run, Runs, run_parse, runs_order */
 #include "fuzz.h"                   /* require, require_error */
 
 /* Cuts the file after step 5. Returns its length, or -1 if it was refused. */
@@ -31,6 +33,24 @@ static void cut_twice(const uint8_t *data, size_t size) {
     unlink(path);
 }
 
+/* The bytes as the metrics of two runs on one page. */
+static void compare(const uint8_t *data, size_t size) {
+    Error e = {""};
+    Run run = {.name = strdup("a")};
+    if (run_parse(&run, "a", (const char *)data, size, &e)) {
+        Runs runs = {.runs = (Run[]){run, run}, .count = 2};
+        char *page;
+        size_t length;
+        runs_order(&runs);
+        FILE *f = open_memstream(&page, &length);
+        compare_page(f, &runs);
+        fclose(f);
+        free(page);
+    } else require_error(&e);
+    history_free(&run.h);
+    free(run.name);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     History h = {0};
     Error e;
@@ -49,5 +69,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     free(page);
     history_free(&h);
     cut_twice(data, size);
+    compare(data, size);
     return 0;
 }

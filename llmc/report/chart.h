@@ -24,9 +24,12 @@ typedef struct ChartLine {
     const char *name;         /* label, not escaped: "training"; NULL if the chart has one curve */
 } ChartLine;
 
+enum { CHART_LINES = 26, CHART_COLOURS = 8, CHART_DASHES = 5 };
+
 typedef struct Chart {
-    ChartLine lines[2];
+    ChartLine lines[CHART_LINES];
     int count;
+    bool letters;     /* curves of several runs: the end of each has its name, a letter, and no value */
     const char *unit; /* along the y axis */
     bool share;       /* values in [0, 1], shown as percentages; the axis begins at 0 */
     bool zero;        /* the axis begins at 0 if no value is negative */
@@ -185,7 +188,7 @@ static inline void chart_pen_flush(ChartPen *p) {
 static inline void chart_path(FILE *f, const ChartScale *scale, const Series *s, const double *values,
                               const char *class, int curve) {
     ChartPen p = {.f = f, .scale = scale, .series = s, .values = values};
-    fprintf(f, "<path class='%s%s a%d' d='", class, s->count > 1500 ? " dense" : "", curve);
+    fprintf(f, "<path class='%s%s a%d' d='", class, s->count > 1500 ? " dense" : "", curve % CHART_COLOURS);
     bool gap = false, alone = true;
     double previous = 0;
     for (size_t i = 0; i < s->count; i++) {
@@ -283,8 +286,24 @@ static inline ptrdiff_t chart_last(const Series *s) {
     return -1;
 }
 
+/* Marks the end of the curve of each run with its letter. */
+static inline void chart_letters(FILE *f, const Chart *c, const ChartScale *s) {
+    for (int i = 0; i < c->count; i++) {
+        const Series *series = c->lines[i].mid;
+        const ptrdiff_t last = series ? chart_last(series) : -1;
+        if (last < 0) continue;
+        fprintf(f, "<text class='last a%d' x='%.1f' y='%.1f'>%s</text>", i % CHART_COLOURS,
+                chart_x(s, (double)series->steps[last]) + 4, chart_y(s, chart_clamp(series->values[last])) + 3.8,
+                c->lines[i].name);
+    }
+}
+
 /* Marks the end of each curve, with its name and last value next to it; labels do not overlap. */
 static inline void chart_ends(FILE *f, const Chart *c, const ChartScale *s) {
+    if (c->letters) {
+        chart_letters(f, c, s);
+        return;
+    }
     double at[2] = {0, 0}, label[2] = {0, 0};
     ptrdiff_t last[2] = {-1, -1};
     for (int i = 0; i < c->count; i++) {
@@ -327,6 +346,8 @@ static inline void chart_svg(FILE *f, const Chart *c) {
         chart_axes(f, c, &s);
         for (int i = c->count - 1; i >= 0; i--) {
             const ChartLine *line = &c->lines[i];
+            if (!line->mid) continue; /* the run does not have this metric */
+            if (c->letters) fprintf(f, "<g class='d%d'>", i % CHART_DASHES);
             if (line->low || line->high) chart_band(f, &s, line, i);
             if (chart_smoothed(c, line->mid)) {
                 double *smooth = chart_smooth(line->mid);
@@ -334,7 +355,8 @@ static inline void chart_svg(FILE *f, const Chart *c) {
                 chart_path(f, &s, line->mid, smooth, "line", i);
                 free(smooth);
             } else chart_path(f, &s, line->mid, line->mid->values, "line", i);
-            if (line->mid->count <= 40)
+            if (c->letters) fputs("</g>", f);
+            if (line->mid->count <= 40 && !c->letters)
                 for (size_t k = 0; k < line->mid->count; k++)
                     if (isfinite(line->mid->values[k]))
                         fprintf(f, "<circle class='dot a%d' cx='%.1f' cy='%.1f' r='1.7'/>", i,

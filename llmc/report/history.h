@@ -60,6 +60,7 @@ typedef struct History {
     json_t *starts; /* array of the records with which the run and its resumed parts began (run_facts.h), or NULL */
     json_t *end;    /* the record of the run's end, or of its state so far, or NULL */
     HistoryRows header, config, final; /* header: each line is a name without values */
+    Series times;                      /* Unix time of each line */
     int64_t first_step, last_step;
     size_t lines;       /* steps logged, including those before resuming */
     double seconds;     /* running time, without the pauses between the parts of a resumed run */
@@ -75,14 +76,8 @@ static inline const Series *history_find(const History *h, const char *key) {
     return NULL;
 }
 
-/* Appends a value to the series `key`, which is created if necessary. Non-finite values are stored as NaN. */
-static inline void history_value(History *h, const char *key, int64_t step, double value) {
-    Series *s = (Series *)history_find(h, key);
-    if (!s) {
-        h->series = (Series *)xrealloc(h->series, h->series_count + 1, sizeof *h->series);
-        s = &h->series[h->series_count++];
-        *s = (Series){.key = utf8_copy(key)};
-    }
+/* Appends a value. */
+static inline void series_add(Series *s, int64_t step, double value) {
     if (s->count == s->capacity) {
         s->capacity = s->capacity ? 2 * s->capacity : 64;
         s->steps = (int64_t *)xrealloc(s->steps, s->capacity, sizeof *s->steps);
@@ -92,11 +87,23 @@ static inline void history_value(History *h, const char *key, int64_t step, doub
     s->values[s->count++] = isfinite(value) ? value : NAN;
 }
 
+/* Appends a value to the series `key`, which is created if necessary. Non-finite values are stored as NaN. */
+static inline void history_value(History *h, const char *key, int64_t step, double value) {
+    Series *s = (Series *)history_find(h, key);
+    if (!s) {
+        h->series = (Series *)xrealloc(h->series, h->series_count + 1, sizeof *h->series);
+        s = &h->series[h->series_count++];
+        *s = (Series){.key = utf8_copy(key)};
+    }
+    series_add(s, step, value);
+}
+
 /* Records that a line was logged for `step` at that Unix time. */
 static inline void history_line(History *h, int64_t step, double time) {
     if (!h->lines++) h->first_step = step;
     h->last_step = step;
     h->finished_at = time;
+    series_add(&h->times, step, time);
 }
 
 /* Tokens per second of the logged steps, validation and samples excluded, from num_tokens and step_time; 0 if they are
@@ -183,6 +190,8 @@ static inline void history_free(History *h) {
         }
         free(all[k]->rows);
     }
+    free(h->times.steps);
+    free(h->times.values);
     free(h->series);
     free(h->samples);
     free(h->program);

@@ -90,6 +90,15 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     free(curves.curves);
 }
 
+/* Replaces a file by a page of n bytes; "-" is standard output. */
+static inline bool report_file(const char *path, const char *page, size_t n, Error *e) {
+    Writer w;
+    if (!writer_open(&w, path, e)) return false;
+    const bool ok = writer_write(&w, page, n, e) && writer_commit(&w, e);
+    writer_abort(&w);
+    return ok;
+}
+
 /* Writes the page to a file, which is replaced only when the page is complete; "-" is standard output. */
 static inline bool report_write(const History *h, const char *path, bool running, Error *e) {
     char *page;
@@ -97,12 +106,7 @@ static inline bool report_write(const History *h, const char *path, bool running
     FILE *f = (FILE *)checked_object(open_memstream(&page, &n), "a stream in memory");
     report_page(f, h, running);
     if (fclose(f)) die("out of memory: the report needs more than %zu bytes", n);
-    Writer w;
-    bool ok = writer_open(&w, path, e);
-    if (ok) {
-        ok = writer_write(&w, page, n, e) && writer_commit(&w, e);
-        writer_abort(&w);
-    }
+    const bool ok = report_file(path, page, n, e);
     free(page);
     return ok;
 }

@@ -1,0 +1,327 @@
+/* compare.h - one HTML page with the curves of several runs over each other, the options in which they differ, and, if
+ * they are stages of one model's training, the stages in their order.
+ *
+ *     Runs runs = {0};
+ *     if (!runs_read(&runs, "a.jsonl", &e)) die("%s", e.text);
+ *     runs_order(&runs);
+ *     if (!compare_write(&runs, "page.html", &e)) die("%s", e.text);
+ *
+ * A run has a letter, a colour and a dash pattern, so that curves are told apart without colour, too. Without its script
+ * the page has static drawings by step and all tables; the script (compare.js) draws them by tokens or time, with a
+ * logarithmic axis, or for a range of x. Each figure is followed by its points as JSON:
+ *
+ *     {"title":...,"unit":...,"share":0,"lines":[{"run":0,"step":[...],"tokens":[...],"time":[...],"value":[...]}]}
+ */
+#ifndef LLMC_REPORT_COMPARE_H
+#define LLMC_REPORT_COMPARE_H
+
+#include "../base/error.h"   /* checked_object, Error, die, xcalloc */
+#include "chart.h"           /* Chart, CHART_COLOURS, CHART_DASHES, ChartLine, ... */
+#include "chart_text.h"      /* chart_value */
+#include "curve_catalogue.h" /* CURVE_LOG, CURVE_SHARE, CURVE_SMOOTH, CURVE_ZERO, ... */
+#include "curves.h"          /* Curve, curve_base, CurveList, curve_compare, ... */
+#include "history.h"         /* Series, History, history_find, history_free, ... */
+#include "html.h"            /* html_text */
+#include "report.h"          /* report_file */
+#include "report_head.h"     /* report_begin, report_date, report_title */
+#include "report_run.h"      /* run_cell, run_string, run_number */
+#include "runs.h"            /* Runs, run_last_start, Run, RUNS_MOST, ... */
+#include "style.h"           /* keep: compare_js */
+
+enum {
+    COMPARE_POINTS = 400, /* most points of a curve */
+    COMPARE_ALL = 40000,  /* points of the page, about */
+    COMPARE_FEWEST = 40,  /* points of a curve, however many there are */
+};
+
+/* Writes a run's letter and a piece of its line. */
+static inline void compare_key(FILE *f, int run) {
+    fprintf(f,
+            "<b class='key'>%c <svg class='d%d' viewBox='0 0 30 8' aria-hidden='true'><path class='line a%d' "
+            "d='M1 4H29'/></svg></b>",
+            'A' + run, run % CHART_DASHES, run % CHART_COLOURS);
+}
+
+static inline void compare_heads(FILE *f, const Runs *r) {
+    for (int i = 0; i < r->count; i++) {
+        fputs("<th>", f);
+        compare_key(f, i);
+        fputs("</th>", f);
+    }
+}
+
+/* Writes the legend: a row for each run. */
+static inline void compare_legend(FILE *f, const Runs *r) {
+    fputs("<section id='runs'><h2>Runs</h2><div class='scroll'><table class='all'><thead><tr><th>run</th><th>metrics"
+          "</th><th>program</th><th>version</th><th>started</th><th>status</th><th>last step</th><th>tokens/s</th></tr>"
+          "</thead><tbody>\n",
+          f);
+    for (int i = 0; i < r->count; i++) {
+        const Run *run = &r->runs[i];
+        const json_t *start = run_last_start(run);
+        char text[64] = "\xE2\x80\x93";
+        const char *status = run_string(run->h.end, "status");
+        fputs("<tr><td>", f);
+        compare_key(f, i);
+        fputs("</td>", f);
+        run_cell(f, " class='mono'", run->name);
+        run_cell(f, "", run_string(start, "program"));
+        run_cell(f, "", run_string(start, "version"));
+        report_date(run_number(start, "time"), text, sizeof text);
+        run_cell(f, "", text);
+        run_cell(f, "", run->cut ? "cut off in its last line" : status ? status : "without an end");
+        chart_value(history_speed(&run->h), false, text);
+        fprintf(f, "<td>%lld</td><td>%s</td></tr>\n", (long long)run->h.last_step, text);
+    }
+    fputs("</tbody></table></div></section>\n", f);
+}
+
+/* Writes the options that do not have the same value in all runs. */
+static inline void compare_options(FILE *f, const Runs *r) {
+    json_t *names = (json_t *)checked_object(json_object(), "a JSON object");
+    size_t records = 0, rows = 0;
+    const char *name;
+    json_t *value;
+    for (int i = 0; i < r->count; i++) {
+        json_t *args = json_object_get(run_last_start(&r->runs[i]), "args");
+        records += args != NULL;
+        json_object_foreach(args, name, value) json_object_set_new(names, name, json_null());
+    }
+    fputs("<section id='options'><h2>Options that differ</h2>\n", f);
+    if (records < (size_t)r->count)
+        fprintf(f, "<p class='note'>%zu of the %d files have no record of the options.</p>\n", r->count - records,
+                r->count);
+    json_object_foreach(names, name, value) {
+        const char *first = NULL;
+        bool differ = false;
+        for (int i = 0; i < r->count; i++) {
+            const char *here = run_string(json_object_get(run_last_start(&r->runs[i]), "args"), name);
+            if (!here) here = "";
+            if (!first) first = here;
+            differ |= strcmp(first, here) != 0;
+        }
+        if (!differ) continue;
+        if (!rows++) {
+            fputs("<div class='scroll'><table class='all'><thead><tr><th>option</th>", f);
+            compare_heads(f, r);
+            fputs("</tr></thead><tbody>\n", f);
+        }
+        fputs("<tr>", f);
+        run_cell(f, " class='mono'", name);
+        for (int i = 0; i < r->count; i++)
+            run_cell(f, " class='mono'", run_string(json_object_get(run_last_start(&r->runs[i]), "args"), name));
+        fputs("</tr>\n", f);
+    }
+    fputs(rows ? "</tbody></table></div></section>\n" : "<p class='note'>There are none.</p></section>\n", f);
+    json_decref(names);
+}
+
+/* Writes the final numbers of each stage, in the order of the stages. */
+static inline void compare_stages(FILE *f, const Runs *r) {
+    fputs(
+        "<section id='stages'><h2>Stages</h2><p class='note'>In the order of the lineage: a stage goes on with the model "
+        "of one above it.</p><div class='scroll'><table class='all'><thead><tr><th>stage</th><th>goes on from</th>"
+        "<th>number</th><th>before</th><th>after</th></tr></thead><tbody>\n",
+        f);
+    for (int i = 0; i < r->count; i++) {
+        const Run *run = &r->runs[i];
+        const json_t *final = json_object_get(run->h.end, "final");
+        const size_t rows = json_array_size(final);
+        char from[64] = "\xE2\x80\x93";
+        for (int k = 0; k < i; k++)
+            if (run_continues(&r->runs[k], run)) snprintf(from, sizeof from, "%c", 'A' + k);
+        for (size_t k = 0; k < (rows ? rows : 1); k++) {
+            const json_t *row = json_array_get(final, k);
+            fputs("<tr><td>", f);
+            if (!k) {
+                compare_key(f, i);
+                html_text(f, report_title(run->h.program ? run->h.program : run->name));
+            }
+            fprintf(f, "</td><td>%s</td>", k ? "" : from);
+            run_cell(f, "", run_string(row, "name"));
+            run_cell(f, "", run_string(row, "before"));
+            run_cell(f, " class='after'", run_string(row, "after"));
+            fputs("</tr>\n", f);
+        }
+    }
+    fputs("</tbody></table></div></section>\n", f);
+}
+
+/* ---- curves ---- */
+
+/* The value of a series at a step, or NaN. */
+static inline double series_at(const Series *s, int64_t step) {
+    size_t low = 0, high = s ? s->count : 0;
+    while (low < high) {
+        const size_t middle = (low + high) / 2;
+        if (s->steps[middle] < step) low = middle + 1;
+        else high = middle;
+    }
+    return s && low < s->count && s->steps[low] == step ? s->values[low] : NAN;
+}
+
+static inline void compare_number(FILE *f, size_t k, double value) {
+    if (k) fputc(',', f);
+    if (isfinite(value)) fprintf(f, "%.6g", value);
+    else fputs("null", f);
+}
+
+/* Writes at most `most` points of a series: the last one of each of as many equal parts of its points. */
+static inline void compare_points(FILE *f, const Run *run, int number, const Series *s, size_t most) {
+    const Series *tokens = history_find(&run->h, "num_tokens"), *times = &run->h.times;
+    const double began = run_number(json_array_get(run->h.starts, 0), "time"), first = isfinite(began) ? began
+                                                                                       : times->count ? times->values[0]
+                                                                                                      : 0;
+    const size_t n = s->count < most ? s->count : most;
+    static const char *const key[] = {"step", "tokens", "time", "value"};
+    fprintf(f, "{\"run\":%d", number);
+    for (int part = 0; part < 4; part++) {
+        fprintf(f, ",\"%s\":[", key[part]);
+        for (size_t k = 0; k < n; k++) {
+            const size_t i = (k + 1) * s->count / n - 1;
+            const int64_t step = s->steps[i];
+            compare_number(f, k,
+                           part == 0   ? (double)step
+                           : part == 1 ? series_at(tokens, step)
+                           : part == 2 ? series_at(times, step) - first
+                                       : s->values[i]);
+        }
+        fputc(']', f);
+    }
+    fputc('}', f);
+}
+
+/* The names of the metrics of all runs, each once, as the charts of a History without values. */
+static inline History compare_names(const Runs *r) {
+    History all = {0};
+    for (int i = 0; i < r->count; i++)
+        for (size_t k = 0; k < r->runs[i].h.series_count; k++)
+            if (!history_find(&all, r->runs[i].h.series[k].key))
+                history_value(&all, r->runs[i].h.series[k].key, 0, NAN);
+    return all;
+}
+
+/* The chart of a metric in all runs; a run without it has no line. letters: (RUNS_MOST) names of the lines. */
+static inline Chart compare_chart(const Runs *r, const CurveInfo *info, const char *key, char letters[][2]) {
+    Chart c = {.count = r->count, .letters = true, .unit = info->unit, .x0 = INFINITY, .x1 = -INFINITY};
+    double low = INFINITY, high = -INFINITY;
+    for (int i = 0; i < r->count; i++) {
+        snprintf(letters[i], 2, "%c", 'A' + i);
+        c.lines[i] = (ChartLine){.mid = history_find(&r->runs[i].h, key), .name = letters[i]};
+        chart_range(c.lines[i].mid, &low, &high);
+        c.x0 = fmin(c.x0, (double)r->runs[i].h.first_step);
+        c.x1 = fmax(c.x1, (double)r->runs[i].h.last_step);
+    }
+    c.share = info->flags & CURVE_SHARE && low >= 0 && high <= 1;
+    c.zero = info->flags & CURVE_ZERO;
+    c.log = info->flags & CURVE_LOG;
+    c.smooth = info->flags & CURVE_SMOOTH;
+    return c;
+}
+
+/* Writes the last value of each run below a chart. */
+static inline void compare_last(FILE *f, const Chart *c) {
+    fputs("<p class='stats'>", f);
+    for (int i = 0; i < c->count; i++) {
+        const Series *s = c->lines[i].mid;
+        const ptrdiff_t last = s ? chart_last(s) : -1;
+        char text[32] = "\xE2\x80\x93";
+        if (last >= 0) chart_value(s->values[last], c->share, text);
+        fprintf(f, "<span>%s <b>%s</b></span>", c->lines[i].name, text);
+    }
+    fputs("</p>", f);
+}
+
+static inline void compare_figure(FILE *f, const Runs *r, const Curve *curve, size_t most) {
+    char letters[RUNS_MOST][2];
+    const Series *only = curve->chart.lines[0].mid;
+    const Chart c = compare_chart(r, curve->info, only->key, letters);
+    fputs("<figure><figcaption><h4>", f);
+    curve_title(f, curve);
+    fputs(" <code>", f);
+    html_text(f, curve->key);
+    fprintf(f, "</code></h4><p>%s</p></figcaption><div>", curve->info->about);
+    chart_svg(f, &c);
+    fprintf(f, "<script type='application/json'>{\"unit\":\"%s\",\"share\":%d,\"lines\":[", c.unit, c.share);
+    bool any = false;
+    for (int i = 0; i < c.count; i++) {
+        if (!c.lines[i].mid) continue;
+        if (any) fputc(',', f);
+        any = true;
+        compare_points(f, &r->runs[i], i, c.lines[i].mid, most);
+    }
+    fputs("]}</script>", f);
+    compare_last(f, &c);
+    fputs("</div></figure>\n", f);
+}
+
+/* Writes the controls, which the script shows. */
+static inline void compare_controls(FILE *f) {
+    fputs(
+        "<form id='controls' hidden><fieldset><legend>x axis</legend>"
+        "<label><input type='radio' name='x' value='step' checked> step</label>"
+        "<label><input type='radio' name='x' value='tokens'> tokens</label>"
+        "<label><input type='radio' name='x' value='time'> seconds</label></fieldset>"
+        "<fieldset><legend>y axis</legend><label><input type='checkbox' name='log'> logarithmic</label></fieldset>"
+        "<fieldset><legend>range of x</legend><label>from <input type='number' name='from' step='any'></label>"
+        "<label>to <input type='number' name='to' step='any'></label>"
+        "<button type='reset'>everything</button></fieldset>"
+        "<p class='note'>Or drag over a chart to select a range; a double click or Escape shows everything.</p></form>\n",
+        f);
+}
+
+static inline void compare_curves(FILE *f, const Runs *r) {
+    History all = compare_names(r);
+    CurveList list = {(Curve *)xcalloc(all.series_count + 1, sizeof(Curve)), 0};
+    for (size_t i = 0; i < all.series_count; i++) {
+        Curve *c = &list.curves[list.count++];
+        *c = (Curve){
+            .key = all.series[i].key, .order = (int)i, .eval = curve_base(all.series[i].key) != all.series[i].key};
+        c->info = curve_info(curve_base(c->key), &c->rank);
+        c->group = c->info->group;
+        c->chart.lines[0].mid = &all.series[i];
+    }
+    qsort(list.curves, list.count, sizeof *list.curves, curve_compare);
+    size_t most = COMPARE_ALL / (list.count * (size_t)r->count + 1);
+    most = most < COMPARE_FEWEST ? COMPARE_FEWEST : most > COMPARE_POINTS ? COMPARE_POINTS : most;
+    fprintf(
+        f,
+        "<section id='curves'><h2>Curves</h2><p class='note'>The letter at the end of a curve names its run; below are "
+        "the last values. The script draws at most %zu points of a curve.</p>\n",
+        most);
+    compare_controls(f);
+    for (size_t i = 0; i < list.count; i++) {
+        if (!i || list.curves[i - 1].group != list.curves[i].group)
+            fprintf(f, "<h3>%s</h3><div class='curves'>\n", curve_group_name(list.curves[i].group));
+        compare_figure(f, r, &list.curves[i], most);
+        if (i + 1 == list.count || list.curves[i + 1].group != list.curves[i].group) fputs("</div>\n", f);
+    }
+    fputs("</section>\n", f);
+    free(list.curves);
+    history_free(&all);
+}
+
+/* Writes the page. */
+static inline void compare_page(FILE *f, const Runs *r) {
+    report_begin(f, r->chain ? "Stages of training" : "Runs side by side", false);
+    fprintf(f, "<header><h1>%s</h1></header>\n", r->chain ? "Stages of training" : "Runs side by side");
+    compare_legend(f, r);
+    if (r->chain) compare_stages(f, r);
+    else compare_options(f, r);
+    compare_curves(f, r);
+    fprintf(f, "</main>\n<script>\n%s</script>\n</body></html>\n", compare_js());
+}
+
+/* Writes the page to a file, which is replaced only when the page is complete; "-" is standard output. */
+static inline bool compare_write(const Runs *r, const char *path, Error *e) {
+    char *page;
+    size_t n;
+    FILE *f = (FILE *)checked_object(open_memstream(&page, &n), "a stream in memory");
+    compare_page(f, r);
+    if (fclose(f)) die("out of memory: the page needs more than %zu bytes", n);
+    const bool ok = report_file(path, page, n, e);
+    free(page);
+    return ok;
+}
+
+#endif

@@ -1,0 +1,121 @@
+/* runs.h - metrics files of several runs, read for a page that shows them side by side.
+ *
+ *     Runs runs = {0};
+ *     if (!runs_read(&runs, "a.jsonl", &e) || !runs_read(&runs, "b.jsonl", &e)) die("%s", e.text);
+ *     runs_order(&runs);
+ *     runs_free(&runs);
+ *
+ * A file may be compressed. Every line must be one that metrics.h writes, and the steps must increase; the message of
+ * any other names the file and the line. The last line of a run that was killed may be cut off: it is left out, which
+ * the page says.
+ */
+#ifndef LLMC_REPORT_RUNS_H
+#define LLMC_REPORT_RUNS_H
+
+#include "../base/error.h" /* error_set, Error, xrealloc */
+#include "../base/io.h"    /* Reader, reader_close, reader_open, reader_rest */
+#include "../base/text.h"  /* utf8_copy */
+#include "history.h"       /* LINE_BROKEN, history_free, History, HistoryLine, ... */
+
+enum { RUNS_MOST = 26 }; /* a letter names each */
+
+typedef struct Run {
+    char *name; /* path of the file, as valid UTF-8 */
+    History h;
+    bool cut; /* the last line is cut off */
+} Run;
+
+typedef struct Runs {
+    Run *runs;
+    int count;
+    bool chain; /* a run goes on with the model of another; set by runs_order() */
+} Runs;
+
+static inline void runs_free(Runs *r) {
+    for (int i = 0; i < r->count; i++) {
+        history_free(&r->runs[i].h);
+        free(r->runs[i].name);
+    }
+    free(r->runs);
+    *r = (Runs){0};
+}
+
+/* The record of the last beginning of a run, or NULL. */
+static inline const json_t *run_last_start(const Run *r) {
+    const size_t n = json_array_size(r->h.starts);
+    return n ? json_array_get(r->h.starts, n - 1) : NULL;
+}
+
+/* Adds the lines of text[0..n), whose name is that of the messages. */
+static inline bool run_parse(Run *r, const char *name, const char *text, size_t n, Error *e) {
+    long long number = 1;
+    for (size_t at = 0; at < n; number++) {
+        const char *end = (const char *)memchr(text + at, '\n', n - at);
+        const size_t length = end ? (size_t)(end - text) - at : n - at;
+        const int64_t before = r->h.lines ? r->h.last_step : INT64_MIN;
+        const size_t lines = r->h.lines;
+        Error why;
+        const HistoryLine kind = history_read_line(&r->h, text + at, length, INT64_MAX, &why);
+        if (kind == LINE_BROKEN && !end) r->cut = true;
+        else if (kind == LINE_BROKEN) return error_set(e, "%s: line %lld: %s", name, number, why.text);
+        if (r->h.lines > lines && r->h.last_step <= before)
+            return error_set(e, "%s: line %lld: step %lld after step %lld, expected increasing steps", name, number,
+                             (long long)r->h.last_step, (long long)before);
+        at += length + 1;
+    }
+    if (!r->h.lines) return error_set(e, "%s: line %lld: the file ends without a step", name, number);
+    return true;
+}
+
+/* Reads a metrics file and adds the run. On failure nothing is added. */
+static inline bool runs_read(Runs *r, const char *path, Error *e) {
+    Reader in;
+    size_t n;
+    if (r->count == RUNS_MOST) return error_set(e, "%s: more than %d runs do not fit on a page", path, RUNS_MOST);
+    if (!reader_open(&in, path, e)) return false;
+    char *text = reader_rest(&in, (size_t)1 << 32, &n, e);
+    reader_close(&in);
+    if (!text) return false;
+    Run run = {.name = utf8_copy(path)};
+    const bool ok = run_parse(&run, path, text, n, e);
+    free(text);
+    if (!ok) {
+        history_free(&run.h);
+        free(run.name);
+        return false;
+    }
+    const json_t *start = run_last_start(&run);
+    run.h.program = utf8_copy(json_string_value(json_object_get(start, "program")));
+    r->runs = (Run *)xrealloc(r->runs, (size_t)r->count + 1, sizeof *r->runs);
+    r->runs[r->count++] = run;
+    return true;
+}
+
+/* Whether b began with a model that a made: the stages of a are the first ones of b. */
+static inline bool run_continues(const Run *a, const Run *b) {
+    const json_t *before = json_object_get(run_last_start(a), "lineage"),
+                 *after = json_object_get(run_last_start(b), "lineage");
+    const size_t n = json_array_size(before);
+    if (!n || n >= json_array_size(after)) return false;
+    for (size_t i = 0; i < n; i++)
+        if (!json_equal(json_array_get(before, i), json_array_get(after, i))) return false;
+    return true;
+}
+
+/* If a run goes on with the model of another, sorts the runs so that each comes after those that it goes on from;
+ * otherwise, and among the others, their order is kept. */
+static inline void runs_order(Runs *r) {
+    for (int i = 0; i < r->count; i++)
+        for (int k = 0; k < r->count; k++) r->chain |= run_continues(&r->runs[i], &r->runs[k]);
+    for (int i = 1; r->chain && i < r->count; i++)
+        for (int k = i; k > 0; k--) {
+            const size_t a = json_array_size(json_object_get(run_last_start(&r->runs[k - 1]), "lineage")),
+                         b = json_array_size(json_object_get(run_last_start(&r->runs[k]), "lineage"));
+            if (a <= b) break;
+            const Run held = r->runs[k];
+            r->runs[k] = r->runs[k - 1];
+            r->runs[k - 1] = held;
+        }
+}
+
+#endif
