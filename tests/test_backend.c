@@ -7,7 +7,7 @@
 #include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
 #include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES */
 #include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
-#include "../llmc/model/backend.h" /* Acts, Floats, Weights, NORM_RMS, ... */
+#include "../llmc/model/backend.h" /* Acts, Floats, Weights, Device, ... */
 #include "../llmc/model/batch.h"   /* Segment */
 #include "arrays.h"                /* DOUBLES, sums, sum_add, FLOATS, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
@@ -662,7 +662,10 @@ static const int linear_shape[][3] = {/* N, IC, OC */ {1, 24, 72},
                                       {1, 1, 257},
                                       {31, 257, 3},
                                       {130, 48, 192},
-                                      {2, 100, 1}};
+                                      {2, 100, 1},
+                                      {37, 2100, 35},
+                                      {300, 35, 1100},
+                                      {1100, 35, 41}};
 enum { LINEAR_SHAPES = sizeof linear_shape / sizeof *linear_shape };
 
 /* gelu(x) = x/2 (1 + tanh u), with (1 + tanh u) / 2 = 1 / (1 + e^-2u), which has no cancellation */
@@ -751,6 +754,46 @@ static void test_linear_bf16(void **state) {
         skip();
     }
     check_linear(d, bf16);
+    assert_true(B->sync(d, &e));
+    B->close(d);
+}
+
+/* In bfloat16 on AMX tiles, a row has the same bits alone and in a batch, with any number of threads, and so have the
+ * gradients with any number of threads. */
+static void test_linear_bf16_bits(void **state) {
+    (void)state;
+    Device *d;
+    Error e;
+    enum { N = 301, IC = 1100, OC = 71, SIZE = IC * OC };
+    if (dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx || !B->open(&d, DTYPE_BF16, &e)) skip();
+    Random r = random_start(17, 0);
+    const float *x = noise(&r, N * IC, 1), *w = noise(&r, SIZE, 1), *b = noise(&r, OC, 1), *dout = noise(&r, N * OC, 1);
+    Weights *dev_w = weights(w, SIZE), *dev_b = weights(b, OC);
+    Acts *dev_x = acts(x, N, IC), *dev_dout = acts(dout, N, OC);
+    const int threads = omp_get_max_threads();
+    const float *want_y = NULL, *want_dx = NULL, *want_dw = NULL;
+    for (int t = 1; t <= 3; t++) {
+        omp_set_num_threads(t);
+        Acts *y = acts(NULL, N, OC), *dx = acts(NULL, N, IC);
+        Floats *dw = floats(w, SIZE);
+        B->linear_forward(d, y, dev_x, dev_w, dev_b, N, IC, OC);
+        B->linear_backward(d, dx, dw, NULL, dev_dout, dev_x, dev_w, N, IC, OC);
+        const float *got_y = fetch(y, N * OC), *got_dx = fetch(dx, N * IC), *got_dw = fetch(dw, SIZE);
+        if (want_y) {
+            assert_memory_equal(got_y, want_y, N * OC * sizeof(float));
+            assert_memory_equal(got_dx, want_dx, N * IC * sizeof(float));
+            assert_memory_equal(got_dw, want_dw, SIZE * sizeof(float));
+        }
+        want_y = got_y;
+        want_dx = got_dx;
+        want_dw = got_dw;
+    }
+    omp_set_num_threads(threads);
+    for (int i = 0; i < N; i += 50) {
+        Acts *one = acts(NULL, 1, OC);
+        B->linear_forward(d, one, acts(x + i * IC, 1, IC), dev_w, dev_b, 1, IC, OC);
+        assert_memory_equal(fetch(one, OC), want_y + i * OC, OC * sizeof(float));
+    }
     assert_true(B->sync(d, &e));
     B->close(d);
 }
@@ -1434,6 +1477,7 @@ int main(void) {
         TEST(test_rows),
         TEST(test_linear),
         TEST(test_linear_bf16),
+        TEST(test_linear_bf16_bits),
         TEST(test_bf16_operands),
         TEST(test_quantized),
         TEST(test_lora),

@@ -1,6 +1,6 @@
 /* cpu.c - the CPU backend: fills in the table of backend.h.
  *
- *   gemm.h        the device, and matrix products through oneDNN (float32, bfloat16)
+ *   gemm.h        the device, and matrix products: through oneDNN, or in bfloat16 on AMX tiles
  *   norm.h        row-wise operations
  *   lora.h        low-rank adapters
  *   dora.h        lengths of adapted rows
@@ -22,7 +22,7 @@
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves */
-#include "tiles.h"              /* tiles_available */
+#include "tiles.h"              /* tiles_count, tiles_available */
 #include "tiles_product.h"      /* tiles_sums_count */
 
 #include "attention.h" /* cpu_kv_store */
@@ -88,16 +88,21 @@ static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab,
                                          int adapters, size_t quantized) {
     const bool bf16 = d->dtype == DTYPE_BF16;
-    const size_t n = (size_t)gemm_terms(rows > 0 ? rows : 1);
-    const size_t chunk = (size_t)gemm_terms(head_chunk_rows(rows > 0 ? rows : 1, padded_vocab));
-    const size_t right = n * (size_t)widest;
-    const size_t logits =
-        d->tiles ? head_tiles_floats(rows) + tiles_sums_count(omp_get_max_threads()) : chunk * (size_t)padded_vocab;
-    const size_t head = d->tiles ? head_tiles_halves(rows, widest, padded_vocab) : logits;
-    const size_t low = (size_t)(rows > 0 ? rows : 1) * (size_t)adapters;
+    const int some = rows > 0 ? rows : 1;
+    const size_t low = (size_t)some * (size_t)adapters;
     const size_t panels = quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    if (d->tiles) {
+        const size_t head = head_tiles_halves(some, widest, padded_vocab), operand = tiles_count(some, widest);
+        const size_t square = tiles_count(widest, widest), turned = square < weights ? square : weights;
+        const size_t floats = head_tiles_floats(some) + tiles_sums_count(omp_get_max_threads()) + low + panels;
+        return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
+               (weights + (operand > head ? operand : head) + (operand > turned ? operand : turned)) * sizeof(uint16_t);
+    }
+    const size_t n = (size_t)gemm_terms(some);
+    const size_t chunk = (size_t)gemm_terms(head_chunk_rows(some, padded_vocab));
+    const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
     return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low + panels) * sizeof(float) +
-           (bf16 ? ((right > head ? right : head) + right) * sizeof(uint16_t) : 0);
+           (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {

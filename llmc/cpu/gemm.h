@@ -1,14 +1,20 @@
-/* gemm.h - matrix products on the processor: oneDNN's C API, float32, or bfloat16 operands with float32 sums.
+/* gemm.h - matrix products on the processor, in float32, or of bfloat16 operands with float32 sums.
  *
  *   gemm_nt   out[N,M]  = x[N,K] w[M,K]^T + b[M]     a linear layer forward
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
- * Weights are packed into oneDNN's own blocked layout once per update and kept. `packs` finds them by address, and
- * gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and activations are
- * rounded before each product. Sums, outputs and everything else stay float32, so bfloat16 affects no other operation.
+ * Products are oneDNN's (its C API), except that those in bfloat16 are our own (tiles_product.h) on a processor with AMX.
+ *
+ * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
+ * by address, and gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and
+ * activations are rounded before each product. Sums, outputs and everything else stay float32, so bfloat16 affects no
+ * other operation.
  * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
  * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
+ *
+ * On tiles, one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
+ * its own operands: a row gives the same bits in any batch, of the sampler or of the trainer, with any number of threads.
  *
  * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are
  * computed in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), and the
@@ -19,8 +25,8 @@
 
 #include "../base/error.h"    /* checked, xrealloc, Error, error_set */
 #include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Dtype */
-#include "tiles.h"            /* TILES_PAIRS_TRANSPOSED, tiles_count, tiles_pack */
-#include "tiles_product.h"    /* tiles_sums_count */
+#include "tiles.h"            /* tiles_count, tiles_pack_team, TILES_PAIRS, TILES_PAIRS_TRANSPOSED, ... */
+#include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
@@ -106,6 +112,9 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
 /* Returns whether a pass over this many elements is worth waking the other threads. Waking them takes a few
  * microseconds, or a time slice on a machine whose cores are busy. */
 static inline bool cpu_worth(size_t elements) { return elements > 16384; }
+
+/* The same for a product of matrices in bfloat16, by the number of its terms. */
+static inline bool cpu_worth_product(int n, int m, int k) { return (double)n * m * k > 1e6; }
 
 /* Elementwise passes use blocks of this size. A thread's part then begins at a vector boundary, and the number of
  * threads has no influence on which elements are left to scalar code, whose sums may be contracted differently. */
@@ -241,6 +250,12 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     return handle;
 }
 
+/* Scratch memory for operands in bfloat16. */
+static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
+    d->half[which] = (uint16_t *)cpu_scratch(d, d->half[which], &d->half_count[which], count, sizeof *d->half[which]);
+    return d->half[which];
+}
+
 #ifdef __AMX_BF16__
 /* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
 static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
@@ -313,8 +328,7 @@ static inline int gemm_terms(int N) {
  * zeros. */
 static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
     if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
-    d->half[which] =
-        (uint16_t *)cpu_scratch(d, d->half[which], &d->half_count[which], n + padding, sizeof *d->half[which]);
+    gemm_half(d, which, n + padding);
     cpu_round_bf16(d->half[which], x, n);
     memset(d->half[which] + n, 0, padding * sizeof *d->half[which]);
     return d->half[which];
@@ -352,17 +366,66 @@ static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, co
     }
 }
 
+#ifdef __AMX_BF16__
+/* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), on tiles. */
+static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, float *out, const float *x, const float *w,
+                                              const float *b, int N, int M, int K) {
+    TilesProduct p = {.rows = N, .cols = M, .depth = K, .bias = b, .out = out, .ldo = (size_t)M, .sums = gemm_sums(d)};
+    p.b = kind == GEMM_NT ? gemm_tiles(d, w, M, K) : gemm_tiles(d, w, K, M);
+    uint16_t *left = gemm_half(d, 0, tiles_count(N, K));
+    uint16_t *right = kind == GEMM_NN ? gemm_half(d, 1, tiles_count(M, K)) : NULL;
+    p.a = left;
+#pragma omp parallel if (cpu_worth_product(N, M, K))
+    {
+        tiles_pack_team(left, TILES_ROWS, x, (size_t)K, N, K);
+        if (right) tiles_turn_team(right, p.b, K, M, true);
+        TilesProduct own = p;
+        if (right) own.b = right;
+        tiles_product_team(&own);
+    }
+}
+
+/* out[M,K] += y[N,M]^T x[N,K] on tiles. */
+static inline void gemm_tn_tiles(Device *d, float *out, const float *y, const float *x, int N, int M, int K) {
+    uint16_t *left = gemm_half(d, 0, tiles_count(M, N)), *right = gemm_half(d, 1, tiles_count(K, N));
+    const TilesProduct p = {.rows = M,
+                            .cols = K,
+                            .depth = N,
+                            .a = left,
+                            .b = right,
+                            .epilogue = TILES_ADD,
+                            .out = out,
+                            .ldo = (size_t)K,
+                            .sums = gemm_sums(d)};
+#pragma omp parallel if (cpu_worth_product(N, M, K))
+    {
+        tiles_pack_team(left, TILES_ROWS_TRANSPOSED, y, (size_t)M, M, N);
+        tiles_pack_team(right, TILES_PAIRS, x, (size_t)K, K, N);
+        tiles_product_team(&p);
+    }
+}
+#endif
+
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
+#ifdef __AMX_BF16__
+    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NT, out, x, w, b, N, M, K);
+#endif
     gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
+#ifdef __AMX_BF16__
+    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NN, out, x, w, NULL, N, M, K);
+#endif
     if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
     else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
 }
 
 /* rounded: the preceding call was gemm_nn() of the same y, so half[0] already holds it. */
 static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
+#ifdef __AMX_BF16__
+    if (d->tiles) return gemm_tn_tiles(d, out, y, x, N, M, K);
+#endif
     if (d->dtype != DTYPE_BF16) {
         DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
         return;

@@ -11,7 +11,7 @@
 #define LLMC_CPU_HEAD_TILES_H
 
 #include "../model/backend.h" /* Head */
-#include "gemm.h"             /* Device, cpu_scratch, gemm_sums, gemm_tiles */
+#include "gemm.h"             /* Device, cpu_scratch, gemm_half, gemm_sums, ... */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
 #include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, tiles_product, TilesHead, ... */
 #include <math.h>
@@ -103,9 +103,8 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     const size_t channels = (size_t)C;
     const float *h = (const float *)a->h + (size_t)first * channels;
     const uint16_t *weight = gemm_tiles(d, (const float *)a->weight, Vp, C);
-    d->half[0] =
-        (uint16_t *)cpu_scratch(d, d->half[0], &d->half_count[0], head_tiles_halves(n, C, Vp), sizeof(uint16_t));
-    uint16_t *h_rows = d->half[0], *h_pairs = h_rows + tiles_count(n, C), *gradient = h_pairs + tiles_count(n, C);
+    uint16_t *h_rows = gemm_half(d, 0, head_tiles_halves(n, C, Vp)), *h_pairs = h_rows + tiles_count(n, C),
+             *gradient = h_pairs + tiles_count(n, C);
     uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block);
     d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, head_tiles_floats(n), sizeof(float));
     const size_t statistics = (size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS;

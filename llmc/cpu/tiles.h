@@ -167,10 +167,10 @@ static inline void tiles_pack(uint16_t *to, TilesForm form, const float *x, size
 }
 
 /* Turns a packed matrix of n x depth into its transpose, packed as depth x n: a left operand x into x^T, or (pairs) a right
- * operand w^T into w. */
-static inline void tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
+ * operand w^T into w. Called by all threads of a team. */
+static inline void tiles_turn_team(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
     const size_t strips = tiles_blocks(n), steps = tiles_blocks(depth);
-#pragma omp parallel for collapse(2) schedule(static) if ((size_t)n * (size_t)depth > 16384)
+#pragma omp for collapse(2) schedule(static)
     for (size_t i = 0; i < strips; i++)
         for (size_t k = 0; k < steps; k++) {
             const uint16_t *in = from + (i * steps + k) * TILES_BLOCK_SIZE;
@@ -184,6 +184,11 @@ static inline void tiles_turn(uint16_t *to, const uint16_t *from, int n, int dep
                 tiles_transpose_pairs(out, block);
             }
         }
+}
+
+static inline void tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
+#pragma omp parallel if ((size_t)n * (size_t)depth > 16384)
+    tiles_turn_team(to, from, n, depth, pairs);
 }
 
 /* ---- 16 floats ------------------------------------------------------------------------------------------------- */
