@@ -366,6 +366,10 @@ static void test_tensorboard_golden(void **state) {
     assert_true(tensorboard_open(&t, folder, wall, 7, &e));
     assert_true(tensorboard_step(&t, wall, 300, keys, (const double[]){0.6931472, NAN, -1.5e-9, 1}, 4, &e));
     assert_true(tensorboard_step(&t, wall, (int64_t)1 << 40, one, (const double[]){3}, 1, &e));
+    assert_true(tensorboard_text(&t, wall, 12, "samples/1", "2+3=\n\n    5 \xc3\xa4", &e));
+    json_t *options = json_pack("{s:s, s:s}", "beta", "0.04", "input", "a b.shard");
+    assert_true(tensorboard_hparams(&t, wall, options, &e));
+    json_decref(options);
     assert_true(tensorboard_close(&t, &e));
     char name[300], *written = event_file(folder, name, sizeof name);
     assert_memory_equal(name, "events.out.tfevents.1764000000.", 31);

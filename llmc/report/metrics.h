@@ -40,17 +40,17 @@
 #ifndef LLMC_REPORT_METRICS_H
 #define LLMC_REPORT_METRICS_H
 
-#include "../base/clock.h"     /* clock_seconds, clock_date */
+#include "../base/clock.h"     /* clock_date, clock_seconds */
 #include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
 #include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
 #include "../base/json_text.h" /* json_number_text, json_dump_short */
 #include "../base/terminal.h"  /* terminal_escapes, terminal_width */
-#include "../base/text.h"      /* utf8_copy */
+#include "../base/text.h"      /* text_format, TextBuffer, text_append, utf8_copy, ... */
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */
 #include "run_facts.h"         /* RunPhase, RUN_SAVING, PhaseClock, phase_clock_start, ... */
-#include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_open, tensorboard_step */
+#include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_hparams, tensorboard_open, ... */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -182,6 +182,8 @@ static inline bool metrics_begin(Metrics *m, Error *e) {
     if (!metrics_empty(m, e)) return false;
     if (!m->start) return true;
     history_start(&m->history, json_incref(m->start));
+    const json_t *options = json_object_get(m->start, "args");
+    if (options && m->board.file && !tensorboard_hparams(&m->board, clock_date(), options, e)) return false;
     return metrics_record(m, m->start, e);
 }
 
@@ -404,7 +406,37 @@ static inline void metrics_texts(FILE *f, int64_t step, const char *part[][2], s
     }
 }
 
-/* Adds a completion to the report and to the samples file. when: "before", "after" or "step 20"; samples of one prompt
+/* Writes lines of text as a block of code in Markdown, after a line that says what it is. */
+static inline void metrics_block(TextBuffer *out, const char *what, const char *text) {
+    if (!*text) return;
+    text_format(out, "%s:\n\n", what);
+    for (const char *line = text; *line;) {
+        const int n = (int)strcspn(line, "\n");
+        text_format(out, "    %.*s\n", n, line);
+        line += n + (line[n] == '\n');
+    }
+    text_append(out, "\n", 1);
+}
+
+/* Writes the last sample as a text of TensorBoard, "samples/3" for the third of its time. */
+static inline void metrics_board_sample(Metrics *m) {
+    const Sample *s = &m->history.samples[m->history.sample_count - 1];
+    size_t number = 0;
+    for (size_t i = 0; i < m->history.sample_count; i++) number += !strcmp(m->history.samples[i].when, s->when);
+    char tag[40], reward[32];
+    TextBuffer text = {0};
+    snprintf(tag, sizeof tag, "samples/%zu", number);
+    json_number_text(s->reward, reward);
+    metrics_block(&text, "prompt", s->prompt);
+    metrics_block(&text, "completion", s->completion);
+    metrics_block(&text, "answer", s->answer);
+    if (isfinite(s->reward)) text_format(&text, "reward: %s\n", reward);
+    text_append(&text, "", 1);
+    tensorboard_text(&m->board, clock_date(), s->step, tag, text.text, &m->failed);
+    text_free(&text);
+}
+
+/* Adds a completion to the report, to the samples file and to TensorBoard. when: "before", "after" or "step 20"; samples of one prompt
  * are shown side by side. answer may be NULL; reward is NaN if the completion was not scored. */
 static inline void metrics_sample(Metrics *m, const char *when, const char *prompt, const char *completion,
                                   const char *answer, double reward) {
@@ -412,6 +444,7 @@ static inline void metrics_sample(Metrics *m, const char *when, const char *prom
     long long step = (long long)m->history.last_step;
     sscanf(when, "step %lld", &step);
     history_sample(&m->history, step, when, prompt, completion, answer, reward);
+    if (m->board.file && !m->failed.text[0]) metrics_board_sample(m);
     if (!metrics_open_samples(m)) return;
     const Sample *s = &m->history.samples[m->history.sample_count - 1];
     const char *part[][2] = {

@@ -1,4 +1,4 @@
-/* tensorboard.h - TensorBoard event files of scalars.
+/* tensorboard.h - TensorBoard event files of scalars, texts and hyperparameters.
  *
  * An event file is a sequence of TFRecords, each
  *
@@ -9,7 +9,12 @@
  *
  *     Event   1: double wall_time   2: int64 step   3: string file_version ("brain.Event:2", in the first record)
  *             5: Summary            7: SessionLog {1: status, START = 1}
- *     Summary 1: repeated Value {1: string tag, 2: float simple_value}
+ *     Summary 1: repeated Value {1: string tag, 2: float simple_value, 8: TensorProto, 9: SummaryMetadata}
+ *     SummaryMetadata  1: {1: string plugin_name, 2: bytes content}   4: data class, TENSOR = 2
+ *     TensorProto      1: dtype, FLOAT = 1, STRING = 7   2: shape {2: dim {1: int64 size}}   5: float   8: string
+ *
+ * A text is a string tensor of the plugin "text". The hyperparameters are the content of the plugin "hparams", 3: a
+ * SessionStartInfo (plugins/hparams/plugin_data.proto) {1: map from names to google.protobuf.Value, 5: double start}.
  *
  * Tags are named as in Hugging Face's trainers: "train/" before a metric's name, and eval_loss becomes "eval/loss". A
  * resumed run begins a new file in the same folder; its SessionLog record makes TensorBoard discard the values of
@@ -24,6 +29,7 @@
 #define LLMC_REPORT_TENSORBOARD_H
 
 #include "../base/error.h" /* Error, error_set, checked_object, xmalloc, ... */
+#include <jansson.h>
 #include <math.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,6 +75,7 @@ static inline void tensorboard_bytes(FILE *f, int field, const void *data, size_
 static inline void tensorboard_event_head(FILE *f, double wall, int64_t step) {
     tensorboard_field(f, 1, 1);
     fwrite(&wall, sizeof wall, 1, f);
+    if (!step) return; /* the default is not written */
     tensorboard_field(f, 2, 0);
     tensorboard_varint(f, (uint64_t)step);
 }
@@ -150,6 +157,89 @@ static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall
         ok = tensorboard_record(t, data, n, e);
     }
     if (!ok) tensorboard_close(t, NULL);
+    return ok;
+}
+
+/* Ends a stream in memory that was filled with a message, and writes the message as a field of f. */
+static inline void tensorboard_message(FILE *f, int field, FILE *message, char **data, const size_t *n) {
+    fclose(message);
+    tensorboard_bytes(f, field, *data, *n);
+    free(*data);
+}
+
+static inline void tensorboard_string(FILE *f, int field, const char *text) {
+    tensorboard_bytes(f, field, text, strlen(text));
+}
+
+/* Writes an event with one value: a tag, a tensor's bytes and the content of a plugin (n bytes). Without content, the
+ * data are the tensor, which the metadata say. */
+static inline bool tensorboard_plugin(TensorBoard *t, double wall, int64_t step, const char *tag, const char *plugin,
+                                      const void *content, size_t n, const char *tensor, size_t tensor_n, Error *e) {
+    char *bytes[5];
+    size_t length[5];
+    FILE *event = tensorboard_memory(&bytes[0], &length[0]), *summary = tensorboard_memory(&bytes[1], &length[1]),
+         *value = tensorboard_memory(&bytes[2], &length[2]), *metadata = tensorboard_memory(&bytes[3], &length[3]),
+         *data = tensorboard_memory(&bytes[4], &length[4]);
+    tensorboard_string(data, 1, plugin);
+    if (n) tensorboard_bytes(data, 2, content, n);
+    tensorboard_message(metadata, 1, data, &bytes[4], &length[4]);
+    if (!n) {
+        tensorboard_field(metadata, 4, 0);
+        tensorboard_varint(metadata, 2);
+    }
+    tensorboard_string(value, 1, tag);
+    tensorboard_bytes(value, 8, tensor, tensor_n);
+    tensorboard_message(value, 9, metadata, &bytes[3], &length[3]);
+    tensorboard_message(summary, 1, value, &bytes[2], &length[2]);
+    tensorboard_event_head(event, wall, step);
+    tensorboard_message(event, 5, summary, &bytes[1], &length[1]);
+    fclose(event);
+    return tensorboard_record(t, bytes[0], length[0], e);
+}
+
+/* Writes a text, which TensorBoard shows as Markdown, and flushes it. */
+static inline bool tensorboard_text(TensorBoard *t, double wall, int64_t step, const char *tag, const char *text,
+                                    Error *e) {
+    char *tensor;
+    size_t n;
+    FILE *f = tensorboard_memory(&tensor, &n);
+    fwrite("\x08\x07\x12\x04\x12\x02\x08\x01", 1, 8, f); /* dtype STRING, shape [1] */
+    tensorboard_string(f, 8, text);
+    fclose(f);
+    const bool ok = tensorboard_plugin(t, wall, step, tag, "text", NULL, 0, tensor, n, e);
+    free(tensor);
+    return ok;
+}
+
+/* Writes a run's options {"NAME": "VALUE"} as its hyperparameters; a value that is a number becomes one. */
+static inline bool tensorboard_hparams(TensorBoard *t, double wall, const json_t *options, Error *e) {
+    static const char empty[] = "\x08\x01\x12\x02\x12\0"; /* a tensor of no floats, as TensorBoard's own */
+    char *bytes[4];
+    size_t length[4];
+    const char *name;
+    json_t *option;
+    FILE *content = tensorboard_memory(&bytes[0], &length[0]), *info = tensorboard_memory(&bytes[1], &length[1]);
+    json_object_foreach((json_t *)options, name, option) {
+        const char *text = json_string_value(option);
+        if (!text || !*text) continue;
+        char *end;
+        const double number = strtod(text, &end);
+        FILE *entry = tensorboard_memory(&bytes[2], &length[2]), *value = tensorboard_memory(&bytes[3], &length[3]);
+        if (!*end && isfinite(number)) {
+            tensorboard_field(value, 2, 1);
+            fwrite(&number, sizeof number, 1, value);
+        } else tensorboard_string(value, 3, text);
+        tensorboard_string(entry, 1, name);
+        tensorboard_message(entry, 2, value, &bytes[3], &length[3]);
+        tensorboard_message(info, 1, entry, &bytes[2], &length[2]);
+    }
+    tensorboard_field(info, 5, 1);
+    fwrite(&wall, sizeof wall, 1, info);
+    tensorboard_message(content, 3, info, &bytes[1], &length[1]);
+    fclose(content);
+    const bool ok = tensorboard_plugin(t, wall, 0, "_hparams_/session_start_info", "hparams", bytes[0], length[0],
+                                       empty, sizeof empty - 1, e);
+    free(bytes[0]);
     return ok;
 }
 
