@@ -20,7 +20,7 @@
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
 #include "llmc/base/clock.h"                 /* clock_seconds */
-#include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error, ... */
+#include "llmc/base/error.h"                 /* die, xcalloc, xmalloc, Error */
 #include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_LIST, ... */
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
@@ -33,18 +33,19 @@
 #include "llmc/model/transformer.h"          /* ModelOutput, model_backward, model_forward, ... */
 #include "llmc/model/workspace.h"            /* Workspace, workspace_free */
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
-#include "llmc/records/cursor.h"             /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
-#include "llmc/records/labelled.h"           /* labelled_rows */
+#include "llmc/records/labelled.h"           /* labelled_files, labelled_rows */
+#include "llmc/records/mix.h"                /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_phase, metrics_set, Metrics, metrics_final, ... */
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
-#include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
+#include "llmc/train/generation.h"           /* Generation, generation_count, generation_longest, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
+#include "llmc/train/mixing.h"               /* MIXING_OPTIONS, mixing_check, mixing_inputs, mixing_log, ... */
 #include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
 #include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
@@ -67,7 +68,9 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_LIST("input",                       'i', &o.g.input,    "FILE",
-                "preference shard; kto: also unpaired shard; --online: prompt shard; or a pattern; may be repeated"),
+                "preference shard; kto: also unpaired shard; --online: prompt shard; or a pattern; may be repeated, "
+                "with a weight as FILE:3"),
+    MIXING_OPTIONS(o.g.mix),
     OPTION_LIST("val",                         'j', &o.g.val,      "FILE",
                 "held-out shard of the same kind, for loss, accuracy and margin"),
     OPTION_INT ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
@@ -359,11 +362,10 @@ static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
     PreferenceData data, val = {0}, *both[] = {&data, &val};
     Error e;
-    Inputs in = trainer_inputs("-i/--input", &o.g.input), held = trainer_inputs("-j/--val", &o.g.val);
+    Inputs in = mixing_inputs(&o.g.mix, &o.g.input), held = trainer_inputs("-j/--val", &o.g.val);
     if (!preference_data_open(&data, &in, o.l.unpaired, &e) ||
         (held.count && !preference_data_open(&val, &held, o.l.unpaired, &e)))
         die("%s", e.text);
-    inputs_close(&in), inputs_close(&held);
     trainer_open(t, "train_dpo", &o.t, data.shard, false);
     if (t->dist.ranks > 1 && preference_sorts(&o.l.pair))
         die("--loss-type aot: sorts the pairs of the whole step, which works on one rank only; start one rank");
@@ -384,12 +386,15 @@ static bool train_on_shard(Run *r) {
 
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
-    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.g.epochs * (double)data.count);
+    int64_t *count = (int64_t *)xcalloc((size_t)in.count, sizeof *count);
+    labelled_files(&data.records, count);
+    Mix mixture = mixing_open(t, &o.g.mix, &in, count);
+    int64_t left = mixing_records(&mixture, o.g.epochs, o.t.steps, o.batch);
+    free(count);
+    mixing_resume(&mixture, t);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
     trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
-    Cursor cursor = cursor_new(data.count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
-    left -= cursor_taken(&cursor);
+    left -= mixture.taken;
 
     bool stopped = false;
     const PreferenceTotals before =
@@ -399,7 +404,7 @@ static bool train_on_shard(Run *r) {
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
-        while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
+        while (n < o.batch && n < left) records[n++] = mix_next(&mixture);
         left -= n;
         double z;
         const PreferenceTotals stats = run_records(r, &data, records, n, true, &z);
@@ -407,9 +412,10 @@ static bool train_on_shard(Run *r) {
         t->trained += (int64_t)stats.tokens;
         preference_reference_sync(&r->reference);
 
-        const double epoch = cursor_epochs(&cursor);
+        const double epoch = mix_epochs(&mixture);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
+        mixing_log(&mixture, &t->metrics);
         preference_report(&t->metrics, "", &o.l, &stats, z);
         const bool last = t->step == t->steps;
         if (o.g.val.count && (last || t->step % o.g.eval_steps == 0)) {
@@ -428,12 +434,13 @@ static bool train_on_shard(Run *r) {
         char text[64];
         preference_headline_text(text, &o.l, &stats, z);
         trainer_log(t, stats.loss, "%s | epoch %.2f | %.0f records/s", text, epoch, (double)n / seconds);
-        cursor_save(&cursor, t->state);
+        mix_save(&mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     if (!stopped) show_pairs(r, shown, "after");
     free(r->cost), free(r->owner), free(records);
-    cursor_free(&cursor);
+    mix_free(&mixture);
+    inputs_close(&in), inputs_close(&held);
     preference_data_close(&data);
     if (o.g.val.count) preference_data_close(&val);
     return stopped;
@@ -454,7 +461,7 @@ static bool train_online(Run *r) {
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, generation_longest(g), NULL, 0);
     online_open(p, &r->reference.live.model);
 
-    trainer_schedule(t, o.t.steps ? o.t.steps : (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.batch));
+    trainer_schedule(t, o.t.steps ? o.t.steps : generation_count(g, 1));
     trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
@@ -505,8 +512,8 @@ int main(int argc, char **argv) {
     o.g.temperature = 0.9;
     options_parse_all(options, &about, argc, argv);
     preference_options_parse(&o.l);
-    if (!o.g.input.count) usage_error("-i/--input is required");
     trainer_check_options(&o.t, options, &o.g.epochs, false);
+    mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     const OptionUse use[] = {{&o.max_length, !o.online.on, "--online limits prompts and completions separately"}};
     options_refuse_unused(options, use, 1);
     preference_options_check(&o.l, options);

@@ -36,6 +36,7 @@
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
+#include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/reference.h"          /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, reference_bytes, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
@@ -440,7 +441,7 @@ static bool train(Run *r) {
     Generation *g = &r->g;
     /* Each generation gives iterations * steps_per_generation optimizer steps. */
     const int64_t steps = o.iterations * o.steps_per_generation;
-    const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
+    const int64_t generations = generation_count(g, steps);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
     trainer_check_steps(t, o.g.epochs * (double)steps, "--num-prompts");
     Evaluation before = {0}, after = {0};
@@ -534,6 +535,7 @@ static void check_options(void) {
         {&o.sync.reset, kl, "used only with --beta above 0"},
     };
     trainer_check_options(&o.t, options, &o.g.epochs, false);
+    mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
     reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
@@ -571,7 +573,6 @@ int main(int argc, char **argv) {
     o.top_entropy = 1;
     options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.reward_model ? "model" : o.g.reward_cmd ? "command" : "verify";
-    if (!o.g.input.count) usage_error("-i/--input is required");
     check_options();
     if (o.g.prompts % o.steps_per_generation)
         usage_error("--steps-per-generation: %lld does not divide the %lld prompts of a generation",

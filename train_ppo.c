@@ -54,6 +54,7 @@
 #include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
+#include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
@@ -629,6 +630,7 @@ static void refuse_unused(void) {
         {&o.kl_loss_type, o.use_kl_loss, "used only with --use-kl-loss"},
     };
     trainer_check_options(&o.t, options, &o.g.epochs, has_head());
+    mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
 }
@@ -645,7 +647,6 @@ static void check_options(void) {
     if (!o.whiten_advantages) o.whiten_advantages = algos[o.algo].whiten ? 2 : 1;
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
-    if (!o.g.input.count) usage_error("-i/--input is required");
     refuse_unused();
     if (o.g.generations < algos[o.algo].least)
         usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
@@ -786,7 +787,7 @@ static bool train(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     /* Each generation gives at most epochs * mini_batches optimizer steps. */
-    const int64_t generations = (int64_t)ceil(o.g.epochs * (double)g->train.count / (double)o.g.prompts);
+    const int64_t generations = generation_count(g, o.epochs * o.mini_batches);
     trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
     trainer_check_steps(t, o.g.epochs * (double)(o.epochs * o.mini_batches), "--num-prompts");
     Evaluation before = {0}, after = {0};

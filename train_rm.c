@@ -14,7 +14,7 @@
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
+#include "llmc/base/error.h"            /* xcalloc, warn, Error, die, ... */
 #include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
@@ -25,16 +25,17 @@
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_forward, model_backward, model_flops */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
-#include "llmc/records/cursor.h"        /* Cursor, cursor_epochs, cursor_free, cursor_new, ... */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
-#include "llmc/records/inputs.h"        /* Inputs, inputs_close */
+#include "llmc/records/inputs.h"        /* Inputs, inputs_close, inputs_add */
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
+#include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
 #include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_phase, metrics_final, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
+#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_check, mixing_defaults, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -42,6 +43,7 @@ static struct {
     TrainerOptions t;
     RewardLoss loss;
     OptionList input, val;
+    MixingOptions mix;
     const char *normalize;
     int64_t batch, max_length, eval_steps;
     double epochs;
@@ -53,7 +55,8 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_LIST  ("input",                       'i', &o.input,      "FILE",
-                  "preference, unpaired or step shard, depending on --kind, or a pattern; may be repeated"),
+                  "preference, unpaired or step shard, depending on --kind, or a pattern; may be repeated, with a weight as FILE:3"),
+    MIXING_OPTIONS(o.mix),
     OPTION_LIST  ("val",                         'j', &o.val,        "FILE",
                   "held-out shard of the same kind, for accuracy, margin and calibration"),
     OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
@@ -100,12 +103,11 @@ static const OptionAbout about = {
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
-static void data_open(Labelled *d, const char *option, const OptionList *list) {
+static void data_open(Labelled *d, const Inputs *files) {
     Error e;
-    Inputs files = trainer_inputs(option, list);
     const RecordKind kind[] = {RECORD_PREFERENCE, RECORD_UNPAIRED, RECORD_STEP}; /* in the order of --kind */
-    if (!labelled_open_all(d, (const char *const *)files.path, files.count, kind[o.kind], false, &e)) die("%s", e.text);
-    inputs_close(&files);
+    if (!labelled_open_all(d, (const char *const *)files->path, files->count, kind[o.kind], false, &e))
+        die("%s", e.text);
 }
 
 /* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */
@@ -355,7 +357,6 @@ static void set_note(Run *r, const Labelled *d, int32_t step) {
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_options(void) {
-    if (!o.input.count) usage_error("-i/--input is required");
     const bool pairs = o.kind == REWARD_MODEL_BT;
     const OptionUse use[] = {
         {&o.loss.center, pairs, "used only with --kind bt"},
@@ -366,6 +367,7 @@ static void check_options(void) {
         {&o.eval_steps, o.val.count > 0, "used only with --val"},
     };
     trainer_check_options(&o.t, options, &o.epochs, true);
+    mixing_check(&o.mix, &o.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (o.kind == REWARD_MODEL_PRM && o.normalize)
         usage_error("--normalize: a process model's scores are probabilities; used only with --kind bt or orm");
@@ -398,16 +400,19 @@ static void close_run(Run *r, bool stopped) {
 }
 
 /* Trains on the records of data. Returns true if a signal stopped the run. */
-static bool train(Run *r, const Labelled *data, const Labelled *val) {
+static bool train(Run *r, const Labelled *data, const Inputs *files, const Labelled *val) {
     Trainer *t = &r->t;
+    int64_t *count = (int64_t *)xcalloc((size_t)files->count, sizeof *count);
+    labelled_files(data, count);
+    Mix mixture = mixing_open(t, &o.mix, files, count);
+    free(count);
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
-    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
+    int64_t left = mixing_records(&mixture, o.epochs, o.t.steps, o.batch);
+    mixing_resume(&mixture, t);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
     trainer_check_steps(t, o.epochs, "--per-device-train-batch-size");
-    Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with another --max-length", o.t.resume);
-    left -= cursor_taken(&cursor);
+    left -= mixture.taken;
 
     bool stopped = false;
     const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
@@ -415,15 +420,16 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
-        while (n < o.batch && n < left) records[n++] = cursor_next(&cursor);
+        while (n < o.batch && n < left) records[n++] = mix_next(&mixture);
         left -= n;
         const Stats stats = run_records(r, data, records, n, true);
         count_tokens(t, data, records, n);
         trainer_update(t, stats.sum.loss);
 
-        const double epoch = cursor_epochs(&cursor);
+        const double epoch = mix_epochs(&mixture);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
+        mixing_log(&mixture, &t->metrics);
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;
         if (o.val.count && (last || t->step % o.eval_steps == 0)) {
@@ -439,12 +445,12 @@ static bool train(Run *r, const Labelled *data, const Labelled *val) {
         trainer_log(t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
                     100 * accuracy(&stats), pairs ? "margin" : "score",
                     pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
-        cursor_save(&cursor, t->state);
+        mix_save(&mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     if (!stopped) show_pairs(r, o.val.count ? val : data, "after");
     free(records);
-    cursor_free(&cursor);
+    mix_free(&mixture);
     return stopped;
 }
 
@@ -456,6 +462,7 @@ int main(int argc, char **argv) {
     o.t.takes_scorers = true;
     o.batch = 8;
     o.epochs = 3;
+    o.mix = mixing_defaults();
     o.max_length = 1024;
     o.eval_steps = 100;
     o.eval_on_start = true;
@@ -468,9 +475,13 @@ int main(int argc, char **argv) {
     trainer_check_files(&o.t, options, NULL);
 
     Labelled data, val = {0}, third = {0};
-    data_open(&data, "-i/--input", &o.input);
-    if (o.val.count) data_open(&val, "-j/--val", &o.val);
-    if (own) data_open(&third, "--normalize", &(OptionList){(const char *[]){o.normalize}, 1});
+    Inputs files = mixing_inputs(&o.mix, &o.input), held = trainer_inputs("-j/--val", &o.val), normal = {0};
+    data_open(&data, &files);
+    if (o.val.count) data_open(&val, &held);
+    if (own) {
+        inputs_add(&normal, o.normalize);
+        data_open(&third, &normal);
+    }
     trainer_open(t, "train_rm", &o.t, data.shard, true);
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
@@ -493,11 +504,12 @@ int main(int argc, char **argv) {
     if (o.last_step) keep_last_steps(&data);
     open_work(r, longest, most);
     set_note(r, NULL, step); /* for states, which can be used as models */
-    const bool stopped = train(r, &data, &val);
+    const bool stopped = train(r, &data, &files, &val);
     if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
         set_note(r, own ? &third : o.val.count ? &val : &data, step);
     close_run(r, stopped);
     for (int i = 0; i < 3; i++)
         if (all[i]) labelled_close(all[i]);
+    inputs_close(&files), inputs_close(&held), inputs_close(&normal);
     return 0;
 }

@@ -9,7 +9,7 @@
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* die, xcalloc, warn, Error, ... */
+#include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
 #include "llmc/base/io.h"               /* XXH3_64bits */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
 #include "llmc/base/program.h"          /* program_start */
@@ -24,7 +24,8 @@
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
-#include "llmc/records/cursor.h"        /* Cursor, cursor_free, cursor_new, cursor_epochs, ... */
+#include "llmc/records/inputs.h"        /* Inputs, inputs_close */
+#include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
 #include "llmc/report/metrics.h"        /* metrics_set, metrics_phase, metrics_line, Metrics, ... */
@@ -32,12 +33,14 @@
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
+#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_check, mixing_check_limit, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
     OptionList inputs, vals;
+    MixingOptions mix;
     const char *best, *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune;
@@ -49,7 +52,8 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_LIST("input",            'i', &o.inputs,       "FILE",
-                "chat shard or token shard to train on (make_shard), or a pattern; may be repeated"),
+                "chat shard or token shard to train on (make_shard), or a pattern; may be repeated, with a weight as FILE:3"),
+    MIXING_OPTIONS(o.mix),
     OPTION_LIST("val",              'j', &o.vals,         "FILE", "the same for the validation loss"),
     OPTION_TEXT("tokenizer",        't', &o.tokenizer,    "SPEC",
                 "tokenizer of token shards for a model without one: bytes, a directory or tokenizer.json"),
@@ -95,23 +99,23 @@ static int32_t record_length(const Shard *s, int64_t i) {
 
 /* Takes the records of the next step: enough for --batch-tokens, but no more than the run has left. Returns their
  * number. */
-static int64_t cursor_step(Cursor *c, const Shard *s, int64_t left, int64_t *records, int64_t most) {
+static int64_t next_records(Mix *m, const Shard *s, int64_t left, int64_t *records, int64_t most) {
     int64_t n = 0, tokens = 0;
     while (n < left && n < most && tokens < o.batch_tokens) {
-        records[n] = cursor_next(c);
+        records[n] = mix_next(m);
         tokens += record_length(s, records[n++]);
     }
     return n;
 }
 
-static int64_t steps_of_run(const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
-    Cursor c = cursor_new(s->count, (uint64_t)o.t.seed);
+/* The number of steps that a run of so many records takes. The mixture must be at its beginning, and stays there. */
+static int64_t steps_of_run(Mix *m, const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
     int64_t steps = 0;
     while (records > 0) {
-        records -= cursor_step(&c, s, records, scratch, most);
+        records -= next_records(m, s, records, scratch, most);
         steps++;
     }
-    cursor_free(&c);
+    mix_rewind(m);
     return steps;
 }
 
@@ -125,8 +129,9 @@ static int32_t read_record(const Shard *s, int64_t i, Record *r) {
     return targets;
 }
 
-static void open_data(Shard *s, const char *option, const OptionList *list) {
-    trainer_open_shard(s, option, list, true);
+/* Opens the files of --input or --val. */
+static void open_data(Shard *s, const Inputs *files) {
+    trainer_open_files(s, files, true);
     if (s->kind != RECORD_CHAT) die("%s: a shard of kind %s, expected chat", s->name, record_kind_name(s->kind));
     if (!s->count) die("%s: the shard is empty", s->name);
 }
@@ -459,16 +464,21 @@ static void close_run(Run *r, bool stopped) {
 }
 
 /* Trains on the records of data, at most `most` per step. Returns true if a signal stopped the run. */
-static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
+static bool train(Run *r, const Shard *data, const Inputs *files, const Shard *val, int64_t most) {
     Trainer *t = &r->t;
+    int64_t *count = (int64_t *)xcalloc((size_t)files->count, sizeof *count);
+    for (int k = 0; k < files->count; k++) count[k] = file_of(data, k)->count;
+    Mix mixture = mixing_open(t, &o.mix, files, count);
+    free(count);
     /* The run takes `left` records, in steps of --batch-tokens. */
     int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
-    int64_t left = o.t.steps ? INT64_MAX : (int64_t)ceil(o.epochs * (double)data->count);
-    trainer_schedule(t, o.t.steps ? o.t.steps : steps_of_run(data, left, records, most));
+    int64_t left = o.t.steps ? mixture.limit : (int64_t)ceil(mix_records(&mixture, o.epochs));
+    const int64_t steps = left == INT64_MAX ? o.t.steps : steps_of_run(&mixture, data, left, records, most);
+    if (o.t.steps) mixing_check_limit(&mixture, steps >= o.t.steps);
+    mixing_resume(&mixture, t);
+    trainer_schedule(t, o.t.steps ? o.t.steps : steps);
     trainer_check_steps(t, o.epochs, "--batch-tokens");
-    Cursor cursor = cursor_new(data->count, (uint64_t)o.t.seed);
-    if (!cursor_resume(&cursor, t->state)) die("%s: the state was made with more records", o.t.resume);
-    left -= cursor_taken(&cursor);
+    left -= mixture.taken;
     const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
@@ -478,16 +488,17 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
     if (!t->step && shows) print_samples(r, o.vals.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
-        const int64_t n = cursor_step(&cursor, data, left, records, most);
+        const int64_t n = next_records(&mixture, data, left, records, most);
         left -= n;
         const Stats stats = run_records(r, data, records, n, true);
         for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, records[i]);
         t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
 
-        const double epoch = cursor_epochs(&cursor);
+        const double epoch = mix_epochs(&mixture);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
+        mixing_log(&mixture, &t->metrics);
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         const bool last = t->step == t->steps;
@@ -507,12 +518,12 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t most) {
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
             print_samples(r, o.vals.count ? val : data, when);
         }
-        cursor_save(&cursor, t->state);
+        mix_save(&mixture, t->state);
         json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
         stopped = trainer_should_stop(t, 1);
     }
     free(records);
-    cursor_free(&cursor);
+    mix_free(&mixture);
     return stopped;
 }
 
@@ -525,6 +536,7 @@ static void check_options(void) {
         {&o.sample_tokens, o.sample_steps > 0, "used only with --sample-steps above 0"},
     };
     trainer_check_options(&o.t, options, &o.epochs, false);
+    mixing_check(&o.mix, &o.inputs, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
 
@@ -536,22 +548,23 @@ int main(int argc, char **argv) {
     o.t.teaches_template = true;
     o.batch_tokens = 8192;
     o.epochs = 3;
+    o.mix = mixing_defaults();
     o.completion_only = true;
     o.eval_steps = 100;
     o.eval_on_start = true;
     o.sample_count = 3;
     o.sample_tokens = 64;
     options_parse_all(options, &about, argc, argv);
-    if (!o.inputs.count) usage_error("-i/--input is required");
     check_options();
     program_start();
     trainer_check_files(&o.t, options, o.best);
 
     Error e;
     Shard data, val = {0};
-    open_data(&data, "-i/--input", &o.inputs);
+    Inputs files = mixing_inputs(&o.mix, &o.inputs), held = trainer_inputs("-j/--val", &o.vals);
+    open_data(&data, &files);
     find_tokenizer(&data);
-    if (o.vals.count) open_data(&val, "-j/--val", &o.vals);
+    if (o.vals.count) open_data(&val, &held);
     trainer_open(t, "train_sft", &o.t, &data, false);
     if (o.best && !model_check_output(&t->model.config, &t->file, o.best, (ModelDtype)o.t.output_dtype, &e))
         die("%s", e.text);
@@ -564,7 +577,8 @@ int main(int argc, char **argv) {
     if (o.vals.count) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
-    close_run(r, train(r, &data, &val, most));
+    close_run(r, train(r, &data, &files, &val, most));
+    inputs_close(&files), inputs_close(&held);
     shard_close(&data);
     if (o.vals.count) shard_close(&val);
     return 0;

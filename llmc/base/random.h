@@ -18,7 +18,16 @@
 #include <stdint.h>
 
 /* The upper bits separate the named streams from sequence ids, which are below 2^56. */
-enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_ROLLOUT_, RANDOM_EVAL_, RANDOM_REWARD_ };
+enum {
+    RANDOM_INIT_ = 1,
+    RANDOM_SHUFFLE_,
+    RANDOM_NOISE_,
+    RANDOM_TASK_,
+    RANDOM_ROLLOUT_,
+    RANDOM_EVAL_,
+    RANDOM_REWARD_,
+    RANDOM_MIXTURE_
+};
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
 #define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
 #define RANDOM_SHUFFLE   RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
@@ -27,6 +36,7 @@ enum { RANDOM_INIT_ = 1, RANDOM_SHUFFLE_, RANDOM_NOISE_, RANDOM_TASK_, RANDOM_RO
 #define RANDOM_ROLLOUT   RANDOM_STREAM(RANDOM_ROLLOUT_) /* training samples: + sequence id */
 #define RANDOM_EVAL      RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */
 #define RANDOM_REWARD    RANDOM_STREAM(RANDOM_REWARD_)  /* random-reward control: + sequence id */
+#define RANDOM_MIXTURE   RANDOM_STREAM(RANDOM_MIXTURE_) /* 0: shards of a mixture; 1 + shard: a part of its records */
 
 typedef struct Random {
     uint64_t seed, stream, index;

@@ -1,8 +1,9 @@
 /* cursor.h - order of the training records: a new permutation per epoch.
  *
- * The permutation is a function of the seed and the epoch alone, so a training state stores a position as two numbers.
+ * The permutation is a function of the seed, a number and the epoch alone, so a training state stores a position as two
+ * numbers.
  *
- *     Cursor c = cursor_new(count, seed);
+ *     Cursor c = cursor_new(count, seed, 0);
  *     if (!cursor_resume(&c, state)) die("the state was made with other records");    // a new run starts at 0
  *     int64_t record = cursor_next(&c);
  *     cursor_save(&c, state);
@@ -16,22 +17,23 @@
 #include <jansson.h>
 
 typedef struct Cursor {
-    uint64_t seed;
+    uint64_t seed, number;          /* cursors with different numbers have different orders */
     int64_t count, epoch, position; /* number of records; current epoch and number of its records used */
     int64_t *order;                 /* (count) permutation of `epoch` */
 } Cursor;
 
 static inline void cursor_epoch(Cursor *c, int64_t epoch) {
-    Random random = random_start(c->seed, RANDOM_SHUFFLE + (uint64_t)epoch);
+    Random random = random_start(c->seed, RANDOM_SHUFFLE + (c->number << 32) + (uint64_t)epoch);
     for (int64_t i = 0; i < c->count; i++) c->order[i] = i;
     random_shuffle(&random, c->order, c->count);
     c->epoch = epoch;
     c->position = 0;
 }
 
-/* Starts at the beginning of the first epoch of `count` >= 1 records. */
-static inline Cursor cursor_new(int64_t count, uint64_t seed) {
-    Cursor c = {.seed = seed, .count = count, .order = (int64_t *)xmalloc((size_t)count * sizeof(int64_t))};
+/* Starts at the beginning of the first epoch of `count` >= 1 records. number: below 2^24. */
+static inline Cursor cursor_new(int64_t count, uint64_t seed, uint64_t number) {
+    Cursor c = {.seed = seed, .number = number, .count = count};
+    c.order = (int64_t *)xmalloc((size_t)count * sizeof *c.order);
     cursor_epoch(&c, 0);
     return c;
 }

@@ -32,6 +32,7 @@ typedef struct Example {
     int32_t labels;       /* number of labels, at least 1 */
     const int32_t *at;    /* (labels) index of each label's token in the completion, increasing */
     const uint8_t *label; /* (labels) 1 good, 0 bad */
+    int file;             /* number of its file among those of the shard */
 } Example;
 
 typedef struct Examples {
@@ -70,7 +71,8 @@ static inline bool example_labels(Example *q, RecordKind kind, const Record *r, 
 
 /* Adds both completions of a preference pair, the chosen one as good and the rejected one as bad (TRL's
  * unpair_preference_dataset). They share the prompt at `token`. */
-static inline void examples_unpair(Examples *x, const Record *r, const int32_t *token, int32_t *at, uint8_t *label) {
+static inline void examples_unpair(Examples *x, const Record *r, int file, const int32_t *token, int32_t *at,
+                                   uint8_t *label) {
     const int32_t length[] = {r->chosen, r->rejected};
     const int32_t *completion = token + r->prompt;
     for (int k = 0; k < 2; completion += length[k], k++) {
@@ -86,7 +88,8 @@ static inline void examples_unpair(Examples *x, const Record *r, const int32_t *
                                            .completion_len = length[k],
                                            .labels = 1,
                                            .at = at + k,
-                                           .label = label + k};
+                                           .label = label + k,
+                                           .file = file};
     }
 }
 
@@ -100,13 +103,13 @@ static inline bool examples_read(Examples *x, Error *e) {
         if (!(ok = shard_record(s, i, &r, e))) break;
         if (s->kind == RECORD_PREFERENCE) {
             memcpy(token, r.tokens, (size_t)r.count * sizeof *token);
-            examples_unpair(x, &r, token, at, label);
+            examples_unpair(x, &r, shard_file(s, i), token, at, label);
             token += r.count;
             at += 2;
             label += 2;
             continue;
         }
-        Example q = {.prompt = token, .prompt_len = r.prompt, .completion = token + r.prompt};
+        Example q = {.prompt = token, .prompt_len = r.prompt, .completion = token + r.prompt, .file = shard_file(s, i)};
         q.completion_len = r.count - r.prompt;
         if (r.prompt >= 1 && q.completion_len >= 1 && !example_labels(&q, s->kind, &r, at, label))
             ok = error_set(e, "%s: record %lld has a label above 1, expected 0 (bad) or 1 (good)", s->name,

@@ -67,6 +67,12 @@ static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
     return (int32_t)example_size(&l->examples.example[i]).rows;
 }
 
+/* Counts the records of each file of the shard. count: (files), set to 0 by the caller. */
+static inline void labelled_files(const Labelled *l, int64_t *count) {
+    const bool pairs = l->kind == RECORD_PREFERENCE;
+    for (int64_t i = 0; i < l->count; i++) count[pairs ? l->pairs.pair[i].file : l->examples.example[i].file]++;
+}
+
 static inline int32_t labelled_longest(const Labelled *l, bool shared) {
     int32_t most = 0;
     for (int64_t i = 0; i < l->count; i++) {

@@ -29,6 +29,7 @@ typedef struct Pair {
     const int32_t *prompt, *chosen, *rejected; /* tokens, valid as long as the Pairs */
     int32_t prompt_len, chosen_len, rejected_len;
     float margin; /* how much better chosen is; 0: unknown */
+    int file;     /* number of its file among those of the shard */
 } Pair;
 
 typedef struct Pairs {
@@ -74,6 +75,7 @@ static inline bool pairs_open_all(Pairs *p, const char *const *paths, int n, Err
         q->rejected = q->chosen + r.chosen;
         q->rejected_len = r.rejected;
         q->margin = r.margin;
+        q->file = shard_file(s, i);
         at += r.count;
     }
     record_free(&r);

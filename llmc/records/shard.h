@@ -496,11 +496,17 @@ static inline void shard_split(Shard *s, int32_t max_length, int32_t start) {
     mapping_forget(t->map, t->ids, (size_t)t->count * (size_t)t->id_bytes);
 }
 
+/* The number of the file that record i is in, from 0. */
+static inline int shard_file(const Shard *s, int64_t i) {
+    int k = 0;
+    while (s->parts && i >= s->first[k + 1]) k++;
+    return k;
+}
+
 /* The file that record i is in; *i becomes its number there. */
 static inline const Shard *shard_part(const Shard *s, int64_t *i) {
     if (!s->parts) return s;
-    int k = 0;
-    while (*i >= s->first[k + 1]) k++;
+    const int k = shard_file(s, *i);
     *i -= s->first[k];
     return &s->part[k];
 }

@@ -18,6 +18,7 @@
 
 typedef struct PromptText {
     const char *text, *task, *answer, *fields; /* point into the shard */
+    int file;                                  /* number of its file among those of the shard */
 } PromptText;
 
 typedef struct Prompts {
@@ -63,7 +64,7 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
         const int64_t n = p->count++;
         memcpy(p->tokens + p->offset[n], r.tokens, (size_t)r.count * sizeof *r.tokens);
         p->offset[n + 1] = p->offset[n] + r.count;
-        p->what[n] = (PromptText){r.text, r.task, r.answer, r.fields};
+        p->what[n] = (PromptText){r.text, r.task, r.answer, r.fields, shard_file(s, i)};
         if (r.count > p->longest) p->longest = r.count;
     }
     record_free(&r);

@@ -43,7 +43,7 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, die, Error, warn, ... */
+#include "../base/error.h"           /* xcalloc, Error, die, warn, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../model/batch.h"          /* Batch */
@@ -53,7 +53,8 @@
 #include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
 #include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
 #include "../model/workspace.h"      /* Workspace */
-#include "../records/cursor.h"       /* Cursor, cursor_free, cursor_new, cursor_next, ... */
+#include "../records/inputs.h"       /* Inputs, inputs_close */
+#include "../records/mix.h"          /* Mix, mix_free, mix_next, mix_records, ... */
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
@@ -61,7 +62,8 @@
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
 #include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation_options.h"      /* GenerationOptions */
-#include "trainer.h"                 /* Trainer, trainer_open_shard, state_int, trainer_check_shard, ... */
+#include "mixing.h"                  /* mixing_check_limit, mixing_inputs, mixing_open, mixing_resume */
+#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -84,7 +86,8 @@ typedef struct Generation {
     Sampling sampling;
     Batch batch;      /* a micro-batch of completions */
     int rows;         /* its capacity */
-    Cursor cursor;    /* position in the training prompts */
+    Inputs files;     /* of --input and --mix */
+    Mix mixture;      /* order of the training prompts */
     uint64_t next_id; /* id of the next completion to be sampled */
     /* completions: P groups of G adjacent ones */
     int32_t completions;
@@ -122,7 +125,8 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     if (verify &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
-    trainer_open_shard(&g->train.shard, "-i/--input", &o->input, false);
+    g->files = mixing_inputs(&o->mix, &o->input);
+    trainer_open_files(&g->train.shard, &g->files, false);
 }
 
 static inline int generation_longest_prompt(const Generation *g) {
@@ -273,14 +277,25 @@ static inline void generation_open(Generation *g) {
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
-    g->cursor = cursor_new(g->train.count, (uint64_t)g->t->o->seed);
-    if (!cursor_resume(&g->cursor, s)) die("%s: the state was made with another --max-prompt-length", g->t->o->resume);
+    int64_t *count = (int64_t *)xcalloc((size_t)g->files.count, sizeof *count);
+    for (int64_t i = 0; i < g->train.count; i++) count[g->train.what[i].file]++;
+    g->mixture = mixing_open(g->t, &o->mix, &g->files, count);
+    mixing_resume(&g->mixture, g->t);
+    free(count);
     g->next_id = (uint64_t)state_int(s, "next_id");
+}
+
+/* The number of generations that --num-train-epochs takes. Ends the program if the files' maximum numbers of epochs do
+ * not allow those of --max-steps; steps: optimizer steps of a generation. */
+static inline int64_t generation_count(const Generation *g, int64_t steps) {
+    const int64_t P = g->o->prompts, limit = g->mixture.limit, all = g->t->o->steps;
+    mixing_check_limit(&g->mixture, limit == INT64_MAX || (all + steps - 1) / steps <= limit / P);
+    return (int64_t)ceil(mix_records(&g->mixture, g->o->epochs) / (double)P);
 }
 
 /* Stores the counters in the trainer's state. */
 static inline void generation_save(Generation *g) {
-    cursor_save(&g->cursor, g->t->state);
+    mix_save(&g->mixture, g->t->state);
     json_object_set_new(g->t->state, "next_id", json_integer((json_int_t)g->next_id));
 }
 
@@ -299,7 +314,8 @@ static inline void generation_close(Generation *g) {
     free(g->scored), free(g->reward), free(g->counts), free(g->offset), free(g->slice_offset);
     micro_plan_free(&g->plan);
     free(g->cut), free(g->owner), free(g->cost);
-    cursor_free(&g->cursor);
+    mix_free(&g->mixture);
+    inputs_close(&g->files);
     for (int k = 0; g->models && k < g->rewards.count; k++)
         if (g->rewards.part[k].kind == REWARD_MODEL) reward_model_close(&g->models[k]);
     free(g->models);
@@ -355,7 +371,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
     Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
     for (int32_t i = 0; i < n; i++) {
-        const int64_t prompt = cursor_next(&g->cursor);
+        const int64_t prompt = mix_next(&g->mixture);
         for (int32_t k = 0; k < G; k++) scored[i * G + k] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }

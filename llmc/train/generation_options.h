@@ -18,8 +18,10 @@
 
 #include "../base/options.h"    /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
 #include "../rollout/rollout.h" /* ROLLOUT_SAMPLING_OPTIONS */
+#include "mixing.h"             /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 
 typedef struct GenerationOptions {
+    MixingOptions mix;
     OptionList input, val;
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
@@ -31,7 +33,12 @@ typedef struct GenerationOptions {
 
 /* The defaults of the trainers that sample; a trainer may change some before parsing. */
 static inline GenerationOptions generation_defaults(void) {
-    GenerationOptions o = {.max_prompt = 512, .epochs = 1, .prompts = 8, .generations = 8, .max_completion = 512};
+    GenerationOptions o = {.mix = mixing_defaults(),
+                           .max_prompt = 512,
+                           .epochs = 1,
+                           .prompts = 8,
+                           .generations = 8,
+                           .max_completion = 512};
     o.temperature = 1;
     o.top_p = 1;
     o.repetition_penalty = 1;
@@ -47,7 +54,8 @@ static inline GenerationOptions generation_defaults(void) {
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
     OPTION_LIST("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated"),          \
+                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated, with a weight as FILE:3"),          \
+    MIXING_OPTIONS((o).mix),                                                                                           \
     OPTION_LIST("val",               'j', &(o).val,        "FILE",                                                     \
                 "held-out prompt shard, or a pattern; may be repeated"),                                               \
     OPTION_INT ("max-prompt-length", 0,   &(o).max_prompt, 1, 1 << 20, "leave out prompts with more tokens"),          \

@@ -13,7 +13,7 @@
 #include "../base/random.h"          /* RANDOM_EVAL */
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
-#include "../records/cursor.h"       /* cursor_epochs */
+#include "../records/mix.h"          /* mix_epochs */
 #include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_phase, ... */
 #include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/rewards.h"       /* Rewards */
@@ -23,6 +23,7 @@
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_free, ... */
 #include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation.h"              /* Generation */
+#include "mixing.h"                  /* mixing_log */
 #include "trainer.h"                 /* TrainerPause, trainer_go_on, trainer_pause */
 
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
@@ -179,7 +180,8 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
     metrics_set(m, "timing_s/gen", g->gen_seconds);
     metrics_set(m, "timing_s/reward", g->reward_seconds);
-    metrics_set(m, "epoch", cursor_epochs(&g->cursor));
+    metrics_set(m, "epoch", mix_epochs(&g->mixture));
+    mixing_log(&g->mixture, m);
     if (count[1] == 0) metrics_warn(m, "no completion ended within %lld tokens", (long long)g->o->max_completion);
 }
 

@@ -59,7 +59,7 @@
 #include "../model/tensors.h"          /* TENSOR_headw */
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
-#include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open */
+#include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open, inputs_read, ... */
 #include "../records/pairs.h"          /* Pair */
 #include "../records/shard.h"          /* Shard, shard_open_all */
 #include "../records/shard_fits.h"     /* fit_shard */
@@ -178,6 +178,15 @@ static inline OutputUse trainer_use(const char *option) {
     return resume_listed(option, written, sizeof written / sizeof *written) ? OUTPUT_WRITTEN : OUTPUT_READ;
 }
 
+/* The files that an option names several of: a list's values, or the lines of --mix. None of another option. */
+static inline bool trainer_named_files(const Option *o, Inputs *files, Error *e) {
+    *files = (Inputs){0};
+    if (o->kind == OPT_LIST && !strcmp(o->argument, "FILE"))
+        return inputs_open(files, o->name, (const OptionList *)o->value, e);
+    const char *list = o->kind == OPT_TEXT && !strcmp(o->name, "mix") ? *(const char *const *)o->value : NULL;
+    return !list || inputs_read(files, "--mix", list, e);
+}
+
 /* Rejects a command line on which an output is also an input or another output, also through links, and ends the
  * program if another run is writing one of the outputs. TensorBoard's folder may be that of other files. */
 static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
@@ -188,12 +197,10 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     for (const Option *i = table; i->kind != OPT_END; i++) {
         if (i->kind == OPT_TEXT && resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
             output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
-        if (i->kind == OPT_LIST && !strcmp(i->argument, "FILE")) {
-            Inputs files;
-            if (!inputs_open(&files, i->name, (const OptionList *)i->value, &e)) usage_error("--%s", e.text);
-            for (int k = 0; k < files.count; k++) output_add(&p, i->name, files.path[k], OUTPUT_READ);
-            inputs_close(&files);
-        }
+        Inputs files;
+        if (!trainer_named_files(i, &files, &e)) usage_error("%s%s", i->kind == OPT_LIST ? "--" : "", e.text);
+        for (int k = 0; k < files.count; k++) output_add(&p, i->name, files.path[k], OUTPUT_READ);
+        inputs_close(&files);
     }
     output_add(&p, "state", state, OUTPUT_STATE);
     output_add(&p, "metrics", samples, OUTPUT_WRITTEN);
@@ -211,7 +218,8 @@ static inline int trainer_pipes(const Option *table) {
             continue;
         if (o->kind == OPT_LIST) {
             const OptionList *list = (const OptionList *)o->value;
-            for (int i = 0; i < list->count; i++) pipes += !strcmp(list->items[i], "-");
+            for (int i = 0; i < list->count; i++)
+                pipes += !strcmp(list->items[i], "-") || !strncmp(list->items[i], "-:", 2);
         } else {
             const char *path = *(const char *const *)o->value;
             pipes += path && !strcmp(path, "-");
@@ -403,19 +411,24 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
     return lora;
 }
 
-/* The files of -i or -j (option), for inputs_close(). */
+/* The files of -j or another option, whole, for inputs_close(). Those of -i are mixing_inputs(). */
 static inline Inputs trainer_inputs(const char *option, const OptionList *list) {
     Error e;
     Inputs files;
-    if (!inputs_open(&files, option, list, &e)) usage_error("%s", e.text);
+    if (!inputs_open(&files, option, list, &e) || !inputs_whole(&files, option, &e)) usage_error("%s", e.text);
     return files;
 }
 
-/* Opens the files of -i or -j (option) as one shard; token shards may be among them if `text`. */
-static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
+/* Opens the files as one shard; token shards may be among them if `text`. */
+static inline void trainer_open_files(Shard *s, const Inputs *files, bool text) {
     Error e;
+    if (!shard_open_all(s, (const char *const *)files->path, files->count, text, &e)) die("%s", e.text);
+}
+
+/* Opens the files of an option as one shard. */
+static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
     Inputs files = trainer_inputs(option, list);
-    if (!shard_open_all(s, (const char *const *)files.path, files.count, text, &e)) die("%s", e.text);
+    trainer_open_files(s, &files, text);
     inputs_close(&files);
 }
 
@@ -560,7 +573,7 @@ static inline json_t *trainer_files(const Option *table) {
         const char *path = o->kind == OPT_TEXT ? *(const char *const *)o->value : NULL;
         if (path) json_array_append_new(all, run_file(o->name, path));
         Inputs files;
-        if (o->kind != OPT_LIST || !inputs_open(&files, o->name, (const OptionList *)o->value, &e)) continue;
+        if (!trainer_named_files(o, &files, &e)) continue;
         for (int k = 0; k < files.count; k++) json_array_append_new(all, run_file(o->name, files.path[k]));
         inputs_close(&files);
     }
