@@ -36,11 +36,11 @@ policy() {
         --temperature 1 -g 16 -p 64 -x 240 -l 1e-3 --warmup-steps 20 --lr-scheduler-type constant --seed "$seed" "$@" \
         >"$dir/$name.log" 2>&1 ||
         { tail -n 1 "$dir/$name.log" >&2; exit 1; }
-    awk -v name="$name" '{
+    awk -v name="$name" '/^{"step"/ {
         match($0, /"objective\/gold":[-0-9.e]+/); g = substr($0, RSTART + 17, RLENGTH - 17)
         match($0, /"objective\/scores":[-0-9.e]+/); s = substr($0, RSTART + 19, RLENGTH - 19)
         match($0, /"objective\/kl":[-0-9.e]+/); k = substr($0, RSTART + 15, RLENGTH - 15)
-        if (NR == 1) { g0 = g; s0 = s; top = g }
+        if (!steps++) { g0 = g; s0 = s; top = g }
         if (g + 0 > top + 0) { top = g; at = k }
     } END { printf "%-12s proxy %6.2f -> %5.2f   gold %6.2f -> %6.2f (maximum %5.2f at KL %5.2f)   final KL %6.2f\n",
         name, s0, s, g0, g, top, at, k }' "$dir/$name.jsonl"
