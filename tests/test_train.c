@@ -622,6 +622,7 @@ static void a_nan_is_guarded_against(void **state) {
         assert_holds(said, "4 steps were skipped for NaN or infinity, --max-bad-steps allows 3\n");
         const char *name = i ? "nan1.jsonl" : "nan0.jsonl";
         assert_int_equal(metric_lines(name), 3);
+        sh("tail -n 1 $T/%s | grep -q '\"status\":\"failed\".*--max-bad-steps allows 3'", name); /* the record ends */
         assert_true(isnan(metric(name, 2, "grad_norm")) && metric(name, 2, "grad/nan_count") == 3);
         /* within the limit the run ends normally, and the weights are unchanged */
         snprintf(command, sizeof command, "%s -c $T/nan.bin -o $T/nan2.bin -x 2 -l 1e-3 --max-bad-steps 2", program[i]);
