@@ -12,7 +12,7 @@
 #include "../llmc/base/text.h"            /* TextBuffer, text_clear, text_free, TokenList, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
-#include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_close, inputs_expand */
+#include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_check, inputs_close, ... */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
@@ -262,6 +262,7 @@ static struct Unread {
     Noted count;
 } * unread;
 static size_t unread_count;
+static Noted unread_more; /* fields beyond the first ROW_UNREAD_MAX */
 
 static bool found[FIELD_COUNT]; /* a row has the field that the user named */
 
@@ -278,12 +279,16 @@ static void add_notes(const Jsonl *j, json_t *row) {
         size_t k = 0;
         while (k < unread_count && strcmp(unread[k].what, f->unread[i])) k++;
         if (k == unread_count) {
-            if (unread_count == ROW_UNREAD_MAX) continue;
+            if (unread_count == ROW_UNREAD_MAX) {
+                note(&unread_more, 1, j);
+                continue;
+            }
             unread = xrealloc(unread, ++unread_count, sizeof *unread);
             unread[k] = (struct Unread){.what = xstrdup(f->unread[i])};
         }
         note(&unread[k].count, 1, j);
     }
+    note(&unread_more, f->unread_more, j);
     for (int i = 0; i < FIELD_COUNT; i++)
         if (f->name[i] && !found[i]) found[i] = row_value(row, f->name[i]) != NULL;
 }
@@ -563,6 +568,7 @@ static void summarize(int64_t skipped, const Error *first) {
     if (skipped) warn("invalid lines skipped: %lld (first: %s)", (long long)skipped, first->text);
     for (int i = 0; i < NOTE_COUNT; i++) complain(&noted[i], note_text((RowNote)i));
     for (size_t i = 0; i < unread_count; i++) complain(&unread[i].count, unread[i].what);
+    complain(&unread_more, "occurrences of further fields, which are not read");
     if (!sides[0].records) warn("%s: is empty", o.output);
     if (o.val_output && !sides[1].records) warn("%s: is empty: no record was assigned to --val-output", o.val_output);
 }
@@ -601,6 +607,7 @@ static void open_inputs(void) {
     for (int i = 0; i < o.inputs.count; i++)
         if (!inputs_expand(&inputs, "-i/--input", o.inputs.items[i], &e)) usage_error("%s", e.text);
     if (!inputs.count) inputs_add(&inputs, "-");
+    if (!inputs_check(&inputs, "-i/--input", &e)) usage_error("%s", e.text);
 }
 
 /* Refuses an output that is the other output or an input, also through links. */

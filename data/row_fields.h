@@ -101,6 +101,7 @@ typedef struct RowFields {
     int used_count;
     const char *unread[ROW_UNREAD_MAX]; /* fields of messages that are not read; owned */
     int unread_count;
+    int unread_more; /* those beyond ROW_UNREAD_MAX */
 } RowFields;
 
 /* Frees what belongs to the current row. */
@@ -110,7 +111,7 @@ static inline void row_fields_clear(RowFields *f) {
         f->made[i] = NULL;
     }
     for (int i = 0; i < f->unread_count; i++) free((char *)f->unread[i]);
-    f->used_count = f->unread_count = 0;
+    f->used_count = f->unread_count = f->unread_more = 0;
 }
 
 /* ---- values ---------------------------------------------------------------------------------------------------- */

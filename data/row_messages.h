@@ -72,6 +72,7 @@ PRINTF_LIKE(2, 3) static inline void row_unread(RowFields *f, const char *format
     for (int i = 0; i < f->unread_count; i++)
         if (!strcmp(f->unread[i], text)) return;
     if (f->unread_count < ROW_UNREAD_MAX) f->unread[f->unread_count++] = xstrdup(text);
+    else f->unread_more++;
 }
 
 /* ---- one message ----------------------------------------------------------------------------------------------- */

@@ -318,6 +318,7 @@ static void names_with_amounts(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
+    refused(2, "./data/make_shard -i $T/list -i $T/list -o $T/kept", "are the same file");
     sh("head -c 100 $T/list >$T/cut; printf \"# nothing\\n\" >$T/empty.list; printf \"$T/chat.shard 1 x\\n\" >$T/cap.list");
     sh("printf \"$T/chat.shard 1\\n$T/more.shard 2 - - 4\\n\" >$T/five.list; printf \"$T/chat.shard much\\n\" >$T/word.list");
     sh("printf \"$T/chat.shard 1 - -1\\n\" >$T/epochs.list; printf \"$T/chat.shard 3 10\\n$T/more.shard\\n\" >$T/used.list");
@@ -430,6 +431,18 @@ static void run_lengths(void **state) {
     json_decref(row);
 }
 
+/* make_shard names 64 fields that it does not read, and counts the others: 70 of one row, then 3 of another. */
+static void unread_fields(void **state) {
+    (void)state;
+    char text[4000] = "{\"prompt\":\"a\",\"completion\":\"b\"";
+    for (int i = 0; i < 70; i++) sprintf(text + strlen(text), ",\"k%d\":1", i);
+    strcat(text, "}\n{\"prompt\":\"a\",\"completion\":\"b\",\"k1\":1,\"k101\":1,\"k102\":1}\n");
+    put("many.jsonl", text);
+    run(0, "./data/make_shard -q -i $T/many.jsonl -o $T/many.shard");
+    assert_holds(said, "field 'k1', which is not read: 2");
+    assert_holds(said, "occurrences of further fields, which are not read: 8");
+}
+
 static int setup(void **state) {
     if (letters_setup(state)) return 1;
     sh("mkdir $T/chat $T/prefs $T/prompts $T/tasks");
@@ -472,6 +485,7 @@ int main(void) {
         cmocka_unit_test(names),
         cmocka_unit_test(names_with_amounts),
         cmocka_unit_test(bad_input),
+        cmocka_unit_test(unread_fields),
         cmocka_unit_test(trainers),
         cmocka_unit_test(run_lengths),
     };
