@@ -256,7 +256,7 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
     return d->half[which];
 }
 
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
 /* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
 static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
     const size_t count = (size_t)M * (size_t)K;
@@ -366,7 +366,7 @@ static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, co
     }
 }
 
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
 /* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), on tiles. */
 static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, float *out, const float *x, const float *w,
                                               const float *b, int N, int M, int K) {
@@ -407,14 +407,14 @@ static inline void gemm_tn_tiles(Device *d, float *out, const float *y, const fl
 #endif
 
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
     if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NT, out, x, w, b, N, M, K);
 #endif
     gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
     if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NN, out, x, w, NULL, N, M, K);
 #endif
     if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
@@ -423,7 +423,7 @@ static inline void gemm_nn(Device *d, float *out, const float *x, const float *w
 
 /* rounded: the preceding call was gemm_nn() of the same y, so half[0] already holds it. */
 static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
     if (d->tiles) return gemm_tn_tiles(d, out, y, x, N, M, K);
 #endif
     if (d->dtype != DTYPE_BF16) {

@@ -88,7 +88,7 @@ static inline void head_row_backward(float *restrict z, const HeadRow *row, int 
 
 static inline void cpu_head(Device *d, const Head *a) {
     if (a->rows == 0) return;
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
     if (d->tiles) {
         head_tiles(d, a);
         return;

@@ -37,7 +37,7 @@ static inline size_t head_tiles_floats(int rows) {
     return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4);
 }
 
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
 
 /* Combines the statistics of row r, in a fixed order. */
 static inline HeadRow head_tiles_row(const TilesHead *h, int rows, int r) {

@@ -23,6 +23,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if defined __AMX_BF16__ || defined __AMXBF16__ /* gcc; clang 14 */
+#define CPU_TILES
+#endif
+
 enum { TILES_BLOCK = 32, TILES_BLOCK_SIZE = TILES_BLOCK * TILES_BLOCK };
 
 static inline size_t tiles_blocks(int n) { return ((size_t)n + TILES_BLOCK - 1) / TILES_BLOCK; }
@@ -33,7 +37,7 @@ static inline size_t tiles_count(int n, int depth) { return tiles_blocks(n) * ti
 /* Returns whether this process may use the tiles: this code was compiled for them, oneDNN's limit ONEDNN_MAX_CPU_ISA
  * includes them, and the kernel grants the permission that it requires (arch_prctl(2)). */
 static inline bool tiles_available(void) {
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx &&
            !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
@@ -42,7 +46,7 @@ static inline bool tiles_available(void) {
 #endif
 }
 
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
 #include <immintrin.h>
 
 #define TILES_INLINE static inline __attribute__((always_inline))

@@ -94,7 +94,7 @@ static inline TilesPlan tiles_plan(const TilesProduct *p, int threads) {
     return plan;
 }
 
-#ifdef __AMX_BF16__
+#ifdef CPU_TILES
 
 /* 32 x 32 sums whose epilogue has yet to run. */
 typedef struct TilesPending {
