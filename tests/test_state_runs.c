@@ -46,7 +46,8 @@ static int setup(void **state) {
 
 /* A run of `steps` steps and one that is resumed from the state in its middle end with the same model. */
 static void resumes(const char *command, int steps) {
-    sh("%s -x %d -o $T/whole.safetensors --state $T/run.state --save-steps %d", command, steps, steps / 2);
+    sh("%s -x %d -o $T/whole.safetensors --state $T/run.state --save-steps %d", command, steps,
+       steps / 2 + 1); /* not the last step */
     sh("%s -x %d -o $T/parts.safetensors --resume $T/run.state", command, steps);
     assert_same_file("whole.safetensors", "parts.safetensors");
 }
@@ -65,8 +66,8 @@ static void all_weights(void **state) {
     /* Its reference is in a file next to the state. */
     resumes(DPO "--sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 0.5", 6);
     resumes(GRPO, 6);
-    resumes(PPO, 4);
-    resumes(PPO "--critic $T/rm", 4);
+    resumes(PPO, 12);
+    resumes(PPO "--critic $T/rm", 12);
 }
 
 static void adapters(void **state) {
@@ -75,8 +76,8 @@ static void adapters(void **state) {
     resumes("./train_rm -c $T/base -i $T/prefs.shard -l 1e-2 --lora-rank 3", 6);
     resumes(DPO "--lora-rank 3 --use-rslora --lora-targets q_proj,down_proj", 6);
     resumes(GRPO "--lora-rank 3", 6);
-    resumes(PPO "--lora-rank 3", 4);
-    resumes(PPO "--lora-rank 3 --critic $T/rm", 4);
+    resumes(PPO "--lora-rank 3", 12);
+    resumes(PPO "--lora-rank 3 --critic $T/rm", 12);
     sh(SFT "-x 4 --lora-rank 3 --adapter-output $T/first");
     resumes(SFT "--adapter $T/first", 6);
     /* the base is a new model, which the seed gives again */
