@@ -663,9 +663,9 @@ static const int linear_shape[][3] = {/* N, IC, OC */ {1, 24, 72},
                                       {31, 257, 3},
                                       {130, 48, 192},
                                       {2, 100, 1},
-                                      {37, 2100, 35},
-                                      {300, 35, 1100},
-                                      {1100, 35, 41}};
+                                      {37, 2100, 3},
+                                      {290, 3, 1100},
+                                      {1100, 5, 41}};
 enum { LINEAR_SHAPES = sizeof linear_shape / sizeof *linear_shape };
 
 /* gelu(x) = x/2 (1 + tanh u), with (1 + tanh u) / 2 = 1 / (1 + e^-2u), which has no cancellation */
