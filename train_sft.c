@@ -34,6 +34,7 @@
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_check, mixing_check_limit, ... */
+#include "llmc/train/run_folder.h"      /* run_folder_path */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -507,6 +508,7 @@ static bool train(Run *r, const Shard *data, const Inputs *files, const Shard *v
             const double loss = validate(r, val);
             if (loss < best) {
                 best = loss;
+                json_object_set_new(t->state, "best_step", json_integer(t->step));
                 if (o.best) trainer_save_model(t, o.best);
             }
             trainer_go_on(t, pause);
@@ -537,6 +539,7 @@ static void check_options(void) {
     };
     trainer_check_options(&o.t, options, &o.epochs, false);
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
+    if (o.t.output_dir && o.vals.count && !o.best) o.best = run_folder_path(o.t.output_dir, "best.safetensors");
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
 

@@ -604,8 +604,8 @@ static inline void option_write(ConfigWriter *w, const Option *o) {
 }
 
 /* Writes the options that have a value to a file that --config reads: first those that were given, then the others as
- * `defaults`. without: an option that is left out, or NULL. */
-static inline bool options_write(const Option *table, const char *path, const char *without, Error *e) {
+ * `defaults`. without: whether an option is left out; NULL: none is. */
+static inline bool options_write(const Option *table, const char *path, bool (*without)(const Option *), Error *e) {
     ConfigWriter w;
     char comment[256];
     snprintf(comment, sizeof comment, "%s %s", program_invocation_short_name, LLMC_VERSION);
@@ -613,7 +613,7 @@ static inline bool options_write(const Option *table, const char *path, const ch
     for (int given = 1; given >= 0; given--) {
         if (!given) config_writer_defaults(&w);
         for (const Option *o = table; o->kind != OPT_END; o++) {
-            if (o->kind == OPT_GROUP || option_unset(o) || (without && !strcmp(o->name, without))) continue;
+            if (o->kind == OPT_GROUP || option_unset(o) || (without && without(o))) continue;
             if (option_given(o->value) == given) option_write(&w, o);
         }
     }

@@ -32,10 +32,13 @@ static inline bool resume_listed(const char *option, const char *const *list, si
 /* Whether an option cannot change the result: paths of outputs, memory, logging, ranks. Such options are not in the
  * lineage. */
 static inline bool resume_place(const char *option) {
-    static const char *const places[] = {"output",       "state",         "best",           "resume",
-                                         "metrics",      "tensorboard",   "report",         "micro-tokens",
-                                         "recompute",    "logging-steps", "save-steps",     "zero",
-                                         "dist-timeout", "critic-output", "adapter-output", "quiet"};
+    // clang-format off
+    static const char *const places[] = {
+        "output",        "output-dir",    "overwrite-output-dir", "state",    "best",           "resume",
+        "metrics",       "tensorboard",   "report",               "quiet",    "micro-tokens",   "recompute",
+        "logging-steps", "save-steps",    "save-total-limit",     "zero",     "dist-timeout",
+        "critic-output", "adapter-output"};
+    // clang-format on
     return resume_listed(option, places, sizeof places / sizeof *places);
 }
 

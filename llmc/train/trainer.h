@@ -66,7 +66,8 @@
 #include "../report/metrics.h"         /* metrics_set, metrics_line, metrics_phase, metrics_fact, ... */
 #include "../report/run_facts.h"       /* RunPhase, run_text, RUN_SAVING, run_file, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
-#include "resume.h"                    /* resume_is_path, resume_place, resume_changes, resume_listed, ... */
+#include "resume.h"                    /* resume_place, resume_is_path, resume_changes, resume_listed, ... */
+#include "run_folder.h"                /* run_folder_path, run_folder_newest, run_folder_check, ... */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
 typedef struct Trainer {
@@ -140,15 +141,32 @@ static inline char *trainer_beside(const TrainerOptions *o, const char *suffix) 
     return path;
 }
 
-/* The path of the state: --state, or beside the output. NULL if there is no such path. */
-static inline char *trainer_state_path(const TrainerOptions *o) {
-    return o->state ? xstrdup(o->state) : trainer_beside(o, ".state");
+/* The path of the state of a step: --state, in the folder of --output-dir, or beside the output. NULL if there is no
+ * such path. */
+static inline char *trainer_state_path(const TrainerOptions *o, int64_t step) {
+    if (o->state) return xstrdup(o->state);
+    return o->output_dir ? run_folder_state(o->output_dir, step) : trainer_beside(o, ".state");
 }
 
-/* --resume without a value continues from the state of the output. */
+/* Whether every state has a file of its own, in the folder of --output-dir. */
+static inline bool trainer_keeps_states(const TrainerOptions *o) { return o->output_dir && !o->state; }
+
+/* Sets the outputs that the folder of --output-dir holds, unless the command line gives their paths. */
+static inline void trainer_use_folder(TrainerOptions *o) {
+    if (!o->output_dir) return;
+    if (!*o->output_dir) usage_error("--output-dir: the name is empty");
+    if (!o->output && !o->adapter_output) o->output = run_folder_path(o->output_dir, "model.safetensors");
+    if (!o->metrics) o->metrics = run_folder_path(o->output_dir, "metrics.jsonl");
+    if (!o->report) o->report = run_folder_path(o->output_dir, "report.html");
+}
+
+/* --resume without a value continues from the state of the output, or from the newest in the folder. */
 static inline void trainer_find_state(TrainerOptions *o) {
     if (!o->resume || *o->resume) return;
-    o->resume = trainer_state_path(o);
+    const int64_t newest = trainer_keeps_states(o) ? run_folder_newest(o->output_dir) : 0;
+    if (newest < 0)
+        die("--resume: %s has no training state; --overwrite-output-dir begins the run again", o->output_dir);
+    o->resume = trainer_state_path(o, newest);
     if (!o->resume) usage_error("--resume: give the state's file, since the output has no name");
     if (access(o->resume, R_OK)) die("%s: there is no state to resume: %s", o->resume, strerror(errno));
 }
@@ -158,21 +176,24 @@ static inline void trainer_find_state(TrainerOptions *o) {
  * place. */
 static inline void trainer_check_options(TrainerOptions *o, const Option *table, const double *epochs,
                                          bool value_head) {
-    if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --adapter-output)");
+    trainer_use_folder(o);
+    if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --output-dir or --adapter-output)");
+    if (o->overwrite_output_dir && o->resume)
+        usage_error("--overwrite-output-dir: --resume continues the run in the folder; give only one of them");
     if (!o->output && value_head)
         usage_error("--adapter-output: the folder has no place for the model's value head; give -o/--output, too");
     if (o->adapter_output && value_head) warn("--adapter-output: the value head is written to %s only", o->output);
     trainer_refuse_unused(o, table, epochs);
     trainer_find_state(o);
-    char *state = trainer_state_path(o);
+    char *state = trainer_state_path(o, 0);
     if (o->save_steps && !state) usage_error("--save-steps: give --state, since the output has no name");
     free(state);
 }
 
 /* How a run uses the path of an option. */
 static inline OutputUse trainer_use(const char *option) {
-    static const char *const written[] = {"output",      "best",          "metrics",       "report",
-                                          "tensorboard", "critic-output", "adapter-output"};
+    static const char *const written[] = {"output",      "best",          "metrics",        "report",
+                                          "tensorboard", "critic-output", "adapter-output", "output-dir"};
     if (!strcmp(option, "resume")) return OUTPUT_RESUMED;
     if (!strcmp(option, "state")) return OUTPUT_STATE;
     return resume_listed(option, written, sizeof written / sizeof *written) ? OUTPUT_WRITTEN : OUTPUT_READ;
@@ -193,7 +214,7 @@ static inline void trainer_claim(const TrainerOptions *o, const Option *table) {
     Error e;
     OutputPaths p = {0};
     const bool lines = o->metrics && strcmp(o->metrics, "-");
-    char *state = trainer_state_path(o), *samples = lines ? metrics_samples_path(o->metrics) : NULL;
+    char *state = trainer_state_path(o, 0), *samples = lines ? metrics_samples_path(o->metrics) : NULL;
     for (const Option *i = table; i->kind != OPT_END; i++) {
         if (i->kind == OPT_TEXT && resume_is_path(i) && strcmp(i->name, "state") && strcmp(i->name, "tensorboard"))
             output_add(&p, i->name, *(const char *const *)i->value, trainer_use(i->name));
@@ -234,7 +255,7 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
     Error e;
     Writer w;
     struct stat about;
-    char *state = trainer_state_path(o);
+    char *state = trainer_state_path(o, 0);
     const char *outputs[] = {o->output, best, state, o->metrics, o->report};
     const int in = trainer_pipes(table);
     int out = 0;
@@ -243,7 +264,10 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
     if (in > 1) usage_error("-: only one input can be standard input");
     if (out > 1) usage_error("-: only one output can be standard output");
+    if (!launch.rank && o->output_dir && !run_folder_make(o->output_dir, &e)) die("%s", e.text);
     if (!launch.rank) trainer_claim(o, table);
+    if (!launch.rank && o->output_dir && !run_folder_check(o->output_dir, o->resume, o->overwrite_output_dir, &e))
+        die("%s", e.text);
     if (!launch.rank && o->adapter_output && !peft_make_folder(o->adapter_output, &e)) die("%s", e.text);
     for (int i = 0; i < 3 && !launch.rank; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
@@ -269,9 +293,13 @@ static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
     Error unwritten = {""};
     metrics_clear(&t->metrics);
-    char *state = trainer_state_path(t->o);
+    char *state = trainer_state_path(t->o, t->step);
     if (state && t->intact && t->step && !t->optimizer.sharded && !t->backend->stream)
         trainer_write_state(t, state, &unwritten);
+    if (trainer_keeps_states(t->o)) {
+        free(state);
+        state = trainer_state_path(t->o, run_folder_newest(t->o->output_dir));
+    }
     const bool there = state && !access(state, R_OK);
     fprintf(stderr, "%s: %s; the run ends in step %lld%s%s%s%s\n", program_invocation_short_name, e->text,
             (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "",
@@ -548,6 +576,13 @@ static inline uint64_t trainer_options_hash(const Option *table) {
     return hash;
 }
 
+/* Whether the file of a run's options leaves this one out: what concerns this start alone, and the outputs whose paths
+ * follow from --output-dir. */
+static inline bool trainer_leaves_out(const Option *o) {
+    if (!strcmp(o->name, "resume") || !strcmp(o->name, "overwrite-output-dir")) return true;
+    return o->kind == OPT_TEXT && resume_place(o->name) && !option_given(o->value);
+}
+
 /* Writes the options of this run, defaults included, to a file next to the output that --config reads; not over the
  * file that --config has read. Without --resume: the file describes the whole run. */
 static inline void trainer_write_options(const Trainer *t) {
@@ -558,7 +593,7 @@ static inline void trainer_write_options(const Trainer *t) {
     const char *config = *options_config();
     const bool same =
         exists && config && !stat(config, &read) && read.st_ino == here.st_ino && read.st_dev == here.st_dev;
-    if (path && !same && (!exists || S_ISREG(here.st_mode)) && !options_write(t->options, path, "resume", &e))
+    if (path && !same && (!exists || S_ISREG(here.st_mode)) && !options_write(t->options, path, trainer_leaves_out, &e))
         warn("the options of this run are not kept: %s", e.text);
     free(path);
 }
@@ -685,9 +720,50 @@ static inline void trainer_workspace(const Trainer *t, Workspace *w, int rows) {
         die("%s; lower --micro-tokens or raise --recompute", e.text);
 }
 
+/* Removes the states that are more than --save-total-limit: the oldest of those that this run wrote, but neither the
+ * newest nor that of the best model. A state whose companion a killed run left is removed again. */
+static inline void trainer_limit_states(Trainer *t) {
+    const int64_t limit = t->o->save_total_limit;
+    json_t *steps = json_object_get(t->state, "checkpoints");
+    if (!limit || !trainer_keeps_states(t->o) || t->dist.rank) return;
+    const json_t *best = json_object_get(t->state, "best_step");
+    size_t left = json_array_size(steps);
+    for (size_t i = 0; left > (size_t)limit && i + 1 < json_array_size(steps);) {
+        const int64_t step = json_integer_value(json_array_get(steps, i));
+        if (json_is_integer(best) && step == json_integer_value(best)) {
+            i++;
+            continue;
+        }
+        run_folder_remove_state(t->o->output_dir, step, t->companion.save ? t->companion.kind : NULL);
+        json_array_remove(steps, i);
+        left--;
+    }
+}
+
+/* Adds the state that is about to be written to the list of those that this run wrote, which the state holds, too. */
+static inline void trainer_list_state(Trainer *t) {
+    json_t *steps = json_object_get(t->state, "checkpoints");
+    if (!trainer_keeps_states(t->o)) return;
+    if (!steps) json_object_set_new(t->state, "checkpoints", steps = json_array());
+    for (size_t i = json_array_size(steps); i-- > 0;)
+        if (json_integer_value(json_array_get(steps, i)) >= t->step) json_array_remove(steps, i);
+    json_array_append_new(steps, json_integer(t->step));
+}
+
+/* Prepares the folder of --output-dir at the beginning of a run. */
+static inline void trainer_begin_folder(Trainer *t) {
+    const TrainerOptions *o = t->o;
+    if (t->dist.rank || !o->output_dir) return;
+    if (o->overwrite_output_dir) run_folder_remove_states(o->output_dir);
+    run_folder_clean(o->output_dir);
+    if (o->resume && !run_folder_has(o->output_dir, o->resume)) json_object_del(t->state, "checkpoints");
+    if (o->resume) trainer_limit_states(t);
+}
+
 /* Begins a run of this many steps: keeps its options and sets up the learning-rate schedule. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
     if (!t->dist.rank) trainer_write_options(t);
+    trainer_begin_folder(t);
     t->steps = steps;
     t->schedule = (Schedule){.kind = (ScheduleKind)t->o->schedule,
                              .steps = steps,
@@ -833,12 +909,14 @@ static inline void trainer_set_counters(Trainer *t) {
 static inline bool trainer_write_state(Trainer *t, const char *path, Error *e) {
     const RunPhase phase = metrics_phase(&t->metrics, RUN_SAVING);
     trainer_set_counters(t);
+    trainer_list_state(t);
     if (!companion_save(&t->companion, path, t->step, true, e)) return false;
     char *text = json_dumps(t->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     const bool ok = model_save(&t->model, &t->file, path, MODEL_FLOAT32, &t->optimizer, text, e);
     if (ok) metrics_line(&t->metrics, "state written to %s", path);
     free(text);
     if (ok) companion_forget(&t->companion, true);
+    if (ok) trainer_limit_states(t);
     metrics_phase(&t->metrics, phase);
     return ok;
 }
@@ -860,7 +938,7 @@ static inline bool trainer_save_state(Trainer *t, const char *path, Error *why) 
 static inline void trainer_require(Trainer *t, bool ok, const Error *e) {
     const int ranks = t->dist.ranks;
     if (!dist_any(&t->dist, !ok)) return;
-    char *path = t->intact && t->step ? trainer_state_path(t->o) : NULL;
+    char *path = t->intact && t->step ? trainer_state_path(t->o, t->step) : NULL;
     Error *all = (Error *)xcalloc((size_t)ranks, sizeof *all), mine = {""};
     if (!ok) mine = *e;
     dist_exchange(&t->dist, &mine, all, sizeof mine);
@@ -884,7 +962,7 @@ static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     t->intact_trained = t->trained;
     trainer_require(t, !t->broken.text[0], &t->broken);
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
-    char *path = trainer_state_path(t->o);
+    char *path = trainer_state_path(t->o, t->step);
     if (path && !trainer_save_state(t, path, &e)) die("%s", e.text);
     if (!path) warn("no state is written: give --state FILE");
     if (stopping)

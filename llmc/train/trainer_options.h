@@ -34,6 +34,9 @@ typedef struct TrainerOptions {
     int64_t lora_rank;
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
+    const char *output_dir;
+    int64_t save_total_limit;
+    bool overwrite_output_dir;
     bool use_rslora, use_dora, quiet;
     int quantize;          /* a Quantize */
     bool takes_scorers;    /* the model may be a reward model or a critic */
@@ -130,10 +133,16 @@ static inline void trainer_default_rate(TrainerOptions *o) {
                   "trained model: DIR/, .safetensors, .gguf or .bin, or - (stdout); .zst compresses"),                 \
     OPTION_CHOICE("output-dtype",  0,   &(o).output_dtype,  "float32|bf16|f16|q8_0",                                   \
                   "number format of the output: q8_0 in .gguf only, not f16 in .bin; a folder keeps its own"),         \
+    OPTION_TEXT  ("output-dir",    0,   &(o).output_dir,    "DIR",                                                     \
+                  "folder for the model, metrics, report and states; other output options override their files"),      \
+    OPTION_FLAG  ("overwrite-output-dir", 0, &(o).overwrite_output_dir,                                                \
+                  "replace the files of another run in --output-dir"),                                                 \
     OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
-                  "training state to write; OUTPUT.state if not given"),                                               \
+                  "training state to write; OUTPUT.state or DIR/checkpoint-STEP if not given"),                                               \
     OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
                   "write the state every N steps; 0 writes it only on a signal"),                                      \
+    OPTION_INT   ("save-total-limit", 0, &(o).save_total_limit, 1, 1e9,                                                \
+                  "keep the newest N states in --output-dir, and that of the best model (default: all)"),              \
     OPTION_TEXT  ("resume",        0,   &(o).resume,        "[FILE]",                                                  \
                   "continue bit for bit from a state, if not given that of the output; repeat the other options"),     \
     OPTION_TEXT  ("metrics",       0,   &(o).metrics,       "FILE", "write one JSON line per step"),                   \
@@ -162,6 +171,9 @@ static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *
         {&o->decay, wsd, "used only with --lr-scheduler-type wsd"},
         {&o->decay_kind, wsd, "used only with --lr-scheduler-type wsd"},
         {&o->output_dtype, o->output != NULL, "used only with --output"},
+        {&o->save_total_limit, o->output_dir && !o->state && o->save_steps,
+         "used only with --output-dir and --save-steps"},
+        {&o->overwrite_output_dir, o->output_dir != NULL, "used only with --output-dir"},
         {epochs, !o->steps, "--max-steps sets the length of the run; give only one of them"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
