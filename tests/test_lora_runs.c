@@ -15,9 +15,10 @@ static int setup(void **state) {
 
 #define LORA " --lora-rank 4 -l 1e-2 "
 
-/* A run of `steps` steps and one that is resumed from the state in its middle end with the same model. */
+/* A run of `steps` steps and one that is resumed from the state after its middle, the last that it writes, end with the
+ * same model. */
 static void resumes(const char *command, int steps) {
-    sh("%s -x %d -o $T/whole.bin --state $T/run.state --save-steps %d", command, steps, steps / 2);
+    sh("%s -x %d -o $T/whole.bin --state $T/run.state --save-steps %d", command, steps, steps / 2 + 1);
     sh("%s -x %d -o $T/parts.bin --resume $T/run.state", command, steps);
     assert_same_file("whole.bin", "parts.bin");
 }
@@ -29,8 +30,8 @@ static void all_trainers_resume(void **state) {
     resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --lora-targets c_attn,c_fc" LORA, 6);
     resumes("./train_dpo -c $T/base.bin -i $T/prefs.shard --precompute-ref-log-probs --use-rslora" LORA, 6);
     resumes("./train_grpo -c $T/base.bin -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4" LORA, 6);
-    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin -g 6" LORA, 4);
-    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6" LORA, 4);
+    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin -g 6" LORA, 12);
+    resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6" LORA, 12);
 }
 
 /* The same with quantised weights, also for adapters that are continued, whose reference shares them with the policy. */
@@ -43,7 +44,7 @@ static void quantised_runs_resume(void **state) {
     resumes("./train_grpo -c $T/base.bin -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4 --quantize q8_0" LORA, 4);
     resumes("./train_ppo -c $T/base.bin -i $T/prompts.shard --reward-model $T/rm.bin --critic $T/rm.bin -g 6 "
             "--quantize q4_0" LORA,
-            4);
+            12);
     refused(1,
             "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 --adapter $T/adapter -o $T/x.bin --resume $T/run.state",
             "(or with another --dtype or --quantize)");
