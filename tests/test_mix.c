@@ -429,6 +429,12 @@ static void run_lengths(void **state) {
     /* a b a b ... b: b's fortieth record is the eightieth of all */
     assert_true(json_number_of(row, "mix/b/epoch") == 1 && json_number_of(row, "mix/a/epoch") == 0.5);
     json_decref(row);
+    /* No answer of this model is right, so every group is replaced, and 2 x 60 prompts are not enough. */
+#define ONCE "./train_grpo -c $T/base.bin --mix $T/once.list -g 1 -p 60 -G 2 -x 2 -o $T/x.bin "
+    run(0, ONCE "--dynamic-sampling");
+    assert_holds(said, "more than the 120 records were drawn that the epochs in the list of --mix allow");
+    run(0, ONCE);
+    assert_null(strstr(said, "records were drawn"));
 }
 
 /* make_shard names 64 fields that it does not read, and counts the others: 70 of one row, then 3 of another. */
@@ -460,6 +466,7 @@ static int setup(void **state) {
     }
     sh("cp $T/chat/a.shard $T/more.shard; printf \"$T/chat.shard\\n$T/more.shard\\n\" >$T/list");
     sh("printf \"# shards\\n\\n$T/prompts/a.shard 3\\n$T/prompts/b.shard\\t1 - 100\\n\" >$T/prompts.list");
+    sh("printf \"$T/tasks/a.shard 1 - 1\\n$T/tasks/b.shard 1 - 1\\n\" >$T/once.list");
     sh(MORE "--seed 9 --count 9 --format chat | ./data/make_shard -q --template llama -i - -o $T/other.shard");
     Error e;
     ShardWriter w;

@@ -76,6 +76,7 @@ typedef struct Mix {
     int64_t drawn;  /* since a file left the mixture */
     int64_t length; /* records of a pass over the mixture */
     int64_t limit;  /* records that may be drawn; INT64_MAX: no limit. Beyond it the limits of the files start over */
+    bool exceeded;  /* the user was told that more were drawn */
 } Mix;
 
 static inline void mix_free(Mix *m) {

@@ -18,7 +18,7 @@
 #include "../base/text.h"      /* text_format, TextBuffer, text_clear, text_free */
 #include "../records/inputs.h" /* Inputs, AMOUNT_NONE, inputs_check, inputs_open, ... */
 #include "../records/mix.h"    /* Mix, MixConfig, MIX_CHOICES, MIX_STEPS, ... */
-#include "../report/metrics.h" /* Metrics, metrics_set, metrics_line */
+#include "../report/metrics.h" /* Metrics, metrics_set, metrics_line, metrics_warn */
 #include "trainer.h"           /* Trainer */
 
 typedef struct MixingOptions {
@@ -124,9 +124,17 @@ static inline int64_t mixing_records(const Mix *m, double epochs, int64_t steps,
     return steps ? INT64_MAX : (int64_t)ceil(mix_records(m, epochs));
 }
 
-/* Sets the metrics of each file: its share of the records drawn so far, and the passes over it. */
-static inline void mixing_log(const Mix *m, Metrics *metrics) {
+/* Sets the metrics of each file: its share of the records drawn so far, and the passes over it. Says once if more records
+ * were drawn than the files' maximum numbers of epochs allow, which happens where sampled groups are replaced. */
+static inline void mixing_log(Mix *m, Metrics *metrics) {
     TextBuffer key = {0};
+    if (m->limit != INT64_MAX && m->taken > m->limit && !m->exceeded) {
+        m->exceeded = true;
+        metrics_warn(metrics,
+                     "more than the %lld records were drawn that the epochs in the list of --mix allow, because groups "
+                     "without a gradient are replaced; the epochs begin again",
+                     (long long)m->limit);
+    }
     for (int k = 0; k < m->count && !m->how.plain; k++) {
         text_clear(&key);
         text_format(&key, "mix/%s/share", m->file[k].name);

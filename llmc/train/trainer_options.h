@@ -138,7 +138,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_FLAG  ("overwrite-output-dir", 0, &(o).overwrite_output_dir,                                                \
                   "replace the files of another run in --output-dir"),                                                 \
     OPTION_TEXT  ("state",         0,   &(o).state,         "FILE",                                                    \
-                  "training state to write; OUTPUT.state or DIR/checkpoint-STEP if not given"),                                               \
+                  "training state to write; OUTPUT.state or DIR/checkpoint-STEP if not given"),                        \
     OPTION_INT   ("save-steps",    0,   &(o).save_steps,    0, 1e9,                                                    \
                   "write the state every N steps; 0 writes it only on a signal"),                                      \
     OPTION_INT   ("save-total-limit", 0, &(o).save_total_limit, 1, 1e9,                                                \
