@@ -146,13 +146,13 @@ unit: all $(TESTS) ## build and run the tests
 # do little but start programs are left out, and cuda_backend, which takes too long: cuda_ops runs the same kernels. The
 # tests are compiled by -O0, which takes a quarter of the time of -O1.
 UNSANITIZED = cuda_backend dist install readme resume stops
-sanitize: all $(HOST_LIBRARY) $(BUILD)/asan/llmc_cuda_host.so ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
+sanitize: all $(HOST_LIBRARY) ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
 	    CFLAGS="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS=-O1 sanitized
 
 .PHONY: sanitized
 SANITIZED = $(filter-out $(UNSANITIZED:%=$(BUILD)/test_%),$(TESTS))
-sanitized: $(SANITIZED)
+sanitized: $(HOST_LIBRARY) $(SANITIZED)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.

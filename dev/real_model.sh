@@ -32,8 +32,7 @@ fi
 
 # Writes word problems as JSON lines: SPLIT COUNT SEED NOISE, the fraction of wrong solutions.
 words() {
-    data/make_tasks --task word --level 2 --split "$1" --count "$2" --seed "$3" --noise "$4" --format chat --as jsonl \
-        2>/dev/null
+    data/make_tasks --task word --level 2 --split "$1" --count "$2" --seed "$3" --noise "$4" --format chat --as jsonl
 }
 
 shard() { # NAME: the rows of NAME.jsonl, in the model's template
@@ -91,10 +90,10 @@ arithmetic() {
                     left = op == 3 ? a + b : a
                     right = op == 3 ? a : b
                     result = op == 1 ? a + b : op == 2 ? a * b : b
+                    file = (7 * low + 3 * high + op) % 4 ? train : held
                     printf "{\"prompt\":\"What is %d %s %d? Answer with the number only.\",", left,
-                        substr("+*-", op, 1), right > ((7 * low + 3 * high + op) % 4 ? train : held)
-                    printf "\"answer\":\"%d\",\"task\":\"numeric\"}\n", result >
-                        ((7 * low + 3 * high + op) % 4 ? train : held)
+                        substr("+*-", op, 1), right > file
+                    printf "\"answer\":\"%d\",\"task\":\"numeric\"}\n", result > file
                 }
     }'
     shard grpo

@@ -21,13 +21,15 @@
 #include <time.h>
 
 /* The CUDA backend compiled for the processor, for programs that a test starts: they are built without the sanitizers that
- * the test may have, so its own library .../asan/llmc_cuda_host.so becomes .../llmc_cuda_host.so. The test owns the text. */
+ * the test may have, so its own library .../sanitize/asan/llmc_cuda_host.so becomes .../llmc_cuda_host.so. The test owns
+ * the text. */
 static inline char *run_host_library(void) {
     const char *named = getenv("LLMC_CUDA_LIBRARY");
     char *path = strdup(named && strstr(named, "llmc_cuda_host.so") ? named : "build/llmc_cuda_host.so");
     assert_non_null(path);
-    char *asan = strstr(path, "asan/llmc_cuda_host.so");
-    if (asan) memmove(asan, asan + strlen("asan/"), strlen(asan + strlen("asan/")) + 1);
+    static const char folders[] = "sanitize/asan/";
+    char *sanitized = strstr(path, folders);
+    if (sanitized) memmove(sanitized, sanitized + strlen(folders), strlen(sanitized + strlen(folders)) + 1);
     return path;
 }
 
