@@ -581,12 +581,20 @@ static void test_report_constants(void **state) {
     history_free(&h);
 }
 
-/* Every description of the catalogue is a sentence. */
+/* Every description of the catalogue is a sentence, and no earlier row takes the names that a row is for. */
 static void test_catalogue(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof curve_catalogue / sizeof *curve_catalogue; i++) {
         const char *about = curve_catalogue[i].about;
         assert_true(isupper((unsigned char)about[0]) && about[strlen(about) - 1] == '.');
+        char name[64];
+        int rank;
+        assert_true(strlen(curve_catalogue[i].pattern) < sizeof name);
+        strcpy(name, curve_catalogue[i].pattern);
+        for (char *c = name; *c; c++)
+            if (*c == '*') *c = 'x';
+        curve_info(name, &rank);
+        if (rank != (int)i) fail_msg("%s has the row of %s", name, curve_catalogue[rank].pattern);
     }
 }
 
