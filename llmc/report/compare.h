@@ -6,11 +6,11 @@
  *     runs_order(&runs);
  *     if (!compare_write(&runs, "page.html", &e)) die("%s", e.text);
  *
- * A run has a letter, a colour and a dash pattern, so that curves are told apart without colour, too. Without its script
- * the page has static drawings by step and all tables; the script (compare.js) draws them by tokens or time, with a
- * logarithmic axis, or for a range of x. Each figure is followed by its points as JSON:
+ * A run has a letter, a colour and a dash pattern, so that its curves can be identified without colour, too. Without its
+ * script the page has static drawings by step and all tables; the script (compare.js) draws them by tokens or time, with
+ * a logarithmic axis, or for a range of x. Each drawing is followed by its points as JSON:
  *
- *     {"title":...,"unit":...,"share":0,"lines":[{"run":0,"step":[...],"tokens":[...],"time":[...],"value":[...]}]}
+ *     {"unit":...,"share":0,"lines":[{"run":0,"step":[...],"tokens":[...],"time":[...],"value":[...]}]}
  */
 #ifndef LLMC_REPORT_COMPARE_H
 #define LLMC_REPORT_COMPARE_H
@@ -18,12 +18,12 @@
 #include "../base/error.h"   /* checked_object, Error, die, xcalloc */
 #include "chart.h"           /* Chart, CHART_COLOURS, CHART_DASHES, ChartLine, ... */
 #include "chart_text.h"      /* chart_value */
-#include "curve_catalogue.h" /* CURVE_LOG, CURVE_SHARE, CURVE_SMOOTH, CURVE_ZERO, ... */
-#include "curves.h"          /* Curve, curve_base, CurveList, curve_compare, ... */
+#include "curve_catalogue.h" /* curve_group_name */
+#include "curves.h"          /* Curve, CurveList, curve_compare, curve_name, ... */
 #include "history.h"         /* Series, History, history_find, history_free, ... */
 #include "html.h"            /* html_text */
 #include "report.h"          /* report_file */
-#include "report_head.h"     /* report_begin, report_date, report_title */
+#include "report_head.h"     /* report_begin, report_date, report_end, report_title */
 #include "report_run.h"      /* run_cell, run_string, run_number */
 #include "runs.h"            /* Runs, run_last_start, Run, RUNS_MOST, ... */
 #include "style.h"           /* keep: compare_js */
@@ -118,11 +118,10 @@ static inline void compare_options(FILE *f, const Runs *r) {
 
 /* Writes the final numbers of each stage, in the order of the stages. */
 static inline void compare_stages(FILE *f, const Runs *r) {
-    fputs(
-        "<section id='stages'><h2>Stages</h2><p class='note'>In the order of the lineage: a stage goes on with the model "
-        "of one above it.</p><div class='scroll'><table class='all'><thead><tr><th>stage</th><th>goes on from</th>"
-        "<th>number</th><th>before</th><th>after</th></tr></thead><tbody>\n",
-        f);
+    fputs("<section id='stages'><h2>Stages</h2><p class='note'>In the order of the lineage: a stage goes on with the "
+          "model of one above it.</p><div class='scroll'><table class='all'><thead><tr><th>stage</th><th>goes on from"
+          "</th><th>number</th><th>before</th><th>after</th></tr></thead><tbody>\n",
+          f);
     for (int i = 0; i < r->count; i++) {
         const Run *run = &r->runs[i];
         const json_t *final = json_object_get(run->h.end, "final");
@@ -169,9 +168,8 @@ static inline void compare_number(FILE *f, size_t k, double value) {
 /* Writes at most `most` points of a series: the last one of each of as many equal parts of its points. */
 static inline void compare_points(FILE *f, const Run *run, int number, const Series *s, size_t most) {
     const Series *tokens = history_find(&run->h, "num_tokens"), *times = &run->h.times;
-    const double began = run_number(json_array_get(run->h.starts, 0), "time"), first = isfinite(began) ? began
-                                                                                       : times->count ? times->values[0]
-                                                                                                      : 0;
+    const double recorded = run_number(json_array_get(run->h.starts, 0), "time");
+    const double began = isfinite(recorded) ? recorded : times->values[0];
     const size_t n = s->count < most ? s->count : most;
     static const char *const key[] = {"step", "tokens", "time", "value"};
     fprintf(f, "{\"run\":%d", number);
@@ -180,11 +178,9 @@ static inline void compare_points(FILE *f, const Run *run, int number, const Ser
         for (size_t k = 0; k < n; k++) {
             const size_t i = (k + 1) * s->count / n - 1;
             const int64_t step = s->steps[i];
-            compare_number(f, k,
-                           part == 0   ? (double)step
-                           : part == 1 ? series_at(tokens, step)
-                           : part == 2 ? series_at(times, step) - first
-                                       : s->values[i]);
+            const double values[] = {(double)step, series_at(tokens, step), series_at(times, step) - began,
+                                     s->values[i]};
+            compare_number(f, k, values[part]);
         }
         fputc(']', f);
     }
@@ -201,21 +197,23 @@ static inline History compare_names(const Runs *r) {
     return all;
 }
 
-/* The chart of a metric in all runs; a run without it has no line. letters: (RUNS_MOST) names of the lines. */
-static inline Chart compare_chart(const Runs *r, const CurveInfo *info, const char *key, char letters[][2]) {
-    Chart c = {.count = r->count, .letters = true, .unit = info->unit, .x0 = INFINITY, .x1 = -INFINITY};
+/* The chart of a metric in all runs, from that of its name; a run without it has no line. letters: (RUNS_MOST) names of
+ * the lines. */
+static inline Chart compare_chart(const Runs *r, const Curve *curve, char letters[][2]) {
+    Chart c = curve->chart;
     double low = INFINITY, high = -INFINITY;
+    c.count = r->count;
+    c.letters = true;
+    c.x0 = INFINITY;
+    c.x1 = -INFINITY;
     for (int i = 0; i < r->count; i++) {
         snprintf(letters[i], 2, "%c", 'A' + i);
-        c.lines[i] = (ChartLine){.mid = history_find(&r->runs[i].h, key), .name = letters[i]};
+        c.lines[i] = (ChartLine){.mid = history_find(&r->runs[i].h, curve->key), .name = letters[i]};
         chart_range(c.lines[i].mid, &low, &high);
         c.x0 = fmin(c.x0, (double)r->runs[i].h.first_step);
         c.x1 = fmax(c.x1, (double)r->runs[i].h.last_step);
     }
-    c.share = info->flags & CURVE_SHARE && low >= 0 && high <= 1;
-    c.zero = info->flags & CURVE_ZERO;
-    c.log = info->flags & CURVE_LOG;
-    c.smooth = info->flags & CURVE_SMOOTH;
+    c.share &= low >= 0 && high <= 1;
     return c;
 }
 
@@ -234,13 +232,10 @@ static inline void compare_last(FILE *f, const Chart *c) {
 
 static inline void compare_figure(FILE *f, const Runs *r, const Curve *curve, size_t most) {
     char letters[RUNS_MOST][2];
-    const Series *only = curve->chart.lines[0].mid;
-    const Chart c = compare_chart(r, curve->info, only->key, letters);
+    const Chart c = compare_chart(r, curve, letters);
     fputs("<figure><figcaption><h4>", f);
-    curve_title(f, curve);
-    fputs(" <code>", f);
-    html_text(f, curve->key);
-    fprintf(f, "</code></h4><p>%s</p></figcaption><div>", curve->info->about);
+    curve_name(f, curve);
+    fprintf(f, "</h4><p>%s</p></figcaption><div>", curve->info->about);
     chart_svg(f, &c);
     fprintf(f, "<script type='application/json'>{\"unit\":\"%s\",\"share\":%d,\"lines\":[", c.unit, c.share);
     bool any = false;
@@ -257,38 +252,30 @@ static inline void compare_figure(FILE *f, const Runs *r, const Curve *curve, si
 
 /* Writes the controls, which the script shows. */
 static inline void compare_controls(FILE *f) {
-    fputs(
-        "<form id='controls' hidden><fieldset><legend>x axis</legend>"
-        "<label><input type='radio' name='x' value='step' checked> step</label>"
-        "<label><input type='radio' name='x' value='tokens'> tokens</label>"
-        "<label><input type='radio' name='x' value='time'> seconds</label></fieldset>"
-        "<fieldset><legend>y axis</legend><label><input type='checkbox' name='log'> logarithmic</label></fieldset>"
-        "<fieldset><legend>range of x</legend><label>from <input type='number' name='from' step='any'></label>"
-        "<label>to <input type='number' name='to' step='any'></label>"
-        "<button type='reset'>everything</button></fieldset>"
-        "<p class='note'>Or drag over a chart to select a range; a double click or Escape shows everything.</p></form>\n",
-        f);
+    fputs("<form id='controls' hidden><fieldset><legend>x axis</legend>"
+          "<label><input type='radio' name='x' value='step' checked> step</label>"
+          "<label><input type='radio' name='x' value='tokens'> tokens</label>"
+          "<label><input type='radio' name='x' value='time'> seconds</label></fieldset>"
+          "<fieldset><legend>y axis</legend><label><input type='checkbox' name='log'> logarithmic</label></fieldset>"
+          "<fieldset><legend>range of x</legend><label>from <input type='number' name='from' step='any'></label>"
+          "<label>to <input type='number' name='to' step='any'></label>"
+          "<button type='reset'>everything</button></fieldset>"
+          "<p class='note'>Or drag over a chart to select a range; a double click or Escape shows everything.</p>"
+          "</form>\n",
+          f);
 }
 
 static inline void compare_curves(FILE *f, const Runs *r) {
     History all = compare_names(r);
     CurveList list = {(Curve *)xcalloc(all.series_count + 1, sizeof(Curve)), 0};
-    for (size_t i = 0; i < all.series_count; i++) {
-        Curve *c = &list.curves[list.count++];
-        *c = (Curve){
-            .key = all.series[i].key, .order = (int)i, .eval = curve_base(all.series[i].key) != all.series[i].key};
-        c->info = curve_info(curve_base(c->key), &c->rank);
-        c->group = c->info->group;
-        c->chart.lines[0].mid = &all.series[i];
-    }
+    for (size_t i = 0; i < all.series_count; i++) list.curves[list.count++] = curve_of(&all, i);
     qsort(list.curves, list.count, sizeof *list.curves, curve_compare);
     size_t most = COMPARE_ALL / (list.count * (size_t)r->count + 1);
     most = most < COMPARE_FEWEST ? COMPARE_FEWEST : most > COMPARE_POINTS ? COMPARE_POINTS : most;
-    fprintf(
-        f,
-        "<section id='curves'><h2>Curves</h2><p class='note'>The letter at the end of a curve names its run; below are "
-        "the last values. The script draws at most %zu points of a curve.</p>\n",
-        most);
+    fprintf(f,
+            "<section id='curves'><h2>Curves</h2><p class='note'>The letter at the end of a curve names its run; below "
+            "are the last values. The script draws at most %zu points of a curve.</p>\n",
+            most);
     compare_controls(f);
     for (size_t i = 0; i < list.count; i++) {
         if (!i || list.curves[i - 1].group != list.curves[i].group)
@@ -303,13 +290,14 @@ static inline void compare_curves(FILE *f, const Runs *r) {
 
 /* Writes the page. */
 static inline void compare_page(FILE *f, const Runs *r) {
-    report_begin(f, r->chain ? "Stages of training" : "Runs side by side", false);
-    fprintf(f, "<header><h1>%s</h1></header>\n", r->chain ? "Stages of training" : "Runs side by side");
+    const char *title = r->chain ? "Stages of training" : "Runs side by side";
+    report_begin(f, title, false);
+    fprintf(f, "<header><h1>%s</h1></header>\n", title);
     compare_legend(f, r);
     if (r->chain) compare_stages(f, r);
     else compare_options(f, r);
     compare_curves(f, r);
-    fprintf(f, "</main>\n<script>\n%s</script>\n</body></html>\n", compare_js());
+    report_end(f, compare_js());
 }
 
 /* Writes the page to a file, which is replaced only when the page is complete; "-" is standard output. */

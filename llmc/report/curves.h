@@ -160,6 +160,14 @@ static inline void curve_title(FILE *f, const Curve *curve) {
     free(text);
 }
 
+/* Writes the title and the metric's name. */
+static inline void curve_name(FILE *f, const Curve *curve) {
+    curve_title(f, curve);
+    fputs(" <code>", f);
+    html_text(f, curve->key);
+    fputs("</code>", f);
+}
+
 /* Whether a chart has three values or more, all of which are equal; *value is theirs. */
 static inline bool curve_constant(const Curve *curve, double *value) {
     double low = INFINITY, high = -INFINITY;
@@ -179,10 +187,8 @@ static inline bool curve_constant(const Curve *curve, double *value) {
 static inline void curve_figure(FILE *f, const Curve *curve, bool wide) {
     Chart c = curve->chart;
     fprintf(f, "<figure%s><figcaption><h4>", wide ? " class='wide'" : "");
-    curve_title(f, curve);
-    fputs(" <code>", f);
-    html_text(f, curve->key);
-    fprintf(f, "</code></h4><p>%s", curve->info->about);
+    curve_name(f, curve);
+    fprintf(f, "</h4><p>%s", curve->info->about);
     const bool low = c.lines[0].low, high = c.lines[0].high;
     if (low || high)
         fprintf(f, " The band goes %s.",

@@ -2,9 +2,9 @@
  *
  * The page uses neither the network nor other files. It shows, from top to bottom: program, run time and model; the
  * final numbers, before and after; the curves in groups; completions of the same prompts side by side, before on the
- * left and after on the right, with their rewards; the configuration; all metrics as a table. Curves are SVG. A short
- * script adds the values under the pointer; without it the page is complete. The colours, light or dark, follow the
- * reader's system.
+ * left and after on the right, with their rewards; preference pairs with the scores of both answers; the facts of the
+ * run; the configuration; all metrics as a table. Curves are SVG. A short script adds the values under the pointer;
+ * without it the page is complete. The colours, light or dark, follow the reader's system.
  *
  *     if (!report_write(&history, "run/report.html", false, &e)) die("%s", e.text);
  *
@@ -20,9 +20,8 @@
 #include "curve_catalogue.h"       /* CurveGroup, curve_group_name */
 #include "curves.h"                /* CurveList, curve_constant, curve_figure, curve_list, ... */
 #include "history.h"               /* History */
-#include "html.h"                  /* html_text */
 #include "overoptimisation_page.h" /* report_overoptimisation */
-#include "report_head.h"           /* report_head */
+#include "report_head.h"           /* report_end, report_head */
 #include "report_pairs.h"          /* report_pairs */
 #include "report_run.h"            /* report_run */
 #include "report_samples.h"        /* report_samples */
@@ -37,11 +36,9 @@ static inline void report_constants(FILE *f, const CurveList *curves, size_t fir
         char text[32];
         if (!curve_constant(&curves->curves[i], &value)) continue;
         fputs(any ? "; " : "<p class='note constants'>The same at every step: ", f);
-        curve_title(f, &curves->curves[i]);
+        curve_name(f, &curves->curves[i]);
         chart_value(value, curves->curves[i].chart.share, text);
-        fputs(" <code>", f);
-        html_text(f, curves->curves[i].key);
-        fprintf(f, "</code> <b>%s</b>", text);
+        fprintf(f, " <b>%s</b>", text);
         any = true;
     }
     if (any) fputs(".</p>\n", f);
@@ -51,8 +48,8 @@ static inline void report_constants(FILE *f, const CurveList *curves, size_t fir
 static inline void report_curves(FILE *f, const CurveList *curves) {
     if (!curves->count) return;
     fputs(
-        "<section id='curves'><h2>Curves</h2><p class='note'>Faint line: raw values. Strong line: moving average. The number "
-        "at a curve's end is its last value.</p>\n",
+        "<section id='curves'><h2>Curves</h2><p class='note'>Faint line: raw values. Strong line: moving average. The "
+        "number at a curve's end is its last value.</p>\n",
         f);
     size_t drawn = 0;
     for (size_t i = 0; i < curves->count;) {
@@ -86,7 +83,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_run(f, h);
     report_config(f, h);
     report_all(f, h);
-    fprintf(f, "</main>\n<script>\n%s</script>\n</body></html>\n", report_js());
+    report_end(f, report_js());
     free(curves.curves);
 }
 

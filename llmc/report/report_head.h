@@ -79,6 +79,11 @@ static inline void report_begin(FILE *f, const char *title, bool running) {
     fprintf(f, "</title>\n<style>\n%s</style></head>\n<body><main>\n", report_css());
 }
 
+/* Writes the end of a page that report_begin() began. */
+static inline void report_end(FILE *f, const char *script) {
+    fprintf(f, "</main>\n<script>\n%s</script>\n</body></html>\n", script);
+}
+
 /* Writes the page from its first byte to the end of the header. running: the run has not ended. */
 static inline void report_head(FILE *f, const History *h, const CurveList *curves, bool running) {
     const char *program = h->program ? h->program : "run", *title = report_title(program);
